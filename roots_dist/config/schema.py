@@ -1,0 +1,187 @@
+"""The config tree: typed, frozen, unknown keys refused. Derived values are functions, never fields written back.
+
+    YAML + overrides --load.py--> Config --checks.py--> a run that can start
+
+One class per section. What most users never touch is under `advanced`. Nothing here reads a file or imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class Model(Section):
+    """One Transformer. Sizes are global, whatever the layout."""
+
+    layers: int = Field(4, ge=1, description="number of Transformer blocks")
+    hidden: int = Field(256, ge=1, description="width of the residual stream")
+    heads: int = Field(4, ge=1, description="query heads")
+    kv_heads: int | None = Field(None, ge=1, description="key/value heads (grouped-query attention); default: heads")
+    head_dim: int | None = Field(None, ge=1, description="width of a head; default: hidden / heads")
+    ffn: int | None = Field(None, ge=1, description="width of the MLP; default: 4 × hidden")
+    vocab: int = Field(4096, ge=2, description="number of token ids, before padding")
+    positions: Literal["learned", "rotary", "sinusoidal", "alibi", "none"] = "learned"
+    rope_theta: float = Field(10000.0, gt=0, description="base of the rotary frequencies")
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    norm_position: Literal["pre", "post"] = "pre"
+    embedding_norm: bool = Field(False, description="a norm right after the embedding, as BLOOM has")
+    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = "gelu_tanh"
+    bias: bool = Field(True, description="biases in the linear layers")
+    tied: bool = Field(True, description="the output projection is the token embedding")
+    dropout: float = Field(0.0, ge=0, lt=1, description="after the embedding and after each residual branch")
+    attention_dropout: float = Field(0.0, ge=0, lt=1, description="on attention probabilities; needs the slow path")
+    init_std: float = Field(0.02, gt=0, description="standard deviation of initial weights")
+
+    def num_kv_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    def width_of_head(self) -> int:
+        return self.head_dim or self.hidden // self.heads
+
+    def width_of_ffn(self) -> int:
+        return self.ffn or 4 * self.hidden
+
+    def gated(self) -> bool:
+        return self.activation == "swiglu"
+
+
+class Objective(Section):
+    name: Literal["clm"] = Field("clm", description="clm: predict the next token")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    z_loss: float = Field(0.0, ge=0, description="weight of log²(Z), which keeps logits from drifting")
+
+
+class Source(Section):
+    path: str = Field(description="prefix of a .bin/.idx pair")
+    weight: float = Field(1.0, gt=0, description="share of the samples, relative to the other sources")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_path(cls, value: object) -> object:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class Data(Section):
+    train: tuple[Source, ...] = Field((), description="prefixes made by `roots prepare`, or by Megatron")
+    validation: tuple[Source, ...] = Field((), description="held-out prefixes; none: no evaluation")
+    tokenizer: str | None = Field(None, description="tokenizer.json, for samples and generation")
+    seq: int = Field(256, ge=1, description="tokens per sample")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_or_many(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        return {k: [v] if k in ("train", "validation") and isinstance(v, (str, dict)) else v for k, v in value.items()}
+
+
+class Parallel(Section):
+    """How the world is split: world = tp × pp × dp. dp is what is left over, so it is not a key."""
+
+    tp: int = Field(1, ge=1, description="tensor-parallel ranks: heads, MLP columns and vocabulary are cut over them")
+    pp: int = Field(1, ge=1, description="pipeline-parallel ranks: layers are cut over them")
+    chunks: int = Field(1, ge=1, description="stages per pipeline rank (interleaved schedule)")
+    schedule: Literal["gpipe", "1f1b", "interleaved", "zb-h1"] = "1f1b"
+    sequence: bool = Field(False, description="sequence parallel: norms and dropout cut along the sequence over tp")
+    zero: Literal[0, 1, 2, 3] = Field(1, description="what is sharded over dp: 1 optimizer, 2 + gradients, 3 + weights")
+
+
+class Train(Section):
+    steps: int = Field(100, ge=1)
+    batch: int = Field(8, ge=1, description="sequences per step over the whole world")
+    micro_batch: int = Field(1, ge=1, description="sequences per forward pass of one rank")
+    batch_ramp: tuple[int, int, int] | None = Field(
+        None, description="[start, increment, samples]: the batch grows from start by increment to train.batch over samples"
+    )
+    seed: int = Field(1234, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    recompute: Literal["none", "selective", "full"] = "none"
+    nonfinite: Literal["stop", "skip"] = Field("stop", description="what a NaN or inf in loss or gradient does")
+    log_every: int = Field(1, ge=1)
+    eval_every: int = Field(0, ge=0, description="steps between evaluations; 0: only at the end")
+    eval_sequences: int = Field(64, ge=1, description="validation sequences per evaluation")
+    sample_every: int = Field(0, ge=0, description="steps between printed samples of text; 0: only at the end")
+
+
+class Optim(Section):
+    """AdamW (Loshchilov & Hutter 2019). Biases and norms are not decayed."""
+
+    lr: float = Field(3e-4, gt=0)
+    min_lr: float = Field(0.0, ge=0)
+    rate: Literal["constant", "cosine", "linear", "wsd"] = Field("cosine", description="learning rate after warm-up")
+    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
+    decay: int | None = Field(None, ge=1, description="steps of decay; default: to train.steps (wsd: the last 20 %)")
+    weight_decay: float = Field(0.1, ge=0)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.95, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    clip: float = Field(1.0, ge=0, description="global gradient norm is clipped to this; 0: no clipping")
+
+
+class Checkpoint(Section):
+    every: int = Field(0, ge=0, description="steps between checkpoints; 0: only at the end")
+    keep: int = Field(2, ge=1, description="newest checkpoints kept")
+    resume: bool = Field(True, description="go on from the newest checkpoint of the run's folder, if there is one")
+
+
+class Track(Section):
+    folder: str = Field("runs/default", description="everything the run writes")
+    wandb: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="auto: online if a key is set, offline if not, nothing if wandb is not installed"
+    )
+    project: str = "roots"
+    name: str | None = Field(None, description="name of the run; default: the folder's")
+    tags: tuple[str, ...] = ()
+
+
+class Advanced(Section):
+    """Keys that most runs never need."""
+
+    engine: Literal["auto", "deepspeed", "reference"] = Field(
+        "auto", description="who shards over dp; auto: DeepSpeed where zero >= 1 and dp > 1, else the built-in reference"
+    )
+    double: bool = Field(False, description="float64 everywhere, for proofs on CPU (reference engine)")
+    norm_eps: float = Field(1e-5, gt=0)
+    vocab_multiple: int = Field(128, ge=1, description="the vocabulary is padded to a multiple of this, in any layout")
+    loss_chunk: int = Field(1024, ge=1, description="tokens whose logits exist at one time")
+    timeout_s: int = Field(600, ge=1, description="a collective that takes longer takes the job down")
+    reduce_bucket: int = Field(50_000_000, ge=1, description="elements per gradient bucket of DeepSpeed")
+    compile: bool = Field(False, description="torch.compile each block")
+    threads: int | None = Field(None, ge=1, description="CPU threads per process; default: cores / local processes")
+
+
+class Config(Section):
+    model: Model = Model()
+    objective: Objective = Objective()
+    data: Data = Data()
+    parallel: Parallel = Parallel()
+    train: Train = Train()
+    optim: Optim = Optim()
+    checkpoint: Checkpoint = Checkpoint()
+    track: Track = Track()
+    advanced: Advanced = Advanced()
+
+    def padded_vocab(self) -> int:
+        """The same in every layout, so that initial weights and loss are too."""
+        multiple = self.advanced.vocab_multiple
+        return -(-self.model.vocab // multiple) * multiple
+
+    def num_stages(self) -> int:
+        return self.parallel.pp * self.parallel.chunks
+
+    def num_microbatches(self, dp: int, batch: int | None = None) -> int:
+        """Microbatches of one rank in a step of `batch` sequences (default: the full batch)."""
+        return (batch or self.train.batch) // (self.train.micro_batch * dp)
+
+    def engine(self, dp: int) -> Literal["deepspeed", "reference"]:
+        """Who reduces over dp and steps: DeepSpeed where there is something to shard."""
+        if self.advanced.engine != "auto":
+            return self.advanced.engine
+        return "deepspeed" if self.parallel.zero >= 1 and dp > 1 else "reference"

@@ -1,0 +1,52 @@
+"""What a user can cause, said so that it can be mended: where, what was found, what was expected, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing wrong with a run: the field or input, its value, what would be right, what to do about it."""
+
+    key: str
+    found: object
+    expected: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.key} = {self.found!r}: expected {self.expected}. Fix: {self.fix}."
+
+
+class UserError(Exception):
+    """Something a user can mend. The command line prints it without a traceback and exits with 2."""
+
+
+class ConfigError(UserError):
+    """Everything that is wrong with a config, all at once."""
+
+    def __init__(self, problems: Sequence[Problem]):
+        self.problems = tuple(problems)
+        super().__init__("this run cannot start:\n" + "\n".join(f"  - {p}" for p in self.problems))
+
+
+class DataError(UserError):
+    """A corpus, tokenizer or input file that cannot be used."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be read, or does not fit the model."""
+
+
+class EnvironmentProblem(UserError):
+    """Launcher variables that are missing or contradict each other, or an optional package that is not installed."""
+
+
+class NotFiniteError(UserError):
+    """A loss, weight or gradient became inf or nan; says on which rank and parameter."""
+
+
+def needs(package: str, extra: str) -> UserError:
+    """The error for an optional package that is not installed."""
+    return EnvironmentProblem(f"this needs the package {package}: pip install 'roots_dist[{extra}]'")

@@ -1,0 +1,94 @@
+"""Randomness that no layout can change: every number is a function of a key and an index, never of a stream.
+
+Initial weights are keyed on (seed, parameter name) and indexed by row and column of the whole tensor; dropout masks on
+(seed, step, layer, site) and indexed by sample, position and channel. A rank computes just the numbers it needs, on any
+device, and recomputation sees the same mask because it has the same key. Nothing to save, nothing to restore.
+
+The generator is a hash in counter mode (Salmon et al. 2011): splitmix64 (Steele et al. 2014) turns a key and a row into
+64 bits, two rounds of the 32-bit finalizer `lowbias32` (Wellons 2018) turn those and a column into 32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+
+def key(*parts: int | str) -> int:
+    """64 bits (as a signed int) from any mix of names and numbers, the same on every machine."""
+    text = "\x00".join(f"{type(p).__name__}:{p}" for p in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
+
+
+def _wrap(value: int) -> int:
+    """A 64-bit constant as the signed number that torch.int64 holds."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+_GAMMA, _MIX1, _MIX2 = _wrap(0x9E3779B97F4A7C15), _wrap(0xBF58476D1CE4E5B9), _wrap(0x94D049BB133111EB)
+
+
+def _shift64(x: Tensor, bits: int) -> Tensor:
+    """Logical shift right: torch's is arithmetic."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def fold(state: int | Tensor, index: Tensor) -> Tensor:
+    """A new 64-bit key for each index, given one key or one per index (broadcast). One step of splitmix64."""
+    x = index.to(torch.int64) * _GAMMA + state
+    x = (x ^ _shift64(x, 30)) * _MIX1
+    x = (x ^ _shift64(x, 27)) * _MIX2
+    return x ^ _shift64(x, 31)
+
+
+def _lowbias32_(x: Tensor) -> Tensor:
+    """In place, on int32. Multiplication wraps; shifts are made logical by the masks."""
+    x ^= (x >> 16) & 0xFFFF
+    x *= 0x7FEB352D
+    x ^= (x >> 15) & 0x1FFFF
+    x *= 0x846CA68B - (1 << 32)
+    x ^= (x >> 16) & 0xFFFF
+    return x
+
+
+def bits(rows: Tensor, columns: Tensor) -> Tensor:
+    """int32 [*rows.shape, *columns.shape]: 32 random bits for each pair of a row key (int64) and a column (int32)."""
+    low, high = rows.to(torch.int32), (rows >> 32).to(torch.int32)
+    shape = (*rows.shape, *(1,) * columns.dim())
+    x = low.reshape(shape) ^ columns.to(torch.int32)
+    _lowbias32_(x)
+    x += high.reshape(shape)
+    return _lowbias32_(x)
+
+
+def keep(rows: Tensor, columns: Tensor, drop: float) -> Tensor:
+    """bool [*rows.shape, *columns.shape]: False with probability `drop`."""
+    return bits(rows, columns) >= round(drop * 2**32) - 2**31
+
+
+def dropout(x: Tensor, drop: float, rows: Tensor, first_column: int = 0) -> Tensor:
+    """Inverted dropout of x [*rows.shape, channels]; channels are numbered from `first_column` on."""
+    columns = torch.arange(first_column, first_column + x.shape[-1], dtype=torch.int32, device=x.device)
+    return x * keep(rows, columns, drop).to(x.dtype).mul_(1 / (1 - drop))
+
+
+def normal_(out: Tensor, name_key: int, rows: range, columns: range, std: float) -> Tensor:
+    """Fill out [rows, columns] with N(0, std²): the same numbers for the same place of the whole matrix, in any slice.
+
+    Drawn in float32 (Box-Muller: radius from one hash, angle from another) and rounded to out's dtype.
+    """
+    assert out.shape == (len(rows), len(columns)), (out.shape, rows, columns)
+    wide = torch.arange(columns.start, columns.stop, dtype=torch.int32, device=out.device)
+    block = max(1, (1 << 22) // max(1, len(columns)))  # 4M numbers at a time: the hash needs a few times their memory
+    for start in range(0, len(rows), block):
+        index = torch.arange(rows.start + start, rows.start + min(start + block, len(rows)), device=out.device)
+        radius, angle = (
+            bits(fold(fold(name_key, index), torch.tensor(part, device=out.device)), wide).float().add_(2.0**31)
+            for part in (0, 1)
+        )  # each uniform in [0, 2³²]
+        radius.add_(0.5).mul_(2.0**-32).clamp_(2.0**-33, 1.0).log_().mul_(-2).sqrt_()
+        out[start : start + block] = radius.mul_(angle.mul_(2 * math.pi * 2.0**-32).cos_()).mul_(std)
+    return out
