@@ -1,0 +1,44 @@
+"""The words between data, model and trainer: a microbatch goes in, terms of a loss come out.
+
+    data/batches.py --MicroBatch--> models/ --Terms--> train/step.py, which alone divides
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+IGNORE = -100
+"""A target that is not scored."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one forward pass of one rank reads. B sequences, S positions.
+
+    Every pipeline and tensor rank makes its own copy from (seed, step, place): nothing is broadcast.
+    """
+
+    tokens: Tensor
+    """int64 [B, S]"""
+    targets: Tensor
+    """int64 [B, S]: the id to predict at each position, or IGNORE"""
+    samples: Tensor
+    """int64 [B]: number of each sample in the whole run, counted from 0. Dropout masks are keyed on it."""
+    step: int
+
+    def to(self, device) -> MicroBatch:
+        return MicroBatch(self.tokens.to(device), self.targets.to(device), self.samples.to(device), self.step)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of a loss, as a sum and a count. Only the trainer divides, by the count of the whole step: then the
+    loss is the same for any number of microbatches and data ranks."""
+
+    sum: Tensor
+    """scalar, differentiable"""
+    count: int
+    """how many targets the sum runs over"""
+    weight: float = 1.0
