@@ -9,7 +9,7 @@ isinstance. The spec lives on the module: attributes on an nn.Parameter are lost
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ class ShardSpec:
     fill: float = 0.0
     partial: bool = False
     """Each rank that holds the same slice computes only its part of the slice's gradient: they are summed."""
+    tied: bool = False
+    """The pipeline's first and last stage both use it; where those are two ranks, each holds one, and the two
+    gradients are summed."""
     copy_of: str | None = None
     """The global name of the parameter that this one is a copy of, on another pipeline stage (tied embedding)."""
 
@@ -138,13 +141,23 @@ def sum_partial_gradients(params: Sequence[Param]) -> None:
     partial = [p for p in params if p.spec.partial and p.replicas > 1]
     if not partial:
         return
-    places = [torch.zeros(p.spec.num_parts(p.tp), *p.tensor.shape, dtype=p.tensor.dtype, device=p.tensor.device) for p in partial]
+    places = [p.tensor.new_zeros(p.spec.num_parts(p.tp), *p.spec.local_shape(p.tp)) for p in partial]
     for place, p in zip(places, partial):
         if p.tensor.grad is not None:
             place[p.spec.part(p.tp)] = p.tensor.grad
     flat = partial[0].tp.sum_(torch.cat([place.flatten() for place in places]))
     for place, piece, p in zip(places, flat.split([place.numel() for place in places]), partial):
         p.tensor.grad = piece.view_as(place)[p.spec.part(p.tp)].clone()
+
+
+@torch.no_grad()
+def sum_tied_gradients(params: Sequence[Param], ends: Axis) -> None:
+    """Sum the gradients of parameters that the pipeline's two ends share. Collective over `ends`, once per step."""
+    for p in params if ends.size > 1 else ():
+        if p.spec.tied:
+            if p.tensor.grad is None:
+                p.tensor.grad = p.tensor.new_zeros(p.spec.local_shape(p.tp))
+            ends.sum_(p.tensor.grad)
 
 
 def assemble(shape: Sequence[int], slices: Iterable[tuple[tuple[slice, ...], Tensor]]) -> Tensor:
@@ -155,7 +168,3 @@ def assemble(shape: Sequence[int], slices: Iterable[tuple[tuple[slice, ...], Ten
         whole[mine] = tensor
     assert whole is not None
     return whole
-
-
-def as_copy(spec: ShardSpec, original: str) -> ShardSpec:
-    return replace(spec, copy_of=original)

@@ -1,0 +1,56 @@
+"""Norms and dropout: what stands outside the tensor-parallel regions, on all channels of this rank's positions.
+
+B sequences, s positions of this rank, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from roots_dist import rng
+from roots_dist.config.schema import Config
+from roots_dist.objectives.base import MicroBatch
+from roots_dist.sharding import ShardSpec, declare
+from roots_dist.tensor.collectives import Split
+
+
+class Norm(nn.Module):
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019). Its gradient is partial under sequence parallelism."""
+
+    def __init__(self, config: Config, split: Split):
+        super().__init__()
+        width = config.model.hidden
+        self.eps = config.advanced.norm_eps
+        self.weight = declare(self, "weight", ShardSpec(shape=(width,), fill=1.0, partial=split.sequence), split.tp)
+        self.bias = None
+        if config.model.norm == "layernorm":
+            self.bias = declare(self, "bias", ShardSpec(shape=(width,), partial=split.sequence), split.tp)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.bias is None:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class Dropout(nn.Module):
+    """Inverted dropout whose mask depends on (seed, step, site, sample, position, channel) and on no layout."""
+
+    def __init__(self, config: Config, split: Split, site: str):
+        super().__init__()
+        self.drop, self.seed, self.split, self.site = config.model.dropout, config.train.seed, split, site
+
+    def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
+        """[B, s, D] -> [B, s, D]"""
+        if not self.training or self.drop == 0:
+            return x
+        mine = self.split.positions(batch.tokens.shape[1])
+        return rng.dropout(x, self.drop, mask_rows(self.seed, self.site, batch, mine, x.device))
+
+
+def mask_rows(seed: int, site: str, batch: MicroBatch, positions: range, device: torch.device) -> Tensor:
+    """int64 [B, s]: the key of each row of a dropout mask."""
+    places = torch.arange(positions.start, positions.stop, device=device)
+    samples = rng.fold(rng.key("dropout", seed, batch.step, site), batch.samples)  # [B]
+    return rng.fold(samples.unsqueeze(1), places)

@@ -1,0 +1,32 @@
+"""The token embedding, its rows cut over tensor ranks: a word is looked up where it lives, zero elsewhere, and summed.
+
+B sequences, S positions, D width, V words (padded); v = V/tp, s = S/tp under sequence parallelism.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from roots_dist.sharding import ShardSpec, declare
+from roots_dist.tensor.collectives import Split, leave
+
+
+class VocabEmbedding(nn.Module):
+    """Ids must be below the vocabulary's size: data/batches.py refuses others, which would become zeros here."""
+
+    def __init__(self, split: Split, padded_vocab: int, width: int, *, std: float, tied: bool):
+        super().__init__()
+        self.split = split
+        spec = ShardSpec(shape=(padded_vocab, width), cut=0, std=std, tied=tied)
+        self.weight = declare(self, "weight", spec, split.tp)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """int64 [B, S] -> [B, s, D]"""
+        if self.split.tp.size == 1:
+            return F.embedding(tokens, self.weight)
+        here = self.weight.shape[0]
+        local = tokens - self.split.tp.rank * here
+        elsewhere = (local < 0) | (local >= here)
+        words = F.embedding(local.masked_fill(elsewhere, 0), self.weight)  # [B, S, D]
+        return leave(words.masked_fill(elsewhere.unsqueeze(-1), 0), self.split)

@@ -1,0 +1,133 @@
+"""Linear layers cut over tensor ranks: columns on the way into a region, rows on the way out.
+
+    x --columns--> each rank's own features --(attention, activation)--> rows --sum--> y
+
+Backward sends the input's gradient while it computes the weights', saves only this rank's positions under sequence
+parallelism, and can put the weights' gradients off for a zero-bubble schedule (Split.later).
+B sequences, S positions, D width in, F features out; f = F/tp, s = S/tp. A weight is [out, in].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from roots_dist.sharding import ShardSpec, declare
+from roots_dist.tensor.collectives import (
+    Split,
+    start_enter,
+    start_enter_backward,
+    start_leave,
+    start_leave_backward,
+)
+
+
+def _weight_gradient(ctx, weight: Tensor, grad_out: Tensor, x: Tensor) -> Tensor | None:
+    """grad_outᵀ x, [out, in]; or nothing now, if it is put off: then it is added into .grad when its turn comes."""
+    grad_out, x = grad_out.flatten(0, -2), x.flatten(0, -2)
+    if not ctx.split.later.on:
+        return grad_out.t() @ x
+    if weight.grad is None:
+        weight.grad = torch.zeros_like(weight)
+    ctx.split.later.put(lambda: weight.grad.addmm_(grad_out.t(), x))
+    return None
+
+
+class _Columns(torch.autograd.Function):
+    """Several column-cut layers on one input: it is gathered once, and its gradient is summed once."""
+
+    @staticmethod
+    def forward(ctx, split: Split, x: Tensor, num_weights: int, *weights_and_biases: Tensor | None):
+        ctx.split, ctx.num_weights = split, num_weights
+        weights, biases = weights_and_biases[:num_weights], weights_and_biases[num_weights:]
+        ctx.save_for_backward(x, *weights)
+        whole = start_enter(x, split)()  # [B, S, D]
+        return tuple(F.linear(whole, w, b) for w, b in zip(weights, biases))  # each [B, S, f]
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        x, *weights = ctx.saved_tensors
+        need_x, need_weights, need_biases = ctx.needs_input_grad[1], *_halves(ctx.needs_input_grad[3:])
+        gathering = start_enter(x, ctx.split) if any(need_weights) else None  # meanwhile, the input's gradient:
+        grad_x = None
+        if need_x:
+            first, *rest = zip(grads, weights)
+            grad_whole = first[0] @ first[1]
+            for grad, weight in rest:
+                grad_whole.flatten(0, -2).addmm_(grad.flatten(0, -2), weight)
+            grad_x = start_enter_backward(grad_whole, ctx.split)  # meanwhile, the weights' gradients:
+        whole = gathering() if gathering else None
+        grad_weights = [_weight_gradient(ctx, w, g, whole) if n else None for w, g, n in zip(weights, grads, need_weights)]
+        grad_biases = [g.flatten(0, -2).sum(0) if n else None for g, n in zip(grads, need_biases)]
+        return None, grad_x() if grad_x else None, None, *grad_weights, *grad_biases
+
+
+def _halves(values: Sequence[bool]) -> tuple[Sequence[bool], Sequence[bool]]:
+    return values[: len(values) // 2], values[len(values) // 2 :]
+
+
+class _Rows(torch.autograd.Function):
+    """before(*inputs) Aᵀ, summed over tensor ranks. With `before`, its result is computed again in backward, not kept."""
+
+    @staticmethod
+    def forward(ctx, split: Split, weight: Tensor, before: Callable[..., Tensor] | None, *inputs: Tensor):
+        ctx.split, ctx.before = split, before
+        ctx.save_for_backward(weight, *inputs)
+        x = before(*inputs) if before else inputs[0]  # [B, S, f]
+        return start_leave(F.linear(x, weight), split)()  # [B, s, D]
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        weight, *inputs = ctx.saved_tensors
+        grad = start_leave_backward(grad, ctx.split)()  # [B, S, D]
+        if ctx.before:
+            inputs = [i.detach().requires_grad_() for i in inputs]
+            with torch.enable_grad():
+                x = ctx.before(*inputs)
+        else:
+            x = inputs[0]
+        grad_inputs = (grad @ weight,)
+        grad_weight = _weight_gradient(ctx, weight, grad, x.detach()) if ctx.needs_input_grad[1] else None
+        if ctx.before:
+            grad_inputs = torch.autograd.grad(x, inputs, grad_inputs)
+        return None, grad_weight, None, *grad_inputs
+
+
+class ColumnLinear(nn.Module):
+    """F features, cut over tensor ranks: this rank computes f of them from the whole input."""
+
+    def __init__(self, split: Split, width: int, features: int, *, bias: bool, std: float, parts: int | None = None):
+        super().__init__()
+        self.split = split
+        shared = parts is not None and parts < split.tp.size  # some ranks hold the same slice and use it for own heads
+        spec = ShardSpec(shape=(features, width), cut=0, parts=parts, std=std, partial=shared)
+        self.weight = declare(self, "weight", spec, split.tp)
+        bias_spec = ShardSpec(shape=(features,), cut=0, parts=parts, partial=shared)
+        self.bias = declare(self, "bias", bias_spec, split.tp) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return columns(self.split, x, [self])[0]
+
+
+def columns(split: Split, x: Tensor, layers: Sequence[ColumnLinear]) -> tuple[Tensor, ...]:
+    """What each layer makes of the same x [B, s, D]: [B, S, f] each."""
+    return _Columns.apply(split, x, len(layers), *(l.weight for l in layers), *(l.bias for l in layers))
+
+
+class RowLinear(nn.Module):
+    """D features from an input whose f channels are this rank's: a sum over ranks, then the bias, once."""
+
+    def __init__(self, split: Split, channels: int, width: int, *, bias: bool, std: float):
+        super().__init__()
+        self.split = split
+        self.weight = declare(self, "weight", ShardSpec(shape=(width, channels), cut=1, std=std), split.tp)
+        bias_spec = ShardSpec(shape=(width,), partial=split.sequence)
+        self.bias = declare(self, "bias", bias_spec, split.tp) if bias else None
+
+    def forward(self, *inputs: Tensor, before: Callable[..., Tensor] | None = None) -> Tensor:
+        """[B, S, f] -> [B, s, D]. `before` maps several inputs to that one and is computed again in backward."""
+        y = _Rows.apply(self.split, self.weight, before, *inputs)
+        return y if self.bias is None else y + self.bias

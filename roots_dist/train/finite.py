@@ -1,0 +1,66 @@
+"""Is every number of this step finite, and if not, where did it begin? Asked once per step, in one small message.
+
+Called by train/step.py between backward and the reduction over data ranks: afterwards nobody knows whose nan it was.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from roots_dist.mesh import Mesh
+from roots_dist.objectives.base import Term
+from roots_dist.sharding import Param
+
+FINE, GRADIENT, LOSS, WEIGHT = range(4)
+"""What is wrong on a rank, the deeper cause the larger: a bad weight makes a bad loss makes bad gradients."""
+
+_TEXT = 400  # bytes of a message between ranks
+
+
+def agree(mesh: Mesh, terms: list[Term], targets: int, params: list[Param]) -> tuple[float, str | None]:
+    """The step's loss, and a line that says where the first number that is not finite stands, or None.
+
+    Equal on every rank. Collective over the world.
+    """
+    loss = torch.zeros((), dtype=torch.float64, device=mesh.device)
+    if mesh.tp.rank == 0:  # terms are on the last stage, the same on each of its tensor ranks: one of them speaks
+        for term in terms:
+            loss += term.weight * term.sum.double()
+    loss_is_fine = torch.isfinite(loss)
+    gradients_are_fine = _all_finite([p.tensor.grad for p in params if p.tensor.grad is not None], mesh.device)
+    row = torch.zeros(1 + mesh.world.size, dtype=torch.float64, device=mesh.device)
+    row[0] = torch.where(loss_is_fine, loss, 0.0)
+    row[1 + mesh.world.rank] = torch.where(loss_is_fine & gradients_are_fine, FINE, torch.where(loss_is_fine, GRADIENT, LOSS))
+    total, *states = mesh.world.sum_(row).tolist()
+    if not any(states):
+        return total / max(1, targets), None
+    return float("nan"), _where(mesh, params, int(states[mesh.world.rank]))
+
+
+def _all_finite(tensors: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    if not tensors:
+        return torch.ones((), dtype=torch.bool, device=device)
+    return torch.isfinite(torch.stack(torch._foreach_norm(tensors)).double().sum())
+
+
+def _where(mesh: Mesh, params: list[Param], state: int) -> str:
+    """Every rank looks; the deepest cause is named. Backward runs from the model's end, so among gradients the last
+    stage and its last parameter come first."""
+    bad = [p.name for p in params if not bool(_all_finite([p.tensor.data], mesh.device))]
+    name = bad[0] if bad else ""
+    if bad:
+        state = WEIGHT
+    elif state == GRADIENT:
+        name = next(
+            p.name for p in reversed(params) if p.tensor.grad is not None and not bool(torch.isfinite(p.tensor.grad).all())
+        )
+    place = mesh.place
+    what = {FINE: "", GRADIENT: f"gradient of {name}", LOSS: "loss", WEIGHT: f"weight {name}"}[state]
+    said = f"{what} is not finite on rank {mesh.rank} ({place})".encode()[:_TEXT]
+    rows = torch.zeros(mesh.world.size, 2 + _TEXT, dtype=torch.int64, device=mesh.device)
+    rows[mesh.world.rank, 0] = state
+    rows[mesh.world.rank, 1] = place.pp
+    rows[mesh.world.rank, 2 : 2 + len(said)] = torch.tensor(list(said), device=mesh.device)
+    mesh.world.sum_(rows)
+    first = max(range(mesh.world.size), key=lambda r: (rows[r, 0].item(), rows[r, 1].item(), -r))
+    return bytes(rows[first, 2:].tolist()).rstrip(b"\0").decode(errors="replace")

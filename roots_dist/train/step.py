@@ -1,0 +1,50 @@
+"""One optimizer step, top to bottom. Every rank calls it; the report is the same on all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from roots_dist.errors import NotFiniteError
+from roots_dist.objectives import OBJECTIVES
+from roots_dist.objectives.base import MicroBatch
+from roots_dist.sharding import sum_partial_gradients, sum_tied_gradients
+from roots_dist.train.build import Run
+from roots_dist.train.finite import agree
+
+
+@dataclass(frozen=True)
+class StepReport:
+    loss: float
+    """What was differentiated: Σ over all terms of weight · sum / count, over the whole world."""
+    grad_norm: float
+    targets: int
+    """Scored targets of the step, over the whole world."""
+    skipped: bool = False
+
+
+def train_step(run: Run, batches: list[MicroBatch], lr: float) -> StepReport:
+    """batches: this data rank's microbatches. Collective over the world."""
+    targets = count_targets(run, batches)
+    with run.engine.accumulate():
+        terms = run.forward_backward(batches, scale=1 / max(1, targets))
+        sum_tied_gradients(run.model.params, run.mesh.ends)
+        sum_partial_gradients(run.model.params)
+        loss, trouble = agree(run.mesh, terms, targets, run.model.params)
+        if trouble:  # zeros travel through the reduction: nan would spread to every rank
+            for gradient in (p.tensor.grad for p in run.model.params if p.tensor.grad is not None):
+                gradient.zero_()
+    if trouble:
+        run.engine.discard()
+        if run.config.train.nonfinite == "stop":
+            raise NotFiniteError(trouble)
+        return StepReport(loss, float("nan"), targets, skipped=True)
+    update = run.engine.step(lr)
+    return StepReport(loss, update.grad_norm, targets)
+
+
+def count_targets(run: Run, batches: list[MicroBatch]) -> int:
+    """The one denominator of the step. The same on all ranks: every tensor and pipeline rank has the same batches."""
+    counts = sum(OBJECTIVES[run.config.objective.name].count(b) for b in batches)
+    return int(run.mesh.dp.sum_(torch.tensor(float(counts), dtype=torch.float64, device=run.mesh.device)).item())
