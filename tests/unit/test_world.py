@@ -1,0 +1,182 @@
+"""on_world: results come back whole, failures are told with the cause first, nothing is left running."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+
+from roots_dist.testing.world import WorldFailed, on_world
+
+
+def summed(rank, size, number):
+    total = torch.full((2, 3), float(rank + number), dtype=torch.float64)
+    dist.all_reduce(total)
+    return {"total": total, "place": (rank, size), "nested": [{"half": total.to(torch.bfloat16)[0]}, None, "text"]}
+
+
+def test_every_rank_returns_tensors_in_nested_containers():
+    results = on_world(3, summed, 10)
+    assert [r["place"] for r in results] == [(0, 3), (1, 3), (2, 3)]
+    for result in results:
+        assert torch.equal(result["total"], torch.full((2, 3), 33.0, dtype=torch.float64))
+        assert result["nested"][0]["half"].dtype == torch.bfloat16
+        assert result["nested"][1:] == [None, "text"]
+
+
+def pid_threads_and_group(rank, size):
+    return os.getpid(), torch.get_num_threads(), dist.get_backend(), os.environ["WORLD_SIZE"], "deepspeed" in sys.modules
+
+
+def test_one_rank_too_gets_a_new_process_with_a_group():
+    (first,), (second,) = on_world(1, pid_threads_and_group), on_world(1, pid_threads_and_group)
+    assert len({first[0], second[0], os.getpid()}) == 3
+    assert first[1:] == (1, "gloo", "1", True)
+
+
+def test_a_world_starts_in_less_than_two_seconds_after_the_first():
+    on_world(1, pid_threads_and_group)
+    start = time.monotonic()
+    on_world(4, summed, 0)
+    assert time.monotonic() - start < 2
+
+
+def test_the_parent_keeps_its_environment():
+    before = dict(os.environ)
+    on_world(1, pid_threads_and_group)
+    assert dict(os.environ) == before
+
+
+def one_raises(rank, size):
+    if rank == 1:
+        raise ValueError("the real cause")
+    dist.all_reduce(torch.ones(1))
+
+
+def test_the_first_cause_is_told_first():
+    with pytest.raises(WorldFailed) as failure:
+        on_world(3, one_raises, timeout=30)
+    text = str(failure.value)
+    assert text.startswith("of 3 ranks, 3 failed\n\nrank 1 raised:")
+    assert text.index("ValueError: the real cause") < text.index("rank 0 raised:")
+    assert "one_raises" in text
+
+
+def one_hangs(rank, size):
+    if rank == 0:
+        time.sleep(1000)
+    dist.all_reduce(torch.ones(1))
+
+
+def test_a_hang_is_killed_and_each_rank_says_where_it_stood():
+    start = time.monotonic()
+    with pytest.raises(WorldFailed, match="of 2 ranks, 2 failed to finish within 2 s") as failure:
+        on_world(2, one_hangs, timeout=2)
+    assert time.monotonic() - start < 10
+    assert "in one_hangs" in str(failure.value)
+    assert _workers() == []
+
+
+def one_sleeps_on(rank, size):
+    if rank == 1:
+        raise ValueError("the real cause")
+    time.sleep(1000)
+
+
+def test_a_rank_that_does_not_notice_the_failure_is_killed_soon():
+    start = time.monotonic()
+    with pytest.raises(WorldFailed, match="rank 1 raised") as failure:
+        on_world(2, one_sleeps_on, timeout=100)
+    assert time.monotonic() - start < 15
+    assert str(failure.value).index("rank 1 raised") < str(failure.value).index("rank 0 was still running")
+
+
+def one_is_killed(rank, size):
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.all_reduce(torch.ones(1))
+
+
+def test_a_rank_that_dies_without_a_word_is_the_cause():
+    with pytest.raises(WorldFailed, match="rank 1 died with exit code -9") as failure:
+        on_world(2, one_is_killed, timeout=30)
+    assert str(failure.value).index("rank 1 died") < str(failure.value).index("rank 0 raised")
+
+
+def leaves_early(rank, size):
+    sys.exit(0)
+
+
+def test_leaving_early_is_a_failure():
+    with pytest.raises(WorldFailed, match="SystemExit"):
+        on_world(1, leaves_early)
+
+
+def returns_code(rank, size):
+    return _Planted()
+
+
+class _Planted:
+    def __reduce__(self):
+        return os.system, ("true",)
+
+
+def test_a_result_that_is_code_is_refused():
+    with pytest.raises(Exception, match="(?s)weights_only.*system"):
+        on_world(1, returns_code)
+
+
+SCRIPT = """
+import sys, time
+import torch, torch.distributed as dist
+from roots_dist.testing.world import on_world
+
+def work(rank, size, seconds):
+    if seconds:
+        with open("log", "a") as log:
+            log.write("started\\n")
+    time.sleep(seconds)
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    return total.item()
+
+if __name__ == "__main__":
+    print(on_world(2, work, 0), flush=True)
+    on_world(2, work, 1000)
+"""
+
+
+def test_a_plain_script_may_use_it_and_ranks_die_with_a_parent_that_is_killed(tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    log = tmp_path / "log"
+    with open(tmp_path / "output", "w") as output:
+        parent = subprocess.Popen(
+            [sys.executable, "script.py"], cwd=tmp_path, env=_environment(), stdout=output, stderr=subprocess.STDOUT
+        )
+    deadline = time.monotonic() + 100
+    while not (log.exists() and log.read_text().count("started") == 2):
+        assert time.monotonic() < deadline and parent.poll() is None, (tmp_path / "output").read_text()
+        time.sleep(0.05)
+    family = psutil.Process(parent.pid).children(recursive=True)
+    assert len(family) >= 3  # the forkserver and two ranks
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert alive == []
+    assert (tmp_path / "output").read_text() == "[2.0, 2.0]\n"
+
+
+def _environment():
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    return {**os.environ, "PYTHONPATH": package}
+
+
+def _workers():
+    """Processes below this one that are neither the forkserver nor the resource tracker."""
+    helpers = psutil.Process().children()
+    return [worker for helper in helpers for worker in helper.children() if worker.status() != psutil.STATUS_ZOMBIE]
