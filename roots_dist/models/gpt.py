@@ -34,10 +34,8 @@ class Embed(nn.Module):
         m = config.model
         self.split, self.width, self.positions = split, m.hidden, m.positions
         self.tokens = VocabEmbedding(split, config.padded_vocab(), m.hidden, std=m.init_std, tied=m.tied)
-        self.places = None
-        if m.positions == "learned":
-            spec = ShardSpec(shape=(config.data.seq, m.hidden), std=m.init_std, partial=split.sequence)
-            self.places = declare(self, "places", spec, split.tp)
+        spec = ShardSpec(shape=(config.data.seq, m.hidden), std=m.init_std, partial=split.sequence)
+        self.places = declare(self, "places", spec, split.tp) if m.positions == "learned" else None
         self.norm = Norm(config, split) if m.embedding_norm else None
         self.dropout = Dropout(config, split, "embed")
 

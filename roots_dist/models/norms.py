@@ -24,9 +24,8 @@ class Norm(nn.Module):
         width = config.model.hidden
         self.eps = config.advanced.norm_eps
         self.weight = declare(self, "weight", ShardSpec(shape=(width,), fill=1.0, partial=split.sequence), split.tp)
-        self.bias = None
-        if config.model.norm == "layernorm":
-            self.bias = declare(self, "bias", ShardSpec(shape=(width,), partial=split.sequence), split.tp)
+        has_bias = config.model.norm == "layernorm"
+        self.bias = declare(self, "bias", ShardSpec(shape=(width,), partial=split.sequence), split.tp) if has_bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bias is None:
