@@ -1,0 +1,219 @@
+"""The corpus on disk: Megatron's `.bin` / `.idx` pair, written as a stream and read through memory maps.
+
+    token ids of documents --Writer--> prefix.bin, prefix.idx --Corpus.open--> tokens(start, length) for data/batches.py
+
+prefix.bin holds raw ids back to back. prefix.idx, little endian: magic, version, token type, the number N of sequences,
+the length M of the document index, then int32[N] lengths, int64[N] byte offsets, int64[M] document index (0, then
+cumulative numbers of sequences; M = documents + 1), and in multimodal files int8[N] modes, which are passed over.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from roots_dist.errors import DataError
+
+MAGIC, OLD_MAGIC = b"MMIDIDX\x00\x00", b"TNTIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+TOKEN_TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}
+OTHER_TABLES = "DeepSpeed's own writer numbers types otherwise (6 uint16, 7 uint32, 8 uint64), GPT-NeoX has 6 float32"
+LONGEST_SEQUENCE = 2**31 - 1
+
+
+def token_type(vocab: int) -> np.dtype:
+    """What Megatron chooses for a vocabulary."""
+    return np.dtype("<u2" if vocab < 65_500 else "<i4")
+
+
+class Writer:
+    """Writes the pair under temporary names; `commit` makes both appear, complete. One sequence per document.
+
+    Leaving the `with` block without `commit` deletes what was written. A process that is killed leaves only the
+    temporary files, which the next writer of this prefix overwrites.
+    """
+
+    def __init__(self, prefix: str | Path, dtype: np.dtype):
+        self.dtype = np.dtype(dtype)
+        self._final = [Path(f"{prefix}{ending}") for ending in (".bin", ".idx")]
+        self._temporary = [path.with_name(path.name + ".partial") for path in self._final]
+        self._bin = self._temporary[0].open("wb")
+        self._lengths = array("i")
+        self.num_tokens = 0
+
+    @property
+    def num_documents(self) -> int:
+        return len(self._lengths)
+
+    def add(self, tokens: np.ndarray, lengths: Sequence[int]) -> None:
+        """Documents laid end to end, and how long each is."""
+        assert sum(lengths) == len(tokens), (sum(lengths), len(tokens))
+        if max(lengths, default=0) > LONGEST_SEQUENCE:
+            raise DataError(f"document = {max(lengths):,} tokens: expected at most {LONGEST_SEQUENCE:,}. Fix: split it.")
+        self._bin.write(np.ascontiguousarray(tokens, dtype=self.dtype).data)
+        self._lengths.extend(lengths)
+        self.num_tokens += len(tokens)
+
+    def commit(self) -> None:
+        lengths = np.asarray(self._lengths, dtype="<i4")
+        offsets = np.zeros(len(lengths), dtype="<i8")
+        np.cumsum(lengths[:-1].astype("<i8") * self.dtype.itemsize, out=offsets[1:])
+        documents = np.arange(len(lengths) + 1, dtype="<i8")
+        code = next(code for code, name in TOKEN_TYPES.items() if np.dtype(name) == self.dtype)
+        with self._temporary[1].open("wb") as idx:
+            idx.write(HEADER.pack(MAGIC, 1, code, len(lengths), len(documents)))
+            for part in (lengths, offsets, documents):
+                idx.write(part.data)
+            _to_disk(idx)
+        _to_disk(self._bin)
+        self._bin.close()
+        for temporary, final in zip(self._temporary, self._final):  # .idx last: without it there is no corpus
+            os.replace(temporary, final)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bin.close()
+        for path in self._temporary:
+            path.unlink(missing_ok=True)
+
+
+def _to_disk(file) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """A corpus of sequences, seen as one stream of tokens in the order of the index. Reads only what is asked for."""
+
+    prefix: str
+    lengths: np.ndarray
+    offsets: np.ndarray
+    """Where each sequence begins in the .bin, in tokens."""
+    documents: np.ndarray
+    """Sequences before each document, and their number."""
+    stored: np.ndarray
+    """The .bin."""
+
+    @staticmethod
+    def open(prefix: str | Path) -> Corpus:
+        """Raises DataError if the pair is missing, damaged, or not what the header says."""
+        prefix = str(prefix)
+        prefix = prefix[:-4] if prefix.endswith((".bin", ".idx")) else prefix
+        index, stored = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
+        for path in (index, stored):
+            if not path.is_file():
+                raise DataError(f"corpus = {prefix!r}: expected the files {prefix}.bin and .idx, {path.name} is missing. Fix: {_nearby(prefix)}.")
+        return _open(prefix, index, stored)
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.documents) - 1
+
+    @cached_property
+    def num_tokens(self) -> int:
+        return int(self.lengths.sum(dtype=np.int64))
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """Tokens of the stream before each sequence. Sequences that lie in order need no table: these are the offsets."""
+        if self._in_order:
+            return self.offsets
+        starts = np.zeros(len(self.lengths), dtype=np.int64)
+        np.cumsum(self.lengths[:-1], out=starts[1:])
+        return starts
+
+    @cached_property
+    def _in_order(self) -> bool:
+        return bool(self.offsets[0] == 0 and (self.offsets[:-1] + self.lengths[:-1] == self.offsets[1:]).all())
+
+    def tokens(self, start: int, length: int) -> np.ndarray:
+        """A piece of the stream, in the stored type."""
+        assert 0 <= start and 0 <= length and start + length <= self.num_tokens, (start, length, self.num_tokens)
+        if self._in_order:
+            return self.stored[start : start + length]
+        parts, sequence = [], self.sequence_at(start)
+        while length:
+            skip = start - int(self._starts[sequence])
+            part = self._sequence(sequence)[skip : skip + length]
+            parts.append(part)
+            start, length, sequence = start + len(part), length - len(part), sequence + 1
+        return np.concatenate(parts) if parts else self.stored[:0]
+
+    def document(self, i: int) -> np.ndarray:
+        """All sequences of a document."""
+        assert 0 <= i < self.num_documents, (i, self.num_documents)
+        mine = range(int(self.documents[i]), int(self.documents[i + 1]))
+        return np.concatenate([self.stored[:0], *map(self._sequence, mine)])
+
+    def sequence_at(self, position: int) -> int:
+        """The sequence that holds this token of the stream."""
+        return int(np.searchsorted(self._starts, position, side="right")) - 1
+
+    def document_at(self, position: int) -> int:
+        """The document that holds this token of the stream."""
+        return int(np.searchsorted(self.documents, self.sequence_at(position), side="right")) - 1
+
+    def _sequence(self, i: int) -> np.ndarray:
+        return self.stored[int(self.offsets[i]) : int(self.offsets[i]) + int(self.lengths[i])]
+
+
+def _open(prefix: str, index: Path, stored: Path) -> Corpus:
+    def refuse(found: object, expected: str, fix: str) -> DataError:
+        return DataError(f"corpus {prefix!r}: {found}: expected {expected}. Fix: {fix}.")
+
+    size = index.stat().st_size
+    with index.open("rb") as file:
+        head = file.read(HEADER.size)
+    if head.startswith(OLD_MAGIC):
+        raise refuse("the .idx begins TNTIDX, an older format", "MMIDIDX", "convert it, or prepare the corpus anew")
+    if not head.startswith(MAGIC):
+        raise refuse(f"the .idx begins {head[:9]!r}", f"{MAGIC!r}", "check that this is the .idx of a Megatron corpus")
+    if len(head) < HEADER.size:
+        raise refuse(f"the .idx has {size} bytes", f"a header of {HEADER.size}", "copy the truncated file again")
+    _, version, code, num_sequences, num_documents = HEADER.unpack(head)
+    if version != 1:
+        raise refuse(f"version {version}", "version 1", "write it with a current tool")
+    if code not in TOKEN_TYPES or np.dtype(TOKEN_TYPES[code]).kind == "f":
+        raise refuse(f"token type code {code}", "1-5 or 8, integers", f"rewrite it with Megatron's table; {OTHER_TABLES}")
+    dtype = np.dtype(TOKEN_TYPES[code])
+    needed = HEADER.size + 12 * num_sequences + 8 * num_documents
+    if size not in (needed, needed + num_sequences):
+        raise refuse(f"the .idx has {size} bytes", f"{needed} for {num_sequences} sequences and {num_documents} document borders", "copy the truncated file again")
+    if num_sequences == 0 or num_documents < 2:
+        raise refuse("no documents", "at least one", "prepare it from inputs with text")
+
+    whole = np.memmap(index, dtype="u1", mode="r")
+    tables = np.split(whole[HEADER.size : needed], [4 * num_sequences, 12 * num_sequences])
+    lengths, offsets, documents = (table.view(kind) for table, kind in zip(tables, ("<i4", "<i8", "<i8")))
+    if documents[0] != 0 or documents[-1] != num_sequences or (documents[1:] < documents[:-1]).any():
+        raise refuse("the document index is not rising from 0 to the number of sequences", "one that is", "copy or write the .idx again")
+    if lengths.min() < 0 or offsets.min() < 0:
+        raise refuse("a negative sequence length or offset", "none", "copy or write the .idx again")
+    found, end = stored.stat().st_size, int((offsets + lengths * np.int64(dtype.itemsize)).max())
+    if found != end:
+        raise refuse(
+            f"the .bin has {found:,} bytes", f"{end:,} by the .idx (token type {dtype.name})",
+            f"copy the truncated or mixed-up file again; or its writer has another type table: {OTHER_TABLES}",
+        )
+    if (offsets % dtype.itemsize).any():
+        raise refuse(f"an offset that is no multiple of {dtype.itemsize}", f"whole tokens of type {dtype.name}", f"rewrite it; {OTHER_TABLES}")
+    if found == 0:
+        raise refuse("no tokens", "at least one", "prepare it from inputs with text")
+    return Corpus(prefix, lengths, offsets // dtype.itemsize, documents, np.memmap(stored, dtype=dtype, mode="r"))
+
+
+def _nearby(prefix: str) -> str:
+    """What the user may have meant: the corpora in the same folder, or in the folder that was named."""
+    folder = Path(prefix) if Path(prefix).is_dir() else Path(prefix).parent
+    there = sorted(str(path.with_suffix("")) for path in folder.glob("*.idx"))
+    return f"choose one of {there[:5]}" if there else "make one with `roots prepare`"

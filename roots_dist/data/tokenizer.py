@@ -1,0 +1,111 @@
+"""Text ↔ token ids: a byte-level BPE trained here, or any `tokenizer.json` that says where a document ends.
+
+    texts --train--> tokenizer.json --load--> Tokenizer(encode, decode, end_of_document), for prepare and generation
+
+Byte-level: every text has ids, and decode(encode(text)) is the text. Knows nothing of files of documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+
+from roots_dist.errors import DataError
+
+END_OF_DOCUMENT = "<|endoftext|>"
+KNOWN_ENDS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")
+"""Tokens that end a document in known tokenizers; the first that is there is taken."""
+
+BLOOM_PATTERN = " ?[^(\\s|[.,!?…。，、।۔،])]+"
+"""BLOOM's words: an optional space, then anything but spaces and punctuation (an Oniguruma pattern)."""
+
+PRE_TOKENIZERS = {
+    "gpt2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+    "bloom": lambda: pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(BLOOM_PATTERN), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]),
+}
+
+SMALLEST = 257
+"""The bytes and the end of a document."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    backend: tokenizers.Tokenizer
+    end_of_document: int
+    vocab: int
+    """Largest id + 1: what model.vocab must be at least."""
+
+    @property
+    def json(self) -> str:
+        return self.backend.to_str(pretty=False)
+
+    @property
+    def sha256(self) -> str:
+        """Of its content, not of the file's spacing."""
+        return hashlib.sha256(self.json.encode()).hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of the text alone. A special token spelled out in it is text: no document can forge a document's end."""
+        return self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Special tokens are shown; a character cut in two appears as U+FFFD."""
+        return self.backend.decode(list(ids), skip_special_tokens=False)
+
+
+def train(texts: Iterable[str], vocab: int, pre_tokenizer: str = "gpt2") -> Tokenizer:
+    """The same texts in the same order give the same tokenizer. Few texts may give less than `vocab` entries."""
+    if vocab < SMALLEST:
+        raise DataError(f"vocab = {vocab}: expected at least {SMALLEST} (256 bytes, end of document). Fix: raise it.")
+    if pre_tokenizer not in PRE_TOKENIZERS:
+        raise DataError(f"pre_tokenizer = {pre_tokenizer!r}: expected one of {list(PRE_TOKENIZERS)}. Fix: choose one of these.")
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = PRE_TOKENIZERS[pre_tokenizer]()
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[END_OF_DOCUMENT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    return _ready(backend, "the trained tokenizer", END_OF_DOCUMENT)
+
+
+def load(path: str | Path, end_of_document: str | None = None) -> Tokenizer:
+    """A `tokenizer.json`. Raises DataError if it is none, or if nothing in it is known to end a document."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"tokenizer = {str(path)!r}: expected a readable tokenizer.json. Fix: check the path ({error}).") from error
+    return from_json(text, str(path), end_of_document)
+
+
+def from_json(text: str, name: str = "tokenizer", end_of_document: str | None = None) -> Tokenizer:
+    try:
+        backend = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises the bare class, with a line and column in its text
+        raise DataError(f"tokenizer = {name!r}: expected the JSON of Hugging Face tokenizers. Fix: take a fast tokenizer's file ({error}).") from error
+    return _ready(backend, name, end_of_document)
+
+
+def _ready(backend: tokenizers.Tokenizer, name: str, end_of_document: str | None) -> Tokenizer:
+    wanted = KNOWN_ENDS if end_of_document is None else (end_of_document,)
+    ends = [i for i in map(backend.token_to_id, wanted) if i is not None]
+    if not ends:
+        raise DataError(
+            f"end_of_document = {end_of_document!r}: expected a token of {name} (known ends: {', '.join(KNOWN_ENDS)}). "
+            "Fix: name the token that ends a document."
+        )
+    backend.no_truncation()  # a tokenizer.json may bring both, and documents are to be whole
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return Tokenizer(backend, ends[0], max(backend.get_vocab(with_added_tokens=True).values()) + 1)
