@@ -7,13 +7,14 @@ One class per section. What most users never touch is under `advanced`. Nothing 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -67,6 +68,13 @@ class Source(Section):
         return {"path": value} if isinstance(value, str) else value
 
 
+def _several(value: object) -> object:
+    """One source or a list of them, as a tuple of them."""
+    if isinstance(value, (str, dict, Source)):
+        return (value,)
+    return tuple(value) if isinstance(value, list) else value
+
+
 class Data(Section):
     train: tuple[Source, ...] = Field((), description="prefixes made by `roots prepare`, or by Megatron")
     validation: tuple[Source, ...] = Field((), description="held-out prefixes; none: no evaluation")
@@ -78,7 +86,7 @@ class Data(Section):
     def _one_or_many(cls, value: object) -> object:
         if not isinstance(value, dict):
             return value
-        return {k: [v] if k in ("train", "validation") and isinstance(v, (str, dict)) else v for k, v in value.items()}
+        return value | {k: _several(value[k]) for k in ("train", "validation") if k in value}
 
 
 class Parallel(Section):
@@ -89,7 +97,7 @@ class Parallel(Section):
     chunks: int = Field(1, ge=1, description="stages per pipeline rank (interleaved schedule)")
     schedule: Literal["gpipe", "1f1b", "interleaved", "zb-h1"] = "1f1b"
     sequence: bool = Field(False, description="sequence parallel: norms and dropout cut along the sequence over tp")
-    zero: Literal[0, 1, 2, 3] = Field(1, description="what is sharded over dp: 1 optimizer, 2 + gradients, 3 + weights")
+    zero: int = Field(1, ge=0, le=3, description="what is sharded over dp: 1 optimizer, 2 + gradients, 3 + weights")
 
 
 class Train(Section):
@@ -167,6 +175,15 @@ class Config(Section):
     checkpoint: Checkpoint = Checkpoint()
     track: Track = Track()
     advanced: Advanced = Advanced()
+
+    def changed(self, values: Mapping[str, object]) -> Config:
+        """The same config with some values replaced, by `section.key`; validated like any other."""
+        tree = self.model_dump()
+        for name, value in values.items():
+            section, key = name.split(".")
+            assert key in tree[section], name
+            tree[section][key] = value
+        return Config.model_validate(tree)
 
     def padded_vocab(self) -> int:
         """The same in every layout, so that initial weights and loss are too."""

@@ -74,26 +74,24 @@ class Head(nn.Module):
             )
             self.weight = declare(self, "weight", spec, split.tp)
 
-    def forward(self, payload: dict[str, Tensor], batch: MicroBatch, cache: Cache | None = None) -> tuple[Term, ...]:
+    def forward(self, payload: dict[str, Tensor], batch: MicroBatch, cache: Cache | None = None) -> tuple:
+        """The loss's terms; or, where batch.read asks for a position, its logits, float32 [B, V] on every tensor rank."""
         x = payload["hidden"]  # [B, s, D]
         x = enter(x if self.norm is None else self.norm(x), self.split)  # [B, S, D]
-        objective = self.config.objective
+        vocab = self.config.model.vocab
+        if batch.read is not None:
+            return (logits(self.split, x[:, batch.read], self.weight, vocab),)
         total = linear_cross_entropy(
             self.split,
             x.flatten(0, 1),
             self.weight,
             batch.targets.flatten(),
-            vocab=self.config.model.vocab,
-            smoothing=objective.label_smoothing,
-            z_loss=objective.z_loss,
+            vocab=vocab,
+            smoothing=self.config.objective.label_smoothing,
+            z_loss=self.config.objective.z_loss,
             chunk=self.config.advanced.loss_chunk,
         )
         return (Term(total, int((batch.targets != IGNORE).sum())),)
-
-    def logits(self, payload: dict[str, Tensor]) -> Tensor:
-        """float32 [B, V]: scores of the word after the last position, on every tensor rank."""
-        x = payload["hidden"] if self.norm is None else self.norm(payload["hidden"])
-        return logits(self.split, enter(x, self.split)[:, -1], self.weight, self.config.model.vocab)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 IGNORE = -100
@@ -27,9 +28,12 @@ class MicroBatch:
     samples: Tensor
     """int64 [B]: number of each sample in the whole run, counted from 0. Dropout masks are keyed on it."""
     step: int
+    read: int | None = None
+    """The position whose logits are asked for, instead of the loss (samples of text during training)."""
 
-    def to(self, device) -> MicroBatch:
-        return MicroBatch(self.tokens.to(device), self.targets.to(device), self.samples.to(device), self.step)
+    def to(self, device: torch.device) -> MicroBatch:
+        tensors = (self.tokens, self.targets, self.samples)
+        return MicroBatch(*(t.to(device, non_blocking=True) for t in tensors), self.step, self.read)
 
 
 @dataclass(frozen=True)

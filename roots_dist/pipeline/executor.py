@@ -19,6 +19,7 @@ from torch import Tensor
 from roots_dist.mesh import Mesh
 from roots_dist.objectives.base import MicroBatch, Term
 from roots_dist.pipeline.actions import Action, Kind, rank_of
+from roots_dist.pipeline.passes import Channel, channel_of
 from roots_dist.pipeline.stage import Stage
 from roots_dist.tensor.collectives import Later
 
@@ -27,19 +28,14 @@ PayloadSpec = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 Work = tuple[int, int]  # (stage, microbatch)
 
 
-@dataclass(frozen=True)
-class Channels:
-    """One-way streets to neighbouring ranks: (sender, receiver) in pipeline ranks and direction -> group. First in,
-    first out: passes.py has put both ends' actions in one order."""
-
-    groups: Mapping[tuple[int, int, str], dist.ProcessGroup]
-
-    @staticmethod
-    def connect(edges: Sequence[tuple[int, int, str]], mesh: Mesh) -> Channels:
-        """Make the groups of the edges that end at this rank. Collective over the pipeline: all pass the same edges."""
-        mine = [e for e in edges if mesh.pp.rank in e[:2]]
-        ranks = mesh.pp.ranks
-        return Channels({e: mesh.channel(ranks[e[0]], ranks[e[1]], f"{e[2]} pp{e[0]} to pp{e[1]}") for e in mine})
+def connect(channels: Sequence[Channel], mesh: Mesh) -> dict[Channel, dist.ProcessGroup]:
+    """The group of each channel that begins or ends at this rank. Collective over the pipeline: all pass the same list."""
+    groups = {}
+    for channel in channels:
+        if mesh.pp.rank in (channel.sender, channel.receiver):
+            sender, receiver = mesh.pp.ranks[channel.sender], mesh.pp.ranks[channel.receiver]
+            groups[channel] = mesh.channel(sender, receiver, f"{channel.kind.name} {sender} to {receiver}")
+    return groups
 
 
 @dataclass
@@ -62,37 +58,39 @@ class Executor:
     stages: Mapping[int, Stage]
     num_stages: int
     spec: PayloadSpec
-    channels: Channels
+    channels: Mapping[Channel, dist.ProcessGroup]
     later: Later
 
-    def run(self, actions: Sequence[Action], batches: Sequence[MicroBatch], scale: float) -> list[Term]:
+    def run(self, actions: Sequence[Action], batches: Sequence[MicroBatch], scale: float) -> list:
         """Do the actions. Gradients of Σ weight · scale · sum over the terms are added into .grad.
 
-        Returns the last stage's terms, detached, one per microbatch and part; an empty list on other ranks.
+        Returns what the last stage made of each microbatch, one after the other (terms, detached); an empty list on
+        other ranks. Under no_grad only forwards are meant, and `scale` is of no account.
         """
-        flight, terms = _Flight(), []
-        for kind, stage, i in actions:
+        flight, found = _Flight(), []
+        for action in actions:
+            kind, stage, i = action
             work = (stage, i)
             if kind is Kind.FORWARD:
-                terms += self._forward(flight, work, batches[i], scale)
+                found += self._forward(flight, work, batches[i], scale)
             elif kind in (Kind.BACKWARD, Kind.INPUT):
                 self._backward(flight, work, put_off=kind is Kind.INPUT)
             elif kind is Kind.WEIGHT:
                 for do in flight.put_off.pop(work):
                     do()
             elif kind is Kind.SEND_FORWARD:
-                self._send(flight, "forward", flight.outputs[work], stage, stage + 1)
+                self._send(flight, action, flight.outputs[work])
             elif kind is Kind.SEND_BACKWARD:
-                self._send(flight, "backward", flight.gradients.pop((stage - 1, i)), stage, stage - 1)
+                self._send(flight, action, flight.gradients.pop((stage - 1, i)))
             elif kind is Kind.RECV_FORWARD:
-                flight.arriving["forward", work] = self._receive("forward", stage - 1, stage)
+                flight.arriving["forward", work] = self._receive(action)
             elif kind is Kind.RECV_BACKWARD:
-                flight.arriving["backward", work] = self._receive("backward", stage + 1, stage)
+                flight.arriving["backward", work] = self._receive(action)
         for message, _ in flight.sent:
             message.wait()
-        return terms
+        return found
 
-    def _forward(self, flight: _Flight, work: Work, batch: MicroBatch, scale: float) -> list[Term]:
+    def _forward(self, flight: _Flight, work: Work, batch: MicroBatch, scale: float) -> list:
         stage, i = work
         payload = flight.inputs.pop(work, None)
         if payload is None and stage > 0:
@@ -105,8 +103,9 @@ class Executor:
         if learn:
             flight.inputs[work] = payload or {}
         if stage == self.num_stages - 1:
-            if learn:
-                flight.outputs[work] = sum(t.sum * (t.weight * scale) for t in out)
+            if not learn:
+                return list(out)
+            flight.outputs[work] = sum(t.sum * (t.weight * scale) for t in out)
             return [Term(t.sum.detach(), t.count, t.weight) for t in out]
         if self._is_mine(stage + 1):
             flight.inputs[stage + 1, i] = {name: t.detach() for name, t in out.items()}
@@ -134,21 +133,19 @@ class Executor:
     def _is_mine(self, stage: int) -> bool:
         return rank_of(stage, self.mesh.pp.size) == self.mesh.pp.rank
 
-    def _edge(self, direction: str, sender: int, receiver: int) -> tuple[dist.ProcessGroup, int, int]:
-        a, b = rank_of(sender, self.mesh.pp.size), rank_of(receiver, self.mesh.pp.size)
-        return self.channels.groups[a, b, direction], self.mesh.pp.ranks[a], self.mesh.pp.ranks[b]
-
-    def _send(self, flight: _Flight, direction: str, payload: Payload, sender: int, receiver: int) -> None:
-        group, _, there = self._edge(direction, sender, receiver)
+    def _send(self, flight: _Flight, action: Action, payload: Payload) -> None:
+        channel = channel_of(action, self.mesh.pp.size)
         for name in self.spec:
             tensor = payload[name].detach().contiguous()
-            flight.sent.append((dist.isend(tensor, there, group=group), tensor))
+            message = dist.isend(tensor, self.mesh.pp.ranks[channel.receiver], group=self.channels[channel])
+            flight.sent.append((message, tensor))  # the tensor must live until it has gone
         flight.sent = [(message, tensor) for message, tensor in flight.sent if not message.is_completed()]
 
-    def _receive(self, direction: str, sender: int, receiver: int) -> tuple[Payload, list[dist.Work]]:
-        group, there, _ = self._edge(direction, sender, receiver)
+    def _receive(self, action: Action) -> tuple[Payload, list[dist.Work]]:
+        channel = channel_of(action, self.mesh.pp.size)
+        source, group = self.mesh.pp.ranks[channel.sender], self.channels[channel]
         payload = {n: torch.empty(shape, dtype=dtype, device=self.mesh.device) for n, (shape, dtype) in self.spec.items()}
-        return payload, [dist.irecv(payload[name], there, group=group) for name in self.spec]
+        return payload, [dist.irecv(payload[name], source, group=group) for name in self.spec]
 
 
 def _arrived(flight: _Flight, direction: str, work: Work) -> Payload:

@@ -1,12 +1,12 @@
 """From a config and a mesh to what a rank runs: its stages, its parameters, its programs, its engine.
 
-    pieces (models/) --partition--> stages --initialize by name--> engine (zero/) + program (pipeline/) = Run
+    pieces (models/) --partition--> stages --initialize by name--> + programs (pipeline/) = Passes --+ engine (zero/)--> Run
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -17,11 +17,12 @@ from roots_dist.models import gpt
 from roots_dist.objectives.base import MicroBatch, Term
 from roots_dist.pipeline import passes, schedules
 from roots_dist.pipeline.actions import Action, Kind, Program, rank_of
-from roots_dist.pipeline.executor import Channels, Executor
+from roots_dist.pipeline.executor import Executor, connect
 from roots_dist.pipeline.partition import partition
 from roots_dist.pipeline.stage import Stage
 from roots_dist.sharding import Param, initialize, parameters_of
 from roots_dist.tensor.collectives import Later, Split
+from roots_dist.zero.build import build_engine
 from roots_dist.zero.seam import Engine
 
 
@@ -69,27 +70,27 @@ def build_model(config: Config, mesh: Mesh) -> RankModel:
 
 
 @dataclass(frozen=True)
-class Run:
-    """All that a rank needs for a step. What changes is in the engine's tensors alone."""
+class Passes:
+    """Forward and backward through the whole model, in whatever layout: what a trainer and an evaluator share."""
 
     config: Config
     mesh: Mesh
     model: RankModel
-    engine: Engine
     executor: Executor
     _programs: dict[tuple[str, int], list[Action]] = field(default_factory=dict)
 
     def forward_backward(self, batches: list[MicroBatch], scale: float) -> list[Term]:
-        """Gradients of scale · Σ losses into .grad. All microbatches, by the config's schedule."""
+        """Gradients of scale · Σ losses into .grad, by the config's schedule. Returns terms on the last stage."""
         return self.executor.run(self._actions("learn", len(batches)), batches, scale)
 
     @torch.no_grad()
-    def forward(self, batches: list[MicroBatch]) -> list[Term]:
-        """The terms alone, without dropout."""
+    def forward(self, batches: list[MicroBatch]) -> list:
+        """What the last stage makes of each microbatch (terms, or logits where MicroBatch.read asks for them), without
+        dropout; an empty list on other stages."""
         self.model.module.eval()
-        terms = self.executor.run(self._actions("read", len(batches)), batches, 1.0)
+        found = self.executor.run(self._actions("read", len(batches)), batches, 1.0)
         self.model.module.train()
-        return terms
+        return found
 
     def _actions(self, purpose: str, num_microbatches: int) -> list[Action]:
         key = (purpose, num_microbatches)
@@ -97,6 +98,26 @@ class Run:
             make = learning_program if purpose == "learn" else reading_program
             self._programs[key] = make(self.config, num_microbatches)[self.mesh.pp.rank]
         return self._programs[key]
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a rank needs for a step. What changes is in the engine's tensors alone."""
+
+    passes: Passes
+    engine: Engine
+
+    @property
+    def config(self) -> Config:
+        return self.passes.config
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.passes.mesh
+
+    @property
+    def params(self) -> list[Param]:
+        return self.passes.model.params
 
 
 def learning_program(config: Config, num_microbatches: int) -> Program:
@@ -116,20 +137,22 @@ def reading_program(config: Config, num_microbatches: int) -> Program:
     return passes.with_communication(program, config.parallel.pp, config.num_stages())
 
 
-def build_run(config: Config, mesh: Mesh, make_engine: Callable[..., Engine] | None = None) -> Run:
-    """Collective over the world. make_engine(config, mesh, module, params) defaults to zero/build.py's choice."""
-    from roots_dist.zero.build import build_engine
-
+def build_passes(config: Config, mesh: Mesh) -> Passes:
+    """Collective over the world."""
     model = build_model(config, mesh)
-    edges = passes.channels(learning_program(config, config.num_microbatches(mesh.dp.size)), config.parallel.pp)
-    channels = Channels.connect(edges, mesh)
-    engine = (make_engine or build_engine)(config, mesh, model.module, model.params)
+    channels = passes.channels(learning_program(config, config.num_microbatches(mesh.dp.size)), config.parallel.pp)
     executor = Executor(
         mesh=mesh,
         stages=model.stages,
         num_stages=config.num_stages(),
         spec=gpt.payload_spec(config, model.split, dtype_of(config)),
-        channels=channels,
+        channels=connect(channels, mesh),
         later=model.split.later,
     )
-    return Run(config, mesh, model, engine, executor)
+    return Passes(config, mesh, model, executor)
+
+
+def build_run(config: Config, mesh: Mesh, make_engine: Callable[..., Engine] = build_engine) -> Run:
+    """Collective over the world. make_engine(config, mesh, module, params) shards the optimizer over data ranks."""
+    rank = build_passes(config, mesh)
+    return Run(rank, make_engine(config, mesh, rank.model.module, rank.model.params))

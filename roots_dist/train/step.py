@@ -28,12 +28,12 @@ def train_step(run: Run, batches: list[MicroBatch], lr: float) -> StepReport:
     """batches: this data rank's microbatches. Collective over the world."""
     targets = count_targets(run, batches)
     with run.engine.accumulate():
-        terms = run.forward_backward(batches, scale=1 / max(1, targets))
-        sum_tied_gradients(run.model.params, run.mesh.ends)
-        sum_partial_gradients(run.model.params)
-        loss, trouble = agree(run.mesh, terms, targets, run.model.params)
+        terms = run.passes.forward_backward(batches, scale=1 / max(1, targets))
+        sum_tied_gradients(run.params, run.mesh.ends)
+        sum_partial_gradients(run.params)
+        loss, trouble = agree(run.mesh, terms, targets, run.params)
         if trouble:  # zeros travel through the reduction: nan would spread to every rank
-            for gradient in (p.tensor.grad for p in run.model.params if p.tensor.grad is not None):
+            for gradient in (p.tensor.grad for p in run.params if p.tensor.grad is not None):
                 gradient.zero_()
     if trouble:
         run.engine.discard()

@@ -1,0 +1,196 @@
+"""Does a layout compute what one process computes? Run both on the same batches, compare everything by name.
+
+    trace(rank, size, config) on each rank of a world --merge--> Trace --differences(alone, parallel)--> table
+
+A trace holds each step's loss and gradient norm, each step's gradients, and the master weights and moments at the end.
+Batches are random tokens with random targets of which some are not scored, so that microbatches differ in both.
+Shipped, so that users can prove their own layers; `roots verify` and tests/parity are made of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from roots_dist.config.schema import Config
+from roots_dist.layout import Layout
+from roots_dist.mesh import Mesh
+from roots_dist.objectives.base import IGNORE, MicroBatch
+from roots_dist.optim.rates import rate
+from roots_dist.sharding import Param, assemble
+from roots_dist.train.build import Run, build_run
+from roots_dist.train.step import train_step
+from roots_dist.zero.build import build_engine
+from roots_dist.zero.seam import STATE, Engine, Update
+
+
+def random_batches(config: Config, step: int, dp_rank: int, dp_size: int) -> list[MicroBatch]:
+    """This data rank's microbatches of a step. The global batch is the same in every layout; one target in five is
+    not scored."""
+    generator = torch.Generator().manual_seed(1000 * config.train.seed + step)
+    size, seq, micro = config.train.batch, config.data.seq, config.train.micro_batch
+    tokens = torch.randint(config.model.vocab, (size, seq), generator=generator)
+    targets = torch.randint(config.model.vocab, (size, seq), generator=generator)
+    targets = targets.masked_fill(torch.rand(size, seq, generator=generator) < 0.2, IGNORE)
+    samples = torch.arange(size) + step * size
+    mine = range(dp_rank * size // dp_size, (dp_rank + 1) * size // dp_size, micro)
+    return [MicroBatch(tokens[i : i + micro], targets[i : i + micro], samples[i : i + micro], step) for i in mine]
+
+
+class _Recording:
+    """An engine that remembers what each backward left in .grad, before it is summed over data ranks."""
+
+    def __init__(self, engine: Engine, params: Sequence[Param]):
+        self._engine, self._params = engine, params
+        self.gradients: list[dict[str, Tensor]] = []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._engine, name)
+
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
+        with self._engine.accumulate():
+            yield
+            self.gradients.append(
+                {p.name: p.tensor.grad.detach().clone() for p in self._params if p.counts_here and p.tensor.grad is not None}
+            )
+
+    def step(self, lr: float) -> Update:
+        return self._engine.step(lr)
+
+
+def trace(
+    rank: int, size: int, config: Config, first: int, last: int, load_from: str | None = None, save_to: str | None = None
+) -> dict:
+    """Steps first … last-1 on one rank: what `merge` puts together. To be run by testing.world.on_world."""
+    layout = Layout(dp=size // (config.parallel.tp * config.parallel.pp), pp=config.parallel.pp, tp=config.parallel.tp)
+    mesh = Mesh.connect(layout, rank)
+    recorded: list[_Recording] = []
+
+    def recording(config: Config, mesh: Mesh, module: torch.nn.Module, params: list[Param]) -> Engine:
+        recorded.append(_Recording(build_engine(config, mesh, module, params), params))
+        return recorded[0]
+
+    run = build_run(config, mesh, recording)
+    if load_from:
+        from roots_dist.checkpoint.load import load
+
+        load(load_from, run.engine, run.params, mesh)
+    learning_rate = rate(config.optim, config.train.steps)
+    losses, norms = [], []
+    for step in range(first, last):
+        report = train_step(run, random_batches(config, step, mesh.dp.rank, mesh.dp.size), learning_rate(step))
+        losses.append(report.loss)
+        norms.append(report.grad_norm)
+    if save_to:
+        from roots_dist.checkpoint.save import save
+
+        save(save_to, last, run.engine, run.params, mesh, {})
+    return {"losses": losses, "norms": norms, **_tensors(run, recorded[0])}
+
+
+def _tensors(run: Run, recorded: _Recording) -> dict:
+    counted = [p for p in run.params if p.counts_here]
+    state = {p.name: run.engine.read_state(p.name) for p in run.params if not p.is_copy}
+    return {
+        "shapes": {p.name: list(p.spec.shape) for p in counted},
+        "slices": {p.name: [[s.start, s.stop] for s in p.mine] for p in counted},
+        "gradients": recorded.gradients,
+        "state": {p.name: state[p.name] for p in counted} if run.mesh.dp.rank == 0 else {},
+    }
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a run computed, in whole tensors under global names."""
+
+    losses: list[float]
+    norms: list[float]
+    gradients: list[dict[str, Tensor]]
+    state: dict[str, dict[str, Tensor]]
+
+
+def merge(ranks: Sequence[Mapping]) -> Trace:
+    """One run from what its ranks returned. Gradients of data ranks are summed here: they are as backward left them."""
+    for rank in ranks[1:]:
+        assert repr(rank["losses"]) == repr(ranks[0]["losses"]), "ranks of one run report different losses"
+        assert repr(rank["norms"]) == repr(ranks[0]["norms"]), "ranks of one run report different gradient norms"
+    names = {name: tuple(shape) for rank in ranks for name, shape in rank["shapes"].items()}
+
+    def slices(rank: Mapping, name: str) -> tuple[slice, ...]:
+        return tuple(slice(*s) for s in rank["slices"][name])
+
+    def summed(step: int) -> dict[str, Tensor]:
+        whole = {}
+        for rank in ranks:
+            for name, part in rank["gradients"][step].items():
+                if name not in whole:
+                    whole[name] = part.new_zeros(names[name])
+                whole[name][slices(rank, name)] += part
+        return whole
+
+    state = {
+        name: {
+            kind: assemble(shape, [(slices(r, name), r["state"][name][kind]) for r in ranks if name in r["state"]]) for kind in STATE
+        }
+        for name, shape in names.items()
+    }
+    steps = range(len(ranks[0]["gradients"]))
+    return Trace(ranks[0]["losses"], ranks[0]["norms"], [summed(s) for s in steps], state)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One line of the proof's table."""
+
+    what: str
+    largest: float
+    bound: float
+    where: str
+    """The first tensor or step, in the order of the computation, that exceeds the bound; else the one that differs most."""
+
+    @property
+    def passed(self) -> bool:
+        return self.largest <= self.bound
+
+
+def differences(alone: Trace, parallel: Trace, bounds: Mapping[str, float]) -> list[Difference]:
+    """Largest absolute difference of losses, norms, gradients, weights and both moments. bounds: one per kind.
+
+    A gradient is compared in units of its step's gradient norm, so that the bound does not depend on the loss's scale.
+    """
+    rows = [
+        _row("loss", [(f"step {i}", abs(a - b)) for i, (a, b) in enumerate(zip(alone.losses, parallel.losses))], bounds["loss"]),
+        _row("gradient norm", [(f"step {i}", abs(a - b)) for i, (a, b) in enumerate(zip(alone.norms, parallel.norms))], bounds["norm"]),
+    ]
+    assert alone.state.keys() == parallel.state.keys(), alone.state.keys() ^ parallel.state.keys()
+    gradients = [
+        (f"{name}, step {i}", _largest(a[name], b[name]) / max(1.0, norm))
+        for i, (a, b, norm) in enumerate(zip(alone.gradients, parallel.gradients, alone.norms))
+        for name in a
+    ]
+    rows.append(_row("gradients", gradients, bounds["gradient"]))
+    for kind in STATE:
+        both = [(name, _largest(alone.state[name][kind], parallel.state[name][kind])) for name in alone.state]
+        rows.append(_row(kind.replace("weight", "weights"), both, bounds[kind]))
+    return rows
+
+
+def _largest(a: Tensor, b: Tensor) -> float:
+    return (a.double() - b.double()).abs().max().item()
+
+
+def _row(what: str, found: list[tuple[str, float]], bound: float) -> Difference:
+    found = [(where, math.inf if math.isnan(value) else value) for where, value in found]
+    above = [item for item in found if item[1] > bound]
+    where = above[0][0] if above else max(found, key=lambda item: item[1])[0]
+    return Difference(what, max(value for _, value in found), bound, where)
+
+
+EXACT = dict.fromkeys(("loss", "norm", "gradient", *STATE), 1e-10)
+"""float64: noise is below this, and anything above is a bug."""
