@@ -1,0 +1,182 @@
+"""What a checkpoint is on disk: names, the plan of who writes what, hashes, the manifest. No torch, no processes.
+
+    <run>/checkpoints/step_00000100/
+        model-00001-of-00004.safetensors …       master weights, whole, under the names that they have in every layout
+        exp_avg-….safetensors, exp_avg_sq-…      Adam's moments, under the same names
+        model.safetensors.index.json …           name -> file, as Hugging Face writes it; one for each of the three
+        state.json                               step, and what else the trainer needs to go on
+        manifest.json                            size and sha256 of every other file; written last
+
+The layout that saved it left no trace in it but a word in state.json. save.py writes it, load.py and keep.py read it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from roots_dist.errors import CheckpointError
+
+FORMAT = 1
+STEMS = {"weight": "model", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
+"""What the optimizer keeps (zero.seam.STATE) -> how its files' names begin."""
+MANIFEST, STATE_FILE = "manifest.json", "state.json"
+PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+def checkpoints_folder(run: Path) -> Path:
+    return Path(run) / "checkpoints"
+
+
+def step_name(step: int) -> str:
+    return f"step_{step:08d}"
+
+
+def shard_name(kind: str, number: int, total: int) -> str:
+    """Numbers count from 1, as Hugging Face's do."""
+    return f"{STEMS[kind]}-{number:05d}-of-{total:05d}.safetensors"
+
+
+def index_name(kind: str) -> str:
+    return f"{STEMS[kind]}.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """Who of a pipeline stage's ranks writes each of its parameters, and into which of the stage's shards."""
+
+    owner: tuple[int, ...]
+    shard: tuple[int, ...]
+    num_shards: int
+
+
+def plan_shards(sizes: Sequence[int], owners: int, limit: int) -> ShardPlan:
+    """Spread parameters of these sizes (bytes) over ranks so that the largest share is small, then fill each rank's
+    shards up to `limit` in the order of the parameters. Every rank of the stage comes to the same plan by itself.
+
+    Longest first to the least loaded (Graham 1969): at most 4/3 of the best possible. A parameter above the limit is
+    a shard of its own.
+    """
+    load, owner = [0] * owners, [0] * len(sizes)
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        owner[i] = load.index(min(load))
+        load[owner[i]] += sizes[i]
+    shard, count = [0] * len(sizes), 0
+    for who in range(owners):
+        filled = 0
+        for i in (i for i in range(len(sizes)) if owner[i] == who):
+            if filled == 0 or filled + sizes[i] > limit:
+                count, filled = count + 1, 0
+            shard[i], filled = count - 1, filled + sizes[i]
+    return ShardPlan(tuple(owner), tuple(shard), count)
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the folder must hold. A folder without a sound one is not a checkpoint."""
+
+    step: int
+    files: dict[str, FileFacts]
+
+    def write(self, folder: Path) -> None:
+        files = {name: asdict(facts) for name, facts in sorted(self.files.items())}
+        write_json(folder / MANIFEST, {"format": FORMAT, "step": self.step, "files": files})
+
+    @staticmethod
+    def read(folder: Path) -> Manifest:
+        path = Path(folder) / MANIFEST
+        value = read_json(path)
+        if value.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{path}: format = {value.get('format')!r}: expected {FORMAT}. Fix: read it with the version of "
+                "roots_dist that wrote it."
+            )
+        try:
+            files = {name: FileFacts(int(f["bytes"]), str(f["sha256"])) for name, f in value["files"].items()}
+            step = int(value["step"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise CheckpointError(f"{path}: is damaged ({error!r}). Fix: use another checkpoint.") from error
+        strange = [name for name in files if not PLAIN_NAME.fullmatch(name)]
+        if strange:
+            raise CheckpointError(f"{path}: file {strange[0]!r}: expected a plain file name. Fix: do not trust it.")
+        unlisted = {STATE_FILE, *map(index_name, STEMS)} - files.keys()
+        if unlisted:
+            raise CheckpointError(f"{path}: {min(unlisted)} is not listed. Fix: use another checkpoint.")
+        return Manifest(step, files)
+
+    def check_size(self, folder: Path, name: str) -> None:
+        path = Path(folder) / name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: is missing. Fix: use another checkpoint.")
+        if path.stat().st_size != self.files[name].bytes:
+            raise CheckpointError(
+                f"{path}: size = {path.stat().st_size}: expected {self.files[name].bytes} bytes. "
+                "Fix: it was cut short; use another checkpoint."
+            )
+
+    def check_hash(self, folder: Path, name: str) -> None:
+        if measure(Path(folder) / name) != self.files[name]:
+            raise CheckpointError(
+                f"{Path(folder) / name}: sha256 differs from the manifest's. Fix: it was changed or damaged; use another."
+            )
+
+
+def measure(path: Path) -> FileFacts:
+    sha, size = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            sha.update(block)
+            size += len(block)
+    return FileFacts(size, sha.hexdigest())
+
+
+def write_json(path: Path, value: object) -> None:
+    """To the disk, not just to the system's memory."""
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json(path: Path) -> dict:
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: is missing. Fix: give the folder of a checkpoint.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}). Fix: use another checkpoint.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected an object, found {type(value).__name__}. Fix: use another checkpoint.")
+    return value
+
+
+def read_index(folder: Path, kind: str) -> dict[str, str]:
+    """Parameter -> file."""
+    path = Path(folder) / index_name(kind)
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(f, str) and PLAIN_NAME.fullmatch(f) for f in weight_map.values()
+    ):
+        raise CheckpointError(f"{path}: weight_map is damaged. Fix: use another checkpoint.")
+    return weight_map
+
+
+def sync(path: Path) -> None:
+    """Push a file, or a folder's list of names, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

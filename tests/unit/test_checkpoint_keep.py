@@ -1,0 +1,100 @@
+"""A kill at any moment leaves the old checkpoint or the new one, whole; never something between that counts."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from test_checkpoint import FakeEngine, saved_alone, stage
+
+from roots_dist.checkpoint import format, save
+from roots_dist.checkpoint.keep import complete, newest, prune
+from roots_dist.checkpoint.load import load
+from roots_dist.mesh import Mesh
+
+KILLABLE = [(save.os, "rename"), (format.os, "fsync"), (save, "save_file"), (save.shutil, "rmtree"), (format.json, "dump")]
+"""Every call by which a save changes the disk; a kill comes just before one of them."""
+
+
+def die_before(call: int, *save_args, **save_options) -> bool:
+    """Save in a forked process that is killed before its n-th call to the disk. False: it had fewer."""
+    pid = os.fork()
+    if pid == 0:
+        calls = [0]
+
+        def deadly(function):
+            def counted(*args, **kwargs):
+                calls[0] += 1
+                if calls[0] == call:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*args, **kwargs)
+
+            return counted
+
+        try:
+            for module, name in KILLABLE:
+                setattr(module, name, deadly(getattr(module, name)))
+            saved_alone(*save_args, **save_options)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitpid(pid, 0)[1]
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL or status == 0, status
+    return status != 0
+
+
+def loaded(folder: Path) -> int:
+    """The step of a sound checkpoint, every hash compared."""
+    params = stage(Mesh.single())
+    return load(folder, FakeEngine(params, seed=None), params, Mesh.single())["step"]
+
+
+@pytest.mark.parametrize("step", [8, 7], ids=["new step", "same step again"])
+def test_a_killed_save_leaves_the_old_or_the_new_checkpoint(tmp_path, step):
+    saved_alone(tmp_path, step=7)
+    seen, call = set(), 0
+    while die_before(call := call + 1, tmp_path, step=step, shard_bytes=4000):
+        found = newest(tmp_path)
+        seen.add(loaded(found))
+        if step == 7:
+            assert complete(tmp_path) == [found]
+        shutil.rmtree(tmp_path / "checkpoints")
+        saved_alone(tmp_path, step=7)
+    assert call > 30 and seen == {7, step}
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.startswith(".")] == []
+
+
+def test_leftovers_of_kills_are_swept_by_the_next_save(tmp_path):
+    saved_alone(tmp_path, step=7)
+    for call in (1, 5, 20, 31):
+        assert die_before(call, tmp_path, step=7, shard_bytes=4000)
+    saved_alone(tmp_path, step=8)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000007", "step_00000008"]
+
+
+def test_the_newest_is_the_newest_that_is_whole(tmp_path, caplog):
+    assert newest(tmp_path) is None
+    good = saved_alone(tmp_path, step=7)
+    folder = good.parent
+    torn = shutil.copytree(good, folder / "step_00000009")  # the manifest says 7
+    (folder / "step_00000010").mkdir()
+    cut = saved_alone(tmp_path, step=11)
+    next(cut.glob("exp_avg-*")).unlink()
+    (folder / "step_00000012").write_text("a file")
+    (folder / "notes").mkdir()
+    (folder / ".step_00000013.partial").mkdir()
+    assert newest(tmp_path) == good
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len(warned) == 3 and "step_00000009" in warned[0] and "step_00000010" in warned[1] and "step_00000011" in warned[2]
+    assert torn.exists()
+
+
+def test_prune_keeps_the_newest_whole_ones_and_touches_nothing_else(tmp_path):
+    for step in (1, 2, 3, 100_000_000):
+        saved_alone(tmp_path, step=step)
+    (tmp_path / "checkpoints" / "step_00000004").mkdir()
+    prune(tmp_path, 2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000003", "step_00000004", "step_100000000"]
+    prune(tmp_path, 2)
+    assert [p.name for p in complete(tmp_path)] == ["step_00000003", "step_100000000"]
