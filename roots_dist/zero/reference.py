@@ -1,0 +1,171 @@
+"""ZeRO 0 and 1 in one page: what the seam means, in any dtype. engine.py is DeepSpeed; both pass one suite.
+
+    zero 0: gradients summed over dp, every data rank updates everything (plain data parallelism)
+    zero 1: gradients summed and cut over dp, each data rank keeps and updates 1/dp of the master weights and moments
+
+Also what runs where there is nothing to shard. It holds little: a float32 model is its own master, gradients are
+reduced in place or parameter by parameter, and no gradient exists between two steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from roots_dist.config.schema import Config
+from roots_dist.mesh import Axis, Mesh
+from roots_dist.optim.groups import adamw, groups, set_rate, state_of
+from roots_dist.optim.norm import clip_factor, global_norm
+from roots_dist.sharding import Param
+from roots_dist.zero.seam import STATE, Update, master_dtype, no_gradients
+
+BUCKET = 1 << 22
+"""Elements of small gradients that travel together."""
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A parameter and what the optimizer keeps of it on this rank."""
+
+    param: Param
+    master: Tensor
+    """The parameter itself; or a copy in master dtype; or this data rank's part of such a copy, flat and padded."""
+
+
+class ReferenceEngine:
+    def __init__(self, config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param]):
+        self.module, self.config, self.mesh = module, config, mesh
+        self.sharded = config.parallel.zero >= 1 and mesh.dp.size > 1
+        self.held = {p.name: Held(p, self._master(p.tensor)) for p in params}
+        assert len(self.held) == len(params), "two parameters of one rank bear the same name"
+        self.optimizer = adamw(groups(params, [h.master for h in self.held.values()], config.optim), config.optim)
+
+    def _master(self, tensor: nn.Parameter) -> Tensor:
+        dtype = master_dtype(tensor.dtype)
+        if self.sharded:
+            return _part(tensor.detach().to(dtype), self.mesh.dp).clone()
+        return tensor if tensor.dtype == dtype else tensor.detach().to(dtype)
+
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
+        yield
+        for held in self.held.values():
+            tensor = held.param.tensor
+            if tensor.grad is None:  # no microbatch used it; its moments decay all the same
+                tensor.grad = torch.zeros_like(tensor)
+            if self.sharded:
+                held.master.grad = _sum_and_cut(tensor.grad, self.mesh.dp).to(held.master.dtype)
+                tensor.grad = None
+        if not self.sharded:
+            _sum_in_place([h.param.tensor.grad for h in self.held.values()], self.mesh.dp)
+
+    @torch.no_grad()
+    def step(self, lr: float) -> Update:
+        everywhere = [self.mesh.model, self.mesh.dp] if self.sharded else [self.mesh.model]
+        norm = global_norm(self._gradients(), everywhere, self.mesh.device)
+        if math.isfinite(norm):
+            for held in self.held.values():
+                if held.master.grad is None:
+                    held.master.grad = held.param.tensor.grad.to(held.master.dtype)
+                    held.param.tensor.grad = None
+            factor = clip_factor(norm, self.config.optim.clip)
+            if factor < 1:
+                torch._foreach_mul_([h.master.grad for h in self.held.values()], factor)
+            set_rate(self.optimizer, lr)
+            self.optimizer.step()
+            self._publish()
+        self.discard()
+        return Update(norm)
+
+    def _gradients(self) -> Iterator[tuple[Param, Tensor]]:
+        for held in self.held.values():
+            gradient = held.master.grad if held.master.grad is not None else held.param.tensor.grad
+            assert gradient is not None, f"{held.param.name} has no gradient: step() without accumulate()"
+            yield held.param, gradient
+
+    @torch.no_grad()
+    def _publish(self) -> None:
+        """Copy the master weights to the model's."""
+        for held in self.held.values():
+            if held.master is not held.param.tensor:
+                held.param.tensor.copy_(self._whole(held.master, held.param, held.param.tensor.dtype))
+
+    def _whole(self, part: Tensor, param: Param, dtype: torch.dtype) -> Tensor:
+        """A parameter, or one of its moments, put together from all data ranks."""
+        if not self.sharded:
+            return part.to(dtype)
+        whole = part.new_empty(part.numel() * self.mesh.dp.size, dtype=dtype)
+        dist.all_gather_into_tensor(whole, part.to(dtype), group=self.mesh.dp.group)
+        return whole[: param.tensor.numel()].view_as(param.tensor)
+
+    def discard(self) -> None:
+        no_gradients(self.module)
+        for held in self.held.values():
+            held.master.grad = None
+
+    @torch.no_grad()
+    def read_state(self, name: str) -> dict[str, Tensor]:
+        held = self.held[name]
+        parts = {"weight": held.master, **state_of(self.optimizer, held.master)}
+        return {key: self._whole(parts[key].detach(), held.param, held.master.dtype).clone() for key in STATE}
+
+    @torch.no_grad()
+    def write_state(self, name: str, state: dict[str, Tensor]) -> None:
+        held = self.held[name]
+        parts = {"weight": held.master, **state_of(self.optimizer, held.master)}
+        for key in STATE:
+            value = state[key].to(parts[key])
+            parts[key].copy_(_part(value, self.mesh.dp) if self.sharded else value)
+
+    def finish_loading(self, step: int) -> None:
+        for held in self.held.values():
+            state_of(self.optimizer, held.master)["step"].fill_(step)
+        self._publish()
+
+
+def _padded(tensor: Tensor, dp: Axis) -> Tensor:
+    """Flat, and as long as the next multiple of the number of data ranks."""
+    missing = -tensor.numel() % dp.size
+    return F.pad(tensor.flatten(), (0, missing)) if missing else tensor.flatten()
+
+
+def _part(tensor: Tensor, dp: Axis) -> Tensor:
+    return _padded(tensor, dp).chunk(dp.size)[dp.rank]
+
+
+def _sum_and_cut(gradient: Tensor, dp: Axis) -> Tensor:
+    """This data rank's part of the sum over data ranks."""
+    padded = _padded(gradient, dp)
+    part = padded.new_empty(padded.numel() // dp.size)
+    dist.reduce_scatter_tensor(part, padded, group=dp.group)
+    return part
+
+
+def _sum_in_place(gradients: list[Tensor], dp: Axis) -> None:
+    """Sum over data ranks: large gradients where they are, small ones together, so that messages are few."""
+    if dp.size == 1:
+        return
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        if gradient.numel() >= BUCKET and gradient.is_contiguous():
+            dp.sum_(gradient)
+            continue
+        bucket.append(gradient)
+        if sum(g.numel() for g in bucket) >= BUCKET:
+            _sum_together(bucket, dp)
+            bucket = []
+    if bucket:
+        _sum_together(bucket, dp)
+
+
+def _sum_together(bucket: list[Tensor], dp: Axis) -> None:
+    flat = dp.sum_(torch.cat([g.flatten() for g in bucket]))
+    for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket])):
+        gradient.copy_(summed.view_as(gradient))
