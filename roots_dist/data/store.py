@@ -98,7 +98,7 @@ class Corpus:
     prefix: str
     lengths: np.ndarray
     offsets: np.ndarray
-    """Where each sequence begins in the .bin, in tokens."""
+    """Where each sequence begins in the .bin, in bytes."""
     documents: np.ndarray
     """Sequences before each document, and their number."""
     stored: np.ndarray
@@ -124,17 +124,19 @@ class Corpus:
         return int(self.lengths.sum(dtype=np.int64))
 
     @cached_property
+    def _in_order(self) -> bool:
+        """The sequences lie in the .bin one after another: the stream is the file."""
+        sizes = self.lengths[:-1] * np.int64(self.stored.itemsize)
+        return bool(self.offsets[0] == 0 and (self.offsets[:-1] + sizes == self.offsets[1:]).all())
+
+    @cached_property
     def _starts(self) -> np.ndarray:
-        """Tokens of the stream before each sequence. Sequences that lie in order need no table: these are the offsets."""
+        """Bytes of the stream before each sequence. In order these are the offsets, and nothing is held in memory."""
         if self._in_order:
             return self.offsets
         starts = np.zeros(len(self.lengths), dtype=np.int64)
-        np.cumsum(self.lengths[:-1], out=starts[1:])
+        np.cumsum(self.lengths[:-1] * np.int64(self.stored.itemsize), out=starts[1:])
         return starts
-
-    @cached_property
-    def _in_order(self) -> bool:
-        return bool(self.offsets[0] == 0 and (self.offsets[:-1] + self.lengths[:-1] == self.offsets[1:]).all())
 
     def tokens(self, start: int, length: int) -> np.ndarray:
         """A piece of the stream, in the stored type."""
@@ -143,7 +145,7 @@ class Corpus:
             return self.stored[start : start + length]
         parts, sequence = [], self.sequence_at(start)
         while length:
-            skip = start - int(self._starts[sequence])
+            skip = start - int(self._starts[sequence]) // self.stored.itemsize
             part = self._sequence(sequence)[skip : skip + length]
             parts.append(part)
             start, length, sequence = start + len(part), length - len(part), sequence + 1
@@ -157,14 +159,15 @@ class Corpus:
 
     def sequence_at(self, position: int) -> int:
         """The sequence that holds this token of the stream."""
-        return int(np.searchsorted(self._starts, position, side="right")) - 1
+        return int(np.searchsorted(self._starts, position * self.stored.itemsize, side="right")) - 1
 
     def document_at(self, position: int) -> int:
         """The document that holds this token of the stream."""
         return int(np.searchsorted(self.documents, self.sequence_at(position), side="right")) - 1
 
     def _sequence(self, i: int) -> np.ndarray:
-        return self.stored[int(self.offsets[i]) : int(self.offsets[i]) + int(self.lengths[i])]
+        start = int(self.offsets[i]) // self.stored.itemsize
+        return self.stored[start : start + int(self.lengths[i])]
 
 
 def _open(prefix: str, index: Path, stored: Path) -> Corpus:
@@ -197,9 +200,10 @@ def _open(prefix: str, index: Path, stored: Path) -> Corpus:
     lengths, offsets, documents = (table.view(kind) for table, kind in zip(tables, ("<i4", "<i8", "<i8")))
     if documents[0] != 0 or documents[-1] != num_sequences or (documents[1:] < documents[:-1]).any():
         raise refuse("the document index is not rising from 0 to the number of sequences", "one that is", "copy or write the .idx again")
-    if lengths.min() < 0 or offsets.min() < 0:
-        raise refuse("a negative sequence length or offset", "none", "copy or write the .idx again")
-    found, end = stored.stat().st_size, int((offsets + lengths * np.int64(dtype.itemsize)).max())
+    found = stored.stat().st_size
+    if lengths.min() < 0 or offsets.min() < 0 or offsets.max() > 2**62:  # beyond 2⁶² the next sum wraps
+        raise refuse("a sequence with a length or offset that cannot be", "0 or more", "copy or write the .idx again")
+    end = int((offsets + lengths * np.int64(dtype.itemsize)).max())
     if found != end:
         raise refuse(
             f"the .bin has {found:,} bytes", f"{end:,} by the .idx (token type {dtype.name})",
@@ -209,7 +213,7 @@ def _open(prefix: str, index: Path, stored: Path) -> Corpus:
         raise refuse(f"an offset that is no multiple of {dtype.itemsize}", f"whole tokens of type {dtype.name}", f"rewrite it; {OTHER_TABLES}")
     if found == 0:
         raise refuse("no tokens", "at least one", "prepare it from inputs with text")
-    return Corpus(prefix, lengths, offsets // dtype.itemsize, documents, np.memmap(stored, dtype=dtype, mode="r"))
+    return Corpus(prefix, lengths, offsets, documents, np.memmap(stored, dtype=dtype, mode="r"))
 
 
 def _nearby(prefix: str) -> str:

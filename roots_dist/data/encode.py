@@ -1,0 +1,83 @@
+"""Texts to token ids on several processes, in order, in bounded memory.
+
+    batches of texts --encoded--> (token ids, length and bytes of each document), in the order of the texts
+
+Called by data/prepare.py. The result does not depend on the number of workers. Workers are spawned: the tokenizer's
+library runs threads, and a forked copy of a process with threads may wait for ever.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from roots_dist.data.tokenizer import Tokenizer, load
+from roots_dist.errors import DataError
+
+
+class Encoded(NamedTuple):
+    tokens: np.ndarray
+    """The documents end to end, each closed by the end of document."""
+    lengths: list[int]
+    bytes: list[int]
+    """Of each text in UTF-8."""
+
+
+def encoded(texts: Iterator[list[str]], tokenizer: Path, end_of_document: str, dtype: np.dtype, workers: int) -> Iterator[Encoded]:
+    """Raises DataError if a worker dies. Closing the iterator, or an error in it, ends the workers."""
+    work = partial(_encode, tokenizer, end_of_document, dtype)
+    if workers == 1:
+        yield from map(work, texts)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    waiting: deque[Future[Encoded]] = deque()
+    try:
+        for part in texts:
+            waiting.append(pool.submit(work, part))
+            if len(waiting) > 3 * workers:  # enough that none idles; the rest stays in the files
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            f"workers = {workers}: expected them to live, but one died. Fix: fewer workers if memory ran out; "
+            "a script that calls prepare() must do so under `if __name__ == '__main__':`."
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _encode(tokenizer: Path, end_of_document: str, dtype: np.dtype, texts: list[str]) -> Encoded:
+    encoder = _loaded(tokenizer, end_of_document)
+    documents = [np.array([*encoder.encode(text), encoder.end_of_document], dtype=dtype) for text in texts]
+    return Encoded(np.concatenate(documents), [len(d) for d in documents], [len(text.encode()) for text in texts])
+
+
+@lru_cache(maxsize=1)
+def _loaded(tokenizer: Path, end_of_document: str) -> Tokenizer:
+    """Once per worker: a tokenizer is too large to travel with every batch."""
+    return load(tokenizer, end_of_document)
+
+
+def _start_worker() -> None:
+    """Ctrl-C is the parent's affair; and when the parent is gone, however it went, so is the worker."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
