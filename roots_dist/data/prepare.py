@@ -210,7 +210,7 @@ def _tokenize(intake: _Intake, chosen: Tokenizer, partial: Path, workers: int) -
 def _add(part: Encoded, held_out: np.ndarray, writers: Sequence[Writer], counts: list[Split]) -> None:
     documents = np.split(part.tokens, np.cumsum(part.lengths)[:-1])
     for tokens, size, split in zip(documents, part.bytes, held_out.astype(int)):
-        writers[split].add(tokens, [len(tokens)])
+        writers[split].add(tokens)
         counts[split] = counts[split].plus(len(tokens), size)
 
 

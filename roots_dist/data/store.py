@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import struct
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,20 +45,16 @@ class Writer:
         self._temporary = [path.with_name(path.name + ".partial") for path in self._final]
         self._bin = self._temporary[0].open("wb")
         self._lengths = array("i")
-        self.num_tokens = 0
 
     @property
     def num_documents(self) -> int:
         return len(self._lengths)
 
-    def add(self, tokens: np.ndarray, lengths: Sequence[int]) -> None:
-        """Documents laid end to end, and how long each is."""
-        assert sum(lengths) == len(tokens), (sum(lengths), len(tokens))
-        if max(lengths, default=0) > LONGEST_SEQUENCE:
-            raise DataError(f"document = {max(lengths):,} tokens: expected at most {LONGEST_SEQUENCE:,}. Fix: split it.")
-        self._bin.write(np.ascontiguousarray(tokens, dtype=self.dtype).data)
-        self._lengths.extend(lengths)
-        self.num_tokens += len(tokens)
+    def add(self, document: np.ndarray) -> None:
+        if len(document) > LONGEST_SEQUENCE:
+            raise DataError(f"document = {len(document):,} tokens: expected at most {LONGEST_SEQUENCE:,}. Fix: split it.")
+        self._bin.write(np.ascontiguousarray(document, dtype=self.dtype).data)
+        self._lengths.append(len(document))
 
     def commit(self) -> None:
         lengths = np.asarray(self._lengths, dtype="<i4")

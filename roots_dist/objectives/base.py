@@ -6,12 +6,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 IGNORE = -100
 """A target that is not scored."""
+
+
+class Window(NamedTuple):
+    """Which part of the stream is sample j: `length` tokens from j · stride on."""
+
+    stride: int
+    length: int
 
 
 @dataclass(frozen=True)

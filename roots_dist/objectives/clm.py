@@ -7,19 +7,10 @@ Documents are packed end to end, each closed by its end-of-document token, and a
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from roots_dist.objectives.base import IGNORE, MicroBatch
-
-
-class Window(NamedTuple):
-    """Which part of the stream is sample j: `length` tokens from j · stride on."""
-
-    stride: int
-    length: int
+from roots_dist.objectives.base import IGNORE, MicroBatch, Window
 
 
 class CausalTokens:
