@@ -104,3 +104,7 @@ class Mesh:
         """
         ranks = sorted((sender, receiver))
         return dist.new_group(ranks, timeout=self.timeout, use_local_synchronization=True, group_desc=name)
+
+    def alone(self) -> dist.ProcessGroup:
+        """A group of this rank alone, for a library that wants one where an Axis of size 1 has none."""
+        return dist.new_group([self.rank], timeout=self.timeout, use_local_synchronization=True, group_desc="alone")

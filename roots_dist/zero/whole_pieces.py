@@ -1,0 +1,68 @@
+"""ZeRO-3: the weights of a piece (a Transformer block) are gathered as a whole, before its forward and its backward.
+
+DeepSpeed gathers module by module, when a module is called. Our layers reach for their children's weights, so the unit
+is the piece: DeepSpeed's "leaf module". Its hooks look for tensors in lists, tuples and dicts only and write into those
+dicts; what that would break is mended here, by hooks before and after its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from roots_dist.pipeline.stage import Stage
+
+
+def pieces_of(module: nn.Module) -> Iterator[nn.Module]:
+    """What is neither a list of stages nor a stage, from the outside in."""
+    if isinstance(module, (nn.ModuleList, Stage)):
+        for child in module.children():
+            yield from pieces_of(child)
+    else:
+        yield module
+
+
+def before_initialize(module: nn.Module) -> None:
+    from deepspeed.utils import set_z3_leaf_module
+
+    for piece in pieces_of(module):
+        set_z3_leaf_module(piece, True)
+    for part in module.modules():  # a caller's payload stays as it is: its gradients are read from it later
+        part.register_forward_pre_hook(_copy_dicts)
+
+
+def after_initialize(module: nn.Module, optimizer: Any) -> None:
+    """optimizer: DeepSpeed's, of stage 3."""
+    for hook in optimizer._leaf_module_hooks:  # would reduce within a backward; accumulate() reduces after the last one
+        hook.remove()
+    # No trace of the order of modules, and so no prefetch: each pipeline schedule, evaluation and batch ramp has its
+    # own order, and the check that ranks agree on it is collective over the world, where pipeline ranks differ.
+    optimizer.parameter_offload.fwd_pre_hook.remove()
+    for piece in pieces_of(module):
+        piece.register_forward_hook(_watch_dataclasses)
+
+
+def forget_interrupted_forwards() -> None:
+    """Recomputation stops a forward as soon as it has what backward needs: DeepSpeed's stack of modules never sees its end."""
+    from deepspeed.runtime.zero import parameter_offload
+
+    del parameter_offload.FWD_MODULE_STACK[1:]
+
+
+def _copy_dicts(module: nn.Module, args: tuple) -> tuple:
+    return tuple(dict(a) if isinstance(a, dict) else a for a in args)
+
+
+def _watch_dataclasses(piece: nn.Module, args: tuple, result: Any) -> Any:
+    """Gather the piece's weights before the backward of tensors in dataclasses too (terms of a loss)."""
+    if isinstance(result, (tuple, list)):
+        return type(result)(_watch_dataclasses(piece, args, item) for item in result)
+    if is_dataclass(result):
+        found = {f.name: getattr(result, f.name) for f in fields(result)}
+        tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor) and value.requires_grad}
+        return replace(result, **{name: piece.pre_bwd_fn.apply(value) for name, value in tensors.items()})
+    return result
