@@ -14,9 +14,12 @@ class Problem:
     found: object
     expected: str
     fix: str
+    origin: str = ""
+    """Where the value was written (`run.yaml:7`, `command line`); empty: a default, or no value of a config."""
 
     def __str__(self) -> str:
-        return f"{self.key} = {self.found!r}: expected {self.expected}. Fix: {self.fix}."
+        origin = f" ({self.origin})" if self.origin else ""
+        return f"{self.key} = {self.found!r}{origin}: expected {self.expected}. Fix: {self.fix}."
 
 
 class UserError(Exception):

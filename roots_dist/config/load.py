@@ -1,0 +1,173 @@
+"""From a YAML file and overrides to a Config that is typed and knows all its keys; every mistake at once, with its place.
+
+    run.yaml --read--> tree + origins --apply overrides--> tree + origins --pydantic--> Config
+
+Called by the verbs of cli.py. What one value means for another (a tp that does not divide the heads) is checks.py's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from roots_dist.config import text
+from roots_dist.config.schema import Config, Source
+from roots_dist.errors import ConfigError, Problem
+
+COMMAND_LINE = "command line"
+_SECTION = ("model_type", "model_attributes_type", "dict_type")
+_WORDS = dict.fromkeys(_SECTION, "a section with keys") | {
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "missing": "a value",
+}
+"""What pydantic expected, as a writer of YAML says it."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    config: Config
+    origins: dict[str, str] = field(default_factory=dict)
+    """Dotted key -> where it was written: `run.yaml:7` or `command line`. Defaults are not in it."""
+
+    def located(self, problems: Sequence[Problem]) -> list[Problem]:
+        """The problems, each with the place where its value was written."""
+        return [replace(p, origin=p.origin or origin_of(p.key, self.origins)) for p in problems]
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a file with `section.key=value` overrides. Raises ConfigError with everything that is wrong."""
+    return read(path, overrides).config
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+    """Like `load`, and remembers where each value came from."""
+    tree, origins = text.parse_file(Path(path))
+    problems: list[Problem] = []
+    for override in overrides:
+        try:
+            _apply(override, tree, origins)
+        except ConfigError as error:
+            problems += error.problems
+    try:
+        config = Config.model_validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        problems += [_problem(details, origins) for details in error.errors(include_url=False)]
+    if problems:
+        raise ConfigError(problems)
+    return Loaded(config, origins)
+
+
+def to_yaml(config: Config) -> str:
+    """The whole resolved tree; reading it gives an equal Config."""
+    return text.dump(config.model_dump(mode="json"))
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of the tree, sections included."""
+    return list(_keys(Config))
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known key that a misspelt one probably means: same last part in another section, or similar spelling."""
+    leaf = name.rpartition(".")[2]
+    same_leaf = [key for key in known if key.rpartition(".")[2] == leaf]
+    if same_leaf:
+        return same_leaf[0]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    if close:
+        return close[0]
+    leaves = {key.rpartition(".")[2]: key for key in known}
+    return next((leaves[found] for found in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)), None)
+
+
+def origin_of(key: str, origins: dict[str, str]) -> str:
+    """Where a key, or the nearest thing around it, was written."""
+    while key and key not in origins:
+        key = key.rpartition(".")[0]
+    return origins.get(key, "")
+
+
+def _apply(override: str, tree: dict[str, Any], origins: dict[str, str]) -> None:
+    key, equals, value = override.partition("=")
+    section, _, name = key.partition(".")
+    known = known_keys()
+    if not equals or not name or not section:
+        example = nearest(key.lstrip("-"), known) or "optim.lr"
+        raise _wrong(override, override, "an override of the form section.key=value", f"write {example}=VALUE")
+    if key not in known:
+        raise ConfigError([_unknown(key, value, COMMAND_LINE)])
+    parsed = text.parse_value(key, value, COMMAND_LINE)
+    if not isinstance(tree.setdefault(section, {}), dict):
+        return  # the file is wrong there already, and validation says so
+    tree[section][name] = parsed
+    for inner in [k for k in origins if k.startswith(f"{key}.")]:
+        del origins[inner]
+    origins[key] = COMMAND_LINE
+
+
+def _wrong(key: str, found: object, expected: str, fix: str) -> ConfigError:
+    return ConfigError([Problem(key=key, found=found, expected=expected, fix=fix, origin=COMMAND_LINE)])
+
+
+def _unknown(key: str, found: object, origin: str) -> Problem:
+    parent, _, _ = key.rpartition(".")
+    in_list = parent.rpartition(".")[2].isdigit()  # the lists of the tree hold sources
+    near = nearest(key, [f"{parent}.{name}" for name in Source.model_fields] if in_list else known_keys())
+    fix = f"did you mean {near}" if near else "remove it; --print-config lists all keys"
+    return Problem(key=key, found=found, expected="a known key", fix=fix, origin=origin)
+
+
+def _problem(details: ErrorDetails, origins: dict[str, str]) -> Problem:
+    """pydantic's finding in our words."""
+    key = ".".join(str(part) for part in details["loc"] if part != "<lambda>") or "config"
+    origin = origin_of(key, origins)
+    if details["type"] == "extra_forbidden":
+        return _unknown(key, details["input"], origin)
+    expected = _WORDS.get(details["type"]) or details["msg"].removeprefix("Input should be ")
+    return Problem(key=key, found=details["input"], expected=expected, fix=_remedy(details, key), origin=origin)
+
+
+def _remedy(details: ErrorDetails, key: str) -> str:
+    kind = details["type"]
+    if kind == "missing":
+        return f"give {key} a value"
+    if kind == "string_type":
+        return "put the value into quotes"
+    if kind == "literal_error":
+        choices = details.get("ctx", {}).get("expected", "")
+        return f"choose one of {choices}"
+    if kind in _SECTION:
+        return f"write the keys of {key} indented below it, each on a line"
+    return f"give {key} such a value{_described(key)}"
+
+
+def _described(key: str) -> str:
+    section, _, name = key.partition(".")
+    outer = Config.model_fields.get(section)
+    inner = outer.annotation.model_fields.get(name) if outer and outer.annotation else None
+    return f" ({inner.description})" if inner is not None and inner.description else ""
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, info in model.model_fields.items():
+        yield f"{prefix}{name}"
+        for kind in _models(info.annotation):
+            yield from _keys(kind, f"{prefix}{name}.")
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The section that an annotation names, through Optional; lists of sections have no dotted keys."""
+    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]

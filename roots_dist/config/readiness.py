@@ -1,0 +1,151 @@
+"""Whether this machine can do what a config asks: files, memory, devices, packages. Pure over gathered Facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from roots_dist.config.facts import CorpusFacts, Facts
+from roots_dist.config.schema import Config
+from roots_dist.errors import Problem
+from roots_dist.layout import Layout
+
+GIB = 2**30
+
+
+def check(config: Config, layout: Layout, facts: Facts) -> list[Problem]:
+    return [
+        *_corpora(config, facts),
+        *_tokenizer(config, facts),
+        *_folder(config, facts),
+        *_devices(config, facts),
+        *_memory(config, layout, facts),
+        *_packages(config, layout, facts),
+    ]
+
+
+def parameters(config: Config) -> int:
+    """Parameters of the whole model, in closed form."""
+    m = config.model
+    width, head, ffn = m.hidden, m.width_of_head(), m.width_of_ffn()
+    attention = 2 * width * head * (m.heads + m.num_kv_heads())
+    mlp = width * ffn * (3 if m.gated() else 2)
+    tables = config.padded_vocab() * width * (1 if m.tied else 2)
+    return m.layers * (attention + mlp) + tables + (config.data.seq * width if m.positions == "learned" else 0)
+
+
+def state_bytes(config: Config, layout: Layout) -> int:
+    """What a rank holds between two steps at least: weights, gradients, master weights and both moments.
+
+    A lower bound (no activations, no buffers, the parts shared out evenly), so that what it refuses cannot run.
+    """
+    mine = parameters(config) // (layout.tp * layout.pp)
+    model_bytes = 8 if config.advanced.double else 2 if config.train.precision == "bf16" else 4
+    wide = 8 if config.advanced.double else 4
+    states = (2 if model_bytes == wide else 3) * wide  # full precision needs no separate master weights
+    zero = config.parallel.zero
+    shared = states + (model_bytes if zero >= 2 else 0) + (model_bytes if zero >= 3 else 0)
+    whole = 2 * model_bytes + states - shared
+    return mine * whole + mine * shared // (layout.dp if zero else 1)
+
+
+def _corpora(config: Config, facts: Facts) -> Iterator[Problem]:
+    if not config.data.train:
+        yield Problem(
+            key="data.train",
+            found=[],
+            expected="the prefix of a prepared corpus",
+            fix="run `roots prepare TEXT --output data/mine`, then set data.train=data/mine/train",
+        )
+    for key, sources in (("data.train", config.data.train), ("data.validation", config.data.validation)):
+        for source in sources:
+            found = facts.corpora.get(source.path)
+            if found is not None:
+                yield from _corpus(key, source.path, found, config)
+
+
+def _corpus(key: str, path: str, found: CorpusFacts, config: Config) -> Iterator[Problem]:
+    if found.trouble is not None:
+        fix = "give the path without .bin or .idx" if path.endswith((".bin", ".idx")) else "make it with `roots prepare`"
+        yield Problem(key=key, found=path, expected=f"a readable corpus ({found.trouble})", fix=fix)
+        return
+    if found.vocab is not None and found.vocab > config.model.vocab:
+        yield Problem(
+            key="model.vocab",
+            found=config.model.vocab,
+            expected=f"at least {found.vocab}, the vocabulary of {path}",
+            fix=f"set model.vocab={found.vocab}",
+        )
+    if found.tokens <= config.data.seq:
+        yield Problem(
+            key="data.seq",
+            found=config.data.seq,
+            expected=f"less than the {found.tokens} tokens of {path}, which must hold a sample and its last target",
+            fix="lower data.seq, or prepare more text",
+        )
+
+
+def _tokenizer(config: Config, facts: Facts) -> Iterator[Problem]:
+    if facts.tokenizer_trouble is not None:
+        yield Problem(
+            key="data.tokenizer",
+            found=config.data.tokenizer,
+            expected=f"a readable tokenizer.json ({facts.tokenizer_trouble})",
+            fix="give the file that `roots prepare` wrote beside the corpus",
+        )
+    elif facts.tokenizer_vocab is not None and facts.tokenizer_vocab > config.model.vocab:
+        yield Problem(
+            key="model.vocab",
+            found=config.model.vocab,
+            expected=f"at least {facts.tokenizer_vocab}, the vocabulary of {config.data.tokenizer}",
+            fix=f"set model.vocab={facts.tokenizer_vocab}",
+        )
+
+
+def _folder(config: Config, facts: Facts) -> Iterator[Problem]:
+    if facts.folder_trouble is not None:
+        yield Problem(
+            key="track.folder",
+            found=config.track.folder,
+            expected=f"a folder that can be written ({facts.folder_trouble})",
+            fix="choose another folder, or make room there",
+        )
+
+
+def _devices(config: Config, facts: Facts) -> Iterator[Problem]:
+    if config.train.device == "cuda" and facts.gpus < facts.local_size:
+        yield Problem(
+            key="train.device",
+            found="cuda",
+            expected=f"a GPU for each of this machine's processes ({facts.local_size}), {facts.gpus} can be used",
+            fix="set train.device=cpu" + (f", or start {facts.gpus} processes per machine" if facts.gpus else ""),
+        )
+
+
+def _memory(config: Config, layout: Layout, facts: Facts) -> Iterator[Problem]:
+    if facts.gpus or facts.memory is None:
+        return
+    needed = state_bytes(config, layout) * facts.local_size
+    if needed > facts.memory:
+        yield Problem(
+            key="model",
+            found=f"{parameters(config) / 1e9:.3g} billion parameters",
+            expected=f"weights and optimizer states of {facts.local_size} processes in the {facts.memory / GIB:.1f} GiB "
+            f"that this machine has left; they need {needed / GIB:.1f} GiB",
+            fix="choose a smaller model, or more machines with a higher parallel.tp, parallel.pp or parallel.zero",
+        )
+
+
+def _packages(config: Config, layout: Layout, facts: Facts) -> Iterator[Problem]:
+    wanted = ["torch"] + (["deepspeed"] if config.engine(layout.dp) == "deepspeed" else [])
+    for name in wanted:
+        if name not in facts.versions:
+            continue
+        version, pinned = facts.versions[name], facts.pinned.get(name)
+        if version is None or (pinned is not None and version.partition("+")[0] != pinned):
+            target = f"{name}=={pinned}" if pinned else name
+            yield Problem(
+                key=name,
+                found=version or "not installed",
+                expected=f"version {pinned}, which this release was tried with" if pinned else "it to be installed",
+                fix=f"pip install {target}",
+            )

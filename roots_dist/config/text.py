@@ -1,0 +1,129 @@
+"""YAML in and out, for configs: plain data alone, each value with its line, nothing overwritten in silence.
+
+A safe loader with four differences: a key written twice is refused, aliases are refused (a few lines of them unfold to
+gigabytes), `1e-4` is a number, and dates are text.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from roots_dist.errors import ConfigError, Problem
+
+Origins = dict[str, str]
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_node(self, parent: Node | None, index: Any) -> Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError("aliases are not used here", problem_mark=self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+
+# YAML 1.1 wants a dot in every float and calls 2024-01-01 a date; its on/off/yes/no stay booleans as YAML says.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists of plain values on one line, as people write them."""
+
+
+def _represent_list(dumper: yaml.SafeDumper, values: list[Any]) -> Node:
+    plain = not any(isinstance(value, (dict, list)) for value in values)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=plain)
+
+
+_Dumper.add_representer(list, _represent_list)
+
+
+def dump(tree: dict[str, Any]) -> str:
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def parse_file(path: Path) -> tuple[dict[str, Any], Origins]:
+    """The tree of a config file, and the line of every key. Raises ConfigError if it is no mapping in YAML."""
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _refusal(path, _why(error), "a YAML file that can be read", _remedy(path)) from None
+    tree, origins = _parse(source, str(path), str(path))
+    if tree is None:
+        return {}, {}
+    if not isinstance(tree, dict):
+        raise _refusal(path, type(tree).__name__, "sections (model:, data:, train:, ...)", "see configs/quickstart.yaml")
+    return tree, origins
+
+
+def parse_value(key: str, source: str, origin: str) -> Any:
+    """The value of an override, in YAML's syntax."""
+    return _parse(source, key, origin)[0]
+
+
+def _parse(source: str, name: str, origin: str) -> tuple[Any, Origins]:
+    loader = _Loader(source)
+    origins: Origins = {}
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None, {}
+        _walk(node, "", origin, origins)
+        return loader.construct_document(node), origins
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"{origin}:{mark.line + 1}" if mark is not None and name == origin else origin
+        reason = getattr(error, "problem", None) or getattr(error, "context", None) or str(error) or type(error).__name__
+        found = source if name != origin else " ".join(reason.split())
+        problem = Problem(
+            key=name,
+            found=found,
+            expected="YAML" if name == origin else f"a value in YAML's syntax ({' '.join(reason.split())})",
+            fix="correct this line" if name == origin else "put the value into quotes",
+            origin=line,
+        )
+        raise ConfigError([problem]) from None
+    finally:
+        loader.dispose()
+
+
+def _walk(node: Node, prefix: str, origin: str, origins: Origins) -> None:
+    """Write down the line of every key; refuse one that is written twice."""
+    if isinstance(node, SequenceNode):
+        for index, value in enumerate(node.value):
+            _note(f"{prefix}{index}", value, origin, origins)
+    elif isinstance(node, MappingNode):
+        for key, value in node.value:
+            if not isinstance(key, ScalarNode):
+                raise yaml.MarkedYAMLError("a key must be a word", problem_mark=key.start_mark)
+            name = f"{prefix}{key.value}"
+            if name in origins:
+                raise yaml.MarkedYAMLError(f"{name} is written twice", problem_mark=key.start_mark)
+            _note(name, value, origin, origins, key)
+
+
+def _note(name: str, value: Node, origin: str, origins: Origins, key: Node | None = None) -> None:
+    origins[name] = f"{origin}:{(key or value).start_mark.line + 1}"
+    _walk(value, f"{name}.", origin, origins)
+
+
+def _refusal(path: Path, found: object, expected: str, fix: str) -> ConfigError:
+    return ConfigError([Problem(key=str(path), found=found, expected=expected, fix=fix)])
+
+
+def _why(error: Exception) -> str:
+    return (error.strerror or "unreadable").lower() if isinstance(error, OSError) else "not UTF-8 text"
+
+
+def _remedy(path: Path) -> str:
+    beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    return f"{path.parent} holds {', '.join(beside[:12])}" if beside else "give the path of a config, as configs/quickstart.yaml"

@@ -1,0 +1,256 @@
+"""What a launcher says about this process: its rank, the world's size, where the others meet. The only reader of
+os.environ.
+
+    torchrun, deepspeed | mpirun | srun --variables--> discover() --World--> launch/, which joins it
+
+`None` means that nobody launched us: `roots train` then starts the processes itself (launch/local.py).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from roots_dist.errors import EnvironmentProblem
+
+# launcher -> (rank, world size, local rank, local size). The first whose rank is set is used: torchrun comes first
+# because under `srun torchrun` the Slurm variables are set too, and they count nodes, not processes.
+LAUNCHERS = {
+    "torchrun or deepspeed": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+    "Open MPI": (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+    ),
+    "MPICH or Intel MPI": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    "Slurm": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID", "SLURM_NTASKS_PER_NODE"),
+}
+FAILURES = "ROOTS_FAILURES"
+LAUNCHER_PID = "ROOTS_LAUNCHER_PID"
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among those that a launcher started."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    master_addr: str
+    master_port: int
+    launcher: str
+    failures: str | None = None
+    """Folder in which our own launcher looks for what went wrong; None: another launcher."""
+    launcher_pid: int | None = None
+    """Our own launcher's process; a rank does not outlive it."""
+
+
+def discover(environ: Mapping[str, str] | None = None) -> World | None:
+    """The world that a launcher put this process in, or None. Raises EnvironmentProblem if the variables contradict."""
+    environ = os.environ if environ is None else environ
+    launcher = next((name for name, names in LAUNCHERS.items() if names[0] in environ), None)
+    if launcher is None or (launcher == "Slurm" and not _in_slurm_step(environ)):
+        return None
+    rank_name, size_name, local_rank_name, local_size_name = LAUNCHERS[launcher]
+    size = _number(environ, size_name, launcher, least=1)
+    rank = _number(environ, rank_name, launcher)
+    local_rank = _local_rank(environ, launcher, size, rank)
+    local_size = _local_size(environ, launcher, size, local_rank)
+    for name, value, limit_name, limit in (
+        (rank_name, rank, size_name, size),
+        (local_rank_name, local_rank, local_size_name, local_size),
+        (local_size_name, local_size - 1, size_name, size),
+    ):
+        if value >= limit:
+            found = environ.get(name, value)
+            raise _refusal(f"{name} = {found}", f"less than {limit_name} = {limit}", f"start all processes with one {launcher}")
+    addr, port = _meeting_point(environ, launcher, size, local_size, rank)
+    pid = environ.get(LAUNCHER_PID)
+    return World(
+        rank=rank,
+        size=size,
+        local_rank=local_rank,
+        local_size=local_size,
+        master_addr=addr,
+        master_port=port,
+        launcher=launcher,
+        failures=environ.get(FAILURES),
+        launcher_pid=int(pid) if pid is not None and pid.isdecimal() else None,
+    )
+
+
+def variables(world: World) -> dict[str, str]:
+    """The world in torch's names, which DeepSpeed insists on whatever the launcher."""
+    return {
+        "RANK": str(world.rank),
+        "WORLD_SIZE": str(world.size),
+        "LOCAL_RANK": str(world.local_rank),
+        "LOCAL_SIZE": str(world.local_size),
+        "LOCAL_WORLD_SIZE": str(world.local_size),
+        "MASTER_ADDR": world.master_addr,
+        "MASTER_PORT": str(world.master_port),
+    }
+
+
+def export(values: Mapping[str, str], *, replace: bool = True) -> None:
+    """Set variables for libraries that are configured by nothing else, and for child processes."""
+    for name, value in values.items():
+        if replace:
+            os.environ[name] = value
+        else:
+            os.environ.setdefault(name, value)
+
+
+def is_set(name: str) -> bool:
+    return bool(os.environ.get(name))
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus(environ: Mapping[str, str] | None = None) -> int:
+    """NVIDIA GPUs that are visible here, without importing torch."""
+    environ = os.environ if environ is None else environ
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and visible.strip() in ("", "-1"):
+        return 0
+    tool = shutil.which("nvidia-smi", path=environ.get("PATH"))
+    if tool is None:
+        return 0
+    try:
+        listing = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return 0  # a driver that does not answer has no usable GPU
+    there = sum(line.startswith("GPU ") for line in listing.splitlines())
+    return there if visible is None else min(there, len(visible.split(",")))
+
+
+def first_host(nodelist: str) -> str:
+    """The first name of Slurm's short form: `n[01-03,07],gpu5` -> n01, `r[1-2]n[3-4]` -> r1n3."""
+    depth, end = 0, len(nodelist)
+    for i, letter in enumerate(nodelist):
+        depth += (letter == "[") - (letter == "]")
+        if letter == "," and depth == 0:
+            end = i
+            break
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", nodelist[:end])
+
+
+def tasks_per_node(short: str) -> list[int]:
+    """Slurm's `2(x3),1` -> [2, 2, 2, 1]."""
+    counts: list[int] = []
+    for part in short.split(","):
+        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
+        if match is None:
+            raise _refusal(f"SLURM_TASKS_PER_NODE = {short}", "a list such as 2(x3),1", "start the job with srun")
+        counts += [int(match[1])] * int(match[2] or 1)
+    return counts
+
+
+def _in_slurm_step(environ: Mapping[str, str]) -> bool:
+    """A batch script has a SLURM_PROCID too but is no task; an interactive shell is a step, but none of our world."""
+    return ("SLURM_STEP_ID" in environ or "SLURM_STEPID" in environ) and "SLURM_PTY_PORT" not in environ
+
+
+def _number(environ: Mapping[str, str], name: str, launcher: str, least: int = 0) -> int:
+    value = environ.get(name)
+    if value is None:
+        present = [n for n in LAUNCHERS[launcher] if n in environ]
+        raise _refusal(
+            f"{name} is not set",
+            f"it beside {', '.join(present)}, as {launcher} sets it",
+            f"start with {launcher}, or unset {', '.join(present)}",
+        )
+    if not value.strip().isdecimal() or int(value) < least:
+        raise _refusal(f"{name} = {value!r}", f"a whole number of at least {least}", f"start with {launcher}, or unset it")
+    return int(value)
+
+
+def _local_rank(environ: Mapping[str, str], launcher: str, size: int, rank: int) -> int:
+    name = LAUNCHERS[launcher][2]
+    if launcher == "MPICH or Intel MPI" and name not in environ:
+        return rank  # MPICH's process manager on one machine does not say
+    if size == 1 and name not in environ:
+        return 0
+    return _number(environ, name, launcher)
+
+
+def _local_size(environ: Mapping[str, str], launcher: str, size: int, local_rank: int) -> int:
+    """Processes on this machine."""
+    if launcher == "Slurm":
+        short = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE")
+        if short is not None:
+            counts = tasks_per_node(short)
+            node = _number(environ, "SLURM_NODEID", launcher) if len(counts) > 1 else 0
+            return counts[node] if node < len(counts) else local_rank + 1
+    name = LAUNCHERS[launcher][3]
+    if launcher == "torchrun or deepspeed" and name not in environ:
+        name = "LOCAL_SIZE"  # deepspeed's launcher
+    return _number(environ, name, launcher, least=1) if name in environ else size
+
+
+def _meeting_point(environ: Mapping[str, str], launcher: str, size: int, local_size: int, rank: int) -> tuple[str, int]:
+    """Where rank 0 listens. torchrun and deepspeed say it; for the others the user may, else it is worked out."""
+    addr = environ.get("MASTER_ADDR")
+    if "MASTER_PORT" in environ:
+        port = _number(environ, "MASTER_PORT", launcher, least=1)
+        if port > 65535:
+            raise _refusal(f"MASTER_PORT = {port}", "a port, at most 65535", "choose another")
+    else:
+        port = 20000 + _job_number(environ) % 20000
+    if launcher == "torchrun or deepspeed":
+        if size == 1:
+            return addr or "127.0.0.1", port
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environ]
+        if missing:
+            raise _refusal(f"{missing[0]} is not set", "the host and port of rank 0", "start with torchrun, or set it")
+        assert addr is not None
+        return addr, port
+    if addr is not None:
+        return addr, port
+    if local_size == size:
+        return "127.0.0.1", port
+    if launcher == "Slurm":
+        nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST")
+        if nodes is None:
+            raise _refusal("SLURM_JOB_NODELIST is not set", "the nodes of the job", "start with srun, or set MASTER_ADDR")
+        return first_host(nodes), port
+    return _host_of_mpi_rank_0(rank), port
+
+
+def _job_number(environ: Mapping[str, str]) -> int:
+    """The same on all processes of a job, another one for the next job where there is a job number."""
+    for name in ("SLURM_JOB_ID", "SLURM_JOBID", "PMI_ID", "OMPI_MCA_ess_base_jobid"):
+        if environ.get(name, "").isdecimal():
+            return int(environ[name])
+    return 9500
+
+
+def _host_of_mpi_rank_0(rank: int) -> str:
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise _refusal(
+            "MASTER_ADDR is not set",
+            f"it for MPI over several machines, or mpi4py to ask ({error})",
+            "set MASTER_ADDR to the first machine, or pip install 'roots_dist[mpi]'",
+        ) from None
+    host = bytearray(256)
+    if rank == 0:
+        name = socket.gethostname().encode()
+        host[: len(name)] = name
+    MPI.COMM_WORLD.Bcast(host, root=0)  # a buffer: object broadcasts pickle
+    return host.rstrip(b"\0").decode()
+
+
+def _refusal(found: str, expected: str, fix: str) -> EnvironmentProblem:
+    return EnvironmentProblem(f"{found}: expected {expected}. Fix: {fix}.")

@@ -1,0 +1,269 @@
+"""Every wrong combination is refused before the first process group: the key is named, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from roots_dist.config import facts as gathering
+from roots_dist.config import readiness
+from roots_dist.config.checks import batch_sizes, check, layout_for
+from roots_dist.config.facts import CorpusFacts, Facts
+from roots_dist.config.load import to_yaml
+from roots_dist.config.schema import Config
+from roots_dist.errors import ConfigError
+from roots_dist.layout import Layout
+
+FINE = Facts(
+    corpora={"c": CorpusFacts(tokens=10**6, vocab=4096)},
+    tokenizer_vocab=4096,
+    memory=8 * 2**30,
+    versions={"torch": "2.13.0+cpu", "deepspeed": "0.19.8"},
+    pinned={"torch": "2.13.0", "deepspeed": "0.19.8"},
+)
+BASE = {"data": {"train": "c"}, "train": {"device": "cpu"}}
+
+
+def config_of(**sections: dict) -> Config:
+    return Config(**{name: BASE.get(name, {}) | sections.get(name, {}) for name in {*BASE, *sections}})
+
+
+def problems_of(world: int, facts: Facts | None = FINE, **sections: dict):
+    return check(config_of(**sections), world, facts)
+
+
+def with_facts(**changes: object) -> Facts:
+    return Facts(**{**FINE.__dict__, **changes})
+
+
+@pytest.mark.parametrize(
+    "world, sections",
+    [
+        (1, {}),
+        (8, {"parallel": {"tp": 2, "pp": 2}, "train": {"batch": 16}}),
+        (4, {"parallel": {"tp": 4, "sequence": True}}),
+        (2, {"parallel": {"zero": 3}}),
+        (3, {"parallel": {"pp": 3}, "model": {"layers": 7}}),
+        (4, {"parallel": {"tp": 4}, "model": {"kv_heads": 2}}),  # each key/value head on two ranks
+        (2, {"parallel": {"tp": 2}, "model": {"vocab": 50257, "kv_heads": 2}}),
+        (2, {"parallel": {"pp": 2, "chunks": 2, "schedule": "interleaved"}}),
+        (1, {"model": {"hidden": 100, "heads": 3, "head_dim": 32, "ffn": 10}}),
+        (1, {"train": {"batch": 8, "batch_ramp": [2, 2, 100]}}),
+        (4, {"advanced": {"double": True, "engine": "reference"}}),
+        (1, {"optim": {"rate": "wsd", "warmup": 10, "decay": 90}}),
+    ],
+)
+def test_what_works_is_not_refused(world, sections):
+    assert problems_of(world, **sections) == []
+
+
+WRONG = [
+    # world, sections, key that is named
+    (3, {"parallel": {"tp": 2}}, "world size"),
+    (2, {"parallel": {"tp": 2, "pp": 2}}, "world size"),
+    (1, {"model": {"hidden": 250}}, "model.hidden"),
+    (1, {"model": {"positions": "rotary", "head_dim": 63}}, "model.head_dim"),
+    (1, {"model": {"positions": "rotary", "hidden": 12, "heads": 4}}, "model.head_dim"),
+    (1, {"model": {"kv_heads": 3}}, "model.kv_heads"),
+    (1, {"model": {"kv_heads": 8}}, "model.kv_heads"),
+    (3, {"parallel": {"tp": 3}, "model": {"ffn": 768}, "advanced": {"vocab_multiple": 3}}, "parallel.tp"),
+    (2, {"parallel": {"tp": 2}, "model": {"ffn": 1023}}, "parallel.tp"),
+    (2, {"parallel": {"tp": 2}, "model": {"vocab": 4097}, "advanced": {"vocab_multiple": 1}}, "parallel.tp"),
+    (4, {"parallel": {"tp": 4}, "model": {"heads": 12, "kv_heads": 6, "hidden": 240}}, "parallel.tp"),
+    (1, {"parallel": {"sequence": True}}, "parallel.sequence"),
+    (2, {"parallel": {"tp": 2, "sequence": True}, "data": {"seq": 255}}, "data.seq"),
+    (1, {"train": {"batch": 7, "micro_batch": 2}}, "train.batch"),
+    (3, {}, "train.batch"),
+    (1, {"train": {"batch": 2, "micro_batch": 4}}, "train.batch"),
+    (1, {"train": {"batch_ramp": [3, 2, 100]}}, "train.batch_ramp"),
+    (1, {"train": {"batch_ramp": [16, 2, 100]}}, "train.batch_ramp"),
+    (1, {"train": {"batch_ramp": [2, 0, 100]}}, "train.batch_ramp"),
+    (1, {"train": {"batch_ramp": [2, -2, 100]}}, "train.batch_ramp"),
+    (4, {"train": {"batch_ramp": [2, 2, 100]}}, "train.batch_ramp"),
+    (8, {"parallel": {"pp": 8}}, "model.layers"),
+    (2, {"parallel": {"pp": 2, "chunks": 3, "schedule": "interleaved"}}, "model.layers"),
+    (2, {"parallel": {"pp": 2, "chunks": 2}}, "parallel.schedule"),
+    (2, {"parallel": {"pp": 2, "schedule": "interleaved"}}, "parallel.schedule"),
+    (2, {"parallel": {"pp": 2, "chunks": 2, "schedule": "interleaved"}, "train": {"batch": 3}}, "parallel.schedule"),
+    (
+        2,
+        {
+            "parallel": {"pp": 2, "chunks": 2, "schedule": "interleaved"},
+            "train": {"batch": 4, "batch_ramp": [3, 1, 9]},
+        },
+        "parallel.schedule",
+    ),
+    (1, {"optim": {"warmup": 101}}, "optim.warmup"),
+    (1, {"optim": {"rate": "wsd", "warmup": 50, "decay": 51}}, "optim.decay"),
+    (1, {"optim": {"min_lr": 1.0}}, "optim.min_lr"),
+    (2, {"parallel": {"zero": 2}, "advanced": {"engine": "reference"}}, "advanced.engine"),
+    (2, {"parallel": {"zero": 0}, "advanced": {"engine": "deepspeed"}, "train": {"precision": "bf16"}}, "parallel.zero"),
+    (4, {"parallel": {"zero": 3, "pp": 2, "schedule": "zb-h1"}}, "parallel.schedule"),
+    (2, {"advanced": {"double": True}}, "advanced.double"),
+    (1, {"advanced": {"double": True}, "train": {"device": "cuda"}}, "advanced.double"),
+    (1, {"advanced": {"double": True}, "train": {"precision": "bf16"}}, "advanced.double"),
+    (1, {"data": {"train": []}}, "data.train"),
+    (1, {"train": {"device": "cuda"}}, "train.device"),
+    (1, {"data": {"seq": 10**6}}, "data.seq"),
+    (1, {"model": {"vocab": 4095}}, "model.vocab"),
+    (1, {"model": {"layers": 96, "hidden": 12288, "heads": 96}}, "model"),
+]
+
+
+@pytest.mark.parametrize("world, sections, key", WRONG)
+def test_what_cannot_work_is_refused(world, sections, key):
+    problems = problems_of(world, **sections)
+    assert key in [p.key for p in problems]
+    for p in problems:
+        text = str(p)
+        assert "\n" not in text and ": expected " in text and " Fix: " in text and p.fix.strip(), text
+
+
+@pytest.mark.parametrize(
+    "facts, key",
+    [
+        (with_facts(corpora={"c": CorpusFacts(trouble="no such file or directory: c.idx")}), "data.train"),
+        (with_facts(tokenizer_trouble="no such file"), "data.tokenizer"),
+        (with_facts(tokenizer_vocab=5000), "model.vocab"),
+        (with_facts(folder_trouble="permission denied: /"), "track.folder"),
+        (with_facts(memory=10**6), "model"),
+        (with_facts(versions={"torch": "2.4.0", "deepspeed": "0.19.8"}), "torch"),
+        (with_facts(versions={"torch": None}), "torch"),
+        (with_facts(versions={"torch": "2.13.0", "deepspeed": None}), "deepspeed"),
+        (with_facts(versions={"torch": "2.13.0", "deepspeed": "0.18.6"}), "deepspeed"),
+    ],
+)
+def test_a_machine_that_cannot_is_refused(facts, key):
+    assert [p.key for p in problems_of(2, facts)] == [key]
+    assert all(p.fix for p in problems_of(2, facts))
+
+
+def test_deepspeed_is_not_asked_for_where_it_is_not_used():
+    assert problems_of(1, with_facts(versions={"torch": "2.13.0", "deepspeed": None})) == []
+
+
+def test_all_problems_come_at_once():
+    problems = problems_of(
+        3,
+        model={"hidden": 250, "kv_heads": 3},
+        parallel={"sequence": True},
+        optim={"warmup": 1000, "min_lr": 1.0},
+        data={"train": []},
+    )
+    keys = {p.key for p in problems}
+    assert keys >= {"model.hidden", "model.kv_heads", "parallel.sequence", "optim.warmup", "optim.min_lr", "data.train"}
+    assert "train.batch" in keys
+
+
+@pytest.mark.parametrize("tp", range(1, 9))
+@pytest.mark.parametrize("kv_heads", [1, 2, 4, 8])
+def test_kv_heads_and_tp_agree_or_are_refused(tp, kv_heads):
+    """Against the definition: the slices of the key/value heads must be whole heads, the same number on each rank."""
+    allowed = kv_heads % tp == 0 or tp % kv_heads == 0
+    sections = {"model": {"heads": 8 * 7 * 15, "head_dim": 2, "kv_heads": kv_heads, "ffn": 840}}
+    problems = problems_of(tp, parallel={"tp": tp}, advanced={"vocab_multiple": 840}, train={"batch": 8}, **sections)
+    assert (problems == []) == allowed
+
+
+def test_layout_for_gives_dp_what_is_left():
+    config = config_of(parallel={"tp": 4, "pp": 12})
+    assert layout_for(config, 384) == Layout(dp=8, pp=12, tp=4)
+    for world in (0, 1, 47, 385):
+        with pytest.raises(ConfigError):
+            layout_for(config, world)
+
+
+def test_batch_sizes_of_bloom():
+    config = config_of(train={"batch": 2048, "batch_ramp": [192, 16, 9_765_625]})
+    sizes = batch_sizes(config)
+    assert sizes[0] == 192 and sizes[-1] == 2048 and len(sizes) == 117
+
+
+def test_the_closed_form_counts_gpt2_small():
+    """124,439,808 parameters, of which biases and norms (102,144) are left out and 47 padded rows are added."""
+    config = config_of(
+        model={"layers": 12, "hidden": 768, "heads": 12, "vocab": 50257}, data={"seq": 1024, "train": "c"}
+    )
+    biases_and_norms = 12 * (4 * 768 + 3 * 768 + 768 + 4 * 768 + 768) + 2 * 768
+    assert readiness.parameters(config) == 124_439_808 - biases_and_norms + 47 * 768
+
+
+@pytest.mark.parametrize("zero, expected", [(0, 16), (1, 4 + 4 + 8 / 4), (2, 4 + 12 / 4), (3, 16 / 4)])
+def test_state_bytes_follow_the_zero_paper(zero, expected):
+    """Rajbhandari et al. 2020, figure 1, in float32: weights 4, gradients 4, moments 8 bytes for each parameter."""
+    config = config_of(parallel={"zero": zero})
+    assert readiness.state_bytes(config, Layout(dp=4)) == pytest.approx(readiness.parameters(config) * expected, rel=1e-6)
+
+
+def write_corpus(folder, magic=b"MMIDIDX\x00\x00", version=1, code=8, sequences=1, tokens=1000, cut=0):
+    idx = magic + struct.pack("<QBQQ", version, code, sequences, 2) + bytes(12 * sequences + 16)
+    (folder / "c.idx").write_bytes(idx[: len(idx) - cut])
+    (folder / "c.bin").write_bytes(bytes(2 * tokens))
+    return str(folder / "c")
+
+
+def test_a_corpus_is_read_by_its_header(tmp_path):
+    prefix = write_corpus(tmp_path)
+    assert gathering.corpus(prefix) == CorpusFacts(tokens=1000)
+    (tmp_path / "manifest.json").write_text(json.dumps({"vocab": 777}))
+    assert gathering.corpus(prefix).vocab == 777
+    for hostile in ("{", "[]", '{"vocab": "many"}', "\udcff"):
+        (tmp_path / "manifest.json").write_text(hostile, errors="surrogateescape")
+        assert gathering.corpus(prefix) == CorpusFacts(tokens=1000)
+
+
+@pytest.mark.parametrize(
+    "wrong, word",
+    [
+        ({"magic": b"TNTIDX\x00\x00\x00"}, "older format"),
+        ({"magic": b"not an id"}, "no index"),
+        ({"version": 2}, "version 2"),
+        ({"code": 9}, "token type 9"),
+        ({"sequences": 3, "cut": 8}, "cut off"),
+        ({"cut": 60}, "no index"),
+        ({"code": 4, "tokens": 999}, "cut off"),
+    ],
+)
+def test_a_broken_corpus_says_what_is_wrong_with_it(tmp_path, wrong, word):
+    assert word in (gathering.corpus(write_corpus(tmp_path, **wrong)).trouble or "")
+
+
+def test_a_missing_corpus_and_a_missing_bin_are_told_apart(tmp_path):
+    assert "c.idx" in (gathering.corpus(str(tmp_path / "c")).trouble or "")
+    prefix = write_corpus(tmp_path)
+    (tmp_path / "c.bin").unlink()
+    assert "c.bin" in (gathering.corpus(prefix).trouble or "")
+
+
+def test_facts_of_this_machine(tmp_path):
+    prefix = write_corpus(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2}]}))
+    config = Config(
+        data={"train": prefix, "tokenizer": str(tmp_path / "tokenizer.json")}, track={"folder": str(tmp_path / "runs/x")}
+    )
+    found = gathering.gather(config, local_size=2)
+    assert found.corpora[prefix].tokens == 1000 and found.tokenizer_vocab == 3 and found.local_size == 2
+    assert found.folder_trouble is None and not (tmp_path / "runs").exists()
+    assert found.memory is not None and found.memory > 0
+    assert found.versions["torch"]
+    (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": []}}')
+    assert gathering.gather(config, 1).tokenizer_trouble
+    (tmp_path / "file").write_text("")
+    blocked = config.model_copy(update={"track": config.track.model_copy(update={"folder": str(tmp_path / "file/x")})})
+    assert gathering.gather(blocked, 1).folder_trouble
+
+
+def test_checking_needs_no_torch(tmp_path):
+    """A login node checks a run in a fraction of a second."""
+    path = tmp_path / "run.yaml"
+    path.write_text(to_yaml(config_of()))
+    code = (
+        "import sys; from roots_dist.config import checks, facts, load; "
+        f"config = load.load({str(path)!r}); checks.check(config, 4, facts.gather(config, 4)); "
+        "assert not {'torch', 'deepspeed', 'numpy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,155 @@
+"""Config files and overrides: what is read, where each value came from, and every mistake with its place."""
+
+from __future__ import annotations
+
+import pytest
+
+from roots_dist.config.load import known_keys, load, nearest, read, to_yaml
+from roots_dist.config.schema import Config, Source
+from roots_dist.errors import ConfigError
+
+
+@pytest.fixture
+def write(tmp_path):
+    def written(text: str | bytes):
+        path = tmp_path / "run.yaml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return written
+
+
+def refused(path, overrides=()):
+    with pytest.raises(ConfigError) as caught:
+        load(path, overrides)
+    assert all(p.fix and p.expected for p in caught.value.problems)
+    return caught.value.problems
+
+
+def test_values_keep_their_types_and_their_origin(write):
+    path = write("optim:\n  lr: 1e-4\ndata:\n  train: corpus/a\n  validation: [b, {path: c, weight: 2}]\n")
+    found = read(path, ["model.layers=3", "track.tags=[x, 'y z']", "track.name='7'", "optim.decay="])
+    assert found.config.optim.lr == 1e-4
+    assert found.config.data.train == (Source(path="corpus/a"),)
+    assert found.config.data.validation == (Source(path="b"), Source(path="c", weight=2.0))
+    assert found.config.track.tags == ("x", "y z") and found.config.track.name == "7"
+    assert found.config.optim.decay is None
+    assert found.origins["optim.lr"] == f"{path}:2" and found.origins["data.validation.1.weight"] == f"{path}:5"
+    assert found.origins["model.layers"] == "command line"
+
+
+def test_an_override_beats_the_file_and_the_last_one_beats_the_first(write):
+    path = write("model: {layers: 2}\ndata: {train: [a, b]}\n")
+    config = load(path, ["model.layers=3", "model.layers=5", "data.train=[c]"])
+    assert config.model.layers == 5 and [s.path for s in config.data.train] == ["c"]
+
+
+def test_an_empty_file_is_the_default_config(write):
+    assert load(write("# nothing\n")) == Config()
+
+
+def test_what_is_printed_reads_back_equal(write):
+    config = load(write(""), ["data.train=[a, {path: b, weight: 0.25}]", "optim.eps=1e-8", "train.batch_ramp=[2, 2, 9]"])
+    assert load(write(to_yaml(config))) == config
+
+
+@pytest.mark.parametrize(
+    "text, key, line, word",
+    [
+        ("optim:\n  lrr: 1\n", "optim.lrr", 2, "did you mean optim.lr"),
+        ("model:\n  hiden: 4\n", "model.hiden", 2, "model.hidden"),
+        ("modle: {}\n", "modle", 1, "did you mean model"),
+        ("lr: 3\n", "lr", 1, "optim.lr"),
+        ("train:\n  lr: 3\n", "train.lr", 2, "optim.lr"),
+        ("data: {train: {path: a, wieght: 1}}\n", "data.train.0.wieght", 1, "weight"),
+        ("zzzzqqqq: 3\n", "zzzzqqqq", 1, "--print-config"),
+        ("model:\n  layers: two\n", "model.layers", 2, "Transformer blocks"),
+        ("model:\n  layers: true\n", "model.layers", 2, "Transformer blocks"),
+        ("model:\n  layers: 2.0\n", "model.layers", 2, "Transformer blocks"),
+        ("model:\n  layers: 0\n", "model.layers", 2, "Transformer blocks"),
+        ("model:\n  tied: 1\n", "model.tied", 2, "embedding"),
+        ("model: {dropout: 1.0}\n", "model.dropout", 1, "embedding"),
+        ("optim: {lr: .nan}\n", "optim.lr", 1, "such a value"),
+        ("optim: {eps: .inf}\n", "optim.eps", 1, "such a value"),
+        ("optim: {lr: -1e-4}\n", "optim.lr", 1, "such a value"),
+        ("parallel: {zero: 4}\n", "parallel.zero", 1, "optimizer"),
+        ("parallel: {schedule: 1F1B}\n", "parallel.schedule", 1, "choose one of"),
+        ("train: {device: gpu}\n", "train.device", 1, "'cuda'"),
+        ("train: {batch_ramp: [1, 2]}\n", "train.batch_ramp.2", 1, "give"),
+        ("track: {name: 2024-01-01}\nmodel: 3\n", "model", 2, "indented"),
+        ("data: {train: {weight: 2}}\n", "data.train.0.path", 1, "give"),
+        ("data: {train: 7}\n", "data.train", 1, "such a value"),
+    ],
+)
+def test_a_wrong_key_or_value_is_refused_with_its_line_and_a_remedy(write, text, key, line, word):
+    path = write(text)
+    (problem,) = refused(path)
+    assert problem.key == key and problem.origin == f"{path}:{line}" and word in problem.fix
+
+
+@pytest.mark.parametrize(
+    "text, word",
+    [
+        ("model:\n  layers: 3\n  layers: 4\n", "model.layers is written twice"),
+        ("a: &a [1]\nb: *a\n", "aliases are not used"),
+        ("model: {layers: 3\n", "expected"),
+        ("model: !!python/object/apply:os.system [echo]\n", "could not determine a constructor"),
+        ("model: !!python/name:os.system\n", "could not determine a constructor"),
+        ("? [1, 2]\n: 3\n", "a key must be a word"),
+        ("\tmodel: 3\n", "found character"),
+        ("[" * 3000, "recursion"),
+        ("a: 1\n---\nb: 2\n", "another document"),
+    ],
+)
+def test_a_file_that_is_no_plain_yaml_is_refused(write, text, word):
+    (problem,) = refused(write(text))
+    assert word in str(problem.found)
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe\x00", "- 1\n- 2\n", "just words\n"])
+def test_a_file_without_sections_is_refused(write, text):
+    (problem,) = refused(write(text))
+    assert problem.key.endswith("run.yaml")
+
+
+def test_a_missing_file_names_its_neighbours(write):
+    path = write("")
+    (problem,) = refused(path.with_name("rnu.yaml"))
+    assert "run.yaml" in problem.fix
+    assert refused(path.parent / "no" / "x.yaml")[0].found == "no such file or directory"
+    assert refused(path.parent)[0].found == "is a directory"
+
+
+@pytest.mark.parametrize(
+    "override, key, word",
+    [
+        ("optim.lrr=3", "optim.lrr", "optim.lr"),
+        ("lr=3", "lr=3", "optim.lr=VALUE"),
+        ("model.layers", "model.layers", "model.layers=VALUE"),
+        ("--optim.lr=3", "--optim.lr", "optim.lr"),
+        ("model.layers=[", "model.layers", "quotes"),
+        ("model.layers=many", "model.layers", "Transformer blocks"),
+        ("model.layers=", "model.layers", "such a value"),
+        ("=3", "=3", "VALUE"),
+        ("data.train.0.path=x", "data.train.0.path", "data.train"),
+    ],
+)
+def test_a_wrong_override_is_refused(write, override, key, word):
+    problem = refused(write(""), [override])[0]
+    assert problem.key == key and problem.origin == "command line" and word in problem.fix
+
+
+def test_all_mistakes_come_at_once(write):
+    problems = refused(write("optim: {lrr: 1}\nmodel: {layers: -1, heads: x}\n"), ["train.stepss=4", "nonsense"])
+    assert {p.key for p in problems} == {"optim.lrr", "model.layers", "model.heads", "train.stepss", "nonsense"}
+
+
+def test_nearest_prefers_the_same_word_in_another_section():
+    keys = known_keys()
+    assert nearest("train.tp", keys) == "parallel.tp"
+    assert nearest("model.rope_thta", keys) == "model.rope_theta"
+    assert nearest("qqqq.zzzz", keys) is None
+
+
+def test_what_a_user_meets_is_about_sixty_keys():
+    assert len([k for k in known_keys() if "." in k and not k.startswith("advanced.")]) <= 66
