@@ -128,7 +128,7 @@ class Manifest:
     def check_hash(self, folder: Path, name: str) -> None:
         if measure(Path(folder) / name) != self.files[name]:
             raise CheckpointError(
-                f"{Path(folder) / name}: sha256 differs from the manifest's. Fix: it was changed or damaged; use another."
+                f"{Path(folder) / name}: sha256 differs from the manifest's. Fix: it is damaged; use another checkpoint."
             )
 
 

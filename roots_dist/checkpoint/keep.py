@@ -47,7 +47,7 @@ def check_whole(folder: Path, step: int) -> None:
     """Raise CheckpointError unless the folder holds what its manifest lists. Looks at sizes, not at hashes."""
     manifest = Manifest.read(folder)
     if manifest.step != step:
-        raise CheckpointError(f"{folder}: step = {manifest.step} in the manifest: expected {step}. Fix: rename it back.")
+        raise CheckpointError(f"{folder}: step = {manifest.step} in its manifest: expected {step}. Fix: rename it.")
     for name in manifest.files:
         manifest.check_size(folder, name)
 
@@ -61,7 +61,7 @@ def prune(run: Path, keep: int) -> None:
     assert keep >= 1, keep
     for path in complete(run)[:-keep]:
         gone = path.with_name(f".{path.name.strip('.')}{GONE}")
-        os.rename(path, gone)  # first the name: a kill while files are deleted leaves nothing that looks like a checkpoint
+        os.rename(path, gone)  # first the name: a kill between two files leaves nothing that looks like a checkpoint
         shutil.rmtree(gone)
 
 

@@ -101,13 +101,14 @@ def _open(
         reader = _Reader(folder, kinds)
         if reader.state.get("step") != manifest.step:
             raise CheckpointError(
-                f"{folder / STATE_FILE}: step = {reader.state.get('step')!r}: expected {manifest.step}, as the manifest "
-                "says. Fix: use another checkpoint."
+                f"{folder / STATE_FILE}: step = {reader.state.get('step')!r}: expected the manifest's {manifest.step}. "
+                "Fix: use another checkpoint."
             )
         for kind in kinds:
             unlisted = set(reader.files[kind].values()) - manifest.files.keys()
             if unlisted:
-                raise CheckpointError(f"{folder / index_name(kind)}: {min(unlisted)} is not in the manifest. Fix: use another.")
+                where = folder / index_name(kind)
+                raise CheckpointError(f"{where}: {min(unlisted)} is not in the manifest. Fix: use another checkpoint.")
             for p in params:
                 reader.check(kind, p, same_dtype)
     together.meet()

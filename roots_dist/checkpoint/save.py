@@ -1,6 +1,6 @@
 """Write a checkpoint that no layout can be seen in, in bounded memory, and commit it by one rename.
 
-    engine.read_state(name) --gather tp slices to the owner--> whole tensors --full shard--> .partial/ --rename--> step_N
+    engine.read_state(name) --gather tp slices on the owner--> whole tensors --shards--> .partial/ --rename--> step_N
 
 One parameter at a time; its owner is one of the (tp, dp) ranks of its pipeline stage, so all ranks write, in parallel.
 A kill at any moment leaves a hidden folder that the next save removes. Called by the trainer's duties.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -47,12 +48,19 @@ SHARD_BYTES = 1 << 30
 
 
 def save(
-    run: Path, step: int, engine: Engine, params: list[Param], mesh: Mesh, state: dict, *, shard_bytes: int = SHARD_BYTES
+    run: Path,
+    step: int,
+    engine: Engine,
+    params: Sequence[Param],
+    mesh: Mesh,
+    state: dict,
+    *,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Save to `<run>/checkpoints/step_<step>` and return that folder. Collective over the world.
 
-    `state` is what else the trainer needs to go on, as JSON, the same on every rank. If any rank fails (a full disk), every rank raises
-    CheckpointError with that rank's words, and the checkpoints from before are untouched.
+    `state` is what else the trainer needs to go on, as JSON, the same on every rank. If any rank fails (a full disk),
+    every rank raises CheckpointError with that rank's words, and the checkpoints from before are untouched.
     """
     facts = {"format": FORMAT, "step": step, "version": __version__, "layout": str(mesh.layout)}
     assert not facts.keys() & state.keys(), facts.keys() & state.keys()
@@ -84,7 +92,7 @@ def save(
 
 
 def _write_tensors(
-    folder: Path, engine: Engine, params: list[Param], mesh: Mesh, together: Together, shard_bytes: int
+    folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, together: Together, shard_bytes: int
 ) -> list[dict]:
     """Write this rank's shards. Returns their names, sizes, hashes and tensors, as JSON. Collective over the world."""
     mine = [p for p in params if not p.is_copy]
@@ -152,7 +160,7 @@ def _describe(folder: Path, step: int, state: dict, num_ranks: int) -> None:
     for rank in range(num_ranks):
         path = _part(folder, rank)
         if not path.exists():
-            raise CheckpointError(f"{path}: rank {rank}'s list is not here. Fix: the run's folder must be shared by all nodes.")
+            raise CheckpointError(f"{path}: is not here. Fix: put the run's folder on a disk that all nodes share.")
         parts += read_json(path)["shards"]
         path.unlink()
     files = {part["file"]: FileFacts(part["bytes"], part["sha256"]) for part in parts}

@@ -41,7 +41,7 @@ def specs(tp: int, layers: int = LAYERS) -> dict[str, ShardSpec]:
     }
 
 
-def whole(name: str, kind: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+def whole(name: str, kind: str, shape: tuple[int, ...], dtype=torch.float32, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(zlib.crc32(f"{name}/{kind}/{seed}".encode()))
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
@@ -65,9 +65,9 @@ class FakeEngine:
 
     def __init__(self, params: list[Param], dtype: torch.dtype = torch.float32, seed: int | None = 0):
         self.step = None
-        self.states = {} if seed is None else {
-            p.name: {kind: whole(p.name, kind, p.spec.shape, dtype, seed)[p.mine].clone() for kind in STATE} for p in params
-        }
+        self.states = {}
+        for p in params if seed is not None else ():
+            self.states[p.name] = {k: whole(p.name, k, p.spec.shape, dtype, seed)[p.mine].clone() for k in STATE}
 
     def read_state(self, name):
         return dict(self.states[name])
@@ -207,7 +207,7 @@ INDEX = "model.safetensors.index.json"
 FAULTS = {
     "cut short": (_cut, r"exp_avg-00001-of-\d+.safetensors: size = \d+: expected \d+ bytes"),
     "a bit flipped": (_flip, r"model-00001-of-\d+.safetensors: sha256 differs"),
-    "a file gone": (lambda f: next(f.glob("exp_avg_sq-00002-*")).unlink(), r"exp_avg_sq-00002-of-\d+.safetensors: is missing"),
+    "a file gone": (lambda f: next(f.glob("exp_avg_sq-00002-*")).unlink(), r"exp_avg_sq-00002-of-.*: is missing"),
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json: is missing"),
     "torn manifest": (lambda f: (f / "manifest.json").write_text('{"step": 7, "fi'), "manifest.json: cannot be read"),
     "a list as manifest": (lambda f: (f / "manifest.json").write_text("[]"), "expected an object, found list"),
@@ -215,7 +215,7 @@ FAULTS = {
     "later format": (lambda f: _json(lambda v: v.update(format=2))(f / "manifest.json"), "format = 2: expected 1"),
     "manifest without files": (lambda f: _json(lambda v: v.update(files={}))(f / "manifest.json"), "is not listed"),
     "manifest with a path": (
-        lambda f: _json(lambda v: v["files"].update({"../../etc/passwd": {"bytes": 1, "sha256": ""}}))(f / "manifest.json"),
+        lambda f: _json(lambda v: v["files"].update({"../x": {"bytes": 1, "sha256": ""}}))(f / "manifest.json"),
         "expected a plain file name",
     ),
     "index with a path": (

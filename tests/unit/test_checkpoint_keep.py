@@ -1,5 +1,6 @@
 """A kill at any moment leaves the old checkpoint or the new one, whole; never something between that counts."""
 
+import json
 import os
 import shutil
 import signal
@@ -8,12 +9,12 @@ from pathlib import Path
 import pytest
 from test_checkpoint import FakeEngine, saved_alone, stage
 
-from roots_dist.checkpoint import format, save
+from roots_dist.checkpoint import save
 from roots_dist.checkpoint.keep import complete, newest, prune
 from roots_dist.checkpoint.load import load
 from roots_dist.mesh import Mesh
 
-KILLABLE = [(save.os, "rename"), (format.os, "fsync"), (save, "save_file"), (save.shutil, "rmtree"), (format.json, "dump")]
+KILLABLE = ((os, "rename"), (os, "fsync"), (shutil, "rmtree"), (json, "dump"), (save, "save_file"))
 """Every call by which a save changes the disk; a kill comes just before one of them."""
 
 
@@ -86,7 +87,8 @@ def test_the_newest_is_the_newest_that_is_whole(tmp_path, caplog):
     (folder / ".step_00000013.partial").mkdir()
     assert newest(tmp_path) == good
     warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert len(warned) == 3 and "step_00000009" in warned[0] and "step_00000010" in warned[1] and "step_00000011" in warned[2]
+    assert [name in words for name, words in zip(("step_00000009", "step_00000010", "step_00000011"), warned)] == [True] * 3
+    assert len(warned) == 3
     assert torn.exists()
 
 
@@ -95,6 +97,7 @@ def test_prune_keeps_the_newest_whole_ones_and_touches_nothing_else(tmp_path):
         saved_alone(tmp_path, step=step)
     (tmp_path / "checkpoints" / "step_00000004").mkdir()
     prune(tmp_path, 2)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000003", "step_00000004", "step_100000000"]
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step_00000003", "step_00000004", "step_100000000"]
     prune(tmp_path, 2)
     assert [p.name for p in complete(tmp_path)] == ["step_00000003", "step_100000000"]

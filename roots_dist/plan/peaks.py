@@ -1,0 +1,93 @@
+"""What a device can do at best: dense peaks of GPUs from their makers' sheets, and a measured one for a CPU.
+
+MFU is a share of this. Dense figures: sheets that give "with sparsity" are halved. Tensor-core figures are those with
+float32 accumulation.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["bf16", "tf32", "fp32"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peak:
+    """FLOP/s of one device as torch names it."""
+
+    bf16: float
+    """fp16 where the device has no bf16 units (V100, T4)."""
+    tf32: float | None
+    fp32: float
+
+    def at(self, precision: Precision) -> float:
+        return (self.tf32 or self.fp32) if precision == "tf32" else getattr(self, precision)
+
+
+def _tera(bf16: float, tf32: float | None, fp32: float) -> Peak:
+    return Peak(bf16=bf16 * 1e12, tf32=tf32 and tf32 * 1e12, fp32=fp32 * 1e12)
+
+
+# torch.cuda.get_device_name contains the pattern; the first that matches counts, so the special stand before the plain.
+GPU_PEAKS: tuple[tuple[str, Peak], ...] = (
+    (r"\bB200\b", _tera(2250, 1125, 75)),  # NVIDIA DGX B200 datasheet, per GPU
+    (r"\bGH200\b", _tera(989.5, 494.5, 67)),  # NVIDIA GH200 datasheet
+    (r"\bH200 NVL\b", _tera(835.5, 417.5, 60)),  # NVIDIA H200 datasheet
+    (r"\bH200\b", _tera(989.5, 494.5, 67)),
+    (r"\bH100 PCIe\b", _tera(756.5, 378, 51)),  # NVIDIA H100 datasheet (2023)
+    (r"\bH100 NVL\b", _tera(835.5, 417.5, 60)),
+    (r"\bH100\b", _tera(989.5, 494.5, 67)),  # SXM5, "NVIDIA H100 80GB HBM3"
+    (r"\bA100\b", _tera(312, 156, 19.5)),  # NVIDIA A100 datasheet, PCIe and SXM alike
+    (r"\bA800\b", _tera(312, 156, 19.5)),
+    (r"\bL40S\b", _tera(362, 183, 91.6)),  # NVIDIA L40S datasheet
+    (r"\bL40\b", _tera(181, 90.5, 90.5)),  # NVIDIA L40 datasheet
+    (r"\bL4\b", _tera(121, 60, 30.3)),  # NVIDIA L4 datasheet
+    (r"\bA40\b", _tera(149.7, 74.8, 37.4)),  # NVIDIA A40 datasheet
+    (r"\bA30\b", _tera(165, 82, 10.3)),  # NVIDIA A30 datasheet
+    (r"\bA10G\b", _tera(70, 35, 35)),  # NVIDIA A10G, AWS's variant
+    (r"\bA10\b", _tera(125, 62.5, 31.2)),  # NVIDIA A10 datasheet
+    (r"\bRTX 4090\b", _tera(165.2, 82.6, 82.6)),  # NVIDIA Ada architecture whitepaper, appendix A
+    (r"\bRTX 3090\b", _tera(71, 35.6, 35.6)),  # NVIDIA GA102 whitepaper, appendix A
+    (r"\bV100.*PCIE\b", _tera(112, None, 14)),  # NVIDIA V100 datasheet
+    (r"\bV100\b", _tera(125, None, 15.7)),
+    (r"\bT4\b", _tera(65, None, 8.1)),  # NVIDIA T4 datasheet
+    (r"\bMI300X\b", _tera(1307.4, 653.7, 163.4)),  # AMD Instinct MI300X datasheet
+    (r"\bMI250X\b", _tera(191.5, None, 47.9)),  # AMD Instinct MI250X datasheet, halved: torch sees each die
+    (r"\bMI250\b", _tera(181.1, None, 45.3)),  # AMD Instinct MI250 datasheet, halved
+    (r"\bMI210\b", _tera(181, None, 45.3)),  # AMD Instinct MI210 datasheet, fp32 matrix
+)
+
+
+def gpu_peak(device_name: str, precision: Precision) -> float | None:
+    """FLOP/s by the maker's sheet; None for a device that is not in the table (then there is no MFU, not a wrong one)."""
+    for pattern, peak in GPU_PEAKS:
+        if re.search(pattern, device_name, re.IGNORECASE):
+            return peak.at(precision)
+    return None
+
+
+def measured_cpu_peak(threads: int, seconds: float = 0.3) -> float:
+    """FLOP/s of float32 matrix products with this many threads on this machine: the best of what fits in the time.
+
+    Leaves torch's thread count as it was. Measure while other ranks are idle, or all at the same time, else it is
+    the peak of a machine that the run does not have.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        n = 768  # large enough for the kernel's best, small enough for ten tries on one slow core
+        a, b = torch.rand(n, n), torch.rand(n, n)
+        out = a @ b  # warms up threads and caches
+        best, end = float("inf"), time.perf_counter() + seconds
+        while best == float("inf") or time.perf_counter() < end:
+            start = time.perf_counter()
+            torch.mm(a, b, out=out)
+            best = min(best, time.perf_counter() - start)
+        return 2 * n**3 / best
+    finally:
+        torch.set_num_threads(before)
