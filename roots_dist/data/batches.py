@@ -95,8 +95,12 @@ class Batches:
         if len(outside):
             document = corpus.document_at(start + int(outside[0]))
             raise DataError(
-                f"token id {ids[outside[0]]} in {corpus.prefix}, document {document}: expected ids from 0 to model.vocab - 1 = "
-                f"{vocab - 1}. Fix: set model.vocab to the size of the corpus's tokenizer."
+                Problem(
+                    key=f"token id in {corpus.prefix}, document {document}",
+                    found=int(ids[outside[0]]),
+                    expected=f"0 or more and below model.vocab = {vocab}",
+                    fix="set model.vocab to the size of the corpus's tokenizer",
+                )
             )
         return ids
 
@@ -104,8 +108,12 @@ class Batches:
         samples = (corpus.num_tokens - self._window.length) // self._window.stride + 1
         if samples < 1:
             raise DataError(
-                f"corpus {corpus.prefix} has {corpus.num_tokens} tokens: expected at least {self._window.length}, one sample. "
-                f"Fix: a smaller data.seq (now {self._config.data.seq}), or more text."
+                Problem(
+                    key=f"tokens in {corpus.prefix}",
+                    found=corpus.num_tokens,
+                    expected=f"at least {self._window.length}, one sample of data.seq = {self._config.data.seq}",
+                    fix="a smaller data.seq, or more text",
+                )
             )
         return samples
 
@@ -116,17 +124,30 @@ def _check_sizes(config: Config, dp: int) -> None:
     if wrong:
         key = "train.batch" if wrong == [config.train.batch] else "train.batch_ramp gives a batch"
         expected = f"a multiple of train.micro_batch × dp = {config.train.micro_batch} × {dp}"
-        raise ConfigError([Problem(key=key, found=wrong[0], expected=expected, fix="change train.batch, batch_ramp or micro_batch")])
+        raise ConfigError(
+            [Problem(key=key, found=wrong[0], expected=expected, fix="change train.batch, batch_ramp or micro_batch")]
+        )
 
 
 def _check_tokenizers(given: Sequence[Source]) -> None:
     """Where both are known, two sources must have been made with one tokenizer: else ids mean different words."""
     if not given:
-        raise DataError("data sources = []: expected at least one prefix of a .bin/.idx pair. Fix: name it under data.")
+        raise DataError(
+            Problem(
+                key="data sources",
+                found=[],
+                expected="at least one prefix of a .bin/.idx pair",
+                fix="name it under data.train or data.validation",
+            )
+        )
     known = [(source.path, manifest.tokenizer_sha256) for source in given if (manifest := read_manifest(source.path))]
     for path, digest in known[1:]:
         if digest != known[0][1]:
             raise DataError(
-                f"source {path!r}: expected the tokenizer of {known[0][0]!r}, found another. "
-                "Fix: prepare it with `--tokenizer` and the tokenizer.json of the first."
+                Problem(
+                    key="data source",
+                    found=path,
+                    expected=f"the tokenizer of {known[0][0]!r}, but it was made with another",
+                    fix="prepare it with the tokenizer.json of the first",
+                )
             )

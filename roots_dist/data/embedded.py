@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from roots_dist.errors import DataError
+from roots_dist.errors import DataError, Problem
 
 PREFIX = "embedded:"
 _FOLDER = Path(__file__).parent / "corpora"
@@ -24,5 +24,7 @@ def path_of(address: str) -> Path:
     """The file behind `embedded:NAME`."""
     name = address.removeprefix(PREFIX)
     if name not in names():
-        raise DataError(f"input = {address!r}: expected {PREFIX} and one of {names()}. Fix: choose one of these.")
+        raise DataError(
+            Problem(key="input", found=address, expected=f"{PREFIX} and one of {names()}", fix="choose one of these")
+        )
     return _FOLDER / f"{name}{_SUFFIX}"

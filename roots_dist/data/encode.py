@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from roots_dist.data.tokenizer import Tokenizer, load
-from roots_dist.errors import DataError
+from roots_dist.errors import DataError, Problem
 
 
 class Encoded(NamedTuple):
@@ -34,7 +34,9 @@ class Encoded(NamedTuple):
     """Of each text in UTF-8."""
 
 
-def encoded(texts: Iterator[list[str]], tokenizer: Path, end_of_document: str, dtype: np.dtype, workers: int) -> Iterator[Encoded]:
+def encoded(
+    texts: Iterator[list[str]], tokenizer: Path, end_of_document: str, dtype: np.dtype, workers: int
+) -> Iterator[Encoded]:
     """Raises DataError if a worker dies. Closing the iterator, or an error in it, ends the workers."""
     work = partial(_encode, tokenizer, end_of_document, dtype)
     if workers == 1:
@@ -52,8 +54,12 @@ def encoded(texts: Iterator[list[str]], tokenizer: Path, end_of_document: str, d
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise DataError(
-            f"workers = {workers}: expected them to live, but one died. Fix: fewer workers if memory ran out; "
-            "a script that calls prepare() must do so under `if __name__ == '__main__':`."
+            Problem(
+                key="workers",
+                found=workers,
+                expected="processes that live, but one died",
+                fix="fewer workers if memory ran out; in a script call prepare() under `if __name__ == '__main__':`",
+            )
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

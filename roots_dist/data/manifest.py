@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from roots_dist.errors import DataError
+from roots_dist.errors import DataError, Problem
 
 NAME = "manifest.json"
 TOKENIZER = "tokenizer.json"
@@ -131,7 +131,14 @@ def read_manifest(prefix_or_folder: str | Path) -> Manifest | None:
 
 
 def _damaged(path: Path, why: object) -> DataError:
-    return DataError(f"manifest = {str(path)!r}: expected what `roots prepare` wrote ({why}). Fix: prepare the corpus again.")
+    return DataError(
+        Problem(
+            key="manifest",
+            found=str(path),
+            expected=f"what `roots prepare` wrote ({why})",
+            fix="prepare the corpus again",
+        )
+    )
 
 
 def sha256(path: Path) -> str:

@@ -20,14 +20,15 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from roots_dist.data import readers, tokenizer as tokenizers
+from roots_dist.data import readers
+from roots_dist.data import tokenizer as tokenizers
 from roots_dist.data.encode import Encoded, encoded
 from roots_dist.data.manifest import NAME, SPLITS, TOKENIZER, File, Manifest, Options, Split, read_manifest, stem
 from roots_dist.data.order import fraction
 from roots_dist.data.readers import Defect, Document
 from roots_dist.data.store import Writer, token_type
 from roots_dist.data.tokenizer import Tokenizer
-from roots_dist.errors import DataError
+from roots_dist.errors import DataError, Problem
 
 BATCH_BYTES = 1 << 18
 """Text that travels to a worker at a time."""
@@ -112,16 +113,27 @@ def prepare(
 
 def _check(validation: float, workers: int | None, on_error: str) -> None:
     if not 0 <= validation < 1:
-        raise DataError(f"validation = {validation}: expected a share of documents, 0 or more and below 1. Fix: say 0.05 for 5 %.")
+        raise DataError(
+            Problem(
+                key="validation",
+                found=validation,
+                expected="a share of documents, 0 or more and below 1",
+                fix="say 0.05 for 5 %",
+            )
+        )
     if workers is not None and workers < 1:
-        raise DataError(f"workers = {workers}: expected at least 1. Fix: leave it out to use every core.")
+        raise DataError(
+            Problem(key="workers", found=workers, expected="at least 1", fix="leave it out to use every core")
+        )
     if on_error not in ("stop", "skip"):
-        raise DataError(f"on_error = {on_error!r}: expected stop or skip. Fix: choose one of these.")
+        raise DataError(Problem(key="on_error", found=on_error, expected="stop or skip", fix="choose one of these"))
 
 
 def _workers(total: int) -> int:
     """A process for each core that this one may use, unless the text is read before they have started."""
-    return 1 if total < 1 << 20 else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if total < 1 << 20:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass
@@ -161,7 +173,14 @@ class _Intake:
         self.progress(Progress(stage, self.total, self.total, number))
         if not number:
             skipped = "; ".join(self.examples[:3]) or "the files are empty"
-            raise DataError(f"inputs = {len(self.files)} files: expected a document in them, found none ({skipped}). Fix: check the files and text_key.")
+            raise DataError(
+                Problem(
+                    key="inputs",
+                    found=f"{len(self.files)} files",
+                    expected=f"a document in them ({skipped})",
+                    fix="check the files and text_key",
+                )
+            )
 
     def _note(self, defect: Defect) -> None:
         if self.options.on_error == "stop":
@@ -198,8 +217,12 @@ def _tokenize(intake: _Intake, chosen: Tokenizer, partial: Path, workers: int) -
                 _add(part, held_out, writers, counts)
         if not train.num_documents:
             raise DataError(
-                f"validation = {intake.options.validation}: expected documents left for training, but all {first} were "
-                "held out. Fix: lower it, or change the seed."
+                Problem(
+                    key="validation",
+                    found=intake.options.validation,
+                    expected=f"documents left for training, but all {first} are held out",
+                    fix="lower it, or change the seed",
+                )
             )
         for writer in writers:
             if writer.num_documents:
@@ -221,16 +244,37 @@ def _alone_in(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise DataError(f"output = {str(folder)!r}: expected a folder that can be made ({error.strerror}). Fix: choose another.") from error
+        raise DataError(
+            Problem(
+                key="output",
+                found=str(folder),
+                expected=f"a folder that can be made ({error.strerror})",
+                fix="choose another",
+            )
+        ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
-        raise DataError(f"output = {str(folder)!r}: expected nobody else at work there, but another prepare is. Fix: wait for it.") from error
+        raise DataError(
+            Problem(
+                key="output",
+                found=str(folder),
+                expected="nobody else at work there, but another prepare is",
+                fix="wait for it",
+            )
+        ) from error
     try:
         yield
     except OSError as error:
-        raise DataError(f"output = {str(folder)!r}: expected to be able to write there ({error}). Fix: check space and rights.") from error
+        raise DataError(
+            Problem(
+                key="output",
+                found=str(folder),
+                expected=f"a folder that can be written ({error})",
+                fix="check space and rights",
+            )
+        ) from error
     finally:
         os.close(descriptor)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from roots_dist.data import embedded
 from roots_dist.data.archives import OPENERS, DamagedArchive, open_bytes
-from roots_dist.errors import DataError, needs
+from roots_dist.errors import DataError, Problem, needs
 
 LONGEST = 1 << 28
 """Bytes of one document. More is a file without line ends, or an archive made to fill memory."""
@@ -51,7 +51,14 @@ def find(inputs: Sequence[str | Path]) -> list[Path]:
         for path in _files_of(given):
             found.setdefault(path.resolve(), path)
     if not found:
-        raise DataError("inputs = []: expected at least one file, folder or glob. Fix: name one, or embedded:state-of-the-union.")
+        raise DataError(
+            Problem(
+                key="inputs",
+                found=[],
+                expected="at least one file, folder or glob",
+                fix="name one, or embedded:state-of-the-union",
+            )
+        )
     return list(found.values())
 
 
@@ -60,22 +67,29 @@ def _files_of(given: str) -> list[Path]:
         return [embedded.path_of(given)]
     path, kinds = Path(given), ", ".join(READERS)
     if path.is_dir():
-        inside = sorted(p for p in path.rglob("*") if not any(part.startswith(".") for part in p.relative_to(path).parts))
-        files = [p for p in inside if _kind(p) and p.is_file()]
+        files = sorted(p for p in path.rglob("*") if _kind(p) and p.is_file() and not _hidden(p.relative_to(path)))
         if not files:
-            raise DataError(f"input = {given!r}: expected a folder with {kinds} files in it. Fix: check the path.")
+            raise DataError(
+                Problem(key="input", found=given, expected=f"a folder with {kinds} files in it", fix="check the path")
+            )
         return files
     if path.is_file():  # before the glob: a name may hold brackets
         matches = [path]
     else:
         matches = sorted(p for p in map(Path, glob.glob(given, recursive=True)) if p.is_file())
     if not matches:
-        raise DataError(f"input = {given!r}: expected a file, a folder or a glob that matches. Fix: check the path.")
+        raise DataError(
+            Problem(key="input", found=given, expected="a file, a folder or a glob that matches", fix="check the path")
+        )
     for match in matches:
         if not _kind(match):
-            endings = ", ".join(OPENERS)
-            raise DataError(f"input = {str(match)!r}: expected a name ending in one of {kinds}, text also with {endings}. Fix: rename or convert it.")
+            expected = f"a name ending in one of {kinds}; all but parquet also with {', '.join(OPENERS)}"
+            raise DataError(Problem(key="input", found=str(match), expected=expected, fix="rename or convert it"))
     return matches
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def _kind(path: Path) -> str | None:
@@ -109,7 +123,7 @@ def _checked(document: Document) -> Document | Defect:
     try:
         document.text.encode()
     except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, which no encoding holds
-        return Defect(document.file, document.line, "text is not valid Unicode", f"lone surrogate at character {error.start}")
+        return Defect(document.file, document.line, "text is not valid Unicode", f"lone surrogate at {error.start}")
     return document
 
 
@@ -140,7 +154,10 @@ def _lines(path: Path, text_key: str) -> Iterator[Document | Defect]:
                 yield Defect(file, number, "document too long", f"more than {LONGEST:,} bytes in a line")
             elif data.strip():
                 item = _object(data, text_key)
-                yield Defect(file, number, *item) if isinstance(item, tuple) else Document(item[text_key], file, number, raw.tell())
+                if isinstance(item, dict):
+                    yield Document(item[text_key], file, number, raw.tell())
+                else:
+                    yield Defect(file, number, *item)
 
 
 def _object(data: bytes, text_key: str) -> dict | tuple[str, str]:

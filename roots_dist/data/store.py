@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from roots_dist.errors import DataError
+from roots_dist.errors import DataError, Problem
 
 MAGIC, OLD_MAGIC = b"MMIDIDX\x00\x00", b"TNTIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -52,7 +52,14 @@ class Writer:
 
     def add(self, document: np.ndarray) -> None:
         if len(document) > LONGEST_SEQUENCE:
-            raise DataError(f"document = {len(document):,} tokens: expected at most {LONGEST_SEQUENCE:,}. Fix: split it.")
+            raise DataError(
+                Problem(
+                    key="document",
+                    found=f"{len(document):,} tokens",
+                    expected=f"at most {LONGEST_SEQUENCE:,}",
+                    fix="split it",
+                )
+            )
         self._bin.write(np.ascontiguousarray(document, dtype=self.dtype).data)
         self._lengths.append(len(document))
 
@@ -107,7 +114,14 @@ class Corpus:
         index, stored = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
         for path in (index, stored):
             if not path.is_file():
-                raise DataError(f"corpus = {prefix!r}: expected the files {prefix}.bin and .idx, {path.name} is missing. Fix: {_nearby(prefix)}.")
+                raise DataError(
+                    Problem(
+                        key="corpus",
+                        found=prefix,
+                        expected=f"the files {prefix}.bin and .idx; {path.name} is missing",
+                        fix=_nearby(prefix),
+                    )
+                )
         return _open(prefix, index, stored)
 
     @property
@@ -167,7 +181,7 @@ class Corpus:
 
 def _open(prefix: str, index: Path, stored: Path) -> Corpus:
     def refuse(found: object, expected: str, fix: str) -> DataError:
-        return DataError(f"corpus {prefix!r}: {found}: expected {expected}. Fix: {fix}.")
+        return DataError(f"corpus {prefix!r}: {found}, expected {expected}. Fix: {fix}.")
 
     size = index.stat().st_size
     with index.open("rb") as file:
@@ -182,11 +196,15 @@ def _open(prefix: str, index: Path, stored: Path) -> Corpus:
     if version != 1:
         raise refuse(f"version {version}", "version 1", "write it with a current tool")
     if code not in TOKEN_TYPES or np.dtype(TOKEN_TYPES[code]).kind == "f":
-        raise refuse(f"token type code {code}", "1-5 or 8, integers", f"rewrite it with Megatron's table; {OTHER_TABLES}")
+        raise refuse(
+            f"token type code {code}", "1-5 or 8, integers", f"rewrite it with Megatron's table; {OTHER_TABLES}"
+        )
     dtype = np.dtype(TOKEN_TYPES[code])
     needed = HEADER.size + 12 * num_sequences + 8 * num_documents
     if size not in (needed, needed + num_sequences):
-        raise refuse(f"the .idx has {size} bytes", f"{needed} for {num_sequences} sequences and {num_documents} document borders", "copy the truncated file again")
+        raise refuse(
+            f"the .idx has {size} bytes", f"{needed} for {num_sequences} sequences", "copy the truncated file again"
+        )
     if num_sequences == 0 or num_documents < 2:
         raise refuse("no documents", "at least one", "prepare it from inputs with text")
 
@@ -194,18 +212,27 @@ def _open(prefix: str, index: Path, stored: Path) -> Corpus:
     tables = np.split(whole[HEADER.size : needed], [4 * num_sequences, 12 * num_sequences])
     lengths, offsets, documents = (table.view(kind) for table, kind in zip(tables, ("<i4", "<i8", "<i8")))
     if documents[0] != 0 or documents[-1] != num_sequences or (documents[1:] < documents[:-1]).any():
-        raise refuse("the document index is not rising from 0 to the number of sequences", "one that is", "copy or write the .idx again")
+        raise refuse(
+            "a document index that does not rise from 0 to the number of sequences",
+            "one that does",
+            "copy or write the .idx again",
+        )
     found = stored.stat().st_size
     if lengths.min() < 0 or offsets.min() < 0 or offsets.max() > 2**62:  # beyond 2⁶² the next sum wraps
         raise refuse("a sequence with a length or offset that cannot be", "0 or more", "copy or write the .idx again")
     end = int((offsets + lengths * np.int64(dtype.itemsize)).max())
     if found != end:
         raise refuse(
-            f"the .bin has {found:,} bytes", f"{end:,} by the .idx (token type {dtype.name})",
+            f"the .bin has {found:,} bytes",
+            f"{end:,} by the .idx (token type {dtype.name})",
             f"copy the truncated or mixed-up file again; or its writer has another type table: {OTHER_TABLES}",
         )
     if (offsets % dtype.itemsize).any():
-        raise refuse(f"an offset that is no multiple of {dtype.itemsize}", f"whole tokens of type {dtype.name}", f"rewrite it; {OTHER_TABLES}")
+        raise refuse(
+            f"an offset that is no multiple of {dtype.itemsize}",
+            f"whole tokens of type {dtype.name}",
+            f"rewrite it; {OTHER_TABLES}",
+        )
     if found == 0:
         raise refuse("no tokens", "at least one", "prepare it from inputs with text")
     return Corpus(prefix, lengths, offsets, documents, np.memmap(stored, dtype=dtype, mode="r"))

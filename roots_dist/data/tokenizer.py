@@ -15,7 +15,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
-from roots_dist.errors import DataError
+from roots_dist.errors import DataError, Problem
 
 END_OF_DOCUMENT = "<|endoftext|>"
 KNOWN_ENDS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")
@@ -26,10 +26,12 @@ BLOOM_PATTERN = " ?[^(\\s|[.,!?…。，、।۔،])]+"
 
 PRE_TOKENIZERS = {
     "gpt2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-    "bloom": lambda: pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(BLOOM_PATTERN), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]),
+    "bloom": lambda: pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(BLOOM_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    ),
 }
 
 SMALLEST = 257
@@ -53,7 +55,7 @@ class Tokenizer:
         return hashlib.sha256(self.json.encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """The ids of the text alone. A special token spelled out in it is text: no document can forge a document's end."""
+        """The ids of the text alone. A special token spelled out in it is text: no document can forge its end."""
         return self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -64,9 +66,23 @@ class Tokenizer:
 def train(texts: Iterable[str], vocab: int, pre_tokenizer: str = "gpt2") -> Tokenizer:
     """The same texts in the same order give the same tokenizer. Few texts may give less than `vocab` entries."""
     if vocab < SMALLEST:
-        raise DataError(f"vocab = {vocab}: expected at least {SMALLEST} (256 bytes, end of document). Fix: raise it.")
+        raise DataError(
+            Problem(
+                key="vocab",
+                found=vocab,
+                expected=f"at least {SMALLEST} (256 bytes and the end of a document)",
+                fix="raise it",
+            )
+        )
     if pre_tokenizer not in PRE_TOKENIZERS:
-        raise DataError(f"pre_tokenizer = {pre_tokenizer!r}: expected one of {list(PRE_TOKENIZERS)}. Fix: choose one of these.")
+        raise DataError(
+            Problem(
+                key="pre_tokenizer",
+                found=pre_tokenizer,
+                expected=f"one of {list(PRE_TOKENIZERS)}",
+                fix="choose one of these",
+            )
+        )
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = PRE_TOKENIZERS[pre_tokenizer]()
     backend.decoder = decoders.ByteLevel()
@@ -85,7 +101,14 @@ def load(path: str | Path, end_of_document: str | None = None) -> Tokenizer:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"tokenizer = {str(path)!r}: expected a readable tokenizer.json. Fix: check the path ({error}).") from error
+        raise DataError(
+            Problem(
+                key="tokenizer",
+                found=str(path),
+                expected=f"a tokenizer.json that can be read ({error})",
+                fix="check the path",
+            )
+        ) from error
     return from_json(text, str(path), end_of_document)
 
 
@@ -93,7 +116,14 @@ def from_json(text: str, name: str = "tokenizer", end_of_document: str | None = 
     try:
         backend = tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises the bare class, with a line and column in its text
-        raise DataError(f"tokenizer = {name!r}: expected the JSON of Hugging Face tokenizers. Fix: take a fast tokenizer's file ({error}).") from error
+        raise DataError(
+            Problem(
+                key="tokenizer",
+                found=name,
+                expected=f"the JSON of Hugging Face tokenizers ({error})",
+                fix="take the file of a fast tokenizer",
+            )
+        ) from error
     return _ready(backend, name, end_of_document)
 
 
@@ -102,8 +132,12 @@ def _ready(backend: tokenizers.Tokenizer, name: str, end_of_document: str | None
     ends = [i for i in map(backend.token_to_id, wanted) if i is not None]
     if not ends:
         raise DataError(
-            f"end_of_document = {end_of_document!r}: expected a token of {name} (known ends: {', '.join(KNOWN_ENDS)}). "
-            "Fix: name the token that ends a document."
+            Problem(
+                key="end_of_document",
+                found=end_of_document,
+                expected=f"a token of {name}, by default one of {', '.join(KNOWN_ENDS)}",
+                fix="name the token that ends a document",
+            )
         )
     backend.no_truncation()  # a tokenizer.json may bring both, and documents are to be whole
     backend.no_padding()
