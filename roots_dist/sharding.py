@@ -132,6 +132,17 @@ def initialize(params: Sequence[Param], seed: int) -> None:
 
 
 @torch.no_grad()
+def gradient_of(p: Param) -> Tensor:
+    """The parameter's .grad on this rank, to be changed in place; made of zeros if no backward has reached it."""
+    if p.tensor.grad is None:
+        data = p.tensor.data  # empty where ZeRO-3 has the weight cut, and a .grad must fit what it is assigned to
+        p.tensor.data = data.new_empty(p.spec.local_shape(p.tp))
+        p.tensor.grad = torch.zeros_like(p.tensor)
+        p.tensor.data = data
+    return p.tensor.grad
+
+
+@torch.no_grad()
 def sum_partial_gradients(params: Sequence[Param]) -> None:
     """Sum the gradients that tensor ranks hold only in part, in one message. Collective over tp, once per step.
 
@@ -143,11 +154,10 @@ def sum_partial_gradients(params: Sequence[Param]) -> None:
         return
     places = [p.tensor.new_zeros(p.spec.num_parts(p.tp), *p.spec.local_shape(p.tp)) for p in partial]
     for place, p in zip(places, partial):
-        if p.tensor.grad is not None:
-            place[p.spec.part(p.tp)] = p.tensor.grad
+        place[p.spec.part(p.tp)] = gradient_of(p)
     flat = partial[0].tp.sum_(torch.cat([place.flatten() for place in places]))
     for place, piece, p in zip(places, flat.split([place.numel() for place in places]), partial):
-        p.tensor.grad = piece.view_as(place)[p.spec.part(p.tp)].clone()
+        gradient_of(p).copy_(piece.view_as(place)[p.spec.part(p.tp)])
 
 
 @torch.no_grad()
@@ -155,9 +165,7 @@ def sum_tied_gradients(params: Sequence[Param], ends: Axis) -> None:
     """Sum the gradients of parameters that the pipeline's two ends share. Collective over `ends`, once per step."""
     for p in params if ends.size > 1 else ():
         if p.spec.tied:
-            if p.tensor.grad is None:
-                p.tensor.grad = p.tensor.new_zeros(p.spec.local_shape(p.tp))
-            ends.sum_(p.tensor.grad)
+            ends.sum_(gradient_of(p))
 
 
 def assemble(shape: Sequence[int], slices: Iterable[tuple[tuple[slice, ...], Tensor]]) -> Tensor:

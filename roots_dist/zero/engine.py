@@ -25,7 +25,7 @@ from roots_dist.errors import ConfigError, Problem
 from roots_dist.mesh import Mesh
 from roots_dist.optim.groups import adamw, groups, set_rate
 from roots_dist.optim.norm import clip_factor, global_norm
-from roots_dist.sharding import Param
+from roots_dist.sharding import Param, gradient_of
 from roots_dist.zero import whole_pieces
 from roots_dist.zero.ds_config import Grid, mark, settings
 from roots_dist.zero.ds_state import CutState, FlatState, WholeState
@@ -92,11 +92,7 @@ class DeepSpeedEngine:
     def _fill_missing(self) -> None:
         """Parameters that no microbatch used: DeepSpeed would leave them out, or take last step's gradient."""
         for p in self.params:
-            if p.tensor.grad is None:
-                here = p.tensor.data
-                p.tensor.data = here.new_empty(p.spec.local_shape(p.tp))  # .grad must fit, and stage 3 holds no data here
-                p.tensor.grad = torch.zeros_like(p.tensor)
-                p.tensor.data = here
+            gradient_of(p)
 
     def step(self, lr: float) -> Update:
         set_rate(self.optimizer, lr)

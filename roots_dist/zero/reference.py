@@ -23,7 +23,7 @@ from roots_dist.config.schema import Config
 from roots_dist.mesh import Axis, Mesh
 from roots_dist.optim.groups import adamw, groups, set_rate, state_of
 from roots_dist.optim.norm import clip_factor, global_norm
-from roots_dist.sharding import Param
+from roots_dist.sharding import Param, gradient_of
 from roots_dist.zero.seam import STATE, Update, master_dtype, no_gradients
 
 BUCKET = 1 << 22
@@ -42,6 +42,7 @@ class Held:
 class ReferenceEngine:
     def __init__(self, config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param]):
         self.module, self.config, self.mesh = module, config, mesh
+        assert config.parallel.zero <= 1 or mesh.dp.size == 1, "the reference shards the optimizer only"
         self.sharded = config.parallel.zero >= 1 and mesh.dp.size > 1
         self.held = {p.name: Held(p, self._master(p.tensor)) for p in params}
         assert len(self.held) == len(params), "two parameters of one rank bear the same name"
@@ -57,12 +58,10 @@ class ReferenceEngine:
     def accumulate(self) -> Iterator[None]:
         yield
         for held in self.held.values():
-            tensor = held.param.tensor
-            if tensor.grad is None:  # no microbatch used it; its moments decay all the same
-                tensor.grad = torch.zeros_like(tensor)
+            gradient = gradient_of(held.param)  # zeros if no microbatch used it: its moments decay all the same
             if self.sharded:
-                held.master.grad = _sum_and_cut(tensor.grad, self.mesh.dp).to(held.master.dtype)
-                tensor.grad = None
+                held.master.grad = _sum_and_cut(gradient, self.mesh.dp).to(held.master.dtype)
+                held.param.tensor.grad = None
         if not self.sharded:
             _sum_in_place([h.param.tensor.grad for h in self.held.values()], self.mesh.dp)
 

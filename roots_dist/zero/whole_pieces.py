@@ -17,21 +17,23 @@ from torch import nn
 from roots_dist.pipeline.stage import Stage
 
 
-def pieces_of(module: nn.Module) -> Iterator[nn.Module]:
-    """What is neither a list of stages nor a stage, from the outside in."""
-    if isinstance(module, (nn.ModuleList, Stage)):
+def _is_piece(module: nn.Module) -> bool:
+    return not isinstance(module, (nn.ModuleList, Stage))
+
+
+def _down_to_pieces(module: nn.Module) -> Iterator[nn.Module]:
+    """What DeepSpeed sees: lists, stages and pieces."""
+    yield module
+    if not _is_piece(module):
         for child in module.children():
-            yield from pieces_of(child)
-    else:
-        yield module
+            yield from _down_to_pieces(child)
 
 
 def before_initialize(module: nn.Module) -> None:
     from deepspeed.utils import set_z3_leaf_module
 
-    for piece in pieces_of(module):
-        set_z3_leaf_module(piece, True)
-    for part in module.modules():  # a caller's payload stays as it is: its gradients are read from it later
+    for part in _down_to_pieces(module):
+        set_z3_leaf_module(part, _is_piece(part))
         part.register_forward_pre_hook(_copy_dicts)
 
 
@@ -42,8 +44,8 @@ def after_initialize(module: nn.Module, optimizer: Any) -> None:
     # No trace of the order of modules, and so no prefetch: each pipeline schedule, evaluation and batch ramp has its
     # own order, and the check that ranks agree on it is collective over the world, where pipeline ranks differ.
     optimizer.parameter_offload.fwd_pre_hook.remove()
-    for piece in pieces_of(module):
-        piece.register_forward_hook(_watch_dataclasses)
+    for part in _down_to_pieces(module):
+        part.register_forward_hook(_watch_dataclasses)
 
 
 def forget_interrupted_forwards() -> None:
@@ -54,15 +56,16 @@ def forget_interrupted_forwards() -> None:
 
 
 def _copy_dicts(module: nn.Module, args: tuple) -> tuple:
+    """A caller's payload stays as it is: the gradients of its tensors are read from it later."""
     return tuple(dict(a) if isinstance(a, dict) else a for a in args)
 
 
-def _watch_dataclasses(piece: nn.Module, args: tuple, result: Any) -> Any:
+def _watch_dataclasses(part: nn.Module, args: tuple, result: Any) -> Any:
     """Gather the piece's weights before the backward of tensors in dataclasses too (terms of a loss)."""
     if isinstance(result, (tuple, list)):
-        return type(result)(_watch_dataclasses(piece, args, item) for item in result)
+        return type(result)(_watch_dataclasses(part, args, item) for item in result)
     if is_dataclass(result):
         found = {f.name: getattr(result, f.name) for f in fields(result)}
         tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor) and value.requires_grad}
-        return replace(result, **{name: piece.pre_bwd_fn.apply(value) for name, value in tensors.items()})
+        return replace(result, **{name: part.pre_bwd_fn.apply(value) for name, value in tensors.items()})
     return result
