@@ -67,14 +67,7 @@ class Mesh:
         """Make every group of the layout. Collective over the world; the default group must exist if world size > 1."""
 
         def axis(name: str, groups: list[list[int]]) -> Axis:
-            mine = Axis(name)
-            for ranks in groups:  # every rank makes every group, in one order: new_group is collective over the world
-                if len(ranks) == 1:
-                    continue
-                group = dist.new_group(ranks, timeout=timeout, group_desc=f"{name}{ranks[0]}")
-                if rank in ranks:
-                    mine = Axis(name, len(ranks), ranks.index(rank), tuple(ranks), group)
-            return mine if mine.size > 1 else Axis(name, ranks=(rank,))
+            return _axis(name, groups, rank, timeout)
 
         def along(name: AxisName) -> Axis:
             return axis(name, layout.groups(name))
@@ -96,15 +89,21 @@ class Mesh:
             ends=axis("ends", [[ranks[0], ranks[-1]] if len(ranks) > 1 else ranks for ranks in pipelines]),
         )
 
-    def channel(self, sender: int, receiver: int, name: str) -> dist.ProcessGroup:
-        """A one-way street between two world ranks. Only these two call it, in an order that both share.
-
-        One group per direction: messages then arrive in the order in which they were sent, on gloo and on NCCL, and
-        two neighbours that send to each other at the same time never wait for each other.
-        """
-        ranks = sorted((sender, receiver))
-        return dist.new_group(ranks, timeout=self.timeout, use_local_synchronization=True, group_desc=name)
+    def another_pp(self, name: str) -> Axis:
+        """The pipeline axis once more, with a group of its own. Collective over the world."""
+        return _axis(name, self.layout.groups("pp"), self.rank, self.timeout)
 
     def alone(self) -> dist.ProcessGroup:
         """A group of this rank alone, for a library that wants one where an Axis of size 1 has none."""
         return dist.new_group([self.rank], timeout=self.timeout, use_local_synchronization=True, group_desc="alone")
+
+
+def _axis(name: str, groups: list[list[int]], rank: int, timeout: timedelta) -> Axis:
+    """Make the groups that partition the world, or some of it; the one with this rank is the axis."""
+    mine = Axis(name, ranks=(rank,))
+    for ranks in groups:  # every rank makes every group, in one order: new_group is collective over the world
+        if len(ranks) > 1:
+            group = dist.new_group(ranks, timeout=timeout, group_desc=f"{name}{ranks[0]}")
+            if rank in ranks:
+                mine = Axis(name, len(ranks), ranks.index(rank), tuple(ranks), group)
+    return mine

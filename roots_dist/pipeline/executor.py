@@ -29,13 +29,16 @@ Work = tuple[int, int]  # (stage, microbatch)
 
 
 def connect(channels: Sequence[Channel], mesh: Mesh) -> dict[Channel, dist.ProcessGroup]:
-    """The group of each channel that begins or ends at this rank. Collective over the pipeline: all pass the same list."""
-    groups = {}
-    for channel in channels:
-        if mesh.pp.rank in (channel.sender, channel.receiver):
-            sender, receiver = mesh.pp.ranks[channel.sender], mesh.pp.ranks[channel.receiver]
-            groups[channel] = mesh.channel(sender, receiver, f"{channel.kind.name} {sender} to {receiver}")
-    return groups
+    """The group of each channel. Collective over the world: all ranks pass the same list, that of the whole pipeline.
+
+    Channels that go the same way share a group: between any two ranks its messages then go in one direction only, and
+    arrive in the order in which they were sent, on gloo and on NCCL. In one group for both directions, two neighbours
+    that send to each other at the same time would wait for each other (NCCL runs a pair's messages one by one).
+    """
+    ways = {(c.kind, c.sender < c.receiver): None for c in channels}
+    for kind, up in ways:
+        ways[kind, up] = mesh.another_pp(f"{kind.name.lower()} {'up' if up else 'down'} pp").group
+    return {c: ways[c.kind, c.sender < c.receiver] for c in channels}
 
 
 @dataclass

@@ -25,14 +25,17 @@ from roots_dist.tensor.collectives import (
 )
 
 
-def _weight_gradient(ctx, weight: Tensor, grad_out: Tensor, x: Tensor) -> Tensor | None:
-    """grad_outᵀ x, [out, in]; or nothing now, if it is put off: then it is added into .grad when its turn comes."""
+def _weight_gradient(split: Split, weight: nn.Parameter, grad_out: Tensor, x: Tensor) -> Tensor | None:
+    """grad_outᵀ x, [out, in]; or nothing now, if it is put off: then it is added into .grad when its turn comes.
+
+    weight: the parameter itself, not what autograd saved of it, which under recomputation is another tensor.
+    """
     grad_out, x = grad_out.flatten(0, -2), x.flatten(0, -2)
-    if not ctx.split.later.on:
+    if not split.later.on:
         return grad_out.t() @ x
     if weight.grad is None:
         weight.grad = torch.zeros_like(weight)
-    ctx.split.later.put(lambda: weight.grad.addmm_(grad_out.t(), x))
+    split.later.put(lambda: weight.grad.addmm_(grad_out.t(), x))
     return None
 
 
@@ -41,8 +44,8 @@ class _Columns(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, split: Split, x: Tensor, num_weights: int, *weights_and_biases: Tensor | None):
-        ctx.split, ctx.num_weights = split, num_weights
         weights, biases = weights_and_biases[:num_weights], weights_and_biases[num_weights:]
+        ctx.split, ctx.parameters = split, weights
         ctx.save_for_backward(x, *weights)
         whole = start_enter(x, split)()  # [B, S, D]
         return tuple(F.linear(whole, w, b) for w, b in zip(weights, biases))  # each [B, S, f]
@@ -60,7 +63,9 @@ class _Columns(torch.autograd.Function):
                 grad_whole.flatten(0, -2).addmm_(grad.flatten(0, -2), weight)
             grad_x = start_enter_backward(grad_whole, ctx.split)  # meanwhile, the weights' gradients:
         whole = gathering() if gathering else None
-        grad_weights = [_weight_gradient(ctx, w, g, whole) if n else None for w, g, n in zip(weights, grads, need_weights)]
+        grad_weights = [
+            _weight_gradient(ctx.split, w, g, whole) if n else None for w, g, n in zip(ctx.parameters, grads, need_weights)
+        ]
         grad_biases = [g.flatten(0, -2).sum(0) if n else None for g, n in zip(grads, need_biases)]
         return None, grad_x() if grad_x else None, None, *grad_weights, *grad_biases
 
@@ -74,7 +79,7 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, split: Split, weight: Tensor, before: Callable[..., Tensor] | None, *inputs: Tensor):
-        ctx.split, ctx.before = split, before
+        ctx.split, ctx.parameter, ctx.before = split, weight, before
         ctx.save_for_backward(weight, *inputs)
         x = before(*inputs) if before else inputs[0]  # [B, S, f]
         return start_leave(F.linear(x, weight), split)()  # [B, s, D]
@@ -90,7 +95,7 @@ class _Rows(torch.autograd.Function):
         else:
             x = inputs[0]
         grad_inputs = (grad @ weight,)
-        grad_weight = _weight_gradient(ctx, weight, grad, x.detach()) if ctx.needs_input_grad[1] else None
+        grad_weight = _weight_gradient(ctx.split, ctx.parameter, grad, x.detach()) if ctx.needs_input_grad[1] else None
         if ctx.before:
             grad_inputs = torch.autograd.grad(x, inputs, grad_inputs)
         return None, grad_weight, None, *grad_inputs

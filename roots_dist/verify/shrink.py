@@ -1,0 +1,95 @@
+"""A config made small enough to be proven on a laptop: the same family and features, the same degrees up to 8 ranks.
+
+What makes layouts differ is kept (uneven layers, grouped heads, tied embeddings, dropout, vocabulary padding, schedule,
+recomputation, clipping); what only costs time is cut (width, depth, vocabulary, sequence). Pure arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from roots_dist.config.schema import Config
+
+MAX_RANKS = 8
+
+
+@dataclass(frozen=True)
+class Small:
+    config: Config
+    dp: int
+    notes: tuple[str, ...]
+    """What had to be changed in the layout, in words."""
+
+    @property
+    def ranks(self) -> int:
+        return self.config.parallel.tp * self.config.parallel.pp * self.dp
+
+
+def degrees(tp: int, pp: int, dp: int) -> tuple[int, int, int]:
+    """The nearest degrees with at most MAX_RANKS ranks: the largest one is halved first, data ranks before others."""
+    while tp * pp * dp > MAX_RANKS:
+        if dp > 2:
+            dp = (dp + 1) // 2
+        elif pp >= tp and pp > 2:
+            pp = (pp + 1) // 2
+        elif tp > 2:
+            tp = (tp + 1) // 2
+        else:
+            dp, pp = (1, pp) if dp > 1 else (dp, 1)
+        tp = 1 << (tp.bit_length() - 1)  # heads are cut by powers of two
+    return tp, pp, dp
+
+
+def shrink(config: Config, dp: int, *, double: bool) -> Small:
+    """dp: data ranks wanted. double: float64 through the reference engine; else float32 through DeepSpeed."""
+    m, p = config.model, config.parallel
+    tp, pp, dp = degrees(p.tp, p.pp, dp)
+    notes = []
+    if (tp, pp) != (p.tp, p.pp):
+        notes.append(f"layout TP{p.tp}×PP{p.pp} is proven as TP{tp}×PP{pp}: at most {MAX_RANKS} processes here")
+    stages = pp * p.chunks
+    layers = 2 * stages if m.layers % (p.pp * p.chunks) == 0 else 2 * stages - 1
+    group = m.heads // m.num_kv_heads()
+    kv_heads = max(1, min(m.num_kv_heads(), 2 * tp // group))
+    heads = math.lcm(kv_heads * group, tp)
+    kv_heads = heads // group
+    head_dim = 8
+    vocab = min(m.vocab, 211)  # a prime: no tensor degree divides it
+    microbatches = 2 * pp if p.schedule == "interleaved" or pp > 1 else 2
+    seq = 8 * tp
+    values = {
+        "model.layers": max(2, layers),
+        "model.hidden": heads * head_dim,
+        "model.heads": heads,
+        "model.kv_heads": kv_heads,
+        "model.head_dim": None if m.head_dim is None else head_dim,
+        "model.ffn": max(1, round(m.width_of_ffn() / m.hidden * 4)) * heads * head_dim // 4 // tp * tp,
+        "model.vocab": vocab,
+        "model.init_std": 0.1,  # at a small width, small weights would hide what a branch contributes
+        "data.train": (),
+        "data.validation": (),
+        "data.seq": seq,
+        "parallel.tp": tp,
+        "parallel.pp": pp,
+        "parallel.sequence": p.sequence and tp > 1,
+        "train.batch": microbatches * dp,
+        "train.micro_batch": 1,
+        "train.batch_ramp": None,
+        "train.device": "cpu",
+        "train.precision": "fp32",
+        "train.steps": 100,
+        "optim.lr": 1e-3,
+        "optim.warmup": 2,
+        "optim.decay": None,
+        "optim.clip": min(config.optim.clip, 0.1),  # low, so that clipping acts in every step
+        "advanced.double": double,
+        "advanced.engine": "reference" if double else "deepspeed",
+        "advanced.vocab_multiple": math.lcm(8, tp),
+        "advanced.loss_chunk": 16,
+        "advanced.reduce_bucket": 10_000,
+        "advanced.compile": False,
+    }
+    if double:
+        values["parallel.zero"] = min(p.zero, 1)
+    return Small(config.changed(values), dp, tuple(notes))

@@ -1,0 +1,116 @@
+"""`roots verify CONFIG`: the proof that the config's layout computes what one process computes, on CPU, before a GPU-hour.
+
+    config --shrink--> small config --testing.parity on real processes--> table of differences, verdict
+
+Tensor, sequence and pipeline parallelism are compared in float64, where noise is below 1e-10 and anything above is a
+bug; ZeRO is DeepSpeed's float32, compared with a stated bound. Then a run is saved half-way and resumed elsewhere.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from roots_dist.config.schema import Config
+from roots_dist.generate.generate import ONE_PROCESS
+from roots_dist.layout import Layout
+from roots_dist.testing.parity import EXACT, Difference, Trace, differences, merge, trace
+from roots_dist.testing.world import on_world
+from roots_dist.verify.shrink import Small, shrink
+
+SINGLE: Mapping[str, float] = {
+    "loss": 1e-5, "norm": 1e-5, "gradient": 1e-5, "weight": 1e-4, "exp_avg": 1e-5, "exp_avg_sq": 1e-5,
+}  # fmt: skip
+"""float32 through DeepSpeed: rounding of sums in another order, and what Adam makes of it (a weight moves by up to lr
+per step whatever its gradient's size, so tiny gradients turn rounding into steps)."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One layout against one process."""
+
+    title: str
+    notes: tuple[str, ...]
+    rows: tuple[Difference, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(row.passed for row in self.rows)
+
+
+def describe(small: Small) -> str:
+    p = small.config.parallel
+    parts = [str(Layout(small.dp, p.pp, p.tp))]
+    parts += ["SP"] if p.sequence else []
+    parts += [p.schedule if p.chunks == 1 else f"{p.schedule} × {p.chunks} chunks"] if p.pp > 1 else []
+    parts += [f"ZeRO-{p.zero}"] if small.dp > 1 else []
+    return " ".join(parts)
+
+
+def alone(config: Config, steps: int) -> Trace:
+    """One process, one sequence at a time, by the reference engine: nothing of the layout is left."""
+    single = {**ONE_PROCESS, "advanced.engine": "reference", "train.micro_batch": 1, "train.recompute": "none"}
+    return merge(on_world(1, trace, config.changed(single), 0, steps))
+
+
+def prove(small: Small, steps: int) -> Iterator[Proof]:
+    """The layout itself; then saved half-way by it and resumed in one process, and the other way round."""
+    config, double = small.config, small.config.advanced.double
+    bounds = EXACT if double else SINGLE
+    title = f"{describe(small)}, {'float64' if double else 'float32'}"
+    truth = alone(config, steps)
+    found = merge(on_world(small.ranks, trace, config, 0, steps, timeout=300))
+    yield Proof(title, small.notes, tuple(differences(truth, found, bounds)))
+
+    if small.ranks == 1:
+        return
+    half = max(1, steps // 2)
+    single = config.changed({**ONE_PROCESS, "advanced.engine": "reference"})
+    for first, first_ranks, second, second_ranks, words in (
+        (config, small.ranks, single, 1, "saved in it, resumed in one process"),
+        (single, 1, config, small.ranks, "saved by one process, resumed in it"),
+    ):
+        with tempfile.TemporaryDirectory(prefix="roots-verify-") as folder:
+            before = merge(on_world(first_ranks, trace, first, 0, half, None, folder, timeout=300))
+            (saved,) = (Path(folder) / "checkpoints").iterdir()
+            after = merge(on_world(second_ranks, trace, second, half, steps, str(saved), timeout=300))
+        joined = Trace(
+            before.losses + after.losses, before.norms + after.norms, before.gradients + after.gradients, after.state
+        )
+        yield Proof(f"{title}, {words} after step {half}", (), tuple(differences(truth, joined, bounds)))
+
+
+def proofs(config: Config, steps: int) -> Iterator[Proof]:
+    """All that is to be proven of a config: TP × SP × PP in float64, then with two data ranks and its ZeRO stage."""
+    yield from prove(shrink(config, dp=1, double=True), steps)
+    yield from prove(shrink(config, dp=2, double=config.parallel.zero == 0), steps)
+
+
+MATRIX: tuple[dict[str, object], ...] = tuple(
+    {"parallel.tp": tp, "parallel.pp": pp, "parallel.sequence": tp > 1 and sequence, "parallel.schedule": schedule,
+     "parallel.chunks": 2 if schedule == "interleaved" else 1, "parallel.zero": zero}
+    for tp, pp, sequence, schedule, zero in [
+        (2, 1, False, "1f1b", 0), (4, 1, False, "1f1b", 0), (2, 1, True, "1f1b", 0), (4, 1, True, "1f1b", 0),
+        (1, 2, False, "gpipe", 0), (1, 2, False, "1f1b", 0), (1, 2, False, "interleaved", 0), (1, 2, False, "zb-h1", 0),
+        (1, 4, False, "gpipe", 0), (1, 4, False, "1f1b", 0), (1, 4, False, "interleaved", 0), (1, 4, False, "zb-h1", 0),
+        (2, 2, True, "1f1b", 0), (2, 2, True, "interleaved", 0), (2, 2, True, "zb-h1", 0), (4, 2, True, "1f1b", 0),
+        (1, 1, False, "1f1b", 1), (1, 1, False, "1f1b", 2), (1, 1, False, "1f1b", 3),
+        (2, 1, True, "1f1b", 1), (1, 2, False, "1f1b", 2), (2, 2, True, "1f1b", 1), (2, 2, True, "1f1b", 2),
+        (2, 2, True, "1f1b", 3),
+    ]
+)  # fmt: skip
+"""The grid of `roots verify --matrix`: tensor, sequence and pipeline degrees, every schedule, every ZeRO stage."""
+
+
+def matrix(config: Config, steps: int, report: Callable[[Proof], None]) -> bool:
+    """The grid, on this config's model."""
+    passed = True
+    for values in MATRIX:
+        zero = values["parallel.zero"]
+        wanted = config.changed(values)
+        for proof in prove(shrink(wanted, dp=2 if zero else 1, double=not zero), steps):
+            report(proof)
+            passed &= proof.passed
+    return passed

@@ -1,0 +1,30 @@
+"""The small models on which layouts are compared, each with features that have broken parity somewhere."""
+
+from roots_dist.config.schema import Config
+
+COMMON = {
+    "data": {"seq": 16},
+    "train": {"batch": 8, "micro_batch": 1, "steps": 10, "seed": 7},
+    "optim": {"lr": 1e-2, "warmup": 2, "clip": 0.05, "weight_decay": 0.1},
+    "objective": {"label_smoothing": 0.1, "z_loss": 1e-3},
+    "advanced": {"double": True, "engine": "reference", "vocab_multiple": 8, "loss_chunk": 5, "norm_eps": 1e-5},
+}
+"""Clipping is active, dropout is on, some targets are not scored, the vocabulary is not divisible by any tp."""
+
+MODELS = {
+    "gpt": dict(layers=4, hidden=32, heads=4, vocab=101, dropout=0.1, attention_dropout=0.1, init_std=0.1),
+    "llama": dict(
+        layers=4, hidden=32, heads=8, kv_heads=2, ffn=48, vocab=101, dropout=0.1, init_std=0.1,
+        positions="rotary", norm="rmsnorm", activation="swiglu", bias=False, tied=False,
+    ),
+    "bloom": dict(layers=4, hidden=32, heads=4, vocab=101, dropout=0.1, init_std=0.1, positions="alibi", embedding_norm=True),
+    "post": dict(
+        layers=4, hidden=32, heads=4, vocab=101, dropout=0.1, init_std=0.1, positions="sinusoidal", norm_position="post", activation="gelu"
+    ),
+}  # fmt: skip
+
+
+def config(model: str = "gpt", **changes: object) -> Config:
+    """A model by name, with changes to the config by `section.key` (written `section__key`)."""
+    base = Config.model_validate({"model": MODELS[model], **COMMON})
+    return base.changed({key.replace("__", "."): value for key, value in changes.items()})
