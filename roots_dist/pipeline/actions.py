@@ -21,6 +21,8 @@ class Kind(Enum):
     SEND_BACKWARD = "sb"  # hand the gradient of the stage's input to stage - 1; returns at once
     RECV_BACKWARD = "rb"  # begin to receive the gradient of the stage's output; BACKWARD or INPUT waits for it
 
+    __hash__ = object.__hash__  # members are singletons; Enum hashes the name, in Python, millions of times
+
     def __repr__(self) -> str:
         return self.value
 

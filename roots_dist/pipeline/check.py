@@ -52,6 +52,7 @@ class Played:
     """What happened, and when."""
 
     times: Times
+    num_stages: int
     timeline: list[list[Span]]
     """Of each rank, its compute actions in order."""
     transfers: dict[Channel, list[Span]]
@@ -92,7 +93,8 @@ def play(program: Program, times: Times = Times()) -> Played:
     stuck = [line for rank in range(len(program)) for line in machine.why_stuck(rank)]
     if stuck:
         raise InvalidProgram("\n".join(["deadlock:", *stuck]))
-    return Played(times, machine.timeline, dict(machine.transfers), [_peak(actions) for actions in program])
+    peak = [_peak(actions) for actions in program]
+    return Played(times, machine.num_stages, machine.timeline, dict(machine.transfers), peak)
 
 
 @dataclass
@@ -169,14 +171,19 @@ def _needs(action: Action, num_ranks: int, num_stages: int) -> list[Action]:
     """What must be done, or have arrived, before an action; the gradient of a stage's input counts as INPUT."""
     kind, stage, microbatch = action
     local = num_ranks == 1  # neighbours in the model live on the same rank: nothing travels
-    forward, backward = Action(Kind.FORWARD, stage, microbatch), Action(Kind.INPUT, stage, microbatch)
     if kind is Kind.FORWARD:
-        before = forward._replace(stage=stage - 1) if local else forward._replace(kind=Kind.RECV_FORWARD)
-        return [before] if stage > 0 else []
+        if stage == 0:
+            return []
+        return [Action(kind, stage - 1, microbatch) if local else Action(Kind.RECV_FORWARD, stage, microbatch)]
     if kind in (Kind.BACKWARD, Kind.INPUT):
-        behind = backward._replace(stage=stage + 1) if local else backward._replace(kind=Kind.RECV_BACKWARD)
-        return [forward, behind] if stage < num_stages - 1 else [forward]
-    return {Kind.WEIGHT: [backward], Kind.SEND_BACKWARD: [backward], Kind.SEND_FORWARD: [forward]}.get(kind, [])
+        own = Action(Kind.FORWARD, stage, microbatch)
+        if stage == num_stages - 1:
+            return [own]
+        behind = Action(Kind.INPUT, stage + 1, microbatch) if local else Action(Kind.RECV_BACKWARD, stage, microbatch)
+        return [own, behind]
+    if kind in (Kind.WEIGHT, Kind.SEND_BACKWARD):
+        return [Action(Kind.INPUT, stage, microbatch)]
+    return [Action(Kind.FORWARD, stage, microbatch)] if kind is Kind.SEND_FORWARD else []
 
 
 def _results(action: Action) -> list[Action]:
@@ -224,12 +231,13 @@ def _miscounted(program: Program) -> list[str]:
     """Each forward, input and weight gradient exactly once; each send received, and nothing else received."""
     counts = Counter(result for actions in program for action in actions for result in _results(action))
     num_microbatches = 1 + max((action.microbatch for action in counts), default=-1)
+    parts = {Kind.FORWARD: "forward", Kind.INPUT: "gradient of the input", Kind.WEIGHT: "gradient of the weights"}
     found = [
-        f"{action} runs {counts[action]} times, expected once"
+        f"the {part} of stage {stage}, microbatch {i} is computed {counts[Action(kind, stage, i)]} times, expected once"
         for stage in range(_num_stages(program))
-        for microbatch in range(num_microbatches)
-        for action in (Action(kind, stage, microbatch) for kind in (Kind.FORWARD, Kind.INPUT, Kind.WEIGHT))
-        if counts[action] != 1
+        for i in range(num_microbatches)
+        for kind, part in parts.items()
+        if counts[Action(kind, stage, i)] != 1
     ]
     for action, count in counts.items():
         if action.kind in SENDS + RECEIVES and counts[other_end(action)] != count:

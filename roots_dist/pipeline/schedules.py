@@ -15,8 +15,8 @@ from roots_dist.pipeline.actions import Action, Kind, Program
 def gpipe(num_ranks: int, num_microbatches: int) -> Program:
     """All forwards, then all backwards; every rank holds every microbatch. (Huang et al. 2019)
 
-    rank 0 |F0 F1 F2             B0 -- B1 -- B2 --
-    rank 1 |   F0 F1 F2       B0 -- B1 -- B2 --
+    rank 0 |F0 F1 F2                   B0 -- B1 -- B2 --
+    rank 1 |   F0 F1 F2          B0 -- B1 -- B2 --
     rank 2 |      F0 F1 F2 B0 -- B1 -- B2 --
     """
     return [
@@ -51,7 +51,7 @@ def interleaved(num_ranks: int, num_microbatches: int, chunks: int) -> Program:
 
     Microbatches travel in groups of num_ranks: a group passes chunk 0 (a), then chunk 1 (b), …; backward in reverse.
 
-    rank 0 |F0a F1a F0b F1b F2a B0b --- F3a B1b --- F2b B0a --- F3b B1a --- B2b --- B3b ---     B2a --- B3a ---
+    rank 0 |F0a F1a F0b F1b F2a     B0b --- F3a B1b --- F2b B0a --- F3b B1a ---     B2b ---     B3b --- B2a --- B3a ---
     rank 1 |    F0a F1a F0b B0b --- F1b B1b --- F2a B0a --- F3a B1a --- F2b B2b --- F3b B3b --- B2a --- B3a ---
     """
     steps = num_microbatches * chunks

@@ -1,0 +1,359 @@
+"""A schedule is the one of its paper: its picture, its order, its bubble, its peak; and a broken one is found out."""
+
+import inspect
+import random
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roots_dist.errors import UserError
+from roots_dist.pipeline import draw
+from roots_dist.pipeline.actions import Action, Kind, rank_of
+from roots_dist.pipeline.check import (
+    InvalidProgram,
+    Times,
+    expected_bubble,
+    expected_peak,
+    play,
+    violations,
+)
+from roots_dist.pipeline.passes import RECEIVES, SENDS, channel_of, channels, other_end, with_communication
+from roots_dist.pipeline.schedules import SCHEDULES, gpipe, interleaved, make, one_f_one_b, problem, zb_h1
+
+ONE_CHUNK = [name for name in SCHEDULES if name != "interleaved"]
+
+
+def complete(name, ranks, microbatches, chunks=1):
+    return with_communication(make(name, ranks, microbatches, chunks), ranks, ranks * chunks)
+
+
+def rows(program):
+    """As in the papers: one chunk, so the stage goes without saying."""
+    return [" ".join(f"{a.kind.value}{a.microbatch}" for a in actions) for actions in program]
+
+
+def shapes(most):
+    """Every shape of at most so many forwards, fewer microbatches than ranks included."""
+    for name in SCHEDULES:
+        for chunks in [1] if name != "interleaved" else range(2, 7):
+            for ranks in range(1, most // chunks + 1):
+                for microbatches in range(1, most // (ranks * chunks) + 1):
+                    if problem(name, ranks, microbatches, chunks) is None:
+                        yield name, ranks, microbatches, chunks
+
+
+def assert_as_in_the_paper(name, ranks, microbatches, chunks, times):
+    shape = name, ranks, microbatches, chunks
+    program = complete(*shape)
+    assert violations(program) == [], shape
+    played = play(program, times)
+    assert played.peak == expected_peak(*shape), shape
+    assert played.bubble == pytest.approx(expected_bubble(*shape, times), abs=1e-9), shape
+
+
+# ── the schedules ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_1f1b_is_the_schedule_of_the_paper():
+    assert rows(one_f_one_b(num_ranks=3, num_microbatches=4)) == [
+        "F0 F1 F2 B0 F3 B1 B2 B3",
+        "F0 F1 B0 F2 B1 F3 B2 B3",
+        "F0 B0 F1 B1 F2 B2 F3 B3",
+    ]
+
+
+def test_zb_h1_puts_weights_off_by_the_rank():
+    assert rows(zb_h1(num_ranks=3, num_microbatches=4)) == [
+        "F0 F1 F2 I0 W0 F3 I1 W1 I2 W2 I3 W3",
+        "F0 F1 I0 F2 I1 W0 F3 I2 W1 I3 W2 W3",
+        "F0 I0 F1 I1 F2 I2 W0 F3 I3 W1 W2 W3",
+    ]
+
+
+@pytest.mark.parametrize(
+    "function, shape",
+    [(gpipe, ("gpipe", 3, 3)), (one_f_one_b, ("1f1b", 3, 4)), (interleaved, ("interleaved", 2, 4, 2)),
+     (zb_h1, ("zb-h1", 3, 4))],
+    ids=lambda value: getattr(value, "__name__", ""),
+)  # fmt: skip
+def test_the_picture_in_the_docstring_is_what_runs(function, shape):
+    pictured = [line.strip() for line in inspect.getdoc(function).splitlines() if line.strip().startswith("rank")]
+    assert pictured == draw.to_text(play(complete(*shape))).splitlines()
+
+
+def test_thousands_of_shapes_have_the_order_peak_and_bubble_of_the_papers():
+    draws = random.Random(7)
+    checked = 0
+    for shape in shapes(most=100):
+        times = Times(forward=draws.uniform(0.2, 3), input=draws.uniform(0.2, 3), weight=draws.uniform(0.2, 3))
+        assert_as_in_the_paper(*shape, times)
+        checked += 1
+    assert checked > 1500
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(ONE_CHUNK), st.integers(1, 20), st.integers(1, 40))
+def test_larger_shapes_too(name, ranks, microbatches):
+    assert_as_in_the_paper(name, ranks, microbatches, 1, Times(forward=1, input=1.1, weight=0.9))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 10), st.integers(1, 5), st.integers(2, 6))
+def test_larger_interleaved_shapes_too(ranks, groups, chunks):
+    assert_as_in_the_paper("interleaved", ranks, groups * ranks, chunks, Times(forward=1, input=1.1, weight=0.9))
+
+
+def test_zero_bubble_loses_a_third_of_1f1b():
+    for ranks in (2, 5, 12):
+        ours, theirs = (play(complete(name, ranks, 3 * ranks)).bubble for name in ("zb-h1", "1f1b"))
+        assert ours == pytest.approx(theirs / 3)
+
+
+def test_every_schedule_adds_gradients_up_in_the_same_order():
+    for shape in shapes(most=40):
+        added = {}
+        for action in (action for actions in make(*shape) for action in actions):
+            if action.kind in (Kind.BACKWARD, Kind.WEIGHT):
+                added.setdefault(action.stage, []).append(action.microbatch)
+        assert set(map(tuple, added.values())) == {tuple(range(shape[2]))}
+
+
+@pytest.mark.parametrize(
+    "shape, words",
+    [
+        (("1f1b", 4, 8, 2), ["chunks = 2", "expected 1", "Fix"]),
+        (("zb-h1", 4, 8, 2), ["chunks = 2", "zb-h1"]),
+        (("interleaved", 4, 8, 1), ["chunks = 1", "at least 2", "1f1b"]),
+        (("interleaved", 4, 6, 2), ["microbatches = 6", "multiple of the 4", "use 8"]),
+        (("interleaved", 4, 2, 2), ["microbatches = 2", "use 4"]),
+        (("2f2b", 4, 8, 1), ["schedule = '2f2b'", "gpipe, 1f1b, interleaved, zb-h1"]),
+        (("gpipe", 0, 8, 1), ["ranks = 0"]),
+        (("gpipe", 4, -1, 1), ["microbatches = -1"]),
+        (("interleaved", 4, 8, 0), ["chunks = 0"]),
+    ],
+)
+def test_an_impossible_shape_is_refused_in_one_line(shape, words):
+    with pytest.raises(UserError) as error:
+        make(*shape)
+    assert str(error.value) == problem(*shape)
+    assert "\n" not in str(error.value) and all(word in str(error.value) for word in words)
+
+
+# ── an independent implementation ──────────────────────────────────────────────────────────────────────────────────
+
+
+def orders_of_torch(schedule, ranks, microbatches, chunks):
+    """The order of PyTorch's schedule classes, without the stages, groups and idle slots they want."""
+    rounds = max(1, microbatches // ranks)
+    shape = SimpleNamespace(
+        n_local_stages=chunks, pp_group_size=ranks, _num_stages=ranks, _n_microbatches=microbatches,
+        microbatches_per_round=microbatches // rounds,
+    )  # fmt: skip
+    if hasattr(schedule, "_calculate_single_rank_operations"):
+        order = [schedule._calculate_single_rank_operations(shape, rank) for rank in range(ranks)]
+    else:
+        order = [schedule._get_pipeline_order(shape)[rank] for rank in range(ranks)]
+    kinds = {"FORWARD": Kind.FORWARD, "FULL_BACKWARD": Kind.BACKWARD,
+             "BACKWARD_INPUT": Kind.INPUT, "BACKWARD_WEIGHT": Kind.WEIGHT}  # fmt: skip
+    return [
+        [Action(kinds[a.computation_type.name], a.stage_index, a.microbatch_index)
+         for a in actions if a is not None and a.computation_type.name in kinds]
+        for actions in order
+    ]  # fmt: skip
+
+
+def test_the_orders_are_those_of_torch():
+    theirs = pytest.importorskip("torch.distributed.pipelining.schedules")
+    for ranks in range(1, 7):
+        for microbatches in range(ranks, 4 * ranks + 1):
+            assert gpipe(ranks, microbatches) == orders_of_torch(theirs.ScheduleGPipe, ranks, microbatches, 1)
+            # the last rank's order there begins with F1: a slip of its display, the class itself does not run it
+            assert (
+                one_f_one_b(ranks, microbatches)[:-1]
+                == orders_of_torch(theirs.Schedule1F1B, ranks, microbatches, 1)[:-1]
+            )
+            assert zb_h1(ranks, microbatches) == orders_of_torch(
+                theirs.ScheduleInterleavedZeroBubble, ranks, microbatches, 1
+            )
+            for chunks in range(2, 5):
+                if microbatches % ranks == 0:
+                    assert interleaved(ranks, microbatches, chunks) == orders_of_torch(
+                        theirs.ScheduleInterleaved1F1B, ranks, microbatches, chunks
+                    )
+
+
+# ── communication ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_communication_of_two_ranks_is_what_one_would_write():
+    program = complete("1f1b", 2, 2)
+    assert [" ".join(map(str, actions)) for actions in program] == [
+        "F0.0 sf0.0 rb0.0 F0.1 sf0.1 rb0.1 B0.0 B0.1",
+        "rf1.0 F1.0 rf1.1 B1.0 sb1.0 F1.1 B1.1 sb1.1",
+    ]
+
+
+def test_both_ends_of_every_channel_agree_on_the_order():
+    for shape in shapes(most=40):
+        program, ranks = complete(*shape), shape[1]
+        ends = {}
+        for actions in program:
+            for action in actions:
+                if action.kind in SENDS:
+                    ends.setdefault(channel_of(action, ranks), ([], []))[0].append(other_end(action))
+                elif action.kind in RECEIVES:
+                    ends.setdefault(channel_of(action, ranks), ([], []))[1].append(action)
+        assert all(given == taken for given, taken in ends.values()), shape
+        assert sorted(ends, key=str) == sorted(channels(program, ranks), key=str)
+        assert ranks == 1 or all(c.sender != c.receiver for c in ends)
+
+
+def test_channels_of_a_ring_wrap_around():
+    found = channels(complete("interleaved", 3, 3, 2), 3)
+    forward = {(c.sender, c.receiver) for c in found if c.kind is Kind.FORWARD}
+    backward = {(c.sender, c.receiver) for c in found if c.kind is Kind.BACKWARD}
+    assert forward == {(0, 1), (1, 2), (2, 0)} and backward == {(1, 0), (2, 1), (0, 2)}
+    assert {(c.sender, c.receiver) for c in channels(complete("1f1b", 3, 3), 3)} == {(0, 1), (1, 2), (1, 0), (2, 1)}
+
+
+def test_one_rank_sends_nothing():
+    for name, chunks in [("1f1b", 1), ("zb-h1", 1), ("gpipe", 1), ("interleaved", 3)]:
+        assert complete(name, 1, 5, chunks) == make(name, 1, 5, chunks)
+        assert channels(complete(name, 1, 5, chunks), 1) == []
+
+
+def test_a_receive_is_posted_before_the_computation_that_precedes_its_use():
+    for shape in shapes(most=40):
+        for actions in complete(*shape):
+            computed = [n for n, a in enumerate(actions) if a.kind not in SENDS + RECEIVES]
+            for n, action in enumerate(actions):
+                if action.kind in RECEIVES:
+                    kinds = (Kind.FORWARD,) if action.kind is Kind.RECV_FORWARD else (Kind.BACKWARD, Kind.INPUT)
+                    (use,) = (u for u in computed if actions[u][1:] == action[1:] and actions[u].kind in kinds)
+                    assert sum(n < c < use for c in computed) >= min(1, sum(c < use for c in computed)), (shape, action)
+
+
+# ── the player ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_transfer_takes_time_and_overlaps_with_computing():
+    times = Times(forward=1, input=1, weight=1, transfer=0.5)
+    assert play(complete("1f1b", 2, 1), times).makespan == 1 + 0.5 + (1 + 2) + 0.5 + 2
+    steady = play(complete("1f1b", 2, 50), times)
+    assert steady.makespan < play(complete("1f1b", 2, 50)).makespan + 50 * 2 * 0.5
+    assert all(span.end - span.start == 0.5 for spans in steady.transfers.values() for span in spans)
+
+
+def test_a_slow_stage_sets_the_pace():
+    played = play(complete("1f1b", 3, 40), Times(stages=(1, 1, 2)))
+    assert played.ideal == 40 * 3 * 2 and played.bubble == pytest.approx((1 + 1 + 2 + 2) / (40 * 6))
+
+
+def test_a_deadlock_names_what_each_rank_waits_for():
+    f, b = Kind.FORWARD, Kind.BACKWARD
+    orders = [[(f, 0), (b, 0), (f, 1), (b, 1)], [(f, 0), (f, 1), (b, 0), (b, 1)]]
+    program = [[Action(kind, rank, i) for kind, i in order] for rank, order in enumerate(orders)]
+    with pytest.raises(InvalidProgram) as error:
+        play(with_communication(program, 2, 2))
+    assert str(error.value).splitlines() == [
+        "deadlock:",
+        "rank 0 waits at B0.0 for rb0.0",
+        "rank 1 waits at F1.1 for rf1.1",
+    ]
+
+
+MUTATED = [("gpipe", 3, 3, 1), ("1f1b", 3, 4, 1), ("interleaved", 2, 4, 2), ("zb-h1", 3, 4, 1), ("interleaved", 1, 2, 2)]
+
+
+@pytest.mark.parametrize("shape", MUTATED, ids=str)
+def test_dropping_or_doubling_any_action_is_found(shape):
+    whole = complete(*shape)
+    for rank, actions in enumerate(whole):
+        for n in range(len(actions)):
+            for middle in ([], [actions[n]] * 2):
+                broken = [*whole[:rank], actions[:n] + middle + actions[n + 1 :], *whole[rank + 1 :]]
+                names = str(actions[n]), f"stage {actions[n].stage}, microbatch {actions[n].microbatch} is computed"
+                assert any(name in line for line in violations(broken) for name in names), (rank, actions[n], middle)
+
+
+@pytest.mark.parametrize("shape", MUTATED, ids=str)
+def test_exchanging_two_ends_of_a_channel_is_found(shape):
+    whole = complete(*shape)
+    for rank, actions in enumerate(whole):
+        for kind in SENDS + RECEIVES:
+            places = [n for n, a in enumerate(actions) if a.kind is kind]
+            for a, b in zip(places, places[1:]):
+                same = channel_of(actions[a], shape[1]) == channel_of(actions[b], shape[1])
+                swapped = list(actions)
+                swapped[a], swapped[b] = swapped[b], swapped[a]
+                assert not same or violations([*whole[:rank], swapped, *whole[rank + 1 :]]), (rank, actions[a])
+
+
+@pytest.mark.parametrize("shape", MUTATED, ids=str)
+def test_nothing_may_come_before_what_it_needs(shape):
+    whole = complete(*shape)
+    for rank, actions in enumerate(whole):
+        for early in (Kind.BACKWARD, Kind.INPUT, Kind.WEIGHT, *SENDS):
+            for n in [n for n, a in enumerate(actions) if a.kind is early]:
+                moved = [actions[n], *actions[:n], *actions[n + 1 :]]
+                found = violations([*whole[:rank], moved, *whole[rank + 1 :]])
+                assert any(line.startswith(f"rank {rank} runs {actions[n]} before") for line in found)
+
+
+def test_work_on_the_wrong_rank_is_found():
+    program = complete("1f1b", 2, 2)
+    found = violations(program[::-1])
+    assert "rank 0 runs F1.0, but stage 1 lives on rank 1" in found
+    assert all(rank_of(a.stage, 2) == r for r, actions in enumerate(program) for a in actions)
+
+
+def test_a_compute_only_program_is_not_yet_one_to_run():
+    assert violations(make("1f1b", 2, 2)) and not violations(make("1f1b", 1, 2))
+
+
+def test_one_warmup_too_few_is_valid_but_slower():
+    right = one_f_one_b(4, 8)
+    wrong = [[action._replace(stage=rank) for action in right[min(rank + 1, 3)]] for rank in range(4)]
+    played = play(with_communication(wrong, 4, 4))
+    assert violations(with_communication(wrong, 4, 4)) == []
+    assert played.bubble > expected_bubble("1f1b", 4, 8) and played.peak == [3, 2, 1, 1]
+
+
+# ── the pictures ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_describe_tells_bubble_and_peak(tmp_path):
+    text = draw.describe("1f1b", 4, 8, 1, tmp_path / "a.png")
+    assert "1F1B: 4 ranks, 8 microbatches" in text
+    assert "37.5% of the ideal time, 27.3% of the whole" in text and "4, 3, 2, 1 activations" in text
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert "0.0% of the ideal" in draw.describe("zb-h1", 1, 1)
+
+
+def test_a_wide_picture_goes_on_below_and_loses_no_cell():
+    played = play(complete("interleaved", 2, 8, 2))
+    wide, narrow = draw.to_text(played, width=10_000), draw.to_text(played, width=60)
+    assert all(len(line) <= 60 for line in narrow.splitlines())
+    for rank in ("rank 0 |", "rank 1 |"):
+        parts = [line[len(rank) :].ljust(52) for line in narrow.splitlines() if line.startswith(rank)]
+        assert " ".join("".join(parts).split()) == " ".join(
+            next(line for line in wide.splitlines() if line.startswith(rank))[len(rank) :].split()
+        )
+
+
+def test_a_long_schedule_is_drawn_without_numbers():
+    text = draw.describe("1f1b", 8, 200)
+    assert "rank 7 |       FB-FB-FB-" in text and len(text.splitlines()) < 80
+
+
+def test_describe_refuses_what_it_cannot_draw_or_write(tmp_path):
+    with pytest.raises(UserError, match="expected at most 20000 to draw"):
+        draw.describe("gpipe", 10_000, 10_000)
+    with pytest.raises(UserError, match="png = .*No such file or directory.*Fix"):
+        draw.describe("gpipe", 2, 2, 1, tmp_path / "none" / "a.png")
+    with pytest.raises(UserError, match="expected one of"):
+        draw.describe("gpipes", 2, 2)
+    with pytest.raises(UserError, match="ranks = -5"):
+        draw.describe("gpipe", -5, 2)
