@@ -75,10 +75,10 @@ class Head(nn.Module):
             self.weight = declare(self, "weight", spec, split.tp)
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch, cache: Cache | None = None) -> tuple:
-        """The loss's terms; or, where batch.read asks for a position, its logits, float32 [B, V] on every tensor rank."""
+        """The loss's terms (in evaluation the plain cross-entropy); or, where batch.read asks for a position, its logits, float32 [B, V] on every tensor rank."""
         x = payload["hidden"]  # [B, s, D]
         x = enter(x if self.norm is None else self.norm(x), self.split)  # [B, S, D]
-        vocab = self.config.model.vocab
+        vocab, objective = self.config.model.vocab, self.config.objective
         if batch.read is not None:
             return (logits(self.split, x[:, batch.read], self.weight, vocab),)
         total = linear_cross_entropy(
@@ -87,8 +87,8 @@ class Head(nn.Module):
             self.weight,
             batch.targets.flatten(),
             vocab=vocab,
-            smoothing=self.config.objective.label_smoothing,
-            z_loss=self.config.objective.z_loss,
+            smoothing=objective.label_smoothing if self.training else 0.0,
+            z_loss=objective.z_loss if self.training else 0.0,
             chunk=self.config.advanced.loss_chunk,
         )
         return (Term(total, int((batch.targets != IGNORE).sum())),)

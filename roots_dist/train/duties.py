@@ -1,0 +1,118 @@
+"""What is done every so many steps: report, evaluate, show a sample, save. A list, in this order, called by the loop.
+
+A duty is a function of the session and the step's report. All ranks call all duties: some are collective.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from roots_dist.checkpoint.keep import prune
+from roots_dist.checkpoint.save import save
+from roots_dist.data.ramp import batch_size_at
+from roots_dist.evaluate.held_out import Score, score
+from roots_dist.generate.generate import continue_live
+from roots_dist.generate.sampling import Sampling
+from roots_dist.optim.rates import rate
+from roots_dist.plan.flops import flops_per_step
+from roots_dist.tensor.collectives import max_
+from roots_dist.track.machine import peak_memory_gib
+from roots_dist.train.session import Session
+from roots_dist.train.step import StepReport
+
+Duty = Callable[[Session, StepReport], None]
+
+PROMPT_TOKENS, SAMPLE_TOKENS = 16, 48
+
+
+def due(session: Session, every: int) -> bool:
+    """Every so many steps, and never at the end: what comes at the end is closing's business."""
+    return every > 0 and session.step % every == 0 and session.step < session.config.train.steps
+
+
+class Report:
+    """Numbers of the step to the trackers. Remembers when the last one was, for speed."""
+
+    def __init__(self) -> None:
+        self._since, self._last_step, self._tokens, self._flops = time.perf_counter(), None, 0, 0.0
+
+    def restart_clock(self) -> None:
+        """Time spent on evaluation, samples and checkpoints is not the step's."""
+        self._since = time.perf_counter()
+
+    def __call__(self, session: Session, report: StepReport) -> None:
+        config, step = session.config, session.step
+        if step % config.train.log_every and step < config.train.steps:
+            return
+        steps = config.train.log_every if self._last_step is None else step - self._last_step
+        self._last_step = step
+        seconds = (time.perf_counter() - self._since) / steps
+        sequences = batch_size_at(config.train, step - 1)
+        memory = torch.tensor([peak_memory_gib(session.mesh.device)], device=session.mesh.device)
+        numbers = {
+            "loss/train": report.loss,
+            "optim/lr": rate(config.optim, config.train.steps)(step - 1),
+            "optim/grad_norm": report.grad_norm,
+            "data/tokens": float(session.tokens),
+            "time/step_s": seconds,
+            "time/left_s": seconds * (config.train.steps - step),
+            "speed/tokens_per_s": sequences * config.data.seq / seconds,
+            "memory/peak_gib": max_(memory, session.mesh.world).item(),
+        }
+        if session.peak_flops:
+            numbers["util/mfu_fraction"] = flops_per_step(config, sequences) / seconds / session.peak_flops
+        session.trackers.log(step, numbers)
+        self.restart_clock()
+
+
+def evaluate(session: Session) -> Score | None:
+    """Held-out loss now, logged. Collective over the world."""
+    if session.held_out is None:
+        return None
+    batches = session.held_out.evaluation(session.config.train.eval_sequences)
+    found = score(session.run.passes, batches, session.bytes_per_token)
+    session.trackers.log(session.step, found.metrics())
+    return found
+
+
+def sample(session: Session) -> tuple[str, str] | None:
+    """A held-out beginning and how the model goes on, logged. Collective over the world."""
+    if session.held_out is None or session.tokenizer is None:
+        return None
+    config = session.config
+    length = min(PROMPT_TOKENS, config.data.seq // 2)
+    beginning = session.held_out.evaluation(1)[0].tokens[0, :length]
+    beginning = session.mesh.dp.sum_(beginning.to(session.mesh.device) * (session.mesh.dp.rank == 0)).tolist()
+    count = min(SAMPLE_TOKENS, config.data.seq - length)
+    ids = continue_live(session.run.passes, beginning, count, Sampling(0.8, top_p=0.95), seed=config.train.seed + session.step)
+    prompt, text = session.tokenizer.decode(beginning), session.tokenizer.decode(ids)
+    session.trackers.text(session.step, "sample", f"{prompt} | {text}")
+    return prompt, text
+
+
+def checkpoint(session: Session) -> None:
+    """Collective over the world."""
+    state = {"tokens": session.tokens, "config": session.config.model_dump(mode="json")}
+    save(session.folder, session.step, session.run.engine, session.run.params, session.mesh, state)
+    if session.mesh.rank == 0:
+        prune(session.folder, session.config.checkpoint.keep)
+
+
+def duties() -> list[Duty]:
+    """In the order in which they are done."""
+    report = Report()
+
+    def every_so_often(session: Session, _: StepReport) -> None:
+        config = session.config
+        if due(session, config.train.eval_every):
+            evaluate(session)
+        if due(session, config.train.sample_every):
+            sample(session)
+        if due(session, config.checkpoint.every):
+            checkpoint(session)
+        report.restart_clock()
+
+    return [report, every_so_often]

@@ -1,0 +1,109 @@
+"""What a training run holds besides the step: its folder, its held-out text, its trackers, where it stands."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import torch
+from tokenizers import Tokenizer
+
+from roots_dist.checkpoint.keep import newest
+from roots_dist.checkpoint.load import load
+from roots_dist.config.load import to_yaml
+from roots_dist.config.schema import Config
+from roots_dist.data.batches import Batches
+from roots_dist.data.ramp import samples_before
+from roots_dist.evaluate.held_out import bytes_per_token
+from roots_dist.layout import Layout
+from roots_dist.mesh import Mesh
+from roots_dist.plan.peaks import gpu_peak, measured_cpu_peak
+from roots_dist.track.machine import machine_facts
+from roots_dist.track.trackers import Trackers
+from roots_dist.train.build import Run
+
+
+@dataclass
+class Session:
+    """step is the only thing here that changes: how many optimizer steps have been taken."""
+
+    config: Config
+    run: Run
+    folder: Path
+    training: Batches
+    held_out: Batches | None
+    tokenizer: Tokenizer | None
+    trackers: Trackers
+    peak_flops: float | None
+    """FLOP/s of all devices of the run together, at best; None where it is not known."""
+    step: int = 0
+    bytes_per_token: float | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bytes_per_token = bytes_per_token(self.config.data.validation)
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.run.mesh
+
+    @property
+    def tokens(self) -> int:
+        """Tokens read so far."""
+        return samples_before(self.config.train, self.step) * self.config.data.seq
+
+
+def resume(run: Run, folder: Path) -> int:
+    """Load the run's newest checkpoint, if there is one and it is wanted; return the steps taken. Collective."""
+    mesh = run.mesh
+    found = newest(folder) if run.config.checkpoint.resume and mesh.rank == 0 else None
+    step = torch.tensor([int(found.name.rsplit("_", 1)[1]) if found else 0], device=mesh.device)
+    mesh.world.sum_(step)  # rank 0 has looked; the others may see a shared folder late
+    if step.item() == 0:
+        return 0
+    load(folder / "checkpoints" / f"step_{step.item():08d}", run.engine, run.params, mesh)
+    return int(step.item())
+
+
+def devices_peak(config: Config, mesh: Mesh) -> float | None:
+    """FLOP/s at best of all devices of the run. Collective: on CPUs rank 0 measures the cores while the others wait."""
+    if mesh.device.type == "cuda":
+        one = gpu_peak(torch.cuda.get_device_name(mesh.device), "bf16" if config.train.precision == "bf16" else "fp32")
+        return one and one * mesh.world.size
+    cores = min(psutil.cpu_count() or 1, torch.get_num_threads() * mesh.world.size)
+    peak = torch.zeros(1, dtype=torch.float64)
+    if mesh.rank == 0:
+        peak[0] = measured_cpu_peak(cores)
+    return mesh.world.sum_(peak).item()
+
+
+def write_origin(folder: Path, config: Config, layout: Layout) -> dict[str, object]:
+    """Keep with the run what it takes to repeat it: resolved config, versions, machine, git commit. On rank 0."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    facts = {**machine_facts(), "layout": str(layout), "git_commit": git_commit()}
+    (folder / "origin.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return facts
+
+
+def git_commit() -> str | None:
+    """Of the checkout that this code runs from, with a + if it has changes; None for an installed package."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def batch_arithmetic(config: Config, layout: Layout) -> str:
+    """`1 × 256 tokens × 8 microbatches × dp 2 = 4,096 tokens per step`"""
+    t = config.train
+    tokens = t.batch * config.data.seq
+    micro = config.num_microbatches(layout.dp)
+    return f"{t.micro_batch} × {config.data.seq} tokens × {micro} microbatches × dp {layout.dp} = {tokens:,} tokens per step"
