@@ -86,6 +86,11 @@ def discover(environ: Mapping[str, str] | None = None) -> World | None:
     )
 
 
+def alone() -> World:
+    """One process that nobody launched."""
+    return World(0, 1, 0, 1, "127.0.0.1", 0, "none")
+
+
 def variables(world: World) -> dict[str, str]:
     """The world in torch's names, which DeepSpeed insists on whatever the launcher."""
     return {

@@ -25,6 +25,10 @@ class Problem:
 class UserError(Exception):
     """Something a user can mend. The command line prints it without a traceback and exits with 2."""
 
+    def complaint(self) -> str:
+        """As the command line prints it."""
+        return f"✗ {self}"
+
 
 class ConfigError(UserError):
     """Everything that is wrong with a config, all at once."""
@@ -32,6 +36,9 @@ class ConfigError(UserError):
     def __init__(self, problems: Sequence[Problem]):
         self.problems = tuple(problems)
         super().__init__("this run cannot start:\n" + "\n".join(f"  - {p}" for p in self.problems))
+
+    def complaint(self) -> str:
+        return "\n".join(f"✗ {p}" for p in self.problems)
 
 
 class DataError(UserError):

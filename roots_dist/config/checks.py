@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from roots_dist.config import readiness
 from roots_dist.config.facts import Facts
 from roots_dist.config.schema import Config
+from roots_dist.data.ramp import batch_sizes
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.layout import Layout
 from roots_dist.pipeline import schedules
@@ -48,14 +49,6 @@ def check(config: Config, world_size: int, facts: Facts | None = None) -> list[P
     if facts is not None:
         problems += readiness.check(config, layout, facts)
     return problems
-
-
-def batch_sizes(config: Config) -> list[int]:
-    """Every batch size that the run goes through: the ramp, or one."""
-    if config.train.batch_ramp is None:
-        return [config.train.batch]
-    start, increment, _ = config.train.batch_ramp
-    return list(range(start, config.train.batch + 1, max(1, increment)))
 
 
 def divisors(n: int) -> str:
@@ -141,7 +134,7 @@ def _batch(config: Config, layout: Layout) -> Iterator[Problem]:
             )
             return
     unit = train.micro_batch * layout.dp
-    wrong = [size for size in batch_sizes(config) if size % unit]
+    wrong = [size for size in batch_sizes(config.train) if size % unit]
     if wrong:
         yield Problem(
             key="train.batch" if ramp is None else "train.batch_ramp",
@@ -161,7 +154,7 @@ def _pipeline(config: Config, layout: Layout) -> Iterator[Problem]:
             expected=f"at least one layer for each of parallel.pp × parallel.chunks = {config.num_stages()} stages",
             fix=f"use {config.num_stages()} layers or more, or lower parallel.pp or parallel.chunks",
         )
-    for batch in batch_sizes(config):
+    for batch in batch_sizes(config.train):
         microbatches = config.num_microbatches(layout.dp, batch)
         reason = schedules.problem(parallel.schedule, layout.pp, microbatches, parallel.chunks) if microbatches else None
         if reason is not None:

@@ -11,7 +11,7 @@ import pytest
 
 from roots_dist.config import facts as gathering
 from roots_dist.config import readiness
-from roots_dist.config.checks import batch_sizes, check, layout_for
+from roots_dist.config.checks import check, layout_for
 from roots_dist.config.facts import CorpusFacts, Facts
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
@@ -175,12 +175,6 @@ def test_layout_for_gives_dp_what_is_left():
     for world in (0, 1, 47, 385):
         with pytest.raises(ConfigError):
             layout_for(config, world)
-
-
-def test_batch_sizes_of_bloom():
-    config = config_of(train={"batch": 2048, "batch_ramp": [192, 16, 9_765_625]})
-    sizes = batch_sizes(config)
-    assert sizes[0] == 192 and sizes[-1] == 2048 and len(sizes) == 117
 
 
 def test_the_closed_form_counts_gpt2_small():

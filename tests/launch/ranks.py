@@ -1,0 +1,78 @@
+"""What the launched processes of these tests run: `python ranks.py FOLDER BEHAVIOUR...`, one behaviour for each rank.
+
+Every rank really joins a gloo world, says where it is (a file with its process number), meets the others once, and then
+does what it is told.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from roots_dist import environment
+from roots_dist.config.load import Loaded
+from roots_dist.config.schema import Config
+from roots_dist.errors import DataError
+from roots_dist.launch.join import joined
+from roots_dist.launch.start import be_rank
+
+
+def meet() -> float:
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    return total.item()
+
+
+def behave(what: str, folder: Path) -> None:
+    if what == "fine":
+        return
+    if what == "wait":  # in a collective, for a peer that will not come
+        meet()
+    elif what == "hang":  # outside of torch, deaf to nothing but a signal
+        time.sleep(120)
+    elif what == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        time.sleep(120)
+    elif what == "raise":
+        raise ValueError("the flux capacitor is empty")
+    elif what == "user":
+        raise DataError("corpus = 'x': expected tokens. Fix: prepare it.")
+    elif what == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "exit":
+        os._exit(7)
+    elif what == "parent":  # of a process of its own, and then it fails
+        child = os.fork()
+        if child == 0:
+            time.sleep(120)
+        (folder / "child").write_text(str(child))
+        raise ValueError("a parent failed")
+
+
+def main() -> None:
+    folder, behaviours = Path(sys.argv[1]), sys.argv[2:]
+    config = Config(
+        train={"device": "cpu", "batch": 64}, track={"folder": str(folder / "run")}, advanced={"timeout_s": 60}
+    )
+
+    def body(config, world, layout) -> None:
+        (folder / f"pid{world.rank}").write_text(str(os.getpid()))
+        with joined(config, world, layout) as mesh:
+            met = meet() if mesh.layout.world_size > 1 else 1
+            (folder / f"met{world.rank}").write_text(f"{met:g} {os.environ['OMP_NUM_THREADS']} {torch.get_num_threads()}")
+            behave(behaviours[world.rank], folder)
+
+    world = environment.discover()
+    assert world is not None
+    raise SystemExit(be_rank(world, lambda: Loaded(config), body))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""The launcher, with real processes: what goes wrong on one rank ends all within seconds, and leaves nobody behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+RANKS = Path(__file__).with_name("ranks.py")
+LAUNCH = "import sys; from roots_dist.launch.local import launch; sys.exit(launch({size}, {arguments}))"
+SECONDS = 60
+"""Most of it is importing torch, several times over, on a busy machine."""
+
+
+def start(folder: Path, behaviours: list[str]) -> subprocess.Popen:
+    code = LAUNCH.format(size=len(behaviours), arguments=json.dumps([str(RANKS), str(folder), *behaviours]))
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS")
+    environ = {k: v for k, v in os.environ.items() if k not in names} | {"PYTHONPATH": str(RANKS.parents[2])}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(launcher: subprocess.Popen) -> tuple[int, str]:
+    try:
+        _, err = launcher.communicate(timeout=SECONDS)
+    finally:
+        launcher.kill()
+    return launcher.returncode, err
+
+
+def alive(pid: int) -> bool:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+def pids(folder: Path, size: int) -> list[int]:
+    return [int((folder / f"pid{rank}").read_text()) for rank in range(size)]
+
+
+def gone(processes: list[int], within: float) -> bool:
+    until = time.monotonic() + within
+    while time.monotonic() < until:
+        if not any(alive(pid) for pid in processes):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def until_met(folder: Path, size: int) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not all((folder / f"met{rank}").exists() for rank in range(size)):
+        assert time.monotonic() < deadline, "the ranks never met"
+        time.sleep(0.05)
+
+
+def test_a_run_that_works_is_quiet_and_shares_out_the_cores(tmp_path):
+    code, err = finish(start(tmp_path, ["fine", "fine"]))
+    assert (code, err) == (0, "")
+    threads = max(1, len(os.sched_getaffinity(0)) // 2)
+    assert [(tmp_path / f"met{rank}").read_text() for rank in range(2)] == [f"2 {threads} {threads}"] * 2
+    assert gone(pids(tmp_path, 2), 1)
+
+
+def test_the_rank_that_fails_is_shown_first_and_ends_those_that_wait_or_hang(tmp_path):
+    code, err = finish(start(tmp_path, ["wait", "raise", "hang", "wait"]))
+    lines = err.splitlines()
+    assert code == 1
+    assert lines[0].startswith("╭─ rank 1 (pp0 dp1 tp0, node ") and lines[0].endswith("failed first")
+    assert lines[1] == "│ ValueError: the flux capacitor is empty"
+    assert lines[-1] == "ranks 0, 2, 3 stopped because of it."
+    assert "ChildFailedError" not in err and "SIGTERM" not in err and "Connection" not in err
+    file = tmp_path / "run" / "errors" / "rank_00001.txt"
+    assert f"full traceback: {file}" in err
+    assert "in behave" in file.read_text() and file.read_text().endswith("the flux capacitor is empty\n")
+    assert gone(pids(tmp_path, 4), 1)
+
+
+def test_a_rank_that_is_killed_is_named(tmp_path):
+    code, err = finish(start(tmp_path, ["wait", "killed"]))
+    assert code == 1
+    assert err.startswith("✗ rank 1 was killed by SIGKILL") and "ran out of memory" in err
+    assert "rank 0 stopped because of it." in err and "Traceback" not in err
+    assert gone(pids(tmp_path, 2), 1)
+
+
+def test_a_users_mistake_found_on_all_ranks_is_told_once_without_a_traceback(tmp_path):
+    code, err = finish(start(tmp_path, ["user", "user"]))
+    assert code == 2
+    assert err == "✗ corpus = 'x': expected tokens. Fix: prepare it.\n"
+
+
+def test_what_a_rank_started_goes_with_it(tmp_path):
+    launcher = start(tmp_path, ["wait", "parent"])
+    code, _ = finish(launcher)
+    assert code == 1
+    assert gone([*pids(tmp_path, 2), int((tmp_path / "child").read_text())], 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_launcher_ends_all(tmp_path, number):
+    launcher = start(tmp_path, ["wait", "hang"])
+    until_met(tmp_path, 2)
+    launcher.send_signal(number)
+    code, err = finish(launcher)
+    assert code == 128 + number and "Traceback" not in err
+    assert gone(pids(tmp_path, 2), 1)
+
+
+def test_no_orphan_is_left_when_the_launcher_is_killed(tmp_path):
+    launcher = start(tmp_path, ["wait", "deaf"])
+    until_met(tmp_path, 2)
+    assert all(alive(pid) for pid in pids(tmp_path, 2))
+    launcher.kill()
+    assert gone(pids(tmp_path, 2), 5)
+    launcher.communicate()
