@@ -128,7 +128,7 @@ class Manifest:
     def check_hash(self, folder: Path, name: str) -> None:
         if measure(Path(folder) / name) != self.files[name]:
             raise CheckpointError(
-                f"{Path(folder) / name}: sha256 differs from the manifest's. Fix: it is damaged; use another checkpoint."
+                f"{Path(folder) / name}: sha256 differs from the manifest's. Fix: it is damaged; use another."
             )
 
 
@@ -158,7 +158,7 @@ def read_json(path: Path) -> dict:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error}). Fix: use another checkpoint.") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected an object, found {type(value).__name__}. Fix: use another checkpoint.")
+        raise CheckpointError(f"{path}: expected an object, found {type(value).__name__}. Fix: use another.")
     return value
 
 

@@ -101,8 +101,8 @@ def _open(
         reader = _Reader(folder, kinds)
         if reader.state.get("step") != manifest.step:
             raise CheckpointError(
-                f"{folder / STATE_FILE}: step = {reader.state.get('step')!r}: expected the manifest's {manifest.step}. "
-                "Fix: use another checkpoint."
+                f"{folder / STATE_FILE}: step = {reader.state.get('step')!r}: expected {manifest.step} as in the "
+                "manifest. Fix: use another checkpoint."
             )
         for kind in kinds:
             unlisted = set(reader.files[kind].values()) - manifest.files.keys()

@@ -62,7 +62,7 @@ GPU_PEAKS: tuple[tuple[str, Peak], ...] = (
 
 
 def gpu_peak(device_name: str, precision: Precision) -> float | None:
-    """FLOP/s by the maker's sheet; None for a device that is not in the table (then there is no MFU, not a wrong one)."""
+    """FLOP/s by the maker's sheet; None for a device not in the table: no MFU is better than a wrong one."""
     for pattern, peak in GPU_PEAKS:
         if re.search(pattern, device_name, re.IGNORECASE):
             return peak.at(precision)
@@ -80,7 +80,7 @@ def measured_cpu_peak(threads: int, seconds: float = 0.3) -> float:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        n = 768  # large enough for the kernel's best, small enough for ten tries on one slow core
+        n = 768  # large enough for the best rate, small enough for ten tries on a slow core
         a, b = torch.rand(n, n), torch.rand(n, n)
         out = a @ b  # warms up threads and caches
         best, end = float("inf"), time.perf_counter() + seconds

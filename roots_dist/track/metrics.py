@@ -1,0 +1,86 @@
+"""The run's record: metrics.jsonl, one line per log call. Every other view (terminal, W&B, curve) can be made from it.
+
+    {"step": 120, "time": 1760000000.0, "loss/train": 4.21, "speed/tokens_per_s": 18000.0}
+
+A number that is not finite is null, so that every line is JSON. A line is on its way to the disk when log returns.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+METRICS_FILE, TEXTS_FILE = "metrics.jsonl", "texts.jsonl"
+NAMES = {
+    "loss/train": "nats per token of the step's batch",
+    "loss/validation": "nats per token of the held-out text",
+    "perplexity/validation": "exp(loss/validation)",
+    "bits_per_byte/validation": "comparable between tokenizers",
+    "optim/lr": "learning rate of the step",
+    "optim/grad_norm": "of the whole model's gradient, before clipping",
+    "data/tokens": "tokens since the run's beginning",
+    "time/step_s": "seconds per step",
+    "speed/tokens_per_s": "of all ranks together",
+    "util/mfu_fraction": "model FLOPs, attention counted causally half, over the devices' peak",
+    "memory/peak_gib": "of the process that needs most",
+}
+"""What each number is. A run may log more."""
+
+
+class MetricsFile:
+    """Appends. Two files in the run's folder: numbers, and texts beside them."""
+
+    def __init__(self, folder: Path, resumed_step: int = 0):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        paths = [Path(folder) / METRICS_FILE, Path(folder) / TEXTS_FILE]
+        for path in paths:
+            drop_after(path, resumed_step)
+        self._metrics, self._texts = (open(path, "a", encoding="utf-8", buffering=1) for path in paths)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._metrics.write(_line({"step": step, "time": round(time.time(), 3), **numbers}))
+
+    def text(self, step: int, name: str, text: str) -> None:
+        self._texts.write(_line({"step": step, "time": round(time.time(), 3), "name": name, "text": text}))
+
+    def close(self) -> None:
+        self._metrics.close()
+        self._texts.close()
+
+
+def _line(value: dict) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def read_lines(path: Path) -> Iterator[dict]:
+    """The records of a file, in order. A line that a kill has torn is left out, with a warning."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                yield record
+            else:
+                log.warning("%s, line %d: not a record, left out", path, number)
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Keep the records up to and with this step. The file is replaced at once or not at all."""
+    if not path.exists():
+        return
+    kept = path.with_name(path.name + ".partial")
+    with open(kept, "w", encoding="utf-8") as file:
+        file.writelines(_line(record) for record in read_lines(path) if record["step"] <= step)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(kept, path)

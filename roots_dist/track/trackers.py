@@ -1,0 +1,62 @@
+"""Everything a run tells goes through one small interface: to the metrics file, the terminal and W&B.
+
+    train/duties.py: trackers.log(step, {"loss/train": …}) --> MetricsFile | Progress | Wandb
+
+Only rank 0 has trackers; on the others the list is empty, so that callers need no `if`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from roots_dist.config.schema import Config
+from roots_dist.track.metrics import MetricsFile
+from roots_dist.track.progress import Progress
+from roots_dist.track.wandb import open_wandb
+
+
+class Tracker(Protocol):
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Numbers of a step, after `step` optimizer steps. Names are metrics.NAMES or alike: group/name_unit."""
+        ...
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Something to read, such as a sample of the model's text."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Trackers:
+    """Many as one; none is the null tracker."""
+
+    def __init__(self, trackers: Iterable[Tracker] = ()):
+        self._trackers = tuple(trackers)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.log(step, metrics)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        for tracker in self._trackers:
+            tracker.text(step, name, text)
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def open_trackers(
+    config: Config, folder: Path, *, rank0: bool, resumed_step: int = 0, facts: Mapping[str, object] | None = None
+) -> Trackers:
+    """The trackers of this rank. `facts` (versions, layout, machine) are kept with the run where it is shown.
+
+    On a resume, what was logged after `resumed_step` is dropped from the file: no step is logged twice.
+    """
+    if not rank0:
+        return Trackers()
+    wandb = open_wandb(config, folder, facts or {})
+    progress = Progress(config.train.steps, resumed_step)
+    return Trackers([MetricsFile(folder, resumed_step), progress, *([wandb] if wandb else [])])

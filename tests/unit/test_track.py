@@ -1,0 +1,190 @@
+"""What a run tells: the record on disk, the line on the terminal, the picture."""
+
+import io
+import json
+import math
+import re
+
+import pytest
+from rich.console import Console
+
+from roots_dist.config.schema import Config, Track, Train
+from roots_dist.track.curve import draw_curve, smooth
+from roots_dist.track.machine import machine_facts, peak_memory_gib
+from roots_dist.track.metrics import METRICS_FILE, TEXTS_FILE, MetricsFile, read_lines
+from roots_dist.track.progress import Progress, clock, short
+from roots_dist.track.scrub import scrub, scrub_text
+from roots_dist.track.trackers import open_trackers
+
+ALL = {
+    "loss/train": 4.2134,
+    "optim/lr": 2.9e-4,
+    "optim/grad_norm": 0.91,
+    "speed/tokens_per_s": 18_234.0,
+    "util/mfu_fraction": 0.412,
+    "memory/peak_gib": 1.234,
+}
+
+
+def records(folder, name=METRICS_FILE):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
+def test_a_line_is_on_disk_when_log_returns_and_is_json(tmp_path):
+    metrics = MetricsFile(tmp_path / "new" / "run")
+    metrics.log(1, {"loss/train": 2.5})
+    metrics.log(2, {"loss/train": math.nan, "optim/grad_norm": math.inf})
+    metrics.text(2, "sample", "Fellow citizens,\nü")
+    first, second = records(tmp_path / "new" / "run")
+    assert first.pop("time") > 1.7e9 and first == {"step": 1, "loss/train": 2.5}
+    assert second["loss/train"] is None and second["optim/grad_norm"] is None
+    assert records(tmp_path / "new" / "run", TEXTS_FILE)[0]["text"] == "Fellow citizens,\nü"
+    metrics.close()
+
+
+def test_no_step_is_logged_twice_after_a_resume(tmp_path, caplog):
+    before = MetricsFile(tmp_path)
+    for step in range(1, 8):
+        before.log(step, {"loss/train": 10.0 - step})
+        before.text(step, "sample", "old")
+    before.close()
+    with open(tmp_path / METRICS_FILE, "a") as file:
+        file.write('{"step": 8, "loss/tr')  # killed while it wrote
+    after = MetricsFile(tmp_path, resumed_step=4)
+    for step in range(5, 9):
+        after.log(step, {"loss/train": 0.0})
+    after.close()
+    assert [r["step"] for r in records(tmp_path)] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [r["loss/train"] for r in records(tmp_path)] == [9.0, 8.0, 7.0, 6.0, 0.0, 0.0, 0.0, 0.0]
+    assert [r["step"] for r in records(tmp_path, TEXTS_FILE)] == [1, 2, 3, 4]
+    assert f"{METRICS_FILE}, line 8: not a record" in caplog.text
+    assert sorted(p.name for p in tmp_path.iterdir()) == [METRICS_FILE, TEXTS_FILE]
+
+
+def test_lines_that_are_no_records_are_left_out(tmp_path, caplog):
+    (tmp_path / "m").write_bytes(b'\xff\xfe\n[1]\n{"loss": 1}\n{"step": "1"}\n{"step": 3}\n')
+    assert list(read_lines(tmp_path / "m")) == [{"step": 3}]
+    assert len(caplog.records) == 4
+
+
+def shown(width: int, terminal: bool, total: int = 200, steps=(), **first) -> str:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=width, height=30, highlight=False, legacy_windows=False)
+    progress = Progress(total, console=console, **first)
+    for step in steps:
+        progress.log(step, ALL)
+    progress.log(total, {"loss/validation": 3.5, "perplexity/validation": 33.1, "bits_per_byte/validation": 1.25})
+    progress.text(total, "sample", "We [the] people")
+    progress.close()
+    return out.getvalue()
+
+
+def test_without_a_terminal_there_are_about_fifty_plain_lines():
+    text = shown(80, False, steps=range(1, 201))
+    lines = [line for line in text.splitlines() if "loss 4.213" in line]
+    assert lines[0].startswith("step   1/200  loss 4.213  lr 2.9e-04  norm 0.91  18.2k tok/s  MFU 41%  1.23 GiB  0:")
+    assert [int(re.match(r"step +(\d+)/", line)[1]) for line in lines] == [1, *range(4, 201, 4)]
+    assert "\x1b" not in text
+    assert "step 200  validation  loss 3.5000  perplexity 33.10  bits per byte 1.2500" in text
+    assert "We [the] people" in text
+
+
+@pytest.mark.parametrize(
+    "width, has, lacks",
+    [
+        (160, ["step 200/200", "━", "loss 4.213", "lr", "norm", "tok/s", "MFU", "GiB", "left"], []),
+        (80, ["step 200/200", "loss 4.213", "tok/s", "left"], ["GiB"]),
+        (40, ["step 200/200", "loss 4.213"], ["MFU", "norm"]),
+    ],
+)
+def test_on_a_terminal_one_line_shows_what_fits(width, has, lacks):
+    text = shown(width, True, steps=range(1, 201))
+    final = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.split("\r")[-1].split("validation")[0])
+    line = next(line for line in final.splitlines() if "200/200" in line)
+    assert len(line.rstrip()) <= width
+    assert all(words in line for words in has) and not any(words in line for words in lacks), line
+
+
+def test_time_left_counts_from_the_resumed_step(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("roots_dist.track.progress.time.monotonic", lambda: now[0])
+    out = io.StringIO()
+    progress = Progress(300, first_step=100, console=Console(file=out, width=200))
+    now[0] += 20.0  # ten steps of 2 s, 190 to go
+    progress.log(110, {"loss/train": 1.0})
+    progress.log(114, {"loss/train": 1.0})
+    assert "4:26 left" in out.getvalue()  # 20 s for fourteen steps, 186 to go
+
+
+def test_numbers_are_short():
+    assert [short(v) for v in (0, 999, 1000, 18_234, 1.5e6, 2e9)] == ["0", "999", "1k", "18.2k", "1.5M", "2G"]
+    assert short(999.6) == "1k"
+    assert [clock(s) for s in (0, 59.6, 61, 3600, 90061)] == ["0:00", "1:00", "1:01", "1:00:00", "25:01:01"]
+
+
+def test_smoothing_does_not_lag_or_shift():
+    straight = [float(i) for i in range(200)]
+    assert smooth(straight)[4:190] == pytest.approx(straight[4:190])
+    assert smooth([3.0] * 50) == pytest.approx([3.0] * 50)
+    assert smooth([]) == [] and smooth([1.0]) == [1.0]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 300])
+def test_a_curve_is_drawn_from_any_record(tmp_path, steps):
+    metrics = MetricsFile(tmp_path)
+    for step in range(1, steps + 1):
+        loss = math.nan if step == 7 else 9 / step
+        metrics.log(step, {"loss/train": loss, "optim/lr": 1e-3, "data/tokens": step * 100})
+        if step % 2 == 0:
+            metrics.log(step, {"loss/validation": 10 / step})
+    metrics.close()
+    png = draw_curve(tmp_path / METRICS_FILE, tmp_path / "loss.png", "a run")
+    content = png.read_bytes()
+    assert content.startswith(b"\x89PNG") and len(content) > 10_000
+    assert int.from_bytes(content[16:20], "big") == 1350  # pixels wide
+
+
+def test_secrets_are_scrubbed_and_nothing_else():
+    tree = {
+        "url": "https://me:hunter2@host/x?y=1",
+        "command": ["train", "--api-key", "abcdef123", "HF_TOKEN=hf_abc run", 'X_SECRET="a b"', "password: p4ss"],
+        "WANDB_API_KEY": "0123",
+        "nested": {"client_secret": "s3", "tokenizer": "tokens/tok.json", "tokens": 5, "monkey": "ape", "key": None},
+        "path": "https://host:8080/a@b",
+    }
+    found = scrub(tree)
+    text = json.dumps(found)
+    for secret in ("hunter2", "abcdef123", "hf_abc", "a b", "p4ss", "0123", "s3"):
+        assert secret not in text, secret
+    assert found["nested"]["tokenizer"] == "tokens/tok.json" and found["nested"]["tokens"] == 5
+    assert found["nested"]["monkey"] == "ape" and found["nested"]["key"] is None
+    assert found["path"] == tree["path"] and found["url"] == "https://***@host/x?y=1"
+    assert scrub_text("each token is tokenized by key") == "each token is tokenized by key"
+
+
+def test_other_ranks_have_trackers_that_do_nothing(tmp_path):
+    config = Config(track=Track(wandb="disabled"), train=Train(steps=3))
+    others = open_trackers(config, tmp_path / "run", rank0=False)
+    others.log(1, ALL)
+    others.text(1, "sample", "x")
+    others.close()
+    assert not (tmp_path / "run").exists()
+
+
+def test_rank_0_writes_and_shows(tmp_path, capsys):
+    config = Config(track=Track(wandb="disabled"), train=Train(steps=3))
+    trackers = open_trackers(config, tmp_path / "run", rank0=True)
+    trackers.log(1, ALL)
+    trackers.close()
+    assert records(tmp_path / "run")[0]["loss/train"] == 4.2134
+    assert "step 1/3  loss 4.213" in capsys.readouterr().out
+
+
+def test_memory_is_the_peak_and_facts_are_json():
+    before = peak_memory_gib("cpu")
+    block = bytearray(200 << 20)
+    assert peak_memory_gib("cpu") >= before and block is not None
+    del block
+    after = peak_memory_gib("cpu")
+    assert 0.15 < after < 100
+    assert json.loads(json.dumps(machine_facts()))["versions"]["torch"].startswith("2.")
