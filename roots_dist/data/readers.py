@@ -163,10 +163,12 @@ def _lines(path: Path, text_key: str) -> Iterator[Document | Defect]:
 def _object(data: bytes, text_key: str) -> dict | tuple[str, str]:
     """The object of a line, which has the key; or what is wrong with it."""
     try:
-        value = json.loads(data.decode("utf-8-sig"))
+        value = json.loads(data.rstrip().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return "bad UTF-8", f"at byte {error.start} of the line"
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
+        return "corrupt JSON", f"{error.msg} at character {error.pos}"
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets without end
         return "corrupt JSON", str(error)
     if not isinstance(value, dict):
         return "not a JSON object", f"{type(value).__name__}; one object per line is expected"

@@ -78,7 +78,9 @@ def webster(count, weights):
 
 
 @settings(max_examples=100, deadline=None)
-@given(weights=st.lists(st.integers(1, 100), min_size=1, max_size=6), start=st.integers(0, 200), count=st.integers(0, 60))
+@given(
+    weights=st.lists(st.integers(1, 100), min_size=1, max_size=6), start=st.integers(0, 200), count=st.integers(0, 60)
+)
 def test_blends_are_websters_method(weights, start, count):
     weights = [*weights, 1024 - sum(weights)]  # then shares have no rounding, and ties fall the same way
     which, nth = sources(start, count, weights)
@@ -86,7 +88,9 @@ def test_blends_are_websters_method(weights, start, count):
 
 
 @settings(max_examples=100, deadline=None)
-@given(weights=st.lists(st.floats(0.001, 100), min_size=1, max_size=8), start=st.integers(0, 500), count=st.integers(0, 60))
+@given(
+    weights=st.lists(st.floats(0.001, 100), min_size=1, max_size=8), start=st.integers(0, 500), count=st.integers(0, 60)
+)
 def test_a_window_of_a_blend_is_a_piece_of_the_whole(weights, start, count):
     which, nth = sources(start, count, weights)
     whole = sources(0, start + count, weights)

@@ -1,0 +1,234 @@
+"""`prepare`: the same bytes on any number of workers, complete or not there, and a word for everything that is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from roots_dist.data import encode
+from roots_dist.data.encode import encoded
+from roots_dist.data.manifest import read_manifest
+from roots_dist.data.order import fraction
+from roots_dist.data.prepare import prepare
+from roots_dist.data.store import Corpus
+from roots_dist.data.tokenizer import load, train
+from roots_dist.errors import DataError
+
+TEXTS = [f"Document {i}: the union of {i * i} states, {'strong ' * (i % 17)}and {i % 5} more." for i in range(300)]
+
+
+def write_lines(path, texts=TEXTS):
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "manifest.json"}
+
+
+@pytest.fixture
+def lines(tmp_path):
+    return write_lines(tmp_path / "a.jsonl")
+
+
+def test_the_folder_holds_every_document_once_in_its_split(tmp_path, lines):
+    manifest = prepare([lines], tmp_path / "out", vocab=400, validation=0.2, seed=5)
+    tokenizer = load(tmp_path / "out/tokenizer.json")
+    held_out = fraction(5, np.arange(len(TEXTS))) < 0.2
+    for split, mine in (("train", ~held_out), ("validation", held_out)):
+        corpus = Corpus.open(tmp_path / f"out/{split}_text_document")
+        expected = [text for text, take in zip(TEXTS, mine) if take]
+        found = [corpus.document(i) for i in range(corpus.num_documents)]
+        assert [tokenizer.decode(ids[:-1]) for ids in found] == expected
+        assert {int(ids[-1]) for ids in found} == {tokenizer.end_of_document}
+        size = read_manifest(tmp_path / f"out/{split}_text_document").split_of(f"{split}_text_document")
+        assert (size.documents, size.tokens) == (len(expected), corpus.num_tokens)
+        assert size.bytes == sum(len(text.encode()) for text in expected)
+    assert manifest.tokenizer_sha256 == tokenizer.sha256 and 30 < held_out.sum() < 90
+    assert f"{manifest.train.documents:,} documents" in manifest.summary()
+
+
+def test_the_tokenizer_never_sees_held_out_text(tmp_path):
+    held_out = fraction(1234, np.arange(200)) < 0.5
+    texts = ["zqzqzq zqzqzq" if out else "plain words here" for out in held_out]
+    prepare([write_lines(tmp_path / "a.jsonl", texts)], tmp_path / "out", vocab=300, validation=0.5)
+    assert "zq" not in load(tmp_path / "out/tokenizer.json").backend.get_vocab()
+
+
+def test_several_workers_write_the_same_bytes_as_one(tmp_path, lines):
+    more = write_lines(tmp_path / "b.jsonl", [text * 60 for text in TEXTS])  # several batches
+    for workers in (1, 2):
+        prepare([lines, more], tmp_path / f"out{workers}", vocab=400, workers=workers)
+    assert contents(tmp_path / "out1") == contents(tmp_path / "out2") and len(contents(tmp_path / "out1")) == 5
+
+
+def test_again_with_the_same_is_up_to_date_and_anything_else_is_not(tmp_path, lines):
+    run = lambda **changed: prepare([lines], tmp_path / "out", **{"vocab": 300, **changed})  # noqa: E731
+    assert not run().reused
+    start = time.perf_counter()
+    again = run()
+    assert again.reused and time.perf_counter() - start < 1 and "up to date" in again.summary()
+    os.utime(lines)
+    assert run().reused, "touched, but the same"
+    assert not run(vocab=301).reused and run(vocab=301, workers=2).reused
+    stored = tmp_path / "out/train_text_document.bin"
+    stored.write_bytes(stored.read_bytes()[:-2] + b"\x00\x01")
+    assert not run(vocab=301).reused, "an output was changed"
+    (tmp_path / "out/tokenizer.json").unlink()
+    assert not run(vocab=301).reused, "an output is missing"
+    (tmp_path / "out/manifest.json").write_text('{"format": "roots-corpus-1"')
+    assert not run(vocab=301).reused, "the manifest is damaged"
+    write_lines(lines, TEXTS[:-1])
+    assert not run(vocab=301).reused and run(vocab=301).reused
+
+
+def test_a_given_tokenizer_is_used_as_it_is(tmp_path, lines):
+    train(["other words"], 280).backend.save(str(tmp_path / "given.json"))
+    manifest = prepare([lines], tmp_path / "out", tokenizer=tmp_path / "given.json", vocab=9999)
+    assert (
+        load(tmp_path / "out/tokenizer.json").sha256
+        == load(tmp_path / "given.json").sha256
+        == manifest.tokenizer_sha256
+    )
+    assert "as given" in manifest.summary()
+
+
+def test_a_prepared_folder_may_lie_among_its_inputs(tmp_path):
+    write_lines(tmp_path / "a.jsonl")
+    assert not prepare([tmp_path], tmp_path, vocab=300).reused
+    assert prepare([tmp_path], tmp_path, vocab=300).reused
+
+
+def test_progress_ends_at_its_total(tmp_path, lines):
+    seen = []
+    prepare([lines], tmp_path / "out", vocab=300, progress=seen.append)
+    assert [p.stage for p in seen] == ["tokenizer", "tokens"]
+    assert seen[-1].done == seen[-1].total == lines.stat().st_size and seen[-1].documents == len(TEXTS)
+
+
+def test_defects_stop_or_are_counted(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "good one"}\n{"text": ""}\nbroken\n{"text": "good two"}\n{"text": "\xff"}\nbroken\n')
+    with pytest.raises(DataError) as error:
+        prepare([path], tmp_path / "out", vocab=300)
+    assert str(error.value) == f"{path}:2: empty document. Fix: mend it, or pass it over with --on-error skip."
+    assert list((tmp_path / "out").iterdir()) == []
+    manifest = prepare([path], tmp_path / "out", vocab=300, validation=0, on_error="skip")
+    assert manifest.defects == {"empty document": 1, "corrupt JSON": 2, "bad UTF-8": 1}
+    assert manifest.examples[1].startswith(f"{path}:3: corrupt JSON") and manifest.train.documents == 2
+    assert "skipped    1 empty document, 2 corrupt JSON, 1 bad UTF-8" in manifest.summary()
+
+
+WRONG = {
+    "validation = 1.0: expected a share": {"validation": 1.0},
+    "validation = nan: expected a share": {"validation": float("nan")},
+    "validation = 0.999999: expected documents left for training": {"validation": 0.999999},
+    "workers = 0: expected at least 1": {"workers": 0},
+    "on_error = 'ignore': expected stop or skip": {"on_error": "ignore"},
+    "vocab = 10: expected at least 257": {"vocab": 10},
+    "pre_tokenizer = 'llama': expected one of": {"pre_tokenizer": "llama"},
+    "tokenizer = 'none.json': expected a tokenizer.json that can be read": {"tokenizer": "none.json"},
+    "a.jsonl:1: missing key ('body'; there are ['text'])": {"text_key": "body"},
+    "input = 'none.jsonl': expected a file, a folder or a glob": {"inputs": ["none.jsonl"]},
+    "output = 'a.jsonl/out': expected a folder that can be made": {"output": "a.jsonl/out"},
+}
+
+
+@pytest.mark.parametrize("message", WRONG)
+def test_wrong_wishes_leave_no_file(tmp_path, lines, monkeypatch, message):
+    monkeypatch.chdir(tmp_path)
+    changed = {"inputs": ["a.jsonl"], "output": "out", "vocab": 300, **WRONG[message]}
+    with pytest.raises(DataError) as error:
+        prepare(changed.pop("inputs"), changed.pop("output"), **changed)
+    assert str(error.value).startswith(message) and "Fix:" in str(error.value) and "\n" not in str(error.value)
+    assert not list((tmp_path / "out").rglob("*"))
+
+
+def test_no_document_at_all_is_said(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b"\n\n")
+    with pytest.raises(DataError, match=r"inputs = '1 files': expected a document in them \(the files are empty\)"):
+        prepare([tmp_path / "a.jsonl"], tmp_path / "out")
+
+
+def test_one_document_cannot_be_held_out_from(tmp_path):
+    manifest = prepare([write_lines(tmp_path / "a.jsonl", TEXTS[:1])], tmp_path / "out", vocab=300)
+    assert (manifest.train.documents, manifest.validation.documents) == (1, 0)
+    assert "no document fell to validation" in manifest.summary()
+    assert not (tmp_path / "out/validation_text_document.bin").exists()
+
+
+def test_two_at_once_in_a_folder_are_kept_apart(tmp_path, lines):
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold(_):
+        entered.set()
+        leave.wait(20)
+
+    first = threading.Thread(target=prepare, args=([lines], tmp_path / "out"), kwargs={"vocab": 300, "progress": hold})
+    first.start()
+    assert entered.wait(20)
+    with pytest.raises(DataError, match="another prepare is"):
+        prepare([lines], tmp_path / "out", vocab=300)
+    leave.set()
+    first.join()
+    assert prepare([lines], tmp_path / "out", vocab=300).reused
+
+
+def test_foreign_and_damaged_manifests(tmp_path):
+    assert read_manifest(tmp_path / "some_text_document") is None
+    (tmp_path / "manifest.json").write_text('{"made by": "others"}')
+    assert read_manifest(tmp_path) is None
+    (tmp_path / "manifest.json").write_text('{"format": "roots-corpus-1"}')
+    with pytest.raises(DataError, match="manifest = .*: expected what `roots prepare` wrote"):
+        read_manifest(tmp_path)
+
+
+def _die(*_):
+    os._exit(9)
+
+
+def test_a_worker_that_dies_is_reported_and_the_others_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(encode, "_encode", _die)
+    with pytest.raises(DataError, match="workers = 2: expected processes that live, but one died"):
+        list(encoded(iter([["a"], ["b"]]), tmp_path / "none", "x", np.dtype("<u2"), workers=2))
+    assert not [
+        child for child in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(child.cmdline())
+    ]
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_interrupted_it_leaves_no_half_file_and_no_process_and_starts_clean(tmp_path, lines, how):
+    big = write_lines(tmp_path / "big.jsonl", [f"{text} {i} " * 40 for i in range(6) for text in TEXTS])
+    code = (
+        "import sys\nfrom roots_dist.data.prepare import prepare\n"
+        "if __name__ == '__main__':\n    prepare([sys.argv[1]], sys.argv[2], vocab=300, workers=2)\n"
+    )
+    (tmp_path / "run.py").write_text(code)
+    out, partial = tmp_path / "out", tmp_path / "out/.partial/train_text_document.bin.partial"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.Popen(
+        [sys.executable, "run.py", str(big), str(out)], cwd=tmp_path, env=environment, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 60
+    while not (partial.exists() and partial.stat().st_size > 0):
+        assert child.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    workers = psutil.Process(child.pid).children(recursive=True)
+    assert len(workers) >= 2
+    child.send_signal(how)
+    child.communicate(timeout=30)
+    assert child.returncode != 0
+    assert not [p.name for p in out.iterdir() if p.name != ".partial"]
+    assert how == signal.SIGKILL or not (out / ".partial").exists()
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not alive
+    prepare([lines], out, vocab=300)
+    prepare([lines], tmp_path / "undisturbed", vocab=300)
+    assert contents(out) == contents(tmp_path / "undisturbed")

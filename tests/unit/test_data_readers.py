@@ -1,0 +1,163 @@
+"""Documents out of files: every kind and compression, and a table of everything that is not a document."""
+
+import bz2
+import gzip
+import json
+import lzma
+
+import pytest
+
+from roots_dist.data import embedded, readers
+from roots_dist.data.readers import Defect, Document
+from roots_dist.errors import DataError
+
+TEXTS = ["One.", "Zwei — dos.\u2028Same line.", "三\n"]
+LINES = "".join(json.dumps({"text": t, "n": 1}, ensure_ascii=False) + "\n" for t in TEXTS).encode()
+
+
+def zstd(data):
+    return pytest.importorskip("zstandard").compress(data)
+
+
+COMPRESSIONS = {"": bytes, ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstd}
+
+
+def read(path, key="text"):
+    return list(readers.read(path, key))
+
+
+@pytest.mark.parametrize("ending", COMPRESSIONS)
+def test_lines_and_texts_are_read_in_every_compression(tmp_path, ending):
+    lines, text = tmp_path / f"a.jsonl{ending}", tmp_path / f"b.TXT{ending}"
+    lines.write_bytes(COMPRESSIONS[ending](LINES))
+    text.write_bytes(COMPRESSIONS[ending]("\ufeffWhole\nfile".encode()))
+    assert [(d.text, d.line, d.file) for d in read(lines)] == [(t, i, str(lines)) for i, t in enumerate(TEXTS, 1)]
+    assert [d.text for d in read(text)] == ["Whole\nfile"]
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
+def test_archives_may_be_joined(tmp_path, ending):
+    path = tmp_path / f"a.jsonl{ending}"
+    path.write_bytes(COMPRESSIONS[ending](LINES) * 2)
+    assert [d.text for d in read(path)] == TEXTS * 2
+
+
+@pytest.mark.parametrize("keep", [0, 3, 0.5, 0.99, -1])
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_truncated_archive_is_a_defect_with_its_place(tmp_path, ending, keep):
+    lines = b"".join(b'{"text": "%d"}\n' % (i * 7919**3) for i in range(5000))
+    packed = COMPRESSIONS[ending](lines)
+    path = tmp_path / f"a.jsonl{ending}"
+    path.write_bytes(packed[: int(len(packed) * keep) if isinstance(keep, float) else keep])
+    *documents, last = read(path)
+    assert all(isinstance(d, Document) or d.kind == "corrupt JSON" for d in documents)
+    assert isinstance(last, Defect) and last.kind == "truncated or damaged archive"
+    assert last.line == len(documents) + 1
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
+def test_a_damaged_archive_is_a_defect(tmp_path, ending):
+    path = tmp_path / f"a.jsonl{ending}"
+    path.write_bytes(b"not an archive at all\n")
+    assert [d.kind for d in read(path)] == ["truncated or damaged archive"]
+
+
+HOSTILE = {  # a line: the kind and a word of the detail
+    b'{"text": "cut of': ("corrupt JSON", "Unterminated"),
+    b"plain words": ("corrupt JSON", "Expecting value"),
+    b"[" * 100_000: ("corrupt JSON", "recursion"),
+    b'{"text": ' + b"9" * 5000 + b"}": ("corrupt JSON", "digits"),
+    b'{"text": "\xff"}': ("bad UTF-8", "at byte 10"),
+    '{"text": "a"}'.encode("utf-16"): ("bad UTF-8", "at byte 0"),
+    b'{"txt": "a", "id": 1}': ("missing key", "'text'; there are ['id', 'txt']"),
+    b'["a"]': ("not a JSON object", "list"),
+    b'"a"': ("not a JSON object", "str"),
+    b"null": ("not a JSON object", "NoneType"),
+    b'{"text": 5}': ("text is not a string", "int"),
+    b'{"text": null}': ("text is not a string", "NoneType"),
+    b'{"text": {"text": "a"}}': ("text is not a string", "dict"),
+    b'{"text": ""}': ("empty document", ""),
+    b'{"text": " \\n\\t"}': ("empty document", ""),
+    b'{"text": "half \\ud83d of a pair"}': ("text is not valid Unicode", "lone surrogate at 5"),
+}
+
+
+@pytest.mark.parametrize("line", HOSTILE, ids=lambda line: line[:24].decode("latin-1"))
+def test_a_bad_line_is_named_and_the_next_is_read(tmp_path, line):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "before"}\n\n' + line + b'\n{"text": "after"}')
+    before, *defects, after = read(path)
+    kind, word = HOSTILE[line]
+    assert (before.text, after.text) == ("before", "after")
+    assert defects[0].kind == kind and defects[0].line == 3 and word in defects[0].detail
+    assert str(defects[0]).startswith(f"{path}:3: {kind}")
+
+
+def test_bad_utf8_in_a_text_is_found_at_its_line(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"fine\nfine\nb\xe9d\n")
+    assert read(path) == [Defect(str(path), 3, "bad UTF-8", "at byte 11")]
+
+
+def test_a_line_without_end_does_not_fill_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "LONGEST", 1000)
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + b"x" * 5000 + b'"}\n{"text": "after"}\n')
+    (tmp_path / "a.txt").write_bytes(b"x" * 1001)
+    long, after = read(tmp_path / "a.jsonl")
+    assert (long.kind, long.line, after.text, after.line) == ("document too long", 1, "after", 2)
+    assert [d.kind for d in read(tmp_path / "a.txt")] == ["document too long"]
+
+
+def test_rows_of_parquet(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"id": [1, 2, 3, 4], "body": ["one", None, "", "four"]}), path, row_group_size=2)
+    assert [d.text if isinstance(d, Document) else d.kind for d in read(path, "body")] == [
+        "one", "text is not a string", "empty document", "four",
+    ]  # fmt: skip
+    assert [d.line for d in read(path, "body")] == [1, 2, 3, 4]
+    assert [d.kind for d in read(path, "text")] == ["missing key"]
+    assert {d.kind for d in read(path, "id")} == {"text is not a string"}
+    path.write_bytes(path.read_bytes()[:-9])
+    assert [d.kind for d in read(path, "body")] == ["truncated or damaged archive"]
+
+
+def test_files_are_found_in_folders_globs_and_names_each_once(tmp_path):
+    for name in ("b.jsonl", "a.txt", "sub/c.jsonl.gz", "note.md", ".hidden/d.txt", "e.parquet.gz", "odd[1].txt"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    names = lambda *inputs: [str(p.relative_to(tmp_path)) for p in readers.find(inputs)]  # noqa: E731
+    assert names(tmp_path) == ["a.txt", "b.jsonl", "odd[1].txt", "sub/c.jsonl.gz"]
+    assert names(tmp_path / "b.jsonl", tmp_path, tmp_path / "*.txt")[0] == "b.jsonl"
+    assert len(names(tmp_path / "b.jsonl", tmp_path, tmp_path / "**/*.txt")) == 4
+    assert names(tmp_path / "odd[1].txt") == ["odd[1].txt"]
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ([], "inputs = []: expected at least one"),
+        (["nowhere.jsonl"], "'nowhere.jsonl': expected a file, a folder or a glob that matches"),
+        (["*.jsonl"], "'*.jsonl': expected a file"),
+        (["."], "'.': expected a folder with .txt, .jsonl"),
+        (["note.md"], "'note.md': expected a name ending in one of .txt"),
+        (["e.parquet.gz"], "all but parquet also with .gz"),
+        (["embedded:moby"], "expected embedded: and one of ['state-of-the-union']"),
+    ],
+)
+def test_inputs_that_are_none_are_refused(tmp_path, monkeypatch, given, message):
+    monkeypatch.chdir(tmp_path)
+    for name in ("note.md", "e.parquet.gz"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(DataError) as error:
+        readers.find(given)
+    assert message in str(error.value)
+
+
+def test_the_embedded_corpus_is_whole():
+    documents = read(embedded.path_of("embedded:state-of-the-union"))
+    assert len(documents) == 233 and all(isinstance(d, Document) for d in documents)
+    assert sum(len(d.text.encode()) for d in documents) == 10_761_013
+    assert not any(bad in d.text for d in documents for bad in ("&quot;", "\x02", "  ", "\ufffd"))
+    assert documents[-1].position <= embedded.path_of("embedded:state-of-the-union").stat().st_size
