@@ -86,11 +86,11 @@ def test_the_picture_in_the_docstring_is_what_runs(function, shape):
 def test_thousands_of_shapes_have_the_order_peak_and_bubble_of_the_papers():
     draws = random.Random(7)
     checked = 0
-    for shape in shapes(most=100):
+    for shape in shapes(most=120):
         times = Times(forward=draws.uniform(0.2, 3), input=draws.uniform(0.2, 3), weight=draws.uniform(0.2, 3))
         assert_as_in_the_paper(*shape, times)
         checked += 1
-    assert checked > 1500
+    assert checked > 2000
 
 
 @settings(max_examples=40, deadline=None)
@@ -232,7 +232,8 @@ def test_a_receive_is_posted_before_the_computation_that_precedes_its_use():
                 if action.kind in RECEIVES:
                     kinds = (Kind.FORWARD,) if action.kind is Kind.RECV_FORWARD else (Kind.BACKWARD, Kind.INPUT)
                     (use,) = (u for u in computed if actions[u][1:] == action[1:] and actions[u].kind in kinds)
-                    assert sum(n < c < use for c in computed) >= min(1, sum(c < use for c in computed)), (shape, action)
+                    ahead = sum(n < c < use for c in computed)
+                    assert ahead >= 1 or use == computed[0], (shape, action)
 
 
 # ── the player ─────────────────────────────────────────────────────────────────────────────────────────────────────
