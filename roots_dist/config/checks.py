@@ -8,7 +8,7 @@ Pure arithmetic, no torch: the same answer on a login node as on rank 383, befor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from roots_dist.config import readiness
 from roots_dist.config.facts import Facts
@@ -45,7 +45,9 @@ def check(config: Config, world_size: int, facts: Facts | None = None) -> list[P
         layout = layout_for(config, world_size)
     except ConfigError as error:
         return problems + list(error.problems)
-    problems += [*_batch(config, layout), *_pipeline(config, layout), *_engine(config, layout)]
+    ramp = list(_ramp(config))
+    sizes = [] if ramp else batch_sizes(config.train)
+    problems += [*ramp, *_batch(config, layout, sizes), *_pipeline(config, layout, sizes), *_engine(config, layout)]
     if facts is not None:
         problems += readiness.check(config, layout, facts)
     return problems
@@ -120,21 +122,25 @@ def _tensor_parallel(config: Config) -> Iterator[Problem]:
         )
 
 
-def _batch(config: Config, layout: Layout) -> Iterator[Problem]:
+def _ramp(config: Config) -> Iterator[Problem]:
+    train = config.train
+    if train.batch_ramp is None:
+        return
+    start, increment, _ = train.batch_ramp
+    if min(train.batch_ramp) < 1 or start > train.batch or (train.batch - start) % increment:
+        yield Problem(
+            key="train.batch_ramp",
+            found=list(train.batch_ramp),
+            expected=f"[start, increment, samples] above 0 that reaches train.batch = {train.batch} in whole increments",
+            fix=f"start at {train.batch} less some increments, or leave train.batch_ramp out",
+        )
+
+
+def _batch(config: Config, layout: Layout, sizes: Sequence[int]) -> Iterator[Problem]:
     train = config.train
     ramp = train.batch_ramp
-    if ramp is not None:
-        start, increment, samples = ramp
-        if min(ramp) < 1 or start > train.batch or (train.batch - start) % increment:
-            yield Problem(
-                key="train.batch_ramp",
-                found=list(ramp),
-                expected=f"[start, increment, samples] above 0 that reaches train.batch = {train.batch} in whole increments",
-                fix=f"try [{max(1, train.batch // 4)}, {max(1, train.batch // 4)}, {max(1, samples)}], or adjust train.batch",
-            )
-            return
     unit = train.micro_batch * layout.dp
-    wrong = [size for size in batch_sizes(config.train) if size % unit]
+    wrong = [size for size in sizes if size % unit]
     if wrong:
         yield Problem(
             key="train.batch" if ramp is None else "train.batch_ramp",
@@ -145,7 +151,7 @@ def _batch(config: Config, layout: Layout) -> Iterator[Problem]:
         )
 
 
-def _pipeline(config: Config, layout: Layout) -> Iterator[Problem]:
+def _pipeline(config: Config, layout: Layout, sizes: Sequence[int]) -> Iterator[Problem]:
     parallel = config.parallel
     if config.model.layers < config.num_stages():
         yield Problem(
@@ -154,7 +160,7 @@ def _pipeline(config: Config, layout: Layout) -> Iterator[Problem]:
             expected=f"at least one layer for each of parallel.pp × parallel.chunks = {config.num_stages()} stages",
             fix=f"use {config.num_stages()} layers or more, or lower parallel.pp or parallel.chunks",
         )
-    for batch in batch_sizes(config.train):
+    for batch in sizes:
         microbatches = config.num_microbatches(layout.dp, batch)
         reason = schedules.problem(parallel.schedule, layout.pp, microbatches, parallel.chunks) if microbatches else None
         if reason is not None:

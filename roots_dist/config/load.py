@@ -1,4 +1,4 @@
-"""From a YAML file and overrides to a Config that is typed and knows all its keys; every mistake at once, with its place.
+"""From a YAML file and overrides to a Config, typed, with known keys only; every mistake at once, with its place.
 
     run.yaml --read--> tree + origins --apply overrides--> tree + origins --pydantic--> Config
 
@@ -106,9 +106,9 @@ def _apply(override: str, tree: dict[str, Any], origins: dict[str, str]) -> None
     if not equals or not name or not section:
         example = nearest(key.lstrip("-"), known) or "optim.lr"
         raise _wrong(override, override, "an override of the form section.key=value", f"write {example}=VALUE")
-    if key not in known:
-        raise ConfigError([_unknown(key, value, COMMAND_LINE)])
     parsed = text.parse_value(key, value, COMMAND_LINE)
+    if key not in known:
+        raise ConfigError([_unknown(key, parsed, COMMAND_LINE)])
     if not isinstance(tree.setdefault(section, {}), dict):
         return  # the file is wrong there already, and validation says so
     tree[section][name] = parsed

@@ -1,0 +1,68 @@
+"""Every config in configs/ is read and works out on the world it was made for; published facts are held to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from roots_dist.config.checks import check, layout_for
+from roots_dist.config.load import load
+from roots_dist.config.readiness import parameters
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+WORLDS = {
+    "quickstart": 4,
+    "gpt2-small": 8,
+    "gpt2-medium": 8,
+    "gpt2-large": 8,
+    "gpt2-xl": 8,
+    "bloom-560m": 32,
+    "bloom-1b1": 32,
+    "bloom-1b7": 64,
+    "bloom-3b": 128,
+    "bloom-7b1": 128,
+    "bloom-176b": 384,
+    "llama-3-8b": 64,
+    "llama-3-70b": 512,
+}
+BILLIONS = {  # as published, with embeddings
+    "gpt2-small": 0.124,
+    "gpt2-medium": 0.355,
+    "gpt2-large": 0.774,
+    "gpt2-xl": 1.558,
+    "bloom-560m": 0.559,
+    "bloom-1b1": 1.065,
+    "bloom-1b7": 1.722,
+    "bloom-3b": 3.003,
+    "bloom-7b1": 7.069,
+    "bloom-176b": 176.247,
+    "llama-3-8b": 8.030,
+    "llama-3-70b": 70.554,
+}
+
+
+def test_every_config_is_in_the_table():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(WORLDS)
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_shipped_config_works_out(name):
+    assert check(load(CONFIGS / f"{name}.yaml"), WORLDS[name]) == []
+
+
+@pytest.mark.parametrize("name", BILLIONS)
+def test_a_familys_size_is_the_published_one(name):
+    """The closed form leaves out biases and norms, and counts padded rows: together below 0.3 %."""
+    assert parameters(load(CONFIGS / f"{name}.yaml")) / 1e9 == pytest.approx(BILLIONS[name], rel=3e-3)
+
+
+def test_bloom_176b_has_the_layout_that_it_was_trained_in():
+    config = load(CONFIGS / "bloom-176b.yaml")
+    assert str(layout_for(config, 384)) == "TP4×PP12×DP8"
+    assert config.padded_vocab() == 250_880 and config.train.batch_ramp == (192, 16, 9_765_625)
+    assert config.model.width_of_head() == 128
+
+
+def test_one_replica_of_the_quickstart_is_what_make_train_starts():
+    assert str(layout_for(load(CONFIGS / "quickstart.yaml"), 4)) == "TP2×PP2×DP1"
