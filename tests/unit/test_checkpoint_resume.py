@@ -1,0 +1,68 @@
+"""A run saved in one layout and engine goes on in another as if nothing had happened."""
+
+from pathlib import Path
+
+import pytest
+
+from roots_dist.checkpoint.load import load
+from roots_dist.checkpoint.save import save
+from roots_dist.config.schema import Config
+from roots_dist.layout import Layout
+from roots_dist.mesh import Mesh
+from roots_dist.optim.rates import rate
+from roots_dist.testing.parity import random_batches
+from roots_dist.testing.world import on_world
+from roots_dist.train.build import build_run
+from roots_dist.train.step import train_step
+
+SAVED, STEPS = 2, 5
+BASE = Config.model_validate(
+    {
+        "model": {"layers": 4, "hidden": 16, "heads": 4, "kv_heads": 2, "vocab": 29, "init_std": 0.1, "dropout": 0.1},
+        "data": {"seq": 8},
+        "train": {"batch": 4, "micro_batch": 1, "steps": STEPS},
+        "optim": {"lr": 1e-2, "warmup": 3},
+        "advanced": {"vocab_multiple": 8},
+    }
+)
+
+
+def changed(double: bool, **parallel) -> Config:
+    return BASE.changed({f"parallel.{name}": value for name, value in parallel.items()} | {"advanced.double": double})
+
+
+def losses(rank: int, size: int, config: Config, first: int, folder: str, do_save: bool) -> list[float]:
+    """Of the steps from `first` on; saved after SAVED steps, or loaded before `first`."""
+    p = config.parallel
+    mesh = Mesh.connect(Layout(dp=size // (p.tp * p.pp), pp=p.pp, tp=p.tp), rank)
+    run = build_run(config, mesh)
+    at = rate(config.optim, config.train.steps)
+    if first:
+        found = sorted(Path(folder, "checkpoints").iterdir())
+        assert load(found[-1], run.engine, run.params, mesh)["step"] == first
+    report = []
+    for step in range(first, STEPS):
+        batches = random_batches(config, step, mesh.dp.rank, mesh.dp.size)
+        report.append(train_step(run, batches, at(step)).loss)
+        if do_save and step + 1 == SAVED:
+            save(Path(folder), step + 1, run.engine, run.params, mesh, {}, shard_bytes=5000)
+    return report
+
+
+CASES = {
+    "float64: TP2 × PP2 to one process": (True, 4, {"tp": 2, "pp": 2}, 1, {}),
+    "float64: one process to PP4": (True, 1, {}, 4, {"pp": 4}),
+    "float64: PP2, interleaved, to TP4": (True, 2, {"pp": 2, "chunks": 2, "schedule": "interleaved"}, 4, {"tp": 4}),
+    "ZeRO-1 on TP2 × DP2 to ZeRO-3 on DP2": (False, 4, {"tp": 2, "zero": 1}, 2, {"zero": 3}),
+    "ZeRO-3 on DP2 to TP2 × PP2": (False, 2, {"zero": 3}, 4, {"tp": 2, "pp": 2}),
+    "ZeRO-2 on DP4 to one process": (False, 4, {"zero": 2}, 1, {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_training_goes_on_in_another_layout(case, tmp_path):
+    double, size_before, before, size_after, after = CASES[case]
+    straight = on_world(size_before, losses, changed(double, **before), 0, str(tmp_path), True, timeout=100)[0]
+    resumed = on_world(size_after, losses, changed(double, **after), SAVED, str(tmp_path), False, timeout=100)[0]
+    assert resumed == pytest.approx(straight[SAVED:], rel=1e-10 if double else 3e-5)
+    assert straight[0] != pytest.approx(straight[-1], rel=1e-3)
