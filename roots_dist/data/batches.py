@@ -40,6 +40,7 @@ class Batches:
         self._weights = [source.weight for source in given]
         self._corpora = [Corpus.open(source.path) for source in given]
         self._num_samples = [self._samples_in(corpus) for corpus in self._corpora]
+        # 2 and below 3 are streams of their own: order.py has 0 and 1.
         self._seeds = [int(mix64(mix64(2, config.train.seed), k)) for k in range(len(given))]
 
     @property

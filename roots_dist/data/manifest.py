@@ -76,7 +76,8 @@ class Manifest(_Record):
     format: str = "roots-corpus-1"
     options: Options
     vocab: int
-    end_of_document: int
+    end_of_document: str
+    """The token, as tokenizer.load() takes it."""
     tokenizer_sha256: str
     train: Split
     validation: Split

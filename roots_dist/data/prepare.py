@@ -67,7 +67,7 @@ def prepare(
     existing tokenizer.json; then vocab and pre_tokenizer have no meaning. Raises DataError for whatever is wrong with
     the inputs; with on_error="skip" documents that cannot be read are counted in the manifest instead.
     """
-    _check(validation, workers, on_error)
+    _check(validation, workers, on_error, tokenizer, end_of_document)
     folder = Path(output)
     given = tokenizers.load(tokenizer, end_of_document) if tokenizer is not None else None
     options = Options(
@@ -96,13 +96,13 @@ def prepare(
             manifest = Manifest(
                 options=options,
                 vocab=chosen.vocab,
-                end_of_document=chosen.end_of_document,
+                end_of_document=chosen.end_token,
                 tokenizer_sha256=chosen.sha256,
                 train=train,
                 validation=held_out,
                 defects=dict(intake.defects),
                 examples=tuple(intake.examples),
-                inputs=tuple(map(File.of, files)),
+                inputs=intake.files_read(),
                 outputs=tuple(File.of(p).model_copy(update={"path": p.name}) for p in sorted(partial.iterdir())),
             )
             _publish(partial, folder, manifest)
@@ -111,7 +111,9 @@ def prepare(
     return manifest
 
 
-def _check(validation: float, workers: int | None, on_error: str) -> None:
+def _check(
+    validation: float, workers: int | None, on_error: str, tokenizer: object, end_of_document: str | None
+) -> None:
     if not 0 <= validation < 1:
         raise DataError(
             Problem(
@@ -127,6 +129,9 @@ def _check(validation: float, workers: int | None, on_error: str) -> None:
         )
     if on_error not in ("stop", "skip"):
         raise DataError(Problem(key="on_error", found=on_error, expected="stop or skip", fix="choose one of these"))
+    if end_of_document is not None and tokenizer is None:
+        expected = "none with a tokenizer that is trained here, which has its own"
+        raise DataError(Problem(key="end_of_document", found=end_of_document, expected=expected, fix="leave it out"))
 
 
 def _workers(total: int) -> int:
@@ -147,15 +152,15 @@ class _Intake:
     examples: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.sizes = [path.stat().st_size for path in self.files]
-        self.total = sum(self.sizes)
+        self._found = [path.stat() for path in self.files]
+        self.total = sum(state.st_size for state in self._found)
 
     def batches(self, stage: Literal["tokenizer", "tokens"]) -> Iterator[list[Document]]:
         """All documents in order, a few at a time. Each pass counts the defects anew."""
         self.defects.clear()
         self.examples.clear()
         batch, size, number, before = [], 0, 0, 0
-        for path, file_size in zip(self.files, self.sizes):
+        for path, state in zip(self.files, self._found):
             for item in readers.read(path, self.options.text_key):
                 if isinstance(item, Defect):
                     self._note(item)
@@ -167,7 +172,7 @@ class _Intake:
                     self.progress(Progress(stage, min(before + item.position, self.total), self.total, number))
                     yield batch
                     batch, size = [], 0
-            before += file_size
+            before += state.st_size
         if batch:
             yield batch
         self.progress(Progress(stage, self.total, self.total, number))
@@ -189,6 +194,15 @@ class _Intake:
         if len(self.examples) < EXAMPLES:
             self.examples.append(str(defect))
 
+    def files_read(self) -> tuple[File, ...]:
+        """With their hashes; refused if one is no longer what it was at the start."""
+        read = tuple(map(File.of, self.files))
+        for file, state in zip(read, self._found):
+            if (file.bytes, file.mtime_ns) != (state.st_size, state.st_mtime_ns):
+                expected = "a file that stays the same while it is read"
+                raise DataError(Problem(key="input", found=file.path, expected=expected, fix="run it again"))
+        return read
+
     def held_out(self, numbers: np.ndarray) -> np.ndarray:
         return fraction(self.options.seed, numbers) < self.options.validation
 
@@ -206,11 +220,10 @@ class _Intake:
 def _tokenize(intake: _Intake, chosen: Tokenizer, partial: Path, workers: int) -> tuple[Split, Split]:
     """Both pairs, in `partial`; a split without documents gets none."""
     dtype, counts, first = token_type(chosen.vocab), [Split(), Split()], 0
-    end = chosen.backend.id_to_token(chosen.end_of_document)
     texts = ([document.text for document in batch] for batch in intake.batches("tokens"))
     with Writer(partial / stem("train"), dtype) as train, Writer(partial / stem("validation"), dtype) as validation:
         writers = (train, validation)
-        with closing(encoded(texts, partial / TOKENIZER, end, dtype, workers)) as results:
+        with closing(encoded(texts, partial / TOKENIZER, chosen.end_token, dtype, workers)) as results:
             for part in results:
                 held_out = intake.held_out(np.arange(first, first + len(part.lengths)))
                 first += len(part.lengths)

@@ -46,6 +46,10 @@ class Tokenizer:
     """Largest id + 1: what model.vocab must be at least."""
 
     @property
+    def end_token(self) -> str:
+        return self.backend.id_to_token(self.end_of_document)
+
+    @property
     def json(self) -> str:
         return self.backend.to_str(pretty=False)
 

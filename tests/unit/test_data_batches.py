@@ -120,8 +120,8 @@ def test_an_id_outside_the_vocabulary_names_its_document(tmp_path, at):
         writer.commit()
     with pytest.raises(DataError) as error:
         Batches(*config(Source(path=str(tmp_path / "a")), batch=10)).at(0)
-    expected = f"token id in {tmp_path / 'a'}, document {at // 10} = 1000: expected 0 or more and below model.vocab = 1000. Fix: set"
-    assert str(error.value).startswith(expected)
+    place, text = f"token id in {tmp_path / 'a'}, document {at // 10} = 1000: ", str(error.value)
+    assert text.startswith(place + "expected 0 or more and below model.vocab = 1000. Fix: set model.vocab")
 
 
 def test_negative_ids_are_found(tmp_path):

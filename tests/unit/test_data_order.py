@@ -68,7 +68,7 @@ def test_the_order_of_published_runs_never_changes():
 
 
 def webster(count, weights):
-    """One at a time, in exact arithmetic: next is whoever has the largest weight / (samples given + ½), the first of equals."""
+    """One at a time, exactly: next is whoever has the largest weight / (samples given + ½), the first of equals."""
     taken, out = [0] * len(weights), []
     for _ in range(count):
         k = max(range(len(weights)), key=lambda k: (Fraction(weights[k]) / (2 * taken[k] + 1), -k))

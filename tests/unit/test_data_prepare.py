@@ -1,4 +1,4 @@
-"""`prepare`: the same bytes on any number of workers, complete or not there, and a word for everything that is wrong."""
+"""`prepare`: the same bytes on any number of workers, complete or not there, a word for everything that is wrong."""
 
 import json
 import os
@@ -97,13 +97,19 @@ def test_a_given_tokenizer_is_used_as_it_is(tmp_path, lines):
         == load(tmp_path / "given.json").sha256
         == manifest.tokenizer_sha256
     )
-    assert "as given" in manifest.summary()
+    assert "as given" in manifest.summary() and manifest.end_of_document == "<|endoftext|>"
 
 
 def test_a_prepared_folder_may_lie_among_its_inputs(tmp_path):
     write_lines(tmp_path / "a.jsonl")
     assert not prepare([tmp_path], tmp_path, vocab=300).reused
     assert prepare([tmp_path], tmp_path, vocab=300).reused
+
+
+def test_an_input_that_changes_while_it_is_read_is_refused(tmp_path, lines):
+    with pytest.raises(DataError, match=r"input = '.*a.jsonl': expected a file that stays the same"):
+        prepare([lines], tmp_path / "out", vocab=300, progress=lambda p: lines.write_bytes(lines.read_bytes()))
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_progress_ends_at_its_total(tmp_path, lines):
@@ -132,6 +138,7 @@ WRONG = {
     "validation = 0.999999: expected documents left for training": {"validation": 0.999999},
     "workers = 0: expected at least 1": {"workers": 0},
     "on_error = 'ignore': expected stop or skip": {"on_error": "ignore"},
+    "end_of_document = '</s>': expected none with a tokenizer that is trained": {"end_of_document": "</s>"},
     "vocab = 10: expected at least 257": {"vocab": 10},
     "pre_tokenizer = 'llama': expected one of": {"pre_tokenizer": "llama"},
     "tokenizer = 'none.json': expected a tokenizer.json that can be read": {"tokenizer": "none.json"},
