@@ -82,7 +82,8 @@ class Executor:
                 for do in flight.put_off.pop(work):
                     do()
             elif kind is Kind.SEND_FORWARD:
-                self._send(flight, action, flight.outputs[work])
+                keep = torch.is_grad_enabled()  # for backward; without one the output may go as soon as it is sent
+                self._send(flight, action, flight.outputs[work] if keep else flight.outputs.pop(work))
             elif kind is Kind.SEND_BACKWARD:
                 self._send(flight, action, flight.gradients.pop((stage - 1, i)))
             elif kind is Kind.RECV_FORWARD:

@@ -96,12 +96,13 @@ def trace(
 
 def _tensors(run: Run, recorded: _Recording) -> dict:
     counted = [p for p in run.params if p.counts_here]
-    state = {p.name: run.engine.read_state(p.name) for p in run.params if not p.is_copy}
+    state = {p.name: run.engine.read_state(p.name) for p in run.params}
     return {
         "shapes": {p.name: list(p.spec.shape) for p in counted},
-        "slices": {p.name: [[s.start, s.stop] for s in p.mine] for p in counted},
+        "slices": {p.name: [[s.start, s.stop] for s in p.mine] for p in run.params},
         "gradients": recorded.gradients,
         "state": {p.name: state[p.name] for p in counted} if run.mesh.dp.rank == 0 else {},
+        "copies": {p.name: state[p.name]["weight"] for p in run.params if not p.counts_here},
     }
 
 
@@ -113,13 +114,12 @@ class Trace:
     norms: list[float]
     gradients: list[dict[str, Tensor]]
     state: dict[str, dict[str, Tensor]]
+    disagreement: list[tuple[str, float]]
+    """What ranks hold or report twice (losses, norms, replicated and tied weights), and by how much it differs."""
 
 
 def merge(ranks: Sequence[Mapping]) -> Trace:
     """One run from what its ranks returned. Gradients of data ranks are summed here: they are as backward left them."""
-    for rank in ranks[1:]:
-        assert repr(rank["losses"]) == repr(ranks[0]["losses"]), "ranks of one run report different losses"
-        assert repr(rank["norms"]) == repr(ranks[0]["norms"]), "ranks of one run report different gradient norms"
     names = {name: tuple(shape) for rank in ranks for name, shape in rank["shapes"].items()}
 
     def slices(rank: Mapping, name: str) -> tuple[slice, ...]:
@@ -140,8 +140,19 @@ def merge(ranks: Sequence[Mapping]) -> Trace:
         }
         for name, shape in names.items()
     }
+    disagreement = [
+        (f"{what}, step {i}, rank {r}", abs(a - b))
+        for what in ("losses", "norms")
+        for r, rank in enumerate(ranks)
+        for i, (a, b) in enumerate(zip(ranks[0][what], rank[what]))
+    ]
+    disagreement += [
+        (f"{name}, rank {r}", _largest(state[name]["weight"][slices(rank, name)], copy))
+        for r, rank in enumerate(ranks)
+        for name, copy in rank["copies"].items()
+    ]
     steps = range(len(ranks[0]["gradients"]))
-    return Trace(ranks[0]["losses"], ranks[0]["norms"], [summed(s) for s in steps], state)
+    return Trace(ranks[0]["losses"], ranks[0]["norms"], [summed(s) for s in steps], state, disagreement)
 
 
 @dataclass(frozen=True)
@@ -160,7 +171,8 @@ class Difference:
 
 
 def differences(alone: Trace, parallel: Trace, bounds: Mapping[str, float]) -> list[Difference]:
-    """Largest absolute difference of losses, norms, gradients, weights and both moments. bounds: one per kind.
+    """Largest absolute difference of losses, norms, gradients, weights and both moments, and of what ranks hold twice,
+    which must agree to the bit: a copy that drifts is seen by no loss for weeks. bounds: one per kind.
 
     A gradient is compared in units of its step's gradient norm, so that the bound does not depend on the loss's scale.
     """
@@ -178,6 +190,7 @@ def differences(alone: Trace, parallel: Trace, bounds: Mapping[str, float]) -> l
     for kind in STATE:
         both = [(name, _largest(alone.state[name][kind], parallel.state[name][kind])) for name in alone.state]
         rows.append(_row(kind.replace("weight", "weights"), both, bounds[kind]))
+    rows.append(_row("copies on other ranks", parallel.disagreement, 0.0))
     return rows
 
 

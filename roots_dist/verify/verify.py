@@ -77,7 +77,11 @@ def prove(small: Small, steps: int) -> Iterator[Proof]:
             (saved,) = (Path(folder) / "checkpoints").iterdir()
             after = merge(on_world(second_ranks, trace, second, half, steps, str(saved), timeout=300))
         joined = Trace(
-            before.losses + after.losses, before.norms + after.norms, before.gradients + after.gradients, after.state
+            before.losses + after.losses,
+            before.norms + after.norms,
+            before.gradients + after.gradients,
+            after.state,
+            before.disagreement + after.disagreement,
         )
         yield Proof(f"{title}, {words} after step {half}", (), tuple(differences(truth, joined, bounds)))
 

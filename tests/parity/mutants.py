@@ -1,0 +1,231 @@
+"""The rules that parity depends on, each broken by hand: what parity that could not fail would let pass.
+
+A mutant is a function that patches the running process before the model is built. It leaves shapes and the order of
+messages as they are, so that nothing hangs and nothing but numbers goes wrong.
+"""
+
+import torch
+
+from roots_dist import rng, sharding
+from roots_dist.models import block, gpt, norms, positions
+from roots_dist.pipeline import executor
+from roots_dist.tensor import collectives, cross_entropy, embedding, linear
+from roots_dist.testing import parity
+from roots_dist.train import build, finite, step
+from roots_dist.zero import reference
+
+Pending = collectives.Pending
+
+
+def _own_positions(x, split):
+    """This rank's positions of [B, S, D], without what the others have to add."""
+    mine = split.positions(x.shape[1])
+    return x[:, mine.start : mine.stop].contiguous()
+
+
+def _no_sum(x, split):
+    return Pending(_own_positions(x, split) if split.sequence else x, None)
+
+
+def column_input_gradient_is_not_summed():
+    linear.start_enter_backward = _no_sum
+
+
+def row_output_is_not_summed():
+    linear.start_leave = _no_sum
+
+
+def row_output_is_summed_twice():
+    leave = linear.start_leave
+    linear.start_leave = lambda x, split: Pending(leave(x, split)() * 2, None)
+
+
+def row_bias_is_added_on_every_rank():
+    forward = linear.RowLinear.forward
+
+    def with_more_bias(self, *inputs, before=None):
+        y = forward(self, *inputs, before=before)
+        return y if self.bias is None else y + (self.split.tp.size - 1) * self.bias
+
+    linear.RowLinear.forward = with_more_bias
+
+
+def embedding_is_not_summed():
+    embedding.leave = lambda x, split: _own_positions(x, split) if split.sequence else x
+
+
+def head_input_gradient_is_not_summed():
+    gpt.enter = lambda x, split: x
+
+
+def replicated_gradients_are_not_summed():
+    step.sum_partial_gradients = lambda params: None
+
+
+def every_replicated_gradient_is_summed():
+    """Also those that each rank already has whole."""
+    declared = sharding.Param.replicas.fget
+    step.sum_partial_gradients = lambda params: [
+        p.tp.sum_(p.tensor.grad) for p in params if declared(p) > 1 and p.tensor.grad is not None
+    ]
+
+
+def tied_gradients_are_not_summed():
+    step.sum_tied_gradients = lambda params, ends: None
+
+
+def norm_counts_replicas_on_every_rank():
+    sharding.Param.counts_here = property(lambda p: not p.is_copy)
+
+
+def norm_counts_the_tied_copy():
+    whole = sharding.Param.counts_here.fget
+
+    def counted(gradients, over, device):
+        sharding.Param.counts_here = property(lambda p: p.is_copy or whole(p))
+        try:
+            return norm(gradients, over, device)
+        finally:
+            sharding.Param.counts_here = property(whole)
+
+    norm, reference.global_norm = reference.global_norm, counted
+
+
+def one_rank_does_not_clip():
+    """BLOOM-176B: ranks that skipped clipping let their copies of LayerNorm weights drift."""
+    factor = reference.clip_factor
+    reference.clip_factor = lambda norm, limit: 1.0 if torch.distributed.get_rank() == 1 else factor(norm, limit)
+
+
+def loss_is_divided_by_the_rank_own_count():
+    def own(run, batches):
+        return sum(int((b.targets != -100).sum()) for b in batches) * run.mesh.dp.size
+
+    step.count_targets = own
+
+
+def loss_is_a_mean_of_means():
+    forward = gpt.Head.forward
+
+    def mean_of_microbatch(self, payload, batch, cache=None):
+        return tuple(type(t)(t.sum / t.count * batch.targets.numel(), t.count, t.weight) for t in forward(self, payload, batch))
+
+    gpt.Head.forward = mean_of_microbatch
+
+
+def padded_words_have_probability():
+    cross_entropy.num_real_words = lambda vocab, first, rows: rows
+
+
+def softmax_sees_its_own_words_only():
+    cross_entropy.max_ = lambda x, tp: x
+
+
+def dropout_is_keyed_on_the_rank():
+    key = rng.key
+    rng.key = lambda *parts: key(*parts, torch.distributed.get_rank() if parts[0] == "dropout" else 0)
+
+
+def dropout_is_keyed_on_the_local_position():
+    rows = norms.mask_rows
+    norms.mask_rows = lambda seed, site, batch, where, device: rows(seed, site, batch, range(len(where)), device)
+
+
+def dropout_is_keyed_on_the_place_in_the_microbatch():
+    rows = norms.mask_rows
+
+    def local(seed, site, batch, where, device):
+        places = torch.arange(len(batch.samples))
+        return rows(seed, site, type(batch)(batch.tokens, batch.targets, places, batch.step), where, device)
+
+    norms.mask_rows = local
+
+
+def positions_are_counted_from_zero_on_every_rank():
+    gpt.range = lambda *bounds: range(bounds[-1] - (bounds[0] if len(bounds) > 1 else 0))
+
+
+def every_rank_draws_the_first_slice():
+    draw = rng.normal_
+    rng.normal_ = lambda out, key, rows, columns, std: draw(out, key, range(len(rows)), range(len(columns)), std)
+
+
+def initial_weights_are_keyed_on_the_order():
+    """As if drawn one after the other: the stage's own numbering gets into the name."""
+    names = build.parameters_of
+
+    def renamed(pieces):
+        initialize = sharding.initialize
+        found = names(pieces)
+
+        def by_order(params, seed):
+            initialize([sharding.Param(str(i), p.tensor, p.spec, p.tp) for i, p in enumerate(params)], seed)
+
+        build.initialize = by_order
+        return found
+
+    build.parameters_of = renamed
+
+
+def residual_scale_uses_the_stage_layers():
+    init = block.Block.__init__
+
+    def scaled(self, config, split, name, positions):
+        init(self, config.changed({"model.layers": config.model.layers // config.parallel.pp}), split, name, positions)
+
+    block.Block.__init__ = scaled
+
+
+def alibi_slopes_are_those_of_the_first_heads():
+    init = positions.Alibi.__init__
+    positions.Alibi.__init__ = lambda self, heads, mine: init(self, heads, slice(0, mine.stop - mine.start))
+
+
+def put_off_weight_gradients_are_lost():
+    collectives.Later.take = lambda self: self.__dict__.update(_work=[]) or []
+
+
+def microbatches_are_swapped_on_the_last_stage():
+    forward = executor.Executor._forward
+
+    def swapped(self, flight, work, batch, scale):
+        other = SWAP.get(work[1], batch) if work[0] == self.num_stages - 1 else batch
+        SWAP[work[1] + 1] = batch
+        return forward(self, flight, work, other, scale)
+
+    executor.Executor._forward = swapped
+
+
+SWAP: dict = {}
+
+
+def gradients_are_not_summed_over_data_ranks():
+    reference._sum_in_place = lambda gradients, dp: None
+
+
+def recomputation_sees_another_step():
+    """A mask drawn anew in backward."""
+    rows, seen = norms.mask_rows, set()
+
+    def again(seed, site, batch, where, device):
+        key = (site, batch.step, tuple(batch.samples.tolist()))
+        step_ = batch.step + (key in seen) * 1000
+        seen.add(key)
+        return rows(seed, site, type(batch)(batch.tokens, batch.targets, batch.samples, step_), where, device)
+
+    norms.mask_rows = again
+
+
+def loss_of_every_tensor_rank_is_reported():
+    agree = finite.agree
+
+    def louder(mesh, terms, targets, params):
+        loss, trouble = agree(mesh, terms, targets, params)
+        return loss * mesh.tp.size, trouble
+
+    step.agree = louder
+
+
+def mutated_trace(rank: int, size: int, mutant: str, *args):
+    globals()[mutant]()
+    return parity.trace(rank, size, *args)
