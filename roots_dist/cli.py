@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-    help="""Train language models in any tensor × sequence × pipeline × ZeRO layout, and prove that it computes the same.
+    help="""Train language models in any tensor × sequence × pipeline × ZeRO layout, and prove it right.
 
     \b
     roots prepare embedded:state-of-the-union --output data/sotu     text -> tokens
@@ -34,8 +34,10 @@ app = typer.Typer(
 
 Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, as in configs/")]
 Overrides = Annotated[
-    Optional[list[str]],
-    typer.Argument(metavar="[section.key=value ...]", help="replace values of the file, e.g. optim.lr=1e-3", show_default=False),
+    list[str] | None,
+    typer.Argument(
+        metavar="[section.key=value ...]", help="replace values of the file: optim.lr=1e-3", show_default=False
+    ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run (track.folder of its config)")]
 LAUNCHERS_OWN = re.compile(r"--local[_-]rank=\d+$")
@@ -44,16 +46,21 @@ LAUNCHERS_OWN = re.compile(r"--local[_-]rank=\d+$")
 @app.command(short_help="text -> tokens (.bin/.idx, tokenizer)")
 def prepare(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="txt, jsonl (.gz, .zst), parquet; folder, glob or embedded:NAME")
+        list[str],
+        typer.Argument(metavar="INPUT...", help="txt, jsonl (.gz, .zst), parquet; folder, glob or embedded:NAME"),
     ],
     output: Annotated[Path, typer.Option(help="folder for train/validation .bin/.idx, tokenizer.json, manifest.json")],
     text_key: Annotated[str, typer.Option(help="field that holds the text, in jsonl and parquet")] = "text",
     vocab: Annotated[int, typer.Option(help="entries of the tokenizer to be trained")] = 4096,
-    pre_tokenizer: Annotated[str, typer.Option(help="how text is cut into words: gpt2 or bloom", metavar="NAME")] = "gpt2",
-    tokenizer: Annotated[Optional[Path], typer.Option(help="use this tokenizer.json instead of training one")] = None,
+    pre_tokenizer: Annotated[
+        str, typer.Option(help="how text is cut into words: gpt2 or bloom", metavar="NAME")
+    ] = "gpt2",
+    tokenizer: Annotated[Path | None, typer.Option(help="use this tokenizer.json instead of training one")] = None,
     validation: Annotated[float, typer.Option(help="share of documents held out")] = 0.05,
-    workers: Annotated[Optional[int], typer.Option(help="processes (default: one per core)", show_default=False)] = None,
-    on_error: Annotated[str, typer.Option(help="at a document that cannot be read: stop or skip", metavar="WORD")] = "stop",
+    workers: Annotated[int | None, typer.Option(help="processes (default: one per core)", show_default=False)] = None,
+    on_error: Annotated[
+        str, typer.Option(help="at a document that cannot be read: stop or skip", metavar="WORD")
+    ] = "stop",
 ) -> None:
     """Turn text into tokens: train or take a tokenizer, write Megatron's .bin/.idx, one sequence per document.
 
@@ -85,13 +92,15 @@ def prepare(
 def train(
     config: Config,
     overrides: Overrides = None,
-    print_config: Annotated[bool, typer.Option("--print-config", help="show the whole resolved config, train nothing")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="show the whole resolved config, train nothing")
+    ] = False,
     processes: Annotated[
-        Optional[int],
+        int | None,
         typer.Option(min=1, help="processes to start here (default: tp × pp, or one per GPU)", show_default=False),
     ] = None,
 ) -> None:
-    """Pre-train. Bare, it starts the processes that the layout needs; under torchrun, deepspeed, mpirun or srun it joins.
+    """Pre-train. Bare, it starts the processes that the layout needs; torchrun, deepspeed, mpirun or srun it joins.
 
     Repeating the command resumes from the newest checkpoint, in another layout too. Data ranks are what tp × pp leaves.
 
@@ -127,9 +136,9 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="what the text begins with")],
     max_tokens: Annotated[int, typer.Option(min=1, help="tokens to add")] = 100,
     temperature: Annotated[float, typer.Option(min=0.0, help="below 1 safer, above 1 wilder; 0 is greedy")] = 0.8,
-    top_k: Annotated[Optional[int], typer.Option(min=1, help="choose among the k likeliest tokens")] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="choose among the k likeliest tokens")] = None,
     top_p: Annotated[
-        Optional[float], typer.Option(min=1e-6, max=1.0, help="choose among the fewest tokens of this probability")
+        float | None, typer.Option(min=1e-6, max=1.0, help="choose among the fewest tokens of this probability")
     ] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="always the likeliest token")] = False,
     seed: Annotated[int, typer.Option(help="another number, another text")] = 0,
@@ -143,8 +152,12 @@ def generate(
     from roots_dist.generate.sampling import Sampling
 
     sampling = Sampling(0.0 if greedy else temperature, top_k, top_p)
-    typer.echo(prompt, nl=False)
-    write(run, prompt, max_tokens=max_tokens, sampling=sampling, seed=seed, show=lambda text: typer.echo(text, nl=False))
+    lead = [prompt]  # shown with the first words, when nothing can be refused any more
+
+    def show(text: str) -> None:
+        typer.echo((lead.pop() if lead else "") + text, nl=False)
+
+    write(run, prompt, max_tokens=max_tokens, sampling=sampling, seed=seed, show=show)
     typer.echo()
 
 
@@ -152,7 +165,9 @@ def generate(
 def verify(
     config: Config,
     overrides: Overrides = None,
-    matrix: Annotated[bool, typer.Option("--matrix", help="the whole grid of layouts instead of the config's own")] = False,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="the whole grid of layouts instead of the config's own")
+    ] = False,
     steps: Annotated[int, typer.Option(min=2, help="steps of training to compare")] = 3,
 ) -> None:
     """Prove on this machine's CPU that a layout computes what one process computes: loss, gradients, weights, moments.
@@ -174,7 +189,7 @@ def schedule(
     ranks: Annotated[int, typer.Option(min=1, help="pipeline ranks")],
     microbatches: Annotated[int, typer.Option(min=1, help="microbatches of a step")],
     chunks: Annotated[int, typer.Option(min=1, help="stages per rank")] = 1,
-    png: Annotated[Optional[Path], typer.Option(help="write the picture here")] = None,
+    png: Annotated[Path | None, typer.Option(help="write the picture here")] = None,
 ) -> None:
     """Draw a pipeline schedule, with its bubble and the activations that each rank holds.
 

@@ -70,7 +70,9 @@ def discover(environ: Mapping[str, str] | None = None) -> World | None:
     ):
         if value >= limit:
             found = environ.get(name, value)
-            raise _refusal(f"{name} = {found}", f"less than {limit_name} = {limit}", f"start all processes with one {launcher}")
+            raise _refusal(
+                f"{name} = {found}", f"less than {limit_name} = {limit}", f"start all processes with one {launcher}"
+            )
     addr, port = _meeting_point(environ, launcher, size, local_size, rank)
     pid = environ.get(LAUNCHER_PID)
     return World(
@@ -176,7 +178,9 @@ def _number(environ: Mapping[str, str], name: str, launcher: str, least: int = 0
             f"start with {launcher}, or unset {', '.join(present)}",
         )
     if not value.strip().isdecimal() or int(value) < least:
-        raise _refusal(f"{name} = {value!r}", f"a whole number of at least {least}", f"start with {launcher}, or unset it")
+        raise _refusal(
+            f"{name} = {value!r}", f"a whole number of at least {least}", f"start with {launcher}, or unset it"
+        )
     return int(value)
 
 
@@ -227,7 +231,9 @@ def _meeting_point(environ: Mapping[str, str], launcher: str, size: int, local_s
     if launcher == "Slurm":
         nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST")
         if nodes is None:
-            raise _refusal("SLURM_JOB_NODELIST is not set", "the nodes of the job", "start with srun, or set MASTER_ADDR")
+            raise _refusal(
+                "SLURM_JOB_NODELIST is not set", "the nodes of the job", "start with srun, or set MASTER_ADDR"
+            )
         return first_host(nodes), port
     return _host_of_mpi_rank_0(rank), port
 

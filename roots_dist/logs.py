@@ -1,4 +1,4 @@
-"""Logging of a run: plain lines from rank 0, warnings from all with their place, other packages' chatter turned down."""
+"""Logging of a run: plain lines from rank 0, warnings from all with their place, other packages turned down."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def _tensor_parallel(config: Config) -> Iterator[Problem]:
         yield Problem(
             key="parallel.tp",
             found=tp,
-            expected=f"a divisor or a multiple of model.kv_heads = {kv_heads}, so that ranks hold whole key/value heads",
+            expected=f"a divisor or a multiple of model.kv_heads = {kv_heads}, so that no head is cut",
             fix=f"choose one of {divisors(kv_heads)}, or a multiple of {kv_heads}",
         )
     if config.parallel.sequence and tp == 1:
@@ -131,7 +131,7 @@ def _ramp(config: Config) -> Iterator[Problem]:
         yield Problem(
             key="train.batch_ramp",
             found=list(train.batch_ramp),
-            expected=f"[start, increment, samples] above 0 that reaches train.batch = {train.batch} in whole increments",
+            expected=f"[start, increment, samples] above 0 that reaches train.batch = {train.batch} in whole steps",
             fix=f"start at {train.batch} less some increments, or leave train.batch_ramp out",
         )
 
@@ -162,7 +162,9 @@ def _pipeline(config: Config, layout: Layout, sizes: Sequence[int]) -> Iterator[
         )
     for batch in sizes:
         microbatches = config.num_microbatches(layout.dp, batch)
-        reason = schedules.problem(parallel.schedule, layout.pp, microbatches, parallel.chunks) if microbatches else None
+        reason = (
+            schedules.problem(parallel.schedule, layout.pp, microbatches, parallel.chunks) if microbatches else None
+        )
         if reason is not None:
             wrong, _, fix = reason.partition(". Fix: ")
             yield Problem(
@@ -212,14 +214,14 @@ def _engine(config: Config, layout: Layout) -> Iterator[Problem]:
         yield Problem(
             key="parallel.zero",
             found=0,
-            expected="1, 2 or 3 with train.precision=bf16 under DeepSpeed, whose stage 0 gets bf16 gradient norms wrong",
+            expected="1, 2 or 3 with train.precision=bf16 under DeepSpeed: its stage 0 gets bf16 norms wrong",
             fix="set parallel.zero=1, or advanced.engine=reference",
         )
     if zero == 3 and config.parallel.schedule == "zb-h1":
         yield Problem(
             key="parallel.schedule",
             found="zb-h1",
-            expected="1f1b, gpipe or interleaved with parallel.zero=3: zb-h1 puts weight gradients off, and by then the "
+            expected="1f1b, gpipe or interleaved with parallel.zero=3: zb-h1 puts weight gradients off until the "
             "gathered weights are gone",
             fix="set parallel.schedule=1f1b, or parallel.zero=2",
         )

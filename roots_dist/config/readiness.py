@@ -65,7 +65,9 @@ def _corpora(config: Config, facts: Facts) -> Iterator[Problem]:
 
 def _corpus(key: str, path: str, found: CorpusFacts, config: Config) -> Iterator[Problem]:
     if found.trouble is not None:
-        fix = "give the path without .bin or .idx" if path.endswith((".bin", ".idx")) else "make it with `roots prepare`"
+        fix = (
+            "give the path without .bin or .idx" if path.endswith((".bin", ".idx")) else "make it with `roots prepare`"
+        )
         yield Problem(key=key, found=path, expected=f"a readable corpus ({found.trouble})", fix=fix)
         return
     if found.vocab is not None and found.vocab > config.model.vocab:
@@ -129,8 +131,8 @@ def _memory(config: Config, layout: Layout, facts: Facts) -> Iterator[Problem]:
         yield Problem(
             key="model",
             found=f"{parameters(config) / 1e9:.3g} billion parameters",
-            expected=f"weights and optimizer states of {facts.local_size} processes in the {facts.memory / GIB:.1f} GiB "
-            f"that this machine has left; they need {needed / GIB:.1f} GiB",
+            expected=f"weights and optimizer states of {facts.local_size} processes to fit into the "
+            f"{facts.memory / GIB:.1f} GiB that this machine has left; they need {needed / GIB:.1f} GiB",
             fix="choose a smaller model, or more machines with a higher parallel.tp, parallel.pp or parallel.zero",
         )
 

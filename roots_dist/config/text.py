@@ -61,7 +61,9 @@ def parse_file(path: Path) -> tuple[dict[str, Any], Origins]:
     if tree is None:
         return {}, {}
     if not isinstance(tree, dict):
-        raise _refusal(path, type(tree).__name__, "sections (model:, data:, train:, ...)", "see configs/quickstart.yaml")
+        raise _refusal(
+            path, type(tree).__name__, "sections (model:, data:, train:, ...)", "see configs/quickstart.yaml"
+        )
     return tree, origins
 
 
@@ -82,7 +84,9 @@ def _parse(source: str, name: str, origin: str) -> tuple[Any, Origins]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f"{origin}:{mark.line + 1}" if mark is not None and name == origin else origin
-        reason = getattr(error, "problem", None) or getattr(error, "context", None) or str(error) or type(error).__name__
+        reason = (
+            getattr(error, "problem", None) or getattr(error, "context", None) or str(error) or type(error).__name__
+        )
         found = source if name != origin else " ".join(reason.split())
         problem = Problem(
             key=name,
@@ -126,4 +130,8 @@ def _why(error: Exception) -> str:
 
 def _remedy(path: Path) -> str:
     beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-    return f"{path.parent} holds {', '.join(beside[:12])}" if beside else "give the path of a config, as configs/quickstart.yaml"
+    return (
+        f"{path.parent} holds {', '.join(beside[:12])}"
+        if beside
+        else "give the path of a config, as configs/quickstart.yaml"
+    )

@@ -1,9 +1,9 @@
 """What a rank does when it fails: say who failed first and why, write down the rest, and take the job down at once.
 
-    rank raises --guarded--> errors/rank_00002.txt in the run's folder
-                         --> a record for our own launcher, which prints all of them in order (launch/verdict.py)
-                         --> under another launcher: a box, one line, or nothing, so that the cause stands out
-                         --> exit, without waiting for peers that may hang
+rank raises --guarded--> errors/rank_00002.txt in the run's folder
+                     --> a record for our own launcher, which prints all of them in order (launch/verdict.py)
+                     --> under another launcher: a box, one line, or nothing, so that the cause stands out
+                     --> exit, without waiting for peers that may hang
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From a world that a launcher described to a live mesh: device, threads, process group, the groups of the layout.
 
-    environment.World + Layout --joined--> Mesh, until the run is over
+environment.World + Layout --joined--> Mesh, until the run is over
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ def processes_for(config: Config, asked: int | None, gpus: int) -> int:
         return model_size
     if gpus < model_size:
         raise UserError(
-            f"parallel.tp × parallel.pp = {model_size}: expected at most the {gpus} GPUs of this machine. Fix: lower one of "
-            f"them, start the run on several machines (torchrun, srun), or use train.device=cpu."
+            f"parallel.tp × parallel.pp = {model_size}: expected at most the {gpus} GPUs of this machine. Fix: lower one "
+            f"of them, start the run on several machines (torchrun, srun), or use train.device=cpu."
         )
     return gpus - gpus % model_size
 

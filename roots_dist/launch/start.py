@@ -1,7 +1,7 @@
 """`roots train`: which of the three ways to run, and the life of a rank.
 
-    no launcher --> one process here, or launch/local.py starts as many as the layout needs
-    launcher    --> this is a rank: checked, joined, guarded, training
+no launcher --> one process here, or launch/local.py starts as many as the layout needs
+launcher    --> this is a rank: checked, joined, guarded, training
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def train(path: str, overrides: Sequence[str], processes: int | None) -> int:
     world = environment.discover()
     if world is not None:
         if processes is not None:
-            raise UserError(f"--processes {processes}: {world.launcher} has started this process. Fix: leave --processes out.")
+            raise UserError(
+                f"--processes {processes}: {world.launcher} has started this process. Fix: leave --processes out."
+            )
         return be_rank(world, lambda: read(path, overrides), _train)
     loaded = read(path, overrides)
     gpus = environment.gpus() if loaded.config.train.device != "cpu" else 0

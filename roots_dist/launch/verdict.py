@@ -1,6 +1,6 @@
 """What our own launcher says when ranks failed: the cause first, in a box; the others in a line; consequences counted.
 
-    records of the ranks + exit codes --verdict--> text, exit code
+records of the ranks + exit codes --verdict--> text, exit code
 """
 
 from __future__ import annotations

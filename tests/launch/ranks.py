@@ -59,14 +59,19 @@ def behave(what: str, folder: Path) -> None:
 def main() -> None:
     folder, behaviours = Path(sys.argv[1]), sys.argv[2:]
     config = Config(
-        train={"device": "cpu", "batch": 64}, track={"folder": str(folder / "run")}, advanced={"timeout_s": 60}
+        data={"train": str(folder / "corpus")},
+        train={"device": "cpu", "batch": 64},
+        track={"folder": str(folder / "run")},
+        advanced={"timeout_s": 60},
     )
 
     def body(config, world, layout) -> None:
         (folder / f"pid{world.rank}").write_text(str(os.getpid()))
         with joined(config, world, layout) as mesh:
             met = meet() if mesh.layout.world_size > 1 else 1
-            (folder / f"met{world.rank}").write_text(f"{met:g} {os.environ['OMP_NUM_THREADS']} {torch.get_num_threads()}")
+            (folder / f"met{world.rank}").write_text(
+                f"{met:g} {os.environ['OMP_NUM_THREADS']} {torch.get_num_threads()}"
+            )
             behave(behaviours[world.rank], folder)
 
     world = environment.discover()

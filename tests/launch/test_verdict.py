@@ -58,7 +58,9 @@ def test_a_users_mistake_on_one_rank_alone_names_it():
 
 
 def test_many_ranks_are_summed_up():
-    assert judge([record(0)], {0: 1}, 384).text.endswith("ranks 1, 2, 3, 4, 5, 6, 7, 8 and 375 more stopped because of it.")
+    assert judge([record(0)], {0: 1}, 384).text.endswith(
+        "ranks 1, 2, 3, 4, 5, 6, 7, 8 and 375 more stopped because of it."
+    )
 
 
 def test_records_are_read_in_the_order_of_time(tmp_path):

@@ -101,7 +101,11 @@ WRONG = [
     (1, {"optim": {"rate": "wsd", "warmup": 50, "decay": 51}}, "optim.decay"),
     (1, {"optim": {"min_lr": 1.0}}, "optim.min_lr"),
     (2, {"parallel": {"zero": 2}, "advanced": {"engine": "reference"}}, "advanced.engine"),
-    (2, {"parallel": {"zero": 0}, "advanced": {"engine": "deepspeed"}, "train": {"precision": "bf16"}}, "parallel.zero"),
+    (
+        2,
+        {"parallel": {"zero": 0}, "advanced": {"engine": "deepspeed"}, "train": {"precision": "bf16"}},
+        "parallel.zero",
+    ),
     (4, {"parallel": {"zero": 3, "pp": 2, "schedule": "zb-h1"}}, "parallel.schedule"),
     (2, {"advanced": {"double": True}}, "advanced.double"),
     (1, {"advanced": {"double": True}, "train": {"device": "cuda"}}, "advanced.double"),
@@ -190,7 +194,9 @@ def test_the_closed_form_counts_gpt2_small():
 def test_state_bytes_follow_the_zero_paper(zero, expected):
     """Rajbhandari et al. 2020, figure 1, in float32: weights 4, gradients 4, moments 8 bytes for each parameter."""
     config = config_of(parallel={"zero": zero})
-    assert readiness.state_bytes(config, Layout(dp=4)) == pytest.approx(readiness.parameters(config) * expected, rel=1e-6)
+    assert readiness.state_bytes(config, Layout(dp=4)) == pytest.approx(
+        readiness.parameters(config) * expected, rel=1e-6
+    )
 
 
 def write_corpus(folder, magic=b"MMIDIDX\x00\x00", version=1, code=8, sequences=1, tokens=1000, cut=0):
@@ -235,9 +241,12 @@ def test_a_missing_corpus_and_a_missing_bin_are_told_apart(tmp_path):
 
 def test_facts_of_this_machine(tmp_path):
     prefix = write_corpus(tmp_path)
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2}]}))
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2}]})
+    )
     config = Config(
-        data={"train": prefix, "tokenizer": str(tmp_path / "tokenizer.json")}, track={"folder": str(tmp_path / "runs/x")}
+        data={"train": prefix, "tokenizer": str(tmp_path / "tokenizer.json")},
+        track={"folder": str(tmp_path / "runs/x")},
     )
     found = gathering.gather(config, local_size=2)
     assert found.corpora[prefix].tokens == 1000 and found.tokenizer_vocab == 3 and found.local_size == 2

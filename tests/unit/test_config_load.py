@@ -49,7 +49,9 @@ def test_an_empty_file_is_the_default_config(write):
 
 
 def test_what_is_printed_reads_back_equal(write):
-    config = load(write(""), ["data.train=[a, {path: b, weight: 0.25}]", "optim.eps=1e-8", "train.batch_ramp=[2, 2, 9]"])
+    config = load(
+        write(""), ["data.train=[a, {path: b, weight: 0.25}]", "optim.eps=1e-8", "train.batch_ramp=[2, 2, 9]"]
+    )
     assert load(write(to_yaml(config))) == config
 
 

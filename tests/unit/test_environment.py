@@ -53,7 +53,14 @@ SLURM = {
 def test_a_launchers_variables_are_understood(variables, expected):
     world = discover(variables)
     assert world is not None
-    assert (world.rank, world.size, world.local_rank, world.local_size, world.master_addr, world.master_port) == expected
+    assert (
+        world.rank,
+        world.size,
+        world.local_rank,
+        world.local_size,
+        world.master_addr,
+        world.master_port,
+    ) == expected
 
 
 def test_torchrun_inside_srun_wins_since_slurm_then_counts_nodes():

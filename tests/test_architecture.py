@@ -1,0 +1,190 @@
+"""The rules of the house, read from the syntax tree: floors, no globals, one reader of the environment, small files."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "roots_dist"
+FLOORS = (
+    ("errors", "layout", "environment", "logs", "config", "pipeline.actions", "pipeline.schedules", "data.ramp"),
+    ("mesh", "sharding", "rng", "objectives.base"),
+    ("tensor", "optim", "pipeline", "zero"),
+    ("models", "objectives", "data"),
+    ("checkpoint",),
+    ("train", "track", "evaluate", "generate", "plan", "verify", "launch", "testing"),
+    ("cli", "terminal", "__main__"),
+)
+"""From facts to verbs. A file belongs to the longest name that fits: schedules and ramps are arithmetic that checks
+ask, objectives.base holds the words that batches, models and the trainer share."""
+HEAVY = {"torch", "deepspeed", "transformers", "datasets", "wandb", "matplotlib", "numpy", "tokenizers", "safetensors"}
+ENVIRON = {
+    "environment.py",  # the one reader
+    "testing/world.py",  # gives each test rank the variables that a launcher would
+}
+ENVIRON_NAMES = {"environ", "environb", "getenv", "putenv"}
+PRINTS = {"cli.py", "track", "launch/failures.py", "launch/local.py"}
+"""Who speaks to a terminal: verbs, progress, and the last words of a rank that fails."""
+LONGEST = 350
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
+
+
+def name_of(path: Path) -> str:
+    """`pipeline.check` for pipeline/check.py, `pipeline` for pipeline/__init__.py."""
+    return (
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".") or "roots_dist"
+    )
+
+
+def floor_of(name: str) -> int:
+    rooms = [(room, floor) for floor, names in enumerate(FLOORS) for room in names]
+    fits = [(len(room), floor) for room, floor in rooms if f"{name}.".startswith(f"{room}.")]
+    assert fits, f"roots_dist.{name} stands on no floor: add its room to FLOORS"
+    return max(fits)[1]
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
+    """Every imported module with its full name, and whether it is imported when the file is."""
+    late = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
+    ]
+    inside = {id(inner) for node in late for inner in ast.walk(node)}
+    for node in ast.walk(tree):
+        at_import = id(node) not in inside
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, at_import) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import: write the full name"
+            module = node.module or ""
+            for alias in node.names:
+                inner = PACKAGE.joinpath(*module.split(".")[1:], alias.name)
+                is_module = module.startswith("roots_dist") and (inner.with_suffix(".py").exists() or inner.is_dir())
+                yield (f"{module}.{alias.name}" if is_module else module), at_import
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_a_module_imports_only_from_its_floor_or_below(path):
+    if name_of(path) == "roots_dist":
+        return
+    mine = floor_of(name_of(path))
+    own = {name.removeprefix("roots_dist.") for name, _ in imports(tree_of(path)) if name.startswith("roots_dist.")}
+    upward = sorted(name for name in own if floor_of(name) > mine)
+    assert not upward, f"{path.name} (floor {mine}) imports {upward} from above: move the shared part down"
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_facts_and_verbs_start_without_heavy_packages(path):
+    if name_of(path) != "roots_dist" and floor_of(name_of(path)) not in (0, len(FLOORS) - 1):
+        return
+    heavy = {name for name, at_import in imports(tree_of(path)) if at_import and name.split(".")[0] in HEAVY}
+    assert not heavy, f"{path.name} imports {sorted(heavy)} when it is imported: a login node checks a run in 0.2 s"
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_only_one_file_reads_the_environment(path):
+    if str(path.relative_to(PACKAGE)) in ENVIRON:
+        return
+    readers = [
+        node.lineno
+        for node in ast.walk(tree_of(path))
+        if (isinstance(node, ast.Attribute) and node.attr in ENVIRON_NAMES)
+        or (isinstance(node, ast.ImportFrom) and {alias.name for alias in node.names} & ENVIRON_NAMES)
+    ]
+    assert not readers, f"{path.name}:{readers[0]} touches os.environ: ask environment.py"
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_no_global_that_can_change(path):
+    tree = tree_of(path)
+    for node in ast.walk(tree):
+        assert not isinstance(node, ast.Global), f"{path.name}:{node.lineno} declares a global: pass the value"
+    for node in tree.body:
+        if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
+            continue
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = [t.id for t in targets if isinstance(t, ast.Name)]
+        if names == ["app"]:
+            continue
+        constant = names == ["log"] or all(name.startswith("_") or name[:1].isupper() for name in names)
+        assert constant, f"{path.name}:{node.lineno} {names} is neither a constant nor a type: pass it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_nobody_changes_a_constant(path):
+    """A dict or list in capitals is a table: it is read, never written."""
+    tree = tree_of(path)
+    tables = {
+        t.id
+        for node in tree.body
+        if isinstance(node, (ast.Assign, ast.AnnAssign))
+        for t in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        if isinstance(t, ast.Name) and t.id.strip("_").isupper()
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Assign, ast.AugAssign, ast.Delete)):
+            targets = [node.target] if isinstance(node, ast.AugAssign) else node.targets
+            written = [t.value.id for t in targets if isinstance(t, ast.Subscript) and isinstance(t.value, ast.Name)]
+        elif (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and isinstance(node.func.value, ast.Name)
+        ):
+            changing = node.func.attr in ("append", "extend", "update", "setdefault", "pop", "clear", "add", "insert")
+            written = [node.func.value.id] if changing else []
+        else:
+            continue
+        assert not tables & set(written), f"{path.name}:{node.lineno} changes the table {written}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_only_those_who_speak_to_a_terminal_print(path):
+    where = str(path.relative_to(PACKAGE))
+    if where in PRINTS or where.split("/")[0] in PRINTS:
+        return
+    calls = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+    prints = [call.lineno for call in calls if getattr(call.func, "id", "") == "print"]
+    assert not prints, f"{path.name}:{prints[0]} prints: use logging, or hand the text back"
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_no_pickle_no_object_collectives_no_swallowed_error(path):
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Attribute) and node.attr.endswith(("_object", "_object_list")):
+            raise AssertionError(f"{path.name}:{node.lineno} {node.attr} pickles")
+        if isinstance(node, ast.Import):
+            pickles = {alias.name for alias in node.names} & {"pickle", "dill", "cloudpickle"}
+            assert not pickles, f"{path.name}:{node.lineno} imports {pickles}"
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and ast.unparse(node.func) == "torch.load"
+        ):
+            safe = any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords)
+            assert safe, f"{path.name}:{node.lineno} torch.load without weights_only=True unpickles code"
+        if isinstance(node, ast.ExceptHandler):
+            broad = node.type is None or ast.unparse(node.type) in ("Exception", "BaseException")
+            silent = all(isinstance(s, ast.Pass) for s in node.body)
+            assert not (broad and silent), f"{path.name}:{node.lineno} swallows every error"
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_a_file_is_short_and_says_what_it_is_for(path):
+    source = path.read_text(encoding="utf-8")
+    lines = source.splitlines()
+    assert len(lines) <= LONGEST, f"{path.name} has {len(lines)} lines: it has more than one reason to be opened"
+    assert not lines or ast.get_docstring(tree_of(path)), f"{path.name} does not say where it stands"
+    words = ("TO" + "DO", "FIX" + "ME", "NotImplemented" + "Error")
+    left = [number for number, line in enumerate(lines, 1) if any(word in line for word in words)]
+    assert not left, f"{path.name}:{left[0]} is unfinished"
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
