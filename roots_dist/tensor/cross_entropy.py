@@ -40,7 +40,8 @@ def linear_cross_entropy(
     With label smoothing ε: (1-ε)·(-log p) + ε·mean over the vocabulary of -log p. With z-loss: + z·log²Z.
     hidden has left its region's entrance (collectives.enter), so that its gradient is summed over tensor ranks there.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets, split, vocab, smoothing, z_loss, chunk)
+    learn = torch.is_grad_enabled()  # inside the function it always says no
+    return _LinearCrossEntropy.apply(hidden, weight, targets, split, vocab, smoothing, z_loss, chunk, learn)
 
 
 def logits(split: Split, hidden: Tensor, weight: Tensor, vocab: int) -> Tensor:
@@ -50,12 +51,12 @@ def logits(split: Split, hidden: Tensor, weight: Tensor, vocab: int) -> Tensor:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, targets, split, vocab, smoothing, z_loss, chunk):
+    def forward(ctx, hidden, weight, targets, split, vocab, smoothing, z_loss, chunk, learn):
         first = split.tp.rank * weight.shape[0]
         words = weight[: num_real_words(vocab, first, weight.shape[0])]
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total = hidden.new_zeros((), dtype=exact)
-        learn = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        learn = learn and any(ctx.needs_input_grad[:2])
         grad_hidden = torch.empty_like(hidden) if learn else None
         grad_weight = torch.zeros_like(weight, dtype=exact) if learn else None
 
@@ -113,5 +114,5 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (
             grad_hidden * grad.to(grad_hidden.dtype) if need_hidden else None,
             (grad_weight * grad).to(ctx.weight_dtype) if need_weight else None,
-            *(None,) * 6,
+            *(None,) * 7,
         )
