@@ -105,7 +105,8 @@ class Train(Section):
     batch: int = Field(8, ge=1, description="sequences per step over the whole world")
     micro_batch: int = Field(1, ge=1, description="sequences per forward pass of one rank")
     batch_ramp: tuple[int, int, int] | None = Field(
-        None, description="[start, increment, samples]: the batch grows from start by increment to train.batch over samples"
+        None,
+        description="[start, increment, samples]: the batch grows from start by increment to train.batch over samples",
     )
     seed: int = Field(1234, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -153,7 +154,8 @@ class Advanced(Section):
     """Keys that most runs never need."""
 
     engine: Literal["auto", "deepspeed", "reference"] = Field(
-        "auto", description="who shards over dp; auto: DeepSpeed where zero >= 1 and dp > 1, else the built-in reference"
+        "auto",
+        description="who shards over dp; auto: DeepSpeed where zero >= 1 and dp > 1, else the built-in reference",
     )
     double: bool = Field(False, description="float64 everywhere, for proofs on CPU (reference engine)")
     norm_eps: float = Field(1e-5, gt=0)
