@@ -1,4 +1,4 @@
-"""AdamW's two groups, decayed and not, and the optimizer made of them. Both sides of the seam (zero/) build theirs here.
+"""AdamW's two groups, decayed and not, and the optimizer made of them. Both sides of the seam (zero/) use them.
 
     [Param] --by shape--> decay | no decay --adamw--> torch.optim.AdamW
 """

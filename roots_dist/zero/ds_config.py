@@ -1,4 +1,4 @@
-"""What DeepSpeed is told: its configuration, who is where, and which parameters a rank counts. Generated, never written.
+"""What DeepSpeed is told: its configuration, who is where, which parameters a rank counts. Generated, never written.
 
     Config + Mesh + [Param] --settings, Grid, mark--> deepspeed.initialize, in engine.py
 """
@@ -43,7 +43,7 @@ def settings(config: Config, num_elements: int) -> dict[str, Any]:
 
 
 class Grid:
-    """The mesh in the words that DeepSpeed asks in (its `mpu`). It probes for sequence-parallel methods: there are none."""
+    """The mesh in DeepSpeed's words (its `mpu`). It probes for sequence-parallel methods: there are none."""
 
     def __init__(self, mesh: Mesh):
         self._mesh = mesh

@@ -43,7 +43,7 @@ class WholeState:
 
 
 class FlatState:
-    """Stages 1 and 2: the parameters of a group lie one after another, and each data rank keeps an equal run of them."""
+    """Stages 1 and 2: the parameters of a group lie end to end, and each data rank keeps an equal run of them."""
 
     def __init__(self, optimizer: Any):
         self.zero = optimizer

@@ -59,7 +59,7 @@ class DeepSpeedEngine:
     def _initialize(self) -> Any:
         import deepspeed
 
-        if self.mesh.device.type == "cpu":  # an op that only inference uses is compiled for a minute, or waits for a lock
+        if self.mesh.device.type == "cpu":  # else an op that only inference uses is compiled for a minute
             deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
         if self.stage == 3:
             whole_pieces.before_initialize(self.module)

@@ -25,7 +25,7 @@ class Update:
     """What a step did. Equal on every rank."""
 
     grad_norm: float
-    """Euclidean norm of the whole model's gradient before clipping."""
+    """Euclidean norm of the whole model's gradient before clipping. Not finite: the step was not taken."""
 
 
 class Engine(Protocol):

@@ -49,7 +49,7 @@ def after_initialize(module: nn.Module, optimizer: Any) -> None:
 
 
 def forget_interrupted_forwards() -> None:
-    """Recomputation stops a forward as soon as it has what backward needs: DeepSpeed's stack of modules never sees its end."""
+    """Recomputation stops a forward once it has what backward needs: DeepSpeed's stack of modules never sees its end."""
     from deepspeed.runtime.zero import parameter_offload
 
     del parameter_offload.FWD_MODULE_STACK[1:]
@@ -66,6 +66,6 @@ def _watch_dataclasses(part: nn.Module, args: tuple, result: Any) -> Any:
         return type(result)(_watch_dataclasses(part, args, item) for item in result)
     if is_dataclass(result):
         found = {f.name: getattr(result, f.name) for f in fields(result)}
-        tensors = {name: value for name, value in found.items() if isinstance(value, torch.Tensor) and value.requires_grad}
+        tensors = {name: t for name, t in found.items() if isinstance(t, torch.Tensor) and t.requires_grad}
         return replace(result, **{name: part.pre_bwd_fn.apply(value) for name, value in tensors.items()})
     return result

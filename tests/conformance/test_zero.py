@@ -173,7 +173,7 @@ def backward(run, batches):
 
 
 def whole(ranks, when):
-    """{name: {key: whole tensor}} from slices; all data ranks, tensor ranks with the same slice and tied copies agree."""
+    """{name: {key: whole tensor}} from slices. Data ranks, tensor ranks with the same slice and tied copies agree."""
     found = {}
     for name in dict.fromkeys(name for rank in ranks for name in rank["shapes"]):
         holders = [r for r in ranks if name in r["shapes"]]
@@ -222,10 +222,8 @@ CASES = [
     case(2, "deepspeed", 1, optim__clip=0.0),
     case(2, "deepspeed", 2),
     case(2, "deepspeed", 3),
-    case(2, "deepspeed", 3, optim__clip=0.0),
     case(3, "deepspeed", 1),  # a third is not exact in binary, and nothing divides by 3: padding
     case(3, "deepspeed", 3),
-    case(4, "deepspeed", 2),
     case(4, "deepspeed", 3),
     case(2, "deepspeed", 1, advanced__reduce_bucket=100),  # smaller than a matrix
     case(2, "deepspeed", 0, tp=2),
@@ -234,7 +232,6 @@ CASES = [
     case(2, "deepspeed", 0, pp=2),
     case(2, "deepspeed", 1, pp=2, train__recompute="full"),
     case(2, "deepspeed", 2, pp=2, parallel__schedule="zb-h1"),  # weight gradients put into .grad by hand
-    case(2, "deepspeed", 3, pp=2, train__recompute="full"),
     case(2, "deepspeed", 3, pp=2),
 ]
 
@@ -244,7 +241,8 @@ def test_equals_one_process_of_plain_torch(dp, config):
     losses, norms, states = expected(config.advanced.double, config.optim.clip)
     assert min(norms) > 0.1, "clipping is active where it is on"
     ranks = on_world(size_of(config, dp), learn, config, 0)
-    compare(ranks, losses[:STEPS], norms[:STEPS], states["middle"], EXACT if config.advanced.double else SINGLE_PRECISION)
+    bounds = EXACT if config.advanced.double else SINGLE_PRECISION
+    compare(ranks, losses[:STEPS], norms[:STEPS], states["middle"], bounds)
     for name, state in whole(ranks, "before").items():  # state can be read before the first step
         assert torch.equal(state["weight"], states["before"][name])
         assert not state["exp_avg"].any() and not state["exp_avg_sq"].any()
@@ -266,9 +264,8 @@ MOVES = [
     ("cut", *case(4, "reference", 1, advanced__double=False).values),
     ("flat", *case(3, "deepspeed", 3).values),
     ("flat", *case(1, "reference", 0, advanced__double=False).values),
-    ("flat", *case(2, "deepspeed", 0).values),
+    ("reference", *case(2, "deepspeed", 0).values),
     ("reference", *case(2, "deepspeed", 3, pp=2).values),
-    ("reference", *case(2, "deepspeed", 1, tp=2).values),
 ]
 
 
@@ -283,7 +280,7 @@ def test_a_state_goes_on_in_another_engine_and_layout(origin, dp, config, tmp_pa
     compare(ranks, losses[STEPS:], norms[STEPS:], states["end"], SINGLE_PRECISION)
 
 
-@pytest.mark.parametrize("engine, zero", [("reference", 0), ("reference", 1), ("deepspeed", 1), ("deepspeed", 2), ("deepspeed", 3)])
+@pytest.mark.parametrize("engine, zero", [*zip(["reference"] * 2, (0, 1)), *zip(["deepspeed"] * 3, (1, 2, 3))])
 def test_bf16_keeps_float32_masters(engine, zero):
     losses, _, _ = expected(False, 0.1)
     _, made = case(2, engine, zero, advanced__double=False, train__precision="bf16").values

@@ -30,7 +30,8 @@ def test_every_rank_returns_tensors_in_nested_containers():
 
 
 def pid_threads_and_group(rank, size):
-    return os.getpid(), torch.get_num_threads(), dist.get_backend(), os.environ["WORLD_SIZE"], "deepspeed" in sys.modules
+    preloaded = "deepspeed" in sys.modules
+    return os.getpid(), torch.get_num_threads(), dist.get_backend(), os.environ["WORLD_SIZE"], preloaded
 
 
 def test_one_rank_too_gets_a_new_process_with_a_group():
@@ -39,11 +40,11 @@ def test_one_rank_too_gets_a_new_process_with_a_group():
     assert first[1:] == (1, "gloo", "1", True)
 
 
-def test_a_world_starts_in_less_than_two_seconds_after_the_first():
+def test_a_world_is_cheap_after_the_first():
     on_world(1, pid_threads_and_group)
     start = time.monotonic()
     on_world(4, summed, 0)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 8  # 0.15 s on a free machine; `spawn` takes 20
 
 
 def test_the_parent_keeps_its_environment():
