@@ -1,0 +1,42 @@
+"""The proof, for a reader: a table per layout, and the verdict. On a terminal and as Markdown alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from roots_dist.verify.verify import Proof
+
+
+def table(proof: Proof) -> Table:
+    made = Table("what", "largest difference", "bound", "", box=None, pad_edge=False)
+    for row in proof.rows:
+        verdict = "[green]✓[/]" if row.passed else f"[red]✗ {row.where}[/]"
+        made.add_row(row.what, f"{row.largest:.1e}", f"{row.bound:.0e}" if row.bound else "0", verdict)
+    return made
+
+
+def show(proofs: Iterable[Proof]) -> bool:
+    """Each proof as soon as it is there; at the end the first thing that differs, or that nothing does."""
+    console = Console(highlight=False)
+    failed: list[Proof] = []
+    number = 0
+    for number, proof in enumerate(proofs, 1):
+        console.print(f"[bold]{proof.title}[/] against one process")
+        for note in proof.notes:
+            console.print(f"  ({note})")
+        console.print(table(proof))
+        console.print()
+        if not proof.passed:
+            failed.append(proof)
+    if not failed:
+        console.print(f"[green]✓[/] {number} comparisons: this layout computes what one process computes")
+        return True
+    row = next(row for row in failed[0].rows if not row.passed)
+    console.print(f"[red]✗[/] {len(failed)} of {number} comparisons failed; first in {failed[0].title}:")
+    console.print(f"  {row.what}: {row.where} differs by {row.largest:.1e}, bound {row.bound:.0e}")
+    return False
