@@ -38,7 +38,8 @@ def lines(tmp_path):
     return write_lines(tmp_path / "a.jsonl")
 
 
-def test_the_folder_holds_every_document_once_in_its_split(tmp_path, lines):
+def test_the_folder_holds_every_document_once_in_its_split(tmp_path, lines, monkeypatch):
+    monkeypatch.setattr("roots_dist.data.prepare.BATCH_BYTES", 1000)  # numbers of documents run on over batches
     manifest = prepare([lines], tmp_path / "out", vocab=400, validation=0.2, seed=5)
     tokenizer = load(tmp_path / "out/tokenizer.json")
     held_out = fraction(5, np.arange(len(TEXTS))) < 0.2
@@ -81,6 +82,10 @@ def test_again_with_the_same_is_up_to_date_and_anything_else_is_not(tmp_path, li
     stored = tmp_path / "out/train_text_document.bin"
     stored.write_bytes(stored.read_bytes()[:-2] + b"\x00\x01")
     assert not run(vocab=301).reused, "an output was changed"
+    state = stored.stat()
+    stored.write_bytes(stored.read_bytes()[:-2])
+    os.utime(stored, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert not run(vocab=301).reused, "an output was cut, and its time set back"
     (tmp_path / "out/tokenizer.json").unlink()
     assert not run(vocab=301).reused, "an output is missing"
     (tmp_path / "out/manifest.json").write_text('{"format": "roots-corpus-1"')
@@ -221,7 +226,11 @@ def test_interrupted_it_leaves_no_half_file_and_no_process_and_starts_clean(tmp_
     out, partial = tmp_path / "out", tmp_path / "out/.partial/train_text_document.bin.partial"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     child = subprocess.Popen(
-        [sys.executable, "run.py", str(big), str(out)], cwd=tmp_path, env=environment, stderr=subprocess.PIPE
+        [sys.executable, "run.py", str(big), str(out)],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 60
     while not (partial.exists() and partial.stat().st_size > 0):
@@ -229,9 +238,12 @@ def test_interrupted_it_leaves_no_half_file_and_no_process_and_starts_clean(tmp_
         time.sleep(0.01)
     workers = psutil.Process(child.pid).children(recursive=True)
     assert len(workers) >= 2
-    child.send_signal(how)
-    child.communicate(timeout=30)
-    assert child.returncode != 0
+    if how == signal.SIGINT:
+        os.killpg(child.pid, how)  # Ctrl-C reaches the workers too
+    else:
+        child.send_signal(how)
+    _, errors = child.communicate(timeout=30)
+    assert child.returncode != 0 and errors.count(b"Traceback") <= 1
     assert not [p.name for p in out.iterdir() if p.name != ".partial"]
     assert how == signal.SIGKILL or not (out / ".partial").exists()
     _, alive = psutil.wait_procs(workers, timeout=10)
