@@ -27,12 +27,16 @@ class Model(Section):
     head_dim: int | None = Field(None, ge=1, description="width of a head; default: hidden / heads")
     ffn: int | None = Field(None, ge=1, description="width of the MLP; default: 4 × hidden")
     vocab: int = Field(4096, ge=2, description="number of token ids, before padding")
-    positions: Literal["learned", "rotary", "sinusoidal", "alibi", "none"] = "learned"
+    positions: Literal["learned", "rotary", "sinusoidal", "alibi", "none"] = Field(
+        "learned", description="how the model knows where a token stands"
+    )
     rope_theta: float = Field(10000.0, gt=0, description="base of the rotary frequencies")
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    norm_position: Literal["pre", "post"] = "pre"
+    norm: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="rmsnorm has no mean and no bias")
+    norm_position: Literal["pre", "post"] = Field("pre", description="before each branch, or after its sum")
     embedding_norm: bool = Field(False, description="a norm right after the embedding, as BLOOM has")
-    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = "gelu_tanh"
+    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = Field(
+        "gelu_tanh", description="of the MLP; swiglu has a third matrix, the gate"
+    )
     bias: bool = Field(True, description="biases in the linear layers")
     tied: bool = Field(True, description="the output projection is the token embedding")
     dropout: float = Field(0.0, ge=0, lt=1, description="after the embedding and after each residual branch")
@@ -54,7 +58,7 @@ class Model(Section):
 
 class Objective(Section):
     name: Literal["clm"] = Field("clm", description="clm: predict the next token")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over the vocabulary")
     z_loss: float = Field(0.0, ge=0, description="weight of log²(Z), which keeps logits from drifting")
 
 
@@ -95,25 +99,29 @@ class Parallel(Section):
     tp: int = Field(1, ge=1, description="tensor-parallel ranks: heads, MLP columns and vocabulary are cut over them")
     pp: int = Field(1, ge=1, description="pipeline-parallel ranks: layers are cut over them")
     chunks: int = Field(1, ge=1, description="stages per pipeline rank (interleaved schedule)")
-    schedule: Literal["gpipe", "1f1b", "interleaved", "zb-h1"] = "1f1b"
+    schedule: Literal["gpipe", "1f1b", "interleaved", "zb-h1"] = Field(
+        "1f1b", description="order of forward and backward passes over pp; `roots schedule` draws it"
+    )
     sequence: bool = Field(False, description="sequence parallel: norms and dropout cut along the sequence over tp")
     zero: int = Field(1, ge=0, le=3, description="what is sharded over dp: 1 optimizer, 2 + gradients, 3 + weights")
 
 
 class Train(Section):
-    steps: int = Field(100, ge=1)
+    steps: int = Field(100, ge=1, description="optimizer steps of the whole run")
     batch: int = Field(8, ge=1, description="sequences per step over the whole world")
     micro_batch: int = Field(1, ge=1, description="sequences per forward pass of one rank")
     batch_ramp: tuple[int, int, int] | None = Field(
         None,
         description="[start, increment, samples]: the batch grows from start by increment to train.batch over samples",
     )
-    seed: int = Field(1234, ge=0)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
-    recompute: Literal["none", "selective", "full"] = "none"
+    seed: int = Field(1234, ge=0, description="of initial weights, sample order and dropout")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is a GPU")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 keeps master weights and moments in fp32")
+    recompute: Literal["none", "selective", "full"] = Field(
+        "none", description="selective: attention and the activation are computed again in backward; full: whole blocks"
+    )
     nonfinite: Literal["stop", "skip"] = Field("stop", description="what a NaN or inf in loss or gradient does")
-    log_every: int = Field(1, ge=1)
+    log_every: int = Field(1, ge=1, description="steps between lines of metrics")
     eval_every: int = Field(0, ge=0, description="steps between evaluations; 0: only at the end")
     eval_sequences: int = Field(64, ge=1, description="validation sequences per evaluation")
     sample_every: int = Field(0, ge=0, description="steps between printed samples of text; 0: only at the end")
@@ -122,15 +130,15 @@ class Train(Section):
 class Optim(Section):
     """AdamW (Loshchilov & Hutter 2019). Biases and norms are not decayed."""
 
-    lr: float = Field(3e-4, gt=0)
-    min_lr: float = Field(0.0, ge=0)
+    lr: float = Field(3e-4, gt=0, description="learning rate at its highest")
+    min_lr: float = Field(0.0, ge=0, description="where decay ends")
     rate: Literal["constant", "cosine", "linear", "wsd"] = Field("cosine", description="learning rate after warm-up")
     warmup: int = Field(0, ge=0, description="steps of linear warm-up")
     decay: int | None = Field(None, ge=1, description="steps of decay; default: to train.steps (wsd: the last 20 %)")
-    weight_decay: float = Field(0.1, ge=0)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.95, ge=0, lt=1)
-    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0, description="decoupled, of matrices only")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean of gradients")
+    beta2: float = Field(0.95, ge=0, lt=1, description="decay of the mean of their squares")
+    eps: float = Field(1e-8, gt=0, description="added to the root of that mean")
     clip: float = Field(1.0, ge=0, description="global gradient norm is clipped to this; 0: no clipping")
 
 
@@ -145,9 +153,9 @@ class Track(Section):
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
         "auto", description="auto: online if a key is set, offline if not, nothing if wandb is not installed"
     )
-    project: str = "roots"
+    project: str = Field("roots", description="project of W&B")
     name: str | None = Field(None, description="name of the run; default: the folder's")
-    tags: tuple[str, ...] = ()
+    tags: tuple[str, ...] = Field((), description="tags of the run in W&B")
 
 
 class Advanced(Section):
@@ -158,7 +166,7 @@ class Advanced(Section):
         description="who shards over dp; auto: DeepSpeed where zero >= 1 and dp > 1, else the built-in reference",
     )
     double: bool = Field(False, description="float64 everywhere, for proofs on CPU (reference engine)")
-    norm_eps: float = Field(1e-5, gt=0)
+    norm_eps: float = Field(1e-5, gt=0, description="added to the variance in norms")
     vocab_multiple: int = Field(128, ge=1, description="the vocabulary is padded to a multiple of this, in any layout")
     loss_chunk: int = Field(1024, ge=1, description="tokens whose logits exist at one time")
     timeout_s: int = Field(600, ge=1, description="a collective that takes longer takes the job down")

@@ -1,0 +1,81 @@
+"""docs/config.md, made from the config tree itself: every key with its default, what it may be, and its meaning.
+
+    python docs/make_config.py        roots_dist/config/schema.py --> docs/config.md
+
+tests/test_readme.py fails while the page does not say what the tree says.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from roots_dist.config.schema import Config, Source
+
+PAGE = Path(__file__).with_name("config.md")
+HEAD = """\
+# The config
+
+A run is one YAML file ([configs/](../configs)) over one typed tree. What a file leaves out has the default below; what it
+misspells is refused, with the nearest known key. On the command line any key is replaced by `section.key=value`, where the
+value is YAML: `optim.lr=1e-3`, `parallel.sequence=true`, `'train.batch_ramp=[8, 8, 4000]'`.
+
+    roots train configs/quickstart.yaml parallel.tp=1 parallel.pp=4 --print-config
+
+shows the whole resolved tree and trains nothing. A run keeps it as `config.yaml` in its folder. There is no key for data
+ranks: dp is what the world leaves over, `world = tp × pp × dp`.
+
+*Made by `docs/make_config.py` from `roots_dist/config/schema.py`.*
+"""
+WORDS = {int: "whole number", float: "number", bool: "true, false", str: "text"}
+BOUNDS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+
+
+def allowed(kind: Any, info: FieldInfo) -> str:
+    """`whole number ≥ 1`, `cosine, linear`, `text, or null`"""
+    inner = [part for part in get_args(kind) if part is not NoneType]
+    if get_origin(kind) is Literal:
+        return ", ".join(map(str, inner))
+    if NoneType in get_args(kind):
+        return f"{allowed(inner[0], info)}, or null"
+    if get_origin(kind) is tuple:
+        if inner[0] is Source:
+            return "prefix, or list of prefixes or of {path, weight}"
+        return "list of text" if inner[-1] is Ellipsis else f"list of {len(inner)} numbers"
+    limits = [f"{sign} {getattr(m, name):g}" for name, sign in BOUNDS for m in info.metadata if hasattr(m, name)]
+    return " ".join([WORDS[kind], " and ".join(limits)]).strip()
+
+
+def default(value: object) -> str:
+    """As YAML writes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if value == ():
+        return "[]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def rows(section: type[BaseModel]) -> list[str]:
+    lines = ["| key | default | may be | meaning |", "|---|---|---|---|"]
+    for name, info in section.model_fields.items():
+        assert info.description, f"{section.__name__}.{name} has no description"
+        cells = (f"`{name}`", default(info.default), allowed(info.annotation, info), info.description)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return lines
+
+
+def page() -> str:
+    parts = [HEAD.rstrip()]
+    for name, info in Config.model_fields.items():
+        section = info.annotation
+        doc = vars(section).get("__doc__") or ""
+        parts += ["", f"## {name}", "", *([doc.strip(), ""] if doc else []), *rows(section)]
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
