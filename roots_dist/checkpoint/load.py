@@ -29,6 +29,8 @@ FIX = "Fix: use the config that the checkpoint was saved with"
 def load(folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, *, verify: bool = True) -> dict:
     """Set weights, moments and step count of the engine from a checkpoint of any layout; return its saved state.
 
+    A step that was skipped (state["skipped"] of them) is none for the optimizer: bias correction goes on from the rest.
+
     Collective over the world. `verify` compares sha256 of every file, shared out over the ranks; sizes are always
     compared. Raises CheckpointError on every rank if anything does not fit, before anything is changed.
     """
@@ -36,7 +38,7 @@ def load(folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, *, v
     state = reader.state
     for p in params:
         engine.write_state(p.name, {kind: reader.slice(kind, p) for kind in STATE})
-    engine.finish_loading(state["step"])
+    engine.finish_loading(state["step"] - state.get("skipped", 0))
     return state
 
 

@@ -54,7 +54,7 @@ def _corpora(config: Config, facts: Facts) -> Iterator[Problem]:
             key="data.train",
             found=[],
             expected="the prefix of a prepared corpus",
-            fix="run `roots prepare TEXT --output data/mine`, then set data.train=data/mine/train",
+            fix="run `roots prepare TEXT --output data/mine`, then set data.train=data/mine/train_text_document",
         )
     for key, sources in (("data.train", config.data.train), ("data.validation", config.data.validation)):
         for source in sources:

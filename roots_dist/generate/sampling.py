@@ -21,7 +21,8 @@ class Sampling:
         """float [B, V] -> int64 [B]. The generator is on the CPU, so that every device draws the same."""
         if self.temperature == 0:
             return logits.argmax(-1)
-        logits = logits.float().cpu() / self.temperature
+        logits = logits.float().cpu()
+        logits = (logits - logits.amax(-1, keepdim=True)) / self.temperature  # at most 0: no temperature makes it overflow
         if self.top_k is not None:
             worst = logits.topk(min(self.top_k, logits.shape[-1])).values[:, -1:]
             logits = logits.masked_fill(logits < worst, -torch.inf)

@@ -91,7 +91,7 @@ class Head(nn.Module):
             z_loss=objective.z_loss if self.training else 0.0,
             chunk=self.config.advanced.loss_chunk,
         )
-        return (Term(total, int((batch.targets != IGNORE).sum())),)
+        return (Term(total, (batch.targets != IGNORE).sum()),)
 
 
 @dataclass(frozen=True)

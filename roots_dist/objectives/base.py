@@ -51,6 +51,6 @@ class Term:
 
     sum: Tensor
     """scalar, differentiable"""
-    count: int
-    """how many targets the sum runs over"""
+    count: Tensor
+    """how many targets the sum runs over; a scalar on the device: nothing waits for it"""
     weight: float = 1.0

@@ -12,7 +12,6 @@ import torch
 
 from roots_dist.checkpoint.keep import prune
 from roots_dist.checkpoint.save import save
-from roots_dist.data.ramp import batch_size_at
 from roots_dist.evaluate.held_out import Score, score
 from roots_dist.generate.generate import continue_live
 from roots_dist.generate.sampling import Sampling
@@ -34,38 +33,40 @@ def due(session: Session, every: int) -> bool:
 
 
 class Report:
-    """Numbers of the step to the trackers. Remembers when the last one was, for speed."""
+    """Numbers of the step to the trackers. Times and speeds are means over the steps since the last report; what other
+    duties take (evaluation, samples, checkpoints) is not in them."""
 
-    def __init__(self) -> None:
-        self._since, self._last_step, self._tokens, self._flops = time.perf_counter(), None, 0, 0.0
+    def __init__(self, session: Session) -> None:
+        self._step, self._tokens, self._seconds = session.step, session.tokens, 0.0
+        self._since = time.perf_counter()
 
     def restart_clock(self) -> None:
-        """Time spent on evaluation, samples and checkpoints is not the step's."""
+        """The next step begins now."""
         self._since = time.perf_counter()
 
     def __call__(self, session: Session, report: StepReport) -> None:
         config, step = session.config, session.step
+        self._seconds += time.perf_counter() - self._since
         if step % config.train.log_every and step < config.train.steps:
             return
-        steps = config.train.log_every if self._last_step is None else step - self._last_step
-        self._last_step = step
-        seconds = (time.perf_counter() - self._since) / steps
-        sequences = batch_size_at(config.train, step - 1)
+        seconds, tokens = self._seconds, session.tokens - self._tokens
+        per_step = seconds / (step - self._step)
         memory = torch.tensor([peak_memory_gib(session.mesh.device)], device=session.mesh.device)
         numbers = {
             "loss/train": report.loss,
             "optim/lr": rate(config.optim, config.train.steps)(step - 1),
             "optim/grad_norm": report.grad_norm,
             "data/tokens": float(session.tokens),
-            "time/step_s": seconds,
-            "time/left_s": seconds * (config.train.steps - step),
-            "speed/tokens_per_s": sequences * config.data.seq / seconds,
+            "time/step_s": per_step,
+            "time/left_s": per_step * (config.train.steps - step),
+            "speed/tokens_per_s": tokens / seconds,
             "memory/peak_gib": max_(memory, session.mesh.world).item(),
         }
         if session.peak_flops:
-            numbers["util/mfu_fraction"] = flops_per_step(config, sequences) / seconds / session.peak_flops
+            flops = flops_per_step(config, tokens // config.data.seq)
+            numbers["util/mfu_fraction"] = flops / seconds / session.peak_flops
         session.trackers.log(step, numbers)
-        self.restart_clock()
+        self._step, self._tokens, self._seconds = step, session.tokens, 0.0
 
 
 def evaluate(session: Session) -> Score | None:
@@ -95,15 +96,16 @@ def sample(session: Session) -> tuple[str, str] | None:
 
 def checkpoint(session: Session) -> None:
     """Collective over the world."""
-    state = {"tokens": session.tokens, "config": session.config.model_dump(mode="json")}
+    config = session.config.model_dump(mode="json")
+    state = {"tokens": session.tokens, "skipped": session.skipped, "config": config}
     save(session.folder, session.step, session.run.engine, session.run.params, session.mesh, state)
     if session.mesh.rank == 0:
         prune(session.folder, session.config.checkpoint.keep)
 
 
-def duties() -> list[Duty]:
+def duties(session: Session) -> list[Duty]:
     """In the order in which they are done."""
-    report = Report()
+    report = Report(session)
 
     def every_so_often(session: Session, _: StepReport) -> None:
         config = session.config

@@ -5,6 +5,8 @@ Called by train/step.py between backward and the reduction over data ranks: afte
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from roots_dist.mesh import Mesh
@@ -17,8 +19,15 @@ FINE, GRADIENT, LOSS, WEIGHT = range(4)
 _TEXT = 400  # bytes of a message between ranks
 
 
-def agree(mesh: Mesh, terms: list[Term], targets: int, params: list[Param]) -> tuple[float, str | None]:
-    """The step's loss, and a line that says where the first number that is not finite stands, or None.
+class Trouble(NamedTuple):
+    where: str
+    """What is not finite on which rank: where it began."""
+    in_weights: bool = False
+    """Then no step that is skipped will mend it."""
+
+
+def agree(mesh: Mesh, terms: list[Term], targets: int, params: list[Param]) -> tuple[float, Trouble | None]:
+    """The step's loss, and where the first number that is not finite stands, or None.
 
     Equal on every rank. Collective over the world.
     """
@@ -30,7 +39,8 @@ def agree(mesh: Mesh, terms: list[Term], targets: int, params: list[Param]) -> t
     gradients_are_fine = _all_finite([p.tensor.grad for p in params if p.tensor.grad is not None], mesh.device)
     row = torch.zeros(1 + mesh.world.size, dtype=torch.float64, device=mesh.device)
     row[0] = torch.where(loss_is_fine, loss, 0.0)
-    row[1 + mesh.world.rank] = torch.where(loss_is_fine & gradients_are_fine, FINE, torch.where(loss_is_fine, GRADIENT, LOSS))
+    bad_gradient = torch.where(gradients_are_fine, FINE, GRADIENT)
+    row[1 + mesh.world.rank] = torch.where(loss_is_fine, bad_gradient, LOSS)
     total, *states = mesh.world.sum_(row).tolist()
     if not any(states):
         return total / max(1, targets), None
@@ -38,12 +48,13 @@ def agree(mesh: Mesh, terms: list[Term], targets: int, params: list[Param]) -> t
 
 
 def _all_finite(tensors: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """By their norms, which clipping needs: of numbers too large to be squared there is none."""
     if not tensors:
         return torch.ones((), dtype=torch.bool, device=device)
     return torch.isfinite(torch.stack(torch._foreach_norm(tensors)).double().sum())
 
 
-def _where(mesh: Mesh, params: list[Param], state: int) -> str:
+def _where(mesh: Mesh, params: list[Param], state: int) -> Trouble:
     """Every rank looks; the deepest cause is named. Backward runs from the model's end, so among gradients the last
     stage and its last parameter come first."""
     bad = [p.name for p in params if not bool(_all_finite([p.tensor.data], mesh.device))]
@@ -51,9 +62,8 @@ def _where(mesh: Mesh, params: list[Param], state: int) -> str:
     if bad:
         state = WEIGHT
     elif state == GRADIENT:
-        name = next(
-            p.name for p in reversed(params) if p.tensor.grad is not None and not bool(torch.isfinite(p.tensor.grad).all())
-        )
+        learned = [p for p in reversed(params) if p.tensor.grad is not None]
+        name = next(p.name for p in learned if not bool(_all_finite([p.tensor.grad], mesh.device)))
     place = mesh.place
     what = {FINE: "", GRADIENT: f"gradient of {name}", LOSS: "loss", WEIGHT: f"weight {name}"}[state]
     said = f"{what} is not finite on rank {mesh.rank} ({place})".encode()[:_TEXT]
@@ -63,4 +73,5 @@ def _where(mesh: Mesh, params: list[Param], state: int) -> str:
     rows[mesh.world.rank, 2 : 2 + len(said)] = torch.tensor(list(said), device=mesh.device)
     mesh.world.sum_(rows)
     first = max(range(mesh.world.size), key=lambda r: (rows[r, 0].item(), rows[r, 1].item(), -r))
-    return bytes(rows[first, 2:].tolist()).rstrip(b"\0").decode(errors="replace")
+    where = bytes(rows[first, 2:].tolist()).rstrip(b"\0").decode(errors="replace")
+    return Trouble(where, in_weights=rows[first, 0].item() == WEIGHT)

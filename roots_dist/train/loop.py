@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -20,6 +20,7 @@ from roots_dist.track.closing import closing_lines
 from roots_dist.track.trackers import open_trackers
 from roots_dist.train.build import build_run
 from roots_dist.train.duties import checkpoint, duties, evaluate, sample
+from roots_dist.train.folder import owned
 from roots_dist.train.session import Session, batch_arithmetic, devices_peak, resume, write_origin
 from roots_dist.train.step import train_step
 
@@ -28,30 +29,38 @@ log = logging.getLogger(__name__)
 
 def train(config: Config, mesh: Mesh) -> None:
     """Collective over the world. Everything that it writes is under track.folder."""
-    folder, rank0 = Path(config.track.folder), mesh.rank == 0
+    folder = Path(config.track.folder)
+    with owned(folder) if mesh.rank == 0 else nullcontext():
+        train_in(folder, config, mesh)
+
+
+def train_in(folder: Path, config: Config, mesh: Mesh) -> None:
+    """The folder is this run's alone. Collective over the world."""
+    rank0 = mesh.rank == 0
     training = Batches(config, config.data.train, mesh.dp.rank, mesh.dp.size)
     held_out = Batches(config, config.data.validation, mesh.dp.rank, mesh.dp.size) if config.data.validation else None
     tokenizer = Tokenizer.from_file(config.data.tokenizer) if config.data.tokenizer else None
 
     run = build_run(config, mesh)
-    first = resume(run, folder)
+    first, skipped = resume(run, folder)
     facts = write_origin(folder, config, mesh.layout) if rank0 else None
     engine, peak = config.engine(mesh.dp.size), devices_peak(config, mesh)
     log.info("%s, %s parameters, %s engine", mesh.layout, f"{num_parameters(config):,}", engine)
     log.info("%s", batch_arithmetic(config, mesh.layout))
-    if first:
-        log.info("resumed after step %d", first)
 
     with closing(open_trackers(config, folder, rank0=rank0, resumed_step=first, facts=facts)) as trackers:
-        session = Session(config, run, folder, training, held_out, tokenizer, trackers, peak, step=first)
+        session = Session(config, run, folder, training, held_out, tokenizer, trackers, peak, first, skipped)
         if first == 0:
             evaluate(session)
         learning_rate = rate(config.optim, config.train.steps)
-        to_do = duties()
+        to_do = duties(session)
         for step in range(first, config.train.steps):
             batches = [batch.to(mesh.device) for batch in training.at(step)]
             report = train_step(run, batches, learning_rate(step))
             session.step = step + 1
+            if report.skipped:
+                session.skipped += 1
+                log.log(logging.WARNING if rank0 else logging.DEBUG, "step %d is left out: %s", step + 1, report.skipped)
             for duty in to_do:
                 duty(session, report)
         if first < config.train.steps:

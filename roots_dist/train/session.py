@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import psutil
 import torch
 from tokenizers import Tokenizer
 
-from roots_dist.checkpoint.keep import newest
+from roots_dist.checkpoint.format import Manifest, checkpoints_folder, step_name
+from roots_dist.checkpoint.keep import newest, sweep
 from roots_dist.checkpoint.load import load
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
@@ -25,10 +28,12 @@ from roots_dist.track.machine import machine_facts
 from roots_dist.track.trackers import Trackers
 from roots_dist.train.build import Run
 
+log = logging.getLogger(__name__)
+
 
 @dataclass
 class Session:
-    """step is the only thing here that changes: how many optimizer steps have been taken."""
+    """step and skipped are all that changes here."""
 
     config: Config
     run: Run
@@ -40,6 +45,9 @@ class Session:
     peak_flops: float | None
     """FLOP/s of all devices of the run together, at best; None where it is not known."""
     step: int = 0
+    """How many steps have been done."""
+    skipped: int = 0
+    """How many of them changed nothing, since a number was not finite."""
     bytes_per_token: float | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,16 +63,34 @@ class Session:
         return samples_before(self.config.train, self.step) * self.config.data.seq
 
 
-def resume(run: Run, folder: Path) -> int:
-    """Load the run's newest checkpoint, if there is one and it is wanted; return the steps taken. Collective."""
+def resume(run: Run, folder: Path) -> tuple[int, int]:
+    """Load the run's newest checkpoint, if there is one and it is wanted. Collective over the world.
+
+    Returns how many steps have been done, and how many of them were skipped.
+    """
     mesh = run.mesh
-    found = newest(folder) if run.config.checkpoint.resume and mesh.rank == 0 else None
-    step = torch.tensor([int(found.name.rsplit("_", 1)[1]) if found else 0], device=mesh.device)
-    mesh.world.sum_(step)  # rank 0 has looked; the others may see a shared folder late
-    if step.item() == 0:
-        return 0
-    load(folder / "checkpoints" / f"step_{step.item():08d}", run.engine, run.params, mesh)
-    return int(step.item())
+    step = torch.zeros(1, dtype=torch.int64, device=mesh.device)
+    if mesh.rank == 0 and run.config.checkpoint.resume:
+        sweep(checkpoints_folder(folder))  # gives a checkpoint its name back that was set aside when a save was killed
+        found = newest(folder)
+        step[0] = Manifest.read(found).step if found else 0
+    last = int(mesh.world.sum_(step).item())  # rank 0 has looked; the others may see a shared folder late
+    if last == 0:
+        return 0, 0
+    state = load(checkpoints_folder(folder) / step_name(last), run.engine, run.params, mesh)
+    changed = differences(state.get("config", {}), run.config)
+    log.info("resumed after step %d%s", last, f" with {', '.join(changed)}" if changed else "")
+    return last, state.get("skipped", 0)
+
+
+def differences(saved: Mapping[str, Mapping[str, object]], config: Config) -> list[str]:
+    """`optim.lr = 0.0002 (was 0.0003)` for each key that another value was saved of."""
+    return [
+        f"{section}.{key} = {value} (was {saved[section][key]})"
+        for section, keys in config.model_dump(mode="json").items()
+        for key, value in keys.items()
+        if key in saved.get(section, {}) and saved[section][key] != value
+    ]
 
 
 def devices_peak(config: Config, mesh: Mesh) -> float | None:
@@ -93,7 +119,8 @@ def git_commit() -> str | None:
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        done = subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")

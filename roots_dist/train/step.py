@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from roots_dist.objectives import OBJECTIVES
 from roots_dist.objectives.base import MicroBatch
 from roots_dist.sharding import sum_partial_gradients, sum_tied_gradients
 from roots_dist.train.build import Run
-from roots_dist.train.finite import agree
+from roots_dist.train.finite import Trouble, agree
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class StepReport:
     grad_norm: float
     targets: int
     """Scored targets of the step, over the whole world."""
-    skipped: bool = False
+    skipped: str | None = None
+    """Why no step was taken, where train.nonfinite=skip: what was not finite, and where."""
 
 
 def train_step(run: Run, batches: list[MicroBatch], lr: float) -> StepReport:
@@ -37,11 +39,22 @@ def train_step(run: Run, batches: list[MicroBatch], lr: float) -> StepReport:
                 gradient.zero_()
     if trouble:
         run.engine.discard()
-        if run.config.train.nonfinite == "stop":
-            raise NotFiniteError(trouble)
-        return StepReport(loss, float("nan"), targets, skipped=True)
-    update = run.engine.step(lr)
-    return StepReport(loss, update.grad_norm, targets)
+    else:
+        norm = run.engine.step(lr).grad_norm
+        if math.isfinite(norm):
+            return StepReport(loss, norm, targets)
+        trouble = Trouble("the norm of all ranks' gradients together is not finite")  # the engine took no step
+    if trouble.in_weights or run.config.train.nonfinite == "stop":
+        raise NotFiniteError(_refusal(batches[0].step + 1, trouble))
+    return StepReport(loss, math.nan, targets, skipped=trouble.where)
+
+
+def _refusal(step: int, trouble: Trouble) -> str:
+    if trouble.in_weights:
+        fix = "lower optim.lr and go on from a checkpoint before it: skipping steps cannot mend a weight"
+    else:
+        fix = "lower optim.lr, or leave such steps out with train.nonfinite=skip"
+    return f"step {step}: {trouble.where}. Fix: {fix}."
 
 
 def count_targets(run: Run, batches: list[MicroBatch]) -> int:

@@ -33,10 +33,8 @@ def degrees(tp: int, pp: int, dp: int) -> tuple[int, int, int]:
             dp = (dp + 1) // 2
         elif pp >= tp and pp > 2:
             pp = (pp + 1) // 2
-        elif tp > 2:
-            tp = (tp + 1) // 2
         else:
-            dp, pp = (1, pp) if dp > 1 else (dp, 1)
+            tp = (tp + 1) // 2
         tp = 1 << (tp.bit_length() - 1)  # heads are cut by powers of two
     return tp, pp, dp
 

@@ -1,0 +1,91 @@
+"""Numbers that are not finite: named where they began, left out or refused, and without a trace in what comes after."""
+
+import math
+
+import pytest
+import torch
+
+from roots_dist.checkpoint.load import load
+from roots_dist.checkpoint.save import save
+from roots_dist.config.schema import Config
+from roots_dist.errors import NotFiniteError
+from roots_dist.mesh import Mesh
+from roots_dist.testing.parity import random_batches
+from roots_dist.train.build import Run, build_run
+from roots_dist.train.step import train_step
+
+CONFIG = Config.model_validate(
+    {
+        "model": {"layers": 2, "hidden": 16, "heads": 2, "vocab": 29, "init_std": 0.1},
+        "data": {"seq": 8},
+        "train": {"batch": 2, "nonfinite": "skip"},
+        "advanced": {"double": True},
+    }
+)
+LR = 1e-3
+
+
+def a_run(**changes: object) -> Run:
+    return build_run(CONFIG.changed({key.replace("__", "."): value for key, value in changes.items()}), Mesh.single())
+
+
+def poison(run: Run, name: str, value: float) -> torch.utils.hooks.RemovableHandle:
+    """Every gradient of a parameter becomes this value."""
+    (tensor,) = (p.tensor for p in run.params if p.name == name)
+    return tensor.register_hook(lambda gradient: torch.full_like(gradient, value))
+
+
+def step(run: Run, number: int):
+    return train_step(run, random_batches(run.config, number, 0, 1), LR)
+
+
+def test_a_gradient_too_large_to_be_squared_is_named_like_an_infinite_one():
+    """Its norm is infinite though no entry is: the rank that looked for an entry died, and the others waited for it."""
+    run = a_run(advanced__double=False)
+    poison(run, "blocks.1.mlp.up.weight", 1e30)
+    assert "gradient of blocks.1.mlp.up.weight is not finite on rank 0" in step(run, 0).skipped
+
+
+def test_a_norm_that_overflows_is_not_taken_for_a_step():
+    """Each parameter's norm is finite, their sum of squares is not: no step was taken, and nobody said so."""
+    run = a_run()
+    for name in ("blocks.0.mlp.up.weight", "blocks.1.mlp.up.weight"):
+        poison(run, name, 1e153)
+    before = [p.tensor.clone() for p in run.params]
+    report = step(run, 0)
+    assert "gradient" in report.skipped and math.isnan(report.grad_norm)
+    assert all(torch.equal(a, p.tensor) for a, p in zip(before, run.params))
+    stopping = a_run(train__nonfinite="stop")
+    for name in ("blocks.0.mlp.up.weight", "blocks.1.mlp.up.weight"):
+        poison(stopping, name, 1e153)
+    with pytest.raises(NotFiniteError, match="step 1: .* Fix: lower optim.lr"):
+        step(stopping, 0)
+
+
+def test_a_bad_weight_stops_the_run_even_where_steps_may_be_skipped():
+    """Else it would skip every step to its end, and overwrite the last good checkpoint."""
+    run = a_run()
+    (weight,) = (p.tensor for p in run.params if p.name == "blocks.0.norm1.weight")
+    with torch.no_grad():
+        weight[3] = math.nan
+    with pytest.raises(NotFiniteError, match="step 1: weight blocks.0.norm1.weight is not finite .* cannot mend"):
+        step(run, 0)
+
+
+def test_a_run_with_a_skipped_step_resumes_where_it_was(tmp_path):
+    """Adam's bias correction counts steps that were taken; a resumed run counted the skipped ones too."""
+    straight = a_run()
+    for number in range(4):
+        hook = poison(straight, "head.norm.weight", math.inf) if number == 0 else None
+        report = step(straight, number)
+        assert bool(report.skipped) == (number == 0)
+        if hook:
+            hook.remove()
+        if number == 1:
+            save(tmp_path, 2, straight.engine, straight.params, straight.mesh, {"skipped": 1})
+    resumed = a_run()
+    load(tmp_path / "checkpoints" / "step_00000002", resumed.engine, resumed.params, resumed.mesh)
+    for number in (2, 3):
+        step(resumed, number)
+    for a, b in zip(straight.params, resumed.params):
+        assert torch.equal(a.tensor, b.tensor), a.name

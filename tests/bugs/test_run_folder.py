@@ -1,0 +1,54 @@
+"""The folder of a run: one run at a time, and whatever a kill leaves in it, the next run finds the newest checkpoint."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from roots_dist.checkpoint.save import save
+from roots_dist.config.schema import Config
+from roots_dist.mesh import Mesh
+from roots_dist.train.build import build_run
+from roots_dist.train.folder import FolderTaken, owned
+from roots_dist.train.session import differences, resume
+
+CONFIG = Config.model_validate(
+    {"model": {"layers": 1, "hidden": 16, "heads": 2, "vocab": 29}, "data": {"seq": 8}, "train": {"batch": 1}}
+)
+
+
+def test_a_checkpoint_that_a_killed_save_had_set_aside_is_resumed(tmp_path):
+    """Killed between the two renames that replace a step: its name was read as a number, and the run could not start."""
+    run = build_run(CONFIG, Mesh.single())
+    folder = save(tmp_path, 7, run.engine, run.params, run.mesh, {"skipped": 2})
+    os.rename(folder, folder.with_name(".step_00000007.replaced"))
+    assert resume(run, tmp_path) == (7, 2)
+    assert folder.is_dir()
+
+
+def test_a_checkpoint_is_left_alone_where_none_is_wanted(tmp_path):
+    run = build_run(CONFIG.changed({"checkpoint.resume": False}), Mesh.single())
+    save(tmp_path, 7, run.engine, run.params, run.mesh, {})
+    assert resume(run, tmp_path) == (0, 0)
+
+
+def test_two_runs_cannot_have_one_folder(tmp_path):
+    """Both wrote one metrics file, and each removed the other's half-written checkpoint."""
+    script = "import sys, pathlib; from roots_dist.train.folder import owned\nwith owned(pathlib.Path(sys.argv[1])): pass"
+    with owned(tmp_path / "run"):
+        other = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "run")], capture_output=True, text=True, timeout=60
+        )
+        assert f"process {os.getpid()} on " in other.stderr and "choose another track.folder" in other.stderr
+        with pytest.raises(FolderTaken, match="track.folder = .* Fix: "), owned(tmp_path / "run"):
+            pass
+    with owned(tmp_path / "run"):
+        pass
+
+
+def test_a_resumed_run_says_what_changed():
+    saved = CONFIG.model_dump(mode="json")
+    now = CONFIG.changed({"optim.lr": 0.1, "parallel.tp": 2})
+    assert differences(saved, now) == ["parallel.tp = 2 (was 1)", "optim.lr = 0.1 (was 0.0003)"]
+    assert differences({}, now) == []
