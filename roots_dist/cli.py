@@ -106,28 +106,33 @@ def train(
 
     \b
     roots train configs/quickstart.yaml parallel.tp=1 parallel.pp=4 train.steps=50
-    torchrun --nproc-per-node 8 -m roots_dist train configs/gpt2-small.yaml data.train=data/mine/train
+    torchrun --nproc-per-node 8 -m roots_dist train configs/gpt2-small.yaml data.train=data/mine/train_text_document
     """
     if print_config:
         from roots_dist.config.load import load, to_yaml
 
         typer.echo(to_yaml(load(config, overrides or ())), nl=False)
         return
-    from roots_dist.launch.start import train as start
+    from roots_dist.launch.start import start
+    from roots_dist.launch.verbs import TRAIN
 
-    raise typer.Exit(start(config, overrides or (), processes))
+    raise typer.Exit(start(TRAIN, config, overrides or (), processes))
 
 
 @app.command(short_help="held-out loss, perplexity, bits per byte")
 def evaluate(run: Run, overrides: Overrides = None) -> None:
-    """Loss, perplexity and bits per byte of a run's newest checkpoint on its held-out text.
+    """Loss, perplexity and bits per byte of a run's newest checkpoint on all of its held-out text, or on another corpus.
+
+    One process reads what any layout wrote; for a model that needs more, ask for a layout, or start it with torchrun.
 
     \b
     roots evaluate runs/quickstart train.eval_sequences=512
+    roots evaluate runs/quickstart parallel.tp=2 data.validation=data/mine/validation_text_document
     """
-    from roots_dist.evaluate.evaluate import evaluate as measure
+    from roots_dist.launch.start import start
+    from roots_dist.launch.verbs import EVALUATE
 
-    typer.echo(measure(run, overrides or ()))
+    raise typer.Exit(start(EVALUATE, str(run), overrides or ()))
 
 
 @app.command(short_help="continue a text")

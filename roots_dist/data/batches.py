@@ -8,7 +8,7 @@ step holds depends on seed, step and sources alone, never on the layout or the m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ class Batches:
             sample[which == k] = sample_of(nth[which == k], self._num_samples[k], self._seeds[k])
         return [self._make(first + rows, which[rows], sample[rows], step) for rows in self._rows(size)]
 
-    def evaluation(self, count: int) -> list[MicroBatch]:
+    def evaluation(self, count: int) -> Iterator[MicroBatch]:
         """This rank's part of `count` fixed samples of all sources together (or of all there are), each exactly once.
 
         Drawn evenly from everything: weights are for training. Ranks get equal numbers of microbatches; where samples
@@ -71,10 +71,10 @@ class Batches:
         borders = np.cumsum(self._num_samples)
         which = np.searchsorted(borders, place, side="right")
         sample = place - (borders - self._num_samples)[which]
-        microbatches = [self._make(rows, which[rows], sample[rows], step=0) for rows in self._rows(padded)]
-        for batch in microbatches:
+        for rows in self._rows(padded):  # one at a time: a held-out corpus may be larger than memory
+            batch = self._make(rows, which[rows], sample[rows], step=0)
             batch.targets[batch.samples >= count] = IGNORE
-        return microbatches
+            yield batch
 
     def _rows(self, size: int) -> list[np.ndarray]:
         """This rank's places in a batch of `size`, one array per microbatch."""

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
@@ -15,6 +16,10 @@ from roots_dist.config.schema import Source
 from roots_dist.data.manifest import read_manifest
 from roots_dist.objectives.base import MicroBatch
 from roots_dist.train.build import Passes
+
+AT_A_TIME = 16
+"""Microbatches per pipeline rank that run in one go: any corpus is scored in the memory of these, and the pipeline
+stands still for less than a sixteenth of the time."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +61,18 @@ def bytes_per_token(given: Sequence[Source]) -> float | None:
     return bytes_ / tokens if tokens else None
 
 
-def score(passes: Passes, batches: Sequence[MicroBatch], bytes_per_token: float | None) -> Score:
+def score(passes: Passes, batches: Iterable[MicroBatch], bytes_per_token: float | None) -> Score:
     """batches: this data rank's part. Equal on every rank. Collective over the world.
 
     No smoothing and no auxiliary loss: the plain mean of -log p.
     """
     mesh = passes.mesh
-    terms = passes.forward([batch.to(mesh.device) for batch in batches])
     sums = torch.zeros(2, dtype=torch.float64, device=mesh.device)
-    if mesh.tp.rank == 0:
-        for term in terms:
-            sums += torch.stack([term.sum.double(), torch.tensor(float(term.count), device=mesh.device).double()])
+    left = iter(batches)
+    while some := [batch.to(mesh.device) for batch in islice(left, AT_A_TIME * mesh.pp.size)]:
+        for term in passes.forward(some):
+            sums += torch.stack([term.sum.double(), term.count.double()])
+    if mesh.tp.rank > 0:
+        sums.zero_()  # terms are the same on each tensor rank: one of them speaks
     total, count = mesh.world.sum_(sums).tolist()
     return Score(total / max(1.0, count), int(count), bytes_per_token)

@@ -16,7 +16,7 @@ from torch import nn
 
 from roots_dist.checkpoint.keep import newest
 from roots_dist.checkpoint.load import load_weights
-from roots_dist.config.load import load
+from roots_dist.config.of_run import of_run
 from roots_dist.config.schema import Config
 from roots_dist.errors import CheckpointError, DataError, UserError
 from roots_dist.generate.sampling import Sampling
@@ -24,16 +24,6 @@ from roots_dist.mesh import Mesh
 from roots_dist.models.attention import Cache
 from roots_dist.objectives.base import IGNORE, MicroBatch
 from roots_dist.train.build import Passes, build_model
-
-
-ONE_PROCESS = {
-    "parallel.tp": 1,
-    "parallel.pp": 1,
-    "parallel.chunks": 1,
-    "parallel.schedule": "1f1b",
-    "parallel.sequence": False,
-    "parallel.zero": 0,
-}
 
 
 def continue_ids(pieces: list[nn.Module], ids: list[int], count: int, sampling: Sampling, seed: int) -> Iterator[int]:
@@ -80,7 +70,7 @@ def continue_live(passes: Passes, ids: list[int], count: int, sampling: Sampling
 
 def load_model(folder: Path, device: torch.device) -> tuple[Config, list[nn.Module]]:
     """The config and the whole model of a run's newest checkpoint, in this process, in eval mode."""
-    config = load(folder / "config.yaml", []).changed(ONE_PROCESS)
+    config = of_run(folder).config
     checkpoint = newest(folder)
     if checkpoint is None:
         raise CheckpointError(f"{folder} holds no complete checkpoint. Fix: train it first, or name another run's folder.")

@@ -39,12 +39,14 @@ def processes_for(config: Config, asked: int | None, gpus: int) -> int:
     return gpus - gpus % model_size
 
 
-def launch(size: int, arguments: Sequence[str], threads: int | None = None) -> int:
+def launch(size: int, arguments: Sequence[str], threads: int | None = None, what: str = "") -> int:
     """Run `python ARGUMENTS` on `size` ranks of this machine; the exit code, after every rank is gone.
 
     A rank that fails ends the others within seconds; so do SIGTERM and Ctrl-C, which are handed on, and the death of
-    this process (launch/lifeline.py).
+    this process (launch/lifeline.py). `what` they are is shown on a terminal, since they take seconds to appear.
     """
+    if what and sys.stderr.isatty():
+        print(f"starting {size} processes for {what} ...", file=sys.stderr)
     records = Path(tempfile.mkdtemp(prefix="roots-"))
     environment.export(
         {

@@ -1,7 +1,7 @@
-"""`roots train`: which of the three ways to run, and the life of a rank.
+"""A verb that runs on ranks: which of the three ways to run, and the life of a rank.
 
 no launcher --> one process here, or launch/local.py starts as many as the layout needs
-launcher    --> this is a rank: checked, joined, guarded, training
+launcher    --> this is a rank: checked, joined, guarded, at work
 """
 
 from __future__ import annotations
@@ -13,47 +13,62 @@ from pathlib import Path
 
 from roots_dist import environment, logs
 from roots_dist.config import checks, facts
-from roots_dist.config.load import Loaded, read
+from roots_dist.config.load import Loaded
 from roots_dist.config.schema import Config
 from roots_dist.environment import World
 from roots_dist.errors import ConfigError, UserError
 from roots_dist.launch import local
 from roots_dist.launch.failures import Who, guarded
 from roots_dist.launch.lifeline import tie_to_parent
+from roots_dist.launch.verbs import Verb
 from roots_dist.layout import Layout
 
+Body = Callable[[Config, World, Layout], None]
 
-def train(path: str, overrides: Sequence[str], processes: int | None) -> int:
-    """Exit code of the run, or of this rank of it."""
+
+def start(verb: Verb, subject: str, overrides: Sequence[str], processes: int | None = None) -> int:
+    """Exit code of `roots VERB SUBJECT OVERRIDES`, or of this rank of it."""
     world = environment.discover()
+
+    def body(config: Config, world: World, layout: Layout) -> None:
+        from roots_dist.launch.join import joined
+
+        with joined(config, world, layout) as mesh:
+            verb.work(config, mesh)
+
     if world is not None:
         if processes is not None:
             raise UserError(
                 f"--processes {processes}: {world.launcher} has started this process. Fix: leave --processes out."
             )
-        return be_rank(world, lambda: read(path, overrides), _train)
-    loaded = read(path, overrides)
-    gpus = environment.gpus() if loaded.config.train.device != "cpu" else 0
-    size = local.processes_for(loaded.config, processes, gpus)
-    ready(loaded, size, local_size=size)
+        return be_rank(world, lambda: verb.fit(verb.read(subject, overrides), world.size), body, verb.needless)
+    asked = verb.read(subject, overrides)
+    gpus = environment.gpus() if asked.config.train.device != "cpu" else 0
+    size = local.processes_for(asked.config, processes, gpus)
+    loaded = verb.fit(asked, size)
+    layout = ready(loaded, size, local_size=size, needless=verb.needless)
     if size > 1:
-        command = ["-m", "roots_dist", "train", path, *overrides]
-        return local.launch(size, command, loaded.config.advanced.threads)
-    return be_rank(environment.alone(), lambda: loaded, _train)
+        command = ["-m", "roots_dist", verb.name, subject, *overrides]
+        return local.launch(size, command, loaded.config.advanced.threads, what=str(layout))
+    return be_rank(environment.alone(), lambda: loaded, body, verb.needless)
 
 
-def ready(loaded: Loaded, world_size: int, local_size: int | None) -> Layout:
+def ready(
+    loaded: Loaded, world_size: int, local_size: int | None, needless: frozenset[str] = frozenset()
+) -> Layout:
     """The layout of a run that can start, else ConfigError with all that is wrong. With `local_size`, this machine
     is looked at too."""
     config = loaded.config
     found = facts.gather(config, local_size) if local_size is not None else None
-    problems = checks.check(config, world_size, found)
+    problems = [problem for problem in checks.check(config, world_size, found) if problem.key not in needless]
     if problems:
         raise ConfigError(loaded.located(problems))
     return checks.layout_for(config, world_size)
 
 
-def be_rank(world: World, load: Callable[[], Loaded], body: Callable[[Config, World, Layout], None]) -> int:
+def be_rank(
+    world: World, load: Callable[[], Loaded], body: Body, needless: frozenset[str] = frozenset()
+) -> int:
     """Run `body` as one rank of a world. Does not return if it fails and there are other ranks."""
     if world.size > 1:
         tie_to_parent(world.launcher_pid)
@@ -61,18 +76,11 @@ def be_rank(world: World, load: Callable[[], Loaded], body: Callable[[Config, Wo
     checked_already = world.failures is not None  # by our own launcher, on this machine
     with guarded(who):
         loaded = load()
-        layout = ready(loaded, world.size, None if checked_already or world.size == 1 else world.local_size)
+        local_size = None if checked_already or world.size == 1 else world.local_size
+        layout = ready(loaded, world.size, local_size, needless)
     place = str(layout.place(world.rank))
     logs.setup(world.rank, place if world.size > 1 else "")
     with guarded(replace(who, place=place if world.size > 1 else "", folder=Path(loaded.config.track.folder))):
         body(loaded.config, world, layout)
     sys.stdout.flush()
     return 0
-
-
-def _train(config: Config, world: World, layout: Layout) -> None:
-    from roots_dist.launch.join import joined
-    from roots_dist.train.loop import train
-
-    with joined(config, world, layout) as mesh:
-        train(config, mesh)

@@ -85,7 +85,7 @@ def sample(session: Session) -> tuple[str, str] | None:
         return None
     config = session.config
     length = min(PROMPT_TOKENS, config.data.seq // 2)
-    beginning = session.held_out.evaluation(1)[0].tokens[0, :length]
+    beginning = next(session.held_out.evaluation(1)).tokens[0, :length]
     beginning = session.mesh.dp.sum_(beginning.to(session.mesh.device) * (session.mesh.dp.rank == 0)).tolist()
     count = min(SAMPLE_TOKENS, config.data.seq - length)
     ids = continue_live(session.run.passes, beginning, count, Sampling(0.8, top_p=0.95), seed=config.train.seed + session.step)

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from roots_dist.config.of_run import ONE_PROCESS
 from roots_dist.config.schema import Config
-from roots_dist.generate.generate import ONE_PROCESS
 from roots_dist.layout import Layout
 from roots_dist.testing.parity import EXACT, Difference, Trace, differences, merge, trace
 from roots_dist.testing.world import on_world

@@ -5,8 +5,8 @@ import functools
 import pytest
 from models import config
 
+from roots_dist.config.of_run import ONE_PROCESS
 from roots_dist.config.schema import Config
-from roots_dist.generate.generate import ONE_PROCESS
 from roots_dist.testing.parity import EXACT, Trace, differences, merge, trace
 from roots_dist.testing.world import on_world
 

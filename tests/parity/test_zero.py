@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from models import config
 
+from roots_dist.config.of_run import ONE_PROCESS
 from roots_dist.config.schema import Config
-from roots_dist.generate.generate import ONE_PROCESS
 from roots_dist.testing.parity import EXACT, Trace, differences, merge, trace
 from roots_dist.testing.world import on_world
 from roots_dist.verify.verify import SINGLE

@@ -97,7 +97,7 @@ def test_another_seed_is_another_order(two):
 def test_evaluation_takes_each_sample_once_and_ranks_stay_together(two, dp, micro, count):
     batch = dp * micro
     parts = [
-        Batches(*config(*two, batch=batch, micro_batch=micro), dp_rank=r, dp_size=dp).evaluation(count)
+        list(Batches(*config(*two, batch=batch, micro_batch=micro), dp_rank=r, dp_size=dp).evaluation(count))
         for r in range(dp)
     ]
     assert len({len(part) for part in parts}) == 1
@@ -105,7 +105,7 @@ def test_evaluation_takes_each_sample_once_and_ranks_stay_together(two, dp, micr
     scored = {number: row for number, row in everything.items() if set(row[1]) != {IGNORE}}
     wanted = min(count, 75)  # 51 samples in a, 24 in b
     assert sorted(scored) == list(range(wanted)) and len({tuple(tokens) for tokens, _ in scored.values()}) == wanted
-    assert scored == rows(Batches(*config(*two, batch=1)).evaluation(count))
+    assert scored == rows(list(Batches(*config(*two, batch=1)).evaluation(count)))
     objective = OBJECTIVES["clm"]
     assert sum(objective.count(batch) for part in parts for batch in part) == wanted * SEQ
 

@@ -1,0 +1,34 @@
+"""The config of a run that exists, for the verbs that read its checkpoint: whatever layout wrote it, one process reads it.
+
+    run's config.yaml + overrides --of_run--> Config for one process, unless overrides ask for a layout
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from roots_dist.config.load import COMMAND_LINE, Loaded, read
+from roots_dist.errors import CheckpointError
+
+ONE_PROCESS: Mapping[str, object] = {
+    "parallel.tp": 1,
+    "parallel.pp": 1,
+    "parallel.chunks": 1,
+    "parallel.schedule": "1f1b",
+    "parallel.sequence": False,
+    "parallel.zero": 0,
+    "advanced.engine": "reference",
+}
+
+
+def of_run(run: str | Path, overrides: Sequence[str] = (), defaults: Mapping[str, object] | None = None) -> Loaded:
+    """What overrides say, else `defaults`, else ONE_PROCESS, else the run's own config. Its folder may have been moved."""
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise CheckpointError(f"{run} is not the folder of a run: it holds no config.yaml. Fix: name a track.folder.")
+    loaded = read(path, overrides)
+    values = {**ONE_PROCESS, **(defaults or {}), "track.folder": str(run)}
+    wanted = {key: value for key, value in values.items() if loaded.origins.get(key) != COMMAND_LINE}
+    return replace(loaded, config=loaded.config.changed(wanted))
