@@ -56,7 +56,11 @@ def prepare(
         str, typer.Option(help="how text is cut into words: gpt2 or bloom", metavar="NAME")
     ] = "gpt2",
     tokenizer: Annotated[Path | None, typer.Option(help="use this tokenizer.json instead of training one")] = None,
+    end_of_document: Annotated[
+        str | None, typer.Option(help="its token that ends a document, if it is not a usual one", metavar="TOKEN")
+    ] = None,
     validation: Annotated[float, typer.Option(help="share of documents held out")] = 0.05,
+    seed: Annotated[int, typer.Option(help="another number, other documents held out")] = 1234,
     workers: Annotated[int | None, typer.Option(help="processes (default: one per core)", show_default=False)] = None,
     on_error: Annotated[
         str, typer.Option(help="at a document that cannot be read: stop or skip", metavar="WORD")
@@ -80,7 +84,9 @@ def prepare(
             vocab=vocab,
             pre_tokenizer=pre_tokenizer,
             tokenizer=tokenizer,
+            end_of_document=end_of_document,
             validation=validation,
+            seed=seed,
             workers=workers,
             on_error=on_error,  # type: ignore[arg-type]  # prepare refuses other words
             progress=progress,

@@ -1,6 +1,7 @@
 """Text ↔ token ids: a byte-level BPE trained here, or any `tokenizer.json` that says where a document ends.
 
-    texts --train--> tokenizer.json --load--> Tokenizer(encode, decode, end_of_document), for prepare and generation
+    texts --train--> tokenizer.json --load-------> Tokenizer(encode, decode, end_of_document), for prepare
+                                    --load_codec-> Codec(encode, decode), for prompts and samples
 
 Byte-level: every text has ids, and decode(encode(text)) is the text. Knows nothing of files of documents.
 """
@@ -39,8 +40,22 @@ SMALLEST = 257
 
 
 @dataclass(frozen=True, eq=False)
-class Tokenizer:
+class Codec:
+    """Text to ids and back, whether or not anything is known to end a document."""
+
     backend: tokenizers.Tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of the text alone. A special token spelled out in it is text: no document can forge its end."""
+        return self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Special tokens are shown; a character cut in two appears as U+FFFD."""
+        return self.backend.decode(list(ids), skip_special_tokens=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer(Codec):
     end_of_document: int
     vocab: int
     """Largest id + 1: what model.vocab must be at least."""
@@ -57,14 +72,6 @@ class Tokenizer:
     def sha256(self) -> str:
         """Of its content, not of the file's spacing."""
         return hashlib.sha256(self.json.encode()).hexdigest()
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of the text alone. A special token spelled out in it is text: no document can forge its end."""
-        return self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Special tokens are shown; a character cut in two appears as U+FFFD."""
-        return self.backend.decode(list(ids), skip_special_tokens=False)
 
 
 def train(texts: Iterable[str], vocab: int, pre_tokenizer: str = "gpt2") -> Tokenizer:
@@ -102,8 +109,17 @@ def train(texts: Iterable[str], vocab: int, pre_tokenizer: str = "gpt2") -> Toke
 
 def load(path: str | Path, end_of_document: str | None = None) -> Tokenizer:
     """A `tokenizer.json`. Raises DataError if it is none, or if nothing in it is known to end a document."""
+    return from_json(_read(path), str(path), end_of_document)
+
+
+def load_codec(path: str | Path) -> Codec:
+    """A `tokenizer.json`, for encoding and decoding alone. Raises DataError if it is none."""
+    return Codec(_for_whole_texts(_parse(_read(path), str(path))))
+
+
+def _read(path: str | Path) -> str:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             Problem(
@@ -113,12 +129,15 @@ def load(path: str | Path, end_of_document: str | None = None) -> Tokenizer:
                 fix="check the path",
             )
         ) from error
-    return from_json(text, str(path), end_of_document)
 
 
 def from_json(text: str, name: str = "tokenizer", end_of_document: str | None = None) -> Tokenizer:
+    return _ready(_parse(text, name), name, end_of_document)
+
+
+def _parse(text: str, name: str) -> tokenizers.Tokenizer:
     try:
-        backend = tokenizers.Tokenizer.from_str(text)
+        return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises the bare class, with a line and column in its text
         raise DataError(
             Problem(
@@ -128,7 +147,6 @@ def from_json(text: str, name: str = "tokenizer", end_of_document: str | None = 
                 fix="take the file of a fast tokenizer",
             )
         ) from error
-    return _ready(backend, name, end_of_document)
 
 
 def _ready(backend: tokenizers.Tokenizer, name: str, end_of_document: str | None) -> Tokenizer:
@@ -143,7 +161,12 @@ def _ready(backend: tokenizers.Tokenizer, name: str, end_of_document: str | None
                 fix="name the token that ends a document",
             )
         )
+    vocab = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+    return Tokenizer(_for_whole_texts(backend), ends[0], vocab)
+
+
+def _for_whole_texts(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     backend.no_truncation()  # a tokenizer.json may bring both, and documents are to be whole
     backend.no_padding()
     backend.encode_special_tokens = True
-    return Tokenizer(backend, ends[0], max(backend.get_vocab(with_added_tokens=True).values()) + 1)
+    return backend

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer
 from torch import nn
 
 from roots_dist.checkpoint.keep import newest
 from roots_dist.checkpoint.load import load_weights
 from roots_dist.config.of_run import of_run
 from roots_dist.config.schema import Config
+from roots_dist.data.tokenizer import load_codec
 from roots_dist.errors import CheckpointError, DataError, UserError
 from roots_dist.generate.sampling import Sampling
 from roots_dist.mesh import Mesh
@@ -87,8 +87,8 @@ def generate(
     config, pieces = load_model(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if config.data.tokenizer is None:
         raise DataError(f"{folder}/config.yaml names no data.tokenizer, so text cannot be read or written.")
-    tokenizer = Tokenizer.from_file(config.data.tokenizer)
-    ids = tokenizer.encode(prompt).ids
+    tokenizer = load_codec(config.data.tokenizer)
+    ids = tokenizer.encode(prompt)
     if not ids:
         raise UserError("the prompt is empty: expected at least one token. Fix: give it a word to begin with.")
     limit = config.data.seq if config.model.positions == "learned" else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 import subprocess
@@ -85,6 +86,21 @@ def test_contradicting_launcher_variables_are_refused():
 def test_processes_are_not_asked_for_under_a_launcher():
     found = roots("train", QUICKSTART, "--processes", "4", RANK="0", WORLD_SIZE="1")
     assert found.returncode == 2 and "leave --processes out" in found.stderr
+
+
+def test_prepare_takes_a_seed_and_the_token_that_ends_a_document(tmp_path):
+    (tmp_path / "a.txt").write_text("To be, or not to be.")
+    prepared = roots("prepare", str(tmp_path / "a.txt"), "--output", str(tmp_path / "one"), "--vocab", "260", "--seed", "7")
+    assert prepared.returncode == 0, prepared.stderr
+    tokenizer = (tmp_path / "one" / "tokenizer.json").read_text().replace("<|endoftext|>", "<stop>")
+    (tmp_path / "mine.json").write_text(tokenizer)
+    again = ("prepare", str(tmp_path / "a.txt"), "--output", str(tmp_path / "two"), "--tokenizer", str(tmp_path / "mine.json"))
+    refused = roots(*again)
+    assert refused.returncode == 2 and refused.stderr.startswith("✗ end_of_document = None: expected a token of")
+    assert roots(*again, "--end-of-document", "<stop>").returncode == 0
+    manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("one", "two")]
+    assert [m["options"]["seed"] for m in manifests] == [7, 1234]
+    assert [m["end_of_document"] for m in manifests] == ["<|endoftext|>", "<stop>"]
 
 
 def test_a_schedule_is_drawn():

@@ -7,7 +7,7 @@ import sys
 import pytest
 import tokenizers as hf
 
-from roots_dist.data.tokenizer import BLOOM_PATTERN, from_json, load, train
+from roots_dist.data.tokenizer import BLOOM_PATTERN, from_json, load, load_codec, train
 from roots_dist.errors import DataError
 
 TEXTS = [
@@ -76,6 +76,22 @@ def test_the_end_of_a_document_is_found_or_named():
     del word_level["model"]["vocab"]["</s>"]
     with pytest.raises(DataError, match=r"by default one of <\|endoftext\|>"):
         from_json(json.dumps(word_level))
+
+
+def test_text_is_read_and_written_without_knowing_what_ends_a_document(tmp_path):
+    path = tmp_path / "tokenizer.json"
+    backend = train(TEXTS, 300).backend
+    backend.post_processor = hf.processors.TemplateProcessing(single="a $A", special_tokens=[("a", 5)])
+    backend.enable_truncation(2)
+    path.write_text(backend.to_str().replace("<|endoftext|>", "<stop>"))
+    codec = load_codec(path)
+    assert codec.encode(TEXTS[0]) == train(TEXTS, 300).encode(TEXTS[0])
+    assert codec.decode(codec.encode(TEXTS[0])) == TEXTS[0]
+    path.write_text("{}")
+    for bad in (path, tmp_path / "nowhere.json"):
+        with pytest.raises(DataError, match=r"^tokenizer = .*Fix: ") as refused:
+            load_codec(bad)
+        assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[1]", b"\xff\xfe", b'{"model": {"type": "NoSuch"}}', b"x" * 10_000])
