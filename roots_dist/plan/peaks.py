@@ -69,25 +69,36 @@ def gpu_peak(device_name: str, precision: Precision) -> float | None:
     return None
 
 
-def measured_cpu_peak(threads: int, seconds: float = 0.3) -> float:
-    """FLOP/s of float32 matrix products with this many threads on this machine: the best of what fits in the time.
+UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 
-    Leaves torch's thread count as it was. Measure while other ranks are idle, or all at the same time, else it is
-    the peak of a machine that the run does not have.
+SIZES = (256, 384, 512)
+"""Of measured products: large enough for a core's best rate, over before another program wants the core."""
+
+
+def in_words(flops: float) -> str:
+    """9.54e10 -> 95.4 GFLOP/s"""
+    value, unit = next(((flops / size, name) for size, name in UNITS if flops >= size), (flops, ""))
+    return f"{value:.3g} {unit}FLOP/s"
+
+
+def measured_cpu_peak(cores: int, seconds: float = 0.5) -> float:
+    """FLOP/s of float32 matrix products on so many cores: the best product that one core does in the time, times cores.
+
+    The convention of data sheets. Products on all cores at once would show what other programs leave of the machine at
+    the moment, and a peak that is too low makes MFU too high. Leaves torch's thread count as it was.
     """
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     try:
-        n = 768  # large enough for the best rate, small enough for ten tries on a slow core
-        a, b = torch.rand(n, n), torch.rand(n, n)
-        out = a @ b  # warms up threads and caches
-        best, end = float("inf"), time.perf_counter() + seconds
-        while best == float("inf") or time.perf_counter() < end:
-            start = time.perf_counter()
-            torch.mm(a, b, out=out)
-            best = min(best, time.perf_counter() - start)
-        return 2 * n**3 / best
+        factors = [(torch.rand(n, n), torch.rand(n, n), torch.empty(n, n)) for n in SIZES]
+        best, end = 0.0, time.perf_counter() + seconds
+        while best == 0.0 or time.perf_counter() < end:
+            for a, b, out in factors:
+                start = time.perf_counter()
+                torch.mm(a, b, out=out)
+                best = max(best, 2 * len(a) ** 3 / (time.perf_counter() - start))
+        return best * cores
     finally:
         torch.set_num_threads(before)
