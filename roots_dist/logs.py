@@ -20,9 +20,20 @@ class _Format(logging.Formatter):
         return text if record.levelno < logging.WARNING else f"{self.prefix}{record.levelname.lower()}: {text}"
 
 
+class _Stderr(logging.StreamHandler):
+    """To whatever sys.stderr is at the moment: while a live line is drawn, rich puts a stream there that prints above it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)  # not StreamHandler's, which would keep a stream
+
+    @property
+    def stream(self):
+        return sys.stderr
+
+
 def setup(rank: int, place: str) -> None:
     """Called once by each process of a run. Information is said once, by rank 0."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Stderr()
     handler.setFormatter(_Format(place))
     root = logging.getLogger()
     root.handlers[:] = [handler]

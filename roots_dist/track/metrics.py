@@ -26,6 +26,7 @@ NAMES = {
     "optim/lr": "learning rate of the step",
     "optim/grad_norm": "of the whole model's gradient, before clipping",
     "data/tokens": "tokens since the run's beginning",
+    "train/skipped_steps": "since the run's beginning, with train.nonfinite=skip",
     "time/step_s": "seconds per step",
     "speed/tokens_per_s": "of all ranks together",
     "util/mfu_fraction": "model FLOPs, attention counted causally half, over the devices' peak",

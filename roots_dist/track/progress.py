@@ -66,11 +66,13 @@ VALIDATION = (
 class _Line:
     """Draws itself as wide as the terminal is at the moment."""
 
-    def __init__(self, step: int, total: int, metrics: Mapping[str, float]):
-        self.step, self.total, self.metrics = step, total, metrics
+    def __init__(self, step: int, total: int, metrics: Mapping[str, float], doing: str = ""):
+        self.step, self.total, self.metrics, self.doing = step, total, metrics, doing
 
     def fields(self, width: int | None = None) -> list[str]:
-        """What fits into the width, in the order of reading."""
+        """What fits into the width, in the order of reading; or what is done between two steps."""
+        if self.doing:
+            return [self.doing]
         chosen: dict[str, str] = {}
         for name, show in FIELDS:
             if name in self.metrics:
@@ -106,6 +108,7 @@ class Progress:
         self._every = max(1, total // PLAIN_LINES)
         self._start = time.monotonic()
         self._drawn = float("-inf")
+        self._at = first_step
         self._shown: dict[str, float] = {}
         self._live: Live | None = None
 
@@ -115,6 +118,7 @@ class Progress:
             done = step - self._first
             if done > 0:
                 self._shown["time/left_s"] = (time.monotonic() - self._start) / done * (self._total - step)
+            self._at = step
             self._step(_Line(step, self._total, self._shown))
         if "loss/validation" in metrics:
             words = [show(metrics[name]) for name, show in VALIDATION if name in metrics]
@@ -122,17 +126,23 @@ class Progress:
 
     def _step(self, line: _Line) -> None:
         last = line.step >= self._total
-        if not self._console.is_terminal:
-            if line.step == self._first + 1 or line.step % self._every == 0 or last:
-                self._console.print("  ".join([line.head, *line.fields()]), soft_wrap=True, markup=False)
-            return
+        if self._console.is_terminal:
+            self._draw(line, now=last or time.monotonic() - self._drawn >= REDRAW_S)
+        elif line.step == self._first + 1 or line.step % self._every == 0 or last:
+            self._console.print("  ".join([line.head, *line.fields()]), soft_wrap=True, markup=False)
+
+    def _draw(self, line: _Line, now: bool) -> None:
         if self._live is None:  # drawn by our calls, without a thread; what goes to sys.stderr meanwhile stands above
             self._live = Live(line, console=self._console, auto_refresh=False)
             self._live.start()
-        redraw = last or time.monotonic() - self._drawn >= REDRAW_S
-        self._live.update(line, refresh=redraw)
-        if redraw:
+        self._live.update(line, refresh=now)
+        if now:
             self._drawn = time.monotonic()
+
+    def doing(self, what: str) -> None:
+        """What keeps the next step waiting, for who looks at a terminal; "" when it is over."""
+        if self._console.is_terminal:
+            self._draw(_Line(self._at, self._total, self._shown, what), now=True)
 
     def text(self, step: int, name: str, text: str) -> None:
         self._console.print(Text.assemble((f"step {step}  {name}\n", "cyan"), text), soft_wrap=True)

@@ -7,7 +7,8 @@ Only rank 0 has trackers; on the others the list is empty, so that callers need 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -32,8 +33,15 @@ class Tracker(Protocol):
 class Trackers:
     """Many as one; none is the null tracker."""
 
-    def __init__(self, trackers: Iterable[Tracker] = ()):
-        self._trackers = tuple(trackers)
+    def __init__(self, trackers: Iterable[Tracker] = (), show: Callable[[str], None] = lambda what: None):
+        self._trackers, self._show = tuple(trackers), show
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Show on the terminal what keeps the next step waiting; it is not recorded."""
+        self._show(what)
+        yield
+        self._show("")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for tracker in self._trackers:
@@ -59,4 +67,4 @@ def open_trackers(
         return Trackers()
     wandb = open_wandb(config, folder, facts or {})
     progress = Progress(config.train.steps, resumed_step)
-    return Trackers([MetricsFile(folder, resumed_step), progress, *([wandb] if wandb else [])])
+    return Trackers([MetricsFile(folder, resumed_step), progress, *([wandb] if wandb else [])], progress.doing)

@@ -12,7 +12,7 @@ import torch
 
 from roots_dist.checkpoint.keep import prune
 from roots_dist.checkpoint.save import save
-from roots_dist.evaluate.held_out import Score, score
+from roots_dist.evaluate.held_out import score
 from roots_dist.generate.generate import continue_live
 from roots_dist.generate.sampling import Sampling
 from roots_dist.optim.rates import rate
@@ -62,6 +62,8 @@ class Report:
             "speed/tokens_per_s": tokens / seconds,
             "memory/peak_gib": max_(memory, session.mesh.world).item(),
         }
+        if config.train.nonfinite == "skip":
+            numbers["train/skipped_steps"] = float(session.skipped)
         if session.peak_flops:
             flops = flops_per_step(config, tokens // config.data.seq)
             numbers["util/mfu_fraction"] = flops / seconds / session.peak_flops
@@ -69,38 +71,40 @@ class Report:
         self._step, self._tokens, self._seconds = step, session.tokens, 0.0
 
 
-def evaluate(session: Session) -> Score | None:
+def evaluate(session: Session) -> None:
     """Held-out loss now, logged. Collective over the world."""
     if session.held_out is None:
-        return None
+        return
     batches = session.held_out.evaluation(session.config.train.eval_sequences)
-    found = score(session.run.passes, batches, session.bytes_per_token)
+    with session.trackers.doing("evaluating ..."):
+        found = score(session.run.passes, batches, session.bytes_per_token)
     session.trackers.log(session.step, found.metrics())
-    return found
 
 
-def sample(session: Session) -> tuple[str, str] | None:
+def sample(session: Session) -> None:
     """A held-out beginning and how the model goes on, logged. Collective over the world."""
     if session.held_out is None or session.tokenizer is None:
-        return None
+        return
     config = session.config
     length = min(PROMPT_TOKENS, config.data.seq // 2)
     beginning = next(session.held_out.evaluation(1)).tokens[0, :length]
     beginning = session.mesh.dp.sum_(beginning.to(session.mesh.device) * (session.mesh.dp.rank == 0)).tolist()
     count = min(SAMPLE_TOKENS, config.data.seq - length)
-    ids = continue_live(session.run.passes, beginning, count, Sampling(0.8, top_p=0.95), seed=config.train.seed + session.step)
+    seed = config.train.seed + session.step
+    with session.trackers.doing("writing a sample of text ..."):
+        ids = continue_live(session.run.passes, beginning, count, Sampling(0.8, top_p=0.95), seed)
     prompt, text = session.tokenizer.decode(beginning), session.tokenizer.decode(ids)
     session.trackers.text(session.step, "sample", f"{prompt} | {text}")
-    return prompt, text
 
 
 def checkpoint(session: Session) -> None:
     """Collective over the world."""
     config = session.config.model_dump(mode="json")
     state = {"tokens": session.tokens, "skipped": session.skipped, "config": config}
-    save(session.folder, session.step, session.run.engine, session.run.params, session.mesh, state)
-    if session.mesh.rank == 0:
-        prune(session.folder, session.config.checkpoint.keep)
+    with session.trackers.doing("saving ..."):
+        save(session.folder, session.step, session.run.engine, session.run.params, session.mesh, state)
+        if session.mesh.rank == 0:
+            prune(session.folder, session.config.checkpoint.keep)
 
 
 def duties(session: Session) -> list[Duty]:

@@ -9,19 +9,19 @@ import logging
 from contextlib import closing, nullcontext
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from roots_dist.config.schema import Config
 from roots_dist.data.batches import Batches
+from roots_dist.data.tokenizer import load_codec
 from roots_dist.mesh import Mesh
 from roots_dist.optim.rates import rate
-from roots_dist.plan.flops import num_parameters
 from roots_dist.track.closing import closing_lines
+from roots_dist.track.summary import write_summary
 from roots_dist.track.trackers import open_trackers
 from roots_dist.train.build import build_run
 from roots_dist.train.duties import checkpoint, duties, evaluate, sample
 from roots_dist.train.folder import owned
-from roots_dist.train.session import Session, batch_arithmetic, devices_peak, resume, write_origin
+from roots_dist.train.opening import devices_peak, opening_lines
+from roots_dist.train.session import Session, resume, write_origin
 from roots_dist.train.step import train_step
 
 log = logging.getLogger(__name__)
@@ -39,14 +39,13 @@ def train_in(folder: Path, config: Config, mesh: Mesh) -> None:
     rank0 = mesh.rank == 0
     training = Batches(config, config.data.train, mesh.dp.rank, mesh.dp.size)
     held_out = Batches(config, config.data.validation, mesh.dp.rank, mesh.dp.size) if config.data.validation else None
-    tokenizer = Tokenizer.from_file(config.data.tokenizer) if config.data.tokenizer else None
+    tokenizer = load_codec(config.data.tokenizer) if config.data.tokenizer else None
 
     run = build_run(config, mesh)
     first, skipped = resume(run, folder)
     facts = write_origin(folder, config, mesh.layout) if rank0 else None
-    engine, peak = config.engine(mesh.dp.size), devices_peak(config, mesh)
-    log.info("%s, %s parameters, %s engine", mesh.layout, f"{num_parameters(config):,}", engine)
-    log.info("%s", batch_arithmetic(config, mesh.layout))
+    peak = devices_peak(config, mesh)
+    log.info(opening_lines(config, mesh, peak))
 
     with closing(open_trackers(config, folder, rank0=rank0, resumed_step=first, facts=facts)) as trackers:
         session = Session(config, run, folder, training, held_out, tokenizer, trackers, peak, first, skipped)
@@ -66,6 +65,7 @@ def train_in(folder: Path, config: Config, mesh: Mesh) -> None:
         if first < config.train.steps:
             evaluate(session)
             checkpoint(session)
-        continuation = sample(session)
+        sample(session)
     if rank0:
-        closing_lines(config, folder, continuation)
+        write_summary(config, mesh.layout, folder)
+        closing_lines(config, folder)

@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import torch
-from tokenizers import Tokenizer
 
 from roots_dist.checkpoint.format import Manifest, checkpoints_folder, step_name
 from roots_dist.checkpoint.keep import newest, sweep
@@ -20,10 +18,10 @@ from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.data.batches import Batches
 from roots_dist.data.ramp import samples_before
+from roots_dist.data.tokenizer import Codec
 from roots_dist.evaluate.held_out import bytes_per_token
 from roots_dist.layout import Layout
 from roots_dist.mesh import Mesh
-from roots_dist.plan.peaks import gpu_peak, measured_cpu_peak
 from roots_dist.track.machine import machine_facts
 from roots_dist.track.trackers import Trackers
 from roots_dist.train.build import Run
@@ -40,7 +38,7 @@ class Session:
     folder: Path
     training: Batches
     held_out: Batches | None
-    tokenizer: Tokenizer | None
+    tokenizer: Codec | None
     trackers: Trackers
     peak_flops: float | None
     """FLOP/s of all devices of the run together, at best; None where it is not known."""
@@ -93,18 +91,6 @@ def differences(saved: Mapping[str, Mapping[str, object]], config: Config) -> li
     ]
 
 
-def devices_peak(config: Config, mesh: Mesh) -> float | None:
-    """FLOP/s at best of all devices of the run. Collective: on CPUs rank 0 measures the cores while the others wait."""
-    if mesh.device.type == "cuda":
-        one = gpu_peak(torch.cuda.get_device_name(mesh.device), "bf16" if config.train.precision == "bf16" else "fp32")
-        return one and one * mesh.world.size
-    cores = min(psutil.cpu_count() or 1, torch.get_num_threads() * mesh.world.size)
-    peak = torch.zeros(1, dtype=torch.float64)
-    if mesh.rank == 0:
-        peak[0] = measured_cpu_peak(cores)
-    return mesh.world.sum_(peak).item()
-
-
 def write_origin(folder: Path, config: Config, layout: Layout) -> dict[str, object]:
     """Keep with the run what it takes to repeat it: resolved config, versions, machine, git commit. On rank 0."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,11 +112,3 @@ def git_commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def batch_arithmetic(config: Config, layout: Layout) -> str:
-    """`1 × 256 tokens × 8 microbatches × dp 2 = 4,096 tokens per step`"""
-    t = config.train
-    tokens = t.batch * config.data.seq
-    micro = config.num_microbatches(layout.dp)
-    return f"{t.micro_batch} × {config.data.seq} tokens × {micro} microbatches × dp {layout.dp} = {tokens:,} tokens per step"

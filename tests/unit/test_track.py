@@ -14,7 +14,7 @@ from roots_dist.track.machine import machine_facts, peak_memory_gib
 from roots_dist.track.metrics import METRICS_FILE, TEXTS_FILE, MetricsFile, read_lines
 from roots_dist.track.progress import Progress, clock, short
 from roots_dist.track.scrub import scrub, scrub_text
-from roots_dist.track.trackers import open_trackers
+from roots_dist.track.trackers import Trackers, open_trackers
 
 ALL = {
     "loss/train": 4.2134,
@@ -103,6 +103,22 @@ def test_on_a_terminal_one_line_shows_what_fits(width, has, lacks):
     line = next(line for line in final.splitlines() if "200/200" in line)
     assert len(line.rstrip()) <= width
     assert all(words in line for words in has) and not any(words in line for words in lacks), line
+
+
+def test_what_keeps_the_next_step_waiting_is_shown_on_a_terminal_alone():
+    for terminal in (True, False):
+        out = io.StringIO()
+        progress = Progress(9, console=Console(file=out, force_terminal=terminal, width=80, legacy_windows=False))
+        trackers = Trackers([progress], progress.doing)
+        with trackers.doing("evaluating ..."):
+            pass
+        progress.log(3, ALL)
+        with trackers.doing("saving ..."):
+            assert out.getvalue().rstrip().endswith("saving ...") == terminal
+        last = out.getvalue().split("\r")[-1]
+        assert "step 3/9" in last and "loss 4.213" in last and "saving" not in last
+        assert ("evaluating" in out.getvalue()) == terminal
+        progress.close()
 
 
 def test_time_left_counts_from_the_resumed_step(monkeypatch):

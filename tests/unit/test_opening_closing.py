@@ -1,0 +1,105 @@
+"""What a run says first and last, and keeps as its summary."""
+
+import io
+import json
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+
+from roots_dist import logs
+from roots_dist.config.schema import Config
+from roots_dist.layout import Layout
+from roots_dist.mesh import Mesh
+from roots_dist.plan.peaks import in_words, measured_cpu_peak
+from roots_dist.testing.world import on_world
+from roots_dist.track import closing
+from roots_dist.track.metrics import METRICS_FILE, MetricsFile
+from roots_dist.track.summary import summary, write_summary
+from roots_dist.train import opening
+
+CONFIG = Config.model_validate({"train": {"steps": 6, "batch": 4}, "data": {"seq": 8, "tokenizer": "t.json"}})
+
+
+def peaks(rank: int, size: int) -> float:
+    return opening.devices_peak(CONFIG, Mesh.connect(Layout(dp=size), rank))
+
+
+def test_the_peak_is_that_of_the_cores_in_use_and_the_same_on_all_ranks():
+    one = measured_cpu_peak(1)
+    assert measured_cpu_peak(7) == pytest.approx(7 * one, rel=0.6)  # a busy machine is not steady
+    first, second = on_world(2, peaks)
+    assert first == second == pytest.approx(min(2, opening.cores()) * one, rel=0.6)
+
+
+def test_the_opening_names_layout_size_peak_and_batch():
+    lines = opening.opening_lines(CONFIG, Mesh.single(), 9.54e10).splitlines()
+    assert lines[0].startswith("TP1×PP1×DP1, 4,") and lines[0].endswith("reference engine, peak 95.4 GFLOP/s measured")
+    assert lines[1] == "1 × 8 tokens × 4 microbatches × dp 1 = 32 tokens per step"
+    assert "no MFU" in opening.opening_lines(CONFIG, Mesh.single(), None)
+    assert [in_words(v) for v in (9.895e14, 3.9e15, 12.0)] == ["990 TFLOP/s", "3.9 PFLOP/s", "12 FLOP/s"]
+
+
+def test_a_log_line_goes_to_the_stderr_of_the_moment(monkeypatch):
+    """A live line puts another stream there; what goes to the first one is drawn over."""
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    logs.setup(0, "pp0 dp0 tp0")
+    first, second = io.StringIO(), io.StringIO()
+    log = logging.getLogger("roots_dist.somewhere")
+    for stream, word in ((first, "one"), (second, "two")):
+        monkeypatch.setattr(sys, "stderr", stream)
+        log.warning(word)
+    assert first.getvalue() == "[pp0 dp0 tp0] warning: one\n" and second.getvalue() == "[pp0 dp0 tp0] warning: two\n"
+
+
+def test_the_summary_holds_what_scripts_compare(tmp_path):
+    metrics = MetricsFile(tmp_path)
+    metrics.log(0, {"loss/validation": 4.0})
+    for step, seconds, share in ((3, 2.0, 0.5), (6, 4.0, 0.25)):
+        numbers = {"time/step_s": seconds, "util/mfu_fraction": share, "data/tokens": step * 32.0}
+        metrics.log(step, {"loss/train": 4.0 - step / 2, **numbers})
+    metrics.log(6, {"loss/validation": float("nan")})
+    metrics.close()
+    found = json.loads(write_summary(CONFIG, Layout(tp=2), tmp_path).read_text())
+    assert found["layout"] == "TP2×PP1×DP1" and found["processes"] == 2 and found["steps"] == 6
+    assert found["loss/train"] == 1.0 and found["loss/validation/before"] == 4.0 and found["loss/validation"] is None
+    assert found["time/training_s"] == 18.0  # 3 × 2 + 3 × 4
+    assert found["data/tokens"] == 192 and found["speed/tokens_per_s"] == pytest.approx(192 / 18)
+    assert found["util/mfu_fraction"] == pytest.approx((6 * 0.5 + 12 * 0.25) / 18) and "causal" in found["util/mfu_convention"]
+    assert sorted(path.name for path in tmp_path.iterdir() if "summary" in path.name) == ["summary.json"]
+
+
+def test_a_run_without_a_record_has_a_summary_too():
+    found = summary([], CONFIG, Layout())
+    assert found["time/training_s"] == 0.0 and "loss/train" not in found and "util/mfu_fraction" not in found
+
+
+def test_the_closing_says_what_to_try_next(tmp_path, capsys, monkeypatch):
+    metrics = MetricsFile(tmp_path)
+    metrics.log(0, {"loss/validation": 4.0, "perplexity/validation": 54.6})
+    metrics.log(6, {"loss/validation": 1.5, "perplexity/validation": float("nan")})
+    metrics.close()
+    monkeypatch.setattr(closing.shutil, "which", lambda name: "/usr/bin/roots")
+    closing.closing_lines(CONFIG, tmp_path)
+    said = capsys.readouterr().out
+    assert "before (step 0)" in said and "after (step 6)" in said
+    assert [line.split() for line in said.splitlines() if "loss" in line or "perpl" in line] == [
+        ["validation", "loss", "4.000", "1.500"],
+        ["perplexity", "54.600", "-"],
+    ]
+    assert f'next   roots generate {tmp_path} "' in said and f"       roots verify {tmp_path / 'config.yaml'}\n" in said
+    assert (tmp_path / "curve.png").exists() and (tmp_path / METRICS_FILE).exists()
+
+
+def test_a_shell_that_does_not_find_roots_is_told_the_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(closing.shutil, "which", lambda name: None)
+    monkeypatch.chdir(tmp_path)
+    python = tmp_path / ".venv" / "bin" / "python"
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert closing.command() == ".venv/bin/python -m roots_dist"
+    python.parent.mkdir(parents=True)
+    (python.parent / "roots").touch()
+    assert closing.command() == ".venv/bin/roots"
