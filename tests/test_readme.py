@@ -1,0 +1,187 @@
+"""What README and docs say is so: commands parse and their configs work out, quick ones print what is shown, links
+lead somewhere, generated pages are up to date, and help is quick."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from roots_dist.cli import app
+from roots_dist.config.checks import check
+from roots_dist.config.load import load
+from roots_dist.pipeline.check import expected_bubble
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+VERBS = typer.main.get_command(app).commands
+COMMAND = re.compile(r"(?:\$ )?((?:roots|make|torchrun|deepspeed|mpirun|srun) .*)")
+WORLD = {"--nnodes", "--nproc-per-node", "--num_accelerators", "-n", "--ntasks", "--processes"}
+LARGEST_PICTURE = 150_000
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A command line of a page, and the lines below it up to the next command or the block's end."""
+
+    page: Path
+    words: tuple[str, ...]
+    output: str
+
+    def __str__(self) -> str:
+        return f"{self.page.name}: {' '.join(self.words)}"
+
+    @property
+    def arguments(self) -> list[str]:
+        """Those of `roots`, whoever starts it."""
+        return list(self.words[1 + (self.words.index("roots_dist") if "roots_dist" in self.words else 0) :])
+
+    @property
+    def refused(self) -> bool:
+        return self.output.startswith("✗")
+
+
+def blocks(page: Path) -> Iterator[list[str]]:
+    """Code blocks, fenced or indented."""
+    text = page.read_text(encoding="utf-8")
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S)
+    yield from (body.splitlines() for language, body in fenced if language not in ("python", "yaml"))
+    rest = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+    yield from ([line[4:] for line in body.splitlines()] for body in re.findall(r"(?:^ {4}.+\n)+", rest, re.M))
+
+
+def shown(page: Path) -> Iterator[Shown]:
+    for lines in blocks(page):
+        starts = [i for i, line in enumerate(lines) if COMMAND.fullmatch(line)]
+        for start, end in zip(starts, [*starts[1:], len(lines)]):
+            words = shlex.split(COMMAND.fullmatch(lines[start])[1], comments=True)
+            yield Shown(page, tuple(words), "\n".join(lines[start + 1 : end]).strip())
+
+
+COMMANDS = [command for page in PAGES for command in shown(page)]
+ROOTS = [command for command in COMMANDS if command.words[0] != "make"]
+RUNS = [c for c in ROOTS if c.arguments[0] in ("train", "verify") and not c.refused]
+QUICK = [c for c in ROOTS if c.refused or c.arguments[0] == "schedule" or "--print-config" in c.words]
+
+
+def parsed(arguments: list[str]) -> dict[str, object]:
+    """The values of a verb's parameters. Raises click's UsageError for an unknown option or a missing argument."""
+    verb, *rest = arguments
+    return VERBS[verb].make_context(verb, rest).params
+
+
+def roots(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environ = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    environ |= {"PYTHONPATH": str(ROOT), "COLUMNS": "120", "PYTHONIOENCODING": "utf-8"}
+    command = [sys.executable, "-m", "roots_dist", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60)
+
+
+def test_the_pages_show_commands_of_every_kind():
+    """Else the tests below would pass on pages that they cannot read."""
+    assert {c.arguments[0] for c in ROOTS} >= {*VERBS}
+    assert {c.words[0] for c in COMMANDS} >= {"roots", "make", "torchrun", "deepspeed", "mpirun", "srun"}
+    assert any(c.refused for c in COMMANDS) and QUICK and RUNS
+
+
+@pytest.mark.parametrize("command", ROOTS, ids=str)
+def test_a_command_parses(command):
+    assert parsed(command.arguments)
+
+
+@pytest.mark.parametrize("command", RUNS, ids=str)
+def test_the_config_of_a_command_works_out_on_its_world(command):
+    given = parsed(command.arguments)
+    config = load(ROOT / given["config"], given["overrides"] or ())
+    words = list(command.words)
+    sizes = [int(words[i + 1]) for i, word in enumerate(words) if word in WORLD]
+    world = math.prod(sizes) if sizes else config.parallel.tp * config.parallel.pp
+    assert check(config, world) == []
+
+
+@pytest.mark.parametrize("command", QUICK, ids=str)
+def test_a_quick_command_prints_what_is_shown(command, tmp_path):
+    arguments = [str(tmp_path / "picture.png") if word.endswith(".png") else word for word in command.arguments]
+    found = roots(*arguments)
+    assert found.returncode == (2 if command.refused else 0), found.stderr
+    printed = "\n".join(line.rstrip() for line in (found.stderr if command.refused else found.stdout).splitlines())
+    assert command.output in printed
+    assert (tmp_path / "picture.png").exists() == ("--png" in arguments)
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.words[0] == "make"], ids=str)
+def test_make_knows_the_target_and_reads_the_variables(command):
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for word in command.words[1:]:
+        name, is_variable, _ = word.partition("=")
+        assert f"$({name}" in makefile or f" {name})" in makefile if is_variable else f"\n{name}:" in makefile, word
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_inline_code_names_verbs_and_targets_that_exist(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    for program, word in re.findall(r"`(roots|make) ([a-z]+)", text):
+        assert word in VERBS if program == "roots" else f"\n{word}:" in (ROOT / "Makefile").read_text(), word
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere_and_pictures_are_small(page):
+    targets = re.findall(r"\]\(([^)\s]+)\)|(?:src|href|srcset)=\"([^\"]+)\"", page.read_text(encoding="utf-8"))
+    for target in (a or b for a, b in targets):
+        if target.startswith(("http://", "https://")):
+            continue
+        path = page.parent / target.partition("#")[0]
+        assert path.exists(), f"{page.name} links to {target}"
+        assert path.suffix not in (".png", ".svg") or path.stat().st_size <= LARGEST_PICTURE, target
+
+
+def test_every_page_is_linked_from_the_readme():
+    readme = PAGES[0].read_text(encoding="utf-8")
+    assert [page.name for page in PAGES[1:] if f"(docs/{page.name})" not in readme] == []
+
+
+def test_the_page_of_config_keys_is_what_the_tree_says():
+    spec = importlib.util.spec_from_file_location("make_config", ROOT / "docs" / "make_config.py")
+    maker = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(maker)
+    assert maker.PAGE.read_text(encoding="utf-8") == maker.page(), "run: python docs/make_config.py"
+
+
+def test_the_page_of_the_proof_names_every_mutant():
+    tree = ast.parse((ROOT / "tests" / "parity" / "test_mutants.py").read_text(encoding="utf-8"))
+    assigned = {ast.unparse(node.targets[0]): node.value for node in tree.body if isinstance(node, ast.Assign)}
+    broken = {row.elts[0].value for row in assigned["BROKEN"].elts}
+    page = (ROOT / "docs" / "proof.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) == broken
+    assert f"[one of {len(broken)} bugs]" in PAGES[0].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name, chunks", [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("zb-h1", 1)])
+def test_the_page_of_schedules_says_the_bubble_of_its_picture(name, chunks):
+    page = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8")
+    part = page.split(f"## `{name}`")[1].split("\n## ")[0]
+    said = re.findall(r"= ([\d.]+) % here", part) or re.findall(r"= ([\d.]+) % here", page)[:1]  # 1f1b: "the same"
+    assert said == [f"{100 * expected_bubble(name, 4, 8, chunks):.1f}"]
+
+
+def test_help_takes_less_than_a_fifth_of_a_second_of_cpu():
+    def seconds() -> float:
+        command = [sys.executable, "-m", "roots_dist", "--help"]
+        child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        assert child.returncode == 0
+        return usage.ru_utime + usage.ru_stime
+
+    assert min(seconds() for _ in range(5)) <= 0.2
