@@ -1,9 +1,10 @@
-"""Tokens/s, share of the machine's matmul limit, MFU and peak memory, side by side with Hugging Face transformers.
+"""Tokens/s, share of the machine's matmul limit and peak memory, side by side with Hugging Face transformers.
 
-    python benchmarks/compare.py [--rounds 3] [--steps 4] [--only single,tp2] [--layers 8 --hidden 512 ...]
+    python benchmarks/compare.py [--rounds 5] [--only transformers,roots] [--layers 8 --hidden 512 ...]
 
-Same architecture (GPT-2), weights, tokens, dtype, AdamW. Contestants take turns, round after round, each in fresh
-processes, so that a machine whose speed drifts is unfair to none; ratios are medians over rounds of ratios within a round.
+Same architecture (GPT-2), weights, tokens, dtype, AdamW. All contestants are started first; then they take turns, one
+training step each, round after round, each idle while another computes. So a machine whose speed drifts is unfair to
+none, and ratios are medians over rounds of ratios within a round.
 """
 
 import argparse
@@ -15,21 +16,30 @@ import tempfile
 from pathlib import Path
 
 from roots_dist.config.schema import Config
-from roots_dist.pipeline.check import Times, expected_bubble
-from roots_dist.plan.flops import flops_per_step
+from roots_dist.pipeline.check import expected_bubble
+from roots_dist.plan.flops import flops_per_token
 
 HERE = Path(__file__).resolve().parent
+PAIRS = (
+    ("roots", "transformers"),
+    ("roots", "transformers, fused AdamW"),
+    ("roots TP2", "roots"),
+    ("roots TP2 SP", "roots"),
+    ("roots DP2", "roots"),
+    ("roots PP2 1f1b", "roots, 8 microbatches"),
+    ("roots PP2 zb-h1", "roots, 8 microbatches"),
+)
 
 
 def contestants(args: argparse.Namespace) -> dict[str, dict]:
-    """Name -> job. `whole` batches are computed at once; the last three compare two processes of one thread with one of two."""
+    """Name -> job. One process of two threads, or two of one thread: always both cores."""
     base = {
         "model": {"layers": args.layers, "hidden": args.hidden, "heads": args.heads, "vocab": args.vocab},
-        "seq": args.seq, "batch": args.batch, "micro_batch": args.micro_batch, "recompute": "none", "fused": False,
-        "threads": 2, "size": 1, "parallel": {}, "steps": args.steps, "who": "roots",
+        "seq": args.seq, "batch": 4, "micro_batch": 4, "recompute": "none", "fused": False,
+        "threads": 2, "size": 1, "parallel": {}, "who": "roots",
     }  # fmt: skip
     two = {"threads": 1, "size": 2}
-    per_rank = max(1, args.micro_batch // 2)
+    eight = {"batch": 8, "micro_batch": 1}
     return {
         "matmul": base | {"who": "matmul"},
         "transformers": base | {"who": "transformers"},
@@ -37,87 +47,111 @@ def contestants(args: argparse.Namespace) -> dict[str, dict]:
         "roots": base,
         "roots TP2": base | two | {"parallel": {"tp": 2}},
         "roots TP2 SP": base | two | {"parallel": {"tp": 2, "sequence": True}},
-        "roots DP2": base | two | {"parallel": {"zero": 0}, "micro_batch": per_rank},
-        "roots, 8 microbatches": base | {"micro_batch": max(1, args.batch // 8)},
-        "roots PP2, 8 microbatches": base | two | {"parallel": {"pp": 2}, "micro_batch": max(1, args.batch // 8)},
-        "roots PP2 zb-h1, 8 microbatches": base | two | {"parallel": {"pp": 2, "schedule": "zb-h1"}, "micro_batch": max(1, args.batch // 8)},
+        "roots DP2": base | two | {"parallel": {"zero": 0}, "micro_batch": 2},
+        "roots, 8 microbatches": base | eight,
+        "roots PP2 1f1b": base | two | eight | {"parallel": {"pp": 2}},
+        "roots PP2 zb-h1": base | two | eight | {"parallel": {"pp": 2, "schedule": "zb-h1"}},
     }
 
 
-def race(job: dict) -> dict:
-    """Run one contestant's processes. The slowest rank's time, the largest rank's memory, all ranks' CPU time."""
-    with tempfile.TemporaryDirectory() as folder:
-        ranks = []
-        for rank in range(job["size"]):
-            mine = job | {"rank": rank, "store": f"{folder}/store", "result": f"{folder}/{rank}.json"}
-            ranks.append(subprocess.Popen([sys.executable, HERE / "contestant.py", json.dumps(mine)]))
-        if any(process.wait() for process in ranks):
-            sys.exit(f"a rank failed: {json.dumps(job)}")
-        found = [json.loads(Path(f"{folder}/{rank}.json").read_text()) for rank in range(job["size"])]
-    seconds = statistics.median(max(rank["seconds"][i] for rank in found) for i in range(job["steps"]))
-    tokens = job["batch"] * job["seq"]
-    return {
-        "tokens_per_s": tokens / seconds,
-        "cpu_per_ktok": sum(r["cpu_seconds"] for r in found) / tokens * 1000,
-        "peak_gib": max(r["peak_gib"] for r in found),
-        "first_loss": found[-1]["first_loss"],
-    }
+class Contestant:
+    """The processes of one contestant, alive from beginning to end."""
+
+    def __init__(self, job: dict, store: Path):
+        self.job, self.turns = job, []
+        self.ranks = [
+            subprocess.Popen(
+                [sys.executable, HERE / "contestant.py", json.dumps(job | {"rank": rank, "store": str(store)})],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(job["size"])
+        ]
+        self.first_loss = self._answers()[-1]["first_loss"]
+
+    def _answers(self) -> list[dict]:
+        lines = [rank.stdout.readline() for rank in self.ranks]
+        if not all(lines):
+            sys.exit(f"a rank failed: {json.dumps(self.job)}")
+        return [json.loads(line) for line in lines]
+
+    def turn(self) -> None:
+        for rank in self.ranks:
+            rank.stdin.write("step\n")
+            rank.stdin.flush()
+        answers = self._answers()
+        tokens = self.job["batch"] * self.job["seq"]
+        self.turns.append(
+            {
+                "tokens_per_s": tokens / max(a["seconds"] for a in answers),
+                "cpu_per_ktok": sum(a["cpu_seconds"] for a in answers) / tokens * 1000,
+                "peak_gib": max(a["peak_gib"] for a in answers),
+            }
+        )
+
+    def end(self) -> None:
+        for rank in self.ranks:
+            rank.stdin.close()
+        for rank in self.ranks:
+            rank.wait(timeout=60)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sizes = dict(layers=8, hidden=512, heads=8, vocab=8192, seq=512, batch=8, micro_batch=4, rounds=3, steps=3)
-    for name, default in sizes.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
-    parser.add_argument("--only", help="comma-separated parts of contestants' names")
+    for name, default in dict(layers=8, hidden=512, heads=8, vocab=8192, seq=512, rounds=5).items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--only", help="comma-separated names of contestants")
     args = parser.parse_args()
     jobs = contestants(args)
     if args.only:
-        wanted = args.only.split(",")
-        jobs = {name: job for name, job in jobs.items() if any(part in name for part in wanted)}
+        jobs = {name: jobs[name] for name in args.only.split(",")}
 
-    rounds: list[dict[str, dict]] = []
-    for number in range(args.rounds):
-        rounds.append({name: race(job) for name, job in jobs.items()})
-        print(f"round {number + 1}: " + ", ".join(f"{n} {r['tokens_per_s']:.0f} tok/s" for n, r in rounds[-1].items()), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        racing = {name: Contestant(job, Path(folder) / str(i)) for i, (name, job) in enumerate(jobs.items())}
+        try:
+            check_same(racing)
+            for _ in range(args.rounds):
+                for contestant in racing.values():
+                    contestant.turn()
+                print(", ".join(f"{n} {c.turns[-1]['tokens_per_s']:.0f}" for n, c in racing.items()), "tok/s", flush=True)
+        finally:
+            for contestant in racing.values():
+                contestant.end()
+    report(args, racing)
 
-    losses = {round(r["first_loss"], 3) for name, r in rounds[0].items() if name != "matmul"}
-    if len(losses) != 1:
-        sys.exit(f"the contestants do not compute the same: first losses {losses}")
-    report(jobs, rounds)
+
+def check_same(racing: dict[str, Contestant]) -> None:
+    """Those with equal batches must begin with equal losses, else they do not compute the same."""
+    for batch in {c.job["batch"] for c in racing.values()}:
+        losses = {n: c.first_loss for n, c in racing.items() if c.job["batch"] == batch and c.job["who"] != "matmul"}
+        if losses and max(losses.values()) - min(losses.values()) > 1e-4:
+            sys.exit(f"the contestants do not compute the same: first losses {losses}")
 
 
-def report(jobs: dict[str, dict], rounds: list[dict[str, dict]]) -> None:
+def report(args: argparse.Namespace, racing: dict[str, Contestant]) -> None:
     def median(name: str, key: str) -> float:
-        return statistics.median(r[name][key] for r in rounds)
+        return statistics.median(turn[key] for turn in racing[name].turns)
 
     def ratio(a: str, b: str, key: str) -> float:
-        return statistics.median(r[a][key] / r[b][key] for r in rounds)
+        return statistics.median(x[key] / y[key] for x, y in zip(racing[a].turns, racing[b].turns))
 
-    any_job = next(iter(jobs.values()))
-    config = Config.model_validate({"model": any_job["model"], "data": {"seq": any_job["seq"]}, "train": {"batch": any_job["batch"]}})
-    model_flops = flops_per_step(config) / (any_job["batch"] * any_job["seq"])
-    products = 6 * (12 * config.model.layers * config.model.hidden**2 + config.model.hidden * config.model.vocab)
-    print(f"\n{'':34} tok/s  CPU-s/ktok  peak GiB  of matmul limit")
-    for name in jobs:
-        share = ""
-        if "matmul" in jobs and name != "matmul":
-            # the limit is of the linear layers' products; attention's are model FLOPs too
-            share = f"{ratio(name, 'matmul', 'tokens_per_s') * model_flops / products:8.2f}"
-        print(f"{name:34} {median(name, 'tokens_per_s'):5.0f}  {median(name, 'cpu_per_ktok'):10.2f}  {median(name, 'peak_gib'):8.2f}  {share}")
+    config = Config.model_validate({"model": next(iter(racing.values())).job["model"], "data": {"seq": args.seq}})
+    linear = 6 * (12 * args.layers * args.hidden**2 + args.hidden * args.vocab)
+    attention = flops_per_token(config) / linear  # the limit runs the linear layers' products; attention's count too
+    print(f"\n{'':28} tok/s  CPU-s/ktok  peak GiB  of the matmul limit")
+    for name in racing:
+        share = f"{ratio(name, 'matmul', 'tokens_per_s') * attention:8.2f}" if "matmul" in racing and name != "matmul" else ""
+        print(f"{name:28} {median(name, 'tokens_per_s'):5.0f}  {median(name, 'cpu_per_ktok'):10.2f}  {median(name, 'peak_gib'):8.2f}  {share}")
     print()
-    pairs = [
-        ("roots", "transformers"), ("roots", "transformers, fused AdamW"), ("roots TP2", "roots"), ("roots TP2 SP", "roots"),
-        ("roots DP2", "roots"), ("roots PP2, 8 microbatches", "roots, 8 microbatches"),
-        ("roots PP2 zb-h1, 8 microbatches", "roots, 8 microbatches"),
-    ]  # fmt: skip
-    for a, b in pairs:
-        if a in jobs and b in jobs:
-            line = f"{a} / {b}: tokens/s {ratio(a, b, 'tokens_per_s'):.2f}, peak memory {ratio(a, b, 'peak_gib'):.2f}"
-            if jobs[a]["parallel"].get("pp"):
-                schedule = jobs[a]["parallel"].get("schedule", "1f1b")
-                bubble = expected_bubble(schedule, 2, 8, times=Times())
-                line += f"; without the bubble of {bubble:.3f}: {ratio(a, b, 'tokens_per_s') * (1 + bubble):.2f}"
+    for a, b in PAIRS:
+        if a in racing and b in racing:
+            speed = ratio(a, b, "tokens_per_s")
+            line = f"{a} / {b}: tokens/s {speed:.2f}, CPU time {ratio(a, b, 'cpu_per_ktok'):.2f}, peak memory {ratio(a, b, 'peak_gib'):.2f}"
+            parallel = racing[a].job["parallel"]
+            if "pp" in parallel:
+                bubble = expected_bubble(parallel.get("schedule", "1f1b"), 2, 8)
+                line += f"; without its bubble of {bubble:.3f}: tokens/s {speed * (1 + bubble):.2f}"
             print(line)
 
 

@@ -1,15 +1,16 @@
-"""One rank of one contestant of compare.py: trains a few steps and writes what it saw as JSON. Not run by hand.
+"""One rank of one contestant of compare.py: takes a training step for each line on stdin, and answers with a line of JSON.
 
     python benchmarks/contestant.py '{"who": "roots", "rank": 0, "size": 1, ...}'
 
-A process of its own, so that peak memory is this contestant's alone.
+A process of its own, so that peak memory is this contestant's alone; and idle between its steps, so that contestants can
+take turns step by step on a machine whose speed drifts.
 """
 
 import json
 import resource
 import sys
 import time
-from pathlib import Path
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -130,25 +131,22 @@ def matmul(job: dict):
 
 def main() -> None:
     job = json.loads(sys.argv[1])
+    warnings.filterwarnings("ignore", category=FutureWarning)
     torch.set_num_threads(job["threads"])
     if job["size"] > 1:
         store = dist.FileStore(job["store"], job["size"])
         dist.init_process_group("gloo", store=store, rank=job["rank"], world_size=job["size"])
     step = {"roots": roots, "transformers": transformers, "matmul": matmul}[job["who"]](job)
-    first_loss = step(0)
-    seconds, cpu = [], time.process_time()
-    for number in range(1, job["steps"] + 1):
-        start = time.perf_counter()
+    print(json.dumps({"first_loss": step(0)}), flush=True)
+    for number, _ in enumerate(sys.stdin, 1):
+        start, cpu = time.perf_counter(), time.process_time()
         step(number)
-        seconds.append(time.perf_counter() - start)
-    cpu = time.process_time() - cpu
-    found = {
-        "seconds": seconds,
-        "cpu_seconds": cpu / job["steps"],
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "first_loss": first_loss,
-    }
-    Path(job["result"]).write_text(json.dumps(found))
+        found = {
+            "seconds": time.perf_counter() - start,
+            "cpu_seconds": time.process_time() - cpu,
+            "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        }
+        print(json.dumps(found), flush=True)
     if job["size"] > 1:
         dist.barrier()
         dist.destroy_process_group()

@@ -70,7 +70,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
             scores = (h @ words.t()).to(exact)  # [c, v]
             if words.shape[0]:
-                peak = max_(scores.max(1).values, split.tp)  # [c]
+                peak = max_(scores.amax(1), split.tp)  # [c]
                 scores -= peak.unsqueeze(1)
                 hit = scores.gather(1, local).squeeze(1).masked_fill(~here, 0)
             else:  # padding only: this rank has no word of a tiny vocabulary
