@@ -121,6 +121,8 @@ class Progress:
             self._at = step
             self._step(_Line(step, self._total, self._shown))
         if "loss/validation" in metrics:
+            if step == self._first:
+                self._start = time.monotonic()  # the evaluation before the first step is none of the time to come
             words = [show(metrics[name]) for name, show in VALIDATION if name in metrics]
             self._console.print(Text(f"step {step}  validation  " + "  ".join(words), "green"), soft_wrap=True)
 

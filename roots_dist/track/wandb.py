@@ -42,7 +42,7 @@ def open_wandb(config: Config, folder: Path, facts: Mapping[str, object]) -> Wan
         mode = _mode(wandb, asked)
         return Wandb(wandb, _begin(wandb, mode, config, folder, facts)) if mode else None
     except Exception as error:  # W&B raises many kinds; none of them is worth a training run
-        log.warning("W&B is off for this run: %s", error)
+        log.warning("W&B is off for this run: %s", _first_line(error))
         return None
 
 
@@ -91,9 +91,13 @@ def _begin(wandb, mode: Mode, config: Config, folder: Path, facts: Mapping[str, 
         try:
             return wandb.init(mode="online", **options)
         except Exception as error:
-            log.warning("W&B does not answer, the run is written offline: %s", error)
+            log.warning("W&B does not answer, the run is written offline: %s", _first_line(error))
             wandb.teardown()  # the attempt holds on to the run's id
     return wandb.init(mode="offline", **options)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class Wandb:
@@ -109,7 +113,7 @@ class Wandb:
             call()
         except Exception as error:
             self._run = None
-            log.warning("W&B is off from here on: %s", error)
+            log.warning("W&B is off from here on: %s", _first_line(error))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._guard(lambda: self._run.log(dict(metrics), step=step))

@@ -126,6 +126,8 @@ def test_time_left_counts_from_the_resumed_step(monkeypatch):
     monkeypatch.setattr("roots_dist.track.progress.time.monotonic", lambda: now[0])
     out = io.StringIO()
     progress = Progress(300, first_step=100, console=Console(file=out, width=200))
+    now[0] += 500.0
+    progress.log(100, {"loss/validation": 4.0})  # done before the first step
     now[0] += 20.0  # ten steps of 2 s, 190 to go
     progress.log(110, {"loss/train": 1.0})
     progress.log(114, {"loss/train": 1.0})

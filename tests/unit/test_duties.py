@@ -1,0 +1,31 @@
+"""What is reported of a step."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from roots_dist.config.schema import Config
+from roots_dist.mesh import Mesh
+from roots_dist.track.metrics import NAMES
+from roots_dist.train.duties import duties
+from roots_dist.train.step import StepReport
+
+
+@pytest.mark.parametrize("wish, counted", [("skip", 2.0), ("stop", None)])
+def test_steps_that_were_left_out_are_counted_where_that_can_be(wish, counted):
+    told = {}
+    session = SimpleNamespace(
+        config=Config.model_validate({"train": {"steps": 9, "nonfinite": wish}}),
+        mesh=Mesh.single(),
+        step=3,
+        tokens=100,
+        skipped=2,
+        peak_flops=None,
+        trackers=SimpleNamespace(log=lambda step, numbers: told.update(numbers)),
+    )
+    report, _ = duties(session)
+    session.step, session.tokens = 4, 140
+    report(session, StepReport(math.nan, math.nan, 40, skipped="loss is not finite"))
+    assert told.get("train/skipped_steps") == counted
+    assert set(told) <= set(NAMES) | {"time/left_s"}
