@@ -45,6 +45,7 @@ from roots_dist.zero.seam import STATE, Engine, master_dtype
 
 SHARD_BYTES = 1 << 30
 """Of one file. A rank holds at most three of them in memory: weights and both moments."""
+ROOM = "make room there, or choose another track.folder; the checkpoints from before are whole"
 
 
 def save(
@@ -69,18 +70,18 @@ def save(
     partial = final.with_name(f".{final.name}{PARTIAL}")
     together = Together(mesh)
     if mesh.rank == 0:
-        with together.attempt(f"cannot begin {final}"):
+        with together.attempt(f"cannot begin {final}", ROOM):
             final.parent.mkdir(parents=True, exist_ok=True)
             sweep(final.parent)
             partial.mkdir()
     together.meet()
     try:
         written = _write_tensors(partial, engine, params, mesh, together, shard_bytes)
-        with together.attempt(f"cannot write {partial}"):
+        with together.attempt(f"cannot write {partial}", ROOM):
             write_json(_part(partial, mesh.rank), {"shards": written})
         together.meet()
         if mesh.rank == 0:
-            with together.attempt(f"cannot commit {final}"):
+            with together.attempt(f"cannot commit {final}", ROOM):
                 _describe(partial, step, {**state, **facts}, mesh.world.size)
                 commit(partial, final)
         together.meet()
@@ -113,7 +114,7 @@ def _write_tensors(
                 collected[kind][p.name] = whole
         missing[shard] -= 1
         if missing[shard] == 0 and mesh.tp.rank == owner_tp and not together.failed:
-            with together.attempt(f"cannot write {folder}"):
+            with together.attempt(f"cannot write {folder}", ROOM):
                 for kind in STATE:
                     path = folder / shard_name(kind, before + shard + 1, total)
                     written.append({"kind": kind, **_write_shard(path, collected[kind])})

@@ -29,14 +29,14 @@ class Together:
         return self._failure is not None
 
     @contextmanager
-    def attempt(self, what: str) -> Iterator[None]:
+    def attempt(self, what: str, fix: str = "") -> Iterator[None]:
         """Work on files that may fail. The first failure is kept for `meet`; after one, skip the work (`failed`)."""
         try:
             yield
         except CheckpointError as error:
             self._failure = self._failure or str(error)
         except (OSError, SafetensorError) as error:
-            self._failure = self._failure or f"{what}: {error}"
+            self._failure = self._failure or f"{what}: {error}" + (f". Fix: {fix}." if fix else "")
 
     def meet(self) -> None:
         """Raise CheckpointError on every rank, with the words of the first that failed, if any did. Collective."""

@@ -93,9 +93,10 @@ def generate(
         raise UserError("the prompt is empty: expected at least one token. Fix: give it a word to begin with.")
     limit = config.data.seq if config.model.positions == "learned" else None
     if limit is not None and len(ids) + max_tokens > limit:
+        room = f", or --max-tokens {limit - len(ids)}" if len(ids) < limit else ""
         raise UserError(
             f"prompt and continuation = {len(ids)} + {max_tokens} tokens: expected at most data.seq = {limit}, the learned "
-            f"positions there are. Fix: a shorter prompt, or --max-tokens {max(0, limit - len(ids))}."
+            f"positions there are. Fix: a shorter prompt{room}."
         )
     said: list[int] = []
     shown = ""

@@ -6,6 +6,7 @@ launcher    --> this is a rank: checked, joined, guarded, at work
 
 from __future__ import annotations
 
+import faulthandler
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -70,6 +71,7 @@ def be_rank(
     world: World, load: Callable[[], Loaded], body: Body, needless: frozenset[str] = frozenset()
 ) -> int:
     """Run `body` as one rank of a world. Does not return if it fails and there are other ranks."""
+    faulthandler.enable()  # a corpus cut short while it is mapped is a SIGBUS: say at least where
     if world.size > 1:
         tie_to_parent(world.launcher_pid)
     who = Who(world.rank, world.size, records=Path(world.failures) if world.failures else None)

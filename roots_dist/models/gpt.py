@@ -75,7 +75,8 @@ class Head(nn.Module):
             self.weight = declare(self, "weight", spec, split.tp)
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch, cache: Cache | None = None) -> tuple:
-        """The loss's terms (in evaluation the plain cross-entropy); or, where batch.read asks for a position, its logits, float32 [B, V] on every tensor rank."""
+        """The loss's terms (in evaluation the plain cross-entropy); or, where batch.read asks for a position, its logits,
+        float32 [B, V] on every tensor rank."""
         x = payload["hidden"]  # [B, s, D]
         x = enter(x if self.norm is None else self.norm(x), self.split)  # [B, S, D]
         vocab, objective = self.config.model.vocab, self.config.objective

@@ -54,19 +54,24 @@ def _all_finite(tensors: list[torch.Tensor], device: torch.device) -> torch.Tens
     return torch.isfinite(torch.stack(torch._foreach_norm(tensors)).double().sum())
 
 
+def _how(tensor: torch.Tensor) -> str:
+    return "is too large to be squared" if bool(torch.isfinite(tensor).all()) else "is not finite"
+
+
 def _where(mesh: Mesh, params: list[Param], state: int) -> Trouble:
     """Every rank looks; the deepest cause is named. Backward runs from the model's end, so among gradients the last
     stage and its last parameter come first."""
-    bad = [p.name for p in params if not bool(_all_finite([p.tensor.data], mesh.device))]
-    name = bad[0] if bad else ""
+    bad = next((p for p in params if not bool(_all_finite([p.tensor.data], mesh.device))), None)
     if bad:
-        state = WEIGHT
+        state, what = WEIGHT, f"weight {bad.name} {_how(bad.tensor.data)}"
     elif state == GRADIENT:
         learned = [p for p in reversed(params) if p.tensor.grad is not None]
-        name = next(p.name for p in learned if not bool(_all_finite([p.tensor.grad], mesh.device)))
+        bad = next(p for p in learned if not bool(_all_finite([p.tensor.grad], mesh.device)))
+        what = f"gradient of {bad.name} {_how(bad.tensor.grad)}"
+    else:
+        what = "loss is not finite" if state == LOSS else ""
     place = mesh.place
-    what = {FINE: "", GRADIENT: f"gradient of {name}", LOSS: "loss", WEIGHT: f"weight {name}"}[state]
-    said = f"{what} is not finite on rank {mesh.rank} ({place})".encode()[:_TEXT]
+    said = f"{what} on rank {mesh.rank} ({place})".encode()[:_TEXT]
     rows = torch.zeros(mesh.world.size, 2 + _TEXT, dtype=torch.int64, device=mesh.device)
     rows[mesh.world.rank, 0] = state
     rows[mesh.world.rank, 1] = place.pp

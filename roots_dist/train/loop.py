@@ -21,7 +21,8 @@ from roots_dist.train.build import build_run
 from roots_dist.train.duties import checkpoint, duties, evaluate, sample
 from roots_dist.train.folder import owned
 from roots_dist.train.opening import devices_peak, opening_lines
-from roots_dist.train.session import Session, resume, write_origin
+from roots_dist.train.resume import resume
+from roots_dist.train.session import Session, write_origin
 from roots_dist.train.step import train_step
 
 log = logging.getLogger(__name__)

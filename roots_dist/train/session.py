@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from roots_dist.checkpoint.format import Manifest, checkpoints_folder, step_name
-from roots_dist.checkpoint.keep import newest, sweep
-from roots_dist.checkpoint.load import load
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.data.batches import Batches
@@ -25,8 +20,6 @@ from roots_dist.mesh import Mesh
 from roots_dist.track.machine import machine_facts
 from roots_dist.track.trackers import Trackers
 from roots_dist.train.build import Run
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -61,40 +54,12 @@ class Session:
         return samples_before(self.config.train, self.step) * self.config.data.seq
 
 
-def resume(run: Run, folder: Path) -> tuple[int, int]:
-    """Load the run's newest checkpoint, if there is one and it is wanted. Collective over the world.
-
-    Returns how many steps have been done, and how many of them were skipped.
-    """
-    mesh = run.mesh
-    step = torch.zeros(1, dtype=torch.int64, device=mesh.device)
-    if mesh.rank == 0 and run.config.checkpoint.resume:
-        sweep(checkpoints_folder(folder))  # gives a checkpoint its name back that was set aside when a save was killed
-        found = newest(folder)
-        step[0] = Manifest.read(found).step if found else 0
-    last = int(mesh.world.sum_(step).item())  # rank 0 has looked; the others may see a shared folder late
-    if last == 0:
-        return 0, 0
-    state = load(checkpoints_folder(folder) / step_name(last), run.engine, run.params, mesh)
-    changed = differences(state.get("config", {}), run.config)
-    log.info("resumed after step %d%s", last, f" with {', '.join(changed)}" if changed else "")
-    return last, state.get("skipped", 0)
-
-
-def differences(saved: Mapping[str, Mapping[str, object]], config: Config) -> list[str]:
-    """`optim.lr = 0.0002 (was 0.0003)` for each key that another value was saved of."""
-    return [
-        f"{section}.{key} = {value} (was {saved[section][key]})"
-        for section, keys in config.model_dump(mode="json").items()
-        for key, value in keys.items()
-        if key in saved.get(section, {}) and saved[section][key] != value
-    ]
-
-
 def write_origin(folder: Path, config: Config, layout: Layout) -> dict[str, object]:
     """Keep with the run what it takes to repeat it: resolved config, versions, machine, git commit. On rank 0."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    kept = folder / ".config.yaml.partial"  # a full disk must not cost the config that the checkpoints need
+    kept.write_text(to_yaml(config), encoding="utf-8")
+    kept.replace(folder / "config.yaml")
     facts = {**machine_facts(), "layout": str(layout), "git_commit": git_commit()}
     (folder / "origin.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts

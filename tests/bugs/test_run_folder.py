@@ -8,10 +8,11 @@ import pytest
 
 from roots_dist.checkpoint.save import save
 from roots_dist.config.schema import Config
+from roots_dist.errors import ConfigError
 from roots_dist.mesh import Mesh
 from roots_dist.train.build import build_run
-from roots_dist.train.folder import FolderTaken, owned
-from roots_dist.train.session import differences, resume
+from roots_dist.train.folder import FolderError, owned
+from roots_dist.train.resume import differences, refuse_another_model, resume
 
 CONFIG = Config.model_validate(
     {"model": {"layers": 1, "hidden": 16, "heads": 2, "vocab": 29}, "data": {"seq": 8}, "train": {"batch": 1}}
@@ -41,10 +42,19 @@ def test_two_runs_cannot_have_one_folder(tmp_path):
             [sys.executable, "-c", script, str(tmp_path / "run")], capture_output=True, text=True, timeout=60
         )
         assert f"process {os.getpid()} on " in other.stderr and "choose another track.folder" in other.stderr
-        with pytest.raises(FolderTaken, match="track.folder = .* Fix: "), owned(tmp_path / "run"):
+        with pytest.raises(FolderError, match="track.folder = .* Fix: "), owned(tmp_path / "run"):
             pass
     with owned(tmp_path / "run"):
         pass
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    with pytest.raises(FolderError, match="track.folder = .*No space left.* Fix: make room"), owned(tmp_path):
+        with open("/dev/full", "w") as full:
+            full.write("metrics")
+            full.flush()
+    with pytest.raises(FileNotFoundError), owned(tmp_path):
+        open(tmp_path / "nothing")
 
 
 def test_a_resumed_run_says_what_changed():
@@ -52,3 +62,25 @@ def test_a_resumed_run_says_what_changed():
     now = CONFIG.changed({"optim.lr": 0.1, "parallel.tp": 2})
     assert differences(saved, now) == ["parallel.tp = 2 (was 1)", "optim.lr = 0.1 (was 0.0003)"]
     assert differences({}, now) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model.heads": 4},
+        {"model.positions": "rotary"},
+        {"model.positions": "learned", "data.seq": 4},
+        {"model.activation": "relu"},
+        {"model.layers": 2},
+    ],
+)
+def test_weights_that_fit_another_model_are_refused_all_the_same(tmp_path, change):
+    """16 × 16 is two heads or four: the run went on with another function, and its loss jumped."""
+    run = build_run(CONFIG, Mesh.single())
+    folder = save(tmp_path, 1, run.engine, run.params, run.mesh, {"config": CONFIG.model_dump(mode="json")})
+    changed = CONFIG.changed(change)
+    with pytest.raises(ConfigError) as error:
+        refuse_another_model(folder, changed)
+    key = "data.seq" if "data.seq" in change else next(iter(change))
+    assert key in [problem.key for problem in error.value.problems]
+    refuse_another_model(folder, CONFIG.changed({"model.kv_heads": 2, "model.ffn": 64, "model.dropout": 0.5}))
