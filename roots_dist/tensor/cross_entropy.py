@@ -112,7 +112,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.saved_tensors
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         return (
-            grad_hidden * grad.to(grad_hidden.dtype) if need_hidden else None,
-            (grad_weight * grad).to(ctx.weight_dtype) if need_weight else None,
+            grad_hidden.mul_(grad) if need_hidden else None,  # in place: the graph is walked once, and the weight's is big
+            grad_weight.mul_(grad).to(ctx.weight_dtype) if need_weight else None,
             *(None,) * 7,
         )

@@ -4,6 +4,8 @@ import torch
 
 from roots_dist import rng
 from roots_dist.generate.sampling import Sampling
+from roots_dist.tensor.collectives import Split
+from roots_dist.tensor.cross_entropy import linear_cross_entropy
 
 
 def test_dropout_scales_bf16_by_the_factor_and_not_by_its_bf16():
@@ -26,3 +28,17 @@ def test_a_temperature_near_zero_is_greedy_and_no_overflow():
     logits = torch.tensor([[3.0, 900.0, 899.0]])
     for temperature in (1e-45, 1e-30, 1e-3):
         assert Sampling(temperature, top_k=2, top_p=0.9).choose(logits, torch.Generator()).tolist() == [1]
+
+
+def test_the_loss_scale_is_not_rounded_to_bf16():
+    """1/1001 as bf16 is 0.1 % off, and with it every gradient but the head's, by another factor in each step."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(shape, generator=generator).bfloat16() for shape in ((64, 16), (32, 16)))
+    targets = torch.randint(32, (64,), generator=generator)
+
+    def gradient(scale: float) -> torch.Tensor:
+        x = hidden.clone().requires_grad_()
+        (linear_cross_entropy(Split(), x, weight, targets, vocab=32) * scale).backward()
+        return x.grad
+
+    assert torch.equal(gradient(1 / 1001), (gradient(1.0).double() / 1001).bfloat16())
