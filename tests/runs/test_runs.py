@@ -1,0 +1,180 @@
+"""Whole runs as users start them: whoever starts the processes, in whatever layout, interrupted or not, it is one curve."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from roots_dist.checkpoint.keep import newest
+from roots_dist.config.load import to_yaml
+from roots_dist.config.schema import Config
+from roots_dist.data.store import Writer
+from roots_dist.generate.generate import continue_ids, continue_live, load_model
+from roots_dist.generate.sampling import Sampling
+from roots_dist.mesh import Mesh
+from roots_dist.testing.world import on_world
+from roots_dist.track.metrics import METRICS_FILE, read_lines
+from roots_dist.train.build import build_passes
+from roots_dist.train.loop import train
+
+ROOT = Path(__file__).parents[2]
+LAUNCHERS_OWN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+ENVIRON = {k: v for k, v in os.environ.items() if k not in LAUNCHERS_OWN} | {
+    "PYTHONPATH": str(ROOT),
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "OMP_NUM_THREADS": "1",
+}
+PYTHON = [sys.executable, "-m"]
+TRAIN = ["roots_dist", "train"]
+VOCAB, STEPS = 61, 4
+GREEDY = Sampling(0.0)
+
+
+def settings(place: Path) -> Config:
+    return Config.model_validate(
+        {
+            "model": {"layers": 4, "hidden": 32, "heads": 4, "vocab": VOCAB, "dropout": 0.1, "init_std": 0.1},
+            "data": {"train": str(place / "text"), "validation": str(place / "text"), "seq": 16},
+            "train": {"steps": STEPS, "batch": 8, "micro_batch": 2, "device": "cpu", "eval_sequences": 4},
+            "optim": {"lr": 1e-2, "warmup": 2},
+            "checkpoint": {"every": 2, "keep": 9},
+            "track": {"folder": str(place / "alone"), "wandb": "disabled"},
+            "advanced": {"threads": 1, "timeout_s": 60},
+        }
+    )
+
+
+def trained(rank: int, size: int, config: Config) -> None:
+    train(config, Mesh.single())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A corpus, a config, and a run of it in one process."""
+    found = tmp_path_factory.mktemp("runs")
+    with Writer(found / "text", np.dtype("<u2")) as writer:
+        writer.add(np.random.default_rng(0).integers(0, VOCAB // 2, 3000).astype("<u2"))
+        writer.commit()
+    (found / "run.yaml").write_text(to_yaml(settings(found)))
+    on_world(1, trained, settings(found))
+    return found
+
+
+@pytest.fixture(scope="module")
+def bare(place) -> Path:
+    """Started without a launcher, on four ranks."""
+    words = ["parallel.tp=2", "parallel.pp=2", "parallel.sequence=true"]
+    start([*PYTHON, *TRAIN], place, "bare", *words)
+    return place / "bare"
+
+
+def start(command: list[str], place: Path, folder: str, *overrides: str) -> str:
+    words = [*command, str(place / "run.yaml"), f"track.folder={place / folder}", *overrides]
+    found = subprocess.run(words, env=ENVIRON, capture_output=True, text=True, timeout=150)
+    assert found.returncode == 0, found.stderr
+    return found.stdout + found.stderr
+
+
+def curve(folder: Path) -> dict[int, dict[str, float]]:
+    """What was logged, by step. A step that is logged twice is a mistake."""
+    found: dict[int, dict[str, float]] = {}
+    for line in read_lines(folder / METRICS_FILE):
+        here = found.setdefault(line["step"], {})
+        names = [name for name in line if name.startswith(("loss/", "optim/"))]
+        assert not here.keys() & set(names), (line["step"], names)
+        here |= {name: line[name] for name in names}
+    return found
+
+
+def assert_one_curve(first: Path, second: Path) -> None:
+    a, b = curve(first), curve(second)
+    assert sorted(a) == sorted(b) == list(range(STEPS + 1))
+    for step, numbers in a.items():
+        assert b[step] == pytest.approx(numbers, rel=1e-5), step
+
+
+def test_a_bare_run_on_four_ranks_is_the_run_of_one_process(place, bare):
+    assert_one_curve(place / "alone", bare)
+    assert curve(bare)[STEPS]["loss/train"] < curve(bare)[1]["loss/train"] - 0.05
+
+
+def half_way(whole: Path, copy: Path) -> None:
+    """The run as it was when it had been killed after the third step: what that logged is not in a checkpoint."""
+    shutil.copytree(whole, copy)
+    shutil.rmtree(copy / "checkpoints" / f"step_{STEPS:08d}")
+    lines = (copy / METRICS_FILE).read_text().splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["step"] < STEPS]
+    (copy / METRICS_FILE).write_text("".join(kept) + '{"step": 4, "loss/tr')
+
+
+def test_torchrun_takes_a_run_on_in_another_layout_and_engine(place, bare):
+    """TP2 × PP2 by the reference engine, then two data ranks with DeepSpeed's ZeRO-2."""
+    half_way(bare, place / "torchrun")
+    torchrun = ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2", "-m"]
+    said = start([*PYTHON, *torchrun, *TRAIN], place, "torchrun", "parallel.zero=2")
+    assert "resumed after step 2" in said and "parallel.tp = 1 (was 2)" in said
+    assert_one_curve(place / "alone", place / "torchrun")
+
+
+def test_deepspeeds_launcher_trains_the_same(place):
+    """It puts --local_rank=N before the verb, and finds its processes by itself."""
+    port = str(20000 + os.getpid() % 10000)
+    launcher = ["deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port", port, "--module"]
+    start([*PYTHON, *launcher, *TRAIN], place, "deepspeed", "parallel.pp=2", "parallel.schedule=zb-h1")
+    assert_one_curve(place / "alone", place / "deepspeed")
+
+
+def test_a_rank_that_is_killed_costs_the_steps_since_the_last_save_and_nothing_else(place):
+    folder = place / "killed"
+    words = [str(place / "run.yaml"), f"track.folder={folder}", "parallel.tp=2", "checkpoint.every=1"]
+    run = subprocess.Popen([*PYTHON, *TRAIN, *words], env=ENVIRON, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 100
+        while newest(folder) is None and run.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        ranks = psutil.Process(run.pid).children(recursive=True)
+        victim = next(p for p in ranks if p.environ().get("RANK") == "1")
+        victim.send_signal(signal.SIGKILL)
+        _, err = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert run.returncode == 1 and "rank 1 was killed by SIGKILL" in err
+    _, alive = psutil.wait_procs(ranks, timeout=10)
+    assert not alive
+    start([*PYTHON, *TRAIN], place, "killed", "parallel.pp=2")
+    assert_one_curve(place / "alone", folder)
+
+
+def test_the_text_is_the_same_whatever_layout_was_trained(place, bare):
+    """Greedy, with the checkpoint of one process and with that of four."""
+    prompt = [3, 1, 4, 1, 5]
+    texts = []
+    for folder in (place / "alone", bare):
+        _, pieces = load_model(folder, torch.device("cpu"))
+        texts.append(list(continue_ids(pieces, prompt, 11, GREEDY, seed=0)))
+    assert texts[0] == texts[1] and len(texts[0]) == 11
+
+
+@pytest.mark.parametrize("positions", ["learned", "rotary", "sinusoidal", "alibi", "none"])
+def test_kept_keys_and_values_say_what_reading_it_all_again_says(place, positions):
+    """Token by token with a cache, and with the whole context read anew for each: two ways of attention, one text."""
+    changes = {"model.positions": positions, "model.kv_heads": 2, "model.init_std": 0.3, "data.seq": 32}
+    passes = build_passes(settings(place).changed(changes), Mesh.single())
+    pieces = [piece for _, piece in passes.model.pieces()]
+    passes.model.module.eval()
+    for sampling in (GREEDY, Sampling(1.0, top_k=20, top_p=0.9)):
+        prompt = [7, 7, 30, 2]
+        cached = list(continue_ids(pieces, prompt, 24, sampling, seed=5))
+        assert cached == continue_live(passes, prompt, 24, sampling, seed=5)
+        passes.model.module.eval()
+    assert len(set(cached)) > 3
