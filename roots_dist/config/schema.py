@@ -171,7 +171,6 @@ class Advanced(Section):
     loss_chunk: int = Field(1024, ge=1, description="tokens whose logits exist at one time")
     timeout_s: int = Field(600, ge=1, description="a collective that takes longer takes the job down")
     reduce_bucket: int = Field(50_000_000, ge=1, description="elements per gradient bucket of DeepSpeed")
-    compile: bool = Field(False, description="torch.compile each block")
     threads: int | None = Field(None, ge=1, description="CPU threads per process; default: cores / local processes")
 
 

@@ -86,7 +86,6 @@ def shrink(config: Config, dp: int, *, double: bool) -> Small:
         "advanced.vocab_multiple": math.lcm(8, tp),
         "advanced.loss_chunk": 16,
         "advanced.reduce_bucket": 10_000,
-        "advanced.compile": False,
     }
     if double:
         values["parallel.zero"] = min(p.zero, 1)

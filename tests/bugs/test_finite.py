@@ -9,8 +9,10 @@ from roots_dist.checkpoint.load import load
 from roots_dist.checkpoint.save import save
 from roots_dist.config.schema import Config
 from roots_dist.errors import NotFiniteError
+from roots_dist.layout import Layout
 from roots_dist.mesh import Mesh
 from roots_dist.testing.parity import random_batches
+from roots_dist.testing.world import on_world
 from roots_dist.train.build import Run, build_run
 from roots_dist.train.step import train_step
 
@@ -89,3 +91,24 @@ def test_a_run_with_a_skipped_step_resumes_where_it_was(tmp_path):
         step(resumed, number)
     for a, b in zip(straight.params, resumed.params):
         assert torch.equal(a.tensor, b.tensor), a.name
+
+
+def left_out(rank: int, size: int) -> dict:
+    """Three steps on two ranks; in the second, rank 1's part of one matrix has an infinite gradient."""
+    config = CONFIG.changed({"parallel.tp": 2, "parallel.sequence": True})
+    run = build_run(config, Mesh.connect(Layout(tp=2), rank))
+    said = []
+    for number in range(3):
+        hook = poison(run, "blocks.0.mlp.down.weight", math.inf) if (rank, number) == (1, 1) else None
+        said.append(train_step(run, random_batches(config, number, 0, 1), LR).skipped)
+        if hook:
+            hook.remove()
+    return {"said": said, "copies": [p.tensor.detach() for p in run.params if p.spec.cut is None]}
+
+
+def test_all_ranks_leave_a_step_out_that_is_bad_on_one():
+    """BLOOM-176B's copies drifted for weeks because not all ranks did the same."""
+    first, second = on_world(2, left_out)
+    bad = "gradient of blocks.0.mlp.down.weight is not finite on rank 1 (pp0 dp0 tp1)"
+    assert first["said"] == second["said"] == [None, bad, None]
+    assert all(torch.equal(a, b) for a, b in zip(first["copies"], second["copies"]))
