@@ -20,6 +20,7 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import UserError
 from roots_dist.launch.verdict import judge, read_records
 
+SHOW_CURSOR = "\x1b[?25h"
 SHUTDOWN_S = 5
 """How long ranks may take to end after a signal, before they are killed."""
 
@@ -69,6 +70,8 @@ def launch(size: int, arguments: Sequence[str], threads: int | None = None, what
         return 128 + stop.number
     finally:
         shutil.rmtree(records, ignore_errors=True)
+        if sys.stdout.isatty():
+            print(SHOW_CURSOR, end="", flush=True)  # a rank that was killed could not, and its live line had hidden it
 
 
 class _Signalled(Exception):
@@ -81,12 +84,11 @@ class _Signalled(Exception):
 
 def _run(size: int, arguments: Sequence[str], records: Path) -> dict[int, int]:
     """Exit codes of the ranks if any of them failed, else nothing."""
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its banner would bury the rank's own error
+    logging.disable(logging.ERROR)  # elastic's loggers have levels of their own; its banners would bury the rank's error
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -106,6 +108,8 @@ def _run(size: int, arguments: Sequence[str], records: Path) -> dict[int, int]:
         return {rank: failure.exitcode for rank, failure in error.failures.items()}
     except SignalException as stop:
         raise _Signalled(int(stop.sigval)) from None
+    finally:
+        logging.disable(logging.NOTSET)
     return {}
 
 
