@@ -66,7 +66,9 @@ def train_in(folder: Path, config: Config, mesh: Mesh) -> None:
         if first < config.train.steps:
             evaluate(session)
             checkpoint(session)
-        sample(session)
+            sample(session)
+        else:
+            log.info("all %d steps are done already; a larger train.steps goes on from here", config.train.steps)
     if rank0:
         write_summary(config, mesh.layout, folder)
         closing_lines(config, folder)
