@@ -13,10 +13,11 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache, partial
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ def encoded(
     waiting: deque[Future[Encoded]] = deque()
     try:
         for part in texts:
-            waiting.append(pool.submit(work, part))
+            waiting.append(_submit(pool, work, part))
             if len(waiting) > 3 * workers:  # enough that none idles; the rest stays in the files
                 yield waiting.popleft().result()
         while waiting:
@@ -77,9 +78,18 @@ def _loaded(tokenizer: Path, end_of_document: str) -> Tokenizer:
     return load(tokenizer, end_of_document)
 
 
+def _submit(pool: ProcessPoolExecutor, work: Callable[[list[str]], Encoded], texts: list[str]) -> Future[Encoded]:
+    """Ctrl-C is the parent's affair: a worker that this starts inherits the blocked signal, from its first moment on."""
+    resource_tracker.ensure_running()  # started in passing, it would leave the signal unblocked
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(work, texts)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker() -> None:
-    """Ctrl-C is the parent's affair; and when the parent is gone, however it went, so is the worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """When the parent is gone, however it went, so is the worker."""
     parent = multiprocessing.parent_process()
 
     def follow() -> None:
