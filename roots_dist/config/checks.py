@@ -217,14 +217,6 @@ def _engine(config: Config, layout: Layout) -> Iterator[Problem]:
             expected="1, 2 or 3 with train.precision=bf16 under DeepSpeed: its stage 0 gets bf16 norms wrong",
             fix="set parallel.zero=1, or advanced.engine=reference",
         )
-    if zero == 3 and config.parallel.schedule == "zb-h1":
-        yield Problem(
-            key="parallel.schedule",
-            found="zb-h1",
-            expected="1f1b, gpipe or interleaved with parallel.zero=3: zb-h1 puts weight gradients off until the "
-            "gathered weights are gone",
-            fix="set parallel.schedule=1f1b, or parallel.zero=2",
-        )
     if config.advanced.double:
         yield from _double(config, engine)
 

@@ -106,7 +106,6 @@ WRONG = [
         {"parallel": {"zero": 0}, "advanced": {"engine": "deepspeed"}, "train": {"precision": "bf16"}},
         "parallel.zero",
     ),
-    (4, {"parallel": {"zero": 3, "pp": 2, "schedule": "zb-h1"}}, "parallel.schedule"),
     (2, {"advanced": {"double": True}}, "advanced.double"),
     (1, {"advanced": {"double": True}, "train": {"device": "cuda"}}, "advanced.double"),
     (1, {"advanced": {"double": True}, "train": {"precision": "bf16"}}, "advanced.double"),
