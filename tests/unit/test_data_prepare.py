@@ -217,7 +217,7 @@ def test_a_worker_that_dies_is_reported_and_the_others_end(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_interrupted_it_leaves_no_half_file_and_no_process_and_starts_clean(tmp_path, lines, how):
-    big = write_lines(tmp_path / "big.jsonl", [f"{text} {i} " * 40 for i in range(6) for text in TEXTS])
+    big = write_lines(tmp_path / "big.jsonl", [f"{text} {i} " * 40 for i in range(40) for text in TEXTS])  # seconds of work
     code = (
         "import sys\nfrom roots_dist.data.prepare import prepare\n"
         "if __name__ == '__main__':\n    prepare([sys.argv[1]], sys.argv[2], vocab=300, workers=2)\n"
