@@ -117,6 +117,16 @@ class Trace:
     disagreement: list[tuple[str, float]]
     """What ranks hold or report twice (losses, norms, replicated and tied weights), and by how much it differs."""
 
+    def then(self, resumed: Trace) -> Trace:
+        """This run and, after it, the one that went on from its checkpoint, as one run."""
+        return Trace(
+            self.losses + resumed.losses,
+            self.norms + resumed.norms,
+            self.gradients + resumed.gradients,
+            resumed.state,
+            self.disagreement + resumed.disagreement,
+        )
+
 
 def merge(ranks: Sequence[Mapping]) -> Trace:
     """One run from what its ranks returned. Gradients of data ranks are summed here: they are as backward left them."""

@@ -1,5 +1,6 @@
 """A schedule is the one of its paper: its picture, its order, its bubble, its peak; and a broken one is found out."""
 
+import importlib
 import inspect
 import random
 from types import SimpleNamespace
@@ -165,7 +166,7 @@ def orders_of_torch(schedule, ranks, microbatches, chunks):
 
 
 def test_the_orders_are_those_of_torch():
-    theirs = pytest.importorskip("torch.distributed.pipelining.schedules")
+    theirs = importlib.import_module("torch.distributed.pipelining.schedules")
     for ranks in range(1, 7):
         for microbatches in range(ranks, 4 * ranks + 1):
             assert gpipe(ranks, microbatches) == orders_of_torch(theirs.ScheduleGPipe, ranks, microbatches, 1)
