@@ -20,28 +20,42 @@ class Section(BaseModel):
 class Model(Section):
     """One Transformer. Sizes are global, whatever the layout."""
 
-    layers: int = Field(4, ge=1, description="number of Transformer blocks")
+    family: Literal["gpt", "bert", "electra", "t5"] = Field(
+        "gpt",
+        description="gpt: decoder (GPT, BLOOM, Llama); bert: encoder; electra: encoder with a generator; t5: both stacks",
+    )
+    layers: int = Field(4, ge=1, description="number of Transformer blocks (t5: of the encoder)")
+    decoder_layers: int | None = Field(None, ge=1, description="t5: blocks of the decoder; default: layers")
     hidden: int = Field(256, ge=1, description="width of the residual stream")
     heads: int = Field(4, ge=1, description="query heads")
     kv_heads: int | None = Field(None, ge=1, description="key/value heads (grouped-query attention); default: heads")
     head_dim: int | None = Field(None, ge=1, description="width of a head; default: hidden / heads")
     ffn: int | None = Field(None, ge=1, description="width of the MLP; default: 4 × hidden")
     vocab: int = Field(4096, ge=2, description="number of token ids, before padding")
-    positions: Literal["learned", "rotary", "sinusoidal", "alibi", "none"] = Field(
-        "learned", description="how the model knows where a token stands"
+    embedding: int | None = Field(
+        None, ge=1, description="width of the embedding, projected where hidden differs (electra); default: hidden"
     )
+    segments: int = Field(0, ge=0, description="kinds of segments with a learned vector each (bert, electra: 2); 0: none")
+    positions: Literal["learned", "rotary", "sinusoidal", "alibi", "relative", "none"] = Field(
+        "learned", description="how the model knows where a token stands; relative: T5's learned bias"
+    )
+    max_positions: int | None = Field(None, ge=1, description="learned positions there are; default: data.seq")
+    relative_buckets: int = Field(32, ge=2, description="relative: distances with a bias of their own")
+    relative_distance: int = Field(128, ge=2, description="relative: beyond it, one bucket for all")
     rope_theta: float = Field(10000.0, gt=0, description="base of the rotary frequencies")
     norm: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="rmsnorm has no mean and no bias")
     norm_position: Literal["pre", "post"] = Field("pre", description="before each branch, or after its sum")
     embedding_norm: bool = Field(False, description="a norm right after the embedding, as BLOOM has")
-    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu"] = Field(
-        "gelu_tanh", description="of the MLP; swiglu has a third matrix, the gate"
+    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"] = Field(
+        "gelu_tanh", description="of the MLP; swiglu and geglu (T5 v1.1) have a third matrix, the gate"
     )
     bias: bool = Field(True, description="biases in the linear layers")
     tied: bool = Field(True, description="the output projection is the token embedding")
     dropout: float = Field(0.0, ge=0, lt=1, description="after the embedding and after each residual branch")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="on attention probabilities; needs the slow path")
-    init_std: float = Field(0.02, gt=0, description="standard deviation of initial weights")
+    init_std: float | None = Field(
+        None, gt=0, description="standard deviation of initial weights; default: 0.02, t5: by each matrix's inputs"
+    )
 
     def num_kv_heads(self) -> int:
         return self.kv_heads or self.heads
@@ -52,12 +66,43 @@ class Model(Section):
     def width_of_ffn(self) -> int:
         return self.ffn or 4 * self.hidden
 
+    def std(self) -> float:
+        """Of initial weights, where they do not go by the matrix."""
+        return self.init_std or 0.02
+
+    def width_of_embedding(self) -> int:
+        return self.embedding or self.hidden
+
+    def num_decoder_layers(self) -> int:
+        """Of an encoder-decoder's second stack."""
+        return self.decoder_layers or self.layers
+
     def gated(self) -> bool:
-        return self.activation == "swiglu"
+        return self.activation in ("swiglu", "geglu")
+
+
+class Generator(Section):
+    """ELECTRA's small model that replaces tokens; the rest of it is as model.* says."""
+
+    layers: int | None = Field(None, ge=1, description="blocks; default: model.layers")
+    hidden: int | None = Field(None, ge=1, description="width; default: a quarter of model.hidden")
+    heads: int | None = Field(None, ge=1, description="heads; default: a quarter of model.heads")
+    ffn: int | None = Field(None, ge=1, description="width of the MLP; default: a quarter of the model's")
 
 
 class Objective(Section):
-    name: Literal["clm"] = Field("clm", description="clm: predict the next token")
+    name: Literal["clm", "mlm", "mlm-nsp", "rtd", "spans", "classify", "tag", "instruct", "seq2seq"] = Field(
+        "clm",
+        description="pre-training: clm next token, mlm masked tokens, mlm-nsp with next sentence, rtd replaced tokens, "
+        "spans T5's; fine-tuning: classify texts or pairs, tag tokens, instruct answers, seq2seq",
+    )
+    borders: bool = Field(False, description="clm: attention and positions begin anew with each document")
+    masked: float = Field(0.15, gt=0, lt=1, description="mlm, rtd, spans: share of tokens to be predicted")
+    mask_share: float = Field(0.8, ge=0, le=1, description="mlm: of these, shown as the mask token")
+    random_share: float = Field(0.1, ge=0, le=1, description="mlm: of these, shown as a random token; the rest as they are")
+    whole_words: bool = Field(False, description="mlm: all tokens of a word are masked, or none")
+    span: float = Field(3.0, ge=1, description="spans: mean length of a masked span")
+    discriminator_weight: float = Field(50.0, gt=0, description="rtd: weight of the discriminator's loss")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over the vocabulary")
     z_loss: float = Field(0.0, ge=0, description="weight of log²(Z), which keeps logits from drifting")
 
@@ -83,7 +128,8 @@ class Data(Section):
     train: tuple[Source, ...] = Field((), description="prefixes made by `roots prepare`, or by Megatron")
     validation: tuple[Source, ...] = Field((), description="held-out prefixes; none: no evaluation")
     tokenizer: str | None = Field(None, description="tokenizer.json, for samples and generation")
-    seq: int = Field(256, ge=1, description="tokens per sample")
+    seq: int = Field(256, ge=1, description="tokens per sample (t5: of the encoder)")
+    target_seq: int | None = Field(None, ge=1, description="seq2seq: tokens of the decoder; spans: follows from seq")
 
     @model_validator(mode="before")
     @classmethod
@@ -91,6 +137,28 @@ class Data(Section):
         if not isinstance(value, dict):
             return value
         return value | {k: _several(value[k]) for k in ("train", "validation") if k in value}
+
+
+class Finetune(Section):
+    """What `roots finetune` does with a model that exists."""
+
+    start: str | None = Field(None, description="folder of the run, or of the import, to start from")
+    strategy: Literal["full", "partial", "progressive", "lora"] = Field(
+        "full", description="what learns: everything; some; the top first, then more; low-rank adapters"
+    )
+    learn: tuple[str, ...] = Field((), description="partial: patterns of names that learn, as head.* or blocks.1?.*")
+    every: int = Field(100, ge=1, description="progressive: steps until the next blocks learn too")
+    blocks: int = Field(1, ge=1, description="progressive: blocks that join at a time, from the top")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate of each block, as a share of the next one's")
+    rank: int = Field(8, ge=1, description="lora: rank of the adapters")
+    alpha: float = Field(16.0, gt=0, description="lora: adapters are scaled by alpha / rank")
+    targets: tuple[str, ...] = Field(("query", "value"), description="lora: linear layers that get an adapter")
+    text: str = Field("text", description="column of the text, question or source")
+    pair: str | None = Field(None, description="classify: column of the second text")
+    label: str = Field("label", description="column of the label, of a list of them (tag), or of the answer")
+    labels: tuple[str, ...] = Field((), description="classify, tag: names of the labels; default: those of data.train")
+    template: str | None = Field(None, description="instruct: file of a Jinja chat template; default: the tokenizer's")
+    patience: int = Field(0, ge=0, description="evaluations without a better one until it stops; 0: never")
 
 
 class Parallel(Section):
@@ -176,8 +244,10 @@ class Advanced(Section):
 
 class Config(Section):
     model: Model = Model()
+    generator: Generator = Generator()
     objective: Objective = Objective()
     data: Data = Data()
+    finetune: Finetune = Finetune()
     parallel: Parallel = Parallel()
     train: Train = Train()
     optim: Optim = Optim()

@@ -47,7 +47,7 @@ class Attention(nn.Module):
         self.first_head = split.tp.rank * (m.heads // split.tp.size)
 
         def project(heads: int, parts: int) -> ColumnLinear:
-            return ColumnLinear(split, m.hidden, heads * self.head_dim, bias=m.bias, std=m.init_std, parts=parts)
+            return ColumnLinear(split, m.hidden, heads * self.head_dim, bias=m.bias, std=m.std(), parts=parts)
 
         self.query = project(m.heads, split.tp.size)
         self.key = project(m.num_kv_heads(), kv_parts)

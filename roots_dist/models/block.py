@@ -44,7 +44,7 @@ class MLP(nn.Module):
         self.recompute = config.train.recompute == "selective"
 
         def widen() -> ColumnLinear:
-            return ColumnLinear(split, m.hidden, m.width_of_ffn(), bias=m.bias, std=m.init_std)
+            return ColumnLinear(split, m.hidden, m.width_of_ffn(), bias=m.bias, std=m.std())
 
         self.up = widen()
         self.gate = widen() if m.gated() else None
@@ -62,7 +62,7 @@ class Block(nn.Module):
     def __init__(self, config: Config, split: Split, name: str, positions: Rotary | Alibi | None):
         super().__init__()
         m = config.model
-        std_out = m.init_std / math.sqrt(2 * m.layers)  # 2 residual branches per layer of the whole model (GPT-2)
+        std_out = m.std() / math.sqrt(2 * m.layers)  # 2 residual branches per layer of the whole model (GPT-2)
         self.pre = m.norm_position == "pre"
         self.norm1 = Norm(config, split)
         self.attention = Attention(config, split, name, positions, std_out)

@@ -33,8 +33,8 @@ class Embed(nn.Module):
         super().__init__()
         m = config.model
         self.split, self.width, self.positions = split, m.hidden, m.positions
-        self.tokens = VocabEmbedding(split, config.padded_vocab(), m.hidden, std=m.init_std, tied=m.tied)
-        spec = ShardSpec(shape=(config.data.seq, m.hidden), std=m.init_std, partial=split.sequence)
+        self.tokens = VocabEmbedding(split, config.padded_vocab(), m.hidden, std=m.std(), tied=m.tied)
+        spec = ShardSpec(shape=(config.data.seq, m.hidden), std=m.std(), partial=split.sequence)
         self.places = declare(self, "places", spec, split.tp) if m.positions == "learned" else None
         self.norm = Norm(config, split) if m.embedding_norm else None
         self.dropout = Dropout(config, split, "embed")
@@ -68,7 +68,7 @@ class Head(nn.Module):
             spec = ShardSpec(
                 shape=(config.padded_vocab(), m.hidden),
                 cut=0,
-                std=m.init_std,
+                std=m.std(),
                 tied=m.tied,
                 copy_of=TIED_NAME if m.tied else None,
             )
