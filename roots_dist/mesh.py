@@ -7,6 +7,7 @@ The only file that makes process groups: a bare `new_group` would not inherit th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -48,8 +49,6 @@ class Mesh:
     model: Axis
     """The ranks that hold one replica of the model together: pp × tp."""
     world: Axis
-    ends: Axis
-    """First and last rank of this pipeline, which share a tied embedding; size 1 on the ranks between them."""
 
     @property
     def place(self) -> Place:
@@ -72,7 +71,6 @@ class Mesh:
         def along(name: AxisName) -> Axis:
             return axis(name, layout.groups(name))
 
-        pipelines = layout.groups("pp")
         world = Axis("world", ranks=(rank,))
         if layout.world_size > 1:
             world = Axis("world", layout.world_size, rank, tuple(range(layout.world_size)), dist.group.WORLD)
@@ -86,12 +84,16 @@ class Mesh:
             dp=along("dp"),
             model=axis("model", layout.model_groups()),
             world=world,
-            ends=axis("ends", [[ranks[0], ranks[-1]] if len(ranks) > 1 else ranks for ranks in pipelines]),
         )
 
     def another_pp(self, name: str) -> Axis:
         """The pipeline axis once more, with a group of its own. Collective over the world."""
         return _axis(name, self.layout.groups("pp"), self.rank, self.timeout)
+
+    def some_pp(self, name: str, members: Sequence[int]) -> Axis:
+        """These ranks of the pipeline, which share a parameter; of size 1 on other ranks. Collective over the world."""
+        groups = [[ranks[i] for i in members] for ranks in self.layout.groups("pp")]
+        return _axis(name, groups, self.rank, self.timeout)
 
     def alone(self) -> dist.ProcessGroup:
         """A group of this rank alone, for a library that wants one where an Axis of size 1 has none."""

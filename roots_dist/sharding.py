@@ -8,7 +8,7 @@ isinstance. The spec lives on the module: attributes on an nn.Parameter are lost
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,11 +34,9 @@ class ShardSpec:
     fill: float = 0.0
     partial: bool = False
     """Each rank that holds the same slice computes only its part of the slice's gradient: they are summed."""
-    tied: bool = False
-    """The pipeline's first and last stage both use it; where those are two ranks, each holds one, and the two
-    gradients are summed."""
     copy_of: str | None = None
-    """The global name of the parameter that this one is a copy of, on another pipeline stage (tied embedding)."""
+    """The global name of the parameter that this one is a copy of, on another pipeline stage (tied embedding). The
+    gradients of all copies are summed."""
 
     def num_parts(self, tp: Axis) -> int:
         if self.cut is None:
@@ -161,11 +159,13 @@ def sum_partial_gradients(params: Sequence[Param]) -> None:
 
 
 @torch.no_grad()
-def sum_tied_gradients(params: Sequence[Param], ends: Axis) -> None:
-    """Sum the gradients of parameters that the pipeline's two ends share. Collective over `ends`, once per step."""
-    for p in params if ends.size > 1 else ():
-        if p.spec.tied:
-            ends.sum_(gradient_of(p))
+def sum_tied_gradients(params: Sequence[Param], ties: Mapping[str, Axis]) -> None:
+    """Sum the gradients of parameters that several pipeline ranks hold. ties: name -> those ranks, for this rank's.
+
+    Collective over each axis, once per step. In the order of names: two ranks that share several agree on it.
+    """
+    for p in sorted((p for p in params if p.name in ties), key=lambda p: p.name):
+        ties[p.name].sum_(gradient_of(p))
 
 
 def assemble(shape: Sequence[int], slices: Iterable[tuple[tuple[slice, ...], Tensor]]) -> Tensor:

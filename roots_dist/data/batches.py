@@ -1,6 +1,6 @@
 """The batch of a step, as a function of (seed, step, place): nothing to save, nothing to broadcast.
 
-    step --ramp--> numbers of its samples --order--> (source, sample) --store--> tokens --objective--> [MicroBatch]
+    step --ramp--> numbers of its samples --order--> (source, index) --objective.sample--> fields --> [MicroBatch]
 
 Every pipeline and tensor rank makes its own copy; data ranks take different samples of the same step. Which samples a
 step holds depends on seed, step and sources alone, never on the layout or the microbatch size.
@@ -9,39 +9,58 @@ step holds depends on seed, step and sources alone, never on the layout or the m
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-import torch
 
 from roots_dist.config.schema import Config, Source
 from roots_dist.data.manifest import read_manifest
 from roots_dist.data.order import mix64, permuted, sample_of, sources
 from roots_dist.data.ramp import batch_size_at, batch_sizes, samples_before
-from roots_dist.data.store import Corpus
 from roots_dist.errors import ConfigError, DataError, Problem
-from roots_dist.objectives import OBJECTIVES
-from roots_dist.objectives.base import IGNORE, MicroBatch
+from roots_dist.objectives.base import IGNORE, MicroBatch, Objective, stacked
+
+TRAINING, HELD_OUT = 4, 5
+"""Streams of keys; order.py has 0 and 1, 2 and 3 are for the order of samples below."""
+
+
+FIELDS = ("tokens", "decoder_tokens", "originals", "targets")
+"""Of a sample, those that hold ids of the vocabulary."""
 
 
 class Batches:
-    """The microbatches of one data rank, from the sources of training or of validation.
+    """The microbatches of one data rank, from sources of samples with a weight each.
 
-    Raises ConfigError if a batch of the run is not whole microbatches, DataError if a source is missing, damaged, too
-    short, or made with another tokenizer than the first.
+    Raises ConfigError if a batch of the run is not whole microbatches, DataError if a source is too short.
     """
 
-    def __init__(self, config: Config, given: Sequence[Source], dp_rank: int = 0, dp_size: int = 1):
+    def __init__(
+        self,
+        config: Config,
+        objective: Objective,
+        opened: Sequence[Any],
+        weights: Sequence[float],
+        dp_rank: int = 0,
+        dp_size: int = 1,
+    ):
+        """opened: what objective.open gave for each path."""
         assert 0 <= dp_rank < dp_size, (dp_rank, dp_size)
-        self._config, self._rank, self._ranks = config, dp_rank, dp_size
-        self._objective = OBJECTIVES[config.objective.name]
-        self._window = self._objective.window(config.data.seq)
+        self._config, self._objective, self._rank, self._ranks = config, objective, dp_rank, dp_size
         _check_sizes(config, dp_size)
-        _check_tokenizers(given)
-        self._weights = [source.weight for source in given]
-        self._corpora = [Corpus.open(source.path) for source in given]
-        self._num_samples = [self._samples_in(corpus) for corpus in self._corpora]
+        self._weights, self._sources = list(weights), list(opened)
+        self._num_samples = [objective.num_samples(source) for source in opened]
         # 2 and below 3 are streams of their own: order.py has 0 and 1.
-        self._seeds = [int(mix64(mix64(2, config.train.seed), k)) for k in range(len(given))]
+        self._seeds = [int(mix64(mix64(2, config.train.seed), k)) for k in range(len(opened))]
+
+    @staticmethod
+    def open(
+        config: Config, objective: Objective, given: Sequence[Source], dp_rank: int = 0, dp_size: int = 1
+    ) -> Batches:
+        """From the sources of training or of validation. Raises DataError if one is missing, damaged, or made with
+        another tokenizer than the first."""
+        _check_tokenizers(given)
+        opened = [objective.open(source.path) for source in given]
+        return Batches(config, objective, opened, [source.weight for source in given], dp_rank, dp_size)
 
     @property
     def num_samples(self) -> int:
@@ -55,7 +74,7 @@ class Batches:
         sample = np.empty(size, dtype=np.int64)
         for k in np.unique(which):
             sample[which == k] = sample_of(nth[which == k], self._num_samples[k], self._seeds[k])
-        return [self._make(first + rows, which[rows], sample[rows], step) for rows in self._rows(size)]
+        return [self._make(first + rows, which[rows], sample[rows], step, TRAINING) for rows in self._rows(size)]
 
     def evaluation(self, count: int) -> Iterator[MicroBatch]:
         """This rank's part of `count` fixed samples of all sources together (or of all there are), each exactly once.
@@ -72,8 +91,10 @@ class Batches:
         which = np.searchsorted(borders, place, side="right")
         sample = place - (borders - self._num_samples)[which]
         for rows in self._rows(padded):  # one at a time: a held-out corpus may be larger than memory
-            batch = self._make(rows, which[rows], sample[rows], step=0)
-            batch.targets[batch.samples >= count] = IGNORE
+            batch = self._make(rows, which[rows], sample[rows], 0, HELD_OUT)
+            for field in (batch.targets, batch.labels, batch.originals):
+                if field is not None:
+                    field[batch.samples >= count] = IGNORE
             yield batch
 
     def _rows(self, size: int) -> list[np.ndarray]:
@@ -81,42 +102,32 @@ class Batches:
         micro = self._config.train.micro_batch
         return list(np.arange(size).reshape(-1, self._ranks, micro)[:, self._rank])
 
-    def _make(self, numbers: np.ndarray, which: np.ndarray, sample: np.ndarray, step: int) -> MicroBatch:
-        stored = np.stack([self._read(k, j) for k, j in zip(which, sample)])
-        samples = torch.from_numpy(np.asarray(numbers, dtype=np.int64).copy())
-        tokens, targets = self._objective.arrays(torch.from_numpy(stored), samples, self._config.train.seed)
-        return MicroBatch(tokens, targets, samples, step)
+    def _make(self, numbers: np.ndarray, which: np.ndarray, index: np.ndarray, step: int, stream: int) -> MicroBatch:
+        """numbers: of the samples in the run (stream TRAINING) or in the evaluation, which key what is drawn."""
+        keys = mix64(mix64(stream, self._config.train.seed), np.asarray(numbers, dtype=np.int64))
+        samples = []
+        for k, j, key in zip(which, index, keys):
+            fields = self._objective.sample(self._sources[k], int(j), np.random.Generator(np.random.Philox(key=int(key))))
+            self._check_ids(fields, k, j)
+            samples.append(fields)
+        return stacked(samples, numbers, step)
 
-    def _read(self, source: int, sample: int) -> np.ndarray:
-        """int64 ids of one sample, all inside the vocabulary: a sharded embedding would take any other for zeros."""
-        corpus, start = self._corpora[source], int(sample) * self._window.stride
-        ids = corpus.tokens(start, self._window.length).astype(np.int64)
+    def _check_ids(self, fields: dict[str, np.ndarray], source: int, index: int) -> None:
+        """All inside the vocabulary: a sharded embedding would take any other for zeros."""
         vocab = self._config.model.vocab
-        outside = np.flatnonzero((ids < 0) | (ids >= vocab))
-        if len(outside):
-            document = corpus.document_at(start + int(outside[0]))
-            raise DataError(
-                Problem(
-                    key=f"token id in {corpus.prefix}, document {document}",
-                    found=int(ids[outside[0]]),
+        for name in FIELDS:
+            if name not in fields:
+                continue
+            ids = fields[name]
+            outside = (ids < 0) & (ids != IGNORE) | (ids >= vocab)
+            if outside.any():
+                problem = Problem(
+                    key=f"token id in sample {index} of {getattr(self._sources[source], 'prefix', 'the data')}",
+                    found=int(ids[outside][0]),
                     expected=f"0 or more and below model.vocab = {vocab}",
                     fix="set model.vocab to the size of the corpus's tokenizer",
                 )
-            )
-        return ids
-
-    def _samples_in(self, corpus: Corpus) -> int:
-        samples = (corpus.num_tokens - self._window.length) // self._window.stride + 1
-        if samples < 1:
-            raise DataError(
-                Problem(
-                    key=f"tokens in {corpus.prefix}",
-                    found=corpus.num_tokens,
-                    expected=f"at least {self._window.length}, one sample of data.seq = {self._config.data.seq}",
-                    fix="a smaller data.seq, or more text",
-                )
-            )
-        return samples
+                raise DataError(problem)
 
 
 def _check_sizes(config: Config, dp: int) -> None:

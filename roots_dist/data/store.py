@@ -174,9 +174,30 @@ class Corpus:
         """The document that holds this token of the stream."""
         return int(np.searchsorted(self.documents, self.sequence_at(position), side="right")) - 1
 
+    def documents_of(self, start: int, length: int) -> np.ndarray:
+        """int64: the document of each token of a piece of the stream."""
+        first, last = self.document_at(start), self.document_at(start + length - 1)
+        ends = self._starts[self.documents[first + 1 : last + 1]]
+        return first + np.searchsorted(ends // self.stored.itemsize, np.arange(start, start + length), side="right")
+
     def _sequence(self, i: int) -> np.ndarray:
         start = int(self.offsets[i]) // self.stored.itemsize
         return self.stored[start : start + int(self.lengths[i])]
+
+
+def windows(corpus: Corpus, stride: int, length: int) -> int:
+    """How many pieces of `length` tokens the stream holds, one every `stride`. Raises DataError if it holds none."""
+    count = (corpus.num_tokens - length) // stride + 1
+    if count < 1:
+        raise DataError(
+            Problem(
+                key=f"tokens in {corpus.prefix}",
+                found=corpus.num_tokens,
+                expected=f"at least {length}, one sample",
+                fix="a smaller data.seq, or more text",
+            )
+        )
+    return count
 
 
 def _open(prefix: str, index: Path, stored: Path) -> Corpus:

@@ -20,6 +20,7 @@ from roots_dist.data.batches import Batches
 from roots_dist.errors import CheckpointError
 from roots_dist.evaluate.held_out import Score, bytes_per_token, score
 from roots_dist.mesh import Mesh
+from roots_dist.objectives import make_objective
 from roots_dist.objectives.base import MicroBatch
 from roots_dist.train.build import build_passes
 
@@ -32,13 +33,14 @@ def evaluate(config: Config, mesh: Mesh) -> Score:
         raise CheckpointError(f"{run} holds no complete checkpoint. Fix: train it first, or name another run's folder.")
     passes = build_passes(config, mesh)
     load_weights(checkpoint, passes.model.params, mesh)
-    held_out = Batches(config, config.data.validation, mesh.dp.rank, mesh.dp.size)
+    objective = make_objective(config)
+    held_out = Batches.open(config, objective, config.data.validation, mesh.dp.rank, mesh.dp.size)
     sequences = min(config.train.eval_sequences, held_out.num_samples)
     batches: Iterable[MicroBatch] = held_out.evaluation(sequences)
     if mesh.rank == 0 and sys.stderr.isatty():
         total = -(-sequences // (config.train.micro_batch * mesh.dp.size))
         batches = track(batches, "evaluating", total=total, console=Console(stderr=True), transient=True)
-    found = score(passes, batches, bytes_per_token(config.data.validation))
+    found = score(passes, objective, batches, bytes_per_token(config.data.validation))
     if mesh.rank == 0:
         show(checkpoint, sequences, found)
     return found
@@ -48,9 +50,13 @@ def show(checkpoint: Path, sequences: int, found: Score) -> None:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("checkpoint", str(checkpoint))
     table.add_row("tokens", f"{found.targets:,} in {sequences:,} sequences")
-    table.add_row("log-likelihood", f"{found.log_likelihood:,.1f} nats")
+    if found.log_likelihood is not None:
+        table.add_row("log-likelihood", f"{found.log_likelihood:,.1f} nats")
     table.add_row("loss", f"{found.loss:.4f} nats per token")
-    table.add_row("perplexity", f"{found.perplexity:.2f}")
+    for name, sums in found.terms.items() if len(found.terms) > 1 else ():
+        table.add_row(f"  {name}", f"{sums.mean:.4f} nats, {sums.accuracy:.1%} right of {sums.count:,}")
+    if found.perplexity is not None:
+        table.add_row("perplexity", f"{found.perplexity:.2f}")
     if found.bits_per_byte is not None:
         table.add_row("bits per byte", f"{found.bits_per_byte:.4f}")
     Console(highlight=False, soft_wrap=True).print(table)

@@ -21,8 +21,7 @@ from roots_dist.data.tokenizer import load_codec
 from roots_dist.errors import CheckpointError, DataError, UserError
 from roots_dist.generate.sampling import Sampling
 from roots_dist.mesh import Mesh
-from roots_dist.models.attention import Cache
-from roots_dist.objectives.base import IGNORE, MicroBatch
+from roots_dist.objectives.base import Cache, MicroBatch, Scored
 from roots_dist.train.build import Passes, build_model
 
 
@@ -33,13 +32,13 @@ def continue_ids(pieces: list[nn.Module], ids: list[int], count: int, sampling: 
     new = ids
     for _ in range(count):
         tokens = torch.tensor([new], device=device)
-        batch = MicroBatch(tokens, tokens, torch.zeros(1, dtype=torch.int64, device=device), step=0, read=-1)
+        batch = MicroBatch(tokens=tokens, samples=torch.zeros_like(tokens[:, 0]), read=-1, cache=cache)
         with torch.no_grad():
-            payload = None
+            payload: dict | Scored = {}
             for piece in pieces:
-                payload = piece(payload, batch, cache)
+                payload = piece(payload, batch)
         cache.length += len(new)
-        (logits,) = payload
+        (logits,) = payload.found
         new = sampling.choose(logits, generator).tolist()
         yield new[0]
 
@@ -47,20 +46,18 @@ def continue_ids(pieces: list[nn.Module], ids: list[int], count: int, sampling: 
 def continue_live(passes: Passes, ids: list[int], count: int, sampling: Sampling, seed: int) -> list[int]:
     """`count` more ids from the model as it stands on all ranks, in any layout. Collective over the world.
 
-    For the samples of a training run: it reads the whole context again for each token, since a stage's input has the
-    shape of a training microbatch.
+    For the samples of a training run: it reads the whole context again for each token.
     """
     config, mesh = passes.config, passes.mesh
     generator = torch.Generator().manual_seed(seed)
     ids, seq = list(ids), config.data.seq
-    shape = (config.train.micro_batch, seq)
+    shape = (1, seq)
     for _ in range(count):
         context = ids[-seq:]
         tokens = torch.zeros(shape, dtype=torch.int64)
         tokens[:, : len(context)] = torch.tensor(context)  # what comes after cannot be seen: attention is causal
-        samples = torch.zeros(shape[0], dtype=torch.int64)
-        batch = MicroBatch(tokens, torch.full(shape, IGNORE), samples, step=0, read=len(context) - 1).to(mesh.device)
-        found = passes.forward([batch])
+        batch = MicroBatch(tokens=tokens, samples=torch.zeros_like(tokens[:, 0]), read=len(context) - 1)
+        found = passes.forward([batch.to(mesh.device)])
         chosen = torch.zeros(1, dtype=torch.int64, device=mesh.device)
         if found and mesh.tp.rank == 0 and mesh.dp.rank == 0:
             chosen[0] = sampling.choose(found[0][:1], generator)[0]

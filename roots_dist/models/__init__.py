@@ -1,0 +1,10 @@
+"""The families. MODELS maps model.family to a function (config, split) -> the model's pieces, in order."""
+
+from collections.abc import Callable
+
+from roots_dist.config.schema import Config
+from roots_dist.models import gpt
+from roots_dist.models.pieces import PieceSpec
+from roots_dist.tensor.collectives import Split
+
+MODELS: dict[str, Callable[[Config, Split], tuple[PieceSpec, ...]]] = {"gpt": gpt.pieces}

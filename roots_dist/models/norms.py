@@ -19,13 +19,19 @@ from roots_dist.tensor.collectives import Split
 class Norm(nn.Module):
     """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019). Its gradient is partial under sequence parallelism."""
 
-    def __init__(self, config: Config, split: Split):
+    def __init__(self, config: Config, split: Split, width: int | None = None, copy_of: str | None = None):
+        """width: of the stack, if not told. copy_of: the name of the norm that this one is a copy of."""
         super().__init__()
-        width = config.model.hidden
         self.eps = config.advanced.norm_eps
-        self.weight = declare(self, "weight", ShardSpec(shape=(width,), fill=1.0, partial=split.sequence), split.tp)
-        has_bias = config.model.norm == "layernorm"
-        self.bias = declare(self, "bias", ShardSpec(shape=(width,), partial=split.sequence), split.tp) if has_bias else None
+
+        def vector(name: str, fill: float) -> nn.Parameter:
+            original = f"{copy_of}.{name}" if copy_of else None
+            shape = (width or config.model.hidden,)
+            spec = ShardSpec(shape=shape, fill=fill, partial=split.sequence, copy_of=original)
+            return declare(self, name, spec, split.tp)
+
+        self.weight = vector("weight", 1.0)
+        self.bias = vector("bias", 0.0) if config.model.norm == "layernorm" else None
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bias is None:
@@ -44,7 +50,7 @@ class Dropout(nn.Module):
         """[B, s, D] -> [B, s, D]"""
         if not self.training or self.drop == 0:
             return x
-        mine = self.split.positions(batch.tokens.shape[1])
+        mine = self.split.held(x.shape[1])
         return rng.dropout(x, self.drop, mask_rows(self.seed, self.site, batch, mine, x.device))
 
 

@@ -1,4 +1,4 @@
-"""Where a token stands: learned or sinusoidal vectors, rotary angles, ALiBi slopes. All in global positions and heads.
+"""Where a token stands: sinusoids, rotary angles, ALiBi slopes, T5's learned bias. All in global positions and heads.
 
 B sequences, S positions, D model width, h heads of this rank, K head width.
 """
@@ -8,15 +8,21 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from roots_dist.config.schema import Config
+from roots_dist.sharding import ShardSpec, declare
+from roots_dist.tensor.collectives import Split
 
 
-def sinusoids(positions: range, width: int, device: torch.device) -> Tensor:
-    """float32 [s, D]: sines in the first half, cosines in the second (Vaswani et al. 2017, 3.5, reordered)."""
-    place = torch.arange(positions.start, positions.stop, device=device).unsqueeze(1)
+def sinusoids(places: Tensor, width: int) -> Tensor:
+    """places [...] -> float32 [..., D]: sines in the first half, cosines in the second (Vaswani et al. 2017, 3.5,
+    reordered)."""
     half = (width + 1) // 2
-    rate = torch.exp(torch.arange(half, device=device) * (-math.log(10000.0) / max(1, half - 1)))
-    return torch.cat([(place * rate).sin(), (place * rate).cos()], 1)[:, :width]
+    rate = torch.exp(torch.arange(half, device=places.device) * (-math.log(10000.0) / max(1, half - 1)))
+    angle = places.unsqueeze(-1) * rate
+    return torch.cat([angle.sin(), angle.cos()], -1)[..., :width]
 
 
 class Rotary:
@@ -74,3 +80,39 @@ class Alibi:
             bias = self.slopes.to(like.device)[:, None, None] * distance
             self._key, self._bias = key, bias.masked_fill(distance > 0, -torch.inf).to(like.dtype)
         return self._bias
+
+
+class Relative(nn.Module):
+    """T5's bias (Raffel et al. 2020, section 2.1): learned per head and bucket of distance, added to attention scores.
+
+    One table for all blocks of a stack; a copy on every pipeline stage that has some. Its heads are cut over tensor ranks.
+    Half of the buckets are for single distances, the others grow with the logarithm up to relative_distance; where keys
+    may come after the query, each side has half of the buckets.
+    """
+
+    def __init__(self, config: Config, split: Split, causal: bool, copy_of: str | None = None):
+        super().__init__()
+        m = config.model
+        self.causal, self.buckets, self.distance = causal, m.relative_buckets, m.relative_distance
+        std = m.init_std or m.hidden**-0.5
+        spec = ShardSpec(shape=(self.buckets, m.heads), cut=1, std=std, copy_of=copy_of)
+        self.weight = declare(self, "weight", spec, split.tp)
+
+    def bucket(self, distance: Tensor) -> Tensor:
+        """int64, of key - query."""
+        buckets, first = self.buckets, torch.zeros_like(distance)
+        if self.causal:
+            back = (-distance).clamp(min=0)
+        else:
+            buckets //= 2
+            first, back = (distance > 0) * buckets, distance.abs()
+        exact = buckets // 2
+        scale = (buckets - exact) / math.log(self.distance / exact)
+        far = exact + (torch.log(back.clamp(min=1).float() / exact) * scale).long()
+        return first + torch.where(back < exact, back, far.clamp(max=buckets - 1))
+
+    def bias(self, queries: range, num_keys: int, like: Tensor) -> Tensor:
+        """[h, Q, S], without any mask."""
+        distances = torch.arange(-queries.stop + 1, num_keys - queries.start, device=like.device)  # of key - query, Q+S-1
+        each = F.embedding(self.bucket(distances), self.weight).t()  # [h, Q+S-1]
+        return each.unfold(1, num_keys, 1).flip(1)  # the window of the last query begins first

@@ -2,22 +2,22 @@
 
     program (schedules.py, passes.py) + stages + microbatches --run--> terms of the loss, gradients in .grad
 
-Knows nothing of models or DeepSpeed: a stage maps a payload (named tensors of static shape) to a payload, the last one
-to terms. Sends and receives are asynchronous; a computation waits for its own input only.
+Knows nothing of models or DeepSpeed: a stage maps a payload (named tensors, their shapes known for each microbatch) to a
+payload, and any stage may find terms of the loss. Sends and receives are asynchronous; a computation waits for its own
+input only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from roots_dist.mesh import Mesh
-from roots_dist.objectives.base import MicroBatch, Term
+from roots_dist.objectives.base import MicroBatch, Scored
 from roots_dist.pipeline.actions import Action, Kind, rank_of
 from roots_dist.pipeline.passes import Channel, channel_of
 from roots_dist.pipeline.stage import Stage
@@ -25,6 +25,8 @@ from roots_dist.tensor.collectives import Later
 
 Payload = dict[str, Tensor]
 PayloadSpec = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+Scales = Mapping[str, float]
+"""What each term's sum is multiplied by before it is differentiated."""
 Work = tuple[int, int]  # (stage, microbatch)
 
 
@@ -47,7 +49,9 @@ class _Flight:
 
     arriving: dict[tuple[str, Work], tuple[Payload, list[dist.Work]]] = field(default_factory=dict)
     inputs: dict[Work, Payload] = field(default_factory=dict)
-    outputs: dict[Work, Any] = field(default_factory=dict)
+    outputs: dict[Work, tuple[Payload, Tensor | None]] = field(default_factory=dict)
+    """What backward begins from: what was handed on, and the stage's own part of the loss."""
+    leaving: dict[Work, Payload] = field(default_factory=dict)
     gradients: dict[Work, Payload] = field(default_factory=dict)
     put_off: dict[Work, list] = field(default_factory=dict)
     sent: list[tuple[dist.Work, Tensor]] = field(default_factory=list)
@@ -55,83 +59,84 @@ class _Flight:
 
 @dataclass(frozen=True)
 class Executor:
-    """stages: this rank's, by number. spec: what crosses a stage boundary. later: shared with the stages' layers."""
+    """stages: this rank's, by number. spec(stage, microbatch): what comes into a stage. later: shared with the stages'
+    layers."""
 
     mesh: Mesh
     stages: Mapping[int, Stage]
     num_stages: int
-    spec: PayloadSpec
+    spec: Callable[[int, MicroBatch], PayloadSpec]
     channels: Mapping[Channel, dist.ProcessGroup]
     later: Later
 
-    def run(self, actions: Sequence[Action], batches: Sequence[MicroBatch], scale: float) -> list:
-        """Do the actions. Gradients of Σ weight · scale · sum over the terms are added into .grad.
+    def run(self, actions: Sequence[Action], batches: Sequence[MicroBatch], scales: Scales) -> list:
+        """Do the actions. Gradients of Σ scale · sum over the terms are added into .grad.
 
-        Returns what the last stage made of each microbatch, one after the other (terms, detached); an empty list on
-        other ranks. Under no_grad only forwards are meant, and `scale` is of no account.
+        Returns what this rank's stages found in each microbatch, one after the other (terms, detached); an empty list
+        on ranks whose stages find nothing. Under no_grad only forwards are meant, and `scales` are of no account.
         """
         flight, found = _Flight(), []
         for action in actions:
             kind, stage, i = action
             work = (stage, i)
             if kind is Kind.FORWARD:
-                found += self._forward(flight, work, batches[i], scale)
+                found += self._forward(flight, work, batches[i], scales)
             elif kind in (Kind.BACKWARD, Kind.INPUT):
                 self._backward(flight, work, put_off=kind is Kind.INPUT)
             elif kind is Kind.WEIGHT:
                 for do in flight.put_off.pop(work):
                     do()
             elif kind is Kind.SEND_FORWARD:
-                keep = torch.is_grad_enabled()  # for backward; without one the output may go as soon as it is sent
-                self._send(flight, action, flight.outputs[work] if keep else flight.outputs.pop(work))
+                self._send(flight, action, flight.leaving.pop(work))
             elif kind is Kind.SEND_BACKWARD:
                 self._send(flight, action, flight.gradients.pop((stage - 1, i)))
             elif kind is Kind.RECV_FORWARD:
-                flight.arriving["forward", work] = self._receive(action)
+                flight.arriving["forward", work] = self._receive(action, self.spec(stage, batches[i]))
             elif kind is Kind.RECV_BACKWARD:
-                flight.arriving["backward", work] = self._receive(action)
+                flight.arriving["backward", work] = self._receive(action, _learned(self.spec(stage + 1, batches[i])))
         for message, _ in flight.sent:
             message.wait()
         return found
 
-    def _forward(self, flight: _Flight, work: Work, batch: MicroBatch, scale: float) -> list:
+    def _forward(self, flight: _Flight, work: Work, batch: MicroBatch, scales: Scales) -> list:
         stage, i = work
+        learn = torch.is_grad_enabled()
         payload = flight.inputs.pop(work, None)
         if payload is None and stage > 0:
             payload = _arrived(flight, "forward", work)
-        if payload is not None and torch.is_grad_enabled():
+        if payload is not None and learn:
             for tensor in payload.values():
                 tensor.requires_grad_(tensor.is_floating_point())
-        out = self.stages[stage](payload, batch)
-        learn = torch.is_grad_enabled()
+        out: Scored = self.stages[stage](payload, batch)
         if learn:
             flight.inputs[work] = payload or {}
-        if stage == self.num_stages - 1:
-            if not learn:
-                return list(out)
-            flight.outputs[work] = sum(t.sum * (t.weight * scale) for t in out)
-            return [Term(t.sum.detach(), t.count, t.weight) for t in out]
-        if self._is_mine(stage + 1):
-            flight.inputs[stage + 1, i] = {name: t.detach() for name, t in out.items()}
-        if learn or not self._is_mine(stage + 1):
-            flight.outputs[work] = out
-        return []
+            flight.outputs[work] = out.payload, sum(t.sum * scales[t.name] for t in out.found) if out.found else None
+        if stage < self.num_stages - 1:
+            detached = {name: t.detach() for name, t in out.payload.items()}
+            if self._is_mine(stage + 1):
+                flight.inputs[stage + 1, i] = detached
+            else:
+                flight.leaving[work] = detached
+        return [t.detached() for t in out.found] if learn else list(out.found)
 
     def _backward(self, flight: _Flight, work: Work, put_off: bool) -> None:
         stage, i = work
-        inputs, output = flight.inputs.pop(work), flight.outputs.pop(work)
+        inputs, (output, loss) = flight.inputs.pop(work), flight.outputs.pop(work)
+        roots, gradients = ([loss], [None]) if loss is not None and loss.requires_grad else ([], [])
+        if stage < self.num_stages - 1:
+            given = flight.gradients.pop(work, None) or _arrived(flight, "backward", work)
+            named = [name for name, t in output.items() if t.requires_grad]
+            roots, gradients = [*roots, *(output[n] for n in named)], [*gradients, *(given[n] for n in named)]
         self.later.on = put_off
-        if stage == self.num_stages - 1:
-            output.backward()
-        else:
-            gradients = flight.gradients.pop(work, None) or _arrived(flight, "backward", work)
-            torch.autograd.backward(list(output.values()), [gradients[name] for name in output])
+        if roots:  # none where nothing before or in this stage learns
+            torch.autograd.backward(roots, gradients)
         self.later.on = False
         if put_off:
             flight.put_off[work] = self.later.take()
         if stage > 0:
+            learned = {name: t for name, t in inputs.items() if t.is_floating_point()}
             flight.gradients[stage - 1, i] = {
-                name: torch.zeros_like(t) if t.grad is None else t.grad for name, t in inputs.items()
+                name: torch.zeros_like(t) if t.grad is None else t.grad for name, t in learned.items()
             }
 
     def _is_mine(self, stage: int) -> bool:
@@ -139,17 +144,22 @@ class Executor:
 
     def _send(self, flight: _Flight, action: Action, payload: Payload) -> None:
         channel = channel_of(action, self.mesh.pp.size)
-        for name in self.spec:
-            tensor = payload[name].detach().contiguous()
+        for name in sorted(payload):
+            tensor = payload[name].contiguous()
             message = dist.isend(tensor, self.mesh.pp.ranks[channel.receiver], group=self.channels[channel])
             flight.sent.append((message, tensor))  # the tensor must live until it has gone
         flight.sent = [(message, tensor) for message, tensor in flight.sent if not message.is_completed()]
 
-    def _receive(self, action: Action) -> tuple[Payload, list[dist.Work]]:
+    def _receive(self, action: Action, spec: PayloadSpec) -> tuple[Payload, list[dist.Work]]:
         channel = channel_of(action, self.mesh.pp.size)
         source, group = self.mesh.pp.ranks[channel.sender], self.channels[channel]
-        payload = {n: torch.empty(shape, dtype=dtype, device=self.mesh.device) for n, (shape, dtype) in self.spec.items()}
-        return payload, [dist.irecv(payload[name], source, group=group) for name in self.spec]
+        payload = {n: torch.empty(shape, dtype=dtype, device=self.mesh.device) for n, (shape, dtype) in spec.items()}
+        return payload, [dist.irecv(payload[name], source, group=group) for name in sorted(payload)]
+
+
+def _learned(spec: PayloadSpec) -> PayloadSpec:
+    """What has a gradient."""
+    return {name: (shape, dtype) for name, (shape, dtype) in spec.items() if dtype.is_floating_point}
 
 
 def _arrived(flight: _Flight, direction: str, work: Work) -> Payload:

@@ -1,15 +1,16 @@
 """A stage: the run of a model's pieces that one pipeline rank does between a receive and a send.
 
-Knows nothing of what the pieces are: each maps a payload to a payload; the last one returns terms of a loss.
+Knows nothing of what the pieces are: each maps a payload and a microbatch to a payload; some find terms of the loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from roots_dist.objectives.base import MicroBatch, Scored
 
 
 class Stage(nn.Module):
@@ -22,13 +23,19 @@ class Stage(nn.Module):
         super().__init__()
         self.names, self.pieces, self.recompute = tuple(names), nn.ModuleList(pieces), recompute
 
-    def forward(self, payload: Any, batch: Any) -> Any:
+    def forward(self, payload: dict[str, Tensor] | None, batch: MicroBatch) -> Scored:
+        """The payload for the next stage, and what the pieces of this one found (terms of the loss)."""
+        found: tuple = ()
+        payload = payload or {}
         for name, piece in zip(self.names, self.pieces):
             if name in self.recompute and self.training:
-                payload = checkpoint(piece, payload, batch, use_reentrant=False, preserve_rng_state=False)
+                made = checkpoint(piece, payload, batch, use_reentrant=False, preserve_rng_state=False)
             else:
-                payload = piece(payload, batch)
-        return payload
+                made = piece(payload, batch)
+            if isinstance(made, Scored):
+                found, made = found + made.found, made.payload
+            payload = made
+        return Scored(found, payload)
 
     def named_pieces(self) -> list[tuple[str, nn.Module]]:
         return list(zip(self.names, self.pieces))

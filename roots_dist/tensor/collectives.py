@@ -50,8 +50,11 @@ class Split:
         if not self.sequence:
             return range(seq)
         assert seq % self.tp.size == 0, (seq, self.tp.size)
-        mine = seq // self.tp.size
-        return range(self.tp.rank * mine, (self.tp.rank + 1) * mine)
+        return self.held(seq // self.tp.size)
+
+    def held(self, mine: int) -> range:
+        """The positions that this rank holds outside the regions, given how many."""
+        return range(self.tp.rank * mine, (self.tp.rank + 1) * mine) if self.sequence else range(mine)
 
 
 class Pending:
@@ -162,3 +165,21 @@ def enter(x: Tensor, split: Split) -> Tensor:
 def leave(partial: Tensor, split: Split) -> Tensor:
     """[B, S, D] -> [B, s, D] under SP, else [B, S, D]."""
     return partial if split.tp.size == 1 else _Leave.apply(partial, split)
+
+
+class _Whole(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor, split: Split) -> Tensor:
+        ctx.split = split
+        return start_gather(x, split.tp)()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        mine = ctx.split.positions(grad.shape[1])
+        return grad[:, mine.start : mine.stop].contiguous(), None
+
+
+def whole(x: Tensor, split: Split) -> Tensor:
+    """[B, s, D] under SP -> [B, S, D], for what every tensor rank does alike (a head of few outputs): each already has
+    the whole gradient, of which it keeps its positions. After `enter` it would be counted once per rank."""
+    return _Whole.apply(x, split) if split.sequence and split.tp.size > 1 else x

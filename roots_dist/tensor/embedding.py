@@ -15,10 +15,10 @@ from roots_dist.tensor.collectives import Split, leave
 class VocabEmbedding(nn.Module):
     """Ids must be below the vocabulary's size: data/batches.py refuses others, which would become zeros here."""
 
-    def __init__(self, split: Split, padded_vocab: int, width: int, *, std: float, tied: bool):
+    def __init__(self, split: Split, padded_vocab: int, width: int, *, std: float, copy_of: str | None = None):
         super().__init__()
         self.split = split
-        spec = ShardSpec(shape=(padded_vocab, width), cut=0, std=std, tied=tied)
+        spec = ShardSpec(shape=(padded_vocab, width), cut=0, std=std, copy_of=copy_of)
         self.weight = declare(self, "weight", spec, split.tp)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
     trace(rank, size, config) on each rank of a world --merge--> Trace --differences(alone, parallel)--> table
 
 A trace holds each step's loss and gradient norm, each step's gradients, and the master weights and moments at the end.
-Batches are random tokens with random targets of which some are not scored, so that microbatches differ in both.
+Batches are the objective's own, of random documents, and some targets are not scored, so that microbatches differ.
 Shipped, so that users can prove their own layers; `roots verify` and tests/parity are made of it.
 """
 
@@ -12,15 +12,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from roots_dist import rng
 from roots_dist.config.schema import Config
+from roots_dist.data.batches import Batches
+from roots_dist.data.store import Corpus
 from roots_dist.layout import Layout
 from roots_dist.mesh import Mesh
-from roots_dist.objectives.base import IGNORE, MicroBatch
+from roots_dist.objectives import OBJECTIVES
+from roots_dist.objectives.base import IGNORE, MicroBatch, Objective
 from roots_dist.optim.rates import rate
 from roots_dist.sharding import Param, assemble
 from roots_dist.train.build import Run, build_run
@@ -29,17 +34,33 @@ from roots_dist.zero.build import build_engine
 from roots_dist.zero.seam import STATE, Engine, Update
 
 
+def proof_objective(config: Config) -> Objective:
+    """The config's, without a tokenizer: special tokens are some of the ids."""
+    return OBJECTIVES[config.objective.name](config, None)
+
+
 def random_batches(config: Config, step: int, dp_rank: int, dp_size: int) -> list[MicroBatch]:
-    """This data rank's microbatches of a step. The global batch is the same in every layout; one target in five is
-    not scored."""
-    generator = torch.Generator().manual_seed(1000 * config.train.seed + step)
-    size, seq, micro = config.train.batch, config.data.seq, config.train.micro_batch
-    tokens = torch.randint(config.model.vocab, (size, seq), generator=generator)
-    targets = torch.randint(config.model.vocab, (size, seq), generator=generator)
-    targets = targets.masked_fill(torch.rand(size, seq, generator=generator) < 0.2, IGNORE)
-    samples = torch.arange(size) + step * size
-    mine = range(dp_rank * size // dp_size, (dp_rank + 1) * size // dp_size, micro)
-    return [MicroBatch(tokens[i : i + micro], targets[i : i + micro], samples[i : i + micro], step) for i in mine]
+    """This data rank's microbatches of a step, from random documents. The global batch is the same in every layout; one
+    target in five is not scored, so that microbatches differ in their counts."""
+    batches = Batches(config, proof_objective(config), [random_source(config)], [1.0], dp_rank, dp_size)
+    return [_thinned(batch, config.train.seed) for batch in batches.at(step)]
+
+
+def random_source(config: Config) -> Corpus:
+    """4,000 random tokens of the vocabulary, in documents of 2 to 60."""
+    draw = np.random.default_rng(config.train.seed)
+    lengths = draw.integers(2, 61, size=128).astype(np.int32)
+    stored = draw.integers(config.model.vocab, size=int(lengths.sum()))
+    offsets = (np.cumsum(lengths) - lengths) * np.int64(stored.itemsize)
+    return Corpus("random", lengths, offsets, np.arange(len(lengths) + 1), stored)
+
+
+def _thinned(batch: MicroBatch, seed: int) -> MicroBatch:
+    if batch.targets is None:
+        return batch
+    columns = torch.arange(batch.targets.shape[1], dtype=torch.int32)
+    kept = rng.keep(rng.fold(rng.key("thinned", seed), batch.samples), columns, 0.2)
+    return replace(batch, targets=batch.targets.masked_fill(~kept, IGNORE))
 
 
 class _Recording:
@@ -76,7 +97,7 @@ def trace(
         recorded.append(_Recording(build_engine(config, mesh, module, params), params))
         return recorded[0]
 
-    run = build_run(config, mesh, recording)
+    run = build_run(config, mesh, recording, proof_objective(config))
     if load_from:
         from roots_dist.checkpoint.load import load
 

@@ -5,16 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
 from roots_dist.config.schema import Config
-from roots_dist.mesh import Mesh
-from roots_dist.models import gpt
-from roots_dist.objectives.base import MicroBatch, Term
+from roots_dist.mesh import Axis, Mesh
+from roots_dist.models import MODELS
+from roots_dist.models.pieces import PayloadSpec, PieceSpec, dtype_of
+from roots_dist.objectives import make_objective
+from roots_dist.objectives.base import MicroBatch, Objective, Term
 from roots_dist.pipeline import passes, schedules
 from roots_dist.pipeline.actions import Action, Kind, Program, rank_of
 from roots_dist.pipeline.executor import Executor, connect
@@ -26,13 +29,6 @@ from roots_dist.zero.build import build_engine
 from roots_dist.zero.seam import Engine
 
 
-def dtype_of(config: Config) -> torch.dtype:
-    """What weights and activations are computed in."""
-    if config.advanced.double:
-        return torch.float64
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[config.train.precision]
-
-
 @dataclass(frozen=True)
 class RankModel:
     """The stages of one rank and their parameters."""
@@ -42,6 +38,10 @@ class RankModel:
     stages: dict[int, Stage]
     params: list[Param]
     split: Split
+    holders: Mapping[str, tuple[int, ...]]
+    """Of each parameter that several pipeline ranks hold: which, the same on all ranks."""
+    inputs: tuple[Callable[[MicroBatch], PayloadSpec], ...]
+    """What comes into each stage of the whole model."""
 
     def pieces(self) -> list[tuple[str, nn.Module]]:
         return [piece for stage in self.stages.values() for piece in stage.named_pieces()]
@@ -50,9 +50,8 @@ class RankModel:
 def build_model(config: Config, mesh: Mesh) -> RankModel:
     """This rank's share of the model, initial weights drawn from (seed, name). No communication."""
     split = Split(mesh.tp, config.parallel.sequence and mesh.tp.size > 1, Later())
-    specs = gpt.pieces(config, split)
-    num_stages = config.num_stages()
-    runs = partition([p.cost for p in specs], num_stages, [p.is_block for p in specs])
+    specs = MODELS[config.model.family](config, split)
+    runs = partition([p.cost for p in specs], config.num_stages(), [p.is_block for p in specs])
     recompute = frozenset(p.name for p in specs if p.is_block and config.train.recompute == "full")
     built: dict[str, nn.Module] = {}
     stages: dict[int, Stage] = {}
@@ -66,7 +65,17 @@ def build_model(config: Config, mesh: Mesh) -> RankModel:
     module = nn.ModuleList(stages.values()).to(device=mesh.device, dtype=dtype_of(config))
     params = parameters_of([piece for stage in stages.values() for piece in stage.named_pieces()])
     initialize(params, config.train.seed)
-    return RankModel(module, stages, params, split)
+    inputs = (lambda batch: {}, *(specs[run.start - 1].out for run in runs[1:]))
+    return RankModel(module, stages, params, split, _holders(specs, runs, mesh.pp.size), inputs)
+
+
+def _holders(specs: Sequence[PieceSpec], runs: Sequence[range], num_ranks: int) -> dict[str, tuple[int, ...]]:
+    """Parameters that pieces on several pipeline ranks share -> those ranks, in the order of names."""
+    found: dict[str, set[int]] = defaultdict(set)
+    for index, run in enumerate(runs):
+        for name in (name for i in run for name in specs[i].shares):
+            found[name].add(rank_of(index, num_ranks))
+    return {name: tuple(sorted(ranks)) for name, ranks in sorted(found.items()) if len(ranks) > 1}
 
 
 @dataclass(frozen=True)
@@ -79,16 +88,16 @@ class Passes:
     executor: Executor
     _programs: dict[tuple[str, int], list[Action]] = field(default_factory=dict)
 
-    def forward_backward(self, batches: list[MicroBatch], scale: float) -> list[Term]:
-        """Gradients of scale · Σ losses into .grad, by the config's schedule. Returns terms on the last stage."""
-        return self.executor.run(self._actions("learn", len(batches)), batches, scale)
+    def forward_backward(self, batches: list[MicroBatch], scales: Mapping[str, float]) -> list[Term]:
+        """Gradients of Σ scale · Σ losses into .grad, by the config's schedule. Returns this rank's terms."""
+        return self.executor.run(self._actions("learn", len(batches)), batches, scales)
 
     @torch.no_grad()
     def forward(self, batches: list[MicroBatch]) -> list:
-        """What the last stage makes of each microbatch (terms, or logits where MicroBatch.read asks for them), without
-        dropout; an empty list on other stages."""
+        """What this rank's stages find in each microbatch (terms, or on the last stage what MicroBatch.read asks for),
+        without dropout. Microbatches may be of any shape."""
         self.model.module.eval()
-        found = self.executor.run(self._actions("read", len(batches)), batches, 1.0)
+        found = self.executor.run(self._actions("read", len(batches)), batches, {})
         self.model.module.train()
         return found
 
@@ -106,6 +115,9 @@ class Run:
 
     passes: Passes
     engine: Engine
+    objective: Objective
+    ties: Mapping[str, Axis]
+    """Of each parameter of this rank that other pipeline ranks hold too: all of these ranks."""
 
     @property
     def config(self) -> Config:
@@ -145,14 +157,19 @@ def build_passes(config: Config, mesh: Mesh) -> Passes:
         mesh=mesh,
         stages=model.stages,
         num_stages=config.num_stages(),
-        spec=gpt.payload_spec(config, model.split, dtype_of(config)),
+        spec=lambda stage, batch: model.inputs[stage](batch),
         channels=connect(channels, mesh),
         later=model.split.later,
     )
     return Passes(config, mesh, model, executor)
 
 
-def build_run(config: Config, mesh: Mesh, make_engine: Callable[..., Engine] = build_engine) -> Run:
+def build_run(
+    config: Config, mesh: Mesh, make_engine: Callable[..., Engine] = build_engine, objective: Objective | None = None
+) -> Run:
     """Collective over the world. make_engine(config, mesh, module, params) shards the optimizer over data ranks."""
     rank = build_passes(config, mesh)
-    return Run(rank, make_engine(config, mesh, rank.model.module, rank.model.params))
+    axes = {ranks: mesh.some_pp(f"tie {'-'.join(map(str, ranks))}", ranks) for ranks in dict.fromkeys(rank.model.holders.values())}
+    ties = {name: axes[ranks] for name, ranks in rank.model.holders.items() if mesh.pp.rank in ranks}
+    engine = make_engine(config, mesh, rank.model.module, rank.model.params)
+    return Run(rank, engine, objective or make_objective(config), ties)

@@ -54,6 +54,7 @@ class Report:
         memory = torch.tensor([peak_memory_gib(session.mesh.device)], device=session.mesh.device)
         numbers = {
             "loss/train": report.loss,
+            **({f"loss/train/{name}": value for name, value in report.terms.items()} if len(report.terms) > 1 else {}),
             "optim/lr": rate(config.optim, config.train.steps)(step - 1),
             "optim/grad_norm": report.grad_norm,
             "data/tokens": float(session.tokens),
@@ -77,7 +78,7 @@ def evaluate(session: Session) -> None:
         return
     batches = session.held_out.evaluation(session.config.train.eval_sequences)
     with session.trackers.doing("evaluating ..."):
-        found = score(session.run.passes, batches, session.bytes_per_token)
+        found = score(session.run.passes, session.run.objective, batches, session.bytes_per_token)
     session.trackers.log(session.step, found.metrics())
 
 

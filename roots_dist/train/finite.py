@@ -5,6 +5,7 @@ Called by train/step.py between backward and the reduction over data ranks: afte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,25 +27,28 @@ class Trouble(NamedTuple):
     """Then no step that is skipped will mend it."""
 
 
-def agree(mesh: Mesh, terms: list[Term], targets: int, params: list[Param]) -> tuple[float, Trouble | None]:
-    """The step's loss, and where the first number that is not finite stands, or None.
+def agree(
+    mesh: Mesh, terms: list[Term], names: Sequence[str], params: list[Param]
+) -> tuple[dict[str, float], Trouble | None]:
+    """The step's sum of each term, and where the first number that is not finite stands, or None.
 
     Equal on every rank. Collective over the world.
     """
-    loss = torch.zeros((), dtype=torch.float64, device=mesh.device)
-    if mesh.tp.rank == 0:  # terms are on the last stage, the same on each of its tensor ranks: one of them speaks
+    sums = torch.zeros(len(names), dtype=torch.float64, device=mesh.device)
+    if mesh.tp.rank == 0:  # a term is the same on each tensor rank of its stage: one of them speaks
         for term in terms:
-            loss += term.weight * term.sum.double()
-    loss_is_fine = torch.isfinite(loss)
+            sums[names.index(term.name)] += term.sum.double()
+    loss_is_fine = torch.isfinite(sums).all()
     gradients_are_fine = _all_finite([p.tensor.grad for p in params if p.tensor.grad is not None], mesh.device)
-    row = torch.zeros(1 + mesh.world.size, dtype=torch.float64, device=mesh.device)
-    row[0] = torch.where(loss_is_fine, loss, 0.0)
+    row = torch.zeros(len(names) + mesh.world.size, dtype=torch.float64, device=mesh.device)
+    row[: len(names)] = torch.where(torch.isfinite(sums), sums, 0.0)
     bad_gradient = torch.where(gradients_are_fine, FINE, GRADIENT)
-    row[1 + mesh.world.rank] = torch.where(loss_is_fine, bad_gradient, LOSS)
-    total, *states = mesh.world.sum_(row).tolist()
+    row[len(names) + mesh.world.rank] = torch.where(loss_is_fine, bad_gradient, LOSS)
+    numbers = mesh.world.sum_(row).tolist()
+    totals, states = numbers[: len(names)], numbers[len(names) :]
     if not any(states):
-        return total / max(1, targets), None
-    return float("nan"), _where(mesh, params, int(states[mesh.world.rank]))
+        return dict(zip(names, totals)), None
+    return dict.fromkeys(names, float("nan")), _where(mesh, params, int(states[mesh.world.rank]))
 
 
 def _all_finite(tensors: list[torch.Tensor], device: torch.device) -> torch.Tensor:

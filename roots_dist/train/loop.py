@@ -13,6 +13,7 @@ from roots_dist.config.schema import Config
 from roots_dist.data.batches import Batches
 from roots_dist.data.tokenizer import load_codec
 from roots_dist.mesh import Mesh
+from roots_dist.objectives import make_objective
 from roots_dist.optim.rates import rate
 from roots_dist.track.closing import closing_lines
 from roots_dist.track.summary import write_summary
@@ -38,11 +39,13 @@ def train(config: Config, mesh: Mesh) -> None:
 def train_in(folder: Path, config: Config, mesh: Mesh) -> None:
     """The folder is this run's alone. Collective over the world."""
     rank0 = mesh.rank == 0
-    training = Batches(config, config.data.train, mesh.dp.rank, mesh.dp.size)
-    held_out = Batches(config, config.data.validation, mesh.dp.rank, mesh.dp.size) if config.data.validation else None
+    objective = make_objective(config)
+    training = Batches.open(config, objective, config.data.train, mesh.dp.rank, mesh.dp.size)
+    given = config.data.validation
+    held_out = Batches.open(config, objective, given, mesh.dp.rank, mesh.dp.size) if given else None
     tokenizer = load_codec(config.data.tokenizer) if config.data.tokenizer else None
 
-    run = build_run(config, mesh)
+    run = build_run(config, mesh, objective=objective)
     first, skipped = resume(run, folder)
     facts = write_origin(folder, config, mesh.layout) if rank0 else None
     peak = devices_peak(config, mesh)

@@ -61,11 +61,17 @@ def _copy_dicts(module: nn.Module, args: tuple) -> tuple:
 
 
 def _watch_dataclasses(part: nn.Module, args: tuple, result: Any) -> Any:
-    """Gather the piece's weights before the backward of tensors in dataclasses too (terms of a loss)."""
-    if isinstance(result, (tuple, list)):
-        return type(result)(_watch_dataclasses(part, args, item) for item in result)
-    if is_dataclass(result):
-        found = {f.name: getattr(result, f.name) for f in fields(result)}
-        tensors = {name: t for name, t in found.items() if isinstance(t, torch.Tensor) and t.requires_grad}
-        return replace(result, **{name: part.pre_bwd_fn.apply(value) for name, value in tensors.items()})
-    return result
+    """Gather the piece's weights before the backward of tensors in dataclasses too (what was scored)."""
+    return _watched(part, result) if is_dataclass(result) else result
+
+
+def _watched(part: nn.Module, value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return part.pre_bwd_fn.apply(value) if value.requires_grad else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(_watched(part, item) for item in value)
+    if isinstance(value, dict):
+        return {name: _watched(part, item) for name, item in value.items()}
+    if is_dataclass(value):
+        return replace(value, **{f.name: _watched(part, getattr(value, f.name)) for f in fields(value)})
+    return value

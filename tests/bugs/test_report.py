@@ -36,9 +36,9 @@ def test_speed_does_not_depend_on_how_often_it_is_told(monkeypatch, first, every
     while session.step < max(reported):
         session.step += 1
         now[0] += 2.0
-        do[0](session, StepReport(1.0, 1.0, 1))
+        do[0](session, StepReport(1.0, 1.0, {"clm": 1.0}))
         now[0] += 10.0
-        do[1](session, StepReport(1.0, 1.0, 1))
+        do[1](session, StepReport(1.0, 1.0, {"clm": 1.0}))
     assert sorted(told) == reported
     for numbers in told.values():
         assert numbers["time/step_s"] == 2.0

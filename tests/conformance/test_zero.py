@@ -78,7 +78,7 @@ def plain(rank, size, config):
     adam = torch.optim.AdamW(groups, lr=LR, betas=(optim.beta1, optim.beta2), eps=optim.eps, foreach=False)
     losses, norms, states = [], [], []
     for step in range(2 * STEPS):
-        terms = [term for batch in random_batches(config, step, 0, 1) for term in stage(None, batch)]
+        terms = [term for batch in random_batches(config, step, 0, 1) for term in stage(None, batch).found]
         loss = sum(t.sum for t in terms) / sum(t.count for t in terms)
         loss.backward()
         everything = [p.tensor for p in model.params]
@@ -167,8 +167,8 @@ def disturb(run, batches):
 
 
 def backward(run, batches):
-    run.passes.forward_backward(batches, scale=1.0)
-    sum_tied_gradients(run.params, run.mesh.ends)
+    run.passes.forward_backward(batches, {"clm": 1.0})
+    sum_tied_gradients(run.params, run.ties)
     sum_partial_gradients(run.params)
 
 

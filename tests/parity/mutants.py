@@ -4,10 +4,13 @@ A mutant is a function that patches the running process before the model is buil
 messages as they are, so that nothing hangs and nothing but numbers goes wrong.
 """
 
+from dataclasses import replace
+
 import torch
 
 from roots_dist import rng, sharding
-from roots_dist.models import block, gpt, norms, positions
+from roots_dist.models import block, embed, gpt, norms, positions
+from roots_dist.objectives.base import Scored
 from roots_dist.pipeline import executor
 from roots_dist.tensor import collectives, cross_entropy, embedding, linear
 from roots_dist.testing import parity
@@ -71,7 +74,7 @@ def every_replicated_gradient_is_summed():
 
 
 def tied_gradients_are_not_summed():
-    step.sum_tied_gradients = lambda params, ends: None
+    step.sum_tied_gradients = lambda params, ties: None
 
 
 def norm_counts_replicas_on_every_rank():
@@ -99,7 +102,7 @@ def one_rank_does_not_clip():
 
 def loss_is_divided_by_the_rank_own_count():
     def own(run, batches):
-        return sum(int((b.targets != -100).sum()) for b in batches) * run.mesh.dp.size
+        return {"clm": sum(int((b.targets != -100).sum()) for b in batches) * run.mesh.dp.size}
 
     step.count_targets = own
 
@@ -107,8 +110,9 @@ def loss_is_divided_by_the_rank_own_count():
 def loss_is_a_mean_of_means():
     forward = gpt.Head.forward
 
-    def mean_of_microbatch(self, payload, batch, cache=None):
-        return tuple(type(t)(t.sum / t.count * batch.targets.numel(), t.count, t.weight) for t in forward(self, payload, batch))
+    def mean_of_microbatch(self, payload, batch):
+        (term,) = forward(self, payload, batch).found
+        return Scored((replace(term, sum=term.sum / term.count * batch.targets.numel()),))
 
     gpt.Head.forward = mean_of_microbatch
 
@@ -136,13 +140,13 @@ def dropout_is_keyed_on_the_place_in_the_microbatch():
 
     def local(seed, site, batch, where, device):
         places = torch.arange(len(batch.samples))
-        return rows(seed, site, type(batch)(batch.tokens, batch.targets, places, batch.step), where, device)
+        return rows(seed, site, replace(batch, samples=places), where, device)
 
     norms.mask_rows = local
 
 
 def positions_are_counted_from_zero_on_every_rank():
-    gpt.range = lambda *bounds: range(bounds[-1] - (bounds[0] if len(bounds) > 1 else 0))
+    embed.range = lambda *bounds: range(bounds[-1] - (bounds[0] if len(bounds) > 1 else 0))
 
 
 def every_rank_draws_the_first_slice():
@@ -170,8 +174,8 @@ def initial_weights_are_keyed_on_the_order():
 def residual_scale_uses_the_stage_layers():
     init = block.Block.__init__
 
-    def scaled(self, config, split, name, positions):
-        init(self, config.changed({"model.layers": config.model.layers // config.parallel.pp}), split, name, positions)
+    def scaled(self, config, split, *args, **options):
+        init(self, config.changed({"model.layers": config.model.layers // config.parallel.pp}), split, *args, **options)
 
     block.Block.__init__ = scaled
 
@@ -188,10 +192,10 @@ def put_off_weight_gradients_are_lost():
 def microbatches_are_swapped_on_the_last_stage():
     forward = executor.Executor._forward
 
-    def swapped(self, flight, work, batch, scale):
+    def swapped(self, flight, work, batch, scales):
         other = SWAP.get(work[1], batch) if work[0] == self.num_stages - 1 else batch
         SWAP[work[1] + 1] = batch
-        return forward(self, flight, work, other, scale)
+        return forward(self, flight, work, other, scales)
 
     executor.Executor._forward = swapped
 
@@ -211,7 +215,7 @@ def recomputation_sees_another_step():
         key = (site, batch.step, tuple(batch.samples.tolist()))
         step_ = batch.step + (key in seen) * 1000
         seen.add(key)
-        return rows(seed, site, type(batch)(batch.tokens, batch.targets, batch.samples, step_), where, device)
+        return rows(seed, site, replace(batch, step=step_), where, device)
 
     norms.mask_rows = again
 
@@ -219,9 +223,9 @@ def recomputation_sees_another_step():
 def loss_of_every_tensor_rank_is_reported():
     agree = finite.agree
 
-    def louder(mesh, terms, targets, params):
-        loss, trouble = agree(mesh, terms, targets, params)
-        return loss * mesh.tp.size, trouble
+    def louder(mesh, terms, names, params):
+        sums, trouble = agree(mesh, terms, names, params)
+        return {name: total * mesh.tp.size for name, total in sums.items()}, trouble
 
     step.agree = louder
 

@@ -36,7 +36,7 @@ def specs(tp: int, layers: int = LAYERS) -> dict[str, ShardSpec]:
         "norm.weight": ShardSpec(shape=(8,)),
         "query.bias": ShardSpec(shape=(16,), cut=0),
     }
-    return {EMBED: ShardSpec(shape=(64, 8), cut=0, tied=True)} | {
+    return {EMBED: ShardSpec(shape=(64, 8), cut=0)} | {
         f"blocks.{i}.{name}": spec for i in range(layers) for name, spec in layer.items()
     }
 
@@ -54,7 +54,7 @@ def stage(mesh: Mesh, layers: int = LAYERS, dtype: torch.dtype = torch.float32) 
     found = []
     for name, spec in specs(mesh.tp.size, layers).items():
         if name == EMBED and last and not first:
-            spec = ShardSpec(shape=spec.shape, cut=0, tied=True, copy_of=EMBED)
+            spec = ShardSpec(shape=spec.shape, cut=0, copy_of=EMBED)
         if name.startswith(tuple(mine)) or name == EMBED and (first or last):
             found.append(Param(name, nn.Parameter(torch.zeros(spec.local_shape(mesh.tp), dtype=dtype)), spec, mesh.tp))
     return found

@@ -1,5 +1,7 @@
 """Batches: the same samples in every layout, checked ids, each validation sample once."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,8 @@ from roots_dist.data.batches import Batches
 from roots_dist.data.prepare import prepare
 from roots_dist.data.store import Writer
 from roots_dist.errors import ConfigError, DataError
-from roots_dist.objectives import OBJECTIVES
 from roots_dist.objectives.base import IGNORE
+from roots_dist.objectives.clm import CausalTokens
 
 SEQ, VOCAB = 8, 1000
 
@@ -23,6 +25,10 @@ def corpus(path, num_tokens, first=0):
             writer.add(ids[start : start + 7].astype("<u2"))
         writer.commit()
     return str(path)
+
+
+def opened(config, sources, **place):
+    return Batches.open(config, CausalTokens(config), sources, **place)
 
 
 def config(*sources, **train):
@@ -47,7 +53,7 @@ def two(tmp_path):
 
 
 def test_a_sample_is_a_window_of_the_stream_and_targets_follow_tokens(tmp_path):
-    batches = Batches(*config(Source(path=corpus(tmp_path / "a", 81)), batch=10))
+    batches = opened(*config(Source(path=corpus(tmp_path / "a", 81)), batch=10))
     assert batches.num_samples == 10
     for epoch in range(2):
         found = rows(batches.at(epoch))
@@ -61,10 +67,10 @@ def test_a_sample_is_a_window_of_the_stream_and_targets_follow_tokens(tmp_path):
 @pytest.mark.parametrize("dp, micro", [(1, 4), (1, 12), (2, 1), (2, 3), (3, 2), (4, 3), (12, 1)])
 def test_a_step_holds_the_same_samples_in_every_layout(two, dp, micro):
     for step in (0, 1, 7, 40):
-        alone = rows(Batches(*config(*two)).at(step))
+        alone = rows(opened(*config(*two)).at(step))
         shared = {}
         for rank in range(dp):
-            mine = Batches(*config(*two, micro_batch=micro), dp_rank=rank, dp_size=dp).at(step)
+            mine = opened(*config(*two, micro_batch=micro), dp_rank=rank, dp_size=dp).at(step)
             assert {batch.tokens.shape for batch in mine} == {(micro, SEQ)} and {batch.step for batch in mine} == {step}
             shared |= rows(mine)
         assert shared == alone and len(alone) == 12
@@ -72,32 +78,32 @@ def test_a_step_holds_the_same_samples_in_every_layout(two, dp, micro):
 
 def test_sources_are_blended_by_weight_and_each_is_permuted_in_its_own_way(tmp_path):
     same = [Source(path=corpus(tmp_path / name, 801)) for name in "ab"]
-    first = [tokens[0] for _, (tokens, _) in sorted(rows(Batches(*config(*same, batch=100)).at(0)).items())]
+    first = [tokens[0] for _, (tokens, _) in sorted(rows(opened(*config(*same, batch=100)).at(0)).items())]
     assert first[0::2] != first[1::2]
     weighted = [
         Source(path=corpus(tmp_path / "c", 410), weight=3),
         Source(path=corpus(tmp_path / "d", 200, 500), weight=1),
     ]
-    found = rows(Batches(*config(*weighted, batch=40)).at(3))
+    found = rows(opened(*config(*weighted, batch=40)).at(3))
     assert sum(tokens[0] >= 500 for tokens, _ in found.values()) == 10
 
 
 def test_the_ramp_goes_on_without_gap(two):
-    batches = Batches(*config(*two, batch_ramp=(4, 4, 24)))
+    batches = opened(*config(*two, batch_ramp=(4, 4, 24)))
     numbers = [number for step in range(6) for number in sorted(rows(batches.at(step)))]
     assert numbers == list(range(len(numbers)))
     assert [len(batches.at(step)) for step in range(6)] == [4, 4, 4, 8, 8, 12]
 
 
 def test_another_seed_is_another_order(two):
-    assert rows(Batches(*config(*two)).at(0)) != rows(Batches(*config(*two, seed=1)).at(0))
+    assert rows(opened(*config(*two)).at(0)) != rows(opened(*config(*two, seed=1)).at(0))
 
 
 @pytest.mark.parametrize("dp, micro, count", [(1, 1, 5), (1, 4, 5), (2, 2, 5), (3, 1, 7), (2, 4, 1), (2, 3, 10**6)])
 def test_evaluation_takes_each_sample_once_and_ranks_stay_together(two, dp, micro, count):
     batch = dp * micro
     parts = [
-        list(Batches(*config(*two, batch=batch, micro_batch=micro), dp_rank=r, dp_size=dp).evaluation(count))
+        list(opened(*config(*two, batch=batch, micro_batch=micro), dp_rank=r, dp_size=dp).evaluation(count))
         for r in range(dp)
     ]
     assert len({len(part) for part in parts}) == 1
@@ -105,9 +111,9 @@ def test_evaluation_takes_each_sample_once_and_ranks_stay_together(two, dp, micr
     scored = {number: row for number, row in everything.items() if set(row[1]) != {IGNORE}}
     wanted = min(count, 75)  # 51 samples in a, 24 in b
     assert sorted(scored) == list(range(wanted)) and len({tuple(tokens) for tokens, _ in scored.values()}) == wanted
-    assert scored == rows(list(Batches(*config(*two, batch=1)).evaluation(count)))
-    objective = OBJECTIVES["clm"]
-    assert sum(objective.count(batch) for part in parts for batch in part) == wanted * SEQ
+    assert scored == rows(list(opened(*config(*two, batch=1)).evaluation(count)))
+    objective = CausalTokens(config()[0])
+    assert sum(objective.counts(batch)["clm"] for part in parts for batch in part) == wanted * SEQ
 
 
 @pytest.mark.parametrize("at", [0, 8, 40, 80])
@@ -119,29 +125,30 @@ def test_an_id_outside_the_vocabulary_names_its_document(tmp_path, at):
             writer.add(ids[start : start + 10])
         writer.commit()
     with pytest.raises(DataError) as error:
-        Batches(*config(Source(path=str(tmp_path / "a")), batch=10)).at(0)
-    place, text = f"token id in {tmp_path / 'a'}, document {at // 10} = 1000: ", str(error.value)
-    assert text.startswith(place + "expected 0 or more and below model.vocab = 1000. Fix: set model.vocab")
+        opened(*config(Source(path=str(tmp_path / "a")), batch=10)).at(0)
+    text = str(error.value)
+    assert re.match(rf"token id in sample ({at // SEQ}|{max(at - 1, 0) // SEQ}) of {tmp_path / 'a'} = 1000: ", text)
+    assert "expected 0 or more and below model.vocab = 1000. Fix: set model.vocab" in text
 
 
 def test_negative_ids_are_found(tmp_path):
     with Writer(tmp_path / "a", np.dtype("<i4")) as writer:
-        writer.add(np.array([1] * 20 + [-100] + [1] * 20, dtype="<i4"))
+        writer.add(np.array([1] * 20 + [-7] + [1] * 20, dtype="<i4"))
         writer.commit()
-    with pytest.raises(DataError, match="document 0 = -100"):
-        Batches(*config(Source(path=str(tmp_path / "a")), batch=5)).at(0)
+    with pytest.raises(DataError, match=r"sample 2 of .*/a = -7"):
+        opened(*config(Source(path=str(tmp_path / "a")), batch=5)).at(0)
 
 
 def test_what_cannot_make_batches_is_refused(tmp_path, two):
-    with pytest.raises(DataError, match=r"tokens in .*/c = 8: expected at least 9, one sample of data.seq = 8"):
-        Batches(*config(Source(path=corpus(tmp_path / "c", 8))))
+    with pytest.raises(DataError, match=r"tokens in .*/c = 8: expected at least 9, one sample"):
+        opened(*config(Source(path=corpus(tmp_path / "c", 8))))
     with pytest.raises(DataError, match=r"data sources = \[\]: expected at least one prefix"):
-        Batches(*config())
+        opened(*config())
     with pytest.raises(ConfigError) as error:
-        Batches(*config(*two, micro_batch=4), dp_rank=0, dp_size=2)
+        opened(*config(*two, micro_batch=4), dp_rank=0, dp_size=2)
     assert [(p.key, p.found) for p in error.value.problems] == [("train.batch", 12)]
     with pytest.raises(ConfigError) as error:
-        Batches(*config(*two, micro_batch=4, batch_ramp=(6, 6, 100)))
+        opened(*config(*two, micro_batch=4, batch_ramp=(6, 6, 100)))
     assert [(p.key, p.found) for p in error.value.problems] == [("train.batch_ramp gives a batch", 6)]
 
 
@@ -151,12 +158,22 @@ def test_sources_of_two_tokenizers_are_not_mixed(tmp_path):
         prepare([tmp_path / f"{name}.txt"], tmp_path / name, vocab=270, validation=0)
     mixed = [Source(path=str(tmp_path / name / "train_text_document")) for name in "ab"]
     with pytest.raises(DataError, match="data source = .*b/train_text_document.*but it was made with another"):
-        Batches(*config(*mixed))
-    assert Batches(*config(mixed[0])).num_samples > 0
+        opened(*config(*mixed))
+    assert opened(*config(mixed[0])).num_samples > 0
 
 
-def test_targets_that_are_not_scored_are_not_counted():
-    objective = OBJECTIVES["clm"]
-    tokens, targets = objective.arrays(torch.arange(18).reshape(2, 9), torch.arange(2), seed=0)
-    assert tokens.tolist()[1] == list(range(9, 17)) and targets.tolist()[1] == list(range(10, 18))
-    assert tokens.is_contiguous() and targets.is_contiguous() and tokens.dtype == torch.int64
+def test_a_microbatch_is_of_whole_numbers_and_counts_what_is_scored(two):
+    batch = opened(*config(*two, micro_batch=4)).at(0)[0]
+    assert batch.tokens.dtype == batch.targets.dtype == torch.int64 and batch.tokens.is_contiguous()
+    batch.targets[0, :3] = IGNORE
+    assert CausalTokens(config()[0]).counts(batch) == {"clm": 4 * SEQ - 3}
+
+
+def test_borders_begin_anew_with_each_document(tmp_path):
+    changed = config()[0].changed({"objective.borders": True})
+    (source,) = (Source(path=corpus(tmp_path / "a", 81)),)
+    objective = CausalTokens(changed)
+    found = objective.sample(objective.open(source.path), 1, np.random.default_rng(0))
+    assert found["tokens"].tolist() == list(range(8, 16)) and found["targets"].tolist() == list(range(9, 17))
+    assert found["documents"].tolist() == [1] * 6 + [2] * 2  # documents of 7 tokens: 7-13, 14-20
+    assert found["places"].tolist() == [0, 1, 2, 3, 4, 5, 0, 1]

@@ -26,6 +26,6 @@ def test_steps_that_were_left_out_are_counted_where_that_can_be(wish, counted):
     )
     report, _ = duties(session)
     session.step, session.tokens = 4, 140
-    report(session, StepReport(math.nan, math.nan, 40, skipped="loss is not finite"))
+    report(session, StepReport(math.nan, math.nan, {"clm": math.nan}, skipped="loss is not finite"))
     assert told.get("train/skipped_steps") == counted
     assert set(told) <= set(NAMES) | {"time/left_s"}

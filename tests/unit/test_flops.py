@@ -68,12 +68,12 @@ def test_flops_and_parameters_are_those_of_the_model(shape):
     assert num_parameters(c) == sum(p.tensor.numel() for p in params if not p.is_copy)
 
     tokens = torch.randint(60, (3, 16))
-    batch = MicroBatch(tokens, tokens, torch.arange(3), step=0)
+    batch = MicroBatch(tokens=tokens, targets=tokens, samples=torch.arange(3))
     math_kernel = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     for p in params:
         p.tensor.requires_grad_(False)  # else the loss computes its gradients at once
     with FlopCounterMode(display=False) as counter, math_kernel:
-        payload = None
+        payload = {}
         for piece in built.values():
             payload = piece(payload, batch)
         forward = counter.get_total_flops()

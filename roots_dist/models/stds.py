@@ -1,0 +1,33 @@
+"""How large initial weights are, matrix by matrix: one number for GPT and BERT, by the number of inputs for T5."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from roots_dist.config.schema import Config
+
+
+class Stds(NamedTuple):
+    """Standard deviations of a block's matrices."""
+
+    query: float
+    key: float
+    """and value"""
+    out: float
+    up: float
+    """and gate"""
+    down: float
+
+
+def stds(config: Config) -> Stds:
+    """GPT-2 (Radford et al. 2019, 2.3) draws what ends a residual branch smaller, by the number of branches of the whole
+    model; BERT does not. T5 draws by fan-in, and queries smaller by the root of the head's width, in place of a scale in
+    attention (Raffel et al. 2020, 3.1.1; the numbers are of its code)."""
+    m = config.model
+    if m.family == "t5" and m.init_std is None:
+        head, inner = m.width_of_head(), m.heads * m.width_of_head()
+        return Stds((m.hidden * head) ** -0.5, m.hidden**-0.5, inner**-0.5, m.hidden**-0.5, m.width_of_ffn() ** -0.5)
+    branches = 2 * m.layers if m.family == "gpt" else 1
+    last = m.std() / math.sqrt(branches)
+    return Stds(m.std(), m.std(), last, m.std(), last)
