@@ -17,7 +17,7 @@ from pathlib import Path
 
 from roots_dist.config.schema import Config
 from roots_dist.pipeline.check import expected_bubble
-from roots_dist.plan.flops import flops_per_token
+from roots_dist.plan.flops import flops_per_sample
 
 HERE = Path(__file__).resolve().parent
 PAIRS = (
@@ -138,7 +138,7 @@ def report(args: argparse.Namespace, racing: dict[str, Contestant]) -> None:
 
     config = Config.model_validate({"model": next(iter(racing.values())).job["model"], "data": {"seq": args.seq}})
     linear = 6 * (12 * args.layers * args.hidden**2 + args.hidden * args.vocab)
-    attention = flops_per_token(config) / linear  # the limit runs the linear layers' products; attention's count too
+    attention = flops_per_sample(config) / config.data.seq / linear  # the limit runs the linear layers' products; attention's count too
     print(f"\n{'':28} tok/s  CPU-s/ktok  peak GiB  of the matmul limit")
     for name in racing:
         share = f"{ratio(name, 'matmul', 'tokens_per_s') * attention:8.2f}" if "matmul" in racing and name != "matmul" else ""

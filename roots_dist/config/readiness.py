@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from roots_dist.config.facts import CorpusFacts, Facts
 from roots_dist.config.schema import Config
+from roots_dist.config.sizes import parameters
 from roots_dist.errors import Problem
 from roots_dist.layout import Layout
 
@@ -21,16 +22,6 @@ def check(config: Config, layout: Layout, facts: Facts) -> list[Problem]:
         *_memory(config, layout, facts),
         *_packages(config, layout, facts),
     ]
-
-
-def parameters(config: Config) -> int:
-    """Parameters of the whole model, in closed form."""
-    m = config.model
-    width, head, ffn = m.hidden, m.width_of_head(), m.width_of_ffn()
-    attention = 2 * width * head * (m.heads + m.num_kv_heads())
-    mlp = width * ffn * (3 if m.gated() else 2)
-    tables = config.padded_vocab() * width * (1 if m.tied else 2)
-    return m.layers * (attention + mlp) + tables + (config.data.seq * width if m.positions == "learned" else 0)
 
 
 def state_bytes(config: Config, layout: Layout) -> int:

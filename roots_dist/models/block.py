@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from roots_dist import rng
 from roots_dist.config.schema import Config
+from roots_dist.config.sizes import attention_flops, mlp_flops
 from roots_dist.models.attention import Attention, CrossAttention, Positions
 from roots_dist.models.norms import Dropout, Norm, mask_rows
 from roots_dist.models.stds import Stds, stds
@@ -115,18 +116,6 @@ class Block(nn.Module):
         return x + branch(norm(x)) if self.pre else norm(x + branch(x))
 
 
-def attention_flops(config: Config, queries: int, keys: int, inputs: int) -> float:
-    """Forward, of `queries` positions over `keys` of them, of which `inputs` are projected here. Matrix products only."""
-    m = config.model
-    hq, hkv = m.heads * m.width_of_head(), m.num_kv_heads() * m.width_of_head()
-    return 4.0 * queries * m.hidden * hq + 4.0 * inputs * m.hidden * hkv + 4.0 * queries * keys * hq
-
-
-def mlp_flops(config: Config, seq: int) -> float:
-    m = config.model
-    return 2.0 * seq * (3 if m.gated() else 2) * m.hidden * m.width_of_ffn()
-
-
 def block_flops(config: Config, seq: int, causal: bool = True) -> float:
     """Forward FLOPs of a self-attending block on a sample; causal attention computes half of the scores."""
-    return attention_flops(config, seq, seq // 2 if causal else seq, seq) + mlp_flops(config, seq)
+    return attention_flops(config, seq, seq / 2 if causal else seq, seq) + mlp_flops(config, seq)

@@ -1,10 +1,11 @@
-"""Parameters and FLOPs of a config by arithmetic, and model FLOPs utilisation (MFU). No torch.
+"""Model FLOPs by arithmetic, for MFU and the planner, in the three conventions that published figures use.
 
-Matrix products only, 2 FLOPs per multiply-add, backward twice the forward. The literature mixes three conventions, so
-whoever prints an MFU prints the convention beside it:
+    config/sizes.py: what a sample goes through --flops_per_step--> MFU
 
-    causal     model FLOPs, attention counted for the causal half only (Megatron since 2024); what this package reports
-    full       model FLOPs, attention counted as if every position saw every other (Korthikanti et al. 2022, PaLM)
+Backward is twice forward. The conventions differ in how they count attention and recomputation:
+
+    causal     causal attention half: what is computed at all; what this package reports
+    full       every position sees every other (Korthikanti et al. 2022, PaLM)
     hardware   full, and what recomputation computes again (Narayanan et al. 2021, BLOOM's logs)
 """
 
@@ -13,47 +14,32 @@ from __future__ import annotations
 from typing import Literal
 
 from roots_dist.config.schema import Config
+from roots_dist.config.sizes import Part, parts
 
 Convention = Literal["causal", "full", "hardware"]
 CONVENTIONS: dict[Convention, str] = {
-    "causal": "model FLOPs, attention counted causally half",
+    "causal": "model FLOPs, causal attention counted half",
     "full": "model FLOPs, attention counted in full",
     "hardware": "hardware FLOPs, attention in full, recomputation counted",
 }
 
 
-def num_parameters(config: Config) -> int:
-    """Of the whole model in any layout, vocabulary padded, a tied head counted once."""
-    m = config.model
-    width, vocab, ffn = m.hidden, config.padded_vocab(), m.width_of_ffn()
-    queries, keys = m.heads * m.width_of_head(), m.num_kv_heads() * m.width_of_head()
-    ups = 2 if m.gated() else 1
-    norm = width * (2 if m.norm == "layernorm" else 1)
-    matrices = width * (queries + 2 * keys) + queries * width + (ups + 1) * width * ffn
-    biases = (queries + 2 * keys + width + ups * ffn + width) if m.bias else 0
-    embed = vocab * width + (norm if m.embedding_norm else 0)
-    embed += config.data.seq * width if m.positions == "learned" else 0
-    head = (norm if m.norm_position == "pre" else 0) + (0 if m.tied else vocab * width)
-    return embed + m.layers * (matrices + biases + 2 * norm) + head
+def flops_per_sample(config: Config, convention: Convention = "causal") -> float:
+    """Forward and backward of one sample of `data.seq` (of two stacks: and its targets)."""
 
+    def of(part: Part) -> float:
+        scores = part.scores / (2 if part.causal and convention == "causal" else 1)
+        again = 0.0
+        if convention == "hardware" and part.is_block:
+            again = {"none": 0.0, "selective": scores, "full": part.dense + scores}[config.train.recompute]
+        return part.count * (3 * (part.dense + scores) + again)
 
-def flops_per_token(config: Config, convention: Convention = "causal") -> float:
-    """Forward and backward of one token in a sequence of `data.seq`. Padded words are never multiplied."""
-    m = config.model
-    queries, keys = m.heads * m.width_of_head(), m.num_kv_heads() * m.width_of_head()
-    projections = 2 * m.hidden * (queries + 2 * keys) + 2 * queries * m.hidden
-    mlp = 2 * (3 if m.gated() else 2) * m.hidden * m.width_of_ffn()
-    attention = 4 * config.data.seq * queries / (2 if convention == "causal" else 1)
-    head = 2 * m.hidden * m.vocab
-    again = 0.0
-    if convention == "hardware":
-        again = {"none": 0.0, "selective": attention, "full": projections + mlp + attention}[config.train.recompute]
-    return m.layers * (3 * (projections + mlp + attention) + again) + 3 * head
+    return sum(map(of, parts(config)))
 
 
 def flops_per_step(config: Config, sequences: int | None = None, convention: Convention = "causal") -> float:
     """Of all ranks together, for a step of `sequences` sequences (default: the full batch)."""
-    return (sequences or config.train.batch) * config.data.seq * flops_per_token(config, convention)
+    return (sequences or config.train.batch) * flops_per_sample(config, convention)
 
 
 def mfu(flops: float, seconds: float, peak_flops: float, devices: int) -> float:

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from roots_dist.config.schema import Config
+from roots_dist.config.sizes import parameters
 from roots_dist.layout import Layout
-from roots_dist.plan.flops import CONVENTIONS, num_parameters
+from roots_dist.plan.flops import CONVENTIONS
 from roots_dist.track.metrics import METRICS_FILE, read_lines
 
 SUMMARY_FILE = "summary.json"
@@ -40,7 +41,7 @@ def summary(records: Iterable[Mapping], config: Config, layout: Layout) -> dict[
         "layout": str(layout),
         "processes": layout.world_size,
         "parallel": config.parallel.model_dump(mode="json"),
-        "parameters": num_parameters(config),
+        "parameters": parameters(config),
         "steps": config.train.steps,
         **before,
         **last,

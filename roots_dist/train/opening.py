@@ -11,9 +11,9 @@ import torch
 
 from roots_dist import environment
 from roots_dist.config.schema import Config
+from roots_dist.config.sizes import parameters
 from roots_dist.layout import Layout
 from roots_dist.mesh import Mesh
-from roots_dist.plan.flops import num_parameters
 from roots_dist.plan.peaks import gpu_peak, in_words, measured_cpu_peak
 
 PEAK_S = 0.5
@@ -52,7 +52,7 @@ def opening_lines(config: Config, mesh: Mesh, peak: float | None) -> str:
     else:
         at_best = f"peak {in_words(peak)} {'measured' if mesh.device.type == 'cpu' else 'by data sheet'}"
     engine = config.engine(mesh.dp.size)
-    model = f"{mesh.layout}, {num_parameters(config):,} parameters, {engine} engine, {at_best}"
+    model = f"{mesh.layout}, {parameters(config):,} parameters, {engine} engine, {at_best}"
     return f"{model}\n{batch_arithmetic(config, mesh.layout)}"
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from roots_dist.config.checks import check, layout_for
 from roots_dist.config.load import load
-from roots_dist.config.readiness import parameters
+from roots_dist.config.sizes import parameters
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WORLDS = {
@@ -53,7 +53,7 @@ def test_a_shipped_config_works_out(name):
 
 @pytest.mark.parametrize("name", BILLIONS)
 def test_a_familys_size_is_the_published_one(name):
-    """The closed form leaves out biases and norms, and counts padded rows: together below 0.3 %."""
+    """Padded rows are counted: below 0.3 %."""
     assert parameters(load(CONFIGS / f"{name}.yaml")) / 1e9 == pytest.approx(BILLIONS[name], rel=3e-3)
 
 

@@ -9,7 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from roots_dist.config.schema import Advanced, Config, Data, Model, Train
-from roots_dist.plan.flops import CONVENTIONS, flops_per_step, flops_per_token, mfu, num_parameters
+from roots_dist.config.sizes import parameters
+from roots_dist.plan.flops import CONVENTIONS, flops_per_sample, flops_per_step, mfu
 from roots_dist.plan.peaks import GPU_PEAKS, gpu_peak, measured_cpu_peak
 
 
@@ -39,7 +40,7 @@ LLAMA3 = config(
     ids=["GPT-2 small", "BLOOM-176B", "Llama-3-8B"],
 )
 def test_parameters_are_those_that_were_published(of, published):
-    assert num_parameters(of) == published
+    assert parameters(of) == published
 
 
 SHAPES = {
@@ -65,7 +66,7 @@ def test_flops_and_parameters_are_those_of_the_model(shape):
         built[piece.name] = piece.build(built)
     params = parameters_of(built.items())
     initialize(params, 0)
-    assert num_parameters(c) == sum(p.tensor.numel() for p in params if not p.is_copy)
+    assert parameters(c) == sum(p.tensor.numel() for p in params if not p.is_copy)
 
     tokens = torch.randint(60, (3, 16))
     batch = MicroBatch(tokens=tokens, targets=tokens, samples=torch.arange(3))
@@ -77,7 +78,7 @@ def test_flops_and_parameters_are_those_of_the_model(shape):
         for piece in built.values():
             payload = piece(payload, batch)
         forward = counter.get_total_flops()
-    assert forward == flops_per_token(c, "full") / 3 * tokens.numel()
+    assert forward == flops_per_sample(c, "full") / 3 * len(tokens)
 
 
 def test_conventions_are_the_formulas_of_the_papers():
