@@ -27,7 +27,7 @@ WORLDS = {
     "llama-3-70b": 512,
 }
 BILLIONS = {  # as published, with embeddings
-    "gpt2-small": 0.124,
+    "gpt2-small": 0.12444,
     "gpt2-medium": 0.355,
     "gpt2-large": 0.774,
     "gpt2-xl": 1.558,
