@@ -147,6 +147,11 @@ class Corpus:
         np.cumsum(self.lengths[:-1] * np.int64(self.stored.itemsize), out=starts[1:])
         return starts
 
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """int64: tokens of the stream before each sequence."""
+        return np.asarray(self._starts) // self.stored.itemsize
+
     def tokens(self, start: int, length: int) -> np.ndarray:
         """A piece of the stream, in the stored type."""
         assert 0 <= start and 0 <= length and start + length <= self.num_tokens, (start, length, self.num_tokens)
@@ -159,6 +164,12 @@ class Corpus:
             parts.append(part)
             start, length, sequence = start + len(part), length - len(part), sequence + 1
         return np.concatenate(parts) if parts else self.stored[:0]
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """The tokens at these places of the stream."""
+        if self._in_order:
+            return self.stored[places]
+        return np.array([self.tokens(int(place), 1)[0] for place in places], dtype=self.stored.dtype)
 
     def document(self, i: int) -> np.ndarray:
         """All sequences of a document."""

@@ -3,8 +3,13 @@
 from collections.abc import Callable
 
 from roots_dist.config.schema import Config
-from roots_dist.models import gpt
+from roots_dist.models import bert, electra, gpt, t5
 from roots_dist.models.pieces import PieceSpec
 from roots_dist.tensor.collectives import Split
 
-MODELS: dict[str, Callable[[Config, Split], tuple[PieceSpec, ...]]] = {"gpt": gpt.pieces}
+MODELS: dict[str, Callable[[Config, Split], tuple[PieceSpec, ...]]] = {
+    "gpt": gpt.pieces,
+    "bert": bert.pieces,
+    "electra": electra.pieces,
+    "t5": t5.pieces,
+}

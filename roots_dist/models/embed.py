@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from roots_dist.config.schema import Config
 from roots_dist.models.norms import Dropout, Norm
 from roots_dist.models.positions import sinusoids
+from roots_dist.models.stds import embedding_std
 from roots_dist.objectives.base import MicroBatch
 from roots_dist.sharding import ShardSpec, declare
 from roots_dist.tensor.collectives import Split
@@ -21,13 +22,23 @@ TOKENS = "embed.tokens.weight"
 """The global name of the word embedding, which output projections and second stacks share."""
 
 
+def word_vectors(
+    config: Config, split: Split, copy_of: str | None = None, there: nn.Parameter | None = None
+) -> VocabEmbedding:
+    width, std = config.model.width_of_embedding(), embedding_std(config)
+    return VocabEmbedding(split, config.padded_vocab(), width, std=std, copy_of=copy_of, there=there)
+
+
 class Vectors(nn.Module):
     """Word, place and segment of each token, summed, and normed if the model says so: [B, S] -> [B, s, E].
 
-    copy_of: a prefix of global names ("embed"), for a copy on another pipeline stage.
+    copy_of: a prefix of global names ("embed"), for a copy on another pipeline stage; words: the copy's word vectors,
+    where this rank has them already.
     """
 
-    def __init__(self, config: Config, split: Split, copy_of: str | None = None):
+    def __init__(
+        self, config: Config, split: Split, copy_of: str | None = None, words: nn.Parameter | None = None
+    ):
         super().__init__()
         m = config.model
         self.split, self.width, self.positions = split, m.width_of_embedding(), m.positions
@@ -39,8 +50,7 @@ class Vectors(nn.Module):
             spec = ShardSpec(shape=(rows, self.width), std=m.std(), partial=split.sequence, copy_of=original(name))
             return declare(self, name, spec, split.tp)
 
-        std = 1.0 if m.family == "t5" and m.init_std is None else m.std()  # T5 begins with large words (its code)
-        self.tokens = VocabEmbedding(split, config.padded_vocab(), self.width, std=std, copy_of=original("tokens.weight"))
+        self.tokens = word_vectors(config, split, original("tokens.weight"), words)
         self.places = table("places", m.max_positions or config.data.seq) if m.positions == "learned" else None
         self.types = table("types", m.segments) if m.segments else None
         self.norm = Norm(config, split, self.width, copy_of=original("norm")) if m.embedding_norm else None

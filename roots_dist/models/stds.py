@@ -20,6 +20,17 @@ class Stds(NamedTuple):
     down: float
 
 
+def embedding_std(config: Config) -> float:
+    """T5 begins with large words (its code)."""
+    return 1.0 if config.model.family == "t5" and config.model.init_std is None else config.model.std()
+
+
+def projection_std(config: Config) -> float:
+    """Of an output projection over the vocabulary that is not the embedding."""
+    m = config.model
+    return m.hidden**-0.5 if m.family == "t5" and m.init_std is None else m.std()
+
+
 def stds(config: Config) -> Stds:
     """GPT-2 (Radford et al. 2019, 2.3) draws what ends a residual branch smaller, by the number of branches of the whole
     model; BERT does not. T5 draws by fan-in, and queries smaller by the root of the head's width, in place of a scale in

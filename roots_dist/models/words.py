@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
 from roots_dist.models.embed import TOKENS
+from roots_dist.models.stds import embedding_std, projection_std
 from roots_dist.objectives.base import IGNORE, MicroBatch, Term
 from roots_dist.sharding import ShardSpec, declare
 from roots_dist.tensor.collectives import Split
@@ -31,7 +32,7 @@ class Words:
         if m.tied and there is not None:
             return there
         shape = (self.config.padded_vocab(), width or m.hidden)
-        std = m.hidden**-0.5 if m.family == "t5" and m.init_std is None else m.std()
+        std = embedding_std(self.config) if m.tied else projection_std(self.config)
         spec = ShardSpec(shape=shape, cut=0, std=std, copy_of=TOKENS if m.tied else None)
         return declare(head, "weight", spec, self.split.tp)
 

@@ -4,18 +4,26 @@ holds, what each is (a pure function of seed and number), which terms its loss h
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from roots_dist.config.schema import Config
+from roots_dist.data.specials import Specials, read_specials
 from roots_dist.objectives.base import Objective
 from roots_dist.objectives.clm import CausalTokens
+from roots_dist.objectives.mlm import MaskedTokens
+from roots_dist.objectives.nsp import MaskedPairs
+from roots_dist.objectives.rtd import ReplacedTokens
+from roots_dist.objectives.spans import Spans
 
-if TYPE_CHECKING:
-    from roots_dist.data.specials import Specials
-
-OBJECTIVES: dict[str, Callable[[Config, Specials | None], Objective]] = {"clm": CausalTokens}
+OBJECTIVES: dict[str, Callable[[Config, Specials | None], Objective]] = {
+    "clm": CausalTokens,
+    "mlm": MaskedTokens,
+    "mlm-nsp": MaskedPairs,
+    "rtd": ReplacedTokens,
+    "spans": Spans,
+}
 
 
 def make_objective(config: Config) -> Objective:
     """The config's, with the special tokens of its tokenizer. Raises DataError if it needs some that are not there."""
-    return OBJECTIVES[config.objective.name](config, None)
+    name = config.data.tokenizer
+    return OBJECTIVES[config.objective.name](config, read_specials(name, config.model.vocab) if name else None)

@@ -15,9 +15,22 @@ from roots_dist.tensor.collectives import Split, leave
 class VocabEmbedding(nn.Module):
     """Ids must be below the vocabulary's size: data/batches.py refuses others, which would become zeros here."""
 
-    def __init__(self, split: Split, padded_vocab: int, width: int, *, std: float, copy_of: str | None = None):
+    def __init__(
+        self,
+        split: Split,
+        padded_vocab: int,
+        width: int,
+        *,
+        std: float,
+        copy_of: str | None = None,
+        there: nn.Parameter | None = None,
+    ):
+        """there: the same weight, where another module of this rank has declared it."""
         super().__init__()
         self.split = split
+        if there is not None:
+            self.weight = there
+            return
         spec = ShardSpec(shape=(padded_vocab, width), cut=0, std=std, copy_of=copy_of)
         self.weight = declare(self, "weight", spec, split.tp)
 

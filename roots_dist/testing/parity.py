@@ -21,6 +21,7 @@ from torch import Tensor
 from roots_dist import rng
 from roots_dist.config.schema import Config
 from roots_dist.data.batches import Batches
+from roots_dist.data.specials import synthetic
 from roots_dist.data.store import Corpus
 from roots_dist.layout import Layout
 from roots_dist.mesh import Mesh
@@ -36,7 +37,7 @@ from roots_dist.zero.seam import STATE, Engine, Update
 
 def proof_objective(config: Config) -> Objective:
     """The config's, without a tokenizer: special tokens are some of the ids."""
-    return OBJECTIVES[config.objective.name](config, None)
+    return OBJECTIVES[config.objective.name](config, synthetic(config.model.vocab))
 
 
 def random_batches(config: Config, step: int, dp_rank: int, dp_size: int) -> list[MicroBatch]:

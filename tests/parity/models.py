@@ -21,10 +21,47 @@ MODELS = {
     "post": dict(
         layers=4, hidden=32, heads=4, vocab=101, dropout=0.1, init_std=0.1, positions="sinusoidal", norm_position="post", activation="gelu"
     ),
+    "bert": dict(
+        family="bert", layers=4, hidden=32, heads=4, vocab=101, dropout=0.1, attention_dropout=0.1, init_std=0.1, segments=2,
+        norm_position="post", embedding_norm=True, activation="gelu",
+    ),
+    "roberta": dict(
+        family="bert", layers=4, hidden=32, heads=4, vocab=101, dropout=0.1, init_std=0.1, norm_position="post",
+        embedding_norm=True, activation="gelu", tied=False,
+    ),
+    "electra": dict(
+        family="electra", layers=4, hidden=32, heads=8, embedding=24, vocab=101, dropout=0.1, attention_dropout=0.1, init_std=0.1,
+        segments=2, norm_position="post", embedding_norm=True, activation="gelu",
+    ),
+    "t5": dict(
+        family="t5", layers=4, decoder_layers=3, hidden=32, heads=4, head_dim=12, ffn=48, vocab=101, dropout=0.1, attention_dropout=0.1,
+        positions="relative", relative_buckets=8, relative_distance=16, norm="rmsnorm", activation="relu", bias=False,
+    ),
+    "t5-v1.1": dict(
+        family="t5", layers=3, decoder_layers=4, hidden=32, heads=4, ffn=48, vocab=101, dropout=0.1, positions="relative",
+        relative_buckets=8, relative_distance=16, norm="rmsnorm", activation="geglu", bias=False, tied=False,
+    ),
 }  # fmt: skip
+
+
+OBJECTIVES = {
+    "bert": {"name": "mlm-nsp"},
+    "roberta": {"name": "mlm", "whole_words": True},
+    "electra": {"name": "rtd"},
+    "t5": {"name": "spans"},
+    "t5-v1.1": {"name": "spans"},
+}
+"""clm, if not said; with COMMON's label smoothing and z-loss."""
+SECTIONS = {
+    "electra": {"generator": {"hidden": 16, "heads": 4, "ffn": 24, "layers": 3}, "data": {"seq": 24}},
+    "bert": {"data": {"seq": 24}},
+    "t5": {"data": {"seq": 32}},
+    "t5-v1.1": {"data": {"seq": 32}},
+}
 
 
 def config(model: str = "gpt", **changes: object) -> Config:
     """A model by name, with changes to the config by `section.key` (written `section__key`)."""
-    base = Config.model_validate({"model": MODELS[model], **COMMON})
+    objective = COMMON["objective"] | OBJECTIVES.get(model, {})
+    base = Config.model_validate({"model": MODELS[model], **COMMON, "objective": objective, **SECTIONS.get(model, {})})
     return base.changed({key.replace("__", "."): value for key, value in changes.items()})

@@ -1,0 +1,57 @@
+"""Every family and objective computes in every layout what it computes in one process: float64, below 1e-10."""
+
+import functools
+
+import pytest
+from models import config
+
+from roots_dist.config.of_run import ONE_PROCESS
+from roots_dist.config.schema import Config
+from roots_dist.testing.parity import EXACT, Trace, differences, merge, trace
+from roots_dist.testing.world import on_world
+
+STEPS = 2
+
+
+def case(family: str, dp: int = 1, **changes: object):
+    wanted = {(k if "__" in k else f"parallel__{k}"): v for k, v in changes.items()}
+    name = ",".join([family, *(f"{k.removeprefix('parallel__')}={v}" for k, v in wanted.items()), *([f"dp={dp}"] if dp > 1 else [])])
+    return pytest.param(config(family, **wanted), dp, id=name)
+
+
+FAMILIES = ("bert", "roberta", "electra", "t5", "t5-v1.1")
+CASES = [
+    *(case(family, tp=2) for family in FAMILIES),
+    *(case(family, tp=2, sequence=True) for family in FAMILIES),
+    *(case(family, pp=2) for family in FAMILIES),
+    *(case(family, tp=2, pp=2, sequence=True, schedule="zb-h1") for family in FAMILIES),
+    *(case(family, dp=2, zero=1) for family in FAMILIES),
+    *(case(family, dp=2, tp=2, pp=2, sequence=True, zero=1) for family in ("bert", "electra", "t5")),
+    *(case(family, tp=4, sequence=True) for family in ("bert", "electra", "t5")),
+    *(case(family, pp=2, schedule="interleaved", chunks=2) for family in ("bert", "electra", "t5")),
+    *(case(family, pp=3, train__batch=6) for family in ("electra", "t5")),
+    *(case(family, pp=4) for family in ("electra", "t5", "t5-v1.1")),
+    *(case(family, tp=2, pp=2, train__recompute=r) for family in ("bert", "t5") for r in ("selective", "full")),
+    *(case(family, train__micro_batch=4) for family in FAMILIES),
+    case("gpt", tp=2, pp=2, sequence=True, objective__borders=True),
+    case("bloom", tp=2, pp=2, objective__borders=True),
+    case("llama", tp=2, sequence=True, objective__borders=True),
+]
+
+
+@functools.cache
+def _alone(text: str) -> Trace:
+    return merge(on_world(1, trace, Config.model_validate_json(text), 0, STEPS))
+
+
+def alone(parallel: Config) -> Trace:
+    """One process, one microbatch per step: nothing of the layout is left."""
+    single = parallel.changed({**ONE_PROCESS, "train.micro_batch": 1, "train.recompute": "none"})
+    return _alone(single.model_dump_json())
+
+
+@pytest.mark.parametrize("parallel, dp", CASES)
+def test_nothing_depends_on_the_layout(parallel, dp):
+    size = parallel.parallel.tp * parallel.parallel.pp * dp
+    rows = differences(alone(parallel), merge(on_world(size, trace, parallel, 0, STEPS)), EXACT)
+    assert all(row.passed for row in rows), "\n".join(map(str, rows))
