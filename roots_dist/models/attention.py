@@ -24,12 +24,15 @@ Positions = Rotary | Alibi | Relative | None
 
 
 class Attention(nn.Module):
-    """name: the global one of this layer, which keys its dropout and its cache. causal: no query sees a later key."""
+    """name: the global one of this layer, which keys its dropout and its cache. causal: no query sees a later key.
+    borders: it stays within batch.documents, which are those of the encoder where there are two stacks."""
 
-    def __init__(self, config: Config, split: Split, name: str, positions: Positions, stds: Stds, *, causal: bool):
+    def __init__(
+        self, config: Config, split: Split, name: str, positions: Positions, stds: Stds, *, causal: bool, borders: bool = True
+    ):
         super().__init__()
         m = config.model
-        self.name, self.split, self.causal = name, split, causal
+        self.name, self.split, self.causal, self.borders = name, split, causal, borders
         self.positions = None if isinstance(positions, Relative) else positions
         self.relative = positions if isinstance(positions, Relative) else None  # a module: its table is a parameter
         self.head_dim = m.width_of_head()
@@ -72,7 +75,7 @@ class Attention(nn.Module):
 
     def _hidden(self, queries: range, num_keys: int, batch: MicroBatch) -> Tensor | None:
         """bool [B or 1, 1, Q, S]: which keys a query must not see, other than by the order of time; None: it sees all."""
-        if batch.documents is None:
+        if batch.documents is None or not self.borders:
             return None
         here = batch.documents[:, queries.start : queries.stop]
         return (here.unsqueeze(2) != batch.documents[:, :num_keys].unsqueeze(1)).unsqueeze(1)

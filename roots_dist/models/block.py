@@ -87,7 +87,7 @@ class Block(nn.Module):
         inits = stds(config)
         self.pre = config.model.norm_position == "pre"
         self.norm1 = Norm(config, split)
-        self.attention = Attention(config, split, name, positions, inits, causal=causal)
+        self.attention = Attention(config, split, name, positions, inits, causal=causal, borders=not cross)
         self.dropout1 = Dropout(config, split, f"{name}.1")
         if cross:
             self.cross_norm = Norm(config, split)

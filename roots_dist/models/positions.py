@@ -107,8 +107,9 @@ class Relative(nn.Module):
             buckets //= 2
             first, back = (distance > 0) * buckets, distance.abs()
         exact = buckets // 2
-        scale = (buckets - exact) / math.log(self.distance / exact)
-        far = exact + (torch.log(back.clamp(min=1).float() / exact) * scale).long()
+        # in the order of T5's code: at the border of a bucket another order rounds to another bucket
+        share = torch.log(back.clamp(min=1).float() / exact) / math.log(self.distance / exact)
+        far = exact + (share * (buckets - exact)).long()
         return first + torch.where(back < exact, back, far.clamp(max=buckets - 1))
 
     def bias(self, queries: range, num_keys: int, like: Tensor) -> Tensor:
