@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from roots_dist.config import readiness
+from roots_dist.config import families, readiness
 from roots_dist.config.facts import Facts
 from roots_dist.config.schema import Config
+from roots_dist.config.sizes import num_blocks
 from roots_dist.data.ramp import batch_sizes
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.layout import Layout
@@ -40,7 +41,7 @@ def layout_for(config: Config, world_size: int) -> Layout:
 
 def check(config: Config, world_size: int, facts: Facts | None = None) -> list[Problem]:
     """Everything that keeps this run from starting on this world; without `facts`, all that arithmetic can tell."""
-    problems = [*_model(config), *_tensor_parallel(config), *_optim(config)]
+    problems = [*families.check(config), *_model(config), *_tensor_parallel(config), *_optim(config)]
     try:
         layout = layout_for(config, world_size)
     except ConfigError as error:
@@ -153,12 +154,15 @@ def _batch(config: Config, layout: Layout, sizes: Sequence[int]) -> Iterator[Pro
 
 def _pipeline(config: Config, layout: Layout, sizes: Sequence[int]) -> Iterator[Problem]:
     parallel = config.parallel
-    if config.model.layers < config.num_stages():
+    blocks, stages = num_blocks(config), config.num_stages()
+    if blocks < stages:
+        one_stack = blocks == config.model.layers
         yield Problem(
             key="model.layers",
             found=config.model.layers,
-            expected=f"at least one layer for each of parallel.pp × parallel.chunks = {config.num_stages()} stages",
-            fix=f"use {config.num_stages()} layers or more, or lower parallel.pp or parallel.chunks",
+            expected=f"at least one layer for each of parallel.pp × parallel.chunks = {stages} stages"
+            + ("" if one_stack else f"; both stacks together have {blocks}"),
+            fix=(f"use {stages} layers or more" if one_stack else "use more layers") + ", or lower parallel.pp or parallel.chunks",
         )
     for batch in sizes:
         microbatches = config.num_microbatches(layout.dp, batch)

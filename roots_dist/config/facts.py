@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from roots_dist import environment
+from roots_dist.config import special_tokens
 from roots_dist.config.schema import Config
 
 IDX_MAGIC = b"MMIDIDX\x00\x00"
@@ -39,6 +40,10 @@ class Facts:
     """By the prefix that the config gives."""
     tokenizer_vocab: int | None = None
     tokenizer_trouble: str | None = None
+    special_tokens: frozenset[str] = frozenset()
+    """Those of special_tokens.NAMES that the tokenizer has."""
+    sentinels: int = 0
+    """T5's <extra_id_0>, <extra_id_1> …"""
     folder_trouble: str | None = None
     local_size: int = 1
     """Processes on this machine, which share its memory."""
@@ -53,12 +58,14 @@ class Facts:
 
 def gather(config: Config, local_size: int) -> Facts:
     """Look at this machine. Called once by who starts the run, on every machine of a job."""
-    vocab, tokenizer_trouble = _tokenizer(config.data.tokenizer)
+    ids, tokenizer_trouble = _tokenizer(config.data.tokenizer)
     sources = (*config.data.train, *config.data.validation)
     return Facts(
         corpora={source.path: corpus(source.path) for source in sources},
-        tokenizer_vocab=vocab,
+        tokenizer_vocab=max(ids.values()) + 1 if ids else None,
         tokenizer_trouble=tokenizer_trouble,
+        special_tokens=frozenset(special_tokens.found(ids)),
+        sentinels=len(special_tokens.sentinels(ids)),
         folder_trouble=_folder_trouble(Path(config.track.folder)),
         local_size=local_size,
         memory=_memory(),
@@ -104,18 +111,17 @@ def _manifest_vocab(prefix: Path) -> int | None:
     return vocab if isinstance(vocab, int) else None
 
 
-def _tokenizer(name: str | None) -> tuple[int | None, str | None]:
-    """The number of ids of a tokenizer.json, or why it cannot be read."""
+def _tokenizer(name: str | None) -> tuple[dict[str, int], str | None]:
+    """The tokens of a tokenizer.json with their ids, or why it cannot be read."""
     if name is None:
-        return None, None
+        return {}, None
     try:
-        tree = json.loads(Path(name).read_text(encoding="utf-8"))
-        ids = [*tree["model"]["vocab"].values(), *(token["id"] for token in tree.get("added_tokens", ()))]
-        return max(ids) + 1, None
+        ids = special_tokens.ids_of(json.loads(Path(name).read_text(encoding="utf-8")))
+        return (ids, None) if max(ids.values()) >= 0 else ({}, "its ids are below 0")
     except OSError as error:
-        return None, f"{(error.strerror or 'unreadable').lower()}"
+        return {}, f"{(error.strerror or 'unreadable').lower()}"
     except (ValueError, KeyError, TypeError, AttributeError):
-        return None, "no byte-level BPE tokenizer of Hugging Face's format"
+        return {}, "no tokenizer of Hugging Face's format"
 
 
 def _folder_trouble(folder: Path) -> str | None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from roots_dist.config.facts import CorpusFacts, Facts
 from roots_dist.config.schema import Config
-from roots_dist.config.sizes import parameters
+from roots_dist.config.sizes import parameters, span_lengths, tokens_of_a_sample
+from roots_dist.config.special_tokens import NEEDED, called
 from roots_dist.errors import Problem
 from roots_dist.layout import Layout
 
@@ -68,11 +69,11 @@ def _corpus(key: str, path: str, found: CorpusFacts, config: Config) -> Iterator
             expected=f"at least {found.vocab}, the vocabulary of {path}",
             fix=f"set model.vocab={found.vocab}",
         )
-    if found.tokens <= config.data.seq:
+    if found.tokens < tokens_of_a_sample(config):
         yield Problem(
             key="data.seq",
             found=config.data.seq,
-            expected=f"less than the {found.tokens} tokens of {path}, which must hold a sample and its last target",
+            expected=f"less than the {found.tokens} tokens of {path}, which must hold the {tokens_of_a_sample(config)} of a sample",
             fix="lower data.seq, or prepare more text",
         )
 
@@ -91,6 +92,27 @@ def _tokenizer(config: Config, facts: Facts) -> Iterator[Problem]:
             found=config.model.vocab,
             expected=f"at least {facts.tokenizer_vocab}, the vocabulary of {config.data.tokenizer}",
             fix=f"set model.vocab={facts.tokenizer_vocab}",
+        )
+    else:
+        yield from _special_tokens(config, facts)
+
+
+def _special_tokens(config: Config, facts: Facts) -> Iterator[Problem]:
+    name, tokenizer = config.objective.name, config.data.tokenizer
+    needed = NEEDED.get(name, ())
+    missing = [token for token in needed if token not in facts.special_tokens]
+    if needed and tokenizer is None:
+        expected, fix = f"the tokenizer of the corpus, for its {called(missing)}", "name the tokenizer.json beside the corpus"
+        yield Problem(key="data.tokenizer", found=None, expected=expected, fix=fix)
+    elif missing:
+        fix = "prepare the corpus with a tokenizer that has it: roots prepare --kind wordpiece (t5: --kind unigram)"
+        yield Problem(key="data.tokenizer", found=tokenizer, expected=f"a token for {called(missing)}", fix=fix)
+    elif name == "spans" and facts.sentinels < (spans := span_lengths(config).spans):
+        yield Problem(
+            key="data.tokenizer",
+            found=tokenizer,
+            expected=f"{spans} sentinels (<extra_id_0> …), one for each span of a sample; it has {facts.sentinels}",
+            fix="lower data.seq or objective.masked, raise objective.span, or prepare the corpus with roots prepare --kind unigram",
         )
 
 

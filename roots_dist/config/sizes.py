@@ -44,6 +44,7 @@ class Lengths(NamedTuple):
     """read from the corpus"""
     inputs: int
     targets: int
+    spans: int
 
 
 def span_lengths(config: Config) -> Lengths:
@@ -54,12 +55,17 @@ def span_lengths(config: Config) -> Lengths:
     def of(tokens: int) -> Lengths:
         noise = min(max(round(tokens * o.masked), 1), tokens - 1)
         spans = min(max(round(noise / o.span), 1), noise, tokens - noise)
-        return Lengths(tokens, tokens - noise + spans + 1, noise + spans + 1)
+        return Lengths(tokens, tokens - noise + spans + 1, noise + spans + 1, spans)
 
-    found = of(2)
+    found = of(max(2, seq - 1))  # no longer than seq, because each sentinel stands for one token or more
     while (larger := of(found.tokens + 1)).inputs <= seq:
         found = larger
     return found
+
+
+def tokens_of_a_sample(config: Config) -> int:
+    """That a corpus must hold at least."""
+    return span_lengths(config).tokens if config.objective.name == "spans" else config.data.seq + 1
 
 
 def target_seq(config: Config) -> int:

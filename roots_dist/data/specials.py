@@ -13,18 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from roots_dist.config.special_tokens import called, found, ids_of, sentinels
 from roots_dist.errors import DataError, Problem
-
-NAMES = {
-    "pad": ("[PAD]", "<pad>", "<|padding|>"),
-    "cls": ("[CLS]", "<s>"),
-    "sep": ("[SEP]", "</s>"),
-    "mask": ("[MASK]", "<mask>"),
-    "unk": ("[UNK]", "<unk>"),
-    "end": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]"),
-}
-"""Of each, what it is called in known tokenizers."""
-SENTINEL = "<extra_id_{}>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,43 +47,34 @@ class Specials:
             problem = Problem(
                 key="data.tokenizer",
                 found=self.name,
-                expected=f"a token for {', '.join(_called(n) for n in missing)}",
+                expected=f"a token for {called(missing)}",
                 fix="prepare the corpus with a tokenizer that has it: roots prepare --kind wordpiece (t5: --kind unigram)",
             )
             raise DataError(problem)
-
-
-def _called(name: str) -> str:
-    return f"{name} ({' or '.join(NAMES[name])})"
 
 
 def read_specials(path: str | Path, vocab: int) -> Specials:
     """Of a tokenizer.json, for a model of `vocab` ids. Raises DataError if it cannot be read."""
     try:
         tree = json.loads(Path(path).read_text(encoding="utf-8"))
-        model, added = tree["model"], tree.get("added_tokens", ())
-        given = model["vocab"]
-        ids = {piece: i for i, (piece, _) in enumerate(given)} if isinstance(given, list) else dict(given)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        ids, model = ids_of(tree), tree["model"]
+        by_default = [token["id"] for token in tree.get("added_tokens", ()) if token.get("special")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         problem = Problem(
             key="data.tokenizer", found=str(path), expected=f"a tokenizer.json that can be read ({error})", fix="check the path"
         )
         raise DataError(problem) from error
-    ids |= {token["content"]: token["id"] for token in added}
     special = np.ones(vocab, dtype=bool)
     continues = np.zeros(vocab, dtype=bool)
     goes_on = _continuation(model, ids)
     for token, i in ids.items():
         if i < vocab:
             special[i], continues[i] = False, goes_on(token)
-    named = {field: next((ids[n] for n in names if n in ids), None) for field, names in NAMES.items()}
-    sentinels = []
-    while (i := ids.get(SENTINEL.format(len(sentinels)))) is not None:
-        sentinels.append(i)
-    for i in [*(token["id"] for token in added if token.get("special")), *sentinels, *named.values()]:
-        if i is not None and i < vocab:
+    named, ordered = found(ids), sentinels(ids)
+    for i in [*by_default, *ordered, *named.values()]:
+        if i < vocab:
             special[i], continues[i] = True, False
-    return Specials(str(path), special, continues, tuple(sentinels), **named)
+    return Specials(str(path), special, continues, tuple(ordered), **named)
 
 
 def _continuation(model: dict, ids: dict[str, int]):

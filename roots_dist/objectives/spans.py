@@ -13,6 +13,7 @@ import numpy as np
 
 from roots_dist.config.schema import Config
 from roots_dist.config.sizes import span_lengths
+from roots_dist.config.special_tokens import NEEDED
 from roots_dist.data.specials import Specials
 from roots_dist.data.store import Corpus, windows
 from roots_dist.errors import DataError, Problem
@@ -32,12 +33,10 @@ class Spans:
     words = "spans"
 
     def __init__(self, config: Config, specials: Specials):
-        specials.require("pad", "end")
+        specials.require(*NEEDED["spans"])
         self.seq, self.specials, self.lengths = config.data.seq, specials, span_lengths(config)
-        kept_and_spans = self.lengths.inputs - 1
-        noise_and_spans = self.lengths.targets - 1
-        self.count = (kept_and_spans + noise_and_spans - self.lengths.tokens) // 2  # of spans, which both have
-        self.noise = noise_and_spans - self.count
+        self.count = self.lengths.spans
+        self.noise = self.lengths.targets - self.count - 1  # the targets are what is hidden, the sentinels, the end
         if len(specials.sentinels) < self.count:
             problem = Problem(
                 key="data.tokenizer",

@@ -22,10 +22,14 @@ FINE = Facts(
     corpora={"c": CorpusFacts(tokens=10**6, vocab=4096)},
     tokenizer_vocab=4096,
     memory=8 * 2**30,
+    special_tokens=frozenset({"pad", "unk", "end", "sep"}),
+    sentinels=100,
     versions={"torch": "2.13.0+cpu", "deepspeed": "0.19.8"},
     pinned={"torch": "2.13.0", "deepspeed": "0.19.8"},
 )
-BASE = {"data": {"train": "c"}, "train": {"device": "cpu"}}
+BASE = {"data": {"train": "c", "tokenizer": "t"}, "train": {"device": "cpu"}}
+T5 = {"family": "t5", "positions": "relative", "norm": "rmsnorm", "bias": False}
+SPANS = {"name": "spans"}
 
 
 def config_of(**sections: dict) -> Config:
@@ -55,6 +59,9 @@ def with_facts(**changes: object) -> Facts:
         (1, {"train": {"batch": 8, "batch_ramp": [2, 2, 100]}}),
         (4, {"advanced": {"double": True, "engine": "reference"}}),
         (1, {"optim": {"rate": "wsd", "warmup": 10, "decay": 90}}),
+        (7, {"model": T5 | {"decoder_layers": 3}, "objective": SPANS, "parallel": {"pp": 7}, "train": {"batch": 7}}),
+        (4, {"model": T5, "objective": SPANS, "data": {"seq": 516}, "parallel": {"tp": 4, "sequence": True}}),
+        (2, {"model": T5, "objective": SPANS | {"name": "seq2seq"}, "data": {"target_seq": 10}, "parallel": {"tp": 2}}),
     ],
 )
 def test_what_works_is_not_refused(world, sections):
@@ -109,6 +116,27 @@ WRONG = [
     (2, {"advanced": {"double": True}}, "advanced.double"),
     (1, {"advanced": {"double": True}, "train": {"device": "cuda"}}, "advanced.double"),
     (1, {"advanced": {"double": True}, "train": {"precision": "bf16"}}, "advanced.double"),
+    (1, {"objective": SPANS}, "objective.name"),
+    (1, {"model": T5}, "objective.name"),
+    (1, {"model": {"positions": "relative"}}, "model.positions"),
+    (1, {"model": {"decoder_layers": 2}}, "model.decoder_layers"),
+    (1, {"model": {"segments": 2}}, "model.segments"),
+    (1, {"data": {"target_seq": 9}}, "data.target_seq"),
+    *(
+        (1, {"model": T5 | {key: value}, "objective": SPANS}, f"model.{key}")
+        for key, value in {
+            "positions": "learned", "norm_position": "post", "embedding_norm": True, "embedding": 128, "segments": 2,
+            "relative_buckets": 3, "relative_distance": 16,
+        }.items()
+    ),
+    (1, {"model": T5, "objective": SPANS, "data": {"target_seq": 9}}, "data.target_seq"),
+    (1, {"model": T5, "objective": SPANS, "data": {"seq": 2}}, "data.seq"),
+    (4, {"model": T5, "objective": SPANS, "data": {"seq": 512}, "parallel": {"tp": 4, "sequence": True}}, "data.seq"),
+    (2, {"model": T5, "objective": {"name": "seq2seq"}, "data": {"target_seq": 9}, "parallel": {"tp": 2, "sequence": True}}, "data.target_seq"),
+    (8, {"model": T5 | {"decoder_layers": 3}, "objective": SPANS, "parallel": {"pp": 8}}, "model.layers"),
+    (1, {"model": T5, "objective": SPANS, "data": {"tokenizer": None}}, "data.tokenizer"),
+    (1, {"model": {"family": "bert"}, "objective": {"name": "mlm"}}, "data.tokenizer"),
+    (1, {"model": T5, "objective": SPANS, "data": {"seq": 2100}}, "data.tokenizer"),  # 117 spans, 100 sentinels
     (1, {"data": {"train": []}}, "data.train"),
     (1, {"train": {"device": "cuda"}}, "train.device"),
     (1, {"data": {"seq": 10**6}}, "data.seq"),
@@ -143,6 +171,13 @@ def test_what_cannot_work_is_refused(world, sections, key):
 def test_a_machine_that_cannot_is_refused(facts, key):
     assert [p.key for p in problems_of(2, facts)] == [key]
     assert all(p.fix for p in problems_of(2, facts))
+
+
+def test_the_proposed_length_of_cut_targets_works():
+    sections = {"model": T5 | {"heads": 8}, "objective": SPANS, "parallel": {"tp": 8, "sequence": True}}
+    (problem,) = problems_of(8, data={"seq": 512}, **sections)
+    assert "not 114" in problem.expected
+    assert problems_of(8, data={"seq": int(problem.fix.split()[-1])}, **sections) == []
 
 
 def test_deepspeed_is_not_asked_for_where_it_is_not_used():
@@ -240,7 +275,7 @@ def test_a_missing_corpus_and_a_missing_bin_are_told_apart(tmp_path):
 def test_facts_of_this_machine(tmp_path):
     prefix = write_corpus(tmp_path)
     (tmp_path / "tokenizer.json").write_text(
-        json.dumps({"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2}]})
+        json.dumps({"model": {"vocab": {"a": 0, "b": 1}}, "added_tokens": [{"id": 2, "content": "<pad>"}]})
     )
     config = Config(
         data={"train": prefix, "tokenizer": str(tmp_path / "tokenizer.json")},
@@ -248,6 +283,7 @@ def test_facts_of_this_machine(tmp_path):
     )
     found = gathering.gather(config, local_size=2)
     assert found.corpora[prefix].tokens == 1000 and found.tokenizer_vocab == 3 and found.local_size == 2
+    assert found.special_tokens == {"pad"} and found.sentinels == 0
     assert found.folder_trouble is None and not (tmp_path / "runs").exists()
     assert found.memory is not None and found.memory > 0
     assert found.versions["torch"]

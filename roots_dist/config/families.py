@@ -1,0 +1,106 @@
+"""Which family learns which objective, and what each cannot do without. Pure arithmetic; called by checks.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from roots_dist.config.schema import Config
+from roots_dist.config.sizes import span_lengths, target_seq
+from roots_dist.errors import Problem
+
+LEARNS = {
+    "gpt": ("clm", "classify", "instruct"),
+    "bert": ("mlm", "mlm-nsp", "classify", "tag"),
+    "electra": ("rtd", "classify", "tag"),
+    "t5": ("spans", "seq2seq"),
+}
+"""Objectives of each family: for pre-training, then for fine-tuning."""
+
+
+def check(config: Config) -> Iterator[Problem]:
+    name, family = config.objective.name, config.model.family
+    if name not in LEARNS[family]:
+        fits = next((other for other, objectives in LEARNS.items() if name in objectives), family)
+        yield Problem(
+            key="objective.name",
+            found=name,
+            expected=f"for model.family={family} one of {', '.join(LEARNS[family])}",
+            fix=f"set objective.name={LEARNS[family][0]}, or model.family={fits}",
+        )
+        return
+    yield from _of_other_families(config)
+    if family == "t5":
+        yield from _t5(config)
+
+
+def _of_other_families(config: Config) -> Iterator[Problem]:
+    """Keys that only some families read: elsewhere they would say nothing, silently."""
+    m = config.model
+    given = (
+        ("model.decoder_layers", m.decoder_layers, None, m.family == "t5", "t5"),
+        ("model.embedding", m.embedding, None, m.family in ("bert", "electra") or m.embedding == m.hidden, "bert and electra"),
+        ("model.segments", m.segments, 0, m.family in ("bert", "electra"), "bert and electra"),
+        ("data.target_seq", config.data.target_seq, None, config.objective.name == "seq2seq", "objective.name=seq2seq"),
+    )
+    for key, found, nothing, reads, who in given:
+        if found != nothing and not reads:
+            yield Problem(key=key, found=found, expected=f"nothing here: it is for {who} alone", fix=f"leave {key} out")
+    if m.positions == "relative" and m.family != "t5":
+        yield Problem(
+            key="model.positions",
+            found=m.positions,
+            expected="other positions: the bias of relative distances is t5's",
+            fix="use learned, rotary or alibi",
+        )
+
+
+def _t5(config: Config) -> Iterator[Problem]:
+    m = config.model
+    one_way = (
+        ("model.positions", m.positions, "relative", "both stacks know distances alone"),
+        ("model.norm_position", m.norm_position, "pre", "each stack ends with a norm"),
+        ("model.embedding_norm", m.embedding_norm, False, "both stacks begin with the same bare words"),
+    )
+    for key, found, right, why in one_way:
+        if found != right:
+            said = str(right).lower()
+            yield Problem(key=key, found=found, expected=f"{said} for model.family=t5: {why}", fix=f"set {key}={said}")
+    if m.relative_buckets < 4:
+        yield Problem(
+            key="model.relative_buckets",
+            found=m.relative_buckets,
+            expected="at least 4: two for each side, one near and one far",
+            fix="use 32, as T5",
+        )
+    elif m.relative_distance <= m.relative_buckets // 2:
+        yield Problem(
+            key="model.relative_distance",
+            found=m.relative_distance,
+            expected=f"more than {m.relative_buckets // 2}, the single distances that have one of "
+            f"model.relative_buckets = {m.relative_buckets} each",
+            fix=f"use {4 * m.relative_buckets}",
+        )
+    if config.objective.name == "spans" and config.data.seq < (least := span_lengths(config).inputs):
+        yield Problem(
+            key="data.seq",
+            found=config.data.seq,
+            expected=f"at least {least}: a token that is seen, a sentinel and the end",
+            fix="use 512, as T5",
+        )
+    elif config.parallel.sequence:
+        yield from _cut_targets(config)
+
+
+def _cut_targets(config: Config) -> Iterator[Problem]:
+    """Under sequence parallelism the decoder's positions are cut too."""
+    tp, seq, target = config.parallel.tp, config.data.seq, target_seq(config)
+    if target % tp == 0 or seq % tp:  # the latter has been told
+        return
+    if config.objective.name == "spans":
+        key, found, told = "data.seq", seq, f"one that gives targets of a multiple of parallel.tp = {tp}, not {target}"
+    else:
+        key, found, told = "data.target_seq", target, f"a multiple of parallel.tp = {tp}"
+    longer = range(seq + tp, seq + 64 * tp, tp) if key == "data.seq" else ()
+    fits = [s for s in longer if span_lengths(config.changed({"data.seq": s})).targets % tp == 0]
+    fix = f"use {fits[0]}" if fits else f"use {-(-target // tp) * tp}" if not longer else "set parallel.sequence=false"
+    yield Problem(key=key, found=found, expected=f"{told}, because parallel.sequence cuts the decoder's positions too", fix=fix)

@@ -1,0 +1,141 @@
+"""T5 in every layout, and the rules that only two stacks have: each of them broken by hand must show.
+
+What one process computes is in float64 equal to 1e-10, in DeepSpeed's float32 to its bounds; wherever the border between
+encoder and decoder falls.
+"""
+
+import functools
+
+import pytest
+import t5_mutants
+from models import config
+
+from roots_dist.config.of_run import ONE_PROCESS
+from roots_dist.config.schema import Config
+from roots_dist.models import t5
+from roots_dist.pipeline.partition import partition
+from roots_dist.tensor.collectives import Split
+from roots_dist.testing.parity import EXACT, Trace, differences, merge, trace
+from roots_dist.testing.world import on_world
+from roots_dist.verify.verify import SINGLE
+
+STEPS = 2
+FLOAT32 = dict(advanced__double=False, advanced__engine="deepspeed", optim__lr=1e-3)
+INTERLEAVED, ZERO_BUBBLE = dict(schedule="interleaved", chunks=2), dict(schedule="zb-h1")
+SP = dict(tp=2, sequence=True)
+
+
+def of(model: str, **changes: object) -> Config:
+    """40 % are hidden, so that the stacks weigh alike and the border between them falls anywhere."""
+    return config(model, **dict(objective__masked=0.4) | changes)
+
+
+def case(model: str, dp: int = 1, **changes: object):
+    wanted = {(k if "__" in k else f"parallel__{k}"): v for k, v in changes.items()}
+    shown = {k.removeprefix("parallel__"): v for k, v in wanted.items() if k not in FLOAT32}
+    name = ",".join([model, *(f"{k}={v}" for k, v in shown.items()), *([f"dp={dp}"] if dp > 1 else [])])
+    return pytest.param(of(model, **wanted), dp, id=name)
+
+
+CASES = [
+    case("t5", tp=2),
+    case("t5", **SP),
+    case("t5", tp=4, sequence=True),
+    case("t5-v1.1", tp=4),
+    case("t5-v1.1", **SP),
+    *(case("t5", pp=2, **s) for s in (dict(schedule="gpipe"), {}, ZERO_BUBBLE, INTERLEAVED)),
+    *(case("t5-v1.1", pp=2, **s) for s in (dict(schedule="gpipe"), INTERLEAVED)),
+    *(case("t5", pp=3, train__batch=6, **s) for s in ({}, ZERO_BUBBLE, INTERLEAVED)),
+    case("t5", pp=3, train__batch=6, model__layers=5, model__decoder_layers=1, objective__masked=0.15),
+    case("t5-v1.1", pp=4, objective__masked=0.15),
+    *(case("t5-v1.1", pp=4, **s) for s in ({}, ZERO_BUBBLE)),
+    case("t5", pp=4, model__layers=1, model__decoder_layers=6),
+    *(case("t5", pp=2, **SP, **s) for s in ({}, ZERO_BUBBLE, INTERLEAVED)),
+    *(case("t5-v1.1", tp=2, pp=2, train__recompute=r) for r in ("selective", "full")),
+    case("t5", pp=2, train__recompute="full", **SP, **ZERO_BUBBLE),
+    *(case(model, dp=2, zero=1) for model in ("t5", "t5-v1.1")),
+    case("t5", dp=2, pp=2, zero=1, **SP),
+    case("t5", train__micro_batch=4),
+    case("t5-v1.1", pp=2, train__micro_batch=2),
+]
+
+
+@functools.cache
+def _alone(text: str) -> Trace:
+    return merge(on_world(1, trace, Config.model_validate_json(text), 0, STEPS))
+
+
+def alone(parallel: Config) -> Trace:
+    """One process, one microbatch per step: nothing of the layout is left."""
+    single = parallel.changed({**ONE_PROCESS, "train.micro_batch": 1, "train.recompute": "none"})
+    return _alone(single.model_dump_json())
+
+
+def size(parallel: Config, dp: int) -> int:
+    return parallel.parallel.tp * parallel.parallel.pp * dp
+
+
+@pytest.mark.parametrize("parallel, dp", CASES)
+def test_nothing_depends_on_the_layout(parallel, dp):
+    rows = differences(alone(parallel), merge(on_world(size(parallel, dp), trace, parallel, 0, STEPS)), EXACT)
+    assert all(row.passed for row in rows), "\n".join(map(str, rows))
+
+
+@pytest.mark.parametrize(
+    "parallel, dp",
+    [
+        case("t5", dp=2, zero=1, pp=2, **SP, **FLOAT32),
+        case("t5", dp=2, zero=2, pp=2, **FLOAT32),
+        case("t5-v1.1", dp=2, zero=3, **FLOAT32),
+        case("t5", dp=2, zero=3, pp=2, **SP, **FLOAT32),
+    ],
+)
+def test_zero_computes_what_one_process_computes(parallel, dp):
+    """Tables of distances and words that several pieces share among them."""
+    ranks = on_world(size(parallel, dp), trace, parallel, 0, STEPS, timeout=200)
+    rows = differences(alone(parallel), merge(ranks), SINGLE)
+    assert all(row.passed for row in rows), "\n".join(map(str, rows))
+
+
+def test_the_border_between_the_stacks_falls_into_a_stage_and_between_two():
+    """Else the cases above prove less than they say; and stages hand on what they did not make."""
+    found = set()
+    for parallel in (c.values[0] for c in CASES):
+        specs = t5.pieces(parallel, Split())
+        runs = partition([p.cost for p in specs], parallel.num_stages(), [p.is_block for p in specs])
+        bridge = [p.name for p in specs].index("bridge")
+        (stage,) = (run for run in runs if bridge in run)
+        found.add("between two" if bridge == stage[0] else "inside")
+        found |= {"handed on"} if any(bridge < run[0] for run in runs[:-1]) else set()
+    assert found == {"between two", "inside", "handed on"}
+
+
+TABLE = "blocks.0.attention.relative.weight"
+PP = dict(parallel__pp=2)
+# mutant, model, layout, data ranks, and the gradient, in the order of the computation, that it must name first
+BROKEN = [
+    ("encoded_gradient_is_that_of_one_block", "t5", PP, 1, "embed.tokens.weight"),
+    ("encoded_gradient_stays_on_the_last_stage", "t5-v1.1", dict(parallel__pp=4), 1, "embed.tokens.weight"),
+    ("copies_of_tables_are_not_summed", "t5", dict(parallel__pp=3, train__batch=6), 1, f"encoder.{TABLE}"),
+    ("copies_of_the_decoder_table_are_not_summed", "t5-v1.1", PP, 1, f"decoder.{TABLE}"),
+    ("the_bridge_keeps_its_words_to_itself", "t5-v1.1", dict(parallel__pp=3, train__batch=6), 1, "embed.tokens.weight"),
+    ("every_rank_has_the_table_of_the_first_heads", "t5", dict(parallel__tp=2), 1, None),
+    ("dropout_in_the_mlp_is_keyed_on_local_channels", "t5", dict(parallel__tp=2), 1, None),
+    ("sentinels_are_keyed_on_the_place_in_the_microbatch", "t5", dict(parallel__zero=1), 2, None),
+]
+
+
+@pytest.mark.parametrize("mutant, model, layout, dp, where", BROKEN, ids=[f"{row[0]},{row[1]}" for row in BROKEN])
+def test_a_broken_rule_shows(mutant, model, layout, dp, where):
+    parallel = of(model, **layout)
+    broken = merge(on_world(size(parallel, dp), t5_mutants.mutated_trace, mutant, parallel, 0, STEPS))
+    red = {row.what: row for row in differences(alone(parallel), broken, EXACT) if not row.passed}
+    what = "gradients" if where else "loss"
+    assert what in red, f"only {list(red)} went red"
+    assert red[what].where.split(",")[0] == (where or "step 0")
+    assert red[what].largest > 100 * red[what].bound
+
+
+def test_every_mutant_is_used():
+    written = {name for name, value in vars(t5_mutants).items() if callable(value) and value.__module__ == t5_mutants.__name__}
+    assert {name for name in written if not name.startswith("_")} - {"mutated_trace"} == {row[0] for row in BROKEN}
