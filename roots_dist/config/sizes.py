@@ -44,6 +44,8 @@ class Lengths(NamedTuple):
     """read from the corpus"""
     inputs: int
     targets: int
+    hidden: int
+    """tokens, in"""
     spans: int
 
 
@@ -53,9 +55,9 @@ def span_lengths(config: Config) -> Lengths:
     o, seq = config.objective, config.data.seq
 
     def of(tokens: int) -> Lengths:
-        noise = min(max(round(tokens * o.masked), 1), tokens - 1)
-        spans = min(max(round(noise / o.span), 1), noise, tokens - noise)
-        return Lengths(tokens, tokens - noise + spans + 1, noise + spans + 1, spans)
+        hidden = min(max(round(tokens * o.masked), 1), tokens - 1)
+        spans = min(max(round(hidden / o.span), 1), hidden, tokens - hidden)
+        return Lengths(tokens, tokens - hidden + spans + 1, hidden + spans + 1, hidden, spans)
 
     found = of(max(2, seq - 1))  # no longer than seq, because each sentinel stands for one token or more
     while (larger := of(found.tokens + 1)).inputs <= seq:

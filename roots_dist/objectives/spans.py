@@ -35,13 +35,11 @@ class Spans:
     def __init__(self, config: Config, specials: Specials):
         specials.require(*NEEDED["spans"])
         self.seq, self.specials, self.lengths = config.data.seq, specials, span_lengths(config)
-        self.count = self.lengths.spans
-        self.noise = self.lengths.targets - self.count - 1  # the targets are what is hidden, the sentinels, the end
-        if len(specials.sentinels) < self.count:
+        if len(specials.sentinels) < self.lengths.spans:
             problem = Problem(
                 key="data.tokenizer",
                 found=specials.name,
-                expected=f"at least {self.count} sentinels (<extra_id_0> …), one for each span of a sample; it has "
+                expected=f"at least {self.lengths.spans} sentinels (<extra_id_0> …), one for each span of a sample; it has "
                 f"{len(specials.sentinels)}",
                 fix="prepare the corpus with --kind unigram, or lower data.seq or objective.masked",
             )
@@ -54,13 +52,13 @@ class Spans:
         return windows(source, self.lengths.tokens, self.lengths.tokens)
 
     def sample(self, source: Corpus, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
+        _, _, _, hidden, spans = self.lengths
         tokens = source.tokens(index * self.lengths.tokens, self.lengths.tokens).astype(np.int64)
-        seen = segments(len(tokens) - self.noise, self.count, draw)
-        gone = segments(self.noise, self.count, draw)
-        runs = np.split(tokens, np.cumsum(np.stack([seen, gone], 1).ravel())[:-1])  # seen, gone, seen, gone …
+        lengths = np.stack([segments(len(tokens) - hidden, spans, draw), segments(hidden, spans, draw)], 1)
+        runs = np.split(tokens, np.cumsum(lengths.ravel())[:-1])  # seen, hidden, seen, hidden …
         s = self.specials
-        inputs = [part for k in range(self.count) for part in (runs[2 * k], [s.sentinels[k]])]
-        targets = [part for k in range(self.count) for part in ([s.sentinels[k]], runs[2 * k + 1])]
+        inputs = [part for k in range(spans) for part in (runs[2 * k], [s.sentinels[k]])]
+        targets = [part for k in range(spans) for part in ([s.sentinels[k]], runs[2 * k + 1])]
         return padded_pair(np.concatenate([*inputs, [s.end]]), np.concatenate([*targets, [s.end]]), self.seq, s.pad)
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:

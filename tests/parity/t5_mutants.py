@@ -73,7 +73,7 @@ def sentinels_are_keyed_on_the_place_in_the_microbatch():
 
     def turned(self, source, index, draw):
         CALLS.append(index)
-        fields, ids = sample(self, source, index, draw), self.specials.sentinels[: self.count]
+        fields, ids = sample(self, source, index, draw), self.specials.sentinels[: self.lengths.spans]
         to = dict(zip(ids, ids[len(CALLS) % len(ids) :] + ids[: len(CALLS) % len(ids)]))
         for name in ("tokens", "targets", "decoder_tokens"):
             fields[name] = fields[name].copy()
