@@ -48,21 +48,39 @@ def continue_live(passes: Passes, ids: list[int], count: int, sampling: Sampling
 
     For the samples of a training run: it reads the whole context again for each token.
     """
-    config, mesh = passes.config, passes.mesh
     generator = torch.Generator().manual_seed(seed)
-    ids, seq = list(ids), config.data.seq
+    ids, seq = list(ids), passes.config.data.seq
     shape = (1, seq)
     for _ in range(count):
         context = ids[-seq:]
         tokens = torch.zeros(shape, dtype=torch.int64)
         tokens[:, : len(context)] = torch.tensor(context)  # what comes after cannot be seen: attention is causal
         batch = MicroBatch(tokens=tokens, samples=torch.zeros_like(tokens[:, 0]), read=len(context) - 1)
-        found = passes.forward([batch.to(mesh.device)])
-        chosen = torch.zeros(1, dtype=torch.int64, device=mesh.device)
-        if found and mesh.tp.rank == 0 and mesh.dp.rank == 0:
-            chosen[0] = sampling.choose(found[0][:1], generator)[0]
-        ids.append(int(mesh.world.sum_(chosen).item()))
+        ids.append(_chosen(passes, batch, sampling, generator))
     return ids[-count:]
+
+
+def answer_live(passes: Passes, batch: MicroBatch, count: int, sampling: Sampling, seed: int) -> list[int]:
+    """The first `count` words that a decoder says to the first text of `batch`, which its encoder reads. As continue_live."""
+    generator = torch.Generator().manual_seed(seed)
+    fields = {name: value[:1] for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
+    decoder = fields["decoder_tokens"][:, :1].repeat(1, batch.decoder_tokens.shape[1])  # the start; what comes later is not seen
+    said: list[int] = []
+    for place in range(min(count, decoder.shape[1])):
+        reading = MicroBatch(**fields | {"decoder_tokens": decoder, "targets": None}, read=place)
+        said.append(_chosen(passes, reading, sampling, generator))
+        decoder[:, place + 1 : place + 2] = said[-1]
+    return said
+
+
+def _chosen(passes: Passes, batch: MicroBatch, sampling: Sampling, generator: torch.Generator) -> int:
+    """The word that the first data rank's model says where batch.read asks, on all ranks."""
+    mesh = passes.mesh
+    found = passes.forward([batch.to(mesh.device)])
+    chosen = torch.zeros(1, dtype=torch.int64, device=mesh.device)
+    if found and mesh.tp.rank == 0 and mesh.dp.rank == 0:
+        chosen[0] = sampling.choose(found[0][:1], generator)[0]
+    return int(mesh.world.sum_(chosen).item())
 
 
 def load_model(folder: Path, device: torch.device) -> tuple[Config, list[nn.Module]]:

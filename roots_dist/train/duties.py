@@ -13,7 +13,7 @@ import torch
 from roots_dist.checkpoint.keep import prune
 from roots_dist.checkpoint.save import save
 from roots_dist.evaluate.held_out import score
-from roots_dist.generate.generate import continue_live
+from roots_dist.generate.generate import answer_live, continue_live
 from roots_dist.generate.sampling import Sampling
 from roots_dist.optim.rates import rate
 from roots_dist.plan.flops import flops_per_step
@@ -25,6 +25,7 @@ from roots_dist.train.step import StepReport
 Duty = Callable[[Session, StepReport], None]
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 16, 48
+SAMPLING = Sampling(0.8, top_p=0.95)
 
 
 def due(session: Session, every: int) -> bool:
@@ -83,19 +84,37 @@ def evaluate(session: Session) -> None:
 
 
 def sample(session: Session) -> None:
-    """A held-out beginning and how the model goes on, logged. Collective over the world."""
-    if session.held_out is None or session.tokenizer is None:
+    """What the model makes of a held-out text, logged, if it writes. Collective over the world."""
+    writes = WRITES.get(session.config.model.family)
+    if writes is None or session.held_out is None or session.tokenizer is None:
         return
+    with session.trackers.doing("writing a sample of text ..."):
+        given, said = map(session.tokenizer.decode, writes(session))
+    session.trackers.text(session.step, "sample", f"{given} | {said}")
+
+
+def _goes_on(session: Session) -> tuple[list[int], list[int]]:
+    """A beginning, and how the model goes on."""
     config = session.config
     length = min(PROMPT_TOKENS, config.data.seq // 2)
-    beginning = next(session.held_out.evaluation(1)).tokens[0, :length]
-    beginning = session.mesh.dp.sum_(beginning.to(session.mesh.device) * (session.mesh.dp.rank == 0)).tolist()
+    beginning = _of_first_rank(session, next(session.held_out.evaluation(1)).tokens[0, :length])
     count = min(SAMPLE_TOKENS, config.data.seq - length)
-    seed = config.train.seed + session.step
-    with session.trackers.doing("writing a sample of text ..."):
-        ids = continue_live(session.run.passes, beginning, count, Sampling(0.8, top_p=0.95), seed)
-    prompt, text = session.tokenizer.decode(beginning), session.tokenizer.decode(ids)
-    session.trackers.text(session.step, "sample", f"{prompt} | {text}")
+    return beginning, continue_live(session.run.passes, beginning, count, SAMPLING, config.train.seed + session.step)
+
+
+def _answers(session: Session) -> tuple[list[int], list[int]]:
+    """The first part of what an encoder reads, and what its decoder says to all of it."""
+    batch = next(session.held_out.evaluation(1))
+    answer = answer_live(session.run.passes, batch, PROMPT_TOKENS, SAMPLING, session.config.train.seed + session.step)
+    return _of_first_rank(session, batch.tokens[0, :SAMPLE_TOKENS]), answer
+
+
+def _of_first_rank(session: Session, ids: torch.Tensor) -> list[int]:
+    return session.mesh.dp.sum_(ids.to(session.mesh.device) * (session.mesh.dp.rank == 0)).tolist()
+
+
+WRITES = {"gpt": _goes_on, "t5": _answers}
+"""By family: what is given, and what the model says to it. Encoders write nothing."""
 
 
 def checkpoint(session: Session) -> None:
