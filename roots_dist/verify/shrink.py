@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from roots_dist.config.schema import Config
+from roots_dist.config.sizes import target_seq
 
 MAX_RANKS = 8
 
@@ -89,4 +90,22 @@ def shrink(config: Config, dp: int, *, double: bool) -> Small:
     }
     if double:
         values["parallel.zero"] = min(p.zero, 1)
+    elif m.activation == "relu":  # of millions of numbers rounding puts some on the other side of 0, where the slope jumps
+        values["model.activation"] = "gelu"
+    if m.family == "t5":
+        values |= _two_stacks(config, stages, tp)
     return Small(config.changed(values), dp, tuple(notes))
+
+
+def _two_stacks(config: Config, stages: int, tp: int) -> dict[str, object]:
+    """Blocks for every stage, as many in both stacks if the model has; a text of several spans, whose targets can be cut."""
+    m = config.model
+    uneven = m.num_decoder_layers() != m.layers
+    lengths = [config.changed({"data.seq": seq, "data.target_seq": None}) for seq in range(32 * tp, 96 * tp, tp)]
+    fits = [c.data.seq for c in lengths if target_seq(c) % tp == 0]
+    return {
+        "model.layers": max(2, stages),
+        "model.decoder_layers": max(1, stages - 1) if uneven else None,
+        "data.seq": fits[0] if fits else 32 * tp,  # none fits with spans of one token: not cut then
+        "data.target_seq": None if config.data.target_seq is None else 8 * tp,
+    }

@@ -25,6 +25,13 @@ WORLDS = {
     "bloom-176b": 384,
     "llama-3-8b": 64,
     "llama-3-70b": 512,
+    "t5-quickstart": 4,
+    "t5-small": 8,
+    "t5-base": 8,
+    "t5-large": 32,
+    "t5-3b": 64,
+    "t5-11b": 128,
+    "t5-v1_1-base": 8,
 }
 BILLIONS = {  # as published, with embeddings
     "gpt2-small": 0.12444,
@@ -39,6 +46,12 @@ BILLIONS = {  # as published, with embeddings
     "bloom-176b": 176.247,
     "llama-3-8b": 8.030,
     "llama-3-70b": 70.554,
+    "t5-small": 0.060506624,
+    "t5-base": 0.222903552,
+    "t5-large": 0.737668096,
+    "t5-3b": 2.851598336,
+    "t5-11b": 11.307321344,
+    "t5-v1_1-base": 0.247577856,
 }
 
 
@@ -55,6 +68,11 @@ def test_a_shipped_config_works_out(name):
 def test_a_familys_size_is_the_published_one(name):
     """Padded rows are counted: below 0.3 %."""
     assert parameters(load(CONFIGS / f"{name}.yaml")) / 1e9 == pytest.approx(BILLIONS[name], rel=3e-3)
+
+
+@pytest.mark.parametrize("name", [name for name in BILLIONS if name.startswith("t5")])
+def test_t5s_size_is_that_of_the_released_checkpoint(name):
+    assert parameters(load(CONFIGS / f"{name}.yaml")) == round(BILLIONS[name] * 10**9)
 
 
 def test_bloom_176b_has_the_layout_that_it_was_trained_in():
