@@ -52,6 +52,13 @@ def prepare(
     output: Annotated[Path, typer.Option(help="folder for train/validation .bin/.idx, tokenizer.json, manifest.json")],
     text_key: Annotated[str, typer.Option(help="field that holds the text, in jsonl and parquet")] = "text",
     vocab: Annotated[int, typer.Option(help="entries of the tokenizer to be trained")] = 4096,
+    kind: Annotated[
+        str, typer.Option(help="of tokenizer: bpe, wordpiece (BERT), unigram (T5) or words", metavar="NAME")
+    ] = "bpe",
+    min_count: Annotated[int, typer.Option(min=1, help="words: rarer ones are <unk>")] = 2,
+    split_sentences: Annotated[
+        bool, typer.Option("--split-sentences", help="one sequence per sentence (next-sentence prediction)")
+    ] = False,
     pre_tokenizer: Annotated[
         str, typer.Option(help="how text is cut into words: gpt2 or bloom", metavar="NAME")
     ] = "gpt2",
@@ -82,7 +89,10 @@ def prepare(
             output,
             text_key=text_key,
             vocab=vocab,
+            kind=kind,
             pre_tokenizer=pre_tokenizer,
+            min_count=min_count,
+            split_sentences=split_sentences,
             tokenizer=tokenizer,
             end_of_document=end_of_document,
             validation=validation,
@@ -192,6 +202,24 @@ def verify(
     from roots_dist.verify.verify import verify as prove
 
     raise typer.Exit(0 if prove(load(config, overrides or ()), steps=steps, matrix=matrix) else 1)
+
+
+@app.command(short_help="show what is learned from")
+def sample(
+    config: Config,
+    overrides: Overrides = None,
+    step: Annotated[int, typer.Option(min=0, help="of the run, counted from 0")] = 0,
+) -> None:
+    """Show a sample of a training step in words: what the model reads, and what it is to say. Trains nothing.
+
+    \b
+    roots sample configs/t5-quickstart.yaml --step 3
+    """
+    from roots_dist.config.load import load
+    from roots_dist.data.shown import sample_lines
+
+    for line in sample_lines(load(config, overrides or ()), step):
+        typer.echo(line)
 
 
 @app.command(short_help="draw a pipeline schedule")

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from roots_dist.data.sentences import sentences
 from roots_dist.data.tokenizer import Tokenizer, load
 from roots_dist.errors import DataError, Problem
 
@@ -31,15 +32,17 @@ class Encoded(NamedTuple):
     tokens: np.ndarray
     """The documents end to end, each closed by the end of document."""
     lengths: list[int]
+    sequences: list[list[int]]
+    """Of each document, the lengths of its sentences, or its own."""
     bytes: list[int]
     """Of each text in UTF-8."""
 
 
 def encoded(
-    texts: Iterator[list[str]], tokenizer: Path, end_of_document: str, dtype: np.dtype, workers: int
+    texts: Iterator[list[str]], tokenizer: Path, end_of_document: str, dtype: np.dtype, workers: int, by_sentence: bool = False
 ) -> Iterator[Encoded]:
     """Raises DataError if a worker dies. Closing the iterator, or an error in it, ends the workers."""
-    work = partial(_encode, tokenizer, end_of_document, dtype)
+    work = partial(_encode, tokenizer, end_of_document, dtype, by_sentence)
     if workers == 1:
         yield from map(work, texts)
         return
@@ -66,10 +69,16 @@ def encoded(
         pool.shutdown(cancel_futures=True)
 
 
-def _encode(tokenizer: Path, end_of_document: str, dtype: np.dtype, texts: list[str]) -> Encoded:
+def _encode(tokenizer: Path, end_of_document: str, dtype: np.dtype, by_sentence: bool, texts: list[str]) -> Encoded:
     encoder = _loaded(tokenizer, end_of_document)
-    documents = [np.array([*encoder.encode(text), encoder.end_of_document], dtype=dtype) for text in texts]
-    return Encoded(np.concatenate(documents), [len(d) for d in documents], [len(text.encode()) for text in texts])
+    documents, sequences = [], []
+    for text in texts:
+        parts = [encoder.encode(part) for part in (sentences(text) if by_sentence else [text])]
+        parts = [part for part in parts[:-1] if part] + [[*parts[-1], encoder.end_of_document]]
+        documents.append(np.array([i for part in parts for i in part], dtype=dtype))
+        sequences.append([len(part) for part in parts])
+    lengths = [len(document) for document in documents]
+    return Encoded(np.concatenate(documents), lengths, sequences, [len(text.encode()) for text in texts])
 
 
 @lru_cache(maxsize=1)

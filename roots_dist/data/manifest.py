@@ -59,6 +59,10 @@ class Options(_Record):
     validation: float
     seed: int
     on_error: str
+    kind: str | None = "bpe"
+    """None with a tokenizer that was given"""
+    min_count: int | None = None
+    split_sentences: bool = False
 
 
 class Split(_Record):

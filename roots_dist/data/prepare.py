@@ -52,7 +52,10 @@ def prepare(
     *,
     text_key: str = "text",
     vocab: int = 4096,
+    kind: str = "bpe",
     pre_tokenizer: str = "gpt2",
+    min_count: int = 2,
+    split_sentences: bool = False,
     tokenizer: str | Path | None = None,
     end_of_document: str | None = None,
     validation: float = 0.05,
@@ -64,7 +67,8 @@ def prepare(
     """Fill `output` with train and validation pairs, tokenizer.json and manifest.json, or find it up to date.
 
     `validation` is the share of documents held out, drawn by (seed, number of the document). `tokenizer` takes an
-    existing tokenizer.json; then vocab and pre_tokenizer have no meaning. Raises DataError for whatever is wrong with
+    existing tokenizer.json; then vocab, kind and pre_tokenizer have no meaning. With split_sentences each sentence is a
+    sequence of its document (each is tokenized on its own). Raises DataError for whatever is wrong with
     the inputs; with on_error="skip" documents that cannot be read are counted in the manifest instead.
     """
     _check(validation, workers, on_error, tokenizer, end_of_document)
@@ -73,7 +77,10 @@ def prepare(
     options = Options(
         text_key=text_key,
         vocab=None if given else vocab,
-        pre_tokenizer=None if given else pre_tokenizer,
+        pre_tokenizer=None if given or kind != "bpe" else pre_tokenizer,
+        kind=None if given else kind,
+        min_count=min_count if not given and kind == "words" else None,
+        split_sentences=split_sentences,
         tokenizer_sha256=given.sha256 if given else None,
         end_of_document=end_of_document,
         validation=validation,
@@ -90,7 +97,7 @@ def prepare(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
-            chosen = given or tokenizers.train(intake.texts_for_tokenizer(), vocab, pre_tokenizer)
+            chosen = given or tokenizers.train(intake.texts_for_tokenizer(), vocab, pre_tokenizer, kind, min_count)
             chosen.backend.save(str(partial / TOKENIZER))
             train, held_out = _tokenize(intake, chosen, partial, workers or _workers(intake.total))
             manifest = Manifest(
@@ -223,7 +230,7 @@ def _tokenize(intake: _Intake, chosen: Tokenizer, partial: Path, workers: int) -
     texts = ([document.text for document in batch] for batch in intake.batches("tokens"))
     with Writer(partial / stem("train"), dtype) as train, Writer(partial / stem("validation"), dtype) as validation:
         writers = (train, validation)
-        with closing(encoded(texts, partial / TOKENIZER, chosen.end_token, dtype, workers)) as results:
+        with closing(encoded(texts, partial / TOKENIZER, chosen.end_token, dtype, workers, intake.options.split_sentences)) as results:
             for part in results:
                 held_out = intake.held_out(np.arange(first, first + len(part.lengths)))
                 first += len(part.lengths)
@@ -245,8 +252,8 @@ def _tokenize(intake: _Intake, chosen: Tokenizer, partial: Path, workers: int) -
 
 def _add(part: Encoded, held_out: np.ndarray, writers: Sequence[Writer], counts: list[Split]) -> None:
     documents = np.split(part.tokens, np.cumsum(part.lengths)[:-1])
-    for tokens, size, split in zip(documents, part.bytes, held_out.astype(int)):
-        writers[split].add(tokens)
+    for tokens, sequences, size, split in zip(documents, part.sequences, part.bytes, held_out.astype(int)):
+        writers[split].add(tokens, sequences)
         counts[split] = counts[split].plus(len(tokens), size)
 
 

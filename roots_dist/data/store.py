@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import struct
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +34,7 @@ def token_type(vocab: int) -> np.dtype:
 
 
 class Writer:
-    """Writes the pair under temporary names; `commit` makes both appear, complete. One sequence per document.
+    """Writes the pair under temporary names; `commit` makes both appear, complete.
 
     Leaving the `with` block without `commit` deletes what was written. A process that is killed leaves only the
     temporary files, which the next writer of this prefix overwrites.
@@ -44,13 +45,15 @@ class Writer:
         self._final = [Path(f"{prefix}{ending}") for ending in (".bin", ".idx")]
         self._temporary = [path.with_name(path.name + ".partial") for path in self._final]
         self._bin = self._temporary[0].open("wb")
-        self._lengths = array("i")
+        self._lengths, self._documents = array("i"), array("q", [0])
 
     @property
     def num_documents(self) -> int:
-        return len(self._lengths)
+        return len(self._documents) - 1
 
-    def add(self, document: np.ndarray) -> None:
+    def add(self, document: np.ndarray, sequences: Sequence[int] | None = None) -> None:
+        """sequences: lengths of the document's parts, in order; default: it is one sequence."""
+        assert sequences is None or sum(sequences) == len(document), (sequences, len(document))
         if len(document) > LONGEST_SEQUENCE:
             raise DataError(
                 Problem(
@@ -61,13 +64,14 @@ class Writer:
                 )
             )
         self._bin.write(np.ascontiguousarray(document, dtype=self.dtype).data)
-        self._lengths.append(len(document))
+        self._lengths.extend(sequences or [len(document)])
+        self._documents.append(len(self._lengths))
 
     def commit(self) -> None:
         lengths = np.asarray(self._lengths, dtype="<i4")
         offsets = np.zeros(len(lengths), dtype="<i8")
         np.cumsum(lengths[:-1].astype("<i8") * self.dtype.itemsize, out=offsets[1:])
-        documents = np.arange(len(lengths) + 1, dtype="<i8")
+        documents = np.asarray(self._documents, dtype="<i8")
         code = next(code for code, name in TOKEN_TYPES.items() if np.dtype(name) == self.dtype)
         with self._temporary[1].open("wb") as idx:
             idx.write(HEADER.pack(MAGIC, 1, code, len(lengths), len(documents)))

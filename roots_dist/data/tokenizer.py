@@ -1,9 +1,9 @@
-"""Text ↔ token ids: a byte-level BPE trained here, or any `tokenizer.json` that says where a document ends.
+"""Text ↔ token ids: a tokenizer of four kinds trained here, or any `tokenizer.json` that says where a document ends.
 
     texts --train--> tokenizer.json --load-------> Tokenizer(encode, decode, end_of_document), for prepare
                                     --load_codec-> Codec(encode, decode), for prompts and samples
 
-Byte-level: every text has ids, and decode(encode(text)) is the text. Knows nothing of files of documents.
+With bpe, byte-level, every text has ids, and decode(encode(text)) is the text. Knows nothing of files of documents.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from roots_dist.errors import DataError, Problem
 
@@ -74,37 +74,77 @@ class Tokenizer(Codec):
         return hashlib.sha256(self.json.encode()).hexdigest()
 
 
-def train(texts: Iterable[str], vocab: int, pre_tokenizer: str = "gpt2") -> Tokenizer:
-    """The same texts in the same order give the same tokenizer. Few texts may give less than `vocab` entries."""
-    if vocab < SMALLEST:
-        raise DataError(
-            Problem(
-                key="vocab",
-                found=vocab,
-                expected=f"at least {SMALLEST} (256 bytes and the end of a document)",
-                fix="raise it",
-            )
-        )
+def train(texts: Iterable[str], vocab: int, pre_tokenizer: str = "gpt2", kind: str = "bpe", min_count: int = 2) -> Tokenizer:
+    """The same texts in the same order give the same tokenizer; of wordpiece and unigram only up to ties, which the
+    library breaks by chance: keep the tokenizer.json. Few texts may give less than `vocab` entries.
+
+    kind: of KINDS. pre_tokenizer is for bpe alone, min_count for words alone.
+    """
+    if kind not in KINDS:
+        raise DataError(Problem(key="kind", found=kind, expected=f"one of {list(KINDS)}", fix="choose one of these"))
+    smallest, make = KINDS[kind]
+    if vocab < smallest:
+        expected = f"at least {smallest} for kind {kind} (its special tokens" + (" and the 256 bytes)" if kind == "bpe" else ")")
+        raise DataError(Problem(key="vocab", found=vocab, expected=expected, fix="raise it"))
     if pre_tokenizer not in PRE_TOKENIZERS:
-        raise DataError(
-            Problem(
-                key="pre_tokenizer",
-                found=pre_tokenizer,
-                expected=f"one of {list(PRE_TOKENIZERS)}",
-                fix="choose one of these",
-            )
-        )
+        expected = f"one of {list(PRE_TOKENIZERS)}"
+        raise DataError(Problem(key="pre_tokenizer", found=pre_tokenizer, expected=expected, fix="choose one of these"))
+    backend, trainer, end = make(vocab, pre_tokenizer, min_count)
+    backend.train_from_iterator(texts, trainer)
+    if kind == "unigram":  # T5's vocabulary ends with them, the first one last
+        backend.add_special_tokens([AddedToken(f"<extra_id_{i}>", special=True) for i in reversed(range(SENTINELS))])
+    return _ready(backend, "the trained tokenizer", end)
+
+
+def _bpe(vocab: int, pre_tokenizer: str, min_count: int):
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = PRE_TOKENIZERS[pre_tokenizer]()
     backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab,
-        special_tokens=[END_OF_DOCUMENT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = [END_OF_DOCUMENT]
+    trainer = trainers.BpeTrainer(vocab_size=vocab, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    return backend, trainer, END_OF_DOCUMENT
+
+
+def _wordpiece(vocab: int, pre_tokenizer: str, min_count: int):
+    """BERT's, lower-case (Devlin et al. 2019)."""
+    backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    return backend, trainers.WordPieceTrainer(vocab_size=vocab, special_tokens=special, show_progress=False), "[SEP]"
+
+
+def _unigram(vocab: int, pre_tokenizer: str, min_count: int):
+    """T5's (Raffel et al. 2020, section 2.2), sentinels included."""
+    backend = tokenizers.Tokenizer(models.Unigram())
+    spaces = normalizers.Replace(Regex(" {2,}"), " ")
+    backend.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC(), spaces])
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab - SENTINELS, special_tokens=special, unk_token="<unk>", show_progress=False
     )
-    backend.train_from_iterator(texts, trainer)
-    return _ready(backend, "the trained tokenizer", END_OF_DOCUMENT)
+    return backend, trainer, "</s>"
+
+
+def _words(vocab: int, pre_tokenizer: str, min_count: int):
+    """The textbook's: lower-case words of letters that occur often enough, and one id for all others."""
+    backend = tokenizers.Tokenizer(models.WordLevel(unk_token="<unk>"))
+    letters = normalizers.Replace(Regex(r"[^\p{L}]+"), " ")
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), letters])
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=vocab, min_frequency=min_count, special_tokens=["<unk>", "<eos>"], show_progress=False
+    )
+    return backend, trainer, "<eos>"
+
+
+SENTINELS = 100
+KINDS = {"bpe": (SMALLEST, _bpe), "wordpiece": (6, _wordpiece), "unigram": (SENTINELS + 4, _unigram), "words": (3, _words)}
+"""Of each, its fewest entries and (vocab, pre_tokenizer, min_count) -> (untrained tokenizer, trainer, end of document)."""
 
 
 def load(path: str | Path, end_of_document: str | None = None) -> Tokenizer:
