@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from roots_dist.config.schema import Config
+from roots_dist.config.special_tokens import NEEDED, called
 from roots_dist.data.specials import Specials, read_specials
+from roots_dist.errors import DataError, Problem
 from roots_dist.objectives.base import Objective
 from roots_dist.objectives.clm import CausalTokens
 from roots_dist.objectives.mlm import MaskedTokens
@@ -25,5 +27,8 @@ OBJECTIVES: dict[str, Callable[[Config, Specials | None], Objective]] = {
 
 def make_objective(config: Config) -> Objective:
     """The config's, with the special tokens of its tokenizer. Raises DataError if it needs some that are not there."""
-    name = config.data.tokenizer
+    name, needed = config.data.tokenizer, NEEDED.get(config.objective.name)
+    if needed and name is None:
+        expected = f"the tokenizer of the corpus, for its {called(needed)}"
+        raise DataError(Problem(key="data.tokenizer", found=None, expected=expected, fix="name the tokenizer.json beside the corpus"))
     return OBJECTIVES[config.objective.name](config, read_specials(name, config.model.vocab) if name else None)
