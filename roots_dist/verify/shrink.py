@@ -66,6 +66,8 @@ def shrink(config: Config, dp: int, *, double: bool) -> Small:
         "model.ffn": max(1, round(m.width_of_ffn() / m.hidden * 4)) * heads * head_dim // 4 // tp * tp,
         "model.vocab": vocab,
         "model.init_std": 0.1,  # at a small width, small weights would hide what a branch contributes
+        "model.max_positions": None,
+        "model.embedding": None if m.width_of_embedding() == m.hidden else 4 * heads,
         "data.train": (),
         "data.validation": (),
         "data.seq": seq,
@@ -92,6 +94,8 @@ def shrink(config: Config, dp: int, *, double: bool) -> Small:
         values["parallel.zero"] = min(p.zero, 1)
     elif m.activation == "relu":  # of millions of numbers rounding puts some on the other side of 0, where the slope jumps
         values["model.activation"] = "gelu"
+    if m.family == "electra":
+        values |= {"generator.layers": stages, "generator.hidden": tp * head_dim, "generator.heads": tp, "generator.ffn": 4 * tp * head_dim}
     if m.family == "t5":
         values |= _two_stacks(config, stages, tp)
     return Small(config.changed(values), dp, tuple(notes))
