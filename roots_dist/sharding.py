@@ -147,7 +147,7 @@ def sum_partial_gradients(params: Sequence[Param]) -> None:
     Where a slice is held by some of the ranks only (key/value heads), each rank writes its part into its slice's
     place of a zeroed whole: no extra groups, and these parameters are small.
     """
-    partial = [p for p in params if p.spec.partial and p.replicas > 1]
+    partial = [p for p in params if p.spec.partial and p.replicas > 1 and p.tensor.requires_grad]
     if not partial:
         return
     places = [p.tensor.new_zeros(p.spec.num_parts(p.tp), *p.spec.local_shape(p.tp)) for p in partial]
@@ -164,7 +164,7 @@ def sum_tied_gradients(params: Sequence[Param], ties: Mapping[str, Axis]) -> Non
 
     Collective over each axis, once per step. In the order of names: two ranks that share several agree on it.
     """
-    for p in sorted((p for p in params if p.name in ties), key=lambda p: p.name):
+    for p in sorted((p for p in params if p.name in ties and p.tensor.requires_grad), key=lambda p: p.name):
         ties[p.name].sum_(gradient_of(p))
 
 

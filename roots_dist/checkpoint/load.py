@@ -7,7 +7,7 @@ Nothing is written into engine or model before every check has passed on every r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,27 +18,41 @@ from roots_dist.checkpoint.format import STATE_FILE, Manifest, index_name, read_
 from roots_dist.checkpoint.together import Together
 from roots_dist.errors import CheckpointError
 from roots_dist.mesh import Mesh
+from roots_dist.optim.phases import has_learned
 from roots_dist.sharding import Param
 from roots_dist.zero.seam import STATE, Engine, master_dtype
 
 DTYPES = {torch.float32: "F32", torch.float64: "F64"}
 """As safetensors spells what checkpoints hold."""
+Kinds = Callable[[str, int], Sequence[str]]
 FIX = "Fix: use the config that the checkpoint was saved with"
 
 
 def load(folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, *, verify: bool = True) -> dict:
     """Set weights, moments and step count of the engine from a checkpoint of any layout; return its saved state.
 
-    A step that was skipped (state["skipped"] of them) is none for the optimizer: bias correction goes on from the rest.
+    What has not learned yet, or never does, has no moments. Bias correction goes on from the optimizer's steps that were
+    taken (a skipped step is none).
 
     Collective over the world. `verify` compares sha256 of every file, shared out over the ranks; sizes are always
     compared. Raises CheckpointError on every rank if anything does not fit, before anything is changed.
     """
-    reader = _open(Path(folder), params, mesh, STATE, verify, same_dtype=True)
+
+
+    def kinds(name: str, step: int) -> Sequence[str]:
+        return STATE if has_learned(engine.learned, name, step) else STATE[:1]
+
+    reader = _open(Path(folder), params, mesh, kinds, verify, same_dtype=True)
     state = reader.state
+    engine.reach(max(0, state["step"] - 1))
+    taken = {int(border): steps for border, steps in state.get("taken", {"0": state["step"] - state.get("skipped", 0)}).items()}
+    if taken.keys() != engine.taken.keys():
+        raise CheckpointError(
+            f"{folder / STATE_FILE}: more began to learn after steps {sorted(taken)}: expected {sorted(engine.taken)}. {FIX} (finetune)."
+        )
     for p in params:
-        engine.write_state(p.name, {kind: reader.slice(kind, p) for kind in STATE})
-    engine.finish_loading(state["step"] - state.get("skipped", 0))
+        engine.write_state(p.name, {kind: reader.slice(kind, p) for kind in kinds(p.name, state["step"])})
+    engine.finish_loading(taken)
     return state
 
 
@@ -48,7 +62,7 @@ def load_weights(folder: Path, params: Sequence[Param], mesh: Mesh | None = None
 
     For evaluation and generation, without an engine. Collective over the mesh, which one process may leave out.
     """
-    reader = _open(Path(folder), params, mesh or Mesh.single(), ("weight",), verify, same_dtype=False)
+    reader = _open(Path(folder), params, mesh or Mesh.single(), lambda name, step: STATE[:1], verify, same_dtype=False)
     for p in params:
         p.tensor.copy_(reader.slice("weight", p))
     return reader.state
@@ -57,10 +71,10 @@ def load_weights(folder: Path, params: Sequence[Param], mesh: Mesh | None = None
 class _Reader:
     """Slices of tensors, by name. Files are mapped, so only what is asked for is read."""
 
-    def __init__(self, folder: Path, kinds: Sequence[str]):
+    def __init__(self, folder: Path):
         self.folder = folder
         self.state = read_json(folder / STATE_FILE)
-        self.files = {kind: read_index(folder, kind) for kind in kinds}
+        self.files = {kind: read_index(folder, kind) for kind in STATE}
         self._open: dict[str, safe_open] = {}
 
     def _entry(self, kind: str, name: str):
@@ -88,9 +102,12 @@ class _Reader:
 
 
 def _open(
-    folder: Path, params: Sequence[Param], mesh: Mesh, kinds: Sequence[str], verify: bool, *, same_dtype: bool
+    folder: Path, params: Sequence[Param], mesh: Mesh, kinds: Kinds, verify: bool, *, same_dtype: bool
 ) -> _Reader:
-    """A reader of a checkpoint that has passed every check, on every rank. Collective over the world."""
+    """A reader of a checkpoint that has passed every check, on every rank. Collective over the world.
+
+    kinds(name, steps done): of STATE, what must be there of a parameter.
+    """
     together = Together(mesh)
     with together.attempt(f"cannot read {folder}"):
         manifest = Manifest.read(folder)
@@ -100,22 +117,23 @@ def _open(
                 manifest.check_hash(folder, name)
     together.meet()
     with together.attempt(f"cannot read {folder}"):
-        reader = _Reader(folder, kinds)
+        reader = _Reader(folder)
         if reader.state.get("step") != manifest.step:
             raise CheckpointError(
                 f"{folder / STATE_FILE}: step = {reader.state.get('step')!r}: expected {manifest.step} as in the "
                 "manifest. Fix: use another checkpoint."
             )
-        for kind in kinds:
+        for kind in STATE:
             unlisted = set(reader.files[kind].values()) - manifest.files.keys()
             if unlisted:
                 where = folder / index_name(kind)
                 raise CheckpointError(f"{where}: {min(unlisted)} is not in the manifest. Fix: use another checkpoint.")
-            for p in params:
+        for p in params:
+            for kind in kinds(p.name, manifest.step):
                 reader.check(kind, p, same_dtype)
     together.meet()
     with together.attempt(f"cannot read {folder}"):
-        for kind in kinds:
+        for kind in STATE:
             _refuse_extras(folder / index_name(kind), sorted(reader.files[kind]), params, mesh)
     together.meet()
     return reader

@@ -64,6 +64,7 @@ def save(
     every rank raises CheckpointError with that rank's words, and the checkpoints from before are untouched.
     """
     facts = {"format": FORMAT, "step": step, "version": __version__, "layout": str(mesh.layout)}
+    facts["taken"] = {str(border): steps for border, steps in engine.taken.items()}
     assert not facts.keys() & state.keys(), facts.keys() & state.keys()
     json.dumps(state, allow_nan=False)  # what is not JSON fails here, on every rank, and not later on one of them
     final = checkpoints_folder(run) / step_name(step)
@@ -108,14 +109,14 @@ def _write_tensors(
         values = engine.read_state(p.name)
         if mesh.dp.rank != owner_dp:
             continue
-        for kind in STATE:
+        for kind in list(values):
             whole = _whole(p, values.pop(kind), owner_tp, mesh)
             if whole is not None and not together.failed:
                 collected[kind][p.name] = whole
         missing[shard] -= 1
         if missing[shard] == 0 and mesh.tp.rank == owner_tp and not together.failed:
             with together.attempt(f"cannot write {folder}", ROOM):
-                for kind in STATE:
+                for kind in (kind for kind in STATE if collected[kind]):  # what does not learn has no moments
                     path = folder / shard_name(kind, before + shard + 1, total)
                     written.append({"kind": kind, **_write_shard(path, collected[kind])})
             collected = {kind: {} for kind in STATE}

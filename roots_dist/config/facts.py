@@ -28,6 +28,7 @@ ITEM_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 8, 7: 4, 8: 2}
 @dataclass(frozen=True)
 class CorpusFacts:
     tokens: int = 0
+    documents: int | None = None
     vocab: int | None = None
     """From the manifest beside it; None: made by other software."""
     trouble: str | None = None
@@ -99,7 +100,7 @@ def corpus(prefix: str) -> CorpusFacts:
         return CorpusFacts(trouble=f"{idx} is cut off: {idx_size} bytes cannot hold {sequences} sequences")
     if bin_size % ITEM_SIZES[code]:
         return CorpusFacts(trouble=f"{tokens_file} is cut off: {bin_size} bytes are no whole number of tokens")
-    return CorpusFacts(tokens=bin_size // ITEM_SIZES[code], vocab=_manifest_vocab(Path(prefix)))
+    return CorpusFacts(tokens=bin_size // ITEM_SIZES[code], documents=documents - 1, vocab=_manifest_vocab(Path(prefix)))
 
 
 def _manifest_vocab(prefix: Path) -> int | None:

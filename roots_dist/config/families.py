@@ -15,6 +15,8 @@ LEARNS = {
     "t5": ("spans", "seq2seq"),
 }
 """Objectives of each family: for pre-training, then for fine-tuning."""
+HIDES = {"mlm": 3, "mlm-nsp": 5, "rtd": 3}
+"""Objectives that hide single tokens, and the shortest samples that hold their special tokens and text."""
 
 
 def check(config: Config) -> Iterator[Problem]:
@@ -29,6 +31,9 @@ def check(config: Config) -> Iterator[Problem]:
         )
         return
     yield from _of_other_families(config)
+    yield from _places(config)
+    if family in ("bert", "electra"):
+        yield from _encoder(config)
     if family == "t5":
         yield from _t5(config)
 
@@ -40,6 +45,8 @@ def _of_other_families(config: Config) -> Iterator[Problem]:
         ("model.decoder_layers", m.decoder_layers, None, m.family == "t5", "t5"),
         ("model.embedding", m.embedding, None, m.family in ("bert", "electra") or m.embedding == m.hidden, "bert and electra"),
         ("model.segments", m.segments, 0, m.family in ("bert", "electra"), "bert and electra"),
+        ("objective.borders", config.objective.borders, False, config.objective.name == "clm", "objective.name=clm"),
+        ("objective.whole_words", config.objective.whole_words, False, config.objective.name in HIDES, f"objective.name={', '.join(HIDES)}"),
         ("data.target_seq", config.data.target_seq, None, config.objective.name == "seq2seq", "objective.name=seq2seq"),
     )
     for key, found, nothing, reads, who in given:
@@ -51,6 +58,48 @@ def _of_other_families(config: Config) -> Iterator[Problem]:
             found=m.positions,
             expected="other positions: the bias of relative distances is t5's",
             fix="use learned, rotary or alibi",
+        )
+
+
+def _places(config: Config) -> Iterator[Problem]:
+    m, seq = config.model, config.data.seq
+    if m.positions == "learned" and m.max_positions is not None and m.max_positions < seq:
+        yield Problem(
+            key="data.seq",
+            found=seq,
+            expected=f"at most model.max_positions = {m.max_positions}: there are no more learned positions",
+            fix=f"use {m.max_positions}, or raise model.max_positions",
+        )
+
+
+def _encoder(config: Config) -> Iterator[Problem]:
+    m, o = config.model, config.objective
+    if m.positions in ("none", "alibi"):
+        why = "the order of words would be lost" if m.positions == "none" else "alibi looks back only"
+        fix = "use learned, as BERT, or rotary"
+        yield Problem(key="model.positions", found=m.positions, expected=f"other positions for model.family={m.family}: {why}", fix=fix)
+    if o.name not in HIDES:
+        return
+    if o.mask_share + o.random_share > 1 + 1e-9:
+        yield Problem(
+            key="objective.random_share",
+            found=o.random_share,
+            expected=f"at most 1 - objective.mask_share = {1 - o.mask_share:g}: both are shares of the hidden tokens",
+            fix="use 0.1, with objective.mask_share=0.8",
+        )
+    if config.data.seq < HIDES[o.name]:
+        yield Problem(
+            key="data.seq",
+            found=config.data.seq,
+            expected=f"at least {HIDES[o.name]}: the special tokens of objective.name={o.name}, and text",
+            fix="use 512, as BERT",
+        )
+    if o.name == "mlm-nsp" and m.segments < 2:
+        yield Problem(
+            key="model.segments",
+            found=m.segments,
+            expected="at least 2 for objective.name=mlm-nsp: the model must tell the two texts apart",
+            fix="set model.segments=2",
         )
 
 

@@ -76,6 +76,13 @@ def _corpus(key: str, path: str, found: CorpusFacts, config: Config) -> Iterator
             expected=f"less than the {found.tokens} tokens of {path}, which must hold the {tokens_of_a_sample(config)} of a sample",
             fix="lower data.seq, or prepare more text",
         )
+    elif config.objective.name == "mlm-nsp" and found.documents is not None and found.documents < 2:
+        yield Problem(
+            key=key,
+            found=path,
+            expected="a corpus of two documents or more: half of the second texts come from another one; it has one",
+            fix="prepare text of several documents, or set objective.name=mlm",
+        )
 
 
 def _tokenizer(config: Config, facts: Facts) -> Iterator[Problem]:

@@ -140,7 +140,7 @@ class Data(Section):
 
 
 class Finetune(Section):
-    """What `roots finetune` does with a model that exists."""
+    """What fine-tuning does with a model that exists."""
 
     start: str | None = Field(None, description="folder of the run, or of the import, to start from")
     strategy: Literal["full", "partial", "progressive", "lora"] = Field(

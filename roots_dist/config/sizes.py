@@ -67,7 +67,10 @@ def span_lengths(config: Config) -> Lengths:
 
 def tokens_of_a_sample(config: Config) -> int:
     """That a corpus must hold at least."""
-    return span_lengths(config).tokens if config.objective.name == "spans" else config.data.seq + 1
+    name, seq = config.objective.name, config.data.seq
+    if name == "spans":
+        return span_lengths(config).tokens
+    return {"mlm": seq - 2, "rtd": seq - 2, "mlm-nsp": 6}.get(name, seq + 1)  # pairs: of two documents of three tokens
 
 
 def target_seq(config: Config) -> int:
@@ -186,6 +189,7 @@ def parameters(config: Config) -> int:
         last = norm(m.hidden) if m.norm_position == "pre" else 0
         return embed + stack(config) + last + (0 if m.tied else vocab * m.hidden)
     total = embed + project(m.hidden) + stack(config)
+    total += norm(m.hidden) if m.family == "bert" and m.norm_position == "pre" else 0
     if o.name == "rtd":
         generator = generator_of(config)
         total += project(generator.model.hidden) + stack(generator) + words(generator.model.hidden, width)

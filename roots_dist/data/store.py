@@ -152,9 +152,16 @@ class Corpus:
         return starts
 
     @cached_property
-    def starts(self) -> np.ndarray:
-        """int64: tokens of the stream before each sequence."""
-        return np.asarray(self._starts) // self.stored.itemsize
+    def bounds(self) -> np.ndarray:
+        """int64: tokens of the stream before each document, and all there are."""
+        inside = self.documents[self.documents < len(self.lengths)]
+        before = np.asarray(self._starts[inside]) // self.stored.itemsize
+        return np.append(before, np.full(len(self.documents) - len(inside), self.num_tokens))
+
+    def sequences_of(self, document: int) -> np.ndarray:
+        """int64: where each sequence of a document begins in the stream."""
+        mine = slice(int(self.documents[document]), int(self.documents[document + 1]))
+        return np.asarray(self._starts[mine]) // self.stored.itemsize
 
     def tokens(self, start: int, length: int) -> np.ndarray:
         """A piece of the stream, in the stored type."""
@@ -168,12 +175,6 @@ class Corpus:
             parts.append(part)
             start, length, sequence = start + len(part), length - len(part), sequence + 1
         return np.concatenate(parts) if parts else self.stored[:0]
-
-    def at(self, places: np.ndarray) -> np.ndarray:
-        """The tokens at these places of the stream."""
-        if self._in_order:
-            return self.stored[places]
-        return np.array([self.tokens(int(place), 1)[0] for place in places], dtype=self.stored.dtype)
 
     def document(self, i: int) -> np.ndarray:
         """All sequences of a document."""

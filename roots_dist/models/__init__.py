@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from roots_dist.config.schema import Config
 from roots_dist.models import bert, electra, gpt, t5
+from roots_dist.models.lora import adapted
 from roots_dist.models.pieces import PieceSpec
 from roots_dist.tensor.collectives import Split
 
@@ -13,3 +14,9 @@ MODELS: dict[str, Callable[[Config, Split], tuple[PieceSpec, ...]]] = {
     "electra": electra.pieces,
     "t5": t5.pieces,
 }
+
+
+def pieces_of(config: Config, split: Split) -> tuple[PieceSpec, ...]:
+    """The config's model, with adapters where it is fine-tuned with them."""
+    specs = MODELS[config.model.family](config, split)
+    return adapted(specs, config.finetune) if config.finetune.strategy == "lora" else specs

@@ -57,7 +57,7 @@ class Attention(nn.Module):
         queries = range(start, start + q.shape[2])
         if isinstance(self.positions, Rotary):
             q, k = self.positions(q, queries), self.positions(k, queries)
-        if batch.cache is not None:
+        if batch.cache is not None and self.causal:  # an encoder's are not asked for again
             k, v = batch.cache.extend(self.name, k, v)
         return self._attend(q, k, v, queries, batch)
 

@@ -34,9 +34,14 @@ class PieceSpec:
     out: Callable[[MicroBatch], PayloadSpec] = lambda batch: {}
     """What it hands on for this microbatch: known to both ends of a message before it is sent."""
     is_block: bool = False
+    once: bool = False
+    """What it reads does not grow (an encoder): where tokens go on, it has nothing to do and hands nothing on."""
     shares: tuple[str, ...] = ()
     """Global names of the parameters that other pieces use too. Where these stand on other pipeline ranks, each rank
     has a copy; on one rank, `build` finds the one that is there."""
+
+    def hands_on(self, batch: MicroBatch) -> PayloadSpec:
+        return {} if self.once and batch.goes_on else self.out(batch)
 
 
 def dtype_of(config: Config) -> torch.dtype:

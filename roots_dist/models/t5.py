@@ -72,7 +72,8 @@ def _stack(config: Config, split: Split, name: str, cost: float, out, *, causal:
                 positions = here[0].attention.relative if here else Relative(config, split, causal, copy)
             return Block(config, split, f"{name}.blocks.{i}", positions, causal=causal, cross=cross)
 
-        return PieceSpec(f"{name}.blocks.{i}", build, cost, out, is_block=True, shares=(table,) if relative else ())
+        shares = (table,) if relative else ()
+        return PieceSpec(f"{name}.blocks.{i}", build, cost, out, is_block=True, once=not causal, shares=shares)
 
     return [block(i) for i in range(config.model.layers)]
 
@@ -85,7 +86,7 @@ def pieces(config: Config, split: Split) -> tuple[PieceSpec, ...]:
     def both(batch: MicroBatch) -> PayloadSpec:
         size, seq = batch.decoder_tokens.shape
         spec: PayloadSpec = {"hidden": ((size, len(split.positions(seq)), m.hidden), dtype)}
-        if batch.cache is None or not batch.cache.length:
+        if not batch.goes_on:
             spec["encoded"] = encoded(batch)["hidden"]
         return spec
 
@@ -98,7 +99,7 @@ def pieces(config: Config, split: Split) -> tuple[PieceSpec, ...]:
         return Head(config, split, holder and holder.tokens)
 
     return (
-        PieceSpec("embed", lambda built: Embed(config, split), 0.0, encoded, shares=words),
+        PieceSpec("embed", lambda built: Embed(config, split), 0.0, encoded, shares=words, once=True),
         *_stack(config, split, "encoder", block_flops(config, seq, causal=False), encoded, causal=False, cross=False),
         PieceSpec("bridge", lambda built: Bridge(config, split, built.get("embed")), 0.0, both, shares=words),
         *_stack(decoder_of(config), split, "decoder", decoder_cost, both, causal=True, cross=True),

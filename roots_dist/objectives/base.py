@@ -52,6 +52,11 @@ class MicroBatch:
     cache: Cache | None = None
     """Keys and values of the tokens before these (generation)."""
 
+    @property
+    def goes_on(self) -> bool:
+        """There are tokens before these, kept in the cache."""
+        return self.cache is not None and self.cache.length > 0
+
     def to(self, device: torch.device) -> MicroBatch:
         moved = {n: t.to(device, non_blocking=True) for n, t in vars(self).items() if isinstance(t, Tensor)}
         return replace(self, **moved)

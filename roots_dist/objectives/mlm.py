@@ -21,9 +21,10 @@ def hide(
 ) -> tuple[np.ndarray, np.ndarray]:
     """tokens [S] -> (what is shown, targets), [S] each: the target is the token where it is to be guessed, else IGNORE.
 
-    Each word's place is chosen with probability how.masked, on its own (as the collator of transformers does; the
-    original chooses exactly that share of each text). Of the chosen, 80 % are shown as the mask, 10 % as any other word,
-    10 % as they are. With whole_words, tokens of one word are chosen together, and shown each in its own way.
+    Each place of a word is chosen with probability how.masked, on its own, as the collator of transformers does; the
+    original chooses exactly that share of each text, which in short texts is a matter of rounding. Of the chosen, 80 %
+    are shown as the mask, 10 % as any word, 10 % as they are. Special tokens are never chosen and never shown for a word.
+    With whole_words, tokens of one word are chosen together, and shown each in its own way.
     """
     word = ~specials.special[tokens]
     chance = draw.random(len(tokens))

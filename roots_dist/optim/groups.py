@@ -1,43 +1,67 @@
-"""AdamW's two groups, decayed and not, and the optimizer made of them. Both sides of the seam (zero/) use them.
+"""AdamW's groups and the optimizer made of them. Both sides of the seam (zero/) use them.
 
-    [Param] --by shape--> decay | no decay --adamw--> torch.optim.AdamW
+    [Param] + phases.py's {name: Learned} --group_of--> groups, decayed and not, each since its own step --> torch.optim.AdamW
+
+A group is what learns since the same step with the same share of the rate, so that what joins later changes nothing in the
+groups before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from roots_dist.config.schema import Optim
+from roots_dist.optim.phases import Learned
 from roots_dist.sharding import Param
 
 
-def groups(params: Sequence[Param], tensors: Sequence[Tensor], optim: Optim) -> list[dict[str, Any]]:
-    """Two groups of `tensors`, each of which stands for the param at its place. No weight decay on norms and biases.
+class Group(NamedTuple):
+    learned: Learned
+    decays: bool
 
-    Every rank has both: DeepSpeed adds up the norm group by group, in one collective each. A stage holds at least a
-    block, and a block has matrices and norms.
-    """
-    pairs = list(zip(params, tensors, strict=True))
-    found = [
-        {"params": [t for p, t in pairs if p.decays], "weight_decay": optim.weight_decay},
-        {"params": [t for p, t in pairs if not p.decays], "weight_decay": 0.0},
-    ]
-    assert all(group["params"] for group in found), "a rank's stages need a matrix and a vector among their parameters"
-    return found
+    def options(self, optim: Optim) -> dict[str, Any]:
+        """As AdamW's own group has them, and which one it is."""
+        return {"group": self, "weight_decay": optim.weight_decay if self.decays else 0.0}
 
 
-def adamw(found: list[dict[str, Any]], optim: Optim) -> torch.optim.AdamW:
-    """Decoupled weight decay (Loshchilov & Hutter 2019). The learning rate is set before each step."""
-    return torch.optim.AdamW(found, lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
+def all_groups(learned: Mapping[str, Learned], since: int, until: int) -> list[Group]:
+    """Those that begin to learn at steps since … until, in one order on every rank, some of which may hold none of them."""
+    found = sorted({l for l in learned.values() if since <= l.from_step <= until})
+    return [Group(l, decays) for l in found for decays in (True, False)]
+
+
+def members(group: Group, params: list[Param], learned: Mapping[str, Learned]) -> list[Param]:
+    """No weight decay on norms and biases."""
+    return [p for p in params if learned.get(p.name) == group.learned and p.decays == group.decays]
+
+
+def freeze(params: list[Param]) -> None:
+    """Before an engine is made: what does not learn has no gradient, and backward does not look for one."""
+    for p in params:
+        p.tensor.requires_grad_(False)
+
+
+def adamw(optim: Optim) -> torch.optim.AdamW:
+    """Decoupled weight decay (Loshchilov & Hutter 2019), without any group yet. The rate is set before each step."""
+    optimizer = torch.optim.AdamW(
+        [{"params": []}], lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True
+    )
+    optimizer.param_groups.clear()
+    return optimizer
+
+
+def since(group: dict[str, Any]) -> int:
+    """The step at which an optimizer's group began to learn."""
+    return group["group"].learned.from_step
 
 
 def set_rate(optimizer: torch.optim.AdamW, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["group"].learned.scale
 
 
 def state_of(optimizer: torch.optim.AdamW, tensor: Tensor) -> dict[str, Tensor]:

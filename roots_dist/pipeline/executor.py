@@ -59,13 +59,14 @@ class _Flight:
 
 @dataclass(frozen=True)
 class Executor:
-    """stages: this rank's, by number. spec(stage, microbatch): what comes into a stage. later: shared with the stages'
-    layers."""
+    """stages: this rank's, by number. spec(stage, microbatch): what comes into a stage. lowest(microbatch): the first
+    stage that learns, below which no gradient is computed or sent. later: shared with the stages' layers."""
 
     mesh: Mesh
     stages: Mapping[int, Stage]
     num_stages: int
     spec: Callable[[int, MicroBatch], PayloadSpec]
+    lowest: Callable[[MicroBatch], int]
     channels: Mapping[Channel, dist.ProcessGroup]
     later: Later
 
@@ -76,13 +77,16 @@ class Executor:
         on ranks whose stages find nothing. Under no_grad only forwards are meant, and `scales` are of no account.
         """
         flight, found = _Flight(), []
+        lowest = self.lowest(batches[0]) if torch.is_grad_enabled() else self.num_stages
         for action in actions:
             kind, stage, i = action
             work = (stage, i)
             if kind is Kind.FORWARD:
-                found += self._forward(flight, work, batches[i], scales)
+                found += self._forward(flight, work, batches[i], scales, lowest)
+            elif _needless(action, lowest):
+                continue
             elif kind in (Kind.BACKWARD, Kind.INPUT):
-                self._backward(flight, work, put_off=kind is Kind.INPUT)
+                self._backward(flight, work, lowest, put_off=kind is Kind.INPUT)
             elif kind is Kind.WEIGHT:
                 for do in flight.put_off.pop(work):
                     do()
@@ -98,17 +102,16 @@ class Executor:
             message.wait()
         return found
 
-    def _forward(self, flight: _Flight, work: Work, batch: MicroBatch, scales: Scales) -> list:
+    def _forward(self, flight: _Flight, work: Work, batch: MicroBatch, scales: Scales, lowest: int) -> list:
         stage, i = work
-        learn = torch.is_grad_enabled()
         payload = flight.inputs.pop(work, None)
         if payload is None and stage > 0:
             payload = _arrived(flight, "forward", work)
-        if payload is not None and learn:
+        if payload is not None and stage > lowest:
             for tensor in payload.values():
                 tensor.requires_grad_(tensor.is_floating_point())
         out: Scored = self.stages[stage](payload, batch)
-        if learn:
+        if stage >= lowest:
             flight.inputs[work] = payload or {}
             flight.outputs[work] = out.payload, sum(t.sum * scales[t.name] for t in out.found) if out.found else None
         if stage < self.num_stages - 1:
@@ -117,9 +120,9 @@ class Executor:
                 flight.inputs[stage + 1, i] = detached
             else:
                 flight.leaving[work] = detached
-        return [t.detached() for t in out.found] if learn else list(out.found)
+        return [t.detached() for t in out.found] if torch.is_grad_enabled() else list(out.found)
 
-    def _backward(self, flight: _Flight, work: Work, put_off: bool) -> None:
+    def _backward(self, flight: _Flight, work: Work, lowest: int, put_off: bool) -> None:
         stage, i = work
         inputs, (output, loss) = flight.inputs.pop(work), flight.outputs.pop(work)
         roots, gradients = ([loss], [None]) if loss is not None and loss.requires_grad else ([], [])
@@ -128,12 +131,12 @@ class Executor:
             named = [name for name, t in output.items() if t.requires_grad]
             roots, gradients = [*roots, *(output[n] for n in named)], [*gradients, *(given[n] for n in named)]
         self.later.on = put_off
-        if roots:  # none where nothing before or in this stage learns
+        if roots:  # none where nothing that learns has a part in what this stage finds
             torch.autograd.backward(roots, gradients)
         self.later.on = False
         if put_off:
             flight.put_off[work] = self.later.take()
-        if stage > 0:
+        if stage > lowest:
             learned = {name: t for name, t in inputs.items() if t.is_floating_point()}
             flight.gradients[stage - 1, i] = {
                 name: torch.zeros_like(t) if t.grad is None else t.grad for name, t in learned.items()
@@ -155,6 +158,14 @@ class Executor:
         source, group = self.mesh.pp.ranks[channel.sender], self.channels[channel]
         payload = {n: torch.empty(shape, dtype=dtype, device=self.mesh.device) for n, (shape, dtype) in spec.items()}
         return payload, [dist.irecv(payload[name], source, group=group) for name in sorted(payload)]
+
+
+def _needless(action: Action, lowest: int) -> bool:
+    """Part of a backward pass through stages of which nothing learns, nor of those below. Both ends leave a message out."""
+    kind, stage, _ = action
+    if kind in (Kind.SEND_FORWARD, Kind.RECV_FORWARD):
+        return False
+    return stage <= lowest if kind is Kind.SEND_BACKWARD else stage < lowest
 
 
 def _learned(spec: PayloadSpec) -> PayloadSpec:

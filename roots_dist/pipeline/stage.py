@@ -15,19 +15,28 @@ from roots_dist.objectives.base import MicroBatch, Scored
 
 class Stage(nn.Module):
     """recompute: names of pieces whose activations are computed again in backward (all but their input is dropped).
+    once: of pieces that have nothing to do where tokens go on from those before.
 
     Dropout needs nothing saved for that: its masks are functions of a key.
     """
 
-    def __init__(self, names: Sequence[str], pieces: Sequence[nn.Module], recompute: frozenset[str] = frozenset()):
+    def __init__(
+        self,
+        names: Sequence[str],
+        pieces: Sequence[nn.Module],
+        recompute: frozenset[str] = frozenset(),
+        once: frozenset[str] = frozenset(),
+    ):
         super().__init__()
-        self.names, self.pieces, self.recompute = tuple(names), nn.ModuleList(pieces), recompute
+        self.names, self.pieces, self.recompute, self.once = tuple(names), nn.ModuleList(pieces), recompute, once
 
     def forward(self, payload: dict[str, Tensor] | None, batch: MicroBatch) -> Scored:
         """The payload for the next stage, and what the pieces of this one found (terms of the loss)."""
         found: tuple = ()
         payload = payload or {}
         for name, piece in zip(self.names, self.pieces):
+            if batch.goes_on and name in self.once:
+                continue
             if name in self.recompute and self.training:
                 made = checkpoint(piece, payload, batch, use_reentrant=False, preserve_rng_state=False)
             else:

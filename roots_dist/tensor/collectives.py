@@ -10,7 +10,8 @@ B sequences, S positions, D channels; s = S/tp under sequence parallelism (SP). 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -36,7 +37,7 @@ class Later:
         return work
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Split:
     """How the work of a layer is split over tensor ranks: what every parallel layer is handed."""
 
@@ -55,6 +56,16 @@ class Split:
     def held(self, mine: int) -> range:
         """The positions that this rank holds outside the regions, given how many."""
         return range(self.tp.rank * mine, (self.tp.rank + 1) * mine) if self.sequence else range(mine)
+
+    @contextmanager
+    def uncut(self) -> Iterator[None]:
+        """Inside, each rank holds all positions: a single new one cannot be cut (generation). Not for learning: the
+        parameters' specs say whose gradients are partial."""
+        before, self.sequence = self.sequence, False
+        try:
+            yield
+        finally:
+            self.sequence = before
 
 
 class Pending:

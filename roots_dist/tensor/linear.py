@@ -3,19 +3,22 @@
     x --columns--> each rank's own features --(attention, activation)--> rows --sum--> y
 
 Backward sends the input's gradient while it computes the weights', saves only this rank's positions under sequence
-parallelism, and can put the weights' gradients off for a zero-bubble schedule (Split.later).
-B sequences, S positions, D width in, F features out; f = F/tp, s = S/tp. A weight is [out, in].
+parallelism, can put the weights' gradients off for a zero-bubble schedule (Split.later), and computes none that nobody
+asks for (frozen weights, and what lies below the lowest that learns).
+B sequences, S positions, D width in, F features out, R rank of an adapter; f = F/tp, s = S/tp. A weight is [out, in].
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roots_dist.sharding import ShardSpec, declare
+from roots_dist.tensor.adapter import Adapter
 from roots_dist.tensor.collectives import (
     Split,
     start_enter,
@@ -75,30 +78,43 @@ def _halves(values: Sequence[bool]) -> tuple[Sequence[bool], Sequence[bool]]:
 
 
 class _Rows(torch.autograd.Function):
-    """before(*inputs) Aᵀ, summed over tensor ranks. With `before`, its result is computed again in backward, not kept."""
+    """before(*inputs) Aᵀ for each A, summed over tensor ranks. With `before`, its result is computed again in backward,
+    not kept."""
 
     @staticmethod
-    def forward(ctx, split: Split, weight: Tensor, before: Callable[..., Tensor] | None, *inputs: Tensor):
-        ctx.split, ctx.parameter, ctx.before = split, weight, before
-        ctx.save_for_backward(weight, *inputs)
+    def forward(ctx, split: Split, before: Callable[..., Tensor] | None, num_weights: int, *tensors: Tensor):
+        weights, inputs = tensors[:num_weights], tensors[num_weights:]
+        ctx.split, ctx.parameters, ctx.before = split, weights, before
+        ctx.save_for_backward(*tensors)
         x = before(*inputs) if before else inputs[0]  # [B, S, f]
-        return start_leave(F.linear(x, weight), split)()  # [B, s, D]
+        leaving = [start_leave(F.linear(x, w), split) for w in weights]
+        return tuple(y() for y in leaving)  # each [B, s, D]
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
-        weight, *inputs = ctx.saved_tensors
-        grad = start_leave_backward(grad, ctx.split)()  # [B, S, D]
+    def backward(ctx, *grads: Tensor):
+        num, saved = len(grads), ctx.saved_tensors  # asked for once: under recomputation it is made for one reader
+        weights, inputs = saved[:num], saved[num:]
+        need_weights, need_inputs = ctx.needs_input_grad[3 : 3 + num], any(ctx.needs_input_grad[3 + num :])
+        gathering = [start_leave_backward(g, ctx.split) for g in grads]
+        grads = tuple(g() for g in gathering)  # each [B, S, D]
         if ctx.before:
-            inputs = [i.detach().requires_grad_() for i in inputs]
+            inputs = [i.detach().requires_grad_(need_inputs) for i in inputs]
             with torch.enable_grad():
                 x = ctx.before(*inputs)
         else:
             x = inputs[0]
-        grad_inputs = (grad @ weight,)
-        grad_weight = _weight_gradient(ctx.split, ctx.parameter, grad, x.detach()) if ctx.needs_input_grad[1] else None
-        if ctx.before:
+        grad_inputs: tuple[Tensor | None, ...] = (None,) * len(inputs)
+        if need_inputs:
+            grad_x = grads[0] @ weights[0]
+            for grad, weight in zip(grads[1:], weights[1:]):
+                grad_x.flatten(0, -2).addmm_(grad.flatten(0, -2), weight)
+            grad_inputs = (grad_x,)
+        grad_weights = [
+            _weight_gradient(ctx.split, w, g, x.detach()) if n else None for w, g, n in zip(ctx.parameters, grads, need_weights)
+        ]
+        if need_inputs and ctx.before:
             grad_inputs = torch.autograd.grad(x, inputs, grad_inputs)
-        return None, grad_weight, None, *grad_inputs
+        return None, None, None, *grad_weights, *grad_inputs
 
 
 class ColumnLinear(nn.Module):
@@ -112,6 +128,14 @@ class ColumnLinear(nn.Module):
         self.weight = declare(self, "weight", spec, split.tp)
         bias_spec = ShardSpec(shape=(features,), cut=0, parts=parts, partial=shared)
         self.bias = declare(self, "bias", bias_spec, split.tp) if bias else None
+        self.spec, self.lora = spec, None
+
+    def adapt(self, rank: int, scale: float) -> None:
+        """Every rank computes the whole of x aᵀ [B, S, R], for its own features: of a's gradient it knows a part."""
+        features, width = self.spec.shape
+        a = ShardSpec(shape=(rank, width), std=width**-0.5, partial=True)
+        b = replace(self.spec, shape=(features, rank), std=None)
+        self.lora = Adapter(a, b, scale, self.split.tp)
 
     def forward(self, x: Tensor) -> Tensor:
         return columns(self.split, x, [self])[0]
@@ -119,7 +143,12 @@ class ColumnLinear(nn.Module):
 
 def columns(split: Split, x: Tensor, layers: Sequence[ColumnLinear]) -> tuple[Tensor, ...]:
     """What each layer makes of the same x [B, s, D]: [B, S, f] each."""
-    return _Columns.apply(split, x, len(layers), *(l.weight for l in layers), *(l.bias for l in layers))
+    adapted = [l for l in layers if l.lora is not None]
+    weights = [*(l.weight for l in layers), *(l.lora.a.weight for l in adapted)]
+    biases = [*(l.bias for l in layers), *(None for _ in adapted)]
+    made = _Columns.apply(split, x, len(weights), *weights, *biases)
+    low = iter(made[len(layers) :])
+    return tuple(y if l.lora is None else l.lora(y, next(low)) for l, y in zip(layers, made))
 
 
 class RowLinear(nn.Module):
@@ -128,11 +157,21 @@ class RowLinear(nn.Module):
     def __init__(self, split: Split, channels: int, width: int, *, bias: bool, std: float):
         super().__init__()
         self.split = split
-        self.weight = declare(self, "weight", ShardSpec(shape=(width, channels), cut=1, std=std), split.tp)
+        self.spec, self.lora = ShardSpec(shape=(width, channels), cut=1, std=std), None
+        self.weight = declare(self, "weight", self.spec, split.tp)
         bias_spec = ShardSpec(shape=(width,), partial=split.sequence)
         self.bias = declare(self, "bias", bias_spec, split.tp) if bias else None
 
+    def adapt(self, rank: int, scale: float) -> None:
+        """x aᵀ is a sum over ranks like the layer's own, on this rank's positions; from there on all is whole."""
+        width, channels = self.spec.shape
+        a = ShardSpec(shape=(rank, channels), cut=1, std=channels**-0.5)
+        b = ShardSpec(shape=(width, rank), partial=self.split.sequence)
+        self.lora = Adapter(a, b, scale, self.split.tp)
+
     def forward(self, *inputs: Tensor, before: Callable[..., Tensor] | None = None) -> Tensor:
         """[B, S, f] -> [B, s, D]. `before` maps several inputs to that one and is computed again in backward."""
-        y = _Rows.apply(self.split, self.weight, before, *inputs)
+        weights = [self.weight] if self.lora is None else [self.weight, self.lora.a.weight]
+        y, *low = _Rows.apply(self.split, before, len(weights), *weights, *inputs)
+        y = self.lora(y, *low) if low else y
         return y if self.bias is None else y + self.bias

@@ -14,10 +14,12 @@ from torch import nn
 
 from roots_dist.config.schema import Config
 from roots_dist.mesh import Axis, Mesh
-from roots_dist.models import MODELS
+from roots_dist.models import pieces_of
+from roots_dist.models.outline import outline
 from roots_dist.models.pieces import PayloadSpec, PieceSpec, dtype_of
 from roots_dist.objectives import make_objective
 from roots_dist.objectives.base import MicroBatch, Objective, Term
+from roots_dist.optim.phases import Learned, learned
 from roots_dist.pipeline import passes, schedules
 from roots_dist.pipeline.actions import Action, Kind, Program, rank_of
 from roots_dist.pipeline.executor import Executor, connect
@@ -42,17 +44,26 @@ class RankModel:
     """Of each parameter that several pipeline ranks hold: which, the same on all ranks."""
     inputs: tuple[Callable[[MicroBatch], PayloadSpec], ...]
     """What comes into each stage of the whole model."""
+    learned: Mapping[str, Learned]
+    """What will ever learn, of the whole model."""
+    joins: tuple[int | None, ...]
+    """The step since which something of each stage learns, of the whole model; None: nothing of it ever does."""
 
     def pieces(self) -> list[tuple[str, nn.Module]]:
         return [piece for stage in self.stages.values() for piece in stage.named_pieces()]
+
+    def lowest(self, step: int) -> int:
+        """The first stage of which something learns at this step: no gradient goes below it."""
+        return next(stage for stage, joins in enumerate(self.joins) if joins is not None and joins <= step)
 
 
 def build_model(config: Config, mesh: Mesh) -> RankModel:
     """This rank's share of the model, initial weights drawn from (seed, name). No communication."""
     split = Split(mesh.tp, config.parallel.sequence and mesh.tp.size > 1, Later())
-    specs = MODELS[config.model.family](config, split)
+    specs = pieces_of(config, split)
     runs = partition([p.cost for p in specs], config.num_stages(), [p.is_block for p in specs])
     recompute = frozenset(p.name for p in specs if p.is_block and config.train.recompute == "full")
+    once = frozenset(p.name for p in specs if p.once)
     built: dict[str, nn.Module] = {}
     stages: dict[int, Stage] = {}
     for index, run in enumerate(runs):
@@ -61,12 +72,16 @@ def build_model(config: Config, mesh: Mesh) -> RankModel:
         for spec in (specs[i] for i in run):
             built[spec.name] = spec.build(built)
         names = [specs[i].name for i in run]
-        stages[index] = Stage(names, [built[n] for n in names], recompute)
+        stages[index] = Stage(names, [built[n] for n in names], recompute, once)
     module = nn.ModuleList(stages.values()).to(device=mesh.device, dtype=dtype_of(config))
     params = parameters_of([piece for stage in stages.values() for piece in stage.named_pieces()])
     initialize(params, config.train.seed)
-    inputs = (lambda batch: {}, *(specs[run.start - 1].out for run in runs[1:]))
-    return RankModel(module, stages, params, split, _holders(specs, runs, mesh.pp.size), inputs)
+    inputs = (lambda batch: {}, *(specs[run.start - 1].hands_on for run in runs[1:]))
+    places = outline(specs)
+    learns = learned(config, {name: place.depth for name, place in places.items()})
+    since = [[learns[n].from_step for n, place in places.items() if place.piece in run and n in learns] for run in runs]
+    joins = tuple(min(steps, default=None) for steps in since)
+    return RankModel(module, stages, params, split, _holders(specs, runs, mesh.pp.size), inputs, learns, joins)
 
 
 def _holders(specs: Sequence[PieceSpec], runs: Sequence[range], num_ranks: int) -> dict[str, tuple[int, ...]]:
@@ -158,6 +173,7 @@ def build_passes(config: Config, mesh: Mesh) -> Passes:
         stages=model.stages,
         num_stages=config.num_stages(),
         spec=lambda stage, batch: model.inputs[stage](batch),
+        lowest=lambda batch: model.lowest(batch.step),
         channels=connect(channels, mesh),
         later=model.split.later,
     )
@@ -167,9 +183,9 @@ def build_passes(config: Config, mesh: Mesh) -> Passes:
 def build_run(
     config: Config, mesh: Mesh, make_engine: Callable[..., Engine] = build_engine, objective: Objective | None = None
 ) -> Run:
-    """Collective over the world. make_engine(config, mesh, module, params) shards the optimizer over data ranks."""
+    """Collective over the world. make_engine(config, mesh, module, params, learned) shards the optimizer over data ranks."""
     rank = build_passes(config, mesh)
     axes = {ranks: mesh.some_pp(f"tie {'-'.join(map(str, ranks))}", ranks) for ranks in dict.fromkeys(rank.model.holders.values())}
     ties = {name: axes[ranks] for name, ranks in rank.model.holders.items() if mesh.pp.rank in ranks}
-    engine = make_engine(config, mesh, rank.model.module, rank.model.params)
+    engine = make_engine(config, mesh, rank.model.module, rank.model.params, rank.model.learned)
     return Run(rank, engine, objective or make_objective(config), ties)

@@ -13,7 +13,8 @@ import torch
 from roots_dist.checkpoint.keep import prune
 from roots_dist.checkpoint.save import save
 from roots_dist.evaluate.held_out import score
-from roots_dist.generate.generate import answer_live, continue_live
+from roots_dist.generate.decode import decode
+from roots_dist.generate.request import Request
 from roots_dist.generate.sampling import Sampling
 from roots_dist.optim.rates import rate
 from roots_dist.plan.flops import flops_per_step
@@ -95,18 +96,22 @@ def sample(session: Session) -> None:
 
 def _goes_on(session: Session) -> tuple[list[int], list[int]]:
     """A beginning, and how the model goes on."""
-    config = session.config
-    length = min(PROMPT_TOKENS, config.data.seq // 2)
+    length = min(PROMPT_TOKENS, session.config.data.seq // 2)
     beginning = _of_first_rank(session, next(session.held_out.evaluation(1)).tokens[0, :length])
-    count = min(SAMPLE_TOKENS, config.data.seq - length)
-    return beginning, continue_live(session.run.passes, beginning, count, SAMPLING, config.train.seed + session.step)
+    return beginning, _said(session, beginning, min(SAMPLE_TOKENS, session.config.data.seq - length), start=None)
 
 
 def _answers(session: Session) -> tuple[list[int], list[int]]:
     """The first part of what an encoder reads, and what its decoder says to all of it."""
     batch = next(session.held_out.evaluation(1))
-    answer = answer_live(session.run.passes, batch, PROMPT_TOKENS, SAMPLING, session.config.train.seed + session.step)
-    return _of_first_rank(session, batch.tokens[0, :SAMPLE_TOKENS]), answer
+    text, (start, *_) = (_of_first_rank(session, row[0]) for row in (batch.tokens, batch.decoder_tokens))
+    return text[:SAMPLE_TOKENS], _said(session, text, min(PROMPT_TOKENS, batch.decoder_tokens.shape[1]), start)
+
+
+def _said(session: Session, text: list[int], count: int, start: int | None) -> list[int]:
+    request = Request(count, SAMPLING, session.config.train.seed + session.step)
+    ((answer,),) = decode(session.run.passes, [text], request, start=start, together=True)
+    return answer.tokens
 
 
 def _of_first_rank(session: Session, ids: torch.Tensor) -> list[int]:

@@ -28,6 +28,7 @@ class StepReport:
 
 def train_step(run: Run, batches: list[MicroBatch], lr: float) -> StepReport:
     """batches: this data rank's microbatches. Collective over the world."""
+    run.engine.reach(batches[0].step)
     counts = count_targets(run, batches)
     weights = run.objective.weights
     with run.engine.accumulate():

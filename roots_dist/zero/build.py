@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from roots_dist.config.schema import Config
 from roots_dist.mesh import Mesh
+from roots_dist.optim.phases import Learned
 from roots_dist.sharding import Param
 from roots_dist.zero.seam import Engine
 
 
-def build_engine(config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param]) -> Engine:
-    """module: this rank's stages; params: its parameters, initialised. Collective over the world.
+def build_engine(
+    config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param], learned: Mapping[str, Learned]
+) -> Engine:
+    """module: this rank's stages; params: its parameters, initialised; learned: what learns, of the whole model.
+    Collective over the world.
 
     The config has passed config/checks.py, which knows what neither side can do.
     """
     if config.engine(mesh.dp.size) == "reference":
         from roots_dist.zero.reference import ReferenceEngine
 
-        return ReferenceEngine(config, mesh, module, params)
+        return ReferenceEngine(config, mesh, module, params, learned)
     from roots_dist.zero.engine import DeepSpeedEngine
 
-    return DeepSpeedEngine(config, mesh, module, params)
+    return DeepSpeedEngine(config, mesh, module, params, learned)

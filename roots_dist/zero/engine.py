@@ -3,16 +3,19 @@
     accumulate(): backwards fill .grad as ever; on leaving, one reduction for the whole step
     step(lr):     DeepSpeed's own
 
+    reach(step):  what joins then makes a new engine of its own, which is handed the state of the one before
+
 DeepSpeed averages over dp, and the seam sums. Instead of touching the gradients once more, DeepSpeed is told that the
 loss was scaled by 1/dp: unscaling, norm and clipping then see the sum (exact where dp is a power of two).
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,10 +25,11 @@ from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
-from roots_dist.mesh import Mesh
-from roots_dist.optim.groups import adamw, groups, set_rate
+from roots_dist.mesh import SINGLE, Mesh
+from roots_dist.optim.groups import Group, adamw, all_groups, freeze, members, set_rate
 from roots_dist.optim.norm import clip_factor, global_norm
-from roots_dist.sharding import Param, gradient_of
+from roots_dist.optim.phases import Learned
+from roots_dist.sharding import Param, ShardSpec, gradient_of
 from roots_dist.zero import whole_pieces
 from roots_dist.zero.ds_config import Grid, mark, settings
 from roots_dist.zero.ds_state import CutState, FlatState, WholeState
@@ -33,44 +37,97 @@ from roots_dist.zero.seam import Update, no_gradients
 
 
 class DeepSpeedEngine:
-    def __init__(self, config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param]):
+    def __init__(
+        self, config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param], learned: Mapping[str, Learned]
+    ):
         if not dist.is_initialized():
             fix = "start the run with a launcher, or set advanced.engine to auto"
             raise ConfigError([Problem(key="advanced.engine", found="deepspeed", expected="a process group", fix=fix)])
-        self.module, self.config, self.mesh, self.params = module, config, mesh, list(params)
+        self.module, self.config, self.mesh, self.params, self.learned = module, config, mesh, list(params), learned
         self.stage = config.parallel.zero
         self.by_name = {p.name: p for p in params}
-        mark(params, mesh.model)
-        self.optimizer = adamw(groups(params, [p.tensor for p in params], config.optim), config.optim)
-        with _quiet():
-            self.engine = self._initialize()
-        self.zero = self.engine.optimizer
+        self.taken: dict[int, int] = {}
+        self.groups: list[tuple[Group, list[Param]]] = []
+        self.engine: Any = None
         self.state: WholeState | FlatState | CutState
-        if self.stage == 0:
-            self.state = WholeState(self.optimizer, params)
-            return
-        self.zero.override_loss_scale(1 / mesh.dp.size)
-        if self.stage == 3:
-            whole_pieces.after_initialize(module, self.zero)
-            self.state = CutState(self.zero, mesh.dp)
-        else:
-            self.state = FlatState(self.zero)
+        freeze(params)
+        self.reach(0)
 
-    def _initialize(self) -> Any:
+    def reach(self, step: int) -> None:
+        joining = all_groups(self.learned, 1 + max(self.taken, default=-1), step)
+        if not joining:
+            return
+        for group in joining:
+            found = members(group, self.params, self.learned) or [self._placeholder()]
+            for p in found:
+                p.tensor.requires_grad_(True)
+            self.groups.append((group, found))
+            self.taken[group.learned.from_step] = 0
+        kept = self.state.kept() if self.engine else []
+        self._close()
+        self._open()
+        if kept:
+            self.state.keep(kept)
+            self.state.finish(self.taken)
+
+    def _placeholder(self) -> Param:
+        """Stands for a group of which this rank has nothing: DeepSpeed sums the norm group by group over all ranks."""
+        like = self.params[0].tensor
+        tensor = nn.Parameter(torch.zeros(1, dtype=like.dtype, device=like.device))
+        return Param(f"placeholder_{len(self.groups)}", tensor, ShardSpec(shape=(1,), copy_of=""), SINGLE)
+
+    @property
+    def learning(self) -> list[Param]:
+        """What learns now, placeholders too."""
+        return [p for _, found in self.groups for p in found]
+
+    def _open(self) -> None:
+        learning = self.learning
+        root = nn.ModuleList([self.module])  # what DeepSpeed hangs on it goes when the engine goes
+        for p in learning:
+            if p.name not in self.by_name:
+                root.register_parameter(p.name, p.tensor)
+        self.optimizer = adamw(self.config.optim)
+        for group, found in self.groups:
+            self.optimizer.add_param_group({"params": [p.tensor for p in found], **group.options(self.config.optim)})
+        mark(self.params, self.mesh.model)
+        with _quiet():
+            self.engine = self._initialize(root)
+        self.zero = self.engine.optimizer
+        if self.stage == 0:
+            self.state = WholeState(self.optimizer)
+            return
+        self.zero.override_loss_scale(1 / self.mesh.dp.size)
+        self.state = CutState(self.zero, self.mesh.dp) if self.stage == 3 else FlatState(self.zero)
+
+    def _initialize(self, root: nn.ModuleList) -> Any:
         import deepspeed
 
         if self.mesh.device.type == "cpu":  # else an op that only inference uses is compiled for a minute
             deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
-        if self.stage == 3:
-            whole_pieces.before_initialize(self.module)
+        self.hooks = whole_pieces.before_initialize(root) if self.stage == 3 else []
         engine, *_ = deepspeed.initialize(
-            model=self.module,
+            model=root,
             optimizer=self.optimizer,
-            config=settings(self.config, sum(p.tensor.numel() for p in self.params)),
+            config=settings(self.config, sum(p.tensor.numel() for p in self.learning)),
             mpu=Grid(self.mesh),
             dist_init_required=False,
         )
+        if self.stage == 3:
+            self.hooks += whole_pieces.after_initialize(root, engine.optimizer)
         return engine
+
+    def _close(self) -> None:
+        """Leave nothing of an engine in the module and in memory."""
+        if self.engine is None:
+            return
+        self.engine.destroy()
+        for hook in self.hooks:
+            hook.remove()
+        if self.stage == 3:
+            whole_pieces.forget_the_root()
+        self.engine = self.zero = self.state = self.optimizer = None
+        gc.collect()
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
@@ -91,7 +148,7 @@ class DeepSpeedEngine:
 
     def _fill_missing(self) -> None:
         """Parameters that no microbatch used: DeepSpeed would leave them out, or take last step's gradient."""
-        for p in self.params:
+        for p in self.learning:
             gradient_of(p)
 
     def step(self, lr: float) -> Update:
@@ -103,15 +160,17 @@ class DeepSpeedEngine:
         else:
             self.engine.step()  # a norm that is not finite: touches nothing
             norm = float(self.engine.get_global_grad_norm())
+        if math.isfinite(norm):
+            self.taken = {border: taken + 1 for border, taken in self.taken.items()}
         self.discard()
         return Update(norm)
 
     @torch.no_grad()
     def _clip(self) -> float:
         """Stage 0 knows no model parallelism: the norm over all ranks is ours, and so is the sum over dp."""
-        gradients = [p.tensor.grad for p in self.params]
-        dp = self.mesh.dp.size
-        norm = dp * global_norm(zip(self.params, gradients), [self.mesh.model], self.mesh.device)
+        learning, dp = self.learning, self.mesh.dp.size
+        gradients = [p.tensor.grad for p in learning]
+        norm = dp * global_norm(zip(learning, gradients), [self.mesh.model], self.mesh.device)
         torch._foreach_mul_(gradients, dp * clip_factor(norm, self.config.optim.clip))
         return norm
 
@@ -130,8 +189,9 @@ class DeepSpeedEngine:
         with torch.no_grad():
             self.state.write(self.by_name[name], state)
 
-    def finish_loading(self, step: int) -> None:
-        self.state.finish(step)
+    def finish_loading(self, taken: Mapping[int, int]) -> None:
+        self.taken = dict(taken)
+        self.state.finish(taken)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ reduced in place or parameter by parameter, and no gradient exists between two s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
 from roots_dist.mesh import Axis, Mesh
-from roots_dist.optim.groups import adamw, groups, set_rate, state_of
+from roots_dist.optim.groups import adamw, all_groups, freeze, members, set_rate, state_of
 from roots_dist.optim.norm import clip_factor, global_norm
+from roots_dist.optim.phases import Learned
 from roots_dist.sharding import Param, gradient_of
 from roots_dist.zero.seam import STATE, Update, master_dtype, no_gradients
 
@@ -40,13 +41,29 @@ class Held:
 
 
 class ReferenceEngine:
-    def __init__(self, config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param]):
-        self.module, self.config, self.mesh = module, config, mesh
+    def __init__(
+        self, config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param], learned: Mapping[str, Learned]
+    ):
+        self.module, self.config, self.mesh, self.learned = module, config, mesh, learned
         assert config.parallel.zero <= 1 or mesh.dp.size == 1, "the reference shards the optimizer only"
         self.sharded = config.parallel.zero >= 1 and mesh.dp.size > 1
-        self.held = {p.name: Held(p, self._master(p.tensor)) for p in params}
-        assert len(self.held) == len(params), "two parameters of one rank bear the same name"
-        self.optimizer = adamw(groups(params, [h.master for h in self.held.values()], config.optim), config.optim)
+        self.params = {p.name: p for p in params}
+        assert len(self.params) == len(params), "two parameters of one rank bear the same name"
+        self.held: dict[str, Held] = {}
+        self.taken: dict[int, int] = {}
+        self.optimizer = adamw(config.optim)
+        freeze(params)
+        self.reach(0)
+
+    def reach(self, step: int) -> None:
+        for group in all_groups(self.learned, 1 + max(self.taken, default=-1), step):
+            found = members(group, list(self.params.values()), self.learned)
+            for p in found:
+                p.tensor.requires_grad_(True)
+                self.held[p.name] = Held(p, self._master(p.tensor))
+            options = group.options(self.config.optim)
+            self.optimizer.add_param_group({"params": [self.held[p.name].master for p in found], **options})
+            self.taken[group.learned.from_step] = 0
 
     def _master(self, tensor: nn.Parameter) -> Tensor:
         dtype = master_dtype(tensor.dtype)
@@ -75,10 +92,11 @@ class ReferenceEngine:
                     held.master.grad = held.param.tensor.grad.to(held.master.dtype)
                     held.param.tensor.grad = None
             factor = clip_factor(norm, self.config.optim.clip)
-            if factor < 1:
+            if factor < 1 and self.held:
                 torch._foreach_mul_([h.master.grad for h in self.held.values()], factor)
             set_rate(self.optimizer, lr)
             self.optimizer.step()
+            self.taken = {border: taken + 1 for border, taken in self.taken.items()}
             self._publish()
         self.discard()
         return Update(norm)
@@ -111,21 +129,30 @@ class ReferenceEngine:
 
     @torch.no_grad()
     def read_state(self, name: str) -> dict[str, Tensor]:
-        held = self.held[name]
-        parts = {"weight": held.master, **state_of(self.optimizer, held.master)}
+        if name not in self.held:
+            tensor = self.params[name].tensor
+            return {"weight": tensor.detach().to(master_dtype(tensor.dtype), copy=True)}
+        held, parts = self.held[name], self._parts(name)
         return {key: self._whole(parts[key].detach(), held.param, held.master.dtype).clone() for key in STATE}
 
     @torch.no_grad()
     def write_state(self, name: str, state: dict[str, Tensor]) -> None:
-        held = self.held[name]
-        parts = {"weight": held.master, **state_of(self.optimizer, held.master)}
+        if name not in self.held:
+            self.params[name].tensor.copy_(state["weight"])
+            return
+        parts = self._parts(name)
         for key in STATE:
             value = state[key].to(parts[key])
             parts[key].copy_(_part(value, self.mesh.dp) if self.sharded else value)
 
-    def finish_loading(self, step: int) -> None:
-        for held in self.held.values():
-            state_of(self.optimizer, held.master)["step"].fill_(step)
+    def _parts(self, name: str) -> dict[str, Tensor]:
+        master = self.held[name].master
+        return {"weight": master, **state_of(self.optimizer, master)}
+
+    def finish_loading(self, taken: Mapping[int, int]) -> None:
+        self.taken = dict(taken)
+        for name, held in self.held.items():
+            state_of(self.optimizer, held.master)["step"].fill_(taken[self.learned[name].from_step])
         self._publish()
 
 

@@ -4,17 +4,21 @@
         forwards, backwards, tied and partial sums
     engine.step(lr)                      # clip by the global norm, AdamW, weights
 
-The loss is already divided by the step's global count, so gradients are summed over dp, not averaged.
+The loss is already divided by the step's global count, so gradients are summed over dp, not averaged. What does not learn
+(optim/phases.py) has requires_grad off, no gradient, no master copy and no moments; reach() lets more of it learn.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+from roots_dist.optim.phases import Learned
 
 STATE = ("weight", "exp_avg", "exp_avg_sq")
 """What the optimizer keeps for each parameter: the master weight and both Adam moments."""
@@ -31,6 +35,17 @@ class Update:
 class Engine(Protocol):
     module: nn.Module
     """The rank's stages, to be called in place of the module that was handed in."""
+    learned: Mapping[str, Learned]
+    """What will ever learn, of the whole model."""
+    taken: Mapping[int, int]
+    """Border of a phase (a step of the run) that has been reached -> optimizer steps taken by what learns since then."""
+
+    def reach(self, step: int) -> None:
+        """`step` steps of the run are done, and what is to learn since then joins. What learns already keeps its moments.
+
+        Collective over the world, between steps; does nothing at most steps.
+        """
+        ...
 
     def accumulate(self) -> AbstractContextManager[None]:
         """Inside, backward passes add into `.grad` of this rank's slices; leaving sums them over dp. Collective over dp."""
@@ -45,7 +60,8 @@ class Engine(Protocol):
         ...
 
     def read_state(self, name: str) -> dict[str, Tensor]:
-        """Master weight and moments (STATE) of one parameter, as whole as this rank's tensor slice, not cut over dp.
+        """Master weight and moments (STATE) of one parameter, as whole as this rank's tensor slice, not cut over dp. Of
+        one that does not learn now: the weight alone.
 
         Master dtype, on CPU or device; copies. Collective over dp: all data ranks ask for the same names in order.
         Works before the first step too (moments are zero).
@@ -56,8 +72,8 @@ class Engine(Protocol):
         """The reverse. After the last one, `finish_loading` makes the model's weights follow. Every dp rank calls it."""
         ...
 
-    def finish_loading(self, step: int) -> None:
-        """`step` optimizer steps have been taken: Adam's bias correction goes on from there. Collective over dp."""
+    def finish_loading(self, taken: Mapping[int, int]) -> None:
+        """These optimizer steps have been taken: Adam's bias correction goes on from there. Collective over dp."""
         ...
 
 

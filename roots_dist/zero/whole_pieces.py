@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from roots_dist.pipeline.stage import Stage
 
@@ -29,23 +30,24 @@ def _down_to_pieces(module: nn.Module) -> Iterator[nn.Module]:
             yield from _down_to_pieces(child)
 
 
-def before_initialize(module: nn.Module) -> None:
+def before_initialize(module: nn.Module) -> list[RemovableHandle]:
+    """Returns the hooks, to be removed when the engine goes."""
     from deepspeed.utils import set_z3_leaf_module
 
-    for part in _down_to_pieces(module):
+    parts = list(_down_to_pieces(module))
+    for part in parts:
         set_z3_leaf_module(part, _is_piece(part))
-        part.register_forward_pre_hook(_copy_dicts)
+    return [part.register_forward_pre_hook(_copy_dicts) for part in parts]
 
 
-def after_initialize(module: nn.Module, optimizer: Any) -> None:
-    """optimizer: DeepSpeed's, of stage 3."""
+def after_initialize(module: nn.Module, optimizer: Any) -> list[RemovableHandle]:
+    """optimizer: DeepSpeed's, of stage 3. Returns the hooks, to be removed when the engine goes."""
     for hook in optimizer._leaf_module_hooks:  # would reduce within a backward; accumulate() reduces after the last one
         hook.remove()
     # No trace of the order of modules, and so no prefetch: each pipeline schedule, evaluation and batch ramp has its
     # own order, and the check that ranks agree on it is collective over the world, where pipeline ranks differ.
     optimizer.parameter_offload.fwd_pre_hook.remove()
-    for part in _down_to_pieces(module):
-        part.register_forward_hook(_watch_dataclasses)
+    return [part.register_forward_hook(_watch_dataclasses) for part in _down_to_pieces(module)]
 
 
 def forget_interrupted_forwards() -> None:
@@ -53,6 +55,13 @@ def forget_interrupted_forwards() -> None:
     from deepspeed.runtime.zero import parameter_offload
 
     del parameter_offload.FWD_MODULE_STACK[1:]
+
+
+def forget_the_root() -> None:
+    """Of an engine that is gone."""
+    from deepspeed.runtime.zero import parameter_offload
+
+    parameter_offload.FWD_MODULE_STACK.clear()
 
 
 def _copy_dicts(module: nn.Module, args: tuple) -> tuple:

@@ -114,7 +114,7 @@ def learn(rank, size, config, first, load=None):
         state = torch.load(load, weights_only=True)
         for p in run.params:
             run.engine.write_state(p.name, {key: value[p.mine] for key, value in state[p.name].items()})
-        run.engine.finish_loading(first)
+        run.engine.finish_loading({0: first})
     before = read(run)
     losses, norms = [], []
     for step in range(first, first + STEPS):

@@ -18,7 +18,9 @@ from roots_dist.checkpoint.keep import newest
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.data.store import Writer
-from roots_dist.generate.generate import continue_ids, continue_live, load_model
+from roots_dist.generate.decode import decode
+from roots_dist.generate.generate import load_model
+from roots_dist.generate.request import Request
 from roots_dist.generate.sampling import Sampling
 from roots_dist.mesh import Mesh
 from roots_dist.testing.world import on_world
@@ -160,8 +162,8 @@ def test_the_text_is_the_same_whatever_layout_was_trained(place, bare):
     prompt = [3, 1, 4, 1, 5]
     texts = []
     for folder in (place / "alone", bare):
-        _, pieces = load_model(folder, torch.device("cpu"))
-        texts.append(list(continue_ids(pieces, prompt, 11, GREEDY, seed=0)))
+        ((answer,),) = decode(load_model(folder, torch.device("cpu")), [prompt], Request(11, GREEDY))
+        texts.append(answer.tokens)
     assert texts[0] == texts[1] and len(texts[0]) == 11
 
 
@@ -170,11 +172,11 @@ def test_kept_keys_and_values_say_what_reading_it_all_again_says(place, position
     """Token by token with a cache, and with the whole context read anew for each: two ways of attention, one text."""
     changes = {"model.positions": positions, "model.kv_heads": 2, "model.init_std": 0.3, "data.seq": 32}
     passes = build_passes(settings(place).changed(changes), Mesh.single())
-    pieces = [piece for _, piece in passes.model.pieces()]
-    passes.model.module.eval()
-    for sampling in (GREEDY, Sampling(1.0, top_k=20, top_p=0.9)):
-        prompt = [7, 7, 30, 2]
-        cached = list(continue_ids(pieces, prompt, 24, sampling, seed=5))
-        assert cached == continue_live(passes, prompt, 24, sampling, seed=5)
-        passes.model.module.eval()
-    assert len(set(cached)) > 3
+    prompt, varied = [7, 7, 30, 2], Sampling(temperature=0, repetition_penalty=3.0)
+    ((cached,),) = decode(passes, [prompt], Request(24, varied))
+    anew: list[int] = []
+    while len(anew) < 24:
+        ((word,),) = decode(passes, [prompt + anew], Request(1, varied))
+        anew += word.tokens
+    assert cached.tokens == anew
+    assert len(set(anew)) > 3

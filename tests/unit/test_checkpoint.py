@@ -19,6 +19,7 @@ from roots_dist.checkpoint.save import save
 from roots_dist.errors import CheckpointError
 from roots_dist.layout import Layout
 from roots_dist.mesh import Mesh
+from roots_dist.optim.phases import Learned
 from roots_dist.sharding import Param, ShardSpec
 from roots_dist.testing.world import on_world
 from roots_dist.zero.seam import STATE
@@ -64,7 +65,7 @@ class FakeEngine:
     """Keeps state as the seam promises it: per parameter, this tensor rank's slice, whole over dp."""
 
     def __init__(self, params: list[Param], dtype: torch.dtype = torch.float32, seed: int | None = 0):
-        self.step = None
+        self.taken, self.learned = {0: 0 if seed is None else 7}, {p.name: Learned() for p in params}
         self.states = {}
         for p in params if seed is not None else ():
             self.states[p.name] = {k: whole(p.name, k, p.spec.shape, dtype, seed)[p.mine].clone() for k in STATE}
@@ -75,8 +76,11 @@ class FakeEngine:
     def write_state(self, name, state):
         self.states[name] = state
 
-    def finish_loading(self, step):
-        self.step = step
+    def reach(self, step):
+        pass
+
+    def finish_loading(self, taken):
+        self.taken = taken
 
 
 def save_on(rank: int, size: int, run: str, layout: Layout, step: int = 7, shard_bytes: int = 4000) -> str:
@@ -91,7 +95,7 @@ def load_on(rank: int, size: int, folder: str, layout: Layout) -> dict:
     params = stage(mesh)
     engine = FakeEngine(params, seed=None)
     state = load(Path(folder), engine, params, mesh)
-    assert engine.step == 7 and (state["step"], state["samples"]) == (7, 56)
+    assert engine.taken == {0: 7} and (state["step"], state["samples"]) == (7, 56)
     load_weights(Path(folder), params, mesh)
     for p in params:
         for kind in STATE:
@@ -252,7 +256,7 @@ def test_a_fault_is_named_and_nothing_is_changed(fault, of_one, tmp_path):
     engine = FakeEngine(params, seed=None)
     with pytest.raises(CheckpointError, match=words):
         load(folder, engine, params, Mesh.single())
-    assert not engine.states and engine.step is None
+    assert not engine.states and engine.taken == {0: 0}
 
 
 def test_another_model_is_refused(of_one):

@@ -241,12 +241,12 @@ def write_corpus(folder, magic=b"MMIDIDX\x00\x00", version=1, code=8, sequences=
 
 def test_a_corpus_is_read_by_its_header(tmp_path):
     prefix = write_corpus(tmp_path)
-    assert gathering.corpus(prefix) == CorpusFacts(tokens=1000)
+    assert gathering.corpus(prefix) == CorpusFacts(tokens=1000, documents=1)
     (tmp_path / "manifest.json").write_text(json.dumps({"vocab": 777}))
     assert gathering.corpus(prefix).vocab == 777
     for hostile in ("{", "[]", '{"vocab": "many"}', "\udcff"):
         (tmp_path / "manifest.json").write_text(hostile, errors="surrogateescape")
-        assert gathering.corpus(prefix) == CorpusFacts(tokens=1000)
+        assert gathering.corpus(prefix) == CorpusFacts(tokens=1000, documents=1)
 
 
 @pytest.mark.parametrize(
