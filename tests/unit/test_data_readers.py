@@ -143,7 +143,7 @@ def test_files_are_found_in_folders_globs_and_names_each_once(tmp_path):
         (["."], "'.': expected a folder with .txt, .jsonl"),
         (["note.md"], "'note.md': expected a name ending in one of .txt"),
         (["e.parquet.gz"], "all but parquet also with .gz"),
-        (["embedded:moby"], "expected embedded: and one of ['state-of-the-union']"),
+        (["embedded:moby"], "expected embedded: and one of ['human-rights', 'state-of-the-union']"),
     ],
 )
 def test_inputs_that_are_none_are_refused(tmp_path, monkeypatch, given, message):
@@ -153,6 +153,14 @@ def test_inputs_that_are_none_are_refused(tmp_path, monkeypatch, given, message)
     with pytest.raises(DataError) as error:
         readers.find(given)
     assert message in str(error.value)
+
+
+def test_the_declaration_is_whole_in_every_language():
+    documents = read(embedded.path_of("embedded:human-rights"))
+    assert len(documents) == 93 and sum(len(d.text.encode()) for d in documents) == 1_416_291
+    paragraphs = [d.text.split("\n\n") for d in documents]
+    assert all(len(found) > 80 and all(found) for found in paragraphs)
+    assert not any(bad in d.text for d in documents for bad in ("&amp;", "<", "  ", "\ufffd"))
 
 
 def test_the_embedded_corpus_is_whole():
