@@ -21,6 +21,7 @@ import typer.main
 from roots_dist.cli import app
 from roots_dist.config.checks import check
 from roots_dist.config.load import load
+from roots_dist.config.schema import Objective
 from roots_dist.pipeline.check import expected_bubble
 
 ROOT = Path(__file__).parents[1]
@@ -156,6 +157,15 @@ def test_the_page_of_config_keys_is_what_the_tree_says():
     maker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(maker)
     assert maker.PAGE.read_text(encoding="utf-8") == maker.page(), "run: python docs/make_config.py"
+
+
+def test_the_page_of_objectives_shows_a_whole_one_in_under_60_lines():
+    page = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
+    whole = (ROOT / "roots_dist" / "objectives" / "prefix.py").read_text(encoding="utf-8")
+    assert f"```python\n{whole}```" in page and f"in {len(whole.splitlines())} lines" in page
+    assert len(whole.splitlines()) < 60
+    names = re.findall(r"`([\w-]+)`", " ".join(re.findall(r"^\| (`.*?) \|", page, re.M)))
+    assert {*names} == {*Objective.model_fields["name"].annotation.__args__}
 
 
 def test_the_page_of_the_proof_names_every_mutant():

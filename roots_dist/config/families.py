@@ -12,7 +12,7 @@ LEARNS = {
     "gpt": ("clm", "classify", "instruct"),
     "bert": ("mlm", "mlm-nsp", "classify", "tag"),
     "electra": ("rtd", "classify", "tag"),
-    "t5": ("spans", "seq2seq"),
+    "t5": ("spans", "prefix", "seq2seq"),
 }
 """Objectives of each family: for pre-training, then for fine-tuning."""
 HIDES = {"mlm": 3, "mlm-nsp": 5, "rtd": 3}
@@ -47,7 +47,7 @@ def _of_other_families(config: Config) -> Iterator[Problem]:
         ("model.segments", m.segments, 0, m.family in ("bert", "electra"), "bert and electra"),
         ("objective.borders", config.objective.borders, False, config.objective.name == "clm", "objective.name=clm"),
         ("objective.whole_words", config.objective.whole_words, False, config.objective.name in HIDES, f"objective.name={', '.join(HIDES)}"),
-        ("data.target_seq", config.data.target_seq, None, config.objective.name == "seq2seq", "objective.name=seq2seq"),
+        ("data.target_seq", config.data.target_seq, None, config.objective.name in ("prefix", "seq2seq"), "objective.name=prefix, seq2seq"),
     )
     for key, found, nothing, reads, who in given:
         if found != nothing and not reads:
@@ -129,6 +129,8 @@ def _t5(config: Config) -> Iterator[Problem]:
             f"model.relative_buckets = {m.relative_buckets} each",
             fix=f"use {4 * m.relative_buckets}",
         )
+    if config.objective.name == "prefix" and config.data.seq < 2:
+        yield Problem(key="data.seq", found=config.data.seq, expected="at least 2: a beginning and how it goes on", fix="use 512, as T5")
     if config.objective.name == "spans" and config.data.seq < (least := span_lengths(config).inputs):
         yield Problem(
             key="data.seq",

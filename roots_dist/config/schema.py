@@ -91,10 +91,10 @@ class Generator(Section):
 
 
 class Objective(Section):
-    name: Literal["clm", "mlm", "mlm-nsp", "rtd", "spans", "classify", "tag", "instruct", "seq2seq"] = Field(
+    name: Literal["clm", "mlm", "mlm-nsp", "rtd", "spans", "prefix", "classify", "tag", "instruct", "seq2seq"] = Field(
         "clm",
         description="pre-training: clm next token, mlm masked tokens, mlm-nsp with next sentence, rtd replaced tokens, "
-        "spans T5's; fine-tuning: classify texts or pairs, tag tokens, instruct answers, seq2seq",
+        "spans T5's, prefix goes on with a text; fine-tuning: classify texts or pairs, tag tokens, instruct answers, seq2seq",
     )
     borders: bool = Field(False, description="clm: attention and positions begin anew with each document")
     masked: float = Field(0.15, gt=0, lt=1, description="mlm, rtd, spans: share of tokens to be predicted")
@@ -129,7 +129,7 @@ class Data(Section):
     validation: tuple[Source, ...] = Field((), description="held-out prefixes; none: no evaluation")
     tokenizer: str | None = Field(None, description="tokenizer.json, for samples and generation")
     seq: int = Field(256, ge=1, description="tokens per sample (t5: of the encoder)")
-    target_seq: int | None = Field(None, ge=1, description="seq2seq: tokens of the decoder; spans: follows from seq")
+    target_seq: int | None = Field(None, ge=1, description="tokens of the decoder; default: seq (spans: follows from seq)")
 
     @model_validator(mode="before")
     @classmethod

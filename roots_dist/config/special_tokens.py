@@ -24,6 +24,7 @@ NEEDED = {
     "mlm-nsp": ("cls", "sep", "mask", "pad"),
     "rtd": ("cls", "sep", "mask"),
     "spans": ("pad", "end"),
+    "prefix": ("pad",),
 }
 """By objective.name. What is not here does not say."""
 

@@ -13,6 +13,7 @@ from roots_dist.objectives.base import Objective
 from roots_dist.objectives.clm import CausalTokens
 from roots_dist.objectives.mlm import MaskedTokens
 from roots_dist.objectives.nsp import MaskedPairs
+from roots_dist.objectives.prefix import Prefix
 from roots_dist.objectives.rtd import ReplacedTokens
 from roots_dist.objectives.spans import Spans
 
@@ -22,6 +23,7 @@ OBJECTIVES: dict[str, Callable[[Config, Specials | None], Objective]] = {
     "mlm-nsp": MaskedPairs,
     "rtd": ReplacedTokens,
     "spans": Spans,
+    "prefix": Prefix,
 }
 
 

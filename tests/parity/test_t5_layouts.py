@@ -57,6 +57,7 @@ CASES = [
     case("t5", dp=2, pp=2, zero=1, **SP),
     case("t5", train__micro_batch=4),
     case("t5-v1.1", pp=2, train__micro_batch=2),
+    *(case("t5", objective__name="prefix", **s) for s in (SP, dict(pp=2, **SP), dict(pp=4))),
 ]
 
 
