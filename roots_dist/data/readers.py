@@ -160,8 +160,8 @@ def _lines(path: Path, text_key: str) -> Iterator[Document | Defect]:
                     yield Defect(file, number, *item)
 
 
-def _object(data: bytes, text_key: str) -> dict | tuple[str, str]:
-    """The object of a line, which has the key; or what is wrong with it."""
+def parsed_object(data: bytes) -> dict | tuple[str, str]:
+    """The object of a line; or what is wrong with it, in two words and in some."""
     try:
         value = json.loads(data.rstrip().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -172,7 +172,13 @@ def _object(data: bytes, text_key: str) -> dict | tuple[str, str]:
         return "corrupt JSON", str(error)
     if not isinstance(value, dict):
         return "not a JSON object", f"{type(value).__name__}; one object per line is expected"
-    if text_key not in value:
+    return value
+
+
+def _object(data: bytes, text_key: str) -> dict | tuple[str, str]:
+    """The object of a line, which has the key; or what is wrong with it."""
+    value = parsed_object(data)
+    if isinstance(value, dict) and text_key not in value:
         return "missing key", f"{text_key!r}; there are {sorted(value)[:8]}"
     return value
 

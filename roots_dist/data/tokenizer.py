@@ -49,6 +49,14 @@ class Codec:
         """The ids of the text alone. A special token spelled out in it is text: no document can forge its end."""
         return self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
+    def encode_marked(self, text: str) -> list[int]:
+        """The same, but a special token spelled out in it is that token: for what a chat template writes."""
+        self.backend.encode_special_tokens = False
+        try:
+            return self.encode(text)
+        finally:
+            self.backend.encode_special_tokens = True
+
     def decode(self, ids: Iterable[int]) -> str:
         """Special tokens are shown; a character cut in two appears as U+FFFD."""
         return self.backend.decode(list(ids), skip_special_tokens=False)

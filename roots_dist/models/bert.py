@@ -8,33 +8,18 @@ B sequences, S positions, D model width, E width of the embedding, V vocabulary 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
 from roots_dist.models.block import ACTIVATIONS, Block, block_flops
 from roots_dist.models.embed import TOKENS, Embed, Project
 from roots_dist.models.gpt import positions_of
+from roots_dist.models.heads import TASKS, Dense, classes, task_flops, task_head
 from roots_dist.models.norms import Norm
 from roots_dist.models.pieces import Built, PieceSpec, hidden_of
 from roots_dist.models.words import Words
-from roots_dist.objectives.base import IGNORE, MicroBatch, Scored, Term
-from roots_dist.sharding import ShardSpec, declare
+from roots_dist.objectives.base import MicroBatch, Scored, Term
 from roots_dist.tensor.collectives import Split, enter, whole
-
-
-class Dense(nn.Module):
-    """A layer that every tensor rank computes alike. whole: its input is, under sequence parallelism too."""
-
-    def __init__(self, split: Split, width: int, features: int, std: float, *, whole: bool = False, bias: bool = True):
-        super().__init__()
-        partial = split.sequence and not whole
-        spec = ShardSpec(shape=(features, width), std=std, partial=partial)
-        self.weight = declare(self, "weight", spec, split.tp)
-        self.bias = declare(self, "bias", ShardSpec(shape=(features,), partial=partial), split.tp) if bias else None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
 
 
 class MaskedWords(nn.Module):
@@ -83,15 +68,6 @@ class Head(MaskedWords):
         return Scored((found, classes("nsp", self.next(torch.tanh(self.pooler(first))), batch.labels)))
 
 
-def classes(name: str, logits: Tensor, labels: Tensor) -> Term:
-    """The cross-entropy of a few classes, the same on every tensor rank. logits [..., C], labels [...] or IGNORE."""
-    logits = logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32))
-    labels = labels.flatten()
-    total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
-    count = (labels != IGNORE).sum()
-    return Term(name, total, count, ((logits.argmax(-1) == labels) & (labels != IGNORE)).sum())
-
-
 def encoder(config: Config, split: Split, blocks: str = "blocks") -> tuple[PieceSpec, ...]:
     """The stack: a projection where the embedding has another width, and the blocks."""
     m, seq = config.model, config.data.seq
@@ -122,8 +98,12 @@ def words_flops(config: Config, width: int) -> float:
 def pieces(config: Config, split: Split) -> tuple[PieceSpec, ...]:
     """The whole model, in order."""
     m = config.model
-    tied = (TOKENS,) if m.tied else ()
+    task = config.objective.name in TASKS
+    tied = (TOKENS,) if m.tied and not task else ()
     embedded = hidden_of(config, split, m.width_of_embedding())
+    if task:
+        head = PieceSpec("head", lambda built: task_head(config, split), task_flops(config))
+        return PieceSpec("embed", lambda built: Embed(config, split), 0.0, embedded), *encoder(config, split), head
     return (
         PieceSpec("embed", lambda built: Embed(config, split), 0.0, embedded, shares=tied),
         *encoder(config, split),

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from roots_dist import rng
 from roots_dist.config.schema import Config
 from roots_dist.config.sizes import generator_of
-from roots_dist.models.bert import Dense, MaskedWords, encoder, words_flops
+from roots_dist.models import bert
+from roots_dist.models.bert import MaskedWords, encoder, words_flops
 from roots_dist.models.draw import draw
 from roots_dist.models.embed import Embed, Vectors
+from roots_dist.models.heads import TASKS, Dense
 from roots_dist.models.norms import Dropout
 from roots_dist.models.pieces import Built, PayloadSpec, PieceSpec, hidden_of
 from roots_dist.objectives.base import IGNORE, MicroBatch, Scored, Term
@@ -102,7 +104,9 @@ def shared_names(config: Config) -> tuple[str, ...]:
 
 
 def pieces(config: Config, split: Split) -> tuple[PieceSpec, ...]:
-    """Both stacks, in order. Fine-tuning has the discriminator alone."""
+    """Both stacks, in order. Fine-tuning has the discriminator alone, an encoder like BERT's."""
+    if config.objective.name in TASKS:
+        return bert.pieces(config, split)
     m, generator, shared = config.model, generator_of(config), shared_names(config)
     embedded = hidden_of(config, split, m.width_of_embedding())
     tokens = _with_tokens(lambda batch: {})

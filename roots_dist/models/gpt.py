@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from roots_dist.config.schema import Config
 from roots_dist.models.block import Block, block_flops
 from roots_dist.models.embed import TOKENS, Embed
+from roots_dist.models.heads import TASKS, task_flops, task_head
 from roots_dist.models.norms import Norm
 from roots_dist.models.pieces import Built, PieceSpec, hidden_of
 from roots_dist.models.positions import Alibi, Rotary
@@ -28,7 +29,7 @@ class Head(nn.Module):
         super().__init__()
         self.split = split
         self.norm = Norm(config, split) if config.model.norm_position == "pre" else None
-        self.words = Words(config, split, "clm")
+        self.words = Words(config, split, config.objective.name)
         self.weight = self.words.weight(self, embed and embed.tokens.weight)
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> Scored:
@@ -54,7 +55,8 @@ def pieces(config: Config, split: Split) -> tuple[PieceSpec, ...]:
     m, seq = config.model, config.data.seq
     positions = positions_of(config, split)
     out = hidden_of(config, split, m.hidden)
-    tied = (TOKENS,) if m.tied else ()
+    task = config.objective.name in TASKS
+    tied = (TOKENS,) if m.tied and not task else ()
 
     def block(name: str) -> PieceSpec:
         def build(built: Built) -> Block:
@@ -62,13 +64,12 @@ def pieces(config: Config, split: Split) -> tuple[PieceSpec, ...]:
 
         return PieceSpec(name, build, block_flops(config, seq), out, is_block=True)
 
+    def head(built: Built) -> nn.Module:
+        return task_head(config, split) if task else Head(config, split, built.get("embed"))
+
+    cost = task_flops(config) if task else 2.0 * seq * m.hidden * config.padded_vocab()
     return (
         PieceSpec("embed", lambda built: Embed(config, split), 0.0, out, shares=tied),
         *(block(f"blocks.{i}") for i in range(m.layers)),
-        PieceSpec(
-            "head",
-            lambda built: Head(config, split, built.get("embed")),
-            2.0 * seq * m.hidden * config.padded_vocab(),
-            shares=tied,
-        ),
+        PieceSpec("head", head, cost, shares=tied),
     )

@@ -42,7 +42,7 @@ class MicroBatch:
     segments: Tensor | None = None
     """int64 [B, S]: which segment (first or second text) each belongs to"""
     labels: Tensor | None = None
-    """int64 [B]: the class of each sequence"""
+    """int64 [B]: the class of each sequence; or [B, S], of each position, or IGNORE"""
     originals: Tensor | None = None
     """int64 [B, S]: the text before any of it was hidden, or IGNORE where no judgement of it is scored"""
     decoder_tokens: Tensor | None = None
@@ -102,6 +102,8 @@ class Term:
     """how many targets the sum runs over; a scalar on the device: nothing waits for it"""
     hits: Tensor | None = None
     """how many of them the model's best guess meets"""
+    table: Tensor | None = None
+    """int64 [C, C], of a few classes: how many targets of each (rows) the model took for each (columns)"""
 
     def detached(self) -> Term:
         return replace(self, sum=self.sum.detach())
