@@ -60,7 +60,7 @@ class Facts:
 def gather(config: Config, local_size: int) -> Facts:
     """Look at this machine. Called once by who starts the run, on every machine of a job."""
     ids, tokenizer_trouble = _tokenizer(config.data.tokenizer)
-    sources = (*config.data.train, *config.data.validation)
+    sources = () if config.objective.name in special_tokens.TASKS else (*config.data.train, *config.data.validation)
     return Facts(
         corpora={source.path: corpus(source.path) for source in sources},
         tokenizer_vocab=max(ids.values()) + 1 if ids else None,

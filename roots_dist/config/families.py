@@ -9,7 +9,7 @@ from roots_dist.config.sizes import span_lengths, target_seq
 from roots_dist.errors import Problem
 
 LEARNS = {
-    "gpt": ("clm", "classify", "instruct"),
+    "gpt": ("clm", "classify", "tag", "instruct"),
     "bert": ("mlm", "mlm-nsp", "classify", "tag"),
     "electra": ("rtd", "classify", "tag"),
     "t5": ("spans", "prefix", "seq2seq"),
@@ -32,6 +32,7 @@ def check(config: Config) -> Iterator[Problem]:
         return
     yield from _of_other_families(config)
     yield from _places(config)
+    yield from _task(config)
     if family in ("bert", "electra"):
         yield from _encoder(config)
     if family == "t5":
@@ -59,6 +60,22 @@ def _of_other_families(config: Config) -> Iterator[Problem]:
             expected="other positions: the bias of relative distances is t5's",
             fix="use learned, rotary or alibi",
         )
+
+
+def _task(config: Config) -> Iterator[Problem]:
+    """Labels that are not told are read off the rows, before anything is checked here."""
+    f, o = config.finetune, config.objective
+    if f.pair is not None and o.name != "classify":
+        yield Problem(key="finetune.pair", found=f.pair, expected="nothing here: pairs are for objective.name=classify", fix="leave finetune.pair out")
+    if o.name not in ("classify", "tag"):
+        return
+    if len(f.labels) == 1 or len(set(f.labels)) < len(f.labels):
+        yield Problem(key="finetune.labels", found=list(f.labels), expected="two labels or more, each once", fix="leave it out: labels are read off data.train")
+    special = 0 if config.model.family == "gpt" else 2
+    texts = 1 if f.pair is None else 2
+    least = texts + (texts - 1 if special == 0 else texts + 1)
+    if config.data.seq < least:
+        yield Problem(key="data.seq", found=config.data.seq, expected=f"at least {least}: text and its special tokens", fix="use 128")
 
 
 def _places(config: Config) -> Iterator[Problem]:

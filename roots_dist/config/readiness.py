@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from roots_dist.config.facts import CorpusFacts, Facts
 from roots_dist.config.schema import Config
 from roots_dist.config.sizes import parameters, span_lengths, tokens_of_a_sample
-from roots_dist.config.special_tokens import NEEDED, called
+from roots_dist.config.special_tokens import TASKS, called, needed
 from roots_dist.errors import Problem
 from roots_dist.layout import Layout
 
@@ -41,6 +41,10 @@ def state_bytes(config: Config, layout: Layout) -> int:
 
 
 def _corpora(config: Config, facts: Facts) -> Iterator[Problem]:
+    if config.objective.name in TASKS:  # rows are read by data/tasks.py
+        if not config.data.train:
+            yield Problem(key="data.train", found=[], expected="a file of rows (jsonl, csv, tsv)", fix="set data.train=FILE.jsonl")
+        return
     if not config.data.train:
         yield Problem(
             key="data.train",
@@ -106,9 +110,12 @@ def _tokenizer(config: Config, facts: Facts) -> Iterator[Problem]:
 
 def _special_tokens(config: Config, facts: Facts) -> Iterator[Problem]:
     name, tokenizer = config.objective.name, config.data.tokenizer
-    needed = NEEDED.get(name, ())
-    missing = [token for token in needed if token not in facts.special_tokens]
-    if needed and tokenizer is None:
+    wanted = needed(name, config.model.family)
+    missing = [token for token in wanted if token not in facts.special_tokens]
+    if name in TASKS and tokenizer is None:
+        fix = "name the tokenizer.json that the model was trained with"
+        yield Problem(key="data.tokenizer", found=None, expected="a tokenizer: the rows of a task are text", fix=fix)
+    elif wanted and tokenizer is None:
         expected, fix = f"the tokenizer of the corpus, for its {called(missing)}", "name the tokenizer.json beside the corpus"
         yield Problem(key="data.tokenizer", found=None, expected=expected, fix=fix)
     elif missing:

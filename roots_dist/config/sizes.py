@@ -150,7 +150,7 @@ def parts(config: Config) -> Iterator[Part]:
 
 
 def parameters(config: Config) -> int:
-    """Of the whole model in any layout, vocabulary padded, copies counted once. Without a fine-tuning head's classes."""
+    """Of the whole model in any layout, vocabulary padded, copies counted once, adapters left out."""
     m, o = config.model, config.objective
     vocab, width = config.padded_vocab(), m.width_of_embedding()
     bias = m.norm == "layernorm"
@@ -187,7 +187,8 @@ def parameters(config: Config) -> int:
         return embed + stack(config) + stack(decoder) + cross + tables + 2 * norm(m.hidden) + (0 if m.tied else vocab * m.hidden)
     if m.family == "gpt":
         last = norm(m.hidden) if m.norm_position == "pre" else 0
-        return embed + stack(config) + last + (0 if m.tied else vocab * m.hidden)
+        words_of_its_own = 0 if m.tied or o.name not in ("clm", "instruct") else vocab * m.hidden
+        return embed + stack(config) + last + words_of_its_own + _task_head(config)
     total = embed + project(m.hidden) + stack(config)
     total += norm(m.hidden) if m.family == "bert" and m.norm_position == "pre" else 0
     if o.name == "rtd":
@@ -198,4 +199,14 @@ def parameters(config: Config) -> int:
         total += words(m.hidden, width)
     if o.name == "mlm-nsp":
         total += m.hidden * (m.hidden + 1) + 2 * (m.hidden + 1)
-    return total
+    return total + _task_head(config)
+
+
+def _task_head(config: Config) -> int:
+    """Parameters of a head over the classes of a task (models/heads.py)."""
+    m, name, classes = config.model, config.objective.name, len(config.finetune.labels)
+    if name not in ("classify", "tag"):
+        return 0
+    if m.family == "gpt" and name == "classify":
+        return m.hidden * classes
+    return (m.hidden + 1) * (classes + (m.hidden if name == "classify" else 0))

@@ -25,8 +25,19 @@ NEEDED = {
     "rtd": ("cls", "sep", "mask"),
     "spans": ("pad", "end"),
     "prefix": ("pad",),
+    "instruct": ("end",),
+    "seq2seq": ("pad", "end"),
 }
 """By objective.name. What is not here does not say."""
+TASKS = ("classify", "tag", "instruct", "seq2seq")
+"""Objectives that learn from rows of text with labels, not from a corpus; the text is tokenised when they begin."""
+
+
+def needed(name: str, family: str) -> tuple[str, ...]:
+    """By an objective, with that family."""
+    if name in ("classify", "tag"):
+        return () if family == "gpt" else ("cls", "sep", "pad")
+    return NEEDED.get(name, ())
 
 
 def called(names: Iterable[str]) -> str:

@@ -37,10 +37,10 @@ class Row:
 def rows(path: str | Path) -> Iterator[Row]:
     """Every row, in order. Raises DataError for what cannot be read."""
     file = Path(path)
-    line = 0
+    reader, line = READERS[_kind(file)], 0
     try:
         with open_bytes(file) as (content, _):
-            for line, values in READERS[_kind(file)](content, str(file)):
+            for line, values in reader(content, str(file)):
                 yield Row(values, str(file), line)
     except DamagedArchive as error:
         raise _unreadable(file, f"a whole archive ({error})", line + 1) from error

@@ -60,7 +60,7 @@ class _Task(nn.Module):
         m = config.model
         self.family, self.split = m.family, split
         self.name, self.smoothing = config.objective.name, config.objective.label_smoothing
-        last = Norm(config, split) if m.norm_position == "pre" else None
+        last = Norm(config, split) if m.norm_position == "pre" and m.family != "electra" else None
         self.norm, self.final = (last, None) if m.family == "gpt" else (None, last)
         self.drop = Dropout(config, split, "head")
 

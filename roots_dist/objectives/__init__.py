@@ -6,16 +6,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from roots_dist.config.schema import Config
-from roots_dist.config.special_tokens import NEEDED, called
+from roots_dist.config.special_tokens import called, needed
 from roots_dist.data.specials import Specials, read_specials
 from roots_dist.errors import DataError, Problem
 from roots_dist.objectives.base import Objective
+from roots_dist.objectives.classify import TextClasses
 from roots_dist.objectives.clm import CausalTokens
+from roots_dist.objectives.instruct import Answers
 from roots_dist.objectives.mlm import MaskedTokens
 from roots_dist.objectives.nsp import MaskedPairs
 from roots_dist.objectives.prefix import Prefix
 from roots_dist.objectives.rtd import ReplacedTokens
+from roots_dist.objectives.seq2seq import TextToText
 from roots_dist.objectives.spans import Spans
+from roots_dist.objectives.tag import WordClasses
 
 OBJECTIVES: dict[str, Callable[[Config, Specials | None], Objective]] = {
     "clm": CausalTokens,
@@ -24,13 +28,17 @@ OBJECTIVES: dict[str, Callable[[Config, Specials | None], Objective]] = {
     "rtd": ReplacedTokens,
     "spans": Spans,
     "prefix": Prefix,
+    "classify": TextClasses,
+    "tag": WordClasses,
+    "instruct": Answers,
+    "seq2seq": TextToText,
 }
 
 
 def make_objective(config: Config) -> Objective:
     """The config's, with the special tokens of its tokenizer. Raises DataError if it needs some that are not there."""
-    name, needed = config.data.tokenizer, NEEDED.get(config.objective.name)
-    if needed and name is None:
-        expected = f"the tokenizer of the corpus, for its {called(needed)}"
+    name, tokens = config.data.tokenizer, needed(config.objective.name, config.model.family)
+    if tokens and name is None:
+        expected = f"the tokenizer of the corpus, for its {called(tokens)}"
         raise DataError(Problem(key="data.tokenizer", found=None, expected=expected, fix="name the tokenizer.json beside the corpus"))
     return OBJECTIVES[config.objective.name](config, read_specials(name, config.model.vocab) if name else None)

@@ -3,7 +3,7 @@
     row: messages, or question and answer --data/chat.py, a template--> ids, which of them are the assistant's --> fields
 
 A conversation longer than data.seq is cut at its end; one whose first answer does not begin before that teaches nothing, and
-is refused (data/limits.py).
+is refused.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class Answers:
     def question(self, source: Examples, index: int) -> tuple[np.ndarray, np.ndarray]:
         """What stands before the last answer, and that answer with the token that ends it."""
         example = source.rows[index]
-        learned = np.flatnonzero(example.marks)
-        begin = learned[-1] - int((np.diff(learned[::-1]) == -1).cumprod().sum())
-        return example.first[:begin], example.first[begin : learned[-1] + 1]
+        begin = np.flatnonzero(np.diff(example.marks, prepend=0) == 1)[-1]
+        end = np.flatnonzero(example.marks)[-1] + 1
+        return example.first[:begin], example.first[begin:end]
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
         return {"instruct": scored(batch.targets)}

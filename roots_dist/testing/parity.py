@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,13 +21,13 @@ from roots_dist import rng
 from roots_dist.config.schema import Config
 from roots_dist.data.batches import Batches
 from roots_dist.data.specials import synthetic
-from roots_dist.data.store import Corpus
 from roots_dist.layout import Layout
 from roots_dist.mesh import Mesh
 from roots_dist.objectives import OBJECTIVES
 from roots_dist.objectives.base import IGNORE, MicroBatch, Objective
 from roots_dist.optim.rates import rate
 from roots_dist.sharding import Param, assemble
+from roots_dist.testing.sources import random_source
 from roots_dist.train.build import Run, build_run
 from roots_dist.train.step import train_step
 from roots_dist.zero.build import build_engine
@@ -47,16 +46,11 @@ def random_batches(config: Config, step: int, dp_rank: int, dp_size: int) -> lis
     return [_thinned(batch, config.train.seed) for batch in batches.at(step)]
 
 
-def random_source(config: Config) -> Corpus:
-    """4,000 random tokens of the vocabulary, in documents of 2 to 60."""
-    draw = np.random.default_rng(config.train.seed)
-    lengths = draw.integers(2, 61, size=128).astype(np.int32)
-    stored = draw.integers(config.model.vocab, size=int(lengths.sum()))
-    offsets = (np.cumsum(lengths) - lengths) * np.int64(stored.itemsize)
-    return Corpus("random", lengths, offsets, np.arange(len(lengths) + 1), stored)
-
-
 def _thinned(batch: MicroBatch, seed: int) -> MicroBatch:
+    if batch.targets is None and batch.labels is not None:  # classes alone: of a text, or of each position
+        columns = torch.arange(batch.labels[0].numel(), dtype=torch.int32)
+        kept = rng.keep(rng.fold(rng.key("thinned", seed), batch.samples), columns, 0.2).view_as(batch.labels)
+        return replace(batch, labels=batch.labels.masked_fill(~kept, IGNORE))
     if batch.targets is None:
         return batch
     columns = torch.arange(batch.targets.shape[1], dtype=torch.int32)

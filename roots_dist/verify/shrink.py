@@ -13,6 +13,8 @@ from roots_dist.config.schema import Config
 from roots_dist.config.sizes import target_seq
 
 MAX_RANKS = 8
+LABELS = ("a", "b", "c")
+"""Of a task whose own are read off its rows."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ def shrink(config: Config, dp: int, *, double: bool) -> Small:
         "data.train": (),
         "data.validation": (),
         "data.seq": seq,
+        "finetune.start": None,
+        "finetune.labels": config.finetune.labels[:5] or LABELS,
         "parallel.tp": tp,
         "parallel.pp": pp,
         "parallel.sequence": p.sequence and tp > 1,

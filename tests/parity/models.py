@@ -44,12 +44,25 @@ MODELS = {
 }  # fmt: skip
 
 
+FINETUNED = {
+    "bert-classify": ("bert", "classify"),
+    "bert-pairs": ("bert", "classify"),
+    "bert-tag": ("bert", "tag"),
+    "electra-classify": ("electra", "classify"),
+    "electra-tag": ("electra", "tag"),
+    "gpt-classify": ("gpt", "classify"),
+    "gpt-tag": ("llama", "tag"),
+    "gpt-instruct": ("gpt", "instruct"),
+    "t5-seq2seq": ("t5", "seq2seq"),
+}
+"""Name -> the model, and the task that it is fine-tuned on."""
 OBJECTIVES = {
     "bert": {"name": "mlm-nsp"},
     "roberta": {"name": "mlm", "whole_words": True},
     "electra": {"name": "rtd"},
     "t5": {"name": "spans"},
     "t5-v1.1": {"name": "spans"},
+    **{name: {"name": task} for name, (_, task) in FINETUNED.items()},
 }
 """clm, if not said; with COMMON's label smoothing and z-loss."""
 SECTIONS = {
@@ -60,8 +73,17 @@ SECTIONS = {
 }
 
 
+LABELS = {"labels": ["a", "b", "c"]}
+
+
 def config(model: str = "gpt", **changes: object) -> Config:
     """A model by name, with changes to the config by `section.key` (written `section__key`)."""
     objective = COMMON["objective"] | OBJECTIVES.get(model, {})
-    base = Config.model_validate({"model": MODELS[model], **COMMON, "objective": objective, **SECTIONS.get(model, {})})
+    sections = SECTIONS.get(model, {})
+    if model in FINETUNED:
+        pair = {"pair": "other"} if model == "bert-pairs" else {}
+        seqs = {"seq": 16, "target_seq": 12} if model == "t5-seq2seq" else {"seq": 16}
+        sections = {"finetune": LABELS | pair, "data": seqs}
+    name = FINETUNED.get(model, (model,))[0]
+    base = Config.model_validate({"model": MODELS[name], **COMMON, "objective": objective, **sections})
     return base.changed({key.replace("__", "."): value for key, value in changes.items()})

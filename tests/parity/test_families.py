@@ -6,7 +6,7 @@ T5 has test_t5_layouts.py.
 import functools
 
 import pytest
-from models import config
+from models import FINETUNED, config
 
 from roots_dist.config.of_run import ONE_PROCESS
 from roots_dist.config.schema import Config
@@ -36,6 +36,10 @@ CASES = [
     case("electra", pp=4),
     *(case("bert", tp=2, pp=2, train__recompute=r) for r in ("selective", "full")),
     *(case(family, train__micro_batch=4) for family in FAMILIES),
+    *(case(task, tp=2) for task in FINETUNED),
+    *(case(task, pp=2) for task in FINETUNED),
+    *(case(task, tp=2, pp=2, sequence=True) for task in FINETUNED),
+    case("bert-classify", dp=2, tp=2, sequence=True, zero=1),
     case("gpt", tp=2, pp=2, sequence=True, objective__borders=True),
     case("bloom", tp=2, pp=2, objective__borders=True),
     case("llama", tp=2, sequence=True, objective__borders=True),

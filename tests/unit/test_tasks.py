@@ -1,0 +1,248 @@
+"""Rows of a task: read, checked with file and line, tokenised, and made into samples, each held against what it must be."""
+
+import csv
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from roots_dist.config.schema import Config
+from roots_dist.config.sizes import parameters
+from roots_dist.data.specials import read_specials, synthetic
+from roots_dist.data.tasks import labels_of, open_examples
+from roots_dist.data.tokenizer import load_codec, train
+from roots_dist.errors import DataError
+from roots_dist.models import pieces_of
+from roots_dist.objectives import OBJECTIVES
+from roots_dist.objectives.base import IGNORE
+from roots_dist.objectives.classify import longest_first
+from roots_dist.sharding import parameters_of
+from roots_dist.tensor.collectives import Split
+
+TEXTS = [f"The people of State {n} met Mr. Smith; unquestionably it rained there in {1800 + n}. It is Unquestionably, Smithsonian." for n in range(40)]
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    found = tmp_path_factory.mktemp("tasks")
+    for kind in ("wordpiece", "unigram", "bpe"):
+        (found / f"{kind}.json").write_text(train(TEXTS, 400, kind=kind).json)
+    return found
+
+
+def config(place, task: str, family: str = "bert", kind: str = "wordpiece", seq: int = 24, labels=("no", "yes"), **finetune) -> Config:
+    relative = {"positions": "relative", "norm": "rmsnorm", "bias": False} if family == "t5" else {}
+    return Config.model_validate(
+        {
+            "model": {"family": family, "layers": 1, "hidden": 16, "heads": 2, "vocab": 500, "segments": 2 * (family == "bert"), **relative},
+            "objective": {"name": task},
+            "data": {"seq": seq, "tokenizer": str(place / f"{kind}.json"), "target_seq": 8 if task == "seq2seq" else None},
+            "finetune": {"labels": labels, **finetune},
+        }
+    )
+
+
+def written(place, lines, name="rows.jsonl") -> str:
+    (place / name).write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines) + "\n")
+    return str(place / name)
+
+
+def sample(c: Config, path: str, index: int = 0) -> dict[str, np.ndarray]:
+    objective = OBJECTIVES[c.objective.name](c, read_specials(c.data.tokenizer, c.model.vocab))
+    return objective.sample(objective.open(path), index, np.random.default_rng(0))
+
+
+def said(c: Config, ids) -> str:
+    return load_codec(c.data.tokenizer).decode([int(i) for i in ids])
+
+
+ROWS = [{"text": "It rained.", "label": "yes", "other": "Mr. Smith met the people."}, {"text": "The State met.", "label": "no", "other": "There it is."}]
+
+
+def test_csv_tsv_and_archives_hold_the_same_rows(place):
+    c = config(place, "classify", pair="other")
+    plain = open_examples(written(place, ROWS), c)
+    with gzip.open(place / "rows.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in ROWS)
+    paths = [str(place / "rows.jsonl.gz")]
+    for name, delimiter in (("rows.csv", ","), ("rows.tsv", "\t")):
+        with open(place / name, "w", newline="") as file:
+            writer = csv.DictWriter(file, ["label", "text", "other"], delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(ROWS)
+        paths.append(str(place / name))
+    for path in paths:
+        for mine, theirs in zip(open_examples(path, c).rows, plain.rows, strict=True):
+            assert mine.label == theirs.label
+            assert np.array_equal(mine.first, theirs.first) and np.array_equal(mine.second, theirs.second)
+
+
+def test_a_pair_stands_as_in_bert_and_is_cut_from_the_longer_text(place):
+    c = config(place, "classify", pair="other")
+    fields = sample(c, written(place, ROWS))
+    shown = fields["tokens"][fields["documents"] >= 0]
+    assert said(c, shown) == "[CLS] it rained. [SEP] mr. smith met the people. [SEP]"
+    assert fields["labels"] == 1
+    first = int(np.flatnonzero(fields["segments"])[0])
+    assert said(c, fields["tokens"][:first]) == "[CLS] it rained. [SEP]" and fields["segments"].sum() == len(shown) - first
+    short = sample(config(place, "classify", pair="other", seq=8), written(place, ROWS))
+    assert len(short["tokens"]) == 8 and (short["documents"] == 0).all() and short["segments"].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("room", range(2, 13))
+def test_the_longer_text_is_cut_first(room):
+    for a in range(1, 9):
+        for b in range(1, 9):
+            first, second = longest_first(np.arange(a), np.arange(b), room)
+            wanted = [a, b]
+            while sum(wanted) > room:  # token by token, as transformers' longest_first
+                wanted[int(wanted[1] > wanted[0] or (wanted[1] == wanted[0]))] -= 1
+            assert [len(first), len(second)] == wanted
+            assert first.tolist() == list(range(len(first))) and second.tolist() == list(range(len(second)))
+
+
+def test_a_decoder_reads_the_text_alone_as_transformers_does(place):
+    c = config(place, "classify", family="gpt", kind="bpe")
+    fields = sample(c, written(place, ROWS))
+    assert said(c, fields["tokens"][fields["documents"] >= 0]) == "It rained."
+
+
+@pytest.mark.parametrize("kind, family", [("wordpiece", "bert"), ("bpe", "gpt"), ("unigram", "bert")])
+def test_the_label_of_a_word_is_on_its_first_token(place, kind, family):
+    words = ["Unquestionably", ",", "Mr.", "Smithsonian"]
+    c = config(place, "tag", family, kind)
+    if kind == "unigram":  # has no [CLS]: of its own text alone
+        c = config(place, "tag", "gpt", kind)
+    row = {"text": words, "label": ["yes", "no", "no", "yes"]}
+    fields = sample(c, written(place, [row, {"text": " ".join(words), "label": "yes no no yes"}]))
+    places = np.flatnonzero(fields["labels"] != IGNORE)
+    assert fields["labels"][places].tolist() == [1, 0, 0, 1]
+    ends = [*places[1:], np.flatnonzero(fields["documents"] >= 0)[-1] + (1 if c.model.family == "gpt" else 0)]
+    for word, start, end in zip(words, places, ends):
+        assert said(c, fields["tokens"][start:end]).strip().lower() == word.lower()
+    again = sample(c, written(place, [row, {"text": " ".join(words), "label": "yes no no yes"}]), 1)
+    assert all(np.array_equal(again[name], fields[name]) for name in fields)
+
+
+def test_only_the_answer_is_learned_and_the_question_is_what_will_be_asked(place):
+    c = config(place, "instruct", family="gpt", kind="bpe", seq=40)
+    row = {"text": "Did it rain?", "label": "It rained."}
+    path = written(place, [row, {"messages": [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": row["label"]}]}])
+    fields = sample(c, path)
+    learned = fields["targets"] != IGNORE
+    assert said(c, fields["targets"][learned]) == " It rained.<|endoftext|>"
+    assert said(c, fields["tokens"][: np.flatnonzero(learned)[0] + 1]) == "user: Did it rain?\nassistant:"
+    assert np.array_equal(sample(c, path, 1)["tokens"], fields["tokens"])
+    objective = OBJECTIVES["instruct"](c, read_specials(c.data.tokenizer, 500))
+    question, answer = objective.question(objective.open(path), 1)
+    assert (said(c, question), said(c, answer)) == ("user: Did it rain?\nassistant:", " It rained.<|endoftext|>")
+
+
+def test_a_template_of_marked_roles_is_read_as_transformers_reads_it(place):
+    """Two turns: both answers are learned, each with its end; marks are single tokens."""
+    transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
+    backend = load_codec(place / "bpe.json").backend
+    backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    (place / "chat.json").write_text(backend.to_str())
+    (place / "chatml.jinja").write_text(CHATML)
+    c = config(place, "instruct", family="gpt", kind="chat", seq=120, template=str(place / "chatml.jinja"))
+    talk = [("user", "Did it rain?"), ("assistant", "It did."), ("user", "There?"), ("assistant", "There it rained.")]
+    messages = [{"role": role, "content": content} for role, content in talk]
+    fields = sample(c, written(place, [{"messages": messages}]))
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(place / "chat.json"))
+    theirs.chat_template = CHATML
+    ids = theirs.apply_chat_template(messages, tokenize=True, return_dict=False)
+    shown = fields["tokens"][fields["documents"] >= 0]
+    assert shown.tolist() == ids[:-1]
+    assert said(c, fields["targets"][fields["targets"] != IGNORE]) == "It did.<|im_end|>There it rained.<|im_end|>"
+
+
+def test_the_answer_of_seq2seq_ends_even_where_it_is_cut(place):
+    c = config(place, "seq2seq", family="t5", kind="unigram", seq=16)
+    fields = sample(c, written(place, [{"text": "It rained.", "label": "The people of State 7 met there unquestionably."}]))
+    end = read_specials(c.data.tokenizer, 500).end
+    assert len(fields["targets"]) == 8 and fields["targets"][-1] == end and fields["decoder_tokens"][0] == 0
+    assert fields["decoder_tokens"][1:].tolist() == fields["targets"][:-1].tolist()
+    assert said(c, fields["tokens"][fields["documents"] >= 0]).startswith("It rained.")
+
+
+def test_labels_are_those_of_the_rows_numbers_by_their_size(place):
+    c = config(place, "classify", labels=())
+    assert labels_of([written(place, ROWS)], c) == ("no", "yes")
+    numbered = [{"text": "a", "label": n} for n in (10, 9, 2)]
+    assert labels_of([written(place, numbered)], c) == ("2", "9", "10")
+
+
+WRONG = {
+    "no JSON": ("classify", ['{"text": '], "rows.jsonl:1 .*corrupt JSON"),
+    "no object": ("classify", [ROWS[0], "[1]"], "rows.jsonl:2 .*not a JSON object"),
+    "no such column": ("classify", [{"txt": "a", "label": "yes"}], "rows.jsonl:1: text = None: expected such a column; there are txt, label"),
+    "empty": ("classify", [ROWS[0], {"text": "  ", "label": "yes"}], "rows.jsonl:2: text = '  ': expected text that is not empty"),
+    "a number for text": ("classify", [{"text": 3, "label": "yes"}], "rows.jsonl:1: text = 3"),
+    "no label": ("classify", [{"text": "a", "label": None}], "rows.jsonl:1: label = None: expected a label"),
+    "a fraction for a label": ("classify", [{"text": "a", "label": 0.5}], "rows.jsonl:1: label = 0.5"),
+    "an unknown label": ("classify", [{"text": "a", "label": "maybe"}], "rows.jsonl:1: label = 'maybe': expected one of the 2 labels no, yes"),
+    "fewer tags than words": ("tag", [{"text": ["a", "b"], "label": ["no"]}], "1 labels': expected one for each of the 2 words"),
+    "an empty word": ("tag", [{"text": ["a", ""], "label": ["no", "no"]}], "expected a list of words"),
+    "no row": ("classify", [""], "rows = 0: expected at least one in"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_learned_is_refused_with_its_line(place, case):
+    task, lines, words = WRONG[case]
+    with pytest.raises(DataError, match=words) as refused:
+        open_examples(written(place, lines), config(place, task))
+    assert "\n" not in str(refused.value) and "Fix: " in str(refused.value)
+
+
+@pytest.mark.parametrize("lines", [["text,label", "a,yes,more"], ["text,label", "a"]])
+def test_a_line_of_csv_with_other_fields_is_refused(place, lines):
+    with pytest.raises(DataError, match="rows.csv:2"):
+        open_examples(written(place, lines, "rows.csv"), config(place, "classify"))
+
+
+def test_conversations_without_an_answer_and_files_that_are_none_are_refused(place):
+    c = config(place, "instruct", family="gpt", kind="bpe")
+    for messages in ([{"role": "user", "content": "a"}], [{"role": "bot", "content": "a"}], [{"role": "assistant", "content": " "}]):
+        with pytest.raises(DataError, match="rows.jsonl:1: messages = "):
+            open_examples(written(place, [{"messages": messages}]), c)
+    (place / "bad.jinja").write_text("{% for %}")
+    with pytest.raises(DataError, match="finetune.template = .*bad.jinja"):
+        open_examples(written(place, [{"text": "a", "label": "b"}]), config(place, "instruct", "gpt", "bpe", template=str(place / "bad.jinja")))
+    (place / "cut.jsonl.gz").write_bytes(gzip.compress(json.dumps(ROWS[0]).encode() * 50)[:-20])
+    for name, words in (("none.jsonl", "no such file"), ("rows.doc", "a name ending in"), ("cut.jsonl.gz", "a whole archive")):
+        with pytest.raises(DataError, match=words):
+            open_examples(str(place / name), config(place, "classify"))
+
+
+def test_a_file_that_is_written_anew_is_read_anew(place):
+    c = config(place, "classify")
+    assert len(open_examples(written(place, ROWS), c)) == 2
+    assert len(open_examples(written(place, [*ROWS, ROWS[0]]), c)) == 3
+
+
+@pytest.mark.parametrize("family, task", [("bert", "classify"), ("bert", "tag"), ("electra", "classify"), ("gpt", "classify"), ("gpt", "tag"), ("gpt", "instruct")])
+@pytest.mark.parametrize("tied", [True, False])
+def test_parameters_are_counted_with_their_head(family, task, tied):
+    c = Config.model_validate(
+        {"model": {"family": family, "layers": 2, "hidden": 16, "heads": 2, "tied": tied}, "objective": {"name": task}, "finetune": {"labels": ["a", "b", "c"]}}
+    )
+    built: dict = {}
+    for spec in pieces_of(c, Split()):
+        built[spec.name] = spec.build(built)
+    assert parameters(c) == sum(p.tensor.numel() for p in parameters_of(built.items()) if not p.is_copy)
+
+
+def test_what_a_proof_learns_from_has_too_long_texts_too():
+    from roots_dist.testing.sources import random_source
+
+    c = Config.model_validate({"model": {"family": "bert", "vocab": 50}, "objective": {"name": "classify"}, "data": {"seq": 16}, "finetune": {"labels": ["a", "b"]}})
+    objective = OBJECTIVES["classify"](c, synthetic(50))
+    cut = [objective.too_long(row) for row in random_source(c).rows]
+    assert any(cut) and not all(cut)
