@@ -192,10 +192,10 @@ def put_off_weight_gradients_are_lost():
 def microbatches_are_swapped_on_the_last_stage():
     forward = executor.Executor._forward
 
-    def swapped(self, flight, work, batch, scales):
+    def swapped(self, flight, work, batch, *rest):
         other = SWAP.get(work[1], batch) if work[0] == self.num_stages - 1 else batch
         SWAP[work[1] + 1] = batch
-        return forward(self, flight, work, other, scales)
+        return forward(self, flight, work, other, *rest)
 
     executor.Executor._forward = swapped
 

@@ -23,12 +23,12 @@ def encoded_gradient_stays_on_the_last_stage():
     """A stage that hands the encoder's output on sends back its own part of the gradient alone."""
     backward = executor.Executor._backward
 
-    def own_part(self, flight, work, put_off):
+    def own_part(self, flight, work, *rest, **options):
         output, loss = flight.outputs[work]
         inputs = flight.inputs[work]
         if "encoded" in output and "encoded" in inputs:
             flight.outputs[work] = {n: t.detach() if n == "encoded" else t for n, t in output.items()}, loss
-        backward(self, flight, work, put_off)
+        backward(self, flight, work, *rest, **options)
 
     executor.Executor._backward = own_part
 
