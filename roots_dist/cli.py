@@ -244,7 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `roots` and `python -m roots_dist`. deepspeed's launcher puts --local_rank=N before the verb."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        app([word for word in given if not LAUNCHERS_OWN.match(word)], prog_name="roots")
+        words = [word for word in given if not LAUNCHERS_OWN.match(word)]
+        app(words, prog_name="roots", obj=tuple(words))  # a verb with options starts its ranks with the same words
     except UserError as error:
         typer.echo(error.complaint(), err=True)
         raise SystemExit(2) from None

@@ -11,7 +11,7 @@ import re
 import shutil
 from pathlib import Path
 
-from roots_dist.checkpoint.format import Manifest, checkpoints_folder
+from roots_dist.checkpoint.format import Manifest, checkpoints_folder, read_json
 from roots_dist.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -20,6 +20,8 @@ PARTIAL = ".partial"
 """A save that has not been committed."""
 REPLACED = ".replaced"
 """A whole checkpoint, set aside while a new one of the same step takes its name."""
+BEST_FILE = "best.json"
+"""In the run's folder: which checkpoint did best, and by what."""
 GONE = ".gone"
 """A checkpoint that is being deleted."""
 NAME = re.compile(rf"step_(\d{{8,}})|\.step_(\d{{8,}}){re.escape(REPLACED)}")
@@ -54,6 +56,22 @@ def check_whole(folder: Path, step: int) -> None:
 
 def newest(run: Path) -> Path | None:
     return (complete(run) or [None])[-1]
+
+
+def best(run: Path) -> Path | None:
+    """The checkpoint that did best on held-out data, where the run has kept one (fine-tuning)."""
+    marked = Path(run) / BEST_FILE
+    step = read_json(marked).get("step") if marked.is_file() else None
+    return next((path for path in complete(run) if Manifest.read(path).step == step), None)
+
+
+def chosen(run: Path) -> Path:
+    """What those who read a run's model take: its best checkpoint, or else its newest. Raises CheckpointError if none is
+    there."""
+    found = best(run) or newest(run)
+    if found is None:
+        raise CheckpointError(f"{run} holds no complete checkpoint. Fix: train it first, or name another run's folder.")
+    return found
 
 
 def prune(run: Path, keep: int) -> None:

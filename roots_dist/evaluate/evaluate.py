@@ -13,11 +13,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from roots_dist.checkpoint.keep import newest
+from roots_dist.checkpoint.keep import chosen
 from roots_dist.checkpoint.load import load_weights
 from roots_dist.config.schema import Config
 from roots_dist.data.batches import Batches
-from roots_dist.errors import CheckpointError
 from roots_dist.evaluate.held_out import Score, bytes_per_token, score
 from roots_dist.mesh import Mesh
 from roots_dist.objectives import make_objective
@@ -28,9 +27,7 @@ from roots_dist.train.build import build_passes
 def evaluate(config: Config, mesh: Mesh) -> Score:
     """Collective over the world; the same on every rank. Rank 0 shows it."""
     run = Path(config.track.folder)
-    checkpoint = newest(run)
-    if checkpoint is None:
-        raise CheckpointError(f"{run} holds no complete checkpoint. Fix: train it first, or name another run's folder.")
+    checkpoint = chosen(run)
     passes = build_passes(config, mesh)
     load_weights(checkpoint, passes.model.params, mesh)
     objective = make_objective(config)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from roots_dist.checkpoint.keep import newest
+from roots_dist.checkpoint.keep import chosen
 from roots_dist.checkpoint.load import load_weights
 from roots_dist.config.of_run import of_run
 from roots_dist.data.tokenizer import load_codec
-from roots_dist.errors import CheckpointError, DataError, UserError
+from roots_dist.errors import DataError, UserError
 from roots_dist.generate.decode import decode
 from roots_dist.generate.request import Request
 from roots_dist.generate.sampling import Sampling
@@ -25,9 +25,7 @@ from roots_dist.train.build import Passes, build_passes
 def load_model(folder: Path, device: torch.device) -> Passes:
     """The whole model of a run's newest checkpoint, in this process."""
     config = of_run(folder).config
-    checkpoint = newest(folder)
-    if checkpoint is None:
-        raise CheckpointError(f"{folder} holds no complete checkpoint. Fix: train it first, or name another run's folder.")
+    checkpoint = chosen(folder)
     passes = build_passes(config, Mesh.single(device))
     load_weights(checkpoint, passes.model.params)
     return passes

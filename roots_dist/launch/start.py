@@ -27,8 +27,11 @@ from roots_dist.layout import Layout
 Body = Callable[[Config, World, Layout], None]
 
 
-def start(verb: Verb, subject: str, overrides: Sequence[str], processes: int | None = None) -> int:
-    """Exit code of `roots VERB SUBJECT OVERRIDES`, or of this rank of it."""
+def start(
+    verb: Verb, subject: str, overrides: Sequence[str], processes: int | None = None, words: Sequence[str] = ()
+) -> int:
+    """Exit code of `roots VERB SUBJECT OVERRIDES`, or of this rank of it. words: the command line that starts the other
+    ranks, where it says more than that."""
     world = environment.discover()
 
     def body(config: Config, world: World, layout: Layout) -> None:
@@ -49,7 +52,7 @@ def start(verb: Verb, subject: str, overrides: Sequence[str], processes: int | N
     loaded = verb.fit(asked, size)
     layout = ready(loaded, size, local_size=size, needless=verb.needless)
     if size > 1:
-        command = ["-m", "roots_dist", verb.name, subject, *overrides]
+        command = ["-m", "roots_dist", *(words or (verb.name, subject, *overrides))]
         return local.launch(size, command, loaded.config.advanced.threads, what=str(layout))
     return be_rank(environment.alone(), lambda: loaded, body, verb.needless)
 
