@@ -23,6 +23,7 @@ def settings(config: Config, num_elements: int) -> dict[str, Any]:
     """
     zero = config.parallel.zero
     bucket = min(config.advanced.reduce_bucket, max(1, num_elements))
+    bucket += bucket % 2  # it insists on whole pairs
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

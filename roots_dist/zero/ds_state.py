@@ -69,7 +69,8 @@ class _Flats:
         """What an engine of fewer groups has kept: they are the first of this one, and cut as there."""
         for flat, (values, state) in zip(self.flats, kept):
             flat.detach().copy_(values)
-            self.zero.optimizer.state[flat].update(state)
+            for key, part in self.zero.optimizer.state[flat].items():  # in place: DeepSpeed's fragments point into them
+                part.copy_(state[key])
 
     def _count(self, taken: Mapping[int, int]) -> None:
         for flat, group in zip(self.flats, self.zero.optimizer.param_groups, strict=True):
@@ -82,10 +83,6 @@ class FlatState(_Flats):
     def __init__(self, zero: Any):
         super().__init__(zero, zero.single_partition_of_fp32_groups)
         zero._lazy_init_hp_params_optimizer_state()
-
-    def keep(self, kept: list[tuple[Tensor, dict[str, Tensor]]]) -> None:
-        super().keep(kept)
-        self.zero._lazy_init_hp_params_optimizer_state()
 
     def read(self, param: Param) -> dict[str, Tensor]:
         if not param.tensor.requires_grad:
