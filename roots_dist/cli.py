@@ -14,6 +14,8 @@ from typing import Annotated
 import typer
 
 from roots_dist.errors import UserError
+from roots_dist.launch.arguments import Config, Overrides, Processes, Run
+from roots_dist.launch.speak import chat, generate
 
 app = typer.Typer(
     name="roots",
@@ -32,14 +34,6 @@ app = typer.Typer(
     """,
 )
 
-Config = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, as in configs/")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[section.key=value ...]", help="replace values of the file: optim.lr=1e-3", show_default=False
-    ),
-]
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run (track.folder of its config)")]
 LAUNCHERS_OWN = re.compile(r"--local[_-]rank=\d+$")
 
 
@@ -111,10 +105,7 @@ def train(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="show the whole resolved config, train nothing")
     ] = False,
-    processes: Annotated[
-        int | None,
-        typer.Option(min=1, help="processes to start here (default: tp × pp, or one per GPU)", show_default=False),
-    ] = None,
+    processes: Processes = None,
 ) -> None:
     """Pre-train. Bare, it starts the processes that the layout needs; torchrun, deepspeed, mpirun or srun it joins.
 
@@ -125,9 +116,10 @@ def train(
     torchrun --nproc-per-node 8 -m roots_dist train configs/gpt2-small.yaml data.train=data/mine/train_text_document
     """
     if print_config:
-        from roots_dist.config.load import load, to_yaml
+        from roots_dist.config.load import to_yaml
+        from roots_dist.launch.verbs import read_whole
 
-        typer.echo(to_yaml(load(config, overrides or ())), nl=False)
+        typer.echo(to_yaml(read_whole(config, overrides or ()).config), nl=False)
         return
     from roots_dist.launch.start import start
     from roots_dist.launch.verbs import TRAIN
@@ -135,51 +127,61 @@ def train(
     raise typer.Exit(start(TRAIN, config, overrides or (), processes))
 
 
+@app.command(short_help="a model -> one for a task, in any layout")
+def finetune(config: Config, overrides: Overrides = None, processes: Processes = None) -> None:
+    """Go on from a run or an import with a task: classes of texts, pairs or words, instructions, text to text.
+
+    Rows of jsonl or csv; all of the model learns, some of it, more and more of it, or low-rank adapters. The model itself
+    need not be described: it is finetune.start's. Repeating the command resumes; the best checkpoint is kept.
+
+    \b
+    roots finetune configs/bert-languages.yaml finetune.strategy=lora parallel.tp=1
+    """
+    from roots_dist.launch.start import start
+    from roots_dist.launch.verbs import FINETUNE
+
+    raise typer.Exit(start(FINETUNE, config, overrides or (), processes))
+
+
 @app.command(short_help="held-out loss, perplexity, bits per byte")
-def evaluate(run: Run, overrides: Overrides = None) -> None:
-    """Loss, perplexity and bits per byte of a run's newest checkpoint on all of its held-out text, or on another corpus.
+def evaluate(
+    context: typer.Context,
+    run: Run,
+    overrides: Overrides = None,
+    ngram: Annotated[
+        int | None, typer.Option(min=1, max=5, help="beside it n-grams of this order", metavar="ORDER", show_default=False)
+    ] = None,
+    ngram_tokens: Annotated[int, typer.Option(min=1, help="training tokens that it is made from, at most")] = 20_000_000,
+    answers: Annotated[int, typer.Option(min=0, help="held-out questions to answer (instruct, seq2seq)")] = 64,
+    lm_eval: Annotated[
+        str | None, typer.Option(help="of EleutherAI's harness: names, with commas", metavar="TASKS", show_default=False)
+    ] = None,
+    include_path: Annotated[
+        str | None, typer.Option(help="folder of tasks of your own for it", metavar="FOLDER", show_default=False)
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="examples of each of its tasks", show_default=False)] = None,
+) -> None:
+    """Loss, perplexity and bits per byte of a run's best or newest checkpoint on all of its held-out text, or on another
+    corpus; of a task accuracy, F1 and Matthews correlation, or exact answers; n-grams and other people's tasks to compare.
 
     One process reads what any layout wrote; for a model that needs more, ask for a layout, or start it with torchrun.
 
     \b
-    roots evaluate runs/quickstart train.eval_sequences=512
+    roots evaluate runs/quickstart --ngram 3
     roots evaluate runs/quickstart parallel.tp=2 data.validation=data/mine/validation_text_document
+    roots evaluate runs/quickstart --lm-eval lambada_openai,piqa --limit 200
     """
+    from roots_dist.evaluate.wishes import Wishes
     from roots_dist.launch.start import start
-    from roots_dist.launch.verbs import EVALUATE
+    from roots_dist.launch.verbs import evaluation
 
-    raise typer.Exit(start(EVALUATE, str(run), overrides or ()))
+    tasks = tuple(name.strip() for name in (lm_eval or "").split(",") if name.strip())
+    wishes = Wishes(answers, ngram, ngram_tokens, tasks, include_path, limit)
+    raise typer.Exit(start(evaluation(wishes), str(run), overrides or (), words=context.obj))
 
 
-@app.command(short_help="continue a text")
-def generate(
-    run: Run,
-    prompt: Annotated[str, typer.Argument(help="what the text begins with")],
-    max_tokens: Annotated[int, typer.Option(min=1, help="tokens to add")] = 100,
-    temperature: Annotated[float, typer.Option(min=0.0, help="below 1 safer, above 1 wilder; 0 is greedy")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(min=1, help="choose among the k likeliest tokens")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(min=1e-6, max=1.0, help="choose among the fewest tokens of this probability")
-    ] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="always the likeliest token")] = False,
-    seed: Annotated[int, typer.Option(help="another number, another text")] = 0,
-) -> None:
-    """Continue a text with a run's newest checkpoint, whatever layout wrote it.
-
-    \b
-    roots generate runs/quickstart "The state of the Union" --max-tokens 200 --top-p 0.9
-    """
-    from roots_dist.generate.generate import generate as write
-    from roots_dist.generate.sampling import Sampling
-
-    sampling = Sampling(0.0 if greedy else temperature, top_k, top_p)
-    lead = [prompt]  # shown with the first words, when nothing can be refused any more
-
-    def show(text: str) -> None:
-        typer.echo((lead.pop() if lead else "") + text, nl=False)
-
-    write(run, prompt, max_tokens=max_tokens, sampling=sampling, seed=seed, show=show)
-    typer.echo()
+app.command(short_help="what a model says to a text")(generate)
+app.command(short_help="talk with a model")(chat)
 
 
 @app.command(short_help="prove a layout equal to one process")
@@ -198,10 +200,10 @@ def verify(
     \b
     roots verify configs/bloom-176b.yaml
     """
-    from roots_dist.config.load import load
+    from roots_dist.launch.verbs import read_whole
     from roots_dist.verify.verify import verify as prove
 
-    raise typer.Exit(0 if prove(load(config, overrides or ()), steps=steps, matrix=matrix) else 1)
+    raise typer.Exit(0 if prove(read_whole(config, overrides or ()).config, steps=steps, matrix=matrix) else 1)
 
 
 @app.command(short_help="show what is learned from")
@@ -215,10 +217,10 @@ def sample(
     \b
     roots sample configs/t5-quickstart.yaml --step 3
     """
-    from roots_dist.config.load import load
     from roots_dist.data.shown import sample_lines
+    from roots_dist.launch.verbs import read_whole
 
-    for line in sample_lines(load(config, overrides or ()), step):
+    for line in sample_lines(read_whole(config, overrides or ()).config, step):
         typer.echo(line)
 
 
@@ -238,6 +240,55 @@ def schedule(
     from roots_dist.pipeline.draw import describe
 
     typer.echo(describe(name, ranks, microbatches, chunks, png))
+
+
+@app.command(name="import", short_help="a model of Hugging Face's -> a run")
+def import_(
+    folder: Annotated[Path, typer.Argument(metavar="HF_FOLDER", help="what save_pretrained wrote, or a download")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder that becomes a run, with a checkpoint of step 0")],
+    generator: Annotated[
+        Path | None, typer.Option(metavar="HF_FOLDER", help="ELECTRA: of the generator", show_default=False)
+    ] = None,
+) -> None:
+    """Make a run of a model from Hugging Face, in one process; any layout reads its slices of it from then on.
+
+    \b
+    roots import downloads/gpt2 runs/gpt2-imported
+    roots import downloads/electra-small-discriminator runs/electra --generator downloads/electra-small-generator
+    """
+    from roots_dist.exchange.importing import import_model
+
+    typer.echo(import_model(folder, run, generator))
+
+
+@app.command(short_help="a run -> a folder for transformers, vLLM")
+def export(
+    run: Run,
+    folder: Annotated[Path, typer.Argument(metavar="HF_FOLDER", help="new folder for the model")],
+    dtype: Annotated[str, typer.Option(help="of the tensors: float32 or bfloat16", metavar="NAME")] = "float32",
+    check: Annotated[
+        bool | None,
+        typer.Option(
+            "--check/--no-check",
+            help="compare logits with transformers' [default: where it is installed, below 1e9 parameters]",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write a run's model as transformers (4.57 and 5) and what reads its files want it, in one process.
+
+    Exit code 1 if the logits of the new files are not the run's.
+
+    \b
+    roots export runs/quickstart exports/quickstart
+    """
+    from roots_dist.exchange.exporting import checked, export_model, is_checked
+
+    typer.echo(export_model(run, folder, dtype))
+    if check or (check is None and is_checked(run)):
+        said, equal = checked(run, folder, dtype)
+        typer.echo(said)
+        raise typer.Exit(0 if equal else 1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -49,6 +49,10 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be read, or does not fit the model."""
 
 
+class ExchangeError(UserError):
+    """A model of another library that cannot be read, or one of ours that no other library can."""
+
+
 class EnvironmentProblem(UserError):
     """Launcher variables that are missing or contradict each other, or an optional package that is not installed."""
 

@@ -75,9 +75,10 @@ def chosen(run: Path) -> Path:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints. Foreign and torn folders are not touched."""
+    """Delete all but the best and the newest `keep` checkpoints. Foreign and torn folders are not touched."""
     assert keep >= 1, keep
-    for path in complete(run)[:-keep]:
+    kept = best(run)
+    for path in (path for path in complete(run)[:-keep] if path != kept):
         gone = path.with_name(f".{path.name.strip('.')}{GONE}")
         os.rename(path, gone)  # first the name: a kill between two files leaves nothing that looks like a checkpoint
         shutil.rmtree(gone)

@@ -7,7 +7,7 @@ Nothing is written into engine or model before every check has passed on every r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -38,7 +38,6 @@ def load(folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, *, v
     compared. Raises CheckpointError on every rank if anything does not fit, before anything is changed.
     """
 
-
     def kinds(name: str, step: int) -> Sequence[str]:
         return STATE if has_learned(engine.learned, name, step) else STATE[:1]
 
@@ -66,6 +65,24 @@ def load_weights(folder: Path, params: Sequence[Param], mesh: Mesh | None = None
     for p in params:
         p.tensor.copy_(reader.slice("weight", p))
     return reader.state
+
+
+def load_start(
+    folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, *, fresh: Collection[str] = (), left: Collection[str] = ()
+) -> None:
+    """Take the weights of a checkpoint, of any layout and without moments: training begins with them.
+
+    fresh: names that keep what they are; left: names of the checkpoint that this model has no use for. Collective over the
+    world. Raises CheckpointError on every rank, before anything is changed, if anything else is missing or left over.
+    """
+    reader = _open(
+        Path(folder), params, mesh, lambda name, step: () if name in fresh else STATE[:1], verify=True, same_dtype=False, left=left
+    )
+    for p in params:
+        if p.name not in fresh:
+            state = engine.read_state(p.name)  # moments as they are: zeros
+            engine.write_state(p.name, state | {"weight": reader.slice("weight", p).to(state["weight"])})
+    engine.finish_loading(engine.taken)
 
 
 class _Reader:
@@ -102,11 +119,18 @@ class _Reader:
 
 
 def _open(
-    folder: Path, params: Sequence[Param], mesh: Mesh, kinds: Kinds, verify: bool, *, same_dtype: bool
+    folder: Path,
+    params: Sequence[Param],
+    mesh: Mesh,
+    kinds: Kinds,
+    verify: bool,
+    *,
+    same_dtype: bool,
+    left: Collection[str] = (),
 ) -> _Reader:
     """A reader of a checkpoint that has passed every check, on every rank. Collective over the world.
 
-    kinds(name, steps done): of STATE, what must be there of a parameter.
+    kinds(name, steps done): of STATE, what must be there of a parameter. left: what else may be there.
     """
     together = Together(mesh)
     with together.attempt(f"cannot read {folder}"):
@@ -134,7 +158,7 @@ def _open(
     together.meet()
     with together.attempt(f"cannot read {folder}"):
         for kind in STATE:
-            _refuse_extras(folder / index_name(kind), sorted(reader.files[kind]), params, mesh)
+            _refuse_extras(folder / index_name(kind), sorted(reader.files[kind].keys() - set(left)), params, mesh)
     together.meet()
     return reader
 

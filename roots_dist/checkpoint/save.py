@@ -79,11 +79,11 @@ def save(
     try:
         written = _write_tensors(partial, engine, params, mesh, together, shard_bytes)
         with together.attempt(f"cannot write {partial}", ROOM):
-            write_json(_part(partial, mesh.rank), {"shards": written})
+            write_json(part_file(partial, mesh.rank), {"shards": written})
         together.meet()
         if mesh.rank == 0:
             with together.attempt(f"cannot commit {final}", ROOM):
-                _describe(partial, step, {**state, **facts}, mesh.world.size)
+                describe(partial, step, {**state, **facts}, mesh.world.size)
                 commit(partial, final)
         together.meet()
     except CheckpointError:
@@ -118,7 +118,7 @@ def _write_tensors(
             with together.attempt(f"cannot write {folder}", ROOM):
                 for kind in (kind for kind in STATE if collected[kind]):  # what does not learn has no moments
                     path = folder / shard_name(kind, before + shard + 1, total)
-                    written.append({"kind": kind, **_write_shard(path, collected[kind])})
+                    written.append({"kind": kind, **write_shard(path, collected[kind])})
             collected = {kind: {} for kind in STATE}
     return written
 
@@ -145,22 +145,24 @@ def _whole(p: Param, tensor: Tensor, owner_tp: int, mesh: Mesh) -> Tensor | None
     return assemble(p.spec.shape, zip(places, (piece.cpu() for piece in slices)))
 
 
-def _write_shard(path: Path, tensors: dict[str, Tensor]) -> dict:
+def write_shard(path: Path, tensors: dict[str, Tensor]) -> dict:
+    """To the disk. Returns name, size, hash and tensors, as JSON."""
     save_file(tensors, path, metadata={"format": "pt"})
     sync(path)
     size = sum(t.nbytes for t in tensors.values())
     return {"file": path.name, **asdict(measure(path)), "tensors": list(tensors), "tensor_bytes": size}
 
 
-def _part(folder: Path, rank: int) -> Path:
+def part_file(folder: Path, rank: int) -> Path:
+    """Where a rank says which shards it has written."""
     return folder / f"part-{rank:05d}.json"
 
 
-def _describe(folder: Path, step: int, state: dict, num_ranks: int) -> None:
+def describe(folder: Path, step: int, state: dict, num_ranks: int) -> None:
     """From what each rank has written: the indices, the state, and last the manifest. On rank 0."""
     parts = []
     for rank in range(num_ranks):
-        path = _part(folder, rank)
+        path = part_file(folder, rank)
         if not path.exists():
             raise CheckpointError(f"{path}: is not here. Fix: put the run's folder on a disk that all nodes share.")
         parts += read_json(path)["shards"]

@@ -52,7 +52,7 @@ class Facts:
     """Bytes that this machine can still give; None: not known."""
     gpus: int = 0
     versions: Mapping[str, str | None] = field(default_factory=dict)
-    """Installed torch and deepspeed; None: not installed."""
+    """Installed packages; None: not installed."""
     pinned: Mapping[str, str] = field(default_factory=dict)
     """The versions that this package was tried with; empty when it runs from a plain checkout."""
 
@@ -71,7 +71,7 @@ def gather(config: Config, local_size: int) -> Facts:
         local_size=local_size,
         memory=_memory(),
         gpus=environment.gpus() if config.train.device != "cpu" else 0,
-        versions={name: _version(name) for name in ("torch", "deepspeed")},
+        versions={name: _version(name) for name in ("torch", "deepspeed", "scikit-learn")},
         pinned=_pinned(),
     )
 

@@ -65,6 +65,11 @@ def _of_other_families(config: Config) -> Iterator[Problem]:
 def _task(config: Config) -> Iterator[Problem]:
     """Labels that are not told are read off the rows, before anything is checked here."""
     f, o = config.finetune, config.objective
+    if f.metric in ("f1", "mcc") and o.name not in ("classify", "tag"):
+        yield Problem(key="finetune.metric", found=f.metric, expected=f"loss or accuracy for objective.name={o.name}: it has no classes", fix="use loss")
+    if f.patience and not (config.data.validation and config.train.eval_every):
+        expected = "0 where nothing is evaluated while it learns"
+        yield Problem(key="finetune.patience", found=f.patience, expected=expected, fix="set data.validation and train.eval_every, or leave it out")
     if f.pair is not None and o.name != "classify":
         yield Problem(key="finetune.pair", found=f.pair, expected="nothing here: pairs are for objective.name=classify", fix="leave finetune.pair out")
     if o.name not in ("classify", "tag"):

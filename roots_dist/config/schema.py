@@ -147,7 +147,9 @@ class Finetune(Section):
         "full", description="what learns: everything; some; the top first, then more; low-rank adapters"
     )
     learn: tuple[str, ...] = Field((), description="partial: patterns of names that learn, as head.* or blocks.1?.*")
+    epochs: int | None = Field(None, ge=1, description="passes over data.train; says train.steps by the rows there are")
     every: int = Field(100, ge=1, description="progressive: steps until the next blocks learn too")
+    every_epochs: float | None = Field(None, gt=0, description="progressive: the same in passes over data.train")
     blocks: int = Field(1, ge=1, description="progressive: blocks that join at a time, from the top")
     layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate of each block, as a share of the next one's")
     rank: int = Field(8, ge=1, description="lora: rank of the adapters")
@@ -158,6 +160,9 @@ class Finetune(Section):
     label: str = Field("label", description="column of the label, of a list of them (tag), or of the answer")
     labels: tuple[str, ...] = Field((), description="classify, tag: names of the labels; default: those of data.train")
     template: str | None = Field(None, description="instruct: file of a Jinja chat template; default: the tokenizer's")
+    metric: Literal["loss", "accuracy", "f1", "mcc"] = Field(
+        "loss", description="of held-out rows: which checkpoint is the best, and when it stops; f1 (macro) and mcc of classes"
+    )
     patience: int = Field(0, ge=0, description="evaluations without a better one until it stops; 0: never")
 
 

@@ -76,26 +76,41 @@ class Batches:
             sample[which == k] = sample_of(nth[which == k], self._num_samples[k], self._seeds[k])
         return [self._make(first + rows, which[rows], sample[rows], step, TRAINING) for rows in self._rows(size)]
 
-    def evaluation(self, count: int) -> Iterator[MicroBatch]:
-        """This rank's part of `count` fixed samples of all sources together (or of all there are), each exactly once.
+    def evaluation(self, count: int, source: int | None = None) -> Iterator[MicroBatch]:
+        """This rank's part of `count` fixed samples of all sources together (or of all there are), each exactly once; or of
+        these the ones that one source gave.
 
         Drawn evenly from everything: weights are for training. Ranks get equal numbers of microbatches; where samples
         run out, rows without a target fill up.
         """
-        total = self.num_samples
-        count = min(count, total)
+        count = min(count, self.num_samples)
+        which, sample = self._drawn(count)
+        numbers = np.arange(count)  # which key what is drawn for a sample, alone with its source or not
+        if source is not None:
+            numbers, which, sample = (of_all[which == source] for of_all in (numbers, which, sample))
         multiple = self._config.train.micro_batch * self._ranks
-        padded = -(-count // multiple) * multiple
-        place = permuted(np.arange(padded) % count, total, int(mix64(3, self._config.train.seed)))
-        borders = np.cumsum(self._num_samples)
-        which = np.searchsorted(borders, place, side="right")
-        sample = place - (borders - self._num_samples)[which]
+        padded = -(-len(numbers) // multiple) * multiple
+        again = np.arange(padded - len(numbers)) % max(1, len(numbers))
+        numbers = np.append(numbers, count + np.arange(len(again)))
+        which, sample = (np.append(of_all, of_all[again]) for of_all in (which, sample))
         for rows in self._rows(padded):  # one at a time: a held-out corpus may be larger than memory
-            batch = self._make(rows, which[rows], sample[rows], 0, HELD_OUT)
+            batch = self._make(numbers[rows], which[rows], sample[rows], 0, HELD_OUT)
             for field in (batch.targets, batch.labels, batch.originals):
                 if field is not None:
                     field[batch.samples >= count] = IGNORE
             yield batch
+
+    def drawn(self, count: int) -> list[tuple[Any, int]]:
+        """The samples of `evaluation`, all ranks' together: (source, index) of each."""
+        which, sample = self._drawn(min(count, self.num_samples))
+        return [(self._sources[k], int(i)) for k, i in zip(which, sample)]
+
+    def _drawn(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of each held-out sample the number of its source, and its place there."""
+        place = permuted(np.arange(count), self.num_samples, int(mix64(3, self._config.train.seed)))
+        borders = np.cumsum(self._num_samples)
+        which = np.searchsorted(borders, place, side="right")
+        return which, place - (borders - self._num_samples)[which]
 
     def _rows(self, size: int) -> list[np.ndarray]:
         """This rank's places in a batch of `size`, one array per microbatch."""

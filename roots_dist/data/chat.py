@@ -22,6 +22,7 @@ DEFAULT = (
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 """user: QUESTION / assistant: ANSWER and the end, for tokenizers without a template and without tokens for roles."""
+DEFAULT_NAME = "the default template"
 Messages = Sequence[Mapping[str, str]]
 
 
@@ -98,7 +99,7 @@ def open_chat(template: str | None, tokenizer: str, end_token: str) -> Chat:
     def refuse(words: str) -> None:
         raise TemplateError(words)
 
-    name, text, tokens = _source(template, Path(tokenizer))
+    name, text, tokens = template_of(template, Path(tokenizer))
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = lambda value, **how: json.dumps(value, ensure_ascii=False, **how)
     environment.globals["raise_exception"] = refuse
@@ -116,7 +117,7 @@ def open_chat(template: str | None, tokenizer: str, end_token: str) -> Chat:
     return Chat(name, render)
 
 
-def _source(template: str | None, tokenizer: Path) -> tuple[str, str, dict[str, str]]:
+def template_of(template: str | None, tokenizer: Path) -> tuple[str, str, dict[str, str]]:
     """Name and text of the template, and the special tokens that the tokenizer's config names."""
     config = _read_config(tokenizer.with_name("tokenizer_config.json"))
     named = {key: value["content"] if isinstance(value, dict) else value for key, value in config.items() if key.endswith("_token")}
@@ -131,7 +132,7 @@ def _source(template: str | None, tokenizer: Path) -> tuple[str, str, dict[str, 
     given = config.get("chat_template")
     if isinstance(given, list):
         given = {t["name"]: t["template"] for t in given}.get("default")
-    return ("the tokenizer's template", given, tokens) if given else ("the default template", DEFAULT, tokens)
+    return ("the tokenizer's template", given, tokens) if given else (DEFAULT_NAME, DEFAULT, tokens)
 
 
 def _read_config(path: Path) -> dict:

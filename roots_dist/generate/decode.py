@@ -36,6 +36,20 @@ def decode(
 
     start, together: as of Reader. Texts that are gone on with need at least one token.
     """
+    mesh, module = passes.mesh, passes.model.module
+    learning = module.training
+    module.eval()  # once, not for each word
+    try:
+        found = _decoded(passes, texts, request, stops, start, heard, together)
+    finally:
+        module.train(learning)
+    return [found[i] for i in range(len(texts))] if together else _shared(mesh, found, len(texts), request)
+
+
+def _decoded(
+    passes: Passes, texts: Sequence[Ids], request: Request, stops: Stops, start: int | None, heard: Heard | None, together: bool
+) -> dict[int, list[Answer]]:
+    """The texts of this data rank, by their numbers."""
     mesh = passes.mesh
     mine = range(len(texts)) if together else range(mesh.dp.rank, len(texts), mesh.dp.size)
     at_once = max(1, request.rows // max(request.samples, request.beams))
@@ -50,14 +64,14 @@ def decode(
         else:
             before = [list(texts[i]) if start is None else [start] for i in numbers]
             found |= dict(zip(numbers, _sampled(reader, numbers, before, request, stops, heard)))
-    return [found[i] for i in range(len(texts))] if together else _shared(mesh, found, len(texts), request)
+    return found
 
 
 def _sampled(
     reader: Reader, numbers: list[int], before: list[list[int]], request: Request, stops: Stops, heard: Heard | None
 ) -> list[list[Answer]]:
     """Word by word. numbers: of the texts, which key what is drawn; before: what the penalty on repetition counts in."""
-    n = request.samples
+    n, how = request.samples, request.sampling
     prompts = torch.tensor(numbers).repeat_interleave(n)  # of each row
     samples = torch.arange(n).repeat(len(numbers))
     said: list[list[int]] = [[] for _ in prompts]
@@ -70,8 +84,9 @@ def _sampled(
     for position in range(request.max_tokens):
         chosen = None
         if logits is not None:
-            drawn = uniform(request.seed, prompts[live], samples[live], position)
-            chosen = request.sampling.choose(logits, drawn, [before[row // n] + said[row] for row in live])
+            drawn = uniform(request.seed, prompts[live], samples[live], position) if how.temperature else None
+            earlier = [before[row // n] + said[row] for row in live] if how.repetition_penalty != 1.0 else ()
+            chosen = how.choose(logits, drawn, earlier)
         words = reader.agreed(chosen, (len(live),), torch.int64)
         for row, word in zip(live, words.tolist()):
             said[row].append(word)

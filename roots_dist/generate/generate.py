@@ -1,62 +1,156 @@
-"""`roots generate RUN PROMPT`: continue a text with a run's newest checkpoint, whatever layout wrote it.
+"""`roots generate RUN PROMPT`: what a run's model says to a text, in one process or in any layout.
 
-    prompt --tokenizer--> ids --decode.py, word by word--> ids --tokenizer--> text, shown as it is made
+    config, Asked --prepared--> ids --decode.py | fill.py | predict.py--> Replies --rank 0--> shown, or written as jsonl
+
+A decoder goes on with a text or answers it, an encoder-decoder answers, an encoder fills masks in, and what was fine-tuned
+to give labels gives them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-
-import torch
+from typing import NamedTuple
 
 from roots_dist.checkpoint.keep import chosen
 from roots_dist.checkpoint.load import load_weights
-from roots_dist.config.of_run import of_run
-from roots_dist.data.tokenizer import load_codec
-from roots_dist.errors import DataError, UserError
+from roots_dist.config.schema import Config
+from roots_dist.errors import DataError, Problem
+from roots_dist.generate.asked import TOP, Asked, kind_of
 from roots_dist.generate.decode import decode
-from roots_dist.generate.request import Request
-from roots_dist.generate.sampling import Sampling
+from roots_dist.generate.fill import fill, filled_in, marked
+from roots_dist.generate.predict import Labels, classify, examples, tag
+from roots_dist.generate.prompts import Given, Wording, read_prompts, texts, wording
+from roots_dist.generate.stops import Streamed
 from roots_dist.mesh import Mesh
 from roots_dist.train.build import Passes, build_passes
 
+Show = Callable[[str], None]
+"""Gets text as it is made; ends no line by itself."""
 
-def load_model(folder: Path, device: torch.device) -> Passes:
-    """The whole model of a run's newest checkpoint, in this process."""
-    config = of_run(folder).config
-    checkpoint = chosen(folder)
-    passes = build_passes(config, Mesh.single(device))
-    load_weights(checkpoint, passes.model.params)
+
+class Reply(NamedTuple):
+    record: dict[str, object]
+    """of jsonl"""
+    shown: str
+
+
+def load_model(config: Config, mesh: Mesh) -> Passes:
+    """The model of the chosen checkpoint of the run track.folder. Collective over the world."""
+    checkpoint = chosen(Path(config.track.folder))
+    passes = build_passes(config, mesh)
+    load_weights(checkpoint, passes.model.params, mesh)
+    passes.model.module.eval()
     return passes
 
 
-def generate(
-    folder: Path, prompt: str, *, max_tokens: int, sampling: Sampling, seed: int, show: Callable[[str], None]
-) -> None:
-    """Print a continuation of the prompt as it is made: `show` gets it in pieces of text."""
-    passes = load_model(folder, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    config = passes.config
-    if config.data.tokenizer is None:
-        raise DataError(f"{folder}/config.yaml names no data.tokenizer, so text cannot be read or written.")
-    tokenizer = load_codec(config.data.tokenizer)
-    ids = tokenizer.encode(prompt)
-    if not ids:
-        raise UserError("the prompt is empty: expected at least one token. Fix: give it a word to begin with.")
-    limit = config.data.seq if config.model.positions == "learned" else None
-    if limit is not None and len(ids) + max_tokens > limit:
-        room = f", or --max-tokens {limit - len(ids)}" if len(ids) < limit else ""
-        raise UserError(
-            f"prompt and continuation = {len(ids)} + {max_tokens} tokens: expected at most data.seq = {limit}, the learned "
-            f"positions there are. Fix: a shorter prompt{room}."
-        )
-    shown = ""
+def generate(config: Config, mesh: Mesh, *, asked: Asked, show: Show) -> None:
+    """Answer what was asked; `show` is called on rank 0 alone. Collective over the world."""
+    given, words = texts(asked), _wording(config, asked)
+    replies = KINDS[kind_of(config)](given, words, mesh, asked, show)
+    if mesh.rank > 0 or not replies:
+        return
+    if asked.output is None:
+        show("\n\n".join(reply.shown for reply in replies) + "\n")
+        return
+    lines = "".join(json.dumps(reply.record, ensure_ascii=False) + "\n" for reply in replies)
+    asked.output.write_text(lines, encoding="utf-8")
+    show(f"{len(replies)} answers in {asked.output}\n")
 
-    def heard(_: int, said: Sequence[int]) -> None:
-        nonlocal shown
-        text = tokenizer.decode(said)
-        if not text.endswith("�"):  # the middle of a character that takes several tokens
-            show(text[len(shown) :])
-            shown = text
 
-    decode(passes, [ids], Request(max_tokens, sampling, seed), heard=heard)
+def check(config: Config, asked: Asked) -> None:
+    """Raises UserError for what `generate` would refuse. Before any process starts: it loads no model."""
+    asked.check(config)
+    given, words, kind = texts(asked), _wording(config, asked), kind_of(config)
+    if kind == "write":
+        read_prompts(given, words, asked.max_tokens)
+    elif kind == "fill":
+        marked(given, words)
+    else:
+        examples(given, words)
+    if asked.output is not None and not asked.output.parent.is_dir():
+        expected = "a file in a folder that is there"
+        raise DataError(Problem(key="--output", found=str(asked.output), expected=expected, fix=f"make {asked.output.parent}"))
+
+
+def _wording(config: Config, asked: Asked) -> Wording:
+    return wording(config, talks=config.objective.name == "instruct" and not asked.raw)
+
+
+def _write(given: list[Given], words: Wording, mesh: Mesh, asked: Asked, show: Show) -> list[Reply]:
+    """One text that is asked for alone is shown while it is said; then there are no replies left."""
+    ids, most = read_prompts(given, words, asked.max_tokens)
+    request = replace(asked.request(words.config), max_tokens=most)
+    stops = words.stops(asked.stop, asked.keep_end, tuple(one.prompt for one in given))
+    passes = load_model(words.config, mesh)
+    goes_on = words.start is None and words.chat is None  # the answer is read together with the prompt
+    before = [text if goes_on else [] for text in ids]
+    if len(given) == request.samples == 1 and not request.beams and asked.output is None:
+        heard = Streamed(stops, before[0], show if mesh.rank == 0 else lambda text: None)
+        if mesh.rank == 0 and goes_on:
+            show(given[0].prompt)
+        ((answer,),) = decode(passes, ids, request, stops, start=words.start, heard=heard)
+        heard.finish(stops.text(answer.tokens, before[0]))
+        if mesh.rank == 0:
+            show("\n")
+        return []
+    replies = []
+    for one, lead, answers in zip(given, before, decode(passes, ids, request, stops, start=words.start)):
+        for answer in answers:
+            text = stops.text(answer.tokens, lead)
+            record = {"prompt": one.prompt, "text": text} | ({"score": answer.score} if request.beams else {})
+            asked_of = one.prompt if goes_on else f"{one.prompt}\n" if len(given) > 1 else ""
+            replies.append(Reply(record, asked_of + (text if goes_on else text.strip())))
+    return replies
+
+
+def _fill(given: list[Given], words: Wording, mesh: Mesh, asked: Asked, show: Show) -> list[Reply]:
+    ids = marked(given, words)
+    found = fill(load_model(words.config, mesh), ids, words, asked.top or TOP)
+    replies = []
+    for one, text, masks in zip(given, ids, found):
+        filled = filled_in(text, masks, words)
+        guesses = [[{"word": words.codec.decode([g.id]), "probability": g.probability} for g in mask] for mask in masks]
+        lines = [
+            f"{f'mask {number}' if i == 0 else '':<8}{guess['probability']:7.2%}  {guess['word']}"
+            for number, mask in enumerate(guesses, 1)
+            for i, guess in enumerate(mask)
+        ]
+        replies.append(Reply({"prompt": one.prompt, "text": filled, "masks": guesses}, "\n".join([*lines, filled])))
+    return replies
+
+
+def _classify(given: list[Given], words: Wording, mesh: Mesh, asked: Asked, show: Show) -> list[Reply]:
+    rows = examples(given, words)
+    found = classify(load_model(words.config, mesh), rows)
+    replies = []
+    for one, labels in zip(given, found):
+        record = {"prompt": one.prompt, **({"pair": one.pair} if one.pair else {}), **_labelled(labels)}
+        lines = [f"{p:7.2%}  {label}" for label, p in labels.items()]
+        replies.append(Reply(record, "\n".join([one.prompt, *lines] if len(given) > 1 else lines)))
+    return replies
+
+
+def _tag(given: list[Given], words: Wording, mesh: Mesh, asked: Asked, show: Show) -> list[Reply]:
+    rows = examples(given, words)
+    found = tag(load_model(words.config, mesh), rows)
+    replies = []
+    for one, labels in zip(given, found):
+        texts = one.prompt.split()
+        wide = max(map(len, texts))
+        lines = [f"{word:<{wide}}  {next(iter(p))}  {next(iter(p.values())):.2%}" for word, p in zip(texts, labels)]
+        if left := len(texts) - len(labels):
+            lines.append(f"({left} more words: data.seq = {words.config.data.seq} has no room for them)")
+        tags = [{"word": word, **_labelled(p)} for word, p in zip(texts, labels)]
+        replies.append(Reply({"prompt": one.prompt, "words": tags}, "\n".join(lines)))
+    return replies
+
+
+def _labelled(labels: Labels) -> dict[str, object]:
+    return {"label": next(iter(labels)), "probabilities": labels}
+
+
+KINDS = {"write": _write, "fill": _fill, "classify": _classify, "tag": _tag}
+"""By what a model answers with."""

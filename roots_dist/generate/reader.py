@@ -67,10 +67,7 @@ class Reader:
     def agreed(self, mine: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """What the rank made of the logits that has them (or the first of those ranks), on all ranks, on the CPU. mine:
         None on the ranks that have none."""
-        told = torch.zeros(*shape, dtype=dtype, device=self._texts.device)
-        if mine is not None and self._speaks:
-            told.copy_(mine)
-        return self._axis.sum_(told).cpu()
+        return agreed(self._axis, mine if self._speaks else None, shape, dtype, self._texts.device)
 
     def _batch(self, new: Tensor) -> MicroBatch:
         cache = self._cache
@@ -86,6 +83,14 @@ class Reader:
         place = torch.arange(cache.length + new.shape[1], device=new.device) - self._lacking.unsqueeze(1)
         places = place[:, cache.length :].clamp(min=0)
         return MicroBatch(tokens=new, documents=_documents(place >= 0), places=places, samples=samples, read=-1, cache=cache)
+
+
+def agreed(axis: Axis, mine: Tensor | None, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What one rank of the axis knows (all others have None), on all of them, on the CPU. Collective over the axis."""
+    told = torch.zeros(*shape, dtype=dtype, device=device)
+    if mine is not None:
+        told.copy_(mine)
+    return axis.sum_(told).cpu()
 
 
 def _filled(text: Sequence[int], length: int, left: bool) -> list[int]:

@@ -30,8 +30,8 @@ class Sampling:
     min_p: float | None = None
     repetition_penalty: float = 1.0
 
-    def choose(self, logits: Tensor, uniform: Tensor, before: Sequence[Sequence[int]] = ()) -> Tensor:
-        """float [B, V] -> int64 [B]. uniform: float64 [B] between 0 and 1, unused if greedy. before: of each row the words
+    def choose(self, logits: Tensor, uniform: Tensor | None, before: Sequence[Sequence[int]] = ()) -> Tensor:
+        """float [B, V] -> int64 [B]. uniform: float64 [B] between 0 and 1; None if greedy. before: of each row the words
         that the penalty is for."""
         logits = penalized(logits, before, self.repetition_penalty) if self.repetition_penalty != 1.0 else logits
         if self.temperature == 0:

@@ -45,16 +45,19 @@ def start(
             raise UserError(
                 f"--processes {processes}: {world.launcher} has started this process. Fix: leave --processes out."
             )
-        return be_rank(world, lambda: verb.fit(verb.read(subject, overrides), world.size), body, verb.needless)
+        return be_rank(world, lambda: verb.fit(verb.read(subject, overrides), world.size), body, verb)
     asked = verb.read(subject, overrides)
     gpus = environment.gpus() if asked.config.train.device != "cpu" else 0
+    if not verb.spreads:
+        gpus = min(gpus, asked.config.parallel.tp * asked.config.parallel.pp)
     size = local.processes_for(asked.config, processes, gpus)
     loaded = verb.fit(asked, size)
     layout = ready(loaded, size, local_size=size, needless=verb.needless)
+    verb.look(loaded.config)
     if size > 1:
         command = ["-m", "roots_dist", *(words or (verb.name, subject, *overrides))]
         return local.launch(size, command, loaded.config.advanced.threads, what=str(layout))
-    return be_rank(environment.alone(), lambda: loaded, body, verb.needless)
+    return be_rank(environment.alone(), lambda: loaded, body, verb)
 
 
 def ready(
@@ -70,19 +73,19 @@ def ready(
     return checks.layout_for(config, world_size)
 
 
-def be_rank(
-    world: World, load: Callable[[], Loaded], body: Body, needless: frozenset[str] = frozenset()
-) -> int:
+def be_rank(world: World, load: Callable[[], Loaded], body: Body, verb: Verb) -> int:
     """Run `body` as one rank of a world. Does not return if it fails and there are other ranks."""
     faulthandler.enable()  # a corpus cut short while it is mapped is a SIGBUS: say at least where
     if world.size > 1:
         tie_to_parent(world.launcher_pid)
     who = Who(world.rank, world.size, records=Path(world.failures) if world.failures else None)
-    checked_already = world.failures is not None  # by our own launcher, on this machine
+    checked_already = world.failures is not None or world == environment.alone()  # by our own launcher, on this machine
     with guarded(who):
         loaded = load()
-        local_size = None if checked_already or world.size == 1 else world.local_size
-        layout = ready(loaded, world.size, local_size, needless)
+        local_size = None if checked_already else world.local_size
+        layout = ready(loaded, world.size, local_size, verb.needless)
+        if local_size is not None:
+            verb.look(loaded.config)
     place = str(layout.place(world.rank))
     logs.setup(world.rank, place if world.size > 1 else "")
     with guarded(replace(who, place=place if world.size > 1 else "", folder=Path(loaded.config.track.folder))):

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from roots_dist.models.pieces import PieceSpec
-from roots_dist.sharding import parameters_of
+from roots_dist.sharding import Param, parameters_of
 
 
 class Place(NamedTuple):
@@ -26,16 +26,29 @@ class Place(NamedTuple):
 
 def outline(specs: Sequence[PieceSpec]) -> dict[str, Place]:
     """Of every parameter, copies left out, in the order of the computation."""
+    found: dict[str, Place] = {}
+    for i, p in _parameters(specs):
+        above = sum(s.is_block for s in specs[i + 1 :])
+        found.setdefault(p.name, Place(i, above + 1 if above or specs[i].is_block else 0))
+    return found
+
+
+def shapes(specs: Sequence[PieceSpec]) -> dict[str, tuple[int, ...]]:
+    """Of every whole parameter, copies left out, in the order of the computation."""
+    return {p.name: p.spec.shape for _, p in _parameters(specs) if not p.is_copy}
+
+
+def _parameters(specs: Sequence[PieceSpec]) -> list[tuple[int, Param]]:
+    """Each once, with the number of the piece that has it."""
     built: dict[str, nn.Module] = {}
     with torch.device("meta"):
         for spec in specs:
             built[spec.name] = spec.build(built)
-    found: dict[str, Place] = {}
+    found: list[tuple[int, Param]] = []
     seen: set[int] = set()
     for i, spec in enumerate(specs):
-        above = sum(s.is_block for s in specs[i + 1 :])
         for p in parameters_of([(spec.name, built[spec.name])]):
             if id(p.tensor) not in seen:
-                found.setdefault(p.name, Place(i, above + 1 if above or spec.is_block else 0))
+                found.append((i, p))
             seen.add(id(p.tensor))
     return found

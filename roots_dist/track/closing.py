@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from roots_dist.checkpoint.keep import BEST_FILE
 from roots_dist.config.schema import Config
 from roots_dist.track.curve import draw_curve
 from roots_dist.track.metrics import METRICS_FILE, read_lines
 
-ROWS = (
-    ("validation loss", "loss/validation"),
-    ("perplexity", "perplexity/validation"),
-    ("bits per byte", "bits_per_byte/validation"),
-)
+ROWS = {
+    "loss/validation": "validation loss",
+    "perplexity/validation": "perplexity",
+    "bits_per_byte/validation": "bits per byte",
+    "f1/validation": "F1",
+    "mcc/validation": "MCC",
+}
+"""Metric -> in words."""
+TRY = {
+    "clm": 'generate {run} "The people of the United States"',
+    "mlm": 'generate {run} "The people of the [MASK] States"',
+    "mlm-nsp": 'generate {run} "The people of the [MASK] States"',
+    "rtd": 'generate {run} "The people of the [MASK] States"',
+    "spans": 'generate {run} "The people of the <extra_id_0> States"',
+    "instruct": "chat {run}",
+}
+"""By objective: what the model can be asked."""
 
 
 def closing_lines(config: Config, folder: Path) -> None:
@@ -29,19 +44,33 @@ def closing_lines(config: Config, folder: Path) -> None:
     if scores:
         first, last = scores[0], scores[-1]
         table = Table("", f"before (step {first['step']})", f"after (step {last['step']})", box=None, pad_edge=False)
-        for label, name in ROWS:
-            if name in first:
-                table.add_row(label, *("-" if line.get(name) is None else f"{line[name]:.3f}" for line in (first, last)))
+        for label, name in _rows(first):
+            table.add_row(label, *("-" if line.get(name) is None else f"{line[name]:.3f}" for line in (first, last)))
         console.print(table)
+        if (folder / BEST_FILE).is_file():
+            (step, at), (metric, value) = json.loads((folder / BEST_FILE).read_text(encoding="utf-8")).items()
+            console.print(f"best: {step} {at}, {metric} {value:.4f}; its checkpoint is kept, and the one that is used")
         console.print()
     console.print(f"run    {folder}")
     console.print(f"curve  {curve}")
     roots = command()
     if config.data.tokenizer:
-        console.print(f'next   {roots} generate {folder} "The people of the United States"')
+        asked = TRY.get(config.objective.name, 'generate {run} "Four score and seven years ago"')
+        console.print(f"next   {roots} {asked.format(run=folder)}")
         console.print(f"       {roots} verify {folder / 'config.yaml'}")
     else:
         console.print(f"next   {roots} verify {folder / 'config.yaml'}")
+
+
+def _rows(first: Mapping) -> Iterator[tuple[str, str]]:
+    """(label, metric) of what an evaluation has logged. The accuracy of one term needs no name, that of next words none."""
+    accuracies = [name for name in first if name.startswith("accuracy/validation/")]
+    for name in first:
+        label = ROWS.get(name)
+        if name in accuracies and name != "accuracy/validation/clm":
+            label = "accuracy" if len(accuracies) == 1 else f"accuracy, {name.rpartition('/')[2]}"
+        if label:
+            yield label, name
 
 
 def command() -> str:

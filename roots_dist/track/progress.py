@@ -56,11 +56,22 @@ ORDER = (
     "time/left_s",
 )
 """In which they are read."""
+ACCURACY = "accuracy/validation/"
 VALIDATION = (
     ("loss/validation", lambda v: f"loss {v:.4f}"),
     ("perplexity/validation", lambda v: f"perplexity {v:.2f}"),
     ("bits_per_byte/validation", lambda v: f"bits per byte {v:.4f}"),
+    ("f1/validation", lambda v: f"F1 {v:.3f}"),
+    ("mcc/validation", lambda v: f"MCC {v:.3f}"),
 )
+
+
+def validation_words(metrics: Mapping[str, float]) -> list[str]:
+    """What an evaluation says. Accuracy is not told of next words, which have perplexities, and of one term without its name."""
+    words = [show(metrics[name]) for name, show in VALIDATION if name in metrics]
+    terms = [name for name in metrics if name.startswith(ACCURACY) and name != f"{ACCURACY}clm"]
+    named = len(terms) > 1
+    return words + [f"{name.removeprefix(ACCURACY) + ' ' if named else ''}accuracy {metrics[name]:.1%}" for name in terms]
 
 
 class _Line:
@@ -123,8 +134,8 @@ class Progress:
         if "loss/validation" in metrics:
             if step == self._first:
                 self._start = time.monotonic()  # the evaluation before the first step is none of the time to come
-            words = [show(metrics[name]) for name, show in VALIDATION if name in metrics]
-            self._console.print(Text(f"step {step}  validation  " + "  ".join(words), "green"), soft_wrap=True)
+            words = "  ".join(validation_words(metrics))
+            self._console.print(Text(f"step {step}  validation  {words}", "green"), soft_wrap=True)
 
     def _step(self, line: _Line) -> None:
         last = line.step >= self._total

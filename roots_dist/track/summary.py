@@ -17,8 +17,8 @@ from roots_dist.track.metrics import METRICS_FILE, read_lines
 
 SUMMARY_FILE = "summary.json"
 LAST = (
-    "loss/train", "loss/validation", "perplexity/validation", "bits_per_byte/validation", "memory/peak_gib",
-    "train/skipped_steps",
+    "loss/train", "loss/validation", "perplexity/validation", "bits_per_byte/validation", "f1/validation",
+    "mcc/validation", "memory/peak_gib", "train/skipped_steps",
 )  # fmt: skip
 """Of these the last one logged."""
 
@@ -29,7 +29,7 @@ def summary(records: Iterable[Mapping], config: Config, layout: Layout) -> dict[
     before: dict[str, object] = {}
     seconds, flop_share, step = 0.0, 0.0, 0
     for record in records:
-        last |= {name: record[name] for name in LAST if name in record}
+        last |= {name: value for name, value in record.items() if name in LAST or name.startswith("accuracy/validation/")}
         if "loss/validation" in record:
             before = before or {"loss/validation/before": record["loss/validation"]}
         if record.get("time/step_s"):

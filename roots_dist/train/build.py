@@ -111,9 +111,13 @@ class Passes:
     def forward(self, batches: list[MicroBatch]) -> list:
         """What this rank's stages find in each microbatch (terms, or on the last stage what MicroBatch.read asks for),
         without dropout. Microbatches may be of any shape."""
-        self.model.module.eval()
+        module = self.model.module
+        learning = module.training
+        if learning:  # generation has turned it off already: it takes as long as a small layer
+            module.eval()
         found = self.executor.run(self._actions("read", len(batches)), batches, {})
-        self.model.module.train()
+        if learning:
+            module.train()
         return found
 
     def _actions(self, purpose: str, num_microbatches: int) -> list[Action]:

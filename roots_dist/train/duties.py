@@ -12,7 +12,7 @@ import torch
 
 from roots_dist.checkpoint.keep import prune
 from roots_dist.checkpoint.save import save
-from roots_dist.evaluate.held_out import score
+from roots_dist.evaluate.held_out import score_held_out
 from roots_dist.generate.decode import decode
 from roots_dist.generate.request import Request
 from roots_dist.generate.sampling import Sampling
@@ -75,19 +75,22 @@ class Report:
 
 
 def evaluate(session: Session) -> None:
-    """Held-out loss now, logged. Collective over the world."""
+    """Held-out loss now, logged, and held against the best so far. Collective over the world."""
     if session.held_out is None:
         return
-    batches = session.held_out.evaluation(session.config.train.eval_sequences)
+    sequences, run = session.config.train.eval_sequences, session.run
     with session.trackers.doing("evaluating ..."):
-        found = score(session.run.passes, session.run.objective, batches, session.bytes_per_token)
-    session.trackers.log(session.step, found.metrics())
+        found = score_held_out(run.passes, run.objective, session.held_out, sequences, session.bytes_per_token)
+    metrics = found.metrics()
+    session.trackers.log(session.step, metrics)
+    if session.best:
+        session.best.note(session.step, metrics)
 
 
 def sample(session: Session) -> None:
     """What the model makes of a held-out text, logged, if it writes. Collective over the world."""
     writes = WRITES.get(session.config.model.family)
-    if writes is None or session.held_out is None or session.tokenizer is None:
+    if writes is None or session.run.objective.words is None or session.held_out is None or session.tokenizer is None:
         return
     with session.trackers.doing("writing a sample of text ..."):
         given, said = map(session.tokenizer.decode, writes(session))
@@ -123,12 +126,14 @@ WRITES = {"gpt": _goes_on, "t5": _answers}
 
 
 def checkpoint(session: Session) -> None:
-    """Collective over the world."""
-    config = session.config.model_dump(mode="json")
-    state = {"tokens": session.tokens, "skipped": session.skipped, "config": config}
+    """Collective over the world. One that did best is marked before any other may go."""
+    config, best = session.config.model_dump(mode="json"), session.best
+    state = {"tokens": session.tokens, "skipped": session.skipped, "config": config, "best": best and best.saved()}
     with session.trackers.doing("saving ..."):
         save(session.folder, session.step, session.run.engine, session.run.params, session.mesh, state)
         if session.mesh.rank == 0:
+            if best and best.step == session.step:
+                best.mark(session.folder)
             prune(session.folder, session.config.checkpoint.keep)
 
 
@@ -142,7 +147,7 @@ def duties(session: Session) -> list[Duty]:
             evaluate(session)
         if due(session, config.train.sample_every):
             sample(session)
-        if due(session, config.checkpoint.every):
+        if due(session, config.checkpoint.every) or (session.best and session.best.step == session.step < config.train.steps):
             checkpoint(session)
         report.restart_clock()
 

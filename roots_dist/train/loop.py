@@ -11,6 +11,7 @@ from pathlib import Path
 
 from roots_dist.config.schema import Config
 from roots_dist.data.batches import Batches
+from roots_dist.data.told import cut_rows
 from roots_dist.data.tokenizer import load_codec
 from roots_dist.mesh import Mesh
 from roots_dist.objectives import make_objective
@@ -18,6 +19,7 @@ from roots_dist.optim.rates import rate
 from roots_dist.track.closing import closing_lines
 from roots_dist.track.summary import write_summary
 from roots_dist.track.trackers import open_trackers
+from roots_dist.train.best import best_of
 from roots_dist.train.build import build_run
 from roots_dist.train.duties import checkpoint, duties, evaluate, sample
 from roots_dist.train.folder import owned
@@ -46,18 +48,20 @@ def train_in(folder: Path, config: Config, mesh: Mesh) -> None:
     tokenizer = load_codec(config.data.tokenizer) if config.data.tokenizer else None
 
     run = build_run(config, mesh, objective=objective)
-    first, skipped = resume(run, folder)
+    done = resume(run, folder)
     facts = write_origin(folder, config, mesh.layout) if rank0 else None
     peak = devices_peak(config, mesh)
-    log.info(opening_lines(config, mesh, peak))
+    log.info("\n".join([opening_lines(config, mesh, peak), *(cut_rows(config) if rank0 else ())]))
 
-    with closing(open_trackers(config, folder, rank0=rank0, resumed_step=first, facts=facts)) as trackers:
-        session = Session(config, run, folder, training, held_out, tokenizer, trackers, peak, first, skipped)
-        if first == 0:
+    with closing(open_trackers(config, folder, rank0=rank0, resumed_step=done.step, facts=facts)) as trackers:
+        best = best_of(config, done.best)
+        session = Session(config, run, folder, training, held_out, tokenizer, trackers, peak, best, done.step, done.skipped)
+        if done.step == 0:
             evaluate(session)
         learning_rate = rate(config.optim, config.train.steps)
         to_do = duties(session)
-        for step in range(first, config.train.steps):
+        while session.goes_on:
+            step = session.step
             batches = [batch.to(mesh.device) for batch in training.at(step)]
             report = train_step(run, batches, learning_rate(step))
             session.step = step + 1
@@ -66,12 +70,13 @@ def train_in(folder: Path, config: Config, mesh: Mesh) -> None:
                 log.log(logging.WARNING if rank0 else logging.DEBUG, "step %d is left out: %s", step + 1, report.skipped)
             for duty in to_do:
                 duty(session, report)
-        if first < config.train.steps:
-            evaluate(session)
+        if done.step < session.step:
+            if session.step == config.train.steps:
+                evaluate(session)
             checkpoint(session)
             sample(session)
         else:
-            log.info("all %d steps are done already; a larger train.steps goes on from here", config.train.steps)
+            log.info("%s", session.why_over())
     if rank0:
         write_summary(config, mesh.layout, folder)
         closing_lines(config, folder)

@@ -1,4 +1,5 @@
-"""Going on from the newest checkpoint of the run's folder: found by rank 0, held against the config, read by all.
+"""Where a run begins: at the newest checkpoint of its folder (found by rank 0, held against the config, read by all), or
+with the weights of another run, or with those that were drawn.
 
     folder --newest--> step --refuse another model--> checkpoint/load.py --> steps done, and what has changed is said
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,37 +16,50 @@ from pydantic import ValidationError
 
 from roots_dist.checkpoint.format import STATE_FILE, Manifest, checkpoints_folder, read_json, step_name
 from roots_dist.checkpoint.keep import newest, sweep
-from roots_dist.checkpoint.load import load
+from roots_dist.checkpoint.load import load, load_start
 from roots_dist.config.schema import Config
+from roots_dist.config.start import FREE
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.train.build import Run
+from roots_dist.train.start import begin
 
 log = logging.getLogger(__name__)
 
-MAY_CHANGE = ("model.dropout", "model.attention_dropout", "model.init_std")
-"""Keys of model.* that do not say which function the weights are of."""
+@dataclass(frozen=True)
+class Done:
+    """What has been done of a run."""
+
+    step: int = 0
+    skipped: int = 0
+    """Of these, steps that changed nothing."""
+    best: Mapping[str, object] = field(default_factory=dict)
+    """As train/best.py saves it."""
 
 
-def resume(run: Run, folder: Path) -> tuple[int, int]:
-    """Load the run's newest checkpoint, if there is one and it is wanted. Collective over the world.
-
-    Returns how many steps have been done, and how many of them were skipped.
-    """
+def resume(run: Run, folder: Path) -> Done:
+    """Load the run's newest checkpoint, if there is one and it is wanted; else begin. Collective over the world."""
     mesh = run.mesh
-    step = torch.zeros(1, dtype=torch.int64, device=mesh.device)
+    step = torch.full((1,), -1, dtype=torch.int64, device=mesh.device)
     if mesh.rank == 0 and run.config.checkpoint.resume:
         sweep(checkpoints_folder(folder))  # gives a checkpoint its name back that was set aside when a save was killed
         found = newest(folder)
         if found is not None:
             step[0] = Manifest.read(found).step
             refuse_another_model(found, run.config)
-    last = int(mesh.world.sum_(step).item())  # rank 0 has looked; the others may see a shared folder late
-    if last == 0:
-        return 0, 0
-    state = load(checkpoints_folder(folder) / step_name(last), run.engine, run.params, mesh)
+    step += 1  # so that other ranks add nothing: rank 0 has looked, they may see a shared folder late
+    last = int(mesh.world.sum_(step * (mesh.rank == 0)).item()) - 1
+    if last < 0:
+        begin(run)
+        return Done()
+    checkpoint = checkpoints_folder(folder) / step_name(last)
+    if last == 0:  # the folder of an import
+        load_start(checkpoint, run.engine, run.params, mesh)
+        log.info("starts from %s", checkpoint)
+        return Done()
+    state = load(checkpoint, run.engine, run.params, mesh)
     changed = differences(state.get("config", {}), run.config)
     log.info("resumed after step %d%s", last, f" with {', '.join(changed)}" if changed else "")
-    return last, state.get("skipped", 0)
+    return Done(last, state.get("skipped", 0), state.get("best") or {})
 
 
 def refuse_another_model(checkpoint: Path, config: Config) -> None:
@@ -75,7 +90,7 @@ def _resolved(config: Config) -> dict[str, object]:
     found |= {"advanced.norm_eps": config.advanced.norm_eps, "advanced.double": config.advanced.double}
     if m.positions == "learned":
         found["data.seq"] = config.data.seq
-    return {key: value for key, value in found.items() if key not in MAY_CHANGE}
+    return {key: value for key, value in found.items() if key not in FREE}
 
 
 def differences(saved: Mapping[str, Mapping[str, object]], config: Config) -> list[str]:

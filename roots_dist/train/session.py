@@ -14,17 +14,18 @@ from roots_dist.config.schema import Config
 from roots_dist.data.batches import Batches
 from roots_dist.data.ramp import samples_before
 from roots_dist.data.tokenizer import Codec
-from roots_dist.evaluate.held_out import bytes_per_token
+from roots_dist.evaluate.sources import bytes_per_token
 from roots_dist.layout import Layout
 from roots_dist.mesh import Mesh
 from roots_dist.track.machine import machine_facts
 from roots_dist.track.trackers import Trackers
+from roots_dist.train.best import Best
 from roots_dist.train.build import Run
 
 
 @dataclass
 class Session:
-    """step and skipped are all that changes here."""
+    """step, skipped and best are all that changes here."""
 
     config: Config
     run: Run
@@ -35,6 +36,8 @@ class Session:
     trackers: Trackers
     peak_flops: float | None
     """FLOP/s of all devices of the run together, at best; None where it is not known."""
+    best: Best | None = None
+    """Where the best checkpoint is kept, or the run may stop early."""
     step: int = 0
     """How many steps have been done."""
     skipped: int = 0
@@ -52,6 +55,16 @@ class Session:
     def tokens(self) -> int:
         """Tokens read so far."""
         return samples_before(self.config.train, self.step) * self.config.data.seq
+
+
+    @property
+    def goes_on(self) -> bool:
+        return self.step < self.config.train.steps and not (self.best and self.best.over)
+
+    def why_over(self) -> str:
+        if self.step < self.config.train.steps:
+            return f"stopped after step {self.step}: no better evaluation since step {self.best.step}; a larger finetune.patience goes on"
+        return f"all {self.step} steps are done already; a larger train.steps goes on from here"
 
 
 def write_origin(folder: Path, config: Config, layout: Layout) -> dict[str, object]:

@@ -21,6 +21,7 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import DataError
 from roots_dist.launch.join import joined
 from roots_dist.launch.start import be_rank
+from roots_dist.launch.verbs import TRAIN
 
 
 def meet() -> float:
@@ -76,7 +77,7 @@ def main() -> None:
 
     world = environment.discover()
     assert world is not None
-    raise SystemExit(be_rank(world, lambda: Loaded(config), body))
+    raise SystemExit(be_rank(world, lambda: Loaded(config), body, TRAIN))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Small random models in float64, the same weights on both sides, several prompts 
 """
 
 import zlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,11 +93,11 @@ def generated(theirs, text: list[int], skip: int, **how) -> list[list[int]]:
     return [row[: row.index(END) + 1] if END in row else row for row in rows]
 
 
-@pytest.mark.parametrize("family", [gpt2, llama, bloom], ids=lambda f: f.__name__)
-def test_decoders_say_what_transformers_says(family):
+@pytest.mark.parametrize("family, layouts", [(gpt2, LAYOUTS[2:]), (llama, LAYOUTS), (bloom, LAYOUTS[2:])], ids=["gpt2", "llama", "bloom"])
+def test_decoders_say_what_transformers_says(family, layouts):
     ours, theirs = decoder(family)
     requests = [GREEDY_REQUEST, *(Request(max_tokens=7, **how) for how in BEAMS.values())]
-    greedy, *beams = in_layouts(ours, None, [END], requests, LAYOUTS)
+    greedy, *beams = in_layouts(ours, None, [END], requests, layouts)
     for prompt, words in zip(PROMPTS, greedy):
         assert words == generated(theirs, prompt, len(prompt), max_new_tokens=7)
     for how, answers in zip(BEAMS.values(), beams):
@@ -104,3 +105,31 @@ def test_decoders_say_what_transformers_says(family):
             names = dict(num_beams=how["beams"], num_return_sequences=how.get("samples", 1))
             names |= {name: how[name] for name in ("length_penalty", "early_stopping") if name in how}
             assert words == generated(theirs, prompt, len(prompt), max_new_tokens=7, **names)
+
+
+@pytest.mark.parametrize("version, layouts", [("v1.0", []), ("v1.1", LAYOUTS[1:])], ids=["v1.0", "v1.1"])
+def test_an_encoder_decoder_says_what_transformers_says(version, layouts):
+    """Texts of different lengths are padded behind for the encoder; the decoder begins with padding."""
+    ours, theirs = t5_config(version), their_model(version, exact_norms=True)
+    copied(stirred(build_passes(ours, Mesh.single())).model.params, theirs, ours.model.gated())
+    requests = [GREEDY_REQUEST, *(Request(max_tokens=7, **how) for how in BEAMS.values())]
+    greedy, *beams = in_layouts(ours, 0, [END], requests, layouts)
+    for text, words in zip(TEXTS, greedy):
+        assert words == generated(theirs, text, 1, max_new_tokens=7)
+    for how, answers in zip(BEAMS.values(), beams):
+        for text, words in zip(TEXTS, answers):
+            names = dict(num_beams=how["beams"], num_return_sequences=how.get("samples", 1))
+            names |= {name: how[name] for name in ("length_penalty", "early_stopping") if name in how}
+            assert words == generated(theirs, text, 1, max_new_tokens=7, **names)
+    assert len({tuple(one[0]) for one in greedy}) > 1
+
+
+def test_an_answer_depends_neither_on_its_neighbours_nor_on_how_many_are_decoded_at_once():
+    """Drawn too: what is drawn is keyed on the prompt, the sample and the position."""
+    ours, _ = decoder(llama)
+    passes = stirred(build_passes(ours, Mesh.single()))
+    drawn = Request(max_tokens=7, sampling=Sampling(1.0, top_p=0.9), seed=5, samples=3)
+    for request in (GREEDY_REQUEST, drawn):
+        many, one_by_one = (decode(passes, PROMPTS, replace(request, rows=rows), Stops(frozenset({END}))) for rows in (16, 1))
+        assert many == one_by_one
+    assert len({tuple(a.tokens) for a in many[0]}) > 1

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import torch
 
 from roots_dist.checkpoint.keep import newest
 from roots_dist.config.load import to_yaml
+from roots_dist.config.of_run import of_run
 from roots_dist.config.schema import Config
 from roots_dist.data.store import Writer
 from roots_dist.generate.decode import decode
@@ -162,7 +162,7 @@ def test_the_text_is_the_same_whatever_layout_was_trained(place, bare):
     prompt = [3, 1, 4, 1, 5]
     texts = []
     for folder in (place / "alone", bare):
-        ((answer,),) = decode(load_model(folder, torch.device("cpu")), [prompt], Request(11, GREEDY))
+        ((answer,),) = decode(load_model(of_run(folder).config, Mesh.single()), [prompt], Request(11, GREEDY))
         texts.append(answer.tokens)
     assert texts[0] == texts[1] and len(texts[0]) == 11
 

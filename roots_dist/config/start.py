@@ -1,0 +1,74 @@
+"""A config that goes on from a model: what that model is, is read where it is, and need not be written again.
+
+    fine-tuning's config + config.yaml of finetune.start --begun--> Config with that model, tokenizer and objective
+
+What the file or the command line says all the same must not contradict it. Keys that fine-tuning may choose (dropout) are
+taken over only where nothing is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from roots_dist.config.load import Loaded, read
+from roots_dist.config.schema import Config
+from roots_dist.errors import ConfigError, Problem
+
+FREE = ("model.dropout", "model.attention_dropout", "model.init_std")
+"""Keys of model.* that do not say which function the weights are of."""
+TAKEN = ("advanced.norm_eps", "advanced.vocab_multiple", "data.tokenizer", "data.seq")
+"""Beside model.* and generator.*: of these the first two say which function it is."""
+
+
+def begun(loaded: Loaded) -> Loaded:
+    """The config, completed from the model that it starts from; unchanged if it starts from none. Raises ConfigError if
+    there is none, or if it is another one than the config says."""
+    start = loaded.config.finetune.start
+    if start is None:
+        return loaded
+    try:
+        there = config_of(start)
+    except ConfigError as error:
+        raise ConfigError(loaded.located(error.problems)) from None
+    values = dict(_taken(there, loaded))
+    problems = [
+        Problem(
+            key=key,
+            found=_value(loaded.config, key),
+            expected=f"{value!r} as in finetune.start={start}, or nothing",
+            fix=f"leave {key} out",
+        )
+        for key, value in values.items()
+        if key in loaded.origins and key not in (*FREE, "data.tokenizer", "data.seq") and _value(loaded.config, key) != value
+    ]
+    if problems:
+        raise ConfigError(loaded.located(problems))
+    return replace(loaded, config=loaded.config.changed({key: v for key, v in values.items() if key not in loaded.origins}))
+
+
+def config_of(start: str) -> Config:
+    """Of the run or import in this folder. Raises ConfigError if it is none."""
+    path = Path(start) / "config.yaml"
+    if not path.is_file():
+        expected, fix = "the folder of a run or of an import, with its config.yaml", "name a run's track.folder, or RUN of `roots import HF_FOLDER RUN`"
+        raise ConfigError([Problem(key="finetune.start", found=start, expected=expected, fix=fix)])
+    return read(path).config
+
+
+def _taken(there: Config, loaded: Loaded) -> Iterator[tuple[str, object]]:
+    model = there.model.model_dump()
+    if there.model.positions == "learned":
+        model["max_positions"] = there.model.max_positions or there.data.seq
+    yield from ((f"model.{key}", value) for key, value in model.items())
+    yield from ((f"generator.{key}", value) for key, value in there.generator.model_dump().items())
+    yield from ((key, _value(there, key)) for key in TAKEN)
+    if "objective.name" not in loaded.origins:
+        told = (f"objective.{key}" for key in there.objective.model_dump())
+        yield from ((key, _value(there, key)) for key in told if key not in loaded.origins)
+
+
+def _value(config: Config, key: str) -> object:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)

@@ -1,0 +1,77 @@
+"""An import is a run like any other: TP2 × PP2 loads its slices and says what one process says; exports write the same texts."""
+
+import hub_models
+import pytest
+import torch
+from hub_models import generator_of, saved
+
+from roots_dist.checkpoint.keep import chosen
+from roots_dist.checkpoint.load import load_weights
+from roots_dist.config.of_run import of_run
+from roots_dist.exchange.compare import a_batch, our_logits
+from roots_dist.exchange.exporting import export_model
+from roots_dist.exchange.importing import import_model
+from roots_dist.generate.decode import decode
+from roots_dist.generate.request import Request
+from roots_dist.generate.sampling import Sampling
+from roots_dist.layout import Layout
+from roots_dist.mesh import Mesh
+from roots_dist.testing.world import on_world
+from roots_dist.train.build import build_passes
+
+transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
+
+TEXTS = [[5, 17, 3, 12], [60, 22], [33, 7, 91]]
+NEW = 7
+
+
+def loaded(run, mesh: Mesh, overrides=()):
+    config = of_run(run, overrides).config
+    passes = build_passes(config, mesh)
+    load_weights(chosen(run), passes.model.params, mesh)
+    return config, passes
+
+
+def read_in_layout(rank: int, size: int, run: str) -> list[torch.Tensor]:
+    mesh = Mesh.connect(Layout(dp=1, pp=2, tp=2), rank)
+    config, passes = loaded(run, mesh, ["parallel.tp=2", "parallel.pp=2", "train.batch=2"])
+    with passes.model.split.uncut():
+        return [logits.float() for logits in passes.forward([a_batch(config)])]
+
+
+EVEN = {
+    "gpt2": lambda: hub_models.gpt2(n_head=2),
+    "electra": lambda: hub_models.electra("ForPreTraining", num_attention_heads=2),
+    "t5 v1.0": lambda: hub_models.t5(num_heads=2),
+}
+"""With as many heads as two tensor ranks can share."""
+
+
+@pytest.mark.parametrize("name", EVEN)
+def test_a_layout_reads_its_slices_of_an_import(name, tmp_path, monkeypatch):
+    monkeypatch.setitem(hub_models.MODELS, name, EVEN[name])
+    theirs, run = saved(name, tmp_path / "theirs"), tmp_path / "run"
+    import_model(theirs, run, generator_of(theirs))
+    config = of_run(run).config
+    alone = our_logits(config, chosen(run), a_batch(config))
+    ranks = on_world(4, read_in_layout, str(run))
+    for tensor_rank in (0, 1):  # each found by the pipeline ranks that have a head
+        found = [logits for pipe in (0, 1) for logits in ranks[2 * pipe + tensor_rank]]
+        assert len(found) == len(alone)
+        for a, b in zip(found, alone):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bloom", "llama", "gpt_neox tied", "t5 v1.0", "t5 v1.1"])
+def test_transformers_generates_from_an_export_what_the_run_does(name, tmp_path):
+    run, back = tmp_path / "run", tmp_path / "back"
+    import_model(saved(name, tmp_path / "theirs"), run)
+    export_model(run, back)
+    config, passes = loaded(run, Mesh.single())
+    start = 0 if config.model.family == "t5" else None
+    answers = decode(passes, TEXTS, Request(max_tokens=NEW, sampling=Sampling(temperature=0)), start=start)
+    kind = transformers.AutoModelForCausalLM if start is None else transformers.AutoModelForSeq2SeqLM
+    model = kind.from_pretrained(back)
+    for text, (answer,) in zip(TEXTS, answers):
+        (row,) = model.generate(torch.tensor([text]), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False).tolist()
+        assert answer.tokens == row[len(text) if start is None else 1 :]

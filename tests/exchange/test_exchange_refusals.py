@@ -1,0 +1,170 @@
+"""What cannot be the same model is refused in one line that names it, before anything is written."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from hub_models import SPECIALS, saved, tokenizer
+from safetensors.torch import load_file, save_file
+
+from roots_dist.errors import UserError
+from roots_dist.exchange.importing import import_model
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    """One of each, to be copied and spoilt."""
+    made = {}
+
+    def original(name):
+        if name not in made:
+            made[name] = saved(name, tmp_path_factory.mktemp("originals") / name.replace(" ", "_"))
+        return made[name]
+
+    return original
+
+
+def refused(folder, run, generator=None) -> str:
+    with pytest.raises(UserError) as error:
+        import_model(folder, run, generator)
+    assert not run.exists() and [p.name for p in run.parent.iterdir()] == [folder.name]
+    text = error.value.complaint()
+    assert text.startswith("✗ ") and text.count("\n") == 0 and "Fix: " in text
+    return text
+
+
+KEYS = [
+    ("gpt2", "scale_attn_by_inverse_layer_idx", True, "scale_attn_by_inverse_layer_idx = True: expected false"),
+    ("gpt2", "scale_attn_weights", False, "scale_attn_weights = False: expected true"),
+    ("gpt2", "add_cross_attention", True, "add_cross_attention = True: expected false"),
+    ("gpt2", "activation_function", "silu", "activation_function = 'silu': expected gelu_new or gelu_pytorch_tanh"),
+    ("gpt2", "pruned_heads", {"1": [0]}, "pruned_heads = {'1': [0]}: expected {}"),
+    ("gpt2", "embd_pdrop", 0.3, "embd_pdrop = 0.3: expected as resid_pdrop = 0.1 has it"),
+    ("gpt2", "warp_drive", 7, "warp_drive = 7: expected a key that is known of model type gpt2"),
+    ("gpt2", "n_layer", "three", "n_layer = 'three': expected a valid integer"),
+    ("gpt2", "architectures", ["GPT2DoubleHeadsModel"], "architectures = 'GPT2DoubleHeadsModel': expected one of GPT2LMHeadModel"),
+    ("gpt2", "model_type", "mamba", "architectures = 'GPT2LMHeadModel': expected one of"),
+    ("gpt2", "architectures", None, "architectures = None: expected one of GPT2LMHeadModel"),
+    ("gpt2", "n_layer", 2, "tensor transformer.h.2.attn.c_attn.bias is not in such a model"),
+    ("gpt2", "n_layer", 4, "tensor transformer.h.3.ln_1.weight is missing"),
+    ("gpt2", "n_inner", 60, "mlp.c_fc.weight has shape (24, 56): expected (24, 60)"),
+    ("gpt2", "quantization_config", {"bits": 4}, "quantization_config = {'bits': 4}: expected null"),
+    ("llama", "rope_parameters", {"rope_type": "yarn", "factor": 8.0}, "rope_parameters = {'rope_type': 'yarn', 'factor': 8.0}: expected null"),
+    ("llama", "rope_scaling", {"type": "linear", "factor": 2.0}, "rope_scaling = {'type': 'linear', 'factor': 2.0}: expected null"),
+    ("llama", "attention_bias", True, "mlp_bias = False: expected as attention_bias = True has it"),
+    ("llama", "hidden_act", "relu", "hidden_act = 'relu': expected silu"),
+    ("llama", "sliding_window", 128, "sliding_window = 128: expected null"),
+    ("gpt_neox tied", "use_parallel_residual", True, "use_parallel_residual = True: expected false"),
+    ("gpt_neox tied", "rope_parameters", {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}, "partial_rotary_factor = 0.25: expected 1.0"),
+    ("bloom", "apply_residual_connection_post_layernorm", True, "apply_residual_connection_post_layernorm = True: expected false"),
+    ("bert words", "position_embedding_type", "relative_key", "position_embedding_type = 'relative_key': expected absolute"),
+    ("bert words", "is_decoder", True, "is_decoder = True: expected false"),
+    ("bert words", "hidden_act", "swish", "hidden_act = 'swish': expected gelu_new"),
+    ("bert classify", "problem_type", "regression", "problem_type = 'regression': expected single_label_classification"),
+    ("bert classify", "id2label", {"0": "score"}, "id2label = {'0': 'score'}: expected the names of outputs 0, 1"),
+    ("t5 v1.0", "feed_forward_proj", "gated-relu", "feed_forward_proj = 'gated-relu': expected relu or gated-gelu"),
+    ("t5 v1.0", "scale_decoder_outputs", False, "tensor lm_head.weight is missing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, key, value, told", KEYS, ids=[f"{n}: {k}={v}" for n, k, v, _ in KEYS])
+def test_a_config_that_says_something_else_is_refused_by_its_key(name, key, value, told, originals, tmp_path):
+    folder = shutil.copytree(originals(name), tmp_path / "theirs")
+    tree = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(tree | {key: value}))
+    assert told in refused(folder, tmp_path / "run")
+
+
+def spoil(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+TENSORS = {
+    "missing": (lambda t: t.pop("transformer.wpe.weight"), "tensor transformer.wpe.weight is missing"),
+    "extra": (lambda t: t.update({"transformer.adapter.weight": torch.zeros(3)}), "tensor transformer.adapter.weight is not in such a model"),
+    "shape": (lambda t: t.update({"transformer.ln_f.bias": torch.zeros(7)}), "tensor transformer.ln_f.bias has shape (7,): expected (24,)"),
+    "dtype": (lambda t: t.update({"transformer.ln_f.bias": torch.zeros(24, dtype=torch.int8)}), "tensor transformer.ln_f.bias has dtype I8: expected one of F32, F16, BF16"),
+    "untied": (lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"] + 1}), "tensor lm_head.weight differs from transformer.wte.weight"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TENSORS)
+def test_tensors_that_do_not_fit_are_refused_by_name(what, originals, tmp_path):
+    folder = shutil.copytree(originals("gpt2"), tmp_path / "theirs")
+    change, told = TENSORS[what]
+    spoil(folder, change)
+    assert told in refused(folder, tmp_path / "run")
+
+
+def test_files_that_cannot_be_read_safely_are_refused(originals, tmp_path):
+    folder = shutil.copytree(originals("gpt2"), tmp_path / "theirs")
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "model.safetensors: " in refused(folder, tmp_path / "run")
+    (folder / "model.safetensors").unlink()
+    assert "holds no model.safetensors: expected a folder that save_pretrained wrote" in refused(folder, tmp_path / "run")
+    (folder / "pytorch_model.bin").write_bytes(b"x")
+    assert "holds pytorch_model.bin and no model.safetensors: expected safetensors, because reading the other may run code" in refused(folder, tmp_path / "run")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../a.safetensors"}}))
+    assert "weight_map" in refused(folder, tmp_path / "run")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
+    assert "one.safetensors" in refused(folder, tmp_path / "run")
+    (folder / "config.json").write_text("{")
+    assert "config.json: cannot be read" in refused(folder, tmp_path / "run")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(originals, tmp_path):
+    folder = shutil.copytree(originals("gpt2"), tmp_path / "theirs")
+    made = tokenizer(SPECIALS["gpt"])
+    made.add_tokens(["one more"])
+    made.save(str(folder / "tokenizer.json"))
+    assert "tokenizer.json = '98 ids': expected at most vocab_size = 97" in refused(folder, tmp_path / "run")
+
+
+def test_electra_needs_its_generator_and_no_other(originals, tmp_path):
+    folder = shutil.copytree(originals("electra"), tmp_path / "theirs")
+    run = tmp_path / "run"
+    assert "--generator = None: expected the folder of the ElectraForMaskedLM" in refused(folder, run)
+    with pytest.raises(UserError, match="expected ElectraForPreTraining: the generator is half of the model. Fix: name the discriminator"):
+        import_model(folder / "generator", run)
+    spoil(folder / "generator", lambda t: t["electra.embeddings.LayerNorm.bias"].add_(1))
+    assert "tensor electra.embeddings.LayerNorm.bias differs from electra.embeddings.LayerNorm.bias" in refused(folder, run, folder / "generator")
+    tree = json.loads((folder / "generator" / "config.json").read_text())
+    (folder / "generator" / "config.json").write_text(json.dumps(tree | {"layer_norm_eps": 1e-3}))
+    assert "layer_norm_eps = 0.001: expected 1e-12, as the discriminator has" in refused(folder, run, folder / "generator")
+
+
+def test_a_run_that_has_content_is_not_touched(originals, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").write_text("x")
+    with pytest.raises(UserError, match="expected a new folder, or an empty one"):
+        import_model(originals("gpt2"), tmp_path / "run")
+    assert [p.name for p in (tmp_path / "run").iterdir()] == ["mine"]
+    (tmp_path / "run" / "mine").unlink()
+    import_model(originals("gpt2"), tmp_path / "run")  # an empty one may be there
+
+
+def test_names_of_older_files_are_understood(originals, tmp_path):
+    """The released GPT-2 and BLOOM leave out the stack's prefix and keep masks; the released BERT has gamma and beta, and a
+    head for pairs that its config does not name."""
+    folder = shutil.copytree(originals("gpt2"), tmp_path / "gpt2")
+
+    def old(t):
+        for name in list(t):
+            t[name.removeprefix("transformer.")] = t.pop(name)
+        t["h.0.attn.bias"] = torch.ones(1, 1, 4, 4)
+
+    spoil(folder, old)
+    import_model(folder, tmp_path / "run")
+    folder = shutil.copytree(originals("bert words"), tmp_path / "bert")
+
+    def older(t):
+        for name in list(t):
+            t[name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")] = t.pop(name)
+        t |= {"bert.embeddings.position_ids": torch.arange(16)[None], "bert.pooler.dense.weight": torch.ones(36, 36)}
+        t |= {"bert.pooler.dense.bias": torch.ones(36), "cls.seq_relationship.weight": torch.ones(2, 36), "cls.seq_relationship.bias": torch.ones(2)}
+
+    spoil(folder, older)
+    assert "BertForPreTraining" in import_model(folder, tmp_path / "bert run")

@@ -1,0 +1,72 @@
+"""Version 4 of transformers reads every export with the same logits: in a python of its own, which ROOTS_TRANSFORMERS_4 names."""
+
+import json
+import os
+import subprocess
+
+import pytest
+import torch
+from hub_models import MODELS, SPECIALS, generator_of, saved, tokenizer
+from safetensors.torch import load_file
+
+from roots_dist.checkpoint.keep import chosen
+from roots_dist.config.of_run import of_run
+from roots_dist.exchange.compare import a_batch, our_logits
+from roots_dist.exchange.exporting import export_model
+from roots_dist.exchange.importing import import_model
+
+PYTHON = os.environ.get("ROOTS_TRANSFORMERS_4")
+READER = """
+import json, sys, torch, transformers
+from safetensors.torch import save_file
+folder, told = sys.argv[1:]
+found, ids = {}, {}
+for name, one in json.load(open(told)).items():
+    config = json.load(open(one["folder"] + "/config.json"))
+    model, info = getattr(transformers, config["architectures"][0]).from_pretrained(one["folder"], output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"], (name, info)
+    inputs = {key: torch.tensor(value) for key, value in one["inputs"].items()}
+    with torch.no_grad():
+        out = model.eval()(**inputs)
+    found[name] = (out.prediction_logits if "prediction_logits" in out else out.logits).contiguous()
+    if one["text"]:
+        ids[name] = dict(transformers.AutoTokenizer.from_pretrained(one["folder"])(one["text"]))
+save_file(found, folder + "/logits.safetensors")
+json.dump({"version": transformers.__version__, "ids": ids}, open(folder + "/ids.json", "w"))
+"""
+
+
+@pytest.mark.skipif(PYTHON is None, reason="ROOTS_TRANSFORMERS_4 names no python that has transformers 4.57")
+def test_transformers_4_reads_every_export_with_the_same_logits(tmp_path):
+    told, expected = {}, {}
+    for name in MODELS:
+        theirs = saved(name, tmp_path / name / "theirs")
+        run, back = tmp_path / name / "run", tmp_path / name / "back"
+        family = name.split()[0]
+        if "gpt2" in name:  # version 5's tokenizers are refused by version 4, ours must not be
+            from transformers import PreTrainedTokenizerFast
+
+            PreTrainedTokenizerFast(tokenizer_object=tokenizer(SPECIALS["gpt"])).save_pretrained(theirs)
+        import_model(theirs, run, generator_of(theirs))
+        export_model(run, back)
+        config = of_run(run).config
+        batch = a_batch(config)
+        ours = our_logits(config, chosen(run), batch)
+        inputs = {"input_ids": batch.tokens.tolist()}
+        inputs |= {"decoder_input_ids": batch.decoder_tokens.tolist()} if family == "t5" else {}
+        folders = [back / "generator", back] if name == "electra" else [back]
+        for folder, logits in zip(folders, ours, strict=True):
+            key = f"{name} {folder.name}"
+            told[key] = {"folder": str(folder), "inputs": inputs, "text": "w3 w5" if "gpt2" in name else None}
+            expected[key] = logits
+    (tmp_path / "told.json").write_text(json.dumps(told))
+    (tmp_path / "reader.py").write_text(READER)
+    command = [PYTHON, tmp_path / "reader.py", tmp_path, tmp_path / "told.json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, ids = load_file(tmp_path / "logits.safetensors"), json.loads((tmp_path / "ids.json").read_text())
+    assert ids["version"].startswith("4.")
+    assert found.keys() == expected.keys()
+    for key, logits in expected.items():
+        torch.testing.assert_close(found[key], logits, rtol=1e-5, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
+    assert all(one == {"input_ids": [5, 7], "attention_mask": [1, 1]} for one in ids["ids"].values()) and ids["ids"]

@@ -1,0 +1,172 @@
+"""Fine-tuning as users do it: from a run, with rows, by every strategy, in one process and in TP2 × PP2; the best checkpoint is
+kept, and a run that has stopped early stays so."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from test_runs import ENVIRON, PYTHON
+
+from roots_dist.checkpoint.format import Manifest
+from roots_dist.checkpoint.keep import chosen, complete
+from roots_dist.config.load import load, to_yaml
+from roots_dist.config.schema import Config
+from roots_dist.data.rows import rows
+from roots_dist.launch.verbs import read_whole
+from roots_dist.layout import Layout
+from roots_dist.mesh import Mesh
+from roots_dist.testing.world import on_world
+from roots_dist.track.metrics import METRICS_FILE, read_lines
+from roots_dist.train.loop import train
+
+ROOT = Path(__file__).parents[2]
+SEQ = 32
+MODEL = {
+    "family": "bert", "layers": 2, "hidden": 64, "heads": 4, "vocab": 1200, "segments": 2, "norm_position": "post",
+    "embedding_norm": True, "activation": "gelu", "init_std": 0.08,
+}  # fmt: skip
+STRATEGIES = {
+    "full": ["optim.lr=1e-3"],
+    "partial": ["finetune.strategy=partial", "finetune.learn=[head.*, blocks.*]", "optim.lr=3e-3"],
+    "progressive": ["finetune.strategy=progressive", "finetune.every_epochs=1", "finetune.layer_decay=0.9", "optim.lr=4e-3"],
+    "lora": ["finetune.strategy=lora", "finetune.targets=[query, key, value, out, up, down]", "optim.lr=1e-2"],
+}
+TP2_PP2 = ["parallel.tp=2", "parallel.pp=2", "parallel.sequence=true", "train.micro_batch=8"]
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PYTHON, "roots_dist", *words], env=ENVIRON, capture_output=True, text=True, timeout=200)
+
+
+def finetuned(rank: int, size: int, path: str, words: list[str]) -> None:
+    """As the verb does it on a rank, without a launcher's seconds."""
+    config = read_whole(path, words).config
+    train(config, Mesh.connect(Layout(pp=config.parallel.pp, tp=config.parallel.tp), rank))
+
+
+def ran(*words: str) -> str:
+    done = command(*words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Rows of twelve languages, a small BERT that has read the paragraphs of their training part, a config for the task."""
+    found = tmp_path_factory.mktemp("finetune")
+    subprocess.run([sys.executable, ROOT / "examples" / "tasks.py", found / "tasks"], env=ENVIRON, check=True, capture_output=True)
+    kinds = ["--kind", "wordpiece", "--vocab", "1200", "--validation", "0.1"]
+    ran("prepare", str(found / "tasks" / "languages.train.jsonl"), "--output", str(found / "text"), *kinds)
+    sections = {"model": MODEL, "objective": {"name": "mlm"}, "optim": {"lr": 2e-3, "warmup": 20}, "track": {"wandb": "disabled"}}
+    data = {"train": str(found / "text/train_text_document"), "tokenizer": str(found / "text/tokenizer.json"), "seq": SEQ}
+    train = {"steps": 150, "batch": 32, "micro_batch": 32, "device": "cpu"}
+    (found / "bert.yaml").write_text(to_yaml(Config.model_validate({**sections, "data": data, "train": train})))
+    ran("train", str(found / "bert.yaml"), f"track.folder={found / 'bert'}")
+    task = f"""
+objective: {{name: classify}}
+data: {{train: {found}/tasks/languages.train.jsonl, validation: {found}/tasks/languages.validation.jsonl}}
+finetune: {{start: {found}/bert, epochs: 6, metric: accuracy}}
+train: {{batch: 32, micro_batch: 32, device: cpu, eval_every: 57, eval_sequences: 300}}
+optim: {{rate: linear, warmup: 10, weight_decay: 0.01}}
+advanced: {{threads: 1}}
+track: {{wandb: disabled}}
+"""
+    (found / "task.yaml").write_text(task)
+    return found
+
+
+def last_accuracy(folder: Path) -> float:
+    return [line["accuracy/validation/classify"] for line in read_lines(folder / METRICS_FILE) if "accuracy/validation/classify" in line][-1]
+
+
+@pytest.mark.parametrize("layout", [[], TP2_PP2], ids=["alone", "tp2-pp2"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_each_strategy_beats_the_majority_class_by_far(place, strategy, layout):
+    folder = place / f"{strategy}-{len(layout)}"
+    words = [f"track.folder={folder}", *STRATEGIES[strategy], *layout]
+    on_world(4 if layout else 1, finetuned, str(place / "task.yaml"), words, timeout=200)
+    labels = Counter(row.values["label"] for row in rows(place / "tasks" / "languages.validation.jsonl"))
+    majority = max(labels.values()) / sum(labels.values())
+    assert 4 * majority < 0.5 < last_accuracy(folder)
+    if layout:
+        alone, cut = (
+            [line["loss/train"] for line in read_lines(f / METRICS_FILE) if "loss/train" in line] for f in (place / f"{strategy}-0", folder)
+        )
+        assert cut[:5] == pytest.approx(alone[:5], rel=1e-4)  # later, rounding has its way
+
+
+def test_the_run_says_what_it_is_and_is_used_by_its_best_checkpoint(place):
+    folder = place / "full-0"
+    config = load(folder / "config.yaml")
+    assert config.finetune.labels[:3] == ("Czech", "Danish", "Dutch") and config.model.hidden == 64 and config.train.steps == 6 * 19
+    best = json.loads((folder / "best.json").read_text())
+    scores = {line["step"]: line["accuracy/validation/classify"] for line in read_lines(folder / METRICS_FILE) if "accuracy/validation/classify" in line}
+    del scores[0]
+    assert best == {"step": max(scores, key=scores.get), "accuracy/validation/classify": max(scores.values())}
+    assert Manifest.read(chosen(folder)).step == best["step"]
+    assert str(chosen(folder)) in ran("evaluate", str(folder), "train.eval_sequences=8")
+
+
+def test_a_run_stops_when_it_does_not_get_better_and_stays_stopped(place):
+    folder = place / "stopped"
+    words = [f"track.folder={folder}", "finetune.patience=2", "finetune.metric=loss", "optim.lr=1e-12", "optim.min_lr=0", "optim.warmup=0", "train.eval_every=3", "checkpoint.keep=1"]
+    said = ran("finetune", str(place / "task.yaml"), *words, "optim.weight_decay=0", "train.eval_sequences=16")
+    steps = [Manifest.read(path).step for path in complete(folder)]
+    best = json.loads((folder / "best.json").read_text())["step"]
+    assert max(steps) < 40 and {best, max(steps)} == {*steps} and f"best: step {best}" in said
+    again = ran("finetune", str(place / "task.yaml"), *words, "optim.weight_decay=0", "train.eval_sequences=16")
+    assert f"stopped after step {max(steps)}: no better evaluation since step {best}" in again
+
+
+def test_a_finetuned_run_goes_on_where_it_was_interrupted(place):
+    """A progressive run, saved when the head and one group learn, has the same curve as the whole one."""
+    words = [*STRATEGIES["progressive"], "checkpoint.every=30", "train.steps=50", "finetune.epochs=null", "train.eval_every=0", "checkpoint.keep=9"]
+    ran("finetune", str(place / "task.yaml"), f"track.folder={place / 'part'}", *words)
+    whole = [line["loss/train"] for line in read_lines(place / "part" / METRICS_FILE) if "loss/train" in line]
+    for path in complete(place / "part")[1:]:
+        (path / "manifest.json").unlink()
+    said = ran("finetune", str(place / "task.yaml"), f"track.folder={place / 'part'}", *words, "parallel.pp=2", "train.micro_batch=8")
+    assert "resumed after step 30 with parallel.pp = 2 (was 1)" in said
+    again = [line["loss/train"] for line in read_lines(place / "part" / METRICS_FILE) if "loss/train" in line]
+    assert len(again) == len(whole) and again[:40] == pytest.approx(whole[:40], rel=1e-3)
+
+
+REFUSED = {
+    "no start": (["finetune.start=null"], "finetune.start = None"),
+    "a start that is none": (["finetune.start=data"], "finetune.start = 'data' (command line): expected the folder of a run or of an import"),
+    "another model": (["model.hidden=128"], "model.hidden = 128 (command line): expected 64 as in finetune.start="),
+    "more positions than there are": (["data.seq=512"], "data.seq = 512 (command line): expected at most model.max_positions = 32"),
+    "a pattern of nothing": (["finetune.strategy=partial", "finetune.learn=[hed.*]"], "finetune.learn = 'hed.*'"),
+    "an adapter of nothing": (["finetune.strategy=lora", "finetune.targets=[querry]"], "Fix: choose for example query"),
+    "F1 of no classes": (["objective.name=mlm", "finetune.metric=f1"], "finetune.metric = 'f1'"),
+    "patience without an evaluation": (["finetune.patience=2", "train.eval_every=0"], "finetune.patience = 2"),
+    "a column that is not there": (["finetune.label=lang"], "languages.train.jsonl:1: lang = None: expected such a column; there are text, label"),
+    "labels that are not those of the rows": (["finetune.labels=[a, b]"], "one of the 2 labels a, b"),
+    "a task of another family": (["objective.name=instruct"], "objective.name = 'instruct'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_learned_is_refused_in_one_line(place, case):
+    words, expected = REFUSED[case]
+    done = command("finetune", str(place / "task.yaml"), f"track.folder={place / 'refused'}", "parallel.tp=2", *words)
+    assert done.returncode == 2 and expected in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert all(line.startswith("✗") for line in done.stderr.strip().splitlines()) and not (place / "refused").exists()
+
+
+def test_a_start_whose_weights_do_not_fit_is_refused_by_name(place):
+    config = (place / "bert" / "config.yaml").read_text()
+    other = place / "other"
+    other.mkdir()
+    (other / "config.yaml").write_text(config.replace("layers: 2", "layers: 3"))
+    (other / "checkpoints").symlink_to(place / "bert" / "checkpoints")
+    done = command("finetune", str(place / "task.yaml"), f"track.folder={place / 'refused'}", f"finetune.start={other}")
+    assert done.returncode == 2 and "blocks.2." in done.stderr and "is missing" in done.stderr, done.stderr
+
+
+def test_training_does_not_take_a_start(place):
+    done = command("train", str(place / "task.yaml"), f"track.folder={place / 'refused'}")
+    assert done.returncode == 2 and "Fix: roots finetune" in done.stderr
