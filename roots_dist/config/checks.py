@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from roots_dist.config import families, readiness
 from roots_dist.config.facts import Facts
 from roots_dist.config.schema import Config
-from roots_dist.config.sizes import num_blocks
+from roots_dist.config.sizes import generator_of, num_blocks
 from roots_dist.data.ramp import batch_sizes
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.layout import Layout
@@ -91,6 +91,9 @@ def _tensor_parallel(config: Config) -> Iterator[Problem]:
         "model.ffn": model.width_of_ffn(),
         "model.vocab, padded to advanced.vocab_multiple,": config.padded_vocab(),
     }
+    if model.family == "electra" and config.objective.name == "rtd":
+        generator = generator_of(config).model
+        cut |= {"the generator's heads (generator.heads)": generator.heads, "the generator's ffn": generator.width_of_ffn()}
     for name, size in cut.items():
         if size % tp:
             yield Problem(

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.table import Table
 
 from roots_dist.evaluate.answers import Answers
@@ -26,7 +26,9 @@ LONGEST = 160
 
 
 def show(*what: object) -> None:
-    Console(highlight=False, soft_wrap=True).print(Group(*what))
+    console = Console(highlight=False, soft_wrap=True)
+    for one in what:  # a group of them would be cut at the width of the terminal
+        console.print(one)
 
 
 def plain(*columns: str, numbers: bool = True) -> Table:

@@ -1,7 +1,7 @@
-"""Models to and from Hugging Face. ARCHITECTURES holds a table per model type (gpt2.py, llama.py, …); `roots import` and `roots
-export` walk the same tables, one into a run's folder, one out of it.
+"""Models to and from Hugging Face. ARCHITECTURES holds a table per model type (gpt2.py, llama.py, …); both verbs walk the same.
 
-    HF folder --importing.py--> run/checkpoints/step_00000000      run --exporting.py--> HF folder, --compare.py--> the same logits?
+    HF folder --importing.py--> run/checkpoints/step_00000000
+    run --exporting.py--> HF folder --compare.py--> the same logits?
 """
 
 from roots_dist.exchange.bert import BERT, ROBERTA

@@ -57,7 +57,9 @@ def compare(run: Path, folder: Path) -> Comparison:
 def a_batch(config: Config) -> MicroBatch:
     """Words alone: special tokens mean something to transformers (padding)."""
     m = config.model
-    words = torch.from_numpy(read_specials(config.data.tokenizer, m.vocab).words) if config.data.tokenizer else torch.arange(2, m.vocab)
+    words = torch.arange(2, m.vocab)
+    if config.data.tokenizer is not None:
+        words = torch.from_numpy(read_specials(config.data.tokenizer, m.vocab).words)
     shape = (TEXTS, min(LENGTH, config.data.seq))
     draw = torch.Generator().manual_seed(0)
 
@@ -66,9 +68,7 @@ def a_batch(config: Config) -> MicroBatch:
 
     decoder = text() if m.family == "t5" else None
     targets = torch.full(shape, IGNORE)  # ELECTRA's discriminator reads what its generator has filled in: nothing
-    return MicroBatch(
-        tokens=text(), decoder_tokens=decoder, targets=targets, samples=torch.arange(TEXTS), read=slice(None)
-    )  # fmt: skip
+    return MicroBatch(tokens=text(), decoder_tokens=decoder, targets=targets, samples=torch.arange(TEXTS), read=slice(None))
 
 
 def our_logits(config: Config, checkpoint: Path, batch: MicroBatch) -> list[Tensor]:
@@ -91,7 +91,8 @@ def their_logits(folder: Path, batch: MicroBatch) -> Tensor:
     model, told = getattr(transformers, name).from_pretrained(folder, **how)
     odd = [*told["missing_keys"], *told["unexpected_keys"]]
     if odd:
-        raise ExchangeError(f"{folder}: transformers {transformers.__version__} finds {sorted(odd)[0]} missing or left over. Fix: report it.")
+        version = transformers.__version__
+        raise ExchangeError(f"{folder}: transformers {version} finds {min(odd)} missing or left over. Fix: report it.")
     inputs = {} if batch.decoder_tokens is None else {"decoder_input_ids": batch.decoder_tokens}
     with torch.no_grad():
         found = model.eval()(input_ids=batch.tokens, **inputs)

@@ -22,7 +22,7 @@ from roots_dist.checkpoint.save import SHARD_BYTES
 from roots_dist.config.of_run import of_run
 from roots_dist.config.schema import Config
 from roots_dist.config.sizes import generator_of, parameters
-from roots_dist.errors import CheckpointError, ExchangeError, Problem
+from roots_dist.errors import CheckpointError, ExchangeError
 from roots_dist.exchange import ARCHITECTURES
 from roots_dist.exchange.bert import ROBERTA
 from roots_dist.exchange.compare import compare
@@ -31,7 +31,7 @@ from roots_dist.exchange.forms import ROBERTA_PLACES
 from roots_dist.exchange.settings import unfit, write_settings
 from roots_dist.exchange.shards import bytes_of, new_folder, refuse_content, write_shards
 from roots_dist.exchange.table import GENERATOR, Architecture, Head, Rule, Shapes, rules
-from roots_dist.exchange.tensors import INDEX, ONE_FILE, Tensors
+from roots_dist.exchange.tensors import INDEX, ONE_FILE, Tensors, refused
 from roots_dist.exchange.tokenizer import special_ids, write_tokenizer
 from roots_dist.models import pieces_of
 from roots_dist.models.lora import merged
@@ -45,10 +45,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def export_model(run: Path, folder: Path, dtype: str = "float32") -> str:
-    """Write the folder; what was done, in words. Raises ExchangeError, CheckpointError or ConfigError, with nothing written."""
+    """Write the folder; what was done, in words. Raises a UserError with nothing written."""
     refuse_content(folder)
     if dtype not in DTYPES:
-        raise ExchangeError(Problem(key="--dtype", found=dtype, expected=f"one of {', '.join(DTYPES)}", fix="choose one of these"))
+        raise refused("--dtype", dtype, f"one of {', '.join(DTYPES)}", "choose one of these")
     config = of_run(run).config
     special = special_ids(config)
     architecture, head = architecture_for(config, special)
@@ -88,8 +88,8 @@ def architecture_for(config: Config, special: Mapping[str, int]) -> tuple[Archit
     tables = _tables(config, special)
     able = [(table, head) for table in tables if (head := table.head_for(config.objective.name))]
     if not able:
-        known = ", ".join(objective for table in tables for head in table.heads for objective in head.learns)
-        raise ExchangeError(Problem(key="objective.name", found=config.objective.name, expected=f"one of {known}", fix="transformers has no such model"))
+        known = ", ".join(dict.fromkeys(name for table in tables for head in table.heads for name in head.learns))
+        raise refused("objective.name", config.objective.name, f"one of {known}", "export a run of one of these")
     lacks = [list(unfit(config, table, head)) for table, head in able]
     if all(lacks):
         raise ExchangeError(min(lacks, key=len)[0])
@@ -119,7 +119,8 @@ def _weights(checkpoint: Path, model: Shapes) -> Tensors:
         raise CheckpointError(f"{checkpoint}: {odd[0]} {what}. Fix: use the config.yaml that the checkpoint was saved with.")
     for name, shape in model.items():
         if weights.shape(name) != shape:
-            raise CheckpointError(f"{checkpoint}: {name}: shape = {weights.shape(name)}: expected {shape}. Fix: use the config.yaml that it was saved with.")
+            fix = "use the config.yaml that it was saved with"
+            raise CheckpointError(f"{checkpoint}: {name}: shape = {weights.shape(name)}: expected {shape}. Fix: {fix}.")
     return weights
 
 

@@ -21,13 +21,13 @@ from roots_dist.checkpoint.format import FORMAT, checkpoints_folder, shard_name,
 from roots_dist.checkpoint.save import SHARD_BYTES, describe, part_file, write_shard
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
-from roots_dist.errors import ExchangeError, Problem
+from roots_dist.errors import ExchangeError
 from roots_dist.exchange import ARCHITECTURES
 from roots_dist.exchange.electra import GENERATOR_CLASS
 from roots_dist.exchange.settings import config_of, labels_of, read_settings
 from roots_dist.exchange.shards import bytes_of, new_folder, refuse_content, write_shards
 from roots_dist.exchange.table import GENERATOR, Architecture, Head, Rule, Shapes, rules
-from roots_dist.exchange.tensors import FLOATS, Tensors, open_folder, read_json
+from roots_dist.exchange.tensors import FLOATS, Tensors, open_folder, read_json, refused
 from roots_dist.exchange.tokenizer import copy_tokenizer, vocab_of
 from roots_dist.models import pieces_of
 from roots_dist.models.outline import shapes
@@ -49,39 +49,38 @@ class Found:
 
 
 def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
-    """Write the run's folder; what was done, in words. Raises ExchangeError, DataError or ConfigError, with nothing written."""
+    """Write the run's folder; what was done, in words. Raises a UserError with nothing written."""
     refuse_content(run)
     tree = read_json(folder / "config.json")
     tensors = {"": open_folder(folder)}
     architecture, head = _table(tree, folder, tensors[""])
     values = _values(tree, architecture, head, folder)
+    if generator is not None and head.learns != ("rtd",):
+        raise refused("--generator", str(generator), f"none beside {head.architecture}", "leave it out")
     if generator is not None:
         values |= _of_generator(read_json(generator / "config.json"), values, architecture, generator)
         tensors[GENERATOR] = open_folder(generator)
     elif head.learns == ("rtd",):
-        raise ExchangeError(
-            Problem(key="--generator", found=None, expected=f"the folder of the {GENERATOR_CLASS} that {head.architecture} was trained with, because both are one model here", fix="name it")
-        )  # fmt: skip
+        with_it = f"the folder of the {GENERATOR_CLASS} that {head.architecture} was trained with: both are one model here"
+        raise refused("--generator", None, with_it, "name it")
     vocab = vocab_of(folder)
     config = config_of(values | _of_run(run, vocab is not None), architecture, f"{folder}/config.json")
-    if generator is not None and head.learns != ("rtd",):
-        raise ExchangeError(Problem(key="--generator", found=str(generator), expected=f"none beside {head.architecture}", fix="leave it out"))
     if vocab is not None and vocab > config.model.vocab:
-        raise ExchangeError(
-            Problem(key=f"{folder}/tokenizer.json", found=f"{vocab} ids", expected=f"at most vocab_size = {config.model.vocab}, the words that the model has", fix="use the tokenizer that it was trained with")
-        )  # fmt: skip
+        room = f"at most vocab_size = {config.model.vocab}, the words that the model has"
+        raise refused(f"{folder}/tokenizer.json", f"{vocab} ids", room, "use the tokenizer that it was trained with")
     model = shapes(pieces_of(config, Split()))
     table = rules(architecture, head, config, model)
     found = _checked(table, config, model, tensors, architecture)
     with new_folder(run) as partial:
         copy_tokenizer(folder, partial)
         (partial / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
-        origin = {"imported_from": str(folder), "architecture": head.architecture, "generator": generator and str(generator), "version": __version__}
-        write_json(partial / "origin.json", origin)
+        origin = {"imported_from": str(folder), "generator": generator and str(generator)}
+        write_json(partial / "origin.json", origin | {"architecture": head.architecture, "version": __version__})
         _write_checkpoint(partial, table, config, model, found)
     count = sum(torch.Size(shape).numel() for shape in model.values())
     spoken = "" if vocab is not None else "; there is no tokenizer.json: name data.tokenizer where text is read"
-    return f"{run}: {head.architecture} as model.family={config.model.family}, {count:,} parameters in {len(model)} tensors{spoken}"
+    what = f"{head.architecture} as model.family={config.model.family}, {count:,} parameters in {len(model)} tensors"
+    return f"{run}: {what}{spoken}"
 
 
 def _table(tree: Mapping, folder: Path, tensors: Tensors) -> tuple[Architecture, Head]:
@@ -92,10 +91,10 @@ def _table(tree: Mapping, folder: Path, tensors: Tensors) -> tuple[Architecture,
     head = architecture.head(names[0]) if architecture else None
     if names[0] == GENERATOR_CLASS:
         fix = f"name the discriminator's folder, and this one by --generator {folder}"
-        raise ExchangeError(Problem(key=where, found=names[0], expected="ElectraForPreTraining: the generator is half of the model", fix=fix))
+        raise refused(where, names[0], "ElectraForPreTraining: the generator is half of the model", fix)
     if head is None:
         known = ", ".join(h.architecture for a in ARCHITECTURES.values() for h in a.heads)
-        raise ExchangeError(Problem(key=where, found=names[0], expected=f"one of {known}", fix="use a model of one of these classes"))
+        raise refused(where, names[0], f"one of {known}", "use a model of one of these classes")
     if head.architecture == "BertForMaskedLM" and "cls.seq_relationship.weight" in tensors.files:
         head = architecture.head("BertForPreTraining")  # many a released BERT names the smaller class
     return architecture, head
@@ -115,9 +114,9 @@ def _of_generator(tree: Mapping, values: Mapping, architecture: Architecture, fo
     own = {"model.layers", "model.hidden", "model.heads", "model.ffn"}
     for key in architecture.keys:
         if key.ours not in own and found[key.ours] != values[key.ours]:
-            raise ExchangeError(
-                Problem(key=f"{folder}/config.json: {key.theirs}", found=found[key.ours], expected=f"{values[key.ours]}, as the discriminator has", fix="use the generator that it was trained with")
-            )  # fmt: skip
+            same = f"{values[key.ours]}, as the discriminator has"
+            fix = "use the generator that it was trained with"
+            raise refused(f"{folder}/config.json: {key.theirs}", found[key.ours], same, fix)
     return {name.replace("model.", "generator."): found[name] for name in own}
 
 
@@ -132,20 +131,20 @@ def _checked(
     found = _found(table, tensors, architecture)
     for name in found.left:
         if not any(re.search(pattern, name.removeprefix(GENERATOR)) for pattern in architecture.unused):
-            raise _refused(tensors, name, "is not in such a model as config.json describes")
+            raise _misfit(tensors, name, "is not in such a model as config.json describes")
     for rule in table:
         for name in rule.needed:
             if name not in found.tensors:
-                raise _refused(tensors, name, "is missing")
+                raise _misfit(tensors, name, "is missing")
         wanted = tuple(rule.form.join(config, [torch.empty(model[n], device="meta") for n in rule.ours]).shape)
         for name in (name for name in rule.names if name in found.tensors):
             where, called = found.tensors[name]
             if (shape := where.shape(called)) != wanted:
-                raise _refused(tensors, name, f"has shape {shape}: expected {wanted}")
+                raise _misfit(tensors, name, f"has shape {shape}: expected {wanted}")
             if (dtype := where.dtype(called)) not in FLOATS:
-                raise _refused(tensors, name, f"has dtype {dtype}: expected one of {', '.join(FLOATS)}")
+                raise _misfit(tensors, name, f"has dtype {dtype}: expected one of {', '.join(FLOATS)}")
             if name != rule.theirs and not torch.equal(found.get(rule.theirs), found.get(name)):
-                raise _refused(tensors, name, f"differs from {rule.theirs}: expected the same, because our model has it once")
+                raise _misfit(tensors, name, f"differs from {rule.theirs}: expected the same, because our model has it once")
     return found
 
 
@@ -165,9 +164,10 @@ def _found(table: Sequence[Rule], tensors: Mapping[str, Tensors], architecture: 
     return Found(found, tuple(left))
 
 
-def _refused(tensors: Mapping[str, Tensors], name: str, what: str) -> ExchangeError:
+def _misfit(tensors: Mapping[str, Tensors], name: str, what: str) -> ExchangeError:
     folder = GENERATOR if name.startswith(GENERATOR) else ""
-    return ExchangeError(f"{tensors[folder].folder}: tensor {name.removeprefix(GENERATOR)} {what}. Fix: use the config.json that belongs to these files.")
+    fix = "use the config.json that belongs to these files"
+    return ExchangeError(f"{tensors[folder].folder}: tensor {name.removeprefix(GENERATOR)} {what}. Fix: {fix}.")
 
 
 def _write_checkpoint(run: Path, table: Sequence[Rule], config: Config, model: Shapes, found: Found) -> None:
@@ -188,6 +188,6 @@ def _write_checkpoint(run: Path, table: Sequence[Rule], config: Config, model: S
     sizes = {name: bytes_of(model[name], torch.float32) for rule in table for name in rule.ours}
     write_shards(ours(), sizes, SHARD_BYTES, write)
     write_json(part_file(folder, 0), {"shards": written})
-    state = {"format": FORMAT, "step": 0, "version": __version__, "layout": "import", "taken": {"0": 0}, "config": config.model_dump(mode="json")}
-    describe(folder, 0, state, num_ranks=1)
+    state = {"format": FORMAT, "step": 0, "version": __version__, "layout": "import", "taken": {"0": 0}}
+    describe(folder, 0, state | {"config": config.model_dump(mode="json")}, num_ranks=1)
 

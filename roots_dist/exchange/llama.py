@@ -1,8 +1,8 @@
 """Llama (Touvron et al. 2023) and GPT-NeoX (Black et al. 2022) in transformers: the two of rotary positions.
 
 Llama has RMSNorm, a gated MLP and key/value heads of its own number; GPT-NeoX, with its branches one after the other, LayerNorm
-and biases. Version 5 of transformers reads the angles' base from rope_parameters alone and version 4 from rope_theta alone,
-each ignoring the other: both are written.
+and biases. Version 4 of transformers reads the angles' base from rope_theta and ignores rope_parameters, which version 5
+writes: both are written.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ def _flat(tree: dict) -> dict:
 
 
 def _nested(tree: dict) -> dict:
-    rope = {"rope_type": "default", "rope_theta": tree["rope_theta"]}
-    if "partial_rotary_factor" in tree:
-        rope["partial_rotary_factor"] = tree["partial_rotary_factor"]
-        tree |= {"rotary_pct": tree["partial_rotary_factor"], "rotary_emb_base": tree["rope_theta"]}
-    return tree | {"rope_parameters": rope}
+    return tree | {"rope_parameters": {"rope_type": "default", "rope_theta": tree["rope_theta"]}}
+
+
+def _neox_nested(tree: dict) -> dict:
+    """With the share of a head that is turned, which would be a quarter if nobody said."""
+    share, tree = tree["partial_rotary_factor"], _nested(tree)
+    tree["rope_parameters"] |= {"partial_rotary_factor": share}
+    return tree | {"rotary_pct": share, "rotary_emb_base": tree["rope_theta"]}
 
 
 def _neox_flat(tree: dict) -> dict:
@@ -39,13 +42,15 @@ def _neox_flat(tree: dict) -> dict:
     return tree if share is None else {"partial_rotary_factor": share} | tree
 
 
+GATED = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
 ROTARY = {
     "model.family": "gpt",
     "model.positions": "rotary",
     "model.norm_position": "pre",
     "model.embedding_norm": False,
 }
-UNSCALED = (Fixed("rope_scaling", None), Fixed("rope_parameters", None))
+_PLAIN = "rope_type default, angles that are not scaled"
+UNSCALED = (Fixed("rope_scaling", None, words=_PLAIN), Fixed("rope_parameters", None, words=_PLAIN))
 L, OURS = "model.layers.{i}", "blocks.{i}"
 LM_HEAD = Entry("lm_head.weight", ("head.weight",), WORDS)
 
@@ -84,7 +89,7 @@ LLAMA = Architecture(
         Key("num_key_value_heads", "model.kv_heads"),
         Key("head_dim", "model.head_dim"),
         Key("intermediate_size", "model.ffn", 11008),
-        Key("hidden_act", "model.activation", "silu", {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}),
+        Key("hidden_act", "model.activation", "silu", GATED),
         Key("rope_theta", "model.rope_theta", 10000.0),
         Key("attention_bias", "model.bias", False),
         Key("mlp_bias", "model.bias", False),
@@ -96,7 +101,7 @@ LLAMA = Architecture(
     plain_heads=False,
     unused=BUFFERS,
     flatten=_flat,
-    nest=lambda tree: {key: value for key, value in _nested(tree).items() if key not in ("partial_rotary_factor", "rotary_pct", "rotary_emb_base")},
+    nest=_nested,
 )
 
 X = "gpt_neox.layers.{i}"
@@ -146,5 +151,5 @@ GPT_NEOX = Architecture(
     ),
     unused=BUFFERS,
     flatten=_neox_flat,
-    nest=_nested,
+    nest=_neox_nested,
 )

@@ -1,14 +1,15 @@
 """config.json <-> our Config, by an architecture's table; what either side cannot say is refused by its name.
 
-    config.json --read_settings--> {"model.hidden": 768, …}      Config --unfit--> problems, none: --write_settings--> config.json
+    config.json --read_settings--> {"model.hidden": 768, …}
+    Config --unfit--> problems, none: --write_settings--> config.json
 
 Nothing is dropped in silence: a key that no table knows is refused too, unless it says nothing (null, empty).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from pydantic import ValidationError
 
@@ -16,27 +17,30 @@ from roots_dist.config import checks
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, ExchangeError, Problem
 from roots_dist.exchange.table import Architecture, Head, Key
+from roots_dist.exchange.tensors import refused
 
 COMMON = (
     ("is_decoder", False), ("add_cross_attention", False), ("tie_encoder_decoder", False), ("pruned_heads", {}),
     ("cross_attention_hidden_size", None), ("quantization_config", None), ("sliding_window", None), ("layer_types", None),
-    ("position_embedding_type", "absolute"),
+    ("position_embedding_type", "absolute"), ("rope_interleaved", False),
 )  # fmt: skip
 """Keys of any model type that change what it computes, and what they must say if they are there."""
 HARMLESS = frozenset(
-    """_name_or_path architectures auto_map model_type transformers_version dtype torch_dtype torchscript use_bfloat16 tokenizer_class
-    name_or_path return_dict return_dict_in_generate output_attentions output_hidden_states output_scores use_cache use_return_dict
-    problem_type id2label label2id num_labels finetuning_task task_specific_params prefix chunk_size_feed_forward tf_legacy_loss
-    pad_token_id bos_token_id eos_token_id cls_token_id sep_token_id mask_token_id unk_token_id decoder_start_token_id
-    forced_bos_token_id forced_eos_token_id begin_suppress_tokens suppress_tokens bad_words_ids max_length min_length do_sample
-    early_stopping num_beams num_beam_groups num_return_sequences diversity_penalty temperature top_k top_p typical_p
-    repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size remove_invalid_values
+    """_name_or_path architectures auto_map model_type transformers_version dtype torch_dtype torchscript use_bfloat16
+    tokenizer_class name_or_path return_dict return_dict_in_generate output_attentions output_hidden_states
+    output_scores use_cache use_return_dict problem_type id2label label2id num_labels finetuning_task
+    task_specific_params prefix chunk_size_feed_forward tf_legacy_loss pad_token_id bos_token_id eos_token_id
+    cls_token_id sep_token_id mask_token_id unk_token_id decoder_start_token_id forced_bos_token_id forced_eos_token_id
+    begin_suppress_tokens suppress_tokens bad_words_ids max_length min_length do_sample early_stopping num_beams
+    num_beam_groups num_return_sequences diversity_penalty temperature top_k top_p typical_p repetition_penalty
+    length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size remove_invalid_values
     exponential_decay_length_penalty initializer_range initializer_factor gradient_checkpointing output_past n_ctx
-    n_special n_inner predict_special_tokens classifier_dropout summary_type summary_use_proj summary_activation summary_proj_to_labels
-    summary_first_dropout summary_last_dropout directionality pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers
-    pooler_size_per_head pooler_type generator_size embedding_dropout unk_index attention_softmax_in_fp32 bias_dropout_fusion
-    masked_softmax_fusion skip_bias_add skip_bias_add_qkv offset_alibi pretraining_tp slow_but_exact seq_length n_positions
-    dense_act_fn is_gated_act _attn_implementation attn_implementation""".split()
+    n_special n_inner predict_special_tokens classifier_dropout summary_type summary_use_proj summary_activation
+    summary_proj_to_labels summary_first_dropout summary_last_dropout directionality pooler_fc_size
+    pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type generator_size embedding_dropout
+    unk_index attention_softmax_in_fp32 bias_dropout_fusion masked_softmax_fusion skip_bias_add skip_bias_add_qkv
+    offset_alibi pretraining_tp slow_but_exact seq_length n_positions dense_act_fn is_gated_act _attn_implementation
+    attn_implementation is_llama_config transformers.js_config""".split()
 )
 """Keys that say nothing of what an unmasked forward pass computes: names, dropout of heads, generation, how it is run."""
 
@@ -51,13 +55,14 @@ def read_settings(tree: Mapping, architecture: Architecture, where: str) -> dict
         known |= {key.theirs, *key.older}
         value = _value(tree, key, where)
         if key.ours in found and found[key.ours] != value:
-            as_told = f"as {told[key.ours]} = {tree.get(told[key.ours])!r} has it" if key.ours in told else f"one that means {_said(found[key.ours])}"
+            other = told.get(key.ours)
+            as_told = f"as {other} = {tree.get(other)!r} has it" if other else f"one that means {_said(found[key.ours])}"
             raise _wrong(where, key.theirs, tree.get(key.theirs, key.default), f"{as_told}: our models have one {key.ours}")
         found[key.ours], told[key.ours] = value, key.theirs
     for fixed in architecture.fixed:
         value = tree.get(fixed.theirs, fixed.value if fixed.default is ... else fixed.default)
         if value != fixed.value and value not in fixed.same:
-            raise _wrong(where, fixed.theirs, value, f"{_said(fixed.value)}: our models have nothing else")
+            raise _wrong(where, fixed.theirs, value, f"{fixed.words or _said(fixed.value)}: our models have nothing else")
     for name, value in COMMON:
         if name not in known and tree.get(name) not in (value, None, False):
             raise _wrong(where, name, tree[name], f"{_said(value)}: our models have nothing else")
@@ -148,7 +153,8 @@ def write_settings(config: Config, architecture: Architecture, head: Head) -> di
     tree |= {key.theirs: _written(key, values[key.ours]) for key in architecture.keys}
     labels = config.finetune.labels
     if config.objective.name in ("classify", "tag"):
-        tree |= {"id2label": {str(i): name for i, name in enumerate(labels)}, "label2id": {name: i for i, name in enumerate(labels)}}
+        tree["id2label"] = {str(i): name for i, name in enumerate(labels)}
+        tree["label2id"] = {name: i for i, name in enumerate(labels)}
     tree |= {"initializer_range": config.model.std(), "use_cache": True}
     return architecture.nest(tree)
 
@@ -171,9 +177,10 @@ def _written(key: Key, value: object) -> object:
 
 
 def _said(value: object) -> str:
-    return {True: "true", False: "false", None: "null"}.get(value, str(value)) if isinstance(value, (bool, type(None))) else str(value)
+    """As JSON has it."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
-def _wrong(where: str | Path, key: str, found: object, expected: str) -> ExchangeError:
+def _wrong(where: str, key: str, found: object, expected: str) -> ExchangeError:
     fix = "use a model without it; what is not the same function is not imported"
-    return ExchangeError(Problem(key=f"{where}: {key}", found=found, expected=expected, fix=fix))
+    return refused(f"{where}: {key}", found, expected, fix)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from roots_dist.checkpoint.format import plan_shards, sync
-from roots_dist.errors import ExchangeError, Problem
+from roots_dist.errors import ExchangeError
+from roots_dist.exchange.tensors import refused
 
 Write = Callable[[int, int, dict[str, Tensor]], None]
 """(number of the file, counted from 1, how many there are, its tensors)"""
@@ -40,7 +41,7 @@ def bytes_of(shape: Iterable[int], dtype: torch.dtype) -> int:
 def refuse_content(folder: Path) -> None:
     """Raises ExchangeError unless the folder is new or empty."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise ExchangeError(Problem(key="folder", found=str(folder), expected="a new folder, or an empty one", fix="choose another name, or remove it"))
+        raise refused("folder", str(folder), "a new folder, or an empty one", "choose another name, or remove it")
 
 
 @contextmanager

@@ -85,6 +85,8 @@ class Fixed(NamedTuple):
     """What it is where config.json is silent, if not that."""
     same: tuple[object, ...] = ()
     """Others that give the same function."""
+    words: str = ""
+    """What a user should have, if the value alone does not say it."""
 
 
 class Head(NamedTuple):

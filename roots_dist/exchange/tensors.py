@@ -20,6 +20,10 @@ FLOATS = ("F32", "F16", "BF16")
 """What float32 holds exactly, as safetensors spells it."""
 
 
+def refused(key: object, found: object, expected: str, fix: str) -> ExchangeError:
+    return ExchangeError(Problem(key=str(key), found=found, expected=expected, fix=fix))
+
+
 class Tensors:
     """files: name of each tensor -> its file in the folder. trouble makes the error of one that cannot be read."""
 
@@ -53,10 +57,10 @@ def open_folder(folder: Path) -> Tensors:
     if index.is_file():
         files = read_json(index).get("weight_map")
         if not isinstance(files, dict) or not all(isinstance(f, str) and f == Path(f).name for f in files.values()):
-            raise ExchangeError(Problem(key=str(index), found="weight_map", expected="a file of this folder for each tensor", fix="get the file again"))
+            raise refused(index, "weight_map", "a file of this folder for each tensor", "get the file again")
         missing = sorted({file for file in files.values() if not (folder / file).is_file()})
         if missing:
-            raise ExchangeError(Problem(key=str(index), found=missing[0], expected="a file that is here", fix="get the folder again, whole"))
+            raise refused(index, missing[0], "a file that is here", "get the folder again, whole")
         return Tensors(folder, files, ExchangeError)
     if one.is_file():
         try:

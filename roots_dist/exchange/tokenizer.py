@@ -14,8 +14,7 @@ from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import NAMES, found, ids_of
 from roots_dist.data.chat import template_of
 from roots_dist.data.tokenizer import load_codec
-from roots_dist.errors import ExchangeError, Problem
-from roots_dist.exchange.tensors import read_json
+from roots_dist.exchange.tensors import read_json, refused
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 FILES = (TOKENIZER, SETTINGS, TEMPLATE, "special_tokens_map.json")
@@ -28,6 +27,8 @@ OF_FAMILY = {
     "t5": ("pad", "unk", "end"),
 }
 """Those that mean something to a model of each family."""
+LEFT_OUT = ("chat_template", "auto_map", "tokenizer_file", "vocab_file", "backend", "is_local", "name_or_path")
+"""Of an import's tokenizer_config.json: where things lay, code, and what has a file of its own."""
 CHATS = ("instruct",)
 """Objectives whose model answers in conversations."""
 
@@ -78,8 +79,7 @@ def _settings(config: Config, beside: Path, named: Mapping[str, str], bos: str |
     """Version 5 of transformers names a class that version 4 refuses; the class that both know reads tokenizer.json as it is.
     Unless told which inputs a model has, it gives every model segments, which GPT-2 would add to its words."""
     given = read_json(beside) if beside.is_file() else {}
-    left_out = ("chat_template", "auto_map", "tokenizer_file", "vocab_file", "backend", "is_local", "name_or_path", "special_tokens_map_file")
-    settings = {key: value for key, value in given.items() if key not in left_out}
+    settings = {key: value for key, value in given.items() if key not in LEFT_OUT}
     tokens = {f"{name}_token": token for name, token in named.items()} | ({"bos_token": bos} if bos else {})
     inputs = ["input_ids", "token_type_ids", "attention_mask"] if config.model.segments > 1 else ["input_ids", "attention_mask"]
     return (
@@ -130,5 +130,6 @@ def _post_processor(family: str, named: Mapping[str, str], ids: Mapping[str, int
 
 def _tree(path: str | Path) -> dict:
     if not Path(path).is_file():
-        raise ExchangeError(Problem(key="data.tokenizer", found=str(path), expected="the run's tokenizer.json", fix="run the command in the folder that the path begins in"))
+        fix = "run the command in the folder that the path begins in"
+        raise refused("data.tokenizer", str(path), "the run's tokenizer.json", fix)
     return read_json(Path(path))

@@ -112,7 +112,8 @@ class Asked:
             if self.length_penalty is not None:
                 yield self._problem("length_penalty", "nothing without --beams", "add --beams 4")
             if (self.samples or 1) > 1 and (self.greedy or self.temperature == 0):
-                yield self._problem("samples", "1, since greedy answers are all the same", "draw with --temperature 0.8, or use --beams")
+                fix = "draw with --temperature 0.8, or use --beams"
+                yield self._problem("samples", "1, since greedy answers are all the same", fix)
         if "" in self.stop:
             yield Problem(key="--stop", found="", expected="a text that is not empty", fix="leave it out")
 

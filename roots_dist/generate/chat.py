@@ -37,9 +37,11 @@ def check(config: Config, asked: Asked) -> None:
     problems = []
     if family != "gpt":
         fix = "fill masks in with" if kind_of(config) == "fill" else "use"
-        problems.append(Problem(key="model.family", found=family, expected="gpt: a conversation needs a decoder", fix=f"{fix} roots generate"))
+        expected = "gpt: a conversation needs a decoder"
+        problems.append(Problem(key="model.family", found=family, expected=expected, fix=f"{fix} roots generate"))
     elif kind_of(config) != "write":
-        problems.append(Problem(key="objective.name", found=name, expected="one that writes (clm, instruct)", fix="use roots generate"))
+        expected = "one that writes (clm, instruct)"
+        problems.append(Problem(key="objective.name", found=name, expected=expected, fix="use roots generate"))
     if p.tp * p.pp > 1:
         expected, fix = "1: a conversation is held by one process", "leave the layout out, or use roots generate"
         problems.append(Problem(key="parallel.tp × parallel.pp", found=p.tp * p.pp, expected=expected, fix=fix))
@@ -52,8 +54,8 @@ def check(config: Config, asked: Asked) -> None:
 def chat(config: Config, mesh: Mesh, *, asked: Asked, hear: Hear, show: Show) -> None:
     """Until the user's last line."""
     if mesh.world.size > 1:
-        fix = "start it without a launcher"
-        raise ConfigError([Problem(key="world size", found=mesh.world.size, expected="1: a conversation is held by one process", fix=fix)])
+        expected, fix = "1: a conversation is held by one process", "start it without a launcher"
+        raise ConfigError([Problem(key="world size", found=mesh.world.size, expected=expected, fix=fix)])
     words = wording(config, talks=True)
     untaught = words.chat.name == DEFAULT_NAME and config.objective.name != "instruct"
     stops = words.stops((*asked.stop, *(NEXT if untaught else ())))

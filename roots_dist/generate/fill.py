@@ -42,7 +42,7 @@ def marked(given: Sequence[Given], words: Wording) -> list[list[int]]:
         if s.mask not in ids:
             raise one.problem(f"a text with a mask ({name})", f"write {name} where a word is wanted")
         if words.config.model.positions == "learned" and len(ids) > words.positions:
-            expected = f"at most {words.positions - 2} tokens, since there are {words.positions} learned positions and two tokens "
+            expected = f"at most {words.positions - 2} tokens of {words.positions} learned positions, since two tokens "
             raise one.problem(f"{expected}enclose it; these are {len(ids) - 2}", "a shorter text")
         found.append(ids)
     return found

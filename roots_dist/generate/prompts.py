@@ -71,7 +71,8 @@ def _of_file(path: Path) -> list[Given]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = (error.strerror or "unreadable").lower() if isinstance(error, OSError) else "not UTF-8 text"
-        raise DataError(Problem(key="--prompts", found=str(path), expected=f"a file that can be read ({why})", fix="check the path")) from error
+        expected = f"a file that can be read ({why})"
+        raise DataError(Problem(key="--prompts", found=str(path), expected=expected, fix="check the path")) from error
     return [Given(line, None, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -120,8 +121,8 @@ class Wording:
         try:
             return self.codec.encode_marked(self.chat.prompt(messages))
         except ValueError as error:
-            fix = "give another finetune.template, or use --raw"
-            raise DataError(Problem(key="finetune.template", found=self.chat.name, expected=f"one that takes this ({error})", fix=fix)) from error
+            expected, fix = f"one that takes this ({error})", "give another finetune.template, or use --raw"
+            raise DataError(Problem(key="finetune.template", found=self.chat.name, expected=expected, fix=fix)) from error
 
     @cached_property
     def ends(self) -> frozenset[int]:
@@ -176,7 +177,8 @@ def read_prompts(given: list[Given], words: Wording, max_tokens: int | None) -> 
             continue
         room, least = limit - len(ids), max_tokens or 1
         if room < least:
-            expected = f"prompt and continuation of at most {limit} tokens, the learned positions there are; these are {len(ids)} + {least}"
+            expected = f"prompt and continuation of at most {limit} tokens, the learned positions there are; these are "
+            expected += f"{len(ids)} + {least}"
             raise one.problem(expected, "a shorter prompt" + (f", or --max-tokens {room}" if room > 0 else ""))
         most = min(most, room)
     return found, most

@@ -56,7 +56,9 @@ def generate(
     min_p: MinP = None,
     repetition_penalty: RepetitionPenalty = None,
     greedy: Greedy = False,
-    beams: Annotated[int | None, typer.Option(min=1, help="search for the likeliest texts, so many at a time", show_default=False)] = None,
+    beams: Annotated[
+        int | None, typer.Option(min=1, help="search for the likeliest texts, so many at a time", show_default=False)
+    ] = None,
     length_penalty: Annotated[
         float | None, typer.Option(help="of --beams: above 0 longer texts, below 0 shorter ones [default: 1]", show_default=False)
     ] = None,
@@ -65,7 +67,9 @@ def generate(
     keep_end: Annotated[bool, typer.Option("--keep-end", help="show the token that ended a text")] = False,
     raw: Annotated[bool, typer.Option("--raw", help="an instruct model: without its chat template")] = False,
     pair: Annotated[str | None, typer.Option(help="the second text, where pairs were learned", show_default=False)] = None,
-    top: Annotated[int | None, typer.Option(min=1, help="encoders: words shown for each mask [default: 5]", show_default=False)] = None,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="encoders: words shown for each mask [default: 5]", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="another number, another text")] = 0,
 ) -> None:
     """Write with a run's checkpoint, whatever layout wrote it: go on with a text, answer it, fill its masks, label it.

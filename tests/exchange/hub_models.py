@@ -1,4 +1,4 @@
-"""Small models of transformers with odd sizes and random weights, each as save_pretrained leaves it, for all tests of exchange."""
+"""Small models of transformers with odd sizes and random weights, each as save_pretrained leaves it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def bloom(kind: str = "ForCausalLM", **more):
 def llama(kind: str = "ForCausalLM", **more):
     sizes = dict(
         vocab_size=VOCAB, hidden_size=48, intermediate_size=56, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=2,
-        head_dim=10, max_position_embeddings=SEQ, rope_parameters={"rope_type": "default", "rope_theta": 300.0}, rms_norm_eps=1e-4,
+        head_dim=10, max_position_embeddings=SEQ, rms_norm_eps=1e-4,
+        rope_parameters={"rope_type": "default", "rope_theta": 300.0},
     )  # fmt: skip
     return getattr(transformers, f"Llama{kind}")(transformers.LlamaConfig(**sizes | more))
 
@@ -44,8 +45,9 @@ def gpt_neox(kind: str = "ForCausalLM", **more):
 
 def encoder(family: str, kind: str, **more):
     sizes = dict(
-        vocab_size=VOCAB, hidden_size=36, num_hidden_layers=2, num_attention_heads=3, intermediate_size=56, max_position_embeddings=SEQ
-    )
+        vocab_size=VOCAB, hidden_size=36, num_hidden_layers=2, num_attention_heads=3, intermediate_size=56,
+        max_position_embeddings=SEQ,
+    )  # fmt: skip
     return getattr(transformers, f"{family}{kind}")(getattr(transformers, f"{family}Config")(**sizes | more))
 
 
@@ -115,7 +117,8 @@ def tokenizer(specials: list[str]):
     import tokenizers
 
     vocab = {token: i for i, token in enumerate([*specials, *(f"w{n}" for n in range(VOCAB - len(specials)))])}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token=next(token for token in specials if "unk" in token.lower())))
+    unknown = next(token for token in specials if "unk" in token.lower())
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token=unknown))
     made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     made.add_special_tokens(specials)
     return made
@@ -150,4 +153,5 @@ def generator_of(folder: Path) -> Path | None:
 def tensors_in(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    return {str(path.relative_to(folder).parent / name): t for path in sorted(folder.rglob("*.safetensors")) for name, t in load_file(path).items()}
+    files = sorted(folder.rglob("*.safetensors"))
+    return {str(path.parent.relative_to(folder) / name): t for path in files for name, t in load_file(path).items()}

@@ -27,12 +27,16 @@ transformers = pytest.importorskip("transformers", reason="the exchange extra is
 ROOT = Path(__file__).parents[2]
 TEXT = ["The state of the Union is strong .", "My fellow citizens , the Union ."] * 20
 ENCODER = dict(norm_position="post", embedding_norm=True, activation="gelu")
+LLAMA = dict(positions="rotary", norm="rmsnorm", activation="swiglu", bias=False, tied=False, kv_heads=1)
+ELECTRA = dict(family="electra", segments=2, embedding=16, **ENCODER)
+T5 = dict(family="t5", positions="relative", norm="rmsnorm", activation="relu", bias=False)
 
 
 def a_run(folder: Path, tree: dict) -> Path:
     """As training leaves it after a step, weights stirred so that none is what it begins as."""
     sizes = dict(layers=2, hidden=24, heads=3, vocab=97)
-    tree = tree | {"model": sizes | tree.get("model", {}), "data": {"seq": 16} | tree.get("data", {}), "track": {"folder": str(folder)}}
+    tree = tree | {"model": sizes | tree.get("model", {}), "data": {"seq": 16} | tree.get("data", {})}
+    tree |= {"track": {"folder": str(folder)}}
     config = Config.model_validate(tree)
     mesh = Mesh.single()
     run = build_run(config, mesh, objective=object())
@@ -54,11 +58,11 @@ MODELS = {
     "quickstart": ({"model": dict(positions="rotary")}, "GPTNeoXForCausalLM"),
     "gpt2": ({}, "GPT2LMHeadModel"),
     "bloom": ({"model": dict(positions="alibi", embedding_norm=True)}, "BloomForCausalLM"),
-    "llama": ({"model": dict(positions="rotary", norm="rmsnorm", activation="swiglu", bias=False, tied=False, kv_heads=1)}, "LlamaForCausalLM"),
+    "llama": ({"model": LLAMA}, "LlamaForCausalLM"),
     "roberta": ({"model": dict(family="bert", **ENCODER), "objective": {"name": "mlm"}}, "BertForMaskedLM"),
     "bert": ({"model": dict(family="bert", segments=2, **ENCODER), "objective": {"name": "mlm-nsp"}}, "BertForPreTraining"),
-    "electra": ({"model": dict(family="electra", segments=2, embedding=16, **ENCODER), "objective": {"name": "rtd"}}, "ElectraForPreTraining"),
-    "t5": ({"model": dict(family="t5", positions="relative", norm="rmsnorm", activation="relu", bias=False), "objective": {"name": "spans"}}, "T5ForConditionalGeneration"),
+    "electra": ({"model": ELECTRA, "objective": {"name": "rtd"}}, "ElectraForPreTraining"),
+    "t5": ({"model": T5, "objective": {"name": "spans"}}, "T5ForConditionalGeneration"),
     "classify": ({"objective": {"name": "classify"}, "finetune": {"labels": ["no", "yes"]}}, "GPT2ForSequenceClassification"),
     "bf16": ({"train": {"precision": "bf16"}}, "GPT2LMHeadModel"),
     "lora": ({"finetune": {"strategy": "lora", "rank": 4, "targets": ["query", "value", "out", "down"]}}, "GPT2LMHeadModel"),
@@ -76,9 +80,14 @@ def test_a_run_becomes_the_architecture_of_its_features_with_the_same_logits(nam
     assert not any("lora" in tensor for tensor in tensors_in(tmp_path / "export"))
 
 
-@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_shipped_config_has_an_architecture(config):
-    architecture_for(load(config), {})
+CONFIGS = {path.stem: load(path) for path in sorted((ROOT / "configs").glob("*.yaml"))}
+WHOLE = [name for name, config in CONFIGS.items() if config.finetune.start is None]
+"""Others take their model from where they start."""
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_every_shipped_config_has_an_architecture(name):
+    architecture_for(CONFIGS[name], {})
 
 
 LACKS = [
@@ -106,9 +115,14 @@ def test_a_feature_that_no_architecture_has_is_refused_by_name(model, told):
 
 FAMILIES = {
     "gpt": ("bpe", {}, None, ["input_ids", "attention_mask"]),
-    "bert": ("wordpiece", {"model": dict(family="bert", segments=2, **ENCODER), "objective": {"name": "mlm"}}, ("[CLS]", "[SEP]"), ["input_ids", "token_type_ids", "attention_mask"]),
-    "t5": ("unigram", {"model": dict(family="t5", positions="relative", norm="rmsnorm", activation="relu", bias=False), "objective": {"name": "spans"}}, (None, "</s>"), ["input_ids", "attention_mask"]),
-}  # fmt: skip
+    "bert": (
+        "wordpiece",
+        {"model": dict(family="bert", segments=2, **ENCODER), "objective": {"name": "mlm"}},
+        ("[CLS]", "[SEP]"),
+        ["input_ids", "token_type_ids", "attention_mask"],
+    ),
+    "t5": ("unigram", {"model": T5, "objective": {"name": "spans"}}, (None, "</s>"), ["input_ids", "attention_mask"]),
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -132,7 +146,8 @@ def test_the_exported_tokenizer_gives_the_ids_of_the_run_and_the_familys_special
     assert whole.input_ids == expected
     if family == "bert":
         assert theirs("The Union", "strong").token_type_ids == [0] * (len(a) + 2) + [1] * (len(b) + 1)
-        assert (theirs.pad_token, theirs.cls_token, theirs.sep_token, theirs.mask_token, theirs.unk_token) == ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]")
+        named = (theirs.pad_token, theirs.cls_token, theirs.sep_token, theirs.mask_token, theirs.unk_token)
+        assert named == ("[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]")
         assert settings(tmp_path / "export")["pad_token_id"] == theirs.pad_token_id == 0
     else:
         assert settings(tmp_path / "export")["eos_token_id"] == theirs.eos_token_id == mine.end_of_document
@@ -143,8 +158,8 @@ def test_the_exported_tokenizer_gives_the_ids_of_the_run_and_the_familys_special
 
 def test_bert_without_segments_whose_tokenizer_pads_as_robertas_is_roberta(tmp_path):
     words_tokenizer(SPECIALS["roberta"]).save(str(tmp_path / "tokenizer.json"))
-    tree = {"model": dict(family="bert", **ENCODER), "objective": {"name": "mlm"}, "data": {"tokenizer": str(tmp_path / "tokenizer.json")}}
-    run = a_run(tmp_path / "run", tree)
+    tree = {"model": dict(family="bert", **ENCODER), "objective": {"name": "mlm"}}
+    run = a_run(tmp_path / "run", tree | {"data": {"tokenizer": str(tmp_path / "tokenizer.json")}})
     export_model(run, tmp_path / "export")
     assert settings(tmp_path / "export")["architectures"] == ["RobertaForMaskedLM"]
     assert settings(tmp_path / "export")["max_position_embeddings"] == 18
@@ -155,7 +170,8 @@ def test_a_model_of_conversations_takes_its_template_along(tmp_path):
     words_tokenizer(SPECIALS["gpt"]).save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "mine.jinja").write_text("{% for m in messages %}{{ m.content }} w9 {% endfor %}")
     finetune = {"template": str(tmp_path / "mine.jinja")}
-    run = a_run(tmp_path / "run", {"objective": {"name": "instruct"}, "data": {"tokenizer": str(tmp_path / "tokenizer.json")}, "finetune": finetune})
+    data = {"tokenizer": str(tmp_path / "tokenizer.json")}
+    run = a_run(tmp_path / "run", {"objective": {"name": "instruct"}, "data": data, "finetune": finetune})
     export_model(run, tmp_path / "export")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
     assert theirs.apply_chat_template([{"role": "user", "content": "w4"}], tokenize=False).strip() == "w4 w9"

@@ -42,25 +42,25 @@ KEYS = [
     ("gpt2", "embd_pdrop", 0.3, "embd_pdrop = 0.3: expected as resid_pdrop = 0.1 has it"),
     ("gpt2", "warp_drive", 7, "warp_drive = 7: expected a key that is known of model type gpt2"),
     ("gpt2", "n_layer", "three", "n_layer = 'three': expected a valid integer"),
-    ("gpt2", "architectures", ["GPT2DoubleHeadsModel"], "architectures = 'GPT2DoubleHeadsModel': expected one of GPT2LMHeadModel"),
+    ("gpt2", "architectures", ["GPT2DoubleHeadsModel"], "= 'GPT2DoubleHeadsModel': expected one of GPT2LMHeadModel"),
     ("gpt2", "model_type", "mamba", "architectures = 'GPT2LMHeadModel': expected one of"),
     ("gpt2", "architectures", None, "architectures = None: expected one of GPT2LMHeadModel"),
     ("gpt2", "n_layer", 2, "tensor transformer.h.2.attn.c_attn.bias is not in such a model"),
     ("gpt2", "n_layer", 4, "tensor transformer.h.3.ln_1.weight is missing"),
     ("gpt2", "n_inner", 60, "mlp.c_fc.weight has shape (24, 56): expected (24, 60)"),
     ("gpt2", "quantization_config", {"bits": 4}, "quantization_config = {'bits': 4}: expected null"),
-    ("llama", "rope_parameters", {"rope_type": "yarn", "factor": 8.0}, "rope_parameters = {'rope_type': 'yarn', 'factor': 8.0}: expected null"),
-    ("llama", "rope_scaling", {"type": "linear", "factor": 2.0}, "rope_scaling = {'type': 'linear', 'factor': 2.0}: expected null"),
+    ("llama", "rope_parameters", {"rope_type": "yarn", "factor": 8.0}, "'factor': 8.0}: expected rope_type default, angles that"),
+    ("llama", "rope_scaling", {"type": "linear", "factor": 2.0}, "'factor': 2.0}: expected rope_type default"),
     ("llama", "attention_bias", True, "mlp_bias = False: expected as attention_bias = True has it"),
     ("llama", "hidden_act", "relu", "hidden_act = 'relu': expected silu"),
     ("llama", "sliding_window", 128, "sliding_window = 128: expected null"),
     ("gpt_neox tied", "use_parallel_residual", True, "use_parallel_residual = True: expected false"),
-    ("gpt_neox tied", "rope_parameters", {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}, "partial_rotary_factor = 0.25: expected 1.0"),
-    ("bloom", "apply_residual_connection_post_layernorm", True, "apply_residual_connection_post_layernorm = True: expected false"),
+    ("gpt_neox tied", "rope_parameters", {"partial_rotary_factor": 0.25}, "partial_rotary_factor = 0.25: expected 1.0"),
+    ("bloom", "apply_residual_connection_post_layernorm", True, "post_layernorm = True: expected false"),
     ("bert words", "position_embedding_type", "relative_key", "position_embedding_type = 'relative_key': expected absolute"),
     ("bert words", "is_decoder", True, "is_decoder = True: expected false"),
     ("bert words", "hidden_act", "swish", "hidden_act = 'swish': expected gelu_new"),
-    ("bert classify", "problem_type", "regression", "problem_type = 'regression': expected single_label_classification"),
+    ("bert classify", "problem_type", "regression", "problem_type = 'regression': expected single_label"),
     ("bert classify", "id2label", {"0": "score"}, "id2label = {'0': 'score'}: expected the names of outputs 0, 1"),
     ("t5 v1.0", "feed_forward_proj", "gated-relu", "feed_forward_proj = 'gated-relu': expected relu or gated-gelu"),
     ("t5 v1.0", "scale_decoder_outputs", False, "tensor lm_head.weight is missing"),
@@ -81,13 +81,14 @@ def spoil(folder, change):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+LAST, WORDS = "transformer.ln_f.bias", "transformer.wte.weight"
 TENSORS = {
-    "missing": (lambda t: t.pop("transformer.wpe.weight"), "tensor transformer.wpe.weight is missing"),
-    "extra": (lambda t: t.update({"transformer.adapter.weight": torch.zeros(3)}), "tensor transformer.adapter.weight is not in such a model"),
-    "shape": (lambda t: t.update({"transformer.ln_f.bias": torch.zeros(7)}), "tensor transformer.ln_f.bias has shape (7,): expected (24,)"),
-    "dtype": (lambda t: t.update({"transformer.ln_f.bias": torch.zeros(24, dtype=torch.int8)}), "tensor transformer.ln_f.bias has dtype I8: expected one of F32, F16, BF16"),
-    "untied": (lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"] + 1}), "tensor lm_head.weight differs from transformer.wte.weight"),
-}  # fmt: skip
+    "missing": (lambda t: t.pop(LAST), f"tensor {LAST} is missing"),
+    "extra": (lambda t: t.update({"transformer.adapter": torch.ones(3)}), "tensor transformer.adapter is not in such a model"),
+    "shape": (lambda t: t.update({LAST: torch.zeros(7)}), f"tensor {LAST} has shape (7,): expected (24,)"),
+    "dtype": (lambda t: t.update({LAST: torch.zeros(24).char()}), f"tensor {LAST} has dtype I8: expected one of F32, F16, BF16"),
+    "untied": (lambda t: t.update({"lm_head.weight": t[WORDS] + 1}), f"tensor lm_head.weight differs from {WORDS}"),
+}
 
 
 @pytest.mark.parametrize("what", TENSORS)
@@ -104,9 +105,10 @@ def test_files_that_cannot_be_read_safely_are_refused(originals, tmp_path):
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
     assert "model.safetensors: " in refused(folder, tmp_path / "run")
     (folder / "model.safetensors").unlink()
-    assert "holds no model.safetensors: expected a folder that save_pretrained wrote" in refused(folder, tmp_path / "run")
+    assert "holds no model.safetensors: expected a folder" in refused(folder, tmp_path / "run")
     (folder / "pytorch_model.bin").write_bytes(b"x")
-    assert "holds pytorch_model.bin and no model.safetensors: expected safetensors, because reading the other may run code" in refused(folder, tmp_path / "run")
+    told = refused(folder, tmp_path / "run")
+    assert "holds pytorch_model.bin and no model.safetensors: expected safetensors, because reading the other may run code" in told
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../a.safetensors"}}))
     assert "weight_map" in refused(folder, tmp_path / "run")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
@@ -127,10 +129,11 @@ def test_electra_needs_its_generator_and_no_other(originals, tmp_path):
     folder = shutil.copytree(originals("electra"), tmp_path / "theirs")
     run = tmp_path / "run"
     assert "--generator = None: expected the folder of the ElectraForMaskedLM" in refused(folder, run)
-    with pytest.raises(UserError, match="expected ElectraForPreTraining: the generator is half of the model. Fix: name the discriminator"):
+    with pytest.raises(UserError, match="expected ElectraForPreTraining: the generator is half of the model. Fix: name the"):
         import_model(folder / "generator", run)
     spoil(folder / "generator", lambda t: t["electra.embeddings.LayerNorm.bias"].add_(1))
-    assert "tensor electra.embeddings.LayerNorm.bias differs from electra.embeddings.LayerNorm.bias" in refused(folder, run, folder / "generator")
+    told = refused(folder, run, folder / "generator")
+    assert "theirs/generator: tensor electra.embeddings.LayerNorm.bias differs from electra.embeddings.LayerNorm.bias" in told
     tree = json.loads((folder / "generator" / "config.json").read_text())
     (folder / "generator" / "config.json").write_text(json.dumps(tree | {"layer_norm_eps": 1e-3}))
     assert "layer_norm_eps = 0.001: expected 1e-12, as the discriminator has" in refused(folder, run, folder / "generator")
@@ -164,7 +167,8 @@ def test_names_of_older_files_are_understood(originals, tmp_path):
         for name in list(t):
             t[name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")] = t.pop(name)
         t |= {"bert.embeddings.position_ids": torch.arange(16)[None], "bert.pooler.dense.weight": torch.ones(36, 36)}
-        t |= {"bert.pooler.dense.bias": torch.ones(36), "cls.seq_relationship.weight": torch.ones(2, 36), "cls.seq_relationship.bias": torch.ones(2)}
+        t |= {"bert.pooler.dense.bias": torch.ones(36)}
+        t |= {"cls.seq_relationship.weight": torch.ones(2, 36), "cls.seq_relationship.bias": torch.ones(2)}
 
     spoil(folder, older)
     assert "BertForPreTraining" in import_model(folder, tmp_path / "bert run")

@@ -59,7 +59,8 @@ def test_transformers_serve_answers_the_client_of_openai_with_the_words_of_the_r
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(tmp_path / "export"), "--device", "cpu", "--port", str(port)]
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(tmp_path / "export")]
+    command += ["--device", "cpu", "--port", str(port)]
     environ = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     log = tmp_path / "log"
     with log.open("w") as said:

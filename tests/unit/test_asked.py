@@ -64,7 +64,7 @@ REFUSED = [
     ("clm", {"prompts": "two.txt", "max_tokens": 23}, "two.txt:1 = 'The people': expected prompt and continuation of at most 24"),
     ("clm", {"prompt": "a", "max_tokens": 3, "output": "nowhere/a.jsonl"}, "--output = 'nowhere/a.jsonl': expected a file in a folder that is there. Fix: make nowhere."),
     ("mlm", {"prompt": "The people met."}, "prompt = 'The people met.': expected a text with a mask ([MASK]). Fix: write [MASK] where a word is wanted."),
-    ("mlm", {"prompt": "[MASK] met." * 30}, "expected at most 22 tokens, since there are 24 learned positions and two tokens enclose it"),
+    ("mlm", {"prompt": "[MASK] met." * 30}, "expected at most 22 tokens of 24 learned positions, since two tokens enclose it"),
     ("mlm", {"prompt": "[MASK]", "temperature": 0.3}, "--temperature = 0.3: expected nothing here: a model of objective.name=mlm fills masks in."),
     ("classify", {"prompt": "It rained.", "beams": 2}, "--beams = 2: expected nothing here: a model of objective.name=classify gives a text a label."),
     ("classify", {"prompt": "It rained.", "pair": "so"}, "--pair = 'so': expected nothing here: this model has learned from single texts"),

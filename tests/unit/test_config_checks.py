@@ -77,6 +77,7 @@ WRONG = [
     (1, {"model": {"positions": "rotary", "hidden": 12, "heads": 4}}, "model.head_dim"),
     (1, {"model": {"kv_heads": 3}}, "model.kv_heads"),
     (1, {"model": {"kv_heads": 8}}, "model.kv_heads"),
+    (2, {"model": {"family": "electra", "segments": 2}, "objective": {"name": "rtd"}, "parallel": {"tp": 2}}, "parallel.tp"),
     (3, {"parallel": {"tp": 3}, "model": {"ffn": 768}, "advanced": {"vocab_multiple": 3}}, "parallel.tp"),
     (2, {"parallel": {"tp": 2}, "model": {"ffn": 1023}}, "parallel.tp"),
     (2, {"parallel": {"tp": 2}, "model": {"vocab": 4097}, "advanced": {"vocab_multiple": 1}}, "parallel.tp"),

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from roots_dist.config.checks import check, layout_for
-from roots_dist.config.load import load
+from roots_dist.config.load import load, read
 from roots_dist.config.sizes import parameters
+from roots_dist.config.start import begun
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WORLDS = {
@@ -26,6 +27,9 @@ WORLDS = {
     "llama-3-8b": 64,
     "llama-3-70b": 512,
     "bert-quickstart": 4,
+    "bloom-quickstart": 4,
+    "llama-quickstart": 4,
+    "roberta-quickstart": 4,
     "bert-base": 8,
     "bert-large": 8,
     "roberta-base": 64,
@@ -41,6 +45,15 @@ WORLDS = {
     "t5-11b": 128,
     "t5-v1_1-base": 8,
 }
+STARTS = {
+    "bert-languages": "bert-quickstart",
+    "bert-pairs": "bert-quickstart",
+    "bert-words": "bert-quickstart",
+    "electra-eras": "electra-quickstart",
+    "gpt-answers": "quickstart",
+    "t5-names": "t5-quickstart",
+}
+"""Of fine-tuning: which config the model is of that each starts from. All have four processes."""
 BILLIONS = {  # as published, with embeddings
     "gpt2-small": 0.12444,
     "gpt2-medium": 0.355,
@@ -67,12 +80,25 @@ BILLIONS = {  # as published, with embeddings
 
 
 def test_every_config_is_in_the_table():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == set(WORLDS)
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*WORLDS, *STARTS}
 
 
 @pytest.mark.parametrize("name", WORLDS)
 def test_a_shipped_config_works_out(name):
     assert check(load(CONFIGS / f"{name}.yaml"), WORLDS[name]) == []
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_a_shipped_config_of_fine_tuning_works_out_on_the_model_that_it_starts_from(name, tmp_path, monkeypatch):
+    asked = read(CONFIGS / f"{name}.yaml")
+    assert asked.config.finetune.start == load(CONFIGS / f"{STARTS[name]}.yaml").track.folder
+    run = tmp_path / asked.config.finetune.start
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text((CONFIGS / f"{STARTS[name]}.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
+    config = begun(asked).config
+    labelled = config.changed({"finetune.labels": ("a", "b") if config.objective.name in ("classify", "tag") else ()})
+    assert check(labelled, 4) == [] and config.model.hidden == load(CONFIGS / f"{STARTS[name]}.yaml").model.hidden
 
 
 @pytest.mark.parametrize("name", BILLIONS)
