@@ -70,7 +70,7 @@ def _of_held_out_text(passes: Passes, checkpoint: Path, wishes: Wishes) -> Score
     if config.objective.name in ASKS and wishes.answers:
         answers = answered(passes, objective, held_out, load_codec(config.data.tokenizer), wishes.answers)
         if mesh.rank == 0:
-            show.show("", *show.answers_table(answers))
+            show.show("", *show.answers_lines(answers))
     if wishes.ngram is not None and mesh.rank == 0:
         baselines = compared(config, held_out, sequences, wishes.ngram, wishes.ngram_tokens)
         show.show("", *show.compared_table(baselines, found))

@@ -21,21 +21,23 @@ MOST_CLASSES = 12
 """Of a confusion table: a wider one cannot be read."""
 SHOWN = 3
 """Answers"""
+WIDE = 1000
+"""Columns: a table takes what it needs, and nothing is cut where there is no terminal."""
 LONGEST = 160
 """Characters of a text that is shown."""
 
 
 def show(*what: object) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    for one in what:  # a group of them would be cut at the width of the terminal
+    console = Console(highlight=False, soft_wrap=True, markup=False, width=WIDE)
+    for one in what:
         console.print(one)
 
 
-def plain(*columns: str, numbers: bool = True) -> Table:
+def plain(*columns: str) -> Table:
     """The first column is of words, the others of numbers."""
     table = Table(box=None, pad_edge=False, show_header=bool(columns))
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i and numbers else "left")
+        table.add_column(column, justify="right" if i and columns else "left")
     return table
 
 
@@ -89,13 +91,10 @@ def classes_tables(found: Score) -> list[Table]:
     return [table, confusion]
 
 
-def answers_table(found: Answers) -> list[Table]:
-    table = plain()
-    table.add_row("exact match", f"{found.exact_match:.4f} of {len(found.asked):,} greedy answers")
-    examples = plain("question", "expected", "said", numbers=False)
-    for one in found.asked[:SHOWN]:
-        examples.add_row(_end(one.question), _beginning(one.expected), _beginning(one.said))
-    return [table, examples]
+def answers_lines(found: Answers) -> list[str]:
+    """How many are right, and some of them: question | expected | said."""
+    shown = [" | ".join((_end(one.question), _beginning(one.expected), _beginning(one.said))) for one in found.asked[:SHOWN]]
+    return [f"exact match  {found.exact_match:.4f} of {len(found.asked):,} greedy answers", "question | expected | said", *shown]
 
 
 def _end(text: str) -> str:

@@ -60,16 +60,16 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     if generator is not None:
         values |= _of_generator(read_json(generator / "config.json"), values, architecture, generator)
         tensors[GENERATOR] = open_folder(generator)
-    elif head.learns == ("rtd",):
-        with_it = f"the folder of the {GENERATOR_CLASS} that {head.architecture} was trained with: both are one model here"
-        raise refused("--generator", None, with_it, "name it")
+    alone = head.learns == ("rtd",) and generator is None
     vocab = vocab_of(folder)
     config = config_of(values | _of_run(run, vocab is not None), architecture, f"{folder}/config.json")
     if vocab is not None and vocab > config.model.vocab:
         room = f"at most vocab_size = {config.model.vocab}, the words that the model has"
         raise refused(f"{folder}/tokenizer.json", f"{vocab} ids", room, "use the tokenizer that it was trained with")
     model = shapes(pieces_of(config, Split()))
+    model = {name: shape for name, shape in model.items() if not (alone and name.startswith("generator."))}
     table = rules(architecture, head, config, model)
+    table = [rule.within(tuple(tensors)) for rule in table]
     found = _checked(table, config, model, tensors, architecture)
     with new_folder(run) as partial:
         copy_tokenizer(folder, partial)
@@ -80,7 +80,8 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     count = sum(torch.Size(shape).numel() for shape in model.values())
     spoken = "" if vocab is not None else "; there is no tokenizer.json: name data.tokenizer where text is read"
     what = f"{head.architecture} as model.family={config.model.family}, {count:,} parameters in {len(model)} tensors"
-    return f"{run}: {what}{spoken}"
+    half = "; without its generator it can be fine-tuned, not pre-trained (--generator)" if alone else ""
+    return f"{run}: {what}{half}{spoken}"
 
 
 def _table(tree: Mapping, folder: Path, tensors: Tensors) -> tuple[Architecture, Head]:

@@ -45,6 +45,13 @@ class Rule(NamedTuple):
     echoes: tuple[str, ...]
     idle: tuple[str, ...]
 
+    def within(self, folders: Sequence[str]) -> Rule:
+        """Without the names that lie in other folders than these ("" and GENERATOR)."""
+        if GENERATOR in folders:
+            return self
+        copies, echoes = (tuple(n for n in names if not n.startswith(GENERATOR)) for names in (self.copies, self.echoes))
+        return self._replace(copies=copies, echoes=echoes)
+
     @property
     def needed(self) -> tuple[str, ...]:
         """Under which names the tensor has to be there."""

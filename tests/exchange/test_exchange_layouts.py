@@ -7,7 +7,11 @@ from hub_models import generator_of, saved
 
 from roots_dist.checkpoint.keep import chosen
 from roots_dist.checkpoint.load import load_weights
+from roots_dist.config.load import Loaded
 from roots_dist.config.of_run import of_run
+from roots_dist.config.schema import Config
+from roots_dist.config.start import begun
+from roots_dist.errors import UserError
 from roots_dist.exchange.compare import a_batch, our_logits
 from roots_dist.exchange.exporting import export_model
 from roots_dist.exchange.importing import import_model
@@ -17,7 +21,9 @@ from roots_dist.generate.sampling import Sampling
 from roots_dist.layout import Layout
 from roots_dist.mesh import Mesh
 from roots_dist.testing.world import on_world
-from roots_dist.train.build import build_passes
+from roots_dist.testing.parity import proof_objective
+from roots_dist.train.build import build_passes, build_run
+from roots_dist.train.start import begin
 
 transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
 
@@ -37,6 +43,24 @@ def read_in_layout(rank: int, size: int, run: str) -> list[torch.Tensor]:
     config, passes = loaded(run, mesh, ["parallel.tp=2", "parallel.pp=2", "train.batch=2"])
     with passes.model.split.uncut():
         return [logits.float() for logits in passes.forward([a_batch(config)])]
+
+
+def test_a_discriminator_alone_can_be_fine_tuned_and_nothing_else(tmp_path):
+    theirs, run = saved("electra", tmp_path / "theirs"), tmp_path / "run"
+    assert "without its generator it can be fine-tuned, not pre-trained" in import_model(theirs, run)
+    asked = Config.model_validate({"objective": {"name": "classify"}, "finetune": {"start": str(run), "labels": ["a", "b"]}})
+    config = begun(Loaded(asked, {"objective.name": "x", "finetune.labels": "x"})).config
+    tuned = build_run(config, Mesh.single(), objective=proof_objective(config))
+    drawn = {p.name: p.tensor.clone() for p in tuned.params}
+    begin(tuned)
+    model = transformers.AutoModel.from_pretrained(theirs)
+    here = {p.name: p.tensor for p in tuned.params}
+    words = model.embeddings.word_embeddings.weight
+    assert torch.equal(here["embed.tokens.weight"][: len(words)], words)
+    assert torch.equal(here["blocks.0.mlp.up.weight"], model.encoder.layer[0].intermediate.dense.weight)
+    assert torch.equal(here["head.classifier.weight"], drawn["head.classifier.weight"])
+    with pytest.raises(UserError, match="generator.* is missing"):
+        loaded(run, Mesh.single())
 
 
 EVEN = {
