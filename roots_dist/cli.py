@@ -16,6 +16,7 @@ import typer
 from roots_dist.errors import UserError
 from roots_dist.launch.arguments import Config, Overrides, Processes, Run
 from roots_dist.launch.speak import chat, generate
+from roots_dist.report.verb import report
 
 app = typer.Typer(
     name="roots",
@@ -182,6 +183,7 @@ def evaluate(
 
 app.command(short_help="what a model says to a text")(generate)
 app.command(short_help="talk with a model")(chat)
+app.command(short_help="runs -> one HTML page that compares them")(report)
 
 
 @app.command(short_help="prove a layout equal to one process")

@@ -115,6 +115,11 @@ def export(values: Mapping[str, str], *, replace: bool = True) -> None:
             os.environ.setdefault(name, value)
 
 
+def values(names: re.Pattern[str]) -> list[str]:
+    """What is set under names in which the pattern is found."""
+    return [value for name, value in os.environ.items() if names.search(name)]
+
+
 def is_set(name: str) -> bool:
     return bool(os.environ.get(name))
 

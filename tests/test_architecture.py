@@ -10,12 +10,12 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "roots_dist"
 FLOORS = (
-    ("errors", "layout", "environment", "logs", "config", "pipeline.actions", "pipeline.schedules", "data.ramp"),
+    ("errors", "layout", "environment", "logs", "config", "stopwatch", "pipeline.actions", "pipeline.schedules", "data.ramp"),
     ("mesh", "sharding", "rng", "objectives.base"),
     ("tensor", "optim", "pipeline", "zero"),
     ("models", "objectives", "data"),
     ("checkpoint",),
-    ("train", "track", "evaluate", "generate", "exchange", "plan", "verify", "launch", "testing"),
+    ("train", "track", "report", "evaluate", "generate", "exchange", "plan", "verify", "launch", "testing"),
     ("cli", "terminal", "__main__"),
 )
 """From facts to verbs. A file belongs to the longest name that fits: schedules and ramps are arithmetic that checks

@@ -13,7 +13,7 @@ import re
 import struct
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from roots_dist import environment
@@ -33,6 +33,8 @@ class CorpusFacts:
     """From the manifest beside it; None: made by other software."""
     trouble: str | None = None
     """Why it cannot be used."""
+    made_with: str | None = None
+    """The tokenizer beside it, where that has other ids than the config's: its tokens are other words."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +64,16 @@ def gather(config: Config, local_size: int) -> Facts:
     ids, tokenizer_trouble = _tokenizer(config.data.tokenizer)
     sources = () if config.objective.name in special_tokens.TASKS else (*config.data.train, *config.data.validation)
     return Facts(
-        corpora={source.path: corpus(source.path) for source in sources},
+        corpora={source.path: replace(corpus(source.path), made_with=_made_with(Path(source.path), ids)) for source in sources},
         tokenizer_vocab=max(ids.values()) + 1 if ids else None,
         tokenizer_trouble=tokenizer_trouble,
         special_tokens=frozenset(special_tokens.found(ids)),
         sentinels=len(special_tokens.sentinels(ids)),
         folder_trouble=_folder_trouble(Path(config.track.folder)),
         local_size=local_size,
-        memory=_memory(),
+        memory=free_memory(),
         gpus=environment.gpus() if config.train.device != "cpu" else 0,
-        versions={name: _version(name) for name in ("torch", "deepspeed", "scikit-learn")},
+        versions={name: version_of(name) for name in ("torch", "deepspeed", "scikit-learn")},
         pinned=_pinned(),
     )
 
@@ -112,6 +114,15 @@ def _manifest_vocab(prefix: Path) -> int | None:
     return vocab if isinstance(vocab, int) else None
 
 
+def _made_with(prefix: Path, ids: Mapping[str, int]) -> str | None:
+    """Words that the config's tokenizer has added mean nothing to the corpus; files may differ that have the same ids."""
+    beside = prefix.parent / "tokenizer.json"
+    if not ids or _manifest_vocab(prefix) is None or not beside.is_file():
+        return None
+    there, _ = _tokenizer(str(beside))
+    return str(beside) if any(ids.get(token) != i for token, i in there.items()) else None
+
+
 def _tokenizer(name: str | None) -> tuple[dict[str, int], str | None]:
     """The tokens of a tokenizer.json with their ids, or why it cannot be read."""
     if name is None:
@@ -137,7 +148,8 @@ def _folder_trouble(folder: Path) -> str | None:
         return f"{(error.strerror or 'unwritable').lower()}: {existing}"
 
 
-def _memory() -> int | None:
+def free_memory() -> int | None:
+    """Bytes that this machine, or the container, can still give."""
     import psutil
 
     available = int(psutil.virtual_memory().available)
@@ -149,7 +161,7 @@ def _memory() -> int | None:
         return available
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -70,6 +70,9 @@ def _task(config: Config) -> Iterator[Problem]:
     if f.patience and not (config.data.validation and config.train.eval_every):
         expected = "0 where nothing is evaluated while it learns"
         yield Problem(key="finetune.patience", found=f.patience, expected=expected, fix="set data.validation and train.eval_every, or leave it out")
+    if f.learn and f.strategy != "partial":
+        expected = f"nothing with finetune.strategy={f.strategy}: it names what learns where only some of the model does"
+        yield Problem(key="finetune.learn", found=list(f.learn), expected=expected, fix="set finetune.strategy=partial, or leave it out")
     if f.pair is not None and o.name != "classify":
         yield Problem(key="finetune.pair", found=f.pair, expected="nothing here: pairs are for objective.name=classify", fix="leave finetune.pair out")
     if o.name not in ("classify", "tag"):

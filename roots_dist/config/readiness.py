@@ -66,6 +66,13 @@ def _corpus(key: str, path: str, found: CorpusFacts, config: Config) -> Iterator
         )
         yield Problem(key=key, found=path, expected=f"a readable corpus ({found.trouble})", fix=fix)
         return
+    if found.made_with is not None:
+        yield Problem(
+            key=key,
+            found=path,
+            expected=f"a corpus made with data.tokenizer = {config.data.tokenizer}, not with {found.made_with}: its ids are other words",
+            fix=f"prepare the text with `roots prepare --tokenizer {config.data.tokenizer}`, or set data.tokenizer={found.made_with}",
+        )
     if found.vocab is not None and found.vocab > config.model.vocab:
         yield Problem(
             key="model.vocab",

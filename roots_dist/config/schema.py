@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
@@ -226,9 +226,21 @@ class Track(Section):
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
         "auto", description="auto: online if a key is set, offline if not, nothing if wandb is not installed"
     )
+    tensorboard: Literal["auto", "on", "off"] = Field(
+        "auto", description="event files in the run's folder; auto: on where the package tensorboard is installed"
+    )
     project: str = Field("roots", description="project of W&B")
+    group: str | None = Field(None, description="runs of W&B that belong together, as those of a sweep")
     name: str | None = Field(None, description="name of the run; default: the folder's")
     tags: tuple[str, ...] = Field((), description="tags of the run in W&B")
+    ranks: bool = Field(False, description="memory and seconds of every rank too, so that a slow one is seen")
+    artifacts: bool = Field(False, description="each checkpoint is an artifact in W&B, by reference: no byte is sent")
+
+    @field_validator("tensorboard", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: object) -> object:
+        """YAML reads on and off as true and false."""
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
 class Advanced(Section):

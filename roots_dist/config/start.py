@@ -20,6 +20,8 @@ FREE = ("model.dropout", "model.attention_dropout", "model.init_std")
 """Keys of model.* that do not say which function the weights are of."""
 TAKEN = ("advanced.norm_eps", "advanced.vocab_multiple", "data.tokenizer", "data.seq")
 """Beside model.* and generator.*: of these the first two say which function it is."""
+ADAPTERS = ("finetune.rank", "finetune.alpha", "finetune.targets")
+"""Of adapters that are gone on with: what they are, and what they are multiplied by."""
 
 
 def begun(loaded: Loaded) -> Loaded:
@@ -33,7 +35,8 @@ def begun(loaded: Loaded) -> Loaded:
     except ConfigError as error:
         raise ConfigError(loaded.located(error.problems)) from None
     values = dict(_taken(there, loaded))
-    problems = [
+    problems = [*_unusable(start, there, loaded.config)]
+    problems += [
         Problem(
             key=key,
             found=_value(loaded.config, key),
@@ -46,6 +49,16 @@ def begun(loaded: Loaded) -> Loaded:
     if problems:
         raise ConfigError(loaded.located(problems))
     return replace(loaded, config=loaded.config.changed({key: v for key, v in values.items() if key not in loaded.origins}))
+
+
+def _unusable(start: str, there: Config, here: Config) -> Iterator[Problem]:
+    if Path(start).resolve() == Path(here.track.folder).resolve():
+        expected = "another folder than finetune.start: what is written there would take the place of what the run starts from"
+        yield Problem(key="track.folder", found=here.track.folder, expected=expected, fix="name a new folder")
+    if there.finetune.strategy == "lora" != here.finetune.strategy:
+        expected = "a model without adapters, or finetune.strategy=lora, which goes on with them"
+        fix = f"put them into the matrices: roots export {start} MERGED; roots import MERGED RUN; and start from RUN"
+        yield Problem(key="finetune.start", found=start, expected=expected, fix=fix)
 
 
 def config_of(start: str) -> Config:
@@ -64,6 +77,8 @@ def _taken(there: Config, loaded: Loaded) -> Iterator[tuple[str, object]]:
     yield from ((f"model.{key}", value) for key, value in model.items())
     yield from ((f"generator.{key}", value) for key, value in there.generator.model_dump().items())
     yield from ((key, _value(there, key)) for key in TAKEN)
+    if there.finetune.strategy == loaded.config.finetune.strategy == "lora":
+        yield from ((key, _value(there, key)) for key in ADAPTERS)
     if "objective.name" not in loaded.origins:
         told = (f"objective.{key}" for key in there.objective.model_dump())
         yield from ((key, _value(there, key)) for key in told if key not in loaded.origins)

@@ -111,7 +111,7 @@ def open_chat(template: str | None, tokenizer: str, end_token: str) -> Chat:
     def render(messages: Messages, add_generation_prompt: bool) -> str:
         try:
             return compiled.render(messages=list(messages), add_generation_prompt=add_generation_prompt, **{"eos_token": end_token, **tokens})
-        except TemplateError as error:
+        except Exception as error:  # a template is code: it may add a word to a number
             raise ValueError(f"{name} refuses it: {error}") from error
 
     return Chat(name, render)
@@ -137,11 +137,14 @@ def template_of(template: str | None, tokenizer: Path) -> tuple[str, str, dict[s
 
 def _read_config(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise _wrong(str(path), error) from error
+    if not isinstance(found, dict):
+        raise _wrong(str(path), ValueError("the settings of a tokenizer are an object"))
+    return found
 
 
 def _wrong(name: str, error: Exception) -> DataError:

@@ -53,6 +53,12 @@ def samples_before(train: Train, step: int) -> int:
     return stage.first_sample + (step - stage.first_step) * stage.batch
 
 
+def step_after(train: Train, samples: int) -> int:
+    """The first step that begins when so many sequences have been taken."""
+    stage = [stage for stage in stages(train) if stage.first_sample <= samples][-1]
+    return stage.first_step + -(-(samples - stage.first_sample) // stage.batch)
+
+
 def batch_sizes(train: Train) -> list[int]:
     """Every size that occurs; each must be a multiple of micro_batch × dp. The ramp does not know dp, so that the
     samples of a step are the same in every layout."""

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from roots_dist.data.archives import OPENERS, DamagedArchive, open_bytes
-from roots_dist.data.readers import parsed_object
+from roots_dist.data.readers import LONGEST, parsed_object
 from roots_dist.errors import DataError, Problem
+
+
+LONG = 120
+"""Characters of a value that a message shows."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Row:
 
     def wrong(self, key: str, found: object, expected: str, fix: str = "correct this line") -> DataError:
         """key: the column."""
+        if len(str(found)) > LONG:
+            found = f"{str(found)[:LONG]}…"
         return DataError(Problem(key=f"{self.place}: {key}", found=found, expected=expected, fix=fix))
 
 
@@ -69,7 +76,19 @@ def _lines(content: BinaryIO, file: str) -> Iterator[tuple[int, dict]]:
             if not isinstance(value, dict):
                 expected = f"a JSON object ({': '.join(value)})"
                 raise DataError(Problem(key=f"{file}:{number}", found=_short(data), expected=expected, fix="correct this line"))
+            if b"\\u" in data and not _encodes(value):
+                expected = "valid Unicode (half of a surrogate pair is none)"
+                raise DataError(Problem(key=f"{file}:{number}", found=_short(data), expected=expected, fix="correct this line"))
             yield number, value
+
+
+def _encodes(value: dict) -> bool:
+    """JSON can spell half a surrogate pair, which no encoding holds."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _short(data: bytes) -> str:
@@ -81,9 +100,12 @@ def _table(delimiter: str) -> Callable[[BinaryIO, str], Iterator[tuple[int, dict
     """The first line names the columns."""
 
     def read(content: BinaryIO, file: str) -> Iterator[tuple[int, dict]]:
+        csv.field_size_limit(LONGEST)  # a text may be longer than the library's 131,072 characters
         reader = csv.DictReader(io.TextIOWrapper(content, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
-        line = 1
+        line = 0
         try:
+            _refuse_twins(reader.fieldnames or (), file)
+            line = 1
             for values in reader:
                 line = reader.line_num
                 if None in values:
@@ -95,13 +117,21 @@ def _table(delimiter: str) -> Callable[[BinaryIO, str], Iterator[tuple[int, dict
                     raise DataError(problem)
                 yield line, values
         except csv.Error as error:
-            problem = Problem(key=f"{file}:{reader.line_num}", found="a row", expected=f"one of csv ({error})", fix="correct this line")
+            problem = Problem(key=f"{file}:{line + 1}", found="a row", expected=f"one of csv ({error})", fix="correct this line")
             raise DataError(problem) from error
         except UnicodeDecodeError as error:
-            problem = Problem(key=f"{file}:{line + 1}", found="bytes", expected=f"UTF-8 ({error.reason})", fix="save the file as UTF-8")
+            problem = Problem(key=file, found="bytes", expected=f"UTF-8 ({error.reason})", fix="save the file as UTF-8")
             raise DataError(problem) from error
 
     return read
+
+
+def _refuse_twins(columns: Sequence[str], file: str) -> None:
+    """Of two columns with one name only the last would be read."""
+    twins = sorted({name for name in columns if columns.count(name) > 1})
+    if twins:
+        problem = Problem(key=f"{file}:1", found=twins[0], expected="a name of its own for each column", fix="rename one of them")
+        raise DataError(problem)
 
 
 READERS: dict[str, Callable[[BinaryIO, str], Iterator[tuple[int, dict]]]] = {

@@ -8,6 +8,7 @@ its file and line. Lengths are cut later, by the objectives (objectives/): a tex
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +27,8 @@ from roots_dist.errors import DataError, Problem
 
 AT_ONCE = 1024
 """Texts that are tokenised in one go."""
+NUMBER = re.compile(r"-?\d{1,18}")
+"""A label that is one; with more digits it is a word."""
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -60,13 +63,13 @@ def open_examples(path: str, config: Config) -> Examples:
 
 
 def labels_of(paths: Sequence[str], config: Config) -> tuple[str, ...]:
-    """The labels that the rows of these files have, sorted; numbers by their size."""
+    """The labels that the rows of these files have, sorted; numbers by their size. One order in every process."""
     found: set[str] = set()
     for path in paths:
         for row in rows(path):
             values = _tags(row, _columns(config)) if config.objective.name == "tag" else [_label(row, config.finetune.label)]
             found.update(values)
-    return tuple(sorted(found, key=lambda label: (0, int(label), "") if label.lstrip("-").isdecimal() else (1, 0, label)))
+    return tuple(sorted(found, key=lambda label: (0, int(label), label) if NUMBER.fullmatch(label) else (1, 0, label)))
 
 
 class _Columns(NamedTuple):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import TASKS
+from roots_dist.data.ramp import step_after
 from roots_dist.data.tasks import labels_of
 from roots_dist.errors import ConfigError, Problem
 
@@ -22,9 +23,10 @@ def told(config: Config) -> Config:
     labelled = config.changed(values)
     if (f.epochs is None and f.every_epochs is None) or not config.data.train or (config.objective.name in TASKS and not config.data.tokenizer):
         return labelled  # what is missing is told by the checks
-    pass_steps = max(1, -(-_num_samples(labelled) // config.train.batch))
+    samples = _num_samples(labelled)
+    pass_steps = max(1, -(-samples // config.train.batch))
     if f.epochs is not None:
-        values["train.steps"] = f.epochs * pass_steps
+        values["train.steps"] = f.epochs * pass_steps if config.train.batch_ramp is None else step_after(config.train, f.epochs * samples)
     if f.every_epochs is not None:
         values["finetune.every"] = max(1, round(f.every_epochs * pass_steps))
     return config.changed(values)

@@ -21,6 +21,7 @@ from roots_dist.checkpoint.format import FORMAT, checkpoints_folder, shard_name,
 from roots_dist.checkpoint.save import SHARD_BYTES, describe, part_file, write_shard
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
+from roots_dist.config.sizes import num_blocks
 from roots_dist.errors import ExchangeError
 from roots_dist.exchange import ARCHITECTURES
 from roots_dist.exchange.electra import GENERATOR_CLASS
@@ -66,6 +67,7 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     if vocab is not None and vocab > config.model.vocab:
         room = f"at most vocab_size = {config.model.vocab}, the words that the model has"
         raise refused(f"{folder}/tokenizer.json", f"{vocab} ids", room, "use the tokenizer that it was trained with")
+    _refuse_more_blocks_than_tensors(config, tensors)
     model = shapes(pieces_of(config, Split()))
     model = {name: shape for name, shape in model.items() if not (alone and name.startswith("generator."))}
     table = rules(architecture, head, config, model)
@@ -86,9 +88,10 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
 
 def _table(tree: Mapping, folder: Path, tensors: Tensors) -> tuple[Architecture, Head]:
     """By the class that config.json names."""
-    names = tree.get("architectures") or [None]
+    names, model_type = tree.get("architectures") or [None], tree.get("model_type", "")
+    names = names if isinstance(names, list) else [names]
     where = f"{folder}/config.json: architectures"
-    architecture = ARCHITECTURES.get(tree.get("model_type", ""))
+    architecture = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
     head = architecture.head(names[0]) if architecture else None
     if names[0] == GENERATOR_CLASS:
         fix = f"name the discriminator's folder, and this one by --generator {folder}"
@@ -99,6 +102,14 @@ def _table(tree: Mapping, folder: Path, tensors: Tensors) -> tuple[Architecture,
     if head.architecture == "BertForMaskedLM" and "cls.seq_relationship.weight" in tensors.files:
         head = architecture.head("BertForPreTraining")  # many a released BERT names the smaller class
     return architecture, head
+
+
+def _refuse_more_blocks_than_tensors(config: Config, tensors: Mapping[str, Tensors]) -> None:
+    """Before so many blocks are built, if only by name."""
+    blocks, files = num_blocks(config), sum(len(folder.files) for folder in tensors.values())
+    if blocks > files:
+        where, fix = f"{tensors[''].folder}/config.json", "use the config.json that belongs to these files"
+        raise refused(where, f"{blocks:,} layers", f"at most {files:,}, the tensors there are", fix)
 
 
 def _values(tree: Mapping, architecture: Architecture, head: Head, folder: Path) -> dict[str, object]:

@@ -95,8 +95,9 @@ def labels_of(tree: Mapping, where: str) -> list[str]:
     """Names of the classes of a head, in the order of their outputs."""
     if tree.get("problem_type") not in (None, "single_label_classification"):
         raise _wrong(where, "problem_type", tree["problem_type"], "single_label_classification: each text has one label")
-    given = tree.get("id2label") or {i: f"LABEL_{i}" for i in range(tree.get("num_labels", 2))}
+    given = tree.get("id2label") or tree.get("num_labels", 2)
     try:
+        given = {i: f"LABEL_{i}" for i in range(given)} if isinstance(given, int) else given
         names = {int(i): str(name) for i, name in given.items()}
     except (AttributeError, ValueError):
         names = {}

@@ -94,7 +94,10 @@ def _named(config: Config, ids: Mapping[str, int]) -> dict[str, str]:
     """transformers' name -> the token, of those that the family has and the tokenizer too."""
     there = found(ids)
     tokens = {ours: next(name for name in NAMES[ours] if name in ids) for ours in there}
-    return {CALLED[ours]: tokens[ours] for ours in OF_FAMILY[config.model.family] if ours in tokens}
+    named = {CALLED[ours]: tokens[ours] for ours in OF_FAMILY[config.model.family] if ours in tokens}
+    if config.objective.name == "classify" and "eos" in named:
+        named.setdefault("pad", named["eos"])  # decoders: several texts at a time are filled up with it
+    return named
 
 
 def _bos(config: Config, ids: Mapping[str, int]) -> str | None:

@@ -30,6 +30,15 @@ def kind_of(config: Config) -> Kind:
     return name if name in ("classify", "tag") else "fill" if name in HIDES else "write"
 
 
+def is_unicode(text: str) -> bool:
+    """Python gives bytes of the command line that it cannot decode as halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """None, (), False: not asked."""
@@ -116,6 +125,8 @@ class Asked:
                 yield self._problem("samples", "1, since greedy answers are all the same", fix)
         if "" in self.stop:
             yield Problem(key="--stop", found="", expected="a text that is not empty", fix="leave it out")
+        if not all(map(is_unicode, self.stop)):
+            yield Problem(key="--stop", found=ascii(self.stop), expected="text in Unicode", fix="give it in the terminal's encoding")
 
     def _problem(self, option: str, expected: str, fix: str | None = None) -> Problem:
         flag = f"--{option.replace('_', '-')}"

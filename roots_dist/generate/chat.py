@@ -63,7 +63,7 @@ def chat(config: Config, mesh: Mesh, *, asked: Asked, hear: Hear, show: Show) ->
     show(f"{Path(config.track.folder)}: {HELP}")
     while True:
         try:
-            line = hear().strip()
+            line = hear().encode(errors="replace").decode().strip()  # bytes that are no text come as halves of surrogate pairs
         except EOFError:
             return
         except KeyboardInterrupt:

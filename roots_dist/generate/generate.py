@@ -9,6 +9,7 @@ to give labels gives them.
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -70,9 +71,27 @@ def check(config: Config, asked: Asked) -> None:
         marked(given, words)
     else:
         examples(given, words)
-    if asked.output is not None and not asked.output.parent.is_dir():
-        expected = "a file in a folder that is there"
-        raise DataError(Problem(key="--output", found=str(asked.output), expected=expected, fix=f"make {asked.output.parent}"))
+    if asked.output is not None:
+        _check_output(asked.output)
+
+
+def _check_output(path: Path) -> None:
+    """Tried by writing beside it: permission bits do not tell of full disks and read-only mounts."""
+    expected, fix = None, "choose another file"
+    if not path.parent.is_dir():
+        expected, fix = "a file in a folder that is there", f"make {path.parent}"
+    elif path.is_dir():
+        expected = "a file: this is a folder"
+    else:
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+            if path.exists():
+                path.open("a").close()
+        except OSError as error:
+            expected = f"a file that can be written ({(error.strerror or 'unwritable').lower()})"
+    if expected is not None:
+        raise DataError(Problem(key="--output", found=str(path), expected=expected, fix=fix))
 
 
 def _wording(config: Config, asked: Asked) -> Wording:

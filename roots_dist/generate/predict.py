@@ -40,6 +40,8 @@ def examples(given: Sequence[Given], words: Wording) -> Examples:
     for one in given:
         if f.pair is not None and not (one.pair or "").strip():
             raise one.problem("a second text: this model has learned from pairs", "give it with --pair TEXT")
+        if f.pair is None and one.pair is not None and task == "classify":
+            raise one.problem("no second text: this model has learned from single texts", "leave pair out")
         label = f.labels[0] if task == "classify" else [f.labels[0]] * len(one.prompt.split())
         found.append(Row({f.text: one.prompt, f.label: label, **({f.pair: one.pair} if f.pair else {})}, one.place, 1))
     return Examples("prompts", tuple(TASKS[task](found, f, words.codec, words.specials)))

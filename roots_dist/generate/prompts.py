@@ -23,7 +23,7 @@ from roots_dist.data.rows import Row, rows
 from roots_dist.data.specials import Specials, read_specials
 from roots_dist.data.tokenizer import Codec, load_codec
 from roots_dist.errors import DataError, Problem
-from roots_dist.generate.asked import MAX_TOKENS, Asked
+from roots_dist.generate.asked import MAX_TOKENS, Asked, is_unicode
 from roots_dist.generate.stops import Stops
 
 CLOSED = ("spans", "seq2seq")
@@ -42,6 +42,7 @@ class Given(NamedTuple):
 
     def problem(self, expected: str, fix: str) -> DataError:
         text = self.prompt if len(self.prompt) <= SHORT else f"{self.prompt[:SHORT]}…"
+        text = text.encode(errors="replace").decode()  # it may be what is wrong
         return DataError(Problem(key=self.place, found=text, expected=expected, fix=fix))
 
 
@@ -60,6 +61,8 @@ def texts(asked: Asked) -> list[Given]:
     for one in found:
         if not one.prompt.strip():
             raise one.problem("text that is not empty", "give it a word to begin with, or --prompts FILE")
+        if not is_unicode(f"{one.prompt}{one.pair or ''}"):
+            raise one.problem("text in Unicode: these are bytes that are none", "give it in the terminal's encoding, or as UTF-8 by --prompts FILE")
     return found
 
 
@@ -68,7 +71,7 @@ def _of_file(path: Path) -> list[Given]:
     if path.suffix.lower() != ".txt":
         return [_of_row(row) for row in rows(path)]
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         why = (error.strerror or "unreadable").lower() if isinstance(error, OSError) else "not UTF-8 text"
         expected = f"a file that can be read ({why})"

@@ -90,6 +90,14 @@ def _look(config: Config) -> None:
         learned(config, {name: place.depth for name, place in places.items()})
 
 
+def _look_at_held_out(config: Config) -> None:
+    """At the rows that are evaluated; those of training need not be there any more."""
+    if config.objective.name in TASKS and config.data.validation:
+        from roots_dist.data.told import look
+
+        look(config.changed({"data.train": ()}))
+
+
 def _train(config: Config, mesh) -> None:
     from roots_dist.train.loop import train
 
@@ -155,6 +163,7 @@ EVALUATE = Verb(
     _read_for_evaluation,
     _evaluate,
     _without_training_batch,
+    look=_look_at_held_out,
     needless=frozenset({"data.train", "data.tokenizer", "track.folder", "model"}),  # model: memory for optimizer states
 )
 GENERATE = Verb(

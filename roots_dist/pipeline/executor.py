@@ -9,7 +9,7 @@ input only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +21,7 @@ from roots_dist.objectives.base import MicroBatch, Scored
 from roots_dist.pipeline.actions import Action, Kind, rank_of
 from roots_dist.pipeline.passes import Channel, channel_of
 from roots_dist.pipeline.stage import Stage
+from roots_dist.stopwatch import Stopwatch
 from roots_dist.tensor.collectives import Later
 
 Payload = dict[str, Tensor]
@@ -60,7 +61,7 @@ class _Flight:
 @dataclass(frozen=True)
 class Executor:
     """stages: this rank's, by number. spec(stage, microbatch): what comes into a stage. lowest(microbatch): the first
-    stage that learns, below which no gradient is computed or sent. later: shared with the stages' layers."""
+    stage that learns, below which no gradient is computed or sent. later and watch: shared with the stages' layers."""
 
     mesh: Mesh
     stages: Mapping[int, Stage]
@@ -69,6 +70,7 @@ class Executor:
     lowest: Callable[[MicroBatch], int]
     channels: Mapping[Channel, dist.ProcessGroup]
     later: Later
+    watch: Stopwatch
 
     def run(self, actions: Sequence[Action], batches: Sequence[MicroBatch], scales: Scales) -> list:
         """Do the actions. Gradients of Σ scale · sum over the terms are added into .grad.
@@ -98,15 +100,14 @@ class Executor:
                 flight.arriving["forward", work] = self._receive(action, self.spec(stage, batches[i]))
             elif kind is Kind.RECV_BACKWARD:
                 flight.arriving["backward", work] = self._receive(action, _learned(self.spec(stage + 1, batches[i])))
-        for message, _ in flight.sent:
-            message.wait()
+        self._wait(message for message, _ in flight.sent)
         return found
 
     def _forward(self, flight: _Flight, work: Work, batch: MicroBatch, scales: Scales, lowest: int) -> list:
         stage, i = work
         payload = flight.inputs.pop(work, None)
         if payload is None and stage > 0:
-            payload = _arrived(flight, "forward", work)
+            payload = self._arrived(flight, "forward", work)
         if payload is not None and stage > lowest:
             for tensor in payload.values():
                 tensor.requires_grad_(tensor.is_floating_point())
@@ -127,7 +128,7 @@ class Executor:
         inputs, (output, loss) = flight.inputs.pop(work), flight.outputs.pop(work)
         roots, gradients = ([loss], [None]) if loss is not None and loss.requires_grad else ([], [])
         if stage < self.num_stages - 1:
-            given = flight.gradients.pop(work, None) or _arrived(flight, "backward", work)
+            given = flight.gradients.pop(work, None) or self._arrived(flight, "backward", work)
             named = [name for name, t in output.items() if t.requires_grad]
             roots, gradients = [*roots, *(output[n] for n in named)], [*gradients, *(given[n] for n in named)]
         self.later.on = put_off
@@ -141,6 +142,17 @@ class Executor:
             flight.gradients[stage - 1, i] = {
                 name: torch.zeros_like(t) if t.grad is None else t.grad for name, t in learned.items()
             }
+
+    def _arrived(self, flight: _Flight, direction: str, work: Work) -> Payload:
+        payload, messages = flight.arriving.pop((direction, work))
+        self._wait(messages)
+        return payload
+
+    def _wait(self, messages: Iterable[dist.Work]) -> None:
+        self.watch.lap("compute")
+        for message in messages:
+            message.wait()
+        self.watch.lap("pp_wait")
 
     def _is_mine(self, stage: int) -> bool:
         return rank_of(stage, self.mesh.pp.size) == self.mesh.pp.rank
@@ -171,10 +183,3 @@ def _needless(action: Action, lowest: int) -> bool:
 def _learned(spec: PayloadSpec) -> PayloadSpec:
     """What has a gradient."""
     return {name: (shape, dtype) for name, (shape, dtype) in spec.items() if dtype.is_floating_point}
-
-
-def _arrived(flight: _Flight, direction: str, work: Work) -> Payload:
-    payload, messages = flight.arriving.pop((direction, work))
-    for message in messages:
-        message.wait()
-    return payload

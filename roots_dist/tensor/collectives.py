@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from roots_dist.mesh import SINGLE, Axis
+from roots_dist.stopwatch import Stopwatch
 
 
 class Later:
@@ -45,6 +46,8 @@ class Split:
     sequence: bool = False
     """Outside the regions each rank holds S/tp positions."""
     later: Later = field(default_factory=Later)
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    """Told what is computing, and what waiting for the other tensor ranks."""
 
     def positions(self, seq: int) -> range:
         """The positions that this rank holds outside the regions."""
@@ -71,40 +74,52 @@ class Split:
 class Pending:
     """A message under way. Call it to wait and get the result."""
 
-    def __init__(self, result: Tensor, work: dist.Work | None, finish: Callable[[Tensor], Tensor] = lambda x: x):
-        self._result, self._work, self._finish = result, work, finish
+    def __init__(
+        self,
+        result: Tensor,
+        work: dist.Work | None,
+        watch: Stopwatch | None = None,
+        finish: Callable[[Tensor], Tensor] = lambda x: x,
+    ):
+        self._result, self._work, self._watch, self._finish = result, work, watch, finish
 
     def __call__(self) -> Tensor:
         if self._work is not None:
+            if self._watch:
+                self._watch.lap("compute")
             self._work.wait()
+            if self._watch:
+                self._watch.lap("tp")
         return self._finish(self._result)
 
 
-def start_sum(x: Tensor, tp: Axis) -> Pending:
+def start_sum(x: Tensor, split: Split) -> Pending:
     """Sum over tensor ranks, in place: x must belong to the caller and not be saved by autograd."""
-    if tp.size == 1:
+    if split.tp.size == 1:
         return Pending(x, None)
     x = x.contiguous()
-    return Pending(x, dist.all_reduce(x, group=tp.group, async_op=True))
+    return Pending(x, dist.all_reduce(x, group=split.tp.group, async_op=True), split.watch)
 
 
-def start_gather(x: Tensor, tp: Axis) -> Pending:
+def start_gather(x: Tensor, split: Split) -> Pending:
     """[B, s, D] -> [B, S, D], positions in the order of the ranks."""
+    tp = split.tp
     if tp.size == 1:
         return Pending(x, None)
     out = x.new_empty(tp.size * x.shape[0], *x.shape[1:])
     work = dist.all_gather_into_tensor(out, x.contiguous(), group=tp.group, async_op=True)
-    return Pending(out, work, lambda o: o.unflatten(0, (tp.size, -1)).transpose(0, 1).flatten(1, 2))
+    return Pending(out, work, split.watch, lambda o: o.unflatten(0, (tp.size, -1)).transpose(0, 1).flatten(1, 2))
 
 
-def start_scatter_sum(x: Tensor, tp: Axis) -> Pending:
+def start_scatter_sum(x: Tensor, split: Split) -> Pending:
     """[B, S, D] -> [B, s, D]: the sum over tensor ranks, of which each keeps its own positions."""
+    tp = split.tp
     if tp.size == 1:
         return Pending(x, None)
     parts = x.unflatten(1, (tp.size, -1)).transpose(0, 1).contiguous()  # [tp, B, s, D]
     out = x.new_empty(parts.shape[1:])
     work = dist.reduce_scatter_tensor(out, parts.flatten(0, 1), group=tp.group, async_op=True)
-    return Pending(out, work)
+    return Pending(out, work, split.watch)
 
 
 def max_(x: Tensor, tp: Axis) -> Tensor:
@@ -128,22 +143,22 @@ def gather_last(x: Tensor, tp: Axis) -> Tensor:
 
 def start_enter(x: Tensor, split: Split) -> Pending:
     """The region's input [B, S, D] from this rank's x."""
-    return start_gather(x, split.tp) if split.sequence else Pending(x, None)
+    return start_gather(x, split) if split.sequence else Pending(x, None)
 
 
 def start_enter_backward(grad: Tensor, split: Split) -> Pending:
     """Each rank knows what its own columns say about the input; the truth is the sum. Consumes grad [B, S, D]."""
-    return start_scatter_sum(grad, split.tp) if split.sequence else start_sum(grad, split.tp)
+    return start_scatter_sum(grad, split) if split.sequence else start_sum(grad, split)
 
 
 def start_leave(partial: Tensor, split: Split) -> Pending:
     """Each rank has the sum over its own rows; the output is the sum of all. Consumes partial [B, S, D]."""
-    return start_scatter_sum(partial, split.tp) if split.sequence else start_sum(partial, split.tp)
+    return start_scatter_sum(partial, split) if split.sequence else start_sum(partial, split)
 
 
 def start_leave_backward(grad: Tensor, split: Split) -> Pending:
     """Every rank's partial sum gets the output's whole gradient [B, S, D]."""
-    return start_gather(grad, split.tp) if split.sequence else Pending(grad, None)
+    return start_gather(grad, split) if split.sequence else Pending(grad, None)
 
 
 class _Enter(torch.autograd.Function):
@@ -182,7 +197,7 @@ class _Whole(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x: Tensor, split: Split) -> Tensor:
         ctx.split = split
-        return start_gather(x, split.tp)()
+        return start_gather(x, split)()
 
     @staticmethod
     def backward(ctx, grad: Tensor):

@@ -55,7 +55,7 @@ def closing_lines(config: Config, folder: Path) -> None:
     console.print(f"curve  {curve}")
     roots = command()
     if config.data.tokenizer:
-        asked = TRY.get(config.objective.name, 'generate {run} "Four score and seven years ago"')
+        asked = TRY.get(config.objective.name, 'generate {run} "a text"') + (' --pair "another"' if config.finetune.pair else "")
         console.print(f"next   {roots} {asked.format(run=folder)}")
         console.print(f"       {roots} verify {folder / 'config.yaml'}")
     else:
@@ -64,13 +64,16 @@ def closing_lines(config: Config, folder: Path) -> None:
 
 def _rows(first: Mapping) -> Iterator[tuple[str, str]]:
     """(label, metric) of what an evaluation has logged. The accuracy of one term needs no name, that of next words none."""
-    accuracies = [name for name in first if name.startswith("accuracy/validation/")]
+    alone = sum(name.startswith("accuracy/validation/") for name in first) == 1
     for name in first:
-        label = ROWS.get(name)
-        if name in accuracies and name != "accuracy/validation/clm":
-            label = "accuracy" if len(accuracies) == 1 else f"accuracy, {name.rpartition('/')[2]}"
+        label = label_of(name) if name != "accuracy/validation/clm" else None
         if label:
-            yield label, name
+            yield label.split(",")[0] if alone else label, name
+
+
+def label_of(metric: str) -> str | None:
+    """In words; None if it is none of those that are shown."""
+    return f"accuracy, {metric.rpartition('/')[2]}" if metric.startswith("accuracy/validation/") else ROWS.get(metric)
 
 
 def command() -> str:

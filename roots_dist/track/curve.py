@@ -14,7 +14,7 @@ BLUE, ORANGE, GREY, INK = "#2f6db5", "#d9622b", "#8a8f98", "#2b2f36"
 
 def series(records: Sequence[dict], name: str) -> tuple[list[int], list[float]]:
     """Steps and values of one metric, without those that are not finite."""
-    points = [(r["step"], r[name]) for r in records if isinstance(r.get(name), (int, float))]
+    points = [(r["step"], r[name]) for r in records if isinstance(r.get(name), (int, float)) and math.isfinite(r[name])]
     return [step for step, _ in points], [value for _, value in points]
 
 
@@ -52,7 +52,7 @@ def draw_curve(metrics: Path, png: Path, title: str = "") -> Path:
     if steps:
         top.plot(steps, losses, color=BLUE, alpha=0.28, linewidth=0.9, label="training, each step")
         top.plot(steps, smooth(losses), color=BLUE, linewidth=2.0, label="training, smoothed")
-        top.set_ylim(*_window(losses, series(records, "loss/validation")[1]))
+        top.set_ylim(*window(losses, series(records, "loss/validation")[1]))
     at, validation = series(records, "loss/validation")
     if at:
         style = {"color": ORANGE, "markersize": 5.5, "linewidth": 1.2, "markeredgecolor": "white"}
@@ -86,7 +86,7 @@ def draw_curve(metrics: Path, png: Path, title: str = "") -> Path:
     return png
 
 
-def _window(losses: Sequence[float], validation: Sequence[float]) -> tuple[float, float]:
+def window(losses: Sequence[float], validation: Sequence[float]) -> tuple[float, float]:
     """Limits that one spike cannot blow up: everything up to the start's loss, and most of what lies above it."""
     ranked = sorted(losses)
     high = max([ranked[math.ceil(0.995 * (len(ranked) - 1))], losses[0], *validation])

@@ -31,9 +31,17 @@ NAMES = {
     "data/tokens": "tokens since the run's beginning",
     "train/skipped_steps": "since the run's beginning, with train.nonfinite=skip",
     "time/step_s": "seconds per step",
+    "time/data_s": "since the last report, the mean over ranks: making the batches",
+    "time/compute_s": "forward and backward",
+    "time/tp_s": "in them, waiting for the layers' messages of other tensor ranks",
+    "time/pp_wait_s": "waiting for other stages: the pipeline's bubble",
+    "time/dp_s": "what data ranks have in common: counts, reduction, optimizer",
+    "time/evaluate_s": "of this evaluation",
+    "time/checkpoint_s": "of this checkpoint",
     "speed/tokens_per_s": "of all ranks together",
     "util/mfu_fraction": "model FLOPs, attention counted causally half, over the devices' peak",
     "memory/peak_gib": "of the process that needs most",
+    "memory/peak_gib/rankN, time/PART_s/rankN": "with track.ranks: of each rank",
 }
 """What each number is. A run may log more."""
 
@@ -54,6 +62,9 @@ class MetricsFile:
 
     def text(self, step: int, name: str, text: str) -> None:
         self._texts.write(_line({"step": step, "time": round(time.time(), 3), "name": name, "text": text}))
+
+    def checkpoint(self, step: int, path: Path) -> None:
+        """It stands beside this file."""
 
     def close(self) -> None:
         self._metrics.close()
@@ -76,6 +87,11 @@ def read_lines(path: Path) -> Iterator[dict]:
                 yield record
             else:
                 log.warning("%s, line %d: not a record, left out", path, number)
+
+
+def last_step(path: Path) -> int:
+    """The last one that was logged; -1: none."""
+    return max((record["step"] for record in read_lines(path)), default=-1) if path.exists() else -1
 
 
 def drop_after(path: Path, step: int) -> None:

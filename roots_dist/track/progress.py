@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -159,6 +160,9 @@ class Progress:
 
     def text(self, step: int, name: str, text: str) -> None:
         self._console.print(Text.assemble((f"step {step}  {name}\n", "cyan"), text), soft_wrap=True)
+
+    def checkpoint(self, step: int, path: Path) -> None:
+        """No line: what comes after it says that it is saved."""
 
     def close(self) -> None:
         if self._live is not None:

@@ -1,6 +1,6 @@
-"""Everything a run tells goes through one small interface: to the metrics file, the terminal and W&B.
+"""Everything a run tells goes through one small interface: to the metrics file, the terminal, TensorBoard and W&B.
 
-    train/duties.py: trackers.log(step, {"loss/train": …}) --> MetricsFile | Progress | Wandb
+    train/duties.py: trackers.log(step, {"loss/train": …}) --> MetricsFile | Progress | Background(TensorBoard | Wandb)
 
 Only rank 0 has trackers; on the others the list is empty, so that callers need no `if`.
 """
@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 from roots_dist.config.schema import Config
-from roots_dist.track.metrics import MetricsFile
+from roots_dist.track import tensorboard, wandb
+from roots_dist.track.background import Background
+from roots_dist.track.metrics import METRICS_FILE, MetricsFile, last_step
 from roots_dist.track.progress import Progress
-from roots_dist.track.wandb import open_wandb
+from roots_dist.track.scrub import known_secrets
 
 
 class Tracker(Protocol):
@@ -25,6 +27,10 @@ class Tracker(Protocol):
 
     def text(self, step: int, name: str, text: str) -> None:
         """Something to read, such as a sample of the model's text."""
+        ...
+
+    def checkpoint(self, step: int, path: Path) -> None:
+        """A checkpoint has been saved there."""
         ...
 
     def close(self) -> None: ...
@@ -51,6 +57,10 @@ class Trackers:
         for tracker in self._trackers:
             tracker.text(step, name, text)
 
+    def checkpoint(self, step: int, path: Path) -> None:
+        for tracker in self._trackers:
+            tracker.checkpoint(step, path)
+
     def close(self) -> None:
         for tracker in self._trackers:
             tracker.close()
@@ -61,10 +71,18 @@ def open_trackers(
 ) -> Trackers:
     """The trackers of this rank. `facts` (versions, layout, machine) are kept with the run where it is shown.
 
-    On a resume, what was logged after `resumed_step` is dropped from the file: no step is logged twice.
+    On a resume, what was logged after `resumed_step` is dropped from the file: no step is logged twice. The file and the
+    terminal are written at once; the others in the background. Raises EnvironmentProblem if one that was asked for by name
+    is not installed.
     """
     if not rank0:
         return Trackers()
-    wandb = open_wandb(config, folder, facts or {})
+    facts, known = facts or {}, known_secrets()
+    logged_step = last_step(folder / METRICS_FILE) if config.checkpoint.resume else -1
     progress = Progress(config.train.steps, resumed_step)
-    return Trackers([MetricsFile(folder, resumed_step), progress, *([wandb] if wandb else [])], progress.doing)
+    views: list[Tracker] = []
+    if tensorboard.is_wanted(config):
+        views.append(Background("TensorBoard", lambda: tensorboard.TensorBoard(config, folder, facts, resumed_step, known)))
+    if wandb.is_wanted(config):
+        views.append(Background("W&B", lambda: wandb.open_wandb(config, folder, facts, logged_step, known)))
+    return Trackers([MetricsFile(folder, resumed_step), progress, *views], progress.doing)

@@ -26,6 +26,7 @@ from roots_dist.pipeline.executor import Executor, connect
 from roots_dist.pipeline.partition import partition
 from roots_dist.pipeline.stage import Stage
 from roots_dist.sharding import Param, initialize, parameters_of
+from roots_dist.stopwatch import Stopwatch
 from roots_dist.tensor.collectives import Later, Split
 from roots_dist.zero.build import build_engine
 from roots_dist.zero.seam import Engine
@@ -150,6 +151,10 @@ class Run:
     def params(self) -> list[Param]:
         return self.passes.model.params
 
+    @property
+    def watch(self) -> Stopwatch:
+        return self.passes.executor.watch
+
 
 def learning_program(config: Config, num_microbatches: int) -> Program:
     p = config.parallel
@@ -180,6 +185,7 @@ def build_passes(config: Config, mesh: Mesh) -> Passes:
         lowest=lambda batch: model.lowest(batch.step),
         channels=connect(channels, mesh),
         later=model.split.later,
+        watch=model.split.watch,
     )
     return Passes(config, mesh, model, executor)
 

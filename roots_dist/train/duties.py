@@ -6,7 +6,8 @@ A duty is a function of the session and the step's report. All ranks call all du
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -16,9 +17,10 @@ from roots_dist.evaluate.held_out import score_held_out
 from roots_dist.generate.decode import decode
 from roots_dist.generate.request import Request
 from roots_dist.generate.sampling import Sampling
+from roots_dist.mesh import Mesh
 from roots_dist.optim.rates import rate
 from roots_dist.plan.flops import flops_per_step
-from roots_dist.tensor.collectives import max_
+from roots_dist.stopwatch import PARTS
 from roots_dist.track.machine import peak_memory_gib
 from roots_dist.train.session import Session
 from roots_dist.train.step import StepReport
@@ -40,20 +42,23 @@ class Report:
 
     def __init__(self, session: Session) -> None:
         self._step, self._tokens, self._seconds = session.step, session.tokens, 0.0
-        self._since = time.perf_counter()
+        self._parts: Counter[str] = Counter()
+        self._watch = session.run.watch
+        self.restart_clock()
 
     def restart_clock(self) -> None:
         """The next step begins now."""
         self._since = time.perf_counter()
+        self._watch.take()
 
     def __call__(self, session: Session, report: StepReport) -> None:
         config, step = session.config, session.step
         self._seconds += time.perf_counter() - self._since
+        self._parts.update(self._watch.take())
         if step % config.train.log_every and step < config.train.steps:
             return
         seconds, tokens = self._seconds, session.tokens - self._tokens
         per_step = seconds / (step - self._step)
-        memory = torch.tensor([peak_memory_gib(session.mesh.device)], device=session.mesh.device)
         numbers = {
             "loss/train": report.loss,
             **({f"loss/train/{name}": value for name, value in report.terms.items()} if len(report.terms) > 1 else {}),
@@ -63,7 +68,7 @@ class Report:
             "time/step_s": per_step,
             "time/left_s": per_step * (config.train.steps - step),
             "speed/tokens_per_s": tokens / seconds,
-            "memory/peak_gib": max_(memory, session.mesh.world).item(),
+            **of_ranks(self._parts, session.mesh, config.track.ranks),
         }
         if config.train.nonfinite == "skip":
             numbers["train/skipped_steps"] = float(session.skipped)
@@ -72,6 +77,24 @@ class Report:
             numbers["util/mfu_fraction"] = flops / seconds / session.peak_flops
         session.trackers.log(step, numbers)
         self._step, self._tokens, self._seconds = step, session.tokens, 0.0
+        self._parts.clear()
+
+
+def of_ranks(parts: Mapping[str, float], mesh: Mesh, each: bool = False) -> dict[str, float]:
+    """The most memory that a rank has held, and what its seconds went to, the mean over ranks; with `each` both of every
+    rank, so that a slow one is seen. On a GPU of making batches alone: for the rest it would have to be stopped and waited
+    for. One message. Collective over the world."""
+    alone = {name for name, axis in (("tp", mesh.tp), ("pp_wait", mesh.pp)) if axis.size == 1}
+    names = ["data"] if mesh.device.type == "cuda" else [name for name in PARTS if name not in alone]
+    rows = torch.zeros(mesh.world.size, 1 + len(names), dtype=torch.float64, device=mesh.device)
+    mine = [peak_memory_gib(mesh.device), *(parts.get(name, 0.0) for name in names)]
+    rows[mesh.world.rank] = torch.tensor(mine, dtype=torch.float64, device=mesh.device)
+    (memory, *seconds) = mesh.world.sum_(rows).T.tolist()
+    found = {"memory/peak_gib": max(memory), **{f"time/{n}_s": sum(s) / len(s) for n, s in zip(names, seconds)}}
+    if each:
+        found |= {f"memory/peak_gib/rank{rank}": value for rank, value in enumerate(memory)}
+        found |= {f"time/{n}_s/rank{rank}": value for n, s in zip(names, seconds) for rank, value in enumerate(s)}
+    return found
 
 
 def evaluate(session: Session) -> None:
@@ -79,10 +102,11 @@ def evaluate(session: Session) -> None:
     if session.held_out is None:
         return
     sequences, run = session.config.train.eval_sequences, session.run
+    since = time.perf_counter()
     with session.trackers.doing("evaluating ..."):
         found = score_held_out(run.passes, run.objective, session.held_out, sequences, session.bytes_per_token)
     metrics = found.metrics()
-    session.trackers.log(session.step, metrics)
+    session.trackers.log(session.step, {**metrics, "time/evaluate_s": time.perf_counter() - since})
     if session.best:
         session.best.note(session.step, metrics)
 
@@ -128,13 +152,16 @@ WRITES = {"gpt": _goes_on, "t5": _answers}
 def checkpoint(session: Session) -> None:
     """Collective over the world. One that did best is marked before any other may go."""
     config, best = session.config.model_dump(mode="json"), session.best
+    since = time.perf_counter()
     state = {"tokens": session.tokens, "skipped": session.skipped, "config": config, "best": best and best.saved()}
     with session.trackers.doing("saving ..."):
-        save(session.folder, session.step, session.run.engine, session.run.params, session.mesh, state)
+        path = save(session.folder, session.step, session.run.engine, session.run.params, session.mesh, state)
         if session.mesh.rank == 0:
             if best and best.step == session.step:
                 best.mark(session.folder)
             prune(session.folder, session.config.checkpoint.keep)
+    session.trackers.log(session.step, {"time/checkpoint_s": time.perf_counter() - since})
+    session.trackers.checkpoint(session.step, path)
 
 
 def duties(session: Session) -> list[Duty]:

@@ -17,6 +17,7 @@ from roots_dist.mesh import Mesh
 from roots_dist.objectives import make_objective
 from roots_dist.optim.rates import rate
 from roots_dist.track.closing import closing_lines
+from roots_dist.track.scrub import without_secrets
 from roots_dist.track.summary import write_summary
 from roots_dist.track.trackers import open_trackers
 from roots_dist.train.best import best_of
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 def train(config: Config, mesh: Mesh) -> None:
     """Collective over the world. Everything that it writes is under track.folder."""
+    config = without_secrets(config)
     folder = Path(config.track.folder)
     with owned(folder) if mesh.rank == 0 else nullcontext():
         train_in(folder, config, mesh)
@@ -63,6 +65,7 @@ def train_in(folder: Path, config: Config, mesh: Mesh) -> None:
         while session.goes_on:
             step = session.step
             batches = [batch.to(mesh.device) for batch in training.at(step)]
+            run.watch.lap("data")
             report = train_step(run, batches, learning_rate(step))
             session.step = step + 1
             if report.skipped:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 
 from roots_dist.checkpoint.format import STATE_FILE, Manifest, checkpoints_folder, read_json, step_name
-from roots_dist.checkpoint.keep import newest, sweep
+from roots_dist.checkpoint.keep import BEST_FILE, newest, sweep
 from roots_dist.checkpoint.load import load, load_start
 from roots_dist.config.schema import Config
 from roots_dist.config.start import FREE
 from roots_dist.errors import ConfigError, Problem
+from roots_dist.train.best import Best
 from roots_dist.train.build import Run
 from roots_dist.train.start import begin
 
@@ -39,6 +41,8 @@ class Done:
 def resume(run: Run, folder: Path) -> Done:
     """Load the run's newest checkpoint, if there is one and it is wanted; else begin. Collective over the world."""
     mesh = run.mesh
+    if mesh.rank == 0 and not run.config.checkpoint.resume:
+        set_aside(folder)
     step = torch.full((1,), -1, dtype=torch.int64, device=mesh.device)
     if mesh.rank == 0 and run.config.checkpoint.resume:
         sweep(checkpoints_folder(folder))  # gives a checkpoint its name back that was set aside when a save was killed
@@ -57,9 +61,22 @@ def resume(run: Run, folder: Path) -> Done:
         log.info("starts from %s", checkpoint)
         return Done()
     state = load(checkpoint, run.engine, run.params, mesh)
+    if mesh.rank == 0 and (state.get("best") or {}).get("step"):
+        Best(**state["best"]).mark(folder)  # where later checkpoints are gone, it may be another one
     changed = differences(state.get("config", {}), run.config)
     log.info("resumed after step %d%s", last, f" with {', '.join(changed)}" if changed else "")
     return Done(last, state.get("skipped", 0), state.get("best") or {})
+
+
+def set_aside(folder: Path) -> None:
+    """The checkpoints of a run that is not gone on with: those of more steps would be taken for the new run's newest."""
+    there = checkpoints_folder(folder)
+    if not there.is_dir() or not any(there.iterdir()):
+        return
+    number = next(i for i in count(1) if not there.with_name(f"{there.name}.{i}").exists())
+    there.rename(there.with_name(f"{there.name}.{number}"))
+    (folder / BEST_FILE).unlink(missing_ok=True)
+    log.info("begins anew; the checkpoints that were there are in %s.%d", there, number)
 
 
 def refuse_another_model(checkpoint: Path, config: Config) -> None:
@@ -88,6 +105,10 @@ def _resolved(config: Config) -> dict[str, object]:
     filled = {"kv_heads": m.num_kv_heads(), "head_dim": m.width_of_head(), "ffn": m.width_of_ffn()}
     found: dict[str, object] = {f"model.{key}": value for key, value in {**m.model_dump(), **filled}.items()}
     found |= {"advanced.norm_eps": config.advanced.norm_eps, "advanced.double": config.advanced.double}
+    if config.objective.name in ("classify", "tag"):
+        found["finetune.labels"] = config.finetune.labels  # a head of as many other labels fits too
+    if config.finetune.strategy == "lora":
+        found["finetune.alpha"] = config.finetune.alpha
     if m.positions == "learned":
         found["data.seq"] = config.data.seq
     return {key: value for key, value in found.items() if key not in FREE}

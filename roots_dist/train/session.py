@@ -18,6 +18,7 @@ from roots_dist.evaluate.sources import bytes_per_token
 from roots_dist.layout import Layout
 from roots_dist.mesh import Mesh
 from roots_dist.track.machine import machine_facts
+from roots_dist.track.scrub import known_secrets, scrub
 from roots_dist.track.trackers import Trackers
 from roots_dist.train.best import Best
 from roots_dist.train.build import Run
@@ -73,7 +74,7 @@ def write_origin(folder: Path, config: Config, layout: Layout) -> dict[str, obje
     kept = folder / ".config.yaml.partial"  # a full disk must not cost the config that the checkpoints need
     kept.write_text(to_yaml(config), encoding="utf-8")
     kept.replace(folder / "config.yaml")
-    facts = {**machine_facts(), "layout": str(layout), "git_commit": git_commit()}
+    facts = scrub({**machine_facts(), "layout": str(layout), "git_commit": git_commit()}, known_secrets())
     (folder / "origin.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts
 

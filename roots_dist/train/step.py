@@ -31,11 +31,14 @@ def train_step(run: Run, batches: list[MicroBatch], lr: float) -> StepReport:
     run.engine.reach(batches[0].step)
     counts = count_targets(run, batches)
     weights = run.objective.weights
+    run.watch.lap("dp")
     with run.engine.accumulate():
         found = run.passes.forward_backward(batches, {name: weights[name] / max(1, n) for name, n in counts.items()})
+        run.watch.lap("compute")
         sum_tied_gradients(run.params, run.ties)
         sum_partial_gradients(run.params)
         sums, trouble = agree(run.mesh, found, list(weights), run.params)
+        run.watch.lap("pp_wait" if run.mesh.pp.size > 1 else "dp")  # stages that are done first wait here for the others
         if trouble:  # zeros travel through the reduction: nan would spread to every rank
             for gradient in (p.tensor.grad for p in run.params if p.tensor.grad is not None):
                 gradient.zero_()
@@ -45,6 +48,7 @@ def train_step(run: Run, batches: list[MicroBatch], lr: float) -> StepReport:
         run.engine.discard()
     else:
         norm = run.engine.step(lr).grad_norm
+        run.watch.lap("dp")
         if math.isfinite(norm):
             return StepReport(loss, norm, terms)
         trouble = Trouble("the norm of all ranks' gradients together is not finite")  # the engine took no step

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from roots_dist.config.schema import Config
 from roots_dist.config.sizes import target_seq
+from roots_dist.verify.learns import like
 
 MAX_RANKS = 8
 LABELS = ("a", "b", "c")
@@ -102,7 +103,7 @@ def shrink(config: Config, dp: int, *, double: bool) -> Small:
         values |= {"generator.layers": stages, "generator.hidden": tp * head_dim, "generator.heads": tp, "generator.ffn": 4 * tp * head_dim}
     if m.family == "t5":
         values |= _two_stacks(config, stages, tp)
-    return Small(config.changed(values), dp, tuple(notes))
+    return Small(like(config, config.changed(values)), dp, tuple(notes))
 
 
 def _two_stacks(config: Config, stages: int, tp: int) -> dict[str, object]:

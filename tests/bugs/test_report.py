@@ -6,6 +6,7 @@ import pytest
 
 from roots_dist.config.schema import Config
 from roots_dist.mesh import Mesh
+from roots_dist.stopwatch import Stopwatch
 from roots_dist.train import duties
 from roots_dist.train.step import StepReport
 
@@ -27,9 +28,11 @@ def test_speed_does_not_depend_on_how_often_it_is_told(monkeypatch, first, every
     session = Running(
         config=config,
         mesh=Mesh.single(),
+        run=SimpleNamespace(watch=Stopwatch()),
         step=first,
         peak_flops=1e9,
         held_out=None,
+        best=None,
         trackers=SimpleNamespace(log=lambda step, numbers: told.update({step: numbers})),
     )
     do = duties.duties(session)

@@ -1,18 +1,22 @@
 """The folder of a run: one run at a time, and whatever a kill leaves in it, the next run finds the newest checkpoint."""
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
 
+from roots_dist.checkpoint.format import STATE_FILE
+from roots_dist.checkpoint.keep import BEST_FILE, best, newest
 from roots_dist.checkpoint.save import save
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError
 from roots_dist.mesh import Mesh
+from roots_dist.train.best import Best
 from roots_dist.train.build import build_run
 from roots_dist.train.folder import FolderError, owned
-from roots_dist.train.resume import differences, refuse_another_model, resume
+from roots_dist.train.resume import Done, differences, refuse_another_model, resume
 
 CONFIG = Config.model_validate(
     {"model": {"layers": 1, "hidden": 16, "heads": 2, "vocab": 29}, "data": {"seq": 8}, "train": {"batch": 1}}
@@ -24,14 +28,30 @@ def test_a_checkpoint_that_a_killed_save_had_set_aside_is_resumed(tmp_path):
     run = build_run(CONFIG, Mesh.single())
     folder = save(tmp_path, 7, run.engine, run.params, run.mesh, {"skipped": 2})
     os.rename(folder, folder.with_name(".step_00000007.replaced"))
-    assert resume(run, tmp_path) == (7, 2)
+    assert resume(run, tmp_path) == Done(7, 2)
     assert folder.is_dir()
 
 
-def test_a_checkpoint_is_left_alone_where_none_is_wanted(tmp_path):
+def test_checkpoints_are_set_aside_where_none_is_wanted(tmp_path):
+    """A new run of fewer steps was evaluated, and gone on with, by the last checkpoint of the old one."""
     run = build_run(CONFIG.changed({"checkpoint.resume": False}), Mesh.single())
-    save(tmp_path, 7, run.engine, run.params, run.mesh, {})
-    assert resume(run, tmp_path) == (0, 0)
+    for _ in range(2):
+        folder = save(tmp_path, 7, run.engine, run.params, run.mesh, {})
+        (tmp_path / BEST_FILE).write_text('{"step": 7}')
+        assert resume(run, tmp_path) == Done(0, 0)
+        assert newest(tmp_path) is best(tmp_path) is None
+    assert all((tmp_path / f"checkpoints.{number}" / folder.name).is_dir() for number in (1, 2))
+    assert resume(run, tmp_path) == Done(0, 0) and not (tmp_path / "checkpoints.3").exists()
+
+
+def test_the_best_checkpoint_is_the_one_that_the_resumed_run_knows(tmp_path):
+    """Of checkpoints that were removed by hand, the mark stayed: the step was reached again, with other weights."""
+    run = build_run(CONFIG, Mesh.single())
+    known = Best("loss/validation", 0, step=2, value=1.0)
+    for step in (2, 4):
+        save(tmp_path, step, run.engine, run.params, run.mesh, {"best": known.saved()})
+    Best("loss/validation", 0, step=8, value=0.5).mark(tmp_path)
+    assert resume(run, tmp_path) == Done(4, 0, known.saved()) and best(tmp_path).name == "step_00000002"
 
 
 def test_two_runs_cannot_have_one_folder(tmp_path):
@@ -84,3 +104,13 @@ def test_weights_that_fit_another_model_are_refused_all_the_same(tmp_path, chang
     key = "data.seq" if "data.seq" in change else next(iter(change))
     assert key in [problem.key for problem in error.value.problems]
     refuse_another_model(folder, CONFIG.changed({"model.kv_heads": 2, "model.ffn": 64, "model.dropout": 0.5}))
+
+
+def test_a_head_of_other_labels_or_adapters_of_another_scale_are_another_model(tmp_path):
+    """Both have the same names and shapes."""
+    task = CONFIG.changed({"objective.name": "classify", "finetune.labels": ("a", "b"), "finetune.strategy": "lora"})
+    (tmp_path / STATE_FILE).write_text(json.dumps({"config": task.model_dump(mode="json")}))
+    refuse_another_model(tmp_path, task.changed({"optim.lr": 1e-2}))
+    for key, value in (("finetune.labels", ("b", "a")), ("finetune.alpha", 8.0)):
+        with pytest.raises(ConfigError, match=key):
+            refuse_another_model(tmp_path, task.changed({key: value}))

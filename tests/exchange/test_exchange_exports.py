@@ -233,3 +233,20 @@ def test_an_export_is_refused_in_one_line_and_leaves_nothing(tmp_path):
             export_model(run, tmp_path / folder, dtype)
         assert told in error.value.complaint() and "\n" not in error.value.complaint()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "run"]
+
+
+def test_a_decoder_that_classifies_fills_up_with_its_end_so_that_no_text_ends_before_its_last_word(tmp_path):
+    """It was token 0, a word of many tokenizers (GPT-2's is "!"): of texts that end with it the word before was read."""
+    mine = words_tokenizer(["the", "<unk>", "<|endoftext|>"])
+    mine.save(str(tmp_path / "tokenizer.json"))
+    end = mine.token_to_id("<|endoftext|>")
+    task = {"objective": {"name": "classify"}, "finetune": {"labels": ["no", "yes"]}}
+    run = a_run(tmp_path / "run", task | {"data": {"tokenizer": str(tmp_path / "tokenizer.json")}})
+    export_model(run, tmp_path / "export")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
+    assert theirs.pad_token_id == settings(tmp_path / "export")["pad_token_id"] == end > 0
+    pipeline = transformers.pipeline("text-classification", model=str(tmp_path / "export"), tokenizer=theirs)
+    texts = ["w1 the", "w1"]
+    scores = [pipeline(text)[0]["score"] for text in texts]
+    assert scores[0] != scores[1]
+    assert [one["score"] for one in pipeline(texts, batch_size=2)] == pytest.approx(scores, rel=1e-4)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from roots_dist.errors import UserError
 from roots_dist.exchange.importing import import_model
+from roots_dist.exchange.settings import labels_of
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
@@ -45,6 +46,9 @@ KEYS = [
     ("gpt2", "architectures", ["GPT2DoubleHeadsModel"], "= 'GPT2DoubleHeadsModel': expected one of GPT2LMHeadModel"),
     ("gpt2", "model_type", "mamba", "architectures = 'GPT2LMHeadModel': expected one of"),
     ("gpt2", "architectures", None, "architectures = None: expected one of GPT2LMHeadModel"),
+    ("gpt2", "architectures", {"a": 1}, "architectures = {'a': 1}: expected one of GPT2LMHeadModel"),
+    ("gpt2", "model_type", ["gpt2"], "architectures = 'GPT2LMHeadModel': expected one of"),
+    ("gpt2", "n_layer", 10**9, "= '1,000,000,000 layers': expected at most"),  # building them by name took forever
     ("gpt2", "n_layer", 2, "tensor transformer.h.2.attn.c_attn.bias is not in such a model"),
     ("gpt2", "n_layer", 4, "tensor transformer.h.3.ln_1.weight is missing"),
     ("gpt2", "n_inner", 60, "mlp.c_fc.weight has shape (24, 56): expected (24, 60)"),
@@ -97,6 +101,13 @@ def test_tensors_that_do_not_fit_are_refused_by_name(what, originals, tmp_path):
     change, told = TENSORS[what]
     spoil(folder, change)
     assert told in refused(folder, tmp_path / "run")
+
+
+@pytest.mark.parametrize("said", [{"num_labels": "3"}, {"id2label": ["a", "b"]}, {"id2label": {"a": "b"}}, {"id2label": 1.5}, {"num_labels": 1}])
+def test_labels_that_are_none_are_refused(said):
+    with pytest.raises(UserError, match="config.json: id2label = .*: expected the names of outputs 0, 1 … of two or more"):
+        labels_of(said, "config.json")
+    assert labels_of({"num_labels": 3}, "config.json") == ["LABEL_0", "LABEL_1", "LABEL_2"] and len(labels_of({}, "config.json")) == 2
 
 
 def test_files_that_cannot_be_read_safely_are_refused(originals, tmp_path):

@@ -205,6 +205,7 @@ def test_a_conversation_goes_on_from_what_was_said_until_it_is_reset(place):
 
 def test_commands_are_no_part_of_the_conversation(place):
     assert talk(place, ["/help", "", "  ", "/exit", "Who met?"]) == chats.HELP
+    assert talk(place, ["Who \udcff?"]) == talk(place, ["Who ??"])  # a byte that is no text
     assert talk(place, [KeyboardInterrupt(), "/reset"]) == "\n(forgotten)\n"
 
 

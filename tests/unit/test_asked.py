@@ -1,7 +1,5 @@
 """What is asked of a model that it cannot do is refused in one line that says what to do instead."""
 
-import json
-
 import pytest
 
 from roots_dist.config.schema import Config
@@ -26,6 +24,8 @@ def place(tmp_path_factory):
         (found / f"{kind}.json").write_text(train(TEXTS, 300, kind=kind).json)
     (found / "empty.txt").write_text("\n \n")
     (found / "two.txt").write_text("The people\n\nof State\n")
+    (found / "pairs.jsonl").write_text('{"prompt": "a", "pair": "b"}\n{"prompt": "c"}\n')
+    (found / "mark.txt").write_text("The people\n", encoding="utf-8-sig")
     (found / "bad.jsonl").write_text('{"prompt": "The people"}\n{"text": "of State"}\n')
     return found
 
@@ -63,6 +63,11 @@ REFUSED = [
     ("clm", {"prompts": "bad.jsonl"}, "bad.jsonl:2: prompt = None: expected a text. Fix: write lines like"),
     ("clm", {"prompts": "two.txt", "max_tokens": 23}, "two.txt:1 = 'The people': expected prompt and continuation of at most 24"),
     ("clm", {"prompt": "a", "max_tokens": 3, "output": "nowhere/a.jsonl"}, "--output = 'nowhere/a.jsonl': expected a file in a folder that is there. Fix: make nowhere."),
+    ("clm", {"prompt": "a", "max_tokens": 3, "output": "."}, "--output = '.': expected a file: this is a folder. Fix: choose another file."),
+    ("clm", {"prompt": "a", "max_tokens": 3, "output": "/proc/a.jsonl"}, "--output = '/proc/a.jsonl': expected a file that can be written ("),
+    ("clm", {"prompt": "a \udcff", "max_tokens": 3}, "prompt = 'a ?': expected text in Unicode: these are bytes that are none."),
+    ("clm", {"prompt": "a", "max_tokens": 3, "stop": ("\udcff",)}, "udcff',)\": expected text in Unicode. Fix: "),
+    ("classify", {"prompts": "pairs.jsonl"}, "pairs.jsonl:1 = 'a': expected no second text: this model has learned from single texts. Fix: leave pair out."),
     ("mlm", {"prompt": "The people met."}, "prompt = 'The people met.': expected a text with a mask ([MASK]). Fix: write [MASK] where a word is wanted."),
     ("mlm", {"prompt": "[MASK] met." * 30}, "expected at most 22 tokens of 24 learned positions, since two tokens enclose it"),
     ("mlm", {"prompt": "[MASK]", "temperature": 0.3}, "--temperature = 0.3: expected nothing here: a model of objective.name=mlm fills masks in."),
@@ -115,7 +120,7 @@ def test_prompts_come_from_lines_and_from_rows(place):
     assert [(g.prompt, g.place) for g in texts(Asked(prompts=place / "two.txt"))] == [
         ("The people", f"{place}/two.txt:1"), ("of State", f"{place}/two.txt:3"),
     ]  # fmt: skip
-    (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ({"prompt": "a", "pair": "b"}, {"prompt": "c"})))
+    assert [given.prompt for given in texts(Asked(prompts=place / "mark.txt"))] == ["The people"]  # without the byte order mark
     assert [(g.prompt, g.pair) for g in texts(Asked(prompts=place / "pairs.jsonl"))] == [("a", "b"), ("c", None)]
 
 

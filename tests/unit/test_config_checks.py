@@ -138,6 +138,7 @@ WRONG = [
     (1, {"model": T5, "objective": SPANS, "data": {"tokenizer": None}}, "data.tokenizer"),
     (1, {"model": {"family": "bert"}, "objective": {"name": "mlm"}}, "data.tokenizer"),
     (1, {"model": T5, "objective": SPANS, "data": {"seq": 2100}}, "data.tokenizer"),  # 117 spans, 100 sentinels
+    (1, {"finetune": {"learn": ["head.*"]}}, "finetune.learn"),
     (1, {"data": {"train": []}}, "data.train"),
     (1, {"train": {"device": "cuda"}}, "train.device"),
     (1, {"data": {"seq": 10**6}}, "data.seq"),
@@ -159,6 +160,7 @@ def test_what_cannot_work_is_refused(world, sections, key):
     "facts, key",
     [
         (with_facts(corpora={"c": CorpusFacts(trouble="no such file or directory: c.idx")}), "data.train"),
+        (with_facts(corpora={"c": CorpusFacts(tokens=10**6, made_with="other/tokenizer.json")}), "data.train"),
         (with_facts(tokenizer_trouble="no such file"), "data.tokenizer"),
         (with_facts(tokenizer_vocab=5000), "model.vocab"),
         (with_facts(folder_trouble="permission denied: /"), "track.folder"),
@@ -305,3 +307,24 @@ def test_checking_needs_no_torch(tmp_path):
         "assert not {'torch', 'deepspeed', 'numpy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def tokenizer(path, *words: str, **added: int):
+    tree = {"model": {"vocab": {word: i for i, word in enumerate(words)}}, "added_tokens": [{"content": w, "id": i} for w, i in added.items()]}
+    path.write_text(json.dumps(tree))
+    return str(path)
+
+
+def test_a_corpus_of_another_tokenizer_is_seen_by_its_ids_not_by_its_file(tmp_path):
+    prefix = write_corpus(tmp_path)
+    beside = tokenizer(tmp_path / "tokenizer.json", "a", "b")
+    (tmp_path / "ours").mkdir()
+    same = tokenizer(tmp_path / "ours" / "same.json", "a", "b", c=2)  # a word more than the corpus can hold
+    other = tokenizer(tmp_path / "ours" / "other.json", "b", "a")
+
+    def made_with(ours: str | None) -> str | None:
+        return gathering.gather(config_of(data={"train": prefix, "tokenizer": ours}), 1).corpora[prefix].made_with
+
+    assert made_with(other) is None  # without a manifest: a file of this name may be anything
+    (tmp_path / "manifest.json").write_text(json.dumps({"vocab": 2}))
+    assert [made_with(ours) for ours in (beside, same, None, other)] == [None, None, None, beside]

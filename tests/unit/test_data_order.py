@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from roots_dist.config.schema import Train
 from roots_dist.data.order import fraction, permuted, sample_of, sources
-from roots_dist.data.ramp import batch_size_at, batch_sizes, samples_before
+from roots_dist.data.ramp import batch_size_at, batch_sizes, samples_before, step_after
 
 
 @settings(max_examples=200, deadline=None)
@@ -132,6 +132,8 @@ def test_any_ramp_is_consistent_and_never_shrinks(start, increment, samples, ste
     assert samples_before(train, step + 1) == samples_before(train, step) + batch_size_at(train, step)
     assert start <= batch_size_at(train, step) <= batch_size_at(train, step + 1) <= 40
     assert samples_before(train, 1000) < samples or batch_size_at(train, 1000) == 40
+    assert step_after(train, samples_before(train, step)) == step
+    assert step_after(train, samples_before(train, step) + 1) == step + 1
 
 
 @pytest.mark.parametrize("step", [0, 1, 10**9])

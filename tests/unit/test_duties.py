@@ -7,6 +7,7 @@ import pytest
 
 from roots_dist.config.schema import Config
 from roots_dist.mesh import Mesh
+from roots_dist.stopwatch import Stopwatch
 from roots_dist.track.metrics import NAMES
 from roots_dist.train.duties import duties
 from roots_dist.train.step import StepReport
@@ -18,6 +19,7 @@ def test_steps_that_were_left_out_are_counted_where_that_can_be(wish, counted):
     session = SimpleNamespace(
         config=Config.model_validate({"train": {"steps": 9, "nonfinite": wish}}),
         mesh=Mesh.single(),
+        run=SimpleNamespace(watch=Stopwatch()),
         step=3,
         tokens=100,
         skipped=2,

@@ -178,6 +178,13 @@ def test_labels_are_those_of_the_rows_numbers_by_their_size(place):
     assert labels_of([written(place, numbered)], c) == ("2", "9", "10")
 
 
+def test_labels_have_one_order_also_where_two_are_one_number_or_none_at_all(place):
+    c = config(place, "classify", labels=())
+    strange = ["--3", "9" * 5000, "-1", "1", "001", "01", "²"]
+    path = written(place, [{"text": "a", "label": label} for label in strange])
+    assert labels_of([path], c) == ("-1", "001", "01", "1", "--3", "9" * 5000, "²")
+
+
 WRONG = {
     "no JSON": ("classify", ['{"text": '], "rows.jsonl:1 .*corrupt JSON"),
     "no object": ("classify", [ROWS[0], "[1]"], "rows.jsonl:2 .*not a JSON object"),
@@ -189,6 +196,9 @@ WRONG = {
     "an unknown label": ("classify", [{"text": "a", "label": "maybe"}], "rows.jsonl:1: label = 'maybe': expected one of the 2 labels no, yes"),
     "fewer tags than words": ("tag", [{"text": ["a", "b"], "label": ["no"]}], "1 labels': expected one for each of the 2 words"),
     "an empty word": ("tag", [{"text": ["a", ""], "label": ["no", "no"]}], "expected a list of words"),
+    "half a surrogate pair": ("classify", [ROWS[0], '{"text": "a \\ud800", "label": "yes"}'], "rows.jsonl:2 .*valid Unicode"),
+    "half of one in a label": ("classify", ['{"text": "a", "label": "\\ud800"}'], "rows.jsonl:1 .*valid Unicode"),
+    "a text of nothing, long": ("classify", [{"text": "\u200b" * 9999, "label": "yes"}], r"rows.jsonl:1: text = '(.u200b){120}…'"),
     "no row": ("classify", [""], "rows = 0: expected at least one in"),
 }
 
@@ -207,6 +217,23 @@ def test_a_line_of_csv_with_other_fields_is_refused(place, lines):
         open_examples(written(place, lines, "rows.csv"), config(place, "classify"))
 
 
+def test_csv_may_have_long_texts_but_not_two_columns_of_one_name(place):
+    c = config(place, "classify")
+    (example,) = open_examples(written(place, ["text,label", f"{'it rained ' * 20_000},yes"], "rows.csv"), c).rows
+    assert len(example.first) >= 40_000
+    with pytest.raises(DataError, match="rows.csv:1 = 'text': expected a name of its own"):
+        open_examples(written(place, ["text,text,label", "a,b,yes"], "rows.csv"), c)
+    with pytest.raises(DataError, match="rows.csv:3 = 'a row': expected one of csv"):  # where it begins, not where the file ends
+        open_examples(written(place, ["text,label", "a,yes", '"b,yes', "c,yes"], "rows.csv"), c)
+
+
+def test_a_template_that_fails_on_a_row_is_told_with_its_line(place):
+    (place / "adds.jinja").write_text("{{ messages[0].content + 1 }}")
+    c = config(place, "instruct", family="gpt", kind="bpe", template=str(place / "adds.jinja"))
+    with pytest.raises(DataError, match="rows.jsonl:1: .*adds.jinja refuses it"):
+        open_examples(written(place, [{"text": "a", "label": "b"}]), c)
+
+
 def test_conversations_without_an_answer_and_files_that_are_none_are_refused(place):
     c = config(place, "instruct", family="gpt", kind="bpe")
     for messages in ([{"role": "user", "content": "a"}], [{"role": "bot", "content": "a"}], [{"role": "assistant", "content": " "}]):
@@ -219,6 +246,15 @@ def test_conversations_without_an_answer_and_files_that_are_none_are_refused(pla
     for name, words in (("none.jsonl", "no such file"), ("rows.doc", "a name ending in"), ("cut.jsonl.gz", "a whole archive")):
         with pytest.raises(DataError, match=words):
             open_examples(str(place / name), config(place, "classify"))
+
+
+def test_settings_of_a_tokenizer_that_are_no_object_are_refused(place):
+    (place / "listed").mkdir()
+    (place / "listed" / "tokenizer.json").write_text((place / "bpe.json").read_text())
+    (place / "listed" / "tokenizer_config.json").write_text("[]")
+    c = config(place, "instruct", family="gpt", kind="listed/tokenizer")
+    with pytest.raises(DataError, match="finetune.template = .*tokenizer_config.json': .*the settings of a tokenizer are an object"):
+        open_examples(written(place, [{"text": "a", "label": "b"}]), c)
 
 
 def test_a_file_that_is_written_anew_is_read_anew(place):

@@ -13,7 +13,7 @@ from roots_dist.track.curve import draw_curve, smooth
 from roots_dist.track.machine import machine_facts, peak_memory_gib
 from roots_dist.track.metrics import METRICS_FILE, TEXTS_FILE, MetricsFile, read_lines
 from roots_dist.track.progress import Progress, clock, short
-from roots_dist.track.scrub import scrub, scrub_text
+from roots_dist.track.scrub import known_secrets, scrub, scrub_text
 from roots_dist.track.trackers import Trackers, open_trackers
 
 ALL = {
@@ -178,6 +178,33 @@ def test_secrets_are_scrubbed_and_nothing_else():
     assert found["nested"]["monkey"] == "ape" and found["nested"]["key"] is None
     assert found["path"] == tree["path"] and found["url"] == "https://***@host/x?y=1"
     assert scrub_text("each token is tokenized by key") == "each token is tokenized by key"
+
+
+@pytest.mark.parametrize(
+    "text, left",
+    [
+        ("postgres://me:p@ss:w0rd@db/x", "postgres://***@db/x"),
+        ("https://ghs_token@github.com/a@b", "https://***@github.com/a@b"),
+        ("Authorization: Bearer abc.def-123", "Authorization: Bearer ***"),
+        ("s3://b/k?X-Amz-Signature=00ff", "s3://b/k?X-Amz-Signature=***"),
+        ("x sk-abcdefghijklmnop1234 y", "x *** y"),
+        ("hf_AbCdEfGhIjKlMnOpQr", "***"),
+        ("eyJhbGciOiJI.eyJzdWIiOiIx.c2lnbmF0", "***"),
+        ("run of K7-known-value, twice K7-known-value", "run of ***, twice ***"),
+        ("lr=0.1 basic tokens: 5, risk-free sketches", "lr=0.1 basic tokens: 5, risk-free sketches"),
+    ],
+)
+def test_secrets_are_known_by_place_by_look_and_by_value(text, left):
+    assert scrub_text(text, {"K7-known-value"}) == left
+    assert scrub({"a": [text], text: 1}, {"K7-known-value"}) == {"a": [left], left: 1}
+
+
+def test_the_environment_says_what_is_secret(monkeypatch):
+    for name, value in {"PGPASSWORD": "long-enough-1", "MY_API_KEY": "long-enough-2", "A_TOKEN": "short"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("TOKENIZERS_PARALLELISM", "KEYBOARD"):
+        monkeypatch.setenv(name, "no-secret-at-all")
+    assert {"long-enough-1", "long-enough-2"} <= known_secrets() and not {"short", "no-secret-at-all"} & known_secrets()
 
 
 def test_other_ranks_have_trackers_that_do_nothing(tmp_path):

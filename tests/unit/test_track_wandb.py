@@ -1,17 +1,24 @@
 """W&B: a real offline run is read back by W&B's own tool; nothing that fails there reaches training."""
 
 import json
+import re
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from roots_dist.config.schema import Config, Track
 from roots_dist.errors import EnvironmentProblem
 from roots_dist.track import wandb as ours
+from roots_dist.track.metrics import METRICS_FILE
+from roots_dist.track.trackers import open_trackers
 
 wandb = pytest.importorskip("wandb")
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +34,7 @@ def alone(monkeypatch, tmp_path):
 
 
 def config(mode: str) -> Config:
-    return Config(track=Track(wandb=mode, project="proofs", name="small", tags=("a",)))
+    return Config(track=Track(wandb=mode, tensorboard="off", project="proofs", name="small", tags=("a",)))
 
 
 def inspect(run) -> dict:
@@ -84,32 +91,96 @@ def test_a_server_that_does_not_answer_costs_the_timeout_and_no_more(tmp_path, m
     assert inspect(tmp_path)["summary"]["loss/train"] == 1
 
 
-class Broken:
-    calls = 0
-
-    def log(self, *_, **__):
-        self.calls += 1
-        raise ConnectionError("gone")
-
-    def finish(self):
-        raise AssertionError("called after it was switched off")
-
-
-def test_a_failure_is_said_once_and_ends_tracking(caplog):
-    run = Broken()
-    tracker = ours.Wandb(wandb, run)
-    for step in range(5):
-        tracker.log(step, {})
-        tracker.text(step, "sample", "x")
-    tracker.close()
-    assert run.calls == 1
-    assert [r.getMessage() for r in caplog.records] == ["W&B is off from here on: gone"]
-
-
-def test_a_failure_to_begin_is_said_and_training_goes_on(tmp_path, monkeypatch, caplog):
+def test_what_fails_in_it_is_said_and_training_goes_on(tmp_path, monkeypatch, caplog, capsys):
     monkeypatch.setattr(wandb, "init", lambda **_: 1 / 0)
-    assert ours.open_wandb(config("offline"), tmp_path, {}) is None
-    assert "W&B is off for this run: division by zero" in caplog.text
+    trackers = open_trackers(config("offline"), tmp_path, rank0=True)
+    trackers.log(1, {"loss/train": 1.0})
+    trackers.close()
+    assert "W&B is off from here on: division by zero" in caplog.text
+    assert json.loads((tmp_path / METRICS_FILE).read_text())["loss/train"] == 1.0
+
+
+LONELY = """
+import sys, time
+from pathlib import Path
+from roots_dist.config.schema import Config, Track
+from roots_dist.track import wandb
+from roots_dist.track.trackers import open_trackers
+wandb.INIT_TIMEOUT_S = 3.0
+start = time.monotonic()
+config = Config(track=Track(wandb="online", tensorboard="off"))
+trackers = open_trackers(config, Path(sys.argv[1]), rank0=True)
+for step in range(200):
+    trackers.log(step, {"loss/train": 1.0})
+print("logged", time.monotonic() - start)
+trackers.close()
+print("closed", time.monotonic() - start, time.time())
+"""
+
+
+def test_a_server_that_takes_the_call_and_says_nothing_keeps_nobody_waiting(tmp_path, monkeypatch):
+    """It listens, but answers no request: the beginning, each step, the end and the process's own end go on meanwhile."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        command = [sys.executable, "-c", LONELY, str(tmp_path / "run")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+        ended = time.time()
+    assert done.returncode == 0, done.stderr
+    (logged,) = re.findall(r"^logged ([\d.]+)$", done.stdout, re.M)
+    ((closed, at),) = re.findall(r"^closed ([\d.]+) ([\d.]+)$", done.stdout, re.M)
+    assert float(logged) < 2 and float(closed) < 30 and ended - float(at) < 10
+    assert "does not answer, the run is written offline" in done.stderr
+    assert inspect(tmp_path / "run")["summary"]["_step"] == 199
+
+
+def test_a_restart_goes_on_with_the_run_and_logs_no_step_twice(tmp_path, capsys):
+    def attempt(resumed: int, steps: range, **checkpoint) -> dict:
+        asked = config("offline").changed({f"checkpoint.{key}": value for key, value in checkpoint.items()})
+        trackers = open_trackers(asked, tmp_path, rank0=True, resumed_step=resumed)
+        for step in steps:
+            trackers.log(step, {"loss/train": float(step)})
+        trackers.close()
+        wandb.teardown()
+        return inspect(tmp_path)
+
+    first = attempt(0, range(1, 8))
+    second = attempt(4, range(5, 11))  # the newest checkpoint was that of step 4
+    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    steps = [[int(record["step"]["num"]) for record in records_of(file, "history")] for file in files]
+    assert steps == [[1, 2, 3, 4, 5, 6, 7], [8, 9, 10]]
+    assert first["run_id"] == second["run_id"]
+    assert attempt(0, range(1, 3), resume=False)["run_id"] != first["run_id"]
+
+
+def records_of(file, kind: str) -> list[dict]:
+    """What was written, record by record, by W&B's reader."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    lines = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.splitlines()
+    return [record[kind] for record in map(json.loads, lines) if record["type"] == kind]
+
+
+def test_a_checkpoint_is_an_artifact_by_reference_and_evaluations_are_a_table(tmp_path):
+    weights = tmp_path / "checkpoints" / "step_00000002" / "weights.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"W" * 5000)
+    for artifacts in (True, False):
+        asked = config("offline").changed({"track.artifacts": artifacts, "track.group": "sweep"})
+        tracker = ours.open_wandb(asked, tmp_path / f"run{artifacts:d}", {})
+        tracker.log(2, {"loss/validation": 3.0, "f1/validation": 0.5})
+        tracker.checkpoint(2, weights.parent)
+        tracker.close()
+        (file,) = (tmp_path / f"run{artifacts:d}").glob("wandb/offline-run-*/*.wandb")
+        models = [record for record in records_of(file, "artifact") if record["type"] == "model"]
+        references = [entry["ref"] for record in models for entry in record["manifest"]["contents"]]
+        assert references == ([weights.as_uri()] if artifacts else [])
+        assert not artifacts or models[0]["aliases"] == ["latest", "step-2"]
+        assert records_of(file, "run")[0]["run_group"] == "sweep"
+        written = [path.read_bytes() for path in (tmp_path / f"run{artifacts:d}").rglob("*") if path.is_file()]
+        assert len(written) > 3 and not any(b"W" * 99 in content for content in written)
+        (table,) = (tmp_path / f"run{artifacts:d}").rglob("*.table.json")
+        assert json.loads(table.read_text())["data"] == [[2, 3.0, 0.5]]
+        wandb.teardown()
 
 
 def test_disabled_and_not_installed(tmp_path, monkeypatch):

@@ -1,0 +1,58 @@
+"""What learns in a small model that stands for a large one, so that a proof moves the same parts.
+
+    config.finetune on the large model --learned--> names --block by block, at the same height--> finetune.* of the small one
+
+Raises ConfigError for names that the large model has not, before any process starts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from roots_dist.config.schema import Config
+from roots_dist.mesh import SINGLE
+from roots_dist.models import pieces_of
+from roots_dist.models.outline import outline
+from roots_dist.optim.phases import Depths, learned
+from roots_dist.tensor.collectives import Later, Split
+
+BLOCK = re.compile(r"(?P<stack>(?:\w+\.)*blocks\.)(?P<number>\d+)(?P<rest>\..+)")
+
+
+def depths(config: Config) -> Depths:
+    return {name: place.depth for name, place in outline(pieces_of(config, Split(SINGLE, False, Later()))).items()}
+
+
+def like(config: Config, small: Config) -> Config:
+    """The small config with a strategy that does in a few steps what the large one's does in its run."""
+    strategy = config.finetune.strategy
+    if strategy == "full":
+        return small
+    there = learned(config, depths(config))
+    if strategy == "partial":
+        return small.changed({"finetune.learn": _alike(there, depths(config), depths(small))})
+    if strategy == "progressive":  # above the blocks, the blocks, below them: a step each
+        return small.changed({"finetune.every": 1, "finetune.every_epochs": None, "finetune.blocks": max(depths(small).values())})
+    return small
+
+
+def _alike(learn: Iterable[str], large: Iterable[str], small: Iterable[str]) -> tuple[str, ...]:
+    """Of the small model, all names whose like is among `learn`."""
+    here, there = _blocks(small), _blocks(large)
+
+    def down(name: str) -> str:
+        block = BLOCK.fullmatch(name)
+        if block is None:
+            return name
+        stack = block["stack"]
+        return f"{stack}{int(block['number']) * here[stack] // there[stack]}{block['rest']}"
+
+    wanted = set(map(down, learn))
+    return tuple(name for name in small if name in wanted)
+
+
+def _blocks(names: Iterable[str]) -> dict[str, int]:
+    """How many there are in each stack."""
+    found = [block for name in names if (block := BLOCK.fullmatch(name))]
+    return {stack: 1 + max(int(b["number"]) for b in found if b["stack"] == stack) for stack in {b["stack"] for b in found}}

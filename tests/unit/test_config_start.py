@@ -1,0 +1,52 @@
+"""What a config and the model that it starts from must agree on: told before anything is read or started."""
+
+from pathlib import Path
+
+import pytest
+
+from roots_dist.config.load import read, to_yaml
+from roots_dist.config.schema import Config
+from roots_dist.config.start import begun
+from roots_dist.errors import ConfigError
+
+
+@pytest.fixture
+def start(tmp_path) -> Path:
+    (tmp_path / "run").mkdir()
+    return tmp_path / "run"
+
+
+def asked(start: Path, there: dict, *overrides: str) -> Config:
+    """The config that `overrides` make, going on from a run whose config.yaml says `there`."""
+    (start / "config.yaml").write_text(to_yaml(Config.model_validate(there)))
+    task = start.parent / "task.yaml"
+    task.write_text(f"finetune: {{start: {start}}}\n")
+    return begun(read(task, overrides)).config
+
+
+LORA = {"finetune": {"strategy": "lora", "rank": 4, "alpha": 8.0, "targets": ("up",)}}
+
+
+def test_adapters_that_are_gone_on_with_are_those_of_the_start(start):
+    f = asked(start, LORA, "finetune.strategy=lora").finetune
+    assert (f.rank, f.alpha, f.targets) == (4, 8.0, ("up",))
+    f = asked(start, {}, "finetune.strategy=lora").finetune  # nothing is there yet to agree with
+    assert (f.rank, f.alpha) == (8, 16.0)
+
+
+@pytest.mark.parametrize("wrong, key", [("rank=8", "finetune.rank"), ("alpha=16", "finetune.alpha"), ("targets=[query]", "finetune.targets")])
+def test_adapters_of_another_size_or_scale_are_refused(start, wrong, key):
+    with pytest.raises(ConfigError) as refused:
+        asked(start, LORA, "finetune.strategy=lora", f"finetune.{wrong}")
+    assert [problem.key for problem in refused.value.problems] == [key]
+
+
+def test_a_start_with_adapters_wants_lora_or_to_be_merged(start):
+    with pytest.raises(ConfigError, match=r"expected a model without adapters.*Fix: .*roots export .*roots import MERGED RUN"):
+        asked(start, LORA)
+
+
+@pytest.mark.parametrize("again", ["{}", "{}/", "{}/../run"])
+def test_a_run_is_not_written_into_what_it_starts_from(start, again):
+    with pytest.raises(ConfigError, match="track.folder = .*: expected another folder than finetune.start"):
+        asked(start, {}, f"track.folder={again.format(start)}")
