@@ -233,7 +233,6 @@ class Track(Section):
     group: str | None = Field(None, description="runs of W&B that belong together, as those of a sweep")
     name: str | None = Field(None, description="name of the run; default: the folder's")
     tags: tuple[str, ...] = Field((), description="tags of the run in W&B")
-    ranks: bool = Field(False, description="memory and seconds of every rank too, so that a slow one is seen")
     artifacts: bool = Field(False, description="each checkpoint is an artifact in W&B, by reference: no byte is sent")
 
     @field_validator("tensorboard", mode="before")
@@ -257,6 +256,7 @@ class Advanced(Section):
     timeout_s: int = Field(600, ge=1, description="a collective that takes longer takes the job down")
     reduce_bucket: int = Field(50_000_000, ge=1, description="elements per gradient bucket of DeepSpeed")
     threads: int | None = Field(None, ge=1, description="CPU threads per process; default: cores / local processes")
+    track_ranks: bool = Field(False, description="memory and seconds of every rank too, so that a slow one is seen")
 
 
 class Config(Section):

@@ -41,7 +41,7 @@ NAMES = {
     "speed/tokens_per_s": "of all ranks together",
     "util/mfu_fraction": "model FLOPs, attention counted causally half, over the devices' peak",
     "memory/peak_gib": "of the process that needs most",
-    "memory/peak_gib/rankN, time/PART_s/rankN": "with track.ranks: of each rank",
+    "memory/peak_gib/rankN, time/PART_s/rankN": "with advanced.track_ranks: of each rank",
 }
 """What each number is. A run may log more."""
 

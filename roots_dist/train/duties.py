@@ -68,7 +68,7 @@ class Report:
             "time/step_s": per_step,
             "time/left_s": per_step * (config.train.steps - step),
             "speed/tokens_per_s": tokens / seconds,
-            **of_ranks(self._parts, session.mesh, config.track.ranks),
+            **of_ranks(self._parts, session.mesh, config.advanced.track_ranks),
         }
         if config.train.nonfinite == "skip":
             numbers["train/skipped_steps"] = float(session.skipped)

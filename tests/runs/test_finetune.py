@@ -141,7 +141,7 @@ REFUSED = {
     "more positions than there are": (["data.seq=512"], "data.seq = 512 (command line): expected at most model.max_positions = 32"),
     "a pattern of nothing": (["finetune.strategy=partial", "finetune.learn=[hed.*]"], "finetune.learn = 'hed.*'"),
     "an adapter of nothing": (["finetune.strategy=lora", "finetune.targets=[querry]"], "Fix: choose for example query"),
-    "F1 of no classes": (["objective.name=mlm", "finetune.metric=f1"], "finetune.metric = 'f1'"),
+    "F1 of no classes": (["objective.name=mlm", "finetune.metric=f1", "finetune.epochs=null"], "finetune.metric = 'f1'"),
     "patience without an evaluation": (["finetune.patience=2", "train.eval_every=0"], "finetune.patience = 2"),
     "a column that is not there": (["finetune.label=lang"], "languages.train.jsonl:1: lang = None: expected such a column; there are text, label"),
     "labels that are not those of the rows": (["finetune.labels=[a, b]"], "one of the 2 labels a, b"),
