@@ -120,6 +120,11 @@ def values(names: re.Pattern[str]) -> list[str]:
     return [value for name, value in os.environ.items() if names.search(name)]
 
 
+def agent_listens() -> bool:
+    """At the meeting point the agent of torch elastic (torchrun) listens already, so rank 0 is not to."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
 def is_set(name: str) -> bool:
     return bool(os.environ.get(name))
 

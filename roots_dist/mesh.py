@@ -66,7 +66,7 @@ class Mesh:
         """Make every group of the layout. Collective over the world; the default group must exist if world size > 1."""
 
         def axis(name: str, groups: list[list[int]]) -> Axis:
-            return _axis(name, groups, rank, timeout)
+            return make_axis(name, groups, rank, timeout)
 
         def along(name: AxisName) -> Axis:
             return axis(name, layout.groups(name))
@@ -88,19 +88,19 @@ class Mesh:
 
     def another_pp(self, name: str) -> Axis:
         """The pipeline axis once more, with a group of its own. Collective over the world."""
-        return _axis(name, self.layout.groups("pp"), self.rank, self.timeout)
+        return make_axis(name, self.layout.groups("pp"), self.rank, self.timeout)
 
     def some_pp(self, name: str, members: Sequence[int]) -> Axis:
         """These ranks of the pipeline, which share a parameter; of size 1 on other ranks. Collective over the world."""
         groups = [[ranks[i] for i in members] for ranks in self.layout.groups("pp")]
-        return _axis(name, groups, self.rank, self.timeout)
+        return make_axis(name, groups, self.rank, self.timeout)
 
     def alone(self) -> dist.ProcessGroup:
         """A group of this rank alone, for a library that wants one where an Axis of size 1 has none."""
         return dist.new_group([self.rank], timeout=self.timeout, use_local_synchronization=True, group_desc="alone")
 
 
-def _axis(name: str, groups: list[list[int]], rank: int, timeout: timedelta) -> Axis:
+def make_axis(name: str, groups: list[list[int]], rank: int, timeout: timedelta) -> Axis:
     """Make the groups that partition the world, or some of it; the one with this rank is the axis."""
     mine = Axis(name, ranks=(rank,))
     for ranks in groups:  # every rank makes every group, in one order: new_group is collective over the world

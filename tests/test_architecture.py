@@ -15,7 +15,7 @@ FLOORS = (
     ("tensor", "optim", "pipeline", "zero"),
     ("models", "objectives", "data"),
     ("checkpoint",),
-    ("train", "track", "report", "evaluate", "generate", "exchange", "plan", "verify", "launch", "testing"),
+    ("train", "doctor", "track", "report", "evaluate", "generate", "exchange", "plan", "verify", "launch", "testing"),
     ("cli", "terminal", "__main__"),
 )
 """From facts to verbs. A file belongs to the longest name that fits: schedules and ramps are arithmetic that checks
