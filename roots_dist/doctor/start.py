@@ -51,7 +51,7 @@ def start(command: Command, processes: int | None = None) -> int:
     """Exit code of `roots doctor`, or of this rank of it."""
     world = environment.discover()
     if world is not None:
-        if processes is not None:
+        if processes is not None and world.failures is None:  # our own launcher starts ranks with all of its words
             raise UserError(
                 f"--processes {processes}: {world.launcher} has started this process. Fix: leave --processes out."
             )

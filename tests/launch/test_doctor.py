@@ -200,14 +200,15 @@ def test_a_rank_that_hangs_or_breaks_ends_the_examination_and_is_named(change, w
 
 
 def test_the_bare_verb_examines_this_machine_and_writes_a_profile_that_reads_back(tmp_path: Path):
-    command = [sys.executable, "-m", "roots_dist", "doctor", "--quick", "--folder", str(tmp_path), "--json", str(tmp_path / "p.json")]
+    asked = ["--quick", "--processes", "3", "--folder", str(tmp_path), "--json", str(tmp_path / "p.json")]
+    command = [sys.executable, "-m", "roots_dist", "doctor", *asked]
     environ = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     environ |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8"}
     ran = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
     found = read(tmp_path / "p.json")
     assert {f.check for f in found.findings} <= {"speed"}, "a machine that runs tests may be busy, nothing else"
     assert ran.returncode == (0 if found.healthy else 1), ran.stderr
-    assert ran.stdout.rstrip().splitlines()[-1].startswith("✓ 2 ranks on 1 host" if found.healthy else "✗ 2 ranks on 1 host")
+    assert ran.stdout.rstrip().splitlines()[-1].startswith("✓ 3 ranks on 1 host" if found.healthy else "✗ 3 ranks on 1 host")
     assert "all_gather" in ran.stdout and "Traceback" not in ran.stderr and found.launcher == "roots doctor"
     write(found, tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "p.json").read_bytes()
