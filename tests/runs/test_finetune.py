@@ -32,8 +32,11 @@ STRATEGIES = {
     "full": ["optim.lr=1e-3"],
     "partial": ["finetune.strategy=partial", "finetune.learn=[head.*, blocks.*]", "optim.lr=3e-3"],
     "progressive": ["finetune.strategy=progressive", "finetune.every_epochs=1", "finetune.layer_decay=0.9", "optim.lr=4e-3"],
-    "lora": ["finetune.strategy=lora", "finetune.targets=[query, key, value, out, up, down]", "optim.lr=1e-2"],
-}
+    "lora": [
+        "finetune.strategy=lora", "finetune.targets=[query, key, value, out, up, down]", "finetune.rank=16", "finetune.alpha=32",
+        "finetune.epochs=9", "optim.lr=7e-3",
+    ],
+}  # fmt: skip
 TP2_PP2 = ["parallel.tp=2", "parallel.pp=2", "parallel.sequence=true", "train.micro_batch=8"]
 
 
