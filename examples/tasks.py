@@ -30,6 +30,10 @@ HELD_OUT = 4
 """Every fourth paragraph, every fourth address."""
 WORDS = 40
 """Of a passage, at most."""
+PAIRS = 8
+"""Of each passage with others."""
+ASKED = 20
+"""Words that a question quotes, at most."""
 Row = dict[str, object]
 Split = dict[str, list[Row]]
 
@@ -69,7 +73,7 @@ def pairs(draw: random.Random, rows: list[Row]) -> list[Row]:
         label = row["label"] if same else draw.choice([other for other in by_label if other != row["label"]])
         return {"text": row["text"], "other": draw.choice(by_label[label]), "label": "same" if same else "different"}
 
-    return [pair(row) for row in rows for _ in range(2)]
+    return [pair(row) for row in rows for _ in range(PAIRS)]
 
 
 def words(draw: random.Random, rows: list[Row]) -> list[Row]:
@@ -90,7 +94,7 @@ def words(draw: random.Random, rows: list[Row]) -> list[Row]:
 def answers(draw: random.Random, rows: list[Row]) -> list[Row]:
     return [
         {"messages": [
-            {"role": "user", "content": f"Which language is this? {row['text']}"},
+            {"role": "user", "content": f"Which language is this? {' '.join(row['text'].split()[:ASKED])}"},
             {"role": "assistant", "content": f"This is {row['label']}."},
         ]}
         for row in rows
