@@ -112,11 +112,19 @@ def describe(error: BaseException, who: Who) -> Record:
         host=socket.gethostname(),
         time=time.time(),
         by_user=by_user,
-        consequence=not by_user and any(words in trace for words in CONSEQUENCES),
+        consequence=is_consequence(error),
         message=message,
         trace=trace,
         file=file,
     )
+
+
+def is_consequence(error: BaseException) -> bool:
+    """Whether it is another rank's failure, as seen from here."""
+    if isinstance(error, UserError):
+        return False
+    trace = "".join(traceback.format_exception(error))
+    return any(words in trace for words in CONSEQUENCES)
 
 
 def box(record: Record, word: str = "failed") -> str:

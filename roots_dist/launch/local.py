@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -21,8 +22,10 @@ from roots_dist.errors import UserError
 from roots_dist.launch.verdict import judge, read_records
 
 SHOW_CURSOR = "\x1b[?25h"
-SHUTDOWN_S = 5
-"""How long ranks may take to end after a signal, before they are killed."""
+SHUTDOWN_S = 60
+"""How long ranks may take to end after a signal, before they are killed: a step and a checkpoint."""
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+"""Handed on to the ranks. SIGUSR1 is what Slurm is told to send before a time limit (train/stop.py)."""
 
 
 def processes_for(config: Config, asked: int | None, gpus: int) -> int:
@@ -63,7 +66,10 @@ def launch(size: int, arguments: Sequence[str], threads: int | None = None, what
         exits = _run(size, arguments, records)
         if not exits:
             return 0
-        verdict = judge(read_records(records), exits, size)
+        found = read_records(records)
+        if not found and (code := _told_to_stop(exits)):
+            return code
+        verdict = judge(found, exits, size)
         print(verdict.text, file=sys.stderr)
         return verdict.code
     except _Signalled as stop:
@@ -100,6 +106,7 @@ def _run(size: int, arguments: Sequence[str], records: Path) -> dict[int, int]:
         max_restarts=0,
         monitor_interval=0.1,
         shutdown_timeout=SHUTDOWN_S,
+        signals_to_handle=SIGNALS,
         logs_specs=DefaultLogsSpecs(log_dir=str(records / "elastic")),
     )
     try:
@@ -111,6 +118,14 @@ def _run(size: int, arguments: Sequence[str], records: Path) -> dict[int, int]:
     finally:
         logging.disable(logging.NOTSET)
     return {}
+
+
+def _told_to_stop(exits: dict[int, int]) -> int | None:
+    """The exit code of ranks that were told to stop one by one, not by way of this process (train/stop.py), and did."""
+    ours = {128 + number for number in (signal.SIGTERM, signal.SIGUSR1)}
+    late = {-signal.SIGTERM}  # had stopped too, and was about to leave when elastic ended it
+    codes = set(exits.values())
+    return min(codes & ours) if codes & ours and codes <= ours | late else None
 
 
 def _loopback() -> str:

@@ -24,7 +24,8 @@ from roots_dist.launch.lifeline import tie_to_parent
 from roots_dist.launch.verbs import Verb
 from roots_dist.layout import Layout
 
-Body = Callable[[Config, World, Layout], None]
+Body = Callable[[Config, World, Layout], "int | None"]
+"""The exit code; None: 0."""
 
 
 def start(
@@ -34,11 +35,12 @@ def start(
     ranks, where it says more than that."""
     world = environment.discover()
 
-    def body(config: Config, world: World, layout: Layout) -> None:
+    def body(config: Config, world: World, layout: Layout) -> int | None:
         from roots_dist.launch.join import joined
 
         with joined(config, world, layout) as mesh:
-            verb.work(config, mesh)
+            code = verb.work(config, mesh)
+        return code
 
     if world is not None:
         if processes is not None:
@@ -89,6 +91,6 @@ def be_rank(world: World, load: Callable[[], Loaded], body: Body, verb: Verb) ->
     place = str(layout.place(world.rank))
     logs.setup(world.rank, place if world.size > 1 else "")
     with guarded(replace(who, place=place if world.size > 1 else "", folder=Path(loaded.config.track.folder))):
-        body(loaded.config, world, layout)
+        code = body(loaded.config, world, layout)
     sys.stdout.flush()
-    return 0
+    return code or 0

@@ -34,8 +34,8 @@ class Verb:
     name: str
     read: Callable[[str, Sequence[str]], Loaded]
     """(what the user named, overrides) -> config."""
-    work: Callable[..., object]
-    """(config, mesh), on every rank."""
+    work: Callable[..., int | None]
+    """(config, mesh), on every rank: the exit code, if it is another than 0."""
     fit: Callable[[Loaded, int], Loaded] = _as_it_is
     """The config for a world of this size, where it depends on that."""
     needless: frozenset[str] = frozenset()
@@ -98,10 +98,10 @@ def _look_at_held_out(config: Config) -> None:
         look(config.changed({"data.train": ()}))
 
 
-def _train(config: Config, mesh) -> None:
+def _train(config: Config, mesh) -> int:
     from roots_dist.train.loop import train
 
-    train(config, mesh)
+    return train(config, mesh)
 
 
 def _evaluate(config: Config, mesh, wishes: Wishes = Wishes()) -> None:

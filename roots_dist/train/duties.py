@@ -160,6 +160,7 @@ def checkpoint(session: Session) -> None:
             if best and best.step == session.step:
                 best.mark(session.folder)
             prune(session.folder, session.config.checkpoint.keep)
+    session.saved = session.step
     session.trackers.log(session.step, {"time/checkpoint_s": time.perf_counter() - since})
     session.trackers.checkpoint(session.step, path)
 

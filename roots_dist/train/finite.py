@@ -16,8 +16,18 @@ from roots_dist.sharding import Param
 
 FINE, GRADIENT, LOSS, WEIGHT = range(4)
 """What is wrong on a rank, the deeper cause the larger: a bad weight makes a bad loss makes bad gradients."""
+STATES = 4
 
 _TEXT = 400  # bytes of a message between ranks
+
+
+class Agreed(NamedTuple):
+    """What all ranks know of a step."""
+
+    sums: dict[str, float]
+    trouble: Trouble | None
+    stop: int = 0
+    """The signal that told a rank to stop (train/stop.py); 0: none."""
 
 
 class Trouble(NamedTuple):
@@ -28,9 +38,10 @@ class Trouble(NamedTuple):
 
 
 def agree(
-    mesh: Mesh, terms: list[Term], names: Sequence[str], params: list[Param]
-) -> tuple[dict[str, float], Trouble | None]:
-    """The step's sum of each term, and where the first number that is not finite stands, or None.
+    mesh: Mesh, terms: list[Term], names: Sequence[str], params: list[Param], stop: int = 0
+) -> Agreed:
+    """The step's sum of each term, and where the first number that is not finite stands, or None; and whether a rank is
+    told to stop (stop: this one, by which signal).
 
     Equal on every rank. Collective over the world.
     """
@@ -43,12 +54,13 @@ def agree(
     row = torch.zeros(len(names) + mesh.world.size, dtype=torch.float64, device=mesh.device)
     row[: len(names)] = torch.where(torch.isfinite(sums), sums, 0.0)
     bad_gradient = torch.where(gradients_are_fine, FINE, GRADIENT)
-    row[len(names) + mesh.world.rank] = torch.where(loss_is_fine, bad_gradient, LOSS)
+    row[len(names) + mesh.world.rank] = torch.where(loss_is_fine, bad_gradient, LOSS) + STATES * stop
     numbers = mesh.world.sum_(row).tolist()
-    totals, states = numbers[: len(names)], numbers[len(names) :]
-    if not any(states):
-        return dict(zip(names, totals)), None
-    return dict.fromkeys(names, float("nan")), _where(mesh, params, int(states[mesh.world.rank]))
+    totals, said = numbers[: len(names)], [divmod(int(number), STATES) for number in numbers[len(names) :]]
+    stop = max(stop for stop, _ in said)
+    if not any(state for _, state in said):
+        return Agreed(dict(zip(names, totals)), None, stop)
+    return Agreed(dict.fromkeys(names, float("nan")), _where(mesh, params, said[mesh.world.rank][1]), stop)
 
 
 def _all_finite(tensors: list[torch.Tensor], device: torch.device) -> torch.Tensor:

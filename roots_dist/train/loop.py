@@ -1,11 +1,13 @@
 """`roots train`, from a live mesh to a trained model: the page to read first.
 
     config + mesh --build--> Run --resume--> step, duties, step, duties … --evaluate, sample, save--> closing lines
+                                                  a signal --stop.py--> save
 """
 
 from __future__ import annotations
 
 import logging
+import signal
 from contextlib import closing, nullcontext
 from pathlib import Path
 
@@ -28,21 +30,24 @@ from roots_dist.train.opening import devices_peak, opening_lines
 from roots_dist.train.resume import resume
 from roots_dist.train.session import Session, write_origin
 from roots_dist.train.step import train_step
+from roots_dist.train.stop import FINISHED, STOPPED, Stop, listening, record_end, recorded
 
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, mesh: Mesh) -> None:
-    """Collective over the world. Everything that it writes is under track.folder."""
+def train(config: Config, mesh: Mesh) -> int:
+    """The exit code: 0, or 128 + the signal that stopped it. Everything that it writes is under track.folder. Collective
+    over the world."""
     config = without_secrets(config)
     folder = Path(config.track.folder)
     with owned(folder) if mesh.rank == 0 else nullcontext():
-        train_in(folder, config, mesh)
+        with recorded(folder, f"rank {mesh.rank} ({mesh.place})", rank0=mesh.rank == 0), listening(folder) as stop:
+            return train_in(folder, config, mesh, stop)
 
 
-def train_in(folder: Path, config: Config, mesh: Mesh) -> None:
+def train_in(folder: Path, config: Config, mesh: Mesh, stop: Stop) -> int:
     """The folder is this run's alone. Collective over the world."""
-    rank0 = mesh.rank == 0
+    rank0, stopped = mesh.rank == 0, 0
     objective = make_objective(config)
     training = Batches.open(config, objective, config.data.train, mesh.dp.rank, mesh.dp.size)
     given = config.data.validation
@@ -62,24 +67,35 @@ def train_in(folder: Path, config: Config, mesh: Mesh) -> None:
             evaluate(session)
         learning_rate = rate(config.optim, config.train.steps)
         to_do = duties(session)
-        while session.goes_on:
+        while session.goes_on and not stopped:
             step = session.step
             batches = [batch.to(mesh.device) for batch in training.at(step)]
             run.watch.lap("data")
-            report = train_step(run, batches, learning_rate(step))
-            session.step = step + 1
+            report = train_step(run, batches, learning_rate(step), stop.signal)
+            session.step, stopped = step + 1, report.stop
             if report.skipped:
                 session.skipped += 1
                 log.log(logging.WARNING if rank0 else logging.DEBUG, "step %d is left out: %s", step + 1, report.skipped)
             for duty in to_do:
                 duty(session, report)
+        if stopped and session.goes_on:  # there may be seconds left
+            if session.saved < session.step:
+                checkpoint(session)
+            said = f"{STOPPED} by {signal.Signals(stopped).name} after step {session.step}"
+            log.info("%s, with a checkpoint; the same command goes on from there", said)
+            if rank0:
+                record_end(folder, said)
+            return 128 + stopped
         if done.step < session.step:
             if session.step == config.train.steps:
                 evaluate(session)
-            checkpoint(session)
+            if session.saved < session.step:
+                checkpoint(session)
             sample(session)
         else:
             log.info("%s", session.why_over())
     if rank0:
+        record_end(folder, f"{FINISHED} after step {session.step}")
         write_summary(config, mesh.layout, folder)
         closing_lines(config, folder)
+    return 0

@@ -26,7 +26,7 @@ from roots_dist.train.build import Run
 
 @dataclass
 class Session:
-    """step, skipped and best are all that changes here."""
+    """step, saved, skipped and best are all that changes here."""
 
     config: Config
     run: Run
@@ -41,12 +41,15 @@ class Session:
     """Where the best checkpoint is kept, or the run may stop early."""
     step: int = 0
     """How many steps have been done."""
+    saved: int = field(default=0, init=False)
+    """After which of them the last checkpoint was written."""
     skipped: int = 0
     """How many of them changed nothing, since a number was not finite."""
     bytes_per_token: float | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.bytes_per_token = bytes_per_token(self.config.data.validation)
+        self.saved = self.step
 
     @property
     def mesh(self) -> Mesh:
@@ -56,7 +59,6 @@ class Session:
     def tokens(self) -> int:
         """Tokens read so far."""
         return samples_before(self.config.train, self.step) * self.config.data.seq
-
 
     @property
     def goes_on(self) -> bool:

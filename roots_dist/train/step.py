@@ -24,10 +24,13 @@ class StepReport:
     """sum / count of each term."""
     skipped: str | None = None
     """Why no step was taken, where train.nonfinite=skip: what was not finite, and where."""
+    stop: int = 0
+    """The signal that told a rank to stop after this step; 0: none."""
 
 
-def train_step(run: Run, batches: list[MicroBatch], lr: float) -> StepReport:
-    """batches: this data rank's microbatches. Collective over the world."""
+def train_step(run: Run, batches: list[MicroBatch], lr: float, stop: int = 0) -> StepReport:
+    """batches: this data rank's microbatches. stop: the signal that told this rank to stop after the step; 0: none.
+    Collective over the world."""
     run.engine.reach(batches[0].step)
     counts = count_targets(run, batches)
     weights = run.objective.weights
@@ -37,7 +40,7 @@ def train_step(run: Run, batches: list[MicroBatch], lr: float) -> StepReport:
         run.watch.lap("compute")
         sum_tied_gradients(run.params, run.ties)
         sum_partial_gradients(run.params)
-        sums, trouble = agree(run.mesh, found, list(weights), run.params)
+        sums, trouble, stop = agree(run.mesh, found, list(weights), run.params, stop)
         run.watch.lap("pp_wait" if run.mesh.pp.size > 1 else "dp")  # stages that are done first wait here for the others
         if trouble:  # zeros travel through the reduction: nan would spread to every rank
             for gradient in (p.tensor.grad for p in run.params if p.tensor.grad is not None):
@@ -50,11 +53,11 @@ def train_step(run: Run, batches: list[MicroBatch], lr: float) -> StepReport:
         norm = run.engine.step(lr).grad_norm
         run.watch.lap("dp")
         if math.isfinite(norm):
-            return StepReport(loss, norm, terms)
+            return StepReport(loss, norm, terms, stop=stop)
         trouble = Trouble("the norm of all ranks' gradients together is not finite")  # the engine took no step
     if trouble.in_weights or run.config.train.nonfinite == "stop":
         raise NotFiniteError(_refusal(batches[0].step + 1, trouble))
-    return StepReport(loss, math.nan, terms, skipped=trouble.where)
+    return StepReport(loss, math.nan, terms, skipped=trouble.where, stop=stop)
 
 
 def _refusal(step: int, trouble: Trouble) -> str:
