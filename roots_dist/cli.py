@@ -16,6 +16,7 @@ import typer
 from roots_dist.doctor.verb import doctor
 from roots_dist.errors import UserError
 from roots_dist.launch.arguments import Config, Overrides, Processes, Run
+from roots_dist.launch.order import launch
 from roots_dist.launch.speak import chat, generate
 from roots_dist.report.verb import report
 
@@ -184,6 +185,7 @@ def evaluate(
 
 app.command(short_help="what a model says to a text")(generate)
 app.command(short_help="talk with a model")(chat)
+app.command(short_help="start a config on a cluster")(launch)
 app.command(short_help="check a cluster before training")(doctor)
 app.command(short_help="runs -> one HTML page that compares them")(report)
 

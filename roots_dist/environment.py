@@ -13,7 +13,7 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from roots_dist.errors import EnvironmentProblem
@@ -113,6 +113,17 @@ def export(values: Mapping[str, str], *, replace: bool = True) -> None:
             os.environ[name] = value
         else:
             os.environ.setdefault(name, value)
+
+
+def forget(names: Iterable[str]) -> None:
+    """Unset variables, for child processes."""
+    for name in names:
+        os.environ.pop(name, None)
+
+
+def everything() -> dict[str, str]:
+    """What is set."""
+    return dict(os.environ)
 
 
 def values(names: re.Pattern[str]) -> list[str]:

@@ -1,0 +1,191 @@
+"""A job for a cluster, checked: which config, on how many nodes with how many processes each, and what the site asks for.
+
+    command line --make--> Job --launchers.py--> Plan --submit.py--> written, shown, begun
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from roots_dist.config.load import Loaded, read
+from roots_dist.config.schema import Config
+from roots_dist.errors import ConfigError
+from roots_dist.launch import hosts as hostfiles
+from roots_dist.launch.hosts import Host
+from roots_dist.launch.passing import argument, no_option, refused, variable
+from roots_dist.launch.start import ready
+from roots_dist.launch.verbs import FINETUNE, TRAIN, Verb
+from roots_dist.layout import Layout
+
+OF_THE_NODES = frozenset({"train.device", "model"})
+"""Of what is checked before a job is begun: GPUs and memory are the nodes' business, not this machine's."""
+TIME = re.compile(r"(\d+-)?\d+(:\d{2}){0,2}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """The options of `roots launch`, as they were given."""
+
+    on: str
+    nodes: int | None = None
+    per_node: int | None = None
+    gpus: bool = False
+    hostfile: Path | None = None
+    include: str | None = None
+    exclude: str | None = None
+    runner: str | None = None
+    meet: str | None = None
+    time: str | None = None
+    partition: str | None = None
+    account: str | None = None
+    array: int | None = None
+    spare: int = 0
+    max_restarts: int = 0
+    grace: int = 120
+    name: str | None = None
+    env: tuple[str, ...] = ()
+    image: str | None = None
+    namespace: str = "default"
+    claim: str | None = None
+    kind: str = "job"
+    python: str | None = None
+    program: str | None = None
+    extra: tuple[str, ...] = ()
+    template: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Every text in it is one line; none of it has been read by a shell."""
+
+    wishes: Wishes
+    config: Config
+    verb: str
+    words: tuple[str, ...]
+    """CONFIG and overrides."""
+    layout: Layout
+    nodes: int
+    per_node: int
+    hosts: tuple[Host, ...]
+    """Those to run on, where a hostfile names them."""
+    gpus: bool
+    """One for each process."""
+    name: str
+    directory: Path
+    """That paths are relative to, on every node."""
+    folder: Path
+    """Of the run; what is written for the launcher goes into its subfolder `launch`."""
+    python: str
+    env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What each rank runs, after `python`."""
+        return ("-m", "roots_dist", self.verb, *self.words)
+
+    @property
+    def files(self) -> Path:
+        return self.folder / "launch"
+
+    @property
+    def port(self) -> int:
+        """Where the ranks meet, if nobody says: the same on every machine, another for another run."""
+        return 29400 + zlib.crc32(str(self.folder).encode()) % 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    command: tuple[str, ...]
+    logs: str
+    """Where what is said can be read."""
+    files: Mapping[Path, str] = field(default_factory=dict)
+    """To be written before, whole."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Of the command, beside what is set already."""
+    unset: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def make(subject: str, overrides: Sequence[str], wishes: Wishes, directory: Path) -> Job:
+    """Raises UserError with all that is wrong with the config on that many processes, or the first wrong option."""
+    words = (argument("CONFIG", no_option(subject)), *(argument(f"override {i}", o) for i, o in enumerate(overrides, 1)))
+    asked = read(subject, overrides)
+    verb = FINETUNE if asked.config.finetune.start is not None else TRAIN
+    hosts = _hosts(wishes)
+    nodes = len(hosts) or wishes.nodes or 1
+    per_node = hostfiles.slots_of_each(hosts) if hosts else wishes.per_node or _of_each(asked.config, nodes)
+    loaded, layout = _checked(verb, subject, overrides, nodes * per_node, wishes.on)
+    if wishes.time is not None and not TIME.fullmatch(wishes.time):
+        raise refused("--time", wishes.time, "minutes, HH:MM:SS or D-HH:MM:SS", "write it so")
+    for option in ("partition", "account", "program", "python", "image", "claim"):
+        if (value := getattr(wishes, option)) is not None:
+            argument(f"--{option}", value)
+    for extra in wishes.extra:
+        argument("--extra", extra)
+    return Job(
+        wishes=wishes,
+        config=loaded.config,
+        verb=verb.name,
+        words=words,
+        layout=layout,
+        nodes=nodes,
+        per_node=per_node,
+        hosts=hosts,
+        gpus=wishes.gpus or loaded.config.train.device == "cuda",
+        name=argument("--name", wishes.name) if wishes.name is not None else _name(Path(subject).stem),
+        directory=Path(argument("the current folder", str(directory))),
+        folder=Path(argument("track.folder", no_option(loaded.config.track.folder))),
+        python=wishes.python or sys.executable,
+        env=dict(map(variable, wishes.env)),
+    )
+
+
+def _checked(verb: Verb, subject: str, overrides: Sequence[str], size: int, on: str) -> tuple[Loaded, Layout]:
+    """The files too, which the nodes see as this machine does; not so on Kubernetes, where they lie in a volume."""
+    here = on != "kubernetes"
+    loaded = verb.fit(verb.read(subject, overrides), size)
+    layout = ready(loaded, size, local_size=1 if here else None, needless=OF_THE_NODES)
+    if here:
+        verb.look(loaded.config)
+    return loaded, layout
+
+
+def _hosts(wishes: Wishes) -> tuple[Host, ...]:
+    if wishes.hostfile is None:
+        for option in ("include", "exclude"):
+            if getattr(wishes, option) is not None:
+                raise refused(f"--{option}", getattr(wishes, option), "a hostfile to choose from", "add --hostfile FILE")
+        return ()
+    if wishes.on not in ("deepspeed", "mpi"):
+        expected = f"nothing with --on {wishes.on}, which finds its machines by itself"
+        raise refused("--hostfile", str(wishes.hostfile), expected, "leave it out, or choose deepspeed or mpi")
+    for option, value in (("--nodes", wishes.nodes), ("--processes-per-node", wishes.per_node)):
+        if value is not None:
+            raise refused(option, value, "nothing beside --hostfile, whose lines and slots say it", "choose with --include HOST:0,1")
+    argument("--hostfile", str(wishes.hostfile))
+    return hostfiles.choose(hostfiles.read(wishes.hostfile), wishes.include, wishes.exclude)
+
+
+def _of_each(config: Config, nodes: int) -> int:
+    """As many as one replica of the model needs, if that many can be shared out."""
+    model = config.parallel.tp * config.parallel.pp
+    if model % nodes:
+        expected = f"processes of each node: the {model} of one replica (tp × pp) are no multiple of {nodes} nodes"
+        raise ConfigError(Loaded(config).located([_unsaid(expected)]))
+    return model // nodes
+
+
+def _unsaid(expected: str):
+    from roots_dist.errors import Problem
+
+    return Problem(key="--processes-per-node", found=None, expected=expected, fix="add --processes-per-node N")
+
+
+def _name(stem: str) -> str:
+    """A name for the job that every launcher takes."""
+    return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:40].strip("-") or "roots"

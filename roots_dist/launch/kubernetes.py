@@ -1,0 +1,62 @@
+"""A job for Kubernetes: an Indexed Job with a headless service, which every cluster knows, or a TrainJob of Kubeflow's Trainer.
+
+    Job --plan--> manifest (forms/job.yaml, forms/trainjob.yaml) --kubectl apply
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from roots_dist.launch.job import Job, Plan
+from roots_dist.launch.local import SIGNALS
+from roots_dist.launch.passing import refused
+from roots_dist.launch.templates import render
+
+LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
+"""RFC 1035, as names of services and of their pods want it."""
+FORMS = {"job": "job.yaml", "trainjob": "trainjob.yaml"}
+PLACE = "/workspace"
+"""The volume's in a container, and the folder that relative paths of a config begin from."""
+PORT = 29400
+
+
+def plan(job: Job, environ: Mapping[str, str]) -> Plan:
+    wishes = job.wishes
+    if wishes.kind not in FORMS:
+        raise refused("--kind", wishes.kind, "job or trainjob", "choose one of the two")
+    for option, value in (("--image", wishes.image), ("--claim", wishes.claim)):
+        if value is None:
+            what = "an image with roots (docker/)" if option == "--image" else f"the volume claim with data and runs, mounted at {PLACE}"
+            raise refused(option, None, what, f"add {option} NAME")
+    for option, value, longest in (("--name", job.name, 50), ("--namespace", wishes.namespace, 63), ("--claim", wishes.claim, 63)):
+        if not LABEL.fullmatch(value) or len(value) > longest:
+            raise refused(option, value, f"at most {longest} of a-z, 0-9 and -, a letter first", "choose such a name")
+    values = {
+        "job": job,
+        "place": PLACE,
+        "port": PORT,
+        "memory": "Memory",
+        "launcher": ("python", "-m", "torch.distributed.run"),
+        "agent": (
+            f"--nproc-per-node={job.per_node}",
+            f"--max-restarts={wishes.max_restarts}",
+            f"--signals-to-handle={SIGNALS}",
+            f"--shutdown-timeout={wishes.grace}",
+        ),
+        "meet": f"{job.name}-0.{job.name}:{PORT}",
+        "command": tuple(map(literal, job.command)),
+        "environ": {name: literal(value) for name, value in job.env.items()},
+    }
+    file = job.files / f"{FORMS[wishes.kind]}"
+    return Plan(
+        command=(wishes.program or "kubectl", "apply", *wishes.extra, "-f", str(file)),
+        files={file: render(FORMS[wishes.kind], wishes.template, values)},
+        logs=f"kubectl --namespace {wishes.namespace} logs --prefix --follow --selector app.kubernetes.io/instance={job.name}",
+        notes=(f"data and {job.folder} are looked for in the claim {wishes.claim}, below {PLACE}; nothing here has checked that",),
+    )
+
+
+def literal(text: str) -> str:
+    """Text in which Kubernetes replaces nothing: $(NAME) in commands and values is a variable, $$ is a dollar sign."""
+    return text.replace("$", "$$")
