@@ -188,4 +188,4 @@ def _unsaid(expected: str):
 
 def _name(stem: str) -> str:
     """A name for the job that every launcher takes."""
-    return re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:40].strip("-") or "roots"
+    return re.sub(r"[^a-z0-9]+", "-", stem.lower()).lstrip("-0123456789")[:40].strip("-") or "roots"

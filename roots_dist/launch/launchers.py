@@ -127,6 +127,7 @@ def mpi(job: Job, environ: Mapping[str, str]) -> Plan:
     meeting = {"MASTER_ADDR": job.hosts[0].name, "MASTER_PORT": str(job.port)} if job.hosts else {}
     variables = {**meeting, **job.env}
     if flavour == "openmpi":
+        variables = {"TTY_COMPATIBLE": "0", **variables}  # it gives ranks a terminal where there is none: no live line
         options = ["-np", str(ranks), "--map-by", f"ppr:{job.per_node}:node", "--bind-to", "none", "--wdir", str(job.directory)]
         options += [word for name in variables for word in ("-x", name)]  # with the value that it has for mpirun itself
         files = {hostfile: slots_file(job.hosts)} if job.hosts else {}

@@ -1,0 +1,269 @@
+"""Nothing that a user, a config or a hostfile says is ever run by a shell: it is refused in one line, or arrives byte for byte.
+
+Every value goes through every launcher, whose programs are fakes that note what they get (fakes.py); bash, jinja2, YAML and
+DeepSpeed's runner are real.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from fakes import NAMES, notes, put
+from roots_dist.config.load import to_yaml
+from roots_dist.config.schema import Config
+from roots_dist.data.store import Writer
+from roots_dist.errors import UserError
+from roots_dist.launch import hosts as hostfiles
+from roots_dist.launch.job import Job, Plan, Wishes, make
+from roots_dist.launch.launchers import LAUNCHERS
+from roots_dist.launch.passing import CONTROL, PLAIN
+from roots_dist.launch.submit import shown, write
+
+VALUES = (
+    "plain", "two words", " edges ", "  ", "a'b", 'a"b', "'", '"', "''", "a\\b", "\\", "\\n", "a\\'b\\\"c", "$HOME", "${HOME}", "$$",
+    "$(touch PWNED)", "`touch PWNED`", "; touch PWNED", "&& touch PWNED", "| touch PWNED", "> PWNED", "'; touch PWNED; '",
+    '"; touch PWNED; "', '"$(touch PWNED)"', "$((1+1))", "<(touch PWNED)", "a & b", "(a)", "[a]", "{a,b}", "*", "?", "~", "~root", "!!",
+    "#", "a#b", "%n %h %u", "%j", "%", "%%", "=", "a=b", ",", "@", ":", "-", "--help", "-oProxyCommand=touch PWNED", "-rf /",
+    "{{ 7 * 7 }}", "{% raw %}", "{# no #}", "$(HOME)", "$$(HOME)", "null", "true", "1e3", "0x10", "yes", "- a", "? a", "&a", "*a", "!!str a",
+    "é", "雪", "🌱", "a\u00a0b", "a\u2028b", "\u202egnirts", "\ufeff", "x" * 4000,
+    "a\nb", "a\n#SBATCH --uid=0", "a\rb", "a\tb", "a\x00b", "\x1b[31m", "\x7f", "\udcff",
+)  # fmt: skip
+"""Most say in a shell, in Slurm's or pdsh's patterns, in YAML or in a template something else than they are."""
+LINES = (
+    "node1", "node1 slots", "node1 slots=", "node1 slots=x", "node1 slots=-1", "node1 slots=0", "node1 slots=2 slots=3", "node1 2",
+    "node1 slots=99999", "node1 slots=2; touch PWNED", "-oProxyCommand=sh slots=2", "--help slots=2", "$(touch PWNED) slots=2",
+    "`id` slots=2", "node1;id slots=2", "node1|id slots=2", "node1&id slots=2", "a,b slots=2", "n[1-3] slots=2", "n* slots=2",
+    "user@node1 slots=2", "node1:22 slots=2", "'node1' slots=2", '"node1" slots=2', "node1\\ slots=2", "node1\x0bslots=2",
+    "node1\u00a0slots=2", "nöde slots=2", "n\u2028m slots=2", ".node slots=2", "node. slots=2", "%n slots=2", "node1 slots=２",
+    "node1 slots=2\x00", "node1 slots=1_0", f"{'n' * 300} slots=2", "../node slots=2", "node0 slots=2",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("hostile")
+    with Writer(place / "text", np.dtype("<u2")) as writer:
+        writer.add(np.arange(4000, dtype="<u2") % 61)
+        writer.commit()
+    (place / "hosts").write_text("node0 slots=2 # the first\n\n  node1\tslots=2\r\n")
+    config = {
+        "model": {"layers": 2, "hidden": 32, "heads": 4, "vocab": 61},
+        "data": {"train": "text", "seq": 8},
+        "parallel": {"tp": 2, "pp": 2},
+        "train": {"steps": 5, "batch": 4, "device": "cpu"},
+        "optim": {"warmup": 1},
+        "track": {"folder": "run", "wandb": "disabled"},
+    }
+    (place / "run.yaml").write_text(to_yaml(Config.model_validate(config)))
+    put(place, python=True)
+    return place
+
+
+@pytest.fixture(autouse=True)
+def here(place, monkeypatch):
+    monkeypatch.chdir(place)
+    (place / "notes").unlink(missing_ok=True)
+    yield
+    assert not [*place.rglob("PWNED")] + [*Path("/").glob("PWNED")]
+
+
+WISHES = {
+    "torchrun": {},
+    "slurm": {"nodes": 2, "time": "1:00:00"},
+    "mpi": {"hostfile": Path("hosts")},
+    "deepspeed": {"hostfile": Path("hosts")},
+    "kubernetes": {"nodes": 2, "image": "registry/roots:1", "claim": "work"},
+}
+
+
+def planned(place: Path, on: str, subject: str, overrides: Sequence[str] = (), env: Sequence[str] = ()) -> tuple[Job, Plan]:
+    job = make(subject, overrides, Wishes(on=on, env=tuple(env), python=str(place / "bin" / "python"), **WISHES[on]), place)
+    plan = LAUNCHERS[on](job, {})
+    list(shown(job, plan, whole=True))
+    write(plan)
+    return job, plan
+
+
+def arrived(place: Path, on: str, job: Job, plan: Plan) -> tuple[list[str], dict[str, str]]:
+    """What each rank is told after `python`, and the variables, when the plan is carried out."""
+    environ = {"PATH": f"{place}/bin:/usr/bin:/bin", "HOME": str(place / "home"), **plan.variables}
+    if on != "kubernetes":
+        subprocess.run(plan.command, cwd=place, env=environ, check=True, timeout=60)
+    called = {note["name"]: note for note in notes(place)}
+    if on == "kubernetes":
+        documents = list(yaml.safe_load_all((job.files / "job.yaml").read_text(encoding="utf-8")))
+        container = documents[-1]["spec"]["template"]["spec"]["containers"][0]
+        words = [word.replace("$$", "$") for word in container["args"]]
+        return words[words.index("-m") :], {e["name"]: e["value"].replace("$$", "$") for e in container["env"] if "value" in e}
+    last = called[{"torchrun": "python", "deepspeed": "python", "slurm": "srun", "mpi": "mpirun"}[on]]
+    words, variables = last["words"], last["variables"]
+    if on == "deepspeed":
+        variables = dict(line.split("=", 1) for line in (job.files / "deepspeed_env").read_text().splitlines())
+    return ["-m", *words[words.index("roots_dist") :]], variables
+
+
+def refused_in_one_line(error: UserError) -> None:
+    said = error.complaint()
+    assert "\n" not in said and "Fix: " in said and "expected" in said
+
+
+@pytest.mark.parametrize("on", LAUNCHERS)
+def test_overrides_and_variables_are_refused_or_arrive_byte_for_byte(place, on):
+    """All that are let through at once, in one command."""
+    overrides, variables = [], []
+    for i, value in enumerate(VALUES):
+        override, variable = f"track.group={json.dumps(value, ensure_ascii=False)}", f"ROOTS_TEST_{i}={value}"
+        if not CONTROL.search(value) and on != "deepspeed":
+            overrides.append(override)
+            variables.append(variable)
+            continue
+        for word, kept, given in (
+            (f"track.group={value}", overrides, {"overrides": [f"track.group={value}"]}),
+            (variable, variables, {"env": [variable]}),
+        ):
+            try:
+                planned(place, on, "run.yaml", **given)
+            except UserError as error:
+                refused_in_one_line(error)
+            else:
+                assert PLAIN.fullmatch(value), f"{value!r} would be read by a shell"
+                kept.append(word)
+    assert min(len(overrides), len(variables)) >= (4 if on == "deepspeed" else 60)
+    words, found = arrived(place, on, *planned(place, on, "run.yaml", overrides, variables))
+    assert words == ["-m", "roots_dist", "train", "run.yaml", *overrides]
+    assert {f"{name}={value}" for name, value in found.items() if name.startswith("ROOTS_TEST_")} == {*variables}
+
+
+@pytest.mark.parametrize("on", LAUNCHERS)
+def test_a_config_and_a_folder_of_any_name_are_refused_or_arrive_byte_for_byte(place, on):
+    passed = 0
+    for name in VALUES:
+        if "/" in name or "\x00" in name or len(name.encode(errors="replace")) > 200 or "\udcff" in name:
+            continue  # no file has such a name, or no YAML can say it
+        config = (place / "run.yaml").read_text().replace("folder: run", f"folder: {json.dumps(f'runs/{name}')}")
+        (place / f"{name}.yaml").write_text(config)
+        try:
+            job, plan = planned(place, on, f"{name}.yaml")
+        except UserError as error:
+            refused_in_one_line(error)
+            unsafe = CONTROL.search(name) or (on == "slurm" and "\\" in name) or (on == "deepspeed" and not PLAIN.fullmatch(name))
+            assert unsafe, f"{name!r} could have been passed"
+            continue
+        said = ["-m", "roots_dist", "train", f"./{name}.yaml" if name.startswith("-") else f"{name}.yaml"]
+        if on in ("slurm", "kubernetes") and any(mark in name for mark in ("PWNED", "'", '"', "$", "*")):  # the rest reads alike
+            words, _ = arrived(place, on, job, plan)
+        elif on in ("slurm", "kubernetes"):
+            continue
+        else:
+            words = list(plan.command[plan.command.index("roots_dist") - 1 :])
+        assert words == (["--module", *said[1:]] if on == "deepspeed" else said)
+        assert job.folder == Path("runs") / name and all(path.is_relative_to(job.directory / job.folder) or path.is_relative_to(job.folder) for path in plan.files)
+        passed += 1
+    assert passed >= {"deepspeed": 6, "slurm": 18, "kubernetes": 18}.get(on, 40)
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_a_name_is_refused_or_arrives_byte_for_byte(place, value):
+    wishes = {"name": value, "python": str(place / "bin" / "python")}
+    for on in ("slurm", "kubernetes"):
+        try:
+            job = make("run.yaml", (), Wishes(on=on, **wishes, **WISHES[on]), place)
+            plan = LAUNCHERS[on](job, {})
+        except UserError as error:
+            assert "\n" not in str(error) and (CONTROL.search(value) or on == "kubernetes")
+            continue
+        assert on == "slurm" and f"--job-name={value}" in plan.command or value in ("plain", "null", "true", "yes", "x" * 40)
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_a_line_of_a_hostfile_that_is_no_host_is_refused_with_its_number(tmp_path, line):
+    path = tmp_path / "hosts"
+    path.write_text(f"# ours\nnode0 slots=2\n{line}\n", encoding="utf-8", newline="")
+    with pytest.raises(UserError) as refused:
+        hostfiles.read(path)
+    assert str(refused.value).startswith(f"{path}:3 = ") and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["", "\n# nobody\n", b"\xff\xfe slots=2\n", None])
+def test_a_hostfile_without_hosts_is_refused(tmp_path, text):
+    path = tmp_path / "hosts"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match="--hostfile"):
+        hostfiles.read(path)
+
+
+@pytest.mark.parametrize(
+    "filters, left",
+    [
+        ({"include": "b"}, {"b": (0, 1, 2)}),
+        ({"include": "b:2,0@a"}, {"a": (0, 1, 2), "b": (0, 2)}),
+        ({"exclude": "a"}, {"b": (0, 1, 2), "c": (0, 1, 2)}),
+        ({"exclude": "a:0@b:1,2"}, {"a": (1, 2), "b": (0,), "c": (0, 1, 2)}),
+        ({"exclude": "a:0,1,2@b"}, {"c": (0, 1, 2)}),
+    ],
+)
+def test_hosts_are_chosen_as_deepspeed_chooses(filters, left):
+    from collections import OrderedDict
+
+    hosts = tuple(hostfiles.Host(name, (0, 1, 2), 3) for name in "abc")
+    assert {host.name: host.slots for host in hostfiles.choose(hosts, filters.get("include"), filters.get("exclude"))} == left
+    from deepspeed.launcher.runner import parse_resource_filter
+
+    theirs = parse_resource_filter(OrderedDict((h.name, list(h.slots)) for h in hosts), filters.get("include", ""), filters.get("exclude", ""))
+    assert {name: tuple(slots) for name, slots in theirs.items()} == left
+
+
+@pytest.mark.parametrize(
+    "include", ["d", "a:3", "a:x", "a:", "a@a", "", "a@", "a:0-1", "a;b", "a:-1", "$(touch PWNED)", "a:0,", "a b"]
+)
+def test_a_choice_of_what_is_not_there_is_refused(include):
+    hosts = tuple(hostfiles.Host(name, (0, 1, 2), 3) for name in "abc")
+    if include == "":
+        assert hostfiles.choose(hosts, include, None) == hosts
+        return
+    with pytest.raises(UserError, match="--include"):
+        hostfiles.choose(hosts, include, None)
+
+
+def test_deepspeeds_own_runner_hands_on_what_was_asked_and_runs_nothing_else(place, monkeypatch):
+    """The real runner, and a real shell in the fake pdsh; the python that the shell is to start is a fake."""
+    for folder in (place, Path(place / "home")):
+        folder.mkdir(exist_ok=True)
+        (folder / ".deepspeed_env").write_text("EVIL=$(touch PWNED)\n")
+    job = make(
+        "run.yaml",
+        ("track.group=a,b:c@d+e^f=g", "track.name=-x"),
+        Wishes(on="deepspeed", env=("ROOTS_TEST_VALUE=a/b:c,d@e+f^g=h-i",), hostfile=Path("hosts"), include="node0@node1:0,1"),
+        place,
+    )
+    surroundings = {"PYTHONSTARTUP": "$(touch PWNED)", "PYTHONUTF8": "1"}
+    plan = LAUNCHERS["deepspeed"](job, surroundings)
+    assert plan.unset == ("PYTHONSTARTUP",) and any("PYTHONSTARTUP" in note for note in plan.notes)
+    write(plan)
+    programs = place / "bin" / "pdsh"
+    programs.write_text(programs.read_text().replace('.replace("%n", "0")', f'.replace("%n", "0").replace({sys.executable!r}, "python")'))
+    environ = {"PATH": f"{place}/bin:/usr/bin:/bin", "HOME": str(place / "home"), "PYTHONUTF8": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(plan.command, cwd=place, env=environ | dict(plan.variables), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    (pdsh,) = [note for note in notes(place) if note["name"] == "pdsh"]
+    assert pdsh["words"][pdsh["words"].index("-w") + 1] == "node0,node1"
+    (agent,) = [note for note in notes(place) if note["name"] == "python"]
+    assert agent["words"][-5:] == ["roots_dist", *job.command[2:]] and "--node_rank=0" in agent["words"]
+    assert agent["variables"]["ROOTS_TEST_VALUE"] == "a/b:c,d@e+f^g=h-i" and "PYTHONSTARTUP" not in agent["variables"]
+    assert agent["folder"] == str(place)
+    assert set(NAMES) >= {note["name"] for note in notes(place)} - {"python"}
+
+
+def test_a_secret_is_not_taken_as_a_variable():
+    with pytest.raises(UserError, match=r"WANDB_API_KEY=\*\*\*") as refused:
+        make("run.yaml", (), Wishes(on="torchrun", env=("WANDB_API_KEY=0123456789",)), Path.cwd())
+    assert "0123456789" not in str(refused.value)

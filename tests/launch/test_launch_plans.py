@@ -1,0 +1,266 @@
+"""What `roots launch` would do, held against files that people have looked at; what it refuses; and what its scripts do when a
+job is told to stop, fails, or has a sick node. `python tests/launch/test_launch_plans.py` writes the golden files anew."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from fakes import launch, notes, put
+from roots_dist.config.load import to_yaml
+from roots_dist.config.schema import Config
+from roots_dist.data.store import Writer
+from roots_dist.errors import UserError
+from roots_dist.launch.job import Wishes, make
+from roots_dist.launch.launchers import LAUNCHERS
+from roots_dist.launch.submit import shown, write
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "launch"
+KUBERNETES = {"on": "kubernetes", "nodes": 2, "image": "registry/roots:0.1", "claim": "work"}
+CASES = {
+    "torchrun": {"on": "torchrun"},
+    "torchrun-two-nodes": {"on": "torchrun", "nodes": 2, "meet": "n1:29400", "max_restarts": 3},
+    "slurm": {"on": "slurm", "nodes": 2, "time": "1:00:00", "partition": "gpu", "account": "me", "per_node": 2, "gpus": True},
+    "slurm-array-spare": {"on": "slurm", "nodes": 2, "array": 4, "spare": 1, "env": ("NCCL_DEBUG=INFO",), "extra": ("--exclusive",)},
+    "mpi-openmpi": {"on": "mpi", "hostfile": Path("hosts"), "runner": "openmpi", "env": ("A=b c",)},
+    "mpi-mpich": {"on": "mpi", "hostfile": Path("hosts"), "runner": "mpich"},
+    "deepspeed": {"on": "deepspeed"},
+    "deepspeed-pdsh": {"on": "deepspeed", "hostfile": Path("hosts"), "include": "n1:0,1@n2:0,1", "env": ("NCCL_DEBUG=INFO",)},
+    "deepspeed-openmpi": {"on": "deepspeed", "hostfile": Path("two"), "runner": "openmpi", "extra": ("--mca", "btl", "tcp")},
+    "kubernetes-job": {**KUBERNETES, "env": ("A=$(HOME) b",)},
+    "kubernetes-trainjob": {**KUBERNETES, "kind": "trainjob", "per_node": 2, "gpus": True, "max_restarts": 2, "env": ("A=b",)},
+}
+
+
+def furnish(place: Path) -> Path:
+    with Writer(place / "text", np.dtype("<u2")) as writer:
+        writer.add(np.arange(4000, dtype="<u2") % 61)
+        writer.commit()
+    (place / "hosts").write_text("n1 slots=4\nn2 slots=4\n")
+    (place / "two").write_text("n1 slots=2\nn2 slots=2\n")
+    config = {
+        "model": {"layers": 2, "hidden": 32, "heads": 4, "vocab": 61},
+        "data": {"train": "text", "seq": 8},
+        "parallel": {"tp": 2, "pp": 2},
+        "train": {"steps": 5, "batch": 8, "device": "cpu"},
+        "optim": {"warmup": 1},
+        "track": {"folder": "runs/small", "wandb": "disabled", "tensorboard": "off"},
+    }
+    (place / "small.yaml").write_text(to_yaml(Config.model_validate(config)))
+    return place
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return furnish(tmp_path_factory.mktemp("plans"))
+
+
+def said(place: Path, **wishes: object) -> str:
+    job = make("small.yaml", ("optim.lr=1e-3",), Wishes(**{"python": "python", **wishes}), place)
+    lines = shown(job, LAUNCHERS[job.wishes.on](job, {}), whole=True)
+    return "\n".join(lines).replace(str(place), "/work") + "\n"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_run_is_what_people_have_looked_at(place, monkeypatch, case):
+    monkeypatch.chdir(place)
+    assert said(place, **CASES[case]) == (GOLDEN / f"{case}.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("case", ["slurm", "slurm-array-spare"])
+def test_bash_reads_the_script(case):
+    script = "\n".join(line[2:] for line in (GOLDEN / f"{case}.txt").read_text().splitlines() if line.startswith("  "))
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_the_manifest_is_what_kubernetes_knows(tmp_path):
+    validate = pytest.importorskip("kubernetes_validate")
+    text = "\n".join(line[2:] for line in (GOLDEN / "kubernetes-job.txt").read_text().splitlines() if line.startswith("  "))
+    documents = list(yaml.safe_load_all(text))
+    assert [document["kind"] for document in documents] == ["Service", "NetworkPolicy", "Job"]
+    for document in documents:
+        validate.validate(document, "1.34", strict=True)
+    service, policy, job = documents
+    pod = job["spec"]["template"]
+    for selector in (service["spec"]["selector"], policy["spec"]["podSelector"]["matchLabels"]):
+        assert selector.items() <= pod["metadata"]["labels"].items()
+    assert service["spec"]["clusterIP"] == "None" and pod["spec"]["subdomain"] == service["metadata"]["name"]
+    assert {claim["name"] for claim in pod["spec"]["volumes"]} == {m["name"] for m in pod["spec"]["containers"][0]["volumeMounts"]}
+    assert f"--rdzv-endpoint={job['metadata']['name']}-0.{service['metadata']['name']}:29400" in pod["spec"]["containers"][0]["args"]
+
+
+@pytest.mark.parametrize(
+    "wishes, named",
+    [
+        ({"on": "torchrun", "nodes": 2}, "--meet = None"),
+        ({"on": "torchrun", "nodes": 3, "meet": "n1:1"}, "--processes-per-node = None"),
+        ({"on": "torchrun", "per_node": 6}, "world size = 6"),
+        ({"on": "torchrun", "per_node": 3}, "parallel"),
+        ({"on": "torchrun", "hostfile": Path("hosts")}, "--hostfile = 'hosts'"),
+        ({"on": "slurm", "include": "n1"}, "--include = 'n1'"),
+        ({"on": "slurm", "time": "soon"}, "--time = 'soon'"),
+        ({"on": "slurm", "time": "1:00:00; id"}, "--time = "),
+        ({"on": "slurm", "partition": "a\nb"}, "--partition = "),
+        ({"on": "slurm", "template": Path("missing.sh")}, "--template = 'missing.sh'"),
+        ({"on": "slurm", "template": Path("broken.sh")}, "--template = 'broken.sh'"),
+        ({"on": "slurm", "template": Path("wishful.sh")}, "--template = 'wishful.sh'"),
+        ({"on": "mpi", "nodes": 2}, "--nodes = 2"),
+        ({"on": "mpi", "hostfile": Path("hosts"), "nodes": 2}, "--nodes = 2"),
+        ({"on": "mpi", "runner": "lam"}, "--runner = 'lam'"),
+        ({"on": "mpi", "program": "no-such-mpirun"}, "--program = 'no-such-mpirun'"),
+        ({"on": "mpi", "hostfile": Path("hosts"), "runner": "mpich", "include": "n1:2,3@n2:2,3"}, "--include = "),
+        ({"on": "mpi", "hostfile": Path("uneven"), "runner": "mpich"}, "slots = 'n2: 2, n1: 4'"),
+        ({"on": "deepspeed", "nodes": 2}, "--nodes = 2"),
+        ({"on": "deepspeed", "runner": "slurm"}, "--runner = 'slurm'"),
+        ({"on": "deepspeed", "hostfile": Path("hosts"), "runner": "openmpi", "include": "n1:0,1@n2:0,1"}, "--include = "),
+        ({"on": "deepspeed", "hostfile": Path("hosts"), "include": "n1", "exclude": "n2"}, "--exclude = 'n2'"),
+        ({"on": "deepspeed", "hostfile": Path("hosts"), "exclude": "n1@n2"}, "--exclude = 'n1@n2'"),
+        ({"on": "kubernetes", "claim": "work"}, "--image = None"),
+        ({"on": "kubernetes", "image": "x"}, "--claim = None"),
+        ({**KUBERNETES, "kind": "pod"}, "--kind = 'pod'"),
+        ({**KUBERNETES, "name": "Big_Name"}, "--name = 'Big_Name'"),
+        ({**KUBERNETES, "namespace": "a;b"}, "--namespace = 'a;b'"),
+        ({"on": "torchrun", "env": ("1A=b",)}, "--env = '1A=b'"),
+        ({"on": "torchrun", "env": ("A",)}, "--env = 'A'"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(place, monkeypatch, wishes, named):
+    monkeypatch.chdir(place)
+    (place / "broken.sh").write_text("{{ job")
+    (place / "wishful.sh").write_text("{{ job.wish }}")
+    (place / "uneven").write_text("n1 slots=4\nn2 slots=2\n")
+    with pytest.raises(UserError, match="Fix: ") as refused:
+        said(place, **wishes)
+    assert named in str(refused.value)
+
+
+def test_a_site_can_have_a_form_of_its_own(place, monkeypatch):
+    monkeypatch.chdir(place)
+    (place / "own.sh").write_text("#!/bin/sh\nmodule load {{ 'cuda 12' | sh }}\nsrun {{ job.python | sh }} {{ job.command | sh }}\n")
+    text = said(place, on="slurm", nodes=2, template=Path("own.sh"), python="/opt/my python")
+    assert "  module load 'cuda 12'\n  srun '/opt/my python' -m roots_dist train small.yaml optim.lr=1e-3\n" in text
+
+
+def test_a_dry_run_writes_nothing_and_begins_nothing(place, tmp_path):
+    programs, before = put(tmp_path), {*place.rglob("*")}
+    found = launch(place, programs, "small.yaml", "--on", "slurm", "--nodes", "2", "--dry-run")
+    assert found.returncode == 0 and "$ sbatch " in found.stdout and "rdzv-endpoint" in found.stdout, found.stderr
+    assert {*place.rglob("*")} == before and notes(tmp_path) == []
+
+
+def test_a_launcher_that_is_not_there_is_named(place, tmp_path):
+    programs = put(tmp_path)
+    (programs / "sbatch").unlink()
+    found = launch(place, programs, "small.yaml", "--on", "slurm", PATH=f"{programs}:/usr/sbin")
+    assert found.returncode == 2 and found.stderr.startswith("✗ --on = 'sbatch': expected sbatch on PATH. Fix: "), found.stderr
+
+
+def test_torchrun_trains_and_leaves_its_logs_and_how_it_ended(place):
+    found = launch(place, place, "small.yaml", "--on", "torchrun", "--processes-per-node", "2", "parallel.pp=1", "train.steps=3", "track.folder=runs/real")
+    assert found.returncode == 0, found.stderr
+    assert (place / "runs/real/ended.txt").read_text().startswith("finished after step 3\n")
+    assert "step 3/3" in next((place / "runs/real/launch/logs").glob("*/attempt_0/0/stdout.log")).read_text()
+
+
+def job_script(place: Path, tmp_path: Path, srun: str, **wishes: object) -> tuple[list[str], Path]:
+    """The command that starts a Slurm script as slurmd does, and the run's folder. srun: what bash does in its place."""
+    programs = put(tmp_path, python=True)
+    (programs / "srun").write_text(f'#!/bin/bash\n# "$@"\nended={tmp_path}/run/ended.txt\n{srun}\n')
+    job = make(str(place / "small.yaml"), (f"track.folder={tmp_path}/run",), Wishes(on="slurm", nodes=2, python="python", **wishes), place)
+    plan = LAUNCHERS["slurm"](job, {})
+    write(plan)
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": f"n[1-{2 + job.wishes.spare}]", "PATH": f"{programs}:/usr/bin:/bin"}
+    return ["env", "-i", *(f"{k}={v}" for k, v in slurm.items()), "bash", plan.command[-1]], tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    "ended, array, code, requeued",
+    [
+        ("stopped by SIGUSR1 after step 3", None, 1, True),
+        ("stopped by SIGTERM after step 3", 2, 0, False),
+        ("finished after step 5", None, 0, False),
+        ("failed: rank 1 (pp0 dp0 tp1), node n1: no", None, 1, False),
+        ("failed: rank 1 (pp0 dp0 tp1), node n1: no", 2, 1, False),
+        (None, None, 1, False),
+    ],
+)
+def test_a_job_is_queued_again_only_if_it_was_stopped(place, tmp_path, monkeypatch, ended, array, code, requeued):
+    monkeypatch.chdir(place)
+    says = f"echo {ended!r} > $ended; " if ended else ""
+    command, run = job_script(place, tmp_path, f"{says}exit {0 if ended and ended.startswith('finished') else 1}", array=array)
+    run.mkdir(exist_ok=True)
+    (run / "ended.txt").write_text("stopped by SIGUSR1 after step 1\n")  # by an earlier attempt: says nothing of this one
+    (tmp_path / "bin" / "sleep").write_text("#!/bin/sh\n")
+    (tmp_path / "bin" / "sleep").chmod(0o755)
+    found = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60)
+    assert found.returncode == code, found
+    assert (["requeue", "7"] in [note["words"] for note in notes(tmp_path)]) == requeued
+
+
+def test_the_signal_before_the_time_is_over_reaches_srun_and_is_waited_for(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
+    srun = "trap 'sleep 0.3; echo stopped by SIGUSR1 after step 3 > $ended; exit 1' USR1; touch $ended.up; while :; do sleep 0.05; done"
+    command, run = job_script(place, tmp_path, srun, array=2)
+    job = subprocess.Popen(command, cwd="/", stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    while not (run / "ended.txt.up").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    (bash,) = [job.pid]
+    subprocess.run(["kill", "-USR1", str(bash)], check=True)
+    out, _ = job.communicate(timeout=30)
+    assert job.returncode == 0 and "exit code 1: stopped by SIGUSR1 after step 3" in out
+
+
+def test_an_array_whose_run_has_finished_starts_nothing(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
+    command, run = job_script(place, tmp_path, "touch $ended.srun", array=2)
+    run.mkdir(exist_ok=True)
+    (run / "ended.txt").write_text("finished after step 5\n")
+    found = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0 and "has finished" in found.stdout and not (run / "ended.txt.srun").exists()
+
+
+@pytest.mark.parametrize("sick, code", [(("n2",), 0), (("n1", "n3"), 1)])
+def test_a_sick_node_is_left_out_by_name(place, tmp_path, monkeypatch, sick, code):
+    """The fake srun starts what it is given on each node, and python is sick on some."""
+    monkeypatch.chdir(place)
+    srun = """
+for word; do [[ $word == --nodelist=* ]] && echo "$word" > $ended.list; done
+if [[ ! -e $ended.list ]]; then
+  while [[ $1 == --* ]]; do shift; done
+  for node in n1 n2 n3; do SLURM_STEP_ID=1 SLURMD_NODENAME=$node "$@" || echo "$node: $?"; done
+  exit 1
+fi"""
+    command, run = job_script(place, tmp_path, srun, spare=1)
+    python = tmp_path / "bin" / "python"
+    python.write_text(f"#!/bin/sh\n[ -z \"$SLURM_STEP_ID\" ] || exit 9\ncase $SLURMD_NODENAME in {'|'.join(sick)}) exit 1 ;; esac\n")
+    found = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60)
+    assert found.returncode == code, found
+    for node in sick:
+        assert f"{node} is left out: {run}/launch/logs/7-check-{node}.log" in found.stderr
+    if code:
+        assert "only 1 of 3 nodes are well, 2 are needed" in found.stderr
+    else:
+        assert (run / "ended.txt.list").read_text() == "--nodelist=n1,n3\n"
+    assert not [*(run / "launch" / "logs").glob("well-*")]
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        import os
+
+        os.chdir(furnish(Path(folder)))
+        GOLDEN.mkdir(parents=True, exist_ok=True)
+        for case, wishes in CASES.items():
+            (GOLDEN / f"{case}.txt").write_text(said(Path(folder), **wishes), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
