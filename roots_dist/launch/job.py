@@ -24,7 +24,7 @@ from roots_dist.layout import Layout
 
 OF_THE_NODES = frozenset({"train.device", "model"})
 """Of what is checked before a job is begun: GPUs and memory are the nodes' business, not this machine's."""
-TIME = re.compile(r"(\d+-)?\d+(:\d{2}){0,2}")
+TIME = re.compile(r"([0-9]{1,4}-)?[0-9]{1,6}(:[0-9]{2}){0,2}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +120,8 @@ def make(subject: str, overrides: Sequence[str], wishes: Wishes, directory: Path
     nodes = len(hosts) or wishes.nodes or 1
     per_node = hostfiles.slots_of_each(hosts) if hosts else wishes.per_node or _of_each(asked.config, nodes)
     loaded, layout = _checked(verb, subject, overrides, nodes * per_node, wishes.on)
-    if wishes.time is not None and not TIME.fullmatch(wishes.time):
-        raise refused("--time", wishes.time, "minutes, HH:MM:SS or D-HH:MM:SS", "write it so")
+    if wishes.time is not None and seconds(wishes.time) <= wishes.grace:
+        raise refused("--time", wishes.time, f"more than --grace {wishes.grace} s, after which it is told to stop", "give it more time")
     for option in ("partition", "account", "program", "python", "image", "claim"):
         if (value := getattr(wishes, option)) is not None:
             argument(f"--{option}", value)
@@ -153,6 +153,21 @@ def _checked(verb: Verb, subject: str, overrides: Sequence[str], size: int, on: 
     if here:
         verb.look(loaded.config)
     return loaded, layout
+
+
+def seconds(time: str) -> int:
+    """Of a time as Slurm writes it: minutes, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS. Raises UserError."""
+    if not TIME.fullmatch(time):
+        raise refused("--time", time, "minutes, HH:MM:SS or D-HH:MM:SS", "write it so")
+    days, dash, rest = time.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    if dash:
+        hours, minutes, secs = [*parts, 0, 0][:3]
+        return ((int(days) * 24 + hours) * 60 + minutes) * 60 + secs
+    if len(parts) == 1:
+        return parts[0] * 60
+    hours, minutes, secs = parts if len(parts) == 3 else (0, *parts)
+    return (hours * 60 + minutes) * 60 + secs
 
 
 def _hosts(wishes: Wishes) -> tuple[Host, ...]:

@@ -8,7 +8,8 @@ groups before it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +23,10 @@ from roots_dist.sharding import Param
 class Group(NamedTuple):
     learned: Learned
     decays: bool
+
+    def __str__(self) -> str:
+        """As it is called where its gradient's norm is shown."""
+        return ("decayed" if self.decays else "undecayed") + (f"/step{self.learned.from_step}" if self.learned.from_step else "")
 
     def options(self, optim: Optim) -> dict[str, Any]:
         """As AdamW's own group has them, and which one it is."""
@@ -37,6 +42,14 @@ def all_groups(learned: Mapping[str, Learned], since: int, until: int) -> list[G
 def members(group: Group, params: list[Param], learned: Mapping[str, Learned]) -> list[Param]:
     """No weight decay on norms and biases."""
     return [p for p in params if learned.get(p.name) == group.learned and p.decays == group.decays]
+
+
+def by_name(groups: Iterable[Group], norms: Iterable[float]) -> dict[str, float]:
+    """Norms by the names of groups. Those that differ in their share of the rate alone are one."""
+    squares: dict[str, float] = {}
+    for group, norm in zip(groups, norms, strict=True):
+        squares[str(group)] = squares.get(str(group), 0.0) + norm * norm
+    return {name: math.sqrt(square) for name, square in squares.items()}
 
 
 def freeze(params: list[Param]) -> None:

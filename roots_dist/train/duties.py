@@ -64,6 +64,7 @@ class Report:
             **({f"loss/train/{name}": value for name, value in report.terms.items()} if len(report.terms) > 1 else {}),
             "optim/lr": rate(config.optim, config.train.steps)(step - 1),
             "optim/grad_norm": report.grad_norm,
+            **{f"optim/grad_norm/{group}": norm for group, norm in report.group_norms.items()},
             "data/tokens": float(session.tokens),
             "time/step_s": per_step,
             "time/left_s": per_step * (config.train.steps - step),

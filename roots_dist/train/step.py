@@ -22,6 +22,8 @@ class StepReport:
     grad_norm: float
     terms: Mapping[str, float]
     """sum / count of each term."""
+    group_norms: Mapping[str, float]
+    """Of the gradient of each of AdamW's groups."""
     skipped: str | None = None
     """Why no step was taken, where train.nonfinite=skip: what was not finite, and where."""
     stop: int = 0
@@ -50,14 +52,14 @@ def train_step(run: Run, batches: list[MicroBatch], lr: float, stop: int = 0) ->
     if trouble:
         run.engine.discard()
     else:
-        norm = run.engine.step(lr).grad_norm
+        update = run.engine.step(lr)
         run.watch.lap("dp")
-        if math.isfinite(norm):
-            return StepReport(loss, norm, terms, stop=stop)
+        if math.isfinite(update.grad_norm):
+            return StepReport(loss, update.grad_norm, terms, update.by_group, stop=stop)
         trouble = Trouble("the norm of all ranks' gradients together is not finite")  # the engine took no step
     if trouble.in_weights or run.config.train.nonfinite == "stop":
         raise NotFiniteError(_refusal(batches[0].step + 1, trouble))
-    return StepReport(loss, math.nan, terms, skipped=trouble.where, stop=stop)
+    return StepReport(loss, math.nan, terms, {}, skipped=trouble.where, stop=stop)
 
 
 def _refusal(step: int, trouble: Trouble) -> str:

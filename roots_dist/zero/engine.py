@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.mesh import SINGLE, Mesh
-from roots_dist.optim.groups import Group, adamw, all_groups, freeze, members, set_rate
-from roots_dist.optim.norm import clip_factor, global_norm
+from roots_dist.optim.groups import Group, adamw, all_groups, by_name, freeze, members, set_rate
+from roots_dist.optim.norm import clip_factor, group_norms, norm_of
 from roots_dist.optim.phases import Learned
 from roots_dist.sharding import Param, ShardSpec, gradient_of
 from roots_dist.zero import whole_pieces
@@ -154,25 +154,37 @@ class DeepSpeedEngine:
     def step(self, lr: float) -> Update:
         set_rate(self.optimizer, lr)
         if self.stage == 0:
-            norm = self._clip()
+            norms = self._clip()
+            norm = norm_of(norms)
             if math.isfinite(norm):
                 self.engine.step()
         else:
-            self.engine.step()  # a norm that is not finite: touches nothing
+            with _overheard(self.zero) as found:
+                self.engine.step()  # a norm that is not finite: touches nothing
             norm = float(self.engine.get_global_grad_norm())
+            norms = self._by_group(found, norm)
         if math.isfinite(norm):
             self.taken = {border: taken + 1 for border, taken in self.taken.items()}
         self.discard()
-        return Update(norm)
+        return Update(norm, by_name([group for group, _ in self.groups], norms) if math.isfinite(norm) else {})
+
+    def _by_group(self, found: list[Tensor], norm: float) -> list[float]:
+        """found: what DeepSpeed made `norm` of, in the scale of its loss and, in stage 3, in parts of groups."""
+        squares = [0.0] * len(self.groups)
+        for i, part in enumerate(found):
+            squares[self.zero.sub_group_to_group_id[i] if self.stage == 3 else i] += float(part) ** 2
+        scale = norm / (math.sqrt(sum(squares)) or 1.0)
+        return [scale * math.sqrt(square) for square in squares]
 
     @torch.no_grad()
-    def _clip(self) -> float:
-        """Stage 0 knows no model parallelism: the norm over all ranks is ours, and so is the sum over dp."""
-        learning, dp = self.learning, self.mesh.dp.size
-        gradients = [p.tensor.grad for p in learning]
-        norm = dp * global_norm(zip(learning, gradients), [self.mesh.model], self.mesh.device)
-        torch._foreach_mul_(gradients, dp * clip_factor(norm, self.config.optim.clip))
-        return norm
+    def _clip(self) -> list[float]:
+        """Stage 0 knows no model parallelism: the norms over all ranks are ours, and so is the sum over dp."""
+        dp = self.mesh.dp.size
+        groups = [[(p, p.tensor.grad) for p in found] for _, found in self.groups]
+        norms = [dp * norm for norm in group_norms(groups, [self.mesh.model], self.mesh.device)]
+        factor = dp * clip_factor(norm_of(norms), self.config.optim.clip)
+        torch._foreach_mul_([gradient for group in groups for _, gradient in group], factor)
+        return norms
 
     def discard(self) -> None:
         no_gradients(self.module)
@@ -192,6 +204,23 @@ class DeepSpeedEngine:
     def finish_loading(self, taken: Mapping[int, int]) -> None:
         self.taken = dict(taken)
         self.state.finish(taken)
+
+
+@contextmanager
+def _overheard(zero: Any) -> Iterator[list[Tensor]]:
+    """The norms of its groups, which DeepSpeed works out for clipping and tells nobody."""
+    found: list[Tensor] = []
+    norm_of_group = zero.get_grad_norm_direct
+
+    def listened(*args: Any, **kwargs: Any) -> Tensor:
+        found.append(norm_of_group(*args, **kwargs))
+        return found[-1]
+
+    zero.get_grad_norm_direct = listened
+    try:
+        yield found
+    finally:
+        del zero.get_grad_norm_direct
 
 
 @contextmanager

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
 from roots_dist.mesh import Axis, Mesh
-from roots_dist.optim.groups import adamw, all_groups, freeze, members, set_rate, state_of
-from roots_dist.optim.norm import clip_factor, global_norm
+from roots_dist.optim.groups import Group, adamw, all_groups, by_name, freeze, members, set_rate, state_of
+from roots_dist.optim.norm import clip_factor, group_norms, norm_of
 from roots_dist.optim.phases import Learned
 from roots_dist.sharding import Param, gradient_of
 from roots_dist.zero.seam import STATE, Update, master_dtype, no_gradients
@@ -50,6 +50,7 @@ class ReferenceEngine:
         self.params = {p.name: p for p in params}
         assert len(self.params) == len(params), "two parameters of one rank bear the same name"
         self.held: dict[str, Held] = {}
+        self.groups: list[tuple[Group, list[Held]]] = []
         self.taken: dict[int, int] = {}
         self.optimizer = adamw(config.optim)
         freeze(params)
@@ -61,6 +62,7 @@ class ReferenceEngine:
             for p in found:
                 p.tensor.requires_grad_(True)
                 self.held[p.name] = Held(p, self._master(p.tensor))
+            self.groups.append((group, [self.held[p.name] for p in found]))
             options = group.options(self.config.optim)
             self.optimizer.add_param_group({"params": [self.held[p.name].master for p in found], **options})
             self.taken[group.learned.from_step] = 0
@@ -85,7 +87,8 @@ class ReferenceEngine:
     @torch.no_grad()
     def step(self, lr: float) -> Update:
         everywhere = [self.mesh.model, self.mesh.dp] if self.sharded else [self.mesh.model]
-        norm = global_norm(self._gradients(), everywhere, self.mesh.device)
+        norms = group_norms([_gradients(held) for _, held in self.groups], everywhere, self.mesh.device)
+        norm = norm_of(norms)
         if math.isfinite(norm):
             for held in self.held.values():
                 if held.master.grad is None:
@@ -99,13 +102,7 @@ class ReferenceEngine:
             self.taken = {border: taken + 1 for border, taken in self.taken.items()}
             self._publish()
         self.discard()
-        return Update(norm)
-
-    def _gradients(self) -> Iterator[tuple[Param, Tensor]]:
-        for held in self.held.values():
-            gradient = held.master.grad if held.master.grad is not None else held.param.tensor.grad
-            assert gradient is not None, f"{held.param.name} has no gradient: step() without accumulate()"
-            yield held.param, gradient
+        return Update(norm, by_name([group for group, _ in self.groups], norms) if math.isfinite(norm) else {})
 
     @torch.no_grad()
     def _publish(self) -> None:
@@ -154,6 +151,13 @@ class ReferenceEngine:
         for name, held in self.held.items():
             state_of(self.optimizer, held.master)["step"].fill_(taken[self.learned[name].from_step])
         self._publish()
+
+
+def _gradients(group: Sequence[Held]) -> Iterator[tuple[Param, Tensor]]:
+    for held in group:
+        gradient = held.master.grad if held.master.grad is not None else held.param.tensor.grad
+        assert gradient is not None, f"{held.param.name} has no gradient: step() without accumulate()"
+        yield held.param, gradient
 
 
 def _padded(tensor: Tensor, dp: Axis) -> Tensor:

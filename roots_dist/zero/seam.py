@@ -30,6 +30,8 @@ class Update:
 
     grad_norm: float
     """Euclidean norm of the whole model's gradient before clipping. Not finite: the step was not taken."""
+    by_group: Mapping[str, float]
+    """The same of each of AdamW's groups (optim/groups.py); empty if it is not finite."""
 
 
 class Engine(Protocol):

@@ -8,6 +8,7 @@ missing on one rank.
 import functools
 import math
 import time
+from itertools import chain
 
 import pytest
 import torch
@@ -82,7 +83,8 @@ def plain(rank, size, config):
         loss = sum(t.sum for t in terms) / sum(t.count for t in terms)
         loss.backward()
         everything = [p.tensor for p in model.params]
-        norms.append(float(torch.nn.utils.clip_grad_norm_(everything, optim.clip or math.inf)))
+        by_group = [float(torch.nn.utils.get_total_norm([t.grad for t in group["params"]])) for group in groups]
+        norms.append([float(torch.nn.utils.clip_grad_norm_(everything, optim.clip or math.inf)), *by_group])
         losses.append(loss.item())
         adam.step()
         adam.zero_grad()
@@ -123,7 +125,7 @@ def learn(rank, size, config, first, load=None):
             disturb(run, batches)
         report = train_step(run, batches, LR)
         losses.append(report.loss)
-        norms.append(report.grad_norm)
+        norms.append([report.grad_norm, report.group_norms["decayed"], report.group_norms["undecayed"]])
     model_weights = {}
     if config.parallel.zero < 3:
         model_weights = {p.name: p.tensor.detach().clone() for p in run.params}
@@ -191,7 +193,7 @@ def compare(ranks, losses, norms, state, bounds):
     loss_bound, norm_bound, state_bound = bounds
     for rank in ranks:
         assert rank["losses"] == pytest.approx(losses, abs=loss_bound, rel=0)
-        assert rank["norms"] == pytest.approx(norms, abs=0, rel=norm_bound)
+        assert [*chain(*rank["norms"])] == pytest.approx([*chain(*norms)], abs=0, rel=norm_bound)
     after = whole(ranks, "after")
     assert after.keys() == state.keys()
     for key in STATE:
@@ -239,7 +241,7 @@ CASES = [
 @pytest.mark.parametrize("dp, config", CASES)
 def test_equals_one_process_of_plain_torch(dp, config):
     losses, norms, states = expected(config.advanced.double, config.optim.clip)
-    assert min(norms) > 0.1, "clipping is active where it is on"
+    assert min(norm for norm, *_ in norms) > 0.1, "clipping is active where it is on"
     ranks = on_world(size_of(config, dp), learn, config, 0)
     bounds = EXACT if config.advanced.double else SINGLE_PRECISION
     compare(ranks, losses[:STEPS], norms[:STEPS], states["middle"], bounds)

@@ -106,6 +106,7 @@ def test_the_manifest_is_what_kubernetes_knows(tmp_path):
         ({"on": "slurm", "include": "n1"}, "--include = 'n1'"),
         ({"on": "slurm", "time": "soon"}, "--time = 'soon'"),
         ({"on": "slurm", "time": "1:00:00; id"}, "--time = "),
+        ({"on": "slurm", "time": "2:00"}, "--time = '2:00'"),
         ({"on": "slurm", "partition": "a\nb"}, "--partition = "),
         ({"on": "slurm", "template": Path("missing.sh")}, "--template = 'missing.sh'"),
         ({"on": "slurm", "template": Path("broken.sh")}, "--template = 'broken.sh'"),
@@ -138,6 +139,13 @@ def test_what_cannot_be_is_refused_by_name(place, monkeypatch, wishes, named):
     with pytest.raises(UserError, match="Fix: ") as refused:
         said(place, **wishes)
     assert named in str(refused.value)
+
+
+def test_times_are_read_as_slurm_reads_them():
+    from roots_dist.launch.job import seconds
+
+    times = {"90": 5400, "2:30": 150, "1:02:03": 3723, "2-3": 183600, "1-00:30": 88200, "1-00:00:01": 86401}
+    assert {time: seconds(time) for time in times} == times
 
 
 def test_a_site_can_have_a_form_of_its_own(place, monkeypatch):
@@ -188,11 +196,14 @@ def job_script(place: Path, tmp_path: Path, srun: str, **wishes: object) -> tupl
         ("failed: rank 1 (pp0 dp0 tp1), node n1: no", None, 1, False),
         ("failed: rank 1 (pp0 dp0 tp1), node n1: no", 2, 1, False),
         (None, None, 1, False),
+        ("", None, 138, True),
+        ("", 2, 0, False),
     ],
 )
 def test_a_job_is_queued_again_only_if_it_was_stopped(place, tmp_path, monkeypatch, ended, array, code, requeued):
+    """None: it crashed before training; "": it was told to stop before training."""
     monkeypatch.chdir(place)
-    says = f"echo {ended!r} > $ended; " if ended else ""
+    says = f"echo {ended!r} > $ended; " if ended else "kill -USR1 $PPID; " if ended == "" else ""
     command, run = job_script(place, tmp_path, f"{says}exit {0 if ended and ended.startswith('finished') else 1}", array=array)
     run.mkdir(exist_ok=True)
     (run / "ended.txt").write_text("stopped by SIGUSR1 after step 1\n")  # by an earlier attempt: says nothing of this one
@@ -200,6 +211,7 @@ def test_a_job_is_queued_again_only_if_it_was_stopped(place, tmp_path, monkeypat
     (tmp_path / "bin" / "sleep").chmod(0o755)
     found = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60)
     assert found.returncode == code, found
+    assert found.stdout.count("job 7, exit code") == 1
     assert (["requeue", "7"] in [note["words"] for note in notes(tmp_path)]) == requeued
 
 

@@ -84,14 +84,14 @@ def norm_counts_replicas_on_every_rank():
 def norm_counts_the_tied_copy():
     whole = sharding.Param.counts_here.fget
 
-    def counted(gradients, over, device):
+    def counted(groups, over, device):
         sharding.Param.counts_here = property(lambda p: p.is_copy or whole(p))
         try:
-            return norm(gradients, over, device)
+            return norm(groups, over, device)
         finally:
             sharding.Param.counts_here = property(whole)
 
-    norm, reference.global_norm = reference.global_norm, counted
+    norm, reference.group_norms = reference.group_norms, counted
 
 
 def one_rank_does_not_clip():

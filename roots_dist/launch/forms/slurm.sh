@@ -37,8 +37,8 @@ nodes=("${passed[@]:0:{{ job.nodes }}}")
 list=$(IFS=,; echo "${nodes[*]}")
 meet="${nodes[0]}:$((20000 + SLURM_JOB_ID % 20000))"
 
-step=
-trap '[[ -n $step ]] && kill -USR1 "$step" 2> /dev/null' USR1 # Slurm tells this script; srun hands it on to each torchrun
+step= told=
+trap 'told=1; [[ -n $step ]] && kill -USR1 "$step" 2> /dev/null' USR1 # Slurm tells this script; srun hands it on to each torchrun
 srun --nodes={{ job.nodes }} --ntasks={{ job.nodes }} --ntasks-per-node=1 --nodelist="$list" --kill-on-bad-exit=1 \
   --output={{ log_pattern | sh }}/%j-%N.log --open-mode=append \
   {{ job.python | sh }} {{ agent | sh }} \
@@ -50,9 +50,16 @@ wait "$step"
 code=$?
 
 echo "$(date +%FT%T) job $SLURM_JOB_ID, exit code $code: $(ended)"
+case "$(ended)" in
+  stopped*) again=1 ;;
+  "") again=$told ;; # told before training had begun: Slurm may do so a minute early
+  *) again= ;;
+esac
 {% if job.wishes.array %}
-case "$(ended)" in stopped*) exit 0 ;; esac # the next job of the array goes on
+[[ -n $again ]] && exit 0 # the next job of the array goes on
 {% else %}
-case "$(ended)" in stopped*) scontrol requeue "$SLURM_JOB_ID" && sleep 60 ;; esac # which ends this script
+if [[ -n $again ]] && { [[ -n $(ended) ]] || ((${SLURM_RESTART_COUNT:-0} < 10)); }; then # the time may be too short ever to begin
+  scontrol requeue "$SLURM_JOB_ID" && sleep 60 # which ends this script
+fi
 {% endif %}
 exit "$code"
