@@ -140,6 +140,11 @@ def is_set(name: str) -> bool:
     return bool(os.environ.get(name))
 
 
+def commit() -> str | None:
+    """Of the code in a container image, where there is no git to ask (docker/)."""
+    return os.environ.get("ROOTS_COMMIT") or None
+
+
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -256,7 +261,7 @@ def _meeting_point(environ: Mapping[str, str], launcher: str, size: int, local_s
                 "SLURM_JOB_NODELIST is not set", "the nodes of the job", "start with srun, or set MASTER_ADDR"
             )
         return first_host(nodes), port
-    return _host_of_mpi_rank_0(rank), port
+    return _host_of_mpi_rank_0(rank, size), port
 
 
 def _job_number(environ: Mapping[str, str]) -> int:
@@ -267,7 +272,7 @@ def _job_number(environ: Mapping[str, str]) -> int:
     return 9500
 
 
-def _host_of_mpi_rank_0(rank: int) -> str:
+def _host_of_mpi_rank_0(rank: int, size: int) -> str:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
@@ -276,6 +281,14 @@ def _host_of_mpi_rank_0(rank: int) -> str:
             f"it for MPI over several machines, or mpi4py to ask ({error})",
             "set MASTER_ADDR to the first machine, or pip install 'roots_dist[mpi]'",
         ) from None
+    world = MPI.COMM_WORLD
+    if (world.Get_rank(), world.Get_size()) != (rank, size):  # it found the library of another MPI than mpirun's
+        library = MPI.Get_library_version().partition(",")[0].partition("\n")[0].strip("\0 ")
+        raise _refusal(
+            "MASTER_ADDR is not set",
+            f"it, since mpi4py speaks {library} and knows of {world.Get_size()} of the {size} processes that mpirun started",
+            "set MASTER_ADDR to the first machine, or start with the mpirun that mpi4py belongs to",
+        )
     host = bytearray(256)
     if rank == 0:
         name = socket.gethostname().encode()

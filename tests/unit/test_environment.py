@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 from roots_dist import environment
@@ -109,6 +112,17 @@ def test_a_contradiction_is_refused_by_name_with_a_remedy(variables, named):
     with pytest.raises(EnvironmentProblem) as caught:
         discover(variables)
     assert named in str(caught.value) and "expected" in str(caught.value) and "Fix: " in str(caught.value)
+
+
+def test_an_mpi4py_of_another_mpi_than_mpiruns_is_named(monkeypatch):
+    """Each process is a world of one for it: what rank 0 broadcasts reaches nobody."""
+    world = SimpleNamespace(Get_rank=lambda: 0, Get_size=lambda: 1)
+    mpi = SimpleNamespace(COMM_WORLD=world, Get_library_version=lambda: "Open MPI v4.1.4, package: Debian\0")
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=mpi))
+    with pytest.raises(EnvironmentProblem) as caught:
+        discover(MPICH | {"PMI_SIZE": "4"})
+    assert "mpi4py speaks Open MPI v4.1.4 and knows of 1 of the 4 processes" in str(caught.value)
+    assert "Fix: set MASTER_ADDR to the first machine" in str(caught.value)
 
 
 @pytest.mark.parametrize(
