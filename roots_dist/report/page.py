@@ -82,12 +82,22 @@ def _overview(runs: Sequence[Run]) -> Element:
                 _number(run.last("data/tokens")),
                 _number(run.last("loss/train"), "{:.3f}".format),
                 _number(run.last("loss/validation"), "{:.3f}".format),
-                clock(trained) if trained else "–",
-                _number(run.last("memory/peak_gib"), "{:.2f} GiB".format),
+                tag("span", clock(trained) if trained else "–", _beside(run, "time/step_s", "plan/step_s", "{:.3g} s")),
+                tag("span", _number(run.last("memory/peak_gib"), "{:.2f} GiB".format), _beside(run, None, "plan/memory_gib", "{:.2g} GiB")),
             ]
         )
     head = ["", "model", "parameters", "layout", "steps", "tokens", "training loss", "validation loss", "training", "memory"]
     return _section("Runs" if len(runs) > 1 else "The run", table(head, rows, "short"), [_trouble(run) for run in runs])
+
+
+def _beside(run: Run, measured: str | None, planned: str, form: str) -> Element | None:
+    """What a step took, and what it takes at least (plan/least.py)."""
+    least = run.last(planned)
+    if not isinstance(least, (int, float)):
+        return None
+    took = run.last(measured) if measured else None
+    step = f"{form.format(took)} a step, " if isinstance(took, (int, float)) else ""
+    return tag("small", f"{step}at least {form.format(least)}")
 
 
 def _trouble(run: Run) -> Inside:

@@ -42,6 +42,8 @@ NAMES = {
     "time/checkpoint_s": "of this checkpoint",
     "speed/tokens_per_s": "of all ranks together",
     "util/mfu_fraction": "model FLOPs, attention counted causally half, over the devices' peak",
+    "plan/step_s": "at least: model FLOPs at the devices' peak, and the bubble",
+    "plan/memory_gib": "at least, of each process: weights, gradients, optimizer states",
     "memory/peak_gib": "of the process that needs most",
     "memory/peak_gib/rankN, time/PART_s/rankN": "with advanced.track_ranks: of each rank",
 }

@@ -69,6 +69,7 @@ class Report:
             "time/step_s": per_step,
             "time/left_s": per_step * (config.train.steps - step),
             "speed/tokens_per_s": tokens / seconds,
+            **session.least.metrics(),
             **of_ranks(self._parts, session.mesh, config.advanced.track_ranks),
         }
         if config.train.nonfinite == "skip":

@@ -18,6 +18,7 @@ from roots_dist.data.tokenizer import load_codec
 from roots_dist.mesh import Mesh
 from roots_dist.objectives import make_objective
 from roots_dist.optim.rates import rate
+from roots_dist.plan.least import least
 from roots_dist.track.closing import closing_lines
 from roots_dist.track.scrub import without_secrets
 from roots_dist.track.summary import write_summary
@@ -56,13 +57,14 @@ def train_in(folder: Path, config: Config, mesh: Mesh, stop: Stop) -> int:
 
     run = build_run(config, mesh, objective=objective)
     done = resume(run, folder)
-    facts = write_origin(folder, config, mesh.layout) if rank0 else None
     peak = devices_peak(config, mesh)
-    log.info("\n".join([opening_lines(config, mesh, peak), *(cut_rows(config) if rank0 else ())]))
+    bound = least(config, mesh.layout, peak)
+    facts = write_origin(folder, config, mesh.layout, bound.facts()) if rank0 else None
+    log.info("\n".join([opening_lines(config, mesh, peak, bound), *(cut_rows(config) if rank0 else ())]))
 
     with closing(open_trackers(config, folder, rank0=rank0, resumed_step=done.step, facts=facts)) as trackers:
         best = best_of(config, done.best)
-        session = Session(config, run, folder, training, held_out, tokenizer, trackers, peak, best, done.step, done.skipped)
+        session = Session(config, run, folder, training, held_out, tokenizer, trackers, peak, bound, best, done.step, done.skipped)
         if done.step == 0:
             evaluate(session)
         learning_rate = rate(config.optim, config.train.steps)

@@ -14,6 +14,7 @@ from roots_dist.config.schema import Config
 from roots_dist.config.sizes import parameters
 from roots_dist.layout import Layout
 from roots_dist.mesh import Mesh
+from roots_dist.plan.least import Least
 from roots_dist.plan.peaks import gpu_peak, in_words, measured_cpu_peak
 
 PEAK_S = 0.5
@@ -45,15 +46,16 @@ def cores() -> int:
     return min(environment.cores(), psutil.cpu_count(logical=False) or environment.cores())
 
 
-def opening_lines(config: Config, mesh: Mesh, peak: float | None) -> str:
-    """What is about to happen: layout, size, engine, the peak that MFU is a share of, the arithmetic of the batch."""
+def opening_lines(config: Config, mesh: Mesh, peak: float | None, bound: Least) -> str:
+    """What is about to happen: layout, size, engine, the peak that MFU is a share of, the arithmetic of the batch, and what
+    it takes at least."""
     if peak is None:
         at_best = "peak of this GPU not known: no MFU"
     else:
         at_best = f"peak {in_words(peak)} {'measured' if mesh.device.type == 'cpu' else 'by data sheet'}"
     engine = config.engine(mesh.dp.size)
     model = f"{mesh.layout}, {parameters(config):,} parameters, {engine} engine, {at_best}"
-    return f"{model}\n{batch_arithmetic(config, mesh.layout)}"
+    return f"{model}\n{batch_arithmetic(config, mesh.layout)}\n{bound}"
 
 
 def batch_arithmetic(config: Config, layout: Layout) -> str:

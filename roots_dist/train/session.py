@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from roots_dist import environment
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.data.batches import Batches
@@ -17,6 +19,7 @@ from roots_dist.data.tokenizer import Codec
 from roots_dist.evaluate.sources import bytes_per_token
 from roots_dist.layout import Layout
 from roots_dist.mesh import Mesh
+from roots_dist.plan.least import Least
 from roots_dist.track.machine import machine_facts
 from roots_dist.track.scrub import known_secrets, scrub
 from roots_dist.track.trackers import Trackers
@@ -37,6 +40,8 @@ class Session:
     trackers: Trackers
     peak_flops: float | None
     """FLOP/s of all devices of the run together, at best; None where it is not known."""
+    least: Least
+    """What a step and a process take at least."""
     best: Best | None = None
     """Where the best checkpoint is kept, or the run may stop early."""
     step: int = 0
@@ -70,19 +75,20 @@ class Session:
         return f"all {self.step} steps are done already; a larger train.steps goes on from here"
 
 
-def write_origin(folder: Path, config: Config, layout: Layout) -> dict[str, object]:
-    """Keep with the run what it takes to repeat it: resolved config, versions, machine, git commit. On rank 0."""
+def write_origin(folder: Path, config: Config, layout: Layout, bound: Mapping[str, object]) -> dict[str, object]:
+    """Keep with the run what it takes to repeat it: resolved config, versions, machine, git commit; and what it takes at
+    least (plan/least.py). On rank 0."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / ".config.yaml.partial"  # a full disk must not cost the config that the checkpoints need
     kept.write_text(to_yaml(config), encoding="utf-8")
     kept.replace(folder / "config.yaml")
-    facts = scrub({**machine_facts(), "layout": str(layout), "git_commit": git_commit()}, known_secrets())
+    facts = scrub({**machine_facts(), "layout": str(layout), "git_commit": git_commit(), **bound}, known_secrets())
     (folder / "origin.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts
 
 
 def git_commit() -> str | None:
-    """Of the checkout that this code runs from, with a + if it has changes; None for an installed package."""
+    """Of the checkout that this code runs from, with a + if it has changes; of an image what it was built with; else None."""
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
@@ -92,4 +98,4 @@ def git_commit() -> str | None:
     try:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
-        return None
+        return environment.commit()

@@ -110,6 +110,13 @@ def test_a_bare_run_on_four_ranks_is_the_run_of_one_process(place, bare):
     assert curve(bare)[STEPS]["loss/train"] < curve(bare)[1]["loss/train"] - 0.05
 
 
+def test_no_step_and_no_process_takes_less_than_is_said_to_be_possible(bare):
+    reports = [line for line in read_lines(bare / METRICS_FILE) if "time/step_s" in line]
+    assert len(reports) == STEPS
+    for report in reports:
+        assert 0 < report["plan/step_s"] < report["time/step_s"] and 0 < report["plan/memory_gib"] < report["memory/peak_gib"]
+
+
 def half_way(whole: Path, copy: Path) -> None:
     """The run as it was when it had been killed after the third step: what that logged is not in a checkpoint."""
     shutil.copytree(whole, copy)

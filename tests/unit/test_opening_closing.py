@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from roots_dist.testing.world import on_world
 from roots_dist.track import closing
 from roots_dist.track.metrics import METRICS_FILE, MetricsFile
 from roots_dist.track.summary import summary, write_summary
+from roots_dist.plan.flops import flops_per_step
+from roots_dist.plan.least import least
 from roots_dist.train import opening
 
 CONFIG = Config.model_validate({"train": {"steps": 6, "batch": 4}, "data": {"seq": 8, "tokenizer": "t.json"}})
@@ -34,10 +37,12 @@ def test_the_peak_is_that_of_the_cores_in_use_and_the_same_on_all_ranks():
 
 
 def test_the_opening_names_layout_size_peak_and_batch():
-    lines = opening.opening_lines(CONFIG, Mesh.single(), 9.54e10).splitlines()
+    bound = least(CONFIG, Mesh.single().layout, 9.54e10)
+    lines = opening.opening_lines(CONFIG, Mesh.single(), 9.54e10, bound).splitlines()
     assert lines[0].startswith("TP1×PP1×DP1, 4,") and lines[0].endswith("reference engine, peak 95.4 GFLOP/s measured")
     assert lines[1] == "1 × 8 tokens × 4 microbatches × dp 1 = 32 tokens per step"
-    assert "no MFU" in opening.opening_lines(CONFIG, Mesh.single(), None)
+    assert lines[2] == str(bound) and bound.step_s == flops_per_step(CONFIG) / 9.54e10
+    assert "no MFU" in opening.opening_lines(CONFIG, Mesh.single(), None, replace(bound, step_s=None))
     assert [in_words(v) for v in (9.895e14, 3.9e15, 12.0)] == ["990 TFLOP/s", "3.9 PFLOP/s", "12 FLOP/s"]
 
 
