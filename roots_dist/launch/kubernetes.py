@@ -16,8 +16,8 @@ from roots_dist.launch.templates import render
 LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 """RFC 1035, as names of services and of their pods want it."""
 FORMS = {"job": "job.yaml", "trainjob": "trainjob.yaml"}
-PLACE = "/workspace"
-"""The volume's in a container, and the folder that relative paths of a config begin from."""
+PLACE = "/work"
+"""Where the volume is mounted: the working folder of the images (docker/), from which relative paths of a config begin."""
 PORT = 29400
 
 
