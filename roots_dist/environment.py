@@ -51,6 +51,9 @@ class World:
     launcher_pid: int | None = None
     """Our own launcher's process; a rank does not outlive it."""
 
+    def __str__(self) -> str:
+        return f"{self.size} processes, started by {self.launcher}, {self.local_size} on this machine; they meet at {self.master_addr}:{self.master_port}"
+
 
 def discover(environ: Mapping[str, str] | None = None) -> World | None:
     """The world that a launcher put this process in, or None. Raises EnvironmentProblem if the variables contradict."""

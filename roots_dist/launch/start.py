@@ -7,6 +7,7 @@ launcher    --> this is a rank: checked, joined, guarded, at work
 from __future__ import annotations
 
 import faulthandler
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,6 +24,8 @@ from roots_dist.launch.failures import Who, guarded
 from roots_dist.launch.lifeline import tie_to_parent
 from roots_dist.launch.verbs import Verb
 from roots_dist.layout import Layout
+
+log = logging.getLogger(__name__)
 
 Body = Callable[[Config, World, Layout], "int | None"]
 """The exit code; None: 0."""
@@ -90,6 +93,8 @@ def be_rank(world: World, load: Callable[[], Loaded], body: Body, verb: Verb) ->
             verb.look(loaded.config)
     place = str(layout.place(world.rank))
     logs.setup(world.rank, place if world.size > 1 else "")
+    if not checked_already and world.rank == 0:
+        log.info("%s", world)
     with guarded(replace(who, place=place if world.size > 1 else "", folder=Path(loaded.config.track.folder))):
         code = body(loaded.config, world, layout)
     sys.stdout.flush()

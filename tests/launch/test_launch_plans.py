@@ -172,6 +172,7 @@ def test_a_launcher_that_is_not_there_is_named(place, tmp_path):
 def test_torchrun_trains_and_leaves_its_logs_and_how_it_ended(place):
     found = launch(place, place, "small.yaml", "--on", "torchrun", "--processes-per-node", "2", "parallel.pp=1", "train.steps=3", "track.folder=runs/real")
     assert found.returncode == 0, found.stderr
+    assert "2 processes, started by torchrun or deepspeed, 2 on this machine; they meet at 127.0.0.1:" in found.stderr
     assert (place / "runs/real/ended.txt").read_text().startswith("finished after step 3\n")
     assert "step 3/3" in next((place / "runs/real/launch/logs").glob("*/attempt_0/0/stdout.log")).read_text()
 
