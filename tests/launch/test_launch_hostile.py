@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,8 @@ def test_overrides_and_variables_are_refused_or_arrive_byte_for_byte(place, on):
             overrides.append(override)
             variables.append(variable)
             continue
+        if on == "deepspeed" and not PLAIN.fullmatch(value) and "PWNED" not in value:
+            continue  # one rule refuses them all, and each try takes a tenth of a second
         for word, kept, given in (
             (f"track.group={value}", overrides, {"overrides": [f"track.group={value}"]}),
             (variable, variables, {"env": [variable]}),
@@ -142,7 +145,7 @@ def test_overrides_and_variables_are_refused_or_arrive_byte_for_byte(place, on):
     assert {f"{name}={value}" for name, value in found.items() if name.startswith("ROOTS_TEST_")} == {*variables}
 
 
-@pytest.mark.parametrize("on", LAUNCHERS)
+@pytest.mark.parametrize("on", ["slurm", "deepspeed", "kubernetes"])
 def test_a_config_and_a_folder_of_any_name_are_refused_or_arrive_byte_for_byte(place, on):
     passed = 0
     for name in VALUES:
@@ -157,6 +160,7 @@ def test_a_config_and_a_folder_of_any_name_are_refused_or_arrive_byte_for_byte(p
             unsafe = CONTROL.search(name) or (on == "slurm" and "\\" in name) or (on == "deepspeed" and not PLAIN.fullmatch(name))
             assert unsafe, f"{name!r} could have been passed"
             continue
+        passed += 1
         said = ["-m", "roots_dist", "train", f"./{name}.yaml" if name.startswith("-") else f"{name}.yaml"]
         if on in ("slurm", "kubernetes") and any(mark in name for mark in ("PWNED", "'", '"', "$", "*")):  # the rest reads alike
             words, _ = arrived(place, on, job, plan)
@@ -166,21 +170,25 @@ def test_a_config_and_a_folder_of_any_name_are_refused_or_arrive_byte_for_byte(p
             words = list(plan.command[plan.command.index("roots_dist") - 1 :])
         assert words == (["--module", *said[1:]] if on == "deepspeed" else said)
         assert job.folder == Path("runs") / name and all(path.is_relative_to(job.directory / job.folder) or path.is_relative_to(job.folder) for path in plan.files)
-        passed += 1
-    assert passed >= {"deepspeed": 6, "slurm": 18, "kubernetes": 18}.get(on, 40)
+    assert passed >= (6 if on == "deepspeed" else 40)
 
 
-@pytest.mark.parametrize("value", VALUES)
-def test_a_name_is_refused_or_arrives_byte_for_byte(place, value):
-    wishes = {"name": value, "python": str(place / "bin" / "python")}
-    for on in ("slurm", "kubernetes"):
-        try:
-            job = make("run.yaml", (), Wishes(on=on, **wishes, **WISHES[on]), place)
-            plan = LAUNCHERS[on](job, {})
-        except UserError as error:
-            assert "\n" not in str(error) and (CONTROL.search(value) or on == "kubernetes")
+def test_a_name_is_refused_or_arrives_byte_for_byte(place):
+    job = make("run.yaml", (), Wishes(on="slurm", name="plain", **WISHES["slurm"]), place)
+    for value in VALUES:
+        if CONTROL.search(value):
+            with pytest.raises(UserError, match="--name"):
+                make("run.yaml", (), Wishes(on="slurm", name=value, **WISHES["slurm"]), place)
             continue
-        assert on == "slurm" and f"--job-name={value}" in plan.command or value in ("plain", "null", "true", "yes", "x" * 40)
+        named = replace(job, name=value)
+        assert f"--job-name={value}" in LAUNCHERS["slurm"](named, {}).command
+        inside = replace(named, wishes=Wishes(on="kubernetes", **WISHES["kubernetes"]))
+        if value in ("plain", "null", "true", "yes"):
+            (text,) = LAUNCHERS["kubernetes"](inside, {}).files.values()
+            assert [document["metadata"]["name"] for document in yaml.safe_load_all(text)] == [value] * 3
+        else:
+            with pytest.raises(UserError, match="--name"):
+                LAUNCHERS["kubernetes"](inside, {})
 
 
 @pytest.mark.parametrize("line", LINES)
