@@ -162,7 +162,7 @@ def test_a_config_and_a_folder_of_any_name_are_refused_or_arrive_byte_for_byte(p
             continue
         passed += 1
         said = ["-m", "roots_dist", "train", f"./{name}.yaml" if name.startswith("-") else f"{name}.yaml"]
-        if on in ("slurm", "kubernetes") and any(mark in name for mark in ("PWNED", "'", '"', "$", "*")):  # the rest reads alike
+        if on in ("slurm", "kubernetes") and ("PWNED" in name or name in ("a'b", 'a"b', "*", "$HOME", "!!")):  # the rest reads alike
             words, _ = arrived(place, on, job, plan)
         elif on in ("slurm", "kubernetes"):
             continue
