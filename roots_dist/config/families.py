@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from roots_dist.config.schema import Config
-from roots_dist.config.sizes import span_lengths, target_seq
+from roots_dist.config.sizes import num_blocks, span_lengths, target_seq
 from roots_dist.errors import Problem
 
 LEARNS = {
@@ -73,6 +73,12 @@ def _task(config: Config) -> Iterator[Problem]:
     if f.learn and f.strategy != "partial":
         expected = f"nothing with finetune.strategy={f.strategy}: it names what learns where only some of the model does"
         yield Problem(key="finetune.learn", found=list(f.learn), expected=expected, fix="set finetune.strategy=partial, or leave it out")
+    if f.strategy == "progressive" and f.every >= config.train.steps:
+        groups = -(-num_blocks(config) // f.blocks) + 2  # what is above the blocks, and what is below them
+        key, found = ("finetune.every", f.every) if f.every_epochs is None else ("finetune.every_epochs", f.every_epochs)
+        expected = f"fewer steps than train.steps = {config.train.steps}: as it is, nothing but the top would ever learn"
+        fix = f"set finetune.every={max(1, config.train.steps // groups)}, or train longer"
+        yield Problem(key=key, found=found, expected=expected, fix=fix)
     if f.pair is not None and o.name != "classify":
         yield Problem(key="finetune.pair", found=f.pair, expected="nothing here: pairs are for objective.name=classify", fix="leave finetune.pair out")
     if o.name not in ("classify", "tag"):

@@ -3,7 +3,7 @@
     fine-tuning's config + config.yaml of finetune.start --begun--> Config with that model, tokenizer and objective
 
 What the file or the command line says all the same must not contradict it. Keys that fine-tuning may choose (dropout) are
-taken over only where nothing is said.
+taken over only where nothing is said. A run that has begun knows all of this itself: it goes on where its start is gone.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from roots_dist.config.load import Loaded, read
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
 
+CONFIG = "config.yaml"
+"""In the folder of a run."""
 FREE = ("model.dropout", "model.attention_dropout", "model.init_std")
 """Keys of model.* that do not say which function the weights are of."""
 TAKEN = ("advanced.norm_eps", "advanced.vocab_multiple", "data.tokenizer", "data.seq")
@@ -31,7 +33,7 @@ def begun(loaded: Loaded) -> Loaded:
     if start is None:
         return loaded
     try:
-        there = config_of(start)
+        there = _own(loaded.config) or config_of(start)
     except ConfigError as error:
         raise ConfigError(loaded.located(error.problems)) from None
     values = dict(_taken(there, loaded))
@@ -61,9 +63,19 @@ def _unusable(start: str, there: Config, here: Config) -> Iterator[Problem]:
         yield Problem(key="finetune.start", found=start, expected=expected, fix=fix)
 
 
+def _own(here: Config) -> Config | None:
+    """Of the run that is resumed, where what it started from is not there any more. With no checkpoint yet, the trainer says
+    what it misses."""
+    kept = Path(here.track.folder) / CONFIG
+    if (Path(here.finetune.start) / CONFIG).is_file() or not here.checkpoint.resume or not kept.is_file():
+        return None
+    own = read(kept).config
+    return own if own.finetune.start == here.finetune.start else None
+
+
 def config_of(start: str) -> Config:
     """Of the run or import in this folder. Raises ConfigError if it is none."""
-    path = Path(start) / "config.yaml"
+    path = Path(start) / CONFIG
     if not path.is_file():
         expected, fix = "the folder of a run or of an import, with its config.yaml", "name a run's track.folder, or RUN of `roots import HF_FOLDER RUN`"
         raise ConfigError([Problem(key="finetune.start", found=start, expected=expected, fix=fix)])

@@ -10,18 +10,20 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 from roots_dist.data.archives import OPENERS, DamagedArchive, open_bytes
 from roots_dist.data.readers import LONGEST, parsed_object
 from roots_dist.errors import DataError, Problem
 
-
 LONG = 120
 """Characters of a value that a message shows."""
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
+"""A field as csv writers quote it: quotes within are doubled."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,19 @@ def _short(data: bytes) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def _table(delimiter: str) -> Callable[[BinaryIO, str], Iterator[tuple[int, dict]]]:
-    """The first line names the columns."""
+def _table(delimiter: str, name: str) -> Callable[[BinaryIO, str], Iterator[tuple[int, dict]]]:
+    """The first line names the columns. name: of the delimiter, in words."""
 
     def read(content: BinaryIO, file: str) -> Iterator[tuple[int, dict]]:
         csv.field_size_limit(LONGEST)  # a text may be longer than the library's 131,072 characters
-        reader = csv.DictReader(io.TextIOWrapper(content, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
+        lines: TextIO = io.TextIOWrapper(content, "utf-8-sig", newline="")
         line = 0
         try:
+            quoting = csv.QUOTE_MINIMAL
+            if delimiter == "\t":
+                text = lines.read()
+                lines, quoting = io.StringIO(text, newline=""), _quoting(text)
+            reader = csv.DictReader(lines, delimiter=delimiter, quoting=quoting, strict=True)
             _refuse_twins(reader.fieldnames or (), file)
             line = 1
             for values in reader:
@@ -112,7 +119,7 @@ def _table(delimiter: str) -> Callable[[BinaryIO, str], Iterator[tuple[int, dict
                     columns = len(reader.fieldnames or ())
                     problem = Problem(
                         key=f"{file}:{line}", found=f"{columns + len(values[None])} fields",
-                        expected=f"{columns}, as in the first line", fix="put what holds a comma into quotes",
+                        expected=f"{columns}, as in the first line", fix=f"put what holds a {name} into quotes",
                     )  # fmt: skip
                     raise DataError(problem)
                 yield line, values
@@ -124,6 +131,27 @@ def _table(delimiter: str) -> Callable[[BinaryIO, str], Iterator[tuple[int, dict
             raise DataError(problem) from error
 
     return read
+
+
+def _quoting(text: str) -> int:
+    """What quotes mean in a tsv: characters, as in GLUE's files, or csv's, as where a writer quoted each field that holds one.
+
+    Read as characters, a line whose field held a tab or a line break has other fields than the first: then they are csv's, if
+    the whole file is csv. Else they are csv's where every field that has any is quoted in full.
+    """
+    plain = [line for line in csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE) if line]
+    if _even(plain):
+        in_full = all(QUOTED.fullmatch(field) for line in plain for field in line if '"' in field)
+        return csv.QUOTE_MINIMAL if in_full else csv.QUOTE_NONE
+    try:
+        whole = _even(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
+    except csv.Error:
+        whole = False
+    return csv.QUOTE_MINIMAL if whole else csv.QUOTE_NONE
+
+
+def _even(lines: Iterable[list[str]]) -> bool:
+    return len({len(line) for line in lines if line}) <= 1
 
 
 def _refuse_twins(columns: Sequence[str], file: str) -> None:
@@ -138,7 +166,7 @@ READERS: dict[str, Callable[[BinaryIO, str], Iterator[tuple[int, dict]]]] = {
     ".jsonl": _lines,
     ".ndjson": _lines,
     ".json": _lines,
-    ".csv": _table(","),
-    ".tsv": _table("\t"),
+    ".csv": _table(",", "comma"),
+    ".tsv": _table("\t", "tab"),
 }
 """By the ending of the name, under the archive's."""

@@ -85,18 +85,20 @@ def refuse_another_model(checkpoint: Path, config: Config) -> None:
         was = _resolved(Config.model_validate(read_json(checkpoint / STATE_FILE)["config"]))
     except (KeyError, ValidationError):
         return  # not the trainer's, or another version's: names and shapes will still be compared
-    problems = [
-        Problem(
-            key=key,
-            found=value,
-            expected=f"{was[key]} as in {checkpoint}, from which the run would go on",
-            fix="set it back, choose another track.folder, or begin anew with checkpoint.resume=false",
-        )
-        for key, value in _resolved(config).items()
-        if key in was and value != was[key]
-    ]
+    now = _resolved(config)
+    problems = [_another(key, now[key], was[key], checkpoint, config) for key in now if key in was and now[key] != was[key]]
     if problems:
         raise ConfigError(problems)
+
+
+def _another(key: str, value: object, was: object, checkpoint: Path, config: Config) -> Problem:
+    where = f"in {checkpoint}, from which the run would go on"
+    anew = "choose another track.folder, or begin anew with checkpoint.resume=false"
+    if key == "model.max_positions" and config.model.max_positions is None:
+        expected = f"{was}, the number of learned positions {where}"
+        shorter = f"set model.max_positions={was} if samples shall be shorter, " if config.data.seq < int(was) else ""
+        return Problem(key="data.seq", found=value, expected=expected, fix=f"set it back, {shorter}{anew}")
+    return Problem(key=key, found=value, expected=f"{was} as {where}", fix=f"set it back, {anew}")
 
 
 def _resolved(config: Config) -> dict[str, object]:
@@ -110,7 +112,7 @@ def _resolved(config: Config) -> dict[str, object]:
     if config.finetune.strategy == "lora":
         found["finetune.alpha"] = config.finetune.alpha
     if m.positions == "learned":
-        found["data.seq"] = config.data.seq
+        found["model.max_positions"] = m.max_positions or config.data.seq
     return {key: value for key, value in found.items() if key not in FREE}
 
 

@@ -106,6 +106,19 @@ def test_weights_that_fit_another_model_are_refused_all_the_same(tmp_path, chang
     refuse_another_model(folder, CONFIG.changed({"model.kv_heads": 2, "model.ffn": 64, "model.dropout": 0.5}))
 
 
+def test_samples_may_be_of_another_length_where_the_learned_positions_stay(tmp_path):
+    learned = CONFIG.changed({"model.positions": "learned", "data.seq": 32})
+    (tmp_path / STATE_FILE).write_text(json.dumps({"config": learned.model_dump(mode="json")}))
+    refuse_another_model(tmp_path, learned.changed({"data.seq": 16, "model.max_positions": 32}))
+    for seq, fix in ((64, "Fix: set it back, choose another"), (16, "Fix: set it back, set model.max_positions=32 if samples shall be shorter, choose")):
+        with pytest.raises(ConfigError) as error:
+            refuse_another_model(tmp_path, learned.changed({"data.seq": seq}))
+        (problem,) = error.value.problems
+        assert f"data.seq = {seq}: expected 32, the number of learned positions in" in str(problem) and fix in str(problem)
+    with pytest.raises(ConfigError, match="model.max_positions = 64: expected 32 as in"):
+        refuse_another_model(tmp_path, learned.changed({"model.max_positions": 64}))
+
+
 def test_a_head_of_other_labels_or_adapters_of_another_scale_are_another_model(tmp_path):
     """Both have the same names and shapes."""
     task = CONFIG.changed({"objective.name": "classify", "finetune.labels": ("a", "b"), "finetune.strategy": "lora"})

@@ -139,6 +139,8 @@ WRONG = [
     (1, {"model": {"family": "bert"}, "objective": {"name": "mlm"}}, "data.tokenizer"),
     (1, {"model": T5, "objective": SPANS, "data": {"seq": 2100}}, "data.tokenizer"),  # 117 spans, 100 sentinels
     (1, {"finetune": {"learn": ["head.*"]}}, "finetune.learn"),
+    (1, {"finetune": {"strategy": "progressive", "every": 100}, "train": {"steps": 100}}, "finetune.every"),
+    (1, {"finetune": {"strategy": "progressive", "every": 100, "every_epochs": 2.5}, "train": {"steps": 99}}, "finetune.every_epochs"),
     (1, {"data": {"train": []}}, "data.train"),
     (1, {"train": {"device": "cuda"}}, "train.device"),
     (1, {"data": {"seq": 10**6}}, "data.seq"),
@@ -181,6 +183,14 @@ def test_the_proposed_length_of_cut_targets_works():
     (problem,) = problems_of(8, data={"seq": 512}, **sections)
     assert "not 114" in problem.expected
     assert problems_of(8, data={"seq": int(problem.fix.split()[-1])}, **sections) == []
+
+
+def test_progressive_learning_reaches_the_embedding_as_proposed():
+    """Four blocks, two at a time: four groups in a hundred steps."""
+    sections = {"train": {"steps": 100}, "finetune": {"strategy": "progressive", "every": 100, "blocks": 2}}
+    (problem,) = problems_of(1, **sections)
+    assert problem.fix == "set finetune.every=25, or train longer"
+    assert problems_of(1, **sections | {"finetune": {"strategy": "progressive", "every": 25, "blocks": 2}}) == []
 
 
 def test_deepspeed_is_not_asked_for_where_it_is_not_used():

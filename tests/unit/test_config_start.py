@@ -50,3 +50,19 @@ def test_a_start_with_adapters_wants_lora_or_to_be_merged(start):
 def test_a_run_is_not_written_into_what_it_starts_from(start, again):
     with pytest.raises(ConfigError, match="track.folder = .*: expected another folder than finetune.start"):
         asked(start, {}, f"track.folder={again.format(start)}")
+
+
+def test_a_run_that_has_begun_goes_on_without_its_start(start):
+    gone, own = start / "gone", {"model": {"hidden": 64, "heads": 2}, "objective": {"name": "instruct"}, "finetune": {"start": f"{start}/gone"}}
+    assert not gone.exists()
+    c = asked(start, own, f"finetune.start={gone}", f"track.folder={start}")
+    assert (c.model.hidden, c.objective.name, c.track.folder) == (64, "instruct", str(start))
+    with pytest.raises(ConfigError, match="model.hidden = 128 .*: expected 64"):
+        asked(start, own, f"finetune.start={gone}", f"track.folder={start}", "model.hidden=128")
+
+
+@pytest.mark.parametrize("words", [("track.folder={}/new",), ("track.folder={}", "checkpoint.resume=false"), ("track.folder={}", "finetune.start={}/2")])
+def test_a_run_that_begins_needs_its_start(start, words):
+    own = {"finetune": {"start": f"{start}/gone"}}
+    with pytest.raises(ConfigError, match="finetune.start = .*: expected the folder of a run or of an import"):
+        asked(start, own, f"finetune.start={start}/gone", *(word.format(start) for word in words))

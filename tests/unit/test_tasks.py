@@ -9,6 +9,7 @@ import pytest
 
 from roots_dist.config.schema import Config
 from roots_dist.config.sizes import parameters
+from roots_dist.data.rows import rows
 from roots_dist.data.specials import read_specials, synthetic
 from roots_dist.data.tasks import labels_of, open_examples
 from roots_dist.data.tokenizer import load_codec, train
@@ -225,6 +226,27 @@ def test_csv_may_have_long_texts_but_not_two_columns_of_one_name(place):
         open_examples(written(place, ["text,text,label", "a,b,yes"], "rows.csv"), c)
     with pytest.raises(DataError, match="rows.csv:3 = 'a row': expected one of csv"):  # where it begins, not where the file ends
         open_examples(written(place, ["text,label", "a,yes", '"b,yes', "c,yes"], "rows.csv"), c)
+
+
+QUOTES = {
+    "as characters, as GLUE has them": (['text\tlabel', '"He left.\t1', 'She said "no".\t0', '""\t1', 'end"\t0'], ['"He left.', 'She said "no".', '""', 'end"']),
+    "unbalanced, and only at two ends": (['text\tlabel', '"He left\t1', 'in between\t0', 'and came."\t0'], ['"He left', "in between", 'and came."']),
+    "of a csv writer": (['text\tlabel', '"He said ""no""."\t1', "It rained.\t0"], ['He said "no".', "It rained."]),
+    "around tabs and line breaks": (['text\tlabel', '"one\ttwo"\t1', '"three\n""3"""\t0'], ["one\ttwo", 'three\n"3"']),
+}
+
+
+@pytest.mark.parametrize("case", QUOTES)
+def test_quotes_in_a_tsv_are_characters_unless_every_field_that_has_some_is_quoted_in_full(place, case):
+    lines, texts = QUOTES[case]
+    found = list(rows(written(place, lines, "rows.tsv")))
+    assert [row.values["text"] for row in found] == texts and {row.values["label"] for row in found} == {"0", "1"}
+    assert found[-1].line == "\n".join(lines).count("\n") + 1
+
+
+def test_a_line_of_tsv_with_other_fields_is_refused_whatever_quotes_mean(place):
+    with pytest.raises(DataError, match=r"rows.tsv:3 = '3 fields': expected 2, as in the first line. Fix: put what holds a tab into quotes"):
+        list(rows(written(place, ["text\tlabel", '"a\t1', "b\tc\t0"], "rows.tsv")))
 
 
 def test_a_template_that_fails_on_a_row_is_told_with_its_line(place):
