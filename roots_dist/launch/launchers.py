@@ -103,6 +103,7 @@ def deepspeed(job: Job, environ: Mapping[str, str]) -> Plan:
         unset=unset,
         logs=f"{logs}, a file for each rank",
         notes=(
+            *(("SIGINT or SIGTERM to it stops the run with a checkpoint; no other signal reaches the ranks",) if runner == "pdsh" else ()),
             "no .deepspeed_env is read, neither here nor in the home folder: give variables with --env NAME=VALUE",
             *((f"left out, since a shell would change them: {', '.join(unset)}",) if unset else ()),
         ),
