@@ -79,7 +79,10 @@ def deepspeed(job: Job, environ: Mapping[str, str]) -> Plan:
             logs="this terminal",
         )
     hostfile = job.files / "hostfile"
-    variables = {name: plain(f"--env {name}", value, "pdsh") for name, value in job.env.items()} if runner == "pdsh" else job.env
+    if runner == "pdsh":
+        variables = {name: plain(f"--env {name}", value, "pdsh") for name, value in job.env.items()}
+    else:  # which tells the ranks nothing of its own --master_addr
+        variables = {"MASTER_ADDR": job.hosts[0].name, "MASTER_PORT": str(job.port), **job.env}
     unset: tuple[str, ...] = ()
     if runner == "pdsh":
         for key, value in (("python", job.python), ("the current folder", str(job.directory)), ("track.folder", str(job.folder))):
