@@ -1,0 +1,59 @@
+"""DeepSpeed's launcher with a hostfile of two hosts, over a real pdsh and sshd, and over Open MPI.
+
+    pytest tests/cluster/test_cluster_deepspeed.py --cluster -s
+"""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from daemons import with_ssh
+from namespaces import cluster
+from trials import ROOTS, Trial, compared, hostfile, stopped_and_gone_on
+
+PROGRAMS = ("sshd", "ssh", "ssh-keygen", "pdsh", "mpirun")
+
+
+@pytest.fixture(scope="module")
+def site():
+    with cluster("n1", "n2") as site:
+        with_ssh(site)
+        yield site
+
+
+def test_deepspeed_starts_the_ranks_of_a_hostfile(site, tmp_path, expected):
+    trial = Trial(tmp_path)
+    whole = expected(trial)
+    trial.begin()
+    hosts = hostfile(tmp_path, "n1", "n2")
+    site["n1"].run("deepspeed", "--hostfile", hosts, "--module", "roots_dist", "train", *trial.words(), timeout=500)
+    compared(trial, whole, "deepspeed, pdsh")
+
+
+def test_launch_starts_deepspeed(site, tmp_path, expected):
+    trial = Trial(tmp_path)
+    whole = expected(trial)
+    trial.begin()
+    where = ("--on", "deepspeed", "--hostfile", hostfile(tmp_path, "n1", "n2"))
+    site["n1"].run(*ROOTS, "launch", *trial.words(), *where, timeout=500)
+    compared(trial, whole, "launch --on deepspeed, pdsh")
+
+
+def test_launch_starts_deepspeed_by_way_of_open_mpi(site, tmp_path, expected):
+    trial = Trial(tmp_path)
+    whole = expected(trial)
+    trial.begin()
+    where = ("--on", "deepspeed", "--runner", "openmpi", "--hostfile", hostfile(tmp_path, "n1", "n2"))
+    site["n1"].run(*ROOTS, "launch", *trial.words(), *where, "--extra=--allow-run-as-root", timeout=500)
+    compared(trial, whole, "launch --on deepspeed, openmpi")
+
+
+def test_a_launcher_that_is_told_to_end_stops_the_ranks_with_a_checkpoint(site, tmp_path, expected):
+    """It runs pkill on each host, which is a SIGTERM to the ranks; other signals would end it alone."""
+    trial = Trial(tmp_path, steps=48, every=100)
+    whole = expected(trial)
+    trial.begin()
+    words = (*ROOTS, "launch", *trial.words(), "--on", "deepspeed", "--hostfile", hostfile(tmp_path, "n1", "n2"))
+    step = stopped_and_gone_on(trial, site["n1"], words, "deepspeed.launcher.runner", signal.SIGTERM)
+    compared(trial, whole, f"SIGTERM to deepspeed, stopped after step {step} of {trial.steps}, the same command again")

@@ -1,0 +1,78 @@
+"""A real Slurm of two node daemons: a job that is told before its time is over, keeps what it has, and queues itself again.
+
+    pytest tests/cluster/test_cluster_slurm.py --cluster -s
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+from daemons import until, with_slurm
+from namespaces import Site, cluster
+from trials import CONFIG, ROOTS, Trial, compared
+
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "munged")
+OVER = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL")
+NODES = ("n1", "n2")
+GRACE_S = 60
+AT_LEAST_S = 35
+"""Of time left. Slurm looks every 30 s whether a job is to be told, and tells it up to 30 s before it was asked to."""
+
+
+@pytest.fixture(scope="module")
+def site():
+    with cluster("head", *NODES) as site:
+        with_slurm(site, "head", NODES)
+        yield site
+
+
+def test_a_job_is_told_before_its_time_is_over_and_goes_on_when_it_has_been_queued_again(site, tmp_path, expected):
+    """Its limit is lowered while it trains: how long it takes to begin differs too much between machines."""
+    trial = Trial(tmp_path, steps=160, every=40)
+    whole = expected(trial)
+    trial.begin()
+    where = ("--on", "slurm", "--nodes", "2", "--time", "00:30:00", "--grace", str(GRACE_S))
+    said = site["head"].run(*ROOTS, "launch", *trial.words(), *where).stdout
+    job = re.search(r"Submitted batch job (\d+)", said)[1]
+    until(lambda: trial.step() >= 12, 300, "step 12")
+    limit(site, job, minutes=math.ceil((ran(site, job) + AT_LEAST_S) / 60))
+    until(lambda: about(site, job, "Restarts") == "1", 240, "queued again", every=1)
+    stopped = trial.step()
+    limit(site, job, minutes=30)
+    until(lambda: about(site, job, "JobState") in OVER, 600, "the job over", every=1)
+    output = "".join(path.read_text() for path in sorted((trial.run / "launch" / "logs").glob("*.log")))
+    assert about(site, job, "JobState") == "COMPLETED", output[-6000:]
+    assert f"stopped by SIGUSR1 after step {stopped}" in output and f"resumed after step {stopped}" in output, output[-6000:]
+    compared(trial, whole, f"launch --on slurm, stopped after step {stopped} of {trial.steps} and queued again")
+
+
+def test_srun_alone_starts_the_ranks(site, tmp_path, expected):
+    trial = Trial(tmp_path)
+    whole = expected(trial)
+    trial.begin()
+    site["head"].run("srun", "--nodes=2", "--ntasks-per-node=2", *ROOTS, "train", *trial.words(), timeout=400)
+    compared(trial, whole, "srun")
+
+
+@pytest.mark.parametrize("tasks, found", [("--ntasks-per-node=2", ""), ("--distribution=cyclic", "a tensor group of TP2×PP2×DP1 across hosts")])
+def test_doctor_sees_how_srun_places_tensor_groups(site, tasks, found):
+    """Cyclic puts ranks 0 and 2 on the first node, and so each tensor group on both."""
+    done = site["head"].run("srun", "--nodes=2", "--ntasks=4", tasks, *ROOTS, "doctor", CONFIG, "--quick", check=False, timeout=120)
+    assert "4 ranks on 2 hosts" in done.stdout and "started by Slurm" in done.stdout, done.stdout + done.stderr
+    assert found in done.stdout if found else "tensor group" not in done.stdout, done.stdout
+
+
+def about(site: Site, job: str, key: str) -> str:
+    return re.search(rf"\b{key}=(\S+)", site["head"].run("scontrol", "show", "job", job).stdout)[1]
+
+
+def ran(site: Site, job: str) -> int:
+    """Seconds since it began."""
+    hours, minutes, seconds = about(site, job, "RunTime").split(":")
+    return 3600 * int(hours) + 60 * int(minutes) + int(seconds)
+
+
+def limit(site: Site, job: str, minutes: int) -> None:
+    site["head"].run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")

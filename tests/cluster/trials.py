@@ -1,0 +1,114 @@
+"""What all trials have in common: one small real run, and the comparison of every loss that it logs with those of the same
+run in one place, from beginning to end.
+
+    config + overrides --`roots train`--> losses in one place;  --launcher, two hosts--> losses;  compared() --> largest difference
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from daemons import until
+from namespaces import ROOT, Host, environment
+
+CONFIG = "configs/quickstart.yaml"
+SMALL = (
+    "model.hidden=96",
+    "data.seq=128",
+    "optim.warmup=5",
+    "train.eval_every=8",
+    "track.wandb=disabled",
+    "track.tensorboard=off",
+)
+"""The quickstart's GPT, TP2 × PP2 in float32, narrower."""
+ROOTS = (sys.executable, "-m", "roots_dist")
+"""On any host: the checkout and its Python lie in the file system that all share."""
+NOISE = 1e-5
+"""Float32 sums in another order, on another number of threads. What is seen is far less, mostly nothing."""
+
+
+@dataclass
+class Trial:
+    """Where a run lies, and the words that start it; the same run in one place lies beside it."""
+
+    folder: Path
+    steps: int = 24
+    every: int = 4
+    """Steps between checkpoints."""
+    began: float = field(default_factory=time.monotonic)
+
+    def begin(self) -> None:
+        """From here on its seconds count."""
+        self.began = time.monotonic()
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "run"
+
+    def words(self, run: Path | None = None) -> tuple[str, ...]:
+        return (CONFIG, *SMALL, f"train.steps={self.steps}", f"checkpoint.every={self.every}", f"track.folder={run or self.run}")
+
+    def step(self) -> int:
+        """The last one that is logged."""
+        return max((step for step, key in losses(self.run) if key == "loss/train"), default=0)
+
+    def checkpoints(self) -> list[str]:
+        return sorted(path.name for path in (self.run / "checkpoints").glob("step_*"))
+
+
+def hostfile(folder: Path, *hosts: str) -> Path:
+    """Two slots on each."""
+    path = folder / "hostfile"
+    path.write_text("".join(f"{host} slots=2\n" for host in hosts))
+    return path
+
+
+def losses(run: Path) -> dict[tuple[int, str], float]:
+    """(step, name) -> loss, training's and held-out; of a step that was done twice, after a kill, what was logged last."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("}")]
+    return {(row["step"], key): row[key] for row in rows for key in ("loss/train", "loss/validation") if key in row}
+
+
+def alone(trial: Trial) -> dict[tuple[int, str], float]:
+    """Losses of the same run by a bare `roots train`, on this machine, uninterrupted."""
+    run = trial.folder / f"alone-{trial.steps}"
+    command = [*ROOTS, "train", *trial.words(run)]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return losses(run)
+
+
+def compared(trial: Trial, expected: dict[tuple[int, str], float], what: str) -> float:
+    """The largest difference among all losses; every step must be there. Says so in one line, for docs/clusters.md."""
+    found = losses(trial.run)
+    assert found.keys() == expected.keys(), sorted(found.keys() ^ expected.keys())
+    largest = max(abs(found[key] - expected[key]) for key in expected)
+    sys.stdout.write(f"\n{what}: {len(expected)} losses, largest difference {largest:.1e}, {time.monotonic() - trial.began:.0f} s\n")
+    assert largest <= NOISE
+    return largest
+
+
+def stopped_and_gone_on(trial: Trial, host: Host, words: tuple[object, ...], program: str, number: int) -> int:
+    """Start with these words on that host, signal the launcher (its command line has `program` in it) in the midst of it,
+    and give the same words again: after which step it was stopped."""
+    log = trial.folder / "stopped.log"
+    first = host.start(*words, log=log)
+    until(lambda: trial.step() >= 9, 400, "step 9")
+    launchers = host.processes(program)
+    assert len(launchers) == 1, launchers
+    host.signal(number, *launchers)
+    first.wait(180)
+    ended = (trial.run / "ended.txt").read_text() if (trial.run / "ended.txt").exists() else "never"
+    assert ended.startswith("stopped by"), ended + log.read_text()[-4000:]
+    step = trial.step()
+    assert step < trial.steps and trial.checkpoints()[-1].endswith(f"{step:08d}"), (step, trial.checkpoints())
+    done = host.run(*words, timeout=400)
+    assert f"resumed after step {step}" in done.stdout + done.stderr, done.stdout + done.stderr
+    return step
