@@ -9,7 +9,7 @@ import re
 import sys
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from roots_dist.config.load import Loaded, read
@@ -25,6 +25,18 @@ from roots_dist.layout import Layout
 OF_THE_NODES = frozenset({"train.device", "model"})
 """Of what is checked before a job is begun: GPUs and memory are the nodes' business, not this machine's."""
 TIME = re.compile(r"([0-9]{1,4}-)?[0-9]{1,6}(:[0-9]{2}){0,2}")
+
+ONLY_FOR = {
+    "meet": ("torchrun",),
+    "runner": ("deepspeed", "mpi"),
+    "max_restarts": ("torchrun", "slurm", "kubernetes"),
+    "grace": ("torchrun", "slurm", "kubernetes"),
+    "program": ("slurm", "mpi", "kubernetes"),
+    "template": ("slurm", "kubernetes"),
+    **dict.fromkeys(("time", "partition", "account", "array", "spare"), ("slurm",)),
+    **dict.fromkeys(("image", "claim", "namespace", "kind"), ("kubernetes",)),
+}
+"""Option -> the launchers that it says something to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +125,7 @@ class Plan:
 
 def make(subject: str, overrides: Sequence[str], wishes: Wishes, directory: Path) -> Job:
     """Raises UserError with all that is wrong with the config on that many processes, or the first wrong option."""
+    _heard(wishes)
     words = (argument("CONFIG", no_option(subject)), *(argument(f"override {i}", o) for i, o in enumerate(overrides, 1)))
     asked = read(subject, overrides)
     verb = FINETUNE if asked.config.finetune.start is not None else TRAIN
@@ -168,6 +181,18 @@ def seconds(time: str) -> int:
         return parts[0] * 60
     hours, minutes, secs = parts if len(parts) == 3 else (0, *parts)
     return (hours * 60 + minutes) * 60 + secs
+
+
+def _heard(wishes: Wishes) -> None:
+    """An option that does nothing is a mistake: who asks for restarts counts on them. So is a variable of a shell that is empty."""
+    for option in fields(wishes):
+        key, value = f"--{option.name.replace('_', '-')}", getattr(wishes, option.name)
+        launchers = ONLY_FOR.get(option.name, (wishes.on,))
+        if value != option.default and wishes.on not in launchers:
+            found = str(value) if isinstance(value, Path) else value
+            raise refused(key, found, f"nothing with --on {wishes.on}", f"leave it out, or choose {' or '.join(launchers)}")
+        if option.name not in ("include", "exclude") and (value == "" or (isinstance(value, tuple) and "" in value)):
+            raise refused(key, "", "a text", f"leave {key} out, or fill it")
 
 
 def _hosts(wishes: Wishes) -> tuple[Host, ...]:

@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 
 from roots_dist.launch.job import Job, Plan
 from roots_dist.launch.local import SIGNALS
@@ -16,7 +19,7 @@ from roots_dist.launch.templates import render
 LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 """RFC 1035, as names of services and of their pods want it."""
 FORMS = {"job": "job.yaml", "trainjob": "trainjob.yaml"}
-PLACE = "/work"
+PLACE = Path("/work")
 """Where the volume is mounted: the working folder of the images (docker/), from which relative paths of a config begin."""
 PORT = 29400
 
@@ -32,12 +35,15 @@ def plan(job: Job, environ: Mapping[str, str]) -> Plan:
     for option, value, longest in (("--name", job.name, 50), ("--namespace", wishes.namespace, 63), ("--claim", wishes.claim, 63)):
         if not LABEL.fullmatch(value) or len(value) > longest:
             raise refused(option, value, f"at most {longest} of a-z, 0-9 and -, a letter first", "choose such a name")
+    if wishes.template is None and not Path(os.path.normpath(PLACE / job.folder)).is_relative_to(PLACE):
+        expected = f"a folder below {PLACE}, where the claim is mounted: what a pod writes elsewhere is gone with it"
+        raise refused("track.folder", str(job.folder), expected, f"name one from {PLACE} on, such as runs/{job.name}")
     values = {
         "job": job,
         "place": PLACE,
         "port": PORT,
         "memory": "Memory",
-        "launcher": ("python", "-m", "torch.distributed.run"),
+        "launcher": (literal(wishes.python or "python"), "-m", "torch.distributed.run"),
         "agent": (
             f"--nproc-per-node={job.per_node}",
             f"--max-restarts={wishes.max_restarts}",
@@ -53,7 +59,11 @@ def plan(job: Job, environ: Mapping[str, str]) -> Plan:
         command=(wishes.program or "kubectl", "apply", *wishes.extra, "-f", str(file)),
         files={file: render(FORMS[wishes.kind], wishes.template, values)},
         logs=f"kubectl --namespace {wishes.namespace} logs --prefix --follow --selector app.kubernetes.io/instance={job.name}",
-        notes=(f"data and {job.folder} are looked for in the claim {wishes.claim}, below {PLACE}; nothing here has checked that",),
+        notes=(
+            f"{job.words[0]}, its data and {job.folder} are looked for in the claim {wishes.claim}, below {PLACE}, where it hides "
+            "what the image has; nothing here has checked that",
+            f"one of this name that has ended stands in the way of the next: kubectl delete -f {shlex.quote(str(file))}",
+        ),
     )
 
 

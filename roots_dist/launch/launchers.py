@@ -8,6 +8,8 @@ launcher hands text to a shell by itself (DeepSpeed over pdsh), only what no she
 
 from __future__ import annotations
 
+import base64
+import json
 import shlex
 import subprocess
 from collections.abc import Callable, Mapping
@@ -16,7 +18,7 @@ from pathlib import Path
 from roots_dist.launch import kubernetes
 from roots_dist.launch.hosts import Host
 from roots_dist.launch.job import Job, Plan
-from roots_dist.launch.local import SIGNALS
+from roots_dist.launch.local import SIGNALS, signals
 from roots_dist.launch.passing import PLAIN, argument, plain, refused
 from roots_dist.launch.templates import render
 
@@ -26,6 +28,8 @@ EXPORTED_BY_DEEPSPEED = ("MLFLOW", "NCCL", "PYTHON", "MV2", "UCX")
 """Variables that begin so are written into the command line of a remote shell by deepspeed's pdsh runner, unquoted."""
 
 DEEPSPEED = ("-m", "deepspeed.launcher.runner")
+DEEPSPEED_HERE = ("-u", "-m", "deepspeed.launcher.launch")
+"""What the runner starts on each node."""
 
 
 def torchrun(job: Job, environ: Mapping[str, str]) -> Plan:
@@ -39,7 +43,7 @@ def torchrun(job: Job, environ: Mapping[str, str]) -> Plan:
     return Plan(
         command=(
             job.python, "-m", "torch.distributed.run",
-            *agent(job), f"--rdzv-id={job.name}", f"--rdzv-endpoint={meet}",
+            *agent(job, signals()), f"--rdzv-id={job.name}", f"--rdzv-endpoint={meet}",
             f"--log-dir={logs}", "--tee=3",
             *(("--local-addr=127.0.0.1",) if job.nodes == 1 else ()),
             *wishes.extra,
@@ -51,14 +55,14 @@ def torchrun(job: Job, environ: Mapping[str, str]) -> Plan:
     )  # fmt: skip
 
 
-def agent(job: Job) -> tuple[str, ...]:
+def agent(job: Job, handed_on: str = SIGNALS) -> tuple[str, ...]:
     """Options of a node's torchrun, but for where it meets the others."""
     return (
         f"--nnodes={job.nodes}",
         f"--nproc-per-node={job.per_node}",
         "--rdzv-backend=c10d",
         f"--max-restarts={job.wishes.max_restarts}",
-        f"--signals-to-handle={SIGNALS}",
+        f"--signals-to-handle={handed_on}",
         f"--shutdown-timeout={job.wishes.grace}",
     )
 
@@ -71,13 +75,7 @@ def deepspeed(job: Job, environ: Mapping[str, str]) -> Plan:
     if not job.hosts:
         if job.nodes > 1:
             raise refused("--nodes", job.nodes, "--hostfile FILE for more than one node", "write one line of HOST slots=N for each")
-        where = ("--num_gpus" if job.gpus else "--num_accelerators") + f"={job.per_node}"
-        loopback = {} if job.gpus or "GLOO_SOCKET_IFNAME" in environ else {"GLOO_SOCKET_IFNAME": "lo"}
-        return Plan(
-            command=(job.python, *DEEPSPEED, where, *wishes.extra, *script(job)),
-            variables={**loopback, **job.env},
-            logs="this terminal",
-        )
+        return _deepspeed_here(job, environ)
     hostfile = job.files / "hostfile"
     if runner == "pdsh":
         variables = {name: plain(f"--env {name}", value, "pdsh") for name, value in job.env.items()}
@@ -113,6 +111,25 @@ def deepspeed(job: Job, environ: Mapping[str, str]) -> Plan:
     )
 
 
+def _deepspeed_here(job: Job, environ: Mapping[str, str]) -> Plan:
+    """Without the runner: it would go to other hosts where there is a /job/hostfile, use GPUs that CUDA_VISIBLE_DEVICES
+    hides, and leave the ranks behind, still training, when it is told to end."""
+    visible = [device for device in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device.strip()]
+    if job.gpus and 0 < len(visible) < job.per_node:
+        expected = f"{job.per_node} devices, one for each process"
+        raise refused("CUDA_VISIBLE_DEVICES", ",".join(visible), expected, "show more of them, or lower --gpus-per-node")
+    devices = visible[: job.per_node] if len(visible) >= job.per_node else list(range(job.per_node))
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
+    meeting = ("--master_addr=127.0.0.1", f"--master_port={job.port}")
+    loopback = {} if job.gpus or "GLOO_SOCKET_IFNAME" in environ else {"GLOO_SOCKET_IFNAME": "lo"}
+    return Plan(
+        command=(job.python, *DEEPSPEED_HERE, f"--world_info={world}", *meeting, *job.wishes.extra, *script(job)),
+        variables={**loopback, **job.env},
+        logs="this terminal",
+        notes=("SIGTERM to it stops the run with a checkpoint, if 30 s are enough for a step and that; no other signal does",),
+    )
+
+
 def script(job: Job) -> tuple[str, ...]:
     return ("--no_local_rank", "--module", *job.command[1:])
 
@@ -128,7 +145,8 @@ def mpi(job: Job, environ: Mapping[str, str]) -> Plan:
     if any(len(host.slots) < host.all_slots and host.slots != tuple(range(len(host.slots))) for host in job.hosts):
         raise refused("--include", wishes.include, "slots from 0 on: mpirun cannot choose devices", "use --on deepspeed, or whole hosts")
     ranks, hostfile = job.nodes * job.per_node, job.files / "hostfile"
-    meeting = {"MASTER_ADDR": job.hosts[0].name, "MASTER_PORT": str(job.port)} if job.hosts else {}
+    meeting = {"MASTER_ADDR": job.hosts[0].name} if job.hosts else {}
+    meeting["MASTER_PORT"] = str(job.port)  # MPICH numbers no jobs: two runs on one machine would meet each other
     variables = {**meeting, **job.env}
     if flavour == "openmpi":
         variables = {"TTY_COMPATIBLE": "0", **variables}  # it gives ranks a terminal where there is none: no live line

@@ -28,6 +28,11 @@ SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 """Handed on to the ranks. SIGUSR1 is what Slurm is told to send before a time limit (train/stop.py)."""
 
 
+def signals() -> str:
+    """Of SIGNALS those that this process does not ignore: torch elastic would listen to SIGHUP under nohup too, and end."""
+    return ",".join(name for name in SIGNALS.split(",") if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN)
+
+
 def processes_for(config: Config, asked: int | None, gpus: int) -> int:
     """How many ranks to start: as asked, else one for each GPU, else one replica of the model (tp × pp)."""
     model_size = config.parallel.tp * config.parallel.pp
@@ -106,7 +111,7 @@ def _run(size: int, arguments: Sequence[str], records: Path) -> dict[int, int]:
         max_restarts=0,
         monitor_interval=0.1,
         shutdown_timeout=SHUTDOWN_S,
-        signals_to_handle=SIGNALS,
+        signals_to_handle=signals(),
         logs_specs=DefaultLogsSpecs(log_dir=str(records / "elastic")),
     )
     try:

@@ -47,7 +47,7 @@ def launch(
     claim: Annotated[str | None, typer.Option(help="kubernetes: the volume for data and runs", metavar="NAME", show_default=False)] = None,
     namespace: Annotated[str, typer.Option(help="kubernetes", metavar="NAME")] = "default",
     kind: Annotated[str, typer.Option(help="kubernetes: job (Indexed Job) or trainjob (Kubeflow)", metavar="NAME")] = "job",
-    python: Annotated[str | None, typer.Option(help="on the nodes [default: this one]", metavar="PATH", show_default=False)] = None,
+    python: Annotated[str | None, typer.Option(help="on the nodes [default: this one; kubernetes: the image's]", metavar="PATH", show_default=False)] = None,
     program: Annotated[
         str | None, typer.Option(help="instead of sbatch, mpirun or kubectl", metavar="PATH", show_default=False)
     ] = None,

@@ -45,13 +45,17 @@ def write(plan: Plan) -> None:
 
 def begin(plan: Plan) -> None:
     """Does not return: this process becomes the command, which gets its signals and gives its exit code."""
-    program = shutil.which(plan.command[0])
+    program, option = shutil.which(plan.command[0]), "--python" if "-m" in plan.command[1:3] else "--program"
     if program is None:
         expected = f"{plan.command[0]} on PATH"
-        raise refused("--on", plan.command[0], expected, "load the site's module for it, or name it with --program PATH")
+        raise refused("--on", plan.command[0], expected, f"load the site's module for it, or name it with {option} PATH")
     environment.export(plan.variables)
     environment.forget(plan.unset)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(program, plan.command)
+    try:
+        os.execv(program, plan.command)
+    except OSError as error:
+        expected = f"a program that can be started ({(error.strerror or str(error)).lower()})"
+        raise refused("--on", program, expected, f"name another with {option} PATH; a script begins with #!") from None
 

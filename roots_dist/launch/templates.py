@@ -36,7 +36,7 @@ def render(name: str, instead: Path | None, values: Mapping[str, object]) -> str
     room.filters.update(sh=sh, yaml=as_yaml)
     try:
         return room.from_string(text).render(**values)
-    except jinja2.TemplateError as error:
+    except Exception as error:  # a form is a small program, which may go wrong in any way
         line = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         raise refused("--template", str(path), f"a template that works out ({error}{line})", f"begin from {FORMS / name}") from None
 

@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from roots_dist.launch.failures import is_consequence
@@ -90,7 +90,8 @@ def record_end(folder: Path, text: str) -> None:
         unfinished.write_text(f"{text}\n{time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n", encoding="utf-8", errors="replace")
         unfinished.replace(folder / ENDED)
     except OSError:
-        return
+        with suppress(OSError):
+            unfinished.unlink()
 
 
 def how_it_ended(path: Path) -> str:

@@ -3,6 +3,7 @@ job is told to stop, fails, or has a sick node. `python tests/launch/test_launch
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 import time
@@ -17,8 +18,10 @@ from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.data.store import Writer
 from roots_dist.errors import UserError
+from roots_dist.launch import launchers
 from roots_dist.launch.job import Wishes, make
 from roots_dist.launch.launchers import LAUNCHERS
+from roots_dist.launch.local import SIGNALS
 from roots_dist.launch.submit import shown, write
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "launch"
@@ -59,6 +62,12 @@ def furnish(place: Path) -> Path:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     return furnish(tmp_path_factory.mktemp("plans"))
+
+
+@pytest.fixture(autouse=True)
+def listens(monkeypatch):
+    """To all signals, though the tests may run under nohup."""
+    monkeypatch.setattr(launchers, "signals", lambda: SIGNALS)
 
 
 def said(place: Path, **wishes: object) -> str:
@@ -111,6 +120,17 @@ def test_the_manifest_is_what_kubernetes_knows(tmp_path):
         ({"on": "slurm", "template": Path("missing.sh")}, "--template = 'missing.sh'"),
         ({"on": "slurm", "template": Path("broken.sh")}, "--template = 'broken.sh'"),
         ({"on": "slurm", "template": Path("wishful.sh")}, "--template = 'wishful.sh'"),
+        ({"on": "slurm", "template": Path("adds.sh")}, "--template = 'adds.sh'"),
+        ({"on": "slurm", "template": Path("includes.sh")}, "--template = 'includes.sh'"),
+        ({"on": "torchrun", "time": "1:00:00"}, "--time = '1:00:00': expected nothing with --on torchrun"),
+        ({"on": "torchrun", "template": Path("own.sh")}, "--template = 'own.sh': expected nothing with --on torchrun"),
+        ({"on": "mpi", "max_restarts": 3}, "--max-restarts = 3: expected nothing with --on mpi"),
+        ({"on": "deepspeed", "program": "deepspeed"}, "--program = 'deepspeed': expected nothing with --on deepspeed"),
+        ({"on": "slurm", "meet": "n1:1"}, "--meet = 'n1:1': expected nothing with --on slurm"),
+        ({"on": "slurm", "partition": ""}, "--partition = '': expected a text. Fix: leave --partition out"),
+        ({"on": "torchrun", "nodes": 2, "meet": ""}, "--meet = '': expected a text"),
+        ({"on": "slurm", "extra": ("--exclusive", "")}, "--extra = '': expected a text"),
+        ({**KUBERNETES, "partition": "gpu"}, "Fix: leave it out, or choose slurm"),
         ({"on": "mpi", "nodes": 2}, "--nodes = 2"),
         ({"on": "mpi", "hostfile": Path("hosts"), "nodes": 2}, "--nodes = 2"),
         ({"on": "mpi", "runner": "lam"}, "--runner = 'lam'"),
@@ -135,10 +155,30 @@ def test_what_cannot_be_is_refused_by_name(place, monkeypatch, wishes, named):
     monkeypatch.chdir(place)
     (place / "broken.sh").write_text("{{ job")
     (place / "wishful.sh").write_text("{{ job.wish }}")
+    (place / "adds.sh").write_text("{{ job.nodes + ' nodes' }}")
+    (place / "includes.sh").write_text("{% include 'slurm.sh' %}")
     (place / "uneven").write_text("n1 slots=4\nn2 slots=2\n")
     with pytest.raises(UserError, match="Fix: ") as refused:
         said(place, **wishes)
     assert named in str(refused.value)
+
+
+@pytest.mark.parametrize("folder", ["/scratch/run", "../run", "/work/../run", "/workshop/run"])
+def test_a_folder_that_would_be_gone_with_its_pod_is_refused(place, monkeypatch, folder):
+    monkeypatch.chdir(place)
+    for kept in ("runs/x", "/work/runs/x", "a/../b"):
+        LAUNCHERS["kubernetes"](make("small.yaml", (f"track.folder={kept}",), Wishes(**KUBERNETES), place), {})
+    job = make("small.yaml", (f"track.folder={folder}",), Wishes(**KUBERNETES), place)
+    with pytest.raises(UserError, match="track.folder = .*: expected a folder below /work"):
+        LAUNCHERS["kubernetes"](job, {})
+
+
+@pytest.mark.parametrize("given, used", [(None, "python"), ("/opt/roots $(x)/python", "/opt/roots $$(x)/python")])
+def test_a_pods_python_is_the_images_or_the_one_that_is_named(place, monkeypatch, given, used):
+    monkeypatch.chdir(place)
+    plan = LAUNCHERS["kubernetes"](make("small.yaml", (), Wishes(**KUBERNETES, python=given), place), {})
+    *_, job = yaml.safe_load_all(next(iter(plan.files.values())))
+    assert job["spec"]["template"]["spec"]["containers"][0]["command"] == [used, "-m", "torch.distributed.run"]
 
 
 def test_times_are_read_as_slurm_reads_them():
@@ -167,6 +207,16 @@ def test_a_launcher_that_is_not_there_is_named(place, tmp_path):
     (programs / "sbatch").unlink()
     found = launch(place, programs, "small.yaml", "--on", "slurm", PATH=f"{programs}:/usr/sbin")
     assert found.returncode == 2 and found.stderr.startswith("✗ --on = 'sbatch': expected sbatch on PATH. Fix: "), found.stderr
+    found = launch(place, programs, "small.yaml", "--python", "no-such-python")
+    assert found.returncode == 2 and found.stderr.endswith("name it with --python PATH.\n"), found.stderr
+
+
+def test_a_program_that_cannot_be_started_is_named(place, tmp_path):
+    programs = put(tmp_path)
+    (programs / "sbatch").write_text("exec /usr/bin/sbatch --verbose\n")  # a site's wrapper without #!
+    found = launch(place, programs, "small.yaml", "--on", "slurm")
+    expected = f"✗ --on = '{programs}/sbatch': expected a program that can be started (exec format error). Fix: "
+    assert found.returncode == 2 and found.stderr.startswith(expected), found.stderr
 
 
 def test_torchrun_trains_and_leaves_its_logs_and_how_it_ended(place):
@@ -267,8 +317,6 @@ fi"""
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        import os
-
         os.chdir(furnish(Path(folder)))
         GOLDEN.mkdir(parents=True, exist_ok=True)
         for case, wishes in CASES.items():

@@ -18,11 +18,11 @@ SECONDS = 60
 """Most of it is importing torch, several times over, on a busy machine."""
 
 
-def start(folder: Path, behaviours: list[str], stdout: int = subprocess.PIPE) -> subprocess.Popen:
+def start(folder: Path, behaviours: list[str], stdout: int = subprocess.PIPE, before: tuple[str, ...] = ()) -> subprocess.Popen:
     code = LAUNCH.format(size=len(behaviours), arguments=json.dumps([str(RANKS), str(folder), *behaviours]))
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS")
     environ = {k: v for k, v in os.environ.items() if k not in names} | {"PYTHONPATH": str(RANKS.parents[2])}
-    command = [sys.executable, "-c", code]
+    command = [*before, sys.executable, "-c", code]
     return subprocess.Popen(command, env=environ, stdout=stdout, stderr=subprocess.PIPE, text=True)
 
 
@@ -112,6 +112,16 @@ def test_a_signal_to_the_launcher_ends_all(tmp_path, number):
     launcher.send_signal(number)
     code, err = finish(launcher)
     assert (code, err) == (128 + number, "")
+    assert gone(pids(tmp_path, 2), 1)
+
+
+def test_a_launcher_under_nohup_outlives_its_terminal(tmp_path):
+    launcher = start(tmp_path, ["wait", "hang"], before=("nohup",))
+    until_met(tmp_path, 2)
+    launcher.send_signal(signal.SIGHUP)
+    assert not gone([launcher.pid], 1.5) and all(map(alive, pids(tmp_path, 2)))
+    launcher.terminate()
+    assert finish(launcher)[0] == 128 + signal.SIGTERM
     assert gone(pids(tmp_path, 2), 1)
 
 

@@ -124,6 +124,14 @@ with listening(folder) as stop:
     assert (found.returncode, found.stdout) == (128 + signal.SIGTERM, "goes on\n"), found.stderr
 
 
+def test_a_reason_that_cannot_be_written_leaves_nothing_half_done(tmp_path):
+    from roots_dist.train.stop import record_end
+
+    (tmp_path / "ended.txt").mkdir()  # as on a full disk, no file gets this name
+    record_end(tmp_path, "finished after step 3")
+    assert [path.name for path in tmp_path.iterdir()] == ["ended.txt"] and how_it_ended(tmp_path / "ended.txt") == ""
+
+
 def test_the_rank_that_fails_leaves_its_reason_and_another_ranks_failure_is_none(tmp_path):
     from roots_dist.train.stop import recorded
 
