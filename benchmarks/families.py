@@ -3,8 +3,9 @@
     python benchmarks/families.py [--only llama,bert] [--steps 0.5] [--folder runs/families] [--png docs/families.png]
 
 Trains each quickstart twice on the embedded corpus (runs that are there go on, or are just read), and holds the held-out loss of
-each term against: uniform (no idea), unigram (each word by how often it is a target), and of yes-or-no questions the entropy of
-their answers (ln 2 of "does it follow?"; of "was it replaced?" by the share that the trained generator replaces).
+each term against: uniform (no idea), unigram (each word by how often it is a target; where a hidden word is shown after all, as
+often as that happens), and of yes-or-no questions the entropy of their answers (ln 2 of "does it follow?"; of "was it replaced?"
+by the share of words that the trained generator replaces, special tokens known).
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ import torch
 
 from roots_dist.checkpoint.keep import chosen
 from roots_dist.checkpoint.load import load_weights
+from roots_dist.config.families import HIDES
 from roots_dist.config.load import load
 from roots_dist.config.schema import Config
 from roots_dist.data.batches import Batches
+from roots_dist.data.specials import read_specials
 from roots_dist.mesh import Mesh
 from roots_dist.models.electra import Head
 from roots_dist.objectives import make_objective
@@ -81,31 +84,40 @@ def curves(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def unigram(config: Config) -> float:
-    """Held-out targets under how often each word is a target in training (one half more, so that none is impossible)."""
+    """Held-out targets under how often each word is a target in training (one half more, so that none is impossible). Of hidden
+    words, some are shown in their place: what stands there is right as often as it is."""
     objective = make_objective(config)
     training = Batches.open(config, objective, config.data.train)
     counts = np.full(config.model.vocab, 0.5)
     batches = (batch for step in range(COUNTED) for batch in training.at(step))
     for _, batch in zip(range(COUNTED), batches):
         counts += np.bincount(batch.targets[batch.targets != IGNORE].numpy(), minlength=config.model.vocab)
-    surprise = -np.log(counts / counts.sum())
-    held_out = Batches.open(config, objective, config.data.validation).evaluation(256)
+    chance = counts / counts.sum()
+    held_out = list(Batches.open(config, objective, config.data.validation).evaluation(256))
     targets = np.concatenate([batch.targets[batch.targets != IGNORE].numpy() for batch in held_out])
-    return float(surprise[targets].mean())
+    guessed = chance[targets]
+    if config.objective.name in HIDES:
+        shown = np.concatenate([batch.tokens[batch.targets != IGNORE].numpy() for batch in held_out])
+        seen = shown != read_specials(config.data.tokenizer, config.model.vocab).mask
+        right = (shown == targets)[seen].mean()
+        guessed = np.where(seen, right * (shown == targets) + (1 - right) * guessed, guessed)
+    return float(-np.log(guessed).mean())
 
 
 @torch.no_grad()
 def entropy_of_replaced(config: Config, folder: Path) -> float:
-    """Of the answer to "was this token replaced?", as often as the run's own generator replaces one."""
+    """Of the answer to "was this token replaced?", as often as the run's own generator replaces a word; special tokens never."""
     passes = build_passes(config, Mesh.single())
     load_weights(chosen(folder), passes.model.params)
-    replaced = scored = 0
+    special = torch.from_numpy(read_specials(config.data.tokenizer, config.model.vocab).special)
+    replaced = words = scored = 0
 
     def count(head: Head, given: tuple) -> None:
-        nonlocal replaced, scored
+        nonlocal replaced, words, scored
         payload, batch = given
         judged = batch.originals != IGNORE
         replaced += int(((payload["tokens"] != batch.originals) & judged).sum())
+        words += int((~special[batch.originals[judged]]).sum())
         scored += int(judged.sum())
 
     (head,) = (piece for _, piece in passes.model.pieces() if isinstance(piece, Head))
@@ -113,8 +125,8 @@ def entropy_of_replaced(config: Config, folder: Path) -> float:
     held_out = Batches.open(config, make_objective(config), config.data.validation).evaluation(REPLACED * config.train.micro_batch)
     for batch in held_out:
         passes.forward([batch])
-    share = replaced / scored
-    return -share * math.log(share) - (1 - share) * math.log(1 - share)
+    share = replaced / words
+    return words / scored * (-share * math.log(share) - (1 - share) * math.log(1 - share))
 
 
 def lines(config: Config, folders: list[Path]) -> list[Line]:
