@@ -6,6 +6,7 @@ import pytest
 
 from roots_dist.config.schema import Config
 from roots_dist.mesh import Mesh
+from roots_dist.plan.least import Least
 from roots_dist.stopwatch import Stopwatch
 from roots_dist.train import duties
 from roots_dist.train.step import StepReport
@@ -31,6 +32,7 @@ def test_speed_does_not_depend_on_how_often_it_is_told(monkeypatch, first, every
         run=SimpleNamespace(watch=Stopwatch()),
         step=first,
         peak_flops=1e9,
+        least=Least(None, 1.0),
         held_out=None,
         best=None,
         trackers=SimpleNamespace(log=lambda step, numbers: told.update({step: numbers})),
@@ -39,9 +41,9 @@ def test_speed_does_not_depend_on_how_often_it_is_told(monkeypatch, first, every
     while session.step < max(reported):
         session.step += 1
         now[0] += 2.0
-        do[0](session, StepReport(1.0, 1.0, {"clm": 1.0}))
+        do[0](session, StepReport(1.0, 1.0, {"clm": 1.0}, {"decayed": 1.0}))
         now[0] += 10.0
-        do[1](session, StepReport(1.0, 1.0, {"clm": 1.0}))
+        do[1](session, StepReport(1.0, 1.0, {"clm": 1.0}, {"decayed": 1.0}))
     assert sorted(told) == reported
     for numbers in told.values():
         assert numbers["time/step_s"] == 2.0

@@ -7,6 +7,7 @@ import pytest
 
 from roots_dist.config.schema import Config
 from roots_dist.mesh import Mesh
+from roots_dist.plan.least import Least
 from roots_dist.stopwatch import Stopwatch
 from roots_dist.track.metrics import NAMES
 from roots_dist.train.duties import duties
@@ -24,10 +25,11 @@ def test_steps_that_were_left_out_are_counted_where_that_can_be(wish, counted):
         tokens=100,
         skipped=2,
         peak_flops=None,
+        least=Least(None, 1.0),
         trackers=SimpleNamespace(log=lambda step, numbers: told.update(numbers)),
     )
     report, _ = duties(session)
     session.step, session.tokens = 4, 140
-    report(session, StepReport(math.nan, math.nan, {"clm": math.nan}, skipped="loss is not finite"))
+    report(session, StepReport(math.nan, math.nan, {"clm": math.nan}, {}, skipped="loss is not finite"))
     assert told.get("train/skipped_steps") == counted
     assert set(told) <= set(NAMES) | {"time/left_s"}
