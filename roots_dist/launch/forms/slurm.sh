@@ -20,9 +20,12 @@ mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 
 # {{ job.wishes.spare }} of the nodes are spare: each is examined by itself, and the first {{ job.nodes }} that are well train.
 well=$(mktemp -d -- "$logs/well-$SLURM_JOB_ID-XXXXXX") || exit 1
-srun --ntasks-per-node=1 --kill-on-bad-exit=0 --output={{ log_pattern | sh }}/%j-check-%N.log \
-  bash -c '"${@:2}" && : > "$1/$SLURMD_NODENAME"' examine "$well" \
-  timeout {{ check_seconds }} env -u SLURM_STEP_ID -u SLURM_STEPID {{ job.python | sh }} -m roots_dist doctor --quick --processes {{ job.per_node }}
+for node in "${nodes[@]}"; do # a step of its own for each: one that cannot even begin would end a common one
+  { srun --nodes=1 --ntasks=1 --nodelist="$node" --output={{ log_pattern | sh }}/%j-check-"$node".log \
+    timeout {{ check_seconds }} env -u SLURM_STEP_ID -u SLURM_STEPID \
+    {{ job.python | sh }} -m roots_dist doctor --quick --processes {{ job.per_node }} && : > "$well/$node"; } &
+done
+wait
 passed=()
 for node in "${nodes[@]}"; do
   if [[ -e $well/$node ]]; then passed+=("$node"); else echo "$node is left out: $logs/$SLURM_JOB_ID-check-$node.log" >&2; fi
