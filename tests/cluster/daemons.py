@@ -94,7 +94,8 @@ def with_slurm(site: Site, head: str, nodes: Sequence[str], cpus: int = 2) -> No
     site[head].run("slurmctld", "-c", "-L", site.folder / "slurmctld.log")
     for node in nodes:
         site[node].run("slurmd", "-N", node, "-L", site.folder / f"slurmd-{node}.log")
-    until(lambda: site[head].run("sinfo", "-h", "-o", "%T %D", check=False).stdout.split() == ["idle", str(len(nodes))], 30, "all nodes idle")
+    idle = f"idle {len(nodes)}\n"
+    until(lambda: site[head].run("sinfo", "-h", "-o", "%T %D", check=False).stdout == idle, 30, "all nodes idle")
 
 
 def until(true: Callable[[], object], seconds: float, what: str, every: float = 0.2):

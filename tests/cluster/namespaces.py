@@ -41,23 +41,28 @@ class Host:
     pid: int
     """Of the host's number 1, seen from outside."""
 
-    def words(self, *command: object, cwd: Path = ROOT) -> list[str]:
-        return ["nsenter", "--target", str(self.pid), *SPACES, f"--wd={cwd}", *map(str, command)]
+    def words(self, *command: object) -> list[str]:
+        return ["nsenter", "--target", str(self.pid), *SPACES, f"--wd={ROOT}", *map(str, command)]
 
-    def run(self, *command: object, timeout: float = 60, env: Mapping[str, str] | None = None, check: bool = True, cwd: Path = ROOT):
+    def run(self, *command: object, timeout: float = 60, env: Mapping[str, str] | None = None, check: bool = True):
         done = subprocess.run(
-            self.words(*command, cwd=cwd), env=environment(env), capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+            self.words(*command),
+            env=environment(env),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
         )
         if check and done.returncode:
-            raise RuntimeError(f"{self.name}: {command} ended with {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
+            said = f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+            raise RuntimeError(f"{self.name}: {command} ended with {done.returncode}\n{said}")
         return done
 
-    def start(self, *command: object, log: Path, env: Mapping[str, str] | None = None, cwd: Path = ROOT) -> subprocess.Popen:
+    def start(self, *command: object, log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen:
         """In the background; what it says goes into `log`. To signal it, use `signal`: this is nsenter, its parent."""
+        words, both = self.words(*command), subprocess.STDOUT
         with log.open("ab") as file:
-            return subprocess.Popen(
-                self.words(*command, cwd=cwd), env=environment(env), stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
-            )
+            return subprocess.Popen(words, env=environment(env), stdin=subprocess.DEVNULL, stdout=file, stderr=both)
 
     def processes(self, *words: str) -> dict[int, str]:
         """Process number (on this host) -> command line, of those that have all the words in it and are no zombies."""
@@ -96,7 +101,8 @@ def lacking(*programs: str) -> str | None:
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         return "hosts are network namespaces, which take Linux and root"
     path = environment()["PATH"]
-    missing = [name for name in ("unshare", "nsenter", "ip", "hostname", "ps", *programs) if shutil.which(name, path=path) is None]
+    needed = ("unshare", "nsenter", "ip", "hostname", "ps", *programs)
+    missing = [name for name in needed if shutil.which(name, path=path) is None]
     return f"not installed: {', '.join(missing)} (docs/clusters.md says which packages)" if missing else None
 
 
@@ -109,7 +115,8 @@ def cluster(*names: str) -> Iterator[Site]:
         switch = _born(holders)
         _ip(switch, "link", "add", "bridge", "type", "bridge")
         _ip(switch, "link", "set", "bridge", "up")
-        (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(f"{_address(i)} {n}\n" for i, n in enumerate(names)))
+        known = "".join(f"{_address(i)} {name}\n" for i, name in enumerate(names))
+        (folder / "hosts").write_text("127.0.0.1 localhost\n" + known)
         for i, name in enumerate(names):
             pid = _born(holders)
             host = Host(name, _address(i), folder / name / "etc", holders[-1], pid)

@@ -55,5 +55,5 @@ def test_a_launcher_that_is_told_to_end_stops_the_ranks_with_a_checkpoint(site, 
     whole = expected(trial)
     trial.begin()
     words = (*ROOTS, "launch", *trial.words(), "--on", "deepspeed", "--hostfile", hostfile(tmp_path, "n1", "n2"))
-    step = stopped_and_gone_on(trial, site["n1"], words, "deepspeed.launcher.runner", signal.SIGTERM)
+    step = stopped_and_gone_on(trial, site, words, "deepspeed.launcher.runner", signal.SIGTERM)
     compared(trial, whole, f"SIGTERM to deepspeed, stopped after step {step} of {trial.steps}, the same command again")

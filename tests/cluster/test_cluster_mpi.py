@@ -56,7 +56,7 @@ def test_mpirun_hands_a_signal_on_and_the_same_command_goes_on(site, tmp_path, e
     trial.begin()
     where = ("--on", "mpi", "--program", f"mpirun.{flavour}", "--hostfile", hostfile(tmp_path, "n1", "n2"))
     words = (*ROOTS, "launch", *trial.words(), *where, *AS_ROOT[flavour])
-    step = stopped_and_gone_on(trial, site["n1"], words, f"mpirun.{flavour} -n", signal.SIGUSR1)
+    step = stopped_and_gone_on(trial, site, words, f"mpirun.{flavour} -n", signal.SIGUSR1)
     compared(trial, whole, f"{flavour}: SIGUSR1 to mpirun, stopped after step {step} of {trial.steps}, the same command again")
 
 

@@ -1,4 +1,4 @@
-"""A real Slurm of two node daemons: a job that is told before its time is over, keeps what it has, and queues itself again.
+"""A real Slurm of three node daemons: a job that is told before its time is over, keeps what it has, and queues itself again.
 
     pytest tests/cluster/test_cluster_slurm.py --cluster -s
 """
@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import re
+import sys
+from pathlib import Path
 
 import pytest
 from daemons import until, with_slurm
@@ -15,7 +17,7 @@ from trials import CONFIG, ROOTS, Trial, compared
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "munged")
 OVER = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL")
-NODES = ("n1", "n2")
+NODES = ("n1", "n2", "n3")
 GRACE_S = 60
 AT_LEAST_S = 35
 """Of time left. Slurm looks every 30 s whether a job is to be told, and tells it up to 30 s before it was asked to."""
@@ -33,9 +35,7 @@ def test_a_job_is_told_before_its_time_is_over_and_goes_on_when_it_has_been_queu
     trial = Trial(tmp_path, steps=160, every=40)
     whole = expected(trial)
     trial.begin()
-    where = ("--on", "slurm", "--nodes", "2", "--time", "00:30:00", "--grace", str(GRACE_S))
-    said = site["head"].run(*ROOTS, "launch", *trial.words(), *where).stdout
-    job = re.search(r"Submitted batch job (\d+)", said)[1]
+    job = submitted(site, trial)
     until(lambda: trial.step() >= 12, 300, "step 12")
     limit(site, job, minutes=math.ceil((ran(site, job) + AT_LEAST_S) / 60))
     until(lambda: about(site, job, "Restarts") == "1", 240, "queued again", every=1)
@@ -48,6 +48,52 @@ def test_a_job_is_told_before_its_time_is_over_and_goes_on_when_it_has_been_queu
     compared(trial, whole, f"launch --on slurm, stopped after step {stopped} of {trial.steps} and queued again")
 
 
+def test_the_next_job_of_an_array_goes_on(site, tmp_path, expected):
+    trial = Trial(tmp_path, steps=48, every=100)
+    whole = expected(trial)
+    trial.begin()
+    job = submitted(site, trial, "--array", "2")
+    until(lambda: trial.step() >= 9, 300, "step 9")
+    site["head"].run("scancel", "--signal=USR1", "--batch", f"{job}_1")
+    until(lambda: trial.ended().startswith("stopped by SIGUSR1"), 120, "the first stopped")
+    step = trial.step()
+    until(lambda: trial.ended().startswith("finished"), 300, "the second finished")
+    compared(trial, whole, f"--array 2: the first job stopped after step {step} of {trial.steps}")
+
+
+def test_a_job_that_is_cancelled_leaves_a_checkpoint(site, tmp_path, expected):
+    trial = Trial(tmp_path, steps=48, every=100)
+    whole = expected(trial)
+    trial.begin()
+    job = submitted(site, trial)
+    until(lambda: trial.step() >= 9, 300, "step 9")
+    site["head"].run("scancel", job)
+    until(lambda: about(site, job, "JobState") == "CANCELLED" and ranks(site) == 0, 120, "the job gone", every=1)
+    step = trial.step()
+    assert trial.ended() == f"stopped by SIGTERM after step {step}"
+    again = submitted(site, trial)
+    until(lambda: about(site, again, "JobState") in OVER, 300, "the job over", every=1)
+    compared(trial, whole, f"scancel after step {step} of {trial.steps}, the same command again")
+
+
+def test_a_sick_node_is_left_out_for_a_spare_one(site, tmp_path, expected):
+    """The first of three has a Python that does not work."""
+    trial = Trial(tmp_path)
+    whole = expected(trial)
+    trial.begin()
+    python = Path(sys.executable).resolve()
+    site["n1"].run("mount", "--bind", "/bin/false", python)
+    try:
+        job = submitted(site, trial, "--spare", "1")
+        until(lambda: about(site, job, "JobState") in OVER, 400, "the job over", every=1)
+    finally:
+        site["n1"].run("umount", python)
+    logs = trial.run / "launch" / "logs"
+    assert "n1 is left out" in (logs / f"slurm-{job}.log").read_text()
+    assert (logs / f"{job}-n2.log").exists() and (logs / f"{job}-n3.log").exists() and not (logs / f"{job}-n1.log").exists()
+    compared(trial, whole, "--spare 1, n1 sick: on n2 and n3")
+
+
 def test_srun_alone_starts_the_ranks(site, tmp_path, expected):
     trial = Trial(tmp_path)
     whole = expected(trial)
@@ -56,12 +102,27 @@ def test_srun_alone_starts_the_ranks(site, tmp_path, expected):
     compared(trial, whole, "srun")
 
 
-@pytest.mark.parametrize("tasks, found", [("--ntasks-per-node=2", ""), ("--distribution=cyclic", "a tensor group of TP2×PP2×DP1 across hosts")])
+@pytest.mark.parametrize(
+    "tasks, found",
+    [("--ntasks-per-node=2", ""), ("--distribution=cyclic", "a tensor group of TP2×PP2×DP1 across hosts")],
+)
 def test_doctor_sees_how_srun_places_tensor_groups(site, tasks, found):
     """Cyclic puts ranks 0 and 2 on the first node, and so each tensor group on both."""
-    done = site["head"].run("srun", "--nodes=2", "--ntasks=4", tasks, *ROOTS, "doctor", CONFIG, "--quick", check=False, timeout=120)
+    words = ("srun", "--nodes=2", "--ntasks=4", tasks, *ROOTS, "doctor", CONFIG, "--quick")
+    done = site["head"].run(*words, check=False, timeout=120)
     assert "4 ranks on 2 hosts" in done.stdout and "started by Slurm" in done.stdout, done.stdout + done.stderr
     assert found in done.stdout if found else "tensor group" not in done.stdout, done.stdout
+
+
+def submitted(site: Site, trial: Trial, *more: str) -> str:
+    """The number of a job of two nodes that has been submitted."""
+    where = ("--on", "slurm", "--nodes", "2", "--time", "00:30:00", "--grace", str(GRACE_S))
+    said = site["head"].run(*ROOTS, "launch", *trial.words(), *where, *more).stdout
+    return re.search(r"Submitted batch job (\d+)", said)[1]
+
+
+def ranks(site: Site) -> int:
+    return sum(len(site[node].processes("-m roots_dist train")) for node in NODES)
 
 
 def about(site: Site, job: str, key: str) -> str:

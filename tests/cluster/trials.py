@@ -1,7 +1,8 @@
 """What all trials have in common: one small real run, and the comparison of every loss that it logs with those of the same
 run in one place, from beginning to end.
 
-    config + overrides --`roots train`--> losses in one place;  --launcher, two hosts--> losses;  compared() --> largest difference
+    config --bare `roots train`--> losses in one place \
+           --a launcher, two hosts--> losses            --> compared: the largest difference
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from daemons import until
-from namespaces import ROOT, Host, environment
+from namespaces import ROOT, Site, environment
+
+from roots_dist.train.stop import how_it_ended
 
 CONFIG = "configs/quickstart.yaml"
 SMALL = (
@@ -57,6 +60,10 @@ class Trial:
         """The last one that is logged."""
         return max((step for step, key in losses(self.run) if key == "loss/train"), default=0)
 
+    def ended(self) -> str:
+        """Why, as the run itself says; empty while it is at work."""
+        return how_it_ended(self.run / "ended.txt")
+
     def checkpoints(self) -> list[str]:
         return sorted(path.name for path in (self.run / "checkpoints").glob("step_*"))
 
@@ -90,25 +97,28 @@ def compared(trial: Trial, expected: dict[tuple[int, str], float], what: str) ->
     found = losses(trial.run)
     assert found.keys() == expected.keys(), sorted(found.keys() ^ expected.keys())
     largest = max(abs(found[key] - expected[key]) for key in expected)
-    sys.stdout.write(f"\n{what}: {len(expected)} losses, largest difference {largest:.1e}, {time.monotonic() - trial.began:.0f} s\n")
+    seconds = time.monotonic() - trial.began
+    sys.stdout.write(f"\n{what}: {len(expected)} losses, largest difference {largest:.1e}, {seconds:.0f} s\n")
     assert largest <= NOISE
     return largest
 
 
-def stopped_and_gone_on(trial: Trial, host: Host, words: tuple[object, ...], program: str, number: int) -> int:
-    """Start with these words on that host, signal the launcher (its command line has `program` in it) in the midst of it,
-    and give the same words again: after which step it was stopped."""
+def stopped_and_gone_on(trial: Trial, site: Site, words: tuple[object, ...], program: str, number: int) -> int:
+    """Start with these words on n1, signal the launcher (its command line has `program` in it) in the midst of it, and give
+    the same words again: after which step it was stopped."""
     log = trial.folder / "stopped.log"
-    first = host.start(*words, log=log)
+    first = site["n1"].start(*words, log=log)
     until(lambda: trial.step() >= 9, 400, "step 9")
-    launchers = host.processes(program)
+    launchers = site["n1"].processes(program)
     assert len(launchers) == 1, launchers
-    host.signal(number, *launchers)
+    site["n1"].signal(number, *launchers)
     first.wait(180)
-    ended = (trial.run / "ended.txt").read_text() if (trial.run / "ended.txt").exists() else "never"
-    assert ended.startswith("stopped by"), ended + log.read_text()[-4000:]
+    until(lambda: not any(host.processes("-m roots_dist train") for host in site.hosts.values()), 120, "all ranks gone", every=1)
+    assert trial.ended().startswith("stopped by"), log.read_text()[-4000:]
     step = trial.step()
-    assert step < trial.steps and trial.checkpoints()[-1].endswith(f"{step:08d}"), (step, trial.checkpoints())
-    done = host.run(*words, timeout=400)
-    assert f"resumed after step {step}" in done.stdout + done.stderr, done.stdout + done.stderr
+    assert step < trial.steps and trial.checkpoints() == [f"step_{step:08d}"], (step, trial.checkpoints())
+    done = site["n1"].run(*words, timeout=400)
+    logs = "".join(path.read_text() for path in (trial.run / "launch").rglob("*.log"))
+    said = done.stdout + done.stderr + logs
+    assert f"resumed after step {step}" in said, said
     return step
