@@ -243,7 +243,8 @@ def test_interrupted_it_leaves_no_half_file_and_no_process_and_starts_clean(tmp_
     else:
         child.send_signal(how)
     _, errors = child.communicate(timeout=30)
-    assert child.returncode != 0 and errors.count(b"Traceback") <= 1
+    told = errors.count(b"Traceback") - errors.count(b"direct cause")  # in a codec Python makes two of one interrupt
+    assert child.returncode != 0 and told <= 1
     assert not [p.name for p in out.iterdir() if p.name != ".partial"]
     assert how == signal.SIGKILL or not (out / ".partial").exists()
     _, alive = psutil.wait_procs(workers, timeout=10)
