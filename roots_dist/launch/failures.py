@@ -18,7 +18,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def guarded(who: Who) -> Iterator[None]:
     except BaseException as error:
         record = describe(error, who)
         if who.records is not None:
-            _write(who.records / f"rank_{who.rank:05d}.json", json.dumps(asdict(record)))
+            write_whole(who.records / f"rank_{who.rank:05d}.json", json.dumps(asdict(record)))
         else:
             _say(record, who)
         _leave(USER_ERROR if record.by_user else FAILURE, who)
@@ -105,7 +105,7 @@ def describe(error: BaseException, who: Who) -> Record:
     file = None
     if who.folder is not None:
         path = who.folder / "errors" / f"rank_{who.rank:05d}.txt"
-        file = str(path) if _write(path, trace) else None
+        file = str(path) if write_whole(path, trace) else None
     return Record(
         rank=who.rank,
         place=who.place,
@@ -163,14 +163,16 @@ def _first_to_say(message: str, who: Who) -> bool:
         return True
 
 
-def _write(path: Path, text: str) -> bool:
+def write_whole(path: Path, text: str) -> bool:
     """Whole or not at all; a full disk must not hide the error itself."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
         unfinished.write_text(text, encoding="utf-8", errors="replace")
         unfinished.replace(path)
     except OSError:
+        with suppress(OSError):
+            unfinished.unlink()
         return False
     return True
 

@@ -14,10 +14,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from roots_dist.launch.failures import is_consequence
+from roots_dist.launch.failures import is_consequence, write_whole
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """How launchers end a job; what Slurm is told to send some time before its limit. Ctrl-C ends a run at once, as ever."""
@@ -84,14 +84,7 @@ def recorded(folder: Path, who: str, rank0: bool) -> Iterator[None]:
 
 
 def record_end(folder: Path, text: str) -> None:
-    """Whole or not at all; a full disk must not hide what went wrong."""
-    unfinished = folder / f".{ENDED}.{os.getpid()}"
-    try:
-        unfinished.write_text(f"{text}\n{time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n", encoding="utf-8", errors="replace")
-        unfinished.replace(folder / ENDED)
-    except OSError:
-        with suppress(OSError):
-            unfinished.unlink()
+    write_whole(folder / ENDED, f"{text}\n{time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n")
 
 
 def how_it_ended(path: Path) -> str:

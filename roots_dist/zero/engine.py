@@ -171,8 +171,8 @@ class DeepSpeedEngine:
     def _by_group(self, found: list[Tensor], norm: float) -> list[float]:
         """found: what DeepSpeed made `norm` of, in the scale of its loss and, in stage 3, in parts of groups."""
         squares = [0.0] * len(self.groups)
-        for i, part in enumerate(found):
-            squares[self.zero.sub_group_to_group_id[i] if self.stage == 3 else i] += float(part) ** 2
+        for i, part in enumerate(torch.stack([part.double() for part in found]).tolist()):  # one wait for the device
+            squares[self.zero.sub_group_to_group_id[i] if self.stage == 3 else i] += part * part
         scale = norm / (math.sqrt(sum(squares)) or 1.0)
         return [scale * math.sqrt(square) for square in squares]
 

@@ -290,6 +290,18 @@ def test_an_array_whose_run_has_finished_starts_nothing(place, tmp_path, monkeyp
     assert found.returncode == 0 and "has finished" in found.stdout and not (run / "ended.txt.srun").exists()
 
 
+def test_a_signal_while_nodes_are_examined_leaves_out_none_of_them(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(place)
+    srun = """
+for word; do [[ $word == --nodelist=* ]] && node=${word#*=}; [[ $word == timeout ]] && check=1; done
+if [[ -n ${check:-} ]]; then [[ $node == n1 ]] && kill -USR1 $(ps -o ppid= $PPID); sleep 0.5; exit 0; fi
+echo "$node" > $ended.list"""
+    command, run = job_script(place, tmp_path, srun, spare=1, array=2)
+    found = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0 and "left out" not in found.stderr, found
+    assert (run / "ended.txt.list").read_text() == "n1,n2\n"
+
+
 @pytest.mark.parametrize("sick, code", [(("n2",), 0), (("n1", "n3"), 1)])
 def test_a_sick_node_is_left_out_by_name(place, tmp_path, monkeypatch, sick, code):
     """The fake srun starts what it is given on the node that it is for, and python is sick on some."""

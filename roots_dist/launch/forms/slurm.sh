@@ -9,6 +9,8 @@ logs={{ logs | sh }}
 export {{ name }}={{ value | sh }}
 {% endfor %}
 
+step= told=
+trap 'told=1; [[ -n $step ]] && kill -USR1 "$step" 2> /dev/null' USR1 # Slurm tells this script; srun hands it on to each torchrun
 ended() { head -n 1 -- "$run/ended.txt" 2> /dev/null; }
 {% if job.wishes.array %}
 case "$(ended)" in finished*) echo "the run has finished: nothing is left to do"; exit 0 ;; esac
@@ -25,7 +27,7 @@ for node in "${nodes[@]}"; do # a step of its own for each: one that cannot even
     timeout {{ check_seconds }} env -u SLURM_STEP_ID -u SLURM_STEPID \
     {{ job.python | sh }} -m roots_dist doctor --quick --processes {{ job.per_node }} && : > "$well/$node"; } &
 done
-wait
+until wait; do :; done # told in between, it waits on
 passed=()
 for node in "${nodes[@]}"; do
   if [[ -e $well/$node ]]; then passed+=("$node"); else echo "$node is left out: $logs/$SLURM_JOB_ID-check-$node.log" >&2; fi
@@ -40,8 +42,6 @@ nodes=("${passed[@]:0:{{ job.nodes }}}")
 list=$(IFS=,; echo "${nodes[*]}")
 meet="${nodes[0]}:$((20000 + SLURM_JOB_ID % 20000))"
 
-step= told=
-trap 'told=1; [[ -n $step ]] && kill -USR1 "$step" 2> /dev/null' USR1 # Slurm tells this script; srun hands it on to each torchrun
 srun --nodes={{ job.nodes }} --ntasks={{ job.nodes }} --ntasks-per-node=1 --nodelist="$list" --kill-on-bad-exit=1 \
   --output={{ log_pattern | sh }}/%j-%N.log --open-mode=append \
   {{ job.python | sh }} {{ agent | sh }} \
