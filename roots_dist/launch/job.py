@@ -14,9 +14,9 @@ from pathlib import Path
 
 from roots_dist.config.load import Loaded, read
 from roots_dist.config.schema import Config
-from roots_dist.errors import ConfigError
 from roots_dist.launch import hosts as hostfiles
 from roots_dist.launch.hosts import Host
+from roots_dist.launch.local import SIGNALS
 from roots_dist.launch.passing import argument, no_option, refused, variable
 from roots_dist.launch.start import ready
 from roots_dist.launch.verbs import FINETUNE, TRAIN, Verb
@@ -26,6 +26,8 @@ OF_THE_NODES = frozenset({"train.device", "model"})
 """Of what is checked before a job is begun: GPUs and memory are the nodes' business, not this machine's."""
 TIME = re.compile(r"([0-9]{1,4}-)?[0-9]{1,6}(:[0-9]{2}){0,2}")
 
+RESTARTS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+"""torch elastic 2.13 gives a restarted group the old one's store, in which keys of the dead still stand."""
 ONLY_FOR = {
     "meet": ("torchrun",),
     "runner": ("deepspeed", "mpi"),
@@ -76,7 +78,6 @@ class Job:
     """Every text in it is one line; none of it has been read by a shell."""
 
     wishes: Wishes
-    config: Config
     verb: str
     words: tuple[str, ...]
     """CONFIG and overrides."""
@@ -99,6 +100,20 @@ class Job:
     def command(self) -> tuple[str, ...]:
         """What each rank runs, after `python`."""
         return ("-m", "roots_dist", self.verb, *self.words)
+
+    def agent(self, handed_on: str = SIGNALS) -> tuple[str, ...]:
+        """Options of a node's torchrun, but for how it meets the others."""
+        return (
+            f"--nproc-per-node={self.per_node}",
+            f"--max-restarts={self.wishes.max_restarts}",
+            f"--signals-to-handle={handed_on}",
+            f"--shutdown-timeout={self.wishes.grace}",
+        )
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Of every rank that a torchrun starts."""
+        return {**(RESTARTS if self.wishes.max_restarts else {}), **self.env}
 
     @property
     def files(self) -> Path:
@@ -142,7 +157,6 @@ def make(subject: str, overrides: Sequence[str], wishes: Wishes, directory: Path
         argument("--extra", extra)
     return Job(
         wishes=wishes,
-        config=loaded.config,
         verb=verb.name,
         words=words,
         layout=layout,
@@ -215,15 +229,9 @@ def _of_each(config: Config, nodes: int) -> int:
     """As many as one replica of the model needs, if that many can be shared out."""
     model = config.parallel.tp * config.parallel.pp
     if model % nodes:
-        expected = f"processes of each node: the {model} of one replica (tp × pp) are no multiple of {nodes} nodes"
-        raise ConfigError(Loaded(config).located([_unsaid(expected)]))
+        expected = f"a number, since the {model} processes of one replica (tp × pp) cannot be shared out among {nodes} nodes"
+        raise refused("--processes-per-node", None, expected, "add --processes-per-node N")
     return model // nodes
-
-
-def _unsaid(expected: str):
-    from roots_dist.errors import Problem
-
-    return Problem(key="--processes-per-node", found=None, expected=expected, fix="add --processes-per-node N")
 
 
 def _name(stem: str) -> str:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from roots_dist.launch.job import Job, Plan
-from roots_dist.launch.local import SIGNALS
 from roots_dist.launch.passing import refused
 from roots_dist.launch.templates import render
 
@@ -42,17 +41,11 @@ def plan(job: Job, environ: Mapping[str, str]) -> Plan:
         "job": job,
         "place": PLACE,
         "port": PORT,
-        "memory": "Memory",
         "launcher": (literal(wishes.python or "python"), "-m", "torch.distributed.run"),
-        "agent": (
-            f"--nproc-per-node={job.per_node}",
-            f"--max-restarts={wishes.max_restarts}",
-            f"--signals-to-handle={SIGNALS}",
-            f"--shutdown-timeout={wishes.grace}",
-        ),
+        "agent": job.agent(),
         "meet": f"{job.name}-0.{job.name}:{PORT}",
         "command": tuple(map(literal, job.command)),
-        "environ": {name: literal(value) for name, value in job.env.items()},
+        "environ": {name: literal(value) for name, value in job.variables.items()},
     }
     file = job.files / f"{FORMS[wishes.kind]}"
     return Plan(

@@ -18,12 +18,10 @@ from pathlib import Path
 from roots_dist.launch import kubernetes
 from roots_dist.launch.hosts import Host
 from roots_dist.launch.job import Job, Plan
-from roots_dist.launch.local import SIGNALS, signals
+from roots_dist.launch.local import loopback, signals
 from roots_dist.launch.passing import PLAIN, argument, plain, refused
 from roots_dist.launch.templates import render
 
-RESTARTS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-"""torch elastic 2.13 gives a restarted group the old one's store, in which keys of the dead still stand."""
 EXPORTED_BY_DEEPSPEED = ("MLFLOW", "NCCL", "PYTHON", "MV2", "UCX")
 """Variables that begin so are written into the command line of a remote shell by deepspeed's pdsh runner, unquoted."""
 
@@ -39,32 +37,28 @@ def torchrun(job: Job, environ: Mapping[str, str]) -> Plan:
         raise refused("--meet", None, f"HOST:PORT, where the agents of {job.nodes} nodes meet", "add --meet FIRST_NODE:29400")
     meet = argument("--meet", wishes.meet) if wishes.meet is not None else "localhost:0"
     notes = (f"give the same command on each of the {job.nodes} nodes",) if job.nodes > 1 else ()
-    alone = {"GLOO_SOCKET_IFNAME": "lo"} if job.nodes == 1 and not job.gpus and "GLOO_SOCKET_IFNAME" not in environ else {}
     return Plan(
         command=(
             job.python, "-m", "torch.distributed.run",
-            *agent(job, signals()), f"--rdzv-id={job.name}", f"--rdzv-endpoint={meet}",
+            *met(job), *job.agent(signals()), f"--rdzv-id={job.name}", f"--rdzv-endpoint={meet}",
             f"--log-dir={logs}", "--tee=3",
             *(("--local-addr=127.0.0.1",) if job.nodes == 1 else ()),
             *wishes.extra,
             *job.command,
         ),
-        variables={**(RESTARTS if wishes.max_restarts else {}), **alone, **job.env},
+        variables={**_loopback(job, environ), **job.variables},
         logs=f"{logs}/*/attempt_*/RANK/stdout.log, stderr.log",
         notes=notes,
     )  # fmt: skip
 
 
-def agent(job: Job, handed_on: str = SIGNALS) -> tuple[str, ...]:
-    """Options of a node's torchrun, but for where it meets the others."""
-    return (
-        f"--nnodes={job.nodes}",
-        f"--nproc-per-node={job.per_node}",
-        "--rdzv-backend=c10d",
-        f"--max-restarts={job.wishes.max_restarts}",
-        f"--signals-to-handle={handed_on}",
-        f"--shutdown-timeout={job.wishes.grace}",
-    )
+def met(job: Job) -> tuple[str, ...]:
+    return (f"--nnodes={job.nodes}", "--rdzv-backend=c10d")
+
+
+def _loopback(job: Job, environ: Mapping[str, str]) -> dict[str, str]:
+    """For gloo on one machine, unless the user has said another interface."""
+    return {"GLOO_SOCKET_IFNAME": loopback()} if job.nodes == 1 and not job.gpus and "GLOO_SOCKET_IFNAME" not in environ else {}
 
 
 def deepspeed(job: Job, environ: Mapping[str, str]) -> Plan:
@@ -76,13 +70,13 @@ def deepspeed(job: Job, environ: Mapping[str, str]) -> Plan:
         if job.nodes > 1:
             raise refused("--nodes", job.nodes, "--hostfile FILE for more than one node", "write one line of HOST slots=N for each")
         return _deepspeed_here(job, environ)
-    hostfile = job.files / "hostfile"
-    if runner == "pdsh":
-        variables = {name: plain(f"--env {name}", value, "pdsh") for name, value in job.env.items()}
-    else:  # which tells the ranks nothing of its own --master_addr
-        variables = {"MASTER_ADDR": job.hosts[0].name, "MASTER_PORT": str(job.port), **job.env}
+    hostfile, variables = job.files / "hostfile", job.env
     unset: tuple[str, ...] = ()
-    if runner == "pdsh":
+    if runner == "openmpi":  # which tells the ranks nothing of its own --master_addr
+        variables = {"MASTER_ADDR": job.hosts[0].name, "MASTER_PORT": str(job.port), **job.env}
+    else:
+        for name, value in job.env.items():
+            plain(f"--env {name}", value, "pdsh")
         for key, value in (("python", job.python), ("the current folder", str(job.directory)), ("track.folder", str(job.folder))):
             plain(key, value, "pdsh")
         for i, word in enumerate(job.words):
@@ -121,10 +115,9 @@ def _deepspeed_here(job: Job, environ: Mapping[str, str]) -> Plan:
     devices = visible[: job.per_node] if len(visible) >= job.per_node else list(range(job.per_node))
     world = base64.urlsafe_b64encode(json.dumps({"localhost": devices}).encode()).decode()
     meeting = ("--master_addr=127.0.0.1", f"--master_port={job.port}")
-    loopback = {} if job.gpus or "GLOO_SOCKET_IFNAME" in environ else {"GLOO_SOCKET_IFNAME": "lo"}
     return Plan(
         command=(job.python, *DEEPSPEED_HERE, f"--world_info={world}", *meeting, *job.wishes.extra, *script(job)),
-        variables={**loopback, **job.env},
+        variables={**_loopback(job, environ), **job.env},
         logs="this terminal",
         notes=("SIGTERM to it stops the run with a checkpoint, if 30 s are enough for a step and that; no other signal does",),
     )
@@ -205,8 +198,8 @@ def slurm(job: Job, environ: Mapping[str, str]) -> Plan:
         "job": job,
         "logs": logs,
         "log_pattern": _no_pattern(logs),
-        "agent": ("-m", "torch.distributed.run", *agent(job)),
-        "environ": {**(RESTARTS if wishes.max_restarts else {}), **job.env},
+        "agent": ("-m", "torch.distributed.run", *met(job), *job.agent()),
+        "environ": job.variables,
         "check_seconds": 120,
     }
     return Plan(

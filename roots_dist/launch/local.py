@@ -65,7 +65,7 @@ def launch(size: int, arguments: Sequence[str], threads: int | None = None, what
         }
     )
     environment.export(
-        {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": _loopback()}, replace=False
+        {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": loopback()}, replace=False
     )
     try:
         exits = _run(size, arguments, records)
@@ -133,6 +133,6 @@ def _told_to_stop(exits: dict[int, int]) -> int | None:
     return min(codes & ours) if codes & ours and codes <= ours | late else None
 
 
-def _loopback() -> str:
+def loopback() -> str:
     """gloo looks the machine's own name up otherwise, which fails in many containers."""
     return "lo" if sys.platform == "linux" else "lo0"
