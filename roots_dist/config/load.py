@@ -23,6 +23,8 @@ from roots_dist.config.schema import Config, Source
 from roots_dist.errors import ConfigError, Problem
 
 COMMAND_LINE = "command line"
+CONFIG_FILE = "config.yaml"
+"""In the folder of a run."""
 _SECTION = ("model_type", "model_attributes_type", "dict_type")
 _WORDS = dict.fromkeys(_SECTION, "a section with keys") | {
     "int_type": "a whole number",

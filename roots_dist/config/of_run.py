@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from roots_dist.config.load import COMMAND_LINE, Loaded, read
+from roots_dist.config.load import COMMAND_LINE, CONFIG_FILE, Loaded, read
 from roots_dist.errors import CheckpointError
 
 ONE_PROCESS: Mapping[str, object] = {
@@ -25,7 +25,7 @@ ONE_PROCESS: Mapping[str, object] = {
 
 def of_run(run: str | Path, overrides: Sequence[str] = (), defaults: Mapping[str, object] | None = None) -> Loaded:
     """What overrides say, else `defaults`, else ONE_PROCESS, else the run's own config. Its folder may have been moved."""
-    path = Path(run) / "config.yaml"
+    path = Path(run) / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{run} is not the folder of a run: it holds no config.yaml. Fix: name a track.folder.")
     loaded = read(path, overrides)

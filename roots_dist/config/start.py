@@ -12,12 +12,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from roots_dist.config.load import Loaded, read
+from roots_dist.config.load import CONFIG_FILE, Loaded, read
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
 
-CONFIG = "config.yaml"
-"""In the folder of a run."""
 FREE = ("model.dropout", "model.attention_dropout", "model.init_std")
 """Keys of model.* that do not say which function the weights are of."""
 TAKEN = ("advanced.norm_eps", "advanced.vocab_multiple", "data.tokenizer", "data.seq")
@@ -66,8 +64,8 @@ def _unusable(start: str, there: Config, here: Config) -> Iterator[Problem]:
 def _own(here: Config) -> Config | None:
     """Of the run that is resumed, where what it started from is not there any more. With no checkpoint yet, the trainer says
     what it misses."""
-    kept = Path(here.track.folder) / CONFIG
-    if (Path(here.finetune.start) / CONFIG).is_file() or not here.checkpoint.resume or not kept.is_file():
+    kept = Path(here.track.folder) / CONFIG_FILE
+    if (Path(here.finetune.start) / CONFIG_FILE).is_file() or not here.checkpoint.resume or not kept.is_file():
         return None
     own = read(kept).config
     return own if own.finetune.start == here.finetune.start else None
@@ -75,7 +73,7 @@ def _own(here: Config) -> Config | None:
 
 def config_of(start: str) -> Config:
     """Of the run or import in this folder. Raises ConfigError if it is none."""
-    path = Path(start) / CONFIG
+    path = Path(start) / CONFIG_FILE
     if not path.is_file():
         expected, fix = "the folder of a run or of an import, with its config.yaml", "name a run's track.folder, or RUN of `roots import HF_FOLDER RUN`"
         raise ConfigError([Problem(key="finetune.start", found=start, expected=expected, fix=fix)])

@@ -19,7 +19,7 @@ from torch import Tensor
 from roots_dist import __version__
 from roots_dist.checkpoint.format import FORMAT, checkpoints_folder, shard_name, step_name, write_json
 from roots_dist.checkpoint.save import SHARD_BYTES, describe, part_file, write_shard
-from roots_dist.config.load import to_yaml
+from roots_dist.config.load import CONFIG_FILE, to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.config.sizes import num_blocks
 from roots_dist.errors import ExchangeError
@@ -75,7 +75,7 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     found = _checked(table, config, model, tensors, architecture)
     with new_folder(run) as partial:
         copy_tokenizer(folder, partial)
-        (partial / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        (partial / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
         origin = {"imported_from": str(folder), "generator": generator and str(generator)}
         write_json(partial / "origin.json", origin | {"architecture": head.architecture, "version": __version__})
         _write_checkpoint(partial, table, config, model, found)

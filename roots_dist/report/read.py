@@ -15,6 +15,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from roots_dist.config.load import CONFIG_FILE
 from roots_dist.config.schema import Config
 from roots_dist.config.sizes import parameters
 from roots_dist.config.text import parse_file
@@ -112,7 +113,7 @@ def read_runs(folders: Sequence[Path], known: Collection[str]) -> list[Run]:
 
 
 def _read(folder: Path, known: Collection[str]) -> Run:
-    config_file, metrics = folder / "config.yaml", folder / METRICS_FILE
+    config_file, metrics = folder / CONFIG_FILE, folder / METRICS_FILE
     if not config_file.is_file() and not metrics.is_file():
         expected = f"the folder of a run, with config.yaml or {METRICS_FILE}"
         problem = Problem(key="RUN", found=str(folder), expected=expected, fix="name a track.folder, as runs/quickstart")

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from roots_dist import environment
-from roots_dist.config.load import to_yaml
+from roots_dist.config.load import CONFIG_FILE, to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.data.batches import Batches
 from roots_dist.data.ramp import samples_before
@@ -81,7 +81,7 @@ def write_origin(folder: Path, config: Config, layout: Layout, bound: Mapping[st
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / ".config.yaml.partial"  # a full disk must not cost the config that the checkpoints need
     kept.write_text(to_yaml(config), encoding="utf-8")
-    kept.replace(folder / "config.yaml")
+    kept.replace(folder / CONFIG_FILE)
     facts = scrub({**machine_facts(), "layout": str(layout), "git_commit": git_commit(), **bound}, known_secrets())
     (folder / "origin.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts

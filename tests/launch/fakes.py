@@ -9,6 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
+from roots_dist.config.load import to_yaml
+from roots_dist.config.schema import Config
+from roots_dist.data.store import Writer
+
 ROOT = Path(__file__).parents[2]
 RECORDER = """#!{python} -S
 import json, os, subprocess, sys
@@ -54,3 +60,22 @@ def launch(folder: Path, programs: Path, *words: str, **variables: str) -> subpr
     environ |= {"PATH": f"{programs}:{environ['PATH']}", "PYTHONPATH": str(ROOT), **variables}
     command = [sys.executable, "-m", "roots_dist", "launch", *words]
     return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=120, errors="surrogateescape")
+
+
+def furnish(place: Path) -> Path:
+    """small.yaml, its corpus, and hosts to run it on."""
+    with Writer(place / "text", np.dtype("<u2")) as writer:
+        writer.add(np.arange(4000, dtype="<u2") % 61)
+        writer.commit()
+    (place / "hosts").write_text("n1 slots=4\nn2 slots=4\n")
+    (place / "two").write_text("n1 slots=2\nn2 slots=2\n")
+    config = {
+        "model": {"layers": 2, "hidden": 32, "heads": 4, "vocab": 61},
+        "data": {"train": "text", "seq": 8},
+        "parallel": {"tp": 2, "pp": 2},
+        "train": {"steps": 5, "batch": 8, "device": "cpu"},
+        "optim": {"warmup": 1},
+        "track": {"folder": "runs/small", "wandb": "disabled", "tensorboard": "off"},
+    }
+    (place / "small.yaml").write_text(to_yaml(Config.model_validate(config)))
+    return place

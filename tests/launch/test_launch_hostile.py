@@ -13,14 +13,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
-from fakes import NAMES, notes, put
-from roots_dist.config.load import to_yaml
-from roots_dist.config.schema import Config
-from roots_dist.data.store import Writer
+from fakes import NAMES, furnish, notes, put
 from roots_dist.errors import UserError
 from roots_dist.launch import hosts as hostfiles
 from roots_dist.launch.job import Job, Plan, Wishes, make
@@ -50,20 +46,8 @@ LINES = (
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp("hostile")
-    with Writer(place / "text", np.dtype("<u2")) as writer:
-        writer.add(np.arange(4000, dtype="<u2") % 61)
-        writer.commit()
+    place = furnish(tmp_path_factory.mktemp("hostile"))
     (place / "hosts").write_text("node0 slots=2 # the first\n\n  node1\tslots=2\r\n")
-    config = {
-        "model": {"layers": 2, "hidden": 32, "heads": 4, "vocab": 61},
-        "data": {"train": "text", "seq": 8},
-        "parallel": {"tp": 2, "pp": 2},
-        "train": {"steps": 5, "batch": 4, "device": "cpu"},
-        "optim": {"warmup": 1},
-        "track": {"folder": "run", "wandb": "disabled"},
-    }
-    (place / "run.yaml").write_text(to_yaml(Config.model_validate(config)))
     put(place, python=True)
     return place
 
@@ -133,15 +117,15 @@ def test_overrides_and_variables_are_refused_or_arrive_byte_for_byte(place, on):
             (variable, variables, {"env": [variable]}),
         ):
             try:
-                planned(place, on, "run.yaml", **given)
+                planned(place, on, "small.yaml", **given)
             except UserError as error:
                 refused_in_one_line(error)
             else:
                 assert PLAIN.fullmatch(value), f"{value!r} would be read by a shell"
                 kept.append(word)
     assert min(len(overrides), len(variables)) >= (4 if on == "deepspeed" else 60)
-    words, found = arrived(place, on, *planned(place, on, "run.yaml", overrides, variables))
-    assert words == ["-m", "roots_dist", "train", "run.yaml", *overrides]
+    words, found = arrived(place, on, *planned(place, on, "small.yaml", overrides, variables))
+    assert words == ["-m", "roots_dist", "train", "small.yaml", *overrides]
     assert {f"{name}={value}" for name, value in found.items() if name.startswith("ROOTS_TEST_")} == {*variables}
 
 
@@ -151,7 +135,7 @@ def test_a_config_and_a_folder_of_any_name_are_refused_or_arrive_byte_for_byte(p
     for name in VALUES:
         if "/" in name or "\x00" in name or len(name.encode(errors="replace")) > 200 or "\udcff" in name:
             continue  # no file has such a name, or no YAML can say it
-        config = (place / "run.yaml").read_text().replace("folder: run", f"folder: {json.dumps(f'runs/{name}')}")
+        config = (place / "small.yaml").read_text().replace("folder: runs/small", f"folder: {json.dumps(f'runs/{name}')}")
         (place / f"{name}.yaml").write_text(config)
         try:
             job, plan = planned(place, on, f"{name}.yaml")
@@ -174,11 +158,11 @@ def test_a_config_and_a_folder_of_any_name_are_refused_or_arrive_byte_for_byte(p
 
 
 def test_a_name_is_refused_or_arrives_byte_for_byte(place):
-    job = make("run.yaml", (), Wishes(on="slurm", name="plain", **WISHES["slurm"]), place)
+    job = make("small.yaml", (), Wishes(on="slurm", name="plain", **WISHES["slurm"]), place)
     for value in VALUES:
         if CONTROL.search(value):
             with pytest.raises(UserError, match="--name"):
-                make("run.yaml", (), Wishes(on="slurm", name=value, **WISHES["slurm"]), place)
+                make("small.yaml", (), Wishes(on="slurm", name=value, **WISHES["slurm"]), place)
             continue
         named = replace(job, name=value)
         assert f"--job-name={value}" in LAUNCHERS["slurm"](named, {}).command
@@ -248,7 +232,7 @@ def test_deepspeeds_own_runner_hands_on_what_was_asked_and_runs_nothing_else(pla
         folder.mkdir(exist_ok=True)
         (folder / ".deepspeed_env").write_text("EVIL=$(touch PWNED)\n")
     job = make(
-        "run.yaml",
+        "small.yaml",
         ("track.group=a,b:c@d+e^f=g", "track.name=-x"),
         Wishes(on="deepspeed", env=("ROOTS_TEST_VALUE=a/b:c,d@e+f^g=h-i",), hostfile=Path("hosts"), include="node0@node1:0,1"),
         place,
@@ -273,5 +257,5 @@ def test_deepspeeds_own_runner_hands_on_what_was_asked_and_runs_nothing_else(pla
 
 def test_a_secret_is_not_taken_as_a_variable():
     with pytest.raises(UserError, match=r"WANDB_API_KEY=\*\*\*") as refused:
-        make("run.yaml", (), Wishes(on="torchrun", env=("WANDB_API_KEY=0123456789",)), Path.cwd())
+        make("small.yaml", (), Wishes(on="torchrun", env=("WANDB_API_KEY=0123456789",)), Path.cwd())
     assert "0123456789" not in str(refused.value)

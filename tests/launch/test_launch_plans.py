@@ -9,14 +9,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
-from fakes import launch, notes, put
-from roots_dist.config.load import to_yaml
-from roots_dist.config.schema import Config
-from roots_dist.data.store import Writer
+from fakes import furnish, launch, notes, put
 from roots_dist.errors import UserError
 from roots_dist.launch import launchers
 from roots_dist.launch.job import Wishes, make
@@ -39,24 +35,6 @@ CASES = {
     "kubernetes-job": {**KUBERNETES, "env": ("A=$(HOME) b",)},
     "kubernetes-trainjob": {**KUBERNETES, "kind": "trainjob", "per_node": 2, "gpus": True, "max_restarts": 2, "env": ("A=b",)},
 }
-
-
-def furnish(place: Path) -> Path:
-    with Writer(place / "text", np.dtype("<u2")) as writer:
-        writer.add(np.arange(4000, dtype="<u2") % 61)
-        writer.commit()
-    (place / "hosts").write_text("n1 slots=4\nn2 slots=4\n")
-    (place / "two").write_text("n1 slots=2\nn2 slots=2\n")
-    config = {
-        "model": {"layers": 2, "hidden": 32, "heads": 4, "vocab": 61},
-        "data": {"train": "text", "seq": 8},
-        "parallel": {"tp": 2, "pp": 2},
-        "train": {"steps": 5, "batch": 8, "device": "cpu"},
-        "optim": {"warmup": 1},
-        "track": {"folder": "runs/small", "wandb": "disabled", "tensorboard": "off"},
-    }
-    (place / "small.yaml").write_text(to_yaml(Config.model_validate(config)))
-    return place
 
 
 @pytest.fixture(scope="module")
