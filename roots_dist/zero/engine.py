@@ -162,11 +162,12 @@ class DeepSpeedEngine:
             with _overheard(self.zero) as found:
                 self.engine.step()  # a norm that is not finite: touches nothing
             norm = float(self.engine.get_global_grad_norm())
-            norms = self._by_group(found, norm)
-        if math.isfinite(norm):
-            self.taken = {border: taken + 1 for border, taken in self.taken.items()}
+            norms = self._by_group(found, norm) if math.isfinite(norm) else []
         self.discard()
-        return Update(norm, by_name([group for group, _ in self.groups], norms) if math.isfinite(norm) else {})
+        if not math.isfinite(norm):
+            return Update(norm, {})
+        self.taken = {border: taken + 1 for border, taken in self.taken.items()}
+        return Update(norm, by_name([group for group, _ in self.groups], norms))
 
     def _by_group(self, found: list[Tensor], norm: float) -> list[float]:
         """found: what DeepSpeed made `norm` of, in the scale of its loss and, in stage 3, in parts of groups."""
