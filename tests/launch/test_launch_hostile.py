@@ -55,6 +55,7 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def here(place, monkeypatch):
     monkeypatch.chdir(place)
+    monkeypatch.setenv("PATH", f"{place / 'bin'}:/usr/bin:/bin")  # a site without an mpirun, or with another one
     (place / "notes").unlink(missing_ok=True)
     yield
     assert not [*place.rglob("PWNED")] + [*Path("/").glob("PWNED")]
