@@ -1,6 +1,7 @@
-"""AdamW's groups and the optimizer made of them. Both sides of the seam (zero/) use them.
+"""AdamW's groups, and their step. Both sides of the seam (zero/) use them.
 
-    [Param] + phases.py's {name: Learned} --group_of--> groups, decayed and not, each since its own step --> torch.optim.AdamW
+    [Param] + phases.py's {name: Learned} --all_groups--> groups, decayed and not, each since its own step
+        --> the reference: update(), torch's AdamW as a function; DeepSpeed: adamw(), torch's AdamW as an object
 
 A group is what learns since the same step with the same share of the rate, so that what joins later changes nothing in the
 groups before it.
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw as adamw_step
 
 from roots_dist.config.schema import Optim
 from roots_dist.optim.phases import Learned
@@ -59,7 +61,11 @@ def freeze(params: list[Param]) -> None:
 
 
 def adamw(optim: Optim) -> torch.optim.AdamW:
-    """Decoupled weight decay (Loshchilov & Hutter 2019), without any group yet. The rate is set before each step."""
+    """Decoupled weight decay (Loshchilov & Hutter 2019), without any group yet. The rate is set before each step.
+
+    Making one imports torch._dynamo, which takes longer than a small model's first steps: where nobody asks for the object,
+    `update` does the same.
+    """
     optimizer = torch.optim.AdamW(
         [{"params": []}], lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True
     )
@@ -77,11 +83,38 @@ def set_rate(optimizer: torch.optim.AdamW, lr: float) -> None:
         group["lr"] = lr * group["group"].learned.scale
 
 
+def first_state(tensor: Tensor) -> dict[str, Tensor]:
+    """AdamW's own state of a tensor as it is before the first step."""
+    return {
+        "step": torch.zeros((), dtype=torch.float32, device=tensor.device),
+        "exp_avg": torch.zeros_like(tensor, memory_format=torch.preserve_format),
+        "exp_avg_sq": torch.zeros_like(tensor, memory_format=torch.preserve_format),
+    }
+
+
 def state_of(optimizer: torch.optim.AdamW, tensor: Tensor) -> dict[str, Tensor]:
-    """AdamW's own state of a tensor, begun with zeros as AdamW itself would at the first step."""
+    """AdamW's own state of a tensor, begun here where its first step has not yet been."""
     state = optimizer.state[tensor]
     if not state:
-        state["step"] = torch.zeros((), dtype=torch.float32, device=tensor.device)
-        state["exp_avg"] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
-        state["exp_avg_sq"] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
+        state.update(first_state(tensor))
     return state
+
+
+def update(optim: Optim, group: Group, lr: float, weights: list[Tensor], states: list[dict[str, Tensor]]) -> None:
+    """A step of AdamW on a group, from the gradients of `weights`; both they and their states change in place."""
+    adamw_step(
+        weights,
+        [weight.grad for weight in weights],
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [],
+        [state["step"] for state in states],
+        fused=True,
+        amsgrad=False,
+        beta1=optim.beta1,
+        beta2=optim.beta2,
+        lr=lr * group.learned.scale,
+        weight_decay=group.options(optim)["weight_decay"],
+        eps=optim.eps,
+        maximize=False,
+    )

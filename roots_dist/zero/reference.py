@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
 from roots_dist.mesh import Axis, Mesh
-from roots_dist.optim.groups import Group, adamw, all_groups, by_name, freeze, members, set_rate, state_of
+from roots_dist.optim.groups import Group, all_groups, by_name, first_state, freeze, members, update
 from roots_dist.optim.norm import clip_factor, group_norms, norm_of
 from roots_dist.optim.phases import Learned
 from roots_dist.sharding import Param, gradient_of
@@ -38,6 +38,8 @@ class Held:
     param: Param
     master: Tensor
     """The parameter itself; or a copy in master dtype; or this data rank's part of such a copy, flat and padded."""
+    state: dict[str, Tensor]
+    """AdamW's, of the master."""
 
 
 class ReferenceEngine:
@@ -52,7 +54,6 @@ class ReferenceEngine:
         self.held: dict[str, Held] = {}
         self.groups: list[tuple[Group, list[Held]]] = []
         self.taken: dict[int, int] = {}
-        self.optimizer = adamw(config.optim)
         freeze(params)
         self.reach(0)
 
@@ -61,10 +62,9 @@ class ReferenceEngine:
             found = members(group, list(self.params.values()), self.learned)
             for p in found:
                 p.tensor.requires_grad_(True)
-                self.held[p.name] = Held(p, self._master(p.tensor))
+                master = self._master(p.tensor)
+                self.held[p.name] = Held(p, master, first_state(master))
             self.groups.append((group, [self.held[p.name] for p in found]))
-            options = group.options(self.config.optim)
-            self.optimizer.add_param_group({"params": [self.held[p.name].master for p in found], **options})
             self.taken[group.learned.from_step] = 0
 
     def _master(self, tensor: nn.Parameter) -> Tensor:
@@ -97,8 +97,8 @@ class ReferenceEngine:
             factor = clip_factor(norm, self.config.optim.clip)
             if factor < 1 and self.held:
                 torch._foreach_mul_([h.master.grad for h in self.held.values()], factor)
-            set_rate(self.optimizer, lr)
-            self.optimizer.step()
+            for group, found in self.groups:
+                update(self.config.optim, group, lr, [h.master for h in found], [h.state for h in found])
             self.taken = {border: taken + 1 for border, taken in self.taken.items()}
             self._publish()
         self.discard()
@@ -129,28 +129,28 @@ class ReferenceEngine:
         if name not in self.held:
             tensor = self.params[name].tensor
             return {"weight": tensor.detach().to(master_dtype(tensor.dtype), copy=True)}
-        held, parts = self.held[name], self._parts(name)
-        return {key: self._whole(parts[key].detach(), held.param, held.master.dtype).clone() for key in STATE}
+        held = self.held[name]
+        return {key: self._whole(part.detach(), held.param, held.master.dtype).clone() for key, part in _parts(held).items()}
 
     @torch.no_grad()
     def write_state(self, name: str, state: dict[str, Tensor]) -> None:
         if name not in self.held:
             self.params[name].tensor.copy_(state["weight"])
             return
-        parts = self._parts(name)
-        for key in STATE:
-            value = state[key].to(parts[key])
-            parts[key].copy_(_part(value, self.mesh.dp) if self.sharded else value)
-
-    def _parts(self, name: str) -> dict[str, Tensor]:
-        master = self.held[name].master
-        return {"weight": master, **state_of(self.optimizer, master)}
+        for key, part in _parts(self.held[name]).items():
+            value = state[key].to(part)
+            part.copy_(_part(value, self.mesh.dp) if self.sharded else value)
 
     def finish_loading(self, taken: Mapping[int, int]) -> None:
         self.taken = dict(taken)
         for name, held in self.held.items():
-            state_of(self.optimizer, held.master)["step"].fill_(taken[self.learned[name].from_step])
+            held.state["step"].fill_(taken[self.learned[name].from_step])
         self._publish()
+
+
+def _parts(held: Held) -> dict[str, Tensor]:
+    """What is saved of it, by its name in STATE."""
+    return {"weight": held.master, **{key: held.state[key] for key in STATE[1:]}}
 
 
 def _gradients(group: Sequence[Held]) -> Iterator[tuple[Param, Tensor]]:

@@ -7,8 +7,12 @@ missing on one rank.
 
 import functools
 import math
+import os
+import subprocess
+import sys
 import time
 from itertools import chain
+from pathlib import Path
 
 import pytest
 import torch
@@ -248,6 +252,23 @@ def test_equals_one_process_of_plain_torch(dp, config):
     for name, state in whole(ranks, "before").items():  # state can be read before the first step
         assert torch.equal(state["weight"], states["before"][name])
         assert not state["exp_avg"].any() and not state["exp_avg_sq"].any()
+
+
+def test_the_reference_starts_without_what_takes_seconds_to_import():
+    """torch.optim's objects bring torch._dynamo with them, as DeepSpeed does: longer than a small model's first steps."""
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from roots_dist.mesh import Mesh
+from test_zero import config, random_batches, build_run, train_step
+made = config(advanced__engine="reference")
+train_step(build_run(made, Mesh.single()), random_batches(made, 0, 0, 1), 1e-3)
+slow = {{"deepspeed", "torch._dynamo"}} & {{*sys.modules}}
+assert not slow, slow
+"""
+    environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 @functools.cache

@@ -40,7 +40,7 @@ STRATEGIES = {
         "finetune.epochs=9", "optim.lr=7e-3",
     ],
 }  # fmt: skip
-TP2_PP2 = ["parallel.tp=2", "parallel.pp=2", "parallel.sequence=true", "train.micro_batch=16"]
+TP2_PP2 = ["parallel.tp=2", "parallel.pp=2", "train.micro_batch=32"]
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:
