@@ -8,7 +8,7 @@ isinstance. The spec lives on the module: attributes on an nn.Parameter are lost
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,8 @@ class ShardSpec:
     std: float | None = None
     """Initial weights: normal with this standard deviation, or, if none, all equal to `fill`."""
     fill: float = 0.0
+    first: Callable[[], Tensor] | None = None
+    """Makes the whole parameter as it is at first, where it is neither drawn nor all equal."""
     partial: bool = False
     """Each rank that holds the same slice computes only its part of the slice's gradient: they are summed."""
     copy_of: str | None = None
@@ -120,6 +122,9 @@ def parameters_of(pieces: Iterable[tuple[str, nn.Module]]) -> list[Param]:
 def initialize(params: Sequence[Param], seed: int) -> None:
     """Draw each parameter from (seed, its global name), just the slice that this rank holds."""
     for p in params:
+        if p.spec.first is not None:
+            p.tensor.copy_(p.spec.first()[p.mine])
+            continue
         if p.spec.std is None:
             p.tensor.fill_(p.spec.fill)
             continue

@@ -49,6 +49,7 @@ def _of_other_families(config: Config) -> Iterator[Problem]:
         ("objective.borders", config.objective.borders, False, config.objective.name == "clm", "objective.name=clm"),
         ("objective.whole_words", config.objective.whole_words, False, config.objective.name in HIDES, f"objective.name={', '.join(HIDES)}"),
         ("data.target_seq", config.data.target_seq, None, config.objective.name in ("prefix", "seq2seq"), "objective.name=prefix, seq2seq"),
+        ("advanced.sinusoidal_start", config.advanced.sinusoidal_start, False, m.positions == "learned", "model.positions=learned"),
     )
     for key, found, nothing, reads, who in given:
         if found != nothing and not reads:

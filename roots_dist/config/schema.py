@@ -251,6 +251,7 @@ class Advanced(Section):
     )
     double: bool = Field(False, description="float64 everywhere, for proofs on CPU (reference engine)")
     norm_eps: float = Field(1e-5, gt=0, description="added to the variance in norms")
+    sinusoidal_start: bool = Field(False, description="learned positions begin as sinusoids, so that neighbours are near at once")
     vocab_multiple: int = Field(128, ge=1, description="the vocabulary is padded to a multiple of this, in any layout")
     loss_chunk: int = Field(1024, ge=1, description="tokens whose logits exist at one time")
     timeout_s: int = Field(600, ge=1, description="a collective that takes longer takes the job down")

@@ -5,6 +5,9 @@ B sequences, S positions, E width of the embedding, D of the stack; s = S/tp und
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,12 +49,17 @@ class Vectors(nn.Module):
         def original(name: str) -> str | None:
             return f"{copy_of}.{name}" if copy_of else None
 
-        def table(name: str, rows: int) -> nn.Parameter:
-            spec = ShardSpec(shape=(rows, self.width), std=m.std(), partial=split.sequence, copy_of=original(name))
+        def table(name: str, rows: int, first: Callable[[], Tensor] | None = None) -> nn.Parameter:
+            spec = ShardSpec(shape=(rows, self.width), std=m.std(), first=first, partial=split.sequence, copy_of=original(name))
             return declare(self, name, spec, split.tp)
 
+        def waves() -> Tensor:
+            return math.sqrt(2) * m.std() * sinusoids(torch.arange(rows), self.width, slowest=rows)
+
+        rows = m.max_positions or config.data.seq
+        first = waves if config.advanced.sinusoidal_start else None
         self.tokens = word_vectors(config, split, original("tokens.weight"), words)
-        self.places = table("places", m.max_positions or config.data.seq) if m.positions == "learned" else None
+        self.places = table("places", rows, first) if m.positions == "learned" else None
         self.types = table("types", m.segments) if m.segments else None
         self.norm = Norm(config, split, self.width, copy_of=original("norm")) if m.embedding_norm else None
 

@@ -16,11 +16,11 @@ from roots_dist.sharding import ShardSpec, declare
 from roots_dist.tensor.collectives import Split
 
 
-def sinusoids(places: Tensor, width: int) -> Tensor:
+def sinusoids(places: Tensor, width: int, slowest: float = 10000.0) -> Tensor:
     """places [...] -> float32 [..., D]: sines in the first half, cosines in the second (Vaswani et al. 2017, 3.5,
-    reordered)."""
+    reordered). The fastest turns by 1 a place, the slowest by 1 in `slowest` places."""
     half = (width + 1) // 2
-    rate = torch.exp(torch.arange(half, device=places.device) * (-math.log(10000.0) / max(1, half - 1)))
+    rate = torch.exp(torch.arange(half, device=places.device) * (-math.log(slowest) / max(1, half - 1)))
     angle = places.unsqueeze(-1) * rate
     return torch.cat([angle.sin(), angle.cos()], -1)[..., :width]
 

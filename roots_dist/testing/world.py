@@ -28,17 +28,19 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-PRELOAD = (
+PRELOAD = [
     "torch",
     "torch.distributed",
     "torch.fx.experimental.symbolic_shapes",
     "numpy",
     "deepspeed",
-    "deepspeed.runtime.zero.muon.muon_optimizer",  # drags in torch._dynamo, which the first optimizer needs anyway
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # drags in torch._dynamo, which DeepSpeed's optimizers need
     "pytest",  # a child imports the parent's main module again, and that is often pytest's
-    "roots_dist.mesh",
     "roots_dist.zero.engine",
-)
+    "roots_dist.train.loop",
+    "roots_dist.testing.parity",
+]
+"""What every world needs. A suite adds what its functions import for seconds, before its first world."""
 FORKSERVER_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 GRACE_S = 5.0
 """How long the others may go on after one rank has failed: gloo tells them within half a second."""
@@ -85,7 +87,7 @@ def on_world(size: int, function: Callable[..., Any], *args: Any, timeout: float
 
 def _start_forkserver() -> None:
     """Once per parent; later calls find it running. It inherits the environment of this moment, for its worlds."""
-    forkserver.set_forkserver_preload(list(PRELOAD))
+    forkserver.set_forkserver_preload(PRELOAD)
     before = dict(os.environ)
     os.environ.update(FORKSERVER_ENVIRONMENT)
     try:

@@ -34,6 +34,7 @@ CASES = [
     *(case(family, pp=2, schedule="interleaved", chunks=2) for family in ("bert", "electra")),
     case("electra", pp=3, train__batch=6),
     case("electra", pp=4),
+    case("electra", tp=2, pp=2, sequence=True, advanced__sinusoidal_start=True),  # the table is on two stages
     *(case("bert", tp=2, pp=2, train__recompute=r) for r in ("selective", "full")),
     *(case(family, train__micro_batch=4) for family in FAMILIES),
     *(case(task, tp=2) for task in FINETUNED),

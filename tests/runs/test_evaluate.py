@@ -80,7 +80,7 @@ def run(tmp_path_factory) -> Path:
         {
             "model": {"layers": 2, "hidden": 32, "heads": 4, "vocab": VOCAB},
             "data": {"train": corpus(place / "train", 0), "validation": corpus(place / "held_out", 1), "seq": SEQ},
-            "train": {"steps": 3, "batch": 3, "device": "cpu", "eval_sequences": 10**6},
+            "train": {"steps": 3, "batch": 3, "micro_batch": 3, "device": "cpu", "eval_sequences": 10**6},
             "optim": {"lr": 1e-2},
             "track": {"folder": str(place / "run"), "wandb": "disabled"},
         }
@@ -191,7 +191,7 @@ def a_task(place: Path, task: str, family: str, rows: list[dict], labels: list[s
             "objective": {"name": task},
             "data": {"train": rows_file, "validation": rows_file, "tokenizer": str(place / "tokenizer.json"), "seq": 48, **more},
             "finetune": {"labels": labels},
-            "train": {"steps": steps, "batch": 4, "device": "cpu", "eval_sequences": 10**6},
+            "train": {"steps": steps, "batch": 4, "micro_batch": 4, "device": "cpu", "eval_sequences": 10**6},
             "optim": {"lr": 1e-2},
             "track": {"folder": str(place / "run"), "wandb": "disabled"},
         }

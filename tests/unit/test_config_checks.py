@@ -105,6 +105,7 @@ WRONG = [
         },
         "parallel.schedule",
     ),
+    (1, {"model": {"positions": "rotary"}, "advanced": {"sinusoidal_start": True}}, "advanced.sinusoidal_start"),
     (1, {"optim": {"warmup": 101}}, "optim.warmup"),
     (1, {"optim": {"rate": "wsd", "warmup": 50, "decay": 51}}, "optim.decay"),
     (1, {"optim": {"min_lr": 1.0}}, "optim.min_lr"),
