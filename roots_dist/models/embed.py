@@ -50,7 +50,7 @@ class Vectors(nn.Module):
             return f"{copy_of}.{name}" if copy_of else None
 
         def table(name: str, rows: int, first: Callable[[], Tensor] | None = None) -> nn.Parameter:
-            spec = ShardSpec(shape=(rows, self.width), std=m.std(), first=first, partial=split.sequence, copy_of=original(name))
+            spec = ShardSpec(shape=(rows, self.width), std=None if first else m.std(), first=first, partial=split.sequence, copy_of=original(name))
             return declare(self, name, spec, split.tp)
 
         def waves() -> Tensor:

@@ -10,7 +10,7 @@ from roots_dist.config.schema import Config
 from roots_dist.testing.parity import EXACT, Trace, differences, merge, trace
 from roots_dist.testing.world import on_world
 
-STEPS = 2
+STEPS = 3
 
 
 def case(model: str, dp: int = 1, **changes: object):
