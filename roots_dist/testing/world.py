@@ -46,6 +46,8 @@ GRACE_S = 5.0
 """How long the others may go on after one rank has failed: gloo tells them within half a second."""
 LINGER_S = 2.0
 """How long a rank that is done keeps its connections open for those that are still reading."""
+ATTEMPTS = 3
+"""To connect: on a crowded machine gloo's mesh fails now and then (pytorch issue 53270), before any rank has begun."""
 CONSEQUENCES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
 """What gloo says on a rank whose peer has gone or is stuck: seldom the cause."""
 
@@ -63,9 +65,25 @@ def on_world(size: int, function: Callable[..., Any], *args: Any, timeout: float
     """
     import torch
 
-    context = multiprocessing.get_context("forkserver")
     _start_forkserver()
-    folder = Path(tempfile.mkdtemp(prefix="world-"))
+    for left in reversed(range(ATTEMPTS)):
+        folder = Path(tempfile.mkdtemp(prefix="world-"))
+        try:
+            codes, hung = _live(size, folder, timeout, function, args)
+            if not hung and not any(codes):
+                return [torch.load(_file(folder, rank, "result"), weights_only=True) for rank in range(size)]
+            if not left or not _never_met(folder, size):
+                raise WorldFailed(_report(folder, codes, hung, timeout))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _live(
+    size: int, folder: Path, timeout: float, function: Callable[..., Any], args: tuple
+) -> tuple[list[int | None], list[int]]:
+    """Exit codes, and the ranks that had to be killed."""
+    context = multiprocessing.get_context("forkserver")
     ranks = [
         context.Process(target=_rank, args=(rank, size, str(folder), timeout, function, args), daemon=True)
         for rank in range(size)
@@ -74,15 +92,19 @@ def on_world(size: int, function: Callable[..., Any], *args: Any, timeout: float
         for process in ranks:
             process.start()
         hung = _wait(ranks, time.monotonic() + timeout)
-        if hung or any(process.exitcode for process in ranks):
-            raise WorldFailed(_report(folder, [process.exitcode for process in ranks], hung, timeout))
-        return [torch.load(_file(folder, rank, "result"), weights_only=True) for rank in range(size)]
+        return [process.exitcode for process in ranks], hung
     finally:
         for process in ranks:
             if process.pid is not None:
                 process.kill()
                 process.join()
-        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _never_met(folder: Path, size: int) -> bool:
+    """A rank failed to connect, and so no rank has begun."""
+    errors = [file.read_text() for rank in range(size) if (file := _file(folder, rank, "error")).exists()]
+    begun = any(_file(folder, rank, "begun").exists() for rank in range(size))
+    return not begun and any(f"in {_meet.__name__}\n" in error for error in errors)
 
 
 def _start_forkserver() -> None:
@@ -126,8 +148,8 @@ def _with_group(rank: int, size: int, folder: Path, timeout: float, function: Ca
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_SIZE": size}
     os.environ.update(address | {name: str(value) for name, value in place.items()})  # DeepSpeed asserts they are set
     torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
+    _meet(rank, size, folder, timeout)
+    _file(folder, rank, "begun").touch()
     result = function(rank, size, *args)
     unfinished = _file(folder, rank, "unfinished")
     torch.save(result, unfinished)
@@ -136,6 +158,17 @@ def _with_group(rank: int, size: int, folder: Path, timeout: float, function: Ca
     while time.monotonic() < until and not all(_file(folder, other, "result").exists() for other in range(size)):
         time.sleep(0.01)
     dist.destroy_process_group()
+
+
+def _meet(rank: int, size: int, folder: Path, timeout: float) -> None:
+    """Nobody returns before all are here: until then a world may be tried again."""
+    import torch
+    import torch.distributed as dist
+
+    store = dist.FileStore(str(folder / "store"), size)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
+    if size > 1:
+        dist.all_reduce(torch.zeros(1))
 
 
 def _die_with_parent() -> None:

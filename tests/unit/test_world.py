@@ -47,6 +47,36 @@ def test_a_world_is_cheap_after_the_first():
     assert time.monotonic() - start < 8  # 0.15 s on a free machine; `spawn` takes 20
 
 
+def test_a_world_whose_ranks_do_not_meet_is_tried_again(tmp_path, monkeypatch):
+    folders = []
+
+    def broken_at_first(prefix: str) -> str:
+        folders.append(tmp_path / f"{prefix}{len(folders)}")
+        (folders[-1] / "store").mkdir(parents=True) if len(folders) < 3 else folders[-1].mkdir()
+        return str(folders[-1])
+
+    monkeypatch.setattr("roots_dist.testing.world.tempfile.mkdtemp", broken_at_first)
+    assert [found["place"] for found in on_world(2, summed, 1)] == [(0, 2), (1, 2)]
+    assert len(folders) == 3 and not any(folder.exists() for folder in folders)
+    del folders[:]
+    monkeypatch.setattr("roots_dist.testing.world.ATTEMPTS", 2)
+    with pytest.raises(WorldFailed, match="Is a directory"):
+        on_world(2, summed, 1)
+    assert len(folders) == 2
+
+
+def test_what_has_begun_is_not_begun_again(tmp_path):
+    with pytest.raises(WorldFailed, match="the real cause"):
+        on_world(2, notes_and_raises, str(tmp_path))
+    assert (tmp_path / "notes0").read_text() == "begun\n"
+
+
+def notes_and_raises(rank, size, folder):
+    with open(f"{folder}/notes{rank}", "a") as notes:
+        notes.write("begun\n")
+    raise ValueError("the real cause, in _meet\nof another kind")
+
+
 def test_the_parent_keeps_its_environment():
     before = dict(os.environ)
     on_world(1, pid_threads_and_group)
