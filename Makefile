@@ -16,7 +16,7 @@ train: $(CORPUS)
 	$(BIN)/roots train $(CONFIG) $(ARGS)
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 $(CORPUS): | .venv/installed
 	$(BIN)/roots prepare embedded:state-of-the-union --output $(@D) --vocab 4096
