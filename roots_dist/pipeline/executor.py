@@ -48,14 +48,16 @@ def connect(channels: Sequence[Channel], mesh: Mesh) -> dict[Channel, dist.Proce
 class _Flight:
     """What is on its way or waiting, by (stage, microbatch)."""
 
-    arriving: dict[tuple[str, Work], tuple[Payload, list[dist.Work]]] = field(default_factory=dict)
+    receipts: Mapping[Action, Sequence[Action]]
+    arriving: dict[Action, tuple[Payload, list[dist.Work]]] = field(default_factory=dict)
     inputs: dict[Work, Payload] = field(default_factory=dict)
     outputs: dict[Work, tuple[Payload, Tensor | None]] = field(default_factory=dict)
     """What backward begins from: what was handed on, and the stage's own part of the loss."""
     leaving: dict[Work, Payload] = field(default_factory=dict)
     gradients: dict[Work, Payload] = field(default_factory=dict)
     put_off: dict[Work, list] = field(default_factory=dict)
-    sent: list[tuple[dist.Work, Tensor]] = field(default_factory=list)
+    sent: dict[Action, list[tuple[dist.Work, Tensor]]] = field(default_factory=dict)
+    """Tensors must live until they have gone."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,19 @@ class Executor:
     later: Later
     watch: Stopwatch
 
-    def run(self, actions: Sequence[Action], batches: Sequence[MicroBatch], scales: Scales) -> list:
-        """Do the actions. Gradients of Σ scale · sum over the terms are added into .grad.
+    def run(
+        self,
+        actions: Sequence[Action],
+        receipts: Mapping[Action, Sequence[Action]],
+        batches: Sequence[MicroBatch],
+        scales: Scales,
+    ) -> list:
+        """Do the actions. receipts: which sends have arrived when a receive has (passes.receipts). Gradients of Σ scale · sum over the terms are added into .grad.
 
         Returns what this rank's stages found in each microbatch, one after the other (terms, detached); an empty list
         on ranks whose stages find nothing. Under no_grad only forwards are meant, and `scales` are of no account.
         """
-        flight, found = _Flight(), []
+        flight, found = _Flight(receipts), []
         lowest = self.lowest(batches[0]) if torch.is_grad_enabled() else self.num_stages
         for action in actions:
             kind, stage, i = action
@@ -97,17 +105,17 @@ class Executor:
             elif kind is Kind.SEND_BACKWARD:
                 self._send(flight, action, flight.gradients.pop((stage - 1, i)))
             elif kind is Kind.RECV_FORWARD:
-                flight.arriving["forward", work] = self._receive(action, self.spec(stage, batches[i]))
+                flight.arriving[action] = self._receive(action, self.spec(stage, batches[i]))
             elif kind is Kind.RECV_BACKWARD:
-                flight.arriving["backward", work] = self._receive(action, _learned(self.spec(stage + 1, batches[i])))
-        self._wait(message for message, _ in flight.sent)
+                flight.arriving[action] = self._receive(action, _learned(self.spec(stage + 1, batches[i])))
+        self._wait(message for sent in flight.sent.values() for message, _ in sent)
         return found
 
     def _forward(self, flight: _Flight, work: Work, batch: MicroBatch, scales: Scales, lowest: int) -> list:
         stage, i = work
         payload = flight.inputs.pop(work, None)
         if payload is None and stage > 0:
-            payload = self._arrived(flight, "forward", work)
+            payload = self._arrived(flight, Action(Kind.RECV_FORWARD, *work))
         if payload is not None and stage > lowest:
             for tensor in payload.values():
                 tensor.requires_grad_(tensor.is_floating_point())
@@ -128,7 +136,7 @@ class Executor:
         inputs, (output, loss) = flight.inputs.pop(work), flight.outputs.pop(work)
         roots, gradients = ([loss], [None]) if loss is not None and loss.requires_grad else ([], [])
         if stage < self.num_stages - 1:
-            given = flight.gradients.pop(work, None) or self._arrived(flight, "backward", work)
+            given = flight.gradients.pop(work, None) or self._arrived(flight, Action(Kind.RECV_BACKWARD, *work))
             named = [name for name, t in output.items() if t.requires_grad]
             roots, gradients = [*roots, *(output[n] for n in named)], [*gradients, *(given[n] for n in named)]
         self.later.on = put_off
@@ -143,9 +151,12 @@ class Executor:
                 name: torch.zeros_like(t) if t.grad is None else t.grad for name, t in learned.items()
             }
 
-    def _arrived(self, flight: _Flight, direction: str, work: Work) -> Payload:
-        payload, messages = flight.arriving.pop((direction, work))
+    def _arrived(self, flight: _Flight, receive: Action) -> Payload:
+        payload, messages = flight.arriving.pop(receive)
         self._wait(messages)
+        for send in flight.receipts.get(receive, ()):
+            for message, _ in flight.sent.pop(send, ()):
+                message.wait()  # gloo lets go of a tensor only then; it does not take time
         return payload
 
     def _wait(self, messages: Iterable[dist.Work]) -> None:
@@ -159,11 +170,9 @@ class Executor:
 
     def _send(self, flight: _Flight, action: Action, payload: Payload) -> None:
         channel = channel_of(action, self.mesh.pp.size)
-        for name in sorted(payload):
-            tensor = payload[name].contiguous()
-            message = dist.isend(tensor, self.mesh.pp.ranks[channel.receiver], group=self.channels[channel])
-            flight.sent.append((message, tensor))  # the tensor must live until it has gone
-        flight.sent = [(message, tensor) for message, tensor in flight.sent if not message.is_completed()]
+        target, group = self.mesh.pp.ranks[channel.receiver], self.channels[channel]
+        tensors = [payload[name].contiguous() for name in sorted(payload)]
+        flight.sent[action] = [(dist.isend(tensor, target, group=group), tensor) for tensor in tensors]
 
     def _receive(self, action: Action, spec: PayloadSpec) -> tuple[Payload, list[dist.Work]]:
         channel = channel_of(action, self.mesh.pp.size)

@@ -10,6 +10,7 @@ Between stages of one rank nothing is sent, the executor hands over.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from roots_dist.pipeline.actions import Action, Kind, Program, rank_of
@@ -85,6 +86,44 @@ def with_communication(program: Program, num_ranks: int, num_stages: int) -> Pro
             full += _sends(action, num_ranks, num_stages)
         result.append(full)
     return result
+
+
+def receipts(program: Program) -> list[dict[Action, list[Action]]]:
+    """Of each rank: which of its sends must have arrived by the time that a receive has. Program with communication.
+
+    A rank that goes on after a computation has received what that needed, so whatever it sends later proves it. A
+    library that cannot say whether a send is over (gloo) need not keep all of a step's tensors until the end.
+    """
+    num_ranks = len(program)
+    place = {action: index for actions in program for index, action in enumerate(actions)}  # on its own rank
+    receives: dict[tuple[int, int], list[Action]] = defaultdict(list)  # (sender, receiver) -> in the order of posting
+    for actions in program:
+        for action in actions:
+            if action.kind in RECEIVES:
+                channel = channel_of(action, num_ranks)
+                receives[channel.sender, channel.receiver].append(action)
+    found: list[dict[Action, list[Action]]] = [defaultdict(list) for _ in program]
+    for rank, actions in enumerate(program):
+        looked_at: dict[Channel, int] = defaultdict(int)  # later sends of a channel are proved by later receives
+        for send in actions:
+            if send.kind not in SENDS:
+                continue
+            channel = channel_of(send, num_ranks)
+            proofs = receives[channel.receiver, rank]
+            used = _use(other_end(send), place)
+            while looked_at[channel] < len(proofs) and place[other_end(proofs[looked_at[channel]])] < used:
+                looked_at[channel] += 1
+            if looked_at[channel] < len(proofs):
+                found[rank][proofs[looked_at[channel]]].append(send)
+    return found
+
+
+def _use(receive: Action, place: Mapping[Action, int]) -> int:
+    """Where its rank computes with it."""
+    if receive.kind is Kind.RECV_FORWARD:
+        return place[receive._replace(kind=Kind.FORWARD)]
+    whole = receive._replace(kind=Kind.BACKWARD)
+    return place[whole if whole in place else receive._replace(kind=Kind.INPUT)]
 
 
 def _order(channel: Channel) -> tuple[str, int, int]:

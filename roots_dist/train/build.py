@@ -102,11 +102,11 @@ class Passes:
     mesh: Mesh
     model: RankModel
     executor: Executor
-    _programs: dict[tuple[str, int], list[Action]] = field(default_factory=dict)
+    _programs: dict[tuple[str, int], tuple[list[Action], dict[Action, list[Action]]]] = field(default_factory=dict)
 
     def forward_backward(self, batches: list[MicroBatch], scales: Mapping[str, float]) -> list[Term]:
         """Gradients of Σ scale · Σ losses into .grad, by the config's schedule. Returns this rank's terms."""
-        return self.executor.run(self._actions("learn", len(batches)), batches, scales)
+        return self.executor.run(*self._program("learn", len(batches)), batches, scales)
 
     @torch.no_grad()
     def forward(self, batches: list[MicroBatch]) -> list:
@@ -116,16 +116,18 @@ class Passes:
         learning = module.training
         if learning:  # generation has turned it off already: it takes as long as a small layer
             module.eval()
-        found = self.executor.run(self._actions("read", len(batches)), batches, {})
+        found = self.executor.run(*self._program("read", len(batches)), batches, {})
         if learning:
             module.train()
         return found
 
-    def _actions(self, purpose: str, num_microbatches: int) -> list[Action]:
+    def _program(self, purpose: str, num_microbatches: int) -> tuple[list[Action], dict[Action, list[Action]]]:
+        """This rank's actions, and their receipts."""
         key = (purpose, num_microbatches)
         if key not in self._programs:
             make = learning_program if purpose == "learn" else reading_program
-            self._programs[key] = make(self.config, num_microbatches)[self.mesh.pp.rank]
+            program, here = make(self.config, num_microbatches), self.mesh.pp.rank
+            self._programs[key] = program[here], passes.receipts(program)[here]
         return self._programs[key]
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import math
 import random
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from roots_dist.pipeline.check import (
     play,
     violations,
 )
-from roots_dist.pipeline.passes import RECEIVES, SENDS, channel_of, channels, other_end, with_communication
+from roots_dist.pipeline.passes import COMPUTE, RECEIVES, SENDS, channel_of, channels, other_end, receipts, with_communication
 from roots_dist.pipeline.schedules import SCHEDULES, gpipe, interleaved, make, one_f_one_b, problem, zb_h1
 
 ONE_CHUNK = [name for name in SCHEDULES if name != "interleaved"]
@@ -110,6 +111,31 @@ def test_zero_bubble_loses_a_third_of_1f1b():
     for ranks in (2, 5, 12):
         ours, theirs = (play(complete(name, ranks, 3 * ranks)).bubble for name in ("zb-h1", "1f1b"))
         assert ours == pytest.approx(theirs / 3)
+
+
+def test_a_receipt_proves_that_a_send_has_arrived_and_few_sends_wait_for_theirs():
+    """However long transfers take, and however many microbatches there are; gpipe keeps all of them anyway."""
+    draws = random.Random(3)
+    checked, worst = 0, (-math.inf, ())
+    for shape in shapes(most=60):
+        name, ranks, _, chunks = shape
+        program = complete(*shape)
+        played = play(program, Times(forward=draws.uniform(0.2, 3), weight=draws.uniform(0.2, 3), transfer=draws.uniform(0, 5)))
+        ends = {span.action: span.end for spans in played.transfers.values() for span in spans}
+        for actions, proved in zip(program, receipts(program)):
+            waiting: set[Action] = set()
+            most = 0
+            for action in actions:
+                if action.kind in SENDS:
+                    waiting.add(action)
+                most = max(most, len(waiting))
+                arrival = Kind.RECV_FORWARD if action.kind is Kind.FORWARD else Kind.RECV_BACKWARD
+                for send in proved.get(action._replace(kind=arrival), ()) if action.kind in COMPUTE else ():
+                    assert ends[send] <= ends[other_end(action._replace(kind=arrival))], shape
+                    waiting.discard(send)
+                    checked += 1
+            worst = max(worst, (most - 2 * ranks * chunks, shape)) if name != "gpipe" else worst
+    assert checked > 5000 and worst[0] <= 0, worst
 
 
 def test_every_schedule_adds_gradients_up_in_the_same_order():
