@@ -18,6 +18,7 @@ from roots_dist.errors import UserError
 from roots_dist.launch.arguments import Config, Overrides, Processes, Run
 from roots_dist.launch.order import launch
 from roots_dist.launch.speak import chat, generate
+from roots_dist.plan.verb import plan
 from roots_dist.report.verb import report
 
 app = typer.Typer(
@@ -188,6 +189,7 @@ app.command(short_help="talk with a model")(chat)
 app.command(short_help="start a config on a cluster")(launch)
 app.command(short_help="check a cluster before training")(doctor)
 app.command(short_help="runs -> one HTML page that compares them")(report)
+app.command(short_help="memory, traffic and time of a layout")(plan)
 
 
 @app.command(short_help="prove a layout equal to one process")

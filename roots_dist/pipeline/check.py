@@ -9,6 +9,7 @@ The player knows nothing of the schedules; the closed formulas below come from t
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -30,8 +31,12 @@ class Times:
     transfer: float = 0.0
     stages: tuple[float, ...] = ()
     """Cost of each stage as a multiple of the above; empty: all stages cost the same."""
+    exact: Mapping[tuple[Kind, int], float] | None = None
+    """Of each kind of action in each stage, instead of all the above but transfer."""
 
     def of(self, action: Action) -> float:
+        if self.exact is not None:
+            return self.exact[action.kind, action.stage]
         scale = self.stages[action.stage] if self.stages else 1.0
         return scale * {
             Kind.FORWARD: self.forward,

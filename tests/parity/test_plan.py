@@ -1,0 +1,156 @@
+"""A plan is what happens: a stage rehearsed on shapes alone costs what it costs with numbers, and running ranks hold and
+send what was predicted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+from models import config as model_config
+
+from roots_dist.config.schema import Config
+from roots_dist.layout import Layout
+from roots_dist.mesh import Mesh
+from roots_dist.pipeline.actions import Kind
+from roots_dist.plan.ledger import Ledger
+from roots_dist.plan.machine import travelled
+from roots_dist.plan.predict import predict
+from roots_dist.plan.rehearse import imagined, one_microbatch, rehearse, rehearse_stages
+from roots_dist.testing.parity import proof_objective, random_batches
+from roots_dist.testing.world import on_world
+from roots_dist.train.build import build_model, build_run
+from roots_dist.train.step import train_step
+
+def config(model: str = "gpt", **changes: object) -> Config:
+    return model_config(model, **{(key if "__" in key else f"parallel__{key}"): value for key, value in changes.items()})
+
+
+# ── shapes alone ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+FAMILIES = ("gpt", "llama", "bloom", "bert", "roberta", "electra", "t5", "t5-v1.1", "bert-classify", "t5-seq2seq")
+OTHERWISE = ({"train__recompute": "full"}, {"train__recompute": "selective"}, {"schedule": "zb-h1"})
+
+
+@pytest.mark.parametrize("pp_rank", [0, 1])
+@pytest.mark.parametrize("model, changes", [*((name, {}) for name in FAMILIES), *(("gpt", changes) for changes in OTHERWISE)])
+def test_a_stage_costs_without_numbers_what_it_costs_with_them(model, changes, pp_rank):
+    """To the byte and the operation."""
+    made = config(model, pp=2, **changes)
+    layout = Layout(pp=2)
+    rehearsed = rehearse(made, layout, pp_rank).stages
+    real = rehearse_stages(
+        made, build_model(made, imagined(layout, pp_rank, None, torch.device("cpu"))), one_microbatch(made), Ledger(), []
+    )
+    assert rehearsed == real
+
+
+def test_tensor_ranks_say_what_the_papers_count():
+    """Per block and microbatch two sums forward and two backward (Shoeybi et al. 2019), of [B, S, D]; under sequence
+    parallelism a gather and a scatter each, and in backward the inputs once more (Korthikanti et al. 2022, 4.2.2)."""
+    whole = 4 * 16 * 32 * 8  # batch, seq, hidden, bytes
+
+    def sent(layers: int, kind: Kind, **changes: object) -> list[str]:
+        made = config("gpt", tp=4, model__layers=layers, model__attention_dropout=0.0, **changes)
+        messages = rehearse(made, Layout(tp=4), 0).stages[0].passes[kind].messages
+        return [m.operation for m in messages if m.bytes == whole]
+
+    def of_a_block(kind: Kind, **changes: object) -> dict[str, int]:
+        less, more = sent(1, kind, **changes), sent(2, kind, **changes)
+        return {name: more.count(name) - less.count(name) for name in {*less, *more}}
+
+    assert of_a_block(Kind.FORWARD) == of_a_block(Kind.BACKWARD) == {"all_reduce": 2}
+    assert of_a_block(Kind.FORWARD, sequence=True) == {"all_gather": 2, "reduce_scatter": 2}
+    assert of_a_block(Kind.BACKWARD, sequence=True) == {"all_gather": 4, "reduce_scatter": 2}
+
+
+def test_full_recomputation_keeps_a_blocks_input_and_nothing_else():
+    """Korthikanti et al. 2022, section 5: sbh numbers per layer."""
+
+    def kept(layers: int) -> int:
+        return rehearse(config("gpt", model__layers=layers, train__recompute="full"), Layout(), 0).stages[0].kept
+
+    assert kept(3) - kept(2) == 1 * 16 * 32 * 8
+
+
+# ── running ranks ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def held_and_sent(rank, size, made):
+    """The most bytes of tensors alive at once in a step, after a first one; what went through tp and pp groups."""
+    p = made.parallel
+    mesh = Mesh.connect(Layout(dp=size // (p.tp * p.pp), pp=p.pp, tp=p.tp), rank)
+    books, sent = Ledger(), {"tp": 0.0, "pp": 0.0}
+    with books:
+        run = build_run(made, mesh, objective=proof_objective(made))
+        for step in range(2):
+            batches = random_batches(made, step, mesh.dp.rank, mesh.dp.size)
+            if step == 1:
+                _listen(sent, mesh)
+            books.restart_peak()
+            train_step(run, batches, 1e-3)
+    return {"peak": books.peak, **sent}
+
+
+def _listen(sent: dict[str, float], mesh: Mesh) -> None:
+    """Counts what goes through the axes of this rank; groups of pp are several."""
+
+    def counted(name: str, operation: str, whole: int):
+        before = getattr(dist, name)
+
+        def call(*args, **kwargs):
+            if not args:  # DeepSpeed's own, between data ranks
+                return before(*args, **kwargs)
+            group, tensor = kwargs.get("group"), args[whole]
+            size = dist.get_world_size(group)
+            if group is mesh.tp.group and mesh.tp.size > 1:
+                sent["tp"] += travelled(operation, tensor.nbytes, size)
+            elif group is not None and 1 < size and {*dist.get_process_group_ranks(group)} <= {*mesh.pp.ranks}:
+                sent["pp"] += travelled(operation, tensor.nbytes, size)
+            return before(*args, **kwargs)
+
+        setattr(dist, name, call)
+
+    counted("all_reduce", "all_reduce", 0)
+    counted("all_gather_into_tensor", "all_gather", 0)
+    counted("reduce_scatter_tensor", "reduce_scatter", 1)
+    counted("isend", "send", 0)
+
+
+FLOAT = {"advanced__double": False, "model__attention_dropout": 0.0, "model__vocab": 999, "data__seq": 32, "train__batch": 16}
+LAYOUTS = {
+    "one process": (1, {}),
+    "TP2 SP PP2": (4, {"tp": 2, "pp": 2, "sequence": True}),
+    "PP4": (4, {"pp": 4}),
+    "PP2 interleaved": (2, {"pp": 2, "schedule": "interleaved", "chunks": 2}),
+    "PP2 zb-h1": (2, {"pp": 2, "schedule": "zb-h1"}),
+    "PP2 recomputing": (2, {"pp": 2, "train__recompute": "full"}),
+    "DP2": (2, {"dp": 2}),
+    "DP2 ZeRO-1, bf16": (2, {"dp": 2, "zero": 1, "advanced__engine": "deepspeed", "train__precision": "bf16"}),
+    "TP2 DP2 ZeRO-3": (4, {"tp": 2, "dp": 2, "zero": 3, "advanced__engine": "deepspeed"}),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_running_ranks_hold_and_send_what_was_predicted(name):
+    size, changes = LAYOUTS[name]
+    dp = changes.get("dp", 1)
+    made = config("gpt", **FLOAT, **{key: value for key, value in changes.items() if key != "dp"})
+    p = made.parallel
+    layout = Layout(dp=dp, pp=p.pp, tp=p.tp)
+    plan = predict(made, layout)
+    for rank, found in enumerate(on_world(size, held_and_sent, made)):
+        planned = plan.ranks[layout.place(rank).pp]
+        assert planned.peak == pytest.approx(found["peak"], rel=0.05), (rank, planned)
+        for axis in ("tp", "pp"):
+            assert planned.sent[axis] == pytest.approx(found[axis], rel=1e-3), (rank, axis)
+
+
+def test_a_rank_holds_no_more_for_more_microbatches():
+    """gloo never says that a send is over: a rank that waits for it to say so keeps all that it has sent."""
+    peaks = [
+        [found["peak"] for found in on_world(2, held_and_sent, config("gpt", **{**FLOAT, "train__batch": batch}, pp=2))]
+        for batch in (8, 32)
+    ]
+    for few, many in zip(*peaks):
+        assert many == pytest.approx(few, rel=0.01)

@@ -1,0 +1,135 @@
+"""`roots plan`: what it prints of a large layout and of a small one, how it tells time, what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from roots_dist.cli import main
+from roots_dist.config.load import load
+from roots_dist.doctor.profile import Link as Measured
+from roots_dist.doctor.profile import Profile, RankFacts, Speed, write
+from roots_dist.errors import DataError
+from roots_dist.layout import Layout
+from roots_dist.plan.flops import flops_per_step
+from roots_dist.plan.machine import Link, Machine, machine_of, travelled
+from roots_dist.plan.predict import predict
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "configs" / "quickstart.yaml"
+
+
+def profile(hosts: str = "aa", between: bool = False) -> Profile:
+    same = {"device": "cpu", "versions": {}, "cores": 1, "threads": 1, "memory_free": None, "disk_free": 1}
+    ranks = tuple(RankFacts(rank=i, host=host, **same) for i, host in enumerate(hosts))
+
+    def link(where: str, operation: str, size: int, seconds: float, rate: float) -> Measured:
+        return Measured(
+            where=where, operation=operation, ranks=2, groups=1, bytes=size, seconds=seconds, bus_bytes_per_s=rate,
+            slowest_seconds=seconds, slowest=(0, 1),
+        )  # fmt: skip
+
+    links = [
+        link(where, operation, size, seconds, rate)
+        for where in ("inside", *(["between"] if between else []))
+        for operation in ("all_reduce", "all_gather", "send")
+        for size, seconds, rate in ((1 << 10, 1e-4, 1e7), (1 << 24, 1e-2, 2e9))
+    ]
+    speeds = tuple(
+        Speed(rank=i, precision="fp32", matmul_flops=rate, copy_bytes_per_s=1e10, peak_flops=5e10)
+        for i, rate in enumerate((4e10, 3e10))
+    )
+    return Profile(
+        when="", seconds=1, launcher="", backend="gloo", world_size=len(hosts), layout=None, ranks=ranks, clock_offsets_s={},
+        folder=None, wrote=(), speeds=speeds, links=tuple(links), findings=(),
+    )  # fmt: skip
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", *map(str, words)])
+    out, err = capsys.readouterr()
+    return int(ended.value.code or 0), out + err
+
+
+def test_a_laptop_plans_the_384_gpus_of_bloom(capsys, tmp_path):
+    code, said = run(capsys, ROOT / "configs" / "bloom-176b.yaml", "--processes", 384, "--json", tmp_path / "plan.json")
+    assert code == 0 and "TP4×PP12×DP8, 384 processes, 176,247,271,424 parameters" in said
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert [rank["pp"] for rank in found["ranks"]] == list(range(12)) and found["seconds"] is None
+    held = sum(rank["parameters"] for rank in found["ranks"]) * 4  # tensor ranks
+    assert held == pytest.approx(176_247_271_424, rel=0.03)  # the last stage has a copy of the embedding, and norms are not cut
+    middle = [rank["activations"] for rank in found["ranks"][1:-1]]
+    assert middle == sorted(middle, reverse=True), "a stage holds one microbatch less than the one before it"
+
+
+def test_time_needs_a_profile_and_says_where_it_goes(capsys, tmp_path):
+    write(profile(), tmp_path / "cluster.json")
+    code, said = run(capsys, QUICKSTART, "parallel.pp=1", "--profile", tmp_path / "cluster.json")
+    assert code == 0 and "s per step, MFU" in said and "30 GFLOP/s of products" in said
+    code, said = run(capsys, QUICKSTART, "parallel.pp=1", "--profile", tmp_path / "cluster.json", "--measure")
+    assert code == 0 and "s per step, MFU" in said
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["parallel.pp=1", "--measure"], "--measure: expected --profile FILE too"),
+        (["--profile", "{profile}"], "--profile: expected links between hosts"),
+        (["--profile", "{nothing}"], "expected what roots doctor --json wrote"),
+        (["--processes", "6"], "6"),
+        (["model.heads=5"], "model.heads"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_in_a_line(capsys, tmp_path, words, expected):
+    write(profile(), tmp_path / "cluster.json")
+    places = {"profile": tmp_path / "cluster.json", "nothing": tmp_path / "nothing.json"}
+    code, said = run(capsys, QUICKSTART, *(word.format(**places) for word in words))
+    assert code == 2 and expected in said and "Traceback" not in said
+
+
+def test_a_profile_becomes_a_machine():
+    machine = machine_of(profile("aabb", between=True), each_s=1e-6)
+    assert (machine.flops_per_s, machine.bytes_per_s, machine.ranks_per_host, machine.peak_flops) == (3e10, 1e10, 2, 5e10)
+    assert machine.links["between", "all_reduce"] == Link(latency_s=1e-4, bytes_per_s=2e9)
+    assert machine.link([0, 1], "reduce_scatter") == machine.links["inside", "all_gather"]
+    assert machine.link([0, 2], "send") == machine.links["between", "send"]
+    with pytest.raises(DataError, match="inside hosts"):
+        replace(machine, links={}).link([0, 1], "send")
+    with pytest.raises(DataError, match="speeds of ranks"):
+        machine_of(replace(profile(), speeds=()), 1e-6)
+    assert [travelled(name, 100, 4) for name in ("all_reduce", "all_gather", "reduce_scatter", "send")] == [150, 75, 75, 100]
+
+
+def at_once(**changes: object) -> Machine:
+    """Nothing takes time but what the test says."""
+    link = Link(latency_s=0.0, bytes_per_s=float("inf"))
+    links = {(where, operation): link for where in ("inside", "between") for operation in ("all_reduce", "all_gather", "send")}
+    free = {"flops_per_s": float("inf"), "bytes_per_s": float("inf"), "each_s": 0.0, "peak_flops": None, "ranks_per_host": 8}
+    return Machine(**{**free, "links": links, **changes})
+
+
+def test_where_only_products_take_time_a_step_takes_its_flops():
+    made = load(QUICKSTART).changed({"parallel.tp": 1, "parallel.pp": 1})
+    seconds = predict(made, Layout(), at_once(flops_per_s=1e9)).seconds
+    assert seconds.step == seconds.compute
+    assert seconds.compute * 1e9 == pytest.approx(flops_per_step(made, convention="full"), rel=0.03)
+    twice = made.changed({"parallel.tp": 2, "parallel.pp": 1})
+    assert predict(twice, Layout(tp=2), at_once(flops_per_s=1e9)).seconds.compute == pytest.approx(seconds.compute / 2, rel=0.01)
+
+
+def test_stages_that_take_equally_long_leave_the_bubble_of_the_papers():
+    made = load(QUICKSTART).changed({"parallel.tp": 1, "parallel.pp": 4, "train.micro_batch": 1, "model.layers": 64, "model.vocab": 8})
+    seconds = predict(made, Layout(pp=4), at_once(flops_per_s=1e9)).seconds
+    assert seconds.bubble / seconds.compute == pytest.approx(3 / 8, rel=0.02)
+    assert (seconds.tp, seconds.dp, seconds.optimizer) == (0, 0, 0)
+
+
+def test_messages_take_their_latency_each():
+    made = load(QUICKSTART).changed({"parallel.tp": 2, "parallel.pp": 1, "train.micro_batch": 8})
+    machine = at_once(links={("inside", "all_reduce"): Link(latency_s=1.0, bytes_per_s=float("inf"))})
+    blocks = 4 * made.model.layers  # two forward, two backward
+    assert blocks < predict(made, Layout(tp=2), machine).seconds.tp < blocks + 8  # embedding, head, loss, partial gradients
