@@ -93,7 +93,7 @@ class Executor:
             work = (stage, i)
             if kind is Kind.FORWARD:
                 found += self._forward(flight, work, batches[i], scales, lowest)
-            elif _needless(action, lowest):
+            elif needless(action, lowest):
                 continue
             elif kind in (Kind.BACKWARD, Kind.INPUT):
                 self._backward(flight, work, lowest, put_off=kind is Kind.INPUT)
@@ -172,6 +172,8 @@ class Executor:
         channel = channel_of(action, self.mesh.pp.size)
         target, group = self.mesh.pp.ranks[channel.receiver], self.channels[channel]
         tensors = [payload[name].contiguous() for name in sorted(payload)]
+        for send in [a for a, sent in flight.sent.items() if all(message.is_completed() for message, _ in sent)]:
+            del flight.sent[send]  # NCCL says so itself
         flight.sent[action] = [(dist.isend(tensor, target, group=group), tensor) for tensor in tensors]
 
     def _receive(self, action: Action, spec: PayloadSpec) -> tuple[Payload, list[dist.Work]]:
@@ -181,7 +183,7 @@ class Executor:
         return payload, [dist.irecv(payload[name], source, group=group) for name in sorted(payload)]
 
 
-def _needless(action: Action, lowest: int) -> bool:
+def needless(action: Action, lowest: int) -> bool:
     """Part of a backward pass through stages of which nothing learns, nor of those below. Both ends leave a message out."""
     kind, stage, _ = action
     if kind in (Kind.SEND_FORWARD, Kind.RECV_FORWARD):

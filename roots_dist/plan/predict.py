@@ -16,13 +16,14 @@ import torch
 from roots_dist.config.schema import Config
 from roots_dist.layout import AxisName, Layout
 from roots_dist.models import pieces_of
-from roots_dist.pipeline.actions import Action, Kind
+from roots_dist.pipeline.actions import Action, Kind, Program
 from roots_dist.pipeline.check import Times, play
+from roots_dist.pipeline.executor import needless
 from roots_dist.pipeline.partition import partition
 from roots_dist.pipeline.passes import COMPUTE
 from roots_dist.plan.flops import flops_per_step, mfu
 from roots_dist.plan.machine import Machine, travelled
-from roots_dist.plan.rehearse import Message, Rehearsal, StageCost, rehearse
+from roots_dist.plan.rehearse import Message, Rehearsal, rehearse
 from roots_dist.plan.timing import time_passes
 from roots_dist.tensor.collectives import Split
 from roots_dist.train.build import learning_program
@@ -91,7 +92,10 @@ def predict(config: Config, layout: Layout, machine: Machine | None = None, devi
     kinds = _kinds(config, layout)
     found = {kind: rehearse(config, layout, kinds.index(kind)) for kind in dict.fromkeys(kinds)}
     rehearsals = [_renumbered(found[kind], pp - kinds.index(kind)) for pp, kind in enumerate(kinds)]
-    program = learning_program(config, config.num_microbatches(layout.dp))
+    program = [
+        [action for action in actions if action.kind is Kind.FORWARD or not needless(action, rehearsals[0].lowest)]
+        for actions in learning_program(config, config.num_microbatches(layout.dp))
+    ]
     ranks = tuple(_rank_plan(config, layout, pp, found, program[pp]) for pp, found in enumerate(rehearsals))
     if machine is None:
         return Plan(config=config, layout=layout, ranks=ranks)
@@ -106,7 +110,7 @@ def predict(config: Config, layout: Layout, machine: Machine | None = None, devi
             for pp, kind in enumerate(kinds)
             for (k, stage), seconds in timed[kind].items()
         }
-    seconds = _seconds(config, layout, machine, rehearsals, computing)
+    seconds = _seconds(config, layout, machine, rehearsals, program, computing)
     peak = machine.peak_flops
     share = peak and mfu(flops_per_step(config), seconds.step, peak, layout.world_size)
     return Plan(config=config, layout=layout, ranks=ranks, seconds=seconds, mfu=share)
@@ -139,7 +143,7 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: Rehearsal, action
         weights=weights,
         optimizer=optimizer,
         gradients=gradients,
-        activations=_most_alive(actions, found.stages, gradients) - gradients + _gathered(config, layout, found),
+        activations=_most_alive(actions, found, gradients) - gradients + _gathered(config, layout, found),
         sent={
             "tp": _sent_tp(actions, found, layout),
             "pp": _sent_pp(actions, found),
@@ -148,18 +152,20 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: Rehearsal, action
     )
 
 
-def _most_alive(actions: list[Action], stages: Mapping[int, StageCost], gradients: int) -> int:
+def _most_alive(actions: list[Action], found: Rehearsal, gradients: int) -> int:
     """The most bytes that live at once, in the order in which the rank acts: activations, messages, weights' gradients."""
     held = most = made = leaving = 0
     arrived: set[tuple[int, int]] = set()
     learned: set[int] = set()
     for kind, stage, i in actions:
-        cost = stages[stage]
+        cost = found.stages[stage]
         if kind is Kind.RECV_FORWARD:
             held += cost.received
             arrived.add((stage, i))
         elif kind is Kind.RECV_BACKWARD:
             held += cost.given
+        elif kind is Kind.SEND_FORWARD:  # without an answer to it gloo holds it until the step's end
+            held += cost.handed_on if stage < found.lowest else 0
         elif kind is Kind.SEND_BACKWARD:  # held until the next one is on its way
             held, leaving = held - leaving, cost.returned
         elif kind is Kind.FORWARD:
@@ -204,7 +210,8 @@ def _sent_tp(actions: list[Action], found: Rehearsal, layout: Layout) -> float:
 
 
 def _sent_pp(actions: list[Action], found: Rehearsal) -> float:
-    ties = sum(travelled("all_reduce", p.tensor.nbytes, found.ties[p.name]) for p in found.params if p.name in found.ties)
+    tied = [p for p in found.params if p.name in found.ties and p.tensor.requires_grad]
+    ties = sum(travelled("all_reduce", p.tensor.nbytes, found.ties[p.name]) for p in tied)
     size = {Kind.SEND_FORWARD: lambda cost: cost.handed_on, Kind.SEND_BACKWARD: lambda cost: cost.returned}
     return ties + sum(size[kind](found.stages[stage]) for kind, stage, _ in actions if kind in size)
 
@@ -229,9 +236,9 @@ def _seconds(
     layout: Layout,
     machine: Machine,
     rehearsals: list[Rehearsal],
+    program: Program,
     computing: Mapping[tuple[Kind, int], float],
 ) -> Seconds:
-    program = learning_program(config, config.num_microbatches(layout.dp))
     here = layout.place(0)
 
     def link(axis: AxisName, messages: Iterable[Message], size: int) -> float:

@@ -85,6 +85,8 @@ class Rehearsal:
     """Bytes of each piece's weights."""
     once: tuple[Message, ...]
     """Between tensor ranks, once in a step: gradients that each has only in part."""
+    lowest: int
+    """The first stage of the model that learns: no gradient goes below it."""
     ties: Mapping[str, int]
     """Of each parameter that other pipeline ranks hold too: how many of them, this one included."""
 
@@ -147,7 +149,7 @@ def rehearse(config: Config, layout: Layout, pp_rank: int) -> Rehearsal:
     ties = {name: len(ranks) for name, ranks in model.holders.items() if pp_rank in ranks}
     once = tuple(messages.messages) if messages else ()
     pieces = tuple(sum(p.nbytes for p in piece.parameters()) for _, piece in model.pieces())
-    return Rehearsal(stages=stages, params=model.params, pieces=pieces, once=once, ties=ties)
+    return Rehearsal(stages=stages, params=model.params, pieces=pieces, once=once, lowest=lowest_of(model), ties=ties)
 
 
 def one_microbatch(config: Config) -> MicroBatch:
@@ -176,9 +178,16 @@ def imagined(layout: Layout, pp_rank: int, tp_group: dist.ProcessGroup | None, d
 def rehearse_stages(
     config: Config, model: RankModel, batch: MicroBatch, books: Ledger, messages: list[Message]
 ) -> dict[int, StageCost]:
-    """Of each stage of this rank. Also of tensors with numbers, whose costs must be the same."""
+    """Of each stage of this rank, when all learns that ever will. Also of tensors with numbers: they must cost the same."""
     put_off = config.parallel.schedule == "zb-h1"
+    for p in model.params:
+        p.tensor.requires_grad_(p.name in model.learned)
     return {index: _stage_cost(model, index, batch, _Meter(books, messages), put_off) for index in sorted(model.stages)}
+
+
+def lowest_of(model: RankModel) -> int:
+    """The first stage that learns, once all learns that ever will."""
+    return next(stage for stage, joins in enumerate(model.joins) if joins is not None)
 
 
 @dataclass
@@ -209,12 +218,13 @@ class _Meter:
 def _stage_cost(model: RankModel, index: int, batch: MicroBatch, meter: _Meter, put_off: bool) -> StageCost:
     """Of two microbatches the second: by then what is made once is there, the weights' gradients among it."""
     books, later, stage = meter.books, model.split.later, model.stages[index]
+    above, learns = index > lowest_of(model), index >= lowest_of(model)
     device = batch.tokens.device
     for _ in range(2):
         with books:
             start = books.live
             payload = {
-                name: torch.zeros(shape, dtype=dtype, device=device, requires_grad=dtype.is_floating_point)
+                name: torch.zeros(shape, dtype=dtype, device=device, requires_grad=above and dtype.is_floating_point)
                 for name, (shape, dtype) in model.inputs[index](batch).items()
             }
             received = books.live - start
@@ -223,13 +233,15 @@ def _stage_cost(model: RankModel, index: int, batch: MicroBatch, meter: _Meter, 
                 loss = sum(term.sum for term in out.found) if out.found else None
             kept = books.live - start
             handed_on = [t for t in out.payload.values() if t.requires_grad]
-            roots = ([] if loss is None else [loss]) + handed_on
-            gradients = ([] if loss is None else [None]) + [torch.ones_like(t) for t in handed_on]
+            scored = [] if loss is None or not loss.requires_grad else [loss]
+            roots = scored + handed_on
+            gradients = [None for _ in scored] + [torch.ones_like(t) for t in handed_on]
             handed, given = sum(t.nbytes for t in out.payload.values()), sum(t.nbytes for t in handed_on)
-            del out, loss, handed_on
+            del out, loss, scored, handed_on
             later.on = put_off
             with meter.of(Kind.INPUT if put_off else Kind.BACKWARD):
-                torch.autograd.backward(roots, gradients)
+                if roots:
+                    torch.autograd.backward(roots, gradients)
             later.on = False
             returned = sum(t.grad.nbytes for t in payload.values() if t.grad is not None)
             del payload, roots, gradients
@@ -240,7 +252,7 @@ def _stage_cost(model: RankModel, index: int, batch: MicroBatch, meter: _Meter, 
             del undone
     return StageCost(
         passes={kind: found[-1] for kind, found in meter.found.items()},
-        kept=kept,
+        kept=kept if learns else 0,  # what no gradient goes through is not kept
         waiting=waiting if put_off else 0,
         received=received,
         returned=returned,

@@ -18,7 +18,7 @@ from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.objectives.base import MicroBatch
 from roots_dist.pipeline.actions import Kind
-from roots_dist.plan.rehearse import Silent, imagined, one_microbatch
+from roots_dist.plan.rehearse import Silent, imagined, lowest_of, one_microbatch
 from roots_dist.train.build import RankModel, build_model
 
 REPEATS = 3
@@ -30,6 +30,8 @@ def time_passes(config: Config, layout: Layout, pp_rank: int, device: torch.devi
     model = build_model(config, imagined(layout, pp_rank, Silent(layout.tp) if layout.tp > 1 else None, device))
     batch = one_microbatch(config).to(device)
     put_off = config.parallel.schedule == "zb-h1"
+    for p in model.params:
+        p.tensor.requires_grad_(p.name in model.learned)
     return {
         (kind, index): statistics.median(seconds)
         for index in sorted(model.stages)
@@ -39,18 +41,19 @@ def time_passes(config: Config, layout: Layout, pp_rank: int, device: torch.devi
 
 def _of_stage(model: RankModel, index: int, batch: MicroBatch, put_off: bool) -> dict[Kind, list[float]]:
     device, later, stage = batch.tokens.device, model.split.later, model.stages[index]
+    above = index > lowest_of(model)
     found: dict[Kind, list[float]] = {}
     for repeat in range(REPEATS + 1):
-        payload = {name: _numbers(*spec, device) for name, spec in model.inputs[index](batch).items()}
+        payload = {name: _numbers(*spec, device, above) for name, spec in model.inputs[index](batch).items()}
         clock = _now(device)
         out = stage(payload, batch)
         loss = sum(term.sum for term in out.found) if out.found else None
         laps = {Kind.FORWARD: -clock + (clock := _now(device))}
         handed_on = [t for t in out.payload.values() if t.requires_grad]
         later.on = put_off
-        torch.autograd.backward(
-            [*([] if loss is None else [loss]), *handed_on], [*([] if loss is None else [None]), *map(torch.ones_like, handed_on)]
-        )
+        scored = [] if loss is None or not loss.requires_grad else [loss]
+        if roots := [*scored, *handed_on]:
+            torch.autograd.backward(roots, [*(None for _ in scored), *map(torch.ones_like, handed_on)])
         laps[Kind.INPUT if put_off else Kind.BACKWARD] = -clock + (clock := _now(device))
         later.on = False
         if put_off:
@@ -62,9 +65,9 @@ def _of_stage(model: RankModel, index: int, batch: MicroBatch, put_off: bool) ->
     return found
 
 
-def _numbers(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _numbers(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, learns: bool) -> Tensor:
     if dtype.is_floating_point:
-        return torch.randn(shape, dtype=dtype, device=device, requires_grad=True)
+        return torch.randn(shape, dtype=dtype, device=device, requires_grad=learns)
     return torch.ones(shape, dtype=dtype, device=device)
 
 

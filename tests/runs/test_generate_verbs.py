@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -112,10 +113,17 @@ def all_answered(rank: int, size: int, place: str, overrides: list[str]) -> dict
     return {name: answered(Path(place) / name, asked, rank, size, overrides) for name, asked in ASKED.items()}
 
 
+def apart(text: str) -> tuple[str, list[float]]:
+    """What is said, and the percentages in it."""
+    return re.sub(r"[\d.]+%", "%", text), [float(share) for share in re.findall(r"([\d.]+)%", text)]
+
+
 def test_every_kind_of_model_answers_alike_in_one_process_and_in_tp2_pp2(place):
     alone = all_answered(0, 1, str(place), [])
     first, *others = on_world(4, all_answered, str(place), ["parallel.tp=2", "parallel.pp=2", "parallel.sequence=true"])
-    assert first == alone
+    for name, text in alone.items():
+        words, shares = apart(text)
+        assert apart(first[name]) == (words, pytest.approx(shares, abs=0.011)), name  # the last digit shown is rounded
     assert all(not text for other in others for text in other.values())  # one rank speaks
     assert alone["gpt"].startswith("The people of") and alone["gpt"].endswith("\n") and len(alone["gpt"]) > 20
     assert alone["t5"].count("\n\n") == 1 and "</s>" not in alone["t5"]
