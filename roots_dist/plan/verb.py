@@ -55,4 +55,11 @@ def plan(
     found = predict(loaded.config, layout, machine, device_for(loaded.config, alone()) if measure else None)
     typer.echo("\n".join(lines(found, machine)))
     if json is not None:
-        json.write_text(dumps(facts(found), indent=1) + "\n", encoding="utf-8")
+        try:
+            json.parent.mkdir(parents=True, exist_ok=True)
+            json.write_text(dumps(facts(found), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"--json {json}: expected a file that can be written ({(error.strerror or str(error)).lower()}). "
+                f"Fix: name another, the plan above is whole."
+            ) from None

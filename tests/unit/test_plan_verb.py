@@ -80,6 +80,7 @@ def test_time_needs_a_profile_and_says_where_it_goes(capsys, tmp_path):
         (["parallel.pp=1", "--measure"], "--measure: expected --profile FILE too"),
         (["--profile", "{profile}"], "--profile: expected links between hosts"),
         (["--profile", "{nothing}"], "expected what roots doctor --json wrote"),
+        (["parallel.pp=1", "--json", "{profile}/plan.json"], "expected a file that can be written"),
         (["--processes", "6"], "6"),
         (["model.heads=5"], "model.heads"),
     ],
