@@ -15,9 +15,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from roots_dist.accounting.flops import flops_per_sample
 from roots_dist.config.schema import Config
-from roots_dist.pipeline.check import expected_bubble
-from roots_dist.plan.flops import flops_per_sample
+from roots_dist.schedule.check import expected_bubble
 
 HERE = Path(__file__).resolve().parent
 PAIRS = (
@@ -114,7 +114,9 @@ def main() -> None:
             for _ in range(args.rounds):
                 for contestant in racing.values():
                     contestant.turn()
-                print(", ".join(f"{n} {c.turns[-1]['tokens_per_s']:.0f}" for n, c in racing.items()), "tok/s", flush=True)
+                print(
+                    ", ".join(f"{n} {c.turns[-1]['tokens_per_s']:.0f}" for n, c in racing.items()), "tok/s", flush=True
+                )
         finally:
             for contestant in racing.values():
                 contestant.end()
@@ -138,11 +140,19 @@ def report(args: argparse.Namespace, racing: dict[str, Contestant]) -> None:
 
     config = Config.model_validate({"model": next(iter(racing.values())).job["model"], "data": {"seq": args.seq}})
     linear = 6 * (12 * args.layers * args.hidden**2 + args.hidden * args.vocab)
-    attention = flops_per_sample(config) / config.data.seq / linear  # the limit runs the linear layers' products; attention's count too
+    attention = (
+        flops_per_sample(config) / config.data.seq / linear
+    )  # the limit runs the linear layers' products; attention's count too
     print(f"\n{'':28} tok/s  CPU-s/ktok  peak GiB  of the matmul limit")
     for name in racing:
-        share = f"{ratio(name, 'matmul', 'tokens_per_s') * attention:8.2f}" if "matmul" in racing and name != "matmul" else ""
-        print(f"{name:28} {median(name, 'tokens_per_s'):5.0f}  {median(name, 'cpu_per_ktok'):10.2f}  {median(name, 'peak_gib'):8.2f}  {share}")
+        share = (
+            f"{ratio(name, 'matmul', 'tokens_per_s') * attention:8.2f}"
+            if "matmul" in racing and name != "matmul"
+            else ""
+        )
+        print(
+            f"{name:28} {median(name, 'tokens_per_s'):5.0f}  {median(name, 'cpu_per_ktok'):10.2f}  {median(name, 'peak_gib'):8.2f}  {share}"
+        )
     print()
     for a, b in PAIRS:
         if a in racing and b in racing:

@@ -24,7 +24,12 @@ def config_for(job: dict):
             "model": job["model"],
             "data": {"seq": job["seq"]},
             "parallel": job["parallel"],
-            "train": {"batch": job["batch"], "micro_batch": job["micro_batch"], "steps": 1000, "recompute": job["recompute"]},
+            "train": {
+                "batch": job["batch"],
+                "micro_batch": job["micro_batch"],
+                "steps": 1000,
+                "recompute": job["recompute"],
+            },
             "optim": {"lr": 1e-4, "clip": 1.0, "rate": "constant"},
         }
     )
@@ -32,11 +37,11 @@ def config_for(job: dict):
 
 def roots(job: dict):
     """One optimizer step as a function of its number, which returns the loss."""
+    from roots_dist.assembly.run import build_run
     from roots_dist.layout import Layout
-    from roots_dist.mesh import Mesh
-    from roots_dist.testing.parity import random_batches
-    from roots_dist.train.build import build_run
-    from roots_dist.train.step import train_step
+    from roots_dist.learning.objectives.synthetic import random_batches
+    from roots_dist.runs.train.step import train_step
+    from roots_dist.world.mesh import Mesh
 
     config = config_for(job)
     p = config.parallel
@@ -49,7 +54,7 @@ def transformers(job: dict):
     """The loop that a user would write: GPT2LMHeadModel, its own loss, clip_grad_norm_, torch's AdamW."""
     import transformers as hf
 
-    from roots_dist.testing.parity import random_batches
+    from roots_dist.learning.objectives.synthetic import random_batches
 
     config = config_for(job)
     m = config.model
@@ -70,7 +75,10 @@ def transformers(job: dict):
     decay = [p for p in model.parameters() if p.dim() >= 2]
     rest = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}], lr=1e-4, betas=(0.9, 0.95), fused=job["fused"]
+        [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
+        lr=1e-4,
+        betas=(0.9, 0.95),
+        fused=job["fused"],
     )
 
     def step(number: int) -> float:
@@ -79,7 +87,10 @@ def transformers(job: dict):
         total = 0.0
         for batch in batches:
             logits = model(batch.tokens).logits
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="sum") / count
+            loss = (
+                torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="sum")
+                / count
+            )
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -93,14 +104,20 @@ def transformers(job: dict):
 @torch.no_grad()
 def fill_with_our_weights(model, config) -> None:
     """The initial weights of our run, so that the first losses must agree."""
-    from roots_dist.mesh import Mesh
-    from roots_dist.train.build import build_model
+    from roots_dist.assembly.rank_model import build_model
+    from roots_dist.world.mesh import Mesh
 
     ours = {p.name: p.tensor for p in build_model(config, Mesh.single()).params}
     theirs = dict(model.named_parameters())
     theirs["transformer.wte.weight"].copy_(ours["embed.tokens.weight"])
     theirs["transformer.wpe.weight"].copy_(ours["embed.places"])
-    parts = {"norm1": "ln_1", "norm2": "ln_2", "attention.out": "attn.c_proj", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
+    parts = {
+        "norm1": "ln_1",
+        "norm2": "ln_2",
+        "attention.out": "attn.c_proj",
+        "mlp.up": "mlp.c_fc",
+        "mlp.down": "mlp.c_proj",
+    }
     for kind in ("weight", "bias"):
         theirs[f"transformer.ln_f.{kind}"].copy_(ours[f"head.norm.{kind}"])
         for i in range(config.model.layers):
@@ -114,7 +131,9 @@ def matmul(job: dict):
     """The machine's limit: the step's matrix products alone, forward and backward, as plain torch calls."""
     m, rows = job["model"], job["micro_batch"] * job["seq"]
     f = m.get("ffn") or 4 * m["hidden"]
-    shapes = ([(m["hidden"], m["hidden"])] * 4 + [(m["hidden"], f), (f, m["hidden"])]) * m["layers"] + [(m["hidden"], m["vocab"])]
+    shapes = ([(m["hidden"], m["hidden"])] * 4 + [(m["hidden"], f), (f, m["hidden"])]) * m["layers"] + [
+        (m["hidden"], m["vocab"])
+    ]
     tensors = {s: (torch.randn(rows, s[0]), torch.randn(s[1], s[0]), torch.randn(rows, s[1])) for s in set(shapes)}
 
     def step(number: int) -> float:

@@ -20,19 +20,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from roots_dist.checkpoint.keep import chosen
-from roots_dist.checkpoint.load import load_weights
-from roots_dist.config.families import HIDES
+from roots_dist.assembly.passes import build_passes
+from roots_dist.checks.families import HIDES
 from roots_dist.config.load import load
 from roots_dist.config.schema import Config
-from roots_dist.data.batches import Batches
-from roots_dist.data.specials import read_specials
-from roots_dist.mesh import Mesh
-from roots_dist.models.electra import Head
-from roots_dist.objectives import make_objective
-from roots_dist.objectives.base import IGNORE
-from roots_dist.track.metrics import METRICS_FILE, read_lines
-from roots_dist.train.build import build_passes
+from roots_dist.learning.data.batches import Batches
+from roots_dist.learning.data.specials import read_specials
+from roots_dist.learning.models.electra import Head
+from roots_dist.learning.objectives import make_objective
+from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
+from roots_dist.storage.checkpoint.keep import chosen
+from roots_dist.storage.checkpoint.load import load_weights
+from roots_dist.world.batch import IGNORE
+from roots_dist.world.mesh import Mesh
 
 ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = {
@@ -67,7 +67,15 @@ class Line:
 
 def train(config: str, folder: Path, words: list[str], share: float) -> None:
     steps = max(1, round(load(ROOT / "configs" / f"{config}.yaml").train.steps * share))
-    command = [sys.executable, "-m", "roots_dist", "train", f"configs/{config}.yaml", f"track.folder={folder}", "track.wandb=disabled"]
+    command = [
+        sys.executable,
+        "-m",
+        "roots_dist",
+        "train",
+        f"configs/{config}.yaml",
+        f"track.folder={folder}",
+        "track.wandb=disabled",
+    ]
     subprocess.run([*command, f"train.steps={steps}", "train.eval_sequences=256", *words], cwd=ROOT, check=True)
 
 
@@ -122,7 +130,9 @@ def entropy_of_replaced(config: Config, folder: Path) -> float:
 
     (head,) = (piece for _, piece in passes.model.pieces() if isinstance(piece, Head))
     head.register_forward_pre_hook(count)
-    held_out = Batches.open(config, make_objective(config), config.data.validation).evaluation(REPLACED * config.train.micro_batch)
+    held_out = Batches.open(config, make_objective(config), config.data.validation).evaluation(
+        REPLACED * config.train.micro_batch
+    )
     for batch in held_out:
         passes.forward([batch])
     share = replaced / words

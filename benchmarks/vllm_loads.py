@@ -25,19 +25,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from roots_dist.checkpoint.keep import chosen
-from roots_dist.checkpoint.load import load_weights
+from roots_dist.assembly.passes import build_passes
 from roots_dist.config.of_run import of_run
 from roots_dist.config.schema import Config
-from roots_dist.data.tokenizer import load_codec
-from roots_dist.exchange.compare import BOUND, a_batch, our_logits
-from roots_dist.exchange.exporting import export_model
-from roots_dist.generate.decode import decode
-from roots_dist.generate.request import Request
-from roots_dist.generate.sampling import Sampling
-from roots_dist.mesh import Mesh
-from roots_dist.objectives.base import MicroBatch
-from roots_dist.train.build import build_passes
+from roots_dist.learning.data.tokenizer import load_codec
+from roots_dist.runs.generate.decode import decode
+from roots_dist.runs.generate.request import Request
+from roots_dist.runs.generate.sampling import Sampling
+from roots_dist.storage.checkpoint.keep import chosen
+from roots_dist.storage.checkpoint.load import load_weights
+from roots_dist.storage.exchange.compare import BOUND, a_batch, our_logits
+from roots_dist.storage.exchange.exporting import export_model
+from roots_dist.world.batch import MicroBatch
+from roots_dist.world.mesh import Mesh
 
 READER = Path(__file__).with_name("vllm_reader.py")
 TEXT = "The state of the Union"
@@ -82,7 +82,9 @@ class Seen(NamedTuple):
     good: bool
 
     def __str__(self) -> str:
-        said = ", ".join([f"{self.difference:.1e} of {self.largest:.3g}", *self.notes]) if self.largest else "not loaded"
+        said = (
+            ", ".join([f"{self.difference:.1e} of {self.largest:.3g}", *self.notes]) if self.largest else "not loaded"
+        )
         return f"{self.run} | {self.architecture} | {self.kind} | {said} | {'✓' if self.good else '✗'}"
 
 

@@ -44,7 +44,9 @@ def pooled(llm, job: dict) -> list[torch.Tensor]:
     """Of each text [C] (classify) or [S, C] (token_classify); C is V for an encoder with its head of words."""
     inputs = [{"prompt_token_ids": ids} for ids in job["prompts"]]
     raw = PoolingParams(task=job["task"], use_activation=False)
-    return [one.outputs.data for one in llm.encode(inputs, pooling_params=raw, pooling_task=job["task"], use_tqdm=False)]
+    return [
+        one.outputs.data for one in llm.encode(inputs, pooling_params=raw, pooling_task=job["task"], use_tqdm=False)
+    ]
 
 
 def answer(job: dict) -> None:
@@ -63,7 +65,9 @@ def answer(job: dict) -> None:
     versions = {module.__name__: module.__version__ for module in (vllm, transformers, torch)}
     words = llm.get_tokenizer().encode(job["text"]) if job["text"] else []
     save_file({str(i): one.float().contiguous().cpu() for i, one in enumerate(logits)}, folder / "logits.safetensors")
-    (folder / "answer.json").write_text(json.dumps({"versions": versions, "class": kind, "tokens": tokens, "ids": words}))
+    (folder / "answer.json").write_text(
+        json.dumps({"versions": versions, "class": kind, "tokens": tokens, "ids": words})
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from roots_dist.data.embedded import path_of
+from roots_dist.learning.data.embedded import path_of
 
 LANGUAGES = (
     "English", "French", "Spanish", "Italian", "German, Standard (1996)", "Dutch", "Danish", "Polish", "Czech", "Finnish",

@@ -1,6 +1,6 @@
 """`python -m roots_dist ...` is `roots ...`: what torchrun, deepspeed, mpirun and srun start."""
 
-from roots_dist.cli import main
+from roots_dist.cli.main import main
 
 if __name__ == "__main__":
     main()

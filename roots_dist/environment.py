@@ -3,7 +3,7 @@ os.environ.
 
     torchrun, deepspeed | mpirun | srun --variables--> discover() --World--> launch/, which joins it
 
-`None` means that nobody launched us: `roots train` then starts the processes itself (launch/local.py).
+`None` means that nobody launched us: `roots train` then starts the processes itself (runs/ranks/local.py).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     rank = (pp · DP + dp) · TP + tp
 
 Tensor ranks are innermost: they talk most (every layer) and belong on one node. Pipeline ranks are outermost: they
-talk least (one activation per microbatch) and bear the slow links. mesh.py makes the live groups from this.
+talk least (one activation per microbatch) and bear the slow links. world/mesh.py makes the live groups from this.
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ class Layout:
 
     def model_groups(self) -> list[list[int]]:
         """The ranks that hold one replica of the model together (pp × tp), one group per data rank."""
-        return [
-            [self.rank(pp, dp, tp) for pp in range(self.pp) for tp in range(self.tp)] for dp in range(self.dp)
-        ]
+        return [[self.rank(pp, dp, tp) for pp in range(self.pp) for tp in range(self.tp)] for dp in range(self.dp)]
 
     def __str__(self) -> str:
         return f"TP{self.tp}×PP{self.pp}×DP{self.dp}"

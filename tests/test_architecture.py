@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "roots_dist"
 FLOORS = (
-    ("errors", "layout", "environment", "logs", "config", "stopwatch", "pipeline.actions", "pipeline.schedules", "data.ramp"),
-    ("mesh", "sharding", "rng", "objectives.base"),
-    ("tensor", "optim", "pipeline", "zero"),
-    ("models", "objectives", "data"),
-    ("checkpoint",),
-    ("train", "doctor", "track", "report", "evaluate", "generate", "exchange", "plan", "verify", "launch", "testing"),
-    ("cli", "terminal", "__main__"),
+    ("facts", ("errors", "failures", "environment", "scrub", "layout", "logs", "cluster_profile")),
+    ("facts", ("schedule", "config", "accounting", "checks")),
+    ("the live world", ("world",)),
+    ("the parallelisms", ("parallel.optim", "parallel.tensor", "parallel.pipeline", "parallel.zero")),
+    ("what is learned, from what", ("learning.models", "learning.data", "learning.objectives")),
+    ("one rank's model", ("assembly",)),
+    ("what is kept", ("storage.checkpoint", "storage.exchange")),
+    (
+        "runs",
+        (
+            "runs.ranks",
+            "runs.track",
+            "runs.generate",
+            "runs.evaluate",
+            "runs.train",
+            "runs.launch",
+            "runs.doctor",
+            "runs.plan",
+            "runs.report",
+        ),
+    ),
+    ("the proof", ("testing", "verify")),
+    ("the command line", ("cli", "__main__")),
 )
-"""From facts to verbs. A file belongs to the longest name that fits: schedules and ramps are arithmetic that checks
-ask, objectives.base holds the words that batches, models and the trainer share."""
+"""Every room of the package, lowest first: a room imports itself and what stands before it. No exceptions."""
+ORDER = tuple(room for _, rooms in FLOORS for room in rooms)
+LIGHT = {"facts", "the command line"}
+"""Floors on which nothing heavy is imported when a file is: a login node checks a run in 0.2 s."""
 HEAVY = {"torch", "deepspeed", "transformers", "datasets", "wandb", "matplotlib", "numpy", "tokenizers", "safetensors"}
 ENVIRON = {
     "environment.py",  # the one reader
     "testing/world.py",  # gives each test rank the variables that a launcher would
 }
 ENVIRON_NAMES = {"environ", "environb", "getenv", "putenv"}
-PRINTS = {"cli.py", "track", "launch/failures.py", "launch/local.py"}
+PRINTS = {"runs/track", "failures.py", "runs/ranks/local.py"}
 """Who speaks to a terminal: verbs, progress, and the last words of a rank that fails."""
 LONGEST = 350
 
@@ -35,17 +53,21 @@ IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
 
 
 def name_of(path: Path) -> str:
-    """`pipeline.check` for pipeline/check.py, `pipeline` for pipeline/__init__.py."""
+    """`pipeline.check` for schedule/check.py, `pipeline` for parallel/pipeline/__init__.py."""
     return (
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".") or "roots_dist"
     )
 
 
-def floor_of(name: str) -> int:
-    rooms = [(room, floor) for floor, names in enumerate(FLOORS) for room in names]
-    fits = [(len(room), floor) for room, floor in rooms if f"{name}.".startswith(f"{room}.")]
-    assert fits, f"roots_dist.{name} stands on no floor: add its room to FLOORS"
-    return max(fits)[1]
+def room_of(name: str) -> str:
+    fits = [room for room in ORDER if f"{name}.".startswith(f"{room}.")]
+    assert len(fits) == 1, f"roots_dist.{name} is in no room: add it to FLOORS"
+    return fits[0]
+
+
+def is_room(name: str) -> bool:
+    """Not so the package itself and the folders around rooms, which are empty."""
+    return any(f"{name}.".startswith(f"{room}.") for room in ORDER)
 
 
 def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
@@ -70,19 +92,65 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
                 yield (f"{module}.{alias.name}" if is_module else module), at_import
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
-def test_a_module_imports_only_from_its_floor_or_below(path):
-    if name_of(path) == "roots_dist":
-        return
-    mine = floor_of(name_of(path))
+def imported_rooms(path: Path) -> set[str]:
+    """Late imports and those for type checkers are counted too: they are dependencies all the same."""
     own = {name.removeprefix("roots_dist.") for name, _ in imports(tree_of(path)) if name.startswith("roots_dist.")}
-    upward = sorted(name for name in own if floor_of(name) > mine)
-    assert not upward, f"{path.name} (floor {mine}) imports {upward} from above: move the shared part down"
+    return {room_of(name) for name in own}
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_a_module_imports_only_from_its_own_room_or_a_lower_one(path):
+    name = name_of(path)
+    if not is_room(name):
+        assert not list(imports(tree_of(path))), f"{path} is the folder around rooms: keep it empty"
+        return
+    mine = ORDER.index(room_of(name))
+    upward = sorted(room for room in imported_rooms(path) if ORDER.index(room) > mine)
+    assert not upward, f"{name} (in {room_of(name)}) imports {upward} from above: move the shared part down"
+
+
+def test_the_package_graph_has_no_cycle():
+    """Between rooms and between top-level folders, whatever FLOORS says. A cycle is told with the files that make its arrows."""
+    for depth in (len, lambda parts: 1):
+        arrows: dict[str, dict[str, str]] = {}
+        for path in FILES:
+            if not is_room(name_of(path)):
+                continue
+            cut = lambda room: ".".join(room.split(".")[: depth(room.split("."))])  # noqa: B023
+            here = cut(room_of(name_of(path)))
+            for there in {cut(room) for room in imported_rooms(path)} - {here}:
+                arrows.setdefault(here, {}).setdefault(there, name_of(path))
+        assert not (cycle := cycle_in(arrows)), "imports go round: " + ", ".join(
+            f"{arrows[a][b]} imports {b}" for a, b in zip(cycle, cycle[1:] + cycle[:1])
+        )
+
+
+def cycle_in(arrows: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """The nodes of a cycle in order, or none."""
+    over: set[str] = set()
+
+    def walk(node: str, way: list[str]) -> list[str]:
+        if node in way:
+            return way[way.index(node) :]
+        if node in over:
+            return []
+        found = next((cycle for there in sorted(arrows.get(node, ())) if (cycle := walk(there, [*way, node]))), [])
+        over.add(node)
+        return found
+
+    return next((cycle for node in sorted(arrows) if (cycle := walk(node, []))), [])
+
+
+def test_a_cycle_is_found_and_told():
+    assert cycle_in({"a": {"b": 0}, "b": {"c": 0}, "c": {}}) == []
+    assert cycle_in({"a": {"b": 0}, "b": {"c": 0}, "c": {"d": 0, "b": 0}}) == ["b", "c"]
 
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_facts_and_verbs_start_without_heavy_packages(path):
-    if name_of(path) != "roots_dist" and floor_of(name_of(path)) not in (0, len(FLOORS) - 1):
+    name = name_of(path)
+    floor = {room: title for title, rooms in FLOORS for room in rooms}
+    if not is_room(name) or floor[room_of(name)] not in LIGHT:
         return
     heavy = {name for name, at_import in imports(tree_of(path)) if at_import and name.split(".")[0] in HEAVY}
     assert not heavy, f"{path.name} imports {sorted(heavy)} when it is imported: a login node checks a run in 0.2 s"
@@ -147,7 +215,7 @@ def test_nobody_changes_a_constant(path):
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_only_those_who_speak_to_a_terminal_print(path):
     where = str(path.relative_to(PACKAGE))
-    if where in PRINTS or where.split("/")[0] in PRINTS:
+    if where in PRINTS or where.rpartition("/")[0] in PRINTS:
         return
     calls = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
     prints = [call.lineno for call in calls if getattr(call.func, "id", "") == "print"]

@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from roots_dist.cli import app
-from roots_dist.config.checks import check
+from roots_dist.checks.checks import check
+from roots_dist.cli.main import app
 from roots_dist.config.load import load
 from roots_dist.config.schema import Objective
-from roots_dist.pipeline.check import expected_bubble
+from roots_dist.schedule.check import expected_bubble
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -161,7 +161,7 @@ def test_the_page_of_config_keys_is_what_the_tree_says():
 
 def test_the_page_of_objectives_shows_a_whole_one_in_under_60_lines():
     page = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
-    whole = (ROOT / "roots_dist" / "objectives" / "prefix.py").read_text(encoding="utf-8")
+    whole = (ROOT / "roots_dist" / "learning" / "objectives" / "prefix.py").read_text(encoding="utf-8")
     assert f"```python\n{whole}```" in page and f"in {len(whole.splitlines())} lines" in page
     assert len(whole.splitlines()) < 60
     names = re.findall(r"`([\w-]+)`", " ".join(re.findall(r"^\| (`.*?) \|", page, re.M)))
@@ -189,7 +189,7 @@ def test_help_imports_what_its_library_does_and_little_of_ours():
     """So that it costs what an empty program's would. Its seconds are no measure on a machine that others use as well."""
     empty = "import typer; app = typer.Typer(rich_markup_mode=None, add_completion=False); app.command()(lambda: None)"
     imported = []
-    for program in (empty, "from roots_dist.cli import app"):
+    for program in (empty, "from roots_dist.cli.main import app"):
         code = f"import sys; {program}; app(['--help'], standalone_mode=False); print(*sys.modules, sep='\\n', file=sys.stderr)"
         shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert shown.returncode == 0 and "Usage" in shown.stdout
@@ -197,4 +197,4 @@ def test_help_imports_what_its_library_does_and_little_of_ours():
     theirs, more = {*imported[0]}, {*imported[1]} - {*imported[0]}
     assert {name.split(".")[0] for name in more} - {*sys.stdlib_module_names} == {"roots_dist"}
     ours = {name.split(".")[1] for name in more if name.startswith("roots_dist.")}
-    assert ours <= {"cli", "doctor", "errors", "launch", "plan", "report"} and len(more) < len(theirs) / 5, more
+    assert ours <= {"cli", "errors", "runs"} and len(more) < len(theirs) / 5, more

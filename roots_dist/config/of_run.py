@@ -1,6 +1,6 @@
 """The config of a run that exists, for the verbs that read its checkpoint: whatever layout wrote it, one process reads it.
 
-    run's config.yaml + overrides --of_run--> Config for one process, unless overrides ask for a layout
+run's config.yaml + overrides --of_run--> Config for one process, unless overrides ask for a layout
 """
 
 from __future__ import annotations

@@ -35,7 +35,9 @@ class Model(Section):
     embedding: int | None = Field(
         None, ge=1, description="width of the embedding, projected where hidden differs (electra); default: hidden"
     )
-    segments: int = Field(0, ge=0, description="kinds of segments with a learned vector each (bert, electra: 2); 0: none")
+    segments: int = Field(
+        0, ge=0, description="kinds of segments with a learned vector each (bert, electra: 2); 0: none"
+    )
     positions: Literal["learned", "rotary", "sinusoidal", "alibi", "relative", "none"] = Field(
         "learned", description="how the model knows where a token stands; relative: T5's learned bias"
     )
@@ -99,7 +101,9 @@ class Objective(Section):
     borders: bool = Field(False, description="clm: attention and positions begin anew with each document")
     masked: float = Field(0.15, gt=0, lt=1, description="mlm, rtd, spans: share of tokens to be predicted")
     mask_share: float = Field(0.8, ge=0, le=1, description="mlm: of these, shown as the mask token")
-    random_share: float = Field(0.1, ge=0, le=1, description="mlm: of these, shown as a random token; the rest as they are")
+    random_share: float = Field(
+        0.1, ge=0, le=1, description="mlm: of these, shown as a random token; the rest as they are"
+    )
     whole_words: bool = Field(False, description="mlm: all tokens of a word are masked, or none")
     span: float = Field(3.0, ge=1, description="spans: mean length of a masked span")
     discriminator_weight: float = Field(50.0, gt=0, description="rtd: weight of the discriminator's loss")
@@ -129,7 +133,9 @@ class Data(Section):
     validation: tuple[Source, ...] = Field((), description="held-out prefixes; none: no evaluation")
     tokenizer: str | None = Field(None, description="tokenizer.json, for samples and generation")
     seq: int = Field(256, ge=1, description="tokens per sample (t5: of the encoder)")
-    target_seq: int | None = Field(None, ge=1, description="tokens of the decoder; default: seq (spans: follows from seq)")
+    target_seq: int | None = Field(
+        None, ge=1, description="tokens of the decoder; default: seq (spans: follows from seq)"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -161,7 +167,8 @@ class Finetune(Section):
     labels: tuple[str, ...] = Field((), description="classify, tag: names of the labels; default: those of data.train")
     template: str | None = Field(None, description="instruct: file of a Jinja chat template; default: the tokenizer's")
     metric: Literal["loss", "accuracy", "f1", "mcc"] = Field(
-        "loss", description="of held-out rows: which checkpoint is the best, and when it stops; f1 (macro) and mcc of classes"
+        "loss",
+        description="of held-out rows: which checkpoint is the best, and when it stops; f1 (macro) and mcc of classes",
     )
     patience: int = Field(0, ge=0, description="evaluations without a better one until it stops; 0: never")
 
@@ -251,7 +258,9 @@ class Advanced(Section):
     )
     double: bool = Field(False, description="float64 everywhere, for proofs on CPU (reference engine)")
     norm_eps: float = Field(1e-5, gt=0, description="added to the variance in norms")
-    sinusoidal_start: bool = Field(False, description="learned positions begin as sinusoids, so that neighbours are near at once")
+    sinusoidal_start: bool = Field(
+        False, description="learned positions begin as sinusoids, so that neighbours are near at once"
+    )
     vocab_multiple: int = Field(128, ge=1, description="the vocabulary is padded to a multiple of this, in any layout")
     loss_chunk: int = Field(1024, ge=1, description="tokens whose logits exist at one time")
     timeout_s: int = Field(600, ge=1, description="a collective that takes longer takes the job down")

@@ -44,16 +44,22 @@ def begun(loaded: Loaded) -> Loaded:
             fix=f"leave {key} out",
         )
         for key, value in values.items()
-        if key in loaded.origins and key not in (*FREE, "data.tokenizer", "data.seq") and _value(loaded.config, key) != value
+        if key in loaded.origins
+        and key not in (*FREE, "data.tokenizer", "data.seq")
+        and _value(loaded.config, key) != value
     ]
     if problems:
         raise ConfigError(loaded.located(problems))
-    return replace(loaded, config=loaded.config.changed({key: v for key, v in values.items() if key not in loaded.origins}))
+    return replace(
+        loaded, config=loaded.config.changed({key: v for key, v in values.items() if key not in loaded.origins})
+    )
 
 
 def _unusable(start: str, there: Config, here: Config) -> Iterator[Problem]:
     if Path(start).resolve() == Path(here.track.folder).resolve():
-        expected = "another folder than finetune.start: what is written there would take the place of what the run starts from"
+        expected = (
+            "another folder than finetune.start: what is written there would take the place of what the run starts from"
+        )
         yield Problem(key="track.folder", found=here.track.folder, expected=expected, fix="name a new folder")
     if there.finetune.strategy == "lora" != here.finetune.strategy:
         expected = "a model without adapters, or finetune.strategy=lora, which goes on with them"
@@ -75,7 +81,10 @@ def config_of(start: str) -> Config:
     """Of the run or import in this folder. Raises ConfigError if it is none."""
     path = Path(start) / CONFIG_FILE
     if not path.is_file():
-        expected, fix = "the folder of a run or of an import, with its config.yaml", "name a run's track.folder, or RUN of `roots import HF_FOLDER RUN`"
+        expected, fix = (
+            "the folder of a run or of an import, with its config.yaml",
+            "name a run's track.folder, or RUN of `roots import HF_FOLDER RUN`",
+        )
         raise ConfigError([Problem(key="finetune.start", found=start, expected=expected, fix=fix)])
     return read(path).config
 

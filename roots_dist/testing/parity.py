@@ -12,50 +12,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from roots_dist import rng
+from roots_dist.assembly.run import Run, build_run
 from roots_dist.config.schema import Config
-from roots_dist.data.batches import Batches
-from roots_dist.data.specials import synthetic
 from roots_dist.layout import Layout
-from roots_dist.mesh import Mesh
-from roots_dist.objectives import OBJECTIVES
-from roots_dist.objectives.base import IGNORE, MicroBatch, Objective
-from roots_dist.optim.rates import rate
-from roots_dist.sharding import Param, assemble
-from roots_dist.testing.sources import random_source
-from roots_dist.train.build import Run, build_run
-from roots_dist.train.step import train_step
-from roots_dist.zero.build import build_engine
-from roots_dist.zero.seam import STATE, Engine, Update
-
-
-def proof_objective(config: Config) -> Objective:
-    """The config's, without a tokenizer: special tokens are some of the ids."""
-    return OBJECTIVES[config.objective.name](config, synthetic(config.model.vocab))
-
-
-def random_batches(config: Config, step: int, dp_rank: int, dp_size: int) -> list[MicroBatch]:
-    """This data rank's microbatches of a step, from random documents. The global batch is the same in every layout; one
-    target in five is not scored, so that microbatches differ in their counts."""
-    batches = Batches(config, proof_objective(config), [random_source(config)], [1.0], dp_rank, dp_size)
-    return [_thinned(batch, config.train.seed) for batch in batches.at(step)]
-
-
-def _thinned(batch: MicroBatch, seed: int) -> MicroBatch:
-    if batch.targets is None and batch.labels is not None:  # classes alone: of a text, or of each position
-        columns = torch.arange(batch.labels[0].numel(), dtype=torch.int32)
-        kept = rng.keep(rng.fold(rng.key("thinned", seed), batch.samples), columns, 0.2).view_as(batch.labels)
-        return replace(batch, labels=batch.labels.masked_fill(~kept, IGNORE))
-    if batch.targets is None:
-        return batch
-    columns = torch.arange(batch.targets.shape[1], dtype=torch.int32)
-    kept = rng.keep(rng.fold(rng.key("thinned", seed), batch.samples), columns, 0.2)
-    return replace(batch, targets=batch.targets.masked_fill(~kept, IGNORE))
+from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
+from roots_dist.parallel.optim.rates import rate
+from roots_dist.parallel.zero.build import build_engine
+from roots_dist.parallel.zero.seam import STATE, Engine, Update
+from roots_dist.runs.train.step import train_step
+from roots_dist.world.mesh import Mesh
+from roots_dist.world.sharding import Param, assemble
 
 
 class _Recording:
@@ -73,7 +44,11 @@ class _Recording:
         with self._engine.accumulate():
             yield
             self.gradients.append(
-                {p.name: p.tensor.grad.detach().clone() for p in self._params if p.counts_here and p.tensor.grad is not None}
+                {
+                    p.name: p.tensor.grad.detach().clone()
+                    for p in self._params
+                    if p.counts_here and p.tensor.grad is not None
+                }
             )
 
     def step(self, lr: float) -> Update:
@@ -81,7 +56,13 @@ class _Recording:
 
 
 def trace(
-    rank: int, size: int, config: Config, first: int, last: int, load_from: str | None = None, save_to: str | None = None
+    rank: int,
+    size: int,
+    config: Config,
+    first: int,
+    last: int,
+    load_from: str | None = None,
+    save_to: str | None = None,
 ) -> dict:
     """Steps first … last-1 on one rank: what `merge` puts together. To be run by testing.world.on_world."""
     layout = Layout(dp=size // (config.parallel.tp * config.parallel.pp), pp=config.parallel.pp, tp=config.parallel.tp)
@@ -94,7 +75,7 @@ def trace(
 
     run = build_run(config, mesh, recording, proof_objective(config))
     if load_from:
-        from roots_dist.checkpoint.load import load
+        from roots_dist.storage.checkpoint.load import load
 
         load(load_from, run.engine, run.params, mesh)
     learning_rate = rate(config.optim, config.train.steps)
@@ -104,7 +85,7 @@ def trace(
         losses.append(report.loss)
         norms.append(report.grad_norm)
     if save_to:
-        from roots_dist.checkpoint.save import save
+        from roots_dist.storage.checkpoint.save import save
 
         save(save_to, last, run.engine, run.params, mesh, {})
     return {"losses": losses, "norms": norms, **_tensors(run, recorded[0])}
@@ -162,7 +143,9 @@ def merge(ranks: Sequence[Mapping]) -> Trace:
 
     state = {
         name: {
-            kind: assemble(shape, [(slices(r, name), r["state"][name][kind]) for r in ranks if kind in r["state"].get(name, ())])
+            kind: assemble(
+                shape, [(slices(r, name), r["state"][name][kind]) for r in ranks if kind in r["state"].get(name, ())]
+            )
             for kind in STATE
             if any(kind in r["state"].get(name, ()) for r in ranks)
         }
@@ -205,8 +188,16 @@ def differences(alone: Trace, parallel: Trace, bounds: Mapping[str, float]) -> l
     A gradient is compared in units of its step's gradient norm, so that the bound does not depend on the loss's scale.
     """
     rows = [
-        _row("loss", [(f"step {i}", abs(a - b)) for i, (a, b) in enumerate(zip(alone.losses, parallel.losses))], bounds["loss"]),
-        _row("gradient norm", [(f"step {i}", abs(a - b)) for i, (a, b) in enumerate(zip(alone.norms, parallel.norms))], bounds["norm"]),
+        _row(
+            "loss",
+            [(f"step {i}", abs(a - b)) for i, (a, b) in enumerate(zip(alone.losses, parallel.losses))],
+            bounds["loss"],
+        ),
+        _row(
+            "gradient norm",
+            [(f"step {i}", abs(a - b)) for i, (a, b) in enumerate(zip(alone.norms, parallel.norms))],
+            bounds["norm"],
+        ),
     ]
     for name in alone.state.keys() | parallel.state.keys():  # what learns has moments, what does not has none
         kept = [trace.state.get(name, {}).keys() for trace in (alone, parallel)]
@@ -220,7 +211,9 @@ def differences(alone: Trace, parallel: Trace, bounds: Mapping[str, float]) -> l
     ]
     rows.append(_row("gradients", gradients, bounds["gradient"]))
     for kind in STATE:
-        both = [(n, _largest(state[kind], parallel.state[n][kind])) for n, state in alone.state.items() if kind in state]
+        both = [
+            (n, _largest(state[kind], parallel.state[n][kind])) for n, state in alone.state.items() if kind in state
+        ]
         rows.append(_row(kind.replace("weight", "weights"), both, bounds[kind]))
     rows.append(_row("copies on other ranks", parallel.disagreement, 0.0))
     return rows

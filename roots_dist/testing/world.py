@@ -36,8 +36,8 @@ PRELOAD = [
     "deepspeed",
     "deepspeed.runtime.zero.muon.muon_optimizer",  # drags in torch._dynamo, which DeepSpeed's optimizers need
     "pytest",  # a child imports the parent's main module again, and that is often pytest's
-    "roots_dist.zero.engine",
-    "roots_dist.train.loop",
+    "roots_dist.parallel.zero.engine",
+    "roots_dist.runs.train.loop",
     "roots_dist.testing.parity",
 ]
 """What every world needs. A suite adds what its functions import for seconds, before its first world."""

@@ -11,11 +11,11 @@ import re
 from collections.abc import Iterable
 
 from roots_dist.config.schema import Config
-from roots_dist.mesh import SINGLE
-from roots_dist.models import pieces_of
-from roots_dist.models.outline import outline
-from roots_dist.optim.phases import Depths, learned
-from roots_dist.tensor.collectives import Later, Split
+from roots_dist.learning.models import pieces_of
+from roots_dist.learning.models.outline import outline
+from roots_dist.parallel.optim.phases import Depths, learned
+from roots_dist.parallel.tensor.collectives import Later, Split
+from roots_dist.world.mesh import SINGLE
 
 BLOCK = re.compile(r"(?P<stack>(?:\w+\.)*blocks\.)(?P<number>\d+)(?P<rest>\..+)")
 
@@ -33,7 +33,9 @@ def like(config: Config, small: Config) -> Config:
     if strategy == "partial":
         return small.changed({"finetune.learn": _alike(there, depths(config), depths(small))})
     if strategy == "progressive":  # above the blocks, the blocks, below them: a step each
-        return small.changed({"finetune.every": 1, "finetune.every_epochs": None, "finetune.blocks": max(depths(small).values())})
+        return small.changed(
+            {"finetune.every": 1, "finetune.every_epochs": None, "finetune.blocks": max(depths(small).values())}
+        )
     return small
 
 
@@ -55,4 +57,6 @@ def _alike(learn: Iterable[str], large: Iterable[str], small: Iterable[str]) -> 
 def _blocks(names: Iterable[str]) -> dict[str, int]:
     """How many there are in each stack."""
     found = [block for name in names if (block := BLOCK.fullmatch(name))]
-    return {stack: 1 + max(int(b["number"]) for b in found if b["stack"] == stack) for stack in {b["stack"] for b in found}}
+    return {
+        stack: 1 + max(int(b["number"]) for b in found if b["stack"] == stack) for stack in {b["stack"] for b in found}
+    }

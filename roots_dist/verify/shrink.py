@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from roots_dist.accounting.sizes import target_seq
 from roots_dist.config.schema import Config
-from roots_dist.config.sizes import target_seq
 from roots_dist.verify.learns import like
 
 MAX_RANKS = 8
@@ -97,10 +97,17 @@ def shrink(config: Config, dp: int, *, double: bool) -> Small:
     }
     if double:
         values["parallel.zero"] = min(p.zero, 1)
-    elif m.activation == "relu":  # of millions of numbers rounding puts some on the other side of 0, where the slope jumps
+    elif (
+        m.activation == "relu"
+    ):  # of millions of numbers rounding puts some on the other side of 0, where the slope jumps
         values["model.activation"] = "gelu"
     if m.family == "electra":
-        values |= {"generator.layers": stages, "generator.hidden": tp * head_dim, "generator.heads": tp, "generator.ffn": 4 * tp * head_dim}
+        values |= {
+            "generator.layers": stages,
+            "generator.hidden": tp * head_dim,
+            "generator.heads": tp,
+            "generator.ffn": 4 * tp * head_dim,
+        }
     if m.family == "t5":
         values |= _two_stacks(config, stages, tp)
     return Small(like(config, config.changed(values)), dp, tuple(notes))

@@ -2,10 +2,10 @@
 
 import torch
 
-from roots_dist import rng
-from roots_dist.generate.sampling import Sampling
-from roots_dist.tensor.collectives import Split
-from roots_dist.tensor.cross_entropy import linear_cross_entropy
+from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.parallel.tensor.cross_entropy import linear_cross_entropy
+from roots_dist.runs.generate.sampling import Sampling
+from roots_dist.world import rng
 
 
 def test_dropout_scales_bf16_by_the_factor_and_not_by_its_bf16():

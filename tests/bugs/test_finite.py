@@ -5,16 +5,16 @@ import math
 import pytest
 import torch
 
-from roots_dist.checkpoint.load import load
-from roots_dist.checkpoint.save import save
+from roots_dist.assembly.run import Run, build_run
 from roots_dist.config.schema import Config
 from roots_dist.errors import NotFiniteError
 from roots_dist.layout import Layout
-from roots_dist.mesh import Mesh
-from roots_dist.testing.parity import random_batches
+from roots_dist.learning.objectives.synthetic import random_batches
+from roots_dist.runs.train.step import train_step
+from roots_dist.storage.checkpoint.load import load
+from roots_dist.storage.checkpoint.save import save
 from roots_dist.testing.world import on_world
-from roots_dist.train.build import Run, build_run
-from roots_dist.train.step import train_step
+from roots_dist.world.mesh import Mesh
 
 CONFIG = Config.model_validate(
     {

@@ -4,17 +4,19 @@ from types import SimpleNamespace
 
 import pytest
 
+from roots_dist.accounting.bounds import Least
 from roots_dist.config.schema import Config
-from roots_dist.mesh import Mesh
-from roots_dist.plan.least import Least
-from roots_dist.stopwatch import Stopwatch
-from roots_dist.train import duties
-from roots_dist.train.step import StepReport
+from roots_dist.runs.train import duties
+from roots_dist.runs.train.step import StepReport
+from roots_dist.world.mesh import Mesh
+from roots_dist.world.stopwatch import Stopwatch
 
 SEQ, BATCH = 8, 4
 
 
-@pytest.mark.parametrize("first, every, reported", [(0, 1, [1, 2, 3]), (0, 5, [5, 10]), (7, 5, [10, 15]), (0, 50, [20])])
+@pytest.mark.parametrize(
+    "first, every, reported", [(0, 1, [1, 2, 3]), (0, 5, [5, 10]), (7, 5, [10, 15]), (0, 50, [20])]
+)
 def test_speed_does_not_depend_on_how_often_it_is_told(monkeypatch, first, every, reported):
     """Each step takes 2 s, other duties 10 s. With log_every=5 a step seemed to take a fifth, since the clock was set
     back after every step; and after a resume the first report took five steps for three."""

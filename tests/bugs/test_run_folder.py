@@ -7,16 +7,16 @@ import sys
 
 import pytest
 
-from roots_dist.checkpoint.format import STATE_FILE
-from roots_dist.checkpoint.keep import BEST_FILE, best, newest
-from roots_dist.checkpoint.save import save
+from roots_dist.assembly.run import build_run
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError
-from roots_dist.mesh import Mesh
-from roots_dist.train.best import Best
-from roots_dist.train.build import build_run
-from roots_dist.train.folder import FolderError, owned
-from roots_dist.train.resume import Done, differences, refuse_another_model, resume
+from roots_dist.runs.train.best import Best
+from roots_dist.runs.train.folder import FolderError, owned
+from roots_dist.runs.train.resume import Done, differences, refuse_another_model, resume
+from roots_dist.storage.checkpoint.format import STATE_FILE
+from roots_dist.storage.checkpoint.keep import BEST_FILE, best, newest
+from roots_dist.storage.checkpoint.save import save
+from roots_dist.world.mesh import Mesh
 
 CONFIG = Config.model_validate(
     {"model": {"layers": 1, "hidden": 16, "heads": 2, "vocab": 29}, "data": {"seq": 8}, "train": {"batch": 1}}
@@ -56,7 +56,7 @@ def test_the_best_checkpoint_is_the_one_that_the_resumed_run_knows(tmp_path):
 
 def test_two_runs_cannot_have_one_folder(tmp_path):
     """Both wrote one metrics file, and each removed the other's half-written checkpoint."""
-    script = "import sys, pathlib; from roots_dist.train.folder import owned\nwith owned(pathlib.Path(sys.argv[1])): pass"
+    script = "import sys, pathlib; from roots_dist.runs.train.folder import owned\nwith owned(pathlib.Path(sys.argv[1])): pass"
     with owned(tmp_path / "run"):
         other = subprocess.run(
             [sys.executable, "-c", script, str(tmp_path / "run")], capture_output=True, text=True, timeout=60
@@ -110,11 +110,16 @@ def test_samples_may_be_of_another_length_where_the_learned_positions_stay(tmp_p
     learned = CONFIG.changed({"model.positions": "learned", "data.seq": 32})
     (tmp_path / STATE_FILE).write_text(json.dumps({"config": learned.model_dump(mode="json")}))
     refuse_another_model(tmp_path, learned.changed({"data.seq": 16, "model.max_positions": 32}))
-    for seq, fix in ((64, "Fix: set it back, choose another"), (16, "Fix: set it back, set model.max_positions=32 if samples shall be shorter, choose")):
+    for seq, fix in (
+        (64, "Fix: set it back, choose another"),
+        (16, "Fix: set it back, set model.max_positions=32 if samples shall be shorter, choose"),
+    ):
         with pytest.raises(ConfigError) as error:
             refuse_another_model(tmp_path, learned.changed({"data.seq": seq}))
         (problem,) = error.value.problems
-        assert f"data.seq = {seq}: expected 32, the number of learned positions in" in str(problem) and fix in str(problem)
+        assert f"data.seq = {seq}: expected 32, the number of learned positions in" in str(problem) and fix in str(
+            problem
+        )
     with pytest.raises(ConfigError, match="model.max_positions = 64: expected 32 as in"):
         refuse_another_model(tmp_path, learned.changed({"model.max_positions": 64}))
 

@@ -17,7 +17,9 @@ def pytest_collection_modifyitems(config, items):
             continue
         programs = getattr(item.module, "PROGRAMS", ())
         if not config.getoption("--cluster"):
-            item.add_marker(pytest.mark.skip(reason="makes hosts and networks on this machine: ask for it with --cluster"))
+            item.add_marker(
+                pytest.mark.skip(reason="makes hosts and networks on this machine: ask for it with --cluster")
+            )
         elif reason := lacking(*programs):
             item.add_marker(pytest.mark.skip(reason=reason))
         item.add_marker(pytest.mark.timeout(60 * MINUTES))

@@ -144,7 +144,9 @@ def _born(holders: list[subprocess.Popen]) -> int:
     command = ["unshare", *SPACES, "--fork", "--kill-child", "--mount-proc", "bash", "-c", "echo here; read -r _"]
     holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
     holders.append(holder)
-    assert holder.stdout.readline() == "here\n", "the kernel gives no namespaces: is this a container without CAP_SYS_ADMIN?"
+    assert holder.stdout.readline() == "here\n", (
+        "the kernel gives no namespaces: is this a container without CAP_SYS_ADMIN?"
+    )
     return int(Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text())
 
 

@@ -1,6 +1,6 @@
 """DeepSpeed's launcher with a hostfile of two hosts, over a real pdsh and sshd, and over Open MPI.
 
-    pytest tests/cluster/test_cluster_deepspeed.py --cluster -s
+pytest tests/cluster/test_cluster_deepspeed.py --cluster -s
 """
 
 from __future__ import annotations

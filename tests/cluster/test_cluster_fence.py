@@ -1,6 +1,6 @@
 """The ranks of a run meet at a store that asks nobody for a name or a key: who reaches its port can read and write it.
 
-    pytest tests/cluster/test_cluster_fence.py --cluster -s
+pytest tests/cluster/test_cluster_fence.py --cluster -s
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ print(store.get("from a stranger").decode(), store.num_keys())
 """
 
 
-@pytest.fixture()
+@pytest.fixture
 def site():
     with cluster("n1", "n2", "stranger") as site:
         yield site

@@ -1,6 +1,6 @@
 """Open MPI and MPICH of a distribution, over ssh to a second host: by hand as in README.md, and by `roots launch`.
 
-    pytest tests/cluster/test_cluster_mpi.py --cluster -s
+pytest tests/cluster/test_cluster_mpi.py --cluster -s
 """
 
 from __future__ import annotations
@@ -57,10 +57,16 @@ def test_mpirun_hands_a_signal_on_and_the_same_command_goes_on(site, tmp_path, e
     where = ("--on", "mpi", "--program", f"mpirun.{flavour}", "--hostfile", hostfile(tmp_path, "n1", "n2"))
     words = (*ROOTS, "launch", *trial.words(), *where, *AS_ROOT[flavour])
     step = stopped_and_gone_on(trial, site, words, f"mpirun.{flavour} -n", signal.SIGUSR1)
-    compared(trial, whole, f"{flavour}: SIGUSR1 to mpirun, stopped after step {step} of {trial.steps}, the same command again")
+    compared(
+        trial,
+        whole,
+        f"{flavour}: SIGUSR1 to mpirun, stopped after step {step} of {trial.steps}, the same command again",
+    )
 
 
 @FLAVOURS
 def test_doctor_flags_a_tensor_group_on_two_hosts(site, flavour):
     done = site["n1"].run(*BY_HAND[flavour], "n1:1,n2:3", *ROOTS, "doctor", CONFIG, "--quick", check=False, timeout=120)
-    assert done.returncode == 1 and "a tensor group of TP2×PP2×DP1 across hosts" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 1 and "a tensor group of TP2×PP2×DP1 across hosts" in done.stdout, (
+        done.stdout + done.stderr
+    )

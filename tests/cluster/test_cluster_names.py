@@ -1,6 +1,6 @@
 """A host whose own name leads to 127.0.1.1, as Debian's installer writes it: gloo would tell others to meet it there.
 
-    pytest tests/cluster/test_cluster_names.py --cluster -s
+pytest tests/cluster/test_cluster_names.py --cluster -s
 """
 
 from __future__ import annotations
@@ -9,11 +9,19 @@ import pytest
 from namespaces import INTERFACE, Site, cluster
 from trials import CONFIG, Trial, compared
 
-AGENT = ("torchrun", "--nnodes=2", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=n1:29400", "-m", "roots_dist")
+AGENT = (
+    "torchrun",
+    "--nnodes=2",
+    "--nproc-per-node=2",
+    "--rdzv-backend=c10d",
+    "--rdzv-endpoint=n1:29400",
+    "-m",
+    "roots_dist",
+)
 HOSTS = ("n1", "n2")
 
 
-@pytest.fixture()
+@pytest.fixture
 def site():
     with cluster(*HOSTS) as site:
         for name, other in (HOSTS, HOSTS[::-1]):

@@ -1,6 +1,6 @@
 """A real Slurm of three node daemons: a job that is told before its time is over, keeps what it has, and queues itself again.
 
-    pytest tests/cluster/test_cluster_slurm.py --cluster -s
+pytest tests/cluster/test_cluster_slurm.py --cluster -s
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def test_a_job_is_told_before_its_time_is_over_and_goes_on_when_it_has_been_queu
     until(lambda: about(site, job, "JobState") in OVER, 600, "the job over", every=1)
     output = "".join(path.read_text() for path in sorted((trial.run / "launch" / "logs").glob("*.log")))
     assert about(site, job, "JobState") == "COMPLETED", output[-6000:]
-    assert f"stopped by SIGUSR1 after step {stopped}" in output and f"resumed after step {stopped}" in output, output[-6000:]
+    assert f"stopped by SIGUSR1 after step {stopped}" in output and f"resumed after step {stopped}" in output, output[
+        -6000:
+    ]
     compared(trial, whole, f"launch --on slurm, stopped after step {stopped} of {trial.steps} and queued again")
 
 
@@ -90,7 +92,11 @@ def test_a_sick_node_is_left_out_for_a_spare_one(site, tmp_path, expected):
         site["n1"].run("umount", python)
     logs = trial.run / "launch" / "logs"
     assert "n1 is left out" in (logs / f"slurm-{job}.log").read_text()
-    assert (logs / f"{job}-n2.log").exists() and (logs / f"{job}-n3.log").exists() and not (logs / f"{job}-n1.log").exists()
+    assert (
+        (logs / f"{job}-n2.log").exists()
+        and (logs / f"{job}-n3.log").exists()
+        and not (logs / f"{job}-n1.log").exists()
+    )
     compared(trial, whole, "--spare 1, n1 sick: on n2 and n3")
 
 

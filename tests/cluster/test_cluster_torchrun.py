@@ -1,6 +1,6 @@
 """torchrun with an agent on each of two hosts: an agent that is killed and started again, a host that loses its power.
 
-    pytest tests/cluster/test_cluster_torchrun.py --cluster -s
+pytest tests/cluster/test_cluster_torchrun.py --cluster -s
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ GONE_S = 5
 """Workers whose agent was killed are gone by then. Seen: 0.1 s."""
 
 
-@pytest.fixture()
+@pytest.fixture
 def site():
     with cluster("n1", "n2", "n3") as site:
         yield site
@@ -69,7 +69,9 @@ def test_another_host_takes_the_place_of_one_that_lost_its_power(site, tmp_path,
 def test_doctor_sees_a_tensor_group_on_two_hosts(site, tmp_path, here, there, found):
     def agent(host: str, ranks: int):
         words = ("--nnodes=2", f"--nproc-per-node={ranks}", "--rdzv-backend=c10d", "--rdzv-endpoint=n1:29400")
-        return site[host].start("torchrun", *words, "-m", "roots_dist", "doctor", CONFIG, "--quick", log=tmp_path / f"{host}.log")
+        return site[host].start(
+            "torchrun", *words, "-m", "roots_dist", "doctor", CONFIG, "--quick", log=tmp_path / f"{host}.log"
+        )
 
     begun = [agent("n1", here), agent("n2", there)]
     for process in begun:

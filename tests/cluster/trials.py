@@ -17,7 +17,7 @@ from pathlib import Path
 from daemons import until
 from namespaces import ROOT, Site, environment
 
-from roots_dist.train.stop import how_it_ended
+from roots_dist.runs.train.stop import how_it_ended
 
 CONFIG = "configs/quickstart.yaml"
 SMALL = (
@@ -54,7 +54,13 @@ class Trial:
         return self.folder / "run"
 
     def words(self, run: Path | None = None) -> tuple[str, ...]:
-        return (CONFIG, *SMALL, f"train.steps={self.steps}", f"checkpoint.every={self.every}", f"track.folder={run or self.run}")
+        return (
+            CONFIG,
+            *SMALL,
+            f"train.steps={self.steps}",
+            f"checkpoint.every={self.every}",
+            f"track.folder={run or self.run}",
+        )
 
     def step(self) -> int:
         """The last one that is logged."""
@@ -113,7 +119,12 @@ def stopped_and_gone_on(trial: Trial, site: Site, words: tuple[object, ...], pro
     assert len(launchers) == 1, launchers
     site["n1"].signal(number, *launchers)
     first.wait(180)
-    until(lambda: not any(host.processes("-m roots_dist train") for host in site.hosts.values()), 120, "all ranks gone", every=1)
+    until(
+        lambda: not any(host.processes("-m roots_dist train") for host in site.hosts.values()),
+        120,
+        "all ranks gone",
+        every=1,
+    )
     assert trial.ended().startswith("stopped by"), log.read_text()[-4000:]
     step = trial.step()
     assert step < trial.steps and trial.checkpoints() == [f"step_{step:08d}"], (step, trial.checkpoints())

@@ -17,15 +17,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from roots_dist.assembly.rank_model import build_model
+from roots_dist.assembly.run import build_run
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
-from roots_dist.mesh import Mesh
-from roots_dist.sharding import assemble, sum_partial_gradients, sum_tied_gradients
-from roots_dist.testing.parity import random_batches
+from roots_dist.learning.objectives.synthetic import random_batches
+from roots_dist.parallel.zero.seam import STATE
+from roots_dist.runs.train.step import train_step
 from roots_dist.testing.world import WorldFailed, on_world
-from roots_dist.train.build import build_model, build_run
-from roots_dist.train.step import train_step
-from roots_dist.zero.seam import STATE
+from roots_dist.world.mesh import Mesh
+from roots_dist.world.sharding import assemble, sum_partial_gradients, sum_tied_gradients
 
 STEPS, LR = 4, 1e-2
 BATCH = {"dp1": 4, "dp2": 2, "dp3": 2, "dp4": 1}
@@ -259,7 +260,7 @@ def test_the_reference_starts_without_what_takes_seconds_to_import():
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from roots_dist.mesh import Mesh
+from roots_dist.world.mesh import Mesh
 from test_zero import config, random_batches, build_run, train_step
 made = config(advanced__engine="reference")
 train_step(build_run(made, Mesh.single()), random_batches(made, 0, 0, 1), 1e-3)

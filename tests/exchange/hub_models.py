@@ -69,7 +69,9 @@ def t5(**more):
         relative_attention_num_buckets=8, relative_attention_max_distance=10,
     )  # fmt: skip
     model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes | more))
-    if more.get("tie_word_embeddings") is False:  # version 5 ties every T5 that it makes; v1.1 has a projection of its own
+    if (
+        more.get("tie_word_embeddings") is False
+    ):  # version 5 ties every T5 that it makes; v1.1 has a projection of its own
         model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.2)
     return model
 
@@ -82,7 +84,9 @@ MODELS: dict[str, Callable] = {
     "bloom": bloom,
     "bloom classify": lambda: bloom("ForSequenceClassification", pad_token_id=0, **CLASSES),
     "llama": llama,
-    "llama tied": lambda: llama(tie_word_embeddings=True, attention_bias=True, mlp_bias=True, num_key_value_heads=6, head_dim=8),
+    "llama tied": lambda: llama(
+        tie_word_embeddings=True, attention_bias=True, mlp_bias=True, num_key_value_heads=6, head_dim=8
+    ),
     "llama classify": lambda: llama("ForSequenceClassification", pad_token_id=0, **CLASSES),
     "llama tag": lambda: llama("ForTokenClassification", **CLASSES),
     "gpt_neox": gpt_neox,

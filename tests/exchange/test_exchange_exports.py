@@ -9,18 +9,18 @@ from hub_models import SPECIALS, saved, tensors_in
 from hub_models import tokenizer as words_tokenizer
 from typer.testing import CliRunner
 
-from roots_dist.checkpoint.save import save
-from roots_dist.cli import app
+from roots_dist.assembly.run import build_run
+from roots_dist.cli.main import app
 from roots_dist.config.load import load, to_yaml
 from roots_dist.config.schema import Config
-from roots_dist.data import tokenizer as tokenizers
 from roots_dist.errors import UserError
-from roots_dist.exchange import exporting, importing
-from roots_dist.exchange.compare import compare
-from roots_dist.exchange.exporting import architecture_for, checked, export_model
-from roots_dist.exchange.importing import import_model
-from roots_dist.mesh import Mesh
-from roots_dist.train.build import build_run
+from roots_dist.learning.data import tokenizer as tokenizers
+from roots_dist.storage.checkpoint.save import save
+from roots_dist.storage.exchange import exporting, importing
+from roots_dist.storage.exchange.compare import compare
+from roots_dist.storage.exchange.exporting import architecture_for, checked, export_model
+from roots_dist.storage.exchange.importing import import_model
+from roots_dist.world.mesh import Mesh
 
 transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
 
@@ -96,9 +96,15 @@ LACKS = [
     (dict(norm_position="post"), "model.norm_position = 'post': expected pre for GPT2LMHeadModel"),
     (dict(kv_heads=1), "model.kv_heads = 1: expected model.heads = 3 for GPT2LMHeadModel"),
     (dict(head_dim=10), "model.head_dim = 10: expected model.hidden / model.heads = 8 for GPT2LMHeadModel"),
-    (dict(positions="alibi", embedding_norm=True, ffn=50), "model.ffn = 50: expected 4 × model.hidden = 96 for BloomForCausalLM"),
+    (
+        dict(positions="alibi", embedding_norm=True, ffn=50),
+        "model.ffn = 50: expected 4 × model.hidden = 96 for BloomForCausalLM",
+    ),
     (dict(positions="rotary", norm="rmsnorm", activation="swiglu"), ""),
-    (dict(positions="rotary", norm="rmsnorm"), "model.activation = 'gelu_tanh': expected swiglu or geglu for LlamaForCausalLM"),
+    (
+        dict(positions="rotary", norm="rmsnorm"),
+        "model.activation = 'gelu_tanh': expected swiglu or geglu for LlamaForCausalLM",
+    ),
 ]
 
 
@@ -110,7 +116,9 @@ def test_a_feature_that_no_architecture_has_is_refused_by_name(model, told):
         return
     with pytest.raises(UserError) as error:
         architecture_for(config, {})
-    assert told in error.value.complaint() and "Fix: " in error.value.complaint() and "\n" not in error.value.complaint()
+    assert (
+        told in error.value.complaint() and "Fix: " in error.value.complaint() and "\n" not in error.value.complaint()
+    )
 
 
 FAMILIES = {

@@ -5,25 +5,26 @@ import pytest
 import torch
 from hub_models import generator_of, saved
 
-from roots_dist.checkpoint.keep import chosen
-from roots_dist.checkpoint.load import load_weights
+from roots_dist.assembly.passes import build_passes
+from roots_dist.assembly.run import build_run
 from roots_dist.config.load import Loaded
 from roots_dist.config.of_run import of_run
 from roots_dist.config.schema import Config
 from roots_dist.config.start import begun
 from roots_dist.errors import UserError
-from roots_dist.exchange.compare import a_batch, our_logits
-from roots_dist.exchange.exporting import export_model
-from roots_dist.exchange.importing import import_model
-from roots_dist.generate.decode import decode
-from roots_dist.generate.request import Request
-from roots_dist.generate.sampling import Sampling
 from roots_dist.layout import Layout
-from roots_dist.mesh import Mesh
+from roots_dist.learning.objectives.synthetic import proof_objective
+from roots_dist.runs.generate.decode import decode
+from roots_dist.runs.generate.request import Request
+from roots_dist.runs.generate.sampling import Sampling
+from roots_dist.runs.train.start import begin
+from roots_dist.storage.checkpoint.keep import chosen
+from roots_dist.storage.checkpoint.load import load_weights
+from roots_dist.storage.exchange.compare import a_batch, our_logits
+from roots_dist.storage.exchange.exporting import export_model
+from roots_dist.storage.exchange.importing import import_model
 from roots_dist.testing.world import on_world
-from roots_dist.testing.parity import proof_objective
-from roots_dist.train.build import build_passes, build_run
-from roots_dist.train.start import begin
+from roots_dist.world.mesh import Mesh
 
 transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
 
@@ -48,7 +49,9 @@ def read_in_layout(rank: int, size: int, run: str) -> list[torch.Tensor]:
 def test_a_discriminator_alone_can_be_fine_tuned_and_nothing_else(tmp_path):
     theirs, run = saved("electra", tmp_path / "theirs"), tmp_path / "run"
     assert "without its generator it can be fine-tuned, not pre-trained" in import_model(theirs, run)
-    asked = Config.model_validate({"objective": {"name": "classify"}, "finetune": {"start": str(run), "labels": ["a", "b"]}})
+    asked = Config.model_validate(
+        {"objective": {"name": "classify"}, "finetune": {"start": str(run), "labels": ["a", "b"]}}
+    )
     config = begun(Loaded(asked, {"objective.name": "x", "finetune.labels": "x"})).config
     tuned = build_run(config, Mesh.single(), objective=proof_objective(config))
     drawn = {p.name: p.tensor.clone() for p in tuned.params}

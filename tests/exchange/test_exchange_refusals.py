@@ -9,8 +9,9 @@ from hub_models import SPECIALS, saved, tokenizer
 from safetensors.torch import load_file, save_file
 
 from roots_dist.errors import UserError
-from roots_dist.exchange.importing import import_model
-from roots_dist.exchange.settings import labels_of
+from roots_dist.storage.exchange.importing import import_model
+from roots_dist.storage.exchange.settings import labels_of
+
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory):
@@ -88,9 +89,15 @@ def spoil(folder, change):
 LAST, WORDS = "transformer.ln_f.bias", "transformer.wte.weight"
 TENSORS = {
     "missing": (lambda t: t.pop(LAST), f"tensor {LAST} is missing"),
-    "extra": (lambda t: t.update({"transformer.adapter": torch.ones(3)}), "tensor transformer.adapter is not in such a model"),
+    "extra": (
+        lambda t: t.update({"transformer.adapter": torch.ones(3)}),
+        "tensor transformer.adapter is not in such a model",
+    ),
     "shape": (lambda t: t.update({LAST: torch.zeros(7)}), f"tensor {LAST} has shape (7,): expected (24,)"),
-    "dtype": (lambda t: t.update({LAST: torch.zeros(24).char()}), f"tensor {LAST} has dtype I8: expected one of F32, F16, BF16"),
+    "dtype": (
+        lambda t: t.update({LAST: torch.zeros(24).char()}),
+        f"tensor {LAST} has dtype I8: expected one of F32, F16, BF16",
+    ),
     "untied": (lambda t: t.update({"lm_head.weight": t[WORDS] + 1}), f"tensor lm_head.weight differs from {WORDS}"),
 }
 
@@ -103,11 +110,19 @@ def test_tensors_that_do_not_fit_are_refused_by_name(what, originals, tmp_path):
     assert told in refused(folder, tmp_path / "run")
 
 
-@pytest.mark.parametrize("said", [{"num_labels": "3"}, {"id2label": ["a", "b"]}, {"id2label": {"a": "b"}}, {"id2label": 1.5}, {"num_labels": 1}])
+@pytest.mark.parametrize(
+    "said",
+    [{"num_labels": "3"}, {"id2label": ["a", "b"]}, {"id2label": {"a": "b"}}, {"id2label": 1.5}, {"num_labels": 1}],
+)
 def test_labels_that_are_none_are_refused(said):
-    with pytest.raises(UserError, match="config.json: id2label = .*: expected the names of outputs 0, 1 … of two or more"):
+    with pytest.raises(
+        UserError, match="config.json: id2label = .*: expected the names of outputs 0, 1 … of two or more"
+    ):
         labels_of(said, "config.json")
-    assert labels_of({"num_labels": 3}, "config.json") == ["LABEL_0", "LABEL_1", "LABEL_2"] and len(labels_of({}, "config.json")) == 2
+    assert (
+        labels_of({"num_labels": 3}, "config.json") == ["LABEL_0", "LABEL_1", "LABEL_2"]
+        and len(labels_of({}, "config.json")) == 2
+    )
 
 
 def test_files_that_cannot_be_read_safely_are_refused(originals, tmp_path):
@@ -119,7 +134,10 @@ def test_files_that_cannot_be_read_safely_are_refused(originals, tmp_path):
     assert "holds no model.safetensors: expected a folder" in refused(folder, tmp_path / "run")
     (folder / "pytorch_model.bin").write_bytes(b"x")
     told = refused(folder, tmp_path / "run")
-    assert "holds pytorch_model.bin and no model.safetensors: expected safetensors, because reading the other may run code" in told
+    assert (
+        "holds pytorch_model.bin and no model.safetensors: expected safetensors, because reading the other may run code"
+        in told
+    )
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../a.safetensors"}}))
     assert "weight_map" in refused(folder, tmp_path / "run")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
@@ -139,14 +157,21 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(originals, tmp_p
 def test_electras_generator_is_its_own_and_no_other(originals, tmp_path):
     folder = shutil.copytree(originals("electra"), tmp_path / "theirs")
     run = tmp_path / "run"
-    with pytest.raises(UserError, match="expected ElectraForPreTraining: the generator is half of the model. Fix: name the"):
+    with pytest.raises(
+        UserError, match="expected ElectraForPreTraining: the generator is half of the model. Fix: name the"
+    ):
         import_model(folder / "generator", run)
     spoil(folder / "generator", lambda t: t["electra.embeddings.LayerNorm.bias"].add_(1))
     told = refused(folder, run, folder / "generator")
-    assert "theirs/generator: tensor electra.embeddings.LayerNorm.bias differs from electra.embeddings.LayerNorm.bias" in told
+    assert (
+        "theirs/generator: tensor electra.embeddings.LayerNorm.bias differs from electra.embeddings.LayerNorm.bias"
+        in told
+    )
     tree = json.loads((folder / "generator" / "config.json").read_text())
     (folder / "generator" / "config.json").write_text(json.dumps(tree | {"layer_norm_eps": 1e-3}))
-    assert "layer_norm_eps = 0.001: expected 1e-12, as the discriminator has" in refused(folder, run, folder / "generator")
+    assert "layer_norm_eps = 0.001: expected 1e-12, as the discriminator has" in refused(
+        folder, run, folder / "generator"
+    )
 
 
 def test_a_run_that_has_content_is_not_touched(originals, tmp_path):
@@ -175,7 +200,9 @@ def test_names_of_older_files_are_understood(originals, tmp_path):
 
     def older(t):
         for name in list(t):
-            t[name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")] = t.pop(name)
+            t[name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")] = t.pop(
+                name
+            )
         t |= {"bert.embeddings.position_ids": torch.arange(16)[None], "bert.pooler.dense.weight": torch.ones(36, 36)}
         t |= {"bert.pooler.dense.bias": torch.ones(36)}
         t |= {"cls.seq_relationship.weight": torch.ones(2, 36), "cls.seq_relationship.bias": torch.ones(2)}

@@ -4,16 +4,16 @@ import pytest
 import torch
 from hub_models import MODELS, generator_of, saved, tensors_in
 
-from roots_dist.checkpoint.keep import chosen
-from roots_dist.checkpoint.load import load_weights
+from roots_dist.assembly.passes import build_passes
 from roots_dist.config.of_run import of_run
-from roots_dist.exchange.compare import a_batch, our_logits, their_logits
-from roots_dist.exchange.exporting import export_model
-from roots_dist.exchange.importing import import_model
-from roots_dist.exchange.settings import effective
-from roots_dist.mesh import Mesh
-from roots_dist.objectives.base import MicroBatch
-from roots_dist.train.build import build_passes
+from roots_dist.storage.checkpoint.keep import chosen
+from roots_dist.storage.checkpoint.load import load_weights
+from roots_dist.storage.exchange.compare import a_batch, our_logits, their_logits
+from roots_dist.storage.exchange.exporting import export_model
+from roots_dist.storage.exchange.importing import import_model
+from roots_dist.storage.exchange.settings import effective
+from roots_dist.world.batch import MicroBatch
+from roots_dist.world.mesh import Mesh
 
 transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
 

@@ -14,13 +14,13 @@ import pytest
 from test_exchange_exports import TEXT, a_run
 from test_exchange_layouts import loaded
 
-from roots_dist.data import tokenizer as tokenizers
-from roots_dist.data.chat import open_chat
-from roots_dist.exchange.exporting import export_model
-from roots_dist.generate.decode import decode
-from roots_dist.generate.request import Request
-from roots_dist.generate.sampling import Sampling
-from roots_dist.mesh import Mesh
+from roots_dist.learning.data import tokenizer as tokenizers
+from roots_dist.learning.data.chat import open_chat
+from roots_dist.runs.generate.decode import decode
+from roots_dist.runs.generate.request import Request
+from roots_dist.runs.generate.sampling import Sampling
+from roots_dist.storage.exchange.exporting import export_model
+from roots_dist.world.mesh import Mesh
 
 NEEDS = ("transformers", "fastapi", "uvicorn", "openai", "accelerate", "jinja2")
 MISSING = [name for name in NEEDS if importlib.util.find_spec(name) is None]
@@ -45,14 +45,20 @@ def test_transformers_serve_answers_the_client_of_openai_with_the_words_of_the_r
     mine = tokenizers.train(TEXT, 300)
     (tmp_path / "tokenizer.json").write_text(mine.json)
     model = dict(positions="rotary", vocab=mine.vocab)
-    tree = {"model": model, "objective": {"name": "instruct"}, "data": {"tokenizer": str(tmp_path / "tokenizer.json"), "seq": 64}}
+    tree = {
+        "model": model,
+        "objective": {"name": "instruct"},
+        "data": {"tokenizer": str(tmp_path / "tokenizer.json"), "seq": 64},
+    }
     run = a_run(tmp_path / "run", tree)
     export_model(run, tmp_path / "export")
     messages = [{"role": "user", "content": "The Union"}]
     chat = open_chat(None, str(tmp_path / "tokenizer.json"), mine.end_token)
     prompts = [mine.encode("The state of"), mine.encode_marked(chat.prompt(messages))]
     _, passes = loaded(run, Mesh.single())
-    answers = [decode(passes, [p], Request(max_tokens=NEW, sampling=Sampling(temperature=0)))[0][0].tokens for p in prompts]
+    answers = [
+        decode(passes, [p], Request(max_tokens=NEW, sampling=Sampling(temperature=0)))[0][0].tokens for p in prompts
+    ]
     assert mine.end_of_document not in [*answers[0], *answers[1]]  # nothing is left out
     words = [mine.decode(answer) for answer in answers]
 

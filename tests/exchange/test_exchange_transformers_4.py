@@ -9,11 +9,11 @@ import torch
 from hub_models import MODELS, SPECIALS, generator_of, saved, tokenizer
 from safetensors.torch import load_file
 
-from roots_dist.checkpoint.keep import chosen
 from roots_dist.config.of_run import of_run
-from roots_dist.exchange.compare import a_batch, our_logits
-from roots_dist.exchange.exporting import export_model
-from roots_dist.exchange.importing import import_model
+from roots_dist.storage.checkpoint.keep import chosen
+from roots_dist.storage.exchange.compare import a_batch, our_logits
+from roots_dist.storage.exchange.exporting import export_model
+from roots_dist.storage.exchange.importing import import_model
 
 PYTHON = os.environ.get("ROOTS_TRANSFORMERS_4")
 READER = """

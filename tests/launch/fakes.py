@@ -13,7 +13,7 @@ import numpy as np
 
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
-from roots_dist.data.store import Writer
+from roots_dist.learning.data.store import Writer
 
 ROOT = Path(__file__).parents[2]
 RECORDER = """#!{python} -S
@@ -59,7 +59,9 @@ def launch(folder: Path, programs: Path, *words: str, **variables: str) -> subpr
     environ = {k: v for k, v in os.environ.items() if k not in names}
     environ |= {"PATH": f"{programs}:{environ['PATH']}", "PYTHONPATH": str(ROOT), **variables}
     command = [sys.executable, "-m", "roots_dist", "launch", *words]
-    return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=120, errors="surrogateescape")
+    return subprocess.run(
+        command, cwd=folder, env=environ, capture_output=True, text=True, timeout=120, errors="surrogateescape"
+    )
 
 
 def furnish(place: Path) -> Path:

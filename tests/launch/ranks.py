@@ -16,12 +16,12 @@ import torch
 import torch.distributed as dist
 
 from roots_dist import environment
+from roots_dist.cli.train import TRAIN
 from roots_dist.config.load import Loaded
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError
-from roots_dist.launch.join import joined
-from roots_dist.launch.start import be_rank
-from roots_dist.launch.verbs import TRAIN
+from roots_dist.runs.ranks.join import joined
+from roots_dist.runs.ranks.start import be_rank
 
 
 def meet() -> float:

@@ -14,7 +14,7 @@ import pytest
 from roots_dist.config.load import load
 from roots_dist.config.schema import Config
 from roots_dist.errors import UserError
-from roots_dist.launch.local import processes_for
+from roots_dist.runs.ranks.local import processes_for
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
@@ -33,7 +33,7 @@ def test_help_names_every_verb_and_imports_nothing_heavy():
     assert found.returncode == 0
     assert all(verb in found.stdout for verb in ("prepare", "train", "evaluate", "generate", "verify", "schedule"))
     code = (
-        "import sys, roots_dist.cli; heavy = {'torch', 'deepspeed', 'numpy', 'pydantic', 'rich', 'yaml'}; "
+        "import sys, roots_dist.cli.main; heavy = {'torch', 'deepspeed', 'numpy', 'pydantic', 'rich', 'yaml'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], env=CLEAN | {"PYTHONPATH": str(ROOT)}, check=True, timeout=60)
@@ -90,11 +90,20 @@ def test_processes_are_not_asked_for_under_a_launcher():
 
 def test_prepare_takes_a_seed_and_the_token_that_ends_a_document(tmp_path):
     (tmp_path / "a.txt").write_text("To be, or not to be.")
-    prepared = roots("prepare", str(tmp_path / "a.txt"), "--output", str(tmp_path / "one"), "--vocab", "260", "--seed", "7")
+    prepared = roots(
+        "prepare", str(tmp_path / "a.txt"), "--output", str(tmp_path / "one"), "--vocab", "260", "--seed", "7"
+    )
     assert prepared.returncode == 0, prepared.stderr
     tokenizer = (tmp_path / "one" / "tokenizer.json").read_text().replace("<|endoftext|>", "<stop>")
     (tmp_path / "mine.json").write_text(tokenizer)
-    again = ("prepare", str(tmp_path / "a.txt"), "--output", str(tmp_path / "two"), "--tokenizer", str(tmp_path / "mine.json"))
+    again = (
+        "prepare",
+        str(tmp_path / "a.txt"),
+        "--output",
+        str(tmp_path / "two"),
+        "--tokenizer",
+        str(tmp_path / "mine.json"),
+    )
     refused = roots(*again)
     assert refused.returncode == 2 and refused.stderr.startswith("✗ end_of_document = None: expected a token of")
     assert roots(*again, "--end-of-document", "<stop>").returncode == 0

@@ -19,16 +19,16 @@ import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
 
+from roots_dist.cluster_profile import Profile, Speed, read, write
 from roots_dist.config.schema import Config
-from roots_dist.doctor import board as boards
-from roots_dist.doctor import examine as examination
-from roots_dist.doctor import facts, speed
-from roots_dist.doctor.board import Board
-from roots_dist.doctor.examine import Asked, Tools, examine, write_up
-from roots_dist.doctor.meet import free_port, meet
-from roots_dist.doctor.profile import Profile, Speed, read, write
 from roots_dist.environment import World
 from roots_dist.layout import Layout
+from roots_dist.runs.doctor import board as boards
+from roots_dist.runs.doctor import examine as examination
+from roots_dist.runs.doctor import facts, speed
+from roots_dist.runs.doctor.board import Board
+from roots_dist.runs.doctor.examine import Asked, Tools, examine, write_up
+from roots_dist.runs.doctor.meet import free_port, meet
 from roots_dist.testing.world import on_world
 
 ROOT = Path(__file__).parents[2]
@@ -151,7 +151,10 @@ def test_a_rank_that_shares_its_core_is_measured_as_slow_although_single_product
     if len(cores) < 2:
         pytest.skip("needs two cores")
     flops = on_world(2, beside_busy_loops, cores[:2], timeout=50)
-    speeds = [Speed(rank=i, precision="fp32", matmul_flops=f, copy_bytes_per_s=1, peak_flops=None) for i, f in enumerate(flops)]
+    speeds = [
+        Speed(rank=i, precision="fp32", matmul_flops=f, copy_bytes_per_s=1, peak_flops=None)
+        for i, f in enumerate(flops)
+    ]
     assert [f.where for f in speed.findings(speeds, {0: "a", 1: "b"})] == ["rank 1 (host b)"], flops
 
 
@@ -192,7 +195,9 @@ def test_a_folder_that_is_another_one_on_each_host_is_named(tmp_path: Path):
     ]
 
 
-@pytest.mark.parametrize("change, words", [(stuck, "facts: not done after 4 s"), (broken, "facts: ValueError: the flux capacitor")])
+@pytest.mark.parametrize(
+    "change, words", [(stuck, "facts: not done after 4 s"), (broken, "facts: ValueError: the flux capacitor")]
+)
 def test_a_rank_that_hangs_or_breaks_ends_the_examination_and_is_named(change, words):
     found = profile_of("aba", facts=change)
     assert [(f.where, f.found) for f in found.findings] == [("rank 1 (host b)", words)]
@@ -208,7 +213,11 @@ def test_the_bare_verb_examines_this_machine_and_writes_a_profile_that_reads_bac
     found = read(tmp_path / "p.json")
     assert {f.check for f in found.findings} <= {"speed"}, "a machine that runs tests may be busy, nothing else"
     assert ran.returncode == (0 if found.healthy else 1), ran.stderr
-    assert ran.stdout.rstrip().splitlines()[-1].startswith("✓ 3 ranks on 1 host" if found.healthy else "✗ 3 ranks on 1 host")
+    assert (
+        ran.stdout.rstrip()
+        .splitlines()[-1]
+        .startswith("✓ 3 ranks on 1 host" if found.healthy else "✗ 3 ranks on 1 host")
+    )
     assert "all_gather" in ran.stdout and "Traceback" not in ran.stderr and found.launcher == "roots doctor"
     write(found, tmp_path / "again.json")
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "p.json").read_bytes()

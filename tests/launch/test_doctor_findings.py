@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from roots_dist.doctor import clocks, facts, folder, links, placement, speed
-from roots_dist.doctor.deadline import Overdue, within
-from roots_dist.doctor.profile import Finding, Profile, RankFacts, Speed, Wrote, named, read, write
-from roots_dist.doctor.show import lines
+from roots_dist.cluster_profile import Finding, Profile, RankFacts, Speed, Wrote, named, read, write
 from roots_dist.errors import DataError
 from roots_dist.layout import Layout
+from roots_dist.runs.doctor import clocks, facts, folder, links, placement, speed
+from roots_dist.runs.doctor.deadline import Overdue, within
+from roots_dist.runs.doctor.show import lines
 
 HOSTS = ("a", "a", "b", "b")
 VERSIONS = {"python": "3.11.7", "torch": "2.13.0", "code": "abc", "nccl": None}
@@ -20,7 +20,14 @@ VERSIONS = {"python": "3.11.7", "torch": "2.13.0", "code": "abc", "nccl": None}
 
 def rank(number: int, **values) -> RankFacts:
     made = RankFacts(
-        rank=number, host=HOSTS[number], device="cpu", versions=VERSIONS, cores=8, threads=4, memory_free=2**34, disk_free=2**36
+        rank=number,
+        host=HOSTS[number],
+        device="cpu",
+        versions=VERSIONS,
+        cores=8,
+        threads=4,
+        memory_free=2**34,
+        disk_free=2**36,
     )
     return replace(made, **values)
 
@@ -71,7 +78,9 @@ def test_gpus_that_are_not_used_shared_or_of_another_kind_are_named():
 
 def test_full_disks_and_small_shared_memory_are_named_by_host():
     full = [rank(0), rank(1), rank(2, disk_free=2**20), rank(3, disk_free=2**20)]
-    assert said(facts.room(full))[0].startswith("✗ host b: 1 MiB left in its temporary folder, expected 1024 MiB or more.")
+    assert said(facts.room(full))[0].startswith(
+        "✗ host b: 1 MiB left in its temporary folder, expected 1024 MiB or more."
+    )
     docker = [rank(i, gpu=f"u{i}", shared_memory_free=2**26) for i in range(4)]
     assert [f.where for f in facts.room(docker)] == ["host a", "host b"]
     assert said(facts.room([rank(i, shared_memory_free=2**26) for i in range(4)])) == [], "gloo has no use for it"
@@ -114,20 +123,25 @@ def test_groups_across_hosts_take_one_rank_of_each():
 
 def test_a_wrong_clock_is_named_and_rank_0_may_be_the_wrong_one():
     assert said(clocks.findings({"a": 0.0, "b": 0.02, "c": -0.9})) == []
-    assert [str(f)[:34] for f in clocks.findings({"a": 0.0, "b": 7.2, "c": 0.1})] == ["✗ host b: clock 7.1 s ahead, expec"]
+    assert [str(f)[:34] for f in clocks.findings({"a": 0.0, "b": 7.2, "c": 0.1})] == [
+        "✗ host b: clock 7.1 s ahead, expec"
+    ]
     assert [f.where for f in clocks.findings({"a": 0.0, "b": 60.0, "c": 60.1})] == ["host a"]
 
 
 def test_a_rank_below_seven_tenths_of_the_median_is_slow():
     def of(*flops: float) -> list[Speed]:
         return [
-            Speed(rank=i, precision="fp32", matmul_flops=f, copy_bytes_per_s=1.0, peak_flops=None) for i, f in enumerate(flops)
+            Speed(rank=i, precision="fp32", matmul_flops=f, copy_bytes_per_s=1.0, peak_flops=None)
+            for i, f in enumerate(flops)
         ]
 
     hosts = dict(enumerate(HOSTS))
     assert said(speed.findings(of(1e11, 0.9e11, 1.1e11, 0.8e11), hosts)) == []
     (slow,) = said(speed.findings(of(1e11, 1e11, 1e11, 0.5e11), hosts))
-    assert slow.startswith("✗ rank 3 (host b): slow, 50 GFLOP/s in fp32 products, 50% of the median, expected 70% of 100 GFLOP/s")
+    assert slow.startswith(
+        "✗ rank 3 (host b): slow, 50 GFLOP/s in fp32 products, 50% of the median, expected 70% of 100 GFLOP/s"
+    )
 
 
 def test_what_the_shared_folder_lacks_is_named():
@@ -137,7 +151,9 @@ def test_what_the_shared_folder_lacks_is_named():
     path = Path("/shared")
     assert said(folder.findings(path, good, {0: [], 2: []}, hosts, checkpoint=2**30)) == []
     (unwritable,) = said(folder.findings(path, bad, {0: [], 2: []}, hosts, None))
-    assert unwritable.startswith("✗ ranks 2-3 (host b): cannot write to /shared (read-only file system), expected every rank")
+    assert unwritable.startswith(
+        "✗ ranks 2-3 (host b): cannot write to /shared (read-only file system), expected every rank"
+    )
     (unseen,) = said(folder.findings(path, good, {0: [], 2: [0, 1]}, hosts, None))
     assert unseen.startswith("✗ host b: does not see in /shared what ranks 0-1 (host a) wrote there")
     (small,) = said(folder.findings(path, good, {0: [], 2: []}, hosts, checkpoint=20 * 2**30))
@@ -167,7 +183,7 @@ def test_a_pair_with_a_slow_link_is_named_beside_three_others():
     pairs = [(0, 1), (2, 3), (4, 5), (6, 7)]
     times = [1e-3, 1.1e-3, 9e-3, 0.9e-3]
     samples = [links.Sample("inside", "send", p, size, t) for p, t in zip(pairs, times) for size in (8, 2**20)]
-    (slow,) = links.findings(samples, {i: "a" for i in range(8)})
+    (slow,) = links.findings(samples, dict.fromkeys(range(8), "a"))
     assert slow.where == "ranks 4-5 (host a)" and not slow.serious and str(slow).startswith("!")
     assert list(links.findings(samples[:4], {})) == [], "of two nobody knows which is usual"
 
@@ -185,7 +201,10 @@ def profile(*findings: Finding) -> Profile:
         ranks=(rank(0), rank(1, memory_free=None, gpu="u1")),
         clock_offsets_s={"a": 0.0},
         folder="/shared",
-        wrote=(Wrote(rank=0, trouble=None, bytes_per_s=1e8, free=5), Wrote(rank=1, trouble="full", bytes_per_s=None, free=None)),
+        wrote=(
+            Wrote(rank=0, trouble=None, bytes_per_s=1e8, free=5),
+            Wrote(rank=1, trouble="full", bytes_per_s=None, free=None),
+        ),
         speeds=speeds,
         links=tuple(links.merge(samples)),
         findings=findings,
@@ -206,7 +225,9 @@ def test_a_profile_reads_back_as_it_was_and_nothing_else_does(tmp_path: Path):
 
 def test_only_serious_findings_make_a_world_unhealthy():
     warning = Finding(check="links", where="x", found="y", expected="z", fix="w", serious=False)
-    assert profile().healthy and profile(warning).healthy and not profile(warning, replace(warning, serious=True)).healthy
+    assert (
+        profile().healthy and profile(warning).healthy and not profile(warning, replace(warning, serious=True)).healthy
+    )
     ends = [list(lines(profile(*findings)))[-1] for findings in ((), (warning,), (replace(warning, serious=True),))]
     assert [end[0] for end in ends] == ["✓", "✓", "✗"] and "1 finding to mend" in ends[2]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from roots_dist.doctor import board, meet
 from roots_dist.environment import World
 from roots_dist.errors import EnvironmentProblem
+from roots_dist.runs.doctor import board, meet
 
 ROOT = Path(__file__).parents[2]
 CLEAN = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
@@ -36,7 +36,9 @@ def world(rank: int, port: int, address: str = "127.0.0.1") -> World:
 
 def doctor(rank: int, port: int, address: str = "127.0.0.1", *options: str) -> subprocess.Popen[str]:
     place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    environ = CLEAN | {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": address, "PYTHONPATH": str(ROOT)}
+    environ = (
+        CLEAN | {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": address, "PYTHONPATH": str(ROOT)}
+    )
     environ |= {"GLOO_SOCKET_IFNAME": "lo", "PYTHONIOENCODING": "utf-8"}
     command = [sys.executable, "-m", "roots_dist", "doctor", "--quick", *options]
     return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -45,7 +47,9 @@ def doctor(rank: int, port: int, address: str = "127.0.0.1", *options: str) -> s
 def test_a_name_that_nothing_stands_for_is_said_with_the_rank_and_the_host():
     with pytest.raises(EnvironmentProblem) as found:
         meet.meet(world(1, 29500, "no-such-host.invalid"), 1, "b")
-    assert str(found.value).startswith("MASTER_ADDR = 'no-such-host.invalid' on rank 1 (host b): expected a name or number")
+    assert str(found.value).startswith(
+        "MASTER_ADDR = 'no-such-host.invalid' on rank 1 (host b): expected a name or number"
+    )
     assert "Fix: set it to rank 0's host" in str(found.value)
 
 
@@ -60,7 +64,9 @@ def test_a_name_server_that_does_not_answer_is_not_waited_for(monkeypatch):
 def test_the_process_that_has_the_port_is_named():
     with taken() as port, pytest.raises(EnvironmentProblem) as found:
         meet.meet(world(0, port), 1, "a")
-    assert str(found.value).startswith(f"MASTER_PORT = {port} on rank 0 (host a): expected a free port, and process {os.getpid()}")
+    assert str(found.value).startswith(
+        f"MASTER_PORT = {port} on rank 0 (host a): expected a free port, and process {os.getpid()}"
+    )
     assert "choose another MASTER_PORT (" in str(found.value)
 
 
@@ -71,7 +77,10 @@ def test_nobody_at_the_meeting_point_is_named_as_rank_0():
 
 def test_a_foreign_server_that_says_nothing_does_not_hold_a_rank(monkeypatch):
     monkeypatch.setattr(meet, "HANDSHAKE_S", 0.5)
-    with taken() as port, pytest.raises(EnvironmentProblem, match="expected rank 0's store there, and something else answers"):
+    with (
+        taken() as port,
+        pytest.raises(EnvironmentProblem, match="expected rank 0's store there, and something else answers"),
+    ):
         meet.meet(world(1, port), 5, "b")
 
 
@@ -93,7 +102,12 @@ def test_the_verb_names_what_keeps_ranks_apart_and_ends_in_time():
         }
         found = {name: (*rank.communicate(timeout=60), rank.returncode) for name, rank in ranks.items()}
     assert time.monotonic() - begin < 60
-    assert {name: code for name, (*_, code) in found.items()} == {"port": 2, "address": 2, "no rank 0": 2, "no rank 1": 1}
+    assert {name: code for name, (*_, code) in found.items()} == {
+        "port": 2,
+        "address": 2,
+        "no rank 0": 2,
+        "no rank 1": 1,
+    }
     assert f"✗ MASTER_PORT = {port} on rank 0" in found["port"][1]
     assert "✗ MASTER_ADDR = 'no-such-host.invalid' on rank 1" in found["address"][1]
     assert "expected rank 0 listening there within 2 s" in found["no rank 0"][1]
@@ -119,5 +133,7 @@ def test_a_rank_that_falls_silent_is_named_by_rank_0_and_rank_0_by_the_others(mo
     ]
     with pytest.raises(board.Stopped):
         board.Board(store, 2, 3).ask("links", 0.3, lambda: 7)
-    with pytest.raises(EnvironmentProblem, match="rank 0 = silent: expected its word on speed, within 0.7 s. Fix: read"):
+    with pytest.raises(
+        EnvironmentProblem, match="rank 0 = silent: expected its word on speed, within 0.7 s. Fix: read"
+    ):
         board.Board(store, 1, 3).ask("speed", 0.3, lambda: 7)

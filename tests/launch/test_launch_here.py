@@ -13,13 +13,14 @@ import time
 from pathlib import Path
 
 import pytest
-
 from fakes import ROOT
-from roots_dist.errors import UserError
-from roots_dist.launch.job import Wishes, make
-from roots_dist.launch.launchers import LAUNCHERS
-from roots_dist.launch.local import SIGNALS, signals
 from test_launch_plans import furnish
+
+from roots_dist.cli.launch import verb_for
+from roots_dist.errors import UserError
+from roots_dist.runs.launch.job import Wishes, make
+from roots_dist.runs.launch.launchers import LAUNCHERS
+from roots_dist.runs.ranks.local import SIGNALS, signals
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def test_a_signal_that_is_ignored_here_is_not_listened_to_by_the_agent_of_this_m
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         assert {"SIGHUP", "SIGTERM"} & {*signals().split(",")} == {"SIGTERM"}
-        job = make("small.yaml", (), Wishes(on="torchrun"), place)
+        job = make(verb_for, "small.yaml", (), Wishes(on="torchrun"), place)
         assert f"--signals-to-handle={signals()}" in LAUNCHERS["torchrun"](job, {}).command
         (script,) = (text for path, text in LAUNCHERS["slurm"](job, {}).files.items() if path.name == "slurm.sh")
         assert f"--signals-to-handle={SIGNALS}" in script
@@ -41,19 +42,33 @@ def test_a_signal_that_is_ignored_here_is_not_listened_to_by_the_agent_of_this_m
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize("wishes", [{"on": "mpi", "runner": "mpich"}, {"on": "mpi", "runner": "openmpi"}, {"on": "deepspeed"}], ids=str)
+@pytest.mark.parametrize(
+    "wishes", [{"on": "mpi", "runner": "mpich"}, {"on": "mpi", "runner": "openmpi"}, {"on": "deepspeed"}], ids=str
+)
 def test_two_runs_on_one_machine_do_not_meet_each_other(place, monkeypatch, wishes):
     monkeypatch.chdir(place)
-    plans = [LAUNCHERS[wishes["on"]](make("small.yaml", (f"track.folder=runs/{name}",), Wishes(**wishes), place), {}) for name in "ab"]
-    ports = [{word for word in (*plan.command, *plan.variables.items()) if "master_port" in str(word).lower()} for plan in plans]
+    plans = [
+        LAUNCHERS[wishes["on"]](
+            make(verb_for, "small.yaml", (f"track.folder=runs/{name}",), Wishes(**wishes), place), {}
+        )
+        for name in "ab"
+    ]
+    ports = [
+        {word for word in (*plan.command, *plan.variables.items()) if "master_port" in str(word).lower()}
+        for plan in plans
+    ]
     assert all(ports) and not ports[0] & {word for word in ports[1] if word != "MASTER_PORT"}
 
 
 @pytest.mark.parametrize("shown, used", [("", [0, 1]), ("3,2,1", ["3", "2"]), ("GPU-a,GPU-b", ["GPU-a", "GPU-b"])])
 def test_deepspeed_here_takes_the_devices_that_are_shown_to_it(place, monkeypatch, shown, used):
     monkeypatch.chdir(place)
-    job = make("small.yaml", ("parallel.pp=1",), Wishes(on="deepspeed", per_node=2, gpus=True), place)
-    (world,) = [word for word in LAUNCHERS["deepspeed"](job, {"CUDA_VISIBLE_DEVICES": shown}).command if word.startswith("--world_info=")]
+    job = make(verb_for, "small.yaml", ("parallel.pp=1",), Wishes(on="deepspeed", per_node=2, gpus=True), place)
+    (world,) = [
+        word
+        for word in LAUNCHERS["deepspeed"](job, {"CUDA_VISIBLE_DEVICES": shown}).command
+        if word.startswith("--world_info=")
+    ]
     assert json.loads(base64.urlsafe_b64decode(world.partition("=")[2])) == {"localhost": used}
     with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES = '7': expected 2 devices"):
         LAUNCHERS["deepspeed"](job, {"CUDA_VISIBLE_DEVICES": "7"})
@@ -61,10 +76,22 @@ def test_deepspeed_here_takes_the_devices_that_are_shown_to_it(place, monkeypatc
 
 def test_deepspeed_here_ends_with_its_ranks_and_a_checkpoint_when_it_is_told_to(place):
     run = place / "runs" / "told"
-    words = ("small.yaml", "--on", "deepspeed", "parallel.pp=1", "train.steps=100000", "checkpoint.every=0", f"track.folder={run}")
-    environ = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | {"PYTHONPATH": str(ROOT)}
+    words = (
+        "small.yaml",
+        "--on",
+        "deepspeed",
+        "parallel.pp=1",
+        "train.steps=100000",
+        "checkpoint.every=0",
+        f"track.folder={run}",
+    )
+    environ = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} | {
+        "PYTHONPATH": str(ROOT)
+    }
     command = [sys.executable, "-m", "roots_dist", "launch", *words]
-    launcher = subprocess.Popen(command, cwd=place, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    launcher = subprocess.Popen(
+        command, cwd=place, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
         deadline = time.monotonic() + 100
         while not (run / "metrics.jsonl").exists():

@@ -15,14 +15,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from fakes import NAMES, furnish, notes, put
+
+from roots_dist.cli.launch import verb_for
 from roots_dist.errors import UserError
-from roots_dist.launch import hosts as hostfiles
-from roots_dist.launch.job import Job, Plan, Wishes, make
-from roots_dist.launch.launchers import LAUNCHERS
-from roots_dist.launch.passing import CONTROL, PLAIN
-from roots_dist.launch.submit import shown, write
+from roots_dist.runs.launch import hosts as hostfiles
+from roots_dist.runs.launch.job import Job, Plan, Wishes, make
+from roots_dist.runs.launch.launchers import LAUNCHERS
+from roots_dist.runs.launch.quoting import CONTROL, PLAIN
+from roots_dist.runs.launch.submit import shown, write
 
 VALUES = (
     "plain", "two words", " edges ", "  ", "a'b", 'a"b', "'", '"', "''", "a\\b", "\\", "\\n", "a\\'b\\\"c", "$HOME", "${HOME}", "$$",
@@ -70,8 +71,16 @@ WISHES = {
 }
 
 
-def planned(place: Path, on: str, subject: str, overrides: Sequence[str] = (), env: Sequence[str] = ()) -> tuple[Job, Plan]:
-    job = make(subject, overrides, Wishes(on=on, env=tuple(env), python=str(place / "bin" / "python"), **WISHES[on]), place)
+def planned(
+    place: Path, on: str, subject: str, overrides: Sequence[str] = (), env: Sequence[str] = ()
+) -> tuple[Job, Plan]:
+    job = make(
+        verb_for,
+        subject,
+        overrides,
+        Wishes(on=on, env=tuple(env), python=str(place / "bin" / "python"), **WISHES[on]),
+        place,
+    )
     plan = LAUNCHERS[on](job, {})
     list(shown(job, plan, whole=True))
     write(plan)
@@ -88,7 +97,9 @@ def arrived(place: Path, on: str, job: Job, plan: Plan) -> tuple[list[str], dict
         documents = list(yaml.safe_load_all((job.files / "job.yaml").read_text(encoding="utf-8")))
         container = documents[-1]["spec"]["template"]["spec"]["containers"][0]
         words = [word.replace("$$", "$") for word in container["args"]]
-        return words[words.index("-m") :], {e["name"]: e["value"].replace("$$", "$") for e in container["env"] if "value" in e}
+        return words[words.index("-m") :], {
+            e["name"]: e["value"].replace("$$", "$") for e in container["env"] if "value" in e
+        }
     last = called[{"torchrun": "python", "deepspeed": "python", "slurm": "srun", "mpi": "mpirun"}[on]]
     words, variables = last["words"], last["variables"]
     if on == "deepspeed":
@@ -136,34 +147,44 @@ def test_a_config_and_a_folder_of_any_name_are_refused_or_arrive_byte_for_byte(p
     for name in VALUES:
         if "/" in name or "\x00" in name or len(name.encode(errors="replace")) > 200 or "\udcff" in name:
             continue  # no file has such a name, or no YAML can say it
-        config = (place / "small.yaml").read_text().replace("folder: runs/small", f"folder: {json.dumps(f'runs/{name}')}")
+        config = (
+            (place / "small.yaml").read_text().replace("folder: runs/small", f"folder: {json.dumps(f'runs/{name}')}")
+        )
         (place / f"{name}.yaml").write_text(config)
         try:
             job, plan = planned(place, on, f"{name}.yaml")
         except UserError as error:
             refused_in_one_line(error)
-            unsafe = CONTROL.search(name) or (on == "slurm" and "\\" in name) or (on == "deepspeed" and not PLAIN.fullmatch(name))
+            unsafe = (
+                CONTROL.search(name)
+                or (on == "slurm" and "\\" in name)
+                or (on == "deepspeed" and not PLAIN.fullmatch(name))
+            )
             assert unsafe, f"{name!r} could have been passed"
             continue
         passed += 1
         said = ["-m", "roots_dist", "train", f"./{name}.yaml" if name.startswith("-") else f"{name}.yaml"]
-        if on in ("slurm", "kubernetes") and ("PWNED" in name or name in ("a'b", 'a"b', "*", "$HOME", "!!")):  # the rest reads alike
+        if on in ("slurm", "kubernetes") and (
+            "PWNED" in name or name in ("a'b", 'a"b', "*", "$HOME", "!!")
+        ):  # the rest reads alike
             words, _ = arrived(place, on, job, plan)
         elif on in ("slurm", "kubernetes"):
             continue
         else:
             words = list(plan.command[plan.command.index("roots_dist") - 1 :])
         assert words == (["--module", *said[1:]] if on == "deepspeed" else said)
-        assert job.folder == Path("runs") / name and all(path.is_relative_to(job.directory / job.folder) or path.is_relative_to(job.folder) for path in plan.files)
+        assert job.folder == Path("runs") / name and all(
+            path.is_relative_to(job.directory / job.folder) or path.is_relative_to(job.folder) for path in plan.files
+        )
     assert passed >= (6 if on == "deepspeed" else 40)
 
 
 def test_a_name_is_refused_or_arrives_byte_for_byte(place):
-    job = make("small.yaml", (), Wishes(on="slurm", name="plain", **WISHES["slurm"]), place)
+    job = make(verb_for, "small.yaml", (), Wishes(on="slurm", name="plain", **WISHES["slurm"]), place)
     for value in VALUES:
         if CONTROL.search(value):
             with pytest.raises(UserError, match="--name"):
-                make("small.yaml", (), Wishes(on="slurm", name=value, **WISHES["slurm"]), place)
+                make(verb_for, "small.yaml", (), Wishes(on="slurm", name=value, **WISHES["slurm"]), place)
             continue
         named = replace(job, name=value)
         assert f"--job-name={value}" in LAUNCHERS["slurm"](named, {}).command
@@ -208,10 +229,14 @@ def test_hosts_are_chosen_as_deepspeed_chooses(filters, left):
     from collections import OrderedDict
 
     hosts = tuple(hostfiles.Host(name, (0, 1, 2), 3) for name in "abc")
-    assert {host.name: host.slots for host in hostfiles.choose(hosts, filters.get("include"), filters.get("exclude"))} == left
+    assert {
+        host.name: host.slots for host in hostfiles.choose(hosts, filters.get("include"), filters.get("exclude"))
+    } == left
     from deepspeed.launcher.runner import parse_resource_filter
 
-    theirs = parse_resource_filter(OrderedDict((h.name, list(h.slots)) for h in hosts), filters.get("include", ""), filters.get("exclude", ""))
+    theirs = parse_resource_filter(
+        OrderedDict((h.name, list(h.slots)) for h in hosts), filters.get("include", ""), filters.get("exclude", "")
+    )
     assert {name: tuple(slots) for name, slots in theirs.items()} == left
 
 
@@ -233,9 +258,15 @@ def test_deepspeeds_own_runner_hands_on_what_was_asked_and_runs_nothing_else(pla
         folder.mkdir(exist_ok=True)
         (folder / ".deepspeed_env").write_text("EVIL=$(touch PWNED)\n")
     job = make(
+        verb_for,
         "small.yaml",
         ("track.group=a,b:c@d+e^f=g", "track.name=-x"),
-        Wishes(on="deepspeed", env=("ROOTS_TEST_VALUE=a/b:c,d@e+f^g=h-i",), hostfile=Path("hosts"), include="node0@node1:0,1"),
+        Wishes(
+            on="deepspeed",
+            env=("ROOTS_TEST_VALUE=a/b:c,d@e+f^g=h-i",),
+            hostfile=Path("hosts"),
+            include="node0@node1:0,1",
+        ),
         place,
     )
     surroundings = {"PYTHONSTARTUP": "$(touch PWNED)", "PYTHONUTF8": "1"}
@@ -243,9 +274,20 @@ def test_deepspeeds_own_runner_hands_on_what_was_asked_and_runs_nothing_else(pla
     assert plan.unset == ("PYTHONSTARTUP",) and any("PYTHONSTARTUP" in note for note in plan.notes)
     write(plan)
     programs = place / "bin" / "pdsh"
-    programs.write_text(programs.read_text().replace('.replace("%n", "0")', f'.replace("%n", "0").replace({sys.executable!r}, "python")'))
-    environ = {"PATH": f"{place}/bin:/usr/bin:/bin", "HOME": str(place / "home"), "PYTHONUTF8": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(plan.command, cwd=place, env=environ | dict(plan.variables), capture_output=True, text=True, timeout=120)
+    programs.write_text(
+        programs.read_text().replace(
+            '.replace("%n", "0")', f'.replace("%n", "0").replace({sys.executable!r}, "python")'
+        )
+    )
+    environ = {
+        "PATH": f"{place}/bin:/usr/bin:/bin",
+        "HOME": str(place / "home"),
+        "PYTHONUTF8": "1",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    done = subprocess.run(
+        plan.command, cwd=place, env=environ | dict(plan.variables), capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     (pdsh,) = [note for note in notes(place) if note["name"] == "pdsh"]
     assert pdsh["words"][pdsh["words"].index("-w") + 1] == "node0,node1"
@@ -258,5 +300,5 @@ def test_deepspeeds_own_runner_hands_on_what_was_asked_and_runs_nothing_else(pla
 
 def test_a_secret_is_not_taken_as_a_variable():
     with pytest.raises(UserError, match=r"WANDB_API_KEY=\*\*\*") as refused:
-        make("small.yaml", (), Wishes(on="torchrun", env=("WANDB_API_KEY=0123456789",)), Path.cwd())
+        make(verb_for, "small.yaml", (), Wishes(on="torchrun", env=("WANDB_API_KEY=0123456789",)), Path.cwd())
     assert "0123456789" not in str(refused.value)

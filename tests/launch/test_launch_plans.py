@@ -11,29 +11,62 @@ from pathlib import Path
 
 import pytest
 import yaml
-
 from fakes import furnish, launch, notes, put
+
+from roots_dist.cli.launch import verb_for
 from roots_dist.errors import UserError
-from roots_dist.launch import launchers
-from roots_dist.launch.job import Wishes, make
-from roots_dist.launch.launchers import LAUNCHERS
-from roots_dist.launch.local import SIGNALS
-from roots_dist.launch.submit import shown, write
+from roots_dist.runs.launch import launchers
+from roots_dist.runs.launch.job import Wishes, make
+from roots_dist.runs.launch.launchers import LAUNCHERS
+from roots_dist.runs.launch.submit import shown, write
+from roots_dist.runs.ranks.local import SIGNALS
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "launch"
 KUBERNETES = {"on": "kubernetes", "nodes": 2, "image": "registry/roots:0.1", "claim": "work"}
 CASES = {
     "torchrun": {"on": "torchrun"},
     "torchrun-two-nodes": {"on": "torchrun", "nodes": 2, "meet": "n1:29400", "max_restarts": 3},
-    "slurm": {"on": "slurm", "nodes": 2, "time": "1:00:00", "partition": "gpu", "account": "me", "per_node": 2, "gpus": True},
-    "slurm-array-spare": {"on": "slurm", "nodes": 2, "array": 4, "spare": 1, "env": ("NCCL_DEBUG=INFO",), "extra": ("--exclusive",)},
+    "slurm": {
+        "on": "slurm",
+        "nodes": 2,
+        "time": "1:00:00",
+        "partition": "gpu",
+        "account": "me",
+        "per_node": 2,
+        "gpus": True,
+    },
+    "slurm-array-spare": {
+        "on": "slurm",
+        "nodes": 2,
+        "array": 4,
+        "spare": 1,
+        "env": ("NCCL_DEBUG=INFO",),
+        "extra": ("--exclusive",),
+    },
     "mpi-openmpi": {"on": "mpi", "hostfile": Path("hosts"), "runner": "openmpi", "env": ("A=b c",)},
     "mpi-mpich": {"on": "mpi", "hostfile": Path("hosts"), "runner": "mpich"},
     "deepspeed": {"on": "deepspeed"},
-    "deepspeed-pdsh": {"on": "deepspeed", "hostfile": Path("hosts"), "include": "n1:0,1@n2:0,1", "env": ("NCCL_DEBUG=INFO",)},
-    "deepspeed-openmpi": {"on": "deepspeed", "hostfile": Path("two"), "runner": "openmpi", "extra": ("--mca", "btl", "tcp")},
+    "deepspeed-pdsh": {
+        "on": "deepspeed",
+        "hostfile": Path("hosts"),
+        "include": "n1:0,1@n2:0,1",
+        "env": ("NCCL_DEBUG=INFO",),
+    },
+    "deepspeed-openmpi": {
+        "on": "deepspeed",
+        "hostfile": Path("two"),
+        "runner": "openmpi",
+        "extra": ("--mca", "btl", "tcp"),
+    },
     "kubernetes-job": {**KUBERNETES, "env": ("A=$(HOME) b",)},
-    "kubernetes-trainjob": {**KUBERNETES, "kind": "trainjob", "per_node": 2, "gpus": True, "max_restarts": 2, "env": ("A=b",)},
+    "kubernetes-trainjob": {
+        **KUBERNETES,
+        "kind": "trainjob",
+        "per_node": 2,
+        "gpus": True,
+        "max_restarts": 2,
+        "env": ("A=b",),
+    },
 }
 
 
@@ -49,7 +82,7 @@ def listens(monkeypatch):
 
 
 def said(place: Path, **wishes: object) -> str:
-    job = make("small.yaml", ("optim.lr=1e-3",), Wishes(**{"python": "python", **wishes}), place)
+    job = make(verb_for, "small.yaml", ("optim.lr=1e-3",), Wishes(**{"python": "python", **wishes}), place)
     lines = shown(job, LAUNCHERS[job.wishes.on](job, {}), whole=True)
     return "\n".join(lines).replace(str(place), "/work") + "\n"
 
@@ -68,7 +101,9 @@ def test_bash_reads_the_script(case):
 
 def test_the_manifest_is_what_kubernetes_knows(tmp_path):
     validate = pytest.importorskip("kubernetes_validate")
-    text = "\n".join(line[2:] for line in (GOLDEN / "kubernetes-job.txt").read_text().splitlines() if line.startswith("  "))
+    text = "\n".join(
+        line[2:] for line in (GOLDEN / "kubernetes-job.txt").read_text().splitlines() if line.startswith("  ")
+    )
     documents = list(yaml.safe_load_all(text))
     assert [document["kind"] for document in documents] == ["Service", "NetworkPolicy", "Job"]
     for document in documents:
@@ -78,8 +113,13 @@ def test_the_manifest_is_what_kubernetes_knows(tmp_path):
     for selector in (service["spec"]["selector"], policy["spec"]["podSelector"]["matchLabels"]):
         assert selector.items() <= pod["metadata"]["labels"].items()
     assert service["spec"]["clusterIP"] == "None" and pod["spec"]["subdomain"] == service["metadata"]["name"]
-    assert {claim["name"] for claim in pod["spec"]["volumes"]} == {m["name"] for m in pod["spec"]["containers"][0]["volumeMounts"]}
-    assert f"--rdzv-endpoint={job['metadata']['name']}-0.{service['metadata']['name']}:29400" in pod["spec"]["containers"][0]["args"]
+    assert {claim["name"] for claim in pod["spec"]["volumes"]} == {
+        m["name"] for m in pod["spec"]["containers"][0]["volumeMounts"]
+    }
+    assert (
+        f"--rdzv-endpoint={job['metadata']['name']}-0.{service['metadata']['name']}:29400"
+        in pod["spec"]["containers"][0]["args"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,7 +157,10 @@ def test_the_manifest_is_what_kubernetes_knows(tmp_path):
         ({"on": "mpi", "hostfile": Path("uneven"), "runner": "mpich"}, "slots = 'n2: 2, n1: 4'"),
         ({"on": "deepspeed", "nodes": 2}, "--nodes = 2"),
         ({"on": "deepspeed", "runner": "slurm"}, "--runner = 'slurm'"),
-        ({"on": "deepspeed", "hostfile": Path("hosts"), "runner": "openmpi", "include": "n1:0,1@n2:0,1"}, "--include = "),
+        (
+            {"on": "deepspeed", "hostfile": Path("hosts"), "runner": "openmpi", "include": "n1:0,1@n2:0,1"},
+            "--include = ",
+        ),
         ({"on": "deepspeed", "hostfile": Path("hosts"), "include": "n1", "exclude": "n2"}, "--exclude = 'n2'"),
         ({"on": "deepspeed", "hostfile": Path("hosts"), "exclude": "n1@n2"}, "--exclude = 'n1@n2'"),
         ({"on": "kubernetes", "claim": "work"}, "--image = None"),
@@ -145,8 +188,10 @@ def test_what_cannot_be_is_refused_by_name(place, monkeypatch, wishes, named):
 def test_a_folder_that_would_be_gone_with_its_pod_is_refused(place, monkeypatch, folder):
     monkeypatch.chdir(place)
     for kept in ("runs/x", "/work/runs/x", "a/../b"):
-        LAUNCHERS["kubernetes"](make("small.yaml", (f"track.folder={kept}",), Wishes(**KUBERNETES), place), {})
-    job = make("small.yaml", (f"track.folder={folder}",), Wishes(**KUBERNETES), place)
+        LAUNCHERS["kubernetes"](
+            make(verb_for, "small.yaml", (f"track.folder={kept}",), Wishes(**KUBERNETES), place), {}
+        )
+    job = make(verb_for, "small.yaml", (f"track.folder={folder}",), Wishes(**KUBERNETES), place)
     with pytest.raises(UserError, match="track.folder = .*: expected a folder below /work"):
         LAUNCHERS["kubernetes"](job, {})
 
@@ -154,13 +199,13 @@ def test_a_folder_that_would_be_gone_with_its_pod_is_refused(place, monkeypatch,
 @pytest.mark.parametrize("given, used", [(None, "python"), ("/opt/roots $(x)/python", "/opt/roots $$(x)/python")])
 def test_a_pods_python_is_the_images_or_the_one_that_is_named(place, monkeypatch, given, used):
     monkeypatch.chdir(place)
-    plan = LAUNCHERS["kubernetes"](make("small.yaml", (), Wishes(**KUBERNETES, python=given), place), {})
+    plan = LAUNCHERS["kubernetes"](make(verb_for, "small.yaml", (), Wishes(**KUBERNETES, python=given), place), {})
     *_, job = yaml.safe_load_all(next(iter(plan.files.values())))
     assert job["spec"]["template"]["spec"]["containers"][0]["command"] == [used, "-m", "torch.distributed.run"]
 
 
 def test_times_are_read_as_slurm_reads_them():
-    from roots_dist.launch.job import seconds
+    from roots_dist.runs.launch.job import seconds
 
     times = {"90": 5400, "2:30": 150, "1:02:03": 3723, "2-3": 183600, "1-00:30": 88200, "1-00:00:01": 86401}
     assert {time: seconds(time) for time in times} == times
@@ -168,7 +213,9 @@ def test_times_are_read_as_slurm_reads_them():
 
 def test_a_site_can_have_a_form_of_its_own(place, monkeypatch):
     monkeypatch.chdir(place)
-    (place / "own.sh").write_text("#!/bin/sh\nmodule load {{ 'cuda 12' | sh }}\nsrun {{ job.python | sh }} {{ job.command | sh }}\n")
+    (place / "own.sh").write_text(
+        "#!/bin/sh\nmodule load {{ 'cuda 12' | sh }}\nsrun {{ job.python | sh }} {{ job.command | sh }}\n"
+    )
     text = said(place, on="slurm", nodes=2, template=Path("own.sh"), python="/opt/my python")
     assert "  module load 'cuda 12'\n  srun '/opt/my python' -m roots_dist train small.yaml optim.lr=1e-3\n" in text
 
@@ -184,7 +231,9 @@ def test_a_launcher_that_is_not_there_is_named(place, tmp_path):
     programs = put(tmp_path)
     (programs / "sbatch").unlink()
     found = launch(place, programs, "small.yaml", "--on", "slurm", PATH=f"{programs}:/usr/sbin")
-    assert found.returncode == 2 and found.stderr.startswith("✗ --on = 'sbatch': expected sbatch on PATH. Fix: "), found.stderr
+    assert found.returncode == 2 and found.stderr.startswith("✗ --on = 'sbatch': expected sbatch on PATH. Fix: "), (
+        found.stderr
+    )
     found = launch(place, programs, "small.yaml", "--python", "no-such-python")
     assert found.returncode == 2 and found.stderr.endswith("name it with --python PATH.\n"), found.stderr
 
@@ -198,7 +247,18 @@ def test_a_program_that_cannot_be_started_is_named(place, tmp_path):
 
 
 def test_torchrun_trains_and_leaves_its_logs_and_how_it_ended(place):
-    found = launch(place, place, "small.yaml", "--on", "torchrun", "--processes-per-node", "2", "parallel.pp=1", "train.steps=3", "track.folder=runs/real")
+    found = launch(
+        place,
+        place,
+        "small.yaml",
+        "--on",
+        "torchrun",
+        "--processes-per-node",
+        "2",
+        "parallel.pp=1",
+        "train.steps=3",
+        "track.folder=runs/real",
+    )
     assert found.returncode == 0, found.stderr
     assert "2 processes, started by torchrun or deepspeed, 2 on this machine; they meet at 127.0.0.1:" in found.stderr
     assert (place / "runs/real/ended.txt").read_text().startswith("finished after step 3\n")
@@ -209,10 +269,20 @@ def job_script(place: Path, tmp_path: Path, srun: str, **wishes: object) -> tupl
     """The command that starts a Slurm script as slurmd does, and the run's folder. srun: what bash does in its place."""
     programs = put(tmp_path, python=True)
     (programs / "srun").write_text(f'#!/bin/bash\n# "$@"\nended={tmp_path}/run/ended.txt\n{srun}\n')
-    job = make(str(place / "small.yaml"), (f"track.folder={tmp_path}/run",), Wishes(on="slurm", nodes=2, python="python", **wishes), place)
+    job = make(
+        verb_for,
+        str(place / "small.yaml"),
+        (f"track.folder={tmp_path}/run",),
+        Wishes(on="slurm", nodes=2, python="python", **wishes),
+        place,
+    )
     plan = LAUNCHERS["slurm"](job, {})
     write(plan)
-    slurm = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": f"n[1-{2 + job.wishes.spare}]", "PATH": f"{programs}:/usr/bin:/bin"}
+    slurm = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": f"n[1-{2 + job.wishes.spare}]",
+        "PATH": f"{programs}:/usr/bin:/bin",
+    }
     return ["env", "-i", *(f"{k}={v}" for k, v in slurm.items()), "bash", plan.command[-1]], tmp_path / "run"
 
 
@@ -233,13 +303,19 @@ def test_a_job_is_queued_again_only_if_it_was_stopped(place, tmp_path, monkeypat
     """None: it crashed before training; "": it was told to stop before training."""
     monkeypatch.chdir(place)
     says = f"echo {ended!r} > $ended; " if ended else "trap '' USR1; kill -USR1 $PPID; " if ended == "" else ""
-    command, run = job_script(place, tmp_path, f"{says}exit {0 if ended and ended.startswith('finished') else 1}", array=array)
+    command, run = job_script(
+        place, tmp_path, f"{says}exit {0 if ended and ended.startswith('finished') else 1}", array=array
+    )
     run.mkdir(exist_ok=True)
-    (run / "ended.txt").write_text("stopped by SIGUSR1 after step 1\n")  # by an earlier attempt: says nothing of this one
+    (run / "ended.txt").write_text(
+        "stopped by SIGUSR1 after step 1\n"
+    )  # by an earlier attempt: says nothing of this one
     (tmp_path / "bin" / "sleep").write_text("#!/bin/sh\n")
     (tmp_path / "bin" / "sleep").chmod(0o755)
     found = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60)
-    assert found.returncode == code or (code == 1 and ended == "" and found.returncode), found  # bash forgets it at times
+    assert found.returncode == code or (code == 1 and ended == "" and found.returncode), (
+        found
+    )  # bash forgets it at times
     assert found.stdout.count("job 7, exit code") == 1
     assert (["requeue", "7"] in [note["words"] for note in notes(tmp_path)]) == requeued
 
@@ -291,7 +367,9 @@ if [[ $1 == timeout ]]; then SLURM_STEP_ID=1 SLURMD_NODENAME=$node exec "$@"; fi
 echo "$node" > $ended.list"""
     command, run = job_script(place, tmp_path, srun, spare=1)
     python = tmp_path / "bin" / "python"
-    python.write_text(f"#!/bin/sh\n[ -z \"$SLURM_STEP_ID\" ] || exit 9\ncase $SLURMD_NODENAME in {'|'.join(sick)}) exit 1 ;; esac\n")
+    python.write_text(
+        f'#!/bin/sh\n[ -z "$SLURM_STEP_ID" ] || exit 9\ncase $SLURMD_NODENAME in {"|".join(sick)}) exit 1 ;; esac\n'
+    )
     found = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60)
     assert found.returncode == code, found
     for node in sick:

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 RANKS = Path(__file__).with_name("ranks.py")
-LAUNCH = "import sys; from roots_dist.launch.local import launch; sys.exit(launch({size}, {arguments}))"
+LAUNCH = "import sys; from roots_dist.runs.ranks.local import launch; sys.exit(launch({size}, {arguments}))"
 SECONDS = 60
 """Most of it is importing torch, several times over, on a busy machine."""
 
 
-def start(folder: Path, behaviours: list[str], stdout: int = subprocess.PIPE, before: tuple[str, ...] = ()) -> subprocess.Popen:
+def start(
+    folder: Path, behaviours: list[str], stdout: int = subprocess.PIPE, before: tuple[str, ...] = ()
+) -> subprocess.Popen:
     code = LAUNCH.format(size=len(behaviours), arguments=json.dumps([str(RANKS), str(folder), *behaviours]))
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS")
     environ = {k: v for k, v in os.environ.items() if k not in names} | {"PYTHONPATH": str(RANKS.parents[2])}

@@ -8,8 +8,8 @@ from dataclasses import asdict
 import pytest
 
 from roots_dist.errors import DataError
-from roots_dist.launch.failures import Record, Who, describe, guarded
-from roots_dist.launch.verdict import judge, read_records
+from roots_dist.failures import Record, Who, describe, guarded
+from roots_dist.runs.ranks.failure_report import judge, read_records
 
 
 def record(rank: int, message: str = "ValueError: x", *, time: float = 0.0, by_user=False, consequence=False) -> Record:

@@ -8,14 +8,15 @@ from dataclasses import replace
 
 import torch
 
-from roots_dist import rng, sharding
-from roots_dist.models import block, embed, gpt, norms, positions
-from roots_dist.objectives.base import Scored
-from roots_dist.pipeline import executor
-from roots_dist.tensor import collectives, cross_entropy, embedding, linear
+from roots_dist.assembly import build
+from roots_dist.learning.models import block, embed, gpt, norms, positions
+from roots_dist.parallel.pipeline import executor
+from roots_dist.parallel.tensor import collectives, cross_entropy, embedding, linear
+from roots_dist.parallel.zero import reference
+from roots_dist.runs.train import finite, step
 from roots_dist.testing import parity
-from roots_dist.train import build, finite, step
-from roots_dist.zero import reference
+from roots_dist.world import rng, sharding
+from roots_dist.world.batch import Scored
 
 Pending = collectives.Pending
 

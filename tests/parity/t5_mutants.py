@@ -1,11 +1,11 @@
 """The rules of two stacks, each broken by hand: as mutants.py, for what only T5 has."""
 
-from roots_dist import rng
-from roots_dist.models import block, positions, t5
-from roots_dist.objectives import spans
-from roots_dist.pipeline import executor
+from roots_dist.learning.models import block, positions
+from roots_dist.learning.objectives import spans
+from roots_dist.parallel.pipeline import executor
+from roots_dist.runs.train import step
 from roots_dist.testing import parity
-from roots_dist.train import step
+from roots_dist.world import rng
 
 
 def encoded_gradient_is_that_of_one_block():
@@ -35,7 +35,9 @@ def encoded_gradient_stays_on_the_last_stage():
 
 def _leave_out(ends):
     summed = step.sum_tied_gradients
-    step.sum_tied_gradients = lambda params, ties: summed(params, {n: axis for n, axis in ties.items() if not n.endswith(ends)})
+    step.sum_tied_gradients = lambda params, ties: summed(
+        params, {n: axis for n, axis in ties.items() if not n.endswith(ends)}
+    )
 
 
 def copies_of_tables_are_not_summed():

@@ -17,7 +17,9 @@ FLOAT32 = dict(advanced__double=False, advanced__engine="deepspeed", optim__lr=1
 
 
 def zero(stage: int, dp: int, model: str = "gpt", **layout: object):
-    wanted = {f"parallel__{k}": v for k, v in layout.items()} | dict(parallel__zero=stage, train__micro_batch=2 if dp == 2 else 1)
+    wanted = {f"parallel__{k}": v for k, v in layout.items()} | dict(
+        parallel__zero=stage, train__micro_batch=2 if dp == 2 else 1
+    )
     name = ",".join([model, f"zero={stage}", f"dp={dp}", *(f"{k}={v}" for k, v in layout.items())])
     return pytest.param(config(model, **FLOAT32, **wanted), dp, id=name)
 
@@ -28,7 +30,9 @@ def _alone(text: str) -> Trace:
 
 
 def alone(parallel: Config) -> Trace:
-    return _alone(parallel.changed({**ONE_PROCESS, "advanced.engine": "reference", "train.micro_batch": 1}).model_dump_json())
+    return _alone(
+        parallel.changed({**ONE_PROCESS, "advanced.engine": "reference", "train.micro_batch": 1}).model_dump_json()
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ STEPS = 2
 
 def case(family: str, dp: int = 1, **changes: object):
     wanted = {(k if "__" in k else f"parallel__{k}"): v for k, v in changes.items()}
-    name = ",".join([family, *(f"{k.removeprefix('parallel__')}={v}" for k, v in wanted.items()), *([f"dp={dp}"] if dp > 1 else [])])
+    name = ",".join(
+        [family, *(f"{k.removeprefix('parallel__')}={v}" for k, v in wanted.items()), *([f"dp={dp}"] if dp > 1 else [])]
+    )
     return pytest.param(config(family, **wanted), dp, id=name)
 
 

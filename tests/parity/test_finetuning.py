@@ -7,22 +7,27 @@ import pytest
 import torch
 from models import config
 
+from roots_dist.assembly.run import build_run
 from roots_dist.config.of_run import ONE_PROCESS
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
-from roots_dist.mesh import Mesh
-from roots_dist.testing.parity import EXACT, Trace, differences, merge, proof_objective, random_batches, trace
+from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
+from roots_dist.runs.train.step import train_step
+from roots_dist.testing.parity import EXACT, Trace, differences, merge, trace
 from roots_dist.testing.world import on_world
-from roots_dist.train.build import build_run
-from roots_dist.train.step import train_step
 from roots_dist.verify.verify import SINGLE
+from roots_dist.world.mesh import Mesh
 
 STEPS = 4
 STRATEGIES = {
     "full": dict(finetune__layer_decay=0.8),
     "partial": dict(finetune__strategy="partial", finetune__learn=["head.*", "blocks.2.*", "blocks.0.norm1.weight"]),
-    "progressive": dict(finetune__strategy="progressive", finetune__every=1, finetune__blocks=2, finetune__layer_decay=0.9),
-    "lora": dict(finetune__strategy="lora", finetune__rank=3, finetune__targets=["query", "value", "out", "up", "down"]),
+    "progressive": dict(
+        finetune__strategy="progressive", finetune__every=1, finetune__blocks=2, finetune__layer_decay=0.9
+    ),
+    "lora": dict(
+        finetune__strategy="lora", finetune__rank=3, finetune__targets=["query", "value", "out", "up", "down"]
+    ),
 }
 LAYOUTS = {
     "tp2": dict(tp=2),
@@ -80,7 +85,11 @@ def test_all_of_it_together(strategy, zero):
 def learned_numbers(rank: int, size: int, config: Config) -> dict:
     """How many numbers have a gradient in backward, have moments, and have changed; and how many there are."""
     p = config.parallel
-    run = build_run(config, Mesh.connect(Layout(dp=size // (p.tp * p.pp), pp=p.pp, tp=p.tp), rank), objective=proof_objective(config))
+    run = build_run(
+        config,
+        Mesh.connect(Layout(dp=size // (p.tp * p.pp), pp=p.pp, tp=p.tp), rank),
+        objective=proof_objective(config),
+    )
     before = {q.name: run.engine.read_state(q.name)["weight"] for q in run.params}
     run.engine.reach(0)
     batches = random_batches(config, 0, run.mesh.dp.rank, run.mesh.dp.size)
@@ -117,4 +126,8 @@ def test_moments_are_kept_when_more_of_the_model_joins():
     for name, state in first.state.items():
         if name.startswith("head."):
             torch.testing.assert_close(state["exp_avg"], begun.state[name]["exp_avg"])
-    assert {n for n, s in begun.state.items() if "exp_avg" in s} < {n for n, s in whole.state.items() if "exp_avg" in s} == {*whole.state}
+    assert (
+        {n for n, s in begun.state.items() if "exp_avg" in s}
+        < {n for n, s in whole.state.items() if "exp_avg" in s}
+        == {*whole.state}
+    )

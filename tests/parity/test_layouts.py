@@ -15,11 +15,18 @@ STEPS = 3
 
 def case(model: str, dp: int = 1, **changes: object):
     wanted = {(k if "__" in k else f"parallel__{k}"): v for k, v in changes.items()}
-    name = ",".join([model, *(f"{k.removeprefix('parallel__')}={v}" for k, v in wanted.items()), *([f"dp={dp}"] if dp > 1 else [])])
+    name = ",".join(
+        [model, *(f"{k.removeprefix('parallel__')}={v}" for k, v in wanted.items()), *([f"dp={dp}"] if dp > 1 else [])]
+    )
     return pytest.param(config(model, **wanted), dp, id=name)
 
 
-SCHEDULES = [dict(schedule="gpipe"), dict(schedule="1f1b"), dict(schedule="zb-h1"), dict(schedule="interleaved", chunks=2)]
+SCHEDULES = [
+    dict(schedule="gpipe"),
+    dict(schedule="1f1b"),
+    dict(schedule="zb-h1"),
+    dict(schedule="interleaved", chunks=2),
+]
 
 CASES = [
     case("gpt", tp=2),

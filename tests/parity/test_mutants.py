@@ -24,7 +24,14 @@ BROKEN = [
     ("head_input_gradient_is_not_summed", "gpt", TP, 1, "gradients", "embed.places"),
     ("replicated_gradients_are_not_summed", "gpt", SP, 1, "gradients", "embed.places"),
     ("replicated_gradients_are_not_summed", "llama", SP, 1, "gradients", "blocks.0.norm1.weight"),
-    ("replicated_gradients_are_not_summed", "llama", dict(parallel__tp=4), 1, "gradients", "blocks.0.attention.key.weight"),
+    (
+        "replicated_gradients_are_not_summed",
+        "llama",
+        dict(parallel__tp=4),
+        1,
+        "gradients",
+        "blocks.0.attention.key.weight",
+    ),
     ("every_replicated_gradient_is_summed", "gpt", TP, 1, "gradients", "embed.places"),
     ("tied_gradients_are_not_summed", "gpt", PP, 1, "gradients", EMBEDDING),
     ("norm_counts_replicas_on_every_rank", "gpt", TP, 1, "gradient norm", "step 0"),
@@ -45,7 +52,14 @@ BROKEN = [
     ("initial_weights_are_keyed_on_the_order", "llama", PP, 1, "loss", "step 0"),
     ("residual_scale_uses_the_stage_layers", "gpt", PP, 1, "loss", "step 0"),
     ("alibi_slopes_are_those_of_the_first_heads", "bloom", TP, 1, "loss", "step 0"),
-    ("put_off_weight_gradients_are_lost", "gpt", PP | dict(parallel__schedule="zb-h1"), 1, "gradients", "blocks.0.attention.query.weight"),
+    (
+        "put_off_weight_gradients_are_lost",
+        "gpt",
+        PP | dict(parallel__schedule="zb-h1"),
+        1,
+        "gradients",
+        "blocks.0.attention.query.weight",
+    ),
     ("microbatches_are_swapped_on_the_last_stage", "llama", PP, 1, "loss", "step 0"),
     ("gradients_are_not_summed_over_data_ranks", "gpt", dict(parallel__zero=0), 2, "gradient norm", "step 0"),
     ("recomputation_sees_another_step", "llama", dict(train__recompute="full"), 1, "gradients", EMBEDDING),
@@ -53,7 +67,9 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize("mutant, model, layout, dp, what, where", BROKEN, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    "mutant, model, layout, dp, what, where", BROKEN, ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_parity_goes_red(mutant, model, layout, dp, what, where):
     broken = config(model, **layout)
     ranks = on_world(broken.parallel.tp * broken.parallel.pp * dp, mutants.mutated_trace, mutant, broken, 0, STEPS)
@@ -64,6 +80,8 @@ def test_parity_goes_red(mutant, model, layout, dp, what, where):
 
 
 def test_every_mutant_is_used():
-    written = {name for name, value in vars(mutants).items() if callable(value) and value.__module__ == mutants.__name__}
+    written = {
+        name for name, value in vars(mutants).items() if callable(value) and value.__module__ == mutants.__name__
+    }
     helpers = {"mutated_trace"} | {name for name in written if name.startswith("_")}
     assert written - helpers == {row[0] for row in BROKEN}

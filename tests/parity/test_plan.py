@@ -8,21 +8,25 @@ import torch
 import torch.distributed as dist
 from models import config as model_config
 
+from roots_dist.assembly.rank_model import build_model
+from roots_dist.assembly.run import build_run
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
-from roots_dist.mesh import Mesh
-from roots_dist.pipeline.actions import Kind
-from roots_dist.plan.ledger import Ledger
-from roots_dist.plan.machine import travelled
-from roots_dist.plan.predict import predict
-from roots_dist.plan.rehearse import imagined, one_microbatch, rehearse, rehearse_stages
-from roots_dist.testing.parity import proof_objective, random_batches
+from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
+from roots_dist.runs.plan.ledger import Ledger
+from roots_dist.runs.plan.machine import travelled
+from roots_dist.runs.plan.predict import predict
+from roots_dist.runs.plan.rehearse import imagined, one_microbatch, rehearse, rehearse_stages
+from roots_dist.runs.train.step import train_step
+from roots_dist.schedule.actions import Kind
 from roots_dist.testing.world import on_world
-from roots_dist.train.build import build_model, build_run
-from roots_dist.train.step import train_step
+from roots_dist.world.mesh import Mesh
+
 
 def config(model: str = "gpt", **changes: object) -> Config:
-    return model_config(model, **{(key if "__" in key else f"parallel__{key}"): value for key, value in changes.items()})
+    return model_config(
+        model, **{(key if "__" in key else f"parallel__{key}"): value for key, value in changes.items()}
+    )
 
 
 # ── shapes alone ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -33,14 +37,20 @@ OTHERWISE = ({"train__recompute": "full"}, {"train__recompute": "selective"}, {"
 
 
 @pytest.mark.parametrize("pp_rank", [0, 1])
-@pytest.mark.parametrize("model, changes", [*((name, {}) for name in FAMILIES), *(("gpt", changes) for changes in OTHERWISE)])
+@pytest.mark.parametrize(
+    "model, changes", [*((name, {}) for name in FAMILIES), *(("gpt", changes) for changes in OTHERWISE)]
+)
 def test_a_stage_costs_without_numbers_what_it_costs_with_them(model, changes, pp_rank):
     """To the byte and the operation."""
     made = config(model, pp=2, **changes)
     layout = Layout(pp=2)
     rehearsed = rehearse(made, layout, pp_rank).stages
     real = rehearse_stages(
-        made, build_model(made, imagined(layout, pp_rank, None, torch.device("cpu"))), one_microbatch(made), Ledger(), []
+        made,
+        build_model(made, imagined(layout, pp_rank, None, torch.device("cpu"))),
+        one_microbatch(made),
+        Ledger(),
+        [],
     )
     assert rehearsed == real
 
@@ -105,7 +115,7 @@ def _listen(sent: dict[str, float], mesh: Mesh) -> None:
             size = dist.get_world_size(group)
             if group is mesh.tp.group and mesh.tp.size > 1:
                 sent["tp"] += travelled(operation, tensor.nbytes, size)
-            elif group is not None and 1 < size and {*dist.get_process_group_ranks(group)} <= {*mesh.pp.ranks}:
+            elif group is not None and size > 1 and {*dist.get_process_group_ranks(group)} <= {*mesh.pp.ranks}:
                 sent["pp"] += travelled(operation, tensor.nbytes, size)
             return before(*args, **kwargs)
 
@@ -117,7 +127,13 @@ def _listen(sent: dict[str, float], mesh: Mesh) -> None:
     counted("isend", "send", 0)
 
 
-FLOAT = {"advanced__double": False, "model__attention_dropout": 0.0, "model__vocab": 999, "data__seq": 32, "train__batch": 16}
+FLOAT = {
+    "advanced__double": False,
+    "model__attention_dropout": 0.0,
+    "model__vocab": 999,
+    "data__seq": 32,
+    "train__batch": 16,
+}
 LAYOUTS = {
     "one process": (1, {}),
     "TP2 SP PP2": (4, {"tp": 2, "pp": 2, "sequence": True}),
@@ -127,8 +143,14 @@ LAYOUTS = {
     "PP2 recomputing": (2, {"pp": 2, "train__recompute": "full"}),
     "DP2": (2, {"dp": 2}),
     "DP2 ZeRO-1, bf16": (2, {"dp": 2, "zero": 1, "advanced__engine": "deepspeed", "train__precision": "bf16"}),
-    "PP2, the last block and the head learn": (2, {"pp": 2, "finetune__strategy": "partial", "finetune__learn": ["head.*", "blocks.3.*"]}),
-    "TP2 PP2, adapters": (4, {"tp": 2, "pp": 2, "finetune__strategy": "lora", "finetune__rank": 3, "finetune__targets": ["query", "up"]}),
+    "PP2, the last block and the head learn": (
+        2,
+        {"pp": 2, "finetune__strategy": "partial", "finetune__learn": ["head.*", "blocks.3.*"]},
+    ),
+    "TP2 PP2, adapters": (
+        4,
+        {"tp": 2, "pp": 2, "finetune__strategy": "lora", "finetune__rank": 3, "finetune__targets": ["query", "up"]},
+    ),
     "TP2 DP2 ZeRO-3": (4, {"tp": 2, "dp": 2, "zero": 3, "advanced__engine": "deepspeed"}),
 }
 
@@ -145,7 +167,10 @@ def test_running_ranks_hold_and_send_what_was_predicted(name):
         planned = plan.ranks[layout.place(rank).pp]
         assert planned.peak == pytest.approx(found["peak"], rel=0.1), (rank, planned)
         for axis in ("tp", "pp"):
-            assert planned.sent[axis] == pytest.approx(found[axis], rel=1e-3, abs=256), (rank, axis)  # norms are summed over pp too
+            assert planned.sent[axis] == pytest.approx(found[axis], rel=1e-3, abs=256), (
+                rank,
+                axis,
+            )  # norms are summed over pp too
 
 
 def test_a_rank_holds_no_more_for_more_microbatches():

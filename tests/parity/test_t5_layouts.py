@@ -12,9 +12,9 @@ from models import config
 
 from roots_dist.config.of_run import ONE_PROCESS
 from roots_dist.config.schema import Config
-from roots_dist.models import t5
-from roots_dist.pipeline.partition import partition
-from roots_dist.tensor.collectives import Split
+from roots_dist.learning.models import t5
+from roots_dist.parallel.pipeline.partition import partition
+from roots_dist.parallel.tensor.collectives import Split
 from roots_dist.testing.parity import EXACT, Trace, differences, merge, trace
 from roots_dist.testing.world import on_world
 from roots_dist.verify.verify import SINGLE
@@ -138,5 +138,7 @@ def test_a_broken_rule_shows(mutant, model, layout, dp, where):
 
 
 def test_every_mutant_is_used():
-    written = {name for name, value in vars(t5_mutants).items() if callable(value) and value.__module__ == t5_mutants.__name__}
+    written = {
+        name for name, value in vars(t5_mutants).items() if callable(value) and value.__module__ == t5_mutants.__name__
+    }
     assert {name for name in written if not name.startswith("_")} - {"mutated_trace"} == {row[0] for row in BROKEN}

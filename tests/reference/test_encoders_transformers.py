@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from roots_dist.config.schema import Config
-from roots_dist.models import MODELS
-from roots_dist.objectives.base import IGNORE, PADDING, MicroBatch
-from roots_dist.pipeline.stage import Stage
-from roots_dist.sharding import initialize, parameters_of
-from roots_dist.tensor.collectives import Split
+from roots_dist.learning.models import MODELS
+from roots_dist.parallel.pipeline.stage import Stage
+from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.world.batch import IGNORE, PADDING, MicroBatch
+from roots_dist.world.sharding import initialize, parameters_of
 
 transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
 
@@ -21,7 +21,11 @@ LAYER = {
     "attention.out": "attention.output.dense", "norm1": "attention.output.LayerNorm", "mlp.up": "intermediate.dense",
     "mlp.down": "output.dense", "norm2": "output.LayerNorm",
 }  # fmt: skip
-EMBED = {"tokens.weight": "word_embeddings.weight", "places": "position_embeddings.weight", "types": "token_type_embeddings.weight"}
+EMBED = {
+    "tokens.weight": "word_embeddings.weight",
+    "places": "position_embeddings.weight",
+    "types": "token_type_embeddings.weight",
+}
 
 
 def config(family: str, objective: str, generator: dict | None = None, **model) -> Config:
@@ -76,7 +80,9 @@ def compare(params, weights, names):
         target = weights[names(p.name)]
         gradient = torch.zeros_like(target) if target.grad is None else target.grad
         mine = torch.zeros_like(p.tensor) if p.tensor.grad is None else p.tensor.grad
-        torch.testing.assert_close(cut(mine, target), gradient, rtol=BOUND, atol=BOUND, msg=lambda m, p=p: f"{p.name}: {m}")
+        torch.testing.assert_close(
+            cut(mine, target), gradient, rtol=BOUND, atol=BOUND, msg=lambda m, p=p: f"{p.name}: {m}"
+        )
 
 
 def a_batch() -> MicroBatch:
@@ -119,7 +125,11 @@ def test_bert_is_that_of_transformers(objective, tied):
     sum(t.sum / t.count for t in found).backward()
     extra = {"next_sentence_label": batch.labels} if objective == "mlm-nsp" else {}
     loss = theirs(
-        batch.tokens, attention_mask=(batch.documents >= 0).long(), token_type_ids=batch.segments, labels=batch.targets, **extra
+        batch.tokens,
+        attention_mask=(batch.documents >= 0).long(),
+        token_type_ids=batch.segments,
+        labels=batch.targets,
+        **extra,
     ).loss
     loss.backward()
     torch.testing.assert_close(sum(t.sum / t.count for t in found), loss, rtol=BOUND, atol=BOUND)
@@ -131,7 +141,9 @@ def test_electra_is_that_of_transformers(width):
     """The generator's draws are read off ours: theirs judges the same text."""
     torch.manual_seed(0)
     small = dict(hidden_size=16, num_attention_heads=2, intermediate_size=40, num_hidden_layers=2)
-    generator = transformers.ElectraForMaskedLM(transformers.ElectraConfig(**their_sizes(embedding_size=width, **small)))
+    generator = transformers.ElectraForMaskedLM(
+        transformers.ElectraConfig(**their_sizes(embedding_size=width, **small))
+    )
     discriminator = transformers.ElectraForPreTraining(transformers.ElectraConfig(**their_sizes(embedding_size=width)))
     discriminator.electra.embeddings = generator.electra.embeddings  # as they are pre-trained
     both = torch.nn.ModuleDict({"g": generator, "d": discriminator}).double().eval()
@@ -162,7 +174,9 @@ def test_electra_is_that_of_transformers(width):
     originals = batch.originals.masked_fill(batch.documents < 0, IGNORE)
     batch = dataclasses.replace(batch, originals=originals)
     drawn = []
-    stage.pieces[stage.names.index("discriminator.embed")].register_forward_pre_hook(lambda _, args: drawn.append(args[0]["tokens"]))
+    stage.pieces[stage.names.index("discriminator.embed")].register_forward_pre_hook(
+        lambda _, args: drawn.append(args[0]["tokens"])
+    )
     mlm, rtd = stage({}, batch).found
     (mlm.sum / mlm.count + 50 * rtd.sum / rtd.count).backward()
 

@@ -2,18 +2,18 @@
 
 import pytest
 import torch
-from test_encoders_transformers import cut, name_of, their_sizes
 from test_encoders_transformers import config as encoder
+from test_encoders_transformers import cut, name_of, their_sizes
 from test_generation_transformers import stirred
 
+from roots_dist.assembly.passes import build_passes
 from roots_dist.config.schema import Config
-from roots_dist.data.tokenizer import load_codec, train
-from roots_dist.generate.fill import fill, filled_in, marked
-from roots_dist.generate.prompts import Given, wording
 from roots_dist.layout import Layout
-from roots_dist.mesh import Mesh
+from roots_dist.learning.data.tokenizer import load_codec, train
+from roots_dist.runs.generate.fill import fill, filled_in, marked
+from roots_dist.runs.generate.prompts import Given, wording
 from roots_dist.testing.world import on_world
-from roots_dist.train.build import build_passes
+from roots_dist.world.mesh import Mesh
 
 transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
 pytest.importorskip("tokenizers")
@@ -27,7 +27,9 @@ KINDS = ("weight", "bias")
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("fill") / "tokenizer.json"
-    path.write_text(train(["It rained in May and we met the people; they met it and rained."] * 3, 97, kind="wordpiece").json)
+    path.write_text(
+        train(["It rained in May and we met the people; they met it and rained."] * 3, 97, kind="wordpiece").json
+    )
     return path
 
 
@@ -91,7 +93,9 @@ def test_masks_are_filled_in_as_transformers_fills_them(family, tokenizer):
         for p in stirred(build_passes(ours, Mesh.single())).model.params:
             if names(p.name) is not None:
                 weights[names(p.name)].copy_(cut(p.tensor, weights[names(p.name)]))
-    pipeline = transformers.pipeline("fill-mask", model=theirs, tokenizer=their_tokenizer(tokenizer), top_k=TOP, device="cpu")
+    pipeline = transformers.pipeline(
+        "fill-mask", model=theirs, tokenizer=their_tokenizer(tokenizer), top_k=TOP, device="cpu"
+    )
     texts, found = filled(0, 1, ours.model_dump())
     for text, masks in zip(TEXTS, found):
         expected = pipeline(text.replace("<mask>", "[MASK]"))

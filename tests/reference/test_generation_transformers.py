@@ -12,15 +12,15 @@ from test_t5_transformers import config as t5_config
 from test_t5_transformers import copied, their_model
 from test_transformers import bloom, gpt2, llama, pair
 
+from roots_dist.assembly.passes import Passes, build_passes
 from roots_dist.config.schema import Config
-from roots_dist.generate.decode import decode
-from roots_dist.generate.request import Request
-from roots_dist.generate.sampling import Sampling
-from roots_dist.generate.stops import Stops
 from roots_dist.layout import Layout
-from roots_dist.mesh import Mesh
+from roots_dist.runs.generate.decode import decode
+from roots_dist.runs.generate.request import Request
+from roots_dist.runs.generate.sampling import Sampling
+from roots_dist.runs.generate.stops import Stops
 from roots_dist.testing.world import on_world
-from roots_dist.train.build import Passes, build_passes
+from roots_dist.world.mesh import Mesh
 
 transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
 
@@ -93,7 +93,9 @@ def generated(theirs, text: list[int], skip: int, **how) -> list[list[int]]:
     return [row[: row.index(END) + 1] if END in row else row for row in rows]
 
 
-@pytest.mark.parametrize("family, layouts", [(gpt2, LAYOUTS[2:]), (llama, LAYOUTS), (bloom, LAYOUTS[2:])], ids=["gpt2", "llama", "bloom"])
+@pytest.mark.parametrize(
+    "family, layouts", [(gpt2, LAYOUTS[2:]), (llama, LAYOUTS), (bloom, LAYOUTS[2:])], ids=["gpt2", "llama", "bloom"]
+)
 def test_decoders_say_what_transformers_says(family, layouts):
     ours, theirs = decoder(family)
     requests = [GREEDY_REQUEST, *(Request(max_tokens=7, **how) for how in BEAMS.values())]
@@ -130,6 +132,8 @@ def test_an_answer_depends_neither_on_its_neighbours_nor_on_how_many_are_decoded
     passes = stirred(build_passes(ours, Mesh.single()))
     drawn = Request(max_tokens=7, sampling=Sampling(1.0, top_p=0.9), seed=5, samples=3)
     for request in (GREEDY_REQUEST, drawn):
-        many, one_by_one = (decode(passes, PROMPTS, replace(request, rows=rows), Stops(frozenset({END}))) for rows in (16, 1))
+        many, one_by_one = (
+            decode(passes, PROMPTS, replace(request, rows=rows), Stops(frozenset({END}))) for rows in (16, 1)
+        )
         assert many == one_by_one
     assert len({tuple(a.tokens) for a in many[0]}) > 1

@@ -2,10 +2,23 @@
 
 import pytest
 import torch
-from test_encoders_transformers import BOUND, HEADS, HIDDEN, LAYERS, SEQ, VOCAB, compare, config, cut, name_of, ours_with_noise, their_sizes
+from test_encoders_transformers import (
+    BOUND,
+    HEADS,
+    HIDDEN,
+    LAYERS,
+    SEQ,
+    VOCAB,
+    compare,
+    config,
+    cut,
+    name_of,
+    ours_with_noise,
+    their_sizes,
+)
 from test_transformers import gpt2, pair
 
-from roots_dist.objectives.base import IGNORE, PADDING, MicroBatch
+from roots_dist.world.batch import IGNORE, PADDING, MicroBatch
 
 transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
 
@@ -21,7 +34,13 @@ def a_batch(task: str) -> MicroBatch:
     if task == "tag":
         labels = torch.randint(0, CLASSES, (3, SEQ)).masked_fill((torch.rand(3, SEQ) < 0.4) | (documents < 0), IGNORE)
     segments = (torch.arange(SEQ) > 3).long().expand(3, -1)
-    return MicroBatch(tokens=tokens.masked_fill(documents < 0, 0), samples=torch.arange(3), documents=documents, segments=segments, labels=labels)
+    return MicroBatch(
+        tokens=tokens.masked_fill(documents < 0, 0),
+        samples=torch.arange(3),
+        documents=documents,
+        segments=segments,
+        labels=labels,
+    )
 
 
 def with_classes(c, task: str):
@@ -46,9 +65,13 @@ def test_an_encoder_with_a_head_is_that_of_transformers(family, width, task):
     kind = {"classify": "ForSequenceClassification", "tag": "ForTokenClassification"}[task]
     theirs = getattr(transformers, known + kind)(getattr(transformers, f"{known}Config")(**sizes)).double().eval()
     changes = {"embedding": width} if family == "electra" else {}
-    stage, params = ours_with_noise(with_classes(config(family, {"bert": "mlm", "electra": "rtd"}[family], **changes), task))
+    stage, params = ours_with_noise(
+        with_classes(config(family, {"bert": "mlm", "electra": "rtd"}[family], **changes), task)
+    )
     last = "classifier.out_proj" if (family, task) == ("electra", "classify") else "classifier"
-    ends = {f"head.classifier.{k}": f"{last}.{k}" for k in KINDS} | {f"head.dense.{k}": f"classifier.dense.{k}" for k in KINDS}
+    ends = {f"head.classifier.{k}": f"{last}.{k}" for k in KINDS} | {
+        f"head.dense.{k}": f"classifier.dense.{k}" for k in KINDS
+    }
     ends |= {f"head.pooler.{k}": f"bert.pooler.dense.{k}" for k in KINDS}
     weights = dict(theirs.named_parameters())
 
@@ -68,9 +91,21 @@ def test_an_encoder_with_a_head_is_that_of_transformers(family, width, task):
 def test_a_decoder_with_a_head_is_that_of_transformers(task):
     torch.manual_seed(0)
     ours, _, ends, where = gpt2()
-    sizes = dict(vocab_size=VOCAB, n_positions=SEQ, n_embd=HIDDEN, n_layer=LAYERS, n_head=HEADS, num_labels=CLASSES, pad_token_id=0, bos_token_id=1, eos_token_id=1)
+    sizes = dict(
+        vocab_size=VOCAB,
+        n_positions=SEQ,
+        n_embd=HIDDEN,
+        n_layer=LAYERS,
+        n_head=HEADS,
+        num_labels=CLASSES,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=1,
+    )
     sizes |= dict(resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, classifier_dropout=0)
-    kind = {"classify": transformers.GPT2ForSequenceClassification, "tag": transformers.GPT2ForTokenClassification}[task]
+    kind = {"classify": transformers.GPT2ForSequenceClassification, "tag": transformers.GPT2ForTokenClassification}[
+        task
+    ]
     theirs = kind(transformers.GPT2Config(**sizes)).double().eval()
     stage, params = ours_with_noise(with_classes(ours, task))
     ends = ends | {f"head.classifier.{k}": "score.weight" if task == "classify" else f"classifier.{k}" for k in KINDS}
@@ -84,4 +119,3 @@ def test_a_decoder_with_a_head_is_that_of_transformers(task):
     for p in params:
         mine, wanted = pair(p.tensor.grad, p.name, gradients, ends, where)
         torch.testing.assert_close(mine, wanted, rtol=BOUND, atol=BOUND, msg=lambda m, p=p: f"{p.name}: {m}")
-

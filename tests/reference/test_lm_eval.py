@@ -14,15 +14,15 @@ from test_generation_transformers import LAYOUTS, decoder, stirred
 from test_transformers import SEQ, VOCAB, gpt2, llama
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
+from roots_dist.assembly.passes import build_passes
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError
-from roots_dist.evaluate.harness import RESULTS_FILE, harnessed, known, open_tasks
-from roots_dist.evaluate.harness_model import harness_model
-from roots_dist.evaluate.wishes import Wishes
 from roots_dist.layout import Layout
-from roots_dist.mesh import Mesh
+from roots_dist.runs.evaluate.harness import RESULTS_FILE, harnessed, known, open_tasks
+from roots_dist.runs.evaluate.harness_model import harness_model
+from roots_dist.runs.evaluate.options import EvaluateOptions
 from roots_dist.testing.world import on_world
-from roots_dist.train.build import build_passes
+from roots_dist.world.mesh import Mesh
 
 transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
 pytest.importorskip("lm_eval", reason="the evaluation extra is not installed")
@@ -44,7 +44,11 @@ PAIRS = [
     ("the people of", " the states"),
     ("is", "\n"),
 ]
-ROLLING = ["the people of the united states are the people of one union and the union of the states", "one", "is one people\n"]
+ROLLING = [
+    "the people of the united states are the people of one union and the union of the states",
+    "one",
+    "is one people\n",
+]
 GREEDY = {"until": ["\n", " one"], "max_gen_toks": 5}
 PROMPTS = [
     ("the people of", GREEDY),
@@ -78,7 +82,9 @@ def requests(kind: str, arguments: list[tuple]) -> list:
 
 def asked(lm) -> dict[str, list]:
     starts = [" ".join(TEXT.split()[: 1 + n % 6]) + "\n" * (n % 2) for n in range(12)]
-    said = lm.generate_until(requests("generate_until", [(start, {"until": [], "max_gen_toks": 1}) for start in starts]))
+    said = lm.generate_until(
+        requests("generate_until", [(start, {"until": [], "max_gen_toks": 1}) for start in starts])
+    )
     greedy = [(a, b) for a, b in zip(starts, said) if b and len(lm.tok_encode(a + b)) == len(lm.tok_encode(a)) + 1]
     return {
         "scores": lm.loglikelihood(requests("loglikelihood", PAIRS + greedy)),
@@ -160,8 +166,8 @@ def tasks(folder: Path) -> str:
 
 def evaluated(rank: int, size: int, config: dict, folder: str) -> str:
     os.environ["HF_HOME"], os.environ["HF_HUB_OFFLINE"] = f"{folder}/cache", "1"
-    wishes = Wishes(tasks=("local_choice", "local_write"), include_path=folder)
-    found = harnessed(live(config, size, rank), open_tasks(wishes, rank), None, Path(folder))
+    options = EvaluateOptions(lm_eval="local_choice,local_write", include_path=folder)
+    found = harnessed(live(config, size, rank), open_tasks(options, rank), None, Path(folder))
     return json.dumps(found.get("results"))
 
 
@@ -179,7 +185,9 @@ def test_a_folder_of_tasks_is_evaluated_and_written_into_the_run(tmp_path):
     lm = harness_model(live(config.model_dump(), 1, 0))
     right = []
     for n, question in enumerate(["the people", "the", "one union"]):
-        scores = lm.loglikelihood(requests("loglikelihood", [(question, choice) for choice in (" of", " people", " one")]))
+        scores = lm.loglikelihood(
+            requests("loglikelihood", [(question, choice) for choice in (" of", " people", " one")])
+        )
         right.append(max(range(3), key=lambda i: scores[i][0]) == n)
     assert alone["local_choice"]["acc,none"] == pytest.approx(sum(right) / 3)
 
@@ -211,7 +219,9 @@ def test_a_task_that_cannot_be_loaded_is_refused_in_a_line(tmp_path, monkeypatch
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     folder = tasks(tmp_path)
     (tmp_path / "choice.jsonl").unlink()
-    with pytest.raises(DataError, match=r"'local_choice': expected tasks that can be loaded \(.*choice.jsonl.*\)\. Fix: "):
-        open_tasks(Wishes(tasks=("local_choice",), include_path=folder), 0)
+    with pytest.raises(
+        DataError, match=r"'local_choice': expected tasks that can be loaded \(.*choice.jsonl.*\)\. Fix: "
+    ):
+        open_tasks(EvaluateOptions(lm_eval="local_choice", include_path=folder), 0)
     with pytest.raises(DataError, match="--include-path = '.*nowhere': expected a folder. Fix: "):
-        open_tasks(Wishes(tasks=("local_choice",), include_path=str(tmp_path / "nowhere")), 0)
+        open_tasks(EvaluateOptions(lm_eval="local_choice", include_path=str(tmp_path / "nowhere")), 0)

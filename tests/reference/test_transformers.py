@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from roots_dist.config.schema import Config
-from roots_dist.models import gpt
-from roots_dist.objectives.base import MicroBatch
-from roots_dist.sharding import initialize, parameters_of
-from roots_dist.tensor.collectives import Split
+from roots_dist.learning.models import gpt
+from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.world.batch import MicroBatch
+from roots_dist.world.sharding import initialize, parameters_of
 
 transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
 
@@ -20,7 +20,9 @@ QKV = ["attention.query", "attention.key", "attention.value"]
 
 def config(**model) -> Config:
     sizes = dict(layers=LAYERS, hidden=HIDDEN, heads=HEADS, vocab=VOCAB, init_std=0.1)
-    return Config.model_validate({"model": sizes | model, "data": {"seq": SEQ}, "advanced": {"double": True, "loss_chunk": 7}})
+    return Config.model_validate(
+        {"model": sizes | model, "data": {"seq": SEQ}, "advanced": {"double": True, "loss_chunk": 7}}
+    )
 
 
 def transposed(w):
@@ -33,7 +35,13 @@ def transposed(w):
 def gpt2():
     sizes = dict(vocab_size=VOCAB, n_positions=SEQ, n_embd=HIDDEN, n_layer=LAYERS, n_head=HEADS)
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0))
-    parts = {"norm1": "ln_1", "norm2": "ln_2", "attention.out": "attn.c_proj", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
+    parts = {
+        "norm1": "ln_1",
+        "norm2": "ln_2",
+        "attention.out": "attn.c_proj",
+        "mlp.up": "mlp.c_fc",
+        "mlp.down": "mlp.c_proj",
+    }
 
     def where(piece, part, kind):
         if part in QKV:
@@ -58,11 +66,27 @@ def llama():
         "attention.out": "self_attn.o_proj", "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj",
         "norm1": "input_layernorm", "norm2": "post_attention_layernorm",
     }  # fmt: skip
-    ends = {"embed.tokens.weight": "model.embed_tokens.weight", "head.weight": "lm_head.weight", "head.norm.weight": "model.norm.weight"}
+    ends = {
+        "embed.tokens.weight": "model.embed_tokens.weight",
+        "head.weight": "lm_head.weight",
+        "head.norm.weight": "model.norm.weight",
+    }
     ours = config(
-        kv_heads=2, ffn=80, positions="rotary", rope_theta=5000.0, norm="rmsnorm", activation="swiglu", bias=False, tied=False
+        kv_heads=2,
+        ffn=80,
+        positions="rotary",
+        rope_theta=5000.0,
+        norm="rmsnorm",
+        activation="swiglu",
+        bias=False,
+        tied=False,
     )
-    return ours, theirs, ends, lambda piece, part, kind: (f"model.{piece.replace('h.', 'layers.')}.{parts[part]}.{kind}", lambda w: w)
+    return (
+        ours,
+        theirs,
+        ends,
+        lambda piece, part, kind: (f"model.{piece.replace('h.', 'layers.')}.{parts[part]}.{kind}", lambda w: w),
+    )
 
 
 def bloom():
@@ -119,7 +143,9 @@ def test_loss_and_gradients_equal_transformers(family):
     weights = dict(theirs.named_parameters())
     with torch.no_grad():
         for p in params:
-            p.tensor.add_(torch.randn(p.tensor.shape, dtype=torch.float64), alpha=0.1)  # norms away from 1, biases from 0
+            p.tensor.add_(
+                torch.randn(p.tensor.shape, dtype=torch.float64), alpha=0.1
+            )  # norms away from 1, biases from 0
             mine, view = pair(p.tensor, p.name, weights, ends, where)
             view.copy_(mine)
 
@@ -138,4 +164,6 @@ def test_loss_and_gradients_equal_transformers(family):
     gradients = {name: w.grad for name, w in weights.items()}
     for p in params:
         mine, view = pair(p.tensor.grad, p.name, gradients, ends, where)
-        torch.testing.assert_close(mine, view, rtol=BOUNDS[family], atol=BOUNDS[family], msg=lambda m, p=p: f"{p.name}: {m}")
+        torch.testing.assert_close(
+            mine, view, rtol=BOUNDS[family], atol=BOUNDS[family], msg=lambda m, p=p: f"{p.name}: {m}"
+        )

@@ -10,29 +10,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from roots_dist.assembly.passes import build_passes
+from roots_dist.cli.evaluate import EVALUATE, evaluation
 from roots_dist.config.load import Loaded
 from roots_dist.config.schema import Config, Source
-from roots_dist.checkpoint.keep import chosen
-from roots_dist.checkpoint.load import load_weights
-from roots_dist.data.batches import Batches
-from roots_dist.data.store import Writer
-from roots_dist.data.tokenizer import load_codec
 from roots_dist.errors import CheckpointError, ConfigError
-from roots_dist.data.tokenizer import train as train_tokenizer
-from roots_dist.evaluate.answers import answered
-from roots_dist.evaluate.evaluate import evaluate
-from roots_dist.evaluate.held_out import Score
-from roots_dist.evaluate.sources import names
-from roots_dist.evaluate.wishes import Wishes
-from roots_dist.launch.start import ready
-from roots_dist.launch.verbs import EVALUATE, evaluation
 from roots_dist.layout import Layout
-from roots_dist.mesh import Mesh
-from roots_dist.objectives import make_objective
+from roots_dist.learning.data.batches import Batches
+from roots_dist.learning.data.store import Writer
+from roots_dist.learning.data.tokenizer import load_codec
+from roots_dist.learning.data.tokenizer import train as train_tokenizer
+from roots_dist.learning.objectives import make_objective
+from roots_dist.runs.evaluate.answers import answered
+from roots_dist.runs.evaluate.evaluate import evaluate
+from roots_dist.runs.evaluate.held_out import Score
+from roots_dist.runs.evaluate.options import EvaluateOptions
+from roots_dist.runs.evaluate.sources import names
+from roots_dist.runs.ranks.start import ready
+from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
+from roots_dist.runs.train.loop import train
+from roots_dist.storage.checkpoint.keep import chosen
+from roots_dist.storage.checkpoint.load import load_weights
 from roots_dist.testing.world import on_world
-from roots_dist.track.metrics import METRICS_FILE, read_lines
-from roots_dist.train.build import build_passes
-from roots_dist.train.loop import train
+from roots_dist.world.mesh import Mesh
 
 ROOT = Path(__file__).parents[2]
 VOCAB, SEQ, TOKENS = 61, 8, 700
@@ -53,7 +53,7 @@ def trained(rank: int, size: int, config: Config) -> None:
 
 def found(rank: int, size: int, folder: str, overrides: list[str]) -> Score:
     loaded = EVALUATE.fit(EVALUATE.read(folder, overrides), size)
-    layout = ready(loaded, size, None, EVALUATE.needless)
+    layout = ready(loaded, size, None, EVALUATE.not_required)
     return evaluate(loaded.config, Mesh.connect(layout, rank))
 
 
@@ -137,13 +137,13 @@ def test_what_is_no_run_or_has_nothing_to_be_measured_on_is_refused(run, tmp_pat
 
 def test_a_rule_of_training_does_not_bind_evaluation_and_others_do(run):
     loaded = EVALUATE.fit(EVALUATE.read(str(run), ["data.tokenizer=gone.json"]), 1)
-    assert ready(loaded, 1, 1, EVALUATE.needless) == Layout()
+    assert ready(loaded, 1, 1, EVALUATE.not_required) == Layout()
     with pytest.raises(ConfigError) as refused:
         ready(loaded, 1, 1)
     assert [p.key for p in refused.value.problems] == ["data.train", "data.tokenizer"]
     wide = Loaded(loaded.config.changed({"parallel.tp": 3}))
     with pytest.raises(ConfigError, match="parallel.tp = 3"):
-        ready(wide, 3, 1, EVALUATE.needless)
+        ready(wide, 3, 1, EVALUATE.not_required)
 
 
 def test_each_source_has_a_row_and_all_together_count_every_target_once(run, tmp_path):
@@ -168,19 +168,27 @@ def test_a_source_is_named_by_as_much_of_its_path_as_tells_it_apart():
         return names([Source(path=path) for path in paths])
 
     assert called("data/sotu/validation_text_document", "data/pile.v2/validation_text_document") == ["sotu", "pile.v2"]
-    assert called("a/one/held_out", "b/one/held_out", "b/two/held_out") == ["a/one/held_out", "b/one/held_out", "b/two/held_out"]
+    assert called("a/one/held_out", "b/one/held_out", "b/two/held_out") == [
+        "a/one/held_out",
+        "b/one/held_out",
+        "b/two/held_out",
+    ]
     assert called("rows/mine.jsonl.gz", "/rows/yours.csv") == ["mine", "yours"]
     assert called("x/held_out", "x/held_out") == ["x/held_out", "x/held_out#2"]
     assert called("validation_text_document") == ["validation_text_document"]
 
 
-TEXTS = [f"it {'rained' if n % 3 else 'was dry'} in town {n} and nobody {'came' if n % 2 else 'left'}" for n in range(40)]
+TEXTS = [
+    f"it {'rained' if n % 3 else 'was dry'} in town {n} and nobody {'came' if n % 2 else 'left'}" for n in range(40)
+]
 
 
 def a_task(place: Path, task: str, family: str, rows: list[dict], labels: list[str], steps: int = 3, **more) -> Path:
     """A run of a few steps on rows, held out the same ones."""
     place.mkdir()
-    (place / "tokenizer.json").write_text(train_tokenizer(TEXTS, 300, kind="bpe" if family == "gpt" else "unigram").json)
+    (place / "tokenizer.json").write_text(
+        train_tokenizer(TEXTS, 300, kind="bpe" if family == "gpt" else "unigram").json
+    )
     (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     rows_file = str(place / "rows.jsonl")
     model = {"family": family, "layers": 2, "hidden": 32, "heads": 4, "vocab": 400}
@@ -189,7 +197,13 @@ def a_task(place: Path, task: str, family: str, rows: list[dict], labels: list[s
         {
             "model": model,
             "objective": {"name": task},
-            "data": {"train": rows_file, "validation": rows_file, "tokenizer": str(place / "tokenizer.json"), "seq": 48, **more},
+            "data": {
+                "train": rows_file,
+                "validation": rows_file,
+                "tokenizer": str(place / "tokenizer.json"),
+                "seq": 48,
+                **more,
+            },
             "finetune": {"labels": labels},
             "train": {"steps": steps, "batch": 4, "micro_batch": 4, "device": "cpu", "eval_sequences": 10**6},
             "optim": {"lr": 1e-2},
@@ -208,7 +222,10 @@ def test_what_was_taken_for_what_is_the_same_in_every_layout_and_logged_in_train
     run = a_task(tmp_path / "task", task, "gpt", rows, labels)
     ((table, metrics),) = on_world(1, of_labels, str(run), [])
     expected = sum(map(len, marks)) if task == "tag" else len(rows)
-    given = [sum(m.count(label) for m in marks) if task == "tag" else sum(r["label"] == label for r in rows) for label in labels]
+    given = [
+        sum(m.count(label) for m in marks) if task == "tag" else sum(r["label"] == label for r in rows)
+        for label in labels
+    ]
     assert [sum(row) for row in table] == given and sum(given) == expected
     right = sum(table[i][i] for i in range(len(labels)))
     assert metrics[f"accuracy/validation/{task}"] == pytest.approx(right / expected)
@@ -222,16 +239,20 @@ def test_what_was_taken_for_what_is_the_same_in_every_layout_and_logged_in_train
     shown = roots(str(run))
     assert shown.returncode == 0, shown.stderr
     for label, row in zip(labels, table):
-        assert re.search(rf"^{label} +" + " +".join(f"{n:,}" for n in row) + r"\s*$", shown.stdout, re.MULTILINE), shown.stdout
+        assert re.search(rf"^{label} +" + " +".join(f"{n:,}" for n in row) + r"\s*$", shown.stdout, re.MULTILINE), (
+            shown.stdout
+        )
         assert re.search(rf"^{label} +\d\.\d{{3}} +\d\.\d{{3}} +\d\.\d{{3}} +{sum(row)}", shown.stdout, re.MULTILINE)
 
 
 def answers(rank: int, size: int, folder: str, overrides: list[str]) -> list:
     loaded = EVALUATE.fit(EVALUATE.read(folder, overrides), size)
-    passes = build_passes(loaded.config, Mesh.connect(ready(loaded, size, None, EVALUATE.needless), rank))
+    passes = build_passes(loaded.config, Mesh.connect(ready(loaded, size, None, EVALUATE.not_required), rank))
     load_weights(chosen(Path(folder)), passes.model.params, passes.mesh)
     objective = make_objective(loaded.config)
-    held_out = Batches.open(loaded.config, objective, loaded.config.data.validation, passes.mesh.dp.rank, passes.mesh.dp.size)
+    held_out = Batches.open(
+        loaded.config, objective, loaded.config.data.validation, passes.mesh.dp.rank, passes.mesh.dp.size
+    )
     found = answered(passes, objective, held_out, load_codec(loaded.config.data.tokenizer), 7)
     return [found.exact_match, [list(one) for one in found.asked]]
 
@@ -243,32 +264,40 @@ def test_greedy_answers_are_held_against_the_right_ones(task, family, tmp_path):
     run = a_task(tmp_path / "task", task, family, rows, [], steps=60, **more)
     ((match, asked),) = on_world(1, answers, str(run), [])
     assert 0 < match < 1, asked
-    assert len(asked) == 7 and all("town" in question and expected in ("no no", "it left") for question, expected, _ in asked)
+    assert len(asked) == 7 and all(
+        "town" in question and expected in ("no no", "it left") for question, expected, _ in asked
+    )
     assert match == sum(expected == said for _, expected, said in asked) / 7
     for other in on_world(4, answers, str(run), ["parallel.tp=2"]) + on_world(2, answers, str(run), ["parallel.pp=2"]):
         assert other == [match, asked]
 
 
 def test_what_a_run_cannot_be_asked_for_is_refused_in_a_line(run):
-    def refusal(overrides: list[str] = [], **wishes) -> str:
+    def refusal(overrides: list[str] = [], **options) -> str:
         with pytest.raises(ConfigError) as refused:
-            evaluation(Wishes(**wishes)).read(str(run), overrides)
+            evaluation(EvaluateOptions(**options)).read(str(run), overrides)
         return refused.value.complaint()
 
-    assert refusal(["objective.name=classify"], ngram=3).startswith("✗ --ngram = 'a run of classify': expected a causal run")
-    assert "data.train = []: expected the text that the n-gram baseline learns from" in refusal(["data.train=[]"], ngram=2)
-    assert refusal(tasks=("piqa",)).startswith("✗ data.tokenizer = None: expected the run's tokenizer")
+    assert refusal(["objective.name=classify"], ngram=3).startswith(
+        "✗ --ngram = 'a run of classify': expected a causal run"
+    )
+    assert "data.train = []: expected the text that the n-gram baseline learns from" in refusal(
+        ["data.train=[]"], ngram=2
+    )
+    assert refusal(lm_eval="piqa").startswith("✗ data.tokenizer = None: expected the run's tokenizer")
     assert refusal(limit=3) == "✗ --limit = 3: expected tasks to go with it. Fix: add --lm-eval TASKS."
     assert refusal(include_path="mine").startswith("✗ --include-path = 'mine': expected tasks to go with it")
     assert refusal(["data.validation=[]"], ngram=2).startswith("✗ data.validation = []: expected a held-out corpus")
-    with_tasks = evaluation(Wishes(tasks=("piqa",))).read(str(run), ["data.validation=[]", "data.tokenizer=mine.json"])
+    with_tasks = evaluation(EvaluateOptions(lm_eval="piqa")).read(
+        str(run), ["data.validation=[]", "data.tokenizer=mine.json"]
+    )
     assert with_tasks.config.data.validation == ()
 
 
 def test_n_grams_stand_beside_the_run_and_need_its_training_text(run, tmp_path):
-    verb = evaluation(Wishes(ngram=2))
+    verb = evaluation(EvaluateOptions(ngram=2))
     with pytest.raises(ConfigError) as gone:
-        ready(verb.read(str(run), []), 1, 1, verb.needless)
+        ready(verb.read(str(run), []), 1, 1, verb.not_required)
     assert [p.key for p in gone.value.problems] == ["data.train"]
     shown = roots(str(run), f"data.train={corpus(tmp_path / 'train', 0)}", "--ngram", "2", "parallel.tp=2")
     assert shown.returncode == 0, shown.stderr
@@ -300,6 +329,8 @@ def test_tasks_of_a_folder_are_evaluated_without_held_out_text_and_without_a_net
     words = [str(run), "data.validation=[]", f"data.tokenizer={tmp_path / 'tokenizer.json'}", "parallel.tp=2"]
     shown = roots(*words, "--lm-eval", "local_choice", "--include-path", str(tmp_path), "--limit", "4")
     assert shown.returncode == 0, shown.stderr
-    assert "|local_choice|" in shown.stdout and shown.stdout.count("local_choice") == 1 and "Traceback" not in shown.stderr
+    assert (
+        "|local_choice|" in shown.stdout and shown.stdout.count("local_choice") == 1 and "Traceback" not in shown.stderr
+    )
     results = json.loads((run / "lm_eval.json").read_text())
     assert results["n-samples"]["local_choice"] == {"original": 6, "effective": 4}

@@ -11,18 +11,18 @@ from pathlib import Path
 import pytest
 from test_runs import ENVIRON, PYTHON
 
-from roots_dist.checkpoint.format import Manifest
-from roots_dist.checkpoint.keep import chosen, complete
-from roots_dist.cli import main
+from roots_dist.cli.main import main
+from roots_dist.cli.read_config import read_config
 from roots_dist.config.load import load, to_yaml
 from roots_dist.config.schema import Config
-from roots_dist.data.rows import rows
-from roots_dist.launch.verbs import read_whole
 from roots_dist.layout import Layout
-from roots_dist.mesh import Mesh
+from roots_dist.learning.data.rows import rows
+from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
+from roots_dist.runs.train.loop import train
+from roots_dist.storage.checkpoint.format import Manifest
+from roots_dist.storage.checkpoint.keep import chosen, complete
 from roots_dist.testing.world import on_world
-from roots_dist.track.metrics import METRICS_FILE, read_lines
-from roots_dist.train.loop import train
+from roots_dist.world.mesh import Mesh
 
 pytestmark = pytest.mark.timeout(1500)  # the first test waits for its fixtures' runs, which may share the machine
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 def finetuned(rank: int, size: int, path: str, words: list[str]) -> None:
     """Each strategy, as the verb does it on a rank, without a launcher's seconds."""
     for strategy, own in STRATEGIES.items():
-        config = read_whole(path, [f"track.folder={Path(path).parent / f'{strategy}-{size}'}", *own, *words]).config
+        config = read_config(path, [f"track.folder={Path(path).parent / f'{strategy}-{size}'}", *own, *words]).config
         train(config, Mesh.connect(Layout(pp=config.parallel.pp, tp=config.parallel.tp), rank))
 
 
@@ -64,11 +64,22 @@ def ran(*words: str) -> str:
 def place(tmp_path_factory) -> Path:
     """Rows of twelve languages, a small BERT that has read the paragraphs of their training part, a config for the task."""
     found = tmp_path_factory.mktemp("finetune")
-    subprocess.run([sys.executable, ROOT / "examples" / "tasks.py", found / "tasks"], env=ENVIRON, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, ROOT / "examples" / "tasks.py", found / "tasks"], env=ENVIRON, check=True, capture_output=True
+    )
     kinds = ["--kind", "wordpiece", "--vocab", "1200", "--validation", "0.1"]
     ran("prepare", str(found / "tasks" / "languages.train.jsonl"), "--output", str(found / "text"), *kinds)
-    sections = {"model": MODEL, "objective": {"name": "mlm"}, "optim": {"lr": 2e-3, "warmup": 20}, "track": {"wandb": "disabled"}}
-    data = {"train": str(found / "text/train_text_document"), "tokenizer": str(found / "text/tokenizer.json"), "seq": SEQ}
+    sections = {
+        "model": MODEL,
+        "objective": {"name": "mlm"},
+        "optim": {"lr": 2e-3, "warmup": 20},
+        "track": {"wandb": "disabled"},
+    }
+    data = {
+        "train": str(found / "text/train_text_document"),
+        "tokenizer": str(found / "text/tokenizer.json"),
+        "seq": SEQ,
+    }
     train = {"steps": 150, "batch": 32, "micro_batch": 32, "device": "cpu"}
     (found / "bert.yaml").write_text(to_yaml(Config.model_validate({**sections, "data": data, "train": train})))
     ran("train", str(found / "bert.yaml"), f"track.folder={found / 'bert'}")
@@ -129,7 +140,11 @@ def test_each_strategy_does_in_four_processes_what_it_does_in_one(place, alone, 
 def test_the_run_says_what_it_is_and_is_used_by_its_best_checkpoint(place, alone):
     folder = place / "full-1"
     config = load(folder / "config.yaml")
-    assert config.finetune.labels[:3] == ("Czech", "Danish", "Dutch") and config.model.hidden == 64 and config.train.steps == 6 * 19
+    assert (
+        config.finetune.labels[:3] == ("Czech", "Danish", "Dutch")
+        and config.model.hidden == 64
+        and config.train.steps == 6 * 19
+    )
     best = json.loads((folder / "best.json").read_text())
     scores = curve(folder, ACCURACY)
     del scores[0]
@@ -140,7 +155,16 @@ def test_the_run_says_what_it_is_and_is_used_by_its_best_checkpoint(place, alone
 
 def test_a_run_stops_when_it_does_not_get_better_and_stays_stopped(place):
     folder = place / "stopped"
-    words = [f"track.folder={folder}", "finetune.patience=2", "finetune.metric=loss", "optim.lr=1e-12", "optim.min_lr=0", "optim.warmup=0", "train.eval_every=3", "checkpoint.keep=1"]
+    words = [
+        f"track.folder={folder}",
+        "finetune.patience=2",
+        "finetune.metric=loss",
+        "optim.lr=1e-12",
+        "optim.min_lr=0",
+        "optim.warmup=0",
+        "train.eval_every=3",
+        "checkpoint.keep=1",
+    ]
     said = ran("finetune", str(place / "task.yaml"), *words, "optim.weight_decay=0", "train.eval_sequences=16")
     steps = [Manifest.read(path).step for path in complete(folder)]
     best = json.loads((folder / "best.json").read_text())["step"]
@@ -153,13 +177,28 @@ def test_a_finetuned_run_goes_on_where_it_was_interrupted(place):
     """A progressive run, saved when the head and one group learn, has the same curve as the whole one; what it started from may
     be gone by then."""
     shutil.copytree(place / "bert", place / "gone")
-    words = [f"finetune.start={place / 'gone'}", *STRATEGIES["progressive"], "checkpoint.every=30", "train.steps=50", "finetune.epochs=null", "train.eval_every=0", "checkpoint.keep=9"]
+    words = [
+        f"finetune.start={place / 'gone'}",
+        *STRATEGIES["progressive"],
+        "checkpoint.every=30",
+        "train.steps=50",
+        "finetune.epochs=null",
+        "train.eval_every=0",
+        "checkpoint.keep=9",
+    ]
     ran("finetune", str(place / "task.yaml"), f"track.folder={place / 'part'}", *words)
     whole = curve(place / "part", "loss/train")
     shutil.rmtree(place / "gone")
     for path in complete(place / "part")[1:]:
         (path / "manifest.json").unlink()
-    said = ran("finetune", str(place / "task.yaml"), f"track.folder={place / 'part'}", *words, "parallel.pp=2", "train.micro_batch=8")
+    said = ran(
+        "finetune",
+        str(place / "task.yaml"),
+        f"track.folder={place / 'part'}",
+        *words,
+        "parallel.pp=2",
+        "train.micro_batch=8",
+    )
     assert "resumed after step 30 with parallel.pp = 2 (was 1)" in said
     again = curve(place / "part", "loss/train")
     assert again.keys() == whole.keys()
@@ -168,15 +207,30 @@ def test_a_finetuned_run_goes_on_where_it_was_interrupted(place):
 
 REFUSED = {
     "no start": (["finetune.start=null"], "finetune.start = None"),
-    "a start that is none": (["finetune.start=data"], "finetune.start = 'data' (command line): expected the folder of a run or of an import"),
+    "a start that is none": (
+        ["finetune.start=data"],
+        "finetune.start = 'data' (command line): expected the folder of a run or of an import",
+    ),
     "another model": (["model.hidden=128"], "model.hidden = 128 (command line): expected 64 as in finetune.start="),
-    "more positions than there are": (["data.seq=512"], "data.seq = 512 (command line): expected at most model.max_positions = 32"),
+    "more positions than there are": (
+        ["data.seq=512"],
+        "data.seq = 512 (command line): expected at most model.max_positions = 32",
+    ),
     "a pattern of nothing": (["finetune.strategy=partial", "finetune.learn=[hed.*]"], "finetune.learn = 'hed.*'"),
     "an adapter of nothing": (["finetune.strategy=lora", "finetune.targets=[querry]"], "Fix: choose for example query"),
-    "a top that learns alone": (["finetune.strategy=progressive", "finetune.every=114"], "finetune.every = 114 (command line): expected fewer steps than train.steps = 114"),
-    "F1 of no classes": (["objective.name=mlm", "finetune.metric=f1", "finetune.epochs=null"], "finetune.metric = 'f1'"),
+    "a top that learns alone": (
+        ["finetune.strategy=progressive", "finetune.every=114"],
+        "finetune.every = 114 (command line): expected fewer steps than train.steps = 114",
+    ),
+    "F1 of no classes": (
+        ["objective.name=mlm", "finetune.metric=f1", "finetune.epochs=null"],
+        "finetune.metric = 'f1'",
+    ),
     "patience without an evaluation": (["finetune.patience=2", "train.eval_every=0"], "finetune.patience = 2"),
-    "a column that is not there": (["finetune.label=lang"], "languages.train.jsonl:1: lang = None: expected such a column; there are text, label"),
+    "a column that is not there": (
+        ["finetune.label=lang"],
+        "languages.train.jsonl:1: lang = None: expected such a column; there are text, label",
+    ),
     "labels that are not those of the rows": (["finetune.labels=[a, b]"], "one of the 2 labels a, b"),
     "a task of another family": (["objective.name=instruct"], "objective.name = 'instruct'"),
 }
@@ -194,7 +248,9 @@ def refusal(capsys, *words: str) -> str:
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_learned_is_refused_in_one_line(place, case, capsys):
     words, expected = REFUSED[case]
-    assert expected in refusal(capsys, "finetune", str(place / "task.yaml"), f"track.folder={place / 'refused'}", "parallel.tp=2", *words)
+    assert expected in refusal(
+        capsys, "finetune", str(place / "task.yaml"), f"track.folder={place / 'refused'}", "parallel.tp=2", *words
+    )
     assert not (place / "refused").exists()
 
 
@@ -209,4 +265,6 @@ def test_a_start_whose_weights_do_not_fit_is_refused_by_name(place):
 
 
 def test_training_does_not_take_a_start(place, capsys):
-    assert "Fix: roots finetune" in refusal(capsys, "train", str(place / "task.yaml"), f"track.folder={place / 'refused'}")
+    assert "Fix: roots finetune" in refusal(
+        capsys, "train", str(place / "task.yaml"), f"track.folder={place / 'refused'}"
+    )

@@ -14,23 +14,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from roots_dist.checkpoint.save import save
+from roots_dist.assembly.run import build_run
+from roots_dist.cli.chat import CHAT
+from roots_dist.cli.generate import GENERATE
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
-from roots_dist.data.tokenizer import load, train
 from roots_dist.errors import ConfigError
-from roots_dist.generate import chat as chats
-from roots_dist.generate.asked import Asked
-from roots_dist.generate.generate import generate, load_model
-from roots_dist.generate.prompts import wording
-from roots_dist.launch.start import ready
-from roots_dist.launch.verbs import CHAT, GENERATE
 from roots_dist.layout import Layout
-from roots_dist.mesh import Mesh
-from roots_dist.objectives import make_objective
-from roots_dist.objectives.base import stacked
+from roots_dist.learning.data.tokenizer import load, train
+from roots_dist.learning.objectives import make_objective
+from roots_dist.runs.generate import chat as chats
+from roots_dist.runs.generate.generate import generate, load_model
+from roots_dist.runs.generate.options import GenerateOptions
+from roots_dist.runs.generate.prompts import wording
+from roots_dist.runs.ranks.start import ready
+from roots_dist.storage.checkpoint.save import save
 from roots_dist.testing.world import on_world
-from roots_dist.train.build import build_run
+from roots_dist.world.batch import stacked
+from roots_dist.world.mesh import Mesh
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [f"The people of State {n} met Mr. Smith; unquestionably it rained there in {1800 + n}." for n in range(40)]
@@ -49,15 +50,15 @@ RUNS = {
 }
 """Family, objective, tokenizer, model.*"""
 ASKED = {
-    "gpt": Asked(prompt="The people of", max_tokens=12, greedy=True),
-    "instruct": Asked(prompt="Did it rain?", max_tokens=12, seed=3),
-    "t5": Asked(prompt="The <extra_id_0> of State met", max_tokens=8, beams=3, samples=2),
-    "bert": Asked(prompt="The [MASK] of State met [MASK] Smith.", top=3),
-    "electra": Asked(prompt="The [MASK] of State met <mask> Smith.", top=3),
-    "classify": Asked(prompt="The people met Mr. Smith."),
-    "pairs": Asked(prompt="The people met Mr. Smith.", pair="It rained there."),
-    "decoder": Asked(prompt="The people met Mr. Smith."),
-    "tag": Asked(prompt="The people met Mr. Smith."),
+    "gpt": GenerateOptions(prompt="The people of", max_tokens=12, greedy=True),
+    "instruct": GenerateOptions(prompt="Did it rain?", max_tokens=12, seed=3),
+    "t5": GenerateOptions(prompt="The <extra_id_0> of State met", max_tokens=8, beams=3, samples=2),
+    "bert": GenerateOptions(prompt="The [MASK] of State met [MASK] Smith.", top=3),
+    "electra": GenerateOptions(prompt="The [MASK] of State met <mask> Smith.", top=3),
+    "classify": GenerateOptions(prompt="The people met Mr. Smith."),
+    "pairs": GenerateOptions(prompt="The people met Mr. Smith.", pair="It rained there."),
+    "decoder": GenerateOptions(prompt="The people met Mr. Smith."),
+    "tag": GenerateOptions(prompt="The people met Mr. Smith."),
 }
 SEQ = 48
 
@@ -96,16 +97,16 @@ def place(tmp_path_factory) -> Path:
 
 def config_of(verb, run: Path, overrides: list[str], size: int) -> tuple[Config, Layout]:
     loaded = verb.fit(verb.read(str(run), overrides), size)
-    layout = ready(loaded, size, None, verb.needless)
+    layout = ready(loaded, size, None, verb.not_required)
     return loaded.config, layout
 
 
-def answered(run: Path, asked: Asked, rank: int = 0, size: int = 1, overrides: list[str] = []) -> str:  # noqa: B006
+def answered(run: Path, asked: GenerateOptions, rank: int = 0, size: int = 1, overrides: list[str] = []) -> str:  # noqa: B006
     """What is shown on this rank."""
     config, layout = config_of(GENERATE, run, overrides, size)
     shown: list[str] = []
-    GENERATE.look(config, asked=asked)
-    generate(config, Mesh.connect(layout, rank), asked=asked, show=shown.append)
+    GENERATE.check(config, options=asked)
+    generate(config, Mesh.connect(layout, rank), options=asked, show=shown.append)
     return "".join(shown)
 
 
@@ -135,7 +136,7 @@ def test_every_kind_of_model_answers_alike_in_one_process_and_in_tp2_pp2(place):
 
 def records(rank: int, size: int, run: str, overrides: list[str], how: dict) -> list:
     output = Path(run) / f"answers-{size}-{how['seed']}.jsonl"
-    asked = Asked(prompts=Path(run).parent / "prompts.txt", output=output, max_tokens=9, **how)
+    asked = GenerateOptions(prompts=Path(run).parent / "prompts.txt", output=output, max_tokens=9, **how)
     shown = answered(Path(run), asked, rank, size, overrides)
     if rank > 0:
         return []
@@ -155,16 +156,22 @@ def test_data_ranks_share_a_file_of_prompts_and_all_answers_are_written_in_its_o
 
 
 def test_what_is_streamed_is_what_several_are_answered_with(place):
-    several = answered(place / "gpt", Asked(prompts=place / "prompts.txt", max_tokens=15, greedy=True))
+    several = answered(place / "gpt", GenerateOptions(prompts=place / "prompts.txt", max_tokens=15, greedy=True))
     prompts = (place / "prompts.txt").read_text().splitlines()
-    one_by_one = [answered(place / "gpt", Asked(prompt=prompt, max_tokens=15, greedy=True)) for prompt in prompts]
+    one_by_one = [
+        answered(place / "gpt", GenerateOptions(prompt=prompt, max_tokens=15, greedy=True)) for prompt in prompts
+    ]
     assert several == "\n".join(one_by_one)
 
 
 def test_a_stop_string_ends_the_text_before_it(place):
-    whole = answered(place / "gpt", Asked(prompt="The people", max_tokens=30, greedy=True)).removeprefix("The people").rstrip("\n")
+    whole = (
+        answered(place / "gpt", GenerateOptions(prompt="The people", max_tokens=30, greedy=True))
+        .removeprefix("The people")
+        .rstrip("\n")
+    )
     stop = whole[12:15]
-    cut = answered(place / "gpt", Asked(prompt="The people", max_tokens=30, greedy=True, stop=("zzzz", stop)))
+    cut = answered(place / "gpt", GenerateOptions(prompt="The people", max_tokens=30, greedy=True, stop=("zzzz", stop)))
     assert cut == f"The people{whole[: whole.index(stop)]}\n"
 
 
@@ -179,7 +186,7 @@ def test_labels_are_those_that_evaluation_sees(place):
         batch = stacked([objective.sample(objective.open(str(place / "row.jsonl")), 0, None)], [0], 0)
         passes = load_model(config, Mesh.single())
         (term,) = passes.forward([batch])
-        shown = answered(place / name, Asked(prompt=text))
+        shown = answered(place / name, GenerateOptions(prompt=text))
         if name == "tag":
             labels = [line.split()[1] for line in shown.splitlines() if not line.startswith("(")]
             assert len(labels) == int(term.count) < len(text.split()) and labels.count("no") == int(term.hits)
@@ -199,9 +206,9 @@ def talk(place: Path, lines: list[str | BaseException], run: str = "gpt", overri
             raise line
         return line
 
-    asked = Asked(**{"max_tokens": 8, "greedy": True} | how)
-    CHAT.look(config, asked=asked)
-    chats.chat(config, Mesh.single(), asked=asked, hear=hear, show=shown.append)
+    asked = GenerateOptions(**{"max_tokens": 8, "greedy": True} | how)
+    CHAT.check(config, options=asked)
+    chats.chat(config, Mesh.single(), options=asked, hear=hear, show=shown.append)
     return "".join(shown).split("\n", 1)[1]
 
 
@@ -221,7 +228,7 @@ def test_the_prompt_of_a_conversation_is_the_template_with_all_that_was_said(pla
     config, _ = config_of(CHAT, place / "instruct", [], 1)
     shown: list[str] = []
     words = wording(config, talks=True)
-    asked = Asked(max_tokens=4, greedy=True)
+    asked = GenerateOptions(max_tokens=4, greedy=True)
     one = chats.Talk(load_model(config, Mesh.single()), words, asked.request(config), words.stops(), shown.append)
     one.say("Who?")
     answer = one.history[1]["content"]
@@ -233,7 +240,7 @@ def test_the_prompt_of_a_conversation_is_the_template_with_all_that_was_said(pla
 def test_what_the_model_cannot_hold_is_forgotten_the_oldest_first(place):
     config, _ = config_of(CHAT, place / "instruct", [], 1)
     words, shown = wording(config, talks=True), []
-    request = Asked(max_tokens=6, greedy=True).request(config)
+    request = GenerateOptions(max_tokens=6, greedy=True).request(config)
     one = chats.Talk(load_model(config, Mesh.single()), words, request, words.stops(), shown.append)
     for number in range(6):
         one.say(f"Who {number}?")
@@ -256,7 +263,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(place):
             raise KeyboardInterrupt
 
     passes = load_model(config, Mesh.single())
-    one = chats.Talk(passes, words, Asked(max_tokens=20, greedy=True).request(config), words.stops(), show)
+    one = chats.Talk(passes, words, GenerateOptions(max_tokens=20, greedy=True).request(config), words.stops(), show)
     one.say("Who?")
     assert 3 <= len(shown) < 8 and one.history[1]["content"] == "".join(shown).strip()
     one.say("Who?")
@@ -269,18 +276,22 @@ def test_a_model_that_was_not_taught_to_converse_stops_before_it_speaks_for_the_
     name = whole[6:9]
     monkeypatch.setattr(chats, "NEXT", (name,))
     assert talk(place, ["Who met?"], max_tokens=20) == whole[: whole.index(name)].rstrip() + "\n"
-    assert talk(place, ["Who met?"], run="instruct", max_tokens=20) == talk(place, ["Who met?"], run="instruct", max_tokens=20, stop=("zzzz",))
+    assert talk(place, ["Who met?"], run="instruct", max_tokens=20) == talk(
+        place, ["Who met?"], run="instruct", max_tokens=20, stop=("zzzz",)
+    )
 
 
 def test_a_conversation_is_held_by_one_process(place):
     for run, overrides, words in (("gpt", ["parallel.pp=2"], "held by one process"), ("bert", [], "needs a decoder")):
         loaded = CHAT.fit(CHAT.read(str(place / run), overrides), 1)
         with pytest.raises(ConfigError, match=words):
-            CHAT.look(loaded.config, asked=Asked())
+            CHAT.check(loaded.config, options=GenerateOptions())
 
 
 def started(*words: str, **how) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "roots_dist", *words], env=environ(), text=True, capture_output=True, timeout=120, **how)
+    return subprocess.run(
+        [sys.executable, "-m", "roots_dist", *words], env=environ(), text=True, capture_output=True, timeout=120, **how
+    )
 
 
 def environ() -> dict[str, str]:
@@ -289,7 +300,17 @@ def environ() -> dict[str, str]:
 
 
 def test_the_command_starts_the_processes_that_a_layout_needs_with_all_of_its_options(place):
-    found = started("generate", str(place / "gpt"), "The people of", "parallel.tp=2", "--max-tokens", "12", "--greedy", "--stop", "zzzz")
+    found = started(
+        "generate",
+        str(place / "gpt"),
+        "The people of",
+        "parallel.tp=2",
+        "--max-tokens",
+        "12",
+        "--greedy",
+        "--stop",
+        "zzzz",
+    )
     assert (found.returncode, found.stderr) == (0, "")
     assert found.stdout == answered(place / "gpt", ASKED["gpt"])
 
@@ -297,7 +318,10 @@ def test_the_command_starts_the_processes_that_a_layout_needs_with_all_of_its_op
 def test_overrides_may_follow_a_file_of_prompts_and_a_mistake_is_one_line(place):
     found = started("generate", str(place / "bert"), "advanced.threads=1", "--prompts", str(place / "prompts.txt"))
     assert found.returncode == 2 and not found.stdout
-    assert found.stderr == f"✗ {place}/prompts.txt:1 = 'The people': expected a text with a mask ([MASK]). Fix: write [MASK] where a word is wanted.\n"
+    assert (
+        found.stderr
+        == f"✗ {place}/prompts.txt:1 = 'The people': expected a text with a mask ([MASK]). Fix: write [MASK] where a word is wanted.\n"
+    )
 
 
 def test_a_conversation_can_be_piped(place):
@@ -308,7 +332,14 @@ def test_a_conversation_can_be_piped(place):
 
 def test_a_terminal_has_a_prompt_and_ctrl_c_there_stops_the_answer(place):
     master, slave = pty.openpty()
-    words = ["chat", str(place / "gpt"), "data.seq=8000", "--max-tokens", "3900", "--greedy"]  # nobody waits for all of it
+    words = [
+        "chat",
+        str(place / "gpt"),
+        "data.seq=8000",
+        "--max-tokens",
+        "3900",
+        "--greedy",
+    ]  # nobody waits for all of it
     child = subprocess.Popen(
         [sys.executable, "-m", "roots_dist", *words], env=environ(), stdin=slave, stdout=slave, stderr=slave,
         preexec_fn=partial(_terminal_of, slave),

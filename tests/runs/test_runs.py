@@ -13,20 +13,20 @@ import numpy as np
 import psutil
 import pytest
 
-from roots_dist.checkpoint.keep import newest
+from roots_dist.assembly.passes import build_passes
 from roots_dist.config.load import to_yaml
 from roots_dist.config.of_run import of_run
 from roots_dist.config.schema import Config
-from roots_dist.data.store import Writer
-from roots_dist.generate.decode import decode
-from roots_dist.generate.generate import load_model
-from roots_dist.generate.request import Request
-from roots_dist.generate.sampling import Sampling
-from roots_dist.mesh import Mesh
+from roots_dist.learning.data.store import Writer
+from roots_dist.runs.generate.decode import decode
+from roots_dist.runs.generate.generate import load_model
+from roots_dist.runs.generate.request import Request
+from roots_dist.runs.generate.sampling import Sampling
+from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
+from roots_dist.runs.train.loop import train
+from roots_dist.storage.checkpoint.keep import newest
 from roots_dist.testing.world import on_world
-from roots_dist.track.metrics import METRICS_FILE, read_lines
-from roots_dist.train.build import build_passes
-from roots_dist.train.loop import train
+from roots_dist.world.mesh import Mesh
 
 ROOT = Path(__file__).parents[2]
 LAUNCHERS_OWN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -114,7 +114,10 @@ def test_no_step_and_no_process_takes_less_than_is_said_to_be_possible(bare):
     reports = [line for line in read_lines(bare / METRICS_FILE) if "time/step_s" in line]
     assert len(reports) == STEPS
     for report in reports:
-        assert 0 < report["plan/step_s"] < report["time/step_s"] and 0 < report["plan/memory_gib"] < report["memory/peak_gib"]
+        assert (
+            0 < report["plan/step_s"] < report["time/step_s"]
+            and 0 < report["plan/memory_gib"] < report["memory/peak_gib"]
+        )
 
 
 def half_way(whole: Path, copy: Path) -> None:

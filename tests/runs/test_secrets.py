@@ -12,7 +12,7 @@ import pytest
 
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
-from roots_dist.data.store import Writer
+from roots_dist.learning.data.store import Writer
 
 ROOT = Path(__file__).parents[2]
 IN_ENVIRONMENT = {
@@ -28,7 +28,11 @@ IN_CONFIG = {
     "track.name": "a run of https://me:canary-name-06@git.example/x",
     "track.group": "Authorization: Bearer canary.group.token07",
     "track.tags": [
-        "plain", "api_key=canary-tag-08", "ghp_CanaryCanaryCanary09", "canary-pg-Password03", "x --token canary-opt-10"
+        "plain",
+        "api_key=canary-tag-08",
+        "ghp_CanaryCanaryCanary09",
+        "canary-pg-Password03",
+        "x --token canary-opt-10",
     ],
 }
 CANARIES = [
@@ -50,17 +54,27 @@ def test_no_planted_secret_is_in_any_file_or_on_the_terminal(tmp_path):
             "data": {"train": str(tmp_path / "text"), "validation": str(tmp_path / "text"), "seq": 16},
             "train": {"steps": 4, "batch": 4, "device": "cpu", "eval_sequences": 4, "eval_every": 2},
             "checkpoint": {"every": 2},
-            "track": {"folder": str(tmp_path / "out" / "run"), "wandb": "offline", "tensorboard": "on", "artifacts": True},
+            "track": {
+                "folder": str(tmp_path / "out" / "run"),
+                "wandb": "offline",
+                "tensorboard": "on",
+                "artifacts": True,
+            },
         }
     )
     (tmp_path / "run.yaml").write_text(to_yaml(config.changed({"track.group": IN_CONFIG["track.group"]})))
     home = tmp_path / "out" / "home"
     home.mkdir(parents=True)
-    environment = os.environ | IN_ENVIRONMENT | {"HOME": str(home), "NETRC": str(home / "netrc"), "PYTHONPATH": str(ROOT)}
+    environment = (
+        os.environ | IN_ENVIRONMENT | {"HOME": str(home), "NETRC": str(home / "netrc"), "PYTHONPATH": str(ROOT)}
+    )
     roots = [sys.executable, "-m", "roots_dist"]
     words = [f"track.name={IN_CONFIG['track.name']!r}", f"track.tags={IN_CONFIG['track.tags']}"]
     said = ""
-    for command in ([*roots, "train", str(tmp_path / "run.yaml"), *words], [*roots, "report", str(tmp_path / "out" / "run")]):
+    for command in (
+        [*roots, "train", str(tmp_path / "run.yaml"), *words],
+        [*roots, "report", str(tmp_path / "out" / "run")],
+    ):
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         said += done.stdout + done.stderr

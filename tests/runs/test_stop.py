@@ -16,8 +16,8 @@ import pytest
 
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
-from roots_dist.data.store import Writer
-from roots_dist.train.stop import how_it_ended
+from roots_dist.learning.data.store import Writer
+from roots_dist.runs.train.stop import how_it_ended
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 150
@@ -75,7 +75,9 @@ def finish(run: subprocess.Popen) -> tuple[int, str]:
 @pytest.mark.parametrize(
     "whom, number", [("one rank", signal.SIGUSR1), ("the launcher", signal.SIGTERM), ("the launcher", signal.SIGUSR1)]
 )
-def test_a_signal_ends_all_ranks_after_a_step_with_a_checkpoint_from_which_the_run_goes_on(place, tmp_path, whom, number):
+def test_a_signal_ends_all_ranks_after_a_step_with_a_checkpoint_from_which_the_run_goes_on(
+    place, tmp_path, whom, number
+):
     folder = tmp_path / "run"
     run = start(place, "parallel.tp=2", f"track.folder={folder}")
     until_step(folder, 5)
@@ -87,7 +89,9 @@ def test_a_signal_ends_all_ranks_after_a_step_with_a_checkpoint_from_which_the_r
     assert ended and f"{ended[0]}, with a checkpoint" in said and "✗" not in said and "│" not in said
     step = int(ended[1])
     assert max(losses(folder)) == step
-    assert [path.name for path in (folder / "checkpoints").iterdir() if not path.name.startswith(".")] == [f"step_{step:08d}"]
+    assert [path.name for path in (folder / "checkpoints").iterdir() if not path.name.startswith(".")] == [
+        f"step_{step:08d}"
+    ]
     if whom != "one rank":
         return
     whole = tmp_path / "whole"
@@ -105,7 +109,7 @@ def test_a_rank_whose_peer_has_failed_does_not_wait_for_a_step_that_will_not_com
     code = f"""
 import ctypes, os, signal, sys
 from pathlib import Path
-from roots_dist.train.stop import listening, record_end
+from roots_dist.runs.train.stop import listening, record_end
 folder = Path({str(tmp_path)!r})
 with listening(folder) as stop:
     os.kill(os.getpid(), signal.SIGUSR1)
@@ -120,12 +124,18 @@ with listening(folder) as stop:
     while True:
         libc.pause()  # begins again after each signal, and Python hears of none
 """
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert (found.returncode, found.stdout) == (128 + signal.SIGTERM, "goes on\n"), found.stderr
 
 
 def test_a_reason_that_cannot_be_written_leaves_nothing_half_done(tmp_path):
-    from roots_dist.train.stop import record_end
+    from roots_dist.runs.train.stop import record_end
 
     (tmp_path / "ended.txt").mkdir()  # as on a full disk, no file gets this name
     record_end(tmp_path, "finished after step 3")
@@ -133,9 +143,12 @@ def test_a_reason_that_cannot_be_written_leaves_nothing_half_done(tmp_path):
 
 
 def test_the_rank_that_fails_leaves_its_reason_and_another_ranks_failure_is_none(tmp_path):
-    from roots_dist.train.stop import recorded
+    from roots_dist.runs.train.stop import recorded
 
-    for rank, error in (0, ConnectionError("Connection closed by peer")), (1, ValueError("the flux capacitor\nis empty")):
+    for rank, error in (
+        (0, ConnectionError("Connection closed by peer")),
+        (1, ValueError("the flux capacitor\nis empty")),
+    ):
         with pytest.raises(type(error)), recorded(tmp_path, f"rank {rank} (pp0 dp0 tp{rank})", rank0=rank == 0):
             raise error
     ended = how_it_ended(tmp_path / "ended.txt")

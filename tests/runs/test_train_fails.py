@@ -9,7 +9,7 @@ import numpy as np
 
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
-from roots_dist.data.store import Writer
+from roots_dist.learning.data.store import Writer
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +36,11 @@ def test_a_weight_that_is_not_finite_ends_two_ranks_with_one_line(tmp_path):
     assert found.returncode == 2, found.stderr
     errors = [line for line in found.stderr.splitlines() if line.startswith("✗")]
     assert len(errors) == 1 and "Traceback" not in found.stderr
-    assert errors[0].startswith("✗ step 2: ") and " on rank 0 (pp0 dp0 tp0). " in errors[0] and "Fix: lower optim.lr" in errors[0]
+    assert (
+        errors[0].startswith("✗ step 2: ")
+        and " on rank 0 (pp0 dp0 tp0). " in errors[0]
+        and "Fix: lower optim.lr" in errors[0]
+    )
     traces = sorted((tmp_path / "run" / "errors").iterdir())
     assert [path.name for path in traces] == ["rank_00000.txt", "rank_00001.txt"]
     assert all("NotFiniteError: step 2: " in path.read_text() for path in traces)

@@ -12,17 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from roots_dist.checkpoint.format import Manifest, plan_shards
-from roots_dist.checkpoint.keep import newest
-from roots_dist.checkpoint.load import load, load_weights
-from roots_dist.checkpoint.save import save
 from roots_dist.errors import CheckpointError
 from roots_dist.layout import Layout
-from roots_dist.mesh import Mesh
-from roots_dist.optim.phases import Learned
-from roots_dist.sharding import Param, ShardSpec
+from roots_dist.parallel.optim.phases import Learned
+from roots_dist.parallel.zero.seam import STATE
+from roots_dist.storage.checkpoint.format import Manifest, plan_shards
+from roots_dist.storage.checkpoint.keep import newest
+from roots_dist.storage.checkpoint.load import load, load_weights
+from roots_dist.storage.checkpoint.save import save
 from roots_dist.testing.world import on_world
-from roots_dist.zero.seam import STATE
+from roots_dist.world.mesh import Mesh
+from roots_dist.world.sharding import Param, ShardSpec
 
 LAYERS = 4
 EMBED = "embed.tokens.weight"
@@ -56,7 +56,7 @@ def stage(mesh: Mesh, layers: int = LAYERS, dtype: torch.dtype = torch.float32) 
     for name, spec in specs(mesh.tp.size, layers).items():
         if name == EMBED and last and not first:
             spec = ShardSpec(shape=spec.shape, cut=0, copy_of=EMBED)
-        if name.startswith(tuple(mine)) or name == EMBED and (first or last):
+        if name.startswith(tuple(mine)) or (name == EMBED and (first or last)):
             found.append(Param(name, nn.Parameter(torch.zeros(spec.local_shape(mesh.tp), dtype=dtype)), spec, mesh.tp))
     return found
 

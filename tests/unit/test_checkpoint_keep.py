@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from test_checkpoint import FakeEngine, saved_alone, stage
 
-from roots_dist.checkpoint import save
-from roots_dist.checkpoint.keep import complete, newest, prune
-from roots_dist.checkpoint.load import load
-from roots_dist.mesh import Mesh
+from roots_dist.storage.checkpoint import save
+from roots_dist.storage.checkpoint.keep import complete, newest, prune
+from roots_dist.storage.checkpoint.load import load
+from roots_dist.world.mesh import Mesh
 
 KILLABLE = ((os, "rename"), (os, "fsync"), (shutil, "rmtree"), (json, "dump"), (save, "save_file"))
 """Every call by which a save changes the disk; a kill comes just before one of them."""
@@ -41,7 +41,7 @@ def die_before(call: int, *save_args, **save_options) -> bool:
         finally:
             os._exit(1)
     status = os.waitpid(pid, 0)[1]
-    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL or status == 0, status
+    assert (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL) or status == 0, status
     return status != 0
 
 

@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from roots_dist.config import facts as gathering
-from roots_dist.config import readiness
-from roots_dist.config.checks import check, layout_for
-from roots_dist.config.facts import CorpusFacts, Facts
+from roots_dist.checks import facts as gathering
+from roots_dist.checks import readiness
+from roots_dist.checks.checks import check, layout_for
+from roots_dist.checks.facts import CorpusFacts, Facts
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError
@@ -77,7 +77,11 @@ WRONG = [
     (1, {"model": {"positions": "rotary", "hidden": 12, "heads": 4}}, "model.head_dim"),
     (1, {"model": {"kv_heads": 3}}, "model.kv_heads"),
     (1, {"model": {"kv_heads": 8}}, "model.kv_heads"),
-    (2, {"model": {"family": "electra", "segments": 2}, "objective": {"name": "rtd"}, "parallel": {"tp": 2}}, "parallel.tp"),
+    (
+        2,
+        {"model": {"family": "electra", "segments": 2}, "objective": {"name": "rtd"}, "parallel": {"tp": 2}},
+        "parallel.tp",
+    ),
     (3, {"parallel": {"tp": 3}, "model": {"ffn": 768}, "advanced": {"vocab_multiple": 3}}, "parallel.tp"),
     (2, {"parallel": {"tp": 2}, "model": {"ffn": 1023}}, "parallel.tp"),
     (2, {"parallel": {"tp": 2}, "model": {"vocab": 4097}, "advanced": {"vocab_multiple": 1}}, "parallel.tp"),
@@ -127,21 +131,39 @@ WRONG = [
     *(
         (1, {"model": T5 | {key: value}, "objective": SPANS}, f"model.{key}")
         for key, value in {
-            "positions": "learned", "norm_position": "post", "embedding_norm": True, "embedding": 128, "segments": 2,
-            "relative_buckets": 3, "relative_distance": 16,
+            "positions": "learned",
+            "norm_position": "post",
+            "embedding_norm": True,
+            "embedding": 128,
+            "segments": 2,
+            "relative_buckets": 3,
+            "relative_distance": 16,
         }.items()
     ),
     (1, {"model": T5, "objective": SPANS, "data": {"target_seq": 9}}, "data.target_seq"),
     (1, {"model": T5, "objective": SPANS, "data": {"seq": 2}}, "data.seq"),
     (4, {"model": T5, "objective": SPANS, "data": {"seq": 512}, "parallel": {"tp": 4, "sequence": True}}, "data.seq"),
-    (2, {"model": T5, "objective": {"name": "seq2seq"}, "data": {"target_seq": 9}, "parallel": {"tp": 2, "sequence": True}}, "data.target_seq"),
+    (
+        2,
+        {
+            "model": T5,
+            "objective": {"name": "seq2seq"},
+            "data": {"target_seq": 9},
+            "parallel": {"tp": 2, "sequence": True},
+        },
+        "data.target_seq",
+    ),
     (8, {"model": T5 | {"decoder_layers": 3}, "objective": SPANS, "parallel": {"pp": 8}}, "model.layers"),
     (1, {"model": T5, "objective": SPANS, "data": {"tokenizer": None}}, "data.tokenizer"),
     (1, {"model": {"family": "bert"}, "objective": {"name": "mlm"}}, "data.tokenizer"),
     (1, {"model": T5, "objective": SPANS, "data": {"seq": 2100}}, "data.tokenizer"),  # 117 spans, 100 sentinels
     (1, {"finetune": {"learn": ["head.*"]}}, "finetune.learn"),
     (1, {"finetune": {"strategy": "progressive", "every": 100}, "train": {"steps": 100}}, "finetune.every"),
-    (1, {"finetune": {"strategy": "progressive", "every": 100, "every_epochs": 2.5}, "train": {"steps": 99}}, "finetune.every_epochs"),
+    (
+        1,
+        {"finetune": {"strategy": "progressive", "every": 100, "every_epochs": 2.5}, "train": {"steps": 99}},
+        "finetune.every_epochs",
+    ),
     (1, {"data": {"train": []}}, "data.train"),
     (1, {"train": {"device": "cuda"}}, "train.device"),
     (1, {"data": {"seq": 10**6}}, "data.seq"),
@@ -313,7 +335,7 @@ def test_checking_needs_no_torch(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text(to_yaml(config_of()))
     code = (
-        "import sys; from roots_dist.config import checks, facts, load; "
+        "import sys; from roots_dist.checks import checks, facts; from roots_dist.config import load; "
         f"config = load.load({str(path)!r}); checks.check(config, 4, facts.gather(config, 4)); "
         "assert not {'torch', 'deepspeed', 'numpy'} & set(sys.modules)"
     )
@@ -321,7 +343,10 @@ def test_checking_needs_no_torch(tmp_path):
 
 
 def tokenizer(path, *words: str, **added: int):
-    tree = {"model": {"vocab": {word: i for i, word in enumerate(words)}}, "added_tokens": [{"content": w, "id": i} for w, i in added.items()]}
+    tree = {
+        "model": {"vocab": {word: i for i, word in enumerate(words)}},
+        "added_tokens": [{"content": w, "id": i} for w, i in added.items()],
+    }
     path.write_text(json.dumps(tree))
     return str(path)
 

@@ -34,7 +34,9 @@ def test_adapters_that_are_gone_on_with_are_those_of_the_start(start):
     assert (f.rank, f.alpha) == (8, 16.0)
 
 
-@pytest.mark.parametrize("wrong, key", [("rank=8", "finetune.rank"), ("alpha=16", "finetune.alpha"), ("targets=[query]", "finetune.targets")])
+@pytest.mark.parametrize(
+    "wrong, key", [("rank=8", "finetune.rank"), ("alpha=16", "finetune.alpha"), ("targets=[query]", "finetune.targets")]
+)
 def test_adapters_of_another_size_or_scale_are_refused(start, wrong, key):
     with pytest.raises(ConfigError) as refused:
         asked(start, LORA, "finetune.strategy=lora", f"finetune.{wrong}")
@@ -42,7 +44,9 @@ def test_adapters_of_another_size_or_scale_are_refused(start, wrong, key):
 
 
 def test_a_start_with_adapters_wants_lora_or_to_be_merged(start):
-    with pytest.raises(ConfigError, match=r"expected a model without adapters.*Fix: .*roots export .*roots import MERGED RUN"):
+    with pytest.raises(
+        ConfigError, match=r"expected a model without adapters.*Fix: .*roots export .*roots import MERGED RUN"
+    ):
         asked(start, LORA)
 
 
@@ -53,7 +57,14 @@ def test_a_run_is_not_written_into_what_it_starts_from(start, again):
 
 
 def test_a_run_that_has_begun_goes_on_without_its_start(start):
-    gone, own = start / "gone", {"model": {"hidden": 64, "heads": 2}, "objective": {"name": "instruct"}, "finetune": {"start": f"{start}/gone"}}
+    gone, own = (
+        start / "gone",
+        {
+            "model": {"hidden": 64, "heads": 2},
+            "objective": {"name": "instruct"},
+            "finetune": {"start": f"{start}/gone"},
+        },
+    )
     assert not gone.exists()
     c = asked(start, own, f"finetune.start={gone}", f"track.folder={start}")
     assert (c.model.hidden, c.objective.name, c.track.folder) == (64, "instruct", str(start))
@@ -61,7 +72,14 @@ def test_a_run_that_has_begun_goes_on_without_its_start(start):
         asked(start, own, f"finetune.start={gone}", f"track.folder={start}", "model.hidden=128")
 
 
-@pytest.mark.parametrize("words", [("track.folder={}/new",), ("track.folder={}", "checkpoint.resume=false"), ("track.folder={}", "finetune.start={}/2")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("track.folder={}/new",),
+        ("track.folder={}", "checkpoint.resume=false"),
+        ("track.folder={}", "finetune.start={}/2"),
+    ],
+)
 def test_a_run_that_begins_needs_its_start(start, words):
     own = {"finetune": {"start": f"{start}/gone"}}
     with pytest.raises(ConfigError, match="finetune.start = .*: expected the folder of a run or of an import"):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from roots_dist.config.checks import check, layout_for
+from roots_dist.accounting.sizes import parameters
+from roots_dist.checks.checks import check, layout_for
 from roots_dist.config.load import load, read, to_yaml
 from roots_dist.config.schema import Config
-from roots_dist.config.sizes import parameters
 from roots_dist.config.start import begun
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from roots_dist.config.schema import Config, Data, Model, Source, Train
-from roots_dist.data.batches import Batches
-from roots_dist.data.prepare import prepare
-from roots_dist.data.store import Writer
 from roots_dist.errors import ConfigError, DataError
-from roots_dist.objectives.base import IGNORE
-from roots_dist.objectives.clm import CausalTokens
+from roots_dist.learning.data.batches import Batches
+from roots_dist.learning.data.prepare import prepare
+from roots_dist.learning.data.store import Writer
+from roots_dist.learning.objectives.clm import CausalTokens
+from roots_dist.world.batch import IGNORE
 
 SEQ, VOCAB = 8, 1000
 

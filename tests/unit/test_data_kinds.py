@@ -6,14 +6,17 @@ import re
 import numpy as np
 import pytest
 
-from roots_dist.data.prepare import prepare
-from roots_dist.data.sentences import sentences
-from roots_dist.data.specials import read_specials
-from roots_dist.data.store import Corpus
-from roots_dist.data.tokenizer import load, train
 from roots_dist.errors import DataError
+from roots_dist.learning.data.prepare import prepare
+from roots_dist.learning.data.sentences import sentences
+from roots_dist.learning.data.specials import read_specials
+from roots_dist.learning.data.store import Corpus
+from roots_dist.learning.data.tokenizer import load, train
 
-TEXTS = [f"The people of State {n} met Mr. Smith. They spoke, then left! Did it rain in {1800 + n}? Yes; unquestionably." for n in range(60)]
+TEXTS = [
+    f"The people of State {n} met Mr. Smith. They spoke, then left! Did it rain in {1800 + n}? Yes; unquestionably."
+    for n in range(60)
+]
 
 
 def test_wordpiece_is_what_bert_reads(tmp_path):
@@ -26,7 +29,9 @@ def test_wordpiece_is_what_bert_reads(tmp_path):
     found = read_specials(tmp_path / "tokenizer.json", ours.vocab)
     assert (found.pad, found.unk, found.cls, found.sep, found.mask) == (0, 1, 2, 3, 4)
     tokens = {i: t for t, i in ours.backend.get_vocab().items()}
-    assert [i for i in range(ours.vocab) if found.continues[i]] == [i for i in sorted(tokens) if tokens[i].startswith("##")]
+    assert [i for i in range(ours.vocab) if found.continues[i]] == [
+        i for i in sorted(tokens) if tokens[i].startswith("##")
+    ]
     assert ours.end_token == "[SEP]"
 
 
@@ -50,7 +55,8 @@ def test_words_are_those_of_the_text_that_occur_often_enough():
 
 
 @pytest.mark.parametrize(
-    "kind, vocab, said", [("bytes", 300, "kind = 'bytes'"), ("unigram", 100, "vocab = 100"), ("bpe", 100, "vocab = 100")]
+    "kind, vocab, said",
+    [("bytes", 300, "kind = 'bytes'"), ("unigram", 100, "vocab = 100"), ("bpe", 100, "vocab = 100")],
 )
 def test_what_cannot_be_trained_is_refused(kind, vocab, said):
     with pytest.raises(DataError, match=said):
@@ -58,7 +64,7 @@ def test_what_cannot_be_trained_is_refused(kind, vocab, said):
 
 
 def test_sentences_add_up_to_the_text_and_end_where_they_should():
-    for text in [*TEXTS, "", "no end", "A. B. Smith came.\n\nThen  he went… Where? \"There.\" 12 of them. u.s. law"]:
+    for text in [*TEXTS, "", "no end", 'A. B. Smith came.\n\nThen  he went… Where? "There." 12 of them. u.s. law']:
         assert "".join(sentences(text)) == text
     assert [s.strip() for s in sentences(TEXTS[1])] == [
         "The people of State 1 met Mr. Smith.", "They spoke, then left!", "Did it rain in 1801?", "Yes; unquestionably."

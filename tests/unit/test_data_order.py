@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from roots_dist.config.batch_ramp import batch_size_at, batch_sizes, samples_before, step_after
 from roots_dist.config.schema import Train
-from roots_dist.data.order import fraction, permuted, sample_of, sources
-from roots_dist.data.ramp import batch_size_at, batch_sizes, samples_before, step_after
+from roots_dist.learning.data.order import fraction, permuted, sample_of, sources
 
 
 @settings(max_examples=200, deadline=None)

@@ -12,14 +12,14 @@ import numpy as np
 import psutil
 import pytest
 
-from roots_dist.data import encode
-from roots_dist.data.encode import encoded
-from roots_dist.data.manifest import read_manifest
-from roots_dist.data.order import fraction
-from roots_dist.data.prepare import prepare
-from roots_dist.data.store import Corpus
-from roots_dist.data.tokenizer import load, train
 from roots_dist.errors import DataError
+from roots_dist.learning.data import encode
+from roots_dist.learning.data.encode import encoded
+from roots_dist.learning.data.manifest import read_manifest
+from roots_dist.learning.data.order import fraction
+from roots_dist.learning.data.prepare import prepare
+from roots_dist.learning.data.store import Corpus
+from roots_dist.learning.data.tokenizer import load, train
 
 TEXTS = [f"Document {i}: the union of {i * i} states, {'strong ' * (i % 17)}and {i % 5} more." for i in range(300)]
 
@@ -39,7 +39,9 @@ def lines(tmp_path):
 
 
 def test_the_folder_holds_every_document_once_in_its_split(tmp_path, lines, monkeypatch):
-    monkeypatch.setattr("roots_dist.data.prepare.BATCH_BYTES", 1000)  # numbers of documents run on over batches
+    monkeypatch.setattr(
+        "roots_dist.learning.data.prepare.BATCH_BYTES", 1000
+    )  # numbers of documents run on over batches
     manifest = prepare([lines], tmp_path / "out", vocab=400, validation=0.2, seed=5)
     tokenizer = load(tmp_path / "out/tokenizer.json")
     held_out = fraction(5, np.arange(len(TEXTS))) < 0.2
@@ -71,7 +73,7 @@ def test_several_workers_write_the_same_bytes_as_one(tmp_path, lines):
 
 
 def test_again_with_the_same_is_up_to_date_and_anything_else_is_not(tmp_path, lines):
-    run = lambda **changed: prepare([lines], tmp_path / "out", **{"vocab": 300, **changed})  # noqa: E731
+    run = lambda **changed: prepare([lines], tmp_path / "out", **{"vocab": 300, **changed})
     assert not run().reused
     start = time.perf_counter()
     again = run()
@@ -217,9 +219,11 @@ def test_a_worker_that_dies_is_reported_and_the_others_end(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_interrupted_it_leaves_no_half_file_and_no_process_and_starts_clean(tmp_path, lines, how):
-    big = write_lines(tmp_path / "big.jsonl", [f"{text} {i} " * 40 for i in range(40) for text in TEXTS])  # seconds of work
+    big = write_lines(
+        tmp_path / "big.jsonl", [f"{text} {i} " * 40 for i in range(40) for text in TEXTS]
+    )  # seconds of work
     code = (
-        "import sys\nfrom roots_dist.data.prepare import prepare\n"
+        "import sys\nfrom roots_dist.learning.data.prepare import prepare\n"
         "if __name__ == '__main__':\n    prepare([sys.argv[1]], sys.argv[2], vocab=300, workers=2)\n"
     )
     (tmp_path / "run.py").write_text(code)

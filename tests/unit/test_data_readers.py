@@ -7,9 +7,9 @@ import lzma
 
 import pytest
 
-from roots_dist.data import embedded, readers
-from roots_dist.data.readers import Defect, Document
 from roots_dist.errors import DataError
+from roots_dist.learning.data import embedded, readers
+from roots_dist.learning.data.readers import Defect, Document
 
 TEXTS = ["One.", "Zwei — dos.\u2028Same line.", "三\n"]
 LINES = "".join(json.dumps({"text": t, "n": 1}, ensure_ascii=False) + "\n" for t in TEXTS).encode()
@@ -127,7 +127,7 @@ def test_files_are_found_in_folders_globs_and_names_each_once(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"x")
-    names = lambda *inputs: [str(p.relative_to(tmp_path)) for p in readers.find(inputs)]  # noqa: E731
+    names = lambda *inputs: [str(p.relative_to(tmp_path)) for p in readers.find(inputs)]
     assert names(tmp_path) == ["a.txt", "b.jsonl", "odd[1].txt", "sub/c.jsonl.gz"]
     assert names(tmp_path / "b.jsonl", tmp_path, tmp_path / "*.txt")[0] == "b.jsonl"
     assert len(names(tmp_path / "b.jsonl", tmp_path, tmp_path / "**/*.txt")) == 4

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from roots_dist.config.schema import Config
-from roots_dist.data.shown import sample_lines
-from roots_dist.data.store import Writer
-from roots_dist.data.tokenizer import train
 from roots_dist.errors import DataError
+from roots_dist.learning.data.store import Writer
+from roots_dist.learning.data.tokenizer import train
+from roots_dist.learning.objectives.shown import sample_lines
 
 TEXTS = [f"Fellow citizens of the year {year}, the Treasury and the Navy are in order." for year in range(1790, 1860)]
 
@@ -27,7 +27,9 @@ def place(tmp_path_factory):
 
 
 def config(place, **sections) -> Config:
-    data = {"train": str(place / "text"), "tokenizer": str(place / "tokenizer.json"), "seq": 40} | sections.pop("data", {})
+    data = {"train": str(place / "text"), "tokenizer": str(place / "tokenizer.json"), "seq": 40} | sections.pop(
+        "data", {}
+    )
     return Config.model_validate({"model": {"vocab": 220}, "data": data} | sections)
 
 

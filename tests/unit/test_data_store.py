@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from roots_dist.data.store import Corpus, Writer, token_type
 from roots_dist.errors import DataError
+from roots_dist.learning.data.store import Corpus, Writer, token_type
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "three_documents"
 DOCUMENTS = [[1, 2, 3], [4, 5], [6]]
@@ -53,6 +53,7 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
 
 def test_deepspeeds_reader_reads_what_is_written_here(tmp_path):
     from deepspeed.runtime.data_pipeline.data_sampling import indexed_dataset as other
+
     ours = write(tmp_path / "c", DOCUMENTS, "<i4")  # its table agrees on int32 alone
     theirs = other.MMapIndexedDataset(str(tmp_path / "c"), skip_warmup=True)
     assert [theirs[i].tolist() for i in range(len(theirs))] == DOCUMENTS

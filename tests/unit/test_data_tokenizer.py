@@ -7,8 +7,8 @@ import sys
 import pytest
 import tokenizers as hf
 
-from roots_dist.data.tokenizer import BLOOM_PATTERN, from_json, load, load_codec, train
 from roots_dist.errors import DataError
+from roots_dist.learning.data.tokenizer import BLOOM_PATTERN, from_json, load, load_codec, train
 
 TEXTS = [
     "The state of the union is strong, and the union of the states is stronger. " * 20,
@@ -34,7 +34,7 @@ def test_decoding_returns_the_text(pre_tokenizer, text):
 
 
 def test_training_gives_the_same_in_another_process():
-    code = f"from roots_dist.data.tokenizer import train; print(train({TEXTS!r}, 330).sha256)"
+    code = f"from roots_dist.learning.data.tokenizer import train; print(train({TEXTS!r}, 330).sha256)"
     seen = {
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         for _ in range(2)
@@ -44,7 +44,7 @@ def test_training_gives_the_same_in_another_process():
 
 def test_the_pre_tokenizers_cut_as_published():
     gpt2, bloom = (train(TEXTS, 300, name).backend.pre_tokenizer for name in ("gpt2", "bloom"))
-    words = lambda cutter, text: [word for word, _ in cutter.pre_tokenize_str(text)]  # noqa: E731
+    words = lambda cutter, text: [word for word, _ in cutter.pre_tokenize_str(text)]
     assert words(gpt2, "I'll pay 42, ok") == ["I", "'ll", "Ġpay", "Ġ42", ",", "Ġok"]
     assert words(bloom, "I'll pay 42, ok") == ["I'll", "Ġpay", "Ġ42", ",", "Ġok"]
     assert BLOOM_PATTERN == r" ?[^(\s|[.,!?…。，、।۔،])]+"

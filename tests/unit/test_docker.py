@@ -20,7 +20,7 @@ else:
     import tomli as tomllib
 
 from roots_dist import environment
-from roots_dist.config.checks import check
+from roots_dist.checks.checks import check
 from roots_dist.config.load import load
 
 docker_build = pytest.importorskip("docker.utils.build", reason="needs the docker package, of the extra dev")
@@ -30,14 +30,44 @@ ROOT = Path(__file__).parents[2]
 DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
 EXTRAS = ("wandb", "tensorboard", "formats", "exchange", "finetune")
 SECRET = re.compile(r"token|secret|passw|credential|api_?key|private", re.I)
-OUTSIDE = """
-    .git/config .git/HEAD .venv/bin/python .gitignore data/sotu/tokenizer.json runs/quickstart/config.yaml wandb/run/x
-    .env .env.local .netrc .deepspeed_env hostfile key.pem id_ed25519 .ssh/id_rsa .aws/credentials .kaggle/kaggle.json
-    tests/test_readme.py docs/house.md benchmarks/x.py docker/compose.yaml docker/Dockerfile.cpu docker/.env
-    configs/.env configs/site.key configs/cert.pem configs/secrets.yaml roots_dist/.netrc roots_dist/.env.production
-    roots_dist/.deepspeed_env roots_dist/id_rsa roots_dist/__pycache__/cli.cpython-311.pyc roots_dist/model.safetensors
-    roots_dist/track/wandb/run.wandb roots_dist/hf_token.txt roots_dist.egg-info/PKG-INFO
-""".split()
+OUTSIDE = [
+    ".git/config",
+    ".git/HEAD",
+    ".venv/bin/python",
+    ".gitignore",
+    "data/sotu/tokenizer.json",
+    "runs/quickstart/config.yaml",
+    "wandb/run/x",
+    ".env",
+    ".env.local",
+    ".netrc",
+    ".deepspeed_env",
+    "hostfile",
+    "key.pem",
+    "id_ed25519",
+    ".ssh/id_rsa",
+    ".aws/credentials",
+    ".kaggle/kaggle.json",
+    "tests/test_readme.py",
+    "docs/house.md",
+    "benchmarks/x.py",
+    "docker/compose.yaml",
+    "docker/Dockerfile.cpu",
+    "docker/.env",
+    "configs/.env",
+    "configs/site.key",
+    "configs/cert.pem",
+    "configs/secrets.yaml",
+    "roots_dist/.netrc",
+    "roots_dist/.env.production",
+    "roots_dist/.deepspeed_env",
+    "roots_dist/id_rsa",
+    "roots_dist/__pycache__/cli.cpython-311.pyc",
+    "roots_dist/model.safetensors",
+    "roots_dist/runs/track/wandb/run.wandb",
+    "roots_dist/hf_token.txt",
+    "roots_dist.egg-info/PKG-INFO",
+]
 
 
 def instructions(file: Path) -> list[tuple[str, str]]:
@@ -68,7 +98,9 @@ def copied(file: Path) -> list[str]:
 
 
 def pins(file: Path) -> dict[str, Requirement]:
-    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line and not line.startswith(("#", "--"))]
+    lines = [
+        line for line in file.read_text(encoding="utf-8").splitlines() if line and not line.startswith(("#", "--"))
+    ]
     return {canonicalize_name(wanted.name): wanted for wanted in map(Requirement, lines)}
 
 
@@ -112,7 +144,7 @@ def test_what_is_copied_exists_and_is_let_in(file, tmp_path):
 
 
 def test_what_is_private_or_large_stays_out(tmp_path):
-    assert let_in([*OUTSIDE, "roots_dist/cli.py"], tmp_path) == {"roots_dist/cli.py"}
+    assert let_in([*OUTSIDE, "roots_dist/cli/main.py"], tmp_path) == {"roots_dist/cli/main.py"}
 
 
 def test_nothing_is_let_in_but_what_is_copied(tmp_path):
@@ -154,7 +186,9 @@ def test_the_two_images_differ_in_what_they_run_on_alone():
     """One is the other's proof where there is no GPU."""
     cpu, gpu = (stages(file) for file in DOCKERFILES)
     assert cpu["code"] == gpu["code"]
-    assert [step for step in cpu["image"] if step[0] != "LABEL"] == [step for step in gpu["image"] if step[0] != "LABEL"]
+    assert [step for step in cpu["image"] if step[0] != "LABEL"] == [
+        step for step in gpu["image"] if step[0] != "LABEL"
+    ]
 
 
 def test_the_requirements_pin_all_that_the_package_asks_for():
@@ -221,7 +255,9 @@ def test_two_agents_start_the_quickstarts_world(compose):
 def test_the_nodes_are_alone_on_their_network_and_own_nothing_of_the_machine(compose):
     assert compose["networks"] == {"private": {"internal": True}}, "the store of the ranks asks nobody who they are"
     for service in compose["services"].values():
-        assert service["networks"] == ["private"] and not {"ports", "privileged", "network_mode", "env_file"} & {*service}
+        assert service["networks"] == ["private"] and not {"ports", "privileged", "network_mode", "env_file"} & {
+            *service
+        }
         assert service["read_only"] and service["cap_drop"] == ["ALL"]
         assert [volume.partition(":")[0] for volume in service["volumes"]] == ["data", "runs"] == [*compose["volumes"]]
 

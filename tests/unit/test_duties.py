@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from roots_dist.accounting.bounds import Least
 from roots_dist.config.schema import Config
-from roots_dist.mesh import Mesh
-from roots_dist.plan.least import Least
-from roots_dist.stopwatch import Stopwatch
-from roots_dist.track.metrics import NAMES
-from roots_dist.train.duties import duties
-from roots_dist.train.step import StepReport
+from roots_dist.runs.track.metrics import NAMES
+from roots_dist.runs.train.duties import duties
+from roots_dist.runs.train.step import StepReport
+from roots_dist.world.mesh import Mesh
+from roots_dist.world.stopwatch import Stopwatch
 
 
 @pytest.mark.parametrize("wish, counted", [("skip", 2.0), ("stop", None)])

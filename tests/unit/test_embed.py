@@ -2,9 +2,9 @@
 
 import torch
 
+from roots_dist.assembly.rank_model import build_model
 from roots_dist.config.schema import Config
-from roots_dist.mesh import Mesh
-from roots_dist.train.build import build_model
+from roots_dist.world.mesh import Mesh
 
 
 def places(start: bool) -> torch.Tensor:

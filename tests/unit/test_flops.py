@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from roots_dist.accounting.flops import CONVENTIONS, flops_per_sample, flops_per_step, mfu
+from roots_dist.accounting.peaks import GPU_PEAKS, gpu_peak, measured_cpu_peak
+from roots_dist.accounting.sizes import parameters
 from roots_dist.config.schema import Advanced, Config, Data, Model, Train
-from roots_dist.config.sizes import parameters
-from roots_dist.plan.flops import CONVENTIONS, flops_per_sample, flops_per_step, mfu
-from roots_dist.plan.peaks import GPU_PEAKS, gpu_peak, measured_cpu_peak
 
 
 def config(seq: int, multiple: int = 1, train: dict | None = None, **model) -> Config:
@@ -55,10 +55,10 @@ SHAPES = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_flops_and_parameters_are_those_of_the_model(shape):
     """torch counts what the model computes. The math kernel computes attention in full."""
-    from roots_dist.models.gpt import pieces
-    from roots_dist.objectives.base import MicroBatch
-    from roots_dist.sharding import initialize, parameters_of
-    from roots_dist.tensor.collectives import Split
+    from roots_dist.learning.models.gpt import pieces
+    from roots_dist.parallel.tensor.collectives import Split
+    from roots_dist.world.batch import MicroBatch
+    from roots_dist.world.sharding import initialize, parameters_of
 
     c = config(16, 8, layers=2, hidden=32, heads=4, vocab=60, **SHAPES[shape])
     built = {}
@@ -145,6 +145,6 @@ def test_a_cpu_is_measured_in_half_a_second_and_a_product_is_not_faster():
 
 
 def test_arithmetic_needs_no_torch():
-    modules = "roots_dist.plan.flops, roots_dist.plan.peaks, roots_dist.optim.rates, roots_dist.checkpoint.keep"
+    modules = "roots_dist.accounting.flops, roots_dist.accounting.peaks, roots_dist.parallel.optim.rates, roots_dist.storage.checkpoint.keep"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

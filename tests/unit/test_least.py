@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from roots_dist.accounting.bounds import GIB, least
+from roots_dist.accounting.flops import flops_per_step
 from roots_dist.config.load import load
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
-from roots_dist.plan.flops import flops_per_step
-from roots_dist.plan.least import GIB, least
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -21,9 +21,13 @@ def test_bloom_took_more_than_is_possible_and_less_than_three_times_as_much():
     assert 105 / 3 < bound.step_s < 105 and bound.memory_gib * GIB < 80e9
 
 
-@pytest.mark.parametrize("schedule, pp, bubble", [("1f1b", 1, 0.0), ("1f1b", 4, 3 / 8), ("gpipe", 2, 1 / 8), ("zb-h1", 4, 1 / 8)])
+@pytest.mark.parametrize(
+    "schedule, pp, bubble", [("1f1b", 1, 0.0), ("1f1b", 4, 3 / 8), ("gpipe", 2, 1 / 8), ("zb-h1", 4, 1 / 8)]
+)
 def test_a_pipeline_adds_its_bubble(schedule, pp, bubble):
-    config = Config.model_validate({"model": {"layers": 4}, "parallel": {"pp": pp, "schedule": schedule}, "train": {"batch": 8}})
+    config = Config.model_validate(
+        {"model": {"layers": 4}, "parallel": {"pp": pp, "schedule": schedule}, "train": {"batch": 8}}
+    )
     bound = least(config, Layout(pp=pp), 1e12)
     assert bound.step_s == pytest.approx(flops_per_step(config) / 1e12 * (1 + bubble))
 

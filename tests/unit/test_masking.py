@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from roots_dist import rng
 from roots_dist.config.schema import Config
-from roots_dist.data.specials import synthetic
-from roots_dist.data.store import Corpus
 from roots_dist.errors import DataError
-from roots_dist.models.draw import draw
-from roots_dist.objectives import OBJECTIVES
-from roots_dist.objectives.base import IGNORE, PADDING
-from roots_dist.objectives.mlm import hide
-from roots_dist.tensor.collectives import Split
-from roots_dist.testing.parity import random_source
+from roots_dist.learning.data.specials import synthetic
+from roots_dist.learning.data.store import Corpus
+from roots_dist.learning.models.draw import draw
+from roots_dist.learning.objectives import OBJECTIVES
+from roots_dist.learning.objectives.mlm import hide
+from roots_dist.learning.objectives.synthetic import random_source
+from roots_dist.parallel.tensor.collectives import Split
 from roots_dist.testing.world import on_world
+from roots_dist.world import rng
+from roots_dist.world.batch import IGNORE, PADDING
 
 VOCAB = 211
 SPECIALS = synthetic(VOCAB)
@@ -25,7 +25,11 @@ SPECIALS = synthetic(VOCAB)
 
 def config(name="mlm", seq=64, **objective) -> Config:
     return Config.model_validate(
-        {"model": {"vocab": VOCAB, "family": "bert", "segments": 2}, "objective": {"name": name, **objective}, "data": {"seq": seq}}
+        {
+            "model": {"vocab": VOCAB, "family": "bert", "segments": 2},
+            "objective": {"name": name, **objective},
+            "data": {"seq": seq},
+        }
     )
 
 
@@ -44,7 +48,9 @@ def test_15_per_cent_are_hidden_and_shown_80_10_10():
     masked, same = shown[hidden] == SPECIALS.mask, shown[hidden] == tokens[hidden]
     other = shown[hidden][~masked & ~same]
     words, n = len(SPECIALS.words), hidden.sum()
-    assert near(masked.sum(), n, 0.8) and near(same.sum(), n, 0.1 + 0.1 / words) and near(len(other), n, 0.1 - 0.1 / words)
+    assert (
+        near(masked.sum(), n, 0.8) and near(same.sum(), n, 0.1 + 0.1 / words) and near(len(other), n, 0.1 - 0.1 / words)
+    )
     counts = np.bincount(other, minlength=VOCAB)
     assert not counts[SPECIALS.special].any()
     expected = len(other) / words
@@ -134,7 +140,7 @@ def test_one_document_has_no_other():
 
 def drawn(rank: int, size: int, n: int) -> list[int]:
     from roots_dist.layout import Layout
-    from roots_dist.mesh import Mesh
+    from roots_dist.world.mesh import Mesh
 
     mesh = Mesh.connect(Layout(tp=size), rank)
     generator = torch.Generator().manual_seed(0)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from roots_dist.config.schema import Config
-from roots_dist.data.specials import Specials, read_specials, synthetic
-from roots_dist.data.store import Corpus
 from roots_dist.errors import DataError
-from roots_dist.objectives.base import IGNORE
-from roots_dist.objectives.mlm import MaskedTokens, hide
+from roots_dist.learning.data.specials import Specials, read_specials, synthetic
+from roots_dist.learning.data.store import Corpus
+from roots_dist.learning.objectives.mlm import MaskedTokens, hide
+from roots_dist.world.batch import IGNORE
 
 VOCAB, SEQ, MANY = 60, 64, 4000
 MASK = 3
@@ -99,7 +99,11 @@ def test_shares_are_those_of_the_config(mask, random):
     s = Statistics(tokens, shown, targets, ~specials.special[tokens])
     among = len(specials.words)
     assert near(s.hidden, s.words, 0.3)
-    for found, share in ((s.masked, mask), (len(s.other), random * (1 - 1 / among)), (s.kept, 1 - mask - random * (1 - 1 / among))):
+    for found, share in (
+        (s.masked, mask),
+        (len(s.other), random * (1 - 1 / among)),
+        (s.kept, 1 - mask - random * (1 - 1 / among)),
+    ):
         assert near(found, s.hidden, share) if 1e-9 < share < 1 - 1e-9 else found == round(share) * s.hidden
 
 
@@ -123,13 +127,18 @@ def tokenizer_of_transformers(folder, words: int):
     )  # fmt: skip
 
 
-def theirs(tokens: np.ndarray, tokenizer, offsets: np.ndarray | None = None, **options) -> tuple[np.ndarray, np.ndarray]:
+def theirs(
+    tokens: np.ndarray, tokenizer, offsets: np.ndarray | None = None, **options
+) -> tuple[np.ndarray, np.ndarray]:
     import torch
     import transformers
 
     torch.manual_seed(0)
     collate = transformers.DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15, **options)
-    texts_ = [{"input_ids": text.tolist()} | ({} if offsets is None else {"offset_mapping": offsets[i]}) for i, text in enumerate(tokens)]
+    texts_ = [
+        {"input_ids": text.tolist()} | ({} if offsets is None else {"offset_mapping": offsets[i]})
+        for i, text in enumerate(tokens)
+    ]
     made = collate(texts_)
     return made["input_ids"].numpy(), made["labels"].numpy()
 
@@ -236,7 +245,7 @@ def test_a_mask_is_a_function_of_its_number_and_differs_each_time_that_a_text_co
 
 def test_every_epoch_hides_other_places():
     """The number that keys a mask counts on through the epochs, in batches of any size."""
-    from roots_dist.data.batches import Batches
+    from roots_dist.learning.data.batches import Batches
 
     source = corpus(200)
     made = objective()

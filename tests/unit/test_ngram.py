@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from roots_dist.config.schema import Config, Source
-from roots_dist.data.batches import Batches
-from roots_dist.data.store import Writer
-from roots_dist.evaluate.baseline import compared
-from roots_dist.evaluate.ngram import FALLBACK, count, estimated
-from roots_dist.objectives.clm import CausalTokens
+from roots_dist.learning.data.batches import Batches
+from roots_dist.learning.data.store import Writer
+from roots_dist.learning.objectives.clm import CausalTokens
+from roots_dist.runs.evaluate.baseline import compared
+from roots_dist.runs.evaluate.ngram import FALLBACK, count, estimated
 
 VOCAB = 12
 PAD = VOCAB
@@ -74,7 +74,11 @@ def paper(given: list[list[int]], order: int):
                 occurs[tuple(padded[i - k + 1 : i + 1])] += 1
 
     def c(gram: tuple[int, ...]) -> int:
-        return occurs[gram] if len(gram) == order else sum(other[1:] == gram for other in occurs if len(other) == len(gram) + 1)
+        return (
+            occurs[gram]
+            if len(gram) == order
+            else sum(other[1:] == gram for other in occurs if len(other) == len(gram) + 1)
+        )
 
     counts = {gram: c(gram) for gram in occurs}
     following = defaultdict(dict)
@@ -170,7 +174,9 @@ def test_it_learns_from_a_run_s_corpora_and_is_asked_for_the_targets_of_its_samp
     expected = np.mean([-math.log(p(int(stream[i]), (PAD if i in starts else int(stream[i - 1]),))) for i in places])
     found = compared(config, held_out, 10**6, 2, most=10**6)
     assert [one.name for one in found.orders] == ["uniform", "unigram", "bigram"]
-    assert found.orders[0].loss == pytest.approx(math.log(VOCAB)) and found.orders[2].loss == pytest.approx(expected, rel=1e-12)
+    assert found.orders[0].loss == pytest.approx(math.log(VOCAB)) and found.orders[2].loss == pytest.approx(
+        expected, rel=1e-12
+    )
     assert found.used == found.available == sizes[0] + sizes[1]
     half = compared(config, held_out, 10**6, 2, most=sum(sizes[:2]) // 2)
     assert abs(half.used - found.used / 2) <= 2 and half.orders[2].loss != found.orders[2].loss

@@ -5,22 +5,21 @@ import json
 import logging
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from roots_dist import logs
+from roots_dist.accounting.bounds import least
+from roots_dist.accounting.flops import flops_per_step
+from roots_dist.accounting.peaks import in_words, measured_cpu_peak
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
-from roots_dist.mesh import Mesh
-from roots_dist.plan.peaks import in_words, measured_cpu_peak
+from roots_dist.runs.track import closing
+from roots_dist.runs.track.metrics import METRICS_FILE, MetricsFile
+from roots_dist.runs.track.summary import summary, write_summary
+from roots_dist.runs.train import opening
 from roots_dist.testing.world import on_world
-from roots_dist.track import closing
-from roots_dist.track.metrics import METRICS_FILE, MetricsFile
-from roots_dist.track.summary import summary, write_summary
-from roots_dist.plan.flops import flops_per_step
-from roots_dist.plan.least import least
-from roots_dist.train import opening
+from roots_dist.world.mesh import Mesh
 
 CONFIG = Config.model_validate({"train": {"steps": 6, "batch": 4}, "data": {"seq": 8, "tokenizer": "t.json"}})
 
@@ -73,7 +72,10 @@ def test_the_summary_holds_what_scripts_compare(tmp_path):
     assert found["loss/train"] == 1.0 and found["loss/validation/before"] == 4.0 and found["loss/validation"] is None
     assert found["time/training_s"] == 18.0  # 3 × 2 + 3 × 4
     assert found["data/tokens"] == 192 and found["speed/tokens_per_s"] == pytest.approx(192 / 18)
-    assert found["util/mfu_fraction"] == pytest.approx((6 * 0.5 + 12 * 0.25) / 18) and "causal" in found["util/mfu_convention"]
+    assert (
+        found["util/mfu_fraction"] == pytest.approx((6 * 0.5 + 12 * 0.25) / 18)
+        and "causal" in found["util/mfu_convention"]
+    )
     assert sorted(path.name for path in tmp_path.iterdir() if "summary" in path.name) == ["summary.json"]
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from roots_dist.cli import main
+from roots_dist.accounting.flops import flops_per_step
+from roots_dist.cli.main import main
+from roots_dist.cluster_profile import Link as Measured
+from roots_dist.cluster_profile import Profile, RankFacts, Speed, write
 from roots_dist.config.load import load
-from roots_dist.doctor.profile import Link as Measured
-from roots_dist.doctor.profile import Profile, RankFacts, Speed, write
 from roots_dist.errors import DataError
 from roots_dist.layout import Layout
-from roots_dist.plan.flops import flops_per_step
-from roots_dist.plan.machine import Link, Machine, machine_of, travelled
-from roots_dist.plan.predict import predict
+from roots_dist.runs.plan.machine import Link, Machine, machine_of, travelled
+from roots_dist.runs.plan.predict import predict
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "configs" / "quickstart.yaml"
@@ -61,7 +61,9 @@ def test_a_laptop_plans_the_384_gpus_of_bloom(capsys, tmp_path):
     found = json.loads((tmp_path / "plan.json").read_text())
     assert [rank["pp"] for rank in found["ranks"]] == list(range(12)) and found["seconds"] is None
     held = sum(rank["parameters"] for rank in found["ranks"]) * 4  # tensor ranks
-    assert held == pytest.approx(176_247_271_424, rel=0.03)  # the last stage has a copy of the embedding, and norms are not cut
+    assert held == pytest.approx(
+        176_247_271_424, rel=0.03
+    )  # the last stage has a copy of the embedding, and norms are not cut
     middle = [rank["activations"] for rank in found["ranks"][1:-1]]
     assert middle == sorted(middle, reverse=True), "a stage holds one microbatch less than the one before it"
 
@@ -94,7 +96,12 @@ def test_what_cannot_be_planned_is_refused_in_a_line(capsys, tmp_path, words, ex
 
 def test_a_profile_becomes_a_machine():
     machine = machine_of(profile("aabb", between=True), each_s=1e-6)
-    assert (machine.flops_per_s, machine.bytes_per_s, machine.ranks_per_host, machine.peak_flops) == (3e10, 1e10, 2, 5e10)
+    assert (machine.flops_per_s, machine.bytes_per_s, machine.ranks_per_host, machine.peak_flops) == (
+        3e10,
+        1e10,
+        2,
+        5e10,
+    )
     assert machine.links["between", "all_reduce"] == Link(latency_s=1e-4, bytes_per_s=2e9)
     assert machine.link([0, 1], "reduce_scatter") == machine.links["inside", "all_gather"]
     assert machine.link([0, 2], "send") == machine.links["between", "send"]
@@ -102,14 +109,29 @@ def test_a_profile_becomes_a_machine():
         replace(machine, links={}).link([0, 1], "send")
     with pytest.raises(DataError, match="speeds of ranks"):
         machine_of(replace(profile(), speeds=()), 1e-6)
-    assert [travelled(name, 100, 4) for name in ("all_reduce", "all_gather", "reduce_scatter", "send")] == [150, 75, 75, 100]
+    assert [travelled(name, 100, 4) for name in ("all_reduce", "all_gather", "reduce_scatter", "send")] == [
+        150,
+        75,
+        75,
+        100,
+    ]
 
 
 def at_once(**changes: object) -> Machine:
     """Nothing takes time but what the test says."""
     link = Link(latency_s=0.0, bytes_per_s=float("inf"))
-    links = {(where, operation): link for where in ("inside", "between") for operation in ("all_reduce", "all_gather", "send")}
-    free = {"flops_per_s": float("inf"), "bytes_per_s": float("inf"), "each_s": 0.0, "peak_flops": None, "ranks_per_host": 8}
+    links = {
+        (where, operation): link
+        for where in ("inside", "between")
+        for operation in ("all_reduce", "all_gather", "send")
+    }
+    free = {
+        "flops_per_s": float("inf"),
+        "bytes_per_s": float("inf"),
+        "each_s": 0.0,
+        "peak_flops": None,
+        "ranks_per_host": 8,
+    }
     return Machine(**{**free, "links": links, **changes})
 
 
@@ -119,11 +141,15 @@ def test_where_only_products_take_time_a_step_takes_its_flops():
     assert seconds.step == seconds.compute
     assert seconds.compute * 1e9 == pytest.approx(flops_per_step(made, convention="full"), rel=0.03)
     twice = made.changed({"parallel.tp": 2, "parallel.pp": 1})
-    assert predict(twice, Layout(tp=2), at_once(flops_per_s=1e9)).seconds.compute == pytest.approx(seconds.compute / 2, rel=0.01)
+    assert predict(twice, Layout(tp=2), at_once(flops_per_s=1e9)).seconds.compute == pytest.approx(
+        seconds.compute / 2, rel=0.01
+    )
 
 
 def test_stages_that_take_equally_long_leave_the_bubble_of_the_papers():
-    made = load(QUICKSTART).changed({"parallel.tp": 1, "parallel.pp": 4, "train.micro_batch": 1, "model.layers": 64, "model.vocab": 8})
+    made = load(QUICKSTART).changed(
+        {"parallel.tp": 1, "parallel.pp": 4, "train.micro_batch": 1, "model.layers": 64, "model.vocab": 8}
+    )
     seconds = predict(made, Layout(pp=4), at_once(flops_per_s=1e9)).seconds
     assert seconds.bubble / seconds.compute == pytest.approx(3 / 8, rel=0.02)
     assert (seconds.tp, seconds.dp, seconds.optimizer) == (0, 0, 0)
@@ -133,4 +159,6 @@ def test_messages_take_their_latency_each():
     made = load(QUICKSTART).changed({"parallel.tp": 2, "parallel.pp": 1, "train.micro_batch": 8})
     machine = at_once(links={("inside", "all_reduce"): Link(latency_s=1.0, bytes_per_s=float("inf"))})
     blocks = 4 * made.model.layers  # two forward, two backward
-    assert blocks < predict(made, Layout(tp=2), machine).seconds.tp < blocks + 8  # embedding, head, loss, partial gradients
+    assert (
+        blocks < predict(made, Layout(tp=2), machine).seconds.tp < blocks + 8
+    )  # embedding, head, loss, partial gradients

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from roots_dist.config.schema import Config
-from roots_dist.data.specials import synthetic
-from roots_dist.objectives import OBJECTIVES
-from roots_dist.objectives.base import IGNORE, PADDING
-from roots_dist.testing.parity import random_source
+from roots_dist.learning.data.specials import synthetic
+from roots_dist.learning.objectives import OBJECTIVES
+from roots_dist.learning.objectives.synthetic import random_source
+from roots_dist.world.batch import IGNORE, PADDING
 
 SEQ, VOCAB = 24, 90
 

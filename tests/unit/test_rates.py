@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roots_dist.config.schema import Optim
-from roots_dist.optim.rates import SHAPES, rate
+from roots_dist.parallel.optim.rates import SHAPES, rate
 
 STEPS, WARMUP, LR = 50, 7, 3e-3
 

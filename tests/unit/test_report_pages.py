@@ -12,18 +12,18 @@ from html.parser import HTMLParser
 import pytest
 from typer.testing import CliRunner
 
-from roots_dist.cli import app
+from roots_dist.cli.main import app
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.errors import UserError
 from roots_dist.layout import Layout
-from roots_dist.report.charts import Line, line_chart, thinned, ticks
-from roots_dist.report.markup import document, tag
-from roots_dist.report.page import page
-from roots_dist.report.placement import placement, some
-from roots_dist.report.read import layout_of, read_runs
-from roots_dist.track.metrics import MetricsFile
-from roots_dist.track.summary import write_summary
+from roots_dist.runs.report.charts import Line, line_chart, thinned, ticks
+from roots_dist.runs.report.markup import document, tag
+from roots_dist.runs.report.page import page
+from roots_dist.runs.report.placement import placement, some
+from roots_dist.runs.report.read import layout_of, read_runs
+from roots_dist.runs.track.metrics import MetricsFile
+from roots_dist.runs.track.summary import write_summary
 
 
 class Reader(HTMLParser):
@@ -59,21 +59,33 @@ class Reader(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
-def a_run(folder, steps=20, wanted=20, text="We the people | of the Union", layout=Layout(tp=2, pp=2), bad=(), **sections):
+def a_run(
+    folder, steps=20, wanted=20, text="We the people | of the Union", layout=Layout(tp=2, pp=2), bad=(), **sections
+):
     config = Config.model_validate({"train": {"steps": wanted}, "track": {"folder": str(folder)}, **sections})
     metrics = MetricsFile(folder)
     if steps:
         metrics.log(0, {"loss/validation": 5.0, "f1/validation": 0.125, "time/evaluate_s": 2.0})
     for step in range(1, steps + 1):
-        spent = {"time/step_s": 2.0, "time/compute_s": 1.0, "time/pp_wait_s": 0.5, "time/dp_s": 0.25, "time/data_s": 0.125}
+        spent = {
+            "time/step_s": 2.0,
+            "time/compute_s": 1.0,
+            "time/pp_wait_s": 0.5,
+            "time/dp_s": 0.25,
+            "time/data_s": 0.125,
+        }
         loss = math.nan if step in bad else 5.0 - step / 10
-        metrics.log(step, {"loss/train": loss, "optim/lr": 1e-3, "optim/grad_norm": 1.0, "data/tokens": 64.0 * step, **spent})
+        metrics.log(
+            step, {"loss/train": loss, "optim/lr": 1e-3, "optim/grad_norm": 1.0, "data/tokens": 64.0 * step, **spent}
+        )
     if steps:
         metrics.log(steps, {"loss/validation": 3.25, "f1/validation": 0.75, "time/evaluate_s": 3.0})
         metrics.text(steps, "sample", text)
     metrics.close()
     (folder / "config.yaml").write_text(to_yaml(config))
-    (folder / "origin.json").write_text(json.dumps({"python": "3.11.7", "versions": {"torch": "2.13"}, "layout": str(layout)}))
+    (folder / "origin.json").write_text(
+        json.dumps({"python": "3.11.7", "versions": {"torch": "2.13"}, "layout": str(layout)})
+    )
     if steps == wanted:
         write_summary(config, layout, folder)
     return folder

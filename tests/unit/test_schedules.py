@@ -11,18 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roots_dist.errors import UserError
-from roots_dist.pipeline import draw
-from roots_dist.pipeline.actions import Action, Kind, rank_of
-from roots_dist.pipeline.check import (
-    InvalidProgram,
-    Times,
-    expected_bubble,
-    expected_peak,
-    play,
-    violations,
+from roots_dist.schedule import draw
+from roots_dist.schedule.actions import Action, Kind, rank_of
+from roots_dist.schedule.check import InvalidProgram, Times, expected_bubble, expected_peak, play, violations
+from roots_dist.schedule.communication import (
+    COMPUTE,
+    RECEIVES,
+    SENDS,
+    channel_of,
+    channels,
+    other_end,
+    receipts,
+    with_communication,
 )
-from roots_dist.pipeline.passes import COMPUTE, RECEIVES, SENDS, channel_of, channels, other_end, receipts, with_communication
-from roots_dist.pipeline.schedules import SCHEDULES, gpipe, interleaved, make, one_f_one_b, problem, zb_h1
+from roots_dist.schedule.schedules import SCHEDULES, gpipe, interleaved, make, one_f_one_b, problem, zb_h1
 
 ONE_CHUNK = [name for name in SCHEDULES if name != "interleaved"]
 
@@ -120,7 +122,9 @@ def test_a_receipt_proves_that_a_send_has_arrived_and_few_sends_wait_for_theirs(
     for shape in shapes(most=60):
         name, ranks, _, chunks = shape
         program = complete(*shape)
-        played = play(program, Times(forward=draws.uniform(0.2, 3), weight=draws.uniform(0.2, 3), transfer=draws.uniform(0, 5)))
+        played = play(
+            program, Times(forward=draws.uniform(0.2, 3), weight=draws.uniform(0.2, 3), transfer=draws.uniform(0, 5))
+        )
         ends = {span.action: span.end for spans in played.transfers.values() for span in spans}
         for actions, proved in zip(program, receipts(program)):
             waiting: set[Action] = set()
@@ -292,7 +296,13 @@ def test_a_deadlock_names_what_each_rank_waits_for():
     ]
 
 
-MUTATED = [("gpipe", 3, 3, 1), ("1f1b", 3, 4, 1), ("interleaved", 2, 4, 2), ("zb-h1", 3, 4, 1), ("interleaved", 1, 2, 2)]
+MUTATED = [
+    ("gpipe", 3, 3, 1),
+    ("1f1b", 3, 4, 1),
+    ("interleaved", 2, 4, 2),
+    ("zb-h1", 3, 4, 1),
+    ("interleaved", 1, 2, 2),
+]
 
 
 @pytest.mark.parametrize("shape", MUTATED, ids=str)

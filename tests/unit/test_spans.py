@@ -14,12 +14,12 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from roots_dist.accounting.sizes import span_lengths
 from roots_dist.config.schema import Config
-from roots_dist.config.sizes import span_lengths
-from roots_dist.data.specials import read_specials, synthetic
-from roots_dist.data.store import Corpus
 from roots_dist.errors import DataError
-from roots_dist.objectives.spans import Spans, segments
+from roots_dist.learning.data.specials import read_specials, synthetic
+from roots_dist.learning.data.store import Corpus
+from roots_dist.learning.objectives.spans import Spans, segments
 
 VOCAB = 400
 
@@ -45,7 +45,9 @@ def stream(tokens: int) -> Corpus:
 
 
 def drawn(objective: Spans, source: Corpus, number: int) -> dict[str, np.ndarray]:
-    return objective.sample(source, number % objective.num_samples(source), np.random.Generator(np.random.Philox(key=number)))
+    return objective.sample(
+        source, number % objective.num_samples(source), np.random.Generator(np.random.Philox(key=number))
+    )
 
 
 def reference_lengths(seq: int, masked: float, span: float) -> tuple[int, int, int]:

@@ -4,10 +4,13 @@ import random
 
 import pytest
 
-from roots_dist.data.tokenizer import Codec, train
-from roots_dist.generate.stops import CONTEXT, Stops, Streamed
+from roots_dist.learning.data.tokenizer import Codec, train
+from roots_dist.runs.generate.stops import CONTEXT, Stops, Streamed
 
-TEXTS = [f"The people of Łódź met in {1800 + n} – \U0001f600 unquestionably, it rained; 人民 said naïve things." for n in range(30)]
+TEXTS = [
+    f"The people of Łódź met in {1800 + n} – \U0001f600 unquestionably, it rained; 人民 said naïve things."
+    for n in range(30)
+]
 STRINGS = {"none": (), "one": ("\U0001f600 un",), "several": ("rain", "met in 18", "人", "zzzz"), "letters": ("e",)}
 
 

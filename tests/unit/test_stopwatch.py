@@ -6,16 +6,16 @@ import time
 
 import pytest
 
+from roots_dist.assembly.run import build_run
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
-from roots_dist.mesh import Mesh
-from roots_dist.pipeline.stage import Stage
-from roots_dist.stopwatch import PARTS, Stopwatch
-from roots_dist.testing.parity import proof_objective, random_batches
+from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
+from roots_dist.parallel.pipeline.stage import Stage
+from roots_dist.runs.train.duties import of_ranks
+from roots_dist.runs.train.step import train_step
 from roots_dist.testing.world import on_world
-from roots_dist.train.build import build_run
-from roots_dist.train.duties import of_ranks
-from roots_dist.train.step import train_step
+from roots_dist.world.mesh import Mesh
+from roots_dist.world.stopwatch import PARTS, Stopwatch
 
 SLOW_S, MICROBATCHES = 0.06, 4
 

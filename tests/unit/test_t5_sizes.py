@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from roots_dist.accounting.flops import flops_per_sample
+from roots_dist.accounting.sizes import parameters, target_seq
 from roots_dist.config.schema import Config
-from roots_dist.config.sizes import parameters, target_seq
-from roots_dist.models.t5 import pieces
-from roots_dist.objectives.base import MicroBatch
-from roots_dist.plan.flops import flops_per_sample
-from roots_dist.sharding import initialize, parameters_of
-from roots_dist.tensor.collectives import Split
+from roots_dist.learning.models.t5 import pieces
+from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.world.batch import MicroBatch
+from roots_dist.world.sharding import initialize, parameters_of
 
 FIXED = dict(family="t5", positions="relative", norm="rmsnorm", bias=False)
 SHAPES = {
@@ -26,7 +26,9 @@ def test_parameters_and_flops_are_those_of_the_model(shape):
     """The math kernel computes attention in full. The stages are balanced by the same numbers, causal attention half."""
     sizes = FIXED | dict(layers=2, hidden=32, heads=4, vocab=60) | SHAPES[shape]
     objective = {"name": "spans", "masked": 0.3}
-    c = Config.model_validate({"model": sizes, "objective": objective, "data": {"seq": 24}, "advanced": {"vocab_multiple": 1}})
+    c = Config.model_validate(
+        {"model": sizes, "objective": objective, "data": {"seq": 24}, "advanced": {"vocab_multiple": 1}}
+    )
     specs, built = pieces(c, Split()), {}
     for spec in specs:
         built[spec.name] = spec.build(built)
@@ -36,7 +38,9 @@ def test_parameters_and_flops_are_those_of_the_model(shape):
     assert flops_per_sample(c) == pytest.approx(3 * sum(spec.cost for spec in specs), rel=1e-12)
 
     targets = torch.randint(60, (3, target_seq(c)))
-    batch = MicroBatch(tokens=torch.randint(60, (3, 24)), targets=targets, decoder_tokens=targets, samples=torch.arange(3))
+    batch = MicroBatch(
+        tokens=torch.randint(60, (3, 24)), targets=targets, decoder_tokens=targets, samples=torch.arange(3)
+    )
     for p in params:
         p.tensor.requires_grad_(False)  # else the loss computes its gradients at once
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from roots_dist.errors import EnvironmentProblem
-from roots_dist.evaluate.task_metrics import class_scores, task_metrics
+from roots_dist.runs.evaluate.task_metrics import class_scores, task_metrics
 
 metrics = pytest.importorskip("sklearn.metrics", reason="the finetune extra is not installed")
 

@@ -7,21 +7,24 @@ import json
 import numpy as np
 import pytest
 
+from roots_dist.accounting.sizes import parameters
 from roots_dist.config.schema import Config
-from roots_dist.config.sizes import parameters
-from roots_dist.data.rows import rows
-from roots_dist.data.specials import read_specials, synthetic
-from roots_dist.data.tasks import labels_of, open_examples
-from roots_dist.data.tokenizer import load_codec, train
 from roots_dist.errors import DataError
-from roots_dist.models import pieces_of
-from roots_dist.objectives import OBJECTIVES
-from roots_dist.objectives.base import IGNORE
-from roots_dist.objectives.classify import longest_first
-from roots_dist.sharding import parameters_of
-from roots_dist.tensor.collectives import Split
+from roots_dist.learning.data.rows import rows
+from roots_dist.learning.data.specials import read_specials, synthetic
+from roots_dist.learning.data.tasks import labels_of, open_examples
+from roots_dist.learning.data.tokenizer import load_codec, train
+from roots_dist.learning.models import pieces_of
+from roots_dist.learning.objectives import OBJECTIVES
+from roots_dist.learning.objectives.classify import longest_first
+from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.world.batch import IGNORE
+from roots_dist.world.sharding import parameters_of
 
-TEXTS = [f"The people of State {n} met Mr. Smith; unquestionably it rained there in {1800 + n}. It is Unquestionably, Smithsonian." for n in range(40)]
+TEXTS = [
+    f"The people of State {n} met Mr. Smith; unquestionably it rained there in {1800 + n}. It is Unquestionably, Smithsonian."
+    for n in range(40)
+]
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -36,13 +39,27 @@ def place(tmp_path_factory):
     return found
 
 
-def config(place, task: str, family: str = "bert", kind: str = "wordpiece", seq: int = 24, labels=("no", "yes"), **finetune) -> Config:
+def config(
+    place, task: str, family: str = "bert", kind: str = "wordpiece", seq: int = 24, labels=("no", "yes"), **finetune
+) -> Config:
     relative = {"positions": "relative", "norm": "rmsnorm", "bias": False} if family == "t5" else {}
     return Config.model_validate(
         {
-            "model": {"family": family, "layers": 1, "hidden": 16, "heads": 2, "vocab": 500, "segments": 2 * (family == "bert"), **relative},
+            "model": {
+                "family": family,
+                "layers": 1,
+                "hidden": 16,
+                "heads": 2,
+                "vocab": 500,
+                "segments": 2 * (family == "bert"),
+                **relative,
+            },
             "objective": {"name": task},
-            "data": {"seq": seq, "tokenizer": str(place / f"{kind}.json"), "target_seq": 8 if task == "seq2seq" else None},
+            "data": {
+                "seq": seq,
+                "tokenizer": str(place / f"{kind}.json"),
+                "target_seq": 8 if task == "seq2seq" else None,
+            },
             "finetune": {"labels": labels, **finetune},
         }
     )
@@ -62,7 +79,10 @@ def said(c: Config, ids) -> str:
     return load_codec(c.data.tokenizer).decode([int(i) for i in ids])
 
 
-ROWS = [{"text": "It rained.", "label": "yes", "other": "Mr. Smith met the people."}, {"text": "The State met.", "label": "no", "other": "There it is."}]
+ROWS = [
+    {"text": "It rained.", "label": "yes", "other": "Mr. Smith met the people."},
+    {"text": "The State met.", "label": "no", "other": "There it is."},
+]
 
 
 def test_csv_tsv_and_archives_hold_the_same_rows(place):
@@ -90,9 +110,15 @@ def test_a_pair_stands_as_in_bert_and_is_cut_from_the_longer_text(place):
     assert said(c, shown) == "[CLS] it rained. [SEP] mr. smith met the people. [SEP]"
     assert fields["labels"] == 1
     first = int(np.flatnonzero(fields["segments"])[0])
-    assert said(c, fields["tokens"][:first]) == "[CLS] it rained. [SEP]" and fields["segments"].sum() == len(shown) - first
+    assert (
+        said(c, fields["tokens"][:first]) == "[CLS] it rained. [SEP]" and fields["segments"].sum() == len(shown) - first
+    )
     short = sample(config(place, "classify", pair="other", seq=8), written(place, ROWS))
-    assert len(short["tokens"]) == 8 and (short["documents"] == 0).all() and short["segments"].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+    assert (
+        len(short["tokens"]) == 8
+        and (short["documents"] == 0).all()
+        and short["segments"].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+    )
 
 
 @pytest.mark.parametrize("room", range(2, 13))
@@ -133,7 +159,10 @@ def test_the_label_of_a_word_is_on_its_first_token(place, kind, family):
 def test_only_the_answer_is_learned_and_the_question_is_what_will_be_asked(place):
     c = config(place, "instruct", family="gpt", kind="bpe", seq=40)
     row = {"text": "Did it rain?", "label": "It rained."}
-    path = written(place, [row, {"messages": [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": row["label"]}]}])
+    path = written(
+        place,
+        [row, {"messages": [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": row["label"]}]}],
+    )
     fields = sample(c, path)
     learned = fields["targets"] != IGNORE
     assert said(c, fields["targets"][learned]) == " It rained.<|endoftext|>"
@@ -165,7 +194,9 @@ def test_a_template_of_marked_roles_is_read_as_transformers_reads_it(place):
 
 def test_the_answer_of_seq2seq_ends_even_where_it_is_cut(place):
     c = config(place, "seq2seq", family="t5", kind="unigram", seq=16)
-    fields = sample(c, written(place, [{"text": "It rained.", "label": "The people of State 7 met there unquestionably."}]))
+    fields = sample(
+        c, written(place, [{"text": "It rained.", "label": "The people of State 7 met there unquestionably."}])
+    )
     end = read_specials(c.data.tokenizer, 500).end
     assert len(fields["targets"]) == 8 and fields["targets"][-1] == end and fields["decoder_tokens"][0] == 0
     assert fields["decoder_tokens"][1:].tolist() == fields["targets"][:-1].tolist()
@@ -189,17 +220,41 @@ def test_labels_have_one_order_also_where_two_are_one_number_or_none_at_all(plac
 WRONG = {
     "no JSON": ("classify", ['{"text": '], "rows.jsonl:1 .*corrupt JSON"),
     "no object": ("classify", [ROWS[0], "[1]"], "rows.jsonl:2 .*not a JSON object"),
-    "no such column": ("classify", [{"txt": "a", "label": "yes"}], "rows.jsonl:1: text = None: expected such a column; there are txt, label"),
-    "empty": ("classify", [ROWS[0], {"text": "  ", "label": "yes"}], "rows.jsonl:2: text = '  ': expected text that is not empty"),
+    "no such column": (
+        "classify",
+        [{"txt": "a", "label": "yes"}],
+        "rows.jsonl:1: text = None: expected such a column; there are txt, label",
+    ),
+    "empty": (
+        "classify",
+        [ROWS[0], {"text": "  ", "label": "yes"}],
+        "rows.jsonl:2: text = '  ': expected text that is not empty",
+    ),
     "a number for text": ("classify", [{"text": 3, "label": "yes"}], "rows.jsonl:1: text = 3"),
     "no label": ("classify", [{"text": "a", "label": None}], "rows.jsonl:1: label = None: expected a label"),
     "a fraction for a label": ("classify", [{"text": "a", "label": 0.5}], "rows.jsonl:1: label = 0.5"),
-    "an unknown label": ("classify", [{"text": "a", "label": "maybe"}], "rows.jsonl:1: label = 'maybe': expected one of the 2 labels no, yes"),
-    "fewer tags than words": ("tag", [{"text": ["a", "b"], "label": ["no"]}], "1 labels': expected one for each of the 2 words"),
+    "an unknown label": (
+        "classify",
+        [{"text": "a", "label": "maybe"}],
+        "rows.jsonl:1: label = 'maybe': expected one of the 2 labels no, yes",
+    ),
+    "fewer tags than words": (
+        "tag",
+        [{"text": ["a", "b"], "label": ["no"]}],
+        "1 labels': expected one for each of the 2 words",
+    ),
     "an empty word": ("tag", [{"text": ["a", ""], "label": ["no", "no"]}], "expected a list of words"),
-    "half a surrogate pair": ("classify", [ROWS[0], '{"text": "a \\ud800", "label": "yes"}'], "rows.jsonl:2 .*valid Unicode"),
+    "half a surrogate pair": (
+        "classify",
+        [ROWS[0], '{"text": "a \\ud800", "label": "yes"}'],
+        "rows.jsonl:2 .*valid Unicode",
+    ),
     "half of one in a label": ("classify", ['{"text": "a", "label": "\\ud800"}'], "rows.jsonl:1 .*valid Unicode"),
-    "a text of nothing, long": ("classify", [{"text": "\u200b" * 9999, "label": "yes"}], r"rows.jsonl:1: text = '(.u200b){120}…'"),
+    "a text of nothing, long": (
+        "classify",
+        [{"text": "\u200b" * 9999, "label": "yes"}],
+        r"rows.jsonl:1: text = '(.u200b){120}…'",
+    ),
     "no row": ("classify", [""], "rows = 0: expected at least one in"),
 }
 
@@ -224,15 +279,23 @@ def test_csv_may_have_long_texts_but_not_two_columns_of_one_name(place):
     assert len(example.first) >= 40_000
     with pytest.raises(DataError, match="rows.csv:1 = 'text': expected a name of its own"):
         open_examples(written(place, ["text,text,label", "a,b,yes"], "rows.csv"), c)
-    with pytest.raises(DataError, match="rows.csv:3 = 'a row': expected one of csv"):  # where it begins, not where the file ends
+    with pytest.raises(
+        DataError, match="rows.csv:3 = 'a row': expected one of csv"
+    ):  # where it begins, not where the file ends
         open_examples(written(place, ["text,label", "a,yes", '"b,yes', "c,yes"], "rows.csv"), c)
 
 
 QUOTES = {
-    "as characters, as GLUE has them": (['text\tlabel', '"He left.\t1', 'She said "no".\t0', '""\t1', 'end"\t0'], ['"He left.', 'She said "no".', '""', 'end"']),
-    "unbalanced, and only at two ends": (['text\tlabel', '"He left\t1', 'in between\t0', 'and came."\t0'], ['"He left', "in between", 'and came."']),
-    "of a csv writer": (['text\tlabel', '"He said ""no""."\t1', "It rained.\t0"], ['He said "no".', "It rained."]),
-    "around tabs and line breaks": (['text\tlabel', '"one\ttwo"\t1', '"three\n""3"""\t0'], ["one\ttwo", 'three\n"3"']),
+    "as characters, as GLUE has them": (
+        ["text\tlabel", '"He left.\t1', 'She said "no".\t0', '""\t1', 'end"\t0'],
+        ['"He left.', 'She said "no".', '""', 'end"'],
+    ),
+    "unbalanced, and only at two ends": (
+        ["text\tlabel", '"He left\t1', "in between\t0", 'and came."\t0'],
+        ['"He left', "in between", 'and came."'],
+    ),
+    "of a csv writer": (["text\tlabel", '"He said ""no""."\t1', "It rained.\t0"], ['He said "no".', "It rained."]),
+    "around tabs and line breaks": (["text\tlabel", '"one\ttwo"\t1', '"three\n""3"""\t0'], ["one\ttwo", 'three\n"3"']),
 }
 
 
@@ -245,7 +308,10 @@ def test_quotes_in_a_tsv_are_characters_unless_every_field_that_has_some_is_quot
 
 
 def test_a_line_of_tsv_with_other_fields_is_refused_whatever_quotes_mean(place):
-    with pytest.raises(DataError, match=r"rows.tsv:3 = '3 fields': expected 2, as in the first line. Fix: put what holds a tab into quotes"):
+    with pytest.raises(
+        DataError,
+        match=r"rows.tsv:3 = '3 fields': expected 2, as in the first line. Fix: put what holds a tab into quotes",
+    ):
         list(rows(written(place, ["text\tlabel", '"a\t1', "b\tc\t0"], "rows.tsv")))
 
 
@@ -258,14 +324,25 @@ def test_a_template_that_fails_on_a_row_is_told_with_its_line(place):
 
 def test_conversations_without_an_answer_and_files_that_are_none_are_refused(place):
     c = config(place, "instruct", family="gpt", kind="bpe")
-    for messages in ([{"role": "user", "content": "a"}], [{"role": "bot", "content": "a"}], [{"role": "assistant", "content": " "}]):
+    for messages in (
+        [{"role": "user", "content": "a"}],
+        [{"role": "bot", "content": "a"}],
+        [{"role": "assistant", "content": " "}],
+    ):
         with pytest.raises(DataError, match="rows.jsonl:1: messages = "):
             open_examples(written(place, [{"messages": messages}]), c)
     (place / "bad.jinja").write_text("{% for %}")
     with pytest.raises(DataError, match="finetune.template = .*bad.jinja"):
-        open_examples(written(place, [{"text": "a", "label": "b"}]), config(place, "instruct", "gpt", "bpe", template=str(place / "bad.jinja")))
+        open_examples(
+            written(place, [{"text": "a", "label": "b"}]),
+            config(place, "instruct", "gpt", "bpe", template=str(place / "bad.jinja")),
+        )
     (place / "cut.jsonl.gz").write_bytes(gzip.compress(json.dumps(ROWS[0]).encode() * 50)[:-20])
-    for name, words in (("none.jsonl", "no such file"), ("rows.doc", "a name ending in"), ("cut.jsonl.gz", "a whole archive")):
+    for name, words in (
+        ("none.jsonl", "no such file"),
+        ("rows.doc", "a name ending in"),
+        ("cut.jsonl.gz", "a whole archive"),
+    ):
         with pytest.raises(DataError, match=words):
             open_examples(str(place / name), config(place, "classify"))
 
@@ -275,7 +352,9 @@ def test_settings_of_a_tokenizer_that_are_no_object_are_refused(place):
     (place / "listed" / "tokenizer.json").write_text((place / "bpe.json").read_text())
     (place / "listed" / "tokenizer_config.json").write_text("[]")
     c = config(place, "instruct", family="gpt", kind="listed/tokenizer")
-    with pytest.raises(DataError, match="finetune.template = .*tokenizer_config.json': .*the settings of a tokenizer are an object"):
+    with pytest.raises(
+        DataError, match="finetune.template = .*tokenizer_config.json': .*the settings of a tokenizer are an object"
+    ):
         open_examples(written(place, [{"text": "a", "label": "b"}]), c)
 
 
@@ -285,11 +364,25 @@ def test_a_file_that_is_written_anew_is_read_anew(place):
     assert len(open_examples(written(place, [*ROWS, ROWS[0]]), c)) == 3
 
 
-@pytest.mark.parametrize("family, task", [("bert", "classify"), ("bert", "tag"), ("electra", "classify"), ("gpt", "classify"), ("gpt", "tag"), ("gpt", "instruct")])
+@pytest.mark.parametrize(
+    "family, task",
+    [
+        ("bert", "classify"),
+        ("bert", "tag"),
+        ("electra", "classify"),
+        ("gpt", "classify"),
+        ("gpt", "tag"),
+        ("gpt", "instruct"),
+    ],
+)
 @pytest.mark.parametrize("tied", [True, False])
 def test_parameters_are_counted_with_their_head(family, task, tied):
     c = Config.model_validate(
-        {"model": {"family": family, "layers": 2, "hidden": 16, "heads": 2, "tied": tied}, "objective": {"name": task}, "finetune": {"labels": ["a", "b", "c"]}}
+        {
+            "model": {"family": family, "layers": 2, "hidden": 16, "heads": 2, "tied": tied},
+            "objective": {"name": task},
+            "finetune": {"labels": ["a", "b", "c"]},
+        }
     )
     built: dict = {}
     for spec in pieces_of(c, Split()):
@@ -298,9 +391,16 @@ def test_parameters_are_counted_with_their_head(family, task, tied):
 
 
 def test_what_a_proof_learns_from_has_too_long_texts_too():
-    from roots_dist.testing.sources import random_source
+    from roots_dist.learning.objectives.synthetic import random_source
 
-    c = Config.model_validate({"model": {"family": "bert", "vocab": 50}, "objective": {"name": "classify"}, "data": {"seq": 16}, "finetune": {"labels": ["a", "b"]}})
+    c = Config.model_validate(
+        {
+            "model": {"family": "bert", "vocab": 50},
+            "objective": {"name": "classify"},
+            "data": {"seq": 16},
+            "finetune": {"labels": ["a", "b"]},
+        }
+    )
     objective = OBJECTIVES["classify"](c, synthetic(50))
     cut = [objective.too_long(row) for row in random_source(c).rows]
     assert any(cut) and not all(cut)

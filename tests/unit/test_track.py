@@ -9,12 +9,12 @@ import pytest
 from rich.console import Console
 
 from roots_dist.config.schema import Config, Track, Train
-from roots_dist.track.curve import draw_curve, smooth
-from roots_dist.track.machine import machine_facts, peak_memory_gib
-from roots_dist.track.metrics import METRICS_FILE, TEXTS_FILE, MetricsFile, read_lines
-from roots_dist.track.progress import Progress, clock, short
-from roots_dist.track.scrub import known_secrets, scrub, scrub_text
-from roots_dist.track.trackers import Trackers, open_trackers
+from roots_dist.runs.track.curve import draw_curve, smooth
+from roots_dist.runs.track.machine import machine_facts, peak_memory_gib
+from roots_dist.runs.track.metrics import METRICS_FILE, TEXTS_FILE, MetricsFile, read_lines
+from roots_dist.runs.track.progress import Progress, clock, short
+from roots_dist.runs.track.trackers import Trackers, open_trackers
+from roots_dist.scrub import known_secrets, scrub, scrub_text
 
 ALL = {
     "loss/train": 4.2134,
@@ -123,7 +123,7 @@ def test_what_keeps_the_next_step_waiting_is_shown_on_a_terminal_alone():
 
 def test_time_left_counts_from_the_resumed_step(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("roots_dist.track.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("roots_dist.runs.track.progress.time.monotonic", lambda: now[0])
     out = io.StringIO()
     progress = Progress(300, first_step=100, console=Console(file=out, width=200))
     now[0] += 500.0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from roots_dist.track.background import Background
+from roots_dist.runs.track.background import Background
 
 
 class Slow:
@@ -60,11 +60,15 @@ def test_what_a_slow_one_cannot_take_is_dropped_with_one_warning_and_the_run_goe
     for step in range(5000):
         tracker.log(step, {"loss/train": 1.0})
     assert time.perf_counter() - start < 1
-    assert [r.getMessage() for r in caplog.records] == ["Slow is slower than the run: what it cannot take is left out there"]
+    assert [r.getMessage() for r in caplog.records] == [
+        "Slow is slower than the run: what it cannot take is left out there"
+    ]
     go.set()
     tracker.close()
     steps = [step for step, _ in slow.taken]
-    assert steps[:50] == list(range(50)) and 50 <= len(steps) <= 52 and slow.closed  # two more, whenever it takes its first ones
+    assert (
+        steps[:50] == list(range(50)) and 50 <= len(steps) <= 52 and slow.closed
+    )  # two more, whenever it takes its first ones
     assert steps == sorted(steps)
     assert caplog.records[-1].getMessage() == f"Slow: {5000 - len(steps)} of what it was told are left out"
 

@@ -10,8 +10,8 @@ import pytest
 from roots_dist.config.load import load
 from roots_dist.config.schema import Config, Track
 from roots_dist.errors import EnvironmentProblem
-from roots_dist.track import tensorboard as ours
-from roots_dist.track.trackers import open_trackers
+from roots_dist.runs.track import tensorboard as ours
+from roots_dist.runs.track.trackers import open_trackers
 
 event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
@@ -80,7 +80,9 @@ def test_on_off_and_not_installed(tmp_path, monkeypatch, capsys):
 
 
 def test_a_disk_that_is_full_ends_the_view_and_not_the_run(tmp_path, monkeypatch, capsys, caplog):
-    monkeypatch.setattr(ours.TensorBoard, "log", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        ours.TensorBoard, "log", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     trackers = open_trackers(config(), tmp_path, rank0=True)
     trackers.log(1, {"loss/train": 1.0})
     trackers.close()

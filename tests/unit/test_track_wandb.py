@@ -12,9 +12,9 @@ import pytest
 
 from roots_dist.config.schema import Config, Track
 from roots_dist.errors import EnvironmentProblem
-from roots_dist.track import wandb as ours
-from roots_dist.track.metrics import METRICS_FILE
-from roots_dist.track.trackers import open_trackers
+from roots_dist.runs.track import wandb as ours
+from roots_dist.runs.track.metrics import METRICS_FILE
+from roots_dist.runs.track.trackers import open_trackers
 
 wandb = pytest.importorskip("wandb")
 
@@ -104,8 +104,8 @@ LONELY = """
 import sys, time
 from pathlib import Path
 from roots_dist.config.schema import Config, Track
-from roots_dist.track import wandb
-from roots_dist.track.trackers import open_trackers
+from roots_dist.runs.track import wandb
+from roots_dist.runs.track.trackers import open_trackers
 wandb.INIT_TIMEOUT_S = 3.0
 start = time.monotonic()
 config = Config(track=Track(wandb="online", tensorboard="off"))

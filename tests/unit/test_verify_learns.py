@@ -4,15 +4,23 @@ import pytest
 
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError
-from roots_dist.optim.phases import learned
+from roots_dist.parallel.optim.phases import learned
 from roots_dist.verify.learns import depths
 from roots_dist.verify.shrink import shrink
 
 
 def config(layers: int = 12, family: str = "bert", **finetune) -> Config:
     t5 = {"positions": "relative", "norm": "rmsnorm", "bias": False}
-    model = {"family": family, "layers": layers, "hidden": 64, "heads": 4, **({"segments": 2} if family == "bert" else t5)}
-    return Config.model_validate({"model": model, "objective": {"name": "mlm" if family == "bert" else "spans"}, "finetune": finetune})
+    model = {
+        "family": family,
+        "layers": layers,
+        "hidden": 64,
+        "heads": 4,
+        **({"segments": 2} if family == "bert" else t5),
+    }
+    return Config.model_validate(
+        {"model": model, "objective": {"name": "mlm" if family == "bert" else "spans"}, "finetune": finetune}
+    )
 
 
 def small(c: Config) -> Config:
@@ -38,7 +46,14 @@ def test_all_of_a_progressive_run_is_reached_within_three_steps():
     assert {l.from_step for l in learned(small(c), depths(small(c))).values()} == {0, 1, 2}
 
 
-@pytest.mark.parametrize("wrong", [{"strategy": "partial"}, {"strategy": "partial", "learn": ["blocks.12.*"]}, {"strategy": "lora", "targets": ["querry"]}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"strategy": "partial"},
+        {"strategy": "partial", "learn": ["blocks.12.*"]},
+        {"strategy": "lora", "targets": ["querry"]},
+    ],
+)
 def test_names_that_the_large_model_has_not_are_refused(wrong):
     with pytest.raises(ConfigError, match="finetune.(learn|targets) = .* Fix: "):
         small(config(**wrong))

@@ -1,0 +1,54 @@
+"""What a run takes at least: seconds per step and bytes per process, by arithmetic, shown beside what is measured.
+
+    config + layout + the devices' peak --least--> opening line, plan/* metrics, origin.json
+
+Bounds, not guesses: a step that takes less, or a process that holds less, would be an error of this page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from roots_dist.accounting.flops import flops_per_step
+from roots_dist.accounting.memory import GIB, state_bytes
+from roots_dist.accounting.sizes import parameters
+from roots_dist.config.schema import Config
+from roots_dist.layout import Layout
+from roots_dist.schedule.check import expected_bubble
+
+
+@dataclass(frozen=True)
+class Least:
+    step_s: float | None
+    """Seconds; None where the peak of the devices is not known."""
+    memory_gib: float
+    """Of each process: an even share of weights, gradients and optimizer states, no activations."""
+
+    def metrics(self) -> dict[str, float]:
+        return {"plan/memory_gib": self.memory_gib, **({} if self.step_s is None else {"plan/step_s": self.step_s})}
+
+    def facts(self) -> Mapping[str, float | None]:
+        return {"least_step_s": self.step_s, "least_memory_gib": self.memory_gib}
+
+    def __str__(self) -> str:
+        time = "" if self.step_s is None else f"{self.step_s:.3g} s per step and "
+        return f"at least {time}{self.memory_gib:.2g} GiB per process"
+
+
+def least(config: Config, layout: Layout, peak_flops: float | None) -> Least:
+    """peak_flops: FLOP/s of all devices together. Full steps, after any ramp of the batch.
+
+    Time: model FLOPs at that peak, and the bubble that the schedule leaves with equal stages (Narayanan et al. 2021,
+    section 2.2). Where not all of the model learns, forward alone is sure, and of memory the weights.
+    """
+    whole = config.finetune.strategy == "full"
+    width = 8 if config.advanced.double else 2 if config.train.precision == "bf16" else 4
+    cut = layout.tp * layout.pp * (layout.dp if config.parallel.zero >= 3 else 1)
+    held = state_bytes(config, layout) if whole else parameters(config) * width // cut
+    if peak_flops is None:
+        return Least(None, held / GIB)
+    parallel = config.parallel
+    bubble = expected_bubble(parallel.schedule, layout.pp, config.num_microbatches(layout.dp), parallel.chunks)
+    flops = flops_per_step(config) / (1 if whole else 3)
+    return Least(flops / peak_flops * (1 + bubble), held / GIB)

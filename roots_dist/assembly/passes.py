@@ -1,0 +1,97 @@
+"""Forward and backward passes of a rank's stages: what a trainer and an evaluator share.
+
+RankModel + schedule (schedule/) + channels --build_passes--> Passes.forward_backward, Passes.forward
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from roots_dist.assembly.rank_model import RankModel, build_model
+from roots_dist.config.schema import Config
+from roots_dist.parallel.pipeline.executor import Executor, connect
+from roots_dist.schedule import communication, schedules
+from roots_dist.schedule.actions import Action, Kind, Program, rank_of
+from roots_dist.world.batch import MicroBatch, Term
+from roots_dist.world.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Forward and backward through the whole model, in whatever layout: what a trainer and an evaluator share."""
+
+    config: Config
+    mesh: Mesh
+    model: RankModel
+    executor: Executor
+    _programs: dict[tuple[str, int], tuple[list[Action], dict[Action, list[Action]]]] = field(default_factory=dict)
+
+    def forward_backward(self, batches: list[MicroBatch], scales: Mapping[str, float]) -> list[Term]:
+        """Gradients of Σ scale · Σ losses into .grad, by the config's schedule. Returns this rank's terms."""
+        return self.executor.run(*self._program("learn", len(batches)), batches, scales)
+
+    @torch.no_grad()
+    def forward(self, batches: list[MicroBatch]) -> list:
+        """What this rank's stages find in each microbatch (terms, or on the last stage what MicroBatch.read asks for),
+        without dropout. Microbatches may be of any shape."""
+        module = self.model.module
+        learning = module.training
+        if learning:  # generation has turned it off already: it takes as long as a small layer
+            module.eval()
+        found = self.executor.run(*self._program("read", len(batches)), batches, {})
+        if learning:
+            module.train()
+        return found
+
+    def _program(self, purpose: str, num_microbatches: int) -> tuple[list[Action], dict[Action, list[Action]]]:
+        """This rank's actions, and their receipts."""
+        key = (purpose, num_microbatches)
+        if key not in self._programs:
+            make = learning_program if purpose == "learn" else reading_program
+            program, here = make(self.config, num_microbatches), self.mesh.pp.rank
+            self._programs[key] = program[here], communication.receipts(program)[here]
+        return self._programs[key]
+
+
+def learning_program(config: Config, num_microbatches: int) -> Program:
+    p = config.parallel
+    return communication.with_communication(
+        schedules.make(p.schedule, p.pp, num_microbatches, p.chunks), p.pp, config.num_stages()
+    )
+
+
+def reading_program(config: Config, num_microbatches: int) -> Program:
+    """Forward passes only, microbatch after microbatch: each rank does its stages as their input arrives."""
+    stages = range(config.num_stages())
+    program = [
+        [
+            Action(Kind.FORWARD, s, i)
+            for i in range(num_microbatches)
+            for s in stages
+            if rank_of(s, config.parallel.pp) == r
+        ]
+        for r in range(config.parallel.pp)
+    ]
+    return communication.with_communication(program, config.parallel.pp, config.num_stages())
+
+
+def build_passes(config: Config, mesh: Mesh) -> Passes:
+    """Collective over the world."""
+    model = build_model(config, mesh)
+    channels = communication.channels(
+        learning_program(config, config.num_microbatches(mesh.dp.size)), config.parallel.pp
+    )
+    executor = Executor(
+        mesh=mesh,
+        stages=model.stages,
+        num_stages=config.num_stages(),
+        spec=lambda stage, batch: model.inputs[stage](batch),
+        lowest=lambda batch: model.lowest(batch.step),
+        channels=connect(channels, mesh),
+        later=model.split.later,
+        watch=model.split.watch,
+    )
+    return Passes(config, mesh, model, executor)

@@ -1,0 +1,60 @@
+"""All that a training rank needs for a step: passes, the engine that shards the optimizer, the objective, tied parameters.
+
+Passes --+ engine (parallel/zero/)--> Run --> runs/train/step.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from roots_dist.assembly.passes import Passes, build_passes
+from roots_dist.config.schema import Config
+from roots_dist.learning.objectives import make_objective
+from roots_dist.parallel.zero.build import build_engine
+from roots_dist.parallel.zero.seam import Engine
+from roots_dist.world.batch import Objective
+from roots_dist.world.mesh import Axis, Mesh
+from roots_dist.world.sharding import Param
+from roots_dist.world.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that a rank needs for a step. What changes is in the engine's tensors alone."""
+
+    passes: Passes
+    engine: Engine
+    objective: Objective
+    ties: Mapping[str, Axis]
+    """Of each parameter of this rank that other pipeline ranks hold too: all of these ranks."""
+
+    @property
+    def config(self) -> Config:
+        return self.passes.config
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.passes.mesh
+
+    @property
+    def params(self) -> list[Param]:
+        return self.passes.model.params
+
+    @property
+    def watch(self) -> Stopwatch:
+        return self.passes.executor.watch
+
+
+def build_run(
+    config: Config, mesh: Mesh, make_engine: Callable[..., Engine] = build_engine, objective: Objective | None = None
+) -> Run:
+    """Collective over the world. make_engine(config, mesh, module, params, learned) shards the optimizer over data ranks."""
+    rank = build_passes(config, mesh)
+    axes = {
+        ranks: mesh.some_pp(f"tie {'-'.join(map(str, ranks))}", ranks)
+        for ranks in dict.fromkeys(rank.model.holders.values())
+    }
+    ties = {name: axes[ranks] for name, ranks in rank.model.holders.items() if mesh.pp.rank in ranks}
+    engine = make_engine(config, mesh, rank.model.module, rank.model.params, rank.model.learned)
+    return Run(rank, engine, objective or make_objective(config), ties)

@@ -1,0 +1,256 @@
+"""All rules that bind one key to another, to the size of the world and to the machine: every broken one at once.
+
+    Config + world size --checks.py--> problems, none: the layout works out
+    Config + Facts ------readiness.py--> problems, none: files, memory and packages are there
+
+Pure arithmetic, no torch: the same answer on a login node as on rank 383, before the first process group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from roots_dist.accounting.sizes import generator_of, num_blocks
+from roots_dist.checks import families, readiness
+from roots_dist.checks.facts import Facts
+from roots_dist.config.batch_ramp import batch_sizes
+from roots_dist.config.schema import Config
+from roots_dist.errors import ConfigError, Problem
+from roots_dist.layout import Layout
+from roots_dist.schedule import schedules
+
+
+def layout_for(config: Config, world_size: int) -> Layout:
+    """dp is what tp and pp leave over. Raises ConfigError if that is no whole number."""
+    parallel = config.parallel
+    model_size = parallel.tp * parallel.pp
+    if world_size % model_size or world_size < 1:
+        above = -(-max(world_size, 1) // model_size) * model_size
+        raise ConfigError(
+            [
+                Problem(
+                    key="world size",
+                    found=world_size,
+                    expected=f"a multiple of parallel.tp × parallel.pp = {parallel.tp} × {parallel.pp} = {model_size}",
+                    fix=f"start {above} processes, or lower parallel.tp or parallel.pp",
+                )
+            ]
+        )
+    return Layout(dp=world_size // model_size, pp=parallel.pp, tp=parallel.tp)
+
+
+def check(config: Config, world_size: int, facts: Facts | None = None) -> list[Problem]:
+    """Everything that keeps this run from starting on this world; without `facts`, all that arithmetic can tell."""
+    problems = [*families.check(config), *_model(config), *_tensor_parallel(config), *_optim(config)]
+    try:
+        layout = layout_for(config, world_size)
+    except ConfigError as error:
+        return problems + list(error.problems)
+    ramp = list(_ramp(config))
+    sizes = [] if ramp else batch_sizes(config.train)
+    problems += [*ramp, *_batch(config, layout, sizes), *_pipeline(config, layout, sizes), *_engine(config, layout)]
+    if facts is not None:
+        problems += readiness.check(config, layout, facts)
+    return problems
+
+
+def divisors(n: int) -> str:
+    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
+
+
+def _model(config: Config) -> Iterator[Problem]:
+    model = config.model
+    if model.head_dim is None and model.hidden % model.heads:
+        near = -(-model.hidden // model.heads) * model.heads
+        yield Problem(
+            key="model.hidden",
+            found=model.hidden,
+            expected=f"a multiple of model.heads = {model.heads}",
+            fix=f"use {near}, or set model.head_dim",
+        )
+    elif model.positions == "rotary" and model.width_of_head() % 2:
+        yield Problem(
+            key="model.head_dim",
+            found=model.width_of_head(),
+            expected="an even width of a head, because rotary positions turn pairs",
+            fix="set model.head_dim to an even number, or choose other model.positions",
+        )
+    if model.heads % model.num_kv_heads():
+        yield Problem(
+            key="model.kv_heads",
+            found=model.kv_heads,
+            expected=f"a divisor of model.heads = {model.heads}, so that each serves as many query heads",
+            fix=f"choose one of {divisors(model.heads)}",
+        )
+
+
+def _tensor_parallel(config: Config) -> Iterator[Problem]:
+    model, tp = config.model, config.parallel.tp
+    cut = {
+        "model.heads": model.heads,
+        "model.ffn": model.width_of_ffn(),
+        "model.vocab, padded to advanced.vocab_multiple,": config.padded_vocab(),
+    }
+    if model.family == "electra" and config.objective.name == "rtd":
+        generator = generator_of(config).model
+        cut |= {
+            "the generator's heads (generator.heads)": generator.heads,
+            "the generator's ffn": generator.width_of_ffn(),
+        }
+    for name, size in cut.items():
+        if size % tp:
+            yield Problem(
+                key="parallel.tp",
+                found=tp,
+                expected=f"a divisor of {name} = {size}",
+                fix=f"choose one of {divisors(size)}" if size < 1000 else f"choose a tp that divides {size}",
+            )
+    kv_heads = model.num_kv_heads()
+    if kv_heads % tp and tp % kv_heads and model.heads % tp == 0:
+        yield Problem(
+            key="parallel.tp",
+            found=tp,
+            expected=f"a divisor or a multiple of model.kv_heads = {kv_heads}, so that no head is cut",
+            fix=f"choose one of {divisors(kv_heads)}, or a multiple of {kv_heads}",
+        )
+    if config.parallel.sequence and tp == 1:
+        yield Problem(
+            key="parallel.sequence",
+            found=True,
+            expected="parallel.tp above 1: the sequence is cut over the tensor ranks",
+            fix="set parallel.sequence=false, or raise parallel.tp",
+        )
+    elif config.parallel.sequence and config.data.seq % tp:
+        yield Problem(
+            key="data.seq",
+            found=config.data.seq,
+            expected=f"a multiple of parallel.tp = {tp}, because parallel.sequence cuts it",
+            fix=f"use {-(-config.data.seq // tp) * tp}",
+        )
+
+
+def _ramp(config: Config) -> Iterator[Problem]:
+    train = config.train
+    if train.batch_ramp is None:
+        return
+    start, increment, _ = train.batch_ramp
+    if min(train.batch_ramp) < 1 or start > train.batch or (train.batch - start) % increment:
+        yield Problem(
+            key="train.batch_ramp",
+            found=list(train.batch_ramp),
+            expected=f"[start, increment, samples] above 0 that reaches train.batch = {train.batch} in whole steps",
+            fix=f"start at {train.batch} less some increments, or leave train.batch_ramp out",
+        )
+
+
+def _batch(config: Config, layout: Layout, sizes: Sequence[int]) -> Iterator[Problem]:
+    train = config.train
+    ramp = train.batch_ramp
+    unit = train.micro_batch * layout.dp
+    wrong = [size for size in sizes if size % unit]
+    if wrong:
+        yield Problem(
+            key="train.batch" if ramp is None else "train.batch_ramp",
+            found=wrong[0] if ramp is None else list(ramp),
+            expected=f"every batch a multiple of train.micro_batch × dp = {train.micro_batch} × {layout.dp} = {unit}"
+            + ("" if ramp is None else f", and not {wrong[0]}"),
+            fix=f"use {-(-wrong[0] // unit) * unit} or another multiple of {unit}, or change train.micro_batch",
+        )
+
+
+def _pipeline(config: Config, layout: Layout, sizes: Sequence[int]) -> Iterator[Problem]:
+    parallel = config.parallel
+    blocks, stages = num_blocks(config), config.num_stages()
+    if blocks < stages:
+        one_stack = blocks == config.model.layers
+        yield Problem(
+            key="model.layers",
+            found=config.model.layers,
+            expected=f"at least one layer for each of parallel.pp × parallel.chunks = {stages} stages"
+            + ("" if one_stack else f"; both stacks together have {blocks}"),
+            fix=(f"use {stages} layers or more" if one_stack else "use more layers")
+            + ", or lower parallel.pp or parallel.chunks",
+        )
+    for batch in sizes:
+        microbatches = config.num_microbatches(layout.dp, batch)
+        reason = (
+            schedules.problem(parallel.schedule, layout.pp, microbatches, parallel.chunks) if microbatches else None
+        )
+        if reason is not None:
+            wrong, _, fix = reason.partition(". Fix: ")
+            yield Problem(
+                key="parallel.schedule",
+                found=parallel.schedule,
+                expected=f"a schedule for {layout.pp} ranks and {microbatches} microbatches; it says {wrong}",
+                fix=fix or "choose another parallel.schedule",
+            )
+            return
+
+
+def _optim(config: Config) -> Iterator[Problem]:
+    optim, steps = config.optim, config.train.steps
+    if optim.warmup > steps:
+        yield Problem(
+            key="optim.warmup",
+            found=optim.warmup,
+            expected=f"at most train.steps = {steps}",
+            fix=f"use {max(1, steps // 20)}, or train longer",
+        )
+    elif optim.decay is not None and optim.rate == "wsd" and optim.warmup + optim.decay > steps:
+        yield Problem(
+            key="optim.decay",
+            found=optim.decay,
+            expected=f"at most train.steps - optim.warmup = {steps - optim.warmup}, since wsd decays at the end",
+            fix=f"use {max(1, min(steps // 5, steps - optim.warmup))}",
+        )
+    if optim.min_lr > optim.lr:
+        yield Problem(
+            key="optim.min_lr",
+            found=optim.min_lr,
+            expected=f"at most optim.lr = {optim.lr}",
+            fix=f"use {optim.lr / 10:g}, or 0",
+        )
+
+
+def _engine(config: Config, layout: Layout) -> Iterator[Problem]:
+    engine, zero, asked = config.engine(layout.dp), config.parallel.zero, config.advanced.engine
+    if engine == "reference" and zero >= 2 and asked == "reference":
+        yield Problem(
+            key="advanced.engine",
+            found=asked,
+            expected=f"deepspeed for parallel.zero = {zero}: the reference shards the optimizer only",
+            fix="set advanced.engine=auto, or parallel.zero=1",
+        )
+    if engine == "deepspeed" and zero == 0 and config.train.precision == "bf16":
+        yield Problem(
+            key="parallel.zero",
+            found=0,
+            expected="1, 2 or 3 with train.precision=bf16 under DeepSpeed: its stage 0 gets bf16 norms wrong",
+            fix="set parallel.zero=1, or advanced.engine=reference",
+        )
+    if config.advanced.double:
+        yield from _double(config, engine)
+
+
+def _double(config: Config, engine: str) -> Iterator[Problem]:
+    if engine == "deepspeed":
+        yield Problem(
+            key="advanced.double",
+            found=True,
+            expected="the reference engine: DeepSpeed keeps float32 master weights",
+            fix="set advanced.engine=reference",
+        )
+    if config.train.device == "cuda":
+        yield Problem(
+            key="advanced.double",
+            found=True,
+            expected="train.device=cpu: float64 is for proofs, which compare runs on CPU",
+            fix="set train.device=cpu, or advanced.double=false",
+        )
+    if config.train.precision == "bf16":
+        yield Problem(
+            key="advanced.double",
+            found=True,
+            expected="train.precision=fp32: a run has one precision",
+            fix="set train.precision=fp32, or advanced.double=false",
+        )

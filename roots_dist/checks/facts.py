@@ -1,0 +1,182 @@
+"""What the machine and the files say about a run, gathered once so that the checks themselves stay pure.
+
+Reads headers, never tokens: a corpus of a terabyte is looked at in a millisecond. Neither torch nor DeepSpeed is
+imported; their versions come from the packages' metadata.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import struct
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from roots_dist import environment
+from roots_dist.config import special_tokens
+from roots_dist.config.schema import Config
+
+IDX_MAGIC = b"MMIDIDX\x00\x00"
+ITEM_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 8, 7: 4, 8: 2}
+"""Megatron's token types: code in the .idx header -> bytes of a token."""
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    tokens: int = 0
+    documents: int | None = None
+    vocab: int | None = None
+    """From the manifest beside it; None: made by other software."""
+    trouble: str | None = None
+    """Why it cannot be used."""
+    made_with: str | None = None
+    """The tokenizer beside it, where that has other ids than the config's: its tokens are other words."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    corpora: Mapping[str, CorpusFacts] = field(default_factory=dict)
+    """By the prefix that the config gives."""
+    tokenizer_vocab: int | None = None
+    tokenizer_trouble: str | None = None
+    special_tokens: frozenset[str] = frozenset()
+    """Those of special_tokens.NAMES that the tokenizer has."""
+    sentinels: int = 0
+    """T5's <extra_id_0>, <extra_id_1> …"""
+    folder_trouble: str | None = None
+    local_size: int = 1
+    """Processes on this machine, which share its memory."""
+    memory: int | None = None
+    """Bytes that this machine can still give; None: not known."""
+    gpus: int = 0
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+    """Installed packages; None: not installed."""
+    pinned: Mapping[str, str] = field(default_factory=dict)
+    """The versions that this package was tried with; empty when it runs from a plain checkout."""
+
+
+def gather(config: Config, local_size: int) -> Facts:
+    """Look at this machine. Called once by who starts the run, on every machine of a job."""
+    ids, tokenizer_trouble = _tokenizer(config.data.tokenizer)
+    sources = () if config.objective.name in special_tokens.TASKS else (*config.data.train, *config.data.validation)
+    return Facts(
+        corpora={
+            source.path: replace(corpus(source.path), made_with=_made_with(Path(source.path), ids))
+            for source in sources
+        },
+        tokenizer_vocab=max(ids.values()) + 1 if ids else None,
+        tokenizer_trouble=tokenizer_trouble,
+        special_tokens=frozenset(special_tokens.found(ids)),
+        sentinels=len(special_tokens.sentinels(ids)),
+        folder_trouble=_folder_trouble(Path(config.track.folder)),
+        local_size=local_size,
+        memory=free_memory(),
+        gpus=environment.gpus() if config.train.device != "cpu" else 0,
+        versions={name: version_of(name) for name in ("torch", "deepspeed", "scikit-learn")},
+        pinned=_pinned(),
+    )
+
+
+def corpus(prefix: str) -> CorpusFacts:
+    """What the header of a .bin/.idx pair says."""
+    idx, tokens_file = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
+    try:
+        with idx.open("rb") as file:
+            header = file.read(34)
+            file.seek(0, os.SEEK_END)
+            idx_size = file.tell()
+        bin_size = tokens_file.stat().st_size
+        with tokens_file.open("rb"):
+            pass  # it may be read
+    except OSError as error:
+        return CorpusFacts(trouble=f"{(error.strerror or 'unreadable').lower()}: {error.filename}")
+    if header.startswith(b"TNTIDX"):
+        return CorpusFacts(trouble=f"{idx} is in fairseq's older format")
+    if len(header) < 34 or not header.startswith(IDX_MAGIC):
+        return CorpusFacts(trouble=f"{idx} is no index of a .bin file")
+    version, code, sequences, documents = struct.unpack_from("<QBQQ", header, len(IDX_MAGIC))
+    if version != 1 or code not in ITEM_SIZES:
+        return CorpusFacts(trouble=f"{idx} has version {version} and token type {code}, expected 1 and 1 to 8")
+    if idx_size < 34 + 12 * sequences + 8 * documents:
+        return CorpusFacts(trouble=f"{idx} is cut off: {idx_size} bytes cannot hold {sequences} sequences")
+    if bin_size % ITEM_SIZES[code]:
+        return CorpusFacts(trouble=f"{tokens_file} is cut off: {bin_size} bytes are no whole number of tokens")
+    return CorpusFacts(
+        tokens=bin_size // ITEM_SIZES[code], documents=documents - 1, vocab=_manifest_vocab(Path(prefix))
+    )
+
+
+def _manifest_vocab(prefix: Path) -> int | None:
+    """`vocab` from the manifest that `roots prepare` writes beside the corpus, if there is one."""
+    try:
+        vocab = json.loads((prefix.parent / "manifest.json").read_text(encoding="utf-8"))["vocab"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # other software's corpora have none, or another kind
+    return vocab if isinstance(vocab, int) else None
+
+
+def _made_with(prefix: Path, ids: Mapping[str, int]) -> str | None:
+    """Words that the config's tokenizer has added mean nothing to the corpus; files may differ that have the same ids."""
+    beside = prefix.parent / "tokenizer.json"
+    if not ids or _manifest_vocab(prefix) is None or not beside.is_file():
+        return None
+    there, _ = _tokenizer(str(beside))
+    return str(beside) if any(ids.get(token) != i for token, i in there.items()) else None
+
+
+def _tokenizer(name: str | None) -> tuple[dict[str, int], str | None]:
+    """The tokens of a tokenizer.json with their ids, or why it cannot be read."""
+    if name is None:
+        return {}, None
+    try:
+        ids = special_tokens.ids_of(json.loads(Path(name).read_text(encoding="utf-8")))
+        return (ids, None) if max(ids.values()) >= 0 else ({}, "its ids are below 0")
+    except OSError as error:
+        return {}, f"{(error.strerror or 'unreadable').lower()}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}, "no tokenizer of Hugging Face's format"
+
+
+def _folder_trouble(folder: Path) -> str | None:
+    """Tried by writing: permission bits do not tell of full disks and read-only mounts."""
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return None
+    except OSError as error:
+        return f"{(error.strerror or 'unwritable').lower()}: {existing}"
+
+
+def free_memory() -> int | None:
+    """Bytes that this machine, or the container, can still give."""
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    try:  # a container may have less than its machine
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = Path("/sys/fs/cgroup/memory.current").read_text().strip()
+        return available if limit == "max" else min(available, int(limit) - int(used))
+    except (OSError, ValueError):
+        return available
+
+
+def version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _pinned() -> dict[str, str]:
+    try:
+        requirements = importlib.metadata.requires("roots_dist") or []
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    found = (re.match(r"(torch|deepspeed)==([\w.]+)$", requirement) for requirement in requirements)
+    return {match[1]: match[2] for match in found if match}

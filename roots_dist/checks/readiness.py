@@ -1,0 +1,179 @@
+"""Whether this machine can do what a config asks: files, memory, devices, packages. Pure over gathered Facts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from roots_dist.accounting.memory import GIB, state_bytes
+from roots_dist.accounting.sizes import parameters, span_lengths, tokens_of_a_sample
+from roots_dist.checks.facts import CorpusFacts, Facts
+from roots_dist.config.schema import Config
+from roots_dist.config.special_tokens import TASKS, called, needed
+from roots_dist.errors import Problem
+from roots_dist.layout import Layout
+
+
+def check(config: Config, layout: Layout, facts: Facts) -> list[Problem]:
+    return [
+        *_corpora(config, facts),
+        *_tokenizer(config, facts),
+        *_folder(config, facts),
+        *_devices(config, facts),
+        *_memory(config, layout, facts),
+        *_packages(config, layout, facts),
+    ]
+
+
+def _corpora(config: Config, facts: Facts) -> Iterator[Problem]:
+    if config.objective.name in TASKS:  # rows are read by learning/data/tasks.py
+        if not config.data.train:
+            yield Problem(
+                key="data.train", found=[], expected="a file of rows (jsonl, csv, tsv)", fix="set data.train=FILE.jsonl"
+            )
+        return
+    if not config.data.train:
+        yield Problem(
+            key="data.train",
+            found=[],
+            expected="the prefix of a prepared corpus",
+            fix="run `roots prepare TEXT --output data/mine`, then set data.train=data/mine/train_text_document",
+        )
+    for key, sources in (("data.train", config.data.train), ("data.validation", config.data.validation)):
+        for source in sources:
+            found = facts.corpora.get(source.path)
+            if found is not None:
+                yield from _corpus(key, source.path, found, config)
+
+
+def _corpus(key: str, path: str, found: CorpusFacts, config: Config) -> Iterator[Problem]:
+    if found.trouble is not None:
+        fix = (
+            "give the path without .bin or .idx" if path.endswith((".bin", ".idx")) else "make it with `roots prepare`"
+        )
+        yield Problem(key=key, found=path, expected=f"a readable corpus ({found.trouble})", fix=fix)
+        return
+    if found.made_with is not None:
+        yield Problem(
+            key=key,
+            found=path,
+            expected=f"a corpus made with data.tokenizer = {config.data.tokenizer}, not with {found.made_with}: its ids are other words",
+            fix=f"prepare the text with `roots prepare --tokenizer {config.data.tokenizer}`, or set data.tokenizer={found.made_with}",
+        )
+    if found.vocab is not None and found.vocab > config.model.vocab:
+        yield Problem(
+            key="model.vocab",
+            found=config.model.vocab,
+            expected=f"at least {found.vocab}, the vocabulary of {path}",
+            fix=f"set model.vocab={found.vocab}",
+        )
+    if found.tokens < tokens_of_a_sample(config):
+        yield Problem(
+            key="data.seq",
+            found=config.data.seq,
+            expected=f"less than the {found.tokens} tokens of {path}, which must hold the {tokens_of_a_sample(config)} of a sample",
+            fix="lower data.seq, or prepare more text",
+        )
+    elif config.objective.name == "mlm-nsp" and found.documents is not None and found.documents < 2:
+        yield Problem(
+            key=key,
+            found=path,
+            expected="a corpus of two documents or more: half of the second texts come from another one; it has one",
+            fix="prepare text of several documents, or set objective.name=mlm",
+        )
+
+
+def _tokenizer(config: Config, facts: Facts) -> Iterator[Problem]:
+    if facts.tokenizer_trouble is not None:
+        yield Problem(
+            key="data.tokenizer",
+            found=config.data.tokenizer,
+            expected=f"a readable tokenizer.json ({facts.tokenizer_trouble})",
+            fix="give the file that `roots prepare` wrote beside the corpus",
+        )
+    elif facts.tokenizer_vocab is not None and facts.tokenizer_vocab > config.model.vocab:
+        yield Problem(
+            key="model.vocab",
+            found=config.model.vocab,
+            expected=f"at least {facts.tokenizer_vocab}, the vocabulary of {config.data.tokenizer}",
+            fix=f"set model.vocab={facts.tokenizer_vocab}",
+        )
+    else:
+        yield from _special_tokens(config, facts)
+
+
+def _special_tokens(config: Config, facts: Facts) -> Iterator[Problem]:
+    name, tokenizer = config.objective.name, config.data.tokenizer
+    wanted = needed(name, config.model.family)
+    missing = [token for token in wanted if token not in facts.special_tokens]
+    if name in TASKS and tokenizer is None:
+        fix = "name the tokenizer.json that the model was trained with"
+        yield Problem(key="data.tokenizer", found=None, expected="a tokenizer: the rows of a task are text", fix=fix)
+    elif wanted and tokenizer is None:
+        expected, fix = (
+            f"the tokenizer of the corpus, for its {called(missing)}",
+            "name the tokenizer.json beside the corpus",
+        )
+        yield Problem(key="data.tokenizer", found=None, expected=expected, fix=fix)
+    elif missing:
+        fix = "prepare the corpus with a tokenizer that has it: roots prepare --kind wordpiece (t5: --kind unigram)"
+        yield Problem(key="data.tokenizer", found=tokenizer, expected=f"a token for {called(missing)}", fix=fix)
+    elif name == "spans" and facts.sentinels < (spans := span_lengths(config).spans):
+        yield Problem(
+            key="data.tokenizer",
+            found=tokenizer,
+            expected=f"{spans} sentinels (<extra_id_0> …), one for each span of a sample; it has {facts.sentinels}",
+            fix="lower data.seq or objective.masked, raise objective.span, or prepare the corpus with roots prepare --kind unigram",
+        )
+
+
+def _folder(config: Config, facts: Facts) -> Iterator[Problem]:
+    if facts.folder_trouble is not None:
+        yield Problem(
+            key="track.folder",
+            found=config.track.folder,
+            expected=f"a folder that can be written ({facts.folder_trouble})",
+            fix="choose another folder, or make room there",
+        )
+
+
+def _devices(config: Config, facts: Facts) -> Iterator[Problem]:
+    if config.train.device == "cuda" and facts.gpus < facts.local_size:
+        yield Problem(
+            key="train.device",
+            found="cuda",
+            expected=f"a GPU for each of this machine's processes ({facts.local_size}), {facts.gpus} can be used",
+            fix="set train.device=cpu" + (f", or start {facts.gpus} processes per machine" if facts.gpus else ""),
+        )
+
+
+def _memory(config: Config, layout: Layout, facts: Facts) -> Iterator[Problem]:
+    if facts.gpus or facts.memory is None:
+        return
+    needed = state_bytes(config, layout) * facts.local_size
+    if needed > facts.memory:
+        yield Problem(
+            key="model",
+            found=f"{parameters(config) / 1e9:.3g} billion parameters",
+            expected=f"weights and optimizer states of {facts.local_size} processes to fit into the "
+            f"{facts.memory / GIB:.1f} GiB that this machine has left; they need {needed / GIB:.1f} GiB",
+            fix="choose a smaller model, or more machines with a higher parallel.tp, parallel.pp or parallel.zero",
+        )
+
+
+def _packages(config: Config, layout: Layout, facts: Facts) -> Iterator[Problem]:
+    if config.objective.name in ("classify", "tag") and facts.versions.get("scikit-learn", "") is None:
+        expected, fix = "it to be installed, for accuracy, F1 and MCC", "pip install 'roots_dist[finetune]'"
+        yield Problem(key="scikit-learn", found="not installed", expected=expected, fix=fix)
+    wanted = ["torch"] + (["deepspeed"] if config.engine(layout.dp) == "deepspeed" else [])
+    for name in wanted:
+        if name not in facts.versions:
+            continue
+        version, pinned = facts.versions[name], facts.pinned.get(name)
+        if version is None or (pinned is not None and version.partition("+")[0] != pinned):
+            target = f"{name}=={pinned}" if pinned else name
+            yield Problem(
+                key=name,
+                found=version or "not installed",
+                expected=f"version {pinned}, which this release was tried with" if pinned else "it to be installed",
+                fix=f"pip install {target}",
+            )

@@ -1,0 +1,21 @@
+"""Arguments that several verbs of the command line have in common. Nothing heavy: `roots --help` reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, as in configs/")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[section.key=value ...]", help="replace values of the file: optim.lr=1e-3", show_default=False
+    ),
+]
+Processes = Annotated[
+    int | None,
+    typer.Option(min=1, help="processes to start here (default: tp × pp, or one per GPU)", show_default=False),
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run (track.folder of its config)")]

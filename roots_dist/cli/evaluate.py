@@ -1,0 +1,88 @@
+"""`roots evaluate`: how good a run is on text or rows that it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import typer
+
+from roots_dist.cli.arguments import Overrides, Run
+from roots_dist.cli.options import with_options
+from roots_dist.cli.read_config import without_training_batch
+from roots_dist.runs.evaluate.options import EvaluateOptions
+from roots_dist.runs.ranks.verb import Verb
+
+if TYPE_CHECKING:
+    from roots_dist.config.load import Loaded
+    from roots_dist.config.schema import Config
+    from roots_dist.world.mesh import Mesh
+
+
+def _read(run: str, overrides: Sequence[str], options: EvaluateOptions = EvaluateOptions()) -> Loaded:
+    """All of the held-out text, unless an override says otherwise."""
+    import sys
+
+    from roots_dist.config.of_run import of_run
+    from roots_dist.errors import ConfigError
+    from roots_dist.runs.evaluate.check_options import problems
+
+    loaded = of_run(run, overrides, {"train.eval_sequences": sys.maxsize})
+    if found := problems(options, loaded.config):
+        raise ConfigError(found)
+    return loaded
+
+
+def _check(config: Config) -> None:
+    """Check the rows that are evaluated; those of training need not be there any more."""
+    from roots_dist.config.special_tokens import TASKS
+
+    if config.objective.name in TASKS and config.data.validation:
+        from roots_dist.learning.objectives.task_checks import look
+
+        look(config.changed({"data.train": ()}))
+
+
+def _work(config: Config, mesh: Mesh, options: EvaluateOptions = EvaluateOptions()) -> None:
+    from roots_dist.runs.evaluate.evaluate import evaluate
+
+    evaluate(config, mesh, options)
+
+
+EVALUATE = Verb(
+    "evaluate",
+    _read,
+    _work,
+    without_training_batch,
+    check=_check,
+    not_required=frozenset(
+        {"data.train", "data.tokenizer", "track.folder", "model"}
+    ),  # model: memory for optimizer states
+)
+
+
+def evaluation(options: EvaluateOptions) -> Verb:
+    """EVALUATE with options. An n-gram baseline learns from the training text, which must be there."""
+    not_required = EVALUATE.not_required - ({"data.train"} if options.ngram is not None else set())
+    return replace(
+        EVALUATE, read=partial(_read, options=options), work=partial(_work, options=options), not_required=not_required
+    )
+
+
+@with_options
+def evaluate(context: typer.Context, run: Run, options: EvaluateOptions, overrides: Overrides = None) -> None:
+    """Loss, perplexity and bits per byte of a run's best or newest checkpoint on all of its held-out text, or on another
+    corpus; of a task accuracy, F1 and Matthews correlation, or exact answers; n-grams and other people's tasks to compare.
+
+    One process reads what any layout wrote; for a model that needs more, ask for a layout, or start it with torchrun.
+
+    \b
+    roots evaluate runs/quickstart --ngram 3
+    roots evaluate runs/quickstart parallel.tp=2 data.validation=data/mine/validation_text_document
+    roots evaluate runs/quickstart --lm-eval lambada_openai,piqa --limit 200
+    """
+    from roots_dist.runs.ranks.start import start
+
+    raise typer.Exit(start(evaluation(options), str(run), overrides or (), words=context.obj))

@@ -1,0 +1,88 @@
+"""`roots generate`: a model writes, fills in, or labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from roots_dist.cli.arguments import Overrides, Run
+from roots_dist.cli.options import with_options
+from roots_dist.cli.read_config import without_training_batch
+from roots_dist.runs.generate.options import GenerateOptions
+from roots_dist.runs.ranks.verb import Verb
+
+if TYPE_CHECKING:
+    from roots_dist.config.load import Loaded
+    from roots_dist.config.schema import Config
+    from roots_dist.world.mesh import Mesh
+
+
+def _read(run: str, overrides: Sequence[str]) -> Loaded:
+    """On a GPU where there is one, whatever trained it; without the corpora, which are not read."""
+    from roots_dist.config.of_run import of_run
+
+    loaded = of_run(run, overrides, {"train.device": "auto"})
+    return replace(loaded, config=loaded.config.changed({"data.train": (), "data.validation": ()}))
+
+
+def _check(config: Config, **given: Any) -> None:
+    from roots_dist.runs.generate.generate import check
+
+    check(config, **given)
+
+
+def _work(config: Config, mesh: Mesh, **given: Any) -> None:
+    from roots_dist.runs.generate.generate import generate
+
+    generate(config, mesh, **given)
+
+
+GENERATE = Verb(
+    "generate",
+    _read,
+    _work,
+    without_training_batch,
+    not_required=frozenset({"data.train", "track.folder", "model"}),
+    check=_check,
+    uses_all_gpus=False,
+)
+
+
+def with_request(verb: Verb, options: GenerateOptions, **how: object) -> Verb:
+    """GENERATE or CHAT with the options of the command line, and who hears and shows."""
+    return replace(verb, work=partial(verb.work, options=options, **how), check=partial(verb.check, options=options))
+
+
+@with_options
+def generate(
+    context: typer.Context,
+    run: Run,
+    options: GenerateOptions,
+    overrides: Overrides = None,
+) -> None:
+    """Write with a run's checkpoint, whatever layout wrote it: go on with a text, answer it, fill its masks, label it.
+
+    One process answers in any case; for a model that needs more, ask for a layout, or start it with torchrun.
+
+    \b
+    roots generate runs/quickstart "The state of the Union" --max-tokens 200 --top-p 0.9
+    roots generate runs/t5-quickstart "The <extra_id_0> of the Union" --beams 4 parallel.tp=2
+    roots generate runs/bert-quickstart "The [MASK] of the Union" --top 3
+    """
+    from roots_dist.runs.ranks.start import start
+
+    if options.prompts is not None and options.prompt is not None and re.match(r"\w+\.\w+=", options.prompt):
+        overrides = [options.prompt, *(overrides or ())]  # with a file there is no prompt before the overrides
+        options = replace(options, prompt=None)
+    verb = with_request(GENERATE, options, show=show)
+    raise typer.Exit(start(verb, str(run), overrides or (), words=context.obj))
+
+
+def show(text: str) -> None:
+    """At once, also in the middle of a line."""
+    typer.echo(text, nl=False)

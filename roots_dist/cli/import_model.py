@@ -1,0 +1,26 @@
+"""`roots import`: a model of Hugging Face's to a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def import_model(
+    folder: Annotated[Path, typer.Argument(metavar="HF_FOLDER", help="what save_pretrained wrote, or a download")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder that becomes a run, with a checkpoint of step 0")],
+    generator: Annotated[
+        Path | None, typer.Option(metavar="HF_FOLDER", help="ELECTRA: of the generator", show_default=False)
+    ] = None,
+) -> None:
+    """Make a run of a model from Hugging Face, in one process; any layout reads its slices of it from then on.
+
+    \b
+    roots import downloads/gpt2 runs/gpt2-imported
+    roots import downloads/electra-small-discriminator runs/electra --generator downloads/electra-small-generator
+    """
+    from roots_dist.storage.exchange import importing
+
+    typer.echo(importing.import_model(folder, run, generator))

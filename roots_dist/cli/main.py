@@ -1,0 +1,76 @@
+"""The command line: one file per verb in this folder, registered here. Each imports what it needs inside, so that
+`roots --help` stays quick.
+
+A mistake of the user ends with one line for each problem and exit code 2; anything else with its traceback.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from roots_dist.cli.chat import chat
+from roots_dist.cli.doctor import doctor
+from roots_dist.cli.evaluate import evaluate
+from roots_dist.cli.export import export
+from roots_dist.cli.finetune import finetune
+from roots_dist.cli.generate import generate
+from roots_dist.cli.import_model import import_model
+from roots_dist.cli.launch import launch
+from roots_dist.cli.plan import plan
+from roots_dist.cli.prepare import prepare
+from roots_dist.cli.report import report
+from roots_dist.cli.sample import sample
+from roots_dist.cli.schedule import schedule
+from roots_dist.cli.train import train
+from roots_dist.cli.verify import verify
+from roots_dist.errors import UserError
+
+app = typer.Typer(
+    name="roots",
+    add_completion=False,
+    rich_markup_mode=None,  # rich would double the time of --help
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    help="""Train language models in any tensor × sequence × pipeline × ZeRO layout, and prove it right.
+
+    \b
+    roots prepare embedded:state-of-the-union --output data/sotu     text -> tokens
+    roots train configs/quickstart.yaml                              tokens -> model, on as many processes as it needs
+    roots generate runs/quickstart "My fellow citizens"              model -> text
+    roots verify configs/quickstart.yaml                             this layout computes what one process computes
+    """,
+)
+
+LAUNCHERS_OWN = re.compile(r"--local[_-]rank=\d+$")
+
+app.command("prepare", short_help="text -> tokens (.bin/.idx, tokenizer)")(prepare)
+app.command("train", short_help="tokens -> model, in any layout")(train)
+app.command("finetune", short_help="a model -> one for a task, in any layout")(finetune)
+app.command("evaluate", short_help="held-out loss, perplexity, bits per byte")(evaluate)
+app.command("generate", short_help="what a model says to a text")(generate)
+app.command("chat", short_help="talk with a model")(chat)
+app.command("launch", short_help="start a config on a cluster")(launch)
+app.command("doctor", short_help="check a cluster before training")(doctor)
+app.command("report", short_help="runs -> one HTML page that compares them")(report)
+app.command("plan", short_help="memory, traffic and time of a layout")(plan)
+app.command("verify", short_help="prove a layout equal to one process")(verify)
+app.command("sample", short_help="show what is learned from")(sample)
+app.command("schedule", short_help="draw a pipeline schedule")(schedule)
+app.command("import", short_help="a model of Hugging Face's -> a run")(import_model)
+app.command("export", short_help="a run -> a folder for transformers, vLLM")(export)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry of `roots` and `python -m roots_dist`. deepspeed's launcher puts --local_rank=N before the verb."""
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        words = [word for word in given if not LAUNCHERS_OWN.match(word)]
+        app(words, prog_name="roots", obj=tuple(words))  # a verb with options starts its ranks with the same words
+    except UserError as error:
+        typer.echo(error.complaint(), err=True)
+        raise SystemExit(2) from None

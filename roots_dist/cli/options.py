@@ -1,0 +1,54 @@
+"""Options of a command as a dataclass: one class per verb, beside the code that reads it.
+
+@dataclass class EvaluateOptions: limit: Annotated[int | None, typer.Option(help=...)] = None
+@with_options def evaluate(run: Run, options: EvaluateOptions)  -->  roots evaluate RUN --limit 100
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import Field, fields, is_dataclass
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Show typer each field of the command's dataclass parameters as an option of its own, and build the dataclasses
+    from what was given. Every field needs a default; tuples of text are options that may be given again."""
+    hints = get_type_hints(command, include_extras=True)
+    classes = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
+    shown: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name in classes:
+            types = get_type_hints(classes[name], include_extras=True)
+            shown += [_option(field, types[field.name]) for field in fields(classes[name])]
+        else:
+            shown.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+
+    @functools.wraps(command)
+    def called(**values: Any) -> None:
+        for name, options in classes.items():
+            values[name] = options(**{field.name: _value(field, values.pop(field.name)) for field in fields(options)})
+        command(**values)
+
+    called.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]  # this is what typer reads
+    called.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    return called
+
+
+def _is_tuple(field: Field) -> bool:
+    return isinstance(field.default, tuple)
+
+
+def _option(field: Field, annotation: Any) -> inspect.Parameter:
+    """typer has lists, None where none is given, in place of tuples."""
+    if _is_tuple(field):
+        assert get_origin(annotation) is Annotated, field
+        annotation = Annotated[(list[str] | None, *get_args(annotation)[1:])]  # type: ignore[valid-type]
+    default = None if _is_tuple(field) else field.default
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _value(field: Field, given: Any) -> Any:
+    return tuple(given or ()) if _is_tuple(field) else given

@@ -1,0 +1,74 @@
+"""`roots plan` on the command line: memory, traffic and time of a layout before any process is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from roots_dist.cli.arguments import ConfigArgument, Overrides
+from roots_dist.errors import UserError
+
+
+def plan(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="of the whole run [default: tp × pp]", show_default=False)
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            help="cluster, as roots doctor --json wrote it: tells time too", metavar="FILE", show_default=False
+        ),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="with --profile: time a rank's own passes on this device")
+    ] = False,
+    json: Annotated[
+        Path | None, typer.Option(help="write the numbers here too", metavar="FILE", show_default=False)
+    ] = None,
+) -> None:
+    """Predict what each process of a layout will hold and send in a step, and with a cluster's profile how long it takes.
+
+    Each kind of pipeline rank is rehearsed on shapes alone: a laptop plans thousands of GPUs, in seconds.
+
+    \b
+    roots plan configs/bloom-176b.yaml --processes 384
+    roots plan configs/quickstart.yaml parallel.pp=1 parallel.tp=4 --profile cluster.json
+    """
+    from json import dumps
+
+    from roots_dist.cli.read_config import read_config
+    from roots_dist.runs.ranks.start import ready
+
+    loaded = read_config(config, overrides or ())
+    asked = loaded.config.parallel
+    layout = ready(loaded, processes or asked.tp * asked.pp, local_size=None)
+    machine = None
+    if profile is not None:
+        from roots_dist.cluster_profile import read
+        from roots_dist.runs.plan.machine import machine_of, measured_each_s
+
+        machine = machine_of(read(profile), measured_each_s())
+    elif measure:
+        raise UserError(
+            "--measure: expected --profile FILE too, for what ranks send. Fix: roots doctor --json FILE first."
+        )
+    from roots_dist.environment import alone
+    from roots_dist.runs.plan.predict import predict
+    from roots_dist.runs.plan.show import facts, lines
+    from roots_dist.runs.ranks.join import device_for
+
+    found = predict(loaded.config, layout, machine, device_for(loaded.config, alone()) if measure else None)
+    typer.echo("\n".join(lines(found, machine)))
+    if json is not None:
+        try:
+            json.parent.mkdir(parents=True, exist_ok=True)
+            json.write_text(dumps(facts(found), indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"--json {json}: expected a file that can be written ({(error.strerror or str(error)).lower()}). "
+                f"Fix: name another, the plan above is whole."
+            ) from None

@@ -1,0 +1,36 @@
+"""The config of training or fine-tuning as a whole, which several verbs read: completed from the model it starts from and
+from its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from roots_dist.config.load import Loaded
+
+
+def read_config(path: str, overrides: Sequence[str]) -> Loaded:
+    """Raises UserError. Reads the rows of a task only where keys depend on them (labels, epochs)."""
+    from roots_dist.config.load import read
+    from roots_dist.config.special_tokens import TASKS
+    from roots_dist.config.start import begun
+
+    loaded = begun(read(path, overrides))
+    if (
+        loaded.config.objective.name not in TASKS
+        and loaded.config.finetune.epochs is None is loaded.config.finetune.every_epochs
+    ):
+        return loaded
+    from roots_dist.learning.objectives.task_checks import told
+
+    return replace(loaded, config=told(loaded.config))
+
+
+def without_training_batch(loaded: Loaded, world_size: int) -> Loaded:
+    """Replace the batch by one that fits the world: evaluation has no optimizer step whose size matters."""
+    config = loaded.config
+    ranks = max(1, world_size // config.parallel.tp)  # of dp × pp: a multiple of every number that batches are cut by
+    values = {"train.batch": config.train.micro_batch * ranks, "train.batch_ramp": None}
+    return replace(loaded, config=config.changed(values))

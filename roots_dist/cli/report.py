@@ -1,0 +1,40 @@
+"""`roots report`: from the folders of runs to one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="folders of runs (track.folder of their configs)")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="HTML file [default: report.html in the run's folder; of several runs, here]", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Write a page about one run or several: curves, layout, where the time went, validation, samples, what differs.
+
+    One file without scripts, to be sent or printed; of a run that is still going on it shows how far it has come.
+
+    \b
+    roots report runs/quickstart
+    roots report runs/a runs/b --output a-and-b.html
+    """
+    from roots_dist.runs.report.page import page
+    from roots_dist.runs.report.read import read_runs
+    from roots_dist.scrub import known_secrets
+
+    path = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    written = page(read_runs(runs, known_secrets()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(written, encoding="utf-8")
+    partial.replace(path)
+    typer.echo(path)

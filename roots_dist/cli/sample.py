@@ -1,0 +1,26 @@
+"""`roots sample`: what a model learns from, in words."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from roots_dist.cli.arguments import ConfigArgument, Overrides
+
+
+def sample(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    step: Annotated[int, typer.Option(min=0, help="of the run, counted from 0")] = 0,
+) -> None:
+    """Show a sample of a training step in words: what the model reads, and what it is to say. Trains nothing.
+
+    \b
+    roots sample configs/t5-quickstart.yaml --step 3
+    """
+    from roots_dist.cli.read_config import read_config
+    from roots_dist.learning.objectives.shown import sample_lines
+
+    for line in sample_lines(read_config(config, overrides or ()).config, step):
+        typer.echo(line)

@@ -1,0 +1,86 @@
+"""`roots train`: tokens to a model, on ranks of any layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from roots_dist.cli.arguments import ConfigArgument, Overrides, Processes
+from roots_dist.cli.read_config import read_config
+from roots_dist.runs.ranks.verb import Verb
+
+if TYPE_CHECKING:
+    from roots_dist.config.load import Loaded
+    from roots_dist.config.schema import Config
+    from roots_dist.world.mesh import Mesh
+
+
+def _read(path: str, overrides: Sequence[str]) -> Loaded:
+    from roots_dist.config.load import read
+    from roots_dist.errors import ConfigError, Problem
+
+    asked = read(path, overrides)
+    if asked.config.finetune.start is not None:
+        expected, fix = (
+            "nothing: training begins with weights that are drawn",
+            f"roots finetune {path}, or leave it out",
+        )
+        problem = Problem(key="finetune.start", found=asked.config.finetune.start, expected=expected, fix=fix)
+        raise ConfigError(asked.located([problem]))
+    return read_config(path, overrides)
+
+
+def check(config: Config) -> None:
+    """Check the rows of a task, and the names of what is trained."""
+    from roots_dist.config.special_tokens import TASKS
+
+    if config.objective.name in TASKS:
+        from roots_dist.learning.objectives.task_checks import look
+
+        look(config)
+    if config.finetune.strategy in ("partial", "lora"):
+        from roots_dist.learning.models import pieces_of
+        from roots_dist.learning.models.outline import outline
+        from roots_dist.parallel.optim.phases import learned
+        from roots_dist.parallel.tensor.collectives import Later, Split
+        from roots_dist.world.mesh import SINGLE
+
+        places = outline(pieces_of(config, Split(SINGLE, False, Later())))
+        learned(config, {name: place.depth for name, place in places.items()})
+
+
+def work(config: Config, mesh: Mesh) -> int:
+    from roots_dist.runs.train.loop import train
+
+    return train(config, mesh)
+
+
+TRAIN = Verb("train", _read, work, check=check)
+
+
+def train(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="show the whole resolved config, train nothing")
+    ] = False,
+    processes: Processes = None,
+) -> None:
+    """Pre-train. Bare, it starts the processes that the layout needs; torchrun, deepspeed, mpirun or srun it joins.
+
+    Repeating the command resumes from the newest checkpoint, in another layout too. Data ranks are what tp × pp leaves.
+
+    \b
+    roots train configs/quickstart.yaml parallel.tp=1 parallel.pp=4 train.steps=50
+    torchrun --nproc-per-node 8 -m roots_dist train configs/gpt2-small.yaml data.train=data/mine/train_text_document
+    """
+    if print_config:
+        from roots_dist.config.load import to_yaml
+
+        typer.echo(to_yaml(read_config(config, overrides or ()).config), nl=False)
+        return
+    from roots_dist.runs.ranks.start import start
+
+    raise typer.Exit(start(TRAIN, config, overrides or (), processes))

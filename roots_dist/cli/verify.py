@@ -1,0 +1,30 @@
+"""`roots verify`: prove that a layout computes what one process computes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from roots_dist.cli.arguments import ConfigArgument, Overrides
+
+
+def verify(
+    config: ConfigArgument,
+    overrides: Overrides = None,
+    matrix: Annotated[
+        bool, typer.Option("--matrix", help="the whole grid of layouts instead of the config's own")
+    ] = False,
+    steps: Annotated[int, typer.Option(min=2, help="steps of training to compare")] = 3,
+) -> None:
+    """Prove on this machine's CPU that a layout computes what one process computes: loss, gradients, weights, moments.
+
+    The model is shrunk, its features and degrees are kept (up to 8 processes). Exit code 1 if anything differs.
+
+    \b
+    roots verify configs/bloom-176b.yaml
+    """
+    from roots_dist.cli.read_config import read_config
+    from roots_dist.verify.verify import verify as prove
+
+    raise typer.Exit(0 if prove(read_config(config, overrides or ()).config, steps=steps, matrix=matrix) else 1)

@@ -1,0 +1,182 @@
+"""The batch of a step, as a function of (seed, step, place): nothing to save, nothing to broadcast.
+
+    step --ramp--> numbers of its samples --order--> (source, index) --objective.sample--> fields --> [MicroBatch]
+
+Every pipeline and tensor rank makes its own copy; data ranks take different samples of the same step. Which samples a
+step holds depends on seed, step and sources alone, never on the layout or the microbatch size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from roots_dist.config.batch_ramp import batch_size_at, batch_sizes, samples_before
+from roots_dist.config.schema import Config, Source
+from roots_dist.errors import ConfigError, DataError, Problem
+from roots_dist.learning.data.manifest import read_manifest
+from roots_dist.learning.data.order import mix64, permuted, sample_of, sources
+from roots_dist.world.batch import IGNORE, MicroBatch, Objective, stacked
+
+TRAINING, HELD_OUT = 4, 5
+"""Streams of keys; order.py has 0 and 1, 2 and 3 are for the order of samples below."""
+
+
+FIELDS = ("tokens", "decoder_tokens", "originals", "targets")
+"""Of a sample, those that hold ids of the vocabulary."""
+
+
+class Batches:
+    """The microbatches of one data rank, from sources of samples with a weight each.
+
+    Raises ConfigError if a batch of the run is not whole microbatches, DataError if a source is too short.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        objective: Objective,
+        opened: Sequence[Any],
+        weights: Sequence[float],
+        dp_rank: int = 0,
+        dp_size: int = 1,
+    ):
+        """opened: what objective.open gave for each path."""
+        assert 0 <= dp_rank < dp_size, (dp_rank, dp_size)
+        self._config, self._objective, self._rank, self._ranks = config, objective, dp_rank, dp_size
+        _check_sizes(config, dp_size)
+        self._weights, self._sources = list(weights), list(opened)
+        self._num_samples = [objective.num_samples(source) for source in opened]
+        # 2 and below 3 are streams of their own: order.py has 0 and 1.
+        self._seeds = [int(mix64(mix64(2, config.train.seed), k)) for k in range(len(opened))]
+
+    @staticmethod
+    def open(
+        config: Config, objective: Objective, given: Sequence[Source], dp_rank: int = 0, dp_size: int = 1
+    ) -> Batches:
+        """From the sources of training or of validation. Raises DataError if one is missing, damaged, or made with
+        another tokenizer than the first."""
+        _check_tokenizers(given)
+        opened = [objective.open(source.path) for source in given]
+        return Batches(config, objective, opened, [source.weight for source in given], dp_rank, dp_size)
+
+    @property
+    def num_samples(self) -> int:
+        """Of one pass over every source."""
+        return sum(self._num_samples)
+
+    def at(self, step: int) -> list[MicroBatch]:
+        """This rank's part of a training step (counted from 0)."""
+        first, size = samples_before(self._config.train, step), batch_size_at(self._config.train, step)
+        which, nth = sources(first, size, self._weights)
+        sample = np.empty(size, dtype=np.int64)
+        for k in np.unique(which):
+            sample[which == k] = sample_of(nth[which == k], self._num_samples[k], self._seeds[k])
+        return [self._make(first + rows, which[rows], sample[rows], step, TRAINING) for rows in self._rows(size)]
+
+    def evaluation(self, count: int, source: int | None = None) -> Iterator[MicroBatch]:
+        """This rank's part of `count` fixed samples of all sources together (or of all there are), each exactly once; or of
+        these the ones that one source gave.
+
+        Drawn evenly from everything: weights are for training. Ranks get equal numbers of microbatches; where samples
+        run out, rows without a target fill up.
+        """
+        count = min(count, self.num_samples)
+        which, sample = self._drawn(count)
+        numbers = np.arange(count)  # which key what is drawn for a sample, alone with its source or not
+        if source is not None:
+            numbers, which, sample = (of_all[which == source] for of_all in (numbers, which, sample))
+        multiple = self._config.train.micro_batch * self._ranks
+        padded = -(-len(numbers) // multiple) * multiple
+        again = np.arange(padded - len(numbers)) % max(1, len(numbers))
+        numbers = np.append(numbers, count + np.arange(len(again)))
+        which, sample = (np.append(of_all, of_all[again]) for of_all in (which, sample))
+        for rows in self._rows(padded):  # one at a time: a held-out corpus may be larger than memory
+            batch = self._make(numbers[rows], which[rows], sample[rows], 0, HELD_OUT)
+            for field in (batch.targets, batch.labels, batch.originals):
+                if field is not None:
+                    field[batch.samples >= count] = IGNORE
+            yield batch
+
+    def drawn(self, count: int) -> list[tuple[Any, int]]:
+        """The samples of `evaluation`, all ranks' together: (source, index) of each."""
+        which, sample = self._drawn(min(count, self.num_samples))
+        return [(self._sources[k], int(i)) for k, i in zip(which, sample)]
+
+    def _drawn(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of each held-out sample the number of its source, and its place there."""
+        place = permuted(np.arange(count), self.num_samples, int(mix64(3, self._config.train.seed)))
+        borders = np.cumsum(self._num_samples)
+        which = np.searchsorted(borders, place, side="right")
+        return which, place - (borders - self._num_samples)[which]
+
+    def _rows(self, size: int) -> list[np.ndarray]:
+        """This rank's places in a batch of `size`, one array per microbatch."""
+        micro = self._config.train.micro_batch
+        return list(np.arange(size).reshape(-1, self._ranks, micro)[:, self._rank])
+
+    def _make(self, numbers: np.ndarray, which: np.ndarray, index: np.ndarray, step: int, stream: int) -> MicroBatch:
+        """numbers: of the samples in the run (stream TRAINING) or in the evaluation, which key what is drawn."""
+        keys = mix64(mix64(stream, self._config.train.seed), np.asarray(numbers, dtype=np.int64))
+        samples = []
+        for k, j, key in zip(which, index, keys):
+            fields = self._objective.sample(
+                self._sources[k], int(j), np.random.Generator(np.random.Philox(key=int(key)))
+            )
+            self._check_ids(fields, k, j)
+            samples.append(fields)
+        return stacked(samples, numbers, step)
+
+    def _check_ids(self, fields: dict[str, np.ndarray], source: int, index: int) -> None:
+        """All inside the vocabulary: a sharded embedding would take any other for zeros."""
+        vocab = self._config.model.vocab
+        for name in FIELDS:
+            if name not in fields:
+                continue
+            ids = fields[name]
+            outside = (ids < 0) & (ids != IGNORE) | (ids >= vocab)
+            if outside.any():
+                problem = Problem(
+                    key=f"token id in sample {index} of {getattr(self._sources[source], 'prefix', 'the data')}",
+                    found=int(ids[outside][0]),
+                    expected=f"0 or more and below model.vocab = {vocab}",
+                    fix="set model.vocab to the size of the corpus's tokenizer",
+                )
+                raise DataError(problem)
+
+
+def _check_sizes(config: Config, dp: int) -> None:
+    multiple = config.train.micro_batch * dp
+    wrong = [size for size in batch_sizes(config.train) if size % multiple]
+    if wrong:
+        key = "train.batch" if wrong == [config.train.batch] else "train.batch_ramp gives a batch"
+        expected = f"a multiple of train.micro_batch × dp = {config.train.micro_batch} × {dp}"
+        raise ConfigError(
+            [Problem(key=key, found=wrong[0], expected=expected, fix="change train.batch, batch_ramp or micro_batch")]
+        )
+
+
+def _check_tokenizers(given: Sequence[Source]) -> None:
+    """Where both are known, two sources must have been made with one tokenizer: else ids mean different words."""
+    if not given:
+        raise DataError(
+            Problem(
+                key="data sources",
+                found=[],
+                expected="at least one prefix of a .bin/.idx pair",
+                fix="name it under data.train or data.validation",
+            )
+        )
+    known = [(source.path, manifest.tokenizer_sha256) for source in given if (manifest := read_manifest(source.path))]
+    for path, digest in known[1:]:
+        if digest != known[0][1]:
+            raise DataError(
+                Problem(
+                    key="data source",
+                    found=path,
+                    expected=f"the tokenizer of {known[0][0]!r}, but it was made with another",
+                    fix="prepare it with the tokenizer.json of the first",
+                )
+            )

@@ -1,0 +1,113 @@
+"""Texts to token ids on several processes, in order, in bounded memory.
+
+    batches of texts --encoded--> (token ids, length and bytes of each document), in the order of the texts
+
+Called by learning/data/prepare.py. The result does not depend on the number of workers. Workers are spawned: the tokenizer's
+library runs threads, and a forked copy of a process with threads may wait for ever.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache, partial
+from multiprocessing import resource_tracker
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from roots_dist.errors import DataError, Problem
+from roots_dist.learning.data.sentences import sentences
+from roots_dist.learning.data.tokenizer import Tokenizer, load
+
+
+class Encoded(NamedTuple):
+    tokens: np.ndarray
+    """The documents end to end, each closed by the end of document."""
+    lengths: list[int]
+    sequences: list[list[int]]
+    """Of each document, the lengths of its sentences, or its own."""
+    bytes: list[int]
+    """Of each text in UTF-8."""
+
+
+def encoded(
+    texts: Iterator[list[str]],
+    tokenizer: Path,
+    end_of_document: str,
+    dtype: np.dtype,
+    workers: int,
+    by_sentence: bool = False,
+) -> Iterator[Encoded]:
+    """Raises DataError if a worker dies. Closing the iterator, or an error in it, ends the workers."""
+    work = partial(_encode, tokenizer, end_of_document, dtype, by_sentence)
+    if workers == 1:
+        yield from map(work, texts)
+        return
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    waiting: deque[Future[Encoded]] = deque()
+    try:
+        for part in texts:
+            waiting.append(_submit(pool, work, part))
+            if len(waiting) > 3 * workers:  # enough that none idles; the rest stays in the files
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise DataError(
+            Problem(
+                key="workers",
+                found=workers,
+                expected="processes that live, but one died",
+                fix="fewer workers if memory ran out; in a script call prepare() under `if __name__ == '__main__':`",
+            )
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _encode(tokenizer: Path, end_of_document: str, dtype: np.dtype, by_sentence: bool, texts: list[str]) -> Encoded:
+    encoder = _loaded(tokenizer, end_of_document)
+    documents, sequences = [], []
+    for text in texts:
+        parts = [encoder.encode(part) for part in (sentences(text) if by_sentence else [text])]
+        parts = [part for part in parts[:-1] if part] + [[*parts[-1], encoder.end_of_document]]
+        documents.append(np.array([i for part in parts for i in part], dtype=dtype))
+        sequences.append([len(part) for part in parts])
+    lengths = [len(document) for document in documents]
+    return Encoded(np.concatenate(documents), lengths, sequences, [len(text.encode()) for text in texts])
+
+
+@lru_cache(maxsize=1)
+def _loaded(tokenizer: Path, end_of_document: str) -> Tokenizer:
+    """Once per worker: a tokenizer is too large to travel with every batch."""
+    return load(tokenizer, end_of_document)
+
+
+def _submit(pool: ProcessPoolExecutor, work: Callable[[list[str]], Encoded], texts: list[str]) -> Future[Encoded]:
+    """Ctrl-C is the parent's affair: a worker that this starts inherits the blocked signal, from its first moment on."""
+    resource_tracker.ensure_running()  # started in passing, it would leave the signal unblocked
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(work, texts)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker() -> None:
+    """When the parent is gone, however it went, so is the worker."""
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -1,0 +1,96 @@
+"""Which sample comes when, as pure functions: nothing is shuffled in memory, nothing is saved, any place at once.
+
+    j-th sample of the run --sources--> (source, how-manieth of it) --sample_of--> sample of that source
+
+Called by learning/data/batches.py with the numbers of one step. Resume, another data-parallel size and another microbatch size
+follow for free. Knows only numpy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+ROUNDS = 8
+"""Each of the two halves is stirred four times; four rounds in all already pass for random (Luby & Rackoff 1988)."""
+
+
+def mix64(state: np.ndarray | int, index: np.ndarray | int) -> np.ndarray:
+    """64 bits for each pair, elementwise: one step of splitmix64 (Steele et al. 2014) from `state`."""
+    with np.errstate(over="ignore"):  # wrapping around is the arithmetic that is meant
+        x = _unsigned(index) * np.uint64(0x9E3779B97F4A7C15) + _unsigned(state)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+
+def _unsigned(value: np.ndarray | int) -> np.ndarray:
+    return np.asarray(value & 0xFFFFFFFFFFFFFFFF if isinstance(value, int) else value).astype(np.uint64)
+
+
+def fraction(seed: int, index: np.ndarray | int) -> np.ndarray:
+    """A number in [0, 1) for each index, drawn with `seed`."""
+    return (mix64(mix64(0, seed), index) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permuted(index: np.ndarray, size: int, key: np.ndarray | int) -> np.ndarray:
+    """Where a permutation of range(size) takes each index. int64; no memory of `size`.
+
+    A Feistel network over pairs of digits (left < a, right < b) with a · b just above size, so that few values fall
+    outside; those walk on along their cycle until they are inside (Black & Rogaway 2002, section 3).
+    """
+    index = np.asarray(index, dtype=np.int64)
+    assert size >= 1 and (index.size == 0 or 0 <= index.min() <= index.max() < size), (index, size)
+    a = math.isqrt(size - 1) + 1
+    b = -(-size // a)
+    out = index.copy()
+    key = np.broadcast_to(_unsigned(key), index.shape)
+    outside = np.ones(index.shape, dtype=bool)
+    while outside.any():
+        left, right = np.divmod(out[outside], b)
+        for r in range(ROUNDS):
+            stir = mix64(mix64(key[outside], r), right if r % 2 == 0 else left) >> np.uint64(1)
+            if r % 2 == 0:
+                left = (left + (stir % np.uint64(a)).astype(np.int64)) % a
+            else:
+                right = (right + (stir % np.uint64(b)).astype(np.int64)) % b
+        out[outside] = left * b + right
+        outside = out >= size
+    return out
+
+
+def sample_of(positions: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
+    """The sample that stands at each position of an endless row of epochs, each epoch permuted in its own way."""
+    epoch, index = np.divmod(np.asarray(positions, dtype=np.int64), num_samples)
+    return permuted(index, num_samples, mix64(mix64(1, seed), epoch))
+
+
+def sources(start: int, count: int, weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """For each j in [start, start + count): the source that gives sample j, and the how-manieth of it that is.
+
+    The t-th sample of source k is due at (t + ½) / share_k, and samples come in the order in which they are due: the
+    apportionment of Webster and Sainte-Laguë at every prefix. After j samples source k has given share_k · j ± (½ +
+    share_k · K / 2). What is due before a point is counted in closed form, so the cost does not grow with start.
+    """
+    share = np.asarray(weights, dtype=np.float64)
+    share = share / share.sum()
+    slack = len(share) + 1  # source k has given share_k · x ± 1 of what is due before x, so all have given x ± K
+    taken = _due_before(max(0.0, float(start - slack)), share)
+    needed = _due_before(float(start + count + slack), share)
+    which = np.repeat(np.arange(len(share)), needed - taken)
+    nth = np.concatenate([np.arange(low, high) for low, high in zip(taken, needed)])
+    order = np.lexsort((which, (nth + 0.5) / share[which]))
+    skip = start - int(taken.sum())
+    assert skip >= 0 and skip + count <= len(order), (start, count, weights)
+    chosen = order[skip : skip + count]
+    return which[chosen], nth[chosen]
+
+
+def _due_before(point: float, share: np.ndarray) -> np.ndarray:
+    """For each source, how many t have (t + ½) / share < point, by the very comparison that orders them."""
+    count = np.maximum(0, np.floor(point * share + 0.5)).astype(np.int64)
+    count -= (count > 0) & ((count - 0.5) / share >= point)
+    count += (count + 0.5) / share < point
+    return count

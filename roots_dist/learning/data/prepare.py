@@ -1,0 +1,344 @@
+"""`roots prepare`: files of text to a corpus that training reads. The whole way on this page.
+
+    inputs --readers--> documents --tokenizer--> ids --encode, several processes--> store --> folder with a manifest
+
+The folder is complete or not there: everything is written under `.partial` inside it and moved at the end, the manifest
+last. What a document becomes depends on its number, the seed and the options, never on the number of workers.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from roots_dist.errors import DataError, Problem
+from roots_dist.learning.data import readers
+from roots_dist.learning.data import tokenizer as tokenizers
+from roots_dist.learning.data.encode import Encoded, encoded
+from roots_dist.learning.data.manifest import (
+    NAME,
+    SPLITS,
+    TOKENIZER,
+    File,
+    Manifest,
+    Options,
+    Split,
+    read_manifest,
+    stem,
+)
+from roots_dist.learning.data.order import fraction
+from roots_dist.learning.data.readers import Defect, Document
+from roots_dist.learning.data.store import Writer, token_type
+from roots_dist.learning.data.tokenizer import Tokenizer
+
+BATCH_BYTES = 1 << 18
+"""Text that travels to a worker at a time."""
+TRAINING_BYTES = 1 << 30
+"""Of larger inputs an evenly drawn part of about this size trains the tokenizer."""
+EXAMPLES = 20
+"""Defects kept word for word; all are counted."""
+
+
+class Progress(NamedTuple):
+    stage: Literal["tokenizer", "tokens"]
+    done: int
+    total: int
+    """Bytes of the input files as they lie on disk."""
+    documents: int
+
+
+def prepare(
+    inputs: Sequence[str | Path],
+    output: str | Path,
+    *,
+    text_key: str = "text",
+    vocab: int = 4096,
+    kind: str = "bpe",
+    pre_tokenizer: str = "gpt2",
+    min_count: int = 2,
+    split_sentences: bool = False,
+    tokenizer: str | Path | None = None,
+    end_of_document: str | None = None,
+    validation: float = 0.05,
+    seed: int = 1234,
+    workers: int | None = None,
+    on_error: Literal["stop", "skip"] = "stop",
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Manifest:
+    """Fill `output` with train and validation pairs, tokenizer.json and manifest.json, or find it up to date.
+
+    `validation` is the share of documents held out, drawn by (seed, number of the document). `tokenizer` takes an
+    existing tokenizer.json; then vocab, kind and pre_tokenizer have no meaning. With split_sentences each sentence is a
+    sequence of its document (each is tokenized on its own). Raises DataError for whatever is wrong with
+    the inputs; with on_error="skip" documents that cannot be read are counted in the manifest instead.
+    """
+    _check(validation, workers, on_error, tokenizer, end_of_document)
+    folder = Path(output)
+    given = tokenizers.load(tokenizer, end_of_document) if tokenizer is not None else None
+    options = Options(
+        text_key=text_key,
+        vocab=None if given else vocab,
+        pre_tokenizer=None if given or kind != "bpe" else pre_tokenizer,
+        kind=None if given else kind,
+        min_count=min_count if not given and kind == "words" else None,
+        split_sentences=split_sentences,
+        tokenizer_sha256=given.sha256 if given else None,
+        end_of_document=end_of_document,
+        validation=validation,
+        seed=seed,
+        on_error=on_error,
+    )
+    mine = {(folder / name).resolve() for name in (NAME, TOKENIZER)}
+    files = [path for path in readers.find(inputs) if path.resolve() not in mine]
+    with _alone_in(folder):
+        if found := _up_to_date(folder, files, options):
+            return found
+        intake = _Intake(files, options, progress)
+        partial = folder / ".partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        try:
+            chosen = given or tokenizers.train(intake.texts_for_tokenizer(), vocab, pre_tokenizer, kind, min_count)
+            chosen.backend.save(str(partial / TOKENIZER))
+            train, held_out = _tokenize(intake, chosen, partial, workers or _workers(intake.total))
+            manifest = Manifest(
+                options=options,
+                vocab=chosen.vocab,
+                end_of_document=chosen.end_token,
+                tokenizer_sha256=chosen.sha256,
+                train=train,
+                validation=held_out,
+                defects=dict(intake.defects),
+                examples=tuple(intake.examples),
+                inputs=intake.files_read(),
+                outputs=tuple(File.of(p).model_copy(update={"path": p.name}) for p in sorted(partial.iterdir())),
+            )
+            _publish(partial, folder, manifest)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return manifest
+
+
+def _check(
+    validation: float, workers: int | None, on_error: str, tokenizer: object, end_of_document: str | None
+) -> None:
+    if not 0 <= validation < 1:
+        raise DataError(
+            Problem(
+                key="validation",
+                found=validation,
+                expected="a share of documents, 0 or more and below 1",
+                fix="say 0.05 for 5 %",
+            )
+        )
+    if workers is not None and workers < 1:
+        raise DataError(
+            Problem(key="workers", found=workers, expected="at least 1", fix="leave it out to use every core")
+        )
+    if on_error not in ("stop", "skip"):
+        raise DataError(Problem(key="on_error", found=on_error, expected="stop or skip", fix="choose one of these"))
+    if end_of_document is not None and tokenizer is None:
+        expected = "none with a tokenizer that is trained here, which has its own"
+        raise DataError(Problem(key="end_of_document", found=end_of_document, expected=expected, fix="leave it out"))
+
+
+def _workers(total: int) -> int:
+    """A process for each core that this one may use, unless the text is read before they have started."""
+    if total < 1 << 20:
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass
+class _Intake:
+    """The documents of a run, numbered; what is not one stops the run or is counted."""
+
+    files: list[Path]
+    options: Options
+    progress: Callable[[Progress], None]
+    defects: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._found = [path.stat() for path in self.files]
+        self.total = sum(state.st_size for state in self._found)
+
+    def batches(self, stage: Literal["tokenizer", "tokens"]) -> Iterator[list[Document]]:
+        """All documents in order, a few at a time. Each pass counts the defects anew."""
+        self.defects.clear()
+        self.examples.clear()
+        batch, size, number, before = [], 0, 0, 0
+        for path, state in zip(self.files, self._found):
+            for item in readers.read(path, self.options.text_key):
+                if isinstance(item, Defect):
+                    self._note(item)
+                    continue
+                batch.append(item)
+                size += len(item.text)
+                number += 1
+                if size >= BATCH_BYTES:
+                    self.progress(Progress(stage, min(before + item.position, self.total), self.total, number))
+                    yield batch
+                    batch, size = [], 0
+            before += state.st_size
+        if batch:
+            yield batch
+        self.progress(Progress(stage, self.total, self.total, number))
+        if not number:
+            skipped = "; ".join(self.examples[:3]) or "the files are empty"
+            raise DataError(
+                Problem(
+                    key="inputs",
+                    found=f"{len(self.files)} files",
+                    expected=f"a document in them ({skipped})",
+                    fix="check the files and text_key",
+                )
+            )
+
+    def _note(self, defect: Defect) -> None:
+        if self.options.on_error == "stop":
+            raise DataError(f"{defect}. Fix: mend it, or pass it over with --on-error skip.")
+        self.defects[defect.kind] += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(str(defect))
+
+    def files_read(self) -> tuple[File, ...]:
+        """With their hashes; refused if one is no longer what it was at the start."""
+        read = tuple(map(File.of, self.files))
+        for file, state in zip(read, self._found):
+            if (file.bytes, file.mtime_ns) != (state.st_size, state.st_mtime_ns):
+                expected = "a file that stays the same while it is read"
+                raise DataError(Problem(key="input", found=file.path, expected=expected, fix="run it again"))
+        return read
+
+    def held_out(self, numbers: np.ndarray) -> np.ndarray:
+        return fraction(self.options.seed, numbers) < self.options.validation
+
+    def texts_for_tokenizer(self) -> Iterator[str]:
+        """Of the training documents. The tokenizer does not see what it will be judged on."""
+        share = min(1.0, TRAINING_BYTES / max(1, self.total))
+        first = 0
+        for batch in self.batches("tokenizer"):
+            numbers = np.arange(first, first + len(batch))
+            drawn = ~self.held_out(numbers) & (fraction(self.options.seed + 1, numbers) < share)
+            yield from (document.text for document, take in zip(batch, drawn) if take)
+            first += len(batch)
+
+
+def _tokenize(intake: _Intake, chosen: Tokenizer, partial: Path, workers: int) -> tuple[Split, Split]:
+    """Both pairs, in `partial`; a split without documents gets none."""
+    dtype, counts, first = token_type(chosen.vocab), [Split(), Split()], 0
+    texts = ([document.text for document in batch] for batch in intake.batches("tokens"))
+    with Writer(partial / stem("train"), dtype) as train, Writer(partial / stem("validation"), dtype) as validation:
+        writers = (train, validation)
+        with closing(
+            encoded(texts, partial / TOKENIZER, chosen.end_token, dtype, workers, intake.options.split_sentences)
+        ) as results:
+            for part in results:
+                held_out = intake.held_out(np.arange(first, first + len(part.lengths)))
+                first += len(part.lengths)
+                _add(part, held_out, writers, counts)
+        if not train.num_documents:
+            raise DataError(
+                Problem(
+                    key="validation",
+                    found=intake.options.validation,
+                    expected=f"documents left for training, but all {first} are held out",
+                    fix="lower it, or change the seed",
+                )
+            )
+        for writer in writers:
+            if writer.num_documents:
+                writer.commit()
+    return counts[0], counts[1]
+
+
+def _add(part: Encoded, held_out: np.ndarray, writers: Sequence[Writer], counts: list[Split]) -> None:
+    documents = np.split(part.tokens, np.cumsum(part.lengths)[:-1])
+    for tokens, sequences, size, split in zip(documents, part.sequences, part.bytes, held_out.astype(int)):
+        writers[split].add(tokens, sequences)
+        counts[split] = counts[split].plus(len(tokens), size)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Two processes never fill the same folder. The lock is the folder's own, and dies with the process."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(
+            Problem(
+                key="output",
+                found=str(folder),
+                expected=f"a folder that can be made ({error.strerror})",
+                fix="choose another",
+            )
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise DataError(
+            Problem(
+                key="output",
+                found=str(folder),
+                expected="nobody else at work there, but another prepare is",
+                fix="wait for it",
+            )
+        ) from error
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            Problem(
+                key="output",
+                found=str(folder),
+                expected=f"a folder that can be written ({error})",
+                fix="check space and rights",
+            )
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+def _up_to_date(folder: Path, files: list[Path], options: Options) -> Manifest | None:
+    """The manifest, if it was made from these very inputs with these options and its outputs are as it left them."""
+    try:
+        found = read_manifest(folder)
+    except DataError:
+        return None  # damaged: made anew
+    same = (
+        found is not None
+        and found.options == options
+        and [file.path for file in found.inputs] == [str(path) for path in files]
+        and all(file.is_still(path) for file, path in zip(found.inputs, files))
+        and all(file.is_still(folder / file.path) for file in found.outputs)
+    )
+    return found.model_copy(update={"reused": True}) if same else None
+
+
+def _publish(partial: Path, folder: Path, manifest: Manifest) -> None:
+    """Without a manifest the folder is unfinished: the old one goes first, the new one comes last."""
+    written = partial / NAME
+    with written.open("w", encoding="utf-8") as file:
+        file.write(manifest.model_dump_json(indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    (folder / NAME).unlink(missing_ok=True)
+    for split in SPLITS:
+        for ending in (".bin", ".idx"):
+            (folder / f"{stem(split)}{ending}").unlink(missing_ok=True)
+    for path in sorted(partial.iterdir()):
+        if path.name != NAME:
+            os.replace(path, folder / path.name)
+    os.replace(written, folder / NAME)

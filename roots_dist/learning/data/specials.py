@@ -1,0 +1,100 @@
+"""Which ids of a vocabulary are not words: what an objective puts into a sample, and what it must never hide or draw.
+
+    tokenizer.json --read_specials--> Specials --> objectives/
+
+Read as JSON: no tokenizer is loaded. Proofs, which have no tokenizer, take `synthetic` ones.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from roots_dist.config.special_tokens import called, found, ids_of, sentinels
+from roots_dist.errors import DataError, Problem
+
+
+@dataclass(frozen=True, eq=False)
+class Specials:
+    name: str
+    """of the tokenizer, for messages"""
+    special: np.ndarray
+    """bool [vocab]: no word, or an id without a token"""
+    continues: np.ndarray
+    """bool [vocab]: goes on with the word before it"""
+    sentinels: tuple[int, ...] = ()
+    """<extra_id_0>, <extra_id_1> …"""
+    pad: int | None = None
+    cls: int | None = None
+    sep: int | None = None
+    mask: int | None = None
+    unk: int | None = None
+    end: int | None = None
+    """of a document, or of a text"""
+
+    @property
+    def words(self) -> np.ndarray:
+        """int64: the ids of words."""
+        return np.flatnonzero(~self.special)
+
+    def require(self, *names: str) -> None:
+        """Raises DataError if the tokenizer has no such token."""
+        missing = [name for name in names if getattr(self, name) is None]
+        if missing:
+            problem = Problem(
+                key="data.tokenizer",
+                found=self.name,
+                expected=f"a token for {called(missing)}",
+                fix="prepare the corpus with a tokenizer that has it: roots prepare --kind wordpiece (t5: --kind unigram)",
+            )
+            raise DataError(problem)
+
+
+def read_specials(path: str | Path, vocab: int) -> Specials:
+    """Of a tokenizer.json, for a model of `vocab` ids. Raises DataError if it cannot be read."""
+    try:
+        tree = json.loads(Path(path).read_text(encoding="utf-8"))
+        ids, model = ids_of(tree), tree["model"]
+        by_default = [token["id"] for token in tree.get("added_tokens", ()) if token.get("special")]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = Problem(
+            key="data.tokenizer",
+            found=str(path),
+            expected=f"a tokenizer.json that can be read ({error})",
+            fix="check the path",
+        )
+        raise DataError(problem) from error
+    special = np.ones(vocab, dtype=bool)
+    continues = np.zeros(vocab, dtype=bool)
+    goes_on = _continuation(model, ids)
+    for token, i in ids.items():
+        if i < vocab:
+            special[i], continues[i] = False, goes_on(token)
+    named, ordered = found(ids), sentinels(ids)
+    for i in [*by_default, *ordered, *named.values()]:
+        if i < vocab:
+            special[i], continues[i] = True, False
+    return Specials(str(path), special, continues, tuple(ordered), **named)
+
+
+def _continuation(model: dict, ids: dict[str, int]):
+    """Whether a token goes on with a word, by the way in which its tokenizer marks beginnings or continuations."""
+    if model.get("type") == "WordLevel":
+        return lambda token: False
+    prefix = model.get("continuing_subword_prefix")
+    if prefix:
+        return lambda token: token.startswith(prefix)
+    mark = "▁" if any(token.startswith("▁") for token in ids) else "Ġ"
+    return lambda token: not token.startswith((mark, "Ċ"))
+
+
+def synthetic(vocab: int) -> Specials:
+    """Special tokens among the first ids, ten sentinels at the end, and every third word goes on with the one before."""
+    ids = np.arange(vocab)
+    sentinels = tuple(range(vocab - 1, max(vocab - 11, 5), -1))
+    special = (ids < 6) | (ids > vocab - 1 - len(sentinels))
+    names = dict(zip(("pad", "cls", "sep", "mask", "unk", "end"), range(6)))
+    return Specials("none: this is a proof", special, (ids % 3 == 0) & ~special, sentinels, **names)

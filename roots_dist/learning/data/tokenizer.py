@@ -1,0 +1,231 @@
+"""Text ↔ token ids: a tokenizer of four kinds trained here, or any `tokenizer.json` that says where a document ends.
+
+    texts --train--> tokenizer.json --load-------> Tokenizer(encode, decode, end_of_document), for prepare
+                                    --load_codec-> Codec(encode, decode), for prompts and samples
+
+With bpe, byte-level, every text has ids, and decode(encode(text)) is the text. Knows nothing of files of documents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
+from roots_dist.errors import DataError, Problem
+
+END_OF_DOCUMENT = "<|endoftext|>"
+KNOWN_ENDS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")
+"""Tokens that end a document in known tokenizers; the first that is there is taken."""
+
+BLOOM_PATTERN = " ?[^(\\s|[.,!?…。，、।۔،])]+"
+"""BLOOM's words: an optional space, then anything but spaces and punctuation (an Oniguruma pattern)."""
+
+PRE_TOKENIZERS = {
+    "gpt2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+    "bloom": lambda: pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(BLOOM_PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    ),
+}
+
+SMALLEST = 257
+"""The bytes and the end of a document."""
+
+
+@dataclass(frozen=True, eq=False)
+class Codec:
+    """Text to ids and back, whether or not anything is known to end a document."""
+
+    backend: tokenizers.Tokenizer
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of the text alone. A special token spelled out in it is text: no document can forge its end."""
+        return self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+
+    def encode_marked(self, text: str) -> list[int]:
+        """The same, but a special token spelled out in it is that token: for what a chat template writes."""
+        self.backend.encode_special_tokens = False
+        try:
+            return self.encode(text)
+        finally:
+            self.backend.encode_special_tokens = True
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Special tokens are shown; a character cut in two appears as U+FFFD."""
+        return self.backend.decode(list(ids), skip_special_tokens=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer(Codec):
+    end_of_document: int
+    vocab: int
+    """Largest id + 1: what model.vocab must be at least."""
+
+    @property
+    def end_token(self) -> str:
+        return self.backend.id_to_token(self.end_of_document)
+
+    @property
+    def json(self) -> str:
+        return self.backend.to_str(pretty=False)
+
+    @property
+    def sha256(self) -> str:
+        """Of its content, not of the file's spacing."""
+        return hashlib.sha256(self.json.encode()).hexdigest()
+
+
+def train(
+    texts: Iterable[str], vocab: int, pre_tokenizer: str = "gpt2", kind: str = "bpe", min_count: int = 2
+) -> Tokenizer:
+    """The same texts in the same order give the same tokenizer; of wordpiece and unigram only up to ties, which the
+    library breaks by chance: keep the tokenizer.json. Few texts may give less than `vocab` entries.
+
+    kind: of KINDS. pre_tokenizer is for bpe alone, min_count for words alone.
+    """
+    if kind not in KINDS:
+        raise DataError(Problem(key="kind", found=kind, expected=f"one of {list(KINDS)}", fix="choose one of these"))
+    smallest, make = KINDS[kind]
+    if vocab < smallest:
+        expected = f"at least {smallest} for kind {kind} (its special tokens" + (
+            " and the 256 bytes)" if kind == "bpe" else ")"
+        )
+        raise DataError(Problem(key="vocab", found=vocab, expected=expected, fix="raise it"))
+    if pre_tokenizer not in PRE_TOKENIZERS:
+        expected = f"one of {list(PRE_TOKENIZERS)}"
+        raise DataError(Problem(key="pre_tokenizer", found=pre_tokenizer, expected=expected, fix="choose one of these"))
+    backend, trainer, end = make(vocab, pre_tokenizer, min_count)
+    backend.train_from_iterator(texts, trainer)
+    if kind == "unigram":  # T5's vocabulary ends with them, the first one last
+        backend.add_special_tokens([AddedToken(f"<extra_id_{i}>", special=True) for i in reversed(range(SENTINELS))])
+    return _ready(backend, "the trained tokenizer", end)
+
+
+def _bpe(vocab: int, pre_tokenizer: str, min_count: int):
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = PRE_TOKENIZERS[pre_tokenizer]()
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = [END_OF_DOCUMENT]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    return backend, trainer, END_OF_DOCUMENT
+
+
+def _wordpiece(vocab: int, pre_tokenizer: str, min_count: int):
+    """BERT's, lower-case (Devlin et al. 2019)."""
+    backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    return backend, trainers.WordPieceTrainer(vocab_size=vocab, special_tokens=special, show_progress=False), "[SEP]"
+
+
+def _unigram(vocab: int, pre_tokenizer: str, min_count: int):
+    """T5's (Raffel et al. 2020, section 2.2), sentinels included."""
+    backend = tokenizers.Tokenizer(models.Unigram())
+    spaces = normalizers.Replace(Regex(" {2,}"), " ")
+    backend.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC(), spaces])
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab - SENTINELS, special_tokens=special, unk_token="<unk>", show_progress=False
+    )
+    return backend, trainer, "</s>"
+
+
+def _words(vocab: int, pre_tokenizer: str, min_count: int):
+    """The textbook's: lower-case words of letters that occur often enough, and one id for all others."""
+    backend = tokenizers.Tokenizer(models.WordLevel(unk_token="<unk>"))
+    letters = normalizers.Replace(Regex(r"[^\p{L}]+"), " ")
+    backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), letters])
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=vocab, min_frequency=min_count, special_tokens=["<unk>", "<eos>"], show_progress=False
+    )
+    return backend, trainer, "<eos>"
+
+
+SENTINELS = 100
+KINDS = {
+    "bpe": (SMALLEST, _bpe),
+    "wordpiece": (6, _wordpiece),
+    "unigram": (SENTINELS + 4, _unigram),
+    "words": (3, _words),
+}
+"""Of each, its fewest entries and (vocab, pre_tokenizer, min_count) -> (untrained tokenizer, trainer, end of document)."""
+
+
+def load(path: str | Path, end_of_document: str | None = None) -> Tokenizer:
+    """A `tokenizer.json`. Raises DataError if it is none, or if nothing in it is known to end a document."""
+    return from_json(_read(path), str(path), end_of_document)
+
+
+def load_codec(path: str | Path) -> Codec:
+    """A `tokenizer.json`, for encoding and decoding alone. Raises DataError if it is none."""
+    return Codec(_for_whole_texts(_parse(_read(path), str(path))))
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            Problem(
+                key="tokenizer",
+                found=str(path),
+                expected=f"a tokenizer.json that can be read ({error})",
+                fix="check the path",
+            )
+        ) from error
+
+
+def from_json(text: str, name: str = "tokenizer", end_of_document: str | None = None) -> Tokenizer:
+    return _ready(_parse(text, name), name, end_of_document)
+
+
+def _parse(text: str, name: str) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises the bare class, with a line and column in its text
+        raise DataError(
+            Problem(
+                key="tokenizer",
+                found=name,
+                expected=f"the JSON of Hugging Face tokenizers ({error})",
+                fix="take the file of a fast tokenizer",
+            )
+        ) from error
+
+
+def _ready(backend: tokenizers.Tokenizer, name: str, end_of_document: str | None) -> Tokenizer:
+    wanted = KNOWN_ENDS if end_of_document is None else (end_of_document,)
+    ends = [i for i in map(backend.token_to_id, wanted) if i is not None]
+    if not ends:
+        raise DataError(
+            Problem(
+                key="end_of_document",
+                found=end_of_document,
+                expected=f"a token of {name}, by default one of {', '.join(KNOWN_ENDS)}",
+                fix="name the token that ends a document",
+            )
+        )
+    vocab = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+    return Tokenizer(_for_whole_texts(backend), ends[0], vocab)
+
+
+def _for_whole_texts(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    backend.no_truncation()  # a tokenizer.json may bring both, and documents are to be whole
+    backend.no_padding()
+    backend.encode_special_tokens = True
+    return backend

@@ -1,0 +1,22 @@
+"""The families. MODELS maps model.family to a function (config, split) -> the model's pieces, in order."""
+
+from collections.abc import Callable
+
+from roots_dist.config.schema import Config
+from roots_dist.learning.models import bert, electra, gpt, t5
+from roots_dist.learning.models.lora import adapted
+from roots_dist.learning.models.pieces import PieceSpec
+from roots_dist.parallel.tensor.collectives import Split
+
+MODELS: dict[str, Callable[[Config, Split], tuple[PieceSpec, ...]]] = {
+    "gpt": gpt.pieces,
+    "bert": bert.pieces,
+    "electra": electra.pieces,
+    "t5": t5.pieces,
+}
+
+
+def pieces_of(config: Config, split: Split) -> tuple[PieceSpec, ...]:
+    """The config's model, with adapters where it is fine-tuned with them."""
+    specs = MODELS[config.model.family](config, split)
+    return adapted(specs, config.finetune) if config.finetune.strategy == "lora" else specs

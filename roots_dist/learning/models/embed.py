@@ -1,0 +1,116 @@
+"""Tokens to vectors: the word, its place, its segment, a norm; and, where widths differ, a projection to the stack's.
+
+B sequences, S positions, E width of the embedding, D of the stack; s = S/tp under sequence parallelism.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from roots_dist.config.schema import Config
+from roots_dist.learning.models.norms import Dropout, Norm
+from roots_dist.learning.models.positions import sinusoids
+from roots_dist.learning.models.stds import embedding_std
+from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.parallel.tensor.embedding import VocabEmbedding
+from roots_dist.world.batch import MicroBatch
+from roots_dist.world.sharding import ShardSpec, declare
+
+TOKENS = "embed.tokens.weight"
+"""The global name of the word embedding, which output projections and second stacks share."""
+
+
+def word_vectors(
+    config: Config, split: Split, copy_of: str | None = None, there: nn.Parameter | None = None
+) -> VocabEmbedding:
+    width, std = config.model.width_of_embedding(), embedding_std(config)
+    return VocabEmbedding(split, config.padded_vocab(), width, std=std, copy_of=copy_of, there=there)
+
+
+class Vectors(nn.Module):
+    """Word, place and segment of each token, summed, and normed if the model says so: [B, S] -> [B, s, E].
+
+    copy_of: a prefix of global names ("embed"), for a copy on another pipeline stage; words: the copy's word vectors,
+    where this rank has them already.
+    """
+
+    def __init__(self, config: Config, split: Split, copy_of: str | None = None, words: nn.Parameter | None = None):
+        super().__init__()
+        m = config.model
+        self.split, self.width, self.positions = split, m.width_of_embedding(), m.positions
+
+        def original(name: str) -> str | None:
+            return f"{copy_of}.{name}" if copy_of else None
+
+        def table(name: str, rows: int, first: Callable[[], Tensor] | None = None) -> nn.Parameter:
+            spec = ShardSpec(
+                shape=(rows, self.width),
+                std=None if first else m.std(),
+                first=first,
+                partial=split.sequence,
+                copy_of=original(name),
+            )
+            return declare(self, name, spec, split.tp)
+
+        def waves() -> Tensor:
+            return math.sqrt(2) * m.std() * sinusoids(torch.arange(rows), self.width, slowest=rows)
+
+        rows = m.max_positions or config.data.seq
+        first = waves if config.advanced.sinusoidal_start else None
+        self.tokens = word_vectors(config, split, original("tokens.weight"), words)
+        self.places = table("places", rows, first) if m.positions == "learned" else None
+        self.types = table("types", m.segments) if m.segments else None
+        self.norm = Norm(config, split, self.width, copy_of=original("norm")) if m.embedding_norm else None
+
+    def forward(self, tokens: Tensor, batch: MicroBatch) -> Tensor:
+        start = batch.cache.length if batch.cache else 0
+        here = self.split.positions(tokens.shape[1])
+        mine = slice(here.start, here.stop)
+        x = self.tokens(tokens)  # [B, s, E]
+        if self.places is not None:
+            where = range(start + here.start, start + here.stop)
+            x = x + (
+                self.places[where.start : where.stop]
+                if batch.places is None
+                else F.embedding(batch.places[:, mine], self.places)
+            )
+        elif self.positions == "sinusoidal":
+            x = x + self._sinusoids(range(start + here.start, start + here.stop), batch, mine, x)
+        if self.types is not None:
+            x = x + (self.types[0] if batch.segments is None else F.embedding(batch.segments[:, mine], self.types))
+        return x if self.norm is None else self.norm(x)
+
+    def _sinusoids(self, positions: range, batch: MicroBatch, mine: slice, x: Tensor) -> Tensor:
+        if batch.places is None:
+            return sinusoids(torch.arange(positions.start, positions.stop, device=x.device), self.width).to(x.dtype)
+        return sinusoids(batch.places[:, mine], self.width).to(x.dtype)
+
+
+class Embed(Vectors):
+    """The model's first piece."""
+
+    def __init__(self, config: Config, split: Split):
+        super().__init__(config, split)
+        self.dropout = Dropout(config, split, "embed")
+
+    def forward(self, payload: None, batch: MicroBatch) -> dict[str, Tensor]:
+        return {"hidden": self.dropout(super().forward(batch.tokens, batch), batch)}
+
+
+class Project(nn.Module):
+    """From the embedding's width to the stack's: [B, s, E] -> [B, s, D], the same on every tensor rank."""
+
+    def __init__(self, config: Config, split: Split):
+        super().__init__()
+        m = config.model
+        shape = (m.hidden, m.width_of_embedding())
+        self.weight = declare(self, "weight", ShardSpec(shape=shape, std=m.std(), partial=split.sequence), split.tp)
+        self.bias = declare(self, "bias", ShardSpec(shape=shape[:1], partial=split.sequence), split.tp)
+
+    def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
+        return payload | {"hidden": F.linear(payload["hidden"], self.weight, self.bias)}

@@ -1,0 +1,75 @@
+"""The decoder (GPT, BLOOM, Llama) as a tuple of named pieces: embed, blocks.0 …, head. Only a rank's own are built.
+
+    tokens --Embed--> hidden --Block × L--> hidden --Head--> terms of the loss
+
+B sequences, S positions, D model width, V vocabulary (padded), v = V/tp, s = S/tp under sequence parallelism.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from roots_dist.config.schema import Config
+from roots_dist.learning.models.block import Block, block_flops
+from roots_dist.learning.models.embed import TOKENS, Embed
+from roots_dist.learning.models.heads import TASKS, task_flops, task_head
+from roots_dist.learning.models.norms import Norm
+from roots_dist.learning.models.pieces import Built, PieceSpec, hidden_of
+from roots_dist.learning.models.positions import Alibi, Rotary
+from roots_dist.learning.models.words import Words
+from roots_dist.parallel.tensor.collectives import Split, enter
+from roots_dist.world.batch import MicroBatch, Scored
+
+
+class Head(nn.Module):
+    """Last norm, output projection and loss. A tied projection is the embedding itself where both are on this rank,
+    else a copy of it."""
+
+    def __init__(self, config: Config, split: Split, embed: Embed | None):
+        super().__init__()
+        self.split = split
+        self.norm = Norm(config, split) if config.model.norm_position == "pre" else None
+        self.words = Words(config, split, config.objective.name)
+        self.weight = self.words.weight(self, embed and embed.tokens.weight)
+
+    def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> Scored:
+        """The loss's term (in evaluation the plain cross-entropy), or what batch.read asks for."""
+        x = payload["hidden"]  # [B, s, D]
+        x = enter(x if self.norm is None else self.norm(x), self.split)  # [B, S, D]
+        return Scored((self.words(x, self.weight, batch, self.training),))
+
+
+def positions_of(config: Config, split: Split) -> Rotary | Alibi | None:
+    """One object for all blocks of a rank."""
+    m = config.model
+    if m.positions == "rotary":
+        return Rotary(m.width_of_head(), m.rope_theta)
+    if m.positions == "alibi":
+        here = m.heads // split.tp.size
+        return Alibi(m.heads, slice(split.tp.rank * here, (split.tp.rank + 1) * here))
+    return None
+
+
+def pieces(config: Config, split: Split) -> tuple[PieceSpec, ...]:
+    """The whole model, in order."""
+    m, seq = config.model, config.data.seq
+    positions = positions_of(config, split)
+    out = hidden_of(config, split, m.hidden)
+    task = config.objective.name in TASKS
+    tied = (TOKENS,) if m.tied and not task else ()
+
+    def block(name: str) -> PieceSpec:
+        def build(built: Built) -> Block:
+            return Block(config, split, name, positions)
+
+        return PieceSpec(name, build, block_flops(config, seq), out, is_block=True)
+
+    def head(built: Built) -> nn.Module:
+        return task_head(config, split) if task else Head(config, split, built.get("embed"))
+
+    cost = task_flops(config) if task else 2.0 * seq * m.hidden * config.padded_vocab()
+    return (
+        PieceSpec("embed", lambda built: Embed(config, split), 0.0, out, shares=tied),
+        *(block(f"blocks.{i}") for i in range(m.layers)),
+        PieceSpec("head", head, cost, shares=tied),
+    )

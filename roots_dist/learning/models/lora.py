@@ -1,0 +1,35 @@
+"""Low-rank adaptation (Hu et al. 2021): beside a frozen matrix W of a block, alpha/rank · b a learns.
+
+    [PieceSpec] --adapted--> the same, whose linear layers in finetune.targets have an adapter once they are built
+
+An adapter is cut as the layer that it adapts (parallel/tensor/linear.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from roots_dist.config.schema import Finetune
+from roots_dist.learning.models.pieces import Built, PieceSpec
+
+
+def adapted(specs: Sequence[PieceSpec], finetune: Finetune) -> tuple[PieceSpec, ...]:
+    def one(spec: PieceSpec) -> PieceSpec:
+        def build(built: Built) -> nn.Module:
+            piece = spec.build(built)
+            for name, layer in list(piece.named_modules()):
+                if name.rpartition(".")[2] in finetune.targets and hasattr(layer, "adapt"):
+                    layer.adapt(finetune.rank, finetune.alpha / finetune.rank)
+            return piece
+
+        return replace(spec, build=build)
+
+    return tuple(one(spec) if spec.is_block else spec for spec in specs)
+
+
+def merged(weight: Tensor, a: Tensor, b: Tensor, alpha: float) -> Tensor:
+    """One matrix [out, in] that does what W and its adapter, a [rank, in] and b [out, rank], do together."""
+    return weight + (alpha / a.shape[0]) * (b @ a).to(weight.dtype)

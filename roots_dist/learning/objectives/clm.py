@@ -1,0 +1,48 @@
+"""Predict the next token: each position's target is the token that follows it in the stream.
+
+    order.py: sample number --batches.py--> CausalTokens.sample: window of the corpus --> tokens, targets
+
+Documents are packed end to end, each closed by its end-of-document token. Attention crosses the borders (as in BLOOM),
+unless objective.borders says that it begins anew with each document.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from roots_dist.config.schema import Config
+from roots_dist.learning.data.store import Corpus, windows
+from roots_dist.world.batch import MicroBatch, scored
+
+
+class CausalTokens:
+    """S positions."""
+
+    weights = {"clm": 1.0}
+    words = "clm"
+
+    def __init__(self, config: Config, specials: object = None):
+        self.seq, self.borders = config.data.seq, config.objective.borders
+
+    def open(self, path: str) -> Corpus:
+        return Corpus.open(path)
+
+    def num_samples(self, source: Corpus) -> int:
+        return windows(source, self.seq, self.seq + 1)
+
+    def sample(self, source: Corpus, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
+        """One token more than positions is read: the last target is the first token of the next sample."""
+        stored = source.tokens(index * self.seq, self.seq + 1)
+        fields = {"tokens": stored[:-1], "targets": stored[1:]}
+        return fields | self._borders(source, index * self.seq) if self.borders else fields
+
+    def _borders(self, source: Corpus, start: int) -> dict[str, np.ndarray]:
+        """Which document each position belongs to, and its place in the part of it that is in this window. What follows
+        a document's last token is another document's: that target is still predicted, from the whole document."""
+        documents = source.documents_of(start, self.seq)
+        first = np.flatnonzero(np.diff(documents, prepend=documents[0] - 1))
+        places = np.arange(self.seq) - np.repeat(first, np.diff(first, append=self.seq))
+        return {"documents": documents, "places": places}
+
+    def counts(self, batch: MicroBatch) -> dict[str, int]:
+        return {"clm": scored(batch.targets)}

@@ -1,0 +1,59 @@
+"""Answer as a conversation does: next tokens, but only those of the answers are scored (Ouyang et al. 2022, section 3.5).
+
+    row: messages, or question and answer --data/chat.py, a template--> ids, which of them are the assistant's --> fields
+
+A conversation longer than data.seq is cut at its end; one whose first answer does not begin before that teaches nothing, and
+is refused.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from roots_dist.config.schema import Config
+from roots_dist.config.special_tokens import needed
+from roots_dist.learning.data.specials import Specials
+from roots_dist.learning.data.tasks import Example, Examples, open_examples
+from roots_dist.learning.objectives.classify import padded
+from roots_dist.world.batch import IGNORE, MicroBatch, scored
+
+
+class Answers:
+    """S positions."""
+
+    weights = {"instruct": 1.0}
+    words = "instruct"
+
+    def __init__(self, config: Config, specials: Specials):
+        specials.require(*needed("instruct", config.model.family))
+        self.config, self.specials, self.seq = config, specials, config.data.seq
+
+    def open(self, path: str) -> Examples:
+        return open_examples(path, self.config)
+
+    def num_samples(self, source: Examples) -> int:
+        return len(source)
+
+    def too_long(self, example: Example) -> bool:
+        return len(example.first) > self.seq + 1
+
+    def teaches(self, example: Example) -> bool:
+        """Something of an answer is left when it is cut."""
+        return bool(example.marks[1 : self.seq + 1].any())
+
+    def sample(self, source: Examples, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
+        example = source.rows[index]
+        ids, learned = (part[: self.seq + 1].astype(np.int64) for part in (example.first, example.marks))
+        targets = np.where(learned[1:], ids[1:], IGNORE)
+        fields = padded(ids[:-1], self.seq, self.specials.pad)
+        return fields | {"targets": np.pad(targets, (0, self.seq - len(targets)), constant_values=IGNORE)}
+
+    def question(self, source: Examples, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """What stands before the last answer, and that answer with the token that ends it."""
+        example = source.rows[index]
+        begin = np.flatnonzero(np.diff(example.marks, prepend=0) == 1)[-1]
+        end = np.flatnonzero(example.marks)[-1] + 1
+        return example.first[:begin], example.first[begin:end]
+
+    def counts(self, batch: MicroBatch) -> dict[str, int]:
+        return {"instruct": scored(batch.targets)}

@@ -1,0 +1,44 @@
+"""Prefix language modelling: the encoder reads a text's beginning, the decoder goes on (Raffel et al. 2020, 3.2.1, 3.3.1).
+
+window of the corpus --cut at a random place--> inputs   the beginning, filled up to S
+                                                targets  the rest, filled up to T
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from roots_dist.accounting.sizes import target_seq
+from roots_dist.config.schema import Config
+from roots_dist.config.special_tokens import NEEDED
+from roots_dist.learning.data.specials import Specials
+from roots_dist.learning.data.store import Corpus, windows
+from roots_dist.learning.objectives.spans import padded_pair
+from roots_dist.world.batch import IGNORE, MicroBatch, scored
+
+
+class Prefix:
+    """S positions of the encoder, T of the decoder."""
+
+    weights = {"prefix": 1.0}  # terms of the loss, and what each is multiplied by
+    words = "prefix"  # the term that has a perplexity
+
+    def __init__(self, config: Config, specials: Specials):
+        specials.require(*NEEDED["prefix"])
+        self.seq, self.target_seq, self.pad = config.data.seq, target_seq(config), specials.pad
+
+    def open(self, path: str) -> Corpus:
+        return Corpus.open(path)
+
+    def num_samples(self, source: Corpus) -> int:
+        return windows(source, self.seq, self.seq)
+
+    def sample(self, source: Corpus, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
+        tokens = source.tokens(index * self.seq, self.seq).astype(np.int64)
+        cut = int(draw.integers(1, self.seq))
+        rest = tokens[cut : cut + self.target_seq]
+        targets = np.pad(rest, (0, self.target_seq - len(rest)), constant_values=IGNORE)
+        return padded_pair(tokens[:cut], targets, self.seq, self.pad)
+
+    def counts(self, batch: MicroBatch) -> dict[str, int]:
+        return {"prefix": scored(batch.targets)}

@@ -1,0 +1,48 @@
+"""`roots sample CONFIG`: what an objective makes of the corpus, in words. One sample of a training step, field by field.
+
+config --objectives/, learning/data/batches.py--> MicroBatch --tokenizer--> lines
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from torch import Tensor
+
+from roots_dist.config.schema import Config
+from roots_dist.learning.data.batches import FIELDS, Batches
+from roots_dist.learning.data.tokenizer import Codec, load_codec
+from roots_dist.learning.objectives import make_objective
+from roots_dist.world.batch import IGNORE, MicroBatch
+
+
+def sample_lines(config: Config, step: int) -> Iterator[str]:
+    """The first sample of a step (counted from 0). Raises DataError if the corpus or the tokenizer cannot be used."""
+    one = config.changed({"train.micro_batch": 1})
+    batch = Batches.open(one, make_objective(one), one.data.train).at(step)[0]
+    codec = load_codec(config.data.tokenizer) if config.data.tokenizer else None
+    for name, value in fields(batch):
+        told = words(value, codec) if name in FIELDS else ", ".join(f"{v} (×{n})" for v, n in runs(value))
+        yield f"{name}, {len(value)}\n    {told}"
+
+
+def fields(batch: MicroBatch) -> Iterator[tuple[str, list[int]]]:
+    """Those that say something, of the first row."""
+    for name, value in vars(batch).items():
+        if isinstance(value, Tensor) and name != "samples":
+            yield name, value[0].reshape(-1).tolist()
+
+
+def runs(values: Sequence[int]) -> list[tuple[int, int]]:
+    """(value, how many in a row) …"""
+    return [(value, len(list(same))) for value, same in groupby(values)]
+
+
+def words(ids: Sequence[int], codec: Codec | None) -> str:
+    """The text; without a tokenizer the ids. What is not scored is a dot for each run of it."""
+    parts = []
+    for scored, some in groupby(ids, key=lambda i: i != IGNORE):
+        some = list(some)
+        parts.append("·" if not scored else codec.decode(some) if codec else " ".join(map(str, some)))
+    return " ".join(part.strip() for part in parts)

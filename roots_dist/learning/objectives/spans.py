@@ -1,0 +1,78 @@
+"""Span corruption: runs of tokens give way to sentinels, the decoder says what stood there (Raffel et al. 2020, 3.1.4).
+
+    window of the corpus --> inputs  Thank you <0> me to your party <1> week </s>
+                             targets <0> for inviting <1> last </s>
+
+How many tokens a sample reads, hides and gives back is fixed by the config (accounting/sizes.py span_lengths), so inputs
+and targets have the same lengths in every sample, and nothing is padded.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from roots_dist.accounting.sizes import span_lengths
+from roots_dist.config.schema import Config
+from roots_dist.config.special_tokens import NEEDED
+from roots_dist.errors import DataError, Problem
+from roots_dist.learning.data.specials import Specials
+from roots_dist.learning.data.store import Corpus, windows
+from roots_dist.world.batch import PADDING, MicroBatch, scored
+
+
+def segments(items: int, count: int, draw: np.random.Generator) -> np.ndarray:
+    """int64 [count]: a random way to cut `items` things into `count` runs of one or more, all ways alike."""
+    cuts = 1 + np.sort(draw.permutation(items - 1)[: count - 1])
+    return np.diff(np.concatenate([[0], cuts, [items]]))
+
+
+class Spans:
+    """S positions of the encoder, T of the decoder."""
+
+    weights = {"spans": 1.0}
+    words = "spans"
+
+    def __init__(self, config: Config, specials: Specials):
+        specials.require(*NEEDED["spans"])
+        self.seq, self.specials, self.lengths = config.data.seq, specials, span_lengths(config)
+        if len(specials.sentinels) < self.lengths.spans:
+            problem = Problem(
+                key="data.tokenizer",
+                found=specials.name,
+                expected=f"at least {self.lengths.spans} sentinels (<extra_id_0> …), one for each span of a sample; it has "
+                f"{len(specials.sentinels)}",
+                fix="prepare the corpus with --kind unigram, or lower data.seq or objective.masked",
+            )
+            raise DataError(problem)
+
+    def open(self, path: str) -> Corpus:
+        return Corpus.open(path)
+
+    def num_samples(self, source: Corpus) -> int:
+        return windows(source, self.lengths.tokens, self.lengths.tokens)
+
+    def sample(self, source: Corpus, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
+        _, _, _, hidden, spans = self.lengths
+        tokens = source.tokens(index * self.lengths.tokens, self.lengths.tokens).astype(np.int64)
+        lengths = np.stack([segments(len(tokens) - hidden, spans, draw), segments(hidden, spans, draw)], 1)
+        runs = np.split(tokens, np.cumsum(lengths.ravel())[:-1])  # seen, hidden, seen, hidden …
+        s = self.specials
+        inputs = [part for k in range(spans) for part in (runs[2 * k], [s.sentinels[k]])]
+        targets = [part for k in range(spans) for part in ([s.sentinels[k]], runs[2 * k + 1])]
+        return padded_pair(np.concatenate([*inputs, [s.end]]), np.concatenate([*targets, [s.end]]), self.seq, s.pad)
+
+    def counts(self, batch: MicroBatch) -> dict[str, int]:
+        return {"spans": scored(batch.targets)}
+
+
+def padded_pair(inputs: np.ndarray, targets: np.ndarray, seq: int, pad: int) -> dict[str, np.ndarray]:
+    """Fields of two stacks: the encoder reads `inputs`, filled up to seq; the decoder reads the targets one place later,
+    after the padding token (T5's start)."""
+    fields = {
+        "tokens": np.pad(inputs, (0, seq - len(inputs)), constant_values=pad),
+        "targets": targets,
+        "decoder_tokens": np.concatenate([[pad], np.where(targets < 0, pad, targets)[:-1]]),
+    }
+    if len(inputs) < seq:
+        fields["documents"] = np.where(np.arange(seq) < len(inputs), 0, PADDING)
+    return fields

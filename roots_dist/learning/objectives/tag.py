@@ -1,0 +1,53 @@
+"""A class for each word of a text: names, punctuation, parts of speech (Devlin et al. 2019, section 5.3).
+
+    row: words, a label for each --> bert, electra  [CLS] tokens [SEP], gpt tokens; the label on the first token of its word
+
+What is longer than data.seq is cut at its end, words and labels alike.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from roots_dist.config.schema import Config
+from roots_dist.config.special_tokens import needed
+from roots_dist.learning.data.specials import Specials
+from roots_dist.learning.data.tasks import Example, Examples, open_examples
+from roots_dist.learning.objectives.classify import padded
+from roots_dist.world.batch import IGNORE, MicroBatch, scored
+
+
+class WordClasses:
+    """S positions."""
+
+    weights = {"tag": 1.0}
+    words = None
+
+    def __init__(self, config: Config, specials: Specials):
+        specials.require(*needed("tag", config.model.family))
+        self.config, self.specials, self.seq = config, specials, config.data.seq
+        self.decoder, self.segments = config.model.family == "gpt", config.model.segments
+
+    def open(self, path: str) -> Examples:
+        return open_examples(path, self.config)
+
+    def num_samples(self, source: Examples) -> int:
+        return len(source)
+
+    def too_long(self, example: Example) -> bool:
+        return len(example.first) > self._room()
+
+    def _room(self) -> int:
+        return self.seq - (0 if self.decoder else 2)
+
+    def sample(self, source: Examples, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
+        example, s = source.rows[index], self.specials
+        tokens, marks = example.first[: self._room()], example.marks[: self._room()]
+        if not self.decoder:
+            tokens, marks = np.concatenate([[s.cls], tokens, [s.sep]]), np.concatenate([[IGNORE], marks, [IGNORE]])
+        fields = padded(tokens, self.seq, s.pad)
+        fields["labels"] = np.pad(marks.astype(np.int64), (0, self.seq - len(marks)), constant_values=IGNORE)
+        return fields | ({"segments": np.zeros(self.seq, np.int64)} if self.segments else {})
+
+    def counts(self, batch: MicroBatch) -> dict[str, int]:
+        return {"tag": scored(batch.labels)}

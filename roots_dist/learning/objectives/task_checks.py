@@ -1,0 +1,81 @@
+"""What the rows of a task say of its config, and what is wrong with them: before the first process group.
+
+config --told--> the same with labels and steps by the rows of data.train
+config --look--> every row read and cut as in training: the first that cannot be learned is refused, with file and line
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from roots_dist.config.batch_ramp import step_after
+from roots_dist.config.schema import Config
+from roots_dist.config.special_tokens import TASKS
+from roots_dist.errors import ConfigError, Problem
+from roots_dist.learning.data.tasks import labels_of
+
+
+def told(config: Config) -> Config:
+    """Raises DataError for rows that cannot be read."""
+    f, values = config.finetune, {}
+    if config.objective.name in ("classify", "tag") and not f.labels and config.data.train:
+        values["finetune.labels"] = labels_of([source.path for source in config.data.train], config)
+    labelled = config.changed(values)
+    if (
+        (f.epochs is None and f.every_epochs is None)
+        or not config.data.train
+        or (config.objective.name in TASKS and not config.data.tokenizer)
+    ):
+        return labelled  # what is missing is told by the checks
+    samples = _num_samples(labelled)
+    pass_steps = max(1, -(-samples // config.train.batch))
+    if f.epochs is not None:
+        values["train.steps"] = (
+            f.epochs * pass_steps if config.train.batch_ramp is None else step_after(config.train, f.epochs * samples)
+        )
+    if f.every_epochs is not None:
+        values["finetune.every"] = max(1, round(f.every_epochs * pass_steps))
+    return config.changed(values)
+
+
+def _num_samples(config: Config) -> int:
+    from roots_dist.learning.objectives import make_objective
+
+    objective = make_objective(config)
+    return sum(objective.num_samples(objective.open(source.path)) for source in config.data.train)
+
+
+def look(config: Config) -> None:
+    """Raises DataError or ConfigError for what training would stumble over. Of corpora, the headers have been read."""
+    if config.objective.name not in TASKS:
+        return
+    from roots_dist.learning.objectives import make_objective
+
+    objective = make_objective(config)
+    for source in (*config.data.train, *config.data.validation):
+        opened = objective.open(source.path)
+        mute = [
+            i for i, row in enumerate(opened.rows, 1) if hasattr(objective, "teaches") and not objective.teaches(row)
+        ]
+        if mute:
+            problem = Problem(
+                key="data.seq",
+                found=config.data.seq,
+                expected=f"more: of {len(mute)} of the {len(opened)} conversations of {source.path} (the first is number {mute[0]}) it "
+                "holds nothing of an answer",
+                fix=f"use at least {max(len(row.first) for row in opened.rows)}, or leave long conversations out",
+            )
+            raise ConfigError([problem])
+
+
+def cut_rows(config: Config) -> Iterator[str]:
+    """Which rows are longer than a sample, in words, file by file."""
+    from roots_dist.learning.objectives import make_objective
+
+    if config.objective.name not in TASKS:
+        return
+    objective = make_objective(config)
+    for source in (*config.data.train, *config.data.validation):
+        opened = objective.open(source.path)
+        if cut := sum(map(objective.too_long, opened.rows)):
+            yield f"{source.path}: {cut:,} of {len(opened):,} rows are longer than data.seq = {config.data.seq}, and cut"

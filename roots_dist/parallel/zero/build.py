@@ -1,0 +1,30 @@
+"""Chooses the side of the seam that a run is on. DeepSpeed is imported only where it is used: it takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from roots_dist.config.schema import Config
+from roots_dist.parallel.optim.phases import Learned
+from roots_dist.parallel.zero.seam import Engine
+from roots_dist.world.mesh import Mesh
+from roots_dist.world.sharding import Param
+
+
+def build_engine(
+    config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param], learned: Mapping[str, Learned]
+) -> Engine:
+    """module: this rank's stages; params: its parameters, initialised; learned: what learns, of the whole model.
+    Collective over the world.
+
+    The config has passed checks/checks.py, which knows what neither side can do.
+    """
+    if config.engine(mesh.dp.size) == "reference":
+        from roots_dist.parallel.zero.reference import ReferenceEngine
+
+        return ReferenceEngine(config, mesh, module, params, learned)
+    from roots_dist.parallel.zero.engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(config, mesh, module, params, learned)

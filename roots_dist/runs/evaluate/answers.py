@@ -1,0 +1,83 @@
+"""How often the greedy answer to a held-out question is the right one, word for word (instruct, seq2seq).
+
+    objective.question --decode--> words said --stripped of spaces--> exact match, by scikit-learn
+
+Both texts are decoded by the tokenizer, without special tokens; runs of white space count as one space, at the ends as none.
+Case and punctuation matter.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from roots_dist.assembly.passes import Passes
+from roots_dist.config.schema import Config
+from roots_dist.errors import needs
+from roots_dist.learning.data.batches import Batches
+from roots_dist.learning.data.tokenizer import Codec
+from roots_dist.runs.generate.decode import decode
+from roots_dist.runs.generate.request import Request
+from roots_dist.runs.generate.sampling import Sampling
+from roots_dist.runs.generate.stops import Stops
+
+MORE = 8
+"""Tokens beyond the longest right answer that are heard: spaces do not count."""
+ASKS = ("instruct", "seq2seq")
+"""Objectives that have questions."""
+
+
+class Asked(NamedTuple):
+    """One question, in words."""
+
+    question: str
+    expected: str
+    said: str
+
+
+class Answers(NamedTuple):
+    exact_match: float
+    asked: list[Asked]
+
+
+def answered(passes: Passes, objective, held_out: Batches, codec: Codec, count: int) -> Answers:
+    """Of at most `count` held-out questions, the first that evaluation draws. objective: one of ASKS. Collective over the
+    world; equal on every rank. A question longer than the model can hold loses its beginning."""
+    rows = [objective.question(source, index) for source, index in held_out.drawn(count)]
+    end = objective.specials.end
+    ends = frozenset({end, *(int(answer[-1]) for _, answer in rows if objective.specials.special[answer[-1]])})
+    longest = max(len(answer) for _, answer in rows) + MORE
+    room = _room(passes.config)
+    longest = longest if room is None else min(longest, room // 2)
+    texts = [question.tolist()[-room + longest :] if room else question.tolist() for question, _ in rows]
+    start = objective.specials.pad if passes.config.model.family == "t5" else None
+    request = Request(longest, Sampling(temperature=0.0))
+    said = decode(passes, texts, request, Stops(ends), start=start)
+
+    def words(ids) -> str:
+        return normalised(codec.backend.decode(list(map(int, ids)), skip_special_tokens=True))
+
+    asked = [
+        Asked(words(text), words(answer), words(one.tokens)) for text, (_, answer), (one,) in zip(texts, rows, said)
+    ]
+    return Answers(_exact_match([one.expected for one in asked], [one.said for one in asked]), asked)
+
+
+def normalised(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _room(config: Config) -> int | None:
+    """Tokens of question and answer together that a decoder can hold; None: any number."""
+    m = config.model
+    return (m.max_positions or config.data.seq) if m.family == "gpt" and m.positions == "learned" else None
+
+
+def _exact_match(expected: list[str], said: list[str]) -> float:
+    try:
+        from sklearn.metrics import accuracy_score
+    except ImportError:
+        raise needs("scikit-learn", "finetune") from None
+    number = {text: i for i, text in enumerate(dict.fromkeys([*expected, *said]))}  # of each text, as a class
+    return float(accuracy_score(np.array([number[t] for t in expected]), np.array([number[t] for t in said])))

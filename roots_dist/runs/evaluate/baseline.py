@@ -1,0 +1,72 @@
+"""What n-grams of the training text make of the held-out text: the same targets, the same tokens, another model.
+
+    data.train --ngram.count--> Ngrams --log p of every held-out target--> [Baseline], orders 0 (uniform) to n
+
+On one rank, without torch: no other rank is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from roots_dist.config.schema import Config, Source
+from roots_dist.learning.data.batches import Batches
+from roots_dist.learning.data.store import Corpus
+from roots_dist.runs.evaluate.ngram import count
+
+NAMES = ("uniform", "unigram", "bigram", "trigram")
+
+
+class Baseline(NamedTuple):
+    name: str
+    loss: float
+    """nats per target"""
+
+
+class Compared(NamedTuple):
+    orders: list[Baseline]
+    used: int
+    """training tokens"""
+    available: int
+
+
+def compared(config: Config, held_out: Batches, sequences: int, order: int, most: int) -> Compared:
+    """Of at most `most` training tokens: of several corpora the beginning of each, in proportion to their sizes."""
+    tokens, starts, available = _beginnings(config.data.train, most)
+    model = count(tokens, starts, order, config.model.vocab)
+    sums, targets = np.zeros(order + 1), 0
+    for source, places in _places(held_out, sequences, config.data.seq):
+        found = model.log_probabilities(source.tokens(0, source.num_tokens), source.bounds[:-1], places)
+        sums, targets = sums - found.sum(1), targets + len(places)
+    orders = [
+        Baseline(NAMES[k] if k < len(NAMES) else f"{k}-gram", float(loss)) for k, loss in enumerate(sums / targets)
+    ]
+    return Compared(orders, len(tokens), available)
+
+
+def _beginnings(given: Sequence[Source], most: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Tokens, where each document begins in them, and how many tokens there are in all."""
+    corpora = [Corpus.open(source.path) for source in given]
+    available = sum(corpus.num_tokens for corpus in corpora)
+    parts, starts, before = [], [], 0
+    for corpus in corpora:
+        size = min(corpus.num_tokens, -(-most * corpus.num_tokens // available))
+        bounds = corpus.bounds[:-1]
+        parts.append(corpus.tokens(0, size))
+        starts.append(before + bounds[bounds < size])
+        before += size
+    return np.concatenate(parts), np.concatenate(starts), available
+
+
+def _places(held_out: Batches, sequences: int, seq: int) -> list[tuple[Corpus, np.ndarray]]:
+    """Of each source the positions of the targets of causal samples (learning/objectives/clm.py): all but a window's first token,
+    and the one that follows it."""
+    found: dict[int, tuple[Corpus, list[int]]] = {}
+    for source, index in held_out.drawn(sequences):
+        found.setdefault(id(source), (source, []))[1].append(index)
+    return [
+        (source, (np.array(which)[:, None] * seq + np.arange(1, seq + 1)).ravel()) for source, which in found.values()
+    ]

@@ -1,0 +1,35 @@
+"""Which options of `roots evaluate` a run can be evaluated with. No torch: the command line asks."""
+
+from __future__ import annotations
+
+from roots_dist.config.schema import Config
+from roots_dist.errors import Problem
+from roots_dist.runs.evaluate.options import EvaluateOptions
+
+
+def problems(options: EvaluateOptions, config: Config) -> list[Problem]:
+    """What cannot be had of this run."""
+    found, objective = [], f"a run of {config.objective.name}"
+    if options.ngram is not None and config.objective.name != "clm":
+        expected = "a causal run (objective.name=clm), whose loss an n-gram model can be compared with"
+        found.append(Problem(key="--ngram", found=objective, expected=expected, fix="leave it out"))
+    elif options.ngram is not None and not config.data.train:
+        fix = "name it: data.train=data/mine/train_text_document"
+        found.append(
+            Problem(key="data.train", found=[], expected="the text that the n-gram baseline learns from", fix=fix)
+        )
+    if options.tasks and config.objective.name not in ("clm", "instruct"):
+        expected = "a decoder that writes (objective.name=clm or instruct)"
+        found.append(Problem(key="--lm-eval", found=objective, expected=expected, fix="leave it out"))
+    elif options.tasks and config.data.tokenizer is None:
+        fix = "name it: data.tokenizer=data/mine/tokenizer.json"
+        found.append(
+            Problem(key="data.tokenizer", found=None, expected="the run's tokenizer: tasks are texts", fix=fix)
+        )
+    for key, value in (("--include-path", options.include_path), ("--limit", options.limit)):
+        if value is not None and not options.tasks:
+            found.append(Problem(key=key, found=value, expected="tasks to go with it", fix="add --lm-eval TASKS"))
+    if not config.data.validation and (options.ngram is not None or not options.tasks):
+        fix = "name a prefix: roots evaluate RUN data.validation=data/mine/validation_text_document"
+        found.append(Problem(key="data.validation", found=[], expected="a held-out corpus", fix=fix))
+    return found

@@ -1,0 +1,85 @@
+"""`roots evaluate RUN`: a run's chosen checkpoint held against held-out text, baselines and other people's tasks, in one
+process or in any layout.
+
+    run's config.yaml --of_run--> Passes --load_weights--> score, answers, lm-eval (all ranks); n-grams (rank 0) --> show.py
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from roots_dist.assembly.passes import Passes, build_passes
+from roots_dist.config.schema import Config
+from roots_dist.learning.data.batches import Batches
+from roots_dist.learning.data.tokenizer import load_codec
+from roots_dist.learning.objectives import make_objective
+from roots_dist.runs.evaluate import show
+from roots_dist.runs.evaluate.answers import ASKS, answered
+from roots_dist.runs.evaluate.baseline import compared
+from roots_dist.runs.evaluate.harness import harnessed, open_tasks
+from roots_dist.runs.evaluate.held_out import Score, score_held_out
+from roots_dist.runs.evaluate.options import EvaluateOptions
+from roots_dist.runs.evaluate.sources import bytes_per_token, names
+from roots_dist.storage.checkpoint.keep import chosen
+from roots_dist.storage.checkpoint.load import load_weights
+from roots_dist.world.batch import MicroBatch
+from roots_dist.world.mesh import Mesh
+
+
+def evaluate(config: Config, mesh: Mesh, options: EvaluateOptions = EvaluateOptions()) -> Score | None:
+    """Of the held-out text, the same on every rank; None where there is none. Collective over the world. Rank 0 shows it."""
+    run = Path(config.track.folder)
+    checkpoint = chosen(run)
+    tasks = (
+        open_tasks(options, mesh.rank) if options.tasks else None
+    )  # what is wrong with them shows before hours of scoring
+    passes = build_passes(config, mesh)
+    load_weights(checkpoint, passes.model.params, mesh)
+    found = _of_held_out_text(passes, checkpoint, options) if config.data.validation else None
+    if tasks is not None:
+        results = harnessed(passes, tasks, options.limit, run)
+        if mesh.rank == 0:
+            show.show("", show.harness_table(results))
+    return found
+
+
+def _of_held_out_text(passes: Passes, checkpoint: Path, options: EvaluateOptions) -> Score:
+    config, mesh = passes.config, passes.mesh
+    objective = make_objective(config)
+    held_out = Batches.open(config, objective, config.data.validation, mesh.dp.rank, mesh.dp.size)
+    sequences = min(config.train.eval_sequences, held_out.num_samples)
+
+    def watched(batches: Iterable[MicroBatch]) -> Iterable[MicroBatch]:
+        if mesh.rank or not sys.stderr.isatty():
+            return batches
+        total = -(-sequences // (config.train.micro_batch * mesh.dp.size)) if len(config.data.validation) == 1 else None
+        return track(batches, "evaluating", total=total, console=Console(stderr=True), transient=True)
+
+    found = score_held_out(passes, objective, held_out, sequences, bytes_per_token(config.data.validation), watched)
+    found = replace(found, sources=_with_bytes(found, config))
+    if mesh.rank == 0:
+        show.show(show.score_table(checkpoint, sequences, found))
+        if found.sources:
+            show.show("", show.sources_table(found))
+        for table in show.classes_tables(found) if found.table is not None else ():
+            show.show("", table)
+    if config.objective.name in ASKS and options.answers:
+        answers = answered(passes, objective, held_out, load_codec(config.data.tokenizer), options.answers)
+        if mesh.rank == 0:
+            show.show("", *show.answers_lines(answers))
+    if options.ngram is not None and mesh.rank == 0:
+        baselines = compared(config, held_out, sequences, options.ngram, options.ngram_tokens)
+        show.show("", *show.compared_table(baselines, found))
+    return found
+
+
+def _with_bytes(found: Score, config: Config) -> dict[str, Score]:
+    """The sources, each with the bytes of its own tokens."""
+    given = dict(zip(names(config.data.validation), config.data.validation))
+    return {name: replace(one, bytes_per_token=bytes_per_token([given[name]])) for name, one in found.sources.items()}

@@ -1,0 +1,131 @@
+"""EleutherAI's lm-evaluation-harness over a run's live model, in any layout: `roots evaluate RUN --lm-eval TASKS`.
+
+    names --open_tasks--> Tasks --simple_evaluate, on every rank alike--> harness_model.py --> results, RUN/lm_eval.json
+
+Every rank asks the same in the same order, so the model's collectives meet; to lm_eval each is alone. Tasks of one's own are
+YAML files in a folder, with rows in jsonl: no network is needed for them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from difflib import get_close_matches
+from io import StringIO
+from pathlib import Path
+
+from roots_dist import environment
+from roots_dist.assembly.passes import Passes
+from roots_dist.errors import DataError, Problem, needs
+from roots_dist.runs.evaluate.harness_model import harness_model
+from roots_dist.runs.evaluate.options import EvaluateOptions
+
+RESULTS_FILE = "lm_eval.json"
+DRAWS = 1000
+"""Of the bootstrap, for standard errors that have no formula."""
+
+
+@dataclass(frozen=True)
+class Tasks:
+    names: list[str]
+    manager: object
+    """A TaskManager that has loaded them."""
+
+
+def open_tasks(options: EvaluateOptions, rank: int) -> Tasks:
+    """Of the folder, else of those that lm_eval brings. Raises DataError for one that is not known or cannot be loaded."""
+    environment.export({"DISABLE_MULTIPROC": "1"})  # else its bootstrap forks, beside threads that hold a process group
+    with _quiet(rank):
+        try:
+            from lm_eval.tasks import TaskManager
+        except ImportError:
+            raise needs("lm-eval", "evaluation") from None
+
+        class Loaded(TaskManager):
+            loaded = None
+
+            def load(self, names):
+                self.loaded = self.loaded or super().load(names)  # simple_evaluate asks for the same again
+                return self.loaded
+
+        if options.include_path is not None and not Path(options.include_path).is_dir():
+            fix = "name the folder that holds the tasks' YAML files"
+            raise DataError(Problem(key="--include-path", found=options.include_path, expected="a folder", fix=fix))
+        manager = Loaded(include_path=options.include_path, include_defaults=options.include_path is None)
+        names = known(manager.all_tasks, options.tasks)
+        try:
+            manager.load(names)
+        except (OSError, ValueError, KeyError, ImportError) as error:  # what datasets and YAML raise
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            fix = "check its YAML and data; HF_HUB_OFFLINE=0 lets several processes download; --include-path needs no network"
+            problem = Problem(
+                key="--lm-eval", found=",".join(names), expected=f"tasks that can be loaded ({reason})", fix=fix
+            )
+            raise DataError(problem) from error
+    return Tasks(names, manager)
+
+
+def harnessed(passes: Passes, tasks: Tasks, limit: int | None, run: Path) -> dict:
+    """lm_eval's results; {} on other ranks than the first, which writes them into the run's folder. limit: examples of each
+    task. Collective over the world."""
+    from lm_eval import simple_evaluate
+
+    with _quiet(passes.mesh.rank):
+        results = simple_evaluate(
+            harness_model(passes),
+            tasks=tasks.names,
+            task_manager=tasks.manager,
+            limit=limit,
+            bootstrap_iters=DRAWS,
+            log_samples=False,
+        )
+    if passes.mesh.rank:
+        return {}
+    _write(results, run / RESULTS_FILE)
+    return results
+
+
+def known(there: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """The names, once each. Raises DataError for one that is not there."""
+    for name in wanted:
+        if name not in there:
+            near = get_close_matches(name, there, n=3)
+            few = near or (list(there) if len(there) <= 8 else [])
+            fix = (
+                f"choose from {', '.join(few)}"
+                if few
+                else "see `lm-eval ls tasks`, or give your own with --include-path"
+            )
+            raise DataError(Problem(key="--lm-eval", found=name, expected="the name of a task", fix=fix))
+    return list(dict.fromkeys(wanted))
+
+
+@contextmanager
+def _quiet(rank: int) -> Iterator[None]:
+    """lm_eval's warnings, once; its bars on a terminal only."""
+    log, before = logging.getLogger("lm_eval"), logging.getLogger("lm_eval").handlers[:]
+    log.setLevel(logging.WARNING)
+    with ExitStack() as stack:
+        if rank or not sys.stderr.isatty():
+            handler = logging.NullHandler() if rank else logging.StreamHandler(sys.stderr)
+            log.handlers, log.propagate = [handler], False
+            stack.enter_context(redirect_stderr(StringIO()))
+            stack.enter_context(redirect_stdout(StringIO()))
+        try:
+            yield
+        finally:
+            log.handlers, log.propagate = before, True
+
+
+def _write(results: dict, path: Path) -> None:
+    """Whole or not at all."""
+    from lm_eval.utils import handle_non_serializable
+
+    partial = path.with_name(path.name + ".partial")
+    text = json.dumps(results, indent=1, default=handle_non_serializable, ensure_ascii=False)
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)

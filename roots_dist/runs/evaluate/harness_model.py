@@ -1,0 +1,183 @@
+"""The live parallel model as lm-evaluation-harness knows a model: log-likelihoods, rolling ones, generated texts.
+
+    lm_eval's requests, the same on every rank --tokens, cut to max_length--> Passes, decode.py --> answers on every rank
+
+Texts become tokens, long ones windows, and contexts are cut, as lm_eval's own HFLM does it for a causal model, so that a run
+and its export get the same numbers. Data ranks share the requests. B requests, S tokens of the longest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import islice
+
+import torch
+
+from roots_dist.assembly.passes import Passes
+from roots_dist.errors import DataError, Problem, UserError
+from roots_dist.learning.data.specials import read_specials
+from roots_dist.learning.data.tokenizer import load_codec
+from roots_dist.runs.generate.decode import decode
+from roots_dist.runs.generate.request import Request
+from roots_dist.runs.generate.sampling import Sampling
+from roots_dist.runs.generate.stops import Stops
+from roots_dist.world.batch import IGNORE, MicroBatch
+
+AT_A_TIME = 16
+"""Microbatches per pipeline rank that run in one go."""
+BEGINS = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
+"""Tokens that begin a text, in known tokenizers; where there is none, the one that ends a text begins it too (GPT-2)."""
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+BEAMS = {"num_beams": "beams", "length_penalty": "length_penalty", "early_stopping": "early_stopping"}
+"""Options of generation that lm_eval and transformers have, too; of beams with our names."""
+
+
+def token_scores(
+    passes: Passes, asked: Sequence[tuple[list[int], list[int]]], max_length: int
+) -> list[tuple[float, bool]]:
+    """Of each (context, continuation), neither empty, the continuation's log-probability and whether greedy decoding would
+    say it. A context that is too long loses its beginning. Collective over the world; equal on every rank."""
+    mesh = passes.mesh
+    longest_first = sorted(range(len(asked)), key=lambda i: -sum(map(len, asked[i])))
+    batches = list(_batches(passes, asked, longest_first, max_length))[mesh.dp.rank :: mesh.dp.size]
+    found = torch.zeros(len(asked), 2, dtype=torch.float64, device=mesh.device)
+    left = iter(batches)
+    with passes.model.split.uncut():  # texts have any length
+        while some := list(islice(left, AT_A_TIME * mesh.pp.size)):
+            for (numbers, batch), (scores, hits) in zip(
+                some, passes.forward([batch.to(mesh.device) for _, batch in some])
+            ):
+                right = (hits | (batch.targets.to(hits.device) == IGNORE)).all(1)
+                found[numbers] = torch.stack([scores.double().sum(1), right.double()], 1)
+    if mesh.tp.rank > 0:
+        found.zero_()
+    return [(score, right > 0) for score, right in mesh.world.sum_(found).tolist()]
+
+
+def _batches(passes: Passes, asked, order: list[int], max_length: int):
+    """(numbers, microbatch): as many requests in each as have the tokens of a microbatch of the run's evaluation."""
+    config, first = passes.config, 0
+    while first < len(order):
+        context, continuation = asked[order[first]]
+        length = min(max_length, len(context) + len(continuation) - 1)
+        rows = max(1, config.train.micro_batch * config.data.seq // length)
+        numbers = order[first : first + rows]
+        tokens, targets = (
+            torch.zeros(len(numbers), length, dtype=torch.int64),
+            torch.full((len(numbers), length), IGNORE),
+        )
+        for row, i in enumerate(numbers):
+            context, continuation = asked[i]
+            ids = (context + continuation)[-(max_length + 1) :]
+            tokens[row, : len(ids) - 1] = torch.tensor(ids[:-1])
+            targets[row, len(ids) - 1 - len(continuation) : len(ids) - 1] = torch.tensor(continuation)
+        yield numbers, MicroBatch(tokens=tokens, targets=targets, samples=torch.tensor(numbers), read="targets")
+        first += rows
+
+
+def harness_model(passes: Passes):
+    """An lm_eval.api.model.LM. Raises DataError if the tokenizer has no token that ends a text."""
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.models.utils import (
+        handle_stop_sequences,
+        has_bos_prefix,
+        normalize_gen_kwargs,
+        postprocess_generated_text,
+    )
+    from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+    config = passes.config
+    specials = read_specials(config.data.tokenizer, config.model.vocab)
+    specials.require("end")
+    codec = load_codec(config.data.tokenizer)
+    backend = codec.backend
+    backend.encode_special_tokens = False  # as in transformers: a special token spelled out is that token
+    begins = next((i for i in map(backend.token_to_id, BEGINS) if i is not None), specials.end)
+    begin_text = backend.decode([begins], skip_special_tokens=False)
+
+    class Live(TemplateLM):
+        eot_token_id = specials.end
+        prefix_token_id = begins
+        max_length = config.model.max_positions or config.data.seq
+
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
+            if add_special_tokens is None:
+                add_special_tokens = not has_bos_prefix(string, begin_text)
+            return backend.encode(string, add_special_tokens=add_special_tokens).ids
+
+        def loglikelihood(self, requests, disable_tqdm: bool = True):
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+        def _loglikelihood_tokens(self, requests, **_: object) -> list[tuple[float, bool]]:
+            for texts, _, continuation in requests:
+                if not 0 < len(continuation) <= self.max_length:
+                    problem = Problem(
+                        key="a continuation of a task",
+                        found=texts[1] if texts else "",
+                        expected=f"1 to {self.max_length} tokens (data.seq); it has {len(continuation)}",
+                        fix="leave the task out, or evaluate a run of a larger data.seq",
+                    )
+                    raise UserError(problem)
+            return token_scores(passes, [(context, said) for _, context, said in requests], self.max_length)
+
+        def loglikelihood_rolling(self, requests, disable_tqdm: bool = True) -> list[float]:
+            windows, owners = [], []
+            for number, (text,) in enumerate(request.args for request in requests):
+                tokens = self.tok_encode(text)
+                rolling = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
+                windows += [(None, *make_disjoint_window(window)) for window in rolling]
+                owners += [number] * (len(windows) - len(owners))
+            sums = [0.0] * len(requests)
+            for number, (score, _) in zip(owners, self._loglikelihood_tokens(windows)):
+                sums[number] += score
+            return sums
+
+        def generate_until(self, requests, disable_tqdm: bool = True) -> list[str]:
+            alike: dict[str, list[int]] = defaultdict(list)
+            for number, request in enumerate(requests):
+                alike[json.dumps(request.args[1], sort_keys=True)].append(number)
+            texts = [""] * len(requests)
+            for how, numbers in alike.items():
+                said = self._generate([requests[i].args[0] for i in numbers], json.loads(how))
+                for number, text in zip(numbers, said):
+                    texts[number] = text
+            return texts
+
+        def _generate(self, contexts: list[str], how: dict) -> list[str]:
+            options = normalize_gen_kwargs(how, default_max_gen_toks=256)
+            until = handle_stop_sequences(
+                options.pop("until"), eos=backend.decode([specials.end], skip_special_tokens=False)
+            )
+            request = _request(options, self.max_length)
+            room = self.max_length - request.max_tokens
+            prompts = [self.tok_encode(text)[-room:] for text in contexts]
+            stops = Stops(frozenset({specials.end}), tuple(filter(None, until)), codec)
+            said = []
+            for answer, *_ in decode(passes, prompts, request, stops):
+                text = backend.decode([i for i in answer.tokens if i != specials.end], skip_special_tokens=True)
+                said.append(postprocess_generated_text(text, until, None))
+            return said
+
+    return Live()
+
+
+def _request(options: dict, max_length: int) -> Request:
+    """Of lm_eval's options of generation, normalised. Raises DataError for one that is not known here."""
+    most, samples = options.pop("max_gen_toks"), options.pop("do_sample")
+    if most >= max_length:
+        expected, fix = f"less than data.seq = {max_length}", "set it in the task's generation_kwargs"
+        raise DataError(Problem(key="generation_kwargs.max_gen_toks", found=most, expected=expected, fix=fix))
+    sampling = {name: options.pop(name) for name in SAMPLING if name in options}
+    beams = {ours: options.pop(name) for name, ours in BEAMS.items() if name in options}
+    if options:
+        name, value = next(iter(options.items()))
+        expected = f"one of until, max_gen_toks, do_sample, {', '.join([*SAMPLING, *BEAMS])}"
+        raise DataError(
+            Problem(key=f"generation_kwargs.{name}", found=value, expected=expected, fix="leave it out of the task")
+        )
+    if not samples:
+        sampling["temperature"] = 0.0
+    beams["beams"] = 0 if beams.get("beams", 1) == 1 else beams["beams"]
+    return Request(most, Sampling(**sampling), **beams)

@@ -1,0 +1,154 @@
+"""Held-out loss, perplexity and bits per byte of a model, in whatever layout it is; of a task also how often it is right.
+
+Batches.evaluation, source by source --Passes.forward--> terms --summed over the world--> Score --together--> Score
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from roots_dist.assembly.passes import Passes
+from roots_dist.learning.data.batches import Batches
+from roots_dist.learning.models.heads import TASKS
+from roots_dist.runs.evaluate import sources
+from roots_dist.runs.evaluate.task_metrics import task_metrics
+from roots_dist.world.batch import MicroBatch, Objective
+
+AT_A_TIME = 16
+"""Microbatches per pipeline rank that run in one go: any corpus is scored in the memory of these, and the pipeline
+stands still for less than a sixteenth of the time."""
+
+
+class Sums(NamedTuple):
+    """Of one term, over all that was scored."""
+
+    loss: float
+    """nats"""
+    count: int
+    hits: int
+    """targets that were the model's best guess"""
+
+    @property
+    def mean(self) -> float:
+        return self.loss / max(1, self.count)
+
+    @property
+    def accuracy(self) -> float:
+        return self.hits / max(1, self.count)
+
+
+@dataclass(frozen=True)
+class Score:
+    terms: Mapping[str, Sums]
+    weights: Mapping[str, float]
+    words: str | None
+    """The term that has a perplexity."""
+    bytes_per_token: float | None
+    """of the held-out text; None where no manifest tells"""
+    table: np.ndarray | None = None
+    """int64 [C, C], of a task with classes: how many targets of each (rows) were taken for each (columns)"""
+    labels: tuple[str, ...] = ()
+    """names of these classes"""
+    sources: Mapping[str, Score] = field(default_factory=dict)
+    """Of each source alone, where there are several."""
+
+    @property
+    def loss(self) -> float:
+        return sum(self.weights[name] * sums.mean for name, sums in self.terms.items())
+
+    @property
+    def targets(self) -> int:
+        """Of the term of words, or of the first."""
+        return self.terms[self.words or next(iter(self.terms))].count
+
+    @property
+    def log_likelihood(self) -> float | None:
+        """nats, of all predicted words together"""
+        return -self.terms[self.words].loss if self.words else None
+
+    @property
+    def perplexity(self) -> float | None:
+        return math.exp(min(self.terms[self.words].mean, 700.0)) if self.words else None
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Comparable between tokenizers, unlike the other two. None where not every token is predicted from those before."""
+        if self.bytes_per_token is None or list(self.terms) != ["clm"]:
+            return None
+        return self.terms[self.words].mean / math.log(2) / self.bytes_per_token
+
+    def metrics(self) -> dict[str, float]:
+        """By the names under which they are logged. One term's loss is the loss."""
+        found = {"loss/validation": self.loss}
+        found |= {f"accuracy/validation/{name}": sums.accuracy for name, sums in self.terms.items()}
+        if len(self.terms) > 1:
+            found |= {f"loss/validation/{name}": sums.mean for name, sums in self.terms.items()}
+        found |= {f"loss/validation/{name}": one.loss for name, one in self.sources.items() if one.targets}
+        if self.table is not None:
+            found |= task_metrics(self.table, self.labels)
+        if self.perplexity is not None:
+            found["perplexity/validation"] = self.perplexity
+        return found if self.bits_per_byte is None else found | {"bits_per_byte/validation": self.bits_per_byte}
+
+
+Watched = Callable[[Iterable[MicroBatch]], Iterable[MicroBatch]]
+
+
+def score_held_out(
+    passes: Passes,
+    objective: Objective,
+    held_out: Batches,
+    sequences: int,
+    bytes_per_token: float | None,
+    watched: Watched = iter,
+) -> Score:
+    """Of so many sequences of data.validation together, and of each source alone where there are several. held_out: of
+    data.validation, this data rank's. watched: sees the batches go by. Collective over the world; equal on every rank."""
+    given = passes.config.data.validation
+    if len(given) == 1:
+        return score(passes, objective, watched(held_out.evaluation(sequences)), bytes_per_token)
+    found = {
+        name: score(passes, objective, watched(held_out.evaluation(sequences, number)), None)
+        for number, name in enumerate(sources.names(given))
+    }
+    return together(found, bytes_per_token)
+
+
+def together(scores: Mapping[str, Score], bytes_per_token: float | None) -> Score:
+    """Of all sources: every target counts once."""
+    one, *_ = every = list(scores.values())
+    terms = {name: Sums(*map(sum, zip(*(score.terms[name] for score in every)))) for name in one.terms}
+    table = None if one.table is None else sum(score.table for score in every)
+    return replace(one, terms=terms, table=table, bytes_per_token=bytes_per_token, sources=scores)
+
+
+def score(passes: Passes, objective: Objective, batches: Iterable[MicroBatch], bytes_per_token: float | None) -> Score:
+    """batches: this data rank's part. Equal on every rank. Collective over the world.
+
+    No smoothing and no auxiliary loss: the plain mean of -log p.
+    """
+    mesh, names, config = passes.mesh, list(objective.weights), passes.config
+    labels = config.finetune.labels if config.objective.name in TASKS else ()
+    sums = torch.zeros(len(names), 3, dtype=torch.float64, device=mesh.device)
+    table = torch.zeros(len(labels), len(labels), dtype=torch.int64, device=mesh.device)
+    left = iter(batches)
+    while some := [batch.to(mesh.device) for batch in islice(left, AT_A_TIME * mesh.pp.size)]:
+        for term in passes.forward(some):
+            hits = torch.zeros_like(term.count) if term.hits is None else term.hits
+            sums[names.index(term.name)] += torch.stack([term.sum.double(), term.count.double(), hits.double()])
+            if labels:
+                table += term.table
+    if mesh.tp.rank > 0:  # terms are the same on each tensor rank: one of them speaks
+        sums.zero_()
+        table.zero_()
+    rows = mesh.world.sum_(sums).tolist()
+    terms = {name: Sums(loss, int(count), int(hits)) for name, (loss, count, hits) in zip(names, rows)}
+    counted = mesh.world.sum_(table).cpu().numpy() if labels else None
+    return Score(terms, objective.weights, objective.words, bytes_per_token, counted, labels)

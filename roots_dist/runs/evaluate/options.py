@@ -1,0 +1,30 @@
+"""The options of `roots evaluate`: what is measured besides the loss of held-out text. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    ngram: Annotated[
+        int | None,
+        typer.Option(min=1, max=5, help="beside it n-grams of this order", metavar="ORDER", show_default=False),
+    ] = None
+    ngram_tokens: Annotated[int, typer.Option(min=1, help="training tokens that it is made from, at most")] = 20_000_000
+    answers: Annotated[int, typer.Option(min=0, help="held-out questions to answer (instruct, seq2seq)")] = 64
+    lm_eval: Annotated[
+        str | None, typer.Option(help="tasks of EleutherAI's harness, with commas", metavar="TASKS", show_default=False)
+    ] = None
+    include_path: Annotated[
+        str | None, typer.Option(help="folder of tasks of your own for it", metavar="FOLDER", show_default=False)
+    ] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="examples of each of its tasks", show_default=False)] = None
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of tasks of EleutherAI's lm-evaluation-harness."""
+        return tuple(name.strip() for name in (self.lm_eval or "").split(",") if name.strip())

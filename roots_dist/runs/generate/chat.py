@@ -1,0 +1,152 @@
+"""`roots chat RUN`: a conversation in a terminal, in one process. The history is kept, answers are shown as they are made.
+
+    line --history--> the chat template (learning/data/chat.py) --as much of it as the model can hold--> decode.py --> answer, history
+
+A model that was never taught to converse gets the default template, and is stopped where it begins to speak for the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from roots_dist.assembly.passes import Passes
+from roots_dist.config.schema import Config
+from roots_dist.errors import ConfigError, Problem
+from roots_dist.learning.data.chat import DEFAULT_NAME
+from roots_dist.runs.generate.check_options import check_options, kind_of
+from roots_dist.runs.generate.decode import decode
+from roots_dist.runs.generate.generate import load_model
+from roots_dist.runs.generate.options import GenerateOptions
+from roots_dist.runs.generate.prompts import Wording, wording
+from roots_dist.runs.generate.request import Request, request_of
+from roots_dist.runs.generate.stops import Stops, Streamed
+from roots_dist.world.mesh import Mesh
+
+NEXT = ("\nuser:", "user:")
+"""How the default template says that the user speaks; the white space before it is no part of an answer."""
+HELP = "/reset forgets the conversation, /exit ends it; Ctrl-C stops an answer.\n"
+Hear = Callable[[], str]
+"""The user's next line. Raises EOFError when there are no more."""
+Show = Callable[[str], None]
+
+
+def check(config: Config, options: GenerateOptions) -> None:
+    """Raises UserError for what cannot converse. Before the model is loaded."""
+    p, family, name = config.parallel, config.model.family, config.objective.name
+    problems = []
+    if family != "gpt":
+        fix = "fill masks in with" if kind_of(config) == "fill" else "use"
+        expected = "gpt: a conversation needs a decoder"
+        problems.append(Problem(key="model.family", found=family, expected=expected, fix=f"{fix} roots generate"))
+    elif kind_of(config) != "write":
+        expected = "one that writes (clm, instruct)"
+        problems.append(Problem(key="objective.name", found=name, expected=expected, fix="use roots generate"))
+    if p.tp * p.pp > 1:
+        expected, fix = "1: a conversation is held by one process", "leave the layout out, or use roots generate"
+        problems.append(Problem(key="parallel.tp × parallel.pp", found=p.tp * p.pp, expected=expected, fix=fix))
+    if problems:
+        raise ConfigError(problems)
+    check_options(options, config)
+    wording(config, talks=True)
+
+
+def chat(config: Config, mesh: Mesh, *, options: GenerateOptions, hear: Hear, show: Show) -> None:
+    """Until the user's last line."""
+    if mesh.world.size > 1:
+        expected, fix = "1: a conversation is held by one process", "start it without a launcher"
+        raise ConfigError([Problem(key="world size", found=mesh.world.size, expected=expected, fix=fix)])
+    words = wording(config, talks=True)
+    untaught = words.chat.name == DEFAULT_NAME and config.objective.name != "instruct"
+    stops = words.stops((*options.stop, *(NEXT if untaught else ())))
+    talk = Talk(load_model(config, mesh), words, request_of(options, config), stops, show)
+    show(f"{Path(config.track.folder)}: {HELP}")
+    while True:
+        try:
+            line = (
+                hear().encode(errors="replace").decode().strip()
+            )  # bytes that are no text come as halves of surrogate pairs
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            show("\n")
+            continue
+        if line == "/exit":
+            return
+        if line == "/reset":
+            talk.history.clear()
+            show("(forgotten)\n")
+        elif line.startswith("/"):
+            show(HELP)
+        elif line:
+            talk.say(line)
+
+
+@dataclass
+class Talk:
+    passes: Passes
+    words: Wording
+    request: Request
+    stops: Stops
+    show: Show
+    history: list[dict[str, str]] = field(default_factory=list)
+    """Messages, the user's and the assistant's in turns."""
+    turns: int = 0
+    """How many answers there have been: each draws anew."""
+
+    def say(self, line: str) -> None:
+        """Answer, and remember both. What the model cannot hold is forgotten, the oldest first."""
+        self.history.append({"role": "user", "content": line})
+        ids, forgotten, limit = self.words.conversation(self.history), 0, self.words.positions
+        room = limit - min(self.request.max_tokens, limit // 2)  # for all but the answer
+        while len(ids) > room and len(self.history) > 1:
+            del self.history[:2]
+            forgotten += 1
+            ids = self.words.conversation(self.history)
+        if len(ids) > room:
+            self.history.pop()
+            self.show(
+                f"(this is {len(ids)} tokens; the model holds {limit}, {room} beside an answer: say it in fewer words)\n"
+            )
+            return
+        if forgotten:
+            oldest = f"the oldest {forgotten} turns are" if forgotten > 1 else "the oldest turn is"
+            self.show(f"({oldest} forgotten: the model holds {limit} tokens)\n")
+        self.history.append({"role": "assistant", "content": self._answer(ids, limit - len(ids))})
+
+    def _answer(self, ids: list[int], room: int) -> str:
+        request = replace(
+            self.request, max_tokens=min(self.request.max_tokens, room), seed=self.request.seed + self.turns
+        )
+        said: Sequence[int] = ()
+        shown = Streamed(self.stops, (), _without_lead(self.show))
+
+        def heard(number: int, words: Sequence[int]) -> None:
+            nonlocal said
+            said = words
+            shown(number, words)
+
+        try:
+            decode(self.passes, [ids], request, self.stops, heard=heard)
+        except KeyboardInterrupt:  # what has been said counts
+            pass
+        text = self.stops.text(said)
+        shown.finish(text.rstrip())
+        self.show("\n")
+        self.turns += 1
+        return text.strip()
+
+
+def _without_lead(show: Show) -> Show:
+    """Without the white space that an answer begins with."""
+    begun = False
+
+    def shown(text: str) -> None:
+        nonlocal begun
+        text = text if begun else text.lstrip()
+        if text:
+            begun = True
+            show(text)
+
+    return shown

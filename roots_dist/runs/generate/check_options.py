@@ -1,0 +1,98 @@
+"""Which options of `roots generate` and `roots chat` go together, and which a model has no use for.
+
+No torch: what cannot be answered is refused within a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from roots_dist.checks.families import HIDES
+from roots_dist.config.schema import Config
+from roots_dist.errors import ConfigError, Problem
+from roots_dist.runs.generate.options import GenerateOptions
+
+Kind = Literal["write", "fill", "classify", "tag"]
+
+
+def kind_of(config: Config) -> Kind:
+    """What a model answers with: words that it writes, words for masks, or labels."""
+    name = config.objective.name
+    return name if name in ("classify", "tag") else "fill" if name in HIDES else "write"
+
+
+def is_unicode(text: str) -> bool:
+    """Python gives bytes of the command line that it cannot decode as halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+EVERYBODYS = ("prompt", "prompts", "output", "seed")
+DRAWN = ("temperature", "top_k", "top_p", "min_p")
+"""Options of choosing by chance."""
+WRITING = (
+    "max_tokens", *DRAWN, "repetition_penalty", "greedy", "beams", "length_penalty", "samples", "stop", "keep_end", "raw",
+)  # fmt: skip
+USED: dict[Kind, tuple[str, ...]] = {"write": WRITING, "fill": ("top",), "classify": ("pair",), "tag": ()}
+DOES: dict[Kind, str] = {
+    "write": "writes",
+    "fill": "fills masks in",
+    "classify": "gives a text a label",
+    "tag": "gives each word a label",
+}
+
+
+def check_options(options: GenerateOptions, config: Config) -> None:
+    """Raises ConfigError with all that cannot be, for this model."""
+    if problems := [*_of_others(options, config), *_contradictions(options)]:
+        raise ConfigError(problems)
+
+
+def _of_others(options: GenerateOptions, config: Config) -> Iterator[Problem]:
+    """Options that this model has no use for: they would say nothing, silently."""
+    kind, name = kind_of(config), config.objective.name
+    for option in options.given():
+        if option not in EVERYBODYS + USED[kind]:
+            yield _problem(options, option, f"nothing here: a model of objective.name={name} {DOES[kind]}")
+    if options.raw and kind == "write" and name != "instruct":
+        yield _problem(options, "raw", f"nothing here: with objective.name={name} every prompt is read as it is")
+    if kind == "classify" and config.finetune.pair is None and options.pair is not None:
+        yield _problem(options, "pair", "nothing here: this model has learned from single texts")
+
+
+def _contradictions(options: GenerateOptions) -> Iterator[Problem]:
+    if options.greedy:
+        for option in options.given(DRAWN):
+            yield _problem(options, option, "nothing beside --greedy, which always takes the likeliest token")
+    if options.beams is not None:
+        for option in options.given(("greedy", *DRAWN, "repetition_penalty")):
+            yield _problem(options, option, "nothing beside --beams, which takes the likeliest texts")
+        if (options.samples or 1) > options.beams:
+            fix = f"raise --beams to {options.samples}, or lower --samples"
+            yield Problem(
+                key="--samples", found=options.samples, expected=f"at most --beams = {options.beams}", fix=fix
+            )
+    else:
+        if options.length_penalty is not None:
+            yield _problem(options, "length_penalty", "nothing without --beams", "add --beams 4")
+        if (options.samples or 1) > 1 and (options.greedy or options.temperature == 0):
+            fix = "draw with --temperature 0.8, or use --beams"
+            yield _problem(options, "samples", "1, since greedy answers are all the same", fix)
+    if "" in options.stop:
+        yield Problem(key="--stop", found="", expected="a text that is not empty", fix="leave it out")
+    if not all(map(is_unicode, options.stop)):
+        yield Problem(
+            key="--stop",
+            found=ascii(options.stop),
+            expected="text in Unicode",
+            fix="give it in the terminal's encoding",
+        )
+
+
+def _problem(options: GenerateOptions, option: str, expected: str, fix: str | None = None) -> Problem:
+    flag = f"--{option.replace('_', '-')}"
+    return Problem(key=flag, found=getattr(options, option), expected=expected, fix=fix or f"leave {flag} out")

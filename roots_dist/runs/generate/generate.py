@@ -1,0 +1,177 @@
+"""`roots generate RUN PROMPT`: what a run's model says to a text, in one process or in any layout.
+
+    config, GenerateOptions --prepared--> ids --decode.py | fill.py | predict.py--> Replies --rank 0--> shown, or written as jsonl
+
+A decoder goes on with a text or answers it, an encoder-decoder answers, an encoder fills masks in, and what was fine-tuned
+to give labels gives them.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from roots_dist.assembly.passes import Passes, build_passes
+from roots_dist.config.schema import Config
+from roots_dist.errors import DataError, Problem
+from roots_dist.runs.generate.check_options import check_options, kind_of
+from roots_dist.runs.generate.decode import decode
+from roots_dist.runs.generate.fill import fill, filled_in, marked
+from roots_dist.runs.generate.options import GenerateOptions
+from roots_dist.runs.generate.predict import Labels, classify, examples, tag
+from roots_dist.runs.generate.prompts import Given, Wording, read_prompts, texts, wording
+from roots_dist.runs.generate.request import TOP, request_of
+from roots_dist.runs.generate.stops import Streamed
+from roots_dist.storage.checkpoint.keep import chosen
+from roots_dist.storage.checkpoint.load import load_weights
+from roots_dist.world.mesh import Mesh
+
+Show = Callable[[str], None]
+"""Gets text as it is made; ends no line by itself."""
+
+
+class Reply(NamedTuple):
+    record: dict[str, object]
+    """of jsonl"""
+    shown: str
+
+
+def load_model(config: Config, mesh: Mesh) -> Passes:
+    """The model of the chosen checkpoint of the run track.folder. Collective over the world."""
+    checkpoint = chosen(Path(config.track.folder))
+    passes = build_passes(config, mesh)
+    load_weights(checkpoint, passes.model.params, mesh)
+    passes.model.module.eval()
+    return passes
+
+
+def generate(config: Config, mesh: Mesh, *, options: GenerateOptions, show: Show) -> None:
+    """Answer what was asked; `show` is called on rank 0 alone. Collective over the world."""
+    given, words = texts(options), _wording(config, options)
+    replies = KINDS[kind_of(config)](given, words, mesh, options, show)
+    if mesh.rank > 0 or not replies:
+        return
+    if options.output is None:
+        show("\n\n".join(reply.shown for reply in replies) + "\n")
+        return
+    lines = "".join(json.dumps(reply.record, ensure_ascii=False) + "\n" for reply in replies)
+    options.output.write_text(lines, encoding="utf-8")
+    show(f"{len(replies)} answers in {options.output}\n")
+
+
+def check(config: Config, options: GenerateOptions) -> None:
+    """Raises UserError for what `generate` would refuse. Before any process starts: it loads no model."""
+    check_options(options, config)
+    given, words, kind = texts(options), _wording(config, options), kind_of(config)
+    if kind == "write":
+        read_prompts(given, words, options.max_tokens)
+    elif kind == "fill":
+        marked(given, words)
+    else:
+        examples(given, words)
+    if options.output is not None:
+        _check_output(options.output)
+
+
+def _check_output(path: Path) -> None:
+    """Tried by writing beside it: permission bits do not tell of full disks and read-only mounts."""
+    expected, fix = None, "choose another file"
+    if not path.parent.is_dir():
+        expected, fix = "a file in a folder that is there", f"make {path.parent}"
+    elif path.is_dir():
+        expected = "a file: this is a folder"
+    else:
+        try:
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+            if path.exists():
+                path.open("a").close()
+        except OSError as error:
+            expected = f"a file that can be written ({(error.strerror or 'unwritable').lower()})"
+    if expected is not None:
+        raise DataError(Problem(key="--output", found=str(path), expected=expected, fix=fix))
+
+
+def _wording(config: Config, options: GenerateOptions) -> Wording:
+    return wording(config, talks=config.objective.name == "instruct" and not options.raw)
+
+
+def _write(given: list[Given], words: Wording, mesh: Mesh, options: GenerateOptions, show: Show) -> list[Reply]:
+    """One text that is asked for alone is shown while it is said; then there are no replies left."""
+    ids, most = read_prompts(given, words, options.max_tokens)
+    request = replace(request_of(options, words.config), max_tokens=most)
+    stops = words.stops(options.stop, options.keep_end, tuple(one.prompt for one in given))
+    passes = load_model(words.config, mesh)
+    goes_on = words.start is None and words.chat is None  # the answer is read together with the prompt
+    before = [text if goes_on else [] for text in ids]
+    if len(given) == request.samples == 1 and not request.beams and options.output is None:
+        heard = Streamed(stops, before[0], show if mesh.rank == 0 else lambda text: None)
+        if mesh.rank == 0 and goes_on:
+            show(given[0].prompt)
+        ((answer,),) = decode(passes, ids, request, stops, start=words.start, heard=heard)
+        heard.finish(stops.text(answer.tokens, before[0]))
+        if mesh.rank == 0:
+            show("\n")
+        return []
+    replies = []
+    for one, lead, answers in zip(given, before, decode(passes, ids, request, stops, start=words.start)):
+        for answer in answers:
+            text = stops.text(answer.tokens, lead)
+            record = {"prompt": one.prompt, "text": text} | ({"score": answer.score} if request.beams else {})
+            asked_of = one.prompt if goes_on else f"{one.prompt}\n" if len(given) > 1 else ""
+            replies.append(Reply(record, asked_of + (text if goes_on else text.strip())))
+    return replies
+
+
+def _fill(given: list[Given], words: Wording, mesh: Mesh, options: GenerateOptions, show: Show) -> list[Reply]:
+    ids = marked(given, words)
+    found = fill(load_model(words.config, mesh), ids, words, options.top or TOP)
+    replies = []
+    for one, text, masks in zip(given, ids, found):
+        filled = filled_in(text, masks, words)
+        guesses = [[{"word": words.codec.decode([g.id]), "probability": g.probability} for g in mask] for mask in masks]
+        lines = [
+            f"{f'mask {number}' if i == 0 else '':<8}{guess['probability']:7.2%}  {guess['word']}"
+            for number, mask in enumerate(guesses, 1)
+            for i, guess in enumerate(mask)
+        ]
+        replies.append(Reply({"prompt": one.prompt, "text": filled, "masks": guesses}, "\n".join([*lines, filled])))
+    return replies
+
+
+def _classify(given: list[Given], words: Wording, mesh: Mesh, options: GenerateOptions, show: Show) -> list[Reply]:
+    rows = examples(given, words)
+    found = classify(load_model(words.config, mesh), rows)
+    replies = []
+    for one, labels in zip(given, found):
+        record = {"prompt": one.prompt, **({"pair": one.pair} if one.pair else {}), **_labelled(labels)}
+        lines = [f"{p:7.2%}  {label}" for label, p in labels.items()]
+        replies.append(Reply(record, "\n".join([one.prompt, *lines] if len(given) > 1 else lines)))
+    return replies
+
+
+def _tag(given: list[Given], words: Wording, mesh: Mesh, options: GenerateOptions, show: Show) -> list[Reply]:
+    rows = examples(given, words)
+    found = tag(load_model(words.config, mesh), rows)
+    replies = []
+    for one, labels in zip(given, found):
+        texts = one.prompt.split()
+        wide = max(map(len, texts))
+        lines = [f"{word:<{wide}}  {next(iter(p))}  {next(iter(p.values())):.2%}" for word, p in zip(texts, labels)]
+        if left := len(texts) - len(labels):
+            lines.append(f"({left} more words: data.seq = {words.config.data.seq} has no room for them)")
+        tags = [{"word": word, **_labelled(p)} for word, p in zip(texts, labels)]
+        replies.append(Reply({"prompt": one.prompt, "words": tags}, "\n".join(lines)))
+    return replies
+
+
+def _labelled(labels: Labels) -> dict[str, object]:
+    return {"label": next(iter(labels)), "probabilities": labels}
+
+
+KINDS = {"write": _write, "fill": _fill, "classify": _classify, "tag": _tag}
+"""By what a model answers with."""

@@ -1,0 +1,81 @@
+"""Labels that a fine-tuned model gives: to a text, to a pair of texts, to each word. Cut and enclosed as in training.
+
+    texts --the task's reader of rows (learning/data/tasks.py)--> Examples --Objective.sample--> batches --Passes, softmax--> labels
+
+B texts, S positions, C labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from roots_dist.assembly.passes import Passes
+from roots_dist.config.schema import Config
+from roots_dist.errors import DataError, Problem
+from roots_dist.learning.data.rows import Row
+from roots_dist.learning.data.tasks import TASKS, Examples
+from roots_dist.learning.objectives import make_objective
+from roots_dist.runs.generate.prompts import Given, Wording
+from roots_dist.runs.generate.reader import agreed
+from roots_dist.world.batch import IGNORE, stacked
+
+AT_ONCE = 16
+"""Texts that are read in one go."""
+Labels = dict[str, float]
+"""Label -> probability, the likeliest first."""
+
+
+def examples(given: Sequence[Given], words: Wording) -> Examples:
+    """The texts as rows of the task, whose labels nobody looks at. Raises DataError for one that is no such row."""
+    config = words.config
+    f, task = config.finetune, config.objective.name
+    if not f.labels:
+        fix = "name them as in training: 'finetune.labels=[…]'"
+        raise DataError(Problem(key="finetune.labels", found=[], expected="the names of the labels", fix=fix))
+    found = []
+    for one in given:
+        if f.pair is not None and not (one.pair or "").strip():
+            raise one.problem("a second text: this model has learned from pairs", "give it with --pair TEXT")
+        if f.pair is None and one.pair is not None and task == "classify":
+            raise one.problem("no second text: this model has learned from single texts", "leave pair out")
+        label = f.labels[0] if task == "classify" else [f.labels[0]] * len(one.prompt.split())
+        found.append(Row({f.text: one.prompt, f.label: label, **({f.pair: one.pair} if f.pair else {})}, one.place, 1))
+    return Examples("prompts", tuple(TASKS[task](found, f, words.codec, words.specials)))
+
+
+def classify(passes: Passes, given: Examples) -> list[Labels]:
+    """Of each text. On every rank; collective over the world."""
+    return [named(p[0], passes.config) for p in _read(passes, given, per_word=False)]
+
+
+def tag(passes: Passes, given: Examples) -> list[list[Labels]]:
+    """Of each text, of each of its words in order; words that data.seq has no room for get none. As `classify`."""
+    return [[named(word, passes.config) for word in p] for p in _read(passes, given, per_word=True)]
+
+
+def named(p: torch.Tensor, config: Config) -> Labels:
+    """float64 [C] -> names, sorted."""
+    order = p.argsort(descending=True, stable=True)
+    return {config.finetune.labels[i]: float(p[i]) for i in order.tolist()}
+
+
+def _read(passes: Passes, given: Examples, *, per_word: bool) -> list[torch.Tensor]:
+    """float64 [1 or words, C] for each text."""
+    mesh, objective = passes.mesh, make_objective(passes.config)
+    classes, found = len(passes.config.finetune.labels), []
+    for first in range(0, len(given), AT_ONCE):
+        numbers = np.arange(first, min(first + AT_ONCE, len(given)))
+        samples = [objective.sample(given, int(i), np.random.default_rng(0)) for i in numbers]  # a task draws nothing
+        batch = replace(stacked(samples, numbers, 0), read=slice(None)).to(mesh.device)
+        with passes.model.split.uncut():
+            read = passes.forward([batch])
+        p = read[0].double().softmax(-1) if read and mesh.tp.rank == 0 else None  # [B, C] or [B, S, C]
+        shape = (len(numbers), batch.tokens.shape[1], classes) if per_word else (len(numbers), classes)
+        p = agreed(mesh.model, p, shape, torch.float64, mesh.device)
+        for i, fields in enumerate(samples):
+            found.append(p[i][torch.from_numpy(fields["labels"] != IGNORE)] if per_word else p[i : i + 1])
+    return found

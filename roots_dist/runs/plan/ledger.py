@@ -1,0 +1,138 @@
+"""Keeps the books of whatever torch does inside it: bytes that live, arithmetic that is done, memory that is read or written.
+
+    with Ledger() as books:      # tensors may be real, or on the meta device, where they have shapes and nothing else
+        forward, backward
+    books.live, books.peak, books.work
+
+Storages are counted when an operation makes them and forgotten when the last tensor lets go of them, as an allocator does.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+ATEN = torch.ops.aten
+
+
+class Fused(NamedTuple):
+    query: int
+    """Which argument it is; the keys come next."""
+    products: int
+
+
+FUSED = {  # backward computes the scores once more (Dao et al. 2022)
+    ATEN._scaled_dot_product_flash_attention_for_cpu: Fused(query=0, products=2),
+    ATEN._scaled_dot_product_flash_attention_for_cpu_backward: Fused(query=1, products=5),
+}
+INDEXED = {ATEN.index, ATEN.index_put, ATEN.index_put_, ATEN._unsafe_index_put, ATEN._index_put_impl_}
+
+
+@dataclass
+class Work:
+    """What a device was asked to do: of each operation its FLOPs of matrix products and the bytes that it touches."""
+
+    operations: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def flops(self) -> float:
+        return sum(flops for flops, _ in self.operations)
+
+    def seconds(self, flops_per_s: float, bytes_per_s: float, each_s: float) -> float:
+        """On a device that does products or moves memory at these rates, whichever takes longer, and needs `each_s` for
+        an operation however small (a roofline: Williams et al. 2009)."""
+        return sum(max(flops / flops_per_s, touched / bytes_per_s, each_s) for flops, touched in self.operations)
+
+
+class Ledger(TorchDispatchMode):
+    """chosen: how many positions a mask chooses. Of tensors without numbers nobody can count them."""
+
+    def __init__(self, chosen: int = 0) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        """Bytes of storages that were made inside."""
+        self.work = Work()
+        self._chosen = chosen
+        self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = weakref.WeakKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        taken = list(_tensors((args, kwargs)))
+        args = self._countable(func, args)
+        if func is ATEN.nonzero.default and args[0].is_meta:
+            out: Any = args[0].new_empty((self._chosen, args[0].dim()), dtype=torch.int64)
+        else:
+            out = func(*args, **kwargs)
+        given = list(_tensors(out))
+        before = {_place(tensor) for tensor in taken}
+        made = [tensor for tensor in given if _place(tensor) not in before]
+        self._book(made)
+        if made or any(argument.alias_info and argument.alias_info.is_write for argument in func._schema.arguments):
+            # all others give a view of what there was
+            touched = sum(t.numel() * t.element_size() for t in [*taken, *given])
+            self.work.operations.append((_flops(func, args, kwargs, out), float(touched)))
+        return out
+
+    def restart_peak(self) -> None:
+        self.peak = self.live
+
+    def take(self) -> Work:
+        """What has been done since the last call."""
+        work, self.work = self.work, Work()
+        return work
+
+    def _book(self, tensors: list[Tensor]) -> None:
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if storage in self._known:
+                continue
+            self._known[storage] = None
+            size = storage.nbytes()
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._forget, size)
+
+    def _forget(self, size: int) -> None:
+        self.live -= size
+
+    def _countable(self, func: Any, args: tuple) -> tuple:
+        """Masks as indices become numbers of positions where there are no numbers to read."""
+        if func.overloadpacket not in INDEXED or not any(_is_mask(t) for t in args[1]):
+            return args
+        places: list[Tensor | None] = []
+        for t in args[1]:
+            places += [t.new_empty(self._chosen, dtype=torch.int64)] * t.dim() if _is_mask(t) else [t]
+        return (args[0], places, *args[2:])
+
+
+def _flops(func: Any, args: tuple, kwargs: dict, out: Any) -> float:
+    """Of matrix products, by torch's own table, which leaves out attention on a CPU and what is done in place."""
+    packet = func.overloadpacket
+    if packet in FUSED:
+        q, k = args[FUSED[packet].query].shape, args[FUSED[packet].query + 1].shape  # [B, h, Q, K], [B, g, S, K]
+        return FUSED[packet].products * 2.0 * math.prod(q) * k[2]
+    table = flop_registry.get(packet) or flop_registry.get(
+        getattr(ATEN, func._schema.name.split("::")[1].rstrip("_"), None)
+    )
+    return float(table(*args, **kwargs, out_val=out)) if table else 0.0
+
+
+def _is_mask(index: Tensor | None) -> bool:
+    return index is not None and index.is_meta and index.dtype == torch.bool
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    return (value for value in tree_leaves(values) if isinstance(value, Tensor))
+
+
+def _place(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata

@@ -1,0 +1,271 @@
+"""One pipeline rank's part of a step, done once without numbers: what it keeps, computes and sends in any layout.
+
+    config + layout + pp rank --build_model on the meta device, with silent groups--> the rank's own stages
+        --forward, backward under a Ledger--> a StageCost of each --predict.py--> memory, traffic, time
+
+What is counted is what the trainer runs, not a formula about it; a laptop plays any rank of thousands, one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from roots_dist.assembly.rank_model import RankModel, build_model
+from roots_dist.config.schema import Config
+from roots_dist.layout import Layout
+from roots_dist.learning.objectives.synthetic import random_batches
+from roots_dist.runs.plan.ledger import Ledger, Work
+from roots_dist.schedule.actions import Kind
+from roots_dist.world.batch import IGNORE, MicroBatch
+from roots_dist.world.mesh import Axis, Mesh
+from roots_dist.world.sharding import Param, sum_partial_gradients
+
+META = torch.device("meta")
+
+
+class Message(NamedTuple):
+    """Between tensor ranks."""
+
+    operation: str
+    """all_reduce, all_gather or reduce_scatter"""
+    bytes: int
+    """of the whole tensor: what each rank ends up with, of a reduce_scatter what each begins with"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One action of a schedule: a forward or backward of one microbatch through one stage."""
+
+    work: Work
+    messages: tuple[Message, ...]
+    rise: int
+    """Bytes that live at once during the pass, beyond those at its beginning."""
+    first_rise: int
+    """The same in the step's first such pass, which also makes the gradients of weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCost:
+    passes: dict[Kind, Pass]
+    """FORWARD, and BACKWARD or INPUT and WEIGHT, as the schedule has them."""
+    kept: int
+    """Bytes that a microbatch keeps until its backward pass, the stage's input and output included."""
+    waiting: int
+    """Bytes that it keeps from INPUT to WEIGHT."""
+    received: int
+    """Bytes of its input."""
+    returned: int
+    """Bytes of its input's gradient."""
+    handed_on: int
+    """Bytes of its output."""
+    given: int
+    """Bytes of its output's gradient."""
+    gradients: int
+    """Bytes of the gradients of the stage's weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rehearsal:
+    """What one pipeline rank does in a step."""
+
+    stages: dict[int, StageCost]
+    params: list[Param]
+    """Its slices and copies, without numbers."""
+    pieces: tuple[int, ...]
+    """Bytes of each piece's weights."""
+    once: tuple[Message, ...]
+    """Between tensor ranks, once in a step: gradients that each has only in part."""
+    lowest: int
+    """The first stage of the model that learns: no gradient goes below it."""
+    ties: Mapping[str, int]
+    """Of each parameter that other pipeline ranks hold too: how many of them, this one included."""
+
+
+class _Done(dist.Work):
+    def wait(self, timeout: timedelta | None = None) -> bool:
+        return True
+
+    def is_completed(self) -> bool:
+        return True
+
+
+class Silent(dist.ProcessGroup):
+    """A group of `size` ranks, none of which is there. Keeps what would have been sent; nothing but zeros arrives."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(0, size)
+        self.messages: list[Message] = []
+
+    def allreduce(self, tensors: list[Tensor], opts: Any = None) -> _Done:
+        return self._sent("all_reduce", tensors[0])
+
+    def all_gather_single(self, out: Tensor, tensor: Tensor, opts: Any = None) -> _Done:
+        return self._sent("all_gather", out.zero_())
+
+    def reduce_scatter_single(self, out: Tensor, tensor: Tensor, opts: Any = None) -> _Done:
+        out.zero_()
+        return self._sent("reduce_scatter", tensor)
+
+    def _sent(self, operation: str, whole: Tensor) -> _Done:
+        self.messages.append(Message(operation, whole.nbytes))
+        return _Done()
+
+
+def _fused(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool, enable_gqa: bool, scale: float | None
+) -> Tensor:
+    """Attention as the fused kernels do it, which the meta device would take apart into scores [B, h, Q, S]."""
+    aten = torch.ops.aten
+    if (
+        attn_mask is not None and attn_mask.requires_grad
+    ):  # a bias that learns: no fused kernel of a CPU has its gradient
+        return aten._scaled_dot_product_attention_math(
+            q, k, v, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
+        )[0]
+    return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[
+        0
+    ]
+
+
+def rehearse(config: Config, layout: Layout, pp_rank: int) -> Rehearsal:
+    """Of tensor rank 0, full microbatches. Takes seconds; allocates nothing of the model's size, joins no group."""
+    messages = Silent(layout.tp) if layout.tp > 1 else None
+    with META:
+        model = build_model(config, imagined(layout, pp_rank, messages))
+    batch = one_microbatch(config)
+    books = Ledger(chosen=0 if batch.targets is None else int((batch.targets != IGNORE).sum()))
+    # in place of the function itself: a mode of torch's would not be there when backward computes it again
+    with META, mock.patch.object(F, "scaled_dot_product_attention", _fused):
+        stages = rehearse_stages(config, model, batch.to(META), books, messages.messages if messages else [])
+        if messages:
+            del messages.messages[:]
+        sum_partial_gradients(model.params)
+    ties = {name: len(ranks) for name, ranks in model.holders.items() if pp_rank in ranks}
+    once = tuple(messages.messages) if messages else ()
+    pieces = tuple(sum(p.nbytes for p in piece.parameters()) for _, piece in model.pieces())
+    return Rehearsal(stages=stages, params=model.params, pieces=pieces, once=once, lowest=lowest_of(model), ties=ties)
+
+
+def one_microbatch(config: Config) -> MicroBatch:
+    return random_batches(config.changed({"train.batch": config.train.micro_batch}), 0, 0, 1)[0]
+
+
+def imagined(layout: Layout, pp_rank: int, tp_group: dist.ProcessGroup | None, device: torch.device = META) -> Mesh:
+    """The mesh of a rank of a world that is not there: tensor rank 0, data rank 0."""
+
+    def axis(name: str, size: int, rank: int = 0, group: dist.ProcessGroup | None = None) -> Axis:
+        return Axis(name, size, rank, tuple(range(size)), group)
+
+    return Mesh(
+        layout=layout,
+        rank=layout.rank(pp_rank, 0, 0),
+        device=device,
+        timeout=timedelta(0),
+        tp=axis("tp", layout.tp, group=tp_group),
+        pp=axis("pp", layout.pp, pp_rank),
+        dp=axis("dp", layout.dp),
+        model=axis("model", layout.tp * layout.pp, pp_rank * layout.tp),
+        world=axis("world", layout.world_size, layout.rank(pp_rank, 0, 0)),
+    )
+
+
+def rehearse_stages(
+    config: Config, model: RankModel, batch: MicroBatch, books: Ledger, messages: list[Message]
+) -> dict[int, StageCost]:
+    """Of each stage of this rank, when all learns that ever will. Also of tensors with numbers: they must cost the same."""
+    put_off = config.parallel.schedule == "zb-h1"
+    for p in model.params:
+        p.tensor.requires_grad_(p.name in model.learned)
+    return {index: _stage_cost(model, index, batch, _Meter(books, messages), put_off) for index in sorted(model.stages)}
+
+
+def lowest_of(model: RankModel) -> int:
+    """The first stage that learns, once all learns that ever will."""
+    return next(stage for stage, joins in enumerate(model.joins) if joins is not None)
+
+
+@dataclass
+class _Meter:
+    books: Ledger
+    messages: list[Message]
+    found: dict[Kind, list[Pass]] = field(default_factory=dict)
+
+    @contextmanager
+    def of(self, kind: Kind) -> Iterator[None]:
+        before = self.books.live
+        self.books.restart_peak()
+        self.books.take()
+        del self.messages[:]
+        yield
+        rise = self.books.peak - before
+        first = self.found.setdefault(kind, [])
+        first.append(
+            Pass(
+                work=self.books.take(),
+                messages=tuple(self.messages),
+                rise=rise,
+                first_rise=first[0].rise if first else rise,
+            )
+        )
+
+
+def _stage_cost(model: RankModel, index: int, batch: MicroBatch, meter: _Meter, put_off: bool) -> StageCost:
+    """Of two microbatches the second: by then what is made once is there, the weights' gradients among it."""
+    books, later, stage = meter.books, model.split.later, model.stages[index]
+    above, learns = index > lowest_of(model), index >= lowest_of(model)
+    device = batch.tokens.device
+    for _ in range(2):
+        with books:
+            start = books.live
+            payload = {
+                name: torch.zeros(shape, dtype=dtype, device=device, requires_grad=above and dtype.is_floating_point)
+                for name, (shape, dtype) in model.inputs[index](batch).items()
+            }
+            received = books.live - start
+            with meter.of(Kind.FORWARD):
+                out = stage(payload, batch)
+                loss = sum(term.sum for term in out.found) if out.found else None
+            kept = books.live - start
+            handed_on = [t for t in out.payload.values() if t.requires_grad]
+            scored = [] if loss is None or not loss.requires_grad else [loss]
+            roots = scored + handed_on
+            gradients = [None for _ in scored] + [torch.ones_like(t) for t in handed_on]
+            handed, given = sum(t.nbytes for t in out.payload.values()), sum(t.nbytes for t in handed_on)
+            del out, loss, scored, handed_on
+            later.on = put_off
+            with meter.of(Kind.INPUT if put_off else Kind.BACKWARD):
+                if roots:
+                    torch.autograd.backward(roots, gradients)
+            later.on = False
+            returned = sum(t.grad.nbytes for t in payload.values() if t.grad is not None)
+            del payload, roots, gradients
+            waiting, undone = books.live - start, later.take()
+            if put_off:
+                with meter.of(Kind.WEIGHT):
+                    _all(undone)
+            del undone
+    return StageCost(
+        passes={kind: found[-1] for kind, found in meter.found.items()},
+        kept=kept if learns else 0,  # what no gradient goes through is not kept
+        waiting=waiting if put_off else 0,
+        received=received,
+        returned=returned,
+        handed_on=handed,
+        given=given,
+        gradients=sum(p.grad.nbytes for p in stage.parameters() if p.grad is not None),
+    )
+
+
+def _all(undone: list[Callable[[], None]]) -> None:
+    for do in undone:
+        do()

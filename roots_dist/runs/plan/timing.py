@@ -1,0 +1,77 @@
+"""How long one pipeline rank's passes take on a device that is here, with its own kernels and the layout's own shapes.
+
+    config + layout + pp rank + device --the rank's own stages, with numbers, silent groups--> {(kind, stage): seconds}
+
+One rank's part fits one device, whatever the size of the world: what no formula knows (a head width that its kernels do
+not like) is simply measured. What tensor ranks would say to each other is left out, predict.py adds it.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from torch import Tensor
+
+from roots_dist.assembly.rank_model import RankModel, build_model
+from roots_dist.config.schema import Config
+from roots_dist.layout import Layout
+from roots_dist.runs.plan.rehearse import Silent, imagined, lowest_of, one_microbatch
+from roots_dist.schedule.actions import Kind
+from roots_dist.world.batch import MicroBatch
+
+REPEATS = 3
+"""Of which the median counts, after one that warms up."""
+
+
+def time_passes(config: Config, layout: Layout, pp_rank: int, device: torch.device) -> dict[tuple[Kind, int], float]:
+    """Of tensor rank 0. Needs the memory of one rank with one microbatch under way, less the optimizer's."""
+    model = build_model(config, imagined(layout, pp_rank, Silent(layout.tp) if layout.tp > 1 else None, device))
+    batch = one_microbatch(config).to(device)
+    put_off = config.parallel.schedule == "zb-h1"
+    for p in model.params:
+        p.tensor.requires_grad_(p.name in model.learned)
+    return {
+        (kind, index): statistics.median(seconds)
+        for index in sorted(model.stages)
+        for kind, seconds in _of_stage(model, index, batch, put_off).items()
+    }
+
+
+def _of_stage(model: RankModel, index: int, batch: MicroBatch, put_off: bool) -> dict[Kind, list[float]]:
+    device, later, stage = batch.tokens.device, model.split.later, model.stages[index]
+    above = index > lowest_of(model)
+    found: dict[Kind, list[float]] = {}
+    for repeat in range(REPEATS + 1):
+        payload = {name: _numbers(*spec, device, above) for name, spec in model.inputs[index](batch).items()}
+        clock = _now(device)
+        out = stage(payload, batch)
+        loss = sum(term.sum for term in out.found) if out.found else None
+        laps = {Kind.FORWARD: -clock + (clock := _now(device))}
+        handed_on = [t for t in out.payload.values() if t.requires_grad]
+        later.on = put_off
+        scored = [] if loss is None or not loss.requires_grad else [loss]
+        if roots := [*scored, *handed_on]:
+            torch.autograd.backward(roots, [*(None for _ in scored), *map(torch.ones_like, handed_on)])
+        laps[Kind.INPUT if put_off else Kind.BACKWARD] = -clock + (clock := _now(device))
+        later.on = False
+        if put_off:
+            for do in later.take():
+                do()
+            laps[Kind.WEIGHT] = _now(device) - clock
+        for kind, seconds in laps.items() if repeat else ():
+            found.setdefault(kind, []).append(seconds)
+    return found
+
+
+def _numbers(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, learns: bool) -> Tensor:
+    if dtype.is_floating_point:
+        return torch.randn(shape, dtype=dtype, device=device, requires_grad=learns)
+    return torch.ones(shape, dtype=dtype, device=device)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

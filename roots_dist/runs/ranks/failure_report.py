@@ -1,0 +1,78 @@
+"""What our own launcher says when ranks failed: the cause first, in a box; the others in a line; consequences counted.
+
+records of the ranks + exit codes --verdict--> text, exit code
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from roots_dist.failures import FAILURE, USER_ERROR, Record, box
+
+
+@dataclass(frozen=True)
+class Verdict:
+    text: str
+    code: int
+
+
+def read_records(folder: Path) -> list[Record]:
+    """What the ranks wrote down, in the order of time."""
+    found = [Record(**json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("rank_*.json")]
+    return sorted(found, key=lambda record: record.time)
+
+
+def judge(records: Sequence[Record], exits: Mapping[int, int], size: int) -> Verdict:
+    """`exits`: rank -> exit code (negative: killed by that signal) of the ranks that did not end well."""
+    own = [record for record in records if not record.consequence]
+    written = {record.rank for record in records}
+    gone = {rank: code for rank, code in sorted(exits.items()) if rank not in written and code}
+    silent = {rank: code for rank, code in gone.items() if -code not in (signal.SIGTERM, signal.SIGINT)}
+    if not own and not silent:  # no rank's own fault is known: the earliest sign, or who was stopped from outside
+        own, silent = list(records[:1]), {} if records else gone
+    lines: list[str] = []
+    said: set[str] = set()
+    involved: set[int] = set()
+    for record in own:
+        involved.add(record.rank)
+        if record.message in said:
+            continue
+        said.add(record.message)
+        if record.by_user:
+            everywhere = sum(other.message == record.message for other in own) == size
+            lines.append(record.message if everywhere else f"{record.message}\n    on {record.name}")
+        elif len(said) == 1:
+            lines.append(box(record, "failed first" if size > 1 else "failed"))
+        else:
+            lines.append(f"{record.name} failed too: {record.message.splitlines()[0]}" + _see(record))
+    for rank, code in silent.items():
+        involved.add(rank)
+        lines.append(f"✗ rank {rank} {_ending(code)}")
+    rest = [rank for rank in range(size) if rank not in involved]
+    if rest:
+        lines.append(f"{_ranks(rest)} stopped because of it.")
+    return Verdict("\n".join(lines), USER_ERROR if own and all(r.by_user for r in own) and not silent else FAILURE)
+
+
+def _see(record: Record) -> str:
+    return f" (full traceback: {record.file})" if record.file else ""
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code} and left no word"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hint = ": often the machine ran out of memory; try a smaller train.micro_batch" if -code == signal.SIGKILL else ""
+    return f"was killed by {name}{hint}"
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    shown = ", ".join(str(rank) for rank in ranks[:8]) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+    return f"rank {shown}" if len(ranks) == 1 else f"ranks {shown}"

@@ -1,0 +1,55 @@
+"""From a world that a launcher described to a live mesh: device, threads, process group, the groups of the layout.
+
+environment.World + Layout --joined--> Mesh, until the run is over
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from roots_dist import environment
+from roots_dist.config.schema import Config
+from roots_dist.environment import World
+from roots_dist.layout import Layout
+from roots_dist.world.mesh import Mesh
+
+
+def device_for(config: Config, world: World) -> torch.device:
+    """This rank's device. One GPU each where a launcher shows every rank only its own."""
+    kind = config.train.device
+    if kind == "cpu" or config.advanced.double or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", world.local_rank % torch.cuda.device_count())
+
+
+@contextmanager
+def joined(config: Config, world: World, layout: Layout) -> Iterator[Mesh]:
+    """Collective over the world. On failure nothing is torn down: peers may hang, and guarded() ends the process."""
+    device = device_for(config, world)
+    timeout = timedelta(seconds=config.advanced.timeout_s)
+    # DeepSpeed reads the world from these alone, and would look for an accelerator of its own choice
+    environment.export(environment.variables(world) | {"DS_ACCELERATOR": device.type})
+    torch.set_num_threads(config.advanced.threads or max(1, environment.cores() // world.local_size))
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|deepspeed")  # theirs to mend, not users'
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    live = world.size > 1 or config.engine(layout.dp) == "deepspeed"
+    if live:
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=None if world.size > 1 else dist.HashStore(),
+            rank=world.rank,
+            world_size=world.size,
+            timeout=timeout,
+            device_id=device if device.type == "cuda" else None,
+        )
+    yield Mesh.connect(layout, world.rank, device, timeout)
+    if live:
+        dist.barrier()  # nobody hangs up while others still read
+        dist.destroy_process_group()

@@ -1,0 +1,291 @@
+"""One page about one run or several: what they are, how they learned, where the time went, what they say, how they differ.
+
+read.py's Runs --page--> a whole HTML document: no script, no file besides it, nothing of a run taken for markup
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timezone
+from xml.etree.ElementTree import Element
+
+from roots_dist.config.schema import Config
+from roots_dist.runs.report.charts import COLOURS, Line, bars, colour, legend, line_chart
+from roots_dist.runs.report.markup import Inside, document, table, tag
+from roots_dist.runs.report.placement import placement
+from roots_dist.runs.report.read import STEP_PARTS, Run
+from roots_dist.runs.report.style import style
+from roots_dist.runs.track.closing import label_of
+from roots_dist.runs.track.curve import smooth, window
+from roots_dist.runs.track.progress import clock, short
+
+SAMPLES, SAMPLE_LETTERS = 3, 900
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+"""A browser that keeps it runs no script and fetches nothing, whatever stands in the page."""
+SMALL = (
+    ("optim/lr", "learning rate"),
+    ("optim/grad_norm", "gradient norm, before clipping"),
+    ("speed/tokens_per_s", "tokens per second"),
+    ("util/mfu_fraction", "MFU, as a fraction"),
+)
+
+
+def page(runs: Sequence[Run]) -> str:
+    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
+    sections = (_overview, _losses, _rates, _layouts, _times, _validations, _samples, _differences, _origins)
+    parts = [section(runs) for section in sections]
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("title", f"{title} · roots"),
+        tag("style", style()),
+    )
+    times = [record["time"] for run in runs for record in run.records if isinstance(record.get("time"), (int, float))]
+    words = f"newest record {_when(max(times))}" if times else "nothing logged yet"  # type: ignore[type-var]
+    body = tag("body", tag("h1", title), tag("p", words, class_="dim"), [part for part in parts if part is not None])
+    return document(tag("html", head, body, lang="en"))
+
+
+def _when(seconds: object) -> str:
+    try:
+        return f"{datetime.fromtimestamp(float(seconds), timezone.utc):%Y-%m-%d %H:%M} UTC"  # type: ignore[arg-type]
+    except (OverflowError, ValueError, OSError):
+        return "at no time that a clock knows"
+
+
+def _section(title: str, *inside: Inside | Sequence[Inside]) -> Element:
+    return tag("section", tag("h2", title), *inside)
+
+
+def _name(runs: Sequence[Run], index: int) -> Element:
+    return tag("span", tag("i", class_=f"key back-{colour(index)}"), runs[index].name, class_="run")
+
+
+def _number(value: object, form: Callable[[float], str] = short) -> str:
+    return form(value) if isinstance(value, (int, float)) else "–"
+
+
+def _overview(runs: Sequence[Run]) -> Element:
+    rows = []
+    for index, run in enumerate(runs):
+        of = f" of {run.steps:,}" if run.steps is not None else ""
+        trained = sum(seconds for part, seconds in run.seconds().items() if part not in ("evaluate", "checkpoint"))
+        rows.append(
+            [
+                _name(runs, index),
+                f"{run.config.get('model.family', '–')}, {run.config.get('objective.name', '–')}",
+                _number(run.parameters),
+                str(run.layout or "–"),
+                tag("span", f"{run.step:,}{of}", tag("small", run.state)),
+                _number(run.last("data/tokens")),
+                _number(run.last("loss/train"), "{:.3f}".format),
+                _number(run.last("loss/validation"), "{:.3f}".format),
+                tag("span", clock(trained) if trained else "–", _beside(run, "time/step_s", "plan/step_s", "{:.3g} s")),
+                tag(
+                    "span",
+                    _number(run.last("memory/peak_gib"), "{:.2f} GiB".format),
+                    _beside(run, None, "plan/memory_gib", "{:.2g} GiB"),
+                ),
+            ]
+        )
+    head = [
+        "",
+        "model",
+        "parameters",
+        "layout",
+        "steps",
+        "tokens",
+        "training loss",
+        "validation loss",
+        "training",
+        "memory",
+    ]
+    return _section("Runs" if len(runs) > 1 else "The run", table(head, rows, "short"), [_trouble(run) for run in runs])
+
+
+def _beside(run: Run, measured: str | None, planned: str, form: str) -> Element | None:
+    """What a step took, and what it takes at least (accounting/bounds.py)."""
+    least = run.last(planned)
+    if not isinstance(least, (int, float)):
+        return None
+    took = run.last(measured) if measured else None
+    step = f"{form.format(took)} a step, " if isinstance(took, (int, float)) else ""
+    return tag("small", f"{step}at least {form.format(least)}")
+
+
+def _trouble(run: Run) -> Inside:
+    if not run.not_finite:
+        return None
+    some = ", ".join(map(str, run.not_finite[:12])) + (" …" if len(run.not_finite) > 12 else "")
+    return tag("p", f"{run.name}: loss or gradient was not finite at {len(run.not_finite)} steps: {some}")
+
+
+def _losses(runs: Sequence[Run]) -> Element:
+    lines, losses, validations = [], [], []
+    for index, run in enumerate(runs):
+        (steps, values), (at, validation) = run.series("loss/train"), run.series("loss/validation")
+        losses += values
+        validations += validation
+        lines += [
+            Line(steps, values, index, "faint"),
+            Line(steps, smooth(values), index),
+            Line(at, validation, index, "dots"),
+        ]
+    marks = [(step, index) for index, run in enumerate(runs) for step in run.not_finite]
+    shown = _window(runs)
+    words = "Training loss of each step (faint) and smoothed, validation loss (dashed), in nats per target"
+    words += "; × a step whose loss or gradient was not finite." if marks else "."
+    objectives = {run.config.get("objective.name") for run in runs}
+    if len(objectives) > 1:
+        words += " These runs have different objectives: their losses do not compare."
+    chart = tag("div", line_chart(lines, "loss", window=shown, marks=marks, height=360.0), class_="wide")
+    return _section("Loss", legend([(run.name, i) for i, run in enumerate(runs)]), chart, tag("p", words, class_="dim"))
+
+
+def _window(runs: Sequence[Run]) -> tuple[float, float] | None:
+    """Each run's own, so that one spike cannot blow it up, put together."""
+    found = [
+        window(losses or validation, validation)
+        for losses, validation in ((run.series("loss/train")[1], run.series("loss/validation")[1]) for run in runs)
+        if losses or validation
+    ]
+    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
+
+
+def _rates(runs: Sequence[Run]) -> Element:
+    figures = []
+    for metric, words in SMALL:
+        lines = [Line(*run.series(metric), index, "thin") for index, run in enumerate(runs)]
+        high = [sorted(line.values)[int(0.99 * (len(line.values) - 1))] for line in lines if line.values]
+        shown = (0.0, 1.15 * max(high)) if high else None  # the first step of a run is slow, and a spike is one
+        figures.append(
+            tag("figure", tag("figcaption", words), line_chart(lines, words, window=shown, width=480.0, height=210.0))
+        )
+    return _section("Step by step", tag("div", figures, class_="two"))
+
+
+def _layouts(runs: Sequence[Run]) -> Element | None:
+    figures = []
+    for run in runs:
+        if run.layout:
+            processes = "one process" if run.layout.world_size == 1 else f"{run.layout.world_size} processes"
+            words = f"{run.name}: {run.layout}, {processes}"
+            caption = tag("figcaption", words, tag("br"), _batch(run))
+            figures.append(tag("figure", caption, placement(run.layout), class_="whole" if run.layout.pp > 5 else None))
+    note = "A box holds the tensor ranks of one place; stages from left to right, replicas from top to bottom."
+    return _section("Layout", tag("div", figures, class_="two"), tag("p", note, class_="dim")) if figures else None
+
+
+def _batch(run: Run) -> str:
+    """`schedule 1f1b, ZeRO 1, 4 × 256 tokens × 2 microbatches × dp 1`"""
+    micro, seq, batch = (run.config.get(key) for key in ("train.micro_batch", "data.seq", "train.batch"))
+    words = f"schedule {run.config.get('parallel.schedule', '–')}, ZeRO {run.config.get('parallel.zero', '–')}"
+    if run.layout and all(isinstance(n, int) and n > 0 for n in (micro, seq, batch)):
+        times = batch // (micro * run.layout.dp)  # type: ignore[operator]
+        words += f", {micro} × {seq} tokens × {times} microbatches × dp {run.layout.dp} a step"
+    return words
+
+
+def _times(runs: Sequence[Run]) -> Element | None:
+    spent = [run.seconds() for run in runs]
+    order = [part for part in STEP_PARTS if any(part in seconds for seconds in spent)]
+    rows, found = [], []
+    for index, (run, seconds) in enumerate(zip(runs, spent)):
+        if seconds:
+            parts = [(STEP_PARTS[part], seconds[part], _paint(part)) for part in order if part in seconds]
+            rows.append((run.name, parts, clock(sum(seconds.values()))))
+            found.append([_name(runs, index), *(_number(seconds.get(part), "{:.1f} s".format) for part in order)])
+    if not rows:
+        return None
+    note = "The mean over ranks; loading and samples of text are left out."
+    keys = legend([(STEP_PARTS[part], _paint(part)) for part in order])
+    seconds_of = table(["", *(STEP_PARTS[part] for part in order)], found)
+    return _section(
+        "Where the time went", keys, tag("div", bars(rows), class_="wide"), seconds_of, tag("p", note, class_="dim")
+    )
+
+
+def _paint(part: str) -> int:
+    """The last colour, a grey, is for what nobody knows more of."""
+    return min(list(STEP_PARTS).index(part), COLOURS - 1)
+
+
+def _validations(runs: Sequence[Run]) -> Element | None:
+    names = list(dict.fromkeys(name for run in runs for record in run.records for name in record if label_of(name)))
+    rows = []
+    for index, run in enumerate(runs):
+        if any(run.series(name)[0] for name in names):
+            rows.append([_name(runs, index), *(_progress(run, name) for name in names)])
+    if not rows:
+        return None
+    note = "The last evaluation; below it the first one, and the best."
+    return _section("Validation", table(["", *(label_of(name) for name in names)], rows), tag("p", note, class_="dim"))
+
+
+def _progress(run: Run, metric: str) -> Inside:
+    steps, values = run.series(metric)
+    if not values:
+        return "–"
+    falls = metric.startswith(("loss/", "perplexity/", "bits_per_byte/"))
+    best = (min if falls else max)(range(len(values)), key=values.__getitem__)
+    return tag(
+        "span",
+        f"{values[-1]:.4g}",
+        tag("small", f"from {values[0]:.4g}; best {values[best]:.4g}, step {steps[best]:,}"),
+    )
+
+
+def _samples(runs: Sequence[Run]) -> Element | None:
+    found = [part for run in runs for part in _texts(run, titled=len(runs) > 1)]
+    return _section("Samples of text", found) if found else None
+
+
+def _texts(run: Run, titled: bool) -> Iterator[Element]:
+    texts = [t for t in run.texts if isinstance(t.get("text"), str) and t["text"]]
+    if titled and texts:
+        yield tag("h3", run.name)
+    chosen = sorted({round(i * (len(texts) - 1) / max(1, SAMPLES - 1)) for i in range(SAMPLES)}) if texts else []
+    for text in (texts[i] for i in chosen):
+        given, bar, said = str(text["text"])[:SAMPLE_LETTERS].strip().partition(" | ")
+        yield tag("p", f"step {text['step']:,}", class_="dim")
+        yield tag("blockquote", tag("b", f"{given} ") if bar else given, said)
+
+
+def _differences(runs: Sequence[Run]) -> Element | None:
+    """Between the configs; of a single run from the defaults."""
+    if len(runs) == 1:
+        usual = {f"{s}.{k}": v for s, keys in Config().model_dump(mode="json").items() for k, v in keys.items()}
+        given = runs[0].config
+        rows = [[key, _shown(value), _shown(usual.get(key))] for key, value in given.items() if value != usual.get(key)]
+        return _section("What the config changes", table(["key", "value", "default"], rows)) if rows else None
+    keys = list(dict.fromkeys(key for run in runs for key in run.config))
+    rows = [[key, *(_shown(run.config.get(key)) for run in runs)] for key in keys]
+    rows = [row for row in rows if len(set(row[1:])) > 1]
+    names = [_name(runs, index) for index in range(len(runs))]
+    same = tag("p", "Nothing: the configs are equal.")
+    return _section("What differs between the configs", table(["key", *names], rows) if rows else same)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_shown, value)) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_shown(inner)}" for name, inner in value.items())
+    if value is None:
+        return "–"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _origins(runs: Sequence[Run]) -> Element | None:
+    flat = []
+    for run in runs:
+        versions = run.origin.get("versions")
+        flat.append(
+            {k: v for k, v in run.origin.items() if k != "versions"} | (versions if isinstance(versions, dict) else {})
+        )
+    keys = list(dict.fromkeys(key for facts in flat for key in facts))
+    rows = [[key.replace("_", " "), *(_shown(facts.get(key)) for facts in flat)] for key in keys]
+    names = [_name(runs, index) for index in range(len(runs))]
+    return _section("Versions and machine", table(["", *names], rows)) if rows else None

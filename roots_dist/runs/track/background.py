@@ -1,0 +1,85 @@
+"""A tracker that training never waits for: what it is told waits in a queue, and a thread hands it on.
+
+    log, text, checkpoint --queue of ROOM--> thread: open the tracker, hand on, close it
+
+Opening is the thread's business too: a server that does not answer costs the run's beginning nothing. Where the tracker is
+slower than the run, what does not fit the queue is dropped, said once, and counted at the end; metrics.jsonl has it all.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from roots_dist.runs.track.trackers import Tracker
+
+log = logging.getLogger(__name__)
+
+ROOM = 1000
+CLOSE_S = 30.0
+"""How long the end of a run waits for a tracker that lags behind."""
+
+
+class Background:
+    """A tracker. `open_tracker` gives the real one, or None if there is none to be had."""
+
+    def __init__(
+        self, name: str, open_tracker: Callable[[], Tracker | None], room: int = ROOM, close_s: float = CLOSE_S
+    ):
+        self._name, self._open, self._room, self._close_s = name, open_tracker, room, close_s
+        self._queue: SimpleQueue[Callable[[Tracker], None] | None] = SimpleQueue()
+        self._dropped = 0
+        self._off = threading.Event()
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
+        self._thread.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        numbers = dict(metrics)
+        self._put(lambda tracker: tracker.log(step, numbers))
+
+    def text(self, step: int, name: str, text: str) -> None:
+        self._put(lambda tracker: tracker.text(step, name, text))
+
+    def checkpoint(self, step: int, path: Path) -> None:
+        self._put(lambda tracker: tracker.checkpoint(step, path))
+
+    def _put(self, do: Callable[[Tracker], None]) -> None:
+        if self._off.is_set():
+            return
+        if self._queue.qsize() < self._room:
+            self._queue.put(do)
+            return
+        if not self._dropped:
+            log.warning("%s is slower than the run: what it cannot take is left out there", self._name)
+        self._dropped += 1
+
+    def close(self) -> None:
+        """Waits for what is on its way, for a while."""
+        self._queue.put(None)
+        self._thread.join(self._close_s)
+        if self._thread.is_alive():
+            log.warning("%s has not taken everything within %g s and is left behind", self._name, self._close_s)
+        if self._dropped:
+            log.warning("%s: %d of what it was told are left out", self._name, self._dropped)
+
+    def _work(self) -> None:
+        try:
+            tracker = self._open()
+            if tracker is None:
+                return
+            while do := self._queue.get():
+                do(tracker)
+            tracker.close()
+        except Exception as error:  # trackers raise many kinds; none of them is worth a training run
+            log.warning("%s is off from here on: %s", self._name, first_line(error))
+        finally:
+            self._off.set()
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

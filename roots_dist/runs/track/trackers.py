@@ -1,0 +1,90 @@
+"""Everything a run tells goes through one small interface: to the metrics file, the terminal, TensorBoard and W&B.
+
+    runs/train/duties.py: trackers.log(step, {"loss/train": …}) --> MetricsFile | Progress | Background(TensorBoard | Wandb)
+
+Only rank 0 has trackers; on the others the list is empty, so that callers need no `if`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from roots_dist.config.schema import Config
+from roots_dist.runs.track import tensorboard, wandb
+from roots_dist.runs.track.background import Background
+from roots_dist.runs.track.metrics import METRICS_FILE, MetricsFile, last_step
+from roots_dist.runs.track.progress import Progress
+from roots_dist.scrub import known_secrets
+
+
+class Tracker(Protocol):
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Numbers of a step, after `step` optimizer steps. Names are metrics.NAMES or alike: group/name_unit."""
+        ...
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Something to read, such as a sample of the model's text."""
+        ...
+
+    def checkpoint(self, step: int, path: Path) -> None:
+        """A checkpoint has been saved there."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Trackers:
+    """Many as one; none is the null tracker."""
+
+    def __init__(self, trackers: Iterable[Tracker] = (), show: Callable[[str], None] = lambda what: None):
+        self._trackers, self._show = tuple(trackers), show
+
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Show on the terminal what keeps the next step waiting; it is not recorded."""
+        self._show(what)
+        yield
+        self._show("")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.log(step, metrics)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        for tracker in self._trackers:
+            tracker.text(step, name, text)
+
+    def checkpoint(self, step: int, path: Path) -> None:
+        for tracker in self._trackers:
+            tracker.checkpoint(step, path)
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
+
+def open_trackers(
+    config: Config, folder: Path, *, rank0: bool, resumed_step: int = 0, facts: Mapping[str, object] | None = None
+) -> Trackers:
+    """The trackers of this rank. `facts` (versions, layout, machine) are kept with the run where it is shown.
+
+    On a resume, what was logged after `resumed_step` is dropped from the file: no step is logged twice. The file and the
+    terminal are written at once; the others in the background. Raises EnvironmentProblem if one that was asked for by name
+    is not installed.
+    """
+    if not rank0:
+        return Trackers()
+    facts, known = facts or {}, known_secrets()
+    logged_step = last_step(folder / METRICS_FILE) if config.checkpoint.resume else -1
+    progress = Progress(config.train.steps, resumed_step)
+    views: list[Tracker] = []
+    if tensorboard.is_wanted(config):
+        views.append(
+            Background("TensorBoard", lambda: tensorboard.TensorBoard(config, folder, facts, resumed_step, known))
+        )
+    if wandb.is_wanted(config):
+        views.append(Background("W&B", lambda: wandb.open_wandb(config, folder, facts, logged_step, known)))
+    return Trackers([MetricsFile(folder, resumed_step), progress, *views], progress.doing)

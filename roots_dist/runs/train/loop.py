@@ -1,0 +1,106 @@
+"""`roots train`, from a live mesh to a trained model: the page to read first.
+
+config + mesh --build--> Run --resume--> step, duties, step, duties … --evaluate, sample, save--> closing lines
+                                              a signal --stop.py--> save
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from contextlib import closing, nullcontext
+from pathlib import Path
+
+from roots_dist.accounting.bounds import least
+from roots_dist.assembly.run import build_run
+from roots_dist.config.schema import Config
+from roots_dist.learning.data.batches import Batches
+from roots_dist.learning.data.tokenizer import load_codec
+from roots_dist.learning.objectives import make_objective
+from roots_dist.learning.objectives.task_checks import cut_rows
+from roots_dist.parallel.optim.rates import rate
+from roots_dist.runs.track.closing import closing_lines
+from roots_dist.runs.track.summary import write_summary
+from roots_dist.runs.track.trackers import open_trackers
+from roots_dist.runs.train.best import best_of
+from roots_dist.runs.train.duties import checkpoint, duties, evaluate, sample
+from roots_dist.runs.train.folder import owned
+from roots_dist.runs.train.opening import devices_peak, opening_lines
+from roots_dist.runs.train.resume import resume
+from roots_dist.runs.train.session import Session, without_secrets, write_origin
+from roots_dist.runs.train.step import train_step
+from roots_dist.runs.train.stop import FINISHED, STOPPED, Stop, listening, record_end, recorded
+from roots_dist.world.mesh import Mesh
+
+log = logging.getLogger(__name__)
+
+
+def train(config: Config, mesh: Mesh) -> int:
+    """The exit code: 0, or 128 + the signal that stopped it. Everything that it writes is under track.folder. Collective
+    over the world."""
+    config = without_secrets(config)
+    folder = Path(config.track.folder)
+    with owned(folder) if mesh.rank == 0 else nullcontext():
+        with recorded(folder, f"rank {mesh.rank} ({mesh.place})", rank0=mesh.rank == 0), listening(folder) as stop:
+            return train_in(folder, config, mesh, stop)
+
+
+def train_in(folder: Path, config: Config, mesh: Mesh, stop: Stop) -> int:
+    """The folder is this run's alone. Collective over the world."""
+    rank0, stopped = mesh.rank == 0, 0
+    objective = make_objective(config)
+    training = Batches.open(config, objective, config.data.train, mesh.dp.rank, mesh.dp.size)
+    given = config.data.validation
+    held_out = Batches.open(config, objective, given, mesh.dp.rank, mesh.dp.size) if given else None
+    tokenizer = load_codec(config.data.tokenizer) if config.data.tokenizer else None
+
+    run = build_run(config, mesh, objective=objective)
+    done = resume(run, folder)
+    peak = devices_peak(config, mesh)
+    bound = least(config, mesh.layout, peak)
+    facts = write_origin(folder, config, mesh.layout, bound.facts()) if rank0 else None
+    log.info("\n".join([opening_lines(config, mesh, peak, bound), *(cut_rows(config) if rank0 else ())]))
+
+    with closing(open_trackers(config, folder, rank0=rank0, resumed_step=done.step, facts=facts)) as trackers:
+        best = best_of(config, done.best)
+        session = Session(
+            config, run, folder, training, held_out, tokenizer, trackers, peak, bound, best, done.step, done.skipped
+        )
+        if done.step == 0:
+            evaluate(session)
+        learning_rate = rate(config.optim, config.train.steps)
+        to_do = duties(session)
+        while session.goes_on and not stopped:
+            step = session.step
+            batches = [batch.to(mesh.device) for batch in training.at(step)]
+            run.watch.lap("data")
+            report = train_step(run, batches, learning_rate(step), stop.signal)
+            session.step, stopped = step + 1, report.stop
+            if report.skipped:
+                session.skipped += 1
+                log.log(
+                    logging.WARNING if rank0 else logging.DEBUG, "step %d is left out: %s", step + 1, report.skipped
+                )
+            for duty in to_do:
+                duty(session, report)
+        if stopped and session.goes_on:  # there may be seconds left
+            if session.saved < session.step:
+                checkpoint(session)
+            said = f"{STOPPED} by {signal.Signals(stopped).name} after step {session.step}"
+            log.info("%s, with a checkpoint; the same command goes on from there", said)
+            if rank0:
+                record_end(folder, said)
+            return 128 + stopped
+        if done.step < session.step:
+            if session.step == config.train.steps:
+                evaluate(session)
+            if session.saved < session.step:
+                checkpoint(session)
+            sample(session)
+        else:
+            log.info("%s", session.why_over())
+    if rank0:
+        record_end(folder, f"{FINISHED} after step {session.step}")
+        write_summary(config, mesh.layout, folder)
+        closing_lines(config, folder)
+    return 0

@@ -1,0 +1,66 @@
+"""What a run says first: its layout, its size, the peak that MFU will be a share of, and the arithmetic of its batch."""
+
+from __future__ import annotations
+
+import socket
+import time
+import zlib
+
+import psutil
+import torch
+
+from roots_dist import environment
+from roots_dist.accounting.bounds import Least
+from roots_dist.accounting.peaks import gpu_peak, in_words, measured_cpu_peak
+from roots_dist.accounting.sizes import parameters
+from roots_dist.config.schema import Config
+from roots_dist.layout import Layout
+from roots_dist.world.mesh import Mesh
+
+PEAK_S = 0.5
+"""How long a CPU is measured."""
+
+
+def devices_peak(config: Config, mesh: Mesh) -> float | None:
+    """FLOP/s at best of all devices of the run: of GPUs by their makers' sheets, of CPU cores as measured now.
+
+    Collective over the world. On each machine one rank measures, while the others sleep: waiting in a collective may spin.
+    """
+    if mesh.device.type == "cuda":
+        one = gpu_peak(torch.cuda.get_device_name(mesh.device), "bf16" if config.train.precision == "bf16" else "fp32")
+        return one and one * mesh.world.size
+    hosts = torch.zeros(mesh.world.size, dtype=torch.int64)
+    hosts[mesh.rank] = zlib.crc32(socket.gethostname().encode())
+    mesh.world.sum_(hosts)  # nobody measures while another is still building its model
+    here = (hosts == hosts[mesh.rank]).nonzero().flatten().tolist()
+    peak = torch.zeros(1, dtype=torch.float64)
+    if mesh.rank == here[0]:
+        peak[0] = measured_cpu_peak(min(cores(), torch.get_num_threads() * len(here)), PEAK_S)
+    else:
+        time.sleep(PEAK_S)
+    return mesh.world.sum_(peak).item()
+
+
+def cores() -> int:
+    """That this process may use, two threads of one core counted once."""
+    return min(environment.cores(), psutil.cpu_count(logical=False) or environment.cores())
+
+
+def opening_lines(config: Config, mesh: Mesh, peak: float | None, bound: Least) -> str:
+    """What is about to happen: layout, size, engine, the peak that MFU is a share of, the arithmetic of the batch, and what
+    it takes at least."""
+    if peak is None:
+        at_best = "peak of this GPU not known: no MFU"
+    else:
+        at_best = f"peak {in_words(peak)} {'measured' if mesh.device.type == 'cpu' else 'by data sheet'}"
+    engine = config.engine(mesh.dp.size)
+    model = f"{mesh.layout}, {parameters(config):,} parameters, {engine} engine, {at_best}"
+    return f"{model}\n{batch_arithmetic(config, mesh.layout)}\n{bound}"
+
+
+def batch_arithmetic(config: Config, layout: Layout) -> str:
+    """`1 × 256 tokens × 8 microbatches × dp 2 = 4,096 tokens per step`"""
+    t = config.train
+    tokens = t.batch * config.data.seq
+    micro = config.num_microbatches(layout.dp)
+    return f"{t.micro_batch} × {config.data.seq} tokens × {micro} microbatches × dp {layout.dp} = {tokens:,} tokens per step"

@@ -1,0 +1,129 @@
+"""Where a run begins: at the newest checkpoint of its folder (found by rank 0, held against the config, read by all), or
+with the weights of another run, or with those that were drawn.
+
+    folder --newest--> step --refuse another model--> storage/checkpoint/load.py --> steps done, and what has changed is said
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+
+from roots_dist.assembly.run import Run
+from roots_dist.config.schema import Config
+from roots_dist.config.start import FREE
+from roots_dist.errors import ConfigError, Problem
+from roots_dist.runs.train.best import Best
+from roots_dist.runs.train.start import begin
+from roots_dist.storage.checkpoint.format import STATE_FILE, Manifest, checkpoints_folder, read_json, step_name
+from roots_dist.storage.checkpoint.keep import BEST_FILE, newest, sweep
+from roots_dist.storage.checkpoint.load import load, load_start
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Done:
+    """What has been done of a run."""
+
+    step: int = 0
+    skipped: int = 0
+    """Of these, steps that changed nothing."""
+    best: Mapping[str, object] = field(default_factory=dict)
+    """As runs/train/best.py saves it."""
+
+
+def resume(run: Run, folder: Path) -> Done:
+    """Load the run's newest checkpoint, if there is one and it is wanted; else begin. Collective over the world."""
+    mesh = run.mesh
+    if mesh.rank == 0 and not run.config.checkpoint.resume:
+        set_aside(folder)
+    step = torch.full((1,), -1, dtype=torch.int64, device=mesh.device)
+    if mesh.rank == 0 and run.config.checkpoint.resume:
+        sweep(checkpoints_folder(folder))  # gives a checkpoint its name back that was set aside when a save was killed
+        found = newest(folder)
+        if found is not None:
+            step[0] = Manifest.read(found).step
+            refuse_another_model(found, run.config)
+    step += 1  # so that other ranks add nothing: rank 0 has looked, they may see a shared folder late
+    last = int(mesh.world.sum_(step * (mesh.rank == 0)).item()) - 1
+    if last < 0:
+        begin(run)
+        return Done()
+    checkpoint = checkpoints_folder(folder) / step_name(last)
+    if last == 0:  # the folder of an import
+        load_start(checkpoint, run.engine, run.params, mesh)
+        log.info("starts from %s", checkpoint)
+        return Done()
+    state = load(checkpoint, run.engine, run.params, mesh)
+    if mesh.rank == 0 and (state.get("best") or {}).get("step"):
+        Best(**state["best"]).mark(folder)  # where later checkpoints are gone, it may be another one
+    changed = differences(state.get("config", {}), run.config)
+    log.info("resumed after step %d%s", last, f" with {', '.join(changed)}" if changed else "")
+    return Done(last, state.get("skipped", 0), state.get("best") or {})
+
+
+def set_aside(folder: Path) -> None:
+    """The checkpoints of a run that is not gone on with: those of more steps would be taken for the new run's newest."""
+    there = checkpoints_folder(folder)
+    if not there.is_dir() or not any(there.iterdir()):
+        return
+    number = next(i for i in count(1) if not there.with_name(f"{there.name}.{i}").exists())
+    there.rename(there.with_name(f"{there.name}.{number}"))
+    (folder / BEST_FILE).unlink(missing_ok=True)
+    log.info("begins anew; the checkpoints that were there are in %s.%d", there, number)
+
+
+def refuse_another_model(checkpoint: Path, config: Config) -> None:
+    """Weights may fit and mean another function: fewer heads of more width, other positions, another activation."""
+    try:
+        was = _resolved(Config.model_validate(read_json(checkpoint / STATE_FILE)["config"]))
+    except (KeyError, ValidationError):
+        return  # not the trainer's, or another version's: names and shapes will still be compared
+    now = _resolved(config)
+    problems = [
+        _another(key, now[key], was[key], checkpoint, config) for key in now if key in was and now[key] != was[key]
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _another(key: str, value: object, was: object, checkpoint: Path, config: Config) -> Problem:
+    where = f"in {checkpoint}, from which the run would go on"
+    anew = "choose another track.folder, or begin anew with checkpoint.resume=false"
+    if key == "model.max_positions" and config.model.max_positions is None:
+        expected = f"{was}, the number of learned positions {where}"
+        shorter = f"set model.max_positions={was} if samples shall be shorter, " if config.data.seq < int(was) else ""
+        return Problem(key="data.seq", found=value, expected=expected, fix=f"set it back, {shorter}{anew}")
+    return Problem(key=key, found=value, expected=f"{was} as {where}", fix=f"set it back, {anew}")
+
+
+def _resolved(config: Config) -> dict[str, object]:
+    """What a model computes from its weights: model.* with its defaults filled in, and what else it depends on."""
+    m = config.model
+    filled = {"kv_heads": m.num_kv_heads(), "head_dim": m.width_of_head(), "ffn": m.width_of_ffn()}
+    found: dict[str, object] = {f"model.{key}": value for key, value in {**m.model_dump(), **filled}.items()}
+    found |= {"advanced.norm_eps": config.advanced.norm_eps, "advanced.double": config.advanced.double}
+    if config.objective.name in ("classify", "tag"):
+        found["finetune.labels"] = config.finetune.labels  # a head of as many other labels fits too
+    if config.finetune.strategy == "lora":
+        found["finetune.alpha"] = config.finetune.alpha
+    if m.positions == "learned":
+        found["model.max_positions"] = m.max_positions or config.data.seq
+    return {key: value for key, value in found.items() if key not in FREE}
+
+
+def differences(saved: Mapping[str, Mapping[str, object]], config: Config) -> list[str]:
+    """`optim.lr = 0.0002 (was 0.0003)` for each key that another value was saved of."""
+    return [
+        f"{section}.{key} = {value} (was {saved[section][key]})"
+        for section, keys in config.model_dump(mode="json").items()
+        for key, value in keys.items()
+        if key in saved.get(section, {}) and saved[section][key] != value
+    ]

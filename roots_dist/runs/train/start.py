@@ -1,0 +1,60 @@
+"""The first weights of fine-tuning: those of another run or of an import; what that model has not is drawn as ever.
+
+    finetune.start --its outline, ours--> what is taken, what begins anew, what is left --checkpoint/load.py--> engine
+
+Only what stands above the blocks may differ (a head for a task), and adapters. Anything else that is missing, left over or of
+another shape is refused by name.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from roots_dist.assembly.run import Run
+from roots_dist.config.schema import Config
+from roots_dist.config.start import config_of
+from roots_dist.learning.models import pieces_of
+from roots_dist.learning.models.outline import Place, outline
+from roots_dist.parallel.optim.phases import ADAPTER
+from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.storage.checkpoint.keep import chosen
+from roots_dist.storage.checkpoint.load import load_start
+
+log = logging.getLogger(__name__)
+
+CLASSES = "head.classifier."
+
+
+def begin(run: Run) -> None:
+    """Take the weights of finetune.start, where the config has one. Collective over the world."""
+    start = run.config.finetune.start
+    if start is None:
+        return
+    checkpoint, there = chosen(Path(start)), config_of(start)
+    split = run.passes.model.split
+    fresh, left = divided(run.config, there, split)
+    load_start(checkpoint, run.engine, run.params, run.mesh, fresh=fresh, left=left)
+    drawn = f"; begins anew: {_shown(fresh)}" if fresh else ""
+    log.info("starts from %s%s", checkpoint, drawn)
+
+
+def divided(here: Config, there: Config, split: Split) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of parameters that begin anew, and names that are left behind. Classes of other labels are other classes."""
+    ours, theirs = outline(pieces_of(here, split)), outline(pieces_of(there, split))
+    same_classes = (here.objective.name, here.finetune.labels) == (there.objective.name, there.finetune.labels)
+
+    def may_differ(name: str, place: Place) -> bool:
+        return place.depth == 0 or name.endswith(ADAPTER)
+
+    renewed = {n for n in ours if n.startswith(CLASSES) and not same_classes}
+    fresh = {n for n, place in ours.items() if n not in theirs and may_differ(n, place)} | renewed
+    generator = {n for n in theirs if n.startswith("generator.") and here.objective.name != there.objective.name}
+    heads = {n for n, place in theirs.items() if n not in ours and place.depth == 0}
+    return frozenset(fresh), frozenset(heads | generator | renewed)
+
+
+def _shown(names: frozenset[str]) -> str:
+    some = sorted(n for n in names if not n.endswith(ADAPTER))
+    adapters = len(names) - len(some)
+    return ", ".join([*some, *([f"{adapters} matrices of adapters"] if adapters else [])])

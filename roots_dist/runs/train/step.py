@@ -1,0 +1,81 @@
+"""One optimizer step, top to bottom. Every rank calls it; the report is the same on all of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from roots_dist.assembly.run import Run
+from roots_dist.errors import NotFiniteError
+from roots_dist.runs.train.finite import Trouble, agree
+from roots_dist.world.batch import MicroBatch
+from roots_dist.world.sharding import sum_partial_gradients, sum_tied_gradients
+
+
+@dataclass(frozen=True)
+class StepReport:
+    loss: float
+    """What was differentiated: Σ over all terms of weight · sum / count, over the whole world."""
+    grad_norm: float
+    terms: Mapping[str, float]
+    """sum / count of each term."""
+    group_norms: Mapping[str, float]
+    """Of the gradient of each of AdamW's groups."""
+    skipped: str | None = None
+    """Why no step was taken, where train.nonfinite=skip: what was not finite, and where."""
+    stop: int = 0
+    """The signal that told a rank to stop after this step; 0: none."""
+
+
+def train_step(run: Run, batches: list[MicroBatch], lr: float, stop: int = 0) -> StepReport:
+    """batches: this data rank's microbatches. stop: the signal that told this rank to stop after the step; 0: none.
+    Collective over the world."""
+    run.engine.reach(batches[0].step)
+    counts = count_targets(run, batches)
+    weights = run.objective.weights
+    run.watch.lap("dp")
+    with run.engine.accumulate():
+        found = run.passes.forward_backward(batches, {name: weights[name] / max(1, n) for name, n in counts.items()})
+        run.watch.lap("compute")
+        sum_tied_gradients(run.params, run.ties)
+        sum_partial_gradients(run.params)
+        sums, trouble, stop = agree(run.mesh, found, list(weights), run.params, stop)
+        run.watch.lap(
+            "pp_wait" if run.mesh.pp.size > 1 else "dp"
+        )  # stages that are done first wait here for the others
+        if trouble:  # zeros travel through the reduction: nan would spread to every rank
+            for gradient in (p.tensor.grad for p in run.params if p.tensor.grad is not None):
+                gradient.zero_()
+    terms = {name: total / max(1, counts[name]) for name, total in sums.items()}
+    loss = sum(weights[name] * value for name, value in terms.items())
+    if trouble:
+        run.engine.discard()
+    else:
+        update = run.engine.step(lr)
+        run.watch.lap("dp")
+        if math.isfinite(update.grad_norm):
+            return StepReport(loss, update.grad_norm, terms, update.by_group, stop=stop)
+        trouble = Trouble("the norm of all ranks' gradients together is not finite")  # the engine took no step
+    if trouble.in_weights or run.config.train.nonfinite == "stop":
+        raise NotFiniteError(_refusal(batches[0].step + 1, trouble))
+    return StepReport(loss, math.nan, terms, {}, skipped=trouble.where, stop=stop)
+
+
+def _refusal(step: int, trouble: Trouble) -> str:
+    if trouble.in_weights:
+        fix = "lower optim.lr and go on from a checkpoint before it: skipping steps cannot mend a weight"
+    else:
+        fix = "lower optim.lr, or leave such steps out with train.nonfinite=skip"
+    return f"step {step}: {trouble.where}. Fix: {fix}."
+
+
+def count_targets(run: Run, batches: list[MicroBatch]) -> dict[str, int]:
+    """The one denominator of each term. The same on all ranks: every tensor and pipeline rank has the same batches."""
+    names = list(run.objective.weights)
+    counted = [run.objective.counts(batch) for batch in batches]
+    sums = [float(sum(counts[name] for counts in counted)) for name in names]
+    total = run.mesh.dp.sum_(torch.tensor(sums, dtype=torch.float64, device=run.mesh.device))
+    return dict(zip(names, map(int, total.tolist())))

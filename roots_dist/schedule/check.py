@@ -1,0 +1,292 @@
+"""Play a program without tensors: is it free of deadlock, what does it hold, how long does it take?
+
+    passes.py --with sends and receives--> violations: none --> executor.py may run it
+                                       --> play: timeline, peak, bubble --> draw.py shows it, plan/ counts with it
+
+The player knows nothing of the schedules; the closed formulas below come from the papers. The tests compare the two.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from roots_dist.schedule.actions import Action, Kind, Program, rank_of
+from roots_dist.schedule.communication import COMPUTE, RECEIVES, SENDS, Channel, channel_of, other_end
+
+
+class InvalidProgram(Exception):
+    """A program that cannot be run to its end. The message has one line per reason."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """How long one action takes, in any unit. BACKWARD takes input + weight."""
+
+    forward: float = 1.0
+    input: float = 1.0
+    weight: float = 1.0
+    transfer: float = 0.0
+    stages: tuple[float, ...] = ()
+    """Cost of each stage as a multiple of the above; empty: all stages cost the same."""
+    exact: Mapping[tuple[Kind, int], float] | None = None
+    """Of each kind of action in each stage, instead of all the above but transfer."""
+
+    def of(self, action: Action) -> float:
+        if self.exact is not None:
+            return self.exact[action.kind, action.stage]
+        scale = self.stages[action.stage] if self.stages else 1.0
+        return (
+            scale
+            * {
+                Kind.FORWARD: self.forward,
+                Kind.BACKWARD: self.input + self.weight,
+                Kind.INPUT: self.input,
+                Kind.WEIGHT: self.weight,
+            }[action.kind]
+        )
+
+
+class Span(NamedTuple):
+    action: Action
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class Played:
+    """What happened, and when."""
+
+    times: Times
+    num_stages: int
+    timeline: list[list[Span]]
+    """Of each rank, its compute actions in order."""
+    transfers: dict[Channel, list[Span]]
+    """Of each channel, its sends, from the moment that both ends were ready until the tensor had come."""
+    peak: list[int]
+    """Of each rank, how many activations it held at once: a forward adds one, BACKWARD or WEIGHT gives it back."""
+
+    @property
+    def makespan(self) -> float:
+        return max(spans[-1].end for spans in self.timeline if spans)
+
+    @property
+    def ideal(self) -> float:
+        """The time of the busiest rank, had it never waited."""
+        return max(sum(self.times.of(span.action) for span in spans) for spans in self.timeline)
+
+    @property
+    def bubble(self) -> float:
+        """Time lost, as a fraction of the ideal time: (p - 1) / m for 1F1B."""
+        return (self.makespan - self.ideal) / self.ideal
+
+    @property
+    def bubble_share(self) -> float:
+        """Time lost, as a fraction of the whole time: (p - 1) / (m + p - 1) for 1F1B."""
+        return (self.makespan - self.ideal) / self.makespan
+
+
+def play(program: Program, times: Times = Times()) -> Played:
+    """Run a program with communication on an imaginary machine. Raises InvalidProgram if it comes to a halt.
+
+    A rank computes one action at a time. Sends and receives take none of its time; a transfer begins when both ends
+    have posted it and the channel is free. What a compute action needs from another rank must have arrived.
+    """
+    machine = _Machine(program, times)
+    runnable = deque(range(len(program)))
+    while runnable:
+        runnable.extend(machine.advance(runnable.popleft()))
+    stuck = [line for rank in range(len(program)) for line in machine.why_stuck(rank)]
+    if stuck:
+        raise InvalidProgram("\n".join(["deadlock:", *stuck]))
+    peak = [_peak(actions) for actions in program]
+    return Played(times, machine.num_stages, machine.timeline, dict(machine.transfers), peak)
+
+
+@dataclass
+class _Machine:
+    """The state of play: how far each rank is, what is done or has arrived, what is on its way."""
+
+    program: Program
+    times: Times
+    done: dict[Action, float] = field(default_factory=dict)  # compute action or arrived receive -> when
+    transfers: dict[Channel, list[Span]] = field(default_factory=lambda: defaultdict(list))
+    posted: dict[Channel, tuple[deque, deque]] = field(default_factory=lambda: defaultdict(lambda: (deque(), deque())))
+    waiting: dict[Action, list[int]] = field(default_factory=lambda: defaultdict(list))
+
+    def __post_init__(self) -> None:
+        self.num_ranks = len(self.program)
+        self.num_stages = _num_stages(self.program)
+        self.cursor = [0] * self.num_ranks
+        self.clock = [0.0] * self.num_ranks
+        self.timeline: list[list[Span]] = [[] for _ in self.program]
+
+    def advance(self, rank: int) -> list[int]:
+        """Run this rank as far as it can go; return the ranks that may go on because of it."""
+        woken: list[int] = []
+        actions = self.program[rank]
+        while self.cursor[rank] < len(actions):
+            action = actions[self.cursor[rank]]
+            start = self.clock[rank]
+            for need in _needs(action, self.num_ranks, self.num_stages):
+                if need not in self.done:
+                    self.waiting[need].append(rank)
+                    return woken
+                start = max(start, self.done[need])
+            if action.kind in COMPUTE:
+                self.clock[rank] = start + self.times.of(action)
+                self.timeline[rank].append(Span(action, start, self.clock[rank]))
+                for result in _results(action):
+                    woken += self.finish(result, self.clock[rank])
+            else:
+                woken += self.post(action, self.clock[rank])
+            self.cursor[rank] += 1
+        return woken
+
+    def post(self, action: Action, when: float) -> list[int]:
+        """One end of a transfer is ready; the n-th send of a channel meets its n-th receive."""
+        channel = channel_of(action, self.num_ranks)
+        sends, receives = self.posted[channel]
+        (sends if action.kind in SENDS else receives).append((action, when))
+        if not (sends and receives):
+            return []
+        (send, sent), (receive, ready) = sends.popleft(), receives.popleft()
+        if other_end(send) != receive:
+            raise InvalidProgram(
+                f"rank {channel.sender} sends {send} where rank {channel.receiver} receives {receive}: a channel is "
+                f"first in, first out"
+            )
+        before = self.transfers[channel]
+        start = max(sent, ready, before[-1].end if before else 0.0)
+        before.append(Span(send, start, start + self.times.transfer))
+        return self.finish(receive, before[-1].end)
+
+    def finish(self, action: Action, when: float) -> list[int]:
+        self.done[action] = when
+        return self.waiting.pop(action, [])
+
+    def why_stuck(self, rank: int) -> list[str]:
+        if self.cursor[rank] == len(self.program[rank]):
+            return []
+        action = self.program[rank][self.cursor[rank]]
+        missing = [n for n in _needs(action, self.num_ranks, self.num_stages) if n not in self.done]
+        return [f"rank {rank} waits at {action} for {', '.join(map(str, missing))}"]
+
+
+def _needs(action: Action, num_ranks: int, num_stages: int) -> list[Action]:
+    """What must be done, or have arrived, before an action; the gradient of a stage's input counts as INPUT."""
+    kind, stage, microbatch = action
+    local = num_ranks == 1  # neighbours in the model live on the same rank: nothing travels
+    if kind is Kind.FORWARD:
+        if stage == 0:
+            return []
+        return [Action(kind, stage - 1, microbatch) if local else Action(Kind.RECV_FORWARD, stage, microbatch)]
+    if kind in (Kind.BACKWARD, Kind.INPUT):
+        own = Action(Kind.FORWARD, stage, microbatch)
+        if stage == num_stages - 1:
+            return [own]
+        behind = Action(Kind.INPUT, stage + 1, microbatch) if local else Action(Kind.RECV_BACKWARD, stage, microbatch)
+        return [own, behind]
+    if kind in (Kind.WEIGHT, Kind.SEND_BACKWARD):
+        return [Action(Kind.INPUT, stage, microbatch)]
+    return [Action(Kind.FORWARD, stage, microbatch)] if kind is Kind.SEND_FORWARD else []
+
+
+def _results(action: Action) -> list[Action]:
+    """What a compute action gives: BACKWARD is INPUT and WEIGHT in one."""
+    if action.kind is Kind.BACKWARD:
+        return [action._replace(kind=Kind.INPUT), action._replace(kind=Kind.WEIGHT)]
+    return [action]
+
+
+def _peak(actions: list[Action]) -> int:
+    held = peak = 0
+    for action in actions:
+        held += {Kind.FORWARD: 1, Kind.BACKWARD: -1, Kind.WEIGHT: -1}.get(action.kind, 0)
+        peak = max(peak, held)
+    return peak
+
+
+def _num_stages(program: Program) -> int:
+    return 1 + max((action.stage for actions in program for action in actions), default=-1)
+
+
+def violations(program: Program) -> list[str]:
+    """Everything that is wrong with a program with communication; empty if the executor may run it.
+
+    Stages and microbatches are those that the program names: every such pair must run forward once and backward once.
+    """
+    found = [*_misplaced(program), *_miscounted(program)]
+    try:
+        play(program)
+    except InvalidProgram as error:
+        found += [*_disordered(program), *str(error).splitlines()]  # whatever is out of order on a rank halts the play
+    return found
+
+
+def _misplaced(program: Program) -> list[str]:
+    return [
+        f"rank {rank} runs {action}, but stage {action.stage} lives on rank {rank_of(action.stage, len(program))}"
+        for rank, actions in enumerate(program)
+        for action in actions
+        if rank_of(action.stage, len(program)) != rank
+    ]
+
+
+def _miscounted(program: Program) -> list[str]:
+    """Each forward, input and weight gradient exactly once; each send received, and nothing else received."""
+    counts = Counter(result for actions in program for action in actions for result in _results(action))
+    num_microbatches = 1 + max((action.microbatch for action in counts), default=-1)
+    parts = {Kind.FORWARD: "forward", Kind.INPUT: "gradient of the input", Kind.WEIGHT: "gradient of the weights"}
+    found = [
+        f"the {part} of stage {stage}, microbatch {i} is computed {counts[Action(kind, stage, i)]} times, expected once"
+        for stage in range(_num_stages(program))
+        for i in range(num_microbatches)
+        for kind, part in parts.items()
+        if counts[Action(kind, stage, i)] != 1
+    ]
+    for action, count in counts.items():
+        if action.kind in SENDS + RECEIVES and counts[other_end(action)] != count:
+            found.append(f"{action} is posted {count} times, {other_end(action)} {counts[other_end(action)]} times")
+    return found
+
+
+def _disordered(program: Program) -> list[str]:
+    """Nothing on a rank comes before what it needs from the same rank (a receive counts from where it is posted)."""
+    found = []
+    num_stages = _num_stages(program)
+    for rank, actions in enumerate(program):
+        seen: set[Action] = set()
+        for action in actions:
+            needs = _needs(action, len(program), num_stages)
+            found += [f"rank {rank} runs {action} before {need}" for need in needs if need not in seen]
+            seen.update(_results(action))
+    return found
+
+
+def expected_bubble(name: str, num_ranks: int, num_microbatches: int, chunks: int = 1, times: Times = Times()) -> float:
+    """The bubble of a schedule in closed form, as a fraction of the ideal time: equal stages, transfers free.
+
+    Narayanan et al. 2021, sections 2.2.1 and 2.2.2. For zb-h1 Qi et al. 2024, table 2: (p - 1)(T_F + T_B - T_W), said
+    there of a T_W that is at most T_F and T_B (a longer one fills no more than the shortest of the three), and of at
+    least p microbatches (fewer have fewer weight passes to fill the bubble with).
+    """
+    f, b, w = times.forward, times.input, times.weight
+    if name == "zb-h1":
+        lost = (num_ranks - 1) * (f + b) - (min(num_ranks, num_microbatches) - 1) * min(f, b, w)
+    else:
+        lost = (num_ranks - 1) * (f + b + w)
+    return lost / (num_microbatches * chunks * (f + b + w))
+
+
+def expected_peak(name: str, num_ranks: int, num_microbatches: int, chunks: int = 1) -> list[int]:
+    """Of each rank, how many stages' activations it holds at most at once. With v chunks a stage is 1/v of a rank."""
+    most = {
+        "gpipe": lambda rank: num_microbatches,
+        "1f1b": lambda rank: num_ranks - rank,
+        "interleaved": lambda rank: 2 * (num_ranks - rank - 1) + (chunks - 1) * num_ranks + 1,
+        "zb-h1": lambda rank: num_ranks,
+    }[name]
+    return [min(most(rank), num_microbatches * chunks) for rank in range(num_ranks)]

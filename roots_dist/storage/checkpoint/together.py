@@ -1,0 +1,58 @@
+"""One rank's failure becomes everybody's, at a place where all meet: none goes on alone, none waits for the dead.
+
+Between two meetings a rank that failed still takes part in collectives; it only stops touching files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+
+from roots_dist.errors import CheckpointError
+from roots_dist.world.mesh import Mesh
+
+TEXT_BYTES = 2048
+
+
+class Together:
+    def __init__(self, mesh: Mesh):
+        self._mesh = mesh
+        self._failure: str | None = None
+
+    @property
+    def failed(self) -> bool:
+        """On this rank, so far."""
+        return self._failure is not None
+
+    @contextmanager
+    def attempt(self, what: str, fix: str = "") -> Iterator[None]:
+        """Work on files that may fail. The first failure is kept for `meet`; after one, skip the work (`failed`)."""
+        try:
+            yield
+        except CheckpointError as error:
+            self._failure = self._failure or str(error)
+        except (OSError, SafetensorError) as error:
+            self._failure = self._failure or f"{what}: {error}" + (f". Fix: {fix}." if fix else "")
+
+    def meet(self) -> None:
+        """Raise CheckpointError on every rank, with the words of the first that failed, if any did. Collective."""
+        world = self._mesh.world
+        if world.size == 1:
+            if self._failure:
+                raise CheckpointError(self._failure)
+            return
+        device = self._mesh.device
+        first = torch.tensor(world.rank if self.failed else world.size, device=device)
+        dist.all_reduce(first, op=dist.ReduceOp.MIN, group=world.group)
+        if (source := int(first)) == world.size:
+            return
+        text = torch.zeros(TEXT_BYTES, dtype=torch.uint8, device=device)
+        if source == world.rank:
+            words = f"rank {source} ({self._mesh.place}): {self._failure}".encode()[:TEXT_BYTES]
+            text[: len(words)] = torch.frombuffer(bytearray(words), dtype=torch.uint8)
+        dist.broadcast(text, src=world.ranks[source], group=world.group)
+        raise CheckpointError(bytes(text.tolist()).rstrip(b"\0").decode(errors="replace"))

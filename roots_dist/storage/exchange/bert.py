@@ -1,0 +1,139 @@
+"""BERT (Devlin et al. 2019) and RoBERTa (Liu et al. 2019) in transformers: a norm after each branch and after the embedding.
+
+RoBERTa is BERT with other names, and with positions that are counted from the padding's id on.
+"""
+
+from __future__ import annotations
+
+from roots_dist.storage.exchange.forms import NO_SEGMENTS, PLACES_AFTER_PADDING, ROBERTA_PLACES, SAME, WORDS, Form
+from roots_dist.storage.exchange.gpt2 import ACTIVATIONS, CLASSIFIER
+from roots_dist.storage.exchange.table import Architecture, Entry, Fixed, Head, Key, same
+
+
+def encoder_stack(base: str, places: Form = SAME, words: Entry | None = None) -> tuple[Entry, ...]:
+    """Embedding and blocks, under the prefix `base`."""
+    e = f"{base}.embeddings"
+    return (
+        words or Entry(f"{e}.word_embeddings.weight", ("embed.tokens.weight",), WORDS),
+        Entry(f"{e}.position_embeddings.weight", ("embed.places",), places),
+        Entry(f"{e}.token_type_embeddings.weight", ("embed.types",)),
+        Entry(f"{e}.token_type_embeddings.weight", (), NO_SEGMENTS, when=lambda config: config.model.segments == 0),
+        *same({f"{e}.LayerNorm": "embed.norm"}),
+        *encoder_blocks(base),
+    )
+
+
+def encoder_blocks(base: str, blocks: str = "blocks") -> tuple[Entry, ...]:
+    """blocks: the prefix of ours."""
+    layer, ours = f"{base}.encoder.layer.{{i}}", f"{blocks}.{{i}}"
+    return same(
+        {
+            f"{layer}.attention.self.query": f"{ours}.attention.query",
+            f"{layer}.attention.self.key": f"{ours}.attention.key",
+            f"{layer}.attention.self.value": f"{ours}.attention.value",
+            f"{layer}.attention.output.dense": f"{ours}.attention.out",
+            f"{layer}.attention.output.LayerNorm": f"{ours}.norm1",
+            f"{layer}.intermediate.dense": f"{ours}.mlp.up",
+            f"{layer}.output.dense": f"{ours}.mlp.down",
+            f"{layer}.output.LayerNorm": f"{ours}.norm2",
+        }
+    )
+
+
+def encoder_keys(eps: float, shift: int = 0) -> tuple[Key, ...]:
+    return (
+        Key("vocab_size", "model.vocab", 30522),
+        Key("max_position_embeddings", "data.seq", 512, shift=shift),
+        Key("max_position_embeddings", "model.max_positions", 512, shift=shift),
+        Key("hidden_size", "model.hidden", 768),
+        Key("num_hidden_layers", "model.layers", 12),
+        Key("num_attention_heads", "model.heads", 12),
+        Key("intermediate_size", "model.ffn", 3072),
+        Key("hidden_act", "model.activation", "gelu", ACTIVATIONS),
+        Key("hidden_dropout_prob", "model.dropout", 0.1),
+        Key("attention_probs_dropout_prob", "model.attention_dropout", 0.1),
+        Key("type_vocab_size", "model.segments", 2),
+        Key("layer_norm_eps", "advanced.norm_eps", eps),
+        Key("tie_word_embeddings", "model.tied", True),
+    )
+
+
+ENCODER = {
+    "model.positions": "learned",
+    "model.norm": "layernorm",
+    "model.norm_position": "post",
+    "model.embedding_norm": True,
+    "model.bias": True,
+}
+FIXED = (Fixed("position_embedding_type", "absolute"), Fixed("is_decoder", False), Fixed("add_cross_attention", False))
+POSITION_IDS = r"embeddings\.position_ids$"
+
+
+def _bias(head: str) -> tuple[Entry, ...]:
+    """Of each word. Version 5 ties the two that there are together with the words, and uses the decoder's."""
+    one, used = f"{head}.bias", f"{head}.decoder.bias"
+    return (
+        Entry(one, ("head.bias",), WORDS, echoes=(used,), when=lambda config: config.model.tied),
+        Entry(used, ("head.bias",), WORDS, idle=(one,), when=lambda config: not config.model.tied),
+    )
+
+
+_GUESS = (
+    *same({"cls.predictions.transform.dense": "head.dense", "cls.predictions.transform.LayerNorm": "head.norm"}),
+    Entry("cls.predictions.decoder.weight", ("head.weight",), WORDS),
+    *_bias("cls.predictions"),
+)
+_POOLER = same({"bert.pooler.dense": "head.pooler"})
+
+BERT = Architecture(
+    model_type="bert",
+    base="bert",
+    heads=(
+        Head("BertForPreTraining", ("mlm-nsp",), (*_GUESS, *_POOLER, *same({"cls.seq_relationship": "head.next"}))),
+        Head("BertForMaskedLM", ("mlm",), _GUESS),
+        Head("BertForSequenceClassification", ("classify",), (*_POOLER, CLASSIFIER)),
+        Head("BertForTokenClassification", ("tag",), (CLASSIFIER,)),
+    ),
+    stack=encoder_stack(
+        "bert",
+        words=Entry(
+            "bert.embeddings.word_embeddings.weight",
+            ("embed.tokens.weight",),
+            WORDS,
+            echoes=("cls.predictions.decoder.weight",),
+        ),
+    ),
+    ours={"model.family": "bert"} | ENCODER,
+    keys=encoder_keys(1e-12),
+    fixed=FIXED,
+    unused=(POSITION_IDS, r"^bert\.pooler\."),
+)
+
+_ROBERTA_GUESS = (
+    *same({"lm_head.dense": "head.dense", "lm_head.layer_norm": "head.norm"}),
+    Entry("lm_head.decoder.weight", ("head.weight",), WORDS),
+    *_bias("lm_head"),
+)
+
+ROBERTA = Architecture(
+    model_type="roberta",
+    base="roberta",
+    heads=(
+        Head("RobertaForMaskedLM", ("mlm",), _ROBERTA_GUESS),
+        Head("RobertaForTokenClassification", ("tag",), (CLASSIFIER,)),
+    ),
+    stack=encoder_stack(
+        "roberta",
+        PLACES_AFTER_PADDING,
+        Entry(
+            "roberta.embeddings.word_embeddings.weight",
+            ("embed.tokens.weight",),
+            WORDS,
+            echoes=("lm_head.decoder.weight",),
+        ),
+    ),
+    ours={"model.family": "bert"} | ENCODER,
+    keys=encoder_keys(1e-12, shift=ROBERTA_PLACES),
+    fixed=(Fixed("pad_token_id", 1), *FIXED),
+    unused=(POSITION_IDS, r"^roberta\.pooler\."),
+)

@@ -1,0 +1,62 @@
+"""ELECTRA (Clark et al. 2020) in transformers: the discriminator in one folder, the generator in another, one embedding in both.
+
+With us they are one model, which they were when they were trained. Fine-tuning has the discriminator alone.
+"""
+
+from __future__ import annotations
+
+from roots_dist.storage.exchange.bert import ENCODER, FIXED, POSITION_IDS, encoder_blocks, encoder_keys, encoder_stack
+from roots_dist.storage.exchange.forms import WORDS
+from roots_dist.storage.exchange.gpt2 import CLASSIFIER
+from roots_dist.storage.exchange.table import GENERATOR, Architecture, Entry, Head, Key, same
+
+_PROJECT = same({"electra.embeddings_project": "project"})
+_STACK = (*encoder_stack("electra"), *_PROJECT)
+
+
+def _in_both(entry: Entry) -> Entry:
+    """A row of the embedding, which the generator's folder has too."""
+    return entry._replace(copies=(GENERATOR + entry.theirs,))
+
+
+_GENERATOR_HEAD = (
+    *same(
+        {
+            f"{GENERATOR}generator_predictions.dense": "generator.head.dense",
+            f"{GENERATOR}generator_predictions.LayerNorm": "generator.head.norm",
+        }
+    ),
+    Entry(f"{GENERATOR}generator_lm_head.weight", ("generator.head.weight",), WORDS),
+    Entry(f"{GENERATOR}generator_lm_head.bias", ("generator.head.bias",), WORDS),
+)
+_EMBEDDING = tuple(entry for entry in _STACK if ".embeddings." in entry.theirs)
+_WORDS, *_OTHERS = map(_in_both, _EMBEDDING)
+_DISCRIMINATOR_HEAD = same(
+    {"discriminator_predictions.dense": "head.dense", "discriminator_predictions.dense_prediction": "head.score"}
+)
+_RTD = (
+    _WORDS._replace(echoes=(f"{GENERATOR}generator_lm_head.weight",)),
+    *_OTHERS,
+    *(entry for entry in _STACK if entry not in _EMBEDDING),
+    *same({f"{GENERATOR}electra.embeddings_project": "generator.project"}),
+    *encoder_blocks(f"{GENERATOR}electra", "generator.blocks"),
+    *_GENERATOR_HEAD,
+    *_DISCRIMINATOR_HEAD,
+)
+_CLASSIFY = same({"classifier.dense": "head.dense", "classifier.out_proj": "head.classifier"})
+GENERATOR_CLASS = "ElectraForMaskedLM"
+
+ELECTRA = Architecture(
+    model_type="electra",
+    base="electra",
+    heads=(
+        Head("ElectraForPreTraining", ("rtd",), _RTD),
+        Head("ElectraForSequenceClassification", ("classify",), (*_STACK, *_CLASSIFY)),
+        Head("ElectraForTokenClassification", ("tag",), (*_STACK, CLASSIFIER)),
+    ),
+    stack=(),
+    ours={"model.family": "electra", "model.activation": "gelu"} | ENCODER,
+    keys=(*encoder_keys(1e-12), Key("embedding_size", "model.embedding", 128)),
+    fixed=FIXED,
+    unused=(POSITION_IDS,),
+)

@@ -1,0 +1,180 @@
+"""`roots export RUN HF_FOLDER`: a run's model as transformers, vLLM and all that reads their files want it.
+
+    checkpoint --one tensor of theirs at a time, adapters merged, padding cut--> model.safetensors     + config.json, tokenizer
+
+config.json is written by hand so that versions 4 and 5 of transformers read it alike. The folder appears at the end, whole.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from roots_dist.accounting.sizes import generator_of, parameters
+from roots_dist.config.of_run import of_run
+from roots_dist.config.schema import Config
+from roots_dist.errors import CheckpointError, ExchangeError
+from roots_dist.learning.models import pieces_of
+from roots_dist.learning.models.lora import merged
+from roots_dist.learning.models.outline import shapes
+from roots_dist.parallel.optim.phases import ADAPTER
+from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.storage.checkpoint.format import Manifest, read_index, sync, write_json
+from roots_dist.storage.checkpoint.keep import chosen
+from roots_dist.storage.checkpoint.save import SHARD_BYTES
+from roots_dist.storage.exchange import ARCHITECTURES
+from roots_dist.storage.exchange.bert import ROBERTA
+from roots_dist.storage.exchange.compare import compare
+from roots_dist.storage.exchange.electra import GENERATOR_CLASS
+from roots_dist.storage.exchange.forms import ROBERTA_PLACES
+from roots_dist.storage.exchange.settings import unfit, write_settings
+from roots_dist.storage.exchange.shards import bytes_of, new_folder, refuse_content, write_shards
+from roots_dist.storage.exchange.table import GENERATOR, Architecture, Head, Rule, Shapes, rules
+from roots_dist.storage.exchange.tensors import INDEX, ONE_FILE, Tensors, refused
+from roots_dist.storage.exchange.tokenizer import special_ids, write_tokenizer
+
+LARGE = 1_000_000_000
+"""Parameters."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def export_model(run: Path, folder: Path, dtype: str = "float32") -> str:
+    """Write the folder; what was done, in words. Raises a UserError with nothing written."""
+    refuse_content(folder)
+    if dtype not in DTYPES:
+        raise refused("--dtype", dtype, f"one of {', '.join(DTYPES)}", "choose one of these")
+    config = of_run(run).config
+    special = special_ids(config)
+    architecture, head = architecture_for(config, special)
+    model = shapes(pieces_of(config, Split()))
+    plain = {name: shape for name, shape in model.items() if not name.endswith(ADAPTER)}
+    table = rules(architecture, head, config, plain)
+    checkpoint = chosen(run)
+    weights = _weights(checkpoint, model)
+    with new_folder(folder) as partial:
+        for prefix in dict.fromkeys(_folder(name) for rule in table for name in rule.written):
+            (partial / prefix).mkdir(exist_ok=True)
+            of = generator_of(config) if prefix else config
+            named = head._replace(architecture=GENERATOR_CLASS) if prefix else head
+            settings = write_settings(of, architecture, named) | {"dtype": dtype, "torch_dtype": dtype}
+            _write_settings(partial / prefix, settings, config, special)
+            _write_tensors(partial / prefix, prefix, table, config, plain, weights, DTYPES[dtype])
+            write_tokenizer(config, partial / prefix)
+    return f"{folder}: {head.architecture} in {dtype}, from {checkpoint}"
+
+
+def is_checked(run: Path) -> bool:
+    """Whether an export is compared with the run if nobody says: where that takes seconds."""
+    return importlib.util.find_spec("transformers") is not None and parameters(of_run(run).config) < LARGE
+
+
+def checked(run: Path, folder: Path, dtype: str) -> tuple[str, bool]:
+    """How far the logits of the export are from the run's, in words, and whether that is a mistake (bfloat16: rounding)."""
+    found = compare(run, folder)
+    said = f"logits: largest difference {found.difference:.1e}, of up to {found.largest:.3g}"
+    if dtype != "float32":
+        return f"{said}: the rounding of {dtype}", True
+    return f"{said} {'✓' if found.equal else '✗: more than rounding, do not use this export'}", found.equal
+
+
+def architecture_for(config: Config, special: Mapping[str, int]) -> tuple[Architecture, Head]:
+    """The first that has all that this model has. Raises ExchangeError naming what the nearest one lacks."""
+    tables = _tables(config, special)
+    able = [(table, head) for table in tables if (head := table.head_for(config.objective.name))]
+    if not able:
+        known = ", ".join(dict.fromkeys(name for table in tables for head in table.heads for name in head.learns))
+        raise refused("objective.name", config.objective.name, f"one of {known}", "export a run of one of these")
+    lacks = [list(unfit(config, table, head)) for table, head in able]
+    if all(lacks):
+        raise ExchangeError(min(lacks, key=len)[0])
+    return able[lacks.index([])]
+
+
+def _tables(config: Config, special: Mapping[str, int]) -> list[Architecture]:
+    """Of the family. BERT without segments is RoBERTa, if its tokenizer pads as RoBERTa's does: positions are counted from
+    there."""
+    roberta = config.model.segments <= 1 and special.get("pad") == ROBERTA_PLACES - 1
+    family = [table for table in ARCHITECTURES.values() if table.ours["model.family"] == config.model.family]
+    others = [table for table in family if table is not ROBERTA]
+    return [ROBERTA, *others] if roberta and ROBERTA in family else others
+
+
+def _weights(checkpoint: Path, model: Shapes) -> Tensors:
+    """The checkpoint's, whole and those of this model."""
+    manifest = Manifest.read(checkpoint)
+    files = read_index(checkpoint, "weight")
+    for file in sorted(set(files.values())):
+        manifest.check_size(checkpoint, file)
+        manifest.check_hash(checkpoint, file)
+    weights = Tensors(checkpoint, files, CheckpointError)
+    odd = sorted(files.keys() ^ model.keys())
+    if odd:
+        what = "is not in the model of config.yaml" if odd[0] in files else "is missing"
+        raise CheckpointError(
+            f"{checkpoint}: {odd[0]} {what}. Fix: use the config.yaml that the checkpoint was saved with."
+        )
+    for name, shape in model.items():
+        if weights.shape(name) != shape:
+            fix = "use the config.yaml that it was saved with"
+            raise CheckpointError(f"{checkpoint}: {name}: shape = {weights.shape(name)}: expected {shape}. Fix: {fix}.")
+    return weights
+
+
+def _write_settings(folder: Path, settings: dict, config: Config, special: Mapping[str, int]) -> None:
+    ids = {f"{name}_token_id": i for name, i in special.items()}
+    ids |= {f"{name}_token_id": None for name in ("bos", "eos", "pad") if name not in special}
+    if config.model.family == "t5":
+        start = special.get("pad", 0)
+        ids |= {"decoder_start_token_id": start, "pad_token_id": start}
+    if config.objective.name == "classify" and config.model.family == "gpt" and "pad" not in special:
+        ids["pad_token_id"] = 0  # what texts are filled up with; it says where a text ends
+    fixed = {key: value for key, value in settings.items() if key in ids}  # RoBERTa's padding is part of its function
+    write_json(folder / "config.json", settings | ids | fixed)
+    if config.model.family == "t5" or config.objective.name in ("clm", "instruct"):
+        write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
+
+
+def _write_tensors(
+    folder: Path, prefix: str, table: list[Rule], config: Config, model: Shapes, weights: Tensors, dtype: torch.dtype
+) -> None:
+    """Those whose names begin with the prefix, in the order of the table."""
+    wanted = [(name, rule) for rule in table for name in rule.written if _folder(name) == prefix]
+
+    def theirs() -> Iterator[tuple[str, Tensor]]:
+        for name, rule in wanted:
+            parts = [_whole(weights, n, config).to(torch.float32) for n in rule.ours]
+            yield name.removeprefix(prefix), rule.form.join(config, parts).to(dtype)
+
+    def bytes_in(rule: Rule) -> int:
+        return bytes_of(rule.form.join(config, [torch.empty(model[n], device="meta") for n in rule.ours]).shape, dtype)
+
+    sizes = {name.removeprefix(prefix): bytes_in(rule) for name, rule in wanted}
+    where: dict[str, str] = {}
+
+    def write(number: int, total: int, tensors: dict[str, Tensor]) -> None:
+        file = ONE_FILE if total == 1 else f"model-{number:05d}-of-{total:05d}.safetensors"
+        where.update(dict.fromkeys(tensors, file))
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        shutil.copymode(folder / "config.json", folder / file)  # safetensors lets nobody else read what it writes
+        sync(folder / file)
+
+    write_shards(theirs(), sizes, SHARD_BYTES, write)
+    if len(set(where.values())) > 1:
+        write_json(folder / INDEX, {"metadata": {"total_size": sum(sizes.values())}, "weight_map": where})
+
+
+def _whole(weights: Tensors, name: str, config: Config) -> Tensor:
+    """The parameter, with its adapter merged if it has one."""
+    a, b = (name.removesuffix(".weight") + end for end in ADAPTER)
+    w = weights.get(name)
+    return merged(w, weights.get(a), weights.get(b), config.finetune.alpha) if a in weights.files else w
+
+
+def _folder(name: str) -> str:
+    return GENERATOR if name.startswith(GENERATOR) else ""

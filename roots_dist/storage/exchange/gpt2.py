@@ -1,0 +1,72 @@
+"""GPT-2 (Radford et al. 2019) in transformers: learned positions, LayerNorm before each branch, Conv1D weights [in, out]."""
+
+from __future__ import annotations
+
+from roots_dist.storage.exchange.forms import QKV_TURNED, TURNED, WORDS
+from roots_dist.storage.exchange.table import QKV, Architecture, Entry, Fixed, Head, Key, same
+
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+}
+"""Theirs -> ours, of an MLP without a gate."""
+SCORE = Entry("score.weight", ("head.classifier.weight",))
+CLASSIFIER = Entry("classifier.*", ("head.classifier.*",))
+BUFFERS = (r"\.(attn|attention)\.(masked_)?bias$", r"rotary_emb\.inv_freq$")
+"""Causal masks and angles that older versions saved with the weights."""
+
+H, OURS = "transformer.h.{i}", "blocks.{i}"
+
+GPT2 = Architecture(
+    model_type="gpt2",
+    base="transformer",
+    heads=(
+        Head("GPT2LMHeadModel", ("clm", "instruct"), (Entry("lm_head.weight", ("head.weight",), WORDS),)),
+        Head("GPT2ForSequenceClassification", ("classify",), (SCORE,)),
+        Head("GPT2ForTokenClassification", ("tag",), (CLASSIFIER,)),
+    ),
+    stack=(
+        Entry("transformer.wte.weight", ("embed.tokens.weight",), WORDS, echoes=("lm_head.weight",)),
+        Entry("transformer.wpe.weight", ("embed.places",)),
+        *same({f"{H}.ln_1": f"{OURS}.norm1"}),
+        Entry(f"{H}.attn.c_attn.*", QKV, QKV_TURNED),
+        Entry(f"{H}.attn.c_proj.*", (f"{OURS}.attention.out.*",), TURNED),
+        *same({f"{H}.ln_2": f"{OURS}.norm2"}),
+        Entry(f"{H}.mlp.c_fc.*", (f"{OURS}.mlp.up.*",), TURNED),
+        Entry(f"{H}.mlp.c_proj.*", (f"{OURS}.mlp.down.*",), TURNED),
+        *same({"transformer.ln_f": "head.norm"}),
+    ),
+    ours={
+        "model.family": "gpt",
+        "model.positions": "learned",
+        "model.norm": "layernorm",
+        "model.norm_position": "pre",
+        "model.embedding_norm": False,
+        "model.bias": True,
+    },
+    keys=(
+        Key("vocab_size", "model.vocab", 50257),
+        Key("n_positions", "data.seq", 1024, older=("max_position_embeddings",)),
+        Key("n_positions", "model.max_positions", 1024, older=("max_position_embeddings",)),
+        Key("n_embd", "model.hidden", 768, older=("hidden_size",)),
+        Key("n_layer", "model.layers", 12, older=("num_hidden_layers",)),
+        Key("n_head", "model.heads", 12, older=("num_attention_heads",)),
+        Key("n_inner", "model.ffn"),
+        Key("activation_function", "model.activation", "gelu_new", ACTIVATIONS),
+        Key("resid_pdrop", "model.dropout", 0.1),
+        Key("embd_pdrop", "model.dropout", 0.1),
+        Key("attn_pdrop", "model.attention_dropout", 0.1),
+        Key("layer_norm_epsilon", "advanced.norm_eps", 1e-5),
+        Key("tie_word_embeddings", "model.tied", True),
+    ),
+    fixed=(
+        Fixed("scale_attn_weights", True),
+        Fixed("scale_attn_by_inverse_layer_idx", False),
+        Fixed("reorder_and_upcast_attn", False, same=(True,)),
+        Fixed("add_cross_attention", False),
+    ),
+    unused=BUFFERS,
+)

@@ -1,0 +1,157 @@
+"""Llama (Touvron et al. 2023) and GPT-NeoX (Black et al. 2022) in transformers: the two of rotary positions.
+
+Llama has RMSNorm, a gated MLP and key/value heads of its own number; GPT-NeoX, with its branches one after the other, LayerNorm
+and biases. Version 4 of transformers reads the angles' base from rope_theta and ignores rope_parameters, which version 5
+writes: both are written.
+"""
+
+from __future__ import annotations
+
+from roots_dist.storage.exchange.forms import QKV_BY_HEAD, WORDS
+from roots_dist.storage.exchange.gpt2 import ACTIVATIONS, BUFFERS, CLASSIFIER, SCORE
+from roots_dist.storage.exchange.table import QKV, Architecture, Entry, Fixed, Head, Key, same
+
+
+def _flat(tree: dict) -> dict:
+    """rope_parameters (version 5) or rope_scaling (version 4) as keys of their own; what scales angles keeps its name."""
+    for name in ("rope_scaling", "rope_parameters"):
+        given = tree.pop(name, None)
+        if not isinstance(given, dict):
+            continue
+        if given.get("rope_type", given.get("type", "default")) != "default":
+            tree[name] = given
+        tree |= {key: given[key] for key in ("rope_theta", "partial_rotary_factor") if key in given}
+    return tree
+
+
+def _nested(tree: dict) -> dict:
+    return tree | {"rope_parameters": {"rope_type": "default", "rope_theta": tree["rope_theta"]}}
+
+
+def _neox_nested(tree: dict) -> dict:
+    """With the share of a head that is turned, which would be a quarter if nobody said."""
+    share, tree = tree["partial_rotary_factor"], _nested(tree)
+    tree["rope_parameters"] |= {"partial_rotary_factor": share}
+    return tree | {"rotary_pct": share, "rotary_emb_base": tree["rope_theta"]}
+
+
+def _neox_flat(tree: dict) -> dict:
+    """Version 4 calls it rotary_pct."""
+    tree = _flat(tree)
+    share = tree.pop("rotary_pct", None)
+    return tree if share is None else {"partial_rotary_factor": share} | tree
+
+
+GATED = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
+ROTARY = {
+    "model.family": "gpt",
+    "model.positions": "rotary",
+    "model.norm_position": "pre",
+    "model.embedding_norm": False,
+}
+_PLAIN = "rope_type default, angles that are not scaled"
+UNSCALED = (Fixed("rope_scaling", None, words=_PLAIN), Fixed("rope_parameters", None, words=_PLAIN))
+L, OURS = "model.layers.{i}", "blocks.{i}"
+LM_HEAD = Entry("lm_head.weight", ("head.weight",), WORDS)
+
+LLAMA = Architecture(
+    model_type="llama",
+    base="model",
+    heads=(
+        Head("LlamaForCausalLM", ("clm", "instruct"), (LM_HEAD,)),
+        Head("LlamaForSequenceClassification", ("classify",), (SCORE,)),
+        Head("LlamaForTokenClassification", ("tag",), (Entry("score.*", ("head.classifier.*",)),)),
+    ),
+    stack=(
+        Entry("model.embed_tokens.weight", ("embed.tokens.weight",), WORDS, echoes=("lm_head.weight",)),
+        *same(
+            {
+                f"{L}.input_layernorm": f"{OURS}.norm1",
+                f"{L}.self_attn.q_proj": f"{OURS}.attention.query",
+                f"{L}.self_attn.k_proj": f"{OURS}.attention.key",
+                f"{L}.self_attn.v_proj": f"{OURS}.attention.value",
+                f"{L}.self_attn.o_proj": f"{OURS}.attention.out",
+                f"{L}.post_attention_layernorm": f"{OURS}.norm2",
+                f"{L}.mlp.gate_proj": f"{OURS}.mlp.gate",
+                f"{L}.mlp.up_proj": f"{OURS}.mlp.up",
+                f"{L}.mlp.down_proj": f"{OURS}.mlp.down",
+                "model.norm": "head.norm",
+            }
+        ),
+    ),
+    ours=ROTARY | {"model.norm": "rmsnorm"},
+    keys=(
+        Key("vocab_size", "model.vocab", 32000),
+        Key("max_position_embeddings", "data.seq", 2048),
+        Key("hidden_size", "model.hidden", 4096),
+        Key("num_hidden_layers", "model.layers", 32),
+        Key("num_attention_heads", "model.heads", 32),
+        Key("num_key_value_heads", "model.kv_heads"),
+        Key("head_dim", "model.head_dim"),
+        Key("intermediate_size", "model.ffn", 11008),
+        Key("hidden_act", "model.activation", "silu", GATED),
+        Key("rope_theta", "model.rope_theta", 10000.0),
+        Key("attention_bias", "model.bias", False),
+        Key("mlp_bias", "model.bias", False),
+        Key("attention_dropout", "model.attention_dropout", 0.0),
+        Key("rms_norm_eps", "advanced.norm_eps", 1e-6),
+        Key("tie_word_embeddings", "model.tied", False),
+    ),
+    fixed=(Fixed("partial_rotary_factor", 1.0), *UNSCALED),
+    plain_heads=False,
+    unused=BUFFERS,
+    flatten=_flat,
+    nest=_nested,
+)
+
+X = "gpt_neox.layers.{i}"
+
+GPT_NEOX = Architecture(
+    model_type="gpt_neox",
+    base="gpt_neox",
+    heads=(
+        Head("GPTNeoXForCausalLM", ("clm", "instruct"), (Entry("embed_out.weight", ("head.weight",), WORDS),)),
+        Head("GPTNeoXForSequenceClassification", ("classify",), (SCORE,)),
+        Head("GPTNeoXForTokenClassification", ("tag",), (CLASSIFIER,)),
+    ),
+    stack=(
+        Entry(
+            "gpt_neox.embed_in.weight", ("embed.tokens.weight",), WORDS, echoes=("embed_out.weight", "lm_head.weight")
+        ),
+        *same({f"{X}.input_layernorm": f"{OURS}.norm1"}),
+        Entry(f"{X}.attention.query_key_value.*", QKV, QKV_BY_HEAD),
+        *same(
+            {
+                f"{X}.attention.dense": f"{OURS}.attention.out",
+                f"{X}.post_attention_layernorm": f"{OURS}.norm2",
+                f"{X}.mlp.dense_h_to_4h": f"{OURS}.mlp.up",
+                f"{X}.mlp.dense_4h_to_h": f"{OURS}.mlp.down",
+                "gpt_neox.final_layer_norm": "head.norm",
+            }
+        ),
+    ),
+    ours=ROTARY | {"model.norm": "layernorm", "model.bias": True},
+    keys=(
+        Key("vocab_size", "model.vocab", 50432),
+        Key("max_position_embeddings", "data.seq", 2048),
+        Key("hidden_size", "model.hidden", 6144),
+        Key("num_hidden_layers", "model.layers", 44),
+        Key("num_attention_heads", "model.heads", 64),
+        Key("intermediate_size", "model.ffn", 24576),
+        Key("hidden_act", "model.activation", "gelu", ACTIVATIONS),
+        Key("rope_theta", "model.rope_theta", 10000.0, older=("rotary_emb_base",)),
+        Key("hidden_dropout", "model.dropout", 0.0),
+        Key("attention_dropout", "model.attention_dropout", 0.0),
+        Key("layer_norm_eps", "advanced.norm_eps", 1e-5),
+        Key("tie_word_embeddings", "model.tied", False),
+    ),
+    fixed=(
+        Fixed("use_parallel_residual", False, default=True),
+        Fixed("attention_bias", True),
+        Fixed("partial_rotary_factor", 1.0, default=0.25),
+        *UNSCALED,
+    ),
+    unused=BUFFERS,
+    flatten=_neox_flat,
+    nest=_neox_nested,
+)

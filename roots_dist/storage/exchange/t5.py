@@ -1,0 +1,103 @@
+"""T5 (Raffel et al. 2020) in transformers: v1.0 with relu and its embedding as projection, v1.1 with a gate and its own.
+
+Whether what the projection reads is scaled by D^-0.5 (v1.0) is told by tie_word_embeddings in version 4; version 5 says true
+there always, and tells it by scale_decoder_outputs.
+"""
+
+from __future__ import annotations
+
+from roots_dist.storage.exchange.forms import WORDS
+from roots_dist.storage.exchange.table import Architecture, Entry, Fixed, Head, Key, same
+
+
+def _stack(name: str, cross: bool) -> tuple[Entry, ...]:
+    block, ours, mlp = f"{name}.block.{{i}}.layer", f"{name}.blocks.{{i}}", 2 if cross else 1
+
+    def attention(theirs: str, part: str) -> dict[str, str]:
+        short = {"q": "query", "k": "key", "v": "value", "o": "out"}
+        return {f"{theirs}.{letter}": f"{ours}.{part}.{word}" for letter, word in short.items()}
+
+    looks = {f"{block}.1.layer_norm": f"{ours}.cross_norm", **attention(f"{block}.1.EncDecAttention", "cross")}
+    wide = {"wi_0": "gate", "wi_1": "up", "wo": "down"}
+    dense = f"{block}.{mlp}.DenseReluDense"
+    return (
+        *same({f"{block}.0.layer_norm": f"{ours}.norm1", **attention(f"{block}.0.SelfAttention", "attention")}),
+        Entry(
+            f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+            (f"{name}.blocks.0.attention.relative.weight",),
+        ),
+        *same(looks if cross else {}),
+        *same({f"{block}.{mlp}.layer_norm": f"{ours}.norm2", f"{dense}.wo": f"{ours}.mlp.down"}),
+        *(
+            Entry(f"{dense}.{w}.*", (f"{ours}.mlp.{part}.*",), when=lambda config: config.model.gated())
+            for w, part in list(wide.items())[:2]
+        ),
+        Entry(f"{dense}.wi.*", (f"{ours}.mlp.up.*",), when=lambda config: not config.model.gated()),
+    )
+
+
+def _flat(tree: dict) -> dict:
+    """One key for the scale."""
+    scaled = tree.pop("scale_decoder_outputs", None)
+    return tree if scaled is None else tree | {"tie_word_embeddings": scaled}
+
+
+T5 = Architecture(
+    model_type="t5",
+    base="",
+    heads=(
+        Head(
+            "T5ForConditionalGeneration",
+            ("spans", "prefix", "seq2seq"),
+            (Entry("lm_head.weight", ("head.weight",), WORDS),),
+        ),
+    ),
+    stack=(
+        Entry(
+            "shared.weight",
+            ("embed.tokens.weight",),
+            WORDS,
+            echoes=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
+        ),
+        *_stack("encoder", cross=False),
+        Entry("encoder.final_layer_norm.weight", ("bridge.norm.weight",)),
+        *_stack("decoder", cross=True),
+        Entry("decoder.final_layer_norm.weight", ("head.norm.weight",)),
+    ),
+    ours={
+        "model.family": "t5",
+        "model.positions": "relative",
+        "model.norm": "rmsnorm",
+        "model.norm_position": "pre",
+        "model.embedding_norm": False,
+        "model.bias": False,
+    },
+    keys=(
+        Key("vocab_size", "model.vocab", 32128),
+        Key("n_positions", "data.seq", 512),
+        Key("d_model", "model.hidden", 512, older=("hidden_size",)),
+        Key("num_layers", "model.layers", 6, older=("num_hidden_layers",)),
+        Key("num_decoder_layers", "model.decoder_layers"),
+        Key("num_heads", "model.heads", 8, older=("num_attention_heads",)),
+        Key("d_kv", "model.head_dim", 64),
+        Key("d_ff", "model.ffn", 2048),
+        Key(
+            "feed_forward_proj",
+            "model.activation",
+            "relu",
+            {"relu": "relu", "gated-gelu": "geglu", "gated-silu": "swiglu"},
+        ),
+        Key("relative_attention_num_buckets", "model.relative_buckets", 32),
+        Key("relative_attention_max_distance", "model.relative_distance", 128),
+        Key("dropout_rate", "model.attention_dropout", 0.1),
+        Key("dropout_rate", "model.dropout", 0.1),
+        Key("layer_norm_epsilon", "advanced.norm_eps", 1e-6),
+        Key("tie_word_embeddings", "model.tied", True),
+    ),
+    fixed=(Fixed("is_encoder_decoder", True), Fixed("is_decoder", False)),
+    plain_heads=False,
+    even_width=False,
+    unused=(r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",),
+    flatten=_flat,
+    nest=lambda tree: tree | {"scale_decoder_outputs": tree["tie_word_embeddings"]},
+)

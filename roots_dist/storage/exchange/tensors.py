@@ -1,0 +1,92 @@
+"""Tensors of a folder of safetensors files, by name, one at a time: what both verbs read.
+
+Files are mapped: only what is asked for is read. Nothing but safetensors is opened, since other files may run code.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from roots_dist.errors import ExchangeError, Problem, UserError
+
+ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack", "model.ckpt.index")
+FLOATS = ("F32", "F16", "BF16")
+"""What float32 holds exactly, as safetensors spells it."""
+
+
+def refused(key: object, found: object, expected: str, fix: str) -> ExchangeError:
+    return ExchangeError(Problem(key=str(key), found=found, expected=expected, fix=fix))
+
+
+class Tensors:
+    """files: name of each tensor -> its file in the folder. trouble makes the error of one that cannot be read."""
+
+    def __init__(self, folder: Path, files: Mapping[str, str], trouble: Callable[[str], UserError]):
+        self.folder, self.files, self._trouble = folder, dict(files), trouble
+        self._open: dict[str, safe_open] = {}
+
+    def get(self, name: str) -> Tensor:
+        return self._read(name)[:]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._read(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """As safetensors spells it."""
+        return self._read(name).get_dtype()
+
+    def _read(self, name: str):
+        file = self.files[name]
+        try:
+            if file not in self._open:
+                self._open[file] = safe_open(self.folder / file, framework="pt")
+            return self._open[file].get_slice(name)
+        except (OSError, SafetensorError) as error:
+            raise self._trouble(f"{self.folder / file}: {name}: {error}. Fix: get the file again.") from error
+
+
+def open_folder(folder: Path) -> Tensors:
+    """Those of a Hugging Face folder. Raises ExchangeError if there are none that can be read safely."""
+    index, one = folder / INDEX, folder / ONE_FILE
+    if index.is_file():
+        files = read_json(index).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(f, str) and f == Path(f).name for f in files.values()):
+            raise refused(index, "weight_map", "a file of this folder for each tensor", "get the file again")
+        missing = sorted({file for file in files.values() if not (folder / file).is_file()})
+        if missing:
+            raise refused(index, missing[0], "a file that is here", "get the folder again, whole")
+        return Tensors(folder, files, ExchangeError)
+    if one.is_file():
+        try:
+            with safe_open(one, framework="pt") as file:
+                return Tensors(folder, dict.fromkeys(file.keys(), ONE_FILE), ExchangeError)
+        except (OSError, SafetensorError) as error:
+            raise ExchangeError(f"{one}: {error}. Fix: get the file again.") from error
+    pickled = next((name for name in PICKLED if (folder / name).exists()), None)
+    if pickled is None:
+        raise ExchangeError(
+            f"{folder} holds no {ONE_FILE}: expected a folder that save_pretrained wrote. Fix: name one."
+        )
+    raise ExchangeError(
+        f"{folder} holds {pickled} and no {ONE_FILE}: expected safetensors, because reading the other may run code. Fix: convert "
+        "it where you trust it: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW), with the class that config.json names."
+    )
+
+
+def read_json(path: Path) -> dict:
+    """Raises ExchangeError if it is not there, or no object."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ExchangeError(
+            f"{path}: cannot be read ({error}). Fix: name a folder that save_pretrained wrote."
+        ) from error
+    if not isinstance(value, dict):
+        raise ExchangeError(f"{path}: expected an object, found {type(value).__name__}. Fix: get the file again.")
+    return value

@@ -1,0 +1,142 @@
+"""The files of a tokenizer, both ways: copied into a run, and out of it so that transformers 4 and 5 read them alike.
+
+tokenizer.json, tokenizer_config.json, chat_template.jinja, special_tokens_map.json
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from roots_dist.config.schema import Config
+from roots_dist.config.special_tokens import NAMES, found, ids_of
+from roots_dist.learning.data.chat import template_of
+from roots_dist.learning.data.tokenizer import load_codec
+from roots_dist.storage.exchange.tensors import read_json, refused
+
+TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+FILES = (TOKENIZER, SETTINGS, TEMPLATE, "special_tokens_map.json")
+CALLED = {"pad": "pad", "cls": "cls", "sep": "sep", "mask": "mask", "unk": "unk", "end": "eos"}
+"""Special tokens of ours -> what transformers calls them."""
+OF_FAMILY = {
+    "gpt": ("pad", "unk", "end"),
+    "bert": ("pad", "cls", "sep", "mask", "unk"),
+    "electra": ("pad", "cls", "sep", "mask", "unk"),
+    "t5": ("pad", "unk", "end"),
+}
+"""Those that mean something to a model of each family."""
+LEFT_OUT = ("chat_template", "auto_map", "tokenizer_file", "vocab_file", "backend", "is_local", "name_or_path")
+"""Of an import's tokenizer_config.json: where things lay, code, and what has a file of its own."""
+CHATS = ("instruct",)
+"""Objectives whose model answers in conversations."""
+
+
+def vocab_of(folder: Path) -> int | None:
+    """Largest id of the folder's tokenizer.json + 1; None if there is none. Raises DataError if it cannot be read."""
+    if not (folder / TOKENIZER).is_file():
+        return None
+    codec = load_codec(folder / TOKENIZER)
+    return max(codec.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def copy_tokenizer(folder: Path, run: Path) -> None:
+    for name in FILES:
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, run / name)
+
+
+def special_ids(config: Config) -> dict[str, int]:
+    """Of the run's tokenizer: transformers' name (pad, eos, …) -> id. Empty if the run has no tokenizer."""
+    if config.data.tokenizer is None:
+        return {}
+    ids = ids_of(_tree(config.data.tokenizer))
+    named = _named(config, ids) | {"bos": _bos(config, ids)}
+    return {name: ids[token] for name, token in named.items() if token in ids}
+
+
+def write_tokenizer(config: Config, folder: Path) -> None:
+    """The run's tokenizer, as users of its family expect it: with the tokens that texts begin and end with."""
+    if config.data.tokenizer is None:
+        return
+    path = Path(config.data.tokenizer)
+    tree = _tree(path)
+    ids = ids_of(tree)
+    named = _named(config, ids)
+    if tree.get("post_processor") is None:
+        tree["post_processor"] = _post_processor(config.model.family, named, ids)
+    tree |= {"truncation": None, "padding": None}
+    (folder / TOKENIZER).write_text(json.dumps(tree, ensure_ascii=False), encoding="utf-8")
+    settings = _settings(config, path.with_name(SETTINGS), named, _bos(config, ids))
+    name, template, _ = template_of(config.finetune.template if config.objective.name in CHATS else None, path)
+    if config.objective.name in CHATS or name != "the default template":
+        (folder / TEMPLATE).write_text(template, encoding="utf-8")
+    (folder / SETTINGS).write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _settings(config: Config, beside: Path, named: Mapping[str, str], bos: str | None) -> dict:
+    """Version 5 of transformers names a class that version 4 refuses; the class that both know reads tokenizer.json as it is.
+    Unless told which inputs a model has, it gives every model segments, which GPT-2 would add to its words."""
+    given = read_json(beside) if beside.is_file() else {}
+    settings = {key: value for key, value in given.items() if key not in LEFT_OUT}
+    tokens = {f"{name}_token": token for name, token in named.items()} | ({"bos_token": bos} if bos else {})
+    inputs = (
+        ["input_ids", "token_type_ids", "attention_mask"]
+        if config.model.segments > 1
+        else ["input_ids", "attention_mask"]
+    )
+    return (
+        {"clean_up_tokenization_spaces": False, "model_max_length": config.model.max_positions or config.data.seq}
+        | tokens
+        | settings
+        | {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs}
+    )
+
+
+def _named(config: Config, ids: Mapping[str, int]) -> dict[str, str]:
+    """transformers' name -> the token, of those that the family has and the tokenizer too."""
+    there = found(ids)
+    tokens = {ours: next(name for name in NAMES[ours] if name in ids) for ours in there}
+    named = {CALLED[ours]: tokens[ours] for ours in OF_FAMILY[config.model.family] if ours in tokens}
+    if config.objective.name == "classify" and "eos" in named:
+        named.setdefault("pad", named["eos"])  # decoders: several texts at a time are filled up with it
+    return named
+
+
+def _bos(config: Config, ids: Mapping[str, int]) -> str | None:
+    """Decoders: what the tokenizer's settings say, else the token that ends a document, as with GPT-2."""
+    if config.model.family != "gpt":
+        return None
+    beside = Path(str(config.data.tokenizer)).with_name(SETTINGS)
+    given = read_json(beside).get("bos_token") if beside.is_file() else None
+    given = given.get("content") if isinstance(given, dict) else given
+    return given if given in ids else _named(config, ids).get("eos")
+
+
+def _post_processor(family: str, named: Mapping[str, str], ids: Mapping[str, int]) -> dict | None:
+    """[CLS] A [SEP] B [SEP], or A </s> B </s>; a decoder's texts are left as they are."""
+
+    def special(name: str, segment: int) -> dict:
+        return {"SpecialToken": {"id": named[name], "type_id": segment}}
+
+    def text(which: str, segment: int) -> dict:
+        return {"Sequence": {"id": which, "type_id": segment}}
+
+    if family in ("bert", "electra") and {"cls", "sep"} <= named.keys():
+        single, names = [special("cls", 0), text("A", 0), special("sep", 0)], ("cls", "sep")
+        pair = [*single, text("B", 1), special("sep", 1)]
+    elif family == "t5" and "eos" in named:
+        single, names = [text("A", 0), special("eos", 0)], ("eos",)
+        pair = [*single, text("B", 0), special("eos", 0)]
+    else:
+        return None
+    tokens = {named[n]: {"id": named[n], "ids": [ids[named[n]]], "tokens": [named[n]]} for n in names}
+    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
+
+
+def _tree(path: str | Path) -> dict:
+    if not Path(path).is_file():
+        fix = "run the command in the folder that the path begins in"
+        raise refused("data.tokenizer", str(path), "the run's tokenizer.json", fix)
+    return read_json(Path(path))
