@@ -46,8 +46,8 @@ def contestants(args: argparse.Namespace) -> dict[str, dict]:
         "transformers, fused AdamW": base | {"who": "transformers", "fused": True},
         "roots": base,
         "roots TP2": base | two | {"parallel": {"tp": 2}},
-        "roots TP2 SP": base | two | {"parallel": {"tp": 2, "sequence": True}},
-        "roots DP2": base | two | {"parallel": {"zero": 0}, "micro_batch": 2},
+        "roots TP2 SP": base | two | {"parallel": {"tp": 2, "sequence_parallel": True}},
+        "roots DP2": base | two | {"parallel": {"zero_stage": 0}, "micro_batch": 2},
         "roots, 8 microbatches": base | eight,
         "roots PP2 1f1b": base | two | eight | {"parallel": {"pp": 2}},
         "roots PP2 zb-h1": base | two | eight | {"parallel": {"pp": 2, "schedule": "zb-h1"}},
@@ -138,10 +138,10 @@ def report(args: argparse.Namespace, racing: dict[str, Contestant]) -> None:
     def ratio(a: str, b: str, key: str) -> float:
         return statistics.median(x[key] / y[key] for x, y in zip(racing[a].turns, racing[b].turns))
 
-    config = Config.model_validate({"model": next(iter(racing.values())).job["model"], "data": {"seq": args.seq}})
+    config = Config.model_validate({"model": next(iter(racing.values())).job["model"], "data": {"seq_length": args.seq}})
     linear = 6 * (12 * args.layers * args.hidden**2 + args.hidden * args.vocab)
     attention = (
-        flops_per_sample(config) / config.data.seq / linear
+        flops_per_sample(config) / config.data.seq_length / linear
     )  # the limit runs the linear layers' products; attention's count too
     print(f"\n{'':28} tok/s  CPU-s/ktok  peak GiB  of the matmul limit")
     for name in racing:

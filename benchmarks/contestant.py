@@ -22,15 +22,15 @@ def config_for(job: dict):
     return Config.model_validate(
         {
             "model": job["model"],
-            "data": {"seq": job["seq"]},
+            "data": {"seq_length": job["seq"]},
             "parallel": job["parallel"],
             "train": {
-                "batch": job["batch"],
+                "global_batch": job["batch"],
                 "micro_batch": job["micro_batch"],
                 "steps": 1000,
                 "recompute": job["recompute"],
             },
-            "optim": {"lr": 1e-4, "clip": 1.0, "rate": "constant"},
+            "optim": {"lr": 1e-4, "clip_grad": 1.0, "lr_schedule": "constant"},
         }
     )
 
@@ -110,7 +110,7 @@ def fill_with_our_weights(model, config) -> None:
     ours = {p.name: p.tensor for p in build_model(config, Mesh.single()).params}
     theirs = dict(model.named_parameters())
     theirs["transformer.wte.weight"].copy_(ours["embed.tokens.weight"])
-    theirs["transformer.wpe.weight"].copy_(ours["embed.places"])
+    theirs["transformer.wpe.weight"].copy_(ours["embed.position_embedding"])
     parts = {
         "norm1": "ln_1",
         "norm2": "ln_2",

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from roots_dist.assembly.passes import build_passes
-from roots_dist.config.of_run import of_run
+from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
 from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.runs.generate.decode import decode
@@ -90,7 +90,7 @@ class Seen(NamedTuple):
 
 def texts_for(config: Config) -> list[list[int]]:
     """Ids of TEXT, if the run has a tokenizer, and words drawn at random."""
-    room = config.data.seq - NEW
+    room = config.data.seq_length - NEW
     drawn = a_batch(config).tokens[:, :room].tolist()
     if config.data.tokenizer is None:
         return drawn
@@ -180,7 +180,7 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--python", default=sys.executable, help="one that has vLLM")
     args = parser.parse_args()
-    configs = [of_run(run).config.changed({"train.precision": "fp32", "train.device": "cpu"}) for run in args.runs]
+    configs = [config_of_run(run).config.changed({"train.precision": "fp32", "train.device": "cpu"}) for run in args.runs]
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         jobs, architectures = [], []

@@ -22,7 +22,7 @@ HEAD = """\
 
 A run is one YAML file ([configs/](../configs)) over one typed tree. What a file leaves out has the default below; what it
 misspells is refused, with the nearest known key. On the command line any key is replaced by `section.key=value`, where the
-value is YAML: `optim.lr=1e-3`, `parallel.sequence=true`, `'train.batch_ramp=[8, 8, 4000]'`.
+value is YAML: `optim.lr=1e-3`, `parallel.sequence_parallel=true`, `'train.batch_ramp=[8, 8, 4000]'`.
 
     roots train configs/quickstart.yaml parallel.tp=1 parallel.pp=4 --print-config
 

@@ -3,7 +3,7 @@
     embedded:human-rights, embedded:state-of-the-union --> FOLDER/NAME.train.jsonl, FOLDER/NAME.validation.jsonl
 
     languages   a paragraph                       -> its language                      (classify; seq2seq: spelled out)
-    pairs       two paragraphs                    -> are they of the same language?    (classify, finetune.pair)
+    pairs       two paragraphs                    -> are they of the same language?    (classify, finetune.pair_column)
     words       words of several languages        -> the language of each word         (tag)
     answers     a question about a paragraph      -> an answer                         (instruct)
     eras        some sentences of a president     -> before 1861, until 1932, since    (classify)

@@ -44,7 +44,7 @@ TAIL = 12
 
 
 @dataclass(frozen=True)
-class Who:
+class RankIdentity:
     """The rank that is guarded, as far as it knows itself by now."""
 
     rank: int
@@ -79,7 +79,7 @@ class Record:
 
 
 @contextmanager
-def guarded(who: Who) -> Iterator[None]:
+def guarded(who: RankIdentity) -> Iterator[None]:
     """Whatever goes wrong inside is reported, and ends the process if it is one of several."""
     try:
         yield
@@ -96,7 +96,7 @@ def guarded(who: Who) -> Iterator[None]:
         _leave(USER_ERROR if record.by_user else FAILURE, who)
 
 
-def describe(error: BaseException, who: Who) -> Record:
+def describe(error: BaseException, who: RankIdentity) -> Record:
     """The failure as a record; its full traceback is written to the run's folder, if that is known."""
     inside = error.__traceback__.tb_next if error.__traceback__ else None  # without guarded() itself
     trace = "".join(traceback.format_exception(type(error), error, inside))
@@ -137,7 +137,7 @@ def box(record: Record, word: str = "failed") -> str:
     return "\n".join([f"╭─ {record.name} {word}", *(f"│ {row}".rstrip() for row in rows), "╰─"])
 
 
-def _say(record: Record, who: Who) -> None:
+def _say(record: Record, who: RankIdentity) -> None:
     """Under a launcher that is not ours, every rank has one stderr, and they cannot agree on who speaks first."""
     if record.by_user:
         if _first_to_say(record.message, who):
@@ -148,7 +148,7 @@ def _say(record: Record, who: Who) -> None:
         print(box(record), file=sys.stderr)
 
 
-def _first_to_say(message: str, who: Who) -> bool:
+def _first_to_say(message: str, who: RankIdentity) -> bool:
     """Whether no other rank that the same launcher started on this machine has just said the same."""
     if who.size == 1:
         return True
@@ -177,7 +177,7 @@ def write_whole(path: Path, text: str) -> bool:
     return True
 
 
-def _leave(code: int, who: Who) -> None:
+def _leave(code: int, who: RankIdentity) -> None:
     """Ordinary shutdown would wait for communication threads, and they for a peer that is gone."""
     sys.stdout.flush()
     sys.stderr.flush()

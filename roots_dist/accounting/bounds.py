@@ -19,7 +19,7 @@ from roots_dist.schedule.check import expected_bubble
 
 
 @dataclass(frozen=True)
-class Least:
+class Bounds:
     step_s: float | None
     """Seconds; None where the peak of the devices is not known."""
     memory_gib: float
@@ -36,19 +36,19 @@ class Least:
         return f"at least {time}{self.memory_gib:.2g} GiB per process"
 
 
-def least(config: Config, layout: Layout, peak_flops: float | None) -> Least:
+def bounds(config: Config, layout: Layout, peak_flops: float | None) -> Bounds:
     """peak_flops: FLOP/s of all devices together. Full steps, after any ramp of the batch.
 
     Time: model FLOPs at that peak, and the bubble that the schedule leaves with equal stages (Narayanan et al. 2021,
     section 2.2). Where not all of the model learns, forward alone is sure, and of memory the weights.
     """
     whole = config.finetune.strategy == "full"
-    width = 8 if config.advanced.double else 2 if config.train.precision == "bf16" else 4
-    cut = layout.tp * layout.pp * (layout.dp if config.parallel.zero >= 3 else 1)
+    width = 8 if config.advanced.float64 else 2 if config.train.precision == "bf16" else 4
+    cut = layout.tp * layout.pp * (layout.dp if config.parallel.zero_stage >= 3 else 1)
     held = state_bytes(config, layout) if whole else parameters(config) * width // cut
     if peak_flops is None:
-        return Least(None, held / GIB)
+        return Bounds(None, held / GIB)
     parallel = config.parallel
-    bubble = expected_bubble(parallel.schedule, layout.pp, config.num_microbatches(layout.dp), parallel.chunks)
+    bubble = expected_bubble(parallel.schedule, layout.pp, config.num_microbatches(layout.dp), parallel.virtual_stages)
     flops = flops_per_step(config) / (1 if whole else 3)
-    return Least(flops / peak_flops * (1 + bubble), held / GIB)
+    return Bounds(flops / peak_flops * (1 + bubble), held / GIB)

@@ -25,7 +25,7 @@ CONVENTIONS: dict[Convention, str] = {
 
 
 def flops_per_sample(config: Config, convention: Convention = "causal") -> float:
-    """Forward and backward of one sample of `data.seq` (of two stacks: and its targets)."""
+    """Forward and backward of one sample of `data.seq_length` (of two stacks: and its targets)."""
 
     def of(part: Part) -> float:
         scores = part.scores / (2 if part.causal and convention == "causal" else 1)
@@ -39,7 +39,7 @@ def flops_per_sample(config: Config, convention: Convention = "causal") -> float
 
 def flops_per_step(config: Config, sequences: int | None = None, convention: Convention = "causal") -> float:
     """Of all ranks together, for a step of `sequences` sequences (default: the full batch)."""
-    return (sequences or config.train.batch) * flops_per_sample(config, convention)
+    return (sequences or config.train.global_batch) * flops_per_sample(config, convention)
 
 
 def mfu(flops: float, seconds: float, peak_flops: float, devices: int) -> float:

@@ -15,10 +15,10 @@ def state_bytes(config: Config, layout: Layout) -> int:
     A lower bound (no activations, no buffers, the parts shared out evenly), so that what it refuses cannot run.
     """
     mine = parameters(config) // (layout.tp * layout.pp)
-    model_bytes = 8 if config.advanced.double else 2 if config.train.precision == "bf16" else 4
-    wide = 8 if config.advanced.double else 4
+    model_bytes = 8 if config.advanced.float64 else 2 if config.train.precision == "bf16" else 4
+    wide = 8 if config.advanced.float64 else 4
     states = (2 if model_bytes == wide else 3) * wide  # full precision needs no separate master weights
-    zero = config.parallel.zero
+    zero = config.parallel.zero_stage
     shared = states + (model_bytes if zero >= 2 else 0) + (model_bytes if zero >= 3 else 0)
     whole = 2 * model_bytes + states - shared
     return mine * whole + mine * shared // (layout.dp if zero else 1)

@@ -27,7 +27,7 @@ def generator_of(config: Config) -> Config:
         "kv_heads": None,
         "head_dim": m.head_dim,
         "ffn": g.ffn or max(1, m.width_of_ffn() * hidden // m.hidden),
-        "embedding": m.width_of_embedding(),
+        "embedding_size": m.width_of_embedding(),
     }
     return config.changed({f"model.{key}": value for key, value in values.items()})
 
@@ -50,13 +50,13 @@ class Lengths(NamedTuple):
 
 
 def span_lengths(config: Config) -> Lengths:
-    """The most tokens whose corrupted text, with a sentinel for each span and the end, fills at most data.seq positions
+    """The most tokens whose corrupted text, with a sentinel for each span and the end, fills at most data.seq_length positions
     (Raffel et al. 2020, section 3.1.4, and its code: 512 positions take 568 tokens and give 114 targets)."""
-    o, seq = config.objective, config.data.seq
+    o, seq = config.objective, config.data.seq_length
 
     def of(tokens: int) -> Lengths:
-        hidden = min(max(round(tokens * o.masked), 1), tokens - 1)
-        spans = min(max(round(hidden / o.span), 1), hidden, tokens - hidden)
+        hidden = min(max(round(tokens * o.mask_probability), 1), tokens - 1)
+        spans = min(max(round(hidden / o.mean_span_length), 1), hidden, tokens - hidden)
         return Lengths(tokens, tokens - hidden + spans + 1, hidden + spans + 1, hidden, spans)
 
     found = of(max(2, seq - 1))  # no longer than seq, because each sentinel stands for one token or more
@@ -67,7 +67,7 @@ def span_lengths(config: Config) -> Lengths:
 
 def tokens_of_a_sample(config: Config) -> int:
     """That a corpus must hold at least."""
-    name, seq = config.objective.name, config.data.seq
+    name, seq = config.objective.name, config.data.seq_length
     if name == "spans":
         return span_lengths(config).tokens
     return {"mlm": seq - 2, "rtd": seq - 2, "mlm-nsp": 6}.get(name, seq + 1)  # pairs: of two documents of three tokens
@@ -76,7 +76,9 @@ def tokens_of_a_sample(config: Config) -> int:
 def target_seq(config: Config) -> int:
     """Positions of the decoder."""
     return (
-        span_lengths(config).targets if config.objective.name == "spans" else config.data.target_seq or config.data.seq
+        span_lengths(config).targets
+        if config.objective.name == "spans"
+        else config.data.target_seq_length or config.data.seq_length
     )
 
 
@@ -117,8 +119,8 @@ class Part(NamedTuple):
 
 def parts(config: Config) -> Iterator[Part]:
     """What a training sample goes through. Padded words are not counted: they are never multiplied."""
-    m, o, seq = config.model, config.objective, config.data.seq
-    width, hidden_positions = m.width_of_embedding(), o.masked * seq
+    m, o, seq = config.model, config.objective, config.data.seq_length
+    width, hidden_positions = m.width_of_embedding(), o.mask_probability * seq
 
     def blocks(of: Config, seq: int, causal: bool) -> Part:
         scores = 4.0 * seq * seq * of.model.heads * of.model.width_of_head()
@@ -161,7 +163,7 @@ def parameters(config: Config) -> int:
     vocab, width = config.padded_vocab(), m.width_of_embedding()
     bias = m.norm == "layernorm"
     embed = vocab * width + m.segments * width + (width * (1 + bias) if m.embedding_norm else 0)
-    embed += (m.max_positions or config.data.seq) * width if m.positions == "learned" else 0
+    embed += (m.max_positions or config.data.seq_length) * width if m.positions == "learned" else 0
 
     def linear(inputs: int, outputs: int) -> int:
         return inputs * outputs + (outputs if m.bias else 0)
@@ -181,7 +183,7 @@ def parameters(config: Config) -> int:
 
     def words(hidden: int, out: int) -> int:
         """A masked word's head: a layer, a norm, a bias for each word; the projection is the embedding."""
-        return hidden * out + out + norm(out) + vocab + (0 if m.tied else vocab * out)
+        return hidden * out + out + norm(out) + vocab + (0 if m.tied_embeddings else vocab * out)
 
     def project(hidden: int) -> int:
         return (width + 1) * hidden if width != hidden else 0
@@ -197,11 +199,11 @@ def parameters(config: Config) -> int:
             + cross
             + tables
             + 2 * norm(m.hidden)
-            + (0 if m.tied else vocab * m.hidden)
+            + (0 if m.tied_embeddings else vocab * m.hidden)
         )
     if m.family == "gpt":
         last = norm(m.hidden) if m.norm_position == "pre" else 0
-        words_of_its_own = 0 if m.tied or o.name not in ("clm", "instruct") else vocab * m.hidden
+        words_of_its_own = 0 if m.tied_embeddings or o.name not in ("clm", "instruct") else vocab * m.hidden
         return embed + stack(config) + last + words_of_its_own + _task_head(config)
     total = embed + project(m.hidden) + stack(config)
     total += norm(m.hidden) if m.family == "bert" and m.norm_position == "pre" else 0

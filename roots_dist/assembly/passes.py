@@ -50,20 +50,20 @@ class Passes:
         """This rank's actions, and their receipts."""
         key = (purpose, num_microbatches)
         if key not in self._programs:
-            make = learning_program if purpose == "learn" else reading_program
+            make = training_program if purpose == "learn" else inference_program
             program, here = make(self.config, num_microbatches), self.mesh.pp.rank
             self._programs[key] = program[here], communication.receipts(program)[here]
         return self._programs[key]
 
 
-def learning_program(config: Config, num_microbatches: int) -> Program:
+def training_program(config: Config, num_microbatches: int) -> Program:
     p = config.parallel
     return communication.with_communication(
-        schedules.make(p.schedule, p.pp, num_microbatches, p.chunks), p.pp, config.num_stages()
+        schedules.make(p.schedule, p.pp, num_microbatches, p.virtual_stages), p.pp, config.num_stages()
     )
 
 
-def reading_program(config: Config, num_microbatches: int) -> Program:
+def inference_program(config: Config, num_microbatches: int) -> Program:
     """Forward passes only, microbatch after microbatch: each rank does its stages as their input arrives."""
     stages = range(config.num_stages())
     program = [
@@ -82,16 +82,16 @@ def build_passes(config: Config, mesh: Mesh) -> Passes:
     """Collective over the world."""
     model = build_model(config, mesh)
     channels = communication.channels(
-        learning_program(config, config.num_microbatches(mesh.dp.size)), config.parallel.pp
+        training_program(config, config.num_microbatches(mesh.dp.size)), config.parallel.pp
     )
     executor = Executor(
         mesh=mesh,
         stages=model.stages,
         num_stages=config.num_stages(),
         spec=lambda stage, batch: model.inputs[stage](batch),
-        lowest=lambda batch: model.lowest(batch.step),
+        lowest_trainable=lambda batch: model.lowest_trainable(batch.step),
         channels=connect(channels, mesh),
-        later=model.split.later,
-        watch=model.split.watch,
+        deferred=model.tp.deferred,
+        watch=model.tp.watch,
     )
     return Passes(config, mesh, model, executor)

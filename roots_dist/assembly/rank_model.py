@@ -15,10 +15,10 @@ from roots_dist.config.schema import Config
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.outline import outline
 from roots_dist.learning.models.pieces import PayloadSpec, PieceSpec, dtype_of
-from roots_dist.parallel.optim.phases import Learned, learned
+from roots_dist.parallel.optim.trainable import Trainable, trainable
 from roots_dist.parallel.pipeline.partition import partition
 from roots_dist.parallel.pipeline.stage import Stage
-from roots_dist.parallel.tensor.collectives import Later, Split
+from roots_dist.parallel.tensor.collectives import DeferredWeightGrads, TensorParallel
 from roots_dist.schedule.actions import rank_of
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.mesh import Mesh
@@ -33,12 +33,12 @@ class RankModel:
     """The stages, to be handed to an engine."""
     stages: dict[int, Stage]
     params: list[Param]
-    split: Split
+    tp: TensorParallel
     holders: Mapping[str, tuple[int, ...]]
     """Of each parameter that several pipeline ranks hold: which, the same on all ranks."""
     inputs: tuple[Callable[[MicroBatch], PayloadSpec], ...]
     """What comes into each stage of the whole model."""
-    learned: Mapping[str, Learned]
+    trainable: Mapping[str, Trainable]
     """What will ever learn, of the whole model."""
     joins: tuple[int | None, ...]
     """The step since which something of each stage learns, of the whole model; None: nothing of it ever does."""
@@ -46,18 +46,18 @@ class RankModel:
     def pieces(self) -> list[tuple[str, nn.Module]]:
         return [piece for stage in self.stages.values() for piece in stage.named_pieces()]
 
-    def lowest(self, step: int) -> int:
+    def lowest_trainable(self, step: int) -> int:
         """The first stage of which something learns at this step: no gradient goes below it."""
         return next(stage for stage, joins in enumerate(self.joins) if joins is not None and joins <= step)
 
 
 def build_model(config: Config, mesh: Mesh) -> RankModel:
     """This rank's share of the model, initial weights drawn from (seed, name). No communication."""
-    split = Split(mesh.tp, config.parallel.sequence and mesh.tp.size > 1, Later())
-    specs = pieces_of(config, split)
+    tp = TensorParallel(mesh.tp, config.parallel.sequence_parallel and mesh.tp.size > 1, DeferredWeightGrads())
+    specs = pieces_of(config, tp)
     runs = partition([p.cost for p in specs], config.num_stages(), [p.is_block for p in specs])
     recompute = frozenset(p.name for p in specs if p.is_block and config.train.recompute == "full")
-    once = frozenset(p.name for p in specs if p.once)
+    prefill_only = frozenset(p.name for p in specs if p.prefill_only)
     built: dict[str, nn.Module] = {}
     stages: dict[int, Stage] = {}
     for index, run in enumerate(runs):
@@ -66,17 +66,17 @@ def build_model(config: Config, mesh: Mesh) -> RankModel:
         for spec in (specs[i] for i in run):
             built[spec.name] = spec.build(built)
         names = [specs[i].name for i in run]
-        stages[index] = Stage(names, [built[n] for n in names], recompute, once)
+        stages[index] = Stage(names, [built[n] for n in names], recompute, prefill_only)
     module = nn.ModuleList(stages.values()).to(device=mesh.device, dtype=dtype_of(config))
     params = parameters_of([piece for stage in stages.values() for piece in stage.named_pieces()])
     if mesh.device.type != "meta":  # a rehearsal has no numbers
         initialize(params, config.train.seed)
-    inputs = (lambda batch: {}, *(specs[run.start - 1].hands_on for run in runs[1:]))
+    inputs = (lambda batch: {}, *(specs[run.start - 1].output_spec for run in runs[1:]))
     places = outline(specs)
-    learns = learned(config, {name: place.depth for name, place in places.items()})
+    learns = trainable(config, {name: place.depth for name, place in places.items()})
     since = [[learns[n].from_step for n, place in places.items() if place.piece in run and n in learns] for run in runs]
     joins = tuple(min(steps, default=None) for steps in since)
-    return RankModel(module, stages, params, split, _holders(specs, runs, mesh.pp.size), inputs, learns, joins)
+    return RankModel(module, stages, params, tp, _holders(specs, runs, mesh.pp.size), inputs, learns, joins)
 
 
 def _holders(specs: Sequence[PieceSpec], runs: Sequence[range], num_ranks: int) -> dict[str, tuple[int, ...]]:

@@ -56,5 +56,5 @@ def build_run(
         for ranks in dict.fromkeys(rank.model.holders.values())
     }
     ties = {name: axes[ranks] for name, ranks in rank.model.holders.items() if mesh.pp.rank in ranks}
-    engine = make_engine(config, mesh, rank.model.module, rank.model.params, rank.model.learned)
+    engine = make_engine(config, mesh, rank.model.module, rank.model.params, rank.model.trainable)
     return Run(rank, engine, objective or make_objective(config), ties)

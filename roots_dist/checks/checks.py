@@ -113,19 +113,19 @@ def _tensor_parallel(config: Config) -> Iterator[Problem]:
             expected=f"a divisor or a multiple of model.kv_heads = {kv_heads}, so that no head is cut",
             fix=f"choose one of {divisors(kv_heads)}, or a multiple of {kv_heads}",
         )
-    if config.parallel.sequence and tp == 1:
+    if config.parallel.sequence_parallel and tp == 1:
         yield Problem(
-            key="parallel.sequence",
+            key="parallel.sequence_parallel",
             found=True,
             expected="parallel.tp above 1: the sequence is cut over the tensor ranks",
-            fix="set parallel.sequence=false, or raise parallel.tp",
+            fix="set parallel.sequence_parallel=false, or raise parallel.tp",
         )
-    elif config.parallel.sequence and config.data.seq % tp:
+    elif config.parallel.sequence_parallel and config.data.seq_length % tp:
         yield Problem(
-            key="data.seq",
-            found=config.data.seq,
-            expected=f"a multiple of parallel.tp = {tp}, because parallel.sequence cuts it",
-            fix=f"use {-(-config.data.seq // tp) * tp}",
+            key="data.seq_length",
+            found=config.data.seq_length,
+            expected=f"a multiple of parallel.tp = {tp}, because parallel.sequence_parallel cuts it",
+            fix=f"use {-(-config.data.seq_length // tp) * tp}",
         )
 
 
@@ -134,12 +134,12 @@ def _ramp(config: Config) -> Iterator[Problem]:
     if train.batch_ramp is None:
         return
     start, increment, _ = train.batch_ramp
-    if min(train.batch_ramp) < 1 or start > train.batch or (train.batch - start) % increment:
+    if min(train.batch_ramp) < 1 or start > train.global_batch or (train.global_batch - start) % increment:
         yield Problem(
             key="train.batch_ramp",
             found=list(train.batch_ramp),
-            expected=f"[start, increment, samples] above 0 that reaches train.batch = {train.batch} in whole steps",
-            fix=f"start at {train.batch} less some increments, or leave train.batch_ramp out",
+            expected=f"[start, increment, samples] above 0 that reaches train.global_batch = {train.global_batch} in whole steps",
+            fix=f"start at {train.global_batch} less some increments, or leave train.batch_ramp out",
         )
 
 
@@ -150,7 +150,7 @@ def _batch(config: Config, layout: Layout, sizes: Sequence[int]) -> Iterator[Pro
     wrong = [size for size in sizes if size % unit]
     if wrong:
         yield Problem(
-            key="train.batch" if ramp is None else "train.batch_ramp",
+            key="train.global_batch" if ramp is None else "train.batch_ramp",
             found=wrong[0] if ramp is None else list(ramp),
             expected=f"every batch a multiple of train.micro_batch × dp = {train.micro_batch} × {layout.dp} = {unit}"
             + ("" if ramp is None else f", and not {wrong[0]}"),
@@ -166,15 +166,17 @@ def _pipeline(config: Config, layout: Layout, sizes: Sequence[int]) -> Iterator[
         yield Problem(
             key="model.layers",
             found=config.model.layers,
-            expected=f"at least one layer for each of parallel.pp × parallel.chunks = {stages} stages"
+            expected=f"at least one layer for each of parallel.pp × parallel.virtual_stages = {stages} stages"
             + ("" if one_stack else f"; both stacks together have {blocks}"),
             fix=(f"use {stages} layers or more" if one_stack else "use more layers")
-            + ", or lower parallel.pp or parallel.chunks",
+            + ", or lower parallel.pp or parallel.virtual_stages",
         )
     for batch in sizes:
         microbatches = config.num_microbatches(layout.dp, batch)
         reason = (
-            schedules.problem(parallel.schedule, layout.pp, microbatches, parallel.chunks) if microbatches else None
+            schedules.problem(parallel.schedule, layout.pp, microbatches, parallel.virtual_stages)
+            if microbatches
+            else None
         )
         if reason is not None:
             wrong, _, fix = reason.partition(". Fix: ")
@@ -189,19 +191,21 @@ def _pipeline(config: Config, layout: Layout, sizes: Sequence[int]) -> Iterator[
 
 def _optim(config: Config) -> Iterator[Problem]:
     optim, steps = config.optim, config.train.steps
-    if optim.warmup > steps:
+    if optim.warmup_steps > steps:
         yield Problem(
-            key="optim.warmup",
-            found=optim.warmup,
+            key="optim.warmup_steps",
+            found=optim.warmup_steps,
             expected=f"at most train.steps = {steps}",
             fix=f"use {max(1, steps // 20)}, or train longer",
         )
-    elif optim.decay is not None and optim.rate == "wsd" and optim.warmup + optim.decay > steps:
+    elif (
+        optim.decay_steps is not None and optim.lr_schedule == "wsd" and optim.warmup_steps + optim.decay_steps > steps
+    ):
         yield Problem(
-            key="optim.decay",
-            found=optim.decay,
-            expected=f"at most train.steps - optim.warmup = {steps - optim.warmup}, since wsd decays at the end",
-            fix=f"use {max(1, min(steps // 5, steps - optim.warmup))}",
+            key="optim.decay_steps",
+            found=optim.decay_steps,
+            expected=f"at most train.steps - optim.warmup_steps = {steps - optim.warmup_steps}, since wsd decays at the end",
+            fix=f"use {max(1, min(steps // 5, steps - optim.warmup_steps))}",
         )
     if optim.min_lr > optim.lr:
         yield Problem(
@@ -213,44 +217,44 @@ def _optim(config: Config) -> Iterator[Problem]:
 
 
 def _engine(config: Config, layout: Layout) -> Iterator[Problem]:
-    engine, zero, asked = config.engine(layout.dp), config.parallel.zero, config.advanced.engine
+    engine, zero, asked = config.engine(layout.dp), config.parallel.zero_stage, config.advanced.engine
     if engine == "reference" and zero >= 2 and asked == "reference":
         yield Problem(
             key="advanced.engine",
             found=asked,
-            expected=f"deepspeed for parallel.zero = {zero}: the reference shards the optimizer only",
-            fix="set advanced.engine=auto, or parallel.zero=1",
+            expected=f"deepspeed for parallel.zero_stage = {zero}: the reference shards the optimizer only",
+            fix="set advanced.engine=auto, or parallel.zero_stage=1",
         )
     if engine == "deepspeed" and zero == 0 and config.train.precision == "bf16":
         yield Problem(
-            key="parallel.zero",
+            key="parallel.zero_stage",
             found=0,
             expected="1, 2 or 3 with train.precision=bf16 under DeepSpeed: its stage 0 gets bf16 norms wrong",
-            fix="set parallel.zero=1, or advanced.engine=reference",
+            fix="set parallel.zero_stage=1, or advanced.engine=reference",
         )
-    if config.advanced.double:
+    if config.advanced.float64:
         yield from _double(config, engine)
 
 
 def _double(config: Config, engine: str) -> Iterator[Problem]:
     if engine == "deepspeed":
         yield Problem(
-            key="advanced.double",
+            key="advanced.float64",
             found=True,
             expected="the reference engine: DeepSpeed keeps float32 master weights",
             fix="set advanced.engine=reference",
         )
     if config.train.device == "cuda":
         yield Problem(
-            key="advanced.double",
+            key="advanced.float64",
             found=True,
             expected="train.device=cpu: float64 is for proofs, which compare runs on CPU",
-            fix="set train.device=cpu, or advanced.double=false",
+            fix="set train.device=cpu, or advanced.float64=false",
         )
     if config.train.precision == "bf16":
         yield Problem(
-            key="advanced.double",
+            key="advanced.float64",
             found=True,
             expected="train.precision=fp32: a run has one precision",
-            fix="set train.precision=fp32, or advanced.double=false",
+            fix="set train.precision=fp32, or advanced.float64=false",
         )

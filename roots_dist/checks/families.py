@@ -45,31 +45,37 @@ def _of_other_families(config: Config) -> Iterator[Problem]:
     given = (
         ("model.decoder_layers", m.decoder_layers, None, m.family == "t5", "t5"),
         (
-            "model.embedding",
-            m.embedding,
+            "model.embedding_size",
+            m.embedding_size,
             None,
-            m.family in ("bert", "electra") or m.embedding == m.hidden,
+            m.family in ("bert", "electra") or m.embedding_size == m.hidden,
             "bert and electra",
         ),
         ("model.segments", m.segments, 0, m.family in ("bert", "electra"), "bert and electra"),
-        ("objective.borders", config.objective.borders, False, config.objective.name == "clm", "objective.name=clm"),
         (
-            "objective.whole_words",
-            config.objective.whole_words,
+            "objective.reset_at_documents",
+            config.objective.reset_at_documents,
+            False,
+            config.objective.name == "clm",
+            "objective.name=clm",
+        ),
+        (
+            "objective.whole_word_mask",
+            config.objective.whole_word_mask,
             False,
             config.objective.name in HIDES,
             f"objective.name={', '.join(HIDES)}",
         ),
         (
-            "data.target_seq",
-            config.data.target_seq,
+            "data.target_seq_length",
+            config.data.target_seq_length,
             None,
             config.objective.name in ("prefix", "seq2seq"),
             "objective.name=prefix, seq2seq",
         ),
         (
-            "advanced.sinusoidal_start",
-            config.advanced.sinusoidal_start,
+            "advanced.sinusoidal_init",
+            config.advanced.sinusoidal_init,
             False,
             m.positions == "learned",
             "model.positions=learned",
@@ -105,32 +111,34 @@ def _task(config: Config) -> Iterator[Problem]:
             expected=expected,
             fix="set data.validation and train.eval_every, or leave it out",
         )
-    if f.learn and f.strategy != "partial":
+    if f.trainable and f.strategy != "partial":
         expected = (
             f"nothing with finetune.strategy={f.strategy}: it names what learns where only some of the model does"
         )
         yield Problem(
-            key="finetune.learn",
-            found=list(f.learn),
+            key="finetune.trainable",
+            found=list(f.trainable),
             expected=expected,
             fix="set finetune.strategy=partial, or leave it out",
         )
-    if f.strategy == "progressive" and f.every >= config.train.steps:
-        groups = -(-num_blocks(config) // f.blocks) + 2  # what is above the blocks, and what is below them
+    if f.strategy == "progressive" and f.unfreeze_every >= config.train.steps:
+        groups = -(-num_blocks(config) // f.unfreeze_blocks) + 2  # what is above the blocks, and what is below them
         key, found = (
-            ("finetune.every", f.every) if f.every_epochs is None else ("finetune.every_epochs", f.every_epochs)
+            ("finetune.unfreeze_every", f.unfreeze_every)
+            if f.unfreeze_every_epochs is None
+            else ("finetune.unfreeze_every_epochs", f.unfreeze_every_epochs)
         )
         expected = (
             f"fewer steps than train.steps = {config.train.steps}: as it is, nothing but the top would ever learn"
         )
-        fix = f"set finetune.every={max(1, config.train.steps // groups)}, or train longer"
+        fix = f"set finetune.unfreeze_every={max(1, config.train.steps // groups)}, or train longer"
         yield Problem(key=key, found=found, expected=expected, fix=fix)
-    if f.pair is not None and o.name != "classify":
+    if f.pair_column is not None and o.name != "classify":
         yield Problem(
-            key="finetune.pair",
-            found=f.pair,
+            key="finetune.pair_column",
+            found=f.pair_column,
             expected="nothing here: pairs are for objective.name=classify",
-            fix="leave finetune.pair out",
+            fix="leave finetune.pair_column out",
         )
     if o.name not in ("classify", "tag"):
         return
@@ -142,22 +150,22 @@ def _task(config: Config) -> Iterator[Problem]:
             fix="leave it out: labels are read off data.train",
         )
     special = 0 if config.model.family == "gpt" else 2
-    texts = 1 if f.pair is None else 2
+    texts = 1 if f.pair_column is None else 2
     least = texts + (texts - 1 if special == 0 else texts + 1)
-    if config.data.seq < least:
+    if config.data.seq_length < least:
         yield Problem(
-            key="data.seq",
-            found=config.data.seq,
+            key="data.seq_length",
+            found=config.data.seq_length,
             expected=f"at least {least}: text and its special tokens",
             fix="use 128",
         )
 
 
 def _places(config: Config) -> Iterator[Problem]:
-    m, seq = config.model, config.data.seq
+    m, seq = config.model, config.data.seq_length
     if m.positions == "learned" and m.max_positions is not None and m.max_positions < seq:
         yield Problem(
-            key="data.seq",
+            key="data.seq_length",
             found=seq,
             expected=f"at most model.max_positions = {m.max_positions}: there are no more learned positions",
             fix=f"use {m.max_positions}, or raise model.max_positions",
@@ -177,17 +185,17 @@ def _encoder(config: Config) -> Iterator[Problem]:
         )
     if o.name not in HIDES:
         return
-    if o.mask_share + o.random_share > 1 + 1e-9:
+    if o.mask_replace_probability + o.random_replace_probability > 1 + 1e-9:
         yield Problem(
-            key="objective.random_share",
-            found=o.random_share,
-            expected=f"at most 1 - objective.mask_share = {1 - o.mask_share:g}: both are shares of the hidden tokens",
-            fix="use 0.1, with objective.mask_share=0.8",
+            key="objective.random_replace_probability",
+            found=o.random_replace_probability,
+            expected=f"at most 1 - objective.mask_replace_probability = {1 - o.mask_replace_probability:g}: both are shares of the hidden tokens",
+            fix="use 0.1, with objective.mask_replace_probability=0.8",
         )
-    if config.data.seq < HIDES[o.name]:
+    if config.data.seq_length < HIDES[o.name]:
         yield Problem(
-            key="data.seq",
-            found=config.data.seq,
+            key="data.seq_length",
+            found=config.data.seq_length,
             expected=f"at least {HIDES[o.name]}: the special tokens of objective.name={o.name}, and text",
             fix="use 512, as BERT",
         )
@@ -218,44 +226,57 @@ def _t5(config: Config) -> Iterator[Problem]:
             expected="at least 4: two for each side, one near and one far",
             fix="use 32, as T5",
         )
-    elif m.relative_distance <= m.relative_buckets // 2:
+    elif m.relative_max_distance <= m.relative_buckets // 2:
         yield Problem(
-            key="model.relative_distance",
-            found=m.relative_distance,
+            key="model.relative_max_distance",
+            found=m.relative_max_distance,
             expected=f"more than {m.relative_buckets // 2}, the single distances that have one of "
             f"model.relative_buckets = {m.relative_buckets} each",
             fix=f"use {4 * m.relative_buckets}",
         )
-    if config.objective.name == "prefix" and config.data.seq < 2:
+    if config.objective.name == "prefix" and config.data.seq_length < 2:
         yield Problem(
-            key="data.seq",
-            found=config.data.seq,
+            key="data.seq_length",
+            found=config.data.seq_length,
             expected="at least 2: a beginning and how it goes on",
             fix="use 512, as T5",
         )
-    if config.objective.name == "spans" and config.data.seq < (least := span_lengths(config).inputs):
+    if config.objective.name == "spans" and config.data.seq_length < (least := span_lengths(config).inputs):
         yield Problem(
-            key="data.seq",
-            found=config.data.seq,
+            key="data.seq_length",
+            found=config.data.seq_length,
             expected=f"at least {least}: a token that is seen, a sentinel and the end",
             fix="use 512, as T5",
         )
-    elif config.parallel.sequence:
+    elif config.parallel.sequence_parallel:
         yield from _cut_targets(config)
 
 
 def _cut_targets(config: Config) -> Iterator[Problem]:
     """Under sequence parallelism the decoder's positions are cut too."""
-    tp, seq, target = config.parallel.tp, config.data.seq, target_seq(config)
+    tp, seq, target = config.parallel.tp, config.data.seq_length, target_seq(config)
     if target % tp == 0 or seq % tp:  # the latter has been told
         return
     if config.objective.name == "spans":
-        key, found, told = "data.seq", seq, f"one that gives targets of a multiple of parallel.tp = {tp}, not {target}"
+        key, found, told = (
+            "data.seq_length",
+            seq,
+            f"one that gives targets of a multiple of parallel.tp = {tp}, not {target}",
+        )
     else:
-        key, found, told = "data.target_seq", target, f"a multiple of parallel.tp = {tp}"
-    longer = range(seq + tp, seq + 64 * tp, tp) if key == "data.seq" else ()
-    fits = [s for s in longer if span_lengths(config.changed({"data.seq": s})).targets % tp == 0]
-    fix = f"use {fits[0]}" if fits else f"use {-(-target // tp) * tp}" if not longer else "set parallel.sequence=false"
+        key, found, told = "data.target_seq_length", target, f"a multiple of parallel.tp = {tp}"
+    longer = range(seq + tp, seq + 64 * tp, tp) if key == "data.seq_length" else ()
+    fits = [s for s in longer if span_lengths(config.changed({"data.seq_length": s})).targets % tp == 0]
+    fix = (
+        f"use {fits[0]}"
+        if fits
+        else f"use {-(-target // tp) * tp}"
+        if not longer
+        else "set parallel.sequence_parallel=false"
+    )
     yield Problem(
-        key=key, found=found, expected=f"{told}, because parallel.sequence cuts the decoder's positions too", fix=fix
+        key=key,
+        found=found,
+        expected=f"{told}, because parallel.sequence_parallel cuts the decoder's positions too",
+        fix=fix,
     )

@@ -25,11 +25,11 @@ def _read(run: str, overrides: Sequence[str], options: EvaluateOptions = Evaluat
     """All of the held-out text, unless an override says otherwise."""
     import sys
 
-    from roots_dist.config.of_run import of_run
+    from roots_dist.config.run_config import config_of_run
     from roots_dist.errors import ConfigError
     from roots_dist.runs.evaluate.check_options import problems
 
-    loaded = of_run(run, overrides, {"train.eval_sequences": sys.maxsize})
+    loaded = config_of_run(run, overrides, {"train.eval_sequences": sys.maxsize})
     if found := problems(options, loaded.config):
         raise ConfigError(found)
     return loaded
@@ -40,9 +40,9 @@ def _check(config: Config) -> None:
     from roots_dist.config.special_tokens import TASKS
 
     if config.objective.name in TASKS and config.data.validation:
-        from roots_dist.learning.objectives.task_checks import look
+        from roots_dist.learning.objectives.task_checks import check_rows
 
-        look(config.changed({"data.train": ()}))
+        check_rows(config.changed({"data.train": ()}))
 
 
 def _work(config: Config, mesh: Mesh, options: EvaluateOptions = EvaluateOptions()) -> None:

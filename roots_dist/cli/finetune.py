@@ -21,12 +21,12 @@ def _read(path: str, overrides: Sequence[str]) -> Loaded:
     from roots_dist.errors import ConfigError, Problem
 
     asked = read(path, overrides)
-    if asked.config.finetune.start is None:
+    if asked.config.finetune.init_from is None:
         expected, fix = (
             "the folder of a run, or of an import, to start from",
-            "set finetune.start=RUN, or begin anew with roots train",
+            "set finetune.init_from=RUN, or begin anew with roots train",
         )
-        raise ConfigError(asked.located([Problem(key="finetune.start", found=None, expected=expected, fix=fix)]))
+        raise ConfigError(asked.located([Problem(key="finetune.init_from", found=None, expected=expected, fix=fix)]))
     return read_config(path, overrides)
 
 
@@ -37,7 +37,7 @@ def finetune(config: ConfigArgument, overrides: Overrides = None, processes: Pro
     """Go on from a run or an import with a task: classes of texts, pairs or words, instructions, text to text.
 
     Rows of jsonl or csv; all of the model learns, some of it, more and more of it, or low-rank adapters. The model itself
-    need not be described: it is finetune.start's. Repeating the command resumes; the best checkpoint is kept.
+    need not be described: it is finetune.init_from's. Repeating the command resumes; the best checkpoint is kept.
 
     \b
     roots finetune configs/bert-languages.yaml finetune.strategy=lora parallel.tp=1

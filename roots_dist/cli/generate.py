@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 def _read(run: str, overrides: Sequence[str]) -> Loaded:
     """On a GPU where there is one, whatever trained it; without the corpora, which are not read."""
-    from roots_dist.config.of_run import of_run
+    from roots_dist.config.run_config import config_of_run
 
-    loaded = of_run(run, overrides, {"train.device": "auto"})
+    loaded = config_of_run(run, overrides, {"train.device": "auto"})
     return replace(loaded, config=loaded.config.changed({"data.train": (), "data.validation": ()}))
 
 

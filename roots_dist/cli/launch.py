@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def verb_for(config: Config) -> Verb:
-    return FINETUNE if config.finetune.start is not None else TRAIN
+    return FINETUNE if config.finetune.init_from is not None else TRAIN
 
 
 def launch(
@@ -104,7 +104,7 @@ def launch(
 ) -> None:
     """Start a config on a cluster with the launcher that is there: check it, show what is run and where logs will be, run it.
 
-    A config that starts from a model (finetune.start) is fine-tuned, another one trained. The same command goes on from the
+    A config that starts from a model (finetune.init_from) is fine-tuned, another one trained. The same command goes on from the
     newest checkpoint. Scripts and manifests are kept in the run's folder, under launch/.
 
     \b

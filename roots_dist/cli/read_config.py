@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
 def read_config(path: str, overrides: Sequence[str]) -> Loaded:
     """Raises UserError. Reads the rows of a task only where keys depend on them (labels, epochs)."""
+    from roots_dist.config.init_from import complete_from_model
     from roots_dist.config.load import read
     from roots_dist.config.special_tokens import TASKS
-    from roots_dist.config.start import begun
 
-    loaded = begun(read(path, overrides))
+    loaded = complete_from_model(read(path, overrides))
     if (
         loaded.config.objective.name not in TASKS
-        and loaded.config.finetune.epochs is None is loaded.config.finetune.every_epochs
+        and loaded.config.finetune.epochs is None is loaded.config.finetune.unfreeze_every_epochs
     ):
         return loaded
-    from roots_dist.learning.objectives.task_checks import told
+    from roots_dist.learning.objectives.task_checks import complete_from_rows
 
-    return replace(loaded, config=told(loaded.config))
+    return replace(loaded, config=complete_from_rows(loaded.config))
 
 
 def without_training_batch(loaded: Loaded, world_size: int) -> Loaded:
     """Replace the batch by one that fits the world: evaluation has no optimizer step whose size matters."""
     config = loaded.config
     ranks = max(1, world_size // config.parallel.tp)  # of dp × pp: a multiple of every number that batches are cut by
-    values = {"train.batch": config.train.micro_batch * ranks, "train.batch_ramp": None}
+    values = {"train.global_batch": config.train.micro_batch * ranks, "train.batch_ramp": None}
     return replace(loaded, config=config.changed(values))

@@ -20,7 +20,7 @@ def sample(
     roots sample configs/t5-quickstart.yaml --step 3
     """
     from roots_dist.cli.read_config import read_config
-    from roots_dist.learning.objectives.shown import sample_lines
+    from roots_dist.learning.objectives.show_sample import sample_lines
 
     for line in sample_lines(read_config(config, overrides or ()).config, step):
         typer.echo(line)

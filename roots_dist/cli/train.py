@@ -22,12 +22,12 @@ def _read(path: str, overrides: Sequence[str]) -> Loaded:
     from roots_dist.errors import ConfigError, Problem
 
     asked = read(path, overrides)
-    if asked.config.finetune.start is not None:
+    if asked.config.finetune.init_from is not None:
         expected, fix = (
             "nothing: training begins with weights that are drawn",
             f"roots finetune {path}, or leave it out",
         )
-        problem = Problem(key="finetune.start", found=asked.config.finetune.start, expected=expected, fix=fix)
+        problem = Problem(key="finetune.init_from", found=asked.config.finetune.init_from, expected=expected, fix=fix)
         raise ConfigError(asked.located([problem]))
     return read_config(path, overrides)
 
@@ -37,18 +37,18 @@ def check(config: Config) -> None:
     from roots_dist.config.special_tokens import TASKS
 
     if config.objective.name in TASKS:
-        from roots_dist.learning.objectives.task_checks import look
+        from roots_dist.learning.objectives.task_checks import check_rows
 
-        look(config)
+        check_rows(config)
     if config.finetune.strategy in ("partial", "lora"):
         from roots_dist.learning.models import pieces_of
         from roots_dist.learning.models.outline import outline
-        from roots_dist.parallel.optim.phases import learned
-        from roots_dist.parallel.tensor.collectives import Later, Split
+        from roots_dist.parallel.optim.trainable import trainable
+        from roots_dist.parallel.tensor.collectives import DeferredWeightGrads, TensorParallel
         from roots_dist.world.mesh import SINGLE
 
-        places = outline(pieces_of(config, Split(SINGLE, False, Later())))
-        learned(config, {name: place.depth for name, place in places.items()})
+        places = outline(pieces_of(config, TensorParallel(SINGLE, False, DeferredWeightGrads())))
+        trainable(config, {name: place.depth for name, place in places.items()})
 
 
 def work(config: Config, mesh: Mesh) -> int:

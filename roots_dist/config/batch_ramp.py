@@ -25,9 +25,9 @@ def stages(train: Train) -> list[Stage]:
     A size is left at the first step that begins at or after the end of its share (as Megatron's ramp does).
     """
     if train.batch_ramp is None:
-        return [Stage(0, 0, train.batch)]
+        return [Stage(0, 0, train.global_batch)]
     start, increment, samples = train.batch_ramp
-    sizes = [*range(start, train.batch, increment), train.batch]
+    sizes = [*range(start, train.global_batch, increment), train.global_batch]
     found = [Stage(0, 0, sizes[0])]
     for i, size in enumerate(sizes[1:], 1):
         last = found[-1]

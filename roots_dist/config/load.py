@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from roots_dist.config import text
+from roots_dist.config.renamed import RENAMED
 from roots_dist.config.schema import Config, Source
 from roots_dist.errors import ConfigError, Problem
 
@@ -128,6 +129,8 @@ def _unknown(key: str, found: object, origin: str) -> Problem:
     in_list = parent.rpartition(".")[2].isdigit()  # the lists of the tree hold sources
     near = nearest(key, [f"{parent}.{name}" for name in Source.model_fields] if in_list else known_keys())
     fix = f"did you mean {near}" if near else "remove it; --print-config lists all keys"
+    if key in RENAMED:
+        fix = f"it is called {RENAMED[key]} now"
     return Problem(key=key, found=found, expected="a known key", fix=fix, origin=origin)
 
 

@@ -32,7 +32,7 @@ class Model(Section):
     head_dim: int | None = Field(None, ge=1, description="width of a head; default: hidden / heads")
     ffn: int | None = Field(None, ge=1, description="width of the MLP; default: 4 × hidden")
     vocab: int = Field(4096, ge=2, description="number of token ids, before padding")
-    embedding: int | None = Field(
+    embedding_size: int | None = Field(
         None, ge=1, description="width of the embedding, projected where hidden differs (electra); default: hidden"
     )
     segments: int = Field(
@@ -41,9 +41,9 @@ class Model(Section):
     positions: Literal["learned", "rotary", "sinusoidal", "alibi", "relative", "none"] = Field(
         "learned", description="how the model knows where a token stands; relative: T5's learned bias"
     )
-    max_positions: int | None = Field(None, ge=1, description="learned positions there are; default: data.seq")
+    max_positions: int | None = Field(None, ge=1, description="learned positions there are; default: data.seq_length")
     relative_buckets: int = Field(32, ge=2, description="relative: distances with a bias of their own")
-    relative_distance: int = Field(128, ge=2, description="relative: beyond it, one bucket for all")
+    relative_max_distance: int = Field(128, ge=2, description="relative: beyond it, one bucket for all")
     rope_theta: float = Field(10000.0, gt=0, description="base of the rotary frequencies")
     norm: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="rmsnorm has no mean and no bias")
     norm_position: Literal["pre", "post"] = Field("pre", description="before each branch, or after its sum")
@@ -52,7 +52,7 @@ class Model(Section):
         "gelu_tanh", description="of the MLP; swiglu and geglu (T5 v1.1) have a third matrix, the gate"
     )
     bias: bool = Field(True, description="biases in the linear layers")
-    tied: bool = Field(True, description="the output projection is the token embedding")
+    tied_embeddings: bool = Field(True, description="the output projection is the token embedding")
     dropout: float = Field(0.0, ge=0, lt=1, description="after the embedding and after each residual branch")
     attention_dropout: float = Field(0.0, ge=0, lt=1, description="on attention probabilities; needs the slow path")
     init_std: float | None = Field(
@@ -73,7 +73,7 @@ class Model(Section):
         return self.init_std or 0.02
 
     def width_of_embedding(self) -> int:
-        return self.embedding or self.hidden
+        return self.embedding_size or self.hidden
 
     def num_decoder_layers(self) -> int:
         """Of an encoder-decoder's second stack."""
@@ -98,14 +98,14 @@ class Objective(Section):
         description="pre-training: clm next token, mlm masked tokens, mlm-nsp with next sentence, rtd replaced tokens, "
         "spans T5's, prefix goes on with a text; fine-tuning: classify texts or pairs, tag tokens, instruct answers, seq2seq",
     )
-    borders: bool = Field(False, description="clm: attention and positions begin anew with each document")
-    masked: float = Field(0.15, gt=0, lt=1, description="mlm, rtd, spans: share of tokens to be predicted")
-    mask_share: float = Field(0.8, ge=0, le=1, description="mlm: of these, shown as the mask token")
-    random_share: float = Field(
+    reset_at_documents: bool = Field(False, description="clm: attention and positions begin anew with each document")
+    mask_probability: float = Field(0.15, gt=0, lt=1, description="mlm, rtd, spans: share of tokens to be predicted")
+    mask_replace_probability: float = Field(0.8, ge=0, le=1, description="mlm: of these, shown as the mask token")
+    random_replace_probability: float = Field(
         0.1, ge=0, le=1, description="mlm: of these, shown as a random token; the rest as they are"
     )
-    whole_words: bool = Field(False, description="mlm: all tokens of a word are masked, or none")
-    span: float = Field(3.0, ge=1, description="spans: mean length of a masked span")
+    whole_word_mask: bool = Field(False, description="mlm: all tokens of a word are masked, or none")
+    mean_span_length: float = Field(3.0, ge=1, description="spans: mean length of a masked span")
     discriminator_weight: float = Field(50.0, gt=0, description="rtd: weight of the discriminator's loss")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over the vocabulary")
     z_loss: float = Field(0.0, ge=0, description="weight of log²(Z), which keeps logits from drifting")
@@ -132,9 +132,9 @@ class Data(Section):
     train: tuple[Source, ...] = Field((), description="prefixes made by `roots prepare`, or by Megatron")
     validation: tuple[Source, ...] = Field((), description="held-out prefixes; none: no evaluation")
     tokenizer: str | None = Field(None, description="tokenizer.json, for samples and generation")
-    seq: int = Field(256, ge=1, description="tokens per sample (t5: of the encoder)")
-    target_seq: int | None = Field(
-        None, ge=1, description="tokens of the decoder; default: seq (spans: follows from seq)"
+    seq_length: int = Field(256, ge=1, description="tokens per sample (t5: of the encoder)")
+    target_seq_length: int | None = Field(
+        None, ge=1, description="tokens of the decoder; default: seq_length (spans: follows from it)"
     )
 
     @model_validator(mode="before")
@@ -148,24 +148,32 @@ class Data(Section):
 class Finetune(Section):
     """What fine-tuning does with a model that exists."""
 
-    start: str | None = Field(None, description="folder of the run, or of the import, to start from")
+    init_from: str | None = Field(None, description="folder of the run, or of the import, to start from")
     strategy: Literal["full", "partial", "progressive", "lora"] = Field(
         "full", description="what learns: everything; some; the top first, then more; low-rank adapters"
     )
-    learn: tuple[str, ...] = Field((), description="partial: patterns of names that learn, as head.* or blocks.1?.*")
+    trainable: tuple[str, ...] = Field(
+        (), description="partial: patterns of names that learn, as head.* or blocks.1?.*"
+    )
     epochs: int | None = Field(None, ge=1, description="passes over data.train; says train.steps by the rows there are")
-    every: int = Field(100, ge=1, description="progressive: steps until the next blocks learn too")
-    every_epochs: float | None = Field(None, gt=0, description="progressive: the same in passes over data.train")
-    blocks: int = Field(1, ge=1, description="progressive: blocks that join at a time, from the top")
-    layer_decay: float = Field(1.0, gt=0, le=1, description="learning rate of each block, as a share of the next one's")
-    rank: int = Field(8, ge=1, description="lora: rank of the adapters")
-    alpha: float = Field(16.0, gt=0, description="lora: adapters are scaled by alpha / rank")
-    targets: tuple[str, ...] = Field(("query", "value"), description="lora: linear layers that get an adapter")
-    text: str = Field("text", description="column of the text, question or source")
-    pair: str | None = Field(None, description="classify: column of the second text")
-    label: str = Field("label", description="column of the label, of a list of them (tag), or of the answer")
+    unfreeze_every: int = Field(100, ge=1, description="progressive: steps until the next blocks learn too")
+    unfreeze_every_epochs: float | None = Field(
+        None, gt=0, description="progressive: the same in passes over data.train"
+    )
+    unfreeze_blocks: int = Field(1, ge=1, description="progressive: blocks that join at a time, from the top")
+    layer_lr_decay: float = Field(
+        1.0, gt=0, le=1, description="learning rate of each block, as a share of the next one's"
+    )
+    lora_rank: int = Field(8, ge=1, description="lora: rank of the adapters")
+    lora_alpha: float = Field(16.0, gt=0, description="lora: adapters are scaled by alpha / rank")
+    lora_targets: tuple[str, ...] = Field(("query", "value"), description="lora: linear layers that get an adapter")
+    text_column: str = Field("text", description="column of the text, question or source")
+    pair_column: str | None = Field(None, description="classify: column of the second text")
+    label_column: str = Field("label", description="column of the label, of a list of them (tag), or of the answer")
     labels: tuple[str, ...] = Field((), description="classify, tag: names of the labels; default: those of data.train")
-    template: str | None = Field(None, description="instruct: file of a Jinja chat template; default: the tokenizer's")
+    chat_template: str | None = Field(
+        None, description="instruct: file of a Jinja chat template; default: the tokenizer's"
+    )
     metric: Literal["loss", "accuracy", "f1", "mcc"] = Field(
         "loss",
         description="of held-out rows: which checkpoint is the best, and when it stops; f1 (macro) and mcc of classes",
@@ -178,21 +186,25 @@ class Parallel(Section):
 
     tp: int = Field(1, ge=1, description="tensor-parallel ranks: heads, MLP columns and vocabulary are cut over them")
     pp: int = Field(1, ge=1, description="pipeline-parallel ranks: layers are cut over them")
-    chunks: int = Field(1, ge=1, description="stages per pipeline rank (interleaved schedule)")
+    virtual_stages: int = Field(1, ge=1, description="stages per pipeline rank (interleaved schedule)")
     schedule: Literal["gpipe", "1f1b", "interleaved", "zb-h1"] = Field(
         "1f1b", description="order of forward and backward passes over pp; `roots schedule` draws it"
     )
-    sequence: bool = Field(False, description="sequence parallel: norms and dropout cut along the sequence over tp")
-    zero: int = Field(1, ge=0, le=3, description="what is sharded over dp: 1 optimizer, 2 + gradients, 3 + weights")
+    sequence_parallel: bool = Field(
+        False, description="sequence parallel: norms and dropout cut along the sequence over tp"
+    )
+    zero_stage: int = Field(
+        1, ge=0, le=3, description="what is sharded over dp: 1 optimizer, 2 + gradients, 3 + weights"
+    )
 
 
 class Train(Section):
     steps: int = Field(100, ge=1, description="optimizer steps of the whole run")
-    batch: int = Field(8, ge=1, description="sequences per step over the whole world")
+    global_batch: int = Field(8, ge=1, description="sequences per step over the whole world")
     micro_batch: int = Field(1, ge=1, description="sequences per forward pass of one rank")
     batch_ramp: tuple[int, int, int] | None = Field(
         None,
-        description="[start, increment, samples]: the batch grows from start by increment to train.batch over samples",
+        description="[start, increment, samples]: the batch grows from start by increment to train.global_batch over samples",
     )
     seed: int = Field(1234, ge=0, description="of initial weights, sample order and dropout")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is a GPU")
@@ -212,14 +224,18 @@ class Optim(Section):
 
     lr: float = Field(3e-4, gt=0, description="learning rate at its highest")
     min_lr: float = Field(0.0, ge=0, description="where decay ends")
-    rate: Literal["constant", "cosine", "linear", "wsd"] = Field("cosine", description="learning rate after warm-up")
-    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
-    decay: int | None = Field(None, ge=1, description="steps of decay; default: to train.steps (wsd: the last 20 %)")
+    lr_schedule: Literal["constant", "cosine", "linear", "wsd"] = Field(
+        "cosine", description="learning rate after warm-up"
+    )
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    decay_steps: int | None = Field(
+        None, ge=1, description="steps of decay; default: to train.steps (wsd: the last 20 %)"
+    )
     weight_decay: float = Field(0.1, ge=0, description="decoupled, of matrices only")
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean of gradients")
     beta2: float = Field(0.95, ge=0, lt=1, description="decay of the mean of their squares")
     eps: float = Field(1e-8, gt=0, description="added to the root of that mean")
-    clip: float = Field(1.0, ge=0, description="global gradient norm is clipped to this; 0: no clipping")
+    clip_grad: float = Field(1.0, ge=0, description="global gradient norm is clipped to this; 0: no clipping")
 
 
 class Checkpoint(Section):
@@ -256,9 +272,9 @@ class Advanced(Section):
         "auto",
         description="who shards over dp; auto: DeepSpeed where zero >= 1 and dp > 1, else the built-in reference",
     )
-    double: bool = Field(False, description="float64 everywhere, for proofs on CPU (reference engine)")
+    float64: bool = Field(False, description="float64 everywhere, for proofs on CPU (reference engine)")
     norm_eps: float = Field(1e-5, gt=0, description="added to the variance in norms")
-    sinusoidal_start: bool = Field(
+    sinusoidal_init: bool = Field(
         False, description="learned positions begin as sinusoids, so that neighbours are near at once"
     )
     vocab_multiple: int = Field(128, ge=1, description="the vocabulary is padded to a multiple of this, in any layout")
@@ -297,14 +313,14 @@ class Config(Section):
         return -(-self.model.vocab // multiple) * multiple
 
     def num_stages(self) -> int:
-        return self.parallel.pp * self.parallel.chunks
+        return self.parallel.pp * self.parallel.virtual_stages
 
     def num_microbatches(self, dp: int, batch: int | None = None) -> int:
         """Microbatches of one rank in a step of `batch` sequences (default: the full batch)."""
-        return (batch or self.train.batch) // (self.train.micro_batch * dp)
+        return (batch or self.train.global_batch) // (self.train.micro_batch * dp)
 
     def engine(self, dp: int) -> Literal["deepspeed", "reference"]:
         """Who reduces over dp and steps: DeepSpeed where there is something to shard."""
         if self.advanced.engine != "auto":
             return self.advanced.engine
-        return "deepspeed" if self.parallel.zero >= 1 and dp > 1 else "reference"
+        return "deepspeed" if self.parallel.zero_stage >= 1 and dp > 1 else "reference"

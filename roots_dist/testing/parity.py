@@ -21,7 +21,7 @@ from roots_dist.assembly.run import Run, build_run
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
-from roots_dist.parallel.optim.rates import rate
+from roots_dist.parallel.optim.lr_schedules import rate
 from roots_dist.parallel.zero.build import build_engine
 from roots_dist.parallel.zero.seam import STATE, Engine, Update
 from roots_dist.runs.train.step import train_step
@@ -69,8 +69,10 @@ def trace(
     mesh = Mesh.connect(layout, rank)
     recorded: list[_Recording] = []
 
-    def recording(config: Config, mesh: Mesh, module: torch.nn.Module, params: list[Param], learned: Mapping) -> Engine:
-        recorded.append(_Recording(build_engine(config, mesh, module, params, learned), params))
+    def recording(
+        config: Config, mesh: Mesh, module: torch.nn.Module, params: list[Param], trainable: Mapping
+    ) -> Engine:
+        recorded.append(_Recording(build_engine(config, mesh, module, params, trainable), params))
         return recorded[0]
 
     run = build_run(config, mesh, recording, proof_objective(config))

@@ -103,8 +103,8 @@ def _live(
 def _never_met(folder: Path, size: int) -> bool:
     """A rank failed to connect, and so no rank has begun."""
     errors = [file.read_text() for rank in range(size) if (file := _file(folder, rank, "error")).exists()]
-    begun = any(_file(folder, rank, "begun").exists() for rank in range(size))
-    return not begun and any(f"in {_meet.__name__}\n" in error for error in errors)
+    complete_from_model = any(_file(folder, rank, "complete_from_model").exists() for rank in range(size))
+    return not complete_from_model and any(f"in {_meet.__name__}\n" in error for error in errors)
 
 
 def _start_forkserver() -> None:
@@ -149,7 +149,7 @@ def _with_group(rank: int, size: int, folder: Path, timeout: float, function: Ca
     os.environ.update(address | {name: str(value) for name, value in place.items()})  # DeepSpeed asserts they are set
     torch.set_num_threads(1)
     _meet(rank, size, folder, timeout)
-    _file(folder, rank, "begun").touch()
+    _file(folder, rank, "complete_from_model").touch()
     result = function(rank, size, *args)
     unfinished = _file(folder, rank, "unfinished")
     torch.save(result, unfinished)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from roots_dist.accounting.sizes import target_seq
 from roots_dist.config.schema import Config
-from roots_dist.verify.learns import like
+from roots_dist.verify.trainable import like
 
 MAX_RANKS = 8
 LABELS = ("a", "b", "c")
@@ -43,15 +43,15 @@ def degrees(tp: int, pp: int, dp: int) -> tuple[int, int, int]:
     return tp, pp, dp
 
 
-def shrink(config: Config, dp: int, *, double: bool) -> Small:
-    """dp: data ranks wanted. double: float64 through the reference engine; else float32 through DeepSpeed."""
+def shrink(config: Config, dp: int, *, float64: bool) -> Small:
+    """dp: data ranks wanted. float64: float64 through the reference engine; else float32 through DeepSpeed."""
     m, p = config.model, config.parallel
     tp, pp, dp = degrees(p.tp, p.pp, dp)
     notes = []
     if (tp, pp) != (p.tp, p.pp):
         notes.append(f"layout TP{p.tp}×PP{p.pp} is proven as TP{tp}×PP{pp}: at most {MAX_RANKS} processes here")
-    stages = pp * p.chunks
-    layers = 2 * stages if m.layers % (p.pp * p.chunks) == 0 else 2 * stages - 1
+    stages = pp * p.virtual_stages
+    layers = 2 * stages if m.layers % (p.pp * p.virtual_stages) == 0 else 2 * stages - 1
     group = m.heads // m.num_kv_heads()
     kv_heads = max(1, min(m.num_kv_heads(), 2 * tp // group))
     heads = math.lcm(kv_heads * group, tp)
@@ -70,33 +70,33 @@ def shrink(config: Config, dp: int, *, double: bool) -> Small:
         "model.vocab": vocab,
         "model.init_std": 0.1,  # at a small width, small weights would hide what a branch contributes
         "model.max_positions": None,
-        "model.embedding": None if m.width_of_embedding() == m.hidden else 4 * heads,
+        "model.embedding_size": None if m.width_of_embedding() == m.hidden else 4 * heads,
         "data.train": (),
         "data.validation": (),
-        "data.seq": seq,
-        "finetune.start": None,
+        "data.seq_length": seq,
+        "finetune.init_from": None,
         "finetune.labels": config.finetune.labels[:5] or LABELS,
         "parallel.tp": tp,
         "parallel.pp": pp,
-        "parallel.sequence": p.sequence and tp > 1,
-        "train.batch": microbatches * dp,
+        "parallel.sequence_parallel": p.sequence_parallel and tp > 1,
+        "train.global_batch": microbatches * dp,
         "train.micro_batch": 1,
         "train.batch_ramp": None,
         "train.device": "cpu",
         "train.precision": "fp32",
         "train.steps": 100,
         "optim.lr": 1e-3,
-        "optim.warmup": 2,
-        "optim.decay": None,
-        "optim.clip": min(config.optim.clip, 0.1),  # low, so that clipping acts in every step
-        "advanced.double": double,
-        "advanced.engine": "reference" if double else "deepspeed",
+        "optim.warmup_steps": 2,
+        "optim.decay_steps": None,
+        "optim.clip_grad": min(config.optim.clip_grad, 0.1),  # low, so that clipping acts in every step
+        "advanced.float64": float64,
+        "advanced.engine": "reference" if float64 else "deepspeed",
         "advanced.vocab_multiple": math.lcm(8, tp),
         "advanced.loss_chunk": 16,
         "advanced.reduce_bucket": 10_000,
     }
-    if double:
-        values["parallel.zero"] = min(p.zero, 1)
+    if float64:
+        values["parallel.zero_stage"] = min(p.zero_stage, 1)
     elif (
         m.activation == "relu"
     ):  # of millions of numbers rounding puts some on the other side of 0, where the slope jumps
@@ -117,11 +117,13 @@ def _two_stacks(config: Config, stages: int, tp: int) -> dict[str, object]:
     """Blocks for every stage, as many in both stacks if the model has; a text of several spans, whose targets can be cut."""
     m = config.model
     uneven = m.num_decoder_layers() != m.layers
-    lengths = [config.changed({"data.seq": seq, "data.target_seq": None}) for seq in range(32 * tp, 96 * tp, tp)]
-    fits = [c.data.seq for c in lengths if target_seq(c) % tp == 0]
+    lengths = [
+        config.changed({"data.seq_length": seq, "data.target_seq_length": None}) for seq in range(32 * tp, 96 * tp, tp)
+    ]
+    fits = [c.data.seq_length for c in lengths if target_seq(c) % tp == 0]
     return {
         "model.layers": max(2, stages),
         "model.decoder_layers": max(1, stages - 1) if uneven else None,
-        "data.seq": fits[0] if fits else 32 * tp,  # none fits with spans of one token: not cut then
-        "data.target_seq": None if config.data.target_seq is None else 8 * tp,
+        "data.seq_length": fits[0] if fits else 32 * tp,  # none fits with spans of one token: not cut then
+        "data.target_seq_length": None if config.data.target_seq_length is None else 8 * tp,
     }

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from roots_dist.config.of_run import ONE_PROCESS
+from roots_dist.config.run_config import ONE_PROCESS
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.testing.parity import EXACT, Difference, Trace, differences, merge, trace
@@ -43,9 +43,9 @@ class Proof:
 def describe(small: Small) -> str:
     p = small.config.parallel
     parts = [str(Layout(small.dp, p.pp, p.tp))]
-    parts += ["SP"] if p.sequence else []
-    parts += [p.schedule if p.chunks == 1 else f"{p.schedule} × {p.chunks} chunks"] if p.pp > 1 else []
-    parts += [f"ZeRO-{p.zero}"] if small.dp > 1 else []
+    parts += ["SP"] if p.sequence_parallel else []
+    parts += [p.schedule if p.virtual_stages == 1 else f"{p.schedule} × {p.virtual_stages} chunks"] if p.pp > 1 else []
+    parts += [f"ZeRO-{p.zero_stage}"] if small.dp > 1 else []
     return " ".join(parts)
 
 
@@ -57,9 +57,9 @@ def alone(config: Config, steps: int) -> Trace:
 
 def prove(small: Small, steps: int) -> Iterator[Proof]:
     """The layout itself; then saved half-way by it and resumed in one process, and the other way round."""
-    config, double = small.config, small.config.advanced.double
-    bounds = EXACT if double else SINGLE
-    title = f"{describe(small)}, {'float64' if double else 'float32'}"
+    config, float64 = small.config, small.config.advanced.float64
+    bounds = EXACT if float64 else SINGLE
+    title = f"{describe(small)}, {'float64' if float64 else 'float32'}"
     truth = alone(config, steps)
     found = merge(on_world(small.ranks, trace, config, 0, steps, timeout=300))
     yield Proof(title, small.notes, tuple(differences(truth, found, bounds)))
@@ -81,13 +81,13 @@ def prove(small: Small, steps: int) -> Iterator[Proof]:
 
 def proofs(config: Config, steps: int) -> Iterator[Proof]:
     """All that is to be proven of a config: TP × SP × PP in float64, then with two data ranks and its ZeRO stage."""
-    yield from prove(shrink(config, dp=1, double=True), steps)
-    yield from prove(shrink(config, dp=2, double=config.parallel.zero == 0), steps)
+    yield from prove(shrink(config, dp=1, float64=True), steps)
+    yield from prove(shrink(config, dp=2, float64=config.parallel.zero_stage == 0), steps)
 
 
 MATRIX: tuple[dict[str, object], ...] = tuple(
-    {"parallel.tp": tp, "parallel.pp": pp, "parallel.sequence": tp > 1 and sequence, "parallel.schedule": schedule,
-     "parallel.chunks": 2 if schedule == "interleaved" else 1, "parallel.zero": zero}
+    {"parallel.tp": tp, "parallel.pp": pp, "parallel.sequence_parallel": tp > 1 and sequence, "parallel.schedule": schedule,
+     "parallel.virtual_stages": 2 if schedule == "interleaved" else 1, "parallel.zero_stage": zero}
     for tp, pp, sequence, schedule, zero in [
         (2, 1, False, "1f1b", 0), (4, 1, False, "1f1b", 0), (2, 1, True, "1f1b", 0), (4, 1, True, "1f1b", 0),
         (1, 2, False, "gpipe", 0), (1, 2, False, "1f1b", 0), (1, 2, False, "interleaved", 0), (1, 2, False, "zb-h1", 0),
@@ -104,8 +104,8 @@ MATRIX: tuple[dict[str, object], ...] = tuple(
 def grid(config: Config, steps: int) -> Iterator[Proof]:
     """Every layout of MATRIX, on this config's model."""
     for values in MATRIX:
-        zero = values["parallel.zero"]
-        yield from prove(shrink(config.changed(values), dp=2 if zero else 1, double=not zero), steps)
+        zero = values["parallel.zero_stage"]
+        yield from prove(shrink(config.changed(values), dp=2 if zero else 1, float64=not zero), steps)
 
 
 def verify(config: Config, *, steps: int, matrix: bool) -> bool:

@@ -37,7 +37,7 @@ class MicroBatch:
     step: int = 0
     documents: Tensor | None = None
     """int64 [B, S]: attention stays among positions with equal numbers; PADDING is seen by none but padding"""
-    places: Tensor | None = None
+    position_ids: Tensor | None = None
     """int64 [B, S]: which position's vector each takes; None: 0, 1, 2 …"""
     segments: Tensor | None = None
     """int64 [B, S]: which segment (first or second text) each belongs to"""
@@ -49,11 +49,11 @@ class MicroBatch:
     """int64 [B, T]: what the decoder reads"""
     read: int | slice | Literal["targets"] | None = None
     """Instead of the loss: the logits at this position or these, or of each target its log-probability."""
-    cache: Cache | None = None
+    cache: KVCache | None = None
     """Keys and values of the tokens before these (generation)."""
 
     @property
-    def goes_on(self) -> bool:
+    def has_past(self) -> bool:
         """There are tokens before these, kept in the cache."""
         return self.cache is not None and self.cache.length > 0
 
@@ -62,7 +62,7 @@ class MicroBatch:
         return replace(self, **moved)
 
 
-class Cache:
+class KVCache:
     """Keys and values so far, for generation: a pair for each attention of this rank, and how many tokens they cover."""
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class Term:
 
 
 @dataclass(frozen=True)
-class Scored:
+class PieceOutput:
     """What a piece returns that finds something: what it found, and the payload that goes on (none after the last)."""
 
     found: tuple[Any, ...]
@@ -147,7 +147,7 @@ class Objective(Protocol):
         ...
 
 
-def stacked(samples: list[dict[str, np.ndarray]], numbers: np.ndarray, step: int) -> MicroBatch:
+def stack_samples(samples: list[dict[str, np.ndarray]], numbers: np.ndarray, step: int) -> MicroBatch:
     """Samples [B] as a microbatch, int64."""
     fields = {n: torch.from_numpy(np.stack([s[n] for s in samples]).astype(np.int64, copy=False)) for n in samples[0]}
     return MicroBatch(**fields, samples=torch.from_numpy(np.array(numbers, dtype=np.int64)), step=step)

@@ -2,7 +2,7 @@
 
 import torch
 
-from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.cross_entropy import linear_cross_entropy
 from roots_dist.runs.generate.sampling import Sampling
 from roots_dist.world import rng
@@ -38,7 +38,7 @@ def test_the_loss_scale_is_not_rounded_to_bf16():
 
     def gradient(scale: float) -> torch.Tensor:
         x = hidden.clone().requires_grad_()
-        (linear_cross_entropy(Split(), x, weight, targets, vocab=32)[0] * scale).backward()
+        (linear_cross_entropy(TensorParallel(), x, weight, targets, vocab=32)[0] * scale).backward()
         return x.grad
 
     assert torch.equal(gradient(1 / 1001), (gradient(1.0).double() / 1001).bfloat16())

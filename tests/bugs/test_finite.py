@@ -19,9 +19,9 @@ from roots_dist.world.mesh import Mesh
 CONFIG = Config.model_validate(
     {
         "model": {"layers": 2, "hidden": 16, "heads": 2, "vocab": 29, "init_std": 0.1},
-        "data": {"seq": 8},
-        "train": {"batch": 2, "nonfinite": "skip"},
-        "advanced": {"double": True},
+        "data": {"seq_length": 8},
+        "train": {"global_batch": 2, "nonfinite": "skip"},
+        "advanced": {"float64": True},
     }
 )
 LR = 1e-3
@@ -43,7 +43,7 @@ def step(run: Run, number: int):
 
 def test_a_gradient_too_large_to_be_squared_is_named_like_an_infinite_one():
     """Its norm is infinite though no entry is: the rank that looked for an entry died, and the others waited for it."""
-    run = a_run(advanced__double=False)
+    run = a_run(advanced__float64=False)
     poison(run, "blocks.1.mlp.up.weight", 1e30)
     assert "gradient of blocks.1.mlp.up.weight is too large to be squared on rank 0" in step(run, 0).skipped
 
@@ -95,7 +95,7 @@ def test_a_run_with_a_skipped_step_resumes_where_it_was(tmp_path):
 
 def left_out(rank: int, size: int) -> dict:
     """Three steps on two ranks; in the second, rank 1's part of one matrix has an infinite gradient."""
-    config = CONFIG.changed({"parallel.tp": 2, "parallel.sequence": True})
+    config = CONFIG.changed({"parallel.tp": 2, "parallel.sequence_parallel": True})
     run = build_run(config, Mesh.connect(Layout(tp=2), rank))
     said = []
     for number in range(3):

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from roots_dist.accounting.bounds import Least
+from roots_dist.accounting.bounds import Bounds
 from roots_dist.config.schema import Config
-from roots_dist.runs.train import duties
+from roots_dist.runs.train import callbacks as callbacks
 from roots_dist.runs.train.step import StepReport
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.stopwatch import Stopwatch
@@ -21,9 +21,11 @@ def test_speed_does_not_depend_on_how_often_it_is_told(monkeypatch, first, every
     """Each step takes 2 s, other duties 10 s. With log_every=5 a step seemed to take a fifth, since the clock was set
     back after every step; and after a resume the first report took five steps for three."""
     now = [0.0]
-    monkeypatch.setattr(duties.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(callbacks.time, "perf_counter", lambda: now[0])
     told = {}
-    config = Config.model_validate({"data": {"seq": SEQ}, "train": {"batch": BATCH, "log_every": every, "steps": 20}})
+    config = Config.model_validate(
+        {"data": {"seq_length": SEQ}, "train": {"global_batch": BATCH, "log_every": every, "steps": 20}}
+    )
 
     class Running(SimpleNamespace):
         tokens = property(lambda self: self.step * BATCH * SEQ)
@@ -34,12 +36,12 @@ def test_speed_does_not_depend_on_how_often_it_is_told(monkeypatch, first, every
         run=SimpleNamespace(watch=Stopwatch()),
         step=first,
         peak_flops=1e9,
-        least=Least(None, 1.0),
+        bounds=Bounds(None, 1.0),
         held_out=None,
         best=None,
         trackers=SimpleNamespace(log=lambda step, numbers: told.update({step: numbers})),
     )
-    do = duties.duties(session)
+    do = callbacks.callbacks(session)
     while session.step < max(reported):
         session.step += 1
         now[0] += 2.0
@@ -50,4 +52,4 @@ def test_speed_does_not_depend_on_how_often_it_is_told(monkeypatch, first, every
     for numbers in told.values():
         assert numbers["time/step_s"] == 2.0
         assert numbers["speed/tokens_per_s"] == BATCH * SEQ / 2
-        assert numbers["util/mfu_fraction"] == pytest.approx(duties.flops_per_step(config, BATCH) / 2 / 1e9)
+        assert numbers["util/mfu_fraction"] == pytest.approx(callbacks.flops_per_step(config, BATCH) / 2 / 1e9)

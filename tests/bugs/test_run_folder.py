@@ -19,7 +19,11 @@ from roots_dist.storage.checkpoint.save import save
 from roots_dist.world.mesh import Mesh
 
 CONFIG = Config.model_validate(
-    {"model": {"layers": 1, "hidden": 16, "heads": 2, "vocab": 29}, "data": {"seq": 8}, "train": {"batch": 1}}
+    {
+        "model": {"layers": 1, "hidden": 16, "heads": 2, "vocab": 29},
+        "data": {"seq_length": 8},
+        "train": {"global_batch": 1},
+    }
 )
 
 
@@ -89,7 +93,7 @@ def test_a_resumed_run_says_what_changed():
     [
         {"model.heads": 4},
         {"model.positions": "rotary"},
-        {"model.positions": "learned", "data.seq": 4},
+        {"model.positions": "learned", "data.seq_length": 4},
         {"model.activation": "relu"},
         {"model.layers": 2},
     ],
@@ -101,25 +105,25 @@ def test_weights_that_fit_another_model_are_refused_all_the_same(tmp_path, chang
     changed = CONFIG.changed(change)
     with pytest.raises(ConfigError) as error:
         refuse_another_model(folder, changed)
-    key = "data.seq" if "data.seq" in change else next(iter(change))
+    key = "data.seq_length" if "data.seq_length" in change else next(iter(change))
     assert key in [problem.key for problem in error.value.problems]
     refuse_another_model(folder, CONFIG.changed({"model.kv_heads": 2, "model.ffn": 64, "model.dropout": 0.5}))
 
 
 def test_samples_may_be_of_another_length_where_the_learned_positions_stay(tmp_path):
-    learned = CONFIG.changed({"model.positions": "learned", "data.seq": 32})
+    learned = CONFIG.changed({"model.positions": "learned", "data.seq_length": 32})
     (tmp_path / STATE_FILE).write_text(json.dumps({"config": learned.model_dump(mode="json")}))
-    refuse_another_model(tmp_path, learned.changed({"data.seq": 16, "model.max_positions": 32}))
+    refuse_another_model(tmp_path, learned.changed({"data.seq_length": 16, "model.max_positions": 32}))
     for seq, fix in (
         (64, "Fix: set it back, choose another"),
         (16, "Fix: set it back, set model.max_positions=32 if samples shall be shorter, choose"),
     ):
         with pytest.raises(ConfigError) as error:
-            refuse_another_model(tmp_path, learned.changed({"data.seq": seq}))
+            refuse_another_model(tmp_path, learned.changed({"data.seq_length": seq}))
         (problem,) = error.value.problems
-        assert f"data.seq = {seq}: expected 32, the number of learned positions in" in str(problem) and fix in str(
+        assert f"data.seq_length = {seq}: expected 32, the number of learned positions in" in str(
             problem
-        )
+        ) and fix in str(problem)
     with pytest.raises(ConfigError, match="model.max_positions = 64: expected 32 as in"):
         refuse_another_model(tmp_path, learned.changed({"model.max_positions": 64}))
 
@@ -129,6 +133,6 @@ def test_a_head_of_other_labels_or_adapters_of_another_scale_are_another_model(t
     task = CONFIG.changed({"objective.name": "classify", "finetune.labels": ("a", "b"), "finetune.strategy": "lora"})
     (tmp_path / STATE_FILE).write_text(json.dumps({"config": task.model_dump(mode="json")}))
     refuse_another_model(tmp_path, task.changed({"optim.lr": 1e-2}))
-    for key, value in (("finetune.labels", ("b", "a")), ("finetune.alpha", 8.0)):
+    for key, value in (("finetune.labels", ("b", "a")), ("finetune.lora_alpha", 8.0)):
         with pytest.raises(ConfigError, match=key):
             refuse_another_model(tmp_path, task.changed({key: value}))

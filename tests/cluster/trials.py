@@ -22,8 +22,8 @@ from roots_dist.runs.train.stop import how_it_ended
 CONFIG = "configs/quickstart.yaml"
 SMALL = (
     "model.hidden=96",
-    "data.seq=128",
-    "optim.warmup=5",
+    "data.seq_length=128",
+    "optim.warmup_steps=5",
     "train.eval_every=8",
     "track.wandb=disabled",
     "track.tensorboard=off",

@@ -41,9 +41,9 @@ def config(**changes):
     base = Config.model_validate(
         {
             "model": {"layers": 2, "hidden": 16, "heads": 4, "kv_heads": 1, "vocab": 29, "init_std": 0.1},
-            "data": {"seq": 8},
-            "train": {"batch": 12, "micro_batch": 4, "seed": 3},
-            "optim": {"lr": LR, "clip": 0.1, "weight_decay": 0.1, "rate": "constant", "eps": 1e-4},
+            "data": {"seq_length": 8},
+            "train": {"global_batch": 12, "micro_batch": 4, "seed": 3},
+            "optim": {"lr": LR, "clip_grad": 0.1, "weight_decay": 0.1, "lr_schedule": "constant", "eps": 1e-4},
             "advanced": {"vocab_multiple": 8},
         }
     )
@@ -51,11 +51,14 @@ def config(**changes):
 
 
 def case(dp, engine, zero, **changes):
-    precise = {"advanced__double": engine == "reference"}
+    precise = {"advanced__float64": engine == "reference"}
     names = {"tp": "parallel__tp", "pp": "parallel__pp"}
     changes = {names.get(key, key): value for key, value in changes.items()}
     made = config(
-        advanced__engine=engine, parallel__zero=zero, train__micro_batch=BATCH[f"dp{dp}"], **{**precise, **changes}
+        advanced__engine=engine,
+        parallel__zero_stage=zero,
+        train__micro_batch=BATCH[f"dp{dp}"],
+        **{**precise, **changes},
     )
     name = " ".join([engine, f"zero{zero}", f"dp{dp}", *(f"{k.split('__')[1]}={v}" for k, v in changes.items())])
     return pytest.param(dp, made, id=name)
@@ -89,7 +92,7 @@ def plain(rank, size, config):
         loss.backward()
         everything = [p.tensor for p in model.params]
         by_group = [float(torch.nn.utils.get_total_norm([t.grad for t in group["params"]])) for group in groups]
-        norms.append([float(torch.nn.utils.clip_grad_norm_(everything, optim.clip or math.inf)), *by_group])
+        norms.append([float(torch.nn.utils.clip_grad_norm_(everything, optim.clip_grad or math.inf)), *by_group])
         losses.append(loss.item())
         adam.step()
         adam.zero_grad()
@@ -108,7 +111,7 @@ def initial(config):
 
 @functools.cache
 def expected(double, clip):
-    return on_world(1, plain, config(advanced__double=double, optim__clip=clip))[0]
+    return on_world(1, plain, config(advanced__float64=double, optim__clip_grad=clip))[0]
 
 
 # ── the same through the seam ────────────────────────────────────────────────────────────────────────────────────────
@@ -132,7 +135,7 @@ def learn(rank, size, config, first, load=None):
         losses.append(report.loss)
         norms.append([report.grad_norm, report.group_norms["decayed"], report.group_norms["undecayed"]])
     model_weights = {}
-    if config.parallel.zero < 3:
+    if config.parallel.zero_stage < 3:
         model_weights = {p.name: p.tensor.detach().clone() for p in run.params}
     return {
         "losses": losses,
@@ -157,7 +160,7 @@ def disturb(run, batches):
         backward(run, batches)
         if run.mesh.dp.rank == 0:
             run.params[-1].tensor.grad = None
-    run.engine.discard()
+    run.engine.zero_grad()
     assert all(p.tensor.grad is None for p in run.params)
 
     with run.engine.accumulate():
@@ -216,7 +219,7 @@ CASES = [
     case(1, "reference", 0),
     case(1, "reference", 3),  # nothing to shard
     case(2, "reference", 0),
-    case(2, "reference", 1, optim__clip=0.0),
+    case(2, "reference", 1, optim__clip_grad=0.0),
     case(3, "reference", 1),
     case(4, "reference", 1),
     case(2, "reference", 1, tp=2),
@@ -224,9 +227,9 @@ CASES = [
     case(1, "deepspeed", 1),
     case(1, "deepspeed", 3),
     case(2, "deepspeed", 0),
-    case(2, "deepspeed", 0, optim__clip=0.0),
+    case(2, "deepspeed", 0, optim__clip_grad=0.0),
     case(2, "deepspeed", 1),
-    case(2, "deepspeed", 1, optim__clip=0.0),
+    case(2, "deepspeed", 1, optim__clip_grad=0.0),
     case(2, "deepspeed", 2),
     case(2, "deepspeed", 3),
     case(3, "deepspeed", 1),  # a third is not exact in binary, and nothing divides by 3: padding
@@ -234,8 +237,8 @@ CASES = [
     case(4, "deepspeed", 3),
     case(2, "deepspeed", 1, advanced__reduce_bucket=100),  # smaller than a matrix
     case(2, "deepspeed", 0, tp=2),
-    case(2, "deepspeed", 1, tp=2, parallel__sequence=True),
-    case(2, "deepspeed", 3, tp=2, parallel__sequence=True, train__recompute="full"),
+    case(2, "deepspeed", 1, tp=2, parallel__sequence_parallel=True),
+    case(2, "deepspeed", 3, tp=2, parallel__sequence_parallel=True, train__recompute="full"),
     case(2, "deepspeed", 0, pp=2),
     case(2, "deepspeed", 1, pp=2, train__recompute="full"),
     case(2, "deepspeed", 2, pp=2, parallel__schedule="zb-h1"),  # weight gradients put into .grad by hand
@@ -245,10 +248,10 @@ CASES = [
 
 @pytest.mark.parametrize("dp, config", CASES)
 def test_equals_one_process_of_plain_torch(dp, config):
-    losses, norms, states = expected(config.advanced.double, config.optim.clip)
+    losses, norms, states = expected(config.advanced.float64, config.optim.clip_grad)
     assert min(norm for norm, *_ in norms) > 0.1, "clipping is active where it is on"
     ranks = on_world(size_of(config, dp), learn, config, 0)
-    bounds = EXACT if config.advanced.double else SINGLE_PRECISION
+    bounds = EXACT if config.advanced.float64 else SINGLE_PRECISION
     compare(ranks, losses[:STEPS], norms[:STEPS], states["middle"], bounds)
     for name, state in whole(ranks, "before").items():  # state can be read before the first step
         assert torch.equal(state["weight"], states["before"][name])
@@ -276,7 +279,7 @@ assert not slow, slow
 def source(kind):
     """States after STEPS steps, from engines that keep them in different ways."""
     dp, made = {
-        "reference": case(3, "reference", 1, advanced__double=False),
+        "reference": case(3, "reference", 1, advanced__float64=False),
         "flat": case(2, "deepspeed", 2, tp=2),
         "cut": case(3, "deepspeed", 3),
     }[kind].values
@@ -285,9 +288,9 @@ def source(kind):
 
 MOVES = [
     ("cut", *case(2, "deepspeed", 1).values),
-    ("cut", *case(4, "reference", 1, advanced__double=False).values),
+    ("cut", *case(4, "reference", 1, advanced__float64=False).values),
     ("flat", *case(3, "deepspeed", 3).values),
-    ("flat", *case(1, "reference", 0, advanced__double=False).values),
+    ("flat", *case(1, "reference", 0, advanced__float64=False).values),
     ("reference", *case(2, "deepspeed", 0).values),
     ("reference", *case(2, "deepspeed", 3, pp=2).values),
 ]
@@ -296,7 +299,7 @@ MOVES = [
 @pytest.mark.parametrize("origin, dp, config", MOVES)
 def test_a_state_goes_on_in_another_engine_and_layout(origin, dp, config, tmp_path):
     torch.save(source(origin), tmp_path / "state")
-    losses, norms, states = expected(False, config.optim.clip)
+    losses, norms, states = expected(False, config.optim.clip_grad)
     ranks = on_world(size_of(config, dp), learn, config, STEPS, str(tmp_path / "state"))
     for name, state in whole(ranks, "before").items():  # out again as it came in, to the last bit
         for key in STATE:
@@ -307,7 +310,7 @@ def test_a_state_goes_on_in_another_engine_and_layout(origin, dp, config, tmp_pa
 @pytest.mark.parametrize("engine, zero", [*zip(["reference"] * 2, (0, 1)), *zip(["deepspeed"] * 3, (1, 2, 3))])
 def test_bf16_keeps_float32_masters(engine, zero):
     losses, _, _ = expected(False, 0.1)
-    _, made = case(2, engine, zero, advanced__double=False, train__precision="bf16").values
+    _, made = case(2, engine, zero, advanced__float64=False, train__precision="bf16").values
     ranks = on_world(2, learn, made, 0)
     for rank in ranks:
         assert rank["losses"] == pytest.approx(losses[:STEPS], abs=0.02)

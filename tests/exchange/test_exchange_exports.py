@@ -27,15 +27,15 @@ transformers = pytest.importorskip("transformers", reason="the exchange extra is
 ROOT = Path(__file__).parents[2]
 TEXT = ["The state of the Union is strong .", "My fellow citizens , the Union ."] * 20
 ENCODER = dict(norm_position="post", embedding_norm=True, activation="gelu")
-LLAMA = dict(positions="rotary", norm="rmsnorm", activation="swiglu", bias=False, tied=False, kv_heads=1)
-ELECTRA = dict(family="electra", segments=2, embedding=16, **ENCODER)
+LLAMA = dict(positions="rotary", norm="rmsnorm", activation="swiglu", bias=False, tied_embeddings=False, kv_heads=1)
+ELECTRA = dict(family="electra", segments=2, embedding_size=16, **ENCODER)
 T5 = dict(family="t5", positions="relative", norm="rmsnorm", activation="relu", bias=False)
 
 
 def a_run(folder: Path, tree: dict) -> Path:
     """As training leaves it after a step, weights stirred so that none is what it begins as."""
     sizes = dict(layers=2, hidden=24, heads=3, vocab=97)
-    tree = tree | {"model": sizes | tree.get("model", {}), "data": {"seq": 16} | tree.get("data", {})}
+    tree = tree | {"model": sizes | tree.get("model", {}), "data": {"seq_length": 16} | tree.get("data", {})}
     tree |= {"track": {"folder": str(folder)}}
     config = Config.model_validate(tree)
     mesh = Mesh.single()
@@ -65,7 +65,7 @@ MODELS = {
     "t5": ({"model": T5, "objective": {"name": "spans"}}, "T5ForConditionalGeneration"),
     "classify": ({"objective": {"name": "classify"}, "finetune": {"labels": ["no", "yes"]}}, "GPT2ForSequenceClassification"),
     "bf16": ({"train": {"precision": "bf16"}}, "GPT2LMHeadModel"),
-    "lora": ({"finetune": {"strategy": "lora", "rank": 4, "targets": ["query", "value", "out", "down"]}}, "GPT2LMHeadModel"),
+    "lora": ({"finetune": {"strategy": "lora", "lora_rank": 4, "lora_targets": ["query", "value", "out", "down"]}}, "GPT2LMHeadModel"),
 }  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def test_a_run_becomes_the_architecture_of_its_features_with_the_same_logits(nam
 
 
 CONFIGS = {path.stem: load(path) for path in sorted((ROOT / "configs").glob("*.yaml"))}
-WHOLE = [name for name, config in CONFIGS.items() if config.finetune.start is None]
+WHOLE = [name for name, config in CONFIGS.items() if config.finetune.init_from is None]
 """Others take their model from where they start."""
 
 
@@ -177,7 +177,7 @@ def test_bert_without_segments_whose_tokenizer_pads_as_robertas_is_roberta(tmp_p
 def test_a_model_of_conversations_takes_its_template_along(tmp_path):
     words_tokenizer(SPECIALS["gpt"]).save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "mine.jinja").write_text("{% for m in messages %}{{ m.content }} w9 {% endfor %}")
-    finetune = {"template": str(tmp_path / "mine.jinja")}
+    finetune = {"chat_template": str(tmp_path / "mine.jinja")}
     data = {"tokenizer": str(tmp_path / "tokenizer.json")}
     run = a_run(tmp_path / "run", {"objective": {"name": "instruct"}, "data": data, "finetune": finetune})
     export_model(run, tmp_path / "export")

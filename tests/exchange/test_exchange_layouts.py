@@ -7,17 +7,17 @@ from hub_models import generator_of, saved
 
 from roots_dist.assembly.passes import build_passes
 from roots_dist.assembly.run import build_run
+from roots_dist.config.init_from import complete_from_model
 from roots_dist.config.load import Loaded
-from roots_dist.config.of_run import of_run
+from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
-from roots_dist.config.start import begun
 from roots_dist.errors import UserError
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective
 from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.request import Request
 from roots_dist.runs.generate.sampling import Sampling
-from roots_dist.runs.train.start import begin
+from roots_dist.runs.train.init_weights import begin
 from roots_dist.storage.checkpoint.keep import chosen
 from roots_dist.storage.checkpoint.load import load_weights
 from roots_dist.storage.exchange.compare import a_batch, our_logits
@@ -33,7 +33,7 @@ NEW = 7
 
 
 def loaded(run, mesh: Mesh, overrides=()):
-    config = of_run(run, overrides).config
+    config = config_of_run(run, overrides).config
     passes = build_passes(config, mesh)
     load_weights(chosen(run), passes.model.params, mesh)
     return config, passes
@@ -41,8 +41,8 @@ def loaded(run, mesh: Mesh, overrides=()):
 
 def read_in_layout(rank: int, size: int, run: str) -> list[torch.Tensor]:
     mesh = Mesh.connect(Layout(dp=1, pp=2, tp=2), rank)
-    config, passes = loaded(run, mesh, ["parallel.tp=2", "parallel.pp=2", "train.batch=2"])
-    with passes.model.split.uncut():
+    config, passes = loaded(run, mesh, ["parallel.tp=2", "parallel.pp=2", "train.global_batch=2"])
+    with passes.model.tp.without_sequence_parallel():
         return [logits.float() for logits in passes.forward([a_batch(config)])]
 
 
@@ -50,9 +50,9 @@ def test_a_discriminator_alone_can_be_fine_tuned_and_nothing_else(tmp_path):
     theirs, run = saved("electra", tmp_path / "theirs"), tmp_path / "run"
     assert "without its generator it can be fine-tuned, not pre-trained" in import_model(theirs, run)
     asked = Config.model_validate(
-        {"objective": {"name": "classify"}, "finetune": {"start": str(run), "labels": ["a", "b"]}}
+        {"objective": {"name": "classify"}, "finetune": {"init_from": str(run), "labels": ["a", "b"]}}
     )
-    config = begun(Loaded(asked, {"objective.name": "x", "finetune.labels": "x"})).config
+    config = complete_from_model(Loaded(asked, {"objective.name": "x", "finetune.labels": "x"})).config
     tuned = build_run(config, Mesh.single(), objective=proof_objective(config))
     drawn = {p.name: p.tensor.clone() for p in tuned.params}
     begin(tuned)
@@ -79,7 +79,7 @@ def test_a_layout_reads_its_slices_of_an_import(name, tmp_path, monkeypatch):
     monkeypatch.setitem(hub_models.MODELS, name, EVEN[name])
     theirs, run = saved(name, tmp_path / "theirs"), tmp_path / "run"
     import_model(theirs, run, generator_of(theirs))
-    config = of_run(run).config
+    config = config_of_run(run).config
     alone = our_logits(config, chosen(run), a_batch(config))
     ranks = on_world(4, read_in_layout, str(run))
     for tensor_rank in (0, 1):  # each found by the pipeline ranks that have a head

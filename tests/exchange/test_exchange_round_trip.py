@@ -5,7 +5,7 @@ import torch
 from hub_models import MODELS, generator_of, saved, tensors_in
 
 from roots_dist.assembly.passes import build_passes
-from roots_dist.config.of_run import of_run
+from roots_dist.config.run_config import config_of_run
 from roots_dist.storage.checkpoint.keep import chosen
 from roots_dist.storage.checkpoint.load import load_weights
 from roots_dist.storage.exchange.compare import a_batch, our_logits, their_logits
@@ -34,7 +34,7 @@ def logits_of(folder, batch):
 def test_next_sentences_are_judged_as_theirs_does(tmp_path):
     """What logits of words do not show."""
     theirs, run = imported("bert", tmp_path)
-    config = of_run(run).config
+    config = config_of_run(run).config
     passes = build_passes(config, Mesh.single())
     load_weights(chosen(run), passes.model.params)
     draw = torch.Generator().manual_seed(1)
@@ -52,7 +52,7 @@ def test_next_sentences_are_judged_as_theirs_does(tmp_path):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_is_imported_exported_and_imported_again(name, tmp_path):
     theirs, run = imported(name, tmp_path)
-    config = of_run(run).config
+    config = config_of_run(run).config
     batch = a_batch(config)
     expected = logits_of(theirs, batch)
     ours = our_logits(config, chosen(run), batch)
@@ -75,6 +75,6 @@ def test_a_model_is_imported_exported_and_imported_again(name, tmp_path):
     import_model(back, tmp_path / "again", generator_of(back))
     once, twice = tensors_in(run), tensors_in(tmp_path / "again")
     assert once.keys() == twice.keys() and all(torch.equal(once[n], twice[n]) for n in once)
-    said, said_again = (effective(of_run(r).config) for r in (run, tmp_path / "again"))
+    said, said_again = (effective(config_of_run(r).config) for r in (run, tmp_path / "again"))
     paths = ("track.folder", "data.tokenizer")
     assert {k: v for k, v in said.items() if k not in paths} == {k: v for k, v in said_again.items() if k not in paths}

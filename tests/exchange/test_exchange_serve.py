@@ -48,7 +48,7 @@ def test_transformers_serve_answers_the_client_of_openai_with_the_words_of_the_r
     tree = {
         "model": model,
         "objective": {"name": "instruct"},
-        "data": {"tokenizer": str(tmp_path / "tokenizer.json"), "seq": 64},
+        "data": {"tokenizer": str(tmp_path / "tokenizer.json"), "seq_length": 64},
     }
     run = a_run(tmp_path / "run", tree)
     export_model(run, tmp_path / "export")

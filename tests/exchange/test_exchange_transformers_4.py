@@ -9,7 +9,7 @@ import torch
 from hub_models import MODELS, SPECIALS, generator_of, saved, tokenizer
 from safetensors.torch import load_file
 
-from roots_dist.config.of_run import of_run
+from roots_dist.config.run_config import config_of_run
 from roots_dist.storage.checkpoint.keep import chosen
 from roots_dist.storage.exchange.compare import a_batch, our_logits
 from roots_dist.storage.exchange.exporting import export_model
@@ -49,7 +49,7 @@ def test_transformers_4_reads_every_export_with_the_same_logits(tmp_path):
             PreTrainedTokenizerFast(tokenizer_object=tokenizer(SPECIALS["gpt"])).save_pretrained(theirs)
         import_model(theirs, run, generator_of(theirs))
         export_model(run, back)
-        config = of_run(run).config
+        config = config_of_run(run).config
         batch = a_batch(config)
         ours = our_logits(config, chosen(run), batch)
         inputs = {"input_ids": batch.tokens.tolist()}

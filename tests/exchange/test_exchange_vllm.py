@@ -17,7 +17,7 @@ BERT = dict(family="bert", segments=2, **ENCODER)
 LABELS = {"labels": ["no", "yes", "perhaps"]}
 RUNS = {
     "gpt_neox": {"model": dict(positions="rotary")},
-    "gpt2": {"model": dict(tied=False, activation="gelu")},
+    "gpt2": {"model": dict(tied_embeddings=False, activation="gelu")},
     "bloom": {"model": dict(positions="alibi", embedding_norm=True)},
     "llama": {"model": LLAMA | dict(bias=True)},
     "bert": {"model": BERT, "objective": {"name": "mlm-nsp"}},
@@ -37,7 +37,7 @@ def test_vllm_loads_exports_and_says_what_the_runs_say(tmp_path):
     runs = []
     for name, tree in RUNS.items():
         path = tmp_path / f"{tree['model'].get('family', 'gpt')}.json"
-        data = {"seq": 64} | ({} if name in IDS_ALONE else {"tokenizer": str(path)})
+        data = {"seq_length": 64} | ({} if name in IDS_ALONE else {"tokenizer": str(path)})
         runs.append(a_run(tmp_path / name, tree | {"model": SIZES | tree["model"], "data": data}))
     done = subprocess.run([sys.executable, LOADS, *runs, "--python", PYTHON], capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if " | " in line]

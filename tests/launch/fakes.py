@@ -73,10 +73,10 @@ def furnish(place: Path) -> Path:
     (place / "two").write_text("n1 slots=2\nn2 slots=2\n")
     config = {
         "model": {"layers": 2, "hidden": 32, "heads": 4, "vocab": 61},
-        "data": {"train": "text", "seq": 8},
+        "data": {"train": "text", "seq_length": 8},
         "parallel": {"tp": 2, "pp": 2},
-        "train": {"steps": 5, "batch": 8, "device": "cpu"},
-        "optim": {"warmup": 1},
+        "train": {"steps": 5, "global_batch": 8, "device": "cpu"},
+        "optim": {"warmup_steps": 1},
         "track": {"folder": "runs/small", "wandb": "disabled", "tensorboard": "off"},
     }
     (place / "small.yaml").write_text(to_yaml(Config.model_validate(config)))

@@ -61,7 +61,7 @@ def main() -> None:
     folder, behaviours = Path(sys.argv[1]), sys.argv[2:]
     config = Config(
         data={"train": str(folder / "corpus")},
-        train={"device": "cpu", "batch": 64},
+        train={"device": "cpu", "global_batch": 64},
         track={"folder": str(folder / "run")},
         advanced={"timeout_s": 60},
     )

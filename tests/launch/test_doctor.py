@@ -27,7 +27,7 @@ from roots_dist.runs.doctor import board as boards
 from roots_dist.runs.doctor import examine as examination
 from roots_dist.runs.doctor import facts, speed
 from roots_dist.runs.doctor.board import Board
-from roots_dist.runs.doctor.examine import Asked, Tools, examine, write_up
+from roots_dist.runs.doctor.examine import ExamineOptions, Tools, examine, write_up
 from roots_dist.runs.doctor.meet import free_port, meet
 from roots_dist.testing.world import on_world
 
@@ -72,7 +72,9 @@ def mounted(folder: str, flags: int) -> None:
     assert libc.mount(b"tmpfs", folder.encode(), b"tmpfs", flags, None) == 0
 
 
-def visited(rank: int, size: int, port: int, hosts: str, asked: Asked, change: dict, mount: int | None = None) -> str:
+def visited(
+    rank: int, size: int, port: int, hosts: str, asked: ExamineOptions, change: dict, mount: int | None = None
+) -> str:
     """The profile as JSON from rank 0. `change`: Tools with other functions. `mount`: flags, of rank 1's own mount."""
     dist.destroy_process_group()  # the test world's: the doctor makes its own
     if mount is not None and rank == 1:
@@ -89,7 +91,9 @@ def visited(rank: int, size: int, port: int, hosts: str, asked: Asked, change: d
     return TypeAdapter(Profile).dump_json(found).decode() if found else ""
 
 
-def profile_of(hosts: str, asked: Asked = Asked(quick=True), mount: int | None = None, **change) -> Profile:
+def profile_of(
+    hosts: str, asked: ExamineOptions = ExamineOptions(quick=True), mount: int | None = None, **change
+) -> Profile:
     said = on_world(len(hosts), visited, free_port(), hosts, asked, change, mount, timeout=50)
     assert said[1:] == [""] * (len(hosts) - 1)
     return TypeAdapter(Profile).validate_json(said[0])
@@ -104,7 +108,7 @@ needs_root = pytest.mark.skipif(os.getuid() != 0 or sys.platform != "linux", rea
 
 def test_a_healthy_world_of_two_hosts_has_no_findings_and_is_measured(tmp_path: Path):
     config = Config(parallel={"tp": 2}, track={"folder": str(tmp_path / "run")})
-    found = profile_of("aabb", Asked(config, Layout(tp=2, dp=2), quick=True))
+    found = profile_of("aabb", ExamineOptions(config, Layout(tp=2, dp=2), quick=True))
     assert found.findings == () and found.healthy and found.layout == "TP2×PP1×DP2"
     assert [(r.rank, r.host) for r in found.ranks] == [(0, "a"), (1, "a"), (2, "b"), (3, "b")]
     assert {r.versions["torch"] for r in found.ranks} == {torch.__version__}
@@ -159,7 +163,7 @@ def test_a_rank_that_shares_its_core_is_measured_as_slow_although_single_product
 
 
 def test_a_tensor_group_across_hosts_is_named():
-    found = profile_of("aab", Asked(Config(), Layout(tp=3), quick=True, folder=Path("/tmp")))
+    found = profile_of("aab", ExamineOptions(Config(), Layout(tp=3), quick=True, folder=Path("/tmp")))
     assert [(f.check, f.where) for f in found.findings] == [("placement", "ranks 0-1 (host a); 2 (host b)")]
 
 
@@ -171,7 +175,7 @@ def test_a_clock_that_is_wrong_is_named():
 
 def test_a_folder_that_is_a_file_is_refused_on_every_rank(tmp_path: Path):
     (tmp_path / "file").touch()
-    found = profile_of("ab", Asked(quick=True, folder=tmp_path / "file"))
+    found = profile_of("ab", ExamineOptions(quick=True, folder=tmp_path / "file"))
     assert [(f.where, f.found) for f in found.findings] == [
         ("ranks 0 (host a); 1 (host b)", f"cannot write to {tmp_path / 'file'} (it is a file)")
     ]
@@ -179,7 +183,7 @@ def test_a_folder_that_is_a_file_is_refused_on_every_rank(tmp_path: Path):
 
 @needs_root
 def test_a_folder_that_is_read_only_on_one_host_is_named(tmp_path: Path):
-    found = profile_of("ab", Asked(quick=True, folder=tmp_path), mount=MS_RDONLY)
+    found = profile_of("ab", ExamineOptions(quick=True, folder=tmp_path), mount=MS_RDONLY)
     assert [(f.where, f.found) for f in found.findings] == [
         ("rank 1 (host b)", f"cannot write to {tmp_path} (read-only file system)"),
         ("host b", f"does not see in {tmp_path} what rank 0 (host a) wrote there"),
@@ -188,7 +192,7 @@ def test_a_folder_that_is_read_only_on_one_host_is_named(tmp_path: Path):
 
 @needs_root
 def test_a_folder_that_is_another_one_on_each_host_is_named(tmp_path: Path):
-    found = profile_of("ab", Asked(quick=True, folder=tmp_path), mount=0)
+    found = profile_of("ab", ExamineOptions(quick=True, folder=tmp_path), mount=0)
     assert [(f.where, f.found) for f in found.findings] == [
         ("host a", f"does not see in {tmp_path} what rank 1 (host b) wrote there"),
         ("host b", f"does not see in {tmp_path} what rank 0 (host a) wrote there"),

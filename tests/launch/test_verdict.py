@@ -8,8 +8,8 @@ from dataclasses import asdict
 import pytest
 
 from roots_dist.errors import DataError
-from roots_dist.failures import Record, Who, describe, guarded
-from roots_dist.runs.ranks.failure_report import judge, read_records
+from roots_dist.failures import RankIdentity, Record, describe, guarded
+from roots_dist.runs.ranks.failure_report import read_records, summarize
 
 
 def record(rank: int, message: str = "ValueError: x", *, time: float = 0.0, by_user=False, consequence=False) -> Record:
@@ -18,7 +18,7 @@ def record(rank: int, message: str = "ValueError: x", *, time: float = 0.0, by_u
 
 def test_the_earliest_own_failure_comes_first_and_others_in_a_line():
     records = [record(2, "ValueError: a", time=1), record(0, "TypeError: b", time=2)]
-    found = judge(records, {0: 1, 1: -15, 2: 1, 3: -15}, 4)
+    found = summarize(records, {0: 1, 1: -15, 2: 1, 3: -15}, 4)
     lines = found.text.splitlines()
     assert lines[0] == "╭─ rank 2 (pp2 dp0 tp0, node n1) failed first" and lines[1] == "│ ValueError: a"
     assert "rank 0 (pp0 dp0 tp0, node n1) failed too: TypeError: b (full traceback: f0)" in lines
@@ -27,38 +27,38 @@ def test_the_earliest_own_failure_comes_first_and_others_in_a_line():
 
 def test_what_a_peer_saw_is_not_the_cause_even_if_it_came_first():
     records = [record(0, "RuntimeError: Connection closed by peer", consequence=True, time=1), record(1, time=2)]
-    found = judge(records, {0: 1, 1: 1}, 2)
+    found = summarize(records, {0: 1, 1: 1}, 2)
     assert found.text.startswith("╭─ rank 1") and "Connection closed" not in found.text
 
 
 def test_a_killed_rank_is_the_cause_of_what_its_peers_saw():
-    found = judge([record(0, "Connection closed by peer", consequence=True)], {0: 1, 1: -9, 2: -15}, 3)
+    found = summarize([record(0, "Connection closed by peer", consequence=True)], {0: 1, 1: -9, 2: -15}, 3)
     assert found.text.splitlines()[0].startswith("✗ rank 1 was killed by SIGKILL")
     assert found.text.splitlines()[1] == "ranks 0, 2 stopped because of it."
 
 
 def test_where_all_saw_a_peer_the_earliest_is_shown():
     records = [record(r, "recv timeout", consequence=True, time=r) for r in (1, 0)]
-    assert judge(records, {0: 1, 1: 1}, 2).text.startswith("╭─ rank 1")
+    assert summarize(records, {0: 1, 1: 1}, 2).text.startswith("╭─ rank 1")
 
 
 def test_a_rank_that_was_stopped_from_outside_is_named():
-    assert judge([], {0: -15}, 1).text == "✗ rank 0 was killed by SIGTERM"
+    assert summarize([], {0: -15}, 1).text == "✗ rank 0 was killed by SIGTERM"
 
 
 @pytest.mark.parametrize("code, word", [(7, "exit code 7"), (-11, "SIGSEGV"), (-9, "memory"), (-77, "signal 77")])
 def test_an_end_without_a_word_says_how(code, word):
-    assert word in judge([], {1: code}, 2).text
+    assert word in summarize([], {1: code}, 2).text
 
 
 def test_a_users_mistake_on_one_rank_alone_names_it():
-    found = judge([record(1, "✗ x", by_user=True)], {0: -15, 1: 2}, 2)
+    found = summarize([record(1, "✗ x", by_user=True)], {0: -15, 1: 2}, 2)
     assert found.text.splitlines() == ["✗ x", "    on rank 1 (pp1 dp0 tp0, node n1)", "rank 0 stopped because of it."]
     assert found.code == 2
 
 
 def test_many_ranks_are_summed_up():
-    assert judge([record(0)], {0: 1}, 384).text.endswith(
+    assert summarize([record(0)], {0: 1}, 384).text.endswith(
         "ranks 1, 2, 3, 4, 5, 6, 7, 8 and 375 more stopped because of it."
     )
 
@@ -78,12 +78,12 @@ def test_records_are_read_in_the_order_of_time(tmp_path):
     ],
 )
 def test_gloos_words_mark_a_consequence(words, expected):
-    assert describe(RuntimeError(words), Who(0, 2)).consequence is expected
-    assert describe(DataError(words), Who(0, 2)).consequence is False
+    assert describe(RuntimeError(words), RankIdentity(0, 2)).consequence is expected
+    assert describe(DataError(words), RankIdentity(0, 2)).consequence is False
 
 
 def test_one_process_reports_a_failure_and_ends(tmp_path, capsys):
-    with pytest.raises(SystemExit) as caught, guarded(Who(0, 1, folder=tmp_path)):
+    with pytest.raises(SystemExit) as caught, guarded(RankIdentity(0, 1, folder=tmp_path)):
         raise ValueError("boom")
     assert caught.value.code == 1
     err = capsys.readouterr().err
@@ -92,13 +92,13 @@ def test_one_process_reports_a_failure_and_ends(tmp_path, capsys):
 
 
 def test_a_users_mistake_in_one_process_is_a_line(tmp_path, capsys):
-    with pytest.raises(SystemExit) as caught, guarded(Who(0, 1, folder=tmp_path)):
+    with pytest.raises(SystemExit) as caught, guarded(RankIdentity(0, 1, folder=tmp_path)):
         raise DataError("no tokens")
     assert caught.value.code == 2 and capsys.readouterr().err == "✗ no tokens\n"
 
 
 def test_a_folder_that_cannot_be_written_does_not_hide_the_error(tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    with pytest.raises(SystemExit), guarded(Who(0, 1, folder=tmp_path / "file")):
+    with pytest.raises(SystemExit), guarded(RankIdentity(0, 1, folder=tmp_path / "file")):
         raise ValueError("boom")
     assert "ValueError: boom" in capsys.readouterr().err

@@ -8,58 +8,59 @@ from dataclasses import replace
 
 import torch
 
-from roots_dist.assembly import build
+from roots_dist.assembly import rank_model
 from roots_dist.learning.models import block, embed, gpt, norms, positions
 from roots_dist.parallel.pipeline import executor
 from roots_dist.parallel.tensor import collectives, cross_entropy, embedding, linear
 from roots_dist.parallel.zero import reference
-from roots_dist.runs.train import finite, step
+from roots_dist.runs.train import check_finite as finite
+from roots_dist.runs.train import step
 from roots_dist.testing import parity
 from roots_dist.world import rng, sharding
-from roots_dist.world.batch import Scored
+from roots_dist.world.batch import PieceOutput
 
 Pending = collectives.Pending
 
 
-def _own_positions(x, split):
+def _own_positions(x, tp):
     """This rank's positions of [B, S, D], without what the others have to add."""
-    mine = split.positions(x.shape[1])
+    mine = tp.positions(x.shape[1])
     return x[:, mine.start : mine.stop].contiguous()
 
 
-def _no_sum(x, split):
-    return Pending(_own_positions(x, split) if split.sequence else x, None)
+def _no_sum(x, tp):
+    return Pending(_own_positions(x, tp) if tp.sequence_parallel else x, None)
 
 
 def column_input_gradient_is_not_summed():
-    linear.start_enter_backward = _no_sum
+    linear.start_copy_to_backward = _no_sum
 
 
 def row_output_is_not_summed():
-    linear.start_leave = _no_sum
+    linear.start_reduce_from = _no_sum
 
 
 def row_output_is_summed_twice():
-    leave = linear.start_leave
-    linear.start_leave = lambda x, split: Pending(leave(x, split)() * 2, None)
+    leave = linear.start_reduce_from
+    linear.start_reduce_from = lambda x, tp: Pending(leave(x, tp)() * 2, None)
 
 
 def row_bias_is_added_on_every_rank():
-    forward = linear.RowLinear.forward
+    forward = linear.RowParallelLinear.forward
 
     def with_more_bias(self, *inputs, before=None):
         y = forward(self, *inputs, before=before)
-        return y if self.bias is None else y + (self.split.tp.size - 1) * self.bias
+        return y if self.bias is None else y + (self.tp.size - 1) * self.bias
 
-    linear.RowLinear.forward = with_more_bias
+    linear.RowParallelLinear.forward = with_more_bias
 
 
 def embedding_is_not_summed():
-    embedding.leave = lambda x, split: _own_positions(x, split) if split.sequence else x
+    embedding.reduce_from_tp_region = lambda x, tp: _own_positions(x, tp) if tp.sequence_parallel else x
 
 
 def head_input_gradient_is_not_summed():
-    gpt.enter = lambda x, split: x
+    gpt.copy_to_tp_region = lambda x, tp: x
 
 
 def replicated_gradients_are_not_summed():
@@ -113,7 +114,7 @@ def loss_is_a_mean_of_means():
 
     def mean_of_microbatch(self, payload, batch):
         (term,) = forward(self, payload, batch).found
-        return Scored((replace(term, sum=term.sum / term.count * batch.targets.numel()),))
+        return PieceOutput((replace(term, sum=term.sum / term.count * batch.targets.numel()),))
 
     gpt.Head.forward = mean_of_microbatch
 
@@ -123,7 +124,7 @@ def padded_words_have_probability():
 
 
 def softmax_sees_its_own_words_only():
-    cross_entropy.max_ = lambda x, tp: x
+    cross_entropy.all_reduce_max = lambda x, tp: x
 
 
 def dropout_is_keyed_on_the_rank():
@@ -157,7 +158,7 @@ def every_rank_draws_the_first_slice():
 
 def initial_weights_are_keyed_on_the_order():
     """As if drawn one after the other: the stage's own numbering gets into the name."""
-    names = build.parameters_of
+    names = rank_model.parameters_of
 
     def renamed(pieces):
         initialize = sharding.initialize
@@ -166,17 +167,17 @@ def initial_weights_are_keyed_on_the_order():
         def by_order(params, seed):
             initialize([sharding.Param(str(i), p.tensor, p.spec, p.tp) for i, p in enumerate(params)], seed)
 
-        build.initialize = by_order
+        rank_model.initialize = by_order
         return found
 
-    build.parameters_of = renamed
+    rank_model.parameters_of = renamed
 
 
 def residual_scale_uses_the_stage_layers():
     init = block.Block.__init__
 
-    def scaled(self, config, split, *args, **options):
-        init(self, config.changed({"model.layers": config.model.layers // config.parallel.pp}), split, *args, **options)
+    def scaled(self, config, tp, *args, **options):
+        init(self, config.changed({"model.layers": config.model.layers // config.parallel.pp}), tp, *args, **options)
 
     block.Block.__init__ = scaled
 
@@ -187,7 +188,7 @@ def alibi_slopes_are_those_of_the_first_heads():
 
 
 def put_off_weight_gradients_are_lost():
-    collectives.Later.take = lambda self: self.__dict__.update(_work=[]) or []
+    collectives.DeferredWeightGrads.drain = lambda self: self.__dict__.update(_work=[]) or []
 
 
 def microbatches_are_swapped_on_the_last_stage():
@@ -222,13 +223,13 @@ def recomputation_sees_another_step():
 
 
 def loss_of_every_tensor_rank_is_reported():
-    agree = finite.agree
+    sum_over_ranks = finite.sum_over_ranks
 
     def louder(mesh, *given):
-        agreed = agree(mesh, *given)
+        agreed = sum_over_ranks(mesh, *given)
         return agreed._replace(sums={name: total * mesh.tp.size for name, total in agreed.sums.items()})
 
-    step.agree = louder
+    step.sum_over_ranks = louder
 
 
 def mutated_trace(rank: int, size: int, mutant: str, *args):

@@ -6,21 +6,21 @@ from pathlib import Path
 import pytest
 from models import config
 
-from roots_dist.config.of_run import ONE_PROCESS
+from roots_dist.config.run_config import ONE_PROCESS
 from roots_dist.config.schema import Config
 from roots_dist.testing.parity import EXACT, Trace, differences, merge, trace
 from roots_dist.testing.world import on_world
 from roots_dist.verify.verify import SINGLE
 
 STEPS = 3
-FLOAT32 = dict(advanced__double=False, advanced__engine="deepspeed", optim__lr=1e-3)
+FLOAT32 = dict(advanced__float64=False, advanced__engine="deepspeed", optim__lr=1e-3)
 
 
 def zero(stage: int, dp: int, model: str = "gpt", **layout: object):
     wanted = {f"parallel__{k}": v for k, v in layout.items()} | dict(
-        parallel__zero=stage, train__micro_batch=2 if dp == 2 else 1
+        parallel__zero_stage=stage, train__micro_batch=2 if dp == 2 else 1
     )
-    name = ",".join([model, f"zero={stage}", f"dp={dp}", *(f"{k}={v}" for k, v in layout.items())])
+    name = ",".join([model, f"zero_stage={stage}", f"dp={dp}", *(f"{k}={v}" for k, v in layout.items())])
     return pytest.param(config(model, **FLOAT32, **wanted), dp, id=name)
 
 
@@ -39,10 +39,10 @@ def alone(parallel: Config) -> Trace:
     "parallel, dp",
     [
         *(zero(stage, dp) for stage in range(4) for dp in (2, 4)),
-        zero(1, 2, tp=2, pp=2, sequence=True),
+        zero(1, 2, tp=2, pp=2, sequence_parallel=True),
         zero(2, 2, tp=2, pp=2),
-        zero(3, 2, tp=2, pp=2, sequence=True),
-        zero(1, 2, "llama", pp=2, schedule="interleaved", chunks=2),
+        zero(3, 2, tp=2, pp=2, sequence_parallel=True),
+        zero(1, 2, "llama", pp=2, schedule="interleaved", virtual_stages=2),
         zero(1, 2, "llama", pp=2, schedule="zb-h1"),
         zero(2, 2, "llama", pp=2, schedule="zb-h1"),
         zero(3, 2, "llama", pp=2, schedule="zb-h1"),
@@ -57,11 +57,11 @@ def test_zero_computes_what_one_process_computes(parallel, dp):
 
 LAYOUTS = {
     "one process": (dict(), 1),
-    "TP2×PP2×DP2 ZeRO-1": (dict(parallel__tp=2, parallel__pp=2, parallel__zero=1), 2),
+    "TP2×PP2×DP2 ZeRO-1": (dict(parallel__tp=2, parallel__pp=2, parallel__zero_stage=1), 2),
     "PP4": (dict(parallel__pp=4), 1),
-    "TP2 SP, ZeRO-3": (dict(parallel__tp=2, parallel__sequence=True, parallel__zero=3), 2),
+    "TP2 SP, ZeRO-3": (dict(parallel__tp=2, parallel__sequence_parallel=True, parallel__zero_stage=3), 2),
     "PP2 interleaved, ZeRO-2": (
-        dict(parallel__pp=2, parallel__chunks=2, parallel__schedule="interleaved", parallel__zero=2),
+        dict(parallel__pp=2, parallel__virtual_stages=2, parallel__schedule="interleaved", parallel__zero_stage=2),
         2,
     ),
 }
@@ -95,13 +95,13 @@ def test_a_run_goes_on_on_the_same_curve_in_other_layouts(first, second, third, 
 
 def test_a_run_goes_on_in_float64_to_the_last_digits(tmp_path):
     """Without ZeRO's float32 the resumed curve is the same curve, in both directions."""
-    one, many = config("llama"), config("llama", parallel__tp=2, parallel__pp=2, parallel__sequence=True)
+    one, many = config("llama"), config("llama", parallel__tp=2, parallel__pp=2, parallel__sequence_parallel=True)
     truth = merge(on_world(1, trace, one.changed(ONE_PROCESS), 0, STEPS))
     for index, (first, second) in enumerate(((one, many), (many, one))):
         sizes = [c.parallel.tp * c.parallel.pp for c in (first, second)]
         run = str(tmp_path / str(index))
-        begun = merge(on_world(sizes[0], trace, first, 0, 2, None, run))
+        complete_from_model = merge(on_world(sizes[0], trace, first, 0, 2, None, run))
         (folder,) = (Path(run) / "checkpoints").iterdir()
         ended = merge(on_world(sizes[1], trace, second, 2, STEPS, str(folder)))
-        rows = differences(truth, begun.then(ended), EXACT)
+        rows = differences(truth, complete_from_model.then(ended), EXACT)
         assert all(row.passed for row in rows), "\n".join(map(str, rows))

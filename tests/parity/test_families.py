@@ -8,7 +8,7 @@ import functools
 import pytest
 from models import FINETUNED, config
 
-from roots_dist.config.of_run import ONE_PROCESS
+from roots_dist.config.run_config import ONE_PROCESS
 from roots_dist.config.schema import Config
 from roots_dist.testing.parity import EXACT, Trace, differences, merge, trace
 from roots_dist.testing.world import on_world
@@ -27,25 +27,25 @@ def case(family: str, dp: int = 1, **changes: object):
 FAMILIES = ("bert", "roberta", "electra")
 CASES = [
     *(case(family, tp=2) for family in FAMILIES),
-    *(case(family, tp=2, sequence=True) for family in FAMILIES),
+    *(case(family, tp=2, sequence_parallel=True) for family in FAMILIES),
     *(case(family, pp=2) for family in FAMILIES),
-    *(case(family, tp=2, pp=2, sequence=True, schedule="zb-h1") for family in FAMILIES),
-    *(case(family, dp=2, zero=1) for family in FAMILIES),
-    *(case(family, dp=2, tp=2, pp=2, sequence=True, zero=1) for family in ("bert", "electra")),
-    *(case(family, tp=4, sequence=True) for family in ("bert", "electra")),
-    *(case(family, pp=2, schedule="interleaved", chunks=2) for family in ("bert", "electra")),
-    case("electra", pp=3, train__batch=6),
+    *(case(family, tp=2, pp=2, sequence_parallel=True, schedule="zb-h1") for family in FAMILIES),
+    *(case(family, dp=2, zero_stage=1) for family in FAMILIES),
+    *(case(family, dp=2, tp=2, pp=2, sequence_parallel=True, zero_stage=1) for family in ("bert", "electra")),
+    *(case(family, tp=4, sequence_parallel=True) for family in ("bert", "electra")),
+    *(case(family, pp=2, schedule="interleaved", virtual_stages=2) for family in ("bert", "electra")),
+    case("electra", pp=3, train__global_batch=6),
     case("electra", pp=4),
-    case("electra", tp=2, pp=2, sequence=True, advanced__sinusoidal_start=True),  # the table is on two stages
+    case("electra", tp=2, pp=2, sequence_parallel=True, advanced__sinusoidal_init=True),  # the table is on two stages
     *(case("bert", tp=2, pp=2, train__recompute=r) for r in ("selective", "full")),
     *(case(family, train__micro_batch=4) for family in FAMILIES),
     *(case(task, tp=2) for task in FINETUNED),
     *(case(task, pp=2) for task in FINETUNED),
-    *(case(task, tp=2, pp=2, sequence=True) for task in FINETUNED),
-    case("bert-classify", dp=2, tp=2, sequence=True, zero=1),
-    case("gpt", tp=2, pp=2, sequence=True, objective__borders=True),
-    case("bloom", tp=2, pp=2, objective__borders=True),
-    case("llama", tp=2, sequence=True, objective__borders=True),
+    *(case(task, tp=2, pp=2, sequence_parallel=True) for task in FINETUNED),
+    case("bert-classify", dp=2, tp=2, sequence_parallel=True, zero_stage=1),
+    case("gpt", tp=2, pp=2, sequence_parallel=True, objective__reset_at_documents=True),
+    case("bloom", tp=2, pp=2, objective__reset_at_documents=True),
+    case("llama", tp=2, sequence_parallel=True, objective__reset_at_documents=True),
 ]
 
 

@@ -8,7 +8,7 @@ import torch
 from models import config
 
 from roots_dist.assembly.run import build_run
-from roots_dist.config.of_run import ONE_PROCESS
+from roots_dist.config.run_config import ONE_PROCESS
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
@@ -20,23 +20,28 @@ from roots_dist.world.mesh import Mesh
 
 STEPS = 4
 STRATEGIES = {
-    "full": dict(finetune__layer_decay=0.8),
-    "partial": dict(finetune__strategy="partial", finetune__learn=["head.*", "blocks.2.*", "blocks.0.norm1.weight"]),
+    "full": dict(finetune__layer_lr_decay=0.8),
+    "partial": dict(
+        finetune__strategy="partial", finetune__trainable=["head.*", "blocks.2.*", "blocks.0.norm1.weight"]
+    ),
     "progressive": dict(
-        finetune__strategy="progressive", finetune__every=1, finetune__blocks=2, finetune__layer_decay=0.9
+        finetune__strategy="progressive",
+        finetune__unfreeze_every=1,
+        finetune__unfreeze_blocks=2,
+        finetune__layer_lr_decay=0.9,
     ),
     "lora": dict(
-        finetune__strategy="lora", finetune__rank=3, finetune__targets=["query", "value", "out", "up", "down"]
+        finetune__strategy="lora", finetune__lora_rank=3, finetune__lora_targets=["query", "value", "out", "up", "down"]
     ),
 }
 LAYOUTS = {
     "tp2": dict(tp=2),
-    "tp2-sequence": dict(tp=2, sequence=True),
+    "tp2-sequence": dict(tp=2, sequence_parallel=True),
     "pp2": dict(pp=2),
     "pp2-zb-h1": dict(pp=2, schedule="zb-h1"),
-    "tp2-pp2": dict(tp=2, pp=2, sequence=True),
+    "tp2-pp2": dict(tp=2, pp=2, sequence_parallel=True),
 }
-FLOAT32 = dict(advanced__double=False, advanced__engine="deepspeed", optim__lr=1e-3)
+FLOAT32 = dict(advanced__float64=False, advanced__engine="deepspeed", optim__lr=1e-3)
 
 
 def of(strategy: str, model: str = "bert-classify", **changes: object) -> Config:
@@ -74,12 +79,12 @@ def test_decoders_and_two_stacks_do_too(strategy, model):
 @pytest.mark.parametrize("zero", [1, 2, 3])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_zero_stage_does_too(strategy, zero):
-    compare(of(strategy, **FLOAT32, parallel__zero=zero), 2, SINGLE)
+    compare(of(strategy, **FLOAT32, parallel__zero_stage=zero), 2, SINGLE)
 
 
 @pytest.mark.parametrize("strategy, zero", [("lora", 3), ("progressive", 1), ("partial", 2)])
 def test_all_of_it_together(strategy, zero):
-    compare(of(strategy, **FLOAT32, parallel__zero=zero, parallel__tp=2, parallel__pp=2), 2, SINGLE)
+    compare(of(strategy, **FLOAT32, parallel__zero_stage=zero, parallel__tp=2, parallel__pp=2), 2, SINGLE)
 
 
 def learned_numbers(rank: int, size: int, config: Config) -> dict:
@@ -91,12 +96,12 @@ def learned_numbers(rank: int, size: int, config: Config) -> dict:
         objective=proof_objective(config),
     )
     before = {q.name: run.engine.read_state(q.name)["weight"] for q in run.params}
-    run.engine.reach(0)
+    run.engine.unfreeze(0)
     batches = random_batches(config, 0, run.mesh.dp.rank, run.mesh.dp.size)
     with run.engine.accumulate():
         run.passes.forward_backward(batches, dict.fromkeys(run.objective.weights, 1.0))
         graded = {q.name for q in run.params if q.tensor.grad is not None}
-    run.engine.discard()
+    run.engine.zero_grad()
     train_step(run, batches, 1e-2)
     after = {q.name: run.engine.read_state(q.name) for q in run.params}
     return {
@@ -109,7 +114,7 @@ def learned_numbers(rank: int, size: int, config: Config) -> dict:
 
 @pytest.mark.parametrize("zero, dp", [(0, 1), (1, 2), (2, 2), (3, 2)])
 def test_what_is_frozen_has_no_gradient_no_moments_and_no_change(zero, dp):
-    made = of("partial", **(FLOAT32 if dp > 1 else {}), parallel__zero=zero)
+    made = of("partial", **(FLOAT32 if dp > 1 else {}), parallel__zero_stage=zero)
     for rank in on_world(dp, learned_numbers, made, timeout=200):
         wanted = [n for n in rank["all"] if n.startswith(("head.", "blocks.2.")) or n == "blocks.0.norm1.weight"]
         assert 0 < len(wanted) < len(rank["all"])
@@ -120,14 +125,14 @@ def test_what_is_frozen_has_no_gradient_no_moments_and_no_change(zero, dp):
 def test_moments_are_kept_when_more_of_the_model_joins():
     """The head's moments go on as if it had learned alone: Adam's count is that of each group."""
     whole = alone(of("progressive"))
-    head_only = of("partial", finetune__learn=["head.*"], finetune__layer_decay=1.0)
+    head_only = of("partial", finetune__trainable=["head.*"], finetune__layer_lr_decay=1.0)
     first = merge(on_world(1, trace, head_only.changed(ONE_PROCESS), 0, 1))
-    begun = merge(on_world(1, trace, of("progressive").changed(ONE_PROCESS), 0, 1))
+    complete_from_model = merge(on_world(1, trace, of("progressive").changed(ONE_PROCESS), 0, 1))
     for name, state in first.state.items():
         if name.startswith("head."):
-            torch.testing.assert_close(state["exp_avg"], begun.state[name]["exp_avg"])
+            torch.testing.assert_close(state["exp_avg"], complete_from_model.state[name]["exp_avg"])
     assert (
-        {n for n, s in begun.state.items() if "exp_avg" in s}
+        {n for n, s in complete_from_model.state.items() if "exp_avg" in s}
         < {n for n, s in whole.state.items() if "exp_avg" in s}
         == {*whole.state}
     )

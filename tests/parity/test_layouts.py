@@ -5,7 +5,7 @@ import functools
 import pytest
 from models import config
 
-from roots_dist.config.of_run import ONE_PROCESS
+from roots_dist.config.run_config import ONE_PROCESS
 from roots_dist.config.schema import Config
 from roots_dist.testing.parity import EXACT, Trace, differences, merge, trace
 from roots_dist.testing.world import on_world
@@ -25,37 +25,40 @@ SCHEDULES = [
     dict(schedule="gpipe"),
     dict(schedule="1f1b"),
     dict(schedule="zb-h1"),
-    dict(schedule="interleaved", chunks=2),
+    dict(schedule="interleaved", virtual_stages=2),
 ]
 
 CASES = [
     case("gpt", tp=2),
     case("gpt", tp=4),
-    case("gpt", tp=2, sequence=True),
-    case("gpt", tp=4, sequence=True),
+    case("gpt", tp=2, sequence_parallel=True),
+    case("gpt", tp=4, sequence_parallel=True),
     case("llama", tp=2),
-    case("llama", tp=2, sequence=True),
+    case("llama", tp=2, sequence_parallel=True),
     case("llama", tp=4),  # two key/value heads on four ranks
-    case("llama", tp=4, sequence=True),
-    case("bloom", tp=2, sequence=True),
-    case("post", tp=2, sequence=True),
+    case("llama", tp=4, sequence_parallel=True),
+    case("bloom", tp=2, sequence_parallel=True),
+    case("post", tp=2, sequence_parallel=True),
     *(case("gpt", pp=2, **s) for s in SCHEDULES),
     *(case("llama", pp=2, **s) for s in SCHEDULES),
-    *(case("gpt", pp=3, model__layers=7, train__batch=6, **s) for s in SCHEDULES),
+    *(case("gpt", pp=3, model__layers=7, train__global_batch=6, **s) for s in SCHEDULES),
     *(case("gpt", pp=4, model__layers=8, **s) for s in SCHEDULES),
     *(case("llama", pp=4, model__layers=8, **s) for s in SCHEDULES[1:]),
     case("bloom", pp=2),
     case("post", pp=2),
-    *(case("gpt", tp=2, pp=2, sequence=True, **s) for s in SCHEDULES),
-    case("llama", tp=2, pp=2, sequence=True, schedule="zb-h1"),
-    case("gpt", dp=2, zero=0),
-    case("gpt", dp=4, zero=1),
-    case("gpt", dp=2, tp=2, pp=2, sequence=True, zero=1),
-    case("llama", dp=2, tp=2, pp=2, sequence=True, zero=1, schedule="zb-h1"),
+    *(case("gpt", tp=2, pp=2, sequence_parallel=True, **s) for s in SCHEDULES),
+    case("llama", tp=2, pp=2, sequence_parallel=True, schedule="zb-h1"),
+    case("gpt", dp=2, zero_stage=0),
+    case("gpt", dp=4, zero_stage=1),
+    case("gpt", dp=2, tp=2, pp=2, sequence_parallel=True, zero_stage=1),
+    case("llama", dp=2, tp=2, pp=2, sequence_parallel=True, zero_stage=1, schedule="zb-h1"),
     case("gpt", train__micro_batch=4),
     case("gpt", pp=2, train__micro_batch=2),
-    case("gpt", chunks=2, schedule="interleaved"),  # two stages in one process
-    *(case("gpt", tp=2, pp=2, sequence=True, train__recompute=r, schedule="zb-h1") for r in ("selective", "full")),
+    case("gpt", virtual_stages=2, schedule="interleaved"),  # two stages in one process
+    *(
+        case("gpt", tp=2, pp=2, sequence_parallel=True, train__recompute=r, schedule="zb-h1")
+        for r in ("selective", "full")
+    ),
     *(case("llama", tp=2, train__recompute=r) for r in ("selective", "full")),
 ]
 
@@ -81,6 +84,6 @@ def test_nothing_depends_on_the_layout(parallel, dp):
 def test_clipping_and_dropout_are_active():
     """Else the cases above prove less than they say."""
     plain = alone(config("gpt"))
-    assert min(plain.norms) > 2 * config("gpt").optim.clip
+    assert min(plain.norms) > 2 * config("gpt").optim.clip_grad
     without = alone(config("gpt", model__dropout=0.0, model__attention_dropout=0.0))
     assert abs(plain.losses[0] - without.losses[0]) > 1e-4

@@ -8,21 +8,21 @@ from test_layouts import STEPS, alone
 from roots_dist.testing.parity import EXACT, differences, merge
 from roots_dist.testing.world import on_world
 
-TP, SP = dict(parallel__tp=2), dict(parallel__tp=2, parallel__sequence=True)
+TP, SP = dict(parallel__tp=2), dict(parallel__tp=2, parallel__sequence_parallel=True)
 PP = dict(parallel__pp=2)
 EMBEDDING = "embed.tokens.weight"
 
 # mutant, model, layout, data ranks, the comparison that must fail, and the tensor or step that it must name first
 BROKEN = [
-    ("column_input_gradient_is_not_summed", "gpt", TP, 1, "gradients", "embed.places"),
+    ("column_input_gradient_is_not_summed", "gpt", TP, 1, "gradients", "embed.position_embedding"),
     ("column_input_gradient_is_not_summed", "llama", SP, 1, "gradients", EMBEDDING),
     ("row_output_is_not_summed", "gpt", TP, 1, "loss", "step 0"),
     ("row_output_is_not_summed", "bloom", SP, 1, "loss", "step 0"),
     ("row_output_is_summed_twice", "llama", TP, 1, "loss", "step 0"),
     ("row_bias_is_added_on_every_rank", "gpt", TP, 1, "gradients", "blocks.0.attention.out.bias"),
     ("embedding_is_not_summed", "llama", TP, 1, "loss", "step 0"),
-    ("head_input_gradient_is_not_summed", "gpt", TP, 1, "gradients", "embed.places"),
-    ("replicated_gradients_are_not_summed", "gpt", SP, 1, "gradients", "embed.places"),
+    ("head_input_gradient_is_not_summed", "gpt", TP, 1, "gradients", "embed.position_embedding"),
+    ("replicated_gradients_are_not_summed", "gpt", SP, 1, "gradients", "embed.position_embedding"),
     ("replicated_gradients_are_not_summed", "llama", SP, 1, "gradients", "blocks.0.norm1.weight"),
     (
         "replicated_gradients_are_not_summed",
@@ -32,12 +32,12 @@ BROKEN = [
         "gradients",
         "blocks.0.attention.key.weight",
     ),
-    ("every_replicated_gradient_is_summed", "gpt", TP, 1, "gradients", "embed.places"),
+    ("every_replicated_gradient_is_summed", "gpt", TP, 1, "gradients", "embed.position_embedding"),
     ("tied_gradients_are_not_summed", "gpt", PP, 1, "gradients", EMBEDDING),
     ("norm_counts_replicas_on_every_rank", "gpt", TP, 1, "gradient norm", "step 0"),
     ("norm_counts_the_tied_copy", "gpt", PP, 1, "gradient norm", "step 0"),
-    ("one_rank_does_not_clip", "gpt", TP, 1, "weights", "embed.places"),
-    ("one_rank_does_not_clip", "gpt", TP, 1, "copies on other ranks", "embed.places"),
+    ("one_rank_does_not_clip", "gpt", TP, 1, "weights", "embed.position_embedding"),
+    ("one_rank_does_not_clip", "gpt", TP, 1, "copies on other ranks", "embed.position_embedding"),
     ("loss_is_divided_by_the_rank_own_count", "gpt", {}, 2, "loss", "step 0"),
     ("loss_is_divided_by_the_rank_own_count", "gpt", {}, 2, "copies on other ranks", "losses"),
     ("loss_is_a_mean_of_means", "gpt", PP, 1, "loss", "step 0"),
@@ -61,7 +61,7 @@ BROKEN = [
         "blocks.0.attention.query.weight",
     ),
     ("microbatches_are_swapped_on_the_last_stage", "llama", PP, 1, "loss", "step 0"),
-    ("gradients_are_not_summed_over_data_ranks", "gpt", dict(parallel__zero=0), 2, "gradient norm", "step 0"),
+    ("gradients_are_not_summed_over_data_ranks", "gpt", dict(parallel__zero_stage=0), 2, "gradient norm", "step 0"),
     ("recomputation_sees_another_step", "llama", dict(train__recompute="full"), 1, "gradients", EMBEDDING),
     ("loss_of_every_tensor_rank_is_reported", "gpt", TP, 1, "loss", "step 0"),
 ]

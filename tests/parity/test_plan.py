@@ -70,8 +70,8 @@ def test_tensor_ranks_say_what_the_papers_count():
         return {name: more.count(name) - less.count(name) for name in {*less, *more}}
 
     assert of_a_block(Kind.FORWARD) == of_a_block(Kind.BACKWARD) == {"all_reduce": 2}
-    assert of_a_block(Kind.FORWARD, sequence=True) == {"all_gather": 2, "reduce_scatter": 2}
-    assert of_a_block(Kind.BACKWARD, sequence=True) == {"all_gather": 4, "reduce_scatter": 2}
+    assert of_a_block(Kind.FORWARD, sequence_parallel=True) == {"all_gather": 2, "reduce_scatter": 2}
+    assert of_a_block(Kind.BACKWARD, sequence_parallel=True) == {"all_gather": 4, "reduce_scatter": 2}
 
 
 def test_full_recomputation_keeps_a_blocks_input_and_nothing_else():
@@ -128,30 +128,36 @@ def _listen(sent: dict[str, float], mesh: Mesh) -> None:
 
 
 FLOAT = {
-    "advanced__double": False,
+    "advanced__float64": False,
     "model__attention_dropout": 0.0,
     "model__vocab": 999,
-    "data__seq": 32,
-    "train__batch": 16,
+    "data__seq_length": 32,
+    "train__global_batch": 16,
 }
 LAYOUTS = {
     "one process": (1, {}),
-    "TP2 SP PP2": (4, {"tp": 2, "pp": 2, "sequence": True}),
+    "TP2 SP PP2": (4, {"tp": 2, "pp": 2, "sequence_parallel": True}),
     "PP4": (4, {"pp": 4}),
-    "PP2 interleaved": (2, {"pp": 2, "schedule": "interleaved", "chunks": 2}),
+    "PP2 interleaved": (2, {"pp": 2, "schedule": "interleaved", "virtual_stages": 2}),
     "PP2 zb-h1": (2, {"pp": 2, "schedule": "zb-h1"}),
     "PP2 recomputing": (2, {"pp": 2, "train__recompute": "full"}),
     "DP2": (2, {"dp": 2}),
-    "DP2 ZeRO-1, bf16": (2, {"dp": 2, "zero": 1, "advanced__engine": "deepspeed", "train__precision": "bf16"}),
+    "DP2 ZeRO-1, bf16": (2, {"dp": 2, "zero_stage": 1, "advanced__engine": "deepspeed", "train__precision": "bf16"}),
     "PP2, the last block and the head learn": (
         2,
-        {"pp": 2, "finetune__strategy": "partial", "finetune__learn": ["head.*", "blocks.3.*"]},
+        {"pp": 2, "finetune__strategy": "partial", "finetune__trainable": ["head.*", "blocks.3.*"]},
     ),
     "TP2 PP2, adapters": (
         4,
-        {"tp": 2, "pp": 2, "finetune__strategy": "lora", "finetune__rank": 3, "finetune__targets": ["query", "up"]},
+        {
+            "tp": 2,
+            "pp": 2,
+            "finetune__strategy": "lora",
+            "finetune__lora_rank": 3,
+            "finetune__lora_targets": ["query", "up"],
+        },
     ),
-    "TP2 DP2 ZeRO-3": (4, {"tp": 2, "dp": 2, "zero": 3, "advanced__engine": "deepspeed"}),
+    "TP2 DP2 ZeRO-3": (4, {"tp": 2, "dp": 2, "zero_stage": 3, "advanced__engine": "deepspeed"}),
 }
 
 
@@ -176,7 +182,10 @@ def test_running_ranks_hold_and_send_what_was_predicted(name):
 def test_a_rank_holds_no_more_for_more_microbatches():
     """gloo never says that a send is over: a rank that waits for it to say so keeps all that it has sent."""
     peaks = [
-        [found["peak"] for found in on_world(2, held_and_sent, config("gpt", **{**FLOAT, "train__batch": batch}, pp=2))]
+        [
+            found["peak"]
+            for found in on_world(2, held_and_sent, config("gpt", **{**FLOAT, "train__global_batch": batch}, pp=2))
+        ]
         for batch in (8, 32)
     ]
     for few, many in zip(*peaks):

@@ -10,24 +10,24 @@ import pytest
 import t5_mutants
 from models import config
 
-from roots_dist.config.of_run import ONE_PROCESS
+from roots_dist.config.run_config import ONE_PROCESS
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import t5
 from roots_dist.parallel.pipeline.partition import partition
-from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.testing.parity import EXACT, Trace, differences, merge, trace
 from roots_dist.testing.world import on_world
 from roots_dist.verify.verify import SINGLE
 
 STEPS = 2
-FLOAT32 = dict(advanced__double=False, advanced__engine="deepspeed", optim__lr=1e-3)
-INTERLEAVED, ZERO_BUBBLE = dict(schedule="interleaved", chunks=2), dict(schedule="zb-h1")
-SP = dict(tp=2, sequence=True)
+FLOAT32 = dict(advanced__float64=False, advanced__engine="deepspeed", optim__lr=1e-3)
+INTERLEAVED, ZERO_BUBBLE = dict(schedule="interleaved", virtual_stages=2), dict(schedule="zb-h1")
+SP = dict(tp=2, sequence_parallel=True)
 
 
 def of(model: str, **changes: object) -> Config:
     """40 % are hidden, so that the stacks weigh alike and the border between them falls anywhere."""
-    return config(model, **dict(objective__masked=0.4) | changes)
+    return config(model, **dict(objective__mask_probability=0.4) | changes)
 
 
 def case(model: str, dp: int = 1, **changes: object):
@@ -40,21 +40,21 @@ def case(model: str, dp: int = 1, **changes: object):
 CASES = [
     case("t5", tp=2),
     case("t5", **SP),
-    case("t5", tp=4, sequence=True),
+    case("t5", tp=4, sequence_parallel=True),
     case("t5-v1.1", tp=4),
     case("t5-v1.1", **SP),
     *(case("t5", pp=2, **s) for s in (dict(schedule="gpipe"), {}, ZERO_BUBBLE, INTERLEAVED)),
     *(case("t5-v1.1", pp=2, **s) for s in (dict(schedule="gpipe"), INTERLEAVED)),
-    *(case("t5", pp=3, train__batch=6, **s) for s in ({}, ZERO_BUBBLE, INTERLEAVED)),
-    case("t5", pp=3, train__batch=6, model__layers=5, model__decoder_layers=1, objective__masked=0.15),
-    case("t5-v1.1", pp=4, objective__masked=0.15),
+    *(case("t5", pp=3, train__global_batch=6, **s) for s in ({}, ZERO_BUBBLE, INTERLEAVED)),
+    case("t5", pp=3, train__global_batch=6, model__layers=5, model__decoder_layers=1, objective__mask_probability=0.15),
+    case("t5-v1.1", pp=4, objective__mask_probability=0.15),
     *(case("t5-v1.1", pp=4, **s) for s in ({}, ZERO_BUBBLE)),
     case("t5", pp=4, model__layers=1, model__decoder_layers=6),
     *(case("t5", pp=2, **SP, **s) for s in ({}, ZERO_BUBBLE, INTERLEAVED)),
     *(case("t5-v1.1", tp=2, pp=2, train__recompute=r) for r in ("selective", "full")),
     case("t5", pp=2, train__recompute="full", **SP, **ZERO_BUBBLE),
-    *(case(model, dp=2, zero=1) for model in ("t5", "t5-v1.1")),
-    case("t5", dp=2, pp=2, zero=1, **SP),
+    *(case(model, dp=2, zero_stage=1) for model in ("t5", "t5-v1.1")),
+    case("t5", dp=2, pp=2, zero_stage=1, **SP),
     case("t5", train__micro_batch=4),
     case("t5-v1.1", pp=2, train__micro_batch=2),
     *(case("t5", objective__name="prefix", **s) for s in (SP, dict(pp=2, **SP), dict(pp=4))),
@@ -85,10 +85,10 @@ def test_nothing_depends_on_the_layout(parallel, dp):
 @pytest.mark.parametrize(
     "parallel, dp",
     [
-        case("t5", dp=2, zero=1, pp=2, **SP, **FLOAT32),
-        case("t5", dp=2, zero=2, pp=2, **FLOAT32),
-        case("t5-v1.1", dp=2, zero=3, **FLOAT32),
-        case("t5", dp=2, zero=3, pp=2, **SP, **FLOAT32),
+        case("t5", dp=2, zero_stage=1, pp=2, **SP, **FLOAT32),
+        case("t5", dp=2, zero_stage=2, pp=2, **FLOAT32),
+        case("t5-v1.1", dp=2, zero_stage=3, **FLOAT32),
+        case("t5", dp=2, zero_stage=3, pp=2, **SP, **FLOAT32),
     ],
 )
 def test_zero_computes_what_one_process_computes(parallel, dp):
@@ -102,7 +102,7 @@ def test_the_border_between_the_stacks_falls_into_a_stage_and_between_two():
     """Else the cases above prove less than they say; and stages hand on what they did not make."""
     found = set()
     for parallel in (c.values[0] for c in CASES):
-        specs = t5.pieces(parallel, Split())
+        specs = t5.pieces(parallel, TensorParallel())
         runs = partition([p.cost for p in specs], parallel.num_stages(), [p.is_block for p in specs])
         bridge = [p.name for p in specs].index("bridge")
         (stage,) = (run for run in runs if bridge in run)
@@ -117,12 +117,18 @@ PP = dict(parallel__pp=2)
 BROKEN = [
     ("encoded_gradient_is_that_of_one_block", "t5", PP, 1, "embed.tokens.weight"),
     ("encoded_gradient_stays_on_the_last_stage", "t5-v1.1", dict(parallel__pp=4), 1, "embed.tokens.weight"),
-    ("copies_of_tables_are_not_summed", "t5", dict(parallel__pp=3, train__batch=6), 1, f"encoder.{TABLE}"),
+    ("copies_of_tables_are_not_summed", "t5", dict(parallel__pp=3, train__global_batch=6), 1, f"encoder.{TABLE}"),
     ("copies_of_the_decoder_table_are_not_summed", "t5-v1.1", PP, 1, f"decoder.{TABLE}"),
-    ("the_bridge_keeps_its_words_to_itself", "t5-v1.1", dict(parallel__pp=3, train__batch=6), 1, "embed.tokens.weight"),
+    (
+        "the_bridge_keeps_its_words_to_itself",
+        "t5-v1.1",
+        dict(parallel__pp=3, train__global_batch=6),
+        1,
+        "embed.tokens.weight",
+    ),
     ("every_rank_has_the_table_of_the_first_heads", "t5", dict(parallel__tp=2), 1, None),
     ("dropout_in_the_mlp_is_keyed_on_local_channels", "t5", dict(parallel__tp=2), 1, None),
-    ("sentinels_are_keyed_on_the_place_in_the_microbatch", "t5", dict(parallel__zero=1), 2, None),
+    ("sentinels_are_keyed_on_the_place_in_the_microbatch", "t5", dict(parallel__zero_stage=1), 2, None),
 ]
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import MODELS
 from roots_dist.parallel.pipeline.stage import Stage
-from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.world.batch import IGNORE, PADDING, MicroBatch
 from roots_dist.world.sharding import initialize, parameters_of
 
@@ -23,8 +23,8 @@ LAYER = {
 }  # fmt: skip
 EMBED = {
     "tokens.weight": "word_embeddings.weight",
-    "places": "position_embeddings.weight",
-    "types": "token_type_embeddings.weight",
+    "position_embedding": "position_embeddings.weight",
+    "segment_embedding": "token_type_embeddings.weight",
 }
 
 
@@ -32,8 +32,8 @@ def config(family: str, objective: str, generator: dict | None = None, **model) 
     sizes = dict(family=family, layers=LAYERS, hidden=HIDDEN, heads=HEADS, vocab=VOCAB, init_std=0.1, segments=2)
     shape = dict(norm_position="post", embedding_norm=True, activation="gelu")
     return Config.model_validate(
-        {"model": sizes | shape | model, "generator": generator or {}, "objective": {"name": objective}, "data": {"seq": SEQ},
-         "advanced": {"double": True, "loss_chunk": 7, "norm_eps": 1e-12}}
+        {"model": sizes | shape | model, "generator": generator or {}, "objective": {"name": objective}, "data": {"seq_length": SEQ},
+         "advanced": {"float64": True, "loss_chunk": 7, "norm_eps": 1e-12}}
     )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def name_of(ours: str, base: str, ends: dict[str, str]) -> str:
 
 def ours_with_noise(c: Config):
     built: dict = {}
-    for spec in MODELS[c.model.family](c, Split()):
+    for spec in MODELS[c.model.family](c, TensorParallel()):
         built[spec.name] = spec.build(built).double()
     params = parameters_of(built.items())
     initialize(params, seed=5)
@@ -104,7 +104,7 @@ def test_bert_is_that_of_transformers(objective, tied):
     sizes = transformers.BertConfig(**their_sizes(tie_word_embeddings=tied))
     kind = transformers.BertForPreTraining if objective == "mlm-nsp" else transformers.BertForMaskedLM
     theirs = kind(sizes).double().eval()
-    stage, params = ours_with_noise(config("bert", objective, tied=tied))
+    stage, params = ours_with_noise(config("bert", objective, tied_embeddings=tied))
     ends = {
         "head.weight": "cls.predictions.decoder.weight", "head.bias": "cls.predictions.bias" if tied else "cls.predictions.decoder.bias",
         **{f"head.dense.{k}": f"cls.predictions.transform.dense.{k}" for k in ("weight", "bias")},

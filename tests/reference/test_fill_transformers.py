@@ -105,7 +105,9 @@ def test_masks_are_filled_in_as_transformers_fills_them(family, tokenizer):
             assert [p for _, p in mask] == pytest.approx([guess["score"] for guess in guesses], rel=1e-5)
     assert texts[0] == pipeline(TEXTS[0])[0]["sequence"]
 
-    tree = ours.changed({"parallel.tp": 2, "parallel.pp": 2, "parallel.sequence": True, "train.batch": 4}).model_dump()
+    tree = ours.changed(
+        {"parallel.tp": 2, "parallel.pp": 2, "parallel.sequence_parallel": True, "train.global_batch": 4}
+    ).model_dump()
     for other_texts, other in on_world(4, filled, tree):
         assert other_texts == texts
         for masks, expected in zip(other, found):

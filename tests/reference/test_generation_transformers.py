@@ -58,7 +58,7 @@ def in_layouts(config: Config, start: int | None, ends: list[int], requests: lis
     """What each rank of each layout says; all must be equal. Returns it once."""
     found = [said(0, 1, config.model_dump(), start, ends, requests)]
     for size, keys in layouts:
-        tree = config.changed({"train.batch": 4, **keys}).model_dump()
+        tree = config.changed({"train.global_batch": 4, **keys}).model_dump()
         found += on_world(size, said, tree, start, ends, requests)
     assert all(one == found[0] for one in found)
     return found[0]
@@ -67,7 +67,7 @@ def in_layouts(config: Config, start: int | None, ends: list[int], requests: lis
 LAYOUTS = [
     (2, {"parallel.tp": 2}),
     (4, {"parallel.pp": 2}),  # and two data ranks, each with some of the prompts
-    (4, {"parallel.tp": 2, "parallel.pp": 2, "parallel.sequence": True}),
+    (4, {"parallel.tp": 2, "parallel.pp": 2, "parallel.sequence_parallel": True}),
 ]
 
 

@@ -122,7 +122,7 @@ def test_every_layout_says_what_the_hf_backend_says(family, layouts, tmp_path):
     assert {hit for _, hit in wanted["scores"]} == {True, False} and any(wanted["texts"])
     worlds = [[ours(0, 1, config.model_dump())]]
     for size, keys in layouts:
-        worlds.append(on_world(size, ours, config.changed({"train.batch": 8, **keys}).model_dump()))
+        worlds.append(on_world(size, ours, config.changed({"train.global_batch": 8, **keys}).model_dump()))
     for found in (found for ranks in worlds for found in ranks):
         assert [hit for _, hit in found["scores"]] == [hit for _, hit in wanted["scores"]]
         for kind in ("scores", "rolling"):
@@ -173,7 +173,7 @@ def evaluated(rank: int, size: int, config: dict, folder: str) -> str:
 
 def test_a_folder_of_tasks_is_evaluated_and_written_into_the_run(tmp_path):
     config, _ = decoder(gpt2)
-    config = config.changed({"data.tokenizer": tokenizer("gpt2", tmp_path / "tokenizer.json"), "train.batch": 4})
+    config = config.changed({"data.tokenizer": tokenizer("gpt2", tmp_path / "tokenizer.json"), "train.global_batch": 4})
     folder = tasks(tmp_path)
     ((alone,), (first, second)) = (
         on_world(size, evaluated, config.changed({"parallel.tp": size}).model_dump(), folder) for size in (1, 2)
@@ -195,8 +195,8 @@ def test_a_folder_of_tasks_is_evaluated_and_written_into_the_run(tmp_path):
 @pytest.mark.parametrize(
     "how, words",
     [
-        ({"max_gen_toks": SEQ}, f"max_gen_toks = {SEQ}: expected less than data.seq = {SEQ}"),
-        ({"until": ["x"]}, "max_gen_toks = 256: expected less than data.seq"),
+        ({"max_gen_toks": SEQ}, f"max_gen_toks = {SEQ}: expected less than data.seq_length = {SEQ}"),
+        ({"until": ["x"]}, "max_gen_toks = 256: expected less than data.seq_length"),
         ({"max_gen_toks": 2, "num_beam_groups": 2}, "num_beam_groups = 2: expected one of until, max_gen_toks"),
     ],
 )

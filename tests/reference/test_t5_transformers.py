@@ -9,19 +9,22 @@ import torch
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import t5
 from roots_dist.learning.models.positions import Relative
-from roots_dist.parallel.tensor.collectives import Split
-from roots_dist.world.batch import IGNORE, PADDING, Cache, MicroBatch
+from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.world.batch import IGNORE, PADDING, KVCache, MicroBatch
 from roots_dist.world.sharding import initialize, parameters_of
 
 transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
 
 VOCAB, SEQ, TARGET = 97, 12, 15
 SIZES = dict(
-    layers=3, decoder_layers=2, hidden=32, heads=4, head_dim=12, ffn=40, relative_buckets=8, relative_distance=10
+    layers=3, decoder_layers=2, hidden=32, heads=4, head_dim=12, ffn=40, relative_buckets=8, relative_max_distance=10
 )
 VERSIONS = {
-    "v1.0": (dict(activation="relu", tied=True), dict(feed_forward_proj="relu")),
-    "v1.1": (dict(activation="geglu", tied=False), dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)),
+    "v1.0": (dict(activation="relu", tied_embeddings=True), dict(feed_forward_proj="relu")),
+    "v1.1": (
+        dict(activation="geglu", tied_embeddings=False),
+        dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    ),
 }
 
 
@@ -31,8 +34,8 @@ def config(version: str, **model) -> Config:
         {
             "model": SIZES | fixed | VERSIONS[version][0] | model,
             "objective": {"name": "seq2seq"},
-            "data": {"seq": SEQ, "target_seq": TARGET},
-            "advanced": {"double": True, "loss_chunk": 7, "norm_eps": 1e-6},
+            "data": {"seq_length": SEQ, "target_seq_length": TARGET},
+            "advanced": {"float64": True, "loss_chunk": 7, "norm_eps": 1e-6},
         }
     )
 
@@ -87,7 +90,7 @@ def theirs_of(name: str, gated: bool) -> str:
 def build(ours: Config):
     """Pieces and parameters, drawn by ourselves, all away from what they begin as."""
     built: dict = {}
-    for spec in t5.pieces(ours, Split()):
+    for spec in t5.pieces(ours, TensorParallel()):
         built[spec.name] = spec.build(built).double()
     params = parameters_of(built.items())
     initialize(params, seed=5)
@@ -160,7 +163,7 @@ def test_decoding_word_by_word_with_a_cache_reads_the_same_logits(version):
     ours, theirs = config(version), their_model(version, exact_norms=True)
     built, params = build(ours)
     copied(params, theirs, ours.model.gated())
-    batch, cache = padded_batch(), Cache()
+    batch, cache = padded_batch(), KVCache()
     expected = theirs(
         input_ids=batch.tokens, attention_mask=(batch.documents >= 0).long(), decoder_input_ids=batch.decoder_tokens
     ).logits
@@ -195,7 +198,7 @@ def test_buckets_equal_transformers(buckets, distance, causal):
     from transformers.models.t5.modeling_t5 import T5Attention
 
     far = torch.arange(-3000, 3001)
-    ours = Relative(config("v1.0", relative_buckets=buckets, relative_distance=distance), Split(), causal)
+    ours = Relative(config("v1.0", relative_buckets=buckets, relative_max_distance=distance), TensorParallel(), causal)
     expected = T5Attention._relative_position_bucket(far, not causal, buckets, distance)
     assert torch.equal(ours.bucket(far), expected)
 
@@ -204,7 +207,7 @@ def test_buckets_equal_transformers(buckets, distance, causal):
 @pytest.mark.parametrize("queries, keys", [(range(9), 9), (range(7, 8), 8), (range(3, 9), 9), (range(5), 21)])
 def test_each_query_and_key_get_the_bias_of_their_distance(queries, keys, causal):
     """One lookup for each distance, laid along diagonals, against one for each pair; and its gradient."""
-    table = Relative(config("v1.0"), Split(), causal).double()
+    table = Relative(config("v1.0"), TensorParallel(), causal).double()
     torch.nn.init.normal_(table.weight)
     bias = table.bias(queries, keys, table.weight)
     pairs = torch.arange(keys) - torch.arange(queries.start, queries.stop).unsqueeze(1)  # [Q, S]
@@ -219,10 +222,10 @@ def test_each_query_and_key_get_the_bias_of_their_distance(queries, keys, causal
 def test_initial_weights_are_drawn_as_transformers_draws_them(version):
     """Each matrix by its own standard deviation. The projection of v1.1 alone is not: T5's own code draws it by its
     inputs, as every dense layer (D^-0.5); transformers takes 1, with which the first loss is beyond all bounds."""
-    large = dict(hidden=192, head_dim=24, heads=8, ffn=320, vocab=500, relative_buckets=64, relative_distance=128)
+    large = dict(hidden=192, head_dim=24, heads=8, ffn=320, vocab=500, relative_buckets=64, relative_max_distance=128)
     ours = config(version, **large)
     built: dict = {}
-    for spec in t5.pieces(ours, Split()):
+    for spec in t5.pieces(ours, TensorParallel()):
         built[spec.name] = spec.build(built)
     params = parameters_of(built.items())
     initialize(params, seed=5)

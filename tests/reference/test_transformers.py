@@ -8,7 +8,7 @@ import torch
 
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import gpt
-from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.sharding import initialize, parameters_of
 
@@ -21,7 +21,7 @@ QKV = ["attention.query", "attention.key", "attention.value"]
 def config(**model) -> Config:
     sizes = dict(layers=LAYERS, hidden=HIDDEN, heads=HEADS, vocab=VOCAB, init_std=0.1)
     return Config.model_validate(
-        {"model": sizes | model, "data": {"seq": SEQ}, "advanced": {"double": True, "loss_chunk": 7}}
+        {"model": sizes | model, "data": {"seq_length": SEQ}, "advanced": {"float64": True, "loss_chunk": 7}}
     )
 
 
@@ -49,7 +49,7 @@ def gpt2():
         return f"transformer.{piece}.{parts[part]}.{kind}", transposed
 
     ends = {
-        "embed.places": "transformer.wpe.weight", "embed.tokens.weight": "transformer.wte.weight",
+        "embed.position_embedding": "transformer.wpe.weight", "embed.tokens.weight": "transformer.wte.weight",
         "head.norm.weight": "transformer.ln_f.weight", "head.norm.bias": "transformer.ln_f.bias",
     }  # fmt: skip
     return config(), theirs, ends, where
@@ -79,7 +79,7 @@ def llama():
         norm="rmsnorm",
         activation="swiglu",
         bias=False,
-        tied=False,
+        tied_embeddings=False,
     )
     return (
         ours,
@@ -135,7 +135,7 @@ def test_loss_and_gradients_equal_transformers(family):
     ours, theirs, ends, where = family()
     theirs = theirs.double().eval()
     built: dict = {}
-    for spec in gpt.pieces(ours, Split()):
+    for spec in gpt.pieces(ours, TensorParallel()):
         built[spec.name] = spec.build(built)
     pieces = [(n, p.double()) for n, p in built.items()]
     params = parameters_of(pieces)

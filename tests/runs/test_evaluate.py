@@ -79,8 +79,12 @@ def run(tmp_path_factory) -> Path:
     config = Config.model_validate(
         {
             "model": {"layers": 2, "hidden": 32, "heads": 4, "vocab": VOCAB},
-            "data": {"train": corpus(place / "train", 0), "validation": corpus(place / "held_out", 1), "seq": SEQ},
-            "train": {"steps": 3, "batch": 3, "micro_batch": 3, "device": "cpu", "eval_sequences": 10**6},
+            "data": {
+                "train": corpus(place / "train", 0),
+                "validation": corpus(place / "held_out", 1),
+                "seq_length": SEQ,
+            },
+            "train": {"steps": 3, "global_batch": 3, "micro_batch": 3, "device": "cpu", "eval_sequences": 10**6},
             "optim": {"lr": 1e-2},
             "track": {"folder": str(place / "run"), "wandb": "disabled"},
         }
@@ -94,7 +98,7 @@ def run(tmp_path_factory) -> Path:
     "size, overrides",
     [
         (4, ["parallel.tp=2", "parallel.pp=2"]),
-        (2, ["parallel.tp=2", "parallel.sequence=true", "train.micro_batch=2"]),
+        (2, ["parallel.tp=2", "parallel.sequence_parallel=true", "train.micro_batch=2"]),
         (2, ["parallel.pp=2", "train.micro_batch=5"]),
         (3, []),
     ],
@@ -201,11 +205,11 @@ def a_task(place: Path, task: str, family: str, rows: list[dict], labels: list[s
                 "train": rows_file,
                 "validation": rows_file,
                 "tokenizer": str(place / "tokenizer.json"),
-                "seq": 48,
+                "seq_length": 48,
                 **more,
             },
             "finetune": {"labels": labels},
-            "train": {"steps": steps, "batch": 4, "micro_batch": 4, "device": "cpu", "eval_sequences": 10**6},
+            "train": {"steps": steps, "global_batch": 4, "micro_batch": 4, "device": "cpu", "eval_sequences": 10**6},
             "optim": {"lr": 1e-2},
             "track": {"folder": str(place / "run"), "wandb": "disabled"},
         }
@@ -260,7 +264,7 @@ def answers(rank: int, size: int, folder: str, overrides: list[str]) -> list:
 @pytest.mark.parametrize("task, family", [("instruct", "gpt"), ("seq2seq", "t5")])
 def test_greedy_answers_are_held_against_the_right_ones(task, family, tmp_path):
     rows = [{"text": text, "label": "it left" if n % 5 == 0 else "no  no"} for n, text in enumerate(TEXTS)]
-    more = {"target_seq": 8} if family == "t5" else {}
+    more = {"target_seq_length": 8} if family == "t5" else {}
     run = a_task(tmp_path / "task", task, family, rows, [], steps=60, **more)
     ((match, asked),) = on_world(1, answers, str(run), [])
     assert 0 < match < 1, asked

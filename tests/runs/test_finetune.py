@@ -33,10 +33,10 @@ MODEL = {
 }  # fmt: skip
 STRATEGIES = {
     "full": ["optim.lr=1e-3"],
-    "partial": ["finetune.strategy=partial", "finetune.learn=[head.*, blocks.*]", "optim.lr=3e-3"],
-    "progressive": ["finetune.strategy=progressive", "finetune.every_epochs=1", "finetune.layer_decay=0.9", "optim.lr=4e-3"],
+    "partial": ["finetune.strategy=partial", "finetune.trainable=[head.*, blocks.*]", "optim.lr=3e-3"],
+    "progressive": ["finetune.strategy=progressive", "finetune.unfreeze_every_epochs=1", "finetune.layer_lr_decay=0.9", "optim.lr=4e-3"],
     "lora": [
-        "finetune.strategy=lora", "finetune.targets=[query, key, value, out, up, down]", "finetune.rank=16", "finetune.alpha=32",
+        "finetune.strategy=lora", "finetune.lora_targets=[query, key, value, out, up, down]", "finetune.lora_rank=16", "finetune.lora_alpha=32",
         "finetune.epochs=9", "optim.lr=7e-3",
     ],
 }  # fmt: skip
@@ -72,15 +72,15 @@ def place(tmp_path_factory) -> Path:
     sections = {
         "model": MODEL,
         "objective": {"name": "mlm"},
-        "optim": {"lr": 2e-3, "warmup": 20},
+        "optim": {"lr": 2e-3, "warmup_steps": 20},
         "track": {"wandb": "disabled"},
     }
     data = {
         "train": str(found / "text/train_text_document"),
         "tokenizer": str(found / "text/tokenizer.json"),
-        "seq": SEQ,
+        "seq_length": SEQ,
     }
-    train = {"steps": 150, "batch": 32, "micro_batch": 32, "device": "cpu"}
+    train = {"steps": 150, "global_batch": 32, "micro_batch": 32, "device": "cpu"}
     (found / "bert.yaml").write_text(to_yaml(Config.model_validate({**sections, "data": data, "train": train})))
     ran("train", str(found / "bert.yaml"), f"track.folder={found / 'bert'}")
     task = f"""
@@ -161,7 +161,7 @@ def test_a_run_stops_when_it_does_not_get_better_and_stays_stopped(place):
         "finetune.metric=loss",
         "optim.lr=1e-12",
         "optim.min_lr=0",
-        "optim.warmup=0",
+        "optim.warmup_steps=0",
         "train.eval_every=3",
         "checkpoint.keep=1",
     ]
@@ -178,7 +178,7 @@ def test_a_finetuned_run_goes_on_where_it_was_interrupted(place):
     be gone by then."""
     shutil.copytree(place / "bert", place / "gone")
     words = [
-        f"finetune.start={place / 'gone'}",
+        f"finetune.init_from={place / 'gone'}",
         *STRATEGIES["progressive"],
         "checkpoint.every=30",
         "train.steps=50",
@@ -206,21 +206,27 @@ def test_a_finetuned_run_goes_on_where_it_was_interrupted(place):
 
 
 REFUSED = {
-    "no start": (["finetune.start=null"], "finetune.start = None"),
+    "no start": (["finetune.init_from=null"], "finetune.init_from = None"),
     "a start that is none": (
-        ["finetune.start=data"],
-        "finetune.start = 'data' (command line): expected the folder of a run or of an import",
+        ["finetune.init_from=data"],
+        "finetune.init_from = 'data' (command line): expected the folder of a run or of an import",
     ),
-    "another model": (["model.hidden=128"], "model.hidden = 128 (command line): expected 64 as in finetune.start="),
+    "another model": (["model.hidden=128"], "model.hidden = 128 (command line): expected 64 as in finetune.init_from="),
     "more positions than there are": (
-        ["data.seq=512"],
-        "data.seq = 512 (command line): expected at most model.max_positions = 32",
+        ["data.seq_length=512"],
+        "data.seq_length = 512 (command line): expected at most model.max_positions = 32",
     ),
-    "a pattern of nothing": (["finetune.strategy=partial", "finetune.learn=[hed.*]"], "finetune.learn = 'hed.*'"),
-    "an adapter of nothing": (["finetune.strategy=lora", "finetune.targets=[querry]"], "Fix: choose for example query"),
+    "a pattern of nothing": (
+        ["finetune.strategy=partial", "finetune.trainable=[hed.*]"],
+        "finetune.trainable = 'hed.*'",
+    ),
+    "an adapter of nothing": (
+        ["finetune.strategy=lora", "finetune.lora_targets=[querry]"],
+        "Fix: choose for example query",
+    ),
     "a top that learns alone": (
-        ["finetune.strategy=progressive", "finetune.every=114"],
-        "finetune.every = 114 (command line): expected fewer steps than train.steps = 114",
+        ["finetune.strategy=progressive", "finetune.unfreeze_every=114"],
+        "finetune.unfreeze_every = 114 (command line): expected fewer steps than train.steps = 114",
     ),
     "F1 of no classes": (
         ["objective.name=mlm", "finetune.metric=f1", "finetune.epochs=null"],
@@ -228,7 +234,7 @@ REFUSED = {
     ),
     "patience without an evaluation": (["finetune.patience=2", "train.eval_every=0"], "finetune.patience = 2"),
     "a column that is not there": (
-        ["finetune.label=lang"],
+        ["finetune.label_column=lang"],
         "languages.train.jsonl:1: lang = None: expected such a column; there are text, label",
     ),
     "labels that are not those of the rows": (["finetune.labels=[a, b]"], "one of the 2 labels a, b"),
@@ -260,7 +266,9 @@ def test_a_start_whose_weights_do_not_fit_is_refused_by_name(place):
     other.mkdir()
     (other / "config.yaml").write_text(config.replace("layers: 2", "layers: 3"))
     (other / "checkpoints").symlink_to(place / "bert" / "checkpoints")
-    done = command("finetune", str(place / "task.yaml"), f"track.folder={place / 'refused'}", f"finetune.start={other}")
+    done = command(
+        "finetune", str(place / "task.yaml"), f"track.folder={place / 'refused'}", f"finetune.init_from={other}"
+    )
     assert done.returncode == 2 and "blocks.2." in done.stderr and "is missing" in done.stderr, done.stderr
 
 

@@ -27,10 +27,11 @@ from roots_dist.runs.generate import chat as chats
 from roots_dist.runs.generate.generate import generate, load_model
 from roots_dist.runs.generate.options import GenerateOptions
 from roots_dist.runs.generate.prompts import wording
+from roots_dist.runs.generate.request import request_of
 from roots_dist.runs.ranks.start import ready
 from roots_dist.storage.checkpoint.save import save
 from roots_dist.testing.world import on_world
-from roots_dist.world.batch import stacked
+from roots_dist.world.batch import stack_samples
 from roots_dist.world.mesh import Mesh
 
 ROOT = Path(__file__).parents[2]
@@ -77,11 +78,11 @@ def place(tmp_path_factory) -> Path:
                 "model": sizes | model,
                 "generator": {"hidden": 16, "heads": 2},
                 "objective": {"name": objective},
-                "data": {"seq": SEQ, "tokenizer": str(path), "train": "gone", "validation": "gone"},
-                "train": {"device": "cpu", "batch": 3},
+                "data": {"seq_length": SEQ, "tokenizer": str(path), "train": "gone", "validation": "gone"},
+                "train": {"device": "cpu", "global_batch": 3},
                 "finetune": {
                     "labels": ["no", "yes", "maybe"] if objective in ("classify", "tag") else [],
-                    "pair": "other" if name == "pairs" else None,
+                    "pair_column": "other" if name == "pairs" else None,
                 },
                 "track": {"folder": str(found / name), "wandb": "disabled"},
                 "advanced": {"threads": 1, "timeout_s": 60},
@@ -121,7 +122,9 @@ def apart(text: str) -> tuple[str, list[float]]:
 
 def test_every_kind_of_model_answers_alike_in_one_process_and_in_tp2_pp2(place):
     alone = all_answered(0, 1, str(place), [])
-    first, *others = on_world(4, all_answered, str(place), ["parallel.tp=2", "parallel.pp=2", "parallel.sequence=true"])
+    first, *others = on_world(
+        4, all_answered, str(place), ["parallel.tp=2", "parallel.pp=2", "parallel.sequence_parallel=true"]
+    )
     for name, text in alone.items():
         words, shares = apart(text)
         assert apart(first[name]) == (words, pytest.approx(shares, abs=0.011)), name  # the last digit shown is rounded
@@ -176,21 +179,23 @@ def test_a_stop_string_ends_the_text_before_it(place):
 
 
 def test_labels_are_those_that_evaluation_sees(place):
-    """The same row through the reader of files, as in training; the text is longer than data.seq."""
+    """The same row through the reader of files, as in training; the text is longer than data.seq_length."""
     text = " ".join(TEXTS[:6])
     for name in ("classify", "tag", "decoder"):
         config, _ = config_of(GENERATE, place / name, [], 1)
         label = ["no"] * len(text.split()) if name == "tag" else "no"
         (place / "row.jsonl").write_text(json.dumps({"text": text, "label": label}) + "\n")
         objective = make_objective(config)
-        batch = stacked([objective.sample(objective.open(str(place / "row.jsonl")), 0, None)], [0], 0)
+        batch = stack_samples([objective.sample(objective.open(str(place / "row.jsonl")), 0, None)], [0], 0)
         passes = load_model(config, Mesh.single())
         (term,) = passes.forward([batch])
         shown = answered(place / name, GenerateOptions(prompt=text))
         if name == "tag":
             labels = [line.split()[1] for line in shown.splitlines() if not line.startswith("(")]
             assert len(labels) == int(term.count) < len(text.split()) and labels.count("no") == int(term.hits)
-            assert f"({len(text.split()) - len(labels)} more words: data.seq = {SEQ} has no room for them)" in shown
+            assert (
+                f"({len(text.split()) - len(labels)} more words: data.seq_length = {SEQ} has no room for them)" in shown
+            )
         else:
             p = {line.split()[1]: float(line.split("%")[0]) / 100 for line in shown.splitlines()}
             assert p["no"] == pytest.approx(torch.exp(-term.sum).item(), abs=1e-4)
@@ -229,7 +234,7 @@ def test_the_prompt_of_a_conversation_is_the_template_with_all_that_was_said(pla
     shown: list[str] = []
     words = wording(config, talks=True)
     asked = GenerateOptions(max_tokens=4, greedy=True)
-    one = chats.Talk(load_model(config, Mesh.single()), words, asked.request(config), words.stops(), shown.append)
+    one = chats.Talk(load_model(config, Mesh.single()), words, request_of(asked, config), words.stops(), shown.append)
     one.say("Who?")
     answer = one.history[1]["content"]
     assert "".join(shown).strip() == answer
@@ -240,7 +245,7 @@ def test_the_prompt_of_a_conversation_is_the_template_with_all_that_was_said(pla
 def test_what_the_model_cannot_hold_is_forgotten_the_oldest_first(place):
     config, _ = config_of(CHAT, place / "instruct", [], 1)
     words, shown = wording(config, talks=True), []
-    request = GenerateOptions(max_tokens=6, greedy=True).request(config)
+    request = request_of(GenerateOptions(max_tokens=6, greedy=True), config)
     one = chats.Talk(load_model(config, Mesh.single()), words, request, words.stops(), shown.append)
     for number in range(6):
         one.say(f"Who {number}?")
@@ -254,7 +259,7 @@ def test_what_the_model_cannot_hold_is_forgotten_the_oldest_first(place):
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_conversation(place):
-    config, _ = config_of(CHAT, place / "gpt", ["data.seq=500"], 1)
+    config, _ = config_of(CHAT, place / "gpt", ["data.seq_length=500"], 1)
     words, shown = wording(config, talks=True), []
 
     def show(text: str) -> None:
@@ -263,7 +268,9 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(place):
             raise KeyboardInterrupt
 
     passes = load_model(config, Mesh.single())
-    one = chats.Talk(passes, words, GenerateOptions(max_tokens=20, greedy=True).request(config), words.stops(), show)
+    one = chats.Talk(
+        passes, words, request_of(GenerateOptions(max_tokens=20, greedy=True), config), words.stops(), show
+    )
     one.say("Who?")
     assert 3 <= len(shown) < 8 and one.history[1]["content"] == "".join(shown).strip()
     one.say("Who?")
@@ -335,7 +342,7 @@ def test_a_terminal_has_a_prompt_and_ctrl_c_there_stops_the_answer(place):
     words = [
         "chat",
         str(place / "gpt"),
-        "data.seq=8000",
+        "data.seq_length=8000",
         "--max-tokens",
         "3900",
         "--greedy",

@@ -15,7 +15,7 @@ import pytest
 
 from roots_dist.assembly.passes import build_passes
 from roots_dist.config.load import to_yaml
-from roots_dist.config.of_run import of_run
+from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
 from roots_dist.learning.data.store import Writer
 from roots_dist.runs.generate.decode import decode
@@ -46,9 +46,9 @@ def settings(place: Path) -> Config:
     return Config.model_validate(
         {
             "model": {"layers": 4, "hidden": 32, "heads": 4, "vocab": VOCAB, "dropout": 0.1, "init_std": 0.1},
-            "data": {"train": str(place / "text"), "validation": str(place / "text"), "seq": 16},
-            "train": {"steps": STEPS, "batch": 8, "micro_batch": 2, "device": "cpu", "eval_sequences": 4},
-            "optim": {"lr": 1e-2, "warmup": 2},
+            "data": {"train": str(place / "text"), "validation": str(place / "text"), "seq_length": 16},
+            "train": {"steps": STEPS, "global_batch": 8, "micro_batch": 2, "device": "cpu", "eval_sequences": 4},
+            "optim": {"lr": 1e-2, "warmup_steps": 2},
             "checkpoint": {"every": 2, "keep": 9},
             "track": {"folder": str(place / "alone"), "wandb": "disabled"},
             "advanced": {"threads": 1, "timeout_s": 60},
@@ -75,7 +75,7 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def bare(place) -> Path:
     """Started without a launcher, on four ranks."""
-    words = ["parallel.tp=2", "parallel.pp=2", "parallel.sequence=true"]
+    words = ["parallel.tp=2", "parallel.pp=2", "parallel.sequence_parallel=true"]
     start([*PYTHON, *TRAIN], place, "bare", *words)
     return place / "bare"
 
@@ -133,7 +133,7 @@ def test_torchrun_takes_a_run_on_in_another_layout_and_engine(place, bare):
     """TP2 × PP2 by the reference engine, then two data ranks with DeepSpeed's ZeRO-2."""
     half_way(bare, place / "torchrun")
     torchrun = ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2", "-m"]
-    said = start([*PYTHON, *torchrun, *TRAIN], place, "torchrun", "parallel.zero=2")
+    said = start([*PYTHON, *torchrun, *TRAIN], place, "torchrun", "parallel.zero_stage=2")
     assert "resumed after step 2" in said and "parallel.tp = 1 (was 2)" in said
     assert_one_curve(place / "alone", place / "torchrun")
 
@@ -172,7 +172,7 @@ def test_the_text_is_the_same_whatever_layout_was_trained(place, bare):
     prompt = [3, 1, 4, 1, 5]
     texts = []
     for folder in (place / "alone", bare):
-        ((answer,),) = decode(load_model(of_run(folder).config, Mesh.single()), [prompt], Request(11, GREEDY))
+        ((answer,),) = decode(load_model(config_of_run(folder).config, Mesh.single()), [prompt], Request(11, GREEDY))
         texts.append(answer.tokens)
     assert texts[0] == texts[1] and len(texts[0]) == 11
 
@@ -180,7 +180,7 @@ def test_the_text_is_the_same_whatever_layout_was_trained(place, bare):
 @pytest.mark.parametrize("positions", ["learned", "rotary", "sinusoidal", "alibi", "none"])
 def test_kept_keys_and_values_say_what_reading_it_all_again_says(place, positions):
     """Token by token with a cache, and with the whole context read anew for each: two ways of attention, one text."""
-    changes = {"model.positions": positions, "model.kv_heads": 2, "model.init_std": 0.3, "data.seq": 32}
+    changes = {"model.positions": positions, "model.kv_heads": 2, "model.init_std": 0.3, "data.seq_length": 32}
     passes = build_passes(settings(place).changed(changes), Mesh.single())
     prompt, varied = [7, 7, 30, 2], Sampling(temperature=0, repetition_penalty=3.0)
     ((cached,),) = decode(passes, [prompt], Request(24, varied))

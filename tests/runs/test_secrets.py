@@ -51,8 +51,8 @@ def test_no_planted_secret_is_in_any_file_or_on_the_terminal(tmp_path):
     config = Config.model_validate(
         {
             "model": {"layers": 2, "hidden": 32, "heads": 4, "vocab": 61},
-            "data": {"train": str(tmp_path / "text"), "validation": str(tmp_path / "text"), "seq": 16},
-            "train": {"steps": 4, "batch": 4, "device": "cpu", "eval_sequences": 4, "eval_every": 2},
+            "data": {"train": str(tmp_path / "text"), "validation": str(tmp_path / "text"), "seq_length": 16},
+            "train": {"steps": 4, "global_batch": 4, "device": "cpu", "eval_sequences": 4, "eval_every": 2},
             "checkpoint": {"every": 2},
             "track": {
                 "folder": str(tmp_path / "out" / "run"),

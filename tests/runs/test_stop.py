@@ -31,9 +31,9 @@ def place(tmp_path_factory) -> Path:
         writer.commit()
     config = {
         "model": {"layers": 2, "hidden": 32, "heads": 4, "vocab": 61},
-        "data": {"train": str(place / "text"), "seq": 16},
-        "train": {"steps": 100_000, "batch": 4, "micro_batch": 4, "device": "cpu", "log_every": 1},
-        "optim": {"lr": 1e-3, "rate": "constant", "warmup": 0},
+        "data": {"train": str(place / "text"), "seq_length": 16},
+        "train": {"steps": 100_000, "global_batch": 4, "micro_batch": 4, "device": "cpu", "log_every": 1},
+        "optim": {"lr": 1e-3, "lr_schedule": "constant", "warmup_steps": 0},
         "checkpoint": {"every": 0},
         "track": {"folder": str(place / "run"), "wandb": "disabled"},
     }

@@ -21,10 +21,10 @@ def test_a_weight_that_is_not_finite_ends_two_ranks_with_one_line(tmp_path):
     config = Config.model_validate(
         {
             "model": {"layers": 1, "hidden": 32, "heads": 4, "vocab": 61},
-            "data": {"train": str(tmp_path / "text"), "seq": 8},
+            "data": {"train": str(tmp_path / "text"), "seq_length": 8},
             "parallel": {"tp": 2},
-            "train": {"steps": 5, "batch": 4, "device": "cpu"},
-            "optim": {"lr": 1e30, "clip": 0},
+            "train": {"steps": 5, "global_batch": 4, "device": "cpu"},
+            "optim": {"lr": 1e30, "clip_grad": 0},
             "track": {"folder": str(tmp_path / "run"), "wandb": "disabled"},
         }
     )

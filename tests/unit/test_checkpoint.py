@@ -14,7 +14,7 @@ from torch import nn
 
 from roots_dist.errors import CheckpointError
 from roots_dist.layout import Layout
-from roots_dist.parallel.optim.phases import Learned
+from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.parallel.zero.seam import STATE
 from roots_dist.storage.checkpoint.format import Manifest, plan_shards
 from roots_dist.storage.checkpoint.keep import newest
@@ -65,7 +65,7 @@ class FakeEngine:
     """Keeps state as the seam promises it: per parameter, this tensor rank's slice, whole over dp."""
 
     def __init__(self, params: list[Param], dtype: torch.dtype = torch.float32, seed: int | None = 0):
-        self.taken, self.learned = {0: 0 if seed is None else 7}, {p.name: Learned() for p in params}
+        self.optimizer_steps, self.trainable = {0: 0 if seed is None else 7}, {p.name: Trainable() for p in params}
         self.states = {}
         for p in params if seed is not None else ():
             self.states[p.name] = {k: whole(p.name, k, p.spec.shape, dtype, seed)[p.mine].clone() for k in STATE}
@@ -76,11 +76,11 @@ class FakeEngine:
     def write_state(self, name, state):
         self.states[name] = state
 
-    def reach(self, step):
+    def unfreeze(self, step):
         pass
 
-    def finish_loading(self, taken):
-        self.taken = taken
+    def finish_loading(self, optimizer_steps):
+        self.optimizer_steps = optimizer_steps
 
 
 def save_on(rank: int, size: int, run: str, layout: Layout, step: int = 7, shard_bytes: int = 4000) -> str:
@@ -95,7 +95,7 @@ def load_on(rank: int, size: int, folder: str, layout: Layout) -> dict:
     params = stage(mesh)
     engine = FakeEngine(params, seed=None)
     state = load(Path(folder), engine, params, mesh)
-    assert engine.taken == {0: 7} and (state["step"], state["samples"]) == (7, 56)
+    assert engine.optimizer_steps == {0: 7} and (state["step"], state["samples"]) == (7, 56)
     load_weights(Path(folder), params, mesh)
     for p in params:
         for kind in STATE:
@@ -256,7 +256,7 @@ def test_a_fault_is_named_and_nothing_is_changed(fault, of_one, tmp_path):
     engine = FakeEngine(params, seed=None)
     with pytest.raises(CheckpointError, match=words):
         load(folder, engine, params, Mesh.single())
-    assert not engine.states and engine.taken == {0: 0}
+    assert not engine.states and engine.optimizer_steps == {0: 0}
 
 
 def test_another_model_is_refused(of_one):

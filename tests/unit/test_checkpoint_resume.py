@@ -8,7 +8,7 @@ from roots_dist.assembly.run import build_run
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import random_batches
-from roots_dist.parallel.optim.rates import rate
+from roots_dist.parallel.optim.lr_schedules import rate
 from roots_dist.runs.train.step import train_step
 from roots_dist.storage.checkpoint.load import load
 from roots_dist.storage.checkpoint.save import save
@@ -19,16 +19,16 @@ SAVED, STEPS = 2, 5
 BASE = Config.model_validate(
     {
         "model": {"layers": 4, "hidden": 16, "heads": 4, "kv_heads": 2, "vocab": 29, "init_std": 0.1, "dropout": 0.1},
-        "data": {"seq": 8},
-        "train": {"batch": 4, "micro_batch": 1, "steps": STEPS},
-        "optim": {"lr": 1e-2, "warmup": 3},
+        "data": {"seq_length": 8},
+        "train": {"global_batch": 4, "micro_batch": 1, "steps": STEPS},
+        "optim": {"lr": 1e-2, "warmup_steps": 3},
         "advanced": {"vocab_multiple": 8},
     }
 )
 
 
 def changed(double: bool, **parallel) -> Config:
-    return BASE.changed({f"parallel.{name}": value for name, value in parallel.items()} | {"advanced.double": double})
+    return BASE.changed({f"parallel.{name}": value for name, value in parallel.items()} | {"advanced.float64": double})
 
 
 def losses(rank: int, size: int, config: Config, first: int, folder: str, do_save: bool) -> list[float]:
@@ -52,10 +52,16 @@ def losses(rank: int, size: int, config: Config, first: int, folder: str, do_sav
 CASES = {
     "float64: TP2 × PP2 to one process": (True, 4, {"tp": 2, "pp": 2}, 1, {}),
     "float64: one process to PP4": (True, 1, {}, 4, {"pp": 4}),
-    "float64: PP2, interleaved, to TP4": (True, 2, {"pp": 2, "chunks": 2, "schedule": "interleaved"}, 4, {"tp": 4}),
-    "ZeRO-1 on TP2 × DP2 to ZeRO-3 on DP2": (False, 4, {"tp": 2, "zero": 1}, 2, {"zero": 3}),
-    "ZeRO-3 on DP2 to TP2 × PP2": (False, 2, {"zero": 3}, 4, {"tp": 2, "pp": 2}),
-    "ZeRO-2 on DP4 to one process": (False, 4, {"zero": 2}, 1, {}),
+    "float64: PP2, interleaved, to TP4": (
+        True,
+        2,
+        {"pp": 2, "virtual_stages": 2, "schedule": "interleaved"},
+        4,
+        {"tp": 4},
+    ),
+    "ZeRO-1 on TP2 × DP2 to ZeRO-3 on DP2": (False, 4, {"tp": 2, "zero_stage": 1}, 2, {"zero_stage": 3}),
+    "ZeRO-3 on DP2 to TP2 × PP2": (False, 2, {"zero_stage": 3}, 4, {"tp": 2, "pp": 2}),
+    "ZeRO-2 on DP4 to one process": (False, 4, {"zero_stage": 2}, 1, {}),
 }
 
 

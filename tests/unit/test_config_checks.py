@@ -48,20 +48,44 @@ def with_facts(**changes: object) -> Facts:
     "world, sections",
     [
         (1, {}),
-        (8, {"parallel": {"tp": 2, "pp": 2}, "train": {"batch": 16}}),
-        (4, {"parallel": {"tp": 4, "sequence": True}}),
-        (2, {"parallel": {"zero": 3}}),
+        (8, {"parallel": {"tp": 2, "pp": 2}, "train": {"global_batch": 16}}),
+        (4, {"parallel": {"tp": 4, "sequence_parallel": True}}),
+        (2, {"parallel": {"zero_stage": 3}}),
         (3, {"parallel": {"pp": 3}, "model": {"layers": 7}}),
         (4, {"parallel": {"tp": 4}, "model": {"kv_heads": 2}}),  # each key/value head on two ranks
         (2, {"parallel": {"tp": 2}, "model": {"vocab": 50257, "kv_heads": 2}}),
-        (2, {"parallel": {"pp": 2, "chunks": 2, "schedule": "interleaved"}}),
+        (2, {"parallel": {"pp": 2, "virtual_stages": 2, "schedule": "interleaved"}}),
         (1, {"model": {"hidden": 100, "heads": 3, "head_dim": 32, "ffn": 10}}),
-        (1, {"train": {"batch": 8, "batch_ramp": [2, 2, 100]}}),
-        (4, {"advanced": {"double": True, "engine": "reference"}}),
-        (1, {"optim": {"rate": "wsd", "warmup": 10, "decay": 90}}),
-        (7, {"model": T5 | {"decoder_layers": 3}, "objective": SPANS, "parallel": {"pp": 7}, "train": {"batch": 7}}),
-        (4, {"model": T5, "objective": SPANS, "data": {"seq": 516}, "parallel": {"tp": 4, "sequence": True}}),
-        (2, {"model": T5, "objective": SPANS | {"name": "seq2seq"}, "data": {"target_seq": 10}, "parallel": {"tp": 2}}),
+        (1, {"train": {"global_batch": 8, "batch_ramp": [2, 2, 100]}}),
+        (4, {"advanced": {"float64": True, "engine": "reference"}}),
+        (1, {"optim": {"lr_schedule": "wsd", "warmup_steps": 10, "decay_steps": 90}}),
+        (
+            7,
+            {
+                "model": T5 | {"decoder_layers": 3},
+                "objective": SPANS,
+                "parallel": {"pp": 7},
+                "train": {"global_batch": 7},
+            },
+        ),
+        (
+            4,
+            {
+                "model": T5,
+                "objective": SPANS,
+                "data": {"seq_length": 516},
+                "parallel": {"tp": 4, "sequence_parallel": True},
+            },
+        ),
+        (
+            2,
+            {
+                "model": T5,
+                "objective": SPANS | {"name": "seq2seq"},
+                "data": {"target_seq_length": 10},
+                "parallel": {"tp": 2},
+            },
+        ),
     ],
 )
 def test_what_works_is_not_refused(world, sections):
@@ -86,87 +110,107 @@ WRONG = [
     (2, {"parallel": {"tp": 2}, "model": {"ffn": 1023}}, "parallel.tp"),
     (2, {"parallel": {"tp": 2}, "model": {"vocab": 4097}, "advanced": {"vocab_multiple": 1}}, "parallel.tp"),
     (4, {"parallel": {"tp": 4}, "model": {"heads": 12, "kv_heads": 6, "hidden": 240}}, "parallel.tp"),
-    (1, {"parallel": {"sequence": True}}, "parallel.sequence"),
-    (2, {"parallel": {"tp": 2, "sequence": True}, "data": {"seq": 255}}, "data.seq"),
-    (1, {"train": {"batch": 7, "micro_batch": 2}}, "train.batch"),
-    (3, {}, "train.batch"),
-    (1, {"train": {"batch": 2, "micro_batch": 4}}, "train.batch"),
+    (1, {"parallel": {"sequence_parallel": True}}, "parallel.sequence_parallel"),
+    (2, {"parallel": {"tp": 2, "sequence_parallel": True}, "data": {"seq_length": 255}}, "data.seq_length"),
+    (1, {"train": {"global_batch": 7, "micro_batch": 2}}, "train.global_batch"),
+    (3, {}, "train.global_batch"),
+    (1, {"train": {"global_batch": 2, "micro_batch": 4}}, "train.global_batch"),
     (1, {"train": {"batch_ramp": [3, 2, 100]}}, "train.batch_ramp"),
     (1, {"train": {"batch_ramp": [16, 2, 100]}}, "train.batch_ramp"),
     (1, {"train": {"batch_ramp": [2, 0, 100]}}, "train.batch_ramp"),
     (1, {"train": {"batch_ramp": [2, -2, 100]}}, "train.batch_ramp"),
     (4, {"train": {"batch_ramp": [2, 2, 100]}}, "train.batch_ramp"),
     (8, {"parallel": {"pp": 8}}, "model.layers"),
-    (2, {"parallel": {"pp": 2, "chunks": 3, "schedule": "interleaved"}}, "model.layers"),
-    (2, {"parallel": {"pp": 2, "chunks": 2}}, "parallel.schedule"),
+    (2, {"parallel": {"pp": 2, "virtual_stages": 3, "schedule": "interleaved"}}, "model.layers"),
+    (2, {"parallel": {"pp": 2, "virtual_stages": 2}}, "parallel.schedule"),
     (2, {"parallel": {"pp": 2, "schedule": "interleaved"}}, "parallel.schedule"),
-    (2, {"parallel": {"pp": 2, "chunks": 2, "schedule": "interleaved"}, "train": {"batch": 3}}, "parallel.schedule"),
+    (
+        2,
+        {"parallel": {"pp": 2, "virtual_stages": 2, "schedule": "interleaved"}, "train": {"global_batch": 3}},
+        "parallel.schedule",
+    ),
     (
         2,
         {
-            "parallel": {"pp": 2, "chunks": 2, "schedule": "interleaved"},
-            "train": {"batch": 4, "batch_ramp": [3, 1, 9]},
+            "parallel": {"pp": 2, "virtual_stages": 2, "schedule": "interleaved"},
+            "train": {"global_batch": 4, "batch_ramp": [3, 1, 9]},
         },
         "parallel.schedule",
     ),
-    (1, {"model": {"positions": "rotary"}, "advanced": {"sinusoidal_start": True}}, "advanced.sinusoidal_start"),
-    (1, {"optim": {"warmup": 101}}, "optim.warmup"),
-    (1, {"optim": {"rate": "wsd", "warmup": 50, "decay": 51}}, "optim.decay"),
+    (1, {"model": {"positions": "rotary"}, "advanced": {"sinusoidal_init": True}}, "advanced.sinusoidal_init"),
+    (1, {"optim": {"warmup_steps": 101}}, "optim.warmup_steps"),
+    (1, {"optim": {"lr_schedule": "wsd", "warmup_steps": 50, "decay_steps": 51}}, "optim.decay_steps"),
     (1, {"optim": {"min_lr": 1.0}}, "optim.min_lr"),
-    (2, {"parallel": {"zero": 2}, "advanced": {"engine": "reference"}}, "advanced.engine"),
+    (2, {"parallel": {"zero_stage": 2}, "advanced": {"engine": "reference"}}, "advanced.engine"),
     (
         2,
-        {"parallel": {"zero": 0}, "advanced": {"engine": "deepspeed"}, "train": {"precision": "bf16"}},
-        "parallel.zero",
+        {"parallel": {"zero_stage": 0}, "advanced": {"engine": "deepspeed"}, "train": {"precision": "bf16"}},
+        "parallel.zero_stage",
     ),
-    (2, {"advanced": {"double": True}}, "advanced.double"),
-    (1, {"advanced": {"double": True}, "train": {"device": "cuda"}}, "advanced.double"),
-    (1, {"advanced": {"double": True}, "train": {"precision": "bf16"}}, "advanced.double"),
+    (2, {"advanced": {"float64": True}}, "advanced.float64"),
+    (1, {"advanced": {"float64": True}, "train": {"device": "cuda"}}, "advanced.float64"),
+    (1, {"advanced": {"float64": True}, "train": {"precision": "bf16"}}, "advanced.float64"),
     (1, {"objective": SPANS}, "objective.name"),
     (1, {"model": T5}, "objective.name"),
     (1, {"model": {"positions": "relative"}}, "model.positions"),
     (1, {"model": {"decoder_layers": 2}}, "model.decoder_layers"),
     (1, {"model": {"segments": 2}}, "model.segments"),
-    (1, {"data": {"target_seq": 9}}, "data.target_seq"),
+    (1, {"data": {"target_seq_length": 9}}, "data.target_seq_length"),
     *(
         (1, {"model": T5 | {key: value}, "objective": SPANS}, f"model.{key}")
         for key, value in {
             "positions": "learned",
             "norm_position": "post",
             "embedding_norm": True,
-            "embedding": 128,
+            "embedding_size": 128,
             "segments": 2,
             "relative_buckets": 3,
-            "relative_distance": 16,
+            "relative_max_distance": 16,
         }.items()
     ),
-    (1, {"model": T5, "objective": SPANS, "data": {"target_seq": 9}}, "data.target_seq"),
-    (1, {"model": T5, "objective": SPANS, "data": {"seq": 2}}, "data.seq"),
-    (4, {"model": T5, "objective": SPANS, "data": {"seq": 512}, "parallel": {"tp": 4, "sequence": True}}, "data.seq"),
+    (1, {"model": T5, "objective": SPANS, "data": {"target_seq_length": 9}}, "data.target_seq_length"),
+    (1, {"model": T5, "objective": SPANS, "data": {"seq_length": 2}}, "data.seq_length"),
+    (
+        4,
+        {
+            "model": T5,
+            "objective": SPANS,
+            "data": {"seq_length": 512},
+            "parallel": {"tp": 4, "sequence_parallel": True},
+        },
+        "data.seq_length",
+    ),
     (
         2,
         {
             "model": T5,
             "objective": {"name": "seq2seq"},
-            "data": {"target_seq": 9},
-            "parallel": {"tp": 2, "sequence": True},
+            "data": {"target_seq_length": 9},
+            "parallel": {"tp": 2, "sequence_parallel": True},
         },
-        "data.target_seq",
+        "data.target_seq_length",
     ),
     (8, {"model": T5 | {"decoder_layers": 3}, "objective": SPANS, "parallel": {"pp": 8}}, "model.layers"),
     (1, {"model": T5, "objective": SPANS, "data": {"tokenizer": None}}, "data.tokenizer"),
     (1, {"model": {"family": "bert"}, "objective": {"name": "mlm"}}, "data.tokenizer"),
-    (1, {"model": T5, "objective": SPANS, "data": {"seq": 2100}}, "data.tokenizer"),  # 117 spans, 100 sentinels
-    (1, {"finetune": {"learn": ["head.*"]}}, "finetune.learn"),
-    (1, {"finetune": {"strategy": "progressive", "every": 100}, "train": {"steps": 100}}, "finetune.every"),
+    (1, {"model": T5, "objective": SPANS, "data": {"seq_length": 2100}}, "data.tokenizer"),  # 117 spans, 100 sentinels
+    (1, {"finetune": {"trainable": ["head.*"]}}, "finetune.trainable"),
     (
         1,
-        {"finetune": {"strategy": "progressive", "every": 100, "every_epochs": 2.5}, "train": {"steps": 99}},
-        "finetune.every_epochs",
+        {"finetune": {"strategy": "progressive", "unfreeze_every": 100}, "train": {"steps": 100}},
+        "finetune.unfreeze_every",
+    ),
+    (
+        1,
+        {
+            "finetune": {"strategy": "progressive", "unfreeze_every": 100, "unfreeze_every_epochs": 2.5},
+            "train": {"steps": 99},
+        },
+        "finetune.unfreeze_every_epochs",
     ),
     (1, {"data": {"train": []}}, "data.train"),
     (1, {"train": {"device": "cuda"}}, "train.device"),
-    (1, {"data": {"seq": 10**6}}, "data.seq"),
+    (1, {"data": {"seq_length": 10**6}}, "data.seq_length"),
     (1, {"model": {"vocab": 4095}}, "model.vocab"),
     (1, {"model": {"layers": 96, "hidden": 12288, "heads": 96}}, "model"),
 ]
@@ -202,18 +246,26 @@ def test_a_machine_that_cannot_is_refused(facts, key):
 
 
 def test_the_proposed_length_of_cut_targets_works():
-    sections = {"model": T5 | {"heads": 8}, "objective": SPANS, "parallel": {"tp": 8, "sequence": True}}
-    (problem,) = problems_of(8, data={"seq": 512}, **sections)
+    sections = {"model": T5 | {"heads": 8}, "objective": SPANS, "parallel": {"tp": 8, "sequence_parallel": True}}
+    (problem,) = problems_of(8, data={"seq_length": 512}, **sections)
     assert "not 114" in problem.expected
-    assert problems_of(8, data={"seq": int(problem.fix.split()[-1])}, **sections) == []
+    assert problems_of(8, data={"seq_length": int(problem.fix.split()[-1])}, **sections) == []
 
 
 def test_progressive_learning_reaches_the_embedding_as_proposed():
     """Four blocks, two at a time: four groups in a hundred steps."""
-    sections = {"train": {"steps": 100}, "finetune": {"strategy": "progressive", "every": 100, "blocks": 2}}
+    sections = {
+        "train": {"steps": 100},
+        "finetune": {"strategy": "progressive", "unfreeze_every": 100, "unfreeze_blocks": 2},
+    }
     (problem,) = problems_of(1, **sections)
-    assert problem.fix == "set finetune.every=25, or train longer"
-    assert problems_of(1, **sections | {"finetune": {"strategy": "progressive", "every": 25, "blocks": 2}}) == []
+    assert problem.fix == "set finetune.unfreeze_every=25, or train longer"
+    assert (
+        problems_of(
+            1, **sections | {"finetune": {"strategy": "progressive", "unfreeze_every": 25, "unfreeze_blocks": 2}}
+        )
+        == []
+    )
 
 
 def test_deepspeed_is_not_asked_for_where_it_is_not_used():
@@ -224,13 +276,20 @@ def test_all_problems_come_at_once():
     problems = problems_of(
         3,
         model={"hidden": 250, "kv_heads": 3},
-        parallel={"sequence": True},
-        optim={"warmup": 1000, "min_lr": 1.0},
+        parallel={"sequence_parallel": True},
+        optim={"warmup_steps": 1000, "min_lr": 1.0},
         data={"train": []},
     )
     keys = {p.key for p in problems}
-    assert keys >= {"model.hidden", "model.kv_heads", "parallel.sequence", "optim.warmup", "optim.min_lr", "data.train"}
-    assert "train.batch" in keys
+    assert keys >= {
+        "model.hidden",
+        "model.kv_heads",
+        "parallel.sequence_parallel",
+        "optim.warmup_steps",
+        "optim.min_lr",
+        "data.train",
+    }
+    assert "train.global_batch" in keys
 
 
 @pytest.mark.parametrize("tp", range(1, 9))
@@ -239,7 +298,9 @@ def test_kv_heads_and_tp_agree_or_are_refused(tp, kv_heads):
     """Against the definition: the slices of the key/value heads must be whole heads, the same number on each rank."""
     allowed = kv_heads % tp == 0 or tp % kv_heads == 0
     sections = {"model": {"heads": 8 * 7 * 15, "head_dim": 2, "kv_heads": kv_heads, "ffn": 840}}
-    problems = problems_of(tp, parallel={"tp": tp}, advanced={"vocab_multiple": 840}, train={"batch": 8}, **sections)
+    problems = problems_of(
+        tp, parallel={"tp": tp}, advanced={"vocab_multiple": 840}, train={"global_batch": 8}, **sections
+    )
     assert (problems == []) == allowed
 
 
@@ -254,7 +315,7 @@ def test_layout_for_gives_dp_what_is_left():
 def test_the_closed_form_counts_gpt2_small():
     """124,439,808 parameters, and 47 padded rows."""
     config = config_of(
-        model={"layers": 12, "hidden": 768, "heads": 12, "vocab": 50257}, data={"seq": 1024, "train": "c"}
+        model={"layers": 12, "hidden": 768, "heads": 12, "vocab": 50257}, data={"seq_length": 1024, "train": "c"}
     )
     assert readiness.parameters(config) == 124_439_808 + 47 * 768
 
@@ -262,7 +323,7 @@ def test_the_closed_form_counts_gpt2_small():
 @pytest.mark.parametrize("zero, expected", [(0, 16), (1, 4 + 4 + 8 / 4), (2, 4 + 12 / 4), (3, 16 / 4)])
 def test_state_bytes_follow_the_zero_paper(zero, expected):
     """Rajbhandari et al. 2020, figure 1, in float32: weights 4, gradients 4, moments 8 bytes for each parameter."""
-    config = config_of(parallel={"zero": zero})
+    config = config_of(parallel={"zero_stage": zero})
     assert readiness.state_bytes(config, Layout(dp=4)) == pytest.approx(
         readiness.parameters(config) * expected, rel=1e-6
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from roots_dist.config.load import known_keys, load, nearest, read, to_yaml
+from roots_dist.config.renamed import RENAMED
 from roots_dist.config.schema import Config, Source
 from roots_dist.errors import ConfigError
 
@@ -28,12 +29,12 @@ def refused(path, overrides=()):
 
 def test_values_keep_their_types_and_their_origin(write):
     path = write("optim:\n  lr: 1e-4\ndata:\n  train: corpus/a\n  validation: [b, {path: c, weight: 2}]\n")
-    found = read(path, ["model.layers=3", "track.tags=[x, 'y z']", "track.name='7'", "optim.decay="])
+    found = read(path, ["model.layers=3", "track.tags=[x, 'y z']", "track.name='7'", "optim.decay_steps="])
     assert found.config.optim.lr == 1e-4
     assert found.config.data.train == (Source(path="corpus/a"),)
     assert found.config.data.validation == (Source(path="b"), Source(path="c", weight=2.0))
     assert found.config.track.tags == ("x", "y z") and found.config.track.name == "7"
-    assert found.config.optim.decay is None
+    assert found.config.optim.decay_steps is None
     assert found.origins["optim.lr"] == f"{path}:2" and found.origins["data.validation.1.weight"] == f"{path}:5"
     assert found.origins["model.layers"] == "command line"
 
@@ -69,12 +70,12 @@ def test_what_is_printed_reads_back_equal(write):
         ("model:\n  layers: true\n", "model.layers", 2, "Transformer blocks"),
         ("model:\n  layers: 2.0\n", "model.layers", 2, "Transformer blocks"),
         ("model:\n  layers: 0\n", "model.layers", 2, "Transformer blocks"),
-        ("model:\n  tied: 1\n", "model.tied", 2, "embedding"),
+        ("model:\n  tied_embeddings: 1\n", "model.tied_embeddings", 2, "embedding"),
         ("model: {dropout: 1.0}\n", "model.dropout", 1, "embedding"),
         ("optim: {lr: .nan}\n", "optim.lr", 1, "such a value"),
         ("optim: {eps: .inf}\n", "optim.eps", 1, "such a value"),
         ("optim: {lr: -1e-4}\n", "optim.lr", 1, "such a value"),
-        ("parallel: {zero: 4}\n", "parallel.zero", 1, "optimizer"),
+        ("parallel: {zero_stage: 4}\n", "parallel.zero_stage", 1, "optimizer"),
         ("parallel: {schedule: 1F1B}\n", "parallel.schedule", 1, "choose one of"),
         ("train: {device: gpu}\n", "train.device", 1, "'cuda'"),
         ("train: {batch_ramp: [1, 2]}\n", "train.batch_ramp.2", 1, "give"),
@@ -157,3 +158,15 @@ def test_what_a_user_meets_is_about_sixty_keys():
     """Who pre-trains: generator.* is for one family, finetune.* for another verb."""
     special = ("advanced.", "generator.", "finetune.")
     assert len([k for k in known_keys() if "." in k and not k.startswith(special)]) <= 80
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_key_under_its_old_name_is_refused_with_the_new_one(tmp_path, old):
+    section, _, name = old.partition(".")
+    path = tmp_path / "run.yaml"
+    path.write_text(f"{section}:\n  {name}: 1\n")
+    for refused in (lambda: read(path), lambda: read(path, [f"{old}=1"])):
+        with pytest.raises(ConfigError) as caught:
+            refused()
+        assert f"{old} = 1" in str(caught.value) and f"Fix: it is called {RENAMED[old]} now." in str(caught.value)
+    assert RENAMED[old] in known_keys() and old not in known_keys()

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from roots_dist.config.init_from import complete_from_model
 from roots_dist.config.load import read, to_yaml
 from roots_dist.config.schema import Config
-from roots_dist.config.start import begun
 from roots_dist.errors import ConfigError
 
 
@@ -20,22 +20,27 @@ def asked(start: Path, there: dict, *overrides: str) -> Config:
     """The config that `overrides` make, going on from a run whose config.yaml says `there`."""
     (start / "config.yaml").write_text(to_yaml(Config.model_validate(there)))
     task = start.parent / "task.yaml"
-    task.write_text(f"finetune: {{start: {start}}}\n")
-    return begun(read(task, overrides)).config
+    task.write_text(f"finetune: {{init_from: {start}}}\n")
+    return complete_from_model(read(task, overrides)).config
 
 
-LORA = {"finetune": {"strategy": "lora", "rank": 4, "alpha": 8.0, "targets": ("up",)}}
+LORA = {"finetune": {"strategy": "lora", "lora_rank": 4, "lora_alpha": 8.0, "lora_targets": ("up",)}}
 
 
 def test_adapters_that_are_gone_on_with_are_those_of_the_start(start):
     f = asked(start, LORA, "finetune.strategy=lora").finetune
-    assert (f.rank, f.alpha, f.targets) == (4, 8.0, ("up",))
+    assert (f.lora_rank, f.lora_alpha, f.lora_targets) == (4, 8.0, ("up",))
     f = asked(start, {}, "finetune.strategy=lora").finetune  # nothing is there yet to agree with
-    assert (f.rank, f.alpha) == (8, 16.0)
+    assert (f.lora_rank, f.lora_alpha) == (8, 16.0)
 
 
 @pytest.mark.parametrize(
-    "wrong, key", [("rank=8", "finetune.rank"), ("alpha=16", "finetune.alpha"), ("targets=[query]", "finetune.targets")]
+    "wrong, key",
+    [
+        ("lora_rank=8", "finetune.lora_rank"),
+        ("lora_alpha=16", "finetune.lora_alpha"),
+        ("lora_targets=[query]", "finetune.lora_targets"),
+    ],
 )
 def test_adapters_of_another_size_or_scale_are_refused(start, wrong, key):
     with pytest.raises(ConfigError) as refused:
@@ -52,7 +57,7 @@ def test_a_start_with_adapters_wants_lora_or_to_be_merged(start):
 
 @pytest.mark.parametrize("again", ["{}", "{}/", "{}/../run"])
 def test_a_run_is_not_written_into_what_it_starts_from(start, again):
-    with pytest.raises(ConfigError, match="track.folder = .*: expected another folder than finetune.start"):
+    with pytest.raises(ConfigError, match="track.folder = .*: expected another folder than finetune.init_from"):
         asked(start, {}, f"track.folder={again.format(start)}")
 
 
@@ -62,14 +67,14 @@ def test_a_run_that_has_begun_goes_on_without_its_start(start):
         {
             "model": {"hidden": 64, "heads": 2},
             "objective": {"name": "instruct"},
-            "finetune": {"start": f"{start}/gone"},
+            "finetune": {"init_from": f"{start}/gone"},
         },
     )
     assert not gone.exists()
-    c = asked(start, own, f"finetune.start={gone}", f"track.folder={start}")
+    c = asked(start, own, f"finetune.init_from={gone}", f"track.folder={start}")
     assert (c.model.hidden, c.objective.name, c.track.folder) == (64, "instruct", str(start))
     with pytest.raises(ConfigError, match="model.hidden = 128 .*: expected 64"):
-        asked(start, own, f"finetune.start={gone}", f"track.folder={start}", "model.hidden=128")
+        asked(start, own, f"finetune.init_from={gone}", f"track.folder={start}", "model.hidden=128")
 
 
 @pytest.mark.parametrize(
@@ -77,10 +82,10 @@ def test_a_run_that_has_begun_goes_on_without_its_start(start):
     [
         ("track.folder={}/new",),
         ("track.folder={}", "checkpoint.resume=false"),
-        ("track.folder={}", "finetune.start={}/2"),
+        ("track.folder={}", "finetune.init_from={}/2"),
     ],
 )
 def test_a_run_that_begins_needs_its_start(start, words):
-    own = {"finetune": {"start": f"{start}/gone"}}
-    with pytest.raises(ConfigError, match="finetune.start = .*: expected the folder of a run or of an import"):
-        asked(start, own, f"finetune.start={start}/gone", *(word.format(start) for word in words))
+    own = {"finetune": {"init_from": f"{start}/gone"}}
+    with pytest.raises(ConfigError, match="finetune.init_from = .*: expected the folder of a run or of an import"):
+        asked(start, own, f"finetune.init_from={start}/gone", *(word.format(start) for word in words))

@@ -8,9 +8,9 @@ import pytest
 
 from roots_dist.accounting.sizes import parameters
 from roots_dist.checks.checks import check, layout_for
+from roots_dist.config.init_from import complete_from_model
 from roots_dist.config.load import load, read, to_yaml
 from roots_dist.config.schema import Config
-from roots_dist.config.start import begun
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 WORLDS = {
@@ -94,7 +94,7 @@ def whole(name: str, place: Path) -> Config:
     asked = read(CONFIGS / f"{name}.yaml")
     if name in STARTS:
         whole(STARTS[name], place)
-    config = begun(asked).config
+    config = complete_from_model(asked).config
     if config.objective.name in ("classify", "tag"):
         config = config.changed({"finetune.labels": ("a", "b")})
     folder = place / config.track.folder
@@ -106,7 +106,7 @@ def whole(name: str, place: Path) -> Config:
 @pytest.mark.parametrize("name", STARTS)
 def test_a_shipped_config_of_fine_tuning_works_out_on_the_model_that_it_starts_from(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert load(CONFIGS / f"{name}.yaml").finetune.start == load(CONFIGS / f"{STARTS[name]}.yaml").track.folder
+    assert load(CONFIGS / f"{name}.yaml").finetune.init_from == load(CONFIGS / f"{STARTS[name]}.yaml").track.folder
     start, config = whole(STARTS[name], tmp_path), whole(name, tmp_path)
     assert check(config, 4) == [] and config.model.hidden == start.model.hidden
 

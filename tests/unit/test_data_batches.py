@@ -33,7 +33,9 @@ def opened(config, sources, **place):
 
 def config(*sources, **train):
     return Config(
-        model=Model(vocab=VOCAB), data=Data(seq=SEQ), train=Train(**{"batch": 12, "micro_batch": 1, **train})
+        model=Model(vocab=VOCAB),
+        data=Data(seq_length=SEQ),
+        train=Train(**{"global_batch": 12, "micro_batch": 1, **train}),
     ), sources
 
 
@@ -53,7 +55,7 @@ def two(tmp_path):
 
 
 def test_a_sample_is_a_window_of_the_stream_and_targets_follow_tokens(tmp_path):
-    batches = opened(*config(Source(path=corpus(tmp_path / "a", 81)), batch=10))
+    batches = opened(*config(Source(path=corpus(tmp_path / "a", 81)), global_batch=10))
     assert batches.num_samples == 10
     for epoch in range(2):
         found = rows(batches.at(epoch))
@@ -78,13 +80,13 @@ def test_a_step_holds_the_same_samples_in_every_layout(two, dp, micro):
 
 def test_sources_are_blended_by_weight_and_each_is_permuted_in_its_own_way(tmp_path):
     same = [Source(path=corpus(tmp_path / name, 801)) for name in "ab"]
-    first = [tokens[0] for _, (tokens, _) in sorted(rows(opened(*config(*same, batch=100)).at(0)).items())]
+    first = [tokens[0] for _, (tokens, _) in sorted(rows(opened(*config(*same, global_batch=100)).at(0)).items())]
     assert first[0::2] != first[1::2]
     weighted = [
         Source(path=corpus(tmp_path / "c", 410), weight=3),
         Source(path=corpus(tmp_path / "d", 200, 500), weight=1),
     ]
-    found = rows(opened(*config(*weighted, batch=40)).at(3))
+    found = rows(opened(*config(*weighted, global_batch=40)).at(3))
     assert sum(tokens[0] >= 500 for tokens, _ in found.values()) == 10
 
 
@@ -103,7 +105,7 @@ def test_another_seed_is_another_order(two):
 def test_evaluation_takes_each_sample_once_and_ranks_stay_together(two, dp, micro, count):
     batch = dp * micro
     parts = [
-        list(opened(*config(*two, batch=batch, micro_batch=micro), dp_rank=r, dp_size=dp).evaluation(count))
+        list(opened(*config(*two, global_batch=batch, micro_batch=micro), dp_rank=r, dp_size=dp).evaluation(count))
         for r in range(dp)
     ]
     assert len({len(part) for part in parts}) == 1
@@ -111,7 +113,7 @@ def test_evaluation_takes_each_sample_once_and_ranks_stay_together(two, dp, micr
     scored = {number: row for number, row in everything.items() if set(row[1]) != {IGNORE}}
     wanted = min(count, 75)  # 51 samples in a, 24 in b
     assert sorted(scored) == list(range(wanted)) and len({tuple(tokens) for tokens, _ in scored.values()}) == wanted
-    assert scored == rows(list(opened(*config(*two, batch=1)).evaluation(count)))
+    assert scored == rows(list(opened(*config(*two, global_batch=1)).evaluation(count)))
     objective = CausalTokens(config()[0])
     assert sum(objective.counts(batch)["clm"] for part in parts for batch in part) == wanted * SEQ
 
@@ -125,7 +127,7 @@ def test_an_id_outside_the_vocabulary_names_its_document(tmp_path, at):
             writer.add(ids[start : start + 10])
         writer.commit()
     with pytest.raises(DataError) as error:
-        opened(*config(Source(path=str(tmp_path / "a")), batch=10)).at(0)
+        opened(*config(Source(path=str(tmp_path / "a")), global_batch=10)).at(0)
     text = str(error.value)
     assert re.match(rf"token id in sample ({at // SEQ}|{max(at - 1, 0) // SEQ}) of {tmp_path / 'a'} = 1000: ", text)
     assert "expected 0 or more and below model.vocab = 1000. Fix: set model.vocab" in text
@@ -136,7 +138,7 @@ def test_negative_ids_are_found(tmp_path):
         writer.add(np.array([1] * 20 + [-7] + [1] * 20, dtype="<i4"))
         writer.commit()
     with pytest.raises(DataError, match=r"sample 2 of .*/a = -7"):
-        opened(*config(Source(path=str(tmp_path / "a")), batch=5)).at(0)
+        opened(*config(Source(path=str(tmp_path / "a")), global_batch=5)).at(0)
 
 
 def test_what_cannot_make_batches_is_refused(tmp_path, two):
@@ -146,7 +148,7 @@ def test_what_cannot_make_batches_is_refused(tmp_path, two):
         opened(*config())
     with pytest.raises(ConfigError) as error:
         opened(*config(*two, micro_batch=4), dp_rank=0, dp_size=2)
-    assert [(p.key, p.found) for p in error.value.problems] == [("train.batch", 12)]
+    assert [(p.key, p.found) for p in error.value.problems] == [("train.global_batch", 12)]
     with pytest.raises(ConfigError) as error:
         opened(*config(*two, micro_batch=4, batch_ramp=(6, 6, 100)))
     assert [(p.key, p.found) for p in error.value.problems] == [("train.batch_ramp gives a batch", 6)]
@@ -170,10 +172,10 @@ def test_a_microbatch_is_of_whole_numbers_and_counts_what_is_scored(two):
 
 
 def test_borders_begin_anew_with_each_document(tmp_path):
-    changed = config()[0].changed({"objective.borders": True})
+    changed = config()[0].changed({"objective.reset_at_documents": True})
     (source,) = (Source(path=corpus(tmp_path / "a", 81)),)
     objective = CausalTokens(changed)
     found = objective.sample(objective.open(source.path), 1, np.random.default_rng(0))
     assert found["tokens"].tolist() == list(range(8, 16)) and found["targets"].tolist() == list(range(9, 17))
     assert found["documents"].tolist() == [1] * 6 + [2] * 2  # documents of 7 tokens: 7-13, 14-20
-    assert found["places"].tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
+    assert found["position_ids"].tolist() == [0, 1, 2, 3, 4, 5, 0, 1]

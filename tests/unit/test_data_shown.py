@@ -9,7 +9,7 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import DataError
 from roots_dist.learning.data.store import Writer
 from roots_dist.learning.data.tokenizer import train
-from roots_dist.learning.objectives.shown import sample_lines
+from roots_dist.learning.objectives.show_sample import sample_lines
 
 TEXTS = [f"Fellow citizens of the year {year}, the Treasury and the Navy are in order." for year in range(1790, 1860)]
 
@@ -27,7 +27,7 @@ def place(tmp_path_factory):
 
 
 def config(place, **sections) -> Config:
-    data = {"train": str(place / "text"), "tokenizer": str(place / "tokenizer.json"), "seq": 40} | sections.pop(
+    data = {"train": str(place / "text"), "tokenizer": str(place / "tokenizer.json"), "seq_length": 40} | sections.pop(
         "data", {}
     )
     return Config.model_validate({"model": {"vocab": 220}, "data": data} | sections)
@@ -47,7 +47,7 @@ def test_spans_are_shown_as_texts_with_sentinels(place):
 
 
 def test_numbers_are_shown_in_runs_and_without_a_tokenizer_ids(place):
-    c = config(place, objective={"borders": True}, data={"tokenizer": None})
+    c = config(place, objective={"reset_at_documents": True}, data={"tokenizer": None})
     shown = dict(line.split("\n    ") for line in sample_lines(c, step=0))
     assert all(word.isdecimal() for word in shown["tokens, 40"].split())
     assert sum(int(run.strip(")").partition("×")[2]) for run in shown["documents, 40"].split(", ")) == 40

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from roots_dist.accounting.bounds import Least
+from roots_dist.accounting.bounds import Bounds
 from roots_dist.config.schema import Config
 from roots_dist.runs.track.metrics import NAMES
-from roots_dist.runs.train.duties import duties
+from roots_dist.runs.train.callbacks import callbacks
 from roots_dist.runs.train.step import StepReport
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.stopwatch import Stopwatch
@@ -25,10 +25,10 @@ def test_steps_that_were_left_out_are_counted_where_that_can_be(wish, counted):
         tokens=100,
         skipped=2,
         peak_flops=None,
-        least=Least(None, 1.0),
+        bounds=Bounds(None, 1.0),
         trackers=SimpleNamespace(log=lambda step, numbers: told.update(numbers)),
     )
-    report, _ = duties(session)
+    report, _ = callbacks(session)
     session.step, session.tokens = 4, 140
     report(session, StepReport(math.nan, math.nan, {"clm": math.nan}, {}, skipped="loss is not finite"))
     assert told.get("train/skipped_steps") == counted

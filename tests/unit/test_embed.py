@@ -8,9 +8,9 @@ from roots_dist.world.mesh import Mesh
 
 
 def places(start: bool) -> torch.Tensor:
-    sections = {"model": {"hidden": 64, "layers": 1, "init_std": 0.3, "max_positions": 24}, "data": {"seq": 16}}
-    model = build_model(Config.model_validate(sections | {"advanced": {"sinusoidal_start": start}}), Mesh.single())
-    (table,) = (p.tensor.detach() for p in model.params if p.name == "embed.places")
+    sections = {"model": {"hidden": 64, "layers": 1, "init_std": 0.3, "max_positions": 24}, "data": {"seq_length": 16}}
+    model = build_model(Config.model_validate(sections | {"advanced": {"sinusoidal_init": start}}), Mesh.single())
+    (table,) = (p.tensor.detach() for p in model.params if p.name == "embed.position_embedding")
     assert table.shape == (24, 64)
     return table
 

@@ -17,7 +17,7 @@ from roots_dist.config.schema import Advanced, Config, Data, Model, Train
 def config(seq: int, multiple: int = 1, train: dict | None = None, **model) -> Config:
     return Config(
         model=Model(**model),
-        data=Data(seq=seq),
+        data=Data(seq_length=seq),
         advanced=Advanced(vocab_multiple=multiple),
         train=Train(**(train or {})),
     )
@@ -26,11 +26,11 @@ def config(seq: int, multiple: int = 1, train: dict | None = None, **model) -> C
 GPT2 = config(1024, layers=12, hidden=768, heads=12, vocab=50257)
 BLOOM = config(
     2048, 512, layers=70, hidden=14336, heads=112, vocab=250680, positions="alibi", embedding_norm=True,
-    train={"batch": 2048, "recompute": "full"},
+    train={"global_batch": 2048, "recompute": "full"},
 )  # fmt: skip
 LLAMA3 = config(
     8192, layers=32, hidden=4096, heads=32, kv_heads=8, ffn=14336, vocab=128256, positions="rotary", norm="rmsnorm",
-    activation="swiglu", bias=False, tied=False,
+    activation="swiglu", bias=False, tied_embeddings=False,
 )  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def test_parameters_are_those_that_were_published(of, published):
 
 SHAPES = {
     "gelu, tied": {},
-    "swiglu, grouped heads, untied": {"kv_heads": 2, "activation": "swiglu", "tied": False, "bias": False},
+    "swiglu, grouped heads, untied": {"kv_heads": 2, "activation": "swiglu", "tied_embeddings": False, "bias": False},
     "rmsnorm": {"norm": "rmsnorm"},
     "wide heads, rotary": {"head_dim": 32, "positions": "rotary", "embedding_norm": True},
     "post-norm": {"norm_position": "post", "positions": "alibi"},
@@ -56,13 +56,13 @@ SHAPES = {
 def test_flops_and_parameters_are_those_of_the_model(shape):
     """torch counts what the model computes. The math kernel computes attention in full."""
     from roots_dist.learning.models.gpt import pieces
-    from roots_dist.parallel.tensor.collectives import Split
+    from roots_dist.parallel.tensor.collectives import TensorParallel
     from roots_dist.world.batch import MicroBatch
     from roots_dist.world.sharding import initialize, parameters_of
 
     c = config(16, 8, layers=2, hidden=32, heads=4, vocab=60, **SHAPES[shape])
     built = {}
-    for piece in pieces(c, Split()):
+    for piece in pieces(c, TensorParallel()):
         built[piece.name] = piece.build(built)
     params = parameters_of(built.items())
     initialize(params, 0)
@@ -95,7 +95,9 @@ def test_conventions_are_the_formulas_of_the_papers():
 
 def test_52_per_cent_of_peak_at_1t_are_39_of_model_flops():
     """Narayanan et al. 2021, table 1, last row: 163 TFLOP/s on each of 3072 A100, 52 %, recomputation counted."""
-    c = config(2048, layers=128, hidden=25600, heads=160, vocab=51200, train={"batch": 3072, "recompute": "full"})
+    c = config(
+        2048, layers=128, hidden=25600, heads=160, vocab=51200, train={"global_batch": 3072, "recompute": "full"}
+    )
     seconds = flops_per_step(c, convention="hardware") / (3072 * 163e12)
     assert mfu(flops_per_step(c, convention="hardware"), seconds, 312e12, 3072) == pytest.approx(0.522, abs=1e-3)
     assert mfu(flops_per_step(c, convention="full"), seconds, 312e12, 3072) == pytest.approx(0.392, abs=1e-3)
@@ -145,6 +147,6 @@ def test_a_cpu_is_measured_in_half_a_second_and_a_product_is_not_faster():
 
 
 def test_arithmetic_needs_no_torch():
-    modules = "roots_dist.accounting.flops, roots_dist.accounting.peaks, roots_dist.parallel.optim.rates, roots_dist.storage.checkpoint.keep"
+    modules = "roots_dist.accounting.flops, roots_dist.accounting.peaks, roots_dist.parallel.optim.lr_schedules, roots_dist.storage.checkpoint.keep"
     code = f"import sys, {modules}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

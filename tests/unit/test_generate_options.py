@@ -36,7 +36,7 @@ def config(place, name: str, **changes) -> Config:
     tree = {
         "model": {"family": family, "layers": 1, "hidden": 16, "heads": 2, "vocab": 400, **model},
         "objective": {"name": "clm" if name == "rotary" else name},
-        "data": {"seq": 24, "tokenizer": str(place / f"{kind}.json")},
+        "data": {"seq_length": 24, "tokenizer": str(place / f"{kind}.json")},
         "finetune": {"labels": labels},
     }
     return Config.model_validate(tree).changed(changes)
@@ -104,7 +104,7 @@ def test_a_run_without_a_tokenizer_or_with_an_unknown_label_says_so(place):
     with pytest.raises(
         UserError, match="expected a second text: this model has learned from pairs. Fix: give it with --pair TEXT"
     ):
-        generate.check(config(place, "classify", **{"finetune.pair": "other"}), GenerateOptions(prompt="a"))
+        generate.check(config(place, "classify", **{"finetune.pair_column": "other"}), GenerateOptions(prompt="a"))
 
 
 def test_who_does_not_converse_says_so_in_one_line(place):
@@ -162,7 +162,7 @@ def test_what_a_template_closes_an_answer_with_ends_it(place):
     (place / "marked.json").write_text(backend.to_str())
     template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     (place / "marked.jinja").write_text(template)
-    changes = {"data.tokenizer": str(place / "marked.json"), "finetune.template": str(place / "marked.jinja")}
+    changes = {"data.tokenizer": str(place / "marked.json"), "finetune.chat_template": str(place / "marked.jinja")}
     words = wording(config(place, "instruct", **changes), talks=True)
     assert words.ends == {backend.token_to_id("<|im_end|>"), backend.token_to_id("<|endoftext|>")}
     assert Given("x").place == "prompt" and len(words.ids("a")) < len(words.ids("a b c d e f"))

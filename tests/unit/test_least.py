@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from roots_dist.accounting.bounds import GIB, least
+from roots_dist.accounting.bounds import GIB, bounds
 from roots_dist.accounting.flops import flops_per_step
 from roots_dist.config.load import load
 from roots_dist.config.schema import Config
@@ -17,7 +17,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 def test_bloom_took_more_than_is_possible_and_less_than_three_times_as_much():
     """384 A100 (312 TFLOP/s), TP4 × PP12 × DP8: 105 s per step at 2,048 samples, and 80 GB of memory per GPU."""
-    bound = least(load(CONFIGS / "bloom-176b.yaml"), Layout(dp=8, pp=12, tp=4), 384 * 312e12)
+    bound = bounds(load(CONFIGS / "bloom-176b.yaml"), Layout(dp=8, pp=12, tp=4), 384 * 312e12)
     assert 105 / 3 < bound.step_s < 105 and bound.memory_gib * GIB < 80e9
 
 
@@ -26,16 +26,16 @@ def test_bloom_took_more_than_is_possible_and_less_than_three_times_as_much():
 )
 def test_a_pipeline_adds_its_bubble(schedule, pp, bubble):
     config = Config.model_validate(
-        {"model": {"layers": 4}, "parallel": {"pp": pp, "schedule": schedule}, "train": {"batch": 8}}
+        {"model": {"layers": 4}, "parallel": {"pp": pp, "schedule": schedule}, "train": {"global_batch": 8}}
     )
-    bound = least(config, Layout(pp=pp), 1e12)
+    bound = bounds(config, Layout(pp=pp), 1e12)
     assert bound.step_s == pytest.approx(flops_per_step(config) / 1e12 * (1 + bubble))
 
 
 def test_without_a_peak_there_is_no_time_and_adapters_promise_less():
-    config = Config.model_validate({"train": {"batch": 4}})
-    unknown = least(config, Layout(), None)
+    config = Config.model_validate({"train": {"global_batch": 4}})
+    unknown = bounds(config, Layout(), None)
     assert unknown.step_s is None and "plan/step_s" not in unknown.metrics() and str(unknown).startswith("at least 0.")
-    tuned = least(config.changed({"finetune.strategy": "lora"}), Layout(), 1e12)
-    whole = least(config, Layout(), 1e12)
+    tuned = bounds(config.changed({"finetune.strategy": "lora"}), Layout(), 1e12)
+    whole = bounds(config, Layout(), 1e12)
     assert tuned.step_s == pytest.approx(whole.step_s / 3) and tuned.memory_gib < whole.memory_gib / 2

@@ -10,11 +10,11 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import DataError
 from roots_dist.learning.data.specials import synthetic
 from roots_dist.learning.data.store import Corpus
-from roots_dist.learning.models.draw import draw
+from roots_dist.learning.models.sample_tokens import draw
 from roots_dist.learning.objectives import OBJECTIVES
 from roots_dist.learning.objectives.mlm import hide
 from roots_dist.learning.objectives.synthetic import random_source
-from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.testing.world import on_world
 from roots_dist.world import rng
 from roots_dist.world.batch import IGNORE, PADDING
@@ -28,7 +28,7 @@ def config(name="mlm", seq=64, **objective) -> Config:
         {
             "model": {"vocab": VOCAB, "family": "bert", "segments": 2},
             "objective": {"name": name, **objective},
-            "data": {"seq": seq},
+            "data": {"seq_length": seq},
         }
     )
 
@@ -85,11 +85,11 @@ def test_the_collator_of_transformers_hides_as_often():
 def test_whole_words_are_hidden_whole():
     draw_ = np.random.default_rng(0)
     tokens = draw_.choice(SPECIALS.words, size=50_000)
-    _, targets = hide(tokens, SPECIALS, config(whole_words=True).objective, draw_)
-    hidden, goes_on = targets != IGNORE, SPECIALS.continues[tokens]
-    goes_on[0] = False
-    assert (hidden[1:] == hidden[:-1])[goes_on[1:]].all()
-    first = ~goes_on
+    _, targets = hide(tokens, SPECIALS, config(whole_word_mask=True).objective, draw_)
+    hidden, has_past = targets != IGNORE, SPECIALS.continues[tokens]
+    has_past[0] = False
+    assert (hidden[1:] == hidden[:-1])[has_past[1:]].all()
+    first = ~has_past
     assert near(hidden[first].sum(), first.sum(), 0.15)
 
 
@@ -147,7 +147,7 @@ def drawn(rank: int, size: int, n: int) -> list[int]:
     weight, hidden = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((16, 4), (1, 4)))
     mine = weight.chunk(size)[rank]
     rows = rng.fold(7, torch.arange(n))
-    return draw(Split(mesh.tp), hidden.expand(n, -1), mine, None, rows, vocab=13).tolist()
+    return draw(TensorParallel(mesh.tp), hidden.expand(n, -1), mine, None, rows, vocab=13).tolist()
 
 
 def test_draws_follow_the_softmax_and_no_layout():

@@ -95,7 +95,9 @@ def test_shares_are_those_of_the_paper():
 def test_shares_are_those_of_the_config(mask, random):
     specials = synthetic(VOCAB)
     tokens = texts(specials)[:1000]
-    shown, targets = hidden(tokens, specials, masked=0.3, mask_share=mask, random_share=random)
+    shown, targets = hidden(
+        tokens, specials, mask_probability=0.3, mask_replace_probability=mask, random_replace_probability=random
+    )
     s = Statistics(tokens, shown, targets, ~specials.special[tokens])
     among = len(specials.words)
     assert near(s.hidden, s.words, 0.3)
@@ -175,7 +177,7 @@ def words_of(text: np.ndarray, specials: Specials) -> list[list[int]]:
 def test_whole_words_are_chosen_together():
     specials = synthetic(VOCAB)
     tokens = texts(specials)[:1500]
-    shown, targets = hidden(tokens, specials, whole_words=True)
+    shown, targets = hidden(tokens, specials, whole_word_mask=True)
     s = Statistics(tokens, shown, targets, ~specials.special[tokens])
     words = chosen = mixed = 0
     for text, seen, row in zip(tokens, shown, targets):
@@ -201,7 +203,11 @@ def test_whole_words_are_those_of_transformers(tmp_path):
     options = dict(whole_word_mask=True, mask_replace_prob=1.0, random_replace_prob=0.0)
     shown, targets = theirs(tokens, tokenizer, np.stack([ends - 1, ends], -1), **options)
     ordinary = ~specials.special[tokens]
-    ours = Statistics(tokens, *hidden(tokens, specials, whole_words=True, mask_share=1.0, random_share=0.0), ordinary)
+    ours = Statistics(
+        tokens,
+        *hidden(tokens, specials, whole_word_mask=True, mask_replace_probability=1.0, random_replace_probability=0.0),
+        ordinary,
+    )
     their = Statistics(tokens, shown, targets, ordinary)
     for text, row in zip(tokens[:500], targets):
         for word in words_of(text, specials):
@@ -222,7 +228,9 @@ def corpus(tokens: int) -> Corpus:
 
 def objective(seq: int = 32, **changes: object) -> MaskedTokens:
     specials = synthetic(VOCAB)
-    config = Config(model={"family": "bert", "vocab": VOCAB}, objective={"name": "mlm"} | changes, data={"seq": seq})
+    config = Config(
+        model={"family": "bert", "vocab": VOCAB}, objective={"name": "mlm"} | changes, data={"seq_length": seq}
+    )
     return MaskedTokens(config, specials)
 
 
@@ -238,9 +246,9 @@ def test_a_sample_is_a_window_between_cls_and_sep_across_documents():
 def test_a_mask_is_a_function_of_its_number_and_differs_each_time_that_a_text_comes_by():
     """Dynamic masking (Liu et al. 2019, 4.1): the same window under another number is hidden elsewhere."""
     source = corpus(1000)
-    once, again, later = (objective().sample(source, 3, drawn(key)) for key in (7, 7, 8))
+    once, again, deferred = (objective().sample(source, 3, drawn(key)) for key in (7, 7, 8))
     assert all(np.array_equal(once[k], again[k]) for k in once)
-    assert not np.array_equal(once["targets"], later["targets"])
+    assert not np.array_equal(once["targets"], deferred["targets"])
 
 
 def test_every_epoch_hides_other_places():
@@ -254,8 +262,8 @@ def test_every_epoch_hides_other_places():
     seen: list[tuple] = []
     for micro, batch in ((1, 3), (3, 6)):
         config = Config(
-            model={"family": "bert", "vocab": VOCAB}, objective={"name": "mlm"}, data={"seq": 32},
-            train={"batch": batch, "micro_batch": micro, "steps": 100},
+            model={"family": "bert", "vocab": VOCAB}, objective={"name": "mlm"}, data={"seq_length": 32},
+            train={"global_batch": batch, "micro_batch": micro, "steps": 100},
         )  # fmt: skip
         batches = Batches(config, made, [source], [1.0])
         rows = []
@@ -272,7 +280,7 @@ def test_every_epoch_hides_other_places():
 
 def test_what_cannot_be_is_named():
     bare = synthetic(VOCAB)
-    config = Config(model={"family": "bert", "vocab": VOCAB}, objective={"name": "mlm"}, data={"seq": 32})
+    config = Config(model={"family": "bert", "vocab": VOCAB}, objective={"name": "mlm"}, data={"seq_length": 32})
     with pytest.raises(DataError, match="mask"):
         MaskedTokens(config, type(bare)("t", bare.special, bare.continues, cls=1, sep=2))
     with pytest.raises(DataError, match="at least 30"):

@@ -162,7 +162,7 @@ def test_it_learns_from_a_run_s_corpora_and_is_asked_for_the_targets_of_its_samp
             for one in some:
                 writer.add(np.array(one, "<u2"))
             writer.commit()
-    data = {"train": paths[:2], "validation": paths[2], "seq": seq}
+    data = {"train": paths[:2], "validation": paths[2], "seq_length": seq}
     config = Config.model_validate({"model": {"vocab": VOCAB}, "data": data})
     held_out = Batches.open(config, CausalTokens(config), [Source(path=paths[2])])
     targets = np.concatenate([batch.targets.numpy().ravel() for batch in held_out.evaluation(10**6)])

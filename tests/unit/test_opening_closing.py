@@ -9,19 +9,21 @@ from dataclasses import replace
 import pytest
 
 from roots_dist import logs
-from roots_dist.accounting.bounds import least
+from roots_dist.accounting.bounds import bounds
 from roots_dist.accounting.flops import flops_per_step
 from roots_dist.accounting.peaks import in_words, measured_cpu_peak
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
-from roots_dist.runs.track import closing
+from roots_dist.runs.track import run_summary as closing
 from roots_dist.runs.track.metrics import METRICS_FILE, MetricsFile
 from roots_dist.runs.track.summary import summary, write_summary
-from roots_dist.runs.train import opening
+from roots_dist.runs.train import banner as opening
 from roots_dist.testing.world import on_world
 from roots_dist.world.mesh import Mesh
 
-CONFIG = Config.model_validate({"train": {"steps": 6, "batch": 4}, "data": {"seq": 8, "tokenizer": "t.json"}})
+CONFIG = Config.model_validate(
+    {"train": {"steps": 6, "global_batch": 4}, "data": {"seq_length": 8, "tokenizer": "t.json"}}
+)
 
 
 def peaks(rank: int, size: int) -> float:
@@ -36,7 +38,7 @@ def test_the_peak_is_that_of_the_cores_in_use_and_the_same_on_all_ranks():
 
 
 def test_the_opening_names_layout_size_peak_and_batch():
-    bound = least(CONFIG, Mesh.single().layout, 9.54e10)
+    bound = bounds(CONFIG, Mesh.single().layout, 9.54e10)
     lines = opening.opening_lines(CONFIG, Mesh.single(), 9.54e10, bound).splitlines()
     assert lines[0].startswith("TP1×PP1×DP1, 4,") and lines[0].endswith("reference engine, peak 95.4 GFLOP/s measured")
     assert lines[1] == "1 × 8 tokens × 4 microbatches × dp 1 = 32 tokens per step"

@@ -19,7 +19,7 @@ def every_cut(costs, num_stages, required):
             yield cut
 
 
-def judge(costs, cut):
+def summarize(costs, cut):
     """Worst stage, then unevenness, then the two ends (one stage is both)."""
     stages = [sum(costs[i] for i in stage) for stage in cut]
     ends = stages[0] + stages[-1] if len(stages) > 1 else stages[0]
@@ -49,7 +49,7 @@ def test_no_cut_is_better():
             continue
         found = partition(costs, num_stages, required)
         assert found in cuts, (costs, required, num_stages)
-        assert judge(costs, found) == min(judge(costs, cut) for cut in cuts), (costs, required, num_stages)
+        assert summarize(costs, found) == min(summarize(costs, cut) for cut in cuts), (costs, required, num_stages)
     assert 100 < refused < 1400
 
 
@@ -81,7 +81,7 @@ def test_pieces_in_the_middle_that_are_no_blocks_go_where_there_is_room():
     costs = [1, 4, 4, 4, 3, 4, 4, 4, 1]  # an encoder, a bridge, a decoder
     required = [False, True, True, True, False, True, True, True, False]
     found = partition(costs, 3, required)
-    assert found == [range(3), range(3, 6), range(6, 9)] and judge(costs, found)[0] == 11
+    assert found == [range(3), range(3, 6), range(6, 9)] and summarize(costs, found)[0] == 11
 
 
 def test_hundreds_of_layers_over_dozens_of_stages_take_milliseconds():

@@ -14,13 +14,13 @@ SEQ, VOCAB = 24, 90
 
 def prefix(**data: object):
     tree = {"model": {"family": "t5", "positions": "relative", "vocab": VOCAB}, "objective": {"name": "prefix"}}
-    config = Config.model_validate(tree | {"data": {"seq": SEQ} | data})
+    config = Config.model_validate(tree | {"data": {"seq_length": SEQ} | data})
     return OBJECTIVES["prefix"](config, synthetic(VOCAB)), random_source(config)
 
 
 @pytest.mark.parametrize("target_seq", [None, 7, 40])
 def test_both_parts_are_the_text(target_seq):
-    objective, corpus = prefix(target_seq=target_seq)
+    objective, corpus = prefix(target_seq_length=target_seq)
     cuts = []
     for index in range(objective.num_samples(corpus)):
         found = objective.sample(corpus, index, np.random.default_rng(index))

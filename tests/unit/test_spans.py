@@ -27,7 +27,11 @@ VOCAB = 400
 def config(seq: int, masked: float = 0.15, span: float = 3.0) -> Config:
     sizes = {"family": "t5", "positions": "relative", "vocab": VOCAB}
     return Config.model_validate(
-        {"model": sizes, "data": {"seq": seq}, "objective": {"name": "spans", "masked": masked, "span": span}}
+        {
+            "model": sizes,
+            "data": {"seq_length": seq},
+            "objective": {"name": "spans", "mask_probability": masked, "mean_span_length": span},
+        }
     )
 
 

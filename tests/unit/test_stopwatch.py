@@ -11,7 +11,7 @@ from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
 from roots_dist.parallel.pipeline.stage import Stage
-from roots_dist.runs.train.duties import of_ranks
+from roots_dist.runs.train.callbacks import of_ranks
 from roots_dist.runs.train.step import train_step
 from roots_dist.testing.world import on_world
 from roots_dist.world.mesh import Mesh
@@ -39,9 +39,9 @@ def one_step(rank: int, size: int, slow: int, tp: int = 1, pp: int = 1) -> dict[
     config = Config.model_validate(
         {
             "model": {"layers": 2, "hidden": 16, "heads": 2, "vocab": 61},
-            "data": {"seq": 8},
-            "parallel": {"tp": tp, "pp": pp, "zero": 0},
-            "train": {"batch": MICROBATCHES * size // (tp * pp), "device": "cpu"},
+            "data": {"seq_length": 8},
+            "parallel": {"tp": tp, "pp": pp, "zero_stage": 0},
+            "train": {"global_batch": MICROBATCHES * size // (tp * pp), "device": "cpu"},
             "advanced": {"engine": "reference"},
         }
     )

@@ -17,7 +17,7 @@ from roots_dist.learning.data.tokenizer import load_codec, train
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.objectives import OBJECTIVES
 from roots_dist.learning.objectives.classify import longest_first
-from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.world.batch import IGNORE
 from roots_dist.world.sharding import parameters_of
 
@@ -56,9 +56,9 @@ def config(
             },
             "objective": {"name": task},
             "data": {
-                "seq": seq,
+                "seq_length": seq,
                 "tokenizer": str(place / f"{kind}.json"),
-                "target_seq": 8 if task == "seq2seq" else None,
+                "target_seq_length": 8 if task == "seq2seq" else None,
             },
             "finetune": {"labels": labels, **finetune},
         }
@@ -86,7 +86,7 @@ ROWS = [
 
 
 def test_csv_tsv_and_archives_hold_the_same_rows(place):
-    c = config(place, "classify", pair="other")
+    c = config(place, "classify", pair_column="other")
     plain = open_examples(written(place, ROWS), c)
     with gzip.open(place / "rows.jsonl.gz", "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in ROWS)
@@ -104,7 +104,7 @@ def test_csv_tsv_and_archives_hold_the_same_rows(place):
 
 
 def test_a_pair_stands_as_in_bert_and_is_cut_from_the_longer_text(place):
-    c = config(place, "classify", pair="other")
+    c = config(place, "classify", pair_column="other")
     fields = sample(c, written(place, ROWS))
     shown = fields["tokens"][fields["documents"] >= 0]
     assert said(c, shown) == "[CLS] it rained. [SEP] mr. smith met the people. [SEP]"
@@ -113,7 +113,7 @@ def test_a_pair_stands_as_in_bert_and_is_cut_from_the_longer_text(place):
     assert (
         said(c, fields["tokens"][:first]) == "[CLS] it rained. [SEP]" and fields["segments"].sum() == len(shown) - first
     )
-    short = sample(config(place, "classify", pair="other", seq=8), written(place, ROWS))
+    short = sample(config(place, "classify", pair_column="other", seq=8), written(place, ROWS))
     assert (
         len(short["tokens"]) == 8
         and (short["documents"] == 0).all()
@@ -180,7 +180,7 @@ def test_a_template_of_marked_roles_is_read_as_transformers_reads_it(place):
     backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     (place / "chat.json").write_text(backend.to_str())
     (place / "chatml.jinja").write_text(CHATML)
-    c = config(place, "instruct", family="gpt", kind="chat", seq=120, template=str(place / "chatml.jinja"))
+    c = config(place, "instruct", family="gpt", kind="chat", seq=120, chat_template=str(place / "chatml.jinja"))
     talk = [("user", "Did it rain?"), ("assistant", "It did."), ("user", "There?"), ("assistant", "There it rained.")]
     messages = [{"role": role, "content": content} for role, content in talk]
     fields = sample(c, written(place, [{"messages": messages}]))
@@ -317,7 +317,7 @@ def test_a_line_of_tsv_with_other_fields_is_refused_whatever_quotes_mean(place):
 
 def test_a_template_that_fails_on_a_row_is_told_with_its_line(place):
     (place / "adds.jinja").write_text("{{ messages[0].content + 1 }}")
-    c = config(place, "instruct", family="gpt", kind="bpe", template=str(place / "adds.jinja"))
+    c = config(place, "instruct", family="gpt", kind="bpe", chat_template=str(place / "adds.jinja"))
     with pytest.raises(DataError, match="rows.jsonl:1: .*adds.jinja refuses it"):
         open_examples(written(place, [{"text": "a", "label": "b"}]), c)
 
@@ -332,10 +332,10 @@ def test_conversations_without_an_answer_and_files_that_are_none_are_refused(pla
         with pytest.raises(DataError, match="rows.jsonl:1: messages = "):
             open_examples(written(place, [{"messages": messages}]), c)
     (place / "bad.jinja").write_text("{% for %}")
-    with pytest.raises(DataError, match="finetune.template = .*bad.jinja"):
+    with pytest.raises(DataError, match="finetune.chat_template = .*bad.jinja"):
         open_examples(
             written(place, [{"text": "a", "label": "b"}]),
-            config(place, "instruct", "gpt", "bpe", template=str(place / "bad.jinja")),
+            config(place, "instruct", "gpt", "bpe", chat_template=str(place / "bad.jinja")),
         )
     (place / "cut.jsonl.gz").write_bytes(gzip.compress(json.dumps(ROWS[0]).encode() * 50)[:-20])
     for name, words in (
@@ -353,7 +353,8 @@ def test_settings_of_a_tokenizer_that_are_no_object_are_refused(place):
     (place / "listed" / "tokenizer_config.json").write_text("[]")
     c = config(place, "instruct", family="gpt", kind="listed/tokenizer")
     with pytest.raises(
-        DataError, match="finetune.template = .*tokenizer_config.json': .*the settings of a tokenizer are an object"
+        DataError,
+        match="finetune.chat_template = .*tokenizer_config.json': .*the settings of a tokenizer are an object",
     ):
         open_examples(written(place, [{"text": "a", "label": "b"}]), c)
 
@@ -379,13 +380,13 @@ def test_a_file_that_is_written_anew_is_read_anew(place):
 def test_parameters_are_counted_with_their_head(family, task, tied):
     c = Config.model_validate(
         {
-            "model": {"family": family, "layers": 2, "hidden": 16, "heads": 2, "tied": tied},
+            "model": {"family": family, "layers": 2, "hidden": 16, "heads": 2, "tied_embeddings": tied},
             "objective": {"name": task},
             "finetune": {"labels": ["a", "b", "c"]},
         }
     )
     built: dict = {}
-    for spec in pieces_of(c, Split()):
+    for spec in pieces_of(c, TensorParallel()):
         built[spec.name] = spec.build(built)
     assert parameters(c) == sum(p.tensor.numel() for p in parameters_of(built.items()) if not p.is_copy)
 
@@ -397,7 +398,7 @@ def test_what_a_proof_learns_from_has_too_long_texts_too():
         {
             "model": {"family": "bert", "vocab": 50},
             "objective": {"name": "classify"},
-            "data": {"seq": 16},
+            "data": {"seq_length": 16},
             "finetune": {"labels": ["a", "b"]},
         }
     )

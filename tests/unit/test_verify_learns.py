@@ -4,9 +4,9 @@ import pytest
 
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError
-from roots_dist.parallel.optim.phases import learned
-from roots_dist.verify.learns import depths
+from roots_dist.parallel.optim.trainable import trainable
 from roots_dist.verify.shrink import shrink
+from roots_dist.verify.trainable import depths
 
 
 def config(layers: int = 12, family: str = "bert", **finetune) -> Config:
@@ -24,36 +24,36 @@ def config(layers: int = 12, family: str = "bert", **finetune) -> Config:
 
 
 def small(c: Config) -> Config:
-    return shrink(c, dp=1, double=True).config
+    return shrink(c, dp=1, float64=True).config
 
 
 def test_patterns_of_blocks_that_the_small_model_has_not_stand_for_those_at_their_height():
-    c = config(strategy="partial", learn=["blocks.11.mlp.*", "head.*"])
-    learns = learned(small(c), depths(small(c)))
+    c = config(strategy="partial", trainable=["blocks.11.mlp.*", "head.*"])
+    learns = trainable(small(c), depths(small(c)))
     assert small(c).model.layers == 2 and "blocks.1.mlp.up.weight" in learns and "head.norm.weight" in learns
     assert not any(name.startswith(("blocks.0.", "embed.", "blocks.1.attention")) for name in learns)
 
 
 def test_of_two_stacks_each_has_its_own_heights():
-    c = config(family="t5", strategy="partial", learn=["encoder.blocks.0.*", "decoder.blocks.11.*"])
-    learns = learned(small(c), depths(small(c)))
+    c = config(family="t5", strategy="partial", trainable=["encoder.blocks.0.*", "decoder.blocks.11.*"])
+    learns = trainable(small(c), depths(small(c)))
     stacks = {name.split(".attention")[0] for name in learns if name.endswith(".attention.query.weight")}
     assert stacks == {"encoder.blocks.0", "decoder.blocks.1"}
 
 
 def test_all_of_a_progressive_run_is_reached_within_three_steps():
-    c = config(strategy="progressive", every=5000, every_epochs=1.0)
-    assert {l.from_step for l in learned(small(c), depths(small(c))).values()} == {0, 1, 2}
+    c = config(strategy="progressive", unfreeze_every=5000, unfreeze_every_epochs=1.0)
+    assert {l.from_step for l in trainable(small(c), depths(small(c))).values()} == {0, 1, 2}
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
         {"strategy": "partial"},
-        {"strategy": "partial", "learn": ["blocks.12.*"]},
-        {"strategy": "lora", "targets": ["querry"]},
+        {"strategy": "partial", "trainable": ["blocks.12.*"]},
+        {"strategy": "lora", "lora_targets": ["querry"]},
     ],
 )
 def test_names_that_the_large_model_has_not_are_refused(wrong):
-    with pytest.raises(ConfigError, match="finetune.(learn|targets) = .* Fix: "):
+    with pytest.raises(ConfigError, match="finetune.(trainable|lora_targets) = .* Fix: "):
         small(config(**wrong))

@@ -18,7 +18,7 @@ from roots_dist.config.schema import Config, Source
 from roots_dist.errors import ConfigError, DataError, Problem
 from roots_dist.learning.data.manifest import read_manifest
 from roots_dist.learning.data.order import mix64, permuted, sample_of, sources
-from roots_dist.world.batch import IGNORE, MicroBatch, Objective, stacked
+from roots_dist.world.batch import IGNORE, MicroBatch, Objective, stack_samples
 
 TRAINING, HELD_OUT = 4, 5
 """Streams of keys; order.py has 0 and 1, 2 and 3 are for the order of samples below."""
@@ -127,7 +127,7 @@ class Batches:
             )
             self._check_ids(fields, k, j)
             samples.append(fields)
-        return stacked(samples, numbers, step)
+        return stack_samples(samples, numbers, step)
 
     def _check_ids(self, fields: dict[str, np.ndarray], source: int, index: int) -> None:
         """All inside the vocabulary: a sharded embedding would take any other for zeros."""
@@ -151,10 +151,17 @@ def _check_sizes(config: Config, dp: int) -> None:
     multiple = config.train.micro_batch * dp
     wrong = [size for size in batch_sizes(config.train) if size % multiple]
     if wrong:
-        key = "train.batch" if wrong == [config.train.batch] else "train.batch_ramp gives a batch"
+        key = "train.global_batch" if wrong == [config.train.global_batch] else "train.batch_ramp gives a batch"
         expected = f"a multiple of train.micro_batch × dp = {config.train.micro_batch} × {dp}"
         raise ConfigError(
-            [Problem(key=key, found=wrong[0], expected=expected, fix="change train.batch, batch_ramp or micro_batch")]
+            [
+                Problem(
+                    key=key,
+                    found=wrong[0],
+                    expected=expected,
+                    fix="change train.global_batch, batch_ramp or micro_batch",
+                )
+            ]
         )
 
 

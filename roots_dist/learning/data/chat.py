@@ -159,5 +159,7 @@ def _read_config(path: Path) -> dict:
 
 def _wrong(name: str, error: Exception) -> DataError:
     return DataError(
-        Problem(key="finetune.template", found=name, expected=f"a chat template in Jinja ({error})", fix="correct it")
+        Problem(
+            key="finetune.chat_template", found=name, expected=f"a chat template in Jinja ({error})", fix="correct it"
+        )
     )

@@ -69,10 +69,10 @@ def read_specials(path: str | Path, vocab: int) -> Specials:
         raise DataError(problem) from error
     special = np.ones(vocab, dtype=bool)
     continues = np.zeros(vocab, dtype=bool)
-    goes_on = _continuation(model, ids)
+    has_past = _continuation(model, ids)
     for token, i in ids.items():
         if i < vocab:
-            special[i], continues[i] = False, goes_on(token)
+            special[i], continues[i] = False, has_past(token)
     named, ordered = found(ids), sentinels(ids)
     for i in [*by_default, *ordered, *named.values()]:
         if i < vocab:

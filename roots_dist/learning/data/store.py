@@ -210,7 +210,7 @@ def windows(corpus: Corpus, stride: int, length: int) -> int:
                 key=f"tokens in {corpus.prefix}",
                 found=corpus.num_tokens,
                 expected=f"at least {length}, one sample",
-                fix="a smaller data.seq, or more text",
+                fix="a smaller data.seq_length, or more text",
             )
         )
     return count

@@ -58,8 +58,8 @@ class Examples:
 
 def open_examples(path: str, config: Config) -> Examples:
     """Raises DataError for the first row that cannot be learned. Read once for each process, then remembered."""
-    stamp = tuple((str(p), _stamp(p)) for p in (path, config.data.tokenizer, config.finetune.template) if p)
-    return _opened(path, config.objective.name, _columns(config), config.data.tokenizer, config.model.vocab, stamp)
+    stamp = tuple((str(p), _stamp(p)) for p in (path, config.data.tokenizer, config.finetune.chat_template) if p)
+    return _opened(path, config.objective.name, columns_of(config), config.data.tokenizer, config.model.vocab, stamp)
 
 
 def labels_of(paths: Sequence[str], config: Config) -> tuple[str, ...]:
@@ -68,13 +68,15 @@ def labels_of(paths: Sequence[str], config: Config) -> tuple[str, ...]:
     for path in paths:
         for row in rows(path):
             values = (
-                _tags(row, _columns(config)) if config.objective.name == "tag" else [_label(row, config.finetune.label)]
+                _tags(row, columns_of(config))
+                if config.objective.name == "tag"
+                else [_label(row, config.finetune.label_column)]
             )
             found.update(values)
     return tuple(sorted(found, key=lambda label: (0, int(label), label) if NUMBER.fullmatch(label) else (1, 0, label)))
 
 
-class _Columns(NamedTuple):
+class Columns(NamedTuple):
     text: str
     pair: str | None
     label: str
@@ -82,9 +84,9 @@ class _Columns(NamedTuple):
     template: str | None
 
 
-def _columns(config: Config) -> _Columns:
+def columns_of(config: Config) -> Columns:
     f = config.finetune
-    return _Columns(f.text, f.pair, f.label, f.labels, f.template)
+    return Columns(f.text_column, f.pair_column, f.label_column, f.labels, f.chat_template)
 
 
 def _stamp(path: str) -> tuple[int, int]:
@@ -96,7 +98,7 @@ def _stamp(path: str) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=8)
-def _opened(path: str, task: str, columns: _Columns, tokenizer: str, vocab: int, stamp: object) -> Examples:
+def _opened(path: str, task: str, columns: Columns, tokenizer: str, vocab: int, stamp: object) -> Examples:
     """stamp: of all files that it depends on, so that one that was written anew is read anew."""
     codec, specials = load_codec(tokenizer), read_specials(tokenizer, vocab)
     made = TASKS[task](rows(path), columns, codec, specials)
@@ -106,7 +108,7 @@ def _opened(path: str, task: str, columns: _Columns, tokenizer: str, vocab: int,
     return Examples(path, found)
 
 
-def _classify(given: Iterable[Row], columns: _Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
+def _classify(given: Iterable[Row], columns: Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
     numbers = {label: i for i, label in enumerate(columns.labels)}
     texts = (columns.text,) if columns.pair is None else (columns.text, columns.pair)
 
@@ -118,7 +120,7 @@ def _classify(given: Iterable[Row], columns: _Columns, codec: Codec, specials: S
         yield Example(first, second, label=number)
 
 
-def _tag(given: Iterable[Row], columns: _Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
+def _tag(given: Iterable[Row], columns: Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
     """The label of a word stands on its first token; the tokens after it are not scored (Devlin et al. 2019, 5.3)."""
     numbers = {label: i for i, label in enumerate(columns.labels)}
     for row in given:
@@ -134,7 +136,7 @@ def _tag(given: Iterable[Row], columns: _Columns, codec: Codec, specials: Specia
         yield Example(np.array(encoding.ids, np.int32), marks=np.where(firsts, number[word_of], -100).astype(np.int32))
 
 
-def _instruct(given: Iterable[Row], columns: _Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
+def _instruct(given: Iterable[Row], columns: Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
     end = codec.backend.id_to_token(specials.end)
     chat = open_chat(columns.template, specials.name, end)
     ends = frozenset(np.flatnonzero(specials.special).tolist())
@@ -143,13 +145,13 @@ def _instruct(given: Iterable[Row], columns: _Columns, codec: Codec, specials: S
             turns = chat.turns(_messages(row, columns))
         except ValueError as error:
             raise row.wrong(
-                columns.text, "a conversation", str(error), "correct this line, or give another finetune.template"
+                columns.text, "a conversation", str(error), "correct this line, or give another finetune.chat_template"
             ) from error
         ids, learned = ids_of(turns, codec, ends)
         yield Example(np.array(ids, np.int32), marks=np.array(learned, np.int32))
 
 
-def _seq2seq(given: Iterable[Row], columns: _Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
+def _seq2seq(given: Iterable[Row], columns: Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
     both = (columns.text, columns.label)
 
     def read(row: Row) -> tuple[list[str], None]:
@@ -191,7 +193,7 @@ def _value(row: Row, key: str) -> object:
             key,
             None,
             f"such a column; there are {there}",
-            "name it with finetune.text, finetune.pair or finetune.label",
+            "name it with finetune.text_column, finetune.pair_column or finetune.label_column",
         )
     return row.values[key]
 
@@ -232,7 +234,7 @@ def _word_list(row: Row, key: str) -> list[str]:
     return words
 
 
-def _tags(row: Row, columns: _Columns) -> list[str]:
+def _tags(row: Row, columns: Columns) -> list[str]:
     words, value = _word_list(row, columns.text), _value(row, columns.label)
     labels = value.split() if isinstance(value, str) else value
     if not isinstance(labels, list):
@@ -244,8 +246,8 @@ def _tags(row: Row, columns: _Columns) -> list[str]:
     return [_one_label(row, columns.label, label) for label in labels]
 
 
-def _messages(row: Row, columns: _Columns) -> list[dict[str, str]]:
-    """Of the column `messages`, or of finetune.text if that holds a list; else question and answer."""
+def _messages(row: Row, columns: Columns) -> list[dict[str, str]]:
+    """Of the column `messages`, or of finetune.text_column if that holds a list; else question and answer."""
     key = "messages" if columns.text not in row.values and "messages" in row.values else columns.text
     value = _value(row, key)
     if not isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The families. MODELS maps model.family to a function (config, split) -> the model's pieces, in order."""
+"""The families. MODELS maps model.family to a function (config, tp) -> the model's pieces, in order."""
 
 from collections.abc import Callable
 
@@ -6,9 +6,9 @@ from roots_dist.config.schema import Config
 from roots_dist.learning.models import bert, electra, gpt, t5
 from roots_dist.learning.models.lora import adapted
 from roots_dist.learning.models.pieces import PieceSpec
-from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.parallel.tensor.collectives import TensorParallel
 
-MODELS: dict[str, Callable[[Config, Split], tuple[PieceSpec, ...]]] = {
+MODELS: dict[str, Callable[[Config, TensorParallel], tuple[PieceSpec, ...]]] = {
     "gpt": gpt.pieces,
     "bert": bert.pieces,
     "electra": electra.pieces,
@@ -16,7 +16,7 @@ MODELS: dict[str, Callable[[Config, Split], tuple[PieceSpec, ...]]] = {
 }
 
 
-def pieces_of(config: Config, split: Split) -> tuple[PieceSpec, ...]:
+def pieces_of(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
     """The config's model, with adapters where it is fine-tuned with them."""
-    specs = MODELS[config.model.family](config, split)
+    specs = MODELS[config.model.family](config, tp)
     return adapted(specs, config.finetune) if config.finetune.strategy == "lora" else specs

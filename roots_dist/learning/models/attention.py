@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from roots_dist.config.schema import Config
+from roots_dist.learning.models.init_stds import InitStds
 from roots_dist.learning.models.norms import mask_rows
 from roots_dist.learning.models.positions import Alibi, Relative, Rotary
-from roots_dist.learning.models.stds import Stds
-from roots_dist.parallel.tensor.collectives import Split
-from roots_dist.parallel.tensor.linear import ColumnLinear, RowLinear, columns
+from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.parallel.tensor.linear import ColumnParallelLinear, RowParallelLinear, column_parallel
 from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
 
@@ -30,38 +30,38 @@ class Attention(nn.Module):
     def __init__(
         self,
         config: Config,
-        split: Split,
+        tp: TensorParallel,
         name: str,
         positions: Positions,
-        stds: Stds,
+        init_stds: InitStds,
         *,
         causal: bool,
         borders: bool = True,
     ):
         super().__init__()
         m = config.model
-        self.name, self.split, self.causal, self.borders = name, split, causal, borders
+        self.name, self.tp, self.causal, self.borders = name, tp, causal, borders
         self.positions = None if isinstance(positions, Relative) else positions
         self.relative = positions if isinstance(positions, Relative) else None  # a module: its table is a parameter
         self.head_dim = m.width_of_head()
         self.scale = 1.0 if m.family == "t5" else self.head_dim**-0.5  # T5 has it in its initial weights
         self.drop, self.seed = m.attention_dropout, config.train.seed
         self.recompute = config.train.recompute == "selective"
-        kv_parts = min(split.tp.size, m.num_kv_heads())
-        self.first_head = split.tp.rank * (m.heads // split.tp.size)
+        kv_parts = min(tp.size, m.num_kv_heads())
+        self.first_head = tp.rank * (m.heads // tp.size)
 
-        def project(heads: int, parts: int, std: float) -> ColumnLinear:
-            return ColumnLinear(split, m.hidden, heads * self.head_dim, bias=m.bias, std=std, parts=parts)
+        def project(heads: int, parts: int, std: float) -> ColumnParallelLinear:
+            return ColumnParallelLinear(tp, m.hidden, heads * self.head_dim, bias=m.bias, std=std, parts=parts)
 
-        self.query = project(m.heads, split.tp.size, stds.query)
-        self.key = project(m.num_kv_heads(), kv_parts, stds.key)
-        self.value = project(m.num_kv_heads(), kv_parts, stds.key)
-        self.out = RowLinear(split, m.heads * self.head_dim, m.hidden, bias=m.bias, std=stds.out)
+        self.query = project(m.heads, tp.size, init_stds.query)
+        self.key = project(m.num_kv_heads(), kv_parts, init_stds.key)
+        self.value = project(m.num_kv_heads(), kv_parts, init_stds.key)
+        self.out = RowParallelLinear(tp, m.heads * self.head_dim, m.hidden, bias=m.bias, std=init_stds.out)
 
     def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
         """[B, s, D] -> [B, s, D]"""
         q, k, v = map(
-            self._heads, columns(self.split, x, [self.query, self.key, self.value])
+            self._heads, column_parallel(self.tp, x, [self.query, self.key, self.value])
         )  # [B, h, Q, K], [B, g, Q, K]
         start = batch.cache.length if batch.cache else 0
         queries = range(start, start + q.shape[2])
@@ -141,15 +141,15 @@ class Attention(nn.Module):
 class CrossAttention(Attention):
     """The decoder's over the encoder's output, without positions and without order. Keys and values are made once."""
 
-    def __init__(self, config: Config, split: Split, name: str, stds: Stds):
-        super().__init__(config, split, name, None, stds, causal=False)
+    def __init__(self, config: Config, tp: TensorParallel, name: str, init_stds: InitStds):
+        super().__init__(config, tp, name, None, init_stds, causal=False)
 
     def forward(self, x: Tensor, batch: MicroBatch, encoded: Tensor | None = None) -> Tensor:
         """[B, t, D], encoded [B, s, D] -> [B, t, D]. A cache that has read the encoder's output needs it no more."""
-        (q,) = map(self._heads, columns(self.split, x, [self.query]))
+        (q,) = map(self._heads, column_parallel(self.tp, x, [self.query]))
         pair = batch.cache.get(self.name) if batch.cache else None
         if pair is None:
-            pair = tuple(map(self._heads, columns(self.split, encoded, [self.key, self.value])))
+            pair = tuple(map(self._heads, column_parallel(self.tp, encoded, [self.key, self.value])))
             if batch.cache is not None:
                 batch.cache.put(self.name, *pair)
         return self._attend(q, *pair, range(q.shape[2]), batch)

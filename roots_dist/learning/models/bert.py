@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
 from roots_dist.learning.models.block import ACTIVATIONS, Block, block_flops
-from roots_dist.learning.models.embed import TOKENS, Embed, Project
+from roots_dist.learning.models.embed import TOKENS, Embed, EmbeddingProjection
 from roots_dist.learning.models.gpt import positions_of
 from roots_dist.learning.models.heads import TASKS, Dense, classes, task_flops, task_head
 from roots_dist.learning.models.norms import Norm
 from roots_dist.learning.models.pieces import Built, PieceSpec, hidden_of
-from roots_dist.learning.models.words import Words
-from roots_dist.parallel.tensor.collectives import Split, enter, whole
-from roots_dist.world.batch import MicroBatch, Scored, Term
+from roots_dist.learning.models.vocab_head import VocabHead
+from roots_dist.parallel.tensor.collectives import TensorParallel, copy_to_tp_region, gather_sequence
+from roots_dist.world.batch import MicroBatch, PieceOutput, Term
 
 
 class MaskedWords(nn.Module):
@@ -28,20 +28,20 @@ class MaskedWords(nn.Module):
     width: of the stack below.
     """
 
-    def __init__(self, config: Config, split: Split, embed: nn.Module | None, width: int):
+    def __init__(self, config: Config, tp: TensorParallel, embed: nn.Module | None, width: int):
         super().__init__()
         m = config.model
         inner = m.width_of_embedding()
-        self.split, self.activation = split, ACTIVATIONS["gelu" if m.gated() else m.activation]
-        self.dense = Dense(split, width, inner, m.std())
-        self.norm = Norm(config, split, inner)
-        self.words = Words(config, split, "mlm", sparse=True)
+        self.tp, self.activation = tp, ACTIVATIONS["gelu" if m.gated() else m.activation]
+        self.dense = Dense(tp, width, inner, m.std())
+        self.norm = Norm(config, tp, inner)
+        self.words = VocabHead(config, tp, "mlm", sparse=True)
         self.weight = self.words.weight(self, embed and embed.tokens.weight, inner)
         self.bias = self.words.bias(self)
 
     def entered(self, x: Tensor) -> Tensor:
         """[B, s, D] -> [B, S, E], in the region of words."""
-        return enter(self.norm(self.activation(self.dense(x))), self.split)
+        return copy_to_tp_region(self.norm(self.activation(self.dense(x))), self.tp)
 
     def score(self, x: Tensor, batch: MicroBatch) -> Term | Tensor | tuple[Tensor, Tensor]:
         return self.words(self.entered(x), self.weight, batch, self.training, self.bias)
@@ -50,38 +50,38 @@ class MaskedWords(nn.Module):
 class Head(MaskedWords):
     """Masked words; and with next-sentence prediction a pooler over the first position and its two classes."""
 
-    def __init__(self, config: Config, split: Split, embed: nn.Module | None):
+    def __init__(self, config: Config, tp: TensorParallel, embed: nn.Module | None):
         m = config.model
-        super().__init__(config, split, embed, m.hidden)
-        self.final = Norm(config, split) if m.norm_position == "pre" else None
+        super().__init__(config, tp, embed, m.hidden)
+        self.final = Norm(config, tp) if m.norm_position == "pre" else None
         pairs = config.objective.name == "mlm-nsp"
-        self.pooler = Dense(split, m.hidden, m.hidden, m.std(), whole=True) if pairs else None
-        self.next = Dense(split, m.hidden, 2, m.std(), whole=True) if pairs else None
+        self.pooler = Dense(tp, m.hidden, m.hidden, m.std(), whole=True) if pairs else None
+        self.next = Dense(tp, m.hidden, 2, m.std(), whole=True) if pairs else None
 
-    def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> Scored:
+    def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
         x = payload["hidden"]  # [B, s, D]
         x = x if self.final is None else self.final(x)
         found = self.score(x, batch)
         if self.next is None or batch.read is not None:
-            return Scored((found,))
-        first = whole(x, self.split)[:, 0]  # [B, D]
-        return Scored((found, classes("nsp", self.next(torch.tanh(self.pooler(first))), batch.labels)))
+            return PieceOutput((found,))
+        first = gather_sequence(x, self.tp)[:, 0]  # [B, D]
+        return PieceOutput((found, classes("nsp", self.next(torch.tanh(self.pooler(first))), batch.labels)))
 
 
-def encoder(config: Config, split: Split, blocks: str = "blocks") -> tuple[PieceSpec, ...]:
+def encoder(config: Config, tp: TensorParallel, blocks: str = "blocks") -> tuple[PieceSpec, ...]:
     """The stack: a projection where the embedding has another width, and the blocks."""
-    m, seq = config.model, config.data.seq
-    positions, out = positions_of(config, split), hidden_of(config, split, m.hidden)
+    m, seq = config.model, config.data.seq_length
+    positions, out = positions_of(config, tp), hidden_of(config, tp, m.hidden)
 
     def block(name: str) -> PieceSpec:
         def build(built: Built) -> Block:
-            return Block(config, split, name, positions, causal=False)
+            return Block(config, tp, name, positions, causal=False)
 
         return PieceSpec(name, build, block_flops(config, seq, causal=False), out, is_block=True)
 
     project = PieceSpec(
         blocks.replace("blocks", "project"),
-        lambda built: Project(config, split),
+        lambda built: EmbeddingProjection(config, tp),
         2.0 * seq * m.width_of_embedding() * m.hidden,
         out,
     )
@@ -91,25 +91,25 @@ def encoder(config: Config, split: Split, blocks: str = "blocks") -> tuple[Piece
 
 def words_flops(config: Config, width: int) -> float:
     """Of a head over masked words, on a sample."""
-    inner, seq = config.model.width_of_embedding(), config.data.seq
-    return 2.0 * seq * width * inner + 2.0 * seq * config.objective.masked * inner * config.padded_vocab()
+    inner, seq = config.model.width_of_embedding(), config.data.seq_length
+    return 2.0 * seq * width * inner + 2.0 * seq * config.objective.mask_probability * inner * config.padded_vocab()
 
 
-def pieces(config: Config, split: Split) -> tuple[PieceSpec, ...]:
+def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
     """The whole model, in order."""
     m = config.model
     task = config.objective.name in TASKS
-    tied = (TOKENS,) if m.tied and not task else ()
-    embedded = hidden_of(config, split, m.width_of_embedding())
+    tied = (TOKENS,) if m.tied_embeddings and not task else ()
+    embedded = hidden_of(config, tp, m.width_of_embedding())
     if task:
-        head = PieceSpec("head", lambda built: task_head(config, split), task_flops(config))
-        return PieceSpec("embed", lambda built: Embed(config, split), 0.0, embedded), *encoder(config, split), head
+        head = PieceSpec("head", lambda built: task_head(config, tp), task_flops(config))
+        return PieceSpec("embed", lambda built: Embed(config, tp), 0.0, embedded), *encoder(config, tp), head
     return (
-        PieceSpec("embed", lambda built: Embed(config, split), 0.0, embedded, shares=tied),
-        *encoder(config, split),
+        PieceSpec("embed", lambda built: Embed(config, tp), 0.0, embedded, shares=tied),
+        *encoder(config, tp),
         PieceSpec(
             "head",
-            lambda built: Head(config, split, built.get("embed")),
+            lambda built: Head(config, tp, built.get("embed")),
             words_flops(config, m.hidden),
             shares=tied,
         ),

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from roots_dist.accounting.sizes import attention_flops, mlp_flops
 from roots_dist.config.schema import Config
 from roots_dist.learning.models.attention import Attention, CrossAttention, Positions
+from roots_dist.learning.models.init_stds import InitStds, init_stds
 from roots_dist.learning.models.norms import Dropout, Norm, mask_rows
-from roots_dist.learning.models.stds import Stds, stds
-from roots_dist.parallel.tensor.collectives import Split
-from roots_dist.parallel.tensor.linear import ColumnLinear, RowLinear, columns
+from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.parallel.tensor.linear import ColumnParallelLinear, RowParallelLinear, column_parallel
 from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
 
@@ -46,23 +46,23 @@ ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
 class MLP(nn.Module):
     """T5 drops channels inside too, each tensor rank its own of the F."""
 
-    def __init__(self, config: Config, split: Split, name: str, inits: Stds):
+    def __init__(self, config: Config, tp: TensorParallel, name: str, inits: InitStds):
         super().__init__()
         m = config.model
-        self.split, self.name, self.activation = split, name, ACTIVATIONS[m.activation]
+        self.tp, self.name, self.activation = tp, name, ACTIVATIONS[m.activation]
         self.recompute = config.train.recompute == "selective"
         self.drop, self.seed = m.dropout if m.family == "t5" else 0.0, config.train.seed
 
-        def widen() -> ColumnLinear:
-            return ColumnLinear(split, m.hidden, m.width_of_ffn(), bias=m.bias, std=inits.up)
+        def widen() -> ColumnParallelLinear:
+            return ColumnParallelLinear(tp, m.hidden, m.width_of_ffn(), bias=m.bias, std=inits.up)
 
         self.up = widen()
         self.gate = widen() if m.gated() else None
-        self.down = RowLinear(split, m.width_of_ffn(), m.hidden, bias=m.bias, std=inits.down)
+        self.down = RowParallelLinear(tp, m.width_of_ffn(), m.hidden, bias=m.bias, std=inits.down)
 
     def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
         """[B, s, D] -> [B, s, D]"""
-        wide = columns(self.split, x, [self.gate, self.up] if self.gate else [self.up])  # each [B, S, f]
+        wide = column_parallel(self.tp, x, [self.gate, self.up] if self.gate else [self.up])  # each [B, S, f]
 
         def activated(*wide: Tensor) -> Tensor:
             return self._dropped(self.activation(*wide), batch)
@@ -73,43 +73,50 @@ class MLP(nn.Module):
         if not self.training or self.drop == 0:
             return x
         rows = mask_rows(self.seed, f"{self.name}.mlp", batch, range(x.shape[1]), x.device)
-        return rng.dropout(x, self.drop, rows, first_column=self.split.tp.rank * x.shape[-1])
+        return rng.dropout(x, self.drop, rows, first_column=self.tp.rank * x.shape[-1])
 
 
 class Block(nn.Module):
     """cross: between attention and MLP it attends to payload["encoded"], which it hands on."""
 
     def __init__(
-        self, config: Config, split: Split, name: str, positions: Positions, *, causal: bool = True, cross: bool = False
+        self,
+        config: Config,
+        tp: TensorParallel,
+        name: str,
+        positions: Positions,
+        *,
+        causal: bool = True,
+        cross: bool = False,
     ):
         super().__init__()
-        inits = stds(config)
+        inits = init_stds(config)
         self.pre = config.model.norm_position == "pre"
-        self.norm1 = Norm(config, split)
-        self.attention = Attention(config, split, name, positions, inits, causal=causal, borders=not cross)
-        self.dropout1 = Dropout(config, split, f"{name}.1")
+        self.norm1 = Norm(config, tp)
+        self.attention = Attention(config, tp, name, positions, inits, causal=causal, borders=not cross)
+        self.dropout1 = Dropout(config, tp, f"{name}.1")
         if cross:
-            self.cross_norm = Norm(config, split)
-            self.cross = CrossAttention(config, split, f"{name}.cross", inits)
-            self.cross_dropout = Dropout(config, split, f"{name}.cross")
-        self.norm2 = Norm(config, split)
-        self.mlp = MLP(config, split, name, inits)
-        self.dropout2 = Dropout(config, split, f"{name}.2")
+            self.cross_norm = Norm(config, tp)
+            self.cross = CrossAttention(config, tp, f"{name}.cross", inits)
+            self.cross_dropout = Dropout(config, tp, f"{name}.cross")
+        self.norm2 = Norm(config, tp)
+        self.mlp = MLP(config, tp, name, inits)
+        self.dropout2 = Dropout(config, tp, f"{name}.2")
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
         def attend(x: Tensor) -> Tensor:
             return self.dropout1(self.attention(x, batch), batch)
 
-        def look(x: Tensor) -> Tensor:
+        def cross_attend(x: Tensor) -> Tensor:
             return self.cross_dropout(self.cross(x, batch, payload.get("encoded")), batch)
 
-        def think(x: Tensor) -> Tensor:
+        def feed_forward(x: Tensor) -> Tensor:
             return self.dropout2(self.mlp(x, batch), batch)
 
         x = self._add(payload["hidden"], attend, self.norm1)  # [B, s, D]
         if hasattr(self, "cross"):
-            x = self._add(x, look, self.cross_norm)
-        return payload | {"hidden": self._add(x, think, self.norm2)}
+            x = self._add(x, cross_attend, self.cross_norm)
+        return payload | {"hidden": self._add(x, feed_forward, self.norm2)}
 
     def _add(self, x: Tensor, branch: Callable[[Tensor], Tensor], norm: Norm) -> Tensor:
         return x + branch(norm(x)) if self.pre else norm(x + branch(x))

@@ -17,28 +17,28 @@ from roots_dist.accounting.sizes import generator_of
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import bert
 from roots_dist.learning.models.bert import MaskedWords, encoder, words_flops
-from roots_dist.learning.models.draw import draw
-from roots_dist.learning.models.embed import Embed, Vectors
+from roots_dist.learning.models.embed import Embed, Embeddings
 from roots_dist.learning.models.heads import TASKS, Dense
 from roots_dist.learning.models.norms import Dropout
 from roots_dist.learning.models.pieces import Built, PayloadSpec, PieceSpec, hidden_of
-from roots_dist.parallel.tensor.collectives import Split, whole
+from roots_dist.learning.models.sample_tokens import draw
+from roots_dist.parallel.tensor.collectives import TensorParallel, gather_sequence
 from roots_dist.world import rng
-from roots_dist.world.batch import IGNORE, MicroBatch, Scored, Term
+from roots_dist.world.batch import IGNORE, MicroBatch, PieceOutput, Term
 
 
 class GeneratorHead(MaskedWords):
     """Scores the guesses of hidden words, and draws from them what the discriminator will read."""
 
-    def __init__(self, config: Config, split: Split, embed: nn.Module | None):
+    def __init__(self, config: Config, tp: TensorParallel, embed: nn.Module | None):
         """config: the generator's."""
-        super().__init__(config, split, embed, config.model.hidden)
+        super().__init__(config, tp, embed, config.model.hidden)
         self.seed, self.vocab, self.chunk = config.train.seed, config.model.vocab, config.advanced.loss_chunk
 
-    def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> Scored:
+    def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
         x = self.entered(payload["hidden"])  # [B, S, E]
         term = self.words(x, self.weight, batch, self.training, self.bias)
-        return Scored((term,), {"tokens": self._filled_in(x, batch)})
+        return PieceOutput((term,), {"tokens": self._filled_in(x, batch)})
 
     @torch.no_grad()
     def _filled_in(self, x: Tensor, batch: MicroBatch) -> Tensor:
@@ -46,44 +46,44 @@ class GeneratorHead(MaskedWords):
         samples = rng.fold(rng.key("generator", self.seed, batch.step), batch.samples)  # [B]
         rows = rng.fold(samples.unsqueeze(1), torch.arange(x.shape[1], device=x.device))  # [B, S]
         where = batch.targets != IGNORE
-        drawn = draw(self.split, x[where], self.weight, self.bias, rows[where], vocab=self.vocab, chunk=self.chunk)
+        drawn = draw(self.tp, x[where], self.weight, self.bias, rows[where], vocab=self.vocab, chunk=self.chunk)
         return batch.tokens.masked_scatter(where, drawn)
 
 
 class DiscriminatorEmbed(nn.Module):
     """The same vectors, of the text with the draws in it."""
 
-    def __init__(self, config: Config, split: Split, embed: Vectors | None, words: nn.Parameter | None):
+    def __init__(self, config: Config, tp: TensorParallel, embed: Embeddings | None, words: nn.Parameter | None):
         super().__init__()
-        self.vectors = embed or Vectors(config, split, "embed", words)
-        self.dropout = Dropout(config, split, "discriminator.embed")
+        self.vectors = embed or Embeddings(config, tp, "embed", words)
+        self.dropout = Dropout(config, tp, "discriminator.embed")
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
-        x = Vectors.forward(self.vectors, payload["tokens"], batch)
+        x = Embeddings.forward(self.vectors, payload["tokens"], batch)
         return payload | {"hidden": self.dropout(x, batch)}
 
 
 class Head(nn.Module):
     """Of each position: was this token put there? A layer, its activation, one number."""
 
-    def __init__(self, config: Config, split: Split):
+    def __init__(self, config: Config, tp: TensorParallel):
         super().__init__()
         m = config.model
-        self.split = split
-        self.dense = Dense(split, m.hidden, m.hidden, m.std())
-        self.score = Dense(split, m.hidden, 1, m.std())
+        self.tp = tp
+        self.dense = Dense(tp, m.hidden, m.hidden, m.std())
+        self.score = Dense(tp, m.hidden, 1, m.std())
 
-    def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> Scored:
+    def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
         x = self.score(F.gelu(self.dense(payload["hidden"])))  # [B, s, 1]
-        logits = whole(x, self.split).squeeze(-1)  # [B, S]
+        logits = gather_sequence(x, self.tp).squeeze(-1)  # [B, S]
         if batch.read is not None:
-            return Scored((logits[:, batch.read].float(),))
+            return PieceOutput((logits[:, batch.read].float(),))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         scored = batch.originals != IGNORE
         replaced = payload["tokens"] != batch.originals
         losses = F.binary_cross_entropy_with_logits(logits, replaced.to(logits.dtype), reduction="none")
         hits = ((logits > 0) == replaced) & scored
-        return Scored((Term("rtd", losses.masked_fill(~scored, 0).sum(), scored.sum(), hits.sum()),))
+        return PieceOutput((Term("rtd", losses.masked_fill(~scored, 0).sum(), scored.sum(), hits.sum()),))
 
 
 def _with_tokens(out) -> object:
@@ -97,18 +97,18 @@ def shared_names(config: Config) -> tuple[str, ...]:
     """Every parameter of the embedding."""
     m = config.model
     names = ["tokens.weight"]
-    names += ["places"] if m.positions == "learned" else []
-    names += ["types"] if m.segments else []
+    names += ["position_embedding"] if m.positions == "learned" else []
+    names += ["segment_embedding"] if m.segments else []
     names += ["norm.weight", "norm.bias"][: 2 if m.norm == "layernorm" else 1] if m.embedding_norm else []
     return tuple(f"embed.{name}" for name in names)
 
 
-def pieces(config: Config, split: Split) -> tuple[PieceSpec, ...]:
+def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
     """Both stacks, in order. Fine-tuning has the discriminator alone, an encoder like BERT's."""
     if config.objective.name in TASKS:
-        return bert.pieces(config, split)
+        return bert.pieces(config, tp)
     m, generator, shared = config.model, generator_of(config), shared_names(config)
-    embedded = hidden_of(config, split, m.width_of_embedding())
+    embedded = hidden_of(config, tp, m.width_of_embedding())
     tokens = _with_tokens(lambda batch: {})
 
     def with_tokens(spec: PieceSpec) -> PieceSpec:
@@ -116,18 +116,18 @@ def pieces(config: Config, split: Split) -> tuple[PieceSpec, ...]:
 
     def second(built: Built) -> DiscriminatorEmbed:
         head = built.get("generator.head")  # which has a copy of the words, if this rank has not the first embedding
-        return DiscriminatorEmbed(config, split, built.get("embed"), head and head.weight)
+        return DiscriminatorEmbed(config, tp, built.get("embed"), head and head.weight)
 
     def generator_head(built: Built) -> GeneratorHead:
-        return GeneratorHead(generator, split, built.get("embed"))
+        return GeneratorHead(generator, tp, built.get("embed"))
 
     return (
-        PieceSpec("embed", lambda built: Embed(config, split), 0.0, embedded, shares=shared),
-        *encoder(generator, split, "generator.blocks"),
+        PieceSpec("embed", lambda built: Embed(config, tp), 0.0, embedded, shares=shared),
+        *encoder(generator, tp, "generator.blocks"),
         PieceSpec(
             "generator.head", generator_head, words_flops(config, generator.model.hidden), tokens, shares=shared[:1]
         ),
         PieceSpec("discriminator.embed", second, 0.0, _with_tokens(embedded), shares=shared),
-        *map(with_tokens, encoder(config, split)),
-        PieceSpec("head", lambda built: Head(config, split), 2.0 * config.data.seq * m.hidden * (m.hidden + 1)),
+        *map(with_tokens, encoder(config, tp)),
+        PieceSpec("head", lambda built: Head(config, tp), 2.0 * config.data.seq_length * m.hidden * (m.hidden + 1)),
     )

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
+from roots_dist.learning.models.init_stds import embedding_std
 from roots_dist.learning.models.norms import Dropout, Norm
 from roots_dist.learning.models.positions import sinusoids
-from roots_dist.learning.models.stds import embedding_std
-from roots_dist.parallel.tensor.collectives import Split
-from roots_dist.parallel.tensor.embedding import VocabEmbedding
+from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.parallel.tensor.embedding import VocabParallelEmbedding
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.sharding import ShardSpec, declare
 
@@ -25,24 +25,26 @@ TOKENS = "embed.tokens.weight"
 """The global name of the word embedding, which output projections and second stacks share."""
 
 
-def word_vectors(
-    config: Config, split: Split, copy_of: str | None = None, there: nn.Parameter | None = None
-) -> VocabEmbedding:
+def vocab_embedding(
+    config: Config, tp: TensorParallel, copy_of: str | None = None, there: nn.Parameter | None = None
+) -> VocabParallelEmbedding:
     width, std = config.model.width_of_embedding(), embedding_std(config)
-    return VocabEmbedding(split, config.padded_vocab(), width, std=std, copy_of=copy_of, there=there)
+    return VocabParallelEmbedding(tp, config.padded_vocab(), width, std=std, copy_of=copy_of, there=there)
 
 
-class Vectors(nn.Module):
+class Embeddings(nn.Module):
     """Word, place and segment of each token, summed, and normed if the model says so: [B, S] -> [B, s, E].
 
     copy_of: a prefix of global names ("embed"), for a copy on another pipeline stage; words: the copy's word vectors,
     where this rank has them already.
     """
 
-    def __init__(self, config: Config, split: Split, copy_of: str | None = None, words: nn.Parameter | None = None):
+    def __init__(
+        self, config: Config, tp: TensorParallel, copy_of: str | None = None, words: nn.Parameter | None = None
+    ):
         super().__init__()
         m = config.model
-        self.split, self.width, self.positions = split, m.width_of_embedding(), m.positions
+        self.tp, self.width, self.positions = tp, m.width_of_embedding(), m.positions
 
         def original(name: str) -> str | None:
             return f"{copy_of}.{name}" if copy_of else None
@@ -52,65 +54,71 @@ class Vectors(nn.Module):
                 shape=(rows, self.width),
                 std=None if first else m.std(),
                 first=first,
-                partial=split.sequence,
+                partial=tp.sequence_parallel,
                 copy_of=original(name),
             )
-            return declare(self, name, spec, split.tp)
+            return declare(self, name, spec, tp.axis)
 
         def waves() -> Tensor:
             return math.sqrt(2) * m.std() * sinusoids(torch.arange(rows), self.width, slowest=rows)
 
-        rows = m.max_positions or config.data.seq
-        first = waves if config.advanced.sinusoidal_start else None
-        self.tokens = word_vectors(config, split, original("tokens.weight"), words)
-        self.places = table("places", rows, first) if m.positions == "learned" else None
-        self.types = table("types", m.segments) if m.segments else None
-        self.norm = Norm(config, split, self.width, copy_of=original("norm")) if m.embedding_norm else None
+        rows = m.max_positions or config.data.seq_length
+        first = waves if config.advanced.sinusoidal_init else None
+        self.tokens = vocab_embedding(config, tp, original("tokens.weight"), words)
+        self.position_embedding = table("position_embedding", rows, first) if m.positions == "learned" else None
+        self.segment_embedding = table("segment_embedding", m.segments) if m.segments else None
+        self.norm = Norm(config, tp, self.width, copy_of=original("norm")) if m.embedding_norm else None
 
     def forward(self, tokens: Tensor, batch: MicroBatch) -> Tensor:
         start = batch.cache.length if batch.cache else 0
-        here = self.split.positions(tokens.shape[1])
+        here = self.tp.positions(tokens.shape[1])
         mine = slice(here.start, here.stop)
         x = self.tokens(tokens)  # [B, s, E]
-        if self.places is not None:
+        if self.position_embedding is not None:
             where = range(start + here.start, start + here.stop)
             x = x + (
-                self.places[where.start : where.stop]
-                if batch.places is None
-                else F.embedding(batch.places[:, mine], self.places)
+                self.position_embedding[where.start : where.stop]
+                if batch.position_ids is None
+                else F.embedding(batch.position_ids[:, mine], self.position_embedding)
             )
         elif self.positions == "sinusoidal":
             x = x + self._sinusoids(range(start + here.start, start + here.stop), batch, mine, x)
-        if self.types is not None:
-            x = x + (self.types[0] if batch.segments is None else F.embedding(batch.segments[:, mine], self.types))
+        if self.segment_embedding is not None:
+            x = x + (
+                self.segment_embedding[0]
+                if batch.segments is None
+                else F.embedding(batch.segments[:, mine], self.segment_embedding)
+            )
         return x if self.norm is None else self.norm(x)
 
     def _sinusoids(self, positions: range, batch: MicroBatch, mine: slice, x: Tensor) -> Tensor:
-        if batch.places is None:
+        if batch.position_ids is None:
             return sinusoids(torch.arange(positions.start, positions.stop, device=x.device), self.width).to(x.dtype)
-        return sinusoids(batch.places[:, mine], self.width).to(x.dtype)
+        return sinusoids(batch.position_ids[:, mine], self.width).to(x.dtype)
 
 
-class Embed(Vectors):
+class Embed(Embeddings):
     """The model's first piece."""
 
-    def __init__(self, config: Config, split: Split):
-        super().__init__(config, split)
-        self.dropout = Dropout(config, split, "embed")
+    def __init__(self, config: Config, tp: TensorParallel):
+        super().__init__(config, tp)
+        self.dropout = Dropout(config, tp, "embed")
 
     def forward(self, payload: None, batch: MicroBatch) -> dict[str, Tensor]:
         return {"hidden": self.dropout(super().forward(batch.tokens, batch), batch)}
 
 
-class Project(nn.Module):
+class EmbeddingProjection(nn.Module):
     """From the embedding's width to the stack's: [B, s, E] -> [B, s, D], the same on every tensor rank."""
 
-    def __init__(self, config: Config, split: Split):
+    def __init__(self, config: Config, tp: TensorParallel):
         super().__init__()
         m = config.model
         shape = (m.hidden, m.width_of_embedding())
-        self.weight = declare(self, "weight", ShardSpec(shape=shape, std=m.std(), partial=split.sequence), split.tp)
-        self.bias = declare(self, "bias", ShardSpec(shape=shape[:1], partial=split.sequence), split.tp)
+        self.weight = declare(
+            self, "weight", ShardSpec(shape=shape, std=m.std(), partial=tp.sequence_parallel), tp.axis
+        )
+        self.bias = declare(self, "bias", ShardSpec(shape=shape[:1], partial=tp.sequence_parallel), tp.axis)
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
         return payload | {"hidden": F.linear(payload["hidden"], self.weight, self.bias)}

@@ -16,60 +16,60 @@ from roots_dist.learning.models.heads import TASKS, task_flops, task_head
 from roots_dist.learning.models.norms import Norm
 from roots_dist.learning.models.pieces import Built, PieceSpec, hidden_of
 from roots_dist.learning.models.positions import Alibi, Rotary
-from roots_dist.learning.models.words import Words
-from roots_dist.parallel.tensor.collectives import Split, enter
-from roots_dist.world.batch import MicroBatch, Scored
+from roots_dist.learning.models.vocab_head import VocabHead
+from roots_dist.parallel.tensor.collectives import TensorParallel, copy_to_tp_region
+from roots_dist.world.batch import MicroBatch, PieceOutput
 
 
 class Head(nn.Module):
     """Last norm, output projection and loss. A tied projection is the embedding itself where both are on this rank,
     else a copy of it."""
 
-    def __init__(self, config: Config, split: Split, embed: Embed | None):
+    def __init__(self, config: Config, tp: TensorParallel, embed: Embed | None):
         super().__init__()
-        self.split = split
-        self.norm = Norm(config, split) if config.model.norm_position == "pre" else None
-        self.words = Words(config, split, config.objective.name)
+        self.tp = tp
+        self.norm = Norm(config, tp) if config.model.norm_position == "pre" else None
+        self.words = VocabHead(config, tp, config.objective.name)
         self.weight = self.words.weight(self, embed and embed.tokens.weight)
 
-    def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> Scored:
+    def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
         """The loss's term (in evaluation the plain cross-entropy), or what batch.read asks for."""
         x = payload["hidden"]  # [B, s, D]
-        x = enter(x if self.norm is None else self.norm(x), self.split)  # [B, S, D]
-        return Scored((self.words(x, self.weight, batch, self.training),))
+        x = copy_to_tp_region(x if self.norm is None else self.norm(x), self.tp)  # [B, S, D]
+        return PieceOutput((self.words(x, self.weight, batch, self.training),))
 
 
-def positions_of(config: Config, split: Split) -> Rotary | Alibi | None:
+def positions_of(config: Config, tp: TensorParallel) -> Rotary | Alibi | None:
     """One object for all blocks of a rank."""
     m = config.model
     if m.positions == "rotary":
         return Rotary(m.width_of_head(), m.rope_theta)
     if m.positions == "alibi":
-        here = m.heads // split.tp.size
-        return Alibi(m.heads, slice(split.tp.rank * here, (split.tp.rank + 1) * here))
+        here = m.heads // tp.size
+        return Alibi(m.heads, slice(tp.rank * here, (tp.rank + 1) * here))
     return None
 
 
-def pieces(config: Config, split: Split) -> tuple[PieceSpec, ...]:
+def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
     """The whole model, in order."""
-    m, seq = config.model, config.data.seq
-    positions = positions_of(config, split)
-    out = hidden_of(config, split, m.hidden)
+    m, seq = config.model, config.data.seq_length
+    positions = positions_of(config, tp)
+    out = hidden_of(config, tp, m.hidden)
     task = config.objective.name in TASKS
-    tied = (TOKENS,) if m.tied and not task else ()
+    tied = (TOKENS,) if m.tied_embeddings and not task else ()
 
     def block(name: str) -> PieceSpec:
         def build(built: Built) -> Block:
-            return Block(config, split, name, positions)
+            return Block(config, tp, name, positions)
 
         return PieceSpec(name, build, block_flops(config, seq), out, is_block=True)
 
     def head(built: Built) -> nn.Module:
-        return task_head(config, split) if task else Head(config, split, built.get("embed"))
+        return task_head(config, tp) if task else Head(config, tp, built.get("embed"))
 
     cost = task_flops(config) if task else 2.0 * seq * m.hidden * config.padded_vocab()
     return (
-        PieceSpec("embed", lambda built: Embed(config, split), 0.0, out, shares=tied),
+        PieceSpec("embed", lambda built: Embed(config, tp), 0.0, out, shares=tied),
         *(block(f"blocks.{i}") for i in range(m.layers)),
         PieceSpec("head", head, cost, shares=tied),
     )

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
 from roots_dist.learning.models.norms import Dropout, Norm
-from roots_dist.parallel.tensor.collectives import Split, whole
-from roots_dist.world.batch import IGNORE, MicroBatch, Scored, Term
+from roots_dist.parallel.tensor.collectives import TensorParallel, gather_sequence
+from roots_dist.world.batch import IGNORE, MicroBatch, PieceOutput, Term
 from roots_dist.world.sharding import ShardSpec, declare
 
 TASKS = ("classify", "tag")
@@ -26,12 +26,14 @@ TASKS = ("classify", "tag")
 class Dense(nn.Module):
     """A layer that every tensor rank computes alike. whole: its input is, under sequence parallelism too."""
 
-    def __init__(self, split: Split, width: int, features: int, std: float, *, whole: bool = False, bias: bool = True):
+    def __init__(
+        self, tp: TensorParallel, width: int, features: int, std: float, *, whole: bool = False, bias: bool = True
+    ):
         super().__init__()
-        partial = split.sequence and not whole
+        partial = tp.sequence_parallel and not whole
         spec = ShardSpec(shape=(features, width), std=std, partial=partial)
-        self.weight = declare(self, "weight", spec, split.tp)
-        self.bias = declare(self, "bias", ShardSpec(shape=(features,), partial=partial), split.tp) if bias else None
+        self.weight = declare(self, "weight", spec, tp.axis)
+        self.bias = declare(self, "bias", ShardSpec(shape=(features,), partial=partial), tp.axis) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight, self.bias)
@@ -55,41 +57,41 @@ def _table(labels: Tensor, guessed: Tensor, classes: int) -> Tensor:
 class _Task(nn.Module):
     """What both heads share: the last norm of a stack that has one, dropout, and how logits become a term."""
 
-    def __init__(self, config: Config, split: Split):
+    def __init__(self, config: Config, tp: TensorParallel):
         super().__init__()
         m = config.model
-        self.family, self.split = m.family, split
+        self.family, self.tp = m.family, tp
         self.name, self.smoothing = config.objective.name, config.objective.label_smoothing
-        last = Norm(config, split) if m.norm_position == "pre" and m.family != "electra" else None
+        last = Norm(config, tp) if m.norm_position == "pre" and m.family != "electra" else None
         self.norm, self.final = (last, None) if m.family == "gpt" else (None, last)
-        self.drop = Dropout(config, split, "head")
+        self.drop = Dropout(config, tp, "head")
 
     def normed(self, x: Tensor) -> Tensor:
         last = self.norm or self.final
         return x if last is None else last(x)
 
-    def found(self, logits: Tensor, batch: MicroBatch) -> Scored:
+    def found(self, logits: Tensor, batch: MicroBatch) -> PieceOutput:
         """Of batch.read the logits, float32, whatever it asks for; else the term."""
         if batch.read is not None:
-            return Scored((logits.float(),))
-        return Scored((classes(self.name, logits, batch.labels, self.smoothing if self.training else 0.0),))
+            return PieceOutput((logits.float(),))
+        return PieceOutput((classes(self.name, logits, batch.labels, self.smoothing if self.training else 0.0),))
 
 
 class Classify(_Task):
     """A class for each text (or pair of texts)."""
 
-    def __init__(self, config: Config, split: Split):
-        super().__init__(config, split)
+    def __init__(self, config: Config, tp: TensorParallel):
+        super().__init__(config, tp)
         m = config.model
         bert, electra = m.family == "bert", m.family == "electra"
-        self.pooler = Dense(split, m.hidden, m.hidden, m.std(), whole=True) if bert else None
-        self.dense = Dense(split, m.hidden, m.hidden, m.std(), whole=True) if electra else None
-        self.again = Dropout(config, split, "head.classifier") if electra else None
+        self.pooler = Dense(tp, m.hidden, m.hidden, m.std(), whole=True) if bert else None
+        self.dense = Dense(tp, m.hidden, m.hidden, m.std(), whole=True) if electra else None
+        self.again = Dropout(config, tp, "head.classifier") if electra else None
         bias = m.family != "gpt"
-        self.classifier = Dense(split, m.hidden, len(config.finetune.labels), m.std(), whole=True, bias=bias)
+        self.classifier = Dense(tp, m.hidden, len(config.finetune.labels), m.std(), whole=True, bias=bias)
 
-    def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> Scored:
-        x = whole(self.normed(payload["hidden"]), self.split)  # [B, S, D]
+    def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
+        x = gather_sequence(self.normed(payload["hidden"]), self.tp)  # [B, S, D]
         if self.family == "gpt":
             return self.found(self.classifier(x[torch.arange(len(x), device=x.device), last_of(batch)]), batch)
         x = x[:, 0]  # [B, D]
@@ -101,20 +103,20 @@ class Classify(_Task):
 
     def _dropped(self, dropout: Dropout, x: Tensor, batch: MicroBatch) -> Tensor:
         """One position of each text, which every tensor rank holds."""
-        with self.split.uncut():
+        with self.tp.without_sequence_parallel():
             return dropout(x.unsqueeze(1), batch).squeeze(1)
 
 
 class Tag(_Task):
     """A class for each position that has a label."""
 
-    def __init__(self, config: Config, split: Split):
-        super().__init__(config, split)
-        self.classifier = Dense(split, config.model.hidden, len(config.finetune.labels), config.model.std())
+    def __init__(self, config: Config, tp: TensorParallel):
+        super().__init__(config, tp)
+        self.classifier = Dense(tp, config.model.hidden, len(config.finetune.labels), config.model.std())
 
-    def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> Scored:
+    def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
         logits = self.classifier(self.drop(self.normed(payload["hidden"]), batch))  # [B, s, C]
-        return self.found(whole(logits, self.split), batch)
+        return self.found(gather_sequence(logits, self.tp), batch)
 
 
 def last_of(batch: MicroBatch) -> Tensor:
@@ -125,13 +127,13 @@ def last_of(batch: MicroBatch) -> Tensor:
     return torch.where(batch.documents >= 0, places, 0).amax(1)
 
 
-def task_head(config: Config, split: Split) -> nn.Module:
-    return {"classify": Classify, "tag": Tag}[config.objective.name](config, split)
+def task_head(config: Config, tp: TensorParallel) -> nn.Module:
+    return {"classify": Classify, "tag": Tag}[config.objective.name](config, tp)
 
 
 def task_flops(config: Config) -> float:
     """Of a sample."""
     m, classes = config.model, len(config.finetune.labels)
     if config.objective.name == "tag":
-        return 2.0 * config.data.seq * m.hidden * classes
+        return 2.0 * config.data.seq_length * m.hidden * classes
     return 2.0 * m.hidden * (classes + (0 if m.family == "gpt" else m.hidden))

@@ -1,6 +1,6 @@
 """Low-rank adaptation (Hu et al. 2021): beside a frozen matrix W of a block, alpha/rank · b a learns.
 
-    [PieceSpec] --adapted--> the same, whose linear layers in finetune.targets have an adapter once they are built
+    [PieceSpec] --adapted--> the same, whose linear layers in finetune.lora_targets have an adapter once they are built
 
 An adapter is cut as the layer that it adapts (parallel/tensor/linear.py).
 """
@@ -21,8 +21,8 @@ def adapted(specs: Sequence[PieceSpec], finetune: Finetune) -> tuple[PieceSpec, 
         def build(built: Built) -> nn.Module:
             piece = spec.build(built)
             for name, layer in list(piece.named_modules()):
-                if name.rpartition(".")[2] in finetune.targets and hasattr(layer, "adapt"):
-                    layer.adapt(finetune.rank, finetune.alpha / finetune.rank)
+                if name.rpartition(".")[2] in finetune.lora_targets and hasattr(layer, "adapt"):
+                    layer.adapt(finetune.lora_rank, finetune.lora_alpha / finetune.lora_rank)
             return piece
 
         return replace(spec, build=build)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
-from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.sharding import ShardSpec, declare
@@ -19,7 +19,7 @@ from roots_dist.world.sharding import ShardSpec, declare
 class Norm(nn.Module):
     """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019). Its gradient is partial under sequence parallelism."""
 
-    def __init__(self, config: Config, split: Split, width: int | None = None, copy_of: str | None = None):
+    def __init__(self, config: Config, tp: TensorParallel, width: int | None = None, copy_of: str | None = None):
         """width: of the stack, if not told. copy_of: the name of the norm that this one is a copy of."""
         super().__init__()
         self.eps = config.advanced.norm_eps
@@ -27,8 +27,8 @@ class Norm(nn.Module):
         def vector(name: str, fill: float) -> nn.Parameter:
             original = f"{copy_of}.{name}" if copy_of else None
             shape = (width or config.model.hidden,)
-            spec = ShardSpec(shape=shape, fill=fill, partial=split.sequence, copy_of=original)
-            return declare(self, name, spec, split.tp)
+            spec = ShardSpec(shape=shape, fill=fill, partial=tp.sequence_parallel, copy_of=original)
+            return declare(self, name, spec, tp.axis)
 
         self.weight = vector("weight", 1.0)
         self.bias = vector("bias", 0.0) if config.model.norm == "layernorm" else None
@@ -42,15 +42,15 @@ class Norm(nn.Module):
 class Dropout(nn.Module):
     """Inverted dropout whose mask depends on (seed, step, site, sample, position, channel) and on no layout."""
 
-    def __init__(self, config: Config, split: Split, site: str):
+    def __init__(self, config: Config, tp: TensorParallel, site: str):
         super().__init__()
-        self.drop, self.seed, self.split, self.site = config.model.dropout, config.train.seed, split, site
+        self.drop, self.seed, self.tp, self.site = config.model.dropout, config.train.seed, tp, site
 
     def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
         """[B, s, D] -> [B, s, D]"""
         if not self.training or self.drop == 0:
             return x
-        mine = self.split.held(x.shape[1])
+        mine = self.tp.held_positions(x.shape[1])
         return rng.dropout(x, self.drop, mask_rows(self.seed, self.site, batch, mine, x.device))
 
 

@@ -2,7 +2,7 @@
 
     [PieceSpec] --on the meta device, nothing is allocated or drawn--> {global name: Place}
 
-What learns (parallel/optim/phases.py) is chosen from it, the same on every rank.
+What learns (parallel/optim/trainable.py) is chosen from it, the same on every rank.
 """
 
 from __future__ import annotations

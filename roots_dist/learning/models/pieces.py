@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from roots_dist.config.schema import Config
-from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.world.batch import MicroBatch
 
 PayloadSpec = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -34,29 +34,29 @@ class PieceSpec:
     out: Callable[[MicroBatch], PayloadSpec] = lambda batch: {}
     """What it hands on for this microbatch: known to both ends of a message before it is sent."""
     is_block: bool = False
-    once: bool = False
+    prefill_only: bool = False
     """What it reads does not grow (an encoder): where tokens go on, it has nothing to do and hands nothing on."""
     shares: tuple[str, ...] = ()
     """Global names of the parameters that other pieces use too. Where these stand on other pipeline ranks, each rank
     has a copy; on one rank, `build` finds the one that is there."""
 
-    def hands_on(self, batch: MicroBatch) -> PayloadSpec:
-        return {} if self.once and batch.goes_on else self.out(batch)
+    def output_spec(self, batch: MicroBatch) -> PayloadSpec:
+        return {} if self.prefill_only and batch.has_past else self.out(batch)
 
 
 def dtype_of(config: Config) -> torch.dtype:
     """What weights and activations are computed in."""
-    if config.advanced.double:
+    if config.advanced.float64:
         return torch.float64
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[config.train.precision]
 
 
-def hidden_of(config: Config, split: Split, width: int) -> Callable[[MicroBatch], PayloadSpec]:
+def hidden_of(config: Config, tp: TensorParallel, width: int) -> Callable[[MicroBatch], PayloadSpec]:
     """The payload between the blocks of one stack: {"hidden": [B, s, D]}."""
     dtype = dtype_of(config)
 
     def out(batch: MicroBatch) -> PayloadSpec:
         size, seq = batch.tokens.shape
-        return {"hidden": ((size, len(split.positions(seq)), width), dtype)}
+        return {"hidden": ((size, len(tp.positions(seq)), width), dtype)}
 
     return out

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
-from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.world.sharding import ShardSpec, declare
 
 
@@ -90,13 +90,13 @@ class Relative(nn.Module):
     may come after the query, each side has half of the buckets.
     """
 
-    def __init__(self, config: Config, split: Split, causal: bool, copy_of: str | None = None):
+    def __init__(self, config: Config, tp: TensorParallel, causal: bool, copy_of: str | None = None):
         super().__init__()
         m = config.model
-        self.causal, self.buckets, self.distance = causal, m.relative_buckets, m.relative_distance
+        self.causal, self.buckets, self.distance = causal, m.relative_buckets, m.relative_max_distance
         std = m.init_std or m.hidden**-0.5
         spec = ShardSpec(shape=(self.buckets, m.heads), cut=1, std=std, copy_of=copy_of)
-        self.weight = declare(self, "weight", spec, split.tp)
+        self.weight = declare(self, "weight", spec, tp.axis)
 
     def bucket(self, distance: Tensor) -> Tensor:
         """int64, of key - query."""

@@ -14,24 +14,24 @@ from torch import Tensor, nn
 from roots_dist.accounting.sizes import attention_flops, decoder_of, mlp_flops, target_seq
 from roots_dist.config.schema import Config
 from roots_dist.learning.models.block import Block, block_flops
-from roots_dist.learning.models.embed import TOKENS, Embed, word_vectors
+from roots_dist.learning.models.embed import TOKENS, Embed, vocab_embedding
 from roots_dist.learning.models.norms import Dropout, Norm
 from roots_dist.learning.models.pieces import Built, PayloadSpec, PieceSpec, dtype_of, hidden_of
 from roots_dist.learning.models.positions import Relative
-from roots_dist.learning.models.words import Words
-from roots_dist.parallel.tensor.collectives import Split, enter
-from roots_dist.world.batch import MicroBatch, Scored
+from roots_dist.learning.models.vocab_head import VocabHead
+from roots_dist.parallel.tensor.collectives import TensorParallel, copy_to_tp_region
+from roots_dist.world.batch import MicroBatch, PieceOutput
 
 
 class Bridge(nn.Module):
     """The encoder ends (its last norm), the decoder begins (its words, which are the encoder's)."""
 
-    def __init__(self, config: Config, split: Split, embed: nn.Module | None):
+    def __init__(self, config: Config, tp: TensorParallel, embed: nn.Module | None):
         super().__init__()
-        self.norm = Norm(config, split)
-        self.dropout = Dropout(config, split, "encoder.end")
-        self.tokens = embed.tokens if embed else word_vectors(config, split, copy_of=TOKENS)
-        self.start = Dropout(config, split, "decoder.embed")
+        self.norm = Norm(config, tp)
+        self.dropout = Dropout(config, tp, "encoder.end")
+        self.tokens = embed.tokens if embed else vocab_embedding(config, tp, copy_of=TOKENS)
+        self.start = Dropout(config, tp, "decoder.embed")
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
         words = self.start(self.tokens(batch.decoder_tokens), batch)  # [B, t, D]
@@ -43,21 +43,23 @@ class Bridge(nn.Module):
 class Head(nn.Module):
     """Last norm, projection, loss. A tied projection is the embedding, and what it reads is scaled by D^-0.5."""
 
-    def __init__(self, config: Config, split: Split, tokens: nn.Module | None):
+    def __init__(self, config: Config, tp: TensorParallel, tokens: nn.Module | None):
         super().__init__()
         m = config.model
-        self.split, self.scale = split, m.hidden**-0.5 if m.tied else 1.0
-        self.norm = Norm(config, split)
-        self.dropout = Dropout(config, split, "decoder.end")
-        self.words = Words(config, split, config.objective.name)
+        self.tp, self.scale = tp, m.hidden**-0.5 if m.tied_embeddings else 1.0
+        self.norm = Norm(config, tp)
+        self.dropout = Dropout(config, tp, "decoder.end")
+        self.words = VocabHead(config, tp, config.objective.name)
         self.weight = self.words.weight(self, tokens and tokens.weight)
 
-    def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> Scored:
+    def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
         x = self.dropout(self.norm(payload["hidden"]), batch) * self.scale  # [B, t, D]
-        return Scored((self.words(enter(x, self.split), self.weight, batch, self.training),))
+        return PieceOutput((self.words(copy_to_tp_region(x, self.tp), self.weight, batch, self.training),))
 
 
-def _stack(config: Config, split: Split, name: str, cost: float, out, *, causal: bool, cross: bool) -> list[PieceSpec]:
+def _stack(
+    config: Config, tp: TensorParallel, name: str, cost: float, out, *, causal: bool, cross: bool
+) -> list[PieceSpec]:
     """Blocks that share one table of distances: the first block of the stack has it, and a copy of it the first one on
     each other pipeline rank."""
     table = f"{name}.blocks.0.attention.relative.weight"
@@ -69,24 +71,24 @@ def _stack(config: Config, split: Split, name: str, cost: float, out, *, causal:
             positions = None
             if relative:
                 copy = None if i == 0 else table
-                positions = here[0].attention.relative if here else Relative(config, split, causal, copy)
-            return Block(config, split, f"{name}.blocks.{i}", positions, causal=causal, cross=cross)
+                positions = here[0].attention.relative if here else Relative(config, tp, causal, copy)
+            return Block(config, tp, f"{name}.blocks.{i}", positions, causal=causal, cross=cross)
 
         shares = (table,) if relative else ()
-        return PieceSpec(f"{name}.blocks.{i}", build, cost, out, is_block=True, once=not causal, shares=shares)
+        return PieceSpec(f"{name}.blocks.{i}", build, cost, out, is_block=True, prefill_only=not causal, shares=shares)
 
     return [block(i) for i in range(config.model.layers)]
 
 
-def pieces(config: Config, split: Split) -> tuple[PieceSpec, ...]:
+def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
     """Both stacks, in order."""
-    m, seq, target = config.model, config.data.seq, target_seq(config)
-    encoded, dtype = hidden_of(config, split, m.hidden), dtype_of(config)
+    m, seq, target = config.model, config.data.seq_length, target_seq(config)
+    encoded, dtype = hidden_of(config, tp, m.hidden), dtype_of(config)
 
     def both(batch: MicroBatch) -> PayloadSpec:
         size, seq = batch.decoder_tokens.shape
-        spec: PayloadSpec = {"hidden": ((size, len(split.positions(seq)), m.hidden), dtype)}
-        if not batch.goes_on:
+        spec: PayloadSpec = {"hidden": ((size, len(tp.positions(seq)), m.hidden), dtype)}
+        if not batch.has_past:
             spec["encoded"] = encoded(batch)["hidden"]
         return spec
 
@@ -96,12 +98,14 @@ def pieces(config: Config, split: Split) -> tuple[PieceSpec, ...]:
 
     def head(built: Built) -> Head:
         holder = built.get("embed") or built.get("bridge")
-        return Head(config, split, holder and holder.tokens)
+        return Head(config, tp, holder and holder.tokens)
 
     return (
-        PieceSpec("embed", lambda built: Embed(config, split), 0.0, encoded, shares=words, once=True),
-        *_stack(config, split, "encoder", block_flops(config, seq, causal=False), encoded, causal=False, cross=False),
-        PieceSpec("bridge", lambda built: Bridge(config, split, built.get("embed")), 0.0, both, shares=words),
-        *_stack(decoder_of(config), split, "decoder", decoder_cost, both, causal=True, cross=True),
-        PieceSpec("head", head, 2.0 * target * m.hidden * config.padded_vocab(), shares=words if m.tied else ()),
+        PieceSpec("embed", lambda built: Embed(config, tp), 0.0, encoded, shares=words, prefill_only=True),
+        *_stack(config, tp, "encoder", block_flops(config, seq, causal=False), encoded, causal=False, cross=False),
+        PieceSpec("bridge", lambda built: Bridge(config, tp, built.get("embed")), 0.0, both, shares=words),
+        *_stack(decoder_of(config), tp, "decoder", decoder_cost, both, causal=True, cross=True),
+        PieceSpec(
+            "head", head, 2.0 * target * m.hidden * config.padded_vocab(), shares=words if m.tied_embeddings else ()
+        ),
     )

@@ -3,7 +3,7 @@
     row: text, (pair,) label --> bert, electra  [CLS] text [SEP] (pair [SEP])
                              --> gpt            text (end pair), read at its last token
 
-What is longer than data.seq is cut at its end, of a pair the longer text first, as transformers' examples do.
+What is longer than data.seq_length is cut at its end, of a pair the longer text first, as transformers' examples do.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ class TextClasses:
     words = None
 
     def __init__(self, config: Config, specials: Specials):
-        self.config, self.specials, self.seq = config, specials, config.data.seq
+        self.config, self.specials, self.seq = config, specials, config.data.seq_length
         self.decoder, self.segments = config.model.family == "gpt", config.model.segments
         specials.require(
-            *needed("classify", config.model.family), *(["end"] if self.decoder and config.finetune.pair else [])
+            *needed("classify", config.model.family), *(["end"] if self.decoder and config.finetune.pair_column else [])
         )
 
     def open(self, path: str) -> Examples:

@@ -3,7 +3,7 @@
     order.py: sample number --batches.py--> CausalTokens.sample: window of the corpus --> tokens, targets
 
 Documents are packed end to end, each closed by its end-of-document token. Attention crosses the borders (as in BLOOM),
-unless objective.borders says that it begins anew with each document.
+unless objective.reset_at_documents says that it begins anew with each document.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class CausalTokens:
     words = "clm"
 
     def __init__(self, config: Config, specials: object = None):
-        self.seq, self.borders = config.data.seq, config.objective.borders
+        self.seq, self.borders = config.data.seq_length, config.objective.reset_at_documents
 
     def open(self, path: str) -> Corpus:
         return Corpus.open(path)
@@ -42,7 +42,7 @@ class CausalTokens:
         documents = source.documents_of(start, self.seq)
         first = np.flatnonzero(np.diff(documents, prepend=documents[0] - 1))
         places = np.arange(self.seq) - np.repeat(first, np.diff(first, append=self.seq))
-        return {"documents": documents, "places": places}
+        return {"documents": documents, "position_ids": places}
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
         return {"clm": scored(batch.targets)}

@@ -2,7 +2,7 @@
 
     row: messages, or question and answer --data/chat.py, a template--> ids, which of them are the assistant's --> fields
 
-A conversation longer than data.seq is cut at its end; one whose first answer does not begin before that teaches nothing, and
+A conversation longer than data.seq_length is cut at its end; one whose first answer does not begin before that teaches nothing, and
 is refused.
 """
 
@@ -26,7 +26,7 @@ class Answers:
 
     def __init__(self, config: Config, specials: Specials):
         specials.require(*needed("instruct", config.model.family))
-        self.config, self.specials, self.seq = config, specials, config.data.seq
+        self.config, self.specials, self.seq = config, specials, config.data.seq_length
 
     def open(self, path: str) -> Examples:
         return open_examples(path, self.config)

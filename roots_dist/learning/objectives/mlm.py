@@ -21,22 +21,28 @@ def hide(
 ) -> tuple[np.ndarray, np.ndarray]:
     """tokens [S] -> (what is shown, targets), [S] each: the target is the token where it is to be guessed, else IGNORE.
 
-    Each place of a word is chosen with probability how.masked, on its own, as the collator of transformers does; the
+    Each place of a word is chosen with probability how.mask_probability, on its own, as the collator of transformers does; the
     original chooses exactly that share of each text, which in short texts is a matter of rounding. Of the chosen, 80 %
     are shown as the mask, 10 % as any word, 10 % as they are. Special tokens are never chosen and never shown for a word.
     With whole_words, tokens of one word are chosen together, and shown each in its own way.
     """
     word = ~specials.special[tokens]
     chance = draw.random(len(tokens))
-    if how.whole_words:
+    if how.whole_word_mask:
         begins = ~(specials.continues[tokens] & word & np.roll(word, 1))
         begins[0] = True
         chance = chance[np.flatnonzero(begins)[np.cumsum(begins) - 1]]  # each token's is that of its word's first
-    chosen = word & (chance < how.masked)
+    chosen = word & (chance < how.mask_probability)
     fate = draw.random(len(tokens))
     other = specials.words[draw.integers(len(specials.words), size=len(tokens))]
-    shown = np.where(chosen & (fate < how.mask_share), specials.mask, tokens)
-    shown = np.where(chosen & (fate >= how.mask_share) & (fate < how.mask_share + how.random_share), other, shown)
+    shown = np.where(chosen & (fate < how.mask_replace_probability), specials.mask, tokens)
+    shown = np.where(
+        chosen
+        & (fate >= how.mask_replace_probability)
+        & (fate < how.mask_replace_probability + how.random_replace_probability),
+        other,
+        shown,
+    )
     return shown, np.where(chosen, tokens, IGNORE)
 
 
@@ -53,7 +59,7 @@ class MaskedTokens:
 
     def __init__(self, config: Config, specials: Specials):
         specials.require("cls", "sep", "mask")
-        self.seq, self.how, self.specials = config.data.seq, config.objective, specials
+        self.seq, self.how, self.specials = config.data.seq_length, config.objective, specials
 
     def open(self, path: str) -> Corpus:
         return Corpus.open(path)

@@ -22,7 +22,7 @@ from roots_dist.world.batch import IGNORE, PADDING, MicroBatch, scored
 
 FOLLOWS, RANDOM = 0, 1
 SHORTER = 0.1
-"""Share of pairs that are made shorter than data.seq, so that the model sees such too (as the original does)."""
+"""Share of pairs that are made shorter than data.seq_length, so that the model sees such too (as the original does)."""
 SHORTEST = 3
 """Tokens of a document that a pair can be made of: one for each text, and the document's end."""
 
@@ -50,8 +50,8 @@ class MaskedPairs:
 
     def __init__(self, config: Config, specials: Specials):
         specials.require("cls", "sep", "mask", "pad")
-        self.seq, self.how, self.specials = config.data.seq, config.objective, specials
-        self.room = config.data.seq - 3
+        self.seq, self.how, self.specials = config.data.seq_length, config.objective, specials
+        self.room = config.data.seq_length - 3
         self._known: dict[Corpus, _Documents] = {}
 
     def open(self, path: str) -> Corpus:

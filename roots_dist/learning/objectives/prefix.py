@@ -25,7 +25,7 @@ class Prefix:
 
     def __init__(self, config: Config, specials: Specials):
         specials.require(*NEEDED["prefix"])
-        self.seq, self.target_seq, self.pad = config.data.seq, target_seq(config), specials.pad
+        self.seq, self.target_seq, self.pad = config.data.seq_length, target_seq(config), specials.pad
 
     def open(self, path: str) -> Corpus:
         return Corpus.open(path)

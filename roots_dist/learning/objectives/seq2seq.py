@@ -2,7 +2,7 @@
 
     row: text, label --> encoder: text </s>, decoder: (start) label --> label </s>
 
-Both are cut at their ends, to data.seq and data.target_seq; the token that ends them stays.
+Both are cut at their ends, to data.seq_length and data.target_seq_length; the token that ends them stays.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class TextToText:
 
     def __init__(self, config: Config, specials: Specials):
         specials.require(*needed("seq2seq", config.model.family))
-        self.config, self.specials, self.seq, self.target = config, specials, config.data.seq, target_seq(config)
+        self.config, self.specials, self.seq, self.target = config, specials, config.data.seq_length, target_seq(config)
 
     def open(self, path: str) -> Examples:
         return open_examples(path, self.config)

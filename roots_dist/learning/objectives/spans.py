@@ -34,14 +34,14 @@ class Spans:
 
     def __init__(self, config: Config, specials: Specials):
         specials.require(*NEEDED["spans"])
-        self.seq, self.specials, self.lengths = config.data.seq, specials, span_lengths(config)
+        self.seq, self.specials, self.lengths = config.data.seq_length, specials, span_lengths(config)
         if len(specials.sentinels) < self.lengths.spans:
             problem = Problem(
                 key="data.tokenizer",
                 found=specials.name,
                 expected=f"at least {self.lengths.spans} sentinels (<extra_id_0> …), one for each span of a sample; it has "
                 f"{len(specials.sentinels)}",
-                fix="prepare the corpus with --kind unigram, or lower data.seq or objective.masked",
+                fix="prepare the corpus with --kind unigram, or lower data.seq_length or objective.mask_probability",
             )
             raise DataError(problem)
 

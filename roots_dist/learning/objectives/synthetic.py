@@ -44,14 +44,14 @@ def _corpus(config: Config, draw: np.random.Generator) -> Corpus:
 
 def _row(config: Config, draw: np.random.Generator) -> Example:
     """Of any length, some longer than a sample; of a conversation the second half is the answer, and begins in time."""
-    name, seq, labels = config.objective.name, config.data.seq, len(config.finetune.labels)
+    name, seq, labels = config.objective.name, config.data.seq_length, len(config.finetune.labels)
 
     def words(least: int, most: int) -> np.ndarray:
         return draw.integers(config.model.vocab, size=int(draw.integers(least, most + 1))).astype(np.int32)
 
     first = words(2, seq + seq // 4)
     if name == "classify":
-        return Example(first, words(1, seq) if config.finetune.pair else None, label=int(draw.integers(labels)))
+        return Example(first, words(1, seq) if config.finetune.pair_column else None, label=int(draw.integers(labels)))
     if name == "tag":
         marks = np.where(draw.random(len(first)) < 0.3, IGNORE, draw.integers(labels, size=len(first)))
         return Example(first, marks=marks.astype(np.int32))

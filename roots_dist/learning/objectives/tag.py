@@ -2,7 +2,7 @@
 
     row: words, a label for each --> bert, electra  [CLS] tokens [SEP], gpt tokens; the label on the first token of its word
 
-What is longer than data.seq is cut at its end, words and labels alike.
+What is longer than data.seq_length is cut at its end, words and labels alike.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class WordClasses:
 
     def __init__(self, config: Config, specials: Specials):
         specials.require(*needed("tag", config.model.family))
-        self.config, self.specials, self.seq = config, specials, config.data.seq
+        self.config, self.specials, self.seq = config, specials, config.data.seq_length
         self.decoder, self.segments = config.model.family == "gpt", config.model.segments
 
     def open(self, path: str) -> Examples:

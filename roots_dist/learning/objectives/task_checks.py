@@ -15,26 +15,26 @@ from roots_dist.errors import ConfigError, Problem
 from roots_dist.learning.data.tasks import labels_of
 
 
-def told(config: Config) -> Config:
+def complete_from_rows(config: Config) -> Config:
     """Raises DataError for rows that cannot be read."""
     f, values = config.finetune, {}
     if config.objective.name in ("classify", "tag") and not f.labels and config.data.train:
         values["finetune.labels"] = labels_of([source.path for source in config.data.train], config)
     labelled = config.changed(values)
     if (
-        (f.epochs is None and f.every_epochs is None)
+        (f.epochs is None and f.unfreeze_every_epochs is None)
         or not config.data.train
         or (config.objective.name in TASKS and not config.data.tokenizer)
     ):
         return labelled  # what is missing is told by the checks
     samples = _num_samples(labelled)
-    pass_steps = max(1, -(-samples // config.train.batch))
+    pass_steps = max(1, -(-samples // config.train.global_batch))
     if f.epochs is not None:
         values["train.steps"] = (
             f.epochs * pass_steps if config.train.batch_ramp is None else step_after(config.train, f.epochs * samples)
         )
-    if f.every_epochs is not None:
-        values["finetune.every"] = max(1, round(f.every_epochs * pass_steps))
+    if f.unfreeze_every_epochs is not None:
+        values["finetune.unfreeze_every"] = max(1, round(f.unfreeze_every_epochs * pass_steps))
     return config.changed(values)
 
 
@@ -45,7 +45,7 @@ def _num_samples(config: Config) -> int:
     return sum(objective.num_samples(objective.open(source.path)) for source in config.data.train)
 
 
-def look(config: Config) -> None:
+def check_rows(config: Config) -> None:
     """Raises DataError or ConfigError for what training would stumble over. Of corpora, the headers have been read."""
     if config.objective.name not in TASKS:
         return
@@ -59,8 +59,8 @@ def look(config: Config) -> None:
         ]
         if mute:
             problem = Problem(
-                key="data.seq",
-                found=config.data.seq,
+                key="data.seq_length",
+                found=config.data.seq_length,
                 expected=f"more: of {len(mute)} of the {len(opened)} conversations of {source.path} (the first is number {mute[0]}) it "
                 "holds nothing of an answer",
                 fix=f"use at least {max(len(row.first) for row in opened.rows)}, or leave long conversations out",
@@ -78,4 +78,4 @@ def cut_rows(config: Config) -> Iterator[str]:
     for source in (*config.data.train, *config.data.validation):
         opened = objective.open(source.path)
         if cut := sum(map(objective.too_long, opened.rows)):
-            yield f"{source.path}: {cut:,} of {len(opened):,} rows are longer than data.seq = {config.data.seq}, and cut"
+            yield f"{source.path}: {cut:,} of {len(opened):,} rows are longer than data.seq_length = {config.data.seq_length}, and cut"

@@ -18,18 +18,18 @@ from torch import Tensor
 from torch.optim.adamw import adamw as adamw_step
 
 from roots_dist.config.schema import Optim
-from roots_dist.parallel.optim.phases import Learned
+from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.world.sharding import Param
 
 
 class Group(NamedTuple):
-    learned: Learned
+    trainable: Trainable
     decays: bool
 
     def __str__(self) -> str:
         """As it is called where its gradient's norm is shown."""
         return ("decayed" if self.decays else "undecayed") + (
-            f"/step{self.learned.from_step}" if self.learned.from_step else ""
+            f"/step{self.trainable.from_step}" if self.trainable.from_step else ""
         )
 
     def options(self, optim: Optim) -> dict[str, Any]:
@@ -37,15 +37,15 @@ class Group(NamedTuple):
         return {"group": self, "weight_decay": optim.weight_decay if self.decays else 0.0}
 
 
-def all_groups(learned: Mapping[str, Learned], since: int, until: int) -> list[Group]:
+def all_groups(trainable: Mapping[str, Trainable], since: int, until: int) -> list[Group]:
     """Those that begin to learn at steps since … until, in one order on every rank, some of which may hold none of them."""
-    found = sorted({l for l in learned.values() if since <= l.from_step <= until})
+    found = sorted({l for l in trainable.values() if since <= l.from_step <= until})
     return [Group(l, decays) for l in found for decays in (True, False)]
 
 
-def members(group: Group, params: list[Param], learned: Mapping[str, Learned]) -> list[Param]:
+def members(group: Group, params: list[Param], trainable: Mapping[str, Trainable]) -> list[Param]:
     """No weight decay on norms and biases."""
-    return [p for p in params if learned.get(p.name) == group.learned and p.decays == group.decays]
+    return [p for p in params if trainable.get(p.name) == group.trainable and p.decays == group.decays]
 
 
 def by_name(groups: Iterable[Group], norms: Iterable[float]) -> dict[str, float]:
@@ -77,12 +77,12 @@ def adamw(optim: Optim) -> torch.optim.AdamW:
 
 def since(group: dict[str, Any]) -> int:
     """The step at which an optimizer's group began to learn."""
-    return group["group"].learned.from_step
+    return group["group"].trainable.from_step
 
 
 def set_rate(optimizer: torch.optim.AdamW, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["group"].learned.scale
+        group["lr"] = lr * group["group"].trainable.scale
 
 
 def first_state(tensor: Tensor) -> dict[str, Tensor]:
@@ -115,7 +115,7 @@ def update(optim: Optim, group: Group, lr: float, weights: list[Tensor], states:
         amsgrad=False,
         beta1=optim.beta1,
         beta2=optim.beta2,
-        lr=lr * group.learned.scale,
+        lr=lr * group.trainable.scale,
         weight_decay=group.options(optim)["weight_decay"],
         eps=optim.eps,
         maximize=False,

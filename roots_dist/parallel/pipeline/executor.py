@@ -17,10 +17,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from roots_dist.parallel.pipeline.stage import Stage
-from roots_dist.parallel.tensor.collectives import Later
+from roots_dist.parallel.tensor.collectives import DeferredWeightGrads
 from roots_dist.schedule.actions import Action, Kind, rank_of
 from roots_dist.schedule.communication import Channel, channel_of
-from roots_dist.world.batch import MicroBatch, Scored
+from roots_dist.world.batch import MicroBatch, PieceOutput
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.stopwatch import Stopwatch
 
@@ -69,9 +69,9 @@ class Executor:
     stages: Mapping[int, Stage]
     num_stages: int
     spec: Callable[[int, MicroBatch], PayloadSpec]
-    lowest: Callable[[MicroBatch], int]
+    lowest_trainable: Callable[[MicroBatch], int]
     channels: Mapping[Channel, dist.ProcessGroup]
-    later: Later
+    deferred: DeferredWeightGrads
     watch: Stopwatch
 
     def run(
@@ -87,16 +87,16 @@ class Executor:
         on ranks whose stages find nothing. Under no_grad only forwards are meant, and `scales` are of no account.
         """
         flight, found = _Flight(receipts), []
-        lowest = self.lowest(batches[0]) if torch.is_grad_enabled() else self.num_stages
+        lowest_trainable = self.lowest_trainable(batches[0]) if torch.is_grad_enabled() else self.num_stages
         for action in actions:
             kind, stage, i = action
             work = (stage, i)
             if kind is Kind.FORWARD:
-                found += self._forward(flight, work, batches[i], scales, lowest)
-            elif needless(action, lowest):
+                found += self._forward(flight, work, batches[i], scales, lowest_trainable)
+            elif needless(action, lowest_trainable):
                 continue
             elif kind in (Kind.BACKWARD, Kind.INPUT):
-                self._backward(flight, work, lowest, put_off=kind is Kind.INPUT)
+                self._backward(flight, work, lowest_trainable, put_off=kind is Kind.INPUT)
             elif kind is Kind.WEIGHT:
                 for do in flight.put_off.pop(work):
                     do()
@@ -111,16 +111,16 @@ class Executor:
         self._wait(message for sent in flight.sent.values() for message, _ in sent)
         return found
 
-    def _forward(self, flight: _Flight, work: Work, batch: MicroBatch, scales: Scales, lowest: int) -> list:
+    def _forward(self, flight: _Flight, work: Work, batch: MicroBatch, scales: Scales, lowest_trainable: int) -> list:
         stage, i = work
         payload = flight.inputs.pop(work, None)
         if payload is None and stage > 0:
             payload = self._arrived(flight, Action(Kind.RECV_FORWARD, *work))
-        if payload is not None and stage > lowest:
+        if payload is not None and stage > lowest_trainable:
             for tensor in payload.values():
                 tensor.requires_grad_(tensor.is_floating_point())
-        out: Scored = self.stages[stage](payload, batch)
-        if stage >= lowest:
+        out: PieceOutput = self.stages[stage](payload, batch)
+        if stage >= lowest_trainable:
             flight.inputs[work] = payload or {}
             flight.outputs[work] = out.payload, sum(t.sum * scales[t.name] for t in out.found) if out.found else None
         if stage < self.num_stages - 1:
@@ -131,7 +131,7 @@ class Executor:
                 flight.leaving[work] = detached
         return [t.detached() for t in out.found] if torch.is_grad_enabled() else list(out.found)
 
-    def _backward(self, flight: _Flight, work: Work, lowest: int, put_off: bool) -> None:
+    def _backward(self, flight: _Flight, work: Work, lowest_trainable: int, put_off: bool) -> None:
         stage, i = work
         inputs, (output, loss) = flight.inputs.pop(work), flight.outputs.pop(work)
         roots, gradients = ([loss], [None]) if loss is not None and loss.requires_grad else ([], [])
@@ -139,13 +139,13 @@ class Executor:
             given = flight.gradients.pop(work, None) or self._arrived(flight, Action(Kind.RECV_BACKWARD, *work))
             named = [name for name, t in output.items() if t.requires_grad]
             roots, gradients = [*roots, *(output[n] for n in named)], [*gradients, *(given[n] for n in named)]
-        self.later.on = put_off
+        self.deferred.enabled = put_off
         if roots:  # none where nothing that learns has a part in what this stage finds
             torch.autograd.backward(roots, gradients)
-        self.later.on = False
+        self.deferred.enabled = False
         if put_off:
-            flight.put_off[work] = self.later.take()
-        if stage > lowest:
+            flight.put_off[work] = self.deferred.drain()
+        if stage > lowest_trainable:
             learned = {name: t for name, t in inputs.items() if t.is_floating_point()}
             flight.gradients[stage - 1, i] = {
                 name: torch.zeros_like(t) if t.grad is None else t.grad for name, t in learned.items()
@@ -183,12 +183,12 @@ class Executor:
         return payload, [dist.irecv(payload[name], source, group=group) for name in sorted(payload)]
 
 
-def needless(action: Action, lowest: int) -> bool:
+def needless(action: Action, lowest_trainable: int) -> bool:
     """Part of a backward pass through stages of which nothing learns, nor of those below. Both ends leave a message out."""
     kind, stage, _ = action
     if kind in (Kind.SEND_FORWARD, Kind.RECV_FORWARD):
         return False
-    return stage <= lowest if kind is Kind.SEND_BACKWARD else stage < lowest
+    return stage <= lowest_trainable if kind is Kind.SEND_BACKWARD else stage < lowest_trainable
 
 
 def _learned(spec: PayloadSpec) -> PayloadSpec:

@@ -33,7 +33,7 @@ def partition(costs: Sequence[float], num_stages: int, required: Sequence[bool])
                     key="number of stages (pp * chunks)",
                     found=num_stages,
                     expected=f"at most {sum(required)}, the number of Transformer blocks",
-                    fix="lower parallel.pp or parallel.chunks, or use more layers",
+                    fix="lower parallel.pp or parallel.virtual_stages, or use more layers",
                 )
             ]
         )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from roots_dist.world.batch import MicroBatch, Scored
+from roots_dist.world.batch import MicroBatch, PieceOutput
 
 
 class Stage(nn.Module):
@@ -25,26 +25,31 @@ class Stage(nn.Module):
         names: Sequence[str],
         pieces: Sequence[nn.Module],
         recompute: frozenset[str] = frozenset(),
-        once: frozenset[str] = frozenset(),
+        prefill_only: frozenset[str] = frozenset(),
     ):
         super().__init__()
-        self.names, self.pieces, self.recompute, self.once = tuple(names), nn.ModuleList(pieces), recompute, once
+        self.names, self.pieces, self.recompute, self.prefill_only = (
+            tuple(names),
+            nn.ModuleList(pieces),
+            recompute,
+            prefill_only,
+        )
 
-    def forward(self, payload: dict[str, Tensor] | None, batch: MicroBatch) -> Scored:
+    def forward(self, payload: dict[str, Tensor] | None, batch: MicroBatch) -> PieceOutput:
         """The payload for the next stage, and what the pieces of this one found (terms of the loss)."""
         found: tuple = ()
         payload = payload or {}
         for name, piece in zip(self.names, self.pieces):
-            if batch.goes_on and name in self.once:
+            if batch.has_past and name in self.prefill_only:
                 continue
             if name in self.recompute and self.training:
                 made = checkpoint(piece, payload, batch, use_reentrant=False, preserve_rng_state=False)
             else:
                 made = piece(payload, batch)
-            if isinstance(made, Scored):
+            if isinstance(made, PieceOutput):
                 found, made = found + made.found, made.payload
             payload = made
-        return Scored(found, payload)
+        return PieceOutput(found, payload)
 
     def named_pieces(self) -> list[tuple[str, nn.Module]]:
         return list(zip(self.names, self.pieces))

@@ -14,7 +14,7 @@ from roots_dist.world.mesh import Axis
 from roots_dist.world.sharding import ShardSpec, declare
 
 
-class Thin(nn.Module):
+class LoraMatrix(nn.Module):
     def __init__(self, spec: ShardSpec, tp: Axis):
         super().__init__()
         self.weight = declare(self, "weight", spec, tp)
@@ -25,7 +25,7 @@ class Adapter(nn.Module):
 
     def __init__(self, a: ShardSpec, b: ShardSpec, scale: float, tp: Axis):
         super().__init__()
-        self.a, self.b, self.scale = Thin(a, tp), Thin(b, tp), scale
+        self.a, self.b, self.scale = LoraMatrix(a, tp), LoraMatrix(b, tp), scale
 
     def forward(self, y: Tensor, low: Tensor) -> Tensor:
         return y.add(F.linear(low, self.b.weight), alpha=self.scale)

@@ -1,11 +1,13 @@
-"""Talk between tensor ranks: the raw messages, and the conjugate pair that makes autograd right across ranks.
+"""Communication between tensor-parallel ranks, and the conjugate pairs of functions that make autograd correct across them.
 
-    enter a region in which each rank works on its own columns, heads or words …  … and leave it
-    forward   the same input (SP: gather the sequence)                            sum (SP: sum and scatter the sequence)
-    backward  sum (SP: sum and scatter)                                           the same gradient (SP: gather)
+                         forward                          backward
+    copy_to_tp_region    identity (SP: all-gather)        all-reduce (SP: reduce-scatter)
+    reduce_from_tp_region  all-reduce (SP: reduce-scatter)  identity (SP: all-gather)
+    gather_sequence      SP: all-gather                   SP: keep this rank's positions
 
-Megatron's f and g (Shoeybi et al. 2019, section 3), and their sequence-parallel twins (Korthikanti et al. 2022, 4.2.2).
-B sequences, S positions, D channels; s = S/tp under sequence parallelism (SP). The only file of layers that sends.
+Between the first two each rank works on its own columns, heads or words. They are f and g of Megatron-LM (Shoeybi et al.
+2019, section 3), and their sequence-parallel twins (Korthikanti et al. 2022, section 4.2.2).
+B sequences, S positions, D channels; s = S/tp under sequence parallelism (SP). No other file of layers communicates.
 """
 
 from __future__ import annotations
@@ -22,53 +24,65 @@ from roots_dist.world.mesh import SINGLE, Axis
 from roots_dist.world.stopwatch import Stopwatch
 
 
-class Later:
-    """Work on weight gradients that a backward pass puts off (zero-bubble schedules). Off: the work is done at once."""
+class DeferredWeightGrads:
+    """Weight gradients that a backward pass puts off (zero-bubble schedules). Disabled: they are computed at once."""
 
     def __init__(self) -> None:
-        self.on = False
+        self.enabled = False
         self._work: list[Callable[[], None]] = []
 
-    def put(self, work: Callable[[], None]) -> None:
+    def defer(self, work: Callable[[], None]) -> None:
         self._work.append(work)
 
-    def take(self) -> list[Callable[[], None]]:
+    def drain(self) -> list[Callable[[], None]]:
         """What has been put off since the last call."""
         work, self._work = self._work, []
         return work
 
 
 @dataclass(eq=False)
-class Split:
-    """How the work of a layer is split over tensor ranks: what every parallel layer is handed."""
+class TensorParallel:
+    """What every parallel layer is handed: its tensor-parallel axis, and how to behave on it."""
 
-    tp: Axis = SINGLE
-    sequence: bool = False
+    axis: Axis = SINGLE
+    sequence_parallel: bool = False
     """Outside the regions each rank holds S/tp positions."""
-    later: Later = field(default_factory=Later)
+    deferred: DeferredWeightGrads = field(default_factory=DeferredWeightGrads)
     watch: Stopwatch = field(default_factory=Stopwatch)
-    """Told what is computing, and what waiting for the other tensor ranks."""
+    """Counts the time that is spent computing, and waiting for the other tensor ranks."""
+
+    @property
+    def size(self) -> int:
+        return self.axis.size
+
+    @property
+    def rank(self) -> int:
+        return self.axis.rank
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        return self.axis.group
 
     def positions(self, seq: int) -> range:
         """The positions that this rank holds outside the regions."""
-        if not self.sequence:
+        if not self.sequence_parallel:
             return range(seq)
-        assert seq % self.tp.size == 0, (seq, self.tp.size)
-        return self.held(seq // self.tp.size)
+        assert seq % self.axis.size == 0, (seq, self.axis.size)
+        return self.held_positions(seq // self.axis.size)
 
-    def held(self, mine: int) -> range:
+    def held_positions(self, mine: int) -> range:
         """The positions that this rank holds outside the regions, given how many."""
-        return range(self.tp.rank * mine, (self.tp.rank + 1) * mine) if self.sequence else range(mine)
+        return range(self.axis.rank * mine, (self.axis.rank + 1) * mine) if self.sequence_parallel else range(mine)
 
     @contextmanager
-    def uncut(self) -> Iterator[None]:
+    def without_sequence_parallel(self) -> Iterator[None]:
         """Inside, each rank holds all positions: a single new one cannot be cut (generation). Not for learning: the
         parameters' specs say whose gradients are partial."""
-        before, self.sequence = self.sequence, False
+        before, self.sequence_parallel = self.sequence_parallel, False
         try:
             yield
         finally:
-            self.sequence = before
+            self.sequence_parallel = before
 
 
 class Pending:
@@ -93,43 +107,41 @@ class Pending:
         return self._finish(self._result)
 
 
-def start_sum(x: Tensor, split: Split) -> Pending:
+def start_all_reduce(x: Tensor, tp: TensorParallel) -> Pending:
     """Sum over tensor ranks, in place: x must belong to the caller and not be saved by autograd."""
-    if split.tp.size == 1:
+    if tp.size == 1:
         return Pending(x, None)
     x = x.contiguous()
-    return Pending(x, dist.all_reduce(x, group=split.tp.group, async_op=True), split.watch)
+    return Pending(x, dist.all_reduce(x, group=tp.group, async_op=True), tp.watch)
 
 
-def start_gather(x: Tensor, split: Split) -> Pending:
+def start_all_gather(x: Tensor, tp: TensorParallel) -> Pending:
     """[B, s, D] -> [B, S, D], positions in the order of the ranks."""
-    tp = split.tp
     if tp.size == 1:
         return Pending(x, None)
     out = x.new_empty(tp.size * x.shape[0], *x.shape[1:])
     work = dist.all_gather_into_tensor(out, x.contiguous(), group=tp.group, async_op=True)
-    return Pending(out, work, split.watch, lambda o: o.unflatten(0, (tp.size, -1)).transpose(0, 1).flatten(1, 2))
+    return Pending(out, work, tp.watch, lambda o: o.unflatten(0, (tp.size, -1)).transpose(0, 1).flatten(1, 2))
 
 
-def start_scatter_sum(x: Tensor, split: Split) -> Pending:
+def start_reduce_scatter(x: Tensor, tp: TensorParallel) -> Pending:
     """[B, S, D] -> [B, s, D]: the sum over tensor ranks, of which each keeps its own positions."""
-    tp = split.tp
     if tp.size == 1:
         return Pending(x, None)
     parts = x.unflatten(1, (tp.size, -1)).transpose(0, 1).contiguous()  # [tp, B, s, D]
     out = x.new_empty(parts.shape[1:])
     work = dist.reduce_scatter_tensor(out, parts.flatten(0, 1), group=tp.group, async_op=True)
-    return Pending(out, work, split.watch)
+    return Pending(out, work, tp.watch)
 
 
-def max_(x: Tensor, tp: Axis) -> Tensor:
+def all_reduce_max(x: Tensor, tp: Axis) -> Tensor:
     """Maximum over tensor ranks, in place."""
     if tp.size > 1:
         dist.all_reduce(x, dist.ReduceOp.MAX, group=tp.group)
     return x
 
 
-def gather_last(x: Tensor, tp: Axis) -> Tensor:
+def gather_last_dim(x: Tensor, tp: Axis) -> Tensor:
     """[..., v] -> [..., V]: for what is read, not learned from (logits of generated text)."""
     if tp.size == 1:
         return x
@@ -141,71 +153,71 @@ def gather_last(x: Tensor, tp: Axis) -> Tensor:
 # The four halves. Layers that compute on both sides of a message (parallel/tensor/linear.py) call them to overlap the two.
 
 
-def start_enter(x: Tensor, split: Split) -> Pending:
+def start_copy_to(x: Tensor, tp: TensorParallel) -> Pending:
     """The region's input [B, S, D] from this rank's x."""
-    return start_gather(x, split) if split.sequence else Pending(x, None)
+    return start_all_gather(x, tp) if tp.sequence_parallel else Pending(x, None)
 
 
-def start_enter_backward(grad: Tensor, split: Split) -> Pending:
+def start_copy_to_backward(grad: Tensor, tp: TensorParallel) -> Pending:
     """Each rank knows what its own columns say about the input; the truth is the sum. Consumes grad [B, S, D]."""
-    return start_scatter_sum(grad, split) if split.sequence else start_sum(grad, split)
+    return start_reduce_scatter(grad, tp) if tp.sequence_parallel else start_all_reduce(grad, tp)
 
 
-def start_leave(partial: Tensor, split: Split) -> Pending:
+def start_reduce_from(partial: Tensor, tp: TensorParallel) -> Pending:
     """Each rank has the sum over its own rows; the output is the sum of all. Consumes partial [B, S, D]."""
-    return start_scatter_sum(partial, split) if split.sequence else start_sum(partial, split)
+    return start_reduce_scatter(partial, tp) if tp.sequence_parallel else start_all_reduce(partial, tp)
 
 
-def start_leave_backward(grad: Tensor, split: Split) -> Pending:
+def start_reduce_from_backward(grad: Tensor, tp: TensorParallel) -> Pending:
     """Every rank's partial sum gets the output's whole gradient [B, S, D]."""
-    return start_gather(grad, split) if split.sequence else Pending(grad, None)
+    return start_all_gather(grad, tp) if tp.sequence_parallel else Pending(grad, None)
 
 
-class _Enter(torch.autograd.Function):
+class _CopyToRegion(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, split: Split) -> Tensor:
-        ctx.split = split
-        return start_enter(x, split)()
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):
-        return start_enter_backward(grad.clone(), ctx.split)(), None
-
-
-class _Leave(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, partial: Tensor, split: Split) -> Tensor:
-        ctx.split = split
-        return start_leave(partial.clone(), split)()
+    def forward(ctx, x: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
+        return start_copy_to(x, tp)()
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return start_leave_backward(grad, ctx.split)(), None
+        return start_copy_to_backward(grad.clone(), ctx.tp)(), None
 
 
-def enter(x: Tensor, split: Split) -> Tensor:
+class _ReduceFromRegion(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, partial: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
+        return start_reduce_from(partial.clone(), tp)()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return start_reduce_from_backward(grad, ctx.tp)(), None
+
+
+def copy_to_tp_region(x: Tensor, tp: TensorParallel) -> Tensor:
     """[B, s, D] under SP, else [B, S, D] -> [B, S, D]."""
-    return x if split.tp.size == 1 else _Enter.apply(x, split)
+    return x if tp.size == 1 else _CopyToRegion.apply(x, tp)
 
 
-def leave(partial: Tensor, split: Split) -> Tensor:
+def reduce_from_tp_region(partial: Tensor, tp: TensorParallel) -> Tensor:
     """[B, S, D] -> [B, s, D] under SP, else [B, S, D]."""
-    return partial if split.tp.size == 1 else _Leave.apply(partial, split)
+    return partial if tp.size == 1 else _ReduceFromRegion.apply(partial, tp)
 
 
-class _Whole(torch.autograd.Function):
+class _GatherSequence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, split: Split) -> Tensor:
-        ctx.split = split
-        return start_gather(x, split)()
+    def forward(ctx, x: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
+        return start_all_gather(x, tp)()
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        mine = ctx.split.positions(grad.shape[1])
+        mine = ctx.tp.positions(grad.shape[1])
         return grad[:, mine.start : mine.stop].contiguous(), None
 
 
-def whole(x: Tensor, split: Split) -> Tensor:
+def gather_sequence(x: Tensor, tp: TensorParallel) -> Tensor:
     """[B, s, D] under SP -> [B, S, D], for what every tensor rank does alike (a head of few outputs): each already has
     the whole gradient, of which it keeps its positions. After `enter` it would be counted once per rank."""
-    return _Whole.apply(x, split) if split.sequence and split.tp.size > 1 else x
+    return _GatherSequence.apply(x, tp) if tp.sequence_parallel and tp.size > 1 else x

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from roots_dist.parallel.tensor.collectives import Split, gather_last, max_
+from roots_dist.parallel.tensor.collectives import TensorParallel, all_reduce_max, gather_last_dim
 from roots_dist.world.batch import IGNORE
 
 
@@ -28,7 +28,7 @@ def num_real_words(vocab: int, first: int, rows: int) -> int:
 
 
 def linear_cross_entropy(
-    split: Split,
+    tp: TensorParallel,
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
@@ -43,20 +43,20 @@ def linear_cross_entropy(
     the targets are the likeliest word. bias [v] is added to the logits.
 
     With label smoothing ε: (1-ε)·(-log p) + ε·mean over the vocabulary of -log p. With z-loss: + z·log²Z.
-    hidden has left its region's entrance (collectives.enter), so that its gradient is summed over tensor ranks there.
+    hidden has left its region's entrance (collectives.copy_to_tp_region), so that its gradient is summed over tensor ranks there.
     """
     learn = torch.is_grad_enabled()  # inside the function it always says no
-    return _LinearCrossEntropy.apply(hidden, weight, bias, targets, split, vocab, smoothing, z_loss, chunk, learn)
+    return _LinearCrossEntropy.apply(hidden, weight, bias, targets, tp, vocab, smoothing, z_loss, chunk, learn)
 
 
-def logits(split: Split, hidden: Tensor, weight: Tensor, vocab: int, bias: Tensor | None = None) -> Tensor:
+def logits(tp: TensorParallel, hidden: Tensor, weight: Tensor, vocab: int, bias: Tensor | None = None) -> Tensor:
     """[..., D] -> float32 [..., V], gathered on every tensor rank. For generation."""
-    return gather_last(F.linear(hidden, weight, bias), split.tp)[..., :vocab].float()
+    return gather_last_dim(F.linear(hidden, weight, bias), tp.axis)[..., :vocab].float()
 
 
 @torch.no_grad()
 def target_scores(
-    split: Split,
+    tp: TensorParallel,
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
@@ -68,7 +68,7 @@ def target_scores(
     """For each of the T targets log p(target), 0 for IGNORE, and whether it is the likeliest word. Equal on every tensor
     rank; nothing is gathered."""
     found = [
-        _of_targets(split, hidden[i : i + chunk], weight, bias, targets[i : i + chunk], vocab)
+        _of_targets(tp, hidden[i : i + chunk], weight, bias, targets[i : i + chunk], vocab)
         for i in range(0, hidden.shape[0], chunk)
     ]
     losses = torch.cat([f.log_sum - f.hit for f in found])
@@ -98,10 +98,10 @@ class _Chunk(NamedTuple):
 
 
 def _of_targets(
-    split: Split, h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, vocab: int, summed: bool = False
+    tp: TensorParallel, h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, vocab: int, summed: bool = False
 ) -> _Chunk:
     """summed: sum_scores is wanted too (label smoothing)."""
-    first = split.tp.rank * weight.shape[0]
+    first = tp.rank * weight.shape[0]
     real = num_real_words(vocab, first, weight.shape[0])
     scored = target != IGNORE
     local = target - first
@@ -110,21 +110,21 @@ def _of_targets(
     scores = F.linear(h, weight[:real], None if bias is None else bias[:real])
     scores = scores.to(torch.promote_types(h.dtype, torch.float32))  # [c, v]
     if real:
-        peak = max_(scores.amax(1), split.tp)  # [c]
+        peak = all_reduce_max(scores.amax(1), tp.axis)  # [c]
         scores -= peak.unsqueeze(1)
         hit = scores.gather(1, local).squeeze(1).masked_fill(~here, 0)
     else:  # padding only: this rank has no word of a tiny vocabulary
-        peak = max_(scores.new_full(scores.shape[:1], -torch.inf), split.tp)
+        peak = all_reduce_max(scores.new_full(scores.shape[:1], -torch.inf), tp.axis)
         hit = scores.new_zeros(scores.shape[:1])
     sum_scores = scores.sum(1) if summed else hit.new_zeros(hit.shape)
     scores.exp_()
-    hit, sum_exp, sum_scores = split.tp.sum_(torch.stack([hit, scores.sum(1), sum_scores]))  # each [c]
+    hit, sum_exp, sum_scores = tp.axis.sum_(torch.stack([hit, scores.sum(1), sum_scores]))  # each [c]
     return _Chunk(scored, here, local, scores, peak, hit, sum_exp, sum_scores)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, split, vocab, smoothing, z_loss, chunk, learn):
+    def forward(ctx, hidden, weight, bias, targets, tp, vocab, smoothing, z_loss, chunk, learn):
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total, hits = hidden.new_zeros((), dtype=exact), torch.zeros((), dtype=torch.int64, device=hidden.device)
         need_hidden, need_weight, need_bias = (learn and need for need in ctx.needs_input_grad[:3])
@@ -135,7 +135,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             h = hidden[part]
-            found = _of_targets(split, h, weight, bias, targets[part], vocab, summed=smoothing > 0)
+            found = _of_targets(tp, h, weight, bias, targets[part], vocab, summed=smoothing > 0)
             loss = found.log_sum - (1 - smoothing) * found.hit - smoothing / vocab * found.sum_scores
             log_z = found.log_sum + found.peak
             if z_loss:

@@ -1,11 +1,15 @@
-"""Linear layers cut over tensor ranks: columns on the way into a region, rows on the way out.
+"""Linear layers that are sharded over tensor-parallel ranks: by columns on the way into a region, by rows on the way out.
 
-    x --columns--> each rank's own features --(attention, activation)--> rows --sum--> y
+    ColumnParallelLinear  Y = X A + b         RowParallelLinear  Z = Y B + c
+                          A = [A_1 | A_2]                        B = [B_1 ; B_2]  (B_1 above B_2)
+    rank i computes       Y_i = X A_i + b_i                      Y_i B_i, of which Z is the sum over ranks, plus c
+    X is                  whole on every rank                    Y_i: this rank's features, as the first layer left them
+    (a weight is stored as torch does, [out, in], so A_i are rows of it and B_i columns)
 
-Backward sends the input's gradient while it computes the weights', saves only this rank's positions under sequence
-parallelism, can put the weights' gradients off for a zero-bubble schedule (Split.later), and computes none that nobody
-asks for (frozen weights, and what lies below the lowest that learns).
-B sequences, S positions, D width in, F features out, R rank of an adapter; f = F/tp, s = S/tp. A weight is [out, in].
+Backward sends the input's gradient while it computes the weights' gradients, saves only this rank's positions under
+sequence parallelism, can defer the weights' gradients for a zero-bubble schedule (TensorParallel.deferred), and computes
+no gradient that nobody needs (frozen weights, and everything below the lowest trainable layer).
+B sequences, S positions, D width in, F features out, R rank of an adapter; f = F/tp, s = S/tp.
 """
 
 from __future__ import annotations
@@ -19,26 +23,26 @@ from torch import Tensor, nn
 
 from roots_dist.parallel.tensor.adapter import Adapter
 from roots_dist.parallel.tensor.collectives import (
-    Split,
-    start_enter,
-    start_enter_backward,
-    start_leave,
-    start_leave_backward,
+    TensorParallel,
+    start_copy_to,
+    start_copy_to_backward,
+    start_reduce_from,
+    start_reduce_from_backward,
 )
 from roots_dist.world.sharding import ShardSpec, declare
 
 
-def _weight_gradient(split: Split, weight: nn.Parameter, grad_out: Tensor, x: Tensor) -> Tensor | None:
+def _weight_gradient(tp: TensorParallel, weight: nn.Parameter, grad_out: Tensor, x: Tensor) -> Tensor | None:
     """grad_outᵀ x, [out, in]; or nothing now, if it is put off: then it is added into .grad when its turn comes.
 
     weight: the parameter itself, not what autograd saved of it, which under recomputation is another tensor.
     """
     grad_out, x = grad_out.flatten(0, -2), x.flatten(0, -2)
-    if not split.later.on:
+    if not tp.deferred.enabled:
         return grad_out.t() @ x
     if weight.grad is None:
         weight.grad = torch.zeros_like(weight)
-    split.later.put(lambda: weight.grad.addmm_(grad_out.t(), x))
+    tp.deferred.defer(lambda: weight.grad.addmm_(grad_out.t(), x))
     return None
 
 
@@ -46,29 +50,28 @@ class _Columns(torch.autograd.Function):
     """Several column-cut layers on one input: it is gathered once, and its gradient is summed once."""
 
     @staticmethod
-    def forward(ctx, split: Split, x: Tensor, num_weights: int, *weights_and_biases: Tensor | None):
+    def forward(ctx, tp: TensorParallel, x: Tensor, num_weights: int, *weights_and_biases: Tensor | None):
         weights, biases = weights_and_biases[:num_weights], weights_and_biases[num_weights:]
-        ctx.split, ctx.parameters = split, weights
+        ctx.tp, ctx.parameters = tp, weights
         ctx.save_for_backward(x, *weights)
-        whole = start_enter(x, split)()  # [B, S, D]
+        whole = start_copy_to(x, tp)()  # [B, S, D]
         return tuple(F.linear(whole, w, b) for w, b in zip(weights, biases))  # each [B, S, f]
 
     @staticmethod
     def backward(ctx, *grads: Tensor):
         x, *weights = ctx.saved_tensors
         need_x, need_weights, need_biases = ctx.needs_input_grad[1], *_halves(ctx.needs_input_grad[3:])
-        gathering = start_enter(x, ctx.split) if any(need_weights) else None  # meanwhile, the input's gradient:
+        gathering = start_copy_to(x, ctx.tp) if any(need_weights) else None  # meanwhile, the input's gradient:
         grad_x = None
         if need_x:
             first, *rest = zip(grads, weights)
             grad_whole = first[0] @ first[1]
             for grad, weight in rest:
                 grad_whole.flatten(0, -2).addmm_(grad.flatten(0, -2), weight)
-            grad_x = start_enter_backward(grad_whole, ctx.split)  # meanwhile, the weights' gradients:
+            grad_x = start_copy_to_backward(grad_whole, ctx.tp)  # meanwhile, the weights' gradients:
         whole = gathering() if gathering else None
         grad_weights = [
-            _weight_gradient(ctx.split, w, g, whole) if n else None
-            for w, g, n in zip(ctx.parameters, grads, need_weights)
+            _weight_gradient(ctx.tp, w, g, whole) if n else None for w, g, n in zip(ctx.parameters, grads, need_weights)
         ]
         grad_biases = [g.flatten(0, -2).sum(0) if n else None for g, n in zip(grads, need_biases)]
         return None, grad_x() if grad_x else None, None, *grad_weights, *grad_biases
@@ -83,12 +86,12 @@ class _Rows(torch.autograd.Function):
     not kept."""
 
     @staticmethod
-    def forward(ctx, split: Split, before: Callable[..., Tensor] | None, num_weights: int, *tensors: Tensor):
+    def forward(ctx, tp: TensorParallel, before: Callable[..., Tensor] | None, num_weights: int, *tensors: Tensor):
         weights, inputs = tensors[:num_weights], tensors[num_weights:]
-        ctx.split, ctx.parameters, ctx.before = split, weights, before
+        ctx.tp, ctx.parameters, ctx.before = tp, weights, before
         ctx.save_for_backward(*tensors)
         x = before(*inputs) if before else inputs[0]  # [B, S, f]
-        leaving = [start_leave(F.linear(x, w), split) for w in weights]
+        leaving = [start_reduce_from(F.linear(x, w), tp) for w in weights]
         return tuple(y() for y in leaving)  # each [B, s, D]
 
     @staticmethod
@@ -96,7 +99,7 @@ class _Rows(torch.autograd.Function):
         num, saved = len(grads), ctx.saved_tensors  # asked for once: under recomputation it is made for one reader
         weights, inputs = saved[:num], saved[num:]
         need_weights, need_inputs = ctx.needs_input_grad[3 : 3 + num], any(ctx.needs_input_grad[3 + num :])
-        gathering = [start_leave_backward(g, ctx.split) for g in grads]
+        gathering = [start_reduce_from_backward(g, ctx.tp) for g in grads]
         grads = tuple(g() for g in gathering)  # each [B, S, D]
         if ctx.before:
             inputs = [i.detach().requires_grad_(need_inputs) for i in inputs]
@@ -111,7 +114,7 @@ class _Rows(torch.autograd.Function):
                 grad_x.flatten(0, -2).addmm_(grad.flatten(0, -2), weight)
             grad_inputs = (grad_x,)
         grad_weights = [
-            _weight_gradient(ctx.split, w, g, x.detach()) if n else None
+            _weight_gradient(ctx.tp, w, g, x.detach()) if n else None
             for w, g, n in zip(ctx.parameters, grads, need_weights)
         ]
         if need_inputs and ctx.before:
@@ -119,17 +122,19 @@ class _Rows(torch.autograd.Function):
         return None, None, None, *grad_weights, *grad_inputs
 
 
-class ColumnLinear(nn.Module):
+class ColumnParallelLinear(nn.Module):
     """F features, cut over tensor ranks: this rank computes f of them from the whole input."""
 
-    def __init__(self, split: Split, width: int, features: int, *, bias: bool, std: float, parts: int | None = None):
+    def __init__(
+        self, tp: TensorParallel, width: int, features: int, *, bias: bool, std: float, parts: int | None = None
+    ):
         super().__init__()
-        self.split = split
-        shared = parts is not None and parts < split.tp.size  # some ranks hold the same slice and use it for own heads
+        self.tp = tp
+        shared = parts is not None and parts < tp.size  # some ranks hold the same slice and use it for own heads
         spec = ShardSpec(shape=(features, width), cut=0, parts=parts, std=std, partial=shared)
-        self.weight = declare(self, "weight", spec, split.tp)
+        self.weight = declare(self, "weight", spec, tp.axis)
         bias_spec = ShardSpec(shape=(features,), cut=0, parts=parts, partial=shared)
-        self.bias = declare(self, "bias", bias_spec, split.tp) if bias else None
+        self.bias = declare(self, "bias", bias_spec, tp.axis) if bias else None
         self.spec, self.lora = spec, None
 
     def adapt(self, rank: int, scale: float) -> None:
@@ -137,43 +142,43 @@ class ColumnLinear(nn.Module):
         features, width = self.spec.shape
         a = ShardSpec(shape=(rank, width), std=width**-0.5, partial=True)
         b = replace(self.spec, shape=(features, rank), std=None)
-        self.lora = Adapter(a, b, scale, self.split.tp)
+        self.lora = Adapter(a, b, scale, self.tp.axis)
 
     def forward(self, x: Tensor) -> Tensor:
-        return columns(self.split, x, [self])[0]
+        return column_parallel(self.tp, x, [self])[0]
 
 
-def columns(split: Split, x: Tensor, layers: Sequence[ColumnLinear]) -> tuple[Tensor, ...]:
+def column_parallel(tp: TensorParallel, x: Tensor, layers: Sequence[ColumnParallelLinear]) -> tuple[Tensor, ...]:
     """What each layer makes of the same x [B, s, D]: [B, S, f] each."""
     adapted = [l for l in layers if l.lora is not None]
     weights = [*(l.weight for l in layers), *(l.lora.a.weight for l in adapted)]
     biases = [*(l.bias for l in layers), *(None for _ in adapted)]
-    made = _Columns.apply(split, x, len(weights), *weights, *biases)
+    made = _Columns.apply(tp, x, len(weights), *weights, *biases)
     low = iter(made[len(layers) :])
     return tuple(y if l.lora is None else l.lora(y, next(low)) for l, y in zip(layers, made))
 
 
-class RowLinear(nn.Module):
+class RowParallelLinear(nn.Module):
     """D features from an input whose f channels are this rank's: a sum over ranks, then the bias, once."""
 
-    def __init__(self, split: Split, channels: int, width: int, *, bias: bool, std: float):
+    def __init__(self, tp: TensorParallel, channels: int, width: int, *, bias: bool, std: float):
         super().__init__()
-        self.split = split
+        self.tp = tp
         self.spec, self.lora = ShardSpec(shape=(width, channels), cut=1, std=std), None
-        self.weight = declare(self, "weight", self.spec, split.tp)
-        bias_spec = ShardSpec(shape=(width,), partial=split.sequence)
-        self.bias = declare(self, "bias", bias_spec, split.tp) if bias else None
+        self.weight = declare(self, "weight", self.spec, tp.axis)
+        bias_spec = ShardSpec(shape=(width,), partial=tp.sequence_parallel)
+        self.bias = declare(self, "bias", bias_spec, tp.axis) if bias else None
 
     def adapt(self, rank: int, scale: float) -> None:
         """x aᵀ is a sum over ranks like the layer's own, on this rank's positions; from there on all is whole."""
         width, channels = self.spec.shape
         a = ShardSpec(shape=(rank, channels), cut=1, std=channels**-0.5)
-        b = ShardSpec(shape=(width, rank), partial=self.split.sequence)
-        self.lora = Adapter(a, b, scale, self.split.tp)
+        b = ShardSpec(shape=(width, rank), partial=self.tp.sequence_parallel)
+        self.lora = Adapter(a, b, scale, self.tp.axis)
 
     def forward(self, *inputs: Tensor, before: Callable[..., Tensor] | None = None) -> Tensor:
         """[B, S, f] -> [B, s, D]. `before` maps several inputs to that one and is computed again in backward."""
         weights = [self.weight] if self.lora is None else [self.weight, self.lora.a.weight]
-        y, *low = _Rows.apply(self.split, before, len(weights), *weights, *inputs)
+        y, *low = _Rows.apply(self.tp, before, len(weights), *weights, *inputs)
         y = self.lora(y, *low) if low else y
         return y if self.bias is None else y + self.bias

@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from roots_dist.config.schema import Config
-from roots_dist.parallel.optim.phases import Learned
+from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.parallel.zero.seam import Engine
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.sharding import Param
 
 
 def build_engine(
-    config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param], learned: Mapping[str, Learned]
+    config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param], trainable: Mapping[str, Trainable]
 ) -> Engine:
     """module: this rank's stages; params: its parameters, initialised; learned: what learns, of the whole model.
     Collective over the world.
@@ -24,7 +24,7 @@ def build_engine(
     if config.engine(mesh.dp.size) == "reference":
         from roots_dist.parallel.zero.reference import ReferenceEngine
 
-        return ReferenceEngine(config, mesh, module, params, learned)
+        return ReferenceEngine(config, mesh, module, params, trainable)
     from roots_dist.parallel.zero.engine import DeepSpeedEngine
 
-    return DeepSpeedEngine(config, mesh, module, params, learned)
+    return DeepSpeedEngine(config, mesh, module, params, trainable)

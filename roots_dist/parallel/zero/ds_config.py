@@ -21,13 +21,13 @@ def settings(config: Config, num_elements: int) -> dict[str, Any]:
     Microbatches, the loss and the learning rate are ours, so accumulation is 1 step. Clipping is always given: left
     out, DeepSpeed clips to 1.
     """
-    zero = config.parallel.zero
+    zero = config.parallel.zero_stage
     bucket = min(config.advanced.reduce_bucket, max(1, num_elements))
     bucket += bucket % 2  # it insists on whole pairs
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.optim.clip if zero else 0.0,
+        "gradient_clipping": config.optim.clip_grad if zero else 0.0,
         "bf16": {"enabled": config.train.precision == "bf16"},
         "zero_optimization": {
             "stage": zero,

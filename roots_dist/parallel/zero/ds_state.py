@@ -47,10 +47,10 @@ class WholeState:
     def keep(self, kept: list[tuple[Tensor, dict[str, Tensor]]]) -> None:
         self.optimizer.state.update(kept)
 
-    def finish(self, taken: Mapping[int, int]) -> None:
+    def finish(self, optimizer_steps: Mapping[int, int]) -> None:
         for group in self.optimizer.param_groups:
             for tensor in group["params"]:
-                state_of(self.optimizer, tensor)["step"].fill_(taken[since(group)])
+                state_of(self.optimizer, tensor)["step"].fill_(optimizer_steps[since(group)])
 
 
 class _Flats:
@@ -72,9 +72,9 @@ class _Flats:
             for key, part in self.zero.optimizer.state[flat].items():  # in place: DeepSpeed's fragments point into them
                 part.copy_(state[key])
 
-    def _count(self, taken: Mapping[int, int]) -> None:
+    def _count(self, optimizer_steps: Mapping[int, int]) -> None:
         for flat, group in zip(self.flats, self.zero.optimizer.param_groups, strict=True):
-            self.zero.optimizer.state[flat]["step"].fill_(taken[since(group)])
+            self.zero.optimizer.state[flat]["step"].fill_(optimizer_steps[since(group)])
 
 
 class FlatState(_Flats):
@@ -96,8 +96,8 @@ class FlatState(_Flats):
         for key in STATE:
             param.tensor.set_full_hp_param(state[key], _key(key))
 
-    def finish(self, taken: Mapping[int, int]) -> None:
-        self._count(taken)
+    def finish(self, optimizer_steps: Mapping[int, int]) -> None:
+        self._count(optimizer_steps)
         self.zero.update_lp_params()
 
 
@@ -133,8 +133,8 @@ class CutState(_Flats):
             padded = F.pad(state[key].flatten(), (0, part.numel() * self.dp.size - state[key].numel()))
             part.copy_(padded.chunk(self.dp.size)[self.dp.rank])
 
-    def finish(self, taken: Mapping[int, int]) -> None:
-        self._count(taken)
+    def finish(self, optimizer_steps: Mapping[int, int]) -> None:
+        self._count(optimizer_steps)
         for group in range(len(self.zero.fp16_groups)):
             self.zero._reassign_or_swap_out_partitioned_parameters(group)
 

@@ -27,7 +27,7 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.parallel.optim.groups import Group, adamw, all_groups, by_name, freeze, members, set_rate
 from roots_dist.parallel.optim.norm import clip_factor, group_norms, norm_of
-from roots_dist.parallel.optim.phases import Learned
+from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.parallel.zero import whole_pieces
 from roots_dist.parallel.zero.ds_config import Grid, mark, settings
 from roots_dist.parallel.zero.ds_state import CutState, FlatState, WholeState
@@ -38,37 +38,37 @@ from roots_dist.world.sharding import Param, ShardSpec, gradient_of
 
 class DeepSpeedEngine:
     def __init__(
-        self, config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param], learned: Mapping[str, Learned]
+        self, config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param], trainable: Mapping[str, Trainable]
     ):
         if not dist.is_initialized():
             fix = "start the run with a launcher, or set advanced.engine to auto"
             raise ConfigError([Problem(key="advanced.engine", found="deepspeed", expected="a process group", fix=fix)])
-        self.module, self.config, self.mesh, self.params, self.learned = module, config, mesh, list(params), learned
-        self.stage = config.parallel.zero
+        self.module, self.config, self.mesh, self.params, self.trainable = module, config, mesh, list(params), trainable
+        self.stage = config.parallel.zero_stage
         self.by_name = {p.name: p for p in params}
-        self.taken: dict[int, int] = {}
+        self.optimizer_steps: dict[int, int] = {}
         self.groups: list[tuple[Group, list[Param]]] = []
         self.engine: Any = None
         self.state: WholeState | FlatState | CutState
         freeze(params)
-        self.reach(0)
+        self.unfreeze(0)
 
-    def reach(self, step: int) -> None:
-        joining = all_groups(self.learned, 1 + max(self.taken, default=-1), step)
+    def unfreeze(self, step: int) -> None:
+        joining = all_groups(self.trainable, 1 + max(self.optimizer_steps, default=-1), step)
         if not joining:
             return
         for group in joining:
-            found = members(group, self.params, self.learned) or [self._placeholder()]
+            found = members(group, self.params, self.trainable) or [self._placeholder()]
             for p in found:
                 p.tensor.requires_grad_(True)
             self.groups.append((group, found))
-            self.taken[group.learned.from_step] = 0
+            self.optimizer_steps[group.trainable.from_step] = 0
         kept = self.state.kept() if self.engine else []
         self._close()
         self._open()
         if kept:
             self.state.keep(kept)
-            self.state.finish(self.taken)
+            self.state.finish(self.optimizer_steps)
 
     def _placeholder(self) -> Param:
         """Stands for a group of which this rank has nothing: DeepSpeed sums the norm group by group over all ranks."""
@@ -163,10 +163,10 @@ class DeepSpeedEngine:
                 self.engine.step()  # a norm that is not finite: touches nothing
             norm = float(self.engine.get_global_grad_norm())
             norms = self._by_group(found, norm) if math.isfinite(norm) else []
-        self.discard()
+        self.zero_grad()
         if not math.isfinite(norm):
             return Update(norm, {})
-        self.taken = {border: taken + 1 for border, taken in self.taken.items()}
+        self.optimizer_steps = {border: optimizer_steps + 1 for border, optimizer_steps in self.optimizer_steps.items()}
         return Update(norm, by_name([group for group, _ in self.groups], norms))
 
     def _by_group(self, found: list[Tensor], norm: float) -> list[float]:
@@ -183,11 +183,11 @@ class DeepSpeedEngine:
         dp = self.mesh.dp.size
         groups = [[(p, p.tensor.grad) for p in found] for _, found in self.groups]
         norms = [dp * norm for norm in group_norms(groups, [self.mesh.model], self.mesh.device)]
-        factor = dp * clip_factor(norm_of(norms), self.config.optim.clip)
+        factor = dp * clip_factor(norm_of(norms), self.config.optim.clip_grad)
         torch._foreach_mul_([gradient for group in groups for _, gradient in group], factor)
         return norms
 
-    def discard(self) -> None:
+    def zero_grad(self) -> None:
         no_gradients(self.module)
         if self.stage:
             self.zero.zero_grad()
@@ -202,9 +202,9 @@ class DeepSpeedEngine:
         with torch.no_grad():
             self.state.write(self.by_name[name], state)
 
-    def finish_loading(self, taken: Mapping[int, int]) -> None:
-        self.taken = dict(taken)
-        self.state.finish(taken)
+    def finish_loading(self, optimizer_steps: Mapping[int, int]) -> None:
+        self.optimizer_steps = dict(optimizer_steps)
+        self.state.finish(optimizer_steps)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from roots_dist.config.schema import Config
 from roots_dist.parallel.optim.groups import Group, all_groups, by_name, first_state, freeze, members, update
 from roots_dist.parallel.optim.norm import clip_factor, group_norms, norm_of
-from roots_dist.parallel.optim.phases import Learned
+from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.parallel.zero.seam import STATE, Update, master_dtype, no_gradients
 from roots_dist.world.mesh import Axis, Mesh
 from roots_dist.world.sharding import Param, gradient_of
@@ -44,28 +44,28 @@ class Held:
 
 class ReferenceEngine:
     def __init__(
-        self, config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param], learned: Mapping[str, Learned]
+        self, config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param], trainable: Mapping[str, Trainable]
     ):
-        self.module, self.config, self.mesh, self.learned = module, config, mesh, learned
-        assert config.parallel.zero <= 1 or mesh.dp.size == 1, "the reference shards the optimizer only"
-        self.sharded = config.parallel.zero >= 1 and mesh.dp.size > 1
+        self.module, self.config, self.mesh, self.trainable = module, config, mesh, trainable
+        assert config.parallel.zero_stage <= 1 or mesh.dp.size == 1, "the reference shards the optimizer only"
+        self.sharded = config.parallel.zero_stage >= 1 and mesh.dp.size > 1
         self.params = {p.name: p for p in params}
         assert len(self.params) == len(params), "two parameters of one rank bear the same name"
         self.held: dict[str, Held] = {}
         self.groups: list[tuple[Group, list[Held]]] = []
-        self.taken: dict[int, int] = {}
+        self.optimizer_steps: dict[int, int] = {}
         freeze(params)
-        self.reach(0)
+        self.unfreeze(0)
 
-    def reach(self, step: int) -> None:
-        for group in all_groups(self.learned, 1 + max(self.taken, default=-1), step):
-            found = members(group, list(self.params.values()), self.learned)
+    def unfreeze(self, step: int) -> None:
+        for group in all_groups(self.trainable, 1 + max(self.optimizer_steps, default=-1), step):
+            found = members(group, list(self.params.values()), self.trainable)
             for p in found:
                 p.tensor.requires_grad_(True)
                 master = self._master(p.tensor)
                 self.held[p.name] = Held(p, master, first_state(master))
             self.groups.append((group, [self.held[p.name] for p in found]))
-            self.taken[group.learned.from_step] = 0
+            self.optimizer_steps[group.trainable.from_step] = 0
 
     def _master(self, tensor: nn.Parameter) -> Tensor:
         dtype = master_dtype(tensor.dtype)
@@ -94,14 +94,16 @@ class ReferenceEngine:
                 if held.master.grad is None:
                     held.master.grad = held.param.tensor.grad.to(held.master.dtype)
                     held.param.tensor.grad = None
-            factor = clip_factor(norm, self.config.optim.clip)
+            factor = clip_factor(norm, self.config.optim.clip_grad)
             if factor < 1 and self.held:
                 torch._foreach_mul_([h.master.grad for h in self.held.values()], factor)
             for group, found in self.groups:
                 update(self.config.optim, group, lr, [h.master for h in found], [h.state for h in found])
-            self.taken = {border: taken + 1 for border, taken in self.taken.items()}
+            self.optimizer_steps = {
+                border: optimizer_steps + 1 for border, optimizer_steps in self.optimizer_steps.items()
+            }
             self._publish()
-        self.discard()
+        self.zero_grad()
         return Update(norm, by_name([group for group, _ in self.groups], norms) if math.isfinite(norm) else {})
 
     @torch.no_grad()
@@ -119,7 +121,7 @@ class ReferenceEngine:
         dist.all_gather_into_tensor(whole, part.to(dtype), group=self.mesh.dp.group)
         return whole[: param.tensor.numel()].view_as(param.tensor)
 
-    def discard(self) -> None:
+    def zero_grad(self) -> None:
         no_gradients(self.module)
         for held in self.held.values():
             held.master.grad = None
@@ -143,10 +145,10 @@ class ReferenceEngine:
             value = state[key].to(part)
             part.copy_(_part(value, self.mesh.dp) if self.sharded else value)
 
-    def finish_loading(self, taken: Mapping[int, int]) -> None:
-        self.taken = dict(taken)
+    def finish_loading(self, optimizer_steps: Mapping[int, int]) -> None:
+        self.optimizer_steps = dict(optimizer_steps)
         for name, held in self.held.items():
-            held.state["step"].fill_(taken[self.learned[name].from_step])
+            held.state["step"].fill_(optimizer_steps[self.trainable[name].from_step])
         self._publish()
 
 

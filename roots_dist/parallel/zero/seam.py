@@ -5,7 +5,7 @@
     engine.step(lr)                      # clip by the global norm, AdamW, weights
 
 The loss is already divided by the step's global count, so gradients are summed over dp, not averaged. What does not learn
-(parallel/optim/phases.py) has requires_grad off, no gradient, no master copy and no moments; reach() lets more of it learn.
+(parallel/optim/trainable.py) has requires_grad off, no gradient, no master copy and no moments; reach() lets more of it learn.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from roots_dist.parallel.optim.phases import Learned
+from roots_dist.parallel.optim.trainable import Trainable
 
 STATE = ("weight", "exp_avg", "exp_avg_sq")
 """What the optimizer keeps for each parameter: the master weight and both Adam moments."""
@@ -37,12 +37,12 @@ class Update:
 class Engine(Protocol):
     module: nn.Module
     """The rank's stages, to be called in place of the module that was handed in."""
-    learned: Mapping[str, Learned]
+    trainable: Mapping[str, Trainable]
     """What will ever learn, of the whole model."""
-    taken: Mapping[int, int]
+    optimizer_steps: Mapping[int, int]
     """Border of a phase (a step of the run) that has been reached -> optimizer steps taken by what learns since then."""
 
-    def reach(self, step: int) -> None:
+    def unfreeze(self, step: int) -> None:
         """`step` steps of the run are done, and what is to learn since then joins. What learns already keeps its moments.
 
         Collective over the world, between steps; does nothing at most steps.
@@ -57,7 +57,7 @@ class Engine(Protocol):
         """Clip, AdamW with decoupled decay, copy to the model's weights, clear gradients. Collective over the world."""
         ...
 
-    def discard(self) -> None:
+    def zero_grad(self) -> None:
         """Clear the gradients without a step; no optimizer state is touched."""
         ...
 
@@ -74,7 +74,7 @@ class Engine(Protocol):
         """The reverse. After the last one, `finish_loading` makes the model's weights follow. Every dp rank calls it."""
         ...
 
-    def finish_loading(self, taken: Mapping[int, int]) -> None:
+    def finish_loading(self, optimizer_steps: Mapping[int, int]) -> None:
         """These optimizer steps have been taken: Adam's bias correction goes on from there. Collective over dp."""
         ...
 

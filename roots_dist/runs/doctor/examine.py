@@ -38,7 +38,7 @@ CHECKPOINT_BYTES = 12
 
 
 @dataclass(frozen=True)
-class Asked:
+class ExamineOptions:
     """What the command line asks for."""
 
     config: Config | None = None
@@ -57,7 +57,7 @@ class Asked:
     @property
     def checkpoint(self) -> int | None:
         """Bytes of one. A config that goes on from a model does not say its size."""
-        if self.config is None or self.config.finetune.start is not None:
+        if self.config is None or self.config.finetune.init_from is not None:
             return None
         return parameters(self.config) * CHECKPOINT_BYTES
 
@@ -77,13 +77,13 @@ class Tools:
     speed: Callable[[int, torch.device, Precision, bool], Speed] = speed.measure
 
 
-def examine(board: Board, world: World, device: torch.device, asked: Asked, tools: Tools) -> None:
+def examine(board: Board, world: World, device: torch.device, asked: ExamineOptions, tools: Tools) -> None:
     """Collective over the ranks that share the board's store. Leaves no process group, unless it was stopped."""
     with suppress(Stopped):
         _rounds(board, world, device, asked, tools)
 
 
-def _rounds(board: Board, world: World, device: torch.device, asked: Asked, tools: Tools) -> None:
+def _rounds(board: Board, world: World, device: torch.device, asked: ExamineOptions, tools: Tools) -> None:
     fix = f"see in the launcher's output whether it started and how it ended, or wait longer (--wait, now {asked.wait_s:g})"
     here = board.ask("arrival", asked.wait_s, lambda: tools.host, silence="did not arrive", fix=fix)
     hosts = board.tell("hosts", [here[rank] for rank in range(world.size)] if here else None)
@@ -149,7 +149,7 @@ def backend_of(device: torch.device) -> str:
     return "nccl" if device.type == "cuda" else "gloo"
 
 
-def write_up(board: Board, world: World, device: torch.device, asked: Asked, seconds: float) -> Profile:
+def write_up(board: Board, world: World, device: torch.device, asked: ExamineOptions, seconds: float) -> Profile:
     """On rank 0, of whatever was answered."""
     wrote = [Wrote(**answer) for answer in board.said.get("folder write", {}).values()]
     offsets = {board.hosts[rank]: offset for rank, offset in board.said.get("clocks", {}).items() if offset is not None}
@@ -174,7 +174,7 @@ def write_up(board: Board, world: World, device: torch.device, asked: Asked, sec
 def _findings(
     board: Board,
     device: torch.device,
-    asked: Asked,
+    asked: ExamineOptions,
     wrote: list[Wrote],
     offsets: dict[str, float],
     samples: list[links.Sample],

@@ -24,10 +24,10 @@ from roots_dist.config.load import Loaded, read
 from roots_dist.config.schema import Config
 from roots_dist.environment import World
 from roots_dist.errors import ConfigError, Problem, UserError
-from roots_dist.failures import Who, guarded
+from roots_dist.failures import RankIdentity, guarded
 from roots_dist.layout import Layout
 from roots_dist.runs.ranks import local
-from roots_dist.runs.ranks.die_with_parent import tie_to_parent
+from roots_dist.runs.ranks.die_with_parent import die_with_parent
 
 RANKS = 2
 """Of a bare doctor without a config and without GPUs: the fewest that have a link."""
@@ -74,8 +74,8 @@ def _be_rank(world: World, command: Command) -> int:
     """One rank's life. Ends the process at once where a thread is still stuck in what it could not finish."""
     faulthandler.enable()
     if world.size > 1:
-        tie_to_parent(world.launcher_pid)
-    with guarded(Who(world.rank, world.size, records=Path(world.failures) if world.failures else None)):
+        die_with_parent(world.launcher_pid)
+    with guarded(RankIdentity(world.rank, world.size, records=Path(world.failures) if world.failures else None)):
         loaded = _loaded(command)
         layout = _layout(loaded, world.size)
         logs.setup(world.rank, f"rank {world.rank}" if world.size > 1 else "")
@@ -95,7 +95,7 @@ def _visit(world: World, command: Command, config: Config | None, layout: Layout
     import torch
 
     from roots_dist.runs.doctor.board import Board
-    from roots_dist.runs.doctor.examine import Asked, Tools, examine, write_up
+    from roots_dist.runs.doctor.examine import ExamineOptions, Tools, examine, write_up
     from roots_dist.runs.doctor.meet import meet
     from roots_dist.runs.doctor.show import show
     from roots_dist.runs.ranks.join import device_for
@@ -105,7 +105,7 @@ def _visit(world: World, command: Command, config: Config | None, layout: Layout
         "ignore", category=FutureWarning, module=r"torch"
     )  # theirs to mend, as in runs/ranks/join.py
     tools = Tools()
-    asked = Asked(config, layout, command.folder, command.quick, command.wait_s)
+    asked = ExamineOptions(config, layout, command.folder, command.quick, command.wait_s)
     device = device_for(config or Config(), world)
     threads = config.advanced.threads if config else None
     torch.set_num_threads(threads or max(1, environment.cores() // world.local_size))

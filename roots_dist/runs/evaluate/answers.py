@@ -28,7 +28,7 @@ ASKS = ("instruct", "seq2seq")
 """Objectives that have questions."""
 
 
-class Asked(NamedTuple):
+class AnsweredQuestion(NamedTuple):
     """One question, in words."""
 
     question: str
@@ -38,7 +38,7 @@ class Asked(NamedTuple):
 
 class Answers(NamedTuple):
     exact_match: float
-    asked: list[Asked]
+    asked: list[AnsweredQuestion]
 
 
 def answered(passes: Passes, objective, held_out: Batches, codec: Codec, count: int) -> Answers:
@@ -59,7 +59,8 @@ def answered(passes: Passes, objective, held_out: Batches, codec: Codec, count: 
         return normalised(codec.backend.decode(list(map(int, ids)), skip_special_tokens=True))
 
     asked = [
-        Asked(words(text), words(answer), words(one.tokens)) for text, (_, answer), (one,) in zip(texts, rows, said)
+        AnsweredQuestion(words(text), words(answer), words(one.tokens))
+        for text, (_, answer), (one,) in zip(texts, rows, said)
     ]
     return Answers(_exact_match([one.expected for one in asked], [one.said for one in asked]), asked)
 
@@ -71,7 +72,7 @@ def normalised(text: str) -> str:
 def _room(config: Config) -> int | None:
     """Tokens of question and answer together that a decoder can hold; None: any number."""
     m = config.model
-    return (m.max_positions or config.data.seq) if m.family == "gpt" and m.positions == "learned" else None
+    return (m.max_positions or config.data.seq_length) if m.family == "gpt" and m.positions == "learned" else None
 
 
 def _exact_match(expected: list[str], said: list[str]) -> float:

@@ -38,7 +38,7 @@ def compared(config: Config, held_out: Batches, sequences: int, order: int, most
     tokens, starts, available = _beginnings(config.data.train, most)
     model = count(tokens, starts, order, config.model.vocab)
     sums, targets = np.zeros(order + 1), 0
-    for source, places in _places(held_out, sequences, config.data.seq):
+    for source, places in _places(held_out, sequences, config.data.seq_length):
         found = model.log_probabilities(source.tokens(0, source.num_tokens), source.bounds[:-1], places)
         sums, targets = sums - found.sum(1), targets + len(places)
     orders = [

@@ -44,7 +44,7 @@ def token_scores(
     batches = list(_batches(passes, asked, longest_first, max_length))[mesh.dp.rank :: mesh.dp.size]
     found = torch.zeros(len(asked), 2, dtype=torch.float64, device=mesh.device)
     left = iter(batches)
-    with passes.model.split.uncut():  # texts have any length
+    with passes.model.tp.without_sequence_parallel():  # texts have any length
         while some := list(islice(left, AT_A_TIME * mesh.pp.size)):
             for (numbers, batch), (scores, hits) in zip(
                 some, passes.forward([batch.to(mesh.device) for _, batch in some])
@@ -62,7 +62,7 @@ def _batches(passes: Passes, asked, order: list[int], max_length: int):
     while first < len(order):
         context, continuation = asked[order[first]]
         length = min(max_length, len(context) + len(continuation) - 1)
-        rows = max(1, config.train.micro_batch * config.data.seq // length)
+        rows = max(1, config.train.micro_batch * config.data.seq_length // length)
         numbers = order[first : first + rows]
         tokens, targets = (
             torch.zeros(len(numbers), length, dtype=torch.int64),
@@ -100,7 +100,7 @@ def harness_model(passes: Passes):
     class Live(TemplateLM):
         eot_token_id = specials.end
         prefix_token_id = begins
-        max_length = config.model.max_positions or config.data.seq
+        max_length = config.model.max_positions or config.data.seq_length
 
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
             if add_special_tokens is None:
@@ -116,8 +116,8 @@ def harness_model(passes: Passes):
                     problem = Problem(
                         key="a continuation of a task",
                         found=texts[1] if texts else "",
-                        expected=f"1 to {self.max_length} tokens (data.seq); it has {len(continuation)}",
-                        fix="leave the task out, or evaluate a run of a larger data.seq",
+                        expected=f"1 to {self.max_length} tokens (data.seq_length); it has {len(continuation)}",
+                        fix="leave the task out, or evaluate a run of a larger data.seq_length",
                     )
                     raise UserError(problem)
             return token_scores(passes, [(context, said) for _, context, said in requests], self.max_length)
@@ -167,7 +167,7 @@ def _request(options: dict, max_length: int) -> Request:
     """Of lm_eval's options of generation, normalised. Raises DataError for one that is not known here."""
     most, samples = options.pop("max_gen_toks"), options.pop("do_sample")
     if most >= max_length:
-        expected, fix = f"less than data.seq = {max_length}", "set it in the task's generation_kwargs"
+        expected, fix = f"less than data.seq_length = {max_length}", "set it in the task's generation_kwargs"
         raise DataError(Problem(key="generation_kwargs.max_gen_toks", found=most, expected=expected, fix=fix))
     sampling = {name: options.pop(name) for name in SAMPLING if name in options}
     beams = {ours: options.pop(name) for name, ours in BEAMS.items() if name in options}

@@ -140,13 +140,13 @@ class Talk:
 
 def _without_lead(show: Show) -> Show:
     """Without the white space that an answer begins with."""
-    begun = False
+    complete_from_model = False
 
     def shown(text: str) -> None:
-        nonlocal begun
-        text = text if begun else text.lstrip()
+        nonlocal complete_from_model
+        text = text if complete_from_model else text.lstrip()
         if text:
-            begun = True
+            complete_from_model = True
             show(text)
 
     return shown

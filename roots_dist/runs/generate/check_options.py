@@ -60,7 +60,7 @@ def _of_others(options: GenerateOptions, config: Config) -> Iterator[Problem]:
             yield _problem(options, option, f"nothing here: a model of objective.name={name} {DOES[kind]}")
     if options.raw and kind == "write" and name != "instruct":
         yield _problem(options, "raw", f"nothing here: with objective.name={name} every prompt is read as it is")
-    if kind == "classify" and config.finetune.pair is None and options.pair is not None:
+    if kind == "classify" and config.finetune.pair_column is None and options.pair is not None:
         yield _problem(options, "pair", "nothing here: this model has learned from single texts")
 
 

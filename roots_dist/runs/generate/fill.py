@@ -70,7 +70,7 @@ def _some(passes: Passes, texts: Sequence[Sequence[int]], words: Wording, top: i
         samples=torch.arange(len(texts)),
         read=slice(begin, end),
     ).to(mesh.device)
-    with passes.model.split.uncut():
+    with passes.model.tp.without_sequence_parallel():
         read = passes.forward([batch])
     logits = next(
         (scores for scores in read if scores.dim() == 3), None

@@ -106,11 +106,11 @@ def _write(given: list[Given], words: Wording, mesh: Mesh, options: GenerateOpti
     request = replace(request_of(options, words.config), max_tokens=most)
     stops = words.stops(options.stop, options.keep_end, tuple(one.prompt for one in given))
     passes = load_model(words.config, mesh)
-    goes_on = words.start is None and words.chat is None  # the answer is read together with the prompt
-    before = [text if goes_on else [] for text in ids]
+    has_past = words.start is None and words.chat is None  # the answer is read together with the prompt
+    before = [text if has_past else [] for text in ids]
     if len(given) == request.samples == 1 and not request.beams and options.output is None:
         heard = Streamed(stops, before[0], show if mesh.rank == 0 else lambda text: None)
-        if mesh.rank == 0 and goes_on:
+        if mesh.rank == 0 and has_past:
             show(given[0].prompt)
         ((answer,),) = decode(passes, ids, request, stops, start=words.start, heard=heard)
         heard.finish(stops.text(answer.tokens, before[0]))
@@ -122,8 +122,8 @@ def _write(given: list[Given], words: Wording, mesh: Mesh, options: GenerateOpti
         for answer in answers:
             text = stops.text(answer.tokens, lead)
             record = {"prompt": one.prompt, "text": text} | ({"score": answer.score} if request.beams else {})
-            asked_of = one.prompt if goes_on else f"{one.prompt}\n" if len(given) > 1 else ""
-            replies.append(Reply(record, asked_of + (text if goes_on else text.strip())))
+            asked_of = one.prompt if has_past else f"{one.prompt}\n" if len(given) > 1 else ""
+            replies.append(Reply(record, asked_of + (text if has_past else text.strip())))
     return replies
 
 
@@ -163,7 +163,7 @@ def _tag(given: list[Given], words: Wording, mesh: Mesh, options: GenerateOption
         wide = max(map(len, texts))
         lines = [f"{word:<{wide}}  {next(iter(p))}  {next(iter(p.values())):.2%}" for word, p in zip(texts, labels)]
         if left := len(texts) - len(labels):
-            lines.append(f"({left} more words: data.seq = {words.config.data.seq} has no room for them)")
+            lines.append(f"({left} more words: data.seq_length = {words.config.data.seq_length} has no room for them)")
         tags = [{"word": word, **_labelled(p)} for word, p in zip(texts, labels)]
         replies.append(Reply({"prompt": one.prompt, "words": tags}, "\n".join(lines)))
     return replies

@@ -17,11 +17,11 @@ from roots_dist.assembly.passes import Passes
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError, Problem
 from roots_dist.learning.data.rows import Row
-from roots_dist.learning.data.tasks import TASKS, Examples
+from roots_dist.learning.data.tasks import TASKS, Examples, columns_of
 from roots_dist.learning.objectives import make_objective
 from roots_dist.runs.generate.prompts import Given, Wording
 from roots_dist.runs.generate.reader import agreed
-from roots_dist.world.batch import IGNORE, stacked
+from roots_dist.world.batch import IGNORE, stack_samples
 
 AT_ONCE = 16
 """Texts that are read in one go."""
@@ -38,13 +38,23 @@ def examples(given: Sequence[Given], words: Wording) -> Examples:
         raise DataError(Problem(key="finetune.labels", found=[], expected="the names of the labels", fix=fix))
     found = []
     for one in given:
-        if f.pair is not None and not (one.pair or "").strip():
+        if f.pair_column is not None and not (one.pair or "").strip():
             raise one.problem("a second text: this model has learned from pairs", "give it with --pair TEXT")
-        if f.pair is None and one.pair is not None and task == "classify":
+        if f.pair_column is None and one.pair is not None and task == "classify":
             raise one.problem("no second text: this model has learned from single texts", "leave pair out")
         label = f.labels[0] if task == "classify" else [f.labels[0]] * len(one.prompt.split())
-        found.append(Row({f.text: one.prompt, f.label: label, **({f.pair: one.pair} if f.pair else {})}, one.place, 1))
-    return Examples("prompts", tuple(TASKS[task](found, f, words.codec, words.specials)))
+        found.append(
+            Row(
+                {
+                    f.text_column: one.prompt,
+                    f.label_column: label,
+                    **({f.pair_column: one.pair} if f.pair_column else {}),
+                },
+                one.place,
+                1,
+            )
+        )
+    return Examples("prompts", tuple(TASKS[task](found, columns_of(config), words.codec, words.specials)))
 
 
 def classify(passes: Passes, given: Examples) -> list[Labels]:
@@ -53,7 +63,7 @@ def classify(passes: Passes, given: Examples) -> list[Labels]:
 
 
 def tag(passes: Passes, given: Examples) -> list[list[Labels]]:
-    """Of each text, of each of its words in order; words that data.seq has no room for get none. As `classify`."""
+    """Of each text, of each of its words in order; words that data.seq_length has no room for get none. As `classify`."""
     return [[named(word, passes.config) for word in p] for p in _read(passes, given, per_word=True)]
 
 
@@ -70,8 +80,8 @@ def _read(passes: Passes, given: Examples, *, per_word: bool) -> list[torch.Tens
     for first in range(0, len(given), AT_ONCE):
         numbers = np.arange(first, min(first + AT_ONCE, len(given)))
         samples = [objective.sample(given, int(i), np.random.default_rng(0)) for i in numbers]  # a task draws nothing
-        batch = replace(stacked(samples, numbers, 0), read=slice(None)).to(mesh.device)
-        with passes.model.split.uncut():
+        batch = replace(stack_samples(samples, numbers, 0), read=slice(None)).to(mesh.device)
+        with passes.model.tp.without_sequence_parallel():
             read = passes.forward([batch])
         p = read[0].double().softmax(-1) if read and mesh.tp.rank == 0 else None  # [B, C] or [B, S, C]
         shape = (len(numbers), batch.tokens.shape[1], classes) if per_word else (len(numbers), classes)

@@ -116,7 +116,7 @@ class Wording:
     def positions(self) -> int:
         """The longest text that the model knows."""
         m = self.config.model
-        return (m.positions == "learned" and m.max_positions) or self.config.data.seq
+        return (m.positions == "learned" and m.max_positions) or self.config.data.seq_length
 
     def ids(self, text: str) -> list[int]:
         """What the model reads of a prompt."""
@@ -133,9 +133,9 @@ class Wording:
         try:
             return self.codec.encode_marked(self.chat.prompt(messages))
         except ValueError as error:
-            expected, fix = f"one that takes this ({error})", "give another finetune.template, or use --raw"
+            expected, fix = f"one that takes this ({error})", "give another finetune.chat_template, or use --raw"
             raise DataError(
-                Problem(key="finetune.template", found=self.chat.name, expected=expected, fix=fix)
+                Problem(key="finetune.chat_template", found=self.chat.name, expected=expected, fix=fix)
             ) from error
 
     @cached_property
@@ -174,7 +174,7 @@ def wording(config: Config, *, talks: bool) -> Wording:
         )
     codec, specials = load_codec(path), read_specials(path, config.model.vocab)
     end = "" if specials.end is None else codec.backend.id_to_token(specials.end)
-    return Wording(config, codec, specials, open_chat(config.finetune.template, path, end) if talks else None)
+    return Wording(config, codec, specials, open_chat(config.finetune.chat_template, path, end) if talks else None)
 
 
 def read_prompts(given: list[Given], words: Wording, max_tokens: int | None) -> tuple[list[list[int]], int]:

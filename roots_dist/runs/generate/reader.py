@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from roots_dist.assembly.passes import Passes
-from roots_dist.world.batch import PADDING, Cache, MicroBatch
+from roots_dist.world.batch import PADDING, KVCache, MicroBatch
 from roots_dist.world.mesh import Axis
 
 
@@ -31,7 +31,7 @@ class Reader:
         """texts: at least one token each. start: what a decoder over an encoder begins with; None: there is no encoder."""
         assert all(texts), "an empty text has no next word"
         mesh = passes.mesh
-        self._passes, self._start, self._cache = passes, start, Cache()
+        self._passes, self._start, self._cache = passes, start, KVCache()
         self._axis: Axis = mesh.world if together else mesh.model
         self._speaks = mesh.tp.rank == 0 and not (together and mesh.dp.rank)
         length = max(map(len, texts))
@@ -54,7 +54,7 @@ class Reader:
     def next(self, new: Tensor) -> Tensor | None:
         """Read int64 [B, n] more of each, and say what comes after. As `begin`."""
         batch = self._batch(new.to(self._texts.device))
-        with self._passes.model.split.uncut():
+        with self._passes.model.tp.without_sequence_parallel():
             found = self._passes.forward([batch])
         self._cache.length += new.shape[1]
         return found[0] if found else None
@@ -85,7 +85,7 @@ class Reader:
         place = torch.arange(cache.length + new.shape[1], device=new.device) - self._lacking.unsqueeze(1)
         places = place[:, cache.length :].clamp(min=0)
         return MicroBatch(
-            tokens=new, documents=_documents(place >= 0), places=places, samples=samples, read=-1, cache=cache
+            tokens=new, documents=_documents(place >= 0), position_ids=places, samples=samples, read=-1, cache=cache
         )
 
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from roots_dist.accounting.flops import flops_per_step, mfu
-from roots_dist.assembly.passes import learning_program
+from roots_dist.assembly.passes import training_program
 from roots_dist.config.schema import Config
 from roots_dist.layout import AxisName, Layout
 from roots_dist.learning.models import pieces_of
 from roots_dist.parallel.pipeline.executor import needless
 from roots_dist.parallel.pipeline.partition import partition
-from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.runs.plan.machine import Machine, travelled
 from roots_dist.runs.plan.rehearse import Message, Rehearsal, rehearse
 from roots_dist.runs.plan.timing import time_passes
@@ -94,7 +94,7 @@ def predict(config: Config, layout: Layout, machine: Machine | None = None, devi
     rehearsals = [_renumbered(found[kind], pp - kinds.index(kind)) for pp, kind in enumerate(kinds)]
     program = [
         [action for action in actions if action.kind is Kind.FORWARD or not needless(action, rehearsals[0].lowest)]
-        for actions in learning_program(config, config.num_microbatches(layout.dp))
+        for actions in training_program(config, config.num_microbatches(layout.dp))
     ]
     ranks = tuple(_rank_plan(config, layout, pp, found, program[pp]) for pp, found in enumerate(rehearsals))
     if machine is None:
@@ -118,7 +118,7 @@ def predict(config: Config, layout: Layout, machine: Machine | None = None, devi
 
 def _kinds(config: Config, layout: Layout) -> list[Hashable]:
     """Of each pipeline rank what tells it from others: ranks with equal pieces do the same work."""
-    specs = pieces_of(config, Split())
+    specs = pieces_of(config, TensorParallel())
     runs = partition([s.cost for s in specs], config.num_stages(), [s.is_block for s in specs])
 
     def kind(stage: int) -> Hashable:
@@ -156,7 +156,7 @@ def _most_alive(actions: list[Action], found: Rehearsal, gradients: int) -> int:
     """The most bytes that live at once, in the order in which the rank acts: activations, messages, weights' gradients."""
     held = most = made = leaving = 0
     arrived: set[tuple[int, int]] = set()
-    learned: set[int] = set()
+    trainable: set[int] = set()
     for kind, stage, i in actions:
         cost = found.stages[stage]
         if kind is Kind.RECV_FORWARD:
@@ -173,27 +173,27 @@ def _most_alive(actions: list[Action], found: Rehearsal, gradients: int) -> int:
             most = max(most, held + made + cost.passes[kind].rise)
             held += cost.kept
         elif kind in COMPUTE:
-            first = stage not in learned
+            first = stage not in trainable
             most = max(most, held + made + (cost.passes[kind].first_rise if first else cost.passes[kind].rise))
             if kind is Kind.WEIGHT:
                 held -= cost.waiting
             else:
                 held += cost.waiting - cost.kept - cost.given + (cost.returned if stage > 0 else 0)
             if kind is not Kind.INPUT and first:
-                learned.add(stage)
+                trainable.add(stage)
                 made = min(gradients, made + cost.gradients)
     return max(most, gradients)
 
 
 def _gathered(config: Config, layout: Layout, found: Rehearsal) -> int:
     """Whole weights of the piece that has most, under ZeRO-3."""
-    return max(found.pieces) if config.parallel.zero >= 3 and layout.dp > 1 else 0
+    return max(found.pieces) if config.parallel.zero_stage >= 3 and layout.dp > 1 else 0
 
 
 def _state_bytes(config: Config, layout: Layout, numbers: int, learning: int, element: int) -> tuple[int, int]:
     """(weights, optimizer) of a rank with so many numbers, of which some learn."""
-    zero, dp = config.parallel.zero, layout.dp
-    wide = 8 if config.advanced.double else 4
+    zero, dp = config.parallel.zero_stage, layout.dp
+    wide = 8 if config.advanced.float64 else 4
     if config.engine(dp) == "reference" or zero == 0:
         cut = dp if zero >= 1 else 1
         copy = wide if element < wide or cut > 1 else 0  # else the weights are their own masters
@@ -222,10 +222,10 @@ def _dp_messages(config: Config, layout: Layout, found: Rehearsal, actions: list
         return []
     gradients = sum(p.tensor.nbytes for p in found.params if p.tensor.requires_grad)
     weights = sum(p.tensor.nbytes for p in found.params)
-    if config.parallel.zero == 0:
+    if config.parallel.zero_stage == 0:
         return [Message("all_reduce", gradients)]
     summed = Message("reduce_scatter", gradients)
-    if config.parallel.zero < 3:
+    if config.parallel.zero_stage < 3:
         return [summed, Message("all_gather", gradients)]
     passes = sum(kind in COMPUTE for kind, _, _ in actions) // len(found.stages)
     return [summed, *[Message("all_gather", weights)] * passes]
@@ -258,8 +258,8 @@ def _seconds(
 
     busiest = max(program, key=lambda actions: total(times.exact, actions))
     compute, tp = total(computing, busiest), total(talking, busiest)
-    wide = 8 if config.advanced.double else 4
-    shared = layout.dp if config.parallel.zero >= 1 else 1
+    wide = 8 if config.advanced.float64 else 4
+    shared = layout.dp if config.parallel.zero_stage >= 1 else 1
     learning = max(sum(p.tensor.numel() for p in found.params if p.tensor.requires_grad) for found in rehearsals)
     return Seconds(
         compute=compute,

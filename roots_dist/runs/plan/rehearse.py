@@ -157,7 +157,7 @@ def rehearse(config: Config, layout: Layout, pp_rank: int) -> Rehearsal:
 
 
 def one_microbatch(config: Config) -> MicroBatch:
-    return random_batches(config.changed({"train.batch": config.train.micro_batch}), 0, 0, 1)[0]
+    return random_batches(config.changed({"train.global_batch": config.train.micro_batch}), 0, 0, 1)[0]
 
 
 def imagined(layout: Layout, pp_rank: int, tp_group: dist.ProcessGroup | None, device: torch.device = META) -> Mesh:
@@ -185,7 +185,7 @@ def rehearse_stages(
     """Of each stage of this rank, when all learns that ever will. Also of tensors with numbers: they must cost the same."""
     put_off = config.parallel.schedule == "zb-h1"
     for p in model.params:
-        p.tensor.requires_grad_(p.name in model.learned)
+        p.tensor.requires_grad_(p.name in model.trainable)
     return {index: _stage_cost(model, index, batch, _Meter(books, messages), put_off) for index in sorted(model.stages)}
 
 
@@ -221,7 +221,7 @@ class _Meter:
 
 def _stage_cost(model: RankModel, index: int, batch: MicroBatch, meter: _Meter, put_off: bool) -> StageCost:
     """Of two microbatches the second: by then what is made once is there, the weights' gradients among it."""
-    books, later, stage = meter.books, model.split.later, model.stages[index]
+    books, later, stage = meter.books, model.tp.deferred, model.stages[index]
     above, learns = index > lowest_of(model), index >= lowest_of(model)
     device = batch.tokens.device
     for _ in range(2):
@@ -242,14 +242,14 @@ def _stage_cost(model: RankModel, index: int, batch: MicroBatch, meter: _Meter, 
             gradients = [None for _ in scored] + [torch.ones_like(t) for t in handed_on]
             handed, given = sum(t.nbytes for t in out.payload.values()), sum(t.nbytes for t in handed_on)
             del out, loss, scored, handed_on
-            later.on = put_off
+            later.enabled = put_off
             with meter.of(Kind.INPUT if put_off else Kind.BACKWARD):
                 if roots:
                     torch.autograd.backward(roots, gradients)
-            later.on = False
+            later.enabled = False
             returned = sum(t.grad.nbytes for t in payload.values() if t.grad is not None)
             del payload, roots, gradients
-            waiting, undone = books.live - start, later.take()
+            waiting, undone = books.live - start, later.drain()
             if put_off:
                 with meter.of(Kind.WEIGHT):
                     _all(undone)

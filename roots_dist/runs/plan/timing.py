@@ -31,7 +31,7 @@ def time_passes(config: Config, layout: Layout, pp_rank: int, device: torch.devi
     batch = one_microbatch(config).to(device)
     put_off = config.parallel.schedule == "zb-h1"
     for p in model.params:
-        p.tensor.requires_grad_(p.name in model.learned)
+        p.tensor.requires_grad_(p.name in model.trainable)
     return {
         (kind, index): statistics.median(seconds)
         for index in sorted(model.stages)
@@ -40,7 +40,7 @@ def time_passes(config: Config, layout: Layout, pp_rank: int, device: torch.devi
 
 
 def _of_stage(model: RankModel, index: int, batch: MicroBatch, put_off: bool) -> dict[Kind, list[float]]:
-    device, later, stage = batch.tokens.device, model.split.later, model.stages[index]
+    device, deferred, stage = batch.tokens.device, model.tp.deferred, model.stages[index]
     above = index > lowest_of(model)
     found: dict[Kind, list[float]] = {}
     for repeat in range(REPEATS + 1):
@@ -50,14 +50,14 @@ def _of_stage(model: RankModel, index: int, batch: MicroBatch, put_off: bool) ->
         loss = sum(term.sum for term in out.found) if out.found else None
         laps = {Kind.FORWARD: -clock + (clock := _now(device))}
         handed_on = [t for t in out.payload.values() if t.requires_grad]
-        later.on = put_off
+        deferred.enabled = put_off
         scored = [] if loss is None or not loss.requires_grad else [loss]
         if roots := [*scored, *handed_on]:
             torch.autograd.backward(roots, [*(None for _ in scored), *map(torch.ones_like, handed_on)])
         laps[Kind.INPUT if put_off else Kind.BACKWARD] = -clock + (clock := _now(device))
-        later.on = False
+        deferred.enabled = False
         if put_off:
-            for do in later.take():
+            for do in deferred.drain():
                 do()
             laps[Kind.WEIGHT] = _now(device) - clock
         for kind, seconds in laps.items() if repeat else ():

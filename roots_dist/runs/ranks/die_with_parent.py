@@ -13,7 +13,7 @@ import sys
 PR_SET_PDEATHSIG = 1
 
 
-def tie_to_parent(launcher_pid: int | None) -> None:
+def die_with_parent(launcher_pid: int | None) -> None:
     """Called first thing by a rank. `launcher_pid`: our own launcher, to notice that it died before this call."""
     if sys.platform != "linux":
         return

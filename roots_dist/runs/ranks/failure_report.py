@@ -15,7 +15,7 @@ from roots_dist.failures import FAILURE, USER_ERROR, Record, box
 
 
 @dataclass(frozen=True)
-class Verdict:
+class FailureSummary:
     text: str
     code: int
 
@@ -26,7 +26,7 @@ def read_records(folder: Path) -> list[Record]:
     return sorted(found, key=lambda record: record.time)
 
 
-def judge(records: Sequence[Record], exits: Mapping[int, int], size: int) -> Verdict:
+def summarize(records: Sequence[Record], exits: Mapping[int, int], size: int) -> FailureSummary:
     """`exits`: rank -> exit code (negative: killed by that signal) of the ranks that did not end well."""
     own = [record for record in records if not record.consequence]
     written = {record.rank for record in records}
@@ -55,7 +55,9 @@ def judge(records: Sequence[Record], exits: Mapping[int, int], size: int) -> Ver
     rest = [rank for rank in range(size) if rank not in involved]
     if rest:
         lines.append(f"{_ranks(rest)} stopped because of it.")
-    return Verdict("\n".join(lines), USER_ERROR if own and all(r.by_user for r in own) and not silent else FAILURE)
+    return FailureSummary(
+        "\n".join(lines), USER_ERROR if own and all(r.by_user for r in own) and not silent else FAILURE
+    )
 
 
 def _see(record: Record) -> str:

@@ -23,7 +23,7 @@ from roots_dist.world.mesh import Mesh
 def device_for(config: Config, world: World) -> torch.device:
     """This rank's device. One GPU each where a launcher shows every rank only its own."""
     kind = config.train.device
-    if kind == "cpu" or config.advanced.double or not torch.cuda.is_available():
+    if kind == "cpu" or config.advanced.float64 or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", world.local_rank % torch.cuda.device_count())
 

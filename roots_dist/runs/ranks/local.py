@@ -19,7 +19,7 @@ from pathlib import Path
 from roots_dist import environment
 from roots_dist.config.schema import Config
 from roots_dist.errors import UserError
-from roots_dist.runs.ranks.failure_report import judge, read_records
+from roots_dist.runs.ranks.failure_report import read_records, summarize
 
 SHOW_CURSOR = "\x1b[?25h"
 SHUTDOWN_S = 60
@@ -74,7 +74,7 @@ def launch(size: int, arguments: Sequence[str], threads: int | None = None, what
         found = read_records(records)
         if not found and (code := _told_to_stop(exits)):
             return code
-        verdict = judge(found, exits, size)
+        verdict = summarize(found, exits, size)
         print(verdict.text, file=sys.stderr)
         return verdict.code
     except _Signalled as stop:

@@ -19,10 +19,10 @@ from roots_dist.config.load import Loaded
 from roots_dist.config.schema import Config
 from roots_dist.environment import World
 from roots_dist.errors import ConfigError, UserError
-from roots_dist.failures import Who, guarded
+from roots_dist.failures import RankIdentity, guarded
 from roots_dist.layout import Layout
 from roots_dist.runs.ranks import local
-from roots_dist.runs.ranks.die_with_parent import tie_to_parent
+from roots_dist.runs.ranks.die_with_parent import die_with_parent
 from roots_dist.runs.ranks.verb import Verb
 
 log = logging.getLogger(__name__)
@@ -80,8 +80,8 @@ def be_rank(world: World, load: Callable[[], Loaded], body: Body, verb: Verb) ->
     """Run `body` as one rank of a world. Does not return if it fails and there are other ranks."""
     faulthandler.enable()  # a corpus cut short while it is mapped is a SIGBUS: say at least where
     if world.size > 1:
-        tie_to_parent(world.launcher_pid)
-    who = Who(world.rank, world.size, records=Path(world.failures) if world.failures else None)
+        die_with_parent(world.launcher_pid)
+    who = RankIdentity(world.rank, world.size, records=Path(world.failures) if world.failures else None)
     checked_already = world.failures is not None or world == environment.alone()  # by our own launcher, on this machine
     with guarded(who):
         loaded = load()

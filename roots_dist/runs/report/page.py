@@ -15,9 +15,9 @@ from roots_dist.runs.report.markup import Inside, document, table, tag
 from roots_dist.runs.report.placement import placement
 from roots_dist.runs.report.read import STEP_PARTS, Run
 from roots_dist.runs.report.style import style
-from roots_dist.runs.track.closing import label_of
 from roots_dist.runs.track.curve import smooth, window
 from roots_dist.runs.track.progress import clock, short
+from roots_dist.runs.track.run_summary import label_of
 
 SAMPLES, SAMPLE_LETTERS = 3, 900
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -180,8 +180,8 @@ def _layouts(runs: Sequence[Run]) -> Element | None:
 
 def _batch(run: Run) -> str:
     """`schedule 1f1b, ZeRO 1, 4 × 256 tokens × 2 microbatches × dp 1`"""
-    micro, seq, batch = (run.config.get(key) for key in ("train.micro_batch", "data.seq", "train.batch"))
-    words = f"schedule {run.config.get('parallel.schedule', '–')}, ZeRO {run.config.get('parallel.zero', '–')}"
+    micro, seq, batch = (run.config.get(key) for key in ("train.micro_batch", "data.seq_length", "train.global_batch"))
+    words = f"schedule {run.config.get('parallel.schedule', '–')}, ZeRO {run.config.get('parallel.zero_stage', '–')}"
     if run.layout and all(isinstance(n, int) and n > 0 for n in (micro, seq, batch)):
         times = batch // (micro * run.layout.dp)  # type: ignore[operator]
         words += f", {micro} × {seq} tokens × {times} microbatches × dp {run.layout.dp} a step"

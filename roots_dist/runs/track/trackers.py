@@ -1,6 +1,6 @@
 """Everything a run tells goes through one small interface: to the metrics file, the terminal, TensorBoard and W&B.
 
-    runs/train/duties.py: trackers.log(step, {"loss/train": …}) --> MetricsFile | Progress | Background(TensorBoard | Wandb)
+    runs/train/callbacks.py: trackers.log(step, {"loss/train": …}) --> MetricsFile | Progress | Background(TensorBoard | Wandb)
 
 Only rank 0 has trackers; on the others the list is empty, so that callers need no `if`.
 """

@@ -57,7 +57,7 @@ def best_of(config: Config, saved: Mapping[str, object]) -> Best | None:
     """Of a run that fine-tunes, or that may stop early; gone on with from what a checkpoint says, if it is the same
     metric."""
     f = config.finetune
-    if (f.start is None and not f.patience) or not config.data.validation:
+    if (f.init_from is None and not f.patience) or not config.data.validation:
         return None
     metric = {"loss": "loss/validation", "accuracy": f"accuracy/validation/{config.objective.name}"}.get(
         f.metric, f"{f.metric}/validation"

@@ -11,21 +11,21 @@ import signal
 from contextlib import closing, nullcontext
 from pathlib import Path
 
-from roots_dist.accounting.bounds import least
+from roots_dist.accounting.bounds import bounds
 from roots_dist.assembly.run import build_run
 from roots_dist.config.schema import Config
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.learning.objectives import make_objective
 from roots_dist.learning.objectives.task_checks import cut_rows
-from roots_dist.parallel.optim.rates import rate
-from roots_dist.runs.track.closing import closing_lines
+from roots_dist.parallel.optim.lr_schedules import rate
+from roots_dist.runs.track.run_summary import closing_lines
 from roots_dist.runs.track.summary import write_summary
 from roots_dist.runs.track.trackers import open_trackers
+from roots_dist.runs.train.banner import devices_peak, opening_lines
 from roots_dist.runs.train.best import best_of
-from roots_dist.runs.train.duties import checkpoint, duties, evaluate, sample
+from roots_dist.runs.train.callbacks import callbacks, checkpoint, evaluate, sample
 from roots_dist.runs.train.folder import owned
-from roots_dist.runs.train.opening import devices_peak, opening_lines
 from roots_dist.runs.train.resume import resume
 from roots_dist.runs.train.session import Session, without_secrets, write_origin
 from roots_dist.runs.train.step import train_step
@@ -57,7 +57,7 @@ def train_in(folder: Path, config: Config, mesh: Mesh, stop: Stop) -> int:
     run = build_run(config, mesh, objective=objective)
     done = resume(run, folder)
     peak = devices_peak(config, mesh)
-    bound = least(config, mesh.layout, peak)
+    bound = bounds(config, mesh.layout, peak)
     facts = write_origin(folder, config, mesh.layout, bound.facts()) if rank0 else None
     log.info("\n".join([opening_lines(config, mesh, peak, bound), *(cut_rows(config) if rank0 else ())]))
 
@@ -69,7 +69,7 @@ def train_in(folder: Path, config: Config, mesh: Mesh, stop: Stop) -> int:
         if done.step == 0:
             evaluate(session)
         learning_rate = rate(config.optim, config.train.steps)
-        to_do = duties(session)
+        to_do = callbacks(session)
         while session.goes_on and not stopped:
             step = session.step
             batches = [batch.to(mesh.device) for batch in training.at(step)]

@@ -16,11 +16,11 @@ import torch
 from pydantic import ValidationError
 
 from roots_dist.assembly.run import Run
+from roots_dist.config.init_from import FREE
 from roots_dist.config.schema import Config
-from roots_dist.config.start import FREE
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.runs.train.best import Best
-from roots_dist.runs.train.start import begin
+from roots_dist.runs.train.init_weights import begin
 from roots_dist.storage.checkpoint.format import STATE_FILE, Manifest, checkpoints_folder, read_json, step_name
 from roots_dist.storage.checkpoint.keep import BEST_FILE, newest, sweep
 from roots_dist.storage.checkpoint.load import load, load_start
@@ -99,8 +99,10 @@ def _another(key: str, value: object, was: object, checkpoint: Path, config: Con
     anew = "choose another track.folder, or begin anew with checkpoint.resume=false"
     if key == "model.max_positions" and config.model.max_positions is None:
         expected = f"{was}, the number of learned positions {where}"
-        shorter = f"set model.max_positions={was} if samples shall be shorter, " if config.data.seq < int(was) else ""
-        return Problem(key="data.seq", found=value, expected=expected, fix=f"set it back, {shorter}{anew}")
+        shorter = (
+            f"set model.max_positions={was} if samples shall be shorter, " if config.data.seq_length < int(was) else ""
+        )
+        return Problem(key="data.seq_length", found=value, expected=expected, fix=f"set it back, {shorter}{anew}")
     return Problem(key=key, found=value, expected=f"{was} as {where}", fix=f"set it back, {anew}")
 
 
@@ -109,13 +111,13 @@ def _resolved(config: Config) -> dict[str, object]:
     m = config.model
     filled = {"kv_heads": m.num_kv_heads(), "head_dim": m.width_of_head(), "ffn": m.width_of_ffn()}
     found: dict[str, object] = {f"model.{key}": value for key, value in {**m.model_dump(), **filled}.items()}
-    found |= {"advanced.norm_eps": config.advanced.norm_eps, "advanced.double": config.advanced.double}
+    found |= {"advanced.norm_eps": config.advanced.norm_eps, "advanced.float64": config.advanced.float64}
     if config.objective.name in ("classify", "tag"):
         found["finetune.labels"] = config.finetune.labels  # a head of as many other labels fits too
     if config.finetune.strategy == "lora":
-        found["finetune.alpha"] = config.finetune.alpha
+        found["finetune.lora_alpha"] = config.finetune.lora_alpha
     if m.positions == "learned":
-        found["model.max_positions"] = m.max_positions or config.data.seq
+        found["model.max_positions"] = m.max_positions or config.data.seq_length
     return {key: value for key, value in found.items() if key not in FREE}
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from roots_dist import environment
-from roots_dist.accounting.bounds import Least
+from roots_dist.accounting.bounds import Bounds
 from roots_dist.assembly.run import Run
 from roots_dist.config.batch_ramp import samples_before
 from roots_dist.config.load import CONFIG_FILE, to_yaml
@@ -38,7 +38,7 @@ class Session:
     trackers: Trackers
     peak_flops: float | None
     """FLOP/s of all devices of the run together, at best; None where it is not known."""
-    least: Least
+    bounds: Bounds
     """What a step and a process take at least."""
     best: Best | None = None
     """Where the best checkpoint is kept, or the run may stop early."""
@@ -61,7 +61,7 @@ class Session:
     @property
     def tokens(self) -> int:
         """Tokens read so far."""
-        return samples_before(self.config.train, self.step) * self.config.data.seq
+        return samples_before(self.config.train, self.step) * self.config.data.seq_length
 
     @property
     def goes_on(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from roots_dist.assembly.run import Run
 from roots_dist.errors import NotFiniteError
-from roots_dist.runs.train.finite import Trouble, agree
+from roots_dist.runs.train.check_finite import NonFinite, sum_over_ranks
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.sharding import sum_partial_gradients, sum_tied_gradients
 
@@ -33,7 +33,7 @@ class StepReport:
 def train_step(run: Run, batches: list[MicroBatch], lr: float, stop: int = 0) -> StepReport:
     """batches: this data rank's microbatches. stop: the signal that told this rank to stop after the step; 0: none.
     Collective over the world."""
-    run.engine.reach(batches[0].step)
+    run.engine.unfreeze(batches[0].step)
     counts = count_targets(run, batches)
     weights = run.objective.weights
     run.watch.lap("dp")
@@ -42,7 +42,7 @@ def train_step(run: Run, batches: list[MicroBatch], lr: float, stop: int = 0) ->
         run.watch.lap("compute")
         sum_tied_gradients(run.params, run.ties)
         sum_partial_gradients(run.params)
-        sums, trouble, stop = agree(run.mesh, found, list(weights), run.params, stop)
+        sums, trouble, stop = sum_over_ranks(run.mesh, found, list(weights), run.params, stop)
         run.watch.lap(
             "pp_wait" if run.mesh.pp.size > 1 else "dp"
         )  # stages that are done first wait here for the others
@@ -52,19 +52,19 @@ def train_step(run: Run, batches: list[MicroBatch], lr: float, stop: int = 0) ->
     terms = {name: total / max(1, counts[name]) for name, total in sums.items()}
     loss = sum(weights[name] * value for name, value in terms.items())
     if trouble:
-        run.engine.discard()
+        run.engine.zero_grad()
     else:
         update = run.engine.step(lr)
         run.watch.lap("dp")
         if math.isfinite(update.grad_norm):
             return StepReport(loss, update.grad_norm, terms, update.by_group, stop=stop)
-        trouble = Trouble("the norm of all ranks' gradients together is not finite")  # the engine took no step
+        trouble = NonFinite("the norm of all ranks' gradients together is not finite")  # the engine took no step
     if trouble.in_weights or run.config.train.nonfinite == "stop":
         raise NotFiniteError(_refusal(batches[0].step + 1, trouble))
     return StepReport(loss, math.nan, terms, {}, skipped=trouble.where, stop=stop)
 
 
-def _refusal(step: int, trouble: Trouble) -> str:
+def _refusal(step: int, trouble: NonFinite) -> str:
     if trouble.in_weights:
         fix = "lower optim.lr and go on from a checkpoint before it: skipping steps cannot mend a weight"
     else:

@@ -15,10 +15,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from roots_dist.errors import CheckpointError
-from roots_dist.parallel.optim.phases import has_learned
+from roots_dist.parallel.optim.trainable import has_trained
 from roots_dist.parallel.zero.seam import STATE, Engine, master_dtype
 from roots_dist.storage.checkpoint.format import STATE_FILE, Manifest, index_name, read_index, read_json
-from roots_dist.storage.checkpoint.together import Together
+from roots_dist.storage.checkpoint.shared_failure import SharedFailure
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.sharding import Param
 
@@ -39,18 +39,18 @@ def load(folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, *, v
     """
 
     def kinds(name: str, step: int) -> Sequence[str]:
-        return STATE if has_learned(engine.learned, name, step) else STATE[:1]
+        return STATE if has_trained(engine.trainable, name, step) else STATE[:1]
 
     reader = _open(Path(folder), params, mesh, kinds, verify, same_dtype=True)
     state = reader.state
-    engine.reach(max(0, state["step"] - 1))
+    engine.unfreeze(max(0, state["step"] - 1))
     taken = {
         int(border): steps
         for border, steps in state.get("taken", {"0": state["step"] - state.get("skipped", 0)}).items()
     }
-    if taken.keys() != engine.taken.keys():
+    if taken.keys() != engine.optimizer_steps.keys():
         raise CheckpointError(
-            f"{folder / STATE_FILE}: more began to learn after steps {sorted(taken)}: expected {sorted(engine.taken)}. {FIX} (finetune)."
+            f"{folder / STATE_FILE}: more began to learn after steps {sorted(taken)}: expected {sorted(engine.optimizer_steps)}. {FIX} (finetune)."
         )
     for p in params:
         engine.write_state(p.name, {kind: reader.slice(kind, p) for kind in kinds(p.name, state["step"])})
@@ -97,7 +97,7 @@ def load_start(
         if p.name not in fresh:
             state = engine.read_state(p.name)  # moments as they are: zeros
             engine.write_state(p.name, state | {"weight": reader.slice("weight", p).to(state["weight"])})
-    engine.finish_loading(engine.taken)
+    engine.finish_loading(engine.optimizer_steps)
 
 
 class _Reader:
@@ -130,7 +130,7 @@ class _Reader:
             raise CheckpointError(f"{where}: shape = {tuple(entry.get_shape())}: expected {p.spec.shape}. {FIX}.")
         wanted = DTYPES[master_dtype(p.tensor.dtype)]
         if same_dtype and entry.get_dtype() != wanted:
-            raise CheckpointError(f"{where}: dtype = {entry.get_dtype()}: expected {wanted}. {FIX} (advanced.double).")
+            raise CheckpointError(f"{where}: dtype = {entry.get_dtype()}: expected {wanted}. {FIX} (advanced.float64).")
 
 
 def _open(
@@ -147,7 +147,7 @@ def _open(
 
     kinds(name, steps done): of STATE, what must be there of a parameter. left: what else may be there.
     """
-    together = Together(mesh)
+    together = SharedFailure(mesh)
     with together.attempt(f"cannot read {folder}"):
         manifest = Manifest.read(folder)
         for name in sorted(manifest.files)[mesh.world.rank :: mesh.world.size]:

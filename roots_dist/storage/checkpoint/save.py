@@ -39,7 +39,7 @@ from roots_dist.storage.checkpoint.format import (
     write_json,
 )
 from roots_dist.storage.checkpoint.keep import PARTIAL, REPLACED, sweep
-from roots_dist.storage.checkpoint.together import Together
+from roots_dist.storage.checkpoint.shared_failure import SharedFailure
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.sharding import Param, assemble
 
@@ -64,12 +64,12 @@ def save(
     every rank raises CheckpointError with that rank's words, and the checkpoints from before are untouched.
     """
     facts = {"format": FORMAT, "step": step, "version": __version__, "layout": str(mesh.layout)}
-    facts["taken"] = {str(border): steps for border, steps in engine.taken.items()}
+    facts["taken"] = {str(border): steps for border, steps in engine.optimizer_steps.items()}
     assert not facts.keys() & state.keys(), facts.keys() & state.keys()
     json.dumps(state, allow_nan=False)  # what is not JSON fails here, on every rank, and not later on one of them
     final = checkpoints_folder(run) / step_name(step)
     partial = final.with_name(f".{final.name}{PARTIAL}")
-    together = Together(mesh)
+    together = SharedFailure(mesh)
     if mesh.rank == 0:
         with together.attempt(f"cannot begin {final}", ROOM):
             final.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +94,7 @@ def save(
 
 
 def _write_tensors(
-    folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, together: Together, shard_bytes: int
+    folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, together: SharedFailure, shard_bytes: int
 ) -> list[dict]:
     """Write this rank's shards. Returns their names, sizes, hashes and tensors, as JSON. Collective over the world."""
     mine = [p for p in params if not p.is_copy]

@@ -15,8 +15,8 @@ def encoder_stack(base: str, places: Form = SAME, words: Entry | None = None) ->
     e = f"{base}.embeddings"
     return (
         words or Entry(f"{e}.word_embeddings.weight", ("embed.tokens.weight",), WORDS),
-        Entry(f"{e}.position_embeddings.weight", ("embed.places",), places),
-        Entry(f"{e}.token_type_embeddings.weight", ("embed.types",)),
+        Entry(f"{e}.position_embeddings.weight", ("embed.position_embedding",), places),
+        Entry(f"{e}.token_type_embeddings.weight", ("embed.segment_embedding",)),
         Entry(f"{e}.token_type_embeddings.weight", (), NO_SEGMENTS, when=lambda config: config.model.segments == 0),
         *same({f"{e}.LayerNorm": "embed.norm"}),
         *encoder_blocks(base),
@@ -43,7 +43,7 @@ def encoder_blocks(base: str, blocks: str = "blocks") -> tuple[Entry, ...]:
 def encoder_keys(eps: float, shift: int = 0) -> tuple[Key, ...]:
     return (
         Key("vocab_size", "model.vocab", 30522),
-        Key("max_position_embeddings", "data.seq", 512, shift=shift),
+        Key("max_position_embeddings", "data.seq_length", 512, shift=shift),
         Key("max_position_embeddings", "model.max_positions", 512, shift=shift),
         Key("hidden_size", "model.hidden", 768),
         Key("num_hidden_layers", "model.layers", 12),
@@ -54,7 +54,7 @@ def encoder_keys(eps: float, shift: int = 0) -> tuple[Key, ...]:
         Key("attention_probs_dropout_prob", "model.attention_dropout", 0.1),
         Key("type_vocab_size", "model.segments", 2),
         Key("layer_norm_eps", "advanced.norm_eps", eps),
-        Key("tie_word_embeddings", "model.tied", True),
+        Key("tie_word_embeddings", "model.tied_embeddings", True),
     )
 
 
@@ -73,8 +73,8 @@ def _bias(head: str) -> tuple[Entry, ...]:
     """Of each word. Version 5 ties the two that there are together with the words, and uses the decoder's."""
     one, used = f"{head}.bias", f"{head}.decoder.bias"
     return (
-        Entry(one, ("head.bias",), WORDS, echoes=(used,), when=lambda config: config.model.tied),
-        Entry(used, ("head.bias",), WORDS, idle=(one,), when=lambda config: not config.model.tied),
+        Entry(one, ("head.bias",), WORDS, echoes=(used,), when=lambda config: config.model.tied_embeddings),
+        Entry(used, ("head.bias",), WORDS, idle=(one,), when=lambda config: not config.model.tied_embeddings),
     )
 
 

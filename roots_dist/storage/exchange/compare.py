@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from roots_dist.assembly.passes import build_passes
-from roots_dist.config.of_run import of_run
+from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
 from roots_dist.errors import ExchangeError, needs
 from roots_dist.learning.data.specials import read_specials
@@ -43,7 +43,7 @@ class Comparison(NamedTuple):
 def compare(run: Path, folder: Path) -> Comparison:
     """The run's chosen checkpoint with the export in `folder`, on the CPU in float32. Raises ExchangeError if transformers
     finds tensors missing or left over, and EnvironmentProblem if it is not installed."""
-    config = of_run(run).config.changed({"train.precision": "fp32", "train.device": "cpu"})
+    config = config_of_run(run).config.changed({"train.precision": "fp32", "train.device": "cpu"})
     batch = a_batch(config)
     ours = our_logits(config, chosen(run), batch)
     theirs = [their_logits(folder, batch)]
@@ -60,7 +60,7 @@ def a_batch(config: Config) -> MicroBatch:
     words = torch.arange(2, m.vocab)
     if config.data.tokenizer is not None:
         words = torch.from_numpy(read_specials(config.data.tokenizer, m.vocab).words)
-    shape = (TEXTS, min(LENGTH, config.data.seq))
+    shape = (TEXTS, min(LENGTH, config.data.seq_length))
     draw = torch.Generator().manual_seed(0)
 
     def text() -> Tensor:

@@ -56,7 +56,7 @@ ELECTRA = Architecture(
     ),
     stack=(),
     ours={"model.family": "electra", "model.activation": "gelu"} | ENCODER,
-    keys=(*encoder_keys(1e-12), Key("embedding_size", "model.embedding", 128)),
+    keys=(*encoder_keys(1e-12), Key("embedding_size", "model.embedding_size", 128)),
     fixed=FIXED,
     unused=(POSITION_IDS,),
 )

@@ -17,14 +17,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from roots_dist.accounting.sizes import generator_of, parameters
-from roots_dist.config.of_run import of_run
+from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
 from roots_dist.errors import CheckpointError, ExchangeError
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.lora import merged
 from roots_dist.learning.models.outline import shapes
-from roots_dist.parallel.optim.phases import ADAPTER
-from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.parallel.optim.trainable import ADAPTER
+from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.storage.checkpoint.format import Manifest, read_index, sync, write_json
 from roots_dist.storage.checkpoint.keep import chosen
 from roots_dist.storage.checkpoint.save import SHARD_BYTES
@@ -49,10 +49,10 @@ def export_model(run: Path, folder: Path, dtype: str = "float32") -> str:
     refuse_content(folder)
     if dtype not in DTYPES:
         raise refused("--dtype", dtype, f"one of {', '.join(DTYPES)}", "choose one of these")
-    config = of_run(run).config
+    config = config_of_run(run).config
     special = special_ids(config)
     architecture, head = architecture_for(config, special)
-    model = shapes(pieces_of(config, Split()))
+    model = shapes(pieces_of(config, TensorParallel()))
     plain = {name: shape for name, shape in model.items() if not name.endswith(ADAPTER)}
     table = rules(architecture, head, config, plain)
     checkpoint = chosen(run)
@@ -71,7 +71,7 @@ def export_model(run: Path, folder: Path, dtype: str = "float32") -> str:
 
 def is_checked(run: Path) -> bool:
     """Whether an export is compared with the run if nobody says: where that takes seconds."""
-    return importlib.util.find_spec("transformers") is not None and parameters(of_run(run).config) < LARGE
+    return importlib.util.find_spec("transformers") is not None and parameters(config_of_run(run).config) < LARGE
 
 
 def checked(run: Path, folder: Path, dtype: str) -> tuple[str, bool]:
@@ -173,7 +173,7 @@ def _whole(weights: Tensors, name: str, config: Config) -> Tensor:
     """The parameter, with its adapter merged if it has one."""
     a, b = (name.removesuffix(".weight") + end for end in ADAPTER)
     w = weights.get(name)
-    return merged(w, weights.get(a), weights.get(b), config.finetune.alpha) if a in weights.files else w
+    return merged(w, weights.get(a), weights.get(b), config.finetune.lora_alpha) if a in weights.files else w
 
 
 def _folder(name: str) -> str:

@@ -30,7 +30,7 @@ GPT2 = Architecture(
     ),
     stack=(
         Entry("transformer.wte.weight", ("embed.tokens.weight",), WORDS, echoes=("lm_head.weight",)),
-        Entry("transformer.wpe.weight", ("embed.places",)),
+        Entry("transformer.wpe.weight", ("embed.position_embedding",)),
         *same({f"{H}.ln_1": f"{OURS}.norm1"}),
         Entry(f"{H}.attn.c_attn.*", QKV, QKV_TURNED),
         Entry(f"{H}.attn.c_proj.*", (f"{OURS}.attention.out.*",), TURNED),
@@ -49,7 +49,7 @@ GPT2 = Architecture(
     },
     keys=(
         Key("vocab_size", "model.vocab", 50257),
-        Key("n_positions", "data.seq", 1024, older=("max_position_embeddings",)),
+        Key("n_positions", "data.seq_length", 1024, older=("max_position_embeddings",)),
         Key("n_positions", "model.max_positions", 1024, older=("max_position_embeddings",)),
         Key("n_embd", "model.hidden", 768, older=("hidden_size",)),
         Key("n_layer", "model.layers", 12, older=("num_hidden_layers",)),
@@ -60,7 +60,7 @@ GPT2 = Architecture(
         Key("embd_pdrop", "model.dropout", 0.1),
         Key("attn_pdrop", "model.attention_dropout", 0.1),
         Key("layer_norm_epsilon", "advanced.norm_eps", 1e-5),
-        Key("tie_word_embeddings", "model.tied", True),
+        Key("tie_word_embeddings", "model.tied_embeddings", True),
     ),
     fixed=(
         Fixed("scale_attn_weights", True),

@@ -3,7 +3,7 @@
     config.json --settings.py--> config.yaml     tensors --rules, one by one--> checkpoints/step_00000000     tokenizer's files
 
 Everything is looked at before anything is written, and RUN appears at the end, whole. From then on it is a run like any other:
-evaluate, generate and fine-tuning (finetune.start) read their slices of it in any layout.
+evaluate, generate and fine-tuning (finetune.init_from) read their slices of it in any layout.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import ExchangeError
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.outline import shapes
-from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.storage.checkpoint.format import FORMAT, checkpoints_folder, shard_name, step_name, write_json
 from roots_dist.storage.checkpoint.save import SHARD_BYTES, describe, part_file, write_shard
 from roots_dist.storage.exchange import ARCHITECTURES
@@ -68,7 +68,7 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
         room = f"at most vocab_size = {config.model.vocab}, the words that the model has"
         raise refused(f"{folder}/tokenizer.json", f"{vocab} ids", room, "use the tokenizer that it was trained with")
     _refuse_more_blocks_than_tensors(config, tensors)
-    model = shapes(pieces_of(config, Split()))
+    model = shapes(pieces_of(config, TensorParallel()))
     model = {name: shape for name, shape in model.items() if not (alone and name.startswith("generator."))}
     table = rules(architecture, head, config, model)
     table = [rule.within(tuple(tensors)) for rule in table]

@@ -82,7 +82,7 @@ LLAMA = Architecture(
     ours=ROTARY | {"model.norm": "rmsnorm"},
     keys=(
         Key("vocab_size", "model.vocab", 32000),
-        Key("max_position_embeddings", "data.seq", 2048),
+        Key("max_position_embeddings", "data.seq_length", 2048),
         Key("hidden_size", "model.hidden", 4096),
         Key("num_hidden_layers", "model.layers", 32),
         Key("num_attention_heads", "model.heads", 32),
@@ -95,7 +95,7 @@ LLAMA = Architecture(
         Key("mlp_bias", "model.bias", False),
         Key("attention_dropout", "model.attention_dropout", 0.0),
         Key("rms_norm_eps", "advanced.norm_eps", 1e-6),
-        Key("tie_word_embeddings", "model.tied", False),
+        Key("tie_word_embeddings", "model.tied_embeddings", False),
     ),
     fixed=(Fixed("partial_rotary_factor", 1.0), *UNSCALED),
     plain_heads=False,
@@ -133,7 +133,7 @@ GPT_NEOX = Architecture(
     ours=ROTARY | {"model.norm": "layernorm", "model.bias": True},
     keys=(
         Key("vocab_size", "model.vocab", 50432),
-        Key("max_position_embeddings", "data.seq", 2048),
+        Key("max_position_embeddings", "data.seq_length", 2048),
         Key("hidden_size", "model.hidden", 6144),
         Key("num_hidden_layers", "model.layers", 44),
         Key("num_attention_heads", "model.heads", 64),
@@ -143,7 +143,7 @@ GPT_NEOX = Architecture(
         Key("hidden_dropout", "model.dropout", 0.0),
         Key("attention_dropout", "model.attention_dropout", 0.0),
         Key("layer_norm_eps", "advanced.norm_eps", 1e-5),
-        Key("tie_word_embeddings", "model.tied", False),
+        Key("tie_word_embeddings", "model.tied_embeddings", False),
     ),
     fixed=(
         Fixed("use_parallel_residual", False, default=True),

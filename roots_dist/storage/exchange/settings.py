@@ -212,9 +212,9 @@ def effective(config: Config) -> dict[str, object]:
         "model.head_dim": m.width_of_head(),
         "model.ffn": m.width_of_ffn(),
         "model.decoder_layers": m.num_decoder_layers(),
-        "model.embedding": m.width_of_embedding(),
+        "model.embedding_size": m.width_of_embedding(),
         "model.segments": max(1, m.segments),
-        "model.max_positions": m.max_positions or config.data.seq,
+        "model.max_positions": m.max_positions or config.data.seq_length,
     }
 
 

@@ -69,7 +69,7 @@ def write_tokenizer(config: Config, folder: Path) -> None:
     tree |= {"truncation": None, "padding": None}
     (folder / TOKENIZER).write_text(json.dumps(tree, ensure_ascii=False), encoding="utf-8")
     settings = _settings(config, path.with_name(SETTINGS), named, _bos(config, ids))
-    name, template, _ = template_of(config.finetune.template if config.objective.name in CHATS else None, path)
+    name, template, _ = template_of(config.finetune.chat_template if config.objective.name in CHATS else None, path)
     if config.objective.name in CHATS or name != "the default template":
         (folder / TEMPLATE).write_text(template, encoding="utf-8")
     (folder / SETTINGS).write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -87,7 +87,10 @@ def _settings(config: Config, beside: Path, named: Mapping[str, str], bos: str |
         else ["input_ids", "attention_mask"]
     )
     return (
-        {"clean_up_tokenization_spaces": False, "model_max_length": config.model.max_positions or config.data.seq}
+        {
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": config.model.max_positions or config.data.seq_length,
+        }
         | tokens
         | settings
         | {"tokenizer_class": "PreTrainedTokenizerFast", "model_input_names": inputs}

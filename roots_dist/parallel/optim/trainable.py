@@ -26,26 +26,26 @@ ADAPTER = (".lora.a.weight", ".lora.b.weight")
 """How the names of its parameters end."""
 
 
-class Learned(NamedTuple):
+class Trainable(NamedTuple):
     """Since how many steps of the run are done a parameter learns, and its share of the learning rate."""
 
     from_step: int = 0
     scale: float = 1.0
 
 
-def learned(config: Config, depths: Depths) -> dict[str, Learned]:
+def trainable(config: Config, depths: Depths) -> dict[str, Trainable]:
     """Every parameter that will ever learn. Discriminative rates (Howard & Ruder 2018, section 3.2): each block learns
     with layer_decay times the rate of the next one; what is above the blocks with the full rate.
 
-    Raises ConfigError if finetune.learn or finetune.targets name something that is not there.
+    Raises ConfigError if finetune.trainable or finetune.lora_targets name something that is not there.
     """
     since = STRATEGIES[config.finetune.strategy](config, depths)
-    return {name: Learned(step, config.finetune.layer_decay ** depths[name]) for name, step in since.items()}
+    return {name: Trainable(step, config.finetune.layer_lr_decay ** depths[name]) for name, step in since.items()}
 
 
-def has_learned(learned: Mapping[str, Learned], name: str, steps: int) -> bool:
+def has_trained(trainable: Mapping[str, Trainable], name: str, steps: int) -> bool:
     """Whether a parameter has had a part in the first `steps` steps, and so has moments (before the first: will have)."""
-    return name in learned and learned[name].from_step < max(1, steps)
+    return name in trainable and trainable[name].from_step < max(1, steps)
 
 
 def _full(config: Config, depths: Depths) -> dict[str, int]:
@@ -54,19 +54,19 @@ def _full(config: Config, depths: Depths) -> dict[str, int]:
 
 def _partial(config: Config, depths: Depths) -> dict[str, int]:
     """A tied copy follows its original, whose name it bears."""
-    if not config.finetune.learn:
+    if not config.finetune.trainable:
         raise ConfigError(
             [
                 Problem(
-                    key="finetune.learn",
+                    key="finetune.trainable",
                     found=[],
                     expected="with finetune.strategy=partial at least one pattern of names that learn",
-                    fix='say for example finetune.learn=["head.*"], or use finetune.strategy=full',
+                    fix='say for example finetune.trainable=["head.*"], or use finetune.strategy=full',
                 )
             ]
         )
-    found = {pattern: fnmatch.filter(depths, pattern) for pattern in config.finetune.learn}
-    problems = [_unknown("finetune.learn", pattern, list(depths)) for pattern, names in found.items() if not names]
+    found = {pattern: fnmatch.filter(depths, pattern) for pattern in config.finetune.trainable}
+    problems = [_unknown("finetune.trainable", pattern, list(depths)) for pattern, names in found.items() if not names]
     if problems:
         raise ConfigError(problems)
     chosen = {name for names in found.values() for name in names}
@@ -75,8 +75,8 @@ def _partial(config: Config, depths: Depths) -> dict[str, int]:
 
 def _progressive(config: Config, depths: Depths) -> dict[str, int]:
     """Gradual unfreezing (Howard & Ruder 2018, section 3.3): first what is above the blocks (if nothing is, the top
-    blocks), then finetune.blocks more every finetune.every steps, at last what is below them."""
-    every, blocks = config.finetune.every, config.finetune.blocks
+    blocks), then finetune.unfreeze_blocks more every finetune.unfreeze_every steps, at last what is below them."""
+    every, blocks = config.finetune.unfreeze_every, config.finetune.unfreeze_blocks
     below = max(depths.values())  # one more than there are blocks
     last = -(-(below - 1) // blocks) + 1
     phase = {name: last if depth == below else -(-depth // blocks) for name, depth in depths.items()}
@@ -88,7 +88,9 @@ def _lora(config: Config, depths: Depths) -> dict[str, int]:
     """The adapters; and what is above the blocks where it is made for a task and has to learn from nothing."""
     adapted = {name.removesuffix(ADAPTER[0]).rpartition(".")[2] for name in depths if name.endswith(ADAPTER[0])}
     there = [layer for layer in LINEAR if any(name.endswith(f".{layer}.weight") for name in depths)]
-    problems = [_unknown("finetune.targets", t, there) for t in config.finetune.targets or ("",) if t not in adapted]
+    problems = [
+        _unknown("finetune.lora_targets", t, there) for t in config.finetune.lora_targets or ("",) if t not in adapted
+    ]
     if problems:
         raise ConfigError(problems)
     for_a_task = config.objective.name in ("classify", "tag")

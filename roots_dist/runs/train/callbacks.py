@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from roots_dist.accounting.flops import flops_per_step
-from roots_dist.parallel.optim.rates import rate
+from roots_dist.parallel.optim.lr_schedules import rate
 from roots_dist.runs.evaluate.held_out import score_held_out
 from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.request import Request
@@ -25,7 +25,7 @@ from roots_dist.storage.checkpoint.save import save
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.stopwatch import PARTS
 
-Duty = Callable[[Session, StepReport], None]
+Callback = Callable[[Session, StepReport], None]
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 16, 48
 SAMPLING = Sampling(0.8, top_p=0.95)
@@ -69,13 +69,13 @@ class Report:
             "time/step_s": per_step,
             "time/left_s": per_step * (config.train.steps - step),
             "speed/tokens_per_s": tokens / seconds,
-            **session.least.metrics(),
+            **session.bounds.metrics(),
             **of_ranks(self._parts, session.mesh, config.advanced.track_ranks),
         }
         if config.train.nonfinite == "skip":
             numbers["train/skipped_steps"] = float(session.skipped)
         if session.peak_flops:
-            flops = flops_per_step(config, tokens // config.data.seq)
+            flops = flops_per_step(config, tokens // config.data.seq_length)
             numbers["util/mfu_fraction"] = flops / seconds / session.peak_flops
         session.trackers.log(step, numbers)
         self._step, self._tokens, self._seconds = step, session.tokens, 0.0
@@ -125,9 +125,9 @@ def sample(session: Session) -> None:
 
 def _goes_on(session: Session) -> tuple[list[int], list[int]]:
     """A beginning, and how the model goes on."""
-    length = min(PROMPT_TOKENS, session.config.data.seq // 2)
+    length = min(PROMPT_TOKENS, session.config.data.seq_length // 2)
     beginning = _of_first_rank(session, next(session.held_out.evaluation(1)).tokens[0, :length])
-    return beginning, _said(session, beginning, min(SAMPLE_TOKENS, session.config.data.seq - length), start=None)
+    return beginning, _said(session, beginning, min(SAMPLE_TOKENS, session.config.data.seq_length - length), start=None)
 
 
 def _answers(session: Session) -> tuple[list[int], list[int]]:
@@ -167,7 +167,7 @@ def checkpoint(session: Session) -> None:
     session.trackers.checkpoint(session.step, path)
 
 
-def duties(session: Session) -> list[Duty]:
+def callbacks(session: Session) -> list[Callback]:
     """In the order in which they are done."""
     report = Report(session)
 

@@ -1,6 +1,6 @@
 """A config that goes on from a model: what that model is, is read where it is, and need not be written again.
 
-    fine-tuning's config + config.yaml of finetune.start --begun--> Config with that model, tokenizer and objective
+    fine-tuning's config + config.yaml of finetune.init_from --begun--> Config with that model, tokenizer and objective
 
 What the file or the command line says all the same must not contradict it. Keys that fine-tuning may choose (dropout) are
 taken over only where nothing is said. A run that has begun knows all of this itself: it goes on where its start is gone.
@@ -18,16 +18,16 @@ from roots_dist.errors import ConfigError, Problem
 
 FREE = ("model.dropout", "model.attention_dropout", "model.init_std")
 """Keys of model.* that do not say which function the weights are of."""
-TAKEN = ("advanced.norm_eps", "advanced.vocab_multiple", "data.tokenizer", "data.seq")
+TAKEN = ("advanced.norm_eps", "advanced.vocab_multiple", "data.tokenizer", "data.seq_length")
 """Beside model.* and generator.*: of these the first two say which function it is."""
-ADAPTERS = ("finetune.rank", "finetune.alpha", "finetune.targets")
+ADAPTERS = ("finetune.lora_rank", "finetune.lora_alpha", "finetune.lora_targets")
 """Of adapters that are gone on with: what they are, and what they are multiplied by."""
 
 
-def begun(loaded: Loaded) -> Loaded:
+def complete_from_model(loaded: Loaded) -> Loaded:
     """The config, completed from the model that it starts from; unchanged if it starts from none. Raises ConfigError if
     there is none, or if it is another one than the config says."""
-    start = loaded.config.finetune.start
+    start = loaded.config.finetune.init_from
     if start is None:
         return loaded
     try:
@@ -40,12 +40,12 @@ def begun(loaded: Loaded) -> Loaded:
         Problem(
             key=key,
             found=_value(loaded.config, key),
-            expected=f"{value!r} as in finetune.start={start}, or nothing",
+            expected=f"{value!r} as in finetune.init_from={start}, or nothing",
             fix=f"leave {key} out",
         )
         for key, value in values.items()
         if key in loaded.origins
-        and key not in (*FREE, "data.tokenizer", "data.seq")
+        and key not in (*FREE, "data.tokenizer", "data.seq_length")
         and _value(loaded.config, key) != value
     ]
     if problems:
@@ -57,24 +57,22 @@ def begun(loaded: Loaded) -> Loaded:
 
 def _unusable(start: str, there: Config, here: Config) -> Iterator[Problem]:
     if Path(start).resolve() == Path(here.track.folder).resolve():
-        expected = (
-            "another folder than finetune.start: what is written there would take the place of what the run starts from"
-        )
+        expected = "another folder than finetune.init_from: what is written there would take the place of what the run starts from"
         yield Problem(key="track.folder", found=here.track.folder, expected=expected, fix="name a new folder")
     if there.finetune.strategy == "lora" != here.finetune.strategy:
         expected = "a model without adapters, or finetune.strategy=lora, which goes on with them"
         fix = f"put them into the matrices: roots export {start} MERGED; roots import MERGED RUN; and start from RUN"
-        yield Problem(key="finetune.start", found=start, expected=expected, fix=fix)
+        yield Problem(key="finetune.init_from", found=start, expected=expected, fix=fix)
 
 
 def _own(here: Config) -> Config | None:
     """Of the run that is resumed, where what it started from is not there any more. With no checkpoint yet, the trainer says
     what it misses."""
     kept = Path(here.track.folder) / CONFIG_FILE
-    if (Path(here.finetune.start) / CONFIG_FILE).is_file() or not here.checkpoint.resume or not kept.is_file():
+    if (Path(here.finetune.init_from) / CONFIG_FILE).is_file() or not here.checkpoint.resume or not kept.is_file():
         return None
     own = read(kept).config
-    return own if own.finetune.start == here.finetune.start else None
+    return own if own.finetune.init_from == here.finetune.init_from else None
 
 
 def config_of(start: str) -> Config:
@@ -85,14 +83,14 @@ def config_of(start: str) -> Config:
             "the folder of a run or of an import, with its config.yaml",
             "name a run's track.folder, or RUN of `roots import HF_FOLDER RUN`",
         )
-        raise ConfigError([Problem(key="finetune.start", found=start, expected=expected, fix=fix)])
+        raise ConfigError([Problem(key="finetune.init_from", found=start, expected=expected, fix=fix)])
     return read(path).config
 
 
 def _taken(there: Config, loaded: Loaded) -> Iterator[tuple[str, object]]:
     model = there.model.model_dump()
     if there.model.positions == "learned":
-        model["max_positions"] = there.model.max_positions or there.data.seq
+        model["max_positions"] = there.model.max_positions or there.data.seq_length
     yield from ((f"model.{key}", value) for key, value in model.items())
     yield from ((f"generator.{key}", value) for key, value in there.generator.model_dump().items())
     yield from ((key, _value(there, key)) for key in TAKEN)

@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from roots_dist import environment
-from roots_dist.accounting.bounds import Least
+from roots_dist.accounting.bounds import Bounds
 from roots_dist.accounting.peaks import gpu_peak, in_words, measured_cpu_peak
 from roots_dist.accounting.sizes import parameters
 from roots_dist.config.schema import Config
@@ -46,7 +46,7 @@ def cores() -> int:
     return min(environment.cores(), psutil.cpu_count(logical=False) or environment.cores())
 
 
-def opening_lines(config: Config, mesh: Mesh, peak: float | None, bound: Least) -> str:
+def opening_lines(config: Config, mesh: Mesh, peak: float | None, bound: Bounds) -> str:
     """What is about to happen: layout, size, engine, the peak that MFU is a share of, the arithmetic of the batch, and what
     it takes at least."""
     if peak is None:
@@ -61,6 +61,6 @@ def opening_lines(config: Config, mesh: Mesh, peak: float | None, bound: Least) 
 def batch_arithmetic(config: Config, layout: Layout) -> str:
     """`1 × 256 tokens × 8 microbatches × dp 2 = 4,096 tokens per step`"""
     t = config.train
-    tokens = t.batch * config.data.seq
+    tokens = t.global_batch * config.data.seq_length
     micro = config.num_microbatches(layout.dp)
-    return f"{t.micro_batch} × {config.data.seq} tokens × {micro} microbatches × dp {layout.dp} = {tokens:,} tokens per step"
+    return f"{t.micro_batch} × {config.data.seq_length} tokens × {micro} microbatches × dp {layout.dp} = {tokens:,} tokens per step"

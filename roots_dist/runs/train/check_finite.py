@@ -21,23 +21,23 @@ STATES = 4
 _TEXT = 400  # bytes of a message between ranks
 
 
-class Agreed(NamedTuple):
+class StepSums(NamedTuple):
     """What all ranks know of a step."""
 
     sums: dict[str, float]
-    trouble: Trouble | None
+    trouble: NonFinite | None
     stop: int = 0
     """The signal that told a rank to stop (runs/train/stop.py); 0: none."""
 
 
-class Trouble(NamedTuple):
+class NonFinite(NamedTuple):
     where: str
     """What is not finite on which rank: where it began."""
     in_weights: bool = False
     """Then no step that is skipped will mend it."""
 
 
-def agree(mesh: Mesh, terms: list[Term], names: Sequence[str], params: list[Param], stop: int = 0) -> Agreed:
+def sum_over_ranks(mesh: Mesh, terms: list[Term], names: Sequence[str], params: list[Param], stop: int = 0) -> StepSums:
     """The step's sum of each term, and where the first number that is not finite stands, or None; and whether a rank is
     told to stop (stop: this one, by which signal).
 
@@ -57,8 +57,8 @@ def agree(mesh: Mesh, terms: list[Term], names: Sequence[str], params: list[Para
     totals, said = numbers[: len(names)], [divmod(int(number), STATES) for number in numbers[len(names) :]]
     stop = max(stop for stop, _ in said)
     if not any(state for _, state in said):
-        return Agreed(dict(zip(names, totals)), None, stop)
-    return Agreed(dict.fromkeys(names, float("nan")), _where(mesh, params, said[mesh.world.rank][1]), stop)
+        return StepSums(dict(zip(names, totals)), None, stop)
+    return StepSums(dict.fromkeys(names, float("nan")), _where(mesh, params, said[mesh.world.rank][1]), stop)
 
 
 def _all_finite(tensors: list[torch.Tensor], device: torch.device) -> torch.Tensor:
@@ -72,15 +72,15 @@ def _how(tensor: torch.Tensor) -> str:
     return "is too large to be squared" if bool(torch.isfinite(tensor).all()) else "is not finite"
 
 
-def _where(mesh: Mesh, params: list[Param], state: int) -> Trouble:
+def _where(mesh: Mesh, params: list[Param], state: int) -> NonFinite:
     """Every rank looks; the deepest cause is named. Backward runs from the model's end, so among gradients the last
     stage and its last parameter come first."""
     bad = next((p for p in params if not bool(_all_finite([p.tensor.data], mesh.device))), None)
     if bad:
         state, what = WEIGHT, f"weight {bad.name} {_how(bad.tensor.data)}"
     elif state == GRADIENT:
-        learned = [p for p in reversed(params) if p.tensor.grad is not None]
-        bad = next(p for p in learned if not bool(_all_finite([p.tensor.grad], mesh.device)))
+        trainable = [p for p in reversed(params) if p.tensor.grad is not None]
+        bad = next(p for p in trainable if not bool(_all_finite([p.tensor.grad], mesh.device)))
         what = f"gradient of {bad.name} {_how(bad.tensor.grad)}"
     else:
         what = "loss is not finite" if state == LOSS else ""
@@ -93,4 +93,4 @@ def _where(mesh: Mesh, params: list[Param], state: int) -> Trouble:
     mesh.world.sum_(rows)
     first = max(range(mesh.world.size), key=lambda r: (rows[r, 0].item(), rows[r, 1].item(), -r))
     where = bytes(rows[first, 2:].tolist()).rstrip(b"\0").decode(errors="replace")
-    return Trouble(where, in_weights=rows[first, 0].item() == WEIGHT)
+    return NonFinite(where, in_weights=rows[first, 0].item() == WEIGHT)

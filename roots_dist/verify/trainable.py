@@ -13,15 +13,18 @@ from collections.abc import Iterable
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.outline import outline
-from roots_dist.parallel.optim.phases import Depths, learned
-from roots_dist.parallel.tensor.collectives import Later, Split
+from roots_dist.parallel.optim.trainable import Depths, trainable
+from roots_dist.parallel.tensor.collectives import DeferredWeightGrads, TensorParallel
 from roots_dist.world.mesh import SINGLE
 
 BLOCK = re.compile(r"(?P<stack>(?:\w+\.)*blocks\.)(?P<number>\d+)(?P<rest>\..+)")
 
 
 def depths(config: Config) -> Depths:
-    return {name: place.depth for name, place in outline(pieces_of(config, Split(SINGLE, False, Later()))).items()}
+    return {
+        name: place.depth
+        for name, place in outline(pieces_of(config, TensorParallel(SINGLE, False, DeferredWeightGrads()))).items()
+    }
 
 
 def like(config: Config, small: Config) -> Config:
@@ -29,12 +32,16 @@ def like(config: Config, small: Config) -> Config:
     strategy = config.finetune.strategy
     if strategy == "full":
         return small
-    there = learned(config, depths(config))
+    there = trainable(config, depths(config))
     if strategy == "partial":
-        return small.changed({"finetune.learn": _alike(there, depths(config), depths(small))})
+        return small.changed({"finetune.trainable": _alike(there, depths(config), depths(small))})
     if strategy == "progressive":  # above the blocks, the blocks, below them: a step each
         return small.changed(
-            {"finetune.every": 1, "finetune.every_epochs": None, "finetune.blocks": max(depths(small).values())}
+            {
+                "finetune.unfreeze_every": 1,
+                "finetune.unfreeze_every_epochs": None,
+                "finetune.unfreeze_blocks": max(depths(small).values()),
+            }
         )
     return small
 

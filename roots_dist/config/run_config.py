@@ -15,15 +15,17 @@ from roots_dist.errors import CheckpointError
 ONE_PROCESS: Mapping[str, object] = {
     "parallel.tp": 1,
     "parallel.pp": 1,
-    "parallel.chunks": 1,
+    "parallel.virtual_stages": 1,
     "parallel.schedule": "1f1b",
-    "parallel.sequence": False,
-    "parallel.zero": 0,
+    "parallel.sequence_parallel": False,
+    "parallel.zero_stage": 0,
     "advanced.engine": "reference",
 }
 
 
-def of_run(run: str | Path, overrides: Sequence[str] = (), defaults: Mapping[str, object] | None = None) -> Loaded:
+def config_of_run(
+    run: str | Path, overrides: Sequence[str] = (), defaults: Mapping[str, object] | None = None
+) -> Loaded:
     """What overrides say, else `defaults`, else ONE_PROCESS, else the run's own config. Its folder may have been moved."""
     path = Path(run) / CONFIG_FILE
     if not path.is_file():

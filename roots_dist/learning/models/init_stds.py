@@ -8,7 +8,7 @@ from typing import NamedTuple
 from roots_dist.config.schema import Config
 
 
-class Stds(NamedTuple):
+class InitStds(NamedTuple):
     """Standard deviations of a block's matrices."""
 
     query: float
@@ -31,14 +31,16 @@ def projection_std(config: Config) -> float:
     return m.hidden**-0.5 if m.family == "t5" and m.init_std is None else m.std()
 
 
-def stds(config: Config) -> Stds:
+def init_stds(config: Config) -> InitStds:
     """GPT-2 (Radford et al. 2019, 2.3) draws what ends a residual branch smaller, by the number of branches of the whole
     model; BERT does not. T5 draws by fan-in, and queries smaller by the root of the head's width, in place of a scale in
     attention (Raffel et al. 2020, 3.1.1; the numbers are of its code)."""
     m = config.model
     if m.family == "t5" and m.init_std is None:
         head, inner = m.width_of_head(), m.heads * m.width_of_head()
-        return Stds((m.hidden * head) ** -0.5, m.hidden**-0.5, inner**-0.5, m.hidden**-0.5, m.width_of_ffn() ** -0.5)
+        return InitStds(
+            (m.hidden * head) ** -0.5, m.hidden**-0.5, inner**-0.5, m.hidden**-0.5, m.width_of_ffn() ** -0.5
+        )
     branches = 2 * m.layers if m.family == "gpt" else 1
     last = m.std() / math.sqrt(branches)
-    return Stds(m.std(), m.std(), last, m.std(), last)
+    return InitStds(m.std(), m.std(), last, m.std(), last)

@@ -56,7 +56,7 @@ def closing_lines(config: Config, folder: Path) -> None:
     roots = command()
     if config.data.tokenizer:
         asked = TRY.get(config.objective.name, 'generate {run} "a text"') + (
-            ' --pair "another"' if config.finetune.pair else ""
+            ' --pair "another"' if config.finetune.pair_column else ""
         )
         console.print(f"next   {roots} {asked.format(run=folder)}")
         console.print(f"       {roots} verify {folder / 'config.yaml'}")

@@ -38,17 +38,17 @@ SHAPES: dict[str, Callable[[float], float]] = {
 
 def rate(optim: Optim, steps: int) -> Callable[[int], float]:
     """The learning rate of each step of a run of `steps` steps. From (warm-up, decay) to `min_lr`, which then stays."""
-    shape = SHAPES[optim.rate]
-    if optim.rate == "wsd":
-        decay = optim.decay or max(1, round(0.2 * steps))
-        begin = max(optim.warmup, steps - decay)
+    shape = SHAPES[optim.lr_schedule]
+    if optim.lr_schedule == "wsd":
+        decay = optim.decay_steps or max(1, round(0.2 * steps))
+        begin = max(optim.warmup_steps, steps - decay)
     else:
-        begin = optim.warmup
-        decay = optim.decay or max(1, steps - begin)
+        begin = optim.warmup_steps
+        decay = optim.decay_steps or max(1, steps - begin)
 
     def at(step: int) -> float:
-        if step < optim.warmup:
-            return optim.lr * (step + 1) / optim.warmup
+        if step < optim.warmup_steps:
+            return optim.lr * (step + 1) / optim.warmup_steps
         progress = min(max(step - begin, 0) / decay, 1.0)
         return optim.min_lr + (optim.lr - optim.min_lr) * shape(progress)
 

@@ -1,6 +1,6 @@
 """The first weights of fine-tuning: those of another run or of an import; what that model has not is drawn as ever.
 
-    finetune.start --its outline, ours--> what is taken, what begins anew, what is left --checkpoint/load.py--> engine
+    finetune.init_from --its outline, ours--> what is taken, what begins anew, what is left --checkpoint/load.py--> engine
 
 Only what stands above the blocks may differ (a head for a task), and adapters. Anything else that is missing, left over or of
 another shape is refused by name.
@@ -12,12 +12,12 @@ import logging
 from pathlib import Path
 
 from roots_dist.assembly.run import Run
+from roots_dist.config.init_from import config_of
 from roots_dist.config.schema import Config
-from roots_dist.config.start import config_of
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.outline import Place, outline
-from roots_dist.parallel.optim.phases import ADAPTER
-from roots_dist.parallel.tensor.collectives import Split
+from roots_dist.parallel.optim.trainable import ADAPTER
+from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.storage.checkpoint.keep import chosen
 from roots_dist.storage.checkpoint.load import load_start
 
@@ -27,21 +27,21 @@ CLASSES = "head.classifier."
 
 
 def begin(run: Run) -> None:
-    """Take the weights of finetune.start, where the config has one. Collective over the world."""
-    start = run.config.finetune.start
+    """Take the weights of finetune.init_from, where the config has one. Collective over the world."""
+    start = run.config.finetune.init_from
     if start is None:
         return
     checkpoint, there = chosen(Path(start)), config_of(start)
-    split = run.passes.model.split
-    fresh, left = divided(run.config, there, split)
+    tp = run.passes.model.tp
+    fresh, left = divided(run.config, there, tp)
     load_start(checkpoint, run.engine, run.params, run.mesh, fresh=fresh, left=left)
     drawn = f"; begins anew: {_shown(fresh)}" if fresh else ""
     log.info("starts from %s%s", checkpoint, drawn)
 
 
-def divided(here: Config, there: Config, split: Split) -> tuple[frozenset[str], frozenset[str]]:
+def divided(here: Config, there: Config, tp: TensorParallel) -> tuple[frozenset[str], frozenset[str]]:
     """Names of parameters that begin anew, and names that are left behind. Classes of other labels are other classes."""
-    ours, theirs = outline(pieces_of(here, split)), outline(pieces_of(there, split))
+    ours, theirs = outline(pieces_of(here, tp)), outline(pieces_of(there, tp))
     same_classes = (here.objective.name, here.finetune.labels) == (there.objective.name, there.finetune.labels)
 
     def may_differ(name: str, place: Place) -> bool:

@@ -18,7 +18,7 @@ from roots_dist.world.mesh import Mesh
 TEXT_BYTES = 2048
 
 
-class Together:
+class SharedFailure:
     def __init__(self, mesh: Mesh):
         self._mesh = mesh
         self._failure: str | None = None
