@@ -14,6 +14,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from roots_dist.errors import DataError
+from roots_dist.files import write_atomically
 
 FORMAT = 1
 
@@ -138,9 +139,7 @@ class Profile:
 def write(profile: Profile, path: Path) -> None:
     """Whole or not at all. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.partial")
-    unfinished.write_bytes(TypeAdapter(Profile).dump_json(profile, indent=1) + b"\n")
-    unfinished.replace(path)
+    write_atomically(path, TypeAdapter(Profile).dump_json(profile, indent=1) + b"\n")
 
 
 def read(path: Path) -> Profile:

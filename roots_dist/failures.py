@@ -18,11 +18,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from roots_dist.errors import UserError
+from roots_dist.files import write_atomically
 
 USER_ERROR, FAILURE = 2, 1
 """Exit codes: something the user can mend; anything else."""
@@ -90,7 +91,7 @@ def guarded(who: RankIdentity) -> Iterator[None]:
     except BaseException as error:
         record = describe(error, who)
         if who.records is not None:
-            write_whole(who.records / f"rank_{who.rank:05d}.json", json.dumps(asdict(record)))
+            write_if_possible(who.records / f"rank_{who.rank:05d}.json", json.dumps(asdict(record)))
         else:
             _say(record, who)
         _leave(USER_ERROR if record.by_user else FAILURE, who)
@@ -105,7 +106,7 @@ def describe(error: BaseException, who: RankIdentity) -> Record:
     file = None
     if who.folder is not None:
         path = who.folder / "errors" / f"rank_{who.rank:05d}.txt"
-        file = str(path) if write_whole(path, trace) else None
+        file = str(path) if write_if_possible(path, trace) else None
     return Record(
         rank=who.rank,
         place=who.place,
@@ -163,16 +164,12 @@ def _first_to_say(message: str, who: RankIdentity) -> bool:
         return True
 
 
-def write_whole(path: Path, text: str) -> bool:
-    """Whole or not at all; a full disk must not hide the error itself."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+def write_if_possible(path: Path, text: str) -> bool:
+    """Write a report whole, or return False: a full disk must not hide the error itself."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, encoding="utf-8", errors="replace")
-        unfinished.replace(path)
+        write_atomically(path, text.encode("utf-8", "replace"))
     except OSError:
-        with suppress(OSError):
-            unfinished.unlink()
         return False
     return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 
 CHATTY = ("deepspeed", "DeepSpeed", "torch", "matplotlib", "wandb", "filelock", "urllib3")
 
@@ -42,3 +43,8 @@ def setup(rank: int, place: str) -> None:
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.captureWarnings(False)
+
+
+def ignore_warnings_of_libraries() -> None:
+    """torch and DeepSpeed warn each other of names that will change: theirs to fix, and not for users."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|deepspeed")

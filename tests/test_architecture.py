@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "roots_dist"
 FLOORS = (
-    ("facts", ("errors", "failures", "environment", "scrub", "layout", "logs", "cluster_profile")),
+    ("facts", ("errors", "files", "idx_format", "failures", "environment", "scrub", "layout", "logs", "cluster_profile")),
     ("facts", ("schedule", "config", "accounting", "checks")),
     ("the live world", ("world",)),
     ("the parallelisms", ("parallel.optim", "parallel.tensor", "parallel.pipeline", "parallel.zero")),

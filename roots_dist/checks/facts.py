@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import os
 import re
-import struct
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,10 +18,8 @@ from pathlib import Path
 from roots_dist import environment
 from roots_dist.config import special_tokens
 from roots_dist.config.schema import Config
-
-IDX_MAGIC = b"MMIDIDX\x00\x00"
-ITEM_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 8, 7: 4, 8: 2}
-"""Megatron's token types: code in the .idx header -> bytes of a token."""
+from roots_dist.files import why
+from roots_dist.idx_format import HEADER, MAGIC, OLD_MAGIC, TOKEN_TYPES, token_bytes
 
 
 @dataclass(frozen=True)
@@ -86,27 +83,27 @@ def corpus(prefix: str) -> CorpusFacts:
     idx, tokens_file = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
     try:
         with idx.open("rb") as file:
-            header = file.read(34)
+            header = file.read(HEADER.size)
             file.seek(0, os.SEEK_END)
             idx_size = file.tell()
         bin_size = tokens_file.stat().st_size
         with tokens_file.open("rb"):
             pass  # it may be read
     except OSError as error:
-        return CorpusFacts(trouble=f"{(error.strerror or 'unreadable').lower()}: {error.filename}")
-    if header.startswith(b"TNTIDX"):
+        return CorpusFacts(trouble=f"{why(error)}: {error.filename}")
+    if header.startswith(OLD_MAGIC):
         return CorpusFacts(trouble=f"{idx} is in fairseq's older format")
-    if len(header) < 34 or not header.startswith(IDX_MAGIC):
+    if len(header) < HEADER.size or not header.startswith(MAGIC):
         return CorpusFacts(trouble=f"{idx} is no index of a .bin file")
-    version, code, sequences, documents = struct.unpack_from("<QBQQ", header, len(IDX_MAGIC))
-    if version != 1 or code not in ITEM_SIZES:
+    _, version, code, sequences, documents = HEADER.unpack(header)
+    if version != 1 or code not in TOKEN_TYPES:
         return CorpusFacts(trouble=f"{idx} has version {version} and token type {code}, expected 1 and 1 to 8")
-    if idx_size < 34 + 12 * sequences + 8 * documents:
+    if idx_size < HEADER.size + 12 * sequences + 8 * documents:
         return CorpusFacts(trouble=f"{idx} is cut off: {idx_size} bytes cannot hold {sequences} sequences")
-    if bin_size % ITEM_SIZES[code]:
+    if bin_size % token_bytes(code):
         return CorpusFacts(trouble=f"{tokens_file} is cut off: {bin_size} bytes are no whole number of tokens")
     return CorpusFacts(
-        tokens=bin_size // ITEM_SIZES[code], documents=documents - 1, vocab=_manifest_vocab(Path(prefix))
+        tokens=bin_size // token_bytes(code), documents=documents - 1, vocab=_manifest_vocab(Path(prefix))
     )
 
 
@@ -136,7 +133,7 @@ def _tokenizer(name: str | None) -> tuple[dict[str, int], str | None]:
         ids = special_tokens.ids_of(json.loads(Path(name).read_text(encoding="utf-8")))
         return (ids, None) if max(ids.values()) >= 0 else ({}, "its ids are below 0")
     except OSError as error:
-        return {}, f"{(error.strerror or 'unreadable').lower()}"
+        return {}, why(error)
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}, "no tokenizer of Hugging Face's format"
 
@@ -150,7 +147,7 @@ def _folder_trouble(folder: Path) -> str | None:
         with tempfile.TemporaryFile(dir=existing):
             return None
     except OSError as error:
-        return f"{(error.strerror or 'unwritable').lower()}: {existing}"
+        return f"{why(error)}: {existing}"
 
 
 def free_memory() -> int | None:

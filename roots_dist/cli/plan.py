@@ -41,6 +41,7 @@ def plan(
     from json import dumps
 
     from roots_dist.cli.read_config import read_config
+    from roots_dist.files import why, write_atomically
     from roots_dist.runs.ranks.start import ready
 
     loaded = read_config(config, overrides or ())
@@ -56,19 +57,21 @@ def plan(
         raise UserError(
             "--measure: expected --profile FILE too, for what ranks send. Fix: roots doctor --json FILE first."
         )
+    from roots_dist import logs
     from roots_dist.environment import alone
     from roots_dist.runs.plan.predict import predict
     from roots_dist.runs.plan.show import facts, lines
     from roots_dist.runs.ranks.join import device_for
 
+    logs.ignore_warnings_of_libraries()
     found = predict(loaded.config, layout, machine, device_for(loaded.config, alone()) if measure else None)
     typer.echo("\n".join(lines(found, machine)))
     if json is not None:
         try:
             json.parent.mkdir(parents=True, exist_ok=True)
-            json.write_text(dumps(facts(found), indent=1) + "\n", encoding="utf-8")
+            write_atomically(json, dumps(facts(found), indent=1) + "\n")
         except OSError as error:
             raise UserError(
-                f"--json {json}: expected a file that can be written ({(error.strerror or str(error)).lower()}). "
+                f"--json {json}: expected a file that can be written ({why(error)}). "
                 f"Fix: name another, the plan above is whole."
             ) from None

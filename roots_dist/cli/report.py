@@ -27,6 +27,7 @@ def report(
     roots report runs/quickstart
     roots report runs/a runs/b --output a-and-b.html
     """
+    from roots_dist.files import write_atomically
     from roots_dist.runs.report.page import page
     from roots_dist.runs.report.read import read_runs
     from roots_dist.scrub import known_secrets
@@ -34,7 +35,5 @@ def report(
     path = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     written = page(read_runs(runs, known_secrets()))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(written, encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, written)
     typer.echo(path)

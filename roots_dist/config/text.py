@@ -14,6 +14,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from roots_dist.errors import ConfigError, Problem
+from roots_dist.files import why
 
 Origins = dict[str, str]
 
@@ -56,7 +57,7 @@ def parse_file(path: Path) -> tuple[dict[str, Any], Origins]:
     try:
         source = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise _refusal(path, _why(error), "a YAML file that can be read", _remedy(path)) from None
+        raise _refusal(path, why(error), "a YAML file that can be read", _remedy(path)) from None
     tree, origins = _parse(source, str(path), str(path))
     if tree is None:
         return {}, {}
@@ -122,10 +123,6 @@ def _note(name: str, value: Node, origin: str, origins: Origins, key: Node | Non
 
 def _refusal(path: Path, found: object, expected: str, fix: str) -> ConfigError:
     return ConfigError([Problem(key=str(path), found=found, expected=expected, fix=fix)])
-
-
-def _why(error: Exception) -> str:
-    return (error.strerror or "unreadable").lower() if isinstance(error, OSError) else "not UTF-8 text"
 
 
 def _remedy(path: Path) -> str:

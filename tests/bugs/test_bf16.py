@@ -1,6 +1,7 @@
 """What bf16's eight bits must not touch: factors that hold for a whole tensor."""
 
 import torch
+import torch.nn.functional as F
 
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.cross_entropy import linear_cross_entropy
@@ -42,3 +43,19 @@ def test_the_loss_scale_is_not_rounded_to_bf16():
         return x.grad
 
     assert torch.equal(gradient(1 / 1001), (gradient(1.0).double() / 1001).bfloat16())
+
+
+def test_label_smoothing_is_not_rounded_to_float32_in_float64():
+    """A float times a tensor of bools is float32: the gradient was off by 1e-9, which a proof at 1e-10 would have seen."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((9, 5), (32, 5)))
+    targets = torch.randint(32, (9,), generator=generator)
+
+    def gradient(loss) -> torch.Tensor:
+        hidden = x.clone().requires_grad_()
+        loss(hidden).backward()
+        return hidden.grad
+
+    ours = gradient(lambda h: linear_cross_entropy(TensorParallel(), h, weight, targets, vocab=32, smoothing=0.1)[0])
+    torchs = gradient(lambda h: F.cross_entropy(h @ weight.t(), targets, label_smoothing=0.1, reduction="sum"))
+    torch.testing.assert_close(ours, torchs, rtol=1e-13, atol=1e-13)

@@ -94,6 +94,28 @@ def test_what_cannot_be_planned_is_refused_in_a_line(capsys, tmp_path, words, ex
     assert code == 2 and expected in said and "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    "damage, expected",
+    [
+        ({"ranks": ()}, "facts of ranks"),
+        ({"speeds": (replace(profile().speeds[0], matmul_flops=0.0),)}, "matrix products above 0, found 0"),
+        ({"speeds": (replace(profile().speeds[0], copy_bytes_per_s=float("nan")),)}, "copies above 0, found nan"),
+        ({"speeds": (replace(profile().speeds[0], peak_flops=0.0),)}, "peak above 0"),
+        ({"links": (replace(profile().links[0], bus_bytes_per_s=0.0),)}, "links above 0"),
+        ({"links": (replace(profile().links[0], seconds=-1.0),)}, "links above 0, found -1"),
+    ],
+)
+def test_a_profile_that_measured_nothing_is_refused(damage, expected):
+    with pytest.raises(DataError, match=expected):
+        machine_of(replace(profile(), **damage), 1e-6)
+
+
+def test_long_sequences_are_planned(capsys):
+    """Longer than the corpus that proofs learn from: 8,192 tokens is what both shipped Llama 3 configs have."""
+    code, said = run(capsys, QUICKSTART, "parallel.pp=1", "data.seq_length=8192", "train.micro_batch=2")
+    assert code == 0 and "2 processes" in said and "Warning" not in said
+
+
 def test_a_profile_becomes_a_machine():
     machine = machine_of(profile("aabb", between=True), each_s=1e-6)
     assert (machine.flops_per_s, machine.bytes_per_s, machine.ranks_per_host, machine.peak_flops) == (

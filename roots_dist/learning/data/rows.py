@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from roots_dist.errors import DataError, Problem
+from roots_dist.files import why
 from roots_dist.learning.data.archives import OPENERS, DamagedArchive, open_bytes
 from roots_dist.learning.data.readers import LONGEST, parsed_object
 
@@ -54,7 +55,7 @@ def rows(path: str | Path) -> Iterator[Row]:
     except DamagedArchive as error:
         raise _unreadable(file, f"a whole archive ({error})", line + 1) from error
     except OSError as error:
-        raise _unreadable(file, f"a file that can be read ({(error.strerror or 'unreadable').lower()})") from error
+        raise _unreadable(file, f"a file that can be read ({why(error)})") from error
 
 
 def _kind(path: Path) -> str:

@@ -10,7 +10,6 @@ cumulative numbers of sequences; M = documents + 1), and in multimodal files int
 from __future__ import annotations
 
 import os
-import struct
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +19,8 @@ from pathlib import Path
 import numpy as np
 
 from roots_dist.errors import DataError, Problem
+from roots_dist.idx_format import HEADER, MAGIC, OLD_MAGIC, TOKEN_TYPES
 
-MAGIC, OLD_MAGIC = b"MMIDIDX\x00\x00", b"TNTIDX\x00\x00"
-HEADER = struct.Struct("<9sQBQQ")
-TOKEN_TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}
 OTHER_TABLES = "DeepSpeed's own writer numbers types otherwise (6 uint16, 7 uint32, 8 uint64), GPT-NeoX has 6 float32"
 LONGEST_SEQUENCE = 2**31 - 1
 

@@ -16,11 +16,12 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from roots_dist.config.special_tokens import NAMES
 from roots_dist.errors import DataError, Problem
 
-END_OF_DOCUMENT = "<|endoftext|>"
-KNOWN_ENDS = (END_OF_DOCUMENT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]")
-"""Tokens that end a document in known tokenizers; the first that is there is taken."""
+END_OF_DOCUMENT = NAMES["end"][0]
+KNOWN_ENDS = NAMES["end"]
+"""Tokens that end a document in known tokenizers, the most specific first."""
 
 BLOOM_PATTERN = " ?[^(\\s|[.,!?…。，、।۔،])]+"
 """BLOOM's words: an optional space, then anything but spaces and punctuation (an Oniguruma pattern)."""

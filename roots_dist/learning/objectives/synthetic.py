@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from roots_dist.accounting.sizes import target_seq
+from roots_dist.accounting.sizes import target_seq, tokens_of_a_sample
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import TASKS
 from roots_dist.learning.data.batches import Batches
@@ -35,8 +35,9 @@ def random_source(config: Config) -> Corpus | Examples:
 
 
 def _corpus(config: Config, draw: np.random.Generator) -> Corpus:
-    """4,000 random tokens of the vocabulary, in documents of 2 to 60."""
-    lengths = draw.integers(2, 61, size=128).astype(np.int32)
+    """Some 4,000 random tokens of the vocabulary in documents of 2 to 60, or enough for a few samples that are longer."""
+    documents = max(128, 4 * tokens_of_a_sample(config) // 30)
+    lengths = draw.integers(2, 61, size=documents).astype(np.int32)
     stored = draw.integers(config.model.vocab, size=int(lengths.sum()))
     offsets = (np.cumsum(lengths) - lengths) * np.int64(stored.itemsize)
     return Corpus("random", lengths, offsets, np.arange(len(lengths) + 1), stored)

@@ -150,7 +150,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             factor = (1 + 2 * z_loss * log_z) / found.sum_exp if z_loss else found.sum_exp.reciprocal()
             grad *= factor.masked_fill(~found.scored, 0).unsqueeze(1)
             if smoothing:
-                grad -= (smoothing / vocab) * found.scored.unsqueeze(1)
+                grad -= (smoothing / vocab) * found.scored.to(exact).unsqueeze(1)  # a bool would be rounded to float32
             if real:
                 grad.scatter_add_(1, found.local, -(1 - smoothing) * found.here.to(exact).unsqueeze(1))
             if need_bias:

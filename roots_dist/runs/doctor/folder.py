@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from roots_dist.cluster_profile import Finding, Wrote, named
+from roots_dist.files import why
 
 BYTES = 4 * 2**20
 """That each rank writes."""
@@ -47,7 +48,7 @@ def write(folder: Path, token: str, rank: int) -> Wrote:
         took = time.perf_counter() - start
         return Wrote(rank=rank, trouble=None, bytes_per_s=BYTES / took, free=shutil.disk_usage(folder).free)
     except OSError as error:
-        return Wrote(rank=rank, trouble=(error.strerror or str(error)).lower(), bytes_per_s=None, free=None)
+        return Wrote(rank=rank, trouble=why(error), bytes_per_s=None, free=None)
 
 
 def look(folder: Path, token: str, writers: Sequence[int]) -> list[int]:

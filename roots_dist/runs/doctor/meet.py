@@ -16,6 +16,7 @@ from typing import Any
 from roots_dist import environment
 from roots_dist.environment import World
 from roots_dist.errors import EnvironmentProblem
+from roots_dist.files import why
 from roots_dist.runs.doctor.deadline import Overdue, within
 
 RESOLVE_S = 10.0
@@ -50,10 +51,9 @@ def resolve(address: str, me: str, seconds: float = RESOLVE_S) -> list[str]:
         found = within(seconds, lambda: socket.getaddrinfo(address, None, type=socket.SOCK_STREAM))
         return sorted({str(entry[4][0]) for entry in found})
     except (OSError, UnicodeError, Overdue) as error:
-        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise _refusal(
             f"MASTER_ADDR = {address!r} on {me}",
-            f"a name or number that this host can resolve ({why.lower()})",
+            f"a name or number that this host can resolve ({why(error)})",
             "set it to rank 0's host as this one knows it (getent hosts NAME), or mend DNS or /etc/hosts here",
         ) from None
 
@@ -69,7 +69,7 @@ def knock(address: str, port: int, seconds: float, me: str) -> None:
             if time.monotonic() > end:
                 raise _refusal(
                     f"MASTER_ADDR:MASTER_PORT = {address}:{port} on {me}",
-                    f"rank 0 listening there within {seconds:g} s ({(error.strerror or str(error)).lower()})",
+                    f"rank 0 listening there within {seconds:g} s ({why(error)})",
                     "see that rank 0 has started on that host and no firewall is between, or wait longer with --wait",
                 ) from None
         time.sleep(PAUSE_S)

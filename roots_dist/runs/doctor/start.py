@@ -12,7 +12,6 @@ import os
 import sys
 import tempfile
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from roots_dist.config.schema import Config
 from roots_dist.environment import World
 from roots_dist.errors import ConfigError, Problem, UserError
 from roots_dist.failures import RankIdentity, guarded
+from roots_dist.files import why
 from roots_dist.layout import Layout
 from roots_dist.runs.ranks import local
 from roots_dist.runs.ranks.die_with_parent import die_with_parent
@@ -101,9 +101,7 @@ def _visit(world: World, command: Command, config: Config | None, layout: Layout
     from roots_dist.runs.ranks.join import device_for
 
     begin = time.monotonic()
-    warnings.filterwarnings(
-        "ignore", category=FutureWarning, module=r"torch"
-    )  # theirs to mend, as in runs/ranks/join.py
+    logs.ignore_warnings_of_libraries()
     tools = Tools()
     asked = ExamineOptions(config, layout, command.folder, command.quick, command.wait_s)
     device = device_for(config or Config(), world)
@@ -146,5 +144,5 @@ def _write(found: Profile, path: Path) -> None:
     try:
         write(found, path)
     except OSError as error:
-        expected = f"a file that can be written ({(error.strerror or str(error)).lower()})"
+        expected = f"a file that can be written ({why(error)})"
         raise UserError(Problem(key="--json", found=str(path), expected=expected, fix="name another file")) from None

@@ -21,6 +21,7 @@ from pathlib import Path
 from roots_dist import environment
 from roots_dist.assembly.passes import Passes
 from roots_dist.errors import DataError, Problem, needs
+from roots_dist.files import write_atomically
 from roots_dist.runs.evaluate.harness_model import harness_model
 from roots_dist.runs.evaluate.options import EvaluateOptions
 
@@ -122,10 +123,7 @@ def _quiet(rank: int) -> Iterator[None]:
 
 
 def _write(results: dict, path: Path) -> None:
-    """Whole or not at all."""
     from lm_eval.utils import handle_non_serializable
 
-    partial = path.with_name(path.name + ".partial")
     text = json.dumps(results, indent=1, default=handle_non_serializable, ensure_ascii=False)
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, text + "\n")

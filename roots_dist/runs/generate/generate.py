@@ -18,6 +18,7 @@ from typing import NamedTuple
 from roots_dist.assembly.passes import Passes, build_passes
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError, Problem
+from roots_dist.files import why, write_atomically
 from roots_dist.runs.generate.check_options import check_options, kind_of
 from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.fill import fill, filled_in, marked
@@ -59,7 +60,7 @@ def generate(config: Config, mesh: Mesh, *, options: GenerateOptions, show: Show
         show("\n\n".join(reply.shown for reply in replies) + "\n")
         return
     lines = "".join(json.dumps(reply.record, ensure_ascii=False) + "\n" for reply in replies)
-    options.output.write_text(lines, encoding="utf-8")
+    write_atomically(options.output, lines)
     show(f"{len(replies)} answers in {options.output}\n")
 
 
@@ -91,7 +92,7 @@ def _check_output(path: Path) -> None:
             if path.exists():
                 path.open("a").close()
         except OSError as error:
-            expected = f"a file that can be written ({(error.strerror or 'unwritable').lower()})"
+            expected = f"a file that can be written ({why(error)})"
     if expected is not None:
         raise DataError(Problem(key="--output", found=str(path), expected=expected, fix=fix))
 

@@ -19,6 +19,7 @@ import numpy as np
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import SENTINEL
 from roots_dist.errors import DataError, Problem
+from roots_dist.files import why
 from roots_dist.learning.data.chat import Chat, Messages, open_chat
 from roots_dist.learning.data.rows import Row, rows
 from roots_dist.learning.data.specials import Specials, read_specials
@@ -82,8 +83,7 @@ def _of_file(path: Path) -> list[Given]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        why = (error.strerror or "unreadable").lower() if isinstance(error, OSError) else "not UTF-8 text"
-        expected = f"a file that can be read ({why})"
+        expected = f"a file that can be read ({why(error)})"
         raise DataError(Problem(key="--prompts", found=str(path), expected=expected, fix="check the path")) from error
     return [Given(line, None, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
 

@@ -5,6 +5,7 @@ cluster_profile.py: Profile --machine_of--> Machine --predict.py--> seconds
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -63,6 +64,18 @@ def machine_of(profile: Profile, each_s: float) -> Machine:
         raise DataError(
             "--profile: expected speeds of ranks, and none were measured. Fix: run roots doctor --json again."
         )
+    if not profile.ranks:
+        raise DataError("--profile: expected facts of ranks, and there are none. Fix: run roots doctor --json again.")
+    for what, rates in (
+        ("matrix products", [speed.matmul_flops for speed in profile.speeds]),
+        ("copies", [speed.copy_bytes_per_s for speed in profile.speeds]),
+        ("peak", [speed.peak_flops for speed in profile.speeds if speed.peak_flops is not None]),
+        ("links", [value for link in profile.links for value in (link.bus_bytes_per_s, link.seconds)]),
+    ):
+        if bad := [rate for rate in rates if not 0 < rate < math.inf]:
+            raise DataError(
+                f"--profile: expected rates and seconds of {what} above 0, found {bad[0]:g}. Fix: run roots doctor --json again."
+            )
     hosts = list(hosts_of(profile.ranks).values())
     peaks = [speed.peak_flops for speed in profile.speeds]
     links: dict[tuple[str, str], Link] = {}

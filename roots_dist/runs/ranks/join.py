@@ -5,7 +5,6 @@ environment.World + Layout --joined--> Mesh, until the run is over
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -13,7 +12,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from roots_dist import environment
+from roots_dist import environment, logs
 from roots_dist.config.schema import Config
 from roots_dist.environment import World
 from roots_dist.layout import Layout
@@ -36,7 +35,7 @@ def joined(config: Config, world: World, layout: Layout) -> Iterator[Mesh]:
     # DeepSpeed reads the world from these alone, and would look for an accelerator of its own choice
     environment.export(environment.variables(world) | {"DS_ACCELERATOR": device.type})
     torch.set_num_threads(config.advanced.threads or max(1, environment.cores() // world.local_size))
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|deepspeed")  # theirs to mend, not users'
+    logs.ignore_warnings_of_libraries()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     live = world.size > 1 or config.engine(layout.dp) == "deepspeed"

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from roots_dist.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -102,9 +103,5 @@ def drop_after(path: Path, step: int) -> None:
     """Keep the records up to and with this step. The file is replaced at once or not at all."""
     if not path.exists():
         return
-    kept = path.with_name(path.name + ".partial")
-    with open(kept, "w", encoding="utf-8") as file:
-        file.writelines(_line(record) for record in read_lines(path) if record["step"] <= step)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(kept, path)
+    with replacing(path) as file:
+        file.writelines(_line(record).encode() for record in read_lines(path) if record["step"] <= step)

@@ -12,6 +12,7 @@ from pathlib import Path
 from roots_dist.accounting.flops import CONVENTIONS
 from roots_dist.accounting.sizes import parameters
 from roots_dist.config.schema import Config
+from roots_dist.files import write_atomically
 from roots_dist.layout import Layout
 from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
 
@@ -59,7 +60,6 @@ def summary(records: Iterable[Mapping], config: Config, layout: Layout) -> dict[
 def write_summary(config: Config, layout: Layout, folder: Path) -> Path:
     """From the run's own record. Whole or not at all."""
     found = summary(read_lines(folder / METRICS_FILE), config, layout)
-    path, partial = folder / SUMMARY_FILE, folder / f"{SUMMARY_FILE}.partial"
-    partial.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    path = folder / SUMMARY_FILE
+    write_atomically(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
     return path

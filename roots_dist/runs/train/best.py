@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from roots_dist.config.schema import Config
+from roots_dist.files import write_atomically
 from roots_dist.storage.checkpoint.keep import BEST_FILE
 
 
@@ -45,9 +46,7 @@ class Best:
 
     def mark(self, folder: Path) -> None:
         """Say in the run's folder which checkpoint it is. On rank 0, once that checkpoint is whole."""
-        path, partial = folder / BEST_FILE, folder / f".{BEST_FILE}.partial"
-        partial.write_text(json.dumps({"step": self.step, self.metric: self.value}) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_atomically(folder / BEST_FILE, json.dumps({"step": self.step, self.metric: self.value}) + "\n")
 
     def saved(self) -> dict[str, object]:
         return asdict(self)

@@ -14,6 +14,7 @@ from roots_dist.assembly.run import Run
 from roots_dist.config.batch_ramp import samples_before
 from roots_dist.config.load import CONFIG_FILE, to_yaml
 from roots_dist.config.schema import Config
+from roots_dist.files import write_atomically
 from roots_dist.layout import Layout
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.tokenizer import Codec
@@ -88,11 +89,11 @@ def write_origin(folder: Path, config: Config, layout: Layout, bound: Mapping[st
     """Keep with the run what it takes to repeat it: resolved config, versions, machine, git commit; and what it takes at
     least (accounting/bounds.py). On rank 0."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / ".config.yaml.partial"  # a full disk must not cost the config that the checkpoints need
-    kept.write_text(to_yaml(config), encoding="utf-8")
-    kept.replace(folder / CONFIG_FILE)
+    write_atomically(
+        folder / CONFIG_FILE, to_yaml(config)
+    )  # a full disk must not cost the config that the checkpoints need
     facts = scrub({**machine_facts(), "layout": str(layout), "git_commit": git_commit(), **bound}, known_secrets())
-    (folder / "origin.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    write_atomically(folder / "origin.json", json.dumps(facts, indent=1) + "\n")
     return facts
 
 

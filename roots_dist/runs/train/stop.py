@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from roots_dist.failures import is_consequence, write_whole
+from roots_dist.failures import is_consequence, write_if_possible
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """How launchers end a job; what Slurm is told to send some time before its limit. Ctrl-C ends a run at once, as ever."""
@@ -84,7 +84,7 @@ def recorded(folder: Path, who: str, rank0: bool) -> Iterator[None]:
 
 
 def record_end(folder: Path, text: str) -> None:
-    write_whole(folder / ENDED, f"{text}\n{time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n")
+    write_if_possible(folder / ENDED, f"{text}\n{time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n")
 
 
 def how_it_ended(path: Path) -> str:
