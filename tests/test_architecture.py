@@ -10,7 +10,10 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "roots_dist"
 FLOORS = (
-    ("facts", ("errors", "files", "idx_format", "failures", "environment", "scrub", "layout", "logs", "cluster_profile")),
+    (
+        "facts",
+        ("errors", "files", "idx_format", "failures", "environment", "scrub", "layout", "logs", "cluster_profile"),
+    ),
     ("facts", ("schedule", "config", "accounting", "checks")),
     ("the live world", ("world",)),
     ("the parallelisms", ("parallel.optim", "parallel.tensor", "parallel.pipeline", "parallel.zero")),
@@ -92,10 +95,9 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
                 yield (f"{module}.{alias.name}" if is_module else module), at_import
 
 
-def imported_rooms(path: Path) -> set[str]:
+def own_imports(path: Path) -> set[str]:
     """Late imports and those for type checkers are counted too: they are dependencies all the same."""
-    own = {name.removeprefix("roots_dist.") for name, _ in imports(tree_of(path)) if name.startswith("roots_dist.")}
-    return {room_of(name) for name in own}
+    return {n.removeprefix("roots_dist.") for n, _ in imports(tree_of(path)) if n.startswith("roots_dist.")}
 
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
@@ -105,24 +107,26 @@ def test_a_module_imports_only_from_its_own_room_or_a_lower_one(path):
         assert not list(imports(tree_of(path))), f"{path} is the folder around rooms: keep it empty"
         return
     mine = ORDER.index(room_of(name))
-    upward = sorted(room for room in imported_rooms(path) if ORDER.index(room) > mine)
+    upward = sorted(there for there in IMPORTED[name] if ORDER.index(room_of(there)) > mine)
     assert not upward, f"{name} (in {room_of(name)}) imports {upward} from above: move the shared part down"
 
 
-def test_the_package_graph_has_no_cycle():
-    """Between rooms and between top-level folders, whatever FLOORS says. A cycle is told with the files that make its arrows."""
-    for depth in (len, lambda parts: 1):
-        arrows: dict[str, dict[str, str]] = {}
-        for path in FILES:
-            if not is_room(name_of(path)):
-                continue
-            cut = lambda room: ".".join(room.split(".")[: depth(room.split("."))])  # noqa: B023
-            here = cut(room_of(name_of(path)))
-            for there in {cut(room) for room in imported_rooms(path)} - {here}:
-                arrows.setdefault(here, {}).setdefault(there, name_of(path))
-        assert not (cycle := cycle_in(arrows)), "imports go round: " + ", ".join(
-            f"{arrows[a][b]} imports {b}" for a, b in zip(cycle, cycle[1:] + cycle[:1])
-        )
+@pytest.mark.parametrize("of", ["files", "rooms", "folders"])
+def test_the_package_graph_has_no_cycle(of):
+    """Whatever FLOORS says, late imports included. A cycle is told with the files that make its arrows."""
+
+    def part(name: str) -> str:
+        return name if of == "files" else room_of(name) if of == "rooms" else name.partition(".")[0]
+
+    arrows: dict[str, dict[str, str]] = {}
+    for name, imported in IMPORTED.items():
+        for there in imported:
+            if part(there) != part(name):
+                arrows.setdefault(part(name), {}).setdefault(part(there), name)
+    cycle = cycle_in(arrows)
+    assert not cycle, "imports go round: " + ", ".join(
+        f"{arrows[a][b]} imports {b}" for a, b in zip(cycle, cycle[1:] + cycle[:1])
+    )
 
 
 def cycle_in(arrows: Mapping[str, Mapping[str, object]]) -> list[str]:
@@ -256,3 +260,7 @@ def test_a_file_is_short_and_says_what_it_is_for(path):
 
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
+
+
+IMPORTED = {name_of(path): own_imports(path) for path in FILES if is_room(name_of(path))}
+"""Module -> the modules of this package that it imports."""

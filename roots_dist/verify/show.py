@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-if TYPE_CHECKING:
-    from roots_dist.verify.verify import Proof
+from roots_dist.verify.proof import Proof
 
 
 def table(proof: Proof) -> Table:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from roots_dist.config.run_config import ONE_PROCESS
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
-from roots_dist.testing.parity import EXACT, Difference, Trace, differences, merge, trace
+from roots_dist.testing.parity import EXACT, Trace, differences, merge, trace
 from roots_dist.testing.world import on_world
+from roots_dist.verify.proof import Proof
+from roots_dist.verify.show import show
 from roots_dist.verify.shrink import Small, shrink
 
 SINGLE: Mapping[str, float] = {
@@ -25,19 +26,6 @@ SINGLE: Mapping[str, float] = {
 }  # fmt: skip
 """float32 through DeepSpeed: rounding of sums in another order, and what Adam makes of it (a weight moves by up to lr
 per step whatever its gradient's size, so tiny gradients turn rounding into steps)."""
-
-
-@dataclass(frozen=True)
-class Proof:
-    """One layout against one process."""
-
-    title: str
-    notes: tuple[str, ...]
-    rows: tuple[Difference, ...]
-
-    @property
-    def passed(self) -> bool:
-        return all(row.passed for row in self.rows)
 
 
 def describe(small: Small) -> str:
@@ -110,6 +98,4 @@ def grid(config: Config, steps: int) -> Iterator[Proof]:
 
 def verify(config: Config, *, steps: int, matrix: bool) -> bool:
     """Print the proof as it comes; True if all of it holds."""
-    from roots_dist.verify.show import show
-
     return show(grid(config, steps) if matrix else proofs(config, steps))

@@ -13,10 +13,8 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from roots_dist.runs.track.trackers import Tracker
+from roots_dist.runs.track.tracker import Tracker
 
 log = logging.getLogger(__name__)
 

@@ -10,30 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 from roots_dist.config.schema import Config
 from roots_dist.runs.track import tensorboard, wandb
 from roots_dist.runs.track.background import Background
 from roots_dist.runs.track.metrics import METRICS_FILE, MetricsFile, last_step
 from roots_dist.runs.track.progress import Progress
+from roots_dist.runs.track.tracker import Tracker
 from roots_dist.scrub import known_secrets
-
-
-class Tracker(Protocol):
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Numbers of a step, after `step` optimizer steps. Names are metrics.NAMES or alike: group/name_unit."""
-        ...
-
-    def text(self, step: int, name: str, text: str) -> None:
-        """Something to read, such as a sample of the model's text."""
-        ...
-
-    def checkpoint(self, step: int, path: Path) -> None:
-        """A checkpoint has been saved there."""
-        ...
-
-    def close(self) -> None: ...
 
 
 class Trackers:
