@@ -2,9 +2,10 @@
 
     on_world(4, function, *args) --forkserver--> function(rank, 4, *args) in 4 processes of a gloo group --files--> list
 
-The forkserver has imported torch, DeepSpeed and this package once, so a world starts in a fraction of a second; each is
-new, because DeepSpeed and torch.distributed leave globals behind. What a rank returns comes back through a file, read
-without unpickling code. A rank that fails ends the world, one that hangs is killed and says where it stood.
+The forkserver has imported torch, DeepSpeed and this package once, so a world starts in a fraction of a second.
+`on_world` starts a new one for each call, because DeepSpeed leaves globals behind; `on_warm_world` keeps the processes.
+What a rank returns comes back through a file, read without unpickling code. A rank that fails ends the world; one that
+hangs is killed and says where it stood.
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
 from datetime import timedelta
-from multiprocessing.connection import wait
+from functools import cache
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+from roots_dist.files import write_atomically
 
 PRELOAD = [
     "torch",
@@ -44,6 +50,8 @@ PRELOAD = [
 FORKSERVER_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 GRACE_S = 5.0
 """How long the others may go on after one rank has failed: gloo tells them within half a second."""
+LEAVE_S = 60.0
+"""How long a rank that has answered may take to end."""
 LINGER_S = 2.0
 """How long a rank that is done keeps its connections open for those that are still reading."""
 ATTEMPTS = 3
@@ -63,48 +71,107 @@ def on_world(size: int, function: Callable[..., Any], *args: Any, timeout: float
     None in dicts, lists and tuples. Raises WorldFailed with the traceback of every rank that failed, or where each one
     stood when `timeout` seconds were over. From a script, call it under `if __name__ == "__main__":`.
     """
-    import torch
-
-    _start_forkserver()
-    for left in reversed(range(ATTEMPTS)):
-        folder = Path(tempfile.mkdtemp(prefix="world-"))
-        try:
-            codes, hung = _live(size, folder, timeout, function, args)
-            if not hung and not any(codes):
-                return [torch.load(_file(folder, rank, "result"), weights_only=True) for rank in range(size)]
-            if not left or not _never_met(folder, size):
-                raise WorldFailed(_report(folder, codes, hung, timeout))
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-    raise AssertionError("the last attempt returns or raises")
+    with closing(World(size)) as world:
+        return world.run(function, *args, timeout=timeout)
 
 
-def _live(
-    size: int, folder: Path, timeout: float, function: Callable[..., Any], args: tuple
-) -> tuple[list[int | None], list[int]]:
-    """Exit codes, and the ranks that had to be killed."""
-    context = multiprocessing.get_context("forkserver")
-    ranks = [
-        context.Process(target=_rank, args=(rank, size, str(folder), timeout, function, args), daemon=True)
-        for rank in range(size)
-    ]
-    try:
-        for process in ranks:
-            process.start()
-        hung = _wait(ranks, time.monotonic() + timeout)
-        return [process.exitcode for process in ranks], hung
-    finally:
-        for process in ranks:
-            if process.pid is not None:
-                process.kill()
-                process.join()
+def on_warm_world(size: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+    """The same on ranks that stay for the next call of this size, so that it costs no start. Groups are new each time.
+
+    For functions that leave nothing behind in their process: none that patches the package, and none with a DeepSpeed
+    engine. Ranks of a call that failed are killed, and the next call starts new ones.
+    """
+    return _warm_world(size).run(function, *args, timeout=timeout)
+
+
+@cache
+def _warm_world(size: int) -> World:
+    return World(size)
+
+
+class World:
+    """Ranks that start with the first call and run one function after another, each in a gloo group of its own."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self._ranks: list[_Rank] = []
+
+    def run(self, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+        """What `on_world` returns and raises."""
+        import torch
+
+        for left in reversed(range(ATTEMPTS)):
+            folder = Path(tempfile.mkdtemp(prefix="world-"))
+            succeeded = False
+            try:
+                hung = self._call(folder, timeout, function, args)
+                if not hung and all(rank.answered for rank in self._ranks):
+                    results = [
+                        torch.load(_file(folder, rank, "result"), weights_only=True) for rank in range(self.size)
+                    ]
+                    succeeded = True
+                    return results
+                if not left or not _never_met(folder, self.size):
+                    raise WorldFailed(_report(folder, [rank.process.exitcode for rank in self._ranks], hung, timeout))
+            finally:
+                if not succeeded:
+                    self.kill()
+                shutil.rmtree(folder, ignore_errors=True)
+        raise AssertionError("the last attempt returns or raises")
+
+    def _call(self, folder: Path, timeout: float, function: Callable[..., Any], args: tuple) -> list[int]:
+        """Run the function on every rank. Returns the ranks that had to be killed."""
+        if not all(rank.process.is_alive() for rank in self._ranks):
+            self.kill()
+        if not self._ranks:
+            _start_forkserver()
+            self._ranks = [_Rank.start(rank, self.size) for rank in range(self.size)]
+        for rank in self._ranks:
+            rank.answered = False
+            rank.calls.send((str(folder), timeout, function, args))
+        return _wait(self._ranks, time.monotonic() + timeout)
+
+    def close(self) -> None:
+        """Let every rank end by itself. Raises WorldFailed if one cannot."""
+        for rank in self._ranks:
+            rank.calls.send(None)
+        for rank in self._ranks:
+            rank.process.join(LEAVE_S)
+        codes = [rank.process.exitcode for rank in self._ranks]
+        self.kill()
+        if any(code != 0 for code in codes):
+            raise WorldFailed(f"ranks that had returned ended with exit codes {codes}: expected 0 within {LEAVE_S:g} s")
+
+    def kill(self) -> None:
+        for rank in self._ranks:
+            rank.process.kill()
+            rank.process.join()
+            rank.calls.close()
+        self._ranks = []
+
+
+@dataclass
+class _Rank:
+    """One process, as its parent sees it."""
+
+    process: Any
+    calls: Connection
+    answered: bool = False
+
+    @classmethod
+    def start(cls, rank: int, size: int) -> _Rank:
+        context = multiprocessing.get_context("forkserver")
+        ours, its = context.Pipe()
+        process = context.Process(target=_rank, args=(rank, size, its), daemon=True)
+        process.start()
+        its.close()
+        return cls(process, ours)
 
 
 def _never_met(folder: Path, size: int) -> bool:
     """A rank failed to connect, and so no rank has begun."""
-    errors = [file.read_text() for rank in range(size) if (file := _file(folder, rank, "error")).exists()]
-    complete_from_model = any(_file(folder, rank, "complete_from_model").exists() for rank in range(size))
-    return not complete_from_model and any(f"in {_meet.__name__}\n" in error for error in errors)
+    begun = any(_file(folder, rank, "begun").exists() for rank in range(size))
+    return not begun and any(f"in {_meet.__name__}\n" in _error(folder, rank) for rank in range(size))
 
 
 def _start_forkserver() -> None:
@@ -123,19 +190,29 @@ def _file(folder: Path, rank: int, what: str) -> Path:
     return folder / f"{what}{rank}"
 
 
-def _rank(rank: int, size: int, folder_name: str, timeout: float, function: Callable[..., Any], args: tuple) -> None:
-    """The life of one rank."""
+def _rank(rank: int, size: int, calls: Connection) -> None:
+    """The life of one rank: a call after the other, until it is told to end or fails."""
     gc.freeze()  # what the forkserver has imported stays; looking through it takes longer than most tests
-    folder = Path(folder_name)
-    os.dup2(os.open(_file(folder, rank, "stderr"), os.O_WRONLY | os.O_CREAT), 2)
-    faulthandler.enable(file=2)  # says where native code crashed
-    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # the parent asks a rank that hangs where it stands
     threading.Thread(target=_die_with_parent, daemon=True).start()
     warnings.filterwarnings("ignore", category=FutureWarning)  # torch's own, on collectives that DeepSpeed uses
+    while (call := calls.recv()) is not None:
+        _answer(rank, size, *call)
+        calls.send(None)
+        del call
+        gc.collect()
+
+
+def _answer(rank: int, size: int, folder_name: str, timeout: float, function: Callable[..., Any], args: tuple) -> None:
+    folder = Path(folder_name)
+    stderr = os.open(_file(folder, rank, "stderr"), os.O_WRONLY | os.O_CREAT)
+    os.dup2(stderr, 2)
+    os.close(stderr)
+    faulthandler.enable(file=2)  # says where native code crashed
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # the parent asks a rank that hangs where it stands
     try:
         _with_group(rank, size, folder, timeout, function, args)
     except BaseException:  # also SystemExit: a rank that leaves early has failed
-        _file(folder, rank, "error").write_text(f"{time.time():.6f}\n{traceback.format_exc()}")
+        write_atomically(_file(folder, rank, "error"), f"{time.time():.6f}\n{traceback.format_exc()}")
         os._exit(1)
 
 
@@ -149,7 +226,7 @@ def _with_group(rank: int, size: int, folder: Path, timeout: float, function: Ca
     os.environ.update(address | {name: str(value) for name, value in place.items()})  # DeepSpeed asserts they are set
     torch.set_num_threads(1)
     _meet(rank, size, folder, timeout)
-    _file(folder, rank, "complete_from_model").touch()
+    _file(folder, rank, "begun").touch()
     result = function(rank, size, *args)
     unfinished = _file(folder, rank, "unfinished")
     torch.save(result, unfinished)
@@ -178,38 +255,56 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _wait(ranks: list, deadline: float) -> list[int]:
-    """Until all ranks have ended. Returns those that had to be killed, after each has written down where it stood."""
-    while running := [process for process in ranks if process.is_alive()]:
-        if any(process.exitcode for process in ranks):
+def _wait(ranks: list[_Rank], deadline: float) -> list[int]:
+    """Until all ranks have answered or ended. Returns those that had to be killed, after each has written down where it
+    stood."""
+    while running := [rank for rank in ranks if not rank.answered and rank.process.is_alive()]:
+        if any(rank.process.exitcode for rank in ranks):
             deadline = min(deadline, time.monotonic() + GRACE_S)
         if time.monotonic() >= deadline:
-            for process in running:
-                os.kill(process.pid, signal.SIGUSR1)
+            for rank in running:
+                os.kill(rank.process.pid, signal.SIGUSR1)
             time.sleep(0.5)
-            for process in running:
-                process.kill()
-                process.join()
-            return [ranks.index(process) for process in running]
-        wait([process.sentinel for process in running], timeout=max(0.0, deadline - time.monotonic()))
+            for rank in running:
+                rank.process.kill()
+                rank.process.join()
+            return [ranks.index(rank) for rank in running]
+        events = [end for rank in running for end in (rank.calls, rank.process.sentinel)]
+        ready = wait(events, timeout=max(0.0, deadline - time.monotonic()))
+        for rank in running:
+            rank.answered = rank.calls in ready and _has_answered(rank.calls)
     return []
+
+
+def _has_answered(calls: Connection) -> bool:
+    try:
+        calls.recv()
+    except (EOFError, ConnectionResetError):  # the rank has died instead
+        return False
+    return True
 
 
 def _report(folder: Path, codes: list[int | None], hung: list[int], timeout: float) -> str:
     """What happened on each rank that failed: own errors in the order of time, what they brought about, then hangs."""
     found = []
     for rank, code in enumerate(codes):
-        stderr_file, error_file = _file(folder, rank, "stderr"), _file(folder, rank, "error")
+        stderr_file = _file(folder, rank, "stderr")
         stderr = stderr_file.read_text(errors="replace").strip() if stderr_file.exists() else ""
-        if error_file.exists():
-            when, trace = error_file.read_text().split("\n", 1)
+        if error := _error(folder, rank):
+            when, _, trace = error.partition("\n")
             consequence = any(words in trace for words in CONSEQUENCES)
             found.append((1 if consequence else 0, float(when), f"rank {rank} raised:\n{trace.strip()}"))
         elif rank in hung:
             found.append((2, rank, f"rank {rank} was still running and was killed; it stood here:\n{stderr}"))
-        elif code:
+        elif code is not None:
             found.append((0, rank, f"rank {rank} died with exit code {code}:\n{stderr}"))
     head = f"of {len(codes)} ranks, {len(found)} failed"
     if len(hung) == len(found):
         head += f" to finish within {timeout:g} s"
     return "\n\n".join([head, *(text for *_, text in sorted(found))])
+
+
+def _error(folder: Path, rank: int) -> str:
+    """When a rank failed and its traceback; empty if it could not write them."""
+    file = _file(folder, rank, "error")
+    return file.read_text() if file.exists() else ""

@@ -1,6 +1,7 @@
 """on_world: results come back whole, failures are told with the cause first, nothing is left running."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from roots_dist.testing.world import WorldFailed, on_world
+from roots_dist.testing import world
+from roots_dist.testing.world import World, WorldFailed, on_warm_world, on_world
 
 
 def summed(rank, size, number):
@@ -40,11 +42,51 @@ def test_one_rank_too_gets_a_new_process_with_a_group():
     assert first[1:] == (1, "gloo", "1", True)
 
 
+def processor_seconds(rank, size):
+    """Of this process since its start, imports included if they were not inherited."""
+    return time.process_time()
+
+
 def test_a_world_is_cheap_after_the_first():
     on_world(1, pid_threads_and_group)
-    start = time.monotonic()
-    on_world(4, summed, 0)
-    assert time.monotonic() - start < 8  # 0.15 s on a free machine; `spawn` takes 20
+    assert max(on_world(4, processor_seconds)) < 1.0  # 0.03 s; with `spawn` the imports alone take 3
+
+
+def test_warm_ranks_stay_and_each_call_has_a_group_of_its_own():
+    first, second = on_warm_world(2, pid_threads_and_group), on_warm_world(2, pid_threads_and_group)
+    assert [rank[0] for rank in first] == [rank[0] for rank in second]
+    assert [found["place"] for found in on_warm_world(2, summed, 10)] == [(0, 2), (1, 2)]
+    assert on_warm_world(2, groups_of_before) == on_warm_world(2, groups_of_before) == [1, 1]
+    (other,) = on_warm_world(1, pid_threads_and_group)
+    assert other[0] not in {rank[0] for rank in first}
+
+
+def groups_of_before(rank, size):
+    """How many groups there are before this call makes one of its own."""
+    found = len(dist.distributed_c10d._world.pg_map)
+    dist.new_group([0, 1])
+    return found
+
+
+def test_warm_ranks_that_failed_are_replaced():
+    first = on_warm_world(2, pid_threads_and_group)
+    with pytest.raises(WorldFailed, match="the real cause"):
+        on_warm_world(2, one_raises, timeout=30)
+    second = on_warm_world(2, pid_threads_and_group)
+    assert not {rank[0] for rank in first} & {rank[0] for rank in second}
+    os.kill(second[0][0], signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(second[0][0])] if psutil.pid_exists(second[0][0]) else [], timeout=60)
+    third = on_warm_world(2, pid_threads_and_group)
+    assert not {rank[0] for rank in second} & {rank[0] for rank in third}
+
+
+def test_a_world_that_is_closed_leaves_no_process():
+    before = _workers()
+    standing = World(2)
+    standing.run(summed, 0)
+    assert len(_workers()) == len(before) + 2
+    standing.close()
+    assert _workers() == before
 
 
 def test_a_world_whose_ranks_do_not_meet_is_tried_again(tmp_path, monkeypatch):
@@ -105,12 +147,11 @@ def one_hangs(rank, size):
 
 
 def test_a_hang_is_killed_and_each_rank_says_where_it_stood():
-    start = time.monotonic()
-    with pytest.raises(WorldFailed, match="of 2 ranks, 2 failed to finish within 2 s") as failure:
-        on_world(2, one_hangs, timeout=2)
-    assert time.monotonic() - start < 10
+    before = _workers()
+    with pytest.raises(WorldFailed, match="of 2 ranks, 2 failed to finish within 5 s") as failure:
+        on_world(2, one_hangs, timeout=5)
     assert "in one_hangs" in str(failure.value)
-    assert _workers() == []
+    assert _workers() == before
 
 
 def one_sleeps_on(rank, size):
@@ -119,11 +160,11 @@ def one_sleeps_on(rank, size):
     time.sleep(1000)
 
 
-def test_a_rank_that_does_not_notice_the_failure_is_killed_soon():
+def test_a_rank_that_does_not_notice_the_failure_is_killed_long_before_the_timeout():
     start = time.monotonic()
     with pytest.raises(WorldFailed, match="rank 1 raised") as failure:
-        on_world(2, one_sleeps_on, timeout=100)
-    assert time.monotonic() - start < 15
+        on_world(2, one_sleeps_on, timeout=250)
+    assert time.monotonic() - start < 125  # 6 s on a free machine
     assert str(failure.value).index("rank 1 raised") < str(failure.value).index("rank 0 was still running")
 
 
@@ -137,6 +178,37 @@ def test_a_rank_that_dies_without_a_word_is_the_cause():
     with pytest.raises(WorldFailed, match="rank 1 died with exit code -9") as failure:
         on_world(2, one_is_killed, timeout=30)
     assert str(failure.value).index("rank 1 died") < str(failure.value).index("rank 0 raised")
+
+
+def one_is_killed_while_it_writes(rank, size):
+    """The kernel lets it write no byte, and kills it when it tries."""
+    if rank == 1:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        raise ValueError("this cannot be written")
+    dist.all_reduce(torch.ones(1))
+
+
+def test_a_rank_that_is_killed_while_it_writes_its_error_is_still_the_cause():
+    with pytest.raises(WorldFailed, match=f"rank 1 died with exit code {-signal.SIGXFSZ}") as failure:
+        on_world(2, one_is_killed_while_it_writes, timeout=30)
+    assert str(failure.value).index("rank 1 died") < str(failure.value).index("rank 0 raised")
+
+
+def test_an_empty_error_file_hides_nothing(tmp_path):
+    (tmp_path / "error1").touch()
+    (tmp_path / "error0").write_text("1.5\nBroken pipe")
+    said = world._report(tmp_path, [1, -9], [], 30)
+    assert said.index("rank 1 died with exit code -9") < said.index("rank 0 raised:\nBroken pipe")
+
+
+def leaves_without_a_word(rank, size):
+    os._exit(0)
+
+
+def test_leaving_without_a_result_is_a_failure():
+    with pytest.raises(WorldFailed, match="rank 0 died with exit code 0"):
+        on_world(1, leaves_without_a_word)
 
 
 def leaves_early(rank, size):
@@ -182,6 +254,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.timeout(400)
 def test_a_plain_script_may_use_it_and_ranks_die_with_a_parent_that_is_killed(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     log = tmp_path / "log"
@@ -189,7 +262,7 @@ def test_a_plain_script_may_use_it_and_ranks_die_with_a_parent_that_is_killed(tm
         parent = subprocess.Popen(
             [sys.executable, "script.py"], cwd=tmp_path, env=_environment(), stdout=output, stderr=subprocess.STDOUT
         )
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + 250
     while not (log.exists() and log.read_text().count("started") == 2):
         assert time.monotonic() < deadline and parent.poll() is None, (tmp_path / "output").read_text()
         time.sleep(0.05)
@@ -197,8 +270,10 @@ def test_a_plain_script_may_use_it_and_ranks_die_with_a_parent_that_is_killed(tm
     assert len(family) >= 3  # the forkserver and two ranks
     parent.kill()
     parent.wait()
-    _, alive = psutil.wait_procs(family, timeout=10)
-    assert alive == []
+    deadline = time.monotonic() + 60
+    while any(_runs(process) for process in family):
+        assert time.monotonic() < deadline, family
+        time.sleep(0.05)
     assert (tmp_path / "output").read_text() == "[2.0, 2.0]\n"
 
 
@@ -207,7 +282,14 @@ def _environment():
     return {**os.environ, "PYTHONPATH": package}
 
 
+def _runs(process: psutil.Process) -> bool:
+    """One that has ended may stay in the table of processes for as long as nobody asks how it ended."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _workers():
     """Processes below this one that are neither the forkserver nor the resource tracker."""
-    helpers = psutil.Process().children()
-    return [worker for helper in helpers for worker in helper.children() if worker.status() != psutil.STATUS_ZOMBIE]
+    return [worker for helper in psutil.Process().children() for worker in helper.children() if _runs(worker)]
