@@ -14,7 +14,7 @@ FLOORS = (
         "facts",
         ("errors", "files", "idx_format", "failures", "environment", "scrub", "layout", "logs", "cluster_profile"),
     ),
-    ("facts", ("schedule", "config", "accounting", "checks")),
+    ("facts of a run", ("schedule", "config", "accounting", "checks")),
     ("the live world", ("world",)),
     ("the parallelisms", ("parallel.optim", "parallel.tensor", "parallel.pipeline", "parallel.zero")),
     ("what is learned, from what", ("learning.models", "learning.data", "learning.objectives")),
@@ -39,7 +39,7 @@ FLOORS = (
 )
 """Every room of the package, lowest first: a room imports itself and what stands before it. No exceptions."""
 ORDER = tuple(room for _, rooms in FLOORS for room in rooms)
-LIGHT = {"facts", "the command line"}
+LIGHT = {"facts", "facts of a run", "the command line"}
 """Floors on which nothing heavy is imported when a file is: a login node checks a run in 0.2 s."""
 HEAVY = {"torch", "deepspeed", "transformers", "datasets", "wandb", "matplotlib", "numpy", "tokenizers", "safetensors"}
 ENVIRON = {

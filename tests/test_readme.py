@@ -18,14 +18,20 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from roots_dist.assembly.run import build_run
 from roots_dist.checks.checks import check
 from roots_dist.cli.main import app
 from roots_dist.config.load import load
-from roots_dist.config.schema import Objective
+from roots_dist.config.schema import Config, Objective
+from roots_dist.learning.data.batches import Batches
+from roots_dist.learning.data.prepare import prepare
+from roots_dist.runs.train.step import train_step
 from roots_dist.schedule.check import expected_bubble
+from roots_dist.world.mesh import Mesh
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MORE_PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs" / "decisions").glob("*.md"))]
 VERBS = typer.main.get_command(app).commands
 COMMAND = re.compile(r"(?:\$ )?((?:roots|make|torchrun|deepspeed|mpirun|srun) .*)")
 WORLD = {"--nnodes", "--nproc-per-node", "--num_accelerators", "-n", "--ntasks", "--processes"}
@@ -136,7 +142,7 @@ def test_inline_code_names_verbs_and_targets_that_exist(page):
         assert word in VERBS if program == "roots" else f"\n{word}:" in (ROOT / "Makefile").read_text(), word
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES + MORE_PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere_and_pictures_are_small(page):
     targets = re.findall(r"\]\(([^)\s]+)\)|(?:src|href|srcset)=\"([^\"]+)\"", page.read_text(encoding="utf-8"))
     for target in (a or b for a, b in targets):
@@ -153,10 +159,51 @@ def test_every_page_is_linked_from_the_readme():
 
 
 def test_the_page_of_config_keys_is_what_the_tree_says():
-    spec = importlib.util.spec_from_file_location("make_config", ROOT / "docs" / "make_config.py")
-    maker = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(maker)
-    assert maker.PAGE.read_text(encoding="utf-8") == maker.page(), "run: python docs/make_config.py"
+    made = maker("make_config")
+    assert made.PAGE.read_text(encoding="utf-8") == made.page(), "run: python docs/make_config.py"
+
+
+def maker(name: str):
+    """A program of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_picture_of_the_house_is_drawn_from_the_architecture_test():
+    made = maker("make_house")
+    assert made.PICTURE.read_text(encoding="utf-8") == made.picture(), "run: python docs/make_house.py"
+
+
+def test_a_token_goes_through_the_files_of_the_house_in_their_order(tmp_path):
+    """One step of one process enters the files of docs/house.md in its order. The first, prepare.py, made the corpus."""
+    files = [f"{room.replace('.', '/')}/{file}" for room, file in maker("make_house").WAY]
+    page = (ROOT / "docs" / "house.md").read_text(encoding="utf-8").split("## The way of a token")[1]
+    assert re.findall(r"^\d\. \[`([\w/.]+)`\]", page, re.M) == files and len(files) <= 7
+    prepare(["embedded:human-rights"], tmp_path, vocab=400)
+    config = Config.model_validate(
+        {
+            "model": {"layers": 1, "hidden": 8, "heads": 1, "vocab": 400},
+            "data": {"train": str(tmp_path / "train_text_document"), "seq_length": 16},
+            "train": {"global_batch": 2, "device": "cpu"},
+        }
+    )
+    run = build_run(config, Mesh.single())
+    entered: dict[str, None] = {}
+
+    def note(frame, event, argument):
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.is_relative_to(ROOT / "roots_dist") and frame.f_code.co_name != "<module>":
+            entered.setdefault(str(path.relative_to(ROOT / "roots_dist")))
+
+    batches = Batches.open(config, run.objective, config.data.train, 0, 1)
+    sys.setprofile(note)
+    try:
+        train_step(run, batches.at(0), 1e-3)
+    finally:
+        sys.setprofile(None)
+    assert [name for name in entered if name in files] == files[1:]
 
 
 def test_the_page_of_objectives_shows_a_whole_one_in_under_60_lines():
