@@ -10,7 +10,7 @@ from hub_models import SPECIALS, tokenizer
 from test_exchange_exports import ENCODER, LLAMA, a_run
 
 PYTHON = os.environ.get("ROOTS_VLLM")
-LOADS = Path(__file__).parents[2] / "benchmarks" / "vllm_loads.py"
+LOADS = Path(__file__).parents[2] / "tools" / "vllm_loads.py"
 SIZES = dict(layers=2, hidden=64, heads=2)
 """vLLM's attention wants heads of 32 and more."""
 BERT = dict(family="bert", segments=2, **ENCODER)

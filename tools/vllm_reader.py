@@ -1,6 +1,6 @@
 """What vLLM says of exports: run by vllm_loads.py, in a python that has vLLM and need not have ROOTS.
 
-    python benchmarks/vllm_reader.py JOBS.json    # [{"folder": "exports/quickstart", "prompts": [[52, 3213]], ...}, ...]
+    python tools/vllm_reader.py JOBS.json    # [{"folder": "exports/quickstart", "prompts": [[52, 3213]], ...}, ...]
 
 Writes into each job's folder `answer` a log, answer.json (versions, class, tokens) and logits.safetensors: of a decoder,
 log-probabilities of all words at every position of prompt and answer; of an encoder or a classifier, its logits. A fork each,

@@ -1,6 +1,6 @@
 """Does vLLM load what `roots export` writes, and compute the same? Exports runs, asks a python that has vLLM, compares.
 
-    python benchmarks/vllm_loads.py runs/quickstart runs/bert-quickstart --python ~/vllm/bin/python
+    python tools/vllm_loads.py runs/quickstart runs/bert-quickstart --python ~/vllm/bin/python
 
     run --export_model--> folder --vllm_reader.py, in that python--> tokens, log-probabilities --held against--> the run's
 
