@@ -17,7 +17,7 @@ from pathlib import Path
 
 from roots_dist.accounting.flops import flops_per_sample
 from roots_dist.config.schema import Config
-from roots_dist.schedule.check import expected_bubble
+from roots_dist.schedule.schedules import DEFAULT, expected_bubble
 
 HERE = Path(__file__).resolve().parent
 PAIRS = (
@@ -138,7 +138,9 @@ def report(args: argparse.Namespace, racing: dict[str, Contestant]) -> None:
     def ratio(a: str, b: str, key: str) -> float:
         return statistics.median(x[key] / y[key] for x, y in zip(racing[a].turns, racing[b].turns))
 
-    config = Config.model_validate({"model": next(iter(racing.values())).job["model"], "data": {"seq_length": args.seq}})
+    config = Config.model_validate(
+        {"model": next(iter(racing.values())).job["model"], "data": {"seq_length": args.seq}}
+    )
     linear = 6 * (12 * args.layers * args.hidden**2 + args.hidden * args.vocab)
     attention = (
         flops_per_sample(config) / config.data.seq_length / linear
@@ -160,7 +162,7 @@ def report(args: argparse.Namespace, racing: dict[str, Contestant]) -> None:
             line = f"{a} / {b}: tokens/s {speed:.2f}, CPU time {ratio(a, b, 'cpu_per_ktok'):.2f}, peak memory {ratio(a, b, 'peak_gib'):.2f}"
             parallel = racing[a].job["parallel"]
             if "pp" in parallel:
-                bubble = expected_bubble(parallel.get("schedule", "1f1b"), 2, 8)
+                bubble = expected_bubble(parallel.get("schedule", DEFAULT), 2, 8) or 0.0
                 line += f"; without its bubble of {bubble:.3f}: tokens/s {speed * (1 + bubble):.2f}"
             print(line)
 

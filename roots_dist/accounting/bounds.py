@@ -15,7 +15,7 @@ from roots_dist.accounting.memory import GIB, state_bytes
 from roots_dist.accounting.sizes import parameters
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
-from roots_dist.schedule.check import expected_bubble
+from roots_dist.schedule.schedules import expected_bubble
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def bounds(config: Config, layout: Layout, peak_flops: float | None) -> Bounds:
     """peak_flops: FLOP/s of all devices together. Full steps, after any ramp of the batch.
 
     Time: model FLOPs at that peak, and the bubble that the schedule leaves with equal stages (Narayanan et al. 2021,
-    section 2.2). Where not all of the model learns, forward alone is sure, and of memory the weights.
+    section 2.2); none is counted for a schedule without a closed form. Where not all of the model learns, forward alone is sure, and of memory the weights.
     """
     whole = config.finetune.strategy == "full"
     width = 8 if config.advanced.float64 else 2 if config.train.precision == "bf16" else 4
@@ -51,4 +51,4 @@ def bounds(config: Config, layout: Layout, peak_flops: float | None) -> Bounds:
     parallel = config.parallel
     bubble = expected_bubble(parallel.schedule, layout.pp, config.num_microbatches(layout.dp), parallel.virtual_stages)
     flops = flops_per_step(config) / (1 if whole else 3)
-    return Bounds(flops / peak_flops * (1 + bubble), held / GIB)
+    return Bounds(flops / peak_flops * (1 + (bubble or 0.0)), held / GIB)

@@ -13,8 +13,9 @@ import torch
 from roots_dist.assembly.rank_model import RankModel, build_model
 from roots_dist.config.schema import Config
 from roots_dist.parallel.pipeline.executor import Executor, connect
-from roots_dist.schedule import communication, schedules
+from roots_dist.schedule import communication
 from roots_dist.schedule.actions import Action, Kind, Program, rank_of
+from roots_dist.schedule.program import whole_program
 from roots_dist.world.batch import MicroBatch, Term
 from roots_dist.world.mesh import Mesh
 
@@ -57,10 +58,9 @@ class Passes:
 
 
 def training_program(config: Config, num_microbatches: int) -> Program:
+    """Every rank's actions. Raises UserError, on every rank alike, for a program that would not run to its end."""
     p = config.parallel
-    return communication.with_communication(
-        schedules.make(p.schedule, p.pp, num_microbatches, p.virtual_stages), p.pp, config.num_stages()
-    )
+    return whole_program(p.schedule, p.pp, num_microbatches, p.virtual_stages)
 
 
 def inference_program(config: Config, num_microbatches: int) -> Program:

@@ -18,6 +18,7 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.layout import Layout
 from roots_dist.schedule import schedules
+from roots_dist.schedule.program import refusal
 
 
 def layout_for(config: Config, world_size: int) -> Layout:
@@ -185,6 +186,24 @@ def _pipeline(config: Config, layout: Layout, sizes: Sequence[int]) -> Iterator[
                 found=parallel.schedule,
                 expected=f"a schedule for {layout.pp} ranks and {microbatches} microbatches; it says {wrong}",
                 fix=fix or "choose another parallel.schedule",
+            )
+            return
+    if sizes:
+        yield from _deadlock(config, layout, sizes)
+
+
+def _deadlock(config: Config, layout: Layout, sizes: Sequence[int]) -> Iterator[Problem]:
+    """Plays the programs of the smallest and the largest batch; those between are played when a ramp comes to them."""
+    parallel = config.parallel
+    for batch in sorted({min(sizes), max(sizes)}):
+        microbatches = config.num_microbatches(layout.dp, batch)
+        shape = schedules.Shape(parallel.pp, microbatches, parallel.virtual_stages)
+        if microbatches and (reason := refusal(parallel.schedule, shape)):
+            yield Problem(
+                key="parallel.schedule",
+                found=parallel.schedule,
+                expected=f"a program that ends with {shape.ranks} ranks and {microbatches} microbatches; {reason}",
+                fix="choose another parallel.schedule, or correct its function in schedule/schedules.py",
             )
             return
 

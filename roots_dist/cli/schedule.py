@@ -9,7 +9,9 @@ import typer
 
 
 def schedule(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="gpipe, 1f1b, interleaved or zb-h1")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="a value of parallel.schedule; any other word lists them")
+    ],
     ranks: Annotated[int, typer.Option(min=1, help="pipeline ranks")],
     microbatches: Annotated[int, typer.Option(min=1, help="microbatches of a step")],
     chunks: Annotated[int, typer.Option(min=1, help="stages per rank")] = 1,

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from roots_dist.config.load import COMMAND_LINE, CONFIG_FILE, Loaded, read
 from roots_dist.errors import CheckpointError
+from roots_dist.schedule.schedules import DEFAULT
 
 ONE_PROCESS: Mapping[str, object] = {
     "parallel.tp": 1,
     "parallel.pp": 1,
     "parallel.virtual_stages": 1,
-    "parallel.schedule": "1f1b",
+    "parallel.schedule": DEFAULT,
     "parallel.sequence_parallel": False,
     "parallel.zero_stage": 0,
     "advanced.engine": "reference",

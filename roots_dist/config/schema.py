@@ -8,9 +8,16 @@ One class per section. What most users never touch is under `advanced`. Nothing 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from roots_dist.schedule.schedules import DEFAULT, SCHEDULES
+
+if TYPE_CHECKING:
+    ScheduleName = str
+else:  # a name added to the table is a value of the key
+    ScheduleName = Literal[tuple(SCHEDULES)]
 
 
 class Section(BaseModel):
@@ -187,8 +194,8 @@ class Parallel(Section):
     tp: int = Field(1, ge=1, description="tensor-parallel ranks: heads, MLP columns and vocabulary are cut over them")
     pp: int = Field(1, ge=1, description="pipeline-parallel ranks: layers are cut over them")
     virtual_stages: int = Field(1, ge=1, description="stages per pipeline rank (interleaved schedule)")
-    schedule: Literal["gpipe", "1f1b", "interleaved", "zb-h1"] = Field(
-        "1f1b", description="order of forward and backward passes over pp; `roots schedule` draws it"
+    schedule: ScheduleName = Field(
+        DEFAULT, description="order of forward and backward passes over pp; `roots schedule` draws it"
     )
     sequence_parallel: bool = Field(
         False, description="sequence parallel: norms and dropout cut along the sequence over tp"

@@ -1,6 +1,6 @@
 """The words of a pipeline schedule. A program is data: for each pipeline rank, the list of what it does in order.
 
-    schedules.py --compute only--> passes.py --with sends and receives--> check.py plays it, executor.py runs it
+    schedules.py --compute only--> communication.py --with sends and receives--> check.py plays it, executor.py runs it
 
 Stage ≠ rank: with v chunks, rank r of p holds the stages r, p + r, 2p + r, …
 """
@@ -38,6 +38,10 @@ class Action(NamedTuple):
 
 Program = list[list[Action]]
 """Program[rank] is what that pipeline rank does, in order."""
+
+
+class InvalidProgram(Exception):
+    """A program that cannot be run to its end. The message has one line per reason."""
 
 
 def rank_of(stage: int, num_ranks: int) -> int:

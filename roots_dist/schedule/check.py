@@ -1,9 +1,10 @@
 """Play a program without tensors: is it free of deadlock, what does it hold, how long does it take?
 
-    passes.py --with sends and receives--> violations: none --> executor.py may run it
-                                       --> play: timeline, peak, bubble --> draw.py shows it, plan/ counts with it
+    communication.py --with sends and receives--> violations: none --> executor.py may run it
+                                              --> play: timeline, peak, bubble --> draw.py shows it, plan/ counts with it
 
-The player knows nothing of the schedules; the closed formulas below come from the papers. The tests compare the two.
+The player knows nothing of the schedules; the closed formulas in schedules.py come from the papers. The tests compare
+the two.
 """
 
 from __future__ import annotations
@@ -13,12 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from roots_dist.schedule.actions import Action, Kind, Program, rank_of
+from roots_dist.schedule.actions import Action, InvalidProgram, Kind, Program, rank_of
 from roots_dist.schedule.communication import COMPUTE, RECEIVES, SENDS, Channel, channel_of, other_end
 
 
-class InvalidProgram(Exception):
-    """A program that cannot be run to its end. The message has one line per reason."""
+DEADLOCK = "deadlock:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +100,7 @@ def play(program: Program, times: Times = Times()) -> Played:
         runnable.extend(machine.advance(runnable.popleft()))
     stuck = [line for rank in range(len(program)) for line in machine.why_stuck(rank)]
     if stuck:
-        raise InvalidProgram("\n".join(["deadlock:", *stuck]))
+        raise InvalidProgram("\n".join([DEADLOCK, *stuck]))
     peak = [_peak(actions) for actions in program]
     return Played(times, machine.num_stages, machine.timeline, dict(machine.transfers), peak)
 
@@ -264,29 +264,3 @@ def _disordered(program: Program) -> list[str]:
             found += [f"rank {rank} runs {action} before {need}" for need in needs if need not in seen]
             seen.update(_results(action))
     return found
-
-
-def expected_bubble(name: str, num_ranks: int, num_microbatches: int, chunks: int = 1, times: Times = Times()) -> float:
-    """The bubble of a schedule in closed form, as a fraction of the ideal time: equal stages, transfers free.
-
-    Narayanan et al. 2021, sections 2.2.1 and 2.2.2. For zb-h1 Qi et al. 2024, table 2: (p - 1)(T_F + T_B - T_W), said
-    there of a T_W that is at most T_F and T_B (a longer one fills no more than the shortest of the three), and of at
-    least p microbatches (fewer have fewer weight passes to fill the bubble with).
-    """
-    f, b, w = times.forward, times.input, times.weight
-    if name == "zb-h1":
-        lost = (num_ranks - 1) * (f + b) - (min(num_ranks, num_microbatches) - 1) * min(f, b, w)
-    else:
-        lost = (num_ranks - 1) * (f + b + w)
-    return lost / (num_microbatches * chunks * (f + b + w))
-
-
-def expected_peak(name: str, num_ranks: int, num_microbatches: int, chunks: int = 1) -> list[int]:
-    """Of each rank, how many stages' activations it holds at most at once. With v chunks a stage is 1/v of a rank."""
-    most = {
-        "gpipe": lambda rank: num_microbatches,
-        "1f1b": lambda rank: num_ranks - rank,
-        "interleaved": lambda rank: 2 * (num_ranks - rank - 1) + (chunks - 1) * num_ranks + 1,
-        "zb-h1": lambda rank: num_ranks,
-    }[name]
-    return [min(most(rank), num_microbatches * chunks) for rank in range(num_ranks)]

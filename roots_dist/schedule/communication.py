@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from roots_dist.schedule.actions import Action, Kind, Program, rank_of
+from roots_dist.schedule.actions import Action, InvalidProgram, Kind, Program, rank_of
 
 SENDS = (Kind.SEND_FORWARD, Kind.SEND_BACKWARD)
 RECEIVES = (Kind.RECV_FORWARD, Kind.RECV_BACKWARD)
@@ -59,6 +59,7 @@ def with_communication(program: Program, num_ranks: int, num_stages: int) -> Pro
 
     A send follows at once on the action that made the tensor. A receive is posted one compute action before its use, so
     that the transfer overlaps with computing, or earlier where a later tensor of the same channel is used before it.
+    Raises InvalidProgram if nothing computes with a tensor that is sent.
     """
     sent: dict[Channel, list[Action]] = defaultdict(list)  # the receives of a channel, in the order of its sends
     uses: dict[Action, int] = {}  # a receive -> index of the compute action that waits for it
@@ -73,7 +74,8 @@ def with_communication(program: Program, num_ranks: int, num_stages: int) -> Pro
     for channel in sorted(sent, key=_order):
         place = len(program[channel.receiver])
         for receive in reversed(sent[channel]):
-            assert receive in uses, f"{other_end(receive)} is sent, but nothing on rank {channel.receiver} uses it"
+            if receive not in uses:
+                raise InvalidProgram(f"{other_end(receive)} is sent, but nothing on rank {channel.receiver} uses it")
             place = min(place, max(uses[receive] - 1, 0))
             posts[channel.receiver][place].insert(0, receive)
 

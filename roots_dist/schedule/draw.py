@@ -8,14 +8,15 @@ What is drawn is what was played: the list of actions that the executor runs, at
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from roots_dist.errors import UserError
 from roots_dist.schedule.actions import Action, Kind
-from roots_dist.schedule.check import Played, Span, expected_bubble, expected_peak, play
-from roots_dist.schedule.communication import with_communication
-from roots_dist.schedule.schedules import make
+from roots_dist.schedule.check import Played, Span, play
+from roots_dist.schedule.program import whole_program
+from roots_dist.schedule.schedules import SCHEDULES, expected_bubble, expected_peak
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,8 +29,8 @@ WORDS = {
     Kind.INPUT: "backward for the input",
     Kind.WEIGHT: "backward for the weights",
 }
-TITLES = {"gpipe": "GPipe", "1f1b": "1F1B", "interleaved": "Interleaved 1F1B", "zb-h1": "ZB-H1"}
 INK, IDLE = "#22313f", "#eceff1"
+NO_FORMULA = "(no closed form)"
 LINES = 60
 """A picture of more lines than this is drawn without numbers."""
 MOST = 20_000
@@ -46,8 +47,8 @@ def describe(name: str, ranks: int, microbatches: int, chunks: int = 1, png: str
             f"ranks * microbatches * chunks = {ranks * microbatches * chunks}: expected at most {MOST} to draw. "
             f"Fix: lower one of them, the pattern stays the same"
         )
-    played = play(with_communication(make(name, ranks, microbatches, chunks), ranks, ranks * chunks))
-    held, bound = (", ".join(map(str, p)) for p in (played.peak, expected_peak(name, ranks, microbatches, chunks)))
+    played = play(whole_program(name, ranks, microbatches, chunks))
+    bubble, peak = (formula(name, ranks, microbatches, chunks) for formula in (expected_bubble, expected_peak))
     picture = to_text(played)
     lines = [
         _title(name, ranks, microbatches, chunks),
@@ -56,8 +57,9 @@ def describe(name: str, ranks: int, microbatches: int, chunks: int = 1, png: str
         "",
         _key(played),
         f"bubble  {played.bubble:.1%} of the ideal time, {played.bubble_share:.1%} of the whole "
-        f"(formula: {expected_bubble(name, ranks, microbatches, chunks):.1%} of the ideal)",
-        f"peak    {held} activations of a stage held at once, rank by rank (formula: {bound})",
+        + (NO_FORMULA if bubble is None else f"(formula: {bubble:.1%} of the ideal)"),
+        f"peak    {_listed(played.peak)} activations of a stage held at once, rank by rank "
+        + (NO_FORMULA if peak is None else f"(formula: {_listed(peak)})"),
     ]
     if png is not None:
         try:
@@ -181,7 +183,11 @@ def _title(name: str, ranks: int, microbatches: int, chunks: int) -> str:
     shape = [_count(ranks, "rank"), _count(microbatches, "microbatch")]
     if chunks > 1:
         shape.append(f"{chunks} chunks per rank")
-    return f"{TITLES[name]}: {', '.join(shape)}"
+    return f"{SCHEDULES[name].title}: {', '.join(shape)}"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _count(number: int, word: str) -> str:

@@ -1,15 +1,52 @@
-"""The pipeline schedules, as pure functions from shape to program: what each rank computes, in which order.
+"""The pipeline schedules: pure functions from shape to program (what each rank computes, in which order), and one table.
 
-    make(name, ranks, microbatches, chunks) --compute only--> passes.py, which derives the communication
+    make(name, ranks, microbatches, chunks) --compute only--> program.py, which derives the communication
 
-Called by assembly/run.py, plan/ and `roots schedule`. Knows no tensors, no time and no transport. All schedules add up
-the gradients of the microbatches in the same order, 0, 1, 2, …, so that they agree to the last bit.
+The config, its checks, the planner, the bounds, the drawing and the tests read SCHEDULES; nobody else knows a schedule by
+its name. Knows no tensors and no transport. All schedules add up the gradients of the microbatches in the same order,
+0, 1, 2, …, so that they agree to the last bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
 from roots_dist.errors import UserError
 from roots_dist.schedule.actions import Action, Kind, Program
+from roots_dist.schedule.check import Times
+
+
+class Shape(NamedTuple):
+    """What a schedule is made for. With chunks above 1 each rank holds so many stages."""
+
+    ranks: int
+    microbatches: int
+    chunks: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """All that is known of one schedule. A formula that nobody has worked out is None, and is not shown."""
+
+    title: str
+    program: Callable[..., Program]
+    """A function of ranks and microbatches, and of chunks with `virtual_stages`; its docstring has the picture."""
+    bubble_time: Callable[[Shape, Times], float] | None = None
+    """The time lost in a step, with equal stages and free transfers: the bubble is this over the ideal time."""
+    peak: Callable[[Shape, int], int] | None = None
+    """How many activations of a stage a rank holds at once, of many microbatches."""
+    splits_backward: bool = False
+    """The gradients of inputs and weights are actions of their own, INPUT and WEIGHT instead of BACKWARD."""
+    virtual_stages: bool = False
+    """Each rank holds several stages; the other schedules take one."""
+    problem: Callable[[Shape], str | None] | None = None
+    """Why a shape cannot be scheduled, in one line with its fix, beyond what holds for all schedules."""
+
+    def make(self, shape: Shape) -> Program:
+        """What each rank computes, for a shape that `problem` does not refuse."""
+        return self.program(*shape) if self.virtual_stages else self.program(shape.ranks, shape.microbatches)
 
 
 def gpipe(num_ranks: int, num_microbatches: int) -> Program:
@@ -106,13 +143,60 @@ def _weave(forwards: list[Action], backwards: list[Action], warmup: int) -> list
     return forwards[:warmup] + pairs + backwards[len(forwards) - warmup :]
 
 
+def _whole_groups(shape: Shape) -> str | None:
+    if shape.microbatches % shape.ranks == 0:
+        return None
+    above = -(-shape.microbatches // shape.ranks) * shape.ranks
+    return (
+        f"microbatches = {shape.microbatches}: expected a multiple of the {shape.ranks} pipeline ranks with the "
+        f"schedule interleaved. Fix: use {above} microbatches, or choose {DEFAULT}"
+    )
+
+
+def _zero_bubble_time(shape: Shape, times: Times) -> float:
+    """Qi et al. 2024, table 2: (p - 1)(T_F + T_B - T_W), said there of a T_W that is at most T_F and T_B (a longer one
+    fills no more than the shortest of the three), and of at least p microbatches (fewer have fewer weight passes to
+    fill the bubble with)."""
+    f, b, w = times.forward, times.input, times.weight
+    return (shape.ranks - 1) * (f + b) - (min(shape.ranks, shape.microbatches) - 1) * min(f, b, w)
+
+
+def _fill_and_drain_time(shape: Shape, times: Times) -> float:
+    """(p - 1)(T_F + T_B) of stages that are 1/chunks as long: Narayanan et al. 2021, sections 2.2.1 and 2.2.2."""
+    return (shape.ranks - 1) * (times.forward + times.input + times.weight)
+
+
+DEFAULT = "1f1b"
 SCHEDULES = {
-    "gpipe": lambda ranks, microbatches, chunks: gpipe(ranks, microbatches),
-    "1f1b": lambda ranks, microbatches, chunks: one_f_one_b(ranks, microbatches),
-    "interleaved": interleaved,
-    "zb-h1": lambda ranks, microbatches, chunks: zb_h1(ranks, microbatches),
+    "gpipe": Schedule(
+        title="GPipe",
+        program=gpipe,
+        bubble_time=_fill_and_drain_time,
+        peak=lambda shape, rank: shape.microbatches,
+    ),
+    "1f1b": Schedule(
+        title="1F1B",
+        program=one_f_one_b,
+        bubble_time=_fill_and_drain_time,
+        peak=lambda shape, rank: shape.ranks - rank,
+    ),
+    "interleaved": Schedule(
+        title="Interleaved 1F1B",
+        program=interleaved,
+        bubble_time=_fill_and_drain_time,
+        peak=lambda shape, rank: 2 * (shape.ranks - rank - 1) + (shape.chunks - 1) * shape.ranks + 1,
+        virtual_stages=True,
+        problem=_whole_groups,
+    ),
+    "zb-h1": Schedule(
+        title="ZB-H1",
+        program=zb_h1,
+        bubble_time=_zero_bubble_time,
+        peak=lambda shape, rank: shape.ranks,
+        splits_backward=True,
+    ),
 }
-"""name -> (num_ranks, num_microbatches, chunks) -> program. The names are those of `parallel.schedule`."""
+"""The values of `parallel.schedule`."""
 
 
 def problem(name: str, num_ranks: int, num_microbatches: int, chunks: int) -> str | None:
@@ -122,17 +206,13 @@ def problem(name: str, num_ranks: int, num_microbatches: int, chunks: int) -> st
     for field, value in (("ranks", num_ranks), ("microbatches", num_microbatches), ("chunks", chunks)):
         if value < 1:
             return f"{field} = {value}: expected at least 1"
-    if name != "interleaved" and chunks != 1:
-        return f"chunks = {chunks}: expected 1 with the schedule {name}. Fix: set chunks to 1, or choose interleaved"
-    if name == "interleaved" and chunks == 1:
-        return "chunks = 1: expected at least 2 with the schedule interleaved. Fix: raise chunks, or choose 1f1b"
-    if name == "interleaved" and num_microbatches % num_ranks != 0:
-        above = -(-num_microbatches // num_ranks) * num_ranks
-        return (
-            f"microbatches = {num_microbatches}: expected a multiple of the {num_ranks} pipeline ranks with the "
-            f"schedule interleaved. Fix: use {above} microbatches, or choose 1f1b"
-        )
-    return None
+    schedule = SCHEDULES[name]
+    if chunks != 1 and not schedule.virtual_stages:
+        others = " or ".join(other for other, s in SCHEDULES.items() if s.virtual_stages)
+        return f"chunks = {chunks}: expected 1 with the schedule {name}. Fix: set chunks to 1, or choose {others}"
+    if chunks == 1 and schedule.virtual_stages:
+        return f"chunks = 1: expected at least 2 with the schedule {name}. Fix: raise chunks, or choose {DEFAULT}"
+    return schedule.problem and schedule.problem(Shape(num_ranks, num_microbatches, chunks))
 
 
 def make(name: str, num_ranks: int, num_microbatches: int, chunks: int = 1) -> Program:
@@ -140,4 +220,27 @@ def make(name: str, num_ranks: int, num_microbatches: int, chunks: int = 1) -> P
     reason = problem(name, num_ranks, num_microbatches, chunks)
     if reason is not None:
         raise UserError(reason)
-    return SCHEDULES[name](num_ranks, num_microbatches, chunks)
+    return SCHEDULES[name].make(Shape(num_ranks, num_microbatches, chunks))
+
+
+def expected_bubble(
+    name: str, num_ranks: int, num_microbatches: int, chunks: int = 1, times: Times = Times()
+) -> float | None:
+    """The bubble in closed form, as a fraction of the ideal time: equal stages, transfers free. None: no closed form."""
+    bubble_time = SCHEDULES[name].bubble_time
+    if bubble_time is None:
+        return None
+    whole = num_microbatches * chunks * (times.forward + times.input + times.weight)
+    return bubble_time(Shape(num_ranks, num_microbatches, chunks), times) / whole
+
+
+def expected_peak(name: str, num_ranks: int, num_microbatches: int, chunks: int = 1) -> list[int] | None:
+    """How many activations of a stage each rank holds at most at once, in closed form. None: no closed form.
+
+    With v chunks a stage is 1/v of a rank.
+    """
+    peak = SCHEDULES[name].peak
+    if peak is None:
+        return None
+    shape = Shape(num_ranks, num_microbatches, chunks)
+    return [min(peak(shape, rank), num_microbatches * chunks) for rank in range(num_ranks)]

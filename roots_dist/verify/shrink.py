@@ -58,7 +58,6 @@ def shrink(config: Config, dp: int, *, float64: bool) -> Small:
     kv_heads = heads // group
     head_dim = 8
     vocab = min(m.vocab, 211)  # a prime: no tensor degree divides it
-    microbatches = 2 * pp if p.schedule == "interleaved" or pp > 1 else 2
     seq = 8 * tp
     values = {
         "model.layers": max(2, layers),
@@ -79,7 +78,7 @@ def shrink(config: Config, dp: int, *, float64: bool) -> Small:
         "parallel.tp": tp,
         "parallel.pp": pp,
         "parallel.sequence_parallel": p.sequence_parallel and tp > 1,
-        "train.global_batch": microbatches * dp,
+        "train.global_batch": 2 * pp * dp,
         "train.micro_batch": 1,
         "train.batch_ramp": None,
         "train.device": "cpu",

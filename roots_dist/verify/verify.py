@@ -15,6 +15,7 @@ from pathlib import Path
 from roots_dist.config.run_config import ONE_PROCESS
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
+from roots_dist.schedule.schedules import DEFAULT, SCHEDULES
 from roots_dist.testing.parity import EXACT, Trace, differences, merge, trace
 from roots_dist.testing.world import on_world
 from roots_dist.verify.proof import Proof
@@ -75,15 +76,15 @@ def proofs(config: Config, steps: int) -> Iterator[Proof]:
 
 MATRIX: tuple[dict[str, object], ...] = tuple(
     {"parallel.tp": tp, "parallel.pp": pp, "parallel.sequence_parallel": tp > 1 and sequence, "parallel.schedule": schedule,
-     "parallel.virtual_stages": 2 if schedule == "interleaved" else 1, "parallel.zero_stage": zero}
+     "parallel.virtual_stages": 2 if SCHEDULES[schedule].virtual_stages else 1, "parallel.zero_stage": zero}
     for tp, pp, sequence, schedule, zero in [
-        (2, 1, False, "1f1b", 0), (4, 1, False, "1f1b", 0), (2, 1, True, "1f1b", 0), (4, 1, True, "1f1b", 0),
-        (1, 2, False, "gpipe", 0), (1, 2, False, "1f1b", 0), (1, 2, False, "interleaved", 0), (1, 2, False, "zb-h1", 0),
-        (1, 4, False, "gpipe", 0), (1, 4, False, "1f1b", 0), (1, 4, False, "interleaved", 0), (1, 4, False, "zb-h1", 0),
-        (2, 2, True, "1f1b", 0), (2, 2, True, "interleaved", 0), (2, 2, True, "zb-h1", 0), (4, 2, True, "1f1b", 0),
-        (1, 1, False, "1f1b", 1), (1, 1, False, "1f1b", 2), (1, 1, False, "1f1b", 3),
-        (2, 1, True, "1f1b", 1), (1, 2, False, "1f1b", 2), (2, 2, True, "1f1b", 1), (2, 2, True, "1f1b", 2),
-        (2, 2, True, "1f1b", 3),
+        *((tp, 1, sequence, DEFAULT, 0) for sequence in (False, True) for tp in (2, 4)),
+        *((1, pp, False, name, 0) for pp in (2, 4) for name in SCHEDULES),
+        *((2, 2, True, name, 0) for name, s in SCHEDULES.items() if name == DEFAULT or s.virtual_stages or s.splits_backward),
+        (4, 2, True, DEFAULT, 0),
+        (1, 1, False, DEFAULT, 1), (1, 1, False, DEFAULT, 2), (1, 1, False, DEFAULT, 3),
+        (2, 1, True, DEFAULT, 1), (1, 2, False, DEFAULT, 2), (2, 2, True, DEFAULT, 1), (2, 2, True, DEFAULT, 2),
+        (2, 2, True, DEFAULT, 3),
     ]
 )  # fmt: skip
 """The grid of `roots verify --matrix`: tensor, sequence and pipeline degrees, every schedule, every ZeRO stage."""

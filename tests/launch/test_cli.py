@@ -117,6 +117,26 @@ def test_a_schedule_is_drawn():
     assert found.returncode == 0 and "F0" in found.stdout
 
 
+def test_a_schedule_that_deadlocks_is_refused_in_seconds_instead_of_a_hang():
+    """Whose code it is: rank 0 waits for a gradient before its second forward, rank 1 wants all activations first."""
+    code = """
+from dataclasses import replace
+from roots_dist.schedule.schedules import SCHEDULES, gpipe, one_f_one_b
+def bad(ranks, microbatches):
+    return [one_f_one_b(1, microbatches)[0], *gpipe(ranks, microbatches)[1:]]
+SCHEDULES["gpipe"] = replace(SCHEDULES["gpipe"], program=bad)
+from roots_dist.cli.main import main
+main()
+"""
+    overrides = ["parallel.tp=1", "parallel.schedule=gpipe", "train.micro_batch=1"]
+    found = subprocess.run(
+        [sys.executable, "-c", code, "train", QUICKSTART, *overrides],
+        env=CLEAN | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert found.returncode == 2 and "✗ parallel.schedule = 'gpipe' (command line)" in found.stderr
+    assert "rank 0 waits at B0.0 for rb0.0, rank 1 waits at F1.1 for rf1.1" in found.stderr
+
+
 def test_the_ranks_of_a_bare_run():
     config = Config(parallel={"tp": 2, "pp": 2})
     assert processes_for(config, None, gpus=0) == 4

@@ -7,6 +7,7 @@ from models import config
 
 from roots_dist.config.run_config import ONE_PROCESS
 from roots_dist.config.schema import Config
+from roots_dist.schedule import schedules
 from roots_dist.testing.parity import EXACT, Trace, differences, merge, trace
 from roots_dist.testing.world import on_world
 
@@ -22,10 +23,8 @@ def case(model: str, dp: int = 1, **changes: object):
 
 
 SCHEDULES = [
-    dict(schedule="gpipe"),
-    dict(schedule="1f1b"),
-    dict(schedule="zb-h1"),
-    dict(schedule="interleaved", virtual_stages=2),
+    dict(schedule=name, **(dict(virtual_stages=2) if schedule.virtual_stages else {}))
+    for name, schedule in schedules.SCHEDULES.items()
 ]
 
 CASES = [

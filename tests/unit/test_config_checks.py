@@ -6,17 +6,21 @@ import json
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
+from roots_dist.assembly.passes import training_program
 from roots_dist.checks import facts as gathering
 from roots_dist.checks import readiness
 from roots_dist.checks.checks import check, layout_for
 from roots_dist.checks.facts import CorpusFacts, Facts
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
-from roots_dist.errors import ConfigError
+from roots_dist.errors import ConfigError, UserError
 from roots_dist.layout import Layout
+from roots_dist.schedule.actions import Action, Kind
+from roots_dist.schedule.schedules import SCHEDULES
 
 FINE = Facts(
     corpora={"c": CorpusFacts(tokens=10**6, vocab=4096)},
@@ -302,6 +306,28 @@ def test_kv_heads_and_tp_agree_or_are_refused(tp, kv_heads):
         tp, parallel={"tp": tp}, advanced={"vocab_multiple": 840}, train={"global_batch": 8}, **sections
     )
     assert (problems == []) == allowed
+
+
+def one_waits_for_the_other(ranks: int, microbatches: int):
+    """Rank 0 waits for a gradient before its second forward, rank 1 wants all activations first."""
+    rows = {"F": Kind.FORWARD, "B": Kind.BACKWARD}
+    orders = [[kind + str(i) for i in range(microbatches) for kind in "FB"]]
+    orders += [[kind + str(i) for kind in "FB" for i in range(microbatches)] for _ in range(1, ranks)]
+    return [[Action(rows[a[0]], rank, int(a[1:])) for a in order] for rank, order in enumerate(orders)]
+
+
+def test_a_schedule_that_deadlocks_is_refused_before_any_rank_starts(monkeypatch):
+    """With what each rank would wait for; it would hang until advanced.timeout_s. The smallest batch of a ramp is played too."""
+    monkeypatch.setitem(SCHEDULES, "gpipe", replace(SCHEDULES["gpipe"], program=one_waits_for_the_other))
+    parallel = {"pp": 2, "schedule": "gpipe"}
+    (problem,) = problems_of(2, parallel=parallel)
+    assert problem.key == "parallel.schedule" and "2 ranks and 8 microbatches" in problem.expected
+    assert "rank 0 waits at B0.0 for rb0.0, rank 1 waits at F1.1 for rf1.1" in problem.expected
+    (problem,) = problems_of(2, parallel=parallel, train={"batch_ramp": [2, 2, 100]})
+    assert "2 ranks and 2 microbatches" in problem.expected
+    assert problems_of(2, parallel=parallel, train={"global_batch": 1}) == []  # one microbatch comes through
+    with pytest.raises(UserError, match="rank 0 waits at B0.0"):  # what a rank would execute
+        training_program(config_of(parallel=parallel), 8)
 
 
 def test_layout_for_gives_dp_what_is_left():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from roots_dist.accounting.flops import flops_per_step
 from roots_dist.config.load import load
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
+from roots_dist.schedule.schedules import SCHEDULES
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -30,6 +32,12 @@ def test_a_pipeline_adds_its_bubble(schedule, pp, bubble):
     )
     bound = bounds(config, Layout(pp=pp), 1e12)
     assert bound.step_s == pytest.approx(flops_per_step(config) / 1e12 * (1 + bubble))
+
+
+def test_a_schedule_without_a_closed_form_promises_no_bubble(monkeypatch):
+    monkeypatch.setitem(SCHEDULES, "zb-h1", replace(SCHEDULES["zb-h1"], bubble_time=None))
+    config = Config.model_validate({"parallel": {"pp": 4, "schedule": "zb-h1"}, "train": {"global_batch": 8}})
+    assert bounds(config, Layout(pp=4), 1e12).step_s == pytest.approx(flops_per_step(config) / 1e12)
 
 
 def test_without_a_peak_there_is_no_time_and_adapters_promise_less():

@@ -26,6 +26,7 @@ from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import random_batches
 from roots_dist.runs.plan.ledger import Ledger, Work
 from roots_dist.schedule.actions import Kind
+from roots_dist.schedule.schedules import SCHEDULES
 from roots_dist.world.batch import IGNORE, MicroBatch
 from roots_dist.world.mesh import Axis, Mesh
 from roots_dist.world.sharding import Param, sum_partial_gradients
@@ -183,7 +184,7 @@ def rehearse_stages(
     config: Config, model: RankModel, batch: MicroBatch, books: Ledger, messages: list[Message]
 ) -> dict[int, StageCost]:
     """Of each stage of this rank, when all learns that ever will. Also of tensors with numbers: they must cost the same."""
-    put_off = config.parallel.schedule == "zb-h1"
+    put_off = SCHEDULES[config.parallel.schedule].splits_backward
     for p in model.params:
         p.tensor.requires_grad_(p.name in model.trainable)
     return {index: _stage_cost(model, index, batch, _Meter(books, messages), put_off) for index in sorted(model.stages)}

@@ -19,6 +19,7 @@ from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.runs.plan.rehearse import Silent, imagined, lowest_of, one_microbatch
 from roots_dist.schedule.actions import Kind
+from roots_dist.schedule.schedules import SCHEDULES
 from roots_dist.world.batch import MicroBatch
 
 REPEATS = 3
@@ -29,7 +30,7 @@ def time_passes(config: Config, layout: Layout, pp_rank: int, device: torch.devi
     """Of tensor rank 0. Needs the memory of one rank with one microbatch under way, less the optimizer's."""
     model = build_model(config, imagined(layout, pp_rank, Silent(layout.tp) if layout.tp > 1 else None, device))
     batch = one_microbatch(config).to(device)
-    put_off = config.parallel.schedule == "zb-h1"
+    put_off = SCHEDULES[config.parallel.schedule].splits_backward
     for p in model.params:
         p.tensor.requires_grad_(p.name in model.trainable)
     return {
