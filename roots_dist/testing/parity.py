@@ -29,7 +29,7 @@ from roots_dist.world.mesh import Mesh
 from roots_dist.world.sharding import Param, assemble
 
 
-class _Recording:
+class _GradientRecorder:
     """An engine that remembers what each backward left in .grad, before it is summed over data ranks."""
 
     def __init__(self, engine: Engine, params: Sequence[Param]):
@@ -67,12 +67,12 @@ def trace(
     """Steps first … last-1 on one rank: what `merge` puts together. To be run by testing.world.on_world."""
     layout = Layout(dp=size // (config.parallel.tp * config.parallel.pp), pp=config.parallel.pp, tp=config.parallel.tp)
     mesh = Mesh.connect(layout, rank)
-    recorded: list[_Recording] = []
+    recorded: list[_GradientRecorder] = []
 
     def recording(
         config: Config, mesh: Mesh, module: torch.nn.Module, params: list[Param], trainable: Mapping
     ) -> Engine:
-        recorded.append(_Recording(build_engine(config, mesh, module, params, trainable), params))
+        recorded.append(_GradientRecorder(build_engine(config, mesh, module, params, trainable), params))
         return recorded[0]
 
     run = build_run(config, mesh, recording, proof_objective(config))
@@ -93,7 +93,7 @@ def trace(
     return {"losses": losses, "norms": norms, **_tensors(run, recorded[0])}
 
 
-def _tensors(run: Run, recorded: _Recording) -> dict:
+def _tensors(run: Run, recorded: _GradientRecorder) -> dict:
     counted = [p for p in run.params if p.counts_here]
     state = {p.name: run.engine.read_state(p.name) for p in run.params}
     return {
@@ -232,5 +232,5 @@ def _row(what: str, found: list[tuple[str, float]], bound: float) -> Difference:
     return Difference(what, max(value for _, value in found), bound, where)
 
 
-EXACT = dict.fromkeys(("loss", "norm", "gradient", *STATE), 1e-10)
+FLOAT64_BOUNDS = dict.fromkeys(("loss", "norm", "gradient", *STATE), 1e-10)
 """float64: noise is below this, and anything above is a bug."""

@@ -73,8 +73,8 @@ def test_doctor_sees_a_tensor_group_on_two_hosts(site, tmp_path, here, there, fo
             "torchrun", *words, "-m", "roots_dist", "doctor", CONFIG, "--quick", log=tmp_path / f"{host}.log"
         )
 
-    complete_from_model = [agent("n1", here), agent("n2", there)]
-    for process in complete_from_model:
+    agents = [agent("n1", here), agent("n2", there)]
+    for process in agents:
         process.wait(120)
     text = said(tmp_path)
     assert "4 ranks on 2 hosts" in text, text

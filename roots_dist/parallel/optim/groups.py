@@ -28,7 +28,7 @@ class Group(NamedTuple):
 
     def __str__(self) -> str:
         """As it is called where its gradient's norm is shown."""
-        return ("decayed" if self.decays else "undecayed") + (
+        return ("decayed" if self.decays else "no_decay") + (
             f"/step{self.trainable.from_step}" if self.trainable.from_step else ""
         )
 

@@ -57,7 +57,7 @@ def open_tasks(options: EvaluateOptions, rank: int) -> Tasks:
             fix = "name the folder that holds the tasks' YAML files"
             raise DataError(Problem(key="--include-path", found=options.include_path, expected="a folder", fix=fix))
         manager = Loaded(include_path=options.include_path, include_defaults=options.include_path is None)
-        names = known(manager.all_tasks, options.tasks)
+        names = check_task_names(manager.all_tasks, options.tasks)
         try:
             manager.load(names)
         except (OSError, ValueError, KeyError, ImportError) as error:  # what datasets and YAML raise
@@ -70,7 +70,7 @@ def open_tasks(options: EvaluateOptions, rank: int) -> Tasks:
     return Tasks(names, manager)
 
 
-def harnessed(passes: Passes, tasks: Tasks, limit: int | None, run: Path) -> dict:
+def run_harness(passes: Passes, tasks: Tasks, limit: int | None, run: Path) -> dict:
     """lm_eval's results; {} on other ranks than the first, which writes them into the run's folder. limit: examples of each
     task. Collective over the world."""
     from lm_eval import simple_evaluate
@@ -90,7 +90,7 @@ def harnessed(passes: Passes, tasks: Tasks, limit: int | None, run: Path) -> dic
     return results
 
 
-def known(there: Sequence[str], wanted: Sequence[str]) -> list[str]:
+def check_task_names(there: Sequence[str], wanted: Sequence[str]) -> list[str]:
     """The names, once each. Raises DataError for one that is not there."""
     for name in wanted:
         if name not in there:

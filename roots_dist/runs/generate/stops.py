@@ -65,7 +65,7 @@ class Stops:
         return [i for i in ids if i not in self.hidden]
 
 
-class Streamed:
+class TextStreamer:
     """Shows one text while it is said: what is settled of it, once. As decode.Heard, it is called with all words so far."""
 
     def __init__(self, stops: Stops, before: Sequence[int], show: Callable[[str], None]):

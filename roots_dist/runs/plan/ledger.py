@@ -47,10 +47,10 @@ class Work:
     def flops(self) -> float:
         return sum(flops for flops, _ in self.operations)
 
-    def seconds(self, flops_per_s: float, bytes_per_s: float, each_s: float) -> float:
+    def seconds(self, flops_per_s: float, bytes_per_s: float, op_overhead_s: float) -> float:
         """On a device that does products or moves memory at these rates, whichever takes longer, and needs `each_s` for
         an operation however small (a roofline: Williams et al. 2009)."""
-        return sum(max(flops / flops_per_s, touched / bytes_per_s, each_s) for flops, touched in self.operations)
+        return sum(max(flops / flops_per_s, touched / bytes_per_s, op_overhead_s) for flops, touched in self.operations)
 
 
 class Ledger(TorchDispatchMode):
@@ -66,19 +66,19 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        taken = list(_tensors((args, kwargs)))
+        inputs = list(_tensors((args, kwargs)))
         args = self._countable(func, args)
         if func is ATEN.nonzero.default and args[0].is_meta:
             out: Any = args[0].new_empty((self._chosen, args[0].dim()), dtype=torch.int64)
         else:
             out = func(*args, **kwargs)
-        given = list(_tensors(out))
-        before = {_place(tensor) for tensor in taken}
-        made = [tensor for tensor in given if _place(tensor) not in before]
-        self._book(made)
-        if made or any(argument.alias_info and argument.alias_info.is_write for argument in func._schema.arguments):
+        outputs = list(_tensors(out))
+        before = {_storage(tensor) for tensor in inputs}
+        created = [tensor for tensor in outputs if _storage(tensor) not in before]
+        self._book(created)
+        if created or any(argument.alias_info and argument.alias_info.is_write for argument in func._schema.arguments):
             # all others give a view of what there was
-            touched = sum(t.numel() * t.element_size() for t in [*taken, *given])
+            touched = sum(t.numel() * t.element_size() for t in [*inputs, *outputs])
             self.work.operations.append((_flops(func, args, kwargs, out), float(touched)))
         return out
 
@@ -134,5 +134,5 @@ def _tensors(values: Any) -> Iterator[Tensor]:
     return (value for value in tree_leaves(values) if isinstance(value, Tensor))
 
 
-def _place(tensor: Tensor) -> int:
+def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata

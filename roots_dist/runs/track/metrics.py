@@ -30,7 +30,7 @@ NAMES = {
     "optim/lr": "learning rate of the step",
     "optim/grad_norm": "of the whole model's gradient, before clipping",
     "optim/grad_norm/decayed": "of what weight decay is for: matrices and embeddings",
-    "optim/grad_norm/undecayed": "of norms and biases; …/stepN: of what learns since step N",
+    "optim/grad_norm/no_decay": "of norms and biases; …/stepN: of what learns since step N",
     "data/tokens": "tokens since the run's beginning",
     "train/skipped_steps": "since the run's beginning, with train.nonfinite=skip",
     "time/step_s": "seconds per step",

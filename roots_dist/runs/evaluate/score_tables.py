@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from roots_dist.runs.evaluate.answers import Answers
-from roots_dist.runs.evaluate.baseline import Compared
+from roots_dist.runs.evaluate.baseline import NgramBaselines
 from roots_dist.runs.evaluate.held_out import Score
 from roots_dist.runs.evaluate.task_metrics import class_scores
 
@@ -96,10 +96,11 @@ def classes_tables(found: Score) -> list[Table]:
 def answers_lines(found: Answers) -> list[str]:
     """How many are right, and some of them: question | expected | said."""
     shown = [
-        " | ".join((_end(one.question), _beginning(one.expected), _beginning(one.said))) for one in found.asked[:SHOWN]
+        " | ".join((_end(one.question), _beginning(one.expected), _beginning(one.answer)))
+        for one in found.questions[:SHOWN]
     ]
     return [
-        f"exact match  {found.exact_match:.4f} of {len(found.asked):,} greedy answers",
+        f"exact match  {found.exact_match:.4f} of {len(found.questions):,} greedy answers",
         "question | expected | said",
         *shown,
     ]
@@ -113,7 +114,7 @@ def _beginning(text: str) -> str:
     return text if len(text) <= LONGEST else text[:LONGEST] + " …"
 
 
-def compared_table(found: Compared, model: Score) -> list[object]:
+def ngram_table(found: NgramBaselines, model: Score) -> list[object]:
     """Each baseline, then the model."""
     table = plain("model", "loss", "perplexity", *(["bits per byte"] if model.bits_per_byte else []))
     for name, loss in [*found.orders, ("this run", model.loss)]:
