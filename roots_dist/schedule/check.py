@@ -10,7 +10,7 @@ the two.
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -113,7 +113,9 @@ class _Machine:
     times: Times
     done: dict[Action, float] = field(default_factory=dict)  # compute action or arrived receive -> when
     transfers: dict[Channel, list[Span]] = field(default_factory=lambda: defaultdict(list))
-    posted: dict[Channel, tuple[deque, deque]] = field(default_factory=lambda: defaultdict(lambda: (deque(), deque())))
+    posted: dict[Channel, tuple[deque[tuple[Action, float]], deque[tuple[Action, float]]]] = field(
+        default_factory=lambda: defaultdict(lambda: (deque(), deque()))
+    )
     waiting: dict[Action, list[int]] = field(default_factory=lambda: defaultdict(list))
 
     def __post_init__(self) -> None:

@@ -176,7 +176,8 @@ def _shade(played: Played, action: Action) -> tuple[float, float, float]:
     from matplotlib.colors import to_rgb
 
     white = 0.6 * _chunk(played, action) / max(_chunks(played) - 1, 1)
-    return tuple(part + (1 - part) * white for part in to_rgb(COLOURS[action.kind]))
+    red, green, blue = (part + (1 - part) * white for part in to_rgb(COLOURS[action.kind]))
+    return red, green, blue
 
 
 def _title(name: str, ranks: int, microbatches: int, chunks: int) -> str:
