@@ -13,6 +13,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -36,7 +38,7 @@ class _GradientRecorder:
         self._engine, self._params = engine, params
         self.gradients: list[dict[str, Tensor]] = []
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
     @contextmanager
@@ -63,14 +65,14 @@ def trace(
     last: int,
     load_from: str | None = None,
     save_to: str | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """Steps first … last-1 on one rank: what `merge` puts together. To be run by testing.world.on_world."""
     layout = Layout(dp=size // (config.parallel.tp * config.parallel.pp), pp=config.parallel.pp, tp=config.parallel.tp)
     mesh = Mesh.connect(layout, rank)
     recorded: list[_GradientRecorder] = []
 
     def recording(
-        config: Config, mesh: Mesh, module: torch.nn.Module, params: list[Param], trainable: Mapping
+        config: Config, mesh: Mesh, module: torch.nn.Module, params: list[Param], trainable: Mapping[str, Any]
     ) -> Engine:
         recorded.append(_GradientRecorder(build_engine(config, mesh, module, params, trainable), params))
         return recorded[0]
@@ -79,7 +81,7 @@ def trace(
     if load_from:
         from roots_dist.storage.checkpoint.load import load
 
-        load(load_from, run.engine, run.params, mesh)
+        load(Path(load_from), run.engine, run.params, mesh)
     learning_rate = rate(config.optim, config.train.steps)
     losses, norms = [], []
     for step in range(first, last):
@@ -89,7 +91,7 @@ def trace(
     if save_to:
         from roots_dist.storage.checkpoint.save import save
 
-        save(save_to, last, run.engine, run.params, mesh, {})
+        save(Path(save_to), last, run.engine, run.params, mesh, {})
     return {"losses": losses, "norms": norms, **_tensors(run, recorded[0])}
 
 
@@ -127,11 +129,11 @@ class Trace:
         )
 
 
-def merge(ranks: Sequence[Mapping]) -> Trace:
+def merge(ranks: Sequence[Mapping[str, Any]]) -> Trace:
     """One run from what its ranks returned. Gradients of data ranks are summed here: they are as backward left them."""
     names = {name: tuple(shape) for rank in ranks for name, shape in rank["shapes"].items()}
 
-    def slices(rank: Mapping, name: str) -> tuple[slice, ...]:
+    def slices(rank: Mapping[str, Any], name: str) -> tuple[slice, ...]:
         return tuple(slice(*s) for s in rank["slices"][name])
 
     def summed(step: int) -> dict[str, Tensor]:

@@ -59,7 +59,7 @@ def shrink(config: Config, dp: int, *, float64: bool) -> SmallConfig:
     head_dim = 8
     vocab = min(m.vocab, 211)  # a prime: no tensor degree divides it
     seq = 8 * tp
-    values = {
+    values: dict[str, object] = {
         "model.layers": max(2, layers),
         "model.hidden": heads * head_dim,
         "model.heads": heads,

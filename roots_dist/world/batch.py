@@ -128,10 +128,15 @@ class Objective(Protocol):
     Made of (config, specials): the special tokens of data.tokenizer, or None where there is no tokenizer.
     """
 
-    weights: Mapping[str, float]
-    """Of each term in the loss, by its name."""
-    words: str | None
-    """The term that is a mean of -log p(word), and so has a perplexity."""
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Of each term in the loss, by its name."""
+        ...
+
+    @property
+    def words(self) -> str | None:
+        """The term that is a mean of -log p(word), and so has a perplexity."""
+        ...
 
     def open(self, path: str) -> Any:
         """A source of samples: what a path under data.train or data.validation stands for."""

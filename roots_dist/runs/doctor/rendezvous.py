@@ -113,7 +113,7 @@ def listener(port: int) -> str:
 
     with suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            if connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,) and connection.pid:
                 return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
     return "another process"
 
@@ -121,7 +121,7 @@ def listener(port: int) -> str:
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
 def own_address(host: str) -> str | None:

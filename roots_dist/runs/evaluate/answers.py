@@ -8,19 +8,22 @@ Case and punctuation matter.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from roots_dist.assembly.passes import Passes
 from roots_dist.config.schema import Config
-from roots_dist.errors import needs
+from roots_dist.errors import needs, present
 from roots_dist.learning.data.batches import Batches
+from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tokenizer import Codec
 from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.request import Request
 from roots_dist.runs.generate.sampling import Sampling
 from roots_dist.runs.generate.stops import Stops
+from roots_dist.world.batch import Objective
 
 MORE = 8
 """Tokens beyond the longest right answer that are heard: spaces do not count."""
@@ -45,7 +48,7 @@ def answer_questions(passes: Passes, objective, held_out: Batches, codec: Codec,
     """Of at most `count` held-out questions, the first that evaluation draws. objective: one of ASKS. Collective over the
     world; equal on every rank. A question longer than the model can hold loses its beginning."""
     rows = [objective.question(source, index) for source, index in held_out.drawn(count)]
-    end = objective.specials.end
+    end = present(objective.specials.end)
     ends = frozenset({end, *(int(answer[-1]) for _, answer in rows if objective.specials.special[answer[-1]])})
     longest = max(len(answer) for _, answer in rows) + MORE
     room = _room(passes.config)
@@ -55,7 +58,7 @@ def answer_questions(passes: Passes, objective, held_out: Batches, codec: Codec,
     request = Request(longest, Sampling(temperature=0.0))
     replies = decode(passes, texts, request, Stops(ends), start=start)
 
-    def words(ids) -> str:
+    def words(ids: Iterable[int]) -> str:
         return normalised(codec.backend.decode(list(map(int, ids)), skip_special_tokens=True))
 
     questions = [

@@ -10,12 +10,14 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 from rich.progress import track
 
 from roots_dist.assembly.passes import Passes, build_passes
 from roots_dist.config.schema import Config
+from roots_dist.errors import present
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.learning.objectives import make_objective

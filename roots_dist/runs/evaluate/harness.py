@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from roots_dist import environment
 from roots_dist.assembly.passes import Passes
@@ -47,9 +48,9 @@ def open_tasks(options: EvaluateOptions, rank: int) -> Tasks:
             raise needs("lm-eval", "evaluation") from None
 
         class Loaded(TaskManager):
-            loaded = None
+            loaded: Any = None
 
-            def load(self, names):
+            def load(self, names: list[str]) -> Any:
                 self.loaded = self.loaded or super().load(names)  # simple_evaluate asks for the same again
                 return self.loaded
 
@@ -76,7 +77,7 @@ def run_harness(passes: Passes, tasks: Tasks, limit: int | None, run: Path) -> d
     from lm_eval import simple_evaluate
 
     with _quiet(passes.mesh.rank):
-        results = simple_evaluate(
+        results: dict[str, Any] = simple_evaluate(
             harness_model(passes),
             tasks=tasks.names,
             task_manager=tasks.manager,
@@ -122,7 +123,7 @@ def _quiet(rank: int) -> Iterator[None]:
             log.handlers, log.propagate = before, True
 
 
-def _write(results: dict, path: Path) -> None:
+def _write(results: dict[str, Any], path: Path) -> None:
     from lm_eval.utils import handle_non_serializable
 
     text = json.dumps(results, indent=1, default=handle_non_serializable, ensure_ascii=False)

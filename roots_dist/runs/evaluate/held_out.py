@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from roots_dist.assembly.passes import Passes
+from roots_dist.errors import present
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.models.heads import TASKS
 from roots_dist.runs.evaluate import sources
@@ -31,7 +32,7 @@ class TermSums(NamedTuple):
 
     loss: float
     """nats"""
-    count: int
+    count: int  # type: ignore[assignment] # hides a tuple's method, which nobody calls
     hits: int
     """targets that were the model's best guess"""
 
@@ -82,7 +83,7 @@ class Score:
         """Comparable between tokenizers, unlike the other two. None where not every token is predicted from those before."""
         if self.bytes_per_token is None or list(self.terms) != ["clm"]:
             return None
-        return self.terms[self.words].mean / math.log(2) / self.bytes_per_token
+        return self.terms[present(self.words)].mean / math.log(2) / self.bytes_per_token
 
     def metrics(self) -> dict[str, float]:
         """By the names under which they are logged. One term's loss is the loss."""

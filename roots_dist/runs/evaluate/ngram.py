@@ -73,7 +73,11 @@ class Ngrams:
 
 
 def count(
-    tokens: np.ndarray, starts: np.ndarray, order: int, vocab: int, discounts: Sequence[Sequence[float]] | None = None
+    tokens: np.ndarray,
+    starts: np.ndarray,
+    order: int,
+    vocab: int,
+    discounts: Sequence[tuple[float, float, float]] | None = None,
 ) -> Ngrams:
     """Of a text [T] whose documents begin at `starts`. discounts: (D1, D2, D3+) of each order; default: the estimates of
     section 4.1.6. Memory: about 110 bytes a token for order 3."""
@@ -143,7 +147,8 @@ def _number(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 def _depth(starts: np.ndarray, places: np.ndarray) -> np.ndarray:
     """How many tokens of its document stand before each place."""
-    return places - starts[np.searchsorted(starts, places, side="right") - 1]
+    depth: np.ndarray = places - starts[np.searchsorted(starts, places, side="right") - 1]
+    return depth
 
 
 def _token_before(tokens: np.ndarray, places: np.ndarray, depth: np.ndarray, distance: int, vocab: int) -> np.ndarray:

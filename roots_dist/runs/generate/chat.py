@@ -13,7 +13,7 @@ from pathlib import Path
 
 from roots_dist.assembly.passes import Passes
 from roots_dist.config.schema import Config
-from roots_dist.errors import ConfigError, Problem
+from roots_dist.errors import ConfigError, Problem, present
 from roots_dist.learning.data.chat import DEFAULT_NAME
 from roots_dist.runs.generate.check_options import check_options, kind_of
 from roots_dist.runs.generate.decode import decode

@@ -123,7 +123,8 @@ def _shared(mesh: Mesh, found: dict[int, list[Answer]], count: int, request: Req
         for k, answer in enumerate(answers):
             tokens[i, k, : 1 + len(answer.tokens)] = torch.tensor([len(answer.tokens), *answer.tokens])
             scores[i, k] = answer.score
-    tokens, scores = mesh.dp.sum_(tokens).tolist(), mesh.dp.sum_(scores).tolist()
+    all_tokens, all_scores = mesh.dp.sum_(tokens).tolist(), mesh.dp.sum_(scores).tolist()
     return [
-        [Answer(row[1 : 1 + row[0]], score) for row, score in zip(rows, values)] for rows, values in zip(tokens, scores)
+        [Answer(row[1 : 1 + row[0]], score) for row, score in zip(rows, values)]
+        for rows, values in zip(all_tokens, all_scores)
     ]

@@ -18,7 +18,7 @@ import numpy as np
 
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import SENTINEL
-from roots_dist.errors import DataError, Problem
+from roots_dist.errors import DataError, Problem, present
 from roots_dist.files import why
 from roots_dist.learning.data.chat import Chat, Messages, open_chat
 from roots_dist.learning.data.rows import Row, rows
@@ -131,11 +131,11 @@ class PromptEncoder:
     def conversation(self, messages: Messages) -> list[int]:
         """Up to where the next answer begins. Raises DataError if the template refuses it."""
         try:
-            return self.codec.encode_marked(self.chat.prompt(messages))
+            return self.codec.encode_marked(present(self.chat).prompt(messages))
         except ValueError as error:
             expected, fix = f"one that takes this ({error})", "give another finetune.chat_template, or use --raw"
             raise DataError(
-                Problem(key="finetune.chat_template", found=self.chat.name, expected=expected, fix=fix)
+                Problem(key="finetune.chat_template", found=present(self.chat).name, expected=expected, fix=fix)
             ) from error
 
     @cached_property
@@ -148,7 +148,9 @@ class PromptEncoder:
 
     def _template_ends(self) -> set[int]:
         try:
-            *_, turn = self.chat.turns([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+            *_, turn = present(self.chat).turns(
+                [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+            )
         except ValueError:
             return set()  # a template that writes answers anew, or wants more than that
         special = [i for i in self.codec.encode_marked(turn.answer) if self.specials.special[i]]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from roots_dist.errors import present
 from roots_dist.world import rng
 
 
@@ -37,7 +38,7 @@ class Sampling:
         if self.temperature == 0:
             return logits.argmax(-1)
         sums = self.probabilities(logits).cumsum(-1)  # on the CPU in float64: every device chooses the same
-        wanted = uniform.unsqueeze(-1) * sums[:, -1:]
+        wanted = present(uniform).unsqueeze(-1) * sums[:, -1:]
         return torch.searchsorted(sums, wanted, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
     def probabilities(self, logits: Tensor) -> Tensor:

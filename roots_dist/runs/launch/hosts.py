@@ -76,7 +76,7 @@ def slots_of_each(hosts: Sequence[Host]) -> int:
     """How many slots every host gives. Raises UserError if they differ: a layout wants the same of each."""
     counts = {host.name: len(host.slots) for host in hosts}
     if len({*counts.values()}) > 1:
-        least, most = min(counts, key=counts.get), max(counts, key=counts.get)
+        least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
         found = f"{least}: {counts[least]}, {most}: {counts[most]}"
         raise refused("slots", found, "as many slots of each host", f"choose with --include, such as {most}:0")
     return next(iter(counts.values()))
@@ -90,7 +90,7 @@ def _filter(option: str, text: str, hosts: Sequence[Host]) -> dict[str, tuple[in
         name, colon, listed = part.partition(":")
         slots = listed.split(",") if colon else []
         if name not in there or not all(re.fullmatch(r"0|[1-9][0-9]{0,3}", slot) for slot in slots) or name in found:
-            expected = f"HOST or HOST:0,1 joined by @, each host once, of {_some(there)}"
+            expected = f"HOST or HOST:0,1 joined by @, each host once, of {_some([*there])}"
             raise refused(option, text, expected, "write it so")
         numbers = tuple(sorted({int(slot) for slot in slots}))
         if numbers and numbers[-1] >= there[name].all_slots:

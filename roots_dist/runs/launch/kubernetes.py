@@ -40,7 +40,7 @@ def plan(job: Job, environ: Mapping[str, str]) -> Plan:
         ("--namespace", wishes.namespace, 63),
         ("--claim", wishes.claim, 63),
     ):
-        if not LABEL.fullmatch(value) or len(value) > longest:
+        if value is not None and (not LABEL.fullmatch(value) or len(value) > longest):
             raise refused(option, value, f"at most {longest} of a-z, 0-9 and -, a letter first", "choose such a name")
     if wishes.template is None and not Path(os.path.normpath(PLACE / job.folder)).is_relative_to(PLACE):
         expected = f"a folder below {PLACE}, where the claim is mounted: what a pod writes elsewhere is gone with it"

@@ -57,14 +57,16 @@ class Ledger(TorchDispatchMode):
     """chosen: how many positions a mask chooses. Of tensors without numbers nobody can count them."""
 
     def __init__(self, chosen: int = 0) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call] # torch's has no types
         self.live = self.peak = 0
         """Bytes of storages that were made inside."""
         self.work = Work()
         self._chosen = chosen
         self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = weakref.WeakKeyDictionary()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         inputs = list(_tensors((args, kwargs)))
         args = self._countable(func, args)
@@ -104,7 +106,7 @@ class Ledger(TorchDispatchMode):
     def _forget(self, size: int) -> None:
         self.live -= size
 
-    def _countable(self, func: Any, args: tuple) -> tuple:
+    def _countable(self, func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Masks as indices become numbers of positions where there are no numbers to read."""
         if func.overloadpacket not in INDEXED or not any(_is_mask(t) for t in args[1]):
             return args
@@ -114,12 +116,12 @@ class Ledger(TorchDispatchMode):
         return (args[0], places, *args[2:])
 
 
-def _flops(func: Any, args: tuple, kwargs: dict, out: Any) -> float:
+def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> float:
     """Of matrix products, by torch's own table, which leaves out attention on a CPU and what is done in place."""
     packet = func.overloadpacket
     if packet in FUSED:
         q, k = args[FUSED[packet].query].shape, args[FUSED[packet].query + 1].shape  # [B, h, Q, K], [B, g, S, K]
-        return FUSED[packet].products * 2.0 * math.prod(q) * k[2]
+        return float(FUSED[packet].products * 2.0 * math.prod(q) * k[2])
     table = flop_registry.get(packet) or flop_registry.get(
         getattr(ATEN, func._schema.name.split("::")[1].rstrip("_"), None)
     )

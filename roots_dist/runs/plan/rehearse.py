@@ -104,10 +104,10 @@ class RecordingGroup(dist.ProcessGroup):
     """A group of `size` ranks, none of which is there. Keeps what would have been sent; nothing but zeros arrives."""
 
     def __init__(self, size: int) -> None:
-        super().__init__(0, size)
+        super().__init__(0, size)  # type: ignore[call-arg] # the overload for groups written in Python has no type
         self.messages: list[Message] = []
 
-    def allreduce(self, tensors: list[Tensor], opts: Any = None) -> _Done:
+    def allreduce(self, tensors: list[Tensor], opts: Any = None) -> _Done:  # type: ignore[override] # its first overload
         return self._sent("all_reduce", tensors[0])
 
     def all_gather_single(self, out: Tensor, tensor: Tensor, opts: Any = None) -> _Done:
@@ -130,12 +130,15 @@ def _fused(
     if (
         attn_mask is not None and attn_mask.requires_grad
     ):  # a bias that learns: no fused kernel of a CPU has its gradient
-        return aten._scaled_dot_product_attention_math(
+        made = aten._scaled_dot_product_attention_math(
             q, k, v, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
-        )[0]
-    return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[
-        0
-    ]
+        )
+    else:
+        made = aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, is_causal, attn_mask=attn_mask, scale=scale
+        )
+    out: Tensor = made[0]
+    return out
 
 
 def rehearse(config: Config, layout: Layout, pp_rank: int) -> Rehearsal:

@@ -199,7 +199,8 @@ def _batch(run: RunRecord) -> str:
 def _times(runs: Sequence[RunRecord]) -> Element | None:
     spent = [run.seconds() for run in runs]
     order = [part for part in STEP_PARTS if any(part in seconds for seconds in spent)]
-    rows, found = [], []
+    rows: list[tuple[str, Sequence[tuple[str, float, int]], str]] = []
+    found: list[list[Inside]] = []
     for index, (run, seconds) in enumerate(zip(runs, spent)):
         if seconds:
             parts = [(STEP_PARTS[part], seconds[part], _paint(part)) for part in order if part in seconds]
@@ -226,7 +227,7 @@ def _paint(part: str) -> int:
 
 def _validations(runs: Sequence[RunRecord]) -> Element | None:
     names = list(dict.fromkeys(name for run in runs for record in run.records for name in record if label_of(name)))
-    rows = []
+    rows: list[list[Inside]] = []
     for index, run in enumerate(runs):
         if any(run.series(name)[0] for name in names):
             rows.append([_name(runs, index), *(_progress(run, name) for name in names)])

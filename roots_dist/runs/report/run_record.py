@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -130,8 +131,8 @@ def _read(folder: Path, known: Collection[str]) -> RunRecord:
         name=scrub_text(str(flat.get("track.name") or folder.resolve().name), known),
         records=records,
         texts=texts,
-        config=scrub(flat, known),  # type: ignore[arg-type]
-        origin=scrub(origin, known),  # type: ignore[arg-type]
+        config=scrub(flat, known),
+        origin=scrub(origin, known),
         summary=summary,
         layout=layout_of(str(origin.get("layout"))),
         parameters=_parameters(tree),
@@ -156,7 +157,7 @@ def layout_of(words: str) -> Layout | None:
     return Layout(**{axis: int(n) for axis, n in parts.items()})
 
 
-def _parameters(tree: dict) -> int | None:
+def _parameters(tree: dict[str, Any]) -> int | None:
     try:
         return parameters(Config.model_validate(tree))
     except (ValidationError, ArithmeticError, AssertionError, KeyError):

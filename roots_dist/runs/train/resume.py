@@ -100,7 +100,9 @@ def _another(key: str, value: object, was: object, checkpoint: Path, config: Con
     if key == "model.max_positions" and config.model.max_positions is None:
         expected = f"{was}, the number of learned positions {where}"
         shorter = (
-            f"set model.max_positions={was} if samples shall be shorter, " if config.data.seq_length < int(was) else ""
+            f"set model.max_positions={was} if samples shall be shorter, "
+            if config.data.seq_length < int(str(was))
+            else ""
         )
         return Problem(key="data.seq_length", found=value, expected=expected, fix=f"set it back, {shorter}{anew}")
     return Problem(key=key, found=value, expected=f"{was} as {where}", fix=f"set it back, {anew}")
