@@ -119,7 +119,7 @@ class World:
                 shutil.rmtree(folder, ignore_errors=True)
         raise AssertionError("the last attempt returns or raises")
 
-    def _call(self, folder: Path, timeout: float, function: Callable[..., Any], args: tuple) -> list[int]:
+    def _call(self, folder: Path, timeout: float, function: Callable[..., Any], args: tuple[Any, ...]) -> list[int]:
         """Run the function on every rank. Returns the ranks that had to be killed."""
         if not all(rank.process.is_alive() for rank in self._ranks):
             self.kill()
@@ -202,7 +202,9 @@ def _rank_main(rank: int, size: int, calls: Connection) -> None:
         gc.collect()
 
 
-def _answer(rank: int, size: int, folder_name: str, timeout: float, function: Callable[..., Any], args: tuple) -> None:
+def _answer(
+    rank: int, size: int, folder_name: str, timeout: float, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     folder = Path(folder_name)
     stderr = os.open(_file(folder, rank, "stderr"), os.O_WRONLY | os.O_CREAT)
     os.dup2(stderr, 2)
