@@ -10,13 +10,12 @@ the two.
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from roots_dist.schedule.actions import Action, InvalidProgram, Kind, Program, rank_of
 from roots_dist.schedule.communication import COMPUTE, RECEIVES, SENDS, Channel, channel_of, other_end
-
 
 DEADLOCK = "deadlock:"
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -95,7 +95,7 @@ def trace(
     return {"losses": losses, "norms": norms, **_tensors(run, recorded[0])}
 
 
-def _tensors(run: Run, recorded: _GradientRecorder) -> dict:
+def _tensors(run: Run, recorded: _GradientRecorder) -> dict[str, Any]:
     counted = [p for p in run.params if p.counts_here]
     state = {p.name: run.engine.read_state(p.name) for p in run.params}
     return {

@@ -219,7 +219,7 @@ def _answer(
 
 
 def _run_in_group(
-    rank: int, size: int, folder: Path, timeout: float, function: Callable[..., Any], args: tuple
+    rank: int, size: int, folder: Path, timeout: float, function: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
     import torch
     import torch.distributed as dist

@@ -44,7 +44,19 @@ class Answers(NamedTuple):
     questions: list[AnsweredQuestion]
 
 
-def answer_questions(passes: Passes, objective, held_out: Batches, codec: Codec, count: int) -> Answers:
+class QuestionObjective(Objective, Protocol):
+    """An objective whose samples are questions with an answer."""
+
+    specials: Specials
+
+    def question(self, source: Any, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """What the model reads, and what it should say, with the token that ends it."""
+        ...
+
+
+def answer_questions(
+    passes: Passes, objective: QuestionObjective, held_out: Batches, codec: Codec, count: int
+) -> Answers:
     """Of at most `count` held-out questions, the first that evaluation draws. objective: one of ASKS. Collective over the
     world; equal on every rank. A question longer than the model can hold loses its beginning."""
     rows = [objective.question(source, index) for source, index in held_out.drawn(count)]

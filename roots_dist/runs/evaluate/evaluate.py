@@ -22,7 +22,7 @@ from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.learning.objectives import make_objective
 from roots_dist.runs.evaluate import score_tables as show
-from roots_dist.runs.evaluate.answers import HAS_QUESTIONS, answer_questions
+from roots_dist.runs.evaluate.answers import HAS_QUESTIONS, QuestionObjective, answer_questions
 from roots_dist.runs.evaluate.baseline import ngram_baselines
 from roots_dist.runs.evaluate.harness import open_tasks, run_harness
 from roots_dist.runs.evaluate.held_out import Score, score_held_out
@@ -72,7 +72,13 @@ def _of_held_out_text(passes: Passes, checkpoint: Path, options: EvaluateOptions
         for table in show.classes_tables(found) if found.table is not None else ():
             show.show("", table)
     if config.objective.name in HAS_QUESTIONS and options.answers:
-        answers = answer_questions(passes, objective, held_out, load_codec(config.data.tokenizer), options.answers)
+        answers = answer_questions(
+            passes,
+            cast("QuestionObjective", objective),
+            held_out,
+            load_codec(present(config.data.tokenizer)),
+            options.answers,
+        )
         if mesh.rank == 0:
             show.show("", *show.answers_lines(answers))
     if options.ngram is not None and mesh.rank == 0:

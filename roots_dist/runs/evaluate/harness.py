@@ -71,7 +71,7 @@ def open_tasks(options: EvaluateOptions, rank: int) -> Tasks:
     return Tasks(names, manager)
 
 
-def run_harness(passes: Passes, tasks: Tasks, limit: int | None, run: Path) -> dict:
+def run_harness(passes: Passes, tasks: Tasks, limit: int | None, run: Path) -> dict[str, Any]:
     """lm_eval's results; {} on other ranks than the first, which writes them into the run's folder. limit: examples of each
     task. Collective over the world."""
     from lm_eval import simple_evaluate

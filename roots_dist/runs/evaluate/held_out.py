@@ -126,7 +126,8 @@ def combine(scores: Mapping[str, Score], bytes_per_token: float | None) -> Score
     """Of all sources: every target counts once."""
     one, *_ = every = list(scores.values())
     terms = {name: TermSums(*map(sum, zip(*(score.terms[name] for score in every)))) for name in one.terms}
-    table = None if one.table is None else sum(score.table for score in every)
+    tables = [score.table for score in every if score.table is not None]
+    table = np.sum(tables, axis=0) if tables else None
     return replace(one, terms=terms, table=table, bytes_per_token=bytes_per_token, sources=scores)
 
 

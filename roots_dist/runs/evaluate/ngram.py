@@ -101,7 +101,7 @@ def count(
         shorter = gram
     levels = []
     for k, (contexts, grams, occurrences) in enumerate(known):
-        which, given = grams // (vocab + 1), None if discounts is None else tuple(discounts[k])
+        which, given = grams // (vocab + 1), None if discounts is None else discounts[k]
         counted = [_level_counts(c, which, len(contexts), given) for c in (occurrences, *below[k : k + 1])]
         levels.append(Level(contexts, grams, counted[0], counted[1] if len(counted) > 1 else None))
     return Ngrams(vocab, tuple(levels))

@@ -58,7 +58,7 @@ def chat(config: Config, mesh: Mesh, *, options: GenerateOptions, read_line: Rea
         expected, fix = "1: a conversation is held by one process", "start it without a launcher"
         raise ConfigError([Problem(key="world size", found=mesh.world.size, expected=expected, fix=fix)])
     encoder = open_prompt_encoder(config, talks=True)
-    not_taught = encoder.chat.name == DEFAULT_NAME and config.objective.name != "instruct"
+    not_taught = present(encoder.chat).name == DEFAULT_NAME and config.objective.name != "instruct"
     stops = encoder.stops((*options.stop, *(USER_TURN if not_taught else ())))
     conversation = Conversation(load_model(config, mesh), encoder, make_request(options, config), stops, show)
     show(f"{Path(config.track.folder)}: {HELP}")

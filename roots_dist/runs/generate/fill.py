@@ -15,6 +15,7 @@ import torch
 
 from roots_dist.assembly.passes import Passes
 from roots_dist.config.special_tokens import NAMES
+from roots_dist.errors import present
 from roots_dist.runs.generate.cached_decoder import broadcast
 from roots_dist.runs.generate.prompts import Prompt, PromptEncoder
 from roots_dist.world.batch import IGNORE, PADDING, MicroBatch
@@ -32,12 +33,13 @@ def encode_masked(prompts: Sequence[Prompt], encoder: PromptEncoder) -> list[lis
     """Of each text [CLS], its ids, [SEP]. A mask may be written as any tokenizer writes it. Raises DataError for a text
     that has none, or is longer than the learned positions."""
     s, found = encoder.specials, []
-    name = encoder.codec.backend.id_to_token(s.mask)
+    cls, sep = present(s.cls), present(s.sep)
+    name = present(encoder.codec.backend.id_to_token(present(s.mask)))
     for one in prompts:
         text = one.text
         for other in NAMES["mask"]:
             text = text.replace(other, name)
-        ids = [s.cls, *encoder.codec.encode_marked(text), s.sep]
+        ids = [cls, *encoder.codec.encode_marked(text), sep]
         if s.mask not in ids:
             raise one.problem(f"a text with a mask ({name})", f"write {name} where a word is wanted")
         if encoder.config.model.positions == "learned" and len(ids) > encoder.positions:
@@ -58,7 +60,7 @@ def fill(passes: Passes, texts: Sequence[Sequence[int]], encoder: PromptEncoder,
 
 
 def _some(passes: Passes, texts: Sequence[Sequence[int]], encoder: PromptEncoder, top: int) -> list[list[list[Guess]]]:
-    mesh, mask, length = passes.mesh, encoder.specials.mask, max(map(len, texts))
+    mesh, mask, length = passes.mesh, present(encoder.specials.mask), max(map(len, texts))
     pad = encoder.specials.pad or 0
     tokens = torch.tensor([[*text, *[pad] * (length - len(text))] for text in texts])  # [B, S]
     place = torch.arange(length)

@@ -124,7 +124,8 @@ def _write(
     for one, lead, answers in zip(prompts, before, decode(passes, ids, request, stops, start=encoder.start)):
         for answer in answers:
             text = stops.text(answer.tokens, lead)
-            record = {"prompt": one.text, "text": text} | ({"score": answer.score} if request.beams else {})
+            record: dict[str, object] = {"prompt": one.text, "text": text}
+            record |= {"score": answer.score} if request.beams else {}
             heading = one.text if has_past else f"{one.text}\n" if len(prompts) > 1 else ""
             replies.append(Reply(record, heading + (text if has_past else text.strip())))
     return replies

@@ -126,7 +126,7 @@ class PromptEncoder:
             return self.codec.encode(text)
         ids = self.codec.encode_marked(SPACE_BEFORE_SENTINEL.sub("", text))
         closed = self.config.objective.name in ENDS_WITH_END_TOKEN and ids and ids[-1] != self.specials.end
-        return [*ids, self.specials.end] if closed else ids
+        return [*ids, present(self.specials.end)] if closed else ids
 
     def conversation(self, messages: Messages) -> list[int]:
         """Up to where the next answer begins. Raises DataError if the template refuses it."""
@@ -175,7 +175,7 @@ def open_prompt_encoder(config: Config, *, talks: bool) -> PromptEncoder:
             Problem(key="data.tokenizer", found=None, expected="a tokenizer, to read and write text with", fix=fix)
         )
     codec, specials = load_codec(path), read_specials(path, config.model.vocab)
-    end = "" if specials.end is None else codec.backend.id_to_token(specials.end)
+    end = "" if specials.end is None else present(codec.backend.id_to_token(specials.end))
     return PromptEncoder(
         config, codec, specials, open_chat(config.finetune.chat_template, path, end) if talks else None
     )

@@ -16,6 +16,7 @@ import torch
 from roots_dist.accounting.flops import flops_per_step, mfu
 from roots_dist.assembly.passes import training_program
 from roots_dist.config.schema import Config
+from roots_dist.errors import present
 from roots_dist.layout import AxisName, Layout
 from roots_dist.learning.models import pieces_of
 from roots_dist.parallel.pipeline.executor import needless
@@ -229,8 +230,9 @@ def _sent_tp(actions: list[Action], found: Rehearsal, layout: Layout) -> float:
 def _sent_pp(actions: list[Action], found: Rehearsal) -> float:
     tied = [p for p in found.params if p.name in found.ties and p.tensor.requires_grad]
     ties = sum(ring_bytes("all_reduce", p.tensor.nbytes, found.ties[p.name]) for p in tied)
-    size = {Kind.SEND_FORWARD: lambda cost: cost.output_bytes, Kind.SEND_BACKWARD: lambda cost: cost.input_grad_bytes}
-    return ties + sum(size[kind](found.stages[stage]) for kind, stage, _ in actions if kind in size)
+    outputs = sum(found.stages[stage].output_bytes for kind, stage, _ in actions if kind is Kind.SEND_FORWARD)
+    gradients = sum(found.stages[stage].input_grad_bytes for kind, stage, _ in actions if kind is Kind.SEND_BACKWARD)
+    return ties + outputs + gradients
 
 
 def _dp_messages(config: Config, layout: Layout, found: Rehearsal, actions: list[Action]) -> list[Message]:
@@ -273,7 +275,7 @@ def _seconds(
     def total(of: Mapping[tuple[Kind, int], float], actions: list[Action]) -> float:
         return sum(of[kind, stage] for kind, stage, _ in actions if kind in COMPUTE)
 
-    busiest = max(program, key=lambda actions: total(times.exact, actions))
+    busiest = max(program, key=lambda actions: total(present(times.exact), actions))
     compute, tp = total(compute_seconds, busiest), total(tp_seconds, busiest)
     master_size = 8 if config.advanced.float64 else 4
     shared = layout.dp if config.parallel.zero_stage >= 1 else 1

@@ -115,7 +115,7 @@ def line_chart(
     )
 
 
-def _curve(line: Line, x, y) -> Iterator[Element]:
+def _curve(line: Line, x: Callable[[float], float], y: Callable[[float], float]) -> Iterator[Element]:
     points = [(x(step), y(value)) for step, value in downsample(line)]
     if len(points) > 1:
         path = "M" + "L".join(f"{px:.1f},{py:.1f}" for px, py in points)

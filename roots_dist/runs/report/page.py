@@ -68,7 +68,7 @@ def _number(value: object, form: Callable[[float], str] = short) -> str:
 
 
 def _overview(runs: Sequence[RunRecord]) -> Element:
-    rows = []
+    rows: list[list[Inside]] = []
     for index, run in enumerate(runs):
         of = f" of {run.steps:,}" if run.steps is not None else ""
         trained = sum(seconds for part, seconds in run.seconds().items() if part not in ("evaluate", "checkpoint"))

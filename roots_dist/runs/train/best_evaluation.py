@@ -62,5 +62,7 @@ def best_evaluation(config: Config, saved: Mapping[str, object]) -> BestEvaluati
     metric = {"loss": "loss/validation", "accuracy": f"accuracy/validation/{config.objective.name}"}.get(
         f.metric, f"{f.metric}/validation"
     )
-    told = {key: saved[key] for key in ("step", "value", "waited")} if saved.get("metric") == metric else {}
+    told: dict[str, Any] = (
+        {key: saved[key] for key in ("step", "value", "waited")} if saved.get("metric") == metric else {}
+    )
     return BestEvaluation(metric, f.patience, **told)

@@ -127,15 +127,16 @@ def sample(state: TrainState) -> None:
 def _continue_text(state: TrainState) -> tuple[list[int], list[int]]:
     """A beginning, and how the model goes on."""
     length = min(PROMPT_TOKENS, state.config.data.seq_length // 2)
-    beginning = _from_first_rank(state, next(state.held_out.evaluation(1)).tokens[0, :length])
+    beginning = _from_first_rank(state, next(present(state.held_out).evaluation(1)).tokens[0, :length])
     return beginning, _generate(state, beginning, min(SAMPLE_TOKENS, state.config.data.seq_length - length), start=None)
 
 
 def _answer_text(state: TrainState) -> tuple[list[int], list[int]]:
     """The first part of what an encoder reads, and what its decoder says to all of it."""
-    batch = next(state.held_out.evaluation(1))
-    text, (start, *_) = (_from_first_rank(state, row[0]) for row in (batch.tokens, batch.decoder_tokens))
-    return text[:SAMPLE_TOKENS], _generate(state, text, min(PROMPT_TOKENS, batch.decoder_tokens.shape[1]), start)
+    batch = next(present(state.held_out).evaluation(1))
+    answer = present(batch.decoder_tokens)
+    text, (start, *_) = (_from_first_rank(state, row[0]) for row in (batch.tokens, answer))
+    return text[:SAMPLE_TOKENS], _generate(state, text, min(PROMPT_TOKENS, answer.shape[1]), start)
 
 
 def _generate(state: TrainState, text: list[int], count: int, start: int | None) -> list[int]:

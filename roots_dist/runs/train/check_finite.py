@@ -79,9 +79,9 @@ def _where(mesh: Mesh, params: list[Param], state: int) -> NonFinite:
     if bad:
         state, what = WEIGHT, f"weight {bad.name} {_nonfinite_kind(bad.tensor.data)}"
     elif state == GRADIENT:
-        trainable = [p for p in reversed(params) if p.tensor.grad is not None]
-        bad = next(p for p in trainable if not bool(_all_finite([p.tensor.grad], mesh.device)))
-        what = f"gradient of {bad.name} {_nonfinite_kind(bad.tensor.grad)}"
+        gradients = [(p, p.tensor.grad) for p in reversed(params) if p.tensor.grad is not None]
+        bad, gradient = next(found for found in gradients if not bool(_all_finite([found[1]], mesh.device)))
+        what = f"gradient of {bad.name} {_nonfinite_kind(gradient)}"
     else:
         what = "loss is not finite" if state == LOSS else ""
     place = mesh.place

@@ -9,6 +9,7 @@ from roots_dist.accounting.bounds import Bounds
 from roots_dist.assembly.run import Run
 from roots_dist.config.batch_ramp import samples_before
 from roots_dist.config.schema import Config
+from roots_dist.errors import present
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.tokenizer import Codec
 from roots_dist.runs.evaluate.sources import bytes_per_token
@@ -62,7 +63,7 @@ class TrainState:
     def reason_to_stop(self) -> str:
         if self.step < self.config.train.steps:
             return (
-                f"stopped after step {self.step}: no better evaluation since step {self.best.step}; "
+                f"stopped after step {self.step}: no better evaluation since step {present(self.best).step}; "
                 f"a larger finetune.patience continues the run"
             )
         return f"all {self.step} steps are done; a larger train.steps continues the run"
