@@ -11,9 +11,8 @@ import typer
 
 from roots_dist.cli.arguments import Overrides, Run
 from roots_dist.cli.options import with_options
-from roots_dist.cli.read_config import without_training_batch
 from roots_dist.runs.evaluate.options import EvaluateOptions
-from roots_dist.runs.ranks.verb import Verb
+from roots_dist.runs.ranks.verb import Verb, without_training_batch
 
 if TYPE_CHECKING:
     from roots_dist.config.load import Loaded
@@ -83,6 +82,6 @@ def evaluate(context: typer.Context, run: Run, options: EvaluateOptions, overrid
     roots evaluate runs/quickstart parallel.tp=2 data.validation=data/mine/validation_text_document
     roots evaluate runs/quickstart --lm-eval lambada_openai,piqa --limit 200
     """
-    from roots_dist.runs.ranks.run_on_ranks import run_on_ranks
+    from roots_dist.runs.ranks.start import start
 
-    raise typer.Exit(run_on_ranks(evaluation(options), str(run), overrides or (), arguments=context.obj))
+    raise typer.Exit(start(evaluation(options), str(run), overrides or (), words=context.obj))

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import typer
 
 from roots_dist.cli.arguments import ConfigArgument, Overrides, Processes
-from roots_dist.cli.read_config import read_config
 from roots_dist.cli.train import check, work
 from roots_dist.runs.ranks.verb import Verb
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
 
 
 def _read(path: str, overrides: Sequence[str]) -> Loaded:
+    from roots_dist.cli.read_config import read_config
     from roots_dist.config.load import read
     from roots_dist.errors import ConfigError, Problem
 
@@ -42,6 +42,6 @@ def finetune(config: ConfigArgument, overrides: Overrides = None, processes: Pro
     \b
     roots finetune configs/bert-languages.yaml finetune.strategy=lora parallel.tp=1
     """
-    from roots_dist.runs.ranks.run_on_ranks import run_on_ranks
+    from roots_dist.runs.ranks.start import start
 
-    raise typer.Exit(run_on_ranks(FINETUNE, config, overrides or (), processes))
+    raise typer.Exit(start(FINETUNE, config, overrides or (), processes))

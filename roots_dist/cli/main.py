@@ -27,7 +27,6 @@ from roots_dist.cli.sample import sample
 from roots_dist.cli.schedule import schedule
 from roots_dist.cli.train import train
 from roots_dist.cli.verify import verify
-from roots_dist.errors import UserError
 
 app = typer.Typer(
     name="roots",
@@ -67,6 +66,8 @@ app.command("export", short_help="a run -> a folder for transformers, vLLM")(exp
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `roots` and `python -m roots_dist`. deepspeed's launcher puts --local_rank=N before the verb."""
+    from roots_dist.errors import UserError
+
     given = sys.argv[1:] if arguments is None else arguments
     try:
         words = [word for word in given if not LAUNCHERS_OWN.match(word)]

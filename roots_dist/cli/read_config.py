@@ -26,11 +26,3 @@ def read_config(path: str, overrides: Sequence[str]) -> Loaded:
     from roots_dist.learning.objectives.task_checks import complete_from_rows
 
     return replace(loaded, config=complete_from_rows(loaded.config))
-
-
-def without_training_batch(loaded: Loaded, world_size: int) -> Loaded:
-    """Replace the batch by one that fits the world: evaluation has no optimizer step whose size matters."""
-    config = loaded.config
-    ranks = max(1, world_size // config.parallel.tp)  # of dp × pp: a multiple of every number that batches are cut by
-    values = {"train.global_batch": config.train.micro_batch * ranks, "train.batch_ramp": None}
-    return replace(loaded, config=config.changed(values))

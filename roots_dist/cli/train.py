@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from roots_dist.cli.arguments import ConfigArgument, Overrides, Processes
-from roots_dist.cli.read_config import read_config
 from roots_dist.runs.ranks.verb import Verb
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
 
 def _read(path: str, overrides: Sequence[str]) -> Loaded:
+    from roots_dist.cli.read_config import read_config
     from roots_dist.config.load import read
     from roots_dist.errors import ConfigError, Problem
 
@@ -77,10 +77,11 @@ def train(
     torchrun --nproc-per-node 8 -m roots_dist train configs/gpt2-small.yaml data.train=data/mine/train_text_document
     """
     if print_config:
+        from roots_dist.cli.read_config import read_config
         from roots_dist.config.load import to_yaml
 
         typer.echo(to_yaml(read_config(config, overrides or ()).config), nl=False)
         return
-    from roots_dist.runs.ranks.run_on_ranks import run_on_ranks
+    from roots_dist.runs.ranks.start import start
 
-    raise typer.Exit(run_on_ranks(TRAIN, config, overrides or (), processes))
+    raise typer.Exit(start(TRAIN, config, overrides or (), processes))

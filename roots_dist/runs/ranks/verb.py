@@ -9,7 +9,7 @@ everything has been checked.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 def _as_it_is(loaded: Loaded, world_size: int) -> Loaded:
     return loaded
+
+
+def without_training_batch(loaded: Loaded, world_size: int) -> Loaded:
+    """Replace the batch by one that fits the world: evaluation has no optimizer step whose size matters."""
+    config = loaded.config
+    ranks = max(1, world_size // config.parallel.tp)  # of dp × pp: a multiple of every number that batches are cut by
+    values = {"train.global_batch": config.train.micro_batch * ranks, "train.batch_ramp": None}
+    return replace(loaded, config=config.changed(values))
 
 
 def _nothing_more(config: Config) -> None:
