@@ -15,40 +15,44 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Show typer each field of the command's dataclass parameters as an option of its own, and build the dataclasses
-    from what was given. Every field needs a default; tuples of text are options that may be given again."""
+    from what was given. A field that several of them inherit from one class is one option, given to all of them. Every
+    field needs a default; tuples of text are options that may be given again."""
     hints = get_type_hints(command, include_extras=True)
     classes = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
-    shown: list[inspect.Parameter] = []
+    shown: dict[str, inspect.Parameter] = {}
     for name, parameter in inspect.signature(command).parameters.items():
         if name in classes:
             types = get_type_hints(classes[name], include_extras=True)
-            shown += [_option(field, types[field.name]) for field in fields(classes[name])]
+            shown |= {field.name: _option(field, types[field.name]) for field in fields(classes[name])}
         else:
-            shown.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name]))
+            shown[name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
 
     @functools.wraps(command)
     def called(**values: Any) -> None:
-        for name, options in classes.items():
-            values[name] = options(**{field.name: _value(field, values.pop(field.name)) for field in fields(options)})
-        command(**values)
+        built = {
+            name: options(**{field.name: _value(field, values[field.name]) for field in fields(options)})
+            for name, options in classes.items()
+        }
+        of_classes = {field.name for options in classes.values() for field in fields(options)}
+        command(**{name: value for name, value in values.items() if name not in of_classes}, **built)
 
-    called.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]  # this is what typer reads
-    called.__annotations__ = {parameter.name: parameter.annotation for parameter in shown}
+    called.__signature__ = inspect.Signature([*shown.values()])  # type: ignore[attr-defined]  # this is what typer reads
+    called.__annotations__ = {name: parameter.annotation for name, parameter in shown.items()}
     return called
 
 
-def _is_tuple(field: Field[Any]) -> bool:
+def _is_tuple(field: Field) -> bool:
     return isinstance(field.default, tuple)
 
 
-def _option(field: Field[Any], annotation: Any) -> inspect.Parameter:
+def _option(field: Field, annotation: Any) -> inspect.Parameter:
     """typer has lists, None where none is given, in place of tuples."""
     if _is_tuple(field):
         assert get_origin(annotation) is Annotated, field
-        annotation = Annotated[(list[str] | None, *get_args(annotation)[1:])]
+        annotation = Annotated[(list[str] | None, *get_args(annotation)[1:])]  # type: ignore[valid-type]
     default = None if _is_tuple(field) else field.default
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _value(field: Field[Any], given: Any) -> Any:
+def _value(field: Field, given: Any) -> Any:
     return tuple(given or ()) if _is_tuple(field) else given

@@ -13,8 +13,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,14 +29,14 @@ from roots_dist.world.mesh import Mesh
 from roots_dist.world.sharding import Param, assemble
 
 
-class _GradientRecorder:
+class _Recording:
     """An engine that remembers what each backward left in .grad, before it is summed over data ranks."""
 
     def __init__(self, engine: Engine, params: Sequence[Param]):
         self._engine, self._params = engine, params
         self.gradients: list[dict[str, Tensor]] = []
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._engine, name)
 
     @contextmanager
@@ -65,23 +63,23 @@ def trace(
     last: int,
     load_from: str | None = None,
     save_to: str | None = None,
-) -> dict[str, Any]:
+) -> dict:
     """Steps first … last-1 on one rank: what `merge` puts together. To be run by testing.world.on_world."""
     layout = Layout(dp=size // (config.parallel.tp * config.parallel.pp), pp=config.parallel.pp, tp=config.parallel.tp)
     mesh = Mesh.connect(layout, rank)
-    recorded: list[_GradientRecorder] = []
+    recorded: list[_Recording] = []
 
     def recording(
-        config: Config, mesh: Mesh, module: torch.nn.Module, params: list[Param], trainable: Mapping[str, Any]
+        config: Config, mesh: Mesh, module: torch.nn.Module, params: list[Param], trainable: Mapping
     ) -> Engine:
-        recorded.append(_GradientRecorder(build_engine(config, mesh, module, params, trainable), params))
+        recorded.append(_Recording(build_engine(config, mesh, module, params, trainable), params))
         return recorded[0]
 
     run = build_run(config, mesh, recording, proof_objective(config))
     if load_from:
         from roots_dist.storage.checkpoint.load import load
 
-        load(Path(load_from), run.engine, run.params, mesh)
+        load(load_from, run.engine, run.params, mesh)
     learning_rate = rate(config.optim, config.train.steps)
     losses, norms = [], []
     for step in range(first, last):
@@ -91,11 +89,11 @@ def trace(
     if save_to:
         from roots_dist.storage.checkpoint.save import save
 
-        save(Path(save_to), last, run.engine, run.params, mesh, {})
+        save(save_to, last, run.engine, run.params, mesh, {})
     return {"losses": losses, "norms": norms, **_tensors(run, recorded[0])}
 
 
-def _tensors(run: Run, recorded: _GradientRecorder) -> dict[str, Any]:
+def _tensors(run: Run, recorded: _Recording) -> dict:
     counted = [p for p in run.params if p.counts_here]
     state = {p.name: run.engine.read_state(p.name) for p in run.params}
     return {
@@ -129,11 +127,11 @@ class Trace:
         )
 
 
-def merge(ranks: Sequence[Mapping[str, Any]]) -> Trace:
+def merge(ranks: Sequence[Mapping]) -> Trace:
     """One run from what its ranks returned. Gradients of data ranks are summed here: they are as backward left them."""
     names = {name: tuple(shape) for rank in ranks for name, shape in rank["shapes"].items()}
 
-    def slices(rank: Mapping[str, Any], name: str) -> tuple[slice, ...]:
+    def slices(rank: Mapping, name: str) -> tuple[slice, ...]:
         return tuple(slice(*s) for s in rank["slices"][name])
 
     def summed(step: int) -> dict[str, Tensor]:
@@ -234,5 +232,5 @@ def _row(what: str, found: list[tuple[str, float]], bound: float) -> Difference:
     return Difference(what, max(value for _, value in found), bound, where)
 
 
-FLOAT64_BOUNDS = dict.fromkeys(("loss", "norm", "gradient", *STATE), 1e-10)
+EXACT = dict.fromkeys(("loss", "norm", "gradient", *STATE), 1e-10)
 """float64: noise is below this, and anything above is a bug."""

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ import numpy as np
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.learning.data.store import Writer
+from roots_dist.runs.launch.check_options import choose
+from roots_dist.runs.launch.options import OPTIONS, JobOptions
 
 ROOT = Path(__file__).parents[2]
 RECORDER = """#!{python} -S
@@ -26,6 +29,7 @@ if name == "sbatch":
     script = sys.argv[-1]
     nodes = next(word for word in sys.argv if word.startswith("--nodes=")).partition("=")[2]
     slurm = {{"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-%s]" % nodes, "SLURM_NNODES": nodes}}
+    slurm.update({{"SLURM_ARRAY_JOB_ID": "7"}} if any(word.startswith("--array=") for word in sys.argv) else {{}})
     sys.exit(subprocess.run(["bash", os.path.abspath(script)], env={{**os.environ, **slurm}}, cwd="/").returncode)
 if name == "scontrol" and sys.argv[1:3] == ["show", "hostnames"]:
     print("\\n".join("n%d" % (i + 1) for i in range(int(sys.argv[3][4:-1]))))
@@ -52,6 +56,14 @@ def put(folder: Path, version: str = "mpirun (Open MPI) 4.1.4", python: bool = F
 def notes(folder: Path) -> list[dict]:
     path = folder / "notes"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def options_of(on: str, **values: object) -> JobOptions:
+    """The options of a launcher, as the command line gives them. Raises UserError."""
+    every = [of(**{f.name: values[f.name] for f in fields(of) if f.name in values}) for of in OPTIONS]
+    unknown = values.keys() - {f.name for of in OPTIONS for f in fields(of)}
+    assert not unknown, unknown
+    return choose(on, every)
 
 
 def launch(folder: Path, programs: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,6 @@
 """Nothing that a user, a config or a hostfile says is ever run by a shell: it is refused in one line, or arrives byte for byte.
 
-Every value goes through every launcher, whose programs are fakes that note what they get (fakes.py); bash, jinja2, YAML and
+Every value goes through every launcher, whose programs are fakes that note what they get (fakes.py); bash, YAML and
 DeepSpeed's runner are real.
 """
 
@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fakes import NAMES, furnish, notes, put
+from fakes import NAMES, furnish, notes, options_of, put
 
 from roots_dist.cli.launch import verb_for
 from roots_dist.errors import UserError
 from roots_dist.runs.launch import hosts as hostfiles
-from roots_dist.runs.launch.job import Job, Plan, Wishes, make
+from roots_dist.runs.launch.job import Job, Plan, make
 from roots_dist.runs.launch.launchers import LAUNCHERS
 from roots_dist.runs.launch.quoting import CONTROL, PLAIN
 from roots_dist.runs.launch.submit import shown, write
@@ -62,12 +62,12 @@ def here(place, monkeypatch):
     assert not [*place.rglob("PWNED")] + [*Path("/").glob("PWNED")]
 
 
-WISHES = {
+OPTIONS = {
     "torchrun": {},
     "slurm": {"nodes": 2, "time": "1:00:00"},
     "mpi": {"hostfile": Path("hosts")},
     "deepspeed": {"hostfile": Path("hosts")},
-    "kubernetes": {"nodes": 2, "image": "registry/roots:1", "claim": "work"},
+    "kubernetes": {"nodes": 2, "image": "registry/roots:1", "pvc": "work"},
 }
 
 
@@ -78,7 +78,7 @@ def planned(
         verb_for,
         subject,
         overrides,
-        Wishes(on=on, env=tuple(env), python=str(place / "bin" / "python"), **WISHES[on]),
+        options_of(on, env=tuple(env), python=str(place / "bin" / "python"), **OPTIONS[on]),
         place,
     )
     plan = LAUNCHERS[on](job, {})
@@ -89,12 +89,12 @@ def planned(
 
 def arrived(place: Path, on: str, job: Job, plan: Plan) -> tuple[list[str], dict[str, str]]:
     """What each rank is told after `python`, and the variables, when the plan is carried out."""
-    environ = {"PATH": f"{place}/bin:/usr/bin:/bin", "HOME": str(place / "home"), **plan.variables}
+    environ = {"PATH": f"{place}/bin:/usr/bin:/bin", "HOME": str(place / "home")}
     if on != "kubernetes":
         subprocess.run(plan.command, cwd=place, env=environ, check=True, timeout=60)
     called = {note["name"]: note for note in notes(place)}
     if on == "kubernetes":
-        documents = list(yaml.safe_load_all((job.files / "job.yaml").read_text(encoding="utf-8")))
+        documents = list(yaml.safe_load_all((job.files / "kubernetes.yaml").read_text(encoding="utf-8")))
         container = documents[-1]["spec"]["template"]["spec"]["containers"][0]
         words = [word.replace("$$", "$") for word in container["args"]]
         return words[words.index("-m") :], {
@@ -171,8 +171,8 @@ def test_a_config_and_a_folder_of_any_name_are_refused_or_arrive_byte_for_byte(p
         elif on in ("slurm", "kubernetes"):
             continue
         else:
-            words = list(plan.command[plan.command.index("roots_dist") - 1 :])
-        assert words == (["--module", *said[1:]] if on == "deepspeed" else said)
+            words, _ = arrived(place, on, job, plan)
+        assert words == said
         assert job.folder == Path("runs") / name and all(
             path.is_relative_to(job.directory / job.folder) or path.is_relative_to(job.folder) for path in plan.files
         )
@@ -180,15 +180,15 @@ def test_a_config_and_a_folder_of_any_name_are_refused_or_arrive_byte_for_byte(p
 
 
 def test_a_name_is_refused_or_arrives_byte_for_byte(place):
-    job = make(verb_for, "small.yaml", (), Wishes(on="slurm", name="plain", **WISHES["slurm"]), place)
+    job = make(verb_for, "small.yaml", (), options_of("slurm", name="plain", **OPTIONS["slurm"]), place)
     for value in VALUES:
         if CONTROL.search(value):
             with pytest.raises(UserError, match="--name"):
-                make(verb_for, "small.yaml", (), Wishes(on="slurm", name=value, **WISHES["slurm"]), place)
+                make(verb_for, "small.yaml", (), options_of("slurm", name=value, **OPTIONS["slurm"]), place)
             continue
         named = replace(job, name=value)
         assert f"--job-name={value}" in LAUNCHERS["slurm"](named, {}).command
-        inside = replace(named, wishes=Wishes(on="kubernetes", **WISHES["kubernetes"]))
+        inside = replace(named, options=options_of("kubernetes", **OPTIONS["kubernetes"]))
         if value in ("plain", "null", "true", "yes"):
             (text,) = LAUNCHERS["kubernetes"](inside, {}).files.values()
             assert [document["metadata"]["name"] for document in yaml.safe_load_all(text)] == [value] * 3
@@ -261,8 +261,8 @@ def test_deepspeeds_own_runner_hands_on_what_was_asked_and_runs_nothing_else(pla
         verb_for,
         "small.yaml",
         ("track.group=a,b:c@d+e^f=g", "track.name=-x"),
-        Wishes(
-            on="deepspeed",
+        options_of(
+            "deepspeed",
             env=("ROOTS_TEST_VALUE=a/b:c,d@e+f^g=h-i",),
             hostfile=Path("hosts"),
             include="node0@node1:0,1",
@@ -285,9 +285,7 @@ def test_deepspeeds_own_runner_hands_on_what_was_asked_and_runs_nothing_else(pla
         "PYTHONUTF8": "1",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
-    done = subprocess.run(
-        plan.command, cwd=place, env=environ | dict(plan.variables), capture_output=True, text=True, timeout=120
-    )
+    done = subprocess.run(plan.command, cwd=place, env=environ, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     (pdsh,) = [note for note in notes(place) if note["name"] == "pdsh"]
     assert pdsh["words"][pdsh["words"].index("-w") + 1] == "node0,node1"
@@ -300,5 +298,5 @@ def test_deepspeeds_own_runner_hands_on_what_was_asked_and_runs_nothing_else(pla
 
 def test_a_secret_is_not_taken_as_a_variable():
     with pytest.raises(UserError, match=r"WANDB_API_KEY=\*\*\*") as refused:
-        make(verb_for, "small.yaml", (), Wishes(on="torchrun", env=("WANDB_API_KEY=0123456789",)), Path.cwd())
+        make(verb_for, "small.yaml", (), options_of("torchrun", env=("WANDB_API_KEY=0123456789",)), Path.cwd())
     assert "0123456789" not in str(refused.value)

@@ -13,9 +13,8 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TextIO, cast
+from typing import BinaryIO, TextIO
 
 from roots_dist.errors import DataError, Problem
 from roots_dist.files import why
@@ -72,7 +71,7 @@ def _unreadable(path: Path, expected: str, line: int | None = None) -> DataError
     return DataError(Problem(key=key, found=str(path), expected=expected, fix="check the path, or make the file again"))
 
 
-def _lines(content: BufferedIOBase, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def _lines(content: BinaryIO, file: str) -> Iterator[tuple[int, dict]]:
     """A JSON object on each line. Blank lines are passed over."""
     for number, data in enumerate(content, 1):
         if data.strip():
@@ -90,7 +89,7 @@ def _lines(content: BufferedIOBase, file: str) -> Iterator[tuple[int, dict[str, 
             yield number, value
 
 
-def _encodes(value: dict[str, Any]) -> bool:
+def _encodes(value: dict) -> bool:
     """JSON can spell half a surrogate pair, which no encoding holds."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
@@ -104,15 +103,15 @@ def _short(data: bytes) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def _table(delimiter: str, name: str) -> Callable[[BufferedIOBase, str], Iterator[tuple[int, dict[str, Any]]]]:
+def _table(delimiter: str, name: str) -> Callable[[BinaryIO, str], Iterator[tuple[int, dict]]]:
     """The first line names the columns. name: of the delimiter, in words."""
 
-    def read(content: BufferedIOBase, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    def read(content: BinaryIO, file: str) -> Iterator[tuple[int, dict]]:
         csv.field_size_limit(LONGEST)  # a text may be longer than the library's 131,072 characters
-        lines: TextIO = io.TextIOWrapper(cast("BinaryIO", content), "utf-8-sig", newline="")
+        lines: TextIO = io.TextIOWrapper(content, "utf-8-sig", newline="")
         line = 0
         try:
-            quoting: Quoting = csv.QUOTE_MINIMAL
+            quoting = csv.QUOTE_MINIMAL
             if delimiter == "\t":
                 text = lines.read()
                 lines, quoting = io.StringIO(text, newline=""), _quoting(text)
@@ -141,11 +140,7 @@ def _table(delimiter: str, name: str) -> Callable[[BufferedIOBase, str], Iterato
     return read
 
 
-Quoting = Literal[0, 1, 2, 3]
-"""csv.QUOTE_MINIMAL and its like."""
-
-
-def _quoting(text: str) -> Quoting:
+def _quoting(text: str) -> int:
     """What quotes mean in a tsv: characters, as in GLUE's files, or csv's, as where a writer quoted each field that holds one.
 
     Read as characters, a line whose field held a tab or a line break has other fields than the first: then they are csv's, if
@@ -176,7 +171,7 @@ def _refuse_twins(columns: Sequence[str], file: str) -> None:
         raise DataError(problem)
 
 
-READERS: dict[str, Callable[[BufferedIOBase, str], Iterator[tuple[int, dict[str, Any]]]]] = {
+READERS: dict[str, Callable[[BinaryIO, str], Iterator[tuple[int, dict]]]] = {
     ".jsonl": _lines,
     ".ndjson": _lines,
     ".json": _lines,

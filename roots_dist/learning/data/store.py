@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -90,7 +89,7 @@ class Writer:
             path.unlink(missing_ok=True)
 
 
-def _to_disk(file: IO[bytes]) -> None:
+def _to_disk(file) -> None:
     file.flush()
     os.fsync(file.fileno())
 

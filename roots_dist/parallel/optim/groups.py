@@ -10,7 +10,7 @@ groups before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.optim.adamw import adamw as adamw_step
 
 from roots_dist.config.schema import Optim
-from roots_dist.errors import present
 from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.world.sharding import Param
 
@@ -29,7 +28,7 @@ class Group(NamedTuple):
 
     def __str__(self) -> str:
         """As it is called where its gradient's norm is shown."""
-        return ("decayed" if self.decays else "no_decay") + (
+        return ("decayed" if self.decays else "undecayed") + (
             f"/step{self.trainable.from_step}" if self.trainable.from_step else ""
         )
 
@@ -57,7 +56,7 @@ def by_name(groups: Iterable[Group], norms: Iterable[float]) -> dict[str, float]
     return {name: math.sqrt(square) for name, square in squares.items()}
 
 
-def freeze(params: Sequence[Param]) -> None:
+def freeze(params: list[Param]) -> None:
     """Before an engine is made: what does not learn has no gradient, and backward does not look for one."""
     for p in params:
         p.tensor.requires_grad_(False)
@@ -78,8 +77,7 @@ def adamw(optim: Optim) -> torch.optim.AdamW:
 
 def since(group: dict[str, Any]) -> int:
     """The step at which an optimizer's group began to learn."""
-    described: Group = group["group"]
-    return described.trainable.from_step
+    return group["group"].trainable.from_step
 
 
 def set_rate(optimizer: torch.optim.AdamW, lr: float) -> None:
@@ -98,7 +96,7 @@ def first_state(tensor: Tensor) -> dict[str, Tensor]:
 
 def state_of(optimizer: torch.optim.AdamW, tensor: Tensor) -> dict[str, Tensor]:
     """AdamW's own state of a tensor, begun here where its first step has not yet been."""
-    state: dict[str, Tensor] = optimizer.state[tensor]
+    state = optimizer.state[tensor]
     if not state:
         state.update(first_state(tensor))
     return state
@@ -108,7 +106,7 @@ def update(optim: Optim, group: Group, lr: float, weights: list[Tensor], states:
     """A step of AdamW on a group, from the gradients of `weights`; both they and their states change in place."""
     adamw_step(
         weights,
-        [present(weight.grad) for weight in weights],
+        [weight.grad for weight in weights],
         [state["exp_avg"] for state in states],
         [state["exp_avg_sq"] for state in states],
         [],

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -176,46 +175,44 @@ def start_reduce_from_backward(grad: Tensor, tp: TensorParallel) -> Pending:
 
 class _CopyToRegion(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
+    def forward(ctx, x: Tensor, tp: TensorParallel) -> Tensor:
         ctx.tp = tp
         return start_copy_to(x, tp)()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx, grad: Tensor):
         return start_copy_to_backward(grad.clone(), ctx.tp)(), None
 
 
 class _ReduceFromRegion(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, partial: Tensor, tp: TensorParallel) -> Tensor:
+    def forward(ctx, partial: Tensor, tp: TensorParallel) -> Tensor:
         ctx.tp = tp
         return start_reduce_from(partial.clone(), tp)()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx, grad: Tensor):
         return start_reduce_from_backward(grad, ctx.tp)(), None
 
 
 def copy_to_tp_region(x: Tensor, tp: TensorParallel) -> Tensor:
     """[B, s, D] under SP, else [B, S, D] -> [B, S, D]."""
-    return x if tp.size == 1 else _CopyToRegion.apply(x, tp)  # type: ignore[no-untyped-call] # torch types no apply
+    return x if tp.size == 1 else _CopyToRegion.apply(x, tp)
 
 
 def reduce_from_tp_region(partial: Tensor, tp: TensorParallel) -> Tensor:
     """[B, S, D] -> [B, s, D] under SP, else [B, S, D]."""
-    if tp.size == 1:
-        return partial
-    return _ReduceFromRegion.apply(partial, tp)  # type: ignore[no-any-return,no-untyped-call] # torch types no apply
+    return partial if tp.size == 1 else _ReduceFromRegion.apply(partial, tp)
 
 
 class _GatherSequence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
+    def forward(ctx, x: Tensor, tp: TensorParallel) -> Tensor:
         ctx.tp = tp
         return start_all_gather(x, tp)()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx, grad: Tensor):
         mine = ctx.tp.positions(grad.shape[1])
         return grad[:, mine.start : mine.stop].contiguous(), None
 
@@ -223,6 +220,4 @@ class _GatherSequence(torch.autograd.Function):
 def gather_sequence(x: Tensor, tp: TensorParallel) -> Tensor:
     """[B, s, D] under SP -> [B, S, D], for what every tensor rank does alike (a head of few outputs): each already has
     the whole gradient, of which it keeps its positions. After `enter` it would be counted once per rank."""
-    if not tp.sequence_parallel or tp.size == 1:
-        return x
-    return _GatherSequence.apply(x, tp)  # type: ignore[no-any-return,no-untyped-call] # torch types no apply
+    return _GatherSequence.apply(x, tp) if tp.sequence_parallel and tp.size > 1 else x

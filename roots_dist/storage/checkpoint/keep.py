@@ -55,8 +55,7 @@ def check_whole(folder: Path, step: int) -> None:
 
 
 def newest(run: Path) -> Path | None:
-    found = complete(run)
-    return found[-1] if found else None
+    return (complete(run) or [None])[-1]
 
 
 def best(run: Path) -> Path | None:

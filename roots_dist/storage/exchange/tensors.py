@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -33,18 +32,16 @@ class Tensors:
         self._open: dict[str, safe_open] = {}
 
     def get(self, name: str) -> Tensor:
-        whole: Tensor = self._read(name)[:]
-        return whole
+        return self._read(name)[:]
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._read(name).get_shape())
 
     def dtype(self, name: str) -> str:
         """As safetensors spells it."""
-        return str(self._read(name).get_dtype())
+        return self._read(name).get_dtype()
 
-    def _read(self, name: str) -> Any:
-        """safetensors' slice of a tensor, for which it has no type."""
+    def _read(self, name: str):
         file = self.files[name]
         try:
             if file not in self._open:
@@ -82,7 +79,7 @@ def open_folder(folder: Path) -> Tensors:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict:
     """Raises ExchangeError if it is not there, or no object."""
     try:
         value = json.loads(path.read_bytes())

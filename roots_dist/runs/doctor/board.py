@@ -1,0 +1,139 @@
+"""Where ranks write what they measured and rank 0 reads it: rounds of questions over the world's store.
+
+    every rank: ask(round, work) --JSON--> store --> rank 0: all answers in, or who is silent --go | stop--> every rank
+
+JSON over the store instead of collectives: it works before any group exists, with a rank that is dead, and unpickles
+nothing. Each round is a barrier, so that no rank measures while another still does something else.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+from roots_dist.cluster_profile import Finding, named
+from roots_dist.errors import EnvironmentProblem
+from roots_dist.runs.doctor.deadline import Overdue, within
+
+PAUSES_S = (0.002, 0.1)
+"""Between two looks at the store: at first, and when nothing comes for a while (hundreds of ranks look at one server)."""
+SLACK_S = 5.0
+"""Ranks reach a round at different times, and rank 0 says go when it has heard all."""
+BYE_S = 2.0
+FIX = "read that rank's log, and see whether its host is up"
+
+
+class Stopped(Exception):
+    """A rank failed or is silent: no rank goes on. Rank 0 has the findings."""
+
+
+class Board:
+    """One rank's view. `said` and `findings` are filled on rank 0 only."""
+
+    def __init__(self, store: Any, rank: int, size: int):
+        self.store, self.rank, self.size = store, rank, size
+        self.said: dict[str, dict[int, Any]] = {}
+        """Round -> rank -> its answer."""
+        self.findings: list[Finding] = []
+        self.hosts: dict[int, str] = {}
+        """Of the ranks whose host is known."""
+        self.overdue = False
+        """A thread of this process is still at some work."""
+
+    def ask(
+        self, round: str, seconds: float, work: Callable[[], Any], silence: str = "", fix: str = FIX
+    ) -> dict[int, Any]:
+        """Every rank does `work`, for `seconds` at most. Returns all answers on rank 0, nothing on the others.
+
+        Raises Stopped on every rank when one raised, was overdue or is silent; rank 0 keeps a finding for each kind, with
+        what `silence` says of the silent. Raises EnvironmentProblem where rank 0 itself is silent.
+        """
+        end = time.monotonic() + seconds + SLACK_S
+        self._put(f"{round}/{self.rank}", self._answer(seconds, work))
+        if self.rank != 0:
+            if self._get(f"{round}/word", seconds + 2 * SLACK_S) != "go":
+                raise Stopped
+            return {}
+        answers = self._collect(round, end - time.monotonic())
+        self.said[round] = {rank: answer["said"] for rank, answer in answers.items() if "said" in answer}
+        silent = Finding(
+            check="answers",
+            where="",
+            found=silence or f"no answer to the check of {round}",
+            expected=f"it within {seconds + SLACK_S:g} s",
+            fix=fix if silence else FIX,
+        )
+        self._note(round, answers, silent, fix)
+        whole = len(self.said[round]) == self.size
+        self._put(f"{round}/word", "go" if whole else "stop")
+        if not whole:
+            raise Stopped
+        return self.said[round]
+
+    def tell(self, what: str, value: Any = None, seconds: float = 2 * SLACK_S) -> Any:
+        """Rank 0's value, on every rank. Raises EnvironmentProblem if rank 0 says nothing."""
+        if self.rank == 0:
+            self._put(what, value)
+            return value
+        return self._get(what, seconds)
+
+    def leave(self) -> None:
+        """The store ends with rank 0, which therefore leaves last."""
+        self.store.set(f"bye/{self.rank}", b"-")
+        if self.rank == 0:
+            self._there([f"bye/{rank}" for rank in range(self.size)], BYE_S)
+
+    def _answer(self, seconds: float, work: Callable[[], Any]) -> dict[str, Any]:
+        try:
+            return {"said": within(seconds, work)}
+        except Overdue as error:
+            self.overdue = True
+            return {"trouble": str(error)}
+        except Exception as error:  # of any kind: what a broken cluster makes libraries raise is not foreseen
+            lines = str(error).strip().splitlines() or ["no reason given"]
+            return {"trouble": f"{type(error).__name__}: {lines[0]}"}
+
+    def _note(self, round: str, answers: dict[int, dict[str, Any]], silent: Finding, fix: str) -> None:
+        """Who is silent first: it may be why others were in trouble."""
+        troubles: dict[str, list[int]] = {}
+        for rank, answer in answers.items():
+            if "trouble" in answer:
+                troubles.setdefault(f"{round}: {answer['trouble']}", []).append(rank)
+        if missing := [rank for rank in range(self.size) if rank not in answers]:
+            self.findings.append(replace(silent, where=named(missing, self.hosts)))
+        for found, ranks in troubles.items():
+            where = named(ranks, self.hosts)
+            self.findings.append(Finding(check="answers", where=where, found=found, expected="no error", fix=fix))
+
+    def _collect(self, round: str, seconds: float) -> dict[int, dict[str, Any]]:
+        keys = {rank: f"{round}/{rank}" for rank in range(self.size)}
+        if not self._there(keys.values(), seconds):
+            keys = {rank: key for rank, key in keys.items() if self.store.check([key])}
+        return {rank: json.loads(self.store.get(key)) for rank, key in keys.items()}
+
+    def _put(self, key: str, value: Any) -> None:
+        self.store.set(key, json.dumps(value).encode())
+
+    def _get(self, key: str, seconds: float) -> Any:
+        why = f"within {seconds:g} s"
+        try:
+            if self._there([key], seconds):
+                return json.loads(self.store.get(key))
+        except RuntimeError:  # torch's DistNetworkError
+            why = "and the store that it keeps is gone"
+        word = key.partition("/")[0]
+        raise EnvironmentProblem(f"{named([0], self.hosts)} = silent: expected its word on {word}, {why}. Fix: {FIX}.")
+
+    def _there(self, keys: Iterable[str], seconds: float) -> bool:
+        """Looks again and again: a wait that times out leaves torch's store with a complaint on stderr."""
+        keys, end = list(keys), time.monotonic() + seconds
+        pause, longest = PAUSES_S
+        while not self.store.check(keys):
+            if time.monotonic() > end:
+                return False
+            time.sleep(pause)
+            pause = min(2 * pause, longest)
+        return True

@@ -1,0 +1,190 @@
+"""What a rank says of itself, and what is wrong when the ranks' words are laid side by side.
+
+gather, on every rank --RankFacts--> board --> versions, devices, addresses, room: pure, on rank 0
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from roots_dist import environment
+from roots_dist.checks.facts import free_memory, version_of
+from roots_dist.cluster_profile import Finding, RankFacts, hosts_of, named
+from roots_dist.runs.doctor.meet import own_address
+
+if TYPE_CHECKING:
+    import torch
+
+PACKAGE = Path(__file__).resolve().parents[1]
+SHARED_MEMORY = Path("/dev/shm")
+DRIVER = Path("/proc/driver/nvidia/version")
+FIXES = {
+    "python": "start all ranks with one Python, by its full path",
+    "torch": "install torch {usual} there, or let all hosts use one environment on a shared folder",
+    "deepspeed": "install deepspeed {usual} there, or let all hosts use one environment on a shared folder",
+    "roots_dist": "install roots_dist {usual} there",
+    "code": "copy the same files of roots_dist there (git status says what was changed)",
+    "cuda": "install the same build of torch there",
+    "nccl": "install the same build of torch there; LD_LIBRARY_PATH may put another NCCL before it",
+    "driver": "install NVIDIA driver {usual} there, or leave that host out",
+}
+"""What must be the same on all ranks, and what to do where it is not."""
+DISK_LEAST = 2**30
+SHARED_MEMORY_LEAST = 2**26
+"""Bytes for each rank of a host; NCCL's rings inside a host live there, and docker gives 64 MB to all."""
+
+
+def gather(rank: int, device: torch.device, host: str) -> RankFacts:
+    """Of this process and its machine, which goes by the name `host`."""
+    import torch
+
+    cuda = device.type == "cuda"
+    versions: dict[str, str | None] = {name: version_of(name) for name in ("torch", "deepspeed", "roots_dist")}
+    versions |= {"python": platform.python_version(), "code": code_hash(PACKAGE)}
+    versions |= {"cuda": torch.version.cuda, "nccl": _nccl() if cuda else None, "driver": driver_version()}
+    return RankFacts(
+        rank=rank,
+        host=host,
+        device=torch.cuda.get_device_name(device) if cuda else "cpu",
+        gpu=str(torch.cuda.get_device_properties(device).uuid) if cuda else None,
+        gpus=environment.gpus(),
+        versions=versions,
+        cores=environment.cores(),
+        threads=torch.get_num_threads(),
+        memory_free=free_memory(),
+        disk_free=shutil.disk_usage(tempfile.gettempdir()).free,
+        shared_memory_free=shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None,
+        address=None if environment.is_set("GLOO_SOCKET_IFNAME") else own_address(host),
+    )
+
+
+def code_hash(folder: Path) -> str:
+    """Of all Python files below a folder, with their names: twelve hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=6)
+    for path in sorted(folder.rglob("*.py")):
+        for part in (str(path.relative_to(folder)).encode(), path.read_bytes()):
+            digest.update(len(part).to_bytes(8, "big") + part)
+    return digest.hexdigest()
+
+
+def driver_version() -> str | None:
+    """Of NVIDIA's kernel module; None: there is none."""
+    try:
+        found = re.search(r"Kernel Module(?: +for \S+)? +([\d.]+)", DRIVER.read_text())
+    except OSError:
+        return None
+    return found[1] if found else None
+
+
+def versions(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
+    """Every rank whose versions differ from most ranks'; of equally many, those of the lowest rank count."""
+    hosts = hosts_of(ranks)
+    for name, fix in FIXES.items():
+        said = {facts.rank: facts.versions.get(name) for facts in sorted(ranks, key=lambda facts: facts.rank)}
+        usual, agree = Counter(said.values()).most_common(1)[0]  # of equals the first that was met
+        for other in sorted({v for v in said.values() if v != usual}, key=str):
+            differing = [rank for rank, value in said.items() if value == other]
+            yield Finding(
+                check="versions",
+                where=named(differing, hosts),
+                found=f"{name} {other or 'missing'}",
+                expected=f"{usual or 'none'} as on {agree} of {len(said)} ranks",
+                fix=fix.format(usual=usual),
+            )
+
+
+def devices(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
+    """GPUs that torch cannot use, ranks that share a GPU, and devices of several kinds."""
+    hosts = hosts_of(ranks)
+    unused = [facts.rank for facts in ranks if facts.gpus and facts.device == "cpu"]
+    if unused and len(unused) < len(ranks):  # on all ranks it is somebody's choice: train.device=cpu
+        yield Finding(
+            check="devices",
+            where=named(unused, hosts),
+            found="computes on the CPU although its host has GPUs",
+            expected="a GPU, as the other ranks have",
+            fix="python -c 'import torch; torch.cuda.init()' says there why torch cannot use it",
+        )
+    on: dict[tuple[str, str], list[int]] = {}
+    for facts in ranks:
+        if facts.gpu is not None:
+            on.setdefault((facts.host, facts.gpu), []).append(facts.rank)
+    for (_, gpu), sharing in on.items():
+        if len(sharing) > 1:
+            yield Finding(
+                check="devices",
+                where=named(sharing, hosts),
+                found=f"on one GPU, {gpu}",
+                expected="a GPU for each rank, as NCCL wants it",
+                fix="start as many ranks on a host as it has GPUs",
+            )
+    kinds = Counter(facts.device for facts in sorted(ranks, key=lambda facts: facts.rank))
+    usual = kinds.most_common(1)[0][0]
+    for kind in sorted(kinds.keys() - {usual}):
+        yield Finding(
+            check="devices",
+            where=named([facts.rank for facts in ranks if facts.device == kind], hosts),
+            found=f"device {kind}",
+            expected=f"{usual} as on most ranks",
+            fix="the slowest kind sets the pace: leave its hosts out, if they are few",
+            serious=False,
+        )
+
+
+def addresses(ranks: Sequence[RankFacts], backend: str) -> Iterator[Finding]:
+    """Hosts whose name leads back to themselves: gloo would tell the others to connect to their own machine."""
+    if backend != "gloo" or len({facts.host for facts in ranks}) == 1:
+        return
+    for facts in one_of_each_host(ranks):
+        if facts.address is not None and facts.address.startswith("127."):
+            yield Finding(
+                check="addresses",
+                where=f"host {facts.host}",
+                found=f"its name stands for {facts.address}, which leads the other hosts back to themselves",
+                expected="an address that they can reach",
+                fix="set GLOO_SOCKET_IFNAME to the network interface (ip addr lists them), or mend /etc/hosts there",
+            )
+
+
+def room(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
+    """Hosts whose temporary folder or shared memory is nearly full."""
+    for facts in one_of_each_host(ranks):
+        here = sum(other.host == facts.host for other in ranks)
+        if facts.disk_free < DISK_LEAST:
+            yield Finding(
+                check="room",
+                where=f"host {facts.host}",
+                found=f"{facts.disk_free / 2**20:.0f} MiB left in its temporary folder",
+                expected=f"{DISK_LEAST / 2**20:.0f} MiB or more",
+                fix="make room there, or set TMPDIR to a larger folder",
+            )
+        if facts.gpu and facts.shared_memory_free is not None and facts.shared_memory_free < SHARED_MEMORY_LEAST * here:
+            yield Finding(
+                check="room",
+                where=f"host {facts.host}",
+                found=f"{facts.shared_memory_free / 2**20:.0f} MiB left in {SHARED_MEMORY}",
+                expected=f"{SHARED_MEMORY_LEAST * here / 2**20:.0f} MiB for NCCL between its {here} ranks",
+                fix="start the container with a larger one (docker run --shm-size=8g, or --ipc=host)",
+            )
+
+
+def one_of_each_host(ranks: Sequence[RankFacts]) -> list[RankFacts]:
+    """The lowest rank of each host, in the order of ranks."""
+    first: dict[str, RankFacts] = {}
+    for facts in sorted(ranks, key=lambda facts: facts.rank):
+        first.setdefault(facts.host, facts)
+    return list(first.values())
+
+
+def _nccl() -> str:
+    import torch
+
+    return ".".join(map(str, torch.cuda.nccl.version()))

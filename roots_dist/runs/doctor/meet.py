@@ -1,0 +1,136 @@
+"""The meeting point of the ranks, tried step by step: its address, its port, whoever listens there.
+
+    MASTER_ADDR --resolve--> address --rank 0 listens, the others knock--> store, on which board.py's rounds run
+
+torch does the same in one call, which hangs or fails minutes later with a page of C++ frames that names nobody.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+from roots_dist import environment
+from roots_dist.environment import World
+from roots_dist.errors import EnvironmentProblem
+from roots_dist.files import why
+from roots_dist.runs.doctor.deadline import Overdue, within
+
+RESOLVE_S = 10.0
+HANDSHAKE_S = 5.0
+KNOCK_S = 2.0
+"""For one attempt to connect."""
+PAUSE_S = 0.1
+STORE_S = 30.0
+"""For one request to the store."""
+
+
+def meet(world: World, wait_s: float, host: str) -> Any:
+    """The world's store, once this rank is connected with it. Raises EnvironmentProblem that names what is in the way.
+
+    Rank 0 listens, unless torch elastic's agent does. `host` is this machine's name, for the message.
+    """
+    import torch.distributed as dist
+
+    if world.size == 1:
+        return dist.HashStore()
+    me = f"rank {world.rank} (host {host})"
+    resolve(world.master_addr, me)
+    if world.rank == 0 and not environment.agent_listens():
+        return _listen(world, me)
+    knock(world.master_addr, world.master_port, wait_s, me)
+    return _connect(world, me)
+
+
+def resolve(address: str, me: str, seconds: float = RESOLVE_S) -> list[str]:
+    """The numbers that an address stands for. Raises EnvironmentProblem if it is unknown or nobody answers in time."""
+    try:
+        found = within(seconds, lambda: socket.getaddrinfo(address, None, type=socket.SOCK_STREAM))
+        return sorted({str(entry[4][0]) for entry in found})
+    except (OSError, UnicodeError, Overdue) as error:
+        raise _refusal(
+            f"MASTER_ADDR = {address!r} on {me}",
+            f"a name or number that this host can resolve ({why(error)})",
+            "set it to rank 0's host as this one knows it (getent hosts NAME), or mend DNS or /etc/hosts here",
+        ) from None
+
+
+def knock(address: str, port: int, seconds: float, me: str) -> None:
+    """Return as soon as somebody listens there. Raises EnvironmentProblem when nobody has within `seconds`."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=KNOCK_S).close()
+            return
+        except OSError as error:
+            if time.monotonic() > end:
+                raise _refusal(
+                    f"MASTER_ADDR:MASTER_PORT = {address}:{port} on {me}",
+                    f"rank 0 listening there within {seconds:g} s ({why(error)})",
+                    "see that rank 0 has started on that host and no firewall is between, or wait longer with --wait",
+                ) from None
+        time.sleep(PAUSE_S)
+
+
+def _listen(world: World, me: str) -> Any:
+    try:
+        return _store(world, listens=True)
+    except RuntimeError as error:  # torch's DistNetworkError
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise _refusal(
+            f"MASTER_PORT = {world.master_port} on {me}",
+            f"a free port, and {listener(world.master_port)} has it",
+            f"end that process, or choose another MASTER_PORT ({free_port()} is free there)",
+        ) from None
+
+
+def _connect(world: World, me: str) -> Any:
+    """On a thread: a foreign server that accepts and says nothing keeps torch's client for ever."""
+    try:
+        return within(HANDSHAKE_S, lambda: _store(world, listens=False))
+    except (RuntimeError, Overdue):
+        raise _refusal(
+            f"MASTER_ADDR:MASTER_PORT = {world.master_addr}:{world.master_port} on {me}",
+            "rank 0's store there, and something else answers",
+            "end what listens on that port of that host, or choose another MASTER_PORT",
+        ) from None
+
+
+def _store(world: World, listens: bool) -> Any:
+    import torch.distributed as dist
+
+    patience = timedelta(seconds=STORE_S)
+    return dist.TCPStore(world.master_addr, world.master_port, None, listens, patience, wait_for_workers=False)
+
+
+def listener(port: int) -> str:
+    """Who listens on a port of this host, as far as we may know."""
+    import psutil
+
+    with suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
+    return "another process"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
+
+
+def own_address(host: str) -> str | None:
+    """What this host's own name stands for; None if nothing does. gloo tells the others to connect to it."""
+    try:
+        return socket.gethostbyname(host)
+    except OSError:
+        return None
+
+
+def _refusal(found: str, expected: str, fix: str) -> EnvironmentProblem:
+    return EnvironmentProblem(f"{found}: expected {expected}. Fix: {fix}.")

@@ -1,0 +1,131 @@
+"""What `roots evaluate` shows: tables for a terminal, made of what has been found. Nothing is computed here but shares.
+
+Score, Answers, Compared --> rich tables
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from roots_dist.runs.evaluate.answers import Answers
+from roots_dist.runs.evaluate.baseline import Compared
+from roots_dist.runs.evaluate.held_out import Score
+from roots_dist.runs.evaluate.task_metrics import class_scores
+
+MOST_CLASSES = 12
+"""Of a confusion table: a wider one cannot be read."""
+SHOWN = 3
+"""Answers"""
+WIDE = 1000
+"""Columns: a table takes what it needs, and nothing is cut where there is no terminal."""
+LONGEST = 160
+"""Characters of a text that is shown."""
+
+
+def show(*what: object) -> None:
+    console = Console(highlight=False, soft_wrap=True, markup=False, width=WIDE)
+    for one in what:
+        console.print(one)
+
+
+def plain(*columns: str) -> Table:
+    """The first column is of words, the others of numbers."""
+    table = Table(box=None, pad_edge=False, show_header=bool(columns))
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i and columns else "left")
+    return table
+
+
+def score_table(checkpoint: Path, sequences: int, found: Score) -> Table:
+    table = plain()
+    table.add_row("checkpoint", str(checkpoint))
+    if found.words:
+        table.add_row("tokens", f"{found.targets:,} in {sequences:,} sequences")
+    else:
+        table.add_row("labels", f"{found.targets:,} in {sequences:,} examples")
+    if found.log_likelihood is not None:
+        table.add_row("log-likelihood", f"{found.log_likelihood:,.1f} nats")
+    table.add_row("loss", f"{found.loss:.4f} nats per {'token' if found.words else 'label'}")
+    for name, sums in found.terms.items() if len(found.terms) > 1 else ():
+        table.add_row(f"  {name}", f"{sums.mean:.4f} nats, {sums.accuracy:.1%} right of {sums.count:,}")
+    if found.perplexity is not None:
+        table.add_row("perplexity", f"{found.perplexity:.2f}")
+    if found.bits_per_byte is not None:
+        table.add_row("bits per byte", f"{found.bits_per_byte:.4f}")
+    if found.table is not None:
+        table.add_row("accuracy", f"{next(iter(found.terms.values())).accuracy:.4f}")
+        for name, value in found.metrics().items():
+            kind, _, label = name.partition("/validation")
+            if kind in ("f1", "mcc"):
+                table.add_row(
+                    {"f1": "F1" + (f" of {label[1:]}" if label else ", mean"), "mcc": "MCC"}[kind], f"{value:.4f}"
+                )
+    return table
+
+
+def sources_table(found: Score) -> Table:
+    """A row for each source, and for all together."""
+    more = ["perplexity"] * bool(found.words) + ["bits per byte"] * bool(found.bits_per_byte)
+    table = plain("", "tokens" if found.words else "labels", "loss", *more)
+    for name, one in [*found.sources.items(), ("together", found)]:
+        row = [name, f"{one.targets:,}", f"{one.loss:.4f}"]
+        row += [f"{one.perplexity:.2f}"] if found.words else []
+        row += ["-" if one.bits_per_byte is None else f"{one.bits_per_byte:.4f}"] if found.bits_per_byte else []
+        table.add_row(*row)
+    return table
+
+
+def classes_tables(found: Score) -> list[Table]:
+    """Precision, recall and F1 of each class; and of a few, which was taken for which."""
+    table = plain("label", "precision", "recall", "F1", "examples")
+    for label, one in zip(found.labels, class_scores(found.table)):
+        table.add_row(label, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", f"{one.support:,}")
+    if len(found.labels) > MOST_CLASSES:
+        return [table]
+    confusion = plain("label \\ guess", *found.labels)
+    for label, row in zip(found.labels, found.table.tolist()):
+        confusion.add_row(label, *(f"{count:,}" for count in row))
+    return [table, confusion]
+
+
+def answers_lines(found: Answers) -> list[str]:
+    """How many are right, and some of them: question | expected | said."""
+    shown = [
+        " | ".join((_end(one.question), _beginning(one.expected), _beginning(one.said))) for one in found.asked[:SHOWN]
+    ]
+    return [
+        f"exact match  {found.exact_match:.4f} of {len(found.asked):,} greedy answers",
+        "question | expected | said",
+        *shown,
+    ]
+
+
+def _end(text: str) -> str:
+    return text if len(text) <= LONGEST else "… " + text[-LONGEST:]
+
+
+def _beginning(text: str) -> str:
+    return text if len(text) <= LONGEST else text[:LONGEST] + " …"
+
+
+def compared_table(found: Compared, model: Score) -> list[object]:
+    """Each baseline, then the model."""
+    table = plain("model", "loss", "perplexity", *(["bits per byte"] if model.bits_per_byte else []))
+    for name, loss in [*found.orders, ("this run", model.loss)]:
+        row = [name, f"{loss:.4f}", f"{math.exp(loss):.2f}"]
+        row += [f"{loss / math.log(2) / model.bytes_per_token:.4f}"] if model.bits_per_byte else []
+        table.add_row(*row)
+    part = "" if found.used == found.available else f" of {found.available:,}"
+    return [table, f"n-grams: modified Kneser-Ney, from {found.used:,}{part} training tokens"]
+
+
+def harness_table(results: Mapping) -> str:
+    from lm_eval.utils import make_table
+
+    tables = [make_table(dict(results)), make_table(dict(results), "groups") if results.get("groups") else ""]
+    return "\n".join(part.strip() for part in tables if part)

@@ -1,0 +1,108 @@
+"""How fast a cluster is, as a plan needs it: taken from what `roots doctor --json` measured there.
+
+cluster_profile.py: Profile --machine_of--> Machine --predict.py--> seconds
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from roots_dist.cluster_profile import Profile, hosts_of
+from roots_dist.errors import DataError
+
+OPERATIONS = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Link:
+    """Between the ranks of a group: `latency_s` for a message of nothing, and a ring at `bytes_per_s`."""
+
+    latency_s: float
+    bytes_per_s: float
+
+    def seconds(self, operation: str, size: int, ranks: int) -> float:
+        return self.latency_s + travelled(operation, size, ranks) / self.bytes_per_s
+
+
+def travelled(operation: str, size: int, ranks: int) -> float:
+    """Bytes that one rank sends for a tensor of `size` bytes in a ring (Thakur et al. 2005)."""
+    return size * {"all_reduce": 2 * (ranks - 1) / ranks, "send": 1.0}.get(operation, (ranks - 1) / ranks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    flops_per_s: float
+    """Of the slowest rank's matrix products, sustained: the others wait for it."""
+    bytes_per_s: float
+    """Of its memory, read and written."""
+    each_s: float
+    """For an operation however small."""
+    peak_flops: float | None
+    """Of one rank's device at best, for MFU."""
+    ranks_per_host: int
+    links: Mapping[tuple[str, str], Link]
+    """(inside or between hosts, operation)"""
+
+    def link(self, ranks: list[int], operation: str) -> Link:
+        """Raises DataError where the profile has none."""
+        where = "inside" if len({rank // self.ranks_per_host for rank in ranks}) == 1 else "between"
+        for name in (operation, "all_gather", "all_reduce", "send"):
+            if (where, name) in self.links:
+                return self.links[where, name]
+        raise DataError(
+            f"--profile: expected links {where} hosts, which this layout uses, and none were measured. "
+            f"Fix: run roots doctor --json on {'two hosts or more' if where == 'between' else 'two ranks of a host or more'}."
+        )
+
+
+def machine_of(profile: Profile, each_s: float) -> Machine:
+    """each_s: of this machine's host processors, which hand a device its work."""
+    if not profile.speeds:
+        raise DataError(
+            "--profile: expected speeds of ranks, and none were measured. Fix: run roots doctor --json again."
+        )
+    if not profile.ranks:
+        raise DataError("--profile: expected facts of ranks, and there are none. Fix: run roots doctor --json again.")
+    for what, rates in (
+        ("matrix products", [speed.matmul_flops for speed in profile.speeds]),
+        ("copies", [speed.copy_bytes_per_s for speed in profile.speeds]),
+        ("peak", [speed.peak_flops for speed in profile.speeds if speed.peak_flops is not None]),
+        ("links", [value for link in profile.links for value in (link.bus_bytes_per_s, link.seconds)]),
+    ):
+        if bad := [rate for rate in rates if not 0 < rate < math.inf]:
+            raise DataError(
+                f"--profile: expected rates and seconds of {what} above 0, found {bad[0]:g}. Fix: run roots doctor --json again."
+            )
+    hosts = list(hosts_of(profile.ranks).values())
+    peaks = [speed.peak_flops for speed in profile.speeds]
+    links: dict[tuple[str, str], Link] = {}
+    for where, operation in {(link.where, link.operation) for link in profile.links}:
+        rows = sorted((l for l in profile.links if (l.where, l.operation) == (where, operation)), key=lambda l: l.bytes)
+        links[where, operation] = Link(latency_s=rows[0].seconds, bytes_per_s=max(row.bus_bytes_per_s for row in rows))
+    return Machine(
+        flops_per_s=min(speed.matmul_flops for speed in profile.speeds),
+        bytes_per_s=min(speed.copy_bytes_per_s for speed in profile.speeds),
+        each_s=each_s,
+        peak_flops=None if None in peaks else min(peaks),  # type: ignore[type-var]
+        ranks_per_host=min(map(hosts.count, hosts)),
+        links=links,
+    )
+
+
+def measured_each_s() -> float:
+    """Seconds of an operation on next to nothing, its part of autograd included: the best of a few rounds."""
+    import torch
+
+    best = float("inf")
+    for _ in range(5):
+        x = torch.ones(1, requires_grad=True)
+        start = time.perf_counter()
+        y = x
+        for _ in range(OPERATIONS // 2):
+            y = y * 1.0
+        y.backward()
+        best = min(best, (time.perf_counter() - start) / OPERATIONS)
+    return best

@@ -1,0 +1,99 @@
+"""A verb that runs on ranks: which of the three ways to run, and the life of a rank.
+
+no launcher --> one process here, or runs/ranks/local.py starts as many as the layout needs
+launcher    --> this is a rank: checked, joined, guarded, at work
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from roots_dist import environment, logs
+from roots_dist.checks import checks, facts
+from roots_dist.config.load import Loaded
+from roots_dist.config.schema import Config
+from roots_dist.environment import World
+from roots_dist.errors import ConfigError, UserError
+from roots_dist.failures import RankIdentity, guarded
+from roots_dist.layout import Layout
+from roots_dist.runs.ranks import local
+from roots_dist.runs.ranks.die_with_parent import die_with_parent
+from roots_dist.runs.ranks.verb import Verb
+
+log = logging.getLogger(__name__)
+
+Body = Callable[[Config, World, Layout], "int | None"]
+"""The exit code; None: 0."""
+
+
+def start(
+    verb: Verb, subject: str, overrides: Sequence[str], processes: int | None = None, words: Sequence[str] = ()
+) -> int:
+    """Exit code of `roots VERB SUBJECT OVERRIDES`, or of this rank of it. words: the command line that starts the other
+    ranks, where it says more than that."""
+    world = environment.discover()
+
+    def body(config: Config, world: World, layout: Layout) -> int | None:
+        from roots_dist.runs.ranks.join import joined
+
+        with joined(config, world, layout) as mesh:
+            code = verb.work(config, mesh)
+        return code
+
+    if world is not None:
+        if processes is not None:
+            raise UserError(
+                f"--processes {processes}: {world.launcher} has started this process. Fix: leave --processes out."
+            )
+        return be_rank(world, lambda: verb.fit(verb.read(subject, overrides), world.size), body, verb)
+    asked = verb.read(subject, overrides)
+    gpus = environment.gpus() if asked.config.train.device != "cpu" else 0
+    if not verb.uses_all_gpus:
+        gpus = min(gpus, asked.config.parallel.tp * asked.config.parallel.pp)
+    size = local.processes_for(asked.config, processes, gpus)
+    loaded = verb.fit(asked, size)
+    layout = ready(loaded, size, local_size=size, needless=verb.not_required)
+    verb.check(loaded.config)
+    if size > 1:
+        command = ["-m", "roots_dist", *(words or (verb.name, subject, *overrides))]
+        return local.launch(size, command, loaded.config.advanced.threads, what=str(layout))
+    return be_rank(environment.alone(), lambda: loaded, body, verb)
+
+
+def ready(loaded: Loaded, world_size: int, local_size: int | None, needless: frozenset[str] = frozenset()) -> Layout:
+    """The layout of a run that can start, else ConfigError with all that is wrong. With `local_size`, this machine
+    is looked at too."""
+    config = loaded.config
+    found = facts.gather(config, local_size) if local_size is not None else None
+    problems = [problem for problem in checks.check(config, world_size, found) if problem.key not in needless]
+    if problems:
+        raise ConfigError(loaded.located(problems))
+    return checks.layout_for(config, world_size)
+
+
+def be_rank(world: World, load: Callable[[], Loaded], body: Body, verb: Verb) -> int:
+    """Run `body` as one rank of a world. Does not return if it fails and there are other ranks."""
+    faulthandler.enable()  # a corpus cut short while it is mapped is a SIGBUS: say at least where
+    if world.size > 1:
+        die_with_parent(world.launcher_pid)
+    who = RankIdentity(world.rank, world.size, records=Path(world.failures) if world.failures else None)
+    checked_already = world.failures is not None or world == environment.alone()  # by our own launcher, on this machine
+    with guarded(who):
+        loaded = load()
+        local_size = None if checked_already else world.local_size
+        layout = ready(loaded, world.size, local_size, verb.not_required)
+        if local_size is not None:
+            verb.check(loaded.config)
+    place = str(layout.place(world.rank))
+    logs.setup(world.rank, place if world.size > 1 else "")
+    if not checked_already and world.rank == 0:
+        log.info("%s", world)
+    with guarded(replace(who, place=place if world.size > 1 else "", folder=Path(loaded.config.track.folder))):
+        code = body(loaded.config, world, layout)
+    sys.stdout.flush()
+    return code or 0

@@ -1,0 +1,163 @@
+"""What a report knows of a run: the files of its folder, as they stand, with secrets taken out.
+
+    RUN/{config.yaml, metrics.jsonl, texts.jsonl, origin.json, summary.json} --read_runs--> Run --> page.py
+
+A run may still be going on, have begun just now, or have been written by another version: what is missing is empty.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from roots_dist.accounting.sizes import parameters
+from roots_dist.config.load import CONFIG_FILE
+from roots_dist.config.schema import Config
+from roots_dist.config.text import parse_file
+from roots_dist.errors import Problem, UserError
+from roots_dist.layout import Layout
+from roots_dist.runs.track.curve import series
+from roots_dist.runs.track.metrics import METRICS_FILE, TEXTS_FILE, read_lines
+from roots_dist.runs.track.summary import SUMMARY_FILE
+from roots_dist.scrub import scrub, scrub_text
+from roots_dist.world.stopwatch import PARTS
+
+STEP_PARTS = {
+    "compute": "forward, backward",
+    "tp": "waiting for tensor ranks",
+    "pp_wait": "waiting for stages",
+    "dp": "reduction, optimizer",
+    "data": "batches",
+    "evaluate": "evaluation",
+    "checkpoint": "checkpoints",
+    "rest": "rest of the step",
+    "step": "steps, not split",
+}
+"""Where a run's seconds go, and in words; the last of runs of which no more was measured."""
+
+
+@dataclass(frozen=True)
+class Run:
+    name: str
+    records: Sequence[Mapping[str, object]]
+    texts: Sequence[Mapping[str, object]]
+    config: Mapping[str, object]
+    """`section.key` -> value."""
+    origin: Mapping[str, object]
+    summary: Mapping[str, object]
+    layout: Layout | None
+    parameters: int | None
+
+    def series(self, metric: str) -> tuple[list[int], list[float]]:
+        return series(self.records, metric)
+
+    def last(self, metric: str) -> float | None:
+        values = self.series(metric)[1]
+        return values[-1] if values else None
+
+    @cached_property
+    def not_finite(self) -> list[int]:
+        """Steps whose loss or gradient was no number."""
+        names = ("loss/train", "optim/grad_norm")
+        return [r["step"] for r in self.records if any(name in r and r[name] is None for name in names)]  # type: ignore[misc]
+
+    @property
+    def step(self) -> int:
+        """The last one that was logged."""
+        return max((record["step"] for record in self.records), default=0)  # type: ignore[type-var, return-value]
+
+    @property
+    def steps(self) -> int | None:
+        wanted = self.config.get("train.steps")
+        return wanted if isinstance(wanted, int) else None
+
+    @property
+    def state(self) -> str:
+        if not self.records:
+            return "nothing logged yet"
+        if self.steps is None or self.step >= self.steps:
+            return "done"
+        told = self.summary.get(
+            "data/tokens"
+        )  # a summary is written at the end; one of before a resume has fewer tokens
+        return "ended early" if told is not None and told == self.last("data/tokens") else "going on, or interrupted"
+
+    def seconds(self) -> dict[str, float]:
+        """By what they went to, of all steps that were logged."""
+        found = dict.fromkeys(STEP_PARTS, 0.0)
+        total, before = 0.0, 0
+        for record in self.records:
+            for part in list(STEP_PARTS)[:-2]:
+                value = record.get(f"time/{part}_s")
+                found[part] += value if isinstance(value, (int, float)) else 0.0
+            per_step = record.get("time/step_s")
+            if isinstance(per_step, (int, float)):
+                total += per_step * max(0, record["step"] - before)  # type: ignore[operator]
+                before = record["step"]  # type: ignore[assignment]
+        inside = sum(found[part] for part in PARTS)
+        found["rest" if inside else "step"] = max(0.0, total - inside)
+        return {part: seconds for part, seconds in found.items() if seconds > 0}
+
+
+def read_runs(folders: Sequence[Path], known: Collection[str]) -> list[Run]:
+    """Each with a name of its own. Raises UserError naming a folder that holds no run."""
+    runs = [_read(folder, known) for folder in folders]
+    names = [run.name for run in runs]
+    return [
+        run if names.count(run.name) == 1 else replace(run, name=scrub_text(str(folder), known))
+        for folder, run in zip(folders, runs)
+    ]
+
+
+def _read(folder: Path, known: Collection[str]) -> Run:
+    config_file, metrics = folder / CONFIG_FILE, folder / METRICS_FILE
+    if not config_file.is_file() and not metrics.is_file():
+        expected = f"the folder of a run, with config.yaml or {METRICS_FILE}"
+        problem = Problem(
+            key="RUN", found=str(folder), expected=expected, fix="name a track.folder, as runs/quickstart"
+        )
+        raise UserError(problem)
+    tree = parse_file(config_file)[0] if config_file.is_file() else {}
+    records, texts = ([*read_lines(path)] if path.is_file() else [] for path in (metrics, folder / TEXTS_FILE))
+    origin, summary = (_json(folder / name) for name in ("origin.json", SUMMARY_FILE))
+    flat = {f"{s}.{k}": v for s, keys in tree.items() if isinstance(keys, dict) for k, v in keys.items()}
+    return Run(
+        name=scrub_text(str(flat.get("track.name") or folder.resolve().name), known),
+        records=records,
+        texts=texts,
+        config=scrub(flat, known),  # type: ignore[arg-type]
+        origin=scrub(origin, known),  # type: ignore[arg-type]
+        summary=summary,
+        layout=layout_of(str(origin.get("layout"))),
+        parameters=_parameters(tree),
+    )
+
+
+def _json(path: Path) -> dict[str, object]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def layout_of(words: str) -> Layout | None:
+    """From `TP2×PP2×DP1`."""
+    parts = {part[:2].lower(): part[2:] for part in words.split("×")}
+    if set(parts) != {"tp", "pp", "dp"} or not all(
+        n.isascii() and n.isdecimal() and int(n) > 0 for n in parts.values()
+    ):
+        return None
+    return Layout(**{axis: int(n) for axis, n in parts.items()})
+
+
+def _parameters(tree: dict) -> int | None:
+    try:
+        return parameters(Config.model_validate(tree))
+    except (ValidationError, ArithmeticError, AssertionError, KeyError):
+        return None  # another version's config

@@ -1,0 +1,43 @@
+"""What a run notes about the machine: versions and devices once, peak memory at every report."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from importlib import metadata
+
+import psutil
+
+PACKAGES = ("roots_dist", "torch", "deepspeed", "numpy", "safetensors", "tokenizers")
+
+
+def machine_facts() -> dict[str, object]:
+    """Versions, processor, memory, GPUs: enough to compare two runs, nothing that is secret."""
+    import torch
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # a source tree that is not installed
+            versions[package] = "not installed"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "versions": versions,
+        "cores": psutil.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": gpus,
+    }
+
+
+def peak_memory_gib(device) -> float:
+    """The most this process has held so far: of the GPU's memory what torch allocated, on a CPU resident memory."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 2**30  # macOS counts bytes, Linux KiB

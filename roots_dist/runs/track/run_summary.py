@@ -1,0 +1,89 @@
+"""What a finished run says last: before and after, where it is, its curve, what to try next."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from roots_dist.config.schema import Config
+from roots_dist.runs.track.curve import draw_curve
+from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
+from roots_dist.storage.checkpoint.keep import BEST_FILE
+
+ROWS = {
+    "loss/validation": "validation loss",
+    "perplexity/validation": "perplexity",
+    "bits_per_byte/validation": "bits per byte",
+    "f1/validation": "F1",
+    "mcc/validation": "MCC",
+}
+"""Metric -> in words."""
+TRY = {
+    "clm": 'generate {run} "The people of the United States"',
+    "mlm": 'generate {run} "The people of the [MASK] States"',
+    "mlm-nsp": 'generate {run} "The people of the [MASK] States"',
+    "rtd": 'generate {run} "The people of the [MASK] States"',
+    "spans": 'generate {run} "The people of the <extra_id_0> States"',
+    "instruct": "chat {run}",
+}
+"""By objective: what the model can be asked."""
+
+
+def closing_lines(config: Config, folder: Path) -> None:
+    """To the terminal, on rank 0. The figures are read from the run's own record."""
+    console = Console(highlight=False, soft_wrap=True)
+    curve = draw_curve(folder / METRICS_FILE, folder / "curve.png", title=folder.name)
+    scores = [line for line in read_lines(folder / METRICS_FILE) if "loss/validation" in line]
+    console.print()
+    if scores:
+        first, last = scores[0], scores[-1]
+        table = Table("", f"before (step {first['step']})", f"after (step {last['step']})", box=None, pad_edge=False)
+        for label, name in _rows(first):
+            table.add_row(label, *("-" if line.get(name) is None else f"{line[name]:.3f}" for line in (first, last)))
+        console.print(table)
+        if (folder / BEST_FILE).is_file():
+            (step, at), (metric, value) = json.loads((folder / BEST_FILE).read_text(encoding="utf-8")).items()
+            console.print(f"best: {step} {at}, {metric} {value:.4f}; its checkpoint is kept, and the one that is used")
+        console.print()
+    console.print(f"run    {folder}")
+    console.print(f"curve  {curve}")
+    roots = command()
+    if config.data.tokenizer:
+        asked = TRY.get(config.objective.name, 'generate {run} "a text"') + (
+            ' --pair "another"' if config.finetune.pair_column else ""
+        )
+        console.print(f"next   {roots} {asked.format(run=folder)}")
+        console.print(f"       {roots} verify {folder / 'config.yaml'}")
+    else:
+        console.print(f"next   {roots} verify {folder / 'config.yaml'}")
+
+
+def _rows(first: Mapping) -> Iterator[tuple[str, str]]:
+    """(label, metric) of what an evaluation has logged. The accuracy of one term needs no name, that of next words none."""
+    alone = sum(name.startswith("accuracy/validation/") for name in first) == 1
+    for name in first:
+        label = label_of(name) if name != "accuracy/validation/clm" else None
+        if label:
+            yield label.split(",")[0] if alone else label, name
+
+
+def label_of(metric: str) -> str | None:
+    """In words; None if it is none of those that are shown."""
+    return f"accuracy, {metric.rpartition('/')[2]}" if metric.startswith("accuracy/validation/") else ROWS.get(metric)
+
+
+def command() -> str:
+    """How `roots` is called here: by its name where a shell finds it, else by the way to this Python's."""
+    if shutil.which("roots"):
+        return "roots"
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    beside = python.with_name("roots")
+    return str(beside) if beside.exists() else f"{python} -m roots_dist"
