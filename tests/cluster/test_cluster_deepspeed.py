@@ -10,7 +10,7 @@ import signal
 import pytest
 from daemons import with_ssh
 from namespaces import cluster
-from trials import ROOTS, Trial, compared, hostfile, stopped_and_gone_on
+from trials import ROOTS, Trial, compared, hostfile, script, stopped_and_gone_on
 
 PROGRAMS = ("sshd", "ssh", "ssh-keygen", "pdsh", "mpirun")
 
@@ -29,6 +29,27 @@ def test_deepspeed_starts_the_ranks_of_a_hostfile(site, tmp_path, expected):
     hosts = hostfile(tmp_path, "n1", "n2")
     site["n1"].run("deepspeed", "--hostfile", hosts, "--module", "roots_dist", "train", *trial.words(), timeout=500)
     compared(trial, whole, "deepspeed, pdsh")
+
+
+@pytest.mark.parametrize("runner, extra", [("pdsh", ""), ("openmpi", "--allow-run-as-root")])
+def test_the_script_of_launch_trains_on_the_hosts_of_a_hostfile(site, tmp_path, expected, runner, extra):
+    trial = Trial(tmp_path)
+    whole = expected(trial)
+    trial.begin()
+    hosts = hostfile(tmp_path, "n1", "n2")
+    settings = {"HOSTFILE": str(hosts), "RUNNER": runner, "EXTRA": extra, "LOGS": str(tmp_path / "logs")}
+    site["n1"].run(script("deepspeed.sh"), *trial.words(), env=settings, timeout=500)
+    trial.finished()
+    compared(trial, whole, f"launch/deepspeed.sh, {runner}")
+
+
+def test_the_script_of_launch_trains_on_this_host(site, tmp_path, expected):
+    trial = Trial(tmp_path)
+    whole = expected(trial)
+    trial.begin()
+    site["n1"].run(script("deepspeed.sh"), *trial.words(), env={"PROCESSES_PER_NODE": "4"}, timeout=500)
+    trial.finished()
+    compared(trial, whole, "launch/deepspeed.sh, one host")
 
 
 def test_launch_starts_deepspeed(site, tmp_path, expected):

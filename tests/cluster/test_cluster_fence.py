@@ -44,7 +44,7 @@ def test_the_store_is_open_to_all_who_reach_it_and_a_fence_does_not_hinder_the_r
         for name in ("n1", "n2"):
             fence(site[name], site["n1"], site["n2"])
     trial.begin()
-    words = (*ROOTS, "launch", *trial.words(), "--on", "torchrun", "--nodes", "2", "--meet", f"n1:{PORT}")
+    words = (*ROOTS, "launch", *trial.words(), "--on", "torchrun", "--nodes", "2", "--rdzv-endpoint", f"n1:{PORT}")
     agents = [site[name].start(*words, log=tmp_path / f"{name}.log") for name in ("n1", "n2")]
     until(lambda: trial.step() >= 2, 300, "step 2")
     done = site["stranger"].run(sys.executable, "-c", STRANGER, check=False, timeout=120)

@@ -10,7 +10,7 @@ import signal
 import pytest
 from daemons import with_ssh
 from namespaces import cluster
-from trials import CONFIG, ROOTS, Trial, compared, hostfile, stopped_and_gone_on
+from trials import CONFIG, ROOTS, Trial, compared, hostfile, script, stopped_and_gone_on
 
 PROGRAMS = ("sshd", "ssh", "ssh-keygen", "mpirun.openmpi", "mpirun.mpich")
 BY_HAND = {
@@ -36,6 +36,19 @@ def test_mpirun_starts_the_ranks(site, tmp_path, expected, flavour):
     trial.begin()
     site["n1"].run(*BY_HAND[flavour], "n1:2,n2:2", *ROOTS, "train", *trial.words(), timeout=400)
     compared(trial, whole, f"mpirun of {flavour}")
+
+
+@FLAVOURS
+def test_the_script_of_launch_trains_on_the_hosts_of_a_hostfile(site, tmp_path, expected, flavour):
+    """Which MPI it is the script asks of mpirun."""
+    trial = Trial(tmp_path)
+    whole = expected(trial)
+    trial.begin()
+    extra = "--allow-run-as-root" if flavour == "openmpi" else ""
+    settings = {"HOSTFILE": str(hostfile(tmp_path, "n1", "n2")), "MPIRUN": f"mpirun.{flavour}", "EXTRA": extra}
+    site["n1"].run(script("mpi.sh"), *trial.words(), env=settings, timeout=400)
+    trial.finished()
+    compared(trial, whole, f"launch/mpi.sh, {flavour}")
 
 
 @FLAVOURS

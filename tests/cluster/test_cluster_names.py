@@ -46,6 +46,6 @@ def test_an_interface_that_is_named_mends_it(site, tmp_path, expected):
 
 
 def agents(site: Site, folder, *words: str, env=None) -> tuple[str, list[int]]:
-    processes = [site[name].start(*AGENT, *words, log=folder / f"{name}.log", env=env) for name in HOSTS]
-    codes = [process.wait(300) for process in processes]
+    begun = [site[name].start(*AGENT, *words, log=folder / f"{name}.log", env=env) for name in HOSTS]
+    codes = [process.wait(300) for process in begun]
     return "\n".join((folder / f"{name}.log").read_text() for name in HOSTS), codes

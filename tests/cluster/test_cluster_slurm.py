@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from daemons import until, with_slurm
 from namespaces import Site, cluster
-from trials import CONFIG, ROOTS, Trial, compared
+from trials import CONFIG, ROOTS, Trial, compared, script
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "munged")
 OVER = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL")
@@ -98,6 +98,28 @@ def test_a_sick_node_is_left_out_for_a_spare_one(site, tmp_path, expected):
         and not (logs / f"{job}-n1.log").exists()
     )
     compared(trial, whole, "--spare 1, n1 sick: on n2 and n3")
+
+
+def test_the_script_of_launch_is_signaled_requeued_and_finishes(site, tmp_path, expected):
+    """Submitted without our tool; where the run lies it asks of the config."""
+    trial = Trial(tmp_path, steps=48, every=100)
+    whole = expected(trial)
+    trial.begin()
+    options = ("--nodes=2", "--time=30", f"--signal=B:USR1@{GRACE_S}", f"--output={tmp_path}/slurm-%j.log")
+    settings = {"PROCESSES_PER_NODE": "2", "LOGS": str(tmp_path / "logs")}
+    said = site["head"].run("sbatch", *options, script("slurm.sh"), *trial.words(), env=settings).stdout
+    job = re.search(r"Submitted batch job (\d+)", said)[1]
+    until(lambda: trial.step() >= 9, 300, "step 9")
+    site["head"].run("scancel", "--signal=USR1", "--batch", job)
+    until(lambda: about(site, job, "Restarts") == "1", 240, "queued again", every=1)
+    step = trial.step()
+    until(lambda: about(site, job, "JobState") in OVER, 400, "the job over", every=1)
+    output = "".join(path.read_text() for path in sorted(tmp_path.rglob("*.log")))
+    assert about(site, job, "JobState") == "COMPLETED", output[-6000:]
+    assert f"stopped by SIGUSR1 after step {step}" in output and f"resumed after step {step}" in output, output[-6000:]
+    assert {path.name for path in (tmp_path / "logs").iterdir()} == {f"{job}-n1.log", f"{job}-n2.log"}
+    trial.finished()
+    compared(trial, whole, f"sbatch launch/slurm.sh, stopped after step {step} of {trial.steps} and queued again")
 
 
 def test_srun_alone_starts_the_ranks(site, tmp_path, expected):

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from daemons import until
 from namespaces import Site, cluster
-from trials import CONFIG, ROOTS, Trial, compared
+from trials import CONFIG, ROOTS, Trial, compared, script
 
-MEET = ("--on", "torchrun", "--nodes", "2", "--meet", "n1:29400", "--max-restarts", "3")
+TWO_NODES = ("--on", "torchrun", "--nodes", "2", "--rdzv-endpoint", "n1:29400", "--max-restarts", "3")
 GONE_S = 5
 """Workers whose agent was killed are gone by then. Seen: 0.1 s."""
 
@@ -32,6 +32,20 @@ def test_two_agents_train_as_one_place_does(site, tmp_path, expected):
     first, second = (agent(site, host, trial) for host in ("n1", "n2"))
     assert (first.wait(400), second.wait(400)) == (0, 0), said(tmp_path)
     compared(trial, whole, "launch --on torchrun, two agents")
+
+
+def test_the_script_of_launch_trains_on_two_hosts(site, tmp_path, expected):
+    trial = Trial(tmp_path)
+    whole = expected(trial)
+    trial.begin()
+    settings = {"NODES": "2", "PROCESSES_PER_NODE": "2", "RDZV_ENDPOINT": "n1:29400", "LOGS": str(tmp_path / "logs")}
+    agents = [
+        site[host].start(script("torchrun.sh"), *trial.words(), log=tmp_path / f"{host}.log", env=settings)
+        for host in ("n1", "n2")
+    ]
+    assert [agent.wait(400) for agent in agents] == [0, 0], said(tmp_path)
+    trial.finished()
+    compared(trial, whole, "launch/torchrun.sh, two agents")
 
 
 def test_an_agent_that_was_killed_and_is_started_again_goes_on_from_the_last_checkpoint(site, tmp_path, expected):
@@ -73,8 +87,8 @@ def test_doctor_sees_a_tensor_group_on_two_hosts(site, tmp_path, here, there, fo
             "torchrun", *words, "-m", "roots_dist", "doctor", CONFIG, "--quick", log=tmp_path / f"{host}.log"
         )
 
-    agents = [agent("n1", here), agent("n2", there)]
-    for process in agents:
+    begun = [agent("n1", here), agent("n2", there)]
+    for process in begun:
         process.wait(120)
     text = said(tmp_path)
     assert "4 ranks on 2 hosts" in text, text
@@ -82,7 +96,7 @@ def test_doctor_sees_a_tensor_group_on_two_hosts(site, tmp_path, here, there, fo
 
 
 def agent(site: Site, host: str, trial: Trial):
-    return site[host].start(*ROOTS, "launch", *trial.words(), *MEET, log=trial.folder / f"{host}.log")
+    return site[host].start(*ROOTS, "launch", *trial.words(), *TWO_NODES, log=trial.folder / f"{host}.log")
 
 
 def again(site: Site, trial: Trial, host: str, first, folder: Path) -> float:

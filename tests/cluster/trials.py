@@ -17,7 +17,7 @@ from pathlib import Path
 from daemons import until
 from namespaces import ROOT, Site, environment
 
-from roots_dist.runs.train.stop_signal import read_end
+from roots_dist.runs.train.stop import how_it_ended
 
 CONFIG = "configs/quickstart.yaml"
 SMALL = (
@@ -68,10 +68,20 @@ class Trial:
 
     def ended(self) -> str:
         """Why, as the run itself says; empty while it is at work."""
-        return read_end(self.run / "ended.txt")
+        return how_it_ended(self.run / "ended.txt")
+
+    def finished(self) -> None:
+        """Assert that the run has ended well, with the checkpoint of its last step."""
+        assert self.ended() == f"finished after step {self.steps}", self.ended()
+        assert f"step_{self.steps:08d}" in self.checkpoints()
 
     def checkpoints(self) -> list[str]:
         return sorted(path.name for path in (self.run / "checkpoints").glob("step_*"))
+
+
+def script(name: str) -> Path:
+    """A script of launch/, which is run as it stands, with settings in the environment."""
+    return ROOT / "launch" / name
 
 
 def hostfile(folder: Path, *hosts: str) -> Path:
