@@ -55,8 +55,8 @@ class Layout:
 
     def groups(self, axis: AxisName) -> list[list[int]]:
         """Every group of this axis: a partition of the world, in an order that all ranks share."""
-        seen = {tuple(self.along(axis, self.place(rank))) for rank in range(self.world_size)}
-        return [list(ranks) for ranks in sorted(seen)]
+        places = map(self.place, range(self.world_size))
+        return [self.along(axis, place) for place in places if getattr(place, axis) == 0]
 
     def model_groups(self) -> list[list[int]]:
         """The ranks that hold one replica of the model together (pp × tp), one group per data rank."""

@@ -104,11 +104,23 @@ class Mesh:
 
 
 def make_axis(name: str, groups: list[list[int]], rank: int, timeout: timedelta) -> Axis:
-    """Make the groups that partition the world, or some of it; the one with this rank is the axis."""
-    mine = Axis(name, ranks=(rank,))
-    for ranks in groups:  # every rank makes every group, in one order: new_group is collective over the world
-        if len(ranks) > 1:
-            group = dist.new_group(ranks, timeout=timeout, group_desc=f"{name}{ranks[0]}")
-            if rank in ranks:
-                mine = Axis(name, len(ranks), ranks.index(rank), tuple(ranks), group)
-    return mine
+    """Make the group with this rank, of groups that partition the world or some of it. Collective over the world.
+
+    One call for each axis, however large the world: NCCL splits the world's communicator into all groups at once; elsewhere
+    the members of a group make it by themselves. A rank that is in no group makes one of its own: torch names a group by
+    its members and by how many groups a process has made, so all processes must have made the same number.
+    """
+    if all(len(ranks) == 1 for ranks in groups):
+        return Axis(name, ranks=(rank,))
+    mine = next((ranks for ranks in groups if rank in ranks), [rank])
+    if _can_split():
+        group = dist.split_group(split_ranks=[r for r in groups if len(r) > 1], timeout=timeout, group_desc=name)
+    else:
+        group = dist.new_group(mine, timeout=timeout, use_local_synchronization=True, group_desc=f"{name}{mine[0]}")
+    return Axis(name, len(mine), mine.index(rank), tuple(mine), group if len(mine) > 1 else None)
+
+
+def _can_split() -> bool:
+    """Whether the world's group has a device of its own, whose communicator NCCL can split."""
+    world = dist.group.WORLD
+    return world is not None and world.bound_device_id is not None

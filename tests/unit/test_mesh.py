@@ -1,0 +1,69 @@
+"""Groups: who is with whom in any layout, and how many calls it takes to make them, at 16,384 ranks too."""
+
+import itertools
+from datetime import timedelta
+
+import pytest
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from roots_dist.layout import Layout
+from roots_dist.testing.world import on_world
+from roots_dist.world import mesh
+from roots_dist.world.mesh import Mesh, make_axis
+
+
+@pytest.mark.parametrize("sizes", list(itertools.product((1, 2, 3), repeat=3)), ids=str)
+def test_groups_of_an_axis_partition_the_world(sizes):
+    layout = Layout(*sizes)
+    for axis in ("tp", "pp", "dp"):
+        groups = layout.groups(axis)
+        assert sorted(rank for ranks in groups for rank in ranks) == list(range(layout.world_size))
+        assert groups == sorted(groups) and groups == [layout.along(axis, layout.place(ranks[0])) for ranks in groups]
+
+
+@pytest.fixture
+def huge():
+    """One of 16,384 ranks; the fake backend has no peers."""
+    layout = Layout(dp=128, pp=16, tp=8)
+    dist.init_process_group("fake", store=FakeStore(), rank=5000, world_size=layout.world_size)
+    yield layout
+    dist.destroy_process_group()
+
+
+def test_a_rank_of_16384_makes_a_handful_of_groups(huge, monkeypatch):
+    made, new_group = [], dist.new_group
+    monkeypatch.setattr(mesh.dist, "new_group", lambda ranks, **how: made.append(ranks) or new_group(ranks, **how))
+    whole = Mesh.connect(huge, 5000)
+    assert [len(ranks) for ranks in made] == [8, 16, 128, 128] and all(5000 in ranks for ranks in made)
+    assert (whole.tp.size, whole.pp.size, whole.dp.size, whole.model.size) == (8, 16, 128, 128)
+    assert whole.some_pp("tie", (0, 15)).size == 1 and made[-1] == [5000], "a rank in no group keeps its count even"
+
+
+def test_a_communicator_that_can_be_split_is_split_once_for_each_axis(huge, monkeypatch):
+    split = []
+    monkeypatch.setattr(mesh, "_can_split", lambda: True)
+    monkeypatch.setattr(mesh.dist, "split_group", lambda **how: split.append(how))
+    Mesh.connect(huge, 5000)
+    assert [how["group_desc"] for how in split] == ["tp", "pp", "dp", "model"]
+    assert [len(how["split_ranks"]) for how in split] == [2048, 1024, 128, 128]
+
+
+def with_uneven_groups(rank: int, size: int) -> list[float]:
+    """Ranks that were in no group of the first axis meet the others in the second."""
+    import torch
+
+    found = []
+    for groups in ([[0, 1]], [[0, 2], [1, 3]], [[0, 1, 2, 3]], [[2], [3, 1]], [[0, 1], [2, 3]]):
+        axis = make_axis("some", groups, rank, timedelta(seconds=60))
+        found.append(axis.sum_(torch.tensor(10.0**rank)).item())
+    return found
+
+
+def test_ranks_that_were_left_out_still_meet_the_others_later():
+    assert on_world(4, with_uneven_groups) == [
+        [11, 101, 1111, 1, 11],
+        [11, 1010, 1111, 1010, 11],
+        [100, 101, 1111, 100, 1100],
+        [1000, 1010, 1111, 1010, 1100],
+    ]
