@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +23,12 @@ class Problem:
     def __str__(self) -> str:
         origin = f" ({self.origin})" if self.origin else ""
         return f"{self.key} = {self.found!r}{origin}: expected {self.expected}. Fix: {self.fix}."
+
+
+def present(value: T | None) -> T:
+    """A value that an earlier check has made sure of: if it is missing, that is our mistake and not the user's."""
+    assert value is not None, "a value is missing that an earlier check makes sure of"
+    return value
 
 
 class UserError(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from typing import TextIO
 
 CHATTY = ("deepspeed", "DeepSpeed", "torch", "matplotlib", "wandb", "filelock", "urllib3")
 
@@ -21,14 +22,14 @@ class _Format(logging.Formatter):
         return text if record.levelno < logging.WARNING else f"{self.prefix}{record.levelname.lower()}: {text}"
 
 
-class _Stderr(logging.StreamHandler):
+class _Stderr(logging.StreamHandler[TextIO]):
     """To whatever sys.stderr is at the moment: while a live line is drawn, rich puts a stream there that prints above it."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)  # not StreamHandler's, which would keep a stream
 
     @property
-    def stream(self):
+    def stream(self) -> TextIO:  # type: ignore[override] # what nobody assigns may be read-only
         return sys.stderr
 
 

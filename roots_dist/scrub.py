@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from typing import Any, overload
 
 from roots_dist import environment
 
@@ -37,6 +38,10 @@ def known_secrets() -> frozenset[str]:
     return frozenset(value for value in environment.values(SECRET_NAME) if len(value) >= SHORTEST)
 
 
+@overload
+def scrub(value: Mapping[str, object], known: Collection[str] = ()) -> dict[str, Any]: ...
+@overload
+def scrub(value: object, known: Collection[str] = ()) -> object: ...
 def scrub(value: object, known: Collection[str] = ()) -> object:
     """The same tree of mappings, lists and texts without its secrets."""
     if isinstance(value, Mapping):

@@ -75,7 +75,7 @@ SIZES = (256, 384, 512)
 """Of measured products: large enough for a core's best rate, over before another program wants the core."""
 
 
-def in_words(flops: float) -> str:
+def format_flops(flops: float) -> str:
     """9.54e10 -> 95.4 GFLOP/s"""
     value, unit = next(((flops / size, name) for size, name in UNITS if flops >= size), (flops, ""))
     return f"{value:.3g} {unit}FLOP/s"

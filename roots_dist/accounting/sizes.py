@@ -107,7 +107,7 @@ def mlp_flops(config: Config, seq: int) -> float:
 class Part(NamedTuple):
     """A run of equal pieces, and what one of them computes."""
 
-    count: int
+    count: int  # type: ignore[assignment] # hides a tuple's method, which nobody calls
     dense: float
     """FLOPs of matrices with weights"""
     scores: float

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ class Passes:
         return self.executor.run(*self._program("learn", len(batches)), batches, scales)
 
     @torch.no_grad()
-    def forward(self, batches: list[MicroBatch]) -> list:
+    def forward(self, batches: list[MicroBatch]) -> list[Any]:
         """What this rank's stages find in each microbatch (terms, or on the last stage what MicroBatch.read asks for),
         without dropout. Microbatches may be of any shape."""
         module = self.model.module

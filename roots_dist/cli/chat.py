@@ -43,10 +43,10 @@ def chat(run: Run, options: ChatOptions, overrides: Overrides = None) -> None:
     \b
     roots chat runs/quickstart --temperature 0.7 --max-tokens 60
     """
-    from roots_dist.runs.ranks.start import start
+    from roots_dist.runs.ranks.run_on_ranks import run_on_ranks
 
-    verb = with_request(CHAT, GenerateOptions(**vars(options)), hear=_next_line, show=show)
-    raise typer.Exit(start(verb, str(run), overrides or ()))
+    verb = with_request(CHAT, GenerateOptions(**vars(options)), read_line=_next_line, show=show)
+    raise typer.Exit(run_on_ranks(verb, str(run), overrides or ()))
 
 
 def _next_line() -> str:

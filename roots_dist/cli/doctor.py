@@ -45,7 +45,7 @@ def doctor(
     roots doctor --processes 4 --quick
     srun --ntasks 16 python -m roots_dist doctor configs/bloom-560m.yaml --folder /shared/runs --json cluster.json
     """
-    from roots_dist.runs.doctor.start import Command, start
+    from roots_dist.runs.doctor.run_doctor import DoctorOptions, run_doctor
 
-    command = Command(config, tuple(overrides or ()), folder, quick, json, wait, context.obj)
-    raise typer.Exit(start(command, processes))
+    options = DoctorOptions(config, tuple(overrides or ()), folder, quick, json, wait, context.obj)
+    raise typer.Exit(run_doctor(options, processes))

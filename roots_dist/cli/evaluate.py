@@ -82,6 +82,6 @@ def evaluate(context: typer.Context, run: Run, options: EvaluateOptions, overrid
     roots evaluate runs/quickstart parallel.tp=2 data.validation=data/mine/validation_text_document
     roots evaluate runs/quickstart --lm-eval lambada_openai,piqa --limit 200
     """
-    from roots_dist.runs.ranks.start import start
+    from roots_dist.runs.ranks.run_on_ranks import run_on_ranks
 
-    raise typer.Exit(start(evaluation(options), str(run), overrides or (), words=context.obj))
+    raise typer.Exit(run_on_ranks(evaluation(options), str(run), overrides or (), arguments=context.obj))

@@ -42,6 +42,6 @@ def finetune(config: ConfigArgument, overrides: Overrides = None, processes: Pro
     \b
     roots finetune configs/bert-languages.yaml finetune.strategy=lora parallel.tp=1
     """
-    from roots_dist.runs.ranks.start import start
+    from roots_dist.runs.ranks.run_on_ranks import run_on_ranks
 
-    raise typer.Exit(start(FINETUNE, config, overrides or (), processes))
+    raise typer.Exit(run_on_ranks(FINETUNE, config, overrides or (), processes))

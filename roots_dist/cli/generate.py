@@ -73,13 +73,13 @@ def generate(
     roots generate runs/t5-quickstart "The <extra_id_0> of the Union" --beams 4 parallel.tp=2
     roots generate runs/bert-quickstart "The [MASK] of the Union" --top 3
     """
-    from roots_dist.runs.ranks.start import start
+    from roots_dist.runs.ranks.run_on_ranks import run_on_ranks
 
     if options.prompts is not None and options.prompt is not None and re.match(r"\w+\.\w+=", options.prompt):
         overrides = [options.prompt, *(overrides or ())]  # with a file there is no prompt before the overrides
         options = replace(options, prompt=None)
     verb = with_request(GENERATE, options, show=show)
-    raise typer.Exit(start(verb, str(run), overrides or (), words=context.obj))
+    raise typer.Exit(run_on_ranks(verb, str(run), overrides or (), arguments=context.obj))
 
 
 def show(text: str) -> None:

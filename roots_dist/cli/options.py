@@ -41,18 +41,18 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     return called
 
 
-def _is_tuple(field: Field) -> bool:
+def _is_tuple(field: Field[Any]) -> bool:
     return isinstance(field.default, tuple)
 
 
-def _option(field: Field, annotation: Any) -> inspect.Parameter:
+def _option(field: Field[Any], annotation: Any) -> inspect.Parameter:
     """typer has lists, None where none is given, in place of tuples."""
     if _is_tuple(field):
         assert get_origin(annotation) is Annotated, field
-        annotation = Annotated[(list[str] | None, *get_args(annotation)[1:])]  # type: ignore[valid-type]
+        annotation = Annotated[(list[str] | None, *get_args(annotation)[1:])]
     default = None if _is_tuple(field) else field.default
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _value(field: Field, given: Any) -> Any:
+def _value(field: Field[Any], given: Any) -> Any:
     return tuple(given or ()) if _is_tuple(field) else given

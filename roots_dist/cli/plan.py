@@ -42,7 +42,7 @@ def plan(
     from roots_dist.cli.read_config import read_config
     from roots_dist.errors import UserError
     from roots_dist.files import why, write_atomically
-    from roots_dist.runs.ranks.start import ready
+    from roots_dist.runs.ranks.run_on_ranks import ready
 
     loaded = read_config(config, overrides or ())
     asked = loaded.config.parallel
@@ -50,17 +50,17 @@ def plan(
     machine = None
     if profile is not None:
         from roots_dist.cluster_profile import read
-        from roots_dist.runs.plan.machine import machine_of, measured_each_s
+        from roots_dist.runs.plan.cluster_speed import cluster_speed_of, measure_op_overhead
 
-        machine = machine_of(read(profile), measured_each_s())
+        machine = cluster_speed_of(read(profile), measure_op_overhead())
     elif measure:
         raise UserError(
             "--measure: expected --profile FILE too, for what ranks send. Fix: roots doctor --json FILE first."
         )
     from roots_dist import logs
     from roots_dist.environment import alone
+    from roots_dist.runs.plan.plan_table import facts, lines
     from roots_dist.runs.plan.predict import predict
-    from roots_dist.runs.plan.show import facts, lines
     from roots_dist.runs.ranks.join import device_for
 
     logs.ignore_warnings_of_libraries()

@@ -55,9 +55,9 @@ def prepare(
     \b
     roots prepare books/*.jsonl.gz --text-key body --output data/books --vocab 16384
     """
-    from roots_dist.cli.terminal import bar
+    from roots_dist.cli.terminal import progress_bar
     from roots_dist.learning.data.prepare import prepare as run
 
-    with bar() as progress:
+    with progress_bar() as progress:
         manifest = run(inputs, output, **vars(options), progress=progress)
     typer.echo(f"{output}\n{manifest.summary()}")

@@ -29,7 +29,7 @@ def report(
     """
     from roots_dist.files import write_atomically
     from roots_dist.runs.report.page import page
-    from roots_dist.runs.report.read import read_runs
+    from roots_dist.runs.report.run_record import read_runs
     from roots_dist.scrub import known_secrets
 
     path = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 
-class Counted(Protocol):
+class PrepareProgress(Protocol):
     """What is reported (learning/data/prepare.py's Progress)."""
 
     @property
@@ -22,7 +22,7 @@ class Counted(Protocol):
 
 
 @contextmanager
-def bar() -> Iterator[Callable[[Counted], None]]:
+def progress_bar() -> Iterator[Callable[[PrepareProgress], None]]:
     """A function to be called with how far things are; each stage gets its own line."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -34,7 +34,7 @@ def bar() -> Iterator[Callable[[Counted], None]]:
     with Progress(*columns, console=Console(file=sys.stderr), disable=not sys.stderr.isatty()) as shown:
         lines: dict[str, object] = {}
 
-        def report(at: Counted) -> None:
+        def report(at: PrepareProgress) -> None:
             if at.stage not in lines:
                 lines[at.stage] = shown.add_task(at.stage, total=at.total, documents=0)
             shown.update(lines[at.stage], completed=at.done, total=at.total, documents=at.documents)  # type: ignore[arg-type]

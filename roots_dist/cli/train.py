@@ -82,6 +82,6 @@ def train(
 
         typer.echo(to_yaml(read_config(config, overrides or ()).config), nl=False)
         return
-    from roots_dist.runs.ranks.start import start
+    from roots_dist.runs.ranks.run_on_ranks import run_on_ranks
 
-    raise typer.Exit(start(TRAIN, config, overrides or (), processes))
+    raise typer.Exit(run_on_ranks(TRAIN, config, overrides or (), processes))

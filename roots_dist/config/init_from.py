@@ -14,7 +14,7 @@ from pathlib import Path
 
 from roots_dist.config.load import CONFIG_FILE, Loaded, read
 from roots_dist.config.schema import Config
-from roots_dist.errors import ConfigError, Problem
+from roots_dist.errors import ConfigError, Problem, present
 
 FREE = ("model.dropout", "model.attention_dropout", "model.init_std")
 """Keys of model.* that do not say which function the weights are of."""
@@ -69,7 +69,11 @@ def _own(here: Config) -> Config | None:
     """Of the run that is resumed, where what it started from is not there any more. With no checkpoint yet, the trainer says
     what it misses."""
     kept = Path(here.track.folder) / CONFIG_FILE
-    if (Path(here.finetune.init_from) / CONFIG_FILE).is_file() or not here.checkpoint.resume or not kept.is_file():
+    if (
+        (Path(present(here.finetune.init_from)) / CONFIG_FILE).is_file()
+        or not here.checkpoint.resume
+        or not kept.is_file()
+    ):
         return None
     own = read(kept).config
     return own if own.finetune.init_from == here.finetune.init_from else None

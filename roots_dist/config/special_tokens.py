@@ -6,6 +6,7 @@ tokenizer.json --ids_of--> {token: id} --found, sentinels--> facts.py (is all th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 NAMES = {
     "pad": ("[PAD]", "<pad>", "<|padding|>"),
@@ -44,7 +45,7 @@ def called(names: Iterable[str]) -> str:
     return ", ".join(f"{name} ({' or '.join(NAMES[name])})" for name in names)
 
 
-def ids_of(tree: Mapping) -> dict[str, int]:
+def ids_of(tree: Mapping[str, Any]) -> dict[str, int]:
     """Every token of a tokenizer.json. Raises KeyError, TypeError, ValueError or AttributeError if it is none."""
     vocab = tree["model"]["vocab"]
     ids = {piece: i for i, (piece, _) in enumerate(vocab)} if isinstance(vocab, list) else dict(vocab)

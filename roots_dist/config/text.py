@@ -22,7 +22,8 @@ Origins = dict[str, str]
 class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Node | None, index: Any) -> Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.MarkedYAMLError("aliases are not used here", problem_mark=self.peek_event().start_mark)
+            event = self.peek_event()  # type: ignore[no-untyped-call] # types-PyYAML leaves it out
+            raise yaml.MarkedYAMLError("aliases are not used here", problem_mark=event.start_mark)
         return super().compose_node(parent, index)
 
 

@@ -17,7 +17,6 @@ from typing import NamedTuple
 from roots_dist.schedule.actions import Action, InvalidProgram, Kind, Program, rank_of
 from roots_dist.schedule.communication import COMPUTE, RECEIVES, SENDS, Channel, channel_of, other_end
 
-
 DEADLOCK = "deadlock:"
 
 
@@ -113,7 +112,9 @@ class _Machine:
     times: Times
     done: dict[Action, float] = field(default_factory=dict)  # compute action or arrived receive -> when
     transfers: dict[Channel, list[Span]] = field(default_factory=lambda: defaultdict(list))
-    posted: dict[Channel, tuple[deque, deque]] = field(default_factory=lambda: defaultdict(lambda: (deque(), deque())))
+    posted: dict[Channel, tuple[deque[tuple[Action, float]], deque[tuple[Action, float]]]] = field(
+        default_factory=lambda: defaultdict(lambda: (deque(), deque()))
+    )
     waiting: dict[Action, list[int]] = field(default_factory=lambda: defaultdict(list))
 
     def __post_init__(self) -> None:

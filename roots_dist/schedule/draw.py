@@ -48,7 +48,8 @@ def describe(name: str, ranks: int, microbatches: int, chunks: int = 1, png: str
             f"Fix: lower one of them, the pattern stays the same"
         )
     played = play(whole_program(name, ranks, microbatches, chunks))
-    bubble, peak = (formula(name, ranks, microbatches, chunks) for formula in (expected_bubble, expected_peak))
+    bubble = expected_bubble(name, ranks, microbatches, chunks)
+    peak = expected_peak(name, ranks, microbatches, chunks)
     picture = to_text(played)
     lines = [
         _title(name, ranks, microbatches, chunks),
@@ -176,7 +177,8 @@ def _shade(played: Played, action: Action) -> tuple[float, float, float]:
     from matplotlib.colors import to_rgb
 
     white = 0.6 * _chunk(played, action) / max(_chunks(played) - 1, 1)
-    return tuple(part + (1 - part) * white for part in to_rgb(COLOURS[action.kind]))
+    red, green, blue = (part + (1 - part) * white for part in to_rgb(COLOURS[action.kind]))
+    return red, green, blue
 
 
 def _title(name: str, ranks: int, microbatches: int, chunks: int) -> str:

@@ -13,6 +13,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,14 +31,14 @@ from roots_dist.world.mesh import Mesh
 from roots_dist.world.sharding import Param, assemble
 
 
-class _Recording:
+class _GradientRecorder:
     """An engine that remembers what each backward left in .grad, before it is summed over data ranks."""
 
     def __init__(self, engine: Engine, params: Sequence[Param]):
         self._engine, self._params = engine, params
         self.gradients: list[dict[str, Tensor]] = []
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
     @contextmanager
@@ -63,23 +65,23 @@ def trace(
     last: int,
     load_from: str | None = None,
     save_to: str | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """Steps first … last-1 on one rank: what `merge` puts together. To be run by testing.world.on_world."""
     layout = Layout(dp=size // (config.parallel.tp * config.parallel.pp), pp=config.parallel.pp, tp=config.parallel.tp)
     mesh = Mesh.connect(layout, rank)
-    recorded: list[_Recording] = []
+    recorded: list[_GradientRecorder] = []
 
     def recording(
-        config: Config, mesh: Mesh, module: torch.nn.Module, params: list[Param], trainable: Mapping
+        config: Config, mesh: Mesh, module: torch.nn.Module, params: list[Param], trainable: Mapping[str, Any]
     ) -> Engine:
-        recorded.append(_Recording(build_engine(config, mesh, module, params, trainable), params))
+        recorded.append(_GradientRecorder(build_engine(config, mesh, module, params, trainable), params))
         return recorded[0]
 
     run = build_run(config, mesh, recording, proof_objective(config))
     if load_from:
         from roots_dist.storage.checkpoint.load import load
 
-        load(load_from, run.engine, run.params, mesh)
+        load(Path(load_from), run.engine, run.params, mesh)
     learning_rate = rate(config.optim, config.train.steps)
     losses, norms = [], []
     for step in range(first, last):
@@ -89,11 +91,11 @@ def trace(
     if save_to:
         from roots_dist.storage.checkpoint.save import save
 
-        save(save_to, last, run.engine, run.params, mesh, {})
+        save(Path(save_to), last, run.engine, run.params, mesh, {})
     return {"losses": losses, "norms": norms, **_tensors(run, recorded[0])}
 
 
-def _tensors(run: Run, recorded: _Recording) -> dict:
+def _tensors(run: Run, recorded: _GradientRecorder) -> dict[str, Any]:
     counted = [p for p in run.params if p.counts_here]
     state = {p.name: run.engine.read_state(p.name) for p in run.params}
     return {
@@ -127,11 +129,11 @@ class Trace:
         )
 
 
-def merge(ranks: Sequence[Mapping]) -> Trace:
+def merge(ranks: Sequence[Mapping[str, Any]]) -> Trace:
     """One run from what its ranks returned. Gradients of data ranks are summed here: they are as backward left them."""
     names = {name: tuple(shape) for rank in ranks for name, shape in rank["shapes"].items()}
 
-    def slices(rank: Mapping, name: str) -> tuple[slice, ...]:
+    def slices(rank: Mapping[str, Any], name: str) -> tuple[slice, ...]:
         return tuple(slice(*s) for s in rank["slices"][name])
 
     def summed(step: int) -> dict[str, Tensor]:
@@ -232,5 +234,5 @@ def _row(what: str, found: list[tuple[str, float]], bound: float) -> Difference:
     return Difference(what, max(value for _, value in found), bound, where)
 
 
-EXACT = dict.fromkeys(("loss", "norm", "gradient", *STATE), 1e-10)
+FLOAT64_BOUNDS = dict.fromkeys(("loss", "norm", "gradient", *STATE), 1e-10)
 """float64: noise is below this, and anything above is a bug."""

@@ -111,7 +111,7 @@ class World:
                     ]
                     succeeded = True
                     return results
-                if not left or not _never_met(folder, self.size):
+                if not left or not _failed_to_connect(folder, self.size):
                     raise WorldFailed(_report(folder, [rank.process.exitcode for rank in self._ranks], hung, timeout))
             finally:
                 if not succeeded:
@@ -119,7 +119,7 @@ class World:
                 shutil.rmtree(folder, ignore_errors=True)
         raise AssertionError("the last attempt returns or raises")
 
-    def _call(self, folder: Path, timeout: float, function: Callable[..., Any], args: tuple) -> list[int]:
+    def _call(self, folder: Path, timeout: float, function: Callable[..., Any], args: tuple[Any, ...]) -> list[int]:
         """Run the function on every rank. Returns the ranks that had to be killed."""
         if not all(rank.process.is_alive() for rank in self._ranks):
             self.kill()
@@ -162,16 +162,16 @@ class _Rank:
     def start(cls, rank: int, size: int) -> _Rank:
         context = multiprocessing.get_context("forkserver")
         ours, its = context.Pipe()
-        process = context.Process(target=_rank, args=(rank, size, its), daemon=True)
+        process = context.Process(target=_rank_main, args=(rank, size, its), daemon=True)
         process.start()
         its.close()
         return cls(process, ours)
 
 
-def _never_met(folder: Path, size: int) -> bool:
+def _failed_to_connect(folder: Path, size: int) -> bool:
     """A rank failed to connect, and so no rank has begun."""
     begun = any(_file(folder, rank, "begun").exists() for rank in range(size))
-    return not begun and any(f"in {_meet.__name__}\n" in _error(folder, rank) for rank in range(size))
+    return not begun and any(f"in {_connect.__name__}\n" in _error(folder, rank) for rank in range(size))
 
 
 def _start_forkserver() -> None:
@@ -190,7 +190,7 @@ def _file(folder: Path, rank: int, what: str) -> Path:
     return folder / f"{what}{rank}"
 
 
-def _rank(rank: int, size: int, calls: Connection) -> None:
+def _rank_main(rank: int, size: int, calls: Connection) -> None:
     """The life of one rank: a call after the other, until it is told to end or fails."""
     gc.freeze()  # what the forkserver has imported stays; looking through it takes longer than most tests
     threading.Thread(target=_die_with_parent, daemon=True).start()
@@ -202,7 +202,9 @@ def _rank(rank: int, size: int, calls: Connection) -> None:
         gc.collect()
 
 
-def _answer(rank: int, size: int, folder_name: str, timeout: float, function: Callable[..., Any], args: tuple) -> None:
+def _answer(
+    rank: int, size: int, folder_name: str, timeout: float, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     folder = Path(folder_name)
     stderr = os.open(_file(folder, rank, "stderr"), os.O_WRONLY | os.O_CREAT)
     os.dup2(stderr, 2)
@@ -210,13 +212,15 @@ def _answer(rank: int, size: int, folder_name: str, timeout: float, function: Ca
     faulthandler.enable(file=2)  # says where native code crashed
     faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # the parent asks a rank that hangs where it stands
     try:
-        _with_group(rank, size, folder, timeout, function, args)
+        _run_in_group(rank, size, folder, timeout, function, args)
     except BaseException:  # also SystemExit: a rank that leaves early has failed
         write_atomically(_file(folder, rank, "error"), f"{time.time():.6f}\n{traceback.format_exc()}")
         os._exit(1)
 
 
-def _with_group(rank: int, size: int, folder: Path, timeout: float, function: Callable[..., Any], args: tuple) -> None:
+def _run_in_group(
+    rank: int, size: int, folder: Path, timeout: float, function: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     import torch
     import torch.distributed as dist
 
@@ -225,7 +229,7 @@ def _with_group(rank: int, size: int, folder: Path, timeout: float, function: Ca
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_SIZE": size}
     os.environ.update(address | {name: str(value) for name, value in place.items()})  # DeepSpeed asserts they are set
     torch.set_num_threads(1)
-    _meet(rank, size, folder, timeout)
+    _connect(rank, size, folder, timeout)
     _file(folder, rank, "begun").touch()
     result = function(rank, size, *args)
     unfinished = _file(folder, rank, "unfinished")
@@ -237,7 +241,7 @@ def _with_group(rank: int, size: int, folder: Path, timeout: float, function: Ca
     dist.destroy_process_group()
 
 
-def _meet(rank: int, size: int, folder: Path, timeout: float) -> None:
+def _connect(rank: int, size: int, folder: Path, timeout: float) -> None:
     """Nobody returns before all are here: until then a world may be tried again."""
     import torch
     import torch.distributed as dist

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from roots_dist.accounting.sizes import target_seq
 from roots_dist.config.schema import Config
-from roots_dist.verify.trainable import like
+from roots_dist.verify.trainable import with_same_trainable
 
 MAX_RANKS = 8
 LABELS = ("a", "b", "c")
@@ -19,7 +19,7 @@ LABELS = ("a", "b", "c")
 
 
 @dataclass(frozen=True)
-class Small:
+class SmallConfig:
     config: Config
     dp: int
     notes: tuple[str, ...]
@@ -43,7 +43,7 @@ def degrees(tp: int, pp: int, dp: int) -> tuple[int, int, int]:
     return tp, pp, dp
 
 
-def shrink(config: Config, dp: int, *, float64: bool) -> Small:
+def shrink(config: Config, dp: int, *, float64: bool) -> SmallConfig:
     """dp: data ranks wanted. float64: float64 through the reference engine; else float32 through DeepSpeed."""
     m, p = config.model, config.parallel
     tp, pp, dp = degrees(p.tp, p.pp, dp)
@@ -59,7 +59,7 @@ def shrink(config: Config, dp: int, *, float64: bool) -> Small:
     head_dim = 8
     vocab = min(m.vocab, 211)  # a prime: no tensor degree divides it
     seq = 8 * tp
-    values = {
+    values: dict[str, object] = {
         "model.layers": max(2, layers),
         "model.hidden": heads * head_dim,
         "model.heads": heads,
@@ -108,11 +108,11 @@ def shrink(config: Config, dp: int, *, float64: bool) -> Small:
             "generator.ffn": 4 * tp * head_dim,
         }
     if m.family == "t5":
-        values |= _two_stacks(config, stages, tp)
-    return Small(like(config, config.changed(values)), dp, tuple(notes))
+        values |= _encoder_decoder(config, stages, tp)
+    return SmallConfig(with_same_trainable(config, config.changed(values)), dp, tuple(notes))
 
 
-def _two_stacks(config: Config, stages: int, tp: int) -> dict[str, object]:
+def _encoder_decoder(config: Config, stages: int, tp: int) -> dict[str, object]:
     """Blocks for every stage, as many in both stacks if the model has; a text of several spans, whose targets can be cut."""
     m = config.model
     uneven = m.num_decoder_layers() != m.layers

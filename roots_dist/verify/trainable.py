@@ -27,14 +27,14 @@ def depths(config: Config) -> Depths:
     }
 
 
-def like(config: Config, small: Config) -> Config:
+def with_same_trainable(config: Config, small: Config) -> Config:
     """The small config with a strategy that does in a few steps what the large one's does in its run."""
     strategy = config.finetune.strategy
     if strategy == "full":
         return small
     there = trainable(config, depths(config))
     if strategy == "partial":
-        return small.changed({"finetune.trainable": _alike(there, depths(config), depths(small))})
+        return small.changed({"finetune.trainable": _same_blocks(there, depths(config), depths(small))})
     if strategy == "progressive":  # above the blocks, the blocks, below them: a step each
         return small.changed(
             {
@@ -46,7 +46,7 @@ def like(config: Config, small: Config) -> Config:
     return small
 
 
-def _alike(learn: Iterable[str], large: Iterable[str], small: Iterable[str]) -> tuple[str, ...]:
+def _same_blocks(learn: Iterable[str], large: Iterable[str], small: Iterable[str]) -> tuple[str, ...]:
     """Of the small model, all names whose like is among `learn`."""
     here, there = _blocks(small), _blocks(large)
 

@@ -16,20 +16,20 @@ from roots_dist.config.run_config import ONE_PROCESS
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.schedule.schedules import DEFAULT, SCHEDULES
-from roots_dist.testing.parity import EXACT, Trace, differences, merge, trace
+from roots_dist.testing.parity import FLOAT64_BOUNDS, Trace, differences, merge, trace
 from roots_dist.testing.world import on_world
 from roots_dist.verify.proof import Proof
-from roots_dist.verify.show import show
-from roots_dist.verify.shrink import Small, shrink
+from roots_dist.verify.proof_table import show
+from roots_dist.verify.shrink import SmallConfig, shrink
 
-SINGLE: Mapping[str, float] = {
+FLOAT32_BOUNDS: Mapping[str, float] = {
     "loss": 1e-5, "norm": 1e-5, "gradient": 1e-5, "weight": 1e-4, "exp_avg": 1e-6, "exp_avg_sq": 1e-8,
 }  # fmt: skip
 """float32 through DeepSpeed: rounding of sums in another order, and what Adam makes of it (a weight moves by up to lr
 per step whatever its gradient's size, so tiny gradients turn rounding into steps)."""
 
 
-def describe(small: Small) -> str:
+def describe(small: SmallConfig) -> str:
     p = small.config.parallel
     parts = [str(Layout(small.dp, p.pp, p.tp))]
     parts += ["SP"] if p.sequence_parallel else []
@@ -44,10 +44,10 @@ def alone(config: Config, steps: int) -> Trace:
     return merge(on_world(1, trace, config.changed(single), 0, steps))
 
 
-def prove(small: Small, steps: int) -> Iterator[Proof]:
+def prove(small: SmallConfig, steps: int) -> Iterator[Proof]:
     """The layout itself; then saved half-way by it and resumed in one process, and the other way round."""
     config, float64 = small.config, small.config.advanced.float64
-    bounds = EXACT if float64 else SINGLE
+    bounds = FLOAT64_BOUNDS if float64 else FLOAT32_BOUNDS
     title = f"{describe(small)}, {'float64' if float64 else 'float32'}"
     truth = alone(config, steps)
     found = merge(on_world(small.ranks, trace, config, 0, steps, timeout=300))
@@ -90,7 +90,7 @@ MATRIX: tuple[dict[str, object], ...] = tuple(
 """The grid of `roots verify --matrix`: tensor, sequence and pipeline degrees, every schedule, every ZeRO stage."""
 
 
-def grid(config: Config, steps: int) -> Iterator[Proof]:
+def matrix_proofs(config: Config, steps: int) -> Iterator[Proof]:
     """Every layout of MATRIX, on this config's model."""
     for values in MATRIX:
         zero = values["parallel.zero_stage"]
@@ -99,4 +99,4 @@ def grid(config: Config, steps: int) -> Iterator[Proof]:
 
 def verify(config: Config, *, steps: int, matrix: bool) -> bool:
     """Print the proof as it comes; True if all of it holds."""
-    return show(grid(config, steps) if matrix else proofs(config, steps))
+    return show(matrix_proofs(config, steps) if matrix else proofs(config, steps))

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from roots_dist.errors import present
+
 IGNORE = -100
 """A target that is not scored."""
 PADDING = -1
@@ -58,7 +60,9 @@ class MicroBatch:
         return self.cache is not None and self.cache.length > 0
 
     def to(self, device: torch.device) -> MicroBatch:
-        moved = {n: t.to(device, non_blocking=True) for n, t in vars(self).items() if isinstance(t, Tensor)}
+        moved: dict[str, Any] = {
+            n: t.to(device, non_blocking=True) for n, t in vars(self).items() if isinstance(t, Tensor)
+        }
         return replace(self, **moved)
 
 
@@ -124,10 +128,15 @@ class Objective(Protocol):
     Made of (config, specials): the special tokens of data.tokenizer, or None where there is no tokenizer.
     """
 
-    weights: Mapping[str, float]
-    """Of each term in the loss, by its name."""
-    words: str | None
-    """The term that is a mean of -log p(word), and so has a perplexity."""
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """Of each term in the loss, by its name."""
+        ...
+
+    @property
+    def words(self) -> str | None:
+        """The term that is a mean of -log p(word), and so has a perplexity."""
+        ...
 
     def open(self, path: str) -> Any:
         """A source of samples: what a path under data.train or data.validation stands for."""
@@ -149,9 +158,11 @@ class Objective(Protocol):
 
 def stack_samples(samples: list[dict[str, np.ndarray]], numbers: np.ndarray, step: int) -> MicroBatch:
     """Samples [B] as a microbatch, int64."""
-    fields = {n: torch.from_numpy(np.stack([s[n] for s in samples]).astype(np.int64, copy=False)) for n in samples[0]}
+    fields: dict[str, Any] = {
+        n: torch.from_numpy(np.stack([s[n] for s in samples]).astype(np.int64, copy=False)) for n in samples[0]
+    }
     return MicroBatch(**fields, samples=torch.from_numpy(np.array(numbers, dtype=np.int64)), step=step)
 
 
-def scored(targets: Tensor) -> int:
-    return int(torch.count_nonzero(targets != IGNORE))
+def scored(targets: Tensor | None) -> int:
+    return int(torch.count_nonzero(present(targets) != IGNORE))

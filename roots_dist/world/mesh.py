@@ -100,7 +100,10 @@ class Mesh:
 
     def alone(self) -> dist.ProcessGroup:
         """A group of this rank alone, for a library that wants one where an Axis of size 1 has none."""
-        return dist.new_group([self.rank], timeout=self.timeout, use_local_synchronization=True, group_desc="alone")
+        group: dist.ProcessGroup = dist.new_group(
+            [self.rank], timeout=self.timeout, use_local_synchronization=True, group_desc="alone"
+        )
+        return group
 
 
 def make_axis(name: str, groups: list[list[int]], rank: int, timeout: timedelta) -> Axis:

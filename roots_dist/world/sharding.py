@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from roots_dist.errors import present
 from roots_dist.world import rng
 from roots_dist.world.mesh import Axis
 
@@ -142,7 +143,7 @@ def gradient_of(p: Param) -> Tensor:
         p.tensor.data = data.new_empty(p.spec.local_shape(p.tp))
         p.tensor.grad = torch.zeros_like(p.tensor)
         p.tensor.data = data
-    return p.tensor.grad
+    return present(p.tensor.grad)
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ def test_speed_does_not_depend_on_how_often_it_is_told(monkeypatch, first, every
     class Running(SimpleNamespace):
         tokens = property(lambda self: self.step * BATCH * SEQ)
 
-    session = Running(
+    state = Running(
         config=config,
         mesh=Mesh.single(),
         run=SimpleNamespace(watch=Stopwatch()),
@@ -41,13 +41,13 @@ def test_speed_does_not_depend_on_how_often_it_is_told(monkeypatch, first, every
         best=None,
         trackers=SimpleNamespace(log=lambda step, numbers: told.update({step: numbers})),
     )
-    do = callbacks.callbacks(session)
-    while session.step < max(reported):
-        session.step += 1
+    do = callbacks.callbacks(state)
+    while state.step < max(reported):
+        state.step += 1
         now[0] += 2.0
-        do[0](session, StepReport(1.0, 1.0, {"clm": 1.0}, {"decayed": 1.0}))
+        do[0](state, StepReport(1.0, 1.0, {"clm": 1.0}, {"decayed": 1.0}))
         now[0] += 10.0
-        do[1](session, StepReport(1.0, 1.0, {"clm": 1.0}, {"decayed": 1.0}))
+        do[1](state, StepReport(1.0, 1.0, {"clm": 1.0}, {"decayed": 1.0}))
     assert sorted(told) == reported
     for numbers in told.values():
         assert numbers["time/step_s"] == 2.0

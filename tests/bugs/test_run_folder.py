@@ -10,9 +10,9 @@ import pytest
 from roots_dist.assembly.run import build_run
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError
-from roots_dist.runs.train.best import Best
-from roots_dist.runs.train.folder import FolderError, owned
-from roots_dist.runs.train.resume import Done, differences, refuse_another_model, resume
+from roots_dist.runs.train.best_evaluation import BestEvaluation
+from roots_dist.runs.train.resume import ResumePoint, differences, refuse_another_model, resume
+from roots_dist.runs.train.run_folder import FolderError, hold_folder
 from roots_dist.storage.checkpoint.format import STATE_FILE
 from roots_dist.storage.checkpoint.keep import BEST_FILE, best, newest
 from roots_dist.storage.checkpoint.save import save
@@ -32,7 +32,7 @@ def test_a_checkpoint_that_a_killed_save_had_set_aside_is_resumed(tmp_path):
     run = build_run(CONFIG, Mesh.single())
     folder = save(tmp_path, 7, run.engine, run.params, run.mesh, {"skipped": 2})
     os.rename(folder, folder.with_name(".step_00000007.replaced"))
-    assert resume(run, tmp_path) == Done(7, 2)
+    assert resume(run, tmp_path) == ResumePoint(7, 2)
     assert folder.is_dir()
 
 
@@ -42,42 +42,42 @@ def test_checkpoints_are_set_aside_where_none_is_wanted(tmp_path):
     for _ in range(2):
         folder = save(tmp_path, 7, run.engine, run.params, run.mesh, {})
         (tmp_path / BEST_FILE).write_text('{"step": 7}')
-        assert resume(run, tmp_path) == Done(0, 0)
+        assert resume(run, tmp_path) == ResumePoint(0, 0)
         assert newest(tmp_path) is best(tmp_path) is None
     assert all((tmp_path / f"checkpoints.{number}" / folder.name).is_dir() for number in (1, 2))
-    assert resume(run, tmp_path) == Done(0, 0) and not (tmp_path / "checkpoints.3").exists()
+    assert resume(run, tmp_path) == ResumePoint(0, 0) and not (tmp_path / "checkpoints.3").exists()
 
 
 def test_the_best_checkpoint_is_the_one_that_the_resumed_run_knows(tmp_path):
     """Of checkpoints that were removed by hand, the mark stayed: the step was reached again, with other weights."""
     run = build_run(CONFIG, Mesh.single())
-    known = Best("loss/validation", 0, step=2, value=1.0)
+    known = BestEvaluation("loss/validation", 0, step=2, value=1.0)
     for step in (2, 4):
         save(tmp_path, step, run.engine, run.params, run.mesh, {"best": known.saved()})
-    Best("loss/validation", 0, step=8, value=0.5).mark(tmp_path)
-    assert resume(run, tmp_path) == Done(4, 0, known.saved()) and best(tmp_path).name == "step_00000002"
+    BestEvaluation("loss/validation", 0, step=8, value=0.5).mark(tmp_path)
+    assert resume(run, tmp_path) == ResumePoint(4, 0, known.saved()) and best(tmp_path).name == "step_00000002"
 
 
 def test_two_runs_cannot_have_one_folder(tmp_path):
     """Both wrote one metrics file, and each removed the other's half-written checkpoint."""
-    script = "import sys, pathlib; from roots_dist.runs.train.folder import owned\nwith owned(pathlib.Path(sys.argv[1])): pass"
-    with owned(tmp_path / "run"):
+    script = "import sys, pathlib; from roots_dist.runs.train.run_folder import hold_folder\nwith hold_folder(pathlib.Path(sys.argv[1])): pass"
+    with hold_folder(tmp_path / "run"):
         other = subprocess.run(
             [sys.executable, "-c", script, str(tmp_path / "run")], capture_output=True, text=True, timeout=60
         )
         assert f"process {os.getpid()} on " in other.stderr and "choose another track.folder" in other.stderr
-        with pytest.raises(FolderError, match="track.folder = .* Fix: "), owned(tmp_path / "run"):
+        with pytest.raises(FolderError, match="track.folder = .* Fix: "), hold_folder(tmp_path / "run"):
             pass
-    with owned(tmp_path / "run"):
+    with hold_folder(tmp_path / "run"):
         pass
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-    with pytest.raises(FolderError, match="track.folder = .*No space left.* Fix: make room"), owned(tmp_path):
+    with pytest.raises(FolderError, match="track.folder = .*No space left.* Fix: make room"), hold_folder(tmp_path):
         with open("/dev/full", "w") as full:
             full.write("metrics")
             full.flush()
-    with pytest.raises(FileNotFoundError), owned(tmp_path):
+    with pytest.raises(FileNotFoundError), hold_folder(tmp_path):
         open(tmp_path / "nothing")
 
 

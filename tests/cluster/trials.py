@@ -17,7 +17,7 @@ from pathlib import Path
 from daemons import until
 from namespaces import ROOT, Site, environment
 
-from roots_dist.runs.train.stop import how_it_ended
+from roots_dist.runs.train.stop_signal import read_end
 
 CONFIG = "configs/quickstart.yaml"
 SMALL = (
@@ -68,7 +68,7 @@ class Trial:
 
     def ended(self) -> str:
         """Why, as the run itself says; empty while it is at work."""
-        return how_it_ended(self.run / "ended.txt")
+        return read_end(self.run / "ended.txt")
 
     def finished(self) -> None:
         """Assert that the run has ended well, with the checkpoint of its last step."""

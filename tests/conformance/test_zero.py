@@ -133,7 +133,7 @@ def learn(rank, size, config, first, load=None):
             disturb(run, batches)
         report = train_step(run, batches, LR)
         losses.append(report.loss)
-        norms.append([report.grad_norm, report.group_norms["decayed"], report.group_norms["undecayed"]])
+        norms.append([report.grad_norm, report.group_norms["decayed"], report.group_norms["no_decay"]])
     model_weights = {}
     if config.parallel.zero_stage < 3:
         model_weights = {p.name: p.tensor.detach().clone() for p in run.params}

@@ -17,7 +17,7 @@ from roots_dist.learning.objectives.synthetic import proof_objective
 from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.request import Request
 from roots_dist.runs.generate.sampling import Sampling
-from roots_dist.runs.train.init_weights import begin
+from roots_dist.runs.train.init_weights import load_init_weights
 from roots_dist.storage.checkpoint.keep import chosen
 from roots_dist.storage.checkpoint.load import load_weights
 from roots_dist.storage.exchange.compare import a_batch, our_logits
@@ -55,7 +55,7 @@ def test_a_discriminator_alone_can_be_fine_tuned_and_nothing_else(tmp_path):
     config = complete_from_model(Loaded(asked, {"objective.name": "x", "finetune.labels": "x"})).config
     tuned = build_run(config, Mesh.single(), objective=proof_objective(config))
     drawn = {p.name: p.tensor.clone() for p in tuned.params}
-    begin(tuned)
+    load_init_weights(tuned)
     model = transformers.AutoModel.from_pretrained(theirs)
     here = {p.name: p.tensor for p in tuned.params}
     words = model.embeddings.word_embeddings.weight

@@ -21,7 +21,7 @@ from roots_dist.config.load import Loaded
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError
 from roots_dist.runs.ranks.join import joined
-from roots_dist.runs.ranks.start import be_rank
+from roots_dist.runs.ranks.run_on_ranks import be_rank
 
 
 def meet() -> float:

@@ -23,12 +23,13 @@ from roots_dist.cluster_profile import Profile, Speed, read, write
 from roots_dist.config.schema import Config
 from roots_dist.environment import World
 from roots_dist.layout import Layout
-from roots_dist.runs.doctor import board as boards
+from roots_dist.runs.doctor import coordinator as coordinators
 from roots_dist.runs.doctor import examine as examination
-from roots_dist.runs.doctor import facts, speed
-from roots_dist.runs.doctor.board import Board
-from roots_dist.runs.doctor.examine import ExamineOptions, Tools, examine, write_up
-from roots_dist.runs.doctor.meet import free_port, meet
+from roots_dist.runs.doctor import rank_facts as facts
+from roots_dist.runs.doctor import speed
+from roots_dist.runs.doctor.coordinator import Coordinator
+from roots_dist.runs.doctor.examine import ExamineOptions, Probes, build_profile, examine
+from roots_dist.runs.doctor.rendezvous import free_port, rendezvous
 from roots_dist.testing.world import on_world
 
 ROOT = Path(__file__).parents[2]
@@ -73,30 +74,30 @@ def mounted(folder: str, flags: int) -> None:
 
 
 def visited(
-    rank: int, size: int, port: int, hosts: str, asked: ExamineOptions, change: dict, mount: int | None = None
+    rank: int, size: int, port: int, hosts: str, options: ExamineOptions, change: dict, mount: int | None = None
 ) -> str:
     """The profile as JSON from rank 0. `change`: Tools with other functions. `mount`: flags, of rank 1's own mount."""
     dist.destroy_process_group()  # the test world's: the doctor makes its own
     if mount is not None and rank == 1:
-        mounted(str(asked.folder), mount)
-    examination.FACTS_S, boards.SLACK_S = 4.0, 2.0
+        mounted(str(options.folder), mount)
+    examination.FACTS_S, coordinators.SLACK_S = 4.0, 2.0
     world = World(rank, size, rank, size, "127.0.0.1", port, "test")
     begin = time.monotonic()
-    board = Board(meet(world, asked.wait_s, hosts[rank]), rank, size)
-    examine(board, world, CPU, asked, Tools(**{"host": hosts[rank], "speed": even, **change}))
-    found = write_up(board, world, CPU, asked, time.monotonic() - begin) if rank == 0 else None
-    board.leave()
+    coordinator = Coordinator(rendezvous(world, options.wait_s, hosts[rank]), rank, size)
+    examine(coordinator, world, CPU, options, Probes(**{"host": hosts[rank], "speed": even, **change}))
+    found = build_profile(coordinator, world, CPU, options, time.monotonic() - begin) if rank == 0 else None
+    coordinator.leave()
     assert dist.is_initialized() is False
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # the test world closes one
     return TypeAdapter(Profile).dump_json(found).decode() if found else ""
 
 
 def profile_of(
-    hosts: str, asked: ExamineOptions = ExamineOptions(quick=True), mount: int | None = None, **change
+    hosts: str, options: ExamineOptions = ExamineOptions(quick=True), mount: int | None = None, **change
 ) -> Profile:
-    said = on_world(len(hosts), visited, free_port(), hosts, asked, change, mount, timeout=50)
-    assert said[1:] == [""] * (len(hosts) - 1)
-    return TypeAdapter(Profile).validate_json(said[0])
+    answers = on_world(len(hosts), visited, free_port(), hosts, options, change, mount, timeout=50)
+    assert answers[1:] == [""] * (len(hosts) - 1)
+    return TypeAdapter(Profile).validate_json(answers[0])
 
 
 def ahead(seconds: float = 5.0) -> float:
@@ -209,8 +210,8 @@ def test_a_rank_that_hangs_or_breaks_ends_the_examination_and_is_named(change, w
 
 
 def test_the_bare_verb_examines_this_machine_and_writes_a_profile_that_reads_back(tmp_path: Path):
-    asked = ["--quick", "--processes", "3", "--folder", str(tmp_path), "--json", str(tmp_path / "p.json")]
-    command = [sys.executable, "-m", "roots_dist", "doctor", *asked]
+    options = ["--quick", "--processes", "3", "--folder", str(tmp_path), "--json", str(tmp_path / "p.json")]
+    command = [sys.executable, "-m", "roots_dist", "doctor", *options]
     environ = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     environ |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8"}
     ran = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)

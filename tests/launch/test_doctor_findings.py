@@ -10,9 +10,12 @@ import pytest
 from roots_dist.cluster_profile import Finding, Profile, RankFacts, Speed, Wrote, named, read, write
 from roots_dist.errors import DataError
 from roots_dist.layout import Layout
-from roots_dist.runs.doctor import clocks, facts, folder, links, placement, speed
-from roots_dist.runs.doctor.deadline import Overdue, within
-from roots_dist.runs.doctor.show import lines
+from roots_dist.runs.doctor import clocks, links, speed
+from roots_dist.runs.doctor import host_groups as placement
+from roots_dist.runs.doctor import rank_facts as facts
+from roots_dist.runs.doctor import shared_folder as folder
+from roots_dist.runs.doctor.deadline import DeadlineExceeded, run_with_deadline
+from roots_dist.runs.doctor.profile_table import lines
 
 HOSTS = ("a", "a", "b", "b")
 VERSIONS = {"python": "3.11.7", "torch": "2.13.0", "code": "abc", "nccl": None}
@@ -32,7 +35,7 @@ def rank(number: int, **values) -> RankFacts:
     return replace(made, **values)
 
 
-def said(found) -> list[str]:
+def answers(found) -> list[str]:
     return [str(finding) for finding in found]
 
 
@@ -45,14 +48,14 @@ def test_ranks_are_named_with_their_hosts():
 
 def test_equal_ranks_have_no_findings():
     ranks = [rank(i) for i in range(4)]
-    assert said(facts.versions(ranks)) == said(facts.devices(ranks)) == said(facts.room(ranks)) == []
-    assert said(facts.addresses(ranks, "gloo")) == []
+    assert answers(facts.versions(ranks)) == answers(facts.devices(ranks)) == answers(facts.check_space(ranks)) == []
+    assert answers(facts.addresses(ranks, "gloo")) == []
 
 
 def test_ranks_with_another_version_are_named_once_for_each_version():
     older = {**VERSIONS, "torch": "2.12.0"}
     ranks = [rank(0), rank(1, versions=older), rank(2), rank(3, versions={**VERSIONS, "code": "def"})]
-    assert said(facts.versions(ranks)) == [
+    assert answers(facts.versions(ranks)) == [
         "✗ rank 1 (host a): torch 2.12.0, expected 2.13.0 as on 3 of 4 ranks. Fix: install torch 2.13.0 there, or let all "
         "hosts use one environment on a shared folder.",
         "✗ rank 3 (host b): code def, expected abc as on 3 of 4 ranks. Fix: copy the same files of roots_dist there (git "
@@ -73,23 +76,27 @@ def test_gpus_that_are_not_used_shared_or_of_another_kind_are_named():
         ("rank 3 (host b)", False),
     ], "the same id on another host is another GPU"
     assert "on one GPU, u0" in str(found[1])
-    assert said(facts.devices([rank(i, gpus=2) for i in range(4)])) == [], "train.device=cpu on all ranks is a choice"
+    assert answers(facts.devices([rank(i, gpus=2) for i in range(4)])) == [], (
+        "train.device=cpu on all ranks is a choice"
+    )
 
 
 def test_full_disks_and_small_shared_memory_are_named_by_host():
     full = [rank(0), rank(1), rank(2, disk_free=2**20), rank(3, disk_free=2**20)]
-    assert said(facts.room(full))[0].startswith(
+    assert answers(facts.check_space(full))[0].startswith(
         "✗ host b: 1 MiB left in its temporary folder, expected 1024 MiB or more."
     )
     docker = [rank(i, gpu=f"u{i}", shared_memory_free=2**26) for i in range(4)]
-    assert [f.where for f in facts.room(docker)] == ["host a", "host b"]
-    assert said(facts.room([rank(i, shared_memory_free=2**26) for i in range(4)])) == [], "gloo has no use for it"
+    assert [f.where for f in facts.check_space(docker)] == ["host a", "host b"]
+    assert answers(facts.check_space([rank(i, shared_memory_free=2**26) for i in range(4)])) == [], (
+        "gloo has no use for it"
+    )
 
 
 def test_a_host_whose_name_leads_to_itself_is_named_where_that_matters():
     ranks = [rank(0, address="10.0.0.1"), rank(1, address="10.0.0.1"), rank(2, address="127.0.1.1"), rank(3)]
     assert [f.where for f in facts.addresses(ranks, "gloo")] == ["host b"]
-    assert said(facts.addresses(ranks, "nccl")) == said(facts.addresses(ranks[2:], "gloo")) == []
+    assert answers(facts.addresses(ranks, "nccl")) == answers(facts.addresses(ranks[2:], "gloo")) == []
 
 
 def test_the_code_hash_sees_content_and_names_and_nothing_else(tmp_path: Path):
@@ -106,8 +113,8 @@ def test_the_code_hash_sees_content_and_names_and_nothing_else(tmp_path: Path):
 
 def test_a_tensor_group_on_two_hosts_is_named_and_one_on_a_host_is_not():
     hosts = dict(enumerate(HOSTS))
-    assert said(placement.crossings(Layout(tp=2, pp=2), hosts)) == []
-    assert said(placement.crossings(Layout(tp=2, dp=2), {0: "a", 1: "b", 2: "b", 3: "b"})) == [
+    assert answers(placement.crossings(Layout(tp=2, pp=2), hosts)) == []
+    assert answers(placement.crossings(Layout(tp=2, dp=2), {0: "a", 1: "b", 2: "b", 3: "b"})) == [
         "✗ ranks 0 (host a); 1 (host b): a tensor group of TP2×PP1×DP2 across hosts, expected its 2 ranks on one host. Fix: "
         "start a multiple of 2 ranks on every host, each host's numbered in a row, or lower parallel.tp."
     ]
@@ -122,7 +129,7 @@ def test_groups_across_hosts_take_one_rank_of_each():
 
 
 def test_a_wrong_clock_is_named_and_rank_0_may_be_the_wrong_one():
-    assert said(clocks.findings({"a": 0.0, "b": 0.02, "c": -0.9})) == []
+    assert answers(clocks.findings({"a": 0.0, "b": 0.02, "c": -0.9})) == []
     assert [str(f)[:34] for f in clocks.findings({"a": 0.0, "b": 7.2, "c": 0.1})] == [
         "✗ host b: clock 7.1 s ahead, expec"
     ]
@@ -137,8 +144,8 @@ def test_a_rank_below_seven_tenths_of_the_median_is_slow():
         ]
 
     hosts = dict(enumerate(HOSTS))
-    assert said(speed.findings(of(1e11, 0.9e11, 1.1e11, 0.8e11), hosts)) == []
-    (slow,) = said(speed.findings(of(1e11, 1e11, 1e11, 0.5e11), hosts))
+    assert answers(speed.findings(of(1e11, 0.9e11, 1.1e11, 0.8e11), hosts)) == []
+    (slow,) = answers(speed.findings(of(1e11, 1e11, 1e11, 0.5e11), hosts))
     assert slow.startswith(
         "✗ rank 3 (host b): slow, 50 GFLOP/s in fp32 products, 50% of the median, expected 70% of 100 GFLOP/s"
     )
@@ -149,14 +156,14 @@ def test_what_the_shared_folder_lacks_is_named():
     good = [Wrote(rank=i, trouble=None, bytes_per_s=1e8, free=10 * 2**30) for i in range(4)]
     bad = [*good[:2], *(Wrote(rank=i, trouble="read-only file system", bytes_per_s=None, free=None) for i in (2, 3))]
     path = Path("/shared")
-    assert said(folder.findings(path, good, {0: [], 2: []}, hosts, checkpoint=2**30)) == []
-    (unwritable,) = said(folder.findings(path, bad, {0: [], 2: []}, hosts, None))
+    assert answers(folder.findings(path, good, {0: [], 2: []}, hosts, checkpoint=2**30)) == []
+    (unwritable,) = answers(folder.findings(path, bad, {0: [], 2: []}, hosts, None))
     assert unwritable.startswith(
         "✗ ranks 2-3 (host b): cannot write to /shared (read-only file system), expected every rank"
     )
-    (unseen,) = said(folder.findings(path, good, {0: [], 2: [0, 1]}, hosts, None))
+    (unseen,) = answers(folder.findings(path, good, {0: [], 2: [0, 1]}, hosts, None))
     assert unseen.startswith("✗ host b: does not see in /shared what ranks 0-1 (host a) wrote there")
-    (small,) = said(folder.findings(path, good, {0: [], 2: []}, hosts, checkpoint=20 * 2**30))
+    (small,) = answers(folder.findings(path, good, {0: [], 2: []}, hosts, checkpoint=20 * 2**30))
     assert small.startswith("✗ folder /shared: 10.0 GiB free, expected room for one checkpoint of 20.0 GiB")
 
 
@@ -235,12 +242,12 @@ def test_only_serious_findings_make_a_world_unhealthy():
 def test_work_has_its_result_its_error_or_an_end():
     import time
 
-    assert within(5, lambda: 3) == 3
+    assert run_with_deadline(5, lambda: 3) == 3
     with pytest.raises(ZeroDivisionError):
-        within(5, lambda: 1 / 0)
+        run_with_deadline(5, lambda: 1 / 0)
     with pytest.raises(TimeoutError, match="its own"):
-        within(5, lambda: (_ for _ in ()).throw(TimeoutError("its own")))
+        run_with_deadline(5, lambda: (_ for _ in ()).throw(TimeoutError("its own")))
     begin = time.monotonic()
-    with pytest.raises(Overdue, match="not done after 0.2 s"):
-        within(0.2, lambda: time.sleep(5))
+    with pytest.raises(DeadlineExceeded, match="not done after 0.2 s"):
+        run_with_deadline(0.2, lambda: time.sleep(5))
     assert time.monotonic() - begin < 2

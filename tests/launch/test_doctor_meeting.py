@@ -15,7 +15,8 @@ import pytest
 
 from roots_dist.environment import World
 from roots_dist.errors import EnvironmentProblem
-from roots_dist.runs.doctor import board, meet
+from roots_dist.runs.doctor import coordinator as coordinator
+from roots_dist.runs.doctor import rendezvous as rendezvous
 
 ROOT = Path(__file__).parents[2]
 CLEAN = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
@@ -46,7 +47,7 @@ def doctor(rank: int, port: int, address: str = "127.0.0.1", *options: str) -> s
 
 def test_a_name_that_nothing_stands_for_is_said_with_the_rank_and_the_host():
     with pytest.raises(EnvironmentProblem) as found:
-        meet.meet(world(1, 29500, "no-such-host.invalid"), 1, "b")
+        rendezvous.rendezvous(world(1, 29500, "no-such-host.invalid"), 1, "b")
     assert str(found.value).startswith(
         "MASTER_ADDR = 'no-such-host.invalid' on rank 1 (host b): expected a name or number"
     )
@@ -57,13 +58,13 @@ def test_a_name_server_that_does_not_answer_is_not_waited_for(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **more: time.sleep(20))
     begin = time.monotonic()
     with pytest.raises(EnvironmentProblem, match="not done after 0.3 s"):
-        meet.resolve("slow.example", "rank 0 (host a)", seconds=0.3)
+        rendezvous.resolve("slow.example", "rank 0 (host a)", seconds=0.3)
     assert time.monotonic() - begin < 5
 
 
 def test_the_process_that_has_the_port_is_named():
     with taken() as port, pytest.raises(EnvironmentProblem) as found:
-        meet.meet(world(0, port), 1, "a")
+        rendezvous.rendezvous(world(0, port), 1, "a")
     assert str(found.value).startswith(
         f"MASTER_PORT = {port} on rank 0 (host a): expected a free port, and process {os.getpid()}"
     )
@@ -72,20 +73,20 @@ def test_the_process_that_has_the_port_is_named():
 
 def test_nobody_at_the_meeting_point_is_named_as_rank_0():
     with pytest.raises(EnvironmentProblem, match=r"on rank 1 \(host b\): expected rank 0 listening there within 0.5 s"):
-        meet.meet(world(1, meet.free_port()), 0.5, "b")
+        rendezvous.rendezvous(world(1, rendezvous.free_port()), 0.5, "b")
 
 
 def test_a_foreign_server_that_says_nothing_does_not_hold_a_rank(monkeypatch):
-    monkeypatch.setattr(meet, "HANDSHAKE_S", 0.5)
+    monkeypatch.setattr(rendezvous, "HANDSHAKE_S", 0.5)
     with (
         taken() as port,
         pytest.raises(EnvironmentProblem, match="expected rank 0's store there, and something else answers"),
     ):
-        meet.meet(world(1, port), 5, "b")
+        rendezvous.rendezvous(world(1, port), 5, "b")
 
 
 def test_one_rank_alone_needs_no_meeting_point():
-    store = meet.meet(World(0, 1, 0, 1, "nowhere.invalid", 0, "none"), 1, "a")
+    store = rendezvous.rendezvous(World(0, 1, 0, 1, "nowhere.invalid", 0, "none"), 1, "a")
     store.set("x", b"1")
     assert store.get("x") == b"1"
 
@@ -93,12 +94,12 @@ def test_one_rank_alone_needs_no_meeting_point():
 def test_the_verb_names_what_keeps_ranks_apart_and_ends_in_time():
     begin = time.monotonic()
     with taken() as port:
-        free = meet.free_port()
+        free = rendezvous.free_port()
         ranks = {
             "port": doctor(0, port),
             "address": doctor(1, free, "no-such-host.invalid"),
             "no rank 0": doctor(1, free, "127.0.0.1", "--wait", "2"),
-            "no rank 1": doctor(0, meet.free_port(), "127.0.0.1", "--wait", "2"),
+            "no rank 1": doctor(0, rendezvous.free_port(), "127.0.0.1", "--wait", "2"),
         }
         found = {name: (*rank.communicate(timeout=60), rank.returncode) for name, rank in ranks.items()}
     assert time.monotonic() - begin < 60
@@ -118,22 +119,22 @@ def test_the_verb_names_what_keeps_ranks_apart_and_ends_in_time():
 def test_a_rank_that_falls_silent_is_named_by_rank_0_and_rank_0_by_the_others(monkeypatch):
     import torch.distributed as dist
 
-    monkeypatch.setattr(board, "SLACK_S", 0.2)
+    monkeypatch.setattr(coordinator, "SLACK_S", 0.2)
     store = dist.HashStore()
-    first = board.Board(store, 0, 3)
+    first = coordinator.Coordinator(store, 0, 3)
     first.hosts = {0: "a", 1: "a", 2: "b"}
     store.set("links/1", b'{"trouble": "RuntimeError: connection reset by peer"}')
-    with pytest.raises(board.Stopped):
-        first.ask("links", 0.3, lambda: 7, fix="look at the network")
-    assert first.said == {"links": {0: 7}} and store.get("links/word") == b'"stop"'
+    with pytest.raises(coordinator.Stopped):
+        first.run_round("links", 0.3, lambda: 7, fix="look at the network")
+    assert first.answers == {"links": {0: 7}} and store.get("links/word") == b'"stop"'
     assert [str(finding) for finding in first.findings] == [
         "✗ rank 2 (host b): no answer to the check of links, expected it within 0.5 s. Fix: read that rank's log, and see "
         "whether its host is up.",
         "✗ rank 1 (host a): links: RuntimeError: connection reset by peer, expected no error. Fix: look at the network.",
     ]
-    with pytest.raises(board.Stopped):
-        board.Board(store, 2, 3).ask("links", 0.3, lambda: 7)
+    with pytest.raises(coordinator.Stopped):
+        coordinator.Coordinator(store, 2, 3).run_round("links", 0.3, lambda: 7)
     with pytest.raises(
         EnvironmentProblem, match="rank 0 = silent: expected its word on speed, within 0.7 s. Fix: read"
     ):
-        board.Board(store, 1, 3).ask("speed", 0.3, lambda: 7)
+        coordinator.Coordinator(store, 1, 3).run_round("speed", 0.3, lambda: 7)

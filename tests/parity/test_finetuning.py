@@ -13,9 +13,9 @@ from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
 from roots_dist.runs.train.step import train_step
-from roots_dist.testing.parity import EXACT, Trace, differences, merge, trace
+from roots_dist.testing.parity import FLOAT64_BOUNDS, Trace, differences, merge, trace
 from roots_dist.testing.world import on_world
-from roots_dist.verify.verify import SINGLE
+from roots_dist.verify.verify import FLOAT32_BOUNDS
 from roots_dist.world.mesh import Mesh
 
 STEPS = 4
@@ -67,24 +67,24 @@ def compare(parallel: Config, dp: int, bounds: dict[str, float]) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_strategy_computes_what_one_process_computes(strategy, layout):
-    compare(of(strategy, **{f"parallel__{k}": v for k, v in LAYOUTS[layout].items()}), 1, EXACT)
+    compare(of(strategy, **{f"parallel__{k}": v for k, v in LAYOUTS[layout].items()}), 1, FLOAT64_BOUNDS)
 
 
 @pytest.mark.parametrize("model", ["gpt-instruct", "t5-seq2seq"])
 @pytest.mark.parametrize("strategy", ["progressive", "lora"])
 def test_decoders_and_two_stacks_do_too(strategy, model):
-    compare(of(strategy, model, parallel__tp=2, parallel__pp=2), 1, EXACT)
+    compare(of(strategy, model, parallel__tp=2, parallel__pp=2), 1, FLOAT64_BOUNDS)
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_zero_stage_does_too(strategy, zero):
-    compare(of(strategy, **FLOAT32, parallel__zero_stage=zero), 2, SINGLE)
+    compare(of(strategy, **FLOAT32, parallel__zero_stage=zero), 2, FLOAT32_BOUNDS)
 
 
 @pytest.mark.parametrize("strategy, zero", [("lora", 3), ("progressive", 1), ("partial", 2)])
 def test_all_of_it_together(strategy, zero):
-    compare(of(strategy, **FLOAT32, parallel__zero_stage=zero, parallel__tp=2, parallel__pp=2), 2, SINGLE)
+    compare(of(strategy, **FLOAT32, parallel__zero_stage=zero, parallel__tp=2, parallel__pp=2), 2, FLOAT32_BOUNDS)
 
 
 def learned_numbers(rank: int, size: int, config: Config) -> dict:
@@ -127,12 +127,12 @@ def test_moments_are_kept_when_more_of_the_model_joins():
     whole = alone(of("progressive"))
     head_only = of("partial", finetune__trainable=["head.*"], finetune__layer_lr_decay=1.0)
     first = merge(on_world(1, trace, head_only.changed(ONE_PROCESS), 0, 1))
-    complete_from_model = merge(on_world(1, trace, of("progressive").changed(ONE_PROCESS), 0, 1))
+    first_step = merge(on_world(1, trace, of("progressive").changed(ONE_PROCESS), 0, 1))
     for name, state in first.state.items():
         if name.startswith("head."):
-            torch.testing.assert_close(state["exp_avg"], complete_from_model.state[name]["exp_avg"])
+            torch.testing.assert_close(state["exp_avg"], first_step.state[name]["exp_avg"])
     assert (
-        {n for n, s in complete_from_model.state.items() if "exp_avg" in s}
+        {n for n, s in first_step.state.items() if "exp_avg" in s}
         < {n for n, s in whole.state.items() if "exp_avg" in s}
         == {*whole.state}
     )

@@ -13,10 +13,10 @@ from roots_dist.assembly.run import build_run
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
+from roots_dist.runs.plan.cluster_speed import ring_bytes
 from roots_dist.runs.plan.ledger import Ledger
-from roots_dist.runs.plan.machine import travelled
 from roots_dist.runs.plan.predict import predict
-from roots_dist.runs.plan.rehearse import imagined, one_microbatch, rehearse, rehearse_stages
+from roots_dist.runs.plan.rehearse import fake_mesh, one_microbatch, rehearse, rehearse_stages
 from roots_dist.runs.train.step import train_step
 from roots_dist.schedule.actions import Kind
 from roots_dist.testing.world import on_world
@@ -47,7 +47,7 @@ def test_a_stage_costs_without_numbers_what_it_costs_with_them(model, changes, p
     rehearsed = rehearse(made, layout, pp_rank).stages
     real = rehearse_stages(
         made,
-        build_model(made, imagined(layout, pp_rank, None, torch.device("cpu"))),
+        build_model(made, fake_mesh(layout, pp_rank, None, torch.device("cpu"))),
         one_microbatch(made),
         Ledger(),
         [],
@@ -77,10 +77,10 @@ def test_tensor_ranks_say_what_the_papers_count():
 def test_full_recomputation_keeps_a_blocks_input_and_nothing_else():
     """Korthikanti et al. 2022, section 5: sbh numbers per layer."""
 
-    def kept(layers: int) -> int:
-        return rehearse(config("gpt", model__layers=layers, train__recompute="full"), Layout(), 0).stages[0].kept
+    def saved_bytes(layers: int) -> int:
+        return rehearse(config("gpt", model__layers=layers, train__recompute="full"), Layout(), 0).stages[0].saved_bytes
 
-    assert kept(3) - kept(2) == 1 * 16 * 32 * 8
+    assert saved_bytes(3) - saved_bytes(2) == 1 * 16 * 32 * 8
 
 
 # ── running ranks ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -114,9 +114,9 @@ def _listen(sent: dict[str, float], mesh: Mesh) -> None:
             group, tensor = kwargs.get("group"), args[whole]
             size = dist.get_world_size(group)
             if group is mesh.tp.group and mesh.tp.size > 1:
-                sent["tp"] += travelled(operation, tensor.nbytes, size)
+                sent["tp"] += ring_bytes(operation, tensor.nbytes, size)
             elif group is not None and size > 1 and {*dist.get_process_group_ranks(group)} <= {*mesh.pp.ranks}:
-                sent["pp"] += travelled(operation, tensor.nbytes, size)
+                sent["pp"] += ring_bytes(operation, tensor.nbytes, size)
             return before(*args, **kwargs)
 
         setattr(dist, name, call)

@@ -15,9 +15,9 @@ from roots_dist.config.schema import Config
 from roots_dist.learning.models import t5
 from roots_dist.parallel.pipeline.partition import partition
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.testing.parity import EXACT, Trace, differences, merge, trace
+from roots_dist.testing.parity import FLOAT64_BOUNDS, Trace, differences, merge, trace
 from roots_dist.testing.world import on_world
-from roots_dist.verify.verify import SINGLE
+from roots_dist.verify.verify import FLOAT32_BOUNDS
 
 STEPS = 2
 FLOAT32 = dict(advanced__float64=False, advanced__engine="deepspeed", optim__lr=1e-3)
@@ -78,7 +78,7 @@ def size(parallel: Config, dp: int) -> int:
 
 @pytest.mark.parametrize("parallel, dp", CASES)
 def test_nothing_depends_on_the_layout(parallel, dp):
-    rows = differences(alone(parallel), merge(on_world(size(parallel, dp), trace, parallel, 0, STEPS)), EXACT)
+    rows = differences(alone(parallel), merge(on_world(size(parallel, dp), trace, parallel, 0, STEPS)), FLOAT64_BOUNDS)
     assert all(row.passed for row in rows), "\n".join(map(str, rows))
 
 
@@ -94,7 +94,7 @@ def test_nothing_depends_on_the_layout(parallel, dp):
 def test_zero_computes_what_one_process_computes(parallel, dp):
     """Tables of distances and words that several pieces share among them."""
     ranks = on_world(size(parallel, dp), trace, parallel, 0, STEPS, timeout=200)
-    rows = differences(alone(parallel), merge(ranks), SINGLE)
+    rows = differences(alone(parallel), merge(ranks), FLOAT32_BOUNDS)
     assert all(row.passed for row in rows), "\n".join(map(str, rows))
 
 
@@ -136,7 +136,7 @@ BROKEN = [
 def test_a_broken_rule_shows(mutant, model, layout, dp, where):
     parallel = of(model, **layout)
     broken = merge(on_world(size(parallel, dp), t5_mutants.mutated_trace, mutant, parallel, 0, STEPS))
-    red = {row.what: row for row in differences(alone(parallel), broken, EXACT) if not row.passed}
+    red = {row.what: row for row in differences(alone(parallel), broken, FLOAT64_BOUNDS) if not row.passed}
     what = "gradients" if where else "loss"
     assert what in red, f"only {list(red)} went red"
     assert red[what].where.split(",")[0] == (where or "step 0")

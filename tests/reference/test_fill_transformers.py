@@ -10,8 +10,8 @@ from roots_dist.assembly.passes import build_passes
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.data.tokenizer import load_codec, train
-from roots_dist.runs.generate.fill import fill, filled_in, marked
-from roots_dist.runs.generate.prompts import Given, wording
+from roots_dist.runs.generate.fill import encode_masked, fill, fill_masks
+from roots_dist.runs.generate.prompts import Prompt, open_prompt_encoder
 from roots_dist.testing.world import on_world
 from roots_dist.world.mesh import Mesh
 
@@ -75,10 +75,10 @@ def filled(rank: int, size: int, tree: dict) -> list:
     config = Config.model_validate(tree)
     p = config.parallel
     passes = stirred(build_passes(config, Mesh.connect(Layout(dp=size // (p.tp * p.pp), pp=p.pp, tp=p.tp), rank)))
-    words = wording(config, talks=False)
-    ids = marked([Given(text) for text in TEXTS], words)
+    words = open_prompt_encoder(config, talks=False)
+    ids = encode_masked([Prompt(text) for text in TEXTS], words)
     found = fill(passes, ids, words, TOP)
-    texts = [filled_in(text, masks, words) for text, masks in zip(ids, found)]
+    texts = [fill_masks(text, masks, words) for text, masks in zip(ids, found)]
     return [texts, [[[(g.id, g.probability) for g in mask] for mask in masks] for masks in found]]
 
 

@@ -18,7 +18,7 @@ from roots_dist.assembly.passes import build_passes
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError
 from roots_dist.layout import Layout
-from roots_dist.runs.evaluate.harness import RESULTS_FILE, harnessed, known, open_tasks
+from roots_dist.runs.evaluate.harness import RESULTS_FILE, check_task_names, open_tasks, run_harness
 from roots_dist.runs.evaluate.harness_model import harness_model
 from roots_dist.runs.evaluate.options import EvaluateOptions
 from roots_dist.testing.world import on_world
@@ -167,7 +167,7 @@ def tasks(folder: Path) -> str:
 def evaluated(rank: int, size: int, config: dict, folder: str) -> str:
     os.environ["HF_HOME"], os.environ["HF_HUB_OFFLINE"] = f"{folder}/cache", "1"
     options = EvaluateOptions(lm_eval="local_choice,local_write", include_path=folder)
-    found = harnessed(live(config, size, rank), open_tasks(options, rank), None, Path(folder))
+    found = run_harness(live(config, size, rank), open_tasks(options, rank), None, Path(folder))
     return json.dumps(found.get("results"))
 
 
@@ -209,10 +209,10 @@ def test_generation_that_cannot_be_is_refused(how, words, tmp_path):
 
 def test_a_task_that_is_not_there_is_refused_with_those_that_sound_like_it():
     with pytest.raises(DataError, match="--lm-eval = 'piqo': expected the name of a task. Fix: choose from piqa"):
-        known(["piqa", "hellaswag", *map(str, range(20))], ["hellaswag", "piqo"])
+        check_task_names(["piqa", "hellaswag", *map(str, range(20))], ["hellaswag", "piqo"])
     with pytest.raises(DataError, match="Fix: choose from mine, other"):
-        known(["mine", "other"], ["zzz"])
-    assert known(["mine", "other"], ["other", "mine", "other"]) == ["other", "mine"]
+        check_task_names(["mine", "other"], ["zzz"])
+    assert check_task_names(["mine", "other"], ["other", "mine", "other"]) == ["other", "mine"]
 
 
 def test_a_task_that_cannot_be_loaded_is_refused_in_a_line(tmp_path, monkeypatch):

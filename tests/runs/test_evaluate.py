@@ -21,12 +21,12 @@ from roots_dist.learning.data.store import Writer
 from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.learning.data.tokenizer import train as train_tokenizer
 from roots_dist.learning.objectives import make_objective
-from roots_dist.runs.evaluate.answers import answered
+from roots_dist.runs.evaluate.answers import answer_questions
 from roots_dist.runs.evaluate.evaluate import evaluate
 from roots_dist.runs.evaluate.held_out import Score
 from roots_dist.runs.evaluate.options import EvaluateOptions
 from roots_dist.runs.evaluate.sources import names
-from roots_dist.runs.ranks.start import ready
+from roots_dist.runs.ranks.run_on_ranks import ready
 from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
 from roots_dist.runs.train.loop import train
 from roots_dist.storage.checkpoint.keep import chosen
@@ -257,8 +257,8 @@ def answers(rank: int, size: int, folder: str, overrides: list[str]) -> list:
     held_out = Batches.open(
         loaded.config, objective, loaded.config.data.validation, passes.mesh.dp.rank, passes.mesh.dp.size
     )
-    found = answered(passes, objective, held_out, load_codec(loaded.config.data.tokenizer), 7)
-    return [found.exact_match, [list(one) for one in found.asked]]
+    found = answer_questions(passes, objective, held_out, load_codec(loaded.config.data.tokenizer), 7)
+    return [found.exact_match, [list(one) for one in found.questions]]
 
 
 @pytest.mark.parametrize("task, family", [("instruct", "gpt"), ("seq2seq", "t5")])
@@ -266,14 +266,14 @@ def test_greedy_answers_are_held_against_the_right_ones(task, family, tmp_path):
     rows = [{"text": text, "label": "it left" if n % 5 == 0 else "no  no"} for n, text in enumerate(TEXTS)]
     more = {"target_seq_length": 8} if family == "t5" else {}
     run = a_task(tmp_path / "task", task, family, rows, [], steps=60, **more)
-    ((match, asked),) = on_world(1, answers, str(run), [])
-    assert 0 < match < 1, asked
-    assert len(asked) == 7 and all(
-        "town" in question and expected in ("no no", "it left") for question, expected, _ in asked
+    ((match, questions),) = on_world(1, answers, str(run), [])
+    assert 0 < match < 1, questions
+    assert len(questions) == 7 and all(
+        "town" in question and expected in ("no no", "it left") for question, expected, _ in questions
     )
-    assert match == sum(expected == said for _, expected, said in asked) / 7
+    assert match == sum(expected == answer for _, expected, answer in questions) / 7
     for other in on_world(4, answers, str(run), ["parallel.tp=2"]) + on_world(2, answers, str(run), ["parallel.pp=2"]):
-        assert other == [match, asked]
+        assert other == [match, questions]
 
 
 def test_what_a_run_cannot_be_asked_for_is_refused_in_a_line(run):

@@ -26,9 +26,9 @@ from roots_dist.learning.objectives import make_objective
 from roots_dist.runs.generate import chat as chats
 from roots_dist.runs.generate.generate import generate, load_model
 from roots_dist.runs.generate.options import GenerateOptions
-from roots_dist.runs.generate.prompts import wording
-from roots_dist.runs.generate.request import request_of
-from roots_dist.runs.ranks.start import ready
+from roots_dist.runs.generate.prompts import open_prompt_encoder
+from roots_dist.runs.generate.request import make_request
+from roots_dist.runs.ranks.run_on_ranks import ready
 from roots_dist.storage.checkpoint.save import save
 from roots_dist.testing.world import on_world
 from roots_dist.world.batch import stack_samples
@@ -205,7 +205,7 @@ def talk(place: Path, lines: list[str | BaseException], run: str = "gpt", overri
     config, _ = config_of(CHAT, place / run, overrides, 1)
     said, shown = iter(lines), []
 
-    def hear() -> str:
+    def read_line() -> str:
         line = next(said, EOFError())
         if isinstance(line, BaseException):
             raise line
@@ -213,7 +213,7 @@ def talk(place: Path, lines: list[str | BaseException], run: str = "gpt", overri
 
     asked = GenerateOptions(**{"max_tokens": 8, "greedy": True} | how)
     CHAT.check(config, options=asked)
-    chats.chat(config, Mesh.single(), options=asked, hear=hear, show=shown.append)
+    chats.chat(config, Mesh.single(), options=asked, read_line=read_line, show=shown.append)
     return "".join(shown).split("\n", 1)[1]
 
 
@@ -232,9 +232,11 @@ def test_commands_are_no_part_of_the_conversation(place):
 def test_the_prompt_of_a_conversation_is_the_template_with_all_that_was_said(place):
     config, _ = config_of(CHAT, place / "instruct", [], 1)
     shown: list[str] = []
-    words = wording(config, talks=True)
+    words = open_prompt_encoder(config, talks=True)
     asked = GenerateOptions(max_tokens=4, greedy=True)
-    one = chats.Talk(load_model(config, Mesh.single()), words, request_of(asked, config), words.stops(), shown.append)
+    one = chats.Conversation(
+        load_model(config, Mesh.single()), words, make_request(asked, config), words.stops(), shown.append
+    )
     one.say("Who?")
     answer = one.history[1]["content"]
     assert "".join(shown).strip() == answer
@@ -244,9 +246,9 @@ def test_the_prompt_of_a_conversation_is_the_template_with_all_that_was_said(pla
 
 def test_what_the_model_cannot_hold_is_forgotten_the_oldest_first(place):
     config, _ = config_of(CHAT, place / "instruct", [], 1)
-    words, shown = wording(config, talks=True), []
-    request = request_of(GenerateOptions(max_tokens=6, greedy=True), config)
-    one = chats.Talk(load_model(config, Mesh.single()), words, request, words.stops(), shown.append)
+    words, shown = open_prompt_encoder(config, talks=True), []
+    request = make_request(GenerateOptions(max_tokens=6, greedy=True), config)
+    one = chats.Conversation(load_model(config, Mesh.single()), words, request, words.stops(), shown.append)
     for number in range(6):
         one.say(f"Who {number}?")
         assert one.history[-2]["content"] == f"Who {number}?" and one.history[-1]["role"] == "assistant"
@@ -260,7 +262,7 @@ def test_what_the_model_cannot_hold_is_forgotten_the_oldest_first(place):
 
 def test_ctrl_c_stops_an_answer_and_not_the_conversation(place):
     config, _ = config_of(CHAT, place / "gpt", ["data.seq_length=500"], 1)
-    words, shown = wording(config, talks=True), []
+    words, shown = open_prompt_encoder(config, talks=True), []
 
     def show(text: str) -> None:
         shown.append(text)
@@ -268,8 +270,8 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(place):
             raise KeyboardInterrupt
 
     passes = load_model(config, Mesh.single())
-    one = chats.Talk(
-        passes, words, request_of(GenerateOptions(max_tokens=20, greedy=True), config), words.stops(), show
+    one = chats.Conversation(
+        passes, words, make_request(GenerateOptions(max_tokens=20, greedy=True), config), words.stops(), show
     )
     one.say("Who?")
     assert 3 <= len(shown) < 8 and one.history[1]["content"] == "".join(shown).strip()
@@ -281,7 +283,7 @@ def test_a_model_that_was_not_taught_to_converse_stops_before_it_speaks_for_the_
     """Whatever it says first is made the user's name."""
     whole = talk(place, ["Who met?"], max_tokens=20).rstrip("\n")
     name = whole[6:9]
-    monkeypatch.setattr(chats, "NEXT", (name,))
+    monkeypatch.setattr(chats, "USER_TURN", (name,))
     assert talk(place, ["Who met?"], max_tokens=20) == whole[: whole.index(name)].rstrip() + "\n"
     assert talk(place, ["Who met?"], run="instruct", max_tokens=20) == talk(
         place, ["Who met?"], run="instruct", max_tokens=20, stop=("zzzz",)

@@ -17,7 +17,7 @@ import pytest
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.learning.data.store import Writer
-from roots_dist.runs.train.stop import how_it_ended
+from roots_dist.runs.train.stop_signal import read_end
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 150
@@ -85,7 +85,7 @@ def test_a_signal_ends_all_ranks_after_a_step_with_a_checkpoint_from_which_the_r
     os.kill(run.pid if whom == "the launcher" else ranks_of(run)[-1], number)
     code, said = finish(run)
     assert code == 128 + number, said
-    ended = re.fullmatch(rf"stopped by {number.name} after step (\d+)", how_it_ended(folder / "ended.txt"))
+    ended = re.fullmatch(rf"stopped by {number.name} after step (\d+)", read_end(folder / "ended.txt"))
     assert ended and f"{ended[0]}, with a checkpoint" in said and "✗" not in said and "│" not in said
     step = int(ended[1])
     assert max(losses(folder)) == step
@@ -98,7 +98,7 @@ def test_a_signal_ends_all_ranks_after_a_step_with_a_checkpoint_from_which_the_r
     runs = [start(place, f"track.folder={where}", f"train.steps={step + 10}") for where in (folder, whole)]
     for code, said in map(finish, runs):
         assert code == 0, said
-    assert how_it_ended(folder / "ended.txt") == f"finished after step {step + 10}"
+    assert read_end(folder / "ended.txt") == f"finished after step {step + 10}"
     once, twice = losses(whole), losses(folder)
     assert len(once) == step + 10 and once.keys() == twice.keys()
     assert max(abs(once[i] - twice[i]) for i in once) < 1e-5
@@ -109,9 +109,9 @@ def test_a_rank_whose_peer_has_failed_does_not_wait_for_a_step_that_will_not_com
     code = f"""
 import ctypes, os, signal, sys
 from pathlib import Path
-from roots_dist.runs.train.stop import listening, record_end
+from roots_dist.runs.train.stop_signal import catch_stop_signals, record_end
 folder = Path({str(tmp_path)!r})
-with listening(folder) as stop:
+with catch_stop_signals(folder) as stop:
     os.kill(os.getpid(), signal.SIGUSR1)
     while not stop.signal:
         pass
@@ -135,21 +135,21 @@ with listening(folder) as stop:
 
 
 def test_a_reason_that_cannot_be_written_leaves_nothing_half_done(tmp_path):
-    from roots_dist.runs.train.stop import record_end
+    from roots_dist.runs.train.stop_signal import record_end
 
     (tmp_path / "ended.txt").mkdir()  # as on a full disk, no file gets this name
     record_end(tmp_path, "finished after step 3")
-    assert [path.name for path in tmp_path.iterdir()] == ["ended.txt"] and how_it_ended(tmp_path / "ended.txt") == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["ended.txt"] and read_end(tmp_path / "ended.txt") == ""
 
 
 def test_the_rank_that_fails_leaves_its_reason_and_another_ranks_failure_is_none(tmp_path):
-    from roots_dist.runs.train.stop import recorded
+    from roots_dist.runs.train.stop_signal import record_failure
 
     for rank, error in (
         (0, ConnectionError("Connection closed by peer")),
         (1, ValueError("the flux capacitor\nis empty")),
     ):
-        with pytest.raises(type(error)), recorded(tmp_path, f"rank {rank} (pp0 dp0 tp{rank})", rank0=rank == 0):
+        with pytest.raises(type(error)), record_failure(tmp_path, f"rank {rank} (pp0 dp0 tp{rank})", rank0=rank == 0):
             raise error
-    ended = how_it_ended(tmp_path / "ended.txt")
+    ended = read_end(tmp_path / "ended.txt")
     assert ended.startswith("failed: rank 1 (pp0 dp0 tp1), node ") and ended.endswith(": the flux capacitor")

@@ -17,7 +17,7 @@ from roots_dist.world.stopwatch import Stopwatch
 @pytest.mark.parametrize("wish, counted", [("skip", 2.0), ("stop", None)])
 def test_steps_that_were_left_out_are_counted_where_that_can_be(wish, counted):
     told = {}
-    session = SimpleNamespace(
+    state = SimpleNamespace(
         config=Config.model_validate({"train": {"steps": 9, "nonfinite": wish}}),
         mesh=Mesh.single(),
         run=SimpleNamespace(watch=Stopwatch()),
@@ -28,8 +28,8 @@ def test_steps_that_were_left_out_are_counted_where_that_can_be(wish, counted):
         bounds=Bounds(None, 1.0),
         trackers=SimpleNamespace(log=lambda step, numbers: told.update(numbers)),
     )
-    report, _ = callbacks(session)
-    session.step, session.tokens = 4, 140
-    report(session, StepReport(math.nan, math.nan, {"clm": math.nan}, {}, skipped="loss is not finite"))
+    report, _ = callbacks(state)
+    state.step, state.tokens = 4, 140
+    report(state, StepReport(math.nan, math.nan, {"clm": math.nan}, {}, skipped="loss is not finite"))
     assert told.get("train/skipped_steps") == counted
     assert set(told) <= set(NAMES) | {"time/left_s"}

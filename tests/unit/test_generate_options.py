@@ -7,7 +7,7 @@ from roots_dist.errors import UserError
 from roots_dist.learning.data.tokenizer import train
 from roots_dist.runs.generate import chat, generate
 from roots_dist.runs.generate.options import GenerateOptions
-from roots_dist.runs.generate.prompts import Given, texts, wording
+from roots_dist.runs.generate.prompts import Prompt, open_prompt_encoder, read_prompts
 
 TEXTS = [f"The people of State {n} met Mr. Smith; unquestionably it rained there in {1800 + n}." for n in range(40)]
 T5 = {"positions": "relative", "norm": "rmsnorm", "bias": False}
@@ -123,13 +123,13 @@ def test_who_does_not_converse_says_so_in_one_line(place):
 
 
 def test_prompts_come_from_lines_and_from_rows(place):
-    assert [(g.prompt, g.place) for g in texts(GenerateOptions(prompts=place / "two.txt"))] == [
+    assert [(g.text, g.place) for g in read_prompts(GenerateOptions(prompts=place / "two.txt"))] == [
         ("The people", f"{place}/two.txt:1"), ("of State", f"{place}/two.txt:3"),
     ]  # fmt: skip
-    assert [given.prompt for given in texts(GenerateOptions(prompts=place / "mark.txt"))] == [
+    assert [given.text for given in read_prompts(GenerateOptions(prompts=place / "mark.txt"))] == [
         "The people"
     ]  # without the byte order mark
-    assert [(g.prompt, g.pair) for g in texts(GenerateOptions(prompts=place / "pairs.jsonl"))] == [
+    assert [(g.text, g.pair) for g in read_prompts(GenerateOptions(prompts=place / "pairs.jsonl"))] == [
         ("a", "b"),
         ("c", None),
     ]
@@ -137,7 +137,7 @@ def test_prompts_come_from_lines_and_from_rows(place):
 
 def test_t5_reads_a_prompt_as_it_was_taught(place):
     """Closed by its end; a sentinel is one token, without the space that training never shows before it."""
-    words = wording(config(place, "spans"), talks=False)
+    words = open_prompt_encoder(config(place, "spans"), talks=False)
     tokens = [words.codec.backend.id_to_token(i) for i in words.ids("The people <extra_id_0> State <extra_id_1>")]
     assert tokens[-2:] == ["<extra_id_1>", "</s>"] and tokens.count("<extra_id_0>") == 1
     assert tokens[tokens.index("<extra_id_0>") - 1] != "▁" and tokens[tokens.index("<extra_id_0>") + 1].startswith("▁")
@@ -150,7 +150,7 @@ def test_t5_reads_a_prompt_as_it_was_taught(place):
 
 def test_an_instruct_model_reads_the_template_and_raw_the_text(place):
     c = config(place, "instruct")
-    talking, plain = wording(c, talks=True), wording(c, talks=False)
+    talking, plain = open_prompt_encoder(c, talks=True), open_prompt_encoder(c, talks=False)
     assert talking.codec.decode(talking.ids("Did it rain?")) == "user: Did it rain?\nassistant:"
     assert plain.codec.decode(plain.ids("Did it rain?")) == "Did it rain?"
     assert talking.ends == plain.ends == {talking.codec.backend.token_to_id("<|endoftext|>")}
@@ -163,6 +163,6 @@ def test_what_a_template_closes_an_answer_with_ends_it(place):
     template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     (place / "marked.jinja").write_text(template)
     changes = {"data.tokenizer": str(place / "marked.json"), "finetune.chat_template": str(place / "marked.jinja")}
-    words = wording(config(place, "instruct", **changes), talks=True)
+    words = open_prompt_encoder(config(place, "instruct", **changes), talks=True)
     assert words.ends == {backend.token_to_id("<|im_end|>"), backend.token_to_id("<|endoftext|>")}
-    assert Given("x").place == "prompt" and len(words.ids("a")) < len(words.ids("a b c d e f"))
+    assert Prompt("x").place == "prompt" and len(words.ids("a")) < len(words.ids("a b c d e f"))

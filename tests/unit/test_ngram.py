@@ -11,8 +11,8 @@ from roots_dist.config.schema import Config, Source
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.store import Writer
 from roots_dist.learning.objectives.clm import CausalTokens
-from roots_dist.runs.evaluate.baseline import compared
-from roots_dist.runs.evaluate.ngram import FALLBACK, count, estimated
+from roots_dist.runs.evaluate.baseline import ngram_baselines
+from roots_dist.runs.evaluate.ngram import FALLBACK, count, estimate_discounts
 
 VOCAB = 12
 PAD = VOCAB
@@ -148,9 +148,9 @@ def test_a_context_ends_where_its_document_begins():
 def test_discounts_are_estimated_or_else_those_that_others_fall_back_to():
     counts = np.repeat([1, 2, 3, 4, 9], [100, 40, 20, 12, 7])
     y = 100 / 180
-    assert estimated(counts) == pytest.approx((1 - 2 * y * 0.4, 2 - 3 * y * 0.5, 3 - 4 * y * 0.6))
-    assert estimated(np.array([1, 1, 2, 3])) == FALLBACK  # nothing occurs four times
-    assert estimated(np.repeat([1, 2, 3, 4], [1, 1, 10, 1])) == FALLBACK  # D2 would be below zero
+    assert estimate_discounts(counts) == pytest.approx((1 - 2 * y * 0.4, 2 - 3 * y * 0.5, 3 - 4 * y * 0.6))
+    assert estimate_discounts(np.array([1, 1, 2, 3])) == FALLBACK  # nothing occurs four times
+    assert estimate_discounts(np.repeat([1, 2, 3, 4], [1, 1, 10, 1])) == FALLBACK  # D2 would be below zero
 
 
 def test_it_learns_from_a_run_s_corpora_and_is_asked_for_the_targets_of_its_samples(tmp_path):
@@ -172,11 +172,11 @@ def test_it_learns_from_a_run_s_corpora_and_is_asked_for_the_targets_of_its_samp
     places = np.arange(1, 1 + len(targets))
     assert sorted(stream[places]) == sorted(targets)
     expected = np.mean([-math.log(p(int(stream[i]), (PAD if i in starts else int(stream[i - 1]),))) for i in places])
-    found = compared(config, held_out, 10**6, 2, most=10**6)
+    found = ngram_baselines(config, held_out, 10**6, 2, most=10**6)
     assert [one.name for one in found.orders] == ["uniform", "unigram", "bigram"]
     assert found.orders[0].loss == pytest.approx(math.log(VOCAB)) and found.orders[2].loss == pytest.approx(
         expected, rel=1e-12
     )
     assert found.used == found.available == sizes[0] + sizes[1]
-    half = compared(config, held_out, 10**6, 2, most=sum(sizes[:2]) // 2)
+    half = ngram_baselines(config, held_out, 10**6, 2, most=sum(sizes[:2]) // 2)
     assert abs(half.used - found.used / 2) <= 2 and half.orders[2].loss != found.orders[2].loss

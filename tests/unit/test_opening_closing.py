@@ -11,12 +11,12 @@ import pytest
 from roots_dist import logs
 from roots_dist.accounting.bounds import bounds
 from roots_dist.accounting.flops import flops_per_step
-from roots_dist.accounting.peaks import in_words, measured_cpu_peak
+from roots_dist.accounting.peaks import format_flops, measured_cpu_peak
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
-from roots_dist.runs.track import run_summary as closing
+from roots_dist.runs.track import closing_lines as closing
 from roots_dist.runs.track.metrics import METRICS_FILE, MetricsFile
-from roots_dist.runs.track.summary import summary, write_summary
+from roots_dist.runs.track.summary_file import summary, write_summary
 from roots_dist.runs.train import banner as opening
 from roots_dist.testing.world import on_world
 from roots_dist.world.mesh import Mesh
@@ -27,7 +27,7 @@ CONFIG = Config.model_validate(
 
 
 def peaks(rank: int, size: int) -> float:
-    return opening.devices_peak(CONFIG, Mesh.connect(Layout(dp=size), rank))
+    return opening.peak_of_devices(CONFIG, Mesh.connect(Layout(dp=size), rank))
 
 
 def test_the_peak_is_that_of_the_cores_in_use_and_the_same_on_all_ranks():
@@ -39,12 +39,12 @@ def test_the_peak_is_that_of_the_cores_in_use_and_the_same_on_all_ranks():
 
 def test_the_opening_names_layout_size_peak_and_batch():
     bound = bounds(CONFIG, Mesh.single().layout, 9.54e10)
-    lines = opening.opening_lines(CONFIG, Mesh.single(), 9.54e10, bound).splitlines()
+    lines = opening.banner(CONFIG, Mesh.single(), 9.54e10, bound).splitlines()
     assert lines[0].startswith("TP1×PP1×DP1, 4,") and lines[0].endswith("reference engine, peak 95.4 GFLOP/s measured")
     assert lines[1] == "1 × 8 tokens × 4 microbatches × dp 1 = 32 tokens per step"
     assert lines[2] == str(bound) and bound.step_s == flops_per_step(CONFIG) / 9.54e10
-    assert "no MFU" in opening.opening_lines(CONFIG, Mesh.single(), None, replace(bound, step_s=None))
-    assert [in_words(v) for v in (9.895e14, 3.9e15, 12.0)] == ["990 TFLOP/s", "3.9 PFLOP/s", "12 FLOP/s"]
+    assert "no MFU" in opening.banner(CONFIG, Mesh.single(), None, replace(bound, step_s=None))
+    assert [format_flops(v) for v in (9.895e14, 3.9e15, 12.0)] == ["990 TFLOP/s", "3.9 PFLOP/s", "12 FLOP/s"]
 
 
 def test_a_log_line_goes_to_the_stderr_of_the_moment(monkeypatch):

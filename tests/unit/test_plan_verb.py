@@ -15,7 +15,7 @@ from roots_dist.cluster_profile import Profile, RankFacts, Speed, write
 from roots_dist.config.load import load
 from roots_dist.errors import DataError
 from roots_dist.layout import Layout
-from roots_dist.runs.plan.machine import Link, Machine, machine_of, travelled
+from roots_dist.runs.plan.cluster_speed import ClusterSpeed, Link, cluster_speed_of, ring_bytes
 from roots_dist.runs.plan.predict import predict
 
 ROOT = Path(__file__).parents[2]
@@ -107,7 +107,7 @@ def test_what_cannot_be_planned_is_refused_in_a_line(capsys, tmp_path, words, ex
 )
 def test_a_profile_that_measured_nothing_is_refused(damage, expected):
     with pytest.raises(DataError, match=expected):
-        machine_of(replace(profile(), **damage), 1e-6)
+        cluster_speed_of(replace(profile(), **damage), 1e-6)
 
 
 def test_long_sequences_are_planned(capsys):
@@ -117,7 +117,7 @@ def test_long_sequences_are_planned(capsys):
 
 
 def test_a_profile_becomes_a_machine():
-    machine = machine_of(profile("aabb", between=True), each_s=1e-6)
+    machine = cluster_speed_of(profile("aabb", between=True), op_overhead_s=1e-6)
     assert (machine.flops_per_s, machine.bytes_per_s, machine.ranks_per_host, machine.peak_flops) == (
         3e10,
         1e10,
@@ -130,8 +130,8 @@ def test_a_profile_becomes_a_machine():
     with pytest.raises(DataError, match="inside hosts"):
         replace(machine, links={}).link([0, 1], "send")
     with pytest.raises(DataError, match="speeds of ranks"):
-        machine_of(replace(profile(), speeds=()), 1e-6)
-    assert [travelled(name, 100, 4) for name in ("all_reduce", "all_gather", "reduce_scatter", "send")] == [
+        cluster_speed_of(replace(profile(), speeds=()), 1e-6)
+    assert [ring_bytes(name, 100, 4) for name in ("all_reduce", "all_gather", "reduce_scatter", "send")] == [
         150,
         75,
         75,
@@ -139,7 +139,7 @@ def test_a_profile_becomes_a_machine():
     ]
 
 
-def at_once(**changes: object) -> Machine:
+def at_once(**changes: object) -> ClusterSpeed:
     """Nothing takes time but what the test says."""
     link = Link(latency_s=0.0, bytes_per_s=float("inf"))
     links = {
@@ -150,11 +150,11 @@ def at_once(**changes: object) -> Machine:
     free = {
         "flops_per_s": float("inf"),
         "bytes_per_s": float("inf"),
-        "each_s": 0.0,
+        "op_overhead_s": 0.0,
         "peak_flops": None,
         "ranks_per_host": 8,
     }
-    return Machine(**{**free, "links": links, **changes})
+    return ClusterSpeed(**{**free, "links": links, **changes})
 
 
 def test_where_only_products_take_time_a_step_takes_its_flops():

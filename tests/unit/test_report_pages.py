@@ -17,13 +17,13 @@ from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.errors import UserError
 from roots_dist.layout import Layout
-from roots_dist.runs.report.charts import Line, line_chart, thinned, ticks
+from roots_dist.runs.report.charts import Line, downsample, line_chart, ticks
+from roots_dist.runs.report.layout_picture import layout_picture, shown_ranks
 from roots_dist.runs.report.markup import document, tag
 from roots_dist.runs.report.page import page
-from roots_dist.runs.report.placement import placement, some
-from roots_dist.runs.report.read import layout_of, read_runs
+from roots_dist.runs.report.run_record import layout_of, read_runs
 from roots_dist.runs.track.metrics import MetricsFile
-from roots_dist.runs.track.summary import write_summary
+from roots_dist.runs.track.summary_file import write_summary
 
 
 class Reader(HTMLParser):
@@ -179,12 +179,16 @@ def test_a_layout_is_read_back_and_every_rank_stands_once():
     assert layout_of(str(Layout(dp=3, pp=2, tp=4))) == Layout(dp=3, pp=2, tp=4)
     for wrong in ("", "TP2×PP2", "TPx×PP2×DP1", "TP0×PP1×DP1", "TP1×PP1×DP", "TP²×PP1×DP1"):
         assert layout_of(wrong) is None
-    found = Reader(document(placement(Layout(dp=3, pp=2, tp=4))))
+    found = Reader(document(layout_picture(Layout(dp=3, pp=2, tp=4))))
     assert sorted(int(word) for word in found.words if word.isdecimal()) == list(range(24))
     assert "rank 23: pp1 dp2 tp3" in found.words
-    large = Reader(document(placement(Layout(dp=64, pp=48, tp=8))))
+    large = Reader(document(layout_picture(Layout(dp=64, pp=48, tp=8))))
     assert len(large.tags) < 1500 and "…" in large.words and str(64 * 48 * 8 - 1) in large.words
-    assert some(3, 4) == [0, 1, 2] and some(9, 4) == [0, 1, None, 8] and some(9, 5) == [0, 1, None, 7, 8]
+    assert (
+        shown_ranks(3, 4) == [0, 1, 2]
+        and shown_ranks(9, 4) == [0, 1, None, 8]
+        and shown_ranks(9, 5) == [0, 1, None, 7, 8]
+    )
 
 
 def test_ticks_are_round_and_inside():
@@ -196,7 +200,7 @@ def test_ticks_are_round_and_inside():
 
 def test_a_long_run_is_thinned_and_its_spikes_stay():
     line = Line(range(100_000), [9.0 if step == 54_321 else step % 7 / 10 for step in range(100_000)])
-    points = list(thinned(line))
+    points = list(downsample(line))
     assert len(points) <= 700 and (54_321, 9.0) in points
     assert points == sorted(points)
     assert len(document(line_chart([line], "loss"))) < 30_000

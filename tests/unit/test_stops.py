@@ -5,7 +5,7 @@ import random
 import pytest
 
 from roots_dist.learning.data.tokenizer import Codec, train
-from roots_dist.runs.generate.stops import CONTEXT, Stops, Streamed
+from roots_dist.runs.generate.stops import CONTEXT, Stops, TextStreamer
 
 TEXTS = [
     f"The people of Łódź met in {1800 + n} – \U0001f600 unquestionably, it rained; 人民 said naïve things."
@@ -51,7 +51,7 @@ def test_what_is_shown_piece_by_piece_is_the_text_and_nothing_is_taken_back(code
     for seed in range(8):
         before, said = codec.encode("In the beginning"), said_of(codec, seed)
         pieces: list[str] = []
-        streamed, so_far = Streamed(stops, before, pieces.append), []
+        streamed, so_far = TextStreamer(stops, before, pieces.append), []
         for word in said:
             so_far.append(word)
             streamed(0, so_far)
@@ -70,7 +70,7 @@ def test_a_character_of_several_tokens_is_shown_when_it_is_whole(codecs):
     codec = codecs["bpe"]
     ids = codec.encode("a \U0001f680 b")  # unknown to it: a token for each byte
     shown: list[str] = []
-    streamed = Streamed(Stops(codec=codec), [], shown.append)
+    streamed = TextStreamer(Stops(codec=codec), [], shown.append)
     for n in range(1, len(ids) + 1):
         streamed(0, ids[:n])
     assert len(ids) > 5 and "".join(shown) == "a \U0001f680 b" and all("�" not in piece for piece in shown)
@@ -108,7 +108,7 @@ def test_a_word_of_a_long_text_costs_no_more_than_one_of_a_short_text(codecs):
     codec = Counting(codecs["bpe"].backend)
     stops = Stops(strings=("zzzz",), codec=codec)
     said = codecs["bpe"].encode(" ".join(TEXTS))
-    streamed = Streamed(stops, (), lambda text: None)
+    streamed = TextStreamer(stops, (), lambda text: None)
     for n in range(1, len(said) + 1):
         streamed(0, said[:n])
         stops.reached(said[:n])

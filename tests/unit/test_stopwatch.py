@@ -11,7 +11,7 @@ from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
 from roots_dist.parallel.pipeline.stage import Stage
-from roots_dist.runs.train.callbacks import of_ranks
+from roots_dist.runs.train.callbacks import rank_metrics
 from roots_dist.runs.train.step import train_step
 from roots_dist.testing.world import on_world
 from roots_dist.world.mesh import Mesh
@@ -61,7 +61,7 @@ def one_step(rank: int, size: int, slow: int, tp: int = 1, pp: int = 1) -> dict[
     train_step(run, batches, 1e-3)
     whole = time.perf_counter() - since
     parts = run.watch.take()
-    return {"whole": whole, "parts": parts, "mean": of_ranks(parts, mesh, each=True)}
+    return {"whole": whole, "parts": parts, "mean": rank_metrics(parts, mesh, each=True)}
 
 
 @pytest.mark.parametrize("slow", [0, 1])

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from roots_dist.config.schema import Config, Track, Train
 from roots_dist.runs.track.curve import draw_curve, smooth
-from roots_dist.runs.track.machine import machine_facts, peak_memory_gib
+from roots_dist.runs.track.machine_facts import machine_facts, peak_memory_gib
 from roots_dist.runs.track.metrics import METRICS_FILE, TEXTS_FILE, MetricsFile, read_lines
 from roots_dist.runs.track.progress import Progress, clock, short
 from roots_dist.runs.track.trackers import Trackers, open_trackers

@@ -116,7 +116,7 @@ def test_what_has_begun_is_not_begun_again(tmp_path):
 def notes_and_raises(rank, size, folder):
     with open(f"{folder}/notes{rank}", "a") as notes:
         notes.write("begun\n")
-    raise ValueError("the real cause, in _meet\nof another kind")
+    raise ValueError("the real cause, in _connect\nof another kind")
 
 
 def test_the_parent_keeps_its_environment():

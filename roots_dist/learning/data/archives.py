@@ -14,10 +14,14 @@ import lzma
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from roots_dist.errors import needs
+
+if TYPE_CHECKING:
+    from zstandard import ZstdDecompressionObj
 
 
 class DamagedArchive(Exception):
@@ -27,19 +31,23 @@ class DamagedArchive(Exception):
 class _Zstd(io.RawIOBase):
     """All frames of a .zst file. The library's own stream reader takes a truncated frame for the end of the file."""
 
-    def __init__(self, raw: BinaryIO):
+    def __init__(self, raw: BufferedIOBase):
         try:
             import zstandard
         except ImportError as error:
             raise needs("zstandard", "formats") from error
         self._error = zstandard.ZstdError
-        self._start = lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
-        self._raw, self._frame, self._ready = raw, None, b""
+        self._start: Callable[[], ZstdDecompressionObj] = lambda: zstandard.ZstdDecompressor(
+            max_window_size=1 << 31
+        ).decompressobj()
+        self._frame: ZstdDecompressionObj | None = None
+        self._raw, self._ready = raw, b""
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
+        """buffer: a memoryview, or whatever else Python lets bytes be written into."""
         while not self._ready:
             packed = self._frame.unused_data if self._frame is not None and self._frame.eof else b""
             packed = packed or self._raw.read(1 << 17)
@@ -58,16 +66,16 @@ class _Zstd(io.RawIOBase):
         return len(part)
 
 
-OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
+OPENERS: dict[str, Callable[[BufferedIOBase], BufferedIOBase]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
     ".bz2": lambda raw: bz2.BZ2File(raw),
-    ".xz": lambda raw: lzma.LZMAFile(raw),
+    ".xz": lambda raw: lzma.LZMAFile(cast("BinaryIO", raw)),
     ".zst": lambda raw: io.BufferedReader(_Zstd(raw), 1 << 17),
 }
 
 
 @contextmanager
-def open_bytes(path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+def open_bytes(path: Path) -> Iterator[tuple[BufferedIOBase, BufferedIOBase]]:
     """The content and the file itself. Whatever the decompressor throws inside becomes DamagedArchive."""
     with path.open("rb") as raw:
         opener = OPENERS.get(path.suffix.lower())

@@ -12,9 +12,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from roots_dist.errors import DataError, Problem, needs
 from roots_dist.learning.data.tokenizer import Codec
+
+if TYPE_CHECKING:
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
+
 
 DEFAULT = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}"
@@ -90,9 +96,9 @@ def open_chat(template: str | None, tokenizer: str, end_token: str) -> Chat:
     class Generation(Extension):
         """{% generation %}, which marks answers for transformers; here it says nothing new."""
 
-        tags = {"generation"}
+        tags = {"generation"}  # noqa: RUF012 # declared in Extension
 
-        def parse(self, parser):
+        def parse(self, parser: Parser) -> Node | list[Node]:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -145,7 +151,7 @@ def template_of(template: str | None, tokenizer: Path) -> tuple[str, str, dict[s
     return ("the tokenizer's template", given, tokens) if given else (DEFAULT_NAME, DEFAULT, tokens)
 
 
-def _read_config(path: Path) -> dict:
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache, partial
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from roots_dist.errors import DataError, Problem
+from roots_dist.errors import DataError, Problem, present
 from roots_dist.learning.data.sentences import sentences
 from roots_dist.learning.data.tokenizer import Tokenizer, load
 
@@ -45,7 +45,7 @@ def encoded(
     dtype: np.dtype,
     workers: int,
     by_sentence: bool = False,
-) -> Iterator[Encoded]:
+) -> Generator[Encoded]:
     """Raises DataError if a worker dies. Closing the iterator, or an error in it, ends the workers."""
     work = partial(_encode, tokenizer, end_of_document, dtype, by_sentence)
     if workers == 1:
@@ -107,7 +107,7 @@ def _start_worker() -> None:
     parent = multiprocessing.parent_process()
 
     def follow() -> None:
-        parent.join()
+        present(parent).join()
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()

@@ -112,7 +112,7 @@ class Manifest(_Record):
             lines.append("no document fell to validation: there are few; give more, smaller documents to hold some out")
         trained = self.options.tokenizer_sha256 is None
         lines.append(f"{'tokenizer':<11}{self.vocab:>10,} ids, " + ("trained here" if trained else "as given"))
-        if trained and self.vocab < self.options.vocab:
+        if self.options.vocab is not None and self.vocab < self.options.vocab:
             lines.append(f"the text gives no more than {self.vocab:,} entries; {self.options.vocab:,} were asked for")
         return "\n".join(lines + [f"skipped    {skipped}"] * bool(skipped))
 

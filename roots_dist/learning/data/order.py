@@ -23,7 +23,8 @@ def mix64(state: np.ndarray | int, index: np.ndarray | int) -> np.ndarray:
         x = _unsigned(index) * np.uint64(0x9E3779B97F4A7C15) + _unsigned(state)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+        mixed: np.ndarray = x ^ (x >> np.uint64(31))
+        return mixed
 
 
 def _unsigned(value: np.ndarray | int) -> np.ndarray:

@@ -317,9 +317,10 @@ def _up_to_date(folder: Path, files: list[Path], options: Options) -> Manifest |
         found = read_manifest(folder)
     except DataError:
         return None  # damaged: made anew
+    if found is None:
+        return None
     same = (
-        found is not None
-        and found.options == options
+        found.options == options
         and [file.path for file in found.inputs] == [str(path) for path in files]
         and all(file.is_still(path) for file, path in zip(found.inputs, files))
         and all(file.is_still(folder / file.path) for file in found.outputs)

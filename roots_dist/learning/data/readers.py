@@ -12,8 +12,9 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from roots_dist.errors import DataError, Problem, needs
+from roots_dist.errors import DataError, Problem, needs, present
 from roots_dist.learning.data import embedded
 from roots_dist.learning.data.archives import OPENERS, DamagedArchive, open_bytes
 
@@ -104,7 +105,7 @@ def read(path: Path, text_key: str) -> Iterator[Document | Defect]:
     """Every document of a file, in order. An unreadable rest of a file is one Defect, the last."""
     line = 0
     try:
-        for item in READERS[_kind(path)](path, text_key):
+        for item in READERS[present(_kind(path))](path, text_key):
             line = item.line
             if isinstance(item, Document):
                 item = _checked(item)
@@ -160,7 +161,7 @@ def _lines(path: Path, text_key: str) -> Iterator[Document | Defect]:
                     yield Defect(file, number, *item)
 
 
-def parsed_object(data: bytes) -> dict | tuple[str, str]:
+def parsed_object(data: bytes) -> dict[str, Any] | tuple[str, str]:
     """The object of a line; or what is wrong with it, in two words and in some."""
     try:
         value = json.loads(data.rstrip().decode("utf-8-sig"))
@@ -175,7 +176,7 @@ def parsed_object(data: bytes) -> dict | tuple[str, str]:
     return value
 
 
-def _object(data: bytes, text_key: str) -> dict | tuple[str, str]:
+def _object(data: bytes, text_key: str) -> dict[str, Any] | tuple[str, str]:
     """The object of a line, which has the key; or what is wrong with it."""
     value = parsed_object(data)
     if isinstance(value, dict) and text_key not in value:

@@ -13,8 +13,9 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, Literal, TextIO, cast
 
 from roots_dist.errors import DataError, Problem
 from roots_dist.files import why
@@ -71,7 +72,7 @@ def _unreadable(path: Path, expected: str, line: int | None = None) -> DataError
     return DataError(Problem(key=key, found=str(path), expected=expected, fix="check the path, or make the file again"))
 
 
-def _lines(content: BinaryIO, file: str) -> Iterator[tuple[int, dict]]:
+def _lines(content: BufferedIOBase, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """A JSON object on each line. Blank lines are passed over."""
     for number, data in enumerate(content, 1):
         if data.strip():
@@ -89,7 +90,7 @@ def _lines(content: BinaryIO, file: str) -> Iterator[tuple[int, dict]]:
             yield number, value
 
 
-def _encodes(value: dict) -> bool:
+def _encodes(value: dict[str, Any]) -> bool:
     """JSON can spell half a surrogate pair, which no encoding holds."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
@@ -103,15 +104,15 @@ def _short(data: bytes) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def _table(delimiter: str, name: str) -> Callable[[BinaryIO, str], Iterator[tuple[int, dict]]]:
+def _table(delimiter: str, name: str) -> Callable[[BufferedIOBase, str], Iterator[tuple[int, dict[str, Any]]]]:
     """The first line names the columns. name: of the delimiter, in words."""
 
-    def read(content: BinaryIO, file: str) -> Iterator[tuple[int, dict]]:
+    def read(content: BufferedIOBase, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
         csv.field_size_limit(LONGEST)  # a text may be longer than the library's 131,072 characters
-        lines: TextIO = io.TextIOWrapper(content, "utf-8-sig", newline="")
+        lines: TextIO = io.TextIOWrapper(cast("BinaryIO", content), "utf-8-sig", newline="")
         line = 0
         try:
-            quoting = csv.QUOTE_MINIMAL
+            quoting: Quoting = csv.QUOTE_MINIMAL
             if delimiter == "\t":
                 text = lines.read()
                 lines, quoting = io.StringIO(text, newline=""), _quoting(text)
@@ -140,7 +141,11 @@ def _table(delimiter: str, name: str) -> Callable[[BinaryIO, str], Iterator[tupl
     return read
 
 
-def _quoting(text: str) -> int:
+Quoting = Literal[0, 1, 2, 3]
+"""csv.QUOTE_MINIMAL and its like."""
+
+
+def _quoting(text: str) -> Quoting:
     """What quotes mean in a tsv: characters, as in GLUE's files, or csv's, as where a writer quoted each field that holds one.
 
     Read as characters, a line whose field held a tab or a line break has other fields than the first: then they are csv's, if
@@ -171,7 +176,7 @@ def _refuse_twins(columns: Sequence[str], file: str) -> None:
         raise DataError(problem)
 
 
-READERS: dict[str, Callable[[BinaryIO, str], Iterator[tuple[int, dict]]]] = {
+READERS: dict[str, Callable[[BufferedIOBase, str], Iterator[tuple[int, dict[str, Any]]]]] = {
     ".jsonl": _lines,
     ".ndjson": _lines,
     ".json": _lines,

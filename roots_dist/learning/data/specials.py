@@ -8,8 +8,10 @@ Read as JSON: no tokenizer is loaded. Proofs, which have no tokenizer, take `syn
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -80,7 +82,7 @@ def read_specials(path: str | Path, vocab: int) -> Specials:
     return Specials(str(path), special, continues, tuple(ordered), **named)
 
 
-def _continuation(model: dict, ids: dict[str, int]):
+def _continuation(model: dict[str, Any], ids: dict[str, int]) -> Callable[[str], bool]:
     """Whether a token goes on with a word, by the way in which its tokenizer marks beginnings or continuations."""
     if model.get("type") == "WordLevel":
         return lambda token: False
@@ -89,6 +91,11 @@ def _continuation(model: dict, ids: dict[str, int]):
         return lambda token: token.startswith(prefix)
     mark = "▁" if any(token.startswith("▁") for token in ids) else "Ġ"
     return lambda token: not token.startswith((mark, "Ċ"))
+
+
+def no_specials(vocab: int) -> Specials:
+    """Where there is no tokenizer: every id may be a word."""
+    return Specials("none", np.zeros(vocab, dtype=bool), np.zeros(vocab, dtype=bool))
 
 
 def synthetic(vocab: int) -> Specials:

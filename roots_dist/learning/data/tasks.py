@@ -9,17 +9,17 @@ its file and line. Lengths are cut later, by the objectives (objectives/): a tex
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from roots_dist.config.schema import Config
-from roots_dist.errors import DataError, Problem
+from roots_dist.errors import DataError, Problem, present
 from roots_dist.learning.data.chat import ids_of, open_chat
 from roots_dist.learning.data.rows import Row, rows
 from roots_dist.learning.data.specials import Specials, read_specials
@@ -137,7 +137,7 @@ def _tag(given: Iterable[Row], columns: Columns, codec: Codec, specials: Special
 
 
 def _instruct(given: Iterable[Row], columns: Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
-    end = codec.backend.id_to_token(specials.end)
+    end = present(codec.backend.id_to_token(present(specials.end)))
     chat = open_chat(columns.template, specials.name, end)
     ends = frozenset(np.flatnonzero(specials.special).tolist())
     for row in given:
@@ -158,7 +158,8 @@ def _seq2seq(given: Iterable[Row], columns: Columns, codec: Codec, specials: Spe
         return [_text(row, key) for key in both], None
 
     for row, _, ids in _encoded(given, read, codec):
-        yield Example(*map(_words, [row, row], both, ids))
+        first, second = map(_words, [row, row], both, ids)
+        yield Example(first, second)
 
 
 TASKS: dict[str, Callable[..., Iterable[Example]]] = {
@@ -170,7 +171,12 @@ TASKS: dict[str, Callable[..., Iterable[Example]]] = {
 """By objective.name: (rows, columns, codec, specials) -> examples."""
 
 
-def _encoded(given: Iterable[Row], read: Callable, codec: Codec):
+Made = TypeVar("Made")
+
+
+def _encoded(
+    given: Iterable[Row], read: Callable[[Row], tuple[list[str], Made]], codec: Codec
+) -> Iterator[tuple[Row, tuple[list[str], Made], list[list[int]]]]:
     """Each row, what `read` made of it (texts, something), and the ids of the texts: many rows in one go."""
     given = iter(given)
     while some := [(row, read(row)) for row in islice(given, AT_ONCE)]:

@@ -9,7 +9,7 @@ With bpe, byte-level, every text has ids, and decode(encode(text)) is the text. 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from roots_dist.config.special_tokens import NAMES
-from roots_dist.errors import DataError, Problem
+from roots_dist.errors import DataError, Problem, present
 
 END_OF_DOCUMENT = NAMES["end"][0]
 KNOWN_ENDS = NAMES["end"]
@@ -26,7 +26,7 @@ KNOWN_ENDS = NAMES["end"]
 BLOOM_PATTERN = " ?[^(\\s|[.,!?…。，、।۔،])]+"
 """BLOOM's words: an optional space, then anything but spaces and punctuation (an Oniguruma pattern)."""
 
-PRE_TOKENIZERS = {
+PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     "gpt2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
     "bloom": lambda: pre_tokenizers.Sequence(
         [
@@ -71,7 +71,7 @@ class Tokenizer(Codec):
 
     @property
     def end_token(self) -> str:
-        return self.backend.id_to_token(self.end_of_document)
+        return present(self.backend.id_to_token(self.end_of_document))
 
     @property
     def json(self) -> str:
@@ -109,7 +109,7 @@ def train(
     return _ready(backend, "the trained tokenizer", end)
 
 
-def _bpe(vocab: int, pre_tokenizer: str, min_count: int):
+def _bpe(vocab: int, pre_tokenizer: str, min_count: int) -> Untrained:
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = PRE_TOKENIZERS[pre_tokenizer]()
     backend.decoder = decoders.ByteLevel()
@@ -121,7 +121,7 @@ def _bpe(vocab: int, pre_tokenizer: str, min_count: int):
     return backend, trainer, END_OF_DOCUMENT
 
 
-def _wordpiece(vocab: int, pre_tokenizer: str, min_count: int):
+def _wordpiece(vocab: int, pre_tokenizer: str, min_count: int) -> Untrained:
     """BERT's, lower-case (Devlin et al. 2019)."""
     backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
@@ -131,7 +131,7 @@ def _wordpiece(vocab: int, pre_tokenizer: str, min_count: int):
     return backend, trainers.WordPieceTrainer(vocab_size=vocab, special_tokens=special, show_progress=False), "[SEP]"
 
 
-def _unigram(vocab: int, pre_tokenizer: str, min_count: int):
+def _unigram(vocab: int, pre_tokenizer: str, min_count: int) -> Untrained:
     """T5's (Raffel et al. 2020, section 2.2), sentinels included."""
     backend = tokenizers.Tokenizer(models.Unigram())
     spaces = normalizers.Replace(Regex(" {2,}"), " ")
@@ -145,7 +145,7 @@ def _unigram(vocab: int, pre_tokenizer: str, min_count: int):
     return backend, trainer, "</s>"
 
 
-def _words(vocab: int, pre_tokenizer: str, min_count: int):
+def _words(vocab: int, pre_tokenizer: str, min_count: int) -> Untrained:
     """The textbook's: lower-case words of letters that occur often enough, and one id for all others."""
     backend = tokenizers.Tokenizer(models.WordLevel(unk_token="<unk>"))
     letters = normalizers.Replace(Regex(r"[^\p{L}]+"), " ")
@@ -158,7 +158,8 @@ def _words(vocab: int, pre_tokenizer: str, min_count: int):
 
 
 SENTINELS = 100
-KINDS = {
+Untrained = tuple[tokenizers.Tokenizer, trainers.Trainer, str]
+KINDS: dict[str, tuple[int, Callable[[int, str, int], Untrained]]] = {
     "bpe": (SMALLEST, _bpe),
     "wordpiece": (6, _wordpiece),
     "unigram": (SENTINELS + 4, _unigram),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from roots_dist.config.schema import Config
+from roots_dist.errors import present
 from roots_dist.learning.models.init_stds import InitStds
 from roots_dist.learning.models.norms import mask_rows
 from roots_dist.learning.models.positions import Alibi, Relative, Rotary
@@ -73,7 +74,8 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, S, h*K] -> [B, h, S, K]"""
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        heads: Tensor = x.unflatten(-1, (-1, self.head_dim))
+        return heads.transpose(1, 2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, queries: range, batch: MicroBatch) -> Tensor:
         core = self._dropped_core if self.training and self.drop else self._core
@@ -81,7 +83,8 @@ class Attention(nn.Module):
             y = checkpoint(core, q, k, v, queries, batch, use_reentrant=False, preserve_rng_state=False)
         else:
             y = core(q, k, v, queries, batch)
-        return self.out(y.transpose(1, 2).flatten(2))
+        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
+        return out
 
     def _hidden(self, queries: range, num_keys: int, batch: MicroBatch) -> Tensor | None:
         """bool [B or 1, 1, Q, S]: which keys a query must not see, other than by the order of time; None: it sees all."""
@@ -149,7 +152,8 @@ class CrossAttention(Attention):
         (q,) = map(self._heads, column_parallel(self.tp, x, [self.query]))
         pair = batch.cache.get(self.name) if batch.cache else None
         if pair is None:
-            pair = tuple(map(self._heads, column_parallel(self.tp, encoded, [self.key, self.value])))
+            k, v = map(self._heads, column_parallel(self.tp, present(encoded), [self.key, self.value]))
+            pair = (k, v)
             if batch.cache is not None:
                 batch.cache.put(self.name, *pair)
         return self._attend(q, *pair, range(q.shape[2]), batch)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
+from roots_dist.errors import present
 from roots_dist.learning.models.block import ACTIVATIONS, Block, block_flops
-from roots_dist.learning.models.embed import TOKENS, Embed, EmbeddingProjection
+from roots_dist.learning.models.embed import TOKENS, Embed, EmbeddingProjection, embed_of
 from roots_dist.learning.models.gpt import positions_of
 from roots_dist.learning.models.heads import TASKS, Dense, classes, task_flops, task_head
 from roots_dist.learning.models.norms import Norm
@@ -28,7 +29,7 @@ class MaskedWords(nn.Module):
     width: of the stack below.
     """
 
-    def __init__(self, config: Config, tp: TensorParallel, embed: nn.Module | None, width: int):
+    def __init__(self, config: Config, tp: TensorParallel, embed: Embed | None, width: int):
         super().__init__()
         m = config.model
         inner = m.width_of_embedding()
@@ -36,7 +37,7 @@ class MaskedWords(nn.Module):
         self.dense = Dense(tp, width, inner, m.std())
         self.norm = Norm(config, tp, inner)
         self.words = VocabHead(config, tp, "mlm", sparse=True)
-        self.weight = self.words.weight(self, embed and embed.tokens.weight, inner)
+        self.weight = self.words.weight(self, embed.tokens.weight if embed else None, inner)
         self.bias = self.words.bias(self)
 
     def entered(self, x: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ class MaskedWords(nn.Module):
 class Head(MaskedWords):
     """Masked words; and with next-sentence prediction a pooler over the first position and its two classes."""
 
-    def __init__(self, config: Config, tp: TensorParallel, embed: nn.Module | None):
+    def __init__(self, config: Config, tp: TensorParallel, embed: Embed | None):
         m = config.model
         super().__init__(config, tp, embed, m.hidden)
         self.final = Norm(config, tp) if m.norm_position == "pre" else None
@@ -62,10 +63,11 @@ class Head(MaskedWords):
         x = payload["hidden"]  # [B, s, D]
         x = x if self.final is None else self.final(x)
         found = self.score(x, batch)
-        if self.next is None or batch.read is not None:
+        if self.next is None or self.pooler is None or batch.read is not None:
             return PieceOutput((found,))
         first = gather_sequence(x, self.tp)[:, 0]  # [B, D]
-        return PieceOutput((found, classes("nsp", self.next(torch.tanh(self.pooler(first))), batch.labels)))
+        logits = self.next(torch.tanh(self.pooler(first)))
+        return PieceOutput((found, classes("nsp", logits, present(batch.labels))))
 
 
 def encoder(config: Config, tp: TensorParallel, blocks: str = "blocks") -> tuple[PieceSpec, ...]:
@@ -109,7 +111,7 @@ def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
         *encoder(config, tp),
         PieceSpec(
             "head",
-            lambda built: Head(config, tp, built.get("embed")),
+            lambda built: Head(config, tp, embed_of(built)),
             words_flops(config, m.hidden),
             shares=tied,
         ),

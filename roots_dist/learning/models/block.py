@@ -67,7 +67,8 @@ class MLP(nn.Module):
         def activated(*wide: Tensor) -> Tensor:
             return self._dropped(self.activation(*wide), batch)
 
-        return self.down(*wide, before=activated) if self.recompute else self.down(activated(*wide))
+        out: Tensor = self.down(*wide, before=activated) if self.recompute else self.down(activated(*wide))
+        return out
 
     def _dropped(self, x: Tensor, batch: MicroBatch) -> Tensor:
         if not self.training or self.drop == 0:
@@ -105,13 +106,16 @@ class Block(nn.Module):
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
         def attend(x: Tensor) -> Tensor:
-            return self.dropout1(self.attention(x, batch), batch)
+            out: Tensor = self.dropout1(self.attention(x, batch), batch)
+            return out
 
         def cross_attend(x: Tensor) -> Tensor:
-            return self.cross_dropout(self.cross(x, batch, payload.get("encoded")), batch)
+            out: Tensor = self.cross_dropout(self.cross(x, batch, payload.get("encoded")), batch)
+            return out
 
         def feed_forward(x: Tensor) -> Tensor:
-            return self.dropout2(self.mlp(x, batch), batch)
+            out: Tensor = self.dropout2(self.mlp(x, batch), batch)
+            return out
 
         x = self._add(payload["hidden"], attend, self.norm1)  # [B, s, D]
         if hasattr(self, "cross"):

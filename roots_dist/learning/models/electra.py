@@ -9,15 +9,19 @@ gradient goes through the draws. B sequences, S positions, D model width, E widt
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roots_dist.accounting.sizes import generator_of
 from roots_dist.config.schema import Config
+from roots_dist.errors import present
 from roots_dist.learning.models import bert
 from roots_dist.learning.models.bert import MaskedWords, encoder, words_flops
-from roots_dist.learning.models.embed import Embed, Embeddings
+from roots_dist.learning.models.embed import Embed, Embeddings, embed_of
 from roots_dist.learning.models.heads import TASKS, Dense
 from roots_dist.learning.models.norms import Dropout
 from roots_dist.learning.models.pieces import Built, PayloadSpec, PieceSpec, hidden_of
@@ -30,7 +34,7 @@ from roots_dist.world.batch import IGNORE, MicroBatch, PieceOutput, Term
 class GeneratorHead(MaskedWords):
     """Scores the guesses of hidden words, and draws from them what the discriminator will read."""
 
-    def __init__(self, config: Config, tp: TensorParallel, embed: nn.Module | None):
+    def __init__(self, config: Config, tp: TensorParallel, embed: Embed | None):
         """config: the generator's."""
         super().__init__(config, tp, embed, config.model.hidden)
         self.seed, self.vocab, self.chunk = config.train.seed, config.model.vocab, config.advanced.loss_chunk
@@ -45,7 +49,7 @@ class GeneratorHead(MaskedWords):
         """int64 [B, S]: the text as it is shown, with a drawn word at each hidden place."""
         samples = rng.fold(rng.key("generator", self.seed, batch.step), batch.samples)  # [B]
         rows = rng.fold(samples.unsqueeze(1), torch.arange(x.shape[1], device=x.device))  # [B, S]
-        where = batch.targets != IGNORE
+        where = present(batch.targets) != IGNORE
         drawn = draw(self.tp, x[where], self.weight, self.bias, rows[where], vocab=self.vocab, chunk=self.chunk)
         return batch.tokens.masked_scatter(where, drawn)
 
@@ -59,7 +63,7 @@ class DiscriminatorEmbed(nn.Module):
         self.dropout = Dropout(config, tp, "discriminator.embed")
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
-        x = Embeddings.forward(self.vectors, payload["tokens"], batch)
+        x = self.vectors.embedded(payload["tokens"], batch)
         return payload | {"hidden": self.dropout(x, batch)}
 
 
@@ -77,16 +81,18 @@ class Head(nn.Module):
         x = self.score(F.gelu(self.dense(payload["hidden"])))  # [B, s, 1]
         logits = gather_sequence(x, self.tp).squeeze(-1)  # [B, S]
         if batch.read is not None:
+            assert batch.read != "targets", "a discriminator has no probabilities of words"
             return PieceOutput((logits[:, batch.read].float(),))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        scored = batch.originals != IGNORE
-        replaced = payload["tokens"] != batch.originals
+        originals = present(batch.originals)
+        scored = originals != IGNORE
+        replaced = payload["tokens"] != originals
         losses = F.binary_cross_entropy_with_logits(logits, replaced.to(logits.dtype), reduction="none")
         hits = ((logits > 0) == replaced) & scored
         return PieceOutput((Term("rtd", losses.masked_fill(~scored, 0).sum(), scored.sum(), hits.sum()),))
 
 
-def _with_tokens(out) -> object:
+def _with_tokens(out: Callable[[MicroBatch], PayloadSpec]) -> Callable[[MicroBatch], PayloadSpec]:
     def both(batch: MicroBatch) -> PayloadSpec:
         return out(batch) | {"tokens": (tuple(batch.tokens.shape), torch.int64)}
 
@@ -112,14 +118,15 @@ def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
     tokens = _with_tokens(lambda batch: {})
 
     def with_tokens(spec: PieceSpec) -> PieceSpec:
-        return PieceSpec(spec.name, spec.build, spec.cost, _with_tokens(spec.out), spec.is_block, spec.shares)
+        return replace(spec, out=_with_tokens(spec.out))
 
     def second(built: Built) -> DiscriminatorEmbed:
         head = built.get("generator.head")  # which has a copy of the words, if this rank has not the first embedding
-        return DiscriminatorEmbed(config, tp, built.get("embed"), head and head.weight)
+        words = head.weight if isinstance(head, GeneratorHead) else None
+        return DiscriminatorEmbed(config, tp, embed_of(built), words)
 
     def generator_head(built: Built) -> GeneratorHead:
-        return GeneratorHead(generator, tp, built.get("embed"))
+        return GeneratorHead(generator, tp, embed_of(built))
 
     return (
         PieceSpec("embed", lambda built: Embed(config, tp), 0.0, embedded, shares=shared),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from roots_dist.config.schema import Config
 from roots_dist.learning.models.init_stds import embedding_std
 from roots_dist.learning.models.norms import Dropout, Norm
+from roots_dist.learning.models.pieces import Built
 from roots_dist.learning.models.positions import sinusoids
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.embedding import VocabParallelEmbedding
@@ -69,11 +70,11 @@ class Embeddings(nn.Module):
         self.segment_embedding = table("segment_embedding", m.segments) if m.segments else None
         self.norm = Norm(config, tp, self.width, copy_of=original("norm")) if m.embedding_norm else None
 
-    def forward(self, tokens: Tensor, batch: MicroBatch) -> Tensor:
+    def embedded(self, tokens: Tensor, batch: MicroBatch) -> Tensor:
         start = batch.cache.length if batch.cache else 0
         here = self.tp.positions(tokens.shape[1])
         mine = slice(here.start, here.stop)
-        x = self.tokens(tokens)  # [B, s, E]
+        x: Tensor = self.tokens(tokens)  # [B, s, E]
         if self.position_embedding is not None:
             where = range(start + here.start, start + here.stop)
             x = x + (
@@ -89,7 +90,9 @@ class Embeddings(nn.Module):
                 if batch.segments is None
                 else F.embedding(batch.segments[:, mine], self.segment_embedding)
             )
-        return x if self.norm is None else self.norm(x)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x
 
     def _sinusoids(self, positions: range, batch: MicroBatch, mine: slice, x: Tensor) -> Tensor:
         if batch.position_ids is None:
@@ -104,8 +107,14 @@ class Embed(Embeddings):
         super().__init__(config, tp)
         self.dropout = Dropout(config, tp, "embed")
 
-    def forward(self, payload: None, batch: MicroBatch) -> dict[str, Tensor]:
-        return {"hidden": self.dropout(super().forward(batch.tokens, batch), batch)}
+    def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
+        return {"hidden": self.dropout(self.embedded(batch.tokens, batch), batch)}
+
+
+def embed_of(built: Built) -> Embed | None:
+    """The first piece, if this rank has built it: other pieces share its word vectors."""
+    embed = built.get("embed")
+    return embed if isinstance(embed, Embed) else None
 
 
 class EmbeddingProjection(nn.Module):

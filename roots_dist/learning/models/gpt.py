@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
 from roots_dist.learning.models.block import Block, block_flops
-from roots_dist.learning.models.embed import TOKENS, Embed
+from roots_dist.learning.models.embed import TOKENS, Embed, embed_of
 from roots_dist.learning.models.heads import TASKS, task_flops, task_head
 from roots_dist.learning.models.norms import Norm
 from roots_dist.learning.models.pieces import Built, PieceSpec, hidden_of
@@ -30,7 +30,7 @@ class Head(nn.Module):
         self.tp = tp
         self.norm = Norm(config, tp) if config.model.norm_position == "pre" else None
         self.words = VocabHead(config, tp, config.objective.name)
-        self.weight = self.words.weight(self, embed and embed.tokens.weight)
+        self.weight = self.words.weight(self, embed.tokens.weight if embed else None)
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
         """The loss's term (in evaluation the plain cross-entropy), or what batch.read asks for."""
@@ -65,7 +65,7 @@ def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
         return PieceSpec(name, build, block_flops(config, seq), out, is_block=True)
 
     def head(built: Built) -> nn.Module:
-        return task_head(config, tp) if task else Head(config, tp, built.get("embed"))
+        return task_head(config, tp) if task else Head(config, tp, embed_of(built))
 
     cost = task_flops(config) if task else 2.0 * seq * m.hidden * config.padded_vocab()
     return (

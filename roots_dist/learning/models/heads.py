@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
+from roots_dist.errors import present
 from roots_dist.learning.models.norms import Dropout, Norm
 from roots_dist.parallel.tensor.collectives import TensorParallel, gather_sequence
 from roots_dist.world.batch import IGNORE, MicroBatch, PieceOutput, Term
@@ -63,7 +64,8 @@ class _Task(nn.Module):
         self.family, self.tp = m.family, tp
         self.name, self.smoothing = config.objective.name, config.objective.label_smoothing
         last = Norm(config, tp) if m.norm_position == "pre" and m.family != "electra" else None
-        self.norm, self.final = (last, None) if m.family == "gpt" else (None, last)
+        self.norm = last if m.family == "gpt" else None
+        self.final = None if m.family == "gpt" else last
         self.drop = Dropout(config, tp, "head")
 
     def normed(self, x: Tensor) -> Tensor:
@@ -74,7 +76,8 @@ class _Task(nn.Module):
         """Of batch.read the logits, float32, whatever it asks for; else the term."""
         if batch.read is not None:
             return PieceOutput((logits.float(),))
-        return PieceOutput((classes(self.name, logits, batch.labels, self.smoothing if self.training else 0.0),))
+        smoothing = self.smoothing if self.training else 0.0
+        return PieceOutput((classes(self.name, logits, present(batch.labels), smoothing),))
 
 
 class Classify(_Task):
@@ -97,14 +100,15 @@ class Classify(_Task):
         x = x[:, 0]  # [B, D]
         if self.pooler is not None:
             x = torch.tanh(self.pooler(x))
-        else:
+        elif self.dense is not None:
             x = F.gelu(self.dense(self._dropped(self.drop, x, batch)))
         return self.found(self.classifier(self._dropped(self.again or self.drop, x, batch)), batch)
 
     def _dropped(self, dropout: Dropout, x: Tensor, batch: MicroBatch) -> Tensor:
         """One position of each text, which every tensor rank holds."""
         with self.tp.without_sequence_parallel():
-            return dropout(x.unsqueeze(1), batch).squeeze(1)
+            dropped: Tensor = dropout(x.unsqueeze(1), batch)
+        return dropped.squeeze(1)
 
 
 class Tag(_Task):

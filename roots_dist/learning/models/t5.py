@@ -9,24 +9,28 @@ a learned bias for distances, one table for each stack. B sequences, S positions
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from roots_dist.accounting.sizes import attention_flops, decoder_of, mlp_flops, target_seq
 from roots_dist.config.schema import Config
+from roots_dist.errors import present
 from roots_dist.learning.models.block import Block, block_flops
-from roots_dist.learning.models.embed import TOKENS, Embed, vocab_embedding
+from roots_dist.learning.models.embed import TOKENS, Embed, embed_of, vocab_embedding
 from roots_dist.learning.models.norms import Dropout, Norm
 from roots_dist.learning.models.pieces import Built, PayloadSpec, PieceSpec, dtype_of, hidden_of
 from roots_dist.learning.models.positions import Relative
 from roots_dist.learning.models.vocab_head import VocabHead
 from roots_dist.parallel.tensor.collectives import TensorParallel, copy_to_tp_region
+from roots_dist.parallel.tensor.embedding import VocabParallelEmbedding
 from roots_dist.world.batch import MicroBatch, PieceOutput
 
 
 class Bridge(nn.Module):
     """The encoder ends (its last norm), the decoder begins (its words, which are the encoder's)."""
 
-    def __init__(self, config: Config, tp: TensorParallel, embed: nn.Module | None):
+    def __init__(self, config: Config, tp: TensorParallel, embed: Embed | None):
         super().__init__()
         self.norm = Norm(config, tp)
         self.dropout = Dropout(config, tp, "encoder.end")
@@ -34,7 +38,7 @@ class Bridge(nn.Module):
         self.start = Dropout(config, tp, "decoder.embed")
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
-        words = self.start(self.tokens(batch.decoder_tokens), batch)  # [B, t, D]
+        words = self.start(self.tokens(present(batch.decoder_tokens)), batch)  # [B, t, D]
         if "hidden" not in payload:  # the encoder has been read, and is in the cache
             return {"hidden": words}
         return {"encoded": self.dropout(self.norm(payload["hidden"]), batch), "hidden": words}
@@ -43,14 +47,14 @@ class Bridge(nn.Module):
 class Head(nn.Module):
     """Last norm, projection, loss. A tied projection is the embedding, and what it reads is scaled by D^-0.5."""
 
-    def __init__(self, config: Config, tp: TensorParallel, tokens: nn.Module | None):
+    def __init__(self, config: Config, tp: TensorParallel, tokens: VocabParallelEmbedding | None):
         super().__init__()
         m = config.model
         self.tp, self.scale = tp, m.hidden**-0.5 if m.tied_embeddings else 1.0
         self.norm = Norm(config, tp)
         self.dropout = Dropout(config, tp, "decoder.end")
         self.words = VocabHead(config, tp, config.objective.name)
-        self.weight = self.words.weight(self, tokens and tokens.weight)
+        self.weight = self.words.weight(self, tokens.weight if tokens else None)
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
         x = self.dropout(self.norm(payload["hidden"]), batch) * self.scale  # [B, t, D]
@@ -58,7 +62,14 @@ class Head(nn.Module):
 
 
 def _stack(
-    config: Config, tp: TensorParallel, name: str, cost: float, out, *, causal: bool, cross: bool
+    config: Config,
+    tp: TensorParallel,
+    name: str,
+    cost: float,
+    out: Callable[[MicroBatch], PayloadSpec],
+    *,
+    causal: bool,
+    cross: bool,
 ) -> list[PieceSpec]:
     """Blocks that share one table of distances: the first block of the stack has it, and a copy of it the first one on
     each other pipeline rank."""
@@ -67,7 +78,7 @@ def _stack(
 
     def block(i: int) -> PieceSpec:
         def build(built: Built) -> Block:
-            here = [piece for n, piece in built.items() if n.startswith(f"{name}.blocks.")]
+            here = [piece for n, piece in built.items() if n.startswith(f"{name}.blocks.") and isinstance(piece, Block)]
             positions = None
             if relative:
                 copy = None if i == 0 else table
@@ -86,7 +97,7 @@ def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
     encoded, dtype = hidden_of(config, tp, m.hidden), dtype_of(config)
 
     def both(batch: MicroBatch) -> PayloadSpec:
-        size, seq = batch.decoder_tokens.shape
+        size, seq = present(batch.decoder_tokens).shape
         spec: PayloadSpec = {"hidden": ((size, len(tp.positions(seq)), m.hidden), dtype)}
         if not batch.has_past:
             spec["encoded"] = encoded(batch)["hidden"]
@@ -98,12 +109,12 @@ def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
 
     def head(built: Built) -> Head:
         holder = built.get("embed") or built.get("bridge")
-        return Head(config, tp, holder and holder.tokens)
+        return Head(config, tp, holder.tokens if isinstance(holder, (Embed, Bridge)) else None)
 
     return (
         PieceSpec("embed", lambda built: Embed(config, tp), 0.0, encoded, shares=words, prefill_only=True),
         *_stack(config, tp, "encoder", block_flops(config, seq, causal=False), encoded, causal=False, cross=False),
-        PieceSpec("bridge", lambda built: Bridge(config, tp, built.get("embed")), 0.0, both, shares=words),
+        PieceSpec("bridge", lambda built: Bridge(config, tp, embed_of(built)), 0.0, both, shares=words),
         *_stack(decoder_of(config), tp, "decoder", decoder_cost, both, causal=True, cross=True),
         PieceSpec(
             "head", head, 2.0 * target * m.hidden * config.padded_vocab(), shares=words if m.tied_embeddings else ()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
+from roots_dist.errors import present
 from roots_dist.learning.models.embed import TOKENS
 from roots_dist.learning.models.init_stds import embedding_std, projection_std
 from roots_dist.parallel.tensor.collectives import TensorParallel
@@ -49,13 +50,14 @@ class VocabHead:
         vocab, objective = self.config.model.vocab, self.config.objective
         if batch.read == "targets":
             found = target_scores(
-                self.tp, x.flatten(0, 1), weight, batch.targets.flatten(), vocab=vocab, bias=bias,
+                self.tp, x.flatten(0, 1), weight, present(batch.targets).flatten(), vocab=vocab, bias=bias,
                 chunk=self.config.advanced.loss_chunk,
             )  # fmt: skip
-            return tuple(part.view_as(batch.targets) for part in found)
+            score, best = (part.view_as(present(batch.targets)) for part in found)
+            return score, best
         if batch.read is not None:
             return logits(self.tp, x[:, batch.read], weight, vocab, bias)
-        targets, flat = batch.targets.flatten(), x.flatten(0, 1)
+        targets, flat = present(batch.targets).flatten(), x.flatten(0, 1)
         count = (targets != IGNORE).sum()
         if self.sparse:
             some = torch.nonzero(targets != IGNORE).squeeze(1)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import called, needed
 from roots_dist.errors import DataError, Problem
-from roots_dist.learning.data.specials import Specials, read_specials
+from roots_dist.learning.data.specials import Specials, no_specials, read_specials
 from roots_dist.learning.objectives.classify import TextClasses
 from roots_dist.learning.objectives.clm import CausalTokens
 from roots_dist.learning.objectives.instruct import Answers
@@ -21,7 +21,7 @@ from roots_dist.learning.objectives.spans import Spans
 from roots_dist.learning.objectives.tag import WordClasses
 from roots_dist.world.batch import Objective
 
-OBJECTIVES: dict[str, Callable[[Config, Specials | None], Objective]] = {
+OBJECTIVES: dict[str, Callable[[Config, Specials], Objective]] = {
     "clm": CausalTokens,
     "mlm": MaskedTokens,
     "mlm-nsp": MaskedPairs,
@@ -45,4 +45,5 @@ def make_objective(config: Config) -> Objective:
                 key="data.tokenizer", found=None, expected=expected, fix="name the tokenizer.json beside the corpus"
             )
         )
-    return OBJECTIVES[config.objective.name](config, read_specials(name, config.model.vocab) if name else None)
+    vocab = config.model.vocab
+    return OBJECTIVES[config.objective.name](config, read_specials(name, vocab) if name else no_specials(vocab))

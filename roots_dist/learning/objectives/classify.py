@@ -8,10 +8,14 @@ What is longer than data.seq_length is cut at its end, of a pair the longer text
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import needed
+from roots_dist.errors import present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tasks import Example, Examples, open_examples
 from roots_dist.world.batch import PADDING, MicroBatch, scored
@@ -40,7 +44,7 @@ def padded(tokens: np.ndarray, seq: int, pad: int | None) -> dict[str, np.ndarra
 class TextClasses:
     """S positions."""
 
-    weights = {"classify": 1.0}
+    weights: Mapping[str, float] = {"classify": 1.0}
     words = None
 
     def __init__(self, config: Config, specials: Specials):
@@ -65,13 +69,16 @@ class TextClasses:
 
     def sample(self, source: Examples, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
         example, s = source.rows[index], self.specials
-        nothing = np.zeros(0, np.int32)
         pair = example.second is not None
-        first, second = longest_first(example.first, example.second if pair else nothing, self._room(1 + pair))
+        other = np.zeros(0, np.int32) if example.second is None else example.second
+        first, second = longest_first(example.first, other, self._room(1 + pair))
+        parts: list[ArrayLike]
         if self.decoder:
-            parts = [first, [s.end], second] if pair else [first]
+            parts = [first, [present(s.end)], second] if pair else [first]
         else:
-            parts = [[s.cls], first, [s.sep], *([second, [s.sep]] if pair else [])]
+            sep = [present(s.sep)]
+            parts = [[present(s.cls)], first, sep]
+            parts += [second, sep] if pair else []
         tokens = np.concatenate(parts)
         fields = padded(tokens, self.seq, s.pad) | {"labels": np.array(example.label)}
         if self.segments:

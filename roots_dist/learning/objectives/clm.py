@@ -8,6 +8,8 @@ unless objective.reset_at_documents says that it begins anew with each document.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from roots_dist.config.schema import Config
@@ -18,7 +20,7 @@ from roots_dist.world.batch import MicroBatch, scored
 class CausalTokens:
     """S positions."""
 
-    weights = {"clm": 1.0}
+    weights: Mapping[str, float] = {"clm": 1.0}
     words = "clm"
 
     def __init__(self, config: Config, specials: object = None):

@@ -8,10 +8,13 @@ is refused.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import needed
+from roots_dist.errors import present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tasks import Example, Examples, open_examples
 from roots_dist.learning.objectives.classify import padded
@@ -21,7 +24,7 @@ from roots_dist.world.batch import IGNORE, MicroBatch, scored
 class Answers:
     """S positions."""
 
-    weights = {"instruct": 1.0}
+    weights: Mapping[str, float] = {"instruct": 1.0}
     words = "instruct"
 
     def __init__(self, config: Config, specials: Specials):
@@ -39,11 +42,11 @@ class Answers:
 
     def teaches(self, example: Example) -> bool:
         """Something of an answer is left when it is cut."""
-        return bool(example.marks[1 : self.seq + 1].any())
+        return bool(present(example.marks)[1 : self.seq + 1].any())
 
     def sample(self, source: Examples, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
         example = source.rows[index]
-        ids, learned = (part[: self.seq + 1].astype(np.int64) for part in (example.first, example.marks))
+        ids, learned = (part[: self.seq + 1].astype(np.int64) for part in (example.first, present(example.marks)))
         targets = np.where(learned[1:], ids[1:], IGNORE)
         fields = padded(ids[:-1], self.seq, self.specials.pad)
         return fields | {"targets": np.pad(targets, (0, self.seq - len(targets)), constant_values=IGNORE)}
@@ -51,8 +54,9 @@ class Answers:
     def question(self, source: Examples, index: int) -> tuple[np.ndarray, np.ndarray]:
         """What stands before the last answer, and that answer with the token that ends it."""
         example = source.rows[index]
-        begin = np.flatnonzero(np.diff(example.marks, prepend=0) == 1)[-1]
-        end = np.flatnonzero(example.marks)[-1] + 1
+        marks = present(example.marks)
+        begin = np.flatnonzero(np.diff(marks, prepend=0) == 1)[-1]
+        end = np.flatnonzero(marks)[-1] + 1
         return example.first[:begin], example.first[begin:end]
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:

@@ -8,9 +8,12 @@ hidden is drawn anew each time that a window comes by (dynamic masking, Liu et a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from roots_dist.config.schema import Config, Objective
+from roots_dist.errors import present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.store import Corpus, windows
 from roots_dist.world.batch import IGNORE, MicroBatch, scored
@@ -35,7 +38,7 @@ def hide(
     chosen = word & (chance < how.mask_probability)
     fate = draw.random(len(tokens))
     other = specials.words[draw.integers(len(specials.words), size=len(tokens))]
-    shown = np.where(chosen & (fate < how.mask_replace_probability), specials.mask, tokens)
+    shown = np.where(chosen & (fate < how.mask_replace_probability), present(specials.mask), tokens)
     shown = np.where(
         chosen
         & (fate >= how.mask_replace_probability)
@@ -54,7 +57,7 @@ def enclosed(source: Corpus, index: int, seq: int, specials: Specials) -> np.nda
 class MaskedTokens:
     """S positions."""
 
-    weights = {"mlm": 1.0}
+    weights: Mapping[str, float] = {"mlm": 1.0}
     words = "mlm"
 
     def __init__(self, config: Config, specials: Specials):

@@ -11,10 +11,12 @@ original does: then a text is B as often where it follows as where it does not, 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from roots_dist.config.schema import Config
-from roots_dist.errors import DataError, Problem
+from roots_dist.errors import DataError, Problem, present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.store import Corpus
 from roots_dist.learning.objectives.mlm import hide
@@ -45,7 +47,7 @@ class _Documents:
 class MaskedPairs:
     """S positions."""
 
-    weights = {"mlm": 1.0, "nsp": 1.0}
+    weights: Mapping[str, float] = {"mlm": 1.0, "nsp": 1.0}
     words = "mlm"
 
     def __init__(self, config: Config, specials: Specials):
@@ -90,7 +92,8 @@ class MaskedPairs:
             begin, ends = self._run(source, documents.at(position, but=document), position, room - len(first), least=1)
             second = range(begin, int(ends[-1]))
         first, second = fitted(first, second, room, draw)
-        return self._fields(*(source.tokens(r.start, len(r)) for r in (first, second)), label, draw)
+        texts = [source.tokens(r.start, len(r)) for r in (first, second)]
+        return self._fields(texts[0], texts[1], label, draw)
 
     def _run(self, source: Corpus, document: int, position: int, room: int, least: int) -> tuple[int, np.ndarray]:
         """Whole sentences of a document that fill `room` tokens, or all there are: where the first begins, where each ends.
@@ -127,7 +130,7 @@ class MaskedPairs:
         shown, targets = hide(tokens, s, self.how, draw)
         missing = self.seq - len(tokens)
         return {
-            "tokens": np.pad(shown, (0, missing), constant_values=s.pad),
+            "tokens": np.pad(shown, (0, missing), constant_values=present(s.pad)),
             "targets": np.pad(targets, (0, missing), constant_values=IGNORE),
             "segments": np.repeat([0, 1, 0], [len(first) + 2, len(second) + 1, missing]),
             "documents": np.where(np.arange(self.seq) < len(tokens), 0, PADDING),
@@ -146,4 +149,5 @@ def fitted(first: range, second: range, room: int, draw: np.random.Generator) ->
     lost = [(excess - apart) // 2, (excess - apart + 1) // 2]
     lost[len(second) > len(first)] += apart
     front = [int(draw.binomial(n, 0.5)) for n in lost]
-    return tuple(range(t.start + f, t.stop - n + f) for t, f, n in zip((first, second), front, lost))
+    first, second = (range(t.start + f, t.stop - n + f) for t, f, n in zip((first, second), front, lost))
+    return first, second

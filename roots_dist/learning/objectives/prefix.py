@@ -6,11 +6,14 @@ window of the corpus --cut at a random place--> inputs   the beginning, filled u
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from roots_dist.accounting.sizes import target_seq
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import NEEDED
+from roots_dist.errors import present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.store import Corpus, windows
 from roots_dist.learning.objectives.spans import padded_pair
@@ -20,7 +23,7 @@ from roots_dist.world.batch import IGNORE, MicroBatch, scored
 class Prefix:
     """S positions of the encoder, T of the decoder."""
 
-    weights = {"prefix": 1.0}  # terms of the loss, and what each is multiplied by
+    weights: Mapping[str, float] = {"prefix": 1.0}  # terms of the loss, and what each is multiplied by
     words = "prefix"  # the term that has a perplexity
 
     def __init__(self, config: Config, specials: Specials):
@@ -38,7 +41,7 @@ class Prefix:
         cut = int(draw.integers(1, self.seq))
         rest = tokens[cut : cut + self.target_seq]
         targets = np.pad(rest, (0, self.target_seq - len(rest)), constant_values=IGNORE)
-        return padded_pair(tokens[:cut], targets, self.seq, self.pad)
+        return padded_pair(tokens[:cut], targets, self.seq, present(self.pad))
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
         return {"prefix": scored(batch.targets)}

@@ -7,11 +7,14 @@ Both are cut at their ends, to data.seq_length and data.target_seq_length; the t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from roots_dist.accounting.sizes import target_seq
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import needed
+from roots_dist.errors import present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tasks import Example, Examples, open_examples
 from roots_dist.learning.objectives.spans import padded_pair
@@ -21,7 +24,7 @@ from roots_dist.world.batch import IGNORE, MicroBatch, scored
 class TextToText:
     """S positions of the encoder, T of the decoder."""
 
-    weights = {"seq2seq": 1.0}
+    weights: Mapping[str, float] = {"seq2seq": 1.0}
     words = "seq2seq"
 
     def __init__(self, config: Config, specials: Specials):
@@ -35,19 +38,19 @@ class TextToText:
         return len(source)
 
     def too_long(self, example: Example) -> bool:
-        return len(example.first) >= self.seq or len(example.second) >= self.target
+        return len(example.first) >= self.seq or len(present(example.second)) >= self.target
 
     def sample(self, source: Examples, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
         inputs, targets = self.question(source, index)
         targets = np.pad(targets, (0, self.target - len(targets)), constant_values=IGNORE)
-        fields = padded_pair(inputs, targets, self.seq, self.specials.pad)
+        fields = padded_pair(inputs, targets, self.seq, present(self.specials.pad))
         return {"documents": np.zeros(self.seq, np.int64)} | fields
 
     def question(self, source: Examples, index: int) -> tuple[np.ndarray, np.ndarray]:
         """What the encoder reads, and the answer with the token that ends it."""
-        example, end = source.rows[index], [self.specials.end]
+        example, end = source.rows[index], [present(self.specials.end)]
         inputs = np.concatenate([example.first[: self.seq - 1], end]).astype(np.int64)
-        return inputs, np.concatenate([example.second[: self.target - 1], end]).astype(np.int64)
+        return inputs, np.concatenate([present(example.second)[: self.target - 1], end]).astype(np.int64)
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
         return {"seq2seq": scored(batch.targets)}

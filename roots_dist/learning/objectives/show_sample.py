@@ -42,7 +42,7 @@ def runs(values: Sequence[int]) -> list[tuple[int, int]]:
 def words(ids: Sequence[int], codec: Codec | None) -> str:
     """The text; without a tokenizer the ids. What is not scored is a dot for each run of it."""
     parts = []
-    for scored, some in groupby(ids, key=lambda i: i != IGNORE):
-        some = list(some)
+    for scored, run in groupby(ids, key=lambda i: i != IGNORE):
+        some = list(run)
         parts.append("·" if not scored else codec.decode(some) if codec else " ".join(map(str, some)))
     return " ".join(part.strip() for part in parts)

@@ -9,12 +9,14 @@ and targets have the same lengths in every sample, and nothing is padded.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from roots_dist.accounting.sizes import span_lengths
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import NEEDED
-from roots_dist.errors import DataError, Problem
+from roots_dist.errors import DataError, Problem, present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.store import Corpus, windows
 from roots_dist.world.batch import PADDING, MicroBatch, scored
@@ -29,7 +31,7 @@ def segments(items: int, count: int, draw: np.random.Generator) -> np.ndarray:
 class Spans:
     """S positions of the encoder, T of the decoder."""
 
-    weights = {"spans": 1.0}
+    weights: Mapping[str, float] = {"spans": 1.0}
     words = "spans"
 
     def __init__(self, config: Config, specials: Specials):
@@ -59,7 +61,8 @@ class Spans:
         s = self.specials
         inputs = [part for k in range(spans) for part in (runs[2 * k], [s.sentinels[k]])]
         targets = [part for k in range(spans) for part in ([s.sentinels[k]], runs[2 * k + 1])]
-        return padded_pair(np.concatenate([*inputs, [s.end]]), np.concatenate([*targets, [s.end]]), self.seq, s.pad)
+        read, said = (np.concatenate([*parts, [present(s.end)]]) for parts in (inputs, targets))
+        return padded_pair(read, said, self.seq, present(s.pad))
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
         return {"spans": scored(batch.targets)}

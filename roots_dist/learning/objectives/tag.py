@@ -7,10 +7,13 @@ What is longer than data.seq_length is cut at its end, words and labels alike.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import needed
+from roots_dist.errors import present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tasks import Example, Examples, open_examples
 from roots_dist.learning.objectives.classify import padded
@@ -20,7 +23,7 @@ from roots_dist.world.batch import IGNORE, MicroBatch, scored
 class WordClasses:
     """S positions."""
 
-    weights = {"tag": 1.0}
+    weights: Mapping[str, float] = {"tag": 1.0}
     words = None
 
     def __init__(self, config: Config, specials: Specials):
@@ -42,7 +45,7 @@ class WordClasses:
 
     def sample(self, source: Examples, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
         example, s = source.rows[index], self.specials
-        tokens, marks = example.first[: self._room()], example.marks[: self._room()]
+        tokens, marks = example.first[: self._room()], present(example.marks)[: self._room()]
         if not self.decoder:
             tokens, marks = np.concatenate([[s.cls], tokens, [s.sep]]), np.concatenate([[IGNORE], marks, [IGNORE]])
         fields = padded(tokens, self.seq, s.pad)

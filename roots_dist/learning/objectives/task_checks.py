@@ -7,17 +7,20 @@ config --look--> every row read and cut as in training: the first that cannot be
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol, cast
 
 from roots_dist.config.batch_ramp import step_after
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import TASKS
 from roots_dist.errors import ConfigError, Problem
-from roots_dist.learning.data.tasks import labels_of
+from roots_dist.learning.data.tasks import Example, labels_of
+from roots_dist.world.batch import Objective
 
 
 def complete_from_rows(config: Config) -> Config:
     """Raises DataError for rows that cannot be read."""
-    f, values = config.finetune, {}
+    f = config.finetune
+    values: dict[str, object] = {}
     if config.objective.name in ("classify", "tag") and not f.labels and config.data.train:
         values["finetune.labels"] = labels_of([source.path for source in config.data.train], config)
     labelled = config.changed(values)
@@ -50,13 +53,14 @@ def check_rows(config: Config) -> None:
     if config.objective.name not in TASKS:
         return
     from roots_dist.learning.objectives import make_objective
+    from roots_dist.learning.objectives.instruct import Answers
 
     objective = make_objective(config)
     for source in (*config.data.train, *config.data.validation):
         opened = objective.open(source.path)
-        mute = [
-            i for i, row in enumerate(opened.rows, 1) if hasattr(objective, "teaches") and not objective.teaches(row)
-        ]
+        if not isinstance(objective, Answers):
+            continue
+        mute = [i for i, row in enumerate(opened.rows, 1) if not objective.teaches(row)]
         if mute:
             problem = Problem(
                 key="data.seq_length",
@@ -68,13 +72,21 @@ def check_rows(config: Config) -> None:
             raise ConfigError([problem])
 
 
+class OfRows(Objective, Protocol):
+    """An objective whose samples are the rows of a file."""
+
+    def too_long(self, example: Example) -> bool:
+        """The row does not fit a sample, and is cut."""
+        ...
+
+
 def cut_rows(config: Config) -> Iterator[str]:
     """Which rows are longer than a sample, in words, file by file."""
     from roots_dist.learning.objectives import make_objective
 
     if config.objective.name not in TASKS:
         return
-    objective = make_objective(config)
+    objective = cast("OfRows", make_objective(config))  # every task's is one
     for source in (*config.data.train, *config.data.validation):
         opened = objective.open(source.path)
         if cut := sum(map(objective.too_long, opened.rows)):

@@ -10,7 +10,7 @@ groups before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw as adamw_step
 
 from roots_dist.config.schema import Optim
+from roots_dist.errors import present
 from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.world.sharding import Param
 
@@ -28,7 +29,7 @@ class Group(NamedTuple):
 
     def __str__(self) -> str:
         """As it is called where its gradient's norm is shown."""
-        return ("decayed" if self.decays else "undecayed") + (
+        return ("decayed" if self.decays else "no_decay") + (
             f"/step{self.trainable.from_step}" if self.trainable.from_step else ""
         )
 
@@ -56,7 +57,7 @@ def by_name(groups: Iterable[Group], norms: Iterable[float]) -> dict[str, float]
     return {name: math.sqrt(square) for name, square in squares.items()}
 
 
-def freeze(params: list[Param]) -> None:
+def freeze(params: Sequence[Param]) -> None:
     """Before an engine is made: what does not learn has no gradient, and backward does not look for one."""
     for p in params:
         p.tensor.requires_grad_(False)
@@ -77,7 +78,8 @@ def adamw(optim: Optim) -> torch.optim.AdamW:
 
 def since(group: dict[str, Any]) -> int:
     """The step at which an optimizer's group began to learn."""
-    return group["group"].trainable.from_step
+    described: Group = group["group"]
+    return described.trainable.from_step
 
 
 def set_rate(optimizer: torch.optim.AdamW, lr: float) -> None:
@@ -96,7 +98,7 @@ def first_state(tensor: Tensor) -> dict[str, Tensor]:
 
 def state_of(optimizer: torch.optim.AdamW, tensor: Tensor) -> dict[str, Tensor]:
     """AdamW's own state of a tensor, begun here where its first step has not yet been."""
-    state = optimizer.state[tensor]
+    state: dict[str, Tensor] = optimizer.state[tensor]
     if not state:
         state.update(first_state(tensor))
     return state
@@ -106,7 +108,7 @@ def update(optim: Optim, group: Group, lr: float, weights: list[Tensor], states:
     """A step of AdamW on a group, from the gradients of `weights`; both they and their states change in place."""
     adamw_step(
         weights,
-        [weight.grad for weight in weights],
+        [present(weight.grad) for weight in weights],
         [state["exp_avg"] for state in states],
         [state["exp_avg_sq"] for state in states],
         [],

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,15 +32,15 @@ Scales = Mapping[str, float]
 Work = tuple[int, int]  # (stage, microbatch)
 
 
-def connect(channels: Sequence[Channel], mesh: Mesh) -> dict[Channel, dist.ProcessGroup]:
+def connect(channels: Sequence[Channel], mesh: Mesh) -> dict[Channel, dist.ProcessGroup | None]:
     """The group of each channel. Collective over the world: all ranks pass the same list, that of the whole pipeline.
 
     Channels that go the same way share a group: between any two ranks its messages then go in one direction only, and
     arrive in the order in which they were sent, on gloo and on NCCL. In one group for both directions, two neighbours
     that send to each other at the same time would wait for each other (NCCL runs a pair's messages one by one).
     """
-    ways = {(c.kind, c.sender < c.receiver): None for c in channels}
-    for kind, up in ways:
+    ways: dict[tuple[Kind, bool], dist.ProcessGroup | None] = {}
+    for kind, up in dict.fromkeys((c.kind, c.sender < c.receiver) for c in channels):
         ways[kind, up] = mesh.another_pp(f"{kind.name.lower()} {'up' if up else 'down'} pp").group
     return {c: ways[c.kind, c.sender < c.receiver] for c in channels}
 
@@ -55,7 +56,7 @@ class _Flight:
     """What backward begins from: what was handed on, and the stage's own part of the loss."""
     leaving: dict[Work, Payload] = field(default_factory=dict)
     gradients: dict[Work, Payload] = field(default_factory=dict)
-    put_off: dict[Work, list] = field(default_factory=dict)
+    put_off: dict[Work, list[Callable[[], None]]] = field(default_factory=dict)
     sent: dict[Action, list[tuple[dist.Work, Tensor]]] = field(default_factory=dict)
     """Tensors must live until they have gone."""
 
@@ -70,7 +71,7 @@ class Executor:
     num_stages: int
     spec: Callable[[int, MicroBatch], PayloadSpec]
     lowest_trainable: Callable[[MicroBatch], int]
-    channels: Mapping[Channel, dist.ProcessGroup]
+    channels: Mapping[Channel, dist.ProcessGroup | None]
     deferred: DeferredWeightGrads
     watch: Stopwatch
 
@@ -80,7 +81,7 @@ class Executor:
         receipts: Mapping[Action, Sequence[Action]],
         batches: Sequence[MicroBatch],
         scales: Scales,
-    ) -> list:
+    ) -> list[Any]:
         """Do the actions. receipts: which sends have arrived when a receive has (passes.receipts). Gradients of Σ scale · sum over the terms are added into .grad.
 
         Returns what this rank's stages found in each microbatch, one after the other (terms, detached); an empty list
@@ -111,7 +112,9 @@ class Executor:
         self._wait(message for sent in flight.sent.values() for message, _ in sent)
         return found
 
-    def _forward(self, flight: _Flight, work: Work, batch: MicroBatch, scales: Scales, lowest_trainable: int) -> list:
+    def _forward(
+        self, flight: _Flight, work: Work, batch: MicroBatch, scales: Scales, lowest_trainable: int
+    ) -> list[Any]:
         stage, i = work
         payload = flight.inputs.pop(work, None)
         if payload is None and stage > 0:
@@ -134,7 +137,8 @@ class Executor:
     def _backward(self, flight: _Flight, work: Work, lowest_trainable: int, put_off: bool) -> None:
         stage, i = work
         inputs, (output, loss) = flight.inputs.pop(work), flight.outputs.pop(work)
-        roots, gradients = ([loss], [None]) if loss is not None and loss.requires_grad else ([], [])
+        roots: list[Tensor] = [loss] if loss is not None and loss.requires_grad else []
+        gradients: list[Tensor | None] = [None for _ in roots]
         if stage < self.num_stages - 1:
             given = flight.gradients.pop(work, None) or self._arrived(flight, Action(Kind.RECV_BACKWARD, *work))
             named = [name for name, t in output.items() if t.requires_grad]
@@ -174,13 +178,19 @@ class Executor:
         tensors = [payload[name].contiguous() for name in sorted(payload)]
         for send in [a for a, sent in flight.sent.items() if all(message.is_completed() for message, _ in sent)]:
             del flight.sent[send]  # NCCL says so itself
-        flight.sent[action] = [(dist.isend(tensor, target, group=group), tensor) for tensor in tensors]
+        flight.sent[action] = [(_begun(dist.isend(tensor, target, group=group)), tensor) for tensor in tensors]
 
     def _receive(self, action: Action, spec: PayloadSpec) -> tuple[Payload, list[dist.Work]]:
         channel = channel_of(action, self.mesh.pp.size)
         source, group = self.mesh.pp.ranks[channel.sender], self.channels[channel]
         payload = {n: torch.empty(shape, dtype=dtype, device=self.mesh.device) for n, (shape, dtype) in spec.items()}
-        return payload, [dist.irecv(payload[name], source, group=group) for name in sorted(payload)]
+        return payload, [_begun(dist.irecv(payload[name], source, group=group)) for name in sorted(payload)]
+
+
+def _begun(message: dist.Work | None) -> dist.Work:
+    """torch returns None to a rank outside the group; the ends of a channel are in it."""
+    assert message is not None, "this rank is not in the group of its channel"
+    return message
 
 
 def needless(action: Action, lowest_trainable: int) -> bool:

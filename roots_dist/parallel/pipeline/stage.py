@@ -6,6 +6,7 @@ Knows nothing of what the pieces are: each maps a payload and a microbatch to a 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -37,7 +38,7 @@ class Stage(nn.Module):
 
     def forward(self, payload: dict[str, Tensor] | None, batch: MicroBatch) -> PieceOutput:
         """The payload for the next stage, and what the pieces of this one found (terms of the loss)."""
-        found: tuple = ()
+        found: tuple[Any, ...] = ()
         payload = payload or {}
         for name, piece in zip(self.names, self.pieces):
             if batch.has_past and name in self.prefill_only:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -175,44 +176,46 @@ def start_reduce_from_backward(grad: Tensor, tp: TensorParallel) -> Pending:
 
 class _CopyToRegion(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, tp: TensorParallel) -> Tensor:
+    def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
         ctx.tp = tp
         return start_copy_to(x, tp)()
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return start_copy_to_backward(grad.clone(), ctx.tp)(), None
 
 
 class _ReduceFromRegion(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, partial: Tensor, tp: TensorParallel) -> Tensor:
+    def forward(ctx: Any, partial: Tensor, tp: TensorParallel) -> Tensor:
         ctx.tp = tp
         return start_reduce_from(partial.clone(), tp)()
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return start_reduce_from_backward(grad, ctx.tp)(), None
 
 
 def copy_to_tp_region(x: Tensor, tp: TensorParallel) -> Tensor:
     """[B, s, D] under SP, else [B, S, D] -> [B, S, D]."""
-    return x if tp.size == 1 else _CopyToRegion.apply(x, tp)
+    return x if tp.size == 1 else _CopyToRegion.apply(x, tp)  # type: ignore[no-untyped-call] # torch types no apply
 
 
 def reduce_from_tp_region(partial: Tensor, tp: TensorParallel) -> Tensor:
     """[B, S, D] -> [B, s, D] under SP, else [B, S, D]."""
-    return partial if tp.size == 1 else _ReduceFromRegion.apply(partial, tp)
+    if tp.size == 1:
+        return partial
+    return _ReduceFromRegion.apply(partial, tp)  # type: ignore[no-any-return,no-untyped-call] # torch types no apply
 
 
 class _GatherSequence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, tp: TensorParallel) -> Tensor:
+    def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
         ctx.tp = tp
         return start_all_gather(x, tp)()
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         mine = ctx.tp.positions(grad.shape[1])
         return grad[:, mine.start : mine.stop].contiguous(), None
 
@@ -220,4 +223,6 @@ class _GatherSequence(torch.autograd.Function):
 def gather_sequence(x: Tensor, tp: TensorParallel) -> Tensor:
     """[B, s, D] under SP -> [B, S, D], for what every tensor rank does alike (a head of few outputs): each already has
     the whole gradient, of which it keeps its positions. After `enter` it would be counted once per rank."""
-    return _GatherSequence.apply(x, tp) if tp.sequence_parallel and tp.size > 1 else x
+    if not tp.sequence_parallel or tp.size == 1:
+        return x
+    return _GatherSequence.apply(x, tp)  # type: ignore[no-any-return,no-untyped-call] # torch types no apply

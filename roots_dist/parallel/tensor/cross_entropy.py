@@ -12,7 +12,7 @@ T tokens, D width, V words (true number), v = words of this rank.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,10 @@ def linear_cross_entropy(
     hidden has left its region's entrance (collectives.copy_to_tp_region), so that its gradient is summed over tensor ranks there.
     """
     learn = torch.is_grad_enabled()  # inside the function it always says no
-    return _LinearCrossEntropy.apply(hidden, weight, bias, targets, tp, vocab, smoothing, z_loss, chunk, learn)
+    total, hits = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call] # torch types no apply
+        hidden, weight, bias, targets, tp, vocab, smoothing, z_loss, chunk, learn
+    )
+    return total, hits
 
 
 def logits(tp: TensorParallel, hidden: Tensor, weight: Tensor, vocab: int, bias: Tensor | None = None) -> Tensor:
@@ -124,13 +127,25 @@ def _of_targets(
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, tp, vocab, smoothing, z_loss, chunk, learn):
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        tp: TensorParallel,
+        vocab: int,
+        smoothing: float,
+        z_loss: float,
+        chunk: int,
+        learn: bool,
+    ) -> tuple[Tensor, Tensor]:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total, hits = hidden.new_zeros((), dtype=exact), torch.zeros((), dtype=torch.int64, device=hidden.device)
         need_hidden, need_weight, need_bias = (learn and need for need in ctx.needs_input_grad[:3])
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=exact) if need_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=exact) if need_bias else None
+        grad_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and need_bias else None
 
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
@@ -153,14 +168,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad -= (smoothing / vocab) * found.scored.to(exact).unsqueeze(1)  # a bool would be rounded to float32
             if real:
                 grad.scatter_add_(1, found.local, -(1 - smoothing) * found.here.to(exact).unsqueeze(1))
-            if need_bias:
+            if grad_bias is not None:
                 grad_bias[:real] += grad.sum(0)
             grad = grad.to(hidden.dtype)
-            if need_hidden:
+            if grad_hidden is not None:
                 grad_hidden[part] = grad @ weight[:real]
-            if need_weight and exact == hidden.dtype:
+            if grad_weight is not None and exact == hidden.dtype:
                 grad_weight[:real].addmm_(grad.t(), h)
-            elif need_weight:
+            elif grad_weight is not None:
                 grad_weight[:real] += grad.t() @ h
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtype = weight.dtype
@@ -168,7 +183,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total, hits
 
     @staticmethod
-    def backward(ctx, grad: Tensor, _):
+    def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         # in place: the graph is walked once, and the weight's gradient is big
         grads = (None if saved is None else saved.mul_(grad).to(ctx.dtype) for saved in ctx.saved_tensors)
         return *grads, *(None,) * 7

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from roots_dist.errors import present
 from roots_dist.parallel.tensor.adapter import Adapter
 from roots_dist.parallel.tensor.collectives import (
     TensorParallel,
@@ -42,7 +44,11 @@ def _weight_gradient(tp: TensorParallel, weight: nn.Parameter, grad_out: Tensor,
         return grad_out.t() @ x
     if weight.grad is None:
         weight.grad = torch.zeros_like(weight)
-    tp.deferred.defer(lambda: weight.grad.addmm_(grad_out.t(), x))
+
+    def add() -> None:
+        present(weight.grad).addmm_(grad_out.t(), x)
+
+    tp.deferred.defer(add)
     return None
 
 
@@ -50,15 +56,18 @@ class _Columns(torch.autograd.Function):
     """Several column-cut layers on one input: it is gathered once, and its gradient is summed once."""
 
     @staticmethod
-    def forward(ctx, tp: TensorParallel, x: Tensor, num_weights: int, *weights_and_biases: Tensor | None):
-        weights, biases = weights_and_biases[:num_weights], weights_and_biases[num_weights:]
+    def forward(
+        ctx: Any, tp: TensorParallel, x: Tensor, num_weights: int, *weights_and_biases: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        weights = cast("tuple[Tensor, ...]", weights_and_biases[:num_weights])  # only a bias may be None
+        biases = weights_and_biases[num_weights:]
         ctx.tp, ctx.parameters = tp, weights
         ctx.save_for_backward(x, *weights)
         whole = start_copy_to(x, tp)()  # [B, S, D]
         return tuple(F.linear(whole, w, b) for w, b in zip(weights, biases))  # each [B, S, f]
 
     @staticmethod
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
         need_x, need_weights, need_biases = ctx.needs_input_grad[1], *_halves(ctx.needs_input_grad[3:])
         gathering = start_copy_to(x, ctx.tp) if any(need_weights) else None  # meanwhile, the input's gradient:
@@ -71,7 +80,8 @@ class _Columns(torch.autograd.Function):
             grad_x = start_copy_to_backward(grad_whole, ctx.tp)  # meanwhile, the weights' gradients:
         whole = gathering() if gathering else None
         grad_weights = [
-            _weight_gradient(ctx.tp, w, g, whole) if n else None for w, g, n in zip(ctx.parameters, grads, need_weights)
+            _weight_gradient(ctx.tp, w, g, whole) if n and whole is not None else None
+            for w, g, n in zip(ctx.parameters, grads, need_weights)
         ]
         grad_biases = [g.flatten(0, -2).sum(0) if n else None for g, n in zip(grads, need_biases)]
         return None, grad_x() if grad_x else None, None, *grad_weights, *grad_biases
@@ -86,7 +96,9 @@ class _Rows(torch.autograd.Function):
     not kept."""
 
     @staticmethod
-    def forward(ctx, tp: TensorParallel, before: Callable[..., Tensor] | None, num_weights: int, *tensors: Tensor):
+    def forward(
+        ctx: Any, tp: TensorParallel, before: Callable[..., Tensor] | None, num_weights: int, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         weights, inputs = tensors[:num_weights], tensors[num_weights:]
         ctx.tp, ctx.parameters, ctx.before = tp, weights, before
         ctx.save_for_backward(*tensors)
@@ -95,7 +107,7 @@ class _Rows(torch.autograd.Function):
         return tuple(y() for y in leaving)  # each [B, s, D]
 
     @staticmethod
-    def backward(ctx, *grads: Tensor):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         num, saved = len(grads), ctx.saved_tensors  # asked for once: under recomputation it is made for one reader
         weights, inputs = saved[:num], saved[num:]
         need_weights, need_inputs = ctx.needs_input_grad[3 : 3 + num], any(ctx.needs_input_grad[3 + num :])
@@ -135,7 +147,8 @@ class ColumnParallelLinear(nn.Module):
         self.weight = declare(self, "weight", spec, tp.axis)
         bias_spec = ShardSpec(shape=(features,), cut=0, parts=parts, partial=shared)
         self.bias = declare(self, "bias", bias_spec, tp.axis) if bias else None
-        self.spec, self.lora = spec, None
+        self.spec = spec
+        self.lora: Adapter | None = None
 
     def adapt(self, rank: int, scale: float) -> None:
         """Every rank computes the whole of x aᵀ [B, S, R], for its own features: of a's gradient it knows a part."""
@@ -150,10 +163,12 @@ class ColumnParallelLinear(nn.Module):
 
 def column_parallel(tp: TensorParallel, x: Tensor, layers: Sequence[ColumnParallelLinear]) -> tuple[Tensor, ...]:
     """What each layer makes of the same x [B, s, D]: [B, S, f] each."""
-    adapted = [l for l in layers if l.lora is not None]
-    weights = [*(l.weight for l in layers), *(l.lora.a.weight for l in adapted)]
-    biases = [*(l.bias for l in layers), *(None for _ in adapted)]
-    made = _Columns.apply(tp, x, len(weights), *weights, *biases)
+    adapters = [l.lora for l in layers if l.lora is not None]
+    weights = [*(l.weight for l in layers), *(adapter.a.weight for adapter in adapters)]
+    biases = [*(l.bias for l in layers), *(None for _ in adapters)]
+    made = _Columns.apply(  # type: ignore[no-untyped-call] # torch types no apply
+        tp, x, len(weights), *weights, *biases
+    )
     low = iter(made[len(layers) :])
     return tuple(y if l.lora is None else l.lora(y, next(low)) for l, y in zip(layers, made))
 
@@ -164,7 +179,8 @@ class RowParallelLinear(nn.Module):
     def __init__(self, tp: TensorParallel, channels: int, width: int, *, bias: bool, std: float):
         super().__init__()
         self.tp = tp
-        self.spec, self.lora = ShardSpec(shape=(width, channels), cut=1, std=std), None
+        self.spec = ShardSpec(shape=(width, channels), cut=1, std=std)
+        self.lora: Adapter | None = None
         self.weight = declare(self, "weight", self.spec, tp.axis)
         bias_spec = ShardSpec(shape=(width,), partial=tp.sequence_parallel)
         self.bias = declare(self, "bias", bias_spec, tp.axis) if bias else None
@@ -179,6 +195,8 @@ class RowParallelLinear(nn.Module):
     def forward(self, *inputs: Tensor, before: Callable[..., Tensor] | None = None) -> Tensor:
         """[B, S, f] -> [B, s, D]. `before` maps several inputs to that one and is computed again in backward."""
         weights = [self.weight] if self.lora is None else [self.weight, self.lora.a.weight]
-        y, *low = _Rows.apply(self.tp, before, len(weights), *weights, *inputs)
-        y = self.lora(y, *low) if low else y
+        made: tuple[Tensor, ...] = _Rows.apply(  # type: ignore[no-untyped-call] # torch types no apply
+            self.tp, before, len(weights), *weights, *inputs
+        )
+        y = made[0] if self.lora is None else self.lora(*made)
         return y if self.bias is None else y + self.bias

@@ -87,6 +87,7 @@ def mark(params: Sequence[Param], model: Axis) -> None:
     stage 3 what is `tensor_model_parallel` or on model rank 0. Set like this, each asks for counts_here.
     """
     for p in params:
-        p.tensor.tensor_model_parallel = p.counts_here
-        p.tensor.ds_pipe_replicated = not p.counts_here
+        tensor: Any = p.tensor  # DeepSpeed reads attributes that torch's class does not declare
+        tensor.tensor_model_parallel = p.counts_here
+        tensor.ds_pipe_replicated = not p.counts_here
     assert model.rank > 0 or all(p.counts_here for p in params), "the first rank of a model holds originals only"

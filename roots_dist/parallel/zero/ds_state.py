@@ -53,6 +53,11 @@ class WholeState:
                 state_of(self.optimizer, tensor)["step"].fill_(optimizer_steps[since(group)])
 
 
+def _ds(param: Param) -> Any:
+    """The parameter's tensor with the attributes that DeepSpeed has hung on it; torch's class declares none of them."""
+    return param.tensor
+
+
 class _Flats:
     """Stages 1 to 3: each data rank keeps one flat tensor for each group, with the parts of its parameters."""
 
@@ -87,14 +92,14 @@ class FlatState(_Flats):
     def read(self, param: Param) -> dict[str, Tensor]:
         if not param.tensor.requires_grad:
             return {"weight": param.tensor.detach().to(torch.float32, copy=True)}
-        return {key: param.tensor.get_full_hp_param(_key(key)) for key in STATE}
+        return {key: _ds(param).get_full_hp_param(_key(key)) for key in STATE}
 
     def write(self, param: Param, state: dict[str, Tensor]) -> None:
         if not param.tensor.requires_grad:
             param.tensor.copy_(state["weight"])
             return
         for key in STATE:
-            param.tensor.set_full_hp_param(state[key], _key(key))
+            _ds(param).set_full_hp_param(state[key], _key(key))
 
     def finish(self, optimizer_steps: Mapping[int, int]) -> None:
         self._count(optimizer_steps)
@@ -109,12 +114,13 @@ class CutState(_Flats):
         self.dp = dp
 
     def _part(self, param: Param, key: str) -> Tensor:
-        return self.zero._get_fp32_opt_state_partition(param.tensor, False, _key(key))[0]
+        part: Tensor = self.zero._get_fp32_opt_state_partition(param.tensor, False, _key(key))[0]
+        return part
 
     def _parts(self, param: Param) -> dict[str, Tensor]:
         """Of this data rank, to be read and written."""
         if not param.tensor.requires_grad:
-            return {"weight": param.tensor.ds_tensor.detach()}
+            return {"weight": _ds(param).ds_tensor.detach()}
         return {key: self._part(param, key).detach() for key in STATE}
 
     def read(self, param: Param) -> dict[str, Tensor]:
@@ -123,10 +129,10 @@ class CutState(_Flats):
     def _whole(self, param: Param, part: Tensor) -> Tensor:
         shape = param.spec.local_shape(param.tp)
         if self.dp.size == 1:
-            return part[: param.tensor.ds_numel].view(shape).clone()
+            return part[: _ds(param).ds_numel].view(shape).clone()
         whole = part.new_empty(part.numel() * self.dp.size)
         dist.all_gather_into_tensor(whole, part.contiguous(), group=self.dp.group)
-        return whole[: param.tensor.ds_numel].view(shape)
+        return whole[: _ds(param).ds_numel].view(shape)
 
     def write(self, param: Param, state: dict[str, Tensor]) -> None:
         for key, part in self._parts(param).items():

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
-from roots_dist.errors import ConfigError, Problem
+from roots_dist.errors import ConfigError, Problem, present
 from roots_dist.parallel.optim.groups import Group, adamw, all_groups, by_name, freeze, members, set_rate
 from roots_dist.parallel.optim.norm import clip_factor, group_norms, norm_of
 from roots_dist.parallel.optim.trainable import Trainable
@@ -126,7 +126,8 @@ class DeepSpeedEngine:
             hook.remove()
         if self.stage == 3:
             whole_pieces.forget_the_root()
-        self.engine = self.zero = self.state = self.optimizer = None
+        self.engine = self.zero = None
+        del self.state, self.optimizer
         gc.collect()
 
     @contextmanager
@@ -181,7 +182,7 @@ class DeepSpeedEngine:
     def _clip(self) -> list[float]:
         """Stage 0 knows no model parallelism: the norms over all ranks are ours, and so is the sum over dp."""
         dp = self.mesh.dp.size
-        groups = [[(p, p.tensor.grad) for p in found] for _, found in self.groups]
+        groups = [[(p, present(p.tensor.grad)) for p in found] for _, found in self.groups]
         norms = [dp * norm for norm in group_norms(groups, [self.mesh.model], self.mesh.device)]
         factor = dp * clip_factor(norm_of(norms), self.config.optim.clip_grad)
         torch._foreach_mul_([gradient for group in groups for _, gradient in group], factor)

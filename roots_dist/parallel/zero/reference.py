@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
+from roots_dist.errors import present
 from roots_dist.parallel.optim.groups import Group, all_groups, by_name, first_state, freeze, members, update
 from roots_dist.parallel.optim.norm import clip_factor, group_norms, norm_of
 from roots_dist.parallel.optim.trainable import Trainable
@@ -76,13 +77,16 @@ class ReferenceEngine:
     @contextmanager
     def accumulate(self) -> Iterator[None]:
         yield
+        whole = []
         for held in self.held.values():
             gradient = gradient_of(held.param)  # zeros if no microbatch used it: its moments decay all the same
             if self.sharded:
                 held.master.grad = _sum_and_cut(gradient, self.mesh.dp).to(held.master.dtype)
                 held.param.tensor.grad = None
+            else:
+                whole.append(gradient)
         if not self.sharded:
-            _sum_in_place([h.param.tensor.grad for h in self.held.values()], self.mesh.dp)
+            _sum_in_place(whole, self.mesh.dp)
 
     @torch.no_grad()
     def step(self, lr: float) -> Update:
@@ -92,11 +96,11 @@ class ReferenceEngine:
         if math.isfinite(norm):
             for held in self.held.values():
                 if held.master.grad is None:
-                    held.master.grad = held.param.tensor.grad.to(held.master.dtype)
+                    held.master.grad = present(held.param.tensor.grad).to(held.master.dtype)
                     held.param.tensor.grad = None
             factor = clip_factor(norm, self.config.optim.clip_grad)
             if factor < 1 and self.held:
-                torch._foreach_mul_([h.master.grad for h in self.held.values()], factor)
+                torch._foreach_mul_([present(h.master.grad) for h in self.held.values()], factor)
             for group, found in self.groups:
                 update(self.config.optim, group, lr, [h.master for h in found], [h.state for h in found])
             self.optimizer_steps = {

@@ -39,8 +39,11 @@ class Engine(Protocol):
     """The rank's stages, to be called in place of the module that was handed in."""
     trainable: Mapping[str, Trainable]
     """What will ever learn, of the whole model."""
-    optimizer_steps: Mapping[int, int]
-    """Border of a phase (a step of the run) that has been reached -> optimizer steps taken by what learns since then."""
+
+    @property
+    def optimizer_steps(self) -> Mapping[int, int]:
+        """Border of a phase (a step of the run) that has been reached -> optimizer steps taken by what learns since then."""
+        ...
 
     def unfreeze(self, step: int) -> None:
         """`step` steps of the run are done, and what is to learn since then joins. What learns already keeps its moments.

@@ -64,23 +64,24 @@ def forget_the_root() -> None:
     parameter_offload.FWD_MODULE_STACK.clear()
 
 
-def _copy_dicts(module: nn.Module, args: tuple) -> tuple:
+def _copy_dicts(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """A caller's payload stays as it is: the gradients of its tensors are read from it later."""
     return tuple(dict(a) if isinstance(a, dict) else a for a in args)
 
 
-def _watch_dataclasses(part: nn.Module, args: tuple, result: Any) -> Any:
+def _watch_dataclasses(part: nn.Module, args: tuple[Any, ...], result: Any) -> Any:
     """Gather the piece's weights before the backward of tensors in dataclasses too (what was scored)."""
     return _watched(part, result) if is_dataclass(result) else result
 
 
 def _watched(part: nn.Module, value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return part.pre_bwd_fn.apply(value) if value.requires_grad else value
+        before_backward: Any = part.pre_bwd_fn  # a function of autograd that DeepSpeed hangs on the module
+        return before_backward.apply(value) if value.requires_grad else value
     if isinstance(value, (tuple, list)):
         return type(value)(_watched(part, item) for item in value)
     if isinstance(value, dict):
         return {name: _watched(part, item) for name, item in value.items()}
-    if is_dataclass(value):
+    if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{f.name: _watched(part, getattr(value, f.name)) for f in fields(value)})
     return value

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from roots_dist.cluster_profile import Finding
-from roots_dist.runs.doctor.placement import by_host
+from roots_dist.runs.doctor.host_groups import by_host
 
 EXCHANGES = 8
 MOST_APART_S = 1.0

@@ -15,14 +15,14 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Overdue(Exception):
+class DeadlineExceeded(Exception):
     """The work was not done in time. Its thread may still be at it, so the process is to end by os._exit."""
 
     def __init__(self, seconds: float):
         super().__init__(f"not done after {seconds:g} s")
 
 
-def within(seconds: float, work: Callable[[], T]) -> T:
+def run_with_deadline(seconds: float, work: Callable[[], T]) -> T:
     """`work()`, with what it raises. Raises Overdue when `seconds` are over."""
     done: Future[T] = Future()
 
@@ -38,4 +38,4 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     except Unfinished:
         if done.done():  # the work itself raised a TimeoutError
             raise
-        raise Overdue(seconds) from None
+        raise DeadlineExceeded(seconds) from None

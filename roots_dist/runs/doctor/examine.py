@@ -26,9 +26,12 @@ from roots_dist.cluster_profile import Finding, Profile, RankFacts, Speed, Wrote
 from roots_dist.config.schema import Config
 from roots_dist.environment import World
 from roots_dist.layout import Layout
-from roots_dist.runs.doctor import clocks, facts, folder, links, placement, speed
-from roots_dist.runs.doctor.board import Board, Stopped
-from roots_dist.runs.doctor.deadline import Overdue, within
+from roots_dist.runs.doctor import clocks, links, speed
+from roots_dist.runs.doctor import host_groups as placement
+from roots_dist.runs.doctor import rank_facts as facts
+from roots_dist.runs.doctor import shared_folder as folder
+from roots_dist.runs.doctor.coordinator import Coordinator, Stopped
+from roots_dist.runs.doctor.deadline import DeadlineExceeded, run_with_deadline
 
 FACTS_S, CLOCKS_S, FOLDER_S, SPEED_S, JOIN_S, LINKS_S = 15.0, 10.0, 10.0, 15.0, 15.0, 20.0
 """Until a round is given up, and with it the examination. On a healthy cluster all of them together take some seconds."""
@@ -68,7 +71,7 @@ class ExamineOptions:
 
 
 @dataclass(frozen=True)
-class Tools:
+class Probes:
     """What a rank looks and measures with."""
 
     host: str = field(default_factory=socket.gethostname)
@@ -77,64 +80,79 @@ class Tools:
     speed: Callable[[int, torch.device, Precision, bool], Speed] = speed.measure
 
 
-def examine(board: Board, world: World, device: torch.device, asked: ExamineOptions, tools: Tools) -> None:
+def examine(
+    coordinator: Coordinator, world: World, device: torch.device, options: ExamineOptions, probes: Probes
+) -> None:
     """Collective over the ranks that share the board's store. Leaves no process group, unless it was stopped."""
     with suppress(Stopped):
-        _rounds(board, world, device, asked, tools)
+        _rounds(coordinator, world, device, options, probes)
 
 
-def _rounds(board: Board, world: World, device: torch.device, asked: ExamineOptions, tools: Tools) -> None:
-    fix = f"see in the launcher's output whether it started and how it ended, or wait longer (--wait, now {asked.wait_s:g})"
-    here = board.ask("arrival", asked.wait_s, lambda: tools.host, silence="did not arrive", fix=fix)
-    hosts = board.tell("hosts", [here[rank] for rank in range(world.size)] if here else None)
-    board.hosts = dict(enumerate(hosts))
-    board.ask("facts", FACTS_S, lambda: asdict(tools.facts(world.rank, device, tools.host)))
-    board.ask("clocks", CLOCKS_S, lambda: clocks.offset(board.store, world.rank, hosts, tools.now))
-    if asked.shared is not None:
-        _folder(board, asked.shared, hosts)
-    board.ask("speed", SPEED_S, lambda: asdict(tools.speed(world.rank, device, asked.precision(device), asked.quick)))
+def _rounds(
+    coordinator: Coordinator, world: World, device: torch.device, options: ExamineOptions, probes: Probes
+) -> None:
+    fix = f"see in the launcher's output whether it started and how it ended, or wait longer (--wait, now {options.wait_s:g})"
+    here = coordinator.run_round("arrival", options.wait_s, lambda: probes.host, silence="did not arrive", fix=fix)
+    hosts = coordinator.broadcast("hosts", [here[rank] for rank in range(world.size)] if here else None)
+    coordinator.hosts = dict(enumerate(hosts))
+    coordinator.run_round("facts", FACTS_S, lambda: asdict(probes.facts(world.rank, device, probes.host)))
+    coordinator.run_round("clocks", CLOCKS_S, lambda: clocks.offset(coordinator.store, world.rank, hosts, probes.now))
+    if options.shared is not None:
+        _folder(coordinator, options.shared, hosts)
+    coordinator.run_round(
+        "speed", SPEED_S, lambda: asdict(probes.speed(world.rank, device, options.precision(device), options.quick))
+    )
     if world.size > 1:
-        _links(board, world, device, asked.quick, hosts)
+        _links(coordinator, world, device, options.quick, hosts)
 
 
-def _folder(board: Board, shared: Path, hosts: list[str]) -> None:
+def _folder(coordinator: Coordinator, shared: Path, hosts: list[str]) -> None:
     """Rank 0 says which folder, in case a launcher starts ranks in different ones."""
-    shared, token = Path(board.tell("folder", str(shared.absolute()))), board.tell("token", secrets.token_hex(8))
+    shared, token = (
+        Path(coordinator.broadcast("folder", str(shared.absolute()))),
+        coordinator.broadcast("token", secrets.token_hex(8)),
+    )
     fix = f"see whether {shared} answers on that host (df, mount)"
     try:
-        wrote = board.ask("folder write", FOLDER_S, lambda: asdict(folder.write(shared, token, board.rank)), fix=fix)
-        writers = board.tell("writers", [rank for rank, one in wrote.items() if one["trouble"] is None])
-        looks = board.rank in [members[0] for members in placement.by_host(hosts)]
-        board.ask("folder look", FOLDER_S, lambda: folder.look(shared, token, writers) if looks else [], fix=fix)
+        wrote = coordinator.run_round(
+            "folder write", FOLDER_S, lambda: asdict(folder.write(shared, token, coordinator.rank)), fix=fix
+        )
+        writers = coordinator.broadcast("writers", [rank for rank, one in wrote.items() if one["trouble"] is None])
+        looks = coordinator.rank in [members[0] for members in placement.by_host(hosts)]
+        coordinator.run_round(
+            "folder look", FOLDER_S, lambda: folder.find_unseen(shared, token, writers) if looks else [], fix=fix
+        )
     finally:
-        _soon(board, lambda: folder.clear(shared, token, board.rank))
+        _with_deadline(coordinator, lambda: folder.remove_file(shared, token, coordinator.rank))
 
 
-def _links(board: Board, world: World, device: torch.device, quick: bool, hosts: list[str]) -> None:
+def _links(coordinator: Coordinator, world: World, device: torch.device, quick: bool, hosts: list[str]) -> None:
     """Join the world as training does, and measure in it."""
     fix = (
         "see that the hosts reach each other on all ports; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface"
     )
-    board.ask("join", JOIN_S, lambda: _join(board, world, device), fix=fix)
+    coordinator.run_round("join", JOIN_S, lambda: _join(coordinator, world, device), fix=fix)
     timeout = timedelta(seconds=LINKS_S)
-    board.ask("links", LINKS_S, lambda: links.measure(links.axes(hosts, world.rank, timeout), device, quick), fix=fix)
-    _soon(board, dist.destroy_process_group)
+    coordinator.run_round(
+        "links", LINKS_S, lambda: links.measure(links.axes(hosts, world.rank, timeout), device, quick), fix=fix
+    )
+    _with_deadline(coordinator, dist.destroy_process_group)
 
 
-def _soon(board: Board, work: Callable[[], object]) -> None:
+def _with_deadline(coordinator: Coordinator, work: Callable[[], object]) -> None:
     """Tidying up may hang like everything else."""
     try:
-        within(LEAVE_S, work)
-    except Overdue:
-        board.overdue = True
+        run_with_deadline(LEAVE_S, work)
+    except DeadlineExceeded:
+        coordinator.thread_is_stuck = True
 
 
-def _join(board: Board, world: World, device: torch.device) -> None:
+def _join(coordinator: Coordinator, world: World, device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group(
         backend_of(device),
-        store=dist.PrefixStore("world", board.store),
+        store=dist.PrefixStore("world", coordinator.store),
         rank=world.rank,
         world_size=world.size,
         timeout=timedelta(seconds=JOIN_S),
@@ -149,58 +167,64 @@ def backend_of(device: torch.device) -> str:
     return "nccl" if device.type == "cuda" else "gloo"
 
 
-def write_up(board: Board, world: World, device: torch.device, asked: ExamineOptions, seconds: float) -> Profile:
+def build_profile(
+    coordinator: Coordinator, world: World, device: torch.device, options: ExamineOptions, seconds: float
+) -> Profile:
     """On rank 0, of whatever was answered."""
-    wrote = [Wrote(**answer) for answer in board.said.get("folder write", {}).values()]
-    offsets = {board.hosts[rank]: offset for rank, offset in board.said.get("clocks", {}).items() if offset is not None}
-    samples = [links.Sample(*sample) for answer in board.said.get("links", {}).values() for sample in answer]
+    wrote = [Wrote(**answer) for answer in coordinator.answers.get("folder write", {}).values()]
+    offsets = {
+        coordinator.hosts[rank]: offset
+        for rank, offset in coordinator.answers.get("clocks", {}).items()
+        if offset is not None
+    }
+    samples = [links.Sample(*sample) for answer in coordinator.answers.get("links", {}).values() for sample in answer]
     return Profile(
         when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seconds=round(seconds, 3),
         launcher=world.launcher if world.failures is None else "roots doctor",  # which starts ranks as torchrun does
         backend=backend_of(device),
         world_size=world.size,
-        layout=str(asked.layout) if asked.layout else None,
-        ranks=tuple(_facts(board)),
+        layout=str(options.layout) if options.layout else None,
+        ranks=tuple(_facts(coordinator)),
         clock_offsets_s=offsets,
-        folder=str(asked.shared) if asked.shared else None,
+        folder=str(options.shared) if options.shared else None,
         wrote=tuple(wrote),
-        speeds=tuple(_speeds(board)),
+        speeds=tuple(_speeds(coordinator)),
         links=tuple(links.merge(samples)),
-        findings=(*board.findings, *_findings(board, device, asked, wrote, offsets, samples)),
+        findings=(*coordinator.findings, *_findings(coordinator, device, options, wrote, offsets, samples)),
     )
 
 
 def _findings(
-    board: Board,
+    coordinator: Coordinator,
     device: torch.device,
-    asked: ExamineOptions,
+    options: ExamineOptions,
     wrote: list[Wrote],
     offsets: dict[str, float],
     samples: list[links.Sample],
 ) -> Iterator[Finding]:
     """What each check says of the answers, the gravest kind first."""
-    if ranks := _facts(board):
+    if ranks := _facts(coordinator):
         yield from facts.versions(ranks)
         yield from facts.devices(ranks)
         yield from facts.addresses(ranks, backend_of(device))
-        yield from facts.room(ranks)
-    if asked.layout is not None and board.hosts:
-        yield from placement.crossings(asked.layout, board.hosts)
-    if asked.shared is not None:
+        yield from facts.check_space(ranks)
+    if options.layout is not None and coordinator.hosts:
+        yield from placement.crossings(options.layout, coordinator.hosts)
+    if options.shared is not None:
         yield from folder.findings(
-            asked.shared, wrote, board.said.get("folder look", {}), board.hosts, asked.checkpoint
+            options.shared, wrote, coordinator.answers.get("folder look", {}), coordinator.hosts, options.checkpoint
         )
     if offsets:
         yield from clocks.findings(offsets)
-    if speeds := _speeds(board):
-        yield from speed.findings(speeds, board.hosts)
-    yield from links.findings(samples, board.hosts)
+    if speeds := _speeds(coordinator):
+        yield from speed.findings(speeds, coordinator.hosts)
+    yield from links.findings(samples, coordinator.hosts)
 
 
-def _facts(board: Board) -> list[RankFacts]:
-    return [RankFacts(**answer) for answer in board.said.get("facts", {}).values()]
+def _facts(coordinator: Coordinator) -> list[RankFacts]:
+    return [RankFacts(**answer) for answer in coordinator.answers.get("facts", {}).values()]
 
 
-def _speeds(board: Board) -> list[Speed]:
-    return [Speed(**answer) for answer in board.said.get("speed", {}).values()]
+def _speeds(coordinator: Coordinator) -> list[Speed]:
+    return [Speed(**answer) for answer in coordinator.answers.get("speed", {}).values()]

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from roots_dist.cluster_profile import Finding, Link, named
-from roots_dist.runs.doctor import placement
+from roots_dist.runs.doctor import host_groups as placement
 from roots_dist.world.mesh import Axis, make_axis
 
 SIZES = {
@@ -45,10 +45,10 @@ class Sample(NamedTuple):
     seconds: float
 
 
-class Prepared(NamedTuple):
+class PreparedOperation(NamedTuple):
     ranks: tuple[int, ...]
     """That do it together."""
-    once: Callable[[], object]
+    run: Callable[[], object]
     times: int = 1
     """That `once` does it: a send is timed as half of a round trip, by one clock."""
 
@@ -120,13 +120,13 @@ def _link(where: str, operation: str, size: int, groups: Mapping[tuple[int, ...]
 def _sizes(
     axis: Axis,
     name: str,
-    prepare: Callable[[Axis, torch.device, int], Prepared],
+    prepare: Callable[[Axis, torch.device, int], PreparedOperation],
     device: torch.device,
     sizes: Sequence[int],
 ) -> Iterator[Sample]:
     for size in sizes:
-        ranks, once, times = prepare(axis, device, size)
-        seconds = _median_seconds(axis, once, device) / times
+        ranks, run, times = prepare(axis, device, size)
+        seconds = _median_seconds(axis, run, device) / times
         if ranks:
             yield Sample(axis.name, name, ranks, size, seconds)
         longest = torch.tensor([seconds], device=device)
@@ -135,38 +135,38 @@ def _sizes(
             return
 
 
-def _median_seconds(axis: Axis, once: Callable[[], object], device: torch.device) -> float:
+def _median_seconds(axis: Axis, run: Callable[[], object], device: torch.device) -> float:
     """After one that opens the connections. Ranks begin each repeat together."""
-    once()
+    run()
     took, together = [], torch.zeros(1, device=device)
     for _ in range(REPEATS):
         axis.sum_(together)
         together.item()  # on a GPU: until it is done
         start = time.perf_counter()
-        once()
+        run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         took.append(time.perf_counter() - start)
     return statistics.median(took)
 
 
-def _all_reduce(axis: Axis, device: torch.device, size: int) -> Prepared:
+def _all_reduce(axis: Axis, device: torch.device, size: int) -> PreparedOperation:
     tensor = torch.zeros(size // 4, device=device)
-    return Prepared(axis.ranks, lambda: dist.all_reduce(tensor, group=axis.group))
+    return PreparedOperation(axis.ranks, lambda: dist.all_reduce(tensor, group=axis.group))
 
 
-def _all_gather(axis: Axis, device: torch.device, size: int) -> Prepared:
+def _all_gather(axis: Axis, device: torch.device, size: int) -> PreparedOperation:
     part = torch.zeros(max(1, size // 4 // axis.size), device=device)
-    whole = torch.zeros(part.numel() * axis.size, device=device)
-    return Prepared(axis.ranks, lambda: dist.all_gather_into_tensor(whole, part, group=axis.group))
+    gathered = torch.zeros(part.numel() * axis.size, device=device)
+    return PreparedOperation(axis.ranks, lambda: dist.all_gather_into_tensor(gathered, part, group=axis.group))
 
 
-def _send(axis: Axis, device: torch.device, size: int) -> Prepared:
+def _send(axis: Axis, device: torch.device, size: int) -> PreparedOperation:
     """Between neighbours in pairs, there and back, as stages send to each other. Of an odd number of ranks the last one
     looks on."""
     other = axis.rank ^ 1
     if other >= axis.size:
-        return Prepared((), lambda: None)
+        return PreparedOperation((), lambda: None)
     tensor, peer = torch.zeros(size // 4, device=device), axis.ranks[other]
     steps = [dist.send, dist.recv] if axis.rank < other else [dist.recv, dist.send]
 
@@ -174,7 +174,7 @@ def _send(axis: Axis, device: torch.device, size: int) -> Prepared:
         for step in steps:
             step(tensor, peer, group=axis.group)
 
-    return Prepared(tuple(axis.ranks[i] for i in sorted((axis.rank, other))), there_and_back, times=2)
+    return PreparedOperation(tuple(axis.ranks[i] for i in sorted((axis.rank, other))), there_and_back, times=2)
 
 
 OPERATIONS = {"all_reduce": _all_reduce, "all_gather": _all_gather, "send": _send}

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from roots_dist.accounting.peaks import Precision, gpu_peak, in_words, measured_cpu_peak
+from roots_dist.accounting.peaks import Precision, format_flops, gpu_peak, measured_cpu_peak
 from roots_dist.cluster_profile import Finding, Speed, named
 
 if TYPE_CHECKING:
@@ -51,8 +51,8 @@ def findings(speeds: Sequence[Speed], hosts: Mapping[int, str], slow: float = SL
             yield Finding(
                 check="speed",
                 where=named([speed.rank], hosts),
-                found=f"slow, {in_words(speed.matmul_flops)} in {speed.precision} products, {share:.0%} of the median",
-                expected=f"{slow:.0%} of {in_words(median)} or more",
+                found=f"slow, {format_flops(speed.matmul_flops)} in {speed.precision} products, {share:.0%} of the median",
+                expected=f"{slow:.0%} of {format_flops(median)} or more",
                 fix="look there for other programs (top, nvidia-smi), CPU quotas, heat and power limits, or leave that host out",
             )
 

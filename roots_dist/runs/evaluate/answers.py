@@ -8,23 +8,26 @@ Case and punctuation matter.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from roots_dist.assembly.passes import Passes
 from roots_dist.config.schema import Config
-from roots_dist.errors import needs
+from roots_dist.errors import needs, present
 from roots_dist.learning.data.batches import Batches
+from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tokenizer import Codec
 from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.request import Request
 from roots_dist.runs.generate.sampling import Sampling
 from roots_dist.runs.generate.stops import Stops
+from roots_dist.world.batch import Objective
 
 MORE = 8
 """Tokens beyond the longest right answer that are heard: spaces do not count."""
-ASKS = ("instruct", "seq2seq")
+HAS_QUESTIONS = ("instruct", "seq2seq")
 """Objectives that have questions."""
 
 
@@ -33,19 +36,31 @@ class AnsweredQuestion(NamedTuple):
 
     question: str
     expected: str
-    said: str
+    answer: str
 
 
 class Answers(NamedTuple):
     exact_match: float
-    asked: list[AnsweredQuestion]
+    questions: list[AnsweredQuestion]
 
 
-def answered(passes: Passes, objective, held_out: Batches, codec: Codec, count: int) -> Answers:
+class QuestionObjective(Objective, Protocol):
+    """An objective whose samples are questions with an answer."""
+
+    specials: Specials
+
+    def question(self, source: Any, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """What the model reads, and what it should say, with the token that ends it."""
+        ...
+
+
+def answer_questions(
+    passes: Passes, objective: QuestionObjective, held_out: Batches, codec: Codec, count: int
+) -> Answers:
     """Of at most `count` held-out questions, the first that evaluation draws. objective: one of ASKS. Collective over the
     world; equal on every rank. A question longer than the model can hold loses its beginning."""
     rows = [objective.question(source, index) for source, index in held_out.drawn(count)]
-    end = objective.specials.end
+    end = present(objective.specials.end)
     ends = frozenset({end, *(int(answer[-1]) for _, answer in rows if objective.specials.special[answer[-1]])})
     longest = max(len(answer) for _, answer in rows) + MORE
     room = _room(passes.config)
@@ -53,16 +68,16 @@ def answered(passes: Passes, objective, held_out: Batches, codec: Codec, count: 
     texts = [question.tolist()[-room + longest :] if room else question.tolist() for question, _ in rows]
     start = objective.specials.pad if passes.config.model.family == "t5" else None
     request = Request(longest, Sampling(temperature=0.0))
-    said = decode(passes, texts, request, Stops(ends), start=start)
+    replies = decode(passes, texts, request, Stops(ends), start=start)
 
-    def words(ids) -> str:
+    def words(ids: Iterable[int]) -> str:
         return normalised(codec.backend.decode(list(map(int, ids)), skip_special_tokens=True))
 
-    asked = [
+    questions = [
         AnsweredQuestion(words(text), words(answer), words(one.tokens))
-        for text, (_, answer), (one,) in zip(texts, rows, said)
+        for text, (_, answer), (one,) in zip(texts, rows, replies)
     ]
-    return Answers(_exact_match([one.expected for one in asked], [one.said for one in asked]), asked)
+    return Answers(_exact_match([one.expected for one in questions], [one.answer for one in questions]), questions)
 
 
 def normalised(text: str) -> str:
@@ -75,10 +90,10 @@ def _room(config: Config) -> int | None:
     return (m.max_positions or config.data.seq_length) if m.family == "gpt" and m.positions == "learned" else None
 
 
-def _exact_match(expected: list[str], said: list[str]) -> float:
+def _exact_match(expected: list[str], answers: list[str]) -> float:
     try:
         from sklearn.metrics import accuracy_score
     except ImportError:
         raise needs("scikit-learn", "finetune") from None
-    number = {text: i for i, text in enumerate(dict.fromkeys([*expected, *said]))}  # of each text, as a class
-    return float(accuracy_score(np.array([number[t] for t in expected]), np.array([number[t] for t in said])))
+    number = {text: i for i, text in enumerate(dict.fromkeys([*expected, *answers]))}  # of each text, as a class
+    return float(accuracy_score(np.array([number[t] for t in expected]), np.array([number[t] for t in answers])))

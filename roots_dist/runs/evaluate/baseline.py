@@ -26,14 +26,14 @@ class Baseline(NamedTuple):
     """nats per target"""
 
 
-class Compared(NamedTuple):
+class NgramBaselines(NamedTuple):
     orders: list[Baseline]
     used: int
     """training tokens"""
     available: int
 
 
-def compared(config: Config, held_out: Batches, sequences: int, order: int, most: int) -> Compared:
+def ngram_baselines(config: Config, held_out: Batches, sequences: int, order: int, most: int) -> NgramBaselines:
     """Of at most `most` training tokens: of several corpora the beginning of each, in proportion to their sizes."""
     tokens, starts, available = _beginnings(config.data.train, most)
     model = count(tokens, starts, order, config.model.vocab)
@@ -44,7 +44,7 @@ def compared(config: Config, held_out: Batches, sequences: int, order: int, most
     orders = [
         Baseline(NAMES[k] if k < len(NAMES) else f"{k}-gram", float(loss)) for k, loss in enumerate(sums / targets)
     ]
-    return Compared(orders, len(tokens), available)
+    return NgramBaselines(orders, len(tokens), available)
 
 
 def _beginnings(given: Sequence[Source], most: int) -> tuple[np.ndarray, np.ndarray, int]:

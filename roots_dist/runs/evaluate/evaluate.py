@@ -10,19 +10,21 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from rich.console import Console
 from rich.progress import track
 
 from roots_dist.assembly.passes import Passes, build_passes
 from roots_dist.config.schema import Config
+from roots_dist.errors import present
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.learning.objectives import make_objective
-from roots_dist.runs.evaluate import show
-from roots_dist.runs.evaluate.answers import ASKS, answered
-from roots_dist.runs.evaluate.baseline import compared
-from roots_dist.runs.evaluate.harness import harnessed, open_tasks
+from roots_dist.runs.evaluate import score_tables as show
+from roots_dist.runs.evaluate.answers import HAS_QUESTIONS, QuestionObjective, answer_questions
+from roots_dist.runs.evaluate.baseline import ngram_baselines
+from roots_dist.runs.evaluate.harness import open_tasks, run_harness
 from roots_dist.runs.evaluate.held_out import Score, score_held_out
 from roots_dist.runs.evaluate.options import EvaluateOptions
 from roots_dist.runs.evaluate.sources import bytes_per_token, names
@@ -43,7 +45,7 @@ def evaluate(config: Config, mesh: Mesh, options: EvaluateOptions = EvaluateOpti
     load_weights(checkpoint, passes.model.params, mesh)
     found = _of_held_out_text(passes, checkpoint, options) if config.data.validation else None
     if tasks is not None:
-        results = harnessed(passes, tasks, options.limit, run)
+        results = run_harness(passes, tasks, options.limit, run)
         if mesh.rank == 0:
             show.show("", show.harness_table(results))
     return found
@@ -55,13 +57,13 @@ def _of_held_out_text(passes: Passes, checkpoint: Path, options: EvaluateOptions
     held_out = Batches.open(config, objective, config.data.validation, mesh.dp.rank, mesh.dp.size)
     sequences = min(config.train.eval_sequences, held_out.num_samples)
 
-    def watched(batches: Iterable[MicroBatch]) -> Iterable[MicroBatch]:
+    def progress(batches: Iterable[MicroBatch]) -> Iterable[MicroBatch]:
         if mesh.rank or not sys.stderr.isatty():
             return batches
         total = -(-sequences // (config.train.micro_batch * mesh.dp.size)) if len(config.data.validation) == 1 else None
         return track(batches, "evaluating", total=total, console=Console(stderr=True), transient=True)
 
-    found = score_held_out(passes, objective, held_out, sequences, bytes_per_token(config.data.validation), watched)
+    found = score_held_out(passes, objective, held_out, sequences, bytes_per_token(config.data.validation), progress)
     found = replace(found, sources=_with_bytes(found, config))
     if mesh.rank == 0:
         show.show(show.score_table(checkpoint, sequences, found))
@@ -69,13 +71,19 @@ def _of_held_out_text(passes: Passes, checkpoint: Path, options: EvaluateOptions
             show.show("", show.sources_table(found))
         for table in show.classes_tables(found) if found.table is not None else ():
             show.show("", table)
-    if config.objective.name in ASKS and options.answers:
-        answers = answered(passes, objective, held_out, load_codec(config.data.tokenizer), options.answers)
+    if config.objective.name in HAS_QUESTIONS and options.answers:
+        answers = answer_questions(
+            passes,
+            cast("QuestionObjective", objective),
+            held_out,
+            load_codec(present(config.data.tokenizer)),
+            options.answers,
+        )
         if mesh.rank == 0:
             show.show("", *show.answers_lines(answers))
     if options.ngram is not None and mesh.rank == 0:
-        baselines = compared(config, held_out, sequences, options.ngram, options.ngram_tokens)
-        show.show("", *show.compared_table(baselines, found))
+        baselines = ngram_baselines(config, held_out, sequences, options.ngram, options.ngram_tokens)
+        show.show("", *show.ngram_table(baselines, found))
     return found
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 from roots_dist import environment
 from roots_dist.assembly.passes import Passes
@@ -47,9 +48,9 @@ def open_tasks(options: EvaluateOptions, rank: int) -> Tasks:
             raise needs("lm-eval", "evaluation") from None
 
         class Loaded(TaskManager):
-            loaded = None
+            loaded: Any = None
 
-            def load(self, names):
+            def load(self, names: list[str]) -> Any:
                 self.loaded = self.loaded or super().load(names)  # simple_evaluate asks for the same again
                 return self.loaded
 
@@ -57,7 +58,7 @@ def open_tasks(options: EvaluateOptions, rank: int) -> Tasks:
             fix = "name the folder that holds the tasks' YAML files"
             raise DataError(Problem(key="--include-path", found=options.include_path, expected="a folder", fix=fix))
         manager = Loaded(include_path=options.include_path, include_defaults=options.include_path is None)
-        names = known(manager.all_tasks, options.tasks)
+        names = check_task_names(manager.all_tasks, options.tasks)
         try:
             manager.load(names)
         except (OSError, ValueError, KeyError, ImportError) as error:  # what datasets and YAML raise
@@ -70,13 +71,13 @@ def open_tasks(options: EvaluateOptions, rank: int) -> Tasks:
     return Tasks(names, manager)
 
 
-def harnessed(passes: Passes, tasks: Tasks, limit: int | None, run: Path) -> dict:
+def run_harness(passes: Passes, tasks: Tasks, limit: int | None, run: Path) -> dict[str, Any]:
     """lm_eval's results; {} on other ranks than the first, which writes them into the run's folder. limit: examples of each
     task. Collective over the world."""
     from lm_eval import simple_evaluate
 
     with _quiet(passes.mesh.rank):
-        results = simple_evaluate(
+        results: dict[str, Any] = simple_evaluate(
             harness_model(passes),
             tasks=tasks.names,
             task_manager=tasks.manager,
@@ -90,7 +91,7 @@ def harnessed(passes: Passes, tasks: Tasks, limit: int | None, run: Path) -> dic
     return results
 
 
-def known(there: Sequence[str], wanted: Sequence[str]) -> list[str]:
+def check_task_names(there: Sequence[str], wanted: Sequence[str]) -> list[str]:
     """The names, once each. Raises DataError for one that is not there."""
     for name in wanted:
         if name not in there:
@@ -122,7 +123,7 @@ def _quiet(rank: int) -> Iterator[None]:
             log.handlers, log.propagate = before, True
 
 
-def _write(results: dict, path: Path) -> None:
+def _write(results: dict[str, Any], path: Path) -> None:
     from lm_eval.utils import handle_non_serializable
 
     text = json.dumps(results, indent=1, default=handle_non_serializable, ensure_ascii=False)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from roots_dist.assembly.passes import Passes
-from roots_dist.errors import DataError, Problem, UserError
+from roots_dist.errors import DataError, Problem, UserError, present
 from roots_dist.learning.data.specials import read_specials
 from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.runs.generate.decode import decode
@@ -25,6 +26,11 @@ from roots_dist.runs.generate.sampling import Sampling
 from roots_dist.runs.generate.stops import Stops
 from roots_dist.world.batch import IGNORE, MicroBatch
 
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import LM
+
+
 AT_A_TIME = 16
 """Microbatches per pipeline rank that run in one go."""
 BEGINS = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
@@ -32,6 +38,10 @@ BEGINS = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 BEAMS = {"num_beams": "beams", "length_penalty": "length_penalty", "early_stopping": "early_stopping"}
 """Options of generation that lm_eval and transformers have, too; of beams with our names."""
+
+
+Scored = tuple[Any, list[int], list[int]]
+"""What lm_eval asks for: texts (or None), ids of a context, ids of what follows it."""
 
 
 def token_scores(
@@ -49,14 +59,16 @@ def token_scores(
             for (numbers, batch), (scores, hits) in zip(
                 some, passes.forward([batch.to(mesh.device) for _, batch in some])
             ):
-                right = (hits | (batch.targets.to(hits.device) == IGNORE)).all(1)
+                right = (hits | (present(batch.targets).to(hits.device) == IGNORE)).all(1)
                 found[numbers] = torch.stack([scores.double().sum(1), right.double()], 1)
     if mesh.tp.rank > 0:
         found.zero_()
     return [(score, right > 0) for score, right in mesh.world.sum_(found).tolist()]
 
 
-def _batches(passes: Passes, asked, order: list[int], max_length: int):
+def _batches(
+    passes: Passes, asked: Sequence[tuple[list[int], list[int]]], order: list[int], max_length: int
+) -> Iterator[tuple[list[int], MicroBatch]]:
     """(numbers, microbatch): as many requests in each as have the tokens of a microbatch of the run's evaluation."""
     config, first = passes.config, 0
     while first < len(order):
@@ -77,7 +89,7 @@ def _batches(passes: Passes, asked, order: list[int], max_length: int):
         first += rows
 
 
-def harness_model(passes: Passes):
+def harness_model(passes: Passes) -> LM:
     """An lm_eval.api.model.LM. Raises DataError if the tokenizer has no token that ends a text."""
     from lm_eval.api.model import TemplateLM
     from lm_eval.models.utils import (
@@ -89,16 +101,18 @@ def harness_model(passes: Passes):
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
     config = passes.config
-    specials = read_specials(config.data.tokenizer, config.model.vocab)
+    tokenizer = present(config.data.tokenizer)
+    specials = read_specials(tokenizer, config.model.vocab)
     specials.require("end")
-    codec = load_codec(config.data.tokenizer)
+    end = present(specials.end)
+    codec = load_codec(tokenizer)
     backend = codec.backend
     backend.encode_special_tokens = False  # as in transformers: a special token spelled out is that token
-    begins = next((i for i in map(backend.token_to_id, BEGINS) if i is not None), specials.end)
+    begins = next((i for i in map(backend.token_to_id, BEGINS) if i is not None), end)
     begin_text = backend.decode([begins], skip_special_tokens=False)
 
     class Live(TemplateLM):
-        eot_token_id = specials.end
+        eot_token_id = end
         prefix_token_id = begins
         max_length = config.model.max_positions or config.data.seq_length
 
@@ -107,10 +121,11 @@ def harness_model(passes: Passes):
                 add_special_tokens = not has_bos_prefix(string, begin_text)
             return backend.encode(string, add_special_tokens=add_special_tokens).ids
 
-        def loglikelihood(self, requests, disable_tqdm: bool = True):
-            return super().loglikelihood(requests, disable_tqdm=True)
+        def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+            scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
+            return scores
 
-        def _loglikelihood_tokens(self, requests, **_: object) -> list[tuple[float, bool]]:
+        def _loglikelihood_tokens(self, requests: Sequence[Scored], **more: object) -> list[tuple[float, bool]]:
             for texts, _, continuation in requests:
                 if not 0 < len(continuation) <= self.max_length:
                     problem = Problem(
@@ -122,8 +137,9 @@ def harness_model(passes: Passes):
                     raise UserError(problem)
             return token_scores(passes, [(context, said) for _, context, said in requests], self.max_length)
 
-        def loglikelihood_rolling(self, requests, disable_tqdm: bool = True) -> list[float]:
-            windows, owners = [], []
+        def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+            windows: list[Scored] = []
+            owners: list[int] = []
             for number, (text,) in enumerate(request.args for request in requests):
                 tokens = self.tok_encode(text)
                 rolling = get_rolling_token_windows(tokens, self.prefix_token_id, self.max_length, context_len=1)
@@ -134,7 +150,7 @@ def harness_model(passes: Passes):
                 sums[number] += score
             return sums
 
-        def generate_until(self, requests, disable_tqdm: bool = True) -> list[str]:
+        def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
             alike: dict[str, list[int]] = defaultdict(list)
             for number, request in enumerate(requests):
                 alike[json.dumps(request.args[1], sort_keys=True)].append(number)
@@ -145,25 +161,23 @@ def harness_model(passes: Passes):
                     texts[number] = text
             return texts
 
-        def _generate(self, contexts: list[str], how: dict) -> list[str]:
+        def _generate(self, contexts: list[str], how: dict[str, Any]) -> list[str]:
             options = normalize_gen_kwargs(how, default_max_gen_toks=256)
-            until = handle_stop_sequences(
-                options.pop("until"), eos=backend.decode([specials.end], skip_special_tokens=False)
-            )
+            until = handle_stop_sequences(options.pop("until"), eos=backend.decode([end], skip_special_tokens=False))
             request = _request(options, self.max_length)
             room = self.max_length - request.max_tokens
             prompts = [self.tok_encode(text)[-room:] for text in contexts]
-            stops = Stops(frozenset({specials.end}), tuple(filter(None, until)), codec)
+            stops = Stops(frozenset({end}), tuple(filter(None, until)), codec)
             said = []
             for answer, *_ in decode(passes, prompts, request, stops):
-                text = backend.decode([i for i in answer.tokens if i != specials.end], skip_special_tokens=True)
+                text = backend.decode([i for i in answer.tokens if i != end], skip_special_tokens=True)
                 said.append(postprocess_generated_text(text, until, None))
             return said
 
     return Live()
 
 
-def _request(options: dict, max_length: int) -> Request:
+def _request(options: dict[str, Any], max_length: int) -> Request:
     """Of lm_eval's options of generation, normalised. Raises DataError for one that is not known here."""
     most, samples = options.pop("max_gen_toks"), options.pop("do_sample")
     if most >= max_length:

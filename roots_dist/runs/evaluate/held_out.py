@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from roots_dist.assembly.passes import Passes
+from roots_dist.errors import present
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.models.heads import TASKS
 from roots_dist.runs.evaluate import sources
@@ -26,12 +27,12 @@ AT_A_TIME = 16
 stands still for less than a sixteenth of the time."""
 
 
-class Sums(NamedTuple):
+class TermSums(NamedTuple):
     """Of one term, over all that was scored."""
 
     loss: float
     """nats"""
-    count: int
+    count: int  # type: ignore[assignment] # hides a tuple's method, which nobody calls
     hits: int
     """targets that were the model's best guess"""
 
@@ -46,7 +47,7 @@ class Sums(NamedTuple):
 
 @dataclass(frozen=True)
 class Score:
-    terms: Mapping[str, Sums]
+    terms: Mapping[str, TermSums]
     weights: Mapping[str, float]
     words: str | None
     """The term that has a perplexity."""
@@ -82,7 +83,7 @@ class Score:
         """Comparable between tokenizers, unlike the other two. None where not every token is predicted from those before."""
         if self.bytes_per_token is None or list(self.terms) != ["clm"]:
             return None
-        return self.terms[self.words].mean / math.log(2) / self.bytes_per_token
+        return self.terms[present(self.words)].mean / math.log(2) / self.bytes_per_token
 
     def metrics(self) -> dict[str, float]:
         """By the names under which they are logged. One term's loss is the loss."""
@@ -98,7 +99,7 @@ class Score:
         return found if self.bits_per_byte is None else found | {"bits_per_byte/validation": self.bits_per_byte}
 
 
-Watched = Callable[[Iterable[MicroBatch]], Iterable[MicroBatch]]
+ProgressBar = Callable[[Iterable[MicroBatch]], Iterable[MicroBatch]]
 
 
 def score_held_out(
@@ -107,25 +108,26 @@ def score_held_out(
     held_out: Batches,
     sequences: int,
     bytes_per_token: float | None,
-    watched: Watched = iter,
+    progress: ProgressBar = iter,
 ) -> Score:
     """Of so many sequences of data.validation together, and of each source alone where there are several. held_out: of
     data.validation, this data rank's. watched: sees the batches go by. Collective over the world; equal on every rank."""
     given = passes.config.data.validation
     if len(given) == 1:
-        return score(passes, objective, watched(held_out.evaluation(sequences)), bytes_per_token)
+        return score(passes, objective, progress(held_out.evaluation(sequences)), bytes_per_token)
     found = {
-        name: score(passes, objective, watched(held_out.evaluation(sequences, number)), None)
+        name: score(passes, objective, progress(held_out.evaluation(sequences, number)), None)
         for number, name in enumerate(sources.names(given))
     }
-    return together(found, bytes_per_token)
+    return combine(found, bytes_per_token)
 
 
-def together(scores: Mapping[str, Score], bytes_per_token: float | None) -> Score:
+def combine(scores: Mapping[str, Score], bytes_per_token: float | None) -> Score:
     """Of all sources: every target counts once."""
     one, *_ = every = list(scores.values())
-    terms = {name: Sums(*map(sum, zip(*(score.terms[name] for score in every)))) for name in one.terms}
-    table = None if one.table is None else sum(score.table for score in every)
+    terms = {name: TermSums(*map(sum, zip(*(score.terms[name] for score in every)))) for name in one.terms}
+    tables = [score.table for score in every if score.table is not None]
+    table = np.sum(tables, axis=0) if tables else None
     return replace(one, terms=terms, table=table, bytes_per_token=bytes_per_token, sources=scores)
 
 
@@ -149,6 +151,6 @@ def score(passes: Passes, objective: Objective, batches: Iterable[MicroBatch], b
         sums.zero_()
         table.zero_()
     rows = mesh.world.sum_(sums).tolist()
-    terms = {name: Sums(loss, int(count), int(hits)) for name, (loss, count, hits) in zip(names, rows)}
+    terms = {name: TermSums(loss, int(count), int(hits)) for name, (loss, count, hits) in zip(names, rows)}
     counted = mesh.world.sum_(table).cpu().numpy() if labels else None
     return Score(terms, objective.weights, objective.words, bytes_per_token, counted, labels)

@@ -22,7 +22,7 @@ AT_A_TIME = 1 << 20
 
 
 @dataclass(frozen=True)
-class Counted:
+class LevelCounts:
     """Of one order, by the number of each n-gram or context: int64 counts [n-grams], and what follows from them."""
 
     counts: np.ndarray
@@ -41,8 +41,8 @@ class Level:
     """int64: number of the shorter context · (V + 1) + the token before it; of length 0: the one key 0"""
     grams: np.ndarray
     """int64: number of the context · (V + 1) + the token that follows"""
-    as_highest: Counted
-    below: Counted | None
+    as_highest: LevelCounts
+    below: LevelCounts | None
     """Of a lower order; the highest has none."""
 
 
@@ -73,7 +73,11 @@ class Ngrams:
 
 
 def count(
-    tokens: np.ndarray, starts: np.ndarray, order: int, vocab: int, discounts: Sequence[Sequence[float]] | None = None
+    tokens: np.ndarray,
+    starts: np.ndarray,
+    order: int,
+    vocab: int,
+    discounts: Sequence[tuple[float, float, float]] | None = None,
 ) -> Ngrams:
     """Of a text [T] whose documents begin at `starts`. discounts: (D1, D2, D3+) of each order; default: the estimates of
     section 4.1.6. Memory: about 110 bytes a token for order 3."""
@@ -97,13 +101,13 @@ def count(
         shorter = gram
     levels = []
     for k, (contexts, grams, occurrences) in enumerate(known):
-        which, given = grams // (vocab + 1), None if discounts is None else tuple(discounts[k])
-        counted = [_counted(c, which, len(contexts), given) for c in (occurrences, *below[k : k + 1])]
+        which, given = grams // (vocab + 1), None if discounts is None else discounts[k]
+        counted = [_level_counts(c, which, len(contexts), given) for c in (occurrences, *below[k : k + 1])]
         levels.append(Level(contexts, grams, counted[0], counted[1] if len(counted) > 1 else None))
     return Ngrams(vocab, tuple(levels))
 
 
-def estimated(counts: np.ndarray) -> tuple[float, float, float]:
+def estimate_discounts(counts: np.ndarray) -> tuple[float, float, float]:
     """D1, D2, D3+ from how many n-grams have a count of 1, 2, 3, 4 (equation 17)."""
     n1, n2, n3, n4 = (int((counts == i).sum()) for i in (1, 2, 3, 4))
     if not (n1 and n2 and n3 and n4):
@@ -113,17 +117,17 @@ def estimated(counts: np.ndarray) -> tuple[float, float, float]:
     return found if all(0 < d < i for i, d in enumerate(found, 1)) else FALLBACK
 
 
-def _counted(
+def _level_counts(
     counts: np.ndarray, context: np.ndarray, contexts: int, given: tuple[float, float, float] | None
-) -> Counted:
+) -> LevelCounts:
     """context: of each n-gram, its number."""
-    discounts = estimated(counts) if given is None else given
+    discounts = estimate_discounts(counts) if given is None else given
     totals = np.bincount(context, counts, contexts)
     taken = np.bincount(context, np.take((0.0, *discounts), np.minimum(counts, 3)), contexts)
-    return Counted(counts, totals, taken / totals, discounts)
+    return LevelCounts(counts, totals, taken / totals, discounts)
 
 
-def _mixed(level: Counted, context: np.ndarray, gram: np.ndarray, lower: np.ndarray) -> np.ndarray:
+def _mixed(level: LevelCounts, context: np.ndarray, gram: np.ndarray, lower: np.ndarray) -> np.ndarray:
     """p of each (context, n-gram), -1 where there is none such: then the lower order's."""
     count = np.where(gram >= 0, level.counts[gram], 0)
     kept = np.maximum(count - np.take((0.0, *level.discounts), np.minimum(count, 3)), 0) / level.totals[context]
@@ -143,7 +147,8 @@ def _number(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 def _depth(starts: np.ndarray, places: np.ndarray) -> np.ndarray:
     """How many tokens of its document stand before each place."""
-    return places - starts[np.searchsorted(starts, places, side="right") - 1]
+    depth: np.ndarray = places - starts[np.searchsorted(starts, places, side="right") - 1]
+    return depth
 
 
 def _token_before(tokens: np.ndarray, places: np.ndarray, depth: np.ndarray, distance: int, vocab: int) -> np.ndarray:

@@ -9,6 +9,7 @@ count, which gives the same figures and needs the memory of C × C. C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -59,9 +60,10 @@ def _pairs(table: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return given, guessed, table[given, guessed]
 
 
-def _sklearn():
+def _sklearn() -> ModuleType:
     try:
         import sklearn.metrics
     except ImportError:
         raise needs("scikit-learn", "finetune") from None
-    return sklearn.metrics
+    metrics: ModuleType = sklearn.metrics
+    return metrics

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from roots_dist.runs.generate.reader import Reader
+from roots_dist.runs.generate.cached_decoder import CachedDecoder
 from roots_dist.runs.generate.request import Answer, Request
 from roots_dist.runs.generate.stops import Stops
 
@@ -49,15 +49,15 @@ class Beams:
         self.ended = sorted(self.ended + new, key=lambda answer: -answer.score)[:size]
         alive = [c for c in candidates if not c.over][:size]
         over = [c._replace(score=c.score + ENDED) for c in candidates if c.over]
-        going = (alive + over)[:size]
-        self.running, self.scores = [c.tokens for c in going], [c.score for c in going]
+        continuing = (alive + over)[:size]
+        self.running, self.scores = [c.tokens for c in continuing], [c.score for c in continuing]
         full = len(self.ended) == size
-        hopeless = full and going[0].score / length**self.request.length_penalty <= self.ended[-1].score
+        hopeless = full and continuing[0].score / length**self.request.length_penalty <= self.ended[-1].score
         self.done = all(c.over for c in candidates) or hopeless or (full and self.request.early_stopping)
-        return [c.parent for c in going]
+        return [c.parent for c in continuing]
 
 
-def search(reader: Reader, count: int, request: Request, stops: Stops) -> list[list[Answer]]:
+def search(reader: CachedDecoder, count: int, request: Request, stops: Stops) -> list[list[Answer]]:
     """Of each of `count` texts the request.samples best answers. Collective over what `reader` spans."""
     keep = max(2, 1 + len(stops.ends)) * request.beams  # so many that enough go on, whichever ended
     beams = [Beams(request) for _ in range(count)]
@@ -70,7 +70,7 @@ def search(reader: Reader, count: int, request: Request, stops: Stops) -> list[l
             scores = logits.log_softmax(-1).unflatten(0, (len(live), width)) + so_far.unsqueeze(-1)  # [B, K, V]
             best = scores.flatten(1).topk(keep)
             found = torch.stack([best.values.double(), best.indices.double()])
-        values, indices = reader.agreed(found, (2, len(live), keep), torch.float64)
+        values, indices = reader.broadcast(found, (2, len(live), keep), torch.float64)
         last = position + 1 == request.max_tokens
         rows = []
         for at, (i, scores, which) in enumerate(zip(live, values.tolist(), indices.long().tolist())):

@@ -13,21 +13,21 @@ from pathlib import Path
 
 from roots_dist.assembly.passes import Passes
 from roots_dist.config.schema import Config
-from roots_dist.errors import ConfigError, Problem
+from roots_dist.errors import ConfigError, Problem, present
 from roots_dist.learning.data.chat import DEFAULT_NAME
 from roots_dist.runs.generate.check_options import check_options, kind_of
 from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.generate import load_model
 from roots_dist.runs.generate.options import GenerateOptions
-from roots_dist.runs.generate.prompts import Wording, wording
-from roots_dist.runs.generate.request import Request, request_of
-from roots_dist.runs.generate.stops import Stops, Streamed
+from roots_dist.runs.generate.prompts import PromptEncoder, open_prompt_encoder
+from roots_dist.runs.generate.request import Request, make_request
+from roots_dist.runs.generate.stops import Stops, TextStreamer
 from roots_dist.world.mesh import Mesh
 
-NEXT = ("\nuser:", "user:")
+USER_TURN = ("\nuser:", "user:")
 """How the default template says that the user speaks; the white space before it is no part of an answer."""
 HELP = "/reset forgets the conversation, /exit ends it; Ctrl-C stops an answer.\n"
-Hear = Callable[[], str]
+ReadLine = Callable[[], str]
 """The user's next line. Raises EOFError when there are no more."""
 Show = Callable[[str], None]
 
@@ -49,23 +49,23 @@ def check(config: Config, options: GenerateOptions) -> None:
     if problems:
         raise ConfigError(problems)
     check_options(options, config)
-    wording(config, talks=True)
+    open_prompt_encoder(config, talks=True)
 
 
-def chat(config: Config, mesh: Mesh, *, options: GenerateOptions, hear: Hear, show: Show) -> None:
+def chat(config: Config, mesh: Mesh, *, options: GenerateOptions, read_line: ReadLine, show: Show) -> None:
     """Until the user's last line."""
     if mesh.world.size > 1:
         expected, fix = "1: a conversation is held by one process", "start it without a launcher"
         raise ConfigError([Problem(key="world size", found=mesh.world.size, expected=expected, fix=fix)])
-    words = wording(config, talks=True)
-    untaught = words.chat.name == DEFAULT_NAME and config.objective.name != "instruct"
-    stops = words.stops((*options.stop, *(NEXT if untaught else ())))
-    talk = Talk(load_model(config, mesh), words, request_of(options, config), stops, show)
+    encoder = open_prompt_encoder(config, talks=True)
+    not_taught = present(encoder.chat).name == DEFAULT_NAME and config.objective.name != "instruct"
+    stops = encoder.stops((*options.stop, *(USER_TURN if not_taught else ())))
+    conversation = Conversation(load_model(config, mesh), encoder, make_request(options, config), stops, show)
     show(f"{Path(config.track.folder)}: {HELP}")
     while True:
         try:
             line = (
-                hear().encode(errors="replace").decode().strip()
+                read_line().encode(errors="replace").decode().strip()
             )  # bytes that are no text come as halves of surrogate pairs
         except EOFError:
             return
@@ -75,18 +75,18 @@ def chat(config: Config, mesh: Mesh, *, options: GenerateOptions, hear: Hear, sh
         if line == "/exit":
             return
         if line == "/reset":
-            talk.history.clear()
+            conversation.history.clear()
             show("(forgotten)\n")
         elif line.startswith("/"):
             show(HELP)
         elif line:
-            talk.say(line)
+            conversation.reply_to(line)
 
 
 @dataclass
-class Talk:
+class Conversation:
     passes: Passes
-    words: Wording
+    encoder: PromptEncoder
     request: Request
     stops: Stops
     show: Show
@@ -95,15 +95,15 @@ class Talk:
     turns: int = 0
     """How many answers there have been: each draws anew."""
 
-    def say(self, line: str) -> None:
+    def reply_to(self, line: str) -> None:
         """Answer, and remember both. What the model cannot hold is forgotten, the oldest first."""
         self.history.append({"role": "user", "content": line})
-        ids, forgotten, limit = self.words.conversation(self.history), 0, self.words.positions
+        ids, forgotten, limit = self.encoder.conversation(self.history), 0, self.encoder.positions
         room = limit - min(self.request.max_tokens, limit // 2)  # for all but the answer
         while len(ids) > room and len(self.history) > 1:
             del self.history[:2]
             forgotten += 1
-            ids = self.words.conversation(self.history)
+            ids = self.encoder.conversation(self.history)
         if len(ids) > room:
             self.history.pop()
             self.show(
@@ -119,34 +119,34 @@ class Talk:
         request = replace(
             self.request, max_tokens=min(self.request.max_tokens, room), seed=self.request.seed + self.turns
         )
-        said: Sequence[int] = ()
-        shown = Streamed(self.stops, (), _without_lead(self.show))
+        answer: Sequence[int] = ()
+        shown = TextStreamer(self.stops, (), _without_leading_space(self.show))
 
-        def heard(number: int, words: Sequence[int]) -> None:
-            nonlocal said
-            said = words
-            shown(number, words)
+        def on_token(number: int, tokens: Sequence[int]) -> None:
+            nonlocal answer
+            answer = tokens
+            shown(number, tokens)
 
         try:
-            decode(self.passes, [ids], request, self.stops, heard=heard)
+            decode(self.passes, [ids], request, self.stops, on_token=on_token)
         except KeyboardInterrupt:  # what has been said counts
             pass
-        text = self.stops.text(said)
+        text = self.stops.text(answer)
         shown.finish(text.rstrip())
         self.show("\n")
         self.turns += 1
         return text.strip()
 
 
-def _without_lead(show: Show) -> Show:
+def _without_leading_space(show: Show) -> Show:
     """Without the white space that an answer begins with."""
-    complete_from_model = False
+    started = False
 
     def shown(text: str) -> None:
-        nonlocal complete_from_model
-        text = text if complete_from_model else text.lstrip()
+        nonlocal started
+        text = text if started else text.lstrip()
         if text:
-            complete_from_model = True
+            started = True
             show(text)
 
     return shown

@@ -13,10 +13,10 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.runs.generate.options import GenerateOptions
 
-Kind = Literal["write", "fill", "classify", "tag"]
+AnswerKind = Literal["write", "fill", "classify", "tag"]
 
 
-def kind_of(config: Config) -> Kind:
+def kind_of(config: Config) -> AnswerKind:
     """What a model answers with: words that it writes, words for masks, or labels."""
     name = config.objective.name
     return name if name in ("classify", "tag") else "fill" if name in HIDES else "write"
@@ -31,14 +31,19 @@ def is_unicode(text: str) -> bool:
     return True
 
 
-EVERYBODYS = ("prompt", "prompts", "output", "seed")
-DRAWN = ("temperature", "top_k", "top_p", "min_p")
+COMMON = ("prompt", "prompts", "output", "seed")
+SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p")
 """Options of choosing by chance."""
-WRITING = (
-    "max_tokens", *DRAWN, "repetition_penalty", "greedy", "beams", "length_penalty", "samples", "stop", "keep_end", "raw",
+WRITING_OPTIONS = (
+    "max_tokens", *SAMPLING_OPTIONS, "repetition_penalty", "greedy", "beams", "length_penalty", "samples", "stop", "keep_end", "raw",
 )  # fmt: skip
-USED: dict[Kind, tuple[str, ...]] = {"write": WRITING, "fill": ("top",), "classify": ("pair",), "tag": ()}
-DOES: dict[Kind, str] = {
+ALLOWED: dict[AnswerKind, tuple[str, ...]] = {
+    "write": WRITING_OPTIONS,
+    "fill": ("top",),
+    "classify": ("pair",),
+    "tag": (),
+}
+ACTIONS: dict[AnswerKind, str] = {
     "write": "writes",
     "fill": "fills masks in",
     "classify": "gives a text a label",
@@ -48,16 +53,16 @@ DOES: dict[Kind, str] = {
 
 def check_options(options: GenerateOptions, config: Config) -> None:
     """Raises ConfigError with all that cannot be, for this model."""
-    if problems := [*_of_others(options, config), *_contradictions(options)]:
+    if problems := [*_unused_options(options, config), *_contradictions(options)]:
         raise ConfigError(problems)
 
 
-def _of_others(options: GenerateOptions, config: Config) -> Iterator[Problem]:
+def _unused_options(options: GenerateOptions, config: Config) -> Iterator[Problem]:
     """Options that this model has no use for: they would say nothing, silently."""
     kind, name = kind_of(config), config.objective.name
     for option in options.given():
-        if option not in EVERYBODYS + USED[kind]:
-            yield _problem(options, option, f"nothing here: a model of objective.name={name} {DOES[kind]}")
+        if option not in COMMON + ALLOWED[kind]:
+            yield _problem(options, option, f"nothing here: a model of objective.name={name} {ACTIONS[kind]}")
     if options.raw and kind == "write" and name != "instruct":
         yield _problem(options, "raw", f"nothing here: with objective.name={name} every prompt is read as it is")
     if kind == "classify" and config.finetune.pair_column is None and options.pair is not None:
@@ -66,10 +71,10 @@ def _of_others(options: GenerateOptions, config: Config) -> Iterator[Problem]:
 
 def _contradictions(options: GenerateOptions) -> Iterator[Problem]:
     if options.greedy:
-        for option in options.given(DRAWN):
+        for option in options.given(SAMPLING_OPTIONS):
             yield _problem(options, option, "nothing beside --greedy, which always takes the likeliest token")
     if options.beams is not None:
-        for option in options.given(("greedy", *DRAWN, "repetition_penalty")):
+        for option in options.given(("greedy", *SAMPLING_OPTIONS, "repetition_penalty")):
             yield _problem(options, option, "nothing beside --beams, which takes the likeliest texts")
         if (options.samples or 1) > options.beams:
             fix = f"raise --beams to {options.samples}, or lower --samples"

@@ -11,14 +11,14 @@ import torch
 
 from roots_dist.assembly.passes import Passes
 from roots_dist.runs.generate.beams import search
-from roots_dist.runs.generate.reader import Reader
+from roots_dist.runs.generate.cached_decoder import CachedDecoder
 from roots_dist.runs.generate.request import Answer, Request
 from roots_dist.runs.generate.sampling import uniform
 from roots_dist.runs.generate.stops import Stops
 from roots_dist.world.mesh import Mesh
 
 Ids = Sequence[int]
-Heard = Callable[[int, Ids], None]
+OnToken = Callable[[int, Ids], None]
 """(number of a text, what has been said to it so far), called on each rank that reads it, for each new word."""
 
 
@@ -29,7 +29,7 @@ def decode(
     stops: Stops = Stops(),
     *,
     start: int | None = None,
-    heard: Heard | None = None,
+    on_token: OnToken | None = None,
     together: bool = False,
 ) -> list[list[Answer]]:
     """Of each text its answers, request.samples of them, on every rank. Collective over the world.
@@ -40,7 +40,7 @@ def decode(
     learning = module.training
     module.eval()  # once, not for each word
     try:
-        found = _decoded(passes, texts, request, stops, start, heard, together)
+        found = _decoded(passes, texts, request, stops, start, on_token, together)
     finally:
         module.train(learning)
     return [found[i] for i in range(len(texts))] if together else _shared(mesh, found, len(texts), request)
@@ -52,7 +52,7 @@ def _decoded(
     request: Request,
     stops: Stops,
     start: int | None,
-    heard: Heard | None,
+    on_token: OnToken | None,
     together: bool,
 ) -> dict[int, list[Answer]]:
     """The texts of this data rank, by their numbers."""
@@ -63,18 +63,23 @@ def _decoded(
     found: dict[int, list[Answer]] = {}
     for first in range(0, len(by_length), at_once):
         numbers = by_length[first : first + at_once]
-        reader = Reader(passes, [texts[i] for i in numbers], start, together=together)
+        reader = CachedDecoder(passes, [texts[i] for i in numbers], start, together=together)
         if request.beams:
             best = search(reader, len(numbers), request, stops)
             found |= dict(zip(numbers, best))
         else:
             before = [list(texts[i]) if start is None else [start] for i in numbers]
-            found |= dict(zip(numbers, _sampled(reader, numbers, before, request, stops, heard)))
+            found |= dict(zip(numbers, _sampled(reader, numbers, before, request, stops, on_token)))
     return found
 
 
 def _sampled(
-    reader: Reader, numbers: list[int], before: list[list[int]], request: Request, stops: Stops, heard: Heard | None
+    reader: CachedDecoder,
+    numbers: list[int],
+    before: list[list[int]],
+    request: Request,
+    stops: Stops,
+    on_token: OnToken | None,
 ) -> list[list[Answer]]:
     """Word by word. numbers: of the texts, which key what is drawn; before: what the penalty on repetition counts in."""
     n, how = request.samples, request.sampling
@@ -93,18 +98,18 @@ def _sampled(
             drawn = uniform(request.seed, prompts[live], samples[live], position) if how.temperature else None
             earlier = [before[row // n] + said[row] for row in live] if how.repetition_penalty != 1.0 else ()
             chosen = how.choose(logits, drawn, earlier)
-        words = reader.agreed(chosen, (len(live),), torch.int64)
+        words = reader.broadcast(chosen, (len(live),), torch.int64)
         for row, word in zip(live, words.tolist()):
             said[row].append(word)
-            if heard is not None and row % n == 0:
-                heard(numbers[row // n], said[row])
-        going = [i for i, row in enumerate(live) if not stops.reached(said[row])]
-        if not going or position + 1 == request.max_tokens:
+            if on_token is not None and row % n == 0:
+                on_token(numbers[row // n], said[row])
+        continuing = [i for i, row in enumerate(live) if not stops.reached(said[row])]
+        if not continuing or position + 1 == request.max_tokens:
             break
-        if len(going) < len(live):
-            reader.select(torch.tensor(going))
-            live = [live[i] for i in going]
-        logits = reader.next(words[going].unsqueeze(1))
+        if len(continuing) < len(live):
+            reader.select(torch.tensor(continuing))
+            live = [live[i] for i in continuing]
+        logits = reader.next(words[continuing].unsqueeze(1))
     return [[Answer(tokens) for tokens in said[i : i + n]] for i in range(0, len(said), n)]
 
 
@@ -118,7 +123,8 @@ def _shared(mesh: Mesh, found: dict[int, list[Answer]], count: int, request: Req
         for k, answer in enumerate(answers):
             tokens[i, k, : 1 + len(answer.tokens)] = torch.tensor([len(answer.tokens), *answer.tokens])
             scores[i, k] = answer.score
-    tokens, scores = mesh.dp.sum_(tokens).tolist(), mesh.dp.sum_(scores).tolist()
+    all_tokens, all_scores = mesh.dp.sum_(tokens).tolist(), mesh.dp.sum_(scores).tolist()
     return [
-        [Answer(row[1 : 1 + row[0]], score) for row, score in zip(rows, values)] for rows, values in zip(tokens, scores)
+        [Answer(row[1 : 1 + row[0]], score) for row, score in zip(rows, values)]
+        for rows, values in zip(all_tokens, all_scores)
     ]

@@ -15,8 +15,9 @@ import torch
 
 from roots_dist.assembly.passes import Passes
 from roots_dist.config.special_tokens import NAMES
-from roots_dist.runs.generate.prompts import Given, Wording
-from roots_dist.runs.generate.reader import agreed
+from roots_dist.errors import present
+from roots_dist.runs.generate.cached_decoder import broadcast
+from roots_dist.runs.generate.prompts import Prompt, PromptEncoder
 from roots_dist.world.batch import IGNORE, PADDING, MicroBatch
 
 AT_ONCE = 16
@@ -28,36 +29,39 @@ class Guess(NamedTuple):
     probability: float
 
 
-def marked(given: Sequence[Given], words: Wording) -> list[list[int]]:
+def encode_masked(prompts: Sequence[Prompt], encoder: PromptEncoder) -> list[list[int]]:
     """Of each text [CLS], its ids, [SEP]. A mask may be written as any tokenizer writes it. Raises DataError for a text
     that has none, or is longer than the learned positions."""
-    s, found = words.specials, []
-    name = words.codec.backend.id_to_token(s.mask)
-    for one in given:
-        text = one.prompt
+    s, found = encoder.specials, []
+    cls, sep = present(s.cls), present(s.sep)
+    name = present(encoder.codec.backend.id_to_token(present(s.mask)))
+    for one in prompts:
+        text = one.text
         for other in NAMES["mask"]:
             text = text.replace(other, name)
-        ids = [s.cls, *words.codec.encode_marked(text), s.sep]
+        ids = [cls, *encoder.codec.encode_marked(text), sep]
         if s.mask not in ids:
             raise one.problem(f"a text with a mask ({name})", f"write {name} where a word is wanted")
-        if words.config.model.positions == "learned" and len(ids) > words.positions:
-            expected = f"at most {words.positions - 2} tokens of {words.positions} learned positions, since two tokens "
+        if encoder.config.model.positions == "learned" and len(ids) > encoder.positions:
+            expected = (
+                f"at most {encoder.positions - 2} tokens of {encoder.positions} learned positions, since two tokens "
+            )
             raise one.problem(f"{expected}enclose it; these are {len(ids) - 2}", "a shorter text")
         found.append(ids)
     return found
 
 
-def fill(passes: Passes, texts: Sequence[Sequence[int]], words: Wording, top: int) -> list[list[list[Guess]]]:
+def fill(passes: Passes, texts: Sequence[Sequence[int]], encoder: PromptEncoder, top: int) -> list[list[list[Guess]]]:
     """Of each text, of each of its masks in order, the `top` likeliest words. On every rank; collective over the world."""
     found: list[list[list[Guess]]] = []
     for first in range(0, len(texts), AT_ONCE):
-        found += _some(passes, texts[first : first + AT_ONCE], words, min(top, words.config.model.vocab))
+        found += _some(passes, texts[first : first + AT_ONCE], encoder, min(top, encoder.config.model.vocab))
     return found
 
 
-def _some(passes: Passes, texts: Sequence[Sequence[int]], words: Wording, top: int) -> list[list[list[Guess]]]:
-    mesh, mask, length = passes.mesh, words.specials.mask, max(map(len, texts))
-    pad = words.specials.pad or 0
+def _some(passes: Passes, texts: Sequence[Sequence[int]], encoder: PromptEncoder, top: int) -> list[list[list[Guess]]]:
+    mesh, mask, length = passes.mesh, present(encoder.specials.mask), max(map(len, texts))
+    pad = encoder.specials.pad or 0
     tokens = torch.tensor([[*text, *[pad] * (length - len(text))] for text in texts])  # [B, S]
     place = torch.arange(length)
     documents = torch.where(place < torch.tensor([[len(text)] for text in texts]), 0, PADDING)
@@ -79,14 +83,14 @@ def _some(passes: Passes, texts: Sequence[Sequence[int]], words: Wording, top: i
     if logits is not None and mesh.tp.rank == 0:
         best = logits[row.to(logits.device), column.to(logits.device) - begin].double().softmax(-1).topk(top)
         best = torch.stack([best.values, best.indices.double()])
-    probabilities, ids = agreed(mesh.model, best, (2, len(row), top), torch.float64, mesh.device)
+    probabilities, ids = broadcast(mesh.model, best, (2, len(row), top), torch.float64, mesh.device)
     guesses: list[list[list[Guess]]] = [[] for _ in texts]
     for i, which, p in zip(row.tolist(), ids.long().tolist(), probabilities.tolist()):
         guesses[i].append([Guess(*guess) for guess in zip(which, p)])
     return guesses
 
 
-def filled_in(text: Sequence[int], guesses: Sequence[Sequence[Guess]], words: Wording) -> str:
+def fill_masks(text: Sequence[int], guesses: Sequence[Sequence[Guess]], encoder: PromptEncoder) -> str:
     """The text with each mask's likeliest word in it, without what encloses it."""
     likeliest = iter(guesses)
-    return words.codec.decode([next(likeliest)[0].id if i == words.specials.mask else i for i in text[1:-1]])
+    return encoder.codec.decode([next(likeliest)[0].id if i == encoder.specials.mask else i for i in text[1:-1]])

@@ -21,12 +21,12 @@ from roots_dist.errors import DataError, Problem
 from roots_dist.files import why, write_atomically
 from roots_dist.runs.generate.check_options import check_options, kind_of
 from roots_dist.runs.generate.decode import decode
-from roots_dist.runs.generate.fill import fill, filled_in, marked
+from roots_dist.runs.generate.fill import encode_masked, fill, fill_masks
 from roots_dist.runs.generate.options import GenerateOptions
 from roots_dist.runs.generate.predict import Labels, classify, examples, tag
-from roots_dist.runs.generate.prompts import Given, Wording, read_prompts, texts, wording
-from roots_dist.runs.generate.request import TOP, request_of
-from roots_dist.runs.generate.stops import Streamed
+from roots_dist.runs.generate.prompts import Prompt, PromptEncoder, encode_prompts, open_prompt_encoder, read_prompts
+from roots_dist.runs.generate.request import TOP, make_request
+from roots_dist.runs.generate.stops import TextStreamer
 from roots_dist.storage.checkpoint.keep import chosen
 from roots_dist.storage.checkpoint.load import load_weights
 from roots_dist.world.mesh import Mesh
@@ -52,8 +52,8 @@ def load_model(config: Config, mesh: Mesh) -> Passes:
 
 def generate(config: Config, mesh: Mesh, *, options: GenerateOptions, show: Show) -> None:
     """Answer what was asked; `show` is called on rank 0 alone. Collective over the world."""
-    given, words = texts(options), _wording(config, options)
-    replies = KINDS[kind_of(config)](given, words, mesh, options, show)
+    prompts, encoder = read_prompts(options), _open_encoder(config, options)
+    replies = KINDS[kind_of(config)](prompts, encoder, mesh, options, show)
     if mesh.rank > 0 or not replies:
         return
     if options.output is None:
@@ -67,13 +67,13 @@ def generate(config: Config, mesh: Mesh, *, options: GenerateOptions, show: Show
 def check(config: Config, options: GenerateOptions) -> None:
     """Raises UserError for what `generate` would refuse. Before any process starts: it loads no model."""
     check_options(options, config)
-    given, words, kind = texts(options), _wording(config, options), kind_of(config)
+    prompts, encoder, kind = read_prompts(options), _open_encoder(config, options), kind_of(config)
     if kind == "write":
-        read_prompts(given, words, options.max_tokens)
+        encode_prompts(prompts, encoder, options.max_tokens)
     elif kind == "fill":
-        marked(given, words)
+        encode_masked(prompts, encoder)
     else:
-        examples(given, words)
+        examples(prompts, encoder)
     if options.output is not None:
         _check_output(options.output)
 
@@ -97,76 +97,89 @@ def _check_output(path: Path) -> None:
         raise DataError(Problem(key="--output", found=str(path), expected=expected, fix=fix))
 
 
-def _wording(config: Config, options: GenerateOptions) -> Wording:
-    return wording(config, talks=config.objective.name == "instruct" and not options.raw)
+def _open_encoder(config: Config, options: GenerateOptions) -> PromptEncoder:
+    return open_prompt_encoder(config, talks=config.objective.name == "instruct" and not options.raw)
 
 
-def _write(given: list[Given], words: Wording, mesh: Mesh, options: GenerateOptions, show: Show) -> list[Reply]:
+def _write(
+    prompts: list[Prompt], encoder: PromptEncoder, mesh: Mesh, options: GenerateOptions, show: Show
+) -> list[Reply]:
     """One text that is asked for alone is shown while it is said; then there are no replies left."""
-    ids, most = read_prompts(given, words, options.max_tokens)
-    request = replace(request_of(options, words.config), max_tokens=most)
-    stops = words.stops(options.stop, options.keep_end, tuple(one.prompt for one in given))
-    passes = load_model(words.config, mesh)
-    has_past = words.start is None and words.chat is None  # the answer is read together with the prompt
+    ids, most = encode_prompts(prompts, encoder, options.max_tokens)
+    request = replace(make_request(options, encoder.config), max_tokens=most)
+    stops = encoder.stops(options.stop, options.keep_end, tuple(one.text for one in prompts))
+    passes = load_model(encoder.config, mesh)
+    has_past = encoder.start is None and encoder.chat is None  # the answer is read together with the prompt
     before = [text if has_past else [] for text in ids]
-    if len(given) == request.samples == 1 and not request.beams and options.output is None:
-        heard = Streamed(stops, before[0], show if mesh.rank == 0 else lambda text: None)
+    if len(prompts) == request.samples == 1 and not request.beams and options.output is None:
+        on_token = TextStreamer(stops, before[0], show if mesh.rank == 0 else lambda text: None)
         if mesh.rank == 0 and has_past:
-            show(given[0].prompt)
-        ((answer,),) = decode(passes, ids, request, stops, start=words.start, heard=heard)
-        heard.finish(stops.text(answer.tokens, before[0]))
+            show(prompts[0].text)
+        ((answer,),) = decode(passes, ids, request, stops, start=encoder.start, on_token=on_token)
+        on_token.finish(stops.text(answer.tokens, before[0]))
         if mesh.rank == 0:
             show("\n")
         return []
     replies = []
-    for one, lead, answers in zip(given, before, decode(passes, ids, request, stops, start=words.start)):
+    for one, lead, answers in zip(prompts, before, decode(passes, ids, request, stops, start=encoder.start)):
         for answer in answers:
             text = stops.text(answer.tokens, lead)
-            record = {"prompt": one.prompt, "text": text} | ({"score": answer.score} if request.beams else {})
-            asked_of = one.prompt if has_past else f"{one.prompt}\n" if len(given) > 1 else ""
-            replies.append(Reply(record, asked_of + (text if has_past else text.strip())))
+            record: dict[str, object] = {"prompt": one.text, "text": text}
+            record |= {"score": answer.score} if request.beams else {}
+            heading = one.text if has_past else f"{one.text}\n" if len(prompts) > 1 else ""
+            replies.append(Reply(record, heading + (text if has_past else text.strip())))
     return replies
 
 
-def _fill(given: list[Given], words: Wording, mesh: Mesh, options: GenerateOptions, show: Show) -> list[Reply]:
-    ids = marked(given, words)
-    found = fill(load_model(words.config, mesh), ids, words, options.top or TOP)
+def _fill(
+    prompts: list[Prompt], encoder: PromptEncoder, mesh: Mesh, options: GenerateOptions, show: Show
+) -> list[Reply]:
+    ids = encode_masked(prompts, encoder)
+    found = fill(load_model(encoder.config, mesh), ids, encoder, options.top or TOP)
     replies = []
-    for one, text, masks in zip(given, ids, found):
-        filled = filled_in(text, masks, words)
-        guesses = [[{"word": words.codec.decode([g.id]), "probability": g.probability} for g in mask] for mask in masks]
+    for one, text, masks in zip(prompts, ids, found):
+        filled = fill_masks(text, masks, encoder)
+        guesses = [
+            [{"word": encoder.codec.decode([g.id]), "probability": g.probability} for g in mask] for mask in masks
+        ]
         lines = [
             f"{f'mask {number}' if i == 0 else '':<8}{guess['probability']:7.2%}  {guess['word']}"
             for number, mask in enumerate(guesses, 1)
             for i, guess in enumerate(mask)
         ]
-        replies.append(Reply({"prompt": one.prompt, "text": filled, "masks": guesses}, "\n".join([*lines, filled])))
+        replies.append(Reply({"prompt": one.text, "text": filled, "masks": guesses}, "\n".join([*lines, filled])))
     return replies
 
 
-def _classify(given: list[Given], words: Wording, mesh: Mesh, options: GenerateOptions, show: Show) -> list[Reply]:
-    rows = examples(given, words)
-    found = classify(load_model(words.config, mesh), rows)
+def _classify(
+    prompts: list[Prompt], encoder: PromptEncoder, mesh: Mesh, options: GenerateOptions, show: Show
+) -> list[Reply]:
+    rows = examples(prompts, encoder)
+    found = classify(load_model(encoder.config, mesh), rows)
     replies = []
-    for one, labels in zip(given, found):
-        record = {"prompt": one.prompt, **({"pair": one.pair} if one.pair else {}), **_labelled(labels)}
+    for one, labels in zip(prompts, found):
+        record = {"prompt": one.text, **({"pair": one.pair} if one.pair else {}), **_labelled(labels)}
         lines = [f"{p:7.2%}  {label}" for label, p in labels.items()]
-        replies.append(Reply(record, "\n".join([one.prompt, *lines] if len(given) > 1 else lines)))
+        replies.append(Reply(record, "\n".join([one.text, *lines] if len(prompts) > 1 else lines)))
     return replies
 
 
-def _tag(given: list[Given], words: Wording, mesh: Mesh, options: GenerateOptions, show: Show) -> list[Reply]:
-    rows = examples(given, words)
-    found = tag(load_model(words.config, mesh), rows)
+def _tag(
+    prompts: list[Prompt], encoder: PromptEncoder, mesh: Mesh, options: GenerateOptions, show: Show
+) -> list[Reply]:
+    rows = examples(prompts, encoder)
+    found = tag(load_model(encoder.config, mesh), rows)
     replies = []
-    for one, labels in zip(given, found):
-        texts = one.prompt.split()
-        wide = max(map(len, texts))
-        lines = [f"{word:<{wide}}  {next(iter(p))}  {next(iter(p.values())):.2%}" for word, p in zip(texts, labels)]
-        if left := len(texts) - len(labels):
-            lines.append(f"({left} more words: data.seq_length = {words.config.data.seq_length} has no room for them)")
-        tags = [{"word": word, **_labelled(p)} for word, p in zip(texts, labels)]
-        replies.append(Reply({"prompt": one.prompt, "words": tags}, "\n".join(lines)))
+    for one, labels in zip(prompts, found):
+        words = one.text.split()
+        wide = max(map(len, words))
+        lines = [f"{word:<{wide}}  {next(iter(p))}  {next(iter(p.values())):.2%}" for word, p in zip(words, labels)]
+        if left := len(words) - len(labels):
+            lines.append(
+                f"({left} more words: data.seq_length = {encoder.config.data.seq_length} has no room for them)"
+            )
+        tags = [{"word": word, **_labelled(p)} for word, p in zip(words, labels)]
+        replies.append(Reply({"prompt": one.text, "words": tags}, "\n".join(lines)))
     return replies
 
 

@@ -19,8 +19,8 @@ from roots_dist.errors import DataError, Problem
 from roots_dist.learning.data.rows import Row
 from roots_dist.learning.data.tasks import TASKS, Examples, columns_of
 from roots_dist.learning.objectives import make_objective
-from roots_dist.runs.generate.prompts import Given, Wording
-from roots_dist.runs.generate.reader import agreed
+from roots_dist.runs.generate.cached_decoder import broadcast
+from roots_dist.runs.generate.prompts import Prompt, PromptEncoder
 from roots_dist.world.batch import IGNORE, stack_samples
 
 AT_ONCE = 16
@@ -29,24 +29,24 @@ Labels = dict[str, float]
 """Label -> probability, the likeliest first."""
 
 
-def examples(given: Sequence[Given], words: Wording) -> Examples:
+def examples(prompts: Sequence[Prompt], encoder: PromptEncoder) -> Examples:
     """The texts as rows of the task, whose labels nobody looks at. Raises DataError for one that is no such row."""
-    config = words.config
+    config = encoder.config
     f, task = config.finetune, config.objective.name
     if not f.labels:
         fix = "name them as in training: 'finetune.labels=[…]'"
         raise DataError(Problem(key="finetune.labels", found=[], expected="the names of the labels", fix=fix))
     found = []
-    for one in given:
+    for one in prompts:
         if f.pair_column is not None and not (one.pair or "").strip():
             raise one.problem("a second text: this model has learned from pairs", "give it with --pair TEXT")
         if f.pair_column is None and one.pair is not None and task == "classify":
             raise one.problem("no second text: this model has learned from single texts", "leave pair out")
-        label = f.labels[0] if task == "classify" else [f.labels[0]] * len(one.prompt.split())
+        label = f.labels[0] if task == "classify" else [f.labels[0]] * len(one.text.split())
         found.append(
             Row(
                 {
-                    f.text_column: one.prompt,
+                    f.text_column: one.text,
                     f.label_column: label,
                     **({f.pair_column: one.pair} if f.pair_column else {}),
                 },
@@ -54,17 +54,17 @@ def examples(given: Sequence[Given], words: Wording) -> Examples:
                 1,
             )
         )
-    return Examples("prompts", tuple(TASKS[task](found, columns_of(config), words.codec, words.specials)))
+    return Examples("prompts", tuple(TASKS[task](found, columns_of(config), encoder.codec, encoder.specials)))
 
 
-def classify(passes: Passes, given: Examples) -> list[Labels]:
+def classify(passes: Passes, rows: Examples) -> list[Labels]:
     """Of each text. On every rank; collective over the world."""
-    return [named(p[0], passes.config) for p in _read(passes, given, per_word=False)]
+    return [named(p[0], passes.config) for p in _read(passes, rows, per_word=False)]
 
 
-def tag(passes: Passes, given: Examples) -> list[list[Labels]]:
+def tag(passes: Passes, rows: Examples) -> list[list[Labels]]:
     """Of each text, of each of its words in order; words that data.seq_length has no room for get none. As `classify`."""
-    return [[named(word, passes.config) for word in p] for p in _read(passes, given, per_word=True)]
+    return [[named(word, passes.config) for word in p] for p in _read(passes, rows, per_word=True)]
 
 
 def named(p: torch.Tensor, config: Config) -> Labels:
@@ -73,19 +73,19 @@ def named(p: torch.Tensor, config: Config) -> Labels:
     return {config.finetune.labels[i]: float(p[i]) for i in order.tolist()}
 
 
-def _read(passes: Passes, given: Examples, *, per_word: bool) -> list[torch.Tensor]:
+def _read(passes: Passes, rows: Examples, *, per_word: bool) -> list[torch.Tensor]:
     """float64 [1 or words, C] for each text."""
     mesh, objective = passes.mesh, make_objective(passes.config)
     classes, found = len(passes.config.finetune.labels), []
-    for first in range(0, len(given), AT_ONCE):
-        numbers = np.arange(first, min(first + AT_ONCE, len(given)))
-        samples = [objective.sample(given, int(i), np.random.default_rng(0)) for i in numbers]  # a task draws nothing
+    for first in range(0, len(rows), AT_ONCE):
+        numbers = np.arange(first, min(first + AT_ONCE, len(rows)))
+        samples = [objective.sample(rows, int(i), np.random.default_rng(0)) for i in numbers]  # a task draws nothing
         batch = replace(stack_samples(samples, numbers, 0), read=slice(None)).to(mesh.device)
         with passes.model.tp.without_sequence_parallel():
             read = passes.forward([batch])
         p = read[0].double().softmax(-1) if read and mesh.tp.rank == 0 else None  # [B, C] or [B, S, C]
         shape = (len(numbers), batch.tokens.shape[1], classes) if per_word else (len(numbers), classes)
-        p = agreed(mesh.model, p, shape, torch.float64, mesh.device)
+        p = broadcast(mesh.model, p, shape, torch.float64, mesh.device)
         for i, fields in enumerate(samples):
             found.append(p[i][torch.from_numpy(fields["labels"] != IGNORE)] if per_word else p[i : i + 1])
     return found

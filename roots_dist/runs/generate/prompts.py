@@ -18,7 +18,7 @@ import numpy as np
 
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import SENTINEL
-from roots_dist.errors import DataError, Problem
+from roots_dist.errors import DataError, Problem, present
 from roots_dist.files import why
 from roots_dist.learning.data.chat import Chat, Messages, open_chat
 from roots_dist.learning.data.rows import Row, rows
@@ -29,46 +29,46 @@ from roots_dist.runs.generate.options import GenerateOptions
 from roots_dist.runs.generate.request import MAX_TOKENS
 from roots_dist.runs.generate.stops import Stops
 
-CLOSED = ("spans", "seq2seq")
+ENDS_WITH_END_TOKEN = ("spans", "seq2seq")
 """Objectives whose encoder reads a text with its end token."""
-MARKED_BY = re.compile(r"\s+(?=" + re.escape(SENTINEL).replace(r"\{\}", r"\d+") + ")")
+SPACE_BEFORE_SENTINEL = re.compile(r"\s+(?=" + re.escape(SENTINEL).replace(r"\{\}", r"\d+") + ")")
 """Space before a sentinel: in training there is none, since a sentinel stands where tokens stood, space included."""
 SHORT = 40
 """Characters of a text that a message shows."""
 
 
-class Given(NamedTuple):
-    prompt: str
+class Prompt(NamedTuple):
+    text: str
     pair: str | None = None
     place: str = "prompt"
     """Where it stands, for messages."""
 
     def problem(self, expected: str, fix: str) -> DataError:
-        text = self.prompt if len(self.prompt) <= SHORT else f"{self.prompt[:SHORT]}…"
+        text = self.text if len(self.text) <= SHORT else f"{self.text[:SHORT]}…"
         text = text.encode(errors="replace").decode()  # it may be what is wrong
         return DataError(Problem(key=self.place, found=text, expected=expected, fix=fix))
 
 
-def texts(options: GenerateOptions) -> list[Given]:
+def read_prompts(options: GenerateOptions) -> list[Prompt]:
     """What is to be answered: the prompt, or each line of a file. Raises DataError if that is nothing."""
     if options.prompts is None:
-        found = [Given(options.prompt or "", options.pair)]
+        found = [Prompt(options.prompt or "", options.pair)]
     elif options.prompt is not None or options.pair is not None:
         fix = "leave one of them out; jsonl has a second text under the key pair"
         raise DataError(
             Problem(key="--prompts", found=str(options.prompts), expected="no other prompt beside it", fix=fix)
         )
     else:
-        found = _of_file(options.prompts)
+        found = _from_file(options.prompts)
         if not found:
             fix = "write one prompt on each line"
             raise DataError(
                 Problem(key="--prompts", found=str(options.prompts), expected="a file with a prompt or more", fix=fix)
             )
     for one in found:
-        if not one.prompt.strip():
+        if not one.text.strip():
             raise one.problem("text that is not empty", "give it a word to begin with, or --prompts FILE")
-        if not is_unicode(f"{one.prompt}{one.pair or ''}"):
+        if not is_unicode(f"{one.text}{one.pair or ''}"):
             raise one.problem(
                 "text in Unicode: these are bytes that are none",
                 "give it in the terminal's encoding, or as UTF-8 by --prompts FILE",
@@ -76,29 +76,29 @@ def texts(options: GenerateOptions) -> list[Given]:
     return found
 
 
-def _of_file(path: Path) -> list[Given]:
+def _from_file(path: Path) -> list[Prompt]:
     """Lines of text, blank ones passed over; or rows (jsonl, csv, tsv) with a column `prompt`, and `pair` for a second text."""
     if path.suffix.lower() != ".txt":
-        return [_of_row(row) for row in rows(path)]
+        return [_from_row(row) for row in rows(path)]
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         expected = f"a file that can be read ({why(error)})"
         raise DataError(Problem(key="--prompts", found=str(path), expected=expected, fix="check the path")) from error
-    return [Given(line, None, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    return [Prompt(line, None, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _of_row(row: Row) -> Given:
+def _from_row(row: Row) -> Prompt:
     prompt, pair = row.values.get("prompt"), row.values.get("pair")
     if not isinstance(prompt, str):
         raise row.wrong("prompt", prompt, "a text", 'write lines like {"prompt": "…"}')
     if pair is not None and not isinstance(pair, str):
         raise row.wrong("pair", pair, "a text, or nothing")
-    return Given(prompt, pair, row.place)
+    return Prompt(prompt, pair, row.place)
 
 
 @dataclass(frozen=True, eq=False)
-class Wording:
+class PromptEncoder:
     """How a run's model is spoken to."""
 
     config: Config
@@ -124,18 +124,18 @@ class Wording:
             return self.conversation([{"role": "user", "content": text}])
         if self.start is None:
             return self.codec.encode(text)
-        ids = self.codec.encode_marked(MARKED_BY.sub("", text))
-        closed = self.config.objective.name in CLOSED and ids and ids[-1] != self.specials.end
-        return [*ids, self.specials.end] if closed else ids
+        ids = self.codec.encode_marked(SPACE_BEFORE_SENTINEL.sub("", text))
+        closed = self.config.objective.name in ENDS_WITH_END_TOKEN and ids and ids[-1] != self.specials.end
+        return [*ids, present(self.specials.end)] if closed else ids
 
     def conversation(self, messages: Messages) -> list[int]:
         """Up to where the next answer begins. Raises DataError if the template refuses it."""
         try:
-            return self.codec.encode_marked(self.chat.prompt(messages))
+            return self.codec.encode_marked(present(self.chat).prompt(messages))
         except ValueError as error:
             expected, fix = f"one that takes this ({error})", "give another finetune.chat_template, or use --raw"
             raise DataError(
-                Problem(key="finetune.chat_template", found=self.chat.name, expected=expected, fix=fix)
+                Problem(key="finetune.chat_template", found=present(self.chat).name, expected=expected, fix=fix)
             ) from error
 
     @cached_property
@@ -143,12 +143,14 @@ class Wording:
         """Tokens after which nothing is said: the document's end, and what the template closes an answer with."""
         found = set() if self.specials.end is None else {self.specials.end}
         if self.chat is not None:
-            found |= self._closing()
+            found |= self._template_ends()
         return frozenset(found)
 
-    def _closing(self) -> set[int]:
+    def _template_ends(self) -> set[int]:
         try:
-            *_, turn = self.chat.turns([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+            *_, turn = present(self.chat).turns(
+                [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+            )
         except ValueError:
             return set()  # a template that writes answers anew, or wants more than that
         special = [i for i in self.codec.encode_marked(turn.answer) if self.specials.special[i]]
@@ -164,7 +166,7 @@ class Wording:
         return Stops(self.ends, strings, self.codec, frozenset(hidden), keep_end)
 
 
-def wording(config: Config, *, talks: bool) -> Wording:
+def open_prompt_encoder(config: Config, *, talks: bool) -> PromptEncoder:
     """talks: prompts are put into the chat template. Raises DataError if the run has no tokenizer, or a bad template."""
     path = config.data.tokenizer
     if path is None:
@@ -173,19 +175,23 @@ def wording(config: Config, *, talks: bool) -> Wording:
             Problem(key="data.tokenizer", found=None, expected="a tokenizer, to read and write text with", fix=fix)
         )
     codec, specials = load_codec(path), read_specials(path, config.model.vocab)
-    end = "" if specials.end is None else codec.backend.id_to_token(specials.end)
-    return Wording(config, codec, specials, open_chat(config.finetune.chat_template, path, end) if talks else None)
+    end = "" if specials.end is None else present(codec.backend.id_to_token(specials.end))
+    return PromptEncoder(
+        config, codec, specials, open_chat(config.finetune.chat_template, path, end) if talks else None
+    )
 
 
-def read_prompts(given: list[Given], words: Wording, max_tokens: int | None) -> tuple[list[list[int]], int]:
+def encode_prompts(
+    prompts: list[Prompt], encoder: PromptEncoder, max_tokens: int | None
+) -> tuple[list[list[int]], int]:
     """The ids of each, and how many tokens an answer may have: max_tokens, or if None as usual, where there is room.
 
     Raises DataError if the tokenizer makes nothing of a prompt, or if there is no room: learned positions end somewhere.
     """
     found, most = [], max_tokens or MAX_TOKENS
-    limit = words.positions if words.config.model.positions == "learned" and words.start is None else None
-    for one in given:
-        ids = words.ids(one.prompt)
+    limit = encoder.positions if encoder.config.model.positions == "learned" and encoder.start is None else None
+    for one in prompts:
+        ids = encoder.ids(one.text)
         if not ids:
             raise one.problem("text of which the tokenizer makes something", "give it another word to begin with")
         found.append(ids)

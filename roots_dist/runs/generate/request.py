@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from roots_dist.config.schema import Config
-from roots_dist.runs.generate.check_options import DRAWN
+from roots_dist.runs.generate.check_options import SAMPLING_OPTIONS
 from roots_dist.runs.generate.options import GenerateOptions
 from roots_dist.runs.generate.sampling import Sampling
 
@@ -39,9 +39,9 @@ class Answer:
     """Of beam search: log-probability / length ** length_penalty"""
 
 
-def request_of(options: GenerateOptions, config: Config) -> Request:
+def make_request(options: GenerateOptions, config: Config) -> Request:
     """How a model that writes is to write. A decoder over an encoder is greedy unless told otherwise."""
-    drawn = options.given(DRAWN) or options.given(("samples",)) or config.model.family != "t5"
+    drawn = options.given(SAMPLING_OPTIONS) or options.given(("samples",)) or config.model.family != "t5"
     temperature = TEMPERATURE if options.temperature is None else options.temperature
     sampling = Sampling(
         temperature if drawn and not options.greedy else 0.0,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from roots_dist.errors import present
 from roots_dist.world import rng
 
 
@@ -33,11 +34,11 @@ class Sampling:
     def choose(self, logits: Tensor, uniform: Tensor | None, before: Sequence[Sequence[int]] = ()) -> Tensor:
         """float [B, V] -> int64 [B]. uniform: float64 [B] between 0 and 1; None if greedy. before: of each row the words
         that the penalty is for."""
-        logits = penalized(logits, before, self.repetition_penalty) if self.repetition_penalty != 1.0 else logits
+        logits = penalize(logits, before, self.repetition_penalty) if self.repetition_penalty != 1.0 else logits
         if self.temperature == 0:
             return logits.argmax(-1)
         sums = self.probabilities(logits).cumsum(-1)  # on the CPU in float64: every device chooses the same
-        wanted = uniform.unsqueeze(-1) * sums[:, -1:]
+        wanted = present(uniform).unsqueeze(-1) * sums[:, -1:]
         return torch.searchsorted(sums, wanted, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ class Sampling:
         return p if self.min_p is None else p.masked_fill(p < self.min_p * p.amax(-1, keepdim=True), 0.0)
 
 
-def penalized(logits: Tensor, before: Sequence[Sequence[int]], penalty: float) -> Tensor:
+def penalize(logits: Tensor, before: Sequence[Sequence[int]], penalty: float) -> Tensor:
     """float [B, V]: words of `before` have positive logits divided by the penalty, negative ones multiplied with it."""
     there = torch.zeros_like(logits, dtype=torch.bool)
     for row, ids in zip(there, before):

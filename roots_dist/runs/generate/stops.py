@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from roots_dist.errors import present
 from roots_dist.learning.data.tokenizer import Codec
 
 CUT = "�"
@@ -38,17 +39,17 @@ class Stops:
         if not self.strings:
             return False
         longest = max(len(string.encode()) for string in self.strings)  # a token may be a single byte
-        tail = self.codec.decode(self.shown(said[-longest - CONTEXT :]))
+        tail = present(self.codec).decode(self.shown(said[-longest - CONTEXT :]))
         return any(string in tail for string in self.strings)
 
     def text(self, said: Sequence[int], before: Sequence[int] = ()) -> str:
         """Of the words said after `before`, without what ended them."""
         ended = bool(said) and said[-1] in self.ends
         words = self.shown(said[:-1] if ended else said)
-        lead = self.shown(before[-CONTEXT:])
-        start, whole = self.codec.decode(lead), self.codec.decode(lead + words)
-        text = self.before_stop(whole[len(start) :] if whole.startswith(start) else self.codec.decode(words))
-        return text + (self.codec.decode(said[-1:]) if ended and self.keep_end else "")
+        lead, codec = self.shown(before[-CONTEXT:]), present(self.codec)
+        start, whole = codec.decode(lead), codec.decode(lead + words)
+        text = self.before_stop(whole[len(start) :] if whole.startswith(start) else codec.decode(words))
+        return text + (codec.decode(said[-1:]) if ended and self.keep_end else "")
 
     def before_stop(self, text: str) -> str:
         """Up to the first of the strings."""
@@ -65,11 +66,11 @@ class Stops:
         return [i for i in ids if i not in self.hidden]
 
 
-class Streamed:
+class TextStreamer:
     """Shows one text while it is said: what is settled of it, once. As decode.Heard, it is called with all words so far."""
 
     def __init__(self, stops: Stops, before: Sequence[int], show: Callable[[str], None]):
-        self._stops, self._show = stops, show
+        self._stops, self._codec, self._show = stops, present(stops.codec), show
         self._ids = stops.shown(before[-CONTEXT:])
         self._from, self._read = 0, len(self._ids)
         """Of the ids: where decoding begins, and up to where their text is known."""
@@ -80,8 +81,8 @@ class Streamed:
     def __call__(self, _: int, said: Sequence[int]) -> None:
         new, self._count = said[self._count :], len(said)
         self._ids += self._stops.shown([i for i in new if i not in self._stops.ends])
-        known = self._stops.codec.decode(self._ids[self._from : self._read])
-        text = self._stops.codec.decode(self._ids[self._from :])
+        known = self._codec.decode(self._ids[self._from : self._read])
+        text = self._codec.decode(self._ids[self._from :])
         if len(text) > len(known) and not text.endswith(CUT):
             self._text += text[len(known) :]
             self._from, self._read = self._read, len(self._ids)

@@ -81,7 +81,7 @@ def slots_of_each(hosts: Sequence[Host]) -> int:
     """Return how many slots each host has. Raises UserError if they differ: a layout needs as many on each."""
     counts = {host.name: len(host.slots) for host in hosts}
     if len({*counts.values()}) > 1:
-        least, most = min(counts, key=counts.get), max(counts, key=counts.get)
+        least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
         found = f"{least}: {counts[least]}, {most}: {counts[most]}"
         raise refused(
             "slots", found, "the same number of slots on each host", f"choose with --include, such as {most}:0"
@@ -102,7 +102,7 @@ def _filter(option: str, text: str, hosts: Sequence[Host]) -> dict[str, tuple[in
         name, colon, listed = part.partition(":")
         slots = listed.split(",") if colon else []
         if name not in there or not all(re.fullmatch(r"0|[1-9][0-9]{0,3}", slot) for slot in slots) or name in found:
-            expected = f"HOST or HOST:0,1 joined by @, each host once, from {_some(there)}"
+            expected = f"HOST or HOST:0,1 joined by @, each host once, from {_some([*there])}"
             raise refused(option, text, expected, "write it in this form")
         numbers = tuple(sorted({int(slot) for slot in slots}))
         if numbers and numbers[-1] >= there[name].all_slots:

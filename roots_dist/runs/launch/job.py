@@ -20,7 +20,7 @@ from roots_dist.runs.launch import render
 from roots_dist.runs.launch.hosts import Host
 from roots_dist.runs.launch.options import HostfileOptions, JobOptions, SlurmOptions
 from roots_dist.runs.launch.quoting import argument, no_option, refused, variable
-from roots_dist.runs.ranks.start import ready
+from roots_dist.runs.ranks.run_on_ranks import ready
 from roots_dist.runs.ranks.verb import Verb
 
 OF_THE_NODES = frozenset({"train.device", "model"})
@@ -139,7 +139,7 @@ def _checked(verb: Verb, subject: str, overrides: Sequence[str], size: int, laun
     """Check the config, and its files too, except on Kubernetes, where they lie in a volume that is not seen here."""
     here = launcher != "kubernetes"
     loaded = verb.fit(verb.read(subject, overrides), size)
-    layout = ready(loaded, size, local_size=1 if here else None, needless=OF_THE_NODES)
+    layout = ready(loaded, size, local_size=1 if here else None, ignored_keys=OF_THE_NODES)
     if here:
         verb.check(loaded.config)
     return loaded, layout

@@ -47,38 +47,40 @@ class Work:
     def flops(self) -> float:
         return sum(flops for flops, _ in self.operations)
 
-    def seconds(self, flops_per_s: float, bytes_per_s: float, each_s: float) -> float:
+    def seconds(self, flops_per_s: float, bytes_per_s: float, op_overhead_s: float) -> float:
         """On a device that does products or moves memory at these rates, whichever takes longer, and needs `each_s` for
         an operation however small (a roofline: Williams et al. 2009)."""
-        return sum(max(flops / flops_per_s, touched / bytes_per_s, each_s) for flops, touched in self.operations)
+        return sum(max(flops / flops_per_s, touched / bytes_per_s, op_overhead_s) for flops, touched in self.operations)
 
 
 class Ledger(TorchDispatchMode):
     """chosen: how many positions a mask chooses. Of tensors without numbers nobody can count them."""
 
     def __init__(self, chosen: int = 0) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call] # torch's has no types
         self.live = self.peak = 0
         """Bytes of storages that were made inside."""
         self.work = Work()
         self._chosen = chosen
         self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = weakref.WeakKeyDictionary()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
-        taken = list(_tensors((args, kwargs)))
+        inputs = list(_tensors((args, kwargs)))
         args = self._countable(func, args)
         if func is ATEN.nonzero.default and args[0].is_meta:
             out: Any = args[0].new_empty((self._chosen, args[0].dim()), dtype=torch.int64)
         else:
             out = func(*args, **kwargs)
-        given = list(_tensors(out))
-        before = {_place(tensor) for tensor in taken}
-        made = [tensor for tensor in given if _place(tensor) not in before]
-        self._book(made)
-        if made or any(argument.alias_info and argument.alias_info.is_write for argument in func._schema.arguments):
+        outputs = list(_tensors(out))
+        before = {_storage(tensor) for tensor in inputs}
+        created = [tensor for tensor in outputs if _storage(tensor) not in before]
+        self._book(created)
+        if created or any(argument.alias_info and argument.alias_info.is_write for argument in func._schema.arguments):
             # all others give a view of what there was
-            touched = sum(t.numel() * t.element_size() for t in [*taken, *given])
+            touched = sum(t.numel() * t.element_size() for t in [*inputs, *outputs])
             self.work.operations.append((_flops(func, args, kwargs, out), float(touched)))
         return out
 
@@ -104,7 +106,7 @@ class Ledger(TorchDispatchMode):
     def _forget(self, size: int) -> None:
         self.live -= size
 
-    def _countable(self, func: Any, args: tuple) -> tuple:
+    def _countable(self, func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Masks as indices become numbers of positions where there are no numbers to read."""
         if func.overloadpacket not in INDEXED or not any(_is_mask(t) for t in args[1]):
             return args
@@ -114,12 +116,12 @@ class Ledger(TorchDispatchMode):
         return (args[0], places, *args[2:])
 
 
-def _flops(func: Any, args: tuple, kwargs: dict, out: Any) -> float:
+def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> float:
     """Of matrix products, by torch's own table, which leaves out attention on a CPU and what is done in place."""
     packet = func.overloadpacket
     if packet in FUSED:
         q, k = args[FUSED[packet].query].shape, args[FUSED[packet].query + 1].shape  # [B, h, Q, K], [B, g, S, K]
-        return FUSED[packet].products * 2.0 * math.prod(q) * k[2]
+        return float(FUSED[packet].products * 2.0 * math.prod(q) * k[2])
     table = flop_registry.get(packet) or flop_registry.get(
         getattr(ATEN, func._schema.name.split("::")[1].rstrip("_"), None)
     )
@@ -134,5 +136,5 @@ def _tensors(values: Any) -> Iterator[Tensor]:
     return (value for value in tree_leaves(values) if isinstance(value, Tensor))
 
 
-def _place(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)

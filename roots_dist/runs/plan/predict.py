@@ -16,12 +16,13 @@ import torch
 from roots_dist.accounting.flops import flops_per_step, mfu
 from roots_dist.assembly.passes import training_program
 from roots_dist.config.schema import Config
+from roots_dist.errors import present
 from roots_dist.layout import AxisName, Layout
 from roots_dist.learning.models import pieces_of
 from roots_dist.parallel.pipeline.executor import needless
 from roots_dist.parallel.pipeline.partition import partition
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.runs.plan.machine import Machine, travelled
+from roots_dist.runs.plan.cluster_speed import ClusterSpeed, ring_bytes
 from roots_dist.runs.plan.rehearse import Message, Rehearsal, rehearse
 from roots_dist.runs.plan.timing import time_passes
 from roots_dist.schedule.actions import Action, Kind, Program
@@ -86,37 +87,45 @@ class Plan:
         return max(rank.peak for rank in self.ranks)
 
 
-def predict(config: Config, layout: Layout, machine: Machine | None = None, device: torch.device | None = None) -> Plan:
+def predict(
+    config: Config, layout: Layout, machine: ClusterSpeed | None = None, device: torch.device | None = None
+) -> Plan:
     """Some seconds for each kind of pipeline rank that there is (first, middle, last). device: the passes are timed on it,
     instead of worked out from the machine's rates. Raises DataError if `machine` has no link that the layout uses."""
-    kinds = _kinds(config, layout)
+    kinds = _rank_kinds(config, layout)
     found = {kind: rehearse(config, layout, kinds.index(kind)) for kind in dict.fromkeys(kinds)}
-    rehearsals = [_renumbered(found[kind], pp - kinds.index(kind)) for pp, kind in enumerate(kinds)]
+    rehearsals = [_shift_stages(found[kind], pp - kinds.index(kind)) for pp, kind in enumerate(kinds)]
     program = [
-        [action for action in actions if action.kind is Kind.FORWARD or not needless(action, rehearsals[0].lowest)]
+        [
+            action
+            for action in actions
+            if action.kind is Kind.FORWARD or not needless(action, rehearsals[0].first_trainable)
+        ]
         for actions in training_program(config, config.num_microbatches(layout.dp))
     ]
     ranks = tuple(_rank_plan(config, layout, pp, found, program[pp]) for pp, found in enumerate(rehearsals))
     if machine is None:
         return Plan(config=config, layout=layout, ranks=ranks)
     if device is None:
-        rates = (machine.flops_per_s, machine.bytes_per_s, machine.each_s)
+        rates = (machine.flops_per_s, machine.bytes_per_s, machine.op_overhead_s)
         costs = {stage: cost for rehearsal in rehearsals for stage, cost in rehearsal.stages.items()}
-        computing = {(k, s): done.work.seconds(*rates) for s, cost in costs.items() for k, done in cost.passes.items()}
+        compute_seconds = {
+            (k, s): done.work.seconds(*rates) for s, cost in costs.items() for k, done in cost.passes.items()
+        }
     else:
         timed = {kind: time_passes(config, layout, kinds.index(kind), device) for kind in dict.fromkeys(kinds)}
-        computing = {
+        compute_seconds = {
             (k, stage + pp - kinds.index(kind)): seconds
             for pp, kind in enumerate(kinds)
             for (k, stage), seconds in timed[kind].items()
         }
-    seconds = _seconds(config, layout, machine, rehearsals, program, computing)
+    seconds = _seconds(config, layout, machine, rehearsals, program, compute_seconds)
     peak = machine.peak_flops
     share = peak and mfu(flops_per_step(config), seconds.step, peak, layout.world_size)
     return Plan(config=config, layout=layout, ranks=ranks, seconds=seconds, mfu=share)
 
 
-def _kinds(config: Config, layout: Layout) -> list[Hashable]:
+def _rank_kinds(config: Config, layout: Layout) -> list[Hashable]:
     """Of each pipeline rank what tells it from others: ranks with equal pieces do the same work."""
     specs = pieces_of(config, TensorParallel())
     runs = partition([s.cost for s in specs], config.num_stages(), [s.is_block for s in specs])
@@ -127,93 +136,103 @@ def _kinds(config: Config, layout: Layout) -> list[Hashable]:
     return [tuple(map(kind, range(pp, config.num_stages(), layout.pp))) for pp in range(layout.pp)]
 
 
-def _renumbered(rehearsal: Rehearsal, by: int) -> Rehearsal:
+def _shift_stages(rehearsal: Rehearsal, by: int) -> Rehearsal:
     return replace(rehearsal, stages={stage + by: cost for stage, cost in rehearsal.stages.items()})
 
 
 def _rank_plan(config: Config, layout: Layout, pp: int, found: Rehearsal, actions: list[Action]) -> RankPlan:
     element = found.params[0].tensor.element_size()
     numbers = sum(p.tensor.numel() for p in found.params)
-    learning = sum(p.tensor.numel() for p in found.params if p.tensor.requires_grad)
+    trainable_numbers = sum(p.tensor.numel() for p in found.params if p.tensor.requires_grad)
     gradients = sum(p.tensor.grad.nbytes for p in found.params if p.tensor.grad is not None)
-    weights, optimizer = _state_bytes(config, layout, numbers, learning, element)
+    weights, optimizer = _state_bytes(config, layout, numbers, trainable_numbers, element)
     return RankPlan(
         pp=pp,
         parameters=numbers,
         weights=weights,
         optimizer=optimizer,
         gradients=gradients,
-        activations=_most_alive(actions, found, gradients) - gradients + _gathered(config, layout, found),
+        activations=_peak_activations(actions, found, gradients) - gradients + _gathered_bytes(config, layout, found),
         sent={
             "tp": _sent_tp(actions, found, layout),
             "pp": _sent_pp(actions, found),
-            "dp": sum(travelled(m.operation, m.bytes, layout.dp) for m in _dp_messages(config, layout, found, actions)),
+            "dp": sum(
+                ring_bytes(m.operation, m.bytes, layout.dp) for m in _dp_messages(config, layout, found, actions)
+            ),
         },
     )
 
 
-def _most_alive(actions: list[Action], found: Rehearsal, gradients: int) -> int:
+def _peak_activations(actions: list[Action], found: Rehearsal, gradients: int) -> int:
     """The most bytes that live at once, in the order in which the rank acts: activations, messages, weights' gradients."""
     held = most = made = leaving = 0
     arrived: set[tuple[int, int]] = set()
-    trainable: set[int] = set()
+    stages_with_gradients: set[int] = set()
     for kind, stage, i in actions:
         cost = found.stages[stage]
         if kind is Kind.RECV_FORWARD:
-            held += cost.received
+            held += cost.input_bytes
             arrived.add((stage, i))
         elif kind is Kind.RECV_BACKWARD:
-            held += cost.given
+            held += cost.output_grad_bytes
         elif kind is Kind.SEND_FORWARD:  # without an answer to it gloo holds it until the step's end
-            held += cost.handed_on if stage < found.lowest else 0
+            held += cost.output_bytes if stage < found.first_trainable else 0
         elif kind is Kind.SEND_BACKWARD:  # held until the next one is on its way
-            held, leaving = held - leaving, cost.returned
+            held, leaving = held - leaving, cost.input_grad_bytes
         elif kind is Kind.FORWARD:
-            held -= cost.received if (stage, i) in arrived else 0  # it is among what the pass keeps
-            most = max(most, held + made + cost.passes[kind].rise)
-            held += cost.kept
+            held -= cost.input_bytes if (stage, i) in arrived else 0  # it is among what the pass keeps
+            most = max(most, held + made + cost.passes[kind].peak_rise)
+            held += cost.saved_bytes
         elif kind in COMPUTE:
-            first = stage not in trainable
-            most = max(most, held + made + (cost.passes[kind].first_rise if first else cost.passes[kind].rise))
+            first = stage not in stages_with_gradients
+            most = max(
+                most, held + made + (cost.passes[kind].first_peak_rise if first else cost.passes[kind].peak_rise)
+            )
             if kind is Kind.WEIGHT:
-                held -= cost.waiting
+                held -= cost.deferred_bytes
             else:
-                held += cost.waiting - cost.kept - cost.given + (cost.returned if stage > 0 else 0)
+                held += (
+                    cost.deferred_bytes
+                    - cost.saved_bytes
+                    - cost.output_grad_bytes
+                    + (cost.input_grad_bytes if stage > 0 else 0)
+                )
             if kind is not Kind.INPUT and first:
-                trainable.add(stage)
+                stages_with_gradients.add(stage)
                 made = min(gradients, made + cost.gradients)
     return max(most, gradients)
 
 
-def _gathered(config: Config, layout: Layout, found: Rehearsal) -> int:
+def _gathered_bytes(config: Config, layout: Layout, found: Rehearsal) -> int:
     """Whole weights of the piece that has most, under ZeRO-3."""
     return max(found.pieces) if config.parallel.zero_stage >= 3 and layout.dp > 1 else 0
 
 
-def _state_bytes(config: Config, layout: Layout, numbers: int, learning: int, element: int) -> tuple[int, int]:
+def _state_bytes(config: Config, layout: Layout, numbers: int, trainable_numbers: int, element: int) -> tuple[int, int]:
     """(weights, optimizer) of a rank with so many numbers, of which some learn."""
     zero, dp = config.parallel.zero_stage, layout.dp
-    wide = 8 if config.advanced.float64 else 4
+    master_size = 8 if config.advanced.float64 else 4
     if config.engine(dp) == "reference" or zero == 0:
         cut = dp if zero >= 1 else 1
-        copy = wide if element < wide or cut > 1 else 0  # else the weights are their own masters
-        return numbers * element, learning * (2 * wide + copy) // cut
-    bucket = min(config.advanced.reduce_bucket, learning) * element
+        copy = master_size if element < master_size or cut > 1 else 0  # else the weights are their own masters
+        return numbers * element, trainable_numbers * (2 * master_size + copy) // cut
+    bucket = min(config.advanced.reduce_bucket, trainable_numbers) * element
     if zero < 3:
-        return numbers * element, learning * 3 * wide // dp + bucket
-    return numbers * element // dp, learning * (3 * wide + element) // dp + bucket
+        return numbers * element, trainable_numbers * 3 * master_size // dp + bucket
+    return numbers * element // dp, trainable_numbers * (3 * master_size + element) // dp + bucket
 
 
 def _sent_tp(actions: list[Action], found: Rehearsal, layout: Layout) -> float:
     messages = [m for kind, stage, _ in actions if kind in COMPUTE for m in found.stages[stage].passes[kind].messages]
-    return sum(travelled(m.operation, m.bytes, layout.tp) for m in [*messages, *found.once])
+    return sum(ring_bytes(m.operation, m.bytes, layout.tp) for m in [*messages, *found.once])
 
 
 def _sent_pp(actions: list[Action], found: Rehearsal) -> float:
     tied = [p for p in found.params if p.name in found.ties and p.tensor.requires_grad]
-    ties = sum(travelled("all_reduce", p.tensor.nbytes, found.ties[p.name]) for p in tied)
-    size = {Kind.SEND_FORWARD: lambda cost: cost.handed_on, Kind.SEND_BACKWARD: lambda cost: cost.returned}
-    return ties + sum(size[kind](found.stages[stage]) for kind, stage, _ in actions if kind in size)
+    ties = sum(ring_bytes("all_reduce", p.tensor.nbytes, found.ties[p.name]) for p in tied)
+    outputs = sum(found.stages[stage].output_bytes for kind, stage, _ in actions if kind is Kind.SEND_FORWARD)
+    gradients = sum(found.stages[stage].input_grad_bytes for kind, stage, _ in actions if kind is Kind.SEND_BACKWARD)
+    return ties + outputs + gradients
 
 
 def _dp_messages(config: Config, layout: Layout, found: Rehearsal, actions: list[Action]) -> list[Message]:
@@ -234,10 +253,10 @@ def _dp_messages(config: Config, layout: Layout, found: Rehearsal, actions: list
 def _seconds(
     config: Config,
     layout: Layout,
-    machine: Machine,
+    machine: ClusterSpeed,
     rehearsals: list[Rehearsal],
     program: Program,
-    computing: Mapping[tuple[Kind, int], float],
+    compute_seconds: Mapping[tuple[Kind, int], float],
 ) -> Seconds:
     here = layout.place(0)
 
@@ -246,21 +265,23 @@ def _seconds(
         return sum(machine.link(group, m.operation).seconds(m.operation, m.bytes, size) for m in messages)
 
     costs = {stage: cost for found in rehearsals for stage, cost in found.stages.items()}
-    talking = {
+    tp_seconds = {
         (k, s): link("tp", done.messages, layout.tp) for s, cost in costs.items() for k, done in cost.passes.items()
     }
-    transfer = link("pp", [Message("send", costs[0].handed_on)], 2) if layout.pp > 1 else 0.0
-    times = Times(exact={key: computing[key] + talking[key] for key in computing}, transfer=transfer)
+    transfer = link("pp", [Message("send", costs[0].output_bytes)], 2) if layout.pp > 1 else 0.0
+    times = Times(exact={key: compute_seconds[key] + tp_seconds[key] for key in compute_seconds}, transfer=transfer)
     played = play(program, times)
 
     def total(of: Mapping[tuple[Kind, int], float], actions: list[Action]) -> float:
         return sum(of[kind, stage] for kind, stage, _ in actions if kind in COMPUTE)
 
-    busiest = max(program, key=lambda actions: total(times.exact, actions))
-    compute, tp = total(computing, busiest), total(talking, busiest)
-    wide = 8 if config.advanced.float64 else 4
+    busiest = max(program, key=lambda actions: total(present(times.exact), actions))
+    compute, tp = total(compute_seconds, busiest), total(tp_seconds, busiest)
+    master_size = 8 if config.advanced.float64 else 4
     shared = layout.dp if config.parallel.zero_stage >= 1 else 1
-    learning = max(sum(p.tensor.numel() for p in found.params if p.tensor.requires_grad) for found in rehearsals)
+    trainable_numbers = max(
+        sum(p.tensor.numel() for p in found.params if p.tensor.requires_grad) for found in rehearsals
+    )
     return Seconds(
         compute=compute,
         tp=tp + max(link("tp", found.once, layout.tp) for found in rehearsals),
@@ -269,5 +290,5 @@ def _seconds(
             link("dp", _dp_messages(config, layout, found, program[pp]), layout.dp)
             for pp, found in enumerate(rehearsals)
         ),
-        optimizer=TOUCHED * wide * learning / shared / machine.bytes_per_s,
+        optimizer=TOUCHED * master_size * trainable_numbers / shared / machine.bytes_per_s,
     )

@@ -49,9 +49,9 @@ class Pass:
 
     work: Work
     messages: tuple[Message, ...]
-    rise: int
+    peak_rise: int
     """Bytes that live at once during the pass, beyond those at its beginning."""
-    first_rise: int
+    first_peak_rise: int
     """The same in the step's first such pass, which also makes the gradients of weights."""
 
 
@@ -59,17 +59,17 @@ class Pass:
 class StageCost:
     passes: dict[Kind, Pass]
     """FORWARD, and BACKWARD or INPUT and WEIGHT, as the schedule has them."""
-    kept: int
+    saved_bytes: int
     """Bytes that a microbatch keeps until its backward pass, the stage's input and output included."""
-    waiting: int
+    deferred_bytes: int
     """Bytes that it keeps from INPUT to WEIGHT."""
-    received: int
+    input_bytes: int
     """Bytes of its input."""
-    returned: int
+    input_grad_bytes: int
     """Bytes of its input's gradient."""
-    handed_on: int
+    output_bytes: int
     """Bytes of its output."""
-    given: int
+    output_grad_bytes: int
     """Bytes of its output's gradient."""
     gradients: int
     """Bytes of the gradients of the stage's weights."""
@@ -86,7 +86,7 @@ class Rehearsal:
     """Bytes of each piece's weights."""
     once: tuple[Message, ...]
     """Between tensor ranks, once in a step: gradients that each has only in part."""
-    lowest: int
+    first_trainable: int
     """The first stage of the model that learns: no gradient goes below it."""
     ties: Mapping[str, int]
     """Of each parameter that other pipeline ranks hold too: how many of them, this one included."""
@@ -100,14 +100,14 @@ class _Done(dist.Work):
         return True
 
 
-class Silent(dist.ProcessGroup):
+class RecordingGroup(dist.ProcessGroup):
     """A group of `size` ranks, none of which is there. Keeps what would have been sent; nothing but zeros arrives."""
 
     def __init__(self, size: int) -> None:
-        super().__init__(0, size)
+        super().__init__(0, size)  # type: ignore[call-arg] # the overload for groups written in Python has no type
         self.messages: list[Message] = []
 
-    def allreduce(self, tensors: list[Tensor], opts: Any = None) -> _Done:
+    def allreduce(self, tensors: list[Tensor], opts: Any = None) -> _Done:  # type: ignore[override] # its first overload
         return self._sent("all_reduce", tensors[0])
 
     def all_gather_single(self, out: Tensor, tensor: Tensor, opts: Any = None) -> _Done:
@@ -130,19 +130,22 @@ def _fused(
     if (
         attn_mask is not None and attn_mask.requires_grad
     ):  # a bias that learns: no fused kernel of a CPU has its gradient
-        return aten._scaled_dot_product_attention_math(
+        made = aten._scaled_dot_product_attention_math(
             q, k, v, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
-        )[0]
-    return aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, attn_mask=attn_mask, scale=scale)[
-        0
-    ]
+        )
+    else:
+        made = aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, is_causal, attn_mask=attn_mask, scale=scale
+        )
+    out: Tensor = made[0]
+    return out
 
 
 def rehearse(config: Config, layout: Layout, pp_rank: int) -> Rehearsal:
     """Of tensor rank 0, full microbatches. Takes seconds; allocates nothing of the model's size, joins no group."""
-    messages = Silent(layout.tp) if layout.tp > 1 else None
+    messages = RecordingGroup(layout.tp) if layout.tp > 1 else None
     with META:
-        model = build_model(config, imagined(layout, pp_rank, messages))
+        model = build_model(config, fake_mesh(layout, pp_rank, messages))
     batch = one_microbatch(config)
     books = Ledger(chosen=0 if batch.targets is None else int((batch.targets != IGNORE).sum()))
     # in place of the function itself: a mode of torch's would not be there when backward computes it again
@@ -154,14 +157,21 @@ def rehearse(config: Config, layout: Layout, pp_rank: int) -> Rehearsal:
     ties = {name: len(ranks) for name, ranks in model.holders.items() if pp_rank in ranks}
     once = tuple(messages.messages) if messages else ()
     pieces = tuple(sum(p.nbytes for p in piece.parameters()) for _, piece in model.pieces())
-    return Rehearsal(stages=stages, params=model.params, pieces=pieces, once=once, lowest=lowest_of(model), ties=ties)
+    return Rehearsal(
+        stages=stages,
+        params=model.params,
+        pieces=pieces,
+        once=once,
+        first_trainable=first_trainable_stage(model),
+        ties=ties,
+    )
 
 
 def one_microbatch(config: Config) -> MicroBatch:
     return random_batches(config.changed({"train.global_batch": config.train.micro_batch}), 0, 0, 1)[0]
 
 
-def imagined(layout: Layout, pp_rank: int, tp_group: dist.ProcessGroup | None, device: torch.device = META) -> Mesh:
+def fake_mesh(layout: Layout, pp_rank: int, tp_group: dist.ProcessGroup | None, device: torch.device = META) -> Mesh:
     """The mesh of a rank of a world that is not there: tensor rank 0, data rank 0."""
 
     def axis(name: str, size: int, rank: int = 0, group: dist.ProcessGroup | None = None) -> Axis:
@@ -184,13 +194,16 @@ def rehearse_stages(
     config: Config, model: RankModel, batch: MicroBatch, books: Ledger, messages: list[Message]
 ) -> dict[int, StageCost]:
     """Of each stage of this rank, when all learns that ever will. Also of tensors with numbers: they must cost the same."""
-    put_off = SCHEDULES[config.parallel.schedule].splits_backward
+    split_backward = SCHEDULES[config.parallel.schedule].splits_backward
     for p in model.params:
         p.tensor.requires_grad_(p.name in model.trainable)
-    return {index: _stage_cost(model, index, batch, _Meter(books, messages), put_off) for index in sorted(model.stages)}
+    return {
+        index: _stage_cost(model, index, batch, _Meter(books, messages), split_backward)
+        for index in sorted(model.stages)
+    }
 
 
-def lowest_of(model: RankModel) -> int:
+def first_trainable_stage(model: RankModel) -> int:
     """The first stage that learns, once all learns that ever will."""
     return next(stage for stage, joins in enumerate(model.joins) if joins is not None)
 
@@ -208,65 +221,70 @@ class _Meter:
         self.books.take()
         del self.messages[:]
         yield
-        rise = self.books.peak - before
+        peak_rise = self.books.peak - before
         first = self.found.setdefault(kind, [])
         first.append(
             Pass(
                 work=self.books.take(),
                 messages=tuple(self.messages),
-                rise=rise,
-                first_rise=first[0].rise if first else rise,
+                peak_rise=peak_rise,
+                first_peak_rise=first[0].peak_rise if first else peak_rise,
             )
         )
 
 
-def _stage_cost(model: RankModel, index: int, batch: MicroBatch, meter: _Meter, put_off: bool) -> StageCost:
+def _stage_cost(model: RankModel, index: int, batch: MicroBatch, meter: _Meter, split_backward: bool) -> StageCost:
     """Of two microbatches the second: by then what is made once is there, the weights' gradients among it."""
-    books, later, stage = meter.books, model.tp.deferred, model.stages[index]
-    above, learns = index > lowest_of(model), index >= lowest_of(model)
+    books, deferred, stage = meter.books, model.tp.deferred, model.stages[index]
+    needs_input_grad, is_trained = index > first_trainable_stage(model), index >= first_trainable_stage(model)
     device = batch.tokens.device
     for _ in range(2):
         with books:
             start = books.live
             payload = {
-                name: torch.zeros(shape, dtype=dtype, device=device, requires_grad=above and dtype.is_floating_point)
+                name: torch.zeros(
+                    shape, dtype=dtype, device=device, requires_grad=needs_input_grad and dtype.is_floating_point
+                )
                 for name, (shape, dtype) in model.inputs[index](batch).items()
             }
-            received = books.live - start
+            input_bytes = books.live - start
             with meter.of(Kind.FORWARD):
                 out = stage(payload, batch)
                 loss = sum(term.sum for term in out.found) if out.found else None
-            kept = books.live - start
-            handed_on = [t for t in out.payload.values() if t.requires_grad]
+            saved_bytes = books.live - start
+            outputs = [t for t in out.payload.values() if t.requires_grad]
             scored = [] if loss is None or not loss.requires_grad else [loss]
-            roots = scored + handed_on
-            gradients = [None for _ in scored] + [torch.ones_like(t) for t in handed_on]
-            handed, given = sum(t.nbytes for t in out.payload.values()), sum(t.nbytes for t in handed_on)
-            del out, loss, scored, handed_on
-            later.enabled = put_off
-            with meter.of(Kind.INPUT if put_off else Kind.BACKWARD):
+            roots = scored + outputs
+            gradients = [None for _ in scored] + [torch.ones_like(t) for t in outputs]
+            output_bytes, output_grad_bytes = (
+                sum(t.nbytes for t in out.payload.values()),
+                sum(t.nbytes for t in outputs),
+            )
+            del out, loss, scored, outputs
+            deferred.enabled = split_backward
+            with meter.of(Kind.INPUT if split_backward else Kind.BACKWARD):
                 if roots:
                     torch.autograd.backward(roots, gradients)
-            later.enabled = False
-            returned = sum(t.grad.nbytes for t in payload.values() if t.grad is not None)
+            deferred.enabled = False
+            input_grad_bytes = sum(t.grad.nbytes for t in payload.values() if t.grad is not None)
             del payload, roots, gradients
-            waiting, undone = books.live - start, later.drain()
-            if put_off:
+            deferred_bytes, deferred_work = books.live - start, deferred.drain()
+            if split_backward:
                 with meter.of(Kind.WEIGHT):
-                    _all(undone)
-            del undone
+                    _run_all(deferred_work)
+            del deferred_work
     return StageCost(
         passes={kind: found[-1] for kind, found in meter.found.items()},
-        kept=kept if learns else 0,  # what no gradient goes through is not kept
-        waiting=waiting if put_off else 0,
-        received=received,
-        returned=returned,
-        handed_on=handed,
-        given=given,
+        saved_bytes=saved_bytes if is_trained else 0,  # what no gradient goes through is not kept
+        deferred_bytes=deferred_bytes if split_backward else 0,
+        input_bytes=input_bytes,
+        input_grad_bytes=input_grad_bytes,
+        output_bytes=output_bytes,
+        output_grad_bytes=output_grad_bytes,
         gradients=sum(p.grad.nbytes for p in stage.parameters() if p.grad is not None),
     )
 
 
-def _all(undone: list[Callable[[], None]]) -> None:
-    for do in undone:
+def _run_all(deferred_work: list[Callable[[], None]]) -> None:
+    for do in deferred_work:
         do()

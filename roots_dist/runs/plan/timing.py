@@ -17,7 +17,7 @@ from torch import Tensor
 from roots_dist.assembly.rank_model import RankModel, build_model
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
-from roots_dist.runs.plan.rehearse import Silent, imagined, lowest_of, one_microbatch
+from roots_dist.runs.plan.rehearse import RecordingGroup, fake_mesh, first_trainable_stage, one_microbatch
 from roots_dist.schedule.actions import Kind
 from roots_dist.schedule.schedules import SCHEDULES
 from roots_dist.world.batch import MicroBatch
@@ -28,36 +28,38 @@ REPEATS = 3
 
 def time_passes(config: Config, layout: Layout, pp_rank: int, device: torch.device) -> dict[tuple[Kind, int], float]:
     """Of tensor rank 0. Needs the memory of one rank with one microbatch under way, less the optimizer's."""
-    model = build_model(config, imagined(layout, pp_rank, Silent(layout.tp) if layout.tp > 1 else None, device))
+    model = build_model(
+        config, fake_mesh(layout, pp_rank, RecordingGroup(layout.tp) if layout.tp > 1 else None, device)
+    )
     batch = one_microbatch(config).to(device)
-    put_off = SCHEDULES[config.parallel.schedule].splits_backward
+    split_backward = SCHEDULES[config.parallel.schedule].splits_backward
     for p in model.params:
         p.tensor.requires_grad_(p.name in model.trainable)
     return {
         (kind, index): statistics.median(seconds)
         for index in sorted(model.stages)
-        for kind, seconds in _of_stage(model, index, batch, put_off).items()
+        for kind, seconds in _of_stage(model, index, batch, split_backward).items()
     }
 
 
-def _of_stage(model: RankModel, index: int, batch: MicroBatch, put_off: bool) -> dict[Kind, list[float]]:
+def _of_stage(model: RankModel, index: int, batch: MicroBatch, split_backward: bool) -> dict[Kind, list[float]]:
     device, deferred, stage = batch.tokens.device, model.tp.deferred, model.stages[index]
-    above = index > lowest_of(model)
+    needs_input_grad = index > first_trainable_stage(model)
     found: dict[Kind, list[float]] = {}
     for repeat in range(REPEATS + 1):
-        payload = {name: _numbers(*spec, device, above) for name, spec in model.inputs[index](batch).items()}
+        payload = {name: _numbers(*spec, device, needs_input_grad) for name, spec in model.inputs[index](batch).items()}
         clock = _now(device)
         out = stage(payload, batch)
         loss = sum(term.sum for term in out.found) if out.found else None
         laps = {Kind.FORWARD: -clock + (clock := _now(device))}
-        handed_on = [t for t in out.payload.values() if t.requires_grad]
-        deferred.enabled = put_off
+        outputs = [t for t in out.payload.values() if t.requires_grad]
+        deferred.enabled = split_backward
         scored = [] if loss is None or not loss.requires_grad else [loss]
-        if roots := [*scored, *handed_on]:
-            torch.autograd.backward(roots, [*(None for _ in scored), *map(torch.ones_like, handed_on)])
-        laps[Kind.INPUT if put_off else Kind.BACKWARD] = -clock + (clock := _now(device))
+        if roots := [*scored, *outputs]:
+            torch.autograd.backward(roots, [*(None for _ in scored), *map(torch.ones_like, outputs)])
+        laps[Kind.INPUT if split_backward else Kind.BACKWARD] = -clock + (clock := _now(device))
         deferred.enabled = False
-        if put_off:
+        if split_backward:
             for do in deferred.drain():
                 do()
             laps[Kind.WEIGHT] = _now(device) - clock
@@ -66,9 +68,9 @@ def _of_stage(model: RankModel, index: int, batch: MicroBatch, put_off: bool) ->
     return found
 
 
-def _numbers(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, learns: bool) -> Tensor:
+def _numbers(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, is_trained: bool) -> Tensor:
     if dtype.is_floating_point:
-        return torch.randn(shape, dtype=dtype, device=device, requires_grad=learns)
+        return torch.randn(shape, dtype=dtype, device=device, requires_grad=is_trained)
     return torch.ones(shape, dtype=dtype, device=device)
 
 

@@ -25,7 +25,7 @@ SHOW_CURSOR = "\x1b[?25h"
 SHUTDOWN_S = 60
 """How long ranks may take to end after a signal, before they are killed: a step and a checkpoint."""
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-"""Handed on to the ranks. SIGUSR1 is what Slurm is told to send before a time limit (runs/train/stop.py)."""
+"""Handed on to the ranks. SIGUSR1 is what Slurm is told to send before a time limit (runs/train/stop_signal.py)."""
 
 
 def signals() -> str:
@@ -128,7 +128,7 @@ def _run(size: int, arguments: Sequence[str], records: Path) -> dict[int, int]:
 
 
 def _told_to_stop(exits: dict[int, int]) -> int | None:
-    """The exit code of ranks that were told to stop one by one, not by way of this process (runs/train/stop.py), and did."""
+    """The exit code of ranks that were told to stop one by one, not by way of this process (runs/train/stop_signal.py), and did."""
     ours = {128 + number for number in (signal.SIGTERM, signal.SIGUSR1)}
     late = {-signal.SIGTERM}  # had stopped too, and was about to leave when elastic ended it
     codes = set(exits.values())

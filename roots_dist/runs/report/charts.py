@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 from xml.etree.ElementTree import Element
@@ -43,7 +43,7 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     ]
 
 
-def thinned(line: Line) -> Iterator[tuple[int, float]]:
+def downsample(line: Line) -> Iterator[tuple[int, float]]:
     """All points, or of many the lowest and the highest among neighbours: spikes stay."""
     n = len(line.steps)
     points = list(zip(line.steps, line.values))
@@ -115,8 +115,8 @@ def line_chart(
     )
 
 
-def _curve(line: Line, x, y) -> Iterator[Element]:
-    points = [(x(step), y(value)) for step, value in thinned(line)]
+def _curve(line: Line, x: Callable[[float], float], y: Callable[[float], float]) -> Iterator[Element]:
+    points = [(x(step), y(value)) for step, value in downsample(line)]
     if len(points) > 1:
         path = "M" + "L".join(f"{px:.1f},{py:.1f}" for px, py in points)
         yield tag("path", d=path, class_=f"line {line.style} {colour(line.colour)}")
@@ -131,7 +131,7 @@ def legend(entries: Sequence[tuple[str, int]]) -> Element:
     )
 
 
-def bars(rows: Sequence[tuple[str, Sequence[tuple[str, float, int]], str]]) -> Element:
+def bar_chart(rows: Sequence[tuple[str, Sequence[tuple[str, float, int]], str]]) -> Element:
     """Stacked, each as long as any other: (name, [(part, amount, colour)], what it amounts to)."""
     left, right, step = 190.0, 84.0, 34.0
     room = WIDTH - left - right

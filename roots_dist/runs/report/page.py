@@ -10,14 +10,14 @@ from datetime import datetime, timezone
 from xml.etree.ElementTree import Element
 
 from roots_dist.config.schema import Config
-from roots_dist.runs.report.charts import COLOURS, Line, bars, colour, legend, line_chart
+from roots_dist.runs.report.charts import COLOURS, Line, bar_chart, colour, legend, line_chart
+from roots_dist.runs.report.layout_picture import layout_picture
 from roots_dist.runs.report.markup import Inside, document, table, tag
-from roots_dist.runs.report.placement import placement
-from roots_dist.runs.report.read import STEP_PARTS, Run
+from roots_dist.runs.report.run_record import STEP_PARTS, RunRecord
 from roots_dist.runs.report.style import style
+from roots_dist.runs.track.closing_lines import label_of
 from roots_dist.runs.track.curve import smooth, window
 from roots_dist.runs.track.progress import clock, short
-from roots_dist.runs.track.run_summary import label_of
 
 SAMPLES, SAMPLE_LETTERS = 3, 900
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -30,9 +30,9 @@ SMALL = (
 )
 
 
-def page(runs: Sequence[Run]) -> str:
+def page(runs: Sequence[RunRecord]) -> str:
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    sections = (_overview, _losses, _rates, _layouts, _times, _validations, _samples, _differences, _origins)
+    sections = (_overview, _losses, _rates, _layouts, _times, _validations, _samples, _config_differences, _origins)
     parts = [section(runs) for section in sections]
     head = tag(
         "head",
@@ -59,7 +59,7 @@ def _section(title: str, *inside: Inside | Sequence[Inside]) -> Element:
     return tag("section", tag("h2", title), *inside)
 
 
-def _name(runs: Sequence[Run], index: int) -> Element:
+def _name(runs: Sequence[RunRecord], index: int) -> Element:
     return tag("span", tag("i", class_=f"key back-{colour(index)}"), runs[index].name, class_="run")
 
 
@@ -67,8 +67,8 @@ def _number(value: object, form: Callable[[float], str] = short) -> str:
     return form(value) if isinstance(value, (int, float)) else "–"
 
 
-def _overview(runs: Sequence[Run]) -> Element:
-    rows = []
+def _overview(runs: Sequence[RunRecord]) -> Element:
+    rows: list[list[Inside]] = []
     for index, run in enumerate(runs):
         of = f" of {run.steps:,}" if run.steps is not None else ""
         trained = sum(seconds for part, seconds in run.seconds().items() if part not in ("evaluate", "checkpoint"))
@@ -82,11 +82,15 @@ def _overview(runs: Sequence[Run]) -> Element:
                 _number(run.last("data/tokens")),
                 _number(run.last("loss/train"), "{:.3f}".format),
                 _number(run.last("loss/validation"), "{:.3f}".format),
-                tag("span", clock(trained) if trained else "–", _beside(run, "time/step_s", "plan/step_s", "{:.3g} s")),
+                tag(
+                    "span",
+                    clock(trained) if trained else "–",
+                    _lower_bound(run, "time/step_s", "plan/step_s", "{:.3g} s"),
+                ),
                 tag(
                     "span",
                     _number(run.last("memory/peak_gib"), "{:.2f} GiB".format),
-                    _beside(run, None, "plan/memory_gib", "{:.2g} GiB"),
+                    _lower_bound(run, None, "plan/memory_gib", "{:.2g} GiB"),
                 ),
             ]
         )
@@ -102,10 +106,12 @@ def _overview(runs: Sequence[Run]) -> Element:
         "training",
         "memory",
     ]
-    return _section("Runs" if len(runs) > 1 else "The run", table(head, rows, "short"), [_trouble(run) for run in runs])
+    return _section(
+        "Runs" if len(runs) > 1 else "The run", table(head, rows, "short"), [_nonfinite_steps(run) for run in runs]
+    )
 
 
-def _beside(run: Run, measured: str | None, planned: str, form: str) -> Element | None:
+def _lower_bound(run: RunRecord, measured: str | None, planned: str, form: str) -> Element | None:
     """What a step took, and what it takes at least (accounting/bounds.py)."""
     least = run.last(planned)
     if not isinstance(least, (int, float)):
@@ -115,14 +121,14 @@ def _beside(run: Run, measured: str | None, planned: str, form: str) -> Element 
     return tag("small", f"{step}at least {form.format(least)}")
 
 
-def _trouble(run: Run) -> Inside:
-    if not run.not_finite:
+def _nonfinite_steps(run: RunRecord) -> Inside:
+    if not run.nonfinite_steps:
         return None
-    some = ", ".join(map(str, run.not_finite[:12])) + (" …" if len(run.not_finite) > 12 else "")
-    return tag("p", f"{run.name}: loss or gradient was not finite at {len(run.not_finite)} steps: {some}")
+    some = ", ".join(map(str, run.nonfinite_steps[:12])) + (" …" if len(run.nonfinite_steps) > 12 else "")
+    return tag("p", f"{run.name}: loss or gradient was not finite at {len(run.nonfinite_steps)} steps: {some}")
 
 
-def _losses(runs: Sequence[Run]) -> Element:
+def _losses(runs: Sequence[RunRecord]) -> Element:
     lines, losses, validations = [], [], []
     for index, run in enumerate(runs):
         (steps, values), (at, validation) = run.series("loss/train"), run.series("loss/validation")
@@ -133,7 +139,7 @@ def _losses(runs: Sequence[Run]) -> Element:
             Line(steps, smooth(values), index),
             Line(at, validation, index, "dots"),
         ]
-    marks = [(step, index) for index, run in enumerate(runs) for step in run.not_finite]
+    marks = [(step, index) for index, run in enumerate(runs) for step in run.nonfinite_steps]
     shown = _window(runs)
     words = "Training loss of each step (faint) and smoothed, validation loss (dashed), in nats per target"
     words += "; × a step whose loss or gradient was not finite." if marks else "."
@@ -144,7 +150,7 @@ def _losses(runs: Sequence[Run]) -> Element:
     return _section("Loss", legend([(run.name, i) for i, run in enumerate(runs)]), chart, tag("p", words, class_="dim"))
 
 
-def _window(runs: Sequence[Run]) -> tuple[float, float] | None:
+def _window(runs: Sequence[RunRecord]) -> tuple[float, float] | None:
     """Each run's own, so that one spike cannot blow it up, put together."""
     found = [
         window(losses or validation, validation)
@@ -154,7 +160,7 @@ def _window(runs: Sequence[Run]) -> tuple[float, float] | None:
     return (min(low for low, _ in found), max(high for _, high in found)) if found else None
 
 
-def _rates(runs: Sequence[Run]) -> Element:
+def _rates(runs: Sequence[RunRecord]) -> Element:
     figures = []
     for metric, words in SMALL:
         lines = [Line(*run.series(metric), index, "thin") for index, run in enumerate(runs)]
@@ -166,19 +172,21 @@ def _rates(runs: Sequence[Run]) -> Element:
     return _section("Step by step", tag("div", figures, class_="two"))
 
 
-def _layouts(runs: Sequence[Run]) -> Element | None:
+def _layouts(runs: Sequence[RunRecord]) -> Element | None:
     figures = []
     for run in runs:
         if run.layout:
             processes = "one process" if run.layout.world_size == 1 else f"{run.layout.world_size} processes"
             words = f"{run.name}: {run.layout}, {processes}"
             caption = tag("figcaption", words, tag("br"), _batch(run))
-            figures.append(tag("figure", caption, placement(run.layout), class_="whole" if run.layout.pp > 5 else None))
+            figures.append(
+                tag("figure", caption, layout_picture(run.layout), class_="whole" if run.layout.pp > 5 else None)
+            )
     note = "A box holds the tensor ranks of one place; stages from left to right, replicas from top to bottom."
     return _section("Layout", tag("div", figures, class_="two"), tag("p", note, class_="dim")) if figures else None
 
 
-def _batch(run: Run) -> str:
+def _batch(run: RunRecord) -> str:
     """`schedule 1f1b, ZeRO 1, 4 × 256 tokens × 2 microbatches × dp 1`"""
     micro, seq, batch = (run.config.get(key) for key in ("train.micro_batch", "data.seq_length", "train.global_batch"))
     words = f"schedule {run.config.get('parallel.schedule', '–')}, ZeRO {run.config.get('parallel.zero_stage', '–')}"
@@ -188,10 +196,11 @@ def _batch(run: Run) -> str:
     return words
 
 
-def _times(runs: Sequence[Run]) -> Element | None:
+def _times(runs: Sequence[RunRecord]) -> Element | None:
     spent = [run.seconds() for run in runs]
     order = [part for part in STEP_PARTS if any(part in seconds for seconds in spent)]
-    rows, found = [], []
+    rows: list[tuple[str, Sequence[tuple[str, float, int]], str]] = []
+    found: list[list[Inside]] = []
     for index, (run, seconds) in enumerate(zip(runs, spent)):
         if seconds:
             parts = [(STEP_PARTS[part], seconds[part], _paint(part)) for part in order if part in seconds]
@@ -203,7 +212,11 @@ def _times(runs: Sequence[Run]) -> Element | None:
     keys = legend([(STEP_PARTS[part], _paint(part)) for part in order])
     seconds_of = table(["", *(STEP_PARTS[part] for part in order)], found)
     return _section(
-        "Where the time went", keys, tag("div", bars(rows), class_="wide"), seconds_of, tag("p", note, class_="dim")
+        "Where the time went",
+        keys,
+        tag("div", bar_chart(rows), class_="wide"),
+        seconds_of,
+        tag("p", note, class_="dim"),
     )
 
 
@@ -212,9 +225,9 @@ def _paint(part: str) -> int:
     return min(list(STEP_PARTS).index(part), COLOURS - 1)
 
 
-def _validations(runs: Sequence[Run]) -> Element | None:
+def _validations(runs: Sequence[RunRecord]) -> Element | None:
     names = list(dict.fromkeys(name for run in runs for record in run.records for name in record if label_of(name)))
-    rows = []
+    rows: list[list[Inside]] = []
     for index, run in enumerate(runs):
         if any(run.series(name)[0] for name in names):
             rows.append([_name(runs, index), *(_progress(run, name) for name in names)])
@@ -224,7 +237,7 @@ def _validations(runs: Sequence[Run]) -> Element | None:
     return _section("Validation", table(["", *(label_of(name) for name in names)], rows), tag("p", note, class_="dim"))
 
 
-def _progress(run: Run, metric: str) -> Inside:
+def _progress(run: RunRecord, metric: str) -> Inside:
     steps, values = run.series(metric)
     if not values:
         return "–"
@@ -237,12 +250,12 @@ def _progress(run: Run, metric: str) -> Inside:
     )
 
 
-def _samples(runs: Sequence[Run]) -> Element | None:
-    found = [part for run in runs for part in _texts(run, titled=len(runs) > 1)]
+def _samples(runs: Sequence[RunRecord]) -> Element | None:
+    found = [part for run in runs for part in _run_samples(run, titled=len(runs) > 1)]
     return _section("Samples of text", found) if found else None
 
 
-def _texts(run: Run, titled: bool) -> Iterator[Element]:
+def _run_samples(run: RunRecord, titled: bool) -> Iterator[Element]:
     texts = [t for t in run.texts if isinstance(t.get("text"), str) and t["text"]]
     if titled and texts:
         yield tag("h3", run.name)
@@ -253,32 +266,34 @@ def _texts(run: Run, titled: bool) -> Iterator[Element]:
         yield tag("blockquote", tag("b", f"{given} ") if bar else given, said)
 
 
-def _differences(runs: Sequence[Run]) -> Element | None:
+def _config_differences(runs: Sequence[RunRecord]) -> Element | None:
     """Between the configs; of a single run from the defaults."""
     if len(runs) == 1:
         usual = {f"{s}.{k}": v for s, keys in Config().model_dump(mode="json").items() for k, v in keys.items()}
         given = runs[0].config
-        rows = [[key, _shown(value), _shown(usual.get(key))] for key, value in given.items() if value != usual.get(key)]
+        rows = [
+            [key, _format(value), _format(usual.get(key))] for key, value in given.items() if value != usual.get(key)
+        ]
         return _section("What the config changes", table(["key", "value", "default"], rows)) if rows else None
     keys = list(dict.fromkeys(key for run in runs for key in run.config))
-    rows = [[key, *(_shown(run.config.get(key)) for run in runs)] for key in keys]
+    rows = [[key, *(_format(run.config.get(key)) for run in runs)] for key in keys]
     rows = [row for row in rows if len(set(row[1:])) > 1]
     names = [_name(runs, index) for index in range(len(runs))]
     same = tag("p", "Nothing: the configs are equal.")
     return _section("What differs between the configs", table(["key", *names], rows) if rows else same)
 
 
-def _shown(value: object) -> str:
+def _format(value: object) -> str:
     if isinstance(value, list):
-        return ", ".join(map(_shown, value)) or "none"
+        return ", ".join(map(_format, value)) or "none"
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {_shown(inner)}" for name, inner in value.items())
+        return ", ".join(f"{name}: {_format(inner)}" for name, inner in value.items())
     if value is None:
         return "–"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _origins(runs: Sequence[Run]) -> Element | None:
+def _origins(runs: Sequence[RunRecord]) -> Element | None:
     flat = []
     for run in runs:
         versions = run.origin.get("versions")
@@ -286,6 +301,6 @@ def _origins(runs: Sequence[Run]) -> Element | None:
             {k: v for k, v in run.origin.items() if k != "versions"} | (versions if isinstance(versions, dict) else {})
         )
     keys = list(dict.fromkeys(key for facts in flat for key in facts))
-    rows = [[key.replace("_", " "), *(_shown(facts.get(key)) for facts in flat)] for key in keys]
+    rows = [[key.replace("_", " "), *(_format(facts.get(key)) for facts in flat)] for key in keys]
     names = [_name(runs, index) for index in range(len(runs))]
     return _section("Versions and machine", table(["", *names], rows)) if rows else None

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from roots_dist.runs.track.metrics import read_lines
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 
 BLUE, ORANGE, GREY, INK = "#2f6db5", "#d9622b", "#8a8f98", "#2b2f36"
 
 
-def series(records: Sequence[dict], name: str) -> tuple[list[int], list[float]]:
+def series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
     """Steps and values of one metric, without those that are not finite."""
     points = [(r["step"], r[name]) for r in records if isinstance(r.get(name), (int, float)) and math.isfinite(r[name])]
     return [step for step, _ in points], [value for _, value in points]
@@ -30,7 +35,7 @@ def smooth(values: Sequence[float]) -> list[float]:
     return out
 
 
-def _short(value: float, _=None) -> str:
+def _short(value: float, _: object = None) -> str:
     for unit in ("", "k", "M", "G", "T"):
         if abs(value) < 1000:
             break
@@ -95,7 +100,7 @@ def window(losses: Sequence[float], validation: Sequence[float]) -> tuple[float,
     return low - margin, high + margin
 
 
-def _tokens_above(axes, records: Sequence[dict]) -> None:
+def _tokens_above(axes: Axes, records: Sequence[dict[str, Any]]) -> None:
     """A second scale on top: tokens seen. It need not be straight, for the batch may grow."""
     steps, tokens = series(records, "data/tokens")
     if len(steps) < 2:
@@ -107,7 +112,11 @@ def _tokens_above(axes, records: Sequence[dict]) -> None:
     steps = [-beyond, 0, *steps, 2 * beyond]
     tokens = [-slope * beyond, 0, *tokens, tokens[-1] + slope * beyond]
     above = axes.secondary_xaxis(
-        "top", functions=(lambda x: np.interp(x, steps, tokens), lambda t: np.interp(t, tokens, steps))
+        "top",
+        functions=(
+            lambda x: np.interp(np.asarray(x, float), steps, tokens),
+            lambda t: np.interp(np.asarray(t, float), tokens, steps),
+        ),
     )
     above.set_xlabel("tokens")
     above.xaxis.set_major_formatter(_short)

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from roots_dist.files import replacing
 
@@ -30,7 +31,7 @@ NAMES = {
     "optim/lr": "learning rate of the step",
     "optim/grad_norm": "of the whole model's gradient, before clipping",
     "optim/grad_norm/decayed": "of what weight decay is for: matrices and embeddings",
-    "optim/grad_norm/undecayed": "of norms and biases; …/stepN: of what learns since step N",
+    "optim/grad_norm/no_decay": "of norms and biases; …/stepN: of what learns since step N",
     "data/tokens": "tokens since the run's beginning",
     "train/skipped_steps": "since the run's beginning, with train.nonfinite=skip",
     "time/step_s": "seconds per step",
@@ -76,11 +77,11 @@ class MetricsFile:
         self._texts.close()
 
 
-def _line(value: dict) -> str:
+def _line(value: dict[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def read_lines(path: Path) -> Iterator[dict]:
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a file, in order. A line that a kill has torn is left out, with a warning."""
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):

@@ -58,7 +58,7 @@ ORDER = (
 )
 """In which they are read."""
 ACCURACY = "accuracy/validation/"
-VALIDATION = (
+VALIDATION: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("loss/validation", lambda v: f"loss {v:.4f}"),
     ("perplexity/validation", lambda v: f"perplexity {v:.2f}"),
     ("bits_per_byte/validation", lambda v: f"bits per byte {v:.4f}"),

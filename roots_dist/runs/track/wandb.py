@@ -11,13 +11,18 @@ import logging
 import secrets
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal
 
 from roots_dist import environment
 from roots_dist.config.schema import Config
 from roots_dist.errors import needs
 from roots_dist.runs.track.background import first_line
 from roots_dist.scrub import scrub
+
+if TYPE_CHECKING:
+    from wandb import Run
+
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +63,7 @@ def open_wandb(
     return Wandb(wandb, _begin(wandb, mode, config, Path(folder), facts, known), logged_step, config.track.artifacts)
 
 
-def _mode(wandb, asked: str) -> Mode | None:
+def _mode(wandb: ModuleType, asked: str) -> Mode | None:
     """Offline without a key. `auto` follows WANDB_MODE, which wandb reads itself."""
     wanted = wandb.setup(wandb.Settings(silent=True)).settings.mode if asked == "auto" else asked
     if wanted == "disabled":
@@ -72,7 +77,9 @@ def _mode(wandb, asked: str) -> Mode | None:
     return "offline"
 
 
-def _begin(wandb, mode: Mode, config: Config, folder: Path, facts: Mapping[str, object], known: Collection[str]):
+def _begin(
+    wandb: ModuleType, mode: Mode, config: Config, folder: Path, facts: Mapping[str, object], known: Collection[str]
+) -> Run:
     """A W&B run of this folder: new, or the one that the folder has begun before."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = wandb.Settings(
@@ -87,7 +94,7 @@ def _begin(wandb, mode: Mode, config: Config, folder: Path, facts: Mapping[str, 
     )
     track = config.track
     shown = scrub({"project": track.project, "name": track.name or folder.resolve().name, "group": track.group}, known)
-    options = {
+    options: dict[str, Any] = {
         **shown,
         "tags": scrub(list(track.tags), known),
         "config": scrub({**config.model_dump(mode="json"), "facts": facts}, known),
@@ -98,11 +105,13 @@ def _begin(wandb, mode: Mode, config: Config, folder: Path, facts: Mapping[str, 
     }
     if mode == "online":
         try:
-            return wandb.init(mode="online", **options)
+            online: Run = wandb.init(mode="online", **options)
+            return online
         except Exception as error:
             log.warning("W&B does not answer, the run is written offline: %s", first_line(error))
             wandb.teardown()  # the attempt holds on to the run's id
-    return wandb.init(mode="offline", **options)
+    offline: Run = wandb.init(mode="offline", **options)
+    return offline
 
 
 def _identity(file: Path, anew: bool) -> str:
@@ -115,7 +124,7 @@ def _identity(file: Path, anew: bool) -> str:
 class Wandb:
     """A tracker. What W&B raises comes through: background.py takes care of it."""
 
-    def __init__(self, wandb, run, logged_step: int = -1, artifacts: bool = False):
+    def __init__(self, wandb: ModuleType, run: Run, logged_step: int = -1, artifacts: bool = False):
         self._wandb, self._run, self._logged, self._artifacts = wandb, run, logged_step, artifacts
         self._validations: list[dict[str, float]] = []
 

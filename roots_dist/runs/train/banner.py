@@ -11,7 +11,7 @@ import torch
 
 from roots_dist import environment
 from roots_dist.accounting.bounds import Bounds
-from roots_dist.accounting.peaks import gpu_peak, in_words, measured_cpu_peak
+from roots_dist.accounting.peaks import format_flops, gpu_peak, measured_cpu_peak
 from roots_dist.accounting.sizes import parameters
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
@@ -21,7 +21,7 @@ PEAK_S = 0.5
 """How long a CPU is measured."""
 
 
-def devices_peak(config: Config, mesh: Mesh) -> float | None:
+def peak_of_devices(config: Config, mesh: Mesh) -> float | None:
     """FLOP/s at best of all devices of the run: of GPUs by their makers' sheets, of CPU cores as measured now.
 
     Collective over the world. On each machine one rank measures, while the others sleep: waiting in a collective may spin.
@@ -46,13 +46,13 @@ def cores() -> int:
     return min(environment.cores(), psutil.cpu_count(logical=False) or environment.cores())
 
 
-def opening_lines(config: Config, mesh: Mesh, peak: float | None, bound: Bounds) -> str:
+def banner(config: Config, mesh: Mesh, peak: float | None, bound: Bounds) -> str:
     """What is about to happen: layout, size, engine, the peak that MFU is a share of, the arithmetic of the batch, and what
     it takes at least."""
     if peak is None:
         at_best = "peak of this GPU not known: no MFU"
     else:
-        at_best = f"peak {in_words(peak)} {'measured' if mesh.device.type == 'cpu' else 'by data sheet'}"
+        at_best = f"peak {format_flops(peak)} {'measured' if mesh.device.type == 'cpu' else 'by data sheet'}"
     engine = config.engine(mesh.dp.size)
     model = f"{mesh.layout}, {parameters(config):,} parameters, {engine} engine, {at_best}"
     return f"{model}\n{batch_arithmetic(config, mesh.layout)}\n{bound}"

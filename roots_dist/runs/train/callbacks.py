@@ -12,38 +12,39 @@ from collections.abc import Callable, Mapping
 import torch
 
 from roots_dist.accounting.flops import flops_per_step
+from roots_dist.errors import present
 from roots_dist.parallel.optim.lr_schedules import rate
 from roots_dist.runs.evaluate.held_out import score_held_out
 from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.request import Request
 from roots_dist.runs.generate.sampling import Sampling
-from roots_dist.runs.track.machine import peak_memory_gib
-from roots_dist.runs.train.session import Session
+from roots_dist.runs.track.machine_facts import peak_memory_gib
+from roots_dist.runs.train.state import TrainState
 from roots_dist.runs.train.step import StepReport
 from roots_dist.storage.checkpoint.keep import prune
 from roots_dist.storage.checkpoint.save import save
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.stopwatch import PARTS
 
-Callback = Callable[[Session, StepReport], None]
+Callback = Callable[[TrainState, StepReport], None]
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 16, 48
 SAMPLING = Sampling(0.8, top_p=0.95)
 
 
-def due(session: Session, every: int) -> bool:
+def is_due(state: TrainState, every: int) -> bool:
     """Every so many steps, and never at the end: what comes at the end is closing's business."""
-    return every > 0 and session.step % every == 0 and session.step < session.config.train.steps
+    return every > 0 and state.step % every == 0 and state.step < state.config.train.steps
 
 
-class Report:
+class ReportMetrics:
     """Numbers of the step to the trackers. Times and speeds are means over the steps since the last report; what other
     duties take (evaluation, samples, checkpoints) is not in them."""
 
-    def __init__(self, session: Session) -> None:
-        self._step, self._tokens, self._seconds = session.step, session.tokens, 0.0
+    def __init__(self, state: TrainState) -> None:
+        self._step, self._tokens, self._seconds = state.step, state.tokens, 0.0
         self._parts: Counter[str] = Counter()
-        self._watch = session.run.watch
+        self._watch = state.run.watch
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -51,13 +52,13 @@ class Report:
         self._since = time.perf_counter()
         self._watch.take()
 
-    def __call__(self, session: Session, report: StepReport) -> None:
-        config, step = session.config, session.step
+    def __call__(self, state: TrainState, report: StepReport) -> None:
+        config, step = state.config, state.step
         self._seconds += time.perf_counter() - self._since
         self._parts.update(self._watch.take())
         if step % config.train.log_every and step < config.train.steps:
             return
-        seconds, tokens = self._seconds, session.tokens - self._tokens
+        seconds, tokens = self._seconds, state.tokens - self._tokens
         per_step = seconds / (step - self._step)
         numbers = {
             "loss/train": report.loss,
@@ -65,24 +66,24 @@ class Report:
             "optim/lr": rate(config.optim, config.train.steps)(step - 1),
             "optim/grad_norm": report.grad_norm,
             **{f"optim/grad_norm/{group}": norm for group, norm in report.group_norms.items()},
-            "data/tokens": float(session.tokens),
+            "data/tokens": float(state.tokens),
             "time/step_s": per_step,
             "time/left_s": per_step * (config.train.steps - step),
             "speed/tokens_per_s": tokens / seconds,
-            **session.bounds.metrics(),
-            **of_ranks(self._parts, session.mesh, config.advanced.track_ranks),
+            **state.bounds.metrics(),
+            **rank_metrics(self._parts, state.mesh, config.advanced.track_ranks),
         }
         if config.train.nonfinite == "skip":
-            numbers["train/skipped_steps"] = float(session.skipped)
-        if session.peak_flops:
+            numbers["train/skipped_steps"] = float(state.skipped)
+        if state.peak_flops:
             flops = flops_per_step(config, tokens // config.data.seq_length)
-            numbers["util/mfu_fraction"] = flops / seconds / session.peak_flops
-        session.trackers.log(step, numbers)
-        self._step, self._tokens, self._seconds = step, session.tokens, 0.0
+            numbers["util/mfu_fraction"] = flops / seconds / state.peak_flops
+        state.trackers.log(step, numbers)
+        self._step, self._tokens, self._seconds = step, state.tokens, 0.0
         self._parts.clear()
 
 
-def of_ranks(parts: Mapping[str, float], mesh: Mesh, each: bool = False) -> dict[str, float]:
+def rank_metrics(parts: Mapping[str, float], mesh: Mesh, each: bool = False) -> dict[str, float]:
     """The most memory that a rank has held, and what its seconds went to, the mean over ranks; with `each` both of every
     rank, so that a slow one is seen. On a GPU of making batches alone: for the rest it would have to be stopped and waited
     for. One message. Collective over the world."""
@@ -99,88 +100,89 @@ def of_ranks(parts: Mapping[str, float], mesh: Mesh, each: bool = False) -> dict
     return found
 
 
-def evaluate(session: Session) -> None:
+def evaluate(state: TrainState) -> None:
     """Held-out loss now, logged, and held against the best so far. Collective over the world."""
-    if session.held_out is None:
+    if state.held_out is None:
         return
-    sequences, run = session.config.train.eval_sequences, session.run
+    sequences, run = state.config.train.eval_sequences, state.run
     since = time.perf_counter()
-    with session.trackers.doing("evaluating ..."):
-        found = score_held_out(run.passes, run.objective, session.held_out, sequences, session.bytes_per_token)
+    with state.trackers.doing("evaluating ..."):
+        found = score_held_out(run.passes, run.objective, state.held_out, sequences, state.bytes_per_token)
     metrics = found.metrics()
-    session.trackers.log(session.step, {**metrics, "time/evaluate_s": time.perf_counter() - since})
-    if session.best:
-        session.best.note(session.step, metrics)
+    state.trackers.log(state.step, {**metrics, "time/evaluate_s": time.perf_counter() - since})
+    if state.best:
+        state.best.note(state.step, metrics)
 
 
-def sample(session: Session) -> None:
+def sample(state: TrainState) -> None:
     """What the model makes of a held-out text, logged, if it writes. Collective over the world."""
-    writes = WRITES.get(session.config.model.family)
-    if writes is None or session.run.objective.words is None or session.held_out is None or session.tokenizer is None:
+    writes = WRITERS.get(state.config.model.family)
+    if writes is None or state.run.objective.words is None or state.held_out is None or state.tokenizer is None:
         return
-    with session.trackers.doing("writing a sample of text ..."):
-        given, said = map(session.tokenizer.decode, writes(session))
-    session.trackers.text(session.step, "sample", f"{given} | {said}")
+    with state.trackers.doing("writing a sample of text ..."):
+        given, said = map(state.tokenizer.decode, writes(state))
+    state.trackers.text(state.step, "sample", f"{given} | {said}")
 
 
-def _goes_on(session: Session) -> tuple[list[int], list[int]]:
+def _continue_text(state: TrainState) -> tuple[list[int], list[int]]:
     """A beginning, and how the model goes on."""
-    length = min(PROMPT_TOKENS, session.config.data.seq_length // 2)
-    beginning = _of_first_rank(session, next(session.held_out.evaluation(1)).tokens[0, :length])
-    return beginning, _said(session, beginning, min(SAMPLE_TOKENS, session.config.data.seq_length - length), start=None)
+    length = min(PROMPT_TOKENS, state.config.data.seq_length // 2)
+    beginning = _from_first_rank(state, next(present(state.held_out).evaluation(1)).tokens[0, :length])
+    return beginning, _generate(state, beginning, min(SAMPLE_TOKENS, state.config.data.seq_length - length), start=None)
 
 
-def _answers(session: Session) -> tuple[list[int], list[int]]:
+def _answer_text(state: TrainState) -> tuple[list[int], list[int]]:
     """The first part of what an encoder reads, and what its decoder says to all of it."""
-    batch = next(session.held_out.evaluation(1))
-    text, (start, *_) = (_of_first_rank(session, row[0]) for row in (batch.tokens, batch.decoder_tokens))
-    return text[:SAMPLE_TOKENS], _said(session, text, min(PROMPT_TOKENS, batch.decoder_tokens.shape[1]), start)
+    batch = next(present(state.held_out).evaluation(1))
+    answer = present(batch.decoder_tokens)
+    text, (start, *_) = (_from_first_rank(state, row[0]) for row in (batch.tokens, answer))
+    return text[:SAMPLE_TOKENS], _generate(state, text, min(PROMPT_TOKENS, answer.shape[1]), start)
 
 
-def _said(session: Session, text: list[int], count: int, start: int | None) -> list[int]:
-    request = Request(count, SAMPLING, session.config.train.seed + session.step)
-    ((answer,),) = decode(session.run.passes, [text], request, start=start, together=True)
+def _generate(state: TrainState, text: list[int], count: int, start: int | None) -> list[int]:
+    request = Request(count, SAMPLING, state.config.train.seed + state.step)
+    ((answer,),) = decode(state.run.passes, [text], request, start=start, together=True)
     return answer.tokens
 
 
-def _of_first_rank(session: Session, ids: torch.Tensor) -> list[int]:
-    return session.mesh.dp.sum_(ids.to(session.mesh.device) * (session.mesh.dp.rank == 0)).tolist()
+def _from_first_rank(state: TrainState, ids: torch.Tensor) -> list[int]:
+    return state.mesh.dp.sum_(ids.to(state.mesh.device) * (state.mesh.dp.rank == 0)).tolist()
 
 
-WRITES = {"gpt": _goes_on, "t5": _answers}
+WRITERS = {"gpt": _continue_text, "t5": _answer_text}
 """By family: what is given, and what the model says to it. Encoders write nothing."""
 
 
-def checkpoint(session: Session) -> None:
+def checkpoint(state: TrainState) -> None:
     """Collective over the world. One that did best is marked before any other may go."""
-    config, best = session.config.model_dump(mode="json"), session.best
+    config, best = state.config.model_dump(mode="json"), state.best
     since = time.perf_counter()
-    state = {"tokens": session.tokens, "skipped": session.skipped, "config": config, "best": best and best.saved()}
-    with session.trackers.doing("saving ..."):
-        path = save(session.folder, session.step, session.run.engine, session.run.params, session.mesh, state)
-        if session.mesh.rank == 0:
-            if best and best.step == session.step:
-                best.mark(session.folder)
-            prune(session.folder, session.config.checkpoint.keep)
-    session.saved = session.step
-    session.trackers.log(session.step, {"time/checkpoint_s": time.perf_counter() - since})
-    session.trackers.checkpoint(session.step, path)
+    saved = {"tokens": state.tokens, "skipped": state.skipped, "config": config, "best": best and best.saved()}
+    with state.trackers.doing("saving ..."):
+        path = save(state.folder, state.step, state.run.engine, state.run.params, state.mesh, saved)
+        if state.mesh.rank == 0:
+            if best and best.step == state.step:
+                best.mark(state.folder)
+            prune(state.folder, state.config.checkpoint.keep)
+    state.saved_step = state.step
+    state.trackers.log(state.step, {"time/checkpoint_s": time.perf_counter() - since})
+    state.trackers.checkpoint(state.step, path)
 
 
-def callbacks(session: Session) -> list[Callback]:
+def callbacks(state: TrainState) -> list[Callback]:
     """In the order in which they are done."""
-    report = Report(session)
+    report = ReportMetrics(state)
 
-    def every_so_often(session: Session, _: StepReport) -> None:
-        config = session.config
-        if due(session, config.train.eval_every):
-            evaluate(session)
-        if due(session, config.train.sample_every):
-            sample(session)
-        if due(session, config.checkpoint.every) or (
-            session.best and session.best.step == session.step < config.train.steps
+    def every_so_often(state: TrainState, _: StepReport) -> None:
+        config = state.config
+        if is_due(state, config.train.eval_every):
+            evaluate(state)
+        if is_due(state, config.train.sample_every):
+            sample(state)
+        if is_due(state, config.checkpoint.every) or (
+            state.best and state.best.step == state.step < config.train.steps
         ):
-            checkpoint(session)
+            checkpoint(state)
         report.restart_clock()
 
     return [report, every_so_often]

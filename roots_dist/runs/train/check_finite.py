@@ -25,9 +25,9 @@ class StepSums(NamedTuple):
     """What all ranks know of a step."""
 
     sums: dict[str, float]
-    trouble: NonFinite | None
+    nonfinite: NonFinite | None
     stop: int = 0
-    """The signal that told a rank to stop (runs/train/stop.py); 0: none."""
+    """The signal that told a rank to stop (runs/train/stop_signal.py); 0: none."""
 
 
 class NonFinite(NamedTuple):
@@ -68,7 +68,7 @@ def _all_finite(tensors: list[torch.Tensor], device: torch.device) -> torch.Tens
     return torch.isfinite(torch.stack(torch._foreach_norm(tensors)).double().sum())
 
 
-def _how(tensor: torch.Tensor) -> str:
+def _nonfinite_kind(tensor: torch.Tensor) -> str:
     return "is too large to be squared" if bool(torch.isfinite(tensor).all()) else "is not finite"
 
 
@@ -77,11 +77,11 @@ def _where(mesh: Mesh, params: list[Param], state: int) -> NonFinite:
     stage and its last parameter come first."""
     bad = next((p for p in params if not bool(_all_finite([p.tensor.data], mesh.device))), None)
     if bad:
-        state, what = WEIGHT, f"weight {bad.name} {_how(bad.tensor.data)}"
+        state, what = WEIGHT, f"weight {bad.name} {_nonfinite_kind(bad.tensor.data)}"
     elif state == GRADIENT:
-        trainable = [p for p in reversed(params) if p.tensor.grad is not None]
-        bad = next(p for p in trainable if not bool(_all_finite([p.tensor.grad], mesh.device)))
-        what = f"gradient of {bad.name} {_how(bad.tensor.grad)}"
+        gradients = [(p, p.tensor.grad) for p in reversed(params) if p.tensor.grad is not None]
+        bad, gradient = next(found for found in gradients if not bool(_all_finite([found[1]], mesh.device)))
+        what = f"gradient of {bad.name} {_nonfinite_kind(gradient)}"
     else:
         what = "loss is not finite" if state == LOSS else ""
     place = mesh.place

@@ -26,20 +26,20 @@ log = logging.getLogger(__name__)
 CLASSES = "head.classifier."
 
 
-def begin(run: Run) -> None:
+def load_init_weights(run: Run) -> None:
     """Take the weights of finetune.init_from, where the config has one. Collective over the world."""
     start = run.config.finetune.init_from
     if start is None:
         return
     checkpoint, there = chosen(Path(start)), config_of(start)
     tp = run.passes.model.tp
-    fresh, left = divided(run.config, there, tp)
+    fresh, left = compare_parameters(run.config, there, tp)
     load_start(checkpoint, run.engine, run.params, run.mesh, fresh=fresh, left=left)
     drawn = f"; begins anew: {_shown(fresh)}" if fresh else ""
     log.info("starts from %s%s", checkpoint, drawn)
 
 
-def divided(here: Config, there: Config, tp: TensorParallel) -> tuple[frozenset[str], frozenset[str]]:
+def compare_parameters(here: Config, there: Config, tp: TensorParallel) -> tuple[frozenset[str], frozenset[str]]:
     """Names of parameters that begin anew, and names that are left behind. Classes of other labels are other classes."""
     ours, theirs = outline(pieces_of(here, tp)), outline(pieces_of(there, tp))
     same_classes = (here.objective.name, here.finetune.labels) == (there.objective.name, there.finetune.labels)

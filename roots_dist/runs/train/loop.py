@@ -19,17 +19,25 @@ from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.learning.objectives import make_objective
 from roots_dist.learning.objectives.task_checks import cut_rows
 from roots_dist.parallel.optim.lr_schedules import rate
-from roots_dist.runs.track.run_summary import closing_lines
-from roots_dist.runs.track.summary import write_summary
+from roots_dist.runs.track.closing_lines import closing_lines
+from roots_dist.runs.track.summary_file import write_summary
 from roots_dist.runs.track.trackers import open_trackers
-from roots_dist.runs.train.banner import devices_peak, opening_lines
-from roots_dist.runs.train.best import best_of
+from roots_dist.runs.train.banner import banner, peak_of_devices
+from roots_dist.runs.train.best_evaluation import best_evaluation
 from roots_dist.runs.train.callbacks import callbacks, checkpoint, evaluate, sample
-from roots_dist.runs.train.folder import owned
+from roots_dist.runs.train.origin import without_secrets, write_origin
 from roots_dist.runs.train.resume import resume
-from roots_dist.runs.train.session import Session, without_secrets, write_origin
+from roots_dist.runs.train.run_folder import hold_folder
+from roots_dist.runs.train.state import TrainState
 from roots_dist.runs.train.step import train_step
-from roots_dist.runs.train.stop import FINISHED, STOPPED, Stop, listening, record_end, recorded
+from roots_dist.runs.train.stop_signal import (
+    FINISHED,
+    STOPPED,
+    StopSignal,
+    catch_stop_signals,
+    record_end,
+    record_failure,
+)
 from roots_dist.world.mesh import Mesh
 
 log = logging.getLogger(__name__)
@@ -40,12 +48,15 @@ def train(config: Config, mesh: Mesh) -> int:
     over the world."""
     config = without_secrets(config)
     folder = Path(config.track.folder)
-    with owned(folder) if mesh.rank == 0 else nullcontext():
-        with recorded(folder, f"rank {mesh.rank} ({mesh.place})", rank0=mesh.rank == 0), listening(folder) as stop:
+    with hold_folder(folder) if mesh.rank == 0 else nullcontext():
+        with (
+            record_failure(folder, f"rank {mesh.rank} ({mesh.place})", rank0=mesh.rank == 0),
+            catch_stop_signals(folder) as stop,
+        ):
             return train_in(folder, config, mesh, stop)
 
 
-def train_in(folder: Path, config: Config, mesh: Mesh, stop: Stop) -> int:
+def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal) -> int:
     """The folder is this run's alone. Collective over the world."""
     rank0, stopped = mesh.rank == 0, 0
     objective = make_objective(config)
@@ -56,51 +67,51 @@ def train_in(folder: Path, config: Config, mesh: Mesh, stop: Stop) -> int:
 
     run = build_run(config, mesh, objective=objective)
     done = resume(run, folder)
-    peak = devices_peak(config, mesh)
+    peak = peak_of_devices(config, mesh)
     bound = bounds(config, mesh.layout, peak)
     facts = write_origin(folder, config, mesh.layout, bound.facts()) if rank0 else None
-    log.info("\n".join([opening_lines(config, mesh, peak, bound), *(cut_rows(config) if rank0 else ())]))
+    log.info("\n".join([banner(config, mesh, peak, bound), *(cut_rows(config) if rank0 else ())]))
 
     with closing(open_trackers(config, folder, rank0=rank0, resumed_step=done.step, facts=facts)) as trackers:
-        best = best_of(config, done.best)
-        session = Session(
+        best = best_evaluation(config, done.best)
+        state = TrainState(
             config, run, folder, training, held_out, tokenizer, trackers, peak, bound, best, done.step, done.skipped
         )
         if done.step == 0:
-            evaluate(session)
+            evaluate(state)
         learning_rate = rate(config.optim, config.train.steps)
-        to_do = callbacks(session)
-        while session.goes_on and not stopped:
-            step = session.step
+        to_do = callbacks(state)
+        while state.should_continue and not stopped:
+            step = state.step
             batches = [batch.to(mesh.device) for batch in training.at(step)]
             run.watch.lap("data")
             report = train_step(run, batches, learning_rate(step), stop.signal)
-            session.step, stopped = step + 1, report.stop
+            state.step, stopped = step + 1, report.stop
             if report.skipped:
-                session.skipped += 1
+                state.skipped += 1
                 log.log(
                     logging.WARNING if rank0 else logging.DEBUG, "step %d is left out: %s", step + 1, report.skipped
                 )
             for duty in to_do:
-                duty(session, report)
-        if stopped and session.goes_on:  # there may be seconds left
-            if session.saved < session.step:
-                checkpoint(session)
-            said = f"{STOPPED} by {signal.Signals(stopped).name} after step {session.step}"
+                duty(state, report)
+        if stopped and state.should_continue:  # there may be seconds left
+            if state.saved_step < state.step:
+                checkpoint(state)
+            said = f"{STOPPED} by {signal.Signals(stopped).name} after step {state.step}"
             log.info("%s, with a checkpoint; the same command goes on from there", said)
             if rank0:
                 record_end(folder, said)
             return 128 + stopped
-        if done.step < session.step:
-            if session.step == config.train.steps:
-                evaluate(session)
-            if session.saved < session.step:
-                checkpoint(session)
-            sample(session)
+        if done.step < state.step:
+            if state.step == config.train.steps:
+                evaluate(state)
+            if state.saved_step < state.step:
+                checkpoint(state)
+            sample(state)
         else:
-            log.info("%s", session.why_over())
+            log.info("%s", state.reason_to_stop())
     if rank0:
-        record_end(folder, f"{FINISHED} after step {session.step}")
+        record_end(folder, f"{FINISHED} after step {state.step}")
         write_summary(config, mesh.layout, folder)
         closing_lines(config, folder)
     return 0

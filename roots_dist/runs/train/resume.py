@@ -19,8 +19,8 @@ from roots_dist.assembly.run import Run
 from roots_dist.config.init_from import FREE
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
-from roots_dist.runs.train.best import Best
-from roots_dist.runs.train.init_weights import begin
+from roots_dist.runs.train.best_evaluation import BestEvaluation
+from roots_dist.runs.train.init_weights import load_init_weights
 from roots_dist.storage.checkpoint.format import STATE_FILE, Manifest, checkpoints_folder, read_json, step_name
 from roots_dist.storage.checkpoint.keep import BEST_FILE, newest, sweep
 from roots_dist.storage.checkpoint.load import load, load_start
@@ -29,17 +29,17 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Done:
+class ResumePoint:
     """What has been done of a run."""
 
     step: int = 0
     skipped: int = 0
     """Of these, steps that changed nothing."""
     best: Mapping[str, object] = field(default_factory=dict)
-    """As runs/train/best.py saves it."""
+    """As runs/train/best_evaluation.py saves it."""
 
 
-def resume(run: Run, folder: Path) -> Done:
+def resume(run: Run, folder: Path) -> ResumePoint:
     """Load the run's newest checkpoint, if there is one and it is wanted; else begin. Collective over the world."""
     mesh = run.mesh
     if mesh.rank == 0 and not run.config.checkpoint.resume:
@@ -54,19 +54,19 @@ def resume(run: Run, folder: Path) -> Done:
     step += 1  # so that other ranks add nothing: rank 0 has looked, they may see a shared folder late
     last = int(mesh.world.sum_(step * (mesh.rank == 0)).item()) - 1
     if last < 0:
-        begin(run)
-        return Done()
+        load_init_weights(run)
+        return ResumePoint()
     checkpoint = checkpoints_folder(folder) / step_name(last)
     if last == 0:  # the folder of an import
         load_start(checkpoint, run.engine, run.params, mesh)
         log.info("starts from %s", checkpoint)
-        return Done()
+        return ResumePoint()
     state = load(checkpoint, run.engine, run.params, mesh)
     if mesh.rank == 0 and (state.get("best") or {}).get("step"):
-        Best(**state["best"]).mark(folder)  # where later checkpoints are gone, it may be another one
+        BestEvaluation(**state["best"]).mark(folder)  # where later checkpoints are gone, it may be another one
     changed = differences(state.get("config", {}), run.config)
     log.info("resumed after step %d%s", last, f" with {', '.join(changed)}" if changed else "")
-    return Done(last, state.get("skipped", 0), state.get("best") or {})
+    return ResumePoint(last, state.get("skipped", 0), state.get("best") or {})
 
 
 def set_aside(folder: Path) -> None:
@@ -100,7 +100,9 @@ def _another(key: str, value: object, was: object, checkpoint: Path, config: Con
     if key == "model.max_positions" and config.model.max_positions is None:
         expected = f"{was}, the number of learned positions {where}"
         shorter = (
-            f"set model.max_positions={was} if samples shall be shorter, " if config.data.seq_length < int(was) else ""
+            f"set model.max_positions={was} if samples shall be shorter, "
+            if config.data.seq_length < int(str(was))
+            else ""
         )
         return Problem(key="data.seq_length", found=value, expected=expected, fix=f"set it back, {shorter}{anew}")
     return Problem(key=key, found=value, expected=f"{was} as {where}", fix=f"set it back, {anew}")

@@ -42,34 +42,34 @@ def train_step(run: Run, batches: list[MicroBatch], lr: float, stop: int = 0) ->
         run.watch.lap("compute")
         sum_tied_gradients(run.params, run.ties)
         sum_partial_gradients(run.params)
-        sums, trouble, stop = sum_over_ranks(run.mesh, found, list(weights), run.params, stop)
+        sums, nonfinite, stop = sum_over_ranks(run.mesh, found, list(weights), run.params, stop)
         run.watch.lap(
             "pp_wait" if run.mesh.pp.size > 1 else "dp"
         )  # stages that are done first wait here for the others
-        if trouble:  # zeros travel through the reduction: nan would spread to every rank
+        if nonfinite:  # zeros travel through the reduction: nan would spread to every rank
             for gradient in (p.tensor.grad for p in run.params if p.tensor.grad is not None):
                 gradient.zero_()
     terms = {name: total / max(1, counts[name]) for name, total in sums.items()}
     loss = sum(weights[name] * value for name, value in terms.items())
-    if trouble:
+    if nonfinite:
         run.engine.zero_grad()
     else:
         update = run.engine.step(lr)
         run.watch.lap("dp")
         if math.isfinite(update.grad_norm):
             return StepReport(loss, update.grad_norm, terms, update.by_group, stop=stop)
-        trouble = NonFinite("the norm of all ranks' gradients together is not finite")  # the engine took no step
-    if trouble.in_weights or run.config.train.nonfinite == "stop":
-        raise NotFiniteError(_refusal(batches[0].step + 1, trouble))
-    return StepReport(loss, math.nan, terms, {}, skipped=trouble.where, stop=stop)
+        nonfinite = NonFinite("the norm of all ranks' gradients together is not finite")  # the engine took no step
+    if nonfinite.in_weights or run.config.train.nonfinite == "stop":
+        raise NotFiniteError(_nonfinite_message(batches[0].step + 1, nonfinite))
+    return StepReport(loss, math.nan, terms, {}, skipped=nonfinite.where, stop=stop)
 
 
-def _refusal(step: int, trouble: NonFinite) -> str:
-    if trouble.in_weights:
+def _nonfinite_message(step: int, nonfinite: NonFinite) -> str:
+    if nonfinite.in_weights:
         fix = "lower optim.lr and go on from a checkpoint before it: skipping steps cannot mend a weight"
     else:
         fix = "lower optim.lr, or leave such steps out with train.nonfinite=skip"
-    return f"step {step}: {trouble.where}. Fix: {fix}."
+    return f"step {step}: {nonfinite.where}. Fix: {fix}."
 
 
 def count_targets(run: Run, batches: list[MicroBatch]) -> dict[str, int]:

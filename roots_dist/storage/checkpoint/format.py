@@ -19,6 +19,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from roots_dist.errors import CheckpointError
 
@@ -150,7 +151,7 @@ def write_json(path: Path, value: object) -> None:
         os.fsync(file.fileno())
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(Path(path).read_bytes())
     except FileNotFoundError as error:

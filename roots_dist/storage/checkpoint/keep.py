@@ -55,7 +55,8 @@ def check_whole(folder: Path, step: int) -> None:
 
 
 def newest(run: Path) -> Path | None:
-    return (complete(run) or [None])[-1]
+    found = complete(run)
+    return found[-1] if found else None
 
 
 def best(run: Path) -> Path | None:

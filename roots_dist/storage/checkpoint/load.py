@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,7 +29,7 @@ Kinds = Callable[[str, int], Sequence[str]]
 FIX = "Fix: use the config that the checkpoint was saved with"
 
 
-def load(folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, *, verify: bool = True) -> dict:
+def load(folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, *, verify: bool = True) -> dict[str, Any]:
     """Set weights, moments and step count of the engine from a checkpoint of any layout; return its saved state.
 
     What has not learned yet, or never does, has no moments. Bias correction goes on from the optimizer's steps that were
@@ -59,7 +60,9 @@ def load(folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, *, v
 
 
 @torch.no_grad()
-def load_weights(folder: Path, params: Sequence[Param], mesh: Mesh | None = None, *, verify: bool = True) -> dict:
+def load_weights(
+    folder: Path, params: Sequence[Param], mesh: Mesh | None = None, *, verify: bool = True
+) -> dict[str, Any]:
     """Fill the parameters themselves from the master weights, in the parameters' dtype; return the saved state.
 
     For evaluation and generation, without an engine. Collective over the mesh, which one process may leave out.
@@ -109,7 +112,8 @@ class _Reader:
         self.files = {kind: read_index(folder, kind) for kind in STATE}
         self._open: dict[str, safe_open] = {}
 
-    def _entry(self, kind: str, name: str):
+    def _entry(self, kind: str, name: str) -> Any:
+        """safetensors' slice of a tensor, for which it has no type."""
         file = self.files[kind][name]
         try:
             if file not in self._open:
@@ -119,7 +123,8 @@ class _Reader:
             raise CheckpointError(f"{self.folder / file}: {name}: {error}. Fix: use another checkpoint.") from error
 
     def slice(self, kind: str, p: Param) -> Tensor:
-        return self._entry(kind, p.name)[p.mine]
+        mine: Tensor = self._entry(kind, p.name)[p.mine]
+        return mine
 
     def check(self, kind: str, p: Param, same_dtype: bool) -> None:
         if p.name not in self.files[kind]:

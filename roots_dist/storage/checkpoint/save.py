@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -54,7 +55,7 @@ def save(
     engine: Engine,
     params: Sequence[Param],
     mesh: Mesh,
-    state: dict,
+    state: dict[str, Any],
     *,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
@@ -95,7 +96,7 @@ def save(
 
 def _write_tensors(
     folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, together: SharedFailure, shard_bytes: int
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Write this rank's shards. Returns their names, sizes, hashes and tensors, as JSON. Collective over the world."""
     mine = [p for p in params if not p.is_copy]
     sizes = [torch.Size(p.spec.shape).numel() * master_dtype(p.tensor.dtype).itemsize for p in mine]
@@ -103,7 +104,7 @@ def _write_tensors(
     before, total = _shards_of_stages(plan.num_shards, mesh)
     missing = [plan.shard.count(number) for number in range(plan.num_shards)]
     collected: dict[str, dict[str, Tensor]] = {kind: {} for kind in STATE}
-    written: list[dict] = []
+    written: list[dict[str, Any]] = []
     for p, owner, shard in zip(mine, plan.owner, plan.shard):
         owner_dp, owner_tp = divmod(owner, mesh.tp.size)
         values = engine.read_state(p.name)
@@ -145,7 +146,7 @@ def _whole(p: Param, tensor: Tensor, owner_tp: int, mesh: Mesh) -> Tensor | None
     return assemble(p.spec.shape, zip(places, (piece.cpu() for piece in slices)))
 
 
-def write_shard(path: Path, tensors: dict[str, Tensor]) -> dict:
+def write_shard(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """To the disk. Returns name, size, hash and tensors, as JSON."""
     save_file(tensors, path, metadata={"format": "pt"})
     sync(path)
@@ -158,7 +159,7 @@ def part_file(folder: Path, rank: int) -> Path:
     return folder / f"part-{rank:05d}.json"
 
 
-def describe(folder: Path, step: int, state: dict, num_ranks: int) -> None:
+def describe(folder: Path, step: int, state: dict[str, Any], num_ranks: int) -> None:
     """From what each rank has written: the indices, the state, and last the manifest. On rank 0."""
     parts = []
     for rank in range(num_ranks):

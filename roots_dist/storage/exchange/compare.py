@@ -98,7 +98,7 @@ def their_logits(folder: Path, batch: MicroBatch) -> Tensor:
     inputs = {} if batch.decoder_tokens is None else {"decoder_input_ids": batch.decoder_tokens}
     with torch.no_grad():
         found = model.eval()(input_ids=batch.tokens, **inputs)
-    logits = (
+    logits: Tensor = (
         found.prediction_logits if "prediction_logits" in found else found.logits
     )  # BertForPreTraining has two heads
     return logits.float()

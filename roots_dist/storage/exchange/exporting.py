@@ -11,6 +11,7 @@ import importlib.util
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -126,8 +127,8 @@ def _weights(checkpoint: Path, model: Shapes) -> Tensors:
     return weights
 
 
-def _write_settings(folder: Path, settings: dict, config: Config, special: Mapping[str, int]) -> None:
-    ids = {f"{name}_token_id": i for name, i in special.items()}
+def _write_settings(folder: Path, settings: dict[str, Any], config: Config, special: Mapping[str, int]) -> None:
+    ids: dict[str, int | None] = {f"{name}_token_id": i for name, i in special.items()}
     ids |= {f"{name}_token_id": None for name in ("bos", "eos", "pad") if name not in special}
     if config.model.family == "t5":
         start = special.get("pad", 0)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from roots_dist import __version__
 from roots_dist.accounting.sizes import num_blocks
 from roots_dist.config.load import CONFIG_FILE, to_yaml
 from roots_dist.config.schema import Config
-from roots_dist.errors import ExchangeError
+from roots_dist.errors import ExchangeError, present
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.outline import shapes
 from roots_dist.parallel.tensor.collectives import TensorParallel
@@ -86,7 +87,7 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     return f"{run}: {what}{half}{spoken}"
 
 
-def _table(tree: Mapping, folder: Path, tensors: Tensors) -> tuple[Architecture, Head]:
+def _table(tree: Mapping[str, Any], folder: Path, tensors: Tensors) -> tuple[Architecture, Head]:
     """By the class that config.json names."""
     names, model_type = tree.get("architectures") or [None], tree.get("model_type", "")
     names = names if isinstance(names, list) else [names]
@@ -96,11 +97,11 @@ def _table(tree: Mapping, folder: Path, tensors: Tensors) -> tuple[Architecture,
     if names[0] == GENERATOR_CLASS:
         fix = f"name the discriminator's folder, and this one by --generator {folder}"
         raise refused(where, names[0], "ElectraForPreTraining: the generator is half of the model", fix)
-    if head is None:
+    if architecture is None or head is None:
         known = ", ".join(h.architecture for a in ARCHITECTURES.values() for h in a.heads)
         raise refused(where, names[0], f"one of {known}", "use a model of one of these classes")
     if head.architecture == "BertForMaskedLM" and "cls.seq_relationship.weight" in tensors.files:
-        head = architecture.head("BertForPreTraining")  # many a released BERT names the smaller class
+        head = present(architecture.head("BertForPreTraining"))  # many a released BERT names the smaller class
     return architecture, head
 
 
@@ -112,7 +113,7 @@ def _refuse_more_blocks_than_tensors(config: Config, tensors: Mapping[str, Tenso
         raise refused(where, f"{blocks:,} layers", f"at most {files:,}, the tensors there are", fix)
 
 
-def _values(tree: Mapping, architecture: Architecture, head: Head, folder: Path) -> dict[str, object]:
+def _values(tree: Mapping[str, Any], architecture: Architecture, head: Head, folder: Path) -> dict[str, object]:
     where = f"{folder}/config.json"
     values = read_settings(tree, architecture, where) | {"objective.name": head.learns[0]}
     if head.learns[0] in ("classify", "tag"):
@@ -120,7 +121,9 @@ def _values(tree: Mapping, architecture: Architecture, head: Head, folder: Path)
     return values
 
 
-def _of_generator(tree: Mapping, values: Mapping, architecture: Architecture, folder: Path) -> dict[str, object]:
+def _of_generator(
+    tree: Mapping[str, Any], values: Mapping[str, Any], architecture: Architecture, folder: Path
+) -> dict[str, object]:
     """Its own sizes; all else must be as the discriminator's."""
     found = read_settings(tree, architecture, f"{folder}/config.json")
     own = {"model.layers", "model.hidden", "model.heads", "model.ffn"}
@@ -199,7 +202,7 @@ def _write_checkpoint(run: Path, table: Sequence[Rule], config: Config, model: S
             if rule.ours:
                 yield from zip(rule.ours, rule.form.split(config, found.get(rule.theirs).to(torch.float32)))
 
-    written: list[dict] = []
+    written: list[dict[str, Any]] = []
 
     def write(number: int, total: int, tensors: dict[str, Tensor]) -> None:
         written.append({"kind": "weight", **write_shard(folder / shard_name("weight", number, total), tensors)})

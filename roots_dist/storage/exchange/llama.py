@@ -7,12 +7,14 @@ writes: both are written.
 
 from __future__ import annotations
 
+from typing import Any
+
 from roots_dist.storage.exchange.forms import QKV_BY_HEAD, WORDS
 from roots_dist.storage.exchange.gpt2 import ACTIVATIONS, BUFFERS, CLASSIFIER, SCORE
 from roots_dist.storage.exchange.table import QKV, Architecture, Entry, Fixed, Head, Key, same
 
 
-def _flat(tree: dict) -> dict:
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
     """rope_parameters (version 5) or rope_scaling (version 4) as keys of their own; what scales angles keeps its name."""
     for name in ("rope_scaling", "rope_parameters"):
         given = tree.pop(name, None)
@@ -24,18 +26,18 @@ def _flat(tree: dict) -> dict:
     return tree
 
 
-def _nested(tree: dict) -> dict:
+def _nested(tree: dict[str, Any]) -> dict[str, Any]:
     return tree | {"rope_parameters": {"rope_type": "default", "rope_theta": tree["rope_theta"]}}
 
 
-def _neox_nested(tree: dict) -> dict:
+def _neox_nested(tree: dict[str, Any]) -> dict[str, Any]:
     """With the share of a head that is turned, which would be a quarter if nobody said."""
     share, tree = tree["partial_rotary_factor"], _nested(tree)
     tree["rope_parameters"] |= {"partial_rotary_factor": share}
     return tree | {"rotary_pct": share, "rotary_emb_base": tree["rope_theta"]}
 
 
-def _neox_flat(tree: dict) -> dict:
+def _neox_flat(tree: dict[str, Any]) -> dict[str, Any]:
     """Version 4 calls it rotary_pct."""
     tree = _flat(tree)
     share = tree.pop("rotary_pct", None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -19,7 +20,7 @@ from roots_dist.errors import ConfigError, ExchangeError, Problem
 from roots_dist.storage.exchange.table import Architecture, Head, Key
 from roots_dist.storage.exchange.tensors import refused
 
-COMMON = (
+COMMON: tuple[tuple[str, object], ...] = (
     ("is_decoder", False), ("add_cross_attention", False), ("tie_encoder_decoder", False), ("pruned_heads", {}),
     ("cross_attention_hidden_size", None), ("quantization_config", None), ("sliding_window", None), ("layer_types", None),
     ("position_embedding_type", "absolute"), ("rope_interleaved", False),
@@ -130,7 +131,7 @@ HARMLESS = frozenset(
 """Keys that say nothing of what an unmasked forward pass computes: names, dropout of heads, generation, how it is run."""
 
 
-def read_settings(tree: Mapping, architecture: Architecture, where: str) -> dict[str, object]:
+def read_settings(tree: Mapping[str, Any], architecture: Architecture, where: str) -> dict[str, object]:
     """Of our config, what config.json says. Raises ExchangeError for the first thing that our model has not."""
     tree = architecture.flatten(dict(tree))
     found: dict[str, object] = dict(architecture.ours)
@@ -186,7 +187,7 @@ def config_of(values: Mapping[str, object], architecture: Architecture, where: s
     return config
 
 
-def labels_of(tree: Mapping, where: str) -> list[str]:
+def labels_of(tree: Mapping[str, Any], where: str) -> list[str]:
     """Names of the classes of a head, in the order of their outputs."""
     if tree.get("problem_type") not in (None, "single_label_classification"):
         raise _wrong(
@@ -257,7 +258,7 @@ def write_settings(config: Config, architecture: Architecture, head: Head) -> di
     return architecture.nest(tree)
 
 
-def _value(tree: Mapping, key: Key, where: str) -> object:
+def _value(tree: Mapping[str, Any], key: Key, where: str) -> object:
     """Of ours, what theirs says."""
     name = next((name for name in (key.theirs, *key.older) if name in tree), None)
     value = key.default if name is None else tree[name]

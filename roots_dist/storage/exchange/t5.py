@@ -6,6 +6,8 @@ there always, and tells it by scale_decoder_outputs.
 
 from __future__ import annotations
 
+from typing import Any
+
 from roots_dist.storage.exchange.forms import WORDS
 from roots_dist.storage.exchange.table import Architecture, Entry, Fixed, Head, Key, same
 
@@ -36,7 +38,7 @@ def _stack(name: str, cross: bool) -> tuple[Entry, ...]:
     )
 
 
-def _flat(tree: dict) -> dict:
+def _flat(tree: dict[str, Any]) -> dict[str, Any]:
     """One key for the scale."""
     scaled = tree.pop("scale_decoder_outputs", None)
     return tree if scaled is None else tree | {"tie_word_embeddings": scaled}

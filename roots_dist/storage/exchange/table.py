@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from roots_dist.config.schema import Config
 from roots_dist.storage.exchange.forms import SAME, Form
@@ -76,7 +76,7 @@ class Key(NamedTuple):
     ours: str
     default: object = None
     """What it is where config.json is silent."""
-    words: Mapping[str, object] | None = None
+    words: Mapping[Any, object] | None = None
     """Their word -> ours, where these differ. The first of theirs is written."""
     older: tuple[str, ...] = ()
     """Names of it in older files."""
@@ -128,9 +128,9 @@ class Architecture(NamedTuple):
     """An MLP of four times the width, whatever config.json says."""
     unused: tuple[str, ...] = ()
     """Patterns of tensors that some files have and that change nothing."""
-    flatten: Callable[[dict], dict] = lambda tree: tree
+    flatten: Callable[[dict[str, Any]], dict[str, Any]] = lambda tree: tree
     """config.json with nested keys on one level."""
-    nest: Callable[[dict], dict] = lambda tree: tree
+    nest: Callable[[dict[str, Any]], dict[str, Any]] = lambda tree: tree
     """The other way round, as both versions of transformers read it."""
 
     def head(self, architecture: str) -> Head | None:
@@ -165,9 +165,9 @@ def _expanded(entry: Entry, shapes: Shapes) -> Iterator[Rule]:
             ours = named(entry.ours)
             if all(name in shapes for name in ours):
                 some = True
-                yield Rule(
-                    *named([entry.theirs]), ours, entry.form, *map(named, (entry.copies, entry.echoes, entry.idle))
-                )
+                (theirs,) = named([entry.theirs])
+                copies, echoes, idle = map(named, (entry.copies, entry.echoes, entry.idle))
+                yield Rule(theirs, ours, entry.form, copies, echoes, idle)
         if not some:
             return
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -32,16 +33,18 @@ class Tensors:
         self._open: dict[str, safe_open] = {}
 
     def get(self, name: str) -> Tensor:
-        return self._read(name)[:]
+        whole: Tensor = self._read(name)[:]
+        return whole
 
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._read(name).get_shape())
 
     def dtype(self, name: str) -> str:
         """As safetensors spells it."""
-        return self._read(name).get_dtype()
+        return str(self._read(name).get_dtype())
 
-    def _read(self, name: str):
+    def _read(self, name: str) -> Any:
+        """safetensors' slice of a tensor, for which it has no type."""
         file = self.files[name]
         try:
             if file not in self._open:
@@ -79,7 +82,7 @@ def open_folder(folder: Path) -> Tensors:
     )
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path) -> dict[str, Any]:
     """Raises ExchangeError if it is not there, or no object."""
     try:
         value = json.loads(path.read_bytes())

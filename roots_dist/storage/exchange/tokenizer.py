@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import NAMES, found, ids_of
@@ -75,7 +76,7 @@ def write_tokenizer(config: Config, folder: Path) -> None:
     (folder / SETTINGS).write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def _settings(config: Config, beside: Path, named: Mapping[str, str], bos: str | None) -> dict:
+def _settings(config: Config, beside: Path, named: Mapping[str, str], bos: str | None) -> dict[str, Any]:
     """Version 5 of transformers names a class that version 4 refuses; the class that both know reads tokenizer.json as it is.
     Unless told which inputs a model has, it gives every model segments, which GPT-2 would add to its words."""
     given = read_json(beside) if beside.is_file() else {}
@@ -117,20 +118,22 @@ def _bos(config: Config, ids: Mapping[str, int]) -> str | None:
     return given if given in ids else _named(config, ids).get("eos")
 
 
-def _post_processor(family: str, named: Mapping[str, str], ids: Mapping[str, int]) -> dict | None:
+def _post_processor(family: str, named: Mapping[str, str], ids: Mapping[str, int]) -> dict[str, Any] | None:
     """[CLS] A [SEP] B [SEP], or A </s> B </s>; a decoder's texts are left as they are."""
 
-    def special(name: str, segment: int) -> dict:
+    def special(name: str, segment: int) -> dict[str, Any]:
         return {"SpecialToken": {"id": named[name], "type_id": segment}}
 
-    def text(which: str, segment: int) -> dict:
+    def text(which: str, segment: int) -> dict[str, Any]:
         return {"Sequence": {"id": which, "type_id": segment}}
 
     if family in ("bert", "electra") and {"cls", "sep"} <= named.keys():
-        single, names = [special("cls", 0), text("A", 0), special("sep", 0)], ("cls", "sep")
+        names: tuple[str, ...] = ("cls", "sep")
+        single = [special("cls", 0), text("A", 0), special("sep", 0)]
         pair = [*single, text("B", 1), special("sep", 1)]
     elif family == "t5" and "eos" in named:
-        single, names = [text("A", 0), special("eos", 0)], ("eos",)
+        names = ("eos",)
+        single = [text("A", 0), special("eos", 0)]
         pair = [*single, text("B", 0), special("eos", 0)]
     else:
         return None
@@ -138,7 +141,7 @@ def _post_processor(family: str, named: Mapping[str, str], ids: Mapping[str, int
     return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
 
 
-def _tree(path: str | Path) -> dict:
+def _tree(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         fix = "run the command in the folder that the path begins in"
         raise refused("data.tokenizer", str(path), "the run's tokenizer.json", fix)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from roots_dist import environment
 from roots_dist.checks.facts import free_memory, version_of
 from roots_dist.cluster_profile import Finding, RankFacts, hosts_of, named
-from roots_dist.runs.doctor.meet import own_address
+from roots_dist.runs.doctor.rendezvous import own_address
 
 if TYPE_CHECKING:
     import torch
@@ -88,15 +88,15 @@ def versions(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
     """Every rank whose versions differ from most ranks'; of equally many, those of the lowest rank count."""
     hosts = hosts_of(ranks)
     for name, fix in FIXES.items():
-        said = {facts.rank: facts.versions.get(name) for facts in sorted(ranks, key=lambda facts: facts.rank)}
-        usual, agree = Counter(said.values()).most_common(1)[0]  # of equals the first that was met
-        for other in sorted({v for v in said.values() if v != usual}, key=str):
-            differing = [rank for rank, value in said.items() if value == other]
+        values = {facts.rank: facts.versions.get(name) for facts in sorted(ranks, key=lambda facts: facts.rank)}
+        usual, agree = Counter(values.values()).most_common(1)[0]  # of equals the first that was met
+        for other in sorted({v for v in values.values() if v != usual}, key=str):
+            differing = [rank for rank, value in values.items() if value == other]
             yield Finding(
                 check="versions",
                 where=named(differing, hosts),
                 found=f"{name} {other or 'missing'}",
-                expected=f"{usual or 'none'} as on {agree} of {len(said)} ranks",
+                expected=f"{usual or 'none'} as on {agree} of {len(values)} ranks",
                 fix=fix.format(usual=usual),
             )
 
@@ -143,7 +143,7 @@ def addresses(ranks: Sequence[RankFacts], backend: str) -> Iterator[Finding]:
     """Hosts whose name leads back to themselves: gloo would tell the others to connect to their own machine."""
     if backend != "gloo" or len({facts.host for facts in ranks}) == 1:
         return
-    for facts in one_of_each_host(ranks):
+    for facts in first_rank_of_each_host(ranks):
         if facts.address is not None and facts.address.startswith("127."):
             yield Finding(
                 check="addresses",
@@ -154,9 +154,9 @@ def addresses(ranks: Sequence[RankFacts], backend: str) -> Iterator[Finding]:
             )
 
 
-def room(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
+def check_space(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
     """Hosts whose temporary folder or shared memory is nearly full."""
-    for facts in one_of_each_host(ranks):
+    for facts in first_rank_of_each_host(ranks):
         here = sum(other.host == facts.host for other in ranks)
         if facts.disk_free < DISK_LEAST:
             yield Finding(
@@ -176,7 +176,7 @@ def room(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
             )
 
 
-def one_of_each_host(ranks: Sequence[RankFacts]) -> list[RankFacts]:
+def first_rank_of_each_host(ranks: Sequence[RankFacts]) -> list[RankFacts]:
     """The lowest rank of each host, in the order of ranks."""
     first: dict[str, RankFacts] = {}
     for facts in sorted(ranks, key=lambda facts: facts.rank):

@@ -18,7 +18,7 @@ from roots_dist.world.batch import PADDING, KVCache, MicroBatch
 from roots_dist.world.mesh import Axis
 
 
-class Reader:
+class CachedDecoder:
     """Every rank of a replica makes one and calls its methods together.
 
     together: all data ranks read the same texts, and the first one's model says what comes next. A live run needs that
@@ -66,10 +66,10 @@ class Reader:
         self._texts = self._texts[rows]
         self._lacking = None if self._lacking is None else self._lacking[rows]
 
-    def agreed(self, mine: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    def broadcast(self, mine: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """What the rank made of the logits that has them (or the first of those ranks), on all ranks, on the CPU. mine:
         None on the ranks that have none."""
-        return agreed(self._axis, mine if self._speaks else None, shape, dtype, self._texts.device)
+        return broadcast(self._axis, mine if self._speaks else None, shape, dtype, self._texts.device)
 
     def _batch(self, new: Tensor) -> MicroBatch:
         cache = self._cache
@@ -89,7 +89,9 @@ class Reader:
         )
 
 
-def agreed(axis: Axis, mine: Tensor | None, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+def broadcast(
+    axis: Axis, mine: Tensor | None, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> Tensor:
     """What one rank of the axis knows (all others have None), on all of them, on the CPU. Collective over the axis."""
     told = torch.zeros(*shape, dtype=dtype, device=device)
     if mine is not None:

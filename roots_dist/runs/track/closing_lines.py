@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -64,7 +65,7 @@ def closing_lines(config: Config, folder: Path) -> None:
         console.print(f"next   {roots} verify {folder / 'config.yaml'}")
 
 
-def _rows(first: Mapping) -> Iterator[tuple[str, str]]:
+def _rows(first: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """(label, metric) of what an evaluation has logged. The accuracy of one term needs no name, that of next words none."""
     alone = sum(name.startswith("accuracy/validation/") for name in first) == 1
     for name in first:

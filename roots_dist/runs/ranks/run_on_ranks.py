@@ -31,8 +31,8 @@ Body = Callable[[Config, World, Layout], "int | None"]
 """The exit code; None: 0."""
 
 
-def start(
-    verb: Verb, subject: str, overrides: Sequence[str], processes: int | None = None, words: Sequence[str] = ()
+def run_on_ranks(
+    verb: Verb, subject: str, overrides: Sequence[str], processes: int | None = None, arguments: Sequence[str] = ()
 ) -> int:
     """Exit code of `roots VERB SUBJECT OVERRIDES`, or of this rank of it. words: the command line that starts the other
     ranks, where it says more than that."""
@@ -51,26 +51,28 @@ def start(
                 f"--processes {processes}: {world.launcher} has started this process. Fix: leave --processes out."
             )
         return be_rank(world, lambda: verb.fit(verb.read(subject, overrides), world.size), body, verb)
-    asked = verb.read(subject, overrides)
-    gpus = environment.gpus() if asked.config.train.device != "cpu" else 0
+    loaded = verb.read(subject, overrides)
+    gpus = environment.gpus() if loaded.config.train.device != "cpu" else 0
     if not verb.uses_all_gpus:
-        gpus = min(gpus, asked.config.parallel.tp * asked.config.parallel.pp)
-    size = local.processes_for(asked.config, processes, gpus)
-    loaded = verb.fit(asked, size)
-    layout = ready(loaded, size, local_size=size, needless=verb.not_required)
+        gpus = min(gpus, loaded.config.parallel.tp * loaded.config.parallel.pp)
+    size = local.processes_for(loaded.config, processes, gpus)
+    loaded = verb.fit(loaded, size)
+    layout = ready(loaded, size, local_size=size, ignored_keys=verb.not_required)
     verb.check(loaded.config)
     if size > 1:
-        command = ["-m", "roots_dist", *(words or (verb.name, subject, *overrides))]
+        command = ["-m", "roots_dist", *(arguments or (verb.name, subject, *overrides))]
         return local.launch(size, command, loaded.config.advanced.threads, what=str(layout))
     return be_rank(environment.alone(), lambda: loaded, body, verb)
 
 
-def ready(loaded: Loaded, world_size: int, local_size: int | None, needless: frozenset[str] = frozenset()) -> Layout:
+def ready(
+    loaded: Loaded, world_size: int, local_size: int | None, ignored_keys: frozenset[str] = frozenset()
+) -> Layout:
     """The layout of a run that can start, else ConfigError with all that is wrong. With `local_size`, this machine
     is looked at too."""
     config = loaded.config
     found = facts.gather(config, local_size) if local_size is not None else None
-    problems = [problem for problem in checks.check(config, world_size, found) if problem.key not in needless]
+    problems = [problem for problem in checks.check(config, world_size, found) if problem.key not in ignored_keys]
     if problems:
         raise ConfigError(loaded.located(problems))
     return checks.layout_for(config, world_size)

@@ -34,7 +34,7 @@ RANKS = 2
 
 
 @dataclass(frozen=True)
-class Command:
+class DoctorOptions:
     """The command line."""
 
     config: str | None
@@ -47,7 +47,7 @@ class Command:
     """All of it, to start other ranks with."""
 
 
-def start(command: Command, processes: int | None = None) -> int:
+def run_doctor(options: DoctorOptions, processes: int | None = None) -> int:
     """Exit code of `roots doctor`, or of this rank of it."""
     world = environment.discover()
     if world is not None:
@@ -55,31 +55,31 @@ def start(command: Command, processes: int | None = None) -> int:
             raise UserError(
                 f"--processes {processes}: {world.launcher} has started this process. Fix: leave --processes out."
             )
-        return _be_rank(world, command)
-    loaded = _loaded(command)
+        return _be_rank(world, options)
+    loaded = _loaded(options)
     size = _processes(loaded, processes)
     layout = _layout(loaded, size)
     if size == 1:
-        return _be_rank(environment.alone(), command)
+        return _be_rank(environment.alone(), options)
     with tempfile.TemporaryDirectory(prefix="roots-doctor-") as folder:
-        written = command.json or Path(folder) / "profile.json"
+        written = options.json or Path(folder) / "profile.json"
         written.unlink(missing_ok=True)  # of an earlier examination
-        words = (*command.words, *(() if command.json else ("--json", str(written))))
+        words = (*options.words, *(() if options.json else ("--json", str(written))))
         threads = loaded.config.advanced.threads if loaded else None
         code = local.launch(size, ["-m", "roots_dist", *words], threads, what=str(layout or "roots doctor"))
         return code or int(not read_profile(written).healthy)
 
 
-def _be_rank(world: World, command: Command) -> int:
+def _be_rank(world: World, options: DoctorOptions) -> int:
     """One rank's life. Ends the process at once where a thread is still stuck in what it could not finish."""
     faulthandler.enable()
     if world.size > 1:
         die_with_parent(world.launcher_pid)
     with guarded(RankIdentity(world.rank, world.size, records=Path(world.failures) if world.failures else None)):
-        loaded = _loaded(command)
+        loaded = _loaded(options)
         layout = _layout(loaded, world.size)
         logs.setup(world.rank, f"rank {world.rank}" if world.size > 1 else "")
-        code, clean = _visit(world, command, loaded.config if loaded else None, layout)
+        code, clean = _examine_and_show(world, options, loaded.config if loaded else None, layout)
     sys.stdout.flush()
     sys.stderr.flush()
     code = (
@@ -90,37 +90,39 @@ def _be_rank(world: World, command: Command) -> int:
     return code
 
 
-def _visit(world: World, command: Command, config: Config | None, layout: Layout | None) -> tuple[int, bool]:
+def _examine_and_show(
+    world: World, options: DoctorOptions, config: Config | None, layout: Layout | None
+) -> tuple[int, bool]:
     """The exit code, the same on every rank; and whether this process can end as usual."""
     import torch
 
-    from roots_dist.runs.doctor.board import Board
-    from roots_dist.runs.doctor.examine import ExamineOptions, Tools, examine, write_up
-    from roots_dist.runs.doctor.meet import meet
-    from roots_dist.runs.doctor.show import show
+    from roots_dist.runs.doctor.coordinator import Coordinator
+    from roots_dist.runs.doctor.examine import ExamineOptions, Probes, build_profile, examine
+    from roots_dist.runs.doctor.profile_table import show
+    from roots_dist.runs.doctor.rendezvous import rendezvous
     from roots_dist.runs.ranks.join import device_for
 
     begin = time.monotonic()
     logs.ignore_warnings_of_libraries()
-    tools = Tools()
-    asked = ExamineOptions(config, layout, command.folder, command.quick, command.wait_s)
+    probes = Probes()
+    what = ExamineOptions(config, layout, options.folder, options.quick, options.wait_s)
     device = device_for(config or Config(), world)
     threads = config.advanced.threads if config else None
     torch.set_num_threads(threads or max(1, environment.cores() // world.local_size))
-    board = Board(meet(world, command.wait_s, tools.host), world.rank, world.size)
-    examine(board, world, device, asked, tools)
-    found = write_up(board, world, device, asked, time.monotonic() - begin) if world.rank == 0 else None
-    code = board.tell("exit code", None if found is None else int(not found.healthy))
-    board.leave()
+    coordinator = Coordinator(rendezvous(world, options.wait_s, probes.host), world.rank, world.size)
+    examine(coordinator, world, device, what, probes)
+    found = build_profile(coordinator, world, device, what, time.monotonic() - begin) if world.rank == 0 else None
+    code = coordinator.broadcast("exit code", None if found is None else int(not found.healthy))
+    coordinator.leave()
     if found is not None:
         show(found)
-        if command.json is not None:
-            _write(found, command.json)
-    return code, not (board.overdue or torch.distributed.is_initialized())
+        if options.json is not None:
+            _write(found, options.json)
+    return code, not (coordinator.thread_is_stuck or torch.distributed.is_initialized())
 
 
-def _loaded(command: Command) -> Loaded | None:
-    return read(command.config, command.overrides) if command.config is not None else None
+def _loaded(options: DoctorOptions) -> Loaded | None:
+    return read(options.config, options.overrides) if options.config is not None else None
 
 
 def _layout(loaded: Loaded | None, size: int) -> Layout | None:
@@ -133,11 +135,11 @@ def _layout(loaded: Loaded | None, size: int) -> Layout | None:
         raise ConfigError(loaded.located(error.problems)) from None
 
 
-def _processes(loaded: Loaded | None, asked: int | None) -> int:
+def _processes(loaded: Loaded | None, requested: int | None) -> int:
     if loaded is None:
-        return asked or environment.gpus() or RANKS
+        return requested or environment.gpus() or RANKS
     gpus = environment.gpus() if loaded.config.train.device != "cpu" else 0
-    return local.processes_for(loaded.config, asked, gpus)
+    return local.processes_for(loaded.config, requested, gpus)
 
 
 def _write(found: Profile, path: Path) -> None:

@@ -28,12 +28,12 @@ class FolderError(UserError):
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
+def hold_folder(folder: Path) -> Iterator[None]:
     """Hold the run's folder, which is made if need be. Raises FolderError if another process holds it, and in place of
     what the work inside raises when there is no room left."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
+        with lock_folder(folder):
             yield
     except OSError as error:
         if error.errno not in FULL:
@@ -48,7 +48,7 @@ def owned(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Raises FolderError if another process holds the folder."""
     with open(folder / LOCK_FILE, "a+", encoding="utf-8") as lock:
         try:

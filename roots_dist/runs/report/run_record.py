@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -23,7 +24,7 @@ from roots_dist.errors import Problem, UserError
 from roots_dist.layout import Layout
 from roots_dist.runs.track.curve import series
 from roots_dist.runs.track.metrics import METRICS_FILE, TEXTS_FILE, read_lines
-from roots_dist.runs.track.summary import SUMMARY_FILE
+from roots_dist.runs.track.summary_file import SUMMARY_FILE
 from roots_dist.scrub import scrub, scrub_text
 from roots_dist.world.stopwatch import PARTS
 
@@ -42,7 +43,7 @@ STEP_PARTS = {
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     name: str
     records: Sequence[Mapping[str, object]]
     texts: Sequence[Mapping[str, object]]
@@ -61,7 +62,7 @@ class Run:
         return values[-1] if values else None
 
     @cached_property
-    def not_finite(self) -> list[int]:
+    def nonfinite_steps(self) -> list[int]:
         """Steps whose loss or gradient was no number."""
         names = ("loss/train", "optim/grad_norm")
         return [r["step"] for r in self.records if any(name in r and r[name] is None for name in names)]  # type: ignore[misc]
@@ -104,7 +105,7 @@ class Run:
         return {part: seconds for part, seconds in found.items() if seconds > 0}
 
 
-def read_runs(folders: Sequence[Path], known: Collection[str]) -> list[Run]:
+def read_runs(folders: Sequence[Path], known: Collection[str]) -> list[RunRecord]:
     """Each with a name of its own. Raises UserError naming a folder that holds no run."""
     runs = [_read(folder, known) for folder in folders]
     names = [run.name for run in runs]
@@ -114,7 +115,7 @@ def read_runs(folders: Sequence[Path], known: Collection[str]) -> list[Run]:
     ]
 
 
-def _read(folder: Path, known: Collection[str]) -> Run:
+def _read(folder: Path, known: Collection[str]) -> RunRecord:
     config_file, metrics = folder / CONFIG_FILE, folder / METRICS_FILE
     if not config_file.is_file() and not metrics.is_file():
         expected = f"the folder of a run, with config.yaml or {METRICS_FILE}"
@@ -126,12 +127,12 @@ def _read(folder: Path, known: Collection[str]) -> Run:
     records, texts = ([*read_lines(path)] if path.is_file() else [] for path in (metrics, folder / TEXTS_FILE))
     origin, summary = (_json(folder / name) for name in ("origin.json", SUMMARY_FILE))
     flat = {f"{s}.{k}": v for s, keys in tree.items() if isinstance(keys, dict) for k, v in keys.items()}
-    return Run(
+    return RunRecord(
         name=scrub_text(str(flat.get("track.name") or folder.resolve().name), known),
         records=records,
         texts=texts,
-        config=scrub(flat, known),  # type: ignore[arg-type]
-        origin=scrub(origin, known),  # type: ignore[arg-type]
+        config=scrub(flat, known),
+        origin=scrub(origin, known),
         summary=summary,
         layout=layout_of(str(origin.get("layout"))),
         parameters=_parameters(tree),
@@ -156,7 +157,7 @@ def layout_of(words: str) -> Layout | None:
     return Layout(**{axis: int(n) for axis, n in parts.items()})
 
 
-def _parameters(tree: dict) -> int | None:
+def _parameters(tree: dict[str, Any]) -> int | None:
     try:
         return parameters(Config.model_validate(tree))
     except (ValidationError, ArithmeticError, AssertionError, KeyError):

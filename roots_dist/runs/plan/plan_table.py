@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from roots_dist.accounting.peaks import in_words
+from roots_dist.accounting.peaks import format_flops
 from roots_dist.accounting.sizes import parameters
-from roots_dist.runs.plan.machine import Machine
+from roots_dist.runs.plan.cluster_speed import ClusterSpeed
 from roots_dist.runs.plan.predict import Plan, RankPlan
 
 UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
@@ -19,7 +19,7 @@ def size(count: float) -> str:
     return f"{count / unit:.3g} {name}"
 
 
-def lines(plan: Plan, machine: Machine | None) -> list[str]:
+def lines(plan: Plan, machine: ClusterSpeed | None) -> list[str]:
     """A table of pipeline ranks, and where the time goes."""
     layout = plan.layout
     head = ["pp", "parameters", *COLUMNS, *(f"sent {axis}" for axis in ("tp", "pp", "dp"))]
@@ -41,14 +41,14 @@ def _row(rank: RankPlan) -> list[str]:
     ]
 
 
-def _time(plan: Plan, machine: Machine | None) -> list[str]:
+def _time(plan: Plan, machine: ClusterSpeed | None) -> list[str]:
     most = f"tensors of the process that needs most: {size(plan.peak)}; the libraries and what lies between tensors come on top"
     if machine is None or plan.seconds is None:
         return [most, "time: not known without a cluster profile (roots doctor --json FILE, then --profile FILE)"]
     parts = ", ".join(f"{name} {seconds:.3g}" for name, seconds in asdict(plan.seconds).items())
     share = "" if plan.mfu is None else f", MFU {plan.mfu:.1%}"
-    rate = f"{in_words(machine.flops_per_s)} of products, {size(machine.bytes_per_s)}/s of memory"
-    rate += f", {machine.each_s * 1e6:.3g} µs an operation"
+    rate = f"{format_flops(machine.flops_per_s)} of products, {size(machine.bytes_per_s)}/s of memory"
+    rate += f", {machine.op_overhead_s * 1e6:.3g} µs an operation"
     return [most, f"{plan.seconds.step:.3g} s per step{share}: {parts}", f"each process: {rate}"]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from roots_dist.cluster_profile import Finding, named
 from roots_dist.errors import EnvironmentProblem
-from roots_dist.runs.doctor.deadline import Overdue, within
+from roots_dist.runs.doctor.deadline import DeadlineExceeded, run_with_deadline
 
 PAUSES_S = (0.002, 0.1)
 """Between two looks at the store: at first, and when nothing comes for a while (hundreds of ranks look at one server)."""
@@ -30,20 +30,20 @@ class Stopped(Exception):
     """A rank failed or is silent: no rank goes on. Rank 0 has the findings."""
 
 
-class Board:
+class Coordinator:
     """One rank's view. `said` and `findings` are filled on rank 0 only."""
 
     def __init__(self, store: Any, rank: int, size: int):
         self.store, self.rank, self.size = store, rank, size
-        self.said: dict[str, dict[int, Any]] = {}
+        self.answers: dict[str, dict[int, Any]] = {}
         """Round -> rank -> its answer."""
         self.findings: list[Finding] = []
         self.hosts: dict[int, str] = {}
         """Of the ranks whose host is known."""
-        self.overdue = False
+        self.thread_is_stuck = False
         """A thread of this process is still at some work."""
 
-    def ask(
+    def run_round(
         self, round: str, seconds: float, work: Callable[[], Any], silence: str = "", fix: str = FIX
     ) -> dict[int, Any]:
         """Every rank does `work`, for `seconds` at most. Returns all answers on rank 0, nothing on the others.
@@ -52,13 +52,13 @@ class Board:
         what `silence` says of the silent. Raises EnvironmentProblem where rank 0 itself is silent.
         """
         end = time.monotonic() + seconds + SLACK_S
-        self._put(f"{round}/{self.rank}", self._answer(seconds, work))
+        self._set(f"{round}/{self.rank}", self._answer(seconds, work))
         if self.rank != 0:
             if self._get(f"{round}/word", seconds + 2 * SLACK_S) != "go":
                 raise Stopped
             return {}
         answers = self._collect(round, end - time.monotonic())
-        self.said[round] = {rank: answer["said"] for rank, answer in answers.items() if "said" in answer}
+        self.answers[round] = {rank: answer["said"] for rank, answer in answers.items() if "said" in answer}
         silent = Finding(
             check="answers",
             where="",
@@ -66,17 +66,17 @@ class Board:
             expected=f"it within {seconds + SLACK_S:g} s",
             fix=fix if silence else FIX,
         )
-        self._note(round, answers, silent, fix)
-        whole = len(self.said[round]) == self.size
-        self._put(f"{round}/word", "go" if whole else "stop")
-        if not whole:
+        self._note_failures(round, answers, silent, fix)
+        complete = len(self.answers[round]) == self.size
+        self._set(f"{round}/word", "go" if complete else "stop")
+        if not complete:
             raise Stopped
-        return self.said[round]
+        return self.answers[round]
 
-    def tell(self, what: str, value: Any = None, seconds: float = 2 * SLACK_S) -> Any:
+    def broadcast(self, what: str, value: Any = None, seconds: float = 2 * SLACK_S) -> Any:
         """Rank 0's value, on every rank. Raises EnvironmentProblem if rank 0 says nothing."""
         if self.rank == 0:
-            self._put(what, value)
+            self._set(what, value)
             return value
         return self._get(what, seconds)
 
@@ -84,19 +84,19 @@ class Board:
         """The store ends with rank 0, which therefore leaves last."""
         self.store.set(f"bye/{self.rank}", b"-")
         if self.rank == 0:
-            self._there([f"bye/{rank}" for rank in range(self.size)], BYE_S)
+            self._wait_for_keys([f"bye/{rank}" for rank in range(self.size)], BYE_S)
 
     def _answer(self, seconds: float, work: Callable[[], Any]) -> dict[str, Any]:
         try:
-            return {"said": within(seconds, work)}
-        except Overdue as error:
-            self.overdue = True
+            return {"said": run_with_deadline(seconds, work)}
+        except DeadlineExceeded as error:
+            self.thread_is_stuck = True
             return {"trouble": str(error)}
         except Exception as error:  # of any kind: what a broken cluster makes libraries raise is not foreseen
             lines = str(error).strip().splitlines() or ["no reason given"]
             return {"trouble": f"{type(error).__name__}: {lines[0]}"}
 
-    def _note(self, round: str, answers: dict[int, dict[str, Any]], silent: Finding, fix: str) -> None:
+    def _note_failures(self, round: str, answers: dict[int, dict[str, Any]], silent: Finding, fix: str) -> None:
         """Who is silent first: it may be why others were in trouble."""
         troubles: dict[str, list[int]] = {}
         for rank, answer in answers.items():
@@ -110,24 +110,24 @@ class Board:
 
     def _collect(self, round: str, seconds: float) -> dict[int, dict[str, Any]]:
         keys = {rank: f"{round}/{rank}" for rank in range(self.size)}
-        if not self._there(keys.values(), seconds):
+        if not self._wait_for_keys(keys.values(), seconds):
             keys = {rank: key for rank, key in keys.items() if self.store.check([key])}
         return {rank: json.loads(self.store.get(key)) for rank, key in keys.items()}
 
-    def _put(self, key: str, value: Any) -> None:
+    def _set(self, key: str, value: Any) -> None:
         self.store.set(key, json.dumps(value).encode())
 
     def _get(self, key: str, seconds: float) -> Any:
         why = f"within {seconds:g} s"
         try:
-            if self._there([key], seconds):
+            if self._wait_for_keys([key], seconds):
                 return json.loads(self.store.get(key))
         except RuntimeError:  # torch's DistNetworkError
             why = "and the store that it keeps is gone"
         word = key.partition("/")[0]
         raise EnvironmentProblem(f"{named([0], self.hosts)} = silent: expected its word on {word}, {why}. Fix: {FIX}.")
 
-    def _there(self, keys: Iterable[str], seconds: float) -> bool:
+    def _wait_for_keys(self, keys: Iterable[str], seconds: float) -> bool:
         """Looks again and again: a wait that times out leaves torch's store with a complaint on stderr."""
         keys, end = list(keys), time.monotonic() + seconds
         pause, longest = PAUSES_S

@@ -51,7 +51,7 @@ def write(folder: Path, token: str, rank: int) -> Wrote:
         return Wrote(rank=rank, trouble=why(error), bytes_per_s=None, free=None)
 
 
-def look(folder: Path, token: str, writers: Sequence[int]) -> list[int]:
+def find_unseen(folder: Path, token: str, writers: Sequence[int]) -> list[int]:
     """The ranks whose files are not seen from here."""
     unseen, end = list(writers), time.monotonic() + PATIENCE_S
     while True:
@@ -61,7 +61,7 @@ def look(folder: Path, token: str, writers: Sequence[int]) -> list[int]:
         time.sleep(0.05)
 
 
-def clear(folder: Path, token: str, rank: int) -> None:
+def remove_file(folder: Path, token: str, rank: int) -> None:
     """Take this rank's files away; the last one takes the folder too."""
     mine = _file(folder, token, rank)
     with suppress(OSError):

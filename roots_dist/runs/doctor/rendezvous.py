@@ -17,7 +17,7 @@ from roots_dist import environment
 from roots_dist.environment import World
 from roots_dist.errors import EnvironmentProblem
 from roots_dist.files import why
-from roots_dist.runs.doctor.deadline import Overdue, within
+from roots_dist.runs.doctor.deadline import DeadlineExceeded, run_with_deadline
 
 RESOLVE_S = 10.0
 HANDSHAKE_S = 5.0
@@ -28,7 +28,7 @@ STORE_S = 30.0
 """For one request to the store."""
 
 
-def meet(world: World, wait_s: float, host: str) -> Any:
+def rendezvous(world: World, wait_s: float, host: str) -> Any:
     """The world's store, once this rank is connected with it. Raises EnvironmentProblem that names what is in the way.
 
     Rank 0 listens, unless torch elastic's agent does. `host` is this machine's name, for the message.
@@ -41,24 +41,24 @@ def meet(world: World, wait_s: float, host: str) -> Any:
     resolve(world.master_addr, me)
     if world.rank == 0 and not environment.agent_listens():
         return _listen(world, me)
-    knock(world.master_addr, world.master_port, wait_s, me)
+    wait_until_listening(world.master_addr, world.master_port, wait_s, me)
     return _connect(world, me)
 
 
 def resolve(address: str, me: str, seconds: float = RESOLVE_S) -> list[str]:
     """The numbers that an address stands for. Raises EnvironmentProblem if it is unknown or nobody answers in time."""
     try:
-        found = within(seconds, lambda: socket.getaddrinfo(address, None, type=socket.SOCK_STREAM))
+        found = run_with_deadline(seconds, lambda: socket.getaddrinfo(address, None, type=socket.SOCK_STREAM))
         return sorted({str(entry[4][0]) for entry in found})
-    except (OSError, UnicodeError, Overdue) as error:
-        raise _refusal(
+    except (OSError, UnicodeError, DeadlineExceeded) as error:
+        raise _problem(
             f"MASTER_ADDR = {address!r} on {me}",
             f"a name or number that this host can resolve ({why(error)})",
             "set it to rank 0's host as this one knows it (getent hosts NAME), or mend DNS or /etc/hosts here",
         ) from None
 
 
-def knock(address: str, port: int, seconds: float, me: str) -> None:
+def wait_until_listening(address: str, port: int, seconds: float, me: str) -> None:
     """Return as soon as somebody listens there. Raises EnvironmentProblem when nobody has within `seconds`."""
     end = time.monotonic() + seconds
     while True:
@@ -67,7 +67,7 @@ def knock(address: str, port: int, seconds: float, me: str) -> None:
             return
         except OSError as error:
             if time.monotonic() > end:
-                raise _refusal(
+                raise _problem(
                     f"MASTER_ADDR:MASTER_PORT = {address}:{port} on {me}",
                     f"rank 0 listening there within {seconds:g} s ({why(error)})",
                     "see that rank 0 has started on that host and no firewall is between, or wait longer with --wait",
@@ -81,7 +81,7 @@ def _listen(world: World, me: str) -> Any:
     except RuntimeError as error:  # torch's DistNetworkError
         if "EADDRINUSE" not in str(error):
             raise
-        raise _refusal(
+        raise _problem(
             f"MASTER_PORT = {world.master_port} on {me}",
             f"a free port, and {listener(world.master_port)} has it",
             f"end that process, or choose another MASTER_PORT ({free_port()} is free there)",
@@ -91,9 +91,9 @@ def _listen(world: World, me: str) -> Any:
 def _connect(world: World, me: str) -> Any:
     """On a thread: a foreign server that accepts and says nothing keeps torch's client for ever."""
     try:
-        return within(HANDSHAKE_S, lambda: _store(world, listens=False))
-    except (RuntimeError, Overdue):
-        raise _refusal(
+        return run_with_deadline(HANDSHAKE_S, lambda: _store(world, listens=False))
+    except (RuntimeError, DeadlineExceeded):
+        raise _problem(
             f"MASTER_ADDR:MASTER_PORT = {world.master_addr}:{world.master_port} on {me}",
             "rank 0's store there, and something else answers",
             "end what listens on that port of that host, or choose another MASTER_PORT",
@@ -113,7 +113,7 @@ def listener(port: int) -> str:
 
     with suppress(psutil.Error, OSError):
         for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            if connection.status == psutil.CONN_LISTEN and connection.laddr[1:2] == (port,) and connection.pid:
                 return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
     return "another process"
 
@@ -121,7 +121,7 @@ def listener(port: int) -> str:
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("", 0))
-        return probe.getsockname()[1]
+        return int(probe.getsockname()[1])
 
 
 def own_address(host: str) -> str | None:
@@ -132,5 +132,5 @@ def own_address(host: str) -> str | None:
         return None
 
 
-def _refusal(found: str, expected: str, fix: str) -> EnvironmentProblem:
+def _problem(found: str, expected: str, fix: str) -> EnvironmentProblem:
     return EnvironmentProblem(f"{found}: expected {expected}. Fix: {fix}.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from roots_dist.accounting.flops import CONVENTIONS
 from roots_dist.accounting.sizes import parameters
@@ -24,7 +25,7 @@ LAST = (
 """Of these the last one logged."""
 
 
-def summary(records: Iterable[Mapping], config: Config, layout: Layout) -> dict[str, object]:
+def summary(records: Iterable[Mapping[str, Any]], config: Config, layout: Layout) -> dict[str, object]:
     """Seconds are those of all steps together, over interruptions; evaluation and checkpoints are not in them."""
     last: dict[str, object] = {}
     before: dict[str, object] = {}

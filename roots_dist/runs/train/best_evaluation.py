@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from roots_dist.config.schema import Config
 from roots_dist.files import write_atomically
@@ -18,7 +19,7 @@ from roots_dist.storage.checkpoint.keep import BEST_FILE
 
 
 @dataclass
-class Best:
+class BestEvaluation:
     metric: str
     """as logged: loss/validation, accuracy/validation/classify …"""
     patience: int
@@ -41,7 +42,7 @@ class Best:
             self.waited += 1
 
     @property
-    def over(self) -> bool:
+    def should_stop(self) -> bool:
         return 0 < self.patience <= self.waited
 
     def mark(self, folder: Path) -> None:
@@ -52,7 +53,7 @@ class Best:
         return asdict(self)
 
 
-def best_of(config: Config, saved: Mapping[str, object]) -> Best | None:
+def best_evaluation(config: Config, saved: Mapping[str, object]) -> BestEvaluation | None:
     """Of a run that fine-tunes, or that may stop early; gone on with from what a checkpoint says, if it is the same
     metric."""
     f = config.finetune
@@ -61,5 +62,7 @@ def best_of(config: Config, saved: Mapping[str, object]) -> Best | None:
     metric = {"loss": "loss/validation", "accuracy": f"accuracy/validation/{config.objective.name}"}.get(
         f.metric, f"{f.metric}/validation"
     )
-    told = {key: saved[key] for key in ("step", "value", "waited")} if saved.get("metric") == metric else {}
-    return Best(metric, f.patience, **told)
+    told: dict[str, Any] = (
+        {key: saved[key] for key in ("step", "value", "waited")} if saved.get("metric") == metric else {}
+    )
+    return BestEvaluation(metric, f.patience, **told)

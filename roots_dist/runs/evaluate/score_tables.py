@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from roots_dist.errors import present
 from roots_dist.runs.evaluate.answers import Answers
-from roots_dist.runs.evaluate.baseline import Compared
+from roots_dist.runs.evaluate.baseline import NgramBaselines
 from roots_dist.runs.evaluate.held_out import Score
 from roots_dist.runs.evaluate.task_metrics import class_scores
 
@@ -83,12 +85,13 @@ def sources_table(found: Score) -> Table:
 def classes_tables(found: Score) -> list[Table]:
     """Precision, recall and F1 of each class; and of a few, which was taken for which."""
     table = plain("label", "precision", "recall", "F1", "examples")
-    for label, one in zip(found.labels, class_scores(found.table)):
+    counts = present(found.table)
+    for label, one in zip(found.labels, class_scores(counts)):
         table.add_row(label, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", f"{one.support:,}")
     if len(found.labels) > MOST_CLASSES:
         return [table]
     confusion = plain("label \\ guess", *found.labels)
-    for label, row in zip(found.labels, found.table.tolist()):
+    for label, row in zip(found.labels, counts.tolist()):
         confusion.add_row(label, *(f"{count:,}" for count in row))
     return [table, confusion]
 
@@ -96,10 +99,11 @@ def classes_tables(found: Score) -> list[Table]:
 def answers_lines(found: Answers) -> list[str]:
     """How many are right, and some of them: question | expected | said."""
     shown = [
-        " | ".join((_end(one.question), _beginning(one.expected), _beginning(one.said))) for one in found.asked[:SHOWN]
+        " | ".join((_end(one.question), _beginning(one.expected), _beginning(one.answer)))
+        for one in found.questions[:SHOWN]
     ]
     return [
-        f"exact match  {found.exact_match:.4f} of {len(found.asked):,} greedy answers",
+        f"exact match  {found.exact_match:.4f} of {len(found.questions):,} greedy answers",
         "question | expected | said",
         *shown,
     ]
@@ -113,18 +117,18 @@ def _beginning(text: str) -> str:
     return text if len(text) <= LONGEST else text[:LONGEST] + " …"
 
 
-def compared_table(found: Compared, model: Score) -> list[object]:
+def ngram_table(found: NgramBaselines, model: Score) -> list[object]:
     """Each baseline, then the model."""
     table = plain("model", "loss", "perplexity", *(["bits per byte"] if model.bits_per_byte else []))
     for name, loss in [*found.orders, ("this run", model.loss)]:
         row = [name, f"{loss:.4f}", f"{math.exp(loss):.2f}"]
-        row += [f"{loss / math.log(2) / model.bytes_per_token:.4f}"] if model.bits_per_byte else []
+        row += [f"{loss / math.log(2) / present(model.bytes_per_token):.4f}"] if model.bits_per_byte else []
         table.add_row(*row)
     part = "" if found.used == found.available else f" of {found.available:,}"
     return [table, f"n-grams: modified Kneser-Ney, from {found.used:,}{part} training tokens"]
 
 
-def harness_table(results: Mapping) -> str:
+def harness_table(results: Mapping[str, Any]) -> str:
     from lm_eval.utils import make_table
 
     tables = [make_table(dict(results)), make_table(dict(results), "groups") if results.get("groups") else ""]

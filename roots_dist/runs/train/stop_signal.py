@@ -26,7 +26,7 @@ FAILED, STOPPED, FINISHED = "failed", "stopped", "finished"
 """The first words of ended.txt. It is gone while the run is at work; no file at all: it was killed."""
 
 
-class Stop:
+class StopSignal:
     """signal: which one this process got; 0: none so far."""
 
     def __init__(self) -> None:
@@ -34,10 +34,10 @@ class Stop:
 
 
 @contextmanager
-def listening(folder: Path) -> Iterator[Stop]:
+def catch_stop_signals(folder: Path) -> Iterator[StopSignal]:
     """From here on the signals end nothing by themselves, unless a rank of this run has failed: then there is no next
     step, and this rank is gone at once. Does nothing outside the main thread, where Python takes no signals."""
-    stop = Stop()
+    stop = StopSignal()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
@@ -58,18 +58,18 @@ def listening(folder: Path) -> Iterator[Stop]:
         ours.close()
 
 
-def _wait(signals: socket.socket, stop: Stop, ended: Path) -> None:
+def _wait(signals: socket.socket, stop: StopSignal, ended: Path) -> None:
     """Python writes the number of each signal into the other end as soon as it comes."""
     while came := signals.recv(1):
         if came[0] not in SIGNALS:
             continue
-        if how_it_ended(ended).startswith(FAILED):
+        if read_end(ended).startswith(FAILED):
             os._exit(128 + came[0])
         stop.signal = stop.signal or came[0]  # Slurm and torchrun may both tell: the second says nothing new
 
 
 @contextmanager
-def recorded(folder: Path, who: str, rank0: bool) -> Iterator[None]:
+def record_failure(folder: Path, who: str, rank0: bool) -> Iterator[None]:
     """A failure inside is written down by the rank whose own it is, the first of them. who: `rank 3 (pp0 dp0 tp1)`."""
     if rank0:
         (folder / ENDED).unlink(missing_ok=True)
@@ -87,7 +87,7 @@ def record_end(folder: Path, text: str) -> None:
     write_if_possible(folder / ENDED, f"{text}\n{time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n")
 
 
-def how_it_ended(path: Path) -> str:
+def read_end(path: Path) -> str:
     """The line of ended.txt; empty where there is none."""
     try:
         return path.read_text(encoding="utf-8").partition("\n")[0]

@@ -6,8 +6,13 @@ import platform
 import resource
 import sys
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 import psutil
+
+if TYPE_CHECKING:
+    import torch
+
 
 PACKAGES = ("roots_dist", "torch", "deepspeed", "numpy", "safetensors", "tokenizers")
 
@@ -33,7 +38,7 @@ def machine_facts() -> dict[str, object]:
     }
 
 
-def peak_memory_gib(device) -> float:
+def peak_memory_gib(device: torch.device) -> float:
     """The most this process has held so far: of the GPU's memory what torch allocated, on a CPU resident memory."""
     import torch
 

@@ -24,21 +24,21 @@ class Link:
     bytes_per_s: float
 
     def seconds(self, operation: str, size: int, ranks: int) -> float:
-        return self.latency_s + travelled(operation, size, ranks) / self.bytes_per_s
+        return self.latency_s + ring_bytes(operation, size, ranks) / self.bytes_per_s
 
 
-def travelled(operation: str, size: int, ranks: int) -> float:
+def ring_bytes(operation: str, size: int, ranks: int) -> float:
     """Bytes that one rank sends for a tensor of `size` bytes in a ring (Thakur et al. 2005)."""
     return size * {"all_reduce": 2 * (ranks - 1) / ranks, "send": 1.0}.get(operation, (ranks - 1) / ranks)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Machine:
+class ClusterSpeed:
     flops_per_s: float
     """Of the slowest rank's matrix products, sustained: the others wait for it."""
     bytes_per_s: float
     """Of its memory, read and written."""
-    each_s: float
+    op_overhead_s: float
     """For an operation however small."""
     peak_flops: float | None
     """Of one rank's device at best, for MFU."""
@@ -58,7 +58,7 @@ class Machine:
         )
 
 
-def machine_of(profile: Profile, each_s: float) -> Machine:
+def cluster_speed_of(profile: Profile, op_overhead_s: float) -> ClusterSpeed:
     """each_s: of this machine's host processors, which hand a device its work."""
     if not profile.speeds:
         raise DataError(
@@ -82,17 +82,17 @@ def machine_of(profile: Profile, each_s: float) -> Machine:
     for where, operation in {(link.where, link.operation) for link in profile.links}:
         rows = sorted((l for l in profile.links if (l.where, l.operation) == (where, operation)), key=lambda l: l.bytes)
         links[where, operation] = Link(latency_s=rows[0].seconds, bytes_per_s=max(row.bus_bytes_per_s for row in rows))
-    return Machine(
+    return ClusterSpeed(
         flops_per_s=min(speed.matmul_flops for speed in profile.speeds),
         bytes_per_s=min(speed.copy_bytes_per_s for speed in profile.speeds),
-        each_s=each_s,
+        op_overhead_s=op_overhead_s,
         peak_flops=None if None in peaks else min(peaks),  # type: ignore[type-var]
         ranks_per_host=min(map(hosts.count, hosts)),
         links=links,
     )
 
 
-def measured_each_s() -> float:
+def measure_op_overhead() -> float:
     """Seconds of an operation on next to nothing, its part of autograd included: the best of a few rounds."""
     import torch
 

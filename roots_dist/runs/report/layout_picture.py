@@ -17,15 +17,15 @@ MOST = {"tp": 8, "pp": 12, "dp": 4}
 """Of each axis so many are drawn; more have an ellipsis in their middle."""
 
 
-def some(number: int, most: int) -> list[int | None]:
+def shown_ranks(number: int, most: int) -> list[int | None]:
     """All of 0 … number - 1, or the first and the last of them around None."""
     if number <= most:
         return list(range(number))
     return [*range(most // 2), None, *range(number - (most - 1) // 2, number)]
 
 
-def placement(layout: Layout) -> Element:
-    tensor, stages, replicas = (some(getattr(layout, axis), MOST[axis]) for axis in ("tp", "pp", "dp"))
+def layout_picture(layout: Layout) -> Element:
+    tensor, stages, replicas = (shown_ranks(getattr(layout, axis), MOST[axis]) for axis in ("tp", "pp", "dp"))
     box_height = CELL * 0.6 * len(tensor) + 8
     width = LEFT + len(stages) * (CELL + GAP + 8)
     height = TOP + len(replicas) * (box_height + 10)

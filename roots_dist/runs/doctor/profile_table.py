@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from roots_dist.accounting.peaks import in_words
+from roots_dist.accounting.peaks import format_flops
 from roots_dist.cluster_profile import Link, Profile, hosts_of, named, runs
-from roots_dist.runs.doctor.facts import FIXES
+from roots_dist.runs.doctor.rank_facts import FIXES
 
 WIDE = 1000
 """Columns: a table takes what it needs, and nothing is cut where there is no terminal."""
@@ -79,7 +79,7 @@ def slowest_line(profile: Profile) -> str:
     slowest = min(profile.speeds, key=lambda speed: speed.matmul_flops)
     share = slowest.matmul_flops / max(speed.matmul_flops for speed in profile.speeds)
     words = named([slowest.rank], hosts_of(profile.ranks))
-    return f"slowest device: {words}, {in_words(slowest.matmul_flops)} in {slowest.precision} products, {share:.0%} of the fastest"
+    return f"slowest device: {words}, {format_flops(slowest.matmul_flops)} in {slowest.precision} products, {share:.0%} of the fastest"
 
 
 def links_table(links: Sequence[Link]) -> Table:
@@ -105,12 +105,12 @@ def verdict(profile: Profile) -> str:
     hosts = len({facts.host for facts in profile.ranks})
     world = f"{_count(profile.world_size, 'rank')}" + (f" on {_count(hosts, 'host')}" if hosts else "")
     serious = sum(finding.serious for finding in profile.findings)
-    said = (
+    summary = (
         f"{_count(serious, 'finding')} to mend before training"
         if serious
         else "nothing that training would suffer from"
     )
-    return f"{'✗' if serious else '✓'} {world}: {said}; {profile.seconds:.1f} s"
+    return f"{'✗' if serious else '✓'} {world}: {summary}; {profile.seconds:.1f} s"
 
 
 def _count(number: int, what: str) -> str:
@@ -120,7 +120,7 @@ def _count(number: int, what: str) -> str:
 def _range(flops: Sequence[float]) -> str:
     if not flops:
         return "-"
-    low, high = in_words(min(flops)), in_words(max(flops))
+    low, high = format_flops(min(flops)), format_flops(max(flops))
     return low if low == high else f"{low} to {high}"
 
 

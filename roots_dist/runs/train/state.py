@@ -1,0 +1,69 @@
+"""The state of a training run besides the step function: its folder, held-out text, trackers, and how far it has come."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from roots_dist.accounting.bounds import Bounds
+from roots_dist.assembly.run import Run
+from roots_dist.config.batch_ramp import samples_before
+from roots_dist.config.schema import Config
+from roots_dist.errors import present
+from roots_dist.learning.data.batches import Batches
+from roots_dist.learning.data.tokenizer import Codec
+from roots_dist.runs.evaluate.sources import bytes_per_token
+from roots_dist.runs.track.trackers import Trackers
+from roots_dist.runs.train.best_evaluation import BestEvaluation
+from roots_dist.world.mesh import Mesh
+
+
+@dataclass
+class TrainState:
+    """Only step, saved_step, skipped and best change."""
+
+    config: Config
+    run: Run
+    folder: Path
+    training: Batches
+    held_out: Batches | None
+    tokenizer: Codec | None
+    trackers: Trackers
+    peak_flops: float | None
+    """Peak FLOP/s of all devices of the run together; None if unknown."""
+    bounds: Bounds
+    """Lower bounds of a step's time and a process's memory."""
+    best: BestEvaluation | None = None
+    """Best evaluation so far; None if the run neither keeps its best checkpoint nor stops early."""
+    step: int = 0
+    """Number of steps done."""
+    saved_step: int = field(default=0, init=False)
+    """Step of the newest checkpoint."""
+    skipped: int = 0
+    """Number of steps that changed nothing because a number was not finite."""
+    bytes_per_token: float | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.bytes_per_token = bytes_per_token(self.config.data.validation)
+        self.saved_step = self.step
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.run.mesh
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens read so far."""
+        return samples_before(self.config.train, self.step) * self.config.data.seq_length
+
+    @property
+    def should_continue(self) -> bool:
+        return self.step < self.config.train.steps and not (self.best and self.best.should_stop)
+
+    def reason_to_stop(self) -> str:
+        if self.step < self.config.train.steps:
+            return (
+                f"stopped after step {self.step}: no better evaluation since step {present(self.best).step}; "
+                f"a larger finetune.patience continues the run"
+            )
+        return f"all {self.step} steps are done; a larger train.steps continues the run"
