@@ -49,7 +49,8 @@ class RankFacts:
     gpus: int = 0
     """GPUs of the machine by its driver, whether torch can use them or not."""
     versions: Mapping[str, str | None]
-    """python, torch, deepspeed, roots_dist, code (a hash of the package's files), cuda, nccl, driver; None: has none."""
+    """python, torch, deepspeed, roots_dist, code (a hash of the package's files), cuda, nccl, driver; None: has
+    none."""
     cores: int
     threads: int
     """CPU threads that this rank computes with."""
@@ -84,7 +85,8 @@ class Speed:
     copy_bytes_per_s: float
     """Read and written, of a large copy in the device's memory."""
     peak_flops: float | None
-    """FLOP/s at best: of a GPU by its maker's sheet, of a CPU one core's best product times threads; None: not known."""
+    """FLOP/s at best: of a GPU by its maker's sheet, of a CPU one core's best product times threads; None: not
+    known."""
 
 
 @dataclass(frozen=True, kw_only=True)

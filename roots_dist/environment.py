@@ -52,7 +52,10 @@ class World:
     """Our own launcher's process; a rank does not outlive it."""
 
     def __str__(self) -> str:
-        return f"{self.size} processes, started by {self.launcher}, {self.local_size} on this machine; they meet at {self.master_addr}:{self.master_port}"
+        return (
+            f"{self.size} processes, started by {self.launcher}, {self.local_size} on this machine; they meet at "
+            f"{self.master_addr}:{self.master_port}"
+        )
 
 
 def discover(environ: Mapping[str, str] | None = None) -> World | None:
@@ -289,7 +292,10 @@ def _host_of_mpi_rank_0(rank: int, size: int) -> str:
         library = MPI.Get_library_version().partition(",")[0].partition("\n")[0].strip("\0 ")
         raise _refusal(
             "MASTER_ADDR is not set",
-            f"it, since mpi4py speaks {library} and knows of {world.Get_size()} of the {size} processes that mpirun started",
+            (
+                f"it, since mpi4py speaks {library} and knows of {world.Get_size()} of the {size} processes that "
+                "mpirun started"
+            ),
             "set MASTER_ADDR to the first machine, or start with the mpirun that mpi4py belongs to",
         )
     host = bytearray(256)

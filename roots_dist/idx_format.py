@@ -1,4 +1,5 @@
-"""Constants of Megatron's `.bin` / `.idx` corpus format: read by the checks on a login node and by learning/data/store.py."""
+"""Constants of Megatron's `.bin` / `.idx` corpus format: read by the checks on a login node and by
+learning/data/store.py."""
 
 from __future__ import annotations
 

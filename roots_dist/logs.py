@@ -23,7 +23,8 @@ class _Format(logging.Formatter):
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """To whatever sys.stderr is at the moment: while a live line is drawn, rich puts a stream there that prints above it."""
+    """To whatever sys.stderr is at the moment: while a live line is drawn, rich puts a stream there that prints above
+    it."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)  # not StreamHandler's, which would keep a stream

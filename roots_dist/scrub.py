@@ -18,7 +18,8 @@ from roots_dist import environment
 
 HIDDEN = "***"
 SHORTEST = 8
-"""Characters of a value that is taken for a secret because the environment names it so: `1` and `true` are everywhere."""
+"""Characters of a value that is taken for a secret because the environment names it so: `1` and `true` are
+everywhere."""
 WORDS = "key|token|secret|password|passwd|passphrase|pwd|credentials?|signature|sig"
 SECRET_NAME = re.compile(rf"(?i)(^|[_-]|api|access)({WORDS})$|secret|password|passwd|credential")
 IN_URL = re.compile(r"(?<=://)[^/\s]+(?=@)")

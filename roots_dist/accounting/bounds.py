@@ -40,7 +40,8 @@ def bounds(config: Config, layout: Layout, peak_flops: float | None) -> Bounds:
     """peak_flops: FLOP/s of all devices together. Full steps, after any ramp of the batch.
 
     Time: model FLOPs at that peak, and the bubble that the schedule leaves with equal stages (Narayanan et al. 2021,
-    section 2.2); none is counted for a schedule without a closed form. Where not all of the model learns, forward alone is sure, and of memory the weights.
+    section 2.2); none is counted for a schedule without a closed form. Where not all of the model learns, forward alone
+    is sure, and of memory the weights.
     """
     whole = config.finetune.strategy == "full"
     width = 8 if config.advanced.float64 else 2 if config.train.precision == "bf16" else 4

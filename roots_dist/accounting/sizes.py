@@ -50,8 +50,8 @@ class Lengths(NamedTuple):
 
 
 def span_lengths(config: Config) -> Lengths:
-    """The most tokens whose corrupted text, with a sentinel for each span and the end, fills at most data.seq_length positions
-    (Raffel et al. 2020, section 3.1.4, and its code: 512 positions take 568 tokens and give 114 targets)."""
+    """The most tokens whose corrupted text, with a sentinel for each span and the end, fills at most data.seq_length
+    positions (Raffel et al. 2020, section 3.1.4, and its code: 512 positions take 568 tokens and give 114 targets)."""
     o, seq = config.objective, config.data.seq_length
 
     def of(tokens: int) -> Lengths:

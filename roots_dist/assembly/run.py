@@ -1,4 +1,5 @@
-"""All that a training rank needs for a step: passes, the engine that shards the optimizer, the objective, tied parameters.
+"""All that a training rank needs for a step: passes, the engine that shards the optimizer, the objective, tied
+parameters.
 
 Passes --+ engine (parallel/zero/)--> Run --> runs/train/step.py
 """
@@ -49,7 +50,8 @@ class Run:
 def build_run(
     config: Config, mesh: Mesh, make_engine: Callable[..., Engine] = build_engine, objective: Objective | None = None
 ) -> Run:
-    """Collective over the world. make_engine(config, mesh, module, params, learned) shards the optimizer over data ranks."""
+    """Collective over the world. make_engine(config, mesh, module, params, learned) shards the optimizer over data
+    ranks."""
     rank = build_passes(config, mesh)
     axes = {
         ranks: mesh.some_pp(f"tie {'-'.join(map(str, ranks))}", ranks)

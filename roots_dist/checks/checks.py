@@ -139,7 +139,10 @@ def _ramp(config: Config) -> Iterator[Problem]:
         yield Problem(
             key="train.batch_ramp",
             found=list(train.batch_ramp),
-            expected=f"[start, increment, samples] above 0 that reaches train.global_batch = {train.global_batch} in whole steps",
+            expected=(
+                f"[start, increment, samples] above 0 that reaches train.global_batch = {train.global_batch} in "
+                "whole steps"
+            ),
             fix=f"start at {train.global_batch} less some increments, or leave train.batch_ramp out",
         )
 
@@ -223,7 +226,9 @@ def _optim(config: Config) -> Iterator[Problem]:
         yield Problem(
             key="optim.decay_steps",
             found=optim.decay_steps,
-            expected=f"at most train.steps - optim.warmup_steps = {steps - optim.warmup_steps}, since wsd decays at the end",
+            expected=(
+                f"at most train.steps - optim.warmup_steps = {steps - optim.warmup_steps}, since wsd decays at the end"
+            ),
             fix=f"use {max(1, min(steps // 5, steps - optim.warmup_steps))}",
         )
     if optim.min_lr > optim.lr:

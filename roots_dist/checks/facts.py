@@ -117,7 +117,8 @@ def _manifest_vocab(prefix: Path) -> int | None:
 
 
 def _made_with(prefix: Path, ids: Mapping[str, int]) -> str | None:
-    """Words that the config's tokenizer has added mean nothing to the corpus; files may differ that have the same ids."""
+    """Words that the config's tokenizer has added mean nothing to the corpus; files may differ that have the same
+    ids."""
     beside = prefix.parent / "tokenizer.json"
     if not ids or _manifest_vocab(prefix) is None or not beside.is_file():
         return None

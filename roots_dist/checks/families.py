@@ -189,7 +189,10 @@ def _encoder(config: Config) -> Iterator[Problem]:
         yield Problem(
             key="objective.random_replace_probability",
             found=o.random_replace_probability,
-            expected=f"at most 1 - objective.mask_replace_probability = {1 - o.mask_replace_probability:g}: both are shares of the hidden tokens",
+            expected=(
+                f"at most 1 - objective.mask_replace_probability = {1 - o.mask_replace_probability:g}: both are "
+                "shares of the hidden tokens"
+            ),
             fix="use 0.1, with objective.mask_replace_probability=0.8",
         )
     if config.data.seq_length < HIDES[o.name]:

@@ -56,8 +56,14 @@ def _corpus(key: str, path: str, found: CorpusFacts, config: Config) -> Iterator
         yield Problem(
             key=key,
             found=path,
-            expected=f"a corpus made with data.tokenizer = {config.data.tokenizer}, not with {found.made_with}: its ids are other words",
-            fix=f"prepare the text with `roots prepare --tokenizer {config.data.tokenizer}`, or set data.tokenizer={found.made_with}",
+            expected=(
+                f"a corpus made with data.tokenizer = {config.data.tokenizer}, not with {found.made_with}: its "
+                "ids are other words"
+            ),
+            fix=(
+                f"prepare the text with `roots prepare --tokenizer {config.data.tokenizer}`, or set "
+                f"data.tokenizer={found.made_with}"
+            ),
         )
     if found.vocab is not None and found.vocab > config.model.vocab:
         yield Problem(
@@ -70,7 +76,10 @@ def _corpus(key: str, path: str, found: CorpusFacts, config: Config) -> Iterator
         yield Problem(
             key="data.seq_length",
             found=config.data.seq_length,
-            expected=f"less than the {found.tokens} tokens of {path}, which must hold the {tokens_of_a_sample(config)} of a sample",
+            expected=(
+                f"less than the {found.tokens} tokens of {path}, which must hold the {tokens_of_a_sample(config)} "
+                "of a sample"
+            ),
             fix="lower data.seq_length, or prepare more text",
         )
     elif config.objective.name == "mlm-nsp" and found.documents is not None and found.documents < 2:
@@ -122,7 +131,10 @@ def _special_tokens(config: Config, facts: Facts) -> Iterator[Problem]:
             key="data.tokenizer",
             found=tokenizer,
             expected=f"{spans} sentinels (<extra_id_0> …), one for each span of a sample; it has {facts.sentinels}",
-            fix="lower data.seq_length or objective.mask_probability, raise objective.mean_span_length, or prepare the corpus with roots prepare --kind unigram",
+            fix=(
+                "lower data.seq_length or objective.mask_probability, raise objective.mean_span_length, or "
+                "prepare the corpus with roots prepare --kind unigram"
+            ),
         )
 
 
@@ -156,7 +168,9 @@ def _memory(config: Config, layout: Layout, facts: Facts) -> Iterator[Problem]:
             found=f"{parameters(config) / 1e9:.3g} billion parameters",
             expected=f"weights and optimizer states of {facts.local_size} processes to fit into the "
             f"{facts.memory / GIB:.1f} GiB that this machine has left; they need {needed / GIB:.1f} GiB",
-            fix="choose a smaller model, or more machines with a higher parallel.tp, parallel.pp or parallel.zero_stage",
+            fix=(
+                "choose a smaller model, or more machines with a higher parallel.tp, parallel.pp or parallel.zero_stage"
+            ),
         )
 
 

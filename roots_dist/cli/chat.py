@@ -36,7 +36,8 @@ CHAT = replace(GENERATE, name="chat", work=_work, check=_check)
 
 @with_options
 def chat(run: Run, options: ChatOptions, overrides: Overrides = None) -> None:
-    """Converse with a run's model in this terminal. /reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C an answer.
+    """Converse with a run's model in this terminal. /reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C an
+    answer.
 
     A model that was not taught to (roots finetune, objective.name=instruct) talks as its text does.
 
@@ -50,7 +51,8 @@ def chat(run: Run, options: ChatOptions, overrides: Overrides = None) -> None:
 
 
 def _next_line() -> str:
-    """What the user says next, with the usual keys to edit it; from a file no prompt is shown. Raises EOFError at the end."""
+    """What the user says next, with the usual keys to edit it; from a file no prompt is shown. Raises EOFError at the
+    end."""
     if not sys.stdin.isatty():
         return input()
     with suppress(ImportError):  # not on every system

@@ -38,8 +38,8 @@ def doctor(
 ) -> None:
     """Check a cluster before training: versions, clocks, room, the shared folder, speed of each rank, links, placement.
 
-    Bare, it starts processes here; torchrun, deepspeed, mpirun or srun it joins. A check that hangs is given up and named.
-    Exit code 1 if something would keep training from running well, 2 if the ranks could not even meet.
+    Bare, it starts processes here; torchrun, deepspeed, mpirun or srun it joins. A check that hangs is given up and
+    named. Exit code 1 if something would keep training from running well, 2 if the ranks could not even meet.
 
     \b
     roots doctor --processes 4 --quick

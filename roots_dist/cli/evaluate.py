@@ -72,8 +72,9 @@ def evaluation(options: EvaluateOptions) -> Verb:
 
 @with_options
 def evaluate(context: typer.Context, run: Run, options: EvaluateOptions, overrides: Overrides = None) -> None:
-    """Loss, perplexity and bits per byte of a run's best or newest checkpoint on all of its held-out text, or on another
-    corpus; of a task accuracy, F1 and Matthews correlation, or exact answers; n-grams and other people's tasks to compare.
+    """Loss, perplexity and bits per byte of a run's best or newest checkpoint on all of its held-out text, or on
+    another corpus; of a task accuracy, F1 and Matthews correlation, or exact answers; n-grams and other people's tasks
+    to compare.
 
     One process reads what any layout wrote; for a model that needs more, ask for a layout, or start it with torchrun.
 

@@ -36,8 +36,9 @@ FINETUNE = Verb("finetune", _read, work, check=check)
 def finetune(config: ConfigArgument, overrides: Overrides = None, processes: Processes = None) -> None:
     """Go on from a run or an import with a task: classes of texts, pairs or words, instructions, text to text.
 
-    Rows of jsonl or csv; all of the model learns, some of it, more and more of it, or low-rank adapters. The model itself
-    need not be described: it is finetune.init_from's. Repeating the command resumes; the best checkpoint is kept.
+    Rows of jsonl or csv; all of the model learns, some of it, more and more of it, or low-rank adapters. The model
+    itself need not be described: it is finetune.init_from's. Repeating the command resumes; the best checkpoint is
+    kept.
 
     \b
     roots finetune configs/bert-languages.yaml finetune.strategy=lora parallel.tp=1

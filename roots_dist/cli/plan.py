@@ -29,7 +29,8 @@ def plan(
         Path | None, typer.Option(help="write the numbers here too", metavar="FILE", show_default=False)
     ] = None,
 ) -> None:
-    """Predict what each process of a layout will hold and send in a step, and with a cluster's profile how long it takes.
+    """Predict what each process of a layout will hold and send in a step, and with a cluster's profile how long it
+    takes.
 
     Each kind of pipeline rank is rehearsed on shapes alone: a laptop plans thousands of GPUs, in seconds.
 

@@ -1,5 +1,5 @@
-"""The config of training or fine-tuning as a whole, which several verbs read: completed from the model it starts from and
-from its rows."""
+"""The config of training or fine-tuning as a whole, which several verbs read: completed from the model it starts from
+and from its rows."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
     fine-tuning's config + config.yaml of finetune.init_from --begun--> Config with that model, tokenizer and objective
 
-What the file or the command line says all the same must not contradict it. Keys that fine-tuning may choose (dropout) are
-taken over only where nothing is said. A run that has begun knows all of this itself: it goes on where its start is gone.
+What the file or the command line says all the same must not contradict it. Keys that fine-tuning may choose (dropout)
+are taken over only where nothing is said. A run that has begun knows all of this itself: it goes on where its start is
+gone.
 """
 
 from __future__ import annotations
@@ -57,7 +58,10 @@ def complete_from_model(loaded: Loaded) -> Loaded:
 
 def _unusable(start: str, there: Config, here: Config) -> Iterator[Problem]:
     if Path(start).resolve() == Path(here.track.folder).resolve():
-        expected = "another folder than finetune.init_from: what is written there would take the place of what the run starts from"
+        expected = (
+            "another folder than finetune.init_from: what is written there would take the place of what the run "
+            "starts from"
+        )
         yield Problem(key="track.folder", found=here.track.folder, expected=expected, fix="name a new folder")
     if there.finetune.strategy == "lora" != here.finetune.strategy:
         expected = "a model without adapters, or finetune.strategy=lora, which goes on with them"
@@ -66,8 +70,8 @@ def _unusable(start: str, there: Config, here: Config) -> Iterator[Problem]:
 
 
 def _own(here: Config) -> Config | None:
-    """Of the run that is resumed, where what it started from is not there any more. With no checkpoint yet, the trainer says
-    what it misses."""
+    """Of the run that is resumed, where what it started from is not there any more. With no checkpoint yet, the trainer
+    says what it misses."""
     kept = Path(here.track.folder) / CONFIG_FILE
     if (
         (Path(present(here.finetune.init_from)) / CONFIG_FILE).is_file()

@@ -1,4 +1,5 @@
-"""The config of a run that exists, for the verbs that read its checkpoint: whatever layout wrote it, one process reads it.
+"""The config of a run that exists, for the verbs that read its checkpoint: whatever layout wrote it, one process reads
+it.
 
 run's config.yaml + overrides --of_run--> Config for one process, unless overrides ask for a layout
 """
@@ -27,7 +28,8 @@ ONE_PROCESS: Mapping[str, object] = {
 def config_of_run(
     run: str | Path, overrides: Sequence[str] = (), defaults: Mapping[str, object] | None = None
 ) -> Loaded:
-    """What overrides say, else `defaults`, else ONE_PROCESS, else the run's own config. Its folder may have been moved."""
+    """What overrides say, else `defaults`, else ONE_PROCESS, else the run's own config. Its folder may have been
+    moved."""
     path = Path(run) / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{run} is not the folder of a run: it holds no config.yaml. Fix: name a track.folder.")

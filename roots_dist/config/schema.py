@@ -29,7 +29,9 @@ class Model(Section):
 
     family: Literal["gpt", "bert", "electra", "t5"] = Field(
         "gpt",
-        description="gpt: decoder (GPT, BLOOM, Llama); bert: encoder; electra: encoder with a generator; t5: both stacks",
+        description=(
+            "gpt: decoder (GPT, BLOOM, Llama); bert: encoder; electra: encoder with a generator; t5: both stacks"
+        ),
     )
     layers: int = Field(4, ge=1, description="number of Transformer blocks (t5: of the encoder)")
     decoder_layers: int | None = Field(None, ge=1, description="t5: blocks of the decoder; default: layers")
@@ -103,7 +105,8 @@ class Objective(Section):
     name: Literal["clm", "mlm", "mlm-nsp", "rtd", "spans", "prefix", "classify", "tag", "instruct", "seq2seq"] = Field(
         "clm",
         description="pre-training: clm next token, mlm masked tokens, mlm-nsp with next sentence, rtd replaced tokens, "
-        "spans T5's, prefix goes on with a text; fine-tuning: classify texts or pairs, tag tokens, instruct answers, seq2seq",
+        "spans T5's, prefix goes on with a text; fine-tuning: classify texts or pairs, tag tokens, instruct "
+        "answers, seq2seq",
     )
     reset_at_documents: bool = Field(False, description="clm: attention and positions begin anew with each document")
     mask_probability: float = Field(0.15, gt=0, lt=1, description="mlm, rtd, spans: share of tokens to be predicted")
@@ -211,7 +214,9 @@ class Train(Section):
     micro_batch: int = Field(1, ge=1, description="sequences per forward pass of one rank")
     batch_ramp: tuple[int, int, int] | None = Field(
         None,
-        description="[start, increment, samples]: the batch grows from start by increment to train.global_batch over samples",
+        description=(
+            "[start, increment, samples]: the batch grows from start by increment to train.global_batch over samples"
+        ),
     )
     seed: int = Field(1234, ge=0, description="of initial weights, sample order and dropout")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is a GPU")

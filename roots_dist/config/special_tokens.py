@@ -1,6 +1,7 @@
 """Special tokens: what each is called in known tokenizers, which of them an objective needs. No library is loaded.
 
-tokenizer.json --ids_of--> {token: id} --found, sentinels--> facts.py (is all there?), learning/data/specials.py (the ids)
+tokenizer.json --ids_of--> {token: id}
+    --found, sentinels--> facts.py (is all there?), learning/data/specials.py (the ids)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Play a program without tensors: is it free of deadlock, what does it hold, how long does it take?
 
     communication.py --with sends and receives--> violations: none --> executor.py may run it
-                                              --> play: timeline, peak, bubble --> draw.py shows it, plan/ counts with it
+                                              --> play: timeline, peak, bubble --> draw.py shows it, plan/ counts on it
 
 The player knows nothing of the schedules; the closed formulas in schedules.py come from the papers. The tests compare
 the two.

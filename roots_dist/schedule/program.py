@@ -2,8 +2,8 @@
 
     schedules.py --compute only--> communication.py --with sends and receives--> check.py: no violations --> executor.py
 
-Called by checks/ before a run starts, by assembly/passes.py for what a rank executes, by `roots schedule`. A program that
-deadlocks is refused with what each rank would wait for; unchecked, its ranks would hang until advanced.timeout_s.
+Called by checks/ before a run starts, by assembly/passes.py for what a rank executes, by `roots schedule`. A program
+that deadlocks is refused with what each rank would wait for; unchecked, its ranks would hang until advanced.timeout_s.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""The pipeline schedules: pure functions from shape to program (what each rank computes, in which order), and one table.
+"""The pipeline schedules: pure functions from shape to program (what each rank computes, in which order), and one
+table.
 
     make(name, ranks, microbatches, chunks) --compute only--> program.py, which derives the communication
 
-The config, its checks, the planner, the bounds, the drawing and the tests read SCHEDULES; nobody else knows a schedule by
-its name. Knows no tensors and no transport. All schedules add up the gradients of the microbatches in the same order,
-0, 1, 2, …, so that they agree to the last bit.
+The config, its checks, the planner, the bounds, the drawing and the tests read SCHEDULES; nobody else knows a schedule
+by its name. Knows no tensors and no transport. All schedules add up the gradients of the microbatches in the same
+order, 0, 1, 2, …, so that they agree to the last bit.
 """
 
 from __future__ import annotations
@@ -226,7 +227,8 @@ def make(name: str, num_ranks: int, num_microbatches: int, chunks: int = 1) -> P
 def expected_bubble(
     name: str, num_ranks: int, num_microbatches: int, chunks: int = 1, times: Times = Times()
 ) -> float | None:
-    """The bubble in closed form, as a fraction of the ideal time: equal stages, transfers free. None: no closed form."""
+    """The bubble in closed form, as a fraction of the ideal time: equal stages, transfers free. None: no closed
+    form."""
     bubble_time = SCHEDULES[name].bubble_time
     if bubble_time is None:
         return None

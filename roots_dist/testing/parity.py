@@ -178,7 +178,8 @@ class Difference:
     largest: float
     bound: float
     where: str
-    """The first tensor or step, in the order of the computation, that exceeds the bound; else the one that differs most."""
+    """The first tensor or step, in the order of the computation, that exceeds the bound; else the one that differs
+    most."""
 
     @property
     def passed(self) -> bool:

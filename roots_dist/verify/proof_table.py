@@ -23,7 +23,7 @@ def show(proofs: Iterable[Proof]) -> bool:
     console = Console(highlight=False)
     failed: list[Proof] = []
     number = 0
-    for number, proof in enumerate(proofs, 1):
+    for number, proof in enumerate(proofs, 1):  # noqa: B007 # read after the loop
         console.print(f"[bold]{proof.title}[/] against one process")
         for note in proof.notes:
             console.print(f"  ({note})")

@@ -113,7 +113,8 @@ def shrink(config: Config, dp: int, *, float64: bool) -> SmallConfig:
 
 
 def _encoder_decoder(config: Config, stages: int, tp: int) -> dict[str, object]:
-    """Blocks for every stage, as many in both stacks if the model has; a text of several spans, whose targets can be cut."""
+    """Blocks for every stage, as many in both stacks if the model has; a text of several spans, whose targets can be
+    cut."""
     m = config.model
     uneven = m.num_decoder_layers() != m.layers
     lengths = [

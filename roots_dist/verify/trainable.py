@@ -1,6 +1,7 @@
 """What learns in a small model that stands for a large one, so that a proof moves the same parts.
 
-    config.finetune on the large model --learned--> names --block by block, at the same height--> finetune.* of the small one
+    config.finetune on the large model --learned--> names
+        --block by block, at the same height--> finetune.* of the small one
 
 Raises ConfigError for names that the large model has not, before any process starts.
 """

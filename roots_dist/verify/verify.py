@@ -1,4 +1,5 @@
-"""`roots verify CONFIG`: the proof that the config's layout computes what one process computes, on CPU, before a GPU-hour.
+"""`roots verify CONFIG`: the proof that the config's layout computes what one process computes, on CPU, before a
+GPU-hour.
 
     config --shrink--> small config --testing.parity on real processes--> table of differences, verdict
 
@@ -75,12 +76,14 @@ def proofs(config: Config, steps: int) -> Iterator[Proof]:
 
 
 MATRIX: tuple[dict[str, object], ...] = tuple(
-    {"parallel.tp": tp, "parallel.pp": pp, "parallel.sequence_parallel": tp > 1 and sequence, "parallel.schedule": schedule,
+    {"parallel.tp": tp, "parallel.pp": pp, "parallel.sequence_parallel": tp > 1 and sequence,
+     "parallel.schedule": schedule,
      "parallel.virtual_stages": 2 if SCHEDULES[schedule].virtual_stages else 1, "parallel.zero_stage": zero}
     for tp, pp, sequence, schedule, zero in [
         *((tp, 1, sequence, DEFAULT, 0) for sequence in (False, True) for tp in (2, 4)),
         *((1, pp, False, name, 0) for pp in (2, 4) for name in SCHEDULES),
-        *((2, 2, True, name, 0) for name, s in SCHEDULES.items() if name == DEFAULT or s.virtual_stages or s.splits_backward),
+        *((2, 2, True, name, 0) for name, s in SCHEDULES.items()
+          if name == DEFAULT or s.virtual_stages or s.splits_backward),
         (4, 2, True, DEFAULT, 0),
         (1, 1, False, DEFAULT, 1), (1, 1, False, DEFAULT, 2), (1, 1, False, DEFAULT, 3),
         (2, 1, True, DEFAULT, 1), (1, 2, False, DEFAULT, 2), (2, 2, True, DEFAULT, 1), (2, 2, True, DEFAULT, 2),

@@ -67,7 +67,8 @@ class MicroBatch:
 
 
 class KVCache:
-    """Keys and values so far, for generation: a pair for each attention of this rank, and how many tokens they cover."""
+    """Keys and values so far, for generation: a pair for each attention of this rank, and how many tokens they
+    cover."""
 
     def __init__(self) -> None:
         self.length = 0

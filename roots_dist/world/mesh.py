@@ -19,7 +19,8 @@ from roots_dist.layout import AxisName, Layout, Place
 
 @dataclass(frozen=True)
 class Axis:
-    """One dimension of the mesh, seen from one rank. Of size 1 it has no group and its collectives return their input."""
+    """One dimension of the mesh, seen from one rank. Of size 1 it has no group and its collectives return their
+    input."""
 
     name: str
     size: int = 1
@@ -109,9 +110,9 @@ class Mesh:
 def make_axis(name: str, groups: list[list[int]], rank: int, timeout: timedelta) -> Axis:
     """Make the group with this rank, of groups that partition the world or some of it. Collective over the world.
 
-    One call for each axis, however large the world: NCCL splits the world's communicator into all groups at once; elsewhere
-    the members of a group make it by themselves. A rank that is in no group makes one of its own: torch names a group by
-    its members and by how many groups a process has made, so all processes must have made the same number.
+    One call for each axis, however large the world: NCCL splits the world's communicator into all groups at once;
+    elsewhere the members of a group make it by themselves. A rank that is in no group makes one of its own: torch names
+    a group by its members and by how many groups a process has made, so all processes must have made the same number.
     """
     if all(len(ranks) == 1 for ranks in groups):
         return Axis(name, ranks=(rank,))

@@ -3,8 +3,8 @@
     loop.py: lap("data")  executor.py: lap("compute"), lap("pp_wait")  collectives.py: lap("tp")  step.py: lap("dp")
     --take--> duties.py reports
 
-One watch per rank, made by assembly/run.py and handed on. A lap costs less than a microsecond. It reads the clock of this
-process: on a GPU, which works on while Python goes ahead, it says when work was handed over, not when it was done.
+One watch per rank, made by assembly/run.py and handed on. A lap costs less than a microsecond. It reads the clock of
+this process: on a GPU, which works on while Python goes ahead, it says when work was handed over, not when it was done.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import time
 
 PARTS = ("compute", "tp", "pp_wait", "dp", "data")
-"""What a step consists of: forward and backward; waiting there for the other tensor ranks; waiting for the other stages, which
-is the pipeline's bubble; what data ranks have in common (counts, reduction, optimizer); making the batch."""
+"""What a step consists of: forward and backward; waiting there for the other tensor ranks; waiting for the other
+stages, which is the pipeline's bubble; what data ranks have in common (counts, reduction, optimizer); making the
+batch."""
 
 
 class Stopwatch:

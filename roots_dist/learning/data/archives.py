@@ -69,7 +69,7 @@ class _Zstd(io.RawIOBase):
 OPENERS: dict[str, Callable[[BufferedIOBase], BufferedIOBase]] = {
     ".gz": lambda raw: gzip.GzipFile(fileobj=raw),
     ".bz2": lambda raw: bz2.BZ2File(raw),
-    ".xz": lambda raw: lzma.LZMAFile(cast("BinaryIO", raw)),
+    ".xz": lambda raw: lzma.LZMAFile(cast("BinaryIO", raw)),  # noqa: SIM115 # open_bytes closes it
     ".zst": lambda raw: io.BufferedReader(_Zstd(raw), 1 << 17),
 }
 

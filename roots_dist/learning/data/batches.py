@@ -77,8 +77,8 @@ class Batches:
         return [self._make(first + rows, which[rows], sample[rows], step, TRAINING) for rows in self._rows(size)]
 
     def evaluation(self, count: int, source: int | None = None) -> Iterator[MicroBatch]:
-        """This rank's part of `count` fixed samples of all sources together (or of all there are), each exactly once; or of
-        these the ones that one source gave.
+        """This rank's part of `count` fixed samples of all sources together (or of all there are), each exactly once;
+        or of these the ones that one source gave.
 
         Drawn evenly from everything: weights are for training. Ranks get equal numbers of microbatches; where samples
         run out, rows without a target fill up.

@@ -2,8 +2,9 @@
 
     [{role, content}, …] --template, turn by turn--> text --tokenizer--> ids, and of each: is it to be learned?
 
-An answer is what the template adds between its prompt for one (add_generation_prompt) and the token that ends it, that token
-included. Question and answer are tokenised apart, so that a question has the same ids whether or not it is answered.
+An answer is what the template adds between its prompt for one (add_generation_prompt) and the token that ends it, that
+token included. Question and answer are tokenised apart, so that a question has the same ids whether or not it is
+answered.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ class Chat:
 
 
 def ids_of(turns: Sequence[Turn], codec: Codec, ends: frozenset[int]) -> tuple[list[int], list[bool]]:
-    """Of all turns together: the ids, and whether each is to be learned. ends: special tokens, any of which may close an
-    answer; what stands behind the last one of them is none of it."""
+    """Of all turns together: the ids, and whether each is to be learned. ends: special tokens, any of which may close
+    an answer; what stands behind the last one of them is none of it."""
     ids: list[int] = []
     learned: list[bool] = []
     for turn in turns:
@@ -82,7 +83,8 @@ def ids_of(turns: Sequence[Turn], codec: Codec, ends: frozenset[int]) -> tuple[l
 
 
 def open_chat(template: str | None, tokenizer: str, end_token: str) -> Chat:
-    """template: a file; else what stands beside the tokenizer (chat_template.jinja, tokenizer_config.json); else DEFAULT.
+    """template: a file; else what stands beside the tokenizer (chat_template.jinja, tokenizer_config.json); else
+    DEFAULT.
 
     Raises DataError if it cannot be read or is no template. Sandboxed, as in transformers: a template is code.
     """

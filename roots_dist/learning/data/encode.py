@@ -2,8 +2,8 @@
 
     batches of texts --encoded--> (token ids, length and bytes of each document), in the order of the texts
 
-Called by learning/data/prepare.py. The result does not depend on the number of workers. Workers are spawned: the tokenizer's
-library runs threads, and a forked copy of a process with threads may wait for ever.
+Called by learning/data/prepare.py. The result does not depend on the number of workers. Workers are spawned: the
+tokenizer's library runs threads, and a forked copy of a process with threads may wait for ever.
 """
 
 from __future__ import annotations
@@ -93,7 +93,8 @@ def _loaded(tokenizer: Path, end_of_document: str) -> Tokenizer:
 
 
 def _submit(pool: ProcessPoolExecutor, work: Callable[[list[str]], Encoded], texts: list[str]) -> Future[Encoded]:
-    """Ctrl-C is the parent's affair: a worker that this starts inherits the blocked signal, from its first moment on."""
+    """Ctrl-C is the parent's affair: a worker that this starts inherits the blocked signal, from its first moment
+    on."""
     resource_tracker.ensure_running()  # started in passing, it would leave the signal unblocked
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -2,8 +2,8 @@
 
     j-th sample of the run --sources--> (source, how-manieth of it) --sample_of--> sample of that source
 
-Called by learning/data/batches.py with the numbers of one step. Resume, another data-parallel size and another microbatch size
-follow for free. Knows only numpy.
+Called by learning/data/batches.py with the numbers of one step. Resume, another data-parallel size and another
+microbatch size follow for free. Knows only numpy.
 """
 
 from __future__ import annotations

@@ -146,10 +146,11 @@ Quoting = Literal[0, 1, 2, 3]
 
 
 def _quoting(text: str) -> Quoting:
-    """What quotes mean in a tsv: characters, as in GLUE's files, or csv's, as where a writer quoted each field that holds one.
+    """What quotes mean in a tsv: characters, as in GLUE's files, or csv's, as where a writer quoted each field that
+    holds one.
 
-    Read as characters, a line whose field held a tab or a line break has other fields than the first: then they are csv's, if
-    the whole file is csv. Else they are csv's where every field that has any is quoted in full.
+    Read as characters, a line whose field held a tab or a line break has other fields than the first: then they are
+    csv's, if the whole file is csv. Else they are csv's where every field that has any is quoted in full.
     """
     plain = [line for line in csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE) if line]
     if _even(plain):

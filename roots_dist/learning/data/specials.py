@@ -50,7 +50,10 @@ class Specials:
                 key="data.tokenizer",
                 found=self.name,
                 expected=f"a token for {called(missing)}",
-                fix="prepare the corpus with a tokenizer that has it: roots prepare --kind wordpiece (t5: --kind unigram)",
+                fix=(
+                    "prepare the corpus with a tokenizer that has it: roots prepare --kind wordpiece (t5: --kind "
+                    "unigram)"
+                ),
             )
             raise DataError(problem)
 
@@ -99,7 +102,8 @@ def no_specials(vocab: int) -> Specials:
 
 
 def synthetic(vocab: int) -> Specials:
-    """Special tokens among the first ids, ten sentinels at the end, and every third word goes on with the one before."""
+    """Special tokens among the first ids, ten sentinels at the end, and every third word goes on with the one
+    before."""
     ids = np.arange(vocab)
     sentinels = tuple(range(vocab - 1, max(vocab - 11, 5), -1))
     special = (ids < 6) | (ids > vocab - 1 - len(sentinels))

@@ -1,6 +1,7 @@
 """The corpus on disk: Megatron's `.bin` / `.idx` pair, written as a stream and read through memory maps.
 
-    token ids of documents --Writer--> prefix.bin, prefix.idx --Corpus.open--> tokens(start, length) for learning/data/batches.py
+    token ids of documents --Writer--> prefix.bin, prefix.idx
+        --Corpus.open--> tokens(start, length) for learning/data/batches.py
 
 prefix.bin holds raw ids back to back. prefix.idx, little endian: magic, version, token type, the number N of sequences,
 the length M of the document index, then int32[N] lengths, int64[N] byte offsets, int64[M] document index (0, then

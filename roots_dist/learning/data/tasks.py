@@ -2,8 +2,8 @@
 
     rows.py --columns of finetune.*, each row checked--> texts, labels --tokenizer--> Examples(path, rows)
 
-Everything is checked when it is read, before the first process group: the first row that cannot be learned is refused with
-its file and line. Lengths are cut later, by the objectives (objectives/): a text that is too long is no mistake.
+Everything is checked when it is read, before the first process group: the first row that cannot be learned is refused
+with its file and line. Lengths are cut later, by the objectives (objectives/): a text that is too long is no mistake.
 """
 
 from __future__ import annotations

@@ -165,7 +165,8 @@ KINDS: dict[str, tuple[int, Callable[[int, str, int], Untrained]]] = {
     "unigram": (SENTINELS + 4, _unigram),
     "words": (3, _words),
 }
-"""Of each, its fewest entries and (vocab, pre_tokenizer, min_count) -> (untrained tokenizer, trainer, end of document)."""
+"""Of each, its fewest entries and (vocab, pre_tokenizer, min_count) -> (untrained tokenizer, trainer, end of
+document)."""
 
 
 def load(path: str | Path, end_of_document: str | None = None) -> Tokenizer:

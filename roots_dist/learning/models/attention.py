@@ -1,7 +1,8 @@
 """Multi-head attention, heads cut over tensor ranks by whole query groups: over the past, over all, over another text.
 
-B sequences, Q query and S key positions, D model width, H query heads, G key/value heads, K head width; h = H/tp, g = G/tp
-(at least 1: with fewer key/value heads than ranks, neighbouring ranks hold the same one), s = S/tp under sequence parallelism.
+B sequences, Q query and S key positions, D model width, H query heads, G key/value heads, K head width; h = H/tp, g =
+G/tp (at least 1: with fewer key/value heads than ranks, neighbouring ranks hold the same one), s = S/tp under sequence
+parallelism.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class Attention(nn.Module):
         return out
 
     def _hidden(self, queries: range, num_keys: int, batch: MicroBatch) -> Tensor | None:
-        """bool [B or 1, 1, Q, S]: which keys a query must not see, other than by the order of time; None: it sees all."""
+        """bool [B or 1, 1, Q, S]: which keys a query must not see, other than by the order of time; None: it sees
+        all."""
         if batch.documents is None or not self.borders:
             return None
         here = batch.documents[:, queries.start : queries.stop]

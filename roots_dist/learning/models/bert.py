@@ -2,7 +2,8 @@
 
     tokens --Embed--> hidden --Block × L--> hidden --Head--> terms: masked words, and with pairs: does B follow A
 
-B sequences, S positions, D model width, E width of the embedding, V vocabulary (padded); s = S/tp under sequence parallelism.
+B sequences, S positions, D model width, E width of the embedding, V vocabulary (padded); s = S/tp under sequence
+parallelism.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from roots_dist.world.batch import MicroBatch, PieceOutput, Term
 
 
 class MaskedWords(nn.Module):
-    """A masked word's guess: a layer, its activation, a norm, then the embedding as projection, and a bias for each word.
+    """A masked word's guess: a layer, its activation, a norm, then the embedding as projection, and a bias for each
+    word.
 
     width: of the stack below.
     """

@@ -1,4 +1,5 @@
-"""ELECTRA (Clark et al. 2020): a small generator fills in hidden tokens, the model says of each token whether it stood there.
+"""ELECTRA (Clark et al. 2020): a small generator fills in hidden tokens, the model says of each token whether it stood
+there.
 
     tokens --Embed--> generator.blocks --generator.head--> term "mlm", and the text with its draws in it
            --discriminator.embed--> blocks --head--> term "rtd"

@@ -1,10 +1,10 @@
 """Heads for a task: a class for a whole text, or for each of its words. Few outputs, so every tensor rank computes all.
 
-    hidden [B, s, D] --Classify--> first position (bert, electra), or the last one that is text (gpt) --> term "classify"
-                     --Tag-------> every position                                                     --> term "tag"
+    hidden [B, s, D] --Classify--> first position (bert, electra), or the last that is text (gpt) --> term "classify"
+                     --Tag-------> every position                                                 --> term "tag"
 
-Before the classifier each family has what it has in transformers: bert a pooler, electra a layer with gelu, gpt nothing.
-B sequences, S positions, D width, C classes; s = S/tp under sequence parallelism.
+Before the classifier each family has what it has in transformers: bert a pooler, electra a layer with gelu, gpt
+nothing. B sequences, S positions, D width, C classes; s = S/tp under sequence parallelism.
 """
 
 from __future__ import annotations

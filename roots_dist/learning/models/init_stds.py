@@ -32,9 +32,9 @@ def projection_std(config: Config) -> float:
 
 
 def init_stds(config: Config) -> InitStds:
-    """GPT-2 (Radford et al. 2019, 2.3) draws what ends a residual branch smaller, by the number of branches of the whole
-    model; BERT does not. T5 draws by fan-in, and queries smaller by the root of the head's width, in place of a scale in
-    attention (Raffel et al. 2020, 3.1.1; the numbers are of its code)."""
+    """GPT-2 (Radford et al. 2019, 2.3) draws what ends a residual branch smaller, by the number of branches of the
+    whole model; BERT does not. T5 draws by fan-in, and queries smaller by the root of the head's width, in place of a
+    scale in attention (Raffel et al. 2020, 3.1.1; the numbers are of its code)."""
     m = config.model
     if m.family == "t5" and m.init_std is None:
         head, inner = m.width_of_head(), m.heads * m.width_of_head()

@@ -17,7 +17,8 @@ from roots_dist.world.sharding import ShardSpec, declare
 
 
 class Norm(nn.Module):
-    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019). Its gradient is partial under sequence parallelism."""
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019). Its gradient is partial under sequence
+    parallelism."""
 
     def __init__(self, config: Config, tp: TensorParallel, width: int | None = None, copy_of: str | None = None):
         """width: of the stack, if not told. copy_of: the name of the norm that this one is a copy of."""

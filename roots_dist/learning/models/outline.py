@@ -20,8 +20,8 @@ from roots_dist.world.sharding import Param, parameters_of
 class Place(NamedTuple):
     piece: int
     depth: int
-    """0 above all blocks, 1 in the last block, 2 in the one below it …; what stands between two blocks or below them all
-    is one deeper than the block above it"""
+    """0 above all blocks, 1 in the last block, 2 in the one below it …; what stands between two blocks or below them
+    all is one deeper than the block above it"""
 
 
 def outline(specs: Sequence[PieceSpec]) -> dict[str, Place]:

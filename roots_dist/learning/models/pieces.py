@@ -1,6 +1,7 @@
 """What every model is: a tuple of named pieces, each with what it hands on, what it costs, what it shares with others.
 
-    learning/models/gpt.py, bert.py, electra.py, t5.py --(PieceSpec, …)--> assembly/run.py: stages of them, ties between stages
+    learning/models/gpt.py, bert.py, electra.py, t5.py
+        --(PieceSpec, …)--> assembly/run.py: stages of them, ties between stages
 
 A piece maps a payload (named tensors) and a microbatch to the next payload. B sequences, S positions, D width.
 """

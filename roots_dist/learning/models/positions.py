@@ -85,9 +85,9 @@ class Alibi:
 class Relative(nn.Module):
     """T5's bias (Raffel et al. 2020, section 2.1): learned per head and bucket of distance, added to attention scores.
 
-    One table for all blocks of a stack; a copy on every pipeline stage that has some. Its heads are cut over tensor ranks.
-    Half of the buckets are for single distances, the others grow with the logarithm up to relative_distance; where keys
-    may come after the query, each side has half of the buckets.
+    One table for all blocks of a stack; a copy on every pipeline stage that has some. Its heads are cut over tensor
+    ranks. Half of the buckets are for single distances, the others grow with the logarithm up to relative_distance;
+    where keys may come after the query, each side has half of the buckets.
     """
 
     def __init__(self, config: Config, tp: TensorParallel, causal: bool, copy_of: str | None = None):

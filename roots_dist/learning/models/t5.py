@@ -3,8 +3,9 @@
     tokens --embed--> encoder.blocks --bridge--> decoder.blocks --head--> term
                                      norm: encoded ────┴─ travels along, its gradient sums up on the way back
 
-The border between the stacks may fall on any pipeline stage. No biases, no scale in attention, RMSNorm before each branch,
-a learned bias for distances, one table for each stack. B sequences, S positions of the encoder, T of the decoder, D width.
+The border between the stacks may fall on any pipeline stage. No biases, no scale in attention, RMSNorm before each
+branch, a learned bias for distances, one table for each stack. B sequences, S positions of the encoder, T of the
+decoder, D width.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The output side over the vocabulary, which all heads that say words share: the projection, the loss, and what is read.
+"""The output side over the vocabulary, which all heads that say words share: the projection, the loss, and what is
+read.
 
     hidden [B, S, D], entered --Words--> Term | logits | log-probabilities of the targets
 
@@ -28,7 +29,8 @@ class VocabHead:
         self.config, self.tp, self.name, self.sparse = config, tp, name, sparse
 
     def weight(self, head: nn.Module, there: nn.Parameter | None, width: int | None = None) -> nn.Parameter:
-        """The projection [v, D]: `there` (the embedding, where this rank holds it), or a copy of it; untied, its own."""
+        """The projection [v, D]: `there` (the embedding, where this rank holds it), or a copy of it; untied, its
+        own."""
         m = self.config.model
         if m.tied_embeddings and there is not None:
             return there

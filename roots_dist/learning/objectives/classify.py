@@ -1,4 +1,5 @@
-"""A class for each text, or for each pair of texts (Devlin et al. 2019, section 4.1; a decoder: Radford et al. 2018, 3.2).
+"""A class for each text, or for each pair of texts (Devlin et al. 2019, section 4.1; a decoder: Radford et al. 2018,
+3.2).
 
     row: text, (pair,) label --> bert, electra  [CLS] text [SEP] (pair [SEP])
                              --> gpt            text (end pair), read at its last token
@@ -34,7 +35,8 @@ def longest_first(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.
 
 
 def padded(tokens: np.ndarray, seq: int, pad: int | None) -> dict[str, np.ndarray]:
-    """Fields of a text that may be shorter than the sample. A decoder's tokenizer may have no padding: nobody sees it."""
+    """Fields of a text that may be shorter than the sample. A decoder's tokenizer may have no padding: nobody sees
+    it."""
     return {
         "tokens": np.pad(tokens.astype(np.int64), (0, seq - len(tokens)), constant_values=pad or 0),
         "documents": np.where(np.arange(seq) < len(tokens), 0, PADDING),

@@ -1,9 +1,10 @@
-"""Answer as a conversation does: next tokens, but only those of the answers are scored (Ouyang et al. 2022, section 3.5).
+"""Answer as a conversation does: next tokens, but only those of the answers are scored (Ouyang et al. 2022, section
+3.5).
 
-    row: messages, or question and answer --data/chat.py, a template--> ids, which of them are the assistant's --> fields
+    row: messages, or question and answer --data/chat.py, a template--> ids, and which are the assistant's --> fields
 
-A conversation longer than data.seq_length is cut at its end; one whose first answer does not begin before that teaches nothing, and
-is refused.
+A conversation longer than data.seq_length is cut at its end; one whose first answer does not begin before that teaches
+nothing, and is refused.
 """
 
 from __future__ import annotations

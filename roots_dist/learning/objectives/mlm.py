@@ -1,4 +1,5 @@
-"""Hide some tokens of a text, score the guesses at those places (Devlin et al. 2019, section 3.1; alone: Liu et al. 2019).
+"""Hide some tokens of a text, score the guesses at those places (Devlin et al. 2019, section 3.1; alone: Liu et al.
+2019).
 
     order.py: sample number --batches.py--> MaskedTokens.sample: [CLS] window [SEP], some of it hidden --> fields
 
@@ -24,10 +25,10 @@ def hide(
 ) -> tuple[np.ndarray, np.ndarray]:
     """tokens [S] -> (what is shown, targets), [S] each: the target is the token where it is to be guessed, else IGNORE.
 
-    Each place of a word is chosen with probability how.mask_probability, on its own, as the collator of transformers does; the
-    original chooses exactly that share of each text, which in short texts is a matter of rounding. Of the chosen, 80 %
-    are shown as the mask, 10 % as any word, 10 % as they are. Special tokens are never chosen and never shown for a word.
-    With whole_words, tokens of one word are chosen together, and shown each in its own way.
+    Each place of a word is chosen with probability how.mask_probability, on its own, as the collator of transformers
+    does; the original chooses exactly that share of each text, which in short texts is a matter of rounding. Of the
+    chosen, 80 % are shown as the mask, 10 % as any word, 10 % as they are. Special tokens are never chosen and never
+    shown for a word. With whole_words, tokens of one word are chosen together, and shown each in its own way.
     """
     word = ~specials.special[tokens]
     chance = draw.random(len(tokens))

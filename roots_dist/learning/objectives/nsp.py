@@ -66,7 +66,9 @@ class MaskedPairs:
             problem = Problem(
                 key=f"documents in {source.prefix}",
                 found=found,
-                expected=f"two or more of at least {SHORTEST} tokens: half of the second texts come from another document",
+                expected=(
+                    f"two or more of at least {SHORTEST} tokens: half of the second texts come from another document"
+                ),
                 fix="more documents, or objective.name=mlm",
             )
             raise DataError(problem)
@@ -96,9 +98,9 @@ class MaskedPairs:
         return self._fields(texts[0], texts[1], label, draw)
 
     def _run(self, source: Corpus, document: int, position: int, room: int, least: int) -> tuple[int, np.ndarray]:
-        """Whole sentences of a document that fill `room` tokens, or all there are: where the first begins, where each ends.
-        The first one begins at or behind `position`, or earlier, so that `least` sentences are left; in a document of
-        one sentence it is any token, with `least` tokens left, and room is the end."""
+        """Whole sentences of a document that fill `room` tokens, or all there are: where the first begins, where each
+        ends. The first one begins at or behind `position`, or earlier, so that `least` sentences are left; in a
+        document of one sentence it is any token, with `least` tokens left, and room is the end."""
         begins, end = self._sentences(source, document)
         if len(begins) < 2:
             start = min(max(position, int(begins[0])), end - least)
@@ -142,8 +144,8 @@ class MaskedPairs:
 
 
 def fitted(first: range, second: range, room: int, draw: np.random.Generator) -> tuple[range, range]:
-    """Both, cut to `room` tokens together: one token at a time from the longer (the second, where they are equal), at its
-    front or its back with equal chance (truncate_seq_pair of the original's create_pretraining_data)."""
+    """Both, cut to `room` tokens together: one token at a time from the longer (the second, where they are equal), at
+    its front or its back with equal chance (truncate_seq_pair of the original's create_pretraining_data)."""
     excess = max(0, len(first) + len(second) - room)
     apart = min(excess, abs(len(first) - len(second)))  # the longer one alone, until both are equal; then in turns
     lost = [(excess - apart) // 2, (excess - apart + 1) // 2]

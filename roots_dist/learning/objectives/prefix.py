@@ -1,4 +1,5 @@
-"""Prefix language modelling: the encoder reads a text's beginning, the decoder goes on (Raffel et al. 2020, 3.2.1, 3.3.1).
+"""Prefix language modelling: the encoder reads a text's beginning, the decoder goes on (Raffel et al. 2020, 3.2.1,
+3.3.1).
 
 window of the corpus --cut at a random place--> inputs   the beginning, filled up to S
                                                 targets  the rest, filled up to T

@@ -1,8 +1,10 @@
-"""Which tokens has somebody replaced? A generator fills in hidden tokens, a discriminator judges each (Clark et al. 2020).
+"""Which tokens has somebody replaced? A generator fills in hidden tokens, a discriminator judges each (Clark et al.
+2020).
 
     MaskedTokens' sample + the text as it was --> generator: term "mlm", its draws --> discriminator: term "rtd"
 
-The draws are the model's business (learning/models/electra.py); a sample only says what was hidden and what stood there.
+The draws are the model's business (learning/models/electra.py); a sample only says what was hidden and what stood
+there.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""`roots sample CONFIG`: what an objective makes of the corpus, in words. One sample of a training step, field by field.
+"""`roots sample CONFIG`: what an objective makes of the corpus, in words. One sample of a training step, field by
+field.
 
 config --objectives/, learning/data/batches.py--> MicroBatch --tokenizer--> lines
 """

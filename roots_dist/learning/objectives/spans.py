@@ -3,8 +3,8 @@
     window of the corpus --> inputs  Thank you <0> me to your party <1> week </s>
                              targets <0> for inviting <1> last </s>
 
-How many tokens a sample reads, hides and gives back is fixed by the config (accounting/sizes.py span_lengths), so inputs
-and targets have the same lengths in every sample, and nothing is padded.
+How many tokens a sample reads, hides and gives back is fixed by the config (accounting/sizes.py span_lengths), so
+inputs and targets have the same lengths in every sample, and nothing is padded.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Spans:
             problem = Problem(
                 key="data.tokenizer",
                 found=specials.name,
-                expected=f"at least {self.lengths.spans} sentinels (<extra_id_0> …), one for each span of a sample; it has "
+                expected=f"at least {self.lengths.spans} sentinels (<extra_id_0> …), one for each span of a sample; "
+                "it has "
                 f"{len(specials.sentinels)}",
                 fix="prepare the corpus with --kind unigram, or lower data.seq_length or objective.mask_probability",
             )
@@ -69,8 +70,8 @@ class Spans:
 
 
 def padded_pair(inputs: np.ndarray, targets: np.ndarray, seq: int, pad: int) -> dict[str, np.ndarray]:
-    """Fields of two stacks: the encoder reads `inputs`, filled up to seq; the decoder reads the targets one place later,
-    after the padding token (T5's start)."""
+    """Fields of two stacks: the encoder reads `inputs`, filled up to seq; the decoder reads the targets one place
+    later, after the padding token (T5's start)."""
     fields = {
         "tokens": np.pad(inputs, (0, seq - len(inputs)), constant_values=pad),
         "targets": targets,

@@ -35,7 +35,8 @@ def random_source(config: Config) -> Corpus | Examples:
 
 
 def _corpus(config: Config, draw: np.random.Generator) -> Corpus:
-    """Some 4,000 random tokens of the vocabulary in documents of 2 to 60, or enough for a few samples that are longer."""
+    """Some 4,000 random tokens of the vocabulary in documents of 2 to 60, or enough for a few samples that are
+    longer."""
     documents = max(128, 4 * tokens_of_a_sample(config) // 30)
     lengths = draw.integers(2, 61, size=documents).astype(np.int32)
     stored = draw.integers(config.model.vocab, size=int(lengths.sum()))

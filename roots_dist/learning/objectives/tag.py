@@ -1,6 +1,6 @@
 """A class for each word of a text: names, punctuation, parts of speech (Devlin et al. 2019, section 5.3).
 
-    row: words, a label for each --> bert, electra  [CLS] tokens [SEP], gpt tokens; the label on the first token of its word
+    row: words, a label for each --> tokens (bert, electra: [CLS] tokens [SEP]), the label on its word's first token
 
 What is longer than data.seq_length is cut at its end, words and labels alike.
 """

@@ -65,7 +65,8 @@ def check_rows(config: Config) -> None:
             problem = Problem(
                 key="data.seq_length",
                 found=config.data.seq_length,
-                expected=f"more: of {len(mute)} of the {len(opened)} conversations of {source.path} (the first is number {mute[0]}) it "
+                expected=f"more: of {len(mute)} of the {len(opened)} conversations of {source.path} (the first is "
+                f"number {mute[0]}) it "
                 "holds nothing of an answer",
                 fix=f"use at least {max(len(row.first) for row in opened.rows)}, or leave long conversations out",
             )
@@ -90,4 +91,7 @@ def cut_rows(config: Config) -> Iterator[str]:
     for source in (*config.data.train, *config.data.validation):
         opened = objective.open(source.path)
         if cut := sum(map(objective.too_long, opened.rows)):
-            yield f"{source.path}: {cut:,} of {len(opened):,} rows are longer than data.seq_length = {config.data.seq_length}, and cut"
+            yield (
+                f"{source.path}: {cut:,} of {len(opened):,} rows are longer than data.seq_length = "
+                f"{config.data.seq_length}, and cut"
+            )

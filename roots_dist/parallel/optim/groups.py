@@ -3,8 +3,8 @@
     [Param] + phases.py's {name: Learned} --all_groups--> groups, decayed and not, each since its own step
         --> the reference: update(), torch's AdamW as a function; DeepSpeed: adamw(), torch's AdamW as an object
 
-A group is what learns since the same step with the same share of the rate, so that what joins later changes nothing in the
-groups before it.
+A group is what learns since the same step with the same share of the rate, so that what joins later changes nothing in
+the groups before it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Group(NamedTuple):
 
 
 def all_groups(trainable: Mapping[str, Trainable], since: int, until: int) -> list[Group]:
-    """Those that begin to learn at steps since … until, in one order on every rank, some of which may hold none of them."""
+    """Those that begin to learn at steps since … until, in one order on every rank, some of which may hold none of
+    them."""
     found = sorted({l for l in trainable.values() if since <= l.from_step <= until})
     return [Group(l, decays) for l in found for decays in (True, False)]
 
@@ -66,8 +67,8 @@ def freeze(params: Sequence[Param]) -> None:
 def adamw(optim: Optim) -> torch.optim.AdamW:
     """Decoupled weight decay (Loshchilov & Hutter 2019), without any group yet. The rate is set before each step.
 
-    Making one imports torch._dynamo, which takes longer than a small model's first steps: where nobody asks for the object,
-    `update` does the same.
+    Making one imports torch._dynamo, which takes longer than a small model's first steps: where nobody asks for the
+    object, `update` does the same.
     """
     optimizer = torch.optim.AdamW(
         [{"params": []}], lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True

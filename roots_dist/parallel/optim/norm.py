@@ -15,12 +15,12 @@ from roots_dist.world.sharding import Param
 def group_norms(
     groups: Sequence[Iterable[tuple[Param, Tensor]]], over: Sequence[Axis], device: torch.device
 ) -> list[float]:
-    """Euclidean norm of each group of gradients. A cut parameter contributes its slice from each tensor rank, a whole one from one rank only, a
-    tied copy nothing.
+    """Euclidean norm of each group of gradients. A cut parameter contributes its slice from each tensor rank, a whole
+    one from one rank only, a tied copy nothing.
 
-    Every rank names the same groups, of some of which it may hold nothing. `over`: the axes whose ranks hold different parts; mesh.model, and mesh.dp where gradients are sharded. Collective
-    over them. Gradients are already summed over whatever else. Sums run in float32 (float64 for float64) within a
-    tensor and in float64 between tensors.
+    Every rank names the same groups, of some of which it may hold nothing. `over`: the axes whose ranks hold different
+    parts; mesh.model, and mesh.dp where gradients are sharded. Collective over them. Gradients are already summed over
+    whatever else. Sums run in float32 (float64 for float64) within a tensor and in float64 between tensors.
     """
     totals = torch.zeros(len(groups), dtype=torch.float64, device=device)
     for i, gradients in enumerate(groups):

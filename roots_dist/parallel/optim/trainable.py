@@ -2,8 +2,8 @@
 
     config.finetune + where each parameter stands --learned--> {name: Learned(from_step, scale)}; all others are frozen
 
-Pure arithmetic over global names: the same on every rank. The engines (zero/) ask it who learns by now; frozen parameters
-have no gradient, no master copy and no moments there.
+Pure arithmetic over global names: the same on every rank. The engines (zero/) ask it who learns by now; frozen
+parameters have no gradient, no master copy and no moments there.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
 
 Depths = Mapping[str, int]
-"""Name of each parameter of the whole model -> 0 above all blocks, 1 in the last block, 2 in the one below it …; below all
-blocks, one more than in the first block. In the order of the computation."""
+"""Name of each parameter of the whole model -> 0 above all blocks, 1 in the last block, 2 in the one below it …; below
+all blocks, one more than in the first block. In the order of the computation."""
 
 LINEAR = ("query", "key", "value", "out", "up", "gate", "down")
 """Layers of a block that can have an adapter."""
@@ -44,7 +44,8 @@ def trainable(config: Config, depths: Depths) -> dict[str, Trainable]:
 
 
 def has_trained(trainable: Mapping[str, Trainable], name: str, steps: int) -> bool:
-    """Whether a parameter has had a part in the first `steps` steps, and so has moments (before the first: will have)."""
+    """Whether a parameter has had a part in the first `steps` steps, and so has moments (before the first: will
+    have)."""
     return name in trainable and trainable[name].from_step < max(1, steps)
 
 

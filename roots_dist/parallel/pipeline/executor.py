@@ -2,9 +2,9 @@
 
     program (schedules.py, passes.py) + stages + microbatches --run--> terms of the loss, gradients in .grad
 
-Knows nothing of models or DeepSpeed: a stage maps a payload (named tensors, their shapes known for each microbatch) to a
-payload, and any stage may find terms of the loss. Sends and receives are asynchronous; a computation waits for its own
-input only.
+Knows nothing of models or DeepSpeed: a stage maps a payload (named tensors, their shapes known for each microbatch) to
+a payload, and any stage may find terms of the loss. Sends and receives are asynchronous; a computation waits for its
+own input only.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class Executor:
         batches: Sequence[MicroBatch],
         scales: Scales,
     ) -> list[Any]:
-        """Do the actions. receipts: which sends have arrived when a receive has (passes.receipts). Gradients of Σ scale · sum over the terms are added into .grad.
+        """Do the actions. receipts: which sends have arrived when a receive has (passes.receipts). Gradients of Σ scale
+        · sum over the terms are added into .grad.
 
         Returns what this rank's stages found in each microbatch, one after the other (terms, detached); an empty list
         on ranks whose stages find nothing. Under no_grad only forwards are meant, and `scales` are of no account.
@@ -194,7 +195,8 @@ def _begun(message: dist.Work | None) -> dist.Work:
 
 
 def needless(action: Action, lowest_trainable: int) -> bool:
-    """Part of a backward pass through stages of which nothing learns, nor of those below. Both ends leave a message out."""
+    """Part of a backward pass through stages of which nothing learns, nor of those below. Both ends leave a message
+    out."""
     kind, stage, _ = action
     if kind in (Kind.SEND_FORWARD, Kind.RECV_FORWARD):
         return False

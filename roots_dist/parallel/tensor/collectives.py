@@ -1,13 +1,14 @@
-"""Communication between tensor-parallel ranks, and the conjugate pairs of functions that make autograd correct across them.
+"""Communication between tensor-parallel ranks, and the conjugate pairs of functions that make autograd correct across
+them.
 
                          forward                          backward
     copy_to_tp_region    identity (SP: all-gather)        all-reduce (SP: reduce-scatter)
     reduce_from_tp_region  all-reduce (SP: reduce-scatter)  identity (SP: all-gather)
     gather_sequence      SP: all-gather                   SP: keep this rank's positions
 
-Between the first two each rank works on its own columns, heads or words. They are f and g of Megatron-LM (Shoeybi et al.
-2019, section 3), and their sequence-parallel twins (Korthikanti et al. 2022, section 4.2.2).
-B sequences, S positions, D channels; s = S/tp under sequence parallelism (SP). No other file of layers communicates.
+Between the first two each rank works on its own columns, heads or words. They are f and g of Megatron-LM (Shoeybi et
+al. 2019, section 3), and their sequence-parallel twins (Korthikanti et al. 2022, section 4.2.2). B sequences, S
+positions, D channels; s = S/tp under sequence parallelism (SP). No other file of layers communicates.
 """
 
 from __future__ import annotations
@@ -151,7 +152,8 @@ def gather_last_dim(x: Tensor, tp: Axis) -> Tensor:
     return torch.cat(parts, -1)
 
 
-# The four halves. Layers that compute on both sides of a message (parallel/tensor/linear.py) call them to overlap the two.
+# The four halves. Layers that compute on both sides of a message (parallel/tensor/linear.py) call them to overlap the
+# two.
 
 
 def start_copy_to(x: Tensor, tp: TensorParallel) -> Pending:

@@ -2,9 +2,10 @@
 
     hidden [T, D], weight [v, D], targets [T] --> sum of losses, and at once the gradients of hidden and weight
 
-For each chunk of tokens: logits of this rank's words, the maximum, Σexp and the target's logit summed over tensor ranks,
-then softmax - one_hot in place and the two products that the gradients need. Backward only multiplies by the loss's scale.
-Peak memory is chunk × v instead of T × v three times over (logits, softmax, gradient). In float32 at least.
+For each chunk of tokens: logits of this rank's words, the maximum, Σexp and the target's logit summed over tensor
+ranks, then softmax - one_hot in place and the two products that the gradients need. Backward only multiplies by the
+loss's scale. Peak memory is chunk × v instead of T × v three times over (logits, softmax, gradient). In float32 at
+least.
 
 Parallel cross-entropy: Shoeybi et al. 2019, section 3; z-loss: Chowdhery et al. 2022, section 5.
 T tokens, D width, V words (true number), v = words of this rank.
@@ -43,7 +44,8 @@ def linear_cross_entropy(
     the targets are the likeliest word. bias [v] is added to the logits.
 
     With label smoothing ε: (1-ε)·(-log p) + ε·mean over the vocabulary of -log p. With z-loss: + z·log²Z.
-    hidden has left its region's entrance (collectives.copy_to_tp_region), so that its gradient is summed over tensor ranks there.
+    hidden has left its region's entrance (collectives.copy_to_tp_region), so that its gradient is summed over tensor
+    ranks there.
     """
     learn = torch.is_grad_enabled()  # inside the function it always says no
     total, hits = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call] # torch types no apply
@@ -68,8 +70,8 @@ def target_scores(
     bias: Tensor | None = None,
     chunk: int = 1024,
 ) -> tuple[Tensor, Tensor]:
-    """For each of the T targets log p(target), 0 for IGNORE, and whether it is the likeliest word. Equal on every tensor
-    rank; nothing is gathered."""
+    """For each of the T targets log p(target), 0 for IGNORE, and whether it is the likeliest word. Equal on every
+    tensor rank; nothing is gathered."""
     found = [
         _of_targets(tp, hidden[i : i + chunk], weight, bias, targets[i : i + chunk], vocab)
         for i in range(0, hidden.shape[0], chunk)
@@ -80,8 +82,8 @@ def target_scores(
 
 
 class _Chunk(NamedTuple):
-    """What is known of c tokens after their logits have been looked at on all tensor ranks. hit, log_sum, sum_scores: of
-    scores less their maximum (peak) over the whole vocabulary."""
+    """What is known of c tokens after their logits have been looked at on all tensor ranks. hit, log_sum, sum_scores:
+    of scores less their maximum (peak) over the whole vocabulary."""
 
     scored: Tensor
     here: Tensor

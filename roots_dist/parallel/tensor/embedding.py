@@ -13,7 +13,8 @@ from roots_dist.world.sharding import ShardSpec, declare
 
 
 class VocabParallelEmbedding(nn.Module):
-    """Ids must be below the vocabulary's size: learning/data/batches.py refuses others, which would become zeros here."""
+    """Ids must be below the vocabulary's size: learning/data/batches.py refuses others, which would become zeros
+    here."""
 
     def __init__(
         self,

@@ -1,4 +1,5 @@
-"""Linear layers that are sharded over tensor-parallel ranks: by columns on the way into a region, by rows on the way out.
+"""Linear layers that are sharded over tensor-parallel ranks: by columns on the way into a region, by rows on the way
+out.
 
     ColumnParallelLinear  Y = X A + b         RowParallelLinear  Z = Y B + c
                           A = [A_1 | A_2]                        B = [B_1 ; B_2]  (B_1 above B_2)
@@ -7,9 +8,9 @@
     (a weight is stored as torch does, [out, in], so A_i are rows of it and B_i columns)
 
 Backward sends the input's gradient while it computes the weights' gradients, saves only this rank's positions under
-sequence parallelism, can defer the weights' gradients for a zero-bubble schedule (TensorParallel.deferred), and computes
-no gradient that nobody needs (frozen weights, and everything below the lowest trainable layer).
-B sequences, S positions, D width in, F features out, R rank of an adapter; f = F/tp, s = S/tp.
+sequence parallelism, can defer the weights' gradients for a zero-bubble schedule (TensorParallel.deferred), and
+computes no gradient that nobody needs (frozen weights, and everything below the lowest trainable layer). B sequences, S
+positions, D width in, F features out, R rank of an adapter; f = F/tp, s = S/tp.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Master weights and moments out of DeepSpeed's flat partitions, and into them: what read_state and write_state do.
 
-One class per way in which DeepSpeed keeps them. Moments exist from the start, so that reading needs no step before; what
-does not learn has its weight alone. The names with an underscore are DeepSpeed's; its version is pinned, and
+One class per way in which DeepSpeed keeps them. Moments exist from the start, so that reading needs no step before;
+what does not learn has its weight alone. The names with an underscore are DeepSpeed's; its version is pinned, and
 tests/conformance moves states between stages.
 """
 

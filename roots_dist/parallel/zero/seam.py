@@ -4,8 +4,9 @@
         forwards, backwards, tied and partial sums
     engine.step(lr)                      # clip by the global norm, AdamW, weights
 
-The loss is already divided by the step's global count, so gradients are summed over dp, not averaged. What does not learn
-(parallel/optim/trainable.py) has requires_grad off, no gradient, no master copy and no moments; reach() lets more of it learn.
+The loss is already divided by the step's global count, so gradients are summed over dp, not averaged. What does not
+learn (parallel/optim/trainable.py) has requires_grad off, no gradient, no master copy and no moments; reach() lets more
+of it learn.
 """
 
 from __future__ import annotations
@@ -42,18 +43,21 @@ class Engine(Protocol):
 
     @property
     def optimizer_steps(self) -> Mapping[int, int]:
-        """Border of a phase (a step of the run) that has been reached -> optimizer steps taken by what learns since then."""
+        """Border of a phase (a step of the run) that has been reached -> optimizer steps taken by what learns since
+        then."""
         ...
 
     def unfreeze(self, step: int) -> None:
-        """`step` steps of the run are done, and what is to learn since then joins. What learns already keeps its moments.
+        """`step` steps of the run are done, and what is to learn since then joins. What learns already keeps its
+        moments.
 
         Collective over the world, between steps; does nothing at most steps.
         """
         ...
 
     def accumulate(self) -> AbstractContextManager[None]:
-        """Inside, backward passes add into `.grad` of this rank's slices; leaving sums them over dp. Collective over dp."""
+        """Inside, backward passes add into `.grad` of this rank's slices; leaving sums them over dp. Collective over
+        dp."""
         ...
 
     def step(self, lr: float) -> Update:
@@ -74,7 +78,8 @@ class Engine(Protocol):
         ...
 
     def write_state(self, name: str, state: dict[str, Tensor]) -> None:
-        """The reverse. After the last one, `finish_loading` makes the model's weights follow. Every dp rank calls it."""
+        """The reverse. After the last one, `finish_loading` makes the model's weights follow. Every dp rank calls
+        it."""
         ...
 
     def finish_loading(self, optimizer_steps: Mapping[int, int]) -> None:

@@ -51,7 +51,8 @@ def after_initialize(module: nn.Module, optimizer: Any) -> list[RemovableHandle]
 
 
 def forget_interrupted_forwards() -> None:
-    """Recomputation stops a forward once it has what backward needs: DeepSpeed's stack of modules never sees its end."""
+    """Recomputation stops a forward once it has what backward needs: DeepSpeed's stack of modules never sees its
+    end."""
     from deepspeed.runtime.zero import parameter_offload
 
     del parameter_offload.FWD_MODULE_STACK[1:]

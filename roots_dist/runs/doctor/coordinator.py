@@ -19,7 +19,8 @@ from roots_dist.errors import EnvironmentProblem
 from roots_dist.runs.doctor.deadline import DeadlineExceeded, run_with_deadline
 
 PAUSES_S = (0.002, 0.1)
-"""Between two looks at the store: at first, and when nothing comes for a while (hundreds of ranks look at one server)."""
+"""Between two looks at the store: at first, and when nothing comes for a while (hundreds of ranks look at one
+server)."""
 SLACK_S = 5.0
 """Ranks reach a round at different times, and rank 0 says go when it has heard all."""
 BYE_S = 2.0
@@ -48,8 +49,8 @@ class Coordinator:
     ) -> dict[int, Any]:
         """Every rank does `work`, for `seconds` at most. Returns all answers on rank 0, nothing on the others.
 
-        Raises Stopped on every rank when one raised, was overdue or is silent; rank 0 keeps a finding for each kind, with
-        what `silence` says of the silent. Raises EnvironmentProblem where rank 0 itself is silent.
+        Raises Stopped on every rank when one raised, was overdue or is silent; rank 0 keeps a finding for each kind,
+        with what `silence` says of the silent. Raises EnvironmentProblem where rank 0 itself is silent.
         """
         end = time.monotonic() + seconds + SLACK_S
         self._set(f"{round}/{self.rank}", self._answer(seconds, work))

@@ -2,8 +2,8 @@
 
     board --arrival, facts, clocks, folder, speed, join, links--> answers --findings of each check--> Profile
 
-Every rank calls `examine`; rank 0 alone has answers afterwards, and calls `write_up`. A rank that fails or is silent ends
-it there, and what was measured until then is still written up.
+Every rank calls `examine`; rank 0 alone has answers afterwards, and calls `write_up`. A rank that fails or is silent
+ends it there, and what was measured until then is still written up.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from roots_dist.runs.doctor.coordinator import Coordinator, Stopped
 from roots_dist.runs.doctor.deadline import DeadlineExceeded, run_with_deadline
 
 FACTS_S, CLOCKS_S, FOLDER_S, SPEED_S, JOIN_S, LINKS_S = 15.0, 10.0, 10.0, 15.0, 15.0, 20.0
-"""Until a round is given up, and with it the examination. On a healthy cluster all of them together take some seconds."""
+"""Until a round is given up, and with it the examination. On a healthy cluster all of them together take some
+seconds."""
 LEAVE_S = 5.0
 CHECKPOINT_BYTES = 12
 """Of a parameter in a checkpoint: weight and both moments of Adam in float32."""
@@ -91,7 +92,10 @@ def examine(
 def _rounds(
     coordinator: Coordinator, world: World, device: torch.device, options: ExamineOptions, probes: Probes
 ) -> None:
-    fix = f"see in the launcher's output whether it started and how it ended, or wait longer (--wait, now {options.wait_s:g})"
+    fix = (
+        "see in the launcher's output whether it started and how it ended, or wait longer (--wait, now "
+        f"{options.wait_s:g})"
+    )
     here = coordinator.run_round("arrival", options.wait_s, lambda: probes.host, silence="did not arrive", fix=fix)
     hosts = coordinator.broadcast("hosts", [here[rank] for rank in range(world.size)] if here else None)
     coordinator.hosts = dict(enumerate(hosts))

@@ -39,5 +39,8 @@ def crossings(layout: Layout, hosts: Mapping[int, str]) -> Iterator[Finding]:
             where=named(ranks, hosts),
             found=f"a tensor group of {layout} across hosts{others}",
             expected=f"its {layout.tp} ranks on one host",
-            fix=f"start a multiple of {layout.tp} ranks on every host, each host's numbered in a row, or lower parallel.tp",
+            fix=(
+                f"start a multiple of {layout.tp} ranks on every host, each host's numbered in a row, or lower "
+                "parallel.tp"
+            ),
         )

@@ -96,7 +96,10 @@ def findings(samples: Sequence[Sample], hosts: Mapping[int, str]) -> Iterator[Fi
                     where=named(ranks, hosts),
                     found=f"{largest / seconds / 1e9:.3g} GB/s from one to the other",
                     expected=f"about {largest / middle / 1e9:.3g} GB/s as between other such ranks",
-                    fix="look at the cards and cables of these hosts (ethtool, ibstat, nvidia-smi nvlink -s), or leave one out",
+                    fix=(
+                        "look at the cards and cables of these hosts (ethtool, ibstat, nvidia-smi nvlink -s), or "
+                        "leave one out"
+                    ),
                     serious=False,  # one measurement on a network that others use
                 )
 

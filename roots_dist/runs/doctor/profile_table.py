@@ -79,7 +79,10 @@ def slowest_line(profile: Profile) -> str:
     slowest = min(profile.speeds, key=lambda speed: speed.matmul_flops)
     share = slowest.matmul_flops / max(speed.matmul_flops for speed in profile.speeds)
     words = named([slowest.rank], hosts_of(profile.ranks))
-    return f"slowest device: {words}, {format_flops(slowest.matmul_flops)} in {slowest.precision} products, {share:.0%} of the fastest"
+    return (
+        f"slowest device: {words}, {format_flops(slowest.matmul_flops)} in {slowest.precision} products, "
+        f"{share:.0%} of the fastest"
+    )
 
 
 def links_table(links: Sequence[Link]) -> Table:

@@ -2,7 +2,8 @@
 
     write, on every rank --> look, on the first rank of each host --> findings: read-only, or not the same folder
 
-Tried by doing it: permission bits do not tell of read-only mounts, full disks and quotas, and every host has some /scratch.
+Tried by doing it: permission bits do not tell of read-only mounts, full disks and quotas, and every host has some
+/scratch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How fast each rank computes, while all ranks do: square matrix products and a large copy. And who is slow.
 
-Sustained over a part of a second, not the best product as in accounting/peaks.py: a rank that shares its core, or is held back by
-a quota, does single products as quickly as any other.
+Sustained over a part of a second, not the best product as in accounting/peaks.py: a rank that shares its core, or is
+held back by a quota, does single products as quickly as any other.
 """
 
 from __future__ import annotations
@@ -51,9 +51,14 @@ def findings(speeds: Sequence[Speed], hosts: Mapping[int, str], slow: float = SL
             yield Finding(
                 check="speed",
                 where=named([speed.rank], hosts),
-                found=f"slow, {format_flops(speed.matmul_flops)} in {speed.precision} products, {share:.0%} of the median",
+                found=(
+                    f"slow, {format_flops(speed.matmul_flops)} in {speed.precision} products, {share:.0%} of the median"
+                ),
                 expected=f"{slow:.0%} of {format_flops(median)} or more",
-                fix="look there for other programs (top, nvidia-smi), CPU quotas, heat and power limits, or leave that host out",
+                fix=(
+                    "look there for other programs (top, nvidia-smi), CPU quotas, heat and power limits, or leave "
+                    "that host out"
+                ),
             )
 
 

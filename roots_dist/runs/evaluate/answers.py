@@ -2,8 +2,8 @@
 
     objective.question --decode--> words said --stripped of spaces--> exact match, by scikit-learn
 
-Both texts are decoded by the tokenizer, without special tokens; runs of white space count as one space, at the ends as none.
-Case and punctuation matter.
+Both texts are decoded by the tokenizer, without special tokens; runs of white space count as one space, at the ends as
+none. Case and punctuation matter.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class QuestionObjective(Objective, Protocol):
 def answer_questions(
     passes: Passes, objective: QuestionObjective, held_out: Batches, codec: Codec, count: int
 ) -> Answers:
-    """Of at most `count` held-out questions, the first that evaluation draws. objective: one of ASKS. Collective over the
-    world; equal on every rank. A question longer than the model can hold loses its beginning."""
+    """Of at most `count` held-out questions, the first that evaluation draws. objective: one of ASKS. Collective over
+    the world; equal on every rank. A question longer than the model can hold loses its beginning."""
     rows = [objective.question(source, index) for source, index in held_out.drawn(count)]
     end = present(objective.specials.end)
     ends = frozenset({end, *(int(answer[-1]) for _, answer in rows if objective.specials.special[answer[-1]])})

@@ -62,8 +62,8 @@ def _beginnings(given: Sequence[Source], most: int) -> tuple[np.ndarray, np.ndar
 
 
 def _places(held_out: Batches, sequences: int, seq: int) -> list[tuple[Corpus, np.ndarray]]:
-    """Of each source the positions of the targets of causal samples (learning/objectives/clm.py): all but a window's first token,
-    and the one that follows it."""
+    """Of each source the positions of the targets of causal samples (learning/objectives/clm.py): all but a window's
+    first token, and the one that follows it."""
     found: dict[int, tuple[Corpus, list[int]]] = {}
     for source, index in held_out.drawn(sequences):
         found.setdefault(id(source), (source, []))[1].append(index)

@@ -1,7 +1,8 @@
-"""`roots evaluate RUN`: a run's chosen checkpoint held against held-out text, baselines and other people's tasks, in one
-process or in any layout.
+"""`roots evaluate RUN`: a run's chosen checkpoint held against held-out text, baselines and other people's tasks, in
+one process or in any layout.
 
-    run's config.yaml --of_run--> Passes --load_weights--> score, answers, lm-eval (all ranks); n-grams (rank 0) --> show.py
+    run's config.yaml --of_run--> Passes --load_weights--> score, answers, lm-eval (all ranks); n-grams (rank 0)
+        --> show.py
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from roots_dist.world.mesh import Mesh
 
 
 def evaluate(config: Config, mesh: Mesh, options: EvaluateOptions = EvaluateOptions()) -> Score | None:
-    """Of the held-out text, the same on every rank; None where there is none. Collective over the world. Rank 0 shows it."""
+    """Of the held-out text, the same on every rank; None where there is none. Collective over the world. Rank 0 shows
+    it."""
     run = Path(config.track.folder)
     checkpoint = chosen(run)
     tasks = (

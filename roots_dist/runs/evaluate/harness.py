@@ -2,8 +2,8 @@
 
     names --open_tasks--> Tasks --simple_evaluate, on every rank alike--> harness_model.py --> results, RUN/lm_eval.json
 
-Every rank asks the same in the same order, so the model's collectives meet; to lm_eval each is alone. Tasks of one's own are
-YAML files in a folder, with rows in jsonl: no network is needed for them.
+Every rank asks the same in the same order, so the model's collectives meet; to lm_eval each is alone. Tasks of one's
+own are YAML files in a folder, with rows in jsonl: no network is needed for them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Tasks:
 
 
 def open_tasks(options: EvaluateOptions, rank: int) -> Tasks:
-    """Of the folder, else of those that lm_eval brings. Raises DataError for one that is not known or cannot be loaded."""
+    """Of the folder, else of those that lm_eval brings. Raises DataError for one that is not known or cannot be
+    loaded."""
     environment.export({"DISABLE_MULTIPROC": "1"})  # else its bootstrap forks, beside threads that hold a process group
     with _quiet(rank):
         try:
@@ -63,7 +64,10 @@ def open_tasks(options: EvaluateOptions, rank: int) -> Tasks:
             manager.load(names)
         except (OSError, ValueError, KeyError, ImportError) as error:  # what datasets and YAML raise
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            fix = "check its YAML and data; HF_HUB_OFFLINE=0 lets several processes download; --include-path needs no network"
+            fix = (
+                "check its YAML and data; HF_HUB_OFFLINE=0 lets several processes download; --include-path needs "
+                "no network"
+            )
             problem = Problem(
                 key="--lm-eval", found=",".join(names), expected=f"tasks that can be loaded ({reason})", fix=fix
             )
@@ -72,8 +76,8 @@ def open_tasks(options: EvaluateOptions, rank: int) -> Tasks:
 
 
 def run_harness(passes: Passes, tasks: Tasks, limit: int | None, run: Path) -> dict[str, Any]:
-    """lm_eval's results; {} on other ranks than the first, which writes them into the run's folder. limit: examples of each
-    task. Collective over the world."""
+    """lm_eval's results; {} on other ranks than the first, which writes them into the run's folder. limit: examples of
+    each task. Collective over the world."""
     from lm_eval import simple_evaluate
 
     with _quiet(passes.mesh.rank):

@@ -1,9 +1,10 @@
 """The live parallel model as lm-evaluation-harness knows a model: log-likelihoods, rolling ones, generated texts.
 
-    lm_eval's requests, the same on every rank --tokens, cut to max_length--> Passes, decode.py --> answers on every rank
+    lm_eval's requests, the same on every rank --tokens, cut to max_length--> Passes, decode.py
+        --> answers on every rank
 
-Texts become tokens, long ones windows, and contexts are cut, as lm_eval's own HFLM does it for a causal model, so that a run
-and its export get the same numbers. Data ranks share the requests. B requests, S tokens of the longest.
+Texts become tokens, long ones windows, and contexts are cut, as lm_eval's own HFLM does it for a causal model, so that
+a run and its export get the same numbers. Data ranks share the requests. B requests, S tokens of the longest.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 AT_A_TIME = 16
 """Microbatches per pipeline rank that run in one go."""
 BEGINS = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
-"""Tokens that begin a text, in known tokenizers; where there is none, the one that ends a text begins it too (GPT-2)."""
+"""Tokens that begin a text, in known tokenizers; where there is none, the one that ends a text begins it too
+(GPT-2)."""
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 BEAMS = {"num_beams": "beams", "length_penalty": "length_penalty", "early_stopping": "early_stopping"}
 """Options of generation that lm_eval and transformers have, too; of beams with our names."""
@@ -47,8 +49,8 @@ Scored = tuple[Any, list[int], list[int]]
 def token_scores(
     passes: Passes, asked: Sequence[tuple[list[int], list[int]]], max_length: int
 ) -> list[tuple[float, bool]]:
-    """Of each (context, continuation), neither empty, the continuation's log-probability and whether greedy decoding would
-    say it. A context that is too long loses its beginning. Collective over the world; equal on every rank."""
+    """Of each (context, continuation), neither empty, the continuation's log-probability and whether greedy decoding
+    would say it. A context that is too long loses its beginning. Collective over the world; equal on every rank."""
     mesh = passes.mesh
     longest_first = sorted(range(len(asked)), key=lambda i: -sum(map(len, asked[i])))
     batches = list(_batches(passes, asked, longest_first, max_length))[mesh.dp.rank :: mesh.dp.size]

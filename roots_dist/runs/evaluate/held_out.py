@@ -1,4 +1,5 @@
-"""Held-out loss, perplexity and bits per byte of a model, in whatever layout it is; of a task also how often it is right.
+"""Held-out loss, perplexity and bits per byte of a model, in whatever layout it is; of a task also how often it is
+right.
 
 Batches.evaluation, source by source --Passes.forward--> terms --summed over the world--> Score --together--> Score
 """
@@ -80,7 +81,8 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Comparable between tokenizers, unlike the other two. None where not every token is predicted from those before."""
+        """Comparable between tokenizers, unlike the other two. None where not every token is predicted from those
+        before."""
         if self.bytes_per_token is None or list(self.terms) != ["clm"]:
             return None
         return self.terms[present(self.words)].mean / math.log(2) / self.bytes_per_token
@@ -111,7 +113,8 @@ def score_held_out(
     progress: ProgressBar = iter,
 ) -> Score:
     """Of so many sequences of data.validation together, and of each source alone where there are several. held_out: of
-    data.validation, this data rank's. watched: sees the batches go by. Collective over the world; equal on every rank."""
+    data.validation, this data rank's. watched: sees the batches go by. Collective over the world; equal on every
+    rank."""
     given = passes.config.data.validation
     if len(given) == 1:
         return score(passes, objective, progress(held_out.evaluation(sequences)), bytes_per_token)

@@ -1,12 +1,13 @@
-"""A baseline to hold a model against: n-grams with interpolated modified Kneser-Ney smoothing (Chen & Goodman 1998, 4.1.6).
+"""A baseline to hold a model against: n-grams with interpolated modified Kneser-Ney smoothing (Chen & Goodman 1998,
+4.1.6).
 
     training tokens --count--> Levels 0 … n --log_probabilities(tokens)--> log p of each token, by each order
 
-p_k(w | h) = max(c(h w) - D(c(h w)), 0) / c(h) + (D1 N1(h) + D2 N2(h) + D3 N3+(h)) / c(h) · p_{k-1}(w | h without its first)
+p_k(w | h) = max(c(h w) - D(c(h w)), 0) / c(h) + (D1 N1(h) + D2 N2(h) + D3 N3+(h)) / c(h) · p_{k-1}(w | h')
 
-c counts occurrences in the highest order, and below it the distinct tokens before the n-gram; Ni(h) are the tokens that
-follow h with a count of i. p_0 is uniform, so nothing is impossible. A context ends where its document begins: before that
-stands the one token BEFORE, which is never predicted. T tokens, V words.
+h' is h without its first token; c counts occurrences in the highest order, and below it the distinct tokens before the
+n-gram; Ni(h) are the tokens that follow h with a count of i. p_0 is uniform, so nothing is impossible. A context ends
+where its document begins: before that stands the one token BEFORE, which is never predicted. T tokens, V words.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class LevelCounts:
 
 @dataclass(frozen=True)
 class Level:
-    """All n-grams of length k and their contexts of length k - 1, each a sorted key: (what is left of it, its new token)."""
+    """All n-grams of length k and their contexts of length k - 1, each a sorted key: (what is left of it, its new
+    token)."""
 
     contexts: np.ndarray
     """int64: number of the shorter context · (V + 1) + the token before it; of length 0: the one key 0"""
@@ -53,8 +55,8 @@ class Ngrams:
     """Of orders 1, 2 …"""
 
     def log_probabilities(self, tokens: np.ndarray, starts: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """float64 [1 + n, places]: log p of the tokens at these places of a text, by orders 0 (uniform) to n. tokens [T];
-        starts: where each document begins."""
+        """float64 [1 + n, places]: log p of the tokens at these places of a text, by orders 0 (uniform) to n. tokens
+        [T]; starts: where each document begins."""
         parts = (places[i : i + AT_A_TIME] for i in range(0, max(1, len(places)), AT_A_TIME))
         return np.concatenate([np.log(self._probabilities(tokens, starts, part)) for part in parts], 1)
 
@@ -79,8 +81,8 @@ def count(
     vocab: int,
     discounts: Sequence[tuple[float, float, float]] | None = None,
 ) -> Ngrams:
-    """Of a text [T] whose documents begin at `starts`. discounts: (D1, D2, D3+) of each order; default: the estimates of
-    section 4.1.6. Memory: about 110 bytes a token for order 3."""
+    """Of a text [T] whose documents begin at `starts`. discounts: (D1, D2, D3+) of each order; default: the estimates
+    of section 4.1.6. Memory: about 110 bytes a token for order 3."""
     assert order >= 1 and len(tokens), (order, len(tokens))
     places = np.arange(len(tokens))
     depth = _depth(starts, places)

@@ -16,8 +16,8 @@ ENDINGS = re.compile(r"(\.(bin|idx|jsonl?|csv|tsv|gz|zst|xz|bz2))+$")
 
 
 def names(given: Sequence[Source]) -> list[str]:
-    """Of each source the end of its path, as much of it as tells it from the others: the folder that `roots prepare` made,
-    or the file without its ending."""
+    """Of each source the end of its path, as much of it as tells it from the others: the folder that `roots prepare`
+    made, or the file without its ending."""
     parts = [_parts(source.path) for source in given]
     deepest = max(map(len, parts), default=1)
     depth = next((n for n in range(1, deepest) if len({part[-n:] for part in parts}) == len(parts)), deepest)

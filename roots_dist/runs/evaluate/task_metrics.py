@@ -1,6 +1,7 @@
 """How good guesses of a few classes are: scikit-learn's figures, from the table of how often each was taken for which.
 
-    Term.table, summed over the world --pairs with weights--> scikit-learn --> F1, Matthews correlation, precision, recall
+    Term.table, summed over the world --pairs with weights--> scikit-learn
+        --> F1, Matthews correlation, precision, recall
 
 Its functions take one label and one guess for each example; here each cell of the table is one pair, weighted with its
 count, which gives the same figures and needs the memory of C × C. C classes.
@@ -31,8 +32,9 @@ def task_metrics(table: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
     """table: int64 [C, C], rows = label, columns = guess. By the names under which they are logged.
 
     f1/validation is the plain mean over the classes that occur as a label or as a guess (average="macro"), as
-    f1_score(labels, guesses, average="macro") gives it. Of two classes f1/validation/NAME is also there: of the second one,
-    scikit-learn's default average="binary" with labels 0 and 1, which is what GLUE reports. A table of nothing has none.
+    f1_score(labels, guesses, average="macro") gives it. Of two classes f1/validation/NAME is also there: of the second
+    one, scikit-learn's default average="binary" with labels 0 and 1, which is what GLUE reports. A table of nothing has
+    none.
     """
     if not table.any():
         return {}

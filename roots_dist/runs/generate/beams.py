@@ -1,9 +1,10 @@
 """Beam search: of all texts that the model might say, the likeliest, as far as a few at a time can tell.
 
-    logits of each beam --log-probabilities so far + next word, the best of all beams--> beams that go on, beams that ended
+    logits of each beam
+        --log-probabilities so far + next word, the best of all beams--> beams that go on, beams that ended
 
-With the rules of transformers' `generate(num_beams=…, do_sample=False)`, so that an export says the same. B texts, K beams
-of each, V words.
+With the rules of transformers' `generate(num_beams=…, do_sample=False)`, so that an export says the same. B texts, K
+beams of each, V words.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Beams:
     done: bool = False
 
     def advance(self, candidates: list[Candidate]) -> list[int]:
-        """candidates: the best of all beams' continuations, in order, more than there are beams. The parents of those that
-        go on, none if nothing can be gained any more."""
+        """candidates: the best of all beams' continuations, in order, more than there are beams. The parents of those
+        that go on, none if nothing can be gained any more."""
         size, length = self.request.beams, len(candidates[0].tokens)
         new = [Answer(c.tokens, c.score / length**self.request.length_penalty) for c in candidates[:size] if c.over]
         self.ended = sorted(self.ended + new, key=lambda answer: -answer.score)[:size]

@@ -28,7 +28,8 @@ class CachedDecoder:
     def __init__(
         self, passes: Passes, texts: Sequence[Sequence[int]], start: int | None = None, *, together: bool = False
     ):
-        """texts: at least one token each. start: what a decoder over an encoder begins with; None: there is no encoder."""
+        """texts: at least one token each. start: what a decoder over an encoder begins with; None: there is no
+        encoder."""
         assert all(texts), "an empty text has no next word"
         mesh = passes.mesh
         self._passes, self._start, self._cache = passes, start, KVCache()

@@ -1,13 +1,17 @@
-"""`roots chat RUN`: a conversation in a terminal, in one process. The history is kept, answers are shown as they are made.
+"""`roots chat RUN`: a conversation in a terminal, in one process. The history is kept, answers are shown as they are
+made.
 
-    line --history--> the chat template (learning/data/chat.py) --as much of it as the model can hold--> decode.py --> answer, history
+    line --history--> the chat template (learning/data/chat.py) --as much of it as the model can hold--> decode.py
+        --> answer, history
 
-A model that was never taught to converse gets the default template, and is stopped where it begins to speak for the user.
+A model that was never taught to converse gets the default template, and is stopped where it begins to speak for the
+user.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -107,7 +111,8 @@ class Conversation:
         if len(ids) > room:
             self.history.pop()
             self.show(
-                f"(this is {len(ids)} tokens; the model holds {limit}, {room} beside an answer: say it in fewer words)\n"
+                f"(this is {len(ids)} tokens; the model holds {limit}, {room} beside an answer: say it in "
+                "fewer words)\n"
             )
             return
         if forgotten:
@@ -127,10 +132,8 @@ class Conversation:
             answer = tokens
             shown(number, tokens)
 
-        try:
+        with suppress(KeyboardInterrupt):  # what has been said counts
             decode(self.passes, [ids], request, self.stops, on_token=on_token)
-        except KeyboardInterrupt:  # what has been said counts
-            pass
         text = self.stops.text(answer)
         shown.finish(text.rstrip())
         self.show("\n")

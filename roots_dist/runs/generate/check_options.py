@@ -35,7 +35,8 @@ COMMON = ("prompt", "prompts", "output", "seed")
 SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p")
 """Options of choosing by chance."""
 WRITING_OPTIONS = (
-    "max_tokens", *SAMPLING_OPTIONS, "repetition_penalty", "greedy", "beams", "length_penalty", "samples", "stop", "keep_end", "raw",
+    "max_tokens", *SAMPLING_OPTIONS, "repetition_penalty", "greedy", "beams", "length_penalty", "samples", "stop",
+    "keep_end", "raw",
 )  # fmt: skip
 ALLOWED: dict[AnswerKind, tuple[str, ...]] = {
     "write": WRITING_OPTIONS,

@@ -81,7 +81,8 @@ def _sampled(
     stops: Stops,
     on_token: OnToken | None,
 ) -> list[list[Answer]]:
-    """Word by word. numbers: of the texts, which key what is drawn; before: what the penalty on repetition counts in."""
+    """Word by word. numbers: of the texts, which key what is drawn; before: what the penalty on repetition counts
+    in."""
     n, how = request.samples, request.sampling
     prompts = torch.tensor(numbers).repeat_interleave(n)  # of each row
     samples = torch.arange(n).repeat(len(numbers))

@@ -1,4 +1,5 @@
-"""What an encoder has learned to do: say which words stood where masks stand. ELECTRA's generator does it for its model.
+"""What an encoder has learned to do: say which words stood where masks stand. ELECTRA's generator does it for its
+model.
 
     text with [MASK] --marked--> ids --[CLS] … [SEP], padded--> Passes --softmax at each mask--> the likeliest words
 
@@ -52,7 +53,8 @@ def encode_masked(prompts: Sequence[Prompt], encoder: PromptEncoder) -> list[lis
 
 
 def fill(passes: Passes, texts: Sequence[Sequence[int]], encoder: PromptEncoder, top: int) -> list[list[list[Guess]]]:
-    """Of each text, of each of its masks in order, the `top` likeliest words. On every rank; collective over the world."""
+    """Of each text, of each of its masks in order, the `top` likeliest words. On every rank; collective over the
+    world."""
     found: list[list[list[Guess]]] = []
     for first in range(0, len(texts), AT_ONCE):
         found += _some(passes, texts[first : first + AT_ONCE], encoder, min(top, encoder.config.model.vocab))

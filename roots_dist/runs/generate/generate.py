@@ -1,9 +1,10 @@
 """`roots generate RUN PROMPT`: what a run's model says to a text, in one process or in any layout.
 
-    config, GenerateOptions --prepared--> ids --decode.py | fill.py | predict.py--> Replies --rank 0--> shown, or written as jsonl
+    config, GenerateOptions --prepared--> ids --decode.py | fill.py | predict.py--> Replies
+        --rank 0--> shown, or written as jsonl
 
-A decoder goes on with a text or answers it, an encoder-decoder answers, an encoder fills masks in, and what was fine-tuned
-to give labels gives them.
+A decoder goes on with a text or answers it, an encoder-decoder answers, an encoder fills masks in, and what was
+fine-tuned to give labels gives them.
 """
 
 from __future__ import annotations

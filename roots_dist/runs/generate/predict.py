@@ -1,6 +1,7 @@
 """Labels that a fine-tuned model gives: to a text, to a pair of texts, to each word. Cut and enclosed as in training.
 
-    texts --the task's reader of rows (learning/data/tasks.py)--> Examples --Objective.sample--> batches --Passes, softmax--> labels
+    texts --the task's reader of rows (learning/data/tasks.py)--> Examples --Objective.sample--> batches
+        --Passes, softmax--> labels
 
 B texts, S positions, C labels.
 """
@@ -63,7 +64,8 @@ def classify(passes: Passes, rows: Examples) -> list[Labels]:
 
 
 def tag(passes: Passes, rows: Examples) -> list[list[Labels]]:
-    """Of each text, of each of its words in order; words that data.seq_length has no room for get none. As `classify`."""
+    """Of each text, of each of its words in order; words that data.seq_length has no room for get none. As
+    `classify`."""
     return [[named(word, passes.config) for word in p] for p in _read(passes, rows, per_word=True)]
 
 

@@ -77,7 +77,8 @@ def read_prompts(options: GenerateOptions) -> list[Prompt]:
 
 
 def _from_file(path: Path) -> list[Prompt]:
-    """Lines of text, blank ones passed over; or rows (jsonl, csv, tsv) with a column `prompt`, and `pair` for a second text."""
+    """Lines of text, blank ones passed over; or rows (jsonl, csv, tsv) with a column `prompt`, and `pair` for a second
+    text."""
     if path.suffix.lower() != ".txt":
         return [_from_row(row) for row in rows(path)]
     try:
@@ -157,8 +158,8 @@ class PromptEncoder:
         return set(special[-1:])
 
     def stops(self, strings: tuple[str, ...] = (), keep_end: bool = False, prompts: tuple[str, ...] = ()) -> Stops:
-        """Special tokens are no part of an answer, but of a text that is gone on with. Sentinels are shown to who wrote one
-        in a prompt; so is what has no known token."""
+        """Special tokens are no part of an answer, but of a text that is gone on with. Sentinels are shown to who wrote
+        one in a prompt; so is what has no known token."""
         s = self.specials
         hidden = set(np.flatnonzero(s.special).tolist()) if self.chat or self.start is not None else set()
         wanted = any(SENTINEL.format(i) in prompt for i in range(len(s.sentinels)) for prompt in prompts)
@@ -167,7 +168,8 @@ class PromptEncoder:
 
 
 def open_prompt_encoder(config: Config, *, talks: bool) -> PromptEncoder:
-    """talks: prompts are put into the chat template. Raises DataError if the run has no tokenizer, or a bad template."""
+    """talks: prompts are put into the chat template. Raises DataError if the run has no tokenizer, or a bad
+    template."""
     path = config.data.tokenizer
     if path is None:
         fix = "name the tokenizer.json that the model was trained with: data.tokenizer=…/tokenizer.json"
@@ -186,7 +188,8 @@ def encode_prompts(
 ) -> tuple[list[list[int]], int]:
     """The ids of each, and how many tokens an answer may have: max_tokens, or if None as usual, where there is room.
 
-    Raises DataError if the tokenizer makes nothing of a prompt, or if there is no room: learned positions end somewhere.
+    Raises DataError if the tokenizer makes nothing of a prompt, or if there is no room: learned positions end
+    somewhere.
     """
     found, most = [], max_tokens or MAX_TOKENS
     limit = encoder.positions if encoder.config.model.positions == "learned" and encoder.start is None else None

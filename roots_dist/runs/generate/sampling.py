@@ -32,8 +32,8 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def choose(self, logits: Tensor, uniform: Tensor | None, before: Sequence[Sequence[int]] = ()) -> Tensor:
-        """float [B, V] -> int64 [B]. uniform: float64 [B] between 0 and 1; None if greedy. before: of each row the words
-        that the penalty is for."""
+        """float [B, V] -> int64 [B]. uniform: float64 [B] between 0 and 1; None if greedy. before: of each row the
+        words that the penalty is for."""
         logits = penalize(logits, before, self.repetition_penalty) if self.repetition_penalty != 1.0 else logits
         if self.temperature == 0:
             return logits.argmax(-1)

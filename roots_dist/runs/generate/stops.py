@@ -56,8 +56,8 @@ class Stops:
         return text[: min((at for string in self.strings if (at := text.find(string)) >= 0), default=len(text))]
 
     def settled(self, text: str) -> str:
-        """The beginning of a text under way that no further token can change: without half a character, and without what
-        may turn out to be a stop string."""
+        """The beginning of a text under way that no further token can change: without half a character, and without
+        what may turn out to be a stop string."""
         text = text.rstrip(CUT)
         longest = max((_overlap(text, string) for string in self.strings), default=0)
         return text[: len(text) - longest]
@@ -67,7 +67,8 @@ class Stops:
 
 
 class TextStreamer:
-    """Shows one text while it is said: what is settled of it, once. As decode.Heard, it is called with all words so far."""
+    """Shows one text while it is said: what is settled of it, once. As decode.Heard, it is called with all words so
+    far."""
 
     def __init__(self, stops: Stops, before: Sequence[int], show: Callable[[str], None]):
         self._stops, self._codec, self._show = stops, present(stops.codec), show

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 
 from roots_dist.runs.launch.hosts import slots_file
 from roots_dist.runs.launch.job import Job, Plan
-from roots_dist.runs.launch.options import DeepSpeedOptions
+from roots_dist.runs.launch.options import DeepSpeedOptions, HostfileOptions
 from roots_dist.runs.launch.quoting import PLAIN, plain, refused
+from roots_dist.runs.launch.render import Setting
 
 EXPORTED_BY_DEEPSPEED = ("MLFLOW", "NCCL", "PYTHON", "MV2", "UCX")
 """Prefixes of variables that deepspeed's pdsh runner writes into the command line of a remote shell, unquoted."""
@@ -26,7 +27,7 @@ def plan(job: Job, environ: Mapping[str, str]) -> Plan:
     if not job.hosts and job.nodes > 1:
         expected = "a hostfile for more than one node"
         raise refused("--nodes", job.nodes, expected, "add --hostfile FILE, with a line HOST slots=N for each node")
-    settings = {
+    settings: dict[str, Setting] = {
         "PROCESSES_PER_NODE": job.processes_per_node,
         "HOSTFILE": "",
         "INCLUDE": "",
@@ -40,8 +41,9 @@ def plan(job: Job, environ: Mapping[str, str]) -> Plan:
     return _on_hosts(job, environ, settings) if job.hosts else _here(job, environ, settings)
 
 
-def _on_hosts(job: Job, environ: Mapping[str, str], settings: dict[str, object]) -> Plan:
-    runner, unset = settings["RUNNER"], ()
+def _on_hosts(job: Job, environ: Mapping[str, str], settings: dict[str, Setting]) -> Plan:
+    runner = settings["RUNNER"]
+    unset: tuple[str, ...] = ()
     if runner == "pdsh":
         _check_words(job)
         exported = [name for name in environ if name.startswith(EXPORTED_BY_DEEPSPEED) and name not in job.env]
@@ -51,6 +53,7 @@ def _on_hosts(job: Job, environ: Mapping[str, str], settings: dict[str, object])
     if any(len(host.slots) < host.all_slots for host in job.hosts):
         if runner == "openmpi":
             fix = "lower slots= in the hostfile, or use --runner pdsh"
+            assert isinstance(job.options, HostfileOptions)
             raise refused("--include", job.options.include, "whole hosts with --runner openmpi", fix)
         settings["INCLUDE"] = "@".join(f"{host.name}:{','.join(map(str, host.slots))}" for host in job.hosts)
     notes = ["no .deepspeed_env is read, neither here nor in the home folder: give variables with --env NAME=VALUE"]
@@ -83,7 +86,7 @@ def _check_words(job: Job) -> None:
         plain(f"override {i}" if i else "CONFIG", word, "pdsh")
 
 
-def _here(job: Job, environ: Mapping[str, str], settings: dict[str, object]) -> Plan:
+def _here(job: Job, environ: Mapping[str, str], settings: dict[str, Setting]) -> Plan:
     visible = [device for device in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device.strip()]
     too_few = 0 < len(visible) < job.processes_per_node
     if job.gpus and too_few:

@@ -20,6 +20,7 @@ from roots_dist.runs.launch import render
 from roots_dist.runs.launch.hosts import Host
 from roots_dist.runs.launch.options import HostfileOptions, JobOptions, SlurmOptions
 from roots_dist.runs.launch.quoting import argument, no_option, refused, variable
+from roots_dist.runs.launch.render import Setting
 from roots_dist.runs.ranks.run_on_ranks import ready
 from roots_dist.runs.ranks.verb import Verb
 
@@ -65,9 +66,7 @@ class Job:
         """The default port of rank 0: the same on every machine, another one for another run."""
         return 29400 + zlib.crc32(str(self.folder).encode()) % 1000
 
-    def script(
-        self, settings: Mapping[str, str | int | Sequence[str]], *, variables: Mapping[str, str], comment: str = ""
-    ) -> str:
+    def script(self, settings: Mapping[str, Setting], *, variables: Mapping[str, str], comment: str = "") -> str:
         """The text of templates/LAUNCHER.sh, or of the site's own template, with these settings."""
         return render.script(
             f"{self.options.launcher}.sh",
@@ -168,14 +167,14 @@ def _hosts(options: JobOptions) -> tuple[Host, ...]:
             if value is not None:
                 raise refused(option, value, "a hostfile to choose hosts from", "add --hostfile FILE")
         return ()
-    for option, value in (
+    for option, number in (
         ("--nodes", options.nodes),
         ("--processes-per-node", options.processes_per_node),
         ("--gpus-per-node", options.gpus_per_node),
     ):
-        if value is not None:
+        if number is not None:
             expected = "only one of it and --hostfile, which says it by its lines and slots"
-            raise refused(option, value, expected, f"remove {option}, and choose with --include HOST:0,1")
+            raise refused(option, number, expected, f"remove {option}, and choose with --include HOST:0,1")
     argument("--hostfile", str(options.hostfile))
     return hostfiles.choose(hostfiles.read(options.hostfile), options.include, options.exclude)
 

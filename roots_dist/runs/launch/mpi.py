@@ -9,6 +9,7 @@ from roots_dist.runs.launch.hosts import slots_file
 from roots_dist.runs.launch.job import Job, Plan
 from roots_dist.runs.launch.options import MpiOptions
 from roots_dist.runs.launch.quoting import refused
+from roots_dist.runs.launch.render import Setting
 
 
 def plan(job: Job, environ: Mapping[str, str]) -> Plan:
@@ -24,7 +25,7 @@ def plan(job: Job, environ: Mapping[str, str]) -> Plan:
     if any(host.slots != tuple(range(len(host.slots))) for host in job.hosts):
         expected, fix = "slots from 0 on, since mpirun cannot choose devices", "use --on deepspeed, or whole hosts"
         raise refused("--include", options.include, expected, fix)
-    settings = {
+    settings: dict[str, Setting] = {
         "HOSTFILE": str(hostfile) if job.hosts else "",
         "NODES": job.nodes,
         "PROCESSES_PER_NODE": job.processes_per_node,

@@ -24,10 +24,13 @@ GAP = re.compile(r"\$\{(?P<name>\w+)\}")
 LIST_OR_GAP = re.compile(rf"(?P<line>^(?P<indent>[ \t]*)- \$\{{(?P<list>\w+)\}}[ \t]*\n)|{GAP.pattern}", re.MULTILINE)
 
 
+Setting = str | int | Sequence[str]
+
+
 def script(
     name: str,
     site_template: Path | None,
-    settings: Mapping[str, str | int | Sequence[str]],
+    settings: Mapping[str, Setting],
     *,
     arguments: Sequence[str],
     directory: Path,

@@ -12,6 +12,7 @@ from pathlib import Path
 from roots_dist.runs.launch.job import Job, Plan
 from roots_dist.runs.launch.options import SlurmOptions
 from roots_dist.runs.launch.quoting import refused
+from roots_dist.runs.launch.render import Setting
 
 
 def plan(job: Job, environ: Mapping[str, str]) -> Plan:
@@ -21,7 +22,7 @@ def plan(job: Job, environ: Mapping[str, str]) -> Plan:
         expected = "a folder without a backslash, which sbatch does not take literally in names of logs"
         raise refused("track.folder", str(logs), expected, "rename it")
     command = (*_sbatch(job, options, logs), str(file))
-    settings = {
+    settings: dict[str, Setting] = {
         "PROCESSES_PER_NODE": job.processes_per_node,
         "SPARE_NODES": options.spare,
         "MAX_RESTARTS": options.max_restarts,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from roots_dist.runs.launch.job import Job, Plan
 from roots_dist.runs.launch.options import TorchrunOptions
 from roots_dist.runs.launch.quoting import argument, refused
+from roots_dist.runs.launch.render import Setting
 
 
 def plan(job: Job, environ: Mapping[str, str]) -> Plan:
@@ -16,7 +17,7 @@ def plan(job: Job, environ: Mapping[str, str]) -> Plan:
     if job.nodes > 1 and options.rdzv_endpoint is None:
         expected = f"HOST:PORT, where the {job.nodes} nodes meet"
         raise refused("--rdzv-endpoint", None, expected, "add --rdzv-endpoint FIRST_NODE:29400")
-    settings = {
+    settings: dict[str, Setting] = {
         "NODES": job.nodes,
         "PROCESSES_PER_NODE": job.processes_per_node,
         "RDZV_ENDPOINT": argument("--rdzv-endpoint", options.rdzv_endpoint or ""),

@@ -54,7 +54,8 @@ class ClusterSpeed:
                 return self.links[where, name]
         raise DataError(
             f"--profile: expected links {where} hosts, which this layout uses, and none were measured. "
-            f"Fix: run roots doctor --json on {'two hosts or more' if where == 'between' else 'two ranks of a host or more'}."
+            "Fix: run roots doctor --json on "
+            f"{'two hosts or more' if where == 'between' else 'two ranks of a host or more'}."
         )
 
 
@@ -74,7 +75,8 @@ def cluster_speed_of(profile: Profile, op_overhead_s: float) -> ClusterSpeed:
     ):
         if bad := [rate for rate in rates if not 0 < rate < math.inf]:
             raise DataError(
-                f"--profile: expected rates and seconds of {what} above 0, found {bad[0]:g}. Fix: run roots doctor --json again."
+                f"--profile: expected rates and seconds of {what} above 0, found {bad[0]:g}. Fix: run roots "
+                "doctor --json again."
             )
     hosts = list(hosts_of(profile.ranks).values())
     peaks = [speed.peak_flops for speed in profile.speeds]

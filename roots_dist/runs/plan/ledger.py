@@ -1,10 +1,12 @@
-"""Keeps the books of whatever torch does inside it: bytes that live, arithmetic that is done, memory that is read or written.
+"""Keeps the books of whatever torch does inside it: bytes that live, arithmetic that is done, memory that is read or
+written.
 
     with Ledger() as books:      # tensors may be real, or on the meta device, where they have shapes and nothing else
         forward, backward
     books.live, books.peak, books.work
 
-Storages are counted when an operation makes them and forgotten when the last tensor lets go of them, as an allocator does.
+Storages are counted when an operation makes them and forgotten when the last tensor lets go of them, as an allocator
+does.
 """
 
 from __future__ import annotations

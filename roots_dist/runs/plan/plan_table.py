@@ -42,7 +42,10 @@ def _row(rank: RankPlan) -> list[str]:
 
 
 def _time(plan: Plan, machine: ClusterSpeed | None) -> list[str]:
-    most = f"tensors of the process that needs most: {size(plan.peak)}; the libraries and what lies between tensors come on top"
+    most = (
+        f"tensors of the process that needs most: {size(plan.peak)}; the libraries and what lies between tensors "
+        "come on top"
+    )
     if machine is None or plan.seconds is None:
         return [most, "time: not known without a cluster profile (roots doctor --json FILE, then --profile FILE)"]
     parts = ", ".join(f"{name} {seconds:.3g}" for name, seconds in asdict(plan.seconds).items())

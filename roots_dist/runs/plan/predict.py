@@ -2,8 +2,8 @@
 
     rehearse.py: what each pipeline rank keeps, computes, sends --the schedule that will run, played--> Plan
 
-The data rank's and the optimizer's part are arithmetic over the rank's own parameters; what DeepSpeed holds was measured
-(tests/parity/test_plan.py compares all of it with what running ranks hold and send).
+The data rank's and the optimizer's part are arithmetic over the rank's own parameters; what DeepSpeed holds was
+measured (tests/parity/test_plan.py compares all of it with what running ranks hold and send).
 """
 
 from __future__ import annotations
@@ -90,8 +90,9 @@ class Plan:
 def predict(
     config: Config, layout: Layout, machine: ClusterSpeed | None = None, device: torch.device | None = None
 ) -> Plan:
-    """Some seconds for each kind of pipeline rank that there is (first, middle, last). device: the passes are timed on it,
-    instead of worked out from the machine's rates. Raises DataError if `machine` has no link that the layout uses."""
+    """Some seconds for each kind of pipeline rank that there is (first, middle, last). device: the passes are timed on
+    it, instead of worked out from the machine's rates. Raises DataError if `machine` has no link that the layout
+    uses."""
     kinds = _rank_kinds(config, layout)
     found = {kind: rehearse(config, layout, kinds.index(kind)) for kind in dict.fromkeys(kinds)}
     rehearsals = [_shift_stages(found[kind], pp - kinds.index(kind)) for pp, kind in enumerate(kinds)]
@@ -164,7 +165,8 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: Rehearsal, action
 
 
 def _peak_activations(actions: list[Action], found: Rehearsal, gradients: int) -> int:
-    """The most bytes that live at once, in the order in which the rank acts: activations, messages, weights' gradients."""
+    """The most bytes that live at once, in the order in which the rank acts: activations, messages, weights'
+    gradients."""
     held = most = made = leaving = 0
     arrived: set[tuple[int, int]] = set()
     stages_with_gradients: set[int] = set()
@@ -236,7 +238,8 @@ def _sent_pp(actions: list[Action], found: Rehearsal) -> float:
 
 
 def _dp_messages(config: Config, layout: Layout, found: Rehearsal, actions: list[Action]) -> list[Message]:
-    """Between data ranks in a step: gradients are summed, weights put together. ZeRO-3 does so for each pass through them."""
+    """Between data ranks in a step: gradients are summed, weights put together. ZeRO-3 does so for each pass through
+    them."""
     if layout.dp == 1:
         return []
     gradients = sum(p.tensor.nbytes for p in found.params if p.tensor.requires_grad)

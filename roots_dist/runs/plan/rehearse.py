@@ -193,7 +193,8 @@ def fake_mesh(layout: Layout, pp_rank: int, tp_group: dist.ProcessGroup | None, 
 def rehearse_stages(
     config: Config, model: RankModel, batch: MicroBatch, books: Ledger, messages: list[Message]
 ) -> dict[int, StageCost]:
-    """Of each stage of this rank, when all learns that ever will. Also of tensors with numbers: they must cost the same."""
+    """Of each stage of this rank, when all learns that ever will. Also of tensors with numbers: they must cost the
+    same."""
     split_backward = SCHEDULES[config.parallel.schedule].splits_backward
     for p in model.params:
         p.tensor.requires_grad_(p.name in model.trainable)

@@ -29,7 +29,8 @@ SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
 
 def signals() -> str:
-    """Of SIGNALS those that this process does not ignore: torch elastic would listen to SIGHUP under nohup too, and end."""
+    """Of SIGNALS those that this process does not ignore: torch elastic would listen to SIGHUP under nohup too, and
+    end."""
     return ",".join(name for name in SIGNALS.split(",") if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN)
 
 
@@ -42,7 +43,8 @@ def processes_for(config: Config, asked: int | None, gpus: int) -> int:
         return model_size
     if gpus < model_size:
         raise UserError(
-            f"parallel.tp × parallel.pp = {model_size}: expected at most the {gpus} GPUs of this machine. Fix: lower one "
+            f"parallel.tp × parallel.pp = {model_size}: expected at most the {gpus} GPUs of this machine. "
+            "Fix: lower one "
             f"of them, start the run on several machines (torchrun, srun), or use train.device=cpu."
         )
     return gpus - gpus % model_size
@@ -52,7 +54,8 @@ def launch(size: int, arguments: Sequence[str], threads: int | None = None, what
     """Run `python ARGUMENTS` on `size` ranks of this machine; the exit code, after every rank is gone.
 
     A rank that fails ends the others within seconds; so do SIGTERM and Ctrl-C, which are handed on, and the death of
-    this process (runs/ranks/die_with_parent.py). `what` they are is shown on a terminal, since they take seconds to appear.
+    this process (runs/ranks/die_with_parent.py). `what` they are is shown on a terminal, since they take seconds to
+    appear.
     """
     if what and sys.stderr.isatty():
         print(f"starting {size} processes for {what} ...", file=sys.stderr)
@@ -128,7 +131,8 @@ def _run(size: int, arguments: Sequence[str], records: Path) -> dict[int, int]:
 
 
 def _told_to_stop(exits: dict[int, int]) -> int | None:
-    """The exit code of ranks that were told to stop one by one, not by way of this process (runs/train/stop_signal.py), and did."""
+    """The exit code of ranks that were told to stop one by one, not by way of this process (runs/train/stop_signal.py),
+    and did."""
     ours = {128 + number for number in (signal.SIGTERM, signal.SIGUSR1)}
     late = {-signal.SIGTERM}  # had stopped too, and was about to leave when elastic ended it
     codes = set(exits.values())

@@ -42,8 +42,7 @@ def run_on_ranks(
         from roots_dist.runs.ranks.join import joined
 
         with joined(config, world, layout) as mesh:
-            code = verb.work(config, mesh)
-        return code
+            return verb.work(config, mesh)
 
     if world is not None:
         if processes is not None:

@@ -1,4 +1,5 @@
-"""One page about one run or several: what they are, how they learned, where the time went, what they say, how they differ.
+"""One page about one run or several: what they are, how they learned, where the time went, what they say, how they
+differ.
 
 read.py's Runs --page--> a whole HTML document: no script, no file besides it, nothing of a run taken for markup
 """

@@ -1,4 +1,5 @@
-"""How a report looks: on a light and on a dark screen, and on paper. The colours of curves are told apart by most eyes."""
+"""How a report looks: on a light and on a dark screen, and on paper. The colours of curves are told apart by most
+eyes."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ section{{border:0!important;padding:0!important}}svg,tr,figure,blockquote{{break
 *{{box-sizing:border-box}}
 body{{margin:2rem auto;max-width:1120px;padding:0 1rem;background:var(--ground);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;overflow-wrap:break-word}}
-h1{{font-size:1.7rem;margin:0 0 .2rem}}h2{{font-size:1.1rem;margin:0 0 .7rem}}h3{{font-size:.95rem;margin:.9rem 0 .3rem}}
+h1{{font-size:1.7rem;margin:0 0 .2rem}}h2{{font-size:1.1rem;margin:0 0 .7rem}}
+h3{{font-size:.95rem;margin:.9rem 0 .3rem}}
 section{{background:var(--card);border:1px solid var(--rule);border-radius:10px;padding:1.1rem 1.3rem;margin:1.1rem 0}}
 p{{margin:.3rem 0}}.dim{{color:var(--dim)}}
 svg{{display:block;width:100%;height:auto;font-size:12px;overflow:hidden}}

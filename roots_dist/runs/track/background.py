@@ -2,8 +2,9 @@
 
     log, text, checkpoint --queue of ROOM--> thread: open the tracker, hand on, close it
 
-Opening is the thread's business too: a server that does not answer costs the run's beginning nothing. Where the tracker is
-slower than the run, what does not fit the queue is dropped, said once, and counted at the end; metrics.jsonl has it all.
+Opening is the thread's business too: a server that does not answer costs the run's beginning nothing. Where the tracker
+is slower than the run, what does not fit the queue is dropped, said once, and counted at the end; metrics.jsonl has it
+all.
 """
 
 from __future__ import annotations

@@ -66,7 +66,8 @@ def closing_lines(config: Config, folder: Path) -> None:
 
 
 def _rows(first: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(label, metric) of what an evaluation has logged. The accuracy of one term needs no name, that of next words none."""
+    """(label, metric) of what an evaluation has logged. The accuracy of one term needs no name, that of next words
+    none."""
     alone = sum(name.startswith("accuracy/validation/") for name in first) == 1
     for name in first:
         label = label_of(name) if name != "accuracy/validation/clm" else None

@@ -36,7 +36,7 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def _short(value: float, _: object = None) -> str:
-    for unit in ("", "k", "M", "G", "T"):
+    for unit in ("", "k", "M", "G", "T"):  # noqa: B007 # read after the loop
         if abs(value) < 1000:
             break
         value /= 1000

@@ -60,7 +60,7 @@ class MetricsFile:
         paths = [Path(folder) / METRICS_FILE, Path(folder) / TEXTS_FILE]
         for path in paths:
             drop_after(path, resumed_step)
-        self._metrics, self._texts = (open(path, "a", encoding="utf-8", buffering=1) for path in paths)
+        self._metrics, self._texts = (path.open("a", encoding="utf-8", buffering=1) for path in paths)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -24,7 +24,7 @@ REDRAW_S = 0.1
 
 def short(value: float) -> str:
     """12345 -> 12.3k"""
-    for unit in ("", "k", "M", "G"):
+    for unit in ("", "k", "M", "G"):  # noqa: B007 # read after the loop
         if abs(value) < 999.5:
             break
         value /= 1000
@@ -68,7 +68,8 @@ VALIDATION: tuple[tuple[str, Callable[[float], str]], ...] = (
 
 
 def validation_words(metrics: Mapping[str, float]) -> list[str]:
-    """What an evaluation says. Accuracy is not told of next words, which have perplexities, and of one term without its name."""
+    """What an evaluation says. Accuracy is not told of next words, which have perplexities, and of one term without its
+    name."""
     words = [show(metrics[name]) for name, show in VALIDATION if name in metrics]
     terms = [name for name in metrics if name.startswith(ACCURACY) and name != f"{ACCURACY}clm"]
     named = len(terms) > 1

@@ -22,7 +22,8 @@ FOLDER = "tensorboard"
 
 
 def is_wanted(config: Config) -> bool:
-    """Raises EnvironmentProblem if TensorBoard was asked for by name and is not installed; with `auto` that is no error."""
+    """Raises EnvironmentProblem if TensorBoard was asked for by name and is not installed; with `auto` that is no
+    error."""
     asked = config.track.tensorboard
     if asked == "off":
         return False

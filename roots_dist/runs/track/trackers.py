@@ -1,6 +1,7 @@
 """Everything a run tells goes through one small interface: to the metrics file, the terminal, TensorBoard and W&B.
 
-    runs/train/callbacks.py: trackers.log(step, {"loss/train": …}) --> MetricsFile | Progress | Background(TensorBoard | Wandb)
+    runs/train/callbacks.py: trackers.log(step, {"loss/train": …})
+        --> MetricsFile | Progress | Background(TensorBoard | Wandb)
 
 Only rank 0 has trackers; on the others the list is empty, so that callers need no `if`.
 """
@@ -55,9 +56,9 @@ def open_trackers(
 ) -> Trackers:
     """The trackers of this rank. `facts` (versions, layout, machine) are kept with the run where it is shown.
 
-    On a resume, what was logged after `resumed_step` is dropped from the file: no step is logged twice. The file and the
-    terminal are written at once; the others in the background. Raises EnvironmentProblem if one that was asked for by name
-    is not installed.
+    On a resume, what was logged after `resumed_step` is dropped from the file: no step is logged twice. The file and
+    the terminal are written at once; the others in the background. Raises EnvironmentProblem if one that was asked for
+    by name is not installed.
     """
     if not rank0:
         return Trackers()

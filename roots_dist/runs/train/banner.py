@@ -1,4 +1,5 @@
-"""What a run says first: its layout, its size, the peak that MFU will be a share of, and the arithmetic of its batch."""
+"""What a run says first: its layout, its size, the peak that MFU will be a share of, and the arithmetic of its
+batch."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ PEAK_S = 0.5
 def peak_of_devices(config: Config, mesh: Mesh) -> float | None:
     """FLOP/s at best of all devices of the run: of GPUs by their makers' sheets, of CPU cores as measured now.
 
-    Collective over the world. On each machine one rank measures, while the others sleep: waiting in a collective may spin.
+    Collective over the world. On each machine one rank measures, while the others sleep: waiting in a collective may
+    spin.
     """
     if mesh.device.type == "cuda":
         one = gpu_peak(torch.cuda.get_device_name(mesh.device), "bf16" if config.train.precision == "bf16" else "fp32")
@@ -47,8 +49,8 @@ def cores() -> int:
 
 
 def banner(config: Config, mesh: Mesh, peak: float | None, bound: Bounds) -> str:
-    """What is about to happen: layout, size, engine, the peak that MFU is a share of, the arithmetic of the batch, and what
-    it takes at least."""
+    """What is about to happen: layout, size, engine, the peak that MFU is a share of, the arithmetic of the batch, and
+    what it takes at least."""
     if peak is None:
         at_best = "peak of this GPU not known: no MFU"
     else:
@@ -63,4 +65,7 @@ def batch_arithmetic(config: Config, layout: Layout) -> str:
     t = config.train
     tokens = t.global_batch * config.data.seq_length
     micro = config.num_microbatches(layout.dp)
-    return f"{t.micro_batch} × {config.data.seq_length} tokens × {micro} microbatches × dp {layout.dp} = {tokens:,} tokens per step"
+    return (
+        f"{t.micro_batch} × {config.data.seq_length} tokens × {micro} microbatches × dp {layout.dp} = {tokens:,} "
+        "tokens per step"
+    )

@@ -84,9 +84,9 @@ class ReportMetrics:
 
 
 def rank_metrics(parts: Mapping[str, float], mesh: Mesh, each: bool = False) -> dict[str, float]:
-    """The most memory that a rank has held, and what its seconds went to, the mean over ranks; with `each` both of every
-    rank, so that a slow one is seen. On a GPU of making batches alone: for the rest it would have to be stopped and waited
-    for. One message. Collective over the world."""
+    """The most memory that a rank has held, and what its seconds went to, the mean over ranks; with `each` both of
+    every rank, so that a slow one is seen. On a GPU of making batches alone: for the rest it would have to be stopped
+    and waited for. One message. Collective over the world."""
     alone = {name for name, axis in (("tp", mesh.tp), ("pp_wait", mesh.pp)) if axis.size == 1}
     names = ["data"] if mesh.device.type == "cuda" else [name for name in PARTS if name not in alone]
     rows = torch.zeros(mesh.world.size, 1 + len(names), dtype=torch.float64, device=mesh.device)

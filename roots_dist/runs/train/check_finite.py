@@ -1,6 +1,7 @@
 """Is every number of this step finite, and if not, where did it begin? Asked once per step, in one small message.
 
-Called by runs/train/step.py between backward and the reduction over data ranks: afterwards nobody knows whose nan it was.
+Called by runs/train/step.py between backward and the reduction over data ranks: afterwards nobody knows whose nan it
+was.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The first weights of fine-tuning: those of another run or of an import; what that model has not is drawn as ever.
 
-    finetune.init_from --its outline, ours--> what is taken, what begins anew, what is left --checkpoint/load.py--> engine
+    finetune.init_from --its outline, ours--> what is taken, what begins anew, what is left
+        --checkpoint/load.py--> engine
 
-Only what stands above the blocks may differ (a head for a task), and adapters. Anything else that is missing, left over or of
-another shape is refused by name.
+Only what stands above the blocks may differ (a head for a task), and adapters. Anything else that is missing, left over
+or of another shape is refused by name.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ def load_init_weights(run: Run) -> None:
 
 
 def compare_parameters(here: Config, there: Config, tp: TensorParallel) -> tuple[frozenset[str], frozenset[str]]:
-    """Names of parameters that begin anew, and names that are left behind. Classes of other labels are other classes."""
+    """Names of parameters that begin anew, and names that are left behind. Classes of other labels are other
+    classes."""
     ours, theirs = outline(pieces_of(here, tp)), outline(pieces_of(there, tp))
     same_classes = (here.objective.name, here.finetune.labels) == (there.objective.name, there.finetune.labels)
 

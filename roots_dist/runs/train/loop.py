@@ -44,16 +44,16 @@ log = logging.getLogger(__name__)
 
 
 def train(config: Config, mesh: Mesh) -> int:
-    """The exit code: 0, or 128 + the signal that stopped it. Everything that it writes is under track.folder. Collective
-    over the world."""
+    """The exit code: 0, or 128 + the signal that stopped it. Everything that it writes is under track.folder.
+    Collective over the world."""
     config = without_secrets(config)
     folder = Path(config.track.folder)
-    with hold_folder(folder) if mesh.rank == 0 else nullcontext():
-        with (
-            record_failure(folder, f"rank {mesh.rank} ({mesh.place})", rank0=mesh.rank == 0),
-            catch_stop_signals(folder) as stop,
-        ):
-            return train_in(folder, config, mesh, stop)
+    with (
+        hold_folder(folder) if mesh.rank == 0 else nullcontext(),
+        record_failure(folder, f"rank {mesh.rank} ({mesh.place})", rank0=mesh.rank == 0),
+        catch_stop_signals(folder) as stop,
+    ):
+        return train_in(folder, config, mesh, stop)
 
 
 def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal) -> int:

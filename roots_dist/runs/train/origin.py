@@ -20,7 +20,8 @@ from roots_dist.scrub import known_secrets, scrub
 
 
 def without_secrets(config: Config) -> Config:
-    """The config without secrets in the run's name, project, group and tags. Paths stay, because files are read from them."""
+    """The config without secrets in the run's name, project, group and tags. Paths stay, because files are read from
+    them."""
     track = {
         "name": config.track.name,
         "project": config.track.project,
@@ -31,8 +32,8 @@ def without_secrets(config: Config) -> Config:
 
 
 def write_origin(folder: Path, config: Config, layout: Layout, bound: Mapping[str, object]) -> dict[str, object]:
-    """Write what is needed to repeat the run: config.yaml (resolved), origin.json (versions, machine, git commit, and the
-    lower bounds of accounting/bounds.py). Rank 0 calls it; returns the content of origin.json."""
+    """Write what is needed to repeat the run: config.yaml (resolved), origin.json (versions, machine, git commit, and
+    the lower bounds of accounting/bounds.py). Rank 0 calls it; returns the content of origin.json."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(
         folder / CONFIG_FILE, to_yaml(config)
@@ -43,8 +44,8 @@ def write_origin(folder: Path, config: Config, layout: Layout, bound: Mapping[st
 
 
 def git_commit() -> str | None:
-    """Commit of the checkout that this code runs from, with a + if it has changes; else the commit that the container image
-    was built from; else None."""
+    """Commit of the checkout that this code runs from, with a + if it has changes; else the commit that the container
+    image was built from; else None."""
     here = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:

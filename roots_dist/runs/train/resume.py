@@ -1,7 +1,8 @@
-"""Where a run begins: at the newest checkpoint of its folder (found by rank 0, held against the config, read by all), or
-with the weights of another run, or with those that were drawn.
+"""Where a run begins: at the newest checkpoint of its folder (found by rank 0, held against the config, read by all),
+or with the weights of another run, or with those that were drawn.
 
-    folder --newest--> step --refuse another model--> storage/checkpoint/load.py --> steps done, and what has changed is said
+    folder --newest--> step --refuse another model--> storage/checkpoint/load.py
+        --> steps done, and what has changed is said
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def resume(run: Run, folder: Path) -> ResumePoint:
 
 
 def set_aside(folder: Path) -> None:
-    """The checkpoints of a run that is not gone on with: those of more steps would be taken for the new run's newest."""
+    """The checkpoints of a run that is not gone on with: those of more steps would be taken for the new run's
+    newest."""
     there = checkpoints_folder(folder)
     if not there.is_dir() or not any(there.iterdir()):
         return

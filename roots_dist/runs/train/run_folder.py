@@ -1,7 +1,7 @@
 """The folder of a run: one run's at a time (a lock that the kernel gives back however its holder ends), and with room.
 
-Taken by runs/train/loop.py on rank 0 before anything in the folder is touched. Linux and macOS; on shared file systems as far
-as those know locks.
+Taken by runs/train/loop.py on rank 0 before anything in the folder is touched. Linux and macOS; on shared file systems
+as far as those know locks.
 """
 
 from __future__ import annotations

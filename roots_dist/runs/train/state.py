@@ -1,4 +1,5 @@
-"""The state of a training run besides the step function: its folder, held-out text, trackers, and how far it has come."""
+"""The state of a training run besides the step function: its folder, held-out text, trackers, and how far it has
+come."""
 
 from __future__ import annotations
 

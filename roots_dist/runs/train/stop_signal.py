@@ -1,6 +1,7 @@
 """Told to stop: SIGTERM and SIGUSR1 end a run at its next step's border, with a checkpoint, on all ranks together.
 
-    launcher, Slurm, Kubernetes --signal--> Stop.signal --train/finite.py, one number of a message that is sent anyway-->
+    launcher, Slurm, Kubernetes --signal--> Stop.signal
+        --train/finite.py, one number of a message that is sent anyway-->
     all ranks: checkpoint, exit code 128 + signal; ended.txt in the run's folder says why, for scripts to read
 
 A thread waits for the signals, since the main one may be deep in a collective for seconds.
@@ -20,7 +21,8 @@ from pathlib import Path
 from roots_dist.failures import is_consequence, write_if_possible
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""How launchers end a job; what Slurm is told to send some time before its limit. Ctrl-C ends a run at once, as ever."""
+"""How launchers end a job; what Slurm is told to send some time before its limit. Ctrl-C ends a run at once, as
+ever."""
 ENDED = "ended.txt"
 FAILED, STOPPED, FINISHED = "failed", "stopped", "finished"
 """The first words of ended.txt. It is gone while the run is at work; no file at all: it was killed."""

@@ -67,8 +67,8 @@ def best(run: Path) -> Path | None:
 
 
 def chosen(run: Path) -> Path:
-    """What those who read a run's model take: its best checkpoint, or else its newest. Raises CheckpointError if none is
-    there."""
+    """What those who read a run's model take: its best checkpoint, or else its newest. Raises CheckpointError if none
+    is there."""
     found = best(run) or newest(run)
     if found is None:
         raise CheckpointError(f"{run} holds no complete checkpoint. Fix: train it first, or name another run's folder.")

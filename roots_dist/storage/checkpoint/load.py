@@ -32,8 +32,8 @@ FIX = "Fix: use the config that the checkpoint was saved with"
 def load(folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, *, verify: bool = True) -> dict[str, Any]:
     """Set weights, moments and step count of the engine from a checkpoint of any layout; return its saved state.
 
-    What has not learned yet, or never does, has no moments. Bias correction goes on from the optimizer's steps that were
-    taken (a skipped step is none).
+    What has not learned yet, or never does, has no moments. Bias correction goes on from the optimizer's steps that
+    were taken (a skipped step is none).
 
     Collective over the world. `verify` compares sha256 of every file, shared out over the ranks; sizes are always
     compared. Raises CheckpointError on every rank if anything does not fit, before anything is changed.
@@ -51,7 +51,8 @@ def load(folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, *, v
     }
     if taken.keys() != engine.optimizer_steps.keys():
         raise CheckpointError(
-            f"{folder / STATE_FILE}: more began to learn after steps {sorted(taken)}: expected {sorted(engine.optimizer_steps)}. {FIX} (finetune)."
+            f"{folder / STATE_FILE}: more began to learn after steps {sorted(taken)}: expected "
+            f"{sorted(engine.optimizer_steps)}. {FIX} (finetune)."
         )
     for p in params:
         engine.write_state(p.name, {kind: reader.slice(kind, p) for kind in kinds(p.name, state["step"])})
@@ -84,8 +85,9 @@ def load_start(
 ) -> None:
     """Take the weights of a checkpoint, of any layout and without moments: training begins with them.
 
-    fresh: names that keep what they are; left: names of the checkpoint that this model has no use for. Collective over the
-    world. Raises CheckpointError on every rank, before anything is changed, if anything else is missing or left over.
+    fresh: names that keep what they are; left: names of the checkpoint that this model has no use for. Collective over
+    the world. Raises CheckpointError on every rank, before anything is changed, if anything else is missing or left
+    over.
     """
     reader = _open(
         Path(folder),

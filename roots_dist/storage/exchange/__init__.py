@@ -1,4 +1,5 @@
-"""Models to and from Hugging Face. ARCHITECTURES holds a table per model type (gpt2.py, llama.py, …); both verbs walk the same.
+"""Models to and from Hugging Face. ARCHITECTURES holds a table per model type (gpt2.py, llama.py, …); both verbs walk
+the same.
 
 HF folder --importing.py--> run/checkpoints/step_00000000
 run --exporting.py--> HF folder --compare.py--> the same logits?

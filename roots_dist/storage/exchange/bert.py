@@ -1,4 +1,5 @@
-"""BERT (Devlin et al. 2019) and RoBERTa (Liu et al. 2019) in transformers: a norm after each branch and after the embedding.
+"""BERT (Devlin et al. 2019) and RoBERTa (Liu et al. 2019) in transformers: a norm after each branch and after the
+embedding.
 
 RoBERTa is BERT with other names, and with positions that are counted from the padding's id on.
 """

@@ -1,4 +1,5 @@
-"""BLOOM (BigScience 2022) in transformers: ALiBi, a norm after the embedding, queries, keys and values by head in one matrix."""
+"""BLOOM (BigScience 2022) in transformers: ALiBi, a norm after the embedding, queries, keys and values by head in one
+matrix."""
 
 from __future__ import annotations
 

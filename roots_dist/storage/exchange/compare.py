@@ -1,7 +1,8 @@
-"""Is the exported model the run's? Logits of both on a few words: ours from the checkpoint, transformers' from the new files.
+"""Is the exported model the run's? Logits of both on a few words: ours from the checkpoint, transformers' from the new
+files.
 
-An export that has gone wrong (a padded row, a turned matrix, a base of angles that is ignored) still says something fluent.
-B texts, S positions, V words.
+An export that has gone wrong (a padded row, a turned matrix, a base of angles that is ignored) still says something
+fluent. B texts, S positions, V words.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Comparison(NamedTuple):
 
 
 def compare(run: Path, folder: Path) -> Comparison:
-    """The run's chosen checkpoint with the export in `folder`, on the CPU in float32. Raises ExchangeError if transformers
-    finds tensors missing or left over, and EnvironmentProblem if it is not installed."""
+    """The run's chosen checkpoint with the export in `folder`, on the CPU in float32. Raises ExchangeError if
+    transformers finds tensors missing or left over, and EnvironmentProblem if it is not installed."""
     config = config_of_run(run).config.changed({"train.precision": "fp32", "train.device": "cpu"})
     batch = a_batch(config)
     ours = our_logits(config, chosen(run), batch)

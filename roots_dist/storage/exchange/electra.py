@@ -1,4 +1,5 @@
-"""ELECTRA (Clark et al. 2020) in transformers: the discriminator in one folder, the generator in another, one embedding in both.
+"""ELECTRA (Clark et al. 2020) in transformers: the discriminator in one folder, the generator in another, one embedding
+in both.
 
 With us they are one model, which they were when they were trained. Fine-tuning has the discriminator alone.
 """

@@ -1,8 +1,10 @@
 """`roots export RUN HF_FOLDER`: a run's model as transformers, vLLM and all that reads their files want it.
 
-    checkpoint --one tensor of theirs at a time, adapters merged, padding cut--> model.safetensors     + config.json, tokenizer
+    checkpoint --one tensor of theirs at a time, adapters merged, padding cut--> model.safetensors
+    config.yaml --settings.py--> config.json, and the tokenizer's files
 
-config.json is written by hand so that versions 4 and 5 of transformers read it alike. The folder appears at the end, whole.
+config.json is written by hand so that versions 4 and 5 of transformers read it alike. The folder appears at the end,
+whole.
 """
 
 from __future__ import annotations
@@ -76,7 +78,8 @@ def is_checked(run: Path) -> bool:
 
 
 def checked(run: Path, folder: Path, dtype: str) -> tuple[str, bool]:
-    """How far the logits of the export are from the run's, in words, and whether that is a mistake (bfloat16: rounding)."""
+    """How far the logits of the export are from the run's, in words, and whether that is a mistake (bfloat16:
+    rounding)."""
     found = compare(run, folder)
     said = f"logits: largest difference {found.difference:.1e}, of up to {found.largest:.3g}"
     if dtype != "float32":
@@ -98,8 +101,8 @@ def architecture_for(config: Config, special: Mapping[str, int]) -> tuple[Archit
 
 
 def _tables(config: Config, special: Mapping[str, int]) -> list[Architecture]:
-    """Of the family. BERT without segments is RoBERTa, if its tokenizer pads as RoBERTa's does: positions are counted from
-    there."""
+    """Of the family. BERT without segments is RoBERTa, if its tokenizer pads as RoBERTa's does: positions are counted
+    from there."""
     roberta = config.model.segments <= 1 and special.get("pad") == ROBERTA_PLACES - 1
     family = [table for table in ARCHITECTURES.values() if table.ours["model.family"] == config.model.family]
     others = [table for table in family if table is not ROBERTA]

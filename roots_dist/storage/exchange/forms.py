@@ -1,4 +1,5 @@
-"""How a tensor of theirs holds one of ours, or several: each form says it in both directions, so that they cannot diverge.
+"""How a tensor of theirs holds one of ours, or several: each form says it in both directions, so that they cannot
+diverge.
 
     theirs --split--> ours, one after the other --join--> theirs, bit by bit
 

@@ -1,4 +1,5 @@
-"""GPT-2 (Radford et al. 2019) in transformers: learned positions, LayerNorm before each branch, Conv1D weights [in, out]."""
+"""GPT-2 (Radford et al. 2019) in transformers: learned positions, LayerNorm before each branch, Conv1D weights [in,
+out]."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
 """`roots import HF_FOLDER RUN`: a model of Hugging Face's becomes a run's folder with a checkpoint of step 0.
 
-    config.json --settings.py--> config.yaml     tensors --rules, one by one--> checkpoints/step_00000000     tokenizer's files
+    config.json --settings.py--> config.yaml
+    tensors --rules, one by one--> checkpoints/step_00000000
+    tokenizer's files are copied
 
-Everything is looked at before anything is written, and RUN appears at the end, whole. From then on it is a run like any other:
-evaluate, generate and fine-tuning (finetune.init_from) read their slices of it in any layout.
+Everything is looked at before anything is written, and RUN appears at the end, whole. From then on it is a run like any
+other: evaluate, generate and fine-tuning (finetune.init_from) read their slices of it in any layout.
 """
 
 from __future__ import annotations
@@ -142,7 +144,8 @@ def _of_run(run: Path, has_tokenizer: bool) -> dict[str, object]:
 def _checked(
     table: Sequence[Rule], config: Config, model: Shapes, tensors: Mapping[str, Tensors], architecture: Architecture
 ) -> Found:
-    """Every tensor is there, has the shape that the model wants, and nothing is left over; what is said twice is said alike."""
+    """Every tensor is there, has the shape that the model wants, and nothing is left over; what is said twice is said
+    alike."""
     found = _found(table, tensors, architecture)
     for name in found.left:
         if not any(re.search(pattern, name.removeprefix(GENERATOR)) for pattern in architecture.unused):

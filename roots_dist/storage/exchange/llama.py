@@ -1,8 +1,8 @@
 """Llama (Touvron et al. 2023) and GPT-NeoX (Black et al. 2022) in transformers: the two of rotary positions.
 
-Llama has RMSNorm, a gated MLP and key/value heads of its own number; GPT-NeoX, with its branches one after the other, LayerNorm
-and biases. Version 4 of transformers reads the angles' base from rope_theta and ignores rope_parameters, which version 5
-writes: both are written.
+Llama has RMSNorm, a gated MLP and key/value heads of its own number; GPT-NeoX, with its branches one after the other,
+LayerNorm and biases. Version 4 of transformers reads the angles' base from rope_theta and ignores rope_parameters,
+which version 5 writes: both are written.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from roots_dist.storage.exchange.table import QKV, Architecture, Entry, Fixed, H
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
-    """rope_parameters (version 5) or rope_scaling (version 4) as keys of their own; what scales angles keeps its name."""
+    """rope_parameters (version 5) or rope_scaling (version 4) as keys of their own; what scales angles keeps its
+    name."""
     for name in ("rope_scaling", "rope_parameters"):
         given = tree.pop(name, None)
         if not isinstance(given, dict):

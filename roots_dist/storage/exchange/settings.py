@@ -22,7 +22,8 @@ from roots_dist.storage.exchange.tensors import refused
 
 COMMON: tuple[tuple[str, object], ...] = (
     ("is_decoder", False), ("add_cross_attention", False), ("tie_encoder_decoder", False), ("pruned_heads", {}),
-    ("cross_attention_hidden_size", None), ("quantization_config", None), ("sliding_window", None), ("layer_types", None),
+    ("cross_attention_hidden_size", None), ("quantization_config", None), ("sliding_window", None),
+    ("layer_types", None),
     ("position_embedding_type", "absolute"), ("rope_interleaved", False),
 )  # fmt: skip
 """Keys of any model type that change what it computes, and what they must say if they are there."""
@@ -128,7 +129,8 @@ HARMLESS = frozenset(
         "transformers.js_config",
     ]
 )
-"""Keys that say nothing of what an unmasked forward pass computes: names, dropout of heads, generation, how it is run."""
+"""Keys that say nothing of what an unmasked forward pass computes: names, dropout of heads, generation, how it is
+run."""
 
 
 def read_settings(tree: Mapping[str, Any], architecture: Architecture, where: str) -> dict[str, object]:

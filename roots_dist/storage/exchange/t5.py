@@ -1,7 +1,8 @@
-"""T5 (Raffel et al. 2020) in transformers: v1.0 with relu and its embedding as projection, v1.1 with a gate and its own.
+"""T5 (Raffel et al. 2020) in transformers: v1.0 with relu and its embedding as projection, v1.1 with a gate and its
+own.
 
-Whether what the projection reads is scaled by D^-0.5 (v1.0) is told by tie_word_embeddings in version 4; version 5 says true
-there always, and tells it by scale_decoder_outputs.
+Whether what the projection reads is scaled by D^-0.5 (v1.0) is told by tie_word_embeddings in version 4; version 5 says
+true there always, and tells it by scale_decoder_outputs.
 """
 
 from __future__ import annotations

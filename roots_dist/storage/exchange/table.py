@@ -1,6 +1,7 @@
 """What a family's table is made of, and how it becomes the list of all tensors of one model.
 
-    Architecture (gpt2.py, llama.py, …) + the parameters that the model has --rules--> [Rule: their name, our names, form]
+    Architecture (gpt2.py, llama.py, …) + the parameters that the model has
+        --rules--> [Rule: their name, our names, form]
 
 Both verbs walk the same rules: import splits theirs into ours, export joins ours into theirs. settings.py does the same
 with the keys of config.json.

@@ -77,8 +77,10 @@ def open_folder(folder: Path) -> Tensors:
             f"{folder} holds no {ONE_FILE}: expected a folder that save_pretrained wrote. Fix: name one."
         )
     raise ExchangeError(
-        f"{folder} holds {pickled} and no {ONE_FILE}: expected safetensors, because reading the other may run code. Fix: convert "
-        "it where you trust it: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW), with the class that config.json names."
+        f"{folder} holds {pickled} and no {ONE_FILE}: expected safetensors, because reading the other may run "
+        "code. Fix: convert "
+        "it where you trust it: AutoModel.from_pretrained(FOLDER).save_pretrained(NEW), with the class that "
+        "config.json names."
     )
 
 

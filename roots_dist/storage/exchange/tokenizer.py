@@ -77,8 +77,8 @@ def write_tokenizer(config: Config, folder: Path) -> None:
 
 
 def _settings(config: Config, beside: Path, named: Mapping[str, str], bos: str | None) -> dict[str, Any]:
-    """Version 5 of transformers names a class that version 4 refuses; the class that both know reads tokenizer.json as it is.
-    Unless told which inputs a model has, it gives every model segments, which GPT-2 would add to its words."""
+    """Version 5 of transformers names a class that version 4 refuses; the class that both know reads tokenizer.json as
+    it is. Unless told which inputs a model has, it gives every model segments, which GPT-2 would add to its words."""
     given = read_json(beside) if beside.is_file() else {}
     settings = {key: value for key, value in given.items() if key not in LEFT_OUT}
     tokens = {f"{name}_token": token for name, token in named.items()} | ({"bos_token": bos} if bos else {})
