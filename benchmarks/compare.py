@@ -153,13 +153,17 @@ def report(args: argparse.Namespace, racing: dict[str, Contestant]) -> None:
             else ""
         )
         print(
-            f"{name:28} {median(name, 'tokens_per_s'):5.0f}  {median(name, 'cpu_per_ktok'):10.2f}  {median(name, 'peak_gib'):8.2f}  {share}"
+            f"{name:28} {median(name, 'tokens_per_s'):5.0f}  {median(name, 'cpu_per_ktok'):10.2f}  "
+            f"{median(name, 'peak_gib'):8.2f}  {share}"
         )
     print()
     for a, b in PAIRS:
         if a in racing and b in racing:
             speed = ratio(a, b, "tokens_per_s")
-            line = f"{a} / {b}: tokens/s {speed:.2f}, CPU time {ratio(a, b, 'cpu_per_ktok'):.2f}, peak memory {ratio(a, b, 'peak_gib'):.2f}"
+            line = (
+                f"{a} / {b}: tokens/s {speed:.2f}, CPU time {ratio(a, b, 'cpu_per_ktok'):.2f}, peak memory "
+                f"{ratio(a, b, 'peak_gib'):.2f}"
+            )
             parallel = racing[a].job["parallel"]
             if "pp" in parallel:
                 bubble = expected_bubble(parallel.get("schedule", DEFAULT), 2, 8) or 0.0

@@ -1,9 +1,10 @@
-"""One rank of one contestant of compare.py: takes a training step for each line on stdin, and answers with a line of JSON.
+"""One rank of one contestant of compare.py: takes a training step for each line on stdin, and answers with a line of
+JSON.
 
     python benchmarks/contestant.py '{"who": "roots", "rank": 0, "size": 1, ...}'
 
-A process of its own, so that peak memory is this contestant's alone; and idle between its steps, so that contestants can
-take turns step by step on a machine whose speed drifts.
+A process of its own, so that peak memory is this contestant's alone; and idle between its steps, so that contestants
+can take turns step by step on a machine whose speed drifts.
 """
 
 import json

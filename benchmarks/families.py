@@ -1,11 +1,13 @@
-"""Does every family learn, and the same in one process and in TP2 × PP2? Curves, last losses and what is trivial, side by side.
+"""Does every family learn, and the same in one process and in TP2 × PP2? Curves, last losses and what is trivial, side
+by side.
 
     python benchmarks/families.py [--only llama,bert] [--steps 0.5] [--folder runs/families] [--png docs/families.png]
 
-Trains each quickstart twice on the embedded corpus (runs that are there go on, or are just read), and holds the held-out loss of
-each term against: uniform (no idea), unigram (each word by how often it is a target; where a hidden word is shown after all, as
-often as that happens), and of yes-or-no questions the entropy of their answers (ln 2 of "does it follow?"; of "was it replaced?"
-by the share of words that the trained generator replaces, special tokens known).
+Trains each quickstart twice on the embedded corpus (runs that are there go on, or are just read), and holds the
+held-out loss of each term against: uniform (no idea), unigram (each word by how often it is a target; where a hidden
+word is shown after all, as often as that happens), and of yes-or-no questions the entropy of their answers (ln 2 of
+"does it follow?"; of "was it replaced?" by the share of words that the trained generator replaces, special tokens
+known).
 """
 
 from __future__ import annotations
@@ -92,8 +94,8 @@ def curves(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
 
 
 def unigram(config: Config) -> float:
-    """Held-out targets under how often each word is a target in training (one half more, so that none is impossible). Of hidden
-    words, some are shown in their place: what stands there is right as often as it is."""
+    """Held-out targets under how often each word is a target in training (one half more, so that none is impossible).
+    Of hidden words, some are shown in their place: what stands there is right as often as it is."""
     objective = make_objective(config)
     training = Batches.open(config, objective, config.data.train)
     counts = np.full(config.model.vocab, 0.5)
@@ -114,7 +116,8 @@ def unigram(config: Config) -> float:
 
 @torch.no_grad()
 def entropy_of_replaced(config: Config, folder: Path) -> float:
-    """Of the answer to "was this token replaced?", as often as the run's own generator replaces a word; special tokens never."""
+    """Of the answer to "was this token replaced?", as often as the run's own generator replaces a word; special tokens
+    never."""
     passes = build_passes(config, Mesh.single())
     load_weights(chosen(folder), passes.model.params)
     special = torch.from_numpy(read_specials(config.data.tokenizer, config.model.vocab).special)

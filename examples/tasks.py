@@ -23,7 +23,8 @@ from pathlib import Path
 from roots_dist.learning.data.embedded import path_of
 
 LANGUAGES = (
-    "English", "French", "Spanish", "Italian", "German, Standard (1996)", "Dutch", "Danish", "Polish", "Czech", "Finnish",
+    "English", "French", "Spanish", "Italian", "German, Standard (1996)", "Dutch", "Danish",
+    "Polish", "Czech", "Finnish",
     "Turkish", "Indonesian",
 )  # fmt: skip
 HELD_OUT = 4

@@ -177,7 +177,8 @@ def test_the_picture_of_the_house_is_drawn_from_the_architecture_test():
 
 
 def test_a_token_goes_through_the_files_of_the_house_in_their_order(tmp_path):
-    """One step of one process enters the files of docs/house.md in its order. The first, prepare.py, made the corpus."""
+    """One step of one process enters the files of docs/house.md in its order. The first, prepare.py, made the
+    corpus."""
     files = [f"{room.replace('.', '/')}/{file}" for room, file in maker("make_house").WAY]
     page = (ROOT / "docs" / "house.md").read_text(encoding="utf-8").split("## The way of a token")[1]
     assert re.findall(r"^\d\. \[`([\w/.]+)`\]", page, re.M) == files and len(files) <= 7
@@ -236,11 +237,15 @@ def test_the_page_of_schedules_says_the_bubble_of_its_picture(name):
 
 
 def test_help_imports_what_its_library_does_and_little_of_ours():
-    """So that it costs what an empty program's would. Its seconds are no measure on a machine that others use as well."""
+    """So that it costs what an empty program's would. Its seconds are no measure on a machine that others use as
+    well."""
     empty = "import typer; app = typer.Typer(rich_markup_mode=None, add_completion=False); app.command()(lambda: None)"
     imported = []
     for program in (empty, "from roots_dist.cli.main import app"):
-        code = f"import sys; {program}; app(['--help'], standalone_mode=False); print(*sys.modules, sep='\\n', file=sys.stderr)"
+        code = (
+            f"import sys; {program}; app(['--help'], standalone_mode=False); print(*sys.modules, sep='\\n', "
+            "file=sys.stderr)"
+        )
         shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
         assert shown.returncode == 0 and "Usage" in shown.stdout
         imported.append(shown.stderr.split())

@@ -2,11 +2,13 @@
 
     python tools/vllm_loads.py runs/quickstart runs/bert-quickstart --python ~/vllm/bin/python
 
-    run --export_model--> folder --vllm_reader.py, in that python--> tokens, log-probabilities --held against--> the run's
+    run --export_model--> folder --vllm_reader.py, in that python--> tokens, log-probabilities
+        --held against--> the run's
 
-Decoders go on with a text and with words drawn at random, greedily; compared are the new tokens, and the log-probability of
-every word at each place of prompt and answer (the answer's places come from vLLM's cache of keys and values). Encoders and
-classifiers read the same; compared are all their logits. Exits with 1 if any differs by more than rounding, or is not loaded.
+Decoders go on with a text and with words drawn at random, greedily; compared are the new tokens, and the
+log-probability of every word at each place of prompt and answer (the answer's places come from vLLM's cache of keys and
+values). Encoders and classifiers read the same; compared are all their logits. Exits with 1 if any differs by more than
+rounding, or is not loaded.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ TASKS = {"clm": "generate", "instruct": "generate", "spans": "generate", "classi
 OVERRIDES = {"BertForPreTraining": {"architectures": ["BertForMaskedLM"]}}
 """vLLM knows the class without the head of next sentences, and leaves that head out when it loads."""
 DEVIATES = {"BloomForCausalLM": {"model.activation": "gelu"}}
-"""What vLLM 0.32 computes otherwise than transformers, as our config says it: its BLOOM has the exact gelu, not that of tanh."""
+"""What vLLM 0.32 computes otherwise than transformers, as our config says it: its BLOOM has the exact gelu, not that of
+tanh."""
 QUIET = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -180,7 +183,9 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--python", default=sys.executable, help="one that has vLLM")
     args = parser.parse_args()
-    configs = [config_of_run(run).config.changed({"train.precision": "fp32", "train.device": "cpu"}) for run in args.runs]
+    configs = [
+        config_of_run(run).config.changed({"train.precision": "fp32", "train.device": "cpu"}) for run in args.runs
+    ]
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
         jobs, architectures = [], []

@@ -2,10 +2,10 @@
 
     python tools/vllm_reader.py JOBS.json    # [{"folder": "exports/quickstart", "prompts": [[52, 3213]], ...}, ...]
 
-Writes into each job's folder `answer` a log, answer.json (versions, class, tokens) and logits.safetensors: of a decoder,
-log-probabilities of all words at every position of prompt and answer; of an encoder or a classifier, its logits. A fork each,
-since one process holds one engine, and what vLLM refuses ends its own fork only.
-S positions, N new tokens, V words, C classes.
+Writes into each job's folder `answer` a log, answer.json (versions, class, tokens) and logits.safetensors: of a
+decoder, log-probabilities of all words at every position of prompt and answer; of an encoder or a classifier, its
+logits. A fork each, since one process holds one engine, and what vLLM refuses ends its own fork only. S positions, N
+new tokens, V words, C classes.
 """
 
 import json
@@ -17,7 +17,9 @@ from pathlib import Path
 import torch
 import transformers
 import vllm
-import vllm.v1.worker.gpu_worker  # before the forks, which would each take half a minute to import it; CPUs' worker wants it too
+
+# before the forks, which would each take half a minute to import it; CPUs' worker wants it too
+import vllm.v1.worker.gpu_worker
 from safetensors.torch import save_file
 from vllm import PoolingParams, SamplingParams
 

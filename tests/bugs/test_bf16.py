@@ -46,7 +46,8 @@ def test_the_loss_scale_is_not_rounded_to_bf16():
 
 
 def test_label_smoothing_is_not_rounded_to_float32_in_float64():
-    """A float times a tensor of bools is float32: the gradient was off by 1e-9, which a proof at 1e-10 would have seen."""
+    """A float times a tensor of bools is float32: the gradient was off by 1e-9, which a proof at 1e-10 would have
+    seen."""
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((9, 5), (32, 5)))
     targets = torch.randint(32, (9,), generator=generator)

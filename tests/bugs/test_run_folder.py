@@ -1,4 +1,5 @@
-"""The folder of a run: one run at a time, and whatever a kill leaves in it, the next run finds the newest checkpoint."""
+"""The folder of a run: one run at a time, and whatever a kill leaves in it, the next run finds the newest
+checkpoint."""
 
 import json
 import os
@@ -28,7 +29,8 @@ CONFIG = Config.model_validate(
 
 
 def test_a_checkpoint_that_a_killed_save_had_set_aside_is_resumed(tmp_path):
-    """Killed between the two renames that replace a step: its name was read as a number, and the run could not start."""
+    """Killed between the two renames that replace a step: its name was read as a number, and the run could not
+    start."""
     run = build_run(CONFIG, Mesh.single())
     folder = save(tmp_path, 7, run.engine, run.params, run.mesh, {"skipped": 2})
     os.rename(folder, folder.with_name(".step_00000007.replaced"))
@@ -60,7 +62,10 @@ def test_the_best_checkpoint_is_the_one_that_the_resumed_run_knows(tmp_path):
 
 def test_two_runs_cannot_have_one_folder(tmp_path):
     """Both wrote one metrics file, and each removed the other's half-written checkpoint."""
-    script = "import sys, pathlib; from roots_dist.runs.train.run_folder import hold_folder\nwith hold_folder(pathlib.Path(sys.argv[1])): pass"
+    script = (
+        "import sys, pathlib; from roots_dist.runs.train.run_folder import hold_folder\nwith "
+        "hold_folder(pathlib.Path(sys.argv[1])): pass"
+    )
     with hold_folder(tmp_path / "run"):
         other = subprocess.run(
             [sys.executable, "-c", script, str(tmp_path / "run")], capture_output=True, text=True, timeout=60
@@ -73,12 +78,12 @@ def test_two_runs_cannot_have_one_folder(tmp_path):
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-    with pytest.raises(FolderError, match="track.folder = .*No space left.* Fix: make room"), hold_folder(tmp_path):
-        with open("/dev/full", "w") as full:
-            full.write("metrics")
-            full.flush()
+    full_disk = pytest.raises(FolderError, match="track.folder = .*No space left.* Fix: make room")
+    with full_disk, hold_folder(tmp_path), open("/dev/full", "w") as full:
+        full.write("metrics")
+        full.flush()
     with pytest.raises(FileNotFoundError), hold_folder(tmp_path):
-        open(tmp_path / "nothing")
+        (tmp_path / "nothing").read_text()
 
 
 def test_a_resumed_run_says_what_changed():

@@ -1,9 +1,9 @@
 """What a site runs on its hosts: sshd with keys of its own, munge, and Slurm with a controller and a daemon per node.
 
-    namespaces.cluster --with_ssh, with_slurm--> `ssh n2`, `pdsh`, `mpirun`, `sbatch` work on every host, as on a real site
+    namespaces.cluster --with_ssh, with_slurm--> `ssh n2`, `pdsh`, `mpirun`, `sbatch` work on every host
 
-All configuration lies in folders that are bound over /etc/ssh, /etc/munge and /etc/slurm of these hosts; the machine's own
-is neither read nor changed.
+All configuration lies in folders that are bound over /etc/ssh, /etc/munge and /etc/slurm of these hosts; the machine's
+own is neither read nor changed.
 """
 
 from __future__ import annotations

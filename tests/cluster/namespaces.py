@@ -1,11 +1,12 @@
-"""A cluster on one machine: hosts that are namespaces of the kernel, with names and addresses of their own, on one bridge.
+"""A cluster on one machine: hosts that are namespaces of the kernel, with names and addresses of their own, on one
+bridge.
 
-    with cluster("head", "n1", "n2") as site: site["n1"].run("hostname")      daemons.py gives them sshd, munge and Slurm
+    with cluster("head", "n1", "n2") as site: site["n1"].run("hostname")     daemons.py gives them sshd, munge and Slurm
 
-A host is a process number 1 that waits for the end of a pipe which only this program holds. However this program ends, the
-pipe closes, number 1 goes, and with it the kernel ends every process of the host and takes its network away: nothing is
-left, nothing has a name outside. What hosts share is the file system, but for /etc/hosts, /run, /dev/shm and the folders
-of etc/. Linux, root, util-linux and iproute2; the standard library alone.
+A host is a process number 1 that waits for the end of a pipe which only this program holds. However this program ends,
+the pipe closes, number 1 goes, and with it the kernel ends every process of the host and takes its network away:
+nothing is left, nothing has a name outside. What hosts share is the file system, but for /etc/hosts, /run, /dev/shm and
+the folders of etc/. Linux, root, util-linux and iproute2; the standard library alone.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ SPACES = ("--net", "--uts", "--mount", "--pid")
 
 @dataclass(frozen=True)
 class Host:
-    """Commands run as root, in the checkout, in an environment that holds nothing but PATH, HOME, LANG and what is given."""
+    """Commands run as root, in the checkout, in an environment that holds nothing but PATH, HOME, LANG and what is
+    given."""
 
     name: str
     address: str

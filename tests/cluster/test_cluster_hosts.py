@@ -62,10 +62,10 @@ def test_nothing_is_left_of_hosts_whose_program_is_killed():
         words = [sys.executable, "-c", HOLDS_A_CLUSTER.format(here=str(HERE), mark=mark)]
         program = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         folder = Path(program.stdout.readline().strip())
-        until(lambda: _anywhere(f"sleep {mark}"), 10, "sleep")
+        until(lambda mark=mark: _anywhere(f"sleep {mark}"), 10, "sleep")
         program.send_signal(number)
         program.wait(20)
-        until(lambda: not _anywhere(f"sleep {mark}"), 10, "its processes gone")
+        until(lambda mark=mark: not _anywhere(f"sleep {mark}"), 10, "its processes gone")
         assert folder.exists() == (number == signal.SIGKILL)  # nobody can tidy up after that
         subprocess.run(["rm", "-rf", folder], check=True)
 

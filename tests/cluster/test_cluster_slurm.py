@@ -1,4 +1,5 @@
-"""A real Slurm of three node daemons: a job that is told before its time is over, keeps what it has, and queues itself again.
+"""A real Slurm of three node daemons: a job that is told before its time is over, keeps what it has, and queues itself
+again.
 
 pytest tests/cluster/test_cluster_slurm.py --cluster -s
 """

@@ -1,5 +1,5 @@
-"""What all trials have in common: one small real run, and the comparison of every loss that it logs with those of the same
-run in one place, from beginning to end.
+"""What all trials have in common: one small real run, and the comparison of every loss that it logs with those of the
+same run in one place, from beginning to end.
 
     config --bare `roots train`--> losses in one place \
            --a launcher, two hosts--> losses            --> compared: the largest difference
@@ -92,7 +92,8 @@ def hostfile(folder: Path, *hosts: str) -> Path:
 
 
 def losses(run: Path) -> dict[tuple[int, str], float]:
-    """(step, name) -> loss, training's and held-out; of a step that was done twice, after a kill, what was logged last."""
+    """(step, name) -> loss, training's and held-out; of a step that was done twice, after a kill, what was logged
+    last."""
     path = run / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("}")]
@@ -120,8 +121,8 @@ def compared(trial: Trial, expected: dict[tuple[int, str], float], what: str) ->
 
 
 def stopped_and_gone_on(trial: Trial, site: Site, words: tuple[object, ...], program: str, number: int) -> int:
-    """Start with these words on n1, signal the launcher (its command line has `program` in it) in the midst of it, and give
-    the same words again: after which step it was stopped."""
+    """Start with these words on n1, signal the launcher (its command line has `program` in it) in the midst of it, and
+    give the same words again: after which step it was stopped."""
     log = trial.folder / "stopped.log"
     first = site["n1"].start(*words, log=log)
     until(lambda: trial.step() >= 9, 400, "step 9")

@@ -259,7 +259,8 @@ def test_equals_one_process_of_plain_torch(dp, config):
 
 
 def test_the_reference_starts_without_what_takes_seconds_to_import():
-    """torch.optim's objects bring torch._dynamo with them, as DeepSpeed does: longer than a small model's first steps."""
+    """torch.optim's objects bring torch._dynamo with them, as DeepSpeed does: longer than a small model's first
+    steps."""
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})

@@ -1,4 +1,5 @@
-"""Runs of ours as transformers reads them: which architecture, which files, which tokens; and what has no architecture."""
+"""Runs of ours as transformers reads them: which architecture, which files, which tokens; and what has no
+architecture."""
 
 import json
 from pathlib import Path
@@ -244,7 +245,8 @@ def test_an_export_is_refused_in_one_line_and_leaves_nothing(tmp_path):
 
 
 def test_a_decoder_that_classifies_fills_up_with_its_end_so_that_no_text_ends_before_its_last_word(tmp_path):
-    """It was token 0, a word of many tokenizers (GPT-2's is "!"): of texts that end with it the word before was read."""
+    """It was token 0, a word of many tokenizers (GPT-2's is "!"): of texts that end with it the word before was
+    read."""
     mine = words_tokenizer(["the", "<unk>", "<|endoftext|>"])
     mine.save(str(tmp_path / "tokenizer.json"))
     end = mine.token_to_id("<|endoftext|>")

@@ -1,4 +1,5 @@
-"""An import is a run like any other: TP2 × PP2 loads its slices and says what one process says; exports write the same texts."""
+"""An import is a run like any other: TP2 × PP2 loads its slices and says what one process says; exports write the same
+texts."""
 
 import hub_models
 import pytest

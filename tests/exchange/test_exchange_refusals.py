@@ -54,7 +54,9 @@ KEYS = [
     ("gpt2", "n_layer", 4, "tensor transformer.h.3.ln_1.weight is missing"),
     ("gpt2", "n_inner", 60, "mlp.c_fc.weight has shape (24, 56): expected (24, 60)"),
     ("gpt2", "quantization_config", {"bits": 4}, "quantization_config = {'bits': 4}: expected null"),
-    ("llama", "rope_parameters", {"rope_type": "yarn", "factor": 8.0}, "'factor': 8.0}: expected rope_type default, angles that"),
+    ("llama", "rope_parameters", {"rope_type": "yarn", "factor": 8.0}, (
+"'factor': 8.0}: expected rope_type default, angles that"
+)),
     ("llama", "rope_scaling", {"type": "linear", "factor": 2.0}, "'factor': 2.0}: expected rope_type default"),
     ("llama", "attention_bias", True, "mlp_bias = False: expected as attention_bias = True has it"),
     ("llama", "hidden_act", "relu", "hidden_act = 'relu': expected silu"),
@@ -62,7 +64,9 @@ KEYS = [
     ("gpt_neox tied", "use_parallel_residual", True, "use_parallel_residual = True: expected false"),
     ("gpt_neox tied", "rope_parameters", {"partial_rotary_factor": 0.25}, "partial_rotary_factor = 0.25: expected 1.0"),
     ("bloom", "apply_residual_connection_post_layernorm", True, "post_layernorm = True: expected false"),
-    ("bert words", "position_embedding_type", "relative_key", "position_embedding_type = 'relative_key': expected absolute"),
+    ("bert words", "position_embedding_type", "relative_key", (
+"position_embedding_type = 'relative_key': expected absolute"
+)),
     ("bert words", "is_decoder", True, "is_decoder = True: expected false"),
     ("bert words", "hidden_act", "swish", "hidden_act = 'swish': expected gelu_new"),
     ("bert classify", "problem_type", "regression", "problem_type = 'regression': expected single_label"),
@@ -185,8 +189,8 @@ def test_a_run_that_has_content_is_not_touched(originals, tmp_path):
 
 
 def test_names_of_older_files_are_understood(originals, tmp_path):
-    """The released GPT-2 and BLOOM leave out the stack's prefix and keep masks; the released BERT has gamma and beta, and a
-    head for pairs that its config does not name."""
+    """The released GPT-2 and BLOOM leave out the stack's prefix and keep masks; the released BERT has gamma and beta,
+    and a head for pairs that its config does not name."""
     folder = shutil.copytree(originals("gpt2"), tmp_path / "gpt2")
 
     def old(t):

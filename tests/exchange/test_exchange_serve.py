@@ -1,4 +1,5 @@
-"""An export is served by `transformers serve` on the CPU, and the client of OpenAI gets from it what the run itself says."""
+"""An export is served by `transformers serve` on the CPU, and the client of OpenAI gets from it what the run itself
+says."""
 
 import importlib.util
 import os

@@ -1,4 +1,5 @@
-"""Version 4 of transformers reads every export with the same logits: in a python of its own, which ROOTS_TRANSFORMERS_4 names."""
+"""Version 4 of transformers reads every export with the same logits: in a python of its own, which ROOTS_TRANSFORMERS_4
+names."""
 
 import json
 import os
@@ -23,7 +24,8 @@ folder, told = sys.argv[1:]
 found, ids = {}, {}
 for name, one in json.load(open(told)).items():
     config = json.load(open(one["folder"] + "/config.json"))
-    model, info = getattr(transformers, config["architectures"][0]).from_pretrained(one["folder"], output_loading_info=True)
+    of_model = getattr(transformers, config["architectures"][0])
+    model, info = of_model.from_pretrained(one["folder"], output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"], (name, info)
     inputs = {key: torch.tensor(value) for key, value in one["inputs"].items()}
     with torch.no_grad():

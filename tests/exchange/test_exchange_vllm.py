@@ -1,4 +1,5 @@
-"""vLLM loads exports and computes what the runs do: in a python of its own, which ROOTS_VLLM names. Minutes, not seconds."""
+"""vLLM loads exports and computes what the runs do: in a python of its own, which ROOTS_VLLM names. Minutes, not
+seconds."""
 
 import os
 import subprocess

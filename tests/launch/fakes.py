@@ -1,5 +1,5 @@
-"""Programs that launchers would run, put first on PATH: each notes what it was given, byte for byte, and what of its surroundings
-matters. sbatch really runs its script with bash, srun and ssh note the words of each remote command."""
+"""Programs that launchers would run, put first on PATH: each notes what it was given, byte for byte, and what of its
+surroundings matters. sbatch really runs its script with bash, srun and ssh note the words of each remote command."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 RECORDER = """#!{python} -S
 import json, os, subprocess, sys
 name = os.path.basename(sys.argv[0])
-kept = {{key: value for key, value in os.environ.items() if key.startswith(("ROOTS_TEST_", "MASTER_", "DS_", "GLOO_", "PYTHON"))}}
+PREFIXES = ("ROOTS_TEST_", "MASTER_", "DS_", "GLOO_", "PYTHON")
+kept = {{key: value for key, value in os.environ.items() if key.startswith(PREFIXES)}}
 with open({notes!r}, "a", encoding="utf-8", errors="surrogateescape") as file:
     file.write(json.dumps({{"name": name, "words": sys.argv[1:], "folder": os.getcwd(), "variables": kept}}) + "\\n")
 if name == "sbatch":

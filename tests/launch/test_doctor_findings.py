@@ -56,10 +56,16 @@ def test_ranks_with_another_version_are_named_once_for_each_version():
     older = {**VERSIONS, "torch": "2.12.0"}
     ranks = [rank(0), rank(1, versions=older), rank(2), rank(3, versions={**VERSIONS, "code": "def"})]
     assert answers(facts.versions(ranks)) == [
-        "✗ rank 1 (host a): torch 2.12.0, expected 2.13.0 as on 3 of 4 ranks. Fix: install torch 2.13.0 there, or let all "
-        "hosts use one environment on a shared folder.",
-        "✗ rank 3 (host b): code def, expected abc as on 3 of 4 ranks. Fix: copy the same files of roots_dist there (git "
-        "status says what was changed).",
+        (
+            "✗ rank 1 (host a): torch 2.12.0, expected 2.13.0 as on 3 of 4 ranks. Fix: install torch 2.13.0 "
+            "there, or let all "
+            "hosts use one environment on a shared folder."
+        ),
+        (
+            "✗ rank 3 (host b): code def, expected abc as on 3 of 4 ranks. Fix: copy the same files of roots_dist "
+            "there (git "
+            "status says what was changed)."
+        ),
     ]
     half = [rank(0), rank(1, versions=older), rank(2, versions=older), rank(3)]
     assert [f.where for f in facts.versions(half)] == ["ranks 1 (host a); 2 (host b)"], "of equally many rank 0's count"
@@ -115,8 +121,11 @@ def test_a_tensor_group_on_two_hosts_is_named_and_one_on_a_host_is_not():
     hosts = dict(enumerate(HOSTS))
     assert answers(placement.crossings(Layout(tp=2, pp=2), hosts)) == []
     assert answers(placement.crossings(Layout(tp=2, dp=2), {0: "a", 1: "b", 2: "b", 3: "b"})) == [
-        "✗ ranks 0 (host a); 1 (host b): a tensor group of TP2×PP1×DP2 across hosts, expected its 2 ranks on one host. Fix: "
-        "start a multiple of 2 ranks on every host, each host's numbered in a row, or lower parallel.tp."
+        (
+            "✗ ranks 0 (host a); 1 (host b): a tensor group of TP2×PP1×DP2 across hosts, expected its 2 ranks on "
+            "one host. Fix: "
+            "start a multiple of 2 ranks on every host, each host's numbered in a row, or lower parallel.tp."
+        )
     ]
     many = list(placement.crossings(Layout(tp=2, dp=32), {i: "ab"[i % 2] for i in range(64)}))
     assert len(many) == placement.MOST_SHOWN and "one of 32 such groups" in str(many[0])

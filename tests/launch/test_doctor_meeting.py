@@ -1,4 +1,5 @@
-"""Before the ranks know each other: an address, a port, a rank that is not there. Named in time, by a process that ends."""
+"""Before the ranks know each other: an address, a port, a rank that is not there. Named in time, by a process that
+ends."""
 
 from __future__ import annotations
 
@@ -128,9 +129,15 @@ def test_a_rank_that_falls_silent_is_named_by_rank_0_and_rank_0_by_the_others(mo
         first.run_round("links", 0.3, lambda: 7, fix="look at the network")
     assert first.answers == {"links": {0: 7}} and store.get("links/word") == b'"stop"'
     assert [str(finding) for finding in first.findings] == [
-        "✗ rank 2 (host b): no answer to the check of links, expected it within 0.5 s. Fix: read that rank's log, and see "
-        "whether its host is up.",
-        "✗ rank 1 (host a): links: RuntimeError: connection reset by peer, expected no error. Fix: look at the network.",
+        (
+            "✗ rank 2 (host b): no answer to the check of links, expected it within 0.5 s. Fix: read that rank's "
+            "log, and see "
+            "whether its host is up."
+        ),
+        (
+            "✗ rank 1 (host a): links: RuntimeError: connection reset by peer, expected no error. Fix: look at "
+            "the network."
+        ),
     ]
     with pytest.raises(coordinator.Stopped):
         coordinator.Coordinator(store, 2, 3).run_round("links", 0.3, lambda: 7)

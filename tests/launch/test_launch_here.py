@@ -1,5 +1,5 @@
-"""`roots launch` on this machine alone: which signals its launchers hear, which devices they take, and that nothing is left
-behind."""
+"""`roots launch` on this machine alone: which signals its launchers hear, which devices they take, and that nothing is
+left behind."""
 
 from __future__ import annotations
 

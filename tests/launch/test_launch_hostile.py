@@ -1,4 +1,5 @@
-"""Nothing that a user, a config or a hostfile says is ever run by a shell: it is refused in one line, or arrives byte for byte.
+"""Nothing that a user, a config or a hostfile says is ever run by a shell: it is refused in one line, or arrives byte
+for byte.
 
 Every value goes through every launcher, whose programs are fakes that note what they get (fakes.py); bash, YAML and
 DeepSpeed's runner are real.
@@ -59,7 +60,7 @@ def here(place, monkeypatch):
     monkeypatch.setenv("PATH", f"{place / 'bin'}:/usr/bin:/bin")  # a site without an mpirun, or with another one
     (place / "notes").unlink(missing_ok=True)
     yield
-    assert not [*place.rglob("PWNED")] + [*Path("/").glob("PWNED")]
+    assert not [*place.rglob("PWNED"), *Path("/").glob("PWNED")]
 
 
 OPTIONS = {

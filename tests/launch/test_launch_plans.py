@@ -1,5 +1,6 @@
-"""What `roots launch` would do, held against files that people have looked at; what it refuses; and what its scripts do when a
-job is told to stop, fails, or has a sick node. `python tests/launch/test_launch_plans.py` writes the golden files anew."""
+"""What `roots launch` would do, held against files that people have looked at; what it refuses; and what its scripts do
+when a job is told to stop, fails, or has a sick node. `python tests/launch/test_launch_plans.py` writes the golden
+files anew."""
 
 from __future__ import annotations
 
@@ -127,8 +128,10 @@ def test_the_manifest_is_what_kubernetes_knows(tmp_path):
         ),
         (
             {"on": "torchrun", "time": "1:00:00"},
-            "--time = '1:00:00': expected --on slurm: --time is not used with --on torchrun. "
-            "Fix: remove --time, or choose --on slurm.",
+            (
+                "--time = '1:00:00': expected --on slurm: --time is not used with --on torchrun. "
+                "Fix: remove --time, or choose --on slurm."
+            ),
         ),
         (
             {"on": "mpi", "max_restarts": 3},
@@ -271,7 +274,8 @@ def test_torchrun_trains_and_leaves_its_logs_and_how_it_ended(place):
 
 
 def job_script(place: Path, tmp_path: Path, srun: str, **given: object) -> tuple[list[str], Path]:
-    """The command that starts a Slurm script as slurmd does, and the run's folder. srun: what bash does in its place."""
+    """The command that starts a Slurm script as slurmd does, and the run's folder. srun: what bash does in its
+    place."""
     programs = put(tmp_path, python=True)
     (programs / "srun").write_text(f'#!/bin/bash\n# "$@"\nended={tmp_path}/run/ended.txt\n{srun}\n')
     job = make(
@@ -328,7 +332,10 @@ def test_a_job_is_queued_again_only_if_it_was_stopped(place, tmp_path, monkeypat
 
 def test_the_signal_before_the_time_is_over_reaches_srun_and_is_waited_for(place, tmp_path, monkeypatch):
     monkeypatch.chdir(place)
-    srun = "trap 'sleep 0.3; echo stopped by SIGUSR1 after step 3 > $ended; exit 1' USR1; touch $ended.up; while :; do sleep 0.05; done"
+    srun = (
+        "trap 'sleep 0.3; echo stopped by SIGUSR1 after step 3 > $ended; exit 1' USR1; touch $ended.up; while :; "
+        "do sleep 0.05; done"
+    )
     command, run = job_script(place, tmp_path, srun, array=2)
     job = subprocess.Popen(command, cwd="/", stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30

@@ -1,6 +1,7 @@
-"""The scripts of launch/, which people submit without our tool: they are what `roots launch` fills in, they are short, shellcheck
-finds nothing in them, and with fake programs each starts what its usage says. `python tests/launch/test_launch_scripts.py`
-writes launch/ anew from the templates. tests/cluster runs them on real launchers."""
+"""The scripts of launch/, which people submit without our tool: they are what `roots launch` fills in, they are short,
+shellcheck finds nothing in them, and with fake programs each starts what its usage says. `python
+tests/launch/test_launch_scripts.py` writes launch/ anew from the templates. tests/cluster runs them on real
+launchers."""
 
 from __future__ import annotations
 
@@ -115,15 +116,20 @@ def test_a_script_without_a_config_says_its_usage(place, name):
         (
             "torchrun.sh",
             {"NODES": "2", "RDZV_ENDPOINT": "n1:29400", "MAX_RESTARTS": "3", "EXTRA": "--monitor-interval 1"},
-            "--rdzv-endpoint=n1:29400 --max-restarts=3 --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 "
-            "--shutdown-timeout=120 --log-dir=logs --tee=3 --monitor-interval 1 -m roots_dist",
+            (
+                "--rdzv-endpoint=n1:29400 --max-restarts=3 --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 "
+                "--shutdown-timeout=120 --log-dir=logs --tee=3 --monitor-interval 1 -m roots_dist"
+            ),
         ),
         ("deepspeed.sh", {"PROCESSES_PER_NODE": "2"}, "--master_addr=127.0.0.1 --master_port=29500 --no_local_rank"),
         (
             "deepspeed.sh",
             {"HOSTFILE": "hosts", "EXCLUDE": "n2", "EXTRA": "-u 9"},
-            "-m deepspeed.launcher.runner --hostfile=hosts --launcher=pdsh --force_multi --enable_each_rank_log={place}/logs "
-            "--master_addr=n1 --master_port=29500 --exclude=n2 --launcher_args='-u' '9'  --no_local_rank --module",
+            (
+                "-m deepspeed.launcher.runner --hostfile=hosts --launcher=pdsh --force_multi "
+                "--enable_each_rank_log={place}/logs "
+                "--master_addr=n1 --master_port=29500 --exclude=n2 --launcher_args='-u' '9'  --no_local_rank --module"
+            ),
         ),
         (
             "deepspeed.sh",
@@ -138,8 +144,10 @@ def test_a_script_without_a_config_says_its_usage(place, name):
         (
             "mpi.sh",
             {"HOSTFILE": "hosts", "EXPORTS": "NCCL_DEBUG", "EXTRA": "--mca btl tcp"},
-            "-np 8 --map-by ppr:4:node --bind-to none --wdir {place} -x NCCL_DEBUG -x MASTER_PORT -x TTY_COMPATIBLE "
-            "-x MASTER_ADDR --host n1:4,n2:4 --mca btl tcp {place}/bin/python -m roots_dist",
+            (
+                "-np 8 --map-by ppr:4:node --bind-to none --wdir {place} -x NCCL_DEBUG -x MASTER_PORT -x TTY_COMPATIBLE "
+                "-x MASTER_ADDR --host n1:4,n2:4 --mca btl tcp {place}/bin/python -m roots_dist"
+            ),
         ),
         ("mpi.sh", {"HOSTFILE": "hosts", "MPI": "mpich"}, "-n 8 -ppn 4 -wdir {place} -hosts n1:4,n2:4 "),
     ],

@@ -79,8 +79,8 @@ LABELS = {"labels": ["a", "b", "c"]}
 def config(model: str = "gpt", **changes: object) -> Config:
     """A model by name, with changes to the config by `section.key` (written `section__key`).
 
-    Where tensor ranks talk, two to four microbatches must do instead of eight: a sum over gloo costs milliseconds, whatever its
-    size, and each microbatch has dozens.
+    Where tensor ranks talk, two to four microbatches must do instead of eight: a sum over gloo costs milliseconds,
+    whatever its size, and each microbatch has dozens.
     """
     if changes.get("parallel__tp", 1) > 1:
         several = changes.get("parallel__pp", 1) > 1 or changes.get("parallel__zero_stage", 0) > 0

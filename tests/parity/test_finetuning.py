@@ -1,5 +1,5 @@
-"""Whatever learns, and since whenever: every strategy of fine-tuning computes in every layout, and in every ZeRO stage, what it
-computes in one process; what is frozen stays what it is and costs nothing."""
+"""Whatever learns, and since whenever: every strategy of fine-tuning computes in every layout, and in every ZeRO stage,
+what it computes in one process; what is frozen stays what it is and costs nothing."""
 
 import functools
 

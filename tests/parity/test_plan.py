@@ -1,5 +1,5 @@
-"""A plan is what happens: a stage rehearsed on shapes alone costs what it costs with numbers, and running ranks hold and
-send what was predicted."""
+"""A plan is what happens: a stage rehearsed on shapes alone costs what it costs with numbers, and running ranks hold
+and send what was predicted."""
 
 from __future__ import annotations
 

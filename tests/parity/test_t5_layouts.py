@@ -1,7 +1,7 @@
 """T5 in every layout, and the rules that only two stacks have: each of them broken by hand must show.
 
-What one process computes is in float64 equal to 1e-10, in DeepSpeed's float32 to its bounds; wherever the border between
-encoder and decoder falls.
+What one process computes is in float64 equal to 1e-10, in DeepSpeed's float32 to its bounds; wherever the border
+between encoder and decoder falls.
 """
 
 import functools

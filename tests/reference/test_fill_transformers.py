@@ -1,4 +1,5 @@
-"""Masks are filled in as the fill-mask pipeline of Hugging Face does it: BERT and ELECTRA's generator, one process and TP2×PP2."""
+"""Masks are filled in as the fill-mask pipeline of Hugging Face does it: BERT and ELECTRA's generator, one process and
+TP2×PP2."""
 
 import pytest
 import torch

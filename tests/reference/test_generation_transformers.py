@@ -1,4 +1,5 @@
-"""What is generated is what Hugging Face's `generate` says: greedy and with beams, in one process and in TP2, PP2, TP2×PP2.
+"""What is generated is what Hugging Face's `generate` says: greedy and with beams, in one process and in TP2, PP2,
+TP2×PP2.
 
 Small random models in float64, the same weights on both sides, several prompts of different lengths at once.
 """

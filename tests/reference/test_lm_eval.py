@@ -1,6 +1,7 @@
 """lm-evaluation-harness over the live model says what its own `hf` backend says of the same weights, in every layout.
 
-Small random models in float64, whose windows are shorter than the texts: contexts are cut, long texts roll, prompts too.
+Small random models in float64, whose windows are shorter than the texts: contexts are cut, long texts roll, prompts
+too.
 """
 
 import json

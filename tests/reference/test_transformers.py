@@ -124,8 +124,8 @@ def pair(ours, name, theirs, ends, where):
     return ours.reshape(view.shape), view
 
 
-# Theirs computes some of Llama (norms, rotary angles) and BLOOM (softmax, GELU's constants) in float32 whatever the model's
-# dtype; GPT-2 is float64 throughout.
+# Theirs computes some of Llama (norms, rotary angles) and BLOOM (softmax, GELU's constants) in float32 whatever the
+# model's dtype; GPT-2 is float64 throughout.
 BOUNDS = {gpt2: 1e-10, llama: 1e-6, bloom: 1e-6}
 
 

@@ -1,10 +1,12 @@
-"""`roots evaluate`: the loss of a checkpoint does not depend on the layout that reads it, and is the one training logged."""
+"""`roots evaluate`: the loss of a checkpoint does not depend on the layout that reads it, and is the one training
+logged."""
 
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -277,7 +279,7 @@ def test_greedy_answers_are_held_against_the_right_ones(task, family, tmp_path):
 
 
 def test_what_a_run_cannot_be_asked_for_is_refused_in_a_line(run):
-    def refusal(overrides: list[str] = [], **options) -> str:
+    def refusal(overrides: Sequence[str] = (), **options) -> str:
         with pytest.raises(ConfigError) as refused:
             evaluation(EvaluateOptions(**options)).read(str(run), overrides)
         return refused.value.complaint()

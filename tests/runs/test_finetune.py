@@ -1,5 +1,5 @@
-"""Fine-tuning as users do it: from a run, with rows, by every strategy, in one process and in TP2 × PP2; the best checkpoint is
-kept, and a run that has stopped early stays so."""
+"""Fine-tuning as users do it: from a run, with rows, by every strategy, in one process and in TP2 × PP2; the best
+checkpoint is kept, and a run that has stopped early stays so."""
 
 import json
 import shutil
@@ -34,9 +34,12 @@ MODEL = {
 STRATEGIES = {
     "full": ["optim.lr=1e-3"],
     "partial": ["finetune.strategy=partial", "finetune.trainable=[head.*, blocks.*]", "optim.lr=3e-3"],
-    "progressive": ["finetune.strategy=progressive", "finetune.unfreeze_every_epochs=1", "finetune.layer_lr_decay=0.9", "optim.lr=4e-3"],
+    "progressive": ["finetune.strategy=progressive", "finetune.unfreeze_every_epochs=1",
+                    "finetune.layer_lr_decay=0.9", "optim.lr=4e-3"],
     "lora": [
-        "finetune.strategy=lora", "finetune.lora_targets=[query, key, value, out, up, down]", "finetune.lora_rank=16", "finetune.lora_alpha=32",
+        "finetune.strategy=lora", (
+"finetune.lora_targets=[query, key, value, out, up, down]"
+), "finetune.lora_rank=16", "finetune.lora_alpha=32",
         "finetune.epochs=9", "optim.lr=7e-3",
     ],
 }  # fmt: skip
@@ -62,7 +65,8 @@ def ran(*words: str) -> str:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """Rows of twelve languages, a small BERT that has read the paragraphs of their training part, a config for the task."""
+    """Rows of twelve languages, a small BERT that has read the paragraphs of their training part, a config for the
+    task."""
     found = tmp_path_factory.mktemp("finetune")
     subprocess.run(
         [sys.executable, ROOT / "examples" / "tasks.py", found / "tasks"], env=ENVIRON, check=True, capture_output=True
@@ -174,8 +178,8 @@ def test_a_run_stops_when_it_does_not_get_better_and_stays_stopped(place):
 
 
 def test_a_finetuned_run_goes_on_where_it_was_interrupted(place):
-    """A progressive run, saved when the head and one group learn, has the same curve as the whole one; what it started from may
-    be gone by then."""
+    """A progressive run, saved when the head and one group learn, has the same curve as the whole one; what it started
+    from may be gone by then."""
     shutil.copytree(place / "bert", place / "gone")
     words = [
         f"finetune.init_from={place / 'gone'}",

@@ -1,4 +1,5 @@
-"""Whole runs as users start them: whoever starts the processes, in whatever layout, interrupted or not, it is one curve."""
+"""Whole runs as users start them: whoever starts the processes, in whatever layout, interrupted or not, it is one
+curve."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""A run that is told to stop: it ends at a step's border with a checkpoint, on all ranks, says so, and goes on from there."""
+"""A run that is told to stop: it ends at a step's border with a checkpoint, on all ranks, says so, and goes on from
+there."""
 
 from __future__ import annotations
 

@@ -317,7 +317,8 @@ def one_waits_for_the_other(ranks: int, microbatches: int):
 
 
 def test_a_schedule_that_deadlocks_is_refused_before_any_rank_starts(monkeypatch):
-    """With what each rank would wait for; it would hang until advanced.timeout_s. The smallest batch of a ramp is played too."""
+    """With what each rank would wait for; it would hang until advanced.timeout_s. The smallest batch of a ramp is
+    played too."""
     monkeypatch.setitem(SCHEDULES, "gpipe", replace(SCHEDULES["gpipe"], program=one_waits_for_the_other))
     parallel = {"pp": 2, "schedule": "gpipe"}
     (problem,) = problems_of(2, parallel=parallel)

@@ -62,7 +62,7 @@ def test_a_sample_is_a_window_of_the_stream_and_targets_follow_tokens(tmp_path):
         assert sorted(found) == list(range(10 * epoch, 10 * epoch + 10))
         assert sorted(tokens[0] for tokens, _ in found.values()) == list(range(0, 80, SEQ))
         assert all(
-            tokens + [targets[-1]] == list(range(tokens[0], tokens[0] + SEQ + 1)) for tokens, targets in found.values()
+            [*tokens, targets[-1]] == list(range(tokens[0], tokens[0] + SEQ + 1)) for tokens, targets in found.values()
         )
 
 

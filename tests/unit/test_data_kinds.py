@@ -1,4 +1,5 @@
-"""Tokenizers of every kind, and sentences as sequences, held against the readers of transformers and the texts themselves."""
+"""Tokenizers of every kind, and sentences as sequences, held against the readers of transformers and the texts
+themselves."""
 
 import json
 import re

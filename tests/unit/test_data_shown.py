@@ -43,7 +43,7 @@ def test_spans_are_shown_as_texts_with_sentinels(place):
         assert line.count("<extra_id_0>") == line.count("<extra_id_1>") == 1
     said = targets.split("\n    ")[1]
     assert decoder.split("\n    ")[1] == "<pad>" + said.removesuffix("</s>").strip()
-    assert list(sample_lines(config(place, **T5), step=1))[0] != tokens
+    assert next(iter(sample_lines(config(place, **T5), step=1))) != tokens
 
 
 def test_numbers_are_shown_in_runs_and_without_a_tokenizer_ids(place):

@@ -150,7 +150,7 @@ def test_a_folder_or_a_missing_pair_names_what_is_near(tmp_path):
 
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError), Writer(tmp_path / "c", np.dtype("<u2")) as writer:
+    with pytest.raises(RuntimeError), Writer(tmp_path / "c", np.dtype("<u2")) as writer:  # noqa: PT012
         writer.add(np.array([1, 2]))
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []

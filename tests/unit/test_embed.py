@@ -1,4 +1,5 @@
-"""Learned positions that begin as sinusoids: as large as drawn ones, and how alike two places are goes by their distance alone."""
+"""Learned positions that begin as sinusoids: as large as drawn ones, and how alike two places are goes by their
+distance alone."""
 
 import torch
 

@@ -12,8 +12,10 @@ from roots_dist.runs.generate.prompts import Prompt, open_prompt_encoder, read_p
 TEXTS = [f"The people of State {n} met Mr. Smith; unquestionably it rained there in {1800 + n}." for n in range(40)]
 T5 = {"positions": "relative", "norm": "rmsnorm", "bias": False}
 OBJECTIVES = {
-    "clm": ("gpt", "bpe", {}), "instruct": ("gpt", "bpe", {}), "spans": ("t5", "unigram", T5), "mlm": ("bert", "wordpiece", {}),
-    "classify": ("bert", "wordpiece", {}), "tag": ("bert", "wordpiece", {}), "rotary": ("gpt", "bpe", {"positions": "rotary"}),
+    "clm": ("gpt", "bpe", {}), "instruct": ("gpt", "bpe", {}), "spans": ("t5", "unigram", T5),
+    "mlm": ("bert", "wordpiece", {}),
+    "classify": ("bert", "wordpiece", {}), "tag": ("bert", "wordpiece", {}),
+    "rotary": ("gpt", "bpe", {"positions": "rotary"}),
 }  # fmt: skip
 
 
@@ -43,37 +45,86 @@ def config(place, name: str, **changes) -> Config:
 
 
 REFUSED = [
-    ("clm", {"prompt": ""}, "prompt = '': expected text that is not empty. Fix: give it a word to begin with, or --prompts FILE."),
-    ("clm", {"prompt": "The people", "max_tokens": 30}, "of at most 24 tokens, the learned positions there are; these are 3 + 30. Fix: a shorter prompt, or --max-tokens 21."),
+    ("clm", {"prompt": ""}, (
+"prompt = '': expected text that is not empty. Fix: give it a word to begin with, or --prompts FILE."
+)),
+    ("clm", {"prompt": "The people", "max_tokens": 30}, (
+"of at most 24 tokens, the learned positions there are; these are 3 + 30. Fix: a shorter prompt, or "
+"--max-tokens 21."
+)),
     ("clm", {"prompt": "The people " * 30}, "+ 1. Fix: a shorter prompt."),
-    ("clm", {"prompt": "a", "beams": 4, "temperature": 0.5, "top_k": 3}, "--temperature = 0.5: expected nothing beside --beams, which takes the likeliest texts. Fix: leave --temperature out."),
-    ("clm", {"prompt": "a", "beams": 4, "temperature": 0.5, "top_k": 3}, "--top-k = 3: expected nothing beside --beams"),
+    ("clm", {"prompt": "a", "beams": 4, "temperature": 0.5, "top_k": 3}, (
+"--temperature = 0.5: expected nothing beside --beams, which takes the likeliest texts. Fix: leave "
+"--temperature out."
+)),
+    ("clm", {"prompt": "a", "beams": 4, "temperature": 0.5, "top_k": 3}, (
+"--top-k = 3: expected nothing beside --beams"
+)),
     ("clm", {"prompt": "a", "beams": 4, "greedy": True}, "--greedy = True: expected nothing beside --beams"),
-    ("clm", {"prompt": "a", "beams": 2, "samples": 3}, "--samples = 3: expected at most --beams = 2. Fix: raise --beams to 3, or lower --samples."),
-    ("clm", {"prompt": "a", "greedy": True, "samples": 3}, "--samples = 3: expected 1, since greedy answers are all the same"),
+    ("clm", {"prompt": "a", "beams": 2, "samples": 3}, (
+"--samples = 3: expected at most --beams = 2. Fix: raise --beams to 3, or lower --samples."
+)),
+    ("clm", {"prompt": "a", "greedy": True, "samples": 3}, (
+"--samples = 3: expected 1, since greedy answers are all the same"
+)),
     ("clm", {"prompt": "a", "greedy": True, "top_p": 0.3}, "--top-p = 0.3: expected nothing beside --greedy"),
-    ("clm", {"prompt": "a", "length_penalty": 2.0}, "--length-penalty = 2.0: expected nothing without --beams. Fix: add --beams 4."),
+    ("clm", {"prompt": "a", "length_penalty": 2.0}, (
+"--length-penalty = 2.0: expected nothing without --beams. Fix: add --beams 4."
+)),
     ("clm", {"prompt": "a", "stop": ("",)}, "--stop = '': expected a text that is not empty"),
-    ("clm", {"prompt": "a", "raw": True}, "--raw = True: expected nothing here: with objective.name=clm every prompt is read as it is"),
-    ("clm", {"prompt": "a", "top": 3}, "--top = 3: expected nothing here: a model of objective.name=clm writes. Fix: leave --top out."),
+    ("clm", {"prompt": "a", "raw": True}, (
+"--raw = True: expected nothing here: with objective.name=clm every prompt is read as it is"
+)),
+    ("clm", {"prompt": "a", "top": 3}, (
+"--top = 3: expected nothing here: a model of objective.name=clm writes. Fix: leave --top out."
+)),
     ("clm", {"prompt": "a", "prompts": "two.txt"}, "--prompts = 'two.txt': expected no other prompt beside it"),
-    ("clm", {"prompts": "none.txt"}, "--prompts = 'none.txt': expected a file that can be read (no such file or directory). Fix: check the path."),
+    ("clm", {"prompts": "none.txt"}, (
+"--prompts = 'none.txt': expected a file that can be read (no such file or directory). Fix: check the "
+"path."
+)),
     ("clm", {"prompts": "none.jsonl"}, "expected a file that can be read (no such file or directory)"),
     ("clm", {"prompts": "empty.txt"}, "--prompts = 'empty.txt': expected a file with a prompt or more"),
     ("clm", {"prompts": "bad.jsonl"}, "bad.jsonl:2: prompt = None: expected a text. Fix: write lines like"),
-    ("clm", {"prompts": "two.txt", "max_tokens": 23}, "two.txt:1 = 'The people': expected prompt and continuation of at most 24"),
-    ("clm", {"prompt": "a", "max_tokens": 3, "output": "nowhere/a.jsonl"}, "--output = 'nowhere/a.jsonl': expected a file in a folder that is there. Fix: make nowhere."),
-    ("clm", {"prompt": "a", "max_tokens": 3, "output": "."}, "--output = '.': expected a file: this is a folder. Fix: choose another file."),
-    ("clm", {"prompt": "a", "max_tokens": 3, "output": "/proc/a.jsonl"}, "--output = '/proc/a.jsonl': expected a file that can be written ("),
-    ("clm", {"prompt": "a \udcff", "max_tokens": 3}, "prompt = 'a ?': expected text in Unicode: these are bytes that are none."),
+    ("clm", {"prompts": "two.txt", "max_tokens": 23}, (
+"two.txt:1 = 'The people': expected prompt and continuation of at most 24"
+)),
+    ("clm", {"prompt": "a", "max_tokens": 3, "output": "nowhere/a.jsonl"}, (
+"--output = 'nowhere/a.jsonl': expected a file in a folder that is there. Fix: make nowhere."
+)),
+    ("clm", {"prompt": "a", "max_tokens": 3, "output": "."}, (
+"--output = '.': expected a file: this is a folder. Fix: choose another file."
+)),
+    ("clm", {"prompt": "a", "max_tokens": 3, "output": "/proc/a.jsonl"}, (
+"--output = '/proc/a.jsonl': expected a file that can be written ("
+)),
+    ("clm", {"prompt": "a \udcff", "max_tokens": 3}, (
+"prompt = 'a ?': expected text in Unicode: these are bytes that are none."
+)),
     ("clm", {"prompt": "a", "max_tokens": 3, "stop": ("\udcff",)}, "udcff',)\": expected text in Unicode. Fix: "),
-    ("classify", {"prompts": "pairs.jsonl"}, "pairs.jsonl:1 = 'a': expected no second text: this model has learned from single texts. Fix: leave pair out."),
-    ("mlm", {"prompt": "The people met."}, "prompt = 'The people met.': expected a text with a mask ([MASK]). Fix: write [MASK] where a word is wanted."),
-    ("mlm", {"prompt": "[MASK] met." * 30}, "expected at most 22 tokens of 24 learned positions, since two tokens enclose it"),
-    ("mlm", {"prompt": "[MASK]", "temperature": 0.3}, "--temperature = 0.3: expected nothing here: a model of objective.name=mlm fills masks in."),
-    ("classify", {"prompt": "It rained.", "beams": 2}, "--beams = 2: expected nothing here: a model of objective.name=classify gives a text a label."),
-    ("classify", {"prompt": "It rained.", "pair": "so"}, "--pair = 'so': expected nothing here: this model has learned from single texts"),
-    ("tag", {"prompt": "It rained.", "top": 2}, "--top = 2: expected nothing here: a model of objective.name=tag gives each word a label."),
+    ("classify", {"prompts": "pairs.jsonl"}, (
+"pairs.jsonl:1 = 'a': expected no second text: this model has learned from single texts. Fix: leave pair "
+"out."
+)),
+    ("mlm", {"prompt": "The people met."}, (
+"prompt = 'The people met.': expected a text with a mask ([MASK]). Fix: write [MASK] where a word is "
+"wanted."
+)),
+    ("mlm", {"prompt": "[MASK] met." * 30}, (
+"expected at most 22 tokens of 24 learned positions, since two tokens enclose it"
+)),
+    ("mlm", {"prompt": "[MASK]", "temperature": 0.3}, (
+"--temperature = 0.3: expected nothing here: a model of objective.name=mlm fills masks in."
+)),
+    ("classify", {"prompt": "It rained.", "beams": 2}, (
+"--beams = 2: expected nothing here: a model of objective.name=classify gives a text a label."
+)),
+    ("classify", {"prompt": "It rained.", "pair": "so"}, (
+"--pair = 'so': expected nothing here: this model has learned from single texts"
+)),
+    ("tag", {"prompt": "It rained.", "top": 2}, (
+"--top = 2: expected nothing here: a model of objective.name=tag gives each word a label."
+)),
 ]  # fmt: skip
 
 
@@ -109,7 +160,10 @@ def test_a_run_without_a_tokenizer_or_with_an_unknown_label_says_so(place):
 
 def test_who_does_not_converse_says_so_in_one_line(place):
     for name, words in {
-        "mlm": "model.family = 'bert': expected gpt: a conversation needs a decoder. Fix: fill masks in with roots generate.",
+        "mlm": (
+            "model.family = 'bert': expected gpt: a conversation needs a decoder. Fix: fill masks in with roots "
+            "generate."
+        ),
         "spans": "model.family = 't5': expected gpt: a conversation needs a decoder. Fix: use roots generate.",
     }.items():
         with pytest.raises(UserError) as refused:
@@ -160,7 +214,10 @@ def test_what_a_template_closes_an_answer_with_ends_it(place):
     backend = train(TEXTS, 300).backend
     backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     (place / "marked.json").write_text(backend.to_str())
-    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if "
+        "add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
     (place / "marked.jinja").write_text(template)
     changes = {"data.tokenizer": str(place / "marked.json"), "finetune.chat_template": str(place / "marked.jinja")}
     words = open_prompt_encoder(config(place, "instruct", **changes), talks=True)

@@ -1,4 +1,5 @@
-"""What a run takes at least, held against published runs and by hand. tests/runs/test_runs.py holds it against real ones."""
+"""What a run takes at least, held against published runs and by hand. tests/runs/test_runs.py holds it against real
+ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Masked tokens against the paper's numbers and against transformers' collator, in distribution; exact where it is exact."""
+"""Masked tokens against the paper's numbers and against transformers' collator, in distribution; exact where it is
+exact."""
 
 from __future__ import annotations
 
@@ -115,16 +116,19 @@ def tokenizer_of_transformers(folder, words: int):
     names = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", "<|endoftext|>"]
     vocab = {name: i for i, name in enumerate(names + [f"##w{i}" if i % 3 == 0 else f"w{i}" for i in range(6, words)])}
     tree = {
-        "version": "1.0", "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": vocab},
+        "version": "1.0", "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                                     "max_input_chars_per_word": 100, "vocab": vocab},
         "added_tokens": [
-            {"id": i, "content": n, "special": True, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+            {"id": i, "content": n, "special": True, "single_word": False, "lstrip": False, "rstrip": False,
+             "normalized": False}
             for i, n in enumerate(names)
         ],
     }  # fmt: skip
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(tree))
     return path, transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(path), pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]", unk_token="[UNK]",
+        tokenizer_file=str(path), pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
+        unk_token="[UNK]",
         additional_special_tokens=["<|endoftext|>"],
     )  # fmt: skip
 
@@ -195,7 +199,8 @@ def test_whole_words_are_chosen_together():
 
 
 def test_whole_words_are_those_of_transformers(tmp_path):
-    """Theirs too draws once for each word, and then shows all of its pieces as masks. It finds words by their offsets."""
+    """Theirs too draws once for each word, and then shows all of its pieces as masks. It finds words by their
+    offsets."""
     path, tokenizer = tokenizer_of_transformers(tmp_path, VOCAB)
     specials = read_specials(path, VOCAB)
     tokens = texts(specials)

@@ -1,4 +1,5 @@
-"""The n-gram baseline: as nltk's, as the paper's formula read word for word, and a probability distribution in every context."""
+"""The n-gram baseline: as nltk's, as the paper's formula read word for word, and a probability distribution in every
+context."""
 
 import math
 from collections import Counter, defaultdict

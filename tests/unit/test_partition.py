@@ -14,7 +14,7 @@ def every_cut(costs, num_stages, required):
     """All cuts with a required piece in each stage, as lists of ranges."""
     for inner in itertools.combinations(range(1, len(costs)), num_stages - 1):
         ends = [0, *inner, len(costs)]
-        cut = [range(a, b) for a, b in zip(ends, ends[1:])]
+        cut = [range(a, b) for a, b in itertools.pairwise(ends)]
         if all(any(required[i] for i in stage) for stage in cut):
             yield cut
 

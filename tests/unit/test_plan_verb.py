@@ -43,7 +43,8 @@ def profile(hosts: str = "aa", between: bool = False) -> Profile:
         for i, rate in enumerate((4e10, 3e10))
     )
     return Profile(
-        when="", seconds=1, launcher="", backend="gloo", world_size=len(hosts), layout=None, ranks=ranks, clock_offsets_s={},
+        when="", seconds=1, launcher="", backend="gloo", world_size=len(hosts), layout=None, ranks=ranks,
+        clock_offsets_s={},
         folder=None, wrote=(), speeds=speeds, links=tuple(links), findings=(),
     )  # fmt: skip
 

@@ -29,7 +29,7 @@ from roots_dist.runs.track.summary_file import write_summary
 class Reader(HTMLParser):
     """An independent reader: the tags, attributes and words of a page. Fails on tags that are not closed in turn."""
 
-    VOID = {"meta", "br"}
+    VOID = frozenset({"meta", "br"})
 
     def __init__(self, written: str):
         super().__init__()

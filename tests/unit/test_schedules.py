@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import itertools
 import math
 import random
 import re
@@ -390,7 +391,7 @@ def test_exchanging_two_ends_of_a_channel_is_found(shape):
     for rank, actions in enumerate(whole):
         for kind in SENDS + RECEIVES:
             places = [n for n, a in enumerate(actions) if a.kind is kind]
-            for a, b in zip(places, places[1:]):
+            for a, b in itertools.pairwise(places):
                 same = channel_of(actions[a], shape[1]) == channel_of(actions[b], shape[1])
                 swapped = list(actions)
                 swapped[a], swapped[b] = swapped[b], swapped[a]

@@ -1,8 +1,9 @@
-"""Span corruption against the paper: exact lengths, which masks there are and how often each comes, sentinels, the ends.
+"""Span corruption against the paper: exact lengths, which masks there are and how often each comes, sentinels, the
+ends.
 
 The reference below is written from Raffel et al. 2020, section 3.1.4 and appendix, and from what their code does: hide
-round(density · n) tokens in round(hidden / mean) spans, both cut at random into as many runs; the text begins with a run
-that is seen.
+round(density · n) tokens in round(hidden / mean) spans, both cut at random into as many runs; the text begins with a
+run that is seen.
 """
 
 from __future__ import annotations
@@ -151,7 +152,8 @@ def test_runs_are_all_ways_to_cut_each_as_often_as_the_others():
 
 
 def test_masks_come_as_often_as_the_papers_code_draws_them():
-    """20 tokens, 8 hidden in 3 spans: 21 · 55 = 1,155 masks; compared position by position, and by the spans' lengths."""
+    """20 tokens, 8 hidden in 3 spans: 21 · 55 = 1,155 masks; compared position by position, and by the spans'
+    lengths."""
     c = config(16, 0.4, 2.5)
     objective = Spans(c, specials())
     tokens, _, _, hidden, spans = objective.lengths

@@ -1,4 +1,5 @@
-"""T5's parameters and FLOPs by arithmetic: against the model that is built, torch's own counter, and published counts."""
+"""T5's parameters and FLOPs by arithmetic: against the model that is built, torch's own counter, and published
+counts."""
 
 import pytest
 import torch
@@ -23,7 +24,8 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_parameters_and_flops_are_those_of_the_model(shape):
-    """The math kernel computes attention in full. The stages are balanced by the same numbers, causal attention half."""
+    """The math kernel computes attention in full. The stages are balanced by the same numbers, causal attention
+    half."""
     sizes = FIXED | dict(layers=2, hidden=32, heads=4, vocab=60) | SHAPES[shape]
     objective = {"name": "spans", "mask_probability": 0.3}
     c = Config.model_validate(
@@ -52,7 +54,8 @@ def test_parameters_and_flops_are_those_of_the_model(shape):
 
 
 def test_a_stage_weighs_what_its_stack_computes():
-    """Of T5's own lengths, 512 and 114: a decoder block reads the encoder's output in full, but few positions of its own."""
+    """Of T5's own lengths, 512 and 114: a decoder block reads the encoder's output in full, but few positions of its
+    own."""
     sizes = FIXED | dict(layers=12, hidden=768, heads=12, ffn=3072, vocab=32128)
     c = Config.model_validate({"model": sizes, "objective": {"name": "spans"}, "data": {"seq_length": 512}})
     cost = {spec.name: spec.cost for spec in pieces(c, TensorParallel())}

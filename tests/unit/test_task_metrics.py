@@ -1,4 +1,5 @@
-"""Figures of a task with classes: from the table they are what scikit-learn says of the labels and guesses themselves."""
+"""Figures of a task with classes: from the table they are what scikit-learn says of the labels and guesses
+themselves."""
 
 import builtins
 

@@ -1,4 +1,5 @@
-"""Rows of a task: read, checked with file and line, tokenised, and made into samples, each held against what it must be."""
+"""Rows of a task: read, checked with file and line, tokenised, and made into samples, each held against what it must
+be."""
 
 import csv
 import gzip
@@ -22,7 +23,10 @@ from roots_dist.world.batch import IGNORE
 from roots_dist.world.sharding import parameters_of
 
 TEXTS = [
-    f"The people of State {n} met Mr. Smith; unquestionably it rained there in {1800 + n}. It is Unquestionably, Smithsonian."
+    (
+        f"The people of State {n} met Mr. Smith; unquestionably it rained there in {1800 + n}. It is "
+        "Unquestionably, Smithsonian."
+    )
     for n in range(40)
 ]
 CHATML = (

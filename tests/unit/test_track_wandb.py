@@ -119,7 +119,8 @@ print("closed", time.monotonic() - start, time.time())
 
 
 def test_a_server_that_takes_the_call_and_says_nothing_keeps_nobody_waiting(tmp_path, monkeypatch):
-    """It listens, but answers no request: the beginning, each step, the end and the process's own end go on meanwhile."""
+    """It listens, but answers no request: the beginning, each step, the end and the process's own end go on
+    meanwhile."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")

@@ -1,4 +1,5 @@
-"""A proof's small model learns what the large one learns: partial by the same blocks, progressive within the proof's steps."""
+"""A proof's small model learns what the large one learns: partial by the same blocks, progressive within the proof's
+steps."""
 
 import pytest
 
