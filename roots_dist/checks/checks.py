@@ -14,6 +14,7 @@ from roots_dist.accounting.sizes import generator_of, num_blocks
 from roots_dist.checks import families, readiness
 from roots_dist.checks.facts import Facts
 from roots_dist.config.batch_ramp import batch_sizes
+from roots_dist.config.lr_schedules import LR_SCHEDULES
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.layout import Layout
@@ -221,14 +222,15 @@ def _optim(config: Config) -> Iterator[Problem]:
             fix=f"use {max(1, steps // 20)}, or train longer",
         )
     elif (
-        optim.decay_steps is not None and optim.lr_schedule == "wsd" and optim.warmup_steps + optim.decay_steps > steps
+        optim.decay_steps is not None
+        and LR_SCHEDULES[optim.lr_schedule].decays_at_the_end
+        and optim.warmup_steps + optim.decay_steps > steps
     ):
         yield Problem(
             key="optim.decay_steps",
             found=optim.decay_steps,
-            expected=(
-                f"at most train.steps - optim.warmup_steps = {steps - optim.warmup_steps}, since wsd decays at the end"
-            ),
+            expected=f"at most train.steps - optim.warmup_steps = {steps - optim.warmup_steps}, "
+            f"since {optim.lr_schedule} decays at the end",
             fix=f"use {max(1, min(steps // 5, steps - optim.warmup_steps))}",
         )
     if optim.min_lr > optim.lr:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from roots_dist.config.lr_schedules import LR_SCHEDULES
 from roots_dist.schedule.schedules import DEFAULT, SCHEDULES
 
 if TYPE_CHECKING:
-    ScheduleName = str
-else:  # a name added to the table is a value of the key
-    ScheduleName = Literal[tuple(SCHEDULES)]
+    ScheduleName = LrScheduleName = str
+else:  # a name added to a table is a value of the key
+    ScheduleName, LrScheduleName = Literal[tuple(SCHEDULES)], Literal[tuple(LR_SCHEDULES)]
 
 
 class Section(BaseModel):
@@ -236,9 +237,7 @@ class Optim(Section):
 
     lr: float = Field(3e-4, gt=0, description="learning rate at its highest")
     min_lr: float = Field(0.0, ge=0, description="where decay ends")
-    lr_schedule: Literal["constant", "cosine", "linear", "wsd"] = Field(
-        "cosine", description="learning rate after warm-up"
-    )
+    lr_schedule: LrScheduleName = Field("cosine", description="learning rate after warm-up")
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
     decay_steps: int | None = Field(
         None, ge=1, description="steps of decay; default: to train.steps (wsd: the last 20 %)"

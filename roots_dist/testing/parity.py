@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from roots_dist.assembly.run import Run, build_run
+from roots_dist.config.lr_schedules import rate
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
-from roots_dist.parallel.optim.lr_schedules import rate
 from roots_dist.parallel.zero.build import build_engine
 from roots_dist.parallel.zero.seam import STATE, Engine, Update
 from roots_dist.runs.train.step import train_step

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from roots_dist.assembly.run import build_run
+from roots_dist.config.lr_schedules import rate
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import random_batches
-from roots_dist.parallel.optim.lr_schedules import rate
 from roots_dist.runs.train.step import train_step
 from roots_dist.storage.checkpoint.load import load
 from roots_dist.storage.checkpoint.save import save

@@ -148,7 +148,7 @@ def test_a_cpu_is_measured_in_half_a_second_and_a_product_is_not_faster():
 
 def test_arithmetic_needs_no_torch():
     modules = (
-        "roots_dist.accounting.flops, roots_dist.accounting.peaks, roots_dist.parallel.optim.lr_schedules, "
+        "roots_dist.accounting.flops, roots_dist.accounting.peaks, roots_dist.config.lr_schedules, "
         "roots_dist.storage.checkpoint.keep"
     )
     code = f"import sys, {modules}; print('torch' in sys.modules)"

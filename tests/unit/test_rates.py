@@ -6,8 +6,8 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from roots_dist.config.lr_schedules import LR_SCHEDULES, rate
 from roots_dist.config.schema import Optim
-from roots_dist.parallel.optim.lr_schedules import SHAPES, rate
 
 STEPS, WARMUP, LR = 50, 7, 3e-3
 
@@ -62,7 +62,7 @@ def test_the_ends_by_hand():
 
 
 @given(
-    shape=st.sampled_from(sorted(SHAPES)),
+    shape=st.sampled_from(sorted(LR_SCHEDULES)),
     steps=st.integers(1, 200),
     warmup=st.integers(0, 250),
     decay=st.none() | st.integers(1, 300),
@@ -76,3 +76,25 @@ def test_every_step_learns_and_none_exceeds_the_peak(shape, steps, warmup, decay
         assert all(r > 0 for r in rates)
     peak = min(warmup, steps)
     assert rates[:peak] == sorted(rates[:peak]) and rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
+@pytest.mark.parametrize("name", LR_SCHEDULES)
+def test_a_schedule_reads_what_it_says_that_it_reads(name):
+    """What it does not read is refused by the checks."""
+
+    def curve(**changes: object) -> list[float]:
+        at = rate(Optim(**{"lr_schedule": name, "lr": LR, "warmup_steps": WARMUP, **changes}), STEPS)
+        return [at(step) for step in range(STEPS)]
+
+    others = {
+        "min_lr": LR / 10,
+        "decay_steps": 20,
+        "weight_decay": 0.3,
+        "beta1": 0.5,
+        "beta2": 0.7,
+        "eps": 1e-3,
+        "clip_grad": 2.0,
+    }
+    assert {"lr", "lr_schedule", "warmup_steps", *others} == {*Optim.model_fields}
+    assert {key for key, value in others.items() if curve(**{key: value}) != curve()} == LR_SCHEDULES[name].reads
+    assert curve(lr=LR / 2) != curve() != curve(warmup_steps=WARMUP + 1)

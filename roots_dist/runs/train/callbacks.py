@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 import torch
 
 from roots_dist.accounting.flops import flops_per_step
+from roots_dist.config.lr_schedules import rate
 from roots_dist.errors import present
-from roots_dist.parallel.optim.lr_schedules import rate
 from roots_dist.runs.evaluate.held_out import score_held_out
 from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.request import Request

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from roots_dist.accounting.bounds import bounds
 from roots_dist.assembly.run import build_run
+from roots_dist.config.lr_schedules import rate
 from roots_dist.config.schema import Config
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.learning.objectives import make_objective
 from roots_dist.learning.objectives.task_checks import cut_rows
-from roots_dist.parallel.optim.lr_schedules import rate
 from roots_dist.runs.track.closing_lines import closing_lines
 from roots_dist.runs.track.summary_file import write_summary
 from roots_dist.runs.track.trackers import open_trackers
