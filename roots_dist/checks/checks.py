@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from roots_dist.accounting.sizes import generator_of, num_blocks
-from roots_dist.checks import families, readiness
+from roots_dist.checks import families, readiness, unused
 from roots_dist.checks.facts import Facts
 from roots_dist.config.batch_ramp import batch_sizes
 from roots_dist.config.lr_schedules import LR_SCHEDULES
@@ -43,6 +43,11 @@ def layout_for(config: Config, world_size: int) -> Layout:
 
 def check(config: Config, world_size: int, facts: Facts | None = None) -> list[Problem]:
     """Everything that keeps this run from starting on this world; without `facts`, all that arithmetic can tell."""
+    return [*unused.check(config), *check_used(config, world_size, facts)]
+
+
+def check_used(config: Config, world_size: int, facts: Facts | None = None) -> list[Problem]:
+    """The same but for keys that the config has no use for."""
     problems = [*families.check(config), *_model(config), *_tensor_parallel(config), *_optim(config)]
     try:
         layout = layout_for(config, world_size)

@@ -30,7 +30,7 @@ def check(config: Config) -> Iterator[Problem]:
             fix=f"set objective.name={LEARNS[family][0]}, or model.family={fits}",
         )
         return
-    yield from _of_other_families(config)
+    yield from _positions(config)
     yield from _places(config)
     yield from _task(config)
     if family in ("bert", "electra"):
@@ -39,51 +39,8 @@ def check(config: Config) -> Iterator[Problem]:
         yield from _t5(config)
 
 
-def _of_other_families(config: Config) -> Iterator[Problem]:
-    """Keys that only some families read: elsewhere they would say nothing, silently."""
+def _positions(config: Config) -> Iterator[Problem]:
     m = config.model
-    given = (
-        ("model.decoder_layers", m.decoder_layers, None, m.family == "t5", "t5"),
-        (
-            "model.embedding_size",
-            m.embedding_size,
-            None,
-            m.family in ("bert", "electra") or m.embedding_size == m.hidden,
-            "bert and electra",
-        ),
-        ("model.segments", m.segments, 0, m.family in ("bert", "electra"), "bert and electra"),
-        (
-            "objective.reset_at_documents",
-            config.objective.reset_at_documents,
-            False,
-            config.objective.name == "clm",
-            "objective.name=clm",
-        ),
-        (
-            "objective.whole_word_mask",
-            config.objective.whole_word_mask,
-            False,
-            config.objective.name in HIDES,
-            f"objective.name={', '.join(HIDES)}",
-        ),
-        (
-            "data.target_seq_length",
-            config.data.target_seq_length,
-            None,
-            config.objective.name in ("prefix", "seq2seq"),
-            "objective.name=prefix, seq2seq",
-        ),
-        (
-            "advanced.sinusoidal_init",
-            config.advanced.sinusoidal_init,
-            False,
-            m.positions == "learned",
-            "model.positions=learned",
-        ),
-    )
-    for key, found, nothing, reads, who in given:
-        if found != nothing and not reads:
-            yield Problem(key=key, found=found, expected=f"nothing here: it is for {who} alone", fix=f"leave {key} out")
     if m.positions == "relative" and m.family != "t5":
         yield Problem(
             key="model.positions",
@@ -111,16 +68,6 @@ def _task(config: Config) -> Iterator[Problem]:
             expected=expected,
             fix="set data.validation and train.eval_every, or leave it out",
         )
-    if f.trainable and f.strategy != "partial":
-        expected = (
-            f"nothing with finetune.strategy={f.strategy}: it names what learns where only some of the model does"
-        )
-        yield Problem(
-            key="finetune.trainable",
-            found=list(f.trainable),
-            expected=expected,
-            fix="set finetune.strategy=partial, or leave it out",
-        )
     if f.strategy == "progressive" and f.unfreeze_every >= config.train.steps:
         groups = -(-num_blocks(config) // f.unfreeze_blocks) + 2  # what is above the blocks, and what is below them
         key, found = (
@@ -133,13 +80,6 @@ def _task(config: Config) -> Iterator[Problem]:
         )
         fix = f"set finetune.unfreeze_every={max(1, config.train.steps // groups)}, or train longer"
         yield Problem(key=key, found=found, expected=expected, fix=fix)
-    if f.pair_column is not None and o.name != "classify":
-        yield Problem(
-            key="finetune.pair_column",
-            found=f.pair_column,
-            expected="nothing here: pairs are for objective.name=classify",
-            fix="leave finetune.pair_column out",
-        )
     if o.name not in ("classify", "tag"):
         return
     if len(f.labels) == 1 or len(set(f.labels)) < len(f.labels):

@@ -56,6 +56,7 @@ EVALUATE = Verb(
     _work,
     without_training_batch,
     check=_check,
+    trains=False,
     not_required=frozenset(
         {"data.train", "data.tokenizer", "track.folder", "model"}
     ),  # model: memory for optimizer states

@@ -49,6 +49,7 @@ GENERATE = Verb(
     not_required=frozenset({"data.train", "track.folder", "model"}),
     check=_check,
     uses_all_gpus=False,
+    trains=False,
 )
 
 

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: warm-up, then a schedule. One table; everything else asks it. No torch.
+"""The learning rate as a pure function of the step: warm-up, then one of a table of schedules. No torch.
 
     optim.lr_schedule --LR_SCHEDULES--> rate(step) --runs/train/step.py--> engine.step(lr), with step counted from 0
 

@@ -16,7 +16,8 @@ from roots_dist.config.lr_schedules import LR_SCHEDULES
 from roots_dist.schedule.schedules import DEFAULT, SCHEDULES
 
 if TYPE_CHECKING:
-    ScheduleName = LrScheduleName = str
+    ScheduleName = str
+    LrScheduleName = str
 else:  # a name added to a table is a value of the key
     ScheduleName, LrScheduleName = Literal[tuple(SCHEDULES)], Literal[tuple(LR_SCHEDULES)]
 

@@ -138,7 +138,7 @@ def _checked(verb: Verb, subject: str, overrides: Sequence[str], size: int, laun
     """Check the config, and its files too, except on Kubernetes, where they lie in a volume that is not seen here."""
     here = launcher != "kubernetes"
     loaded = verb.fit(verb.read(subject, overrides), size)
-    layout = ready(loaded, size, local_size=1 if here else None, ignored_keys=OF_THE_NODES)
+    layout = ready(loaded, size, local_size=1 if here else None, ignored_keys=OF_THE_NODES, trains=verb.trains)
     if here:
         verb.check(loaded.config)
     return loaded, layout

@@ -14,8 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from roots_dist import environment, logs
-from roots_dist.checks import checks, facts
-from roots_dist.config.load import Loaded
+from roots_dist.checks import checks, facts, unused
+from roots_dist.config.load import COMMAND_LINE, Loaded
 from roots_dist.config.schema import Config
 from roots_dist.environment import World
 from roots_dist.errors import ConfigError, UserError
@@ -56,7 +56,7 @@ def run_on_ranks(
         gpus = min(gpus, loaded.config.parallel.tp * loaded.config.parallel.pp)
     size = local.processes_for(loaded.config, processes, gpus)
     loaded = verb.fit(loaded, size)
-    layout = ready(loaded, size, local_size=size, ignored_keys=verb.not_required)
+    layout = ready(loaded, size, local_size=size, ignored_keys=verb.not_required, trains=verb.trains)
     verb.check(loaded.config)
     if size > 1:
         command = ["-m", "roots_dist", *(arguments or (verb.name, subject, *overrides))]
@@ -65,13 +65,18 @@ def run_on_ranks(
 
 
 def ready(
-    loaded: Loaded, world_size: int, local_size: int | None, ignored_keys: frozenset[str] = frozenset()
+    loaded: Loaded,
+    world_size: int,
+    local_size: int | None,
+    ignored_keys: frozenset[str] = frozenset(),
+    trains: bool = True,
 ) -> Layout:
     """The layout of a run that can start, else ConfigError with all that is wrong. With `local_size`, this machine
-    is looked at too."""
+    is looked at too. Of a run that exists (`trains` is false), only what the command line says must be of use."""
     config = loaded.config
     found = facts.gather(config, local_size) if local_size is not None else None
-    problems = [problem for problem in checks.check(config, world_size, found) if problem.key not in ignored_keys]
+    problems = [p for p in unused.check(config) if trains or loaded.origins.get(p.key) == COMMAND_LINE]
+    problems += [p for p in checks.check_used(config, world_size, found) if p.key not in ignored_keys]
     if problems:
         raise ConfigError(loaded.located(problems))
     return checks.layout_for(config, world_size)
@@ -87,7 +92,7 @@ def be_rank(world: World, load: Callable[[], Loaded], body: Body, verb: Verb) ->
     with guarded(who):
         loaded = load()
         local_size = None if checked_already else world.local_size
-        layout = ready(loaded, world.size, local_size, verb.not_required)
+        layout = ready(loaded, world.size, local_size, verb.not_required, verb.trains)
         if local_size is not None:
             verb.check(loaded.config)
     place = str(layout.place(world.rank))

@@ -44,6 +44,8 @@ class Verb:
     """(config, world size) -> the config for a world of that size, where it depends on the size."""
     not_required: frozenset[str] = frozenset()
     """Keys that training needs and this verb does not: problems with them are ignored."""
+    trains: bool = True
+    """It begins with a config, not with a run that has one: all of the config is held to be of use."""
     check: Callable[..., None] = _nothing_more
     """Further checks before the first process group, once the config is sound. Raises UserError."""
     uses_all_gpus: bool = True

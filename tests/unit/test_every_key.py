@@ -1,0 +1,292 @@
+"""Every key of the config does something, or is refused: none is ignored in silence.
+
+For each key, in each of several small configs, each other value must break a rule of the checks, or change something
+that is observed below: the schedule, the layout, DeepSpeed's settings, …, at last two training steps in this process.
+What acts only in a live run (files, processes, time) names the file that reads it.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import NoneType, SimpleNamespace
+from typing import Literal, get_args, get_origin
+from unittest import mock
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+import roots_dist
+from roots_dist.accounting.bounds import bounds
+from roots_dist.accounting.flops import flops_per_step
+from roots_dist.assembly.passes import training_program
+from roots_dist.assembly.rank_model import build_model
+from roots_dist.assembly.run import build_run
+from roots_dist.checks import readiness, unused
+from roots_dist.checks.checks import check, layout_for
+from roots_dist.checks.facts import Facts
+from roots_dist.config.batch_ramp import batch_size_at
+from roots_dist.config.lr_schedules import rate
+from roots_dist.config.schema import Config
+from roots_dist.environment import World
+from roots_dist.layout import Layout
+from roots_dist.learning.data.tasks import TASKS, columns_of
+from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
+from roots_dist.parallel.optim.trainable import trainable
+from roots_dist.parallel.zero.ds_config import settings
+from roots_dist.runs.ranks.join import device_for
+from roots_dist.runs.track.wandb import _begin
+from roots_dist.runs.train.best_evaluation import best_evaluation
+from roots_dist.runs.train.step import train_step
+from roots_dist.verify.trainable import depths
+from roots_dist.world.mesh import Mesh
+
+PACKAGE = Path(roots_dist.__file__).parent
+WORLD = 2
+"""Processes that the checks are asked about; two steps are done in this one."""
+SMALL = {
+    "model": {"layers": 2, "hidden": 16, "heads": 2, "vocab": 61},
+    "data": {"seq_length": 16},
+    "train": {"steps": 10, "global_batch": 16, "micro_batch": 4},
+    "optim": {"warmup_steps": 2},
+    "advanced": {"engine": "reference"},
+}
+T5 = {"family": "t5", "positions": "relative"}
+BERT = {"family": "bert", "segments": 2, "norm_position": "post"}
+HELD_OUT = {"validation": "v", "tokenizer": "t"}
+LABELS = {"labels": ["a", "b"]}
+BASES: dict[str, dict[str, dict[str, object]]] = {
+    "gpt": {"data": HELD_OUT, "train": {"eval_every": 5}},
+    "bare gpt": {},
+    "llama": {"model": {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False}},
+    "constant": {"optim": {"lr_schedule": "constant"}, "train": {"batch_ramp": [8, 8, 16]}},
+    "interleaved": {"model": {"layers": 4}, "parallel": {"schedule": "interleaved", "virtual_stages": 2}},
+    "bert": {"model": BERT, "objective": {"name": "mlm-nsp"}},
+    "electra": {"model": BERT | {"family": "electra"}, "objective": {"name": "rtd"}},
+    "t5": {"model": T5, "objective": {"name": "spans"}, "data": {"seq_length": 32}},
+    "prefix": {"model": T5, "objective": {"name": "prefix"}},
+    "classes": {
+        "model": BERT, "objective": {"name": "classify"}, "finetune": LABELS | {"init_from": "run"}, "data": HELD_OUT,
+        "train": {"eval_every": 5},
+    },
+    "tags, unfrozen": {
+        "objective": {"name": "tag"}, "finetune": LABELS | {"strategy": "progressive", "unfreeze_every": 2},
+    },
+    "answers, lora": {"objective": {"name": "instruct"}, "finetune": {"strategy": "lora"}},
+    "seq2seq, partial": {
+        "model": T5, "objective": {"name": "seq2seq"},
+        "finetune": {"strategy": "partial", "trainable": ["decoder.blocks.0.*"]},
+    },
+}  # fmt: skip
+OTHERS: dict[str, object] = {
+    "model.decoder_layers": 3, "model.kv_heads": 1, "model.head_dim": 4, "model.ffn": 24, "model.embedding_size": 8,
+    "model.max_positions": 40, "model.init_std": 0.1, "model.relative_max_distance": 20, "model.dropout": 0.1,
+    "model.attention_dropout": 0.1, "generator.layers": 3, "generator.hidden": 4, "generator.heads": 4,
+    "generator.ffn": 20,
+    "objective.random_replace_probability": 0.2, "objective.label_smoothing": 0.1, "objective.z_loss": 0.01,
+    "data.train": ["c"], "data.validation": ["w"], "data.tokenizer": "u", "data.target_seq_length": 9,
+    "finetune.init_from": "other", "finetune.trainable": ["decoder.blocks.*"], "finetune.epochs": 2,
+    "finetune.unfreeze_every_epochs": 2.0, "finetune.lora_targets": ["key"], "finetune.pair_column": "other",
+    "finetune.labels": ["a", "b", "c"], "finetune.chat_template": "c.jinja", "train.batch_ramp": [8, 8, 64],
+    "train.global_batch": 24,
+    "optim.min_lr": 1e-5, "optim.decay_steps": 3, "optim.eps": 1e-3, "optim.clip_grad": 1e-3,
+    "track.group": "g", "track.name": "n", "track.tags": ["x"], "advanced.threads": 2, "advanced.norm_eps": 1e-2,
+}  # fmt: skip
+"""Another value of keys whose type and default do not suggest one that means something."""
+COMPANY: dict[tuple[str, str], dict[str, object]] = {
+    ("objective.name", "classify"): {"finetune.labels": ("a", "b")},
+    ("objective.name", "tag"): {"finetune.labels": ("a", "b")},
+    ("finetune.strategy", "partial"): {"finetune.trainable": ("blocks.0.*",)},
+    ("model.family", "bert"): {"objective.name": "mlm"},
+}
+"""What a value means nothing without."""
+READERS = {
+    "data.train": "runs/train/loop.py",
+    "data.validation": "runs/train/loop.py",
+    "data.tokenizer": "runs/train/loop.py",
+    "finetune.init_from": "runs/train/init_weights.py",
+    "finetune.epochs": "learning/objectives/task_checks.py",
+    "finetune.unfreeze_every_epochs": "learning/objectives/task_checks.py",
+    "train.recompute": "assembly/rank_model.py",
+    "train.nonfinite": "runs/train/step.py",
+    "train.log_every": "runs/train/callbacks.py",
+    "train.eval_every": "runs/train/callbacks.py",
+    "train.eval_sequences": "runs/train/callbacks.py",
+    "train.sample_every": "runs/train/callbacks.py",
+    "checkpoint.every": "runs/train/callbacks.py",
+    "checkpoint.keep": "runs/train/callbacks.py",
+    "checkpoint.resume": "runs/train/resume.py",
+    "track.folder": "runs/train/loop.py",
+    "track.wandb": "runs/track/wandb.py",
+    "track.tensorboard": "runs/track/tensorboard.py",
+    "track.artifacts": "runs/track/wandb.py",
+    "advanced.loss_chunk": "learning/models/vocab_head.py",
+    "advanced.timeout_s": "runs/ranks/join.py",
+    "advanced.threads": "runs/ranks/join.py",
+    "advanced.track_ranks": "runs/train/callbacks.py",
+}
+"""Keys that change no number of a step, and the file that acts on each; other tests run these."""
+INHERITED = {"model.tied_embeddings": ("classes", "tags, unfrozen")}
+"""Part of what the model is from which fine-tuning starts, though a head over classes reads it not."""
+
+
+def base(name: str) -> Config:
+    return Config.model_validate({k: SMALL.get(k, {}) | BASES[name].get(k, {}) for k in {*SMALL, *BASES[name]}})
+
+
+def leaves() -> list[str]:
+    return [f"{s}.{key}" for s, info in Config.model_fields.items() for key in info.annotation.model_fields]
+
+
+def others(config: Config, key: str) -> list[object]:
+    """Of a choice all the others, else one."""
+    section, _, name = key.partition(".")
+    value, kind = unused.value_of(config, key), Config.model_fields[section].annotation.model_fields[name].annotation
+    kind = next(part for part in get_args(kind) if part is not NoneType) if NoneType in get_args(kind) else kind
+    if get_origin(kind) is Literal:
+        return [choice for choice in get_args(kind) if choice != value]
+    if key in OTHERS:
+        return [OTHERS[key]]
+    if kind is bool:
+        return [not value]
+    return [f"{value} again" if kind is str else value / 2 if kind is float else value * 2 or 1]
+
+
+# ── what is observed, the cheapest first ───────────────────────────────────────────────────────────────────────────
+
+
+def _program(config: Config) -> object:
+    alone = config.changed({"parallel.pp": 1, "parallel.tp": 1})
+    return training_program(alone, alone.num_microbatches(1, batch_size_at(config.train, 0)))
+
+
+def _tracked(config: Config) -> object:
+    """What W&B is told, beside the config itself."""
+    wandb = SimpleNamespace(Settings=dict, init=lambda **options: options)
+    with mock.patch("roots_dist.runs.track.wandb._identity", return_value="id"), mock.patch.object(Path, "mkdir"):
+        return {k: v for k, v in _begin(wandb, "offline", config, Path("runs/x"), {}, ()).items() if k != "config"}
+
+
+def _device(config: Config) -> object:
+    """Where there is a GPU, and whether a machine without one will do."""
+    with (
+        mock.patch("torch.cuda.is_available", return_value=True),
+        mock.patch("torch.cuda.device_count", return_value=1),
+    ):
+        there = device_for(config, World(0, 1, 0, 1, "localhost", 1, ""))
+    return str(there), [p for p in readiness.check(config, Layout(), Facts()) if p.key == "train.device"]
+
+
+def _initial(config: Config) -> object:
+    """The first samples and weights."""
+    model = build_model(config, Mesh.single())
+    return [vars(batch) for batch in random_batches(config, 0, 0, 1)], {p.name: p.tensor for p in model.params}
+
+
+def _steps(config: Config) -> object:
+    """Samples, losses, norms, weights and moments of two steps."""
+    run = build_run(config, Mesh.single(), objective=proof_objective(config))
+    found: list[object] = []
+    learning_rate = rate(config.optim, config.train.steps)
+    for step in range(2):
+        batches = random_batches(config, step, 0, 1)
+        report = train_step(run, batches, learning_rate(step))
+        found += [[vars(batch) for batch in batches], report.loss, report.grad_norm]
+    return [*found, {p.name: run.engine.read_state(p.name) for p in run.params}]
+
+
+OBSERVED: dict[str, Callable[[Config], object]] = {
+    "learning rates": lambda c: [rate(c.optim, c.train.steps)(step) for step in range(c.train.steps)],
+    "batches": lambda c: [(batch_size_at(c.train, s), c.num_microbatches(1)) for s in range(c.train.steps)],
+    "layout": lambda c: layout_for(c, WORLD),
+    "program": _program,
+    "DeepSpeed": lambda c: (settings(c, 10**9), c.engine(1), c.engine(2)),
+    "bounds": lambda c: (bounds(c, Layout(), 1e12), flops_per_step(c)),
+    "trainable": lambda c: trainable(c, depths(c)),
+    "columns": lambda c: columns_of(c) if c.objective.name in TASKS else None,
+    "best": lambda c: best_evaluation(c, {}),
+    "W&B": _tracked,
+    "device": _device,
+    "initial weights": _initial,
+    "steps": _steps,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tensors are small: threads would wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@cache
+def _seen(name: str, what: str) -> object:
+    return OBSERVED[what](base(name))
+
+
+def _same(a: object, b: object) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return bool(a == b)
+
+
+# ── the law ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", BASES)
+def test_the_base_itself_is_not_refused(name):
+    assert check(base(name), WORLD) == []
+
+
+def cases() -> list[tuple[str, str]]:
+    """Whether these sections' keys act does not depend on the model, but for those that checks/unused.py knows."""
+    plain = ("parallel.", "train.", "optim.", "checkpoint.", "track.", "advanced.")
+    known = {key for use in unused.USES for key in use.keys}
+    few = ("gpt", "constant", "interleaved")
+    return [(key, name) for key in leaves() for name in (few if key.startswith(plain) and key not in known else BASES)]
+
+
+@pytest.mark.parametrize("key, name", cases())
+def test_every_key_does_something_or_is_refused(key, name):
+    before = base(name)
+    for value in others(before, key):
+        try:
+            after = before.changed({key: value, **COMPANY.get((key, str(value)), {})})
+        except ValidationError:
+            continue
+        assert after != before
+        if check(after, WORLD) or key in READERS or name in INHERITED.get(key, ()):
+            continue
+        assert any(not _same(_seen(name, what), see(after)) for what, see in OBSERVED.items()), (
+            f"{key} = {value!r} changes nothing in the config {name!r}: refuse it there, with a row of checks/unused.py"
+        )
+
+
+@pytest.mark.parametrize("key", READERS)
+def test_what_cannot_be_observed_is_read_where_it_acts(key):
+    section, _, name = key.partition(".")
+    nodes = list(ast.walk(ast.parse((PACKAGE / READERS[key]).read_text(encoding="utf-8"))))
+    aliases = {ast.unparse(n.targets[0]) for n in nodes if isinstance(n, ast.Assign) and len(n.targets) == 1}
+    read = [ast.unparse(node.value) for node in nodes if isinstance(node, ast.Attribute) and node.attr == name]
+    assert any(owner.rpartition(".")[2] == section or owner in aliases | {"f"} for owner in read), read
+
+
+@pytest.mark.parametrize("key", [key for use in unused.USES for key in use.keys])
+def test_a_key_is_refused_where_nothing_reads_it_and_only_there(key):
+    def refused(name: str) -> list:
+        (value, *_) = others(base(name), key)
+        return [p for p in check(base(name).changed({key: value}), WORLD) if "it is only used with" in p.expected]
+
+    found = {name: refused(name) for name in BASES}
+    assert any(found.values()) and not all(found.values()), found
+    for problem in (problems[0] for problems in found.values() if problems):
+        assert problem.key == key and problem.fix == "remove it" and "\n" not in str(problem)
