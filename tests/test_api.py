@@ -1,0 +1,41 @@
+"""The public names of docs/api.md exist, and its examples run as they stand."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+NAMES = re.findall(r"`(roots_dist\.[\w.]+)`", PAGE)
+EXAMPLES = re.findall(r"^## (.*?)\n+```python\n(.*?)^```", PAGE, re.M | re.S)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_public_name_exists(name):
+    module, _, attribute = name.rpartition(".")
+    assert hasattr(importlib.import_module(module), attribute)
+
+
+def test_every_example_is_found_and_uses_public_names_alone():
+    assert len(EXAMPLES) == PAGE.count("```python")
+    imported = [
+        f"{module}.{name.strip()}"
+        for _, code in EXAMPLES
+        for module, names in re.findall(r"^from (roots_dist[\w.]*) import (.*)$", code, re.M)
+        for name in names.split(",")
+    ]
+    assert imported and {*imported} <= {*NAMES}
+
+
+@pytest.mark.parametrize("code", [code for _, code in EXAMPLES], ids=[title for title, _ in EXAMPLES])
+def test_an_example_runs(code, tmp_path):
+    program = tmp_path / "example.py"
+    program.write_text(code)
+    done = subprocess.run([sys.executable, program], cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
