@@ -31,7 +31,7 @@ from roots_dist.learning.data.specials import read_specials
 from roots_dist.learning.models.electra import Head
 from roots_dist.learning.objectives import make_objective
 from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
-from roots_dist.storage.checkpoint.keep import chosen
+from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_weights
 from roots_dist.world.batch import IGNORE
 from roots_dist.world.mesh import Mesh
@@ -119,7 +119,7 @@ def entropy_of_replaced(config: Config, folder: Path) -> float:
     """Of the answer to "was this token replaced?", as often as the run's own generator replaces a word; special tokens
     never."""
     passes = build_passes(config, Mesh.single())
-    load_weights(chosen(folder), passes.model.params)
+    load_weights(best_or_newest(folder), passes.model.params)
     special = torch.from_numpy(read_specials(config.data.tokenizer, config.model.vocab).special)
     replaced = words = scored = 0
 

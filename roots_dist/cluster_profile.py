@@ -1,8 +1,8 @@
-"""The cluster profile: everything that `roots doctor` measured and found, as data. What `--json FILE` holds.
+"""The cluster profile: everything that `roots doctor` measured and found, as data. It is what `--json FILE` writes.
 
     examine.py --answers of the ranks--> Profile --show.py--> table    --write/read--> JSON, for a planner
 
-Bytes, seconds, FLOP/s and bytes/s; ranks are those of the world. docs/doctor.md explains every field.
+Units are bytes, seconds, FLOP/s and bytes/s; ranks are ranks of the world. docs/doctor.md explains every field.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that is wrong: where, what was found, what would be right, what to do about it."""
+    """One thing that is wrong: where, what was found, what would be right, and how to fix it."""
 
     check: str
-    """answers, versions, devices, addresses, room, placement, folder, clocks, speed or links."""
+    """Name of the check: answers, versions, devices, addresses, room, placement, folder, clocks, speed or links."""
     where: str
     found: str
     expected: str
     fix: str
     serious: bool = True
-    """Training would fail, be wrong or be slow: exit code 1."""
+    """Whether training would fail, be wrong or be slow; the command then exits with code 1."""
 
     def __str__(self) -> str:
         return f"{'✗' if self.serious else '!'} {self.where}: {self.found}, expected {self.expected}. Fix: {self.fix}."
@@ -38,75 +38,76 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class RankFacts:
-    """What one rank says of itself and its machine."""
+    """Facts about one rank and its machine."""
 
     rank: int
     host: str
     device: str
-    """`cpu`, or the GPU as torch names it."""
+    """`cpu`, or torch's name of the GPU."""
     gpu: str | None = None
-    """Its unique id; None on a CPU."""
+    """Unique id of the GPU; None on a CPU."""
     gpus: int = 0
-    """GPUs of the machine by its driver, whether torch can use them or not."""
+    """Number of GPUs that the driver of this machine reports, whether torch can use them or not."""
     versions: Mapping[str, str | None]
-    """python, torch, deepspeed, roots_dist, code (a hash of the package's files), cuda, nccl, driver; None: has
-    none."""
+    """python, torch, deepspeed, roots_dist, code (hash of the package's files), cuda, nccl, driver; None if absent."""
     cores: int
     threads: int
-    """CPU threads that this rank computes with."""
+    """Number of CPU threads that this rank computes with."""
     memory_free: int | None
     disk_free: int
-    """Of the temporary folder."""
+    """Free bytes in the temporary folder."""
     shared_memory_free: int | None = None
-    """Of /dev/shm; None: there is none."""
+    """Free bytes in /dev/shm; None if it does not exist."""
     address: str | None = None
-    """That the machine's own name stands for; None: nothing, or GLOO_SOCKET_IFNAME makes it needless."""
+    """Address that the host name resolves to; None if there is none, or if GLOO_SOCKET_IFNAME makes it irrelevant."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wrote:
-    """What one rank could do in the shared folder, while all others did the same."""
+class FolderAccess:
+    """Result of one rank's writes to the shared folder while all other ranks wrote too."""
 
     rank: int
     trouble: str | None
-    """Why it could not write or rename."""
+    """Why the rank could not write or rename; None on success."""
     bytes_per_s: float | None
     free: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """What one rank computed, while all others did the same."""
+    """Compute speed of one rank while all other ranks computed too."""
 
     rank: int
     precision: str
     matmul_flops: float
-    """FLOP/s of square matrix products, sustained."""
+    """Sustained FLOP/s of square matrix products."""
     copy_bytes_per_s: float
-    """Read and written, of a large copy in the device's memory."""
+    """Bytes read and written per second in a large copy within the device's memory."""
     peak_flops: float | None
-    """FLOP/s at best: of a GPU by its maker's sheet, of a CPU one core's best product times threads; None: not
-    known."""
+    """Peak FLOP/s: from the data sheet of a GPU; for a CPU, the best product of one core times threads. None if
+    unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """One operation at one size, over all groups that did it at once."""
+    """One operation at one size, measured over all groups that ran it at the same time."""
 
     where: str
-    """inside: among the ranks of a host; between: among ranks of different hosts."""
+    """`inside`: among the ranks of one host; `between`: among ranks of different hosts."""
     operation: str
     """all_reduce, all_gather or send."""
     ranks: int
-    """In the largest group; 2 for send."""
+    """Number of ranks in the largest group; 2 for send."""
     groups: int
-    """At work at the same time."""
+    """Number of groups that ran at the same time."""
     bytes: int
-    """all_reduce, send: of the tensor; all_gather: of what every rank ends up with."""
+    """Size of the tensor (all_reduce, send), or of the gathered result on every rank (all_gather)."""
     seconds: float
-    """The middle group's; of a group its slowest rank's, of a rank the median of its repeats."""
+    """Time of the median group. A group takes as long as its slowest rank; a rank's time is the median of its repeats.
+    """
     bus_bytes_per_s: float
-    """bytes / seconds × 2(n-1)/n (all_reduce), (n-1)/n (all_gather), 1 (send): comparable with the link's own speed."""
+    """bytes / seconds × 2(n-1)/n (all_reduce), (n-1)/n (all_gather), 1 (send): comparable with the speed of the link.
+    """
     slowest_seconds: float
     slowest: tuple[int, ...]
     """Ranks of the slowest group."""
@@ -114,21 +115,23 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
+    """Everything that one examination measured and found."""
+
     format: int = FORMAT
     when: str
-    """UTC, ISO 8601."""
+    """UTC time, ISO 8601."""
     seconds: float
-    """That the whole examination took."""
+    """Duration of the whole examination."""
     launcher: str
     backend: str
     world_size: int
     layout: str | None
     ranks: tuple[RankFacts, ...]
-    """Of those that answered."""
+    """Facts of the ranks that answered."""
     clock_offsets_s: Mapping[str, float]
-    """By host: its clock minus rank 0's."""
+    """For each host, its clock minus the clock of rank 0."""
     folder: str | None
-    wrote: tuple[Wrote, ...]
+    wrote: tuple[FolderAccess, ...]
     speeds: tuple[Speed, ...]
     links: tuple[Link, ...]
     findings: tuple[Finding, ...]
@@ -139,43 +142,47 @@ class Profile:
 
 
 def write(profile: Profile, path: Path) -> None:
-    """Whole or not at all. Raises OSError."""
+    """Write the profile atomically. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, TypeAdapter(Profile).dump_json(profile, indent=1) + b"\n")
 
 
 def read(path: Path) -> Profile:
-    """Raises DataError if it is no profile of this format."""
+    """Read a profile. Raises DataError if the file is not a profile of this format."""
     try:
         profile = TypeAdapter(Profile).validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         why = str(error).splitlines()[0]
         raise DataError(
-            f"profile = {str(path)!r}: expected what roots doctor --json wrote ({why}). Fix: make it anew."
+            f"profile = {str(path)!r}: expected what roots doctor --json wrote ({why}). Fix: write it again."
         ) from None
     if profile.format != FORMAT:
         raise DataError(
-            f"profile = {str(path)!r}: expected format {FORMAT}, found {profile.format}. Fix: make it anew."
+            f"profile = {str(path)!r}: expected format {FORMAT}, found {profile.format}. Fix: write it again."
         )
     return profile
 
 
 def hosts_of(ranks: Iterable[RankFacts]) -> dict[int, str]:
+    """Host of each rank."""
     return {facts.rank: facts.host for facts in ranks}
 
 
-def named(ranks: Iterable[int], hosts: Mapping[int, str]) -> str:
-    """`rank 3 (host b)`, `ranks 0-3, 6 (host a); 8 (host b)`; a rank whose host is not known stands alone."""
+def format_ranks(ranks: Iterable[int], hosts: Mapping[int, str]) -> str:
+    """Format ranks with their hosts: `rank 3 (host b)`, `ranks 0-3, 6 (host a); 8 (host b)`; hosts not known are left
+    out."""
     ranks = sorted(ranks)
     by_host: dict[str | None, list[int]] = {}
     for rank in ranks:
         by_host.setdefault(hosts.get(rank), []).append(rank)
-    parts = [runs(members) + (f" (host {host})" if host is not None else "") for host, members in by_host.items()]
+    parts = [
+        format_ranges(members) + (f" (host {host})" if host is not None else "") for host, members in by_host.items()
+    ]
     return ("rank " if len(ranks) == 1 else "ranks ") + "; ".join(parts)
 
 
-def runs(ranks: Iterable[int]) -> str:
-    """[0, 1, 2, 5] -> 0-2, 5"""
+def format_ranges(ranks: Iterable[int]) -> str:
+    """Format numbers as ranges: [0, 1, 2, 5] -> `0-2, 5`."""
     found: list[list[int]] = []
     for rank in ranks:
         if found and rank == found[-1][-1] + 1:

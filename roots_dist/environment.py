@@ -1,9 +1,8 @@
-"""What a launcher says about this process: its rank, the world's size, where the others meet. The only reader of
-os.environ.
+"""The launcher's variables: this process's rank, the world size, the rendezvous address. The only reader of os.environ.
 
-    torchrun, deepspeed | mpirun | srun --variables--> discover() --World--> launch/, which joins it
+    torchrun, deepspeed | mpirun | srun --variables--> discover() --World--> runs/ranks/, which joins it
 
-`None` means that nobody launched us: `roots train` then starts the processes itself (runs/ranks/local.py).
+`None` means that no launcher started this process: `roots train` then starts the ranks itself (runs/ranks/local.py).
 """
 
 from __future__ import annotations
@@ -47,19 +46,18 @@ class World:
     master_port: int
     launcher: str
     failures: str | None = None
-    """Folder in which our own launcher looks for what went wrong; None: another launcher."""
+    """Folder in which our own launcher looks for failure records; None under another launcher."""
     launcher_pid: int | None = None
-    """Our own launcher's process; a rank does not outlive it."""
+    """Process id of our own launcher; a rank does not outlive it."""
 
     def __str__(self) -> str:
-        return (
-            f"{self.size} processes, started by {self.launcher}, {self.local_size} on this machine; they meet at "
-            f"{self.master_addr}:{self.master_port}"
-        )
+        processes = f"{self.size} processes, started by {self.launcher}, {self.local_size} on this machine"
+        return f"{processes}; they meet at {self.master_addr}:{self.master_port}"
 
 
 def discover(environ: Mapping[str, str] | None = None) -> World | None:
-    """The world that a launcher put this process in, or None. Raises EnvironmentProblem if the variables contradict."""
+    """Read the world from the launcher's variables; None without a launcher. Raises EnvironmentProblem if they
+    contradict each other."""
     environ = os.environ if environ is None else environ
     launcher = next((name for name, names in LAUNCHERS.items() if names[0] in environ), None)
     if launcher is None or (launcher == "Slurm" and not _in_slurm_step(environ)):
@@ -76,10 +74,10 @@ def discover(environ: Mapping[str, str] | None = None) -> World | None:
     ):
         if value >= limit:
             found = environ.get(name, value)
-            raise _refusal(
+            raise _error(
                 f"{name} = {found}", f"less than {limit_name} = {limit}", f"start all processes with one {launcher}"
             )
-    addr, port = _meeting_point(environ, launcher, size, local_size, rank)
+    addr, port = _rendezvous(environ, launcher, size, local_size, rank)
     pid = environ.get(LAUNCHER_PID)
     return World(
         rank=rank,
@@ -94,13 +92,13 @@ def discover(environ: Mapping[str, str] | None = None) -> World | None:
     )
 
 
-def alone() -> World:
-    """One process that nobody launched."""
+def single_process() -> World:
+    """The world of a process that no launcher started."""
     return World(0, 1, 0, 1, "127.0.0.1", 0, "none")
 
 
 def variables(world: World) -> dict[str, str]:
-    """The world in torch's names, which DeepSpeed insists on whatever the launcher."""
+    """The world as torch's variables, which DeepSpeed requires under any launcher."""
     return {
         "RANK": str(world.rank),
         "WORLD_SIZE": str(world.size),
@@ -113,7 +111,7 @@ def variables(world: World) -> dict[str, str]:
 
 
 def export(values: Mapping[str, str], *, replace: bool = True) -> None:
-    """Set variables for libraries that are configured by nothing else, and for child processes."""
+    """Set variables for child processes and for libraries that have no other configuration."""
     for name, value in values.items():
         if replace:
             os.environ[name] = value
@@ -121,24 +119,24 @@ def export(values: Mapping[str, str], *, replace: bool = True) -> None:
             os.environ.setdefault(name, value)
 
 
-def forget(names: Iterable[str]) -> None:
+def unset(names: Iterable[str]) -> None:
     """Unset variables, for child processes."""
     for name in names:
         os.environ.pop(name, None)
 
 
-def everything() -> dict[str, str]:
-    """What is set."""
+def all_variables() -> dict[str, str]:
+    """A copy of the whole environment."""
     return dict(os.environ)
 
 
 def values(names: re.Pattern[str]) -> list[str]:
-    """What is set under names in which the pattern is found."""
+    """Values of all variables whose names match the pattern."""
     return [value for name, value in os.environ.items() if names.search(name)]
 
 
-def agent_listens() -> bool:
-    """At the meeting point the agent of torch elastic (torchrun) listens already, so rank 0 is not to."""
+def uses_agent_store() -> bool:
+    """Whether torchrun's elastic agent already listens at the rendezvous address, so that rank 0 must not."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
@@ -146,18 +144,18 @@ def is_set(name: str) -> bool:
     return bool(os.environ.get(name))
 
 
-def commit() -> str | None:
-    """Of the code in a container image, where there is no git to ask (docker/)."""
+def image_commit() -> str | None:
+    """Commit of the code in a container image, where there is no git repository to ask (docker/)."""
     return os.environ.get("ROOTS_COMMIT") or None
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def gpus(environ: Mapping[str, str] | None = None) -> int:
-    """NVIDIA GPUs that are visible here, without importing torch."""
+    """Number of visible NVIDIA GPUs, counted without importing torch."""
     environ = os.environ if environ is None else environ
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and visible.strip() in ("", "-1"):
@@ -169,12 +167,12 @@ def gpus(environ: Mapping[str, str] | None = None) -> int:
         listing = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return 0  # a driver that does not answer has no usable GPU
-    there = sum(line.startswith("GPU ") for line in listing.splitlines())
-    return there if visible is None else min(there, len(visible.split(",")))
+    count = sum(line.startswith("GPU ") for line in listing.splitlines())
+    return count if visible is None else min(count, len(visible.split(",")))
 
 
 def first_host(nodelist: str) -> str:
-    """The first name of Slurm's short form: `n[01-03,07],gpu5` -> n01, `r[1-2]n[3-4]` -> r1n3."""
+    """First host of a Slurm node list: `n[01-03,07],gpu5` -> n01, `r[1-2]n[3-4]` -> r1n3."""
     depth, end = 0, len(nodelist)
     for i, letter in enumerate(nodelist):
         depth += (letter == "[") - (letter == "]")
@@ -185,18 +183,19 @@ def first_host(nodelist: str) -> str:
 
 
 def tasks_per_node(short: str) -> list[int]:
-    """Slurm's `2(x3),1` -> [2, 2, 2, 1]."""
+    """Expand Slurm's compact counts: `2(x3),1` -> [2, 2, 2, 1]."""
     counts: list[int] = []
     for part in short.split(","):
         match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
         if match is None:
-            raise _refusal(f"SLURM_TASKS_PER_NODE = {short}", "a list such as 2(x3),1", "start the job with srun")
+            raise _error(f"SLURM_TASKS_PER_NODE = {short}", "a list such as 2(x3),1", "start the job with srun")
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
 
 
 def _in_slurm_step(environ: Mapping[str, str]) -> bool:
-    """A batch script has a SLURM_PROCID too but is no task; an interactive shell is a step, but none of our world."""
+    """Whether this is a task of srun. A batch script has SLURM_PROCID too, and an interactive shell is a step of its
+    own."""
     return ("SLURM_STEP_ID" in environ or "SLURM_STEPID" in environ) and "SLURM_PTY_PORT" not in environ
 
 
@@ -204,13 +203,13 @@ def _number(environ: Mapping[str, str], name: str, launcher: str, least: int = 0
     value = environ.get(name)
     if value is None:
         present = [n for n in LAUNCHERS[launcher] if n in environ]
-        raise _refusal(
+        raise _error(
             f"{name} is not set",
             f"it beside {', '.join(present)}, as {launcher} sets it",
             f"start with {launcher}, or unset {', '.join(present)}",
         )
     if not value.strip().isdecimal() or int(value) < least:
-        raise _refusal(
+        raise _error(
             f"{name} = {value!r}", f"a whole number of at least {least}", f"start with {launcher}, or unset it"
         )
     return int(value)
@@ -219,14 +218,14 @@ def _number(environ: Mapping[str, str], name: str, launcher: str, least: int = 0
 def _local_rank(environ: Mapping[str, str], launcher: str, size: int, rank: int) -> int:
     name = LAUNCHERS[launcher][2]
     if launcher == "MPICH or Intel MPI" and name not in environ:
-        return rank  # MPICH's process manager on one machine does not say
+        return rank  # MPICH's process manager does not set it on one machine
     if size == 1 and name not in environ:
         return 0
     return _number(environ, name, launcher)
 
 
 def _local_size(environ: Mapping[str, str], launcher: str, size: int, local_rank: int) -> int:
-    """Processes on this machine."""
+    """Number of processes on this machine."""
     if launcher == "Slurm":
         short = environ.get("SLURM_STEP_TASKS_PER_NODE") or environ.get("SLURM_TASKS_PER_NODE")
         if short is not None:
@@ -239,13 +238,13 @@ def _local_size(environ: Mapping[str, str], launcher: str, size: int, local_rank
     return _number(environ, name, launcher, least=1) if name in environ else size
 
 
-def _meeting_point(environ: Mapping[str, str], launcher: str, size: int, local_size: int, rank: int) -> tuple[str, int]:
-    """Where rank 0 listens. torchrun and deepspeed say it; for the others the user may, else it is worked out."""
+def _rendezvous(environ: Mapping[str, str], launcher: str, size: int, local_size: int, rank: int) -> tuple[str, int]:
+    """Host and port of rank 0: set by torchrun and deepspeed; under other launchers set by the user, or derived."""
     addr = environ.get("MASTER_ADDR")
     if "MASTER_PORT" in environ:
         port = _number(environ, "MASTER_PORT", launcher, least=1)
         if port > 65535:
-            raise _refusal(f"MASTER_PORT = {port}", "a port, at most 65535", "choose another")
+            raise _error(f"MASTER_PORT = {port}", "a port, at most 65535", "choose another")
     else:
         port = 20000 + _job_number(environ) % 20000
     if launcher == "torchrun or deepspeed":
@@ -253,7 +252,7 @@ def _meeting_point(environ: Mapping[str, str], launcher: str, size: int, local_s
             return addr or "127.0.0.1", port
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environ]
         if missing:
-            raise _refusal(f"{missing[0]} is not set", "the host and port of rank 0", "start with torchrun, or set it")
+            raise _error(f"{missing[0]} is not set", "the host and port of rank 0", "start with torchrun, or set it")
         assert addr is not None
         return addr, port
     if addr is not None:
@@ -263,15 +262,13 @@ def _meeting_point(environ: Mapping[str, str], launcher: str, size: int, local_s
     if launcher == "Slurm":
         nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or environ.get("SLURM_NODELIST")
         if nodes is None:
-            raise _refusal(
-                "SLURM_JOB_NODELIST is not set", "the nodes of the job", "start with srun, or set MASTER_ADDR"
-            )
+            raise _error("SLURM_JOB_NODELIST is not set", "the nodes of the job", "start with srun, or set MASTER_ADDR")
         return first_host(nodes), port
     return _host_of_mpi_rank_0(rank, size), port
 
 
 def _job_number(environ: Mapping[str, str]) -> int:
-    """The same on all processes of a job, another one for the next job where there is a job number."""
+    """A number that all processes of a job share; it differs between jobs where the launcher numbers them."""
     for name in ("SLURM_JOB_ID", "SLURM_JOBID", "PMI_ID", "OMPI_MCA_ess_base_jobid"):
         if environ.get(name, "").isdecimal():
             return int(environ[name])
@@ -282,20 +279,17 @@ def _host_of_mpi_rank_0(rank: int, size: int) -> str:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        raise _refusal(
+        raise _error(
             "MASTER_ADDR is not set",
             f"it for MPI over several machines, or mpi4py to ask ({error})",
             "set MASTER_ADDR to the first machine, or pip install 'roots_dist[mpi]'",
         ) from None
     world = MPI.COMM_WORLD
-    if (world.Get_rank(), world.Get_size()) != (rank, size):  # it found the library of another MPI than mpirun's
+    if (world.Get_rank(), world.Get_size()) != (rank, size):  # mpi4py was built for another MPI than mpirun's
         library = MPI.Get_library_version().partition(",")[0].partition("\n")[0].strip("\0 ")
-        raise _refusal(
+        raise _error(
             "MASTER_ADDR is not set",
-            (
-                f"it, since mpi4py speaks {library} and knows of {world.Get_size()} of the {size} processes that "
-                "mpirun started"
-            ),
+            f"it, since mpi4py uses {library} and knows {world.Get_size()} of the {size} processes that mpirun started",
             "set MASTER_ADDR to the first machine, or start with the mpirun that mpi4py belongs to",
         )
     host = bytearray(256)
@@ -306,5 +300,5 @@ def _host_of_mpi_rank_0(rank: int, size: int) -> str:
     return host.rstrip(b"\0").decode()
 
 
-def _refusal(found: str, expected: str, fix: str) -> EnvironmentProblem:
+def _error(found: str, expected: str, fix: str) -> EnvironmentProblem:
     return EnvironmentProblem(f"{found}: expected {expected}. Fix: {fix}.")

@@ -1,4 +1,4 @@
-"""What a user can cause, said so that it can be mended: where, what was found, what was expected, what to do."""
+"""Errors that a user can cause and fix: where, what was found, what was expected, what to do."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing wrong with a run: the field or input, its value, what would be right, what to do about it."""
+    """One thing wrong with a run: the field or input, its value, what would be right, and how to fix it."""
 
     key: str
     found: object
     expected: str
     fix: str
     origin: str = ""
-    """Where the value was written (`run.yaml:7`, `command line`); empty: a default, or no value of a config."""
+    """Where the value was set (`run.yaml:7`, `command line`). Empty for defaults and for values outside the config."""
 
     def __str__(self) -> str:
         origin = f" ({self.origin})" if self.origin else ""
@@ -32,44 +32,44 @@ def present(value: T | None) -> T:
 
 
 class UserError(Exception):
-    """Something a user can mend. The command line prints it without a traceback and exits with 2."""
+    """An error that the user can fix. The command line prints it without a traceback and exits with code 2."""
 
-    def complaint(self) -> str:
-        """As the command line prints it."""
+    def cli_message(self) -> str:
+        """Format the error as the command line prints it."""
         return f"✗ {self}"
 
 
 class ConfigError(UserError):
-    """Everything that is wrong with a config, all at once."""
+    """Every problem of a config, reported together."""
 
     def __init__(self, problems: Sequence[Problem]):
         self.problems = tuple(problems)
         super().__init__("this run cannot start:\n" + "\n".join(f"  - {p}" for p in self.problems))
 
-    def complaint(self) -> str:
+    def cli_message(self) -> str:
         return "\n".join(f"✗ {p}" for p in self.problems)
 
 
 class DataError(UserError):
-    """A corpus, tokenizer or input file that cannot be used."""
+    """A corpus, tokenizer or input file cannot be used."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be read, or does not fit the model."""
+    """A checkpoint cannot be read, or does not fit the model."""
 
 
 class ExchangeError(UserError):
-    """A model of another library that cannot be read, or one of ours that no other library can."""
+    """A Hugging Face model cannot be imported, or a model of ours cannot be exported."""
 
 
 class EnvironmentProblem(UserError):
-    """Launcher variables that are missing or contradict each other, or an optional package that is not installed."""
+    """Launcher variables are missing or contradict each other, or an optional package is not installed."""
 
 
 class NotFiniteError(UserError):
-    """A loss, weight or gradient became inf or nan; says on which rank and parameter."""
+    """A loss, weight or gradient became inf or nan; the message names the rank and the parameter."""
 
 
-def needs(package: str, extra: str) -> UserError:
-    """The error for an optional package that is not installed."""
+def missing_package(package: str, extra: str) -> UserError:
+    """Build the error for an optional package that is not installed."""
     return EnvironmentProblem(f"this needs the package {package}: pip install 'roots_dist[{extra}]'")

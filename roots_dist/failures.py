@@ -1,7 +1,7 @@
-"""What a rank does when it fails: say who failed first and why, write down the rest, and take the job down at once.
+"""Failure handling of a rank: report what failed first, write the traceback to a file, and end the job at once.
 
 rank raises --guarded--> errors/rank_00002.txt in the run's folder
-                     --> a record for our own launcher, which prints all of them in order (runs/ranks/failure_report.py)
+                     --> a record for our launcher, which prints them in order (runs/ranks/failure_report.py)
                      --> under another launcher: a box, one line, or nothing, so that the cause stands out
                      --> exit, without waiting for peers that may hang
 """
@@ -26,7 +26,7 @@ from roots_dist.errors import UserError
 from roots_dist.files import write_atomically
 
 USER_ERROR, FAILURE = 2, 1
-"""Exit codes: something the user can mend; anything else."""
+"""Exit codes: an error that the user can fix, and any other error."""
 CONSEQUENCES = (
     "Connection closed by peer",
     "Connection reset by peer",
@@ -38,37 +38,38 @@ CONSEQUENCES = (
     "NCCL communicator was aborted",
     "ncclRemoteError",
 )
-"""What gloo, NCCL and the store say on a rank whose peer has gone or is stuck: seldom the cause."""
+"""Messages of gloo, NCCL and the store on a rank whose peer has exited or hangs; these are rarely the cause."""
 RECENT_S = 60.0
-TAIL = 12
-"""Lines of a traceback that are shown; the file has all of them."""
+"""Seconds during which an identical message from another rank counts as a repetition."""
+TRACEBACK_LINES = 12
+"""Number of traceback lines shown; the file has all of them."""
 
 
 @dataclass(frozen=True)
 class RankIdentity:
-    """The rank that is guarded, as far as it knows itself by now."""
+    """The rank that is guarded, with as much as it knows about itself so far."""
 
     rank: int
     size: int
     place: str = ""
     folder: Path | None = None
-    """The run's folder; None: not known yet."""
+    """The run's folder, or None if it is not known yet."""
     records: Path | None = None
-    """Where our own launcher looks; None: another launcher, or none."""
+    """Folder in which our own launcher looks for records; None under another launcher, or without one."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """One rank's failure."""
+    """The failure of one rank."""
 
     rank: int
     place: str
     host: str
     time: float
     by_user: bool
-    """Something the user can mend: shown without a traceback."""
+    """Whether the user can fix the error; it is then shown without a traceback."""
     consequence: bool
-    """Another rank's failure, as seen from here."""
+    """Whether this failure was caused by the failure of another rank."""
     message: str
     trace: str
     file: str | None
@@ -81,28 +82,30 @@ class Record:
 
 @contextmanager
 def guarded(who: RankIdentity) -> Iterator[None]:
-    """Whatever goes wrong inside is reported, and ends the process if it is one of several."""
+    """Report any error raised inside, and end the process if it is one of several."""
     try:
         yield
     except (SystemExit, GeneratorExit):
         raise
     except KeyboardInterrupt:
-        _leave(130, who)
+        _exit(130, who)
     except BaseException as error:
         record = describe(error, who)
         if who.records is not None:
             write_if_possible(who.records / f"rank_{who.rank:05d}.json", json.dumps(asdict(record)))
         else:
-            _say(record, who)
-        _leave(USER_ERROR if record.by_user else FAILURE, who)
+            _print_failure(record, who)
+        _exit(USER_ERROR if record.by_user else FAILURE, who)
 
 
 def describe(error: BaseException, who: RankIdentity) -> Record:
-    """The failure as a record; its full traceback is written to the run's folder, if that is known."""
+    """Turn an error into a record, and write its full traceback to the run's folder if that is known."""
     inside = error.__traceback__.tb_next if error.__traceback__ else None  # without guarded() itself
     trace = "".join(traceback.format_exception(type(error), error, inside))
     by_user = isinstance(error, UserError)
-    message = error.complaint() if isinstance(error, UserError) else traceback.format_exception_only(error)[-1].strip()
+    message = (
+        error.cli_message() if isinstance(error, UserError) else traceback.format_exception_only(error)[-1].strip()
+    )
     file = None
     if who.folder is not None:
         path = who.folder / "errors" / f"rank_{who.rank:05d}.txt"
@@ -121,7 +124,7 @@ def describe(error: BaseException, who: RankIdentity) -> Record:
 
 
 def is_consequence(error: BaseException) -> bool:
-    """Whether it is another rank's failure, as seen from here."""
+    """Whether an error was caused by the failure of another rank."""
     if isinstance(error, UserError):
         return False
     trace = "".join(traceback.format_exception(error))
@@ -129,19 +132,21 @@ def is_consequence(error: BaseException) -> bool:
 
 
 def box(record: Record, word: str = "failed") -> str:
-    """The failure that caused the others, so that nobody scrolls past it."""
+    """Frame the failure that caused the others, so that it is not overlooked."""
     lines = record.trace.rstrip().splitlines()
-    shown = ([f"... {len(lines) - TAIL} lines above"] if len(lines) > TAIL else []) + lines[-TAIL:]
+    shown = ([f"... {len(lines) - TRACEBACK_LINES} lines above"] if len(lines) > TRACEBACK_LINES else []) + lines[
+        -TRACEBACK_LINES:
+    ]
     rows = [record.message.splitlines()[0], "", *shown]
     if record.file is not None:
         rows += ["", f"full traceback: {record.file}"]
     return "\n".join([f"╭─ {record.name} {word}", *(f"│ {row}".rstrip() for row in rows), "╰─"])
 
 
-def _say(record: Record, who: RankIdentity) -> None:
-    """Under a launcher that is not ours, every rank has one stderr, and they cannot agree on who speaks first."""
+def _print_failure(record: Record, who: RankIdentity) -> None:
+    """Print a failure under a launcher that is not ours, where all ranks share stderr and cannot agree on an order."""
     if record.by_user:
-        if _first_to_say(record.message, who):
+        if _is_first_to_print(record.message, who):
             print(record.message, file=sys.stderr)
     elif record.consequence:
         print(f"{record.name} stopped because another rank failed: {record.message.splitlines()[0]}", file=sys.stderr)
@@ -149,8 +154,8 @@ def _say(record: Record, who: RankIdentity) -> None:
         print(box(record), file=sys.stderr)
 
 
-def _first_to_say(message: str, who: RankIdentity) -> bool:
-    """Whether no other rank that the same launcher started on this machine has just said the same."""
+def _is_first_to_print(message: str, who: RankIdentity) -> bool:
+    """Whether no other rank of the same launcher on this machine has printed this message recently."""
     if who.size == 1:
         return True
     same = hashlib.blake2b(f"{os.getppid()} {message}".encode(), digest_size=8).hexdigest()
@@ -174,8 +179,8 @@ def write_if_possible(path: Path, text: str) -> bool:
     return True
 
 
-def _leave(code: int, who: RankIdentity) -> None:
-    """Ordinary shutdown would wait for communication threads, and they for a peer that is gone."""
+def _exit(code: int, who: RankIdentity) -> None:
+    """Exit at once: an ordinary shutdown would wait for communication threads, and those for a peer that has exited."""
     sys.stdout.flush()
     sys.stderr.flush()
     if who.records is not None and os.getpgrp() == os.getpid():  # our launcher gave this rank a group of its own:

@@ -1,4 +1,4 @@
-"""Logging of a run: plain lines from rank 0, warnings from all with their place, other packages turned down."""
+"""Logging of a run: plain lines from rank 0, warnings from every rank with its place, other packages quieted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHATTY = ("deepspeed", "DeepSpeed", "torch", "matplotlib", "wandb", "filelock", 
 
 
 class _Format(logging.Formatter):
-    """`message` from rank 0, `[pp1 dp0 tp0] warning: message` from wherever something is the matter."""
+    """`message` for information, `[pp1 dp0 tp0] warning: message` for warnings and errors."""
 
     def __init__(self, place: str):
         super().__init__("%(message)s")
@@ -23,8 +23,7 @@ class _Format(logging.Formatter):
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
-    """To whatever sys.stderr is at the moment: while a live line is drawn, rich puts a stream there that prints above
-    it."""
+    """Write to the current sys.stderr: while a progress line is drawn, rich replaces it to print above the line."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)  # not StreamHandler's, which would keep a stream
@@ -35,7 +34,7 @@ class _Stderr(logging.StreamHandler[TextIO]):
 
 
 def setup(rank: int, place: str) -> None:
-    """Called once by each process of a run. Information is said once, by rank 0."""
+    """Configure logging; called once by each process of a run. Only rank 0 logs information."""
     handler = _Stderr()
     handler.setFormatter(_Format(place))
     root = logging.getLogger()
@@ -48,5 +47,5 @@ def setup(rank: int, place: str) -> None:
 
 
 def ignore_warnings_of_libraries() -> None:
-    """torch and DeepSpeed warn each other of names that will change: theirs to fix, and not for users."""
+    """Silence the FutureWarnings of torch and DeepSpeed, which users cannot fix."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|deepspeed")

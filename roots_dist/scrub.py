@@ -1,11 +1,11 @@
-"""Take secrets out of what is sent or stored: by their names, by where they stand, by how they look, by being known.
+"""Remove secrets from whatever is sent or stored: by name, by place, by format, and by value.
 
     names    *_KEY, *_TOKEN, *SECRET*, *PASSWORD … as keys of a mapping, in NAME=value, after --name
     places   https://user:password@host, Authorization: Bearer …, ?token=…&signature=…
-    looks    what GitHub, GitLab, Hugging Face, OpenAI, AWS and Slack hand out, and JSON web tokens
-    known    the values of the environment's variables with such names, wherever they turn up
+    formats  tokens of GitHub, GitLab, Hugging Face, OpenAI, AWS and Slack, and JSON web tokens
+    values   the values of environment variables with such names, wherever they occur
 
-Used on all that trackers and reports are told besides numbers. Better a word too many hidden than one too few.
+Applied to everything that trackers and reports receive besides numbers. A false alarm is better than a leak.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from roots_dist import environment
 
 HIDDEN = "***"
 SHORTEST = 8
-"""Characters of a value that is taken for a secret because the environment names it so: `1` and `true` are
-everywhere."""
+"""Shorter values of variables with such names are not searched for: `1` and `true` occur everywhere."""
 WORDS = "key|token|secret|password|passwd|passphrase|pwd|credentials?|signature|sig"
 SECRET_NAME = re.compile(rf"(?i)(^|[_-]|api|access)({WORDS})$|secret|password|passwd|credential")
 IN_URL = re.compile(r"(?<=://)[^/\s]+(?=@)")
@@ -35,7 +34,7 @@ LOOKS = re.compile(
 
 
 def known_secrets() -> frozenset[str]:
-    """What the environment holds under the names of secrets."""
+    """Values of environment variables whose names look like those of secrets."""
     return frozenset(value for value in environment.values(SECRET_NAME) if len(value) >= SHORTEST)
 
 
@@ -44,12 +43,12 @@ def scrub(value: Mapping[str, object], known: Collection[str] = ()) -> dict[str,
 @overload
 def scrub(value: object, known: Collection[str] = ()) -> object: ...
 def scrub(value: object, known: Collection[str] = ()) -> object:
-    """The same tree of mappings, lists and texts without its secrets."""
+    """Return the same tree of mappings, lists and texts without its secrets."""
     if isinstance(value, Mapping):
         return {
             scrub(k, known): HIDDEN if v and SECRET_NAME.search(str(k)) else scrub(v, known) for k, v in value.items()
         }
-    if isinstance(value, (list, tuple)):  # of a command line's words the one after --api-key is the secret
+    if isinstance(value, (list, tuple)):  # in a command line, the word after --api-key is the secret
         before = ["", *value]
         return [HIDDEN if OPTION_NAME.fullmatch(str(b)) else scrub(v, known) for b, v in zip(before, value)]
     if isinstance(value, str):
@@ -58,7 +57,8 @@ def scrub(value: object, known: Collection[str] = ()) -> object:
 
 
 def scrub_text(text: str, known: Collection[str] = ()) -> str:
-    for secret in sorted(known, key=len, reverse=True):  # one may hold another
+    """Replace every secret in a text."""
+    for secret in sorted(known, key=len, reverse=True):  # longest first: one secret may contain another
         text = text.replace(secret, HIDDEN)
     text = LOOKS.sub(HIDDEN, IN_URL.sub(HIDDEN, text))
     for pattern in (BEARER, ASSIGNED, OPTION):

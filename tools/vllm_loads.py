@@ -34,9 +34,9 @@ from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.request import Request
 from roots_dist.runs.generate.sampling import Sampling
-from roots_dist.storage.checkpoint.keep import chosen
+from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_weights
-from roots_dist.storage.exchange.compare import BOUND, a_batch, our_logits
+from roots_dist.storage.exchange.compare import BOUND, comparison_batch, our_logits
 from roots_dist.storage.exchange.exporting import export_model
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.mesh import Mesh
@@ -94,7 +94,7 @@ class Seen(NamedTuple):
 def texts_for(config: Config) -> list[list[int]]:
     """Ids of TEXT, if the run has a tokenizer, and words drawn at random."""
     room = config.data.seq_length - NEW
-    drawn = a_batch(config).tokens[:, :room].tolist()
+    drawn = comparison_batch(config).tokens[:, :room].tolist()
     if config.data.tokenizer is None:
         return drawn
     return [load_codec(config.data.tokenizer).encode(TEXT)[:room], *drawn]
@@ -133,15 +133,15 @@ def read(folder: Path, texts: int) -> Answer | str:
 def greedy(config: Config, run: Path, texts: list[list[int]]) -> list[list[int]]:
     """What the run goes on with, NEW tokens to each."""
     passes = build_passes(config, Mesh.single())
-    load_weights(chosen(run), passes.model.params)
+    load_weights(best_or_newest(run), passes.model.params)
     answers = decode(passes, texts, Request(max_tokens=NEW, sampling=Sampling(temperature=0)))
     return [answer[0].tokens for answer in answers]
 
 
 def logits_of(config: Config, run: Path, tokens: list[int]) -> Tensor:
     """Of the run: [S, V], [S, C] or [C]."""
-    batch = MicroBatch(tokens=torch.tensor([tokens]), samples=torch.arange(1), read=slice(None))
-    return our_logits(config, chosen(run), batch)[0][0]
+    batch = MicroBatch(tokens=torch.tensor([tokens]), sample_ids=torch.arange(1), logits_at=slice(None))
+    return our_logits(config, best_or_newest(run), batch)[0][0]
 
 
 def held_against(run: Path, config: Config, architecture: str, texts: list[list[int]], answer: Answer | str) -> Seen:

@@ -1,4 +1,4 @@
-"""Forward and backward passes of a rank's stages: what a trainer and an evaluator share.
+"""Forward and backward passes of a rank's stages, used by trainer and evaluator.
 
 RankModel + schedule (schedule/) + channels --build_passes--> Passes.forward_backward, Passes.forward
 """
@@ -23,7 +23,7 @@ from roots_dist.world.mesh import Mesh
 
 @dataclass(frozen=True)
 class Passes:
-    """Forward and backward through the whole model, in whatever layout: what a trainer and an evaluator share."""
+    """Forward and backward through the whole model, in any layout."""
 
     config: Config
     mesh: Mesh
@@ -32,40 +32,40 @@ class Passes:
     _programs: dict[tuple[str, int], tuple[list[Action], dict[Action, list[Action]]]] = field(default_factory=dict)
 
     def forward_backward(self, batches: list[MicroBatch], scales: Mapping[str, float]) -> list[Term]:
-        """Gradients of Σ scale · Σ losses into .grad, by the config's schedule. Returns this rank's terms."""
-        return self.executor.run(*self._program("learn", len(batches)), batches, scales)
+        """Run the config's schedule and add the gradients of Σ scale · Σ losses to .grad. Returns this rank's terms."""
+        return self.executor.run(*self._program("train", len(batches)), batches, scales)
 
     @torch.no_grad()
     def forward(self, batches: list[MicroBatch]) -> list[Any]:
-        """What this rank's stages find in each microbatch (terms, or on the last stage what MicroBatch.read asks for),
-        without dropout. Microbatches may be of any shape."""
+        """Results of this rank's stages for each microbatch, without dropout: terms, or on the last stage what
+        MicroBatch.logits_at asks for. Microbatches may have any shape."""
         module = self.model.module
-        learning = module.training
-        if learning:  # generation has turned it off already: it takes as long as a small layer
+        was_training = module.training
+        if was_training:  # not in generation, where the switch takes as long as a small layer
             module.eval()
-        found = self.executor.run(*self._program("read", len(batches)), batches, {})
-        if learning:
+        results = self.executor.run(*self._program("forward", len(batches)), batches, {})
+        if was_training:
             module.train()
-        return found
+        return results
 
     def _program(self, purpose: str, num_microbatches: int) -> tuple[list[Action], dict[Action, list[Action]]]:
-        """This rank's actions, and their receipts."""
+        """Actions of this rank, and their receipts."""
         key = (purpose, num_microbatches)
         if key not in self._programs:
-            make = training_program if purpose == "learn" else inference_program
+            make = training_program if purpose == "train" else inference_program
             program, here = make(self.config, num_microbatches), self.mesh.pp.rank
             self._programs[key] = program[here], communication.receipts(program)[here]
         return self._programs[key]
 
 
 def training_program(config: Config, num_microbatches: int) -> Program:
-    """Every rank's actions. Raises UserError, on every rank alike, for a program that would not run to its end."""
+    """The config's schedule with its sends and receives."""
     p = config.parallel
     return whole_program(p.schedule, p.pp, num_microbatches, p.virtual_stages)
 
 
 def inference_program(config: Config, num_microbatches: int) -> Program:
-    """Forward passes only, microbatch after microbatch: each rank does its stages as their input arrives."""
+    """Forward passes only, microbatch by microbatch: each rank computes its stages as their inputs arrive."""
     stages = range(config.num_stages())
     program = [
         [
@@ -80,7 +80,7 @@ def inference_program(config: Config, num_microbatches: int) -> Program:
 
 
 def build_passes(config: Config, mesh: Mesh) -> Passes:
-    """Collective over the world."""
+    """Build the model, the channels and the executor of this rank. Collective over the world."""
     model = build_model(config, mesh)
     channels = communication.channels(
         training_program(config, config.num_microbatches(mesh.dp.size)), config.parallel.pp
@@ -89,7 +89,7 @@ def build_passes(config: Config, mesh: Mesh) -> Passes:
         mesh=mesh,
         stages=model.stages,
         num_stages=config.num_stages(),
-        spec=lambda stage, batch: model.inputs[stage](batch),
+        spec=lambda stage, batch: model.input_specs[stage](batch),
         lowest_trainable=lambda batch: model.lowest_trainable(batch.step),
         channels=connect(channels, mesh),
         deferred=model.tp.deferred,

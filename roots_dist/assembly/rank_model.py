@@ -14,7 +14,7 @@ from torch import nn
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.outline import outline
-from roots_dist.learning.models.pieces import PayloadSpec, PieceSpec, dtype_of
+from roots_dist.learning.models.pieces import PayloadSpec, PieceSpec, compute_dtype
 from roots_dist.parallel.optim.trainable import Trainable, trainable
 from roots_dist.parallel.pipeline.partition import partition
 from roots_dist.parallel.pipeline.stage import Stage
@@ -30,29 +30,34 @@ class RankModel:
     """The stages of one rank and their parameters."""
 
     module: nn.ModuleList
-    """The stages, to be handed to an engine."""
+    """The stages as one module, for the engine."""
     stages: dict[int, Stage]
     params: list[Param]
     tp: TensorParallel
     holders: Mapping[str, tuple[int, ...]]
-    """Of each parameter that several pipeline ranks hold: which, the same on all ranks."""
-    inputs: tuple[Callable[[MicroBatch], PayloadSpec], ...]
-    """What comes into each stage of the whole model."""
+    """Pipeline ranks of each parameter that several of them hold; the same on all ranks."""
+    input_specs: tuple[Callable[[MicroBatch], PayloadSpec], ...]
+    """Payload that each stage of the whole model receives."""
     trainable: Mapping[str, Trainable]
-    """What will ever learn, of the whole model."""
-    joins: tuple[int | None, ...]
-    """The step since which something of each stage learns, of the whole model; None: nothing of it ever does."""
+    """Trainable parameters of the whole model, including those that are still frozen."""
+    trainable_from: tuple[int | None, ...]
+    """For each stage of the whole model, the step from which some of its parameters are trained; None if none ever is.
+    """
 
     def pieces(self) -> list[tuple[str, nn.Module]]:
         return [piece for stage in self.stages.values() for piece in stage.named_pieces()]
 
     def lowest_trainable(self, step: int) -> int:
-        """The first stage of which something learns at this step: no gradient goes below it."""
-        return next(stage for stage, joins in enumerate(self.joins) if joins is not None and joins <= step)
+        """The first stage with parameters that are trained at this step: no gradient is computed below it."""
+        return next(
+            stage
+            for stage, trainable_from in enumerate(self.trainable_from)
+            if trainable_from is not None and trainable_from <= step
+        )
 
 
 def build_model(config: Config, mesh: Mesh) -> RankModel:
-    """This rank's share of the model, initial weights drawn from (seed, name). No communication."""
+    """Build this rank's share of the model, with initial weights drawn from (seed, name). No communication."""
     tp = TensorParallel(mesh.tp, config.parallel.sequence_parallel and mesh.tp.size > 1, DeferredWeightGrads())
     specs = pieces_of(config, tp)
     runs = partition([p.cost for p in specs], config.num_stages(), [p.is_block for p in specs])
@@ -67,22 +72,26 @@ def build_model(config: Config, mesh: Mesh) -> RankModel:
             built[spec.name] = spec.build(built)
         names = [specs[i].name for i in run]
         stages[index] = Stage(names, [built[n] for n in names], recompute, prefill_only)
-    module = nn.ModuleList(stages.values()).to(device=mesh.device, dtype=dtype_of(config))
+    module = nn.ModuleList(stages.values()).to(device=mesh.device, dtype=compute_dtype(config))
     params = parameters_of([piece for stage in stages.values() for piece in stage.named_pieces()])
-    if mesh.device.type != "meta":  # a rehearsal has no numbers
+    if mesh.device.type != "meta":  # a rehearsal on the meta device has no values
         initialize(params, config.train.seed)
-    inputs = (lambda batch: {}, *(specs[run.start - 1].output_spec for run in runs[1:]))
+    input_specs = (lambda batch: {}, *(specs[run.start - 1].output_spec for run in runs[1:]))
     places = outline(specs)
-    learns = trainable(config, {name: place.depth for name, place in places.items()})
-    since = [[learns[n].from_step for n, place in places.items() if place.piece in run and n in learns] for run in runs]
-    joins = tuple(min(steps, default=None) for steps in since)
-    return RankModel(module, stages, params, tp, _holders(specs, runs, mesh.pp.size), inputs, learns, joins)
+    learnable = trainable(config, {name: place.depth for name, place in places.items()})
+    since = [
+        [learnable[n].from_step for n, place in places.items() if place.piece in run and n in learnable] for run in runs
+    ]
+    trainable_from = tuple(min(steps, default=None) for steps in since)
+    return RankModel(
+        module, stages, params, tp, _holders(specs, runs, mesh.pp.size), input_specs, learnable, trainable_from
+    )
 
 
 def _holders(specs: Sequence[PieceSpec], runs: Sequence[range], num_ranks: int) -> dict[str, tuple[int, ...]]:
     """Parameters that pieces on several pipeline ranks share -> those ranks, in the order of names."""
     found: dict[str, set[int]] = defaultdict(set)
     for index, run in enumerate(runs):
-        for name in (name for i in run for name in specs[i].shares):
+        for name in (name for i in run for name in specs[i].shared_params):
             found[name].add(rank_of(index, num_ranks))
     return {name: tuple(sorted(ranks)) for name, ranks in sorted(found.items()) if len(ranks) > 1}

@@ -1,5 +1,4 @@
-"""All that a training rank needs for a step: passes, the engine that shards the optimizer, the objective, tied
-parameters.
+"""Everything that a training rank needs for a step: passes, engine, objective, tied parameters.
 
 Passes --+ engine (parallel/zero/)--> Run --> runs/train/step.py
 """
@@ -22,13 +21,13 @@ from roots_dist.world.stopwatch import Stopwatch
 
 @dataclass(frozen=True)
 class Run:
-    """All that a rank needs for a step. What changes is in the engine's tensors alone."""
+    """Everything that a rank needs for a step. Only the engine's tensors change."""
 
     passes: Passes
     engine: Engine
     objective: Objective
     ties: Mapping[str, Axis]
-    """Of each parameter of this rank that other pipeline ranks hold too: all of these ranks."""
+    """For each parameter of this rank that other pipeline ranks hold too, the axis over all of these ranks."""
 
     @property
     def config(self) -> Config:
@@ -50,11 +49,11 @@ class Run:
 def build_run(
     config: Config, mesh: Mesh, make_engine: Callable[..., Engine] = build_engine, objective: Objective | None = None
 ) -> Run:
-    """Collective over the world. make_engine(config, mesh, module, params, learned) shards the optimizer over data
-    ranks."""
+    """Build everything for training. Collective over the world. make_engine(config, mesh, module, params, trainable)
+    creates the engine."""
     rank = build_passes(config, mesh)
     axes = {
-        ranks: mesh.some_pp(f"tie {'-'.join(map(str, ranks))}", ranks)
+        ranks: mesh.pp_subset(f"tie {'-'.join(map(str, ranks))}", ranks)
         for ranks in dict.fromkeys(rank.model.holders.values())
     }
     ties = {name: axes[ranks] for name, ranks in rank.model.holders.items() if mesh.pp.rank in ranks}

@@ -124,7 +124,7 @@ def _special_tokens(config: Config, facts: Facts) -> Iterator[Problem]:
         )
         yield Problem(key="data.tokenizer", found=None, expected=expected, fix=fix)
     elif missing:
-        fix = "prepare the corpus with a tokenizer that has it: roots prepare --kind wordpiece (t5: --kind unigram)"
+        fix = "use a tokenizer that has it: roots prepare --kind wordpiece (t5: --kind unigram)"
         yield Problem(key="data.tokenizer", found=tokenizer, expected=f"a token for {called(missing)}", fix=fix)
     elif name == "spans" and facts.sentinels < (spans := span_lengths(config).spans):
         yield Problem(

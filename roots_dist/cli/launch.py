@@ -64,7 +64,7 @@ def launch(
 
     options = choose(on, (torchrun, deepspeed, slurm, mpi, kubernetes))
     job = make(verb_for, config, overrides or (), options, Path.cwd())
-    plan = LAUNCHERS[on](job, environment.everything())
+    plan = LAUNCHERS[on](job, environment.all_variables())
     for line in shown(job, plan, whole=dry_run):
         typer.echo(line)
     if not dry_run:

@@ -73,5 +73,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         words = [word for word in given if not LAUNCHERS_OWN.match(word)]
         app(words, prog_name="roots", obj=tuple(words))  # a verb with options starts its ranks with the same words
     except UserError as error:
-        typer.echo(error.complaint(), err=True)
+        typer.echo(error.cli_message(), err=True)
         raise SystemExit(2) from None

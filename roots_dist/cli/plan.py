@@ -59,13 +59,13 @@ def plan(
             "--measure: expected --profile FILE too, for what ranks send. Fix: roots doctor --json FILE first."
         )
     from roots_dist import logs
-    from roots_dist.environment import alone
+    from roots_dist.environment import single_process
     from roots_dist.runs.plan.plan_table import facts, lines
     from roots_dist.runs.plan.predict import predict
     from roots_dist.runs.ranks.join import device_for
 
     logs.ignore_warnings_of_libraries()
-    found = predict(loaded.config, layout, machine, device_for(loaded.config, alone()) if measure else None)
+    found = predict(loaded.config, layout, machine, device_for(loaded.config, single_process()) if measure else None)
     typer.echo("\n".join(lines(found, machine)))
     if json is not None:
         try:

@@ -46,7 +46,7 @@ class LrSchedule:
     """optim.decay_steps are the last steps of the run, not the first after the warm-up."""
 
 
-def rate(optim: Optim, steps: int) -> Rate:
+def lr_schedule(optim: Optim, steps: int) -> Rate:
     """The learning rate of each step of a run of `steps` steps."""
     after_warmup = LR_SCHEDULES[optim.lr_schedule].after_warmup(optim, steps)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from roots_dist.assembly.run import Run, build_run
-from roots_dist.config.lr_schedules import rate
+from roots_dist.config.lr_schedules import lr_schedule
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
@@ -49,7 +49,7 @@ class _GradientRecorder:
                 {
                     p.name: p.tensor.grad.detach().clone()
                     for p in self._params
-                    if p.counts_here and p.tensor.grad is not None
+                    if p.is_counted and p.tensor.grad is not None
                 }
             )
 
@@ -82,7 +82,7 @@ def trace(
         from roots_dist.storage.checkpoint.load import load
 
         load(Path(load_from), run.engine, run.params, mesh)
-    learning_rate = rate(config.optim, config.train.steps)
+    learning_rate = lr_schedule(config.optim, config.train.steps)
     losses, norms = [], []
     for step in range(first, last):
         report = train_step(run, random_batches(config, step, mesh.dp.rank, mesh.dp.size), learning_rate(step))
@@ -96,14 +96,14 @@ def trace(
 
 
 def _tensors(run: Run, recorded: _GradientRecorder) -> dict[str, Any]:
-    counted = [p for p in run.params if p.counts_here]
+    counted = [p for p in run.params if p.is_counted]
     state = {p.name: run.engine.read_state(p.name) for p in run.params}
     return {
         "shapes": {p.name: list(p.spec.shape) for p in counted},
-        "slices": {p.name: [[s.start, s.stop] for s in p.mine] for p in run.params},
+        "slices": {p.name: [[s.start, s.stop] for s in p.slices] for p in run.params},
         "gradients": recorded.gradients,
         "state": {p.name: state[p.name] for p in counted} if run.mesh.dp.rank == 0 else {},
-        "copies": {p.name: state[p.name]["weight"] for p in run.params if not p.counts_here},
+        "copies": {p.name: state[p.name]["weight"] for p in run.params if not p.is_counted},
     }
 
 

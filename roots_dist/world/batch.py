@@ -1,8 +1,8 @@
-"""The words between data, model and trainer: a microbatch goes in, terms of a loss come out.
+"""The types shared by data, model and trainer: a microbatch goes in, terms of a loss come out.
 
     learning/data/batches.py --MicroBatch--> models/ --Terms--> runs/train/step.py, which alone divides
 
-B sequences, S positions (of the encoder, where there are two stacks), T positions of the decoder.
+B sequences, S positions (of the encoder in an encoder-decoder), T positions of the decoder.
 """
 
 from __future__ import annotations
@@ -18,45 +18,46 @@ from torch import Tensor
 from roots_dist.errors import present
 
 IGNORE = -100
-"""A target that is not scored."""
+"""Target that is not scored."""
 PADDING = -1
-"""The document that padding belongs to."""
+"""Document id of padding."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """What one forward pass of one rank reads. Fields that an objective has no use for are None.
+    """Inputs of one forward pass of one rank. Fields that an objective does not use are None.
 
-    Every pipeline and tensor rank makes its own copy from (seed, step, place): nothing is broadcast.
+    Every pipeline and tensor rank builds its own copy from (seed, step, place): nothing is broadcast.
     """
 
     tokens: Tensor
     """int64 [B, S]"""
     targets: Tensor | None = None
-    """int64 [B, S], of two stacks [B, T]: the id to predict at each position, or IGNORE"""
-    samples: Tensor
+    """int64 [B, S], or [B, T] in an encoder-decoder: id to predict at each position, or IGNORE"""
+    sample_ids: Tensor
     """int64 [B]: number of each sample in the whole run, counted from 0. Dropout masks are keyed on it."""
     step: int = 0
-    documents: Tensor | None = None
-    """int64 [B, S]: attention stays among positions with equal numbers; PADDING is seen by none but padding"""
+    document_ids: Tensor | None = None
+    """int64 [B, S]: attention is limited to positions with the same id; PADDING is visible only to padding"""
     position_ids: Tensor | None = None
-    """int64 [B, S]: which position's vector each takes; None: 0, 1, 2 …"""
-    segments: Tensor | None = None
-    """int64 [B, S]: which segment (first or second text) each belongs to"""
+    """int64 [B, S]: position of each token; None means 0, 1, 2 …"""
+    segment_ids: Tensor | None = None
+    """int64 [B, S]: segment (first or second text) of each token"""
     labels: Tensor | None = None
-    """int64 [B]: the class of each sequence; or [B, S], of each position, or IGNORE"""
+    """int64 [B]: class of each sequence, or [B, S]: class of each position, or IGNORE"""
     originals: Tensor | None = None
-    """int64 [B, S]: the text before any of it was hidden, or IGNORE where no judgement of it is scored"""
+    """int64 [B, S]: the text before masking, or IGNORE where replaced-token detection is not scored"""
     decoder_tokens: Tensor | None = None
-    """int64 [B, T]: what the decoder reads"""
-    read: int | slice | Literal["targets"] | None = None
-    """Instead of the loss: the logits at this position or these, or of each target its log-probability."""
+    """int64 [B, T]: input of the decoder"""
+    logits_at: int | slice | Literal["targets"] | None = None
+    """Return the logits at this position or slice instead of the loss; "targets" returns the log-probability of each
+    target."""
     cache: KVCache | None = None
-    """Keys and values of the tokens before these (generation)."""
+    """Keys and values of the preceding tokens (generation)."""
 
     @property
     def has_past(self) -> bool:
-        """There are tokens before these, kept in the cache."""
+        """Whether the cache holds preceding tokens."""
         return self.cache is not None and self.cache.length > 0
 
     def to(self, device: torch.device) -> MicroBatch:
@@ -67,48 +68,48 @@ class MicroBatch:
 
 
 class KVCache:
-    """Keys and values so far, for generation: a pair for each attention of this rank, and how many tokens they
-    cover."""
+    """KV cache for generation: one pair per attention layer of this rank, and the number of tokens they cover."""
 
     def __init__(self) -> None:
         self.length = 0
-        """Of what has been read: the caller counts on, when all blocks have seen the new tokens."""
+        """Number of cached tokens. The caller advances it after all blocks have seen the new tokens."""
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
 
     def extend(self, name: str, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append [B, g, S, K] to the pair of that name; return the whole."""
+        """Append k and v [B, g, S, K] to the named pair and return the whole pair."""
         if name in self._pairs:
             k, v = (torch.cat(pair, 2) for pair in zip(self._pairs[name], (k, v)))
         self._pairs[name] = (k, v)
         return k, v
 
     def get(self, name: str) -> tuple[Tensor, Tensor] | None:
-        """The pair as it is: of cross-attention, which never grows."""
+        """The named pair, unchanged. Cross-attention uses it, since its keys and values never grow."""
         return self._pairs.get(name)
 
     def put(self, name: str, k: Tensor, v: Tensor) -> None:
+        """Set the named pair."""
         self._pairs[name] = (k, v)
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these of the sequences: int64 [new B], in this order (beam search)."""
+        """Keep these sequences, int64 [new B], in this order (beam search)."""
         self._pairs = {name: (k[rows], v[rows]) for name, (k, v) in self._pairs.items()}
 
 
 @dataclass(frozen=True)
 class Term:
-    """One part of a loss, as a sum and a count. Only the trainer divides, by the count of the whole step: then the
-    loss is the same for any number of microbatches and data ranks."""
+    """One part of a loss, as a sum and a count. Only the trainer divides, by the count of the whole step, so that the
+    loss does not depend on the number of microbatches and data ranks."""
 
     name: str
-    """As in the objective's weights."""
+    """Name in the objective's weights."""
     sum: Tensor
-    """scalar, differentiable"""
+    """Differentiable scalar."""
     count: Tensor
-    """how many targets the sum runs over; a scalar on the device: nothing waits for it"""
+    """Number of targets in the sum: a scalar on the device, so that nothing waits for it."""
     hits: Tensor | None = None
-    """how many of them the model's best guess meets"""
-    table: Tensor | None = None
-    """int64 [C, C], of a few classes: how many targets of each (rows) the model took for each (columns)"""
+    """Number of targets that are the model's most likely prediction."""
+    confusion: Tensor | None = None
+    """Confusion matrix, int64 [C, C]: rows are targets, columns are predictions. Only for heads with few classes."""
 
     def detached(self) -> Term:
         return replace(self, sum=self.sum.detach())
@@ -116,54 +117,60 @@ class Term:
 
 @dataclass(frozen=True)
 class PieceOutput:
-    """What a piece returns that finds something: what it found, and the payload that goes on (none after the last)."""
+    """Output of a piece that computes results: the results, and the payload for the next piece (empty after the last
+    one)."""
 
-    found: tuple[Any, ...]
-    """Terms of the loss; or the one thing that batch.read asks for"""
+    results: tuple[Any, ...]
+    """Terms of the loss, or the one value that batch.logits_at asks for."""
     payload: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Objective(Protocol):
-    """What is learned from which data. OBJECTIVES (learning/objectives/__init__.py) holds the classes by name.
+    """A training objective: what is learned from which data. OBJECTIVES (learning/objectives/__init__.py) maps names to
+    classes.
 
-    Made of (config, specials): the special tokens of data.tokenizer, or None where there is no tokenizer.
+    Constructed from (config, specials): the special tokens of data.tokenizer, or None without a tokenizer.
     """
 
     @property
     def weights(self) -> Mapping[str, float]:
-        """Of each term in the loss, by its name."""
+        """Weight of each term in the loss, by name."""
         ...
 
     @property
-    def words(self) -> str | None:
-        """The term that is a mean of -log p(word), and so has a perplexity."""
+    def perplexity_term(self) -> str | None:
+        """Name of the term that is a mean of -log p(token) and therefore has a perplexity; None if there is none."""
         ...
 
     def open(self, path: str) -> Any:
-        """A source of samples: what a path under data.train or data.validation stands for."""
+        """Open a source of samples: a path under data.train or data.validation."""
         ...
 
     def num_samples(self, source: Any) -> int:
-        """Of one pass over the source. Raises DataError if it cannot give one."""
+        """Number of samples in one pass over the source. Raises DataError if there are none."""
         ...
 
     def sample(self, source: Any, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
-        """One sample: fields of a MicroBatch without B. A pure function of its arguments; `draw` is keyed on (seed,
-        number of the sample in the run), so that each pass over the data draws anew and no layout or resume matters."""
+        """Build one sample: fields of a MicroBatch without the batch dimension.
+
+        A pure function of its arguments. `draw` is keyed on (seed, number of the sample in the run), so that every
+        epoch draws anew and neither layout nor resume changes the result.
+        """
         ...
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
-        """Scored targets of each term: what the trainer sums over the step and divides by."""
+        """Number of scored targets of each term, which the trainer sums over the step and divides by."""
         ...
 
 
 def stack_samples(samples: list[dict[str, np.ndarray]], numbers: np.ndarray, step: int) -> MicroBatch:
-    """Samples [B] as a microbatch, int64."""
+    """Stack samples into a microbatch, int64."""
     fields: dict[str, Any] = {
         n: torch.from_numpy(np.stack([s[n] for s in samples]).astype(np.int64, copy=False)) for n in samples[0]
     }
-    return MicroBatch(**fields, samples=torch.from_numpy(np.array(numbers, dtype=np.int64)), step=step)
+    return MicroBatch(**fields, sample_ids=torch.from_numpy(np.array(numbers, dtype=np.int64)), step=step)
 
 
-def scored(targets: Tensor | None) -> int:
+def num_scored(targets: Tensor | None) -> int:
+    """Number of targets other than IGNORE."""
     return int(torch.count_nonzero(present(targets) != IGNORE))

@@ -1,8 +1,8 @@
-"""What one running rank holds of the world: an Axis per dimension of the layout, each with its live group.
+"""The device mesh of a running rank: one Axis per dimension of the layout, each with its process group.
 
-    environment.World + layout.Layout --connect--> Mesh, handed on explicitly; a layer gets the one Axis that it uses
+    environment.World + layout.Layout --connect--> Mesh, passed explicitly; a layer receives only the Axis it uses
 
-The only file that makes process groups: a bare `new_group` would not inherit the world's timeout.
+The only file that creates process groups: a bare `new_group` would not inherit the world's timeout.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from roots_dist.layout import AxisName, Layout, Place
 
 @dataclass(frozen=True)
 class Axis:
-    """One dimension of the mesh, seen from one rank. Of size 1 it has no group and its collectives return their
+    """One dimension of the mesh as one rank sees it. An axis of size 1 has no group, and its collectives return their
     input."""
 
     name: str
@@ -29,7 +29,7 @@ class Axis:
     group: dist.ProcessGroup | None = field(default=None, repr=False)
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum over the axis, in place. Outside autograd: layers use parallel/tensor/collectives.py."""
+        """All-reduce over the axis, in place and outside autograd: layers use parallel/tensor/collectives.py."""
         if self.size > 1:
             dist.all_reduce(tensor, group=self.group)
         return tensor
@@ -40,6 +40,8 @@ SINGLE = Axis("single")
 
 @dataclass(frozen=True)
 class Mesh:
+    """The axes of one rank, its place in the layout, and its device."""
+
     layout: Layout
     rank: int
     device: torch.device
@@ -48,7 +50,7 @@ class Mesh:
     pp: Axis
     dp: Axis
     model: Axis
-    """The ranks that hold one replica of the model together: pp × tp."""
+    """The ranks that together hold one replica of the model: pp × tp."""
     world: Axis
 
     @property
@@ -57,7 +59,7 @@ class Mesh:
 
     @staticmethod
     def single(device: torch.device = torch.device("cpu")) -> Mesh:
-        """One process: the 1×1×1 layout of the same code."""
+        """Mesh of a single process: the 1×1×1 layout of the same code."""
         return Mesh.connect(Layout(), 0, device)
 
     @staticmethod
@@ -67,7 +69,8 @@ class Mesh:
         device: torch.device = torch.device("cpu"),
         timeout: timedelta = timedelta(minutes=10),
     ) -> Mesh:
-        """Make every group of the layout. Collective over the world; the default group must exist if world size > 1."""
+        """Create every group of the layout. Collective over the world; the default group must exist if the world size
+        is above 1."""
 
         def axis(name: str, groups: list[list[int]]) -> Axis:
             return make_axis(name, groups, rank, timeout)
@@ -90,17 +93,18 @@ class Mesh:
             world=world,
         )
 
-    def another_pp(self, name: str) -> Axis:
-        """The pipeline axis once more, with a group of its own. Collective over the world."""
+    def new_pp_axis(self, name: str) -> Axis:
+        """Create a second pipeline axis with its own group. Collective over the world."""
         return make_axis(name, self.layout.groups("pp"), self.rank, self.timeout)
 
-    def some_pp(self, name: str, members: Sequence[int]) -> Axis:
-        """These ranks of the pipeline, which share a parameter; of size 1 on other ranks. Collective over the world."""
+    def pp_subset(self, name: str, members: Sequence[int]) -> Axis:
+        """Create an axis over the pipeline ranks that share a parameter; it has size 1 on other ranks. Collective over
+        the world."""
         groups = [[ranks[i] for i in members] for ranks in self.layout.groups("pp")]
         return make_axis(name, groups, self.rank, self.timeout)
 
-    def alone(self) -> dist.ProcessGroup:
-        """A group of this rank alone, for a library that wants one where an Axis of size 1 has none."""
+    def single_rank_group(self) -> dist.ProcessGroup:
+        """Create a group of this rank only, for a library that requires a group where an Axis of size 1 has none."""
         group: dist.ProcessGroup = dist.new_group(
             [self.rank], timeout=self.timeout, use_local_synchronization=True, group_desc="alone"
         )
@@ -108,11 +112,12 @@ class Mesh:
 
 
 def make_axis(name: str, groups: list[list[int]], rank: int, timeout: timedelta) -> Axis:
-    """Make the group with this rank, of groups that partition the world or some of it. Collective over the world.
+    """Create the group of disjoint groups that contains this rank, and return its axis. Collective over the world.
 
-    One call for each axis, however large the world: NCCL splits the world's communicator into all groups at once;
-    elsewhere the members of a group make it by themselves. A rank that is in no group makes one of its own: torch names
-    a group by its members and by how many groups a process has made, so all processes must have made the same number.
+    There is one call per axis, however large the world: NCCL splits the world's communicator into all groups at once;
+    otherwise the members of a group create it by themselves. A rank outside all groups creates one of its own: torch
+    names a group by its members and by the number of groups that the process has created, so all processes must have
+    created equally many.
     """
     if all(len(ranks) == 1 for ranks in groups):
         return Axis(name, ranks=(rank,))
@@ -125,6 +130,6 @@ def make_axis(name: str, groups: list[list[int]], rank: int, timeout: timedelta)
 
 
 def _can_split() -> bool:
-    """Whether the world's group has a device of its own, whose communicator NCCL can split."""
+    """Whether the world's group is bound to a device, so that NCCL can split its communicator."""
     world = dist.group.WORLD
     return world is not None and world.bound_device_id is not None

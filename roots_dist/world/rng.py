@@ -1,11 +1,12 @@
-"""Randomness that no layout can change: every number is a function of a key and an index, never of a stream.
+"""Random numbers that no layout can change: every number is a function of a key and an index, never of a stream.
 
-Initial weights are keyed on (seed, parameter name) and indexed by row and column of the whole tensor; dropout masks on
-(seed, step, layer, site) and indexed by sample, position and channel. A rank computes just the numbers it needs, on any
-device, and recomputation sees the same mask because it has the same key. Nothing to save, nothing to restore.
+Initial weights are keyed on (seed, parameter name) and indexed by row and column of the global tensor; dropout masks
+are keyed on (seed, step, layer, site) and indexed by sample, position and channel. A rank computes only the numbers it
+needs, on any device, and recomputation reproduces the mask because the key is the same. There is no state to save or
+restore.
 
 The generator is a hash in counter mode (Salmon et al. 2011): splitmix64 (Steele et al. 2014) turns a key and a row into
-64 bits, two rounds of the 32-bit finalizer `lowbias32` (Wellons 2018) turn those and a column into 32.
+64 bits; two rounds of the 32-bit finalizer `lowbias32` (Wellons 2018) turn those and a column into 32 bits.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 
 def key(*parts: int | str) -> int:
-    """64 bits (as a signed int) from any mix of names and numbers, the same on every machine."""
+    """Hash names and numbers to 64 bits (a signed int), identically on every machine."""
     text = "\x00".join(f"{type(p).__name__}:{p}" for p in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True)
 
@@ -32,12 +33,12 @@ _GAMMA, _MIX1, _MIX2 = _wrap(0x9E3779B97F4A7C15), _wrap(0xBF58476D1CE4E5B9), _wr
 
 
 def _shift64(x: Tensor, bits: int) -> Tensor:
-    """Logical shift right: torch's is arithmetic."""
+    """Logical shift right; torch's is arithmetic."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def fold(state: int | Tensor, index: Tensor) -> Tensor:
-    """A new 64-bit key for each index, given one key or one per index (broadcast). One step of splitmix64."""
+    """Derive a 64-bit key for each index, from one key or one per index (broadcast). One step of splitmix64."""
     x = index.to(torch.int64) * _GAMMA + state
     x = (x ^ _shift64(x, 30)) * _MIX1
     x = (x ^ _shift64(x, 27)) * _MIX2
@@ -45,7 +46,7 @@ def fold(state: int | Tensor, index: Tensor) -> Tensor:
 
 
 def _lowbias32_(x: Tensor) -> Tensor:
-    """In place, on int32. Multiplication wraps; shifts are made logical by the masks."""
+    """Apply lowbias32 in place on int32. Multiplication wraps; the masks make the shifts logical."""
     x ^= (x >> 16) & 0xFFFF
     x *= 0x7FEB352D
     x ^= (x >> 15) & 0x1FFFF
@@ -70,14 +71,14 @@ def keep(rows: Tensor, columns: Tensor, drop: float) -> Tensor:
 
 
 def dropout(x: Tensor, drop: float, rows: Tensor, first_column: int = 0) -> Tensor:
-    """Inverted dropout of x [*rows.shape, channels]; channels are numbered from `first_column` on."""
+    """Inverted dropout of x [*rows.shape, channels]; channels are numbered from `first_column`."""
     columns = torch.arange(first_column, first_column + x.shape[-1], dtype=torch.int32, device=x.device)
-    # the factor stays a number: as bf16 it would be 0.2 % too small; and of the mask autograd keeps a byte per entry
+    # the factor stays a Python number: in bf16 it would be 0.2 % too small. Autograd saves the mask as bytes
     return torch.where(keep(rows, columns, drop), x * (1 / (1 - drop)), 0.0)
 
 
 def normal_(out: Tensor, name_key: int, rows: range, columns: range, std: float) -> Tensor:
-    """Fill out [rows, columns] with N(0, std²): the same numbers for the same place of the whole matrix, in any slice.
+    """Fill out [rows, columns] with N(0, std²): each entry of the global matrix gets the same number in every slice.
 
     Drawn in float32 (Box-Muller: radius from one hash, angle from another) and rounded to out's dtype.
     """

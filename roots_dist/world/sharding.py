@@ -1,9 +1,10 @@
-"""How a parameter is cut over tensor ranks, written once, beside where the parameter is made.
+"""How a parameter is sharded over tensor ranks, declared once, beside the line that creates the parameter.
 
     module: declare(self, "weight", ShardSpec(...), tp) --parameters_of(stage)--> [Param(name, tensor, spec, ...)]
 
-Init, gradient sums, norm, decay, checkpoint, exchange, planner and proof read these Params; nobody parses names or asks
-isinstance. The spec lives on the module: attributes on an nn.Parameter are lost by deepcopy and load_state_dict.
+Initialization, gradient sums, norm, weight decay, checkpoints, exchange, planner and proof read these Params; nobody
+parses names or uses isinstance. The spec lives on the module because attributes of an nn.Parameter are lost by deepcopy
+and load_state_dict.
 """
 
 from __future__ import annotations
@@ -21,48 +22,50 @@ from roots_dist.world.mesh import Axis
 
 @dataclass(frozen=True, kw_only=True)
 class ShardSpec:
-    """What is true of a parameter in every layout, in global numbers."""
+    """Properties of a parameter that hold in every layout, in global sizes."""
 
     shape: tuple[int, ...]
-    """Of the whole parameter."""
-    cut: int | None = None
-    """The dimension that is cut over tensor ranks, or none: every rank holds all of it."""
-    parts: int | None = None
-    """Into how many slices `cut` is cut; default: one per tensor rank. With fewer, neighbouring ranks hold the same
-    slice (key/value heads fewer than tensor ranks)."""
+    """Shape of the global parameter."""
+    shard_dim: int | None = None
+    """Dimension that is sharded over tensor ranks; None if every rank holds the whole parameter."""
+    shards: int | None = None
+    """Number of slices of shard_dim; by default one per tensor rank. With fewer, neighbouring ranks hold the same slice
+    (fewer key/value heads than tensor ranks)."""
     std: float | None = None
-    """Initial weights: normal with this standard deviation, or, if none, all equal to `fill`."""
+    """Standard deviation of normal initial weights; if None, every entry is `fill`."""
     fill: float = 0.0
-    first: Callable[[], Tensor] | None = None
-    """Makes the whole parameter as it is at first, where it is neither drawn nor all equal."""
+    init: Callable[[], Tensor] | None = None
+    """Function that creates the whole initial parameter, for one that is neither random nor constant."""
     partial: bool = False
-    """Each rank that holds the same slice computes only its part of the slice's gradient: they are summed."""
+    """Whether each rank that holds the slice computes only a part of its gradient, so that the parts must be summed."""
     copy_of: str | None = None
-    """The global name of the parameter that this one is a copy of, on another pipeline stage (tied embedding). The
-    gradients of all copies are summed."""
+    """Global name of the parameter that this one copies on another pipeline stage (tied embedding). Gradients of all
+    copies are summed."""
 
-    def num_parts(self, tp: Axis) -> int:
-        if self.cut is None:
+    def num_shards(self, tp: Axis) -> int:
+        """Number of different slices on these tensor ranks."""
+        if self.shard_dim is None:
             return 1
-        parts = self.parts or tp.size
-        assert tp.size % parts == 0 and self.shape[self.cut] % parts == 0, (self, tp.size)
-        return parts
+        shards = self.shards or tp.size
+        assert tp.size % shards == 0 and self.shape[self.shard_dim] % shards == 0, (self, tp.size)
+        return shards
 
-    def part(self, tp: Axis) -> int:
-        """Which slice this rank holds."""
-        return tp.rank * self.num_parts(tp) // tp.size
+    def shard_index(self, tp: Axis) -> int:
+        """Index of the slice that this rank holds."""
+        return tp.rank * self.num_shards(tp) // tp.size
 
-    def mine(self, tp: Axis) -> tuple[slice, ...]:
-        """Where this rank's slice lies in the whole parameter."""
+    def slices(self, tp: Axis) -> tuple[slice, ...]:
+        """Position of this rank's slice in the global parameter."""
         index = [slice(0, n) for n in self.shape]
-        if self.cut is not None:
-            size = self.shape[self.cut] // self.num_parts(tp)
-            start = self.part(tp) * size
-            index[self.cut] = slice(start, start + size)
+        if self.shard_dim is not None:
+            size = self.shape[self.shard_dim] // self.num_shards(tp)
+            start = self.shard_index(tp) * size
+            index[self.shard_dim] = slice(start, start + size)
         return tuple(index)
 
     def local_shape(self, tp: Axis) -> tuple[int, ...]:
-        return tuple(s.stop - s.start for s in self.mine(tp))
+        """Shape of this rank's slice."""
+        return tuple(s.stop - s.start for s in self.slices(tp))
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,31 +79,32 @@ class Param:
 
     @property
     def is_copy(self) -> bool:
-        """The second copy of a tied parameter: not counted in norm, parameter count and checkpoint."""
+        """Whether this is a further copy of a tied parameter, which norm, parameter count and checkpoint skip."""
         return self.spec.copy_of is not None
 
     @property
     def replicas(self) -> int:
-        """How many tensor ranks hold the same slice as this one."""
-        return self.tp.size // self.spec.num_parts(self.tp)
+        """Number of tensor ranks that hold this same slice."""
+        return self.tp.size // self.spec.num_shards(self.tp)
 
     @property
-    def counts_here(self) -> bool:
-        """Exactly one rank of the model (pp × tp) counts each slice of each parameter."""
+    def is_counted(self) -> bool:
+        """Whether this rank counts the slice: exactly one rank of the model (pp × tp) counts each slice of each
+        parameter."""
         return not self.is_copy and self.tp.rank % self.replicas == 0
 
     @property
-    def mine(self) -> tuple[slice, ...]:
-        return self.spec.mine(self.tp)
+    def slices(self) -> tuple[slice, ...]:
+        return self.spec.slices(self.tp)
 
     @property
     def decays(self) -> bool:
-        """Weight decay is for matrices: recognised by shape, so that an alias of a norm class cannot escape it."""
+        """Whether weight decay applies: only to matrices, recognized by shape so that no norm class is missed."""
         return len(self.spec.shape) >= 2
 
 
 def declare(module: nn.Module, name: str, spec: ShardSpec, tp: Axis) -> nn.Parameter:
-    """Make this rank's slice of a parameter, uninitialised, and write its spec beside it."""
+    """Create this rank's slice of a parameter, uninitialized, and record its spec beside it."""
     parameter = nn.Parameter(torch.empty(spec.local_shape(tp)))
     module.register_parameter(name, parameter)
     module.__dict__.setdefault("shard_specs", {})[name] = (spec, tp)
@@ -108,7 +112,7 @@ def declare(module: nn.Module, name: str, spec: ShardSpec, tp: Axis) -> nn.Param
 
 
 def parameters_of(pieces: Iterable[tuple[str, nn.Module]]) -> list[Param]:
-    """Every parameter of the named pieces, in order, each once; a copy bears the name of its original."""
+    """Every parameter of the named pieces once, in order; a copy has the name of its original."""
     found: dict[int, Param] = {}
     for piece_name, piece in pieces:
         for path, module in piece.named_modules(prefix=piece_name):
@@ -121,25 +125,25 @@ def parameters_of(pieces: Iterable[tuple[str, nn.Module]]) -> list[Param]:
 
 @torch.no_grad()
 def initialize(params: Sequence[Param], seed: int) -> None:
-    """Draw each parameter from (seed, its global name), just the slice that this rank holds."""
+    """Draw each parameter from (seed, its global name), only the slice that this rank holds."""
     for p in params:
-        if p.spec.first is not None:
-            p.tensor.copy_(p.spec.first()[p.mine])
+        if p.spec.init is not None:
+            p.tensor.copy_(p.spec.init()[p.slices])
             continue
         if p.spec.std is None:
             p.tensor.fill_(p.spec.fill)
             continue
-        rows, *rest = (range(s.start, s.stop) for s in p.mine)
+        rows, *rest = (range(s.start, s.stop) for s in p.slices)
         assert len(rest) <= 1, f"{p.name}: only vectors and matrices are drawn, not {p.spec.shape}"
         columns = rest[0] if rest else range(1)
         rng.normal_(p.tensor.view(len(rows), len(columns)), rng.key("init", seed, p.name), rows, columns, p.spec.std)
 
 
 @torch.no_grad()
-def gradient_of(p: Param) -> Tensor:
-    """The parameter's .grad on this rank, to be changed in place; made of zeros if no backward has reached it."""
+def ensure_grad(p: Param) -> Tensor:
+    """The parameter's .grad on this rank, to be changed in place; zeros if no backward pass has reached it."""
     if p.tensor.grad is None:
-        data = p.tensor.data  # empty where ZeRO-3 has the weight cut, and a .grad must fit what it is assigned to
+        data = p.tensor.data  # empty under ZeRO-3, and .grad must match its tensor in shape
         p.tensor.data = data.new_empty(p.spec.local_shape(p.tp))
         p.tensor.grad = torch.zeros_like(p.tensor)
         p.tensor.data = data
@@ -150,35 +154,36 @@ def gradient_of(p: Param) -> Tensor:
 def sum_partial_gradients(params: Sequence[Param]) -> None:
     """Sum the gradients that tensor ranks hold only in part, in one message. Collective over tp, once per step.
 
-    Where a slice is held by some of the ranks only (key/value heads), each rank writes its part into its slice's
-    place of a zeroed whole: no extra groups, and these parameters are small.
+    Where only some ranks hold a slice (key/value heads), each rank writes its part into a zeroed tensor of all slices:
+    this needs no further groups, and these parameters are small.
     """
     partial = [p for p in params if p.spec.partial and p.replicas > 1 and p.tensor.requires_grad]
     if not partial:
         return
-    places = [p.tensor.new_zeros(p.spec.num_parts(p.tp), *p.spec.local_shape(p.tp)) for p in partial]
+    places = [p.tensor.new_zeros(p.spec.num_shards(p.tp), *p.spec.local_shape(p.tp)) for p in partial]
     for place, p in zip(places, partial):
-        place[p.spec.part(p.tp)] = gradient_of(p)
+        place[p.spec.shard_index(p.tp)] = ensure_grad(p)
     flat = partial[0].tp.sum_(torch.cat([place.flatten() for place in places]))
     for place, piece, p in zip(places, flat.split([place.numel() for place in places]), partial):
-        gradient_of(p).copy_(piece.view_as(place)[p.spec.part(p.tp)])
+        ensure_grad(p).copy_(piece.view_as(place)[p.spec.shard_index(p.tp)])
 
 
 @torch.no_grad()
 def sum_tied_gradients(params: Sequence[Param], ties: Mapping[str, Axis]) -> None:
-    """Sum the gradients of parameters that several pipeline ranks hold. ties: name -> those ranks, for this rank's.
+    """Sum the gradients of parameters that several pipeline ranks hold. `ties` maps a name to those ranks.
 
-    Collective over each axis, once per step. In the order of names: two ranks that share several agree on it.
+    Collective over each axis, once per step. Parameters are visited in the order of their names, so that two ranks that
+    share several agree.
     """
     for p in sorted((p for p in params if p.name in ties and p.tensor.requires_grad), key=lambda p: p.name):
-        ties[p.name].sum_(gradient_of(p))
+        ties[p.name].sum_(ensure_grad(p))
 
 
 def assemble(shape: Sequence[int], slices: Iterable[tuple[tuple[slice, ...], Tensor]]) -> Tensor:
-    """The whole parameter from slices that cover it."""
+    """Assemble the whole parameter from slices that cover it."""
     whole: Tensor | None = None
-    for mine, tensor in slices:
+    for index, tensor in slices:
         whole = tensor.new_empty(tuple(shape)) if whole is None else whole
-        whole[mine] = tensor
+        whole[index] = tensor
     assert whole is not None
     return whole

@@ -87,7 +87,7 @@ def plain(rank, size, config):
     adam = torch.optim.AdamW(groups, lr=LR, betas=(optim.beta1, optim.beta2), eps=optim.eps, foreach=False)
     losses, norms, states = [], [], []
     for step in range(2 * STEPS):
-        terms = [term for batch in random_batches(config, step, 0, 1) for term in stage(None, batch).found]
+        terms = [term for batch in random_batches(config, step, 0, 1) for term in stage(None, batch).results]
         loss = sum(t.sum for t in terms) / sum(t.count for t in terms)
         loss.backward()
         everything = [p.tensor for p in model.params]
@@ -123,7 +123,7 @@ def learn(rank, size, config, first, load=None):
     if load:
         state = torch.load(load, weights_only=True)
         for p in run.params:
-            run.engine.write_state(p.name, {key: value[p.mine] for key, value in state[p.name].items()})
+            run.engine.write_state(p.name, {key: value[p.slices] for key, value in state[p.name].items()})
         run.engine.finish_loading({0: first})
     before = read(run)
     losses, norms = [], []
@@ -143,7 +143,7 @@ def learn(rank, size, config, first, load=None):
         "before": before,
         "after": read(run),
         "model_weights": model_weights,
-        "slices": {p.name: [[s.start, s.stop] for s in p.mine] for p in run.params},
+        "slices": {p.name: [[s.start, s.stop] for s in p.slices] for p in run.params},
         "shapes": {p.name: list(p.spec.shape) for p in run.params},
     }
 

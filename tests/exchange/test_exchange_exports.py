@@ -118,7 +118,9 @@ def test_a_feature_that_no_architecture_has_is_refused_by_name(model, told):
     with pytest.raises(UserError) as error:
         architecture_for(config, {})
     assert (
-        told in error.value.complaint() and "Fix: " in error.value.complaint() and "\n" not in error.value.complaint()
+        told in error.value.cli_message()
+        and "Fix: " in error.value.cli_message()
+        and "\n" not in error.value.cli_message()
     )
 
 
@@ -240,7 +242,7 @@ def test_an_export_is_refused_in_one_line_and_leaves_nothing(tmp_path):
     for (folder, dtype), told in cases.items():
         with pytest.raises(UserError) as error:
             export_model(run, tmp_path / folder, dtype)
-        assert told in error.value.complaint() and "\n" not in error.value.complaint()
+        assert told in error.value.cli_message() and "\n" not in error.value.cli_message()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "run"]
 
 

@@ -19,9 +19,9 @@ from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.request import Request
 from roots_dist.runs.generate.sampling import Sampling
 from roots_dist.runs.train.init_weights import load_init_weights
-from roots_dist.storage.checkpoint.keep import chosen
+from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_weights
-from roots_dist.storage.exchange.compare import a_batch, our_logits
+from roots_dist.storage.exchange.compare import comparison_batch, our_logits
 from roots_dist.storage.exchange.exporting import export_model
 from roots_dist.storage.exchange.importing import import_model
 from roots_dist.testing.world import on_world
@@ -36,7 +36,7 @@ NEW = 7
 def loaded(run, mesh: Mesh, overrides=()):
     config = config_of_run(run, overrides).config
     passes = build_passes(config, mesh)
-    load_weights(chosen(run), passes.model.params, mesh)
+    load_weights(best_or_newest(run), passes.model.params, mesh)
     return config, passes
 
 
@@ -44,7 +44,7 @@ def read_in_layout(rank: int, size: int, run: str) -> list[torch.Tensor]:
     mesh = Mesh.connect(Layout(dp=1, pp=2, tp=2), rank)
     config, passes = loaded(run, mesh, ["parallel.tp=2", "parallel.pp=2", "train.global_batch=2"])
     with passes.model.tp.without_sequence_parallel():
-        return [logits.float() for logits in passes.forward([a_batch(config)])]
+        return [logits.float() for logits in passes.forward([comparison_batch(config)])]
 
 
 def test_a_discriminator_alone_can_be_fine_tuned_and_nothing_else(tmp_path):
@@ -81,7 +81,7 @@ def test_a_layout_reads_its_slices_of_an_import(name, tmp_path, monkeypatch):
     theirs, run = saved(name, tmp_path / "theirs"), tmp_path / "run"
     import_model(theirs, run, generator_of(theirs))
     config = config_of_run(run).config
-    alone = our_logits(config, chosen(run), a_batch(config))
+    alone = our_logits(config, best_or_newest(run), comparison_batch(config))
     ranks = on_world(4, read_in_layout, str(run))
     for tensor_rank in (0, 1):  # each found by the pipeline ranks that have a head
         found = [logits for pipe in (0, 1) for logits in ranks[2 * pipe + tensor_rank]]

@@ -9,8 +9,8 @@ from hub_models import SPECIALS, saved, tokenizer
 from safetensors.torch import load_file, save_file
 
 from roots_dist.errors import UserError
+from roots_dist.storage.exchange.hf_config import labels_of
 from roots_dist.storage.exchange.importing import import_model
-from roots_dist.storage.exchange.settings import labels_of
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def refused(folder, run, generator=None) -> str:
     with pytest.raises(UserError) as error:
         import_model(folder, run, generator)
     assert not run.exists() and [p.name for p in run.parent.iterdir()] == [folder.name]
-    text = error.value.complaint()
+    text = error.value.cli_message()
     assert text.startswith("✗ ") and text.count("\n") == 0 and "Fix: " in text
     return text
 
@@ -41,8 +41,8 @@ KEYS = [
     ("gpt2", "add_cross_attention", True, "add_cross_attention = True: expected false"),
     ("gpt2", "activation_function", "silu", "activation_function = 'silu': expected gelu_new or gelu_pytorch_tanh"),
     ("gpt2", "pruned_heads", {"1": [0]}, "pruned_heads = {'1': [0]}: expected {}"),
-    ("gpt2", "embd_pdrop", 0.3, "embd_pdrop = 0.3: expected as resid_pdrop = 0.1 has it"),
-    ("gpt2", "warp_drive", 7, "warp_drive = 7: expected a key that is known of model type gpt2"),
+    ("gpt2", "embd_pdrop", 0.3, "embd_pdrop = 0.3: expected the same as resid_pdrop = 0.1"),
+    ("gpt2", "warp_drive", 7, "warp_drive = 7: expected a known key of model type gpt2"),
     ("gpt2", "n_layer", "three", "n_layer = 'three': expected a valid integer"),
     ("gpt2", "architectures", ["GPT2DoubleHeadsModel"], "= 'GPT2DoubleHeadsModel': expected one of GPT2LMHeadModel"),
     ("gpt2", "model_type", "mamba", "architectures = 'GPT2LMHeadModel': expected one of"),
@@ -50,7 +50,7 @@ KEYS = [
     ("gpt2", "architectures", {"a": 1}, "architectures = {'a': 1}: expected one of GPT2LMHeadModel"),
     ("gpt2", "model_type", ["gpt2"], "architectures = 'GPT2LMHeadModel': expected one of"),
     ("gpt2", "n_layer", 10**9, "= '1,000,000,000 layers': expected at most"),  # building them by name took forever
-    ("gpt2", "n_layer", 2, "tensor transformer.h.2.attn.c_attn.bias is not in such a model"),
+    ("gpt2", "n_layer", 2, "tensor transformer.h.2.attn.c_attn.bias is not part of the model"),
     ("gpt2", "n_layer", 4, "tensor transformer.h.3.ln_1.weight is missing"),
     ("gpt2", "n_inner", 60, "mlp.c_fc.weight has shape (24, 56): expected (24, 60)"),
     ("gpt2", "quantization_config", {"bits": 4}, "quantization_config = {'bits': 4}: expected null"),
@@ -58,7 +58,7 @@ KEYS = [
 "'factor': 8.0}: expected rope_type default, angles that"
 )),
     ("llama", "rope_scaling", {"type": "linear", "factor": 2.0}, "'factor': 2.0}: expected rope_type default"),
-    ("llama", "attention_bias", True, "mlp_bias = False: expected as attention_bias = True has it"),
+    ("llama", "attention_bias", True, "mlp_bias = False: expected the same as attention_bias = True"),
     ("llama", "hidden_act", "relu", "hidden_act = 'relu': expected silu"),
     ("llama", "sliding_window", 128, "sliding_window = 128: expected null"),
     ("gpt_neox tied", "use_parallel_residual", True, "use_parallel_residual = True: expected false"),
@@ -95,7 +95,7 @@ TENSORS = {
     "missing": (lambda t: t.pop(LAST), f"tensor {LAST} is missing"),
     "extra": (
         lambda t: t.update({"transformer.adapter": torch.ones(3)}),
-        "tensor transformer.adapter is not in such a model",
+        "tensor transformer.adapter is not part of the model",
     ),
     "shape": (lambda t: t.update({LAST: torch.zeros(7)}), f"tensor {LAST} has shape (7,): expected (24,)"),
     "dtype": (

@@ -6,12 +6,12 @@ from hub_models import MODELS, generator_of, saved, tensors_in
 
 from roots_dist.assembly.passes import build_passes
 from roots_dist.config.run_config import config_of_run
-from roots_dist.storage.checkpoint.keep import chosen
+from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_weights
-from roots_dist.storage.exchange.compare import a_batch, our_logits, their_logits
+from roots_dist.storage.exchange.compare import comparison_batch, our_logits, their_logits
 from roots_dist.storage.exchange.exporting import export_model
+from roots_dist.storage.exchange.hf_config import effective_values
 from roots_dist.storage.exchange.importing import import_model
-from roots_dist.storage.exchange.settings import effective
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.mesh import Mesh
 
@@ -36,11 +36,11 @@ def test_next_sentences_are_judged_as_theirs_does(tmp_path):
     theirs, run = imported("bert", tmp_path)
     config = config_of_run(run).config
     passes = build_passes(config, Mesh.single())
-    load_weights(chosen(run), passes.model.params)
+    load_weights(best_or_newest(run), passes.model.params)
     draw = torch.Generator().manual_seed(1)
     tokens, targets = torch.randint(2, 97, (2, 5, 16), generator=draw)
     labels, segments = torch.tensor([0, 1, 1, 0, 1]), (torch.arange(16) > 6).long().expand(5, -1)
-    batch = MicroBatch(tokens=tokens, targets=targets, segments=segments, labels=labels, samples=torch.arange(5))
+    batch = MicroBatch(tokens=tokens, targets=targets, segment_ids=segments, labels=labels, sample_ids=torch.arange(5))
     terms = passes.forward([batch])
     model = transformers.BertForPreTraining.from_pretrained(theirs)
     with torch.no_grad():
@@ -53,9 +53,9 @@ def test_next_sentences_are_judged_as_theirs_does(tmp_path):
 def test_a_model_is_imported_exported_and_imported_again(name, tmp_path):
     theirs, run = imported(name, tmp_path)
     config = config_of_run(run).config
-    batch = a_batch(config)
+    batch = comparison_batch(config)
     expected = logits_of(theirs, batch)
-    ours = our_logits(config, chosen(run), batch)
+    ours = our_logits(config, best_or_newest(run), batch)
     assert len(ours) == len(expected) and expected[0].std() > 0.05
     for a, b in zip(ours, expected):
         torch.testing.assert_close(a, b, rtol=BOUND, atol=BOUND)
@@ -75,6 +75,6 @@ def test_a_model_is_imported_exported_and_imported_again(name, tmp_path):
     import_model(back, tmp_path / "again", generator_of(back))
     once, twice = tensors_in(run), tensors_in(tmp_path / "again")
     assert once.keys() == twice.keys() and all(torch.equal(once[n], twice[n]) for n in once)
-    said, said_again = (effective(config_of_run(r).config) for r in (run, tmp_path / "again"))
+    said, said_again = (effective_values(config_of_run(r).config) for r in (run, tmp_path / "again"))
     paths = ("track.folder", "data.tokenizer")
     assert {k: v for k, v in said.items() if k not in paths} == {k: v for k, v in said_again.items() if k not in paths}

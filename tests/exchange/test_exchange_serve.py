@@ -55,7 +55,7 @@ def test_transformers_serve_answers_the_client_of_openai_with_the_words_of_the_r
     export_model(run, tmp_path / "export")
     messages = [{"role": "user", "content": "The Union"}]
     chat = open_chat(None, str(tmp_path / "tokenizer.json"), mine.end_token)
-    prompts = [mine.encode("The state of"), mine.encode_marked(chat.prompt(messages))]
+    prompts = [mine.encode("The state of"), mine.encode_with_specials(chat.prompt(messages))]
     _, passes = loaded(run, Mesh.single())
     answers = [
         decode(passes, [p], Request(max_tokens=NEW, sampling=Sampling(temperature=0)))[0][0].tokens for p in prompts

@@ -11,8 +11,8 @@ from hub_models import MODELS, SPECIALS, generator_of, saved, tokenizer
 from safetensors.torch import load_file
 
 from roots_dist.config.run_config import config_of_run
-from roots_dist.storage.checkpoint.keep import chosen
-from roots_dist.storage.exchange.compare import a_batch, our_logits
+from roots_dist.storage.checkpoint.keep import best_or_newest
+from roots_dist.storage.exchange.compare import comparison_batch, our_logits
 from roots_dist.storage.exchange.exporting import export_model
 from roots_dist.storage.exchange.importing import import_model
 
@@ -52,8 +52,8 @@ def test_transformers_4_reads_every_export_with_the_same_logits(tmp_path):
         import_model(theirs, run, generator_of(theirs))
         export_model(run, back)
         config = config_of_run(run).config
-        batch = a_batch(config)
-        ours = our_logits(config, chosen(run), batch)
+        batch = comparison_batch(config)
+        ours = our_logits(config, best_or_newest(run), batch)
         inputs = {"input_ids": batch.tokens.tolist()}
         inputs |= {"decoder_input_ids": batch.decoder_tokens.tolist()} if family == "t5" else {}
         folders = [back / "generator", back] if name == "electra" else [back]

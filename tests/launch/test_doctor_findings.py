@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from roots_dist.cluster_profile import Finding, Profile, RankFacts, Speed, Wrote, named, read, write
+from roots_dist.cluster_profile import Finding, FolderAccess, Profile, RankFacts, Speed, format_ranks, read, write
 from roots_dist.errors import DataError
 from roots_dist.layout import Layout
 from roots_dist.runs.doctor import clocks, links, speed
@@ -41,9 +41,9 @@ def answers(found) -> list[str]:
 
 def test_ranks_are_named_with_their_hosts():
     hosts = dict(enumerate(HOSTS))
-    assert named([3], hosts) == "rank 3 (host b)"
-    assert named([2, 0, 1], hosts) == "ranks 0-1 (host a); 2 (host b)"
-    assert named([0, 1, 2, 5], {}) == "ranks 0-2, 5"
+    assert format_ranks([3], hosts) == "rank 3 (host b)"
+    assert format_ranks([2, 0, 1], hosts) == "ranks 0-1 (host a); 2 (host b)"
+    assert format_ranks([0, 1, 2, 5], {}) == "ranks 0-2, 5"
 
 
 def test_equal_ranks_have_no_findings():
@@ -162,8 +162,11 @@ def test_a_rank_below_seven_tenths_of_the_median_is_slow():
 
 def test_what_the_shared_folder_lacks_is_named():
     hosts = dict(enumerate(HOSTS))
-    good = [Wrote(rank=i, trouble=None, bytes_per_s=1e8, free=10 * 2**30) for i in range(4)]
-    bad = [*good[:2], *(Wrote(rank=i, trouble="read-only file system", bytes_per_s=None, free=None) for i in (2, 3))]
+    good = [FolderAccess(rank=i, trouble=None, bytes_per_s=1e8, free=10 * 2**30) for i in range(4)]
+    bad = [
+        *good[:2],
+        *(FolderAccess(rank=i, trouble="read-only file system", bytes_per_s=None, free=None) for i in (2, 3)),
+    ]
     path = Path("/shared")
     assert answers(folder.findings(path, good, {0: [], 2: []}, hosts, checkpoint=2**30)) == []
     (unwritable,) = answers(folder.findings(path, bad, {0: [], 2: []}, hosts, None))
@@ -218,8 +221,8 @@ def profile(*findings: Finding) -> Profile:
         clock_offsets_s={"a": 0.0},
         folder="/shared",
         wrote=(
-            Wrote(rank=0, trouble=None, bytes_per_s=1e8, free=5),
-            Wrote(rank=1, trouble="full", bytes_per_s=None, free=None),
+            FolderAccess(rank=0, trouble=None, bytes_per_s=1e8, free=5),
+            FolderAccess(rank=1, trouble="full", bytes_per_s=None, free=None),
         ),
         speeds=speeds,
         links=tuple(links.merge(samples)),
@@ -232,7 +235,7 @@ def test_a_profile_reads_back_as_it_was_and_nothing_else_does(tmp_path: Path):
     write(made, tmp_path / "new" / "cluster.json")
     assert read(tmp_path / "new" / "cluster.json") == made
     (tmp_path / "other.json").write_text('{"format": 1}')
-    with pytest.raises(DataError, match="expected what roots doctor --json wrote .* Fix: make it anew"):
+    with pytest.raises(DataError, match="expected what roots doctor --json wrote .* Fix: write it again"):
         read(tmp_path / "other.json")
     write(replace(made, format=2), tmp_path / "later.json")
     with pytest.raises(DataError, match="expected format 1, found 2"):

@@ -109,7 +109,7 @@ def arrived(place: Path, on: str, job: Job, plan: Plan) -> tuple[list[str], dict
 
 
 def refused_in_one_line(error: UserError) -> None:
-    said = error.complaint()
+    said = error.cli_message()
     assert "\n" not in said and "Fix: " in said and "expected" in said
 
 

@@ -48,8 +48,8 @@ def row_output_is_summed_twice():
 def row_bias_is_added_on_every_rank():
     forward = linear.RowParallelLinear.forward
 
-    def with_more_bias(self, *inputs, before=None):
-        y = forward(self, *inputs, before=before)
+    def with_more_bias(self, *inputs, activation=None):
+        y = forward(self, *inputs, activation=activation)
         return y if self.bias is None else y + (self.tp.size - 1) * self.bias
 
     linear.RowParallelLinear.forward = with_more_bias
@@ -80,18 +80,18 @@ def tied_gradients_are_not_summed():
 
 
 def norm_counts_replicas_on_every_rank():
-    sharding.Param.counts_here = property(lambda p: not p.is_copy)
+    sharding.Param.is_counted = property(lambda p: not p.is_copy)
 
 
 def norm_counts_the_tied_copy():
-    whole = sharding.Param.counts_here.fget
+    whole = sharding.Param.is_counted.fget
 
     def counted(groups, over, device):
-        sharding.Param.counts_here = property(lambda p: p.is_copy or whole(p))
+        sharding.Param.is_counted = property(lambda p: p.is_copy or whole(p))
         try:
             return norm(groups, over, device)
         finally:
-            sharding.Param.counts_here = property(whole)
+            sharding.Param.is_counted = property(whole)
 
     norm, reference.group_norms = reference.group_norms, counted
 
@@ -113,14 +113,14 @@ def loss_is_a_mean_of_means():
     forward = gpt.Head.forward
 
     def mean_of_microbatch(self, payload, batch):
-        (term,) = forward(self, payload, batch).found
+        (term,) = forward(self, payload, batch).results
         return PieceOutput((replace(term, sum=term.sum / term.count * batch.targets.numel()),))
 
     gpt.Head.forward = mean_of_microbatch
 
 
 def padded_words_have_probability():
-    cross_entropy.num_real_words = lambda vocab, first, rows: rows
+    cross_entropy.num_real_rows = lambda vocab, first, rows: rows
 
 
 def softmax_sees_its_own_words_only():
@@ -141,8 +141,8 @@ def dropout_is_keyed_on_the_place_in_the_microbatch():
     rows = norms.mask_rows
 
     def local(seed, site, batch, where, device):
-        places = torch.arange(len(batch.samples))
-        return rows(seed, site, replace(batch, samples=places), where, device)
+        places = torch.arange(len(batch.sample_ids))
+        return rows(seed, site, replace(batch, sample_ids=places), where, device)
 
     norms.mask_rows = local
 
@@ -214,7 +214,7 @@ def recomputation_sees_another_step():
     rows, seen = norms.mask_rows, set()
 
     def again(seed, site, batch, where, device):
-        key = (site, batch.step, tuple(batch.samples.tolist()))
+        key = (site, batch.step, tuple(batch.sample_ids.tolist()))
         step_ = batch.step + (key in seen) * 1000
         seen.add(key)
         return rows(seed, site, replace(batch, step=step_), where, device)

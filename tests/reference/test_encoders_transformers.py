@@ -93,7 +93,7 @@ def a_batch() -> MicroBatch:
     documents[1, -4:], targets[1, -4:] = PADDING, IGNORE
     segments = (torch.arange(SEQ) > 6).long().expand(3, -1)
     return MicroBatch(
-        tokens=tokens, targets=targets, samples=torch.arange(3), documents=documents, segments=segments, labels=torch.tensor([0, 1, 1])
+        tokens=tokens, targets=targets, sample_ids=torch.arange(3), document_ids=documents, segment_ids=segments, labels=torch.tensor([0, 1, 1])
     )  # fmt: skip
 
 
@@ -121,13 +121,13 @@ def test_bert_is_that_of_transformers(objective, tied):
         for p in params:
             weights[names(p.name)].copy_(cut(p.tensor, weights[names(p.name)]))
     batch = a_batch()
-    found = stage({}, batch).found
+    found = stage({}, batch).results
     sum(t.sum / t.count for t in found).backward()
     extra = {"next_sentence_label": batch.labels} if objective == "mlm-nsp" else {}
     loss = theirs(
         batch.tokens,
-        attention_mask=(batch.documents >= 0).long(),
-        token_type_ids=batch.segments,
+        attention_mask=(batch.document_ids >= 0).long(),
+        token_type_ids=batch.segment_ids,
         labels=batch.targets,
         **extra,
     ).loss
@@ -171,18 +171,18 @@ def test_electra_is_that_of_transformers(width):
             weights[names(p.name)].copy_(cut(p.tensor, weights[names(p.name)]))
     batch = dataclasses.replace(a_batch(), labels=None, originals=None)
     batch = dataclasses.replace(batch, originals=torch.where(batch.targets == IGNORE, batch.tokens, batch.targets))
-    originals = batch.originals.masked_fill(batch.documents < 0, IGNORE)
+    originals = batch.originals.masked_fill(batch.document_ids < 0, IGNORE)
     batch = dataclasses.replace(batch, originals=originals)
     drawn = []
     stage.pieces[stage.names.index("discriminator.embed")].register_forward_pre_hook(
         lambda _, args: drawn.append(args[0]["tokens"])
     )
-    mlm, rtd = stage({}, batch).found
+    mlm, rtd = stage({}, batch).results
     (mlm.sum / mlm.count + 50 * rtd.sum / rtd.count).backward()
 
-    mask, (text,) = (batch.documents >= 0).long(), drawn
+    mask, (text,) = (batch.document_ids >= 0).long(), drawn
     assert torch.equal(text[batch.targets == IGNORE], batch.tokens[batch.targets == IGNORE])
-    shared = dict(attention_mask=mask, token_type_ids=batch.segments)
+    shared = dict(attention_mask=mask, token_type_ids=batch.segment_ids)
     first = generator(batch.tokens, labels=batch.targets, **shared).loss
     logits = discriminator(text, **shared).logits
     second = F.binary_cross_entropy_with_logits(logits[mask > 0], (text != originals)[mask > 0].double())

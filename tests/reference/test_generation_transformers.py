@@ -43,7 +43,7 @@ def stirred(passes: Passes) -> Passes:
         for p in passes.model.params:
             draw = torch.Generator().manual_seed(zlib.crc32((p.spec.copy_of or p.name).encode()))
             whole = torch.randn(p.spec.shape, dtype=torch.float64, generator=draw)
-            p.tensor.add_(whole[p.mine], alpha=0.1)
+            p.tensor.add_(whole[p.slices], alpha=0.1)
     return passes
 
 

@@ -36,9 +36,9 @@ def a_batch(task: str) -> MicroBatch:
     segments = (torch.arange(SEQ) > 3).long().expand(3, -1)
     return MicroBatch(
         tokens=tokens.masked_fill(documents < 0, 0),
-        samples=torch.arange(3),
-        documents=documents,
-        segments=segments,
+        sample_ids=torch.arange(3),
+        document_ids=documents,
+        segment_ids=segments,
         labels=labels,
     )
 
@@ -48,9 +48,9 @@ def with_classes(c, task: str):
 
 
 def check(stage, batch: MicroBatch, theirs, **more):
-    (term,) = stage({}, batch).found
+    (term,) = stage({}, batch).results
     (term.sum / term.count).backward()
-    loss = theirs(batch.tokens, attention_mask=(batch.documents >= 0).long(), labels=batch.labels, **more).loss
+    loss = theirs(batch.tokens, attention_mask=(batch.document_ids >= 0).long(), labels=batch.labels, **more).loss
     loss.backward()
     torch.testing.assert_close(term.sum / term.count, loss, rtol=BOUND, atol=BOUND)
 
@@ -83,7 +83,7 @@ def test_an_encoder_with_a_head_is_that_of_transformers(family, width, task):
         for p in params:
             weights[names(p.name)].copy_(cut(p.tensor, weights[names(p.name)]))
     batch = a_batch(task)
-    check(stage, batch, theirs, token_type_ids=batch.segments)
+    check(stage, batch, theirs, token_type_ids=batch.segment_ids)
     compare(params, weights, names)
 
 

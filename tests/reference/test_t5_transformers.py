@@ -127,7 +127,7 @@ def padded_batch() -> MicroBatch:
     targets[1, -4:] = IGNORE
     decoder = torch.cat([torch.zeros(2, 1, dtype=torch.int64), targets.clamp(min=0)[:, :-1]], 1)
     return MicroBatch(
-        tokens=tokens, targets=targets, samples=torch.arange(2), documents=documents, decoder_tokens=decoder
+        tokens=tokens, targets=targets, sample_ids=torch.arange(2), document_ids=documents, decoder_tokens=decoder
     )
 
 
@@ -135,7 +135,7 @@ def run(built, batch: MicroBatch):
     payload = {}
     for piece in built.values():
         payload = piece(payload, batch)
-    (found,) = payload.found
+    (found,) = payload.results
     return found
 
 
@@ -149,7 +149,7 @@ def test_loss_and_gradients_equal_transformers(version, exact_norms, bound):
 
     term = run(built, batch)
     (term.sum / term.count).backward()
-    loss = theirs(input_ids=batch.tokens, attention_mask=(batch.documents >= 0).long(), labels=batch.targets).loss
+    loss = theirs(input_ids=batch.tokens, attention_mask=(batch.document_ids >= 0).long(), labels=batch.targets).loss
     loss.backward()
     torch.testing.assert_close(term.sum / term.count, loss, rtol=bound, atol=bound)
     for p in params:
@@ -165,7 +165,7 @@ def test_decoding_word_by_word_with_a_cache_reads_the_same_logits(version):
     copied(params, theirs, ours.model.gated())
     batch, cache = padded_batch(), KVCache()
     expected = theirs(
-        input_ids=batch.tokens, attention_mask=(batch.documents >= 0).long(), decoder_input_ids=batch.decoder_tokens
+        input_ids=batch.tokens, attention_mask=(batch.document_ids >= 0).long(), decoder_input_ids=batch.decoder_tokens
     ).logits
     encoder = [name for name in built if name == "embed" or name.startswith("encoder.")]
     payload = {}
@@ -178,17 +178,17 @@ def test_decoding_word_by_word_with_a_cache_reads_the_same_logits(version):
             one = batch.decoder_tokens[:, step : step + 1]
             reading = MicroBatch(
                 tokens=batch.tokens,
-                samples=batch.samples,
-                documents=batch.documents,
+                sample_ids=batch.sample_ids,
+                document_ids=batch.document_ids,
                 decoder_tokens=one,
-                read=0,
+                logits_at=0,
                 cache=cache,
             )
             made = {} if step else payload  # the encoder is read once
             for name, piece in built.items():
                 made = made if name in encoder else piece(made, reading)
             cache.length += 1
-            torch.testing.assert_close(made.found[0].double(), expected[:, step], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(made.results[0].double(), expected[:, step], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])

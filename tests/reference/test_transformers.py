@@ -151,11 +151,11 @@ def test_loss_and_gradients_equal_transformers(family):
 
     tokens, targets = torch.randint(0, VOCAB, (2, 2, SEQ))
     targets[0, :3] = -100
-    batch = MicroBatch(tokens=tokens, targets=targets, samples=torch.arange(2))
+    batch = MicroBatch(tokens=tokens, targets=targets, sample_ids=torch.arange(2))
     payload = {}
     for _, piece in pieces:
         payload = piece(payload, batch)
-    (term,) = payload.found
+    (term,) = payload.results
     (term.sum / term.count).backward()
 
     loss = torch.nn.functional.cross_entropy(theirs(tokens).logits.flatten(0, 1), targets.flatten())

@@ -31,7 +31,7 @@ from roots_dist.runs.evaluate.sources import names
 from roots_dist.runs.ranks.run_on_ranks import ready
 from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
 from roots_dist.runs.train.loop import train
-from roots_dist.storage.checkpoint.keep import chosen
+from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_weights
 from roots_dist.testing.world import on_world
 from roots_dist.world.mesh import Mesh
@@ -71,7 +71,7 @@ def of_sources(rank: int, size: int, folder: str, overrides: list[str]) -> dict[
 
 def of_labels(rank: int, size: int, folder: str, overrides: list[str]) -> tuple[list[list[int]], dict[str, float]]:
     score = found(rank, size, folder, overrides)
-    return score.table.tolist(), score.metrics()
+    return score.confusion.tolist(), score.metrics()
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def test_what_was_taken_for_what_is_the_same_in_every_layout_and_logged_in_train
 def answers(rank: int, size: int, folder: str, overrides: list[str]) -> list:
     loaded = EVALUATE.fit(EVALUATE.read(folder, overrides), size)
     passes = build_passes(loaded.config, Mesh.connect(ready(loaded, size, None, EVALUATE.not_required), rank))
-    load_weights(chosen(Path(folder)), passes.model.params, passes.mesh)
+    load_weights(best_or_newest(Path(folder)), passes.model.params, passes.mesh)
     objective = make_objective(loaded.config)
     held_out = Batches.open(
         loaded.config, objective, loaded.config.data.validation, passes.mesh.dp.rank, passes.mesh.dp.size
@@ -282,7 +282,7 @@ def test_what_a_run_cannot_be_asked_for_is_refused_in_a_line(run):
     def refusal(overrides: Sequence[str] = (), **options) -> str:
         with pytest.raises(ConfigError) as refused:
             evaluation(EvaluateOptions(**options)).read(str(run), overrides)
-        return refused.value.complaint()
+        return refused.value.cli_message()
 
     assert refusal(["objective.name=classify"], ngram=3).startswith(
         "✗ --ngram = 'a run of classify': expected a causal run"

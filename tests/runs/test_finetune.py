@@ -20,7 +20,7 @@ from roots_dist.learning.data.rows import rows
 from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
 from roots_dist.runs.train.loop import train
 from roots_dist.storage.checkpoint.format import Manifest
-from roots_dist.storage.checkpoint.keep import chosen, complete
+from roots_dist.storage.checkpoint.keep import best_or_newest, complete
 from roots_dist.testing.world import on_world
 from roots_dist.world.mesh import Mesh
 
@@ -153,8 +153,8 @@ def test_the_run_says_what_it_is_and_is_used_by_its_best_checkpoint(place, alone
     scores = curve(folder, ACCURACY)
     del scores[0]
     assert best == {"step": max(scores, key=scores.get), ACCURACY: max(scores.values())}
-    assert Manifest.read(chosen(folder)).step == best["step"]
-    assert str(chosen(folder)) in ran("evaluate", str(folder), "train.eval_sequences=8")
+    assert Manifest.read(best_or_newest(folder)).step == best["step"]
+    assert str(best_or_newest(folder)) in ran("evaluate", str(folder), "train.eval_sequences=8")
 
 
 def test_a_run_stops_when_it_does_not_get_better_and_stays_stopped(place):
@@ -239,7 +239,7 @@ REFUSED = {
     "patience without an evaluation": (["finetune.patience=2", "train.eval_every=0"], "finetune.patience = 2"),
     "a column that is not there": (
         ["finetune.label_column=lang"],
-        "languages.train.jsonl:1: lang = None: expected such a column; there are text, label",
+        "languages.train.jsonl:1: lang = None: expected a column of this name; the file has text, label",
     ),
     "labels that are not those of the rows": (["finetune.labels=[a, b]"], "one of the 2 labels a, b"),
     "a task of another family": (["objective.name=instruct"], "objective.name = 'instruct'"),

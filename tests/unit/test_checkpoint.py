@@ -31,13 +31,13 @@ EMBED = "embed.tokens.weight"
 def specs(tp: int, layers: int = LAYERS) -> dict[str, ShardSpec]:
     """Every kind of parameter: cut by rows, by columns, into fewer parts than ranks, not at all, tied."""
     layer = {
-        "query.weight": ShardSpec(shape=(16, 8), cut=0),
-        "key.weight": ShardSpec(shape=(8, 8), cut=0, parts=min(tp, 2)),
-        "down.weight": ShardSpec(shape=(8, 24), cut=1),
+        "query.weight": ShardSpec(shape=(16, 8), shard_dim=0),
+        "key.weight": ShardSpec(shape=(8, 8), shard_dim=0, shards=min(tp, 2)),
+        "down.weight": ShardSpec(shape=(8, 24), shard_dim=1),
         "norm.weight": ShardSpec(shape=(8,)),
-        "query.bias": ShardSpec(shape=(16,), cut=0),
+        "query.bias": ShardSpec(shape=(16,), shard_dim=0),
     }
-    return {EMBED: ShardSpec(shape=(64, 8), cut=0)} | {
+    return {EMBED: ShardSpec(shape=(64, 8), shard_dim=0)} | {
         f"blocks.{i}.{name}": spec for i in range(layers) for name, spec in layer.items()
     }
 
@@ -55,7 +55,7 @@ def stage(mesh: Mesh, layers: int = LAYERS, dtype: torch.dtype = torch.float32) 
     found = []
     for name, spec in specs(mesh.tp.size, layers).items():
         if name == EMBED and last and not first:
-            spec = ShardSpec(shape=spec.shape, cut=0, copy_of=EMBED)
+            spec = ShardSpec(shape=spec.shape, shard_dim=0, copy_of=EMBED)
         if name.startswith(tuple(mine)) or (name == EMBED and (first or last)):
             found.append(Param(name, nn.Parameter(torch.zeros(spec.local_shape(mesh.tp), dtype=dtype)), spec, mesh.tp))
     return found
@@ -68,7 +68,7 @@ class FakeEngine:
         self.optimizer_steps, self.trainable = {0: 0 if seed is None else 7}, {p.name: Trainable() for p in params}
         self.states = {}
         for p in params if seed is not None else ():
-            self.states[p.name] = {k: whole(p.name, k, p.spec.shape, dtype, seed)[p.mine].clone() for k in STATE}
+            self.states[p.name] = {k: whole(p.name, k, p.spec.shape, dtype, seed)[p.slices].clone() for k in STATE}
 
     def read_state(self, name):
         return dict(self.states[name])
@@ -99,8 +99,8 @@ def load_on(rank: int, size: int, folder: str, layout: Layout) -> dict:
     load_weights(Path(folder), params, mesh)
     for p in params:
         for kind in STATE:
-            assert torch.equal(engine.states[p.name][kind], whole(p.name, kind, p.spec.shape)[p.mine]), (p.name, kind)
-        assert torch.equal(p.tensor.detach(), whole(p.name, "weight", p.spec.shape)[p.mine])
+            assert torch.equal(engine.states[p.name][kind], whole(p.name, kind, p.spec.shape)[p.slices]), (p.name, kind)
+        assert torch.equal(p.tensor.detach(), whole(p.name, "weight", p.spec.shape)[p.slices])
     return {"values": sum(p.tensor.numel() for p in params)}
 
 

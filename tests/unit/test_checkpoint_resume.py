@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from roots_dist.assembly.run import build_run
-from roots_dist.config.lr_schedules import rate
+from roots_dist.config.lr_schedules import lr_schedule
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import random_batches
@@ -36,7 +36,7 @@ def losses(rank: int, size: int, config: Config, first: int, folder: str, do_sav
     p = config.parallel
     mesh = Mesh.connect(Layout(dp=size // (p.tp * p.pp), pp=p.pp, tp=p.tp), rank)
     run = build_run(config, mesh)
-    at = rate(config.optim, config.train.steps)
+    at = lr_schedule(config.optim, config.train.steps)
     if first:
         found = sorted(Path(folder, "checkpoints").iterdir())
         assert load(found[-1], run.engine, run.params, mesh)["step"] == first

@@ -43,7 +43,7 @@ def rows(batches):
     """Sample number -> (tokens, targets)."""
     found = {}
     for batch in batches:
-        for number, tokens, targets in zip(batch.samples.tolist(), batch.tokens.tolist(), batch.targets.tolist()):
+        for number, tokens, targets in zip(batch.sample_ids.tolist(), batch.tokens.tolist(), batch.targets.tolist()):
             assert number not in found
             found[number] = (tokens, targets)
     return found
@@ -177,5 +177,5 @@ def test_borders_begin_anew_with_each_document(tmp_path):
     objective = CausalTokens(changed)
     found = objective.sample(objective.open(source.path), 1, np.random.default_rng(0))
     assert found["tokens"].tolist() == list(range(8, 16)) and found["targets"].tolist() == list(range(9, 17))
-    assert found["documents"].tolist() == [1] * 6 + [2] * 2  # documents of 7 tokens: 7-13, 14-20
+    assert found["document_ids"].tolist() == [1] * 6 + [2] * 2  # documents of 7 tokens: 7-13, 14-20
     assert found["position_ids"].tolist() == [0, 1, 2, 3, 4, 5, 0, 1]

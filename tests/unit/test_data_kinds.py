@@ -30,7 +30,7 @@ def test_wordpiece_is_what_bert_reads(tmp_path):
     found = read_specials(tmp_path / "tokenizer.json", ours.vocab)
     assert (found.pad, found.unk, found.cls, found.sep, found.mask) == (0, 1, 2, 3, 4)
     tokens = {i: t for t, i in ours.backend.get_vocab().items()}
-    assert [i for i in range(ours.vocab) if found.continues[i]] == [
+    assert [i for i in range(ours.vocab) if found.is_continuation[i]] == [
         i for i in sorted(tokens) if tokens[i].startswith("##")
     ]
     assert ours.end_token == "[SEP]"
@@ -43,7 +43,7 @@ def test_unigram_has_sentinels_where_t5_has_them(tmp_path):
     assert found.pad == 0 and found.end == 1 and found.unk == 2
     assert found.sentinels == tuple(ours.vocab - 1 - i for i in range(100))  # <extra_id_0> is the last id
     assert ours.decode(ours.encode("The people of State 7 met.")) == "The people of State 7 met."
-    assert not found.continues[ours.encode("people")[0]]
+    assert not found.is_continuation[ours.encode("people")[0]]
 
 
 def test_words_are_those_of_the_text_that_occur_often_enough():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from roots_dist.config.batch_ramp import batch_size_at, batch_sizes, samples_before, step_after
 from roots_dist.config.schema import Train
-from roots_dist.learning.data.order import fraction, permuted, sample_of, sources
+from roots_dist.learning.data.order import choose_sources, fraction, permuted, sample_of
 
 
 @settings(max_examples=200, deadline=None)
@@ -63,7 +63,7 @@ def test_order_may_be_taken_up_anywhere(cut):
 def test_the_order_of_published_runs_never_changes():
     """Pinned: another order would silently change every run that is resumed."""
     assert sample_of(np.arange(8), 1000, seed=1234).tolist() == [598, 245, 694, 355, 676, 820, 513, 51]
-    assert sources(0, 12, [3, 1, 2])[0].tolist() == [0, 2, 0, 1, 2, 0, 0, 2, 0, 1, 2, 0]
+    assert choose_sources(0, 12, [3, 1, 2])[0].tolist() == [0, 2, 0, 1, 2, 0, 0, 2, 0, 1, 2, 0]
     assert [float(f).hex() for f in fraction(1234, np.arange(2))] == ["0x1.c7de1a71b2aecp-2", "0x1.300ad9e6bb357p-1"]
 
 
@@ -83,7 +83,7 @@ def webster(count, weights):
 )
 def test_blends_are_websters_method(weights, start, count):
     weights = [*weights, 1024 - sum(weights)]  # then shares have no rounding, and ties fall the same way
-    which, nth = sources(start, count, weights)
+    which, nth = choose_sources(start, count, weights)
     assert list(zip(which, nth)) == webster(start + count, weights)[start:]
 
 
@@ -92,15 +92,15 @@ def test_blends_are_websters_method(weights, start, count):
     weights=st.lists(st.floats(0.001, 100), min_size=1, max_size=8), start=st.integers(0, 500), count=st.integers(0, 60)
 )
 def test_a_window_of_a_blend_is_a_piece_of_the_whole(weights, start, count):
-    which, nth = sources(start, count, weights)
-    whole = sources(0, start + count, weights)
+    which, nth = choose_sources(start, count, weights)
+    whole = choose_sources(0, start + count, weights)
     assert (whole[0][start:] == which).all() and (whole[1][start:] == nth).all()
 
 
 @settings(max_examples=100, deadline=None)
 @given(weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=8), count=st.integers(1, 400))
 def test_blends_keep_to_their_shares_at_every_prefix_and_skip_nothing(weights, count):
-    which, nth = sources(0, count, weights)
+    which, nth = choose_sources(0, count, weights)
     share = np.array(weights) / sum(weights)
     for k in range(len(weights)):
         assert nth[which == k].tolist() == list(range((which == k).sum()))
@@ -109,7 +109,7 @@ def test_blends_keep_to_their_shares_at_every_prefix_and_skip_nothing(weights, c
 
 
 def test_a_blend_far_into_a_run_costs_no_more():
-    which, nth = sources(10**12, 1000, [0.7, 0.2, 0.1])
+    which, nth = choose_sources(10**12, 1000, [0.7, 0.2, 0.1])
     assert np.bincount(which).tolist() == [700, 200, 100] and abs(nth[which == 1][0] - 2 * 10**11) <= 2
 
 

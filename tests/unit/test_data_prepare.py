@@ -14,7 +14,7 @@ import pytest
 
 from roots_dist.errors import DataError
 from roots_dist.learning.data import encode
-from roots_dist.learning.data.encode import encoded
+from roots_dist.learning.data.encode import encode_texts
 from roots_dist.learning.data.manifest import read_manifest
 from roots_dist.learning.data.order import fraction
 from roots_dist.learning.data.prepare import prepare
@@ -131,7 +131,7 @@ def test_defects_stop_or_are_counted(tmp_path):
     path.write_bytes(b'{"text": "good one"}\n{"text": ""}\nbroken\n{"text": "good two"}\n{"text": "\xff"}\nbroken\n')
     with pytest.raises(DataError) as error:
         prepare([path], tmp_path / "out", vocab=300)
-    assert str(error.value) == f"{path}:2: empty document. Fix: mend it, or pass it over with --on-error skip."
+    assert str(error.value) == f"{path}:2: empty document. Fix: correct it, or skip it with --on-error skip."
     assert list((tmp_path / "out").iterdir()) == []
     manifest = prepare([path], tmp_path / "out", vocab=300, validation=0, on_error="skip")
     assert manifest.defects == {"empty document": 1, "corrupt JSON": 2, "bad UTF-8": 1}
@@ -151,7 +151,7 @@ WRONG = {
     "tokenizer = 'none.json': expected a tokenizer.json that can be read": {"tokenizer": "none.json"},
     "a.jsonl:1: missing key ('body'; there are ['text'])": {"text_key": "body"},
     "input = 'none.jsonl': expected a file, a folder or a glob": {"inputs": ["none.jsonl"]},
-    "output = 'a.jsonl/out': expected a folder that can be made": {"output": "a.jsonl/out"},
+    "output = 'a.jsonl/out': expected a folder that can be created": {"output": "a.jsonl/out"},
 }
 
 
@@ -188,7 +188,7 @@ def test_two_at_once_in_a_folder_are_kept_apart(tmp_path, lines):
     first = threading.Thread(target=prepare, args=([lines], tmp_path / "out"), kwargs={"vocab": 300, "progress": hold})
     first.start()
     assert entered.wait(20)
-    with pytest.raises(DataError, match="another prepare is"):
+    with pytest.raises(DataError, match="another `roots prepare` is running"):
         prepare([lines], tmp_path / "out", vocab=300)
     leave.set()
     first.join()
@@ -210,8 +210,8 @@ def _die(*_):
 
 def test_a_worker_that_dies_is_reported_and_the_others_end(tmp_path, monkeypatch):
     monkeypatch.setattr(encode, "_encode", _die)
-    with pytest.raises(DataError, match="workers = 2: expected processes that live, but one died"):
-        list(encoded(iter([["a"], ["b"]]), tmp_path / "none", "x", np.dtype("<u2"), workers=2))
+    with pytest.raises(DataError, match="workers = 2: expected workers that keep running, but one died"):
+        list(encode_texts(iter([["a"], ["b"]]), tmp_path / "none", "x", np.dtype("<u2"), workers=2))
     assert not [
         child for child in psutil.Process().children(recursive=True) if "spawn_main" in " ".join(child.cmdline())
     ]

@@ -50,7 +50,7 @@ def test_numbers_are_shown_in_runs_and_without_a_tokenizer_ids(place):
     c = config(place, objective={"reset_at_documents": True}, data={"tokenizer": None})
     shown = dict(line.split("\n    ") for line in sample_lines(c, step=0))
     assert all(word.isdecimal() for word in shown["tokens, 40"].split())
-    assert sum(int(run.strip(")").partition("×")[2]) for run in shown["documents, 40"].split(", ")) == 40
+    assert sum(int(run.strip(")").partition("×")[2]) for run in shown["document_ids, 40"].split(", ")) == 40
 
 
 def test_what_is_missing_is_named(place):

@@ -266,6 +266,6 @@ def test_an_image_says_which_commit_it_was_built_from(monkeypatch):
     image = stages(DOCKERFILES[0])["image"]
     assert ("ENV", 'ROOTS_COMMIT="${COMMIT}"') in image
     monkeypatch.setenv("ROOTS_COMMIT", "")
-    assert environment.commit() is None
+    assert environment.image_commit() is None
     monkeypatch.setenv("ROOTS_COMMIT", "1234abc")
-    assert environment.commit() == "1234abc"
+    assert environment.image_commit() == "1234abc"

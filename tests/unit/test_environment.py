@@ -121,7 +121,7 @@ def test_an_mpi4py_of_another_mpi_than_mpiruns_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=mpi))
     with pytest.raises(EnvironmentProblem) as caught:
         discover(MPICH | {"PMI_SIZE": "4"})
-    assert "mpi4py speaks Open MPI v4.1.4 and knows of 1 of the 4 processes" in str(caught.value)
+    assert "mpi4py uses Open MPI v4.1.4 and knows 1 of the 4 processes" in str(caught.value)
     assert "Fix: set MASTER_ADDR to the first machine" in str(caught.value)
 
 

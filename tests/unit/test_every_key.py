@@ -29,7 +29,7 @@ from roots_dist.checks import readiness, unused
 from roots_dist.checks.checks import check, layout_for
 from roots_dist.checks.facts import Facts
 from roots_dist.config.batch_ramp import batch_size_at
-from roots_dist.config.lr_schedules import rate
+from roots_dist.config.lr_schedules import lr_schedule
 from roots_dist.config.schema import Config
 from roots_dist.environment import World
 from roots_dist.layout import Layout
@@ -190,7 +190,7 @@ def _steps(config: Config) -> object:
     """Samples, losses, norms, weights and moments of two steps."""
     run = build_run(config, Mesh.single(), objective=proof_objective(config))
     found: list[object] = []
-    learning_rate = rate(config.optim, config.train.steps)
+    learning_rate = lr_schedule(config.optim, config.train.steps)
     for step in range(2):
         batches = random_batches(config, step, 0, 1)
         report = train_step(run, batches, learning_rate(step))
@@ -199,7 +199,7 @@ def _steps(config: Config) -> object:
 
 
 OBSERVED: dict[str, Callable[[Config], object]] = {
-    "learning rates": lambda c: [rate(c.optim, c.train.steps)(step) for step in range(c.train.steps)],
+    "learning rates": lambda c: [lr_schedule(c.optim, c.train.steps)(step) for step in range(c.train.steps)],
     "batches": lambda c: [(batch_size_at(c.train, s), c.num_microbatches(1)) for s in range(c.train.steps)],
     "layout": lambda c: layout_for(c, WORLD),
     "program": _program,

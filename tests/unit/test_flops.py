@@ -69,7 +69,7 @@ def test_flops_and_parameters_are_those_of_the_model(shape):
     assert parameters(c) == sum(p.tensor.numel() for p in params if not p.is_copy)
 
     tokens = torch.randint(60, (3, 16))
-    batch = MicroBatch(tokens=tokens, targets=tokens, samples=torch.arange(3))
+    batch = MicroBatch(tokens=tokens, targets=tokens, sample_ids=torch.arange(3))
     math_kernel = torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)
     for p in params:
         p.tensor.requires_grad_(False)  # else the loss computes its gradients at once

@@ -134,8 +134,8 @@ def test_what_cannot_be_is_refused_before_anything_is_loaded(place, monkeypatch,
     paths = {key: place.__class__(value) for key, value in asked.items() if key in ("prompts", "output")}
     with pytest.raises(UserError) as refused:
         generate.check(config(place, name), GenerateOptions(**asked | paths))
-    lines = [line for line in refused.value.complaint().splitlines() if words in line]
-    assert len(lines) == 1 and lines[0].startswith("✗ ") and "Fix: " in lines[0], refused.value.complaint()
+    lines = [line for line in refused.value.cli_message().splitlines() if words in line]
+    assert len(lines) == 1 and lines[0].startswith("✗ ") and "Fix: " in lines[0], refused.value.cli_message()
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -168,7 +168,7 @@ def test_who_does_not_converse_says_so_in_one_line(place):
     }.items():
         with pytest.raises(UserError) as refused:
             chat.check(config(place, name), GenerateOptions())
-        assert refused.value.complaint() == f"✗ {words}"
+        assert refused.value.cli_message() == f"✗ {words}"
     with pytest.raises(
         UserError, match="tp × parallel.pp = 2: expected 1: a conversation is held by one process. Fix: "
     ):

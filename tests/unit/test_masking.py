@@ -8,9 +8,9 @@ import torch
 
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError
-from roots_dist.learning.data.specials import synthetic
+from roots_dist.learning.data.specials import synthetic_specials
 from roots_dist.learning.data.store import Corpus
-from roots_dist.learning.models.sample_tokens import draw
+from roots_dist.learning.models.sample_tokens import sample_tokens
 from roots_dist.learning.objectives import OBJECTIVES
 from roots_dist.learning.objectives.mlm import hide
 from roots_dist.learning.objectives.synthetic import random_source
@@ -20,7 +20,7 @@ from roots_dist.world import rng
 from roots_dist.world.batch import IGNORE, PADDING
 
 VOCAB = 211
-SPECIALS = synthetic(VOCAB)
+SPECIALS = synthetic_specials(VOCAB)
 
 
 def config(name="mlm", seq=64, **objective) -> Config:
@@ -86,7 +86,7 @@ def test_whole_words_are_hidden_whole():
     draw_ = np.random.default_rng(0)
     tokens = draw_.choice(SPECIALS.words, size=50_000)
     _, targets = hide(tokens, SPECIALS, config(whole_word_mask=True).objective, draw_)
-    hidden, has_past = targets != IGNORE, SPECIALS.continues[tokens]
+    hidden, has_past = targets != IGNORE, SPECIALS.is_continuation[tokens]
     has_past[0] = False
     assert (hidden[1:] == hidden[:-1])[has_past[1:]].all()
     first = ~has_past
@@ -107,13 +107,13 @@ def test_half_of_the_pairs_follow_and_the_others_come_from_another_document():
     n, follows, longest = 2000, 0, 0
     for i in range(n):
         found = objective.sample(source, i % objective.num_samples(source), np.random.default_rng(i))
-        used = found["documents"] != PADDING
+        used = found["document_ids"] != PADDING
         tokens = np.where(found["targets"] != IGNORE, found["targets"], found["tokens"])[used]
         assert tokens[0] == SPECIALS.cls and (np.flatnonzero(tokens == SPECIALS.sep)[-1] == len(tokens) - 1)
         cut = int(np.flatnonzero(tokens == SPECIALS.sep)[0])
         a, b = tokens[1:cut], tokens[cut + 1 : -1]
         assert len(a) and len(b) and len(tokens) <= 64
-        assert (found["segments"][: cut + 1] == 0).all() and (found["segments"][cut + 1 : len(tokens)] == 1).all()
+        assert (found["segment_ids"][: cut + 1] == 0).all() and (found["segment_ids"][cut + 1 : len(tokens)] == 1).all()
         assert (found["tokens"][~used] == SPECIALS.pad).all() and (found["targets"][~used] == IGNORE).all()
         same = set(a) == set(b) and len(set(a)) == 1  # each document is one word, again and again
         assert same == (found["labels"] == 0)
@@ -147,7 +147,7 @@ def drawn(rank: int, size: int, n: int) -> list[int]:
     weight, hidden = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((16, 4), (1, 4)))
     mine = weight.chunk(size)[rank]
     rows = rng.fold(7, torch.arange(n))
-    return draw(TensorParallel(mesh.tp), hidden.expand(n, -1), mine, None, rows, vocab=13).tolist()
+    return sample_tokens(TensorParallel(mesh.tp), hidden.expand(n, -1), mine, None, rows, vocab=13).tolist()
 
 
 def test_draws_follow_the_softmax_and_no_layout():

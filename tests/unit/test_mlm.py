@@ -10,7 +10,7 @@ import pytest
 
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError
-from roots_dist.learning.data.specials import Specials, read_specials, synthetic
+from roots_dist.learning.data.specials import Specials, read_specials, synthetic_specials
 from roots_dist.learning.data.store import Corpus
 from roots_dist.learning.objectives.mlm import MaskedTokens, hide
 from roots_dist.world.batch import IGNORE
@@ -81,7 +81,7 @@ def check_the_papers_numbers(s: Statistics, draws_any: int) -> None:
 
 def test_shares_are_those_of_the_paper():
     """Devlin et al. 2019, 3.1: 15 % of the places; of these 80 % a mask, 10 % random, 10 % as they are."""
-    specials = synthetic(VOCAB)
+    specials = synthetic_specials(VOCAB)
     tokens = texts(specials)
     s = Statistics(tokens, *hidden(tokens, specials), ~specials.special[tokens])
     check_the_papers_numbers(s, len(specials.words))
@@ -94,7 +94,7 @@ def test_shares_are_those_of_the_paper():
 
 @pytest.mark.parametrize("mask, random", [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (0.5, 0.5), (0.85, 0.0)])
 def test_shares_are_those_of_the_config(mask, random):
-    specials = synthetic(VOCAB)
+    specials = synthetic_specials(VOCAB)
     tokens = texts(specials)[:1000]
     shown, targets = hidden(
         tokens, specials, mask_probability=0.3, mask_replace_probability=mask, random_replace_probability=random
@@ -170,7 +170,7 @@ def words_of(text: np.ndarray, specials: Specials) -> list[list[int]]:
     for place, token in enumerate(text):
         if specials.special[token]:
             continue
-        joins = specials.continues[token] and found and found[-1][-1] == place - 1
+        joins = specials.is_continuation[token] and found and found[-1][-1] == place - 1
         if joins:
             found[-1].append(place)
         else:
@@ -179,7 +179,7 @@ def words_of(text: np.ndarray, specials: Specials) -> list[list[int]]:
 
 
 def test_whole_words_are_chosen_together():
-    specials = synthetic(VOCAB)
+    specials = synthetic_specials(VOCAB)
     tokens = texts(specials)[:1500]
     shown, targets = hidden(tokens, specials, whole_word_mask=True)
     s = Statistics(tokens, shown, targets, ~specials.special[tokens])
@@ -204,7 +204,7 @@ def test_whole_words_are_those_of_transformers(tmp_path):
     path, tokenizer = tokenizer_of_transformers(tmp_path, VOCAB)
     specials = read_specials(path, VOCAB)
     tokens = texts(specials)
-    ends = np.cumsum(1 + ~specials.continues[tokens], axis=1)  # a gap before each new word
+    ends = np.cumsum(1 + ~specials.is_continuation[tokens], axis=1)  # a gap before each new word
     options = dict(whole_word_mask=True, mask_replace_prob=1.0, random_replace_prob=0.0)
     shown, targets = theirs(tokens, tokenizer, np.stack([ends - 1, ends], -1), **options)
     ordinary = ~specials.special[tokens]
@@ -232,7 +232,7 @@ def corpus(tokens: int) -> Corpus:
 
 
 def objective(seq: int = 32, **changes: object) -> MaskedTokens:
-    specials = synthetic(VOCAB)
+    specials = synthetic_specials(VOCAB)
     config = Config(
         model={"family": "bert", "vocab": VOCAB}, objective={"name": "mlm"} | changes, data={"seq_length": seq}
     )
@@ -284,9 +284,9 @@ def test_every_epoch_hides_other_places():
 
 
 def test_what_cannot_be_is_named():
-    bare = synthetic(VOCAB)
+    bare = synthetic_specials(VOCAB)
     config = Config(model={"family": "bert", "vocab": VOCAB}, objective={"name": "mlm"}, data={"seq_length": 32})
     with pytest.raises(DataError, match="mask"):
-        MaskedTokens(config, type(bare)("t", bare.special, bare.continues, cls=1, sep=2))
+        MaskedTokens(config, type(bare)("t", bare.special, bare.is_continuation, cls=1, sep=2))
     with pytest.raises(DataError, match="at least 30"):
         objective().num_samples(Corpus("t", np.array([29]), np.array([0]), np.array([0, 1]), np.arange(29)))

@@ -18,7 +18,7 @@ import pytest
 from roots_dist.accounting.sizes import span_lengths
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError
-from roots_dist.learning.data.specials import read_specials, synthetic
+from roots_dist.learning.data.specials import read_specials, synthetic_specials
 from roots_dist.learning.data.store import Corpus
 from roots_dist.learning.objectives.spans import Spans, segments
 
@@ -40,7 +40,7 @@ def specials(vocab: int = VOCAB, sentinels: int = 150):
     """pad 0, end 1, unk 2; sentinels at the end, counted backwards as T5's are."""
     special = (np.arange(vocab) < 3) | (np.arange(vocab) >= vocab - sentinels)
     found = dict(special=special, sentinels=tuple(range(vocab - 1, vocab - 1 - sentinels, -1)), pad=0, end=1)
-    return type(synthetic(vocab))(name="t", continues=np.zeros(vocab, dtype=bool), **found)
+    return type(synthetic_specials(vocab))(name="t", is_continuation=np.zeros(vocab, dtype=bool), **found)
 
 
 def stream(tokens: int) -> Corpus:
@@ -187,9 +187,9 @@ def test_a_sample_is_a_function_of_its_number():
 def test_what_is_missing_is_named():
     with pytest.raises(DataError, match="117 sentinels.*it has 100"):
         Spans(config(2100), specials(sentinels=100))
-    bare = synthetic(50)
+    bare = synthetic_specials(50)
     with pytest.raises(DataError, match="pad"):
-        Spans(config(16), type(bare)("t", bare.special, bare.continues, bare.sentinels, end=1))
+        Spans(config(16), type(bare)("t", bare.special, bare.is_continuation, bare.sentinels, end=1))
     with pytest.raises(DataError, match="at least 568"):
         Spans(config(512), specials()).num_samples(stream(567))
 
@@ -202,4 +202,4 @@ def test_sentinels_are_found_in_a_unigram_tokenizer(tmp_path):
     path.write_text(json.dumps({"model": {"type": "Unigram", "vocab": pieces}, "added_tokens": added}))
     found = read_specials(path, 9)
     assert found.sentinels == (7, 6, 5) and (found.pad, found.end, found.unk) == (0, 1, 2)
-    assert found.words.tolist() == [3, 4] and found.continues.tolist() == [i == 4 for i in range(9)]
+    assert found.words.tolist() == [3, 4] and found.is_continuation.tolist() == [i == 4 for i in range(9)]

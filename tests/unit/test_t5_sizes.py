@@ -41,7 +41,7 @@ def test_parameters_and_flops_are_those_of_the_model(shape):
 
     targets = torch.randint(60, (3, target_seq(c)))
     batch = MicroBatch(
-        tokens=torch.randint(60, (3, 24)), targets=targets, decoder_tokens=targets, samples=torch.arange(3)
+        tokens=torch.randint(60, (3, 24)), targets=targets, decoder_tokens=targets, sample_ids=torch.arange(3)
     )
     for p in params:
         p.tensor.requires_grad_(False)  # else the loss computes its gradients at once

@@ -12,8 +12,8 @@ from roots_dist.accounting.sizes import parameters
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError
 from roots_dist.learning.data.rows import rows
-from roots_dist.learning.data.specials import read_specials, synthetic
-from roots_dist.learning.data.tasks import labels_of, open_examples
+from roots_dist.learning.data.specials import read_specials, synthetic_specials
+from roots_dist.learning.data.tasks import collect_labels, open_examples
 from roots_dist.learning.data.tokenizer import load_codec, train
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.objectives import OBJECTIVES
@@ -110,18 +110,19 @@ def test_csv_tsv_and_archives_hold_the_same_rows(place):
 def test_a_pair_stands_as_in_bert_and_is_cut_from_the_longer_text(place):
     c = config(place, "classify", pair_column="other")
     fields = sample(c, written(place, ROWS))
-    shown = fields["tokens"][fields["documents"] >= 0]
+    shown = fields["tokens"][fields["document_ids"] >= 0]
     assert said(c, shown) == "[CLS] it rained. [SEP] mr. smith met the people. [SEP]"
     assert fields["labels"] == 1
-    first = int(np.flatnonzero(fields["segments"])[0])
+    first = int(np.flatnonzero(fields["segment_ids"])[0])
     assert (
-        said(c, fields["tokens"][:first]) == "[CLS] it rained. [SEP]" and fields["segments"].sum() == len(shown) - first
+        said(c, fields["tokens"][:first]) == "[CLS] it rained. [SEP]"
+        and fields["segment_ids"].sum() == len(shown) - first
     )
     short = sample(config(place, "classify", pair_column="other", seq=8), written(place, ROWS))
     assert (
         len(short["tokens"]) == 8
-        and (short["documents"] == 0).all()
-        and short["segments"].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
+        and (short["document_ids"] == 0).all()
+        and short["segment_ids"].tolist() == [0, 0, 0, 0, 0, 1, 1, 1]
     )
 
 
@@ -140,7 +141,7 @@ def test_the_longer_text_is_cut_first(room):
 def test_a_decoder_reads_the_text_alone_as_transformers_does(place):
     c = config(place, "classify", family="gpt", kind="bpe")
     fields = sample(c, written(place, ROWS))
-    assert said(c, fields["tokens"][fields["documents"] >= 0]) == "It rained."
+    assert said(c, fields["tokens"][fields["document_ids"] >= 0]) == "It rained."
 
 
 @pytest.mark.parametrize("kind, family", [("wordpiece", "bert"), ("bpe", "gpt"), ("unigram", "bert")])
@@ -153,7 +154,7 @@ def test_the_label_of_a_word_is_on_its_first_token(place, kind, family):
     fields = sample(c, written(place, [row, {"text": " ".join(words), "label": "yes no no yes"}]))
     places = np.flatnonzero(fields["labels"] != IGNORE)
     assert fields["labels"][places].tolist() == [1, 0, 0, 1]
-    ends = [*places[1:], np.flatnonzero(fields["documents"] >= 0)[-1] + (1 if c.model.family == "gpt" else 0)]
+    ends = [*places[1:], np.flatnonzero(fields["document_ids"] >= 0)[-1] + (1 if c.model.family == "gpt" else 0)]
     for word, start, end in zip(words, places, ends):
         assert said(c, fields["tokens"][start:end]).strip().lower() == word.lower()
     again = sample(c, written(place, [row, {"text": " ".join(words), "label": "yes no no yes"}]), 1)
@@ -191,7 +192,7 @@ def test_a_template_of_marked_roles_is_read_as_transformers_reads_it(place):
     theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(place / "chat.json"))
     theirs.chat_template = CHATML
     ids = theirs.apply_chat_template(messages, tokenize=True, return_dict=False)
-    shown = fields["tokens"][fields["documents"] >= 0]
+    shown = fields["tokens"][fields["document_ids"] >= 0]
     assert shown.tolist() == ids[:-1]
     assert said(c, fields["targets"][fields["targets"] != IGNORE]) == "It did.<|im_end|>There it rained.<|im_end|>"
 
@@ -204,21 +205,21 @@ def test_the_answer_of_seq2seq_ends_even_where_it_is_cut(place):
     end = read_specials(c.data.tokenizer, 500).end
     assert len(fields["targets"]) == 8 and fields["targets"][-1] == end and fields["decoder_tokens"][0] == 0
     assert fields["decoder_tokens"][1:].tolist() == fields["targets"][:-1].tolist()
-    assert said(c, fields["tokens"][fields["documents"] >= 0]).startswith("It rained.")
+    assert said(c, fields["tokens"][fields["document_ids"] >= 0]).startswith("It rained.")
 
 
 def test_labels_are_those_of_the_rows_numbers_by_their_size(place):
     c = config(place, "classify", labels=())
-    assert labels_of([written(place, ROWS)], c) == ("no", "yes")
+    assert collect_labels([written(place, ROWS)], c) == ("no", "yes")
     numbered = [{"text": "a", "label": n} for n in (10, 9, 2)]
-    assert labels_of([written(place, numbered)], c) == ("2", "9", "10")
+    assert collect_labels([written(place, numbered)], c) == ("2", "9", "10")
 
 
 def test_labels_have_one_order_also_where_two_are_one_number_or_none_at_all(place):
     c = config(place, "classify", labels=())
     strange = ["--3", "9" * 5000, "-1", "1", "001", "01", "²"]
     path = written(place, [{"text": "a", "label": label} for label in strange])
-    assert labels_of([path], c) == ("-1", "001", "01", "1", "--3", "9" * 5000, "²")
+    assert collect_labels([path], c) == ("-1", "001", "01", "1", "--3", "9" * 5000, "²")
 
 
 WRONG = {
@@ -227,7 +228,7 @@ WRONG = {
     "no such column": (
         "classify",
         [{"txt": "a", "label": "yes"}],
-        "rows.jsonl:1: text = None: expected such a column; there are txt, label",
+        "rows.jsonl:1: text = None: expected a column of this name; the file has txt, label",
     ),
     "empty": (
         "classify",
@@ -314,7 +315,7 @@ def test_quotes_in_a_tsv_are_characters_unless_every_field_that_has_some_is_quot
 def test_a_line_of_tsv_with_other_fields_is_refused_whatever_quotes_mean(place):
     with pytest.raises(
         DataError,
-        match=r"rows.tsv:3 = '3 fields': expected 2, as in the first line. Fix: put what holds a tab into quotes",
+        match=r"rows.tsv:3 = '3 fields': expected 2, as in the first line. Fix: quote the fields that contain a tab",
     ):
         list(rows(written(place, ["text\tlabel", '"a\t1', "b\tc\t0"], "rows.tsv")))
 
@@ -406,6 +407,6 @@ def test_what_a_proof_learns_from_has_too_long_texts_too():
             "finetune": {"labels": ["a", "b"]},
         }
     )
-    objective = OBJECTIVES["classify"](c, synthetic(50))
+    objective = OBJECTIVES["classify"](c, synthetic_specials(50))
     cut = [objective.too_long(row) for row in random_source(c).rows]
     assert any(cut) and not all(cut)

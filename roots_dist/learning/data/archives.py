@@ -1,8 +1,8 @@
-"""One way to open a file whatever it was compressed with: a stream of bytes that never says less than the file held.
+"""Open a file with or without compression as a stream of bytes, and detect truncation in every format.
 
     path --open_bytes--> (bytes, raw file, whose position is the progress) --> learning/data/readers.py
 
-A truncated archive is an error with every format, also where the library would return what it could and be silent.
+A truncated archive is an error in every format, even where the library would silently return what it could read.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from roots_dist.errors import needs
+from roots_dist.errors import missing_package
 
 if TYPE_CHECKING:
     from zstandard import ZstdDecompressionObj
 
 
 class DamagedArchive(Exception):
-    """The compressed bytes cannot be read to their end."""
+    """The compressed data cannot be read to its end."""
 
 
 class _Zstd(io.RawIOBase):
@@ -35,7 +35,7 @@ class _Zstd(io.RawIOBase):
         try:
             import zstandard
         except ImportError as error:
-            raise needs("zstandard", "formats") from error
+            raise missing_package("zstandard", "formats") from error
         self._error = zstandard.ZstdError
         self._start: Callable[[], ZstdDecompressionObj] = lambda: zstandard.ZstdDecompressor(
             max_window_size=1 << 31
@@ -76,7 +76,7 @@ OPENERS: dict[str, Callable[[BufferedIOBase], BufferedIOBase]] = {
 
 @contextmanager
 def open_bytes(path: Path) -> Iterator[tuple[BufferedIOBase, BufferedIOBase]]:
-    """The content and the file itself. Whatever the decompressor throws inside becomes DamagedArchive."""
+    """Yield the decompressed content and the raw file. Any error of the decompressor becomes DamagedArchive."""
     with path.open("rb") as raw:
         opener = OPENERS.get(path.suffix.lower())
         if opener is None:

@@ -1,9 +1,9 @@
-"""The batch of a step, as a function of (seed, step, place): nothing to save, nothing to broadcast.
+"""The batch of a step as a function of (seed, step, place): nothing to save, nothing to broadcast.
 
     step --ramp--> numbers of its samples --order--> (source, index) --objective.sample--> fields --> [MicroBatch]
 
-Every pipeline and tensor rank makes its own copy; data ranks take different samples of the same step. Which samples a
-step holds depends on seed, step and sources alone, never on the layout or the microbatch size.
+Every pipeline and tensor rank builds its own copy; data ranks take different samples of the same step. The samples of a
+step depend only on seed, step and sources, never on the layout or the microbatch size.
 """
 
 from __future__ import annotations
@@ -17,75 +17,75 @@ from roots_dist.config.batch_ramp import batch_size_at, batch_sizes, samples_bef
 from roots_dist.config.schema import Config, Source
 from roots_dist.errors import ConfigError, DataError, Problem
 from roots_dist.learning.data.manifest import read_manifest
-from roots_dist.learning.data.order import mix64, permuted, sample_of, sources
+from roots_dist.learning.data.order import choose_sources, mix64, permuted, sample_of
 from roots_dist.world.batch import IGNORE, MicroBatch, Objective, stack_samples
 
 TRAINING, HELD_OUT = 4, 5
-"""Streams of keys; order.py has 0 and 1, 2 and 3 are for the order of samples below."""
+"""Streams of random keys; order.py uses 0 and 1, and the order of samples below uses 2 and 3."""
 
 
-FIELDS = ("tokens", "decoder_tokens", "originals", "targets")
-"""Of a sample, those that hold ids of the vocabulary."""
+ID_FIELDS = ("tokens", "decoder_tokens", "originals", "targets")
+"""Fields of a sample that hold token ids."""
 
 
 class Batches:
-    """The microbatches of one data rank, from sources of samples with a weight each.
+    """The microbatches of one data rank, from weighted sources of samples.
 
-    Raises ConfigError if a batch of the run is not whole microbatches, DataError if a source is too short.
+    Raises ConfigError if a batch of the run is not a whole number of microbatches, DataError if a source is too short.
     """
 
     def __init__(
         self,
         config: Config,
         objective: Objective,
-        opened: Sequence[Any],
+        sources: Sequence[Any],
         weights: Sequence[float],
         dp_rank: int = 0,
         dp_size: int = 1,
     ):
-        """opened: what objective.open gave for each path."""
+        """sources: what objective.open returned for each path."""
         assert 0 <= dp_rank < dp_size, (dp_rank, dp_size)
         self._config, self._objective, self._rank, self._ranks = config, objective, dp_rank, dp_size
         _check_sizes(config, dp_size)
-        self._weights, self._sources = list(weights), list(opened)
-        self._num_samples = [objective.num_samples(source) for source in opened]
-        # 2 and below 3 are streams of their own: order.py has 0 and 1.
-        self._seeds = [int(mix64(mix64(2, config.train.seed), k)) for k in range(len(opened))]
+        self._weights, self._sources = list(weights), list(sources)
+        self._num_samples = [objective.num_samples(source) for source in sources]
+        # streams 2 and 3 (below) are separate from order.py's 0 and 1
+        self._seeds = [int(mix64(mix64(2, config.train.seed), k)) for k in range(len(sources))]
 
     @staticmethod
     def open(
-        config: Config, objective: Objective, given: Sequence[Source], dp_rank: int = 0, dp_size: int = 1
+        config: Config, objective: Objective, configured: Sequence[Source], dp_rank: int = 0, dp_size: int = 1
     ) -> Batches:
-        """From the sources of training or of validation. Raises DataError if one is missing, damaged, or made with
+        """Open the sources of training or validation. Raises DataError if one is missing, damaged, or prepared with
         another tokenizer than the first."""
-        _check_tokenizers(given)
-        opened = [objective.open(source.path) for source in given]
-        return Batches(config, objective, opened, [source.weight for source in given], dp_rank, dp_size)
+        _check_tokenizers(configured)
+        sources = [objective.open(source.path) for source in configured]
+        return Batches(config, objective, sources, [source.weight for source in configured], dp_rank, dp_size)
 
     @property
     def num_samples(self) -> int:
-        """Of one pass over every source."""
+        """Number of samples in one pass over every source."""
         return sum(self._num_samples)
 
     def at(self, step: int) -> list[MicroBatch]:
-        """This rank's part of a training step (counted from 0)."""
+        """This rank's microbatches of a training step (counted from 0)."""
         first, size = samples_before(self._config.train, step), batch_size_at(self._config.train, step)
-        which, nth = sources(first, size, self._weights)
+        which, nth = choose_sources(first, size, self._weights)
         sample = np.empty(size, dtype=np.int64)
         for k in np.unique(which):
             sample[which == k] = sample_of(nth[which == k], self._num_samples[k], self._seeds[k])
         return [self._make(first + rows, which[rows], sample[rows], step, TRAINING) for rows in self._rows(size)]
 
     def evaluation(self, count: int, source: int | None = None) -> Iterator[MicroBatch]:
-        """This rank's part of `count` fixed samples of all sources together (or of all there are), each exactly once;
-        or of these the ones that one source gave.
+        """This rank's microbatches of `count` fixed samples of all sources (or of all samples, if there are fewer),
+        each exactly once; or only those samples that come from one source.
 
-        Drawn evenly from everything: weights are for training. Ranks get equal numbers of microbatches; where samples
-        run out, rows without a target fill up.
+        Samples are drawn uniformly over all sources, because weights are for training. Every rank gets the same number
+        of microbatches; the last ones are filled up with rows without targets.
         """
         count = min(count, self.num_samples)
-        which, sample = self._drawn(count)
-        numbers = np.arange(count)  # which key what is drawn for a sample, alone with its source or not
+        which, sample = self._evaluation_order(count)
+        numbers = np.arange(count)  # keys of the samples' random draws, whether or not a source is selected
         if source is not None:
             numbers, which, sample = (of_all[which == source] for of_all in (numbers, which, sample))
         multiple = self._config.train.micro_batch * self._ranks
@@ -97,28 +97,29 @@ class Batches:
             batch = self._make(numbers[rows], which[rows], sample[rows], 0, HELD_OUT)
             for field in (batch.targets, batch.labels, batch.originals):
                 if field is not None:
-                    field[batch.samples >= count] = IGNORE
+                    field[batch.sample_ids >= count] = IGNORE
             yield batch
 
-    def drawn(self, count: int) -> list[tuple[Any, int]]:
-        """The samples of `evaluation`, all ranks' together: (source, index) of each."""
-        which, sample = self._drawn(min(count, self.num_samples))
+    def evaluation_samples(self, count: int) -> list[tuple[Any, int]]:
+        """The samples of `evaluation` over all ranks: (source, index) of each."""
+        which, sample = self._evaluation_order(min(count, self.num_samples))
         return [(self._sources[k], int(i)) for k, i in zip(which, sample)]
 
-    def _drawn(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of each held-out sample the number of its source, and its place there."""
+    def _evaluation_order(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each held-out sample, the number of its source and its index in the source."""
         place = permuted(np.arange(count), self.num_samples, int(mix64(3, self._config.train.seed)))
         borders = np.cumsum(self._num_samples)
         which = np.searchsorted(borders, place, side="right")
         return which, place - (borders - self._num_samples)[which]
 
     def _rows(self, size: int) -> list[np.ndarray]:
-        """This rank's places in a batch of `size`, one array per microbatch."""
+        """Rows of this rank in a batch of `size`, one array per microbatch."""
         micro = self._config.train.micro_batch
         return list(np.arange(size).reshape(-1, self._ranks, micro)[:, self._rank])
 
     def _make(self, numbers: np.ndarray, which: np.ndarray, index: np.ndarray, step: int, stream: int) -> MicroBatch:
-        """numbers: of the samples in the run (stream TRAINING) or in the evaluation, which key what is drawn."""
+        """Build a microbatch. numbers: the numbers of the samples in the run (stream TRAINING) or in the evaluation,
+        which key their random draws."""
         keys = mix64(mix64(stream, self._config.train.seed), np.asarray(numbers, dtype=np.int64))
         samples = []
         for k, j, key in zip(which, index, keys):
@@ -130,9 +131,9 @@ class Batches:
         return stack_samples(samples, numbers, step)
 
     def _check_ids(self, fields: dict[str, np.ndarray], source: int, index: int) -> None:
-        """All inside the vocabulary: a sharded embedding would take any other for zeros."""
+        """Raise DataError if an id is outside the vocabulary: a sharded embedding would return zeros for it."""
         vocab = self._config.model.vocab
-        for name in FIELDS:
+        for name in ID_FIELDS:
             if name not in fields:
                 continue
             ids = fields[name]
@@ -165,9 +166,10 @@ def _check_sizes(config: Config, dp: int) -> None:
         )
 
 
-def _check_tokenizers(given: Sequence[Source]) -> None:
-    """Where both are known, two sources must have been made with one tokenizer: else ids mean different words."""
-    if not given:
+def _check_tokenizers(configured: Sequence[Source]) -> None:
+    """Raise DataError if two sources are known to be prepared with different tokenizers, which give ids different
+    meanings."""
+    if not configured:
         raise DataError(
             Problem(
                 key="data sources",
@@ -176,7 +178,9 @@ def _check_tokenizers(given: Sequence[Source]) -> None:
                 fix="name it under data.train or data.validation",
             )
         )
-    known = [(source.path, manifest.tokenizer_sha256) for source in given if (manifest := read_manifest(source.path))]
+    known = [
+        (source.path, manifest.tokenizer_sha256) for source in configured if (manifest := read_manifest(source.path))
+    ]
     for path, digest in known[1:]:
         if digest != known[0][1]:
             raise DataError(

@@ -1,10 +1,10 @@
-"""Conversations to tokens: a chat template (Jinja, as tokenizers bring one), and which tokens are somebody's answer.
+"""Conversations to token ids: a chat template (Jinja, as tokenizers provide it), and which tokens belong to an answer.
 
-    [{role, content}, …] --template, turn by turn--> text --tokenizer--> ids, and of each: is it to be learned?
+    [{role, content}, …] --template, turn by turn--> text --tokenizer--> ids, and whether each is a target
 
-An answer is what the template adds between its prompt for one (add_generation_prompt) and the token that ends it, that
-token included. Question and answer are tokenised apart, so that a question has the same ids whether or not it is
-answered.
+An answer is what the template adds between its generation prompt (add_generation_prompt) and the token that ends the
+answer, inclusive. Prompt and answer are tokenized separately, so that a prompt has the same ids with and without an
+answer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from roots_dist.errors import DataError, Problem, needs
+from roots_dist.errors import DataError, Problem, missing_package
 from roots_dist.learning.data.tokenizer import Codec
 
 if TYPE_CHECKING:
@@ -28,54 +28,58 @@ DEFAULT = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
-"""user: QUESTION / assistant: ANSWER and the end, for tokenizers without a template and without tokens for roles."""
+"""`user: QUESTION`, `assistant: ANSWER` and the end token, for tokenizers without a template and without role tokens.
+"""
 DEFAULT_NAME = "the default template"
 Messages = Sequence[Mapping[str, str]]
 
 
 @dataclass(frozen=True)
-class Turn:
-    """A stretch of a conversation: what is given, then what is answered."""
+class PromptAndAnswer:
+    """A part of a conversation: a prompt and the answer to it."""
 
-    given: str
+    prompt: str
     answer: str
 
 
 @dataclass(frozen=True, eq=False)
 class Chat:
-    """How conversations are written for one tokenizer."""
+    """The chat format of one tokenizer."""
 
     name: str
-    """of the template, for messages"""
+    """Name of the template, for error messages."""
     render: Callable[..., str]
     """(messages, add_generation_prompt) -> text"""
 
     def prompt(self, messages: Messages) -> str:
-        """Up to where the next answer begins."""
+        """The text up to the beginning of the next answer."""
         return self.render(messages, True)
 
-    def turns(self, messages: Messages) -> list[Turn]:
-        """Given and answered in turns; what stands after the last answer is left out. Raises ValueError if the template
-        writes the past anew when there is more of it: then no part of it is a turn's."""
-        found, done = [], ""
+    def turns(self, messages: Messages) -> list[PromptAndAnswer]:
+        """Split a conversation into prompts and answers; text after the last answer is dropped.
+
+        Raises ValueError if the template renders earlier messages differently when more follow, so that they cannot be
+        split.
+        """
+        turns, done = [], ""
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
                 continue
             prompt, whole = self.render(messages[:i], True), self.render(messages[: i + 1], False)
             if not (prompt.startswith(done) and whole.startswith(prompt)):
                 raise ValueError(f"{self.name} writes a conversation differently when it goes on")
-            found.append(Turn(prompt[len(done) :], whole[len(prompt) :]))
+            turns.append(PromptAndAnswer(prompt[len(done) :], whole[len(prompt) :]))
             done = whole
-        return found
+        return turns
 
 
-def ids_of(turns: Sequence[Turn], codec: Codec, ends: frozenset[int]) -> tuple[list[int], list[bool]]:
-    """Of all turns together: the ids, and whether each is to be learned. ends: special tokens, any of which may close
-    an answer; what stands behind the last one of them is none of it."""
+def encode_turns(turns: Sequence[PromptAndAnswer], codec: Codec, ends: frozenset[int]) -> tuple[list[int], list[bool]]:
+    """Token ids of all turns, and whether each is a target. ends: special tokens that may close an answer; tokens after
+    the last one of them are not targets."""
     ids: list[int] = []
     learned: list[bool] = []
     for turn in turns:
-        given, answer = codec.encode_marked(turn.given), codec.encode_marked(turn.answer)
+        given, answer = codec.encode_with_specials(turn.prompt), codec.encode_with_specials(turn.answer)
         last = max((k for k, i in enumerate(answer) if i in ends), default=len(answer) - 1)
         ids += given + answer
         learned += [False] * len(given) + [k <= last for k in range(len(answer))]
@@ -83,20 +87,21 @@ def ids_of(turns: Sequence[Turn], codec: Codec, ends: frozenset[int]) -> tuple[l
 
 
 def open_chat(template: str | None, tokenizer: str, end_token: str) -> Chat:
-    """template: a file; else what stands beside the tokenizer (chat_template.jinja, tokenizer_config.json); else
-    DEFAULT.
+    """Load a chat template: `template` is a file; without it, the template next to the tokenizer (chat_template.jinja,
+    tokenizer_config.json), or DEFAULT.
 
-    Raises DataError if it cannot be read or is no template. Sandboxed, as in transformers: a template is code.
+    Raises DataError if it cannot be read or is not a template. Templates are code, so they run in a sandbox, as in
+    transformers.
     """
     try:
         from jinja2 import TemplateError
         from jinja2.ext import Extension, loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:
-        raise needs("jinja2", "finetune") from error
+        raise missing_package("jinja2", "finetune") from error
 
     class Generation(Extension):
-        """{% generation %}, which marks answers for transformers; here it says nothing new."""
+        """Accept {% generation %}, which marks answers for transformers, and ignore it."""
 
         tags = {"generation"}  # noqa: RUF012 # declared in Extension
 
@@ -107,7 +112,7 @@ def open_chat(template: str | None, tokenizer: str, end_token: str) -> Chat:
     def refuse(words: str) -> None:
         raise TemplateError(words)
 
-    name, text, tokens = template_of(template, Path(tokenizer))
+    name, text, tokens = find_template(template, Path(tokenizer))
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
@@ -116,7 +121,7 @@ def open_chat(template: str | None, tokenizer: str, end_token: str) -> Chat:
     try:
         compiled = environment.from_string(text)
     except TemplateError as error:
-        raise _wrong(name, error) from error
+        raise _error(name, error) from error
 
     def render(messages: Messages, add_generation_prompt: bool) -> str:
         try:
@@ -125,13 +130,13 @@ def open_chat(template: str | None, tokenizer: str, end_token: str) -> Chat:
                 add_generation_prompt=add_generation_prompt,
                 **{"eos_token": end_token, **tokens},
             )
-        except Exception as error:  # a template is code: it may add a word to a number
+        except Exception as error:  # a template is code and may raise anything
             raise ValueError(f"{name} refuses it: {error}") from error
 
     return Chat(name, render)
 
 
-def template_of(template: str | None, tokenizer: Path) -> tuple[str, str, dict[str, str]]:
+def find_template(template: str | None, tokenizer: Path) -> tuple[str, str, dict[str, str]]:
     """Name and text of the template, and the special tokens that the tokenizer's config names."""
     config = _read_config(tokenizer.with_name("tokenizer_config.json"))
     named = {
@@ -146,7 +151,7 @@ def template_of(template: str | None, tokenizer: Path) -> tuple[str, str, dict[s
         try:
             return file, Path(file).read_text(encoding="utf-8"), tokens
         except (OSError, UnicodeDecodeError) as error:
-            raise _wrong(file, error) from error
+            raise _error(file, error) from error
     given = config.get("chat_template")
     if isinstance(given, list):
         given = {t["name"]: t["template"] for t in given}.get("default")
@@ -159,13 +164,13 @@ def _read_config(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise _wrong(str(path), error) from error
+        raise _error(str(path), error) from error
     if not isinstance(found, dict):
-        raise _wrong(str(path), ValueError("the settings of a tokenizer are an object"))
+        raise _error(str(path), ValueError("the settings of a tokenizer are an object"))
     return found
 
 
-def _wrong(name: str, error: Exception) -> DataError:
+def _error(name: str, error: Exception) -> DataError:
     return DataError(
         Problem(
             key="finetune.chat_template", found=name, expected=f"a chat template in Jinja ({error})", fix="correct it"

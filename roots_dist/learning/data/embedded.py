@@ -1,8 +1,8 @@
-"""Corpora that come with the package: an input `embedded:NAME` is the path of a compressed jsonl file.
+"""Corpora that are shipped with the package: an input `embedded:NAME` names a compressed jsonl file.
 
-    embedded:state-of-the-union --path_of--> learning/data/readers.py, which reads it as any other file
+    embedded:state-of-the-union --path_of--> learning/data/readers.py, which reads it like any other file
 
-Where each text is from, its licence and what was mended in it stands beside it, in NAME.LICENCE.md.
+NAME.LICENCE.md beside it states the source of each text, its licence and the corrections.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ _SUFFIX = ".jsonl.xz"
 
 
 def names() -> list[str]:
+    """Names of all embedded corpora."""
     return sorted(path.name.removesuffix(_SUFFIX) for path in _FOLDER.glob(f"*{_SUFFIX}"))
 
 
 def path_of(address: str) -> Path:
-    """The file behind `embedded:NAME`."""
+    """Path of the file behind `embedded:NAME`."""
     name = address.removeprefix(PREFIX)
     if name not in names():
         raise DataError(

@@ -1,9 +1,9 @@
-"""Texts to token ids on several processes, in order, in bounded memory.
+"""Tokenize texts on several processes, in order and in bounded memory.
 
-    batches of texts --encoded--> (token ids, length and bytes of each document), in the order of the texts
+    batches of texts --encode_texts--> (token ids, length and bytes of each document), in the order of the texts
 
 Called by learning/data/prepare.py. The result does not depend on the number of workers. Workers are spawned: the
-tokenizer's library runs threads, and a forked copy of a process with threads may wait for ever.
+tokenizer library runs threads, and a forked copy of a process with threads may deadlock.
 """
 
 from __future__ import annotations
@@ -29,16 +29,18 @@ from roots_dist.learning.data.tokenizer import Tokenizer, load
 
 
 class Encoded(NamedTuple):
+    """A batch of tokenized documents."""
+
     tokens: np.ndarray
-    """The documents end to end, each closed by the end of document."""
+    """Concatenated documents, each closed by the end-of-document token."""
     lengths: list[int]
     sequences: list[list[int]]
-    """Of each document, the lengths of its sentences, or its own."""
+    """For each document the lengths of its sentences, or its own length."""
     bytes: list[int]
-    """Of each text in UTF-8."""
+    """UTF-8 bytes of each text."""
 
 
-def encoded(
+def encode_texts(
     texts: Iterator[list[str]],
     tokenizer: Path,
     end_of_document: str,
@@ -46,7 +48,8 @@ def encoded(
     workers: int,
     by_sentence: bool = False,
 ) -> Generator[Encoded]:
-    """Raises DataError if a worker dies. Closing the iterator, or an error in it, ends the workers."""
+    """Yield the encoded batches. Raises DataError if a worker dies. Closing the iterator, or an error in it, ends the
+    workers."""
     work = partial(_encode, tokenizer, end_of_document, dtype, by_sentence)
     if workers == 1:
         yield from map(work, texts)
@@ -57,7 +60,7 @@ def encoded(
     try:
         for part in texts:
             waiting.append(_submit(pool, work, part))
-            if len(waiting) > 3 * workers:  # enough that none idles; the rest stays in the files
+            if len(waiting) > 3 * workers:  # enough to keep all workers busy; the rest stays in the files
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -66,7 +69,7 @@ def encoded(
             Problem(
                 key="workers",
                 found=workers,
-                expected="processes that live, but one died",
+                expected="workers that keep running, but one died",
                 fix="fewer workers if memory ran out; in a script call prepare() under `if __name__ == '__main__':`",
             )
         ) from error
@@ -88,14 +91,13 @@ def _encode(tokenizer: Path, end_of_document: str, dtype: np.dtype, by_sentence:
 
 @lru_cache(maxsize=1)
 def _loaded(tokenizer: Path, end_of_document: str) -> Tokenizer:
-    """Once per worker: a tokenizer is too large to travel with every batch."""
+    """Load the tokenizer once per worker: it is too large to be sent with every batch."""
     return load(tokenizer, end_of_document)
 
 
 def _submit(pool: ProcessPoolExecutor, work: Callable[[list[str]], Encoded], texts: list[str]) -> Future[Encoded]:
-    """Ctrl-C is the parent's affair: a worker that this starts inherits the blocked signal, from its first moment
-    on."""
-    resource_tracker.ensure_running()  # started in passing, it would leave the signal unblocked
+    """Submit work with SIGINT blocked, which a new worker inherits from its start: Ctrl-C is handled by the parent."""
+    resource_tracker.ensure_running()  # if the pool started it, it would leave the signal unblocked
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return pool.submit(work, texts)
@@ -104,7 +106,7 @@ def _submit(pool: ProcessPoolExecutor, work: Callable[[list[str]], Encoded], tex
 
 
 def _start_worker() -> None:
-    """When the parent is gone, however it went, so is the worker."""
+    """End the worker when its parent is gone, for whatever reason."""
     parent = multiprocessing.parent_process()
 
     def follow() -> None:

@@ -1,8 +1,8 @@
-"""What is known of a prepared corpus: how much it holds, what it was made from, with which options, and its hashes.
+"""The manifest of a prepared corpus: its size, its inputs, the options, and hashes.
 
-    prepare.py --writes last--> manifest.json --read_manifest--> bytes per token for bits per byte; is it up to date?
+    prepare.py --writes last--> manifest.json --read_manifest--> bytes per token (for bits per byte); is it up to date?
 
-A folder without a manifest is not a finished corpus of ours; it may still be somebody else's, and usable.
+A folder without a manifest is not a finished corpus of ours, but may be a usable corpus from another tool.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ TOKENIZER = "tokenizer.json"
 SPLITS = ("train", "validation")
 
 
-def stem(split: str) -> str:
-    """The prefix of a split's files inside the folder, named as Megatron's tools name theirs."""
+def split_stem(split: str) -> str:
+    """Prefix of a split's files in the folder, named as in Megatron's tools."""
     return f"{split}_text_document"
 
 
@@ -29,6 +29,8 @@ class _Record(BaseModel):
 
 
 class File(_Record):
+    """A file and its hash."""
+
     path: str
     bytes: int
     mtime_ns: int
@@ -39,8 +41,9 @@ class File(_Record):
         state = path.stat()
         return File(path=str(path), bytes=state.st_size, mtime_ns=state.st_mtime_ns, sha256=sha256(path))
 
-    def is_still(self, path: Path) -> bool:
-        """Same size, and same time or else same content: a copied or touched file is not another one."""
+    def is_unchanged(self, path: Path) -> bool:
+        """Whether the size and either the time or the content are the same, so that a copied or touched file counts as
+        unchanged."""
         if not path.is_file():
             return False
         state = path.stat()
@@ -48,60 +51,65 @@ class File(_Record):
 
 
 class Options(_Record):
-    """Everything besides the inputs that the outputs depend on; not the number of workers."""
+    """All options that the outputs depend on, which excludes the number of workers."""
 
     text_key: str
     vocab: int | None
     pre_tokenizer: str | None
     tokenizer_sha256: str | None
-    """Of the tokenizer that was given; then vocab and pre_tokenizer are None."""
+    """Hash of an existing tokenizer; vocab and pre_tokenizer are then None."""
     end_of_document: str | None
     validation: float
     seed: int
     on_error: str
     kind: str | None = "bpe"
-    """None with a tokenizer that was given"""
+    """None with an existing tokenizer."""
     min_count: int | None = None
     split_sentences: bool = False
 
 
 class Split(_Record):
+    """Size of the training or the validation split."""
+
     documents: int = 0
     tokens: int = 0
-    """With one end of document each."""
+    """Number of tokens, including one end-of-document token per document."""
     bytes: int = 0
-    """Of the documents' text in UTF-8."""
+    """UTF-8 bytes of the documents' text."""
 
     def plus(self, tokens: int, bytes: int) -> Split:
+        """The split with one more document."""
         return Split(documents=self.documents + 1, tokens=self.tokens + tokens, bytes=self.bytes + bytes)
 
 
 class Manifest(_Record):
+    """The manifest of a corpus folder."""
+
     format: str = "roots-corpus-1"
     options: Options
     vocab: int
     end_of_document: str
-    """The token, as tokenizer.load() takes it."""
+    """The end-of-document token, as tokenizer.load() takes it."""
     tokenizer_sha256: str
     train: Split
     validation: Split
     defects: dict[str, int]
-    """How many of each kind were skipped."""
+    """Number of skipped documents of each kind."""
     examples: tuple[str, ...]
-    """The first of them, with file and line."""
+    """The first skipped documents, with file and line."""
     inputs: tuple[File, ...]
     outputs: tuple[File, ...]
-    """Paths are relative to the folder."""
+    """Output files, with paths relative to the folder."""
     reused: bool = Field(False, exclude=True)
-    """Nothing had to be done: the folder was up to date."""
+    """Whether the folder was up to date, so that nothing was done."""
 
     def split_of(self, prefix: str | Path) -> Split | None:
-        """The split that a corpus prefix of this folder names."""
+        """The split that a corpus prefix in this folder names."""
         name = Path(prefix).name.removesuffix(".bin").removesuffix(".idx")
-        return {stem(split): getattr(self, split) for split in SPLITS}.get(name)
+        return {split_stem(split): getattr(self, split) for split in SPLITS}.get(name)
 
     def summary(self) -> str:
-        """A few lines for a terminal."""
+        """A few lines for the terminal."""
         skipped = ", ".join(f"{count} {kind}" for kind, count in self.defects.items())
         lines = ["up to date, nothing to do"] if self.reused else []
         for name in SPLITS:
@@ -118,7 +126,8 @@ class Manifest(_Record):
 
 
 def read_manifest(prefix_or_folder: str | Path) -> Manifest | None:
-    """The manifest beside a corpus, or None for a corpus of other make. Raises DataError if it is ours but damaged."""
+    """Read the manifest beside a corpus; None for a corpus from another tool. Raises DataError if it is ours but
+    damaged."""
     path = Path(prefix_or_folder)
     path = (path if path.is_dir() else path.parent) / NAME
     try:
@@ -147,6 +156,7 @@ def _damaged(path: Path, why: object) -> DataError:
 
 
 def sha256(path: Path) -> str:
+    """SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while part := file.read(1 << 20):

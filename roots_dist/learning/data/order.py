@@ -1,9 +1,10 @@
-"""Which sample comes when, as pure functions: nothing is shuffled in memory, nothing is saved, any place at once.
+"""The order of samples as pure functions: nothing is shuffled in memory, nothing is saved, any position is available at
+once.
 
-    j-th sample of the run --sources--> (source, how-manieth of it) --sample_of--> sample of that source
+    j-th sample of the run --choose_sources--> (source, n-th sample of it) --sample_of--> sample of that source
 
-Called by learning/data/batches.py with the numbers of one step. Resume, another data-parallel size and another
-microbatch size follow for free. Knows only numpy.
+Called by learning/data/batches.py with the sample numbers of one step, so that resume, data-parallel size and
+microbatch size cannot change the order. Knows only numpy.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from collections.abc import Sequence
 import numpy as np
 
 ROUNDS = 8
-"""Each of the two halves is stirred four times; four rounds in all already pass for random (Luby & Rackoff 1988)."""
+"""Feistel rounds: each half is mixed four times. Four rounds in all are already pseudorandom (Luby & Rackoff 1988)."""
 
 
 def mix64(state: np.ndarray | int, index: np.ndarray | int) -> np.ndarray:
     """64 bits for each pair, elementwise: one step of splitmix64 (Steele et al. 2014) from `state`."""
-    with np.errstate(over="ignore"):  # wrapping around is the arithmetic that is meant
+    with np.errstate(over="ignore"):  # wraparound is intended
         x = _unsigned(index) * np.uint64(0x9E3779B97F4A7C15) + _unsigned(state)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -37,10 +38,10 @@ def fraction(seed: int, index: np.ndarray | int) -> np.ndarray:
 
 
 def permuted(index: np.ndarray, size: int, key: np.ndarray | int) -> np.ndarray:
-    """Where a permutation of range(size) takes each index. int64; no memory of `size`.
+    """Apply a pseudorandom permutation of range(size) to each index. int64; needs no memory of `size`.
 
     A Feistel network over pairs of digits (left < a, right < b) with a · b just above size, so that few values fall
-    outside; those walk on along their cycle until they are inside (Black & Rogaway 2002, section 3).
+    outside; those are permuted again until they are inside (cycle walking, Black & Rogaway 2002, section 3).
     """
     index = np.asarray(index, dtype=np.int64)
     assert size >= 1 and (index.size == 0 or 0 <= index.min() <= index.max() < size), (index, size)
@@ -63,21 +64,21 @@ def permuted(index: np.ndarray, size: int, key: np.ndarray | int) -> np.ndarray:
 
 
 def sample_of(positions: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
-    """The sample that stands at each position of an endless row of epochs, each epoch permuted in its own way."""
+    """Sample at each position of an endless sequence of epochs, each with its own permutation."""
     epoch, index = np.divmod(np.asarray(positions, dtype=np.int64), num_samples)
     return permuted(index, num_samples, mix64(mix64(1, seed), epoch))
 
 
-def sources(start: int, count: int, weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """For each j in [start, start + count): the source that gives sample j, and the how-manieth of it that is.
+def choose_sources(start: int, count: int, weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """For each j in [start, start + count): the source of sample j, and its index among the samples of that source.
 
     The t-th sample of source k is due at (t + ½) / share_k, and samples come in the order in which they are due: the
-    apportionment of Webster and Sainte-Laguë at every prefix. After j samples source k has given share_k · j ± (½ +
-    share_k · K / 2). What is due before a point is counted in closed form, so the cost does not grow with start.
+    apportionment of Webster and Sainte-Laguë at every prefix. After j samples source k has provided share_k · j ± (½ +
+    share_k · K / 2). The number of samples due before a point has a closed form, so the cost does not grow with start.
     """
     share = np.asarray(weights, dtype=np.float64)
     share = share / share.sum()
-    slack = len(share) + 1  # source k has given share_k · x ± 1 of what is due before x, so all have given x ± K
+    slack = len(share) + 1  # before x, source k provides share_k · x ± 1 samples, so all provide x ± K
     taken = _due_before(max(0.0, float(start - slack)), share)
     needed = _due_before(float(start + count + slack), share)
     which = np.repeat(np.arange(len(share)), needed - taken)
@@ -90,7 +91,7 @@ def sources(start: int, count: int, weights: Sequence[float]) -> tuple[np.ndarra
 
 
 def _due_before(point: float, share: np.ndarray) -> np.ndarray:
-    """For each source, how many t have (t + ½) / share < point, by the very comparison that orders them."""
+    """For each source, the number of t with (t + ½) / share < point, with the same comparison that orders them."""
     count = np.maximum(0, np.floor(point * share + 0.5)).astype(np.int64)
     count -= (count > 0) & ((count - 0.5) / share >= point)
     count += (count + 0.5) / share < point

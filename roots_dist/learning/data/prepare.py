@@ -1,9 +1,9 @@
-"""`roots prepare`: files of text to a corpus that training reads. The whole way on this page.
+"""`roots prepare`: from text files to a corpus for training. The whole process is on this page.
 
     inputs --readers--> documents --tokenizer--> ids --encode, several processes--> store --> folder with a manifest
 
-The folder is complete or not there: everything is written under `.partial` inside it and moved at the end, the manifest
-last. What a document becomes depends on its number, the seed and the options, never on the number of workers.
+The folder is complete or absent: everything is written to `.partial` inside it and moved at the end, the manifest last.
+The tokens of a document depend on its number, the seed and the options, never on the number of workers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 from roots_dist.errors import DataError, Problem
 from roots_dist.learning.data import readers
 from roots_dist.learning.data import tokenizer as tokenizers
-from roots_dist.learning.data.encode import Encoded, encoded
+from roots_dist.learning.data.encode import Encoded, encode_texts
 from roots_dist.learning.data.manifest import (
     NAME,
     SPLITS,
@@ -33,7 +33,7 @@ from roots_dist.learning.data.manifest import (
     Options,
     Split,
     read_manifest,
-    stem,
+    split_stem,
 )
 from roots_dist.learning.data.order import fraction
 from roots_dist.learning.data.readers import Defect, Document
@@ -41,18 +41,20 @@ from roots_dist.learning.data.store import Writer, token_type
 from roots_dist.learning.data.tokenizer import Tokenizer
 
 BATCH_BYTES = 1 << 18
-"""Text that travels to a worker at a time."""
+"""Bytes of text sent to a worker at a time."""
 TRAINING_BYTES = 1 << 30
-"""Of larger inputs an evenly drawn part of about this size trains the tokenizer."""
+"""If the inputs are larger, a random part of about this size trains the tokenizer."""
 EXAMPLES = 20
-"""Defects kept word for word; all are counted."""
+"""Number of defects that are recorded in full; all are counted."""
 
 
 class Progress(NamedTuple):
+    """Progress of one pass over the inputs."""
+
     stage: Literal["tokenizer", "tokens"]
     done: int
     total: int
-    """Bytes of the input files as they lie on disk."""
+    """Bytes of the input files as stored on disk."""
     documents: int
 
 
@@ -74,12 +76,12 @@ def prepare(
     on_error: Literal["stop", "skip"] = "stop",
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Manifest:
-    """Fill `output` with train and validation pairs, tokenizer.json and manifest.json, or find it up to date.
+    """Fill `output` with train and validation pairs, tokenizer.json and manifest.json, unless it is up to date.
 
-    `validation` is the share of documents held out, drawn by (seed, number of the document). `tokenizer` takes an
-    existing tokenizer.json; then vocab, kind and pre_tokenizer have no meaning. With split_sentences each sentence is a
-    sequence of its document (each is tokenized on its own). Raises DataError for whatever is wrong with
-    the inputs; with on_error="skip" documents that cannot be read are counted in the manifest instead.
+    validation: share of documents held out, drawn by (seed, document number). tokenizer: an existing tokenizer.json;
+    vocab, kind and pre_tokenizer are then ignored. split_sentences: each sentence becomes a sequence of its document
+    and is tokenized separately. Raises DataError for any problem of the inputs; with on_error="skip", unreadable
+    documents are counted in the manifest instead.
     """
     _check(validation, workers, on_error, tokenizer, end_of_document)
     folder = Path(output)
@@ -99,17 +101,17 @@ def prepare(
     )
     mine = {(folder / name).resolve() for name in (NAME, TOKENIZER)}
     files = [path for path in readers.find(inputs) if path.resolve() not in mine]
-    with _alone_in(folder):
-        if found := _up_to_date(folder, files, options):
-            return found
-        intake = _Intake(files, options, progress)
+    with _lock(folder):
+        if existing := _up_to_date(folder, files, options):
+            return existing
+        stream = _DocumentStream(files, options, progress)
         partial = folder / ".partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
-            chosen = given or tokenizers.train(intake.texts_for_tokenizer(), vocab, pre_tokenizer, kind, min_count)
+            chosen = given or tokenizers.train(stream.texts_for_tokenizer(), vocab, pre_tokenizer, kind, min_count)
             chosen.backend.save(str(partial / TOKENIZER))
-            train, held_out = _tokenize(intake, chosen, partial, workers or _workers(intake.total))
+            train, held_out = _tokenize(stream, chosen, partial, workers or _workers(stream.total))
             manifest = Manifest(
                 options=options,
                 vocab=chosen.vocab,
@@ -117,9 +119,9 @@ def prepare(
                 tokenizer_sha256=chosen.sha256,
                 train=train,
                 validation=held_out,
-                defects=dict(intake.defects),
-                examples=tuple(intake.examples),
-                inputs=intake.files_read(),
+                defects=dict(stream.defects),
+                examples=tuple(stream.examples),
+                inputs=stream.files_read(),
                 outputs=tuple(File.of(p).model_copy(update={"path": p.name}) for p in sorted(partial.iterdir())),
             )
             _publish(partial, folder, manifest)
@@ -137,7 +139,7 @@ def _check(
                 key="validation",
                 found=validation,
                 expected="a share of documents, 0 or more and below 1",
-                fix="say 0.05 for 5 %",
+                fix="use 0.05 for 5 %",
             )
         )
     if workers is not None and workers < 1:
@@ -152,15 +154,15 @@ def _check(
 
 
 def _workers(total: int) -> int:
-    """A process for each core that this one may use, unless the text is read before they have started."""
+    """One process per available core, unless the text is read before they would have started."""
     if total < 1 << 20:
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass
-class _Intake:
-    """The documents of a run, numbered; what is not one stops the run or is counted."""
+class _DocumentStream:
+    """The numbered documents of the inputs; a defect stops the run or is counted."""
 
     files: list[Path]
     options: Options
@@ -173,7 +175,7 @@ class _Intake:
         self.total = sum(state.st_size for state in self._found)
 
     def batches(self, stage: Literal["tokenizer", "tokens"]) -> Iterator[list[Document]]:
-        """All documents in order, a few at a time. Each pass counts the defects anew."""
+        """All documents in order, in batches. Each pass counts the defects from zero."""
         self.defects.clear()
         self.examples.clear()
         batch, size, number, before = [], 0, 0, 0
@@ -206,13 +208,13 @@ class _Intake:
 
     def _note(self, defect: Defect) -> None:
         if self.options.on_error == "stop":
-            raise DataError(f"{defect}. Fix: mend it, or pass it over with --on-error skip.")
+            raise DataError(f"{defect}. Fix: correct it, or skip it with --on-error skip.")
         self.defects[defect.kind] += 1
         if len(self.examples) < EXAMPLES:
             self.examples.append(str(defect))
 
     def files_read(self) -> tuple[File, ...]:
-        """With their hashes; refused if one is no longer what it was at the start."""
+        """Input files with their hashes. Raises DataError if one has changed since the start."""
         read = tuple(map(File.of, self.files))
         for file, state in zip(read, self._found):
             if (file.bytes, file.mtime_ns) != (state.st_size, state.st_mtime_ns):
@@ -221,10 +223,11 @@ class _Intake:
         return read
 
     def held_out(self, numbers: np.ndarray) -> np.ndarray:
+        """Whether each document belongs to the validation split."""
         return fraction(self.options.seed, numbers) < self.options.validation
 
     def texts_for_tokenizer(self) -> Iterator[str]:
-        """Of the training documents. The tokenizer does not see what it will be judged on."""
+        """Texts of the training split: the tokenizer must not see held-out text."""
         share = min(1.0, TRAINING_BYTES / max(1, self.total))
         first = 0
         for batch in self.batches("tokenizer"):
@@ -234,24 +237,25 @@ class _Intake:
             first += len(batch)
 
 
-def _tokenize(intake: _Intake, chosen: Tokenizer, partial: Path, workers: int) -> tuple[Split, Split]:
-    """Both pairs, in `partial`; a split without documents gets none."""
+def _tokenize(stream: _DocumentStream, chosen: Tokenizer, partial: Path, workers: int) -> tuple[Split, Split]:
+    """Write both pairs to `partial`; a split without documents gets none."""
     dtype, counts, first = token_type(chosen.vocab), [Split(), Split()], 0
-    texts = ([document.text for document in batch] for batch in intake.batches("tokens"))
-    with Writer(partial / stem("train"), dtype) as train, Writer(partial / stem("validation"), dtype) as validation:
+    texts = ([document.text for document in batch] for batch in stream.batches("tokens"))
+    train_prefix, validation_prefix = (partial / split_stem(split) for split in SPLITS)
+    with Writer(train_prefix, dtype) as train, Writer(validation_prefix, dtype) as validation:
         writers = (train, validation)
         with closing(
-            encoded(texts, partial / TOKENIZER, chosen.end_token, dtype, workers, intake.options.split_sentences)
+            encode_texts(texts, partial / TOKENIZER, chosen.end_token, dtype, workers, stream.options.split_sentences)
         ) as results:
             for part in results:
-                held_out = intake.held_out(np.arange(first, first + len(part.lengths)))
+                held_out = stream.held_out(np.arange(first, first + len(part.lengths)))
                 first += len(part.lengths)
                 _add(part, held_out, writers, counts)
         if not train.num_documents:
             raise DataError(
                 Problem(
                     key="validation",
-                    found=intake.options.validation,
+                    found=stream.options.validation,
                     expected=f"documents left for training, but all {first} are held out",
                     fix="lower it, or change the seed",
                 )
@@ -270,8 +274,8 @@ def _add(part: Encoded, held_out: np.ndarray, writers: Sequence[Writer], counts:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Two processes never fill the same folder. The lock is the folder's own, and dies with the process."""
+def _lock(folder: Path) -> Iterator[None]:
+    """Lock the folder against a second process. The lock belongs to the process and ends with it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
@@ -280,7 +284,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
             Problem(
                 key="output",
                 found=str(folder),
-                expected=f"a folder that can be made ({error.strerror})",
+                expected=f"a folder that can be created ({error.strerror})",
                 fix="choose another",
             )
         ) from error
@@ -292,8 +296,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
             Problem(
                 key="output",
                 found=str(folder),
-                expected="nobody else at work there, but another prepare is",
-                fix="wait for it",
+                expected="no other process writing there, but another `roots prepare` is running",
+                fix="wait until it has finished",
             )
         ) from error
     try:
@@ -304,7 +308,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
                 key="output",
                 found=str(folder),
                 expected=f"a folder that can be written ({error})",
-                fix="check space and rights",
+                fix="check free space and permissions",
             )
         ) from error
     finally:
@@ -312,24 +316,24 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 
 def _up_to_date(folder: Path, files: list[Path], options: Options) -> Manifest | None:
-    """The manifest, if it was made from these very inputs with these options and its outputs are as it left them."""
+    """The manifest, if it describes these inputs and options and its outputs are unchanged."""
     try:
         found = read_manifest(folder)
     except DataError:
-        return None  # damaged: made anew
+        return None  # damaged: prepare again
     if found is None:
         return None
     same = (
         found.options == options
         and [file.path for file in found.inputs] == [str(path) for path in files]
-        and all(file.is_still(path) for file, path in zip(found.inputs, files))
-        and all(file.is_still(folder / file.path) for file in found.outputs)
+        and all(file.is_unchanged(path) for file, path in zip(found.inputs, files))
+        and all(file.is_unchanged(folder / file.path) for file in found.outputs)
     )
     return found.model_copy(update={"reused": True}) if same else None
 
 
 def _publish(partial: Path, folder: Path, manifest: Manifest) -> None:
-    """Without a manifest the folder is unfinished: the old one goes first, the new one comes last."""
+    """Move the files into place. A folder without a manifest is unfinished: the new one is moved last."""
     written = partial / NAME
     with written.open("w", encoding="utf-8") as file:
         file.write(manifest.model_dump_json(indent=2) + "\n")
@@ -338,7 +342,7 @@ def _publish(partial: Path, folder: Path, manifest: Manifest) -> None:
     (folder / NAME).unlink(missing_ok=True)
     for split in SPLITS:
         for ending in (".bin", ".idx"):
-            (folder / f"{stem(split)}{ending}").unlink(missing_ok=True)
+            (folder / f"{split_stem(split)}{ending}").unlink(missing_ok=True)
     for path in sorted(partial.iterdir()):
         if path.name != NAME:
             os.replace(path, folder / path.name)

@@ -1,8 +1,8 @@
-"""Documents out of files, one at a time, each with the place it came from; what is not a document is a Defect.
+"""Read documents from files, one at a time and with their place; what is not a document is reported as a Defect.
 
     inputs --find--> [path] --read--> Document | Defect, Document, … --> learning/data/prepare.py, which stops or counts
 
-Nothing here decides what a defect costs, and nothing holds a file in memory.
+This file does not decide what happens to a defect, and does not hold a whole file in memory.
 """
 
 from __future__ import annotations
@@ -14,27 +14,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roots_dist.errors import DataError, Problem, needs, present
+from roots_dist.errors import DataError, Problem, missing_package, present
 from roots_dist.learning.data import embedded
 from roots_dist.learning.data.archives import OPENERS, DamagedArchive, open_bytes
 
-LONGEST = 1 << 28
-"""Bytes of one document. More is a file without line ends, or an archive made to fill memory."""
+MAX_BYTES = 1 << 28
+"""Longest document in bytes. More indicates a file without line ends, or a decompression bomb."""
 
 
 @dataclass(frozen=True)
 class Document:
+    """A text and where it was read."""
+
     text: str
     file: str
     line: int
-    """Counted from 1; in a parquet file the row, in a text file 1."""
+    """Line, counted from 1: the row in a parquet file, 1 in a text file."""
     position: int
-    """Bytes of the file (as it lies on disk) that have been read so far: for progress."""
+    """Bytes of the stored file that have been read so far, for the progress display."""
 
 
 @dataclass(frozen=True)
 class Defect:
-    """A place in the input that gives no document."""
+    """A place in the input that does not yield a document."""
 
     file: str
     line: int
@@ -46,7 +48,7 @@ class Defect:
 
 
 def find(inputs: Sequence[str | Path]) -> list[Path]:
-    """The files behind files, folders, globs and `embedded:` names: in the given order, each file once."""
+    """Files behind the given files, folders, globs and `embedded:` names: in the given order, each file once."""
     found: dict[Path, Path] = {}
     for given in map(str, inputs):
         for path in _files_of(given):
@@ -74,7 +76,7 @@ def _files_of(given: str) -> list[Path]:
                 Problem(key="input", found=given, expected=f"a folder with {kinds} files in it", fix="check the path")
             )
         return files
-    if path.is_file():  # before the glob: a name may hold brackets
+    if path.is_file():  # before the glob: a name may contain brackets
         matches = [path]
     else:
         matches = sorted(p for p in map(Path, glob.glob(given, recursive=True)) if p.is_file())
@@ -94,7 +96,7 @@ def _hidden(path: Path) -> bool:
 
 
 def _kind(path: Path) -> str | None:
-    """The key into READERS: the ending under the compression's ending, if there is one."""
+    """Key into READERS: the suffix before the compression suffix, if there is one."""
     suffixes = [s.lower() for s in path.suffixes[-2:]]
     packed = len(suffixes) == 2 and suffixes[-1] in OPENERS
     kind = suffixes[0] if packed else suffixes[-1] if suffixes else ""
@@ -102,7 +104,7 @@ def _kind(path: Path) -> str | None:
 
 
 def read(path: Path, text_key: str) -> Iterator[Document | Defect]:
-    """Every document of a file, in order. An unreadable rest of a file is one Defect, the last."""
+    """Every document of a file, in order. If the rest of a file is unreadable, the last item is a single Defect."""
     line = 0
     try:
         for item in READERS[present(_kind(path))](path, text_key):
@@ -123,18 +125,18 @@ def _checked(document: Document) -> Document | Defect:
         return Defect(document.file, document.line, "empty document")
     try:
         document.text.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair, which no encoding holds
+    except UnicodeEncodeError as error:  # JSON can contain a lone surrogate, which cannot be encoded
         return Defect(document.file, document.line, "text is not valid Unicode", f"lone surrogate at {error.start}")
     return document
 
 
 def _text(path: Path, text_key: str) -> Iterator[Document | Defect]:
-    """A file is a document. `text_key` has no meaning here."""
+    """One document per file. `text_key` is ignored."""
     with open_bytes(path) as (content, raw):
-        data = content.read(LONGEST + 1)
+        data = content.read(MAX_BYTES + 1)
         position = raw.tell()
-    if len(data) > LONGEST:
-        yield Defect(str(path), 1, "document too long", f"more than {LONGEST:,} bytes; split the file")
+    if len(data) > MAX_BYTES:
+        yield Defect(str(path), 1, "document too long", f"more than {MAX_BYTES:,} bytes; split the file")
         return
     try:
         yield Document(data.decode("utf-8-sig"), str(path), 1, position)
@@ -143,16 +145,16 @@ def _text(path: Path, text_key: str) -> Iterator[Document | Defect]:
 
 
 def _lines(path: Path, text_key: str) -> Iterator[Document | Defect]:
-    """A line is a JSON object with the text under `text_key`. Blank lines are passed over."""
+    """One JSON object per line, with the text under `text_key`. Blank lines are skipped."""
     file = str(path)
     with open_bytes(path) as (content, raw):
         number = 0
-        while data := content.readline(LONGEST + 1):
+        while data := content.readline(MAX_BYTES + 1):
             number += 1
-            if len(data) > LONGEST:
+            if len(data) > MAX_BYTES:
                 while data and not data.endswith(b"\n"):
-                    data = content.readline(LONGEST)
-                yield Defect(file, number, "document too long", f"more than {LONGEST:,} bytes in a line")
+                    data = content.readline(MAX_BYTES)
+                yield Defect(file, number, "document too long", f"more than {MAX_BYTES:,} bytes in a line")
             elif data.strip():
                 item = _object(data, text_key)
                 if isinstance(item, dict):
@@ -162,14 +164,14 @@ def _lines(path: Path, text_key: str) -> Iterator[Document | Defect]:
 
 
 def parsed_object(data: bytes) -> dict[str, Any] | tuple[str, str]:
-    """The object of a line; or what is wrong with it, in two words and in some."""
+    """The JSON object of a line; or what is wrong with it, as (kind, detail)."""
     try:
         value = json.loads(data.rstrip().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return "bad UTF-8", f"at byte {error.start} of the line"
     except json.JSONDecodeError as error:
         return "corrupt JSON", f"{error.msg} at character {error.pos}"
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets without end
+    except (ValueError, RecursionError) as error:  # a number with thousands of digits, or endless brackets
         return "corrupt JSON", str(error)
     if not isinstance(value, dict):
         return "not a JSON object", f"{type(value).__name__}; one object per line is expected"
@@ -177,7 +179,7 @@ def parsed_object(data: bytes) -> dict[str, Any] | tuple[str, str]:
 
 
 def _object(data: bytes, text_key: str) -> dict[str, Any] | tuple[str, str]:
-    """The object of a line, which has the key; or what is wrong with it."""
+    """The JSON object of a line, which must have the key; or what is wrong with it."""
     value = parsed_object(data)
     if isinstance(value, dict) and text_key not in value:
         return "missing key", f"{text_key!r}; there are {sorted(value)[:8]}"
@@ -185,12 +187,12 @@ def _object(data: bytes, text_key: str) -> dict[str, Any] | tuple[str, str]:
 
 
 def _rows(path: Path, text_key: str) -> Iterator[Document | Defect]:
-    """A row of a parquet file is a document."""
+    """One document per row of a parquet file."""
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise needs("pyarrow", "formats") from error
+        raise missing_package("pyarrow", "formats") from error
     file, size = str(path), path.stat().st_size
     try:
         with parquet.ParquetFile(path) as table:
@@ -216,4 +218,4 @@ READERS: dict[str, Callable[[Path, str], Iterator[Document | Defect]]] = {
     ".json": _lines,
     ".parquet": _rows,
 }
-"""By the ending of the name. `.json` is read as lines too: that is what corpora under this name are."""
+"""Reader for each file suffix. `.json` is read by lines too, because corpora under this name are JSON lines."""

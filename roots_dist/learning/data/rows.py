@@ -1,8 +1,8 @@
-"""Rows out of a file of examples: jsonl, csv or tsv, packed or not, each with the line that it stands in.
+"""Rows of a file of examples: jsonl, csv or tsv, compressed or not, each with its line number.
 
     path --rows--> Row(values, file, line), Row, … --> learning/data/tasks.py
 
-The first thing that is no row ends it: a DataError with file and line.
+The first invalid row raises a DataError with file and line.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from typing import Any, BinaryIO, Literal, TextIO, cast
 from roots_dist.errors import DataError, Problem
 from roots_dist.files import why
 from roots_dist.learning.data.archives import OPENERS, DamagedArchive, open_bytes
-from roots_dist.learning.data.readers import LONGEST, parsed_object
+from roots_dist.learning.data.readers import MAX_BYTES, parsed_object
 
-LONG = 120
-"""Characters of a value that a message shows."""
+MAX_SHOWN = 120
+"""Number of characters of a value that an error message shows."""
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
-"""A field as csv writers quote it: quotes within are doubled."""
+"""A field as csv writers quote it, with inner quotes doubled."""
 
 
 @dataclass(frozen=True)
 class Row:
+    """One row, and where it was read."""
+
     values: Mapping[str, object]
     file: str
     line: int
@@ -38,15 +40,15 @@ class Row:
     def place(self) -> str:
         return f"{self.file}:{self.line}"
 
-    def wrong(self, key: str, found: object, expected: str, fix: str = "correct this line") -> DataError:
-        """key: the column."""
-        if len(str(found)) > LONG:
-            found = f"{str(found)[:LONG]}…"
+    def error(self, key: str, found: object, expected: str, fix: str = "correct this line") -> DataError:
+        """Error for a column of this row. key: the column."""
+        if len(str(found)) > MAX_SHOWN:
+            found = f"{str(found)[:MAX_SHOWN]}…"
         return DataError(Problem(key=f"{self.place}: {key}", found=found, expected=expected, fix=fix))
 
 
 def rows(path: str | Path) -> Iterator[Row]:
-    """Every row, in order. Raises DataError for what cannot be read."""
+    """Every row, in order. Raises DataError if the file or a row cannot be read."""
     file = Path(path)
     reader, line = READERS[_kind(file)], 0
     try:
@@ -73,7 +75,7 @@ def _unreadable(path: Path, expected: str, line: int | None = None) -> DataError
 
 
 def _lines(content: BufferedIOBase, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """A JSON object on each line. Blank lines are passed over."""
+    """One JSON object per line. Blank lines are skipped."""
     for number, data in enumerate(content, 1):
         if data.strip():
             value = parsed_object(data)
@@ -82,16 +84,16 @@ def _lines(content: BufferedIOBase, file: str) -> Iterator[tuple[int, dict[str, 
                 raise DataError(
                     Problem(key=f"{file}:{number}", found=_short(data), expected=expected, fix="correct this line")
                 )
-            if b"\\u" in data and not _encodes(value):
-                expected = "valid Unicode (half of a surrogate pair is none)"
+            if b"\\u" in data and not _is_valid_unicode(value):
+                expected = "valid Unicode (this has a lone surrogate)"
                 raise DataError(
                     Problem(key=f"{file}:{number}", found=_short(data), expected=expected, fix="correct this line")
                 )
             yield number, value
 
 
-def _encodes(value: dict[str, Any]) -> bool:
-    """JSON can spell half a surrogate pair, which no encoding holds."""
+def _is_valid_unicode(value: dict[str, Any]) -> bool:
+    """JSON can contain a lone surrogate, which cannot be encoded."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -105,10 +107,10 @@ def _short(data: bytes) -> str:
 
 
 def _table(delimiter: str, name: str) -> Callable[[BufferedIOBase, str], Iterator[tuple[int, dict[str, Any]]]]:
-    """The first line names the columns. name: of the delimiter, in words."""
+    """Reader for a table whose first line names the columns. name: the delimiter in words."""
 
     def read(content: BufferedIOBase, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        csv.field_size_limit(LONGEST)  # a text may be longer than the library's 131,072 characters
+        csv.field_size_limit(MAX_BYTES)  # the library's default limit is 131,072 characters
         lines: TextIO = io.TextIOWrapper(cast("BinaryIO", content), "utf-8-sig", newline="")
         line = 0
         try:
@@ -117,7 +119,7 @@ def _table(delimiter: str, name: str) -> Callable[[BufferedIOBase, str], Iterato
                 text = lines.read()
                 lines, quoting = io.StringIO(text, newline=""), _quoting(text)
             reader = csv.DictReader(lines, delimiter=delimiter, quoting=quoting, strict=True)
-            _refuse_twins(reader.fieldnames or (), file)
+            _refuse_duplicate_columns(reader.fieldnames or (), file)
             line = 1
             for values in reader:
                 line = reader.line_num
@@ -125,7 +127,7 @@ def _table(delimiter: str, name: str) -> Callable[[BufferedIOBase, str], Iterato
                     columns = len(reader.fieldnames or ())
                     problem = Problem(
                         key=f"{file}:{line}", found=f"{columns + len(values[None])} fields",
-                        expected=f"{columns}, as in the first line", fix=f"put what holds a {name} into quotes",
+                        expected=f"{columns}, as in the first line", fix=f"quote the fields that contain a {name}",
                     )  # fmt: skip
                     raise DataError(problem)
                 yield line, values
@@ -146,29 +148,29 @@ Quoting = Literal[0, 1, 2, 3]
 
 
 def _quoting(text: str) -> Quoting:
-    """What quotes mean in a tsv: characters, as in GLUE's files, or csv's, as where a writer quoted each field that
-    holds one.
+    """Meaning of quotes in a tsv file: literal characters, as in GLUE's files, or csv quoting.
 
-    Read as characters, a line whose field held a tab or a line break has other fields than the first: then they are
-    csv's, if the whole file is csv. Else they are csv's where every field that has any is quoted in full.
+    If, read literally, some line has another number of fields than the first, a quoted field contains a tab or a line
+    break: quoting is csv's if the whole file is then valid csv. Otherwise quoting is csv's only if every field with a
+    quote is quoted completely.
     """
     plain = [line for line in csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE) if line]
-    if _even(plain):
+    if _is_rectangular(plain):
         in_full = all(QUOTED.fullmatch(field) for line in plain for field in line if '"' in field)
         return csv.QUOTE_MINIMAL if in_full else csv.QUOTE_NONE
     try:
-        whole = _even(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
+        whole = _is_rectangular(csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True))
     except csv.Error:
         whole = False
     return csv.QUOTE_MINIMAL if whole else csv.QUOTE_NONE
 
 
-def _even(lines: Iterable[list[str]]) -> bool:
+def _is_rectangular(lines: Iterable[list[str]]) -> bool:
     return len({len(line) for line in lines if line}) <= 1
 
 
-def _refuse_twins(columns: Sequence[str], file: str) -> None:
-    """Of two columns with one name only the last would be read."""
+def _refuse_duplicate_columns(columns: Sequence[str], file: str) -> None:
+    """Raise DataError if two columns have the same name: only the last one would be read."""
     twins = sorted({name for name in columns if columns.count(name) > 1})
     if twins:
         problem = Problem(
@@ -184,4 +186,4 @@ READERS: dict[str, Callable[[BufferedIOBase, str], Iterator[tuple[int, dict[str,
     ".csv": _table(",", "comma"),
     ".tsv": _table("\t", "tab"),
 }
-"""By the ending of the name, under the archive's."""
+"""Reader for each file suffix, ignoring the compression suffix."""

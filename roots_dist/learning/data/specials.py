@@ -1,8 +1,8 @@
-"""Which ids of a vocabulary are not words: what an objective puts into a sample, and what it must never hide or draw.
+"""Special tokens of a vocabulary: ids that an objective inserts into a sample, and must never mask or draw.
 
     tokenizer.json --read_specials--> Specials --> objectives/
 
-Read as JSON: no tokenizer is loaded. Proofs, which have no tokenizer, take `synthetic` ones.
+The file is read as JSON, without loading a tokenizer. Proofs have no tokenizer and use `synthetic_specials`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from roots_dist.errors import DataError, Problem
 
 @dataclass(frozen=True, eq=False)
 class Specials:
+    """Special token ids, and which ids are words."""
+
     name: str
-    """of the tokenizer, for messages"""
+    """Name of the tokenizer, for error messages."""
     special: np.ndarray
-    """bool [vocab]: no word, or an id without a token"""
-    continues: np.ndarray
-    """bool [vocab]: goes on with the word before it"""
+    """bool [vocab]: special token, or an id without a token"""
+    is_continuation: np.ndarray
+    """bool [vocab]: continues the word of the preceding token"""
     sentinels: tuple[int, ...] = ()
     """<extra_id_0>, <extra_id_1> …"""
     pad: int | None = None
@@ -35,31 +37,28 @@ class Specials:
     mask: int | None = None
     unk: int | None = None
     end: int | None = None
-    """of a document, or of a text"""
+    """End of a document or a text."""
 
     @property
     def words(self) -> np.ndarray:
-        """int64: the ids of words."""
+        """int64: ids of ordinary tokens."""
         return np.flatnonzero(~self.special)
 
     def require(self, *names: str) -> None:
-        """Raises DataError if the tokenizer has no such token."""
+        """Raise DataError if the tokenizer lacks one of these tokens."""
         missing = [name for name in names if getattr(self, name) is None]
         if missing:
             problem = Problem(
                 key="data.tokenizer",
                 found=self.name,
                 expected=f"a token for {called(missing)}",
-                fix=(
-                    "prepare the corpus with a tokenizer that has it: roots prepare --kind wordpiece (t5: --kind "
-                    "unigram)"
-                ),
+                fix="use a tokenizer that has it: roots prepare --kind wordpiece (t5: --kind unigram)",
             )
             raise DataError(problem)
 
 
 def read_specials(path: str | Path, vocab: int) -> Specials:
-    """Of a tokenizer.json, for a model of `vocab` ids. Raises DataError if it cannot be read."""
+    """Read the special tokens of a tokenizer.json for `vocab` ids. Raises DataError if it cannot be read."""
     try:
         tree = json.loads(Path(path).read_text(encoding="utf-8"))
         ids, model = ids_of(tree), tree["model"]
@@ -73,20 +72,21 @@ def read_specials(path: str | Path, vocab: int) -> Specials:
         )
         raise DataError(problem) from error
     special = np.ones(vocab, dtype=bool)
-    continues = np.zeros(vocab, dtype=bool)
-    has_past = _continuation(model, ids)
+    is_continuation = np.zeros(vocab, dtype=bool)
+    is_continued = _continuation_test(model, ids)
     for token, i in ids.items():
         if i < vocab:
-            special[i], continues[i] = False, has_past(token)
+            special[i], is_continuation[i] = False, is_continued(token)
     named, ordered = found(ids), sentinels(ids)
     for i in [*by_default, *ordered, *named.values()]:
         if i < vocab:
-            special[i], continues[i] = True, False
-    return Specials(str(path), special, continues, tuple(ordered), **named)
+            special[i], is_continuation[i] = True, False
+    return Specials(str(path), special, is_continuation, tuple(ordered), **named)
 
 
-def _continuation(model: dict[str, Any], ids: dict[str, int]) -> Callable[[str], bool]:
-    """Whether a token goes on with a word, by the way in which its tokenizer marks beginnings or continuations."""
+def _continuation_test(model: dict[str, Any], ids: dict[str, int]) -> Callable[[str], bool]:
+    """Function that tells whether a token continues a word, depending on how the tokenizer marks word beginnings or
+    continuations."""
     if model.get("type") == "WordLevel":
         return lambda token: False
     prefix = model.get("continuing_subword_prefix")
@@ -101,9 +101,8 @@ def no_specials(vocab: int) -> Specials:
     return Specials("none", np.zeros(vocab, dtype=bool), np.zeros(vocab, dtype=bool))
 
 
-def synthetic(vocab: int) -> Specials:
-    """Special tokens among the first ids, ten sentinels at the end, and every third word goes on with the one
-    before."""
+def synthetic_specials(vocab: int) -> Specials:
+    """Special tokens for proofs: the first ids, ten sentinels at the end, and every third token continues a word."""
     ids = np.arange(vocab)
     sentinels = tuple(range(vocab - 1, max(vocab - 11, 5), -1))
     special = (ids < 6) | (ids > vocab - 1 - len(sentinels))

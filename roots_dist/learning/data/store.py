@@ -1,11 +1,10 @@
 """The corpus on disk: Megatron's `.bin` / `.idx` pair, written as a stream and read through memory maps.
 
-    token ids of documents --Writer--> prefix.bin, prefix.idx
-        --Corpus.open--> tokens(start, length) for learning/data/batches.py
+    token ids of documents --Writer--> prefix.bin, prefix.idx --Corpus.open--> tokens(start, length) for objectives
 
-prefix.bin holds raw ids back to back. prefix.idx, little endian: magic, version, token type, the number N of sequences,
-the length M of the document index, then int32[N] lengths, int64[N] byte offsets, int64[M] document index (0, then
-cumulative numbers of sequences; M = documents + 1), and in multimodal files int8[N] modes, which are passed over.
+prefix.bin contains raw ids back to back. prefix.idx, little endian: magic, version, token type, the number N of
+sequences, the length M of the document index, then int32[N] lengths, int64[N] byte offsets, int64[M] document index (0,
+then cumulative numbers of sequences; M = documents + 1), and in multimodal files int8[N] modes, which are ignored.
 """
 
 from __future__ import annotations
@@ -28,15 +27,15 @@ LONGEST_SEQUENCE = 2**31 - 1
 
 
 def token_type(vocab: int) -> np.dtype:
-    """What Megatron chooses for a vocabulary."""
+    """The dtype that Megatron uses for a vocabulary."""
     return np.dtype("<u2" if vocab < 65_500 else "<i4")
 
 
 class Writer:
-    """Writes the pair under temporary names; `commit` makes both appear, complete.
+    """Writes the pair under temporary names; `commit` moves both into place when they are complete.
 
-    Leaving the `with` block without `commit` deletes what was written. A process that is killed leaves only the
-    temporary files, which the next writer of this prefix overwrites.
+    Leaving the `with` block without `commit` deletes what was written. A killed process leaves only temporary files,
+    which the next writer of this prefix overwrites.
     """
 
     def __init__(self, prefix: str | Path, dtype: np.dtype):
@@ -51,7 +50,7 @@ class Writer:
         return len(self._documents) - 1
 
     def add(self, document: np.ndarray, sequences: Sequence[int] | None = None) -> None:
-        """sequences: lengths of the document's parts, in order; default: it is one sequence."""
+        """Append a document. sequences: lengths of its parts, in order; by default it is one sequence."""
         assert sequences is None or sum(sequences) == len(document), (sequences, len(document))
         if len(document) > LONGEST_SEQUENCE:
             raise DataError(
@@ -67,6 +66,7 @@ class Writer:
         self._documents.append(len(self._lengths))
 
     def commit(self) -> None:
+        """Write the index and give both files their final names."""
         lengths = np.asarray(self._lengths, dtype="<i4")
         offsets = np.zeros(len(lengths), dtype="<i8")
         np.cumsum(lengths[:-1].astype("<i8") * self.dtype.itemsize, out=offsets[1:])
@@ -76,8 +76,8 @@ class Writer:
             idx.write(HEADER.pack(MAGIC, 1, code, len(lengths), len(documents)))
             for part in (lengths, offsets, documents):
                 idx.write(part.data)
-            _to_disk(idx)
-        _to_disk(self._bin)
+            _fsync(idx)
+        _fsync(self._bin)
         self._bin.close()
         for temporary, final in zip(self._temporary, self._final):  # .idx last: without it there is no corpus
             os.replace(temporary, final)
@@ -91,27 +91,27 @@ class Writer:
             path.unlink(missing_ok=True)
 
 
-def _to_disk(file: IO[bytes]) -> None:
+def _fsync(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """A corpus of sequences, seen as one stream of tokens in the order of the index. Reads only what is asked for."""
+    """A corpus as one stream of tokens, in the order of the index. Reads only the tokens that are requested."""
 
     prefix: str
     lengths: np.ndarray
     offsets: np.ndarray
-    """Where each sequence begins in the .bin, in bytes."""
+    """Byte offset of each sequence in the .bin file."""
     documents: np.ndarray
-    """Sequences before each document, and their number."""
+    """Number of sequences before each document, followed by their total."""
     stored: np.ndarray
-    """The .bin."""
+    """Memory map of the .bin file."""
 
     @staticmethod
     def open(prefix: str | Path) -> Corpus:
-        """Raises DataError if the pair is missing, damaged, or not what the header says."""
+        """Open a pair. Raises DataError if it is missing, damaged, or inconsistent with its header."""
         prefix = str(prefix)
         prefix = prefix[:-4] if prefix.endswith((".bin", ".idx")) else prefix
         index, stored = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
@@ -137,13 +137,14 @@ class Corpus:
 
     @cached_property
     def _in_order(self) -> bool:
-        """The sequences lie in the .bin one after another: the stream is the file."""
+        """Whether the sequences lie back to back in the .bin file, so that the stream is the file."""
         sizes = self.lengths[:-1] * np.int64(self.stored.itemsize)
         return bool(self.offsets[0] == 0 and (self.offsets[:-1] + sizes == self.offsets[1:]).all())
 
     @cached_property
     def _starts(self) -> np.ndarray:
-        """Bytes of the stream before each sequence. In order these are the offsets, and nothing is held in memory."""
+        """Byte position of each sequence in the stream. For sequences in order these are the offsets, which need no
+        memory."""
         if self._in_order:
             return self.offsets
         starts = np.zeros(len(self.lengths), dtype=np.int64)
@@ -152,18 +153,18 @@ class Corpus:
 
     @cached_property
     def bounds(self) -> np.ndarray:
-        """int64: tokens of the stream before each document, and all there are."""
+        """int64: first token of each document in the stream, followed by the total number of tokens."""
         inside = self.documents[self.documents < len(self.lengths)]
         before = np.asarray(self._starts[inside]) // self.stored.itemsize
         return np.append(before, np.full(len(self.documents) - len(inside), self.num_tokens))
 
     def sequences_of(self, document: int) -> np.ndarray:
-        """int64: where each sequence of a document begins in the stream."""
+        """int64: first token of each sequence of a document in the stream."""
         mine = slice(int(self.documents[document]), int(self.documents[document + 1]))
         return np.asarray(self._starts[mine]) // self.stored.itemsize
 
     def tokens(self, start: int, length: int) -> np.ndarray:
-        """A piece of the stream, in the stored type."""
+        """A part of the stream, in the stored dtype."""
         assert start >= 0 and length >= 0 and start + length <= self.num_tokens, (start, length, self.num_tokens)
         if self._in_order:
             return self.stored[start : start + length]
@@ -176,21 +177,21 @@ class Corpus:
         return np.concatenate(parts) if parts else self.stored[:0]
 
     def document(self, i: int) -> np.ndarray:
-        """All sequences of a document."""
+        """All tokens of a document."""
         assert 0 <= i < self.num_documents, (i, self.num_documents)
         mine = range(int(self.documents[i]), int(self.documents[i + 1]))
         return np.concatenate([self.stored[:0], *map(self._sequence, mine)])
 
     def sequence_at(self, position: int) -> int:
-        """The sequence that holds this token of the stream."""
+        """Sequence that contains this token of the stream."""
         return int(np.searchsorted(self._starts, position * self.stored.itemsize, side="right")) - 1
 
     def document_at(self, position: int) -> int:
-        """The document that holds this token of the stream."""
+        """Document that contains this token of the stream."""
         return int(np.searchsorted(self.documents, self.sequence_at(position), side="right")) - 1
 
     def documents_of(self, start: int, length: int) -> np.ndarray:
-        """int64: the document of each token of a piece of the stream."""
+        """int64: document of each token in a part of the stream."""
         first, last = self.document_at(start), self.document_at(start + length - 1)
         ends = self._starts[self.documents[first + 1 : last + 1]]
         return first + np.searchsorted(ends // self.stored.itemsize, np.arange(start, start + length), side="right")
@@ -200,8 +201,9 @@ class Corpus:
         return self.stored[start : start + int(self.lengths[i])]
 
 
-def windows(corpus: Corpus, stride: int, length: int) -> int:
-    """How many pieces of `length` tokens the stream holds, one every `stride`. Raises DataError if it holds none."""
+def num_windows(corpus: Corpus, stride: int, length: int) -> int:
+    """Number of windows of `length` tokens in the stream, one every `stride` tokens. Raises DataError if there are
+    none."""
     count = (corpus.num_tokens - length) // stride + 1
     if count < 1:
         raise DataError(
@@ -254,7 +256,7 @@ def _open(prefix: str, index: Path, stored: Path) -> Corpus:
             "copy or write the .idx again",
         )
     found = stored.stat().st_size
-    if lengths.min() < 0 or offsets.min() < 0 or offsets.max() > 2**62:  # beyond 2⁶² the next sum wraps
+    if lengths.min() < 0 or offsets.min() < 0 or offsets.max() > 2**62:  # above 2⁶² the next sum overflows
         raise refuse("a sequence with a length or offset that cannot be", "0 or more", "copy or write the .idx again")
     end = int((offsets + lengths * np.int64(dtype.itemsize)).max())
     if found != end:
@@ -275,7 +277,7 @@ def _open(prefix: str, index: Path, stored: Path) -> Corpus:
 
 
 def _nearby(prefix: str) -> str:
-    """What the user may have meant: the corpora in the same folder, or in the folder that was named."""
+    """Suggest what the user may have meant: corpora in the same folder, or in the folder that was named."""
     folder = Path(prefix) if Path(prefix).is_dir() else Path(prefix).parent
-    there = sorted(str(path.with_suffix("")) for path in folder.glob("*.idx"))
-    return f"choose one of {there[:5]}" if there else "make one with `roots prepare`"
+    nearby = sorted(str(path.with_suffix("")) for path in folder.glob("*.idx"))
+    return f"choose one of {nearby[:5]}" if nearby else "create one with `roots prepare`"

@@ -1,9 +1,9 @@
-"""Rows of a task, read, checked and tokenised once: what the objectives of fine-tuning make their samples of.
+"""Rows of a fine-tuning task, read, checked and tokenized once; the objectives build samples from them.
 
     rows.py --columns of finetune.*, each row checked--> texts, labels --tokenizer--> Examples(path, rows)
 
-Everything is checked when it is read, before the first process group: the first row that cannot be learned is refused
-with its file and line. Lengths are cut later, by the objectives (objectives/): a text that is too long is no mistake.
+All rows are checked before the first process group exists: the first invalid row raises an error with its file and
+line. Texts are truncated later, by the objectives (objectives/): a long text is not an error.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ import numpy as np
 
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError, Problem, present
-from roots_dist.learning.data.chat import ids_of, open_chat
+from roots_dist.learning.data.chat import encode_turns, open_chat
 from roots_dist.learning.data.rows import Row, rows
 from roots_dist.learning.data.specials import Specials, read_specials
 from roots_dist.learning.data.tokenizer import Codec, load_codec
 
-AT_ONCE = 1024
-"""Texts that are tokenised in one go."""
+BATCH_TEXTS = 1024
+"""Number of texts that are tokenized at a time."""
 NUMBER = re.compile(r"-?\d{1,18}")
-"""A label that is one; with more digits it is a word."""
+"""A label that is a number; with more digits it is a word."""
 ROLES = ("system", "user", "assistant", "tool")
 
 
 class Example(NamedTuple):
-    """One row, int32 ids without special tokens."""
+    """One row as int32 ids without special tokens."""
 
     first: np.ndarray
-    """the text; of a conversation all of it"""
+    """The text, or the whole conversation."""
     second: np.ndarray | None = None
-    """of a pair the other text, of seq2seq the answer"""
-    marks: np.ndarray | None = None
-    """of each id of `first`: tag, the label or IGNORE; instruct, 1 where it is to be learned"""
+    """The second text of a pair, or the answer (seq2seq)."""
+    token_labels: np.ndarray | None = None
+    """For each id of `first`: its label or IGNORE (tag), or 1 if it is a target (instruct)."""
     label: int = 0
-    """classify: number of the class"""
+    """Index of the class (classify)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """A file of examples."""
+    """The examples of a file."""
 
     prefix: str
     rows: tuple[Example, ...]
@@ -57,13 +57,15 @@ class Examples:
 
 
 def open_examples(path: str, config: Config) -> Examples:
-    """Raises DataError for the first row that cannot be learned. Read once for each process, then remembered."""
+    """Read a file of examples, once per process. Raises DataError for the first invalid row."""
     stamp = tuple((str(p), _stamp(p)) for p in (path, config.data.tokenizer, config.finetune.chat_template) if p)
-    return _opened(path, config.objective.name, columns_of(config), config.data.tokenizer, config.model.vocab, stamp)
+    return _read_examples(
+        path, config.objective.name, columns_of(config), config.data.tokenizer, config.model.vocab, stamp
+    )
 
 
-def labels_of(paths: Sequence[str], config: Config) -> tuple[str, ...]:
-    """The labels that the rows of these files have, sorted; numbers by their size. One order in every process."""
+def collect_labels(paths: Sequence[str], config: Config) -> tuple[str, ...]:
+    """All labels in these files, sorted, numbers by their value: the same order in every process."""
     found: set[str] = set()
     for path in paths:
         for row in rows(path):
@@ -77,6 +79,8 @@ def labels_of(paths: Sequence[str], config: Config) -> tuple[str, ...]:
 
 
 class Columns(NamedTuple):
+    """Names of the columns, and the other options that examples depend on."""
+
     text: str
     pair: str | None
     label: str
@@ -98,14 +102,13 @@ def _stamp(path: str) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=8)
-def _opened(path: str, task: str, columns: Columns, tokenizer: str, vocab: int, stamp: object) -> Examples:
-    """stamp: of all files that it depends on, so that one that was written anew is read anew."""
+def _read_examples(path: str, task: str, columns: Columns, tokenizer: str, vocab: int, stamp: object) -> Examples:
+    """stamp: times and sizes of all files that the examples depend on, so that a changed file is read again."""
     codec, specials = load_codec(tokenizer), read_specials(tokenizer, vocab)
-    made = TASKS[task](rows(path), columns, codec, specials)
-    found = tuple(made)
-    if not found:
+    examples = tuple(TASKS[task](rows(path), columns, codec, specials))
+    if not examples:
         raise DataError(Problem(key="rows", found=0, expected=f"at least one in {path}", fix="check the file"))
-    return Examples(path, found)
+    return Examples(path, examples)
 
 
 def _classify(given: Iterable[Row], columns: Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
@@ -115,13 +118,14 @@ def _classify(given: Iterable[Row], columns: Columns, codec: Codec, specials: Sp
     def read(row: Row) -> tuple[list[str], int]:
         return [_text(row, key) for key in texts], _number(row, columns.label, _label(row, columns.label), numbers)
 
-    for row, (_, number), ids in _encoded(given, read, codec):
-        first, second, *_ = [*map(_words, [row] * len(ids), texts, ids), None]
+    for row, (_, number), ids in _encode_rows(given, read, codec):
+        first, second, *_ = [*map(_to_array, [row] * len(ids), texts, ids), None]
         yield Example(first, second, label=number)
 
 
 def _tag(given: Iterable[Row], columns: Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
-    """The label of a word stands on its first token; the tokens after it are not scored (Devlin et al. 2019, 5.3)."""
+    """Examples of tagging. The label of a word belongs to its first token; its other tokens are not scored (Devlin et
+    al. 2019, 5.3)."""
     numbers = {label: i for i, label in enumerate(columns.labels)}
     for row in given:
         words, labels = _word_list(row, columns.text), _tags(row, columns)
@@ -131,9 +135,11 @@ def _tag(given: Iterable[Row], columns: Columns, codec: Codec, specials: Special
         firsts = np.diff(word_of, prepend=-1) > 0
         lost = set(range(len(words))) - set(word_of.tolist())
         if lost:
-            raise row.wrong(columns.text, words[min(lost)], "words of which the tokenizer makes something")
+            raise row.error(columns.text, words[min(lost)], "words that the tokenizer does not drop")
         number = np.array([_number(row, columns.label, label, numbers) for label in labels])
-        yield Example(np.array(encoding.ids, np.int32), marks=np.where(firsts, number[word_of], -100).astype(np.int32))
+        yield Example(
+            np.array(encoding.ids, np.int32), token_labels=np.where(firsts, number[word_of], -100).astype(np.int32)
+        )
 
 
 def _instruct(given: Iterable[Row], columns: Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
@@ -144,11 +150,11 @@ def _instruct(given: Iterable[Row], columns: Columns, codec: Codec, specials: Sp
         try:
             turns = chat.turns(_messages(row, columns))
         except ValueError as error:
-            raise row.wrong(
+            raise row.error(
                 columns.text, "a conversation", str(error), "correct this line, or give another finetune.chat_template"
             ) from error
-        ids, learned = ids_of(turns, codec, ends)
-        yield Example(np.array(ids, np.int32), marks=np.array(learned, np.int32))
+        ids, learned = encode_turns(turns, codec, ends)
+        yield Example(np.array(ids, np.int32), token_labels=np.array(learned, np.int32))
 
 
 def _seq2seq(given: Iterable[Row], columns: Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
@@ -157,8 +163,8 @@ def _seq2seq(given: Iterable[Row], columns: Columns, codec: Codec, specials: Spe
     def read(row: Row) -> tuple[list[str], None]:
         return [_text(row, key) for key in both], None
 
-    for row, _, ids in _encoded(given, read, codec):
-        first, second = map(_words, [row, row], both, ids)
+    for row, _, ids in _encode_rows(given, read, codec):
+        first, second = map(_to_array, [row, row], both, ids)
         yield Example(first, second)
 
 
@@ -168,37 +174,37 @@ TASKS: dict[str, Callable[..., Iterable[Example]]] = {
     "instruct": _instruct,
     "seq2seq": _seq2seq,
 }
-"""By objective.name: (rows, columns, codec, specials) -> examples."""
+"""objective.name -> function (rows, columns, codec, specials) -> examples."""
 
 
 Made = TypeVar("Made")
 
 
-def _encoded(
+def _encode_rows(
     given: Iterable[Row], read: Callable[[Row], tuple[list[str], Made]], codec: Codec
 ) -> Iterator[tuple[Row, tuple[list[str], Made], list[list[int]]]]:
-    """Each row, what `read` made of it (texts, something), and the ids of the texts: many rows in one go."""
+    """Each row, the result of `read` (texts, anything), and the ids of the texts, tokenized in batches."""
     given = iter(given)
-    while some := [(row, read(row)) for row in islice(given, AT_ONCE)]:
+    while some := [(row, read(row)) for row in islice(given, BATCH_TEXTS)]:
         flat = [text for _, (texts, _) in some for text in texts]
         ids = iter(codec.backend.encode_batch_fast(flat, add_special_tokens=False))
         for row, made in some:
             yield row, made, [next(ids).ids for _ in made[0]]
 
 
-def _words(row: Row, key: str, ids: list[int]) -> np.ndarray:
+def _to_array(row: Row, key: str, ids: list[int]) -> np.ndarray:
     if not ids:
-        raise row.wrong(key, row.values[key], "text of which the tokenizer makes something")
+        raise row.error(key, row.values[key], "text that the tokenizer does not drop")
     return np.array(ids, np.int32)
 
 
 def _value(row: Row, key: str) -> object:
     if key not in row.values:
-        there = ", ".join(map(str, row.values)) or "none"
-        raise row.wrong(
+        present = ", ".join(map(str, row.values)) or "none"
+        raise row.error(
             key,
             None,
-            f"such a column; there are {there}",
+            f"a column of this name; the file has {present}",
             "name it with finetune.text_column, finetune.pair_column or finetune.label_column",
         )
     return row.values[key]
@@ -207,7 +213,7 @@ def _value(row: Row, key: str) -> object:
 def _text(row: Row, key: str) -> str:
     value = _value(row, key)
     if not isinstance(value, str) or not value.strip():
-        raise row.wrong(key, value, "text that is not empty")
+        raise row.error(key, value, "text that is not empty")
     return value
 
 
@@ -220,23 +226,23 @@ def _one_label(row: Row, key: str, value: object) -> str:
         return str(value).lower()
     if isinstance(value, int) or (isinstance(value, str) and value.strip()):
         return str(value).strip()
-    raise row.wrong(key, value, "a label: a word or a whole number")
+    raise row.error(key, value, "a label: a word or a whole number")
 
 
 def _number(row: Row, key: str, label: str, numbers: dict[str, int]) -> int:
     if label not in numbers:
         shown = ", ".join(list(numbers)[:8]) + (" …" if len(numbers) > 8 else "")
         fix = "correct this line; labels are those of data.train, or finetune.labels"
-        raise row.wrong(key, label, f"one of the {len(numbers)} labels {shown}", fix)
+        raise row.error(key, label, f"one of the {len(numbers)} labels {shown}", fix)
     return numbers[label]
 
 
 def _word_list(row: Row, key: str) -> list[str]:
-    """A list, or a text that is cut at white space."""
+    """A list of words, or a text that is split at white space."""
     value = _value(row, key)
     words = value.split() if isinstance(value, str) else value
     if not isinstance(words, list) or not words or not all(isinstance(word, str) and word.strip() for word in words):
-        raise row.wrong(key, value, "a list of words, none of them empty, or a text")
+        raise row.error(key, value, "a list of words, none of them empty, or a text")
     return words
 
 
@@ -244,16 +250,17 @@ def _tags(row: Row, columns: Columns) -> list[str]:
     words, value = _word_list(row, columns.text), _value(row, columns.label)
     labels = value.split() if isinstance(value, str) else value
     if not isinstance(labels, list):
-        raise row.wrong(columns.label, value, "a list of labels, one for each word")
+        raise row.error(columns.label, value, "a list of labels, one for each word")
     if len(labels) != len(words):
-        raise row.wrong(
+        raise row.error(
             columns.label, f"{len(labels)} labels", f"one for each of the {len(words)} words of {columns.text}"
         )
     return [_one_label(row, columns.label, label) for label in labels]
 
 
 def _messages(row: Row, columns: Columns) -> list[dict[str, str]]:
-    """Of the column `messages`, or of finetune.text_column if that holds a list; else question and answer."""
+    """Messages of a conversation: the column `messages`, or finetune.text_column if it contains a list; otherwise
+    question and answer."""
     key = "messages" if columns.text not in row.values and "messages" in row.values else columns.text
     value = _value(row, key)
     if not isinstance(value, list):
@@ -264,7 +271,7 @@ def _messages(row: Row, columns: Columns) -> list[dict[str, str]]:
     for message in value:
         role, content = (message.get(k) for k in ("role", "content")) if isinstance(message, dict) else (None, None)
         if role not in ROLES or not isinstance(content, str) or not content.strip():
-            raise row.wrong(key, message, f"messages with a role ({', '.join(ROLES)}) and content that is not empty")
+            raise row.error(key, message, f"messages with a role ({', '.join(ROLES)}) and content that is not empty")
     if not any(message["role"] == "assistant" for message in value):
-        raise row.wrong(key, f"{len(value)} messages", "at least one of the assistant, to learn from")
+        raise row.error(key, f"{len(value)} messages", "at least one of the assistant, to learn from")
     return value

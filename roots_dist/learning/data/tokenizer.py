@@ -1,9 +1,10 @@
-"""Text ↔ token ids: a tokenizer of four kinds trained here, or any `tokenizer.json` that says where a document ends.
+"""Text ↔ token ids: a tokenizer of one of four kinds trained here, or any `tokenizer.json` with an end-of-document
+token.
 
     texts --train--> tokenizer.json --load-------> Tokenizer(encode, decode, end_of_document), for prepare
                                     --load_codec-> Codec(encode, decode), for prompts and samples
 
-With bpe, byte-level, every text has ids, and decode(encode(text)) is the text. Knows nothing of files of documents.
+Byte-level bpe has ids for every text, and decode(encode(text)) is the text. Knows nothing of files of documents.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from roots_dist.config.special_tokens import NAMES
 from roots_dist.errors import DataError, Problem, present
 
 END_OF_DOCUMENT = NAMES["end"][0]
-KNOWN_ENDS = NAMES["end"]
+KNOWN_END_TOKENS = NAMES["end"]
 """Tokens that end a document in known tokenizers, the most specific first."""
 
 BLOOM_PATTERN = " ?[^(\\s|[.,!?…。，、।۔،])]+"
@@ -36,22 +37,23 @@ PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     ),
 }
 
-SMALLEST = 257
-"""The bytes and the end of a document."""
+MIN_BPE_VOCAB = 257
+"""The 256 bytes and the end of a document."""
 
 
 @dataclass(frozen=True, eq=False)
 class Codec:
-    """Text to ids and back, whether or not anything is known to end a document."""
+    """Text to ids and back, with or without an end-of-document token."""
 
     backend: tokenizers.Tokenizer
 
     def encode(self, text: str) -> list[int]:
-        """The ids of the text alone. A special token spelled out in it is text: no document can forge its end."""
+        """Ids of the text alone. A special token that is spelled out is encoded as text, so that no document can forge
+        its end."""
         return self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
-    def encode_marked(self, text: str) -> list[int]:
-        """The same, but a special token spelled out in it is that token: for what a chat template writes."""
+    def encode_with_specials(self, text: str) -> list[int]:
+        """Ids of the text, in which a spelled-out special token is that token: for the output of a chat template."""
         self.backend.encode_special_tokens = False
         try:
             return self.encode(text)
@@ -59,15 +61,17 @@ class Codec:
             self.backend.encode_special_tokens = True
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Special tokens are shown; a character cut in two appears as U+FFFD."""
+        """Decode with special tokens shown; a character cut in two becomes U+FFFD."""
         return self.backend.decode(list(ids), skip_special_tokens=False)
 
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer(Codec):
+    """A tokenizer with an end-of-document token."""
+
     end_of_document: int
     vocab: int
-    """Largest id + 1: what model.vocab must be at least."""
+    """Largest id + 1: the smallest possible model.vocab."""
 
     @property
     def end_token(self) -> str:
@@ -79,17 +83,17 @@ class Tokenizer(Codec):
 
     @property
     def sha256(self) -> str:
-        """Of its content, not of the file's spacing."""
+        """Hash of the content, independent of the file's formatting."""
         return hashlib.sha256(self.json.encode()).hexdigest()
 
 
 def train(
     texts: Iterable[str], vocab: int, pre_tokenizer: str = "gpt2", kind: str = "bpe", min_count: int = 2
 ) -> Tokenizer:
-    """The same texts in the same order give the same tokenizer; of wordpiece and unigram only up to ties, which the
-    library breaks by chance: keep the tokenizer.json. Few texts may give less than `vocab` entries.
+    """Train a tokenizer. The same texts in the same order give the same tokenizer, except that wordpiece and unigram
+    break ties at random: keep the tokenizer.json. Few texts may give less than `vocab` entries.
 
-    kind: of KINDS. pre_tokenizer is for bpe alone, min_count for words alone.
+    kind: one of KINDS. pre_tokenizer applies only to bpe, min_count only to words.
     """
     if kind not in KINDS:
         raise DataError(Problem(key="kind", found=kind, expected=f"one of {list(KINDS)}", fix="choose one of these"))
@@ -104,7 +108,7 @@ def train(
         raise DataError(Problem(key="pre_tokenizer", found=pre_tokenizer, expected=expected, fix="choose one of these"))
     backend, trainer, end = make(vocab, pre_tokenizer, min_count)
     backend.train_from_iterator(texts, trainer)
-    if kind == "unigram":  # T5's vocabulary ends with them, the first one last
+    if kind == "unigram":  # T5's vocabulary ends with the sentinels in reverse order
         backend.add_special_tokens([AddedToken(f"<extra_id_{i}>", special=True) for i in reversed(range(SENTINELS))])
     return _ready(backend, "the trained tokenizer", end)
 
@@ -122,7 +126,7 @@ def _bpe(vocab: int, pre_tokenizer: str, min_count: int) -> Untrained:
 
 
 def _wordpiece(vocab: int, pre_tokenizer: str, min_count: int) -> Untrained:
-    """BERT's, lower-case (Devlin et al. 2019)."""
+    """BERT's WordPiece, lower-case (Devlin et al. 2019)."""
     backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -132,7 +136,7 @@ def _wordpiece(vocab: int, pre_tokenizer: str, min_count: int) -> Untrained:
 
 
 def _unigram(vocab: int, pre_tokenizer: str, min_count: int) -> Untrained:
-    """T5's (Raffel et al. 2020, section 2.2), sentinels included."""
+    """T5's unigram model (Raffel et al. 2020, section 2.2), with its sentinels."""
     backend = tokenizers.Tokenizer(models.Unigram())
     spaces = normalizers.Replace(Regex(" {2,}"), " ")
     backend.normalizer = normalizers.Sequence([normalizers.Nmt(), normalizers.NFKC(), spaces])
@@ -146,7 +150,7 @@ def _unigram(vocab: int, pre_tokenizer: str, min_count: int) -> Untrained:
 
 
 def _words(vocab: int, pre_tokenizer: str, min_count: int) -> Untrained:
-    """The textbook's: lower-case words of letters that occur often enough, and one id for all others."""
+    """Word-level: lower-case words of letters that are frequent enough, and one id for all others."""
     backend = tokenizers.Tokenizer(models.WordLevel(unk_token="<unk>"))
     letters = normalizers.Replace(Regex(r"[^\p{L}]+"), " ")
     backend.normalizer = normalizers.Sequence([normalizers.Lowercase(), letters])
@@ -160,23 +164,23 @@ def _words(vocab: int, pre_tokenizer: str, min_count: int) -> Untrained:
 SENTINELS = 100
 Untrained = tuple[tokenizers.Tokenizer, trainers.Trainer, str]
 KINDS: dict[str, tuple[int, Callable[[int, str, int], Untrained]]] = {
-    "bpe": (SMALLEST, _bpe),
+    "bpe": (MIN_BPE_VOCAB, _bpe),
     "wordpiece": (6, _wordpiece),
     "unigram": (SENTINELS + 4, _unigram),
     "words": (3, _words),
 }
-"""Of each, its fewest entries and (vocab, pre_tokenizer, min_count) -> (untrained tokenizer, trainer, end of
-document)."""
+"""kind -> (smallest vocabulary, function (vocab, pre_tokenizer, min_count) -> (untrained tokenizer, trainer, end of
+document))."""
 
 
 def load(path: str | Path, end_of_document: str | None = None) -> Tokenizer:
-    """A `tokenizer.json`. Raises DataError if it is none, or if nothing in it is known to end a document."""
+    """Load a `tokenizer.json`. Raises DataError if it cannot be read or has no known end-of-document token."""
     return from_json(_read(path), str(path), end_of_document)
 
 
 def load_codec(path: str | Path) -> Codec:
-    """A `tokenizer.json`, for encoding and decoding alone. Raises DataError if it is none."""
-    return Codec(_for_whole_texts(_parse(_read(path), str(path))))
+    """Load a `tokenizer.json` only for encoding and decoding. Raises DataError if it cannot be read."""
+    return Codec(_without_truncation(_parse(_read(path), str(path))))
 
 
 def _read(path: str | Path) -> str:
@@ -200,35 +204,35 @@ def from_json(text: str, name: str = "tokenizer", end_of_document: str | None = 
 def _parse(text: str, name: str) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(text)
-    except Exception as error:  # the library raises the bare class, with a line and column in its text
+    except Exception as error:  # the library raises plain Exception, with line and column in the text
         raise DataError(
             Problem(
                 key="tokenizer",
                 found=name,
                 expected=f"the JSON of Hugging Face tokenizers ({error})",
-                fix="take the file of a fast tokenizer",
+                fix="use the tokenizer.json of a fast tokenizer",
             )
         ) from error
 
 
 def _ready(backend: tokenizers.Tokenizer, name: str, end_of_document: str | None) -> Tokenizer:
-    wanted = KNOWN_ENDS if end_of_document is None else (end_of_document,)
+    wanted = KNOWN_END_TOKENS if end_of_document is None else (end_of_document,)
     ends = [i for i in map(backend.token_to_id, wanted) if i is not None]
     if not ends:
         raise DataError(
             Problem(
                 key="end_of_document",
                 found=end_of_document,
-                expected=f"a token of {name}, by default one of {', '.join(KNOWN_ENDS)}",
+                expected=f"a token of {name}, by default one of {', '.join(KNOWN_END_TOKENS)}",
                 fix="name the token that ends a document",
             )
         )
     vocab = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-    return Tokenizer(_for_whole_texts(backend), ends[0], vocab)
+    return Tokenizer(_without_truncation(backend), ends[0], vocab)
 
 
-def _for_whole_texts(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    backend.no_truncation()  # a tokenizer.json may bring both, and documents are to be whole
+def _without_truncation(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    backend.no_truncation()  # a tokenizer.json may set both, but documents must stay whole
     backend.no_padding()
     backend.encode_special_tokens = True
     return backend

@@ -1,10 +1,10 @@
-"""The families. MODELS maps model.family to a function (config, tp) -> the model's pieces, in order."""
+"""The model families. MODELS maps model.family to a function (config, tp) -> the model's pieces, in order."""
 
 from collections.abc import Callable
 
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import bert, electra, gpt, t5
-from roots_dist.learning.models.lora import adapted
+from roots_dist.learning.models.lora import with_adapters
 from roots_dist.learning.models.pieces import PieceSpec
 from roots_dist.parallel.tensor.collectives import TensorParallel
 
@@ -17,6 +17,6 @@ MODELS: dict[str, Callable[[Config, TensorParallel], tuple[PieceSpec, ...]]] = {
 
 
 def pieces_of(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
-    """The config's model, with adapters where it is fine-tuned with them."""
+    """The pieces of the config's model, with LoRA adapters if it is fine-tuned with them."""
     specs = MODELS[config.model.family](config, tp)
-    return adapted(specs, config.finetune) if config.finetune.strategy == "lora" else specs
+    return with_adapters(specs, config.finetune) if config.finetune.strategy == "lora" else specs

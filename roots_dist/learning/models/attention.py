@@ -1,4 +1,4 @@
-"""Multi-head attention, heads cut over tensor ranks by whole query groups: over the past, over all, over another text.
+"""Multi-head attention, with heads sharded over tensor ranks by whole query groups: causal, bidirectional, or cross.
 
 B sequences, Q query and S key positions, D model width, H query heads, G key/value heads, K head width; h = H/tp, g =
 G/tp (at least 1: with fewer key/value heads than ranks, neighbouring ranks hold the same one), s = S/tp under sequence
@@ -26,8 +26,11 @@ Positions = Rotary | Alibi | Relative | None
 
 
 class Attention(nn.Module):
-    """name: the global one of this layer, which keys its dropout and its cache. causal: no query sees a later key.
-    borders: it stays within batch.documents, which are those of the encoder where there are two stacks."""
+    """Self-attention.
+
+    name: global name of the layer, the key of its dropout and its cache. causal: no query sees a later key.
+    document_mask: attention stays within batch.document_ids, which are those of the encoder in an encoder-decoder.
+    """
 
     def __init__(
         self,
@@ -38,15 +41,15 @@ class Attention(nn.Module):
         init_stds: InitStds,
         *,
         causal: bool,
-        borders: bool = True,
+        document_mask: bool = True,
     ):
         super().__init__()
         m = config.model
-        self.name, self.tp, self.causal, self.borders = name, tp, causal, borders
+        self.name, self.tp, self.causal, self.document_mask = name, tp, causal, document_mask
         self.positions = None if isinstance(positions, Relative) else positions
-        self.relative = positions if isinstance(positions, Relative) else None  # a module: its table is a parameter
+        self.relative = positions if isinstance(positions, Relative) else None  # a module with a parameter
         self.head_dim = m.width_of_head()
-        self.scale = 1.0 if m.family == "t5" else self.head_dim**-0.5  # T5 has it in its initial weights
+        self.scale = 1.0 if m.family == "t5" else self.head_dim**-0.5  # T5's initial weights include the scale
         self.drop, self.seed = m.attention_dropout, config.train.seed
         self.recompute = config.train.recompute == "selective"
         kv_parts = min(tp.size, m.num_kv_heads())
@@ -69,7 +72,7 @@ class Attention(nn.Module):
         queries = range(start, start + q.shape[2])
         if isinstance(self.positions, Rotary):
             q, k = self.positions(q, queries), self.positions(k, queries)
-        if batch.cache is not None and self.causal:  # an encoder's are not asked for again
+        if batch.cache is not None and self.causal:  # keys and values of an encoder are not needed again
             k, v = batch.cache.extend(self.name, k, v)
         return self._attend(q, k, v, queries, batch)
 
@@ -87,35 +90,34 @@ class Attention(nn.Module):
         out: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return out
 
-    def _hidden(self, queries: range, num_keys: int, batch: MicroBatch) -> Tensor | None:
-        """bool [B or 1, 1, Q, S]: which keys a query must not see, other than by the order of time; None: it sees
-        all."""
-        if batch.documents is None or not self.borders:
+    def _masked(self, queries: range, num_keys: int, batch: MicroBatch) -> Tensor | None:
+        """bool [B or 1, 1, Q, S]: keys that a query must not see, apart from the causal mask; None if none."""
+        if batch.document_ids is None or not self.document_mask:
             return None
-        here = batch.documents[:, queries.start : queries.stop]
-        return (here.unsqueeze(2) != batch.documents[:, :num_keys].unsqueeze(1)).unsqueeze(1)
+        here = batch.document_ids[:, queries.start : queries.stop]
+        return (here.unsqueeze(2) != batch.document_ids[:, :num_keys].unsqueeze(1)).unsqueeze(1)
 
     def _bias(self, queries: range, num_keys: int, batch: MicroBatch, like: Tensor) -> Tensor | None:
-        """What is added to the scores, [B or 1, h or 1, Q, S], -inf where nothing is seen. None: nothing, or just that
-        no query sees a later key, from the first position on."""
-        hidden = self._hidden(queries, num_keys, batch)
+        """Bias on the scores, [B or 1, h or 1, Q, S], with -inf at masked keys. None if there is none, or if the causal
+        mask from the first position on is all there is."""
+        masked = self._masked(queries, num_keys, batch)
         positions = self.relative or self.positions
         bias = (
             None
             if isinstance(positions, Rotary) or positions is None
             else positions.bias(queries, num_keys, like).unsqueeze(0)
         )
-        # one new token sees all that is cached, and Alibi has the order of time in its own
+        # a single new token sees the whole cache, and Alibi's bias includes the causal mask
         late = self.causal and len(queries) > 1 and not isinstance(positions, Alibi)
-        if bias is None and hidden is None and (not late or queries.start == 0):
+        if bias is None and masked is None and (not late or queries.start == 0):
             return None
         if late:
             place = torch.arange(queries.start, queries.stop, device=like.device).unsqueeze(1)
             after = torch.arange(num_keys, device=like.device) > place  # [Q, S]
-            hidden = after if hidden is None else hidden | after
+            masked = after if masked is None else masked | after
         if bias is None:
             bias = like.new_zeros(1, 1, len(queries), num_keys)
-        return bias if hidden is None else bias.masked_fill(hidden, -torch.inf)
+        return bias if masked is None else bias.masked_fill(masked, -torch.inf)
 
     def _core(self, q: Tensor, k: Tensor, v: Tensor, queries: range, batch: MicroBatch) -> Tensor:
         bias = self._bias(queries, k.shape[2], batch, q)
@@ -126,8 +128,8 @@ class Attention(nn.Module):
         )
 
     def _dropped_core(self, q: Tensor, k: Tensor, v: Tensor, queries: range, batch: MicroBatch) -> Tensor:
-        """The same with dropout on the probabilities: written out, because the fused kernels draw their own masks,
-        which depend on the layout."""
+        """Attention with dropout on the probabilities, without a fused kernel: those draw their own masks, which depend
+        on the layout."""
         h, seq = q.shape[1], k.shape[2]
         k, v = (t.repeat_interleave(h // t.shape[1], 1) for t in (k, v))
         scores = q @ k.transpose(-1, -2) * self.scale  # [B, h, Q, S]
@@ -144,13 +146,15 @@ class Attention(nn.Module):
 
 
 class CrossAttention(Attention):
-    """The decoder's over the encoder's output, without positions and without order. Keys and values are made once."""
+    """Attention of the decoder to the encoder's output, without positions and causal mask. Keys and values are computed
+    once."""
 
     def __init__(self, config: Config, tp: TensorParallel, name: str, init_stds: InitStds):
         super().__init__(config, tp, name, None, init_stds, causal=False)
 
     def forward(self, x: Tensor, batch: MicroBatch, encoded: Tensor | None = None) -> Tensor:
-        """[B, t, D], encoded [B, s, D] -> [B, t, D]. A cache that has read the encoder's output needs it no more."""
+        """[B, t, D], encoded [B, s, D] -> [B, t, D]. `encoded` is not needed if the cache already has its keys and
+        values."""
         (q,) = map(self._heads, column_parallel(self.tp, x, [self.query]))
         pair = batch.cache.get(self.name) if batch.cache else None
         if pair is None:
@@ -160,6 +164,6 @@ class CrossAttention(Attention):
                 batch.cache.put(self.name, *pair)
         return self._attend(q, *pair, range(q.shape[2]), batch)
 
-    def _hidden(self, queries: range, num_keys: int, batch: MicroBatch) -> Tensor | None:
-        """The encoder's padding."""
-        return None if batch.documents is None else (batch.documents < 0)[:, None, None, :]
+    def _masked(self, queries: range, num_keys: int, batch: MicroBatch) -> Tensor | None:
+        """Mask of the encoder's padding."""
+        return None if batch.document_ids is None else (batch.document_ids < 0)[:, None, None, :]

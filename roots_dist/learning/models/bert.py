@@ -1,6 +1,6 @@
-"""The encoder (BERT, RoBERTa) as a tuple of named pieces: embed, blocks.0 …, head. Every position sees every other.
+"""The encoder (BERT, RoBERTa) as a tuple of named pieces: embed, blocks.0 …, head. Attention is bidirectional.
 
-    tokens --Embed--> hidden --Block × L--> hidden --Head--> terms: masked words, and with pairs: does B follow A
+    tokens --Embed--> hidden --Block × L--> hidden --Head--> terms: masked tokens, and with pairs: does B follow A
 
 B sequences, S positions, D model width, E width of the embedding, V vocabulary (padded); s = S/tp under sequence
 parallelism.
@@ -15,20 +15,20 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.learning.models.block import ACTIVATIONS, Block, block_flops
 from roots_dist.learning.models.embed import TOKENS, Embed, EmbeddingProjection, embed_of
-from roots_dist.learning.models.gpt import positions_of
-from roots_dist.learning.models.heads import TASKS, Dense, classes, task_flops, task_head
+from roots_dist.learning.models.gpt import make_positions
+from roots_dist.learning.models.heads import TASKS, Dense, class_term, task_flops, task_head
 from roots_dist.learning.models.norms import Norm
-from roots_dist.learning.models.pieces import Built, PieceSpec, hidden_of
+from roots_dist.learning.models.pieces import Built, PieceSpec, hidden_spec
 from roots_dist.learning.models.vocab_head import VocabHead
 from roots_dist.parallel.tensor.collectives import TensorParallel, copy_to_tp_region, gather_sequence
 from roots_dist.world.batch import MicroBatch, PieceOutput, Term
 
 
-class MaskedWords(nn.Module):
-    """A masked word's guess: a layer, its activation, a norm, then the embedding as projection, and a bias for each
-    word.
+class MaskedLMHead(nn.Module):
+    """Masked language modeling head: a dense layer, activation and norm, then the embedding as output projection, with
+    a bias.
 
-    width: of the stack below.
+    width: width of the stack below.
     """
 
     def __init__(self, config: Config, tp: TensorParallel, embed: Embed | None, width: int):
@@ -38,20 +38,22 @@ class MaskedWords(nn.Module):
         self.tp, self.activation = tp, ACTIVATIONS["gelu" if m.gated() else m.activation]
         self.dense = Dense(tp, width, inner, m.std())
         self.norm = Norm(config, tp, inner)
-        self.words = VocabHead(config, tp, "mlm", sparse=True)
-        self.weight = self.words.weight(self, embed.tokens.weight if embed else None, inner)
-        self.bias = self.words.bias(self)
+        self.vocab_head = VocabHead(config, tp, "mlm", sparse=True)
+        self.weight = self.vocab_head.weight(self, embed.tokens.weight if embed else None, inner)
+        self.bias = self.vocab_head.bias(self)
 
-    def entered(self, x: Tensor) -> Tensor:
-        """[B, s, D] -> [B, S, E], in the region of words."""
+    def transform(self, x: Tensor) -> Tensor:
+        """[B, s, D] -> [B, S, E], inside the tensor-parallel region."""
         return copy_to_tp_region(self.norm(self.activation(self.dense(x))), self.tp)
 
     def score(self, x: Tensor, batch: MicroBatch) -> Term | Tensor | tuple[Tensor, Tensor]:
-        return self.words(self.entered(x), self.weight, batch, self.training, self.bias)
+        """Masked language modeling term, or what batch.logits_at asks for."""
+        return self.vocab_head(self.transform(x), self.weight, batch, self.training, self.bias)
 
 
-class Head(MaskedWords):
-    """Masked words; and with next-sentence prediction a pooler over the first position and its two classes."""
+class Head(MaskedLMHead):
+    """Masked language modeling head; with next-sentence prediction also a pooler over the first position and a
+    classifier."""
 
     def __init__(self, config: Config, tp: TensorParallel, embed: Embed | None):
         m = config.model
@@ -64,18 +66,18 @@ class Head(MaskedWords):
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
         x = payload["hidden"]  # [B, s, D]
         x = x if self.final is None else self.final(x)
-        found = self.score(x, batch)
-        if self.next is None or self.pooler is None or batch.read is not None:
-            return PieceOutput((found,))
+        masked_lm = self.score(x, batch)
+        if self.next is None or self.pooler is None or batch.logits_at is not None:
+            return PieceOutput((masked_lm,))
         first = gather_sequence(x, self.tp)[:, 0]  # [B, D]
         logits = self.next(torch.tanh(self.pooler(first)))
-        return PieceOutput((found, classes("nsp", logits, present(batch.labels))))
+        return PieceOutput((masked_lm, class_term("nsp", logits, present(batch.labels))))
 
 
-def encoder(config: Config, tp: TensorParallel, blocks: str = "blocks") -> tuple[PieceSpec, ...]:
-    """The stack: a projection where the embedding has another width, and the blocks."""
+def encoder_pieces(config: Config, tp: TensorParallel, blocks: str = "blocks") -> tuple[PieceSpec, ...]:
+    """Pieces of the stack: the blocks, preceded by a projection if the embedding has another width."""
     m, seq = config.model, config.data.seq_length
-    positions, out = positions_of(config, tp), hidden_of(config, tp, m.hidden)
+    positions, out = make_positions(config, tp), hidden_spec(config, tp, m.hidden)
 
     def block(name: str) -> PieceSpec:
         def build(built: Built) -> Block:
@@ -93,28 +95,28 @@ def encoder(config: Config, tp: TensorParallel, blocks: str = "blocks") -> tuple
     return *needed, *(block(f"{blocks}.{i}") for i in range(m.layers))
 
 
-def words_flops(config: Config, width: int) -> float:
-    """Of a head over masked words, on a sample."""
+def mlm_head_flops(config: Config, width: int) -> float:
+    """Forward FLOPs of a masked language modeling head on one sample."""
     inner, seq = config.model.width_of_embedding(), config.data.seq_length
     return 2.0 * seq * width * inner + 2.0 * seq * config.objective.mask_probability * inner * config.padded_vocab()
 
 
 def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
-    """The whole model, in order."""
+    """Pieces of the whole model, in order."""
     m = config.model
     task = config.objective.name in TASKS
     tied = (TOKENS,) if m.tied_embeddings and not task else ()
-    embedded = hidden_of(config, tp, m.width_of_embedding())
+    embedded = hidden_spec(config, tp, m.width_of_embedding())
     if task:
         head = PieceSpec("head", lambda built: task_head(config, tp), task_flops(config))
-        return PieceSpec("embed", lambda built: Embed(config, tp), 0.0, embedded), *encoder(config, tp), head
+        return PieceSpec("embed", lambda built: Embed(config, tp), 0.0, embedded), *encoder_pieces(config, tp), head
     return (
-        PieceSpec("embed", lambda built: Embed(config, tp), 0.0, embedded, shares=tied),
-        *encoder(config, tp),
+        PieceSpec("embed", lambda built: Embed(config, tp), 0.0, embedded, shared_params=tied),
+        *encoder_pieces(config, tp),
         PieceSpec(
             "head",
             lambda built: Head(config, tp, embed_of(built)),
-            words_flops(config, m.hidden),
-            shares=tied,
+            mlm_head_flops(config, m.hidden),
+            shared_params=tied,
         ),
     )

@@ -1,5 +1,5 @@
-"""One Transformer block: attention (a decoder over an encoder: twice), then MLP, each on the residual stream, with its
-norm before or after.
+"""One Transformer block: self-attention (with cross-attention in an encoder-decoder's decoder), then MLP, each with a
+norm and on the residual stream; the norm comes before or after the branch.
 
 B sequences, D model width, F MLP width; f = F/tp, s = S/tp under sequence parallelism.
 """
@@ -44,7 +44,7 @@ ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
 
 
 class MLP(nn.Module):
-    """T5 drops channels inside too, each tensor rank its own of the F."""
+    """Feed-forward layer, gated or not. T5 also drops inner channels; each tensor rank drops its own of the F."""
 
     def __init__(self, config: Config, tp: TensorParallel, name: str, inits: InitStds):
         super().__init__()
@@ -67,7 +67,7 @@ class MLP(nn.Module):
         def activated(*wide: Tensor) -> Tensor:
             return self._dropped(self.activation(*wide), batch)
 
-        out: Tensor = self.down(*wide, before=activated) if self.recompute else self.down(activated(*wide))
+        out: Tensor = self.down(*wide, activation=activated) if self.recompute else self.down(activated(*wide))
         return out
 
     def _dropped(self, x: Tensor, batch: MicroBatch) -> Tensor:
@@ -78,7 +78,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """cross: between attention and MLP it attends to payload["encoded"], which it hands on."""
+    """cross: between self-attention and MLP, attend to payload["encoded"], which is passed on."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class Block(nn.Module):
         inits = init_stds(config)
         self.pre = config.model.norm_position == "pre"
         self.norm1 = Norm(config, tp)
-        self.attention = Attention(config, tp, name, positions, inits, causal=causal, borders=not cross)
+        self.attention = Attention(config, tp, name, positions, inits, causal=causal, document_mask=not cross)
         self.dropout1 = Dropout(config, tp, f"{name}.1")
         if cross:
             self.cross_norm = Norm(config, tp)
@@ -127,5 +127,5 @@ class Block(nn.Module):
 
 
 def block_flops(config: Config, seq: int, causal: bool = True) -> float:
-    """Forward FLOPs of a self-attending block on a sample; causal attention computes half of the scores."""
+    """Forward FLOPs of a self-attention block on one sample; causal attention computes half of the scores."""
     return attention_flops(config, seq, seq / 2 if causal else seq, seq) + mlp_flops(config, seq)

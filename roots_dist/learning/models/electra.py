@@ -1,11 +1,11 @@
-"""ELECTRA (Clark et al. 2020): a small generator fills in hidden tokens, the model says of each token whether it stood
-there.
+"""ELECTRA (Clark et al. 2020): a generator fills in masked tokens, and a discriminator detects which tokens were
+replaced.
 
-    tokens --Embed--> generator.blocks --generator.head--> term "mlm", and the text with its draws in it
+    tokens --Embed--> generator.blocks --generator.head--> term "mlm", and the text with sampled tokens
            --discriminator.embed--> blocks --head--> term "rtd"
 
-One pipeline: the second stack begins where the first ends, on any stage. Both read the same embedding (section 3.2); no
-gradient goes through the draws. B sequences, S positions, D model width, E width of the embedding.
+Both stacks form one pipeline; the second may begin on any stage. They share the embedding (section 3.2), and no
+gradient flows through the sampled tokens. B sequences, S positions, D model width, E width of the embedding.
 """
 
 from __future__ import annotations
@@ -21,46 +21,50 @@ from roots_dist.accounting.sizes import generator_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.learning.models import bert
-from roots_dist.learning.models.bert import MaskedWords, encoder, words_flops
+from roots_dist.learning.models.bert import MaskedLMHead, encoder_pieces, mlm_head_flops
 from roots_dist.learning.models.embed import Embed, Embeddings, embed_of
 from roots_dist.learning.models.heads import TASKS, Dense
 from roots_dist.learning.models.norms import Dropout
-from roots_dist.learning.models.pieces import Built, PayloadSpec, PieceSpec, hidden_of
-from roots_dist.learning.models.sample_tokens import draw
+from roots_dist.learning.models.pieces import Built, PayloadSpec, PieceSpec, hidden_spec
+from roots_dist.learning.models.sample_tokens import sample_tokens
 from roots_dist.parallel.tensor.collectives import TensorParallel, gather_sequence
 from roots_dist.world import rng
 from roots_dist.world.batch import IGNORE, MicroBatch, PieceOutput, Term
 
 
-class GeneratorHead(MaskedWords):
-    """Scores the guesses of hidden words, and draws from them what the discriminator will read."""
+class GeneratorHead(MaskedLMHead):
+    """Scores predictions of masked tokens, and samples from them the tokens that the discriminator reads."""
 
     def __init__(self, config: Config, tp: TensorParallel, embed: Embed | None):
-        """config: the generator's."""
+        """config: the generator's config."""
         super().__init__(config, tp, embed, config.model.hidden)
         self.seed, self.vocab, self.chunk = config.train.seed, config.model.vocab, config.advanced.loss_chunk
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
-        x = self.entered(payload["hidden"])  # [B, S, E]
-        term = self.words(x, self.weight, batch, self.training, self.bias)
-        return PieceOutput((term,), {"tokens": self._filled_in(x, batch)})
+        x = self.transform(payload["hidden"])  # [B, S, E]
+        term = self.vocab_head(x, self.weight, batch, self.training, self.bias)
+        return PieceOutput((term,), {"tokens": self._sample_replacements(x, batch)})
 
     @torch.no_grad()
-    def _filled_in(self, x: Tensor, batch: MicroBatch) -> Tensor:
-        """int64 [B, S]: the text as it is shown, with a drawn word at each hidden place."""
-        samples = rng.fold(rng.key("generator", self.seed, batch.step), batch.samples)  # [B]
+    def _sample_replacements(self, x: Tensor, batch: MicroBatch) -> Tensor:
+        """int64 [B, S]: the masked text with a sampled token at each masked position."""
+        samples = rng.fold(rng.key("generator", self.seed, batch.step), batch.sample_ids)  # [B]
         rows = rng.fold(samples.unsqueeze(1), torch.arange(x.shape[1], device=x.device))  # [B, S]
         where = present(batch.targets) != IGNORE
-        drawn = draw(self.tp, x[where], self.weight, self.bias, rows[where], vocab=self.vocab, chunk=self.chunk)
+        drawn = sample_tokens(
+            self.tp, x[where], self.weight, self.bias, rows[where], vocab=self.vocab, chunk=self.chunk
+        )
         return batch.tokens.masked_scatter(where, drawn)
 
 
 class DiscriminatorEmbed(nn.Module):
-    """The same vectors, of the text with the draws in it."""
+    """The same embedding, applied to the text with sampled tokens."""
 
-    def __init__(self, config: Config, tp: TensorParallel, embed: Embeddings | None, words: nn.Parameter | None):
+    def __init__(
+        self, config: Config, tp: TensorParallel, embed: Embeddings | None, shared_tokens: nn.Parameter | None
+    ):
         super().__init__()
-        self.vectors = embed or Embeddings(config, tp, "embed", words)
+        self.vectors = embed or Embeddings(config, tp, "embed", shared_tokens)
         self.dropout = Dropout(config, tp, "discriminator.embed")
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
@@ -69,7 +73,7 @@ class DiscriminatorEmbed(nn.Module):
 
 
 class Head(nn.Module):
-    """Of each position: was this token put there? A layer, its activation, one number."""
+    """Replaced-token detection at each position: a dense layer, its activation, one logit."""
 
     def __init__(self, config: Config, tp: TensorParallel):
         super().__init__()
@@ -81,9 +85,9 @@ class Head(nn.Module):
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
         x = self.score(F.gelu(self.dense(payload["hidden"])))  # [B, s, 1]
         logits = gather_sequence(x, self.tp).squeeze(-1)  # [B, S]
-        if batch.read is not None:
-            assert batch.read != "targets", "a discriminator has no probabilities of words"
-            return PieceOutput((logits[:, batch.read].float(),))
+        if batch.logits_at is not None:
+            assert batch.logits_at != "targets", "a discriminator has no probabilities of words"
+            return PieceOutput((logits[:, batch.logits_at].float(),))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         originals = present(batch.originals)
         scored = originals != IGNORE
@@ -101,7 +105,7 @@ def _with_tokens(out: Callable[[MicroBatch], PayloadSpec]) -> Callable[[MicroBat
 
 
 def shared_names(config: Config) -> tuple[str, ...]:
-    """Every parameter of the embedding."""
+    """Names of all parameters of the embedding."""
     m = config.model
     names = ["tokens.weight"]
     names += ["position_embedding"] if m.positions == "learned" else []
@@ -111,31 +115,35 @@ def shared_names(config: Config) -> tuple[str, ...]:
 
 
 def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
-    """Both stacks, in order. Fine-tuning has the discriminator alone, an encoder like BERT's."""
+    """Pieces of both stacks, in order. Fine-tuning uses only the discriminator, an encoder like BERT."""
     if config.objective.name in TASKS:
         return bert.pieces(config, tp)
     m, generator, shared = config.model, generator_of(config), shared_names(config)
-    embedded = hidden_of(config, tp, m.width_of_embedding())
+    embedded = hidden_spec(config, tp, m.width_of_embedding())
     tokens = _with_tokens(lambda batch: {})
 
     def with_tokens(spec: PieceSpec) -> PieceSpec:
         return replace(spec, out=_with_tokens(spec.out))
 
     def second(built: Built) -> DiscriminatorEmbed:
-        head = built.get("generator.head")  # which has a copy of the words, if this rank has not the first embedding
-        words = head.weight if isinstance(head, GeneratorHead) else None
-        return DiscriminatorEmbed(config, tp, embed_of(built), words)
+        head = built.get("generator.head")  # may hold a copy of the token embedding
+        shared_tokens = head.weight if isinstance(head, GeneratorHead) else None
+        return DiscriminatorEmbed(config, tp, embed_of(built), shared_tokens)
 
     def generator_head(built: Built) -> GeneratorHead:
         return GeneratorHead(generator, tp, embed_of(built))
 
     return (
-        PieceSpec("embed", lambda built: Embed(config, tp), 0.0, embedded, shares=shared),
-        *encoder(generator, tp, "generator.blocks"),
+        PieceSpec("embed", lambda built: Embed(config, tp), 0.0, embedded, shared_params=shared),
+        *encoder_pieces(generator, tp, "generator.blocks"),
         PieceSpec(
-            "generator.head", generator_head, words_flops(config, generator.model.hidden), tokens, shares=shared[:1]
+            "generator.head",
+            generator_head,
+            mlm_head_flops(config, generator.model.hidden),
+            tokens,
+            shared_params=shared[:1],
         ),
-        PieceSpec("discriminator.embed", second, 0.0, _with_tokens(embedded), shares=shared),
-        *map(with_tokens, encoder(config, tp)),
+        PieceSpec("discriminator.embed", second, 0.0, _with_tokens(embedded), shared_params=shared),
+        *map(with_tokens, encoder_pieces(config, tp)),
         PieceSpec("head", lambda built: Head(config, tp), 2.0 * config.data.seq_length * m.hidden * (m.hidden + 1)),
     )

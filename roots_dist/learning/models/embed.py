@@ -1,6 +1,6 @@
-"""Tokens to vectors: the word, its place, its segment, a norm; and, where widths differ, a projection to the stack's.
+"""Token, position and segment embeddings with a norm; and a projection if the stack has another width.
 
-B sequences, S positions, E width of the embedding, D of the stack; s = S/tp under sequence parallelism.
+B sequences, S positions, E width of the embedding, D width of the stack; s = S/tp under sequence parallelism.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from roots_dist.world.batch import MicroBatch
 from roots_dist.world.sharding import ShardSpec, declare
 
 TOKENS = "embed.tokens.weight"
-"""The global name of the word embedding, which output projections and second stacks share."""
+"""Global name of the token embedding, which output projections and second stacks share."""
 
 
 def vocab_embedding(
-    config: Config, tp: TensorParallel, copy_of: str | None = None, there: nn.Parameter | None = None
+    config: Config, tp: TensorParallel, copy_of: str | None = None, shared: nn.Parameter | None = None
 ) -> VocabParallelEmbedding:
+    """The token embedding of the config's model."""
     width, std = config.model.width_of_embedding(), embedding_std(config)
-    return VocabParallelEmbedding(tp, config.padded_vocab(), width, std=std, copy_of=copy_of, there=there)
+    return VocabParallelEmbedding(tp, config.padded_vocab(), width, std=std, copy_of=copy_of, shared=shared)
 
 
 class Embeddings(nn.Module):
-    """Word, place and segment of each token, summed, and normed if the model says so: [B, S] -> [B, s, E].
+    """Sum of token, position and segment embeddings, normalized if the model requires it: [B, S] -> [B, s, E].
 
-    copy_of: a prefix of global names ("embed"), for a copy on another pipeline stage; words: the copy's word vectors,
-    where this rank has them already.
+    copy_of: prefix of global names ("embed") for a copy on another pipeline stage. words: the token embedding of the
+    copy, if this rank already holds one.
     """
 
     def __init__(
@@ -54,17 +55,17 @@ class Embeddings(nn.Module):
             spec = ShardSpec(
                 shape=(rows, self.width),
                 std=None if first else m.std(),
-                first=first,
+                init=first,
                 partial=tp.sequence_parallel,
                 copy_of=original(name),
             )
             return declare(self, name, spec, tp.axis)
 
-        def waves() -> Tensor:
+        def sinusoidal_table() -> Tensor:
             return math.sqrt(2) * m.std() * sinusoids(torch.arange(rows), self.width, slowest=rows)
 
         rows = m.max_positions or config.data.seq_length
-        first = waves if config.advanced.sinusoidal_init else None
+        first = sinusoidal_table if config.advanced.sinusoidal_init else None
         self.tokens = vocab_embedding(config, tp, original("tokens.weight"), words)
         self.position_embedding = table("position_embedding", rows, first) if m.positions == "learned" else None
         self.segment_embedding = table("segment_embedding", m.segments) if m.segments else None
@@ -87,8 +88,8 @@ class Embeddings(nn.Module):
         if self.segment_embedding is not None:
             x = x + (
                 self.segment_embedding[0]
-                if batch.segments is None
-                else F.embedding(batch.segments[:, mine], self.segment_embedding)
+                if batch.segment_ids is None
+                else F.embedding(batch.segment_ids[:, mine], self.segment_embedding)
             )
         if self.norm is not None:
             x = self.norm(x)
@@ -118,7 +119,7 @@ def embed_of(built: Built) -> Embed | None:
 
 
 class EmbeddingProjection(nn.Module):
-    """From the embedding's width to the stack's: [B, s, E] -> [B, s, D], the same on every tensor rank."""
+    """Projection to the width of the stack: [B, s, E] -> [B, s, D], the same on every tensor rank."""
 
     def __init__(self, config: Config, tp: TensorParallel):
         super().__init__()

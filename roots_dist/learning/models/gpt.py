@@ -1,4 +1,5 @@
-"""The decoder (GPT, BLOOM, Llama) as a tuple of named pieces: embed, blocks.0 …, head. Only a rank's own are built.
+"""The decoder (GPT, BLOOM, Llama) as a tuple of named pieces: embed, blocks.0 …, head. A rank builds only its own
+pieces.
 
     tokens --Embed--> hidden --Block × L--> hidden --Head--> terms of the loss
 
@@ -14,7 +15,7 @@ from roots_dist.learning.models.block import Block, block_flops
 from roots_dist.learning.models.embed import TOKENS, Embed, embed_of
 from roots_dist.learning.models.heads import TASKS, task_flops, task_head
 from roots_dist.learning.models.norms import Norm
-from roots_dist.learning.models.pieces import Built, PieceSpec, hidden_of
+from roots_dist.learning.models.pieces import Built, PieceSpec, hidden_spec
 from roots_dist.learning.models.positions import Alibi, Rotary
 from roots_dist.learning.models.vocab_head import VocabHead
 from roots_dist.parallel.tensor.collectives import TensorParallel, copy_to_tp_region
@@ -22,25 +23,25 @@ from roots_dist.world.batch import MicroBatch, PieceOutput
 
 
 class Head(nn.Module):
-    """Last norm, output projection and loss. A tied projection is the embedding itself where both are on this rank,
-    else a copy of it."""
+    """Final norm, output projection and loss. A tied projection is the embedding itself if both are on this rank,
+    otherwise a copy."""
 
     def __init__(self, config: Config, tp: TensorParallel, embed: Embed | None):
         super().__init__()
         self.tp = tp
         self.norm = Norm(config, tp) if config.model.norm_position == "pre" else None
-        self.words = VocabHead(config, tp, config.objective.name)
-        self.weight = self.words.weight(self, embed.tokens.weight if embed else None)
+        self.vocab_head = VocabHead(config, tp, config.objective.name)
+        self.weight = self.vocab_head.weight(self, embed.tokens.weight if embed else None)
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
-        """The loss's term (in evaluation the plain cross-entropy), or what batch.read asks for."""
+        """The term of the loss (in evaluation the plain cross-entropy), or what batch.logits_at asks for."""
         x = payload["hidden"]  # [B, s, D]
         x = copy_to_tp_region(x if self.norm is None else self.norm(x), self.tp)  # [B, S, D]
-        return PieceOutput((self.words(x, self.weight, batch, self.training),))
+        return PieceOutput((self.vocab_head(x, self.weight, batch, self.training),))
 
 
-def positions_of(config: Config, tp: TensorParallel) -> Rotary | Alibi | None:
-    """One object for all blocks of a rank."""
+def make_positions(config: Config, tp: TensorParallel) -> Rotary | Alibi | None:
+    """Position encoding of the config, one object for all blocks of a rank; None if positions are learned."""
     m = config.model
     if m.positions == "rotary":
         return Rotary(m.width_of_head(), m.rope_theta)
@@ -51,10 +52,10 @@ def positions_of(config: Config, tp: TensorParallel) -> Rotary | Alibi | None:
 
 
 def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
-    """The whole model, in order."""
+    """Pieces of the whole model, in order."""
     m, seq = config.model, config.data.seq_length
-    positions = positions_of(config, tp)
-    out = hidden_of(config, tp, m.hidden)
+    positions = make_positions(config, tp)
+    out = hidden_spec(config, tp, m.hidden)
     task = config.objective.name in TASKS
     tied = (TOKENS,) if m.tied_embeddings and not task else ()
 
@@ -69,7 +70,7 @@ def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
 
     cost = task_flops(config) if task else 2.0 * seq * m.hidden * config.padded_vocab()
     return (
-        PieceSpec("embed", lambda built: Embed(config, tp), 0.0, out, shares=tied),
+        PieceSpec("embed", lambda built: Embed(config, tp), 0.0, out, shared_params=tied),
         *(block(f"blocks.{i}") for i in range(m.layers)),
-        PieceSpec("head", head, cost, shares=tied),
+        PieceSpec("head", head, cost, shared_params=tied),
     )

@@ -1,10 +1,11 @@
-"""Heads for a task: a class for a whole text, or for each of its words. Few outputs, so every tensor rank computes all.
+"""Task heads: a class for each text, or for each token. They have few outputs, so every tensor rank computes all of
+them.
 
-    hidden [B, s, D] --Classify--> first position (bert, electra), or the last that is text (gpt) --> term "classify"
-                     --Tag-------> every position                                                 --> term "tag"
+    hidden [B, s, D] --Classify--> first position (bert, electra), or last non-padding one (gpt) --> term "classify"
+                     --Tag-------> every position                                                --> term "tag"
 
-Before the classifier each family has what it has in transformers: bert a pooler, electra a layer with gelu, gpt
-nothing. B sequences, S positions, D width, C classes; s = S/tp under sequence parallelism.
+Layers before the classifier are those of transformers: a pooler for bert, a dense layer with gelu for electra, none for
+gpt. B sequences, S positions, D width, C classes; s = S/tp under sequence parallelism.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from roots_dist.world.batch import IGNORE, MicroBatch, PieceOutput, Term
 from roots_dist.world.sharding import ShardSpec, declare
 
 TASKS = ("classify", "tag")
-"""Objectives whose head is here."""
+"""Objectives whose heads are in this file."""
 
 
 class Dense(nn.Module):
-    """A layer that every tensor rank computes alike. whole: its input is, under sequence parallelism too."""
+    """A linear layer that every tensor rank computes alike. whole: the input holds all positions, even under sequence
+    parallelism."""
 
     def __init__(
         self, tp: TensorParallel, width: int, features: int, std: float, *, whole: bool = False, bias: bool = True
@@ -40,23 +42,23 @@ class Dense(nn.Module):
         return F.linear(x, self.weight, self.bias)
 
 
-def classes(name: str, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Term:
-    """The cross-entropy of a few classes, the same on every tensor rank. logits [..., C], labels [...] or IGNORE."""
+def class_term(name: str, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Term:
+    """Cross-entropy over a few classes, the same on every tensor rank. logits [..., C], labels [...] or IGNORE."""
     logits = logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32))
     labels = labels.flatten()
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing)
     scored, guessed = labels != IGNORE, logits.argmax(-1)
-    table = None if torch.is_grad_enabled() else _table(labels[scored], guessed[scored], logits.shape[-1])
-    return Term(name, total, scored.sum(), ((guessed == labels) & scored).sum(), table)
+    confusion = None if torch.is_grad_enabled() else _confusion(labels[scored], guessed[scored], logits.shape[-1])
+    return Term(name, total, scored.sum(), ((guessed == labels) & scored).sum(), confusion)
 
 
-def _table(labels: Tensor, guessed: Tensor, classes: int) -> Tensor:
-    """int64 [C, C]: how many of each (rows) were taken for each (columns)."""
-    return torch.bincount(labels * classes + guessed, minlength=classes**2).view(classes, classes)
+def _confusion(labels: Tensor, guessed: Tensor, class_term: int) -> Tensor:
+    """Confusion matrix, int64 [C, C]: rows are labels, columns are predictions."""
+    return torch.bincount(labels * class_term + guessed, minlength=class_term**2).view(class_term, class_term)
 
 
 class _Task(nn.Module):
-    """What both heads share: the last norm of a stack that has one, dropout, and how logits become a term."""
+    """The common part of both heads: the final norm of a stack that has one, dropout, and the term."""
 
     def __init__(self, config: Config, tp: TensorParallel):
         super().__init__()
@@ -72,16 +74,16 @@ class _Task(nn.Module):
         last = self.norm or self.final
         return x if last is None else last(x)
 
-    def found(self, logits: Tensor, batch: MicroBatch) -> PieceOutput:
-        """Of batch.read the logits, float32, whatever it asks for; else the term."""
-        if batch.read is not None:
+    def to_output(self, logits: Tensor, batch: MicroBatch) -> PieceOutput:
+        """The term, or float32 logits if batch.logits_at is set."""
+        if batch.logits_at is not None:
             return PieceOutput((logits.float(),))
         smoothing = self.smoothing if self.training else 0.0
-        return PieceOutput((classes(self.name, logits, present(batch.labels), smoothing),))
+        return PieceOutput((class_term(self.name, logits, present(batch.labels), smoothing),))
 
 
 class Classify(_Task):
-    """A class for each text (or pair of texts)."""
+    """A class for each text or pair of texts."""
 
     def __init__(self, config: Config, tp: TensorParallel):
         super().__init__(config, tp)
@@ -96,16 +98,18 @@ class Classify(_Task):
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
         x = gather_sequence(self.normed(payload["hidden"]), self.tp)  # [B, S, D]
         if self.family == "gpt":
-            return self.found(self.classifier(x[torch.arange(len(x), device=x.device), last_of(batch)]), batch)
+            return self.to_output(
+                self.classifier(x[torch.arange(len(x), device=x.device), last_positions(batch)]), batch
+            )
         x = x[:, 0]  # [B, D]
         if self.pooler is not None:
             x = torch.tanh(self.pooler(x))
         elif self.dense is not None:
             x = F.gelu(self.dense(self._dropped(self.drop, x, batch)))
-        return self.found(self.classifier(self._dropped(self.again or self.drop, x, batch)), batch)
+        return self.to_output(self.classifier(self._dropped(self.again or self.drop, x, batch)), batch)
 
     def _dropped(self, dropout: Dropout, x: Tensor, batch: MicroBatch) -> Tensor:
-        """One position of each text, which every tensor rank holds."""
+        """Apply dropout to one position of each text, which every tensor rank holds."""
         with self.tp.without_sequence_parallel():
             dropped: Tensor = dropout(x.unsqueeze(1), batch)
         return dropped.squeeze(1)
@@ -120,24 +124,25 @@ class Tag(_Task):
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
         logits = self.classifier(self.drop(self.normed(payload["hidden"]), batch))  # [B, s, C]
-        return self.found(gather_sequence(logits, self.tp), batch)
+        return self.to_output(gather_sequence(logits, self.tp), batch)
 
 
-def last_of(batch: MicroBatch) -> Tensor:
-    """int64 [B]: the last position of each text that is not padding."""
-    if batch.documents is None:
-        return torch.full_like(batch.samples, batch.tokens.shape[1] - 1)
-    places = torch.arange(batch.documents.shape[1], device=batch.documents.device)
-    return torch.where(batch.documents >= 0, places, 0).amax(1)
+def last_positions(batch: MicroBatch) -> Tensor:
+    """int64 [B]: last position of each text that is not padding."""
+    if batch.document_ids is None:
+        return torch.full_like(batch.sample_ids, batch.tokens.shape[1] - 1)
+    places = torch.arange(batch.document_ids.shape[1], device=batch.document_ids.device)
+    return torch.where(batch.document_ids >= 0, places, 0).amax(1)
 
 
 def task_head(config: Config, tp: TensorParallel) -> nn.Module:
+    """The head of the config's objective."""
     return {"classify": Classify, "tag": Tag}[config.objective.name](config, tp)
 
 
 def task_flops(config: Config) -> float:
-    """Of a sample."""
-    m, classes = config.model, len(config.finetune.labels)
+    """Forward FLOPs of the head on one sample."""
+    m, class_term = config.model, len(config.finetune.labels)
     if config.objective.name == "tag":
-        return 2.0 * config.data.seq_length * m.hidden * classes
-    return 2.0 * m.hidden * (classes + (0 if m.family == "gpt" else m.hidden))
+        return 2.0 * config.data.seq_length * m.hidden * class_term
+    return 2.0 * m.hidden * (class_term + (0 if m.family == "gpt" else m.hidden))

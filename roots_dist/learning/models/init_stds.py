@@ -1,4 +1,4 @@
-"""How large initial weights are, matrix by matrix: one number for GPT and BERT, by the number of inputs for T5."""
+"""Standard deviations of the initial weights: one number for GPT and BERT, by fan-in for T5."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ class InitStds(NamedTuple):
 
     query: float
     key: float
-    """and value"""
+    """Also for value."""
     out: float
     up: float
-    """and gate"""
+    """Also for gate."""
     down: float
 
 
 def embedding_std(config: Config) -> float:
-    """T5 begins with large words (its code)."""
+    """Standard deviation of the token embedding; 1 for T5, as in its code."""
     return 1.0 if config.model.family == "t5" and config.model.init_std is None else config.model.std()
 
 
 def projection_std(config: Config) -> float:
-    """Of an output projection over the vocabulary that is not the embedding."""
+    """Standard deviation of an untied output projection."""
     m = config.model
     return m.hidden**-0.5 if m.family == "t5" and m.init_std is None else m.std()
 
 
 def init_stds(config: Config) -> InitStds:
-    """GPT-2 (Radford et al. 2019, 2.3) draws what ends a residual branch smaller, by the number of branches of the
-    whole model; BERT does not. T5 draws by fan-in, and queries smaller by the root of the head's width, in place of a
-    scale in attention (Raffel et al. 2020, 3.1.1; the numbers are of its code)."""
+    """Standard deviations of a block. GPT-2 (Radford et al. 2019, 2.3) scales the last matrix of each residual branch
+    down by the number of branches in the whole model; BERT does not. T5 scales by fan-in, and queries also by the root
+    of the head width instead of a scale in attention (Raffel et al. 2020, 3.1.1; numbers from its code)."""
     m = config.model
     if m.family == "t5" and m.init_std is None:
         head, inner = m.width_of_head(), m.heads * m.width_of_head()

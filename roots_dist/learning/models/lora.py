@@ -1,8 +1,8 @@
-"""Low-rank adaptation (Hu et al. 2021): beside a frozen matrix W of a block, alpha/rank · b a learns.
+"""Low-rank adaptation (Hu et al. 2021): alpha/rank · b a is trained beside the frozen matrix W of a block.
 
-    [PieceSpec] --adapted--> the same, whose linear layers in finetune.lora_targets have an adapter once they are built
+    [PieceSpec] --with_adapters--> the same, building linear layers in finetune.lora_targets with adapters
 
-An adapter is cut as the layer that it adapts (parallel/tensor/linear.py).
+An adapter is sharded like the layer that it adapts (parallel/tensor/linear.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from roots_dist.config.schema import Finetune
 from roots_dist.learning.models.pieces import Built, PieceSpec
 
 
-def adapted(specs: Sequence[PieceSpec], finetune: Finetune) -> tuple[PieceSpec, ...]:
+def with_adapters(specs: Sequence[PieceSpec], finetune: Finetune) -> tuple[PieceSpec, ...]:
+    """Specs whose blocks get adapters when they are built."""
+
     def one(spec: PieceSpec) -> PieceSpec:
         def build(built: Built) -> nn.Module:
             piece = spec.build(built)
@@ -30,6 +32,6 @@ def adapted(specs: Sequence[PieceSpec], finetune: Finetune) -> tuple[PieceSpec, 
     return tuple(one(spec) if spec.is_block else spec for spec in specs)
 
 
-def merged(weight: Tensor, a: Tensor, b: Tensor, alpha: float) -> Tensor:
-    """One matrix [out, in] that does what W and its adapter, a [rank, in] and b [out, rank], do together."""
+def merge_adapter(weight: Tensor, a: Tensor, b: Tensor, alpha: float) -> Tensor:
+    """Merge an adapter, a [rank, in] and b [out, rank], into the weight [out, in]."""
     return weight + (alpha / a.shape[0]) * (b @ a).to(weight.dtype)

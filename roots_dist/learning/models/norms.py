@@ -1,4 +1,4 @@
-"""Norms and dropout: what stands outside the tensor-parallel regions, on all channels of this rank's positions.
+"""Norms and dropout, which lie outside the tensor-parallel regions and see all channels of this rank's positions.
 
 B sequences, s positions of this rank, D width.
 """
@@ -21,7 +21,7 @@ class Norm(nn.Module):
     parallelism."""
 
     def __init__(self, config: Config, tp: TensorParallel, width: int | None = None, copy_of: str | None = None):
-        """width: of the stack, if not told. copy_of: the name of the norm that this one is a copy of."""
+        """width: by default that of the stack. copy_of: global name of the norm that this one copies."""
         super().__init__()
         self.eps = config.advanced.norm_eps
 
@@ -56,7 +56,7 @@ class Dropout(nn.Module):
 
 
 def mask_rows(seed: int, site: str, batch: MicroBatch, positions: range, device: torch.device) -> Tensor:
-    """int64 [B, s]: the key of each row of a dropout mask."""
+    """int64 [B, s]: key of each row of a dropout mask."""
     places = torch.arange(positions.start, positions.stop, device=device)
-    samples = rng.fold(rng.key("dropout", seed, batch.step, site), batch.samples)  # [B]
+    samples = rng.fold(rng.key("dropout", seed, batch.step, site), batch.sample_ids)  # [B]
     return rng.fold(samples.unsqueeze(1), places)

@@ -1,8 +1,8 @@
-"""The whole model on one rank as nothing but names: where each parameter stands, on this rank or on another.
+"""The outline of the whole model on any rank: the place of every parameter, without its values.
 
-    [PieceSpec] --on the meta device, nothing is allocated or drawn--> {global name: Place}
+    [PieceSpec] --built on the meta device, nothing is allocated or drawn--> {global name: ParameterPlace}
 
-What learns (parallel/optim/trainable.py) is chosen from it, the same on every rank.
+parallel/optim/trainable.py chooses the trainable parameters from it, identically on every rank.
 """
 
 from __future__ import annotations
@@ -17,29 +17,31 @@ from roots_dist.learning.models.pieces import PieceSpec
 from roots_dist.world.sharding import Param, parameters_of
 
 
-class Place(NamedTuple):
+class ParameterPlace(NamedTuple):
+    """Where a parameter is in the model."""
+
     piece: int
     depth: int
-    """0 above all blocks, 1 in the last block, 2 in the one below it …; what stands between two blocks or below them
-    all is one deeper than the block above it"""
+    """0 above all blocks, 1 in the last block, 2 in the block below it …; pieces between two blocks or below all of
+    them are one deeper than the block above them"""
 
 
-def outline(specs: Sequence[PieceSpec]) -> dict[str, Place]:
-    """Of every parameter, copies left out, in the order of the computation."""
-    found: dict[str, Place] = {}
+def outline(specs: Sequence[PieceSpec]) -> dict[str, ParameterPlace]:
+    """Place of every parameter except copies, in the order of the computation."""
+    found: dict[str, ParameterPlace] = {}
     for i, p in _parameters(specs):
         above = sum(s.is_block for s in specs[i + 1 :])
-        found.setdefault(p.name, Place(i, above + 1 if above or specs[i].is_block else 0))
+        found.setdefault(p.name, ParameterPlace(i, above + 1 if above or specs[i].is_block else 0))
     return found
 
 
 def shapes(specs: Sequence[PieceSpec]) -> dict[str, tuple[int, ...]]:
-    """Of every whole parameter, copies left out, in the order of the computation."""
+    """Global shape of every parameter except copies, in the order of the computation."""
     return {p.name: p.spec.shape for _, p in _parameters(specs) if not p.is_copy}
 
 
 def _parameters(specs: Sequence[PieceSpec]) -> list[tuple[int, Param]]:
-    """Each once, with the number of the piece that has it."""
+    """Every parameter once, with the index of its piece."""
     built: dict[str, nn.Module] = {}
     with torch.device("meta"):
         for spec in specs:

@@ -1,7 +1,6 @@
-"""What every model is: a tuple of named pieces, each with what it hands on, what it costs, what it shares with others.
+"""What every model is: a tuple of named pieces, each with its output, its cost and the parameters that it shares.
 
-    learning/models/gpt.py, bert.py, electra.py, t5.py
-        --(PieceSpec, …)--> assembly/run.py: stages of them, ties between stages
+    learning/models/gpt.py, bert.py, electra.py, t5.py --(PieceSpec, …)--> assembly/: stages, ties between stages
 
 A piece maps a payload (named tensors) and a microbatch to the next payload. B sequences, S positions, D width.
 """
@@ -19,7 +18,7 @@ from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.world.batch import MicroBatch
 
 PayloadSpec = dict[str, tuple[tuple[int, ...], torch.dtype]]
-"""Of each tensor that a piece hands on: its shape on this rank and its dtype. Integers have no gradient."""
+"""Shape on this rank and dtype of each tensor in a payload. Integer tensors have no gradient."""
 Built = Mapping[str, nn.Module]
 
 
@@ -29,32 +28,34 @@ class PieceSpec:
 
     name: str
     build: Callable[[Built], nn.Module]
-    """Given the pieces that this rank has built before it. Makes this rank's slices, uninitialised."""
+    """Build the piece, given the pieces that this rank has already built. Creates this rank's slices, uninitialized."""
     cost: float
-    """Forward FLOPs of a sample (matrix products), for balancing stages."""
+    """Forward FLOPs of one sample (matrix products), for balancing stages."""
     out: Callable[[MicroBatch], PayloadSpec] = lambda batch: {}
-    """What it hands on for this microbatch: known to both ends of a message before it is sent."""
+    """Payload that the piece returns for this microbatch; both ends of a message know it in advance."""
     is_block: bool = False
     prefill_only: bool = False
-    """What it reads does not grow (an encoder): where tokens go on, it has nothing to do and hands nothing on."""
-    shares: tuple[str, ...] = ()
-    """Global names of the parameters that other pieces use too. Where these stand on other pipeline ranks, each rank
-    has a copy; on one rank, `build` finds the one that is there."""
+    """Whether the piece has nothing to do once the cache holds preceding tokens (an encoder, whose input does not
+    grow)."""
+    shared_params: tuple[str, ...] = ()
+    """Global names of parameters that other pieces use too. Pieces on the same rank use one tensor; every other
+    pipeline rank holds a copy."""
 
     def output_spec(self, batch: MicroBatch) -> PayloadSpec:
+        """Payload that the piece returns; empty if it is skipped."""
         return {} if self.prefill_only and batch.has_past else self.out(batch)
 
 
-def dtype_of(config: Config) -> torch.dtype:
-    """What weights and activations are computed in."""
+def compute_dtype(config: Config) -> torch.dtype:
+    """Dtype of weights and activations in the computation."""
     if config.advanced.float64:
         return torch.float64
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[config.train.precision]
 
 
-def hidden_of(config: Config, tp: TensorParallel, width: int) -> Callable[[MicroBatch], PayloadSpec]:
-    """The payload between the blocks of one stack: {"hidden": [B, s, D]}."""
-    dtype = dtype_of(config)
+def hidden_spec(config: Config, tp: TensorParallel, width: int) -> Callable[[MicroBatch], PayloadSpec]:
+    """Payload between the blocks of one stack: {"hidden": [B, s, D]}."""
+    dtype = compute_dtype(config)
 
     def out(batch: MicroBatch) -> PayloadSpec:
         size, seq = batch.tokens.shape

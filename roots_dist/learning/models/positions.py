@@ -1,4 +1,4 @@
-"""Where a token stands: sinusoids, rotary angles, ALiBi slopes, T5's learned bias. All in global positions and heads.
+"""Position encodings: sinusoids, rotary embedding, ALiBi, T5's relative bias. All use global positions and heads.
 
 B sequences, S positions, D model width, h heads of this rank, K head width.
 """
@@ -18,7 +18,7 @@ from roots_dist.world.sharding import ShardSpec, declare
 
 def sinusoids(places: Tensor, width: int, slowest: float = 10000.0) -> Tensor:
     """places [...] -> float32 [..., D]: sines in the first half, cosines in the second (Vaswani et al. 2017, 3.5,
-    reordered). The fastest turns by 1 a place, the slowest by 1 in `slowest` places."""
+    reordered). The highest frequency is 1 radian per position, the lowest 1 radian per `slowest` positions."""
     half = (width + 1) // 2
     rate = torch.exp(torch.arange(half, device=places.device) * (-math.log(slowest) / max(1, half - 1)))
     angle = places.unsqueeze(-1) * rate
@@ -26,9 +26,9 @@ def sinusoids(places: Tensor, width: int, slowest: float = 10000.0) -> Tensor:
 
 
 class Rotary:
-    """Rotary embedding (Su et al. 2021), the two halves of a head rotated against each other as Llama does.
+    """Rotary embedding (Su et al. 2021) that rotates the two halves of a head against each other, as Llama does.
 
-    One object serves all blocks of a rank: the angles of the positions last asked for are kept.
+    One object serves all blocks of a rank: it keeps the angles of the positions last used.
     """
 
     def __init__(self, head_dim: int, theta: float):
@@ -47,15 +47,16 @@ class Rotary:
         return self._angles
 
     def __call__(self, x: Tensor, positions: range) -> Tensor:
-        """[B, h, S, K] -> the same, each position's head turned by its angles."""
+        """[B, h, S, K] -> the same shape, rotated by the angles of each position."""
         cos, sin = self.angles(positions, x)
         left, right = x.chunk(2, -1)
         return x * cos + torch.cat([-right, left], -1) * sin
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """float32 [H], global heads: 2^(-8i/H) for a power of two, else that of the next lower power and, between, of its
-    double (Press et al. 2022; the rule for other numbers is of their code, and BLOOM's)."""
+    """float32 [H], for all heads: 2^(-8i/H) if H is a power of two; otherwise the slopes of the next lower power,
+    followed by every second slope of its double (Press et al. 2022; the rule for other H is from their code and
+    BLOOM's)."""
     lower = 2 ** math.floor(math.log2(heads))
 
     def series(n: int) -> list[float]:
@@ -65,7 +66,8 @@ def alibi_slopes(heads: int) -> Tensor:
 
 
 class Alibi:
-    """Distance times slope, added to attention scores, with the causal mask in it. One object serves all blocks."""
+    """ALiBi: slope times distance, added to attention scores, with the causal mask included. One object serves all
+    blocks."""
 
     def __init__(self, heads: int, mine: slice):
         self.slopes = alibi_slopes(heads)[mine]
@@ -83,11 +85,12 @@ class Alibi:
 
 
 class Relative(nn.Module):
-    """T5's bias (Raffel et al. 2020, section 2.1): learned per head and bucket of distance, added to attention scores.
+    """T5's relative position bias (Raffel et al. 2020, section 2.1): learned per head and bucket of distances, added to
+    scores.
 
-    One table for all blocks of a stack; a copy on every pipeline stage that has some. Its heads are cut over tensor
-    ranks. Half of the buckets are for single distances, the others grow with the logarithm up to relative_distance;
-    where keys may come after the query, each side has half of the buckets.
+    One table serves all blocks of a stack; every pipeline stage with blocks has a copy. Its heads are sharded over
+    tensor ranks. Half of the buckets hold single distances, the others grow logarithmically up to
+    relative_max_distance; without a causal mask, each direction has half of the buckets.
     """
 
     def __init__(self, config: Config, tp: TensorParallel, causal: bool, copy_of: str | None = None):
@@ -95,11 +98,11 @@ class Relative(nn.Module):
         m = config.model
         self.causal, self.buckets, self.distance = causal, m.relative_buckets, m.relative_max_distance
         std = m.init_std or m.hidden**-0.5
-        spec = ShardSpec(shape=(self.buckets, m.heads), cut=1, std=std, copy_of=copy_of)
+        spec = ShardSpec(shape=(self.buckets, m.heads), shard_dim=1, std=std, copy_of=copy_of)
         self.weight = declare(self, "weight", spec, tp.axis)
 
     def bucket(self, distance: Tensor) -> Tensor:
-        """int64, of key - query."""
+        """Bucket of each distance key - query, int64."""
         buckets, first = self.buckets, torch.zeros_like(distance)
         if self.causal:
             back = (-distance).clamp(min=0)
@@ -107,15 +110,15 @@ class Relative(nn.Module):
             buckets //= 2
             first, back = (distance > 0) * buckets, distance.abs()
         exact = buckets // 2
-        # in the order of T5's code: at the border of a bucket another order rounds to another bucket
+        # same order of operations as T5's code: at the edge of a bucket another order rounds to another bucket
         share = torch.log(back.clamp(min=1).float() / exact) / math.log(self.distance / exact)
         far = exact + (share * (buckets - exact)).long()
         return first + torch.where(back < exact, back, far.clamp(max=buckets - 1))
 
     def bias(self, queries: range, num_keys: int, like: Tensor) -> Tensor:
-        """[h, Q, S], without any mask."""
+        """[h, Q, S], without a mask."""
         distances = torch.arange(
             -queries.stop + 1, num_keys - queries.start, device=like.device
         )  # of key - query, Q+S-1
         each = F.embedding(self.bucket(distances), self.weight).t()  # [h, Q+S-1]
-        return each.unfold(1, num_keys, 1).flip(1)  # the window of the last query begins first
+        return each.unfold(1, num_keys, 1).flip(1)  # the first window belongs to the last query

@@ -1,11 +1,11 @@
 """The encoder-decoder (T5, Raffel et al. 2020; v1.1 with a gated MLP and an untied head) as one tuple of named pieces.
 
     tokens --embed--> encoder.blocks --bridge--> decoder.blocks --head--> term
-                                     norm: encoded ────┴─ travels along, its gradient sums up on the way back
+                                     norm: encoded ────┴─ passed through, its gradient is accumulated on the way back
 
-The border between the stacks may fall on any pipeline stage. No biases, no scale in attention, RMSNorm before each
-branch, a learned bias for distances, one table for each stack. B sequences, S positions of the encoder, T of the
-decoder, D width.
+The boundary between the stacks may be on any pipeline stage. No biases, no scale in attention, RMSNorm before each
+branch, a learned relative bias with one table per stack. B sequences, S positions of the encoder, T of the decoder, D
+width.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from roots_dist.errors import present
 from roots_dist.learning.models.block import Block, block_flops
 from roots_dist.learning.models.embed import TOKENS, Embed, embed_of, vocab_embedding
 from roots_dist.learning.models.norms import Dropout, Norm
-from roots_dist.learning.models.pieces import Built, PayloadSpec, PieceSpec, dtype_of, hidden_of
+from roots_dist.learning.models.pieces import Built, PayloadSpec, PieceSpec, compute_dtype, hidden_spec
 from roots_dist.learning.models.positions import Relative
 from roots_dist.learning.models.vocab_head import VocabHead
 from roots_dist.parallel.tensor.collectives import TensorParallel, copy_to_tp_region
@@ -29,7 +29,8 @@ from roots_dist.world.batch import MicroBatch, PieceOutput
 
 
 class Bridge(nn.Module):
-    """The encoder ends (its last norm), the decoder begins (its words, which are the encoder's)."""
+    """The end of the encoder (its final norm) and the start of the decoder (its token embedding, which is the
+    encoder's)."""
 
     def __init__(self, config: Config, tp: TensorParallel, embed: Embed | None):
         super().__init__()
@@ -40,13 +41,13 @@ class Bridge(nn.Module):
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
         words = self.start(self.tokens(present(batch.decoder_tokens)), batch)  # [B, t, D]
-        if "hidden" not in payload:  # the encoder has been read, and is in the cache
+        if "hidden" not in payload:  # the encoder's output is already in the cache
             return {"hidden": words}
         return {"encoded": self.dropout(self.norm(payload["hidden"]), batch), "hidden": words}
 
 
 class Head(nn.Module):
-    """Last norm, projection, loss. A tied projection is the embedding, and what it reads is scaled by D^-0.5."""
+    """Final norm, output projection and loss. A tied projection is the embedding, and its input is scaled by D^-0.5."""
 
     def __init__(self, config: Config, tp: TensorParallel, tokens: VocabParallelEmbedding | None):
         super().__init__()
@@ -54,12 +55,12 @@ class Head(nn.Module):
         self.tp, self.scale = tp, m.hidden**-0.5 if m.tied_embeddings else 1.0
         self.norm = Norm(config, tp)
         self.dropout = Dropout(config, tp, "decoder.end")
-        self.words = VocabHead(config, tp, config.objective.name)
-        self.weight = self.words.weight(self, tokens.weight if tokens else None)
+        self.vocab_head = VocabHead(config, tp, config.objective.name)
+        self.weight = self.vocab_head.weight(self, tokens.weight if tokens else None)
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
         x = self.dropout(self.norm(payload["hidden"]), batch) * self.scale  # [B, t, D]
-        return PieceOutput((self.words(copy_to_tp_region(x, self.tp), self.weight, batch, self.training),))
+        return PieceOutput((self.vocab_head(copy_to_tp_region(x, self.tp), self.weight, batch, self.training),))
 
 
 def _stack(
@@ -72,8 +73,8 @@ def _stack(
     causal: bool,
     cross: bool,
 ) -> list[PieceSpec]:
-    """Blocks that share one table of distances: the first block of the stack has it, and a copy of it the first one on
-    each other pipeline rank."""
+    """Blocks that share one relative bias table: the first block of the stack holds it, and the first block on every
+    other pipeline rank holds a copy."""
     table = f"{name}.blocks.0.attention.relative.weight"
     relative = config.model.positions == "relative"
 
@@ -86,16 +87,18 @@ def _stack(
                 positions = here[0].attention.relative if here else Relative(config, tp, causal, copy)
             return Block(config, tp, f"{name}.blocks.{i}", positions, causal=causal, cross=cross)
 
-        shares = (table,) if relative else ()
-        return PieceSpec(f"{name}.blocks.{i}", build, cost, out, is_block=True, prefill_only=not causal, shares=shares)
+        shared_params = (table,) if relative else ()
+        return PieceSpec(
+            f"{name}.blocks.{i}", build, cost, out, is_block=True, prefill_only=not causal, shared_params=shared_params
+        )
 
     return [block(i) for i in range(config.model.layers)]
 
 
 def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
-    """Both stacks, in order."""
+    """Pieces of both stacks, in order."""
     m, seq, target = config.model, config.data.seq_length, target_seq(config)
-    encoded, dtype = hidden_of(config, tp, m.hidden), dtype_of(config)
+    encoded, dtype = hidden_spec(config, tp, m.hidden), compute_dtype(config)
 
     def both(batch: MicroBatch) -> PayloadSpec:
         size, seq = present(batch.decoder_tokens).shape
@@ -106,18 +109,21 @@ def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
 
     cross = attention_flops(config, target, seq, seq)
     decoder_cost = attention_flops(config, target, target / 2, target) + cross + mlp_flops(config, target)
-    words = (TOKENS,)  # the stacks share them, tied to the head or not
+    words = (TOKENS,)  # shared by both stacks, whether or not the head is tied
 
     def head(built: Built) -> Head:
         holder = built.get("embed") or built.get("bridge")
         return Head(config, tp, holder.tokens if isinstance(holder, (Embed, Bridge)) else None)
 
     return (
-        PieceSpec("embed", lambda built: Embed(config, tp), 0.0, encoded, shares=words, prefill_only=True),
+        PieceSpec("embed", lambda built: Embed(config, tp), 0.0, encoded, shared_params=words, prefill_only=True),
         *_stack(config, tp, "encoder", block_flops(config, seq, causal=False), encoded, causal=False, cross=False),
-        PieceSpec("bridge", lambda built: Bridge(config, tp, embed_of(built)), 0.0, both, shares=words),
+        PieceSpec("bridge", lambda built: Bridge(config, tp, embed_of(built)), 0.0, both, shared_params=words),
         *_stack(decoder_of(config), tp, "decoder", decoder_cost, both, causal=True, cross=True),
         PieceSpec(
-            "head", head, 2.0 * target * m.hidden * config.padded_vocab(), shares=words if m.tied_embeddings else ()
+            "head",
+            head,
+            2.0 * target * m.hidden * config.padded_vocab(),
+            shared_params=words if m.tied_embeddings else (),
         ),
     )

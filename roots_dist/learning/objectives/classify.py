@@ -19,7 +19,7 @@ from roots_dist.config.special_tokens import needed
 from roots_dist.errors import present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tasks import Example, Examples, open_examples
-from roots_dist.world.batch import PADDING, MicroBatch, scored
+from roots_dist.world.batch import PADDING, MicroBatch, num_scored
 
 
 def longest_first(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +39,7 @@ def padded(tokens: np.ndarray, seq: int, pad: int | None) -> dict[str, np.ndarra
     it."""
     return {
         "tokens": np.pad(tokens.astype(np.int64), (0, seq - len(tokens)), constant_values=pad or 0),
-        "documents": np.where(np.arange(seq) < len(tokens), 0, PADDING),
+        "document_ids": np.where(np.arange(seq) < len(tokens), 0, PADDING),
     }
 
 
@@ -47,7 +47,7 @@ class TextClasses:
     """S positions."""
 
     weights: Mapping[str, float] = {"classify": 1.0}
-    words = None
+    perplexity_term = None
 
     def __init__(self, config: Config, specials: Specials):
         self.config, self.specials, self.seq = config, specials, config.data.seq_length
@@ -84,10 +84,10 @@ class TextClasses:
         tokens = np.concatenate(parts)
         fields = padded(tokens, self.seq, s.pad) | {"labels": np.array(example.label)}
         if self.segments:
-            fields["segments"] = np.repeat(
+            fields["segment_ids"] = np.repeat(
                 [0, 1, 0], [len(first) + 2, len(tokens) - len(first) - 2, self.seq - len(tokens)]
             )
         return fields
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
-        return {"classify": scored(batch.labels)}
+        return {"classify": num_scored(batch.labels)}

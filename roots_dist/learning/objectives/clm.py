@@ -13,15 +13,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from roots_dist.config.schema import Config
-from roots_dist.learning.data.store import Corpus, windows
-from roots_dist.world.batch import MicroBatch, scored
+from roots_dist.learning.data.store import Corpus, num_windows
+from roots_dist.world.batch import MicroBatch, num_scored
 
 
 class CausalTokens:
     """S positions."""
 
     weights: Mapping[str, float] = {"clm": 1.0}
-    words = "clm"
+    perplexity_term = "clm"
 
     def __init__(self, config: Config, specials: object = None):
         self.seq, self.borders = config.data.seq_length, config.objective.reset_at_documents
@@ -30,7 +30,7 @@ class CausalTokens:
         return Corpus.open(path)
 
     def num_samples(self, source: Corpus) -> int:
-        return windows(source, self.seq, self.seq + 1)
+        return num_windows(source, self.seq, self.seq + 1)
 
     def sample(self, source: Corpus, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
         """One token more than positions is read: the last target is the first token of the next sample."""
@@ -44,7 +44,7 @@ class CausalTokens:
         documents = source.documents_of(start, self.seq)
         first = np.flatnonzero(np.diff(documents, prepend=documents[0] - 1))
         places = np.arange(self.seq) - np.repeat(first, np.diff(first, append=self.seq))
-        return {"documents": documents, "position_ids": places}
+        return {"document_ids": documents, "position_ids": places}
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
-        return {"clm": scored(batch.targets)}
+        return {"clm": num_scored(batch.targets)}

@@ -19,14 +19,14 @@ from roots_dist.errors import present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tasks import Example, Examples, open_examples
 from roots_dist.learning.objectives.classify import padded
-from roots_dist.world.batch import IGNORE, MicroBatch, scored
+from roots_dist.world.batch import IGNORE, MicroBatch, num_scored
 
 
 class Answers:
     """S positions."""
 
     weights: Mapping[str, float] = {"instruct": 1.0}
-    words = "instruct"
+    perplexity_term = "instruct"
 
     def __init__(self, config: Config, specials: Specials):
         specials.require(*needed("instruct", config.model.family))
@@ -43,11 +43,13 @@ class Answers:
 
     def teaches(self, example: Example) -> bool:
         """Something of an answer is left when it is cut."""
-        return bool(present(example.marks)[1 : self.seq + 1].any())
+        return bool(present(example.token_labels)[1 : self.seq + 1].any())
 
     def sample(self, source: Examples, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
         example = source.rows[index]
-        ids, learned = (part[: self.seq + 1].astype(np.int64) for part in (example.first, present(example.marks)))
+        ids, learned = (
+            part[: self.seq + 1].astype(np.int64) for part in (example.first, present(example.token_labels))
+        )
         targets = np.where(learned[1:], ids[1:], IGNORE)
         fields = padded(ids[:-1], self.seq, self.specials.pad)
         return fields | {"targets": np.pad(targets, (0, self.seq - len(targets)), constant_values=IGNORE)}
@@ -55,10 +57,10 @@ class Answers:
     def question(self, source: Examples, index: int) -> tuple[np.ndarray, np.ndarray]:
         """What stands before the last answer, and that answer with the token that ends it."""
         example = source.rows[index]
-        marks = present(example.marks)
+        marks = present(example.token_labels)
         begin = np.flatnonzero(np.diff(marks, prepend=0) == 1)[-1]
         end = np.flatnonzero(marks)[-1] + 1
         return example.first[:begin], example.first[begin:end]
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
-        return {"instruct": scored(batch.targets)}
+        return {"instruct": num_scored(batch.targets)}

@@ -16,8 +16,8 @@ import numpy as np
 from roots_dist.config.schema import Config, Objective
 from roots_dist.errors import present
 from roots_dist.learning.data.specials import Specials
-from roots_dist.learning.data.store import Corpus, windows
-from roots_dist.world.batch import IGNORE, MicroBatch, scored
+from roots_dist.learning.data.store import Corpus, num_windows
+from roots_dist.world.batch import IGNORE, MicroBatch, num_scored
 
 
 def hide(
@@ -33,7 +33,7 @@ def hide(
     word = ~specials.special[tokens]
     chance = draw.random(len(tokens))
     if how.whole_word_mask:
-        begins = ~(specials.continues[tokens] & word & np.roll(word, 1))
+        begins = ~(specials.is_continuation[tokens] & word & np.roll(word, 1))
         begins[0] = True
         chance = chance[np.flatnonzero(begins)[np.cumsum(begins) - 1]]  # each token's is that of its word's first
     chosen = word & (chance < how.mask_probability)
@@ -59,7 +59,7 @@ class MaskedTokens:
     """S positions."""
 
     weights: Mapping[str, float] = {"mlm": 1.0}
-    words = "mlm"
+    perplexity_term = "mlm"
 
     def __init__(self, config: Config, specials: Specials):
         specials.require("cls", "sep", "mask")
@@ -69,11 +69,11 @@ class MaskedTokens:
         return Corpus.open(path)
 
     def num_samples(self, source: Corpus) -> int:
-        return windows(source, self.seq - 2, self.seq - 2)
+        return num_windows(source, self.seq - 2, self.seq - 2)
 
     def sample(self, source: Corpus, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
         shown, targets = hide(enclosed(source, index, self.seq, self.specials), self.specials, self.how, draw)
         return {"tokens": shown, "targets": targets}
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
-        return {"mlm": scored(batch.targets)}
+        return {"mlm": num_scored(batch.targets)}

@@ -20,7 +20,7 @@ from roots_dist.errors import DataError, Problem, present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.store import Corpus
 from roots_dist.learning.objectives.mlm import hide
-from roots_dist.world.batch import IGNORE, PADDING, MicroBatch, scored
+from roots_dist.world.batch import IGNORE, PADDING, MicroBatch, num_scored
 
 FOLLOWS, RANDOM = 0, 1
 SHORTER = 0.1
@@ -48,7 +48,7 @@ class MaskedPairs:
     """S positions."""
 
     weights: Mapping[str, float] = {"mlm": 1.0, "nsp": 1.0}
-    words = "mlm"
+    perplexity_term = "mlm"
 
     def __init__(self, config: Config, specials: Specials):
         specials.require("cls", "sep", "mask", "pad")
@@ -134,13 +134,13 @@ class MaskedPairs:
         return {
             "tokens": np.pad(shown, (0, missing), constant_values=present(s.pad)),
             "targets": np.pad(targets, (0, missing), constant_values=IGNORE),
-            "segments": np.repeat([0, 1, 0], [len(first) + 2, len(second) + 1, missing]),
-            "documents": np.where(np.arange(self.seq) < len(tokens), 0, PADDING),
+            "segment_ids": np.repeat([0, 1, 0], [len(first) + 2, len(second) + 1, missing]),
+            "document_ids": np.where(np.arange(self.seq) < len(tokens), 0, PADDING),
             "labels": np.array(label),
         }
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
-        return {"mlm": scored(batch.targets), "nsp": scored(batch.labels)}
+        return {"mlm": num_scored(batch.targets), "nsp": num_scored(batch.labels)}
 
 
 def fitted(first: range, second: range, room: int, draw: np.random.Generator) -> tuple[range, range]:

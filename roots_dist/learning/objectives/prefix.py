@@ -16,16 +16,16 @@ from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import NEEDED
 from roots_dist.errors import present
 from roots_dist.learning.data.specials import Specials
-from roots_dist.learning.data.store import Corpus, windows
+from roots_dist.learning.data.store import Corpus, num_windows
 from roots_dist.learning.objectives.spans import padded_pair
-from roots_dist.world.batch import IGNORE, MicroBatch, scored
+from roots_dist.world.batch import IGNORE, MicroBatch, num_scored
 
 
 class Prefix:
     """S positions of the encoder, T of the decoder."""
 
     weights: Mapping[str, float] = {"prefix": 1.0}  # terms of the loss, and what each is multiplied by
-    words = "prefix"  # the term that has a perplexity
+    perplexity_term = "prefix"  # the term that has a perplexity
 
     def __init__(self, config: Config, specials: Specials):
         specials.require(*NEEDED["prefix"])
@@ -35,7 +35,7 @@ class Prefix:
         return Corpus.open(path)
 
     def num_samples(self, source: Corpus) -> int:
-        return windows(source, self.seq, self.seq)
+        return num_windows(source, self.seq, self.seq)
 
     def sample(self, source: Corpus, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
         tokens = source.tokens(index * self.seq, self.seq).astype(np.int64)
@@ -45,4 +45,4 @@ class Prefix:
         return padded_pair(tokens[:cut], targets, self.seq, present(self.pad))
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
-        return {"prefix": scored(batch.targets)}
+        return {"prefix": num_scored(batch.targets)}

@@ -15,7 +15,7 @@ from roots_dist.config.schema import Config
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.store import Corpus
 from roots_dist.learning.objectives.mlm import MaskedTokens, enclosed, hide
-from roots_dist.world.batch import MicroBatch, scored
+from roots_dist.world.batch import MicroBatch, num_scored
 
 
 class ReplacedTokens(MaskedTokens):
@@ -31,4 +31,4 @@ class ReplacedTokens(MaskedTokens):
         return {"tokens": shown, "targets": targets, "originals": tokens}
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
-        return {"mlm": scored(batch.targets), "rtd": scored(batch.originals)}
+        return {"mlm": num_scored(batch.targets), "rtd": num_scored(batch.originals)}

@@ -18,14 +18,14 @@ from roots_dist.errors import present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tasks import Example, Examples, open_examples
 from roots_dist.learning.objectives.spans import padded_pair
-from roots_dist.world.batch import IGNORE, MicroBatch, scored
+from roots_dist.world.batch import IGNORE, MicroBatch, num_scored
 
 
 class TextToText:
     """S positions of the encoder, T of the decoder."""
 
     weights: Mapping[str, float] = {"seq2seq": 1.0}
-    words = "seq2seq"
+    perplexity_term = "seq2seq"
 
     def __init__(self, config: Config, specials: Specials):
         specials.require(*needed("seq2seq", config.model.family))
@@ -44,7 +44,7 @@ class TextToText:
         inputs, targets = self.question(source, index)
         targets = np.pad(targets, (0, self.target - len(targets)), constant_values=IGNORE)
         fields = padded_pair(inputs, targets, self.seq, present(self.specials.pad))
-        return {"documents": np.zeros(self.seq, np.int64)} | fields
+        return {"document_ids": np.zeros(self.seq, np.int64)} | fields
 
     def question(self, source: Examples, index: int) -> tuple[np.ndarray, np.ndarray]:
         """What the encoder reads, and the answer with the token that ends it."""
@@ -53,4 +53,4 @@ class TextToText:
         return inputs, np.concatenate([present(example.second)[: self.target - 1], end]).astype(np.int64)
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
-        return {"seq2seq": scored(batch.targets)}
+        return {"seq2seq": num_scored(batch.targets)}

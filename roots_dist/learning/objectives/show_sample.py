@@ -12,7 +12,7 @@ from itertools import groupby
 from torch import Tensor
 
 from roots_dist.config.schema import Config
-from roots_dist.learning.data.batches import FIELDS, Batches
+from roots_dist.learning.data.batches import ID_FIELDS, Batches
 from roots_dist.learning.data.tokenizer import Codec, load_codec
 from roots_dist.learning.objectives import make_objective
 from roots_dist.world.batch import IGNORE, MicroBatch
@@ -24,14 +24,14 @@ def sample_lines(config: Config, step: int) -> Iterator[str]:
     batch = Batches.open(one, make_objective(one), one.data.train).at(step)[0]
     codec = load_codec(config.data.tokenizer) if config.data.tokenizer else None
     for name, value in fields(batch):
-        told = words(value, codec) if name in FIELDS else ", ".join(f"{v} (×{n})" for v, n in runs(value))
+        told = words(value, codec) if name in ID_FIELDS else ", ".join(f"{v} (×{n})" for v, n in runs(value))
         yield f"{name}, {len(value)}\n    {told}"
 
 
 def fields(batch: MicroBatch) -> Iterator[tuple[str, list[int]]]:
     """Those that say something, of the first row."""
     for name, value in vars(batch).items():
-        if isinstance(value, Tensor) and name != "samples":
+        if isinstance(value, Tensor) and name != "sample_ids":
             yield name, value[0].reshape(-1).tolist()
 
 

@@ -18,8 +18,8 @@ from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import NEEDED
 from roots_dist.errors import DataError, Problem, present
 from roots_dist.learning.data.specials import Specials
-from roots_dist.learning.data.store import Corpus, windows
-from roots_dist.world.batch import PADDING, MicroBatch, scored
+from roots_dist.learning.data.store import Corpus, num_windows
+from roots_dist.world.batch import PADDING, MicroBatch, num_scored
 
 
 def segments(items: int, count: int, draw: np.random.Generator) -> np.ndarray:
@@ -32,7 +32,7 @@ class Spans:
     """S positions of the encoder, T of the decoder."""
 
     weights: Mapping[str, float] = {"spans": 1.0}
-    words = "spans"
+    perplexity_term = "spans"
 
     def __init__(self, config: Config, specials: Specials):
         specials.require(*NEEDED["spans"])
@@ -52,7 +52,7 @@ class Spans:
         return Corpus.open(path)
 
     def num_samples(self, source: Corpus) -> int:
-        return windows(source, self.lengths.tokens, self.lengths.tokens)
+        return num_windows(source, self.lengths.tokens, self.lengths.tokens)
 
     def sample(self, source: Corpus, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
         _, _, _, hidden, spans = self.lengths
@@ -66,7 +66,7 @@ class Spans:
         return padded_pair(read, said, self.seq, present(s.pad))
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
-        return {"spans": scored(batch.targets)}
+        return {"spans": num_scored(batch.targets)}
 
 
 def padded_pair(inputs: np.ndarray, targets: np.ndarray, seq: int, pad: int) -> dict[str, np.ndarray]:
@@ -78,5 +78,5 @@ def padded_pair(inputs: np.ndarray, targets: np.ndarray, seq: int, pad: int) -> 
         "decoder_tokens": np.concatenate([[pad], np.where(targets < 0, pad, targets)[:-1]]),
     }
     if len(inputs) < seq:
-        fields["documents"] = np.where(np.arange(seq) < len(inputs), 0, PADDING)
+        fields["document_ids"] = np.where(np.arange(seq) < len(inputs), 0, PADDING)
     return fields

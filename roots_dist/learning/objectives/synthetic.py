@@ -14,7 +14,7 @@ from roots_dist.accounting.sizes import target_seq, tokens_of_a_sample
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import TASKS
 from roots_dist.learning.data.batches import Batches
-from roots_dist.learning.data.specials import synthetic
+from roots_dist.learning.data.specials import synthetic_specials
 from roots_dist.learning.data.store import Corpus
 from roots_dist.learning.data.tasks import Example, Examples
 from roots_dist.learning.objectives import OBJECTIVES
@@ -56,15 +56,15 @@ def _row(config: Config, draw: np.random.Generator) -> Example:
         return Example(first, words(1, seq) if config.finetune.pair_column else None, label=int(draw.integers(labels)))
     if name == "tag":
         marks = np.where(draw.random(len(first)) < 0.3, IGNORE, draw.integers(labels, size=len(first)))
-        return Example(first, marks=marks.astype(np.int32))
+        return Example(first, token_labels=marks.astype(np.int32))
     if name == "instruct":
-        return Example(first, marks=(np.arange(len(first)) >= len(first) // 2).astype(np.int32))
+        return Example(first, token_labels=(np.arange(len(first)) >= len(first) // 2).astype(np.int32))
     return Example(first, words(1, target_seq(config) + 2))
 
 
 def proof_objective(config: Config) -> Objective:
     """The config's, without a tokenizer: special tokens are some of the ids."""
-    return OBJECTIVES[config.objective.name](config, synthetic(config.model.vocab))
+    return OBJECTIVES[config.objective.name](config, synthetic_specials(config.model.vocab))
 
 
 def random_batches(config: Config, step: int, dp_rank: int, dp_size: int) -> list[MicroBatch]:
@@ -77,10 +77,10 @@ def random_batches(config: Config, step: int, dp_rank: int, dp_size: int) -> lis
 def _thinned(batch: MicroBatch, seed: int) -> MicroBatch:
     if batch.targets is None and batch.labels is not None:  # classes alone: of a text, or of each position
         columns = torch.arange(batch.labels[0].numel(), dtype=torch.int32)
-        kept = rng.keep(rng.fold(rng.key("thinned", seed), batch.samples), columns, 0.2).view_as(batch.labels)
+        kept = rng.keep(rng.fold(rng.key("thinned", seed), batch.sample_ids), columns, 0.2).view_as(batch.labels)
         return replace(batch, labels=batch.labels.masked_fill(~kept, IGNORE))
     if batch.targets is None:
         return batch
     columns = torch.arange(batch.targets.shape[1], dtype=torch.int32)
-    kept = rng.keep(rng.fold(rng.key("thinned", seed), batch.samples), columns, 0.2)
+    kept = rng.keep(rng.fold(rng.key("thinned", seed), batch.sample_ids), columns, 0.2)
     return replace(batch, targets=batch.targets.masked_fill(~kept, IGNORE))

@@ -17,14 +17,14 @@ from roots_dist.errors import present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tasks import Example, Examples, open_examples
 from roots_dist.learning.objectives.classify import padded
-from roots_dist.world.batch import IGNORE, MicroBatch, scored
+from roots_dist.world.batch import IGNORE, MicroBatch, num_scored
 
 
 class WordClasses:
     """S positions."""
 
     weights: Mapping[str, float] = {"tag": 1.0}
-    words = None
+    perplexity_term = None
 
     def __init__(self, config: Config, specials: Specials):
         specials.require(*needed("tag", config.model.family))
@@ -45,12 +45,12 @@ class WordClasses:
 
     def sample(self, source: Examples, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
         example, s = source.rows[index], self.specials
-        tokens, marks = example.first[: self._room()], present(example.marks)[: self._room()]
+        tokens, marks = example.first[: self._room()], present(example.token_labels)[: self._room()]
         if not self.decoder:
             tokens, marks = np.concatenate([[s.cls], tokens, [s.sep]]), np.concatenate([[IGNORE], marks, [IGNORE]])
         fields = padded(tokens, self.seq, s.pad)
         fields["labels"] = np.pad(marks.astype(np.int64), (0, self.seq - len(marks)), constant_values=IGNORE)
-        return fields | ({"segments": np.zeros(self.seq, np.int64)} if self.segments else {})
+        return fields | ({"segment_ids": np.zeros(self.seq, np.int64)} if self.segments else {})
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
-        return {"tag": scored(batch.labels)}
+        return {"tag": num_scored(batch.labels)}

@@ -13,7 +13,7 @@ from roots_dist.config.batch_ramp import step_after
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import TASKS
 from roots_dist.errors import ConfigError, Problem
-from roots_dist.learning.data.tasks import Example, labels_of
+from roots_dist.learning.data.tasks import Example, collect_labels
 from roots_dist.world.batch import Objective
 
 
@@ -22,7 +22,7 @@ def complete_from_rows(config: Config) -> Config:
     f = config.finetune
     values: dict[str, object] = {}
     if config.objective.name in ("classify", "tag") and not f.labels and config.data.train:
-        values["finetune.labels"] = labels_of([source.path for source in config.data.train], config)
+        values["finetune.labels"] = collect_labels([source.path for source in config.data.train], config)
     labelled = config.changed(values)
     if (
         (f.epochs is None and f.unfreeze_every_epochs is None)

@@ -1,10 +1,10 @@
-"""AdamW's groups, and their step. Both sides of the seam (zero/) use them.
+"""Parameter groups of AdamW and their step, shared by both engines (zero/).
 
-    [Param] + phases.py's {name: Learned} --all_groups--> groups, decayed and not, each since its own step
-        --> the reference: update(), torch's AdamW as a function; DeepSpeed: adamw(), torch's AdamW as an object
+    [Param] + {name: Trainable} --groups_joining--> groups, with and without decay, each with its first step
+        --> reference engine: update(), torch's AdamW as a function; DeepSpeed: adamw(), torch's AdamW as an object
 
-A group is what learns since the same step with the same share of the rate, so that what joins later changes nothing in
-the groups before it.
+A group holds the parameters that are trained from the same step on with the same learning-rate scale, so that groups
+that join later leave the earlier ones unchanged.
 """
 
 from __future__ import annotations
@@ -24,34 +24,36 @@ from roots_dist.world.sharding import Param
 
 
 class Group(NamedTuple):
+    """A parameter group: its first step and learning-rate scale, and whether weight decay applies."""
+
     trainable: Trainable
     decays: bool
 
     def __str__(self) -> str:
-        """As it is called where its gradient's norm is shown."""
+        """Name of the group where its gradient norm is shown."""
         return ("decayed" if self.decays else "no_decay") + (
             f"/step{self.trainable.from_step}" if self.trainable.from_step else ""
         )
 
-    def options(self, optim: Optim) -> dict[str, Any]:
-        """As AdamW's own group has them, and which one it is."""
+    def adamw_options(self, optim: Optim) -> dict[str, Any]:
+        """Options of the group in torch's AdamW, and the group itself."""
         return {"group": self, "weight_decay": optim.weight_decay if self.decays else 0.0}
 
 
-def all_groups(trainable: Mapping[str, Trainable], since: int, until: int) -> list[Group]:
-    """Those that begin to learn at steps since … until, in one order on every rank, some of which may hold none of
-    them."""
-    found = sorted({l for l in trainable.values() if since <= l.from_step <= until})
+def groups_joining(trainable: Mapping[str, Trainable], from_step_of: int, until: int) -> list[Group]:
+    """Groups whose training begins at steps since … until, in the same order on every rank; some ranks may hold no
+    member."""
+    found = sorted({l for l in trainable.values() if from_step_of <= l.from_step <= until})
     return [Group(l, decays) for l in found for decays in (True, False)]
 
 
 def members(group: Group, params: list[Param], trainable: Mapping[str, Trainable]) -> list[Param]:
-    """No weight decay on norms and biases."""
+    """Parameters of the group. Norms and biases have no weight decay."""
     return [p for p in params if trainable.get(p.name) == group.trainable and p.decays == group.decays]
 
 
-def by_name(groups: Iterable[Group], norms: Iterable[float]) -> dict[str, float]:
-    """Norms by the names of groups. Those that differ in their share of the rate alone are one."""
+def norms_by_name(groups: Iterable[Group], norms: Iterable[float]) -> dict[str, float]:
+    """Gradient norms by group name. Groups that differ only in their learning-rate scale are combined."""
     squares: dict[str, float] = {}
     for group, norm in zip(groups, norms, strict=True):
         squares[str(group)] = squares.get(str(group), 0.0) + norm * norm
@@ -59,16 +61,17 @@ def by_name(groups: Iterable[Group], norms: Iterable[float]) -> dict[str, float]
 
 
 def freeze(params: Sequence[Param]) -> None:
-    """Before an engine is made: what does not learn has no gradient, and backward does not look for one."""
+    """Freeze all parameters, before an engine is created. They have no gradient, and backward skips them."""
     for p in params:
         p.tensor.requires_grad_(False)
 
 
 def adamw(optim: Optim) -> torch.optim.AdamW:
-    """Decoupled weight decay (Loshchilov & Hutter 2019), without any group yet. The rate is set before each step.
+    """AdamW (decoupled weight decay, Loshchilov & Hutter 2019) without groups. The learning rate is set before each
+    step.
 
-    Making one imports torch._dynamo, which takes longer than a small model's first steps: where nobody asks for the
-    object, `update` does the same.
+    Creating it imports torch._dynamo, which takes longer than the first steps of a small model; `update` does the same
+    without the object.
     """
     optimizer = torch.optim.AdamW(
         [{"params": []}], lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True
@@ -77,19 +80,20 @@ def adamw(optim: Optim) -> torch.optim.AdamW:
     return optimizer
 
 
-def since(group: dict[str, Any]) -> int:
-    """The step at which an optimizer's group began to learn."""
+def from_step_of(group: dict[str, Any]) -> int:
+    """The step from which an optimizer's group is trained."""
     described: Group = group["group"]
     return described.trainable.from_step
 
 
-def set_rate(optimizer: torch.optim.AdamW, lr: float) -> None:
+def set_lr(optimizer: torch.optim.AdamW, lr: float) -> None:
+    """Set the learning rate of every group, scaled by the group's factor."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["group"].trainable.scale
 
 
-def first_state(tensor: Tensor) -> dict[str, Tensor]:
-    """AdamW's own state of a tensor as it is before the first step."""
+def initial_state(tensor: Tensor) -> dict[str, Tensor]:
+    """AdamW's state of a tensor before the first step."""
     return {
         "step": torch.zeros((), dtype=torch.float32, device=tensor.device),
         "exp_avg": torch.zeros_like(tensor, memory_format=torch.preserve_format),
@@ -98,15 +102,15 @@ def first_state(tensor: Tensor) -> dict[str, Tensor]:
 
 
 def state_of(optimizer: torch.optim.AdamW, tensor: Tensor) -> dict[str, Tensor]:
-    """AdamW's own state of a tensor, begun here where its first step has not yet been."""
+    """AdamW's state of a tensor, initialized if the tensor has not been stepped yet."""
     state: dict[str, Tensor] = optimizer.state[tensor]
     if not state:
-        state.update(first_state(tensor))
+        state.update(initial_state(tensor))
     return state
 
 
 def update(optim: Optim, group: Group, lr: float, weights: list[Tensor], states: list[dict[str, Tensor]]) -> None:
-    """A step of AdamW on a group, from the gradients of `weights`; both they and their states change in place."""
+    """One AdamW step of a group, from the gradients of `weights`; updates weights and states in place."""
     adamw_step(
         weights,
         [present(weight.grad) for weight in weights],
@@ -119,7 +123,7 @@ def update(optim: Optim, group: Group, lr: float, weights: list[Tensor], states:
         beta1=optim.beta1,
         beta2=optim.beta2,
         lr=lr * group.trainable.scale,
-        weight_decay=group.options(optim)["weight_decay"],
+        weight_decay=group.adamw_options(optim)["weight_decay"],
         eps=optim.eps,
         maximize=False,
     )

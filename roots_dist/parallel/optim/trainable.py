@@ -1,9 +1,10 @@
-"""What learns, since which step and how fast: full, partial, progressive and low-rank fine-tuning as data.
+"""Which parameters are trained, from which step and at which rate: full, partial, progressive and LoRA fine-tuning as
+data.
 
-    config.finetune + where each parameter stands --learned--> {name: Learned(from_step, scale)}; all others are frozen
+    config.finetune + depth of each parameter --trainable--> {name: Trainable(from_step, scale)}; all others are frozen
 
-Pure arithmetic over global names: the same on every rank. The engines (zero/) ask it who learns by now; frozen
-parameters have no gradient, no master copy and no moments there.
+Pure arithmetic over global names, the same on every rank. The engines (zero/) ask which parameters are trained by now;
+frozen parameters have no gradient, no master copy and no moments.
 """
 
 from __future__ import annotations
@@ -17,35 +18,35 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
 
 Depths = Mapping[str, int]
-"""Name of each parameter of the whole model -> 0 above all blocks, 1 in the last block, 2 in the one below it …; below
-all blocks, one more than in the first block. In the order of the computation."""
+"""Name of each parameter of the whole model -> its depth, in the order of the computation: 0 above all blocks, 1 in the
+last block, 2 in the block below it …; below all blocks, one more than in the first block."""
 
 LINEAR = ("query", "key", "value", "out", "up", "gate", "down")
 """Layers of a block that can have an adapter."""
 ADAPTER = (".lora.a.weight", ".lora.b.weight")
-"""How the names of its parameters end."""
+"""Suffixes of an adapter's parameter names."""
 
 
 class Trainable(NamedTuple):
-    """Since how many steps of the run are done a parameter learns, and its share of the learning rate."""
+    """The step from which a parameter is trained, and the factor on its learning rate."""
 
     from_step: int = 0
     scale: float = 1.0
 
 
 def trainable(config: Config, depths: Depths) -> dict[str, Trainable]:
-    """Every parameter that will ever learn. Discriminative rates (Howard & Ruder 2018, section 3.2): each block learns
-    with layer_decay times the rate of the next one; what is above the blocks with the full rate.
+    """Every parameter that is trained at some step. Each block has layer_lr_decay times the rate of the next one, and
+    the head has the full rate (discriminative fine-tuning, Howard & Ruder 2018, section 3.2).
 
-    Raises ConfigError if finetune.trainable or finetune.lora_targets name something that is not there.
+    Raises ConfigError if finetune.trainable or finetune.lora_targets match nothing in the model.
     """
-    since = STRATEGIES[config.finetune.strategy](config, depths)
-    return {name: Trainable(step, config.finetune.layer_lr_decay ** depths[name]) for name, step in since.items()}
+    from_steps = STRATEGIES[config.finetune.strategy](config, depths)
+    return {name: Trainable(step, config.finetune.layer_lr_decay ** depths[name]) for name, step in from_steps.items()}
 
 
 def has_trained(trainable: Mapping[str, Trainable], name: str, steps: int) -> bool:
-    """Whether a parameter has had a part in the first `steps` steps, and so has moments (before the first: will
-    have)."""
+    """Whether a parameter was trained in the first `steps` steps and therefore has moments (for steps=0: whether it
+    will be)."""
     return name in trainable and trainable[name].from_step < max(1, steps)
 
 
@@ -54,15 +55,15 @@ def _full(config: Config, depths: Depths) -> dict[str, int]:
 
 
 def _partial(config: Config, depths: Depths) -> dict[str, int]:
-    """A tied copy follows its original, whose name it bears."""
+    """Parameters that match finetune.trainable. A tied copy follows its original, whose name it has."""
     if not config.finetune.trainable:
         raise ConfigError(
             [
                 Problem(
                     key="finetune.trainable",
                     found=[],
-                    expected="with finetune.strategy=partial at least one pattern of names that learn",
-                    fix='say for example finetune.trainable=["head.*"], or use finetune.strategy=full',
+                    expected="at least one pattern of parameter names with finetune.strategy=partial",
+                    fix='set for example finetune.trainable=["head.*"], or use finetune.strategy=full',
                 )
             ]
         )
@@ -75,8 +76,9 @@ def _partial(config: Config, depths: Depths) -> dict[str, int]:
 
 
 def _progressive(config: Config, depths: Depths) -> dict[str, int]:
-    """Gradual unfreezing (Howard & Ruder 2018, section 3.3): first what is above the blocks (if nothing is, the top
-    blocks), then finetune.unfreeze_blocks more every finetune.unfreeze_every steps, at last what is below them."""
+    """Gradual unfreezing (Howard & Ruder 2018, section 3.3): first everything above the blocks (if nothing is, the top
+    blocks), then finetune.unfreeze_blocks more every finetune.unfreeze_every steps, finally everything below the
+    blocks."""
     every, blocks = config.finetune.unfreeze_every, config.finetune.unfreeze_blocks
     below = max(depths.values())  # one more than there are blocks
     last = -(-(below - 1) // blocks) + 1
@@ -86,11 +88,11 @@ def _progressive(config: Config, depths: Depths) -> dict[str, int]:
 
 
 def _lora(config: Config, depths: Depths) -> dict[str, int]:
-    """The adapters; and what is above the blocks where it is made for a task and has to learn from nothing."""
+    """The adapters, and a task's head, which has no pre-trained weights."""
     adapted = {name.removesuffix(ADAPTER[0]).rpartition(".")[2] for name in depths if name.endswith(ADAPTER[0])}
-    there = [layer for layer in LINEAR if any(name.endswith(f".{layer}.weight") for name in depths)]
+    layers = [layer for layer in LINEAR if any(name.endswith(f".{layer}.weight") for name in depths)]
     problems = [
-        _unknown("finetune.lora_targets", t, there) for t in config.finetune.lora_targets or ("",) if t not in adapted
+        _unknown("finetune.lora_targets", t, layers) for t in config.finetune.lora_targets or ("",) if t not in adapted
     ]
     if problems:
         raise ConfigError(problems)
@@ -103,7 +105,7 @@ def _unknown(key: str, found: str, known: Sequence[str]) -> Problem:
     return Problem(
         key=key,
         found=found,
-        expected="a name, or a pattern of names, of this model",
+        expected="a name or a pattern that matches this model",
         fix=f"choose for example {' or '.join(near)}",
     )
 

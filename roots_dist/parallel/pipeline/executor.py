@@ -1,10 +1,10 @@
-"""Runs one rank's list of actions: the only place where a schedule becomes forwards, backwards and messages.
+"""Runs one rank's list of actions: the only place where a schedule becomes forward and backward passes and messages.
 
-    program (schedules.py, passes.py) + stages + microbatches --run--> terms of the loss, gradients in .grad
+    program (schedule/) + stages + microbatches --run--> terms of the loss, gradients in .grad
 
-Knows nothing of models or DeepSpeed: a stage maps a payload (named tensors, their shapes known for each microbatch) to
-a payload, and any stage may find terms of the loss. Sends and receives are asynchronous; a computation waits for its
-own input only.
+Knows nothing of models or DeepSpeed: a stage maps a payload (named tensors whose shapes are known for each microbatch)
+to a payload, and any stage may compute terms of the loss. Sends and receives are asynchronous; a computation waits only
+for its own input.
 """
 
 from __future__ import annotations
@@ -28,43 +28,48 @@ from roots_dist.world.stopwatch import Stopwatch
 Payload = dict[str, Tensor]
 PayloadSpec = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 Scales = Mapping[str, float]
-"""What each term's sum is multiplied by before it is differentiated."""
+"""Factor on each term's sum before it is differentiated."""
 Work = tuple[int, int]  # (stage, microbatch)
 
 
 def connect(channels: Sequence[Channel], mesh: Mesh) -> dict[Channel, dist.ProcessGroup | None]:
-    """The group of each channel. Collective over the world: all ranks pass the same list, that of the whole pipeline.
+    """Create the group of each channel. Collective over the world: all ranks pass the same list, that of the whole
+    pipeline.
 
-    Channels that go the same way share a group: between any two ranks its messages then go in one direction only, and
-    arrive in the order in which they were sent, on gloo and on NCCL. In one group for both directions, two neighbours
-    that send to each other at the same time would wait for each other (NCCL runs a pair's messages one by one).
+    Channels in the same direction share a group, so that between any two ranks the group's messages go one way and
+    arrive in the order of their sends, on gloo and on NCCL. With one group for both directions, two neighbours that
+    send to each other at the same time would deadlock (NCCL runs the messages of a pair one by one).
     """
     ways: dict[tuple[Kind, bool], dist.ProcessGroup | None] = {}
     for kind, up in dict.fromkeys((c.kind, c.sender < c.receiver) for c in channels):
-        ways[kind, up] = mesh.another_pp(f"{kind.name.lower()} {'up' if up else 'down'} pp").group
+        ways[kind, up] = mesh.new_pp_axis(f"{kind.name.lower()} {'up' if up else 'down'} pp").group
     return {c: ways[c.kind, c.sender < c.receiver] for c in channels}
 
 
 @dataclass
-class _Flight:
-    """What is on its way or waiting, by (stage, microbatch)."""
+class _InFlight:
+    """Tensors that are being sent or received or wait to be used, by (stage, microbatch)."""
 
     receipts: Mapping[Action, Sequence[Action]]
     arriving: dict[Action, tuple[Payload, list[dist.Work]]] = field(default_factory=dict)
     inputs: dict[Work, Payload] = field(default_factory=dict)
     outputs: dict[Work, tuple[Payload, Tensor | None]] = field(default_factory=dict)
-    """What backward begins from: what was handed on, and the stage's own part of the loss."""
-    leaving: dict[Work, Payload] = field(default_factory=dict)
+    """Roots of the backward pass: the output payload, and the stage's own part of the loss."""
+    outgoing: dict[Work, Payload] = field(default_factory=dict)
     gradients: dict[Work, Payload] = field(default_factory=dict)
-    put_off: dict[Work, list[Callable[[], None]]] = field(default_factory=dict)
+    deferred_grads: dict[Work, list[Callable[[], None]]] = field(default_factory=dict)
     sent: dict[Action, list[tuple[dist.Work, Tensor]]] = field(default_factory=dict)
-    """Tensors must live until they have gone."""
+    """Tensors must stay alive until they have been sent."""
 
 
 @dataclass(frozen=True)
 class Executor:
-    """stages: this rank's, by number. spec(stage, microbatch): what comes into a stage. lowest(microbatch): the first
-    stage that learns, below which no gradient is computed or sent. later and watch: shared with the stages' layers."""
+    """Executes the actions of one pipeline rank.
+
+    stages: this rank's stages, by number. spec(stage, microbatch): the payload that a stage receives.
+    lowest_trainable(microbatch): the first stage with trainable parameters; below it no gradient is computed or sent.
+    `deferred` and `watch` are shared with the stages' layers.
+    """
 
     mesh: Mesh
     stages: Mapping[int, Stage]
@@ -82,39 +87,39 @@ class Executor:
         batches: Sequence[MicroBatch],
         scales: Scales,
     ) -> list[Any]:
-        """Do the actions. receipts: which sends have arrived when a receive has (passes.receipts). Gradients of Σ scale
-        · sum over the terms are added into .grad.
+        """Execute the actions and add the gradients of Σ scale · sum over the terms to .grad.
 
-        Returns what this rank's stages found in each microbatch, one after the other (terms, detached); an empty list
-        on ranks whose stages find nothing. Under no_grad only forwards are meant, and `scales` are of no account.
+        receipts: the sends that have certainly arrived once a receive completes (communication.receipts). Returns the
+        results of this rank's stages, microbatch by microbatch (terms, detached); an empty list on ranks whose stages
+        compute none. Under no_grad only forward actions are allowed and `scales` is ignored.
         """
-        flight, found = _Flight(receipts), []
+        flight, results = _InFlight(receipts), []
         lowest_trainable = self.lowest_trainable(batches[0]) if torch.is_grad_enabled() else self.num_stages
         for action in actions:
             kind, stage, i = action
             work = (stage, i)
             if kind is Kind.FORWARD:
-                found += self._forward(flight, work, batches[i], scales, lowest_trainable)
-            elif needless(action, lowest_trainable):
+                results += self._forward(flight, work, batches[i], scales, lowest_trainable)
+            elif is_skipped(action, lowest_trainable):
                 continue
             elif kind in (Kind.BACKWARD, Kind.INPUT):
-                self._backward(flight, work, lowest_trainable, put_off=kind is Kind.INPUT)
+                self._backward(flight, work, lowest_trainable, defer_weights=kind is Kind.INPUT)
             elif kind is Kind.WEIGHT:
-                for do in flight.put_off.pop(work):
+                for do in flight.deferred_grads.pop(work):
                     do()
             elif kind is Kind.SEND_FORWARD:
-                self._send(flight, action, flight.leaving.pop(work))
+                self._send(flight, action, flight.outgoing.pop(work))
             elif kind is Kind.SEND_BACKWARD:
                 self._send(flight, action, flight.gradients.pop((stage - 1, i)))
             elif kind is Kind.RECV_FORWARD:
                 flight.arriving[action] = self._receive(action, self.spec(stage, batches[i]))
             elif kind is Kind.RECV_BACKWARD:
-                flight.arriving[action] = self._receive(action, _learned(self.spec(stage + 1, batches[i])))
+                flight.arriving[action] = self._receive(action, _floating_point(self.spec(stage + 1, batches[i])))
         self._wait(message for sent in flight.sent.values() for message, _ in sent)
-        return found
+        return results
 
     def _forward(
-        self, flight: _Flight, work: Work, batch: MicroBatch, scales: Scales, lowest_trainable: int
+        self, flight: _InFlight, work: Work, batch: MicroBatch, scales: Scales, lowest_trainable: int
     ) -> list[Any]:
         stage, i = work
         payload = flight.inputs.pop(work, None)
@@ -126,42 +131,45 @@ class Executor:
         out: PieceOutput = self.stages[stage](payload, batch)
         if stage >= lowest_trainable:
             flight.inputs[work] = payload or {}
-            flight.outputs[work] = out.payload, sum(t.sum * scales[t.name] for t in out.found) if out.found else None
+            flight.outputs[work] = (
+                out.payload,
+                sum(t.sum * scales[t.name] for t in out.results) if out.results else None,
+            )
         if stage < self.num_stages - 1:
             detached = {name: t.detach() for name, t in out.payload.items()}
             if self._is_mine(stage + 1):
                 flight.inputs[stage + 1, i] = detached
             else:
-                flight.leaving[work] = detached
-        return [t.detached() for t in out.found] if torch.is_grad_enabled() else list(out.found)
+                flight.outgoing[work] = detached
+        return [t.detached() for t in out.results] if torch.is_grad_enabled() else list(out.results)
 
-    def _backward(self, flight: _Flight, work: Work, lowest_trainable: int, put_off: bool) -> None:
+    def _backward(self, flight: _InFlight, work: Work, lowest_trainable: int, defer_weights: bool) -> None:
         stage, i = work
         inputs, (output, loss) = flight.inputs.pop(work), flight.outputs.pop(work)
         roots: list[Tensor] = [loss] if loss is not None and loss.requires_grad else []
         gradients: list[Tensor | None] = [None for _ in roots]
         if stage < self.num_stages - 1:
-            given = flight.gradients.pop(work, None) or self._arrived(flight, Action(Kind.RECV_BACKWARD, *work))
+            received = flight.gradients.pop(work, None) or self._arrived(flight, Action(Kind.RECV_BACKWARD, *work))
             named = [name for name, t in output.items() if t.requires_grad]
-            roots, gradients = [*roots, *(output[n] for n in named)], [*gradients, *(given[n] for n in named)]
-        self.deferred.enabled = put_off
-        if roots:  # none where nothing that learns has a part in what this stage finds
+            roots, gradients = [*roots, *(output[n] for n in named)], [*gradients, *(received[n] for n in named)]
+        self.deferred.enabled = defer_weights
+        if roots:  # empty if no trainable parameter contributes to this stage's results
             torch.autograd.backward(roots, gradients)
         self.deferred.enabled = False
-        if put_off:
-            flight.put_off[work] = self.deferred.drain()
+        if defer_weights:
+            flight.deferred_grads[work] = self.deferred.drain()
         if stage > lowest_trainable:
-            learned = {name: t for name, t in inputs.items() if t.is_floating_point()}
+            differentiable = {name: t for name, t in inputs.items() if t.is_floating_point()}
             flight.gradients[stage - 1, i] = {
-                name: torch.zeros_like(t) if t.grad is None else t.grad for name, t in learned.items()
+                name: torch.zeros_like(t) if t.grad is None else t.grad for name, t in differentiable.items()
             }
 
-    def _arrived(self, flight: _Flight, receive: Action) -> Payload:
+    def _arrived(self, flight: _InFlight, receive: Action) -> Payload:
         payload, messages = flight.arriving.pop(receive)
         self._wait(messages)
         for send in flight.receipts.get(receive, ()):
             for message, _ in flight.sent.pop(send, ()):
-                message.wait()  # gloo lets go of a tensor only then; it does not take time
+                message.wait()  # gloo releases the tensor only then; the wait itself takes no time
         return payload
 
     def _wait(self, messages: Iterable[dist.Work]) -> None:
@@ -173,12 +181,12 @@ class Executor:
     def _is_mine(self, stage: int) -> bool:
         return rank_of(stage, self.mesh.pp.size) == self.mesh.pp.rank
 
-    def _send(self, flight: _Flight, action: Action, payload: Payload) -> None:
+    def _send(self, flight: _InFlight, action: Action, payload: Payload) -> None:
         channel = channel_of(action, self.mesh.pp.size)
         target, group = self.mesh.pp.ranks[channel.receiver], self.channels[channel]
         tensors = [payload[name].contiguous() for name in sorted(payload)]
         for send in [a for a, sent in flight.sent.items() if all(message.is_completed() for message, _ in sent)]:
-            del flight.sent[send]  # NCCL says so itself
+            del flight.sent[send]  # NCCL reports completion itself
         flight.sent[action] = [(_begun(dist.isend(tensor, target, group=group)), tensor) for tensor in tensors]
 
     def _receive(self, action: Action, spec: PayloadSpec) -> tuple[Payload, list[dist.Work]]:
@@ -194,15 +202,15 @@ def _begun(message: dist.Work | None) -> dist.Work:
     return message
 
 
-def needless(action: Action, lowest_trainable: int) -> bool:
-    """Part of a backward pass through stages of which nothing learns, nor of those below. Both ends leave a message
-    out."""
+def is_skipped(action: Action, lowest_trainable: int) -> bool:
+    """Whether an action belongs to a backward pass through stages without trainable parameters at or below them. Both
+    ends of a message skip it."""
     kind, stage, _ = action
     if kind in (Kind.SEND_FORWARD, Kind.RECV_FORWARD):
         return False
     return stage <= lowest_trainable if kind is Kind.SEND_BACKWARD else stage < lowest_trainable
 
 
-def _learned(spec: PayloadSpec) -> PayloadSpec:
-    """What has a gradient."""
+def _floating_point(spec: PayloadSpec) -> PayloadSpec:
+    """The tensors that have a gradient."""
     return {name: (shape, dtype) for name, (shape, dtype) in spec.items() if dtype.is_floating_point}

@@ -1,9 +1,9 @@
-"""Which pieces of the model go to which stage: contiguous runs, the dearest stage as cheap as can be.
+"""Partition the model's pieces into stages: contiguous ranges, with the most expensive stage as cheap as possible.
 
-    models/ --pieces, their costs--> partition --one range of pieces per stage--> assembly/run.py, plan/
+    models/ --pieces, their costs--> partition --one range of pieces per stage--> assembly/rank_model.py, runs/plan/
 
-A pipeline runs at the pace of its dearest stage. Pure arithmetic, exact: costs are compared as integers, so that equal
-layers tie and every rank of every machine comes to the same cut.
+A pipeline is as fast as its most expensive stage. Pure and exact arithmetic: costs are compared as integers, so that
+equal layers tie and every rank of every machine computes the same cut.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from roots_dist.errors import ConfigError, Problem
 
 
 def partition(costs: Sequence[float], num_stages: int, required: Sequence[bool]) -> list[range]:
-    """Cut the pieces into `num_stages` runs, each with at least one required piece (a Transformer block).
+    """Cut the pieces into `num_stages` ranges, each with at least one required piece (a Transformer block).
 
-    Of all such cuts: the smallest maximum of the stages' costs; of these the most even (least sum of squares); of these
-    the lightest first and last stage together, which have other work to do; of these the one with the earlier stages
-    lighter, which hold more activations. Raises ConfigError if there are fewer required pieces than stages.
+    Among all such cuts, choose the smallest maximum cost of a stage; then the most even one (least sum of squares);
+    then the cheapest first and last stage together, which have additional work; then the one with cheaper early stages,
+    which hold more activations. Raises ConfigError if there are fewer required pieces than stages.
     """
     assert len(costs) == len(required) and num_stages >= 1, (len(costs), len(required), num_stages)
     assert all(math.isfinite(cost) and cost >= 0 for cost in costs), costs
@@ -37,58 +37,58 @@ def partition(costs: Sequence[float], num_stages: int, required: Sequence[bool])
                 )
             ]
         )
-    upto = _prefix_sums(costs)
+    prefix = _prefix_sums(costs)
     first = _next_required(required)
-    bound = _least_bound(upto, first, num_stages)
-    return _most_even(upto, first, num_stages, bound)
+    bound = _least_bound(prefix, first, num_stages)
+    return _most_even(prefix, first, num_stages, bound)
 
 
 def _prefix_sums(costs: Sequence[float]) -> list[int]:
-    """upto[i] is the cost of the first i pieces in a unit in which all costs are whole numbers."""
+    """prefix[i] is the cost of the first i pieces, in a unit in which all costs are integers."""
     exact = [Fraction(cost) for cost in costs]
     unit = math.lcm(*(cost.denominator for cost in exact))
     return [0, *accumulate(int(cost * unit) for cost in exact)]
 
 
 def _next_required(required: Sequence[bool]) -> list[int]:
-    """first[i]: where a stage that begins at piece i may end at the earliest, just behind its first required piece."""
+    """first[i] is the earliest end of a stage that begins at piece i: just behind its first required piece."""
     first = [len(required) + 1] * (len(required) + 1)
     for i in reversed(range(len(required))):
         first[i] = i + 1 if required[i] else first[i + 1]
     return first
 
 
-def _least_bound(upto: list[int], first: list[int], num_stages: int) -> int:
-    """The smallest maximum cost. It is the cost of some run, so a binary search over those finds it.
+def _least_bound(prefix: list[int], first: list[int], num_stages: int) -> int:
+    """The smallest possible maximum cost. It is the cost of some range, so a binary search over the ranges finds it.
 
     It suffices to ask for at most `num_stages` stages: a stage with two required pieces can be cut between them.
     """
-    runs = sorted({end - start for i, start in enumerate(upto) for end in upto[i + 1 :]})
-    return runs[bisect_left(runs, True, key=lambda bound: _fewest_stages(upto, first, bound) <= num_stages)]
+    runs = sorted({end - start for i, start in enumerate(prefix) for end in prefix[i + 1 :]})
+    return runs[bisect_left(runs, True, key=lambda bound: _fewest_stages(prefix, first, bound) <= num_stages)]
 
 
-def _fewest_stages(upto: list[int], first: list[int], bound: int) -> float:
-    """How many stages of at most this cost it takes; inf if none will do."""
-    fewest = [0.0] + [math.inf] * (len(upto) - 1)
-    for start in range(len(upto) - 1):
-        for end in range(first[start], len(upto)):
-            if upto[end] - upto[start] > bound:
+def _fewest_stages(prefix: list[int], first: list[int], bound: int) -> float:
+    """The fewest stages of at most this cost; inf if it is impossible."""
+    fewest = [0.0] + [math.inf] * (len(prefix) - 1)
+    for start in range(len(prefix) - 1):
+        for end in range(first[start], len(prefix)):
+            if prefix[end] - prefix[start] > bound:
                 break
             fewest[end] = min(fewest[end], fewest[start] + 1)
     return fewest[-1]
 
 
-def _most_even(upto: list[int], first: list[int], num_stages: int, bound: int) -> list[range]:
+def _most_even(prefix: list[int], first: list[int], num_stages: int, bound: int) -> list[range]:
     """Dynamic programming over (stages so far, pieces so far) among the cuts with no stage above the bound."""
-    cuts: list[dict[int, int]] = []  # cuts[k][end]: where stage k begins if it ends there
+    cuts: list[dict[int, int]] = []  # cuts[k][end]: begin of stage k if it ends at `end`
     best: dict[int, tuple[int, int]] = {0: (0, 0)}  # end -> (sum of squares, cost of first and last stage)
     for k in range(num_stages):
         is_end = k in (0, num_stages - 1)
         nearer: dict[int, tuple[int, int]] = {}
         begins: dict[int, int] = {}
         for start, (squares, ends) in sorted(best.items()):
-            for end in range(first[start], len(upto)):
-                cost = upto[end] - upto[start]
+            for end in range(first[start], len(prefix)):
+                cost = prefix[end] - prefix[start]
                 if cost > bound:
                     break
                 score = squares + cost * cost, ends + cost * is_end
@@ -98,7 +98,7 @@ def _most_even(upto: list[int], first: list[int], num_stages: int, bound: int) -
         cuts.append(begins)
 
     stages: list[range] = []
-    end = len(upto) - 1
+    end = len(prefix) - 1
     for begins in reversed(cuts):
         stages.insert(0, range(begins[end], end))
         end = begins[end]

@@ -1,6 +1,7 @@
-"""A stage: the run of a model's pieces that one pipeline rank does between a receive and a send.
+"""A stage: the pieces of a model that one pipeline rank computes between a receive and a send.
 
-Knows nothing of what the pieces are: each maps a payload and a microbatch to a payload; some find terms of the loss.
+Knows nothing of what the pieces are: each maps a payload and a microbatch to a payload, and some compute terms of the
+loss.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from roots_dist.world.batch import MicroBatch, PieceOutput
 
 
 class Stage(nn.Module):
-    """recompute: names of pieces whose activations are computed again in backward (all but their input is dropped).
-    once: of pieces that have nothing to do where tokens go on from those before.
+    """A sequence of pieces.
 
-    Dropout needs nothing saved for that: its masks are functions of a key.
+    recompute: names of the pieces whose activations are recomputed in backward (only their input is saved).
+    prefill_only: names of the pieces that are skipped when the cache holds preceding tokens. Recomputation saves no
+    random state: dropout masks are functions of a key.
     """
 
     def __init__(
@@ -37,20 +39,20 @@ class Stage(nn.Module):
         )
 
     def forward(self, payload: dict[str, Tensor] | None, batch: MicroBatch) -> PieceOutput:
-        """The payload for the next stage, and what the pieces of this one found (terms of the loss)."""
-        found: tuple[Any, ...] = ()
+        """Return the payload for the next stage, and the results of this stage's pieces (terms of the loss)."""
+        results: tuple[Any, ...] = ()
         payload = payload or {}
         for name, piece in zip(self.names, self.pieces):
             if batch.has_past and name in self.prefill_only:
                 continue
             if name in self.recompute and self.training:
-                made = checkpoint(piece, payload, batch, use_reentrant=False, preserve_rng_state=False)
+                output = checkpoint(piece, payload, batch, use_reentrant=False, preserve_rng_state=False)
             else:
-                made = piece(payload, batch)
-            if isinstance(made, PieceOutput):
-                found, made = found + made.found, made.payload
-            payload = made
-        return PieceOutput(found, payload)
+                output = piece(payload, batch)
+            if isinstance(output, PieceOutput):
+                results, output = results + output.results, output.payload
+            payload = output
+        return PieceOutput(results, payload)
 
     def named_pieces(self) -> list[tuple[str, nn.Module]]:
         return list(zip(self.names, self.pieces))

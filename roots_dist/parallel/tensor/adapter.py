@@ -1,8 +1,8 @@
-"""What a linear layer has beside its frozen matrix when it is adapted: two thin matrices (Hu et al. 2021, section 4.1).
+"""LoRA adapter of a linear layer: two low-rank matrices beside its frozen weight (Hu et al. 2021, section 4.1).
 
     x --a--> low [B, S, R] --b--> added to the layer's output, times alpha/rank
 
-b is zero at first, so that training begins with the model as it was; a is drawn so that `low` is as large as x.
+b is initially zero, so that training starts from the unchanged model; a is drawn so that `low` is as large as x.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from roots_dist.world.sharding import ShardSpec, declare
 
 
 class LoraMatrix(nn.Module):
+    """One of the two low-rank matrices."""
+
     def __init__(self, spec: ShardSpec, tp: Axis):
         super().__init__()
         self.weight = declare(self, "weight", spec, tp)
 
 
 class Adapter(nn.Module):
-    """The layer multiplies by `a` together with its own matrix; here the rest is done."""
+    """Adds the low-rank update to a layer's output. The layer multiplies by `a` together with its own weight."""
 
     def __init__(self, a: ShardSpec, b: ShardSpec, scale: float, tp: Axis):
         super().__init__()

@@ -1,14 +1,14 @@
 """Communication between tensor-parallel ranks, and the conjugate pairs of functions that make autograd correct across
 them.
 
-                         forward                          backward
-    copy_to_tp_region    identity (SP: all-gather)        all-reduce (SP: reduce-scatter)
-    reduce_from_tp_region  all-reduce (SP: reduce-scatter)  identity (SP: all-gather)
-    gather_sequence      SP: all-gather                   SP: keep this rank's positions
+                             forward                          backward
+    copy_to_tp_region        identity (SP: all-gather)        all-reduce (SP: reduce-scatter)
+    reduce_from_tp_region    all-reduce (SP: reduce-scatter)  identity (SP: all-gather)
+    gather_sequence          SP: all-gather                   SP: keep this rank's positions
 
-Between the first two each rank works on its own columns, heads or words. They are f and g of Megatron-LM (Shoeybi et
-al. 2019, section 3), and their sequence-parallel twins (Korthikanti et al. 2022, section 4.2.2). B sequences, S
-positions, D channels; s = S/tp under sequence parallelism (SP). No other file of layers communicates.
+Between the first two, each rank computes its own columns, heads or vocabulary rows. They are f and g of Megatron-LM
+(Shoeybi et al. 2019, section 3) and their sequence-parallel variants (Korthikanti et al. 2022, section 4.2.2). B
+sequences, S positions, D channels; s = S/tp under sequence parallelism (SP). No other file of layers communicates.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from roots_dist.world.stopwatch import Stopwatch
 
 
 class DeferredWeightGrads:
-    """Weight gradients that a backward pass puts off (zero-bubble schedules). Disabled: they are computed at once."""
+    """Weight gradients that a backward pass defers (zero-bubble schedules). If disabled, they are computed at once."""
 
     def __init__(self) -> None:
         self.enabled = False
@@ -37,21 +37,21 @@ class DeferredWeightGrads:
         self._work.append(work)
 
     def drain(self) -> list[Callable[[], None]]:
-        """What has been put off since the last call."""
+        """Return the work deferred since the last call."""
         work, self._work = self._work, []
         return work
 
 
 @dataclass(eq=False)
 class TensorParallel:
-    """What every parallel layer is handed: its tensor-parallel axis, and how to behave on it."""
+    """What every parallel layer receives: its tensor-parallel axis, and how to use it."""
 
     axis: Axis = SINGLE
     sequence_parallel: bool = False
-    """Outside the regions each rank holds S/tp positions."""
+    """Whether each rank holds S/tp positions outside the tensor-parallel regions."""
     deferred: DeferredWeightGrads = field(default_factory=DeferredWeightGrads)
     watch: Stopwatch = field(default_factory=Stopwatch)
-    """Counts the time that is spent computing, and waiting for the other tensor ranks."""
+    """Measures the time spent computing and the time spent waiting for other tensor ranks."""
 
     @property
     def size(self) -> int:
@@ -66,20 +66,20 @@ class TensorParallel:
         return self.axis.group
 
     def positions(self, seq: int) -> range:
-        """The positions that this rank holds outside the regions."""
+        """Positions that this rank holds outside the regions."""
         if not self.sequence_parallel:
             return range(seq)
         assert seq % self.axis.size == 0, (seq, self.axis.size)
         return self.held_positions(seq // self.axis.size)
 
     def held_positions(self, mine: int) -> range:
-        """The positions that this rank holds outside the regions, given how many."""
+        """Positions that this rank holds outside the regions, given their number."""
         return range(self.axis.rank * mine, (self.axis.rank + 1) * mine) if self.sequence_parallel else range(mine)
 
     @contextmanager
     def without_sequence_parallel(self) -> Iterator[None]:
-        """Inside, each rank holds all positions: a single new one cannot be cut (generation). Not for learning: the
-        parameters' specs say whose gradients are partial."""
+        """Inside, each rank holds all positions: a single new token cannot be split (generation). Not for training,
+        because the parameters' specs state whose gradients are partial."""
         before, self.sequence_parallel = self.sequence_parallel, False
         try:
             yield
@@ -88,7 +88,7 @@ class TensorParallel:
 
 
 class Pending:
-    """A message under way. Call it to wait and get the result."""
+    """An asynchronous collective. Call it to wait and get the result."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Pending:
 
 
 def start_all_reduce(x: Tensor, tp: TensorParallel) -> Pending:
-    """Sum over tensor ranks, in place: x must belong to the caller and not be saved by autograd."""
+    """Start a sum over tensor ranks, in place: x must belong to the caller and not be saved by autograd."""
     if tp.size == 1:
         return Pending(x, None)
     x = x.contiguous()
@@ -127,7 +127,7 @@ def start_all_gather(x: Tensor, tp: TensorParallel) -> Pending:
 
 
 def start_reduce_scatter(x: Tensor, tp: TensorParallel) -> Pending:
-    """[B, S, D] -> [B, s, D]: the sum over tensor ranks, of which each keeps its own positions."""
+    """[B, S, D] -> [B, s, D]: sum over tensor ranks; each rank keeps its own positions."""
     if tp.size == 1:
         return Pending(x, None)
     parts = x.unflatten(1, (tp.size, -1)).transpose(0, 1).contiguous()  # [tp, B, s, D]
@@ -144,7 +144,7 @@ def all_reduce_max(x: Tensor, tp: Axis) -> Tensor:
 
 
 def gather_last_dim(x: Tensor, tp: Axis) -> Tensor:
-    """[..., v] -> [..., V]: for what is read, not learned from (logits of generated text)."""
+    """[..., v] -> [..., V], without a gradient: for logits of generated text."""
     if tp.size == 1:
         return x
     parts = [torch.empty_like(x) for _ in range(tp.size)]
@@ -152,27 +152,26 @@ def gather_last_dim(x: Tensor, tp: Axis) -> Tensor:
     return torch.cat(parts, -1)
 
 
-# The four halves. Layers that compute on both sides of a message (parallel/tensor/linear.py) call them to overlap the
-# two.
+# The four asynchronous halves, which parallel/tensor/linear.py calls to overlap communication and computation.
 
 
 def start_copy_to(x: Tensor, tp: TensorParallel) -> Pending:
-    """The region's input [B, S, D] from this rank's x."""
+    """Start to build the region's input [B, S, D] from this rank's x."""
     return start_all_gather(x, tp) if tp.sequence_parallel else Pending(x, None)
 
 
 def start_copy_to_backward(grad: Tensor, tp: TensorParallel) -> Pending:
-    """Each rank knows what its own columns say about the input; the truth is the sum. Consumes grad [B, S, D]."""
+    """Start to sum the input gradients of all ranks, each from its own columns. Overwrites grad [B, S, D]."""
     return start_reduce_scatter(grad, tp) if tp.sequence_parallel else start_all_reduce(grad, tp)
 
 
 def start_reduce_from(partial: Tensor, tp: TensorParallel) -> Pending:
-    """Each rank has the sum over its own rows; the output is the sum of all. Consumes partial [B, S, D]."""
+    """Start to sum the outputs of all ranks, each from its own rows. Overwrites partial [B, S, D]."""
     return start_reduce_scatter(partial, tp) if tp.sequence_parallel else start_all_reduce(partial, tp)
 
 
 def start_reduce_from_backward(grad: Tensor, tp: TensorParallel) -> Pending:
-    """Every rank's partial sum gets the output's whole gradient [B, S, D]."""
+    """Start to build the whole gradient [B, S, D] of the output, which is the gradient of every rank's partial sum."""
     return start_all_gather(grad, tp) if tp.sequence_parallel else Pending(grad, None)
 
 
@@ -223,8 +222,9 @@ class _GatherSequence(torch.autograd.Function):
 
 
 def gather_sequence(x: Tensor, tp: TensorParallel) -> Tensor:
-    """[B, s, D] under SP -> [B, S, D], for what every tensor rank does alike (a head of few outputs): each already has
-    the whole gradient, of which it keeps its positions. After `enter` it would be counted once per rank."""
+    """[B, s, D] under SP -> [B, S, D], for layers that every tensor rank computes alike (a head with few outputs): each
+    rank already has the whole gradient and keeps its own positions. After copy_to_tp_region it would be counted once
+    per rank."""
     if not tp.sequence_parallel or tp.size == 1:
         return x
     return _GatherSequence.apply(x, tp)  # type: ignore[no-any-return,no-untyped-call] # torch types no apply

@@ -1,14 +1,15 @@
-"""The output projection and the cross-entropy in one: logits exist for a few tokens at a time and are never gathered.
+"""Output projection and cross-entropy in one function: logits exist for one chunk of tokens at a time, and are never
+gathered.
 
     hidden [T, D], weight [v, D], targets [T] --> sum of losses, and at once the gradients of hidden and weight
 
-For each chunk of tokens: logits of this rank's words, the maximum, Σexp and the target's logit summed over tensor
-ranks, then softmax - one_hot in place and the two products that the gradients need. Backward only multiplies by the
-loss's scale. Peak memory is chunk × v instead of T × v three times over (logits, softmax, gradient). In float32 at
-least.
+For each chunk of tokens: the logits of this rank's vocabulary; maximum, Σexp and target logit reduced over tensor
+ranks; then softmax - one_hot in place, and the two products for the gradients. Backward only multiplies by the scale of
+the loss. Peak memory is chunk × v instead of three times T × v (logits, softmax, gradient). Computed in float32 or
+wider.
 
-Parallel cross-entropy: Shoeybi et al. 2019, section 3; z-loss: Chowdhery et al. 2022, section 5.
-T tokens, D width, V words (true number), v = words of this rank.
+Parallel cross-entropy: Shoeybi et al. 2019, section 3; z-loss: Chowdhery et al. 2022, section 5. T tokens, D width, V
+vocabulary (unpadded), v vocabulary rows of this rank.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from roots_dist.parallel.tensor.collectives import TensorParallel, all_reduce_ma
 from roots_dist.world.batch import IGNORE
 
 
-def num_real_words(vocab: int, first: int, rows: int) -> int:
-    """How many of this rank's rows are words: the vocabulary is padded, and padding must have no probability."""
+def num_real_rows(vocab: int, first: int, rows: int) -> int:
+    """Number of this rank's rows that are not padding: padding must have no probability."""
     return min(max(vocab - first, 0), rows)
 
 
@@ -40,16 +41,15 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     chunk: int = 1024,
 ) -> tuple[Tensor, Tensor]:
-    """Sum over targets (other than IGNORE) of -log p(target), a scalar, the same on every tensor rank; and how many of
-    the targets are the likeliest word. bias [v] is added to the logits.
+    """Sum of -log p(target) over the targets other than IGNORE, a scalar that is the same on every tensor rank, and the
+    number of targets that are the most likely token. bias [v] is added to the logits.
 
-    With label smoothing ε: (1-ε)·(-log p) + ε·mean over the vocabulary of -log p. With z-loss: + z·log²Z.
-    hidden has left its region's entrance (collectives.copy_to_tp_region), so that its gradient is summed over tensor
-    ranks there.
+    With label smoothing ε: (1-ε)·(-log p) + ε·mean over the vocabulary of -log p. With z-loss: + z·log²Z. `hidden` must
+    come from collectives.copy_to_tp_region, which sums its gradient over tensor ranks.
     """
-    learn = torch.is_grad_enabled()  # inside the function it always says no
+    grad_enabled = torch.is_grad_enabled()  # inside the autograd function it is always False
     total, hits = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call] # torch types no apply
-        hidden, weight, bias, targets, tp, vocab, smoothing, z_loss, chunk, learn
+        hidden, weight, bias, targets, tp, vocab, smoothing, z_loss, chunk, grad_enabled
     )
     return total, hits
 
@@ -70,30 +70,30 @@ def target_scores(
     bias: Tensor | None = None,
     chunk: int = 1024,
 ) -> tuple[Tensor, Tensor]:
-    """For each of the T targets log p(target), 0 for IGNORE, and whether it is the likeliest word. Equal on every
+    """log p(target) of each of the T targets (0 for IGNORE), and whether it is the most likely token. Equal on every
     tensor rank; nothing is gathered."""
-    found = [
-        _of_targets(tp, hidden[i : i + chunk], weight, bias, targets[i : i + chunk], vocab)
+    chunk_scores = [
+        _score_chunk(tp, hidden[i : i + chunk], weight, bias, targets[i : i + chunk], vocab)
         for i in range(0, hidden.shape[0], chunk)
     ]
-    losses = torch.cat([f.log_sum - f.hit for f in found])
+    losses = torch.cat([f.log_sum - f.target_score for f in chunk_scores])
     scored = targets != IGNORE
-    return -losses.masked_fill(~scored, 0), torch.cat([f.hit >= 0 for f in found]) & scored
+    return -losses.masked_fill(~scored, 0), torch.cat([f.target_score >= 0 for f in chunk_scores]) & scored
 
 
 class _Chunk(NamedTuple):
-    """What is known of c tokens after their logits have been looked at on all tensor ranks. hit, log_sum, sum_scores:
-    of scores less their maximum (peak) over the whole vocabulary."""
+    """Statistics of c tokens after their logits were reduced over tensor ranks. target_score, log_sum and sum_scores
+    refer to scores minus their maximum (max_score) over the whole vocabulary."""
 
     scored: Tensor
-    here: Tensor
-    """bool [c]: the target is one of this rank's words"""
+    is_local: Tensor
+    """bool [c]: whether the target is in this rank's vocabulary"""
     local: Tensor
-    """int64 [c, 1]: which"""
+    """int64 [c, 1]: local index of the target"""
     exp: Tensor
-    """[c, v]"""
-    peak: Tensor
-    hit: Tensor
+    """[c, v]: exponentials of this rank's scores"""
+    max_score: Tensor
+    target_score: Tensor
     sum_exp: Tensor
     sum_scores: Tensor
 
@@ -102,29 +102,35 @@ class _Chunk(NamedTuple):
         return self.sum_exp.log()
 
 
-def _of_targets(
-    tp: TensorParallel, h: Tensor, weight: Tensor, bias: Tensor | None, target: Tensor, vocab: int, summed: bool = False
+def _score_chunk(
+    tp: TensorParallel,
+    h: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    vocab: int,
+    sum_all: bool = False,
 ) -> _Chunk:
-    """summed: sum_scores is wanted too (label smoothing)."""
+    """Compute the statistics of a chunk. sum_all: also sum all scores (label smoothing)."""
     first = tp.rank * weight.shape[0]
-    real = num_real_words(vocab, first, weight.shape[0])
+    real = num_real_rows(vocab, first, weight.shape[0])
     scored = target != IGNORE
     local = target - first
-    here = scored & (local >= 0) & (local < real)
-    local = local.masked_fill(~here, 0).unsqueeze(1)
+    is_local = scored & (local >= 0) & (local < real)
+    local = local.masked_fill(~is_local, 0).unsqueeze(1)
     scores = F.linear(h, weight[:real], None if bias is None else bias[:real])
     scores = scores.to(torch.promote_types(h.dtype, torch.float32))  # [c, v]
     if real:
-        peak = all_reduce_max(scores.amax(1), tp.axis)  # [c]
-        scores -= peak.unsqueeze(1)
-        hit = scores.gather(1, local).squeeze(1).masked_fill(~here, 0)
-    else:  # padding only: this rank has no word of a tiny vocabulary
-        peak = all_reduce_max(scores.new_full(scores.shape[:1], -torch.inf), tp.axis)
-        hit = scores.new_zeros(scores.shape[:1])
-    sum_scores = scores.sum(1) if summed else hit.new_zeros(hit.shape)
+        max_score = all_reduce_max(scores.amax(1), tp.axis)  # [c]
+        scores -= max_score.unsqueeze(1)
+        target_score = scores.gather(1, local).squeeze(1).masked_fill(~is_local, 0)
+    else:  # this rank has only padding, with a tiny vocabulary
+        max_score = all_reduce_max(scores.new_full(scores.shape[:1], -torch.inf), tp.axis)
+        target_score = scores.new_zeros(scores.shape[:1])
+    sum_scores = scores.sum(1) if sum_all else target_score.new_zeros(target_score.shape)
     scores.exp_()
-    hit, sum_exp, sum_scores = tp.axis.sum_(torch.stack([hit, scores.sum(1), sum_scores]))  # each [c]
-    return _Chunk(scored, here, local, scores, peak, hit, sum_exp, sum_scores)
+    target_score, sum_exp, sum_scores = tp.axis.sum_(torch.stack([target_score, scores.sum(1), sum_scores]))  # each [c]
+    return _Chunk(scored, is_local, local, scores, max_score, target_score, sum_exp, sum_scores)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -140,11 +146,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         smoothing: float,
         z_loss: float,
         chunk: int,
-        learn: bool,
+        grad_enabled: bool,
     ) -> tuple[Tensor, Tensor]:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total, hits = hidden.new_zeros((), dtype=exact), torch.zeros((), dtype=torch.int64, device=hidden.device)
-        need_hidden, need_weight, need_bias = (learn and need for need in ctx.needs_input_grad[:3])
+        need_hidden, need_weight, need_bias = (grad_enabled and need for need in ctx.needs_input_grad[:3])
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=exact) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and need_bias else None
@@ -152,24 +158,32 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             h = hidden[part]
-            found = _of_targets(tp, h, weight, bias, targets[part], vocab, summed=smoothing > 0)
-            loss = found.log_sum - (1 - smoothing) * found.hit - smoothing / vocab * found.sum_scores
-            log_z = found.log_sum + found.peak
+            chunk_scores = _score_chunk(tp, h, weight, bias, targets[part], vocab, sum_all=smoothing > 0)
+            loss = (
+                chunk_scores.log_sum
+                - (1 - smoothing) * chunk_scores.target_score
+                - smoothing / vocab * chunk_scores.sum_scores
+            )
+            log_z = chunk_scores.log_sum + chunk_scores.max_score
             if z_loss:
                 loss = loss + z_loss * log_z.square()
-            total += loss.masked_fill(~found.scored, 0).sum()
-            hits += ((found.hit >= 0) & found.scored).sum()
+            total += loss.masked_fill(~chunk_scores.scored, 0).sum()
+            hits += ((chunk_scores.target_score >= 0) & chunk_scores.scored).sum()
             if not (need_hidden or need_weight or need_bias):
                 continue
 
             # d loss / d scores = p·(1 + 2z·log Z) - (1-ε)·one_hot - ε/V, and 0 where nothing is scored
-            grad, real = found.exp, found.exp.shape[1]
-            factor = (1 + 2 * z_loss * log_z) / found.sum_exp if z_loss else found.sum_exp.reciprocal()
-            grad *= factor.masked_fill(~found.scored, 0).unsqueeze(1)
+            grad, real = chunk_scores.exp, chunk_scores.exp.shape[1]
+            factor = (1 + 2 * z_loss * log_z) / chunk_scores.sum_exp if z_loss else chunk_scores.sum_exp.reciprocal()
+            grad *= factor.masked_fill(~chunk_scores.scored, 0).unsqueeze(1)
             if smoothing:
-                grad -= (smoothing / vocab) * found.scored.to(exact).unsqueeze(1)  # a bool would be rounded to float32
+                grad -= (smoothing / vocab) * chunk_scores.scored.to(exact).unsqueeze(
+                    1
+                )  # a bool would be rounded to float32
             if real:
-                grad.scatter_add_(1, found.local, -(1 - smoothing) * found.here.to(exact).unsqueeze(1))
+                grad.scatter_add_(
+                    1, chunk_scores.local, -(1 - smoothing) * chunk_scores.is_local.to(exact).unsqueeze(1)
+                )
             if grad_bias is not None:
                 grad_bias[:real] += grad.sum(0)
             grad = grad.to(hidden.dtype)
@@ -186,6 +200,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
-        # in place: the graph is walked once, and the weight's gradient is big
+        # in place: backward runs once, and the weight's gradient is large
         grads = (None if saved is None else saved.mul_(grad).to(ctx.dtype) for saved in ctx.saved_tensors)
         return *grads, *(None,) * 7

@@ -1,6 +1,7 @@
-"""The token embedding, its rows cut over tensor ranks: a word is looked up where it lives, zero elsewhere, and summed.
+"""Token embedding with its rows sharded over tensor ranks: each rank looks up its own tokens, zeros elsewhere, then a
+sum.
 
-B sequences, S positions, D width, V words (padded); v = V/tp, s = S/tp under sequence parallelism.
+B sequences, S positions, D width, V vocabulary (padded); v = V/tp, s = S/tp under sequence parallelism.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from roots_dist.world.sharding import ShardSpec, declare
 
 
 class VocabParallelEmbedding(nn.Module):
-    """Ids must be below the vocabulary's size: learning/data/batches.py refuses others, which would become zeros
-    here."""
+    """Embedding that is sharded along the vocabulary. Ids must be in the vocabulary: learning/data/batches.py rejects
+    others, which would become zeros here."""
 
     def __init__(
         self,
@@ -24,15 +25,15 @@ class VocabParallelEmbedding(nn.Module):
         *,
         std: float,
         copy_of: str | None = None,
-        there: nn.Parameter | None = None,
+        shared: nn.Parameter | None = None,
     ):
-        """there: the same weight, where another module of this rank has declared it."""
+        """shared: the same weight, if another module of this rank has already declared it."""
         super().__init__()
         self.tp = tp
-        if there is not None:
-            self.weight = there
+        if shared is not None:
+            self.weight = shared
             return
-        spec = ShardSpec(shape=(padded_vocab, width), cut=0, std=std, copy_of=copy_of)
+        spec = ShardSpec(shape=(padded_vocab, width), shard_dim=0, std=std, copy_of=copy_of)
         self.weight = declare(self, "weight", spec, tp.axis)
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -3,14 +3,14 @@ out.
 
     ColumnParallelLinear  Y = X A + b         RowParallelLinear  Z = Y B + c
                           A = [A_1 | A_2]                        B = [B_1 ; B_2]  (B_1 above B_2)
-    rank i computes       Y_i = X A_i + b_i                      Y_i B_i, of which Z is the sum over ranks, plus c
-    X is                  whole on every rank                    Y_i: this rank's features, as the first layer left them
-    (a weight is stored as torch does, [out, in], so A_i are rows of it and B_i columns)
+    rank i computes       Y_i = X A_i + b_i                      Y_i B_i; Z is the sum over ranks, plus c
+    X is                  whole on every rank                    Y_i: this rank's features, output of the first layer
+    (weights are stored as in torch, [out, in], so A_i are rows of the weight and B_i columns)
 
 Backward sends the input's gradient while it computes the weights' gradients, saves only this rank's positions under
 sequence parallelism, can defer the weights' gradients for a zero-bubble schedule (TensorParallel.deferred), and
-computes no gradient that nobody needs (frozen weights, and everything below the lowest trainable layer). B sequences, S
-positions, D width in, F features out, R rank of an adapter; f = F/tp, s = S/tp.
+computes no gradient that is not needed (frozen weights, and everything below the lowest trainable layer). B sequences,
+S positions, D width in, F features out, R rank of an adapter; f = F/tp, s = S/tp.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from roots_dist.world.sharding import ShardSpec, declare
 
 
 def _weight_gradient(tp: TensorParallel, weight: nn.Parameter, grad_out: Tensor, x: Tensor) -> Tensor | None:
-    """grad_outᵀ x, [out, in]; or nothing now, if it is put off: then it is added into .grad when its turn comes.
+    """grad_outᵀ x, [out, in]. If weight gradients are deferred, return None and add it to .grad later.
 
-    weight: the parameter itself, not what autograd saved of it, which under recomputation is another tensor.
+    weight: the parameter itself, not the tensor that autograd saved, which is another one under recomputation.
     """
     grad_out, x = grad_out.flatten(0, -2), x.flatten(0, -2)
     if not tp.deferred.enabled:
@@ -53,8 +53,8 @@ def _weight_gradient(tp: TensorParallel, weight: nn.Parameter, grad_out: Tensor,
     return None
 
 
-class _Columns(torch.autograd.Function):
-    """Several column-cut layers on one input: it is gathered once, and its gradient is summed once."""
+class _ColumnParallel(torch.autograd.Function):
+    """Several column-parallel layers on one input, which is gathered once and whose gradient is summed once."""
 
     @staticmethod
     def forward(
@@ -71,14 +71,14 @@ class _Columns(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
         need_x, need_weights, need_biases = ctx.needs_input_grad[1], *_halves(ctx.needs_input_grad[3:])
-        gathering = start_copy_to(x, ctx.tp) if any(need_weights) else None  # meanwhile, the input's gradient:
+        gathering = start_copy_to(x, ctx.tp) if any(need_weights) else None  # overlaps with the input's gradient
         grad_x = None
         if need_x:
             first, *rest = zip(grads, weights)
             grad_whole = first[0] @ first[1]
             for grad, weight in rest:
                 grad_whole.flatten(0, -2).addmm_(grad.flatten(0, -2), weight)
-            grad_x = start_copy_to_backward(grad_whole, ctx.tp)  # meanwhile, the weights' gradients:
+            grad_x = start_copy_to_backward(grad_whole, ctx.tp)  # overlaps with the weights' gradients
         whole = gathering() if gathering else None
         grad_weights = [
             _weight_gradient(ctx.tp, w, g, whole) if n and whole is not None else None
@@ -92,32 +92,31 @@ def _halves(values: Sequence[bool]) -> tuple[Sequence[bool], Sequence[bool]]:
     return values[: len(values) // 2], values[len(values) // 2 :]
 
 
-class _Rows(torch.autograd.Function):
-    """before(*inputs) Aᵀ for each A, summed over tensor ranks. With `before`, its result is computed again in backward,
-    not kept."""
+class _RowParallel(torch.autograd.Function):
+    """activation(*inputs) Aᵀ for each A, summed over tensor ranks. The activation is recomputed, not saved."""
 
     @staticmethod
     def forward(
-        ctx: Any, tp: TensorParallel, before: Callable[..., Tensor] | None, num_weights: int, *tensors: Tensor
+        ctx: Any, tp: TensorParallel, activation: Callable[..., Tensor] | None, num_weights: int, *tensors: Tensor
     ) -> tuple[Tensor, ...]:
         weights, inputs = tensors[:num_weights], tensors[num_weights:]
-        ctx.tp, ctx.parameters, ctx.before = tp, weights, before
+        ctx.tp, ctx.parameters, ctx.activation = tp, weights, activation
         ctx.save_for_backward(*tensors)
-        x = before(*inputs) if before else inputs[0]  # [B, S, f]
+        x = activation(*inputs) if activation else inputs[0]  # [B, S, f]
         leaving = [start_reduce_from(F.linear(x, w), tp) for w in weights]
         return tuple(y() for y in leaving)  # each [B, s, D]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        num, saved = len(grads), ctx.saved_tensors  # asked for once: under recomputation it is made for one reader
+        num, saved = len(grads), ctx.saved_tensors  # read once: recomputation unpacks saved tensors only once
         weights, inputs = saved[:num], saved[num:]
         need_weights, need_inputs = ctx.needs_input_grad[3 : 3 + num], any(ctx.needs_input_grad[3 + num :])
         gathering = [start_reduce_from_backward(g, ctx.tp) for g in grads]
         grads = tuple(g() for g in gathering)  # each [B, S, D]
-        if ctx.before:
+        if ctx.activation:
             inputs = [i.detach().requires_grad_(need_inputs) for i in inputs]
             with torch.enable_grad():
-                x = ctx.before(*inputs)
+                x = ctx.activation(*inputs)
         else:
             x = inputs[0]
         grad_inputs: tuple[Tensor | None, ...] = (None,) * len(inputs)
@@ -130,29 +129,30 @@ class _Rows(torch.autograd.Function):
             _weight_gradient(ctx.tp, w, g, x.detach()) if n else None
             for w, g, n in zip(ctx.parameters, grads, need_weights)
         ]
-        if need_inputs and ctx.before:
+        if need_inputs and ctx.activation:
             grad_inputs = torch.autograd.grad(x, inputs, grad_inputs)
         return None, None, None, *grad_weights, *grad_inputs
 
 
 class ColumnParallelLinear(nn.Module):
-    """F features, cut over tensor ranks: this rank computes f of them from the whole input."""
+    """F features, sharded over tensor ranks: this rank computes f of them from the whole input."""
 
     def __init__(
         self, tp: TensorParallel, width: int, features: int, *, bias: bool, std: float, parts: int | None = None
     ):
         super().__init__()
         self.tp = tp
-        shared = parts is not None and parts < tp.size  # some ranks hold the same slice and use it for own heads
-        spec = ShardSpec(shape=(features, width), cut=0, parts=parts, std=std, partial=shared)
+        shared = parts is not None and parts < tp.size  # several ranks use the same slice for different heads
+        spec = ShardSpec(shape=(features, width), shard_dim=0, shards=parts, std=std, partial=shared)
         self.weight = declare(self, "weight", spec, tp.axis)
-        bias_spec = ShardSpec(shape=(features,), cut=0, parts=parts, partial=shared)
+        bias_spec = ShardSpec(shape=(features,), shard_dim=0, shards=parts, partial=shared)
         self.bias = declare(self, "bias", bias_spec, tp.axis) if bias else None
         self.spec = spec
         self.lora: Adapter | None = None
 
     def adapt(self, rank: int, scale: float) -> None:
-        """Every rank computes the whole of x aᵀ [B, S, R], for its own features: of a's gradient it knows a part."""
+        """Add a LoRA adapter. Every rank computes the whole x aᵀ [B, S, R] for its own features, so its gradient of `a`
+        is partial."""
         features, width = self.spec.shape
         a = ShardSpec(shape=(rank, width), std=width**-0.5, partial=True)
         b = replace(self.spec, shape=(features, rank), std=None)
@@ -163,41 +163,42 @@ class ColumnParallelLinear(nn.Module):
 
 
 def column_parallel(tp: TensorParallel, x: Tensor, layers: Sequence[ColumnParallelLinear]) -> tuple[Tensor, ...]:
-    """What each layer makes of the same x [B, s, D]: [B, S, f] each."""
+    """Outputs [B, S, f] of several layers on the same x [B, s, D]."""
     adapters = [l.lora for l in layers if l.lora is not None]
     weights = [*(l.weight for l in layers), *(adapter.a.weight for adapter in adapters)]
     biases = [*(l.bias for l in layers), *(None for _ in adapters)]
-    made = _Columns.apply(  # type: ignore[no-untyped-call] # torch types no apply
+    outputs = _ColumnParallel.apply(  # type: ignore[no-untyped-call] # torch types no apply
         tp, x, len(weights), *weights, *biases
     )
-    low = iter(made[len(layers) :])
-    return tuple(y if l.lora is None else l.lora(y, next(low)) for l, y in zip(layers, made))
+    low = iter(outputs[len(layers) :])
+    return tuple(y if l.lora is None else l.lora(y, next(low)) for l, y in zip(layers, outputs))
 
 
 class RowParallelLinear(nn.Module):
-    """D features from an input whose f channels are this rank's: a sum over ranks, then the bias, once."""
+    """D features from an input of which this rank holds f channels: a sum over ranks, then the bias once."""
 
     def __init__(self, tp: TensorParallel, channels: int, width: int, *, bias: bool, std: float):
         super().__init__()
         self.tp = tp
-        self.spec = ShardSpec(shape=(width, channels), cut=1, std=std)
+        self.spec = ShardSpec(shape=(width, channels), shard_dim=1, std=std)
         self.lora: Adapter | None = None
         self.weight = declare(self, "weight", self.spec, tp.axis)
         bias_spec = ShardSpec(shape=(width,), partial=tp.sequence_parallel)
         self.bias = declare(self, "bias", bias_spec, tp.axis) if bias else None
 
     def adapt(self, rank: int, scale: float) -> None:
-        """x aᵀ is a sum over ranks like the layer's own, on this rank's positions; from there on all is whole."""
+        """Add a LoRA adapter. x aᵀ is summed over ranks like the layer's own output, on this rank's positions; `b` is
+        replicated."""
         width, channels = self.spec.shape
-        a = ShardSpec(shape=(rank, channels), cut=1, std=channels**-0.5)
+        a = ShardSpec(shape=(rank, channels), shard_dim=1, std=channels**-0.5)
         b = ShardSpec(shape=(width, rank), partial=self.tp.sequence_parallel)
         self.lora = Adapter(a, b, scale, self.tp.axis)
 
-    def forward(self, *inputs: Tensor, before: Callable[..., Tensor] | None = None) -> Tensor:
-        """[B, S, f] -> [B, s, D]. `before` maps several inputs to that one and is computed again in backward."""
+    def forward(self, *inputs: Tensor, activation: Callable[..., Tensor] | None = None) -> Tensor:
+        """[B, S, f] -> [B, s, D]. `activation` maps several inputs to the layer's input and is recomputed."""
         weights = [self.weight] if self.lora is None else [self.weight, self.lora.a.weight]
-        made: tuple[Tensor, ...] = _Rows.apply(  # type: ignore[no-untyped-call] # torch types no apply
-            self.tp, before, len(weights), *weights, *inputs
+        made: tuple[Tensor, ...] = _RowParallel.apply(  # type: ignore[no-untyped-call] # torch types no apply
+            self.tp, activation, len(weights), *weights, *inputs
         )
         y = made[0] if self.lora is None else self.lora(*made)
         return y if self.bias is None else y + self.bias

@@ -1,4 +1,4 @@
-"""Chooses the side of the seam that a run is on. DeepSpeed is imported only where it is used: it takes seconds."""
+"""Chooses the engine of a run. DeepSpeed is imported only if it is used, because the import takes seconds."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from roots_dist.world.sharding import Param
 def build_engine(
     config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param], trainable: Mapping[str, Trainable]
 ) -> Engine:
-    """module: this rank's stages; params: its parameters, initialised; learned: what learns, of the whole model.
-    Collective over the world.
+    """Create the engine. Collective over the world.
 
-    The config has passed checks/checks.py, which knows what neither side can do.
+    module: this rank's stages; params: its initialized parameters; trainable: the trainable parameters of the whole
+    model. The config has passed checks/checks.py, which knows what each engine supports.
     """
     if config.engine(mesh.dp.size) == "reference":
         from roots_dist.parallel.zero.reference import ReferenceEngine

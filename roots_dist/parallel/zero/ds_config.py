@@ -1,6 +1,6 @@
-"""What DeepSpeed is told: its configuration, who is where, which parameters a rank counts. Generated, never written.
+"""DeepSpeed's configuration, generated from ours, and how the mesh and the counted parameters are passed to it.
 
-Config + Mesh + [Param] --settings, Grid, mark--> deepspeed.initialize, in engine.py
+Config + Mesh + [Param] --deepspeed_config, Mpu, mark_counted--> deepspeed.initialize, in engine.py
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from roots_dist.world.mesh import Axis, Mesh
 from roots_dist.world.sharding import Param
 
 
-def settings(config: Config, num_elements: int) -> dict[str, Any]:
-    """DeepSpeed's configuration. num_elements: of this rank's parameters; no buffer is larger.
+def deepspeed_config(config: Config, num_elements: int) -> dict[str, Any]:
+    """DeepSpeed's configuration. num_elements: elements of this rank's parameters; no buffer is larger.
 
-    Microbatches, the loss and the learning rate are ours, so accumulation is 1 step. Clipping is always given: left
-    out, DeepSpeed clips to 1.
+    Microbatches, the loss and the learning rate are handled outside, so accumulation is 1 step. Clipping is always set,
+    because DeepSpeed's default is to clip to 1.
     """
     zero = config.parallel.zero_stage
     bucket = min(config.advanced.reduce_bucket, max(1, num_elements))
-    bucket += bucket % 2  # it insists on whole pairs
+    bucket += bucket % 2  # DeepSpeed requires an even size
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -34,7 +34,7 @@ def settings(config: Config, num_elements: int) -> dict[str, Any]:
             "reduce_bucket_size": bucket,
             "allgather_bucket_size": bucket,
             "overlap_comm": False,  # all gradients are reduced at once, after the last backward
-            "sub_group_size": 1 << 60,  # the norm is summed once per sub-group, and all ranks must have equally many
+            "sub_group_size": 1 << 60,  # the norm is summed per sub-group, and all ranks must have equally many
             "stage3_param_persistence_threshold": 0,
         },
         "zero_allow_untested_optimizer": True,
@@ -43,13 +43,14 @@ def settings(config: Config, num_elements: int) -> dict[str, Any]:
     }
 
 
-class Grid:
-    """The mesh in DeepSpeed's words (its `mpu`). It probes for sequence-parallel methods: there are none."""
+class Mpu:
+    """The mesh as DeepSpeed's model-parallel unit (`mpu`). Without sequence-parallel methods DeepSpeed assumes there is
+    none."""
 
     def __init__(self, mesh: Mesh):
         self._mesh = mesh
-        self._dp_group = mesh.dp.group or mesh.alone()
-        self._model_group = mesh.model.group or mesh.alone()
+        self._dp_group = mesh.dp.group or mesh.single_rank_group()
+        self._model_group = mesh.model.group or mesh.single_rank_group()
 
     def get_data_parallel_group(self) -> dist.ProcessGroup:
         return self._dp_group
@@ -61,7 +62,7 @@ class Grid:
         return self._mesh.dp.size
 
     def get_model_parallel_group(self) -> dist.ProcessGroup:
-        """Tensor and pipeline ranks: norms are summed over it."""
+        """Tensor and pipeline ranks, over which norms are summed."""
         return self._model_group
 
     def get_model_parallel_rank(self) -> int:
@@ -80,14 +81,16 @@ class Grid:
         return self._mesh.pp.size
 
 
-def mark(params: Sequence[Param], model: Axis) -> None:
-    """Tell DeepSpeed's norm which parameters this rank counts. Right before initialize: a deepcopy would lose it.
+def mark_counted(params: Sequence[Param], model: Axis) -> None:
+    """Mark the parameters that this rank counts in DeepSpeed's norm. Must directly precede initialize, since a deepcopy
+    loses the marks.
 
-    Stages 1 and 2 count what is not `ds_pipe_replicated` and is either `tensor_model_parallel` or on tensor rank 0;
-    stage 3 what is `tensor_model_parallel` or on model rank 0. Set like this, each asks for counts_here.
+    Stages 1 and 2 count parameters that are not `ds_pipe_replicated` and are either `tensor_model_parallel` or on
+    tensor rank 0; stage 3 counts those that are `tensor_model_parallel` or on model rank 0. With these marks both count
+    exactly the parameters with is_counted.
     """
     for p in params:
         tensor: Any = p.tensor  # DeepSpeed reads attributes that torch's class does not declare
-        tensor.tensor_model_parallel = p.counts_here
-        tensor.ds_pipe_replicated = not p.counts_here
-    assert model.rank > 0 or all(p.counts_here for p in params), "the first rank of a model holds originals only"
+        tensor.tensor_model_parallel = p.is_counted
+        tensor.ds_pipe_replicated = not p.is_counted
+    assert model.rank > 0 or all(p.is_counted for p in params), "the first rank of a model holds originals only"

@@ -1,8 +1,8 @@
-"""Master weights and moments out of DeepSpeed's flat partitions, and into them: what read_state and write_state do.
+"""Read and write master weights and moments in DeepSpeed's flat partitions: the work behind read_state and write_state.
 
-One class per way in which DeepSpeed keeps them. Moments exist from the start, so that reading needs no step before;
-what does not learn has its weight alone. The names with an underscore are DeepSpeed's; its version is pinned, and
-tests/conformance moves states between stages.
+There is one class per way in which DeepSpeed stores them. Moments exist from the start, so that reading needs no
+previous step; frozen parameters have only a weight. Names with an underscore are DeepSpeed's; its version is pinned,
+and tests/conformance moves states between stages.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from roots_dist.parallel.optim.groups import since, state_of
+from roots_dist.parallel.optim.groups import from_step_of, state_of
 from roots_dist.parallel.zero.seam import STATE
 from roots_dist.world.mesh import Axis
 from roots_dist.world.sharding import Param
 
 
-class WholeState:
-    """Stage 0: every data rank keeps everything, and a float32 model is its own master."""
+class Stage0State:
+    """Stage 0: every data rank keeps everything, and a float32 model is its own master copy."""
 
     def __init__(self, optimizer: torch.optim.AdamW):
         self.optimizer = optimizer
@@ -40,17 +40,17 @@ class WholeState:
         parts = {"weight": param.tensor, **state_of(self.optimizer, param.tensor)}
         return {key: parts[key] for key in STATE}
 
-    def kept(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
-        """For the engine that comes after this one, which has the same tensors."""
+    def snapshot(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """State of each tensor, for the next engine, which has the same tensors."""
         return list(self.optimizer.state.items())
 
-    def keep(self, kept: list[tuple[Tensor, dict[str, Tensor]]]) -> None:
-        self.optimizer.state.update(kept)
+    def restore(self, snapshot: list[tuple[Tensor, dict[str, Tensor]]]) -> None:
+        self.optimizer.state.update(snapshot)
 
-    def finish(self, optimizer_steps: Mapping[int, int]) -> None:
+    def finish_loading(self, optimizer_steps: Mapping[int, int]) -> None:
         for group in self.optimizer.param_groups:
             for tensor in group["params"]:
-                state_of(self.optimizer, tensor)["step"].fill_(optimizer_steps[since(group)])
+                state_of(self.optimizer, tensor)["step"].fill_(optimizer_steps[from_step_of(group)])
 
 
 def _ds(param: Param) -> Any:
@@ -58,32 +58,32 @@ def _ds(param: Param) -> Any:
     return param.tensor
 
 
-class _Flats:
-    """Stages 1 to 3: each data rank keeps one flat tensor for each group, with the parts of its parameters."""
+class _FlatState:
+    """Stages 1 to 3: each data rank keeps one flat tensor per group, with parts of the group's parameters."""
 
     def __init__(self, zero: Any, flats: list[Tensor]):
         self.zero, self.flats = zero, flats
         for flat in flats:
             state_of(zero.optimizer, flat)
 
-    def kept(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
-        """Of each group in turn, for the engine that comes after this one."""
+    def snapshot(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """Flat weights and state of each group in order, for the next engine."""
         return [(flat.detach(), self.zero.optimizer.state[flat]) for flat in self.flats]
 
-    def keep(self, kept: list[tuple[Tensor, dict[str, Tensor]]]) -> None:
-        """What an engine of fewer groups has kept: they are the first of this one, and cut as there."""
-        for flat, (values, state) in zip(self.flats, kept):
+    def restore(self, snapshot: list[tuple[Tensor, dict[str, Tensor]]]) -> None:
+        """Copy the snapshot of an engine with fewer groups, which are the first groups of this one."""
+        for flat, (values, state) in zip(self.flats, snapshot):
             flat.detach().copy_(values)
             for key, part in self.zero.optimizer.state[flat].items():  # in place: DeepSpeed's fragments point into them
                 part.copy_(state[key])
 
     def _count(self, optimizer_steps: Mapping[int, int]) -> None:
         for flat, group in zip(self.flats, self.zero.optimizer.param_groups, strict=True):
-            self.zero.optimizer.state[flat]["step"].fill_(optimizer_steps[since(group)])
+            self.zero.optimizer.state[flat]["step"].fill_(optimizer_steps[from_step_of(group)])
 
 
-class FlatState(_Flats):
-    """Stages 1 and 2: the parameters of a group lie end to end, and each data rank keeps an equal run of them."""
+class Stage12State(_FlatState):
+    """Stages 1 and 2: the parameters of a group are concatenated, and each data rank keeps an equal part."""
 
     def __init__(self, zero: Any):
         super().__init__(zero, zero.single_partition_of_fp32_groups)
@@ -101,13 +101,13 @@ class FlatState(_Flats):
         for key in STATE:
             _ds(param).set_full_hp_param(state[key], _key(key))
 
-    def finish(self, optimizer_steps: Mapping[int, int]) -> None:
+    def finish_loading(self, optimizer_steps: Mapping[int, int]) -> None:
         self._count(optimizer_steps)
         self.zero.update_lp_params()
 
 
-class CutState(_Flats):
-    """Stage 3: each parameter is cut over data ranks on its own, the last part padded."""
+class Stage3State(_FlatState):
+    """Stage 3: each parameter is partitioned over data ranks on its own, with the last part padded."""
 
     def __init__(self, zero: Any, dp: Axis):
         super().__init__(zero, zero.fp32_partitioned_groups_flat)
@@ -118,7 +118,7 @@ class CutState(_Flats):
         return part
 
     def _parts(self, param: Param) -> dict[str, Tensor]:
-        """Of this data rank, to be read and written."""
+        """Parts of this data rank, to be read and written."""
         if not param.tensor.requires_grad:
             return {"weight": _ds(param).ds_tensor.detach()}
         return {key: self._part(param, key).detach() for key in STATE}
@@ -139,7 +139,7 @@ class CutState(_Flats):
             padded = F.pad(state[key].flatten(), (0, part.numel() * self.dp.size - state[key].numel()))
             part.copy_(padded.chunk(self.dp.size)[self.dp.rank])
 
-    def finish(self, optimizer_steps: Mapping[int, int]) -> None:
+    def finish_loading(self, optimizer_steps: Mapping[int, int]) -> None:
         self._count(optimizer_steps)
         for group in range(len(self.zero.fp16_groups)):
             self.zero._reassign_or_swap_out_partitioned_parameters(group)

@@ -1,12 +1,12 @@
-"""DeepSpeed's ZeRO 0 to 3 behind the seam. Forwards and backwards are ours; it reduces, shards, clips and steps.
+"""DeepSpeed's ZeRO stages 0 to 3 behind the seam. Forward and backward are ours; DeepSpeed reduces, shards, clips and
+steps.
 
-    accumulate(): backwards fill .grad as ever; on leaving, one reduction for the whole step
-    step(lr):     DeepSpeed's own
+    accumulate():   backward passes add to .grad as usual; leaving it starts one reduction for the whole step
+    step(lr):       DeepSpeed's own step
+    unfreeze(step): if parameters join, create a new DeepSpeed engine and give it the state of the previous one
 
-    reach(step):  what joins then makes a new engine of its own, which is handed the state of the one before
-
-DeepSpeed averages over dp, and the seam sums. Instead of touching the gradients once more, DeepSpeed is told that the
-loss was scaled by 1/dp: unscaling, norm and clipping then see the sum (exact where dp is a power of two).
+DeepSpeed averages over dp while the seam sums. DeepSpeed is therefore told that the loss was scaled by 1/dp: unscaling,
+norm and clipping then see the sum without another pass over the gradients (exact if dp is a power of two).
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem, present
-from roots_dist.parallel.optim.groups import Group, adamw, all_groups, by_name, freeze, members, set_rate
-from roots_dist.parallel.optim.norm import clip_factor, group_norms, norm_of
+from roots_dist.parallel.optim.groups import Group, adamw, freeze, groups_joining, members, norms_by_name, set_lr
+from roots_dist.parallel.optim.norm import clip_factor, group_norms, total_norm
 from roots_dist.parallel.optim.trainable import Trainable
-from roots_dist.parallel.zero import whole_pieces
-from roots_dist.parallel.zero.ds_config import Grid, mark, settings
-from roots_dist.parallel.zero.ds_state import CutState, FlatState, WholeState
-from roots_dist.parallel.zero.seam import Update, no_gradients
+from roots_dist.parallel.zero import zero3_hooks
+from roots_dist.parallel.zero.ds_config import Mpu, deepspeed_config, mark_counted
+from roots_dist.parallel.zero.ds_state import Stage0State, Stage3State, Stage12State
+from roots_dist.parallel.zero.seam import Update, clear_gradients
 from roots_dist.world.mesh import SINGLE, Mesh
-from roots_dist.world.sharding import Param, ShardSpec, gradient_of
+from roots_dist.world.sharding import Param, ShardSpec, ensure_grad
 
 
 class DeepSpeedEngine:
+    """The engine protocol (seam.py) on top of DeepSpeed."""
+
     def __init__(
         self, config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param], trainable: Mapping[str, Trainable]
     ):
@@ -49,12 +51,12 @@ class DeepSpeedEngine:
         self.optimizer_steps: dict[int, int] = {}
         self.groups: list[tuple[Group, list[Param]]] = []
         self.engine: Any = None
-        self.state: WholeState | FlatState | CutState
+        self.state: Stage0State | Stage12State | Stage3State
         freeze(params)
         self.unfreeze(0)
 
     def unfreeze(self, step: int) -> None:
-        joining = all_groups(self.trainable, 1 + max(self.optimizer_steps, default=-1), step)
+        joining = groups_joining(self.trainable, 1 + max(self.optimizer_steps, default=-1), step)
         if not joining:
             return
         for group in joining:
@@ -63,69 +65,72 @@ class DeepSpeedEngine:
                 p.tensor.requires_grad_(True)
             self.groups.append((group, found))
             self.optimizer_steps[group.trainable.from_step] = 0
-        kept = self.state.kept() if self.engine else []
-        self._close()
-        self._open()
-        if kept:
-            self.state.keep(kept)
-            self.state.finish(self.optimizer_steps)
+        snapshot = self.state.snapshot() if self.engine else []
+        self._destroy_engine()
+        self._create_engine()
+        if snapshot:
+            self.state.restore(snapshot)
+            self.state.finish_loading(self.optimizer_steps)
 
     def _placeholder(self) -> Param:
-        """Stands for a group of which this rank has nothing: DeepSpeed sums the norm group by group over all ranks."""
+        """A parameter for a group of which this rank holds nothing: DeepSpeed sums the norm group by group over all
+        ranks."""
         like = self.params[0].tensor
         tensor = nn.Parameter(torch.zeros(1, dtype=like.dtype, device=like.device))
         return Param(f"placeholder_{len(self.groups)}", tensor, ShardSpec(shape=(1,), copy_of=""), SINGLE)
 
     @property
-    def learning(self) -> list[Param]:
-        """What learns now, placeholders too."""
+    def unfrozen(self) -> list[Param]:
+        """Parameters that are trained now, with placeholders."""
         return [p for _, found in self.groups for p in found]
 
-    def _open(self) -> None:
-        learning = self.learning
-        root = nn.ModuleList([self.module])  # what DeepSpeed hangs on it goes when the engine goes
-        for p in learning:
+    def _create_engine(self) -> None:
+        unfrozen = self.unfrozen
+        root = nn.ModuleList([self.module])  # attributes that DeepSpeed adds to it vanish with the engine
+        for p in unfrozen:
             if p.name not in self.by_name:
                 root.register_parameter(p.name, p.tensor)
         self.optimizer = adamw(self.config.optim)
         for group, found in self.groups:
-            self.optimizer.add_param_group({"params": [p.tensor for p in found], **group.options(self.config.optim)})
-        mark(self.params, self.mesh.model)
-        with _quiet():
+            self.optimizer.add_param_group(
+                {"params": [p.tensor for p in found], **group.adamw_options(self.config.optim)}
+            )
+        mark_counted(self.params, self.mesh.model)
+        with _silenced():
             self.engine = self._initialize(root)
         self.zero = self.engine.optimizer
         if self.stage == 0:
-            self.state = WholeState(self.optimizer)
+            self.state = Stage0State(self.optimizer)
             return
         self.zero.override_loss_scale(1 / self.mesh.dp.size)
-        self.state = CutState(self.zero, self.mesh.dp) if self.stage == 3 else FlatState(self.zero)
+        self.state = Stage3State(self.zero, self.mesh.dp) if self.stage == 3 else Stage12State(self.zero)
 
     def _initialize(self, root: nn.ModuleList) -> Any:
         import deepspeed
 
-        if self.mesh.device.type == "cpu":  # else an op that only inference uses is compiled for a minute
+        if self.mesh.device.type == "cpu":  # otherwise an inference-only op is compiled for a minute
             deepspeed.ops.__compatible_ops__ = {"deepspeed_shm_comm": False}
-        self.hooks = whole_pieces.before_initialize(root) if self.stage == 3 else []
+        self.hooks = zero3_hooks.before_initialize(root) if self.stage == 3 else []
         engine, *_ = deepspeed.initialize(
             model=root,
             optimizer=self.optimizer,
-            config=settings(self.config, sum(p.tensor.numel() for p in self.learning)),
-            mpu=Grid(self.mesh),
+            config=deepspeed_config(self.config, sum(p.tensor.numel() for p in self.unfrozen)),
+            mpu=Mpu(self.mesh),
             dist_init_required=False,
         )
         if self.stage == 3:
-            self.hooks += whole_pieces.after_initialize(root, engine.optimizer)
+            self.hooks += zero3_hooks.after_initialize(root, engine.optimizer)
         return engine
 
-    def _close(self) -> None:
-        """Leave nothing of an engine in the module and in memory."""
+    def _destroy_engine(self) -> None:
+        """Remove the engine from the module and from memory."""
         if self.engine is None:
             return
         self.engine.destroy()
         for hook in self.hooks:
             hook.remove()
         if self.stage == 3:
-            whole_pieces.forget_the_root()
+            zero3_hooks.clear_module_stack()
         self.engine = self.zero = None
         del self.state, self.optimizer
         gc.collect()
@@ -141,55 +146,62 @@ class DeepSpeedEngine:
             try:
                 yield
             except BaseException:
-                no_gradients(self.module)  # leaving reduces what is there, and the other ranks are not coming
+                clear_gradients(self.module)  # leaving would reduce gradients, and the other ranks do not take part
                 raise
             self._fill_missing()
         if self.stage == 3:
-            whole_pieces.forget_interrupted_forwards()
+            zero3_hooks.clear_interrupted_forwards()
 
     def _fill_missing(self) -> None:
-        """Parameters that no microbatch used: DeepSpeed would leave them out, or take last step's gradient."""
-        for p in self.learning:
-            gradient_of(p)
+        """Give zero gradients to parameters that no microbatch used: DeepSpeed would skip them or reuse the last step's
+        gradient."""
+        for p in self.unfrozen:
+            ensure_grad(p)
 
     def step(self, lr: float) -> Update:
-        set_rate(self.optimizer, lr)
+        set_lr(self.optimizer, lr)
         if self.stage == 0:
             norms = self._clip()
-            norm = norm_of(norms)
+            norm = total_norm(norms)
             if math.isfinite(norm):
                 self.engine.step()
         else:
-            with _overheard(self.zero) as found:
-                self.engine.step()  # a norm that is not finite: touches nothing
+            with _capture_group_norms(self.zero) as found:
+                self.engine.step()  # changes nothing if the norm is not finite
             norm = float(self.engine.get_global_grad_norm())
             norms = self._by_group(found, norm) if math.isfinite(norm) else []
         self.zero_grad()
         if not math.isfinite(norm):
             return Update(norm, {})
-        self.optimizer_steps = {border: optimizer_steps + 1 for border, optimizer_steps in self.optimizer_steps.items()}
-        return Update(norm, by_name([group for group, _ in self.groups], norms))
+        self.optimizer_steps = {
+            from_step: optimizer_steps + 1 for from_step, optimizer_steps in self.optimizer_steps.items()
+        }
+        return Update(norm, norms_by_name([group for group, _ in self.groups], norms))
 
-    def _by_group(self, found: list[Tensor], norm: float) -> list[float]:
-        """found: what DeepSpeed made `norm` of, in the scale of its loss and, in stage 3, in parts of groups."""
+    def _by_group(self, raw_norms: list[Tensor], norm: float) -> list[float]:
+        """Norm of each group. raw_norms: the norms that DeepSpeed combined into `norm`, in the scale of its loss and,
+        for stage 3, of parts of groups."""
         squares = [0.0] * len(self.groups)
-        for i, part in enumerate(torch.stack([part.double() for part in found]).tolist()):  # one wait for the device
+        for i, part in enumerate(
+            torch.stack([part.double() for part in raw_norms]).tolist()
+        ):  # one wait for the device
             squares[self.zero.sub_group_to_group_id[i] if self.stage == 3 else i] += part * part
         scale = norm / (math.sqrt(sum(squares)) or 1.0)
         return [scale * math.sqrt(square) for square in squares]
 
     @torch.no_grad()
     def _clip(self) -> list[float]:
-        """Stage 0 knows no model parallelism: the norms over all ranks are ours, and so is the sum over dp."""
+        """Clip the gradients in stage 0, where DeepSpeed knows no model parallelism: norms are computed over all ranks,
+        and dp is summed."""
         dp = self.mesh.dp.size
         groups = [[(p, present(p.tensor.grad)) for p in found] for _, found in self.groups]
         norms = [dp * norm for norm in group_norms(groups, [self.mesh.model], self.mesh.device)]
-        factor = dp * clip_factor(norm_of(norms), self.config.optim.clip_grad)
+        factor = dp * clip_factor(total_norm(norms), self.config.optim.clip_grad)
         torch._foreach_mul_([gradient for group in groups for _, gradient in group], factor)
         return norms
 
     def zero_grad(self) -> None:
-        no_gradients(self.module)
+        clear_gradients(self.module)
         if self.stage:
             self.zero.zero_grad()
         if self.stage in (1, 2):
@@ -205,20 +217,20 @@ class DeepSpeedEngine:
 
     def finish_loading(self, optimizer_steps: Mapping[int, int]) -> None:
         self.optimizer_steps = dict(optimizer_steps)
-        self.state.finish(optimizer_steps)
+        self.state.finish_loading(optimizer_steps)
 
 
 @contextmanager
-def _overheard(zero: Any) -> Iterator[list[Tensor]]:
-    """The norms of its groups, which DeepSpeed works out for clipping and tells nobody."""
+def _capture_group_norms(zero: Any) -> Iterator[list[Tensor]]:
+    """Collect the norms of the groups, which DeepSpeed computes for clipping but does not return."""
     found: list[Tensor] = []
     norm_of_group = zero.get_grad_norm_direct
 
-    def listened(*args: Any, **kwargs: Any) -> Tensor:
+    def captured(*args: Any, **kwargs: Any) -> Tensor:
         found.append(norm_of_group(*args, **kwargs))
         return found[-1]
 
-    zero.get_grad_norm_direct = listened
+    zero.get_grad_norm_direct = captured
     try:
         yield found
     finally:
@@ -226,9 +238,9 @@ def _overheard(zero: Any) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """DeepSpeed's start-up says what it found on this machine; its errors still come through, and torch's warnings on
-    collectives that it uses are not ours to mend."""
+def _silenced() -> Iterator[None]:
+    """Silence DeepSpeed's start-up messages and torch's warnings about collectives that DeepSpeed uses; errors still
+    appear."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"deepspeed|torch\.distributed")
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -1,9 +1,9 @@
-"""ZeRO 0 and 1 in one page: what the seam means, in any dtype. engine.py is DeepSpeed; both pass one suite.
+"""ZeRO 0 and 1 on one page: the meaning of the seam, in any dtype. engine.py is DeepSpeed; both pass one test suite.
 
     zero 0: gradients summed over dp, every data rank updates everything (plain data parallelism)
-    zero 1: gradients summed and cut over dp, each data rank keeps and updates 1/dp of the master weights and moments
+    zero 1: gradients reduce-scattered over dp, each data rank keeps and updates 1/dp of master weights and moments
 
-Also what runs where there is nothing to shard. It holds little: a float32 model is its own master, gradients are
+It also runs where there is nothing to shard. Memory is small: a float32 model is its own master copy, gradients are
 reduced in place or parameter by parameter, and no gradient exists between two steps.
 """
 
@@ -21,29 +21,39 @@ from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
-from roots_dist.parallel.optim.groups import Group, all_groups, by_name, first_state, freeze, members, update
-from roots_dist.parallel.optim.norm import clip_factor, group_norms, norm_of
+from roots_dist.parallel.optim.groups import (
+    Group,
+    freeze,
+    groups_joining,
+    initial_state,
+    members,
+    norms_by_name,
+    update,
+)
+from roots_dist.parallel.optim.norm import clip_factor, group_norms, total_norm
 from roots_dist.parallel.optim.trainable import Trainable
-from roots_dist.parallel.zero.seam import STATE, Update, master_dtype, no_gradients
+from roots_dist.parallel.zero.seam import STATE, Update, clear_gradients, master_dtype
 from roots_dist.world.mesh import Axis, Mesh
-from roots_dist.world.sharding import Param, gradient_of
+from roots_dist.world.sharding import Param, ensure_grad
 
 BUCKET = 1 << 22
-"""Elements of small gradients that travel together."""
+"""Number of elements of small gradients that are reduced together."""
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
-    """A parameter and what the optimizer keeps of it on this rank."""
+class MasterParam:
+    """A parameter, its master weight and its optimizer state on this rank."""
 
     param: Param
     master: Tensor
-    """The parameter itself; or a copy in master dtype; or this data rank's part of such a copy, flat and padded."""
+    """The parameter itself, or a copy in master dtype, or this data rank's part of such a copy, flat and padded."""
     state: dict[str, Tensor]
-    """AdamW's, of the master."""
+    """AdamW's state of the master weight."""
 
 
 class ReferenceEngine:
+    """The engine protocol (seam.py) in plain PyTorch."""
+
     def __init__(
         self, config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param], trainable: Mapping[str, Trainable]
     ):
@@ -51,21 +61,21 @@ class ReferenceEngine:
         assert config.parallel.zero_stage <= 1 or mesh.dp.size == 1, "the reference shards the optimizer only"
         self.sharded = config.parallel.zero_stage >= 1 and mesh.dp.size > 1
         self.params = {p.name: p for p in params}
-        assert len(self.params) == len(params), "two parameters of one rank bear the same name"
-        self.held: dict[str, Held] = {}
-        self.groups: list[tuple[Group, list[Held]]] = []
+        assert len(self.params) == len(params), "two parameters of one rank have the same name"
+        self.masters: dict[str, MasterParam] = {}
+        self.groups: list[tuple[Group, list[MasterParam]]] = []
         self.optimizer_steps: dict[int, int] = {}
         freeze(params)
         self.unfreeze(0)
 
     def unfreeze(self, step: int) -> None:
-        for group in all_groups(self.trainable, 1 + max(self.optimizer_steps, default=-1), step):
-            found = members(group, list(self.params.values()), self.trainable)
-            for p in found:
+        for group in groups_joining(self.trainable, 1 + max(self.optimizer_steps, default=-1), step):
+            group_params = members(group, list(self.params.values()), self.trainable)
+            for p in group_params:
                 p.tensor.requires_grad_(True)
                 master = self._master(p.tensor)
-                self.held[p.name] = Held(p, master, first_state(master))
-            self.groups.append((group, [self.held[p.name] for p in found]))
+                self.masters[p.name] = MasterParam(p, master, initial_state(master))
+            self.groups.append((group, [self.masters[p.name] for p in group_params]))
             self.optimizer_steps[group.trainable.from_step] = 0
 
     def _master(self, tensor: nn.Parameter) -> Tensor:
@@ -78,11 +88,11 @@ class ReferenceEngine:
     def accumulate(self) -> Iterator[None]:
         yield
         whole = []
-        for held in self.held.values():
-            gradient = gradient_of(held.param)  # zeros if no microbatch used it: its moments decay all the same
+        for master_param in self.masters.values():
+            gradient = ensure_grad(master_param.param)  # zeros if no microbatch used it: its moments decay as well
             if self.sharded:
-                held.master.grad = _sum_and_cut(gradient, self.mesh.dp).to(held.master.dtype)
-                held.param.tensor.grad = None
+                master_param.master.grad = _sum_and_cut(gradient, self.mesh.dp).to(master_param.master.dtype)
+                master_param.param.tensor.grad = None
             else:
                 whole.append(gradient)
         if not self.sharded:
@@ -91,34 +101,36 @@ class ReferenceEngine:
     @torch.no_grad()
     def step(self, lr: float) -> Update:
         everywhere = [self.mesh.model, self.mesh.dp] if self.sharded else [self.mesh.model]
-        norms = group_norms([_gradients(held) for _, held in self.groups], everywhere, self.mesh.device)
-        norm = norm_of(norms)
+        norms = group_norms([_gradients(master_param) for _, master_param in self.groups], everywhere, self.mesh.device)
+        norm = total_norm(norms)
         if math.isfinite(norm):
-            for held in self.held.values():
-                if held.master.grad is None:
-                    held.master.grad = present(held.param.tensor.grad).to(held.master.dtype)
-                    held.param.tensor.grad = None
+            for master_param in self.masters.values():
+                if master_param.master.grad is None:
+                    master_param.master.grad = present(master_param.param.tensor.grad).to(master_param.master.dtype)
+                    master_param.param.tensor.grad = None
             factor = clip_factor(norm, self.config.optim.clip_grad)
-            if factor < 1 and self.held:
-                torch._foreach_mul_([present(h.master.grad) for h in self.held.values()], factor)
-            for group, found in self.groups:
-                update(self.config.optim, group, lr, [h.master for h in found], [h.state for h in found])
+            if factor < 1 and self.masters:
+                torch._foreach_mul_([present(h.master.grad) for h in self.masters.values()], factor)
+            for group, group_params in self.groups:
+                update(self.config.optim, group, lr, [h.master for h in group_params], [h.state for h in group_params])
             self.optimizer_steps = {
-                border: optimizer_steps + 1 for border, optimizer_steps in self.optimizer_steps.items()
+                from_step: optimizer_steps + 1 for from_step, optimizer_steps in self.optimizer_steps.items()
             }
             self._publish()
         self.zero_grad()
-        return Update(norm, by_name([group for group, _ in self.groups], norms) if math.isfinite(norm) else {})
+        return Update(norm, norms_by_name([group for group, _ in self.groups], norms) if math.isfinite(norm) else {})
 
     @torch.no_grad()
     def _publish(self) -> None:
-        """Copy the master weights to the model's."""
-        for held in self.held.values():
-            if held.master is not held.param.tensor:
-                held.param.tensor.copy_(self._whole(held.master, held.param, held.param.tensor.dtype))
+        """Copy the master weights to the model's parameters."""
+        for master_param in self.masters.values():
+            if master_param.master is not master_param.param.tensor:
+                master_param.param.tensor.copy_(
+                    self._whole(master_param.master, master_param.param, master_param.param.tensor.dtype)
+                )
 
     def _whole(self, part: Tensor, param: Param, dtype: torch.dtype) -> Tensor:
-        """A parameter, or one of its moments, put together from all data ranks."""
+        """Gather a parameter or one of its moments from all data ranks."""
         if not self.sharded:
             return part.to(dtype)
         whole = part.new_empty(part.numel() * self.mesh.dp.size, dtype=dtype)
@@ -126,55 +138,57 @@ class ReferenceEngine:
         return whole[: param.tensor.numel()].view_as(param.tensor)
 
     def zero_grad(self) -> None:
-        no_gradients(self.module)
-        for held in self.held.values():
-            held.master.grad = None
+        clear_gradients(self.module)
+        for master_param in self.masters.values():
+            master_param.master.grad = None
 
     @torch.no_grad()
     def read_state(self, name: str) -> dict[str, Tensor]:
-        if name not in self.held:
+        if name not in self.masters:
             tensor = self.params[name].tensor
             return {"weight": tensor.detach().to(master_dtype(tensor.dtype), copy=True)}
-        held = self.held[name]
+        master_param = self.masters[name]
         return {
-            key: self._whole(part.detach(), held.param, held.master.dtype).clone() for key, part in _parts(held).items()
+            key: self._whole(part.detach(), master_param.param, master_param.master.dtype).clone()
+            for key, part in _parts(master_param).items()
         }
 
     @torch.no_grad()
     def write_state(self, name: str, state: dict[str, Tensor]) -> None:
-        if name not in self.held:
+        if name not in self.masters:
             self.params[name].tensor.copy_(state["weight"])
             return
-        for key, part in _parts(self.held[name]).items():
+        for key, part in _parts(self.masters[name]).items():
             value = state[key].to(part)
             part.copy_(_part(value, self.mesh.dp) if self.sharded else value)
 
     def finish_loading(self, optimizer_steps: Mapping[int, int]) -> None:
         self.optimizer_steps = dict(optimizer_steps)
-        for name, held in self.held.items():
-            held.state["step"].fill_(optimizer_steps[self.trainable[name].from_step])
+        for name, master_param in self.masters.items():
+            master_param.state["step"].fill_(optimizer_steps[self.trainable[name].from_step])
         self._publish()
 
 
-def _parts(held: Held) -> dict[str, Tensor]:
-    """What is saved of it, by its name in STATE."""
-    return {"weight": held.master, **{key: held.state[key] for key in STATE[1:]}}
+def _parts(master_param: MasterParam) -> dict[str, Tensor]:
+    """The saved tensors of a parameter, by their names in STATE."""
+    return {"weight": master_param.master, **{key: master_param.state[key] for key in STATE[1:]}}
 
 
-def _gradients(group: Sequence[Held]) -> Iterator[tuple[Param, Tensor]]:
-    for held in group:
-        gradient = held.master.grad if held.master.grad is not None else held.param.tensor.grad
-        assert gradient is not None, f"{held.param.name} has no gradient: step() without accumulate()"
-        yield held.param, gradient
+def _gradients(group: Sequence[MasterParam]) -> Iterator[tuple[Param, Tensor]]:
+    for master_param in group:
+        gradient = master_param.master.grad if master_param.master.grad is not None else master_param.param.tensor.grad
+        assert gradient is not None, f"{master_param.param.name} has no gradient: step() without accumulate()"
+        yield master_param.param, gradient
 
 
 def _padded(tensor: Tensor, dp: Axis) -> Tensor:
-    """Flat, and as long as the next multiple of the number of data ranks."""
+    """Flatten and pad to a multiple of the number of data ranks."""
     missing = -tensor.numel() % dp.size
     return F.pad(tensor.flatten(), (0, missing)) if missing else tensor.flatten()
 
 
 def _part(tensor: Tensor, dp: Axis) -> Tensor:
+    """This data rank's part of a tensor, flat and padded."""
     return _padded(tensor, dp).chunk(dp.size)[dp.rank]
 
 
@@ -187,7 +201,7 @@ def _sum_and_cut(gradient: Tensor, dp: Axis) -> Tensor:
 
 
 def _sum_in_place(gradients: list[Tensor], dp: Axis) -> None:
-    """Sum over data ranks: large gradients where they are, small ones together, so that messages are few."""
+    """Sum over data ranks: large gradients in place, small ones in buckets, so that there are few messages."""
     if dp.size == 1:
         return
     bucket: list[Tensor] = []

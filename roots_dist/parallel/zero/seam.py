@@ -1,12 +1,12 @@
-"""The seam between the model and whoever shards it over data ranks. Two sides keep it: reference.py and engine.py.
+"""The seam between the model and the engine that shards it over data ranks, implemented by reference.py and engine.py.
 
-    with engine.accumulate():            # backward passes add into .grad; leaving sums .grad over dp
-        forwards, backwards, tied and partial sums
-    engine.step(lr)                      # clip by the global norm, AdamW, weights
+    with engine.accumulate():            # backward passes add to .grad; leaving it sums .grad over dp
+        forward, backward, tied and partial sums
+    engine.step(lr)                      # clip by the global norm, AdamW, copy to the model's weights
 
-The loss is already divided by the step's global count, so gradients are summed over dp, not averaged. What does not
-learn (parallel/optim/trainable.py) has requires_grad off, no gradient, no master copy and no moments; reach() lets more
-of it learn.
+The loss is already divided by the step's global count, so gradients are summed over dp, not averaged. Frozen parameters
+(parallel/optim/trainable.py) have requires_grad off, no gradient, no master copy and no moments; unfreeze() trains more
+of them.
 """
 
 from __future__ import annotations
@@ -22,33 +22,34 @@ from torch import Tensor, nn
 from roots_dist.parallel.optim.trainable import Trainable
 
 STATE = ("weight", "exp_avg", "exp_avg_sq")
-"""What the optimizer keeps for each parameter: the master weight and both Adam moments."""
+"""Optimizer state of each parameter: the master weight and both Adam moments."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What a step did. Equal on every rank."""
+    """Result of a step. Equal on every rank."""
 
     grad_norm: float
-    """Euclidean norm of the whole model's gradient before clipping. Not finite: the step was not taken."""
+    """Euclidean norm of the whole model's gradient before clipping. If it is not finite, the step was skipped."""
     by_group: Mapping[str, float]
-    """The same of each of AdamW's groups (parallel/optim/groups.py); empty if it is not finite."""
+    """Gradient norm of each parameter group (parallel/optim/groups.py); empty if grad_norm is not finite."""
 
 
 class Engine(Protocol):
+    """Shards gradients, optimizer state and weights over data ranks, and steps the optimizer."""
+
     module: nn.Module
-    """The rank's stages, to be called in place of the module that was handed in."""
+    """The rank's stages, to be called instead of the module that was passed in."""
     trainable: Mapping[str, Trainable]
-    """What will ever learn, of the whole model."""
+    """Trainable parameters of the whole model, including those that are still frozen."""
 
     @property
     def optimizer_steps(self) -> Mapping[int, int]:
-        """Border of a phase (a step of the run) that has been reached -> optimizer steps taken by what learns since
-        then."""
+        """First step of each group that is trained by now (a step of the run) -> optimizer steps taken since then."""
         ...
 
     def unfreeze(self, step: int) -> None:
-        """`step` steps of the run are done, and what is to learn since then joins. What learns already keeps its
+        """Train the parameters that join after `step` steps of the run. Parameters that are already trained keep their
         moments.
 
         Collective over the world, between steps; does nothing at most steps.
@@ -56,42 +57,45 @@ class Engine(Protocol):
         ...
 
     def accumulate(self) -> AbstractContextManager[None]:
-        """Inside, backward passes add into `.grad` of this rank's slices; leaving sums them over dp. Collective over
+        """Inside, backward passes add to `.grad` of this rank's slices; leaving it sums them over dp. Collective over
         dp."""
         ...
 
     def step(self, lr: float) -> Update:
-        """Clip, AdamW with decoupled decay, copy to the model's weights, clear gradients. Collective over the world."""
+        """Clip, AdamW with decoupled decay, copy to the model's weights, clear the gradients. Collective over the
+        world."""
         ...
 
     def zero_grad(self) -> None:
-        """Clear the gradients without a step; no optimizer state is touched."""
+        """Clear the gradients without a step; optimizer state is unchanged."""
         ...
 
     def read_state(self, name: str) -> dict[str, Tensor]:
-        """Master weight and moments (STATE) of one parameter, as whole as this rank's tensor slice, not cut over dp. Of
-        one that does not learn now: the weight alone.
+        """Master weight and moments (STATE) of one parameter: whole over dp, this rank's slice over tp. Frozen
+        parameters have only a weight.
 
-        Master dtype, on CPU or device; copies. Collective over dp: all data ranks ask for the same names in order.
-        Works before the first step too (moments are zero).
+        Copies in master dtype, on CPU or device. Collective over dp: all data ranks ask for the same names in the same
+        order. Also valid before the first step (moments are zero).
         """
         ...
 
     def write_state(self, name: str, state: dict[str, Tensor]) -> None:
-        """The reverse. After the last one, `finish_loading` makes the model's weights follow. Every dp rank calls
+        """Set what read_state returns. Afterwards `finish_loading` updates the model's weights. Every data rank calls
         it."""
         ...
 
     def finish_loading(self, optimizer_steps: Mapping[int, int]) -> None:
-        """These optimizer steps have been taken: Adam's bias correction goes on from there. Collective over dp."""
+        """Set the number of optimizer steps taken, from which Adam's bias correction continues, and update the model's
+        weights. Collective over dp."""
         ...
 
 
-def no_gradients(module: nn.Module) -> None:
+def clear_gradients(module: nn.Module) -> None:
+    """Set every gradient to None."""
     for parameter in module.parameters():
         parameter.grad = None
 
 
 def master_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The optimizer works in float32, or in float64 where the model does (proofs)."""
+    """The optimizer works in float32, or in float64 if the model does (proofs)."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from roots_dist.cluster_profile import Finding, named
+from roots_dist.cluster_profile import Finding, format_ranks
 from roots_dist.errors import EnvironmentProblem
 from roots_dist.runs.doctor.deadline import DeadlineExceeded, run_with_deadline
 
@@ -104,9 +104,9 @@ class Coordinator:
             if "trouble" in answer:
                 troubles.setdefault(f"{round}: {answer['trouble']}", []).append(rank)
         if missing := [rank for rank in range(self.size) if rank not in answers]:
-            self.findings.append(replace(silent, where=named(missing, self.hosts)))
+            self.findings.append(replace(silent, where=format_ranks(missing, self.hosts)))
         for found, ranks in troubles.items():
-            where = named(ranks, self.hosts)
+            where = format_ranks(ranks, self.hosts)
             self.findings.append(Finding(check="answers", where=where, found=found, expected="no error", fix=fix))
 
     def _collect(self, round: str, seconds: float) -> dict[int, dict[str, Any]]:
@@ -126,7 +126,9 @@ class Coordinator:
         except RuntimeError:  # torch's DistNetworkError
             why = "and the store that it keeps is gone"
         word = key.partition("/")[0]
-        raise EnvironmentProblem(f"{named([0], self.hosts)} = silent: expected its word on {word}, {why}. Fix: {FIX}.")
+        raise EnvironmentProblem(
+            f"{format_ranks([0], self.hosts)} = silent: expected its word on {word}, {why}. Fix: {FIX}."
+        )
 
     def _wait_for_keys(self, keys: Iterable[str], seconds: float) -> bool:
         """Looks again and again: a wait that times out leaves torch's store with a complaint on stderr."""

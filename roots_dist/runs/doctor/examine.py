@@ -22,7 +22,7 @@ import torch.distributed as dist
 
 from roots_dist.accounting.peaks import Precision
 from roots_dist.accounting.sizes import parameters
-from roots_dist.cluster_profile import Finding, Profile, RankFacts, Speed, Wrote
+from roots_dist.cluster_profile import Finding, FolderAccess, Profile, RankFacts, Speed
 from roots_dist.config.schema import Config
 from roots_dist.environment import World
 from roots_dist.layout import Layout
@@ -175,7 +175,7 @@ def build_profile(
     coordinator: Coordinator, world: World, device: torch.device, options: ExamineOptions, seconds: float
 ) -> Profile:
     """On rank 0, of whatever was answered."""
-    wrote = [Wrote(**answer) for answer in coordinator.answers.get("folder write", {}).values()]
+    wrote = [FolderAccess(**answer) for answer in coordinator.answers.get("folder write", {}).values()]
     offsets = {
         coordinator.hosts[rank]: offset
         for rank, offset in coordinator.answers.get("clocks", {}).items()
@@ -203,7 +203,7 @@ def _findings(
     coordinator: Coordinator,
     device: torch.device,
     options: ExamineOptions,
-    wrote: list[Wrote],
+    wrote: list[FolderAccess],
     offsets: dict[str, float],
     samples: list[links.Sample],
 ) -> Iterator[Finding]:

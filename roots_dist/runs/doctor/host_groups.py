@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from roots_dist.cluster_profile import Finding, named
+from roots_dist.cluster_profile import Finding, format_ranks
 from roots_dist.layout import Layout
 
 MOST_SHOWN = 4
@@ -36,7 +36,7 @@ def crossings(layout: Layout, hosts: Mapping[int, str]) -> Iterator[Finding]:
         others = f", one of {len(cut)} such groups" if len(cut) > MOST_SHOWN else ""
         yield Finding(
             check="placement",
-            where=named(ranks, hosts),
+            where=format_ranks(ranks, hosts),
             found=f"a tensor group of {layout} across hosts{others}",
             expected=f"its {layout.tp} ranks on one host",
             fix=(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from roots_dist.cluster_profile import Finding, Link, named
+from roots_dist.cluster_profile import Finding, Link, format_ranks
 from roots_dist.runs.doctor import host_groups as placement
 from roots_dist.world.mesh import Axis, make_axis
 
@@ -93,7 +93,7 @@ def findings(samples: Sequence[Sample], hosts: Mapping[int, str]) -> Iterator[Fi
             if seconds > SLOW * middle:
                 yield Finding(
                     check="links",
-                    where=named(ranks, hosts),
+                    where=format_ranks(ranks, hosts),
                     found=f"{largest / seconds / 1e9:.3g} GB/s from one to the other",
                     expected=f"about {largest / middle / 1e9:.3g} GB/s as between other such ranks",
                     fix=(

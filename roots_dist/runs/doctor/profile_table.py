@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from roots_dist.accounting.peaks import format_flops
-from roots_dist.cluster_profile import Link, Profile, hosts_of, named, runs
+from roots_dist.cluster_profile import Link, Profile, format_ranges, format_ranks, hosts_of
 from roots_dist.runs.doctor.rank_facts import FIXES
 
 WIDE = 1000
@@ -62,7 +62,7 @@ def hosts_table(profile: Profile) -> Table:
         memory, offset = here[0].memory_free, profile.clock_offsets_s.get(host)
         table.add_row(
             host,
-            runs(facts.rank for facts in here),
+            format_ranges(facts.rank for facts in here),
             ", ".join(sorted({facts.device for facts in here})),
             str(here[0].cores),
             "-" if memory is None else f"{memory / 2**30:.1f} GiB",
@@ -78,7 +78,7 @@ def hosts_table(profile: Profile) -> Table:
 def slowest_line(profile: Profile) -> str:
     slowest = min(profile.speeds, key=lambda speed: speed.matmul_flops)
     share = slowest.matmul_flops / max(speed.matmul_flops for speed in profile.speeds)
-    words = named([slowest.rank], hosts_of(profile.ranks))
+    words = format_ranks([slowest.rank], hosts_of(profile.ranks))
     return (
         f"slowest device: {words}, {format_flops(slowest.matmul_flops)} in {slowest.precision} products, "
         f"{share:.0%} of the fastest"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from roots_dist import environment
 from roots_dist.checks.facts import free_memory, version_of
-from roots_dist.cluster_profile import Finding, RankFacts, hosts_of, named
+from roots_dist.cluster_profile import Finding, RankFacts, format_ranks, hosts_of
 from roots_dist.runs.doctor.rendezvous import own_address
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def versions(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
             differing = [rank for rank, value in values.items() if value == other]
             yield Finding(
                 check="versions",
-                where=named(differing, hosts),
+                where=format_ranks(differing, hosts),
                 found=f"{name} {other or 'missing'}",
                 expected=f"{usual or 'none'} as on {agree} of {len(values)} ranks",
                 fix=fix.format(usual=usual),
@@ -108,7 +108,7 @@ def devices(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
     if unused and len(unused) < len(ranks):  # on all ranks it is somebody's choice: train.device=cpu
         yield Finding(
             check="devices",
-            where=named(unused, hosts),
+            where=format_ranks(unused, hosts),
             found="computes on the CPU although its host has GPUs",
             expected="a GPU, as the other ranks have",
             fix="python -c 'import torch; torch.cuda.init()' says there why torch cannot use it",
@@ -121,7 +121,7 @@ def devices(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
         if len(sharing) > 1:
             yield Finding(
                 check="devices",
-                where=named(sharing, hosts),
+                where=format_ranks(sharing, hosts),
                 found=f"on one GPU, {gpu}",
                 expected="a GPU for each rank, as NCCL wants it",
                 fix="start as many ranks on a host as it has GPUs",
@@ -131,7 +131,7 @@ def devices(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
     for kind in sorted(kinds.keys() - {usual}):
         yield Finding(
             check="devices",
-            where=named([facts.rank for facts in ranks if facts.device == kind], hosts),
+            where=format_ranks([facts.rank for facts in ranks if facts.device == kind], hosts),
             found=f"device {kind}",
             expected=f"{usual} as on most ranks",
             fix="the slowest kind sets the pace: leave its hosts out, if they are few",

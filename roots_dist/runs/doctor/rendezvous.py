@@ -39,7 +39,7 @@ def rendezvous(world: World, wait_s: float, host: str) -> Any:
         return dist.HashStore()
     me = f"rank {world.rank} (host {host})"
     resolve(world.master_addr, me)
-    if world.rank == 0 and not environment.agent_listens():
+    if world.rank == 0 and not environment.uses_agent_store():
         return _listen(world, me)
     wait_until_listening(world.master_addr, world.master_port, wait_s, me)
     return _connect(world, me)

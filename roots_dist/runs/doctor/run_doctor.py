@@ -60,7 +60,7 @@ def run_doctor(options: DoctorOptions, processes: int | None = None) -> int:
     size = _processes(loaded, processes)
     layout = _layout(loaded, size)
     if size == 1:
-        return _be_rank(environment.alone(), options)
+        return _be_rank(environment.single_process(), options)
     with tempfile.TemporaryDirectory(prefix="roots-doctor-") as folder:
         written = options.json or Path(folder) / "profile.json"
         written.unlink(missing_ok=True)  # of an earlier examination

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from roots_dist.cluster_profile import Finding, Wrote, named
+from roots_dist.cluster_profile import Finding, FolderAccess, format_ranks
 from roots_dist.files import why
 
 BYTES = 4 * 2**20
@@ -33,7 +33,7 @@ def place(given: Path | None, run_folder: Path | None) -> Path | None:
     return run_folder
 
 
-def write(folder: Path, token: str, rank: int) -> Wrote:
+def write(folder: Path, token: str, rank: int) -> FolderAccess:
     """Write, flush to the disk, rename. `token` is of this examination, the same on all ranks."""
     mine = _file(folder, token, rank)
     try:
@@ -47,9 +47,9 @@ def write(folder: Path, token: str, rank: int) -> Wrote:
             os.fsync(file.fileno())
         mine.with_suffix(".partial").replace(mine)
         took = time.perf_counter() - start
-        return Wrote(rank=rank, trouble=None, bytes_per_s=BYTES / took, free=shutil.disk_usage(folder).free)
+        return FolderAccess(rank=rank, trouble=None, bytes_per_s=BYTES / took, free=shutil.disk_usage(folder).free)
     except OSError as error:
-        return Wrote(rank=rank, trouble=why(error), bytes_per_s=None, free=None)
+        return FolderAccess(rank=rank, trouble=why(error), bytes_per_s=None, free=None)
 
 
 def find_unseen(folder: Path, token: str, writers: Sequence[int]) -> list[int]:
@@ -73,7 +73,7 @@ def remove_file(folder: Path, token: str, rank: int) -> None:
 
 def findings(
     folder: Path,
-    wrote: Sequence[Wrote],
+    wrote: Sequence[FolderAccess],
     unseen: Mapping[int, Sequence[int]],
     hosts: Mapping[int, str],
     checkpoint: int | None,
@@ -86,7 +86,7 @@ def findings(
     for trouble, ranks in troubles.items():
         yield Finding(
             check="folder",
-            where=named(ranks, hosts),
+            where=format_ranks(ranks, hosts),
             found=f"cannot write to {folder} ({trouble})",
             expected="every rank to write and rename there",
             fix="mount it writable on that host, or name another folder (--folder, track.folder)",
@@ -96,7 +96,7 @@ def findings(
             yield Finding(
                 check="folder",
                 where=f"host {hosts[looked]}",
-                found=f"does not see in {folder} what {named(missing, hosts)} wrote there",
+                found=f"does not see in {folder} what {format_ranks(missing, hosts)} wrote there",
                 expected="one folder shared by all hosts",
                 fix="mount the same file system there on every host, or name a folder that is shared",
             )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from roots_dist.accounting.peaks import Precision, format_flops, gpu_peak, measured_cpu_peak
-from roots_dist.cluster_profile import Finding, Speed, named
+from roots_dist.cluster_profile import Finding, Speed, format_ranks
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +50,7 @@ def findings(speeds: Sequence[Speed], hosts: Mapping[int, str], slow: float = SL
         if share < slow:
             yield Finding(
                 check="speed",
-                where=named([speed.rank], hosts),
+                where=format_ranks([speed.rank], hosts),
                 found=(
                     f"slow, {format_flops(speed.matmul_flops)} in {speed.precision} products, {share:.0%} of the median"
                 ),

@@ -15,7 +15,7 @@ import numpy as np
 
 from roots_dist.assembly.passes import Passes
 from roots_dist.config.schema import Config
-from roots_dist.errors import needs, present
+from roots_dist.errors import missing_package, present
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tokenizer import Codec
@@ -59,7 +59,7 @@ def answer_questions(
 ) -> Answers:
     """Of at most `count` held-out questions, the first that evaluation draws. objective: one of ASKS. Collective over
     the world; equal on every rank. A question longer than the model can hold loses its beginning."""
-    rows = [objective.question(source, index) for source, index in held_out.drawn(count)]
+    rows = [objective.question(source, index) for source, index in held_out.evaluation_samples(count)]
     end = present(objective.specials.end)
     ends = frozenset({end, *(int(answer[-1]) for _, answer in rows if objective.specials.special[answer[-1]])})
     longest = max(len(answer) for _, answer in rows) + MORE
@@ -94,6 +94,6 @@ def _exact_match(expected: list[str], answers: list[str]) -> float:
     try:
         from sklearn.metrics import accuracy_score
     except ImportError:
-        raise needs("scikit-learn", "finetune") from None
+        raise missing_package("scikit-learn", "finetune") from None
     number = {text: i for i, text in enumerate(dict.fromkeys([*expected, *answers]))}  # of each text, as a class
     return float(accuracy_score(np.array([number[t] for t in expected]), np.array([number[t] for t in answers])))

@@ -65,7 +65,7 @@ def _places(held_out: Batches, sequences: int, seq: int) -> list[tuple[Corpus, n
     """Of each source the positions of the targets of causal samples (learning/objectives/clm.py): all but a window's
     first token, and the one that follows it."""
     found: dict[int, tuple[Corpus, list[int]]] = {}
-    for source, index in held_out.drawn(sequences):
+    for source, index in held_out.evaluation_samples(sequences):
         found.setdefault(id(source), (source, []))[1].append(index)
     return [
         (source, (np.array(which)[:, None] * seq + np.arange(1, seq + 1)).ravel()) for source, which in found.values()

@@ -29,7 +29,7 @@ from roots_dist.runs.evaluate.harness import open_tasks, run_harness
 from roots_dist.runs.evaluate.held_out import Score, score_held_out
 from roots_dist.runs.evaluate.options import EvaluateOptions
 from roots_dist.runs.evaluate.sources import bytes_per_token, names
-from roots_dist.storage.checkpoint.keep import chosen
+from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_weights
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.mesh import Mesh
@@ -39,7 +39,7 @@ def evaluate(config: Config, mesh: Mesh, options: EvaluateOptions = EvaluateOpti
     """Of the held-out text, the same on every rank; None where there is none. Collective over the world. Rank 0 shows
     it."""
     run = Path(config.track.folder)
-    checkpoint = chosen(run)
+    checkpoint = best_or_newest(run)
     tasks = (
         open_tasks(options, mesh.rank) if options.tasks else None
     )  # what is wrong with them shows before hours of scoring
@@ -71,7 +71,7 @@ def _of_held_out_text(passes: Passes, checkpoint: Path, options: EvaluateOptions
         show.show(show.score_table(checkpoint, sequences, found))
         if found.sources:
             show.show("", show.sources_table(found))
-        for table in show.classes_tables(found) if found.table is not None else ():
+        for table in show.classes_tables(found) if found.confusion is not None else ():
             show.show("", table)
     if config.objective.name in HAS_QUESTIONS and options.answers:
         answers = answer_questions(

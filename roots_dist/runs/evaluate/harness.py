@@ -21,7 +21,7 @@ from typing import Any
 
 from roots_dist import environment
 from roots_dist.assembly.passes import Passes
-from roots_dist.errors import DataError, Problem, needs
+from roots_dist.errors import DataError, Problem, missing_package
 from roots_dist.files import write_atomically
 from roots_dist.runs.evaluate.harness_model import harness_model
 from roots_dist.runs.evaluate.options import EvaluateOptions
@@ -46,7 +46,7 @@ def open_tasks(options: EvaluateOptions, rank: int) -> Tasks:
         try:
             from lm_eval.tasks import TaskManager
         except ImportError:
-            raise needs("lm-eval", "evaluation") from None
+            raise missing_package("lm-eval", "evaluation") from None
 
         class Loaded(TaskManager):
             loaded: Any = None

@@ -87,7 +87,7 @@ def _batches(
             ids = (context + continuation)[-(max_length + 1) :]
             tokens[row, : len(ids) - 1] = torch.tensor(ids[:-1])
             targets[row, len(ids) - 1 - len(continuation) : len(ids) - 1] = torch.tensor(continuation)
-        yield numbers, MicroBatch(tokens=tokens, targets=targets, samples=torch.tensor(numbers), read="targets")
+        yield numbers, MicroBatch(tokens=tokens, targets=targets, sample_ids=torch.tensor(numbers), logits_at="targets")
         first += rows
 
 

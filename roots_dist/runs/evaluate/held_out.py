@@ -50,11 +50,11 @@ class TermSums(NamedTuple):
 class Score:
     terms: Mapping[str, TermSums]
     weights: Mapping[str, float]
-    words: str | None
+    perplexity_term: str | None
     """The term that has a perplexity."""
     bytes_per_token: float | None
     """of the held-out text; None where no manifest tells"""
-    table: np.ndarray | None = None
+    confusion: np.ndarray | None = None
     """int64 [C, C], of a task with classes: how many targets of each (rows) were taken for each (columns)"""
     labels: tuple[str, ...] = ()
     """names of these classes"""
@@ -68,16 +68,16 @@ class Score:
     @property
     def targets(self) -> int:
         """Of the term of words, or of the first."""
-        return self.terms[self.words or next(iter(self.terms))].count
+        return self.terms[self.perplexity_term or next(iter(self.terms))].count
 
     @property
     def log_likelihood(self) -> float | None:
         """nats, of all predicted words together"""
-        return -self.terms[self.words].loss if self.words else None
+        return -self.terms[self.perplexity_term].loss if self.perplexity_term else None
 
     @property
     def perplexity(self) -> float | None:
-        return math.exp(min(self.terms[self.words].mean, 700.0)) if self.words else None
+        return math.exp(min(self.terms[self.perplexity_term].mean, 700.0)) if self.perplexity_term else None
 
     @property
     def bits_per_byte(self) -> float | None:
@@ -85,7 +85,7 @@ class Score:
         before."""
         if self.bytes_per_token is None or list(self.terms) != ["clm"]:
             return None
-        return self.terms[present(self.words)].mean / math.log(2) / self.bytes_per_token
+        return self.terms[present(self.perplexity_term)].mean / math.log(2) / self.bytes_per_token
 
     def metrics(self) -> dict[str, float]:
         """By the names under which they are logged. One term's loss is the loss."""
@@ -94,8 +94,8 @@ class Score:
         if len(self.terms) > 1:
             found |= {f"loss/validation/{name}": sums.mean for name, sums in self.terms.items()}
         found |= {f"loss/validation/{name}": one.loss for name, one in self.sources.items() if one.targets}
-        if self.table is not None:
-            found |= task_metrics(self.table, self.labels)
+        if self.confusion is not None:
+            found |= task_metrics(self.confusion, self.labels)
         if self.perplexity is not None:
             found["perplexity/validation"] = self.perplexity
         return found if self.bits_per_byte is None else found | {"bits_per_byte/validation": self.bits_per_byte}
@@ -129,9 +129,9 @@ def combine(scores: Mapping[str, Score], bytes_per_token: float | None) -> Score
     """Of all sources: every target counts once."""
     one, *_ = every = list(scores.values())
     terms = {name: TermSums(*map(sum, zip(*(score.terms[name] for score in every)))) for name in one.terms}
-    tables = [score.table for score in every if score.table is not None]
-    table = np.sum(tables, axis=0) if tables else None
-    return replace(one, terms=terms, table=table, bytes_per_token=bytes_per_token, sources=scores)
+    tables = [score.confusion for score in every if score.confusion is not None]
+    confusion = np.sum(tables, axis=0) if tables else None
+    return replace(one, terms=terms, confusion=confusion, bytes_per_token=bytes_per_token, sources=scores)
 
 
 def score(passes: Passes, objective: Objective, batches: Iterable[MicroBatch], bytes_per_token: float | None) -> Score:
@@ -142,18 +142,18 @@ def score(passes: Passes, objective: Objective, batches: Iterable[MicroBatch], b
     mesh, names, config = passes.mesh, list(objective.weights), passes.config
     labels = config.finetune.labels if config.objective.name in TASKS else ()
     sums = torch.zeros(len(names), 3, dtype=torch.float64, device=mesh.device)
-    table = torch.zeros(len(labels), len(labels), dtype=torch.int64, device=mesh.device)
+    confusion = torch.zeros(len(labels), len(labels), dtype=torch.int64, device=mesh.device)
     left = iter(batches)
     while some := [batch.to(mesh.device) for batch in islice(left, AT_A_TIME * mesh.pp.size)]:
         for term in passes.forward(some):
             hits = torch.zeros_like(term.count) if term.hits is None else term.hits
             sums[names.index(term.name)] += torch.stack([term.sum.double(), term.count.double(), hits.double()])
             if labels:
-                table += term.table
+                confusion += term.confusion
     if mesh.tp.rank > 0:  # terms are the same on each tensor rank: one of them speaks
         sums.zero_()
-        table.zero_()
+        confusion.zero_()
     rows = mesh.world.sum_(sums).tolist()
     terms = {name: TermSums(loss, int(count), int(hits)) for name, (loss, count, hits) in zip(names, rows)}
-    counted = mesh.world.sum_(table).cpu().numpy() if labels else None
-    return Score(terms, objective.weights, objective.words, bytes_per_token, counted, labels)
+    counted = mesh.world.sum_(confusion).cpu().numpy() if labels else None
+    return Score(terms, objective.weights, objective.perplexity_term, bytes_per_token, counted, labels)

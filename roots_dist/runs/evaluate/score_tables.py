@@ -46,20 +46,20 @@ def plain(*columns: str) -> Table:
 def score_table(checkpoint: Path, sequences: int, found: Score) -> Table:
     table = plain()
     table.add_row("checkpoint", str(checkpoint))
-    if found.words:
+    if found.perplexity_term:
         table.add_row("tokens", f"{found.targets:,} in {sequences:,} sequences")
     else:
         table.add_row("labels", f"{found.targets:,} in {sequences:,} examples")
     if found.log_likelihood is not None:
         table.add_row("log-likelihood", f"{found.log_likelihood:,.1f} nats")
-    table.add_row("loss", f"{found.loss:.4f} nats per {'token' if found.words else 'label'}")
+    table.add_row("loss", f"{found.loss:.4f} nats per {'token' if found.perplexity_term else 'label'}")
     for name, sums in found.terms.items() if len(found.terms) > 1 else ():
         table.add_row(f"  {name}", f"{sums.mean:.4f} nats, {sums.accuracy:.1%} right of {sums.count:,}")
     if found.perplexity is not None:
         table.add_row("perplexity", f"{found.perplexity:.2f}")
     if found.bits_per_byte is not None:
         table.add_row("bits per byte", f"{found.bits_per_byte:.4f}")
-    if found.table is not None:
+    if found.confusion is not None:
         table.add_row("accuracy", f"{next(iter(found.terms.values())).accuracy:.4f}")
         for name, value in found.metrics().items():
             kind, _, label = name.partition("/validation")
@@ -72,11 +72,11 @@ def score_table(checkpoint: Path, sequences: int, found: Score) -> Table:
 
 def sources_table(found: Score) -> Table:
     """A row for each source, and for all together."""
-    more = ["perplexity"] * bool(found.words) + ["bits per byte"] * bool(found.bits_per_byte)
-    table = plain("", "tokens" if found.words else "labels", "loss", *more)
+    more = ["perplexity"] * bool(found.perplexity_term) + ["bits per byte"] * bool(found.bits_per_byte)
+    table = plain("", "tokens" if found.perplexity_term else "labels", "loss", *more)
     for name, one in [*found.sources.items(), ("together", found)]:
         row = [name, f"{one.targets:,}", f"{one.loss:.4f}"]
-        row += [f"{one.perplexity:.2f}"] if found.words else []
+        row += [f"{one.perplexity:.2f}"] if found.perplexity_term else []
         row += ["-" if one.bits_per_byte is None else f"{one.bits_per_byte:.4f}"] if found.bits_per_byte else []
         table.add_row(*row)
     return table
@@ -85,7 +85,7 @@ def sources_table(found: Score) -> Table:
 def classes_tables(found: Score) -> list[Table]:
     """Precision, recall and F1 of each class; and of a few, which was taken for which."""
     table = plain("label", "precision", "recall", "F1", "examples")
-    counts = present(found.table)
+    counts = present(found.confusion)
     for label, one in zip(found.labels, class_scores(counts)):
         table.add_row(label, f"{one.precision:.3f}", f"{one.recall:.3f}", f"{one.f1:.3f}", f"{one.support:,}")
     if len(found.labels) > MOST_CLASSES:

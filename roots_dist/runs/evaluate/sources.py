@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from roots_dist.config.schema import Source
-from roots_dist.learning.data.manifest import SPLITS, read_manifest, stem
+from roots_dist.learning.data.manifest import SPLITS, read_manifest, split_stem
 
 ENDINGS = re.compile(r"(\.(bin|idx|jsonl?|csv|tsv|gz|zst|xz|bz2))+$")
 
@@ -27,7 +27,7 @@ def names(given: Sequence[Source]) -> list[str]:
 
 def _parts(path: str) -> tuple[str, ...]:
     where = Path(ENDINGS.sub("", path))
-    prepared = where.name in map(stem, SPLITS) and where.parent.name
+    prepared = where.name in map(split_stem, SPLITS) and where.parent.name
     return tuple(part for part in (where.parent if prepared else where).parts if part != "/")
 
 

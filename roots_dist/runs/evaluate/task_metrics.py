@@ -1,6 +1,6 @@
 """How good guesses of a few classes are: scikit-learn's figures, from the table of how often each was taken for which.
 
-    Term.table, summed over the world --pairs with weights--> scikit-learn
+    Term.confusion, summed over the world --pairs with weights--> scikit-learn
         --> F1, Matthews correlation, precision, recall
 
 Its functions take one label and one guess for each example; here each cell of the table is one pair, weighted with its
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from roots_dist.errors import needs
+from roots_dist.errors import missing_package
 
 
 class ClassScore(NamedTuple):
@@ -66,6 +66,6 @@ def _sklearn() -> ModuleType:
     try:
         import sklearn.metrics
     except ImportError:
-        raise needs("scikit-learn", "finetune") from None
+        raise missing_package("scikit-learn", "finetune") from None
     metrics: ModuleType = sklearn.metrics
     return metrics

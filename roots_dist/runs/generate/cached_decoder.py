@@ -79,14 +79,24 @@ class CachedDecoder:
             place = torch.arange(self._texts.shape[1], device=new.device)
             documents = None if self._lacking is None else _documents(place < (len(place) - self._lacking).unsqueeze(1))
             return MicroBatch(
-                tokens=self._texts, documents=documents, decoder_tokens=new, samples=samples, read=-1, cache=cache
+                tokens=self._texts,
+                document_ids=documents,
+                decoder_tokens=new,
+                sample_ids=samples,
+                logits_at=-1,
+                cache=cache,
             )
         if self._lacking is None:
-            return MicroBatch(tokens=new, samples=samples, read=-1, cache=cache)
+            return MicroBatch(tokens=new, sample_ids=samples, logits_at=-1, cache=cache)
         place = torch.arange(cache.length + new.shape[1], device=new.device) - self._lacking.unsqueeze(1)
         places = place[:, cache.length :].clamp(min=0)
         return MicroBatch(
-            tokens=new, documents=_documents(place >= 0), position_ids=places, samples=samples, read=-1, cache=cache
+            tokens=new,
+            document_ids=_documents(place >= 0),
+            position_ids=places,
+            sample_ids=samples,
+            logits_at=-1,
+            cache=cache,
         )
 
 

@@ -40,7 +40,7 @@ def encode_masked(prompts: Sequence[Prompt], encoder: PromptEncoder) -> list[lis
         text = one.text
         for other in NAMES["mask"]:
             text = text.replace(other, name)
-        ids = [cls, *encoder.codec.encode_marked(text), sep]
+        ids = [cls, *encoder.codec.encode_with_specials(text), sep]
         if s.mask not in ids:
             raise one.problem(f"a text with a mask ({name})", f"write {name} where a word is wanted")
         if encoder.config.model.positions == "learned" and len(ids) > encoder.positions:
@@ -72,9 +72,9 @@ def _some(passes: Passes, texts: Sequence[Sequence[int]], encoder: PromptEncoder
     batch = MicroBatch(
         tokens=tokens,
         targets=torch.where(tokens == mask, tokens, IGNORE),  # where ELECTRA's generator draws
-        documents=documents,
-        samples=torch.arange(len(texts)),
-        read=slice(begin, end),
+        document_ids=documents,
+        sample_ids=torch.arange(len(texts)),
+        logits_at=slice(begin, end),
     ).to(mesh.device)
     with passes.model.tp.without_sequence_parallel():
         read = passes.forward([batch])

@@ -82,7 +82,7 @@ def _read(passes: Passes, rows: Examples, *, per_word: bool) -> list[torch.Tenso
     for first in range(0, len(rows), AT_ONCE):
         numbers = np.arange(first, min(first + AT_ONCE, len(rows)))
         samples = [objective.sample(rows, int(i), np.random.default_rng(0)) for i in numbers]  # a task draws nothing
-        batch = replace(stack_samples(samples, numbers, 0), read=slice(None)).to(mesh.device)
+        batch = replace(stack_samples(samples, numbers, 0), logits_at=slice(None)).to(mesh.device)
         with passes.model.tp.without_sequence_parallel():
             read = passes.forward([batch])
         p = read[0].double().softmax(-1) if read and mesh.tp.rank == 0 else None  # [B, C] or [B, S, C]

@@ -92,9 +92,9 @@ def _from_file(path: Path) -> list[Prompt]:
 def _from_row(row: Row) -> Prompt:
     prompt, pair = row.values.get("prompt"), row.values.get("pair")
     if not isinstance(prompt, str):
-        raise row.wrong("prompt", prompt, "a text", 'write lines like {"prompt": "…"}')
+        raise row.error("prompt", prompt, "a text", 'write lines like {"prompt": "…"}')
     if pair is not None and not isinstance(pair, str):
-        raise row.wrong("pair", pair, "a text, or nothing")
+        raise row.error("pair", pair, "a text, or nothing")
     return Prompt(prompt, pair, row.place)
 
 
@@ -125,14 +125,14 @@ class PromptEncoder:
             return self.conversation([{"role": "user", "content": text}])
         if self.start is None:
             return self.codec.encode(text)
-        ids = self.codec.encode_marked(SPACE_BEFORE_SENTINEL.sub("", text))
+        ids = self.codec.encode_with_specials(SPACE_BEFORE_SENTINEL.sub("", text))
         closed = self.config.objective.name in ENDS_WITH_END_TOKEN and ids and ids[-1] != self.specials.end
         return [*ids, present(self.specials.end)] if closed else ids
 
     def conversation(self, messages: Messages) -> list[int]:
         """Up to where the next answer begins. Raises DataError if the template refuses it."""
         try:
-            return self.codec.encode_marked(present(self.chat).prompt(messages))
+            return self.codec.encode_with_specials(present(self.chat).prompt(messages))
         except ValueError as error:
             expected, fix = f"one that takes this ({error})", "give another finetune.chat_template, or use --raw"
             raise DataError(
@@ -154,7 +154,7 @@ class PromptEncoder:
             )
         except ValueError:
             return set()  # a template that writes answers anew, or wants more than that
-        special = [i for i in self.codec.encode_marked(turn.answer) if self.specials.special[i]]
+        special = [i for i in self.codec.encode_with_specials(turn.answer) if self.specials.special[i]]
         return set(special[-1:])
 
     def stops(self, strings: tuple[str, ...] = (), keep_end: bool = False, prompts: tuple[str, ...] = ()) -> Stops:

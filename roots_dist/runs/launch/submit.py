@@ -53,7 +53,7 @@ def begin(plan: Plan) -> None:
             raise refused("--on", name, f"{name} on PATH", fix)
     program = shutil.which(plan.command[0])
     assert program is not None, plan
-    environment.forget(plan.unset)
+    environment.unset(plan.unset)
     sys.stdout.flush()
     sys.stderr.flush()
     try:

@@ -19,7 +19,7 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.layout import AxisName, Layout
 from roots_dist.learning.models import pieces_of
-from roots_dist.parallel.pipeline.executor import needless
+from roots_dist.parallel.pipeline.executor import is_skipped
 from roots_dist.parallel.pipeline.partition import partition
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.runs.plan.cluster_speed import ClusterSpeed, ring_bytes
@@ -100,7 +100,7 @@ def predict(
         [
             action
             for action in actions
-            if action.kind is Kind.FORWARD or not needless(action, rehearsals[0].first_trainable)
+            if action.kind is Kind.FORWARD or not is_skipped(action, rehearsals[0].first_trainable)
         ]
         for actions in training_program(config, config.num_microbatches(layout.dp))
     ]
@@ -132,7 +132,7 @@ def _rank_kinds(config: Config, layout: Layout) -> list[Hashable]:
     runs = partition([s.cost for s in specs], config.num_stages(), [s.is_block for s in specs])
 
     def kind(stage: int) -> Hashable:
-        return stage == 0, tuple((specs[i].cost, specs[i].is_block, specs[i].shares) for i in runs[stage])
+        return stage == 0, tuple((specs[i].cost, specs[i].is_block, specs[i].shared_params) for i in runs[stage])
 
     return [tuple(map(kind, range(pp, config.num_stages(), layout.pp))) for pp in range(layout.pp)]
 

@@ -206,7 +206,7 @@ def rehearse_stages(
 
 def first_trainable_stage(model: RankModel) -> int:
     """The first stage that learns, once all learns that ever will."""
-    return next(stage for stage, joins in enumerate(model.joins) if joins is not None)
+    return next(stage for stage, joins in enumerate(model.trainable_from) if joins is not None)
 
 
 @dataclass
@@ -246,12 +246,12 @@ def _stage_cost(model: RankModel, index: int, batch: MicroBatch, meter: _Meter, 
                 name: torch.zeros(
                     shape, dtype=dtype, device=device, requires_grad=needs_input_grad and dtype.is_floating_point
                 )
-                for name, (shape, dtype) in model.inputs[index](batch).items()
+                for name, (shape, dtype) in model.input_specs[index](batch).items()
             }
             input_bytes = books.live - start
             with meter.of(Kind.FORWARD):
                 out = stage(payload, batch)
-                loss = sum(term.sum for term in out.found) if out.found else None
+                loss = sum(term.sum for term in out.results) if out.results else None
             saved_bytes = books.live - start
             outputs = [t for t in out.payload.values() if t.requires_grad]
             scored = [] if loss is None or not loss.requires_grad else [loss]

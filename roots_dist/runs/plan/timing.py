@@ -47,10 +47,12 @@ def _of_stage(model: RankModel, index: int, batch: MicroBatch, split_backward: b
     needs_input_grad = index > first_trainable_stage(model)
     found: dict[Kind, list[float]] = {}
     for repeat in range(REPEATS + 1):
-        payload = {name: _numbers(*spec, device, needs_input_grad) for name, spec in model.inputs[index](batch).items()}
+        payload = {
+            name: _numbers(*spec, device, needs_input_grad) for name, spec in model.input_specs[index](batch).items()
+        }
         clock = _now(device)
         out = stage(payload, batch)
-        loss = sum(term.sum for term in out.found) if out.found else None
+        loss = sum(term.sum for term in out.results) if out.results else None
         laps = {Kind.FORWARD: -clock + (clock := _now(device))}
         outputs = [t for t in out.payload.values() if t.requires_grad]
         deferred.enabled = split_backward

@@ -61,7 +61,7 @@ def run_on_ranks(
     if size > 1:
         command = ["-m", "roots_dist", *(arguments or (verb.name, subject, *overrides))]
         return local.launch(size, command, loaded.config.advanced.threads, what=str(layout))
-    return be_rank(environment.alone(), lambda: loaded, body, verb)
+    return be_rank(environment.single_process(), lambda: loaded, body, verb)
 
 
 def ready(
@@ -88,7 +88,9 @@ def be_rank(world: World, load: Callable[[], Loaded], body: Body, verb: Verb) ->
     if world.size > 1:
         die_with_parent(world.launcher_pid)
     who = RankIdentity(world.rank, world.size, records=Path(world.failures) if world.failures else None)
-    checked_already = world.failures is not None or world == environment.alone()  # by our own launcher, on this machine
+    checked_already = (
+        world.failures is not None or world == environment.single_process()
+    )  # by our own launcher, on this machine
     with guarded(who):
         loaded = load()
         local_size = None if checked_already else world.local_size

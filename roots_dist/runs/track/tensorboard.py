@@ -13,7 +13,7 @@ from pathlib import Path
 
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
-from roots_dist.errors import needs
+from roots_dist.errors import missing_package
 from roots_dist.scrub import scrub_text
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def is_wanted(config: Config) -> bool:
         return True
     if asked == "auto":
         return False
-    raise needs("tensorboard", "tensorboard")
+    raise missing_package("tensorboard", "tensorboard")
 
 
 class TensorBoard:

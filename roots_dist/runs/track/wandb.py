@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from roots_dist import environment
 from roots_dist.config.schema import Config
-from roots_dist.errors import needs
+from roots_dist.errors import missing_package
 from roots_dist.runs.track.background import first_line
 from roots_dist.scrub import scrub
 
@@ -42,7 +42,7 @@ def is_wanted(config: Config) -> bool:
         return True
     if asked == "auto":
         return False
-    raise needs("wandb", "wandb")
+    raise missing_package("wandb", "wandb")
 
 
 def open_wandb(

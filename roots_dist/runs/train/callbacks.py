@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from roots_dist.accounting.flops import flops_per_step
-from roots_dist.config.lr_schedules import rate
+from roots_dist.config.lr_schedules import lr_schedule
 from roots_dist.errors import present
 from roots_dist.runs.evaluate.held_out import score_held_out
 from roots_dist.runs.generate.decode import decode
@@ -63,7 +63,7 @@ class ReportMetrics:
         numbers = {
             "loss/train": report.loss,
             **({f"loss/train/{name}": value for name, value in report.terms.items()} if len(report.terms) > 1 else {}),
-            "optim/lr": rate(config.optim, config.train.steps)(step - 1),
+            "optim/lr": lr_schedule(config.optim, config.train.steps)(step - 1),
             "optim/grad_norm": report.grad_norm,
             **{f"optim/grad_norm/{group}": norm for group, norm in report.group_norms.items()},
             "data/tokens": float(state.tokens),
@@ -117,7 +117,12 @@ def evaluate(state: TrainState) -> None:
 def sample(state: TrainState) -> None:
     """What the model makes of a held-out text, logged, if it writes. Collective over the world."""
     writes = WRITERS.get(state.config.model.family)
-    if writes is None or state.run.objective.words is None or state.held_out is None or state.tokenizer is None:
+    if (
+        writes is None
+        or state.run.objective.perplexity_term is None
+        or state.held_out is None
+        or state.tokenizer is None
+    ):
         return
     with state.trackers.doing("writing a sample of text ..."):
         given, said = map(state.tokenizer.decode, writes(state))

@@ -16,11 +16,11 @@ from roots_dist.assembly.run import Run
 from roots_dist.config.init_from import config_of
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import pieces_of
-from roots_dist.learning.models.outline import Place, outline
+from roots_dist.learning.models.outline import ParameterPlace, outline
 from roots_dist.parallel.optim.trainable import ADAPTER
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.storage.checkpoint.keep import chosen
-from roots_dist.storage.checkpoint.load import load_start
+from roots_dist.storage.checkpoint.keep import best_or_newest
+from roots_dist.storage.checkpoint.load import load_initial_weights
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +32,10 @@ def load_init_weights(run: Run) -> None:
     start = run.config.finetune.init_from
     if start is None:
         return
-    checkpoint, there = chosen(Path(start)), config_of(start)
+    checkpoint, there = best_or_newest(Path(start)), config_of(start)
     tp = run.passes.model.tp
     fresh, left = compare_parameters(run.config, there, tp)
-    load_start(checkpoint, run.engine, run.params, run.mesh, fresh=fresh, left=left)
+    load_initial_weights(checkpoint, run.engine, run.params, run.mesh, untrained=fresh, unused=left)
     drawn = f"; begins anew: {_shown(fresh)}" if fresh else ""
     log.info("starts from %s%s", checkpoint, drawn)
 
@@ -46,7 +46,7 @@ def compare_parameters(here: Config, there: Config, tp: TensorParallel) -> tuple
     ours, theirs = outline(pieces_of(here, tp)), outline(pieces_of(there, tp))
     same_classes = (here.objective.name, here.finetune.labels) == (there.objective.name, there.finetune.labels)
 
-    def may_differ(name: str, place: Place) -> bool:
+    def may_differ(name: str, place: ParameterPlace) -> bool:
         return place.depth == 0 or name.endswith(ADAPTER)
 
     renewed = {n for n in ours if n.startswith(CLASSES) and not same_classes}

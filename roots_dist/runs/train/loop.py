@@ -13,7 +13,7 @@ from pathlib import Path
 
 from roots_dist.accounting.bounds import bounds
 from roots_dist.assembly.run import build_run
-from roots_dist.config.lr_schedules import rate
+from roots_dist.config.lr_schedules import lr_schedule
 from roots_dist.config.schema import Config
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.tokenizer import load_codec
@@ -79,7 +79,7 @@ def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal) -> int:
         )
         if done.step == 0:
             evaluate(state)
-        learning_rate = rate(config.optim, config.train.steps)
+        learning_rate = lr_schedule(config.optim, config.train.steps)
         to_do = callbacks(state)
         while state.should_continue and not stopped:
             step = state.step

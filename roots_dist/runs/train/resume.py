@@ -23,8 +23,8 @@ from roots_dist.errors import ConfigError, Problem
 from roots_dist.runs.train.best_evaluation import BestEvaluation
 from roots_dist.runs.train.init_weights import load_init_weights
 from roots_dist.storage.checkpoint.format import STATE_FILE, Manifest, checkpoints_folder, read_json, step_name
-from roots_dist.storage.checkpoint.keep import BEST_FILE, newest, sweep
-from roots_dist.storage.checkpoint.load import load, load_start
+from roots_dist.storage.checkpoint.keep import BEST_FILE, newest, remove_leftovers
+from roots_dist.storage.checkpoint.load import load, load_initial_weights
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,9 @@ def resume(run: Run, folder: Path) -> ResumePoint:
         set_aside(folder)
     step = torch.full((1,), -1, dtype=torch.int64, device=mesh.device)
     if mesh.rank == 0 and run.config.checkpoint.resume:
-        sweep(checkpoints_folder(folder))  # gives a checkpoint its name back that was set aside when a save was killed
+        remove_leftovers(
+            checkpoints_folder(folder)
+        )  # gives a checkpoint its name back that was set aside when a save was killed
         found = newest(folder)
         if found is not None:
             step[0] = Manifest.read(found).step
@@ -59,7 +61,7 @@ def resume(run: Run, folder: Path) -> ResumePoint:
         return ResumePoint()
     checkpoint = checkpoints_folder(folder) / step_name(last)
     if last == 0:  # the folder of an import
-        load_start(checkpoint, run.engine, run.params, mesh)
+        load_initial_weights(checkpoint, run.engine, run.params, mesh)
         log.info("starts from %s", checkpoint)
         return ResumePoint()
     state = load(checkpoint, run.engine, run.params, mesh)

@@ -1,13 +1,13 @@
-"""What a checkpoint is on disk: names, the plan of who writes what, hashes, the manifest. No torch, no processes.
+"""The checkpoint format: file names, the plan of which rank writes what, hashes, the manifest. No torch, no processes.
 
     <run>/checkpoints/step_00000100/
-        model-00001-of-00004.safetensors …       master weights, whole, under the names that they have in every layout
+        model-00001-of-00004.safetensors …       master weights, unsharded, under their global names
         exp_avg-….safetensors, exp_avg_sq-…      Adam's moments, under the same names
-        model.safetensors.index.json …           name -> file, as Hugging Face writes it; one for each of the three
-        state.json                               step, and what else the trainer needs to go on
+        model.safetensors.index.json …           name -> file, as in Hugging Face; one for each of the three
+        state.json                               step, and the rest of the trainer's state
         manifest.json                            size and sha256 of every other file; written last
 
-The layout that saved it left no trace in it but a word in state.json. save.py writes it, load.py and keep.py read it.
+The layout that saved it is only recorded as a word in state.json. save.py writes it, load.py and keep.py read it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from roots_dist.errors import CheckpointError
 
 FORMAT = 1
 STEMS = {"weight": "model", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
-"""What the optimizer keeps (zero.seam.STATE) -> how its files' names begin."""
+"""Tensors of the optimizer state (zero.seam.STATE) -> prefix of their file names."""
 MANIFEST, STATE_FILE = "manifest.json", "state.json"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
@@ -39,7 +39,7 @@ def step_name(step: int) -> str:
 
 
 def shard_name(kind: str, number: int, total: int) -> str:
-    """Numbers count from 1, as Hugging Face's do."""
+    """File name of a shard. Numbers start at 1, as in Hugging Face."""
     return f"{STEMS[kind]}-{number:05d}-of-{total:05d}.safetensors"
 
 
@@ -49,7 +49,7 @@ def index_name(kind: str) -> str:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """Who of a pipeline stage's ranks writes each of its parameters, and into which of the stage's shards."""
+    """For each parameter of a pipeline stage, the rank that writes it and the shard that contains it."""
 
     owner: tuple[int, ...]
     shard: tuple[int, ...]
@@ -57,11 +57,11 @@ class ShardPlan:
 
 
 def plan_shards(sizes: Sequence[int], owners: int, limit: int) -> ShardPlan:
-    """Spread parameters of these sizes (bytes) over ranks so that the largest share is small, then fill each rank's
-    shards up to `limit` in the order of the parameters. Every rank of the stage comes to the same plan by itself.
+    """Distribute parameters of these sizes (bytes) evenly over ranks, then fill each rank's shards up to `limit` in the
+    order of the parameters. Every rank of the stage computes the same plan.
 
-    Longest first to the least loaded (Graham 1969): at most 4/3 of the best possible. A parameter above the limit is
-    a shard of its own.
+    Longest first to the least loaded rank (Graham 1969): at most 4/3 of the optimum. A parameter above the limit gets a
+    shard of its own.
     """
     load, owner = [0] * owners, [0] * len(sizes)
     for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
@@ -79,13 +79,15 @@ def plan_shards(sizes: Sequence[int], owners: int, limit: int) -> ShardPlan:
 
 @dataclass(frozen=True)
 class FileFacts:
+    """Size and hash of a file."""
+
     bytes: int
     sha256: str
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the folder must hold. A folder without a sound one is not a checkpoint."""
+    """The files that the folder must contain. A folder without a valid manifest is not a checkpoint."""
 
     step: int
     files: dict[str, FileFacts]
@@ -127,13 +129,14 @@ class Manifest:
             )
 
     def check_hash(self, folder: Path, name: str) -> None:
-        if measure(Path(folder) / name) != self.files[name]:
+        if file_facts(Path(folder) / name) != self.files[name]:
             raise CheckpointError(
                 f"{Path(folder) / name}: sha256 differs from the manifest's. Fix: it is damaged; use another."
             )
 
 
-def measure(path: Path) -> FileFacts:
+def file_facts(path: Path) -> FileFacts:
+    """Size and hash of a file."""
     sha, size = hashlib.sha256(), 0
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
@@ -143,7 +146,7 @@ def measure(path: Path) -> FileFacts:
 
 
 def write_json(path: Path, value: object) -> None:
-    """To the disk, not just to the system's memory."""
+    """Write JSON and wait until it is on disk."""
     with open(path, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=1, allow_nan=False)
         file.write("\n")
@@ -164,7 +167,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_index(folder: Path, kind: str) -> dict[str, str]:
-    """Parameter -> file."""
+    """Parameter name -> file."""
     path = Path(folder) / index_name(kind)
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(
@@ -175,7 +178,7 @@ def read_index(folder: Path, kind: str) -> dict[str, str]:
 
 
 def sync(path: Path) -> None:
-    """Push a file, or a folder's list of names, to the disk."""
+    """Flush a file, or a folder's entries, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

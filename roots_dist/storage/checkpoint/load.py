@@ -1,8 +1,8 @@
-"""Read a checkpoint into any layout: each rank reads only its own slices, after all have checked that it fits.
+"""Read a checkpoint into any layout: each rank reads only its own slices, after all ranks have checked that it fits.
 
-    manifest, sizes, hashes (shared out over ranks) --> names, shapes, dtypes --> engine.write_state | parameters
+    manifest, sizes, hashes (divided among ranks) --> names, shapes, dtypes --> engine.write_state | parameters
 
-Nothing is written into engine or model before every check has passed on every rank.
+Engine and model are unchanged until every check has passed on every rank.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from roots_dist.world.mesh import Mesh
 from roots_dist.world.sharding import Param
 
 DTYPES = {torch.float32: "F32", torch.float64: "F64"}
-"""As safetensors spells what checkpoints hold."""
+"""Dtypes of checkpoints, as safetensors names them."""
 Kinds = Callable[[str, int], Sequence[str]]
 FIX = "Fix: use the config that the checkpoint was saved with"
 
 
 def load(folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, *, verify: bool = True) -> dict[str, Any]:
-    """Set weights, moments and step count of the engine from a checkpoint of any layout; return its saved state.
+    """Set weights, moments and step counts of the engine from a checkpoint of any layout; return the saved state.
 
-    What has not learned yet, or never does, has no moments. Bias correction goes on from the optimizer's steps that
-    were taken (a skipped step is none).
+    Parameters that have not been trained yet have no moments. Bias correction continues from the optimizer steps taken,
+    which exclude skipped steps.
 
-    Collective over the world. `verify` compares sha256 of every file, shared out over the ranks; sizes are always
+    Collective over the world. `verify` compares the sha256 of every file, divided among the ranks; sizes are always
     compared. Raises CheckpointError on every rank if anything does not fit, before anything is changed.
     """
 
@@ -51,8 +51,8 @@ def load(folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, *, v
     }
     if taken.keys() != engine.optimizer_steps.keys():
         raise CheckpointError(
-            f"{folder / STATE_FILE}: more began to learn after steps {sorted(taken)}: expected "
-            f"{sorted(engine.optimizer_steps)}. {FIX} (finetune)."
+            f"{folder / STATE_FILE}: parameters are trained from steps {sorted(taken)}: "
+            f"expected {sorted(engine.optimizer_steps)}. {FIX} (finetune)."
         )
     for p in params:
         engine.write_state(p.name, {kind: reader.slice(kind, p) for kind in kinds(p.name, state["step"])})
@@ -64,9 +64,9 @@ def load(folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, *, v
 def load_weights(
     folder: Path, params: Sequence[Param], mesh: Mesh | None = None, *, verify: bool = True
 ) -> dict[str, Any]:
-    """Fill the parameters themselves from the master weights, in the parameters' dtype; return the saved state.
+    """Fill the parameters from the master weights, in the dtype of the parameters; return the saved state.
 
-    For evaluation and generation, without an engine. Collective over the mesh, which one process may leave out.
+    For evaluation and generation, without an engine. Collective over the mesh, which a single process may omit.
     """
     reader = _open(Path(folder), params, mesh or Mesh.single(), lambda name, step: STATE[:1], verify, same_dtype=False)
     for p in params:
@@ -74,39 +74,39 @@ def load_weights(
     return reader.state
 
 
-def load_start(
+def load_initial_weights(
     folder: Path,
     engine: Engine,
     params: Sequence[Param],
     mesh: Mesh,
     *,
-    fresh: Collection[str] = (),
-    left: Collection[str] = (),
+    untrained: Collection[str] = (),
+    unused: Collection[str] = (),
 ) -> None:
-    """Take the weights of a checkpoint, of any layout and without moments: training begins with them.
+    """Start training from the weights of a checkpoint of any layout, without moments.
 
-    fresh: names that keep what they are; left: names of the checkpoint that this model has no use for. Collective over
-    the world. Raises CheckpointError on every rank, before anything is changed, if anything else is missing or left
-    over.
+    untrained: names that keep their initial values; unused: names in the checkpoint that this model does not have.
+    Collective over the world. Raises CheckpointError on every rank, before anything is changed, if any other name is
+    missing or left over.
     """
     reader = _open(
         Path(folder),
         params,
         mesh,
-        lambda name, step: () if name in fresh else STATE[:1],
+        lambda name, step: () if name in untrained else STATE[:1],
         verify=True,
         same_dtype=False,
-        left=left,
+        unused=unused,
     )
     for p in params:
-        if p.name not in fresh:
-            state = engine.read_state(p.name)  # moments as they are: zeros
+        if p.name not in untrained:
+            state = engine.read_state(p.name)  # the moments stay zero
             engine.write_state(p.name, state | {"weight": reader.slice("weight", p).to(state["weight"])})
     engine.finish_loading(engine.optimizer_steps)
 
 
 class _Reader:
-    """Slices of tensors, by name. Files are mapped, so only what is asked for is read."""
+    """Reads slices of tensors by name. Files are memory-mapped, so only the requested slices are read."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -125,7 +125,7 @@ class _Reader:
             raise CheckpointError(f"{self.folder / file}: {name}: {error}. Fix: use another checkpoint.") from error
 
     def slice(self, kind: str, p: Param) -> Tensor:
-        mine: Tensor = self._entry(kind, p.name)[p.mine]
+        mine: Tensor = self._entry(kind, p.name)[p.slices]
         return mine
 
     def check(self, kind: str, p: Param, same_dtype: bool) -> None:
@@ -148,21 +148,22 @@ def _open(
     verify: bool,
     *,
     same_dtype: bool,
-    left: Collection[str] = (),
+    unused: Collection[str] = (),
 ) -> _Reader:
-    """A reader of a checkpoint that has passed every check, on every rank. Collective over the world.
+    """Open a checkpoint that passes every check on every rank. Collective over the world.
 
-    kinds(name, steps done): of STATE, what must be there of a parameter. left: what else may be there.
+    kinds(name, steps done): the tensors of STATE that must exist for a parameter. unused: names that may exist in
+    addition.
     """
-    together = SharedFailure(mesh)
-    with together.attempt(f"cannot read {folder}"):
+    failures = SharedFailure(mesh)
+    with failures.attempt(f"cannot read {folder}"):
         manifest = Manifest.read(folder)
         for name in sorted(manifest.files)[mesh.world.rank :: mesh.world.size]:
             manifest.check_size(folder, name)
             if verify:
                 manifest.check_hash(folder, name)
-    together.meet()
-    with together.attempt(f"cannot read {folder}"):
+    failures.raise_on_all()
+    with failures.attempt(f"cannot read {folder}"):
         reader = _Reader(folder)
         if reader.state.get("step") != manifest.step:
             raise CheckpointError(
@@ -177,16 +178,17 @@ def _open(
         for p in params:
             for kind in kinds(p.name, manifest.step):
                 reader.check(kind, p, same_dtype)
-    together.meet()
-    with together.attempt(f"cannot read {folder}"):
+    failures.raise_on_all()
+    with failures.attempt(f"cannot read {folder}"):
         for kind in STATE:
-            _refuse_extras(folder / index_name(kind), sorted(reader.files[kind].keys() - set(left)), params, mesh)
-    together.meet()
+            _refuse_extras(folder / index_name(kind), sorted(reader.files[kind].keys() - set(unused)), params, mesh)
+    failures.raise_on_all()
     return reader
 
 
 def _refuse_extras(index: Path, names: list[str], params: Sequence[Param], mesh: Mesh) -> None:
-    """A tensor that no rank holds means another model: an untied head, more layers. Collective over pp."""
+    """Raise if a tensor is held by no rank, which indicates another model (an untied head, more layers). Collective
+    over pp."""
     mine = {p.name for p in params}
     held = mesh.pp.sum_(torch.tensor([int(name in mine) for name in names], device=mesh.device))
     extra = [name for name, count in zip(names, held.tolist()) if count == 0]

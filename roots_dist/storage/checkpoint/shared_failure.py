@@ -1,6 +1,7 @@
-"""One rank's failure becomes everybody's, at a place where all meet: none goes on alone, none waits for the dead.
+"""Turn the failure of one rank into a failure of all ranks, at points where all of them meet, so that none waits for
+another.
 
-Between two meetings a rank that failed still takes part in collectives; it only stops touching files.
+Between two such points a rank that has failed still takes part in collectives, but no longer touches files.
 """
 
 from __future__ import annotations
@@ -19,18 +20,21 @@ TEXT_BYTES = 2048
 
 
 class SharedFailure:
+    """Collects a failure on this rank, and raises it on all ranks."""
+
     def __init__(self, mesh: Mesh):
         self._mesh = mesh
         self._failure: str | None = None
 
     @property
     def failed(self) -> bool:
-        """On this rank, so far."""
+        """Whether this rank has failed so far."""
         return self._failure is not None
 
     @contextmanager
     def attempt(self, what: str, fix: str = "") -> Iterator[None]:
-        """Work on files that may fail. The first failure is kept for `meet`; after one, skip the work (`failed`)."""
+        """Run file operations that may fail, and keep the first failure for `raise_on_all`. Callers skip their work
+        once `failed`."""
         try:
             yield
         except CheckpointError as error:
@@ -38,8 +42,8 @@ class SharedFailure:
         except (OSError, SafetensorError) as error:
             self._failure = self._failure or f"{what}: {error}" + (f". Fix: {fix}." if fix else "")
 
-    def meet(self) -> None:
-        """Raise CheckpointError on every rank, with the words of the first that failed, if any did. Collective."""
+    def raise_on_all(self) -> None:
+        """Raise CheckpointError on every rank if any rank has failed, with the message of the first one. Collective."""
         world = self._mesh.world
         if world.size == 1:
             if self._failure:

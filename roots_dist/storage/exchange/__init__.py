@@ -1,8 +1,8 @@
-"""Models to and from Hugging Face. ARCHITECTURES holds a table per model type (gpt2.py, llama.py, …); both verbs walk
-the same.
+"""Import from and export to Hugging Face. ARCHITECTURES has a table per model type (gpt2.py, llama.py, …) for both
+directions.
 
-HF folder --importing.py--> run/checkpoints/step_00000000
-run --exporting.py--> HF folder --compare.py--> the same logits?
+HF folder --importing.py--> run/checkpoints/step_00000000 run --exporting.py--> HF folder --compare.py--> the same
+logits?
 """
 
 from roots_dist.storage.exchange.bert import BERT, ROBERTA
@@ -16,4 +16,4 @@ from roots_dist.storage.exchange.table import Architecture
 ARCHITECTURES: dict[str, Architecture] = {
     table.model_type: table for table in (GPT2, BLOOM, LLAMA, GPT_NEOX, BERT, ROBERTA, ELECTRA, T5)
 }
-"""By model_type. An export takes the first that has all of the model's features."""
+"""Table of each model_type. An export uses the first one that supports all features of the model."""

@@ -1,33 +1,40 @@
 """BERT (Devlin et al. 2019) and RoBERTa (Liu et al. 2019) in transformers: a norm after each branch and after the
 embedding.
 
-RoBERTa is BERT with other names, and with positions that are counted from the padding's id on.
+RoBERTa is BERT with other tensor names, and with positions that start after the padding id.
 """
 
 from __future__ import annotations
 
-from roots_dist.storage.exchange.forms import NO_SEGMENTS, PLACES_AFTER_PADDING, ROBERTA_PLACES, SAME, WORDS, Form
+from roots_dist.storage.exchange.forms import (
+    NO_SEGMENTS,
+    POSITIONS_AFTER_PADDING,
+    ROBERTA_OFFSET,
+    SAME,
+    VOCAB_ROWS,
+    Form,
+)
 from roots_dist.storage.exchange.gpt2 import ACTIVATIONS, CLASSIFIER
-from roots_dist.storage.exchange.table import Architecture, Entry, Fixed, Head, Key, same
+from roots_dist.storage.exchange.table import Architecture, Entry, Fixed, Head, Key, same_layout
 
 
 def encoder_stack(base: str, places: Form = SAME, words: Entry | None = None) -> tuple[Entry, ...]:
-    """Embedding and blocks, under the prefix `base`."""
+    """Entries of embedding and blocks, under the prefix `base`."""
     e = f"{base}.embeddings"
     return (
-        words or Entry(f"{e}.word_embeddings.weight", ("embed.tokens.weight",), WORDS),
+        words or Entry(f"{e}.word_embeddings.weight", ("embed.tokens.weight",), VOCAB_ROWS),
         Entry(f"{e}.position_embeddings.weight", ("embed.position_embedding",), places),
         Entry(f"{e}.token_type_embeddings.weight", ("embed.segment_embedding",)),
         Entry(f"{e}.token_type_embeddings.weight", (), NO_SEGMENTS, when=lambda config: config.model.segments == 0),
-        *same({f"{e}.LayerNorm": "embed.norm"}),
+        *same_layout({f"{e}.LayerNorm": "embed.norm"}),
         *encoder_blocks(base),
     )
 
 
 def encoder_blocks(base: str, blocks: str = "blocks") -> tuple[Entry, ...]:
-    """blocks: the prefix of ours."""
+    """Entries of the blocks. blocks: prefix of our names."""
     layer, ours = f"{base}.encoder.layer.{{i}}", f"{blocks}.{{i}}"
-    return same(
+    return same_layout(
         {
             f"{layer}.attention.self.query": f"{ours}.attention.query",
             f"{layer}.attention.self.key": f"{ours}.attention.key",
@@ -71,26 +78,29 @@ POSITION_IDS = r"embeddings\.position_ids$"
 
 
 def _bias(head: str) -> tuple[Entry, ...]:
-    """Of each word. Version 5 ties the two that there are together with the words, and uses the decoder's."""
+    """Entries of the output bias. Transformers has two such biases; version 5 ties both if the embeddings are tied, and
+    uses the decoder's."""
     one, used = f"{head}.bias", f"{head}.decoder.bias"
     return (
-        Entry(one, ("head.bias",), WORDS, echoes=(used,), when=lambda config: config.model.tied_embeddings),
-        Entry(used, ("head.bias",), WORDS, idle=(one,), when=lambda config: not config.model.tied_embeddings),
+        Entry(one, ("head.bias",), VOCAB_ROWS, echoes=(used,), when=lambda config: config.model.tied_embeddings),
+        Entry(used, ("head.bias",), VOCAB_ROWS, idle=(one,), when=lambda config: not config.model.tied_embeddings),
     )
 
 
 _GUESS = (
-    *same({"cls.predictions.transform.dense": "head.dense", "cls.predictions.transform.LayerNorm": "head.norm"}),
-    Entry("cls.predictions.decoder.weight", ("head.weight",), WORDS),
+    *same_layout({"cls.predictions.transform.dense": "head.dense", "cls.predictions.transform.LayerNorm": "head.norm"}),
+    Entry("cls.predictions.decoder.weight", ("head.weight",), VOCAB_ROWS),
     *_bias("cls.predictions"),
 )
-_POOLER = same({"bert.pooler.dense": "head.pooler"})
+_POOLER = same_layout({"bert.pooler.dense": "head.pooler"})
 
 BERT = Architecture(
     model_type="bert",
     base="bert",
     heads=(
-        Head("BertForPreTraining", ("mlm-nsp",), (*_GUESS, *_POOLER, *same({"cls.seq_relationship": "head.next"}))),
+        Head(
+            "BertForPreTraining", ("mlm-nsp",), (*_GUESS, *_POOLER, *same_layout({"cls.seq_relationship": "head.next"}))
+        ),
         Head("BertForMaskedLM", ("mlm",), _GUESS),
         Head("BertForSequenceClassification", ("classify",), (*_POOLER, CLASSIFIER)),
         Head("BertForTokenClassification", ("tag",), (CLASSIFIER,)),
@@ -100,7 +110,7 @@ BERT = Architecture(
         words=Entry(
             "bert.embeddings.word_embeddings.weight",
             ("embed.tokens.weight",),
-            WORDS,
+            VOCAB_ROWS,
             echoes=("cls.predictions.decoder.weight",),
         ),
     ),
@@ -111,8 +121,8 @@ BERT = Architecture(
 )
 
 _ROBERTA_GUESS = (
-    *same({"lm_head.dense": "head.dense", "lm_head.layer_norm": "head.norm"}),
-    Entry("lm_head.decoder.weight", ("head.weight",), WORDS),
+    *same_layout({"lm_head.dense": "head.dense", "lm_head.layer_norm": "head.norm"}),
+    Entry("lm_head.decoder.weight", ("head.weight",), VOCAB_ROWS),
     *_bias("lm_head"),
 )
 
@@ -125,16 +135,16 @@ ROBERTA = Architecture(
     ),
     stack=encoder_stack(
         "roberta",
-        PLACES_AFTER_PADDING,
+        POSITIONS_AFTER_PADDING,
         Entry(
             "roberta.embeddings.word_embeddings.weight",
             ("embed.tokens.weight",),
-            WORDS,
+            VOCAB_ROWS,
             echoes=("lm_head.decoder.weight",),
         ),
     ),
     ours={"model.family": "bert"} | ENCODER,
-    keys=encoder_keys(1e-12, shift=ROBERTA_PLACES),
+    keys=encoder_keys(1e-12, shift=ROBERTA_OFFSET),
     fixed=(Fixed("pad_token_id", 1), *FIXED),
     unused=(POSITION_IDS, r"^roberta\.pooler\."),
 )

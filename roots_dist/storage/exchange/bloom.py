@@ -1,11 +1,11 @@
-"""BLOOM (BigScience 2022) in transformers: ALiBi, a norm after the embedding, queries, keys and values by head in one
-matrix."""
+"""BLOOM (BigScience 2022) in transformers: ALiBi, a norm after the embedding, and one query/key/value matrix grouped by
+head."""
 
 from __future__ import annotations
 
-from roots_dist.storage.exchange.forms import QKV_BY_HEAD, WORDS
+from roots_dist.storage.exchange.forms import QKV_BY_HEAD, VOCAB_ROWS
 from roots_dist.storage.exchange.gpt2 import BUFFERS, CLASSIFIER, SCORE
-from roots_dist.storage.exchange.table import QKV, Architecture, Entry, Fixed, Head, Key, same
+from roots_dist.storage.exchange.table import QKV, Architecture, Entry, Fixed, Head, Key, same_layout
 
 H, OURS = "transformer.h.{i}", "blocks.{i}"
 
@@ -13,15 +13,15 @@ BLOOM = Architecture(
     model_type="bloom",
     base="transformer",
     heads=(
-        Head("BloomForCausalLM", ("clm", "instruct"), (Entry("lm_head.weight", ("head.weight",), WORDS),)),
+        Head("BloomForCausalLM", ("clm", "instruct"), (Entry("lm_head.weight", ("head.weight",), VOCAB_ROWS),)),
         Head("BloomForSequenceClassification", ("classify",), (SCORE,)),
         Head("BloomForTokenClassification", ("tag",), (CLASSIFIER,)),
     ),
     stack=(
-        Entry("transformer.word_embeddings.weight", ("embed.tokens.weight",), WORDS, echoes=("lm_head.weight",)),
-        *same({"transformer.word_embeddings_layernorm": "embed.norm", f"{H}.input_layernorm": f"{OURS}.norm1"}),
+        Entry("transformer.word_embeddings.weight", ("embed.tokens.weight",), VOCAB_ROWS, echoes=("lm_head.weight",)),
+        *same_layout({"transformer.word_embeddings_layernorm": "embed.norm", f"{H}.input_layernorm": f"{OURS}.norm1"}),
         Entry(f"{H}.self_attention.query_key_value.*", QKV, QKV_BY_HEAD),
-        *same(
+        *same_layout(
             {
                 f"{H}.self_attention.dense": f"{OURS}.attention.out",
                 f"{H}.post_attention_layernorm": f"{OURS}.norm2",
@@ -43,9 +43,9 @@ BLOOM = Architecture(
     keys=(
         Key("vocab_size", "model.vocab", 250880),
         Key("seq_length", "data.seq_length", 2048),
-        Key("hidden_size", "model.hidden", 64, older=("n_embed",)),
-        Key("n_layer", "model.layers", 2, older=("num_hidden_layers",)),
-        Key("n_head", "model.heads", 8, older=("num_attention_heads",)),
+        Key("hidden_size", "model.hidden", 64, aliases=("n_embed",)),
+        Key("n_layer", "model.layers", 2, aliases=("num_hidden_layers",)),
+        Key("n_head", "model.heads", 8, aliases=("num_attention_heads",)),
         Key("hidden_dropout", "model.dropout", 0.0),
         Key("attention_dropout", "model.attention_dropout", 0.0),
         Key("layer_norm_epsilon", "advanced.norm_eps", 1e-5),

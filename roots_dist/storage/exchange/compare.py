@@ -1,8 +1,8 @@
-"""Is the exported model the run's? Logits of both on a few words: ours from the checkpoint, transformers' from the new
+"""Compare an export with its run: logits of both on a few tokens, ours from the checkpoint, transformers' from the new
 files.
 
-An export that has gone wrong (a padded row, a turned matrix, a base of angles that is ignored) still says something
-fluent. B texts, S positions, V words.
+A wrong export (a padded row, a transposed matrix, an ignored rotary base) still produces fluent text. B texts, S
+positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import Tensor
 from roots_dist.assembly.passes import build_passes
 from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
-from roots_dist.errors import ExchangeError, needs
+from roots_dist.errors import ExchangeError, missing_package
 from roots_dist.learning.data.specials import read_specials
-from roots_dist.storage.checkpoint.keep import chosen
+from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_weights
 from roots_dist.storage.exchange.table import GENERATOR
 from roots_dist.storage.exchange.tensors import read_json
@@ -26,15 +26,17 @@ from roots_dist.world.batch import IGNORE, MicroBatch
 from roots_dist.world.mesh import Mesh
 
 BOUND = 1e-4
-"""In float32; of the largest logit, where that is above 1."""
+"""Allowed difference in float32, relative to the largest logit if that is above 1."""
 TEXTS, LENGTH = 2, 24
 
 
 class Comparison(NamedTuple):
+    """Result of a comparison."""
+
     difference: float
-    """The largest, of all logits."""
+    """Largest absolute difference of all logits."""
     largest: float
-    """Of the run's logits, without its sign."""
+    """Largest absolute logit of the run."""
 
     @property
     def equal(self) -> bool:
@@ -42,11 +44,12 @@ class Comparison(NamedTuple):
 
 
 def compare(run: Path, folder: Path) -> Comparison:
-    """The run's chosen checkpoint with the export in `folder`, on the CPU in float32. Raises ExchangeError if
-    transformers finds tensors missing or left over, and EnvironmentProblem if it is not installed."""
+    """Compare the run's best or newest checkpoint with the export in `folder`, on the CPU in float32. Raises
+    ExchangeError if transformers reports missing or unexpected tensors, and EnvironmentProblem if it is not installed.
+    """
     config = config_of_run(run).config.changed({"train.precision": "fp32", "train.device": "cpu"})
-    batch = a_batch(config)
-    ours = our_logits(config, chosen(run), batch)
+    batch = comparison_batch(config)
+    ours = our_logits(config, best_or_newest(run), batch)
     theirs = [their_logits(folder, batch)]
     if (folder / GENERATOR).is_dir():
         theirs.insert(0, their_logits(folder / GENERATOR, batch))
@@ -55,8 +58,8 @@ def compare(run: Path, folder: Path) -> Comparison:
     return Comparison(max((a - b).abs().max().item() for a, b in pairs), max(a.abs().max().item() for a in ours))
 
 
-def a_batch(config: Config) -> MicroBatch:
-    """Words alone: special tokens mean something to transformers (padding)."""
+def comparison_batch(config: Config) -> MicroBatch:
+    """A batch of ordinary tokens: special tokens such as padding have a meaning in transformers."""
     m = config.model
     words = torch.arange(2, m.vocab)
     if config.data.tokenizer is not None:
@@ -68,38 +71,38 @@ def a_batch(config: Config) -> MicroBatch:
         return words[torch.randint(len(words), shape, generator=draw)]
 
     decoder = text() if m.family == "t5" else None
-    targets = torch.full(shape, IGNORE)  # ELECTRA's discriminator reads what its generator has filled in: nothing
+    targets = torch.full(shape, IGNORE)  # no masked tokens, so ELECTRA's discriminator reads the tokens unchanged
     return MicroBatch(
-        tokens=text(), decoder_tokens=decoder, targets=targets, samples=torch.arange(TEXTS), read=slice(None)
+        tokens=text(), decoder_tokens=decoder, targets=targets, sample_ids=torch.arange(TEXTS), logits_at=slice(None)
     )
 
 
 def our_logits(config: Config, checkpoint: Path, batch: MicroBatch) -> list[Tensor]:
-    """Of each head, in the order of the computation: [B, S, V], [B, S] (ELECTRA) or what a task's head has."""
+    """Logits of each head, in the order of the computation: [B, S, V], [B, S] (ELECTRA), or that of a task head."""
     passes = build_passes(config, Mesh.single())
     load_weights(checkpoint, passes.model.params)
     return [logits.float() for logits in passes.forward([batch])]
 
 
 def their_logits(folder: Path, batch: MicroBatch) -> Tensor:
-    """Of the class that config.json names."""
+    """Logits of the class that config.json names."""
     try:
         import transformers
     except ImportError as error:
-        raise needs("transformers", "exchange") from error
+        raise missing_package("transformers", "exchange") from error
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     name = read_json(folder / "config.json")["architectures"][0]
     how = dict(dtype=torch.float32, output_loading_info=True, local_files_only=True)
-    model, told = getattr(transformers, name).from_pretrained(folder, **how)
-    odd = [*told["missing_keys"], *told["unexpected_keys"]]
+    model, loading_info = getattr(transformers, name).from_pretrained(folder, **how)
+    odd = [*loading_info["missing_keys"], *loading_info["unexpected_keys"]]
     if odd:
         version = transformers.__version__
         raise ExchangeError(f"{folder}: transformers {version} finds {min(odd)} missing or left over. Fix: report it.")
     inputs = {} if batch.decoder_tokens is None else {"decoder_input_ids": batch.decoder_tokens}
     with torch.no_grad():
-        found = model.eval()(input_ids=batch.tokens, **inputs)
+        outputs = model.eval()(input_ids=batch.tokens, **inputs)
     logits: Tensor = (
-        found.prediction_logits if "prediction_logits" in found else found.logits
+        outputs.prediction_logits if "prediction_logits" in outputs else outputs.logits
     )  # BertForPreTraining has two heads
     return logits.float()

@@ -1,50 +1,50 @@
-"""ELECTRA (Clark et al. 2020) in transformers: the discriminator in one folder, the generator in another, one embedding
-in both.
+"""ELECTRA (Clark et al. 2020) in transformers: discriminator and generator in separate folders, both with the shared
+embedding.
 
-With us they are one model, which they were when they were trained. Fine-tuning has the discriminator alone.
+Ours is one model, as it is in training. Fine-tuning uses only the discriminator.
 """
 
 from __future__ import annotations
 
 from roots_dist.storage.exchange.bert import ENCODER, FIXED, POSITION_IDS, encoder_blocks, encoder_keys, encoder_stack
-from roots_dist.storage.exchange.forms import WORDS
+from roots_dist.storage.exchange.forms import VOCAB_ROWS
 from roots_dist.storage.exchange.gpt2 import CLASSIFIER
-from roots_dist.storage.exchange.table import GENERATOR, Architecture, Entry, Head, Key, same
+from roots_dist.storage.exchange.table import GENERATOR, Architecture, Entry, Head, Key, same_layout
 
-_PROJECT = same({"electra.embeddings_project": "project"})
+_PROJECT = same_layout({"electra.embeddings_project": "project"})
 _STACK = (*encoder_stack("electra"), *_PROJECT)
 
 
 def _in_both(entry: Entry) -> Entry:
-    """A row of the embedding, which the generator's folder has too."""
+    """An entry of the embedding, which the generator's folder contains too."""
     return entry._replace(copies=(GENERATOR + entry.theirs,))
 
 
 _GENERATOR_HEAD = (
-    *same(
+    *same_layout(
         {
             f"{GENERATOR}generator_predictions.dense": "generator.head.dense",
             f"{GENERATOR}generator_predictions.LayerNorm": "generator.head.norm",
         }
     ),
-    Entry(f"{GENERATOR}generator_lm_head.weight", ("generator.head.weight",), WORDS),
-    Entry(f"{GENERATOR}generator_lm_head.bias", ("generator.head.bias",), WORDS),
+    Entry(f"{GENERATOR}generator_lm_head.weight", ("generator.head.weight",), VOCAB_ROWS),
+    Entry(f"{GENERATOR}generator_lm_head.bias", ("generator.head.bias",), VOCAB_ROWS),
 )
 _EMBEDDING = tuple(entry for entry in _STACK if ".embeddings." in entry.theirs)
 _WORDS, *_OTHERS = map(_in_both, _EMBEDDING)
-_DISCRIMINATOR_HEAD = same(
+_DISCRIMINATOR_HEAD = same_layout(
     {"discriminator_predictions.dense": "head.dense", "discriminator_predictions.dense_prediction": "head.score"}
 )
 _RTD = (
     _WORDS._replace(echoes=(f"{GENERATOR}generator_lm_head.weight",)),
     *_OTHERS,
     *(entry for entry in _STACK if entry not in _EMBEDDING),
-    *same({f"{GENERATOR}electra.embeddings_project": "generator.project"}),
+    *same_layout({f"{GENERATOR}electra.embeddings_project": "generator.project"}),
     *encoder_blocks(f"{GENERATOR}electra", "generator.blocks"),
     *_GENERATOR_HEAD,
     *_DISCRIMINATOR_HEAD,
 )
-_CLASSIFY = same({"classifier.dense": "head.dense", "classifier.out_proj": "head.classifier"})
+_CLASSIFY = same_layout({"classifier.dense": "head.dense", "classifier.out_proj": "head.classifier"})
 GENERATOR_CLASS = "ElectraForMaskedLM"
 
 ELECTRA = Architecture(

@@ -1,10 +1,9 @@
-"""`roots export RUN HF_FOLDER`: a run's model as transformers, vLLM and all that reads their files want it.
+"""`roots export RUN HF_FOLDER`: a run's model in the format of transformers, which vLLM and other tools read too.
 
-    checkpoint --one tensor of theirs at a time, adapters merged, padding cut--> model.safetensors
-    config.yaml --settings.py--> config.json, and the tokenizer's files
+    checkpoint --tensor by tensor, adapters merged, padding removed--> model.safetensors + config.json, tokenizer
 
-config.json is written by hand so that versions 4 and 5 of transformers read it alike. The folder appears at the end,
-whole.
+config.json is written explicitly so that versions 4 and 5 of transformers read it alike. The folder appears when it is
+complete.
 """
 
 from __future__ import annotations
@@ -24,48 +23,48 @@ from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
 from roots_dist.errors import CheckpointError, ExchangeError
 from roots_dist.learning.models import pieces_of
-from roots_dist.learning.models.lora import merged
+from roots_dist.learning.models.lora import merge_adapter
 from roots_dist.learning.models.outline import shapes
 from roots_dist.parallel.optim.trainable import ADAPTER
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.storage.checkpoint.format import Manifest, read_index, sync, write_json
-from roots_dist.storage.checkpoint.keep import chosen
+from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.save import SHARD_BYTES
 from roots_dist.storage.exchange import ARCHITECTURES
 from roots_dist.storage.exchange.bert import ROBERTA
 from roots_dist.storage.exchange.compare import compare
 from roots_dist.storage.exchange.electra import GENERATOR_CLASS
-from roots_dist.storage.exchange.forms import ROBERTA_PLACES
-from roots_dist.storage.exchange.settings import unfit, write_settings
+from roots_dist.storage.exchange.forms import ROBERTA_OFFSET
+from roots_dist.storage.exchange.hf_config import hf_config_of, incompatibilities
 from roots_dist.storage.exchange.shards import bytes_of, new_folder, refuse_content, write_shards
 from roots_dist.storage.exchange.table import GENERATOR, Architecture, Head, Rule, Shapes, rules
-from roots_dist.storage.exchange.tensors import INDEX, ONE_FILE, Tensors, refused
+from roots_dist.storage.exchange.tensors import INDEX, ONE_FILE, Tensors, exchange_error
 from roots_dist.storage.exchange.tokenizer import special_ids, write_tokenizer
 
 LARGE = 1_000_000_000
-"""Parameters."""
+"""Number of parameters above which an export is not compared with the run by default."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def export_model(run: Path, folder: Path, dtype: str = "float32") -> str:
-    """Write the folder; what was done, in words. Raises a UserError with nothing written."""
+    """Write the folder and return a summary. Raises a UserError, with nothing written."""
     refuse_content(folder)
     if dtype not in DTYPES:
-        raise refused("--dtype", dtype, f"one of {', '.join(DTYPES)}", "choose one of these")
+        raise exchange_error("--dtype", dtype, f"one of {', '.join(DTYPES)}", "choose one of these")
     config = config_of_run(run).config
     special = special_ids(config)
     architecture, head = architecture_for(config, special)
     model = shapes(pieces_of(config, TensorParallel()))
     plain = {name: shape for name, shape in model.items() if not name.endswith(ADAPTER)}
     table = rules(architecture, head, config, plain)
-    checkpoint = chosen(run)
+    checkpoint = best_or_newest(run)
     weights = _weights(checkpoint, model)
     with new_folder(folder) as partial:
         for prefix in dict.fromkeys(_folder(name) for rule in table for name in rule.written):
             (partial / prefix).mkdir(exist_ok=True)
             of = generator_of(config) if prefix else config
             named = head._replace(architecture=GENERATOR_CLASS) if prefix else head
-            settings = write_settings(of, architecture, named) | {"dtype": dtype, "torch_dtype": dtype}
+            settings = hf_config_of(of, architecture, named) | {"dtype": dtype, "torch_dtype": dtype}
             _write_settings(partial / prefix, settings, config, special)
             _write_tensors(partial / prefix, prefix, table, config, plain, weights, DTYPES[dtype])
             write_tokenizer(config, partial / prefix)
@@ -73,44 +72,44 @@ def export_model(run: Path, folder: Path, dtype: str = "float32") -> str:
 
 
 def is_checked(run: Path) -> bool:
-    """Whether an export is compared with the run if nobody says: where that takes seconds."""
+    """Whether an export is compared with the run by default: only if that takes seconds."""
     return importlib.util.find_spec("transformers") is not None and parameters(config_of_run(run).config) < LARGE
 
 
 def checked(run: Path, folder: Path, dtype: str) -> tuple[str, bool]:
-    """How far the logits of the export are from the run's, in words, and whether that is a mistake (bfloat16:
-    rounding)."""
-    found = compare(run, folder)
-    said = f"logits: largest difference {found.difference:.1e}, of up to {found.largest:.3g}"
+    """How far the export's logits are from the run's, in words, and whether that is acceptable (bfloat16: rounding)."""
+    result = compare(run, folder)
+    text = f"logits: largest difference {result.difference:.1e}, of up to {result.largest:.3g}"
     if dtype != "float32":
-        return f"{said}: the rounding of {dtype}", True
-    return f"{said} {'✓' if found.equal else '✗: more than rounding, do not use this export'}", found.equal
+        return f"{text}: the rounding of {dtype}", True
+    return f"{text} {'✓' if result.equal else '✗: more than rounding, do not use this export'}", result.equal
 
 
 def architecture_for(config: Config, special: Mapping[str, int]) -> tuple[Architecture, Head]:
-    """The first that has all that this model has. Raises ExchangeError naming what the nearest one lacks."""
+    """The first architecture that supports every feature of this model. Raises ExchangeError naming what the closest
+    one lacks."""
     tables = _tables(config, special)
     able = [(table, head) for table in tables if (head := table.head_for(config.objective.name))]
     if not able:
-        known = ", ".join(dict.fromkeys(name for table in tables for head in table.heads for name in head.learns))
-        raise refused("objective.name", config.objective.name, f"one of {known}", "export a run of one of these")
-    lacks = [list(unfit(config, table, head)) for table, head in able]
+        known = ", ".join(dict.fromkeys(name for table in tables for head in table.heads for name in head.objectives))
+        raise exchange_error("objective.name", config.objective.name, f"one of {known}", "export a run of one of these")
+    lacks = [list(incompatibilities(config, table, head)) for table, head in able]
     if all(lacks):
         raise ExchangeError(min(lacks, key=len)[0])
     return able[lacks.index([])]
 
 
 def _tables(config: Config, special: Mapping[str, int]) -> list[Architecture]:
-    """Of the family. BERT without segments is RoBERTa, if its tokenizer pads as RoBERTa's does: positions are counted
-    from there."""
-    roberta = config.model.segments <= 1 and special.get("pad") == ROBERTA_PLACES - 1
+    """Architectures of the model's family. BERT without segments is exported as RoBERTa if its tokenizer has RoBERTa's
+    padding id, from which positions are counted."""
+    roberta = config.model.segments <= 1 and special.get("pad") == ROBERTA_OFFSET - 1
     family = [table for table in ARCHITECTURES.values() if table.ours["model.family"] == config.model.family]
     others = [table for table in family if table is not ROBERTA]
     return [ROBERTA, *others] if roberta and ROBERTA in family else others
 
 
 def _weights(checkpoint: Path, model: Shapes) -> Tensors:
-    """The checkpoint's, whole and those of this model."""
+    """The checkpoint's weights, checked to be complete and of this model."""
     manifest = Manifest.read(checkpoint)
     files = read_index(checkpoint, "weight")
     for file in sorted(set(files.values())):
@@ -137,8 +136,8 @@ def _write_settings(folder: Path, settings: dict[str, Any], config: Config, spec
         start = special.get("pad", 0)
         ids |= {"decoder_start_token_id": start, "pad_token_id": start}
     if config.objective.name == "classify" and config.model.family == "gpt" and "pad" not in special:
-        ids["pad_token_id"] = 0  # what texts are filled up with; it says where a text ends
-    fixed = {key: value for key, value in settings.items() if key in ids}  # RoBERTa's padding is part of its function
+        ids["pad_token_id"] = 0  # transformers finds the end of a text by its padding
+    fixed = {key: value for key, value in settings.items() if key in ids}  # RoBERTa's positions depend on it
     write_json(folder / "config.json", settings | ids | fixed)
     if config.model.family == "t5" or config.objective.name in ("clm", "instruct"):
         write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
@@ -147,7 +146,7 @@ def _write_settings(folder: Path, settings: dict[str, Any], config: Config, spec
 def _write_tensors(
     folder: Path, prefix: str, table: list[Rule], config: Config, model: Shapes, weights: Tensors, dtype: torch.dtype
 ) -> None:
-    """Those whose names begin with the prefix, in the order of the table."""
+    """Write the tensors whose names begin with the prefix, in the order of the table."""
     wanted = [(name, rule) for rule in table for name in rule.written if _folder(name) == prefix]
 
     def theirs() -> Iterator[tuple[str, Tensor]]:
@@ -165,7 +164,7 @@ def _write_tensors(
         file = ONE_FILE if total == 1 else f"model-{number:05d}-of-{total:05d}.safetensors"
         where.update(dict.fromkeys(tensors, file))
         save_file(tensors, folder / file, metadata={"format": "pt"})
-        shutil.copymode(folder / "config.json", folder / file)  # safetensors lets nobody else read what it writes
+        shutil.copymode(folder / "config.json", folder / file)  # safetensors writes files that only the owner can read
         sync(folder / file)
 
     write_shards(theirs(), sizes, SHARD_BYTES, write)
@@ -177,7 +176,7 @@ def _whole(weights: Tensors, name: str, config: Config) -> Tensor:
     """The parameter, with its adapter merged if it has one."""
     a, b = (name.removesuffix(".weight") + end for end in ADAPTER)
     w = weights.get(name)
-    return merged(w, weights.get(a), weights.get(b), config.finetune.lora_alpha) if a in weights.files else w
+    return merge_adapter(w, weights.get(a), weights.get(b), config.finetune.lora_alpha) if a in weights.files else w
 
 
 def _folder(name: str) -> str:

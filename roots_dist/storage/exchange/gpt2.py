@@ -3,8 +3,8 @@ out]."""
 
 from __future__ import annotations
 
-from roots_dist.storage.exchange.forms import QKV_TURNED, TURNED, WORDS
-from roots_dist.storage.exchange.table import QKV, Architecture, Entry, Fixed, Head, Key, same
+from roots_dist.storage.exchange.forms import QKV_TRANSPOSED, TRANSPOSED, VOCAB_ROWS
+from roots_dist.storage.exchange.table import QKV, Architecture, Entry, Fixed, Head, Key, same_layout
 
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -13,11 +13,11 @@ ACTIVATIONS = {
     "gelu": "gelu",
     "relu": "relu",
 }
-"""Theirs -> ours, of an MLP without a gate."""
+"""Their name -> ours, for an MLP without a gate."""
 SCORE = Entry("score.weight", ("head.classifier.weight",))
 CLASSIFIER = Entry("classifier.*", ("head.classifier.*",))
 BUFFERS = (r"\.(attn|attention)\.(masked_)?bias$", r"rotary_emb\.inv_freq$")
-"""Causal masks and angles that older versions saved with the weights."""
+"""Causal masks and rotary angles, which older versions saved with the weights."""
 
 H, OURS = "transformer.h.{i}", "blocks.{i}"
 
@@ -25,20 +25,20 @@ GPT2 = Architecture(
     model_type="gpt2",
     base="transformer",
     heads=(
-        Head("GPT2LMHeadModel", ("clm", "instruct"), (Entry("lm_head.weight", ("head.weight",), WORDS),)),
+        Head("GPT2LMHeadModel", ("clm", "instruct"), (Entry("lm_head.weight", ("head.weight",), VOCAB_ROWS),)),
         Head("GPT2ForSequenceClassification", ("classify",), (SCORE,)),
         Head("GPT2ForTokenClassification", ("tag",), (CLASSIFIER,)),
     ),
     stack=(
-        Entry("transformer.wte.weight", ("embed.tokens.weight",), WORDS, echoes=("lm_head.weight",)),
+        Entry("transformer.wte.weight", ("embed.tokens.weight",), VOCAB_ROWS, echoes=("lm_head.weight",)),
         Entry("transformer.wpe.weight", ("embed.position_embedding",)),
-        *same({f"{H}.ln_1": f"{OURS}.norm1"}),
-        Entry(f"{H}.attn.c_attn.*", QKV, QKV_TURNED),
-        Entry(f"{H}.attn.c_proj.*", (f"{OURS}.attention.out.*",), TURNED),
-        *same({f"{H}.ln_2": f"{OURS}.norm2"}),
-        Entry(f"{H}.mlp.c_fc.*", (f"{OURS}.mlp.up.*",), TURNED),
-        Entry(f"{H}.mlp.c_proj.*", (f"{OURS}.mlp.down.*",), TURNED),
-        *same({"transformer.ln_f": "head.norm"}),
+        *same_layout({f"{H}.ln_1": f"{OURS}.norm1"}),
+        Entry(f"{H}.attn.c_attn.*", QKV, QKV_TRANSPOSED),
+        Entry(f"{H}.attn.c_proj.*", (f"{OURS}.attention.out.*",), TRANSPOSED),
+        *same_layout({f"{H}.ln_2": f"{OURS}.norm2"}),
+        Entry(f"{H}.mlp.c_fc.*", (f"{OURS}.mlp.up.*",), TRANSPOSED),
+        Entry(f"{H}.mlp.c_proj.*", (f"{OURS}.mlp.down.*",), TRANSPOSED),
+        *same_layout({"transformer.ln_f": "head.norm"}),
     ),
     ours={
         "model.family": "gpt",
@@ -50,11 +50,11 @@ GPT2 = Architecture(
     },
     keys=(
         Key("vocab_size", "model.vocab", 50257),
-        Key("n_positions", "data.seq_length", 1024, older=("max_position_embeddings",)),
-        Key("n_positions", "model.max_positions", 1024, older=("max_position_embeddings",)),
-        Key("n_embd", "model.hidden", 768, older=("hidden_size",)),
-        Key("n_layer", "model.layers", 12, older=("num_hidden_layers",)),
-        Key("n_head", "model.heads", 12, older=("num_attention_heads",)),
+        Key("n_positions", "data.seq_length", 1024, aliases=("max_position_embeddings",)),
+        Key("n_positions", "model.max_positions", 1024, aliases=("max_position_embeddings",)),
+        Key("n_embd", "model.hidden", 768, aliases=("hidden_size",)),
+        Key("n_layer", "model.layers", 12, aliases=("num_hidden_layers",)),
+        Key("n_head", "model.heads", 12, aliases=("num_attention_heads",)),
         Key("n_inner", "model.ffn"),
         Key("activation_function", "model.activation", "gelu_new", ACTIVATIONS),
         Key("resid_pdrop", "model.dropout", 0.1),
@@ -66,7 +66,7 @@ GPT2 = Architecture(
     fixed=(
         Fixed("scale_attn_weights", True),
         Fixed("scale_attn_by_inverse_layer_idx", False),
-        Fixed("reorder_and_upcast_attn", False, same=(True,)),
+        Fixed("reorder_and_upcast_attn", False, equivalent=(True,)),
         Fixed("add_cross_attention", False),
     ),
     unused=BUFFERS,

@@ -1,11 +1,9 @@
-"""`roots import HF_FOLDER RUN`: a model of Hugging Face's becomes a run's folder with a checkpoint of step 0.
+"""`roots import HF_FOLDER RUN`: convert a Hugging Face model to a run's folder with a checkpoint of step 0.
 
-    config.json --settings.py--> config.yaml
-    tensors --rules, one by one--> checkpoints/step_00000000
-    tokenizer's files are copied
+    config.json --hf_config.py--> config.yaml    tensors --rules, one by one--> checkpoints/step_00000000    tokenizer
 
-Everything is looked at before anything is written, and RUN appears at the end, whole. From then on it is a run like any
-other: evaluate, generate and fine-tuning (finetune.init_from) read their slices of it in any layout.
+Everything is checked before anything is written, and RUN appears when it is complete. It is then a run like any other:
+evaluate, generate and fine-tuning (finetune.init_from) read their slices in any layout.
 """
 
 from __future__ import annotations
@@ -28,54 +26,56 @@ from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.outline import shapes
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.storage.checkpoint.format import FORMAT, checkpoints_folder, shard_name, step_name, write_json
-from roots_dist.storage.checkpoint.save import SHARD_BYTES, describe, part_file, write_shard
+from roots_dist.storage.checkpoint.save import SHARD_BYTES, part_file, write_metadata, write_shard
 from roots_dist.storage.exchange import ARCHITECTURES
 from roots_dist.storage.exchange.electra import GENERATOR_CLASS
-from roots_dist.storage.exchange.settings import config_of, labels_of, read_settings
+from roots_dist.storage.exchange.hf_config import config_of, labels_of, read_hf_config
 from roots_dist.storage.exchange.shards import bytes_of, new_folder, refuse_content, write_shards
 from roots_dist.storage.exchange.table import GENERATOR, Architecture, Head, Rule, Shapes, rules
-from roots_dist.storage.exchange.tensors import FLOATS, Tensors, open_folder, read_json, refused
+from roots_dist.storage.exchange.tensors import FLOATS, Tensors, exchange_error, open_folder, read_json
 from roots_dist.storage.exchange.tokenizer import copy_tokenizer, vocab_of
 
 
 @dataclass(frozen=True)
-class Found:
-    """Tensors of one or two folders, by the names of the rules."""
+class MatchedTensors:
+    """Tensors of one or two folders, matched to the names in the rules."""
 
     tensors: Mapping[str, tuple[Tensors, str]]
-    """Name of a rule -> where it is, and what it is called there."""
-    left: tuple[str, ...]
-    """What no rule wants."""
+    """Name in a rule -> the folder's tensors, and the name in its files."""
+    unmatched: tuple[str, ...]
+    """Tensors that match no rule."""
 
     def get(self, name: str) -> Tensor:
-        tensors, called = self.tensors[name]
-        return tensors.get(called)
+        tensors, file_name = self.tensors[name]
+        return tensors.get(file_name)
 
 
 def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
-    """Write the run's folder; what was done, in words. Raises a UserError with nothing written."""
+    """Write the run's folder and return a summary. Raises a UserError, with nothing written."""
     refuse_content(run)
     tree = read_json(folder / "config.json")
     tensors = {"": open_folder(folder)}
-    architecture, head = _table(tree, folder, tensors[""])
-    values = _values(tree, architecture, head, folder)
-    if generator is not None and head.learns != ("rtd",):
-        raise refused("--generator", str(generator), f"none beside {head.architecture}", "leave it out")
+    architecture, head = _architecture_of(tree, folder, tensors[""])
+    values = _config_values(tree, architecture, head, folder)
+    if generator is not None and head.objectives != ("rtd",):
+        raise exchange_error("--generator", str(generator), f"none beside {head.architecture}", "leave it out")
     if generator is not None:
-        values |= _of_generator(read_json(generator / "config.json"), values, architecture, generator)
+        values |= _generator_values(read_json(generator / "config.json"), values, architecture, generator)
         tensors[GENERATOR] = open_folder(generator)
-    alone = head.learns == ("rtd",) and generator is None
+    alone = head.objectives == ("rtd",) and generator is None
     vocab = vocab_of(folder)
-    config = config_of(values | _of_run(run, vocab is not None), architecture, f"{folder}/config.json")
+    config = config_of(values | _run_values(run, vocab is not None), architecture, f"{folder}/config.json")
     if vocab is not None and vocab > config.model.vocab:
         room = f"at most vocab_size = {config.model.vocab}, the words that the model has"
-        raise refused(f"{folder}/tokenizer.json", f"{vocab} ids", room, "use the tokenizer that it was trained with")
+        raise exchange_error(
+            f"{folder}/tokenizer.json", f"{vocab} ids", room, "use the tokenizer that it was trained with"
+        )
     _refuse_more_blocks_than_tensors(config, tensors)
     model = shapes(pieces_of(config, TensorParallel()))
     model = {name: shape for name, shape in model.items() if not (alone and name.startswith("generator."))}
     table = rules(architecture, head, config, model)
     table = [rule.within(tuple(tensors)) for rule in table]
-    found = _checked(table, config, model, tensors, architecture)
+    found = _match_and_check(table, config, model, tensors, architecture)
     with new_folder(run) as partial:
         copy_tokenizer(folder, partial)
         (partial / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
@@ -89,8 +89,8 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     return f"{run}: {what}{half}{spoken}"
 
 
-def _table(tree: Mapping[str, Any], folder: Path, tensors: Tensors) -> tuple[Architecture, Head]:
-    """By the class that config.json names."""
+def _architecture_of(tree: Mapping[str, Any], folder: Path, tensors: Tensors) -> tuple[Architecture, Head]:
+    """Architecture and head of the class that config.json names."""
     names, model_type = tree.get("architectures") or [None], tree.get("model_type", "")
     names = names if isinstance(names, list) else [names]
     where = f"{folder}/config.json: architectures"
@@ -98,105 +98,105 @@ def _table(tree: Mapping[str, Any], folder: Path, tensors: Tensors) -> tuple[Arc
     head = architecture.head(names[0]) if architecture else None
     if names[0] == GENERATOR_CLASS:
         fix = f"name the discriminator's folder, and this one by --generator {folder}"
-        raise refused(where, names[0], "ElectraForPreTraining: the generator is half of the model", fix)
+        raise exchange_error(where, names[0], "ElectraForPreTraining: the generator is half of the model", fix)
     if architecture is None or head is None:
         known = ", ".join(h.architecture for a in ARCHITECTURES.values() for h in a.heads)
-        raise refused(where, names[0], f"one of {known}", "use a model of one of these classes")
+        raise exchange_error(where, names[0], f"one of {known}", "use a model of one of these classes")
     if head.architecture == "BertForMaskedLM" and "cls.seq_relationship.weight" in tensors.files:
-        head = present(architecture.head("BertForPreTraining"))  # many a released BERT names the smaller class
+        head = present(architecture.head("BertForPreTraining"))  # many released BERT checkpoints name the smaller class
     return architecture, head
 
 
 def _refuse_more_blocks_than_tensors(config: Config, tensors: Mapping[str, Tensors]) -> None:
-    """Before so many blocks are built, if only by name."""
+    """Raise ExchangeError before an absurd number of blocks is built."""
     blocks, files = num_blocks(config), sum(len(folder.files) for folder in tensors.values())
     if blocks > files:
         where, fix = f"{tensors[''].folder}/config.json", "use the config.json that belongs to these files"
-        raise refused(where, f"{blocks:,} layers", f"at most {files:,}, the tensors there are", fix)
+        raise exchange_error(where, f"{blocks:,} layers", f"at most {files:,}, the tensors there are", fix)
 
 
-def _values(tree: Mapping[str, Any], architecture: Architecture, head: Head, folder: Path) -> dict[str, object]:
+def _config_values(tree: Mapping[str, Any], architecture: Architecture, head: Head, folder: Path) -> dict[str, object]:
     where = f"{folder}/config.json"
-    values = read_settings(tree, architecture, where) | {"objective.name": head.learns[0]}
-    if head.learns[0] in ("classify", "tag"):
+    values = read_hf_config(tree, architecture, where) | {"objective.name": head.objectives[0]}
+    if head.objectives[0] in ("classify", "tag"):
         values["finetune.labels"] = labels_of(tree, where)
     return values
 
 
-def _of_generator(
+def _generator_values(
     tree: Mapping[str, Any], values: Mapping[str, Any], architecture: Architecture, folder: Path
 ) -> dict[str, object]:
-    """Its own sizes; all else must be as the discriminator's."""
-    found = read_settings(tree, architecture, f"{folder}/config.json")
+    """Config values of the generator: its own sizes; everything else must equal the discriminator's."""
+    found = read_hf_config(tree, architecture, f"{folder}/config.json")
     own = {"model.layers", "model.hidden", "model.heads", "model.ffn"}
     for key in architecture.keys:
         if key.ours not in own and found[key.ours] != values[key.ours]:
             same = f"{values[key.ours]}, as the discriminator has"
             fix = "use the generator that it was trained with"
-            raise refused(f"{folder}/config.json: {key.theirs}", found[key.ours], same, fix)
+            raise exchange_error(f"{folder}/config.json: {key.theirs}", found[key.ours], same, fix)
     return {name.replace("model.", "generator."): found[name] for name in own}
 
 
-def _of_run(run: Path, has_tokenizer: bool) -> dict[str, object]:
+def _run_values(run: Path, has_tokenizer: bool) -> dict[str, object]:
     return {"track.folder": str(run), "data.tokenizer": str(run / "tokenizer.json") if has_tokenizer else None}
 
 
-def _checked(
+def _match_and_check(
     table: Sequence[Rule], config: Config, model: Shapes, tensors: Mapping[str, Tensors], architecture: Architecture
-) -> Found:
-    """Every tensor is there, has the shape that the model wants, and nothing is left over; what is said twice is said
-    alike."""
-    found = _found(table, tensors, architecture)
-    for name in found.left:
+) -> MatchedTensors:
+    """Match tensors to rules and check that every tensor exists with the right shape and dtype, that none is left over,
+    and that duplicates are equal."""
+    found = _match(table, tensors, architecture)
+    for name in found.unmatched:
         if not any(re.search(pattern, name.removeprefix(GENERATOR)) for pattern in architecture.unused):
-            raise _misfit(tensors, name, "is not in such a model as config.json describes")
+            raise _tensor_error(tensors, name, "is not part of the model that config.json describes")
     for rule in table:
         for name in rule.needed:
             if name not in found.tensors:
-                raise _misfit(tensors, name, "is missing")
+                raise _tensor_error(tensors, name, "is missing")
         wanted = tuple(rule.form.join(config, [torch.empty(model[n], device="meta") for n in rule.ours]).shape)
         for name in (name for name in rule.names if name in found.tensors):
-            where, called = found.tensors[name]
-            if (shape := where.shape(called)) != wanted:
-                raise _misfit(tensors, name, f"has shape {shape}: expected {wanted}")
-            if (dtype := where.dtype(called)) not in FLOATS:
-                raise _misfit(tensors, name, f"has dtype {dtype}: expected one of {', '.join(FLOATS)}")
+            where, file_name = found.tensors[name]
+            if (shape := where.shape(file_name)) != wanted:
+                raise _tensor_error(tensors, name, f"has shape {shape}: expected {wanted}")
+            if (dtype := where.dtype(file_name)) not in FLOATS:
+                raise _tensor_error(tensors, name, f"has dtype {dtype}: expected one of {', '.join(FLOATS)}")
             if name != rule.theirs and not torch.equal(found.get(rule.theirs), found.get(name)):
-                raise _misfit(
+                raise _tensor_error(
                     tensors, name, f"differs from {rule.theirs}: expected the same, because our model has it once"
                 )
     return found
 
 
-def _found(table: Sequence[Rule], tensors: Mapping[str, Tensors], architecture: Architecture) -> Found:
+def _match(table: Sequence[Rule], tensors: Mapping[str, Tensors], architecture: Architecture) -> MatchedTensors:
     wanted = {name for rule in table for name in (*rule.names, *rule.idle)}
     found: dict[str, tuple[Tensors, str]] = {}
-    left: list[str] = []
+    unmatched: list[str] = []
     for folder, files in tensors.items():
-        for called in files.files:
+        for file_name in files.files:
             modern = re.sub(
-                r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", called)
+                r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", file_name)
             )
             names = (
                 folder + modern,
                 f"{folder}{architecture.base}.{modern}",
-            )  # some files leave out the stack's prefix
+            )  # some files omit the prefix of the stack
             name = next((name for name in names if name in wanted), None)
             if name is None:
-                left.append(folder + called)
+                unmatched.append(folder + file_name)
             else:
-                found[name] = files, called
-    return Found(found, tuple(left))
+                found[name] = files, file_name
+    return MatchedTensors(found, tuple(unmatched))
 
 
-def _misfit(tensors: Mapping[str, Tensors], name: str, what: str) -> ExchangeError:
+def _tensor_error(tensors: Mapping[str, Tensors], name: str, what: str) -> ExchangeError:
     folder = GENERATOR if name.startswith(GENERATOR) else ""
     fix = "use the config.json that belongs to these files"
     return ExchangeError(f"{tensors[folder].folder}: tensor {name.removeprefix(GENERATOR)} {what}. Fix: {fix}.")
 
 
-def _write_checkpoint(run: Path, table: Sequence[Rule], config: Config, model: Shapes, found: Found) -> None:
-    """As the trainer would have left it before the first step: float32 master weights, no moments."""
+def _write_checkpoint(run: Path, table: Sequence[Rule], config: Config, model: Shapes, found: MatchedTensors) -> None:
+    """Write the checkpoint that the trainer would write before the first step: float32 master weights, no moments."""
     folder = checkpoints_folder(run) / step_name(0)
     folder.mkdir(parents=True)
 
@@ -214,4 +214,4 @@ def _write_checkpoint(run: Path, table: Sequence[Rule], config: Config, model: S
     write_shards(ours(), sizes, SHARD_BYTES, write)
     write_json(part_file(folder, 0), {"shards": written})
     state = {"format": FORMAT, "step": 0, "version": __version__, "layout": "import", "taken": {"0": 0}}
-    describe(folder, 0, state | {"config": config.model_dump(mode="json")}, num_ranks=1)
+    write_metadata(folder, 0, state | {"config": config.model_dump(mode="json")}, num_ranks=1)

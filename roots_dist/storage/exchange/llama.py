@@ -1,22 +1,23 @@
-"""Llama (Touvron et al. 2023) and GPT-NeoX (Black et al. 2022) in transformers: the two of rotary positions.
+"""Llama (Touvron et al. 2023) and GPT-NeoX (Black et al. 2022) in transformers: the architectures with rotary
+positions.
 
-Llama has RMSNorm, a gated MLP and key/value heads of its own number; GPT-NeoX, with its branches one after the other,
-LayerNorm and biases. Version 4 of transformers reads the angles' base from rope_theta and ignores rope_parameters,
-which version 5 writes: both are written.
+Llama has RMSNorm, a gated MLP and its own number of key/value heads; GPT-NeoX (with sequential branches) has LayerNorm
+and biases. Version 4 of transformers reads rope_theta and ignores rope_parameters, which version 5 writes, so both are
+written.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from roots_dist.storage.exchange.forms import QKV_BY_HEAD, WORDS
+from roots_dist.storage.exchange.forms import QKV_BY_HEAD, VOCAB_ROWS
 from roots_dist.storage.exchange.gpt2 import ACTIVATIONS, BUFFERS, CLASSIFIER, SCORE
-from roots_dist.storage.exchange.table import QKV, Architecture, Entry, Fixed, Head, Key, same
+from roots_dist.storage.exchange.table import QKV, Architecture, Entry, Fixed, Head, Key, same_layout
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
-    """rope_parameters (version 5) or rope_scaling (version 4) as keys of their own; what scales angles keeps its
-    name."""
+    """Move rope_parameters (version 5) or rope_scaling (version 4) to the top level; scaled angles keep their nested
+    key."""
     for name in ("rope_scaling", "rope_parameters"):
         given = tree.pop(name, None)
         if not isinstance(given, dict):
@@ -32,14 +33,14 @@ def _nested(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _neox_nested(tree: dict[str, Any]) -> dict[str, Any]:
-    """With the share of a head that is turned, which would be a quarter if nobody said."""
+    """Add the rotated fraction of a head, for which the default is a quarter."""
     share, tree = tree["partial_rotary_factor"], _nested(tree)
     tree["rope_parameters"] |= {"partial_rotary_factor": share}
     return tree | {"rotary_pct": share, "rotary_emb_base": tree["rope_theta"]}
 
 
 def _neox_flat(tree: dict[str, Any]) -> dict[str, Any]:
-    """Version 4 calls it rotary_pct."""
+    """Rename rotary_pct, the name in version 4."""
     tree = _flat(tree)
     share = tree.pop("rotary_pct", None)
     return tree if share is None else {"partial_rotary_factor": share} | tree
@@ -53,9 +54,9 @@ ROTARY = {
     "model.embedding_norm": False,
 }
 _PLAIN = "rope_type default, angles that are not scaled"
-UNSCALED = (Fixed("rope_scaling", None, words=_PLAIN), Fixed("rope_parameters", None, words=_PLAIN))
+UNSCALED = (Fixed("rope_scaling", None, description=_PLAIN), Fixed("rope_parameters", None, description=_PLAIN))
 L, OURS = "model.layers.{i}", "blocks.{i}"
-LM_HEAD = Entry("lm_head.weight", ("head.weight",), WORDS)
+LM_HEAD = Entry("lm_head.weight", ("head.weight",), VOCAB_ROWS)
 
 LLAMA = Architecture(
     model_type="llama",
@@ -66,8 +67,8 @@ LLAMA = Architecture(
         Head("LlamaForTokenClassification", ("tag",), (Entry("score.*", ("head.classifier.*",)),)),
     ),
     stack=(
-        Entry("model.embed_tokens.weight", ("embed.tokens.weight",), WORDS, echoes=("lm_head.weight",)),
-        *same(
+        Entry("model.embed_tokens.weight", ("embed.tokens.weight",), VOCAB_ROWS, echoes=("lm_head.weight",)),
+        *same_layout(
             {
                 f"{L}.input_layernorm": f"{OURS}.norm1",
                 f"{L}.self_attn.q_proj": f"{OURS}.attention.query",
@@ -113,17 +114,20 @@ GPT_NEOX = Architecture(
     model_type="gpt_neox",
     base="gpt_neox",
     heads=(
-        Head("GPTNeoXForCausalLM", ("clm", "instruct"), (Entry("embed_out.weight", ("head.weight",), WORDS),)),
+        Head("GPTNeoXForCausalLM", ("clm", "instruct"), (Entry("embed_out.weight", ("head.weight",), VOCAB_ROWS),)),
         Head("GPTNeoXForSequenceClassification", ("classify",), (SCORE,)),
         Head("GPTNeoXForTokenClassification", ("tag",), (CLASSIFIER,)),
     ),
     stack=(
         Entry(
-            "gpt_neox.embed_in.weight", ("embed.tokens.weight",), WORDS, echoes=("embed_out.weight", "lm_head.weight")
+            "gpt_neox.embed_in.weight",
+            ("embed.tokens.weight",),
+            VOCAB_ROWS,
+            echoes=("embed_out.weight", "lm_head.weight"),
         ),
-        *same({f"{X}.input_layernorm": f"{OURS}.norm1"}),
+        *same_layout({f"{X}.input_layernorm": f"{OURS}.norm1"}),
         Entry(f"{X}.attention.query_key_value.*", QKV, QKV_BY_HEAD),
-        *same(
+        *same_layout(
             {
                 f"{X}.attention.dense": f"{OURS}.attention.out",
                 f"{X}.post_attention_layernorm": f"{OURS}.norm2",
@@ -142,7 +146,7 @@ GPT_NEOX = Architecture(
         Key("num_attention_heads", "model.heads", 64),
         Key("intermediate_size", "model.ffn", 24576),
         Key("hidden_act", "model.activation", "gelu", ACTIVATIONS),
-        Key("rope_theta", "model.rope_theta", 10000.0, older=("rotary_emb_base",)),
+        Key("rope_theta", "model.rope_theta", 10000.0, aliases=("rotary_emb_base",)),
         Key("hidden_dropout", "model.dropout", 0.0),
         Key("attention_dropout", "model.attention_dropout", 0.0),
         Key("layer_norm_eps", "advanced.norm_eps", 1e-5),

@@ -1,4 +1,4 @@
-"""Tensors into files of bounded size, as they come: never more than one file's in memory."""
+"""Write tensors to files of bounded size as they arrive, with at most one file's tensors in memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch import Tensor
 
 from roots_dist.errors import ExchangeError
 from roots_dist.storage.checkpoint.format import plan_shards, sync
-from roots_dist.storage.exchange.tensors import refused
+from roots_dist.storage.exchange.tensors import exchange_error
 
 Write = Callable[[int, int, dict[str, Tensor]], None]
-"""(number of the file, counted from 1, how many there are, its tensors)"""
+"""Function of (number of the file, counted from 1; number of files; its tensors)."""
 
 
 def write_shards(tensors: Iterable[tuple[str, Tensor]], sizes: Mapping[str, int], limit: int, write: Write) -> None:
-    """sizes: bytes of each tensor, in the order in which they come."""
+    """sizes: bytes of each tensor, in the order in which they arrive."""
     plan = plan_shards(list(sizes.values()), 1, limit)
     shard = dict(zip(sizes, plan.shard))
     filled: dict[str, Tensor] = {}
@@ -32,7 +32,7 @@ def write_shards(tensors: Iterable[tuple[str, Tensor]], sizes: Mapping[str, int]
             filled, number = {}, shard[name]
         filled[name] = tensor.clone(
             memory_format=torch.contiguous_format
-        )  # a view would keep its whole tensor in memory
+        )  # a view would keep its base tensor in memory
     write(number + 1, plan.num_shards, filled)
 
 
@@ -41,14 +41,16 @@ def bytes_of(shape: Iterable[int], dtype: torch.dtype) -> int:
 
 
 def refuse_content(folder: Path) -> None:
-    """Raises ExchangeError unless the folder is new or empty."""
+    """Raise ExchangeError unless the folder is new or empty."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise refused("folder", str(folder), "a new folder, or an empty one", "choose another name, or remove it")
+        raise exchange_error(
+            "folder", str(folder), "a new folder, or an empty one", "choose another name, or remove it"
+        )
 
 
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """A folder to write into that becomes `final` by one rename when all is there, and vanishes if anything goes wrong.
+    """Yield a folder that becomes `final` by one rename at the end, and is removed on any error.
 
     Raises ExchangeError if `final` has content.
     """
@@ -57,7 +59,7 @@ def new_folder(final: Path) -> Iterator[Path]:
     partial = final.with_name(f".{final.name}.partial")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
         partial.mkdir()
         yield partial
         sync(partial)
@@ -65,7 +67,7 @@ def new_folder(final: Path) -> Iterator[Path]:
         sync(final.parent)
     except OSError as error:
         raise ExchangeError(
-            f"cannot write {final}: {error}. Fix: make room there, or choose another folder."
+            f"cannot write {final}: {error}. Fix: free some space, or choose another folder."
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -1,16 +1,16 @@
-"""T5 (Raffel et al. 2020) in transformers: v1.0 with relu and its embedding as projection, v1.1 with a gate and its
-own.
+"""T5 (Raffel et al. 2020) in transformers: v1.0 with relu and a tied projection, v1.1 with a gated MLP and an untied
+one.
 
-Whether what the projection reads is scaled by D^-0.5 (v1.0) is told by tie_word_embeddings in version 4; version 5 says
-true there always, and tells it by scale_decoder_outputs.
+Version 4 uses tie_word_embeddings to tell whether the input of the projection is scaled by D^-0.5 (v1.0); version 5
+always sets it to true, and uses scale_decoder_outputs.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from roots_dist.storage.exchange.forms import WORDS
-from roots_dist.storage.exchange.table import Architecture, Entry, Fixed, Head, Key, same
+from roots_dist.storage.exchange.forms import VOCAB_ROWS
+from roots_dist.storage.exchange.table import Architecture, Entry, Fixed, Head, Key, same_layout
 
 
 def _stack(name: str, cross: bool) -> tuple[Entry, ...]:
@@ -20,17 +20,20 @@ def _stack(name: str, cross: bool) -> tuple[Entry, ...]:
         short = {"q": "query", "k": "key", "v": "value", "o": "out"}
         return {f"{theirs}.{letter}": f"{ours}.{part}.{word}" for letter, word in short.items()}
 
-    looks = {f"{block}.1.layer_norm": f"{ours}.cross_norm", **attention(f"{block}.1.EncDecAttention", "cross")}
+    cross_attention = {
+        f"{block}.1.layer_norm": f"{ours}.cross_norm",
+        **attention(f"{block}.1.EncDecAttention", "cross"),
+    }
     wide = {"wi_0": "gate", "wi_1": "up", "wo": "down"}
     dense = f"{block}.{mlp}.DenseReluDense"
     return (
-        *same({f"{block}.0.layer_norm": f"{ours}.norm1", **attention(f"{block}.0.SelfAttention", "attention")}),
+        *same_layout({f"{block}.0.layer_norm": f"{ours}.norm1", **attention(f"{block}.0.SelfAttention", "attention")}),
         Entry(
             f"{name}.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
             (f"{name}.blocks.0.attention.relative.weight",),
         ),
-        *same(looks if cross else {}),
-        *same({f"{block}.{mlp}.layer_norm": f"{ours}.norm2", f"{dense}.wo": f"{ours}.mlp.down"}),
+        *same_layout(cross_attention if cross else {}),
+        *same_layout({f"{block}.{mlp}.layer_norm": f"{ours}.norm2", f"{dense}.wo": f"{ours}.mlp.down"}),
         *(
             Entry(f"{dense}.{w}.*", (f"{ours}.mlp.{part}.*",), when=lambda config: config.model.gated())
             for w, part in list(wide.items())[:2]
@@ -40,7 +43,7 @@ def _stack(name: str, cross: bool) -> tuple[Entry, ...]:
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
-    """One key for the scale."""
+    """Use one key for the scale."""
     scaled = tree.pop("scale_decoder_outputs", None)
     return tree if scaled is None else tree | {"tie_word_embeddings": scaled}
 
@@ -52,14 +55,14 @@ T5 = Architecture(
         Head(
             "T5ForConditionalGeneration",
             ("spans", "prefix", "seq2seq"),
-            (Entry("lm_head.weight", ("head.weight",), WORDS),),
+            (Entry("lm_head.weight", ("head.weight",), VOCAB_ROWS),),
         ),
     ),
     stack=(
         Entry(
             "shared.weight",
             ("embed.tokens.weight",),
-            WORDS,
+            VOCAB_ROWS,
             echoes=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
         ),
         *_stack("encoder", cross=False),
@@ -78,10 +81,10 @@ T5 = Architecture(
     keys=(
         Key("vocab_size", "model.vocab", 32128),
         Key("n_positions", "data.seq_length", 512),
-        Key("d_model", "model.hidden", 512, older=("hidden_size",)),
-        Key("num_layers", "model.layers", 6, older=("num_hidden_layers",)),
+        Key("d_model", "model.hidden", 512, aliases=("hidden_size",)),
+        Key("num_layers", "model.layers", 6, aliases=("num_hidden_layers",)),
         Key("num_decoder_layers", "model.decoder_layers"),
-        Key("num_heads", "model.heads", 8, older=("num_attention_heads",)),
+        Key("num_heads", "model.heads", 8, aliases=("num_attention_heads",)),
         Key("d_kv", "model.head_dim", 64),
         Key("d_ff", "model.ffn", 2048),
         Key(

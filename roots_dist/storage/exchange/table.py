@@ -1,10 +1,9 @@
-"""What a family's table is made of, and how it becomes the list of all tensors of one model.
+"""The table of an architecture, and its expansion to the list of all tensors of one model.
 
-    Architecture (gpt2.py, llama.py, …) + the parameters that the model has
-        --rules--> [Rule: their name, our names, form]
+    Architecture (gpt2.py, llama.py, …) + the parameters of the model --rules--> [Rule: their name, our names, form]
 
-Both verbs walk the same rules: import splits theirs into ours, export joins ours into theirs. settings.py does the same
-with the keys of config.json.
+Both directions use the same rules: import splits their tensors into ours, export joins ours into theirs. hf_config.py
+does the same with the keys of config.json.
 """
 
 from __future__ import annotations
@@ -17,27 +16,28 @@ from roots_dist.config.schema import Config
 from roots_dist.storage.exchange.forms import SAME, Form
 
 GENERATOR = "generator/"
-"""Before the names of tensors that lie in a folder of that name (ELECTRA)."""
+"""Prefix of the names of tensors in a folder of that name (ELECTRA)."""
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Entry(NamedTuple):
-    """A row of a table. `{i}` is the number of a block, `*` is weight and bias; what the model has not is left out."""
+    """A row of a table. `{i}` is the number of a block, `*` stands for weight and bias; names that the model lacks are
+    skipped."""
 
     theirs: str
     ours: tuple[str, ...]
     form: Form = SAME
     copies: tuple[str, ...] = ()
-    """Other names under which they keep the same tensor, too."""
+    """Other names under which they store the same tensor."""
     echoes: tuple[str, ...] = ()
-    """Names under which some files have it again: read, if there is no other; must be equal; not written."""
+    """Names under which some files repeat the tensor: read if there is no other, must be equal, never written."""
     idle: tuple[str, ...] = ()
-    """Names of tensors that their class has too and does not use: written as a copy, not looked at."""
+    """Names of tensors that their class has but does not use: written as a copy, never read."""
     when: Callable[[Config], bool] = lambda config: True
 
 
 class Rule(NamedTuple):
-    """An entry for one tensor."""
+    """An entry that is expanded to one tensor."""
 
     theirs: str
     ours: tuple[str, ...]
@@ -47,7 +47,7 @@ class Rule(NamedTuple):
     idle: tuple[str, ...]
 
     def within(self, folders: Sequence[str]) -> Rule:
-        """Without the names that lie in other folders than these ("" and GENERATOR)."""
+        """The rule without names in other folders than these ("" and GENERATOR)."""
         if GENERATOR in folders:
             return self
         copies, echoes = (
@@ -57,55 +57,56 @@ class Rule(NamedTuple):
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """Under which names the tensor has to be there."""
+        """Names under which the tensor must exist."""
         return (self.theirs, *self.copies)
 
     @property
     def written(self) -> tuple[str, ...]:
+        """Names under which the tensor is written."""
         return (*self.needed, *self.idle)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All of theirs that are equal."""
+        """All of their names for this tensor."""
         return (*self.needed, *self.echoes)
 
 
 class Key(NamedTuple):
-    """A key of config.json and the key of ours that says the same."""
+    """A key of config.json and the corresponding key of our config."""
 
     theirs: str
     ours: str
     default: object = None
-    """What it is where config.json is silent."""
-    words: Mapping[Any, object] | None = None
-    """Their word -> ours, where these differ. The first of theirs is written."""
-    older: tuple[str, ...] = ()
-    """Names of it in older files."""
+    """Value if config.json does not have the key."""
+    translation: Mapping[Any, object] | None = None
+    """Their value -> ours, where they differ. The first of theirs is written."""
+    aliases: tuple[str, ...] = ()
+    """Names of the key in older files."""
     shift: int = 0
-    """Theirs is so much more than ours."""
+    """Their value minus ours."""
 
 
 class Fixed(NamedTuple):
-    """A key of config.json of which our model has one value only."""
+    """A key of config.json for which our model supports only one value."""
 
     theirs: str
     value: object
-    """The one, which is written too."""
+    """The supported value, which is also written."""
     default: object = ...
-    """What it is where config.json is silent, if not that."""
-    same: tuple[object, ...] = ()
-    """Others that give the same function."""
-    words: str = ""
-    """What a user should have, if the value alone does not say it."""
+    """Value if config.json does not have the key; by default the supported value."""
+    equivalent: tuple[object, ...] = ()
+    """Other values that give the same function."""
+    description: str = ""
+    """What the error message expects, if the value alone does not say it."""
 
 
 class Head(NamedTuple):
-    """What stands on the stack."""
+    """A head on the stack."""
 
     architecture: str
     """Name of the class in transformers."""
-    learns: tuple[str, ...]
-    """Objectives of ours with this head. An import gets the first."""
+    objectives: tuple[str, ...]
+    """Our objectives with this head. An import gets the first one."""
     entries: tuple[Entry, ...]
 
 
@@ -114,43 +115,43 @@ class Architecture(NamedTuple):
 
     model_type: str
     base: str
-    """Prefix of the stack's tensors, which some files leave out."""
+    """Prefix of the stack's tensors, which some files omit."""
     heads: tuple[Head, ...]
     stack: tuple[Entry, ...]
     ours: Mapping[str, object]
-    """What our config says of every model of this type."""
+    """Our config values that hold for every model of this type."""
     keys: tuple[Key, ...]
     fixed: tuple[Fixed, ...] = ()
     plain_heads: bool = True
-    """As many key/value heads as query heads, and together as wide as the model."""
+    """Whether there are as many key/value heads as query heads, together as wide as the model."""
     even_width: bool = True
-    """The model is as wide as a multiple of its heads, though these may have another width."""
+    """Whether the model's width must be a multiple of its heads, even if the head width is set separately."""
     plain_ffn: bool = False
-    """An MLP of four times the width, whatever config.json says."""
+    """Whether the MLP is always four times as wide as the model."""
     unused: tuple[str, ...] = ()
-    """Patterns of tensors that some files have and that change nothing."""
+    """Patterns of tensors that some files contain and that have no effect."""
     flatten: Callable[[dict[str, Any]], dict[str, Any]] = lambda tree: tree
-    """config.json with nested keys on one level."""
+    """Convert config.json with nested keys to a single level."""
     nest: Callable[[dict[str, Any]], dict[str, Any]] = lambda tree: tree
-    """The other way round, as both versions of transformers read it."""
+    """The reverse, in a form that both versions of transformers read."""
 
     def head(self, architecture: str) -> Head | None:
         return next((head for head in self.heads if head.architecture == architecture), None)
 
     def head_for(self, objective: str) -> Head | None:
-        return next((head for head in self.heads if objective in head.learns), None)
+        return next((head for head in self.heads if objective in head.objectives), None)
 
 
 def rules(architecture: Architecture, head: Head, config: Config, shapes: Shapes) -> list[Rule]:
-    """Every tensor of the model, in the order of the table. Each of our parameters is in one rule."""
+    """Every tensor of the model, in the order of the table. Each of our parameters is in exactly one rule."""
     found = [
         rule
         for entry in (*architecture.stack, *head.entries)
         if entry.when(config)
         for rule in _expanded(entry, shapes)
     ]
-    told = [name for rule in found for name in rule.ours]
-    assert sorted(told) == sorted(shapes), (architecture.model_type, set(told) ^ set(shapes))
+    covered = [name for rule in found for name in rule.ours]
+    assert sorted(covered) == sorted(shapes), (architecture.model_type, set(covered) ^ set(shapes))
     claimed = {name for rule in found for name in rule.written}
     return [rule._replace(echoes=tuple(n for n in rule.echoes if n not in claimed)) for rule in found]
 
@@ -173,10 +174,10 @@ def _expanded(entry: Entry, shapes: Shapes) -> Iterator[Rule]:
             return
 
 
-def same(pairs: Mapping[str, str]) -> tuple[Entry, ...]:
-    """Layers that differ by nothing but their names: theirs -> ours."""
+def same_layout(pairs: Mapping[str, str]) -> tuple[Entry, ...]:
+    """Entries of layers that differ only in their names: theirs -> ours."""
     return tuple(Entry(f"{theirs}.*", (f"{ours}.*",)) for theirs, ours in pairs.items())
 
 
 QKV = tuple(f"blocks.{{i}}.attention.{part}.*" for part in ("query", "key", "value"))
-"""Of a decoder's block."""
+"""Query, key and value of a decoder's block."""

@@ -1,6 +1,7 @@
-"""Tensors of a folder of safetensors files, by name, one at a time: what both verbs read.
+"""Tensors in a folder of safetensors files, by name, one at a time; both import and export read them this way.
 
-Files are mapped: only what is asked for is read. Nothing but safetensors is opened, since other files may run code.
+Files are memory-mapped, so only requested tensors are read. Only safetensors files are opened, since other formats may
+run code.
 """
 
 from __future__ import annotations
@@ -18,18 +19,19 @@ from roots_dist.errors import ExchangeError, Problem, UserError
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack", "model.ckpt.index")
 FLOATS = ("F32", "F16", "BF16")
-"""What float32 holds exactly, as safetensors spells it."""
+"""Dtypes that float32 represents exactly, as safetensors names them."""
 
 
-def refused(key: object, found: object, expected: str, fix: str) -> ExchangeError:
+def exchange_error(key: object, found: object, expected: str, fix: str) -> ExchangeError:
     return ExchangeError(Problem(key=str(key), found=found, expected=expected, fix=fix))
 
 
 class Tensors:
-    """files: name of each tensor -> its file in the folder. trouble makes the error of one that cannot be read."""
+    """files: name of each tensor -> its file in the folder. make_error creates the error for a tensor that cannot be
+    read."""
 
-    def __init__(self, folder: Path, files: Mapping[str, str], trouble: Callable[[str], UserError]):
-        self.folder, self.files, self._trouble = folder, dict(files), trouble
+    def __init__(self, folder: Path, files: Mapping[str, str], make_error: Callable[[str], UserError]):
+        self.folder, self.files, self._make_error = folder, dict(files), make_error
         self._open: dict[str, safe_open] = {}
 
     def get(self, name: str) -> Tensor:
@@ -40,7 +42,7 @@ class Tensors:
         return tuple(self._read(name).get_shape())
 
     def dtype(self, name: str) -> str:
-        """As safetensors spells it."""
+        """Dtype as safetensors names it."""
         return str(self._read(name).get_dtype())
 
     def _read(self, name: str) -> Any:
@@ -51,19 +53,19 @@ class Tensors:
                 self._open[file] = safe_open(self.folder / file, framework="pt")
             return self._open[file].get_slice(name)
         except (OSError, SafetensorError) as error:
-            raise self._trouble(f"{self.folder / file}: {name}: {error}. Fix: get the file again.") from error
+            raise self._make_error(f"{self.folder / file}: {name}: {error}. Fix: get the file again.") from error
 
 
 def open_folder(folder: Path) -> Tensors:
-    """Those of a Hugging Face folder. Raises ExchangeError if there are none that can be read safely."""
+    """Tensors of a Hugging Face folder. Raises ExchangeError if there are none that can be read safely."""
     index, one = folder / INDEX, folder / ONE_FILE
     if index.is_file():
         files = read_json(index).get("weight_map")
         if not isinstance(files, dict) or not all(isinstance(f, str) and f == Path(f).name for f in files.values()):
-            raise refused(index, "weight_map", "a file of this folder for each tensor", "get the file again")
+            raise exchange_error(index, "weight_map", "a file of this folder for each tensor", "get the file again")
         missing = sorted({file for file in files.values() if not (folder / file).is_file()})
         if missing:
-            raise refused(index, missing[0], "a file that is here", "get the folder again, whole")
+            raise exchange_error(index, missing[0], "a file that is here", "get the folder again, whole")
         return Tensors(folder, files, ExchangeError)
     if one.is_file():
         try:
@@ -85,7 +87,7 @@ def open_folder(folder: Path) -> Tensors:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises ExchangeError if it is not there, or no object."""
+    """Raises ExchangeError if the file is missing or not a JSON object."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""The files of a tokenizer, both ways: copied into a run, and out of it so that transformers 4 and 5 read them alike.
+"""Tokenizer files in both directions: copied into a run, and exported so that transformers 4 and 5 read them alike.
 
 tokenizer.json, tokenizer_config.json, chat_template.jinja, special_tokens_map.json
 """
@@ -13,25 +13,25 @@ from typing import Any
 
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import NAMES, found, ids_of
-from roots_dist.learning.data.chat import template_of
+from roots_dist.learning.data.chat import find_template
 from roots_dist.learning.data.tokenizer import load_codec
-from roots_dist.storage.exchange.tensors import read_json, refused
+from roots_dist.storage.exchange.tensors import exchange_error, read_json
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 FILES = (TOKENIZER, SETTINGS, TEMPLATE, "special_tokens_map.json")
-CALLED = {"pad": "pad", "cls": "cls", "sep": "sep", "mask": "mask", "unk": "unk", "end": "eos"}
-"""Special tokens of ours -> what transformers calls them."""
-OF_FAMILY = {
+HF_NAMES = {"pad": "pad", "cls": "cls", "sep": "sep", "mask": "mask", "unk": "unk", "end": "eos"}
+"""Our special tokens -> their names in transformers."""
+FAMILY_TOKENS = {
     "gpt": ("pad", "unk", "end"),
     "bert": ("pad", "cls", "sep", "mask", "unk"),
     "electra": ("pad", "cls", "sep", "mask", "unk"),
     "t5": ("pad", "unk", "end"),
 }
-"""Those that mean something to a model of each family."""
-LEFT_OUT = ("chat_template", "auto_map", "tokenizer_file", "vocab_file", "backend", "is_local", "name_or_path")
-"""Of an import's tokenizer_config.json: where things lay, code, and what has a file of its own."""
-CHATS = ("instruct",)
-"""Objectives whose model answers in conversations."""
+"""Special tokens that each family uses."""
+DROPPED_KEYS = ("chat_template", "auto_map", "tokenizer_file", "vocab_file", "backend", "is_local", "name_or_path")
+"""Keys of an imported tokenizer_config.json that are not exported: paths, code, and what has a file of its own."""
+CHAT_OBJECTIVES = ("instruct",)
+"""Objectives that train a chat model."""
 
 
 def vocab_of(folder: Path) -> int | None:
@@ -49,38 +49,41 @@ def copy_tokenizer(folder: Path, run: Path) -> None:
 
 
 def special_ids(config: Config) -> dict[str, int]:
-    """Of the run's tokenizer: transformers' name (pad, eos, …) -> id. Empty if the run has no tokenizer."""
+    """Special tokens of the run's tokenizer: transformers' name (pad, eos, …) -> id. Empty without a tokenizer."""
     if config.data.tokenizer is None:
         return {}
-    ids = ids_of(_tree(config.data.tokenizer))
-    named = _named(config, ids) | {"bos": _bos(config, ids)}
+    ids = ids_of(_read_tokenizer(config.data.tokenizer))
+    named = _special_tokens(config, ids) | {"bos": _bos(config, ids)}
     return {name: ids[token] for name, token in named.items() if token in ids}
 
 
 def write_tokenizer(config: Config, folder: Path) -> None:
-    """The run's tokenizer, as users of its family expect it: with the tokens that texts begin and end with."""
+    """Write the run's tokenizer as users of its family expect it, adding the tokens that begin and end a text."""
     if config.data.tokenizer is None:
         return
     path = Path(config.data.tokenizer)
-    tree = _tree(path)
+    tree = _read_tokenizer(path)
     ids = ids_of(tree)
-    named = _named(config, ids)
+    named = _special_tokens(config, ids)
     if tree.get("post_processor") is None:
         tree["post_processor"] = _post_processor(config.model.family, named, ids)
     tree |= {"truncation": None, "padding": None}
     (folder / TOKENIZER).write_text(json.dumps(tree, ensure_ascii=False), encoding="utf-8")
     settings = _settings(config, path.with_name(SETTINGS), named, _bos(config, ids))
-    name, template, _ = template_of(config.finetune.chat_template if config.objective.name in CHATS else None, path)
-    if config.objective.name in CHATS or name != "the default template":
+    name, template, _ = find_template(
+        config.finetune.chat_template if config.objective.name in CHAT_OBJECTIVES else None, path
+    )
+    if config.objective.name in CHAT_OBJECTIVES or name != "the default template":
         (folder / TEMPLATE).write_text(template, encoding="utf-8")
     (folder / SETTINGS).write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _settings(config: Config, beside: Path, named: Mapping[str, str], bos: str | None) -> dict[str, Any]:
-    """Version 5 of transformers names a class that version 4 refuses; the class that both know reads tokenizer.json as
-    it is. Unless told which inputs a model has, it gives every model segments, which GPT-2 would add to its words."""
+    """Content of tokenizer_config.json. Version 5 of transformers names a class that version 4 refuses; the class named
+    here is known to both and reads tokenizer.json unchanged. Without model_input_names it would return segments for
+    every model, which GPT-2 would add to its embedding."""
     given = read_json(beside) if beside.is_file() else {}
-    settings = {key: value for key, value in given.items() if key not in LEFT_OUT}
+    settings = {key: value for key, value in given.items() if key not in DROPPED_KEYS}
     tokens = {f"{name}_token": token for name, token in named.items()} | ({"bos_token": bos} if bos else {})
     inputs = (
         ["input_ids", "token_type_ids", "attention_mask"]
@@ -98,28 +101,28 @@ def _settings(config: Config, beside: Path, named: Mapping[str, str], bos: str |
     )
 
 
-def _named(config: Config, ids: Mapping[str, int]) -> dict[str, str]:
-    """transformers' name -> the token, of those that the family has and the tokenizer too."""
+def _special_tokens(config: Config, ids: Mapping[str, int]) -> dict[str, str]:
+    """transformers' name -> token, for special tokens that both the family and the tokenizer have."""
     there = found(ids)
     tokens = {ours: next(name for name in NAMES[ours] if name in ids) for ours in there}
-    named = {CALLED[ours]: tokens[ours] for ours in OF_FAMILY[config.model.family] if ours in tokens}
+    named = {HF_NAMES[ours]: tokens[ours] for ours in FAMILY_TOKENS[config.model.family] if ours in tokens}
     if config.objective.name == "classify" and "eos" in named:
-        named.setdefault("pad", named["eos"])  # decoders: several texts at a time are filled up with it
+        named.setdefault("pad", named["eos"])  # decoders: pads batches of texts
     return named
 
 
 def _bos(config: Config, ids: Mapping[str, int]) -> str | None:
-    """Decoders: what the tokenizer's settings say, else the token that ends a document, as with GPT-2."""
+    """Decoders only: the bos_token in the tokenizer's config, or else the end-of-document token, as in GPT-2."""
     if config.model.family != "gpt":
         return None
     beside = Path(str(config.data.tokenizer)).with_name(SETTINGS)
     given = read_json(beside).get("bos_token") if beside.is_file() else None
     given = given.get("content") if isinstance(given, dict) else given
-    return given if given in ids else _named(config, ids).get("eos")
+    return given if given in ids else _special_tokens(config, ids).get("eos")
 
 
 def _post_processor(family: str, named: Mapping[str, str], ids: Mapping[str, int]) -> dict[str, Any] | None:
-    """[CLS] A [SEP] B [SEP], or A </s> B </s>; a decoder's texts are left as they are."""
+    """[CLS] A [SEP] B [SEP], or A </s> B </s>; None for decoders, which add nothing."""
 
     def special(name: str, segment: int) -> dict[str, Any]:
         return {"SpecialToken": {"id": named[name], "type_id": segment}}
@@ -141,8 +144,8 @@ def _post_processor(family: str, named: Mapping[str, str], ids: Mapping[str, int
     return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
 
 
-def _tree(path: str | Path) -> dict[str, Any]:
+def _read_tokenizer(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         fix = "run the command in the folder that the path begins in"
-        raise refused("data.tokenizer", str(path), "the run's tokenizer.json", fix)
+        raise exchange_error("data.tokenizer", str(path), "the run's tokenizer.json", fix)
     return read_json(Path(path))

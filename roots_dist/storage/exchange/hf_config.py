@@ -1,9 +1,9 @@
-"""config.json <-> our Config, by an architecture's table; what either side cannot say is refused by its name.
+"""config.json <-> our Config, by the table of an architecture; what either side cannot express is refused by name.
 
-    config.json --read_settings--> {"model.hidden": 768, …}
-    Config --unfit--> problems, none: --write_settings--> config.json
+    config.json --read_hf_config--> {"model.hidden": 768, …}
+    Config --incompatibilities--> problems, or none: --hf_config_of--> config.json
 
-Nothing is dropped in silence: a key that no table knows is refused too, unless it says nothing (null, empty).
+Nothing is dropped silently: an unknown key is refused too, unless it is empty (null, {}, []).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from roots_dist.checks import checks
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, ExchangeError, Problem
 from roots_dist.storage.exchange.table import Architecture, Head, Key
-from roots_dist.storage.exchange.tensors import refused
+from roots_dist.storage.exchange.tensors import exchange_error
 
 COMMON: tuple[tuple[str, object], ...] = (
     ("is_decoder", False), ("add_cross_attention", False), ("tie_encoder_decoder", False), ("pruned_heads", {}),
@@ -26,7 +26,7 @@ COMMON: tuple[tuple[str, object], ...] = (
     ("layer_types", None),
     ("position_embedding_type", "absolute"), ("rope_interleaved", False),
 )  # fmt: skip
-"""Keys of any model type that change what it computes, and what they must say if they are there."""
+"""Keys of any model type that change the computation, and the only values that we support."""
 HARMLESS = frozenset(
     [
         "_name_or_path",
@@ -129,49 +129,46 @@ HARMLESS = frozenset(
         "transformers.js_config",
     ]
 )
-"""Keys that say nothing of what an unmasked forward pass computes: names, dropout of heads, generation, how it is
-run."""
+"""Keys that do not affect an unmasked forward pass: names, dropout of heads, generation, execution."""
 
 
-def read_settings(tree: Mapping[str, Any], architecture: Architecture, where: str) -> dict[str, object]:
-    """Of our config, what config.json says. Raises ExchangeError for the first thing that our model has not."""
+def read_hf_config(tree: Mapping[str, Any], architecture: Architecture, where: str) -> dict[str, object]:
+    """Our config values for a config.json. Raises ExchangeError for the first setting that is not supported."""
     tree = architecture.flatten(dict(tree))
     found: dict[str, object] = dict(architecture.ours)
-    told: dict[str, str] = {}
+    set_by: dict[str, str] = {}
     known = {fixed.theirs for fixed in architecture.fixed}
     for key in architecture.keys:
-        known |= {key.theirs, *key.older}
-        value = _value(tree, key, where)
+        known |= {key.theirs, *key.aliases}
+        value = _to_ours(tree, key, where)
         if key.ours in found and found[key.ours] != value:
-            other = told.get(key.ours)
-            as_told = (
-                f"as {other} = {tree.get(other)!r} has it" if other else f"one that means {_said(found[key.ours])}"
+            other = set_by.get(key.ours)
+            expected = (
+                f"the same as {other} = {tree.get(other)!r}" if other else f"one that means {_as_json(found[key.ours])}"
             )
-            raise _wrong(
-                where, key.theirs, tree.get(key.theirs, key.default), f"{as_told}: our models have one {key.ours}"
+            raise _error(
+                where, key.theirs, tree.get(key.theirs, key.default), f"{expected}: our models have a single {key.ours}"
             )
-        found[key.ours], told[key.ours] = value, key.theirs
+        found[key.ours], set_by[key.ours] = value, key.theirs
     for fixed in architecture.fixed:
         value = tree.get(fixed.theirs, fixed.value if fixed.default is ... else fixed.default)
-        if value != fixed.value and value not in fixed.same:
-            raise _wrong(
-                where, fixed.theirs, value, f"{fixed.words or _said(fixed.value)}: our models have nothing else"
+        if value != fixed.value and value not in fixed.equivalent:
+            raise _error(
+                where, fixed.theirs, value, f"{fixed.description or _as_json(fixed.value)}: the only supported value"
             )
     for name, value in COMMON:
         if name not in known and tree.get(name) not in (value, None, False):
-            raise _wrong(where, name, tree[name], f"{_said(value)}: our models have nothing else")
+            raise _error(where, name, tree[name], f"{_as_json(value)}: the only supported value")
     strange = [
         k for k, v in tree.items() if k not in known | HARMLESS | dict(COMMON).keys() and v not in (None, {}, [])
     ]
     if strange:
-        raise _wrong(
-            where, strange[0], tree[strange[0]], f"a key that is known of model type {architecture.model_type}"
-        )
+        raise _error(where, strange[0], tree[strange[0]], f"a known key of model type {architecture.model_type}")
     return found
 
 
 def config_of(values: Mapping[str, object], architecture: Architecture, where: str) -> Config:
-    """A Config that says so, checked. Raises ExchangeError in the words of config.json, or ConfigError."""
+    """The checked Config with these values. Raises ExchangeError in terms of config.json, or ConfigError."""
     tree: dict[str, dict[str, object]] = {}
     for name, value in values.items():
         section, key = name.split(".")
@@ -182,7 +179,7 @@ def config_of(values: Mapping[str, object], architecture: Architecture, where: s
         details = error.errors(include_url=False)[0]
         ours = ".".join(map(str, details["loc"][:2]))
         theirs = next((key.theirs for key in architecture.keys if key.ours == ours), ours)
-        raise _wrong(where, theirs, details["input"], details["msg"].removeprefix("Input should be ")) from error
+        raise _error(where, theirs, details["input"], details["msg"].removeprefix("Input should be ")) from error
     problems = checks.check(config, 1)
     if problems:
         raise ConfigError(problems)
@@ -190,9 +187,9 @@ def config_of(values: Mapping[str, object], architecture: Architecture, where: s
 
 
 def labels_of(tree: Mapping[str, Any], where: str) -> list[str]:
-    """Names of the classes of a head, in the order of their outputs."""
+    """Names of a head's classes, in the order of its outputs."""
     if tree.get("problem_type") not in (None, "single_label_classification"):
-        raise _wrong(
+        raise _error(
             where, "problem_type", tree["problem_type"], "single_label_classification: each text has one label"
         )
     given = tree.get("id2label") or tree.get("num_labels", 2)
@@ -202,12 +199,12 @@ def labels_of(tree: Mapping[str, Any], where: str) -> list[str]:
     except (AttributeError, ValueError):
         names = {}
     if len(names) < 2 or sorted(names) != list(range(len(names))):
-        raise _wrong(where, "id2label", given, "the names of outputs 0, 1 … of two or more classes")
+        raise _error(where, "id2label", given, "the names of outputs 0, 1 … of two or more classes")
     return [names[i] for i in range(len(names))]
 
 
-def effective(config: Config) -> dict[str, object]:
-    """Every key with its default filled in, as theirs want it."""
+def effective_values(config: Config) -> dict[str, object]:
+    """Every config value with its default filled in, as their config needs it."""
     m = config.model
     found = {f"{section}.{key}": value for section, keys in config.model_dump().items() for key, value in keys.items()}
     return found | {
@@ -221,9 +218,9 @@ def effective(config: Config) -> dict[str, object]:
     }
 
 
-def unfit(config: Config, architecture: Architecture, head: Head) -> Iterator[Problem]:
-    """What this model has and a model of that type has not."""
-    values, m = effective(config), config.model
+def incompatibilities(config: Config, architecture: Architecture, head: Head) -> Iterator[Problem]:
+    """Features of this model that a model of that type lacks."""
+    values, m = effective_values(config), config.model
 
     def problem(key: str, expected: object) -> Problem:
         fix = "train with that, or use `roots generate` and `roots evaluate`, which read the run itself"
@@ -231,10 +228,10 @@ def unfit(config: Config, architecture: Architecture, head: Head) -> Iterator[Pr
 
     for name, value in architecture.ours.items():
         if values[name] != value:
-            yield problem(name, _said(value))
+            yield problem(name, _as_json(value))
     for key in architecture.keys:
-        if key.words is not None and values[key.ours] not in key.words.values():
-            yield problem(key.ours, " or ".join(dict.fromkeys(map(_said, key.words.values()))))
+        if key.translation is not None and values[key.ours] not in key.translation.values():
+            yield problem(key.ours, " or ".join(dict.fromkeys(map(_as_json, key.translation.values()))))
     if architecture.plain_heads:
         if m.num_kv_heads() != m.heads:
             yield problem("model.kv_heads", f"model.heads = {m.heads}")
@@ -246,12 +243,12 @@ def unfit(config: Config, architecture: Architecture, head: Head) -> Iterator[Pr
         yield problem("model.ffn", f"4 × model.hidden = {4 * m.hidden}")
 
 
-def write_settings(config: Config, architecture: Architecture, head: Head) -> dict[str, object]:
-    """config.json of a model that fits, without its special tokens."""
-    values = effective(config)
+def hf_config_of(config: Config, architecture: Architecture, head: Head) -> dict[str, object]:
+    """config.json of a compatible model, without its special tokens."""
+    values = effective_values(config)
     tree: dict[str, object] = {"architectures": [head.architecture], "model_type": architecture.model_type}
     tree |= {fixed.theirs: fixed.value for fixed in architecture.fixed}
-    tree |= {key.theirs: _written(key, values[key.ours]) for key in architecture.keys}
+    tree |= {key.theirs: _to_theirs(key, values[key.ours]) for key in architecture.keys}
     labels = config.finetune.labels
     if config.objective.name in ("classify", "tag"):
         tree["id2label"] = {str(i): name for i, name in enumerate(labels)}
@@ -260,28 +257,28 @@ def write_settings(config: Config, architecture: Architecture, head: Head) -> di
     return architecture.nest(tree)
 
 
-def _value(tree: Mapping[str, Any], key: Key, where: str) -> object:
-    """Of ours, what theirs says."""
-    name = next((name for name in (key.theirs, *key.older) if name in tree), None)
+def _to_ours(tree: Mapping[str, Any], key: Key, where: str) -> object:
+    """Our value for a key."""
+    name = next((name for name in (key.theirs, *key.aliases) if name in tree), None)
     value = key.default if name is None else tree[name]
-    if key.words is not None:
-        if not isinstance(value, (str, bool)) or value not in key.words:
-            raise _wrong(where, key.theirs, value, " or ".join(map(_said, key.words)))
-        return key.words[value]
+    if key.translation is not None:
+        if not isinstance(value, (str, bool)) or value not in key.translation:
+            raise _error(where, key.theirs, value, " or ".join(map(_as_json, key.translation)))
+        return key.translation[value]
     return value - key.shift if key.shift and isinstance(value, int) else value
 
 
-def _written(key: Key, value: object) -> object:
-    if key.words is not None:
-        return next(theirs for theirs, ours in key.words.items() if ours == value)
+def _to_theirs(key: Key, value: object) -> object:
+    if key.translation is not None:
+        return next(theirs for theirs, ours in key.translation.items() if ours == value)
     return value + key.shift if key.shift else value  # type: ignore[operator]  # a shift is of a number
 
 
-def _said(value: object) -> str:
-    """As JSON has it."""
+def _as_json(value: object) -> str:
+    """The value as written in JSON."""
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
-def _wrong(where: str, key: str, found: object, expected: str) -> ExchangeError:
-    fix = "use a model without it; what is not the same function is not imported"
-    return refused(f"{where}: {key}", found, expected, fix)
+def _error(where: str, key: str, found: object, expected: str) -> ExchangeError:
+    fix = "use a model without it: only models that compute the same function are imported"
+    return exchange_error(f"{where}: {key}", found, expected, fix)
