@@ -36,7 +36,7 @@ from roots_dist.layout import Layout
 from roots_dist.learning.data.tasks import TASKS, columns_of
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
 from roots_dist.parallel.optim.trainable import trainable
-from roots_dist.parallel.zero.ds_config import settings
+from roots_dist.parallel.zero.ds_config import deepspeed_config
 from roots_dist.runs.ranks.join import device_for
 from roots_dist.runs.track.wandb import _begin
 from roots_dist.runs.train.best_evaluation import best_evaluation
@@ -203,7 +203,7 @@ OBSERVED: dict[str, Callable[[Config], object]] = {
     "batches": lambda c: [(batch_size_at(c.train, s), c.num_microbatches(1)) for s in range(c.train.steps)],
     "layout": lambda c: layout_for(c, WORLD),
     "program": _program,
-    "DeepSpeed": lambda c: (settings(c, 10**9), c.engine(1), c.engine(2)),
+    "DeepSpeed": lambda c: (deepspeed_config(c, 10**9), c.engine(1), c.engine(2)),
     "bounds": lambda c: (bounds(c, Layout(), 1e12), flops_per_step(c)),
     "trainable": lambda c: trainable(c, depths(c)),
     "columns": lambda c: columns_of(c) if c.objective.name in TASKS else None,
