@@ -147,7 +147,7 @@ def test_electra_is_that_of_transformers(width):
     discriminator = transformers.ElectraForPreTraining(transformers.ElectraConfig(**their_sizes(embedding_size=width)))
     discriminator.electra.embeddings = generator.electra.embeddings  # as they are pre-trained
     both = torch.nn.ModuleDict({"g": generator, "d": discriminator}).double().eval()
-    c = config("electra", "rtd", {"hidden": 16, "heads": 2, "ffn": 40, "layers": 2}, embedding=width)
+    c = config("electra", "rtd", {"hidden": 16, "heads": 2, "ffn": 40, "layers": 2}, embedding_size=width)
     stage, params = ours_with_noise(c)
     kinds = ("weight", "bias")
     ends = {

@@ -64,7 +64,7 @@ def test_an_encoder_with_a_head_is_that_of_transformers(family, width, task):
     known = {"bert": "Bert", "electra": "Electra"}[family]
     kind = {"classify": "ForSequenceClassification", "tag": "ForTokenClassification"}[task]
     theirs = getattr(transformers, known + kind)(getattr(transformers, f"{known}Config")(**sizes)).double().eval()
-    changes = {"embedding": width} if family == "electra" else {}
+    changes = {"embedding_size": width} if family == "electra" else {}
     stage, params = ours_with_noise(
         with_classes(config(family, {"bert": "mlm", "electra": "rtd"}[family], **changes), task)
     )
