@@ -1,8 +1,8 @@
-"""The words of a pipeline schedule. A program is data: for each pipeline rank, the list of what it does in order.
+"""The vocabulary of a pipeline schedule. A program is data: for each pipeline rank, the list of its actions in order.
 
     schedules.py --compute only--> communication.py --with sends and receives--> check.py plays it, executor.py runs it
 
-Stage ≠ rank: with v chunks, rank r of p holds the stages r, p + r, 2p + r, …
+Stage ≠ rank: with v virtual stages per rank, rank r of p holds the stages r, p + r, 2p + r, …
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from typing import NamedTuple
 
 
 class Kind(Enum):
+    """Kind of an action."""
+
     FORWARD = "F"
     BACKWARD = "B"  # gradients of inputs and weights
-    INPUT = "I"  # gradients of inputs only; the weights' are put off (zero bubble)
-    WEIGHT = "W"  # the weights' gradients that INPUT put off
-    SEND_FORWARD = "sf"  # hand the stage's output to stage + 1; returns at once
-    RECV_FORWARD = "rf"  # begin to receive the stage's input from stage - 1; returns at once, FORWARD waits for it
-    SEND_BACKWARD = "sb"  # hand the gradient of the stage's input to stage - 1; returns at once
-    RECV_BACKWARD = "rb"  # begin to receive the gradient of the stage's output; BACKWARD or INPUT waits for it
+    INPUT = "I"  # gradients of inputs only; those of the weights are deferred (zero bubble)
+    WEIGHT = "W"  # the weights' gradients that INPUT deferred
+    SEND_FORWARD = "sf"  # start to send the stage's output to stage + 1
+    RECV_FORWARD = "rf"  # start to receive the stage's input from stage - 1; FORWARD waits for it
+    SEND_BACKWARD = "sb"  # start to send the gradient of the stage's input to stage - 1
+    RECV_BACKWARD = "rb"  # start to receive the gradient of the stage's output; BACKWARD or INPUT waits for it
 
     __hash__ = object.__hash__  # members are singletons; Enum hashes the name, in Python, millions of times
 
@@ -28,6 +30,8 @@ class Kind(Enum):
 
 
 class Action(NamedTuple):
+    """One step of a rank: what it does, with which stage and which microbatch."""
+
     kind: Kind
     stage: int
     microbatch: int
@@ -37,13 +41,13 @@ class Action(NamedTuple):
 
 
 Program = list[list[Action]]
-"""Program[rank] is what that pipeline rank does, in order."""
+"""Program[rank] is the list of that pipeline rank's actions, in order."""
 
 
 class InvalidProgram(Exception):
-    """A program that cannot be run to its end. The message has one line per reason."""
+    """A program that cannot run to its end. The message has one line per reason."""
 
 
 def rank_of(stage: int, num_ranks: int) -> int:
-    """The pipeline rank that holds a stage."""
+    """Pipeline rank that holds a stage."""
     return stage % num_ranks

@@ -1,9 +1,9 @@
-"""Play a program without tensors: is it free of deadlock, what does it hold, how long does it take?
+"""Simulate a program without tensors: whether it deadlocks, how many activations it holds, how long it takes.
 
     communication.py --with sends and receives--> violations: none --> executor.py may run it
-                                              --> play: timeline, peak, bubble --> draw.py shows it, plan/ counts on it
+                                              --> play: timeline, peak, bubble --> draw.py, runs/plan/
 
-The player knows nothing of the schedules; the closed formulas in schedules.py come from the papers. The tests compare
+The simulator knows nothing of the schedules; the closed formulas in schedules.py come from the papers. Tests compare
 the two.
 """
 
@@ -22,16 +22,16 @@ DEADLOCK = "deadlock:"
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """How long one action takes, in any unit. BACKWARD takes input + weight."""
+    """Duration of each kind of action, in any unit. BACKWARD takes input + weight."""
 
     forward: float = 1.0
     input: float = 1.0
     weight: float = 1.0
     transfer: float = 0.0
     stages: tuple[float, ...] = ()
-    """Cost of each stage as a multiple of the above; empty: all stages cost the same."""
+    """Cost of each stage, as a factor on the durations; if empty, all stages cost the same."""
     exact: Mapping[tuple[Kind, int], float] | None = None
-    """Of each kind of action in each stage, instead of all the above but transfer."""
+    """Duration of each kind of action in each stage, which replaces all durations except transfer."""
 
     def of(self, action: Action) -> float:
         if self.exact is not None:
@@ -49,6 +49,8 @@ class Times:
 
 
 class Span(NamedTuple):
+    """An action and the time it takes."""
+
     action: Action
     start: float
     end: float
@@ -56,16 +58,17 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Played:
-    """What happened, and when."""
+    """The result of a simulation."""
 
     times: Times
     num_stages: int
     timeline: list[list[Span]]
-    """Of each rank, its compute actions in order."""
+    """Compute actions of each rank, in order."""
     transfers: dict[Channel, list[Span]]
-    """Of each channel, its sends, from the moment that both ends were ready until the tensor had come."""
+    """Sends of each channel, from the moment that both ends are ready until the tensor has arrived."""
     peak: list[int]
-    """Of each rank, how many activations it held at once: a forward adds one, BACKWARD or WEIGHT gives it back."""
+    """Largest number of activations that each rank holds at once: a forward adds one, BACKWARD or WEIGHT removes one.
+    """
 
     @property
     def makespan(self) -> float:
@@ -73,7 +76,7 @@ class Played:
 
     @property
     def ideal(self) -> float:
-        """The time of the busiest rank, had it never waited."""
+        """Time of the busiest rank if it never waited."""
         return max(sum(self.times.of(span.action) for span in spans) for spans in self.timeline)
 
     @property
@@ -83,15 +86,15 @@ class Played:
 
     @property
     def bubble_share(self) -> float:
-        """Time lost, as a fraction of the whole time: (p - 1) / (m + p - 1) for 1F1B."""
+        """Time lost, as a fraction of the total time: (p - 1) / (m + p - 1) for 1F1B."""
         return (self.makespan - self.ideal) / self.makespan
 
 
 def play(program: Program, times: Times = Times()) -> Played:
-    """Run a program with communication on an imaginary machine. Raises InvalidProgram if it comes to a halt.
+    """Simulate a program with communication. Raises InvalidProgram if it deadlocks.
 
     A rank computes one action at a time. Sends and receives take none of its time; a transfer begins when both ends
-    have posted it and the channel is free. What a compute action needs from another rank must have arrived.
+    have posted it and the channel is free. A compute action waits for the tensors that it needs from other ranks.
     """
     machine = _Machine(program, times)
     runnable = deque(range(len(program)))
@@ -106,7 +109,7 @@ def play(program: Program, times: Times = Times()) -> Played:
 
 @dataclass
 class _Machine:
-    """The state of play: how far each rank is, what is done or has arrived, what is on its way."""
+    """State of the simulation: the position of each rank, completed actions, pending transfers."""
 
     program: Program
     times: Times
@@ -125,7 +128,7 @@ class _Machine:
         self.timeline: list[list[Span]] = [[] for _ in self.program]
 
     def advance(self, rank: int) -> list[int]:
-        """Run this rank as far as it can go; return the ranks that may go on because of it."""
+        """Advance this rank as far as possible; return the ranks that it unblocks."""
         woken: list[int] = []
         actions = self.program[rank]
         while self.cursor[rank] < len(actions):
@@ -147,7 +150,7 @@ class _Machine:
         return woken
 
     def post(self, action: Action, when: float) -> list[int]:
-        """One end of a transfer is ready; the n-th send of a channel meets its n-th receive."""
+        """Post one end of a transfer; the n-th send of a channel is matched with its n-th receive."""
         channel = channel_of(action, self.num_ranks)
         sends, receives = self.posted[channel]
         (sends if action.kind in SENDS else receives).append((action, when))
@@ -177,7 +180,7 @@ class _Machine:
 
 
 def _needs(action: Action, num_ranks: int, num_stages: int) -> list[Action]:
-    """What must be done, or have arrived, before an action; the gradient of a stage's input counts as INPUT."""
+    """What must be done or have arrived before an action; the gradient of a stage's input counts as INPUT."""
     kind, stage, microbatch = action
     local = num_ranks == 1  # neighbours in the model live on the same rank: nothing travels
     if kind is Kind.FORWARD:
@@ -196,7 +199,7 @@ def _needs(action: Action, num_ranks: int, num_stages: int) -> list[Action]:
 
 
 def _results(action: Action) -> list[Action]:
-    """What a compute action gives: BACKWARD is INPUT and WEIGHT in one."""
+    """Results of a compute action: BACKWARD is INPUT and WEIGHT combined."""
     if action.kind is Kind.BACKWARD:
         return [action._replace(kind=Kind.INPUT), action._replace(kind=Kind.WEIGHT)]
     return [action]
@@ -217,13 +220,13 @@ def _num_stages(program: Program) -> int:
 def violations(program: Program) -> list[str]:
     """Everything that is wrong with a program with communication; empty if the executor may run it.
 
-    Stages and microbatches are those that the program names: every such pair must run forward once and backward once.
+    Stages and microbatches are those that the program names: every pair must run forward once and backward once.
     """
     found = [*_misplaced(program), *_miscounted(program)]
     try:
         play(program)
     except InvalidProgram as error:
-        found += [*_disordered(program), *str(error).splitlines()]  # whatever is out of order on a rank halts the play
+        found += [*_disordered(program), *str(error).splitlines()]  # any action out of order on a rank deadlocks
     return found
 
 
@@ -237,7 +240,8 @@ def _misplaced(program: Program) -> list[str]:
 
 
 def _miscounted(program: Program) -> list[str]:
-    """Each forward, input and weight gradient exactly once; each send received, and nothing else received."""
+    """Check that each forward, input gradient and weight gradient occurs exactly once, and that sends and receives
+    match."""
     counts = Counter(result for actions in program for action in actions for result in _results(action))
     num_microbatches = 1 + max((action.microbatch for action in counts), default=-1)
     parts = {Kind.FORWARD: "forward", Kind.INPUT: "gradient of the input", Kind.WEIGHT: "gradient of the weights"}
@@ -255,7 +259,7 @@ def _miscounted(program: Program) -> list[str]:
 
 
 def _disordered(program: Program) -> list[str]:
-    """Nothing on a rank comes before what it needs from the same rank (a receive counts from where it is posted)."""
+    """Check that no action precedes what it needs from the same rank (a receive counts from where it is posted)."""
     found = []
     num_stages = _num_stages(program)
     for rank, actions in enumerate(program):

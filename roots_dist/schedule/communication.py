@@ -1,10 +1,10 @@
-"""Communication, derived: a schedule says what is computed; which tensors must travel, and when, follows from that.
+"""Derive the communication of a schedule: the compute actions determine which tensors are sent, and when.
 
     schedules.py --compute only--> with_communication --> check.py plays it, executor.py runs it
 
-Every ordered pair of ranks has one channel for activations and one for gradients, each its own process group. A
-channel carries no tags, it is first in, first out: one end posts its receives in the order in which the other sends.
-Between stages of one rank nothing is sent, the executor hands over.
+Every ordered pair of ranks has one channel for activations and one for gradients, each with its own process group. A
+channel has no tags and is first in, first out: one end posts its receives in the order in which the other sends.
+Between stages of one rank nothing is sent; the executor passes the tensors on.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ class Channel(NamedTuple):
 
 
 def other_end(action: Action) -> Action:
-    """The receive that takes what this send gives, or the send that gives what this receive takes."""
+    """The receive that matches a send, or the send that matches a receive."""
     kind, step = _OTHER_END[action.kind]
     return Action(kind, action.stage + step, action.microbatch)
 
 
 def channel_of(action: Action, num_ranks: int) -> Channel:
-    """The channel that a send or receive uses."""
+    """Channel of a send or receive."""
     here, there = rank_of(action.stage, num_ranks), rank_of(other_end(action).stage, num_ranks)
     kind = Kind.FORWARD if action.kind in (Kind.SEND_FORWARD, Kind.RECV_FORWARD) else Kind.BACKWARD
     return Channel(here, there, kind) if action.kind in SENDS else Channel(there, here, kind)
 
 
 def channels(program: Program, num_ranks: int) -> list[Channel]:
-    """Every channel that a program uses, in an order that all ranks share: groups are made in this order."""
+    """Every channel that a program uses, in the same order on all ranks, in which their groups are created."""
     used = {channel_of(action, num_ranks) for actions in program for action in actions if action.kind not in COMPUTE}
     return sorted(used, key=_order)
 
@@ -57,9 +57,9 @@ def channels(program: Program, num_ranks: int) -> list[Channel]:
 def with_communication(program: Program, num_ranks: int, num_stages: int) -> Program:
     """Add the sends and receives that a compute-only program needs.
 
-    A send follows at once on the action that made the tensor. A receive is posted one compute action before its use, so
-    that the transfer overlaps with computing, or earlier where a later tensor of the same channel is used before it.
-    Raises InvalidProgram if nothing computes with a tensor that is sent.
+    A send directly follows the action that computes its tensor. A receive is posted one compute action before its use,
+    so that the transfer overlaps with computation, or earlier if a later tensor of the same channel is used before it.
+    Raises InvalidProgram if a tensor is sent that no action uses.
     """
     sent: dict[Channel, list[Action]] = defaultdict(list)  # the receives of a channel, in the order of its sends
     uses: dict[Action, int] = {}  # a receive -> index of the compute action that waits for it
@@ -91,10 +91,11 @@ def with_communication(program: Program, num_ranks: int, num_stages: int) -> Pro
 
 
 def receipts(program: Program) -> list[dict[Action, list[Action]]]:
-    """Of each rank: which of its sends must have arrived by the time that a receive has. Program with communication.
+    """For each rank, the sends that are known to have arrived once a receive completes. The program must include
+    communication.
 
-    A rank that goes on after a computation has received what that needed, so whatever it sends later proves it. A
-    library that cannot say whether a send is over (gloo) need not keep all of a step's tensors until the end.
+    A rank that continues after a computation has received its input, so whatever it sends later proves the arrival. A
+    backend that cannot tell when a send is complete (gloo) then need not keep all tensors of a step until its end.
     """
     num_ranks = len(program)
     place = {action: index for actions in program for index, action in enumerate(actions)}  # on its own rank
@@ -121,7 +122,7 @@ def receipts(program: Program) -> list[dict[Action, list[Action]]]:
 
 
 def _use(receive: Action, place: Mapping[Action, int]) -> int:
-    """Where its rank computes with it."""
+    """Index of the action that uses a received tensor."""
     if receive.kind is Kind.RECV_FORWARD:
         return place[receive._replace(kind=Kind.FORWARD)]
     whole = receive._replace(kind=Kind.BACKWARD)
@@ -133,7 +134,7 @@ def _order(channel: Channel) -> tuple[str, int, int]:
 
 
 def _sends(action: Action, num_ranks: int, num_stages: int) -> list[Action]:
-    """What leaves this rank once a compute action is done."""
+    """Sends that follow a compute action."""
     if num_ranks == 1:
         return []
     _, stage, microbatch = action
@@ -145,7 +146,7 @@ def _sends(action: Action, num_ranks: int, num_stages: int) -> list[Action]:
 
 
 def _receives(action: Action, num_ranks: int, num_stages: int) -> list[Action]:
-    """What must have come to this rank before a compute action can begin."""
+    """Receives that must complete before a compute action."""
     if num_ranks == 1:
         return []
     _, stage, microbatch = action

@@ -1,4 +1,4 @@
-"""Show a schedule: as text for a terminal or a docstring, as a picture for a page.
+"""Draw a schedule: as text for a terminal or a docstring, or as an image.
 
     check.py --Played--> to_text, to_png;  `roots schedule NAME --ranks P --microbatches M` calls describe
 
@@ -32,15 +32,15 @@ WORDS = {
 INK, IDLE = "#22313f", "#eceff1"
 NO_FORMULA = "(no closed form)"
 LINES = 60
-"""A picture of more lines than this is drawn without numbers."""
+"""Images with more lines than this have no numbers."""
 MOST = 20_000
-"""Forwards that describe will draw; more would take minutes, and no screen shows them."""
+"""Largest number of forwards that describe draws; more would take minutes and be unreadable."""
 
 
 def describe(name: str, ranks: int, microbatches: int, chunks: int = 1, png: str | Path | None = None) -> str:
-    """The text of `roots schedule`; writes the picture too if asked.
+    """The text of `roots schedule`; also writes the image if requested.
 
-    Raises UserError for an impossible shape, one too large to look at, or a file that cannot be written.
+    Raises UserError for an impossible shape, one too large to draw, or a file that cannot be written.
     """
     if ranks * microbatches * chunks > MOST:
         raise UserError(
@@ -75,7 +75,7 @@ def describe(name: str, ranks: int, microbatches: int, chunks: int = 1, png: str
 
 
 def to_text(played: Played, width: int = 120, numbers: bool = True) -> str:
-    """One line per rank, one cell per unit of time (the shortest action); what is wider than `width` goes on below.
+    """One line per rank, one cell per unit of time (the shortest action); lines wider than `width` continue below.
 
     F0 begins the forward of microbatch 0, -- goes on; with chunks a letter tells them apart: F0a, F0b. Without numbers
     a cell is one character.
@@ -147,7 +147,7 @@ def to_png(played: Played, path: str | Path, title: str = "") -> None:
 
 
 def _draw_row(axes: Axes, played: Played, rank: int, spans: list[Span], inches: float) -> None:
-    """`inches` per unit of time: a number that would not fit in its box is left out."""
+    """`inches` per unit of time; a number that does not fit into its box is omitted."""
     bars = defaultdict(list)
     for action, start, end in spans:
         bars[_shade(played, action)].append((start, end - start))
@@ -161,7 +161,7 @@ def _draw_row(axes: Axes, played: Played, rank: int, spans: list[Span], inches: 
 
 
 def _legend(played: Played) -> list[Patch]:
-    """Each kind of action, of many chunks the first and the last, and the idle time."""
+    """Legend: each kind of action (with many chunks only the first and the last), and idle time."""
     from matplotlib.patches import Patch
 
     kinds = {span.action.kind for spans in played.timeline for span in spans}
@@ -173,7 +173,7 @@ def _legend(played: Played) -> list[Patch]:
 
 
 def _shade(played: Played, action: Action) -> tuple[float, float, float]:
-    """The colour of an action, the lighter the later its chunk."""
+    """Colour of an action, lighter for later chunks."""
     from matplotlib.colors import to_rgb
 
     white = 0.6 * _chunk(played, action) / max(_chunks(played) - 1, 1)

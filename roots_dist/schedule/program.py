@@ -1,9 +1,9 @@
-"""The whole program of a schedule, with its sends and receives, and the proof that it can be run.
+"""The complete program of a schedule with its sends and receives, and the check that it runs to its end.
 
     schedules.py --compute only--> communication.py --with sends and receives--> check.py: no violations --> executor.py
 
-Called by checks/ before a run starts, by assembly/passes.py for what a rank executes, by `roots schedule`. A program
-that deadlocks is refused with what each rank would wait for; unchecked, its ranks would hang until advanced.timeout_s.
+Used by checks/ before a run starts, by assembly/passes.py for execution, and by `roots schedule`. A program that
+deadlocks is refused with what each rank would wait for; otherwise its ranks would hang until advanced.timeout_s.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from roots_dist.schedule.communication import with_communication
 from roots_dist.schedule.schedules import SCHEDULES, Schedule, Shape, make
 
 SHOWN = 8
-"""Lines of an error; a broken program may have thousands."""
+"""Number of lines of an error that are shown; an invalid program may have thousands."""
 
 
 def whole_program(name: str, ranks: int, microbatches: int, chunks: int = 1) -> Program:
-    """What each rank does, in order. Raises UserError for an impossible shape, and for a program that cannot be run."""
+    """Actions of each rank, in order. Raises UserError for an impossible shape, and for a program that deadlocks."""
     program = make(name, ranks, microbatches, chunks)
     if reason := refusal(name, Shape(ranks, microbatches, chunks)):
         raise UserError(
@@ -32,7 +32,7 @@ def whole_program(name: str, ranks: int, microbatches: int, chunks: int = 1) -> 
 
 
 def refusal(name: str, shape: Shape) -> str | None:
-    """Why the program of a possible shape cannot be run, in one line; None if it can. Played once for each shape."""
+    """Why the program of a possible shape cannot run, in one line; None if it can. Each shape is simulated once."""
     found = _violations(SCHEDULES[name], shape)
     if not found:
         return None
@@ -42,7 +42,8 @@ def refusal(name: str, shape: Shape) -> str | None:
 
 @lru_cache(maxsize=1024)
 def _violations(schedule: Schedule, shape: Shape) -> tuple[str, ...]:
-    """The player takes 2 ms for 4 ranks with 8 microbatches, 0.7 s for 12 with 256."""
+    """Violations of a schedule's program. The simulation takes 2 ms for 4 ranks with 8 microbatches, 0.7 s for 12 with
+    256."""
     program = schedule.make(shape)
     try:
         program = with_communication(program, shape.ranks, shape.ranks * shape.chunks)

@@ -1,11 +1,11 @@
-"""The pipeline schedules: pure functions from shape to program (what each rank computes, in which order), and one
+"""The pipeline schedules: pure functions from a shape to a program (the compute actions of each rank in order), in one
 table.
 
     make(name, ranks, microbatches, chunks) --compute only--> program.py, which derives the communication
 
-The config, its checks, the planner, the bounds, the drawing and the tests read SCHEDULES; nobody else knows a schedule
-by its name. Knows no tensors and no transport. All schedules add up the gradients of the microbatches in the same
-order, 0, 1, 2, …, so that they agree to the last bit.
+Config, checks, planner, bounds, drawing and tests read SCHEDULES; nothing else refers to a schedule by name. Knows no
+tensors and no transport. All schedules accumulate the gradients of the microbatches in the same order, 0, 1, 2, …, so
+that they agree to the last bit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from roots_dist.schedule.check import Times
 
 
 class Shape(NamedTuple):
-    """What a schedule is made for. With chunks above 1 each rank holds so many stages."""
+    """Shape of a pipeline. chunks: number of virtual stages per rank."""
 
     ranks: int
     microbatches: int
@@ -29,24 +29,24 @@ class Shape(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """All that is known of one schedule. A formula that nobody has worked out is None, and is not shown."""
+    """Everything that is known about one schedule. Formulas that are unknown are None, and are not shown."""
 
     title: str
     program: Callable[..., Program]
-    """A function of ranks and microbatches, and of chunks with `virtual_stages`; its docstring has the picture."""
+    """Function of ranks and microbatches, and of chunks with `virtual_stages`; its docstring has a picture."""
     bubble_time: Callable[[Shape, Times], float] | None = None
-    """The time lost in a step, with equal stages and free transfers: the bubble is this over the ideal time."""
+    """Time lost in a step with equal stages and free transfers; the bubble is this over the ideal time."""
     peak: Callable[[Shape, int], int] | None = None
-    """How many activations of a stage a rank holds at once, of many microbatches."""
+    """Number of activations of a stage that a rank holds at once, with many microbatches."""
     splits_backward: bool = False
-    """The gradients of inputs and weights are actions of their own, INPUT and WEIGHT instead of BACKWARD."""
+    """Whether gradients of inputs and weights are separate actions, INPUT and WEIGHT instead of BACKWARD."""
     virtual_stages: bool = False
-    """Each rank holds several stages; the other schedules take one."""
+    """Whether each rank holds several stages; the other schedules have one stage per rank."""
     problem: Callable[[Shape], str | None] | None = None
-    """Why a shape cannot be scheduled, in one line with its fix, beyond what holds for all schedules."""
+    """Why a shape cannot be scheduled, in one line with its fix, beyond the rules for all schedules."""
 
     def make(self, shape: Shape) -> Program:
-        """What each rank computes, for a shape that `problem` does not refuse."""
+        """The program for a shape that `problem` accepts."""
         return self.program(*shape) if self.virtual_stages else self.program(shape.ranks, shape.microbatches)
 
 
@@ -87,7 +87,7 @@ def one_f_one_b(num_ranks: int, num_microbatches: int) -> Program:
 def interleaved(num_ranks: int, num_microbatches: int, chunks: int) -> Program:
     """1F1B over `chunks` stages per rank: the bubble shrinks to 1/chunks. (Narayanan et al. 2021, section 2.2)
 
-    Microbatches travel in groups of num_ranks: a group passes chunk 0 (a), then chunk 1 (b), …; backward in reverse.
+    Microbatches run in groups of num_ranks: a group passes chunk 0 (a), then chunk 1 (b), …; backward in reverse.
 
     rank 0 |F0a F1a F0b F1b F2a     B0b --- F3a B1b --- F2b B0a --- F3b B1a ---     B2b ---     B3b --- B2a --- B3a ---
     rank 1 |    F0a F1a F0b B0b --- F1b B1b --- F2a B0a --- F3a B1a --- F2b B2b --- F3b B3b --- B2a --- B3a ---
@@ -112,11 +112,11 @@ def interleaved(num_ranks: int, num_microbatches: int, chunks: int) -> Program:
 
 
 def zb_h1(num_ranks: int, num_microbatches: int) -> Program:
-    """1F1B with the weights' gradients put off into the bubble. (ZB-H1: Qi et al. 2024, "Zero Bubble Pipeline
+    """1F1B with weight gradients deferred into the bubble. (ZB-H1: Qi et al. 2024, "Zero Bubble Pipeline
     Parallelism", section 2)
 
-    Rank r runs its weight passes r microbatches behind its input passes, so gradients reach the ranks before it without
-    waiting for them. With them every rank holds up to num_ranks microbatches, as rank 0 of 1F1B does.
+    Rank r runs its weight passes r microbatches behind its input passes, so that gradients reach earlier ranks without
+    waiting for them. Every rank then holds up to num_ranks microbatches, like rank 0 of 1F1B.
 
     rank 0 |F0 F1 F2       I0 W0 F3 I1 W1 I2 W2 I3 W3
     rank 1 |   F0 F1    I0 F2 I1 W0 F3 I2 W1 I3 W2 W3
@@ -138,7 +138,7 @@ def zb_h1(num_ranks: int, num_microbatches: int) -> Program:
 
 
 def _weave(forwards: list[Action], backwards: list[Action], warmup: int) -> list[Action]:
-    """`warmup` forwards, then forward and backward in turn, then the backwards that are left."""
+    """`warmup` forwards, then forward and backward alternating, then the remaining backwards."""
     warmup = min(warmup, len(forwards))
     pairs = [action for pair in zip(forwards[warmup:], backwards) for action in pair]
     return forwards[:warmup] + pairs + backwards[len(forwards) - warmup :]
@@ -155,15 +155,14 @@ def _whole_groups(shape: Shape) -> str | None:
 
 
 def _zero_bubble_time(shape: Shape, times: Times) -> float:
-    """Qi et al. 2024, table 2: (p - 1)(T_F + T_B - T_W), said there of a T_W that is at most T_F and T_B (a longer one
-    fills no more than the shortest of the three), and of at least p microbatches (fewer have fewer weight passes to
-    fill the bubble with)."""
+    """(p - 1)(T_F + T_B - T_W): Qi et al. 2024, table 2, for T_W at most T_F and T_B (a longer one fills no more than
+    the shortest of the three) and at least p microbatches (fewer have fewer weight passes to fill the bubble)."""
     f, b, w = times.forward, times.input, times.weight
     return (shape.ranks - 1) * (f + b) - (min(shape.ranks, shape.microbatches) - 1) * min(f, b, w)
 
 
 def _fill_and_drain_time(shape: Shape, times: Times) -> float:
-    """(p - 1)(T_F + T_B) of stages that are 1/chunks as long: Narayanan et al. 2021, sections 2.2.1 and 2.2.2."""
+    """(p - 1)(T_F + T_B) for stages that are 1/chunks as long: Narayanan et al. 2021, sections 2.2.1 and 2.2.2."""
     return (shape.ranks - 1) * (times.forward + times.input + times.weight)
 
 
@@ -197,11 +196,11 @@ SCHEDULES = {
         splits_backward=True,
     ),
 }
-"""The values of `parallel.schedule`."""
+"""Values of `parallel.schedule`."""
 
 
 def problem(name: str, num_ranks: int, num_microbatches: int, chunks: int) -> str | None:
-    """Why this shape cannot be scheduled, in one line with its remedy; None if it can."""
+    """Why this shape cannot be scheduled, in one line with its fix; None if it can."""
     if name not in SCHEDULES:
         return f"schedule = {name!r}: expected one of {', '.join(SCHEDULES)}"
     for field, value in (("ranks", num_ranks), ("microbatches", num_microbatches), ("chunks", chunks)):
@@ -217,7 +216,7 @@ def problem(name: str, num_ranks: int, num_microbatches: int, chunks: int) -> st
 
 
 def make(name: str, num_ranks: int, num_microbatches: int, chunks: int = 1) -> Program:
-    """The compute-only program of a schedule by name. Raises UserError for an impossible shape."""
+    """The compute-only program of a named schedule. Raises UserError for an impossible shape."""
     reason = problem(name, num_ranks, num_microbatches, chunks)
     if reason is not None:
         raise UserError(reason)
@@ -227,8 +226,8 @@ def make(name: str, num_ranks: int, num_microbatches: int, chunks: int = 1) -> P
 def expected_bubble(
     name: str, num_ranks: int, num_microbatches: int, chunks: int = 1, times: Times = Times()
 ) -> float | None:
-    """The bubble in closed form, as a fraction of the ideal time: equal stages, transfers free. None: no closed
-    form."""
+    """The bubble in closed form, as a fraction of the ideal time, with equal stages and free transfers; None if
+    unknown."""
     bubble_time = SCHEDULES[name].bubble_time
     if bubble_time is None:
         return None
@@ -237,7 +236,7 @@ def expected_bubble(
 
 
 def expected_peak(name: str, num_ranks: int, num_microbatches: int, chunks: int = 1) -> list[int] | None:
-    """How many activations of a stage each rank holds at most at once, in closed form. None: no closed form.
+    """Largest number of activations of a stage that each rank holds at once, in closed form; None if unknown.
 
     With v chunks a stage is 1/v of a rank.
     """
