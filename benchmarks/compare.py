@@ -15,8 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from roots_dist.accounting.flops import flops_per_sample
 from roots_dist.config.schema import Config
+from roots_dist.learning.models.flops import flops_per_sample
 from roots_dist.schedule.schedules import DEFAULT, expected_bubble
 
 HERE = Path(__file__).resolve().parent

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from roots_dist.assembly.passes import build_passes
-from roots_dist.checks.families import HIDES
 from roots_dist.config.load import load
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.specials import read_specials
@@ -106,7 +106,7 @@ def unigram(config: Config) -> float:
     held_out = list(Batches.open(config, objective, config.data.validation).evaluation(256))
     targets = np.concatenate([batch.targets[batch.targets != IGNORE].numpy() for batch in held_out])
     guessed = chance[targets]
-    if config.objective.name in HIDES:
+    if objective_of(config).masks:
         shown = np.concatenate([batch.tokens[batch.targets != IGNORE].numpy() for batch in held_out])
         seen = shown != read_specials(config.data.tokenizer, config.model.vocab).mask
         right = (shown == targets)[seen].mean()

@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from roots_dist.accounting.flops import flops_per_step
-from roots_dist.accounting.memory import GIB, state_bytes
+from roots_dist.accounting.memory import GIB, rank_state, state_bytes
 from roots_dist.accounting.sizes import parameters
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
@@ -36,20 +35,20 @@ class Bounds:
         return f"at least {time}{self.memory_gib:.2g} GiB per process"
 
 
-def bounds(config: Config, layout: Layout, peak_flops: float | None) -> Bounds:
-    """peak_flops: FLOP/s of all devices together. Full steps, after any ramp of the batch.
+def bounds(config: Config, layout: Layout, step_flops: float, peak_flops: float | None) -> Bounds:
+    """step_flops: model FLOPs of a full step, after any batch ramp (learning/models/flops.py). peak_flops: FLOP/s
+    of all devices together.
 
     Time: model FLOPs at that peak, and the bubble that the schedule leaves with equal stages (Narayanan et al. 2021,
     section 2.2); none is counted for a schedule without a closed form. Where not all of the model learns, forward alone
     is sure, and of memory the weights.
     """
     whole = config.finetune.strategy == "full"
-    width = 8 if config.advanced.float64 else 2 if config.train.precision == "bf16" else 4
-    cut = layout.tp * layout.pp * (layout.dp if config.parallel.zero_stage >= 3 else 1)
-    held = state_bytes(config, layout) if whole else parameters(config) * width // cut
+    mine = parameters(config) // (layout.tp * layout.pp)
+    held = state_bytes(config, layout) if whole else rank_state(config, layout, mine, 0).weights
     if peak_flops is None:
         return Bounds(None, held / GIB)
     parallel = config.parallel
     bubble = expected_bubble(parallel.schedule, layout.pp, config.num_microbatches(layout.dp), parallel.virtual_stages)
-    flops = flops_per_step(config) / (1 if whole else 3)
+    flops = step_flops / (1 if whole else 3)
     return Bounds(flops / peak_flops * (1 + (bubble or 0.0)), held / GIB)

@@ -1,6 +1,13 @@
-"""Bytes that a rank holds between two steps, by arithmetic: weights, gradients, master weights and moments."""
+"""Bytes that a rank holds between two steps, by arithmetic: weights, gradients, master weights and moments.
+
+    parameters of a rank + engine + ZeRO stage --rank_state--> RankState: the check before a start, the bounds, the plan
+
+What DeepSpeed holds was measured (tests/parity/test_plan.py compares it with running ranks).
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from roots_dist.accounting.sizes import parameters
 from roots_dist.config.schema import Config
@@ -9,16 +16,40 @@ from roots_dist.layout import Layout
 GIB = 2**30
 
 
+class RankState(NamedTuple):
+    """Bytes of one rank."""
+
+    weights: int
+    gradients: int
+    """Its share, when all are summed."""
+    optimizer: int
+    """Master weights and both moments of AdamW."""
+    buffers: int
+    """What the engine keeps for its messages."""
+
+
+def rank_state(config: Config, layout: Layout, parameters: int, trainable: int) -> RankState:
+    """Of a rank with so many numbers, of which so many are trainable."""
+    zero, dp = config.parallel.zero_stage, layout.dp
+    wide = 8 if config.advanced.float64 else 4
+    element = 2 if config.train.precision == "bf16" and not config.advanced.float64 else wide
+    if config.engine(dp) == "reference" or zero == 0:
+        cut = dp if zero >= 1 else 1
+        copy = wide if element < wide or cut > 1 else 0  # else the weights are their own masters
+        return RankState(parameters * element, trainable * element, trainable * (2 * wide + copy) // cut, 0)
+    return RankState(
+        weights=parameters * element // (dp if zero >= 3 else 1),
+        gradients=trainable * element // (dp if zero >= 2 else 1),
+        optimizer=trainable * 3 * wide // dp,  # DeepSpeed keeps master weights in full precision too
+        buffers=min(config.advanced.reduce_bucket, trainable) * element,
+    )
+
+
 def state_bytes(config: Config, layout: Layout) -> int:
-    """What a rank holds between two steps at least: weights, gradients, master weights and both moments.
+    """What a rank holds between two steps at least, where everything learns.
 
     A lower bound (no activations, no buffers, the parts shared out evenly), so that what it refuses cannot run.
     """
     mine = parameters(config) // (layout.tp * layout.pp)
-    model_bytes = 8 if config.advanced.float64 else 2 if config.train.precision == "bf16" else 4
-    wide = 8 if config.advanced.float64 else 4
-    states = (2 if model_bytes == wide else 3) * wide  # full precision needs no separate master weights
-    zero = config.parallel.zero_stage
-    shared = states + (model_bytes if zero >= 2 else 0) + (model_bytes if zero >= 3 else 0)
-    whole = 2 * model_bytes + states - shared
-    return mine * whole + mine * shared // (layout.dp if zero else 1)
+    weights, gradients, optimizer, _ = rank_state(config, layout, mine, mine)
+    return weights + gradients + optimizer

@@ -15,6 +15,7 @@ from roots_dist.checks import families, readiness, unused
 from roots_dist.checks.facts import Facts
 from roots_dist.config.batch_ramp import batch_sizes
 from roots_dist.config.lr_schedules import LR_SCHEDULES
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.layout import Layout
@@ -98,7 +99,7 @@ def _tensor_parallel(config: Config) -> Iterator[Problem]:
         "model.ffn": model.width_of_ffn(),
         "model.vocab, padded to advanced.vocab_multiple,": config.padded_vocab(),
     }
-    if model.family == "electra" and config.objective.name == "rtd":
+    if objective_of(config).has_generator:
         generator = generator_of(config).model
         cut |= {
             "the generator's heads (generator.heads)": generator.heads,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from roots_dist import environment
 from roots_dist.config import special_tokens
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.files import why
 from roots_dist.idx_format import HEADER, MAGIC, OLD_MAGIC, TOKEN_TYPES, token_bytes
@@ -59,7 +60,7 @@ class Facts:
 def gather(config: Config, local_size: int) -> Facts:
     """Look at this machine. Called once by who starts the run, on every machine of a job."""
     ids, tokenizer_trouble = _tokenizer(config.data.tokenizer)
-    sources = () if config.objective.name in special_tokens.TASKS else (*config.data.train, *config.data.validation)
+    sources = () if objective_of(config).rows else (*config.data.train, *config.data.validation)
     return Facts(
         corpora={
             source.path: replace(corpus(source.path), made_with=_made_with(Path(source.path), ids))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from roots_dist.accounting.memory import GIB, state_bytes
-from roots_dist.accounting.sizes import parameters, span_lengths, tokens_of_a_sample
+from roots_dist.accounting.sizes import parameters
 from roots_dist.checks.facts import CorpusFacts, Facts
+from roots_dist.config.records import corpus_tokens, num_sentinels, objective_of, special_tokens_of
 from roots_dist.config.schema import Config
-from roots_dist.config.special_tokens import TASKS, called, needed
+from roots_dist.config.special_tokens import called
 from roots_dist.errors import Problem
 from roots_dist.layout import Layout
 
@@ -25,7 +26,7 @@ def check(config: Config, layout: Layout, facts: Facts) -> list[Problem]:
 
 
 def _corpora(config: Config, facts: Facts) -> Iterator[Problem]:
-    if config.objective.name in TASKS:  # rows are read by learning/data/tasks.py
+    if objective_of(config).rows:  # rows are read by learning/data/tasks.py
         if not config.data.train:
             yield Problem(
                 key="data.train", found=[], expected="a file of rows (jsonl, csv, tsv)", fix="set data.train=FILE.jsonl"
@@ -72,22 +73,21 @@ def _corpus(key: str, path: str, found: CorpusFacts, config: Config) -> Iterator
             expected=f"at least {found.vocab}, the vocabulary of {path}",
             fix=f"set model.vocab={found.vocab}",
         )
-    if found.tokens < tokens_of_a_sample(config):
+    objective = objective_of(config)
+    least = corpus_tokens(config)
+    if found.tokens < least:
         yield Problem(
             key="data.seq_length",
             found=config.data.seq_length,
-            expected=(
-                f"less than the {found.tokens} tokens of {path}, which must hold the {tokens_of_a_sample(config)} "
-                "of a sample"
-            ),
+            expected=(f"less than the {found.tokens} tokens of {path}, which must hold the {least} of a sample"),
             fix="lower data.seq_length, or prepare more text",
         )
-    elif config.objective.name == "mlm-nsp" and found.documents is not None and found.documents < 2:
+    elif objective.pairs and found.documents is not None and found.documents < 2:
         yield Problem(
             key=key,
             found=path,
             expected="a corpus of two documents or more: half of the second texts come from another one; it has one",
-            fix="prepare text of several documents, or set objective.name=mlm",
+            fix="prepare text of several documents, or choose an objective without pairs of texts",
         )
 
 
@@ -111,10 +111,10 @@ def _tokenizer(config: Config, facts: Facts) -> Iterator[Problem]:
 
 
 def _special_tokens(config: Config, facts: Facts) -> Iterator[Problem]:
-    name, tokenizer = config.objective.name, config.data.tokenizer
-    wanted = needed(name, config.model.family)
+    objective, tokenizer = objective_of(config), config.data.tokenizer
+    wanted = special_tokens_of(config)
     missing = [token for token in wanted if token not in facts.special_tokens]
-    if name in TASKS and tokenizer is None:
+    if objective.rows and tokenizer is None:
         fix = "name the tokenizer.json that the model was trained with"
         yield Problem(key="data.tokenizer", found=None, expected="a tokenizer: the rows of a task are text", fix=fix)
     elif wanted and tokenizer is None:
@@ -126,7 +126,7 @@ def _special_tokens(config: Config, facts: Facts) -> Iterator[Problem]:
     elif missing:
         fix = "use a tokenizer that has it: roots prepare --kind wordpiece (t5: --kind unigram)"
         yield Problem(key="data.tokenizer", found=tokenizer, expected=f"a token for {called(missing)}", fix=fix)
-    elif name == "spans" and facts.sentinels < (spans := span_lengths(config).spans):
+    elif facts.sentinels < (spans := num_sentinels(config)):
         yield Problem(
             key="data.tokenizer",
             found=tokenizer,
@@ -175,7 +175,7 @@ def _memory(config: Config, layout: Layout, facts: Facts) -> Iterator[Problem]:
 
 
 def _packages(config: Config, layout: Layout, facts: Facts) -> Iterator[Problem]:
-    if config.objective.name in ("classify", "tag") and facts.versions.get("scikit-learn", "") is None:
+    if objective_of(config).has_labels and facts.versions.get("scikit-learn", "") is None:
         expected, fix = "it to be installed, for accuracy, F1 and MCC", "pip install 'roots_dist[finetune]'"
         yield Problem(key="scikit-learn", found="not installed", expected=expected, fix=fix)
     wanted = ["torch"] + (["deepspeed"] if config.engine(layout.dp) == "deepspeed" else [])

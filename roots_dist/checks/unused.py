@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from roots_dist.config.families import FAMILIES, FamilyRecord
 from roots_dist.config.lr_schedules import LR_SCHEDULES
+from roots_dist.config.objectives import OBJECTIVES, ObjectiveRecord, named
+from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.schema import Config
-from roots_dist.config.special_tokens import TASKS
 from roots_dist.errors import Problem
 
-MASKING = ("mlm", "mlm-nsp", "rtd")
 DEFAULTS = Config()
 
 
@@ -45,54 +46,61 @@ def _listed(values: tuple[str, ...]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
+def _of_objectives(fits: Callable[[ObjectiveRecord], bool], *keys: str) -> Use:
+    """Keys that are used by the objectives that fit."""
+    return _one_of("objective.name", *(name for name, record in OBJECTIVES.items() if fits(record)), keys=keys)
+
+
+def _of_families(fits: Callable[[FamilyRecord], bool], *keys: str) -> Use:
+    """Keys that are used by the families that fit."""
+    return _one_of("model.family", *(name for name, record in FAMILIES.items() if fits(record)), keys=keys)
+
+
+def _families(fits: Callable[[FamilyRecord], bool]) -> str:
+    return _listed(tuple(name for name, record in FAMILIES.items() if fits(record)))
+
+
 def _read_by_lr_schedule(key: str) -> Callable[[Config], bool]:
     return lambda config: key in LR_SCHEDULES[config.optim.lr_schedule].reads
 
 
 def _writes(config: Config) -> bool:
-    labels = config.objective.name in ("classify", "tag")
-    return (
-        config.model.family in ("gpt", "t5") and not labels and bool(config.data.validation and config.data.tokenizer)
-    )
+    writes = not family_of(config).is_encoder and not objective_of(config).has_labels
+    return writes and bool(config.data.validation and config.data.tokenizer)
 
 
 USES: tuple[Use, ...] = (
-    _one_of("model.family", "t5", keys=("model.decoder_layers",)),
-    _one_of("model.family", "bert", "electra", keys=("model.segments",)),
+    _of_families(lambda f: f.has_two_stacks, "model.decoder_layers"),
+    _of_families(lambda f: f.is_encoder, "model.segments"),
     Use(
         keys=("model.embedding_size",),
-        when="model.family=bert or electra",
-        used=lambda c: c.model.family in ("bert", "electra") or c.model.embedding_size == c.model.hidden,
+        when=f"model.family={_families(lambda f: f.is_encoder)}",
+        used=lambda c: family_of(c).is_encoder or c.model.embedding_size == c.model.hidden,
     ),
     _one_of("model.positions", "learned", keys=("model.max_positions", "advanced.sinusoidal_init")),
     _one_of("model.positions", "rotary", keys=("model.rope_theta",)),
     _one_of("model.positions", "relative", keys=("model.relative_buckets", "model.relative_max_distance")),
-    _one_of(
-        "model.family", "electra", keys=("generator.layers", "generator.hidden", "generator.heads", "generator.ffn")
+    _of_families(lambda f: f.has_generator, "generator.layers", "generator.hidden", "generator.heads", "generator.ffn"),
+    _of_objectives(lambda o: o.every_token, "objective.reset_at_documents"),
+    _of_objectives(lambda o: o.masks or o.masks_spans, "objective.mask_probability"),
+    _of_objectives(
+        lambda o: o.masks,
+        "objective.mask_replace_probability",
+        "objective.random_replace_probability",
+        "objective.whole_word_mask",
     ),
-    _one_of("objective.name", "clm", keys=("objective.reset_at_documents",)),
-    _one_of("objective.name", *MASKING, "spans", keys=("objective.mask_probability",)),
-    _one_of(
-        "objective.name",
-        *MASKING,
-        keys=(
-            "objective.mask_replace_probability",
-            "objective.random_replace_probability",
-            "objective.whole_word_mask",
-        ),
-    ),
-    _one_of("objective.name", "spans", keys=("objective.mean_span_length",)),
-    _one_of("objective.name", "rtd", keys=("objective.discriminator_weight",)),
+    _of_objectives(lambda o: o.masks_spans, "objective.mean_span_length"),
+    _of_objectives(lambda o: o.has_generator, "objective.discriminator_weight"),
     Use(
         keys=("objective.z_loss", "advanced.loss_chunk"),
-        when="an objective that predicts tokens, not objective.name=classify or tag",
-        used=lambda c: c.objective.name not in ("classify", "tag"),
+        when=f"an objective that predicts tokens, not objective.name={named(lambda o: o.has_labels)}",
+        used=lambda c: not objective_of(c).has_labels,
     ),
-    _one_of("objective.name", "prefix", "seq2seq", keys=("data.target_seq_length",)),
-    _one_of("objective.name", *TASKS, keys=("finetune.text_column", "finetune.label_column")),
-    _one_of("objective.name", "classify", keys=("finetune.pair_column",)),
-    _one_of("objective.name", "classify", "tag", keys=("finetune.labels",)),
-    _one_of("objective.name", "instruct", keys=("finetune.chat_template",)),
+    _of_objectives(lambda o: o.reads_target_seq, "data.target_seq_length"),
+    _of_objectives(lambda o: o.rows is not None, "finetune.text_column", "finetune.label_column"),
+    _of_objectives(lambda o: o.answer == "classify", "finetune.pair_column"),
+    _of_objectives(lambda o: o.has_labels, "finetune.labels"),
+    _of_objectives(lambda o: o.chats, "finetune.chat_template"),
     _one_of("finetune.strategy", "partial", keys=("finetune.trainable",)),
     _one_of("finetune.strategy", "progressive", keys=("finetune.unfreeze_every_epochs", "finetune.unfreeze_blocks")),
     Use(  # passes over the rows have been made into steps by now: those passes are what was written
@@ -113,7 +121,8 @@ USES: tuple[Use, ...] = (
     ),
     Use(
         keys=("train.sample_every",),
-        when="data.validation, data.tokenizer and a model that writes text, model.family=gpt or t5",
+        when="data.validation, data.tokenizer and a model that writes text, "
+        f"model.family={_families(lambda f: not f.is_encoder)}",
         used=_writes,
     ),
     *(

@@ -36,9 +36,9 @@ def _read(run: str, overrides: Sequence[str], options: EvaluateOptions = Evaluat
 
 def _check(config: Config) -> None:
     """Check the rows that are evaluated; those of training need not be there any more."""
-    from roots_dist.config.special_tokens import TASKS
+    from roots_dist.config.records import objective_of
 
-    if config.objective.name in TASKS and config.data.validation:
+    if objective_of(config).rows and config.data.validation:
         from roots_dist.learning.objectives.task_checks import check_rows
 
         check_rows(config.changed({"data.train": ()}))

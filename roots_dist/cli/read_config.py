@@ -15,11 +15,11 @@ def read_config(path: str, overrides: Sequence[str]) -> Loaded:
     """Raises UserError. Reads the rows of a task only where keys depend on them (labels, epochs)."""
     from roots_dist.config.init_from import complete_from_model
     from roots_dist.config.load import read
-    from roots_dist.config.special_tokens import TASKS
+    from roots_dist.config.records import objective_of
 
     loaded = complete_from_model(read(path, overrides))
     if (
-        loaded.config.objective.name not in TASKS
+        not objective_of(loaded.config).rows
         and loaded.config.finetune.epochs is None is loaded.config.finetune.unfreeze_every_epochs
     ):
         return loaded

@@ -34,9 +34,9 @@ def _read(path: str, overrides: Sequence[str]) -> Loaded:
 
 def check(config: Config) -> None:
     """Check the rows of a task, and the names of what is trained."""
-    from roots_dist.config.special_tokens import TASKS
+    from roots_dist.config.records import objective_of
 
-    if config.objective.name in TASKS:
+    if objective_of(config).rows:
         from roots_dist.learning.objectives.task_checks import check_rows
 
         check_rows(config)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from roots_dist.config.families import FAMILIES, FamilyName
 from roots_dist.config.lr_schedules import LR_SCHEDULES
+from roots_dist.config.objectives import OBJECTIVES, ObjectiveName
 from roots_dist.schedule.schedules import DEFAULT, SCHEDULES
 
 if TYPE_CHECKING:
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
     LrScheduleName = str
 else:  # a name added to a table is a value of the key
     ScheduleName, LrScheduleName = Literal[tuple(SCHEDULES)], Literal[tuple(LR_SCHEDULES)]
+
+GATED = {"swiglu": "silu", "geglu": "gelu_tanh"}
+"""Activations with a gate (Shazeer 2020): a third matrix, whose output goes through this function of
+learning/models/activations.py."""
 
 
 class Section(BaseModel):
@@ -29,12 +35,7 @@ class Section(BaseModel):
 class Model(Section):
     """One Transformer. Sizes are global, whatever the layout."""
 
-    family: Literal["gpt", "bert", "electra", "t5"] = Field(
-        "gpt",
-        description=(
-            "gpt: decoder (GPT, BLOOM, Llama); bert: encoder; electra: encoder with a generator; t5: both stacks"
-        ),
-    )
+    family: FamilyName = Field("gpt", description="; ".join(f"{r.name}: {r.title}" for r in FAMILIES.values()))
     layers: int = Field(4, ge=1, description="number of Transformer blocks (t5: of the encoder)")
     decoder_layers: int | None = Field(None, ge=1, description="t5: blocks of the decoder; default: layers")
     hidden: int = Field(256, ge=1, description="width of the residual stream")
@@ -60,7 +61,7 @@ class Model(Section):
     norm_position: Literal["pre", "post"] = Field("pre", description="before each branch, or after its sum")
     embedding_norm: bool = Field(False, description="a norm right after the embedding, as BLOOM has")
     activation: Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"] = Field(
-        "gelu_tanh", description="of the MLP; swiglu and geglu (T5 v1.1) have a third matrix, the gate"
+        "gelu_tanh", description=f"of the MLP; {' and '.join(GATED)} (T5 v1.1) have a third matrix, the gate"
     )
     bias: bool = Field(True, description="biases in the linear layers")
     tied_embeddings: bool = Field(True, description="the output projection is the token embedding")
@@ -91,7 +92,7 @@ class Model(Section):
         return self.decoder_layers or self.layers
 
     def gated(self) -> bool:
-        return self.activation in ("swiglu", "geglu")
+        return self.activation in GATED
 
 
 class Generator(Section):
@@ -104,11 +105,12 @@ class Generator(Section):
 
 
 class Objective(Section):
-    name: Literal["clm", "mlm", "mlm-nsp", "rtd", "spans", "prefix", "classify", "tag", "instruct", "seq2seq"] = Field(
+    name: ObjectiveName = Field(
         "clm",
-        description="pre-training: clm next token, mlm masked tokens, mlm-nsp with next sentence, rtd replaced tokens, "
-        "spans T5's, prefix goes on with a text; fine-tuning: classify texts or pairs, tag tokens, instruct "
-        "answers, seq2seq",
+        description="; ".join(
+            f"{kind}: {', '.join(f'{r.name} {r.title}' for r in OBJECTIVES.values() if bool(r.rows) == rows)}"
+            for kind, rows in (("pre-training", False), ("fine-tuning", True))
+        ),
     )
     reset_at_documents: bool = Field(False, description="clm: attention and positions begin anew with each document")
     mask_probability: float = Field(0.15, gt=0, lt=1, description="mlm, rtd, spans: share of tokens to be predicted")

@@ -1,4 +1,4 @@
-"""Special tokens: what each is called in known tokenizers, which of them an objective needs. No library is loaded.
+"""Special tokens: what each is called in known tokenizers. No library is loaded.
 
 tokenizer.json --ids_of--> {token: id}
     --found, sentinels--> facts.py (is all there?), learning/data/specials.py (the ids)
@@ -19,27 +19,6 @@ NAMES = {
 }
 """Of each, what it is called. end: of a document, or of a text."""
 SENTINEL = "<extra_id_{}>"
-
-NEEDED = {
-    "clm": (),
-    "mlm": ("cls", "sep", "mask"),
-    "mlm-nsp": ("cls", "sep", "mask", "pad"),
-    "rtd": ("cls", "sep", "mask"),
-    "spans": ("pad", "end"),
-    "prefix": ("pad",),
-    "instruct": ("end",),
-    "seq2seq": ("pad", "end"),
-}
-"""By objective.name. What is not here does not say."""
-TASKS = ("classify", "tag", "instruct", "seq2seq")
-"""Objectives that learn from rows of text with labels, not from a corpus; the text is tokenised when they begin."""
-
-
-def needed(name: str, family: str) -> tuple[str, ...]:
-    """By an objective, with that family."""
-    if name in ("classify", "tag"):
-        return () if family == "gpt" else ("cls", "sep", "pad")
-    return NEEDED.get(name, ())
 
 
 def called(names: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from roots_dist.accounting.sizes import target_seq
+from roots_dist.config.records import family_of, objective_of, target_seq
 from roots_dist.config.schema import Config
 from roots_dist.verify.trainable import with_same_trainable
 
@@ -100,14 +100,14 @@ def shrink(config: Config, dp: int, *, float64: bool) -> SmallConfig:
         m.activation == "relu"
     ):  # of millions of numbers rounding puts some on the other side of 0, where the slope jumps
         values["model.activation"] = "gelu"
-    if m.family == "electra":
+    if objective_of(config).has_generator:
         values |= {
             "generator.layers": stages,
             "generator.hidden": tp * head_dim,
             "generator.heads": tp,
             "generator.ffn": 4 * tp * head_dim,
         }
-    if m.family == "t5":
+    if family_of(config).has_two_stacks:
         values |= _encoder_decoder(config, stages, tp)
     return SmallConfig(with_same_trainable(config, config.changed(values)), dp, tuple(notes))
 

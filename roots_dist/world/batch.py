@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -160,6 +160,31 @@ class Objective(Protocol):
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
         """Number of scored targets of each term, which the trainer sums over the step and divides by."""
+        ...
+
+
+@runtime_checkable
+class RowObjective(Objective, Protocol):
+    """An objective that learns from rows of a task (config/objectives.py: `rows`). Its classes inherit from it."""
+
+    specials: Any
+    """The special tokens that it was made with."""
+
+    def too_long(self, example: Any) -> bool:
+        """The row is longer than a sample, and will be cut."""
+        ...
+
+    def teaches(self, example: Any) -> bool:
+        """Something is left to learn when the row is cut. Unless overridden, there always is."""
+        return True
+
+
+@runtime_checkable
+class QuestionObjective(RowObjective, Protocol):
+    """An objective whose rows have answers in words of their own, which a written one can be compared with."""
+
+    def question(self, source: Any, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of what is asked in a row, and of the answer with the token that ends it."""
         ...
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from roots_dist.accounting.flops import CONVENTIONS, flops_per_sample, flops_per_step, mfu
+from roots_dist.accounting.flops import mfu
 from roots_dist.accounting.peaks import GPU_PEAKS, gpu_peak, measured_cpu_peak
 from roots_dist.accounting.sizes import parameters
 from roots_dist.config.schema import Advanced, Config, Data, Model, Train
+from roots_dist.learning.models.flops import flops_per_sample, flops_per_step
 
 
 def config(seq: int, multiple: int = 1, train: dict | None = None, **model) -> Config:
@@ -52,6 +53,11 @@ SHAPES = {
 }
 
 
+def unseen(c: Config) -> float:
+    """Forward FLOPs of a sample's attention that a causal model need not compute: half of scores and sums."""
+    return c.model.layers * 4 * c.data.seq_length**2 * c.model.heads * c.model.width_of_head() / 2
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_flops_and_parameters_are_those_of_the_model(shape):
     """torch counts what the model computes. The math kernel computes attention in full."""
@@ -78,29 +84,27 @@ def test_flops_and_parameters_are_those_of_the_model(shape):
         for piece in built.values():
             payload = piece(payload, batch)
         forward = counter.get_total_flops()
-    assert forward == flops_per_sample(c, "full") / 3 * len(tokens)
+    assert forward == (flops_per_sample(c) / 3 + unseen(c)) * len(tokens)
 
 
-def test_conventions_are_the_formulas_of_the_papers():
+def test_a_steps_flops_are_the_formula_of_the_paper_less_what_no_query_sees():
     b, s, h, layers, vocab = 2048, 2048, 14336, 70, 250680
     korthikanti_7 = 72 * b * layers * s * h**2 * (1 + s / (6 * h) + vocab / (12 * h * layers))
-    narayanan_3 = 96 * b * s * layers * h**2 * (1 + s / (6 * h) + vocab / (16 * layers * h))
-    assert flops_per_step(BLOOM, convention="full") == pytest.approx(korthikanti_7, rel=1e-12)
-    assert flops_per_step(BLOOM, convention="hardware") == pytest.approx(narayanan_3, rel=1e-12)
     causal = korthikanti_7 - 72 * b * layers * s * h**2 * s / (12 * h)
     assert flops_per_step(BLOOM) == pytest.approx(causal, rel=1e-12)
+    assert flops_per_step(BLOOM) == pytest.approx(korthikanti_7 - b * 3 * unseen(BLOOM), rel=1e-12)
     assert flops_per_step(BLOOM, sequences=192) == pytest.approx(causal * 192 / 2048, rel=1e-12)
-    assert CONVENTIONS.keys() == {"causal", "full", "hardware"}
 
 
 def test_52_per_cent_of_peak_at_1t_are_39_of_model_flops():
-    """Narayanan et al. 2021, table 1, last row: 163 TFLOP/s on each of 3072 A100, 52 %, recomputation counted."""
-    c = config(
-        2048, layers=128, hidden=25600, heads=160, vocab=51200, train={"global_batch": 3072, "recompute": "full"}
-    )
-    seconds = flops_per_step(c, convention="hardware") / (3072 * 163e12)
-    assert mfu(flops_per_step(c, convention="hardware"), seconds, 312e12, 3072) == pytest.approx(0.522, abs=1e-3)
-    assert mfu(flops_per_step(c, convention="full"), seconds, 312e12, 3072) == pytest.approx(0.392, abs=1e-3)
+    """Narayanan et al. 2021, table 1, last row: 163 TFLOP/s on each of 3072 A100, 52 %, recomputation counted
+    (equation 3) and attention in full."""
+    c = config(2048, layers=128, hidden=25600, heads=160, vocab=51200, train={"global_batch": 3072})
+    b, s, h, layers, vocab = 3072, 2048, 25600, 128, 51200
+    hardware = 96 * b * s * layers * h**2 * (1 + s / (6 * h) + vocab / (16 * layers * h))
+    seconds = hardware / (3072 * 163e12)
+    assert mfu(hardware, seconds, 3072 * 312e12) == pytest.approx(0.522, abs=1e-3)
+    assert mfu(flops_per_step(c) + b * 3 * unseen(c), seconds, 3072 * 312e12) == pytest.approx(0.392, abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import pytest
 
 from roots_dist import logs
 from roots_dist.accounting.bounds import bounds
-from roots_dist.accounting.flops import flops_per_step
 from roots_dist.accounting.peaks import format_flops, measured_cpu_peak
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
+from roots_dist.learning.models.flops import flops_per_step
 from roots_dist.runs.track import closing_lines as closing
 from roots_dist.runs.track.metrics import METRICS_FILE, MetricsFile
 from roots_dist.runs.track.summary_file import summary, write_summary
@@ -38,7 +38,7 @@ def test_the_peak_is_that_of_the_cores_in_use_and_the_same_on_all_ranks():
 
 
 def test_the_opening_names_layout_size_peak_and_batch():
-    bound = bounds(CONFIG, Mesh.single().layout, 9.54e10)
+    bound = bounds(CONFIG, Mesh.single().layout, flops_per_step(CONFIG), 9.54e10)
     lines = opening.banner(CONFIG, Mesh.single(), 9.54e10, bound).splitlines()
     assert lines[0].startswith("TP1×PP1×DP1, 4,") and lines[0].endswith("reference engine, peak 95.4 GFLOP/s measured")
     assert lines[1] == "1 × 8 tokens × 4 microbatches × dp 1 = 32 tokens per step"

@@ -15,7 +15,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from roots_dist.accounting.sizes import span_lengths
+from roots_dist.config.records import span_lengths_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError
 from roots_dist.learning.data.specials import read_specials, synthetic_specials
@@ -86,14 +86,14 @@ def mask_of(objective: Spans, fields: dict[str, np.ndarray], tokens: np.ndarray)
 
 def test_the_papers_example():
     """512 positions take 568 tokens and give 114 targets; a quarter of that batch's tokens goes through the decoder."""
-    assert span_lengths(config(512))[:3] == (568, 512, 114)
+    assert span_lengths_of(config(512))[:3] == (568, 512, 114)
 
 
 @pytest.mark.parametrize("masked", [0.1, 0.15, 0.25, 0.3, 0.5])
 @pytest.mark.parametrize("span", [1.5, 2.0, 3.0, 5.0, 10.0])
 def test_lengths_are_the_papers(masked, span):
     for seq in [*range(40, 130), 256, 300, 511, 512, 513, 1024, 2048]:
-        found = span_lengths(config(seq, masked, span))
+        found = span_lengths_of(config(seq, masked, span))
         assert found[:3] == reference_lengths(seq, masked, span)
         assert found.inputs == seq  # nothing is padded
 
@@ -104,8 +104,8 @@ def test_short_and_extreme_settings_hide_something_and_show_something(seq, maske
     c = config(seq, masked, span)
     objective = Spans(c, specials())
     fields = drawn(objective, stream(4000), 1)
-    found = span_lengths(c)
-    assert found.hidden >= found.spans >= 1 and found.tokens - found.hidden >= found.spans
+    found = span_lengths_of(c)
+    assert found.masked >= found.spans >= 1 and found.tokens - found.masked >= found.spans
     assert len(fields["tokens"]) == seq and len(fields["targets"]) == len(fields["decoder_tokens"]) == found.targets
 
 
@@ -137,9 +137,9 @@ def test_a_sample_is_the_window_with_sentinels_for_its_spans(seq):
 def test_density_and_mean_span_are_the_papers():
     """15 % and 3, up to the rounding to whole tokens and spans."""
     for seq in (128, 512, 1024):
-        lengths = span_lengths(config(seq))
-        assert lengths.hidden / lengths.tokens == pytest.approx(0.15, abs=0.5 / lengths.tokens)
-        assert lengths.hidden / lengths.spans == pytest.approx(3, abs=3 * 0.5 / lengths.spans)
+        lengths = span_lengths_of(config(seq))
+        assert lengths.masked / lengths.tokens == pytest.approx(0.15, abs=0.5 / lengths.tokens)
+        assert lengths.masked / lengths.spans == pytest.approx(3, abs=3 * 0.5 / lengths.spans)
 
 
 def test_runs_are_all_ways_to_cut_each_as_often_as_the_others():

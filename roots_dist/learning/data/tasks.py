@@ -18,6 +18,8 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from roots_dist.config.objectives import Rows
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError, Problem, present
 from roots_dist.learning.data.chat import encode_turns, open_chat
@@ -60,7 +62,7 @@ def open_examples(path: str, config: Config) -> Examples:
     """Read a file of examples, once per process. Raises DataError for the first invalid row."""
     stamp = tuple((str(p), _stamp(p)) for p in (path, config.data.tokenizer, config.finetune.chat_template) if p)
     return _read_examples(
-        path, config.objective.name, columns_of(config), config.data.tokenizer, config.model.vocab, stamp
+        path, present(objective_of(config).rows), columns_of(config), config.data.tokenizer, config.model.vocab, stamp
     )
 
 
@@ -71,7 +73,7 @@ def collect_labels(paths: Sequence[str], config: Config) -> tuple[str, ...]:
         for row in rows(path):
             values = (
                 _tags(row, columns_of(config))
-                if config.objective.name == "tag"
+                if objective_of(config).rows == "labelled words"
                 else [_label(row, config.finetune.label_column)]
             )
             found.update(values)
@@ -102,16 +104,16 @@ def _stamp(path: str) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=8)
-def _read_examples(path: str, task: str, columns: Columns, tokenizer: str, vocab: int, stamp: object) -> Examples:
+def _read_examples(path: str, kind: Rows, columns: Columns, tokenizer: str, vocab: int, stamp: object) -> Examples:
     """stamp: times and sizes of all files that the examples depend on, so that a changed file is read again."""
     codec, specials = load_codec(tokenizer), read_specials(tokenizer, vocab)
-    examples = tuple(TASKS[task](rows(path), columns, codec, specials))
+    examples = tuple(ROW_READERS[kind](rows(path), columns, codec, specials))
     if not examples:
         raise DataError(Problem(key="rows", found=0, expected=f"at least one in {path}", fix="check the file"))
     return Examples(path, examples)
 
 
-def _classify(given: Iterable[Row], columns: Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
+def _labelled_texts(given: Iterable[Row], columns: Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
     numbers = {label: i for i, label in enumerate(columns.labels)}
     texts = (columns.text,) if columns.pair is None else (columns.text, columns.pair)
 
@@ -123,7 +125,7 @@ def _classify(given: Iterable[Row], columns: Columns, codec: Codec, specials: Sp
         yield Example(first, second, label=number)
 
 
-def _tag(given: Iterable[Row], columns: Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
+def _labelled_words(given: Iterable[Row], columns: Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
     """Examples of tagging. The label of a word belongs to its first token; its other tokens are not scored (Devlin et
     al. 2019, 5.3)."""
     numbers = {label: i for i, label in enumerate(columns.labels)}
@@ -142,7 +144,7 @@ def _tag(given: Iterable[Row], columns: Columns, codec: Codec, specials: Special
         )
 
 
-def _instruct(given: Iterable[Row], columns: Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
+def _conversations(given: Iterable[Row], columns: Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
     end = present(codec.backend.id_to_token(present(specials.end)))
     chat = open_chat(columns.template, specials.name, end)
     ends = frozenset(np.flatnonzero(specials.special).tolist())
@@ -157,7 +159,7 @@ def _instruct(given: Iterable[Row], columns: Columns, codec: Codec, specials: Sp
         yield Example(np.array(ids, np.int32), token_labels=np.array(learned, np.int32))
 
 
-def _seq2seq(given: Iterable[Row], columns: Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
+def _answers(given: Iterable[Row], columns: Columns, codec: Codec, specials: Specials) -> Iterable[Example]:
     both = (columns.text, columns.label)
 
     def read(row: Row) -> tuple[list[str], None]:
@@ -168,13 +170,13 @@ def _seq2seq(given: Iterable[Row], columns: Columns, codec: Codec, specials: Spe
         yield Example(first, second)
 
 
-TASKS: dict[str, Callable[..., Iterable[Example]]] = {
-    "classify": _classify,
-    "tag": _tag,
-    "instruct": _instruct,
-    "seq2seq": _seq2seq,
+ROW_READERS: dict[Rows, Callable[..., Iterable[Example]]] = {
+    "labelled texts": _labelled_texts,
+    "labelled words": _labelled_words,
+    "conversations": _conversations,
+    "texts and answers": _answers,
 }
-"""objective.name -> function (rows, columns, codec, specials) -> examples."""
+"""What the rows hold -> function (rows, columns, codec, specials) -> examples."""
 
 
 Made = TypeVar("Made")

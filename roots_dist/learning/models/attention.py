@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from roots_dist.config.records import family_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.learning.models.init_stds import InitStds
@@ -49,7 +50,7 @@ class Attention(nn.Module):
         self.positions = None if isinstance(positions, Relative) else positions
         self.relative = positions if isinstance(positions, Relative) else None  # a module with a parameter
         self.head_dim = m.width_of_head()
-        self.scale = 1.0 if m.family == "t5" else self.head_dim**-0.5  # T5's initial weights include the scale
+        self.scale = self.head_dim**-0.5 if family_of(config).scaled_attention else 1.0
         self.drop, self.seed = m.attention_dropout, config.train.seed
         self.recompute = config.train.recompute == "selective"
         kv_parts = min(tp.size, m.num_kv_heads())

@@ -11,12 +11,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
-from roots_dist.learning.models.block import ACTIVATIONS, Block, block_flops
+from roots_dist.learning.models.activations import activation
+from roots_dist.learning.models.block import Block, block_flops
 from roots_dist.learning.models.embed import TOKENS, Embed, EmbeddingProjection, embed_of
 from roots_dist.learning.models.gpt import make_positions
-from roots_dist.learning.models.heads import TASKS, Dense, class_term, task_flops, task_head
+from roots_dist.learning.models.heads import Dense, class_term, task_flops, task_head
 from roots_dist.learning.models.norms import Norm
 from roots_dist.learning.models.pieces import Built, PieceSpec, hidden_spec
 from roots_dist.learning.models.vocab_head import VocabHead
@@ -35,7 +37,7 @@ class MaskedLMHead(nn.Module):
         super().__init__()
         m = config.model
         inner = m.width_of_embedding()
-        self.tp, self.activation = tp, ACTIVATIONS["gelu" if m.gated() else m.activation]
+        self.tp, self.activation = tp, activation("gelu" if m.gated() else m.activation)
         self.dense = Dense(tp, width, inner, m.std())
         self.norm = Norm(config, tp, inner)
         self.vocab_head = VocabHead(config, tp, "mlm", sparse=True)
@@ -59,7 +61,7 @@ class Head(MaskedLMHead):
         m = config.model
         super().__init__(config, tp, embed, m.hidden)
         self.final = Norm(config, tp) if m.norm_position == "pre" else None
-        pairs = config.objective.name == "mlm-nsp"
+        pairs = objective_of(config).pairs
         self.pooler = Dense(tp, m.hidden, m.hidden, m.std(), whole=True) if pairs else None
         self.next = Dense(tp, m.hidden, 2, m.std(), whole=True) if pairs else None
 
@@ -98,13 +100,13 @@ def encoder_pieces(config: Config, tp: TensorParallel, blocks: str = "blocks") -
 def mlm_head_flops(config: Config, width: int) -> float:
     """Forward FLOPs of a masked language modeling head on one sample."""
     inner, seq = config.model.width_of_embedding(), config.data.seq_length
-    return 2.0 * seq * width * inner + 2.0 * seq * config.objective.mask_probability * inner * config.padded_vocab()
+    return 2.0 * seq * width * inner + 2.0 * seq * config.objective.mask_probability * inner * config.model.vocab
 
 
 def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
     """Pieces of the whole model, in order."""
     m = config.model
-    task = config.objective.name in TASKS
+    task = objective_of(config).has_labels
     tied = (TOKENS,) if m.tied_embeddings and not task else ()
     embedded = hidden_spec(config, tp, m.width_of_embedding())
     if task:

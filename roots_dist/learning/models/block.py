@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from roots_dist.accounting.sizes import attention_flops, mlp_flops
+from roots_dist.config.records import family_of
 from roots_dist.config.schema import Config
+from roots_dist.errors import present
+from roots_dist.learning.models.activations import activation
 from roots_dist.learning.models.attention import Attention, CrossAttention, Positions
 from roots_dist.learning.models.init_stds import InitStds, init_stds
 from roots_dist.learning.models.norms import Dropout, Norm, mask_rows
@@ -22,36 +23,15 @@ from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
 
 
-def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    return F.silu(gate) * up
-
-
-def _gelu_tanh(x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
-
-
-def _geglu(gate: Tensor, up: Tensor) -> Tensor:
-    return _gelu_tanh(gate) * up
-
-
-ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
-    "gelu": F.gelu,
-    "gelu_tanh": _gelu_tanh,
-    "relu": F.relu,
-    "swiglu": _swiglu,  # Shazeer 2020
-    "geglu": _geglu,
-}
-
-
 class MLP(nn.Module):
     """Feed-forward layer, gated or not. T5 also drops inner channels; each tensor rank drops its own of the F."""
 
     def __init__(self, config: Config, tp: TensorParallel, name: str, inits: InitStds):
         super().__init__()
         m = config.model
-        self.tp, self.name, self.activation = tp, name, ACTIVATIONS[m.activation]
+        self.tp, self.name, self.activation = tp, name, activation(m.activation)
         self.recompute = config.train.recompute == "selective"
-        self.drop, self.seed = m.dropout if m.family == "t5" else 0.0, config.train.seed
+        self.drop, self.seed = m.dropout if family_of(config).mlp_dropout else 0.0, config.train.seed
 
         def widen() -> ColumnParallelLinear:
             return ColumnParallelLinear(tp, m.hidden, m.width_of_ffn(), bias=m.bias, std=inits.up)
@@ -96,6 +76,7 @@ class Block(nn.Module):
         self.norm1 = Norm(config, tp)
         self.attention = Attention(config, tp, name, positions, inits, causal=causal, document_mask=not cross)
         self.dropout1 = Dropout(config, tp, f"{name}.1")
+        self.cross: CrossAttention | None = None
         if cross:
             self.cross_norm = Norm(config, tp)
             self.cross = CrossAttention(config, tp, f"{name}.cross", inits)
@@ -110,7 +91,7 @@ class Block(nn.Module):
             return out
 
         def cross_attend(x: Tensor) -> Tensor:
-            out: Tensor = self.cross_dropout(self.cross(x, batch, payload.get("encoded")), batch)
+            out: Tensor = self.cross_dropout(present(self.cross)(x, batch, payload.get("encoded")), batch)
             return out
 
         def feed_forward(x: Tensor) -> Tensor:
@@ -118,12 +99,24 @@ class Block(nn.Module):
             return out
 
         x = self._add(payload["hidden"], attend, self.norm1)  # [B, s, D]
-        if hasattr(self, "cross"):
+        if self.cross is not None:
             x = self._add(x, cross_attend, self.cross_norm)
         return payload | {"hidden": self._add(x, feed_forward, self.norm2)}
 
     def _add(self, x: Tensor, branch: Callable[[Tensor], Tensor], norm: Norm) -> Tensor:
         return x + branch(norm(x)) if self.pre else norm(x + branch(x))
+
+
+def attention_flops(config: Config, queries: int, keys: float, inputs: int) -> float:
+    """Of `queries` positions over `keys` of them, of which `inputs` are projected."""
+    m = config.model
+    hq, hkv = m.heads * m.width_of_head(), m.num_kv_heads() * m.width_of_head()
+    return 4.0 * queries * m.hidden * hq + 4.0 * inputs * m.hidden * hkv + 4.0 * queries * keys * hq
+
+
+def mlp_flops(config: Config, seq: int) -> float:
+    m = config.model
+    return 2.0 * seq * (3 if m.gated() else 2) * m.hidden * m.width_of_ffn()
 
 
 def block_flops(config: Config, seq: int, causal: bool = True) -> float:

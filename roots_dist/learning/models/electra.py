@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roots_dist.accounting.sizes import generator_of
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.learning.models import bert
 from roots_dist.learning.models.bert import MaskedLMHead, encoder_pieces, mlm_head_flops
 from roots_dist.learning.models.embed import Embed, Embeddings, embed_of
-from roots_dist.learning.models.heads import TASKS, Dense
+from roots_dist.learning.models.heads import Dense
 from roots_dist.learning.models.norms import Dropout
 from roots_dist.learning.models.pieces import Built, PayloadSpec, PieceSpec, hidden_spec
 from roots_dist.learning.models.sample_tokens import sample_tokens
@@ -116,7 +117,7 @@ def shared_names(config: Config) -> tuple[str, ...]:
 
 def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
     """Pieces of both stacks, in order. Fine-tuning uses only the discriminator, an encoder like BERT."""
-    if config.objective.name in TASKS:
+    if not objective_of(config).has_generator:
         return bert.pieces(config, tp)
     m, generator, shared = config.model, generator_of(config), shared_names(config)
     embedded = hidden_spec(config, tp, m.width_of_embedding())

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.learning.models.block import Block, block_flops
 from roots_dist.learning.models.embed import TOKENS, Embed, embed_of
-from roots_dist.learning.models.heads import TASKS, task_flops, task_head
+from roots_dist.learning.models.heads import task_flops, task_head
 from roots_dist.learning.models.norms import Norm
 from roots_dist.learning.models.pieces import Built, PieceSpec, hidden_spec
 from roots_dist.learning.models.positions import Alibi, Rotary
@@ -56,7 +57,7 @@ def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
     m, seq = config.model, config.data.seq_length
     positions = make_positions(config, tp)
     out = hidden_spec(config, tp, m.hidden)
-    task = config.objective.name in TASKS
+    task = objective_of(config).has_labels
     tied = (TOKENS,) if m.tied_embeddings and not task else ()
 
     def block(name: str) -> PieceSpec:
@@ -68,7 +69,7 @@ def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
     def head(built: Built) -> nn.Module:
         return task_head(config, tp) if task else Head(config, tp, embed_of(built))
 
-    cost = task_flops(config) if task else 2.0 * seq * m.hidden * config.padded_vocab()
+    cost = task_flops(config) if task else 2.0 * seq * m.hidden * m.vocab
     return (
         PieceSpec("embed", lambda built: Embed(config, tp), 0.0, out, shared_params=tied),
         *(block(f"blocks.{i}") for i in range(m.layers)),

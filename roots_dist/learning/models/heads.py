@@ -14,15 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.learning.models.norms import Dropout, Norm
 from roots_dist.parallel.tensor.collectives import TensorParallel, gather_sequence
 from roots_dist.world.batch import IGNORE, MicroBatch, PieceOutput, Term
 from roots_dist.world.sharding import ShardSpec, declare
-
-TASKS = ("classify", "tag")
-"""Objectives whose heads are in this file."""
 
 
 class Dense(nn.Module):
@@ -62,12 +60,11 @@ class _Task(nn.Module):
 
     def __init__(self, config: Config, tp: TensorParallel):
         super().__init__()
-        m = config.model
-        self.family, self.tp = m.family, tp
+        self.family, self.tp = family_of(config), tp
         self.name, self.smoothing = config.objective.name, config.objective.label_smoothing
-        last = Norm(config, tp) if m.norm_position == "pre" and m.family != "electra" else None
-        self.norm = last if m.family == "gpt" else None
-        self.final = None if m.family == "gpt" else last
+        last = Norm(config, tp) if config.model.norm_position == "pre" and self.family.last_norm else None
+        self.norm = last if self.family.last_norm == "norm" else None
+        self.final = last if self.family.last_norm == "final" else None
         self.drop = Dropout(config, tp, "head")
 
     def normed(self, x: Tensor) -> Tensor:
@@ -88,16 +85,16 @@ class Classify(_Task):
     def __init__(self, config: Config, tp: TensorParallel):
         super().__init__(config, tp)
         m = config.model
-        bert, electra = m.family == "bert", m.family == "electra"
-        self.pooler = Dense(tp, m.hidden, m.hidden, m.std(), whole=True) if bert else None
-        self.dense = Dense(tp, m.hidden, m.hidden, m.std(), whole=True) if electra else None
-        self.again = Dropout(config, tp, "head.classifier") if electra else None
-        bias = m.family != "gpt"
+        pooling = self.family.pooling
+        self.pooler = Dense(tp, m.hidden, m.hidden, m.std(), whole=True) if pooling == "pooler" else None
+        self.dense = Dense(tp, m.hidden, m.hidden, m.std(), whole=True) if pooling == "dense" else None
+        self.again = Dropout(config, tp, "head.classifier") if pooling == "dense" else None
+        bias = pooling != "last"
         self.classifier = Dense(tp, m.hidden, len(config.finetune.labels), m.std(), whole=True, bias=bias)
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
         x = gather_sequence(self.normed(payload["hidden"]), self.tp)  # [B, S, D]
-        if self.family == "gpt":
+        if self.family.pooling == "last":
             return self.to_output(
                 self.classifier(x[torch.arange(len(x), device=x.device), last_positions(batch)]), batch
             )
@@ -137,12 +134,12 @@ def last_positions(batch: MicroBatch) -> Tensor:
 
 def task_head(config: Config, tp: TensorParallel) -> nn.Module:
     """The head of the config's objective."""
-    return {"classify": Classify, "tag": Tag}[config.objective.name](config, tp)
+    return (Tag if objective_of(config).answer == "tag" else Classify)(config, tp)
 
 
 def task_flops(config: Config) -> float:
     """Forward FLOPs of the head on one sample."""
     m, class_term = config.model, len(config.finetune.labels)
-    if config.objective.name == "tag":
+    if objective_of(config).answer == "tag":
         return 2.0 * config.data.seq_length * m.hidden * class_term
-    return 2.0 * m.hidden * (class_term + (0 if m.family == "gpt" else m.hidden))
+    return 2.0 * m.hidden * (class_term + (0 if family_of(config).pooling == "last" else m.hidden))

@@ -14,10 +14,11 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from roots_dist.accounting.sizes import attention_flops, decoder_of, mlp_flops, target_seq
+from roots_dist.accounting.sizes import decoder_of
+from roots_dist.config.records import target_seq
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
-from roots_dist.learning.models.block import Block, block_flops
+from roots_dist.learning.models.block import Block, attention_flops, block_flops, mlp_flops
 from roots_dist.learning.models.embed import TOKENS, Embed, embed_of, vocab_embedding
 from roots_dist.learning.models.norms import Dropout, Norm
 from roots_dist.learning.models.pieces import Built, PayloadSpec, PieceSpec, compute_dtype, hidden_spec
@@ -123,7 +124,7 @@ def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
         PieceSpec(
             "head",
             head,
-            2.0 * target * m.hidden * config.padded_vocab(),
+            2.0 * target * m.hidden * m.vocab,
             shared_params=words if m.tied_embeddings else (),
         ),
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from roots_dist.config.records import special_tokens_of
 from roots_dist.config.schema import Config
-from roots_dist.config.special_tokens import called, needed
+from roots_dist.config.special_tokens import called
 from roots_dist.errors import DataError, Problem
 from roots_dist.learning.data.specials import Specials, no_specials, read_specials
 from roots_dist.learning.objectives.classify import TextClasses
@@ -19,7 +20,7 @@ from roots_dist.learning.objectives.rtd import ReplacedTokens
 from roots_dist.learning.objectives.seq2seq import TextToText
 from roots_dist.learning.objectives.spans import Spans
 from roots_dist.learning.objectives.tag import WordClasses
-from roots_dist.world.batch import Objective
+from roots_dist.world.batch import Objective, RowObjective
 
 OBJECTIVES: dict[str, Callable[[Config, Specials], Objective]] = {
     "clm": CausalTokens,
@@ -37,7 +38,7 @@ OBJECTIVES: dict[str, Callable[[Config, Specials], Objective]] = {
 
 def make_objective(config: Config) -> Objective:
     """The config's, with the special tokens of its tokenizer. Raises DataError if it needs some that are not there."""
-    name, tokens = config.data.tokenizer, needed(config.objective.name, config.model.family)
+    name, tokens = config.data.tokenizer, special_tokens_of(config)
     if tokens and name is None:
         expected = f"the tokenizer of the corpus, for its {called(tokens)}"
         raise DataError(
@@ -47,3 +48,10 @@ def make_objective(config: Config) -> Objective:
         )
     vocab = config.model.vocab
     return OBJECTIVES[config.objective.name](config, read_specials(name, vocab) if name else no_specials(vocab))
+
+
+def make_row_objective(config: Config) -> RowObjective:
+    """Make the config's, which reads rows of a task."""
+    objective = make_objective(config)
+    assert isinstance(objective, RowObjective), config.objective.name
+    return objective

@@ -14,12 +14,12 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
+from roots_dist.config.records import family_of, special_tokens_of
 from roots_dist.config.schema import Config
-from roots_dist.config.special_tokens import needed
 from roots_dist.errors import present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tasks import Example, Examples, open_examples
-from roots_dist.world.batch import PADDING, MicroBatch, num_scored
+from roots_dist.world.batch import PADDING, MicroBatch, RowObjective, num_scored
 
 
 def longest_first(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
@@ -43,7 +43,7 @@ def padded(tokens: np.ndarray, seq: int, pad: int | None) -> dict[str, np.ndarra
     }
 
 
-class TextClasses:
+class TextClasses(RowObjective):
     """S positions."""
 
     weights: Mapping[str, float] = {"classify": 1.0}
@@ -51,10 +51,8 @@ class TextClasses:
 
     def __init__(self, config: Config, specials: Specials):
         self.config, self.specials, self.seq = config, specials, config.data.seq_length
-        self.decoder, self.segments = config.model.family == "gpt", config.model.segments
-        specials.require(
-            *needed("classify", config.model.family), *(["end"] if self.decoder and config.finetune.pair_column else [])
-        )
+        self.enclosed, self.segments = bool(family_of(config).encloses_with), config.model.segments
+        specials.require(*special_tokens_of(config))
 
     def open(self, path: str) -> Examples:
         return open_examples(path, self.config)
@@ -67,7 +65,7 @@ class TextClasses:
         return sum(map(len, texts)) > self._room(len(texts))
 
     def _room(self, texts: int) -> int:
-        return self.seq - (texts - 1 if self.decoder else texts + 1)
+        return self.seq - (texts + 1 if self.enclosed else texts - 1)
 
     def sample(self, source: Examples, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
         example, s = source.rows[index], self.specials
@@ -75,12 +73,12 @@ class TextClasses:
         other = np.zeros(0, np.int32) if example.second is None else example.second
         first, second = longest_first(example.first, other, self._room(1 + pair))
         parts: list[ArrayLike]
-        if self.decoder:
-            parts = [first, [present(s.end)], second] if pair else [first]
-        else:
+        if self.enclosed:
             sep = [present(s.sep)]
             parts = [[present(s.cls)], first, sep]
             parts += [second, sep] if pair else []
+        else:
+            parts = [first, [present(s.end)], second] if pair else [first]
         tokens = np.concatenate(parts)
         fields = padded(tokens, self.seq, s.pad) | {"labels": np.array(example.label)}
         if self.segments:

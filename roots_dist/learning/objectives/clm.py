@@ -20,8 +20,8 @@ from roots_dist.world.batch import MicroBatch, num_scored
 class CausalTokens:
     """S positions."""
 
-    weights: Mapping[str, float] = {"clm": 1.0}
     perplexity_term = "clm"
+    weights: Mapping[str, float] = {perplexity_term: 1.0}
 
     def __init__(self, config: Config, specials: object = None):
         self.seq, self.borders = config.data.seq_length, config.objective.reset_at_documents
@@ -47,4 +47,4 @@ class CausalTokens:
         return {"document_ids": documents, "position_ids": places}
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
-        return {"clm": num_scored(batch.targets)}
+        return {self.perplexity_term: num_scored(batch.targets)}

@@ -13,23 +13,23 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from roots_dist.config.records import special_tokens_of
 from roots_dist.config.schema import Config
-from roots_dist.config.special_tokens import needed
 from roots_dist.errors import present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tasks import Example, Examples, open_examples
 from roots_dist.learning.objectives.classify import padded
-from roots_dist.world.batch import IGNORE, MicroBatch, num_scored
+from roots_dist.world.batch import IGNORE, MicroBatch, QuestionObjective, num_scored
 
 
-class Answers:
+class Answers(QuestionObjective):
     """S positions."""
 
-    weights: Mapping[str, float] = {"instruct": 1.0}
     perplexity_term = "instruct"
+    weights: Mapping[str, float] = {perplexity_term: 1.0}
 
     def __init__(self, config: Config, specials: Specials):
-        specials.require(*needed("instruct", config.model.family))
+        specials.require(*special_tokens_of(config))
         self.config, self.specials, self.seq = config, specials, config.data.seq_length
 
     def open(self, path: str) -> Examples:
@@ -63,4 +63,4 @@ class Answers:
         return example.first[:begin], example.first[begin:end]
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
-        return {"instruct": num_scored(batch.targets)}
+        return {self.perplexity_term: num_scored(batch.targets)}

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from roots_dist.config.records import special_tokens_of
 from roots_dist.config.schema import Config, Objective
 from roots_dist.errors import present
 from roots_dist.learning.data.specials import Specials
@@ -62,7 +63,7 @@ class MaskedTokens:
     perplexity_term = "mlm"
 
     def __init__(self, config: Config, specials: Specials):
-        specials.require("cls", "sep", "mask")
+        specials.require(*special_tokens_of(config))
         self.seq, self.how, self.specials = config.data.seq_length, config.objective, specials
 
     def open(self, path: str) -> Corpus:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from roots_dist.config.records import special_tokens_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError, Problem, present
 from roots_dist.learning.data.specials import Specials
@@ -51,7 +52,7 @@ class MaskedPairs:
     perplexity_term = "mlm"
 
     def __init__(self, config: Config, specials: Specials):
-        specials.require("cls", "sep", "mask", "pad")
+        specials.require(*special_tokens_of(config))
         self.seq, self.how, self.specials = config.data.seq_length, config.objective, specials
         self.room = config.data.seq_length - 3
         self._known: dict[Corpus, _Documents] = {}

@@ -11,9 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from roots_dist.accounting.sizes import target_seq
+from roots_dist.config.records import special_tokens_of, target_seq
 from roots_dist.config.schema import Config
-from roots_dist.config.special_tokens import NEEDED
 from roots_dist.errors import present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.store import Corpus, num_windows
@@ -24,11 +23,11 @@ from roots_dist.world.batch import IGNORE, MicroBatch, num_scored
 class Prefix:
     """S positions of the encoder, T of the decoder."""
 
-    weights: Mapping[str, float] = {"prefix": 1.0}  # terms of the loss, and what each is multiplied by
     perplexity_term = "prefix"  # the term that has a perplexity
+    weights: Mapping[str, float] = {perplexity_term: 1.0}  # terms of the loss, and what each is multiplied by
 
     def __init__(self, config: Config, specials: Specials):
-        specials.require(*NEEDED["prefix"])
+        specials.require(*special_tokens_of(config))
         self.seq, self.target_seq, self.pad = config.data.seq_length, target_seq(config), specials.pad
 
     def open(self, path: str) -> Corpus:
@@ -45,4 +44,4 @@ class Prefix:
         return padded_pair(tokens[:cut], targets, self.seq, present(self.pad))
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
-        return {"prefix": num_scored(batch.targets)}
+        return {self.perplexity_term: num_scored(batch.targets)}

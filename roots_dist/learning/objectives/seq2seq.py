@@ -11,24 +11,23 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from roots_dist.accounting.sizes import target_seq
+from roots_dist.config.records import special_tokens_of, target_seq
 from roots_dist.config.schema import Config
-from roots_dist.config.special_tokens import needed
 from roots_dist.errors import present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tasks import Example, Examples, open_examples
 from roots_dist.learning.objectives.spans import padded_pair
-from roots_dist.world.batch import IGNORE, MicroBatch, num_scored
+from roots_dist.world.batch import IGNORE, MicroBatch, QuestionObjective, num_scored
 
 
-class TextToText:
+class TextToText(QuestionObjective):
     """S positions of the encoder, T of the decoder."""
 
-    weights: Mapping[str, float] = {"seq2seq": 1.0}
     perplexity_term = "seq2seq"
+    weights: Mapping[str, float] = {perplexity_term: 1.0}
 
     def __init__(self, config: Config, specials: Specials):
-        specials.require(*needed("seq2seq", config.model.family))
+        specials.require(*special_tokens_of(config))
         self.config, self.specials, self.seq, self.target = config, specials, config.data.seq_length, target_seq(config)
 
     def open(self, path: str) -> Examples:
@@ -53,4 +52,4 @@ class TextToText:
         return inputs, np.concatenate([present(example.second)[: self.target - 1], end]).astype(np.int64)
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
-        return {"seq2seq": num_scored(batch.targets)}
+        return {self.perplexity_term: num_scored(batch.targets)}

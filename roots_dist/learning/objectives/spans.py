@@ -3,7 +3,7 @@
     window of the corpus --> inputs  Thank you <0> me to your party <1> week </s>
                              targets <0> for inviting <1> last </s>
 
-How many tokens a sample reads, hides and gives back is fixed by the config (accounting/sizes.py span_lengths), so
+How many tokens a sample reads, hides and gives back is fixed by the config (config/span_lengths.py), so
 inputs and targets have the same lengths in every sample, and nothing is padded.
 """
 
@@ -13,9 +13,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from roots_dist.accounting.sizes import span_lengths
+from roots_dist.config.records import span_lengths_of, special_tokens_of
 from roots_dist.config.schema import Config
-from roots_dist.config.special_tokens import NEEDED
 from roots_dist.errors import DataError, Problem, present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.store import Corpus, num_windows
@@ -31,12 +30,12 @@ def segments(items: int, count: int, draw: np.random.Generator) -> np.ndarray:
 class Spans:
     """S positions of the encoder, T of the decoder."""
 
-    weights: Mapping[str, float] = {"spans": 1.0}
     perplexity_term = "spans"
+    weights: Mapping[str, float] = {perplexity_term: 1.0}
 
     def __init__(self, config: Config, specials: Specials):
-        specials.require(*NEEDED["spans"])
-        self.seq, self.specials, self.lengths = config.data.seq_length, specials, span_lengths(config)
+        specials.require(*special_tokens_of(config))
+        self.seq, self.specials, self.lengths = config.data.seq_length, specials, span_lengths_of(config)
         if len(specials.sentinels) < self.lengths.spans:
             problem = Problem(
                 key="data.tokenizer",
@@ -66,7 +65,7 @@ class Spans:
         return padded_pair(read, said, self.seq, present(s.pad))
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
-        return {"spans": num_scored(batch.targets)}
+        return {self.perplexity_term: num_scored(batch.targets)}
 
 
 def padded_pair(inputs: np.ndarray, targets: np.ndarray, seq: int, pad: int) -> dict[str, np.ndarray]:

@@ -10,9 +10,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from roots_dist.accounting.sizes import target_seq, tokens_of_a_sample
+from roots_dist.config.records import corpus_tokens, objective_of, target_seq
 from roots_dist.config.schema import Config
-from roots_dist.config.special_tokens import TASKS
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.specials import synthetic_specials
 from roots_dist.learning.data.store import Corpus
@@ -29,7 +28,7 @@ def random_source(config: Config) -> Corpus | Examples:
     draw = np.random.default_rng(config.train.seed)
     return (
         Examples("random", tuple(_row(config, draw) for _ in range(ROWS)))
-        if config.objective.name in TASKS
+        if objective_of(config).rows
         else _corpus(config, draw)
     )
 
@@ -37,7 +36,7 @@ def random_source(config: Config) -> Corpus | Examples:
 def _corpus(config: Config, draw: np.random.Generator) -> Corpus:
     """Some 4,000 random tokens of the vocabulary in documents of 2 to 60, or enough for a few samples that are
     longer."""
-    documents = max(128, 4 * tokens_of_a_sample(config) // 30)
+    documents = max(128, 4 * corpus_tokens(config) // 30)
     lengths = draw.integers(2, 61, size=documents).astype(np.int32)
     stored = draw.integers(config.model.vocab, size=int(lengths.sum()))
     offsets = (np.cumsum(lengths) - lengths) * np.int64(stored.itemsize)
@@ -46,18 +45,18 @@ def _corpus(config: Config, draw: np.random.Generator) -> Corpus:
 
 def _row(config: Config, draw: np.random.Generator) -> Example:
     """Of any length, some longer than a sample; of a conversation the second half is the answer, and begins in time."""
-    name, seq, labels = config.objective.name, config.data.seq_length, len(config.finetune.labels)
+    kind, seq, labels = objective_of(config).rows, config.data.seq_length, len(config.finetune.labels)
 
     def words(least: int, most: int) -> np.ndarray:
         return draw.integers(config.model.vocab, size=int(draw.integers(least, most + 1))).astype(np.int32)
 
     first = words(2, seq + seq // 4)
-    if name == "classify":
+    if kind == "labelled texts":
         return Example(first, words(1, seq) if config.finetune.pair_column else None, label=int(draw.integers(labels)))
-    if name == "tag":
+    if kind == "labelled words":
         marks = np.where(draw.random(len(first)) < 0.3, IGNORE, draw.integers(labels, size=len(first)))
         return Example(first, token_labels=marks.astype(np.int32))
-    if name == "instruct":
+    if kind == "conversations":
         return Example(first, token_labels=(np.arange(len(first)) >= len(first) // 2).astype(np.int32))
     return Example(first, words(1, target_seq(config) + 2))
 

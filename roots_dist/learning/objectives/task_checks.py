@@ -7,27 +7,25 @@ config --look--> every row read and cut as in training: the first that cannot be
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol, cast
 
 from roots_dist.config.batch_ramp import step_after
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
-from roots_dist.config.special_tokens import TASKS
 from roots_dist.errors import ConfigError, Problem
-from roots_dist.learning.data.tasks import Example, collect_labels
-from roots_dist.world.batch import Objective
+from roots_dist.learning.data.tasks import collect_labels
 
 
 def complete_from_rows(config: Config) -> Config:
     """Raises DataError for rows that cannot be read."""
     f = config.finetune
     values: dict[str, object] = {}
-    if config.objective.name in ("classify", "tag") and not f.labels and config.data.train:
+    if objective_of(config).has_labels and not f.labels and config.data.train:
         values["finetune.labels"] = collect_labels([source.path for source in config.data.train], config)
     labelled = config.changed(values)
     if (
         (f.epochs is None and f.unfreeze_every_epochs is None)
         or not config.data.train
-        or (config.objective.name in TASKS and not config.data.tokenizer)
+        or (objective_of(config).rows and not config.data.tokenizer)
     ):
         return labelled  # what is missing is told by the checks
     samples = _num_samples(labelled)
@@ -50,16 +48,13 @@ def _num_samples(config: Config) -> int:
 
 def check_rows(config: Config) -> None:
     """Raises DataError or ConfigError for what training would stumble over. Of corpora, the headers have been read."""
-    if config.objective.name not in TASKS:
+    if not objective_of(config).rows:
         return
-    from roots_dist.learning.objectives import make_objective
-    from roots_dist.learning.objectives.instruct import Answers
+    from roots_dist.learning.objectives import make_row_objective
 
-    objective = make_objective(config)
+    objective = make_row_objective(config)
     for source in (*config.data.train, *config.data.validation):
         opened = objective.open(source.path)
-        if not isinstance(objective, Answers):
-            continue
         mute = [i for i, row in enumerate(opened.rows, 1) if not objective.teaches(row)]
         if mute:
             problem = Problem(
@@ -73,21 +68,13 @@ def check_rows(config: Config) -> None:
             raise ConfigError([problem])
 
 
-class OfRows(Objective, Protocol):
-    """An objective whose samples are the rows of a file."""
-
-    def too_long(self, example: Example) -> bool:
-        """The row does not fit a sample, and is cut."""
-        ...
-
-
 def cut_rows(config: Config) -> Iterator[str]:
     """Which rows are longer than a sample, in words, file by file."""
-    from roots_dist.learning.objectives import make_objective
+    from roots_dist.learning.objectives import make_row_objective
 
-    if config.objective.name not in TASKS:
+    if not objective_of(config).rows:
         return
-    objective = cast("OfRows", make_objective(config))  # every task's is one
+    objective = make_row_objective(config)
     for source in (*config.data.train, *config.data.validation):
         opened = objective.open(source.path)
         if cut := sum(map(objective.too_long, opened.rows)):

@@ -14,6 +14,7 @@ import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
 
@@ -96,7 +97,7 @@ def _lora(config: Config, depths: Depths) -> dict[str, int]:
     ]
     if problems:
         raise ConfigError(problems)
-    for_a_task = config.objective.name in ("classify", "tag")
+    for_a_task = objective_of(config).has_labels
     return {name: 0 for name, depth in depths.items() if name.endswith(ADAPTER) or (for_a_task and depth == 0)}
 
 

@@ -9,26 +9,24 @@ none. Case and punctuation matter.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from roots_dist.assembly.passes import Passes
+from roots_dist.config.records import family_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import missing_package, present
 from roots_dist.learning.data.batches import Batches
-from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tokenizer import Codec
 from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.request import Request
 from roots_dist.runs.generate.sampling import Sampling
 from roots_dist.runs.generate.stops import Stops
-from roots_dist.world.batch import Objective
+from roots_dist.world.batch import QuestionObjective
 
 MORE = 8
 """Tokens beyond the longest right answer that are heard: spaces do not count."""
-HAS_QUESTIONS = ("instruct", "seq2seq")
-"""Objectives that have questions."""
 
 
 class AnsweredQuestion(NamedTuple):
@@ -44,21 +42,11 @@ class Answers(NamedTuple):
     questions: list[AnsweredQuestion]
 
 
-class QuestionObjective(Objective, Protocol):
-    """An objective whose samples are questions with an answer."""
-
-    specials: Specials
-
-    def question(self, source: Any, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """What the model reads, and what it should say, with the token that ends it."""
-        ...
-
-
 def answer_questions(
     passes: Passes, objective: QuestionObjective, held_out: Batches, codec: Codec, count: int
 ) -> Answers:
-    """Of at most `count` held-out questions, the first that evaluation draws. objective: one of ASKS. Collective over
-    the world; equal on every rank. A question longer than the model can hold loses its beginning."""
+    """Of at most `count` held-out questions, the first that evaluation draws. Collective over the
+    world; equal on every rank. A question longer than the model can hold loses its beginning."""
     rows = [objective.question(source, index) for source, index in held_out.evaluation_samples(count)]
     end = present(objective.specials.end)
     ends = frozenset({end, *(int(answer[-1]) for _, answer in rows if objective.specials.special[answer[-1]])})
@@ -66,7 +54,7 @@ def answer_questions(
     room = _room(passes.config)
     longest = longest if room is None else min(longest, room // 2)
     texts = [question.tolist()[-room + longest :] if room else question.tolist() for question, _ in rows]
-    start = objective.specials.pad if passes.config.model.family == "t5" else None
+    start = objective.specials.pad if family_of(passes.config).has_two_stacks else None
     request = Request(longest, Sampling(temperature=0.0))
     replies = decode(passes, texts, request, Stops(ends), start=start)
 
@@ -87,7 +75,11 @@ def normalised(text: str) -> str:
 def _room(config: Config) -> int | None:
     """Tokens of question and answer together that a decoder can hold; None: any number."""
     m = config.model
-    return (m.max_positions or config.data.seq_length) if m.family == "gpt" and m.positions == "learned" else None
+    return (
+        (m.max_positions or config.data.seq_length)
+        if family_of(config).is_decoder and m.positions == "learned"
+        else None
+    )
 
 
 def _exact_match(expected: list[str], answers: list[str]) -> float:

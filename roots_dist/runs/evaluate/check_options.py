@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from roots_dist.config.objectives import named, writing_decoders
+from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import Problem
 from roots_dist.runs.evaluate.options import EvaluateOptions
@@ -9,18 +11,19 @@ from roots_dist.runs.evaluate.options import EvaluateOptions
 
 def problems(options: EvaluateOptions, config: Config) -> list[Problem]:
     """What cannot be had of this run."""
-    found, objective = [], f"a run of {config.objective.name}"
-    if options.ngram is not None and config.objective.name != "clm":
-        expected = "a causal run (objective.name=clm), whose loss an n-gram model can be compared with"
-        found.append(Problem(key="--ngram", found=objective, expected=expected, fix="leave it out"))
+    found, objective, run = [], objective_of(config), f"a run of {config.objective.name}"
+    if options.ngram is not None and not objective.every_token:
+        causal = named(lambda r: r.every_token)
+        expected = f"a causal run (objective.name={causal}), whose loss an n-gram model can be compared with"
+        found.append(Problem(key="--ngram", found=run, expected=expected, fix="leave it out"))
     elif options.ngram is not None and not config.data.train:
         fix = "name it: data.train=data/mine/train_text_document"
         found.append(
             Problem(key="data.train", found=[], expected="the text that the n-gram baseline learns from", fix=fix)
         )
-    if options.tasks and config.objective.name not in ("clm", "instruct"):
-        expected = "a decoder that writes (objective.name=clm or instruct)"
-        found.append(Problem(key="--lm-eval", found=objective, expected=expected, fix="leave it out"))
+    if options.tasks and not (family_of(config).is_decoder and objective.answer == "write"):
+        expected = f"a decoder that writes (objective.name={writing_decoders()})"
+        found.append(Problem(key="--lm-eval", found=run, expected=expected, fix="leave it out"))
     elif options.tasks and config.data.tokenizer is None:
         fix = "name it: data.tokenizer=data/mine/tokenizer.json"
         found.append(

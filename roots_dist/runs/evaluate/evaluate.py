@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 from rich.console import Console
 from rich.progress import track
@@ -23,7 +22,7 @@ from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.learning.objectives import make_objective
 from roots_dist.runs.evaluate import score_tables as show
-from roots_dist.runs.evaluate.answers import HAS_QUESTIONS, QuestionObjective, answer_questions
+from roots_dist.runs.evaluate.answers import answer_questions
 from roots_dist.runs.evaluate.baseline import ngram_baselines
 from roots_dist.runs.evaluate.harness import open_tasks, run_harness
 from roots_dist.runs.evaluate.held_out import Score, score_held_out
@@ -31,7 +30,7 @@ from roots_dist.runs.evaluate.options import EvaluateOptions
 from roots_dist.runs.evaluate.sources import bytes_per_token, names
 from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_weights
-from roots_dist.world.batch import MicroBatch
+from roots_dist.world.batch import MicroBatch, QuestionObjective
 from roots_dist.world.mesh import Mesh
 
 
@@ -73,14 +72,9 @@ def _of_held_out_text(passes: Passes, checkpoint: Path, options: EvaluateOptions
             show.show("", show.sources_table(found))
         for table in show.classes_tables(found) if found.confusion is not None else ():
             show.show("", table)
-    if config.objective.name in HAS_QUESTIONS and options.answers:
-        answers = answer_questions(
-            passes,
-            cast("QuestionObjective", objective),
-            held_out,
-            load_codec(present(config.data.tokenizer)),
-            options.answers,
-        )
+    if isinstance(objective, QuestionObjective) and options.answers:
+        codec = load_codec(present(config.data.tokenizer))
+        answers = answer_questions(passes, objective, held_out, codec, options.answers)
         if mesh.rank == 0:
             show.show("", *show.answers_lines(answers))
     if options.ngram is not None and mesh.rank == 0:

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from roots_dist.assembly.passes import Passes
+from roots_dist.config.records import objective_of
 from roots_dist.errors import present
 from roots_dist.learning.data.batches import Batches
-from roots_dist.learning.models.heads import TASKS
 from roots_dist.runs.evaluate import sources
 from roots_dist.runs.evaluate.task_metrics import task_metrics
 from roots_dist.world.batch import MicroBatch, Objective
@@ -140,7 +140,7 @@ def score(passes: Passes, objective: Objective, batches: Iterable[MicroBatch], b
     No smoothing and no auxiliary loss: the plain mean of -log p.
     """
     mesh, names, config = passes.mesh, list(objective.weights), passes.config
-    labels = config.finetune.labels if config.objective.name in TASKS else ()
+    labels = config.finetune.labels if objective_of(config).has_labels else ()
     sums = torch.zeros(len(names), 3, dtype=torch.float64, device=mesh.device)
     confusion = torch.zeros(len(labels), len(labels), dtype=torch.int64, device=mesh.device)
     left = iter(batches)

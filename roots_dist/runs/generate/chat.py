@@ -16,10 +16,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from roots_dist.assembly.passes import Passes
+from roots_dist.config.families import decoders
+from roots_dist.config.objectives import writing_decoders
+from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem, present
 from roots_dist.learning.data.chat import DEFAULT_NAME
-from roots_dist.runs.generate.check_options import check_options, kind_of
+from roots_dist.runs.generate.check_options import check_options
 from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.generate import load_model
 from roots_dist.runs.generate.options import GenerateOptions
@@ -38,14 +41,14 @@ Show = Callable[[str], None]
 
 def check(config: Config, options: GenerateOptions) -> None:
     """Raises UserError for what cannot converse. Before the model is loaded."""
-    p, family, name = config.parallel, config.model.family, config.objective.name
+    p, family, name, answer = config.parallel, config.model.family, config.objective.name, objective_of(config).answer
     problems = []
-    if family != "gpt":
-        fix = "fill masks in with" if kind_of(config) == "fill" else "use"
-        expected = "gpt: a conversation needs a decoder"
+    if not family_of(config).is_decoder:
+        fix = "fill masks in with" if answer == "fill" else "use"
+        expected = f"{decoders()}: a conversation needs a decoder"
         problems.append(Problem(key="model.family", found=family, expected=expected, fix=f"{fix} roots generate"))
-    elif kind_of(config) != "write":
-        expected = "one that writes (clm, instruct)"
+    elif answer != "write":
+        expected = f"one that writes ({writing_decoders()})"
         problems.append(Problem(key="objective.name", found=name, expected=expected, fix="use roots generate"))
     if p.tp * p.pp > 1:
         expected, fix = "1: a conversation is held by one process", "leave the layout out, or use roots generate"
@@ -62,7 +65,7 @@ def chat(config: Config, mesh: Mesh, *, options: GenerateOptions, read_line: Rea
         expected, fix = "1: a conversation is held by one process", "start it without a launcher"
         raise ConfigError([Problem(key="world size", found=mesh.world.size, expected=expected, fix=fix)])
     encoder = open_prompt_encoder(config, talks=True)
-    not_taught = present(encoder.chat).name == DEFAULT_NAME and config.objective.name != "instruct"
+    not_taught = present(encoder.chat).name == DEFAULT_NAME and not objective_of(config).chats
     stops = encoder.stops((*options.stop, *(USER_TURN if not_taught else ())))
     conversation = Conversation(load_model(config, mesh), encoder, make_request(options, config), stops, show)
     show(f"{Path(config.track.folder)}: {HELP}")

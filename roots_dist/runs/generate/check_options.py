@@ -6,20 +6,12 @@ No torch: what cannot be answered is refused within a moment.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
-from roots_dist.checks.families import HIDES
+from roots_dist.config.objectives import Answer
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.runs.generate.options import GenerateOptions
-
-AnswerKind = Literal["write", "fill", "classify", "tag"]
-
-
-def kind_of(config: Config) -> AnswerKind:
-    """What a model answers with: words that it writes, words for masks, or labels."""
-    name = config.objective.name
-    return name if name in ("classify", "tag") else "fill" if name in HIDES else "write"
 
 
 def is_unicode(text: str) -> bool:
@@ -38,13 +30,13 @@ WRITING_OPTIONS = (
     "max_tokens", *SAMPLING_OPTIONS, "repetition_penalty", "greedy", "beams", "length_penalty", "samples", "stop",
     "keep_end", "raw",
 )  # fmt: skip
-ALLOWED: dict[AnswerKind, tuple[str, ...]] = {
+ALLOWED: dict[Answer, tuple[str, ...]] = {
     "write": WRITING_OPTIONS,
     "fill": ("top",),
     "classify": ("pair",),
     "tag": (),
 }
-ACTIONS: dict[AnswerKind, str] = {
+ACTIONS: dict[Answer, str] = {
     "write": "writes",
     "fill": "fills masks in",
     "classify": "gives a text a label",
@@ -60,11 +52,12 @@ def check_options(options: GenerateOptions, config: Config) -> None:
 
 def _unused_options(options: GenerateOptions, config: Config) -> Iterator[Problem]:
     """Options that this model has no use for: they would say nothing, silently."""
-    kind, name = kind_of(config), config.objective.name
+    objective, name = objective_of(config), config.objective.name
+    kind = objective.answer
     for option in options.given():
         if option not in COMMON + ALLOWED[kind]:
             yield _problem(options, option, f"nothing here: a model of objective.name={name} {ACTIONS[kind]}")
-    if options.raw and kind == "write" and name != "instruct":
+    if options.raw and kind == "write" and not objective.chats:
         yield _problem(options, "raw", f"nothing here: with objective.name={name} every prompt is read as it is")
     if kind == "classify" and config.finetune.pair_column is None and options.pair is not None:
         yield _problem(options, "pair", "nothing here: this model has learned from single texts")

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from roots_dist.assembly.passes import Passes, build_passes
+from roots_dist.config.objectives import Answer
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError, Problem
 from roots_dist.files import why, write_atomically
-from roots_dist.runs.generate.check_options import check_options, kind_of
+from roots_dist.runs.generate.check_options import check_options
 from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.fill import encode_masked, fill, fill_masks
 from roots_dist.runs.generate.options import GenerateOptions
@@ -54,7 +56,7 @@ def load_model(config: Config, mesh: Mesh) -> Passes:
 def generate(config: Config, mesh: Mesh, *, options: GenerateOptions, show: Show) -> None:
     """Answer what was asked; `show` is called on rank 0 alone. Collective over the world."""
     prompts, encoder = read_prompts(options), _open_encoder(config, options)
-    replies = KINDS[kind_of(config)](prompts, encoder, mesh, options, show)
+    replies = ANSWERS[objective_of(config).answer](prompts, encoder, mesh, options, show)
     if mesh.rank > 0 or not replies:
         return
     if options.output is None:
@@ -68,7 +70,7 @@ def generate(config: Config, mesh: Mesh, *, options: GenerateOptions, show: Show
 def check(config: Config, options: GenerateOptions) -> None:
     """Raises UserError for what `generate` would refuse. Before any process starts: it loads no model."""
     check_options(options, config)
-    prompts, encoder, kind = read_prompts(options), _open_encoder(config, options), kind_of(config)
+    prompts, encoder, kind = read_prompts(options), _open_encoder(config, options), objective_of(config).answer
     if kind == "write":
         encode_prompts(prompts, encoder, options.max_tokens)
     elif kind == "fill":
@@ -99,7 +101,7 @@ def _check_output(path: Path) -> None:
 
 
 def _open_encoder(config: Config, options: GenerateOptions) -> PromptEncoder:
-    return open_prompt_encoder(config, talks=config.objective.name == "instruct" and not options.raw)
+    return open_prompt_encoder(config, talks=objective_of(config).chats and not options.raw)
 
 
 def _write(
@@ -188,5 +190,5 @@ def _labelled(labels: Labels) -> dict[str, object]:
     return {"label": next(iter(labels)), "probabilities": labels}
 
 
-KINDS = {"write": _write, "fill": _fill, "classify": _classify, "tag": _tag}
+ANSWERS: dict[Answer, Callable[..., list[Reply]]] = {"write": _write, "fill": _fill, "classify": _classify, "tag": _tag}
 """By what a model answers with."""

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from roots_dist.assembly.passes import Passes
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
-from roots_dist.errors import DataError, Problem
+from roots_dist.errors import DataError, Problem, present
 from roots_dist.learning.data.rows import Row
-from roots_dist.learning.data.tasks import TASKS, Examples, columns_of
+from roots_dist.learning.data.tasks import ROW_READERS, Examples, columns_of
 from roots_dist.learning.objectives import make_objective
 from roots_dist.runs.generate.cached_decoder import broadcast
 from roots_dist.runs.generate.prompts import Prompt, PromptEncoder
@@ -33,7 +34,8 @@ Labels = dict[str, float]
 def examples(prompts: Sequence[Prompt], encoder: PromptEncoder) -> Examples:
     """The texts as rows of the task, whose labels nobody looks at. Raises DataError for one that is no such row."""
     config = encoder.config
-    f, task = config.finetune, config.objective.name
+    f, objective = config.finetune, objective_of(config)
+    one_label = objective.answer == "classify"
     if not f.labels:
         fix = "name them as in training: 'finetune.labels=[…]'"
         raise DataError(Problem(key="finetune.labels", found=[], expected="the names of the labels", fix=fix))
@@ -41,9 +43,9 @@ def examples(prompts: Sequence[Prompt], encoder: PromptEncoder) -> Examples:
     for one in prompts:
         if f.pair_column is not None and not (one.pair or "").strip():
             raise one.problem("a second text: this model has learned from pairs", "give it with --pair TEXT")
-        if f.pair_column is None and one.pair is not None and task == "classify":
+        if f.pair_column is None and one.pair is not None and one_label:
             raise one.problem("no second text: this model has learned from single texts", "leave pair out")
-        label = f.labels[0] if task == "classify" else [f.labels[0]] * len(one.text.split())
+        label = f.labels[0] if one_label else [f.labels[0]] * len(one.text.split())
         found.append(
             Row(
                 {
@@ -55,7 +57,10 @@ def examples(prompts: Sequence[Prompt], encoder: PromptEncoder) -> Examples:
                 1,
             )
         )
-    return Examples("prompts", tuple(TASKS[task](found, columns_of(config), encoder.codec, encoder.specials)))
+    return Examples(
+        "prompts",
+        tuple(ROW_READERS[present(objective.rows)](found, columns_of(config), encoder.codec, encoder.specials)),
+    )
 
 
 def classify(passes: Passes, rows: Examples) -> list[Labels]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import SENTINEL
 from roots_dist.errors import DataError, Problem, present
@@ -29,8 +30,6 @@ from roots_dist.runs.generate.options import GenerateOptions
 from roots_dist.runs.generate.request import MAX_TOKENS
 from roots_dist.runs.generate.stops import Stops
 
-ENDS_WITH_END_TOKEN = ("spans", "seq2seq")
-"""Objectives whose encoder reads a text with its end token."""
 SPACE_BEFORE_SENTINEL = re.compile(r"\s+(?=" + re.escape(SENTINEL).replace(r"\{\}", r"\d+") + ")")
 """Space before a sentinel: in training there is none, since a sentinel stands where tokens stood, space included."""
 SHORT = 40
@@ -111,7 +110,7 @@ class PromptEncoder:
     @property
     def start(self) -> int | None:
         """What the decoder over an encoder begins with; None: there is no encoder."""
-        return self.specials.pad if self.config.model.family == "t5" else None
+        return self.specials.pad if family_of(self.config).has_two_stacks else None
 
     @property
     def positions(self) -> int:
@@ -126,7 +125,7 @@ class PromptEncoder:
         if self.start is None:
             return self.codec.encode(text)
         ids = self.codec.encode_with_specials(SPACE_BEFORE_SENTINEL.sub("", text))
-        closed = self.config.objective.name in ENDS_WITH_END_TOKEN and ids and ids[-1] != self.specials.end
+        closed = objective_of(self.config).ends_input and ids and ids[-1] != self.specials.end
         return [*ids, present(self.specials.end)] if closed else ids
 
     def conversation(self, messages: Messages) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from roots_dist.config.records import family_of
 from roots_dist.config.schema import Config
 from roots_dist.runs.generate.check_options import SAMPLING_OPTIONS
 from roots_dist.runs.generate.options import GenerateOptions
@@ -41,7 +42,7 @@ class Answer:
 
 def make_request(options: GenerateOptions, config: Config) -> Request:
     """How a model that writes is to write. A decoder over an encoder is greedy unless told otherwise."""
-    drawn = options.given(SAMPLING_OPTIONS) or options.given(("samples",)) or config.model.family != "t5"
+    drawn = options.given(SAMPLING_OPTIONS) or options.given(("samples",)) or not family_of(config).has_two_stacks
     temperature = TEMPERATURE if options.temperature is None else options.temperature
     sampling = Sampling(
         temperature if drawn and not options.greedy else 0.0,

@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from roots_dist.accounting.flops import flops_per_step, mfu
+from roots_dist.accounting.flops import mfu
+from roots_dist.accounting.memory import rank_state
 from roots_dist.assembly.passes import training_program
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.layout import AxisName, Layout
 from roots_dist.learning.models import pieces_of
+from roots_dist.learning.models.flops import flops_per_step
 from roots_dist.parallel.pipeline.executor import is_skipped
 from roots_dist.parallel.pipeline.partition import partition
 from roots_dist.parallel.tensor.collectives import TensorParallel
@@ -122,7 +124,7 @@ def predict(
         }
     seconds = _seconds(config, layout, machine, rehearsals, program, compute_seconds)
     peak = machine.peak_flops
-    share = peak and mfu(flops_per_step(config), seconds.step, peak, layout.world_size)
+    share = peak and mfu(flops_per_step(config), seconds.step, peak * layout.world_size)
     return Plan(config=config, layout=layout, ranks=ranks, seconds=seconds, mfu=share)
 
 
@@ -142,16 +144,17 @@ def _shift_stages(rehearsal: Rehearsal, by: int) -> Rehearsal:
 
 
 def _rank_plan(config: Config, layout: Layout, pp: int, found: Rehearsal, actions: list[Action]) -> RankPlan:
-    element = found.params[0].tensor.element_size()
     numbers = sum(p.tensor.numel() for p in found.params)
     trainable_numbers = sum(p.tensor.numel() for p in found.params if p.tensor.requires_grad)
     gradients = sum(p.tensor.grad.nbytes for p in found.params if p.tensor.grad is not None)
-    weights, optimizer = _state_bytes(config, layout, numbers, trainable_numbers, element)
+    state = rank_state(config, layout, numbers, trainable_numbers)
+    stage_3 = config.parallel.zero_stage >= 3 and config.engine(layout.dp) == "deepspeed"
+    shard = state.gradients if stage_3 else 0  # beside the gradients of the passes
     return RankPlan(
         pp=pp,
         parameters=numbers,
-        weights=weights,
-        optimizer=optimizer,
+        weights=state.weights,
+        optimizer=state.optimizer + state.buffers + shard,
         gradients=gradients,
         activations=_peak_activations(actions, found, gradients) - gradients + _gathered_bytes(config, layout, found),
         sent={
@@ -208,20 +211,6 @@ def _peak_activations(actions: list[Action], found: Rehearsal, gradients: int) -
 def _gathered_bytes(config: Config, layout: Layout, found: Rehearsal) -> int:
     """Whole weights of the piece that has most, under ZeRO-3."""
     return max(found.pieces) if config.parallel.zero_stage >= 3 and layout.dp > 1 else 0
-
-
-def _state_bytes(config: Config, layout: Layout, numbers: int, trainable_numbers: int, element: int) -> tuple[int, int]:
-    """(weights, optimizer) of a rank with so many numbers, of which some learn."""
-    zero, dp = config.parallel.zero_stage, layout.dp
-    master_size = 8 if config.advanced.float64 else 4
-    if config.engine(dp) == "reference" or zero == 0:
-        cut = dp if zero >= 1 else 1
-        copy = master_size if element < master_size or cut > 1 else 0  # else the weights are their own masters
-        return numbers * element, trainable_numbers * (2 * master_size + copy) // cut
-    bucket = min(config.advanced.reduce_bucket, trainable_numbers) * element
-    if zero < 3:
-        return numbers * element, trainable_numbers * 3 * master_size // dp + bucket
-    return numbers * element // dp, trainable_numbers * (3 * master_size + element) // dp + bucket
 
 
 def _sent_tp(actions: list[Action], found: Rehearsal, layout: Layout) -> float:

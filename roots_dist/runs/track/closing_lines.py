@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.runs.track.curve import draw_curve
 from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
@@ -25,15 +26,6 @@ ROWS = {
     "mcc/validation": "MCC",
 }
 """Metric -> in words."""
-TRY = {
-    "clm": 'generate {run} "The people of the United States"',
-    "mlm": 'generate {run} "The people of the [MASK] States"',
-    "mlm-nsp": 'generate {run} "The people of the [MASK] States"',
-    "rtd": 'generate {run} "The people of the [MASK] States"',
-    "spans": 'generate {run} "The people of the <extra_id_0> States"',
-    "instruct": "chat {run}",
-}
-"""By objective: what the model can be asked."""
 
 
 def closing_lines(config: Config, folder: Path) -> None:
@@ -56,9 +48,7 @@ def closing_lines(config: Config, folder: Path) -> None:
     console.print(f"curve  {curve}")
     roots = command()
     if config.data.tokenizer:
-        asked = TRY.get(config.objective.name, 'generate {run} "a text"') + (
-            ' --pair "another"' if config.finetune.pair_column else ""
-        )
+        asked = objective_of(config).prompt + (' --pair "another"' if config.finetune.pair_column else "")
         console.print(f"next   {roots} {asked.format(run=folder)}")
         console.print(f"       {roots} verify {folder / 'config.yaml'}")
     else:

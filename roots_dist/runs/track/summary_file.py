@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from roots_dist.accounting.flops import CONVENTIONS
+from roots_dist.accounting.flops import CONVENTION
 from roots_dist.accounting.sizes import parameters
 from roots_dist.config.schema import Config
 from roots_dist.files import write_atomically
@@ -54,7 +54,7 @@ def summary(records: Iterable[Mapping[str, Any]], config: Config, layout: Layout
     if seconds:
         found["speed/tokens_per_s"] = last["data/tokens"] / seconds  # type: ignore[operator]
     if flop_share:
-        found |= {"util/mfu_fraction": flop_share / seconds, "util/mfu_convention": CONVENTIONS["causal"]}
+        found |= {"util/mfu_fraction": flop_share / seconds, "util/mfu_convention": CONVENTION}
     return found
 
 

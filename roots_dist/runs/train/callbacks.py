@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from roots_dist.accounting.flops import flops_per_step
+from roots_dist.accounting.flops import mfu
 from roots_dist.config.lr_schedules import lr_schedule
+from roots_dist.config.records import family_of
 from roots_dist.errors import present
+from roots_dist.learning.models.flops import flops_per_step
 from roots_dist.runs.evaluate.held_out import score_held_out
 from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.request import Request
@@ -77,7 +79,7 @@ class ReportMetrics:
             numbers["train/skipped_steps"] = float(state.skipped)
         if state.peak_flops:
             flops = flops_per_step(config, tokens // config.data.seq_length)
-            numbers["util/mfu_fraction"] = flops / seconds / state.peak_flops
+            numbers["util/mfu_fraction"] = mfu(flops, seconds, state.peak_flops)
         state.trackers.log(step, numbers)
         self._step, self._tokens, self._seconds = step, state.tokens, 0.0
         self._parts.clear()
@@ -116,7 +118,7 @@ def evaluate(state: TrainState) -> None:
 
 def sample(state: TrainState) -> None:
     """What the model makes of a held-out text, logged, if it writes. Collective over the world."""
-    writes = WRITERS.get(state.config.model.family)
+    writes = WRITERS.get(family_of(state.config).stacks)
     if (
         writes is None
         or state.run.objective.perplexity_term is None
@@ -154,8 +156,8 @@ def _from_first_rank(state: TrainState, ids: torch.Tensor) -> list[int]:
     return state.mesh.dp.sum_(ids.to(state.mesh.device) * (state.mesh.dp.rank == 0)).tolist()
 
 
-WRITERS = {"gpt": _continue_text, "t5": _answer_text}
-"""By family: what is given, and what the model says to it. Encoders write nothing."""
+WRITERS = {"decoder": _continue_text, "encoder-decoder": _answer_text}
+"""By the stacks of a family: what is given, and what the model says to it. Encoders write nothing."""
 
 
 def checkpoint(state: TrainState) -> None:

@@ -17,6 +17,7 @@ from roots_dist.config.lr_schedules import lr_schedule
 from roots_dist.config.schema import Config
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.tokenizer import load_codec
+from roots_dist.learning.models.flops import flops_per_step
 from roots_dist.learning.objectives import make_objective
 from roots_dist.learning.objectives.task_checks import cut_rows
 from roots_dist.runs.track.closing_lines import closing_lines
@@ -68,7 +69,7 @@ def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal) -> int:
     run = build_run(config, mesh, objective=objective)
     done = resume(run, folder)
     peak = peak_of_devices(config, mesh)
-    bound = bounds(config, mesh.layout, peak)
+    bound = bounds(config, mesh.layout, flops_per_step(config), peak)
     facts = write_origin(folder, config, mesh.layout, bound.facts()) if rank0 else None
     log.info("\n".join([banner(config, mesh, peak, bound), *(cut_rows(config) if rank0 else ())]))
 

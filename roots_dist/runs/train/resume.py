@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from roots_dist.assembly.run import Run
 from roots_dist.config.init_from import FREE
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.runs.train.best_evaluation import BestEvaluation
@@ -118,7 +119,7 @@ def _resolved(config: Config) -> dict[str, object]:
     filled = {"kv_heads": m.num_kv_heads(), "head_dim": m.width_of_head(), "ffn": m.width_of_ffn()}
     found: dict[str, object] = {f"model.{key}": value for key, value in {**m.model_dump(), **filled}.items()}
     found |= {"advanced.norm_eps": config.advanced.norm_eps, "advanced.float64": config.advanced.float64}
-    if config.objective.name in ("classify", "tag"):
+    if objective_of(config).has_labels:
         found["finetune.labels"] = config.finetune.labels  # a head of as many other labels fits too
     if config.finetune.strategy == "lora":
         found["finetune.lora_alpha"] = config.finetune.lora_alpha

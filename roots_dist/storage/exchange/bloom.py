@@ -3,6 +3,7 @@ head."""
 
 from __future__ import annotations
 
+from roots_dist.config.objectives import learned_by
 from roots_dist.storage.exchange.forms import QKV_BY_HEAD, VOCAB_ROWS
 from roots_dist.storage.exchange.gpt2 import BUFFERS, CLASSIFIER, SCORE
 from roots_dist.storage.exchange.table import QKV, Architecture, Entry, Fixed, Head, Key, same_layout
@@ -13,7 +14,7 @@ BLOOM = Architecture(
     model_type="bloom",
     base="transformer",
     heads=(
-        Head("BloomForCausalLM", ("clm", "instruct"), (Entry("lm_head.weight", ("head.weight",), VOCAB_ROWS),)),
+        Head("BloomForCausalLM", learned_by("gpt", "write"), (Entry("lm_head.weight", ("head.weight",), VOCAB_ROWS),)),
         Head("BloomForSequenceClassification", ("classify",), (SCORE,)),
         Head("BloomForTokenClassification", ("tag",), (CLASSIFIER,)),
     ),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from roots_dist.assembly.passes import build_passes
+from roots_dist.config.records import family_of
 from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
 from roots_dist.errors import ExchangeError, missing_package
@@ -70,7 +71,7 @@ def comparison_batch(config: Config) -> MicroBatch:
     def text() -> Tensor:
         return words[torch.randint(len(words), shape, generator=draw)]
 
-    decoder = text() if m.family == "t5" else None
+    decoder = text() if family_of(config).has_two_stacks else None
     targets = torch.full(shape, IGNORE)  # no masked tokens, so ELECTRA's discriminator reads the tokens unchanged
     return MicroBatch(
         tokens=text(), decoder_tokens=decoder, targets=targets, sample_ids=torch.arange(TEXTS), logits_at=slice(None)

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from roots_dist.accounting.sizes import generator_of, parameters
+from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
 from roots_dist.errors import CheckpointError, ExchangeError
@@ -130,16 +131,17 @@ def _weights(checkpoint: Path, model: Shapes) -> Tensors:
 
 
 def _write_settings(folder: Path, settings: dict[str, Any], config: Config, special: Mapping[str, int]) -> None:
+    objective = objective_of(config)
     ids: dict[str, int | None] = {f"{name}_token_id": i for name, i in special.items()}
     ids |= {f"{name}_token_id": None for name in ("bos", "eos", "pad") if name not in special}
-    if config.model.family == "t5":
+    if family_of(config).has_two_stacks:
         start = special.get("pad", 0)
         ids |= {"decoder_start_token_id": start, "pad_token_id": start}
-    if config.objective.name == "classify" and config.model.family == "gpt" and "pad" not in special:
+    if objective.answer == "classify" and family_of(config).is_decoder and "pad" not in special:
         ids["pad_token_id"] = 0  # transformers finds the end of a text by its padding
     fixed = {key: value for key, value in settings.items() if key in ids}  # RoBERTa's positions depend on it
     write_json(folder / "config.json", settings | ids | fixed)
-    if config.model.family == "t5" or config.objective.name in ("clm", "instruct"):
+    if objective.answer == "write":
         write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
 
 

@@ -3,6 +3,7 @@ out]."""
 
 from __future__ import annotations
 
+from roots_dist.config.objectives import learned_by
 from roots_dist.storage.exchange.forms import QKV_TRANSPOSED, TRANSPOSED, VOCAB_ROWS
 from roots_dist.storage.exchange.table import QKV, Architecture, Entry, Fixed, Head, Key, same_layout
 
@@ -25,7 +26,7 @@ GPT2 = Architecture(
     model_type="gpt2",
     base="transformer",
     heads=(
-        Head("GPT2LMHeadModel", ("clm", "instruct"), (Entry("lm_head.weight", ("head.weight",), VOCAB_ROWS),)),
+        Head("GPT2LMHeadModel", learned_by("gpt", "write"), (Entry("lm_head.weight", ("head.weight",), VOCAB_ROWS),)),
         Head("GPT2ForSequenceClassification", ("classify",), (SCORE,)),
         Head("GPT2ForTokenClassification", ("tag",), (CLASSIFIER,)),
     ),

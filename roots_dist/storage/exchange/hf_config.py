@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from roots_dist.checks import checks
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, ExchangeError, Problem
 from roots_dist.storage.exchange.table import Architecture, Head, Key
@@ -250,7 +251,7 @@ def hf_config_of(config: Config, architecture: Architecture, head: Head) -> dict
     tree |= {fixed.theirs: fixed.value for fixed in architecture.fixed}
     tree |= {key.theirs: _to_theirs(key, values[key.ours]) for key in architecture.keys}
     labels = config.finetune.labels
-    if config.objective.name in ("classify", "tag"):
+    if objective_of(config).has_labels:
         tree["id2label"] = {str(i): name for i, name in enumerate(labels)}
         tree["label2id"] = {name: i for i, name in enumerate(labels)}
     tree |= {"initializer_range": config.model.std(), "use_cache": True}

@@ -20,6 +20,7 @@ from torch import Tensor
 from roots_dist import __version__
 from roots_dist.accounting.sizes import num_blocks
 from roots_dist.config.load import CONFIG_FILE, to_yaml
+from roots_dist.config.objectives import OBJECTIVES
 from roots_dist.config.schema import Config
 from roots_dist.errors import ExchangeError, present
 from roots_dist.learning.models import pieces_of
@@ -57,12 +58,13 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     tensors = {"": open_folder(folder)}
     architecture, head = _architecture_of(tree, folder, tensors[""])
     values = _config_values(tree, architecture, head, folder)
-    if generator is not None and head.objectives != ("rtd",):
+    has_generator = OBJECTIVES[head.objectives[0]].has_generator
+    if generator is not None and not has_generator:
         raise exchange_error("--generator", str(generator), f"none beside {head.architecture}", "leave it out")
     if generator is not None:
         values |= _generator_values(read_json(generator / "config.json"), values, architecture, generator)
         tensors[GENERATOR] = open_folder(generator)
-    alone = head.objectives == ("rtd",) and generator is None
+    alone = has_generator and generator is None
     vocab = vocab_of(folder)
     config = config_of(values | _run_values(run, vocab is not None), architecture, f"{folder}/config.json")
     if vocab is not None and vocab > config.model.vocab:
@@ -118,7 +120,7 @@ def _refuse_more_blocks_than_tensors(config: Config, tensors: Mapping[str, Tenso
 def _config_values(tree: Mapping[str, Any], architecture: Architecture, head: Head, folder: Path) -> dict[str, object]:
     where = f"{folder}/config.json"
     values = read_hf_config(tree, architecture, where) | {"objective.name": head.objectives[0]}
-    if head.objectives[0] in ("classify", "tag"):
+    if OBJECTIVES[head.objectives[0]].has_labels:
         values["finetune.labels"] = labels_of(tree, where)
     return values
 

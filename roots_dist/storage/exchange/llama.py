@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from roots_dist.config.objectives import learned_by
 from roots_dist.storage.exchange.forms import QKV_BY_HEAD, VOCAB_ROWS
 from roots_dist.storage.exchange.gpt2 import ACTIVATIONS, BUFFERS, CLASSIFIER, SCORE
 from roots_dist.storage.exchange.table import QKV, Architecture, Entry, Fixed, Head, Key, same_layout
@@ -62,7 +63,7 @@ LLAMA = Architecture(
     model_type="llama",
     base="model",
     heads=(
-        Head("LlamaForCausalLM", ("clm", "instruct"), (LM_HEAD,)),
+        Head("LlamaForCausalLM", learned_by("gpt", "write"), (LM_HEAD,)),
         Head("LlamaForSequenceClassification", ("classify",), (SCORE,)),
         Head("LlamaForTokenClassification", ("tag",), (Entry("score.*", ("head.classifier.*",)),)),
     ),
@@ -114,7 +115,9 @@ GPT_NEOX = Architecture(
     model_type="gpt_neox",
     base="gpt_neox",
     heads=(
-        Head("GPTNeoXForCausalLM", ("clm", "instruct"), (Entry("embed_out.weight", ("head.weight",), VOCAB_ROWS),)),
+        Head(
+            "GPTNeoXForCausalLM", learned_by("gpt", "write"), (Entry("embed_out.weight", ("head.weight",), VOCAB_ROWS),)
+        ),
         Head("GPTNeoXForSequenceClassification", ("classify",), (SCORE,)),
         Head("GPTNeoXForTokenClassification", ("tag",), (CLASSIFIER,)),
     ),

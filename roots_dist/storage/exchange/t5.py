@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from roots_dist.config.objectives import learned_by
 from roots_dist.storage.exchange.forms import VOCAB_ROWS
 from roots_dist.storage.exchange.table import Architecture, Entry, Fixed, Head, Key, same_layout
 
@@ -54,7 +55,7 @@ T5 = Architecture(
     heads=(
         Head(
             "T5ForConditionalGeneration",
-            ("spans", "prefix", "seq2seq"),
+            learned_by("t5", "write"),
             (Entry("lm_head.weight", ("head.weight",), VOCAB_ROWS),),
         ),
     ),

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from roots_dist.config.families import FamilyRecord
+from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import NAMES, found, ids_of
 from roots_dist.learning.data.chat import find_template
@@ -21,17 +23,8 @@ TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat
 FILES = (TOKENIZER, SETTINGS, TEMPLATE, "special_tokens_map.json")
 HF_NAMES = {"pad": "pad", "cls": "cls", "sep": "sep", "mask": "mask", "unk": "unk", "end": "eos"}
 """Our special tokens -> their names in transformers."""
-FAMILY_TOKENS = {
-    "gpt": ("pad", "unk", "end"),
-    "bert": ("pad", "cls", "sep", "mask", "unk"),
-    "electra": ("pad", "cls", "sep", "mask", "unk"),
-    "t5": ("pad", "unk", "end"),
-}
-"""Special tokens that each family uses."""
 DROPPED_KEYS = ("chat_template", "auto_map", "tokenizer_file", "vocab_file", "backend", "is_local", "name_or_path")
 """Keys of an imported tokenizer_config.json that are not exported: paths, code, and what has a file of its own."""
-CHAT_OBJECTIVES = ("instruct",)
-"""Objectives that train a chat model."""
 
 
 def vocab_of(folder: Path) -> int | None:
@@ -66,14 +59,13 @@ def write_tokenizer(config: Config, folder: Path) -> None:
     ids = ids_of(tree)
     named = _special_tokens(config, ids)
     if tree.get("post_processor") is None:
-        tree["post_processor"] = _post_processor(config.model.family, named, ids)
+        tree["post_processor"] = _post_processor(family_of(config), named, ids)
     tree |= {"truncation": None, "padding": None}
     (folder / TOKENIZER).write_text(json.dumps(tree, ensure_ascii=False), encoding="utf-8")
     settings = _settings(config, path.with_name(SETTINGS), named, _bos(config, ids))
-    name, template, _ = find_template(
-        config.finetune.chat_template if config.objective.name in CHAT_OBJECTIVES else None, path
-    )
-    if config.objective.name in CHAT_OBJECTIVES or name != "the default template":
+    chats = objective_of(config).chats
+    name, template, _ = find_template(config.finetune.chat_template if chats else None, path)
+    if chats or name != "the default template":
         (folder / TEMPLATE).write_text(template, encoding="utf-8")
     (folder / SETTINGS).write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
@@ -105,15 +97,15 @@ def _special_tokens(config: Config, ids: Mapping[str, int]) -> dict[str, str]:
     """transformers' name -> token, for special tokens that both the family and the tokenizer have."""
     there = found(ids)
     tokens = {ours: next(name for name in NAMES[ours] if name in ids) for ours in there}
-    named = {HF_NAMES[ours]: tokens[ours] for ours in FAMILY_TOKENS[config.model.family] if ours in tokens}
-    if config.objective.name == "classify" and "eos" in named:
+    named = {HF_NAMES[ours]: tokens[ours] for ours in family_of(config).special_tokens if ours in tokens}
+    if objective_of(config).answer == "classify" and "eos" in named:
         named.setdefault("pad", named["eos"])  # decoders: pads batches of texts
     return named
 
 
 def _bos(config: Config, ids: Mapping[str, int]) -> str | None:
     """Decoders only: the bos_token in the tokenizer's config, or else the end-of-document token, as in GPT-2."""
-    if config.model.family != "gpt":
+    if not family_of(config).is_decoder:
         return None
     beside = Path(str(config.data.tokenizer)).with_name(SETTINGS)
     given = read_json(beside).get("bos_token") if beside.is_file() else None
@@ -121,7 +113,7 @@ def _bos(config: Config, ids: Mapping[str, int]) -> str | None:
     return given if given in ids else _special_tokens(config, ids).get("eos")
 
 
-def _post_processor(family: str, named: Mapping[str, str], ids: Mapping[str, int]) -> dict[str, Any] | None:
+def _post_processor(family: FamilyRecord, named: Mapping[str, str], ids: Mapping[str, int]) -> dict[str, Any] | None:
     """[CLS] A [SEP] B [SEP], or A </s> B </s>; None for decoders, which add nothing."""
 
     def special(name: str, segment: int) -> dict[str, Any]:
@@ -130,11 +122,11 @@ def _post_processor(family: str, named: Mapping[str, str], ids: Mapping[str, int
     def text(which: str, segment: int) -> dict[str, Any]:
         return {"Sequence": {"id": which, "type_id": segment}}
 
-    if family in ("bert", "electra") and {"cls", "sep"} <= named.keys():
+    if family.is_encoder and {"cls", "sep"} <= named.keys():
         names: tuple[str, ...] = ("cls", "sep")
         single = [special("cls", 0), text("A", 0), special("sep", 0)]
         pair = [*single, text("B", 1), special("sep", 1)]
-    elif family == "t5" and "eos" in named:
+    elif family.has_two_stacks and "eos" in named:
         names = ("eos",)
         single = [text("A", 0), special("eos", 0)]
         pair = [*single, text("B", 0), special("eos", 0)]

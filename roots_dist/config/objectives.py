@@ -1,0 +1,242 @@
+"""The objectives as records: who learns them, what they read, need and answer. One table; everything else asks it.
+
+    objective.name --records.py--> ObjectiveRecord: checks, accounting, heads, evaluation, generation, exchange
+
+A class in learning/objectives/ (OBJECTIVES, by the same names) makes the samples and counts the terms of the loss.
+No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from roots_dist.config.families import FAMILIES
+from roots_dist.config.span_lengths import SpanLengths, span_lengths
+
+Answer = Literal["write", "fill", "classify", "tag"]
+"""What a trained model gives for a text: more text, words for its masks, a label, a label for each word."""
+Rows = Literal["labelled texts", "labelled words", "conversations", "texts and answers"]
+"""What a file of rows holds; each kind has its reader in learning/data/tasks.py."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings:
+    """What the lengths of a sample depend on."""
+
+    seq: int
+    """data.seq_length"""
+    texts: int
+    """1, or 2 where rows have pairs of texts"""
+    enclosed: bool
+    """Special tokens stand around each text."""
+    mask_probability: float
+    mean_span_length: float
+
+    def spans(self) -> SpanLengths:
+        return span_lengths(self.seq, self.mask_probability, self.mean_span_length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveRecord:
+    name: str
+    title: str
+    families: tuple[str, ...]
+    """Who can learn it; records of config/families.py."""
+    answer: Answer
+    rows: Rows | None = None
+    """The rows of a task that it is fine-tuned on, tokenised when it begins; None: it reads a prepared corpus."""
+    every_token: bool = False
+    """Every token is predicted from those before it: bits per byte and n-gram models can be compared."""
+    special_tokens: tuple[str, ...] = ()
+    """Needed of the tokenizer, whatever the family; names of config/special_tokens.py."""
+    sentinels: Callable[[SampleSettings], int] = lambda s: 0
+    """<extra_id_0> … that are needed."""
+    ends_input: bool = False
+    """The encoder reads a text with its end token."""
+    has_generator: bool = False
+    """ELECTRA's small model learns beside it."""
+    pairs: bool = False
+    """A sample is two texts, told apart by their segments; it is also learned whether the second follows."""
+    shortest: Callable[[SampleSettings], int] = lambda s: 1
+    """The least data.seq_length."""
+    shortest_holds: str = "a token"
+    """What that is needed for."""
+    usual_length: str = "512"
+    corpus_tokens: Callable[[SampleSettings], int] = lambda s: s.seq + 1
+    """The fewest tokens of a corpus that give a sample."""
+    target_length: Callable[[SampleSettings], int] | None = None
+    """Positions of the decoder of two stacks; None: as data.target_seq_length says."""
+    prompt: str = 'generate {run} "a text"'
+    """What to try with a trained run."""
+
+    @property
+    def masks(self) -> bool:
+        """Single tokens of the text are masked, and guessed where they stand."""
+        return self.answer == "fill"
+
+    @property
+    def masks_spans(self) -> bool:
+        """Spans of the text are masked, each behind a sentinel: the decoder's length follows."""
+        return self.target_length is not None
+
+    @property
+    def reads_target_seq(self) -> bool:
+        """The decoder of two stacks has the length that data.target_seq_length says."""
+        return self.target_length is None and any(FAMILIES[family].has_two_stacks for family in self.families)
+
+    @property
+    def chats(self) -> bool:
+        """Texts are conversations, in a chat template."""
+        return self.rows == "conversations"
+
+    @property
+    def has_labels(self) -> bool:
+        """Of finetune.labels: a head over a few classes, accuracy, F1 and MCC."""
+        return self.answer in ("classify", "tag")
+
+
+def _labelled_length(s: SampleSettings) -> int:
+    """A token of each text, and what stands around and between them."""
+    return s.texts + (s.texts + 1 if s.enclosed else s.texts - 1)
+
+
+_MASKED = 'generate {run} "The people of the [MASK] States"'
+_ENCLOSED_TEXT = "its special tokens, and text"
+
+OBJECTIVES: dict[str, ObjectiveRecord] = {
+    record.name: record
+    for record in (
+        ObjectiveRecord(
+            name="clm",
+            title="next token",
+            families=("gpt",),
+            answer="write",
+            every_token=True,
+            prompt='generate {run} "The people of the United States"',
+        ),
+        ObjectiveRecord(
+            name="mlm",
+            title="masked tokens",
+            families=("bert",),
+            answer="fill",
+            special_tokens=("cls", "sep", "mask"),
+            shortest=lambda s: 3,
+            shortest_holds=_ENCLOSED_TEXT,
+            usual_length="512, as BERT",
+            corpus_tokens=lambda s: s.seq - 2,
+            prompt=_MASKED,
+        ),
+        ObjectiveRecord(
+            name="mlm-nsp",
+            title="masked tokens with next sentence",
+            families=("bert",),
+            answer="fill",
+            special_tokens=("cls", "sep", "mask", "pad"),
+            pairs=True,
+            shortest=lambda s: 5,
+            shortest_holds=_ENCLOSED_TEXT,
+            usual_length="512, as BERT",
+            corpus_tokens=lambda s: 6,  # two documents of three tokens
+            prompt=_MASKED,
+        ),
+        ObjectiveRecord(
+            name="rtd",
+            title="replaced tokens",
+            families=("electra",),
+            answer="fill",
+            special_tokens=("cls", "sep", "mask"),
+            has_generator=True,
+            shortest=lambda s: 3,
+            shortest_holds=_ENCLOSED_TEXT,
+            usual_length="512, as BERT",
+            corpus_tokens=lambda s: s.seq - 2,
+            prompt=_MASKED,
+        ),
+        ObjectiveRecord(
+            name="spans",
+            title="T5's masked spans",
+            families=("t5",),
+            answer="write",
+            special_tokens=("pad", "end"),
+            sentinels=lambda s: s.spans().spans,
+            ends_input=True,
+            shortest=lambda s: s.spans().inputs,
+            shortest_holds="a token that is seen, a sentinel and the end",
+            usual_length="512, as T5",
+            corpus_tokens=lambda s: s.spans().tokens,
+            target_length=lambda s: s.spans().targets,
+            prompt='generate {run} "The people of the <extra_id_0> States"',
+        ),
+        ObjectiveRecord(
+            name="prefix",
+            title="how a text goes on",
+            families=("t5",),
+            answer="write",
+            special_tokens=("pad",),
+            shortest=lambda s: 2,
+            shortest_holds="a beginning and how it goes on",
+            usual_length="512, as T5",
+        ),
+        ObjectiveRecord(
+            name="classify",
+            title="classes of texts or pairs",
+            families=("gpt", "bert", "electra"),
+            answer="classify",
+            rows="labelled texts",
+            shortest=_labelled_length,
+            shortest_holds="text and its special tokens",
+            usual_length="128",
+        ),
+        ObjectiveRecord(
+            name="tag",
+            title="classes of words",
+            families=("gpt", "bert", "electra"),
+            answer="tag",
+            rows="labelled words",
+            shortest=_labelled_length,
+            shortest_holds="text and its special tokens",
+            usual_length="128",
+        ),
+        ObjectiveRecord(
+            name="instruct",
+            title="answers in a conversation",
+            families=("gpt",),
+            answer="write",
+            rows="conversations",
+            special_tokens=("end",),
+            prompt="chat {run}",
+        ),
+        ObjectiveRecord(
+            name="seq2seq",
+            title="from text to text",
+            families=("t5",),
+            answer="write",
+            rows="texts and answers",
+            special_tokens=("pad", "end"),
+            ends_input=True,
+        ),
+    )
+}
+
+
+if TYPE_CHECKING:
+    ObjectiveName = str
+else:  # a record added to the table is a value of the key
+    ObjectiveName = Literal[tuple(OBJECTIVES)]
+
+
+def learned_by(family: str, answer: Answer | None = None) -> tuple[str, ...]:
+    """Names of the family's objectives, or of those with that answer: for pre-training, then for fine-tuning."""
+    learned = (record for record in OBJECTIVES.values() if family in record.families)
+    return tuple(record.name for record in learned if answer in (None, record.answer))
+
+
+def named(fits: Callable[[ObjectiveRecord], bool]) -> str:
+    """The objectives that fit, as a message says them: `clm or instruct`."""
+    return " or ".join(name for name, record in OBJECTIVES.items() if fits(record))
+
+
+def writing_decoders() -> str:
+    return named(lambda r: r.answer == "write" and any(FAMILIES[f].is_decoder for f in r.families))

@@ -1,0 +1,65 @@
+"""The records that a config chooses, and what they say of its samples. Whoever asks for a fact of these asks here.
+
+Config --family_of, objective_of--> FamilyRecord, ObjectiveRecord
+       --target_seq, shortest_seq …--> lengths by the objective's own functions
+"""
+
+from __future__ import annotations
+
+from roots_dist.config.families import FAMILIES, FamilyRecord
+from roots_dist.config.objectives import OBJECTIVES, ObjectiveRecord, SampleSettings
+from roots_dist.config.schema import Config
+from roots_dist.config.span_lengths import SpanLengths
+
+
+def family_of(config: Config) -> FamilyRecord:
+    return FAMILIES[config.model.family]
+
+
+def objective_of(config: Config) -> ObjectiveRecord:
+    return OBJECTIVES[config.objective.name]
+
+
+def settings_of(config: Config) -> SampleSettings:
+    """Collect what lengths depend on."""
+    return SampleSettings(
+        seq=config.data.seq_length,
+        texts=1 if config.finetune.pair_column is None else 2,
+        enclosed=bool(family_of(config).encloses_with),
+        mask_probability=config.objective.mask_probability,
+        mean_span_length=config.objective.mean_span_length,
+    )
+
+
+def special_tokens_of(config: Config) -> tuple[str, ...]:
+    """What the tokenizer must have: the objective's, those around a labelled text, and what parts a decoder's pair."""
+    record, family = objective_of(config), family_of(config)
+    if not record.has_labels:
+        return record.special_tokens
+    parted = record.answer == "classify" and config.finetune.pair_column is not None and not family.encloses_with
+    return record.special_tokens + family.encloses_with + (("end",) if parted else ())
+
+
+def shortest_seq(config: Config) -> int:
+    """The least data.seq_length."""
+    return objective_of(config).shortest(settings_of(config))
+
+
+def corpus_tokens(config: Config) -> int:
+    """The fewest tokens of a corpus that give a sample."""
+    return objective_of(config).corpus_tokens(settings_of(config))
+
+
+def num_sentinels(config: Config) -> int:
+    """Sentinels that the tokenizer must have."""
+    return objective_of(config).sentinels(settings_of(config))
+
+
+def target_seq(config: Config) -> int:
+    """Positions of the decoder of two stacks."""
+    length = objective_of(config).target_length
+    return length(settings_of(config)) if length else config.data.target_seq_length or config.data.seq_length
+
+
+def span_lengths_of(config: Config) -> SpanLengths:
+    return settings_of(config).spans()
