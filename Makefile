@@ -1,7 +1,8 @@
-# make train: from a fresh clone to a trained model and a text that it writes. make test: the whole suite.
-# make check: ruff, its formatter, mypy --strict, shellcheck, links. All need Python >= 3.10 and nothing else; what they
-# install lies in .venv, each no more than it needs. Variables: PYTHON, TORCH_INDEX (where to get torch from, for a build
-# with or without CUDA), CONFIG, ARGS (overrides such as ARGS="train.steps=50").
+# make train: from a fresh clone to a trained model and a text that it writes. make test: every rule and every pair of
+# features, in minutes. make test-full: the whole products too, of which `make test` runs a cover of pairs. make check:
+# ruff, its formatter, mypy --strict, shellcheck, links. All need Python >= 3.10 and nothing else; what they install lies
+# in .venv, each no more than it needs. Variables: PYTHON, TORCH_INDEX (where to get torch from, for a build with or
+# without CUDA), CONFIG, ARGS (overrides such as ARGS="train.steps=50").
 
 PYTHON ?= python3
 CONFIG ?= configs/quickstart.yaml
@@ -9,16 +10,20 @@ ARGS ?=
 TORCH := $(shell sed -n 's/^torch==/&/p' constraints.txt)
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
+WORKERS := -n logical --maxprocesses 4 --dist worksteal
 CORPUS := data/sotu/manifest.json
 
-.PHONY: train test check clean
+.PHONY: train test test-full check clean
 .DELETE_ON_ERROR:
 
 train: $(CORPUS)
 	$(BIN)/roots train $(CONFIG) $(ARGS)
 
 test: .venv/test
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(ARGS)
+
+test-full: .venv/test
+	$(BIN)/python -m pytest $(WORKERS) -m "full or not full" $(ARGS)
 
 check: .venv/check
 	$(BIN)/ruff check

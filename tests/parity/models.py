@@ -1,6 +1,12 @@
-"""The small models on which layouts are compared, each with features that have broken parity somewhere."""
+"""The small models on which layouts are compared, each with features that have broken parity somewhere.
 
-from roots_dist.config.schema import Config
+cases.py makes the cases of each: whoever adds a model here writes no other line.
+"""
+
+from typing import get_args
+
+from roots_dist.config.schema import Config, Model
+from roots_dist.learning.models.block import ACTIVATIONS
 
 COMMON = {
     "data": {"seq_length": 16},
@@ -44,6 +50,24 @@ MODELS = {
 }  # fmt: skip
 
 
+def _words(key: str) -> tuple[str, ...]:
+    return get_args(Model.model_fields[key].annotation)
+
+
+WORDS = {
+    "positions": _words("positions"),
+    "norm": _words("norm"),
+    "norm_position": _words("norm_position"),
+    "activation": tuple(ACTIVATIONS),
+}
+"""What a key of the model may say. A word that no model above has gets one: gpt with this word."""
+MODELS |= {
+    f"gpt-{word}": MODELS["gpt"] | {key: word}
+    for key, words in WORDS.items()
+    for word in words
+    if all(getattr(Model(**model), key) != word for model in MODELS.values())
+}
+
 FINETUNED = {
     "bert-classify": ("bert", "classify"),
     "bert-pairs": ("bert", "classify"),
@@ -56,12 +80,28 @@ FINETUNED = {
     "t5-seq2seq": ("t5", "seq2seq"),
 }
 """Name -> the model, and the task that it is fine-tuned on."""
+STRATEGIES = {
+    "full": dict(finetune__layer_lr_decay=0.8),
+    "partial": dict(
+        finetune__strategy="partial", finetune__trainable=["head.*", "blocks.2.*", "blocks.0.norm1.weight"]
+    ),
+    "progressive": dict(
+        finetune__strategy="progressive",
+        finetune__unfreeze_every=1,
+        finetune__unfreeze_blocks=2,
+        finetune__layer_lr_decay=0.9,
+    ),
+    "lora": dict(
+        finetune__strategy="lora", finetune__lora_rank=3, finetune__lora_targets=["query", "value", "out", "up", "down"]
+    ),
+}
+"""What learns. `bert-classify+lora` is bert-classify learned so."""
 OBJECTIVES = {
     "bert": {"name": "mlm-nsp"},
     "roberta": {"name": "mlm", "whole_word_mask": True},
     "electra": {"name": "rtd"},
-    "t5": {"name": "spans"},
-    "t5-v1.1": {"name": "spans"},
+    "t5": {"name": "spans", "mask_probability": 0.4},  # the stacks weigh alike, and their border falls anywhere
+    "t5-v1.1": {"name": "spans", "mask_probability": 0.4},
     **{name: {"name": task} for name, (_, task) in FINETUNED.items()},
 }
 """clm, if not said; with COMMON's label smoothing and z-loss."""
@@ -82,6 +122,8 @@ def config(model: str = "gpt", **changes: object) -> Config:
     Where tensor ranks talk, two to four microbatches must do instead of eight: a sum over gloo costs milliseconds,
     whatever its size, and each microbatch has dozens.
     """
+    model, _, strategy = model.partition("+")
+    changes = (STRATEGIES[strategy] if strategy else {}) | changes
     if changes.get("parallel__tp", 1) > 1:
         several = changes.get("parallel__pp", 1) > 1 or changes.get("parallel__zero_stage", 0) > 0
         changes = {"train__micro_batch": 2 if several else 4} | changes

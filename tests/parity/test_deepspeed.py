@@ -1,58 +1,40 @@
 """DeepSpeed's ZeRO under our layouts, in float32, against one process; and runs that go on in another layout."""
 
-import functools
 from pathlib import Path
 
 import pytest
+from cases import FLOAT32, alone, case, compare
 from models import config
 
 from roots_dist.config.run_config import ONE_PROCESS
-from roots_dist.config.schema import Config
-from roots_dist.testing.parity import FLOAT64_BOUNDS, Trace, differences, merge, trace
-from roots_dist.testing.world import on_world
+from roots_dist.testing.parity import FLOAT64_BOUNDS, differences, merge, trace
+from roots_dist.testing.world import on_warm_world, on_world
 from roots_dist.verify.verify import FLOAT32_BOUNDS
 
 STEPS = 3
-FLOAT32 = dict(advanced__float64=False, advanced__engine="deepspeed", optim__lr=1e-3)
+SP = dict(tp=2, sequence_parallel=True)
 
 
-def zero(stage: int, dp: int, model: str = "gpt", **layout: object):
-    wanted = {f"parallel__{k}": v for k, v in layout.items()} | dict(
-        parallel__zero_stage=stage, train__micro_batch=2 if dp == 2 else 1
-    )
-    name = ",".join([model, f"zero_stage={stage}", f"dp={dp}", *(f"{k}={v}" for k, v in layout.items())])
-    return pytest.param(config(model, **FLOAT32, **wanted), dp, id=name)
+def zero(stage: int, dp: int, model: str = "gpt", **wanted: object):
+    return case(model, dp=dp, zero_stage=stage, train__micro_batch=2 if dp == 2 else 1, **FLOAT32, **wanted)
 
 
-@functools.cache
-def _alone(text: str) -> Trace:
-    return merge(on_world(1, trace, Config.model_validate_json(text), 0, STEPS))
+CASES = [
+    *(zero(stage, 2) for stage in range(4)),
+    *(zero(stage, 4, full=stage % 2 == 0) for stage in range(4)),
+    zero(1, 2, **SP),
+    zero(2, 2, pp=2),
+    *(zero(stage, 2, pp=2, **SP) for stage in (1, 2, 3)),
+    zero(2, 2, tp=2, pp=2, full=True),
+    zero(1, 2, "llama", pp=2, schedule="interleaved", virtual_stages=2),
+    *(zero(stage, 2, "llama", pp=2, schedule="zb-h1") for stage in (1, 2, 3)),
+    zero(3, 2, "llama", tp=4),
+]
 
 
-def alone(parallel: Config) -> Trace:
-    return _alone(
-        parallel.changed({**ONE_PROCESS, "advanced.engine": "reference", "train.micro_batch": 1}).model_dump_json()
-    )
-
-
-@pytest.mark.parametrize(
-    "parallel, dp",
-    [
-        *(zero(stage, dp) for stage in range(4) for dp in (2, 4)),
-        zero(1, 2, tp=2, pp=2, sequence_parallel=True),
-        zero(2, 2, tp=2, pp=2),
-        zero(3, 2, tp=2, pp=2, sequence_parallel=True),
-        zero(1, 2, "llama", pp=2, schedule="interleaved", virtual_stages=2),
-        zero(1, 2, "llama", pp=2, schedule="zb-h1"),
-        zero(2, 2, "llama", pp=2, schedule="zb-h1"),
-        zero(3, 2, "llama", pp=2, schedule="zb-h1"),
-        zero(3, 2, "llama", tp=4),
-    ],
-)
-def test_zero_computes_what_one_process_computes(parallel, dp):
-    ranks = on_world(parallel.parallel.tp * parallel.parallel.pp * dp, trace, parallel, 0, STEPS, timeout=200)
-    rows = differences(alone(parallel), merge(ranks), FLOAT32_BOUNDS)
-    assert all(row.passed for row in rows), "\n".join(map(str, rows))
+@pytest.mark.parametrize("case", CASES)
+def test_zero_computes_what_one_process_computes(case):
+    compare(case, FLOAT32_BOUNDS, STEPS)
 
 
 LAYOUTS = {
@@ -88,7 +70,7 @@ def test_a_run_goes_on_on_the_same_curve_in_other_layouts(first, second, third, 
         whole = whole.then(found) if whole else found
         (folder,) = (Path(after) / "checkpoints").iterdir()
         before = str(folder)
-    truth = alone(config(**FLOAT32))
+    truth = alone(config(**FLOAT32), STEPS)
     rows = differences(truth, whole, FLOAT32_BOUNDS)
     assert all(row.passed for row in rows), "\n".join(map(str, rows))
 
@@ -96,12 +78,12 @@ def test_a_run_goes_on_on_the_same_curve_in_other_layouts(first, second, third, 
 def test_a_run_goes_on_in_float64_to_the_last_digits(tmp_path):
     """Without ZeRO's float32 the resumed curve is the same curve, in both directions."""
     one, many = config("llama"), config("llama", parallel__tp=2, parallel__pp=2, parallel__sequence_parallel=True)
-    truth = merge(on_world(1, trace, one.changed(ONE_PROCESS), 0, STEPS))
+    truth = merge(on_warm_world(1, trace, one.changed(ONE_PROCESS), 0, STEPS))
     for index, (first, second) in enumerate(((one, many), (many, one))):
         sizes = [c.parallel.tp * c.parallel.pp for c in (first, second)]
         run = str(tmp_path / str(index))
-        first_half = merge(on_world(sizes[0], trace, first, 0, 2, None, run))
+        begun = merge(on_warm_world(sizes[0], trace, first, 0, 2, None, run))
         (folder,) = (Path(run) / "checkpoints").iterdir()
-        ended = merge(on_world(sizes[1], trace, second, 2, STEPS, str(folder)))
-        rows = differences(truth, first_half.then(ended), FLOAT64_BOUNDS)
+        ended = merge(on_warm_world(sizes[1], trace, second, 2, STEPS, str(folder)))
+        rows = differences(truth, begun.then(ended), FLOAT64_BOUNDS)
         assert all(row.passed for row in rows), "\n".join(map(str, rows))

@@ -1,11 +1,10 @@
-"""Whatever learns, and since whenever: every strategy of fine-tuning computes in every layout, and in every ZeRO stage,
-what it computes in one process; what is frozen stays what it is and costs nothing."""
-
-import functools
+"""Every strategy of fine-tuning computes in every layout, and in every ZeRO stage, what it computes in one process;
+what is frozen stays what it is and costs nothing."""
 
 import pytest
 import torch
-from models import config
+from cases import FLOAT32, alone, case, compare, covered_strategies
+from models import STRATEGIES, config
 
 from roots_dist.assembly.run import build_run
 from roots_dist.config.run_config import ONE_PROCESS
@@ -13,78 +12,50 @@ from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
 from roots_dist.runs.train.step import train_step
-from roots_dist.testing.parity import FLOAT64_BOUNDS, Trace, differences, merge, trace
-from roots_dist.testing.world import on_world
+from roots_dist.testing.parity import FLOAT64_BOUNDS, merge, trace
+from roots_dist.testing.world import on_warm_world, on_world
 from roots_dist.verify.verify import FLOAT32_BOUNDS
 from roots_dist.world.mesh import Mesh
 
 STEPS = 4
-STRATEGIES = {
-    "full": dict(finetune__layer_lr_decay=0.8),
-    "partial": dict(
-        finetune__strategy="partial", finetune__trainable=["head.*", "blocks.2.*", "blocks.0.norm1.weight"]
+"""Until everything has joined."""
+CASES = [
+    *covered_strategies(),
+    *(
+        case(f"{model}+{strategy}", tp=2, pp=2)
+        for strategy in ("progressive", "lora")
+        for model in ("gpt-instruct", "t5-seq2seq")
     ),
-    "progressive": dict(
-        finetune__strategy="progressive",
-        finetune__unfreeze_every=1,
-        finetune__unfreeze_blocks=2,
-        finetune__layer_lr_decay=0.9,
-    ),
-    "lora": dict(
-        finetune__strategy="lora", finetune__lora_rank=3, finetune__lora_targets=["query", "value", "out", "up", "down"]
-    ),
-}
-LAYOUTS = {
-    "tp2": dict(tp=2),
-    "tp2-sequence": dict(tp=2, sequence_parallel=True),
-    "pp2": dict(pp=2),
-    "pp2-zb-h1": dict(pp=2, schedule="zb-h1"),
-    "tp2-pp2": dict(tp=2, pp=2, sequence_parallel=True),
-}
-FLOAT32 = dict(advanced__float64=False, advanced__engine="deepspeed", optim__lr=1e-3)
+]
+TOGETHER = {("lora", 3), ("progressive", 1), ("partial", 2)}
+"""Strategies and ZeRO stages that are tried under tensor and pipeline parallelism too."""
 
 
-def of(strategy: str, model: str = "bert-classify", **changes: object) -> Config:
-    return config(model, **STRATEGIES[strategy] | changes)
+def of(strategy: str, **changes: object) -> Config:
+    return config(f"bert-classify+{strategy}", **changes)
 
 
-@functools.cache
-def _alone(text: str) -> Trace:
-    return merge(on_world(1, trace, Config.model_validate_json(text), 0, STEPS))
+@pytest.mark.parametrize("case", CASES)
+def test_a_strategy_computes_what_one_process_computes(case):
+    compare(case, FLOAT64_BOUNDS, STEPS)
 
 
-def alone(parallel: Config) -> Trace:
-    return _alone(parallel.changed({**ONE_PROCESS, "train.micro_batch": 1}).model_dump_json())
-
-
-def compare(parallel: Config, dp: int, bounds: dict[str, float]) -> None:
-    size = parallel.parallel.tp * parallel.parallel.pp * dp
-    found = merge(on_world(size, trace, parallel, 0, STEPS, timeout=200))
-    rows = differences(alone(parallel), found, bounds)
-    assert all(row.passed for row in rows), "\n".join(map(str, rows))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_strategy_computes_what_one_process_computes(strategy, layout):
-    compare(of(strategy, **{f"parallel__{k}": v for k, v in LAYOUTS[layout].items()}), 1, FLOAT64_BOUNDS)
-
-
-@pytest.mark.parametrize("model", ["gpt-instruct", "t5-seq2seq"])
-@pytest.mark.parametrize("strategy", ["progressive", "lora"])
-def test_decoders_and_two_stacks_do_too(strategy, model):
-    compare(of(strategy, model, parallel__tp=2, parallel__pp=2), 1, FLOAT64_BOUNDS)
-
-
-@pytest.mark.parametrize("zero", [1, 2, 3])
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_zero_stage_does_too(strategy, zero):
-    compare(of(strategy, **FLOAT32, parallel__zero_stage=zero), 2, FLOAT32_BOUNDS)
-
-
-@pytest.mark.parametrize("strategy, zero", [("lora", 3), ("progressive", 1), ("partial", 2)])
-def test_all_of_it_together(strategy, zero):
-    compare(of(strategy, **FLOAT32, parallel__zero_stage=zero, parallel__tp=2, parallel__pp=2), 2, FLOAT32_BOUNDS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        case(
+            f"bert-classify+{s}",
+            dp=2,
+            zero_stage=zero,
+            **FLOAT32,
+            **(dict(tp=2, pp=2) if (s, zero) in TOGETHER else {}),
+        )
+        for s in STRATEGIES
+        for zero in (1, 2, 3)
+    ],
+)
+def test_every_zero_stage_does_too(case):
+    compare(case, FLOAT32_BOUNDS, STEPS)
 
 
 def learned_numbers(rank: int, size: int, config: Config) -> dict:
@@ -115,7 +86,8 @@ def learned_numbers(rank: int, size: int, config: Config) -> dict:
 @pytest.mark.parametrize("zero, dp", [(0, 1), (1, 2), (2, 2), (3, 2)])
 def test_what_is_frozen_has_no_gradient_no_moments_and_no_change(zero, dp):
     made = of("partial", **(FLOAT32 if dp > 1 else {}), parallel__zero_stage=zero)
-    for rank in on_world(dp, learned_numbers, made, timeout=200):
+    world = on_warm_world if dp == 1 else on_world
+    for rank in world(dp, learned_numbers, made, timeout=200):
         wanted = [n for n in rank["all"] if n.startswith(("head.", "blocks.2.")) or n == "blocks.0.norm1.weight"]
         assert 0 < len(wanted) < len(rank["all"])
         assert rank["graded"] == rank["moments"] == wanted
@@ -124,15 +96,15 @@ def test_what_is_frozen_has_no_gradient_no_moments_and_no_change(zero, dp):
 
 def test_moments_are_kept_when_more_of_the_model_joins():
     """The head's moments go on as if it had learned alone: Adam's count is that of each group."""
-    whole = alone(of("progressive"))
+    whole = alone(of("progressive"), STEPS)
     head_only = of("partial", finetune__trainable=["head.*"], finetune__layer_lr_decay=1.0)
-    first = merge(on_world(1, trace, head_only.changed(ONE_PROCESS), 0, 1))
-    first_step = merge(on_world(1, trace, of("progressive").changed(ONE_PROCESS), 0, 1))
+    first = merge(on_warm_world(1, trace, head_only.changed(ONE_PROCESS), 0, 1))
+    begun = merge(on_warm_world(1, trace, of("progressive").changed(ONE_PROCESS), 0, 1))
     for name, state in first.state.items():
         if name.startswith("head."):
-            torch.testing.assert_close(state["exp_avg"], first_step.state[name]["exp_avg"])
+            torch.testing.assert_close(state["exp_avg"], begun.state[name]["exp_avg"])
     assert (
-        {n for n, s in first_step.state.items() if "exp_avg" in s}
+        {n for n, s in begun.state.items() if "exp_avg" in s}
         < {n for n, s in whole.state.items() if "exp_avg" in s}
         == {*whole.state}
     )

@@ -2,8 +2,8 @@
 
 import mutants
 import pytest
+from cases import STEPS, alone
 from models import config
-from test_layouts import STEPS, alone
 
 from roots_dist.testing.parity import FLOAT64_BOUNDS, differences, merge
 from roots_dist.testing.world import on_world

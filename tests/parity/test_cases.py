@@ -1,0 +1,96 @@
+"""The cases of parity show what they should: every pair of values, every row of the grid, and whatever is added."""
+
+import itertools
+
+import cases
+import pytest
+import test_deepspeed
+import test_layouts
+from cases import ALL_MODELS, DIMENSIONS, LAYOUTS, PLAIN, SCHEDULE, case, changes, cover, features, fitted, the_cover
+from models import MODELS, OBJECTIVES, WORDS, config
+
+from roots_dist.learning.models.block import ACTIVATIONS
+from roots_dist.schedule.schedules import SCHEDULES
+from roots_dist.verify.verify import MATRIX
+
+
+def exists(model: str, *values: str) -> bool:
+    """Some layout with these values is one that the checks let pass."""
+    return any(fitted(model, changes(layout)) for layout in LAYOUTS if {*values} <= {*layout})
+
+
+def test_every_model_meets_every_kind_of_layout():
+    """A tensor-parallel one, one with sequence parallelism, every schedule, data ranks, recomputation."""
+    for model in ALL_MODELS:
+        mine = [layout for found, layout in the_cover() if found == model]
+        values = {value for layout in mine for value in layout}
+        assert values & {"tp=2", "tp=4"} and values & {"tp=2,sp", "tp=4,sp"} and values >= {*SCHEDULES}, model
+        assert values & {"dp=2,zero=0", "dp=2,zero=1"} and values & {"selective", "full"}, model
+
+
+def test_every_feature_of_a_model_meets_every_value_of_a_layout():
+    shown = {(feature, value) for model, layout in the_cover() for feature in features(model) for value in layout}
+    models_with = {
+        feature: [m for m in ALL_MODELS if feature in features(m)] for m in ALL_MODELS for feature in features(m)
+    }
+    for feature, models in models_with.items():
+        for value in (value for names in DIMENSIONS for value in names if value):
+            assert (feature, value) in shown or not any(exists(model, value) for model in models), (feature, value)
+
+
+def test_every_two_values_of_a_layout_meet():
+    shown = {pair for _, layout in the_cover() for pair in itertools.combinations(layout, 2)}
+    for first, second in itertools.combinations(DIMENSIONS, 2):
+        for pair in itertools.product(filter(None, first), filter(None, second)):
+            assert pair in shown or not any(exists(model, *pair) for model in ALL_MODELS), pair
+
+
+@pytest.mark.parametrize("values", MATRIX, ids=lambda values: ",".join(map(str, values.values())))
+def test_every_row_of_the_grid_runs(values):
+    """Of `roots verify --matrix`, which is the table in docs/proof.md; without ZeRO in float64, with it in float32."""
+    stage = values["parallel.zero_stage"]
+    found = [c.values[0] for c in (test_deepspeed if stage else test_layouts).CASES if not c.marks]
+    if not stage:
+        found += [cases._case_of(*row).values[0] for row in the_cover()]
+
+    def same(one: cases.Case) -> bool:
+        key_of = {f"parallel.{key}": value for key, value in one.config.parallel.model_dump().items()}
+        return all(key_of[key] == value for key, value in values.items() if stage or key != "parallel.zero_stage")
+
+    assert any(same(one) and (one.dp == 2 or not stage) for one in found)
+
+
+def test_a_model_that_is_added_brings_its_cases(monkeypatch):
+    """And with it the grid, whatever else there is."""
+    monkeypatch.setitem(MODELS, "tiny", MODELS["llama"] | {"layers": 2})
+    found = [layout for model, layout in cover([*ALL_MODELS, "tiny"]) if model == "tiny"]
+    assert {*SCHEDULES} <= {value for layout in found for value in layout}
+    assert any("sp" in layout[0] for layout in found)
+
+
+def test_a_word_that_no_model_says_has_a_model_of_its_own():
+    for key, words in WORDS.items():
+        said = {getattr(config(model).model, key) for model in MODELS}
+        assert said == {*words}, key
+    assert WORDS["activation"] == tuple(ACTIVATIONS)
+
+
+def test_a_schedule_that_is_added_brings_its_cases(monkeypatch):
+    """As if interleaved were new: the layouts are made of the table."""
+    assert [name for name in SCHEDULE if name] == list(SCHEDULES)
+    without = [layout for layout in LAYOUTS if layout[2] != "interleaved"]
+    less = list(cover(ALL_MODELS, without))
+    assert not any(layout[2] == "interleaved" for _, layout in less)
+    assert len(less) < len(the_cover())
+
+
+def test_the_cover_is_small_and_always_the_same():
+    assert list(cover(ALL_MODELS)) == list(the_cover())
+    assert len(the_cover()) < len(ALL_MODELS) * len(LAYOUTS) / 40
+
+
+def test_a_case_says_what_it_is():
+    made = case("gpt", dp=2, tp=2, zero_stage=1)
+    assert made.id == "gpt,dp=2,tp=2,zero_stage=1" and made.values[0].size == 4
+    assert {key: PLAIN[key] for key in ("parallel.tp", "parallel.pp")} == {"parallel.tp": 1, "parallel.pp": 1}
+    assert {*OBJECTIVES} <= {*ALL_MODELS}
