@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 from roots_dist.testing import world
+
+THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+"""Of every process that tests start and that does not say otherwise. Several workers share the cores, and a thread that
+spins while it waits for another takes the core from whoever it waits for: a run of 150 steps took 58 s instead of 6."""
 
 
 def pytest_addoption(parser):
@@ -12,6 +18,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    for name, value in THREADS.items():
+        os.environ.setdefault(name, value)
     world.PRELOAD.extend(
         ("sklearn.metrics", "matplotlib.backends.backend_agg")
     )  # else each rank of a fine-tuning takes seconds
