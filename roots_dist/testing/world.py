@@ -48,11 +48,11 @@ PRELOAD = [
 ]
 """What every world needs. A suite adds what its functions import for seconds, before its first world."""
 FORKSERVER_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-GRACE_S = 5.0
+GRACE_S = 8.0
 """How long the others may go on after one rank has failed: gloo tells them within half a second."""
 LEAVE_S = 60.0
 """How long a rank that has answered may take to end."""
-LINGER_S = 2.0
+LINGER_S = 20.0
 """How long a rank that is done keeps its connections open for those that are still reading."""
 ATTEMPTS = 3
 """To connect: on a crowded machine gloo's mesh fails now and then (pytorch issue 53270), before any rank has begun."""
@@ -236,9 +236,16 @@ def _run_in_group(
     torch.save(result, unfinished)
     unfinished.rename(_file(folder, rank, "result"))
     until = time.monotonic() + LINGER_S
-    while time.monotonic() < until and not all(_file(folder, other, "result").exists() for other in range(size)):
+    while time.monotonic() < until and not _all_ended(folder, size):
         time.sleep(0.01)
     dist.destroy_process_group()
+
+
+def _all_ended(folder: Path, size: int) -> bool:
+    """Whether every rank has a result, or one has failed."""
+    if any(_file(folder, rank, "error").exists() for rank in range(size)):
+        return True
+    return all(_file(folder, rank, "result").exists() for rank in range(size))
 
 
 def _connect(rank: int, size: int, folder: Path, timeout: float) -> None:

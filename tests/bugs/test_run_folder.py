@@ -68,7 +68,7 @@ def test_two_runs_cannot_have_one_folder(tmp_path):
     )
     with hold_folder(tmp_path / "run"):
         other = subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path / "run")], capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", script, str(tmp_path / "run")], capture_output=True, text=True, timeout=250
         )
         assert f"process {os.getpid()} on " in other.stderr and "choose another track.folder" in other.stderr
         with pytest.raises(FolderError, match="track.folder = .* Fix: "), hold_folder(tmp_path / "run"):

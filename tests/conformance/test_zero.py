@@ -272,7 +272,7 @@ slow = {{"deepspeed", "torch._dynamo"}} & {{*sys.modules}}
 assert not slow, slow
 """
     environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
 
 
@@ -337,5 +337,5 @@ def test_a_rank_that_fails_does_not_wait_for_the_others(engine, zero):
     _, made = case(2, engine, zero).values
     start = time.monotonic()
     with pytest.raises(WorldFailed, match=r"failed\n\nrank 1 raised:(.|\n)*ValueError: the real cause"):
-        on_world(2, fails_in_the_step, made, timeout=60)
-    assert time.monotonic() - start < 30
+        on_world(2, fails_in_the_step, made, timeout=250)
+    assert time.monotonic() - start < 125  # half of the timeout; 3 s on a free machine

@@ -74,7 +74,7 @@ def test_transformers_serve_answers_the_client_of_openai_with_the_words_of_the_r
         server = subprocess.Popen(command, env=environ, stdout=said, stderr=subprocess.STDOUT)
     try:
         answering(server, f"http://127.0.0.1:{port}", log)
-        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=60, max_retries=0)
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", timeout=250, max_retries=0)
         how = dict(model=str(tmp_path / "export"), max_tokens=NEW, temperature=0)
         assert client.completions.create(prompt="The state of", **how).choices[0].text == words[0]
         found = client.chat.completions.create(messages=messages, **how).choices[0].message.content

@@ -64,7 +64,7 @@ def test_transformers_4_reads_every_export_with_the_same_logits(tmp_path):
     (tmp_path / "told.json").write_text(json.dumps(told))
     (tmp_path / "reader.py").write_text(READER)
     command = [PYTHON, tmp_path / "reader.py", tmp_path, tmp_path / "told.json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-3000:]
     found, ids = load_file(tmp_path / "logits.safetensors"), json.loads((tmp_path / "ids.json").read_text())
     assert ids["version"].startswith("4.")

@@ -73,7 +73,7 @@ def launch(folder: Path, programs: Path, *words: str, **variables: str) -> subpr
     environ |= {"PATH": f"{programs}:{environ['PATH']}", "PYTHONPATH": str(ROOT), **variables}
     command = [sys.executable, "-m", "roots_dist", "launch", *words]
     return subprocess.run(
-        command, cwd=folder, env=environ, capture_output=True, text=True, timeout=120, errors="surrogateescape"
+        command, cwd=folder, env=environ, capture_output=True, text=True, timeout=250, errors="surrogateescape"
     )
 
 

@@ -36,11 +36,11 @@ def behave(what: str, folder: Path) -> None:
     if what == "wait":  # in a collective, for a peer that will not come
         meet()
     elif what == "hang":  # outside of torch, deaf to nothing but a signal
-        time.sleep(120)
+        time.sleep(1000)
     elif what == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        time.sleep(120)
+        time.sleep(1000)
     elif what == "raise":
         raise ValueError("the flux capacitor is empty")
     elif what == "user":
@@ -52,7 +52,7 @@ def behave(what: str, folder: Path) -> None:
     elif what == "parent":  # of a process of its own, and then it fails
         child = os.fork()
         if child == 0:
-            time.sleep(120)
+            time.sleep(1000)
         (folder / "child").write_text(str(child))
         raise ValueError("a parent failed")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from patience import PATIENCE_S
 from pydantic import TypeAdapter
 
 from roots_dist.cluster_profile import Profile, Speed, read, write
@@ -35,7 +37,7 @@ from roots_dist.testing.world import on_world
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 CLONE_NEWNS, MS_RDONLY, MS_PRIVATE_ALL = 0x20000, 1, (1 << 18) | (1 << 14)
-BUSY = 8
+STUCK_S = 1000
 
 
 def even(rank: int, device: torch.device, precision: str, quick: bool) -> Speed:
@@ -50,7 +52,7 @@ def older(rank: int, device: torch.device, host: str):
 
 def stuck(rank: int, device: torch.device, host: str):
     if rank == 1:
-        time.sleep(60)
+        time.sleep(STUCK_S)
     return facts.gather(rank, device, host)
 
 
@@ -80,7 +82,8 @@ def visited(
     dist.destroy_process_group()  # the test world's: the doctor makes its own
     if mount is not None and rank == 1:
         mounted(str(options.folder), mount)
-    examination.FACTS_S, coordinators.SLACK_S = 4.0, 2.0
+    if change.get("facts") is stuck:  # it is waited for to the end; elsewhere a busy machine may need the time there is
+        examination.FACTS_S, coordinators.SLACK_S = 4.0, 2.0
     world = World(rank, size, rank, size, "127.0.0.1", port, "test")
     begin = time.monotonic()
     coordinator = Coordinator(rendezvous(world, options.wait_s, hosts[rank]), rank, size)
@@ -95,12 +98,12 @@ def visited(
 def profile_of(
     hosts: str, options: ExamineOptions = ExamineOptions(quick=True), mount: int | None = None, **change
 ) -> Profile:
-    answers = on_world(len(hosts), visited, free_port(), hosts, options, change, mount, timeout=50)
+    answers = on_world(len(hosts), visited, free_port(), hosts, options, change, mount, timeout=PATIENCE_S)
     assert answers[1:] == [""] * (len(hosts) - 1)
     return TypeAdapter(Profile).validate_json(answers[0])
 
 
-def ahead(seconds: float = 5.0) -> float:
+def ahead(seconds: float = 500.0) -> float:
     return time.time() + (seconds if os.environ["RANK"] == "1" else 0)
 
 
@@ -113,7 +116,7 @@ def test_a_healthy_world_of_two_hosts_has_no_findings_and_is_measured(tmp_path: 
     assert found.findings == () and found.healthy and found.layout == "TP2×PP1×DP2"
     assert [(r.rank, r.host) for r in found.ranks] == [(0, "a"), (1, "a"), (2, "b"), (3, "b")]
     assert {r.versions["torch"] for r in found.ranks} == {torch.__version__}
-    assert found.clock_offsets_s["a"] == 0.0 and abs(found.clock_offsets_s["b"]) < 0.2, "it is one machine"
+    assert found.clock_offsets_s["a"] == 0.0 and abs(found.clock_offsets_s["b"]) < 5, "it is one machine"
     assert found.folder == str(tmp_path) and list(tmp_path.iterdir()) == [], "nothing is left behind"
     assert all(one.trouble is None and one.bytes_per_s > 0 for one in found.wrote)
     rows = {(link.where, link.operation, link.bytes) for link in found.links}
@@ -121,7 +124,7 @@ def test_a_healthy_world_of_two_hosts_has_no_findings_and_is_measured(tmp_path: 
     assert rows == {(w, o, b) for w in ("inside", "between") for o in operations for b in (2**12, 2**20)}
     assert all(link.groups == 2 == link.ranks and link.seconds > 0 for link in found.links)
     assert {link.slowest for link in found.links if link.where == "between"} <= {(0, 2), (1, 3)}
-    assert found.seconds < 30
+    assert found.seconds < PATIENCE_S
 
 
 def test_a_rank_with_another_version_is_named_with_its_host():
@@ -135,32 +138,24 @@ def test_a_rank_that_computes_slowly_is_named():
     assert [(f.check, f.where) for f in found.findings] == [("speed", "rank 2 (host b)")] and not found.healthy
 
 
-def beside_busy_loops(rank: int, size: int, cores: list[int]) -> float:
-    """FLOP/s of this rank: rank 1's core is shared with loops that do nothing else."""
-    os.sched_setaffinity(0, {cores[rank]})
-    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(BUSY if rank == 1 else 0)]
-    try:
-        time.sleep(0.3)
-        dist.barrier()
-        return speed.measure(rank, CPU, "fp32", quick=True).matmul_flops
-    finally:
-        dist.barrier()
-        for loop in loops:
-            loop.kill()
-            loop.wait()
+def flops_by(monkeypatch, others: int) -> float:
+    """FLOP/s as measured where `others` want the core too: after each slice of 10 products it is theirs for as long."""
+    reads = itertools.count()
+
+    def clock() -> float:
+        products = next(reads)
+        return 0.001 * (products + others * 10 * (products // 10))
+
+    monkeypatch.setattr(time, "perf_counter", clock)
+    return speed.measure(0, CPU, "fp32", quick=True).matmul_flops
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen here")
-def test_a_rank_that_shares_its_core_is_measured_as_slow_although_single_products_are_quick():
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        pytest.skip("needs two cores")
-    flops = on_world(2, beside_busy_loops, cores[:2], timeout=50)
+def test_a_rank_that_shares_its_core_is_measured_as_slow_although_single_products_are_quick(monkeypatch):
     speeds = [
-        Speed(rank=i, precision="fp32", matmul_flops=f, copy_bytes_per_s=1, peak_flops=None)
-        for i, f in enumerate(flops)
+        Speed(rank=i, precision="fp32", matmul_flops=flops_by(monkeypatch, others), copy_bytes_per_s=1, peak_flops=None)
+        for i, others in enumerate((0, 8))
     ]
-    assert [f.where for f in speed.findings(speeds, {0: "a", 1: "b"})] == ["rank 1 (host b)"], flops
+    assert [f.where for f in speed.findings(speeds, {0: "a", 1: "b"})] == ["rank 1 (host b)"], speeds
 
 
 def test_a_tensor_group_across_hosts_is_named():
@@ -171,7 +166,7 @@ def test_a_tensor_group_across_hosts_is_named():
 def test_a_clock_that_is_wrong_is_named():
     found = profile_of("ab", now=ahead)
     assert [(f.check, f.where) for f in found.findings] == [("clocks", "host b")]
-    assert found.clock_offsets_s["b"] == pytest.approx(5.0, abs=0.2)
+    assert found.clock_offsets_s["b"] == pytest.approx(500.0, abs=5)
 
 
 def test_a_folder_that_is_a_file_is_refused_on_every_rank(tmp_path: Path):
@@ -206,7 +201,7 @@ def test_a_folder_that_is_another_one_on_each_host_is_named(tmp_path: Path):
 def test_a_rank_that_hangs_or_breaks_ends_the_examination_and_is_named(change, words):
     found = profile_of("aba", facts=change)
     assert [(f.where, f.found) for f in found.findings] == [("rank 1 (host b)", words)]
-    assert [r.rank for r in found.ranks] == [0, 2] and found.links == () and found.seconds < 20
+    assert [r.rank for r in found.ranks] == [0, 2] and found.links == () and found.seconds < STUCK_S
 
 
 def test_the_bare_verb_examines_this_machine_and_writes_a_profile_that_reads_back(tmp_path: Path):
@@ -214,7 +209,7 @@ def test_the_bare_verb_examines_this_machine_and_writes_a_profile_that_reads_bac
     command = [sys.executable, "-m", "roots_dist", "doctor", *options]
     environ = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     environ |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8"}
-    ran = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=PATIENCE_S)
     found = read(tmp_path / "p.json")
     assert {f.check for f in found.findings} <= {"speed"}, "a machine that runs tests may be busy, nothing else"
     assert ran.returncode == (0 if found.healthy else 1), ran.stderr
@@ -240,6 +235,8 @@ def test_the_bare_verb_examines_this_machine_and_writes_a_profile_that_reads_bac
 def test_a_mistake_is_refused_with_exit_code_2(arguments, words):
     command = [sys.executable, "-m", "roots_dist", "doctor", *arguments]
     environ = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    ran = subprocess.run(command, env=environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(
+        command, env=environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert ran.returncode == 2 and "Traceback" not in ran.stderr
     assert all(word in ran.stderr for word in words), ran.stderr

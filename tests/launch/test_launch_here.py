@@ -10,12 +10,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from fakes import ROOT, furnish, notes, options_of, put
+from patience import PATIENCE_S, comes_true
 
 from roots_dist.cli.launch import verb_for
 from roots_dist.errors import UserError
@@ -111,12 +111,10 @@ def test_deepspeed_here_ends_with_its_ranks_and_a_checkpoint_when_it_is_told_to(
         command, cwd=place, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     try:
-        deadline = time.monotonic() + 100
-        while not (run / "metrics.jsonl").exists():
-            assert launcher.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
+        assert comes_true(lambda: (run / "metrics.jsonl").exists() or launcher.poll() is not None)
+        assert launcher.poll() is None
         launcher.terminate()
-        text, _ = launcher.communicate(timeout=60)
+        text, _ = launcher.communicate(timeout=PATIENCE_S)
     finally:
         launcher.kill()
     assert (run / "ended.txt").read_text().startswith("stopped by SIGTERM after step "), text

@@ -92,7 +92,7 @@ def arrived(place: Path, on: str, job: Job, plan: Plan) -> tuple[list[str], dict
     """What each rank is told after `python`, and the variables, when the plan is carried out."""
     environ = {"PATH": f"{place}/bin:/usr/bin:/bin", "HOME": str(place / "home")}
     if on != "kubernetes":
-        subprocess.run(plan.command, cwd=place, env=environ, check=True, timeout=60)
+        subprocess.run(plan.command, cwd=place, env=environ, check=True, timeout=250)
     called = {note["name"]: note for note in notes(place)}
     if on == "kubernetes":
         documents = list(yaml.safe_load_all((job.files / "kubernetes.yaml").read_text(encoding="utf-8")))
@@ -286,7 +286,7 @@ def test_deepspeeds_own_runner_hands_on_what_was_asked_and_runs_nothing_else(pla
         "PYTHONUTF8": "1",
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }
-    done = subprocess.run(plan.command, cwd=place, env=environ, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(plan.command, cwd=place, env=environ, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr
     (pdsh,) = [note for note in notes(place) if note["name"] == "pdsh"]
     assert pdsh["words"][pdsh["words"].index("-w") + 1] == "node0,node1"

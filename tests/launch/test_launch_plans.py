@@ -7,12 +7,12 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 from fakes import furnish, launch, notes, options_of, put
+from patience import PATIENCE_S, comes_true
 
 from roots_dist.cli.launch import verb_for
 from roots_dist.errors import UserError
@@ -322,7 +322,7 @@ def test_a_job_is_queued_again_only_if_it_was_stopped(place, tmp_path, monkeypat
     )  # by an earlier attempt: says nothing of this one
     (tmp_path / "bin" / "sleep").write_text("#!/bin/sh\n")
     (tmp_path / "bin" / "sleep").chmod(0o755)
-    found = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60)
+    found = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=250)
     assert found.returncode == code or (code == 1 and ended == "" and found.returncode), (
         found
     )  # bash forgets it at times
@@ -338,13 +338,10 @@ def test_the_signal_before_the_time_is_over_reaches_srun_and_is_waited_for(place
     )
     command, run = job_script(place, tmp_path, srun, array=2)
     job = subprocess.Popen(command, cwd="/", stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 30
-    while not (run / "ended.txt.up").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    assert comes_true((run / "ended.txt.up").exists)
     (bash,) = [job.pid]
     subprocess.run(["kill", "-USR1", str(bash)], check=True)
-    out, _ = job.communicate(timeout=30)
+    out, _ = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == 0 and "exit code 1: stopped by SIGUSR1 after step 3" in out
 
 
@@ -353,7 +350,7 @@ def test_an_array_whose_run_has_finished_starts_nothing(place, tmp_path, monkeyp
     command, run = job_script(place, tmp_path, "touch $ended.srun", array=2)
     run.mkdir(exist_ok=True)
     (run / "ended.txt").write_text("finished after step 5\n")
-    found = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60)
+    found = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=250)
     assert found.returncode == 0 and "has finished" in found.stdout and not (run / "ended.txt.srun").exists()
 
 
@@ -364,7 +361,7 @@ for word; do [[ $word == --nodelist=* ]] && node=${word#*=}; [[ $word == timeout
 if [[ -n ${check:-} ]]; then [[ $node == n1 ]] && kill -USR1 $(ps -o ppid= $PPID); sleep 0.5; exit 0; fi
 echo "$node" > $ended.list"""
     command, run = job_script(place, tmp_path, srun, spare=1, array=2)
-    found = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60)
+    found = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=250)
     assert found.returncode == 0 and "left out" not in found.stderr, found
     assert (run / "ended.txt.list").read_text() == "n1,n2\n"
 
@@ -383,7 +380,7 @@ echo "$node" > $ended.list"""
     python.write_text(
         f'#!/bin/sh\n[ -z "$SLURM_STEP_ID" ] || exit 9\ncase $SLURMD_NODENAME in {"|".join(sick)}) exit 1 ;; esac\n'
     )
-    found = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=60)
+    found = subprocess.run(command, cwd="/", capture_output=True, text=True, timeout=250)
     assert found.returncode == code, found
     for node in sick:
         assert f"{node} is left out: {run}/launch/logs/7-check-{node}.log" in found.stderr

@@ -7,15 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S, alive, comes_true, gone
 
 RANKS = Path(__file__).with_name("ranks.py")
 LAUNCH = "import sys; from roots_dist.runs.ranks.local import launch; sys.exit(launch({size}, {arguments}))"
-SECONDS = 60
-"""Most of it is importing torch, several times over, on a busy machine."""
 
 
 def start(
@@ -30,38 +28,19 @@ def start(
 
 def finish(launcher: subprocess.Popen) -> tuple[int, str]:
     try:
-        _, err = launcher.communicate(timeout=SECONDS)
+        _, err = launcher.communicate(timeout=PATIENCE_S)
     finally:
         launcher.kill()
     return launcher.returncode, err
-
-
-def alive(pid: int) -> bool:
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 def pids(folder: Path, size: int) -> list[int]:
     return [int((folder / f"pid{rank}").read_text()) for rank in range(size)]
 
 
-def gone(processes: list[int], within: float) -> bool:
-    until = time.monotonic() + within
-    while time.monotonic() < until:
-        if not any(alive(pid) for pid in processes):
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def until_met(folder: Path, size: int) -> None:
-    deadline = time.monotonic() + SECONDS
-    while not all((folder / f"met{rank}").exists() for rank in range(size)):
-        assert time.monotonic() < deadline, "the ranks never met"
-        time.sleep(0.05)
+    everybody = [folder / f"met{rank}" for rank in range(size)]
+    assert comes_true(lambda: all(file.exists() for file in everybody)), "the ranks never met"
 
 
 def test_a_run_that_works_is_quiet_and_shares_out_the_cores(tmp_path):
@@ -69,7 +48,7 @@ def test_a_run_that_works_is_quiet_and_shares_out_the_cores(tmp_path):
     assert (code, err) == (0, "")
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
     assert [(tmp_path / f"met{rank}").read_text() for rank in range(2)] == [f"2 {threads} {threads}"] * 2
-    assert gone(pids(tmp_path, 2), 1)
+    assert gone(pids(tmp_path, 2))
 
 
 def test_the_rank_that_fails_is_shown_first_and_ends_those_that_wait_or_hang(tmp_path):
@@ -83,7 +62,7 @@ def test_the_rank_that_fails_is_shown_first_and_ends_those_that_wait_or_hang(tmp
     file = tmp_path / "run" / "errors" / "rank_00001.txt"
     assert f"full traceback: {file}" in err
     assert "in behave" in file.read_text() and file.read_text().endswith("the flux capacitor is empty\n")
-    assert gone(pids(tmp_path, 4), 1)
+    assert gone(pids(tmp_path, 4))
 
 
 def test_a_rank_that_is_killed_is_named(tmp_path):
@@ -91,7 +70,7 @@ def test_a_rank_that_is_killed_is_named(tmp_path):
     assert code == 1
     assert err.startswith("✗ rank 1 was killed by SIGKILL") and "ran out of memory" in err
     assert "rank 0 stopped because of it." in err and "Traceback" not in err
-    assert gone(pids(tmp_path, 2), 1)
+    assert gone(pids(tmp_path, 2))
 
 
 def test_a_users_mistake_found_on_all_ranks_is_told_once_without_a_traceback(tmp_path):
@@ -104,7 +83,7 @@ def test_what_a_rank_started_goes_with_it(tmp_path):
     launcher = start(tmp_path, ["wait", "parent"])
     code, _ = finish(launcher)
     assert code == 1
-    assert gone([*pids(tmp_path, 2), int((tmp_path / "child").read_text())], 2)
+    assert gone([*pids(tmp_path, 2), int((tmp_path / "child").read_text())])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -114,7 +93,7 @@ def test_a_signal_to_the_launcher_ends_all(tmp_path, number):
     launcher.send_signal(number)
     code, err = finish(launcher)
     assert (code, err) == (128 + number, "")
-    assert gone(pids(tmp_path, 2), 1)
+    assert gone(pids(tmp_path, 2))
 
 
 def test_a_launcher_under_nohup_outlives_its_terminal(tmp_path):
@@ -124,7 +103,7 @@ def test_a_launcher_under_nohup_outlives_its_terminal(tmp_path):
     assert not gone([launcher.pid], 1.5) and all(map(alive, pids(tmp_path, 2)))
     launcher.terminate()
     assert finish(launcher)[0] == 128 + signal.SIGTERM
-    assert gone(pids(tmp_path, 2), 1)
+    assert gone(pids(tmp_path, 2))
 
 
 def test_a_terminal_gets_its_cursor_back_from_a_rank_that_was_killed(tmp_path):
@@ -141,5 +120,5 @@ def test_no_orphan_is_left_when_the_launcher_is_killed(tmp_path):
     until_met(tmp_path, 2)
     assert all(alive(pid) for pid in pids(tmp_path, 2))
     launcher.kill()
-    assert gone(pids(tmp_path, 2), 5)
+    assert gone(pids(tmp_path, 2))
     launcher.communicate()

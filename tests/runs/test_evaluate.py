@@ -117,7 +117,7 @@ def roots(*arguments: str) -> subprocess.CompletedProcess[str]:
     launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     environ = {k: v for k, v in os.environ.items() if k not in launchers} | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "roots_dist", "evaluate", *arguments]
-    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=250)
 
 
 def test_the_command_starts_the_processes_that_a_layout_needs(run):

@@ -299,7 +299,7 @@ def test_a_conversation_is_held_by_one_process(place):
 
 def started(*words: str, **how) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "roots_dist", *words], env=environ(), text=True, capture_output=True, timeout=120, **how
+        [sys.executable, "-m", "roots_dist", *words], env=environ(), text=True, capture_output=True, timeout=250, **how
     )
 
 
@@ -361,7 +361,7 @@ def test_a_terminal_has_a_prompt_and_ctrl_c_there_stops_the_answer(place):
         os.write(master, b"\x03")
         _until(master, "> ")
         os.write(master, b"/exit\n")
-        assert child.wait(timeout=30) == 0
+        assert child.wait(timeout=250) == 0
     finally:
         child.kill()
         os.close(master)
@@ -374,7 +374,7 @@ def _terminal_of(terminal: int) -> None:
 
 def _until(terminal: int, end: str, least: int = 0) -> str:
     """What appears, up to `end`, and at least so many characters."""
-    text, deadline = "", time.monotonic() + 60
+    text, deadline = "", time.monotonic() + 250
     while len(text) < least or end not in text:
         assert time.monotonic() < deadline, text
         if select.select([terminal], [], [], 1)[0]:

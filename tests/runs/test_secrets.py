@@ -75,7 +75,7 @@ def test_no_planted_secret_is_in_any_file_or_on_the_terminal(tmp_path):
         [*roots, "train", str(tmp_path / "run.yaml"), *words],
         [*roots, "report", str(tmp_path / "out" / "run")],
     ):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
         assert done.returncode == 0, done.stderr
         said += done.stdout + done.stderr
     written = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}

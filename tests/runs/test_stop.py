@@ -21,7 +21,7 @@ from roots_dist.learning.data.store import Writer
 from roots_dist.runs.train.stop_signal import read_end
 
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 150
+LIMIT_S = 250
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ with catch_stop_signals(folder) as stop:
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=250,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert (found.returncode, found.stdout) == (128 + signal.SIGTERM, "goes on\n"), found.stderr

@@ -127,7 +127,7 @@ def tensors(folder: Path, stem: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("layout", [Layout(tp=2, pp=2), Layout(tp=4), Layout(pp=2, dp=2), Layout(tp=2, dp=2)], ids=str)
 def test_what_a_layout_saves_is_whole_and_read_by_every_other(layout, of_one, tmp_path):
-    folder = Path(on_world(layout.world_size, save_on, str(tmp_path), layout, timeout=60)[0])
+    folder = Path(on_world(layout.world_size, save_on, str(tmp_path), layout, timeout=250)[0])
     for kind, stem in zip(STATE, ("model", "exp_avg", "exp_avg_sq")):
         found = tensors(folder, stem)
         assert found.keys() == specs(1).keys()
@@ -138,7 +138,7 @@ def test_what_a_layout_saves_is_whole_and_read_by_every_other(layout, of_one, tm
 
 @pytest.mark.parametrize("layout", [Layout(tp=4), Layout(pp=4), Layout(tp=2, pp=2), Layout(dp=3)], ids=str)
 def test_every_layout_reads_what_one_process_saved(layout, of_one):
-    on_world(layout.world_size, load_on, str(of_one), layout, timeout=60)
+    on_world(layout.world_size, load_on, str(of_one), layout, timeout=250)
 
 
 def test_files_are_as_hugging_face_names_them_and_hashed(of_one):
@@ -280,7 +280,7 @@ def flip_seen_by_one(rank: int, size: int, folder: str) -> str:
 def test_all_ranks_report_what_one_has_seen(of_one, tmp_path):
     folder = shutil.copytree(of_one, tmp_path / "damaged")
     _flip(folder)
-    words = on_world(4, flip_seen_by_one, str(folder), timeout=60)
+    words = on_world(4, flip_seen_by_one, str(folder), timeout=250)
     assert len(set(words)) == 1 and "sha256 differs" in words[0] and words[0].startswith("rank ")
 
 
@@ -298,7 +298,7 @@ def full_disk_on_one(rank: int, size: int, run: str) -> str:
 
 
 def test_a_full_disk_on_one_rank_is_an_error_on_all_and_leaves_the_old_checkpoint(tmp_path):
-    words = on_world(4, full_disk_on_one, str(tmp_path), timeout=60)
+    words = on_world(4, full_disk_on_one, str(tmp_path), timeout=250)
     assert len(set(words)) == 1 and "rank 2 (pp1 dp0 tp0): cannot write" in words[0] and "File too large" in words[0]
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000007"]
     assert load_on(0, 1, str(newest(tmp_path)), Layout())

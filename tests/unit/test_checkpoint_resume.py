@@ -68,7 +68,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_training_goes_on_in_another_layout(case, tmp_path):
     double, size_before, before, size_after, after = CASES[case]
-    straight = on_world(size_before, losses, changed(double, **before), 0, str(tmp_path), True, timeout=100)[0]
-    resumed = on_world(size_after, losses, changed(double, **after), SAVED, str(tmp_path), False, timeout=100)[0]
+    straight = on_world(size_before, losses, changed(double, **before), 0, str(tmp_path), True, timeout=250)[0]
+    resumed = on_world(size_after, losses, changed(double, **after), SAVED, str(tmp_path), False, timeout=250)[0]
     assert resumed == pytest.approx(straight[SAVED:], rel=1e-10 if double else 3e-6)
     assert straight[0] != pytest.approx(straight[-1], rel=1e-3)

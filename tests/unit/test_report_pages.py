@@ -233,5 +233,5 @@ def test_a_browser_reads_the_page_as_it_is_meant(tmp_path):
     (tmp_path / "page.html").write_text(page(read_runs([a_run(tmp_path / "run")], ())), encoding="utf-8")
     quiet = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     command = ["chromium", *quiet, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", str(tmp_path / "page.html")]
-    drawn = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    drawn = subprocess.run(command, capture_output=True, text=True, timeout=250, check=True).stdout
     assert Reader(drawn).text == Reader((tmp_path / "page.html").read_text(encoding="utf-8")).text

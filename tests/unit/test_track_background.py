@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE_S
 
 from roots_dist.runs.track.background import Background
 
@@ -59,7 +60,7 @@ def test_what_a_slow_one_cannot_take_is_dropped_with_one_warning_and_the_run_goe
     start = time.perf_counter()
     for step in range(5000):
         tracker.log(step, {"loss/train": 1.0})
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < PATIENCE_S
     assert [r.getMessage() for r in caplog.records] == [
         "Slow is slower than the run: what it cannot take is left out there"
     ]
@@ -78,7 +79,7 @@ def test_one_that_never_answers_is_left_behind_at_the_end(go, caplog):
     tracker.log(1, {})
     start = time.perf_counter()
     tracker.close()
-    assert 0.2 <= time.perf_counter() - start < 2
+    assert 0.2 <= time.perf_counter() - start < PATIENCE_S
     assert [r.getMessage() for r in caplog.records] == ["Slow has not taken everything within 0.2 s and is left behind"]
 
 
@@ -87,7 +88,7 @@ def test_one_that_never_opens_keeps_nobody_waiting(go, caplog):
     tracker = Background("Slow", lambda: go.wait() and None, close_s=0.1)
     tracker.log(1, {})
     tracker.close()
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < PATIENCE_S
 
 
 def test_a_failure_is_said_once_and_ends_it(go, caplog):

@@ -11,6 +11,7 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
+from patience import alive, gone
 
 from roots_dist.testing import world
 from roots_dist.testing.world import World, WorldFailed, on_warm_world, on_world
@@ -75,7 +76,7 @@ def test_warm_ranks_that_failed_are_replaced():
     second = on_warm_world(2, pid_threads_and_group)
     assert not {rank[0] for rank in first} & {rank[0] for rank in second}
     os.kill(second[0][0], signal.SIGKILL)
-    psutil.wait_procs([psutil.Process(second[0][0])] if psutil.pid_exists(second[0][0]) else [], timeout=60)
+    assert gone([second[0][0]])
     third = on_warm_world(2, pid_threads_and_group)
     assert not {rank[0] for rank in second} & {rank[0] for rank in third}
 
@@ -164,7 +165,7 @@ def test_a_rank_that_does_not_notice_the_failure_is_killed_long_before_the_timeo
     start = time.monotonic()
     with pytest.raises(WorldFailed, match="rank 1 raised") as failure:
         on_world(2, one_sleeps_on, timeout=250)
-    assert time.monotonic() - start < 125  # 6 s on a free machine
+    assert time.monotonic() - start < 125  # GRACE_S and little more on a free machine
     assert str(failure.value).index("rank 1 raised") < str(failure.value).index("rank 0 was still running")
 
 
@@ -270,10 +271,7 @@ def test_a_plain_script_may_use_it_and_ranks_die_with_a_parent_that_is_killed(tm
     assert len(family) >= 3  # the forkserver and two ranks
     parent.kill()
     parent.wait()
-    deadline = time.monotonic() + 60
-    while any(_runs(process) for process in family):
-        assert time.monotonic() < deadline, family
-        time.sleep(0.05)
+    assert gone(process.pid for process in family)
     assert (tmp_path / "output").read_text() == "[2.0, 2.0]\n"
 
 
@@ -282,14 +280,6 @@ def _environment():
     return {**os.environ, "PYTHONPATH": package}
 
 
-def _runs(process: psutil.Process) -> bool:
-    """One that has ended may stay in the table of processes for as long as nobody asks how it ended."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def _workers():
     """Processes below this one that are neither the forkserver nor the resource tracker."""
-    return [worker for helper in psutil.Process().children() for worker in helper.children() if _runs(worker)]
+    return [worker for helper in psutil.Process().children() for worker in helper.children() if alive(worker.pid)]
