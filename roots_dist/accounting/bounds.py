@@ -1,8 +1,8 @@
-"""What a run takes at least: seconds per step and bytes per process, by arithmetic, shown beside what is measured.
+"""Lower bounds of a run by arithmetic: seconds per step and bytes per process, shown beside what is measured.
 
-    config + layout + the devices' peak --least--> opening line, plan/* metrics, origin.json
+    config + layout + peak of the devices --bounds--> banner, plan/* metrics, origin.json
 
-Bounds, not guesses: a step that takes less, or a process that holds less, would be an error of this page.
+These are bounds, not estimates: a faster step or a smaller process would be an error of this file.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from roots_dist.schedule.schedules import expected_bubble
 @dataclass(frozen=True)
 class Bounds:
     step_s: float | None
-    """Seconds; None where the peak of the devices is not known."""
+    """Seconds per step; None if the peak of the devices is unknown."""
     memory_gib: float
-    """Of each process: an even share of weights, gradients and optimizer states, no activations."""
+    """GiB of each process: an even share of weights, gradients and optimizer states, without activations."""
 
     def metrics(self) -> dict[str, float]:
         return {"plan/memory_gib": self.memory_gib, **({} if self.step_s is None else {"plan/step_s": self.step_s})}
@@ -39,9 +39,9 @@ def bounds(config: Config, layout: Layout, step_flops: float, peak_flops: float 
     """step_flops: model FLOPs of a full step, after any batch ramp (learning/models/flops.py). peak_flops: FLOP/s
     of all devices together.
 
-    Time: model FLOPs at that peak, and the bubble that the schedule leaves with equal stages (Narayanan et al. 2021,
-    section 2.2); none is counted for a schedule without a closed form. Where not all of the model learns, forward alone
-    is sure, and of memory the weights.
+    Time is the model FLOPs at that peak plus the bubble that the schedule leaves with equal stages (Narayanan et al.
+    2021, section 2.2). If only a part of the model is trained, only the forward pass and the weights are certain, so
+    only they count.
     """
     whole = config.finetune.strategy == "full"
     mine = parameters(config) // (layout.tp * layout.pp)

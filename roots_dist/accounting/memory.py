@@ -48,7 +48,8 @@ def rank_state(config: Config, layout: Layout, parameters: int, trainable: int) 
 def state_bytes(config: Config, layout: Layout) -> int:
     """What a rank holds between two steps at least, where everything learns.
 
-    A lower bound (no activations, no buffers, the parts shared out evenly), so that what it refuses cannot run.
+    Activations and buffers are left out and all parts are shared evenly, so a run that does not fit this bound cannot
+    run.
     """
     mine = parameters(config) // (layout.tp * layout.pp)
     weights, gradients, optimizer, _ = rank_state(config, layout, mine, mine)

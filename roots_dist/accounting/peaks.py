@@ -1,7 +1,6 @@
-"""What a device can do at best: dense peaks of GPUs from their makers' sheets, and a measured one for a CPU.
+"""Peak FLOP/s of devices: dense data-sheet values of GPUs, and a measured one for a CPU. MFU is a fraction of it.
 
-MFU is a share of this. Dense figures: sheets that give "with sparsity" are halved. Tensor-core figures are those with
-float32 accumulation.
+Values that a sheet gives "with sparsity" are halved. Tensor-core values are those with float32 accumulation.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ Precision = Literal["bf16", "tf32", "fp32"]
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """FLOP/s of one device as torch names it."""
+    """Peak FLOP/s of one device as torch names it."""
 
     bf16: float
-    """fp16 where the device has no bf16 units (V100, T4)."""
+    """fp16 if the device has no bf16 units (V100, T4)."""
     tf32: float | None
     fp32: float
 
@@ -31,7 +30,7 @@ def _tera(bf16: float, tf32: float | None, fp32: float) -> Peak:
     return Peak(bf16=bf16 * 1e12, tf32=tf32 and tf32 * 1e12, fp32=fp32 * 1e12)
 
 
-# torch.cuda.get_device_name contains the pattern; the first that matches counts, so the special stand before the plain.
+# torch.cuda.get_device_name contains the pattern; the first match counts, so special names come before general ones.
 GPU_PEAKS: tuple[tuple[str, Peak], ...] = (
     (r"\bB200\b", _tera(2250, 1125, 75)),  # NVIDIA DGX B200 datasheet, per GPU
     (r"\bGH200\b", _tera(989.5, 494.5, 67)),  # NVIDIA GH200 datasheet
@@ -62,7 +61,7 @@ GPU_PEAKS: tuple[tuple[str, Peak], ...] = (
 
 
 def gpu_peak(device_name: str, precision: Precision) -> float | None:
-    """FLOP/s by the maker's sheet; None for a device not in the table: no MFU is better than a wrong one."""
+    """Data-sheet FLOP/s; None for a device that is not in the table, because no MFU is better than a wrong one."""
     for pattern, peak in GPU_PEAKS:
         if re.search(pattern, device_name, re.IGNORECASE):
             return peak.at(precision)
@@ -72,7 +71,7 @@ def gpu_peak(device_name: str, precision: Precision) -> float | None:
 UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 SIZES = (256, 384, 512)
-"""Of measured products: large enough for a core's best rate, over before another program wants the core."""
+"""Sizes of measured products: large enough for a core's best rate, and done before another program takes the core."""
 
 
 def format_flops(flops: float) -> str:
@@ -82,10 +81,11 @@ def format_flops(flops: float) -> str:
 
 
 def measured_cpu_peak(cores: int, seconds: float = 0.5) -> float:
-    """FLOP/s of float32 matrix products on so many cores: the best product that one core does in the time, times cores.
+    """Measured FLOP/s of float32 matrix products on `cores` cores: one core's best product within `seconds`, times
+    cores.
 
-    The convention of data sheets. Products on all cores at once would show what other programs leave of the machine at
-    the moment, and a peak that is too low makes MFU too high. Leaves torch's thread count as it was.
+    This is the convention of data sheets. Products on all cores at once would measure what other programs leave at the
+    moment, and a peak that is too low makes MFU too high. torch's thread count is restored.
     """
     import torch
 

@@ -13,8 +13,8 @@ from roots_dist.config.schema import Config
 
 
 def generator_of(config: Config) -> Config:
-    """ELECTRA's generator as a model of its own: a quarter of the widths, if not told otherwise (Clark et al. 2020,
-    section 3.2), heads as wide as the discriminator's."""
+    """Config of ELECTRA's generator as a model of its own. Its widths default to a quarter of the discriminator's
+    (Clark et al. 2020, section 3.2), with heads of the same width."""
     m, g = config.model, config.generator
     heads = g.heads or max(1, m.heads // 4)
     hidden = g.hidden or heads * m.width_of_head()
@@ -31,12 +31,12 @@ def generator_of(config: Config) -> Config:
 
 
 def decoder_of(config: Config) -> Config:
-    """T5's decoder as a stack of its own."""
+    """Config of T5's decoder as a stack of its own."""
     return config.changed({"model.layers": config.model.num_decoder_layers()})
 
 
 def num_blocks(config: Config) -> int:
-    """Transformer blocks of the whole model: each pipeline stage needs one."""
+    """Number of Transformer blocks of the whole model; each pipeline stage needs one."""
     m = config.model
     second = m.num_decoder_layers() if family_of(config).has_two_stacks else 0
     generator = generator_of(config).model.layers if objective_of(config).has_generator else 0
@@ -68,7 +68,8 @@ def parameters(config: Config) -> int:
         return n.layers * (attention(of) + mlp + 2 * norm(n.hidden))
 
     def words(hidden: int, out: int) -> int:
-        """A masked word's head: a layer, a norm, a bias for each word; the projection is the embedding."""
+        """Parameters of the head of masked tokens: a layer, a norm, and a bias per token; its projection is the
+        embedding if tied."""
         return hidden * out + out + norm(out) + vocab + (0 if m.tied_embeddings else vocab * out)
 
     def project(hidden: int) -> int:

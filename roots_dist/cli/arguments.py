@@ -1,4 +1,4 @@
-"""Arguments that several verbs of the command line have in common. Nothing heavy: `roots --help` reads them."""
+"""Arguments that several verbs of the command line share. Imports nothing heavy, because `roots --help` reads them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, as in configs/")]
+ConfigArgument = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, such as those in configs/")]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[section.key=value ...]", help="replace values of the file: optim.lr=1e-3", show_default=False
+        metavar="[section.key=value ...]", help="override values of the file: optim.lr=1e-3", show_default=False
     ),
 ]
 Processes = Annotated[

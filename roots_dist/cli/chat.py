@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from roots_dist.world.mesh import Mesh
 
 
-def _check(config: Config, **given: Any) -> None:
+def _check(config: Config, **options: Any) -> None:
     from roots_dist.runs.generate.chat import check
 
-    check(config, **given)
+    check(config, **options)
 
 
-def _work(config: Config, mesh: Mesh, **given: Any) -> None:
+def _work(config: Config, mesh: Mesh, **options: Any) -> None:
     from roots_dist.runs.generate.chat import chat
 
-    chat(config, mesh, **given)
+    chat(config, mesh, **options)
 
 
 CHAT = replace(GENERATE, name="chat", work=_work, check=_check)
@@ -36,10 +36,10 @@ CHAT = replace(GENERATE, name="chat", work=_work, check=_check)
 
 @with_options
 def chat(run: Run, options: ChatOptions, overrides: Overrides = None) -> None:
-    """Converse with a run's model in this terminal. /reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C an
-    answer.
+    """Converse with a run's model in this terminal. /reset clears the history, /exit or Ctrl-D ends it.
 
-    A model that was not taught to (roots finetune, objective.name=instruct) talks as its text does.
+    Ctrl-C stops an answer. A model without instruction tuning (roots finetune, objective.name=instruct) continues text
+    like its training data.
 
     \b
     roots chat runs/quickstart --temperature 0.7 --max-tokens 60
@@ -51,8 +51,7 @@ def chat(run: Run, options: ChatOptions, overrides: Overrides = None) -> None:
 
 
 def _next_line() -> str:
-    """What the user says next, with the usual keys to edit it; from a file no prompt is shown. Raises EOFError at the
-    end."""
+    """Next line of the user, with line editing; no prompt is shown if input is a file. Raises EOFError at the end."""
     if not sys.stdin.isatty():
         return input()
     with suppress(ImportError):  # not on every system

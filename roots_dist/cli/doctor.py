@@ -1,4 +1,5 @@
-"""`roots doctor` on the command line: its options, nothing heavy. The work begins in start.py."""
+"""`roots doctor` on the command line: its options. Imports nothing heavy; the work starts in
+runs/doctor/run_doctor.py."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ def doctor(
     context: typer.Context,
     config: Annotated[
         str | None,
-        typer.Argument(metavar="CONFIG", help="YAML file: its layout is placed, its folder tried", show_default=False),
+        typer.Argument(metavar="CONFIG", help="YAML file whose layout and folder are checked", show_default=False),
     ] = None,
     overrides: Overrides = None,
     processes: Annotated[
@@ -25,21 +26,27 @@ def doctor(
     ] = None,
     json: Annotated[
         Path | None,
-        typer.Option(help="write everything measured here: the cluster profile", metavar="FILE", show_default=False),
+        typer.Option(
+            help="write the cluster profile, with everything measured, here", metavar="FILE", show_default=False
+        ),
     ] = None,
     folder: Annotated[
         Path | None,
         typer.Option(
-            help="that all hosts share [default: the config's track.folder]", metavar="SHARED", show_default=False
+            help="folder that all hosts share [default: the config's track.folder]",
+            metavar="SHARED",
+            show_default=False,
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="fewer sizes, shorter measurements")] = False,
-    wait: Annotated[float, typer.Option(min=1, help="seconds that ranks may take to arrive", metavar="SECONDS")] = 20.0,
+    wait: Annotated[float, typer.Option(min=1, help="seconds to wait for ranks to start", metavar="SECONDS")] = 20.0,
 ) -> None:
-    """Check a cluster before training: versions, clocks, room, the shared folder, speed of each rank, links, placement.
+    """Check a cluster before training: versions, clocks, free space, shared folder, speed per rank, links, placement.
 
-    Bare, it starts processes here; torchrun, deepspeed, mpirun or srun it joins. A check that hangs is given up and
-    named. Exit code 1 if something would keep training from running well, 2 if the ranks could not even meet.
+    Without a launcher it starts processes here; under torchrun, deepspeed, mpirun or srun it is one of theirs. A check
+    that hangs is given up and named.
+
+    Exit code 1 if something would break or slow training, 2 if the ranks could not connect.
 
     \b
     roots doctor --processes 4 --quick

@@ -1,4 +1,4 @@
-"""`roots evaluate`: how good a run is on text or rows that it has not seen."""
+"""`roots evaluate`: score a run on text or rows that it has not seen."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def _read(run: str, overrides: Sequence[str], options: EvaluateOptions = EvaluateOptions()) -> Loaded:
-    """All of the held-out text, unless an override says otherwise."""
+    """Config of the run, with all of the held-out text unless an override says otherwise."""
     import sys
 
     from roots_dist.config.run_config import config_of_run
@@ -64,7 +64,7 @@ EVALUATE = Verb(
 
 
 def evaluation(options: EvaluateOptions) -> Verb:
-    """EVALUATE with options. An n-gram baseline learns from the training text, which must be there."""
+    """EVALUATE with options. An n-gram baseline needs the training text."""
     not_required = EVALUATE.not_required - ({"data.train"} if options.ngram is not None else set())
     return replace(
         EVALUATE, read=partial(_read, options=options), work=partial(_work, options=options), not_required=not_required
@@ -73,11 +73,11 @@ def evaluation(options: EvaluateOptions) -> Verb:
 
 @with_options
 def evaluate(context: typer.Context, run: Run, options: EvaluateOptions, overrides: Overrides = None) -> None:
-    """Loss, perplexity and bits per byte of a run's best or newest checkpoint on all of its held-out text, or on
-    another corpus; of a task accuracy, F1 and Matthews correlation, or exact answers; n-grams and other people's tasks
-    to compare.
+    """Score a run's best or newest checkpoint on held-out text: loss, perplexity, bits per byte.
 
-    One process reads what any layout wrote; for a model that needs more, ask for a layout, or start it with torchrun.
+    On tasks it reports accuracy, F1 and Matthews correlation, or exact match; n-grams and lm-eval tasks can be added.
+
+    One process reads any layout's checkpoint. For a larger model, set a layout, or start it with torchrun.
 
     \b
     roots evaluate runs/quickstart --ngram 3

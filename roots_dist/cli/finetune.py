@@ -1,4 +1,4 @@
-"""`roots finetune`: a model to one for a task."""
+"""`roots finetune`: a pretrained model -> a model for a task."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def _read(path: str, overrides: Sequence[str]) -> Loaded:
     from roots_dist.config.load import read
     from roots_dist.errors import ConfigError, Problem
 
-    asked = read(path, overrides)
-    if asked.config.finetune.init_from is None:
+    loaded = read(path, overrides)
+    if loaded.config.finetune.init_from is None:
         expected, fix = (
-            "the folder of a run, or of an import, to start from",
-            "set finetune.init_from=RUN, or begin anew with roots train",
+            "the folder of a run or an import to start from",
+            "set finetune.init_from=RUN, or train from scratch with roots train",
         )
-        raise ConfigError(asked.located([Problem(key="finetune.init_from", found=None, expected=expected, fix=fix)]))
+        raise ConfigError(loaded.located([Problem(key="finetune.init_from", found=None, expected=expected, fix=fix)]))
     return read_config(path, overrides)
 
 
@@ -34,11 +34,10 @@ FINETUNE = Verb("finetune", _read, work, check=check)
 
 
 def finetune(config: ConfigArgument, overrides: Overrides = None, processes: Processes = None) -> None:
-    """Go on from a run or an import with a task: classes of texts, pairs or words, instructions, text to text.
+    """Fine-tune a run or an import on a task: classes of texts, pairs or words, instructions, text to text.
 
-    Rows of jsonl or csv; all of the model learns, some of it, more and more of it, or low-rank adapters. The model
-    itself need not be described: it is finetune.init_from's. Repeating the command resumes; the best checkpoint is
-    kept.
+    Rows come from jsonl or csv. Full, partial, progressive or low-rank (LoRA) training; the model's shape comes from
+    finetune.init_from. Repeating the command resumes; the best checkpoint is kept.
 
     \b
     roots finetune configs/bert-languages.yaml finetune.strategy=lora parallel.tp=1

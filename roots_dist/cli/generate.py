@@ -1,4 +1,4 @@
-"""`roots generate`: a model writes, fills in, or labels."""
+"""`roots generate`: a model writes, fills masks, or labels."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 
 def _read(run: str, overrides: Sequence[str]) -> Loaded:
-    """On a GPU where there is one, whatever trained it; without the corpora, which are not read."""
+    """Config of the run, on a GPU if there is one, and without its corpora, which are not read."""
     from roots_dist.config.run_config import config_of_run
 
     loaded = config_of_run(run, overrides, {"train.device": "auto"})
     return replace(loaded, config=loaded.config.changed({"data.train": (), "data.validation": ()}))
 
 
-def _check(config: Config, **given: Any) -> None:
+def _check(config: Config, **options: Any) -> None:
     from roots_dist.runs.generate.generate import check
 
-    check(config, **given)
+    check(config, **options)
 
 
-def _work(config: Config, mesh: Mesh, **given: Any) -> None:
+def _work(config: Config, mesh: Mesh, **options: Any) -> None:
     from roots_dist.runs.generate.generate import generate
 
-    generate(config, mesh, **given)
+    generate(config, mesh, **options)
 
 
 GENERATE = Verb(
@@ -53,9 +53,11 @@ GENERATE = Verb(
 )
 
 
-def with_request(verb: Verb, options: GenerateOptions, **how: object) -> Verb:
-    """GENERATE or CHAT with the options of the command line, and who hears and shows."""
-    return replace(verb, work=partial(verb.work, options=options, **how), check=partial(verb.check, options=options))
+def with_request(verb: Verb, options: GenerateOptions, **functions: object) -> Verb:
+    """GENERATE or CHAT with the options of the command line and the functions that read and show."""
+    return replace(
+        verb, work=partial(verb.work, options=options, **functions), check=partial(verb.check, options=options)
+    )
 
 
 @with_options
@@ -65,9 +67,9 @@ def generate(
     options: GenerateOptions,
     overrides: Overrides = None,
 ) -> None:
-    """Write with a run's checkpoint, whatever layout wrote it: go on with a text, answer it, fill its masks, label it.
+    """Generate with a run's checkpoint, whatever layout wrote it: continue a text, answer it, fill its masks, label it.
 
-    One process answers in any case; for a model that needs more, ask for a layout, or start it with torchrun.
+    One process reads any layout's checkpoint. For a larger model, set a layout, or start it with torchrun.
 
     \b
     roots generate runs/quickstart "The state of the Union" --max-tokens 200 --top-p 0.9
@@ -84,5 +86,5 @@ def generate(
 
 
 def show(text: str) -> None:
-    """At once, also in the middle of a line."""
+    """Show text at once, also in the middle of a line."""
     typer.echo(text, nl=False)

@@ -1,4 +1,4 @@
-"""`roots import`: a model of Hugging Face's to a run."""
+"""`roots import`: a Hugging Face model -> a run."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import typer
 
 
 def import_model(
-    folder: Annotated[Path, typer.Argument(metavar="HF_FOLDER", help="what save_pretrained wrote, or a download")],
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder that becomes a run, with a checkpoint of step 0")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="HF_FOLDER", help="folder that save_pretrained wrote, or a download")
+    ],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="new folder of the run, with a checkpoint of step 0")],
     generator: Annotated[
-        Path | None, typer.Option(metavar="HF_FOLDER", help="ELECTRA: of the generator", show_default=False)
+        Path | None, typer.Option(metavar="HF_FOLDER", help="ELECTRA: folder of the generator", show_default=False)
     ] = None,
 ) -> None:
-    """Make a run of a model from Hugging Face, in one process; any layout reads its slices of it from then on.
+    """Convert a Hugging Face model into a run, in one process; any layout can then load it.
 
     \b
     roots import downloads/gpt2 runs/gpt2-imported

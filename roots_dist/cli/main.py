@@ -1,7 +1,7 @@
-"""The command line: one file per verb in this folder, registered here. Each imports what it needs inside, so that
-`roots --help` stays quick.
+"""The command line: one file per verb in this folder, registered here. Each verb imports what it needs when it runs, so
+that `roots --help` stays fast.
 
-A mistake of the user ends with one line for each problem and exit code 2; anything else with its traceback.
+A user's mistake ends with one line per problem and exit code 2; anything else with its traceback.
 """
 
 from __future__ import annotations
@@ -49,28 +49,28 @@ LAUNCHERS_OWN = re.compile(r"--local[_-]rank=\d+$")
 
 app.command("prepare", short_help="text -> tokens (.bin/.idx, tokenizer)")(prepare)
 app.command("train", short_help="tokens -> model, in any layout")(train)
-app.command("finetune", short_help="a model -> one for a task, in any layout")(finetune)
+app.command("finetune", short_help="pretrained model -> model for a task")(finetune)
 app.command("evaluate", short_help="held-out loss, perplexity, bits per byte")(evaluate)
-app.command("generate", short_help="what a model says to a text")(generate)
-app.command("chat", short_help="talk with a model")(chat)
+app.command("generate", short_help="continue, answer, fill or label text")(generate)
+app.command("chat", short_help="converse with a model")(chat)
 app.command("launch", short_help="start a config on a cluster")(launch)
 app.command("doctor", short_help="check a cluster before training")(doctor)
 app.command("report", short_help="runs -> one HTML page that compares them")(report)
 app.command("plan", short_help="memory, traffic and time of a layout")(plan)
-app.command("verify", short_help="prove a layout equal to one process")(verify)
-app.command("sample", short_help="show what is learned from")(sample)
+app.command("verify", short_help="prove that a layout equals one process")(verify)
+app.command("sample", short_help="show a training sample as text")(sample)
 app.command("schedule", short_help="draw a pipeline schedule")(schedule)
-app.command("import", short_help="a model of Hugging Face's -> a run")(import_model)
-app.command("export", short_help="a run -> a folder for transformers, vLLM")(export)
+app.command("import", short_help="Hugging Face model -> run")(import_model)
+app.command("export", short_help="run -> folder for transformers, vLLM")(export)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry of `roots` and `python -m roots_dist`. deepspeed's launcher puts --local_rank=N before the verb."""
+    """Entry point of `roots` and `python -m roots_dist`. deepspeed's launcher puts --local_rank=N before the verb."""
     from roots_dist.errors import UserError
 
-    given = sys.argv[1:] if arguments is None else arguments
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        words = [word for word in given if not LAUNCHERS_OWN.match(word)]
+        words = [word for word in arguments if not LAUNCHERS_OWN.match(word)]
         app(words, prog_name="roots", obj=tuple(words))  # a verb with options starts its ranks with the same words
     except UserError as error:
         typer.echo(error.cli_message(), err=True)

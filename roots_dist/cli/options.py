@@ -14,9 +14,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Show typer each field of the command's dataclass parameters as an option of its own, and build the dataclasses
-    from what was given. A field that several of them inherit from one class is one option, given to all of them. Every
-    field needs a default; tuples of text are options that may be given again."""
+    """Make each field of the command's dataclass parameters a typer option, and build the dataclasses from the given
+    values. Every field needs a default; tuples of text become repeatable options."""
     hints = get_type_hints(command, include_extras=True)
     classes = {name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)}
     shown: dict[str, inspect.Parameter] = {}
@@ -46,7 +45,7 @@ def _is_tuple(field: Field[Any]) -> bool:
 
 
 def _option(field: Field[Any], annotation: Any) -> inspect.Parameter:
-    """typer has lists, None where none is given, in place of tuples."""
+    """Parameter for typer, which has lists (None if not given) instead of tuples."""
     if _is_tuple(field):
         assert get_origin(annotation) is Annotated, field
         annotation = Annotated[(list[str] | None, *get_args(annotation)[1:])]

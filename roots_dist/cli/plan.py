@@ -14,25 +14,24 @@ def plan(
     config: ConfigArgument,
     overrides: Overrides = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="of the whole run [default: tp × pp]", show_default=False)
+        int | None, typer.Option(min=1, help="processes of the whole run [default: tp × pp]", show_default=False)
     ] = None,
     profile: Annotated[
         Path | None,
         typer.Option(
-            help="cluster, as roots doctor --json wrote it: tells time too", metavar="FILE", show_default=False
+            help="cluster profile of roots doctor --json, to predict time", metavar="FILE", show_default=False
         ),
     ] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="with --profile: time a rank's own passes on this device")
+        bool, typer.Option("--measure", help="with --profile: time a rank's passes on this device")
     ] = False,
     json: Annotated[
-        Path | None, typer.Option(help="write the numbers here too", metavar="FILE", show_default=False)
+        Path | None, typer.Option(help="also write the numbers here", metavar="FILE", show_default=False)
     ] = None,
 ) -> None:
-    """Predict what each process of a layout will hold and send in a step, and with a cluster's profile how long it
-    takes.
+    """Predict what each process of a layout holds and sends in a step and, with a cluster profile, how long it takes.
 
-    Each kind of pipeline rank is rehearsed on shapes alone: a laptop plans thousands of GPUs, in seconds.
+    Each kind of pipeline rank is rehearsed on shapes alone, so a laptop plans thousands of GPUs in seconds.
 
     \b
     roots plan configs/bloom-176b.yaml --processes 384
@@ -46,17 +45,17 @@ def plan(
     from roots_dist.runs.ranks.run_on_ranks import ready
 
     loaded = read_config(config, overrides or ())
-    asked = loaded.config.parallel
-    layout = ready(loaded, processes or asked.tp * asked.pp, local_size=None)
-    machine = None
+    parallel = loaded.config.parallel
+    layout = ready(loaded, processes or parallel.tp * parallel.pp, local_size=None)
+    cluster = None
     if profile is not None:
         from roots_dist.cluster_profile import read
         from roots_dist.runs.plan.cluster_speed import cluster_speed_of, measure_op_overhead
 
-        machine = cluster_speed_of(read(profile), measure_op_overhead())
+        cluster = cluster_speed_of(read(profile), measure_op_overhead())
     elif measure:
         raise UserError(
-            "--measure: expected --profile FILE too, for what ranks send. Fix: roots doctor --json FILE first."
+            "--measure: expected --profile FILE too, for the time of messages. Fix: run roots doctor --json FILE first."
         )
     from roots_dist import logs
     from roots_dist.environment import single_process
@@ -65,8 +64,8 @@ def plan(
     from roots_dist.runs.ranks.join import device_for
 
     logs.ignore_warnings_of_libraries()
-    found = predict(loaded.config, layout, machine, device_for(loaded.config, single_process()) if measure else None)
-    typer.echo("\n".join(lines(found, machine)))
+    found = predict(loaded.config, layout, cluster, device_for(loaded.config, single_process()) if measure else None)
+    typer.echo("\n".join(lines(found, cluster)))
     if json is not None:
         try:
             json.parent.mkdir(parents=True, exist_ok=True)
@@ -74,5 +73,5 @@ def plan(
         except OSError as error:
             raise UserError(
                 f"--json {json}: expected a file that can be written ({why(error)}). "
-                f"Fix: name another, the plan above is whole."
+                f"Fix: name another file; the plan above is complete."
             ) from None

@@ -13,30 +13,28 @@ from roots_dist.cli.options import with_options
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareOptions:
-    """The options of learning/data/prepare.py, by the same names."""
+    """Options of learning/data/prepare.py, under the same names."""
 
     text_key: Annotated[str, typer.Option(help="field that holds the text, in jsonl and parquet")] = "text"
-    vocab: Annotated[int, typer.Option(help="entries of the tokenizer to be trained")] = 4096
+    vocab: Annotated[int, typer.Option(help="vocabulary size of a trained tokenizer")] = 4096
     kind: Annotated[
-        str, typer.Option(help="of tokenizer: bpe, wordpiece (BERT), unigram (T5) or words", metavar="NAME")
+        str, typer.Option(help="kind of tokenizer: bpe, wordpiece (BERT), unigram (T5) or words", metavar="NAME")
     ] = "bpe"
-    min_count: Annotated[int, typer.Option(min=1, help="words: rarer ones are <unk>")] = 2
+    min_count: Annotated[int, typer.Option(min=1, help="kind words: rarer words become <unk>")] = 2
     split_sentences: Annotated[
         bool, typer.Option("--split-sentences", help="one sequence per sentence (next-sentence prediction)")
     ] = False
-    pre_tokenizer: Annotated[str, typer.Option(help="how text is cut into words: gpt2 or bloom", metavar="NAME")] = (
+    pre_tokenizer: Annotated[str, typer.Option(help="how text is split into words: gpt2 or bloom", metavar="NAME")] = (
         "gpt2"
     )
     tokenizer: Annotated[Path | None, typer.Option(help="use this tokenizer.json instead of training one")] = None
     end_of_document: Annotated[
-        str | None, typer.Option(help="its token that ends a document, if it is not a usual one", metavar="TOKEN")
+        str | None, typer.Option(help="its token that ends a document, if not a common one", metavar="TOKEN")
     ] = None
-    validation: Annotated[float, typer.Option(help="share of documents held out")] = 0.05
-    seed: Annotated[int, typer.Option(help="another number, other documents held out")] = 1234
+    validation: Annotated[float, typer.Option(help="fraction of documents to hold out")] = 0.05
+    seed: Annotated[int, typer.Option(help="random seed of the held-out split")] = 1234
     workers: Annotated[int | None, typer.Option(help="processes (default: one per core)", show_default=False)] = None
-    on_error: Annotated[str, typer.Option(help="at a document that cannot be read: stop or skip", metavar="WORD")] = (
-        "stop"
-    )
+    on_error: Annotated[str, typer.Option(help="on an unreadable document: stop or skip", metavar="WORD")] = "stop"
 
 
 @with_options
@@ -48,9 +46,9 @@ def prepare(
     output: Annotated[Path, typer.Option(help="folder for train/validation .bin/.idx, tokenizer.json, manifest.json")],
     options: PrepareOptions,
 ) -> None:
-    """Turn text into tokens: train or take a tokenizer, write Megatron's .bin/.idx, one sequence per document.
+    """Tokenize text: train or load a tokenizer, write Megatron's .bin/.idx, one sequence per document.
 
-    Repeating it is free if nothing changed; after an interruption it starts clean.
+    Repeating it does nothing if nothing has changed; after an interruption it starts clean.
 
     \b
     roots prepare books/*.jsonl.gz --text-key body --output data/books --vocab 16384

@@ -1,5 +1,7 @@
-"""The config of training or fine-tuning as a whole, which several verbs read: completed from the model it starts from
-and from its rows."""
+"""Read the full config of training or fine-tuning, completed from the model that it starts from and from its rows.
+
+cli/train.py, finetune.py, plan.py, verify.py, sample.py --read_config--> Loaded
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def read_config(path: str, overrides: Sequence[str]) -> Loaded:
-    """Raises UserError. Reads the rows of a task only where keys depend on them (labels, epochs)."""
+    """Read and complete a config. Reads a task's rows only if keys depend on them (labels, epochs). Raises
+    UserError."""
     from roots_dist.config.init_from import complete_from_model
     from roots_dist.config.load import read
     from roots_dist.config.records import objective_of

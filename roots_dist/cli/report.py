@@ -1,4 +1,4 @@
-"""`roots report`: from the folders of runs to one HTML file."""
+"""`roots report`: folders of runs -> one HTML file."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def report(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="HTML file [default: report.html in the run's folder; of several runs, here]", show_default=False
+            help="HTML file [default: report.html in the run's folder; here for several runs]", show_default=False
         ),
     ] = None,
 ) -> None:
-    """Write a page about one run or several: curves, layout, where the time went, validation, samples, what differs.
+    """Write a page about one run or several: curves, layout, time by part, validation, samples, differences.
 
-    One file without scripts, to be sent or printed; of a run that is still going on it shows how far it has come.
+    The page is one file without scripts. A run that is still active is shown up to now.
 
     \b
     roots report runs/quickstart

@@ -1,4 +1,4 @@
-"""`roots sample`: what a model learns from, in words."""
+"""`roots sample`: a training sample as text."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from roots_dist.cli.arguments import ConfigArgument, Overrides
 def sample(
     config: ConfigArgument,
     overrides: Overrides = None,
-    step: Annotated[int, typer.Option(min=0, help="of the run, counted from 0")] = 0,
+    step: Annotated[int, typer.Option(min=0, help="step of the run, counted from 0")] = 0,
 ) -> None:
-    """Show a sample of a training step in words: what the model reads, and what it is to say. Trains nothing.
+    """Show a sample of a training step as text: the model's input and its targets. Trains nothing.
 
     \b
     roots sample configs/t5-quickstart.yaml --step 3

@@ -1,4 +1,4 @@
-"""A progress bar for work that is counted in bytes. Where there is no terminal, nothing: the summary follows anyway."""
+"""Progress bar for work that is counted in bytes. Shows nothing without a terminal, where only the summary follows."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class PrepareProgress(Protocol):
-    """What is reported (learning/data/prepare.py's Progress)."""
+    """Progress as learning/data/prepare.py reports it."""
 
     @property
     def stage(self) -> str: ...
@@ -23,7 +23,7 @@ class PrepareProgress(Protocol):
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[PrepareProgress], None]]:
-    """A function to be called with how far things are; each stage gets its own line."""
+    """Yields a function that shows progress; each stage gets its own line."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -1,4 +1,4 @@
-"""`roots train`: tokens to a model, on ranks of any layout."""
+"""`roots train`: tokens -> model, on ranks of any layout."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def _read(path: str, overrides: Sequence[str]) -> Loaded:
     from roots_dist.config.load import read
     from roots_dist.errors import ConfigError, Problem
 
-    asked = read(path, overrides)
-    if asked.config.finetune.init_from is not None:
+    loaded = read(path, overrides)
+    if loaded.config.finetune.init_from is not None:
         expected, fix = (
-            "nothing: training begins with weights that are drawn",
+            "no value, because training starts from random weights",
             f"roots finetune {path}, or leave it out",
         )
-        problem = Problem(key="finetune.init_from", found=asked.config.finetune.init_from, expected=expected, fix=fix)
-        raise ConfigError(asked.located([problem]))
+        problem = Problem(key="finetune.init_from", found=loaded.config.finetune.init_from, expected=expected, fix=fix)
+        raise ConfigError(loaded.located([problem]))
     return read_config(path, overrides)
 
 
@@ -63,14 +63,12 @@ TRAIN = Verb("train", _read, work, check=check)
 def train(
     config: ConfigArgument,
     overrides: Overrides = None,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="show the whole resolved config, train nothing")
-    ] = False,
+    print_config: Annotated[bool, typer.Option("--print-config", help="print the resolved config and exit")] = False,
     processes: Processes = None,
 ) -> None:
-    """Pre-train. Bare, it starts the processes that the layout needs; torchrun, deepspeed, mpirun or srun it joins.
+    """Pretrain a model. Without a launcher (torchrun, deepspeed, mpirun, srun) it starts the processes itself.
 
-    Repeating the command resumes from the newest checkpoint, in another layout too. Data ranks are what tp × pp leaves.
+    Repeating the command resumes from the newest checkpoint, also in another layout. dp is processes / (tp × pp).
 
     \b
     roots train configs/quickstart.yaml parallel.tp=1 parallel.pp=4 train.steps=50

@@ -13,13 +13,13 @@ def verify(
     config: ConfigArgument,
     overrides: Overrides = None,
     matrix: Annotated[
-        bool, typer.Option("--matrix", help="the whole grid of layouts instead of the config's own")
+        bool, typer.Option("--matrix", help="verify the whole grid of layouts, not only the config's")
     ] = False,
-    steps: Annotated[int, typer.Option(min=2, help="steps of training to compare")] = 3,
+    steps: Annotated[int, typer.Option(min=2, help="training steps to compare")] = 3,
 ) -> None:
     """Prove on this machine's CPU that a layout computes what one process computes: loss, gradients, weights, moments.
 
-    The model is shrunk, its features and degrees are kept (up to 8 processes). Exit code 1 if anything differs.
+    The model is shrunk but keeps its features and degrees (up to 8 processes). Exit code 1 if anything differs.
 
     \b
     roots verify configs/bloom-176b.yaml

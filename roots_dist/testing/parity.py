@@ -1,10 +1,10 @@
-"""Does a layout compute what one process computes? Run both on the same batches, compare everything by name.
+"""Check that a layout computes what one process computes: run both on the same batches and compare everything by name.
 
     trace(rank, size, config) on each rank of a world --merge--> Trace --differences(alone, parallel)--> table
 
-A trace holds each step's loss and gradient norm, each step's gradients, and the master weights and moments at the end.
-Batches are the objective's own, of random documents, and some targets are not scored, so that microbatches differ.
-Shipped, so that users can prove their own layers; `roots verify` and tests/parity are made of it.
+A trace holds each step's loss, gradient norm and gradients, and the master weights and moments at the end. Batches are
+random documents as the objective collates them, with some unscored targets, so that microbatches differ. The module is
+part of the package so that users can verify their own layers; `roots verify` and tests/parity use it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from roots_dist.world.sharding import Param, assemble
 
 
 class _GradientRecorder:
-    """An engine that remembers what each backward left in .grad, before it is summed over data ranks."""
+    """An engine that records what each backward left in .grad, before it is summed over data ranks."""
 
     def __init__(self, engine: Engine, params: Sequence[Param]):
         self._engine, self._params = engine, params
@@ -66,7 +66,7 @@ def trace(
     load_from: str | None = None,
     save_to: str | None = None,
 ) -> dict[str, Any]:
-    """Steps first … last-1 on one rank: what `merge` puts together. To be run by testing.world.on_world."""
+    """Run steps first … last-1 on one rank and return what `merge` combines. testing.world.on_world calls it."""
     layout = Layout(dp=size // (config.parallel.tp * config.parallel.pp), pp=config.parallel.pp, tp=config.parallel.tp)
     mesh = Mesh.connect(layout, rank)
     recorded: list[_GradientRecorder] = []
@@ -109,17 +109,17 @@ def _tensors(run: Run, recorded: _GradientRecorder) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a run computed, in whole tensors under global names."""
+    """What a run computed, in full tensors under global names."""
 
     losses: list[float]
     norms: list[float]
     gradients: list[dict[str, Tensor]]
     state: dict[str, dict[str, Tensor]]
     disagreement: list[tuple[str, float]]
-    """What ranks hold or report twice (losses, norms, replicated and tied weights), and by how much it differs."""
+    """What several ranks hold or report (losses, norms, replicated and tied weights), and by how much it differs."""
 
     def then(self, resumed: Trace) -> Trace:
-        """This run and, after it, the one that went on from its checkpoint, as one run."""
+        """This run, continued by the one that resumed from its checkpoint, as one run."""
         return Trace(
             self.losses + resumed.losses,
             self.norms + resumed.norms,
@@ -130,7 +130,8 @@ class Trace:
 
 
 def merge(ranks: Sequence[Mapping[str, Any]]) -> Trace:
-    """One run from what its ranks returned. Gradients of data ranks are summed here: they are as backward left them."""
+    """Combine what the ranks of a run returned. Gradients of data ranks are summed here, because backward leaves them
+    unsummed."""
     names = {name: tuple(shape) for rank in ranks for name, shape in rank["shapes"].items()}
 
     def slices(rank: Mapping[str, Any], name: str) -> tuple[slice, ...]:
@@ -172,13 +173,13 @@ def merge(ranks: Sequence[Mapping[str, Any]]) -> Trace:
 
 @dataclass(frozen=True)
 class Difference:
-    """One line of the proof's table."""
+    """One row of the table."""
 
     what: str
     largest: float
     bound: float
     where: str
-    """The first tensor or step, in the order of the computation, that exceeds the bound; else the one that differs
+    """First tensor or step, in the order of computation, that exceeds the bound; if none does, the one that differs
     most."""
 
     @property
@@ -187,8 +188,8 @@ class Difference:
 
 
 def differences(alone: Trace, parallel: Trace, bounds: Mapping[str, float]) -> list[Difference]:
-    """Largest absolute difference of losses, norms, gradients, weights and both moments, and of what ranks hold twice,
-    which must agree to the bit: a copy that drifts is seen by no loss for weeks. bounds: one per kind.
+    """Largest absolute difference of losses, norms, gradients, weights and both moments, and of what several ranks
+    hold, which must agree to the bit: no loss shows a drifting copy for weeks. `bounds` has one bound per kind.
 
     A gradient is compared in units of its step's gradient norm, so that the bound does not depend on the loss's scale.
     """
@@ -204,7 +205,7 @@ def differences(alone: Trace, parallel: Trace, bounds: Mapping[str, float]) -> l
             bounds["norm"],
         ),
     ]
-    for name in alone.state.keys() | parallel.state.keys():  # what learns has moments, what does not has none
+    for name in alone.state.keys() | parallel.state.keys():  # trained parameters have moments, frozen ones have none
         kept = [trace.state.get(name, {}).keys() for trace in (alone, parallel)]
         assert kept[0] == kept[1] and kept[0], (name, *kept)
     for i, (a, b) in enumerate(zip(alone.gradients, parallel.gradients)):
@@ -236,4 +237,4 @@ def _row(what: str, found: list[tuple[str, float]], bound: float) -> Difference:
 
 
 FLOAT64_BOUNDS = dict.fromkeys(("loss", "norm", "gradient", *STATE), 1e-10)
-"""float64: noise is below this, and anything above is a bug."""
+"""Bounds for float64: noise is below them, and anything above is a bug."""

@@ -1,11 +1,12 @@
-"""A world of processes on this machine, for tests and proofs: run one function on every rank, get every rank's result.
+"""A world of processes on this machine, for tests and proofs: run one function on every rank and get every rank's
+result.
 
     on_world(4, function, *args) --forkserver--> function(rank, 4, *args) in 4 processes of a gloo group --files--> list
 
 The forkserver has imported torch, DeepSpeed and this package once, so a world starts in a fraction of a second.
 `on_world` starts a new one for each call, because DeepSpeed leaves globals behind; `on_warm_world` keeps the processes.
-What a rank returns comes back through a file, read without unpickling code. A rank that fails ends the world; one that
-hangs is killed and says where it stood.
+Results come back through files, read without unpickling code. A rank that fails ends the world; one that hangs is
+killed and reports where it was.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ PRELOAD = [
     "roots_dist.runs.train.loop",
     "roots_dist.testing.parity",
 ]
-"""What every world needs. A suite adds what its functions import for seconds, before its first world."""
+"""Modules that every world needs. A test suite adds its own slow imports before its first world."""
 FORKSERVER_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 GRACE_S = 8.0
 """How long the others may go on after one rank has failed: gloo tells them within half a second."""
@@ -55,9 +56,10 @@ LEAVE_S = 60.0
 LINGER_S = 20.0
 """How long a rank that is done keeps its connections open for those that are still reading."""
 ATTEMPTS = 3
-"""To connect: on a crowded machine gloo's mesh fails now and then (pytorch issue 53270), before any rank has begun."""
+"""Number of attempts to connect: on a crowded machine gloo's mesh fails now and then (pytorch issue 53270), before any
+rank has started."""
 CONSEQUENCES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
-"""What gloo says on a rank whose peer has gone or is stuck: seldom the cause."""
+"""Messages of gloo on a rank whose peer has gone or hangs: rarely the cause."""
 
 
 class WorldFailed(RuntimeError):
@@ -97,7 +99,7 @@ class World:
         self._ranks: list[_Rank] = []
 
     def run(self, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
-        """What `on_world` returns and raises."""
+        """Run the function on every rank; returns and raises as `on_world`."""
         import torch
 
         for left in reversed(range(ATTEMPTS)):
@@ -152,7 +154,7 @@ class World:
 
 @dataclass
 class _Rank:
-    """One process, as its parent sees it."""
+    """One process as its parent sees it."""
 
     process: Any
     calls: Connection
@@ -169,13 +171,14 @@ class _Rank:
 
 
 def _failed_to_connect(folder: Path, size: int) -> bool:
-    """A rank failed to connect, and so no rank has begun."""
+    """Whether a rank failed to connect, so that no rank has started."""
     begun = any(_file(folder, rank, "begun").exists() for rank in range(size))
     return not begun and any(f"in {_connect.__name__}\n" in _error(folder, rank) for rank in range(size))
 
 
 def _start_forkserver() -> None:
-    """Once per parent; later calls find it running. It inherits the environment of this moment, for its worlds."""
+    """Start the forkserver once per parent; later calls find it running. Its worlds inherit the environment of this
+    moment."""
     forkserver.set_forkserver_preload(PRELOAD)
     before = dict(os.environ)
     os.environ.update(FORKSERVER_ENVIRONMENT)
@@ -191,8 +194,8 @@ def _file(folder: Path, rank: int, what: str) -> Path:
 
 
 def _rank_main(rank: int, size: int, calls: Connection) -> None:
-    """The life of one rank: a call after the other, until it is told to end or fails."""
-    gc.freeze()  # what the forkserver has imported stays; looking through it takes longer than most tests
+    """Main function of a rank: run one call after another, until it is told to end or fails."""
+    gc.freeze()  # the forkserver's imports stay alive; scanning them takes longer than most tests
     threading.Thread(target=_die_with_parent, daemon=True).start()
     warnings.filterwarnings("ignore", category=FutureWarning)  # torch's own, on collectives that DeepSpeed uses
     while (call := calls.recv()) is not None:
@@ -210,10 +213,10 @@ def _answer(
     os.dup2(stderr, 2)
     os.close(stderr)
     faulthandler.enable(file=2)  # says where native code crashed
-    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # the parent asks a rank that hangs where it stands
+    faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)  # the parent makes a hanging rank print where it is
     try:
         _run_in_group(rank, size, folder, timeout, function, args)
-    except BaseException:  # also SystemExit: a rank that leaves early has failed
+    except BaseException:  # includes SystemExit: a rank that exits early has failed
         write_atomically(_file(folder, rank, "error"), f"{time.time():.6f}\n{traceback.format_exc()}")
         os._exit(1)
 
@@ -249,7 +252,7 @@ def _all_ended(folder: Path, size: int) -> bool:
 
 
 def _connect(rank: int, size: int, folder: Path, timeout: float) -> None:
-    """Nobody returns before all are here: until then a world may be tried again."""
+    """Connect the ranks. No rank returns before all have connected, so until then a world may be tried again."""
     import torch
     import torch.distributed as dist
 
@@ -267,8 +270,8 @@ def _die_with_parent() -> None:
 
 
 def _wait(ranks: list[_Rank], deadline: float) -> list[int]:
-    """Until all ranks have answered or ended. Returns those that had to be killed, after each has written down where it
-    stood."""
+    """Wait until all ranks have answered or ended. Returns those that had to be killed, after each has written where it
+    was."""
     while running := [rank for rank in ranks if not rank.answered and rank.process.is_alive()]:
         if any(rank.process.exitcode for rank in ranks):
             deadline = min(deadline, time.monotonic() + GRACE_S)
@@ -296,7 +299,7 @@ def _has_answered(calls: Connection) -> bool:
 
 
 def _report(folder: Path, codes: list[int | None], hung: list[int], timeout: float) -> str:
-    """What happened on each rank that failed: own errors in the order of time, what they brought about, then hangs."""
+    """Report of the ranks that failed: their own errors in order of time, then consequences, then hangs."""
     found = []
     for rank, code in enumerate(codes):
         stderr_file = _file(folder, rank, "stderr")
@@ -316,6 +319,6 @@ def _report(folder: Path, codes: list[int | None], hung: list[int], timeout: flo
 
 
 def _error(folder: Path, rank: int) -> str:
-    """When a rank failed and its traceback; empty if it could not write them."""
+    """Time and traceback of a rank's failure; empty if it could not write them."""
     file = _file(folder, rank, "error")
     return file.read_text() if file.exists() else ""

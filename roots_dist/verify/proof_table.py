@@ -1,4 +1,4 @@
-"""The proof, for a reader: a table per layout, and the verdict. On a terminal and as Markdown alike."""
+"""Tables of `roots verify`: one per layout, and the verdict. The output also reads as Markdown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def table(proof: Proof) -> Table:
 
 
 def show(proofs: Iterable[Proof]) -> bool:
-    """Each proof as soon as it is there; at the end the first thing that differs, or that nothing does."""
+    """Print each proof when it is ready, and at the end the first difference or that there is none. Returns whether all
+    passed."""
     console = Console(highlight=False)
     failed: list[Proof] = []
     number = 0

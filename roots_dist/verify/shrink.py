@@ -1,4 +1,4 @@
-"""A config made small enough to be proven on a laptop: the same family and features, the same degrees up to 8 ranks.
+"""Shrink a config so that a laptop can verify it: the same family and features, the same degrees up to 8 ranks.
 
 What makes layouts differ is kept (uneven layers, grouped heads, tied embeddings, dropout, vocabulary padding, schedule,
 recomputation, clipping); what only costs time is cut (width, depth, vocabulary, sequence). Pure arithmetic.
@@ -15,7 +15,7 @@ from roots_dist.verify.trainable import with_same_trainable
 
 MAX_RANKS = 8
 LABELS = ("a", "b", "c")
-"""Of a task whose own are read off its rows."""
+"""Labels of a task that reads its own from the rows."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class SmallConfig:
     config: Config
     dp: int
     notes: tuple[str, ...]
-    """What had to be changed in the layout, in words."""
+    """Changes of the layout, in words."""
 
     @property
     def ranks(self) -> int:
@@ -31,7 +31,7 @@ class SmallConfig:
 
 
 def degrees(tp: int, pp: int, dp: int) -> tuple[int, int, int]:
-    """The nearest degrees with at most MAX_RANKS ranks: the largest one is halved first, data ranks before others."""
+    """Nearest degrees with at most MAX_RANKS ranks: the largest one is halved first, data ranks before others."""
     while tp * pp * dp > MAX_RANKS:
         if dp > 2:
             dp = (dp + 1) // 2
@@ -39,17 +39,18 @@ def degrees(tp: int, pp: int, dp: int) -> tuple[int, int, int]:
             pp = (pp + 1) // 2
         else:
             tp = (tp + 1) // 2
-        tp = 1 << (tp.bit_length() - 1)  # heads are cut by powers of two
+        tp = 1 << (tp.bit_length() - 1)  # heads are split by powers of two
     return tp, pp, dp
 
 
 def shrink(config: Config, dp: int, *, float64: bool) -> SmallConfig:
-    """dp: data ranks wanted. float64: float64 through the reference engine; else float32 through DeepSpeed."""
+    """Shrink the config. `dp` is the wanted number of data ranks; `float64` uses the reference engine, else DeepSpeed
+    in float32."""
     m, p = config.model, config.parallel
     tp, pp, dp = degrees(p.tp, p.pp, dp)
     notes = []
     if (tp, pp) != (p.tp, p.pp):
-        notes.append(f"layout TP{p.tp}×PP{p.pp} is proven as TP{tp}×PP{pp}: at most {MAX_RANKS} processes here")
+        notes.append(f"layout TP{p.tp}×PP{p.pp} is verified as TP{tp}×PP{pp}: at most {MAX_RANKS} processes here")
     stages = pp * p.virtual_stages
     layers = 2 * stages if m.layers % (p.pp * p.virtual_stages) == 0 else 2 * stages - 1
     group = m.heads // m.num_kv_heads()
@@ -98,7 +99,7 @@ def shrink(config: Config, dp: int, *, float64: bool) -> SmallConfig:
         values["parallel.zero_stage"] = min(p.zero_stage, 1)
     elif (
         m.activation == "relu"
-    ):  # of millions of numbers rounding puts some on the other side of 0, where the slope jumps
+    ):  # rounding puts a few of millions of numbers on the other side of 0, where the slope jumps
         values["model.activation"] = "gelu"
     if objective_of(config).has_generator:
         values |= {
@@ -113,8 +114,8 @@ def shrink(config: Config, dp: int, *, float64: bool) -> SmallConfig:
 
 
 def _encoder_decoder(config: Config, stages: int, tp: int) -> dict[str, object]:
-    """Blocks for every stage, as many in both stacks if the model has; a text of several spans, whose targets can be
-    cut."""
+    """Model keys of an encoder-decoder: blocks for every stage, as many in both stacks if the model has, and a text of
+    several spans whose targets can be split."""
     m = config.model
     uneven = m.num_decoder_layers() != m.layers
     lengths = [
@@ -124,6 +125,8 @@ def _encoder_decoder(config: Config, stages: int, tp: int) -> dict[str, object]:
     return {
         "model.layers": max(2, stages),
         "model.decoder_layers": max(1, stages - 1) if uneven else None,
-        "data.seq_length": fits[0] if fits else 32 * tp,  # none fits with spans of one token: not cut then
+        "data.seq_length": fits[0]
+        if fits
+        else 32 * tp,  # with spans of one token none fits: the targets are not split then
         "data.target_seq_length": None if config.data.target_seq_length is None else 8 * tp,
     }

@@ -1,9 +1,8 @@
-"""What learns in a small model that stands for a large one, so that a proof moves the same parts.
+"""What is trained in a shrunk model, so that a proof moves the same parts as the large model's run.
 
-    config.finetune on the large model --learned--> names
-        --block by block, at the same height--> finetune.* of the small one
+    config.finetune on the large model --trainable--> names --same relative depth--> finetune.* of the small one
 
-Raises ConfigError for names that the large model has not, before any process starts.
+Raises ConfigError for names that the large model does not have, before any process starts.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ def depths(config: Config) -> Depths:
 
 
 def with_same_trainable(config: Config, small: Config) -> Config:
-    """The small config with a strategy that does in a few steps what the large one's does in its run."""
+    """The small config, whose strategy does in a few steps what the large one's does in its run."""
     strategy = config.finetune.strategy
     if strategy == "full":
         return small
-    there = trainable(config, depths(config))
+    names = trainable(config, depths(config))
     if strategy == "partial":
-        return small.changed({"finetune.trainable": _same_blocks(there, depths(config), depths(small))})
-    if strategy == "progressive":  # above the blocks, the blocks, below them: a step each
+        return small.changed({"finetune.trainable": _same_blocks(names, depths(config), depths(small))})
+    if strategy == "progressive":  # one step each for what is above the blocks, the blocks, and below them
         return small.changed(
             {
                 "finetune.unfreeze_every": 1,
@@ -47,23 +46,23 @@ def with_same_trainable(config: Config, small: Config) -> Config:
     return small
 
 
-def _same_blocks(learn: Iterable[str], large: Iterable[str], small: Iterable[str]) -> tuple[str, ...]:
-    """Of the small model, all names whose like is among `learn`."""
-    here, there = _blocks(small), _blocks(large)
+def _same_blocks(trained: Iterable[str], large: Iterable[str], small: Iterable[str]) -> tuple[str, ...]:
+    """Names of the small model that correspond to one of `trained`."""
+    small_blocks, large_blocks = _blocks(small), _blocks(large)
 
-    def down(name: str) -> str:
+    def scaled(name: str) -> str:
         block = BLOCK.fullmatch(name)
         if block is None:
             return name
         stack = block["stack"]
-        return f"{stack}{int(block['number']) * here[stack] // there[stack]}{block['rest']}"
+        return f"{stack}{int(block['number']) * small_blocks[stack] // large_blocks[stack]}{block['rest']}"
 
-    wanted = set(map(down, learn))
+    wanted = set(map(scaled, trained))
     return tuple(name for name in small if name in wanted)
 
 
 def _blocks(names: Iterable[str]) -> dict[str, int]:
-    """How many there are in each stack."""
+    """Number of blocks in each stack."""
     found = [block for name in names if (block := BLOCK.fullmatch(name))]
     return {
         stack: 1 + max(int(b["number"]) for b in found if b["stack"] == stack) for stack in {b["stack"] for b in found}

@@ -1,10 +1,11 @@
-"""`roots verify CONFIG`: the proof that the config's layout computes what one process computes, on CPU, before a
-GPU-hour.
+"""`roots verify CONFIG`: proof on CPU that the config's layout computes what one process computes, before it costs GPU
+hours.
 
     config --shrink--> small config --testing.parity on real processes--> table of differences, verdict
 
 Tensor, sequence and pipeline parallelism are compared in float64, where noise is below 1e-10 and anything above is a
-bug; ZeRO is DeepSpeed's float32, compared with a stated bound. Then a run is saved half-way and resumed elsewhere.
+bug; ZeRO is DeepSpeed's float32, compared with a stated bound. Then a run is saved half-way and resumed in another
+layout.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from roots_dist.verify.shrink import SmallConfig, shrink
 FLOAT32_BOUNDS: Mapping[str, float] = {
     "loss": 1e-5, "norm": 1e-5, "gradient": 1e-5, "weight": 1e-4, "exp_avg": 1e-6, "exp_avg_sq": 1e-8,
 }  # fmt: skip
-"""float32 through DeepSpeed: rounding of sums in another order, and what Adam makes of it (a weight moves by up to lr
-per step whatever its gradient's size, so tiny gradients turn rounding into steps)."""
+"""Bounds for float32 through DeepSpeed: sums are rounded in another order, and Adam amplifies it (a weight moves by up
+to lr per step whatever its gradient's size, so tiny gradients turn rounding into steps)."""
 
 
 def describe(small: SmallConfig) -> str:
@@ -40,13 +41,13 @@ def describe(small: SmallConfig) -> str:
 
 
 def alone(config: Config, steps: int) -> Trace:
-    """One process, one sequence at a time, by the reference engine: nothing of the layout is left."""
+    """Trace of one process, one sequence at a time, by the reference engine: nothing of the layout is left."""
     single = {**ONE_PROCESS, "advanced.engine": "reference", "train.micro_batch": 1, "train.recompute": "none"}
     return merge(on_world(1, trace, config.changed(single), 0, steps))
 
 
 def prove(small: SmallConfig, steps: int) -> Iterator[Proof]:
-    """The layout itself; then saved half-way by it and resumed in one process, and the other way round."""
+    """Compare the layout; then a run saved half-way in it and resumed in one process, and the other way round."""
     config, float64 = small.config, small.config.advanced.float64
     bounds = FLOAT64_BOUNDS if float64 else FLOAT32_BOUNDS
     title = f"{describe(small)}, {'float64' if float64 else 'float32'}"
@@ -59,8 +60,8 @@ def prove(small: SmallConfig, steps: int) -> Iterator[Proof]:
     half = max(1, steps // 2)
     single = config.changed({**ONE_PROCESS, "advanced.engine": "reference"})
     for first, first_ranks, second, second_ranks, words in (
-        (config, small.ranks, single, 1, "saved in it, resumed in one process"),
-        (single, 1, config, small.ranks, "saved by one process, resumed in it"),
+        (config, small.ranks, single, 1, "saved in this layout, resumed in one process"),
+        (single, 1, config, small.ranks, "saved by one process, resumed in this layout"),
     ):
         with tempfile.TemporaryDirectory(prefix="roots-verify-") as folder:
             before = merge(on_world(first_ranks, trace, first, 0, half, None, folder, timeout=300))
@@ -70,7 +71,7 @@ def prove(small: SmallConfig, steps: int) -> Iterator[Proof]:
 
 
 def proofs(config: Config, steps: int) -> Iterator[Proof]:
-    """All that is to be proven of a config: TP × SP × PP in float64, then with two data ranks and its ZeRO stage."""
+    """All proofs of a config: TP × SP × PP in float64, then with two data ranks and its ZeRO stage."""
     yield from prove(shrink(config, dp=1, float64=True), steps)
     yield from prove(shrink(config, dp=2, float64=config.parallel.zero_stage == 0), steps)
 
@@ -94,12 +95,12 @@ MATRIX: tuple[dict[str, object], ...] = tuple(
 
 
 def matrix_proofs(config: Config, steps: int) -> Iterator[Proof]:
-    """Every layout of MATRIX, on this config's model."""
+    """Proofs of every layout of MATRIX, with this config's model."""
     for values in MATRIX:
         zero = values["parallel.zero_stage"]
         yield from prove(shrink(config.changed(values), dp=2 if zero else 1, float64=not zero), steps)
 
 
 def verify(config: Config, *, steps: int, matrix: bool) -> bool:
-    """Print the proof as it comes; True if all of it holds."""
+    """Print the proofs as they come. Returns whether all passed."""
     return show(matrix_proofs(config, steps) if matrix else proofs(config, steps))

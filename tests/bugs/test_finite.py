@@ -70,7 +70,7 @@ def test_a_bad_weight_stops_the_run_even_where_steps_may_be_skipped():
     (weight,) = (p.tensor for p in run.params if p.name == "blocks.0.norm1.weight")
     with torch.no_grad():
         weight[3] = math.nan
-    with pytest.raises(NotFiniteError, match="step 1: weight blocks.0.norm1.weight is not finite .* cannot mend"):
+    with pytest.raises(NotFiniteError, match="step 1: weight blocks.0.norm1.weight is not finite .* cannot repair"):
         step(run, 0)
 
 

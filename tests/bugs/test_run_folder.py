@@ -78,7 +78,7 @@ def test_two_runs_cannot_have_one_folder(tmp_path):
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-    full_disk = pytest.raises(FolderError, match="track.folder = .*No space left.* Fix: make room")
+    full_disk = pytest.raises(FolderError, match="track.folder = .*No space left.* Fix: free some space")
     with full_disk, hold_folder(tmp_path), open("/dev/full", "w") as full:
         full.write("metrics")
         full.flush()
@@ -121,7 +121,7 @@ def test_samples_may_be_of_another_length_where_the_learned_positions_stay(tmp_p
     refuse_another_model(tmp_path, learned.changed({"data.seq_length": 16, "model.max_positions": 32}))
     for seq, fix in (
         (64, "Fix: set it back, choose another"),
-        (16, "Fix: set it back, set model.max_positions=32 if samples shall be shorter, choose"),
+        (16, "Fix: set it back, set model.max_positions=32 for shorter samples, choose"),
     ):
         with pytest.raises(ConfigError) as error:
             refuse_another_model(tmp_path, learned.changed({"data.seq_length": seq}))

@@ -125,7 +125,7 @@ def test_a_tensor_group_on_two_hosts_is_named_and_one_on_a_host_is_not():
         (
             "✗ ranks 0 (host a); 1 (host b): a tensor group of TP2×PP1×DP2 across hosts, expected its 2 ranks on "
             "one host. Fix: "
-            "start a multiple of 2 ranks on every host, each host's numbered in a row, or lower parallel.tp."
+            "start a multiple of 2 ranks on every host, numbered consecutively per host, or lower parallel.tp."
         )
     ]
     many = list(placement.crossings(Layout(tp=2, dp=32), {i: "ab"[i % 2] for i in range(64)}))
@@ -177,7 +177,7 @@ def test_what_the_shared_folder_lacks_is_named():
     (unseen,) = answers(folder.findings(path, good, {0: [], 2: [0, 1]}, hosts, None))
     assert unseen.startswith("✗ host b: does not see in /shared what ranks 0-1 (host a) wrote there")
     (small,) = answers(folder.findings(path, good, {0: [], 2: []}, hosts, checkpoint=20 * 2**30))
-    assert small.startswith("✗ folder /shared: 10.0 GiB free, expected room for one checkpoint of 20.0 GiB")
+    assert small.startswith("✗ folder /shared: 10.0 GiB free, expected space for one checkpoint of 20.0 GiB")
 
 
 def test_the_runs_folder_is_tried_where_it_is_going_to_be(tmp_path: Path):
@@ -249,7 +249,7 @@ def test_only_serious_findings_make_a_world_unhealthy():
         profile().healthy and profile(warning).healthy and not profile(warning, replace(warning, serious=True)).healthy
     )
     ends = [list(lines(profile(*findings)))[-1] for findings in ((), (warning,), (replace(warning, serious=True),))]
-    assert [end[0] for end in ends] == ["✓", "✓", "✗"] and "1 finding to mend" in ends[2]
+    assert [end[0] for end in ends] == ["✓", "✓", "✗"] and "1 finding to fix" in ends[2]
 
 
 def test_work_has_its_result_its_error_or_an_end():

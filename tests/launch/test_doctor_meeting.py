@@ -82,7 +82,7 @@ def test_a_foreign_server_that_says_nothing_does_not_hold_a_rank(monkeypatch):
     monkeypatch.setattr(rendezvous, "HANDSHAKE_S", 0.5)
     with (
         taken() as port,
-        pytest.raises(EnvironmentProblem, match="expected rank 0's store there, and something else answers"),
+        pytest.raises(EnvironmentProblem, match="expected rank 0's store there, and another server answers"),
     ):
         rendezvous.rendezvous(world(1, port), 5, "b")
 
@@ -112,7 +112,7 @@ def test_the_verb_names_what_keeps_ranks_apart_and_ends_in_time():
     assert f"✗ MASTER_PORT = {port} on rank 0" in found["port"][1]
     assert "✗ MASTER_ADDR = 'no-such-host.invalid' on rank 1" in found["address"][1]
     assert "expected rank 0 listening there within 2 s" in found["no rank 0"][1]
-    assert "✗ rank 1: did not arrive, expected it within 7 s." in found["no rank 1"][0]
+    assert "✗ rank 1: did not arrive, expected an answer within 7 s." in found["no rank 1"][0]
     assert not any("Traceback" in err or "frame #" in err for _, err, _ in found.values())
 
 
@@ -123,15 +123,14 @@ def test_a_rank_that_falls_silent_is_named_by_rank_0_and_rank_0_by_the_others(mo
     store = dist.HashStore()
     first = coordinator.Coordinator(store, 0, 3)
     first.hosts = {0: "a", 1: "a", 2: "b"}
-    store.set("links/1", b'{"trouble": "RuntimeError: connection reset by peer"}')
+    store.set("links/1", b'{"error": "RuntimeError: connection reset by peer"}')
     with pytest.raises(coordinator.Stopped):
         first.run_round("links", 0.3, lambda: 7, fix="look at the network")
     assert first.answers == {"links": {0: 7}} and store.get("links/word") == b'"stop"'
     assert [str(finding) for finding in first.findings] == [
         (
-            "✗ rank 2 (host b): no answer to the check of links, expected it within 0.5 s. Fix: read that rank's "
-            "log, and see "
-            "whether its host is up."
+            "✗ rank 2 (host b): no answer in round links, expected an answer within 0.5 s. Fix: read that rank's "
+            "log, and check that its host is up."
         ),
         (
             "✗ rank 1 (host a): links: RuntimeError: connection reset by peer, expected no error. Fix: look at "
@@ -141,6 +140,6 @@ def test_a_rank_that_falls_silent_is_named_by_rank_0_and_rank_0_by_the_others(mo
     with pytest.raises(coordinator.Stopped):
         coordinator.Coordinator(store, 2, 3).run_round("links", 0.3, lambda: 7)
     with pytest.raises(
-        EnvironmentProblem, match="rank 0 = silent: expected its word on speed, within 0.7 s. Fix: read"
+        EnvironmentProblem, match="rank 0 = silent: expected its answer in round speed, within 0.7 s. Fix: read"
     ):
         coordinator.Coordinator(store, 1, 3).run_round("speed", 0.3, lambda: 7)

@@ -287,12 +287,12 @@ def test_what_a_run_cannot_be_asked_for_is_refused_in_a_line(run):
     assert refusal(["objective.name=classify"], ngram=3).startswith(
         "✗ --ngram = 'a run of classify': expected a causal run"
     )
-    assert "data.train = []: expected the text that the n-gram baseline learns from" in refusal(
+    assert "data.train = []: expected the text that the n-gram baseline is counted on" in refusal(
         ["data.train=[]"], ngram=2
     )
     assert refusal(lm_eval="piqa").startswith("✗ data.tokenizer = None: expected the run's tokenizer")
-    assert refusal(limit=3) == "✗ --limit = 3: expected tasks to go with it. Fix: add --lm-eval TASKS."
-    assert refusal(include_path="mine").startswith("✗ --include-path = 'mine': expected tasks to go with it")
+    assert refusal(limit=3) == "✗ --limit = 3: expected --lm-eval with it. Fix: add --lm-eval TASKS."
+    assert refusal(include_path="mine").startswith("✗ --include-path = 'mine': expected --lm-eval with it")
     assert refusal(["data.validation=[]"], ngram=2).startswith("✗ data.validation = []: expected a held-out corpus")
     with_tasks = evaluation(EvaluateOptions(lm_eval="piqa")).read(
         str(run), ["data.validation=[]", "data.tokenizer=mine.json"]

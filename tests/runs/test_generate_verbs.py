@@ -193,9 +193,7 @@ def test_labels_are_those_that_evaluation_sees(place):
         if name == "tag":
             labels = [line.split()[1] for line in shown.splitlines() if not line.startswith("(")]
             assert len(labels) == int(term.count) < len(text.split()) and labels.count("no") == int(term.hits)
-            assert (
-                f"({len(text.split()) - len(labels)} more words: data.seq_length = {SEQ} has no room for them)" in shown
-            )
+            assert f"({len(text.split()) - len(labels)} more words do not fit data.seq_length = {SEQ})" in shown
         else:
             p = {line.split()[1]: float(line.split("%")[0]) / 100 for line in shown.splitlines()}
             assert p["no"] == pytest.approx(torch.exp(-term.sum).item(), abs=1e-4)
@@ -256,7 +254,7 @@ def test_what_the_model_cannot_hold_is_forgotten_the_oldest_first(place):
     assert "forgotten: the model holds 48 tokens)" in "".join(shown) and len(one.history) < 12
     kept = list(one.history)
     one.say("Who met Mr. Smith there? " * 9)
-    assert "say it in fewer words)" in shown[-1]
+    assert "shorten it)" in shown[-1]
     assert all(message in kept for message in one.history)  # what could not be said is not remembered
 
 
@@ -329,7 +327,7 @@ def test_overrides_may_follow_a_file_of_prompts_and_a_mistake_is_one_line(place)
     assert found.returncode == 2 and not found.stdout
     assert found.stderr == (
         f"✗ {place}/prompts.txt:1 = 'The people': expected a text with a mask ([MASK]). Fix: write [MASK] "
-        "where a word is wanted.\n"
+        "where a word is missing.\n"
     )
 
 

@@ -46,84 +46,84 @@ def config(place, name: str, **changes) -> Config:
 
 REFUSED = [
     ("clm", {"prompt": ""}, (
-"prompt = '': expected text that is not empty. Fix: give it a word to begin with, or --prompts FILE."
+"prompt = '': expected text that is not empty. Fix: give at least one word, or --prompts FILE."
 )),
     ("clm", {"prompt": "The people", "max_tokens": 30}, (
-"of at most 24 tokens, the learned positions there are; these are 3 + 30. Fix: a shorter prompt, or "
+"of at most 24 tokens, the number of learned positions; these are 3 + 30. Fix: a shorter prompt, or "
 "--max-tokens 21."
 )),
     ("clm", {"prompt": "The people " * 30}, "+ 1. Fix: a shorter prompt."),
     ("clm", {"prompt": "a", "beams": 4, "temperature": 0.5, "top_k": 3}, (
-"--temperature = 0.5: expected nothing beside --beams, which takes the likeliest texts. Fix: leave "
+"--temperature = 0.5: expected no value with --beams, which takes the likeliest texts. Fix: leave "
 "--temperature out."
 )),
     ("clm", {"prompt": "a", "beams": 4, "temperature": 0.5, "top_k": 3}, (
-"--top-k = 3: expected nothing beside --beams"
+"--top-k = 3: expected no value with --beams"
 )),
-    ("clm", {"prompt": "a", "beams": 4, "greedy": True}, "--greedy = True: expected nothing beside --beams"),
+    ("clm", {"prompt": "a", "beams": 4, "greedy": True}, "--greedy = True: expected no value with --beams"),
     ("clm", {"prompt": "a", "beams": 2, "samples": 3}, (
 "--samples = 3: expected at most --beams = 2. Fix: raise --beams to 3, or lower --samples."
 )),
     ("clm", {"prompt": "a", "greedy": True, "samples": 3}, (
-"--samples = 3: expected 1, since greedy answers are all the same"
+"--samples = 3: expected 1, because all greedy answers are the same"
 )),
-    ("clm", {"prompt": "a", "greedy": True, "top_p": 0.3}, "--top-p = 0.3: expected nothing beside --greedy"),
+    ("clm", {"prompt": "a", "greedy": True, "top_p": 0.3}, "--top-p = 0.3: expected no value with --greedy"),
     ("clm", {"prompt": "a", "length_penalty": 2.0}, (
-"--length-penalty = 2.0: expected nothing without --beams. Fix: add --beams 4."
+"--length-penalty = 2.0: expected no value without --beams. Fix: add --beams 4."
 )),
-    ("clm", {"prompt": "a", "stop": ("",)}, "--stop = '': expected a text that is not empty"),
+    ("clm", {"prompt": "a", "stop": ("",)}, "--stop = '': expected text that is not empty"),
     ("clm", {"prompt": "a", "raw": True}, (
-"--raw = True: expected nothing here: with objective.name=clm every prompt is read as it is"
+"--raw = True: expected no value: with objective.name=clm every prompt is read as it is"
 )),
     ("clm", {"prompt": "a", "top": 3}, (
-"--top = 3: expected nothing here: a model of objective.name=clm writes. Fix: leave --top out."
+"--top = 3: expected no value: a model of objective.name=clm writes. Fix: leave --top out."
 )),
-    ("clm", {"prompt": "a", "prompts": "two.txt"}, "--prompts = 'two.txt': expected no other prompt beside it"),
+    ("clm", {"prompt": "a", "prompts": "two.txt"}, "--prompts = 'two.txt': expected no other prompt"),
     ("clm", {"prompts": "none.txt"}, (
 "--prompts = 'none.txt': expected a file that can be read (no such file or directory). Fix: check the "
 "path."
 )),
     ("clm", {"prompts": "none.jsonl"}, "expected a file that can be read (no such file or directory)"),
-    ("clm", {"prompts": "empty.txt"}, "--prompts = 'empty.txt': expected a file with a prompt or more"),
+    ("clm", {"prompts": "empty.txt"}, "--prompts = 'empty.txt': expected a file with at least one prompt"),
     ("clm", {"prompts": "bad.jsonl"}, "bad.jsonl:2: prompt = None: expected a text. Fix: write lines like"),
     ("clm", {"prompts": "two.txt", "max_tokens": 23}, (
 "two.txt:1 = 'The people': expected prompt and continuation of at most 24"
 )),
     ("clm", {"prompt": "a", "max_tokens": 3, "output": "nowhere/a.jsonl"}, (
-"--output = 'nowhere/a.jsonl': expected a file in a folder that is there. Fix: make nowhere."
+"--output = 'nowhere/a.jsonl': expected a file in an existing folder. Fix: make nowhere."
 )),
     ("clm", {"prompt": "a", "max_tokens": 3, "output": "."}, (
-"--output = '.': expected a file: this is a folder. Fix: choose another file."
+"--output = '.': expected a file, and this is a folder. Fix: choose another file."
 )),
     ("clm", {"prompt": "a", "max_tokens": 3, "output": "/proc/a.jsonl"}, (
 "--output = '/proc/a.jsonl': expected a file that can be written ("
 )),
     ("clm", {"prompt": "a \udcff", "max_tokens": 3}, (
-"prompt = 'a ?': expected text in Unicode: these are bytes that are none."
+"prompt = 'a ?': expected text in Unicode, and these bytes are not."
 )),
     ("clm", {"prompt": "a", "max_tokens": 3, "stop": ("\udcff",)}, "udcff',)\": expected text in Unicode. Fix: "),
     ("classify", {"prompts": "pairs.jsonl"}, (
-"pairs.jsonl:1 = 'a': expected no second text: this model has learned from single texts. Fix: leave pair "
+"pairs.jsonl:1 = 'a': expected no second text, because this model was trained on single texts. Fix: leave pair "
 "out."
 )),
     ("mlm", {"prompt": "The people met."}, (
 "prompt = 'The people met.': expected a text with a mask ([MASK]). Fix: write [MASK] where a word is "
-"wanted."
+"missing."
 )),
     ("mlm", {"prompt": "[MASK] met." * 30}, (
-"expected at most 22 tokens of 24 learned positions, since two tokens enclose it"
+"expected at most 22 tokens of 24 learned positions, because two tokens enclose it"
 )),
     ("mlm", {"prompt": "[MASK]", "temperature": 0.3}, (
-"--temperature = 0.3: expected nothing here: a model of objective.name=mlm fills masks in."
+"--temperature = 0.3: expected no value: a model of objective.name=mlm fills masks."
 )),
     ("classify", {"prompt": "It rained.", "beams": 2}, (
-"--beams = 2: expected nothing here: a model of objective.name=classify gives a text a label."
+"--beams = 2: expected no value: a model of objective.name=classify gives a text a label."
 )),
     ("classify", {"prompt": "It rained.", "pair": "so"}, (
-"--pair = 'so': expected nothing here: this model has learned from single texts"
+"--pair = 'so': expected no value: this model was trained on single texts"
 )),
     ("tag", {"prompt": "It rained.", "top": 2}, (
-"--top = 2: expected nothing here: a model of objective.name=tag gives each word a label."
+"--top = 2: expected no value: a model of objective.name=tag gives each word a label."
 )),
 ]  # fmt: skip
 
@@ -149,11 +149,12 @@ def test_what_each_model_is_for_is_not_refused(place, name):
 
 def test_a_run_without_a_tokenizer_or_with_an_unknown_label_says_so(place):
     with pytest.raises(
-        UserError, match="data.tokenizer = None: expected a tokenizer, to read and write text with. Fix: name the"
+        UserError, match="data.tokenizer = None: expected a tokenizer to encode and decode text. Fix: name the"
     ):
         generate.check(config(place, "clm", **{"data.tokenizer": None}), GenerateOptions(prompt="a", max_tokens=3))
     with pytest.raises(
-        UserError, match="expected a second text: this model has learned from pairs. Fix: give it with --pair TEXT"
+        UserError,
+        match="expected a second text, because this model was trained on pairs. Fix: give it with --pair TEXT",
     ):
         generate.check(config(place, "classify", **{"finetune.pair_column": "other"}), GenerateOptions(prompt="a"))
 
@@ -161,16 +162,16 @@ def test_a_run_without_a_tokenizer_or_with_an_unknown_label_says_so(place):
 def test_who_does_not_converse_says_so_in_one_line(place):
     for name, words in {
         "mlm": (
-            "model.family = 'bert': expected gpt: a conversation needs a decoder. Fix: fill masks in with roots "
-            "generate."
+            "model.family = 'bert': expected gpt, because a conversation needs a decoder. "
+            "Fix: fill masks in with roots generate."
         ),
-        "spans": "model.family = 't5': expected gpt: a conversation needs a decoder. Fix: use roots generate.",
+        "spans": "model.family = 't5': expected gpt, because a conversation needs a decoder. Fix: use roots generate.",
     }.items():
         with pytest.raises(UserError) as refused:
             chat.check(config(place, name), GenerateOptions())
         assert refused.value.cli_message() == f"✗ {words}"
     with pytest.raises(
-        UserError, match="tp × parallel.pp = 2: expected 1: a conversation is held by one process. Fix: "
+        UserError, match="tp × parallel.pp = 2: expected 1, because a conversation runs in one process. Fix: "
     ):
         chat.check(config(place, "clm", **{"parallel.tp": 2}), GenerateOptions())
     chat.check(config(place, "clm"), GenerateOptions(temperature=0.3))

@@ -130,7 +130,7 @@ def test_nothing_of_a_run_is_markup(tmp_path):
 def test_a_run_that_has_hardly_begun_has_a_page(tmp_path, steps):
     folder = a_run(tmp_path / "young", steps=steps, wanted=300)
     found = read(folder)
-    assert ("nothing logged yet" if steps == 0 else "going on, or interrupted") in found.words
+    assert ("nothing logged yet" if steps == 0 else "running, or interrupted") in found.words
     assert f"{steps} of 300" in found.words
 
 
@@ -155,7 +155,7 @@ def test_steps_that_are_not_finite_are_named_and_marked(tmp_path):
 
 def test_a_stop_before_the_last_step_is_told_from_a_run_that_goes_on(tmp_path):
     folder = a_run(tmp_path / "patient", steps=12, wanted=20)
-    assert "going on, or interrupted" in read(folder).words
+    assert "running, or interrupted" in read(folder).words
     write_summary(Config.model_validate({"train": {"steps": 20}}), Layout(), folder)
     assert "ended early" in read(folder).words
 

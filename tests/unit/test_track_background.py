@@ -62,7 +62,7 @@ def test_what_a_slow_one_cannot_take_is_dropped_with_one_warning_and_the_run_goe
         tracker.log(step, {"loss/train": 1.0})
     assert time.perf_counter() - start < PATIENCE_S
     assert [r.getMessage() for r in caplog.records] == [
-        "Slow is slower than the run: what it cannot take is left out there"
+        "Slow is slower than the run: calls that do not fit its queue are dropped"
     ]
     go.set()
     tracker.close()
@@ -71,7 +71,7 @@ def test_what_a_slow_one_cannot_take_is_dropped_with_one_warning_and_the_run_goe
         steps[:50] == list(range(50)) and 50 <= len(steps) <= 52 and slow.closed
     )  # two more, whenever it takes its first ones
     assert steps == sorted(steps)
-    assert caplog.records[-1].getMessage() == f"Slow: {5000 - len(steps)} of what it was told are left out"
+    assert caplog.records[-1].getMessage() == f"Slow: {5000 - len(steps)} calls were dropped"
 
 
 def test_one_that_never_answers_is_left_behind_at_the_end(go, caplog):
@@ -100,7 +100,7 @@ def test_a_failure_is_said_once_and_ends_it(go, caplog):
         time.sleep(0.001 if step < 100 else 0)
     tracker.close()
     assert slow.taken == [(1, {})] and not slow.closed
-    assert [r.getMessage() for r in caplog.records] == ["Slow is off from here on: gone"]
+    assert [r.getMessage() for r in caplog.records] == ["Slow is disabled from here on: gone"]
 
 
 def test_none_to_be_had_is_no_failure(caplog):

@@ -86,4 +86,4 @@ def test_a_disk_that_is_full_ends_the_view_and_not_the_run(tmp_path, monkeypatch
     trackers = open_trackers(config(), tmp_path, rank0=True)
     trackers.log(1, {"loss/train": 1.0})
     trackers.close()
-    assert "TensorBoard is off from here on: [Errno 28] No space left on device" in caplog.text
+    assert "TensorBoard is disabled from here on: [Errno 28] No space left on device" in caplog.text

@@ -96,7 +96,7 @@ def test_what_fails_in_it_is_said_and_training_goes_on(tmp_path, monkeypatch, ca
     trackers = open_trackers(config("offline"), tmp_path, rank0=True)
     trackers.log(1, {"loss/train": 1.0})
     trackers.close()
-    assert "W&B is off from here on: division by zero" in caplog.text
+    assert "W&B is disabled from here on: division by zero" in caplog.text
     assert json.loads((tmp_path / METRICS_FILE).read_text())["loss/train"] == 1.0
 
 

@@ -1,9 +1,9 @@
-"""Where ranks write what they measured and rank 0 reads it: rounds of questions over the world's store.
+"""Rounds of checks over the world's store: every rank writes what it measured, and rank 0 collects it.
 
-    every rank: ask(round, work) --JSON--> store --> rank 0: all answers in, or who is silent --go | stop--> every rank
+    every rank: run_round(name, work) --JSON--> store --> rank 0: answers, or who is silent --go | stop--> every rank
 
-JSON over the store instead of collectives: it works before any group exists, with a rank that is dead, and unpickles
-nothing. Each round is a barrier, so that no rank measures while another still does something else.
+JSON over the store replaces collectives: it works before any group exists and with a dead rank, and unpickles nothing.
+Each round is a barrier, so that no rank measures while another still does something else.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from roots_dist.errors import EnvironmentProblem
 from roots_dist.runs.doctor.deadline import DeadlineExceeded, run_with_deadline
 
 PAUSES_S = (0.002, 0.1)
-"""Between two looks at the store: at first, and when nothing comes for a while (hundreds of ranks look at one
+"""Seconds between two polls of the store: at first, and after a while without an answer (hundreds of ranks poll one
 server)."""
 SLACK_S = 5.0
-"""Ranks reach a round at different times, and rank 0 says go when it has heard all."""
+"""Extra seconds, because ranks reach a round at different times, and rank 0 answers when it has all results."""
 BYE_S = 2.0
-FIX = "read that rank's log, and see whether its host is up"
+FIX = "read that rank's log, and check that its host is up"
 
 
 class Stopped(Exception):
-    """A rank failed or is silent: no rank goes on. Rank 0 has the findings."""
+    """A rank failed or is silent, so all ranks stop. Rank 0 has the findings."""
 
 
 class Coordinator:
-    """One rank's view. `said` and `findings` are filled on rank 0 only."""
+    """One rank's part in the rounds. `answers` and `findings` are filled on rank 0 only."""
 
     def __init__(self, store: Any, rank: int, size: int):
         self.store, self.rank, self.size = store, rank, size
@@ -40,17 +40,17 @@ class Coordinator:
         """Round -> rank -> its answer."""
         self.findings: list[Finding] = []
         self.hosts: dict[int, str] = {}
-        """Of the ranks whose host is known."""
+        """Rank -> host, for ranks whose host is known."""
         self.thread_is_stuck = False
-        """A thread of this process is still at some work."""
+        """Whether a thread of this process still works on something overdue."""
 
     def run_round(
         self, round: str, seconds: float, work: Callable[[], Any], silence: str = "", fix: str = FIX
     ) -> dict[int, Any]:
-        """Every rank does `work`, for `seconds` at most. Returns all answers on rank 0, nothing on the others.
+        """Run `work` on every rank for at most `seconds`. Returns all answers on rank 0, nothing on the others.
 
-        Raises Stopped on every rank when one raised, was overdue or is silent; rank 0 keeps a finding for each kind,
-        with what `silence` says of the silent. Raises EnvironmentProblem where rank 0 itself is silent.
+        Raises Stopped on every rank if one raised, was overdue or is silent; rank 0 keeps one finding for each kind,
+        with `silence` as the text for silent ranks. Raises EnvironmentProblem if rank 0 itself is silent.
         """
         end = time.monotonic() + seconds + SLACK_S
         self._set(f"{round}/{self.rank}", self._answer(seconds, work))
@@ -59,12 +59,12 @@ class Coordinator:
                 raise Stopped
             return {}
         answers = self._collect(round, end - time.monotonic())
-        self.answers[round] = {rank: answer["said"] for rank, answer in answers.items() if "said" in answer}
+        self.answers[round] = {rank: answer["answer"] for rank, answer in answers.items() if "answer" in answer}
         silent = Finding(
             check="answers",
             where="",
-            found=silence or f"no answer to the check of {round}",
-            expected=f"it within {seconds + SLACK_S:g} s",
+            found=silence or f"no answer in round {round}",
+            expected=f"an answer within {seconds + SLACK_S:g} s",
             fix=fix if silence else FIX,
         )
         self._note_failures(round, answers, silent, fix)
@@ -75,37 +75,37 @@ class Coordinator:
         return self.answers[round]
 
     def broadcast(self, what: str, value: Any = None, seconds: float = 2 * SLACK_S) -> Any:
-        """Rank 0's value, on every rank. Raises EnvironmentProblem if rank 0 says nothing."""
+        """Send rank 0's value to every rank. Raises EnvironmentProblem if rank 0 does not answer."""
         if self.rank == 0:
             self._set(what, value)
             return value
         return self._get(what, seconds)
 
     def leave(self) -> None:
-        """The store ends with rank 0, which therefore leaves last."""
+        """Leave the rounds. Rank 0 leaves last, because the store ends with it."""
         self.store.set(f"bye/{self.rank}", b"-")
         if self.rank == 0:
             self._wait_for_keys([f"bye/{rank}" for rank in range(self.size)], BYE_S)
 
     def _answer(self, seconds: float, work: Callable[[], Any]) -> dict[str, Any]:
         try:
-            return {"said": run_with_deadline(seconds, work)}
+            return {"answer": run_with_deadline(seconds, work)}
         except DeadlineExceeded as error:
             self.thread_is_stuck = True
-            return {"trouble": str(error)}
-        except Exception as error:  # of any kind: what a broken cluster makes libraries raise is not foreseen
+            return {"error": str(error)}
+        except Exception as error:  # a broken cluster makes libraries raise anything
             lines = str(error).strip().splitlines() or ["no reason given"]
-            return {"trouble": f"{type(error).__name__}: {lines[0]}"}
+            return {"error": f"{type(error).__name__}: {lines[0]}"}
 
     def _note_failures(self, round: str, answers: dict[int, dict[str, Any]], silent: Finding, fix: str) -> None:
-        """Who is silent first: it may be why others were in trouble."""
-        troubles: dict[str, list[int]] = {}
+        """Add findings, silent ranks first, because they may be why others failed."""
+        errors: dict[str, list[int]] = {}
         for rank, answer in answers.items():
-            if "trouble" in answer:
-                troubles.setdefault(f"{round}: {answer['trouble']}", []).append(rank)
+            if "error" in answer:
+                errors.setdefault(f"{round}: {answer['error']}", []).append(rank)
         if missing := [rank for rank in range(self.size) if rank not in answers]:
             self.findings.append(replace(silent, where=format_ranks(missing, self.hosts)))
-        for found, ranks in troubles.items():
+        for found, ranks in errors.items():
             where = format_ranks(ranks, self.hosts)
             self.findings.append(Finding(check="answers", where=where, found=found, expected="no error", fix=fix))
 
@@ -124,14 +124,14 @@ class Coordinator:
             if self._wait_for_keys([key], seconds):
                 return json.loads(self.store.get(key))
         except RuntimeError:  # torch's DistNetworkError
-            why = "and the store that it keeps is gone"
+            why = "and its store is gone"
         word = key.partition("/")[0]
         raise EnvironmentProblem(
-            f"{format_ranks([0], self.hosts)} = silent: expected its word on {word}, {why}. Fix: {FIX}."
+            f"{format_ranks([0], self.hosts)} = silent: expected its answer in round {word}, {why}. Fix: {FIX}."
         )
 
     def _wait_for_keys(self, keys: Iterable[str], seconds: float) -> bool:
-        """Looks again and again: a wait that times out leaves torch's store with a complaint on stderr."""
+        """Poll until the keys exist. A wait that times out would make torch's store complain on stderr."""
         keys, end = list(keys), time.monotonic() + seconds
         pause, longest = PAUSES_S
         while not self.store.check(keys):

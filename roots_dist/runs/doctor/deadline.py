@@ -1,7 +1,7 @@
-"""Nothing that the doctor does may hang: work on a thread of its own, and an end to waiting for it.
+"""Deadlines for everything that the doctor does: work runs on a thread of its own, and the wait for it ends.
 
-A name server, a shared folder, a foreign server on our port or a collective can each keep a call for ever, and most of
-them cannot be told to give up.
+A name server, a shared folder, a foreign server on our port or a collective can each block a call forever, and most of
+them cannot be cancelled.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 
 class DeadlineExceeded(Exception):
-    """The work was not done in time. Its thread may still be at it, so the process is to end by os._exit."""
+    """The work was not done in time. Its thread may still run, so the process must end with os._exit."""
 
     def __init__(self, seconds: float):
         super().__init__(f"not done after {seconds:g} s")
 
 
 def run_with_deadline(seconds: float, work: Callable[[], T]) -> T:
-    """`work()`, with what it raises. Raises Overdue when `seconds` are over."""
+    """Return `work()`, or raise what it raises. Raises DeadlineExceeded after `seconds`."""
     done: Future[T] = Future()
 
     def run() -> None:

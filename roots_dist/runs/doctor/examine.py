@@ -1,9 +1,9 @@
-"""The examination, from top to bottom: round after round, each with a deadline; then what rank 0 makes of the answers.
+"""The examination from top to bottom: rounds with deadlines, then rank 0's findings from the answers.
 
-    board --arrival, facts, clocks, folder, speed, join, links--> answers --findings of each check--> Profile
+    coordinator --arrival, facts, clocks, folder, speed, join, links--> answers --findings of each check--> Profile
 
-Every rank calls `examine`; rank 0 alone has answers afterwards, and calls `write_up`. A rank that fails or is silent
-ends it there, and what was measured until then is still written up.
+Every rank calls `examine`; only rank 0 has answers afterwards, and calls `build_profile`. A rank that fails or is
+silent ends the examination, and what was measured until then is still reported.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ from roots_dist.runs.doctor.coordinator import Coordinator, Stopped
 from roots_dist.runs.doctor.deadline import DeadlineExceeded, run_with_deadline
 
 FACTS_S, CLOCKS_S, FOLDER_S, SPEED_S, JOIN_S, LINKS_S = 15.0, 10.0, 10.0, 15.0, 15.0, 20.0
-"""Until a round is given up, and with it the examination. On a healthy cluster all of them together take some
-seconds."""
+"""Seconds after which a round, and with it the examination, is given up. On a healthy cluster all rounds together take
+some seconds."""
 LEAVE_S = 5.0
 CHECKPOINT_BYTES = 12
-"""Of a parameter in a checkpoint: weight and both moments of Adam in float32."""
+"""Bytes per parameter in a checkpoint: weight and both moments of Adam in float32."""
 
 
 @dataclass(frozen=True)
 class ExamineOptions:
-    """What the command line asks for."""
+    """What to examine."""
 
     config: Config | None = None
     layout: Layout | None = None
-    """Of the config in this world."""
+    """Layout of the config in this world."""
     folder: Path | None = None
-    """That all hosts share; None: the run's, if there is a config."""
+    """Folder that all hosts share; None takes the run's if there is a config."""
     quick: bool = False
     wait_s: float = 20.0
-    """That ranks may take to arrive."""
+    """Seconds that ranks may take to arrive."""
 
     @property
     def shared(self) -> Path | None:
@@ -60,7 +60,7 @@ class ExamineOptions:
 
     @property
     def checkpoint(self) -> int | None:
-        """Bytes of one. A config that goes on from a model does not say its size."""
+        """Bytes of a checkpoint. None without a config, or if the model's size is in finetune.init_from."""
         if self.config is None or self.config.finetune.init_from is not None:
             return None
         return parameters(self.config) * CHECKPOINT_BYTES
@@ -73,7 +73,7 @@ class ExamineOptions:
 
 @dataclass(frozen=True)
 class Probes:
-    """What a rank looks and measures with."""
+    """Functions that a rank measures with."""
 
     host: str = field(default_factory=socket.gethostname)
     facts: Callable[[int, torch.device, str], RankFacts] = facts.gather
@@ -84,7 +84,8 @@ class Probes:
 def examine(
     coordinator: Coordinator, world: World, device: torch.device, options: ExamineOptions, probes: Probes
 ) -> None:
-    """Collective over the ranks that share the board's store. Leaves no process group, unless it was stopped."""
+    """Run all rounds. Collective over the ranks that share the coordinator's store. Leaves no process group unless it
+    was stopped."""
     with suppress(Stopped):
         _rounds(coordinator, world, device, options, probes)
 
@@ -93,8 +94,8 @@ def _rounds(
     coordinator: Coordinator, world: World, device: torch.device, options: ExamineOptions, probes: Probes
 ) -> None:
     fix = (
-        "see in the launcher's output whether it started and how it ended, or wait longer (--wait, now "
-        f"{options.wait_s:g})"
+        "read in the launcher's output whether it started and how it ended, "
+        f"or wait longer (--wait, now {options.wait_s:g})"
     )
     here = coordinator.run_round("arrival", options.wait_s, lambda: probes.host, silence="did not arrive", fix=fix)
     hosts = coordinator.broadcast("hosts", [here[rank] for rank in range(world.size)] if here else None)
@@ -111,12 +112,12 @@ def _rounds(
 
 
 def _folder(coordinator: Coordinator, shared: Path, hosts: list[str]) -> None:
-    """Rank 0 says which folder, in case a launcher starts ranks in different ones."""
+    """Check the shared folder. Rank 0 chooses it, in case a launcher starts ranks in different folders."""
     shared, token = (
         Path(coordinator.broadcast("folder", str(shared.absolute()))),
         coordinator.broadcast("token", secrets.token_hex(8)),
     )
-    fix = f"see whether {shared} answers on that host (df, mount)"
+    fix = f"check that {shared} responds on that host (df, mount)"
     try:
         wrote = coordinator.run_round(
             "folder write", FOLDER_S, lambda: asdict(folder.write(shared, token, coordinator.rank)), fix=fix
@@ -131,9 +132,10 @@ def _folder(coordinator: Coordinator, shared: Path, hosts: list[str]) -> None:
 
 
 def _links(coordinator: Coordinator, world: World, device: torch.device, quick: bool, hosts: list[str]) -> None:
-    """Join the world as training does, and measure in it."""
+    """Join the world as training does, and measure its links."""
     fix = (
-        "see that the hosts reach each other on all ports; GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME name the interface"
+        "check that the hosts reach each other on all ports; "
+        "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME set the interface"
     )
     coordinator.run_round("join", JOIN_S, lambda: _join(coordinator, world, device), fix=fix)
     timeout = timedelta(seconds=LINKS_S)
@@ -144,7 +146,7 @@ def _links(coordinator: Coordinator, world: World, device: torch.device, quick: 
 
 
 def _with_deadline(coordinator: Coordinator, work: Callable[[], object]) -> None:
-    """Tidying up may hang like everything else."""
+    """Clean up with a deadline, because that may hang like everything else."""
     try:
         run_with_deadline(LEAVE_S, work)
     except DeadlineExceeded:
@@ -174,7 +176,7 @@ def backend_of(device: torch.device) -> str:
 def build_profile(
     coordinator: Coordinator, world: World, device: torch.device, options: ExamineOptions, seconds: float
 ) -> Profile:
-    """On rank 0, of whatever was answered."""
+    """Profile from whatever was answered, on rank 0."""
     wrote = [FolderAccess(**answer) for answer in coordinator.answers.get("folder write", {}).values()]
     offsets = {
         coordinator.hosts[rank]: offset
@@ -185,7 +187,7 @@ def build_profile(
     return Profile(
         when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seconds=round(seconds, 3),
-        launcher=world.launcher if world.failures is None else "roots doctor",  # which starts ranks as torchrun does
+        launcher=world.launcher if world.failures is None else "roots doctor",  # it starts ranks as torchrun does
         backend=backend_of(device),
         world_size=world.size,
         layout=str(options.layout) if options.layout else None,
@@ -207,7 +209,7 @@ def _findings(
     offsets: dict[str, float],
     samples: list[links.Sample],
 ) -> Iterator[Finding]:
-    """What each check says of the answers, the gravest kind first."""
+    """Findings of each check, the most serious kind first."""
     if ranks := _facts(coordinator):
         yield from facts.versions(ranks)
         yield from facts.devices(ranks)

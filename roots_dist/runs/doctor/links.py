@@ -1,8 +1,8 @@
-"""Bandwidth and latency of the collectives that training is made of, inside a host and between hosts, size by size.
+"""Bandwidth and latency of the collectives that training uses, within a host and between hosts, size by size.
 
-    hosts --placement.py--> groups --measure, on every rank--> samples --merge, on rank 0--> Links --> findings
+    hosts --host_groups.py--> groups --measure, on every rank--> samples --merge, on rank 0--> Links --> findings
 
-All groups of a kind are at work at once, as in training: two ranks of a host share its network card then.
+All groups of a kind work at once, as in training, where two ranks of a host share its network card.
 """
 
 from __future__ import annotations
@@ -26,41 +26,41 @@ SIZES = {
     ("cuda", True): (2**12, 2**24),
     ("cuda", False): (2**12, 2**20, 2**24, 2**28),
 }
-"""Bytes, by device and --quick. The smallest shows the latency, the largest the bandwidth."""
+"""Bytes by (device, --quick). The smallest size shows the latency, the largest the bandwidth."""
 REPEATS = 5
 ENOUGH_S = 0.5
-"""A size that takes so long is the last: the next would take many times that."""
+"""Seconds after which no larger size is measured."""
 SLOW = 2.5
-"""Times the median of its like: a pair of ranks that takes longer is named."""
+"""Factor over the median at which a pair of ranks is reported."""
 
 
 class Sample(NamedTuple):
-    """One rank's median of one operation at one size."""
+    """One rank's median time of one operation at one size."""
 
     where: str
     operation: str
     ranks: tuple[int, ...]
-    """Of the group that did it together."""
+    """Ranks of the group."""
     bytes: int
     seconds: float
 
 
 class PreparedOperation(NamedTuple):
     ranks: tuple[int, ...]
-    """That do it together."""
+    """Ranks that take part."""
     run: Callable[[], object]
     times: int = 1
-    """That `once` does it: a send is timed as half of a round trip, by one clock."""
+    """Number of operations in one `run`: a send is timed as half of a round trip, by one clock."""
 
 
 def axes(hosts: Sequence[str], rank: int, timeout: timedelta) -> list[Axis]:
-    """`inside` and `between`, where there is such a thing. Collective over the world, whose group must exist."""
+    """The axes `inside` and `between` hosts, where they exist. Collective over the world, whose group must exist."""
     groups = {"inside": placement.by_host(hosts), "between": placement.across_hosts(hosts)}
     return [make_axis(name, ranks, rank, timeout) for name, ranks in groups.items()]
 
 
 def measure(axes: Sequence[Axis], device: torch.device, quick: bool) -> list[Sample]:
-    """Collective over each axis in turn."""
+    """Measure all operations. Collective over each axis in turn."""
     return [
         sample
         for axis in axes
@@ -71,16 +71,17 @@ def measure(axes: Sequence[Axis], device: torch.device, quick: bool) -> list[Sam
 
 
 def merge(samples: Sequence[Sample]) -> list[Link]:
-    """What all ranks measured, in the order in which it was done."""
+    """Links from all ranks' samples, in the order of measurement."""
     rows: dict[tuple[str, str, int], dict[tuple[int, ...], float]] = {}
     for where, operation, ranks, size, seconds in samples:
         groups = rows.setdefault((where, operation, size), {})
-        groups[tuple(ranks)] = max(groups.get(tuple(ranks), 0.0), seconds)  # of a group its slowest rank
+        groups[tuple(ranks)] = max(groups.get(tuple(ranks), 0.0), seconds)  # the slowest rank of a group
     return [_link(where, operation, size, groups) for (where, operation, size), groups in rows.items()]
 
 
 def findings(samples: Sequence[Sample], hosts: Mapping[int, str]) -> Iterator[Finding]:
-    """Pairs of ranks whose link is far slower than others of its kind, at the largest size; needs three to compare."""
+    """Findings for pairs of ranks whose link is far slower than others of its kind, at the largest size; needs three
+    pairs to compare."""
     for where in ("inside", "between"):
         sends = [sample for sample in samples if sample.where == where and sample.operation == "send"]
         largest = max((sample.bytes for sample in sends), default=0)
@@ -95,9 +96,9 @@ def findings(samples: Sequence[Sample], hosts: Mapping[int, str]) -> Iterator[Fi
                     check="links",
                     where=format_ranks(ranks, hosts),
                     found=f"{largest / seconds / 1e9:.3g} GB/s from one to the other",
-                    expected=f"about {largest / middle / 1e9:.3g} GB/s as between other such ranks",
+                    expected=f"about {largest / middle / 1e9:.3g} GB/s as between other pairs",
                     fix=(
-                        "look at the cards and cables of these hosts (ethtool, ibstat, nvidia-smi nvlink -s), or "
+                        "check the cards and cables of these hosts (ethtool, ibstat, nvidia-smi nvlink -s), or "
                         "leave one out"
                     ),
                     serious=False,  # one measurement on a network that others use
@@ -133,18 +134,18 @@ def _sizes(
         if ranks:
             yield Sample(axis.name, name, ranks, size, seconds)
         longest = torch.tensor([seconds], device=device)
-        dist.all_reduce(longest, op=dist.ReduceOp.MAX, group=axis.group)  # all stop at the same size
+        dist.all_reduce(longest, op=dist.ReduceOp.MAX, group=axis.group)  # all ranks stop at the same size
         if longest.item() > ENOUGH_S:
             return
 
 
 def _median_seconds(axis: Axis, run: Callable[[], object], device: torch.device) -> float:
-    """After one that opens the connections. Ranks begin each repeat together."""
+    """Median seconds of `run` after one warm-up that opens the connections. Ranks start each repeat together."""
     run()
     took, together = [], torch.zeros(1, device=device)
     for _ in range(REPEATS):
         axis.sum_(together)
-        together.item()  # on a GPU: until it is done
+        together.item()  # wait for the GPU
         start = time.perf_counter()
         run()
         if device.type == "cuda":
@@ -165,8 +166,8 @@ def _all_gather(axis: Axis, device: torch.device, size: int) -> PreparedOperatio
 
 
 def _send(axis: Axis, device: torch.device, size: int) -> PreparedOperation:
-    """Between neighbours in pairs, there and back, as stages send to each other. Of an odd number of ranks the last one
-    looks on."""
+    """Send between neighbours in pairs, there and back, as pipeline stages do. The last of an odd number of ranks is
+    idle."""
     other = axis.rank ^ 1
     if other >= axis.size:
         return PreparedOperation((), lambda: None)
@@ -186,4 +187,5 @@ BUS: Mapping[str, Callable[[int], float]] = {
     "all_gather": lambda n: (n - 1) / n,
     "send": lambda n: 1.0,
 }
-"""Share of the bytes that passes a rank's link, in a ring of n (Patarasuk and Yuan 2009); as nccl-tests reports it."""
+"""Fraction of the bytes that passes a rank's link in a ring of n (Patarasuk and Yuan 2009), as nccl-tests reports
+it."""

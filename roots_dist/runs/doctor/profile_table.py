@@ -1,4 +1,4 @@
-"""The cluster profile for a reader: a table of hosts, one of links, versions, and the findings at the end.
+"""Tables of a cluster profile: hosts, links, versions, and the findings at the end.
 
 Profile --> rich tables on rank 0's stdout
 """
@@ -16,7 +16,7 @@ from roots_dist.cluster_profile import Link, Profile, format_ranges, format_rank
 from roots_dist.runs.doctor.rank_facts import FIXES
 
 WIDE = 1000
-"""Columns: a table takes what it needs, and nothing is cut where there is no terminal."""
+"""Width in columns: a table takes what it needs, and nothing is cut where there is no terminal."""
 
 
 def show(profile: Profile) -> None:
@@ -43,7 +43,7 @@ def lines(profile: Profile) -> Iterator[Table | str]:
 
 
 def versions_line(profile: Profile) -> str:
-    """Of most ranks; findings say which differ."""
+    """Versions of most ranks; findings name those that differ."""
     usual = {name: Counter(facts.versions.get(name) for facts in profile.ranks).most_common(1)[0][0] for name in FIXES}
     return ", ".join(f"{name} {version}" for name, version in usual.items() if version is not None)
 
@@ -86,14 +86,14 @@ def slowest_line(profile: Profile) -> str:
 
 
 def links_table(links: Sequence[Link]) -> Table:
-    """A row for each operation: the time of the smallest size, the bandwidth of each larger one."""
+    """A row per operation: the time of the smallest size, the bandwidth of each larger one."""
     sizes = sorted({link.bytes for link in links})
     table = Table(box=None, pad_edge=False)
     for i, column in enumerate(("links", "operation", "ranks", f"time {_size(sizes[0])}", *map(_size, sizes[1:]))):
         table.add_column(column, justify="left" if i < 2 else "right")
     for where, operation in dict.fromkeys((link.where, link.operation) for link in links):
         mine = {link.bytes: link for link in links if (link.where, link.operation) == (where, operation)}
-        first = mine[sizes[0]]  # a larger one is left out where this one took long
+        first = mine[sizes[0]]  # larger sizes are missing if this one took long
         table.add_row(
             {"inside": "inside a host", "between": "between hosts"}[where],
             operation,
@@ -108,11 +108,7 @@ def verdict(profile: Profile) -> str:
     hosts = len({facts.host for facts in profile.ranks})
     world = f"{_count(profile.world_size, 'rank')}" + (f" on {_count(hosts, 'host')}" if hosts else "")
     serious = sum(finding.serious for finding in profile.findings)
-    summary = (
-        f"{_count(serious, 'finding')} to mend before training"
-        if serious
-        else "nothing that training would suffer from"
-    )
+    summary = f"{_count(serious, 'finding')} to fix before training" if serious else "no problems found"
     return f"{'✗' if serious else '✓'} {world}: {summary}; {profile.seconds:.1f} s"
 
 

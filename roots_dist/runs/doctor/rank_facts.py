@@ -1,6 +1,6 @@
-"""What a rank says of itself, and what is wrong when the ranks' words are laid side by side.
+"""Facts about each rank and its machine, and findings where the ranks' facts differ or are bad.
 
-gather, on every rank --RankFacts--> board --> versions, devices, addresses, room: pure, on rank 0
+gather, on every rank --RankFacts--> coordinator --> versions, devices, addresses, check_space: pure, on rank 0
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ FIXES = {
     "nccl": "install the same build of torch there; LD_LIBRARY_PATH may put another NCCL before it",
     "driver": "install NVIDIA driver {usual} there, or leave that host out",
 }
-"""What must be the same on all ranks, and what to do where it is not."""
+"""Versions that must be equal on all ranks -> the fix if they are not."""
 DISK_LEAST = 2**30
 SHARED_MEMORY_LEAST = 2**26
-"""Bytes for each rank of a host; NCCL's rings inside a host live there, and docker gives 64 MB to all."""
+"""Bytes per rank of a host: NCCL's buffers within a host are there, and docker gives 64 MB to all ranks together."""
 
 
 def gather(rank: int, device: torch.device, host: str) -> RankFacts:
-    """Of this process and its machine, which goes by the name `host`."""
+    """Facts of this process and its machine, under the host name `host`."""
     import torch
 
     cuda = device.type == "cuda"
@@ -67,7 +67,7 @@ def gather(rank: int, device: torch.device, host: str) -> RankFacts:
 
 
 def code_hash(folder: Path) -> str:
-    """Of all Python files below a folder, with their names: twelve hexadecimal digits."""
+    """Hash of all Python files below a folder, with their names: twelve hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=6)
     for path in sorted(folder.rglob("*.py")):
         for part in (str(path.relative_to(folder)).encode(), path.read_bytes()):
@@ -76,7 +76,7 @@ def code_hash(folder: Path) -> str:
 
 
 def driver_version() -> str | None:
-    """Of NVIDIA's kernel module; None: there is none."""
+    """Version of NVIDIA's kernel module; None if there is none."""
     try:
         found = re.search(r"Kernel Module(?: +for \S+)? +([\d.]+)", DRIVER.read_text())
     except OSError:
@@ -85,11 +85,12 @@ def driver_version() -> str | None:
 
 
 def versions(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
-    """Every rank whose versions differ from most ranks'; of equally many, those of the lowest rank count."""
+    """Findings for ranks whose versions differ from most ranks'; in a tie the version of the lowest rank counts as
+    usual."""
     hosts = hosts_of(ranks)
     for name, fix in FIXES.items():
         values = {facts.rank: facts.versions.get(name) for facts in sorted(ranks, key=lambda facts: facts.rank)}
-        usual, agree = Counter(values.values()).most_common(1)[0]  # of equals the first that was met
+        usual, agree = Counter(values.values()).most_common(1)[0]  # in a tie the first
         for other in sorted({v for v in values.values() if v != usual}, key=str):
             differing = [rank for rank, value in values.items() if value == other]
             yield Finding(
@@ -102,16 +103,16 @@ def versions(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
 
 
 def devices(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
-    """GPUs that torch cannot use, ranks that share a GPU, and devices of several kinds."""
+    """Findings for GPUs that torch cannot use, ranks that share a GPU, and devices of several kinds."""
     hosts = hosts_of(ranks)
     unused = [facts.rank for facts in ranks if facts.gpus and facts.device == "cpu"]
-    if unused and len(unused) < len(ranks):  # on all ranks it is somebody's choice: train.device=cpu
+    if unused and len(unused) < len(ranks):  # if all ranks do, train.device=cpu was chosen
         yield Finding(
             check="devices",
             where=format_ranks(unused, hosts),
             found="computes on the CPU although its host has GPUs",
             expected="a GPU, as the other ranks have",
-            fix="python -c 'import torch; torch.cuda.init()' says there why torch cannot use it",
+            fix="run python -c 'import torch; torch.cuda.init()' there, which prints why torch cannot use it",
         )
     on: dict[tuple[str, str], list[int]] = {}
     for facts in ranks:
@@ -123,8 +124,8 @@ def devices(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
                 check="devices",
                 where=format_ranks(sharing, hosts),
                 found=f"on one GPU, {gpu}",
-                expected="a GPU for each rank, as NCCL wants it",
-                fix="start as many ranks on a host as it has GPUs",
+                expected="one GPU per rank, which NCCL requires",
+                fix="start only as many ranks on a host as it has GPUs",
             )
     kinds = Counter(facts.device for facts in sorted(ranks, key=lambda facts: facts.rank))
     usual = kinds.most_common(1)[0][0]
@@ -134,13 +135,14 @@ def devices(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
             where=format_ranks([facts.rank for facts in ranks if facts.device == kind], hosts),
             found=f"device {kind}",
             expected=f"{usual} as on most ranks",
-            fix="the slowest kind sets the pace: leave its hosts out, if they are few",
+            fix="the slowest kind determines the speed; leave its hosts out if they are few",
             serious=False,
         )
 
 
 def addresses(ranks: Sequence[RankFacts], backend: str) -> Iterator[Finding]:
-    """Hosts whose name leads back to themselves: gloo would tell the others to connect to their own machine."""
+    """Findings for hosts whose name resolves to themselves: gloo would tell the others to connect to their own
+    machine."""
     if backend != "gloo" or len({facts.host for facts in ranks}) == 1:
         return
     for facts in first_rank_of_each_host(ranks):
@@ -148,14 +150,14 @@ def addresses(ranks: Sequence[RankFacts], backend: str) -> Iterator[Finding]:
             yield Finding(
                 check="addresses",
                 where=f"host {facts.host}",
-                found=f"its name stands for {facts.address}, which leads the other hosts back to themselves",
+                found=f"its name resolves to {facts.address}, which other hosts take for themselves",
                 expected="an address that they can reach",
-                fix="set GLOO_SOCKET_IFNAME to the network interface (ip addr lists them), or mend /etc/hosts there",
+                fix="set GLOO_SOCKET_IFNAME to the network interface (ip addr lists them), or fix /etc/hosts there",
             )
 
 
 def check_space(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
-    """Hosts whose temporary folder or shared memory is nearly full."""
+    """Findings for hosts whose temporary folder or shared memory is nearly full."""
     for facts in first_rank_of_each_host(ranks):
         here = sum(other.host == facts.host for other in ranks)
         if facts.disk_free < DISK_LEAST:
@@ -164,7 +166,7 @@ def check_space(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
                 where=f"host {facts.host}",
                 found=f"{facts.disk_free / 2**20:.0f} MiB left in its temporary folder",
                 expected=f"{DISK_LEAST / 2**20:.0f} MiB or more",
-                fix="make room there, or set TMPDIR to a larger folder",
+                fix="free some space there, or set TMPDIR to a larger folder",
             )
         if facts.gpu and facts.shared_memory_free is not None and facts.shared_memory_free < SHARED_MEMORY_LEAST * here:
             yield Finding(
@@ -177,7 +179,7 @@ def check_space(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
 
 
 def first_rank_of_each_host(ranks: Sequence[RankFacts]) -> list[RankFacts]:
-    """The lowest rank of each host, in the order of ranks."""
+    """The lowest rank of each host, in order of ranks."""
     first: dict[str, RankFacts] = {}
     for facts in sorted(ranks, key=lambda facts: facts.rank):
         first.setdefault(facts.host, facts)

@@ -1,6 +1,6 @@
-"""The meeting point of the ranks, tried step by step: its address, its port, whoever listens there.
+"""Rendezvous of the ranks, step by step: its address, its port, and who listens there.
 
-    MASTER_ADDR --resolve--> address --rank 0 listens, the others knock--> store, on which board.py's rounds run
+    MASTER_ADDR --resolve--> address --rank 0 listens, the others wait for it--> store, which coordinator.py uses
 
 torch does the same in one call, which hangs or fails minutes later with a page of C++ frames that names nobody.
 """
@@ -22,14 +22,14 @@ from roots_dist.runs.doctor.deadline import DeadlineExceeded, run_with_deadline
 RESOLVE_S = 10.0
 HANDSHAKE_S = 5.0
 KNOCK_S = 2.0
-"""For one attempt to connect."""
+"""Seconds for one attempt to connect."""
 PAUSE_S = 0.1
 STORE_S = 30.0
-"""For one request to the store."""
+"""Seconds for one request to the store."""
 
 
 def rendezvous(world: World, wait_s: float, host: str) -> Any:
-    """The world's store, once this rank is connected with it. Raises EnvironmentProblem that names what is in the way.
+    """Connect this rank to the world's store. Raises EnvironmentProblem that names what prevents it.
 
     Rank 0 listens, unless torch elastic's agent does. `host` is this machine's name, for the message.
     """
@@ -46,7 +46,8 @@ def rendezvous(world: World, wait_s: float, host: str) -> Any:
 
 
 def resolve(address: str, me: str, seconds: float = RESOLVE_S) -> list[str]:
-    """The numbers that an address stands for. Raises EnvironmentProblem if it is unknown or nobody answers in time."""
+    """Numeric addresses of a name. Raises EnvironmentProblem if it is unknown or the name server does not answer in
+    time."""
     try:
         found = run_with_deadline(seconds, lambda: socket.getaddrinfo(address, None, type=socket.SOCK_STREAM))
         return sorted({str(entry[4][0]) for entry in found})
@@ -54,12 +55,12 @@ def resolve(address: str, me: str, seconds: float = RESOLVE_S) -> list[str]:
         raise _problem(
             f"MASTER_ADDR = {address!r} on {me}",
             f"a name or number that this host can resolve ({why(error)})",
-            "set it to rank 0's host as this one knows it (getent hosts NAME), or mend DNS or /etc/hosts here",
+            "set it to rank 0's host as this one knows it (getent hosts NAME), or fix DNS or /etc/hosts here",
         ) from None
 
 
 def wait_until_listening(address: str, port: int, seconds: float, me: str) -> None:
-    """Return as soon as somebody listens there. Raises EnvironmentProblem when nobody has within `seconds`."""
+    """Wait until a process listens there. Raises EnvironmentProblem if none does within `seconds`."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -70,7 +71,7 @@ def wait_until_listening(address: str, port: int, seconds: float, me: str) -> No
                 raise _problem(
                     f"MASTER_ADDR:MASTER_PORT = {address}:{port} on {me}",
                     f"rank 0 listening there within {seconds:g} s ({why(error)})",
-                    "see that rank 0 has started on that host and no firewall is between, or wait longer with --wait",
+                    "check that rank 0 runs on that host and no firewall is in between, or wait longer with --wait",
                 ) from None
         time.sleep(PAUSE_S)
 
@@ -83,19 +84,19 @@ def _listen(world: World, me: str) -> Any:
             raise
         raise _problem(
             f"MASTER_PORT = {world.master_port} on {me}",
-            f"a free port, and {listener(world.master_port)} has it",
+            f"a free port, and {listener(world.master_port)} uses it",
             f"end that process, or choose another MASTER_PORT ({free_port()} is free there)",
         ) from None
 
 
 def _connect(world: World, me: str) -> Any:
-    """On a thread: a foreign server that accepts and says nothing keeps torch's client for ever."""
+    """Connect on a thread: a foreign server that accepts and sends nothing blocks torch's client forever."""
     try:
         return run_with_deadline(HANDSHAKE_S, lambda: _store(world, listens=False))
     except (RuntimeError, DeadlineExceeded):
         raise _problem(
             f"MASTER_ADDR:MASTER_PORT = {world.master_addr}:{world.master_port} on {me}",
-            "rank 0's store there, and something else answers",
+            "rank 0's store there, and another server answers",
             "end what listens on that port of that host, or choose another MASTER_PORT",
         ) from None
 
@@ -108,7 +109,7 @@ def _store(world: World, listens: bool) -> Any:
 
 
 def listener(port: int) -> str:
-    """Who listens on a port of this host, as far as we may know."""
+    """Process that listens on a port of this host, as far as this user may see."""
     import psutil
 
     with suppress(psutil.Error, OSError):
@@ -125,7 +126,7 @@ def free_port() -> int:
 
 
 def own_address(host: str) -> str | None:
-    """What this host's own name stands for; None if nothing does. gloo tells the others to connect to it."""
+    """Address that this host's own name resolves to; None if there is none. gloo tells the others to connect to it."""
     try:
         return socket.gethostbyname(host)
     except OSError:

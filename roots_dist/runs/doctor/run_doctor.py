@@ -1,8 +1,8 @@
-"""`roots doctor` as a process: under a launcher it is one rank of the world that it finds, bare it starts the ranks.
+"""`roots doctor` as a process: under a launcher it is one rank of that world, otherwise it starts the ranks.
 
-    verb.py --> start --meet.py--> store --examine.py--> answers --write_up--> Profile --> table, JSON, exit code
+    run_doctor --rendezvous.py--> store --examine.py--> answers --build_profile--> Profile --> table, JSON, exit code
 
-Exit codes: 0 nothing serious, 1 findings, 2 the ranks could not even meet, or the command line asks for nonsense.
+Exit codes: 0 nothing serious, 1 findings, 2 the ranks could not connect, or the command line is invalid.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from roots_dist.runs.ranks import local
 from roots_dist.runs.ranks.die_with_parent import die_with_parent
 
 RANKS = 2
-"""Of a bare doctor without a config and without GPUs: the fewest that have a link."""
+"""Number of ranks without a launcher, a config and GPUs: the fewest that have a link."""
 
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """The command line."""
+    """Options of the command line."""
 
     config: str | None
     overrides: tuple[str, ...]
@@ -44,11 +44,11 @@ class DoctorOptions:
     json: Path | None
     wait_s: float
     words: tuple[str, ...]
-    """All of it, to start other ranks with."""
+    """The whole command line, to start other ranks with."""
 
 
 def run_doctor(options: DoctorOptions, processes: int | None = None) -> int:
-    """Exit code of `roots doctor`, or of this rank of it."""
+    """Run `roots doctor`, or this rank of it, and return the exit code."""
     world = environment.discover()
     if world is not None:
         if processes is not None and world.failures is None:  # our own launcher starts ranks with all of its words
@@ -63,7 +63,7 @@ def run_doctor(options: DoctorOptions, processes: int | None = None) -> int:
         return _be_rank(environment.single_process(), options)
     with tempfile.TemporaryDirectory(prefix="roots-doctor-") as folder:
         written = options.json or Path(folder) / "profile.json"
-        written.unlink(missing_ok=True)  # of an earlier examination
+        written.unlink(missing_ok=True)  # from an earlier examination
         words = (*options.words, *(() if options.json else ("--json", str(written))))
         threads = loaded.config.advanced.threads if loaded else None
         code = local.launch(size, ["-m", "roots_dist", *words], threads, what=str(layout or "roots doctor"))
@@ -71,7 +71,7 @@ def run_doctor(options: DoctorOptions, processes: int | None = None) -> int:
 
 
 def _be_rank(world: World, options: DoctorOptions) -> int:
-    """One rank's life. Ends the process at once where a thread is still stuck in what it could not finish."""
+    """Run one rank."""
     faulthandler.enable()
     if world.size > 1:
         die_with_parent(world.launcher_pid)
@@ -93,7 +93,7 @@ def _be_rank(world: World, options: DoctorOptions) -> int:
 def _examine_and_show(
     world: World, options: DoctorOptions, config: Config | None, layout: Layout | None
 ) -> tuple[int, bool]:
-    """The exit code, the same on every rank; and whether this process can end as usual."""
+    """Exit code, equal on every rank, and whether this process can end normally."""
     import torch
 
     from roots_dist.runs.doctor.coordinator import Coordinator
@@ -126,7 +126,7 @@ def _loaded(options: DoctorOptions) -> Loaded | None:
 
 
 def _layout(loaded: Loaded | None, size: int) -> Layout | None:
-    """Raises ConfigError if the config's cannot be had in a world of this size."""
+    """Layout of the config in a world of this size; None without a config. Raises ConfigError if it does not fit."""
     if loaded is None:
         return None
     try:

@@ -1,8 +1,8 @@
-"""The folder that all hosts share: every rank writes a file, renames it, and every host looks for all of them.
+"""Check of the folder that all hosts share: every rank writes and renames a file, and every host looks for all of them.
 
-    write, on every rank --> look, on the first rank of each host --> findings: read-only, or not the same folder
+    write, on every rank --> find_unseen, on the first rank of each host --> findings: read-only, or not the same folder
 
-Tried by doing it: permission bits do not tell of read-only mounts, full disks and quotas, and every host has some
+The check writes, because permission bits do not show read-only mounts, full disks and quotas, and every host has some
 /scratch.
 """
 
@@ -19,26 +19,26 @@ from roots_dist.cluster_profile import Finding, FolderAccess, format_ranks
 from roots_dist.files import why
 
 BYTES = 4 * 2**20
-"""That each rank writes."""
+"""Bytes that each rank writes."""
 PATIENCE_S = 3.0
-"""Network file systems remember for a while what was not there."""
+"""Seconds to wait for a file, because network file systems cache for a while that it was absent."""
 
 
-def place(given: Path | None, run_folder: Path | None) -> Path | None:
-    """Which folder is tried: the one that was asked for, else where the run's folder is or is going to be."""
-    if given is not None or run_folder is None:
-        return given
+def place(requested: Path | None, run_folder: Path | None) -> Path | None:
+    """Folder to check: the requested one, else the run's folder or its nearest existing parent."""
+    if requested is not None or run_folder is None:
+        return requested
     while not run_folder.exists() and run_folder != run_folder.parent:
         run_folder = run_folder.parent
     return run_folder
 
 
 def write(folder: Path, token: str, rank: int) -> FolderAccess:
-    """Write, flush to the disk, rename. `token` is of this examination, the same on all ranks."""
+    """Write a file, flush it to the disk, rename it. `token` identifies this examination and is equal on all ranks."""
     mine = _file(folder, token, rank)
     try:
         if not folder.is_dir():
-            raise OSError("it is a file" if folder.exists() else "there is no such folder")
+            raise OSError("it is a file" if folder.exists() else "no such folder")
         mine.parent.mkdir(exist_ok=True)
         start = time.perf_counter()
         with mine.with_suffix(".partial").open("wb") as file:
@@ -53,17 +53,17 @@ def write(folder: Path, token: str, rank: int) -> FolderAccess:
 
 
 def find_unseen(folder: Path, token: str, writers: Sequence[int]) -> list[int]:
-    """The ranks whose files are not seen from here."""
+    """Ranks whose files are not seen from this host."""
     unseen, end = list(writers), time.monotonic() + PATIENCE_S
     while True:
-        unseen = [rank for rank in unseen if not _is_there(_file(folder, token, rank), token)]
+        unseen = [rank for rank in unseen if not _has_token(_file(folder, token, rank), token)]
         if not unseen or time.monotonic() > end:
             return unseen
         time.sleep(0.05)
 
 
 def remove_file(folder: Path, token: str, rank: int) -> None:
-    """Take this rank's files away; the last one takes the folder too."""
+    """Remove this rank's files; the last rank removes the folder too."""
     mine = _file(folder, token, rank)
     with suppress(OSError):
         mine.with_suffix(".partial").unlink(missing_ok=True)
@@ -78,7 +78,8 @@ def findings(
     hosts: Mapping[int, str],
     checkpoint: int | None,
 ) -> Iterator[Finding]:
-    """`unseen`: by the rank that looked. `checkpoint`: bytes of one of the config's, if there is a config."""
+    """Findings from all answers. `unseen` is by the rank that looked; `checkpoint` is the bytes of a checkpoint, if
+    there is a config."""
     troubles: dict[str, list[int]] = {}
     for one in wrote:
         if one.trouble is not None:
@@ -89,7 +90,7 @@ def findings(
             where=format_ranks(ranks, hosts),
             found=f"cannot write to {folder} ({trouble})",
             expected="every rank to write and rename there",
-            fix="mount it writable on that host, or name another folder (--folder, track.folder)",
+            fix="mount it writable on that host, or choose another folder (--folder, track.folder)",
         )
     for looked, missing in unseen.items():
         if missing:
@@ -98,7 +99,7 @@ def findings(
                 where=f"host {hosts[looked]}",
                 found=f"does not see in {folder} what {format_ranks(missing, hosts)} wrote there",
                 expected="one folder shared by all hosts",
-                fix="mount the same file system there on every host, or name a folder that is shared",
+                fix="mount the same file system there on every host, or choose a folder that is shared",
             )
     free = min((one.free for one in wrote if one.free is not None), default=None)
     if checkpoint is not None and free is not None and free < checkpoint:
@@ -106,8 +107,8 @@ def findings(
             check="folder",
             where=f"folder {folder}",
             found=f"{free / 2**30:.1f} GiB free",
-            expected=f"room for one checkpoint of {checkpoint / 2**30:.1f} GiB",
-            fix="make room there, or name another track.folder",
+            expected=f"space for one checkpoint of {checkpoint / 2**30:.1f} GiB",
+            fix="free some space there, or choose another track.folder",
         )
 
 
@@ -115,7 +116,7 @@ def _file(folder: Path, token: str, rank: int) -> Path:
     return folder / f".roots-doctor-{token}" / f"rank_{rank:05d}"
 
 
-def _is_there(path: Path, token: str) -> bool:
+def _has_token(path: Path, token: str) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(len(token)) == token.encode()

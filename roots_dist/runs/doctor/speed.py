@@ -1,7 +1,7 @@
-"""How fast each rank computes, while all ranks do: square matrix products and a large copy. And who is slow.
+"""Speed of each rank while all ranks compute: square matrix products and a large copy. Findings name slow ranks.
 
-Sustained over a part of a second, not the best product as in accounting/peaks.py: a rank that shares its core, or is
-held back by a quota, does single products as quickly as any other.
+The rate is sustained over a part of a second, unlike the best product in accounting/peaks.py: a rank that shares its
+core or is limited by a quota does single products as fast as any other.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     import torch
 
 SLOW = 0.7
-"""Of the median: below it a rank is named. Ranks wait for the slowest in every step."""
+"""Fraction of the median below which a rank is reported. Ranks wait for the slowest in every step."""
 WINDOWS = 4
-"""Of which the best counts: a program that passes by does not make a rank slow. Each is longer than the 100 ms in which
-Linux gives out CPU quotas."""
+"""Number of windows, of which the best counts: a short-lived program does not make a rank slow. Each is longer than the
+100 ms in which Linux applies CPU quotas."""
 WINDOW_S = {False: 0.25, True: 0.12}
-"""By --quick."""
+"""Seconds of a window, by --quick."""
 SIDE = {"cpu": 512, "cuda": 8192}
-"""Of the matrices: large enough for the device's best rate."""
+"""Side of the matrices: large enough for the device's best rate."""
 COPY_BYTES = {"cpu": 2**25, "cuda": 2**30}
 COPIES = 5
 
 
 def measure(rank: int, device: torch.device, precision: Precision, quick: bool) -> Speed:
-    """Every rank at once; fp32 on a GPU is without TF32, as training runs it."""
+    """Measure this rank while all others do. fp32 on a GPU is without TF32, as training runs it."""
     window_s = WINDOW_S[quick]
     return Speed(
         rank=rank,
@@ -43,7 +43,7 @@ def measure(rank: int, device: torch.device, precision: Precision, quick: bool) 
 
 
 def findings(speeds: Sequence[Speed], hosts: Mapping[int, str], slow: float = SLOW) -> Iterator[Finding]:
-    """Each rank that computes at less than `slow` of the median."""
+    """Findings for ranks that compute at less than `slow` of the median."""
     median = statistics.median(speed.matmul_flops for speed in speeds)
     for speed in speeds:
         share = speed.matmul_flops / median
@@ -56,8 +56,8 @@ def findings(speeds: Sequence[Speed], hosts: Mapping[int, str], slow: float = SL
                 ),
                 expected=f"{slow:.0%} of {format_flops(median)} or more",
                 fix=(
-                    "look there for other programs (top, nvidia-smi), CPU quotas, heat and power limits, or leave "
-                    "that host out"
+                    "check for other programs (top, nvidia-smi), CPU quotas, thermal and power limits there, "
+                    "or leave that host out"
                 ),
             )
 
@@ -80,7 +80,7 @@ def _products(device: torch.device, precision: Precision, seconds: float) -> flo
 
 
 def _copy(device: torch.device) -> float:
-    """Read and written, of the median copy."""
+    """Bytes per second read and written by the median copy."""
     import torch
 
     source = torch.zeros(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
@@ -104,7 +104,7 @@ def _peak(device: torch.device, precision: Precision, seconds: float) -> float |
 
 
 def _waiter(device: torch.device) -> Callable[[], None]:
-    """Until the device has done what it was given."""
+    """Function that waits until the device has finished."""
     import torch
 
     return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else lambda: None

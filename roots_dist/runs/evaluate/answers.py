@@ -1,9 +1,9 @@
-"""How often the greedy answer to a held-out question is the right one, word for word (instruct, seq2seq).
+"""Exact match of greedy answers to held-out questions (instruct, seq2seq).
 
-    objective.question --decode--> words said --stripped of spaces--> exact match, by scikit-learn
+    objective.question --decode--> answer --white space normalised--> exact match, by scikit-learn
 
-Both texts are decoded by the tokenizer, without special tokens; runs of white space count as one space, at the ends as
-none. Case and punctuation matter.
+Both texts are decoded by the tokenizer without special tokens. Runs of white space count as one space, and none at the
+ends; case and punctuation matter.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MORE = 8
 
 
 class AnsweredQuestion(NamedTuple):
-    """One question, in words."""
+    """One question and its answers, as text."""
 
     question: str
     expected: str
@@ -73,7 +73,7 @@ def normalised(text: str) -> str:
 
 
 def _room(config: Config) -> int | None:
-    """Tokens of question and answer together that a decoder can hold; None: any number."""
+    """Number of tokens of question and answer together that a decoder can hold; None if unlimited."""
     m = config.model
     return (
         (m.max_positions or config.data.seq_length)

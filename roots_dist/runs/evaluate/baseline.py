@@ -1,8 +1,8 @@
-"""What n-grams of the training text make of the held-out text: the same targets, the same tokens, another model.
+"""Baseline: loss of n-grams of the training text on the held-out text, for the same targets and tokens as the model.
 
     data.train --ngram.count--> Ngrams --log p of every held-out target--> [Baseline], orders 0 (uniform) to n
 
-On one rank, without torch: no other rank is needed.
+Runs on one rank without torch; no other rank is needed.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ NAMES = ("uniform", "unigram", "bigram", "trigram")
 class Baseline(NamedTuple):
     name: str
     loss: float
-    """nats per target"""
+    """Nats per target."""
 
 
 class NgramBaselines(NamedTuple):
     orders: list[Baseline]
     used: int
-    """training tokens"""
+    """Number of training tokens used."""
     available: int
 
 
 def ngram_baselines(config: Config, held_out: Batches, sequences: int, order: int, most: int) -> NgramBaselines:
-    """Of at most `most` training tokens: of several corpora the beginning of each, in proportion to their sizes."""
+    """Baselines from at most `most` training tokens: the beginning of each corpus, in proportion to their sizes."""
     tokens, starts, available = _beginnings(config.data.train, most)
     model = count(tokens, starts, order, config.model.vocab)
     sums, targets = np.zeros(order + 1), 0
@@ -47,9 +47,9 @@ def ngram_baselines(config: Config, held_out: Batches, sequences: int, order: in
     return NgramBaselines(orders, len(tokens), available)
 
 
-def _beginnings(given: Sequence[Source], most: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Tokens, where each document begins in them, and how many tokens there are in all."""
-    corpora = [Corpus.open(source.path) for source in given]
+def _beginnings(sources: Sequence[Source], most: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Tokens, the start of each document in them, and the number of tokens in all corpora."""
+    corpora = [Corpus.open(source.path) for source in sources]
     available = sum(corpus.num_tokens for corpus in corpora)
     parts, starts, before = [], [], 0
     for corpus in corpora:
@@ -62,8 +62,8 @@ def _beginnings(given: Sequence[Source], most: int) -> tuple[np.ndarray, np.ndar
 
 
 def _places(held_out: Batches, sequences: int, seq: int) -> list[tuple[Corpus, np.ndarray]]:
-    """Of each source the positions of the targets of causal samples (learning/objectives/clm.py): all but a window's
-    first token, and the one that follows it."""
+    """For each source, the positions of the targets of causal samples (learning/objectives/clm.py): all tokens of a
+    window but the first, and the one after it."""
     found: dict[int, tuple[Corpus, list[int]]] = {}
     for source, index in held_out.evaluation_samples(sequences):
         found.setdefault(id(source), (source, []))[1].append(index)

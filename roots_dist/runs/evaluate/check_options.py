@@ -1,4 +1,4 @@
-"""Which options of `roots evaluate` a run can be evaluated with. No torch: the command line asks."""
+"""Check which options of `roots evaluate` a run supports. No torch, because the command line calls it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def problems(options: EvaluateOptions, config: Config) -> list[Problem]:
     elif options.ngram is not None and not config.data.train:
         fix = "name it: data.train=data/mine/train_text_document"
         found.append(
-            Problem(key="data.train", found=[], expected="the text that the n-gram baseline learns from", fix=fix)
+            Problem(key="data.train", found=[], expected="the text that the n-gram baseline is counted on", fix=fix)
         )
     if options.tasks and not (family_of(config).is_decoder and objective.answer == "write"):
         expected = f"a decoder that writes (objective.name={writing_decoders()})"
@@ -27,11 +27,11 @@ def problems(options: EvaluateOptions, config: Config) -> list[Problem]:
     elif options.tasks and config.data.tokenizer is None:
         fix = "name it: data.tokenizer=data/mine/tokenizer.json"
         found.append(
-            Problem(key="data.tokenizer", found=None, expected="the run's tokenizer: tasks are texts", fix=fix)
+            Problem(key="data.tokenizer", found=None, expected="the run's tokenizer, because tasks are texts", fix=fix)
         )
     for key, value in (("--include-path", options.include_path), ("--limit", options.limit)):
         if value is not None and not options.tasks:
-            found.append(Problem(key=key, found=value, expected="tasks to go with it", fix="add --lm-eval TASKS"))
+            found.append(Problem(key=key, found=value, expected="--lm-eval with it", fix="add --lm-eval TASKS"))
     if not config.data.validation and (options.ngram is not None or not options.tasks):
         fix = "name a prefix: roots evaluate RUN data.validation=data/mine/validation_text_document"
         found.append(Problem(key="data.validation", found=[], expected="a held-out corpus", fix=fix))

@@ -1,8 +1,7 @@
-"""`roots evaluate RUN`: a run's chosen checkpoint held against held-out text, baselines and other people's tasks, in
-one process or in any layout.
+"""`roots evaluate RUN`: score a run's checkpoint on held-out text, against baselines and on lm-eval tasks, in one
+process or in any layout.
 
-    run's config.yaml --of_run--> Passes --load_weights--> score, answers, lm-eval (all ranks); n-grams (rank 0)
-        --> show.py
+    config.yaml --> Passes --load_weights--> score, answers, lm-eval (all ranks); n-grams (rank 0) --> score_tables.py
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ from roots_dist.world.mesh import Mesh
 
 
 def evaluate(config: Config, mesh: Mesh, options: EvaluateOptions = EvaluateOptions()) -> Score | None:
-    """Of the held-out text, the same on every rank; None where there is none. Collective over the world. Rank 0 shows
-    it."""
+    """Evaluate the run and show the results on rank 0. Returns the score of the held-out text, equal on every rank;
+    None if there is none. Collective over the world."""
     run = Path(config.track.folder)
     checkpoint = best_or_newest(run)
     tasks = (
         open_tasks(options, mesh.rank) if options.tasks else None
-    )  # what is wrong with them shows before hours of scoring
+    )  # errors in tasks must show before hours of scoring
     passes = build_passes(config, mesh)
     load_weights(checkpoint, passes.model.params, mesh)
-    found = _of_held_out_text(passes, checkpoint, options) if config.data.validation else None
+    found = _score_held_out_text(passes, checkpoint, options) if config.data.validation else None
     if tasks is not None:
         results = run_harness(passes, tasks, options.limit, run)
         if mesh.rank == 0:
@@ -52,7 +51,7 @@ def evaluate(config: Config, mesh: Mesh, options: EvaluateOptions = EvaluateOpti
     return found
 
 
-def _of_held_out_text(passes: Passes, checkpoint: Path, options: EvaluateOptions) -> Score:
+def _score_held_out_text(passes: Passes, checkpoint: Path, options: EvaluateOptions) -> Score:
     config, mesh = passes.config, passes.mesh
     objective = make_objective(config)
     held_out = Batches.open(config, objective, config.data.validation, mesh.dp.rank, mesh.dp.size)
@@ -84,6 +83,6 @@ def _of_held_out_text(passes: Passes, checkpoint: Path, options: EvaluateOptions
 
 
 def _with_bytes(found: Score, config: Config) -> dict[str, Score]:
-    """The sources, each with the bytes of its own tokens."""
-    given = dict(zip(names(config.data.validation), config.data.validation))
-    return {name: replace(one, bytes_per_token=bytes_per_token([given[name]])) for name, one in found.sources.items()}
+    """Scores of the sources, each with the bytes per token of its own text."""
+    sources = dict(zip(names(config.data.validation), config.data.validation))
+    return {name: replace(one, bytes_per_token=bytes_per_token([sources[name]])) for name, one in found.sources.items()}

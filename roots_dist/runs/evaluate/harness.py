@@ -1,9 +1,9 @@
-"""EleutherAI's lm-evaluation-harness over a run's live model, in any layout: `roots evaluate RUN --lm-eval TASKS`.
+"""EleutherAI's lm-evaluation-harness on a run's live model, in any layout: `roots evaluate RUN --lm-eval TASKS`.
 
     names --open_tasks--> Tasks --simple_evaluate, on every rank alike--> harness_model.py --> results, RUN/lm_eval.json
 
-Every rank asks the same in the same order, so the model's collectives meet; to lm_eval each is alone. Tasks of one's
-own are YAML files in a folder, with rows in jsonl: no network is needed for them.
+Every rank makes the same requests in the same order, so the model's collectives match; lm_eval itself sees one process.
+Custom tasks are YAML files in a folder with rows in jsonl, and need no network.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from roots_dist.runs.evaluate.options import EvaluateOptions
 
 RESULTS_FILE = "lm_eval.json"
 DRAWS = 1000
-"""Of the bootstrap, for standard errors that have no formula."""
+"""Number of bootstrap draws, for standard errors that have no formula."""
 
 
 @dataclass(frozen=True)
 class Tasks:
     names: list[str]
     manager: object
-    """A TaskManager that has loaded them."""
+    """TaskManager that has loaded them."""
 
 
 def open_tasks(options: EvaluateOptions, rank: int) -> Tasks:
-    """Of the folder, else of those that lm_eval brings. Raises DataError for one that is not known or cannot be
-    loaded."""
-    environment.export({"DISABLE_MULTIPROC": "1"})  # else its bootstrap forks, beside threads that hold a process group
+    """Open the tasks of --include-path, else those that lm_eval ships. Raises DataError for a task that is unknown or
+    cannot be loaded."""
+    environment.export({"DISABLE_MULTIPROC": "1"})  # otherwise its bootstrap forks while threads hold a process group
     with _quiet(rank):
         try:
             from lm_eval.tasks import TaskManager
@@ -52,7 +52,7 @@ def open_tasks(options: EvaluateOptions, rank: int) -> Tasks:
             loaded: Any = None
 
             def load(self, names: list[str]) -> Any:
-                self.loaded = self.loaded or super().load(names)  # simple_evaluate asks for the same again
+                self.loaded = self.loaded or super().load(names)  # simple_evaluate loads them again
                 return self.loaded
 
         if options.include_path is not None and not Path(options.include_path).is_dir():
@@ -76,8 +76,8 @@ def open_tasks(options: EvaluateOptions, rank: int) -> Tasks:
 
 
 def run_harness(passes: Passes, tasks: Tasks, limit: int | None, run: Path) -> dict[str, Any]:
-    """lm_eval's results; {} on other ranks than the first, which writes them into the run's folder. limit: examples of
-    each task. Collective over the world."""
+    """Run the tasks and return lm_eval's results; {} on all ranks but the first, which writes them into the run's
+    folder. `limit` is the number of examples per task. Collective over the world."""
     from lm_eval import simple_evaluate
 
     with _quiet(passes.mesh.rank):
@@ -95,12 +95,12 @@ def run_harness(passes: Passes, tasks: Tasks, limit: int | None, run: Path) -> d
     return results
 
 
-def check_task_names(there: Sequence[str], wanted: Sequence[str]) -> list[str]:
-    """The names, once each. Raises DataError for one that is not there."""
+def check_task_names(available: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """The wanted names without duplicates. Raises DataError for one that is not available."""
     for name in wanted:
-        if name not in there:
-            near = get_close_matches(name, there, n=3)
-            few = near or (list(there) if len(there) <= 8 else [])
+        if name not in available:
+            near = get_close_matches(name, available, n=3)
+            few = near or (list(available) if len(available) <= 8 else [])
             fix = (
                 f"choose from {', '.join(few)}"
                 if few
@@ -112,7 +112,7 @@ def check_task_names(there: Sequence[str], wanted: Sequence[str]) -> list[str]:
 
 @contextmanager
 def _quiet(rank: int) -> Iterator[None]:
-    """lm_eval's warnings, once; its bars on a terminal only."""
+    """Show lm_eval's warnings on one rank only, and its progress bars only on a terminal."""
     log, before = logging.getLogger("lm_eval"), logging.getLogger("lm_eval").handlers[:]
     log.setLevel(logging.WARNING)
     with ExitStack() as stack:

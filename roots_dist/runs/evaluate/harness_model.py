@@ -1,10 +1,10 @@
-"""The live parallel model as lm-evaluation-harness knows a model: log-likelihoods, rolling ones, generated texts.
+"""The live parallel model behind lm-evaluation-harness's model interface: log-likelihoods, rolling ones, generated
+texts.
 
-    lm_eval's requests, the same on every rank --tokens, cut to max_length--> Passes, decode.py
-        --> answers on every rank
+    lm_eval's requests, equal on every rank --tokens, cut to max_length--> Passes, decode.py --> answers on every rank
 
-Texts become tokens, long ones windows, and contexts are cut, as lm_eval's own HFLM does it for a causal model, so that
-a run and its export get the same numbers. Data ranks share the requests. B requests, S tokens of the longest.
+Tokenization, windows of long texts and truncation of contexts follow lm_eval's own HFLM for causal models, so that a
+run and its export get the same numbers. Data ranks share the requests. B requests, S tokens of the longest.
 """
 
 from __future__ import annotations
@@ -33,13 +33,12 @@ if TYPE_CHECKING:
 
 
 AT_A_TIME = 16
-"""Microbatches per pipeline rank that run in one go."""
+"""Number of microbatches per pipeline rank in one forward pass."""
 BEGINS = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
-"""Tokens that begin a text, in known tokenizers; where there is none, the one that ends a text begins it too
-(GPT-2)."""
+"""Tokens that begin a text, in known tokenizers. Without one, the token that ends a text begins it too (GPT-2)."""
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 BEAMS = {"num_beams": "beams", "length_penalty": "length_penalty", "early_stopping": "early_stopping"}
-"""Options of generation that lm_eval and transformers have, too; of beams with our names."""
+"""lm_eval's and transformers' names of beam options -> ours."""
 
 
 Scored = tuple[Any, list[int], list[int]]
@@ -49,8 +48,9 @@ Scored = tuple[Any, list[int], list[int]]
 def token_scores(
     passes: Passes, asked: Sequence[tuple[list[int], list[int]]], max_length: int
 ) -> list[tuple[float, bool]]:
-    """Of each (context, continuation), neither empty, the continuation's log-probability and whether greedy decoding
-    would say it. A context that is too long loses its beginning. Collective over the world; equal on every rank."""
+    """For each (context, continuation), neither empty: log-probability of the continuation, and whether greedy decoding
+    would generate it. A context that is too long loses its beginning. Collective over the world; equal on every
+    rank."""
     mesh = passes.mesh
     longest_first = sorted(range(len(asked)), key=lambda i: -sum(map(len, asked[i])))
     batches = list(_batches(passes, asked, longest_first, max_length))[mesh.dp.rank :: mesh.dp.size]
@@ -71,7 +71,8 @@ def token_scores(
 def _batches(
     passes: Passes, asked: Sequence[tuple[list[int], list[int]]], order: list[int], max_length: int
 ) -> Iterator[tuple[list[int], MicroBatch]]:
-    """(numbers, microbatch): as many requests in each as have the tokens of a microbatch of the run's evaluation."""
+    """Yield (numbers, microbatch), each with as many requests as have the tokens of a microbatch of the run's
+    evaluation."""
     config, first = passes.config, 0
     while first < len(order):
         context, continuation = asked[order[first]]
@@ -92,7 +93,7 @@ def _batches(
 
 
 def harness_model(passes: Passes) -> LM:
-    """An lm_eval.api.model.LM. Raises DataError if the tokenizer has no token that ends a text."""
+    """Wrap the model as an lm_eval.api.model.LM. Raises DataError if the tokenizer has no token that ends a text."""
     from lm_eval.api.model import TemplateLM
     from lm_eval.models.utils import (
         handle_stop_sequences,
@@ -131,10 +132,10 @@ def harness_model(passes: Passes) -> LM:
             for texts, _, continuation in requests:
                 if not 0 < len(continuation) <= self.max_length:
                     problem = Problem(
-                        key="a continuation of a task",
+                        key="continuation of a task",
                         found=texts[1] if texts else "",
                         expected=f"1 to {self.max_length} tokens (data.seq_length); it has {len(continuation)}",
-                        fix="leave the task out, or evaluate a run of a larger data.seq_length",
+                        fix="leave the task out, or evaluate a run with a larger data.seq_length",
                     )
                     raise UserError(problem)
             return token_scores(passes, [(context, said) for _, context, said in requests], self.max_length)
@@ -158,8 +159,8 @@ def harness_model(passes: Passes) -> LM:
                 alike[json.dumps(request.args[1], sort_keys=True)].append(number)
             texts = [""] * len(requests)
             for how, numbers in alike.items():
-                said = self._generate([requests[i].args[0] for i in numbers], json.loads(how))
-                for number, text in zip(numbers, said):
+                answers = self._generate([requests[i].args[0] for i in numbers], json.loads(how))
+                for number, text in zip(numbers, answers):
                     texts[number] = text
             return texts
 
@@ -170,17 +171,17 @@ def harness_model(passes: Passes) -> LM:
             room = self.max_length - request.max_tokens
             prompts = [self.tok_encode(text)[-room:] for text in contexts]
             stops = Stops(frozenset({end}), tuple(filter(None, until)), codec)
-            said = []
+            answers = []
             for answer, *_ in decode(passes, prompts, request, stops):
                 text = backend.decode([i for i in answer.tokens if i != end], skip_special_tokens=True)
-                said.append(postprocess_generated_text(text, until, None))
-            return said
+                answers.append(postprocess_generated_text(text, until, None))
+            return answers
 
     return Live()
 
 
 def _request(options: dict[str, Any], max_length: int) -> Request:
-    """Of lm_eval's options of generation, normalised. Raises DataError for one that is not known here."""
+    """Request from lm_eval's normalised generation options. Raises DataError for an unknown option."""
     most, samples = options.pop("max_gen_toks"), options.pop("do_sample")
     if most >= max_length:
         expected, fix = f"less than data.seq_length = {max_length}", "set it in the task's generation_kwargs"

@@ -1,7 +1,6 @@
-"""Held-out loss, perplexity and bits per byte of a model, in whatever layout it is; of a task also how often it is
-right.
+"""Held-out loss, perplexity and bits per byte of a model in any layout, and accuracy on tasks.
 
-Batches.evaluation, source by source --Passes.forward--> terms --summed over the world--> Score --together--> Score
+Batches.evaluation, source by source --Passes.forward--> terms --summed over the world--> Score --combine--> Score
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ from roots_dist.runs.evaluate.task_metrics import task_metrics
 from roots_dist.world.batch import MicroBatch, Objective
 
 AT_A_TIME = 16
-"""Microbatches per pipeline rank that run in one go: any corpus is scored in the memory of these, and the pipeline
-stands still for less than a sixteenth of the time."""
+"""Number of microbatches per pipeline rank in one forward pass. Memory is bounded by these for any corpus, and the
+pipeline is idle for less than a sixteenth of the time."""
 
 
 class TermSums(NamedTuple):
-    """Of one term, over all that was scored."""
+    """Sums of one term over everything that was scored."""
 
     loss: float
     """nats"""
     count: int  # type: ignore[assignment] # hides a tuple's method, which nobody calls
     hits: int
-    """targets that were the model's best guess"""
+    """Number of targets that were the model's best guess."""
 
     @property
     def mean(self) -> float:
@@ -51,15 +50,15 @@ class Score:
     terms: Mapping[str, TermSums]
     weights: Mapping[str, float]
     perplexity_term: str | None
-    """The term that has a perplexity."""
+    """Name of the term that has a perplexity."""
     bytes_per_token: float | None
-    """of the held-out text; None where no manifest tells"""
+    """Bytes per token of the held-out text; None if no manifest has it."""
     confusion: np.ndarray | None = None
-    """int64 [C, C], of a task with classes: how many targets of each (rows) were taken for each (columns)"""
+    """int64 [C, C] for tasks with classes: how many targets of each class (rows) were predicted as each (columns)."""
     labels: tuple[str, ...] = ()
-    """names of these classes"""
+    """Names of the classes."""
     sources: Mapping[str, Score] = field(default_factory=dict)
-    """Of each source alone, where there are several."""
+    """Score of each source alone, if there are several."""
 
     @property
     def loss(self) -> float:
@@ -67,12 +66,12 @@ class Score:
 
     @property
     def targets(self) -> int:
-        """Of the term of words, or of the first."""
+        """Number of targets of the term with a perplexity, or of the first term."""
         return self.terms[self.perplexity_term or next(iter(self.terms))].count
 
     @property
     def log_likelihood(self) -> float | None:
-        """nats, of all predicted words together"""
+        """Log-likelihood in nats of all predicted tokens together."""
         return -self.terms[self.perplexity_term].loss if self.perplexity_term else None
 
     @property
@@ -81,14 +80,14 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Comparable between tokenizers, unlike the other two. None where not every token is predicted from those
-        before."""
+        """Bits per byte, which unlike loss and perplexity is comparable between tokenizers. None if not every token is
+        predicted from those before."""
         if self.bytes_per_token is None or list(self.terms) != ["clm"]:
             return None
         return self.terms[present(self.perplexity_term)].mean / math.log(2) / self.bytes_per_token
 
     def metrics(self) -> dict[str, float]:
-        """By the names under which they are logged. One term's loss is the loss."""
+        """Metrics under their names in metrics.jsonl. If there is one term, its loss is the loss."""
         found = {"loss/validation": self.loss}
         found |= {f"accuracy/validation/{name}": sums.accuracy for name, sums in self.terms.items()}
         if len(self.terms) > 1:
@@ -112,21 +111,20 @@ def score_held_out(
     bytes_per_token: float | None,
     progress: ProgressBar = iter,
 ) -> Score:
-    """Of so many sequences of data.validation together, and of each source alone where there are several. held_out: of
-    data.validation, this data rank's. watched: sees the batches go by. Collective over the world; equal on every
-    rank."""
-    given = passes.config.data.validation
-    if len(given) == 1:
+    """Score `sequences` sequences of data.validation together, and each source alone if there are several. `held_out`
+    has this data rank's part; `progress` wraps the batches. Collective over the world; equal on every rank."""
+    sources_of_text = passes.config.data.validation
+    if len(sources_of_text) == 1:
         return score(passes, objective, progress(held_out.evaluation(sequences)), bytes_per_token)
     found = {
         name: score(passes, objective, progress(held_out.evaluation(sequences, number)), None)
-        for number, name in enumerate(sources.names(given))
+        for number, name in enumerate(sources.names(sources_of_text))
     }
     return combine(found, bytes_per_token)
 
 
 def combine(scores: Mapping[str, Score], bytes_per_token: float | None) -> Score:
-    """Of all sources: every target counts once."""
+    """Combined score of all sources: every target counts once."""
     one, *_ = every = list(scores.values())
     terms = {name: TermSums(*map(sum, zip(*(score.terms[name] for score in every)))) for name in one.terms}
     tables = [score.confusion for score in every if score.confusion is not None]
@@ -135,9 +133,9 @@ def combine(scores: Mapping[str, Score], bytes_per_token: float | None) -> Score
 
 
 def score(passes: Passes, objective: Objective, batches: Iterable[MicroBatch], bytes_per_token: float | None) -> Score:
-    """batches: this data rank's part. Equal on every rank. Collective over the world.
+    """Score this data rank's batches. Collective over the world; equal on every rank.
 
-    No smoothing and no auxiliary loss: the plain mean of -log p.
+    The loss is the plain mean of -log p, without smoothing or auxiliary losses.
     """
     mesh, names, config = passes.mesh, list(objective.weights), passes.config
     labels = config.finetune.labels if objective_of(config).has_labels else ()
@@ -150,7 +148,7 @@ def score(passes: Passes, objective: Objective, batches: Iterable[MicroBatch], b
             sums[names.index(term.name)] += torch.stack([term.sum.double(), term.count.double(), hits.double()])
             if labels:
                 confusion += term.confusion
-    if mesh.tp.rank > 0:  # terms are the same on each tensor rank: one of them speaks
+    if mesh.tp.rank > 0:  # terms are equal on all tensor ranks, so only one adds them
         sums.zero_()
         confusion.zero_()
     rows = mesh.world.sum_(sums).tolist()

@@ -1,13 +1,13 @@
-"""A baseline to hold a model against: n-grams with interpolated modified Kneser-Ney smoothing (Chen & Goodman 1998,
-4.1.6).
+"""Baseline model: n-grams with interpolated modified Kneser-Ney smoothing (Chen & Goodman 1998, 4.1.6).
 
     training tokens --count--> Levels 0 … n --log_probabilities(tokens)--> log p of each token, by each order
 
-p_k(w | h) = max(c(h w) - D(c(h w)), 0) / c(h) + (D1 N1(h) + D2 N2(h) + D3 N3+(h)) / c(h) · p_{k-1}(w | h')
+    p_k(w | h) = max(c(h w) - D(c(h w)), 0) / c(h)
+                 + (D1 N1(h) + D2 N2(h) + D3 N3+(h)) / c(h) · p_{k-1}(w | h without its first)
 
-h' is h without its first token; c counts occurrences in the highest order, and below it the distinct tokens before the
-n-gram; Ni(h) are the tokens that follow h with a count of i. p_0 is uniform, so nothing is impossible. A context ends
-where its document begins: before that stands the one token BEFORE, which is never predicted. T tokens, V words.
+c counts occurrences in the highest order, and distinct tokens before the n-gram in lower orders; Ni(h) is the number of
+tokens that follow h with a count of i. p_0 is uniform, so nothing is impossible. A context ends where its document
+begins: the token before that is BEFORE, which is never predicted. T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,45 +18,45 @@ from dataclasses import dataclass
 import numpy as np
 
 FALLBACK = (0.5, 1.0, 1.5)
-"""Discounts of an order that has no n-grams of some count up to 4, as in small or strange text (KenLM's)."""
+"""Discounts of an order that lacks n-grams of some count up to 4, as in small or unusual text (KenLM's values)."""
 AT_A_TIME = 1 << 20
 
 
 @dataclass(frozen=True)
 class LevelCounts:
-    """Of one order, by the number of each n-gram or context: int64 counts [n-grams], and what follows from them."""
+    """Counts of one order, int64 [n-grams], and what follows from them."""
 
     counts: np.ndarray
     totals: np.ndarray
-    """float64 [contexts]: c(h)"""
+    """float64 [contexts]: c(h)."""
     left: np.ndarray
-    """float64 [contexts]: what the discounts leave to the lower order, as a share of c(h)"""
+    """float64 [contexts]: probability that the discounts leave to the lower order."""
     discounts: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Level:
-    """All n-grams of length k and their contexts of length k - 1, each a sorted key: (what is left of it, its new
+    """All n-grams of length k and their contexts of length k - 1, each as a sorted key of (index of the rest, new
     token)."""
 
     contexts: np.ndarray
-    """int64: number of the shorter context · (V + 1) + the token before it; of length 0: the one key 0"""
+    """int64: index of the shorter context · (V + 1) + the token before it; the one key 0 for length 0."""
     grams: np.ndarray
-    """int64: number of the context · (V + 1) + the token that follows"""
+    """int64: index of the context · (V + 1) + the token that follows."""
     as_highest: LevelCounts
     below: LevelCounts | None
-    """Of a lower order; the highest has none."""
+    """Counts for use as a lower order; None for the highest."""
 
 
 @dataclass(frozen=True)
 class Ngrams:
     vocab: int
     levels: tuple[Level, ...]
-    """Of orders 1, 2 …"""
+    """Levels of orders 1, 2 …"""
 
     def log_probabilities(self, tokens: np.ndarray, starts: np.ndarray, places: np.ndarray) -> np.ndarray:
-        """float64 [1 + n, places]: log p of the tokens at these places of a text, by orders 0 (uniform) to n. tokens
-        [T]; starts: where each document begins."""
+        """float64 [1 + n, places]: log p of the tokens at `places` of a text, by orders 0 (uniform) to n. `tokens` is
+        [T]; `starts` are the starts of documents."""
         parts = (places[i : i + AT_A_TIME] for i in range(0, max(1, len(places)), AT_A_TIME))
         return np.concatenate([np.log(self._probabilities(tokens, starts, part)) for part in parts], 1)
 
@@ -81,8 +81,8 @@ def count(
     vocab: int,
     discounts: Sequence[tuple[float, float, float]] | None = None,
 ) -> Ngrams:
-    """Of a text [T] whose documents begin at `starts`. discounts: (D1, D2, D3+) of each order; default: the estimates
-    of section 4.1.6. Memory: about 110 bytes a token for order 3."""
+    """Count the n-grams of a text [T] whose documents begin at `starts`. `discounts` are (D1, D2, D3+) of each order
+    (default: estimated as in section 4.1.6). Needs about 110 bytes per token for order 3."""
     assert order >= 1 and len(tokens), (order, len(tokens))
     places = np.arange(len(tokens))
     depth = _depth(starts, places)
@@ -110,7 +110,7 @@ def count(
 
 
 def estimate_discounts(counts: np.ndarray) -> tuple[float, float, float]:
-    """D1, D2, D3+ from how many n-grams have a count of 1, 2, 3, 4 (equation 17)."""
+    """Estimate D1, D2, D3+ from the numbers of n-grams that occur 1, 2, 3 and 4 times (equation 17)."""
     n1, n2, n3, n4 = (int((counts == i).sum()) for i in (1, 2, 3, 4))
     if not (n1 and n2 and n3 and n4):
         return FALLBACK
@@ -120,39 +120,39 @@ def estimate_discounts(counts: np.ndarray) -> tuple[float, float, float]:
 
 
 def _level_counts(
-    counts: np.ndarray, context: np.ndarray, contexts: int, given: tuple[float, float, float] | None
+    counts: np.ndarray, context: np.ndarray, contexts: int, fixed: tuple[float, float, float] | None
 ) -> LevelCounts:
-    """context: of each n-gram, its number."""
-    discounts = estimate_discounts(counts) if given is None else given
+    """Counts and discounts of one order. `context` is the index of each n-gram's context."""
+    discounts = estimate_discounts(counts) if fixed is None else fixed
     totals = np.bincount(context, counts, contexts)
     taken = np.bincount(context, np.take((0.0, *discounts), np.minimum(counts, 3)), contexts)
     return LevelCounts(counts, totals, taken / totals, discounts)
 
 
 def _mixed(level: LevelCounts, context: np.ndarray, gram: np.ndarray, lower: np.ndarray) -> np.ndarray:
-    """p of each (context, n-gram), -1 where there is none such: then the lower order's."""
+    """p of each (context, n-gram); an index of -1 means unknown, and the lower order's p is used."""
     count = np.where(gram >= 0, level.counts[gram], 0)
     kept = np.maximum(count - np.take((0.0, *level.discounts), np.minimum(count, 3)), 0) / level.totals[context]
     return np.where(context >= 0, kept + level.left[context] * lower, lower)
 
 
 def _key(context: np.ndarray, token: np.ndarray, vocab: int) -> np.ndarray:
-    """One number for both; -1 where the context is unknown."""
+    """Key of a context and a token; -1 if the context is unknown."""
     return np.where(context >= 0, context * (vocab + 1) + token, -1)
 
 
 def _number(keys: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Where each stands among the sorted keys, or -1."""
+    """Index of each wanted key among the sorted keys; -1 if absent."""
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[at] == wanted, at, -1)
 
 
 def _depth(starts: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """How many tokens of its document stand before each place."""
+    """Number of tokens of its document before each place."""
     depth: np.ndarray = places - starts[np.searchsorted(starts, places, side="right") - 1]
     return depth
 
 
 def _token_before(tokens: np.ndarray, places: np.ndarray, depth: np.ndarray, distance: int, vocab: int) -> np.ndarray:
-    """The token so far before each place; BEFORE, which has the number V, before the document."""
+    """Token at `distance` before each place; BEFORE, which has the number V, if that is outside the document."""
     return np.where(depth >= distance, tokens[np.maximum(places - distance, 0)], vocab).astype(np.int64)

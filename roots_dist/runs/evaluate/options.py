@@ -1,4 +1,4 @@
-"""The options of `roots evaluate`: what is measured besides the loss of held-out text. Nothing heavy is imported."""
+"""Options of `roots evaluate`: what is measured besides the loss of held-out text. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ import typer
 class EvaluateOptions:
     ngram: Annotated[
         int | None,
-        typer.Option(min=1, max=5, help="beside it n-grams of this order", metavar="ORDER", show_default=False),
+        typer.Option(min=1, max=5, help="n-gram baselines up to this order", metavar="ORDER", show_default=False),
     ] = None
-    ngram_tokens: Annotated[int, typer.Option(min=1, help="training tokens that it is made from, at most")] = 20_000_000
+    ngram_tokens: Annotated[int, typer.Option(min=1, help="largest number of training tokens for --ngram")] = 20_000_000
     answers: Annotated[int, typer.Option(min=0, help="held-out questions to answer (instruct, seq2seq)")] = 64
     lm_eval: Annotated[
-        str | None, typer.Option(help="tasks of EleutherAI's harness, with commas", metavar="TASKS", show_default=False)
+        str | None,
+        typer.Option(help="tasks of EleutherAI's harness, separated by commas", metavar="TASKS", show_default=False),
     ] = None
     include_path: Annotated[
-        str | None, typer.Option(help="folder of tasks of your own for it", metavar="FOLDER", show_default=False)
+        str | None, typer.Option(help="folder of custom tasks for --lm-eval", metavar="FOLDER", show_default=False)
     ] = None
-    limit: Annotated[int | None, typer.Option(min=1, help="examples of each of its tasks", show_default=False)] = None
+    limit: Annotated[int | None, typer.Option(min=1, help="examples per task of --lm-eval", show_default=False)] = None
 
     @property
     def tasks(self) -> tuple[str, ...]:

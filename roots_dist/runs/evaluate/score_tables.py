@@ -1,6 +1,6 @@
-"""What `roots evaluate` shows: tables for a terminal, made of what has been found. Nothing is computed here but shares.
+"""Tables of `roots evaluate` for a terminal. Computes nothing but shares.
 
-Score, Answers, Compared --> rich tables
+Score, Answers, NgramBaselines --> rich tables
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from roots_dist.runs.evaluate.held_out import Score
 from roots_dist.runs.evaluate.task_metrics import class_scores
 
 MOST_CLASSES = 12
-"""Of a confusion table: a wider one cannot be read."""
+"""Largest number of classes in a confusion table: a wider one is unreadable."""
 SHOWN = 3
 """Answers"""
 WIDE = 1000
-"""Columns: a table takes what it needs, and nothing is cut where there is no terminal."""
+"""Width in columns: a table takes what it needs, and nothing is cut where there is no terminal."""
 LONGEST = 160
-"""Characters of a text that is shown."""
+"""Largest number of characters shown of a text."""
 
 
 def show(*what: object) -> None:
@@ -36,7 +36,7 @@ def show(*what: object) -> None:
 
 
 def plain(*columns: str) -> Table:
-    """The first column is of words, the others of numbers."""
+    """Table without lines; the first column is text, the others are numbers."""
     table = Table(box=None, pad_edge=False, show_header=bool(columns))
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i and columns else "left")
@@ -71,10 +71,10 @@ def score_table(checkpoint: Path, sequences: int, found: Score) -> Table:
 
 
 def sources_table(found: Score) -> Table:
-    """A row for each source, and for all together."""
+    """A row per source, and one for all together."""
     more = ["perplexity"] * bool(found.perplexity_term) + ["bits per byte"] * bool(found.bits_per_byte)
     table = plain("", "tokens" if found.perplexity_term else "labels", "loss", *more)
-    for name, one in [*found.sources.items(), ("together", found)]:
+    for name, one in [*found.sources.items(), ("all", found)]:
         row = [name, f"{one.targets:,}", f"{one.loss:.4f}"]
         row += [f"{one.perplexity:.2f}"] if found.perplexity_term else []
         row += ["-" if one.bits_per_byte is None else f"{one.bits_per_byte:.4f}"] if found.bits_per_byte else []
@@ -83,7 +83,7 @@ def sources_table(found: Score) -> Table:
 
 
 def classes_tables(found: Score) -> list[Table]:
-    """Precision, recall and F1 of each class; and of a few, which was taken for which."""
+    """Precision, recall and F1 of each class, and the confusion table if there are few classes."""
     table = plain("label", "precision", "recall", "F1", "examples")
     counts = present(found.confusion)
     for label, one in zip(found.labels, class_scores(counts)):
@@ -97,14 +97,14 @@ def classes_tables(found: Score) -> list[Table]:
 
 
 def answers_lines(found: Answers) -> list[str]:
-    """How many are right, and some of them: question | expected | said."""
+    """Exact match, and some examples: question | expected | answer."""
     shown = [
         " | ".join((_end(one.question), _beginning(one.expected), _beginning(one.answer)))
         for one in found.questions[:SHOWN]
     ]
     return [
         f"exact match  {found.exact_match:.4f} of {len(found.questions):,} greedy answers",
-        "question | expected | said",
+        "question | expected | answer",
         *shown,
     ]
 
@@ -118,7 +118,7 @@ def _beginning(text: str) -> str:
 
 
 def ngram_table(found: NgramBaselines, model: Score) -> list[object]:
-    """Each baseline, then the model."""
+    """A row per baseline, then the model."""
     table = plain("model", "loss", "perplexity", *(["bits per byte"] if model.bits_per_byte else []))
     for name, loss in [*found.orders, ("this run", model.loss)]:
         row = [name, f"{loss:.4f}", f"{math.exp(loss):.2f}"]

@@ -1,4 +1,4 @@
-"""What the sources of held-out text are called in tables and metrics, and how many bytes a token of them stands for.
+"""Names of the sources of held-out text in tables and metrics, and their bytes per token.
 
 data.validation --names--> loss/validation/NAME          + manifests --bytes_per_token--> bits per byte
 """
@@ -15,10 +15,10 @@ from roots_dist.learning.data.manifest import SPLITS, read_manifest, split_stem
 ENDINGS = re.compile(r"(\.(bin|idx|jsonl?|csv|tsv|gz|zst|xz|bz2))+$")
 
 
-def names(given: Sequence[Source]) -> list[str]:
-    """Of each source the end of its path, as much of it as tells it from the others: the folder that `roots prepare`
-    made, or the file without its ending."""
-    parts = [_parts(source.path) for source in given]
+def names(sources: Sequence[Source]) -> list[str]:
+    """Name of each source: as much of the end of its path as is unique, which is the folder that `roots prepare` made,
+    or the file without its extension."""
+    parts = [_parts(source.path) for source in sources]
     deepest = max(map(len, parts), default=1)
     depth = next((n for n in range(1, deepest) if len({part[-n:] for part in parts}) == len(parts)), deepest)
     found = ["/".join(part[-depth:]) for part in parts]
@@ -31,10 +31,10 @@ def _parts(path: str) -> tuple[str, ...]:
     return tuple(part for part in (where.parent if prepared else where).parts if part != "/")
 
 
-def bytes_per_token(given: Sequence[Source]) -> float | None:
-    """Of all sources together, from the manifests that `roots prepare` wrote; None if one has none."""
+def bytes_per_token(sources: Sequence[Source]) -> float | None:
+    """Bytes per token of all sources together, from the manifests that `roots prepare` wrote; None if one has none."""
     tokens = bytes_ = 0
-    for source in given:
+    for source in sources:
         manifest = read_manifest(source.path)
         split = manifest.split_of(source.path) if manifest else None
         if split is None:

@@ -1,10 +1,9 @@
-"""Beam search: of all texts that the model might say, the likeliest, as far as a few at a time can tell.
+"""Beam search: approximate the likeliest of all texts that the model can write, with K hypotheses at a time.
 
-    logits of each beam
-        --log-probabilities so far + next word, the best of all beams--> beams that go on, beams that ended
+    logits of each beam --sum of log-probabilities + next token, the best of all beams--> open beams, finished beams
 
-With the rules of transformers' `generate(num_beams=…, do_sample=False)`, so that an export says the same. B texts, K
-beams of each, V words.
+The rules are those of transformers' `generate(num_beams=…, do_sample=False)`, so that an export writes the same text. B
+texts, K beams of each, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,50 +18,52 @@ from roots_dist.runs.generate.request import Answer, Request
 from roots_dist.runs.generate.stops import Stops
 
 ENDED = -1e9
-"""Added to the score of a text that has ended, where nothing else is left to go on with."""
+"""Added to the score of a finished hypothesis that fills up the beams when no open one is left."""
 
 
 class Candidate(NamedTuple):
     score: float
-    """log-probability of all its words"""
+    """Log-probability of all its tokens."""
     parent: int
-    """The beam that it goes on from."""
+    """Index of the beam that it continues."""
     tokens: list[int]
-    over: bool
+    is_finished: bool
 
 
 @dataclass
 class Beams:
-    """Of one text."""
+    """Beams of one text."""
 
     request: Request
     running: list[list[int]] = field(default_factory=lambda: [[]])
     scores: list[float] = field(default_factory=lambda: [0.0])
     ended: list[Answer] = field(default_factory=list)
-    """The best first."""
+    """Finished hypotheses, best first."""
     done: bool = False
 
     def advance(self, candidates: list[Candidate]) -> list[int]:
-        """candidates: the best of all beams' continuations, in order, more than there are beams. The parents of those
-        that go on, none if nothing can be gained any more."""
+        """Advance by one token. `candidates` are the best continuations of all beams, in order, more than there are
+        beams. Returns the parents of the beams that continue; none if the result can no longer improve."""
         size, length = self.request.beams, len(candidates[0].tokens)
-        new = [Answer(c.tokens, c.score / length**self.request.length_penalty) for c in candidates[:size] if c.over]
+        new = [
+            Answer(c.tokens, c.score / length**self.request.length_penalty) for c in candidates[:size] if c.is_finished
+        ]
         self.ended = sorted(self.ended + new, key=lambda answer: -answer.score)[:size]
-        alive = [c for c in candidates if not c.over][:size]
-        over = [c._replace(score=c.score + ENDED) for c in candidates if c.over]
-        continuing = (alive + over)[:size]
+        alive = [c for c in candidates if not c.is_finished][:size]
+        finished = [c._replace(score=c.score + ENDED) for c in candidates if c.is_finished]
+        continuing = (alive + finished)[:size]
         self.running, self.scores = [c.tokens for c in continuing], [c.score for c in continuing]
         full = len(self.ended) == size
         hopeless = full and continuing[0].score / length**self.request.length_penalty <= self.ended[-1].score
-        self.done = all(c.over for c in candidates) or hopeless or (full and self.request.early_stopping)
+        self.done = all(c.is_finished for c in candidates) or hopeless or (full and self.request.early_stopping)
         return [c.parent for c in continuing]
 
 
 def search(reader: CachedDecoder, count: int, request: Request, stops: Stops) -> list[list[Answer]]:
-    """Of each of `count` texts the request.samples best answers. Collective over what `reader` spans."""
-    keep = max(2, 1 + len(stops.ends)) * request.beams  # so many that enough go on, whichever ended
+    """Return the request.samples best answers to each of `count` texts. Collective over the ranks of `reader`."""
+    keep = max(2, 1 + len(stops.ends)) * request.beams  # enough that K open ones remain whichever end
     beams = [Beams(request) for _ in range(count)]
-    live, width = list(range(count)), 1  # texts not done, and rows of each
+    live, width = list(range(count)), 1  # unfinished texts, and rows of each
     logits = reader.begin()
     for position in range(request.max_tokens):
         found, vocab = None, reader.vocab

@@ -1,11 +1,10 @@
-"""`roots chat RUN`: a conversation in a terminal, in one process. The history is kept, answers are shown as they are
-made.
+"""`roots chat RUN`: a conversation in a terminal, in one process. The history is kept, and answers are shown as they
+are generated.
 
-    line --history--> the chat template (learning/data/chat.py) --as much of it as the model can hold--> decode.py
-        --> answer, history
+    line --history--> chat template (learning/data/chat.py) --as much as fits--> decode.py --> answer, history
 
-A model that was never taught to converse gets the default template, and is stopped where it begins to speak for the
-user.
+A model that was not trained on conversations gets the default template, and is stopped where it starts to write the
+user's turn.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ from roots_dist.runs.generate.stops import Stops, TextStreamer
 from roots_dist.world.mesh import Mesh
 
 USER_TURN = ("\nuser:", "user:")
-"""How the default template says that the user speaks; the white space before it is no part of an answer."""
+"""Start of a user turn in the default template; leading white space is not part of an answer."""
 HELP = "/reset forgets the conversation, /exit ends it; Ctrl-C stops an answer.\n"
 ReadLine = Callable[[], str]
-"""The user's next line. Raises EOFError when there are no more."""
+"""Returns the user's next line. Raises EOFError at the end."""
 Show = Callable[[str], None]
 
 
@@ -51,7 +50,7 @@ def check(config: Config, options: GenerateOptions) -> None:
         expected = f"one that writes ({writing_decoders()})"
         problems.append(Problem(key="objective.name", found=name, expected=expected, fix="use roots generate"))
     if p.tp * p.pp > 1:
-        expected, fix = "1: a conversation is held by one process", "leave the layout out, or use roots generate"
+        expected, fix = "1, because a conversation runs in one process", "leave the layout out, or use roots generate"
         problems.append(Problem(key="parallel.tp × parallel.pp", found=p.tp * p.pp, expected=expected, fix=fix))
     if problems:
         raise ConfigError(problems)
@@ -60,9 +59,9 @@ def check(config: Config, options: GenerateOptions) -> None:
 
 
 def chat(config: Config, mesh: Mesh, *, options: GenerateOptions, read_line: ReadLine, show: Show) -> None:
-    """Until the user's last line."""
+    """Converse until the user's last line."""
     if mesh.world.size > 1:
-        expected, fix = "1: a conversation is held by one process", "start it without a launcher"
+        expected, fix = "1, because a conversation runs in one process", "start it without a launcher"
         raise ConfigError([Problem(key="world size", found=mesh.world.size, expected=expected, fix=fix)])
     encoder = open_prompt_encoder(config, talks=True)
     not_taught = present(encoder.chat).name == DEFAULT_NAME and not objective_of(config).chats
@@ -73,7 +72,7 @@ def chat(config: Config, mesh: Mesh, *, options: GenerateOptions, read_line: Rea
         try:
             line = (
                 read_line().encode(errors="replace").decode().strip()
-            )  # bytes that are no text come as halves of surrogate pairs
+            )  # undecodable bytes arrive as halves of surrogate pairs
         except EOFError:
             return
         except KeyboardInterrupt:
@@ -98,15 +97,15 @@ class Conversation:
     stops: Stops
     show: Show
     history: list[dict[str, str]] = field(default_factory=list)
-    """Messages, the user's and the assistant's in turns."""
+    """Messages of the user and the assistant in turn."""
     turns: int = 0
-    """How many answers there have been: each draws anew."""
+    """Number of answers so far; each uses another seed."""
 
     def reply_to(self, line: str) -> None:
-        """Answer, and remember both. What the model cannot hold is forgotten, the oldest first."""
+        """Answer, and append both to the history. The oldest turns are dropped when the model cannot hold all of it."""
         self.history.append({"role": "user", "content": line})
         ids, forgotten, limit = self.encoder.conversation(self.history), 0, self.encoder.positions
-        room = limit - min(self.request.max_tokens, limit // 2)  # for all but the answer
+        room = limit - min(self.request.max_tokens, limit // 2)  # for everything but the answer
         while len(ids) > room and len(self.history) > 1:
             del self.history[:2]
             forgotten += 1
@@ -114,8 +113,7 @@ class Conversation:
         if len(ids) > room:
             self.history.pop()
             self.show(
-                f"(this is {len(ids)} tokens; the model holds {limit}, {room} beside an answer: say it in "
-                "fewer words)\n"
+                f"(this is {len(ids)} tokens; the model holds {limit}, {room} of them besides an answer; shorten it)\n"
             )
             return
         if forgotten:
@@ -135,7 +133,7 @@ class Conversation:
             answer = tokens
             shown(number, tokens)
 
-        with suppress(KeyboardInterrupt):  # what has been said counts
+        with suppress(KeyboardInterrupt):  # the answer so far counts
             decode(self.passes, [ids], request, self.stops, on_token=on_token)
         text = self.stops.text(answer)
         shown.finish(text.rstrip())
@@ -145,7 +143,7 @@ class Conversation:
 
 
 def _without_leading_space(show: Show) -> Show:
-    """Without the white space that an answer begins with."""
+    """Drop the white space at the beginning of an answer."""
     started = False
 
     def shown(text: str) -> None:

@@ -1,6 +1,6 @@
-"""Which options of `roots generate` and `roots chat` go together, and which a model has no use for.
+"""Check which options of `roots generate` and `roots chat` can be combined, and which a model uses.
 
-No torch: what cannot be answered is refused within a moment.
+No torch: a command that cannot work is refused at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from roots_dist.runs.generate.options import GenerateOptions
 
 
 def is_unicode(text: str) -> bool:
-    """Python gives bytes of the command line that it cannot decode as halves of surrogate pairs."""
+    """Whether text is valid Unicode: Python represents undecodable bytes of the command line as halves of surrogate
+    pairs."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -25,7 +26,7 @@ def is_unicode(text: str) -> bool:
 
 COMMON = ("prompt", "prompts", "output", "seed")
 SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p")
-"""Options of choosing by chance."""
+"""Options of sampling."""
 WRITING_OPTIONS = (
     "max_tokens", *SAMPLING_OPTIONS, "repetition_penalty", "greedy", "beams", "length_penalty", "samples", "stop",
     "keep_end", "raw",
@@ -38,14 +39,14 @@ ALLOWED: dict[Answer, tuple[str, ...]] = {
 }
 ACTIONS: dict[Answer, str] = {
     "write": "writes",
-    "fill": "fills masks in",
+    "fill": "fills masks",
     "classify": "gives a text a label",
     "tag": "gives each word a label",
 }
 
 
 def check_options(options: GenerateOptions, config: Config) -> None:
-    """Raises ConfigError with all that cannot be, for this model."""
+    """Raise ConfigError with all problems of the options for this model."""
     if problems := [*_unused_options(options, config), *_contradictions(options)]:
         raise ConfigError(problems)
 
@@ -60,16 +61,16 @@ def _unused_options(options: GenerateOptions, config: Config) -> Iterator[Proble
     if options.raw and kind == "write" and not objective.chats:
         yield _problem(options, "raw", f"nothing here: with objective.name={name} every prompt is read as it is")
     if kind == "classify" and config.finetune.pair_column is None and options.pair is not None:
-        yield _problem(options, "pair", "nothing here: this model has learned from single texts")
+        yield _problem(options, "pair", "no value: this model was trained on single texts")
 
 
 def _contradictions(options: GenerateOptions) -> Iterator[Problem]:
     if options.greedy:
         for option in options.given(SAMPLING_OPTIONS):
-            yield _problem(options, option, "nothing beside --greedy, which always takes the likeliest token")
+            yield _problem(options, option, "no value with --greedy, which always takes the likeliest token")
     if options.beams is not None:
         for option in options.given(("greedy", *SAMPLING_OPTIONS, "repetition_penalty")):
-            yield _problem(options, option, "nothing beside --beams, which takes the likeliest texts")
+            yield _problem(options, option, "no value with --beams, which takes the likeliest texts")
         if (options.samples or 1) > options.beams:
             fix = f"raise --beams to {options.samples}, or lower --samples"
             yield Problem(
@@ -77,18 +78,18 @@ def _contradictions(options: GenerateOptions) -> Iterator[Problem]:
             )
     else:
         if options.length_penalty is not None:
-            yield _problem(options, "length_penalty", "nothing without --beams", "add --beams 4")
+            yield _problem(options, "length_penalty", "no value without --beams", "add --beams 4")
         if (options.samples or 1) > 1 and (options.greedy or options.temperature == 0):
-            fix = "draw with --temperature 0.8, or use --beams"
-            yield _problem(options, "samples", "1, since greedy answers are all the same", fix)
+            fix = "sample with --temperature 0.8, or use --beams"
+            yield _problem(options, "samples", "1, because all greedy answers are the same", fix)
     if "" in options.stop:
-        yield Problem(key="--stop", found="", expected="a text that is not empty", fix="leave it out")
+        yield Problem(key="--stop", found="", expected="text that is not empty", fix="leave it out")
     if not all(map(is_unicode, options.stop)):
         yield Problem(
             key="--stop",
             found=ascii(options.stop),
             expected="text in Unicode",
-            fix="give it in the terminal's encoding",
+            fix="type it in the terminal's encoding",
         )
 
 

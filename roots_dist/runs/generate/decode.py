@@ -1,6 +1,6 @@
-"""Texts in, what the model says to them out: many at a time, in any layout, keys and values kept on every rank.
+"""Generate answers to many texts at a time, in any layout, with a KV cache on every rank.
 
-texts --each data rank takes some, in batches--> Reader --sampled or beams.py--> Answers --summed--> every rank has all
+texts, shared among data ranks --> CachedDecoder --sampling or beams.py--> Answers --summed--> every rank has all
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from roots_dist.world.mesh import Mesh
 
 Ids = Sequence[int]
 OnToken = Callable[[int, Ids], None]
-"""(number of a text, what has been said to it so far), called on each rank that reads it, for each new word."""
+"""(index of a text, tokens generated so far); called after each new token, on each rank that reads the text."""
 
 
 def decode(
@@ -32,21 +32,21 @@ def decode(
     on_token: OnToken | None = None,
     together: bool = False,
 ) -> list[list[Answer]]:
-    """Of each text its answers, request.samples of them, on every rank. Collective over the world.
+    """Return request.samples answers to each text, on every rank. Collective over the world.
 
-    start, together: as of Reader. Texts that are gone on with need at least one token.
+    `start` and `together` are as in CachedDecoder. Texts that are continued need at least one token.
     """
     mesh, module = passes.mesh, passes.model.module
-    learning = module.training
-    module.eval()  # once, not for each word
+    was_training = module.training
+    module.eval()  # once, not for each token
     try:
-        found = _decoded(passes, texts, request, stops, start, on_token, together)
+        found = _decode_texts(passes, texts, request, stops, start, on_token, together)
     finally:
-        module.train(learning)
-    return [found[i] for i in range(len(texts))] if together else _shared(mesh, found, len(texts), request)
+        module.train(was_training)
+    return [found[i] for i in range(len(texts))] if together else _gather(mesh, found, len(texts), request)
 
 
-def _decoded(
+def _decode_texts(
     passes: Passes,
     texts: Sequence[Ids],
     request: Request,
@@ -55,7 +55,7 @@ def _decoded(
     on_token: OnToken | None,
     together: bool,
 ) -> dict[int, list[Answer]]:
-    """The texts of this data rank, by their numbers."""
+    """Answers to the texts of this data rank, by their indices."""
     mesh = passes.mesh
     mine = range(len(texts)) if together else range(mesh.dp.rank, len(texts), mesh.dp.size)
     at_once = max(1, request.rows // max(request.samples, request.beams))
@@ -69,11 +69,11 @@ def _decoded(
             found |= dict(zip(numbers, best))
         else:
             before = [list(texts[i]) if start is None else [start] for i in numbers]
-            found |= dict(zip(numbers, _sampled(reader, numbers, before, request, stops, on_token)))
+            found |= dict(zip(numbers, _sample(reader, numbers, before, request, stops, on_token)))
     return found
 
 
-def _sampled(
+def _sample(
     reader: CachedDecoder,
     numbers: list[int],
     before: list[list[int]],
@@ -81,13 +81,13 @@ def _sampled(
     stops: Stops,
     on_token: OnToken | None,
 ) -> list[list[Answer]]:
-    """Word by word. numbers: of the texts, which key what is drawn; before: what the penalty on repetition counts
-    in."""
+    """Sample token by token. `numbers` are the indices of the texts, which key the random draws; `before` are the
+    tokens that the repetition penalty counts."""
     n, how = request.samples, request.sampling
     prompts = torch.tensor(numbers).repeat_interleave(n)  # of each row
     samples = torch.arange(n).repeat(len(numbers))
-    said: list[list[int]] = [[] for _ in prompts]
-    live = list(range(len(said)))  # rows that still speak
+    generated: list[list[int]] = [[] for _ in prompts]
+    live = list(range(len(generated)))  # rows that are not finished
     logits = reader.begin()
     if n > 1:
         rows = torch.arange(len(numbers)).repeat_interleave(n)
@@ -97,25 +97,25 @@ def _sampled(
         chosen = None
         if logits is not None:
             drawn = uniform(request.seed, prompts[live], samples[live], position) if how.temperature else None
-            earlier = [before[row // n] + said[row] for row in live] if how.repetition_penalty != 1.0 else ()
+            earlier = [before[row // n] + generated[row] for row in live] if how.repetition_penalty != 1.0 else ()
             chosen = how.choose(logits, drawn, earlier)
-        words = reader.broadcast(chosen, (len(live),), torch.int64)
-        for row, word in zip(live, words.tolist()):
-            said[row].append(word)
+        new_tokens = reader.broadcast(chosen, (len(live),), torch.int64)
+        for row, token in zip(live, new_tokens.tolist()):
+            generated[row].append(token)
             if on_token is not None and row % n == 0:
-                on_token(numbers[row // n], said[row])
-        continuing = [i for i, row in enumerate(live) if not stops.reached(said[row])]
+                on_token(numbers[row // n], generated[row])
+        continuing = [i for i, row in enumerate(live) if not stops.reached(generated[row])]
         if not continuing or position + 1 == request.max_tokens:
             break
         if len(continuing) < len(live):
             reader.select(torch.tensor(continuing))
             live = [live[i] for i in continuing]
-        logits = reader.next(words[continuing].unsqueeze(1))
-    return [[Answer(tokens) for tokens in said[i : i + n]] for i in range(0, len(said), n)]
+        logits = reader.next(new_tokens[continuing].unsqueeze(1))
+    return [[Answer(tokens) for tokens in generated[i : i + n]] for i in range(0, len(generated), n)]
 
 
-def _shared(mesh: Mesh, found: dict[int, list[Answer]], count: int, request: Request) -> list[list[Answer]]:
-    """What each data rank found, on every rank."""
+def _gather(mesh: Mesh, found: dict[int, list[Answer]], count: int, request: Request) -> list[list[Answer]]:
+    """Answers of all data ranks, on every rank."""
     if mesh.dp.size == 1:
         return [found[i] for i in range(count)]
     tokens = torch.zeros(count, request.samples, 1 + request.max_tokens, dtype=torch.int64, device=mesh.device)

@@ -1,10 +1,9 @@
-"""What an encoder has learned to do: say which words stood where masks stand. ELECTRA's generator does it for its
-model.
+"""Fill masks with an encoder: predict the tokens at masked places. For an ELECTRA model its generator predicts them.
 
-    text with [MASK] --marked--> ids --[CLS] … [SEP], padded--> Passes --softmax at each mask--> the likeliest words
+    text with [MASK] --encode_masked--> ids --[CLS] … [SEP], padded--> Passes --softmax at masks--> the likeliest tokens
 
-Each mask is guessed on its own, with all others still hidden, as in transformers' fill-mask pipeline.
-B texts, S positions of the longest, V words, M masks of all texts together.
+Each mask is predicted on its own while all others stay masked, as in transformers' fill-mask pipeline. B texts, S
+positions of the longest, V vocabulary, M masks of all texts together.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from roots_dist.runs.generate.prompts import Prompt, PromptEncoder
 from roots_dist.world.batch import IGNORE, PADDING, MicroBatch
 
 AT_ONCE = 16
-"""Texts that are read in one go."""
+"""Number of texts in one forward pass."""
 
 
 class Guess(NamedTuple):
@@ -31,8 +30,8 @@ class Guess(NamedTuple):
 
 
 def encode_masked(prompts: Sequence[Prompt], encoder: PromptEncoder) -> list[list[int]]:
-    """Of each text [CLS], its ids, [SEP]. A mask may be written as any tokenizer writes it. Raises DataError for a text
-    that has none, or is longer than the learned positions."""
+    """Ids of each text, enclosed in [CLS] and [SEP]. Any known tokenizer's spelling of the mask is accepted. Raises
+    DataError for a text that has no mask or is longer than the learned positions."""
     s, found = encoder.specials, []
     cls, sep = present(s.cls), present(s.sep)
     name = present(encoder.codec.backend.id_to_token(present(s.mask)))
@@ -42,10 +41,10 @@ def encode_masked(prompts: Sequence[Prompt], encoder: PromptEncoder) -> list[lis
             text = text.replace(other, name)
         ids = [cls, *encoder.codec.encode_with_specials(text), sep]
         if s.mask not in ids:
-            raise one.problem(f"a text with a mask ({name})", f"write {name} where a word is wanted")
+            raise one.problem(f"a text with a mask ({name})", f"write {name} where a word is missing")
         if encoder.config.model.positions == "learned" and len(ids) > encoder.positions:
             expected = (
-                f"at most {encoder.positions - 2} tokens of {encoder.positions} learned positions, since two tokens "
+                f"at most {encoder.positions - 2} tokens of {encoder.positions} learned positions, because two tokens "
             )
             raise one.problem(f"{expected}enclose it; these are {len(ids) - 2}", "a shorter text")
         found.append(ids)
@@ -53,8 +52,8 @@ def encode_masked(prompts: Sequence[Prompt], encoder: PromptEncoder) -> list[lis
 
 
 def fill(passes: Passes, texts: Sequence[Sequence[int]], encoder: PromptEncoder, top: int) -> list[list[list[Guess]]]:
-    """Of each text, of each of its masks in order, the `top` likeliest words. On every rank; collective over the
-    world."""
+    """For each mask of each text, in order, the `top` likeliest tokens. The result is on every rank; collective over
+    the world."""
     found: list[list[list[Guess]]] = []
     for first in range(0, len(texts), AT_ONCE):
         found += _some(passes, texts[first : first + AT_ONCE], encoder, min(top, encoder.config.model.vocab))
@@ -67,11 +66,11 @@ def _some(passes: Passes, texts: Sequence[Sequence[int]], encoder: PromptEncoder
     tokens = torch.tensor([[*text, *[pad] * (length - len(text))] for text in texts])  # [B, S]
     place = torch.arange(length)
     documents = torch.where(place < torch.tensor([[len(text)] for text in texts]), 0, PADDING)
-    row, column = torch.nonzero(tokens == mask, as_tuple=True)  # of each mask
+    row, column = torch.nonzero(tokens == mask, as_tuple=True)  # position of each mask
     begin, end = int(column.min()), int(column.max()) + 1
     batch = MicroBatch(
         tokens=tokens,
-        targets=torch.where(tokens == mask, tokens, IGNORE),  # where ELECTRA's generator draws
+        targets=torch.where(tokens == mask, tokens, IGNORE),  # where ELECTRA's generator samples
         document_ids=documents,
         sample_ids=torch.arange(len(texts)),
         logits_at=slice(begin, end),
@@ -80,7 +79,7 @@ def _some(passes: Passes, texts: Sequence[Sequence[int]], encoder: PromptEncoder
         read = passes.forward([batch])
     logits = next(
         (scores for scores in read if scores.dim() == 3), None
-    )  # [B, S', V]; ELECTRA's judgements are [B, S']
+    )  # [B, S', V]; ELECTRA's discriminator scores are [B, S']
     best = None
     if logits is not None and mesh.tp.rank == 0:
         best = logits[row.to(logits.device), column.to(logits.device) - begin].double().softmax(-1).topk(top)
@@ -93,6 +92,6 @@ def _some(passes: Passes, texts: Sequence[Sequence[int]], encoder: PromptEncoder
 
 
 def fill_masks(text: Sequence[int], guesses: Sequence[Sequence[Guess]], encoder: PromptEncoder) -> str:
-    """The text with each mask's likeliest word in it, without what encloses it."""
+    """The text with the likeliest token at each mask, without [CLS] and [SEP]."""
     likeliest = iter(guesses)
     return encoder.codec.decode([next(likeliest)[0].id if i == encoder.specials.mask else i for i in text[1:-1]])

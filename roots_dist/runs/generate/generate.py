@@ -1,10 +1,9 @@
-"""`roots generate RUN PROMPT`: what a run's model says to a text, in one process or in any layout.
+"""`roots generate RUN PROMPT`: a run's model answers a text, in one process or in any layout.
 
-    config, GenerateOptions --prepared--> ids --decode.py | fill.py | predict.py--> Replies
-        --rank 0--> shown, or written as jsonl
+    config, GenerateOptions --check--> ids --decode.py | fill.py | predict.py--> Replies --rank 0--> terminal or jsonl
 
-A decoder goes on with a text or answers it, an encoder-decoder answers, an encoder fills masks in, and what was
-fine-tuned to give labels gives them.
+A decoder continues a text or answers it, an encoder-decoder answers, an encoder fills masks, and a fine-tuned
+classifier gives labels.
 """
 
 from __future__ import annotations
@@ -35,17 +34,17 @@ from roots_dist.storage.checkpoint.load import load_weights
 from roots_dist.world.mesh import Mesh
 
 Show = Callable[[str], None]
-"""Gets text as it is made; ends no line by itself."""
+"""Called with text as it is generated; adds no line breaks."""
 
 
 class Reply(NamedTuple):
     record: dict[str, object]
-    """of jsonl"""
+    """One line of the jsonl output."""
     shown: str
 
 
 def load_model(config: Config, mesh: Mesh) -> Passes:
-    """The model of the chosen checkpoint of the run track.folder. Collective over the world."""
+    """Load the model from the chosen checkpoint of the run track.folder. Collective over the world."""
     checkpoint = best_or_newest(Path(config.track.folder))
     passes = build_passes(config, mesh)
     load_weights(checkpoint, passes.model.params, mesh)
@@ -54,7 +53,7 @@ def load_model(config: Config, mesh: Mesh) -> Passes:
 
 
 def generate(config: Config, mesh: Mesh, *, options: GenerateOptions, show: Show) -> None:
-    """Answer what was asked; `show` is called on rank 0 alone. Collective over the world."""
+    """Answer the prompts. `show` is called on rank 0 only. Collective over the world."""
     prompts, encoder = read_prompts(options), _open_encoder(config, options)
     replies = ANSWERS[objective_of(config).answer](prompts, encoder, mesh, options, show)
     if mesh.rank > 0 or not replies:
@@ -68,7 +67,7 @@ def generate(config: Config, mesh: Mesh, *, options: GenerateOptions, show: Show
 
 
 def check(config: Config, options: GenerateOptions) -> None:
-    """Raises UserError for what `generate` would refuse. Before any process starts: it loads no model."""
+    """Raise UserError for what `generate` would refuse. Called before any process starts; loads no model."""
     check_options(options, config)
     prompts, encoder, kind = read_prompts(options), _open_encoder(config, options), objective_of(config).answer
     if kind == "write":
@@ -82,12 +81,12 @@ def check(config: Config, options: GenerateOptions) -> None:
 
 
 def _check_output(path: Path) -> None:
-    """Tried by writing beside it: permission bits do not tell of full disks and read-only mounts."""
+    """Check the output file by writing beside it: permission bits do not show full disks and read-only mounts."""
     expected, fix = None, "choose another file"
     if not path.parent.is_dir():
-        expected, fix = "a file in a folder that is there", f"make {path.parent}"
+        expected, fix = "a file in an existing folder", f"make {path.parent}"
     elif path.is_dir():
-        expected = "a file: this is a folder"
+        expected = "a file, and this is a folder"
     else:
         try:
             with tempfile.TemporaryFile(dir=path.parent):
@@ -107,7 +106,8 @@ def _open_encoder(config: Config, options: GenerateOptions) -> PromptEncoder:
 def _write(
     prompts: list[Prompt], encoder: PromptEncoder, mesh: Mesh, options: GenerateOptions, show: Show
 ) -> list[Reply]:
-    """One text that is asked for alone is shown while it is said; then there are no replies left."""
+    """Generate text. A single answer to a single prompt is shown while it is generated, and no replies are returned
+    then."""
     ids, most = encode_prompts(prompts, encoder, options.max_tokens)
     request = replace(make_request(options, encoder.config), max_tokens=most)
     stops = encoder.stops(options.stop, options.keep_end, tuple(one.text for one in prompts))
@@ -178,9 +178,7 @@ def _tag(
         wide = max(map(len, words))
         lines = [f"{word:<{wide}}  {next(iter(p))}  {next(iter(p.values())):.2%}" for word, p in zip(words, labels)]
         if left := len(words) - len(labels):
-            lines.append(
-                f"({left} more words: data.seq_length = {encoder.config.data.seq_length} has no room for them)"
-            )
+            lines.append(f"({left} more words do not fit data.seq_length = {encoder.config.data.seq_length})")
         tags = [{"word": word, **_labelled(p)} for word, p in zip(words, labels)]
         replies.append(Reply({"prompt": one.text, "words": tags}, "\n".join(lines)))
     return replies

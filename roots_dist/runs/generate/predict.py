@@ -1,7 +1,7 @@
-"""Labels that a fine-tuned model gives: to a text, to a pair of texts, to each word. Cut and enclosed as in training.
+"""Labels of a fine-tuned model: for a text, a pair of texts, or each word. Texts are truncated and enclosed as in
+training.
 
-    texts --the task's reader of rows (learning/data/tasks.py)--> Examples --Objective.sample--> batches
-        --Passes, softmax--> labels
+    prompts --the task's reader of rows (learning/data/tasks.py)--> Examples --> batches --Passes--> labels
 
 B texts, S positions, C labels.
 """
@@ -26,13 +26,14 @@ from roots_dist.runs.generate.prompts import Prompt, PromptEncoder
 from roots_dist.world.batch import IGNORE, stack_samples
 
 AT_ONCE = 16
-"""Texts that are read in one go."""
+"""Number of texts in one forward pass."""
 Labels = dict[str, float]
 """Label -> probability, the likeliest first."""
 
 
 def examples(prompts: Sequence[Prompt], encoder: PromptEncoder) -> Examples:
-    """The texts as rows of the task, whose labels nobody looks at. Raises DataError for one that is no such row."""
+    """The prompts as rows of the task, with labels that are not used. Raises DataError for a prompt that is no such
+    row."""
     config = encoder.config
     f, objective = config.finetune, objective_of(config)
     one_label = objective.answer == "classify"
@@ -64,24 +65,23 @@ def examples(prompts: Sequence[Prompt], encoder: PromptEncoder) -> Examples:
 
 
 def classify(passes: Passes, rows: Examples) -> list[Labels]:
-    """Of each text. On every rank; collective over the world."""
+    """Label probabilities of each text. The result is on every rank; collective over the world."""
     return [named(p[0], passes.config) for p in _read(passes, rows, per_word=False)]
 
 
 def tag(passes: Passes, rows: Examples) -> list[list[Labels]]:
-    """Of each text, of each of its words in order; words that data.seq_length has no room for get none. As
-    `classify`."""
+    """Label probabilities of each word of each text; words beyond data.seq_length get none. As `classify`."""
     return [[named(word, passes.config) for word in p] for p in _read(passes, rows, per_word=True)]
 
 
 def named(p: torch.Tensor, config: Config) -> Labels:
-    """float64 [C] -> names, sorted."""
+    """Label probabilities by name, sorted, from float64 [C]."""
     order = p.argsort(descending=True, stable=True)
     return {config.finetune.labels[i]: float(p[i]) for i in order.tolist()}
 
 
 def _read(passes: Passes, rows: Examples, *, per_word: bool) -> list[torch.Tensor]:
-    """float64 [1 or words, C] for each text."""
+    """Probabilities of each text: float64 [1 or words, C]."""
     mesh, objective = passes.mesh, make_objective(passes.config)
     classes, found = len(passes.config.finetune.labels), []
     for first in range(0, len(rows), AT_ONCE):

@@ -1,9 +1,9 @@
-"""From what a user writes to the ids that a model reads: as it was taught, so that it meets what it knows.
+"""Encode prompts into ids as the model saw them in training.
 
-    PROMPT | --prompts FILE --texts--> [Given] --Wording.ids--> ids, which fit the model's positions
-    gpt: the text itself; instruct: in its chat template; t5: with the end token that its encoder has learned to see
+    PROMPT | --prompts FILE --read_prompts--> [Prompt] --PromptEncoder.ids--> ids, which fit the model's positions
+    gpt: the text itself; instruct: in its chat template; t5: with the end token that its encoder was trained with
 
-Everything is checked here, before the first process starts. No torch.
+All checks happen here, before the first process starts. No torch.
 """
 
 from __future__ import annotations
@@ -31,53 +31,53 @@ from roots_dist.runs.generate.request import MAX_TOKENS
 from roots_dist.runs.generate.stops import Stops
 
 SPACE_BEFORE_SENTINEL = re.compile(r"\s+(?=" + re.escape(SENTINEL).replace(r"\{\}", r"\d+") + ")")
-"""Space before a sentinel: in training there is none, since a sentinel stands where tokens stood, space included."""
+"""White space before a sentinel. Training has none, because a sentinel replaces tokens including their space."""
 SHORT = 40
-"""Characters of a text that a message shows."""
+"""Number of characters of a text in an error message."""
 
 
 class Prompt(NamedTuple):
     text: str
     pair: str | None = None
     place: str = "prompt"
-    """Where it stands, for messages."""
+    """Where it comes from, for error messages."""
 
     def problem(self, expected: str, fix: str) -> DataError:
         text = self.text if len(self.text) <= SHORT else f"{self.text[:SHORT]}…"
-        text = text.encode(errors="replace").decode()  # it may be what is wrong
+        text = text.encode(errors="replace").decode()  # it may be what the message is about
         return DataError(Problem(key=self.place, found=text, expected=expected, fix=fix))
 
 
 def read_prompts(options: GenerateOptions) -> list[Prompt]:
-    """What is to be answered: the prompt, or each line of a file. Raises DataError if that is nothing."""
+    """Prompts of the options: the one given, or each line of a file. Raises DataError if there is none."""
     if options.prompts is None:
         found = [Prompt(options.prompt or "", options.pair)]
     elif options.prompt is not None or options.pair is not None:
-        fix = "leave one of them out; jsonl has a second text under the key pair"
-        raise DataError(
-            Problem(key="--prompts", found=str(options.prompts), expected="no other prompt beside it", fix=fix)
-        )
+        fix = "remove one of them; in jsonl the key pair holds a second text"
+        raise DataError(Problem(key="--prompts", found=str(options.prompts), expected="no other prompt", fix=fix))
     else:
         found = _from_file(options.prompts)
         if not found:
             fix = "write one prompt on each line"
             raise DataError(
-                Problem(key="--prompts", found=str(options.prompts), expected="a file with a prompt or more", fix=fix)
+                Problem(
+                    key="--prompts", found=str(options.prompts), expected="a file with at least one prompt", fix=fix
+                )
             )
     for one in found:
         if not one.text.strip():
-            raise one.problem("text that is not empty", "give it a word to begin with, or --prompts FILE")
+            raise one.problem("text that is not empty", "give at least one word, or --prompts FILE")
         if not is_unicode(f"{one.text}{one.pair or ''}"):
             raise one.problem(
-                "text in Unicode: these are bytes that are none",
-                "give it in the terminal's encoding, or as UTF-8 by --prompts FILE",
+                "text in Unicode, and these bytes are not",
+                "type it in the terminal's encoding, or use UTF-8 in --prompts FILE",
             )
     return found
 
 
 def _from_file(path: Path) -> list[Prompt]:
-    """Lines of text, blank ones passed over; or rows (jsonl, csv, tsv) with a column `prompt`, and `pair` for a second
-    text."""
+    """Prompts of a file: lines of text, skipping blank ones; or rows (jsonl, csv, tsv) with a column `prompt`, and
+    `pair` for a second text."""
     if path.suffix.lower() != ".txt":
         return [_from_row(row) for row in rows(path)]
     try:
@@ -99,13 +99,13 @@ def _from_row(row: Row) -> Prompt:
 
 @dataclass(frozen=True, eq=False)
 class PromptEncoder:
-    """How a run's model is spoken to."""
+    """Encoding of prompts for a run's model: tokenizer, special tokens and chat template."""
 
     config: Config
     codec: Codec
     specials: Specials
     chat: Chat | None
-    """The template that prompts are put into; None: they are read as they are."""
+    """Chat template of the prompts; None reads them as they are."""
 
     @property
     def start(self) -> int | None:
@@ -114,12 +114,12 @@ class PromptEncoder:
 
     @property
     def positions(self) -> int:
-        """The longest text that the model knows."""
+        """Length of the longest text that the model was trained for."""
         m = self.config.model
         return (m.positions == "learned" and m.max_positions) or self.config.data.seq_length
 
     def ids(self, text: str) -> list[int]:
-        """What the model reads of a prompt."""
+        """Ids of a prompt."""
         if self.chat is not None:
             return self.conversation([{"role": "user", "content": text}])
         if self.start is None:
@@ -129,18 +129,21 @@ class PromptEncoder:
         return [*ids, present(self.specials.end)] if closed else ids
 
     def conversation(self, messages: Messages) -> list[int]:
-        """Up to where the next answer begins. Raises DataError if the template refuses it."""
+        """Ids of a conversation up to the next answer. Raises DataError if the template refuses it."""
         try:
             return self.codec.encode_with_specials(present(self.chat).prompt(messages))
         except ValueError as error:
-            expected, fix = f"one that takes this ({error})", "give another finetune.chat_template, or use --raw"
+            expected, fix = (
+                f"a template that accepts this conversation ({error})",
+                "use another finetune.chat_template, or --raw",
+            )
             raise DataError(
                 Problem(key="finetune.chat_template", found=present(self.chat).name, expected=expected, fix=fix)
             ) from error
 
     @cached_property
     def ends(self) -> frozenset[int]:
-        """Tokens after which nothing is said: the document's end, and what the template closes an answer with."""
+        """Tokens that end an answer: the end of a document, and the last token of an answer in the template."""
         found = set() if self.specials.end is None else {self.specials.end}
         if self.chat is not None:
             found |= self._template_ends()
@@ -152,13 +155,13 @@ class PromptEncoder:
                 [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
             )
         except ValueError:
-            return set()  # a template that writes answers anew, or wants more than that
+            return set()  # a template that rewrites answers, or needs other messages
         special = [i for i in self.codec.encode_with_specials(turn.answer) if self.specials.special[i]]
         return set(special[-1:])
 
     def stops(self, strings: tuple[str, ...] = (), keep_end: bool = False, prompts: tuple[str, ...] = ()) -> Stops:
-        """Special tokens are no part of an answer, but of a text that is gone on with. Sentinels are shown to who wrote
-        one in a prompt; so is what has no known token."""
+        """Stop conditions of an answer. Special tokens are hidden in an answer, but not in a continued text. Sentinels
+        are shown only if a prompt contains one; the unknown token is always shown."""
         s = self.specials
         hidden = set(np.flatnonzero(s.special).tolist()) if self.chat or self.start is not None else set()
         wanted = any(SENTINEL.format(i) in prompt for i in range(len(s.sentinels)) for prompt in prompts)
@@ -167,13 +170,13 @@ class PromptEncoder:
 
 
 def open_prompt_encoder(config: Config, *, talks: bool) -> PromptEncoder:
-    """talks: prompts are put into the chat template. Raises DataError if the run has no tokenizer, or a bad
-    template."""
+    """Open the encoder of a run; with `talks`, prompts are put into the chat template. Raises DataError if the run has
+    no tokenizer or a bad template."""
     path = config.data.tokenizer
     if path is None:
         fix = "name the tokenizer.json that the model was trained with: data.tokenizer=…/tokenizer.json"
         raise DataError(
-            Problem(key="data.tokenizer", found=None, expected="a tokenizer, to read and write text with", fix=fix)
+            Problem(key="data.tokenizer", found=None, expected="a tokenizer to encode and decode text", fix=fix)
         )
     codec, specials = load_codec(path), read_specials(path, config.model.vocab)
     end = "" if specials.end is None else present(codec.backend.id_to_token(specials.end))
@@ -185,23 +188,23 @@ def open_prompt_encoder(config: Config, *, talks: bool) -> PromptEncoder:
 def encode_prompts(
     prompts: list[Prompt], encoder: PromptEncoder, max_tokens: int | None
 ) -> tuple[list[list[int]], int]:
-    """The ids of each, and how many tokens an answer may have: max_tokens, or if None as usual, where there is room.
+    """Ids of each prompt, and the largest number of tokens of an answer: max_tokens, or by default MAX_TOKENS where
+    there is room.
 
-    Raises DataError if the tokenizer makes nothing of a prompt, or if there is no room: learned positions end
-    somewhere.
+    Raises DataError if a prompt has no tokens, or if it leaves no room in the learned positions.
     """
     found, most = [], max_tokens or MAX_TOKENS
     limit = encoder.positions if encoder.config.model.positions == "learned" and encoder.start is None else None
     for one in prompts:
         ids = encoder.ids(one.text)
         if not ids:
-            raise one.problem("text of which the tokenizer makes something", "give it another word to begin with")
+            raise one.problem("text that has at least one token", "give another prompt")
         found.append(ids)
         if limit is None:
             continue
         room, least = limit - len(ids), max_tokens or 1
         if room < least:
-            expected = f"prompt and continuation of at most {limit} tokens, the learned positions there are; these are "
+            expected = f"prompt and continuation of at most {limit} tokens, the number of learned positions; these are "
             expected += f"{len(ids)} + {least}"
             raise one.problem(expected, "a shorter prompt" + (f", or --max-tokens {room}" if room > 0 else ""))
         most = min(most, room)

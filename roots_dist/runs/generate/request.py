@@ -1,4 +1,4 @@
-"""What is wanted of a text, and what comes back: the words between the verbs, decode.py and beams.py."""
+"""Request and answer of generation: the data between the verbs, decode.py and beams.py."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from roots_dist.runs.generate.options import GenerateOptions
 from roots_dist.runs.generate.sampling import Sampling
 
 MAX_TOKENS, TEMPERATURE, TOP = 100, 0.8, 5
-"""Defaults where an option is not given."""
+"""Defaults of options that were not given."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted of each text."""
+    """How to answer each text."""
 
     max_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
     samples: int = 1
-    """Answers to each text; of beams the best ones."""
+    """Number of answers to each text; with beams, the best ones."""
     beams: int = 0
-    """0: words are chosen one by one, as `sampling` says; else beam search, which takes the likeliest texts."""
+    """Number of beams; 0 samples token by token as `sampling` says."""
     length_penalty: float = 1.0
     early_stopping: bool = False
-    """Beams: over as soon as so many texts have ended, though others might still become better."""
+    """Whether beam search stops as soon as `beams` hypotheses are finished, even if others might become better."""
     rows: int = 16
-    """Sequences that are decoded at the same time."""
+    """Number of sequences that are decoded at the same time."""
 
 
 @dataclass(frozen=True)
 class Answer:
     tokens: list[int]
-    """With the token that ended it, if one did."""
+    """Generated tokens, including the token that ended the text."""
     score: float = 0.0
-    """Of beam search: log-probability / length ** length_penalty"""
+    """Score of beam search: log-probability / length ** length_penalty."""
 
 
 def make_request(options: GenerateOptions, config: Config) -> Request:

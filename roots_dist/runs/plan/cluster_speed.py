@@ -1,6 +1,6 @@
-"""How fast a cluster is, as a plan needs it: taken from what `roots doctor --json` measured there.
+"""Speed of a cluster as a plan needs it, taken from what `roots doctor --json` measured there.
 
-cluster_profile.py: Profile --machine_of--> Machine --predict.py--> seconds
+cluster_profile.py: Profile --cluster_speed_of--> ClusterSpeed --predict.py--> seconds
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ OPERATIONS = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """Between the ranks of a group: `latency_s` for a message of nothing, and a ring at `bytes_per_s`."""
+    """A link between the ranks of a group: `latency_s` per message, and a ring at `bytes_per_s`."""
 
     latency_s: float
     bytes_per_s: float
@@ -35,19 +35,19 @@ def ring_bytes(operation: str, size: int, ranks: int) -> float:
 @dataclass(frozen=True, kw_only=True)
 class ClusterSpeed:
     flops_per_s: float
-    """Of the slowest rank's matrix products, sustained: the others wait for it."""
+    """Sustained FLOP/s of the slowest rank's matrix products: the others wait for it."""
     bytes_per_s: float
-    """Of its memory, read and written."""
+    """Bytes per second of memory, read and written."""
     op_overhead_s: float
-    """For an operation however small."""
+    """Seconds of the smallest operation."""
     peak_flops: float | None
-    """Of one rank's device at best, for MFU."""
+    """Peak FLOP/s of one rank's device, for MFU."""
     ranks_per_host: int
     links: Mapping[tuple[str, str], Link]
-    """(inside or between hosts, operation)"""
+    """("inside" or "between" hosts, operation) -> link."""
 
     def link(self, ranks: list[int], operation: str) -> Link:
-        """Raises DataError where the profile has none."""
+        """Link of a group. Raises DataError if the profile has none."""
         where = "inside" if len({rank // self.ranks_per_host for rank in ranks}) == 1 else "between"
         for name in (operation, "all_gather", "all_reduce", "send"):
             if (where, name) in self.links:
@@ -60,7 +60,8 @@ class ClusterSpeed:
 
 
 def cluster_speed_of(profile: Profile, op_overhead_s: float) -> ClusterSpeed:
-    """each_s: of this machine's host processors, which hand a device its work."""
+    """Speed from a profile. `op_overhead_s` is measured on this machine, whose CPU stands for those that feed the
+    devices."""
     if not profile.speeds:
         raise DataError(
             "--profile: expected speeds of ranks, and none were measured. Fix: run roots doctor --json again."
@@ -95,7 +96,7 @@ def cluster_speed_of(profile: Profile, op_overhead_s: float) -> ClusterSpeed:
 
 
 def measure_op_overhead() -> float:
-    """Seconds of an operation on next to nothing, its part of autograd included: the best of a few rounds."""
+    """Measure the seconds of a tiny operation, with its part of autograd: the best of a few rounds."""
     import torch
 
     best = float("inf")

@@ -1,12 +1,10 @@
-"""Keeps the books of whatever torch does inside it: bytes that live, arithmetic that is done, memory that is read or
-written.
+"""Ledger of what torch does inside a `with` block: live bytes, FLOPs, and bytes of memory that are touched.
 
-    with Ledger() as books:      # tensors may be real, or on the meta device, where they have shapes and nothing else
+    with Ledger() as books:      # tensors may be real, or on the meta device, where they have only shapes
         forward, backward
     books.live, books.peak, books.work
 
-Storages are counted when an operation makes them and forgotten when the last tensor lets go of them, as an allocator
-does.
+A storage counts from the operation that makes it until the last tensor releases it, as in an allocator.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ ATEN = torch.ops.aten
 
 class Fused(NamedTuple):
     query: int
-    """Which argument it is; the keys come next."""
+    """Index of the query argument; the keys come next."""
     products: int
 
 
@@ -41,7 +39,7 @@ INDEXED = {ATEN.index, ATEN.index_put, ATEN.index_put_, ATEN._unsafe_index_put, 
 
 @dataclass
 class Work:
-    """What a device was asked to do: of each operation its FLOPs of matrix products and the bytes that it touches."""
+    """Work of a device: for each operation its FLOPs of matrix products and the bytes that it touches."""
 
     operations: list[tuple[float, float]] = field(default_factory=list)
 
@@ -50,13 +48,14 @@ class Work:
         return sum(flops for flops, _ in self.operations)
 
     def seconds(self, flops_per_s: float, bytes_per_s: float, op_overhead_s: float) -> float:
-        """On a device that does products or moves memory at these rates, whichever takes longer, and needs `each_s` for
-        an operation however small (a roofline: Williams et al. 2009)."""
+        """Seconds on a device that does products or moves memory at these rates, whichever takes longer, and needs at
+        least `op_overhead_s` per operation (a roofline: Williams et al. 2009)."""
         return sum(max(flops / flops_per_s, touched / bytes_per_s, op_overhead_s) for flops, touched in self.operations)
 
 
 class Ledger(TorchDispatchMode):
-    """chosen: how many positions a mask chooses. Of tensors without numbers nobody can count them."""
+    """A torch mode that counts. `chosen` is the number of positions that a mask selects, because tensors without data
+    cannot be counted."""
 
     def __init__(self, chosen: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # torch's has no types
@@ -81,7 +80,7 @@ class Ledger(TorchDispatchMode):
         created = [tensor for tensor in outputs if _storage(tensor) not in before]
         self._book(created)
         if created or any(argument.alias_info and argument.alias_info.is_write for argument in func._schema.arguments):
-            # all others give a view of what there was
+            # all other operations only return views
             touched = sum(t.numel() * t.element_size() for t in [*inputs, *outputs])
             self.work.operations.append((_flops(func, args, kwargs, out), float(touched)))
         return out
@@ -90,7 +89,7 @@ class Ledger(TorchDispatchMode):
         self.peak = self.live
 
     def take(self) -> Work:
-        """What has been done since the last call."""
+        """Work since the last call."""
         work, self.work = self.work, Work()
         return work
 
@@ -109,7 +108,7 @@ class Ledger(TorchDispatchMode):
         self.live -= size
 
     def _countable(self, func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Masks as indices become numbers of positions where there are no numbers to read."""
+        """Replace masks that are used as indices by positions, because meta tensors hold no values."""
         if func.overloadpacket not in INDEXED or not any(_is_mask(t) for t in args[1]):
             return args
         places: list[Tensor | None] = []
@@ -119,7 +118,7 @@ class Ledger(TorchDispatchMode):
 
 
 def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> float:
-    """Of matrix products, by torch's own table, which leaves out attention on a CPU and what is done in place."""
+    """FLOPs of matrix products by torch's own table, which lacks attention on a CPU and in-place operations."""
     packet = func.overloadpacket
     if packet in FUSED:
         q, k = args[FUSED[packet].query].shape, args[FUSED[packet].query + 1].shape  # [B, h, Q, K], [B, g, S, K]

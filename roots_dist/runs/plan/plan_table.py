@@ -19,17 +19,15 @@ def size(count: float) -> str:
     return f"{count / unit:.3g} {name}"
 
 
-def lines(plan: Plan, machine: ClusterSpeed | None) -> list[str]:
-    """A table of pipeline ranks, and where the time goes."""
+def lines(plan: Plan, cluster: ClusterSpeed | None) -> list[str]:
+    """Table of pipeline ranks, and the parts of a step's time."""
     layout = plan.layout
     head = ["pp", "parameters", *COLUMNS, *(f"sent {axis}" for axis in ("tp", "pp", "dp"))]
     rows = [head, *map(_row, plan.ranks)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
-    title = (
-        f"{layout}, {layout.world_size} processes, {parameters(plan.config):,} parameters: of each process, per step"
-    )
-    return [title, "", *table, "", *_time(plan, machine)]
+    title = f"{layout}, {layout.world_size} processes, {parameters(plan.config):,} parameters; per process and step"
+    return [title, "", *table, "", *_time(plan, cluster)]
 
 
 def _row(rank: RankPlan) -> list[str]:
@@ -41,22 +39,21 @@ def _row(rank: RankPlan) -> list[str]:
     ]
 
 
-def _time(plan: Plan, machine: ClusterSpeed | None) -> list[str]:
+def _time(plan: Plan, cluster: ClusterSpeed | None) -> list[str]:
     most = (
-        f"tensors of the process that needs most: {size(plan.peak)}; the libraries and what lies between tensors "
-        "come on top"
+        f"peak of the process that needs most: {size(plan.peak)} of tensors, plus libraries and allocator fragmentation"
     )
-    if machine is None or plan.seconds is None:
-        return [most, "time: not known without a cluster profile (roots doctor --json FILE, then --profile FILE)"]
+    if cluster is None or plan.seconds is None:
+        return [most, "time: unknown without a cluster profile (roots doctor --json FILE, then --profile FILE)"]
     parts = ", ".join(f"{name} {seconds:.3g}" for name, seconds in asdict(plan.seconds).items())
     share = "" if plan.mfu is None else f", MFU {plan.mfu:.1%}"
-    rate = f"{format_flops(machine.flops_per_s)} of products, {size(machine.bytes_per_s)}/s of memory"
-    rate += f", {machine.op_overhead_s * 1e6:.3g} µs an operation"
+    rate = f"{format_flops(cluster.flops_per_s)} of products, {size(cluster.bytes_per_s)}/s of memory"
+    rate += f", {cluster.op_overhead_s * 1e6:.3g} µs per operation"
     return [most, f"{plan.seconds.step:.3g} s per step{share}: {parts}", f"each process: {rate}"]
 
 
 def facts(plan: Plan) -> dict[str, object]:
-    """Bytes and seconds."""
+    """The plan as data, in bytes and seconds."""
     ranks = [{**asdict(rank), "peak": rank.peak} for rank in plan.ranks]
     seconds = plan.seconds and {**asdict(plan.seconds), "step": plan.seconds.step}
     return {"layout": str(plan.layout), "ranks": ranks, "peak_bytes": plan.peak, "seconds": seconds, "mfu": plan.mfu}

@@ -1,9 +1,9 @@
-"""What a step will take, rank by rank: memory, traffic and, on a known cluster, seconds. No process is started.
+"""Predict a step rank by rank: memory, traffic and, on a known cluster, seconds. Starts no process.
 
-    rehearse.py: what each pipeline rank keeps, computes, sends --the schedule that will run, played--> Plan
+    rehearse.py: what each pipeline rank saves, computes, sends --the schedule that will run, simulated--> Plan
 
-The data rank's and the optimizer's part are arithmetic over the rank's own parameters; what DeepSpeed holds was
-measured (tests/parity/test_plan.py compares all of it with what running ranks hold and send).
+The parts of data parallelism and the optimizer follow from the rank's own parameters by arithmetic; DeepSpeed's buffers
+were measured (tests/parity/test_plan.py compares everything with what running ranks hold and send).
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ from roots_dist.schedule.check import Times, play
 from roots_dist.schedule.communication import COMPUTE
 
 TOUCHED = 7
-"""Numbers that AdamW reads and writes for each parameter: gradient, weight and moments in, weight and moments out."""
+"""Numbers that AdamW reads and writes per parameter: gradient, weight and moments in, weight and moments out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankPlan:
-    """Of one pipeline rank: bytes, the same on each of its tensor and data ranks but for rounding."""
+    """Prediction for one pipeline rank in bytes, equal on its tensor and data ranks except for rounding."""
 
     pp: int
     parameters: int
-    """As this rank holds them, copies included."""
+    """Number of parameters that this rank holds, copies included."""
     weights: int
     optimizer: int
-    """Master weights, moments, and what the engine keeps for its messages."""
+    """Master weights, moments, and the engine's communication buffers."""
     gradients: int
     activations: int
-    """The most that forward and backward passes have alive at once, beyond the gradients."""
+    """Peak of forward and backward passes beyond the gradients."""
     sent: Mapping[str, float]
-    """In a step, by axis."""
+    """Bytes sent per step, by axis."""
 
     @property
     def peak(self) -> int:
@@ -58,14 +58,14 @@ class RankPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Seconds:
-    """Of a step."""
+    """Seconds of a step by part."""
 
     compute: float
-    """Of the rank that computes longest, waiting for its tensor ranks not included."""
+    """Seconds of the rank that computes longest, without waiting for its tensor ranks."""
     tp: float
-    """Its messages between tensor ranks."""
+    """Messages between tensor ranks."""
     bubble: float
-    """It waits for other stages."""
+    """Waiting for other stages."""
     dp: float
     optimizer: float
 
@@ -80,7 +80,7 @@ class Plan:
     layout: Layout
     ranks: tuple[RankPlan, ...]
     seconds: Seconds | None = None
-    """None: nothing is known of the cluster."""
+    """None without a cluster profile."""
     mfu: float | None = None
 
     @property
@@ -90,10 +90,10 @@ class Plan:
 
 
 def predict(
-    config: Config, layout: Layout, machine: ClusterSpeed | None = None, device: torch.device | None = None
+    config: Config, layout: Layout, cluster: ClusterSpeed | None = None, device: torch.device | None = None
 ) -> Plan:
-    """Some seconds for each kind of pipeline rank that there is (first, middle, last). device: the passes are timed on
-    it, instead of worked out from the machine's rates. Raises DataError if `machine` has no link that the layout
+    """Predict a step; takes some seconds per kind of pipeline rank (first, middle, last). With `device`, the passes are
+    timed on it instead of computed from the cluster's rates. Raises DataError if `cluster` lacks a link that the layout
     uses."""
     kinds = _rank_kinds(config, layout)
     found = {kind: rehearse(config, layout, kinds.index(kind)) for kind in dict.fromkeys(kinds)}
@@ -107,10 +107,10 @@ def predict(
         for actions in training_program(config, config.num_microbatches(layout.dp))
     ]
     ranks = tuple(_rank_plan(config, layout, pp, found, program[pp]) for pp, found in enumerate(rehearsals))
-    if machine is None:
+    if cluster is None:
         return Plan(config=config, layout=layout, ranks=ranks)
     if device is None:
-        rates = (machine.flops_per_s, machine.bytes_per_s, machine.op_overhead_s)
+        rates = (cluster.flops_per_s, cluster.bytes_per_s, cluster.op_overhead_s)
         costs = {stage: cost for rehearsal in rehearsals for stage, cost in rehearsal.stages.items()}
         compute_seconds = {
             (k, s): done.work.seconds(*rates) for s, cost in costs.items() for k, done in cost.passes.items()
@@ -122,14 +122,14 @@ def predict(
             for pp, kind in enumerate(kinds)
             for (k, stage), seconds in timed[kind].items()
         }
-    seconds = _seconds(config, layout, machine, rehearsals, program, compute_seconds)
-    peak = machine.peak_flops
+    seconds = _seconds(config, layout, cluster, rehearsals, program, compute_seconds)
+    peak = cluster.peak_flops
     share = peak and mfu(flops_per_step(config), seconds.step, peak * layout.world_size)
     return Plan(config=config, layout=layout, ranks=ranks, seconds=seconds, mfu=share)
 
 
 def _rank_kinds(config: Config, layout: Layout) -> list[Hashable]:
-    """Of each pipeline rank what tells it from others: ranks with equal pieces do the same work."""
+    """Key of each pipeline rank that is equal for ranks with the same work."""
     specs = pieces_of(config, TensorParallel())
     runs = partition([s.cost for s in specs], config.num_stages(), [s.is_block for s in specs])
 
@@ -168,8 +168,7 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: Rehearsal, action
 
 
 def _peak_activations(actions: list[Action], found: Rehearsal, gradients: int) -> int:
-    """The most bytes that live at once, in the order in which the rank acts: activations, messages, weights'
-    gradients."""
+    """Peak bytes in the order in which the rank acts: activations, messages, gradients of weights."""
     held = most = made = leaving = 0
     arrived: set[tuple[int, int]] = set()
     stages_with_gradients: set[int] = set()
@@ -180,12 +179,12 @@ def _peak_activations(actions: list[Action], found: Rehearsal, gradients: int) -
             arrived.add((stage, i))
         elif kind is Kind.RECV_BACKWARD:
             held += cost.output_grad_bytes
-        elif kind is Kind.SEND_FORWARD:  # without an answer to it gloo holds it until the step's end
+        elif kind is Kind.SEND_FORWARD:  # without a reply gloo holds it until the end of the step
             held += cost.output_bytes if stage < found.first_trainable else 0
-        elif kind is Kind.SEND_BACKWARD:  # held until the next one is on its way
+        elif kind is Kind.SEND_BACKWARD:  # held until the next one is sent
             held, leaving = held - leaving, cost.input_grad_bytes
         elif kind is Kind.FORWARD:
-            held -= cost.input_bytes if (stage, i) in arrived else 0  # it is among what the pass keeps
+            held -= cost.input_bytes if (stage, i) in arrived else 0  # the pass saves it
             most = max(most, held + made + cost.passes[kind].peak_rise)
             held += cost.saved_bytes
         elif kind in COMPUTE:
@@ -209,7 +208,7 @@ def _peak_activations(actions: list[Action], found: Rehearsal, gradients: int) -
 
 
 def _gathered_bytes(config: Config, layout: Layout, found: Rehearsal) -> int:
-    """Whole weights of the piece that has most, under ZeRO-3."""
+    """Bytes of the gathered weights of the largest piece, under ZeRO-3."""
     return max(found.pieces) if config.parallel.zero_stage >= 3 and layout.dp > 1 else 0
 
 
@@ -227,8 +226,7 @@ def _sent_pp(actions: list[Action], found: Rehearsal) -> float:
 
 
 def _dp_messages(config: Config, layout: Layout, found: Rehearsal, actions: list[Action]) -> list[Message]:
-    """Between data ranks in a step: gradients are summed, weights put together. ZeRO-3 does so for each pass through
-    them."""
+    """Messages between data ranks in a step: gradients are reduced, weights gathered; ZeRO-3 gathers in each pass."""
     if layout.dp == 1:
         return []
     gradients = sum(p.tensor.nbytes for p in found.params if p.tensor.requires_grad)
@@ -245,7 +243,7 @@ def _dp_messages(config: Config, layout: Layout, found: Rehearsal, actions: list
 def _seconds(
     config: Config,
     layout: Layout,
-    machine: ClusterSpeed,
+    cluster: ClusterSpeed,
     rehearsals: list[Rehearsal],
     program: Program,
     compute_seconds: Mapping[tuple[Kind, int], float],
@@ -254,7 +252,7 @@ def _seconds(
 
     def link(axis: AxisName, messages: Iterable[Message], size: int) -> float:
         group = layout.along(axis, here)
-        return sum(machine.link(group, m.operation).seconds(m.operation, m.bytes, size) for m in messages)
+        return sum(cluster.link(group, m.operation).seconds(m.operation, m.bytes, size) for m in messages)
 
     costs = {stage: cost for found in rehearsals for stage, cost in found.stages.items()}
     tp_seconds = {
@@ -282,5 +280,5 @@ def _seconds(
             link("dp", _dp_messages(config, layout, found, program[pp]), layout.dp)
             for pp, found in enumerate(rehearsals)
         ),
-        optimizer=TOUCHED * master_size * trainable_numbers / shared / machine.bytes_per_s,
+        optimizer=TOUCHED * master_size * trainable_numbers / shared / cluster.bytes_per_s,
     )

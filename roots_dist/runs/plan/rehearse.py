@@ -1,9 +1,9 @@
-"""One pipeline rank's part of a step, done once without numbers: what it keeps, computes and sends in any layout.
+"""Rehearse one pipeline rank's part of a step on the meta device: what it saves, computes and sends in any layout.
 
-    config + layout + pp rank --build_model on the meta device, with silent groups--> the rank's own stages
+    config + layout + pp rank --build_model on the meta device, with recording groups--> the rank's own stages
         --forward, backward under a Ledger--> a StageCost of each --predict.py--> memory, traffic, time
 
-What is counted is what the trainer runs, not a formula about it; a laptop plays any rank of thousands, one at a time.
+The trainer's own code is counted, not a formula about it; a laptop rehearses any rank of thousands, one at a time.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Message(NamedTuple):
     """Between tensor ranks."""
 
     operation: str
-    """all_reduce, all_gather or reduce_scatter"""
+    """all_reduce, all_gather or reduce_scatter."""
     bytes: int
-    """of the whole tensor: what each rank ends up with, of a reduce_scatter what each begins with"""
+    """Bytes of the full tensor: the result of each rank, or the input of a reduce_scatter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,19 +50,19 @@ class Pass:
     work: Work
     messages: tuple[Message, ...]
     peak_rise: int
-    """Bytes that live at once during the pass, beyond those at its beginning."""
+    """Peak bytes during the pass, beyond those at its start."""
     first_peak_rise: int
-    """The same in the step's first such pass, which also makes the gradients of weights."""
+    """The same in the step's first such pass, which also allocates the gradients of weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageCost:
     passes: dict[Kind, Pass]
-    """FORWARD, and BACKWARD or INPUT and WEIGHT, as the schedule has them."""
+    """FORWARD, and BACKWARD or INPUT and WEIGHT, depending on the schedule."""
     saved_bytes: int
-    """Bytes that a microbatch keeps until its backward pass, the stage's input and output included."""
+    """Bytes that a microbatch holds until its backward pass, including the stage's input and output."""
     deferred_bytes: int
-    """Bytes that it keeps from INPUT to WEIGHT."""
+    """Bytes that it holds from INPUT to WEIGHT."""
     input_bytes: int
     """Bytes of its input."""
     input_grad_bytes: int
@@ -77,19 +77,19 @@ class StageCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """What one pipeline rank does in a step."""
+    """Costs of one pipeline rank in a step."""
 
     stages: dict[int, StageCost]
     params: list[Param]
-    """Its slices and copies, without numbers."""
+    """Its slices and copies, without data."""
     pieces: tuple[int, ...]
     """Bytes of each piece's weights."""
     once: tuple[Message, ...]
-    """Between tensor ranks, once in a step: gradients that each has only in part."""
+    """Messages between tensor ranks once per step: partial gradients."""
     first_trainable: int
-    """The first stage of the model that learns: no gradient goes below it."""
+    """First stage of the model with trainable parameters: no gradient goes below it."""
     ties: Mapping[str, int]
-    """Of each parameter that other pipeline ranks hold too: how many of them, this one included."""
+    """Parameter that other pipeline ranks hold too -> number of these ranks, this one included."""
 
 
 class _Done(dist.Work):
@@ -101,7 +101,7 @@ class _Done(dist.Work):
 
 
 class RecordingGroup(dist.ProcessGroup):
-    """A group of `size` ranks, none of which is there. Keeps what would have been sent; nothing but zeros arrives."""
+    """A group of `size` ranks of which none exists. Records what would be sent; only zeros arrive."""
 
     def __init__(self, size: int) -> None:
         super().__init__(0, size)  # type: ignore[call-arg] # the overload for groups written in Python has no type
@@ -125,11 +125,9 @@ class RecordingGroup(dist.ProcessGroup):
 def _fused(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool, enable_gqa: bool, scale: float | None
 ) -> Tensor:
-    """Attention as the fused kernels do it, which the meta device would take apart into scores [B, h, Q, S]."""
+    """Attention as fused kernels do it, which the meta device would split into scores [B, h, Q, S]."""
     aten = torch.ops.aten
-    if (
-        attn_mask is not None and attn_mask.requires_grad
-    ):  # a bias that learns: no fused kernel of a CPU has its gradient
+    if attn_mask is not None and attn_mask.requires_grad:  # a trained bias: no fused CPU kernel has its gradient
         made = aten._scaled_dot_product_attention_math(
             q, k, v, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
         )
@@ -142,13 +140,14 @@ def _fused(
 
 
 def rehearse(config: Config, layout: Layout, pp_rank: int) -> Rehearsal:
-    """Of tensor rank 0, full microbatches. Takes seconds; allocates nothing of the model's size, joins no group."""
+    """Rehearse tensor rank 0 with full microbatches. Takes seconds; allocates nothing of the model's size and joins no
+    group."""
     messages = RecordingGroup(layout.tp) if layout.tp > 1 else None
     with META:
         model = build_model(config, fake_mesh(layout, pp_rank, messages))
     batch = one_microbatch(config)
     books = Ledger(chosen=0 if batch.targets is None else int((batch.targets != IGNORE).sum()))
-    # in place of the function itself: a mode of torch's would not be there when backward computes it again
+    # patches the function, because a torch mode would not be active when backward recomputes
     with META, mock.patch.object(F, "scaled_dot_product_attention", _fused):
         stages = rehearse_stages(config, model, batch.to(META), books, messages.messages if messages else [])
         if messages:
@@ -172,7 +171,7 @@ def one_microbatch(config: Config) -> MicroBatch:
 
 
 def fake_mesh(layout: Layout, pp_rank: int, tp_group: dist.ProcessGroup | None, device: torch.device = META) -> Mesh:
-    """The mesh of a rank of a world that is not there: tensor rank 0, data rank 0."""
+    """Mesh of a rank of a world that does not exist: tensor rank 0, data rank 0."""
 
     def axis(name: str, size: int, rank: int = 0, group: dist.ProcessGroup | None = None) -> Axis:
         return Axis(name, size, rank, tuple(range(size)), group)
@@ -193,8 +192,8 @@ def fake_mesh(layout: Layout, pp_rank: int, tp_group: dist.ProcessGroup | None, 
 def rehearse_stages(
     config: Config, model: RankModel, batch: MicroBatch, books: Ledger, messages: list[Message]
 ) -> dict[int, StageCost]:
-    """Of each stage of this rank, when all learns that ever will. Also of tensors with numbers: they must cost the
-    same."""
+    """Costs of each stage of this rank with all parameters trained that ever will be. Also works on tensors with data,
+    which must cost the same."""
     split_backward = SCHEDULES[config.parallel.schedule].splits_backward
     for p in model.params:
         p.tensor.requires_grad_(p.name in model.trainable)
@@ -205,7 +204,7 @@ def rehearse_stages(
 
 
 def first_trainable_stage(model: RankModel) -> int:
-    """The first stage that learns, once all learns that ever will."""
+    """First stage with trainable parameters, once all are trained that ever will be."""
     return next(stage for stage, joins in enumerate(model.trainable_from) if joins is not None)
 
 
@@ -235,7 +234,8 @@ class _Meter:
 
 
 def _stage_cost(model: RankModel, index: int, batch: MicroBatch, meter: _Meter, split_backward: bool) -> StageCost:
-    """Of two microbatches the second: by then what is made once is there, the weights' gradients among it."""
+    """Cost of the second of two microbatches: by then everything that is allocated once exists, including the gradients
+    of weights."""
     books, deferred, stage = meter.books, model.tp.deferred, model.stages[index]
     needs_input_grad, is_trained = index > first_trainable_stage(model), index >= first_trainable_stage(model)
     device = batch.tokens.device
@@ -276,7 +276,7 @@ def _stage_cost(model: RankModel, index: int, batch: MicroBatch, meter: _Meter, 
             del deferred_work
     return StageCost(
         passes={kind: found[-1] for kind, found in meter.found.items()},
-        saved_bytes=saved_bytes if is_trained else 0,  # what no gradient goes through is not kept
+        saved_bytes=saved_bytes if is_trained else 0,  # tensors without a gradient are not saved
         deferred_bytes=deferred_bytes if split_backward else 0,
         input_bytes=input_bytes,
         input_grad_bytes=input_grad_bytes,

@@ -1,9 +1,9 @@
-"""How long one pipeline rank's passes take on a device that is here, with its own kernels and the layout's own shapes.
+"""Time one pipeline rank's passes on a local device, with its own kernels and the layout's own shapes.
 
-    config + layout + pp rank + device --the rank's own stages, with numbers, silent groups--> {(kind, stage): seconds}
+    config + layout + pp rank + device --the rank's own stages, with data, recording groups--> {(kind, stage): seconds}
 
-One rank's part fits one device, whatever the size of the world: what no formula knows (a head width that its kernels do
-not like) is simply measured. What tensor ranks would say to each other is left out, predict.py adds it.
+One rank's part fits one device whatever the size of the world, and effects that no formula has (a head width that is
+slow in its kernels) are simply measured. Messages between tensor ranks are left out; predict.py adds them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from roots_dist.schedule.schedules import SCHEDULES
 from roots_dist.world.batch import MicroBatch
 
 REPEATS = 3
-"""Of which the median counts, after one that warms up."""
+"""Number of repeats after one warm-up; the median counts."""
 
 
 def time_passes(config: Config, layout: Layout, pp_rank: int, device: torch.device) -> dict[tuple[Kind, int], float]:
-    """Of tensor rank 0. Needs the memory of one rank with one microbatch under way, less the optimizer's."""
+    """Time tensor rank 0. Needs the memory of one rank with one microbatch, without the optimizer's."""
     model = build_model(
         config, fake_mesh(layout, pp_rank, RecordingGroup(layout.tp) if layout.tp > 1 else None, device)
     )
@@ -38,17 +38,18 @@ def time_passes(config: Config, layout: Layout, pp_rank: int, device: torch.devi
     return {
         (kind, index): statistics.median(seconds)
         for index in sorted(model.stages)
-        for kind, seconds in _of_stage(model, index, batch, split_backward).items()
+        for kind, seconds in _time_stage(model, index, batch, split_backward).items()
     }
 
 
-def _of_stage(model: RankModel, index: int, batch: MicroBatch, split_backward: bool) -> dict[Kind, list[float]]:
+def _time_stage(model: RankModel, index: int, batch: MicroBatch, split_backward: bool) -> dict[Kind, list[float]]:
     device, deferred, stage = batch.tokens.device, model.tp.deferred, model.stages[index]
     needs_input_grad = index > first_trainable_stage(model)
     found: dict[Kind, list[float]] = {}
     for repeat in range(REPEATS + 1):
         payload = {
-            name: _numbers(*spec, device, needs_input_grad) for name, spec in model.input_specs[index](batch).items()
+            name: _random_input(*spec, device, needs_input_grad)
+            for name, spec in model.input_specs[index](batch).items()
         }
         clock = _now(device)
         out = stage(payload, batch)
@@ -70,9 +71,9 @@ def _of_stage(model: RankModel, index: int, batch: MicroBatch, split_backward: b
     return found
 
 
-def _numbers(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, is_trained: bool) -> Tensor:
+def _random_input(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, needs_grad: bool) -> Tensor:
     if dtype.is_floating_point:
-        return torch.randn(shape, dtype=dtype, device=device, requires_grad=is_trained)
+        return torch.randn(shape, dtype=dtype, device=device, requires_grad=needs_grad)
     return torch.ones(shape, dtype=dtype, device=device)
 
 

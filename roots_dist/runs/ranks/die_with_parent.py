@@ -1,6 +1,6 @@
-"""A rank does not outlive its launcher: the kernel kills it when its parent dies, however that came about.
+"""Make a rank end with its launcher: the kernel kills it when its parent dies, for whatever reason.
 
-Linux only (prctl); elsewhere a killed launcher leaves ranks that end with their next collective's timeout.
+Linux only (prctl). Elsewhere the ranks of a killed launcher end with the timeout of their next collective.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(launcher_pid: int | None) -> None:
-    """Called first thing by a rank. `launcher_pid`: our own launcher, to notice that it died before this call."""
+    """Kill this process when its parent dies. A rank calls it first; `launcher_pid` is our own launcher's, to notice if
+    it died before this call."""
     if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

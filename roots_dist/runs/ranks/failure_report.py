@@ -1,6 +1,7 @@
-"""What our own launcher says when ranks failed: the cause first, in a box; the others in a line; consequences counted.
+"""Report of our own launcher about failed ranks: the cause first, in a box; other failures in a line each; consequences
+only counted.
 
-records of the ranks + exit codes --verdict--> text, exit code
+    records of the ranks + exit codes --summarize--> text, exit code
 """
 
 from __future__ import annotations
@@ -21,31 +22,34 @@ class FailureSummary:
 
 
 def read_records(folder: Path) -> list[Record]:
-    """What the ranks wrote down, in the order of time."""
+    """Read the records that ranks wrote, in order of time."""
     found = [Record(**json.loads(path.read_text(encoding="utf-8"))) for path in folder.glob("rank_*.json")]
     return sorted(found, key=lambda record: record.time)
 
 
 def summarize(records: Sequence[Record], exits: Mapping[int, int], size: int) -> FailureSummary:
-    """`exits`: rank -> exit code (negative: killed by that signal) of the ranks that did not end well."""
+    """Summarize a failed run. `exits` maps the ranks that did not end well to their exit codes (negative: killed by
+    that signal)."""
     own = [record for record in records if not record.consequence]
     written = {record.rank for record in records}
     gone = {rank: code for rank, code in sorted(exits.items()) if rank not in written and code}
     silent = {rank: code for rank, code in gone.items() if -code not in (signal.SIGTERM, signal.SIGINT)}
-    if not own and not silent:  # no rank's own fault is known: the earliest sign, or who was stopped from outside
+    if (
+        not own and not silent
+    ):  # no rank failed by itself: show the earliest record, or the ranks that were stopped from outside
         own, silent = list(records[:1]), {} if records else gone
     lines: list[str] = []
-    said: set[str] = set()
+    shown: set[str] = set()
     involved: set[int] = set()
     for record in own:
         involved.add(record.rank)
-        if record.message in said:
+        if record.message in shown:
             continue
-        said.add(record.message)
+        shown.add(record.message)
         if record.by_user:
             everywhere = sum(other.message == record.message for other in own) == size
             lines.append(record.message if everywhere else f"{record.message}\n    on {record.name}")
-        elif len(said) == 1:
+        elif len(shown) == 1:
             lines.append(box(record, "failed first" if size > 1 else "failed"))
         else:
             lines.append(f"{record.name} failed too: {record.message.splitlines()[0]}" + _see(record))
@@ -66,7 +70,7 @@ def _see(record: Record) -> str:
 
 def _ending(code: int) -> str:
     if code >= 0:
-        return f"ended with exit code {code} and left no word"
+        return f"ended with exit code {code} without an error message"
     try:
         name = signal.Signals(-code).name
     except ValueError:

@@ -1,4 +1,4 @@
-"""From a world that a launcher described to a live mesh: device, threads, process group, the groups of the layout.
+"""Join the world that a launcher described: device, threads, process group, and the groups of the layout.
 
 environment.World + Layout --joined--> Mesh, until the run is over
 """
@@ -20,7 +20,7 @@ from roots_dist.world.mesh import Mesh
 
 
 def device_for(config: Config, world: World) -> torch.device:
-    """This rank's device. One GPU each where a launcher shows every rank only its own."""
+    """Device of this rank. It is GPU 0 where a launcher shows each rank only its own GPU."""
     kind = config.train.device
     if kind == "cpu" or config.advanced.float64 or not torch.cuda.is_available():
         return torch.device("cpu")
@@ -29,10 +29,13 @@ def device_for(config: Config, world: World) -> torch.device:
 
 @contextmanager
 def joined(config: Config, world: World, layout: Layout) -> Iterator[Mesh]:
-    """Collective over the world. On failure nothing is torn down: peers may hang, and guarded() ends the process."""
+    """Join the world for the duration of the body. Collective over the world.
+
+    Nothing is torn down on failure: peers may hang, and guarded() ends the process.
+    """
     device = device_for(config, world)
     timeout = timedelta(seconds=config.advanced.timeout_s)
-    # DeepSpeed reads the world from these alone, and would look for an accelerator of its own choice
+    # DeepSpeed reads the world only from these variables, and would choose an accelerator by itself
     environment.export(environment.variables(world) | {"DS_ACCELERATOR": device.type})
     torch.set_num_threads(config.advanced.threads or max(1, environment.cores() // world.local_size))
     logs.ignore_warnings_of_libraries()
@@ -50,5 +53,5 @@ def joined(config: Config, world: World, layout: Layout) -> Iterator[Mesh]:
         )
     yield Mesh.connect(layout, world.rank, device, timeout)
     if live:
-        dist.barrier()  # nobody hangs up while others still read
+        dist.barrier()  # no rank closes its connections while others still read
         dist.destroy_process_group()

@@ -1,8 +1,8 @@
-"""`roots train` without a launcher: starts the ranks on this machine, waits for them, says what went wrong.
+"""Launcher of ranks on this machine, for `roots train` without torchrun: start them, wait for them, report what failed.
 
     roots train --processes_for--> how many --launch--> torch elastic --> `python -m roots_dist train ...` on every rank
 
-torch elastic brings the rendezvous and the watching; it does not restart, since a run resumes by itself when repeated.
+torch elastic does the rendezvous and the monitoring. It does not restart ranks: a repeated command resumes by itself.
 """
 
 from __future__ import annotations
@@ -23,22 +23,21 @@ from roots_dist.runs.ranks.failure_report import read_records, summarize
 
 SHOW_CURSOR = "\x1b[?25h"
 SHUTDOWN_S = 60
-"""How long ranks may take to end after a signal, before they are killed: a step and a checkpoint."""
+"""Seconds that ranks may take to end after a signal before they are killed: enough for a step and a checkpoint."""
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-"""Handed on to the ranks. SIGUSR1 is what Slurm is told to send before a time limit (runs/train/stop_signal.py)."""
+"""Signals that are forwarded to the ranks. Slurm sends SIGUSR1 before a time limit (runs/train/stop_signal.py)."""
 
 
 def signals() -> str:
-    """Of SIGNALS those that this process does not ignore: torch elastic would listen to SIGHUP under nohup too, and
-    end."""
+    """Those SIGNALS that this process does not ignore: torch elastic would handle SIGHUP under nohup too, and end."""
     return ",".join(name for name in SIGNALS.split(",") if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN)
 
 
-def processes_for(config: Config, asked: int | None, gpus: int) -> int:
-    """How many ranks to start: as asked, else one for each GPU, else one replica of the model (tp × pp)."""
+def processes_for(config: Config, requested: int | None, gpus: int) -> int:
+    """Number of ranks to start: as requested, else one per GPU, else one replica of the model (tp × pp)."""
     model_size = config.parallel.tp * config.parallel.pp
-    if asked is not None:
-        return asked
+    if requested is not None:
+        return requested
     if gpus == 0:
         return model_size
     if gpus < model_size:
@@ -51,10 +50,10 @@ def processes_for(config: Config, asked: int | None, gpus: int) -> int:
 
 
 def launch(size: int, arguments: Sequence[str], threads: int | None = None, what: str = "") -> int:
-    """Run `python ARGUMENTS` on `size` ranks of this machine; the exit code, after every rank is gone.
+    """Run `python ARGUMENTS` on `size` ranks of this machine. Returns the exit code after every rank has ended.
 
-    A rank that fails ends the others within seconds; so do SIGTERM and Ctrl-C, which are handed on, and the death of
-    this process (runs/ranks/die_with_parent.py). `what` they are is shown on a terminal, since they take seconds to
+    If a rank fails, the others end within seconds; so they do after SIGTERM and Ctrl-C, which are forwarded, and when
+    this process dies (runs/ranks/die_with_parent.py). `what` is shown on a terminal, because the ranks take seconds to
     appear.
     """
     if what and sys.stderr.isatty():
@@ -75,7 +74,7 @@ def launch(size: int, arguments: Sequence[str], threads: int | None = None, what
         if not exits:
             return 0
         found = read_records(records)
-        if not found and (code := _told_to_stop(exits)):
+        if not found and (code := _stop_code(exits)):
             return code
         verdict = summarize(found, exits, size)
         print(verdict.text, file=sys.stderr)
@@ -85,11 +84,13 @@ def launch(size: int, arguments: Sequence[str], threads: int | None = None, what
     finally:
         shutil.rmtree(records, ignore_errors=True)
         if sys.stdout.isatty():
-            print(SHOW_CURSOR, end="", flush=True)  # a rank that was killed could not, and its live line had hidden it
+            print(
+                SHOW_CURSOR, end="", flush=True
+            )  # a killed rank could not restore the cursor that its live line had hidden
 
 
 class _Signalled(Exception):
-    """This process was told to end, and has ended the ranks."""
+    """This process got a signal to end, and has ended the ranks."""
 
     def __init__(self, number: int):
         super().__init__(number)
@@ -97,10 +98,8 @@ class _Signalled(Exception):
 
 
 def _run(size: int, arguments: Sequence[str], records: Path) -> dict[int, int]:
-    """Exit codes of the ranks if any of them failed, else nothing."""
-    logging.disable(
-        logging.ERROR
-    )  # elastic's loggers have levels of their own; its banners would bury the rank's error
+    """Exit codes of all ranks if any failed, else nothing."""
+    logging.disable(logging.ERROR)  # elastic's loggers have their own levels; their banners would bury the rank's error
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -130,15 +129,16 @@ def _run(size: int, arguments: Sequence[str], records: Path) -> dict[int, int]:
     return {}
 
 
-def _told_to_stop(exits: dict[int, int]) -> int | None:
-    """The exit code of ranks that were told to stop one by one, not by way of this process (runs/train/stop_signal.py),
-    and did."""
+def _stop_code(exits: dict[int, int]) -> int | None:
+    """Exit code if the ranks were told to stop one by one, not through this process, and did
+    (runs/train/stop_signal.py); else None."""
     ours = {128 + number for number in (signal.SIGTERM, signal.SIGUSR1)}
-    late = {-signal.SIGTERM}  # had stopped too, and was about to leave when elastic ended it
+    late = {-signal.SIGTERM}  # had stopped as well, and was about to exit when elastic ended it
     codes = set(exits.values())
     return min(codes & ours) if codes & ours and codes <= ours | late else None
 
 
 def loopback() -> str:
-    """gloo looks the machine's own name up otherwise, which fails in many containers."""
+    """Loopback interface for gloo, which would look up the machine's own name otherwise. That fails in many
+    containers."""
     return "lo" if sys.platform == "linux" else "lo0"

@@ -1,7 +1,7 @@
-"""A verb that runs on ranks: which of the three ways to run, and the life of a rank.
+"""Run a verb on ranks: choose one of the three ways to run, and be a rank.
 
 no launcher --> one process here, or runs/ranks/local.py starts as many as the layout needs
-launcher    --> this is a rank: checked, joined, guarded, at work
+launcher    --> this process is a rank: check the config, join the world, work, report failures
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from roots_dist.runs.ranks.verb import Verb
 log = logging.getLogger(__name__)
 
 Body = Callable[[Config, World, Layout], "int | None"]
-"""The exit code; None: 0."""
+"""Returns the exit code; None means 0."""
 
 
 def run_on_ranks(
     verb: Verb, subject: str, overrides: Sequence[str], processes: int | None = None, arguments: Sequence[str] = ()
 ) -> int:
-    """Exit code of `roots VERB SUBJECT OVERRIDES`, or of this rank of it. words: the command line that starts the other
-    ranks, where it says more than that."""
+    """Run `roots VERB SUBJECT OVERRIDES`, or this rank of it, and return the exit code. `arguments` is the command line
+    that starts the other ranks, if it has more than that."""
     world = environment.discover()
 
     def body(config: Config, world: World, layout: Layout) -> int | None:
@@ -71,8 +71,8 @@ def ready(
     ignored_keys: frozenset[str] = frozenset(),
     trains: bool = True,
 ) -> Layout:
-    """The layout of a run that can start, else ConfigError with all that is wrong. With `local_size`, this machine
-    is looked at too. Of a run that exists (`trains` is false), only what the command line says must be of use."""
+    """Layout of a run that can start. Raises ConfigError with all problems otherwise. With `local_size`, this machine
+    is checked too. For an existing run (`trains` is false), only keys of the command line must be used."""
     config = loaded.config
     found = facts.gather(config, local_size) if local_size is not None else None
     problems = [p for p in unused.check(config) if trains or loaded.origins.get(p.key) == COMMAND_LINE]
@@ -84,7 +84,7 @@ def ready(
 
 def be_rank(world: World, load: Callable[[], Loaded], body: Body, verb: Verb) -> int:
     """Run `body` as one rank of a world. Does not return if it fails and there are other ranks."""
-    faulthandler.enable()  # a corpus cut short while it is mapped is a SIGBUS: say at least where
+    faulthandler.enable()  # truncating a mapped corpus raises SIGBUS: show at least where
     if world.size > 1:
         die_with_parent(world.launcher_pid)
     who = RankIdentity(world.rank, world.size, records=Path(world.failures) if world.failures else None)

@@ -1,9 +1,9 @@
-"""What a verb that runs on ranks is, as data: where its config comes from, what is checked, what is done on each rank.
+"""A verb that runs on ranks, as data: how to read its config, what to check, and what each rank does.
 
-    cli/train.py, cli/evaluate.py … --Verb--> start.py, which starts the ranks or is one
+    cli/train.py, cli/evaluate.py … --Verb--> run_on_ranks.py, which starts the ranks or is one
 
-A Verb is made when the command line is read, so nothing heavy is imported here; `work` imports torch, on a rank, once
-everything has been checked.
+A Verb is created when the command line is parsed, so this file imports nothing heavy. `work` imports torch on a rank,
+after everything has been checked.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     from roots_dist.config.schema import Config
 
 
-def _as_it_is(loaded: Loaded, world_size: int) -> Loaded:
+def _unchanged(loaded: Loaded, world_size: int) -> Loaded:
     return loaded
 
 
 def without_training_batch(loaded: Loaded, world_size: int) -> Loaded:
-    """Replace the batch by one that fits the world: evaluation has no optimizer step whose size matters."""
+    """Replace the batch by one that fits the world: without an optimizer step its size does not matter."""
     config = loaded.config
-    ranks = max(1, world_size // config.parallel.tp)  # of dp × pp: a multiple of every number that batches are cut by
+    ranks = max(1, world_size // config.parallel.tp)  # dp × pp: a multiple of all divisors of a batch
     values = {"train.global_batch": config.train.micro_batch * ranks, "train.batch_ramp": None}
     return replace(loaded, config=config.changed(values))
 
 
-def _nothing_more(config: Config) -> None:
+def _no_check(config: Config) -> None:
     pass
 
 
@@ -37,16 +37,17 @@ def _nothing_more(config: Config) -> None:
 class Verb:
     name: str
     read: Callable[[str, Sequence[str]], Loaded]
-    """(what the user named, overrides) -> config. Raises UserError."""
+    """(run folder or config file, overrides) -> config. Raises UserError."""
     work: Callable[..., int | None]
-    """(config, mesh) -> exit code, None for 0. Runs on every rank."""
-    fit: Callable[[Loaded, int], Loaded] = _as_it_is
-    """(config, world size) -> the config for a world of that size, where it depends on the size."""
+    """(config, mesh) -> exit code; None means 0. Runs on every rank."""
+    fit: Callable[[Loaded, int], Loaded] = _unchanged
+    """(config, world size) -> config for a world of that size, if it depends on the size."""
     not_required: frozenset[str] = frozenset()
-    """Keys that training needs and this verb does not: problems with them are ignored."""
+    """Keys that training needs and this verb does not; problems with them are ignored."""
     trains: bool = True
-    """It begins with a config, not with a run that has one: all of the config is held to be of use."""
-    check: Callable[..., None] = _nothing_more
-    """Further checks before the first process group, once the config is sound. Raises UserError."""
+    """Whether it starts from a config, all of whose keys must be used, and not from an existing run."""
+    check: Callable[..., None] = _no_check
+    """Further checks of a valid config before the first process group. Raises UserError."""
     uses_all_gpus: bool = True
-    """Without a launcher it takes all GPUs of this machine; otherwise those of one replica of the model."""
+    """Whether it uses all GPUs of this machine when run without a launcher; otherwise it uses those of one model
+    replica."""

@@ -1,4 +1,4 @@
-"""Curves and bars as SVG: a picture is a function of numbers. Colours and fonts are those of the page (style.py)."""
+"""Curves and bars as SVG: each picture is a function of numbers. Colours and fonts are those of the page (style.py)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from roots_dist.runs.report.markup import tag
 from roots_dist.runs.track.progress import short
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 1000.0, 56.0, 16.0, 12.0, 28.0
-"""Of a picture as wide as the page, and its margins, in the pixels of a screen on which it is not scaled."""
+"""Width of a full-width picture and its margins, in unscaled screen pixels."""
 MOST_POINTS = 700
 COLOURS = 8
 
@@ -31,7 +31,7 @@ def colour(index: int) -> str:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers between two: steps of 1, 2 or 5 times a power of ten."""
+    """Round tick values between two numbers, in steps of 1, 2 or 5 times a power of ten."""
     rough = (high - low) / about
     if not (math.isfinite(rough) and rough > 0):
         return [low]
@@ -44,7 +44,8 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def downsample(line: Line) -> Iterator[tuple[int, float]]:
-    """All points, or of many the lowest and the highest among neighbours: spikes stay."""
+    """All points of a line; if there are many, the lowest and highest of each group of neighbours, so that spikes
+    stay."""
     n = len(line.steps)
     points = list(zip(line.steps, line.values))
     if n <= MOST_POINTS:
@@ -65,8 +66,8 @@ def line_chart(
     width: float = WIDTH,
     height: float = 300.0,
 ) -> Element:
-    """Values over steps. window: lowest and highest value shown; default: from 0, or the lowest, to the highest.
-    marks: (step, colour) of what has no value."""
+    """Chart of values over steps. `window` is the lowest and highest value shown (default: from 0, or the lowest value,
+    to the highest). `marks` are (step, colour) of steps without a value."""
     drawn = [line for line in lines if line.steps]
     if not drawn and not marks:
         return tag("p", f"{label}: nothing logged yet.", class_="dim")
@@ -109,7 +110,9 @@ def line_chart(
         grid,
         below,
         tag("text", "step", x=LEFT - 22, y=height - 8, text_anchor="end", class_="dim"),
-        tag("svg", curves, crosses, x=LEFT, y=TOP, width=inner_width, height=inner_height),  # an inner one cuts off
+        tag(
+            "svg", curves, crosses, x=LEFT, y=TOP, width=inner_width, height=inner_height
+        ),  # the inner svg clips the curves
         viewBox=f"0 0 {width:g} {height:g}",
         role="img",
     )
@@ -132,7 +135,7 @@ def legend(entries: Sequence[tuple[str, int]]) -> Element:
 
 
 def bar_chart(rows: Sequence[tuple[str, Sequence[tuple[str, float, int]], str]]) -> Element:
-    """Stacked, each as long as any other: (name, [(part, amount, colour)], what it amounts to)."""
+    """Stacked bars of equal length: (name, [(part, amount, colour)], total as text)."""
     left, right, step = 190.0, 84.0, 34.0
     room = WIDTH - left - right
     drawn: list[Element] = []

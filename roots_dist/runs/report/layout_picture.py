@@ -1,6 +1,6 @@
-"""The picture of a layout: which rank stands where. Stages from left to right, replicas from top to bottom.
+"""Picture of a layout: which rank is where. Stages from left to right, replicas from top to bottom.
 
-Tensor ranks of one place, which share every layer, stand in one box; arrows go where activations go.
+The tensor ranks of a stage and replica, which share every layer, are in one box; arrows show where activations go.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from roots_dist.runs.report.markup import tag
 
 CELL, GAP, LEFT, TOP = 44.0, 26.0, 46.0, 24.0
 MOST = {"tp": 8, "pp": 12, "dp": 4}
-"""Of each axis so many are drawn; more have an ellipsis in their middle."""
+"""Largest number of ranks drawn per axis; more get an ellipsis in the middle."""
 
 
 def shown_ranks(number: int, most: int) -> list[int | None]:

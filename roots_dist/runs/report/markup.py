@@ -1,4 +1,4 @@
-"""HTML and SVG as a tree, so that nothing of a run can be markup: whatever is put into it as text comes out as text."""
+"""HTML and SVG as a tree, so that nothing of a run can become markup: text is always escaped."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from xml.etree.ElementTree import Element, tostring
 
 Inside = str | Element | None
 NOT_TEXT = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
-"""Control characters and halves of pairs: no page may hold them."""
+"""Characters that a page must not hold: control characters and halves of surrogate pairs."""
 
 
 def tag(name: str, /, *inside: Inside | Iterable[Inside], **attributes: object) -> Element:
-    """`tag("text", "loss", x=3, font_size=12, class_="dim")`; None is left out."""
+    """`tag("text", "loss", x=3, font_size=12, class_="dim")`; attributes and children that are None are dropped."""
     named = {key.rstrip("_").replace("_", "-"): _text(value) for key, value in attributes.items() if value is not None}
     element = Element(name, named)
     for part in inside:
@@ -31,7 +31,7 @@ def _put(parent: Element, child: Inside) -> None:
 
 
 def _text(value: object) -> str:
-    """Numbers of pictures need no more than a tenth of a pixel."""
+    """Text of an attribute or child. Floats are rounded to a tenth of a pixel."""
     return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else NOT_TEXT.sub("\ufffd", str(value))
 
 
@@ -40,7 +40,7 @@ def document(page: Element) -> str:
 
 
 def table(head: Iterable[Inside], rows: Iterable[Iterable[Inside]], class_: str | None = None) -> Element:
-    """The first cell of a row is its head. Wide ones scroll by themselves."""
+    """An HTML table whose first column is a header. A wide table scrolls by itself."""
     body = [tag("tr", tag("th", first, scope="row"), [tag("td", cell) for cell in rest]) for first, *rest in rows]
     top = tag("tr", [tag("th", cell, scope="col") for cell in head])
     return tag("div", tag("table", tag("thead", top), tag("tbody", body), class_=class_), class_="wide")

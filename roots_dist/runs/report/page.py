@@ -1,7 +1,7 @@
-"""One page about one run or several: what they are, how they learned, where the time went, what they say, how they
-differ.
+"""Report page about one run or several: what they are, how they learned, where the time went, what they generate, how
+they differ.
 
-read.py's Runs --page--> a whole HTML document: no script, no file besides it, nothing of a run taken for markup
+    run_record.py: RunRecords --page--> one HTML document without scripts or other files; a run's text is never markup
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from roots_dist.runs.track.progress import clock, short
 
 SAMPLES, SAMPLE_LETTERS = 3, 900
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-"""A browser that keeps it runs no script and fetches nothing, whatever stands in the page."""
+"""Content security policy of the page: no script runs and nothing is fetched, whatever the page contains."""
 SMALL = (
     ("optim/lr", "learning rate"),
     ("optim/grad_norm", "gradient norm, before clipping"),
@@ -53,7 +53,7 @@ def _when(seconds: object) -> str:
     try:
         return f"{datetime.fromtimestamp(float(seconds), timezone.utc):%Y-%m-%d %H:%M} UTC"  # type: ignore[arg-type]
     except (OverflowError, ValueError, OSError):
-        return "at no time that a clock knows"
+        return "unknown"
 
 
 def _section(title: str, *inside: Inside | Sequence[Inside]) -> Element:
@@ -113,7 +113,7 @@ def _overview(runs: Sequence[RunRecord]) -> Element:
 
 
 def _lower_bound(run: RunRecord, measured: str | None, planned: str, form: str) -> Element | None:
-    """What a step took, and what it takes at least (accounting/bounds.py)."""
+    """Measured value and its lower bound (accounting/bounds.py)."""
     least = run.last(planned)
     if not isinstance(least, (int, float)):
         return None
@@ -142,17 +142,17 @@ def _losses(runs: Sequence[RunRecord]) -> Element:
         ]
     marks = [(step, index) for index, run in enumerate(runs) for step in run.nonfinite_steps]
     shown = _window(runs)
-    words = "Training loss of each step (faint) and smoothed, validation loss (dashed), in nats per target"
-    words += "; × a step whose loss or gradient was not finite." if marks else "."
+    words = "Training loss per step (faint) and smoothed, validation loss (dashed), in nats per target"
+    words += "; × marks a step whose loss or gradient was not finite." if marks else "."
     objectives = {run.config.get("objective.name") for run in runs}
     if len(objectives) > 1:
-        words += " These runs have different objectives: their losses do not compare."
+        words += " These runs have different objectives, so their losses cannot be compared."
     chart = tag("div", line_chart(lines, "loss", window=shown, marks=marks, height=360.0), class_="wide")
     return _section("Loss", legend([(run.name, i) for i, run in enumerate(runs)]), chart, tag("p", words, class_="dim"))
 
 
 def _window(runs: Sequence[RunRecord]) -> tuple[float, float] | None:
-    """Each run's own, so that one spike cannot blow it up, put together."""
+    """Limits of the loss axis: the union of each run's, none of which one spike can stretch."""
     found = [
         window(losses or validation, validation)
         for losses, validation in ((run.series("loss/train")[1], run.series("loss/validation")[1]) for run in runs)
@@ -166,7 +166,7 @@ def _rates(runs: Sequence[RunRecord]) -> Element:
     for metric, words in SMALL:
         lines = [Line(*run.series(metric), index, "thin") for index, run in enumerate(runs)]
         high = [sorted(line.values)[int(0.99 * (len(line.values) - 1))] for line in lines if line.values]
-        shown = (0.0, 1.15 * max(high)) if high else None  # the first step of a run is slow, and a spike is one
+        shown = (0.0, 1.15 * max(high)) if high else None  # the first step of a run is slow and would stretch the axis
         figures.append(
             tag("figure", tag("figcaption", words), line_chart(lines, words, window=shown, width=480.0, height=210.0))
         )
@@ -183,7 +183,9 @@ def _layouts(runs: Sequence[RunRecord]) -> Element | None:
             figures.append(
                 tag("figure", caption, layout_picture(run.layout), class_="whole" if run.layout.pp > 5 else None)
             )
-    note = "A box holds the tensor ranks of one place; stages from left to right, replicas from top to bottom."
+    note = (
+        "A box holds the tensor ranks of one stage and replica; stages from left to right, replicas from top to bottom."
+    )
     return _section("Layout", tag("div", figures, class_="two"), tag("p", note, class_="dim")) if figures else None
 
 
@@ -209,7 +211,7 @@ def _times(runs: Sequence[RunRecord]) -> Element | None:
             found.append([_name(runs, index), *(_number(seconds.get(part), "{:.1f} s".format) for part in order)])
     if not rows:
         return None
-    note = "The mean over ranks; loading and samples of text are left out."
+    note = "Mean over ranks, without loading and samples of text."
     keys = legend([(STEP_PARTS[part], _paint(part)) for part in order])
     seconds_of = table(["", *(STEP_PARTS[part] for part in order)], found)
     return _section(
@@ -222,7 +224,7 @@ def _times(runs: Sequence[RunRecord]) -> Element | None:
 
 
 def _paint(part: str) -> int:
-    """The last colour, a grey, is for what nobody knows more of."""
+    """Colour of a part of the step; the last one, a grey, is for time that was not split."""
     return min(list(STEP_PARTS).index(part), COLOURS - 1)
 
 
@@ -234,7 +236,7 @@ def _validations(runs: Sequence[RunRecord]) -> Element | None:
             rows.append([_name(runs, index), *(_progress(run, name) for name in names)])
     if not rows:
         return None
-    note = "The last evaluation; below it the first one, and the best."
+    note = "Last evaluation; below it the first and the best one."
     return _section("Validation", table(["", *(label_of(name) for name in names)], rows), tag("p", note, class_="dim"))
 
 
@@ -262,13 +264,13 @@ def _run_samples(run: RunRecord, titled: bool) -> Iterator[Element]:
         yield tag("h3", run.name)
     chosen = sorted({round(i * (len(texts) - 1) / max(1, SAMPLES - 1)) for i in range(SAMPLES)}) if texts else []
     for text in (texts[i] for i in chosen):
-        given, bar, said = str(text["text"])[:SAMPLE_LETTERS].strip().partition(" | ")
+        prompt, bar, answer = str(text["text"])[:SAMPLE_LETTERS].strip().partition(" | ")
         yield tag("p", f"step {text['step']:,}", class_="dim")
-        yield tag("blockquote", tag("b", f"{given} ") if bar else given, said)
+        yield tag("blockquote", tag("b", f"{prompt} ") if bar else prompt, answer)
 
 
 def _config_differences(runs: Sequence[RunRecord]) -> Element | None:
-    """Between the configs; of a single run from the defaults."""
+    """Differences between the configs, or of a single run's config from the defaults."""
     if len(runs) == 1:
         usual = {f"{s}.{k}": v for s, keys in Config().model_dump(mode="json").items() for k, v in keys.items()}
         given = runs[0].config
@@ -280,7 +282,7 @@ def _config_differences(runs: Sequence[RunRecord]) -> Element | None:
     rows = [[key, *(_format(run.config.get(key)) for run in runs)] for key in keys]
     rows = [row for row in rows if len(set(row[1:])) > 1]
     names = [_name(runs, index) for index in range(len(runs))]
-    same = tag("p", "Nothing: the configs are equal.")
+    same = tag("p", "The configs are equal.")
     return _section("What differs between the configs", table(["key", *names], rows) if rows else same)
 
 

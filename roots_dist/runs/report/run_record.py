@@ -1,8 +1,8 @@
-"""What a report knows of a run: the files of its folder, as they stand, with secrets taken out.
+"""Data of a run for a report: the files of its folder, with secrets removed.
 
-    RUN/{config.yaml, metrics.jsonl, texts.jsonl, origin.json, summary.json} --read_runs--> Run --> page.py
+    RUN/{config.yaml, metrics.jsonl, texts.jsonl, origin.json, summary.json} --read_runs--> RunRecord --> page.py
 
-A run may still be going on, have begun just now, or have been written by another version: what is missing is empty.
+A run may be active, have just begun, or come from another version: what is missing is empty.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ STEP_PARTS = {
     "rest": "rest of the step",
     "step": "steps, not split",
 }
-"""Where a run's seconds go, and in words; the last of runs of which no more was measured."""
+"""Part of a run's time -> its name in words. The last one is for runs whose steps were not split."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class RunRecord:
 
     @cached_property
     def nonfinite_steps(self) -> list[int]:
-        """Steps whose loss or gradient was no number."""
+        """Steps whose loss or gradient was not finite."""
         names = ("loss/train", "optim/grad_norm")
         return [r["step"] for r in self.records if any(name in r and r[name] is None for name in names)]  # type: ignore[misc]
 
     @property
     def step(self) -> int:
-        """The last one that was logged."""
+        """Last step that was logged."""
         return max((record["step"] for record in self.records), default=0)  # type: ignore[type-var, return-value]
 
     @property
@@ -83,13 +83,17 @@ class RunRecord:
             return "nothing logged yet"
         if self.steps is None or self.step >= self.steps:
             return "done"
-        told = self.summary.get(
+        summarized = self.summary.get(
             "data/tokens"
-        )  # a summary is written at the end; one of before a resume has fewer tokens
-        return "ended early" if told is not None and told == self.last("data/tokens") else "going on, or interrupted"
+        )  # a summary is written at the end; one from before a resume has fewer tokens
+        return (
+            "ended early"
+            if summarized is not None and summarized == self.last("data/tokens")
+            else "running, or interrupted"
+        )
 
     def seconds(self) -> dict[str, float]:
-        """By what they went to, of all steps that were logged."""
+        """Seconds of all logged steps by part."""
         found = dict.fromkeys(STEP_PARTS, 0.0)
         total, before = 0.0, 0
         for record in self.records:
@@ -106,7 +110,7 @@ class RunRecord:
 
 
 def read_runs(folders: Sequence[Path], known: Collection[str]) -> list[RunRecord]:
-    """Each with a name of its own. Raises UserError naming a folder that holds no run."""
+    """Read runs, each under a unique name. Raises UserError naming a folder that holds no run."""
     runs = [_read(folder, known) for folder in folders]
     names = [run.name for run in runs]
     return [
@@ -148,7 +152,7 @@ def _json(path: Path) -> dict[str, object]:
 
 
 def layout_of(words: str) -> Layout | None:
-    """From `TP2×PP2×DP1`."""
+    """Layout from text like `TP2×PP2×DP1`; None if it is none."""
     parts = {part[:2].lower(): part[2:] for part in words.split("×")}
     if set(parts) != {"tp", "pp", "dp"} or not all(
         n.isascii() and n.isdecimal() and int(n) > 0 for n in parts.values()

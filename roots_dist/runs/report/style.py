@@ -1,5 +1,4 @@
-"""How a report looks: on a light and on a dark screen, and on paper. The colours of curves are told apart by most
-eyes."""
+"""Style of a report, for light and dark screens and for paper. Most people can tell the colours of curves apart."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""A tracker that training never waits for: what it is told waits in a queue, and a thread hands it on.
+"""A tracker that runs on a thread of its own, so that training never waits for it.
 
-    log, text, checkpoint --queue of ROOM--> thread: open the tracker, hand on, close it
+    log, text, checkpoint --queue of ROOM calls--> thread: open the tracker, pass the calls on, close it
 
-Opening is the thread's business too: a server that does not answer costs the run's beginning nothing. Where the tracker
-is slower than the run, what does not fit the queue is dropped, said once, and counted at the end; metrics.jsonl has it
-all.
+The thread also opens the tracker, so a server that does not answer does not delay the run. If the tracker is slower
+than the run, calls that do not fit the queue are dropped, with one warning and a count at the end; metrics.jsonl has
+them all.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 
 ROOM = 1000
 CLOSE_S = 30.0
-"""How long the end of a run waits for a tracker that lags behind."""
+"""Seconds for which the end of a run waits for a tracker that lags behind."""
 
 
 class Background:
-    """A tracker. `open_tracker` gives the real one, or None if there is none to be had."""
+    """A tracker. `open_tracker` returns the wrapped one, or None if there is none."""
 
     def __init__(
         self, name: str, open_tracker: Callable[[], Tracker | None], room: int = ROOM, close_s: float = CLOSE_S
@@ -54,17 +54,17 @@ class Background:
             self._queue.put(do)
             return
         if not self._dropped:
-            log.warning("%s is slower than the run: what it cannot take is left out there", self._name)
+            log.warning("%s is slower than the run: calls that do not fit its queue are dropped", self._name)
         self._dropped += 1
 
     def close(self) -> None:
-        """Waits for what is on its way, for a while."""
+        """Wait up to close_s seconds for the calls in the queue."""
         self._queue.put(None)
         self._thread.join(self._close_s)
         if self._thread.is_alive():
-            log.warning("%s has not taken everything within %g s and is left behind", self._name, self._close_s)
+            log.warning("%s did not take all calls within %g s and is abandoned", self._name, self._close_s)
         if self._dropped:
-            log.warning("%s: %d of what it was told are left out", self._name, self._dropped)
+            log.warning("%s: %d calls were dropped", self._name, self._dropped)
 
     def _work(self) -> None:
         try:
@@ -75,7 +75,7 @@ class Background:
                 do(tracker)
             tracker.close()
         except Exception as error:  # trackers raise many kinds; none of them is worth a training run
-            log.warning("%s is off from here on: %s", self._name, first_line(error))
+            log.warning("%s is disabled from here on: %s", self._name, first_line(error))
         finally:
             self._off.set()
 

@@ -1,4 +1,4 @@
-"""What a finished run says last: before and after, where it is, its curve, what to try next."""
+"""Closing lines of a finished run: validation before and after, its folder, its curve, what to try next."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROWS = {
 
 
 def closing_lines(config: Config, folder: Path) -> None:
-    """To the terminal, on rank 0. The figures are read from the run's own record."""
+    """Print the closing lines on rank 0. The figures come from the run's metrics.jsonl."""
     console = Console(highlight=False, soft_wrap=True)
     curve = draw_curve(folder / METRICS_FILE, folder / "curve.png", title=folder.name)
     scores = [line for line in read_lines(folder / METRICS_FILE) if "loss/validation" in line]
@@ -42,7 +42,7 @@ def closing_lines(config: Config, folder: Path) -> None:
         console.print(table)
         if (folder / BEST_FILE).is_file():
             (step, at), (metric, value) = json.loads((folder / BEST_FILE).read_text(encoding="utf-8")).items()
-            console.print(f"best: {step} {at}, {metric} {value:.4f}; its checkpoint is kept, and the one that is used")
+            console.print(f"best: {step} {at}, {metric} {value:.4f}; its checkpoint is kept and used by default")
         console.print()
     console.print(f"run    {folder}")
     console.print(f"curve  {curve}")
@@ -56,8 +56,8 @@ def closing_lines(config: Config, folder: Path) -> None:
 
 
 def _rows(first: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(label, metric) of what an evaluation has logged. The accuracy of one term needs no name, that of next words
-    none."""
+    """(label, metric) for each metric of an evaluation. A single accuracy needs no term's name; the accuracy of next
+    tokens is left out."""
     alone = sum(name.startswith("accuracy/validation/") for name in first) == 1
     for name in first:
         label = label_of(name) if name != "accuracy/validation/clm" else None
@@ -66,12 +66,12 @@ def _rows(first: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def label_of(metric: str) -> str | None:
-    """In words; None if it is none of those that are shown."""
+    """Name of a metric in words; None if it is not shown."""
     return f"accuracy, {metric.rpartition('/')[2]}" if metric.startswith("accuracy/validation/") else ROWS.get(metric)
 
 
 def command() -> str:
-    """How `roots` is called here: by its name where a shell finds it, else by the way to this Python's."""
+    """How to call `roots` here: by name if the shell finds it, else by path."""
     if shutil.which("roots"):
         return "roots"
     python = Path(sys.executable)

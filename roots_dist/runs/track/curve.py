@@ -1,4 +1,4 @@
-"""The run's loss curve as a picture, made from metrics.jsonl alone: during a run, after it, or on another machine."""
+"""Loss curve of a run as a PNG, drawn from metrics.jsonl alone: during a run, after it, or on another machine."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ BLUE, ORANGE, GREY, INK = "#2f6db5", "#d9622b", "#8a8f98", "#2b2f36"
 
 
 def series(records: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one metric, without those that are not finite."""
+    """Steps and values of one metric, without values that are not finite."""
     points = [(r["step"], r[name]) for r in records if isinstance(r.get(name), (int, float)) and math.isfinite(r[name])]
     return [step for step, _ in points], [value for _, value in points]
 
 
 def smooth(values: Sequence[float]) -> list[float]:
-    """The mean of each value's neighbours on both sides: unlike a moving average of the past it does not lag behind.
-    The window is 5 % of the run, and narrow at its start, where the curve is steep."""
+    """Mean of each value's neighbours on both sides, which unlike a moving average of the past does not lag behind. The
+    window is 5 % of the run, and narrower at its start, where the curve is steep."""
     sums = [0.0, *itertools.accumulate(values)]
     n, out = len(values), []
     for i in range(n):
@@ -44,8 +44,9 @@ def _short(value: float, _: object = None) -> str:
 
 
 def draw_curve(metrics: Path, png: Path, title: str = "") -> Path:
-    """Training loss (each step, and smoothed), validation loss, and the learning rate below. Returns `png`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # not pyplot: that has global state and seeks a screen
+    """Draw the training loss (each step, and smoothed), the validation loss, and the learning rate below. Returns
+    `png`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # pyplot has global state and looks for a display
     from matplotlib.figure import Figure
 
     records = list(read_lines(metrics))
@@ -92,7 +93,8 @@ def draw_curve(metrics: Path, png: Path, title: str = "") -> Path:
 
 
 def window(losses: Sequence[float], validation: Sequence[float]) -> tuple[float, float]:
-    """Limits that one spike cannot blow up: everything up to the start's loss, and most of what lies above it."""
+    """Limits of the y axis that one spike cannot stretch: they hold everything up to the first loss, and most of what
+    lies above it."""
     ranked = sorted(losses)
     high = max([ranked[math.ceil(0.995 * (len(ranked) - 1))], losses[0], *validation])
     low = min([ranked[0], *validation])
@@ -101,14 +103,14 @@ def window(losses: Sequence[float], validation: Sequence[float]) -> tuple[float,
 
 
 def _tokens_above(axes: Axes, records: Sequence[dict[str, Any]]) -> None:
-    """A second scale on top: tokens seen. It need not be straight, for the batch may grow."""
+    """Add a scale of tokens on top. It need not be linear in steps, because the batch may grow."""
     steps, tokens = series(records, "data/tokens")
     if len(steps) < 2:
         return
     import numpy as np
 
     slope = (tokens[-1] - tokens[-2]) / (steps[-1] - steps[-2])
-    beyond = steps[-1]  # the axis is a little longer than the run: go on straight at both ends
+    beyond = steps[-1]  # the axis is a little longer than the run: extrapolate linearly at both ends
     steps = [-beyond, 0, *steps, 2 * beyond]
     tokens = [-slope * beyond, 0, *tokens, tokens[-1] + slope * beyond]
     above = axes.secondary_xaxis(

@@ -1,4 +1,4 @@
-"""What a run notes about the machine: versions and devices once, peak memory at every report."""
+"""Facts about the machine that a run records: versions and devices once, peak memory at every report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = ("roots_dist", "torch", "deepspeed", "numpy", "safetensors", "tokeniz
 
 
 def machine_facts() -> dict[str, object]:
-    """Versions, processor, memory, GPUs: enough to compare two runs, nothing that is secret."""
+    """Versions, processor, memory and GPUs: enough to compare two runs, and nothing secret."""
     import torch
 
     versions = {}
@@ -39,7 +39,7 @@ def machine_facts() -> dict[str, object]:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most this process has held so far: of the GPU's memory what torch allocated, on a CPU resident memory."""
+    """Peak memory of this process so far: on a GPU what torch allocated, on a CPU resident memory."""
     import torch
 
     if torch.device(device).type == "cuda":

@@ -1,8 +1,9 @@
-"""The run's record: metrics.jsonl, one line per log call. Every other view (terminal, W&B, curve) can be made from it.
+"""Metrics of a run: metrics.jsonl, one line per log call. All other views (terminal, W&B, curve) can be made from it.
 
     {"step": 120, "time": 1760000000.0, "loss/train": 4.21, "speed/tokens_per_s": 18000.0}
 
-A number that is not finite is null, so that every line is JSON. A line is on its way to the disk when log returns.
+A number that is not finite becomes null, so that every line is JSON. A line has been handed to the operating system
+when log returns.
 """
 
 from __future__ import annotations
@@ -24,36 +25,36 @@ NAMES = {
     "loss/train": "nats per token of the step's batch",
     "loss/validation": "nats per token of the held-out text",
     "perplexity/validation": "exp(loss/validation)",
-    "accuracy/validation/TERM": "share of a term's targets that are the best guess",
-    "f1/validation": "of a task with classes: mean over the classes",
-    "mcc/validation": "of a task with classes: Matthews correlation",
+    "accuracy/validation/TERM": "fraction of a term's targets that are the model's best guess",
+    "f1/validation": "tasks with classes: mean F1 over the classes",
+    "mcc/validation": "tasks with classes: Matthews correlation",
     "bits_per_byte/validation": "comparable between tokenizers",
     "optim/lr": "learning rate of the step",
-    "optim/grad_norm": "of the whole model's gradient, before clipping",
-    "optim/grad_norm/decayed": "of what weight decay is for: matrices and embeddings",
-    "optim/grad_norm/no_decay": "of norms and biases; …/stepN: of what learns since step N",
+    "optim/grad_norm": "norm of the whole model's gradient, before clipping",
+    "optim/grad_norm/decayed": "norm over parameters with weight decay: matrices and embeddings",
+    "optim/grad_norm/no_decay": "norm over norms and biases; …/stepN: parameters that are trained since step N",
     "data/tokens": "tokens since the run's beginning",
-    "train/skipped_steps": "since the run's beginning, with train.nonfinite=skip",
+    "train/skipped_steps": "number since the run's beginning, with train.nonfinite=skip",
     "time/step_s": "seconds per step",
-    "time/data_s": "since the last report, the mean over ranks: making the batches",
+    "time/data_s": "making batches; seconds since the last report, mean over ranks, like the next four",
     "time/compute_s": "forward and backward",
-    "time/tp_s": "in them, waiting for the layers' messages of other tensor ranks",
+    "time/tp_s": "the part of compute_s that waits for messages between tensor ranks",
     "time/pp_wait_s": "waiting for other stages: the pipeline's bubble",
-    "time/dp_s": "what data ranks have in common: counts, reduction, optimizer",
-    "time/evaluate_s": "of this evaluation",
-    "time/checkpoint_s": "of this checkpoint",
-    "speed/tokens_per_s": "of all ranks together",
-    "util/mfu_fraction": "model FLOPs, attention counted causally half, over the devices' peak",
-    "plan/step_s": "at least: model FLOPs at the devices' peak, and the bubble",
-    "plan/memory_gib": "at least, of each process: weights, gradients, optimizer states",
-    "memory/peak_gib": "of the process that needs most",
-    "memory/peak_gib/rankN, time/PART_s/rankN": "with advanced.track_ranks: of each rank",
+    "time/dp_s": "work shared by data ranks: counts, reduction, optimizer",
+    "time/evaluate_s": "seconds of this evaluation",
+    "time/checkpoint_s": "seconds of this checkpoint",
+    "speed/tokens_per_s": "tokens per second of all ranks together",
+    "util/mfu_fraction": "model FLOPs (causal attention counted half) over the devices' peak",
+    "plan/step_s": "lower bound: model FLOPs at the devices' peak, and the bubble",
+    "plan/memory_gib": "lower bound per process: weights, gradients, optimizer states",
+    "memory/peak_gib": "peak of the process that needs most",
+    "memory/peak_gib/rankN, time/PART_s/rankN": "the same for each rank, with advanced.track_ranks",
 }
-"""What each number is. A run may log more."""
+"""Metric -> what it is. A run may log more."""
 
 
 class MetricsFile:
-    """Appends. Two files in the run's folder: numbers, and texts beside them."""
+    """A tracker that appends to two files in the run's folder: one of numbers, one of texts."""
 
     def __init__(self, folder: Path, resumed_step: int = 0):
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -70,7 +71,7 @@ class MetricsFile:
         self._texts.write(_line({"step": step, "time": round(time.time(), 3), "name": name, "text": text}))
 
     def checkpoint(self, step: int, path: Path) -> None:
-        """It stands beside this file."""
+        """Nothing to write: checkpoints are beside this file."""
 
     def close(self) -> None:
         self._metrics.close()
@@ -82,7 +83,7 @@ def _line(value: dict[str, Any]) -> str:
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file, in order. A line that a kill has torn is left out, with a warning."""
+    """Records of a file, in order. A line that was cut off by a kill is skipped, with a warning."""
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             try:
@@ -92,16 +93,16 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             if isinstance(record, dict) and isinstance(record.get("step"), int):
                 yield record
             else:
-                log.warning("%s, line %d: not a record, left out", path, number)
+                log.warning("%s, line %d: not a record, skipped", path, number)
 
 
 def last_step(path: Path) -> int:
-    """The last one that was logged; -1: none."""
+    """Last step that was logged; -1 if there is none."""
     return max((record["step"] for record in read_lines(path)), default=-1) if path.exists() else -1
 
 
 def drop_after(path: Path, step: int) -> None:
-    """Keep the records up to and with this step. The file is replaced at once or not at all."""
+    """Keep the records up to and including this step. The file is replaced atomically."""
     if not path.exists():
         return
     with replacing(path) as file:

@@ -1,8 +1,9 @@
-"""What rank 0 shows while it trains: one live line on a terminal, a plain line now and then in a log file.
+"""Progress of training on rank 0: one live line on a terminal, a plain line now and then in a log file.
 
     step 120/1000 ━━━━━━╸━━━━━━━━  loss 4.213  lr 2.9e-04  norm 0.91  18.2k tok/s  MFU 41%  1.2 GiB  2:31 left
 
-What does not fit the terminal's width is left out. Validation results and samples of text stay above the line.
+Fields that do not fit the terminal's width are dropped. Validation results and samples of text scroll up above the
+line.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 PLAIN_LINES = 50
-"""About how many lines a whole run writes where there is no terminal."""
+"""Approximate number of lines that a whole run writes without a terminal."""
 REDRAW_S = 0.1
 
 
@@ -46,7 +47,7 @@ FIELDS: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("util/mfu_fraction", lambda v: f"MFU {v:.0%}"),
     ("memory/peak_gib", lambda v: f"{v:.2f} GiB"),
 )
-"""Metric -> how it is shown, the most wanted first."""
+"""Metric -> how it is shown; the most important comes first."""
 ORDER = (
     "loss/train",
     "optim/lr",
@@ -56,7 +57,7 @@ ORDER = (
     "memory/peak_gib",
     "time/left_s",
 )
-"""In which they are read."""
+"""Display order."""
 ACCURACY = "accuracy/validation/"
 VALIDATION: tuple[tuple[str, Callable[[float], str]], ...] = (
     ("loss/validation", lambda v: f"loss {v:.4f}"),
@@ -68,8 +69,8 @@ VALIDATION: tuple[tuple[str, Callable[[float], str]], ...] = (
 
 
 def validation_words(metrics: Mapping[str, float]) -> list[str]:
-    """What an evaluation says. Accuracy is not told of next words, which have perplexities, and of one term without its
-    name."""
+    """An evaluation in words. The accuracy of next tokens is left out, because they have a perplexity; a single
+    accuracy is shown without its term's name."""
     words = [show(metrics[name]) for name, show in VALIDATION if name in metrics]
     terms = [name for name in metrics if name.startswith(ACCURACY) and name != f"{ACCURACY}clm"]
     named = len(terms) > 1
@@ -79,13 +80,13 @@ def validation_words(metrics: Mapping[str, float]) -> list[str]:
 
 
 class _Line:
-    """Draws itself as wide as the terminal is at the moment."""
+    """One line as wide as the terminal is when it is drawn."""
 
     def __init__(self, step: int, total: int, metrics: Mapping[str, float], doing: str = ""):
         self.step, self.total, self.metrics, self.doing = step, total, metrics, doing
 
     def fields(self, width: int | None = None) -> list[str]:
-        """What fits into the width, in the order of reading; or what is done between two steps."""
+        """Fields that fit into the width, in display order; or what is done between two steps."""
         if self.doing:
             return [self.doing]
         chosen: dict[str, str] = {}
@@ -115,7 +116,7 @@ class _Line:
 
 
 class Progress:
-    """A tracker. Counts time left from the first step that it sees."""
+    """A tracker. The time left is estimated from the first step that it sees."""
 
     def __init__(self, total: int, first_step: int = 0, console: Console | None = None):
         self._console = console or Console(highlight=False)
@@ -137,7 +138,7 @@ class Progress:
             self._step(_Line(step, self._total, self._shown))
         if "loss/validation" in metrics:
             if step == self._first:
-                self._start = time.monotonic()  # the evaluation before the first step is none of the time to come
+                self._start = time.monotonic()  # the evaluation before the first step must not count as training time
             words = "  ".join(validation_words(metrics))
             self._console.print(Text(f"step {step}  validation  {words}", "green"), soft_wrap=True)
 
@@ -149,7 +150,7 @@ class Progress:
             self._console.print("  ".join([line.head, *line.fields()]), soft_wrap=True, markup=False)
 
     def _draw(self, line: _Line, now: bool) -> None:
-        if self._live is None:  # drawn by our calls, without a thread; what goes to sys.stderr meanwhile stands above
+        if self._live is None:  # drawn by our calls, without a thread; output to sys.stderr scrolls up above it
             self._live = Live(line, console=self._console, auto_refresh=False)
             self._live.start()
         self._live.update(line, refresh=now)
@@ -157,7 +158,7 @@ class Progress:
             self._drawn = time.monotonic()
 
     def doing(self, what: str) -> None:
-        """What keeps the next step waiting, for who looks at a terminal; "" when it is over."""
+        """Show on a terminal what delays the next step; "" when it is over."""
         if self._console.is_terminal:
             self._draw(_Line(self._at, self._total, self._shown, what), now=True)
 
@@ -165,7 +166,7 @@ class Progress:
         self._console.print(Text.assemble((f"step {step}  {name}\n", "cyan"), text), soft_wrap=True)
 
     def checkpoint(self, step: int, path: Path) -> None:
-        """No line: what comes after it says that it is saved."""
+        """Nothing to show: later lines say that it was saved."""
 
     def close(self) -> None:
         if self._live is not None:

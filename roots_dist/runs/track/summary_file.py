@@ -1,4 +1,4 @@
-"""A finished run in a few numbers, for scripts that compare runs: summary.json in its folder.
+"""Summary of a finished run for scripts that compare runs: summary.json in its folder.
 
 metrics.jsonl + config --summary--> {"layout": …, "loss/validation": …} --write_summary--> summary.json
 """
@@ -22,11 +22,12 @@ LAST = (
     "loss/train", "loss/validation", "perplexity/validation", "bits_per_byte/validation", "f1/validation",
     "mcc/validation", "memory/peak_gib", "train/skipped_steps",
 )  # fmt: skip
-"""Of these the last one logged."""
+"""For these metrics, keep the last value."""
 
 
 def summary(records: Iterable[Mapping[str, Any]], config: Config, layout: Layout) -> dict[str, object]:
-    """Seconds are those of all steps together, over interruptions; evaluation and checkpoints are not in them."""
+    """Summary of the records. Seconds count the steps before and after interruptions, without evaluation and
+    checkpoints."""
     last: dict[str, object] = {}
     before: dict[str, object] = {}
     seconds, flop_share, step = 0.0, 0.0, 0
@@ -59,7 +60,7 @@ def summary(records: Iterable[Mapping[str, Any]], config: Config, layout: Layout
 
 
 def write_summary(config: Config, layout: Layout, folder: Path) -> Path:
-    """From the run's own record. Whole or not at all."""
+    """Write summary.json from the run's metrics.jsonl, atomically."""
     found = summary(read_lines(folder / METRICS_FILE), config, layout)
     path = folder / SUMMARY_FILE
     write_atomically(path, json.dumps(found, indent=1, allow_nan=False) + "\n")

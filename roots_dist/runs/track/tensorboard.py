@@ -1,6 +1,6 @@
-"""TensorBoard as another view of the run: event files in the run's folder, for `tensorboard --logdir RUN/tensorboard`.
+"""TensorBoard as a view of the run: event files in its folder, for `tensorboard --logdir RUN/tensorboard`.
 
-Numbers under the names that metrics.jsonl has, texts as text, the config and the facts of the run as a text of step 0.
+Numbers have the names of metrics.jsonl, texts are texts, and the config and the facts of the run are texts of step 0.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ FOLDER = "tensorboard"
 
 
 def is_wanted(config: Config) -> bool:
-    """Raises EnvironmentProblem if TensorBoard was asked for by name and is not installed; with `auto` that is no
-    error."""
-    asked = config.track.tensorboard
-    if asked == "off":
+    """Whether TensorBoard is used. Raises EnvironmentProblem if the config demands it and it is not installed; `auto`
+    then means no."""
+    wanted = config.track.tensorboard
+    if wanted == "off":
         return False
     if importlib.util.find_spec("tensorboard") is not None:
         return True
-    if asked == "auto":
+    if wanted == "auto":
         return False
     raise missing_package("tensorboard", "tensorboard")
 
@@ -45,12 +45,12 @@ class TensorBoard:
         resumed_step: int = 0,
         known: Collection[str] = (),
     ):
-        """What was logged after `resumed_step` is marked as void: readers drop it."""
+        """Events that were logged after `resumed_step` are marked as void: readers drop them."""
         from torch.utils.tensorboard import SummaryWriter
 
-        anew = resumed_step == 0
-        self._writer = SummaryWriter(str(Path(folder) / FOLDER), purge_step=0 if anew else resumed_step + 1)
-        if anew:
+        is_new = resumed_step == 0
+        self._writer = SummaryWriter(str(Path(folder) / FOLDER), purge_step=0 if is_new else resumed_step + 1)
+        if is_new:
             for name, words in (("config", to_yaml(config)), ("facts", json.dumps(facts, indent=1))):
                 self.text(0, name, scrub_text(words, known))
 
@@ -59,11 +59,11 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Indented, which in Markdown is text as it stands."""
+        """Log the text indented, which Markdown shows verbatim."""
         self._writer.add_text(name, "    " + text.replace("\n", "\n    "), step)
 
     def checkpoint(self, step: int, path: Path) -> None:
-        """It has nothing for them; they stand in the run's folder."""
+        """Nothing to log: TensorBoard has no checkpoints."""
 
     def close(self) -> None:
         self._writer.close()

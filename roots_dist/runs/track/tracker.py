@@ -1,4 +1,4 @@
-"""What a tracker is: the metrics file, the terminal, TensorBoard and W&B all have these methods."""
+"""Interface of a tracker, which the metrics file, the terminal, TensorBoard and W&B implement."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Protocol
 
 class Tracker(Protocol):
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Numbers of a step, after `step` optimizer steps. Names are metrics.NAMES or alike: group/name_unit."""
+        """Log numbers after `step` optimizer steps. Names are those of metrics.NAMES or similar: group/name_unit."""
         ...
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Something to read, such as a sample of the model's text."""
+        """Log a text, such as a sample of the model's."""
         ...
 
     def checkpoint(self, step: int, path: Path) -> None:
-        """A checkpoint has been saved there."""
+        """Note that a checkpoint has been saved at `path`."""
         ...
 
     def close(self) -> None: ...

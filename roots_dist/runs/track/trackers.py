@@ -1,9 +1,8 @@
-"""Everything a run tells goes through one small interface: to the metrics file, the terminal, TensorBoard and W&B.
+"""Trackers of a run behind one small interface: metrics file, terminal, TensorBoard and W&B.
 
-    runs/train/callbacks.py: trackers.log(step, {"loss/train": …})
-        --> MetricsFile | Progress | Background(TensorBoard | Wandb)
+    callbacks.py: trackers.log(step, {"loss/train": …}) --> MetricsFile | Progress | Background(TensorBoard | Wandb)
 
-Only rank 0 has trackers; on the others the list is empty, so that callers need no `if`.
+Only rank 0 has trackers. On other ranks the list is empty, so callers need no `if`.
 """
 
 from __future__ import annotations
@@ -22,14 +21,14 @@ from roots_dist.scrub import known_secrets
 
 
 class Trackers:
-    """Many as one; none is the null tracker."""
+    """Several trackers as one; an empty list does nothing."""
 
     def __init__(self, trackers: Iterable[Tracker] = (), show: Callable[[str], None] = lambda what: None):
         self._trackers, self._show = tuple(trackers), show
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
-        """Show on the terminal what keeps the next step waiting; it is not recorded."""
+        """Show on the terminal what delays the next step. It is not recorded."""
         self._show(what)
         yield
         self._show("")
@@ -54,11 +53,11 @@ class Trackers:
 def open_trackers(
     config: Config, folder: Path, *, rank0: bool, resumed_step: int = 0, facts: Mapping[str, object] | None = None
 ) -> Trackers:
-    """The trackers of this rank. `facts` (versions, layout, machine) are kept with the run where it is shown.
+    """Open the trackers of this rank. `facts` (versions, layout, machine) are logged with the run.
 
-    On a resume, what was logged after `resumed_step` is dropped from the file: no step is logged twice. The file and
-    the terminal are written at once; the others in the background. Raises EnvironmentProblem if one that was asked for
-    by name is not installed.
+    On resume, records after `resumed_step` are dropped from the file, so that no step is logged twice. The file and the
+    terminal are written at once, the others in the background. Raises EnvironmentProblem if a tracker that the config
+    demands is not installed.
     """
     if not rank0:
         return Trackers()

@@ -1,7 +1,7 @@
-"""Weights & Biases as one view of the run: never a prompt, never in training's way (background.py calls all of this).
+"""Weights & Biases as a view of the run: it never prompts and never delays training (background.py calls all of this).
 
-Without a key a run is written offline into the run's folder, and `wandb sync` sends it later. A server that does not
-answer within INIT_TIMEOUT_S means offline, too. A restart goes on with the same W&B run.
+Without a key the run is written offline into its folder, and `wandb sync` sends it later; the same holds if the server
+does not answer within INIT_TIMEOUT_S. A restart continues the same W&B run.
 """
 
 from __future__ import annotations
@@ -29,18 +29,19 @@ log = logging.getLogger(__name__)
 INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 15.0, 25.0
 ID_FILE = "wandb_id.txt"
 NO_TELEMETRY = {"WANDB_ERROR_REPORTING": "false"}
-"""Else the end of the process waits 20 s for a server that does not answer to take what W&B says of itself."""
+"""Without this, the end of the process waits 20 s for W&B's own error reporting if the server does not answer."""
 Mode = Literal["online", "offline"]
 
 
 def is_wanted(config: Config) -> bool:
-    """Raises EnvironmentProblem if W&B was asked for by name and is not installed; with `auto` that is no error."""
-    asked = config.track.wandb
-    if asked == "disabled":
+    """Whether W&B is used. Raises EnvironmentProblem if the config demands it and it is not installed; `auto` then
+    means no."""
+    wanted = config.track.wandb
+    if wanted == "disabled":
         return False
     if importlib.util.find_spec("wandb") is not None:
         return True
-    if asked == "auto":
+    if wanted == "auto":
         return False
     raise missing_package("wandb", "wandb")
 
@@ -48,9 +49,9 @@ def is_wanted(config: Config) -> bool:
 def open_wandb(
     config: Config, folder: Path, facts: Mapping[str, object], logged_step: int = -1, known: Collection[str] = ()
 ) -> Wandb | None:
-    """The run's tracker as `track.wandb` wants it, or None. On rank 0 only: one W&B run per job.
+    """Open the W&B tracker as `track.wandb` says, or return None. Only rank 0 calls it: one W&B run per job.
 
-    Nothing up to and with `logged_step` is logged again. known: secrets that nothing may show.
+    Nothing up to and including `logged_step` is logged again. `known` are secrets that must not be shown.
     """
     if not is_wanted(config):
         return None
@@ -63,24 +64,24 @@ def open_wandb(
     return Wandb(wandb, _begin(wandb, mode, config, Path(folder), facts, known), logged_step, config.track.artifacts)
 
 
-def _mode(wandb: ModuleType, asked: str) -> Mode | None:
-    """Offline without a key. `auto` follows WANDB_MODE, which wandb reads itself."""
-    wanted = wandb.setup(wandb.Settings(silent=True)).settings.mode if asked == "auto" else asked
+def _mode(wandb: ModuleType, setting: str) -> Mode | None:
+    """Mode of the W&B run; offline without a key. `auto` follows WANDB_MODE, which wandb reads itself."""
+    wanted = wandb.setup(wandb.Settings(silent=True)).settings.mode if setting == "auto" else setting
     if wanted == "disabled":
         return None
     if wanted == "offline":
         return "offline"
     if wandb.login(prompt=False, verify=False):
         return "online"
-    if asked == "online":
-        log.warning("track.wandb = 'online', but there is no W&B key: the run is written offline. Fix: wandb login.")
+    if setting == "online":
+        log.warning("track.wandb = 'online', and there is no W&B key, so the run is written offline. Fix: wandb login.")
     return "offline"
 
 
 def _begin(
     wandb: ModuleType, mode: Mode, config: Config, folder: Path, facts: Mapping[str, object], known: Collection[str]
 ) -> Run:
-    """A W&B run of this folder: new, or the one that the folder has begun before."""
+    """Start a W&B run for this folder, or continue the one that the folder has."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = wandb.Settings(
         init_timeout=INIT_TIMEOUT_S,
@@ -90,7 +91,7 @@ def _begin(
         disable_git=True,  # remotes hold passwords
         disable_code=True,
         save_code=False,
-        x_disable_meta=True,  # the command line, which holds secrets; `facts` says what is worth knowing
+        x_disable_meta=True,  # the command line may hold secrets; `facts` has what is needed
     )
     track = config.track
     shown = scrub({"project": track.project, "name": track.name or folder.resolve().name, "group": track.group}, known)
@@ -99,7 +100,7 @@ def _begin(
         "tags": scrub(list(track.tags), known),
         "config": scrub({**config.model_dump(mode="json"), "facts": facts}, known),
         "dir": str(folder),
-        "id": _identity(folder / ID_FILE, anew=not config.checkpoint.resume),
+        "id": _identity(folder / ID_FILE, is_new=not config.checkpoint.resume),
         "resume": "allow",
         "settings": settings,
     }
@@ -108,21 +109,21 @@ def _begin(
             online: Run = wandb.init(mode="online", **options)
             return online
         except Exception as error:
-            log.warning("W&B does not answer, the run is written offline: %s", first_line(error))
-            wandb.teardown()  # the attempt holds on to the run's id
+            log.warning("W&B does not answer, so the run is written offline: %s", first_line(error))
+            wandb.teardown()  # the failed attempt keeps the run's id
     offline: Run = wandb.init(mode="offline", **options)
     return offline
 
 
-def _identity(file: Path, anew: bool) -> str:
-    """Kept in the run's folder. A run that begins anew there is another one."""
-    if anew or not file.exists():
+def _identity(file: Path, is_new: bool) -> str:
+    """Id of the W&B run, kept in the run's folder. A run that starts from scratch gets a new one."""
+    if is_new or not file.exists():
         file.write_text(secrets.token_hex(4) + "\n")
     return file.read_text().strip()
 
 
 class Wandb:
-    """A tracker. What W&B raises comes through: background.py takes care of it."""
+    """A tracker. Exceptions of W&B are passed on: background.py handles them."""
 
     def __init__(self, wandb: ModuleType, run: Run, logged_step: int = -1, artifacts: bool = False):
         self._wandb, self._run, self._logged, self._artifacts = wandb, run, logged_step, artifacts
@@ -135,13 +136,13 @@ class Wandb:
             self._run.log(dict(metrics), step=step)
 
     def text(self, step: int, name: str, text: str) -> None:
-        """As preformatted HTML: W&B's own text panels drop line breaks."""
+        """Log the text as preformatted HTML: W&B's own text panels drop line breaks."""
         safe = text.replace("&", "&amp;").replace("<", "&lt;")
         if step > self._logged:
             self._run.log({name: self._wandb.Html(f"<pre>{safe}</pre>", inject=False)}, step=step)
 
     def checkpoint(self, step: int, path: Path) -> None:
-        """As an artifact by reference: its place and step, none of its bytes."""
+        """Log the checkpoint as an artifact by reference: its path and step, none of its bytes."""
         if not self._artifacts or not path.is_dir():  # newer ones have taken its place
             return
         artifact = self._wandb.Artifact(f"checkpoint-{self._run.id}", type="model", metadata={"step": step})

@@ -1,5 +1,4 @@
-"""What a run says first: its layout, its size, the peak that MFU will be a share of, and the arithmetic of its
-batch."""
+"""Banner of a training run: its layout, model size, peak FLOP/s and batch arithmetic."""
 
 from __future__ import annotations
 
@@ -19,21 +18,21 @@ from roots_dist.layout import Layout
 from roots_dist.world.mesh import Mesh
 
 PEAK_S = 0.5
-"""How long a CPU is measured."""
+"""Seconds for which the peak of a CPU is measured."""
 
 
 def peak_of_devices(config: Config, mesh: Mesh) -> float | None:
-    """FLOP/s at best of all devices of the run: of GPUs by their makers' sheets, of CPU cores as measured now.
+    """Peak FLOP/s of all devices of the run together: data-sheet values for GPUs, measured now for CPU cores.
 
-    Collective over the world. On each machine one rank measures, while the others sleep: waiting in a collective may
-    spin.
+    Collective over the world. One rank on each machine measures while the others sleep, because waiting in a collective
+    may spin.
     """
     if mesh.device.type == "cuda":
         one = gpu_peak(torch.cuda.get_device_name(mesh.device), "bf16" if config.train.precision == "bf16" else "fp32")
         return one and one * mesh.world.size
     hosts = torch.zeros(mesh.world.size, dtype=torch.int64)
     hosts[mesh.rank] = zlib.crc32(socket.gethostname().encode())
-    mesh.world.sum_(hosts)  # nobody measures while another is still building its model
+    mesh.world.sum_(hosts)  # no rank measures while another still builds its model
     here = (hosts == hosts[mesh.rank]).nonzero().flatten().tolist()
     peak = torch.zeros(1, dtype=torch.float64)
     if mesh.rank == here[0]:
@@ -44,19 +43,19 @@ def peak_of_devices(config: Config, mesh: Mesh) -> float | None:
 
 
 def cores() -> int:
-    """That this process may use, two threads of one core counted once."""
+    """Number of CPU cores that this process may use; two threads of one core count once."""
     return min(environment.cores(), psutil.cpu_count(logical=False) or environment.cores())
 
 
 def banner(config: Config, mesh: Mesh, peak: float | None, bound: Bounds) -> str:
-    """What is about to happen: layout, size, engine, the peak that MFU is a share of, the arithmetic of the batch, and
-    what it takes at least."""
+    """Layout, model size, engine, peak FLOP/s (the base of MFU), arithmetic of the batch, and the lower bounds of a
+    step's time and a process's memory."""
     if peak is None:
-        at_best = "peak of this GPU not known: no MFU"
+        peak_words = "peak of this GPU not known: no MFU"
     else:
-        at_best = f"peak {format_flops(peak)} {'measured' if mesh.device.type == 'cpu' else 'by data sheet'}"
+        peak_words = f"peak {format_flops(peak)} {'measured' if mesh.device.type == 'cpu' else 'by data sheet'}"
     engine = config.engine(mesh.dp.size)
-    model = f"{mesh.layout}, {parameters(config):,} parameters, {engine} engine, {at_best}"
+    model = f"{mesh.layout}, {parameters(config):,} parameters, {engine} engine, {peak_words}"
     return f"{model}\n{batch_arithmetic(config, mesh.layout)}\n{bound}"
 
 

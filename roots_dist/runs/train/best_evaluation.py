@@ -1,8 +1,8 @@
-"""Which evaluation was the best so far, and whether it is time to stop (Prechelt 1998: no better one for a while).
+"""Best evaluation of a run so far, and early stopping: whether there was none better for a while (Prechelt 1998).
 
-    evaluate --note(step, metrics)--> Best --> duties.py: keep that checkpoint; loop.py: stop
+    evaluate --note(step, metrics)--> BestEvaluation --> callbacks.py: keep that checkpoint; loop.py: stop
 
-Saved with each checkpoint, so that a resumed run stops where the whole one would.
+Saved with each checkpoint, so that a resumed run stops at the same step as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from roots_dist.storage.checkpoint.keep import BEST_FILE
 @dataclass
 class BestEvaluation:
     metric: str
-    """as logged: loss/validation, accuracy/validation/classify …"""
+    """Name as in metrics.jsonl: loss/validation, accuracy/validation/classify, ..."""
     patience: int
-    """evaluations; 0: it never stops"""
+    """Number of evaluations without improvement after which the run stops; 0 never stops it."""
     step: int = 0
-    """0: nothing has been evaluated since the start"""
+    """Step of the best evaluation; 0 if there was none yet."""
     value: float | None = None
     waited: int = 0
-    """evaluations since the best one"""
+    """Number of evaluations since the best one."""
 
     def note(self, step: int, metrics: Mapping[str, float]) -> None:
-        """An evaluation after `step` steps. What the model was at first is no checkpoint, and is not counted."""
+        """Record the evaluation after `step` steps. Step 0 does not count, because it has no checkpoint."""
         if step == 0:
             return
         value = metrics[self.metric]
-        falls = self.metric.startswith("loss/")
-        if self.value is None or (value < self.value if falls else value > self.value):
+        lower_is_better = self.metric.startswith("loss/")
+        if self.value is None or (value < self.value if lower_is_better else value > self.value):
             self.step, self.value, self.waited = step, value, 0
         else:
             self.waited += 1
@@ -46,7 +46,8 @@ class BestEvaluation:
         return 0 < self.patience <= self.waited
 
     def mark(self, folder: Path) -> None:
-        """Say in the run's folder which checkpoint it is. On rank 0, once that checkpoint is whole."""
+        """Write into the run's folder which checkpoint is the best. Rank 0 calls it once that checkpoint is
+        complete."""
         write_atomically(folder / BEST_FILE, json.dumps({"step": self.step, self.metric: self.value}) + "\n")
 
     def saved(self) -> dict[str, object]:
@@ -54,15 +55,15 @@ class BestEvaluation:
 
 
 def best_evaluation(config: Config, saved: Mapping[str, object]) -> BestEvaluation | None:
-    """Of a run that fine-tunes, or that may stop early; gone on with from what a checkpoint says, if it is the same
-    metric."""
+    """Best evaluation of a run that fine-tunes or may stop early, else None. It continues from `saved`, the state in a
+    checkpoint, if the metric is the same."""
     f = config.finetune
     if (f.init_from is None and not f.patience) or not config.data.validation:
         return None
     metric = {"loss": "loss/validation", "accuracy": f"accuracy/validation/{config.objective.name}"}.get(
         f.metric, f"{f.metric}/validation"
     )
-    told: dict[str, Any] = (
+    earlier: dict[str, Any] = (
         {key: saved[key] for key in ("step", "value", "waited")} if saved.get("metric") == metric else {}
     )
-    return BestEvaluation(metric, f.patience, **told)
+    return BestEvaluation(metric, f.patience, **earlier)

@@ -1,6 +1,7 @@
-"""What is done every so many steps: report, evaluate, show a sample, save. A list, in this order, called by the loop.
+"""Callbacks of the training loop: report metrics, evaluate, write a sample of text, save a checkpoint.
 
-A duty is a function of the session and the step's report. All ranks call all duties: some are collective.
+A callback is a function of the training state and the step's report; the list below has their order. All ranks call all
+callbacks, because some are collective.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ SAMPLING = Sampling(0.8, top_p=0.95)
 
 
 def is_due(state: TrainState, every: int) -> bool:
-    """Every so many steps, and never at the end: what comes at the end is closing's business."""
+    """Whether something that is done every so many steps is done after this step. False after the last step, where
+    runs/train/loop.py evaluates, samples and saves by itself."""
     return every > 0 and state.step % every == 0 and state.step < state.config.train.steps
 
 
 class ReportMetrics:
-    """Numbers of the step to the trackers. Times and speeds are means over the steps since the last report; what other
-    duties take (evaluation, samples, checkpoints) is not in them."""
+    """Log the metrics of a step. Times and speeds are means over the steps since the last report, without the time of
+    evaluation, samples and checkpoints."""
 
     def __init__(self, state: TrainState) -> None:
         self._step, self._tokens, self._seconds = state.step, state.tokens, 0.0
@@ -50,7 +52,7 @@ class ReportMetrics:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """The next step begins now."""
+        """Start timing the next step now."""
         self._since = time.perf_counter()
         self._watch.take()
 
@@ -86,11 +88,14 @@ class ReportMetrics:
 
 
 def rank_metrics(parts: Mapping[str, float], mesh: Mesh, each: bool = False) -> dict[str, float]:
-    """The most memory that a rank has held, and what its seconds went to, the mean over ranks; with `each` both of
-    every rank, so that a slow one is seen. On a GPU of making batches alone: for the rest it would have to be stopped
-    and waited for. One message. Collective over the world."""
-    alone = {name for name, axis in (("tp", mesh.tp), ("pp_wait", mesh.pp)) if axis.size == 1}
-    names = ["data"] if mesh.device.type == "cuda" else [name for name in PARTS if name not in alone]
+    """Peak memory over ranks and mean seconds per part of the step; with `each` also both for every rank, which shows a
+    slow one.
+
+    On a GPU only the making of batches is timed: timing the other parts would need a synchronization. Sends one
+    message. Collective over the world.
+    """
+    not_split = {name for name, axis in (("tp", mesh.tp), ("pp_wait", mesh.pp)) if axis.size == 1}
+    names = ["data"] if mesh.device.type == "cuda" else [name for name in PARTS if name not in not_split]
     rows = torch.zeros(mesh.world.size, 1 + len(names), dtype=torch.float64, device=mesh.device)
     mine = [peak_memory_gib(mesh.device), *(parts.get(name, 0.0) for name in names)]
     rows[mesh.world.rank] = torch.tensor(mine, dtype=torch.float64, device=mesh.device)
@@ -103,7 +108,7 @@ def rank_metrics(parts: Mapping[str, float], mesh: Mesh, each: bool = False) -> 
 
 
 def evaluate(state: TrainState) -> None:
-    """Held-out loss now, logged, and held against the best so far. Collective over the world."""
+    """Score the held-out text, log the metrics, and update the best evaluation. Collective over the world."""
     if state.held_out is None:
         return
     sequences, run = state.config.train.eval_sequences, state.run
@@ -127,19 +132,19 @@ def sample(state: TrainState) -> None:
     ):
         return
     with state.trackers.doing("writing a sample of text ..."):
-        given, said = map(state.tokenizer.decode, writes(state))
-    state.trackers.text(state.step, "sample", f"{given} | {said}")
+        prompt, answer = map(state.tokenizer.decode, writes(state))
+    state.trackers.text(state.step, "sample", f"{prompt} | {answer}")
 
 
 def _continue_text(state: TrainState) -> tuple[list[int], list[int]]:
-    """A beginning, and how the model goes on."""
+    """Beginning of a held-out text, and the model's continuation."""
     length = min(PROMPT_TOKENS, state.config.data.seq_length // 2)
     beginning = _from_first_rank(state, next(present(state.held_out).evaluation(1)).tokens[0, :length])
     return beginning, _generate(state, beginning, min(SAMPLE_TOKENS, state.config.data.seq_length - length), start=None)
 
 
 def _answer_text(state: TrainState) -> tuple[list[int], list[int]]:
-    """The first part of what an encoder reads, and what its decoder says to all of it."""
+    """First tokens of an encoder's input, and the decoder's answer to all of it."""
     batch = next(present(state.held_out).evaluation(1))
     answer = present(batch.decoder_tokens)
     text, (start, *_) = (_from_first_rank(state, row[0]) for row in (batch.tokens, answer))
@@ -161,7 +166,7 @@ WRITERS = {"decoder": _continue_text, "encoder-decoder": _answer_text}
 
 
 def checkpoint(state: TrainState) -> None:
-    """Collective over the world. One that did best is marked before any other may go."""
+    """Save a checkpoint. The best one is marked before older ones are deleted. Collective over the world."""
     config, best = state.config.model_dump(mode="json"), state.best
     since = time.perf_counter()
     saved = {"tokens": state.tokens, "skipped": state.skipped, "config": config, "best": best and best.saved()}
@@ -177,7 +182,7 @@ def checkpoint(state: TrainState) -> None:
 
 
 def callbacks(state: TrainState) -> list[Callback]:
-    """In the order in which they are done."""
+    """Callbacks in the order in which they run."""
     report = ReportMetrics(state)
 
     def every_so_often(state: TrainState, _: StepReport) -> None:

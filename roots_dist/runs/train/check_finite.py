@@ -1,7 +1,7 @@
-"""Is every number of this step finite, and if not, where did it begin? Asked once per step, in one small message.
+"""Check once per step, in one small message, that all numbers are finite, and find where the first bad one arose.
 
-Called by runs/train/step.py between backward and the reduction over data ranks: afterwards nobody knows whose nan it
-was.
+Called by runs/train/step.py between backward and the reduction over data ranks: after the reduction it is unknown which
+rank had the nan.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from roots_dist.world.mesh import Mesh
 from roots_dist.world.sharding import Param
 
 FINE, GRADIENT, LOSS, WEIGHT = range(4)
-"""What is wrong on a rank, the deeper cause the larger: a bad weight makes a bad loss makes bad gradients."""
+"""State of a rank; a larger number is a deeper cause: a bad weight makes a bad loss, which makes bad gradients."""
 STATES = 4
 
 _TEXT = 400  # bytes of a message between ranks
 
 
 class StepSums(NamedTuple):
-    """What all ranks know of a step."""
+    """Result of the check, equal on all ranks."""
 
     sums: dict[str, float]
     nonfinite: NonFinite | None
     stop: int = 0
-    """The signal that told a rank to stop (runs/train/stop_signal.py); 0: none."""
+    """Signal that told a rank to stop (runs/train/stop_signal.py); 0 if there was none."""
 
 
 class NonFinite(NamedTuple):
     where: str
-    """What is not finite on which rank: where it began."""
+    """Which tensor is not finite, and on which rank: where it arose."""
     in_weights: bool = False
-    """Then no step that is skipped will mend it."""
+    """Whether a weight is not finite, which skipping steps cannot repair."""
 
 
 def sum_over_ranks(mesh: Mesh, terms: list[Term], names: Sequence[str], params: list[Param], stop: int = 0) -> StepSums:
-    """The step's sum of each term, and where the first number that is not finite stands, or None; and whether a rank is
-    told to stop (stop: this one, by which signal).
+    """Sum each term of the step over ranks, find the first number that is not finite, and share the signal to stop.
+    `stop` is this rank's own signal.
 
-    Equal on every rank. Collective over the world.
+    The result is equal on every rank. Collective over the world.
     """
     sums = torch.zeros(len(names), dtype=torch.float64, device=mesh.device)
-    if mesh.tp.rank == 0:  # a term is the same on each tensor rank of its stage: one of them speaks
+    if mesh.tp.rank == 0:  # a term is the same on each tensor rank of its stage: only one adds it
         for term in terms:
             sums[names.index(term.name)] += term.sum.double()
     loss_is_fine = torch.isfinite(sums).all()
@@ -55,15 +55,16 @@ def sum_over_ranks(mesh: Mesh, terms: list[Term], names: Sequence[str], params: 
     bad_gradient = torch.where(gradients_are_fine, FINE, GRADIENT)
     row[len(names) + mesh.world.rank] = torch.where(loss_is_fine, bad_gradient, LOSS) + STATES * stop
     numbers = mesh.world.sum_(row).tolist()
-    totals, said = numbers[: len(names)], [divmod(int(number), STATES) for number in numbers[len(names) :]]
-    stop = max(stop for stop, _ in said)
-    if not any(state for _, state in said):
+    totals, states = numbers[: len(names)], [divmod(int(number), STATES) for number in numbers[len(names) :]]
+    stop = max(stop for stop, _ in states)
+    if not any(state for _, state in states):
         return StepSums(dict(zip(names, totals)), None, stop)
-    return StepSums(dict.fromkeys(names, float("nan")), _where(mesh, params, said[mesh.world.rank][1]), stop)
+    return StepSums(dict.fromkeys(names, float("nan")), _where(mesh, params, states[mesh.world.rank][1]), stop)
 
 
 def _all_finite(tensors: list[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """By their norms, which clipping needs: of numbers too large to be squared there is none."""
+    """Whether all tensors are finite, judged by their norms, because clipping needs those: numbers too large to be
+    squared fail too."""
     if not tensors:
         return torch.ones((), dtype=torch.bool, device=device)
     return torch.isfinite(torch.stack(torch._foreach_norm(tensors)).double().sum())
@@ -74,8 +75,8 @@ def _nonfinite_kind(tensor: torch.Tensor) -> str:
 
 
 def _where(mesh: Mesh, params: list[Param], state: int) -> NonFinite:
-    """Every rank looks; the deepest cause is named. Backward runs from the model's end, so among gradients the last
-    stage and its last parameter come first."""
+    """Name the deepest cause among all ranks. Backward runs from the model's end, so the last stage's last parameter
+    comes first among gradients."""
     bad = next((p for p in params if not bool(_all_finite([p.tensor.data], mesh.device))), None)
     if bad:
         state, what = WEIGHT, f"weight {bad.name} {_nonfinite_kind(bad.tensor.data)}"
@@ -86,11 +87,11 @@ def _where(mesh: Mesh, params: list[Param], state: int) -> NonFinite:
     else:
         what = "loss is not finite" if state == LOSS else ""
     place = mesh.place
-    said = f"{what} on rank {mesh.rank} ({place})".encode()[:_TEXT]
+    message = f"{what} on rank {mesh.rank} ({place})".encode()[:_TEXT]
     rows = torch.zeros(mesh.world.size, 2 + _TEXT, dtype=torch.int64, device=mesh.device)
     rows[mesh.world.rank, 0] = state
     rows[mesh.world.rank, 1] = place.pp
-    rows[mesh.world.rank, 2 : 2 + len(said)] = torch.tensor(list(said), device=mesh.device)
+    rows[mesh.world.rank, 2 : 2 + len(message)] = torch.tensor(list(message), device=mesh.device)
     mesh.world.sum_(rows)
     first = max(range(mesh.world.size), key=lambda r: (rows[r, 0].item(), rows[r, 1].item(), -r))
     where = bytes(rows[first, 2:].tolist()).rstrip(b"\0").decode(errors="replace")

@@ -1,10 +1,9 @@
-"""The first weights of fine-tuning: those of another run or of an import; what that model has not is drawn as ever.
+"""Initial weights of fine-tuning: copied from another run or an import, drawn at random where that model has none.
 
-    finetune.init_from --its outline, ours--> what is taken, what begins anew, what is left
-        --checkpoint/load.py--> engine
+    finetune.init_from --outlines of both models--> copied, fresh and left-out names --load_start--> engine
 
-Only what stands above the blocks may differ (a head for a task), and adapters. Anything else that is missing, left over
-or of another shape is refused by name.
+Only parameters above the blocks (a task's head) and adapters may differ. Any other parameter that is missing, left over
+or of another shape is an error that names it.
 """
 
 from __future__ import annotations
@@ -28,35 +27,34 @@ CLASSES = "head.classifier."
 
 
 def load_init_weights(run: Run) -> None:
-    """Take the weights of finetune.init_from, where the config has one. Collective over the world."""
+    """Load the weights of finetune.init_from, if the config has one. Collective over the world."""
     start = run.config.finetune.init_from
     if start is None:
         return
-    checkpoint, there = best_or_newest(Path(start)), config_of(start)
+    checkpoint, source = best_or_newest(Path(start)), config_of(start)
     tp = run.passes.model.tp
-    fresh, left = compare_parameters(run.config, there, tp)
+    fresh, left = compare_parameters(run.config, source, tp)
     load_initial_weights(checkpoint, run.engine, run.params, run.mesh, untrained=fresh, unused=left)
-    drawn = f"; begins anew: {_shown(fresh)}" if fresh else ""
+    drawn = f"; drawn anew: {_format_names(fresh)}" if fresh else ""
     log.info("starts from %s%s", checkpoint, drawn)
 
 
-def compare_parameters(here: Config, there: Config, tp: TensorParallel) -> tuple[frozenset[str], frozenset[str]]:
-    """Names of parameters that begin anew, and names that are left behind. Classes of other labels are other
-    classes."""
-    ours, theirs = outline(pieces_of(here, tp)), outline(pieces_of(there, tp))
-    same_classes = (here.objective.name, here.finetune.labels) == (there.objective.name, there.finetune.labels)
+def compare_parameters(config: Config, source: Config, tp: TensorParallel) -> tuple[frozenset[str], frozenset[str]]:
+    """Names of parameters that are drawn anew, and names that are left out. A head for other labels is drawn anew."""
+    ours, theirs = outline(pieces_of(config, tp)), outline(pieces_of(source, tp))
+    same_classes = (config.objective.name, config.finetune.labels) == (source.objective.name, source.finetune.labels)
 
     def may_differ(name: str, place: ParameterPlace) -> bool:
         return place.depth == 0 or name.endswith(ADAPTER)
 
     renewed = {n for n in ours if n.startswith(CLASSES) and not same_classes}
     fresh = {n for n, place in ours.items() if n not in theirs and may_differ(n, place)} | renewed
-    generator = {n for n in theirs if n.startswith("generator.") and here.objective.name != there.objective.name}
+    generator = {n for n in theirs if n.startswith("generator.") and config.objective.name != source.objective.name}
     heads = {n for n, place in theirs.items() if n not in ours and place.depth == 0}
     return frozenset(fresh), frozenset(heads | generator | renewed)
 
 
-def _shown(names: frozenset[str]) -> str:
+def _format_names(names: frozenset[str]) -> str:
     some = sorted(n for n in names if not n.endswith(ADAPTER))
     adapters = len(names) - len(some)
-    return ", ".join([*some, *([f"{adapters} matrices of adapters"] if adapters else [])])
+    return ", ".join([*some, *([f"{adapters} adapter matrices"] if adapters else [])])

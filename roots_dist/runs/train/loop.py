@@ -1,7 +1,7 @@
-"""`roots train`, from a live mesh to a trained model: the page to read first.
+"""`roots train`, from a live mesh to a trained model: the file to read first.
 
-config + mesh --build--> Run --resume--> step, duties, step, duties … --evaluate, sample, save--> closing lines
-                                              a signal --stop.py--> save
+config + mesh --build--> Run --resume--> step, callbacks, step, callbacks … --evaluate, sample, save--> closing lines
+                                             a signal --stop_signal.py--> save
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 
 
 def train(config: Config, mesh: Mesh) -> int:
-    """The exit code: 0, or 128 + the signal that stopped it. Everything that it writes is under track.folder.
-    Collective over the world."""
+    """Train, and return the exit code: 0, or 128 + the signal that stopped the run. All files are written under
+    track.folder. Collective over the world."""
     config = without_secrets(config)
     folder = Path(config.track.folder)
     with (
@@ -58,30 +58,30 @@ def train(config: Config, mesh: Mesh) -> int:
 
 
 def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal) -> int:
-    """The folder is this run's alone. Collective over the world."""
+    """Train in a folder that this process holds. Collective over the world."""
     rank0, stopped = mesh.rank == 0, 0
     objective = make_objective(config)
     training = Batches.open(config, objective, config.data.train, mesh.dp.rank, mesh.dp.size)
-    given = config.data.validation
-    held_out = Batches.open(config, objective, given, mesh.dp.rank, mesh.dp.size) if given else None
+    sources = config.data.validation
+    held_out = Batches.open(config, objective, sources, mesh.dp.rank, mesh.dp.size) if sources else None
     tokenizer = load_codec(config.data.tokenizer) if config.data.tokenizer else None
 
     run = build_run(config, mesh, objective=objective)
-    done = resume(run, folder)
+    start = resume(run, folder)
     peak = peak_of_devices(config, mesh)
     bound = bounds(config, mesh.layout, flops_per_step(config), peak)
     facts = write_origin(folder, config, mesh.layout, bound.facts()) if rank0 else None
     log.info("\n".join([banner(config, mesh, peak, bound), *(cut_rows(config) if rank0 else ())]))
 
-    with closing(open_trackers(config, folder, rank0=rank0, resumed_step=done.step, facts=facts)) as trackers:
-        best = best_evaluation(config, done.best)
+    with closing(open_trackers(config, folder, rank0=rank0, resumed_step=start.step, facts=facts)) as trackers:
+        best = best_evaluation(config, start.best)
         state = TrainState(
-            config, run, folder, training, held_out, tokenizer, trackers, peak, bound, best, done.step, done.skipped
+            config, run, folder, training, held_out, tokenizer, trackers, peak, bound, best, start.step, start.skipped
         )
-        if done.step == 0:
+        if start.step == 0:
             evaluate(state)
         learning_rate = lr_schedule(config.optim, config.train.steps)
-        to_do = callbacks(state)
+        after_step = callbacks(state)
         while state.should_continue and not stopped:
             step = state.step
             batches = [batch.to(mesh.device) for batch in training.at(step)]
@@ -90,20 +90,18 @@ def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal) -> int:
             state.step, stopped = step + 1, report.stop
             if report.skipped:
                 state.skipped += 1
-                log.log(
-                    logging.WARNING if rank0 else logging.DEBUG, "step %d is left out: %s", step + 1, report.skipped
-                )
-            for duty in to_do:
-                duty(state, report)
-        if stopped and state.should_continue:  # there may be seconds left
+                log.log(logging.WARNING if rank0 else logging.DEBUG, "step %d is skipped: %s", step + 1, report.skipped)
+            for callback in after_step:
+                callback(state, report)
+        if stopped and state.should_continue:  # the launcher may kill us in seconds: no evaluation, no sample
             if state.saved_step < state.step:
                 checkpoint(state)
-            said = f"{STOPPED} by {signal.Signals(stopped).name} after step {state.step}"
-            log.info("%s, with a checkpoint; the same command goes on from there", said)
+            ended = f"{STOPPED} by {signal.Signals(stopped).name} after step {state.step}"
+            log.info("%s, with a checkpoint; the same command resumes from it", ended)
             if rank0:
-                record_end(folder, said)
+                record_end(folder, ended)
             return 128 + stopped
-        if done.step < state.step:
+        if start.step < state.step:
             if state.step == config.train.steps:
                 evaluate(state)
             if state.saved_step < state.step:

@@ -1,8 +1,8 @@
-"""Where a run begins: at the newest checkpoint of its folder (found by rank 0, held against the config, read by all),
-or with the weights of another run, or with those that were drawn.
+"""Starting point of a run: the newest checkpoint of its folder, else the weights of another run, else random weights.
 
-    folder --newest--> step --refuse another model--> storage/checkpoint/load.py
-        --> steps done, and what has changed is said
+    folder --newest--> step --refuse another model--> storage/checkpoint/load.py --> steps done; log what has changed
+
+Rank 0 finds the checkpoint and compares its config; all ranks read it.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """What has been done of a run."""
+    """How far a run had come when it was resumed."""
 
     step: int = 0
     skipped: int = 0
-    """Of these, steps that changed nothing."""
+    """Number of these steps that changed nothing."""
     best: Mapping[str, object] = field(default_factory=dict)
-    """As runs/train/best_evaluation.py saves it."""
+    """State of runs/train/best_evaluation.py."""
 
 
 def resume(run: Run, folder: Path) -> ResumePoint:
-    """Load the run's newest checkpoint, if there is one and it is wanted; else begin. Collective over the world."""
+    """Load the run's newest checkpoint if there is one and checkpoint.resume is on; else load or draw initial weights.
+    Collective over the world."""
     mesh = run.mesh
     if mesh.rank == 0 and not run.config.checkpoint.resume:
         set_aside(folder)
@@ -50,12 +51,12 @@ def resume(run: Run, folder: Path) -> ResumePoint:
     if mesh.rank == 0 and run.config.checkpoint.resume:
         remove_leftovers(
             checkpoints_folder(folder)
-        )  # gives a checkpoint its name back that was set aside when a save was killed
+        )  # restores a checkpoint that was moved aside when a save was killed
         found = newest(folder)
         if found is not None:
             step[0] = Manifest.read(found).step
             refuse_another_model(found, run.config)
-    step += 1  # so that other ranks add nothing: rank 0 has looked, they may see a shared folder late
+    step += 1  # other ranks add 0: only rank 0 has looked, because they may see files of a shared folder late
     last = int(mesh.world.sum_(step * (mesh.rank == 0)).item()) - 1
     if last < 0:
         load_init_weights(run)
@@ -67,54 +68,56 @@ def resume(run: Run, folder: Path) -> ResumePoint:
         return ResumePoint()
     state = load(checkpoint, run.engine, run.params, mesh)
     if mesh.rank == 0 and (state.get("best") or {}).get("step"):
-        BestEvaluation(**state["best"]).mark(folder)  # where later checkpoints are gone, it may be another one
+        BestEvaluation(**state["best"]).mark(folder)  # it may be an older one if later checkpoints are gone
     changed = differences(state.get("config", {}), run.config)
     log.info("resumed after step %d%s", last, f" with {', '.join(changed)}" if changed else "")
     return ResumePoint(last, state.get("skipped", 0), state.get("best") or {})
 
 
 def set_aside(folder: Path) -> None:
-    """The checkpoints of a run that is not gone on with: those of more steps would be taken for the new run's
-    newest."""
-    there = checkpoints_folder(folder)
-    if not there.is_dir() or not any(there.iterdir()):
+    """Rename the folder of checkpoints of a run that is not resumed: those of later steps would be taken for the new
+    run's newest."""
+    checkpoints = checkpoints_folder(folder)
+    if not checkpoints.is_dir() or not any(checkpoints.iterdir()):
         return
-    number = next(i for i in count(1) if not there.with_name(f"{there.name}.{i}").exists())
-    there.rename(there.with_name(f"{there.name}.{number}"))
+    number = next(i for i in count(1) if not checkpoints.with_name(f"{checkpoints.name}.{i}").exists())
+    checkpoints.rename(checkpoints.with_name(f"{checkpoints.name}.{number}"))
     (folder / BEST_FILE).unlink(missing_ok=True)
-    log.info("begins anew; the checkpoints that were there are in %s.%d", there, number)
+    log.info("starts from scratch; the earlier checkpoints are in %s.%d", checkpoints, number)
 
 
 def refuse_another_model(checkpoint: Path, config: Config) -> None:
-    """Weights may fit and mean another function: fewer heads of more width, other positions, another activation."""
+    """Raise ConfigError if the checkpoint's model computes another function. Weights of equal shapes may: fewer but
+    wider heads, other positions, another activation."""
     try:
         was = _resolved(Config.model_validate(read_json(checkpoint / STATE_FILE)["config"]))
     except (KeyError, ValidationError):
-        return  # not the trainer's, or another version's: names and shapes will still be compared
+        return  # written by another program or version: names and shapes are still compared by load()
     now = _resolved(config)
     problems = [
-        _another(key, now[key], was[key], checkpoint, config) for key in now if key in was and now[key] != was[key]
+        _model_problem(key, now[key], was[key], checkpoint, config)
+        for key in now
+        if key in was and now[key] != was[key]
     ]
     if problems:
         raise ConfigError(problems)
 
 
-def _another(key: str, value: object, was: object, checkpoint: Path, config: Config) -> Problem:
-    where = f"in {checkpoint}, from which the run would go on"
-    anew = "choose another track.folder, or begin anew with checkpoint.resume=false"
+def _model_problem(key: str, value: object, was: object, checkpoint: Path, config: Config) -> Problem:
+    where = f"in {checkpoint}, from which the run would resume"
+    restart = "choose another track.folder, or start from scratch with checkpoint.resume=false"
     if key == "model.max_positions" and config.model.max_positions is None:
         expected = f"{was}, the number of learned positions {where}"
         shorter = (
-            f"set model.max_positions={was} if samples shall be shorter, "
-            if config.data.seq_length < int(str(was))
-            else ""
+            f"set model.max_positions={was} for shorter samples, " if config.data.seq_length < int(str(was)) else ""
         )
-        return Problem(key="data.seq_length", found=value, expected=expected, fix=f"set it back, {shorter}{anew}")
-    return Problem(key=key, found=value, expected=f"{was} as {where}", fix=f"set it back, {anew}")
+        return Problem(key="data.seq_length", found=value, expected=expected, fix=f"set it back, {shorter}{restart}")
+    return Problem(key=key, found=value, expected=f"{was} as {where}", fix=f"set it back, {restart}")
 
 
 def _resolved(config: Config) -> dict[str, object]:
-    """What a model computes from its weights: model.* with its defaults filled in, and what else it depends on."""
+    """What determines the function of a model with given weights: model.* with its defaults filled in, and other
+    keys."""
     m = config.model
     filled = {"kv_heads": m.num_kv_heads(), "head_dim": m.width_of_head(), "ffn": m.width_of_ffn()}
     found: dict[str, object] = {f"model.{key}": value for key, value in {**m.model_dump(), **filled}.items()}
@@ -129,7 +132,7 @@ def _resolved(config: Config) -> dict[str, object]:
 
 
 def differences(saved: Mapping[str, Mapping[str, object]], config: Config) -> list[str]:
-    """`optim.lr = 0.0002 (was 0.0003)` for each key that another value was saved of."""
+    """One `optim.lr = 0.0002 (was 0.0003)` for each key whose value differs from the saved one."""
     return [
         f"{section}.{key} = {value} (was {saved[section][key]})"
         for section, keys in config.model_dump(mode="json").items()

@@ -1,7 +1,8 @@
-"""The folder of a run: one run's at a time (a lock that the kernel gives back however its holder ends), and with room.
+"""Exclusive use of a run's folder: a lock that the kernel releases however its holder ends, and an error when the disk
+is full.
 
-Taken by runs/train/loop.py on rank 0 before anything in the folder is touched. Linux and macOS; on shared file systems
-as far as those know locks.
+Held by runs/train/loop.py on rank 0 before anything in the folder is touched. Works on Linux and macOS; on shared file
+systems only as far as they support locks.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class FolderError(UserError):
-    """Another run writes into the folder, or nobody can any more."""
+    """Another run uses the folder, or it cannot be written."""
 
 
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
-    """Hold the run's folder, which is made if need be. Raises FolderError if another process holds it, and in place of
-    what the work inside raises when there is no room left."""
+    """Hold the run's folder, which is created if needed. Raises FolderError if another process holds it, or if the disk
+    fills up while the body runs."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with lock_folder(folder):
@@ -41,19 +42,19 @@ def hold_folder(folder: Path) -> Iterator[None]:
         problem = Problem(
             key="track.folder",
             found=str(folder),
-            expected=f"room for what the run writes ({error})",
-            fix="make room there and repeat the command: it goes on from the newest checkpoint",
+            expected=f"enough free space for the run's files ({error})",
+            fix="free some space and repeat the command: the run resumes from its newest checkpoint",
         )
         raise FolderError(problem) from error
 
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Raises FolderError if another process holds the folder."""
+    """Lock the folder. Raises FolderError if another process holds the lock."""
     with open(folder / LOCK_FILE, "a+", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # before OSError, of which it is one
+        except BlockingIOError:  # a subclass of OSError, so it comes first
             lock.seek(0)
             holder = lock.read().strip() or "another run"
             problem = Problem(
@@ -64,7 +65,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
             )
             raise FolderError(problem) from None
         except OSError as error:
-            log.warning("%s cannot be locked (%s): see to it that no other run writes into it", folder, error)
+            log.warning("%s cannot be locked (%s): make sure that no other run writes into it", folder, error)
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()

@@ -18,21 +18,21 @@ from roots_dist.world.sharding import sum_partial_gradients, sum_tied_gradients
 @dataclass(frozen=True)
 class StepReport:
     loss: float
-    """What was differentiated: Σ over all terms of weight · sum / count, over the whole world."""
+    """The differentiated value: Σ over terms of weight · sum / count, over the whole world."""
     grad_norm: float
     terms: Mapping[str, float]
-    """sum / count of each term."""
+    """Value (sum / count) of each term."""
     group_norms: Mapping[str, float]
-    """Of the gradient of each of AdamW's groups."""
+    """Gradient norm of each AdamW group."""
     skipped: str | None = None
-    """Why no step was taken, where train.nonfinite=skip: what was not finite, and where."""
+    """Why the step was skipped (train.nonfinite=skip): what was not finite, and where. None if it was taken."""
     stop: int = 0
-    """The signal that told a rank to stop after this step; 0: none."""
+    """Signal that told a rank to stop after this step; 0 if there was none."""
 
 
 def train_step(run: Run, batches: list[MicroBatch], lr: float, stop: int = 0) -> StepReport:
-    """batches: this data rank's microbatches. stop: the signal that told this rank to stop after the step; 0: none.
-    Collective over the world."""
+    """Take one optimizer step. `batches` are this data rank's microbatches; `stop` is the signal that told this rank to
+    stop after the step, 0 if none. Collective over the world."""
     run.engine.unfreeze(batches[0].step)
     counts = count_targets(run, batches)
     weights = run.objective.weights
@@ -43,10 +43,8 @@ def train_step(run: Run, batches: list[MicroBatch], lr: float, stop: int = 0) ->
         sum_tied_gradients(run.params, run.ties)
         sum_partial_gradients(run.params)
         sums, nonfinite, stop = sum_over_ranks(run.mesh, found, list(weights), run.params, stop)
-        run.watch.lap(
-            "pp_wait" if run.mesh.pp.size > 1 else "dp"
-        )  # stages that are done first wait here for the others
-        if nonfinite:  # zeros travel through the reduction: nan would spread to every rank
+        run.watch.lap("pp_wait" if run.mesh.pp.size > 1 else "dp")  # stages that finish first wait here for the others
+        if nonfinite:  # reduce zeros: a nan would spread to every rank
             for gradient in (p.tensor.grad for p in run.params if p.tensor.grad is not None):
                 gradient.zero_()
     terms = {name: total / max(1, counts[name]) for name, total in sums.items()}
@@ -66,14 +64,15 @@ def train_step(run: Run, batches: list[MicroBatch], lr: float, stop: int = 0) ->
 
 def _nonfinite_message(step: int, nonfinite: NonFinite) -> str:
     if nonfinite.in_weights:
-        fix = "lower optim.lr and go on from a checkpoint before it: skipping steps cannot mend a weight"
+        fix = "lower optim.lr and resume from an earlier checkpoint: skipping steps cannot repair a weight"
     else:
-        fix = "lower optim.lr, or leave such steps out with train.nonfinite=skip"
+        fix = "lower optim.lr, or skip such steps with train.nonfinite=skip"
     return f"step {step}: {nonfinite.where}. Fix: {fix}."
 
 
 def count_targets(run: Run, batches: list[MicroBatch]) -> dict[str, int]:
-    """The one denominator of each term. The same on all ranks: every tensor and pipeline rank has the same batches."""
+    """Count the targets of each term over all data ranks: the only denominator of the loss. Equal on all ranks, because
+    every tensor and pipeline rank has the same batches."""
     names = list(run.objective.weights)
     counted = [run.objective.counts(batch) for batch in batches]
     sums = [float(sum(counts[name] for counts in counted)) for name in names]

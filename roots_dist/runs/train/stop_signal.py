@@ -1,10 +1,9 @@
-"""Told to stop: SIGTERM and SIGUSR1 end a run at its next step's border, with a checkpoint, on all ranks together.
+"""Graceful stop: SIGTERM and SIGUSR1 end a run after its current step, with a checkpoint, on all ranks together.
 
-    launcher, Slurm, Kubernetes --signal--> Stop.signal
-        --train/finite.py, one number of a message that is sent anyway-->
+    launcher, Slurm, Kubernetes --signal--> StopSignal.signal --check_finite.py, in the message that it sends anyway-->
     all ranks: checkpoint, exit code 128 + signal; ended.txt in the run's folder says why, for scripts to read
 
-A thread waits for the signals, since the main one may be deep in a collective for seconds.
+A thread waits for the signals, because the main thread may be inside a collective for seconds.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from pathlib import Path
 from roots_dist.failures import is_consequence, write_if_possible
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""How launchers end a job; what Slurm is told to send some time before its limit. Ctrl-C ends a run at once, as
-ever."""
+"""Signals that launchers send to end a job, and that Slurm sends some time before its limit. Ctrl-C ends a run at
+once."""
 ENDED = "ended.txt"
 FAILED, STOPPED, FINISHED = "failed", "stopped", "finished"
-"""The first words of ended.txt. It is gone while the run is at work; no file at all: it was killed."""
+"""First word of ended.txt. The file does not exist while the run is active, nor after it was killed."""
 
 
 class StopSignal:
-    """signal: which one this process got; 0: none so far."""
+    """Signal that this process got; 0 if none so far."""
 
     def __init__(self) -> None:
         self.signal = 0
@@ -37,8 +36,9 @@ class StopSignal:
 
 @contextmanager
 def catch_stop_signals(folder: Path) -> Iterator[StopSignal]:
-    """From here on the signals end nothing by themselves, unless a rank of this run has failed: then there is no next
-    step, and this rank is gone at once. Does nothing outside the main thread, where Python takes no signals."""
+    """Catch the stop signals, so that they only set StopSignal.signal. If a rank of this run has failed, there is no
+    next step, and a signal ends this rank at once. Does nothing outside the main thread, where Python handles no
+    signals."""
     stop = StopSignal()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -55,24 +55,25 @@ def catch_stop_signals(folder: Path) -> Iterator[StopSignal]:
         signal.set_wakeup_fd(fd)
         for number, handler in before.items():
             signal.signal(number, handler)
-        theirs.close()  # which ends the thread
+        theirs.close()  # ends the thread
         waiter.join()
         ours.close()
 
 
 def _wait(signals: socket.socket, stop: StopSignal, ended: Path) -> None:
-    """Python writes the number of each signal into the other end as soon as it comes."""
-    while came := signals.recv(1):
-        if came[0] not in SIGNALS:
+    """Wait for signals: Python writes the number of each signal into the other end as soon as it arrives."""
+    while received := signals.recv(1):
+        if received[0] not in SIGNALS:
             continue
         if read_end(ended).startswith(FAILED):
-            os._exit(128 + came[0])
-        stop.signal = stop.signal or came[0]  # Slurm and torchrun may both tell: the second says nothing new
+            os._exit(128 + received[0])
+        stop.signal = stop.signal or received[0]  # Slurm and torchrun may both send one: the first counts
 
 
 @contextmanager
 def record_failure(folder: Path, who: str, rank0: bool) -> Iterator[None]:
-    """A failure inside is written down by the rank whose own it is, the first of them. who: `rank 3 (pp0 dp0 tp1)`."""
+    """Write ended.txt if the body fails; only the first rank that fails by itself does. `who` is `rank 3 (pp0 dp0
+    tp1)`."""
     if rank0:
         (folder / ENDED).unlink(missing_ok=True)
     try:
@@ -90,7 +91,7 @@ def record_end(folder: Path, text: str) -> None:
 
 
 def read_end(path: Path) -> str:
-    """The line of ended.txt; empty where there is none."""
+    """First line of ended.txt; empty if there is no such file."""
     try:
         return path.read_text(encoding="utf-8").partition("\n")[0]
     except (OSError, UnicodeDecodeError):
