@@ -44,7 +44,7 @@ def check(config: Config, options: GenerateOptions) -> None:
     problems = []
     if not family_of(config).is_decoder:
         fix = "fill masks in with" if answer == "fill" else "use"
-        expected = f"{decoders()}: a conversation needs a decoder"
+        expected = f"{decoders()}, because a conversation needs a decoder"
         problems.append(Problem(key="model.family", found=family, expected=expected, fix=f"{fix} roots generate"))
     elif answer != "write":
         expected = f"one that writes ({writing_decoders()})"

@@ -57,9 +57,9 @@ def _unused_options(options: GenerateOptions, config: Config) -> Iterator[Proble
     kind = objective.answer
     for option in options.given():
         if option not in COMMON + ALLOWED[kind]:
-            yield _problem(options, option, f"nothing here: a model of objective.name={name} {ACTIONS[kind]}")
+            yield _problem(options, option, f"no value: a model of objective.name={name} {ACTIONS[kind]}")
     if options.raw and kind == "write" and not objective.chats:
-        yield _problem(options, "raw", f"nothing here: with objective.name={name} every prompt is read as it is")
+        yield _problem(options, "raw", f"no value: with objective.name={name} every prompt is read as it is")
     if kind == "classify" and config.finetune.pair_column is None and options.pair is not None:
         yield _problem(options, "pair", "no value: this model was trained on single texts")
 

@@ -43,9 +43,9 @@ def examples(prompts: Sequence[Prompt], encoder: PromptEncoder) -> Examples:
     found = []
     for one in prompts:
         if f.pair_column is not None and not (one.pair or "").strip():
-            raise one.problem("a second text: this model has learned from pairs", "give it with --pair TEXT")
+            raise one.problem("a second text, because this model was trained on pairs", "give it with --pair TEXT")
         if f.pair_column is None and one.pair is not None and one_label:
-            raise one.problem("no second text: this model has learned from single texts", "leave pair out")
+            raise one.problem("no second text, because this model was trained on single texts", "leave pair out")
         label = f.labels[0] if one_label else [f.labels[0]] * len(one.text.split())
         found.append(
             Row(
