@@ -6,7 +6,6 @@ cases.py makes the cases of each: whoever adds a model here writes no other line
 from typing import get_args
 
 from roots_dist.config.schema import Config, Model
-from roots_dist.learning.models.block import ACTIVATIONS
 
 COMMON = {
     "data": {"seq_length": 16},
@@ -58,7 +57,7 @@ WORDS = {
     "positions": _words("positions"),
     "norm": _words("norm"),
     "norm_position": _words("norm_position"),
-    "activation": tuple(ACTIVATIONS),
+    "activation": _words("activation"),
 }
 """What a key of the model may say. A word that no model above has gets one: gpt with this word."""
 MODELS |= {

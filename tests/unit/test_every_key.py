@@ -21,7 +21,6 @@ from pydantic import ValidationError
 
 import roots_dist
 from roots_dist.accounting.bounds import bounds
-from roots_dist.accounting.flops import flops_per_step
 from roots_dist.assembly.passes import training_program
 from roots_dist.assembly.rank_model import build_model
 from roots_dist.assembly.run import build_run
@@ -30,10 +29,12 @@ from roots_dist.checks.checks import check, layout_for
 from roots_dist.checks.facts import Facts
 from roots_dist.config.batch_ramp import batch_size_at
 from roots_dist.config.lr_schedules import lr_schedule
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.environment import World
 from roots_dist.layout import Layout
-from roots_dist.learning.data.tasks import TASKS, columns_of
+from roots_dist.learning.data.tasks import columns_of
+from roots_dist.learning.models.flops import flops_per_step
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
 from roots_dist.parallel.optim.trainable import trainable
 from roots_dist.parallel.zero.ds_config import deepspeed_config
@@ -206,7 +207,7 @@ OBSERVED: dict[str, Callable[[Config], object]] = {
     "DeepSpeed": lambda c: (deepspeed_config(c, 10**9), c.engine(1), c.engine(2)),
     "bounds": lambda c: (bounds(c, Layout(), 1e12), flops_per_step(c)),
     "trainable": lambda c: trainable(c, depths(c)),
-    "columns": lambda c: columns_of(c) if c.objective.name in TASKS else None,
+    "columns": lambda c: columns_of(c) if objective_of(c).rows else None,
     "best": lambda c: best_evaluation(c, {}),
     "W&B": _tracked,
     "device": _device,
