@@ -205,7 +205,7 @@ OBSERVED: dict[str, Callable[[Config], object]] = {
     "layout": lambda c: layout_for(c, WORLD),
     "program": _program,
     "DeepSpeed": lambda c: (deepspeed_config(c, 10**9), c.engine(1), c.engine(2)),
-    "bounds": lambda c: (bounds(c, Layout(), 1e12), flops_per_step(c)),
+    "bounds": lambda c: bounds(c, Layout(), flops_per_step(c), 1e12),
     "trainable": lambda c: trainable(c, depths(c)),
     "columns": lambda c: columns_of(c) if objective_of(c).rows else None,
     "best": lambda c: best_evaluation(c, {}),
