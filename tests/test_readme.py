@@ -234,4 +234,6 @@ def test_help_imports_what_its_library_does_and_little_of_ours():
     theirs, more = {*imported[0]}, {*imported[1]} - {*imported[0]}
     assert {name.split(".")[0] for name in more} - {*sys.stdlib_module_names} == {"roots_dist"}
     ours = {name.split(".")[1] for name in more if name.startswith("roots_dist.")}
-    assert ours <= {"cli", "errors", "runs"} and len(more) < len(theirs) / 5, more
+    assert ours <= {"cli", "errors", "runs"} and len(more) < len(theirs) / 4, (
+        more
+    )  # a file for each verb, and for its options

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from roots_dist.cli.arguments import Run
+from roots_dist.cli.options import with_options
 
 
-def export(
-    run: Run,
-    folder: Annotated[Path, typer.Argument(metavar="HF_FOLDER", help="new folder for the model")],
-    dtype: Annotated[
-        str, typer.Option(help="data type of the tensors: float32 or bfloat16", metavar="NAME")
-    ] = "float32",
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How the tensors are written and checked."""
+
+    dtype: Annotated[str, typer.Option(help="data type of the tensors: float32 or bfloat16", metavar="NAME")] = (
+        "float32"
+    )
     check: Annotated[
         bool | None,
         typer.Option(
@@ -23,7 +26,14 @@ def export(
             help="compare logits with transformers' [default: if installed and below 1e9 parameters]",
             show_default=False,
         ),
-    ] = None,
+    ] = None
+
+
+@with_options
+def export(
+    run: Run,
+    options: ExportOptions,
+    folder: Annotated[Path, typer.Argument(metavar="HF_FOLDER", help="new folder for the model")],
 ) -> None:
     """Write a run's model in the format of transformers (4.57 and 5), in one process.
 
@@ -34,8 +44,8 @@ def export(
     """
     from roots_dist.storage.exchange.exporting import checked, export_model, is_checked
 
-    typer.echo(export_model(run, folder, dtype))
-    if check or (check is None and is_checked(run)):
-        message, equal = checked(run, folder, dtype)
+    typer.echo(export_model(run, folder, options.dtype))
+    if options.check or (options.check is None and is_checked(run)):
+        message, equal = checked(run, folder, options.dtype)
         typer.echo(message)
         raise typer.Exit(0 if equal else 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import Field, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 
@@ -49,7 +49,7 @@ def _option(field: Field[Any], annotation: Any) -> inspect.Parameter:
     if _is_tuple(field):
         assert get_origin(annotation) is Annotated, field
         annotation = Annotated[(list[str] | None, *get_args(annotation)[1:])]
-    default = None if _is_tuple(field) else field.default
+    default = None if _is_tuple(field) else inspect.Parameter.empty if field.default is MISSING else field.default
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from roots_dist.cli.arguments import ConfigArgument, Overrides
+from roots_dist.cli.options import with_options
 
 
-def plan(
-    config: ConfigArgument,
-    overrides: Overrides = None,
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions:
+    """What is predicted beside memory and traffic, and where it is written."""
+
     processes: Annotated[
         int | None, typer.Option(min=1, help="processes of the whole run [default: tp × pp]", show_default=False)
-    ] = None,
+    ] = None
     profile: Annotated[
         Path | None,
         typer.Option(
             help="cluster profile of roots doctor --json, to predict time", metavar="FILE", show_default=False
         ),
-    ] = None,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="with --profile: time a rank's passes on this device")
-    ] = False,
+    ] = None
+    measure: Annotated[bool, typer.Option("--measure", help="with --profile: time a rank's passes on this device")] = (
+        False
+    )
     json: Annotated[
         Path | None, typer.Option(help="also write the numbers here", metavar="FILE", show_default=False)
-    ] = None,
+    ] = None
+
+
+@with_options
+def plan(
+    config: ConfigArgument,
+    options: PlanOptions,
+    overrides: Overrides = None,
 ) -> None:
     """Predict what each process of a layout holds and sends in a step and, with a cluster profile, how long it takes.
 
@@ -46,14 +56,14 @@ def plan(
 
     loaded = read_config(config, overrides or ())
     parallel = loaded.config.parallel
-    layout = ready(loaded, processes or parallel.tp * parallel.pp, local_size=None)
+    layout = ready(loaded, options.processes or parallel.tp * parallel.pp, local_size=None)
     cluster = None
-    if profile is not None:
+    if options.profile is not None:
         from roots_dist.cluster_profile import read
         from roots_dist.runs.plan.cluster_speed import cluster_speed_of, measure_op_overhead
 
-        cluster = cluster_speed_of(read(profile), measure_op_overhead())
-    elif measure:
+        cluster = cluster_speed_of(read(options.profile), measure_op_overhead())
+    elif options.measure:
         raise UserError(
             "--measure: expected --profile FILE too, for the time of messages. Fix: run roots doctor --json FILE first."
         )
@@ -64,14 +74,16 @@ def plan(
     from roots_dist.runs.ranks.join import device_for
 
     logs.ignore_warnings_of_libraries()
-    found = predict(loaded.config, layout, cluster, device_for(loaded.config, single_process()) if measure else None)
+    found = predict(
+        loaded.config, layout, cluster, device_for(loaded.config, single_process()) if options.measure else None
+    )
     typer.echo("\n".join(lines(found, cluster)))
-    if json is not None:
+    if options.json is not None:
         try:
-            json.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(json, dumps(facts(found), indent=1) + "\n")
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(options.json, dumps(facts(found), indent=1) + "\n")
         except OSError as error:
             raise UserError(
-                f"--json {json}: expected a file that can be written ({why(error)}). "
+                f"--json {options.json}: expected a file that can be written ({why(error)}). "
                 f"Fix: name another file; the plan above is complete."
             ) from None

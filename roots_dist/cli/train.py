@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from roots_dist.cli.arguments import ConfigArgument, Overrides, Processes
+from roots_dist.cli.options import with_options
 from roots_dist.runs.ranks.verb import Verb
 
 if TYPE_CHECKING:
@@ -60,11 +62,19 @@ def work(config: Config, mesh: Mesh) -> int:
 TRAIN = Verb("train", _read, work, check=check)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Options of `roots train` beside its config."""
+
+    print_config: Annotated[bool, typer.Option("--print-config", help="print the resolved config and exit")] = False
+    processes: Processes = None
+
+
+@with_options
 def train(
     config: ConfigArgument,
+    options: TrainOptions,
     overrides: Overrides = None,
-    print_config: Annotated[bool, typer.Option("--print-config", help="print the resolved config and exit")] = False,
-    processes: Processes = None,
 ) -> None:
     """Pretrain a model. Without a launcher (torchrun, deepspeed, mpirun, srun) it starts the processes itself.
 
@@ -74,7 +84,7 @@ def train(
     roots train configs/quickstart.yaml parallel.tp=1 parallel.pp=4 train.steps=50
     torchrun --nproc-per-node 8 -m roots_dist train configs/gpt2-small.yaml data.train=data/mine/train_text_document
     """
-    if print_config:
+    if options.print_config:
         from roots_dist.cli.read_config import read_config
         from roots_dist.config.load import to_yaml
 
@@ -82,4 +92,4 @@ def train(
         return
     from roots_dist.runs.ranks.run_on_ranks import run_on_ranks
 
-    raise typer.Exit(run_on_ranks(TRAIN, config, overrides or (), processes))
+    raise typer.Exit(run_on_ranks(TRAIN, config, overrides or (), options.processes))

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from roots_dist.cli.arguments import ConfigArgument, Overrides
+from roots_dist.cli.options import with_options
 
 
-def verify(
-    config: ConfigArgument,
-    overrides: Overrides = None,
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """How much is compared."""
+
     matrix: Annotated[
         bool, typer.Option("--matrix", help="verify the whole grid of layouts, not only the config's")
-    ] = False,
-    steps: Annotated[int, typer.Option(min=2, help="training steps to compare")] = 3,
+    ] = False
+    steps: Annotated[int, typer.Option(min=2, help="training steps to compare")] = 3
+
+
+@with_options
+def verify(
+    config: ConfigArgument,
+    options: VerifyOptions,
+    overrides: Overrides = None,
 ) -> None:
     """Prove on this machine's CPU that a layout computes what one process computes: loss, gradients, weights, moments.
 
@@ -27,4 +37,6 @@ def verify(
     from roots_dist.cli.read_config import read_config
     from roots_dist.verify.verify import verify as prove
 
-    raise typer.Exit(0 if prove(read_config(config, overrides or ()).config, steps=steps, matrix=matrix) else 1)
+    raise typer.Exit(
+        0 if prove(read_config(config, overrides or ()).config, steps=options.steps, matrix=options.matrix) else 1
+    )

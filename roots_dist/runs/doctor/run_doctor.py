@@ -26,6 +26,7 @@ from roots_dist.errors import ConfigError, Problem, UserError
 from roots_dist.failures import RankIdentity, guarded
 from roots_dist.files import why
 from roots_dist.layout import Layout
+from roots_dist.runs.doctor.options import DoctorOptions
 from roots_dist.runs.ranks import local
 from roots_dist.runs.ranks.die_with_parent import die_with_parent
 
@@ -34,64 +35,60 @@ RANKS = 2
 
 
 @dataclass(frozen=True)
-class DoctorOptions:
-    """Options of the command line."""
+class DoctorCommand:
+    """The command line of `roots doctor`."""
 
     config: str | None
     overrides: tuple[str, ...]
-    folder: Path | None
-    quick: bool
-    json: Path | None
-    wait_s: float
+    options: DoctorOptions
     words: tuple[str, ...]
-    """The whole command line, to start other ranks with."""
+    """All words of it, to start other ranks with."""
 
 
-def run_doctor(options: DoctorOptions, processes: int | None = None) -> int:
+def run_doctor(command: DoctorCommand) -> int:
     """Run `roots doctor`, or this rank of it, and return the exit code."""
-    world = environment.discover()
+    world, options, processes = environment.discover(), command.options, command.options.processes
     if world is not None:
         if processes is not None and world.failures is None:  # our own launcher starts ranks with all of its words
             raise UserError(
                 f"--processes {processes}: {world.launcher} has started this process. Fix: leave --processes out."
             )
-        return _be_rank(world, options)
-    loaded = _loaded(options)
+        return _be_rank(world, command)
+    loaded = _loaded(command)
     size = _processes(loaded, processes)
     layout = _layout(loaded, size)
     if size == 1:
-        return _be_rank(environment.single_process(), options)
+        return _be_rank(environment.single_process(), command)
     with tempfile.TemporaryDirectory(prefix="roots-doctor-") as folder:
         written = options.json or Path(folder) / "profile.json"
         written.unlink(missing_ok=True)  # from an earlier examination
-        words = (*options.words, *(() if options.json else ("--json", str(written))))
+        words = (*command.words, *(() if options.json else ("--json", str(written))))
         threads = loaded.config.advanced.threads if loaded else None
         code = local.launch(size, ["-m", "roots_dist", *words], threads, what=str(layout or "roots doctor"))
         return code or int(not read_profile(written).healthy)
 
 
-def _be_rank(world: World, options: DoctorOptions) -> int:
+def _be_rank(world: World, command: DoctorCommand) -> int:
     """Run one rank."""
     faulthandler.enable()
     if world.size > 1:
         die_with_parent(world.launcher_pid)
     with guarded(RankIdentity(world.rank, world.size, records=Path(world.failures) if world.failures else None)):
-        loaded = _loaded(options)
+        loaded = _loaded(command)
         layout = _layout(loaded, world.size)
         logs.setup(world.rank, f"rank {world.rank}" if world.size > 1 else "")
-        code, clean = _examine_and_show(world, options, loaded.config if loaded else None, layout)
+        code, clean = _examine_and_show(world, command, loaded.config if loaded else None, layout)
     sys.stdout.flush()
     sys.stderr.flush()
-    code = (
-        0 if world.failures is not None else code
-    )  # our own launcher reads the profile, and would explain a failed rank
+    if world.failures is not None:  # our own launcher reads the profile, and would explain a failed rank
+        code = 0
     if not clean:
         os._exit(code)
     return code
 
 
 def _examine_and_show(
-    world: World, options: DoctorOptions, config: Config | None, layout: Layout | None
+    world: World, command: DoctorCommand, config: Config | None, layout: Layout | None
 ) -> tuple[int, bool]:
     """Exit code, equal on every rank, and whether this process can end normally."""
     import torch
@@ -102,14 +99,14 @@ def _examine_and_show(
     from roots_dist.runs.doctor.rendezvous import rendezvous
     from roots_dist.runs.ranks.join import device_for
 
-    begin = time.monotonic()
+    begin, options = time.monotonic(), command.options
     logs.ignore_warnings_of_libraries()
     probes = Probes()
-    what = ExamineOptions(config, layout, options.folder, options.quick, options.wait_s)
+    what = ExamineOptions(config, layout, options.folder, options.quick, options.wait)
     device = device_for(config or Config(), world)
     threads = config.advanced.threads if config else None
     torch.set_num_threads(threads or max(1, environment.cores() // world.local_size))
-    coordinator = Coordinator(rendezvous(world, options.wait_s, probes.host), world.rank, world.size)
+    coordinator = Coordinator(rendezvous(world, options.wait, probes.host), world.rank, world.size)
     examine(coordinator, world, device, what, probes)
     found = build_profile(coordinator, world, device, what, time.monotonic() - begin) if world.rank == 0 else None
     code = coordinator.broadcast("exit code", None if found is None else int(not found.healthy))
@@ -121,8 +118,8 @@ def _examine_and_show(
     return code, not (coordinator.thread_is_stuck or torch.distributed.is_initialized())
 
 
-def _loaded(options: DoctorOptions) -> Loaded | None:
-    return read(options.config, options.overrides) if options.config is not None else None
+def _loaded(command: DoctorCommand) -> Loaded | None:
+    return read(command.config, command.overrides) if command.config is not None else None
 
 
 def _layout(loaded: Loaded | None, size: int) -> Layout | None:
