@@ -5,6 +5,7 @@ cases.py makes the cases of each: whoever adds a model here writes no other line
 
 from typing import get_args
 
+from roots_dist.config.objectives import OBJECTIVES as RECORDS
 from roots_dist.config.schema import Config, Model
 
 COMMON = {
@@ -129,9 +130,13 @@ def config(model: str = "gpt", **changes: object) -> Config:
     objective = COMMON["objective"] | OBJECTIVES.get(model, {})
     sections = SECTIONS.get(model, {})
     if model in FINETUNED:
+        task = RECORDS[objective["name"]]
         pair = {"pair_column": "other"} if model == "bert-pairs" else {}
         seqs = {"seq_length": 16, "target_seq_length": 12} if model == "t5-seq2seq" else {"seq_length": 16}
-        sections = {"finetune": LABELS | pair, "data": seqs}
+        sections = {"finetune": (LABELS if task.has_labels else {}) | pair, "data": seqs}
+        if task.has_labels:  # these predict no tokens, and a key without a use is refused
+            objective = {key: value for key, value in objective.items() if key != "z_loss"}
+            sections["advanced"] = {key: v for key, v in COMMON["advanced"].items() if key != "loss_chunk"}
     name = FINETUNED.get(model, (model,))[0]
     base = Config.model_validate({"model": MODELS[name], **COMMON, "objective": objective, **sections})
     return base.changed({key.replace("__", "."): value for key, value in changes.items()})

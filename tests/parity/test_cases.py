@@ -9,6 +9,7 @@ import test_layouts
 from cases import ALL_MODELS, DIMENSIONS, LAYOUTS, PLAIN, SCHEDULE, case, changes, cover, features, fitted, the_cover
 from models import MODELS, OBJECTIVES, WORDS, config
 
+from roots_dist.checks.checks import check
 from roots_dist.config.schema import GATED
 from roots_dist.learning.models.activations import FUNCTIONS
 from roots_dist.schedule.schedules import SCHEDULES
@@ -18,6 +19,12 @@ from roots_dist.verify.verify import MATRIX
 def exists(model: str, *values: str) -> bool:
     """Some layout with these values is one that the checks let pass."""
     return any(fitted(model, changes(layout)) for layout in LAYOUTS if {*values} <= {*layout})
+
+
+@pytest.mark.parametrize("model", ALL_MODELS)
+def test_every_model_is_one_that_could_be_trained(model):
+    """Else the checks refuse it in every layout, and it has no cases."""
+    assert not check(config(model), 1)
 
 
 def test_every_model_meets_every_kind_of_layout():
