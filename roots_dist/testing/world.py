@@ -104,7 +104,7 @@ class World:
 
         for left in reversed(range(ATTEMPTS)):
             folder = Path(tempfile.mkdtemp(prefix="world-"))
-            succeeded = False
+            succeeded, reused = False, bool(self._ranks)
             try:
                 hung = self._call(folder, timeout, function, args)
                 if not hung and all(rank.answered for rank in self._ranks):
@@ -113,7 +113,8 @@ class World:
                     ]
                     succeeded = True
                     return results
-                if not left or not _failed_to_connect(folder, self.size):
+                may_retry = _failed_to_connect(folder, self.size) or (reused and not _has_begun(folder, self.size))
+                if not left or not may_retry:  # a warm rank may have died between two calls, seen only now
                     raise WorldFailed(_report(folder, [rank.process.exitcode for rank in self._ranks], hung, timeout))
             finally:
                 if not succeeded:
@@ -172,8 +173,14 @@ class _Rank:
 
 def _failed_to_connect(folder: Path, size: int) -> bool:
     """Whether a rank failed to connect, so that no rank has started."""
-    begun = any(_file(folder, rank, "begun").exists() for rank in range(size))
-    return not begun and any(f"in {_connect.__name__}\n" in _error(folder, rank) for rank in range(size))
+    return not _has_begun(folder, size) and any(
+        f"in {_connect.__name__}\n" in _error(folder, rank) for rank in range(size)
+    )
+
+
+def _has_begun(folder: Path, size: int) -> bool:
+    """Whether the function has started on some rank."""
+    return any(_file(folder, rank, "begun").exists() for rank in range(size))
 
 
 def _start_forkserver() -> None:

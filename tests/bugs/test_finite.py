@@ -103,7 +103,7 @@ def left_out(rank: int, size: int) -> dict:
         said.append(train_step(run, random_batches(config, number, 0, 1), LR).skipped)
         if hook:
             hook.remove()
-    return {"said": said, "copies": [p.tensor.detach() for p in run.params if p.spec.cut is None]}
+    return {"said": said, "copies": [p.tensor.detach() for p in run.params if p.spec.shard_dim is None]}
 
 
 def test_all_ranks_leave_a_step_out_that_is_bad_on_one():

@@ -187,7 +187,7 @@ def test_a_folder_of_tasks_is_evaluated_and_written_into_the_run(tmp_path):
     right = []
     for n, question in enumerate(["the people", "the", "one union"]):
         scores = lm.loglikelihood(
-            requests("loglikelihood", [(question, choice) for choice in (" of", " people", " one")])
+            requests("loglikelihood", [(question, f" {choice}") for choice in (" of", " people", " one")])
         )
         right.append(max(range(3), key=lambda i: scores[i][0]) == n)
     assert alone["local_choice"]["acc,none"] == pytest.approx(sum(right) / 3)

@@ -166,7 +166,7 @@ def test_each_source_has_a_row_and_all_together_count_every_target_once(run, tmp
                 assert count == wanted[name][1] and loss == pytest.approx(wanted[name][0], rel=1e-6)
     shown = roots(str(run), both)
     assert shown.returncode == 0, shown.stderr
-    assert re.search(r"^text +696 +\d\.\d{4}.*\n^papers +696.*\n^together +1,392", shown.stdout, re.MULTILINE)
+    assert re.search(r"^text +696 +\d\.\d{4}.*\n^papers +696.*\n^all +1,392", shown.stdout, re.MULTILINE)
 
 
 def test_a_source_is_named_by_as_much_of_its_path_as_tells_it_apart():

@@ -76,7 +76,7 @@ def place(tmp_path_factory) -> Path:
         config = Config.model_validate(
             {
                 "model": sizes | model,
-                "generator": {"hidden": 16, "heads": 2},
+                "generator": {"hidden": 16, "heads": 2} if family == "electra" else {},
                 "objective": {"name": objective},
                 "data": {"seq_length": SEQ, "tokenizer": str(path), "train": "gone", "validation": "gone"},
                 "train": {"device": "cpu", "global_batch": 3},
@@ -235,7 +235,7 @@ def test_the_prompt_of_a_conversation_is_the_template_with_all_that_was_said(pla
     one = chats.Conversation(
         load_model(config, Mesh.single()), words, make_request(asked, config), words.stops(), shown.append
     )
-    one.say("Who?")
+    one.reply_to("Who?")
     answer = one.history[1]["content"]
     assert "".join(shown).strip() == answer
     prompt = words.codec.decode(words.conversation([*one.history, {"role": "user", "content": "So?"}]))
@@ -248,12 +248,12 @@ def test_what_the_model_cannot_hold_is_forgotten_the_oldest_first(place):
     request = make_request(GenerateOptions(max_tokens=6, greedy=True), config)
     one = chats.Conversation(load_model(config, Mesh.single()), words, request, words.stops(), shown.append)
     for number in range(6):
-        one.say(f"Who {number}?")
+        one.reply_to(f"Who {number}?")
         assert one.history[-2]["content"] == f"Who {number}?" and one.history[-1]["role"] == "assistant"
         assert len(words.conversation(one.history[:-1])) <= SEQ - 6
     assert "forgotten: the model holds 48 tokens)" in "".join(shown) and len(one.history) < 12
     kept = list(one.history)
-    one.say("Who met Mr. Smith there? " * 9)
+    one.reply_to("Who met Mr. Smith there? " * 9)
     assert "shorten it)" in shown[-1]
     assert all(message in kept for message in one.history)  # what could not be said is not remembered
 
@@ -271,9 +271,9 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(place):
     one = chats.Conversation(
         passes, words, make_request(GenerateOptions(max_tokens=20, greedy=True), config), words.stops(), show
     )
-    one.say("Who?")
+    one.reply_to("Who?")
     assert 3 <= len(shown) < 8 and one.history[1]["content"] == "".join(shown).strip()
-    one.say("Who?")
+    one.reply_to("Who?")
     assert len(shown) > 8 and [m["role"] for m in one.history] == ["user", "assistant"] * 2
 
 
@@ -289,7 +289,7 @@ def test_a_model_that_was_not_taught_to_converse_stops_before_it_speaks_for_the_
 
 
 def test_a_conversation_is_held_by_one_process(place):
-    for run, overrides, words in (("gpt", ["parallel.pp=2"], "held by one process"), ("bert", [], "needs a decoder")):
+    for run, overrides, words in (("gpt", ["parallel.pp=2"], "runs in one process"), ("bert", [], "needs a decoder")):
         loaded = CHAT.fit(CHAT.read(str(place / run), overrides), 1)
         with pytest.raises(ConfigError, match=words):
             CHAT.check(loaded.config, options=GenerateOptions())

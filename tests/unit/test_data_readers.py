@@ -100,7 +100,7 @@ def test_bad_utf8_in_a_text_is_found_at_its_line(tmp_path):
 
 
 def test_a_line_without_end_does_not_fill_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "LONGEST", 1000)
+    monkeypatch.setattr(readers, "MAX_BYTES", 1000)
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + b"x" * 5000 + b'"}\n{"text": "after"}\n')
     (tmp_path / "a.txt").write_bytes(b"x" * 1001)
     long, after = read(tmp_path / "a.jsonl")

@@ -73,7 +73,7 @@ def test_online_without_a_key_neither_asks_nor_waits(tmp_path, monkeypatch, capl
     tracker = ours.open_wandb(config("online"), tmp_path, {})
     tracker.close()
     assert time.monotonic() - start < 60
-    assert "there is no W&B key: the run is written offline" in caplog.text
+    assert "there is no W&B key, so the run is written offline" in caplog.text
     assert inspect(tmp_path)["state"] == "finished"
 
 
@@ -87,7 +87,7 @@ def test_a_server_that_does_not_answer_costs_the_timeout_and_no_more(tmp_path, m
     tracker.log(1, {"loss/train": 1.0})
     tracker.close()
     assert time.monotonic() - start < 60
-    assert "does not answer, the run is written offline" in caplog.text
+    assert "does not answer, so the run is written offline" in caplog.text
     assert inspect(tmp_path)["summary"]["loss/train"] == 1
 
 
@@ -131,7 +131,7 @@ def test_a_server_that_takes_the_call_and_says_nothing_keeps_nobody_waiting(tmp_
     (logged,) = re.findall(r"^logged ([\d.]+)$", done.stdout, re.M)
     ((closed, at),) = re.findall(r"^closed ([\d.]+) ([\d.]+)$", done.stdout, re.M)
     assert float(logged) < 2 and float(closed) < 30 and ended - float(at) < 10
-    assert "does not answer, the run is written offline" in done.stderr
+    assert "does not answer, so the run is written offline" in done.stderr
     assert inspect(tmp_path / "run")["summary"]["_step"] == 199
 
 
