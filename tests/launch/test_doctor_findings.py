@@ -118,6 +118,12 @@ def test_the_code_hash_sees_content_and_names_and_nothing_else(tmp_path: Path):
     assert len({before, facts.code_hash(tmp_path / "one"), facts.code_hash(tmp_path / "two")}) == 3
 
 
+def test_the_code_hash_of_a_rank_covers_the_whole_package():
+    import roots_dist
+
+    assert Path(roots_dist.__file__).resolve().parent == facts.PACKAGE
+
+
 def test_a_tensor_group_on_two_hosts_is_named_and_one_on_a_host_is_not():
     hosts = dict(enumerate(HOSTS))
     assert answers(placement.crossings(Layout(tp=2, pp=2), hosts)) == []

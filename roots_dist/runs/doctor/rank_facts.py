@@ -23,7 +23,7 @@ from roots_dist.runs.doctor.rendezvous import own_address
 if TYPE_CHECKING:
     import torch
 
-PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parents[2]
 SHARED_MEMORY = Path("/dev/shm")
 DRIVER = Path("/proc/driver/nvidia/version")
 FIXES = {
