@@ -1,4 +1,4 @@
-"""Model FLOPs utilization: what share of the devices' peak the model's own arithmetic is (Chowdhery et al. 2022, PaLM).
+"""Model FLOPs utilization: the model's own arithmetic as a fraction of the devices' peak (Chowdhery et al. 2022, PaLM).
 
 learning/models/flops.py: FLOPs of a step + seconds + peak --mfu--> util/mfu_fraction
 """
@@ -6,9 +6,9 @@ learning/models/flops.py: FLOPs of a step + seconds + peak --mfu--> util/mfu_fra
 from __future__ import annotations
 
 CONVENTION = "model FLOPs, causal attention counted half"
-"""What is counted: what a causal model computes at all, backward as twice forward. Recomputation is not."""
+"""How FLOPs are counted: only what a causal model must compute, backward as twice forward, no recomputation."""
 
 
 def mfu(flops: float, seconds: float, peak_flops: float) -> float:
-    """The share of the peak of all devices that these FLOPs in this time are; a fraction, not per cent."""
+    """Fraction (not per cent) of the devices' peak that `flops` in `seconds` are."""
     return flops / (seconds * peak_flops)

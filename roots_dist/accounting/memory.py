@@ -1,6 +1,6 @@
 """Bytes that a rank holds between two steps, by arithmetic: weights, gradients, master weights and moments.
 
-    parameters of a rank + engine + ZeRO stage --rank_state--> RankState: the check before a start, the bounds, the plan
+    parameters of a rank + engine + ZeRO stage --rank_state--> RankState: checks before a start, bounds, the plan
 
 What DeepSpeed holds was measured (tests/parity/test_plan.py compares it with running ranks).
 """
@@ -21,15 +21,15 @@ class RankState(NamedTuple):
 
     weights: int
     gradients: int
-    """Its share, when all are summed."""
+    """Bytes of its share of the reduced gradients."""
     optimizer: int
     """Master weights and both moments of AdamW."""
     buffers: int
-    """What the engine keeps for its messages."""
+    """Communication buffers of the engine."""
 
 
 def rank_state(config: Config, layout: Layout, parameters: int, trainable: int) -> RankState:
-    """Of a rank with so many numbers, of which so many are trainable."""
+    """State of a rank that holds `parameters` parameters, of which `trainable` are trained."""
     zero, dp = config.parallel.zero_stage, layout.dp
     wide = 8 if config.advanced.float64 else 4
     element = 2 if config.train.precision == "bf16" and not config.advanced.float64 else wide

@@ -1,9 +1,9 @@
-"""How large a model is: stacks, blocks and parameters of every family, by arithmetic alone.
+"""Size of a model: stacks, blocks and parameters of every family, by arithmetic alone.
 
     Config --parameters--> checks on a login node, memory, banners, reports
 
-A second count beside learning/models/outline.py, which builds the model on the meta device and so needs torch: this one
-takes a millisecond without it. A test holds them equal for every objective of every family.
+learning/models/outline.py counts the same by building the model on the meta device, which needs torch; this file takes
+a millisecond without it. A test holds both equal for every objective of every family.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def num_blocks(config: Config) -> int:
 
 
 def parameters(config: Config) -> int:
-    """Of the whole model in any layout, vocabulary padded, copies counted once, adapters left out."""
+    """Number of parameters of the whole model in any layout: vocabulary padded, tied copies counted once, adapters left
+    out."""
     m, family, objective = config.model, family_of(config), objective_of(config)
     vocab, width = config.padded_vocab(), m.width_of_embedding()
     bias = m.norm == "layernorm"
@@ -97,7 +98,7 @@ def parameters(config: Config) -> int:
 
 
 def _task_head(config: Config) -> int:
-    """Parameters of a head over the classes of a task (learning/models/heads.py)."""
+    """Number of parameters of a task's head over classes (learning/models/heads.py)."""
     m, one_label, classes = config.model, objective_of(config).answer == "classify", len(config.finetune.labels)
     if one_label and family_of(config).pooling == "last":
         return m.hidden * classes

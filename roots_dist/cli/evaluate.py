@@ -35,7 +35,7 @@ def _read(run: str, overrides: Sequence[str], options: EvaluateOptions = Evaluat
 
 
 def _check(config: Config) -> None:
-    """Check the rows that are evaluated; those of training need not be there any more."""
+    """Check the rows that are evaluated; those of training may be gone."""
     from roots_dist.config.records import objective_of
 
     if objective_of(config).rows and config.data.validation:

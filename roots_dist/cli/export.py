@@ -14,7 +14,7 @@ from roots_dist.cli.options import with_options
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """How the tensors are written and checked."""
+    """Options of the written tensors and their check."""
 
     dtype: Annotated[str, typer.Option(help="data type of the tensors: float32 or bfloat16", metavar="NAME")] = (
         "float32"

@@ -14,7 +14,7 @@ from roots_dist.cli.options import with_options
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """What is predicted beside memory and traffic, and where it is written."""
+    """Options of the prediction and of its output."""
 
     processes: Annotated[
         int | None, typer.Option(min=1, help="processes of the whole run [default: tp × pp]", show_default=False)

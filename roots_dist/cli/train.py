@@ -35,7 +35,7 @@ def _read(path: str, overrides: Sequence[str]) -> Loaded:
 
 
 def check(config: Config) -> None:
-    """Check the rows of a task, and the names of what is trained."""
+    """Check the rows of a task, and the names of trained parameters."""
     from roots_dist.config.records import objective_of
 
     if objective_of(config).rows:

@@ -13,7 +13,7 @@ from roots_dist.cli.options import with_options
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyOptions:
-    """How much is compared."""
+    """Options of the comparison."""
 
     matrix: Annotated[
         bool, typer.Option("--matrix", help="verify the whole grid of layouts, not only the config's")

@@ -50,11 +50,11 @@ PRELOAD = [
 """Modules that every world needs. A test suite adds its own slow imports before its first world."""
 FORKSERVER_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 GRACE_S = 8.0
-"""How long the others may go on after one rank has failed: gloo tells them within half a second."""
+"""Seconds that the others may run after one rank has failed: gloo notifies them within half a second."""
 LEAVE_S = 60.0
-"""How long a rank that has answered may take to end."""
+"""Seconds that a rank may take to end after its last answer."""
 LINGER_S = 20.0
-"""How long a rank that is done keeps its connections open for those that are still reading."""
+"""Seconds that a finished rank keeps its connections open for ranks that are still reading."""
 ATTEMPTS = 3
 """Number of attempts to connect: on a crowded machine gloo's mesh fails now and then (pytorch issue 53270), before any
 rank has started."""

@@ -36,7 +36,7 @@ RANKS = 2
 
 @dataclass(frozen=True)
 class DoctorCommand:
-    """The command line of `roots doctor`."""
+    """Options of the command line."""
 
     config: str | None
     overrides: tuple[str, ...]

@@ -26,7 +26,7 @@ from roots_dist.runs.generate.stops import Stops
 from roots_dist.world.batch import QuestionObjective
 
 MORE = 8
-"""Tokens beyond the longest right answer that are heard: spaces do not count."""
+"""Number of tokens that are generated beyond the longest expected answer, because white space does not count."""
 
 
 class AnsweredQuestion(NamedTuple):
@@ -45,8 +45,8 @@ class Answers(NamedTuple):
 def answer_questions(
     passes: Passes, objective: QuestionObjective, held_out: Batches, codec: Codec, count: int
 ) -> Answers:
-    """Of at most `count` held-out questions, the first that evaluation draws. Collective over the
-    world; equal on every rank. A question longer than the model can hold loses its beginning."""
+    """Answer at most `count` held-out questions, the first that evaluation draws. A
+    question longer than the model can hold loses its beginning. Collective over the world; equal on every rank."""
     rows = [objective.question(source, index) for source, index in held_out.evaluation_samples(count)]
     end = present(objective.specials.end)
     ends = frozenset({end, *(int(answer[-1]) for _, answer in rows if objective.specials.special[answer[-1]])})

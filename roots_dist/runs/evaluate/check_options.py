@@ -10,7 +10,7 @@ from roots_dist.runs.evaluate.options import EvaluateOptions
 
 
 def problems(options: EvaluateOptions, config: Config) -> list[Problem]:
-    """What cannot be had of this run."""
+    """Problems of the options for this run."""
     found, objective, run = [], objective_of(config), f"a run of {config.objective.name}"
     if options.ngram is not None and not objective.every_token:
         causal = named(lambda r: r.every_token)

@@ -39,7 +39,7 @@ Show = Callable[[str], None]
 
 
 def check(config: Config, options: GenerateOptions) -> None:
-    """Raises UserError for what cannot converse. Before the model is loaded."""
+    """Raise UserError if the run cannot hold a conversation. Called before the model is loaded."""
     p, family, name, answer = config.parallel, config.model.family, config.objective.name, objective_of(config).answer
     problems = []
     if not family_of(config).is_decoder:

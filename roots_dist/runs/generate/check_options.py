@@ -52,7 +52,7 @@ def check_options(options: GenerateOptions, config: Config) -> None:
 
 
 def _unused_options(options: GenerateOptions, config: Config) -> Iterator[Problem]:
-    """Options that this model has no use for: they would say nothing, silently."""
+    """Options that this model does not use and would ignore silently."""
     objective, name = objective_of(config), config.objective.name
     kind = objective.answer
     for option in options.given():

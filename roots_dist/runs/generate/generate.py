@@ -189,4 +189,4 @@ def _labelled(labels: Labels) -> dict[str, object]:
 
 
 ANSWERS: dict[Answer, Callable[..., list[Reply]]] = {"write": _write, "fill": _fill, "classify": _classify, "tag": _tag}
-"""By what a model answers with."""
+"""Kind of answer -> function that returns the replies."""

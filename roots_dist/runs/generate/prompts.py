@@ -109,7 +109,7 @@ class PromptEncoder:
 
     @property
     def start(self) -> int | None:
-        """What the decoder over an encoder begins with; None: there is no encoder."""
+        """First token of a decoder over an encoder; None if there is no encoder."""
         return self.specials.pad if family_of(self.config).has_two_stacks else None
 
     @property

@@ -41,7 +41,7 @@ class Answer:
 
 
 def make_request(options: GenerateOptions, config: Config) -> Request:
-    """How a model that writes is to write. A decoder over an encoder is greedy unless told otherwise."""
+    """Request from the options. An encoder-decoder is greedy by default."""
     drawn = options.given(SAMPLING_OPTIONS) or options.given(("samples",)) or not family_of(config).has_two_stacks
     temperature = TEMPERATURE if options.temperature is None else options.temperature
     sampling = Sampling(

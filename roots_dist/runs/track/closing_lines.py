@@ -25,7 +25,7 @@ ROWS = {
     "f1/validation": "F1",
     "mcc/validation": "MCC",
 }
-"""Metric -> in words."""
+"""Metric -> its name in words."""
 
 
 def closing_lines(config: Config, folder: Path) -> None:

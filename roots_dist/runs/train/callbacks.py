@@ -122,7 +122,8 @@ def evaluate(state: TrainState) -> None:
 
 
 def sample(state: TrainState) -> None:
-    """What the model makes of a held-out text, logged, if it writes. Collective over the world."""
+    """Log a sample of text that the model generates from held-out text, if it can generate. Collective over the
+    world."""
     writes = WRITERS.get(family_of(state.config).stacks)
     if (
         writes is None
@@ -162,7 +163,7 @@ def _from_first_rank(state: TrainState, ids: torch.Tensor) -> list[int]:
 
 
 WRITERS = {"decoder": _continue_text, "encoder-decoder": _answer_text}
-"""By the stacks of a family: what is given, and what the model says to it. Encoders write nothing."""
+"""Kind of stack -> function that returns a prompt and the model's answer. Encoders cannot write."""
 
 
 def checkpoint(state: TrainState) -> None:
