@@ -8,6 +8,7 @@ What a switch turns off may stay beside it: track.tags with track.wandb=disabled
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -141,12 +142,19 @@ def check(config: Config) -> Iterator[Problem]:
         if use.used(config):
             continue
         for key in use.keys:
-            found = value_of(config, key)
-            if found != value_of(DEFAULTS, key):
-                shown = list(found) if isinstance(found, tuple) else found
+            found, default = value_of(config, key), value_of(DEFAULTS, key)
+            if found != default:
                 yield Problem(
-                    key=key, found=shown, expected=f"no value, because it is only used with {use.when}", fix="remove it"
+                    key=key,
+                    found=list(found) if isinstance(found, tuple) else found,
+                    expected=f"no value, because it is only used with {use.when}",
+                    fix=f"remove it, or override it with {key}={_written(default)}",
                 )
+
+
+def _written(value: object) -> str:
+    """As on the command line."""
+    return json.dumps(value).strip('"')
 
 
 def value_of(config: Config, key: str) -> object:

@@ -17,6 +17,7 @@ from unittest import mock
 
 import pytest
 import torch
+import yaml
 from pydantic import ValidationError
 
 import roots_dist
@@ -276,9 +277,16 @@ def test_every_key_does_something_or_is_refused(key, name):
 def test_what_cannot_be_observed_is_read_where_it_acts(key):
     section, _, name = key.partition(".")
     nodes = list(ast.walk(ast.parse((PACKAGE / READERS[key]).read_text(encoding="utf-8"))))
-    aliases = {ast.unparse(n.targets[0]) for n in nodes if isinstance(n, ast.Assign) and len(n.targets) == 1}
+    assigned = [(n.targets[0], n.value) for n in nodes if isinstance(n, ast.Assign)]
+    assigned += [
+        pair
+        for a, b in assigned
+        if isinstance(a, ast.Tuple) and isinstance(b, ast.Tuple)
+        for pair in zip(a.elts, b.elts)
+    ]
+    aliases = {ast.unparse(target) for target, value in assigned if ast.unparse(value).endswith(f".{section}")}
     read = [ast.unparse(node.value) for node in nodes if isinstance(node, ast.Attribute) and node.attr == name]
-    assert any(owner.rpartition(".")[2] == section or owner in aliases | {"f"} for owner in read), read
+    assert any(owner.rpartition(".")[2] == section or owner in aliases for owner in read), read
 
 
 @pytest.mark.parametrize("key", [key for use in unused.USES for key in use.keys])
@@ -289,5 +297,10 @@ def test_a_key_is_refused_where_nothing_reads_it_and_only_there(key):
 
     found = {name: refused(name) for name in BASES}
     assert any(found.values()) and not all(found.values()), found
-    for problem in (problems[0] for problems in found.values() if problems):
-        assert problem.key == key and problem.fix == "remove it" and "\n" not in str(problem)
+    for name, (problem, *others_) in ((name, problems) for name, problems in found.items() if problems):
+        assert problem.key == key and not others_ and "\n" not in str(problem)
+        override = problem.fix.removeprefix("remove it, or override it with ")
+        assert (
+            override.startswith(f"{key}=")
+            and check(base(name).changed({key: yaml.safe_load(override.partition("=")[2])}), WORLD) == []
+        )
