@@ -200,30 +200,32 @@ def test_a_finetuned_run_goes_on_where_it_was_interrupted(place):
     """A progressive run, saved when the head and one group learn, has the same curve as the whole one; what it started
     from may be gone by then."""
     shutil.copytree(place / "bert", place / "gone")
+    folder = place / "progressive-part"
     words = [
         f"finetune.init_from={place / 'gone'}",
-        *STRATEGIES["progressive"],
         "checkpoint.every=30",
         "train.steps=50",
         "finetune.epochs=null",
         "train.eval_every=0",
+        "train.eval_sequences=16",
         "checkpoint.keep=9",
     ]
-    ran("finetune", str(place / "task.yaml"), f"track.folder={place / 'part'}", *words)
-    whole = curve(place / "part", "loss/train")
+    on_world(1, finetuned, str(place / "task.yaml"), words, ("progressive",), "part")
+    whole = curve(folder, "loss/train")
     shutil.rmtree(place / "gone")
-    for path in complete(place / "part")[1:]:
+    for path in complete(folder)[1:]:
         (path / "manifest.json").unlink()
     said = ran(
         "finetune",
         str(place / "task.yaml"),
-        f"track.folder={place / 'part'}",
+        f"track.folder={folder}",
+        *STRATEGIES["progressive"],
         *words,
         "parallel.pp=2",
         "train.micro_batch=8",
     )
     assert "resumed after step 30 with parallel.pp = 2 (was 1)" in said
-    again = curve(place / "part", "loss/train")
+    again = curve(folder, "loss/train")
     assert again.keys() == whole.keys()
     assert [again[step] for step in range(1, 41)] == pytest.approx([whole[step] for step in range(1, 41)], rel=1e-3)
 

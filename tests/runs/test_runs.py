@@ -18,6 +18,7 @@ from roots_dist.assembly.passes import build_passes
 from roots_dist.config.load import to_yaml
 from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
+from roots_dist.layout import Layout
 from roots_dist.learning.data.store import Writer
 from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.generate import load_model
@@ -58,7 +59,7 @@ def settings(place: Path) -> Config:
 
 
 def trained(rank: int, size: int, config: Config) -> None:
-    train(config, Mesh.single())
+    train(config, Mesh.connect(Layout(pp=size), rank))
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +162,7 @@ def test_a_rank_that_is_killed_costs_the_steps_since_the_last_save_and_nothing_e
         run.kill()
     assert run.returncode == 1 and "rank 1 was killed by SIGKILL" in err
     assert gone(process.pid for process in ranks)
-    start([*PYTHON, *TRAIN], place, "killed", "parallel.pp=2")
+    on_world(2, trained, settings(place).changed({"track.folder": str(folder), "parallel.pp": 2}))
     assert_one_curve(place / "alone", folder)
 
 
