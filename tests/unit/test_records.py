@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import get_args
 
@@ -23,6 +24,7 @@ from roots_dist.learning.models import MODELS, pieces_of
 from roots_dist.learning.models.activations import FUNCTIONS, activation
 from roots_dist.learning.models.outline import shapes
 from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.runs.evaluate.held_out import Score, TermSums
 from roots_dist.runs.generate.generate import ANSWERS
 from roots_dist.world.batch import QuestionObjective, RowObjective
 
@@ -99,3 +101,11 @@ def test_an_activation_is_a_function_or_a_gate_with_one():
     up, gate = torch.tensor([2.0, 3.0]), torch.tensor([-1.0, 1.0])
     assert activation("swiglu")(gate, up).tolist() == (torch.sigmoid(gate) * gate * up).tolist()
     assert [Model(activation=name).gated() for name in ("relu", "geglu")] == [False, True]
+
+
+def test_bits_per_byte_are_of_objectives_that_predict_every_token():
+    """One bit for each of 8 tokens of 4 bytes; an objective that scores only some of the tokens has none."""
+    every = Score({"a": TermSums(8 * math.log(2), 8, 0)}, {"a": 1.0}, "a", 4.0, every_token=True)
+    assert every.bits_per_byte == pytest.approx(1 / 4) and replace(every, bytes_per_token=None).bits_per_byte is None
+    assert replace(every, every_token=False).bits_per_byte is None
+    assert [name for name, record in OBJECTIVES.items() if record.every_token] == ["clm"]

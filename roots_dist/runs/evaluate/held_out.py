@@ -59,6 +59,8 @@ class Score:
     """Names of the classes."""
     sources: Mapping[str, Score] = field(default_factory=dict)
     """Score of each source alone, if there are several."""
+    every_token: bool = False
+    """Every token is predicted from those before it."""
 
     @property
     def loss(self) -> float:
@@ -82,7 +84,7 @@ class Score:
     def bits_per_byte(self) -> float | None:
         """Bits per byte, which unlike loss and perplexity is comparable between tokenizers. None if not every token is
         predicted from those before."""
-        if self.bytes_per_token is None or list(self.terms) != ["clm"]:
+        if self.bytes_per_token is None or self.perplexity_term is None or not self.every_token:
             return None
         return self.terms[present(self.perplexity_term)].mean / math.log(2) / self.bytes_per_token
 
@@ -154,4 +156,7 @@ def score(passes: Passes, objective: Objective, batches: Iterable[MicroBatch], b
     rows = mesh.world.sum_(sums).tolist()
     terms = {name: TermSums(loss, int(count), int(hits)) for name, (loss, count, hits) in zip(names, rows)}
     counted = mesh.world.sum_(confusion).cpu().numpy() if labels else None
-    return Score(terms, objective.weights, objective.perplexity_term, bytes_per_token, counted, labels)
+    every_token = objective_of(config).every_token
+    return Score(
+        terms, objective.weights, objective.perplexity_term, bytes_per_token, counted, labels, every_token=every_token
+    )

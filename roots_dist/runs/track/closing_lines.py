@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from roots_dist.config.objectives import OBJECTIVES
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.runs.track.curve import draw_curve
@@ -26,6 +27,8 @@ ROWS = {
     "mcc/validation": "MCC",
 }
 """Metric -> its name in words."""
+NOT_SHOWN = {f"accuracy/validation/{name}" for name, record in OBJECTIVES.items() if record.every_token}
+"""Accuracies of next tokens, which say nothing that the perplexity does not."""
 
 
 def closing_lines(config: Config, folder: Path) -> None:
@@ -60,7 +63,7 @@ def _rows(first: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     tokens is left out."""
     alone = sum(name.startswith("accuracy/validation/") for name in first) == 1
     for name in first:
-        label = label_of(name) if name != "accuracy/validation/clm" else None
+        label = None if name in NOT_SHOWN else label_of(name)
         if label:
             yield label.split(",")[0] if alone else label, name
 
