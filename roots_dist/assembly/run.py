@@ -27,7 +27,7 @@ class Run:
     engine: Engine
     objective: Objective
     ties: Mapping[str, Axis]
-    """For each parameter of this rank that other pipeline ranks hold too, the axis over all of these ranks."""
+    """For each parameter of this rank that other pipeline ranks hold too, the axis over all data ranks of these."""
 
     @property
     def config(self) -> Config:
@@ -53,7 +53,7 @@ def build_run(
     creates the engine."""
     rank = build_passes(config, mesh)
     axes = {
-        ranks: mesh.pp_subset(f"tie {'-'.join(map(str, ranks))}", ranks)
+        ranks: mesh.tie_axis(f"tie {'-'.join(map(str, ranks))}", ranks)
         for ranks in dict.fromkeys(rank.model.holders.values())
     }
     ties = {name: axes[ranks] for name, ranks in rank.model.holders.items() if mesh.pp.rank in ranks}

@@ -97,10 +97,11 @@ class Mesh:
         """Create a second pipeline axis with its own group. Collective over the world."""
         return make_axis(name, self.layout.groups("pp"), self.rank, self.timeout)
 
-    def pp_subset(self, name: str, members: Sequence[int]) -> Axis:
-        """Create an axis over the pipeline ranks that share a parameter; it has size 1 on other ranks. Collective over
-        the world."""
-        groups = [[ranks[i] for i in members] for ranks in self.layout.groups("pp")]
+    def tie_axis(self, name: str, holders: Sequence[int]) -> Axis:
+        """Create an axis over all data ranks of the pipeline ranks that share a parameter; it has size 1 on other
+        ranks. Collective over the world."""
+        layout = self.layout
+        groups = [[layout.rank(pp, dp, tp) for pp in holders for dp in range(layout.dp)] for tp in range(layout.tp)]
         return make_axis(name, groups, self.rank, self.timeout)
 
     def single_rank_group(self) -> dist.ProcessGroup:

@@ -178,7 +178,7 @@ def disturb(run, batches):
 
 def backward(run, batches):
     run.passes.forward_backward(batches, {"clm": 1.0})
-    sum_tied_gradients(run.params, run.ties)
+    sum_tied_gradients(run.params, run.ties, run.mesh.dp)
     sum_partial_gradients(run.params)
 
 

@@ -76,7 +76,7 @@ def every_replicated_gradient_is_summed():
 
 
 def tied_gradients_are_not_summed():
-    step.sum_tied_gradients = lambda params, ties: None
+    step.sum_tied_gradients = lambda params, ties, dp: None
 
 
 def norm_counts_replicas_on_every_rank():

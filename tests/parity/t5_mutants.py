@@ -35,8 +35,8 @@ def encoded_gradient_stays_on_the_last_stage():
 
 def _leave_out(ends):
     summed = step.sum_tied_gradients
-    step.sum_tied_gradients = lambda params, ties: summed(
-        params, {n: axis for n, axis in ties.items() if not n.endswith(ends)}
+    step.sum_tied_gradients = lambda params, ties, dp: summed(
+        params, {n: axis for n, axis in ties.items() if not n.endswith(ends)}, dp
     )
 
 

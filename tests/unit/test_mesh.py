@@ -37,7 +37,7 @@ def test_a_rank_of_16384_makes_a_handful_of_groups(huge, monkeypatch):
     whole = Mesh.connect(huge, 5000)
     assert [len(ranks) for ranks in made] == [8, 16, 128, 128] and all(5000 in ranks for ranks in made)
     assert (whole.tp.size, whole.pp.size, whole.dp.size, whole.model.size) == (8, 16, 128, 128)
-    assert whole.pp_subset("tie", (0, 15)).size == 1 and made[-1] == [5000], "a rank in no group keeps its count even"
+    assert whole.tie_axis("tie", (0, 15)).size == 1 and made[-1] == [5000], "a rank in no group keeps its count even"
 
 
 def test_a_communicator_that_can_be_split_is_split_once_for_each_axis(huge, monkeypatch):

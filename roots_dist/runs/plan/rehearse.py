@@ -89,7 +89,8 @@ class Rehearsal:
     first_trainable: int
     """First stage of the model with trainable parameters: no gradient goes below it."""
     ties: Mapping[str, int]
-    """Parameter that other pipeline ranks hold too -> number of these ranks, this one included."""
+    """Parameter that other pipeline ranks hold too -> number of ranks that sum its gradient: those, this one included,
+    with all of their data ranks."""
 
 
 class _Done(dist.Work):
@@ -153,7 +154,7 @@ def rehearse(config: Config, layout: Layout, pp_rank: int) -> Rehearsal:
         if messages:
             del messages.messages[:]
         sum_partial_gradients(model.params)
-    ties = {name: len(ranks) for name, ranks in model.holders.items() if pp_rank in ranks}
+    ties = {name: len(ranks) * layout.dp for name, ranks in model.holders.items() if pp_rank in ranks}
     once = tuple(messages.messages) if messages else ()
     pieces = tuple(sum(p.nbytes for p in piece.parameters()) for _, piece in model.pieces())
     return Rehearsal(
