@@ -60,7 +60,7 @@ def build_model(config: Config, mesh: Mesh) -> RankModel:
     """Build this rank's share of the model, with initial weights drawn from (seed, name). No communication."""
     tp = TensorParallel(mesh.tp, config.parallel.sequence_parallel and mesh.tp.size > 1, DeferredWeightGrads())
     specs = pieces_of(config, tp)
-    runs = partition([p.cost for p in specs], config.num_stages(), [p.is_block for p in specs])
+    runs = stage_runs(config, specs)
     recompute = frozenset(p.name for p in specs if p.is_block and config.train.recompute == "full")
     prefill_only = frozenset(p.name for p in specs if p.prefill_only)
     built: dict[str, nn.Module] = {}
@@ -84,11 +84,16 @@ def build_model(config: Config, mesh: Mesh) -> RankModel:
     ]
     trainable_from = tuple(min(steps, default=None) for steps in since)
     return RankModel(
-        module, stages, params, tp, _holders(specs, runs, mesh.pp.size), input_specs, learnable, trainable_from
+        module, stages, params, tp, tie_holders(specs, runs, mesh.pp.size), input_specs, learnable, trainable_from
     )
 
 
-def _holders(specs: Sequence[PieceSpec], runs: Sequence[range], num_ranks: int) -> dict[str, tuple[int, ...]]:
+def stage_runs(config: Config, specs: Sequence[PieceSpec]) -> list[range]:
+    """Pieces of each stage, as ranges of indices. Equal on every rank."""
+    return partition([p.cost for p in specs], config.num_stages(), [p.is_block for p in specs])
+
+
+def tie_holders(specs: Sequence[PieceSpec], runs: Sequence[range], num_ranks: int) -> dict[str, tuple[int, ...]]:
     """Parameters that pieces on several pipeline ranks share -> those ranks, in the order of names."""
     found: dict[str, set[int]] = defaultdict(set)
     for index, run in enumerate(runs):

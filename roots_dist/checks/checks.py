@@ -276,13 +276,6 @@ def _double(config: Config, engine: str) -> Iterator[Problem]:
             expected="the reference engine: DeepSpeed keeps float32 master weights",
             fix="set advanced.engine=reference",
         )
-    if config.train.device == "cuda":
-        yield Problem(
-            key="advanced.float64",
-            found=True,
-            expected="train.device=cpu: float64 is for proofs, which compare runs on CPU",
-            fix="set train.device=cpu, or advanced.float64=false",
-        )
     if config.train.precision == "bf16":
         yield Problem(
             key="advanced.float64",

@@ -286,7 +286,7 @@ class Advanced(Section):
         "auto",
         description="who shards over dp; auto: DeepSpeed where zero >= 1 and dp > 1, else the built-in reference",
     )
-    float64: bool = Field(False, description="float64 everywhere, for proofs on CPU (reference engine)")
+    float64: bool = Field(False, description="float64 everywhere, for proofs (reference engine)")
     norm_eps: float = Field(1e-5, gt=0, description="added to the variance in norms")
     sinusoidal_init: bool = Field(
         False, description="learned positions begin as sinusoids, so that neighbours are near at once"

@@ -10,11 +10,11 @@ part of the package so that users can verify their own layers; `roots verify` an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from roots_dist.world.mesh import Mesh
 from roots_dist.world.sharding import Param, assemble
 
 
-class _GradientRecorder:
+class GradientRecorder:
     """An engine that records what each backward left in .grad, before it is summed over data ranks."""
 
     def __init__(self, engine: Engine, params: Sequence[Param]):
@@ -69,12 +69,12 @@ def trace(
     """Run steps first … last-1 on one rank and return what `merge` combines. testing.world.on_world calls it."""
     layout = Layout(dp=size // (config.parallel.tp * config.parallel.pp), pp=config.parallel.pp, tp=config.parallel.tp)
     mesh = Mesh.connect(layout, rank)
-    recorded: list[_GradientRecorder] = []
+    recorded: list[GradientRecorder] = []
 
     def recording(
         config: Config, mesh: Mesh, module: torch.nn.Module, params: list[Param], trainable: Mapping[str, Any]
     ) -> Engine:
-        recorded.append(_GradientRecorder(build_engine(config, mesh, module, params, trainable), params))
+        recorded.append(GradientRecorder(build_engine(config, mesh, module, params, trainable), params))
         return recorded[0]
 
     run = build_run(config, mesh, recording, proof_objective(config))
@@ -92,10 +92,11 @@ def trace(
         from roots_dist.storage.checkpoint.save import save
 
         save(Path(save_to), last, run.engine, run.params, mesh, {})
-    return {"losses": losses, "norms": norms, **_tensors(run, recorded[0])}
+    return {"losses": losses, "norms": norms, **tensors_of_rank(run, recorded[0])}
 
 
-def _tensors(run: Run, recorded: _GradientRecorder) -> dict[str, Any]:
+def tensors_of_rank(run: Run, recorded: GradientRecorder) -> dict[str, Any]:
+    """The gradients that were recorded, and this rank's weights and moments as they are now. Collective over dp."""
     counted = [p for p in run.params if p.is_counted]
     state = {p.name: run.engine.read_state(p.name) for p in run.params}
     return {
@@ -117,6 +118,8 @@ class Trace:
     state: dict[str, dict[str, Tensor]]
     disagreement: list[tuple[str, float]]
     """What several ranks hold or report (losses, norms, replicated and tied weights), and by how much it differs."""
+    logged: dict[str, float]
+    """What the run logged, `optim/lr, step 3` -> value; empty if it was not the trainer's own loop."""
 
     def then(self, resumed: Trace) -> Trace:
         """This run, continued by the one that resumed from its checkpoint, as one run."""
@@ -126,6 +129,14 @@ class Trace:
             self.gradients + resumed.gradients,
             resumed.state,
             self.disagreement + resumed.disagreement,
+            self.logged | resumed.logged,
+        )
+
+    def after(self, step: int) -> Trace:
+        """The part of this run that follows its first `step` steps."""
+        logged = {name: value for name, value in self.logged.items() if int(name.rpartition(" ")[2]) > step}
+        return replace(
+            self, losses=self.losses[step:], norms=self.norms[step:], gradients=self.gradients[step:], logged=logged
         )
 
 
@@ -163,12 +174,13 @@ def merge(ranks: Sequence[Mapping[str, Any]]) -> Trace:
         for i, (a, b) in enumerate(zip(ranks[0][what], rank[what]))
     ]
     disagreement += [
-        (f"{name}, rank {r}", _largest(state[name]["weight"][slices(rank, name)], copy))
+        (f"{name}, rank {r}", _largest(name, state[name]["weight"][slices(rank, name)], copy))
         for r, rank in enumerate(ranks)
         for name, copy in rank["copies"].items()
     ]
     steps = range(len(ranks[0]["gradients"]))
-    return Trace(ranks[0]["losses"], ranks[0]["norms"], [summed(s) for s in steps], state, disagreement)
+    logged = {f"{name}, step {step}": value for step, name, value in ranks[0].get("logged", ())}
+    return Trace(ranks[0]["losses"], ranks[0]["norms"], [summed(s) for s in steps], state, disagreement, logged)
 
 
 @dataclass(frozen=True)
@@ -193,47 +205,70 @@ def differences(alone: Trace, parallel: Trace, bounds: Mapping[str, float]) -> l
 
     A gradient is compared in units of its step's gradient norm, so that the bound does not depend on the loss's scale.
     """
+    norms = [max(1.0, norm) for norm in alone.norms]
+
+    def by_norm(where: str, a: Tensor, b: Tensor) -> float:
+        return _largest(where, a, b) / norms[int(where.rpartition(" ")[2])]
+
     rows = [
-        _row(
-            "loss",
-            [(f"step {i}", abs(a - b)) for i, (a, b) in enumerate(zip(alone.losses, parallel.losses))],
-            bounds["loss"],
-        ),
-        _row(
-            "gradient norm",
-            [(f"step {i}", abs(a - b)) for i, (a, b) in enumerate(zip(alone.norms, parallel.norms))],
-            bounds["norm"],
-        ),
+        _row("loss", _steps(alone.losses), _steps(parallel.losses), _absolute, bounds["loss"]),
+        _row("gradient norm", _steps(alone.norms), _steps(parallel.norms), _absolute, bounds["norm"]),
+        _row("gradients", _gradients(alone), _gradients(parallel), by_norm, bounds["gradient"]),
     ]
-    for name in alone.state.keys() | parallel.state.keys():  # trained parameters have moments, frozen ones have none
-        kept = [trace.state.get(name, {}).keys() for trace in (alone, parallel)]
-        assert kept[0] == kept[1] and kept[0], (name, *kept)
-    for i, (a, b) in enumerate(zip(alone.gradients, parallel.gradients)):
-        assert a.keys() == b.keys(), (i, a.keys() ^ b.keys())
-    gradients = [
-        (f"{name}, step {i}", _largest(a[name], b[name]) / max(1.0, norm))
-        for i, (a, b, norm) in enumerate(zip(alone.gradients, parallel.gradients, alone.norms))
-        for name in a
+    rows += [
+        _row(kind.replace("weight", "weights"), _kept(alone, kind), _kept(parallel, kind), _largest, bounds[kind])
+        for kind in STATE  # trained parameters have moments, frozen ones have none
     ]
-    rows.append(_row("gradients", gradients, bounds["gradient"]))
-    for kind in STATE:
-        both = [
-            (n, _largest(state[kind], parallel.state[n][kind])) for n, state in alone.state.items() if kind in state
-        ]
-        rows.append(_row(kind.replace("weight", "weights"), both, bounds[kind]))
-    rows.append(_row("copies on other ranks", parallel.disagreement, 0.0))
-    return rows
+    for what, is_score in (("evaluation", True), ("other metrics", False)) if alone.logged else ():
+        logged = (_metrics(alone, is_score), _metrics(parallel, is_score))
+        rows.append(_row(what, *logged, _relative, bounds["loss"]))
+    copies = dict(parallel.disagreement)
+    rows.append(_row("copies on other ranks", dict.fromkeys(copies, 0.0), copies, _absolute, 0.0))
+    return [row for row in rows if row]
 
 
-def _largest(a: Tensor, b: Tensor) -> float:
+def _steps(values: Sequence[float]) -> dict[str, float]:
+    return {f"step {i}": value for i, value in enumerate(values)}
+
+
+def _gradients(trace: Trace) -> dict[str, Tensor]:
+    return {f"{name}, step {i}": gradient for i, step in enumerate(trace.gradients) for name, gradient in step.items()}
+
+
+def _kept(trace: Trace, kind: str) -> dict[str, Tensor]:
+    return {name: state[kind] for name, state in trace.state.items() if kind in state}
+
+
+def _metrics(trace: Trace, is_score: bool) -> dict[str, float]:
+    """What was logged of held-out text, or of everything else."""
+    return {name: value for name, value in trace.logged.items() if ("/validation" in name) == is_score}
+
+
+def _absolute(_: str, a: float, b: float) -> float:
+    return abs(a - b)
+
+
+def _relative(_: str, a: float, b: float) -> float:
+    return 0.0 if math.isnan(a) and math.isnan(b) else abs(a - b) / max(1.0, abs(a))
+
+
+def _largest(_: str, a: Tensor, b: Tensor) -> float:
     return (a.double() - b.double()).abs().max().item()
 
 
-def _row(what: str, found: list[tuple[str, float]], bound: float) -> Difference:
-    found = [(where, math.inf if math.isnan(value) else value) for where, value in found]
-    above = [item for item in found if item[1] > bound]
-    where = above[0][0] if above else max(found, key=lambda item: item[1])[0]
-    return Difference(what, max(value for _, value in found), bound, where)
+V = TypeVar("V")
+
+
+def _row(
+    what: str, a: Mapping[str, V], b: Mapping[str, V], difference: Callable[[str, V, V], float], bound: float
+) -> Difference | None:
+    """The row of two sets of named values; None if both are empty. What only one of them has differs infinitely."""
+    found = {name: difference(name, a[name], b[name]) if name in a and name in b else math.inf for name in {**a, **b}}
+    found = {name: math.inf if math.isnan(value) else value for name, value in found.items()}
+    if not found:
+        return None
+    above = next((name for name, value in found.items() if value > bound), None)
+    return Difference(what, max(found.values()), bound, above or max(found, key=lambda name: found[name]))
 
 
 FLOAT64_BOUNDS = dict.fromkeys(("loss", "norm", "gradient", *STATE), 1e-10)

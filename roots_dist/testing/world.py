@@ -24,8 +24,8 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -45,10 +45,14 @@ PRELOAD = [
     "pytest",  # a child imports the parent's main module again, and that is often pytest's
     "roots_dist.parallel.zero.engine",
     "roots_dist.runs.train.loop",
-    "roots_dist.testing.parity",
+    "roots_dist.verify.trainer_trace",
 ]
 """Modules that every world needs. A test suite adds its own slow imports before its first world."""
-FORKSERVER_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+ENVIRONMENTS = {
+    "cpu": {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+    "cuda": {"DS_ACCELERATOR": "cuda", "OMP_NUM_THREADS": "1"},
+}
+"""Kind of device -> variables of the ranks that compute on it."""
 GRACE_S = 8.0
 """Seconds that the others may run after one rank has failed: gloo notifies them within half a second."""
 LEAVE_S = 60.0
@@ -66,14 +70,19 @@ class WorldFailed(RuntimeError):
     """Ranks of a test world raised, died or hung. The likeliest cause comes first."""
 
 
-def on_world(size: int, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+def on_world(
+    size: int, function: Callable[..., Any], *args: Any, timeout: float = 120, device: str = "cpu"
+) -> list[Any]:
     """`[function(rank, size, *args) for rank in range(size)]`, each rank in its own new process, all in one gloo group.
 
     `function` is a module's own (no lambda), its arguments can be pickled, and it returns tensors, numbers, strings and
     None in dicts, lists and tuples. Raises WorldFailed with the traceback of every rank that failed, or where each one
     stood when `timeout` seconds were over. From a script, call it under `if __name__ == "__main__":`.
+
+    With device="cuda" the ranks see the machine's GPUs and start slowly, without the forkserver, because a process that
+    has used CUDA cannot fork. The group is gloo all the same, so that several ranks may share one GPU.
     """
-    with closing(World(size)) as world:
+    with closing(World(size, device)) as world:
         return world.run(function, *args, timeout=timeout)
 
 
@@ -94,8 +103,8 @@ def _warm_world(size: int) -> World:
 class World:
     """Ranks that start with the first call and run one function after another, each in a gloo group of its own."""
 
-    def __init__(self, size: int):
-        self.size = size
+    def __init__(self, size: int, device: str = "cpu"):
+        self.size, self.device = size, device
         self._ranks: list[_Rank] = []
 
     def run(self, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
@@ -127,8 +136,8 @@ class World:
         if not all(rank.process.is_alive() for rank in self._ranks):
             self.kill()
         if not self._ranks:
-            _start_forkserver()
-            self._ranks = [_Rank.start(rank, self.size) for rank in range(self.size)]
+            with _environment(self.device):
+                self._ranks = [_Rank.start(rank, self.size, self.device) for rank in range(self.size)]
         for rank in self._ranks:
             rank.answered = False
             rank.calls.send((str(folder), timeout, function, args))
@@ -162,8 +171,8 @@ class _Rank:
     answered: bool = False
 
     @classmethod
-    def start(cls, rank: int, size: int) -> _Rank:
-        context = multiprocessing.get_context("forkserver")
+    def start(cls, rank: int, size: int, device: str) -> _Rank:
+        context: Any = multiprocessing.get_context("forkserver" if device == "cpu" else "spawn")
         ours, its = context.Pipe()
         process = context.Process(target=_rank_main, args=(rank, size, its), daemon=True)
         process.start()
@@ -183,14 +192,17 @@ def _has_begun(folder: Path, size: int) -> bool:
     return any(_file(folder, rank, "begun").exists() for rank in range(size))
 
 
-def _start_forkserver() -> None:
-    """Start the forkserver once per parent; later calls find it running. Its worlds inherit the environment of this
-    moment."""
-    forkserver.set_forkserver_preload(PRELOAD)
+@contextmanager
+def _environment(device: str) -> Iterator[None]:
+    """The environment that ranks on this kind of device inherit. On a CPU that is the one in which the forkserver
+    starts, once per parent; later calls find it running."""
     before = dict(os.environ)
-    os.environ.update(FORKSERVER_ENVIRONMENT)
+    os.environ.update(ENVIRONMENTS[device])
     try:
-        forkserver.ensure_running()
+        if device == "cpu":
+            forkserver.set_forkserver_preload(PRELOAD)
+            forkserver.ensure_running()
+        yield
     finally:
         os.environ.clear()
         os.environ.update(before)

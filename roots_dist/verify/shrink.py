@@ -1,21 +1,33 @@
-"""Shrink a config so that a laptop can verify it: the same family and features, the same degrees up to 8 ranks.
+"""Shrink a config so that a laptop can verify it: the same features, the same degrees up to MAX_RANKS processes.
 
-What makes layouts differ is kept (uneven layers, grouped heads, tied embeddings, dropout, vocabulary padding, schedule,
-recomputation, clipping); what only costs time is cut (width, depth, vocabulary, sequence). Pure arithmetic.
+    Config --sizes--> small Config --ties.py: the same parameters on the same stages--> SmallConfig
+
+Width, depth, vocabulary and text are cut. What makes layouts differ stays: uneven layers, the ratios of heads, ties
+between stages, several sequences in a microbatch, dropout, padding of the vocabulary, schedule, batch ramp,
+recomputation, clipping, the phases of fine-tuning. Every key that changes is told. Pure arithmetic.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
+from roots_dist.accounting.sizes import generator_of
+from roots_dist.config.init_from import config_of
 from roots_dist.config.records import family_of, objective_of, target_seq
-from roots_dist.config.schema import Config
+from roots_dist.config.schema import Config, Source
+from roots_dist.verify.ties import with_same_ties
 from roots_dist.verify.trainable import with_same_trainable
 
-MAX_RANKS = 8
+MAX_RANKS = 12
 LABELS = ("a", "b", "c")
 """Labels of a task that reads its own from the rows."""
+HEAD_DIM = 8
+VOCAB = 211
+"""A prime: no tensor degree divides it."""
+SILENT = ("data.train", "data.validation", "data.tokenizer", "track.", "checkpoint.", "train.log_every")
+"""Keys whose change is not worth telling: random text takes the place of files, and a folder that of another."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +35,9 @@ class SmallConfig:
     config: Config
     dp: int
     notes: tuple[str, ...]
-    """Changes of the layout, in words."""
+    """What differs from the run, in words."""
+    source: Config | None = None
+    """The small model that the run starts from, if it starts from one."""
 
     @property
     def ranks(self) -> int:
@@ -31,92 +45,220 @@ class SmallConfig:
 
 
 def degrees(tp: int, pp: int, dp: int) -> tuple[int, int, int]:
-    """Nearest degrees with at most MAX_RANKS ranks: the largest one is halved first, data ranks before others."""
+    """Nearest degrees with at most MAX_RANKS ranks. More than 2 data ranks are 3, which is no power of two, or 2 where
+    3 are too many; then the larger one of tp and pp is halved."""
+    dp = min(dp, 3)
+    if dp == 3 and tp * pp * dp > MAX_RANKS >= tp * pp * 2:
+        dp = 2
     while tp * pp * dp > MAX_RANKS:
-        if dp > 2:
-            dp = (dp + 1) // 2
-        elif pp >= tp and pp > 2:
+        if pp >= tp and pp > 2:
             pp = (pp + 1) // 2
+        elif tp > 2:
+            tp = 1 << ((tp + 1) // 2).bit_length() - 1  # heads are split by powers of two
         else:
-            tp = (tp + 1) // 2
-        tp = 1 << (tp.bit_length() - 1)  # heads are split by powers of two
+            dp -= 1
     return tp, pp, dp
 
 
-def shrink(config: Config, dp: int, *, float64: bool) -> SmallConfig:
-    """Shrink the config. `dp` is the wanted number of data ranks; `float64` uses the reference engine, else DeepSpeed
-    in float32."""
-    m, p = config.model, config.parallel
+Dtype = Literal["float64", "float32", "bf16"]
+
+
+def shrink(config: Config, dp: int, dtype: Dtype, *, steps: int = 4, device: str = "cpu") -> SmallConfig:
+    """Shrink the config to a run of `steps` steps on `dp` data ranks, or on the nearest number that fits. float64 uses
+    the reference engine, the others the one that the run has."""
+    p = config.parallel
     tp, pp, dp = degrees(p.tp, p.pp, dp)
-    notes = []
-    if (tp, pp) != (p.tp, p.pp):
-        notes.append(f"layout TP{p.tp}×PP{p.pp} is verified as TP{tp}×PP{pp}: at most {MAX_RANKS} processes here")
+    small = config.changed(
+        {
+            "parallel.tp": tp,
+            "parallel.pp": pp,
+            "parallel.sequence_parallel": p.sequence_parallel and tp > 1,
+            **_model(config, tp, pp),
+            **_data(config, tp),
+            **_training(config, pp, dp, steps),
+            **_dtype(config, dp, dtype),
+            "train.device": device,
+        }
+    )
+    if objective_of(config).has_generator:
+        small = small.changed(_generator(config, small))
+    if family_of(config).has_two_stacks:
+        small = small.changed(_encoder_decoder(config, small))
+    small, same_ties = with_same_ties(config, small)
+    small = with_same_trainable(config, small)
+    notes = (
+        [] if same_ties else ["ties between stages are not those of the run: no small model that was tried has them"]
+    )
+    start = config.finetune.init_from
+    source = None if start is None else _source(config_of(start), small)
+    return SmallConfig(small, dp, (*notes, changes(config, small)), source)
+
+
+def _source(config: Config, small: Config) -> Config:
+    """The small model that the small run starts from, trained for two steps in one process as `config` says."""
+    tree = small.model_dump() | {"objective": config.objective.model_dump(), "finetune": {}}
+    values: dict[str, object] = {
+        "data.seq_length": max(32, small.data.seq_length)
+        if family_of(config).has_two_stacks
+        else small.data.seq_length,
+        "data.target_seq_length": None,
+        "train.steps": 2,
+        "optim.warmup_steps": 0,
+        "optim.decay_steps": None,
+        "checkpoint.every": 0,
+    }
+    if objective_of(config).has_labels:
+        values["finetune.labels"] = config.finetune.labels[:5] or LABELS
+    source = Config.model_validate(tree).changed(values)
+    return source.changed(_generator(config, source)) if objective_of(config).has_generator else source
+
+
+def changes(config: Config, small: Config) -> str:
+    """Every key in which the small config differs: `model.layers 24 → 4, …`. Widths that follow from others are left
+    out."""
+    before, after = config.model_dump(), small.model_dump()
+    derived = {"kv_heads": config.model.num_kv_heads(), "head_dim": config.model.width_of_head()}
+    before["model"] |= {key: value for key, value in derived.items() if after["model"][key] is not None}
+    if after["model"]["ffn"] is not None:
+        before["model"]["ffn"] = config.model.width_of_ffn()
+    found = [
+        f"{section}.{key} {_short(before[section][key])} → {_short(value)}"
+        for section, keys in after.items()
+        for key, value in keys.items()
+        if value != before[section][key] and not f"{section}.{key}".startswith(SILENT)
+    ]
+    return "made small: " + ", ".join(found)
+
+
+def _short(value: object) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _model(config: Config, tp: int, pp: int) -> dict[str, object]:
+    """Keys of one stack: two blocks for each stage, or one less where the run's blocks are not even either."""
+    m, p = config.model, config.parallel
     stages = pp * p.virtual_stages
     layers = 2 * stages if m.layers % (p.pp * p.virtual_stages) == 0 else 2 * stages - 1
-    group = m.heads // m.num_kv_heads()
-    kv_heads = max(1, min(m.num_kv_heads(), 2 * tp // group))
-    heads = math.lcm(kv_heads * group, tp)
-    kv_heads = heads // group
-    head_dim = 8
-    vocab = min(m.vocab, 211)  # a prime: no tensor degree divides it
-    seq = 8 * tp
-    values: dict[str, object] = {
+    heads, kv_heads = _heads(m.heads, m.num_kv_heads(), p.tp, tp)
+    width = heads * HEAD_DIM
+    hidden = width
+    if m.heads * m.width_of_head() != m.hidden:  # heads that are wider or narrower than the residual stream
+        hidden = max(HEAD_DIM, round(width * m.hidden / (m.heads * m.width_of_head()) / HEAD_DIM) * HEAD_DIM)
+        hidden += HEAD_DIM * (hidden == width)
+    return {
         "model.layers": max(2, layers),
-        "model.hidden": heads * head_dim,
+        "model.hidden": hidden,
         "model.heads": heads,
-        "model.kv_heads": kv_heads,
-        "model.head_dim": None if m.head_dim is None else head_dim,
-        "model.ffn": max(1, round(m.width_of_ffn() / m.hidden * 4)) * heads * head_dim // 4 // tp * tp,
-        "model.vocab": vocab,
-        "model.init_std": 0.1,  # at a small width, small weights would hide what a branch contributes
-        "model.max_positions": None,
+        "model.kv_heads": None if m.kv_heads is None else kv_heads,
+        "model.head_dim": None if m.head_dim is None else HEAD_DIM,
+        "model.ffn": max(1, round(m.width_of_ffn() / m.hidden * hidden / tp)) * tp,
+        "model.vocab": min(m.vocab, VOCAB),
+        "model.init_std": None if family_of(config).init == "fan-in" and m.init_std is None else 0.1,
         "model.embedding_size": None if m.width_of_embedding() == m.hidden else 4 * heads,
-        "data.train": (),
-        "data.validation": (),
+    }
+
+
+def _heads(heads: int, kv_heads: int, tp: int, small_tp: int) -> tuple[int, int]:
+    """Query and key/value heads with the run's group, and with as many tensor ranks per key/value head as in the run,
+    or up to two heads per rank."""
+    group = heads // kv_heads
+    per_rank = min(2.0, kv_heads / tp) if kv_heads % tp == 0 else kv_heads / tp
+    small = max(1, int(small_tp * per_rank))
+    if small * group % small_tp:
+        small = math.lcm(small * group, small_tp) // group
+    return small * group, small
+
+
+def _data(config: Config, tp: int) -> dict[str, object]:
+    """Texts of a few tokens, from as many sources with the same weights; one is made up where the run has none."""
+    m, d = config.model, config.data
+    seq = max(16, 8 * tp)
+    spare = m.max_positions is not None and m.max_positions > d.seq_length
+    return {
+        "model.max_positions": 2 * seq if spare else None,
+        "data.train": tuple(Source(path=f"train-{i}", weight=s.weight) for i, s in enumerate(d.train or DEFAULT)),
+        "data.validation": tuple(
+            Source(path=f"held-out-{i}", weight=s.weight) for i, s in enumerate(d.validation or DEFAULT)
+        ),
+        "data.tokenizer": None,
         "data.seq_length": seq,
         "finetune.init_from": None,
-        "finetune.labels": config.finetune.labels[:5] or LABELS,
-        "parallel.tp": tp,
-        "parallel.pp": pp,
-        "parallel.sequence_parallel": p.sequence_parallel and tp > 1,
-        "train.global_batch": 2 * pp * dp,
-        "train.micro_batch": 1,
-        "train.batch_ramp": None,
-        "train.device": "cpu",
-        "train.precision": "fp32",
-        "train.steps": 100,
+        "finetune.epochs": None,
+        "finetune.labels": (config.finetune.labels[:5] or LABELS) if objective_of(config).has_labels else (),
+        "finetune.patience": 0,
+    }
+
+
+DEFAULT = (Source(path="random"),)
+
+
+def _training(config: Config, pp: int, dp: int, steps: int) -> dict[str, object]:
+    """A few steps of at least two microbatches for each stage with two sequences or more in each; clipping acts."""
+    t, o = config.train, config.optim
+    micro = 3 if t.micro_batch == 3 else 2
+    unit = pp * micro * dp
+    warmup = min(o.warmup_steps, 2)
+    return {
+        "train.global_batch": 2 * unit,
+        "train.micro_batch": micro,
+        "train.batch_ramp": None if t.batch_ramp is None else (unit, unit, unit),
+        "train.steps": steps,
+        "train.log_every": 1,
+        "train.eval_every": max(1, steps // 2),
+        "train.eval_sequences": 2 * micro * dp + 1,  # so that the last microbatches are filled up
+        "train.sample_every": 0,
         "optim.lr": 1e-3,
-        "optim.warmup_steps": 2,
-        "optim.decay_steps": None,
-        "optim.clip_grad": min(config.optim.clip_grad, 0.1),  # low, so that clipping acts in every step
-        "advanced.float64": float64,
-        "advanced.engine": "reference" if float64 else "deepspeed",
-        "advanced.vocab_multiple": math.lcm(8, tp),
+        "optim.min_lr": 1e-3 * o.min_lr / o.lr,
+        "optim.warmup_steps": warmup,
+        "optim.decay_steps": None if o.decay_steps is None else max(1, min(o.decay_steps, steps - warmup)),
+        "optim.clip_grad": min(o.clip_grad, 0.1),
+        "checkpoint.every": max(1, steps // 2),
+        "checkpoint.keep": 9,
+        "checkpoint.resume": True,
+        "track.wandb": "disabled",
+        "track.tensorboard": "off",
+        "advanced.vocab_multiple": math.lcm(8, config.parallel.tp),
         "advanced.loss_chunk": 16,
         "advanced.reduce_bucket": 10_000,
+        "advanced.threads": None,
     }
-    if float64:
-        values["parallel.zero_stage"] = min(p.zero_stage, 1)
-    elif (
-        m.activation == "relu"
-    ):  # rounding puts a few of millions of numbers on the other side of 0, where the slope jumps
-        values["model.activation"] = "gelu"
-    if objective_of(config).has_generator:
-        values |= {
-            "generator.layers": stages,
-            "generator.hidden": tp * head_dim,
-            "generator.heads": tp,
-            "generator.ffn": 4 * tp * head_dim,
+
+
+def _dtype(config: Config, dp: int, dtype: Dtype) -> dict[str, object]:
+    values: dict[str, object] = {
+        "train.precision": "bf16" if dtype == "bf16" else "fp32",
+        "advanced.float64": dtype == "float64",
+    }
+    if dtype == "float64":
+        return values | {
+            "advanced.engine": "reference",
+            "parallel.zero_stage": min(config.parallel.zero_stage, 1),
         }
-    if family_of(config).has_two_stacks:
-        values |= _encoder_decoder(config, stages, tp)
-    return SmallConfig(with_same_trainable(config, config.changed(values)), dp, tuple(notes))
+    if config.model.activation == "relu":  # a few of millions of numbers fall on the other side of 0 by rounding
+        values["model.activation"] = "gelu"
+    if dtype == "bf16":  # else Adam turns the rounding of a tiny gradient into a whole step, now and then
+        values["optim.eps"] = 1e-3
+    return values | {"advanced.engine": config.engine(dp)}
 
 
-def _encoder_decoder(config: Config, stages: int, tp: int) -> dict[str, object]:
-    """Model keys of an encoder-decoder: blocks for every stage, as many in both stacks if the model has, and a text of
+def _generator(config: Config, small: Config) -> dict[str, object]:
+    """Keys of ELECTRA's generator: as narrow against its discriminator as the run's, as far as tp divides it."""
+    tp, m, g = small.parallel.tp, config.model, generator_of(config).model
+    heads = tp * max(1, round(small.model.heads * g.heads / m.heads / tp))
+    return {
+        "generator.layers": max(1, round(small.model.layers * g.layers / m.layers)),
+        "generator.hidden": heads * HEAD_DIM,
+        "generator.heads": heads,
+        "generator.ffn": max(1, round(g.width_of_ffn() / g.hidden * heads * HEAD_DIM / tp)) * tp,
+    }
+
+
+def _encoder_decoder(config: Config, small: Config) -> dict[str, object]:
+    """Keys of an encoder-decoder: blocks for every stage, as many in both stacks if the model has, and a text of
     several spans whose targets can be split."""
-    m = config.model
+    m, tp = config.model, small.parallel.tp
+    stages = small.num_stages()
     uneven = m.num_decoder_layers() != m.layers
     lengths = [
         config.changed({"data.seq_length": seq, "data.target_seq_length": None}) for seq in range(32 * tp, 96 * tp, tp)

@@ -173,10 +173,10 @@ def sum_tied_gradients(params: Sequence[Param], ties: Mapping[str, Axis], dp: Ax
     """Sum the gradients of parameters that several pipeline ranks hold, over all data ranks too. `ties` maps a name to
     the axis over those ranks.
 
-    Afterwards the first data rank has the sum and the others have zeros, to which the engine's sum over dp adds nothing.
-    An engine sums buckets, in an order that depends on a parameter's place in its bucket, which is another one on each
-    stage: from three data ranks on, copies would drift apart by rounding. An all-reduce over all holders gives each of
-    them the same bits.
+    Afterwards the first data rank has the sum and the others have zeros, to which the engine's sum over dp adds
+    nothing. An engine sums buckets, in an order that depends on a parameter's place in its bucket, which is another one
+    on each stage: from three data ranks on, copies would drift apart by rounding. An all-reduce over all holders gives
+    each of them the same bits.
 
     Collective over each axis, once per step. Parameters are visited in the order of their names, so that two ranks that
     share several agree.

@@ -9,7 +9,7 @@ from models import config
 from roots_dist.config.run_config import ONE_PROCESS
 from roots_dist.testing.parity import FLOAT64_BOUNDS, differences, merge, trace
 from roots_dist.testing.world import on_warm_world, on_world
-from roots_dist.verify.verify import FLOAT32_BOUNDS
+from roots_dist.verify.proofs import FLOAT32_BOUNDS
 
 STEPS = 3
 SP = dict(tp=2, sequence_parallel=True)

@@ -14,7 +14,7 @@ from roots_dist.learning.objectives.synthetic import proof_objective, random_bat
 from roots_dist.runs.train.step import train_step
 from roots_dist.testing.parity import FLOAT64_BOUNDS, merge, trace
 from roots_dist.testing.world import on_warm_world, on_world
-from roots_dist.verify.verify import FLOAT32_BOUNDS
+from roots_dist.verify.proofs import FLOAT32_BOUNDS
 from roots_dist.world.mesh import Mesh
 
 STEPS = 4

@@ -14,7 +14,7 @@ from roots_dist.parallel.pipeline.partition import partition
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.testing.parity import FLOAT64_BOUNDS, differences, merge
 from roots_dist.testing.world import on_world
-from roots_dist.verify.verify import FLOAT32_BOUNDS
+from roots_dist.verify.proofs import FLOAT32_BOUNDS
 
 SP = dict(tp=2, sequence_parallel=True)
 STEPS = 2

@@ -152,7 +152,6 @@ WRONG = [
         "parallel.zero_stage",
     ),
     (2, {"advanced": {"float64": True}}, "advanced.float64"),
-    (1, {"advanced": {"float64": True}, "train": {"device": "cuda"}}, "advanced.float64"),
     (1, {"advanced": {"float64": True}, "train": {"precision": "bf16"}}, "advanced.float64"),
     (1, {"objective": SPANS}, "objective.name"),
     (1, {"model": T5}, "objective.name"),

@@ -1,14 +1,15 @@
 """What proofs learn from in place of files: random documents, or random rows of a task, the same in every process.
 
-config --random_source--> Corpus | Examples --> testing/parity.py, through the objective's own samples
+config --proof_objective--> SyntheticObjective, in place of the config's --> testing/, verify/, runs/plan/
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
 
 from roots_dist.config.records import corpus_tokens, objective_of, target_seq
 from roots_dist.config.schema import Config
@@ -17,30 +18,34 @@ from roots_dist.learning.data.specials import synthetic_specials
 from roots_dist.learning.data.store import Corpus
 from roots_dist.learning.data.tasks import Example, Examples
 from roots_dist.learning.objectives import OBJECTIVES
-from roots_dist.world import rng
 from roots_dist.world.batch import IGNORE, MicroBatch, Objective
 
 ROWS = 64
+"""Number of random rows."""
+TARGETS = ("targets", "originals", "labels")
+"""Fields of a sample that say what is scored."""
+UNSCORED = 0.2
+"""Share of targets that are left out."""
 
 
-def random_source(config: Config) -> Corpus | Examples:
-    """Keyed by the config's seed."""
-    draw = np.random.default_rng(config.train.seed)
+def random_source(config: Config, name: str = "random") -> Corpus | Examples:
+    """Random documents or rows, keyed by the config's seed and by the name."""
+    draw = np.random.default_rng([config.train.seed, *name.encode()])
     return (
-        Examples("random", tuple(_row(config, draw) for _ in range(ROWS)))
+        Examples(name, tuple(_row(config, draw) for _ in range(ROWS)))
         if objective_of(config).rows
-        else _corpus(config, draw)
+        else _corpus(config, draw, name)
     )
 
 
-def _corpus(config: Config, draw: np.random.Generator) -> Corpus:
+def _corpus(config: Config, draw: np.random.Generator, name: str) -> Corpus:
     """Some 4,000 random tokens of the vocabulary in documents of 2 to 60, or enough for a few samples that are
     longer."""
     documents = max(128, 4 * corpus_tokens(config) // 30)
     lengths = draw.integers(2, 61, size=documents).astype(np.int32)
     stored = draw.integers(config.model.vocab, size=int(lengths.sum()))
     offsets = (np.cumsum(lengths) - lengths) * np.int64(stored.itemsize)
-    return Corpus("random", lengths, offsets, np.arange(len(lengths) + 1), stored)
+    return Corpus(name, lengths, offsets, np.arange(len(lengths) + 1), stored)
 
 
 def _row(config: Config, draw: np.random.Generator) -> Example:
@@ -61,25 +66,44 @@ def _row(config: Config, draw: np.random.Generator) -> Example:
     return Example(first, words(1, target_seq(config) + 2))
 
 
-def proof_objective(config: Config) -> Objective:
-    """The config's, without a tokenizer: special tokens are some of the ids."""
-    return OBJECTIVES[config.objective.name](config, synthetic_specials(config.model.vocab))
+@dataclass(frozen=True)
+class SyntheticObjective:
+    """An objective whose sources are random, whatever their paths, and whose samples leave out one target in five, so
+    that microbatches differ in what they count."""
+
+    config: Config
+    objective: Objective
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return self.objective.weights
+
+    @property
+    def perplexity_term(self) -> str | None:
+        return self.objective.perplexity_term
+
+    def open(self, path: str) -> Corpus | Examples:
+        return random_source(self.config, path)
+
+    def num_samples(self, source: Any) -> int:
+        return self.objective.num_samples(source)
+
+    def sample(self, source: Any, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
+        fields = self.objective.sample(source, index, draw)
+        targets = {name: np.asarray(fields[name]) for name in TARGETS if name in fields}
+        return fields | {n: np.where(draw.random(t.shape) < UNSCORED, IGNORE, t) for n, t in targets.items()}
+
+    def counts(self, batch: MicroBatch) -> dict[str, int]:
+        return self.objective.counts(batch)
+
+
+def proof_objective(config: Config) -> SyntheticObjective:
+    """The config's objective on random sources, without a tokenizer: some of the ids are the special tokens."""
+    objective = OBJECTIVES[config.objective.name](config, synthetic_specials(config.model.vocab))
+    return SyntheticObjective(config, objective)
 
 
 def random_batches(config: Config, step: int, dp_rank: int, dp_size: int) -> list[MicroBatch]:
-    """This data rank's microbatches of a step, from random documents. The global batch is the same in every layout; one
-    target in five is not scored, so that microbatches differ in their counts."""
-    batches = Batches(config, proof_objective(config), [random_source(config)], [1.0], dp_rank, dp_size)
-    return [_thinned(batch, config.train.seed) for batch in batches.at(step)]
-
-
-def _thinned(batch: MicroBatch, seed: int) -> MicroBatch:
-    if batch.targets is None and batch.labels is not None:  # classes alone: of a text, or of each position
-        columns = torch.arange(batch.labels[0].numel(), dtype=torch.int32)
-        kept = rng.keep(rng.fold(rng.key("thinned", seed), batch.sample_ids), columns, 0.2).view_as(batch.labels)
-        return replace(batch, labels=batch.labels.masked_fill(~kept, IGNORE))
-    if batch.targets is None:
-        return batch
-    columns = torch.arange(batch.targets.shape[1], dtype=torch.int32)
-    kept = rng.keep(rng.fold(rng.key("thinned", seed), batch.sample_ids), columns, 0.2)
-    return replace(batch, targets=batch.targets.masked_fill(~kept, IGNORE))
+    """This data rank's microbatches of a step, from a random source. The global batch is the same in every layout."""
+    objective = proof_objective(config)
+    return Batches(config, objective, [objective.open("random")], [1.0], dp_rank, dp_size).at(step)

@@ -13,6 +13,7 @@ from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.learning.data.tasks import collect_labels
+from roots_dist.world.batch import Objective, RowObjective
 
 
 def complete_from_rows(config: Config) -> Config:
@@ -68,13 +69,10 @@ def check_rows(config: Config) -> None:
             raise ConfigError([problem])
 
 
-def cut_rows(config: Config) -> Iterator[str]:
+def cut_rows(config: Config, objective: Objective) -> Iterator[str]:
     """Which rows are longer than a sample, in words, file by file."""
-    from roots_dist.learning.objectives import make_row_objective
-
-    if not objective_of(config).rows:
+    if not isinstance(objective, RowObjective):
         return
-    objective = make_row_objective(config)
     for source in (*config.data.train, *config.data.validation):
         opened = objective.open(source.path)
         if cut := sum(map(objective.too_long, opened.rows)):

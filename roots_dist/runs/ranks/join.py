@@ -22,7 +22,7 @@ from roots_dist.world.mesh import Mesh
 def device_for(config: Config, world: World) -> torch.device:
     """Device of this rank. It is GPU 0 where a launcher shows each rank only its own GPU."""
     kind = config.train.device
-    if kind == "cpu" or config.advanced.float64 or not torch.cuda.is_available():
+    if kind == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", world.local_rank % torch.cuda.device_count())
 

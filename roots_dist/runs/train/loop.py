@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Callable
 from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 from roots_dist.accounting.bounds import bounds
@@ -20,12 +22,14 @@ from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.learning.models.flops import flops_per_step
 from roots_dist.learning.objectives import make_objective
 from roots_dist.learning.objectives.task_checks import cut_rows
+from roots_dist.parallel.zero.build import build_engine
+from roots_dist.parallel.zero.seam import Engine
 from roots_dist.runs.track.closing_lines import closing_lines
 from roots_dist.runs.track.summary_file import write_summary
 from roots_dist.runs.track.trackers import open_trackers
 from roots_dist.runs.train.banner import banner, peak_of_devices
 from roots_dist.runs.train.best_evaluation import best_evaluation
-from roots_dist.runs.train.callbacks import callbacks, checkpoint, evaluate, sample
+from roots_dist.runs.train.callbacks import Callback, callbacks, checkpoint, evaluate, sample
 from roots_dist.runs.train.origin import without_secrets, write_origin
 from roots_dist.runs.train.resume import resume
 from roots_dist.runs.train.run_folder import hold_folder
@@ -39,12 +43,25 @@ from roots_dist.runs.train.stop_signal import (
     record_end,
     record_failure,
 )
+from roots_dist.world.batch import Objective
 from roots_dist.world.mesh import Mesh
 
 log = logging.getLogger(__name__)
 
 
-def train(config: Config, mesh: Mesh) -> int:
+@dataclass(frozen=True)
+class TrainParts:
+    """What the loop calls. A proof replaces some of them, and so observes the loop itself instead of a copy of it."""
+
+    make_objective: Callable[[Config], Objective] = make_objective
+    make_engine: Callable[..., Engine] = build_engine
+    """Called with (config, mesh, module, params, trainable)."""
+    peak_of_devices: Callable[[Config, Mesh], float | None] = peak_of_devices
+    after_step: tuple[Callback, ...] = ()
+    """Called on every rank after each step and after the run's own callbacks."""
+
+
+def train(config: Config, mesh: Mesh, parts: TrainParts = TrainParts()) -> int:
     """Train, and return the exit code: 0, or 128 + the signal that stopped the run. All files are written under
     track.folder. Collective over the world."""
     config = without_secrets(config)
@@ -54,24 +71,24 @@ def train(config: Config, mesh: Mesh) -> int:
         record_failure(folder, f"rank {mesh.rank} ({mesh.place})", rank0=mesh.rank == 0),
         catch_stop_signals(folder) as stop,
     ):
-        return train_in(folder, config, mesh, stop)
+        return train_in(folder, config, mesh, stop, parts)
 
 
-def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal) -> int:
+def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal, parts: TrainParts) -> int:
     """Train in a folder that this process holds. Collective over the world."""
     rank0, stopped = mesh.rank == 0, 0
-    objective = make_objective(config)
+    objective = parts.make_objective(config)
     training = Batches.open(config, objective, config.data.train, mesh.dp.rank, mesh.dp.size)
     sources = config.data.validation
     held_out = Batches.open(config, objective, sources, mesh.dp.rank, mesh.dp.size) if sources else None
     tokenizer = load_codec(config.data.tokenizer) if config.data.tokenizer else None
 
-    run = build_run(config, mesh, objective=objective)
+    run = build_run(config, mesh, parts.make_engine, objective)
     start = resume(run, folder)
-    peak = peak_of_devices(config, mesh)
+    peak = parts.peak_of_devices(config, mesh)
     bound = bounds(config, mesh.layout, flops_per_step(config), peak)
     facts = write_origin(folder, config, mesh.layout, bound.facts()) if rank0 else None
-    log.info("\n".join([banner(config, mesh, peak, bound), *(cut_rows(config) if rank0 else ())]))
+    log.info("\n".join([banner(config, mesh, peak, bound), *(cut_rows(config, objective) if rank0 else ())]))
 
     with closing(open_trackers(config, folder, rank0=rank0, resumed_step=start.step, facts=facts)) as trackers:
         best = best_evaluation(config, start.best)
@@ -81,7 +98,7 @@ def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal) -> int:
         if start.step == 0:
             evaluate(state)
         learning_rate = lr_schedule(config.optim, config.train.steps)
-        after_step = callbacks(state)
+        after_step = (*callbacks(state), *parts.after_step)
         while state.should_continue and not stopped:
             step = state.step
             batches = [batch.to(mesh.device) for batch in training.at(step)]

@@ -25,7 +25,7 @@ def config(layers: int = 12, family: str = "bert", **finetune) -> Config:
 
 
 def small(c: Config) -> Config:
-    return shrink(c, dp=1, float64=True).config
+    return shrink(c, 1, "float64").config
 
 
 def test_patterns_of_blocks_that_the_small_model_has_not_stand_for_those_at_their_height():

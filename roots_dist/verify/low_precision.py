@@ -1,0 +1,103 @@
+"""Proof of a layout in bf16, where rounding is larger than many a bug: its distance from the truth may not exceed that
+of one process.
+
+    truth = float64 in one process --distance of each tensor, over seeds--> bf16 layout ≤ RATIO × bf16 in one process
+
+Rounding moves a layout and one process equally far, in different directions; a bug moves the layout alone. With few
+numbers in a tensor a ratio is uncertain, so seeds are added until each is below the bound or SEEDS are used up. Copies
+on other ranks must be equal to the bit in any dtype.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from roots_dist.testing.parity import Difference, Trace
+from roots_dist.verify.proof import Proof
+from roots_dist.verify.proofs import Place, describe, in_one_process, started
+from roots_dist.verify.shrink import SmallConfig
+
+RATIO = 1.3
+"""Largest distance of the layout from the truth, in units of one process' distance."""
+SEEDS = (3, 6, 12)
+"""Numbers of seeds after which the ratios are looked at."""
+KINDS = ("loss", "gradients", "weights", "exp_avg", "exp_avg_sq")
+
+
+def prove_in_bf16(small: SmallConfig, device: str = "cpu") -> Proof:
+    """Compare the distances of a layout in bf16, over as many seeds as are needed."""
+    squares: dict[str, dict[tuple[str, str], float]] = {"layout": defaultdict(float), "alone": defaultdict(float)}
+    copies: dict[str, float] = {}
+    done = 0
+    rows: list[Difference] = []
+    for count in SEEDS:
+        for number in range(done, count):
+            truth, found = _runs(small, number, device)
+            for name, trace in found.items():
+                for key, distance in _squares(trace, truth).items():
+                    squares[name][key] += distance
+            copies |= {f"{where}, seed {number}": value for where, value in found["layout"].disagreement}
+        done = count
+        rows = [_row(kind, squares["layout"], squares["alone"]) for kind in KINDS]
+        if all(row.passed for row in rows):
+            break
+    worst = max(copies, key=lambda where: copies[where], default="none")
+    rows.append(Difference("copies on other ranks", copies.get(worst, 0.0), 0.0, worst))
+    title = f"{describe(small)}, bf16: distance from float64, in units of one process' distance, over {done} seeds"
+    return Proof(title, small.notes, tuple(rows))
+
+
+def _runs(small: SmallConfig, number: int, device: str) -> tuple[Trace, dict[str, Trace]]:
+    """The truth, and what the layout and one process compute in bf16, from one seed."""
+    with tempfile.TemporaryDirectory(prefix="roots-verify-") as folder:
+        place = Place(Path(folder), device)
+        config = started(small, small.config.changed({"train.seed": small.config.train.seed + number}), place)
+        single = in_one_process(config, micro_batch=config.train.micro_batch)  # as much is rounded to bf16 as there
+        exact = single.changed({"train.precision": "fp32", "advanced.float64": True})
+        found = {"layout": place.run(config, small.ranks, "layout"), "alone": place.run(single, 1, "alone")}
+        return place.run(exact, 1, "truth"), found
+
+
+def _squares(trace: Trace, truth: Trace) -> dict[tuple[str, str], float]:
+    """Squared distance from the truth of each tensor, over all steps, and of the loss."""
+    found: dict[tuple[str, str], float] = defaultdict(float)
+    found["loss", "the run"] = sum((a - b) ** 2 for a, b in zip(trace.losses, truth.losses, strict=True))
+    for a, b in zip(trace.gradients, truth.gradients, strict=True):
+        for name in a.keys() | b.keys():
+            found["gradients", name] += _distance(a, b, name)
+    for name in trace.state.keys() | truth.state.keys():
+        ours, theirs = (_in_units_of_gradients(one.state.get(name, {})) for one in (trace, truth))
+        for kind in ours.keys() | theirs.keys():
+            found[kind.replace("weight", "weights"), name] += _distance(ours, theirs, kind)
+    return found
+
+
+def _in_units_of_gradients(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A parameter's state with the root of its second moment: of squares the largest alone would decide."""
+    return {kind: tensor.sqrt() if kind == "exp_avg_sq" else tensor for kind, tensor in state.items()}
+
+
+def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor], name: str) -> float:
+    if name not in a or name not in b:
+        return math.inf
+    return float(torch.sum((a[name].double() - b[name].double()) ** 2))
+
+
+def _row(kind: str, layout: Mapping[tuple[str, str], float], alone: Mapping[tuple[str, str], float]) -> Difference:
+    """The largest ratio of distances among the tensors of one kind."""
+    ratios = {name: _ratio(layout[kind, name], alone[kind, name]) for of, name in alone if of == kind}
+    worst = max(ratios, key=lambda name: ratios[name])
+    return Difference(kind, ratios[worst], RATIO, worst)
+
+
+def _ratio(layout: float, alone: float) -> float:
+    if math.isnan(layout) or math.isinf(layout):
+        return math.inf
+    return math.sqrt(layout / alone) if alone else (math.inf if layout else 0.0)

@@ -1,0 +1,98 @@
+"""Proofs of one layout: the run, evaluated and logged; then resumed from half-way in one process, and the other way
+round; and in bf16 its distance from the truth.
+
+    SmallConfig --trainer_trace.py on real processes, in folders of their own--> Trace --differences--> Proof
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from roots_dist.config.run_config import ONE_PROCESS
+from roots_dist.config.schema import Config
+from roots_dist.layout import Layout
+from roots_dist.storage.checkpoint.format import checkpoints_folder, step_name
+from roots_dist.testing.parity import FLOAT64_BOUNDS, Trace, differences, merge
+from roots_dist.testing.world import on_warm_world, on_world
+from roots_dist.verify.proof import Proof
+from roots_dist.verify.shrink import SmallConfig
+from roots_dist.verify.trainer_trace import trace_training
+
+FLOAT32_BOUNDS: Mapping[str, float] = {
+    "loss": 1e-5, "norm": 1e-5, "gradient": 1e-5, "weight": 1e-4, "exp_avg": 1e-6, "exp_avg_sq": 1e-8,
+}  # fmt: skip
+"""Bounds for float32 through DeepSpeed: sums are rounded in another order, and Adam amplifies it (a weight moves by up
+to lr per step whatever its gradient's size, so tiny gradients turn rounding into steps)."""
+TIMEOUT_S = 300
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where small runs happen."""
+
+    folder: Path
+    device: str = "cpu"
+
+    def run(self, config: Config, ranks: int, name: str) -> Trace:
+        """Train in the folder of this name, from where it stands to the end."""
+        config = config.changed({"track.folder": str(self.folder / name)})
+        if self.device == "cpu" and config.advanced.engine == "reference":
+            return merge(on_warm_world(ranks, trace_training, config, timeout=TIMEOUT_S))
+        return merge(on_world(ranks, trace_training, config, self.device, timeout=TIMEOUT_S, device=self.device))
+
+    def hand_over(self, name: str, step: int, to: str) -> None:
+        """Give a new run the checkpoint that another one saved after this step."""
+        saved, new = (checkpoints_folder(self.folder / n) / step_name(step) for n in (name, to))
+        shutil.copytree(saved, new)
+
+
+def describe(small: SmallConfig) -> str:
+    p = small.config.parallel
+    parts = [str(Layout(small.dp, p.pp, p.tp))]
+    parts += ["SP"] if p.sequence_parallel else []
+    parts += [p.schedule if p.virtual_stages == 1 else f"{p.schedule} × {p.virtual_stages} chunks"] if p.pp > 1 else []
+    parts += [f"ZeRO-{p.zero_stage}"] if small.dp > 1 else []
+    return " ".join(parts)
+
+
+def in_one_process(config: Config, *, micro_batch: int = 1) -> Config:
+    """The config for one process and the reference engine, one sequence at a time: nothing of the layout is left."""
+    return config.changed({**ONE_PROCESS, "train.micro_batch": micro_batch, "train.recompute": "none"})
+
+
+def prove(small: SmallConfig, device: str = "cpu") -> Iterator[Proof]:
+    """Compare the layout's run with that of one process; then each of them resumed by the other from half-way."""
+    with tempfile.TemporaryDirectory(prefix="roots-verify-") as folder:
+        place = Place(Path(folder), device)
+        config, alone = started(small, small.config, place), started(small, in_one_process(small.config), place)
+        float64 = config.advanced.float64
+        bounds = FLOAT64_BOUNDS if float64 else FLOAT32_BOUNDS
+        title = f"{describe(small)}, {'float64' if float64 else 'float32'}"
+        truth = place.run(alone, 1, "alone")
+        found = place.run(config, small.ranks, "layout")
+        yield Proof(title, small.notes, tuple(differences(truth, found, bounds)))
+        if small.ranks == 1:
+            return
+        half = config.checkpoint.every
+        rest = truth.after(half)
+        for words, saved, resumed, ranks in (
+            ("saved in this layout, resumed in one process", "layout", alone, 1),
+            ("saved by one process, resumed in this layout", "alone", config, small.ranks),
+        ):
+            place.hand_over(saved, half, f"after-{saved}")
+            found = place.run(resumed, ranks, f"after-{saved}")
+            yield Proof(f"{title}, {words} after step {half}", (), tuple(differences(rest, found, bounds)))
+
+
+def started(small: SmallConfig, config: Config, place: Place) -> Config:
+    """The config with the model that it starts from, which is trained first."""
+    if small.source is None:
+        return config
+    start = place.folder / "start"
+    if not start.exists():
+        place.run(in_one_process(small.source), 1, start.name)
+    return config.changed({"finetune.init_from": str(start)})

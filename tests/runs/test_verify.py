@@ -1,0 +1,59 @@
+"""`roots verify` runs the trainer's own loop: with its files, its evaluations, its resume, and from another run."""
+
+from roots_dist.config.schema import Config
+from roots_dist.learning.objectives.synthetic import proof_objective
+from roots_dist.runs.train.loop import TrainParts, train
+from roots_dist.verify import low_precision
+from roots_dist.verify.verify import Wanted, proofs
+from roots_dist.world.mesh import Mesh
+
+MODEL = {"layers": 2, "hidden": 32, "heads": 4, "vocab": 101, "dropout": 0.1}
+
+
+def rows(proof):
+    return {row.what: row for row in proof.rows}
+
+
+def test_a_run_with_a_ramp_is_proven_resumed_and_evaluated():
+    config = Config.model_validate(
+        {
+            "model": MODEL,
+            "objective": {"label_smoothing": 0.1},
+            "parallel": {"pp": 2},
+            "train": {"global_batch": 8, "batch_ramp": [4, 2, 8]},
+            "optim": {"warmup_steps": 10},
+        }
+    )
+    whole, *resumed = proofs(config, Wanted(world_size=2))
+    for proof in (whole, *resumed):
+        assert proof.passed, proof
+        assert {"loss", "gradients", "evaluation", "other metrics", "copies on other ranks"} <= rows(proof).keys()
+    assert len(resumed) == 2
+
+
+def test_fine_tuning_starts_from_a_model_in_every_layout(tmp_path):
+    start = Config.model_validate({"model": MODEL, "data": {"train": "any"}, "train": {"steps": 1}})
+    start = start.changed(
+        {"track.folder": str(tmp_path / "start"), "track.wandb": "disabled", "track.tensorboard": "off"}
+    )
+    train(start, Mesh.single(), TrainParts(make_objective=proof_objective, peak_of_devices=lambda config, mesh: None))
+    tuned = start.changed(
+        {
+            "finetune.init_from": start.track.folder,
+            "finetune.strategy": "progressive",
+            "finetune.labels": ("a", "b"),
+            "objective.name": "classify",
+            "parallel.pp": 2,
+            "train.steps": 500,
+        }
+    )
+    whole, *_ = proofs(tuned, Wanted(world_size=2))
+    assert whole.passed, whole
+
+
+def test_in_bf16_a_layout_is_no_further_from_the_truth_than_one_process(monkeypatch):
+    monkeypatch.setattr(low_precision, "SEEDS", (3,))
+    config = Config.model_validate({"model": MODEL, "parallel": {"tp": 2}, "train": {"precision": "bf16"}})
+    found = rows(low_precision.prove_in_bf16(Wanted(steps=2).small(config, 1, "bf16")))
+    assert found["gradients"].passed and found["copies on other ranks"].passed, found
+    assert found["gradients"].largest > 0.5, "where nothing is rounded, nothing is compared"

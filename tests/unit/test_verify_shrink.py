@@ -1,0 +1,116 @@
+"""A proof's small model loses nothing that a layout could get wrong, and says what it changes."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from roots_dist.checks.checks import check_used
+from roots_dist.config.load import load
+from roots_dist.config.schema import Config
+from roots_dist.errors import ConfigError
+from roots_dist.verify.shrink import SILENT, SmallConfig, degrees, shrink
+from roots_dist.verify.ties import holders
+from roots_dist.verify.verify import Wanted, proofs
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+QUICK = sorted(path.stem for path in CONFIGS.glob("*-quickstart.yaml"))
+
+
+def shipped(name: str, **values: object) -> Config:
+    return load(CONFIGS / f"{name}.yaml").changed({key.replace("__", "."): value for key, value in values.items()})
+
+
+def small(config: Config, dp: int = 1) -> SmallConfig:
+    return shrink(config, dp, "float64")
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_the_small_run_of_every_shipped_config_can_start(name):
+    config = load(CONFIGS / f"{name}.yaml")
+    if config.finetune.init_from:
+        pytest.skip("the model that it starts from is not here")
+    for dp in (1, 2, 3):
+        found = small(config, dp)
+        assert check_used(found.config, found.ranks) == []
+        assert found.config.train.micro_batch >= 2
+
+
+@pytest.mark.parametrize(
+    "name, layout",
+    [
+        *((name, {}) for name in QUICK),
+        ("t5-base", dict(parallel__pp=2)),
+        ("t5-11b", dict(parallel__tp=1, parallel__pp=4)),
+        ("electra-base", dict(parallel__pp=3, parallel__virtual_stages=2, parallel__schedule="interleaved")),
+        ("electra-large", dict(parallel__pp=4)),
+    ],
+)
+def test_the_same_stages_share_the_same_parameters(name, layout):
+    config = shipped(name, **layout)
+    assert holders(small(config).config) == holders(config)
+    assert small(config).notes == (small(config).notes[0],) and "ties" not in small(config).notes[0]
+
+
+@pytest.mark.parametrize(
+    "tp, heads, kv_heads",
+    [(1, 32, 8), (2, 8, 8), (2, 8, 2), (4, 8, 2), (8, 64, 8), (3, 6, 3), (4, 12, 1), (2, 6, 2)],
+)
+def test_heads_keep_their_group_and_their_share_of_a_tensor_rank(tp, heads, kv_heads):
+    config = Config.model_validate(
+        {"model": {"hidden": 8 * heads, "heads": heads, "kv_heads": kv_heads}, "parallel": {"tp": tp}}
+    )
+    m = small(config).config.model
+    assert m.heads // m.num_kv_heads() == heads // kv_heads
+    assert m.num_kv_heads() / tp == min(kv_heads / tp, 2)
+
+
+def test_heads_that_are_not_as_wide_as_the_residual_stream_stay_so():
+    wide = Config.model_validate({"model": {"hidden": 64, "heads": 4, "head_dim": 32}})
+    m = small(wide).config.model
+    assert m.heads * m.width_of_head() == 2 * m.hidden
+
+
+def test_more_than_two_data_ranks_are_three_as_long_as_they_fit():
+    assert [degrees(1, 1, dp)[2] for dp in (1, 2, 3, 4, 64)] == [1, 2, 3, 3, 3]
+    assert degrees(2, 2, 64) == (2, 2, 3) and degrees(4, 1, 8) == (4, 1, 3) and degrees(4, 12, 8)[2] >= 2
+
+
+def test_ramp_precision_and_phases_stay_those_of_the_run():
+    config = shipped("bloom-176b")
+    found = shrink(config, 3, "bf16").config
+    start, step, samples = found.train.batch_ramp
+    assert start < found.train.global_batch and (found.train.global_batch - start) % step == 0 and samples <= 2 * start
+    assert found.train.precision == "bf16" and found.train.recompute == config.train.recompute
+
+
+def test_every_key_that_changes_is_told():
+    config = shipped("bloom-176b")
+    found = small(config, 2)
+    changed = {
+        f"{section}.{key}"
+        for section, keys in found.config.model_dump().items()
+        for key, value in keys.items()
+        if value != config.model_dump()[section][key]
+    }
+    told = set(re.findall(r"(\w+\.\w+) .+? → ", found.notes[-1]))
+    assert {key for key in changed if not key.startswith(SILENT)} == told
+
+
+@pytest.mark.parametrize(
+    "name, wrong, key",
+    [
+        ("quickstart", dict(parallel__pp=5, parallel__tp=1), "model.layers"),
+        ("llama-quickstart", dict(parallel__tp=4, parallel__pp=1), "parallel.tp"),
+        ("quickstart", dict(optim__warmup_steps=900), "optim.warmup_steps"),
+        ("quickstart", dict(model__decoder_layers=2), "model.decoder_layers"),
+    ],
+)
+def test_what_training_refuses_is_refused(name, wrong, key):
+    with pytest.raises(ConfigError, match=key):
+        next(proofs(shipped(name, **wrong), Wanted()))
+
+
+def test_the_size_of_the_world_is_checked_too():
+    with pytest.raises(ConfigError, match=r"train\.global_batch"):
+        next(proofs(shipped("quickstart"), Wanted(world_size=64)))
