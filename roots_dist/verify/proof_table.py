@@ -14,7 +14,9 @@ def table(proof: Proof) -> Table:
     made = Table("what", "largest difference", "bound", "", box=None, pad_edge=False)
     for row in proof.rows:
         verdict = "[green]✓[/]" if row.passed else f"[red]✗ {row.where}[/]"
-        made.add_row(row.what, f"{row.largest:.1e}", f"{row.bound:.0e}" if row.bound else "0", verdict)
+        made.add_row(
+            row.what, f"{row.largest:.1e}", f"{row.bound:.1e}".replace(".0e", "e") if row.bound else "0", verdict
+        )
     return made
 
 
@@ -23,11 +25,13 @@ def show(proofs: Iterable[Proof]) -> bool:
     passed."""
     console = Console(highlight=False)
     failed: list[Proof] = []
+    told: set[str] = set()
     number = 0
     for number, proof in enumerate(proofs, 1):  # noqa: B007 # read after the loop
         console.print(f"[bold]{proof.title}[/] against one process")
-        for note in proof.notes:
+        for note in (note for note in proof.notes if note not in told):
             console.print(f"  ({note})")
+        told |= {*proof.notes}
         console.print(table(proof))
         console.print()
         if not proof.passed:
