@@ -81,14 +81,14 @@ class Model(Section):
         return self.ffn or 4 * self.hidden
 
     def std(self) -> float:
-        """Of initial weights, where they do not go by the matrix."""
+        """Standard deviation of initial weights, except where a matrix's own width sets it."""
         return self.init_std or 0.02
 
     def width_of_embedding(self) -> int:
         return self.embedding_size or self.hidden
 
     def num_decoder_layers(self) -> int:
-        """Of an encoder-decoder's second stack."""
+        """Number of layers in the decoder of an encoder-decoder; `layers` counts those of its encoder."""
         return self.decoder_layers or self.layers
 
     def gated(self) -> bool:
