@@ -47,7 +47,7 @@ ROOMS = {
     "runs.report": "one page",
     "testing": "worlds of real ranks, parity",
     "verify": "this config's proof",
-    "cli": "one file for each verb, with its options beside it",
+    "cli": "one file for each command, with its options beside it",
     "__main__": "python -m",
 }
 """Room -> what it is for. A room without a line here cannot be drawn, and the test says so."""

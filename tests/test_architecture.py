@@ -48,7 +48,7 @@ ENVIRON = {
 }
 ENVIRON_NAMES = {"environ", "environb", "getenv", "putenv"}
 PRINTS = {"runs/track", "failures.py", "runs/ranks/local.py"}
-"""Who speaks to a terminal: verbs, progress, and the last words of a rank that fails."""
+"""Who speaks to a terminal: commands, progress, and the last words of a rank that fails."""
 LONGEST = 350
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -151,7 +151,7 @@ def test_a_cycle_is_found_and_told():
 
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
-def test_facts_and_verbs_start_without_heavy_packages(path):
+def test_facts_and_commands_start_without_heavy_packages(path):
     name = name_of(path)
     floor = {room: title for title, rooms in FLOORS for room in rooms}
     if not is_room(name) or floor[room_of(name)] not in LIGHT:

@@ -31,7 +31,7 @@ from roots_dist.world.mesh import Mesh
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-VERBS = typer.main.get_command(app).commands
+SUBCOMMANDS = typer.main.get_command(app).commands
 COMMAND = re.compile(r"(?:\$ )?((?:roots|make|torchrun|deepspeed|mpirun|srun) .*)")
 WORLD = {"--nnodes", "--nproc-per-node", "--num_accelerators", "-n", "--ntasks", "--processes"}
 
@@ -81,9 +81,9 @@ QUICK = [c for c in ROOTS if c.refused or c.arguments[0] == "schedule" or "--pri
 
 
 def parsed(arguments: list[str]) -> dict[str, object]:
-    """The values of a verb's parameters. Raises click's UsageError for an unknown option or a missing argument."""
-    verb, *rest = arguments
-    return VERBS[verb].make_context(verb, rest).params
+    """The values of a command's parameters. Raises click's UsageError for an unknown option or a missing argument."""
+    name, *rest = arguments
+    return SUBCOMMANDS[name].make_context(name, rest).params
 
 
 def roots(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -95,7 +95,7 @@ def roots(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_pages_show_commands_of_every_kind():
     """Else the tests below would pass on pages that they cannot read."""
-    assert {c.arguments[0] for c in ROOTS} >= {*VERBS}
+    assert {c.arguments[0] for c in ROOTS} >= {*SUBCOMMANDS}
     assert {c.words[0] for c in COMMANDS} >= {"roots", "make", "torchrun", "deepspeed", "mpirun", "srun"}
     assert any(c.refused for c in COMMANDS) and QUICK and RUNS
 
@@ -134,10 +134,10 @@ def test_make_knows_the_target_and_reads_the_variables(command):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_inline_code_names_verbs_and_targets_that_exist(page):
+def test_inline_code_names_commands_and_targets_that_exist(page):
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
     for program, word in re.findall(r"`(roots|make) ([a-z]+)", text):
-        assert word in VERBS if program == "roots" else f"\n{word}:" in (ROOT / "Makefile").read_text(), word
+        assert word in SUBCOMMANDS if program == "roots" else f"\n{word}:" in (ROOT / "Makefile").read_text(), word
 
 
 def test_the_page_of_config_keys_is_what_the_tree_says():
@@ -236,4 +236,4 @@ def test_help_imports_what_its_library_does_and_little_of_ours():
     ours = {name.split(".")[1] for name in more if name.startswith("roots_dist.")}
     assert ours <= {"cli", "errors", "runs"} and len(more) < len(theirs) / 4, (
         more
-    )  # a file for each verb, and for its options
+    )  # a file for each command, and for its options

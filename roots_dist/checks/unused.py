@@ -3,7 +3,8 @@
     Config --USES--> problems: "only used with model.positions=rotary. Fix: remove it"
 
 Checked on what a user wrote, with all other rules (checks.py). A key at its default says nothing, whatever the config.
-What a switch turns off may stay beside it: track.tags with track.wandb=disabled, parallel.zero_stage on one data rank.
+What depends on where a config runs, or is switched off for one run, is not refused, so that one file serves any number
+of processes and any machine: parallel.zero_stage on one data rank, track.artifacts with track.wandb=disabled.
 """
 
 from __future__ import annotations
@@ -125,6 +126,11 @@ USES: tuple[Use, ...] = (
         when="data.validation, data.tokenizer and a model that writes text, "
         f"model.family={_families(lambda f: not f.is_encoder)}",
         used=_writes,
+    ),
+    Use(
+        keys=("advanced.reduce_bucket",),
+        when="DeepSpeed, advanced.engine=auto or deepspeed with parallel.zero_stage of 1 or more",
+        used=lambda c: c.engine(dp=2) == "deepspeed",
     ),
     *(
         Use(

@@ -1,4 +1,4 @@
-"""Arguments that several verbs of the command line share. Imports nothing heavy, because `roots --help` reads them."""
+"""Arguments that several commands share. Imports nothing heavy, because `roots --help` reads them."""
 
 from __future__ import annotations
 

@@ -46,8 +46,8 @@ def chat(run: Run, options: ChatOptions, overrides: Overrides = None) -> None:
     """
     from roots_dist.runs.ranks.run_on_ranks import run_on_ranks
 
-    verb = with_request(CHAT, GenerateOptions(**vars(options)), read_line=_next_line, show=show)
-    raise typer.Exit(run_on_ranks(verb, str(run), overrides or ()))
+    command = with_request(CHAT, GenerateOptions(**vars(options)), read_line=_next_line, show=show)
+    raise typer.Exit(run_on_ranks(command, str(run), overrides or ()))
 
 
 def _next_line() -> str:

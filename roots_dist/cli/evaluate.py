@@ -12,7 +12,7 @@ import typer
 from roots_dist.cli.arguments import Overrides, Run
 from roots_dist.cli.options import with_options
 from roots_dist.runs.evaluate.options import EvaluateOptions
-from roots_dist.runs.ranks.verb import Verb, without_training_batch
+from roots_dist.runs.ranks.command import Command, without_training_batch
 
 if TYPE_CHECKING:
     from roots_dist.config.load import Loaded
@@ -50,7 +50,7 @@ def _work(config: Config, mesh: Mesh, options: EvaluateOptions = EvaluateOptions
     evaluate(config, mesh, options)
 
 
-EVALUATE = Verb(
+EVALUATE = Command(
     "evaluate",
     _read,
     _work,
@@ -63,7 +63,7 @@ EVALUATE = Verb(
 )
 
 
-def evaluation(options: EvaluateOptions) -> Verb:
+def evaluation(options: EvaluateOptions) -> Command:
     """EVALUATE with options. An n-gram baseline needs the training text."""
     not_required = EVALUATE.not_required - ({"data.train"} if options.ngram is not None else set())
     return replace(

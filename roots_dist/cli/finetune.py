@@ -9,7 +9,7 @@ import typer
 
 from roots_dist.cli.arguments import ConfigArgument, Overrides, Processes
 from roots_dist.cli.train import check, work
-from roots_dist.runs.ranks.verb import Verb
+from roots_dist.runs.ranks.command import Command
 
 if TYPE_CHECKING:
     from roots_dist.config.load import Loaded
@@ -30,7 +30,7 @@ def _read(path: str, overrides: Sequence[str]) -> Loaded:
     return read_config(path, overrides)
 
 
-FINETUNE = Verb("finetune", _read, work, check=check)
+FINETUNE = Command("finetune", _read, work, check=check)
 
 
 def finetune(config: ConfigArgument, overrides: Overrides = None, processes: Processes = None) -> None:

@@ -13,7 +13,7 @@ import typer
 from roots_dist.cli.arguments import Overrides, Run
 from roots_dist.cli.options import with_options
 from roots_dist.runs.generate.options import GenerateOptions
-from roots_dist.runs.ranks.verb import Verb, without_training_batch
+from roots_dist.runs.ranks.command import Command, without_training_batch
 
 if TYPE_CHECKING:
     from roots_dist.config.load import Loaded
@@ -41,7 +41,7 @@ def _work(config: Config, mesh: Mesh, **options: Any) -> None:
     generate(config, mesh, **options)
 
 
-GENERATE = Verb(
+GENERATE = Command(
     "generate",
     _read,
     _work,
@@ -53,10 +53,10 @@ GENERATE = Verb(
 )
 
 
-def with_request(verb: Verb, options: GenerateOptions, **functions: object) -> Verb:
+def with_request(command: Command, options: GenerateOptions, **functions: object) -> Command:
     """GENERATE or CHAT with the options of the command line and the functions that read and show."""
     return replace(
-        verb, work=partial(verb.work, options=options, **functions), check=partial(verb.check, options=options)
+        command, work=partial(command.work, options=options, **functions), check=partial(command.check, options=options)
     )
 
 
@@ -81,8 +81,8 @@ def generate(
     if options.prompts is not None and options.prompt is not None and re.match(r"\w+\.\w+=", options.prompt):
         overrides = [options.prompt, *(overrides or ())]  # with a file there is no prompt before the overrides
         options = replace(options, prompt=None)
-    verb = with_request(GENERATE, options, show=show)
-    raise typer.Exit(run_on_ranks(verb, str(run), overrides or (), arguments=context.obj))
+    command = with_request(GENERATE, options, show=show)
+    raise typer.Exit(run_on_ranks(command, str(run), overrides or (), arguments=context.obj))
 
 
 def show(text: str) -> None:

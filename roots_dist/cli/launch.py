@@ -21,13 +21,13 @@ from roots_dist.runs.launch.options import (
     SlurmOptions,
     TorchrunOptions,
 )
-from roots_dist.runs.ranks.verb import Verb
+from roots_dist.runs.ranks.command import Command
 
 if TYPE_CHECKING:
     from roots_dist.config.schema import Config
 
 
-def verb_for(config: Config) -> Verb:
+def command_for(config: Config) -> Command:
     return FINETUNE if config.finetune.init_from is not None else TRAIN
 
 
@@ -63,7 +63,7 @@ def launch(
     from roots_dist.runs.launch.submit import begin, shown, write
 
     options = choose(on, (torchrun, deepspeed, slurm, mpi, kubernetes))
-    job = make(verb_for, config, overrides or (), options, Path.cwd())
+    job = make(command_for, config, overrides or (), options, Path.cwd())
     plan = LAUNCHERS[on](job, environment.all_variables())
     for line in shown(job, plan, whole=dry_run):
         typer.echo(line)

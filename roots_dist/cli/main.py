@@ -1,4 +1,4 @@
-"""The command line: one file per verb in this folder, registered here. Each verb imports what it needs when it runs, so
+"""The command line: one file per command in this folder, registered here. Each imports what it needs when it runs, so
 that `roots --help` stays fast.
 
 A user's mistake ends with one line per problem and exit code 2; anything else with its traceback.
@@ -65,13 +65,13 @@ app.command("export", short_help="run -> folder for transformers, vLLM")(export)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `roots` and `python -m roots_dist`. deepspeed's launcher puts --local_rank=N before the verb."""
+    """Entry point of `roots` and `python -m roots_dist`. deepspeed's launcher begins with --local_rank=N."""
     from roots_dist.errors import UserError
 
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         words = [word for word in arguments if not LAUNCHERS_OWN.match(word)]
-        app(words, prog_name="roots", obj=tuple(words))  # a verb with options starts its ranks with the same words
+        app(words, prog_name="roots", obj=tuple(words))  # a command with options starts its ranks with the same words
     except UserError as error:
         typer.echo(error.cli_message(), err=True)
         raise SystemExit(2) from None

@@ -1,4 +1,4 @@
-"""Options of a command as a dataclass: one class per verb, beside the code that reads it.
+"""Options of a command as a dataclass: one class per command, beside the code that reads it.
 
 @dataclass class EvaluateOptions: limit: Annotated[int | None, typer.Option(help=...)] = None
 @with_options def evaluate(run: Run, options: EvaluateOptions)  -->  roots evaluate RUN --limit 100

@@ -10,7 +10,7 @@ import typer
 
 from roots_dist.cli.arguments import ConfigArgument, Overrides, Processes
 from roots_dist.cli.options import with_options
-from roots_dist.runs.ranks.verb import Verb
+from roots_dist.runs.ranks.command import Command
 
 if TYPE_CHECKING:
     from roots_dist.config.load import Loaded
@@ -59,7 +59,7 @@ def work(config: Config, mesh: Mesh) -> int:
     return train(config, mesh)
 
 
-TRAIN = Verb("train", _read, work, check=check)
+TRAIN = Command("train", _read, work, check=check)
 
 
 @dataclass(frozen=True, kw_only=True)

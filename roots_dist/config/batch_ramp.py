@@ -20,9 +20,10 @@ class Stage(NamedTuple):
 
 
 def stages(train: Train) -> list[Stage]:
-    """Of a batch that grows from start by increment, each size for an equal share of the ramp's samples.
+    """Divide a run into stages of one batch size each.
 
-    A size is left at the first step that begins at or after the end of its share (as Megatron's ramp does).
+    A ramp goes from start to global_batch by increment, each size for an equal share of the ramp's samples. A
+    size is left at the first step that begins at or after the end of its share (as Megatron's ramp does).
     """
     if train.batch_ramp is None:
         return [Stage(0, 0, train.global_batch)]

@@ -22,7 +22,7 @@ FREE = ("model.dropout", "model.attention_dropout", "model.init_std")
 TAKEN = ("advanced.norm_eps", "advanced.vocab_multiple", "data.tokenizer", "data.seq_length")
 """Beside model.* and generator.*: of these the first two say which function it is."""
 ADAPTERS = ("finetune.lora_rank", "finetune.lora_alpha", "finetune.lora_targets")
-"""Of adapters that are gone on with: what they are, and what they are multiplied by."""
+"""Keys that training goes on with if the model has adapters: what they are, and what they are multiplied by."""
 
 
 def complete_from_model(loaded: Loaded) -> Loaded:
@@ -70,8 +70,10 @@ def _unusable(start: str, there: Config, here: Config) -> Iterator[Problem]:
 
 
 def _own(here: Config) -> Config | None:
-    """Of the run that is resumed, where what it started from is not there any more. With no checkpoint yet, the trainer
-    says what it misses."""
+    """Read the config of the run that is resumed, if the model that it started from is gone; None otherwise.
+
+    Without a checkpoint the trainer then says what is missing.
+    """
     kept = Path(here.track.folder) / CONFIG_FILE
     if (
         (Path(present(here.finetune.init_from)) / CONFIG_FILE).is_file()
@@ -84,7 +86,7 @@ def _own(here: Config) -> Config | None:
 
 
 def config_of(start: str) -> Config:
-    """Of the run or import in this folder. Raises ConfigError if it is none."""
+    """Read the config of the run or import in this folder. Raises ConfigError if it is neither."""
     path = Path(start) / CONFIG_FILE
     if not path.is_file():
         expected, fix = (

@@ -2,7 +2,7 @@
 
     run.yaml --read--> tree + origins --apply overrides--> tree + origins --pydantic--> Config
 
-Called by the verbs of cli/main.py. What one value means for another (a tp that does not divide the heads) is
+Called by the commands of cli/main.py. What one value means for another (a tp that does not divide the heads) is
 checks.py's.
 """
 

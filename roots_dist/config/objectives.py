@@ -93,7 +93,7 @@ class ObjectiveRecord:
 
     @property
     def has_labels(self) -> bool:
-        """Of finetune.labels: a head over a few classes, accuracy, F1 and MCC."""
+        """Whether the model has a head over finetune.labels, scored by accuracy, F1 and MCC, and not one over words."""
         return self.answer in ("classify", "tag")
 
 

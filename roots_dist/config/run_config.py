@@ -1,5 +1,5 @@
-"""The config of a run that exists, for the verbs that read its checkpoint: whatever layout wrote it, one process reads
-it.
+"""The config of a run that exists, for the commands that read its checkpoint: one process reads it, whatever layout
+wrote it.
 
 run's config.yaml + overrides --of_run--> Config for one process, unless overrides ask for a layout
 """

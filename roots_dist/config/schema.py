@@ -81,14 +81,14 @@ class Model(Section):
         return self.ffn or 4 * self.hidden
 
     def std(self) -> float:
-        """Of initial weights, where they do not go by the matrix."""
+        """Standard deviation of initial weights, except where a matrix's own width sets it."""
         return self.init_std or 0.02
 
     def width_of_embedding(self) -> int:
         return self.embedding_size or self.hidden
 
     def num_decoder_layers(self) -> int:
-        """Of an encoder-decoder's second stack."""
+        """Number of layers in the decoder of an encoder-decoder; `layers` counts those of its encoder."""
         return self.decoder_layers or self.layers
 
     def gated(self) -> bool:
@@ -208,7 +208,10 @@ class Parallel(Section):
         False, description="sequence parallel: norms and dropout cut along the sequence over tp"
     )
     zero_stage: int = Field(
-        1, ge=0, le=3, description="what is sharded over dp: 1 optimizer, 2 + gradients, 3 + weights"
+        1,
+        ge=0,
+        le=3,
+        description="what is sharded over dp: 1 optimizer, 2 + gradients, 3 + weights; nothing on one data rank",
     )
 
 
@@ -270,7 +273,10 @@ class Track(Section):
     group: str | None = Field(None, description="runs of W&B that belong together, as those of a sweep")
     name: str | None = Field(None, description="name of the run; default: the folder's")
     tags: tuple[str, ...] = Field((), description="tags of the run in W&B")
-    artifacts: bool = Field(False, description="each checkpoint is an artifact in W&B, by reference: no byte is sent")
+    artifacts: bool = Field(
+        False,
+        description="each checkpoint is an artifact in W&B, by reference: no byte is sent; without W&B nothing",
+    )
 
     @field_validator("tensorboard", mode="before")
     @classmethod

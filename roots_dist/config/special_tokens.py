@@ -17,7 +17,7 @@ NAMES = {
     "unk": ("[UNK]", "<unk>"),
     "end": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]"),
 }
-"""Of each, what it is called. end: of a document, or of a text."""
+"""What tokenizers call each special token, the likeliest first. `end` ends a document, or a text."""
 SENTINEL = "<extra_id_{}>"
 
 

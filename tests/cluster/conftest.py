@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 
 import pytest
-from namespaces import lacking
-from trials import Trial, alone
+from namespaces import ROOT, environment, lacking
+from trials import ROOTS, Trial, alone
 
 MINUTES = 20
 
@@ -23,6 +24,15 @@ def pytest_collection_modifyitems(config, items):
         elif reason := lacking(*programs):
             item.add_marker(pytest.mark.skip(reason=reason))
         item.add_marker(pytest.mark.timeout(60 * MINUTES))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def corpus() -> None:
+    """Make the quickstart's corpus where its config looks for it, as `make train` does, unless it is there."""
+    folder = ROOT / "data/sotu"
+    if not (folder / "manifest.json").exists():
+        command = [*ROOTS, "prepare", "embedded:state-of-the-union", "--output", str(folder), "--vocab", "4096"]
+        subprocess.run(command, cwd=ROOT, env=environment(), check=True, timeout=600)
 
 
 @pytest.fixture(scope="session")

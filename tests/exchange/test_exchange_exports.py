@@ -215,7 +215,7 @@ def test_a_bfloat16_export_is_the_rounded_model_and_reads_back(tmp_path):
     assert all(torch.equal(once[n], twice[n]) for n in once)
 
 
-def test_the_verbs_say_what_they_did_and_a_wrong_export_ends_with_1(tmp_path, monkeypatch):
+def test_the_commands_say_what_they_did_and_a_wrong_export_ends_with_1(tmp_path, monkeypatch):
     theirs, run, export = saved("gpt2", tmp_path / "theirs"), tmp_path / "run", tmp_path / "export"
     done = CliRunner().invoke(app, ["import", str(theirs), str(run)])
     count = sum(t.numel() for t in tensors_in(theirs).values()) + (128 - 97) * 24  # padded words

@@ -28,10 +28,12 @@ def roots(*arguments: str, timeout: float = 60, **variables: str) -> subprocess.
     )
 
 
-def test_help_names_every_verb_and_imports_nothing_heavy():
+def test_help_names_every_command_and_imports_nothing_heavy():
     found = roots("--help")
     assert found.returncode == 0
-    assert all(verb in found.stdout for verb in ("prepare", "train", "evaluate", "generate", "verify", "schedule"))
+    assert all(
+        command in found.stdout for command in ("prepare", "train", "evaluate", "generate", "verify", "schedule")
+    )
     code = (
         "import sys, roots_dist.cli.main; heavy = {'torch', 'deepspeed', 'numpy', 'pydantic', 'rich', 'yaml'}; "
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
@@ -39,9 +41,9 @@ def test_help_names_every_verb_and_imports_nothing_heavy():
     subprocess.run([sys.executable, "-c", code], env=CLEAN | {"PYTHONPATH": str(ROOT)}, check=True, timeout=250)
 
 
-@pytest.mark.parametrize("verb", ["prepare", "train", "evaluate", "generate", "verify", "schedule"])
-def test_each_verbs_help_shows_an_example(verb):
-    assert f"roots {verb} " in roots(verb, "--help").stdout.split("Usage:")[1].split("\n", 1)[1]
+@pytest.mark.parametrize("command", ["prepare", "train", "evaluate", "generate", "verify", "schedule"])
+def test_each_commands_help_shows_an_example(command):
+    assert f"roots {command} " in roots(command, "--help").stdout.split("Usage:")[1].split("\n", 1)[1]
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ def test_a_rank_that_hangs_or_breaks_ends_the_examination_and_is_named(change, w
     assert [r.rank for r in found.ranks] == [0, 2] and found.links == () and found.seconds < STUCK_S
 
 
-def test_the_bare_verb_examines_this_machine_and_writes_a_profile_that_reads_back(tmp_path: Path):
+def test_the_bare_command_examines_this_machine_and_writes_a_profile_that_reads_back(tmp_path: Path):
     options = ["--quick", "--processes", "3", "--folder", str(tmp_path), "--json", str(tmp_path / "p.json")]
     command = [sys.executable, "-m", "roots_dist", "doctor", *options]
     environ = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}

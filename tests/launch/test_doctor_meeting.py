@@ -93,7 +93,7 @@ def test_one_rank_alone_needs_no_meeting_point():
     assert store.get("x") == b"1"
 
 
-def test_the_verb_names_what_keeps_ranks_apart_and_ends_in_time():
+def test_the_command_names_what_keeps_ranks_apart_and_ends_in_time():
     with taken() as port:
         free = rendezvous.free_port()
         ranks = {

@@ -17,7 +17,7 @@ import pytest
 from fakes import ROOT, furnish, notes, options_of, put
 from patience import PATIENCE_S, comes_true
 
-from roots_dist.cli.launch import verb_for
+from roots_dist.cli.launch import command_for
 from roots_dist.errors import UserError
 from roots_dist.runs.launch.job import make
 from roots_dist.runs.launch.launchers import LAUNCHERS
@@ -48,7 +48,7 @@ def test_a_signal_that_is_ignored_here_is_not_listened_to_by_the_agent_of_this_m
 def test_two_runs_on_one_machine_do_not_meet_each_other(place, monkeypatch, on):
     monkeypatch.chdir(place)
     options = options_of(on, **({"runner": "mpich"} if on == "mpi" else {}))
-    jobs = [make(verb_for, "small.yaml", (f"track.folder=runs/{name}",), options, place) for name in "ab"]
+    jobs = [make(command_for, "small.yaml", (f"track.folder=runs/{name}",), options, place) for name in "ab"]
     texts = ["".join(LAUNCHERS[on](job, {}).files.values()) for job in jobs]
     ports = [re.search(r"^MASTER_PORT=(\d+)$", text, re.MULTILINE)[1] for text in texts]
     assert ports[0] != ports[1]
@@ -57,7 +57,7 @@ def test_two_runs_on_one_machine_do_not_meet_each_other(place, monkeypatch, on):
 def run_here(place: Path, on: str, *overrides: str, environ: Mapping[str, str] | None = None, **options) -> list[str]:
     """What the script of a launcher gives to python, when it is run."""
     python = put(place, python=True) / "python"
-    job = make(verb_for, "small.yaml", overrides, options_of(on, python=str(python), **options), place)
+    job = make(command_for, "small.yaml", overrides, options_of(on, python=str(python), **options), place)
     plan = LAUNCHERS[on](job, environ or {})
     write(plan)
     (place / "notes").unlink(missing_ok=True)
@@ -74,14 +74,14 @@ def test_deepspeed_here_takes_the_devices_that_are_shown_to_it(place, monkeypatc
     )
     (world,) = [word for word in words if word.startswith("--world_info=")]
     assert json.loads(base64.urlsafe_b64decode(world.partition("=")[2])) == {"localhost": used}
-    job = make(verb_for, "small.yaml", ("parallel.pp=1",), options_of("deepspeed", gpus_per_node=2), place)
+    job = make(command_for, "small.yaml", ("parallel.pp=1",), options_of("deepspeed", gpus_per_node=2), place)
     with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES = '7': expected 2 devices"):
         LAUNCHERS["deepspeed"](job, {"CUDA_VISIBLE_DEVICES": "7"})
 
 
 def test_deepspeed_here_ignores_the_devices_when_a_run_uses_none(place, monkeypatch):
     monkeypatch.chdir(place)
-    job = make(verb_for, "small.yaml", (), options_of("deepspeed"), place)
+    job = make(command_for, "small.yaml", (), options_of("deepspeed"), place)
     assert LAUNCHERS["deepspeed"](job, {"CUDA_VISIBLE_DEVICES": "7"}).unset == ("CUDA_VISIBLE_DEVICES",)
 
 

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from fakes import NAMES, furnish, notes, options_of, put
 
-from roots_dist.cli.launch import verb_for
+from roots_dist.cli.launch import command_for
 from roots_dist.errors import UserError
 from roots_dist.runs.launch import hosts as hostfiles
 from roots_dist.runs.launch.job import Job, Plan, make
@@ -76,7 +76,7 @@ def planned(
     place: Path, on: str, subject: str, overrides: Sequence[str] = (), env: Sequence[str] = ()
 ) -> tuple[Job, Plan]:
     job = make(
-        verb_for,
+        command_for,
         subject,
         overrides,
         options_of(on, env=tuple(env), python=str(place / "bin" / "python"), **OPTIONS[on]),
@@ -181,11 +181,11 @@ def test_a_config_and_a_folder_of_any_name_are_refused_or_arrive_byte_for_byte(p
 
 
 def test_a_name_is_refused_or_arrives_byte_for_byte(place):
-    job = make(verb_for, "small.yaml", (), options_of("slurm", name="plain", **OPTIONS["slurm"]), place)
+    job = make(command_for, "small.yaml", (), options_of("slurm", name="plain", **OPTIONS["slurm"]), place)
     for value in VALUES:
         if CONTROL.search(value):
             with pytest.raises(UserError, match="--name"):
-                make(verb_for, "small.yaml", (), options_of("slurm", name=value, **OPTIONS["slurm"]), place)
+                make(command_for, "small.yaml", (), options_of("slurm", name=value, **OPTIONS["slurm"]), place)
             continue
         named = replace(job, name=value)
         assert f"--job-name={value}" in LAUNCHERS["slurm"](named, {}).command
@@ -259,7 +259,7 @@ def test_deepspeeds_own_runner_hands_on_what_was_asked_and_runs_nothing_else(pla
         folder.mkdir(exist_ok=True)
         (folder / ".deepspeed_env").write_text("EVIL=$(touch PWNED)\n")
     job = make(
-        verb_for,
+        command_for,
         "small.yaml",
         ("track.group=a,b:c@d+e^f=g", "track.name=-x"),
         options_of(
@@ -299,5 +299,5 @@ def test_deepspeeds_own_runner_hands_on_what_was_asked_and_runs_nothing_else(pla
 
 def test_a_secret_is_not_taken_as_a_variable():
     with pytest.raises(UserError, match=r"WANDB_API_KEY=\*\*\*") as refused:
-        make(verb_for, "small.yaml", (), options_of("torchrun", env=("WANDB_API_KEY=0123456789",)), Path.cwd())
+        make(command_for, "small.yaml", (), options_of("torchrun", env=("WANDB_API_KEY=0123456789",)), Path.cwd())
     assert "0123456789" not in str(refused.value)

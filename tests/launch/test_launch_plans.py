@@ -14,7 +14,7 @@ import yaml
 from fakes import furnish, launch, notes, options_of, put
 from patience import PATIENCE_S, comes_true
 
-from roots_dist.cli.launch import verb_for
+from roots_dist.cli.launch import command_for
 from roots_dist.errors import UserError
 from roots_dist.runs.launch.job import make
 from roots_dist.runs.launch.launchers import LAUNCHERS
@@ -73,7 +73,7 @@ def place(tmp_path_factory) -> Path:
 
 
 def said(place: Path, on: str, **given: object) -> str:
-    job = make(verb_for, "small.yaml", ("optim.lr=1e-3",), options_of(on, **{"python": "python", **given}), place)
+    job = make(command_for, "small.yaml", ("optim.lr=1e-3",), options_of(on, **{"python": "python", **given}), place)
     lines = shown(job, LAUNCHERS[on](job, {}), whole=True)
     return "\n".join(lines).replace(str(place), "/work") + "\n"
 
@@ -191,9 +191,9 @@ def test_a_folder_that_would_be_gone_with_its_pod_is_refused(place, monkeypatch,
     monkeypatch.chdir(place)
     for kept in ("runs/x", "/work/runs/x", "a/../b"):
         LAUNCHERS["kubernetes"](
-            make(verb_for, "small.yaml", (f"track.folder={kept}",), options_of(**KUBERNETES), place), {}
+            make(command_for, "small.yaml", (f"track.folder={kept}",), options_of(**KUBERNETES), place), {}
         )
-    job = make(verb_for, "small.yaml", (f"track.folder={folder}",), options_of(**KUBERNETES), place)
+    job = make(command_for, "small.yaml", (f"track.folder={folder}",), options_of(**KUBERNETES), place)
     with pytest.raises(UserError, match="track.folder = .*: expected a folder below /work"):
         LAUNCHERS["kubernetes"](job, {})
 
@@ -201,7 +201,9 @@ def test_a_folder_that_would_be_gone_with_its_pod_is_refused(place, monkeypatch,
 @pytest.mark.parametrize("given, used", [(None, "python"), ("/opt/roots $(x)/python", "/opt/roots $$(x)/python")])
 def test_a_pods_python_is_the_images_or_the_one_that_is_named(place, monkeypatch, given, used):
     monkeypatch.chdir(place)
-    plan = LAUNCHERS["kubernetes"](make(verb_for, "small.yaml", (), options_of(**KUBERNETES, python=given), place), {})
+    plan = LAUNCHERS["kubernetes"](
+        make(command_for, "small.yaml", (), options_of(**KUBERNETES, python=given), place), {}
+    )
     *_, job = yaml.safe_load_all(next(iter(plan.files.values())))
     assert job["spec"]["template"]["spec"]["containers"][0]["command"] == [used, "-m", "torch.distributed.run"]
 
@@ -279,7 +281,7 @@ def job_script(place: Path, tmp_path: Path, srun: str, **given: object) -> tuple
     programs = put(tmp_path, python=True)
     (programs / "srun").write_text(f'#!/bin/bash\n# "$@"\nended={tmp_path}/run/ended.txt\n{srun}\n')
     job = make(
-        verb_for,
+        command_for,
         str(place / "small.yaml"),
         (f"track.folder={tmp_path}/run",),
         options_of("slurm", nodes=2, python="python", **given),

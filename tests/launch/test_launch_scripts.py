@@ -16,7 +16,7 @@ import pytest
 import yaml
 from fakes import ROOT, furnish, notes, options_of, put
 
-from roots_dist.cli.launch import verb_for
+from roots_dist.cli.launch import command_for
 from roots_dist.runs.launch.job import make
 from roots_dist.runs.launch.launchers import LAUNCHERS
 from roots_dist.runs.launch.render import SETTINGS, TEMPLATES
@@ -34,7 +34,7 @@ SHELLCHECK = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os
 def shipped() -> dict[str, str]:
     """What launch/ has to hold: the templates of scripts as they are, and a manifest of the quickstart on two pods."""
     options = options_of("kubernetes", nodes=2, name="roots", image="registry/roots:cpu", pvc="work")
-    job = make(verb_for, str(ROOT / "configs" / "quickstart.yaml"), (), options, ROOT)
+    job = make(command_for, str(ROOT / "configs" / "quickstart.yaml"), (), options, ROOT)
     (manifest,) = LAUNCHERS["kubernetes"](job, {}).files.values()
     manifest = manifest.replace(str(ROOT) + "/", "")
     return {**{name: (TEMPLATES / name).read_text() for name in SCRIPTS}, "kubernetes.yaml": manifest}
@@ -77,7 +77,7 @@ def test_a_script_is_short_and_ends_in_our_program(path):
         assert arguments[-4:] == ["-m", "roots_dist", "train", "configs/quickstart.yaml"]
         return
     assert os.access(path, os.X_OK) and text.startswith("#!/bin/bash\n")
-    assert re.findall(r'roots_dist "\$VERB" "\$@"', text)
+    assert re.findall(r'roots_dist "\$COMMAND" "\$@"', text)
     assert f"launch/{path.name} CONFIG [section.key=value ...]" in text
 
 
@@ -153,7 +153,7 @@ def test_a_script_without_a_config_says_its_usage(place, name):
     ],
 )
 def test_a_script_starts_what_its_settings_say(place, name, variables, expected):
-    run(place, name, "small.yaml", "track.name=a b", VERB="finetune", **variables)
+    run(place, name, "small.yaml", "track.name=a b", COMMAND="finetune", **variables)
     note = notes(place)[-1]
     assert note["words"][-4:] == ["roots_dist", "finetune", "small.yaml", "track.name=a b"]
     assert expected.format(place=place) in " ".join(note["words"])

@@ -17,10 +17,15 @@ transformers = pytest.importorskip("transformers", reason="the exchange extra is
 
 VOCAB, SEQ, HIDDEN, HEADS, LAYERS, BOUND = 97, 12, 32, 4, 3, 1e-10
 LAYER = {
-    "attention.query": "attention.self.query", "attention.key": "attention.self.key", "attention.value": "attention.self.value",
-    "attention.out": "attention.output.dense", "norm1": "attention.output.LayerNorm", "mlp.up": "intermediate.dense",
-    "mlp.down": "output.dense", "norm2": "output.LayerNorm",
-}  # fmt: skip
+    "attention.query": "attention.self.query",
+    "attention.key": "attention.self.key",
+    "attention.value": "attention.self.value",
+    "attention.out": "attention.output.dense",
+    "norm1": "attention.output.LayerNorm",
+    "mlp.up": "intermediate.dense",
+    "mlp.down": "output.dense",
+    "norm2": "output.LayerNorm",
+}
 EMBED = {
     "tokens.weight": "word_embeddings.weight",
     "position_embedding": "position_embeddings.weight",
@@ -32,16 +37,31 @@ def config(family: str, objective: str, generator: dict | None = None, **model) 
     sizes = dict(family=family, layers=LAYERS, hidden=HIDDEN, heads=HEADS, vocab=VOCAB, init_std=0.1, segments=2)
     shape = dict(norm_position="post", embedding_norm=True, activation="gelu")
     return Config.model_validate(
-        {"model": sizes | shape | model, "generator": generator or {}, "objective": {"name": objective}, "data": {"seq_length": SEQ},
-         "advanced": {"float64": True, "loss_chunk": 7, "norm_eps": 1e-12}}
-    )  # fmt: skip
+        {
+            "model": sizes | shape | model,
+            "generator": generator or {},
+            "objective": {"name": objective},
+            "data": {"seq_length": SEQ},
+            "advanced": {"float64": True, "loss_chunk": 7, "norm_eps": 1e-12},
+        }
+    )
 
 
 def their_sizes(**more):
-    return dict(
-        vocab_size=VOCAB, hidden_size=HIDDEN, num_attention_heads=HEADS, num_hidden_layers=LAYERS, intermediate_size=4 * HIDDEN,
-        max_position_embeddings=SEQ, hidden_dropout_prob=0, attention_probs_dropout_prob=0, attn_implementation="eager",
-    ) | more  # fmt: skip
+    return (
+        dict(
+            vocab_size=VOCAB,
+            hidden_size=HIDDEN,
+            num_attention_heads=HEADS,
+            num_hidden_layers=LAYERS,
+            intermediate_size=4 * HIDDEN,
+            max_position_embeddings=SEQ,
+            hidden_dropout_prob=0,
+            attention_probs_dropout_prob=0,
+            attn_implementation="eager",
+        )
+        | more
+    )
 
 
 def name_of(ours: str, base: str, ends: dict[str, str]) -> str:
@@ -93,8 +113,13 @@ def a_batch() -> MicroBatch:
     documents[1, -4:], targets[1, -4:] = PADDING, IGNORE
     segments = (torch.arange(SEQ) > 6).long().expand(3, -1)
     return MicroBatch(
-        tokens=tokens, targets=targets, sample_ids=torch.arange(3), document_ids=documents, segment_ids=segments, labels=torch.tensor([0, 1, 1])
-    )  # fmt: skip
+        tokens=tokens,
+        targets=targets,
+        sample_ids=torch.arange(3),
+        document_ids=documents,
+        segment_ids=segments,
+        labels=torch.tensor([0, 1, 1]),
+    )
 
 
 @pytest.mark.parametrize("objective", ["mlm", "mlm-nsp"])
@@ -106,7 +131,8 @@ def test_bert_is_that_of_transformers(objective, tied):
     theirs = kind(sizes).double().eval()
     stage, params = ours_with_noise(config("bert", objective, tied_embeddings=tied))
     ends = {
-        "head.weight": "cls.predictions.decoder.weight", "head.bias": "cls.predictions.bias" if tied else "cls.predictions.decoder.bias",
+        "head.weight": "cls.predictions.decoder.weight",
+        "head.bias": "cls.predictions.bias" if tied else "cls.predictions.decoder.bias",
         **{f"head.dense.{k}": f"cls.predictions.transform.dense.{k}" for k in ("weight", "bias")},
         **{f"head.norm.{k}": f"cls.predictions.transform.LayerNorm.{k}" for k in ("weight", "bias")},
         **{f"head.pooler.{k}": f"bert.pooler.dense.{k}" for k in ("weight", "bias")},

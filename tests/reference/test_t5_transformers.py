@@ -43,9 +43,18 @@ def config(version: str, **model) -> Config:
 def their_model(version: str, exact_norms: bool):
     """exact_norms: theirs takes the variance in float32, whatever the model's dtype; torch's own norm does not."""
     sizes = dict(
-        vocab_size=VOCAB, d_model=32, d_kv=12, d_ff=40, num_layers=3, num_decoder_layers=2, num_heads=4,
-        relative_attention_num_buckets=8, relative_attention_max_distance=10, dropout_rate=0.0, decoder_start_token_id=0,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        d_model=32,
+        d_kv=12,
+        d_ff=40,
+        num_layers=3,
+        num_decoder_layers=2,
+        num_heads=4,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=10,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+    )
     torch.manual_seed(0)
     model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, **VERSIONS[version][1]))
     if version == "v1.1":  # transformers 5 ties the weights of every config; real checkpoints of v1.1 hold both

@@ -62,10 +62,11 @@ def llama():
         transformers.LlamaConfig(**sizes, **heads, rms_norm_eps=1e-5, tie_word_embeddings=False)
     )
     parts = {
-        "attention.query": "self_attn.q_proj", "attention.key": "self_attn.k_proj", "attention.value": "self_attn.v_proj",
-        "attention.out": "self_attn.o_proj", "mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj",
-        "norm1": "input_layernorm", "norm2": "post_attention_layernorm",
-    }  # fmt: skip
+        **{f"attention.{ours}": f"self_attn.{ours[0]}_proj" for ours in ("query", "key", "value", "out")},
+        **{f"mlp.{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")},
+        "norm1": "input_layernorm",
+        "norm2": "post_attention_layernorm",
+    }
     ends = {
         "embed.tokens.weight": "model.embed_tokens.weight",
         "head.weight": "lm_head.weight",

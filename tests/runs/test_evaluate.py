@@ -301,9 +301,9 @@ def test_what_a_run_cannot_be_asked_for_is_refused_in_a_line(run):
 
 
 def test_n_grams_stand_beside_the_run_and_need_its_training_text(run, tmp_path):
-    verb = evaluation(EvaluateOptions(ngram=2))
+    command = evaluation(EvaluateOptions(ngram=2))
     with pytest.raises(ConfigError) as gone:
-        ready(verb.read(str(run), []), 1, 1, verb.not_required)
+        ready(command.read(str(run), []), 1, 1, command.not_required)
     assert [p.key for p in gone.value.problems] == ["data.train"]
     shown = roots(str(run), f"data.train={corpus(tmp_path / 'train', 0)}", "--ngram", "2", "parallel.tp=2")
     assert shown.returncode == 0, shown.stderr

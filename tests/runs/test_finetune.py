@@ -52,7 +52,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def finetuned(rank: int, size: int, path: str, words: list[str], strategies: tuple[str, ...], name: str) -> None:
-    """Each strategy, as the verb does it on a rank, without a launcher's seconds; in the folder STRATEGY-NAME."""
+    """Each strategy, as the command does it on a rank, without a launcher's seconds; in the folder STRATEGY-NAME."""
     for strategy in strategies:
         folder = Path(path).parent / f"{strategy}-{name}"
         config = read_config(path, [f"track.folder={folder}", *STRATEGIES[strategy], *words]).config
@@ -268,7 +268,7 @@ REFUSED = {
 
 
 def refusal(capsys, *words: str) -> str:
-    """What the verb says, in this process: it starts no other."""
+    """What the command says, in this process: it starts no other."""
     with pytest.raises(SystemExit) as left:
         main(words)
     said = capsys.readouterr().err

@@ -141,7 +141,7 @@ def test_torchrun_takes_a_run_on_in_another_layout_and_engine(place, bare):
 
 
 def test_deepspeeds_launcher_trains_the_same(place):
-    """It puts --local_rank=N before the verb, and finds its processes by itself."""
+    """It puts --local_rank=N before the command, and finds its processes by itself."""
     port = str(20000 + os.getpid() % 10000)
     launcher = ["deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port", port, "--module"]
     start([*PYTHON, *launcher, *TRAIN], place, "deepspeed", "parallel.pp=2", "parallel.schedule=zb-h1")

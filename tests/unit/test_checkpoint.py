@@ -268,6 +268,17 @@ def test_another_model_is_refused(of_one):
         load_weights(of_one, fewer)
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_folder_is_given_as_text_or_as_a_path(kind, of_one):
+    params = stage(Mesh.single())
+    assert load(kind(of_one), FakeEngine(params, seed=None), params, Mesh.single())["step"] == 7
+    assert load_weights(kind(of_one), params)["step"] == 7
+    engine = FakeEngine(params, seed=None)
+    engine.optimizer_steps = {0: 0, 5: 0}
+    with pytest.raises(CheckpointError, match=r"state.json: parameters are trained from steps \[0\]: expected"):
+        load(kind(of_one), engine, params, Mesh.single())
+
+
 def flip_seen_by_one(rank: int, size: int, folder: str) -> str:
     """Hashes are shared out: one rank sees the damage, all say so."""
     mesh = Mesh.connect(Layout(tp=2, pp=2), rank)

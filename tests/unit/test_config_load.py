@@ -155,7 +155,7 @@ def test_nearest_prefers_the_same_word_in_another_section():
 
 
 def test_what_a_user_meets_is_about_sixty_keys():
-    """Who pre-trains: generator.* is for one family, finetune.* for another verb."""
+    """Who pre-trains: generator.* is for one family, finetune.* for another command."""
     special = ("advanced.", "generator.", "finetune.")
     assert len([k for k in known_keys() if "." in k and not k.startswith(special)]) <= 80
 

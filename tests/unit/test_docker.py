@@ -246,9 +246,9 @@ def test_two_agents_start_the_quickstarts_world(compose):
         assert asked.nnodes == str(len(nodes)) and asked.rdzv_backend == "c10d"
         assert asked.rdzv_endpoint.partition(":")[0] == "node0"
         assert asked.module and asked.training_script == "roots_dist"
-        verb, config, *overrides = asked.training_script_args
+        command, config, *overrides = asked.training_script_args
         world = len(nodes) * int(asked.nproc_per_node)
-        assert verb == "train" and check(load(ROOT / config, overrides), world) == []
+        assert command == "train" and check(load(ROOT / config, overrides), world) == []
     assert len({(asked.rdzv_endpoint, asked.rdzv_id, asked.nproc_per_node) for asked in given.values()}) == 1
 
 

@@ -40,7 +40,7 @@ from roots_dist.learning.objectives.synthetic import proof_objective, random_bat
 from roots_dist.parallel.optim.trainable import trainable
 from roots_dist.parallel.zero.ds_config import deepspeed_config
 from roots_dist.runs.ranks.join import device_for
-from roots_dist.runs.track.wandb import _begin
+from roots_dist.runs.track.wandb import _begin, is_wanted
 from roots_dist.runs.train.best_evaluation import best_evaluation
 from roots_dist.runs.train.step import train_step
 from roots_dist.verify.trainable import depths
@@ -65,6 +65,8 @@ BASES: dict[str, dict[str, dict[str, object]]] = {
     "bare gpt": {},
     "llama": {"model": {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False}},
     "constant": {"optim": {"lr_schedule": "constant"}, "train": {"batch_ramp": [8, 8, 16]}},
+    "on DeepSpeed": {"advanced": {"engine": "auto"}},
+    "without W&B": {"track": {"wandb": "disabled"}},
     "interleaved": {"model": {"layers": 4}, "parallel": {"schedule": "interleaved", "virtual_stages": 2}},
     "bert": {"model": BERT, "objective": {"name": "mlm-nsp"}},
     "electra": {"model": BERT | {"family": "electra"}, "objective": {"name": "rtd"}},
@@ -131,6 +133,14 @@ READERS = {
     "advanced.track_ranks": "runs/train/callbacks.py",
 }
 """Keys that change no number of a step, and the file that acts on each; other tests run these."""
+SWITCHED_OFF = {
+    ("track.group", "without W&B"): "the same file is tracked again when the override is gone; config.yaml keeps it",
+    ("track.name", "without W&B"): "names the run in roots report too",
+    ("track.project", "without W&B"): "as track.group",
+    ("track.tags", "without W&B"): "as track.group",
+}
+"""Keys without effect in a base that are not refused there, and why. On one data rank parallel.zero_stage is another:
+see the test below."""
 INHERITED = {"model.tied_embeddings": ("classes", "tags, unfrozen")}
 """Part of what the model is from which fine-tuning starts, though a head over classes reads it not."""
 
@@ -167,6 +177,8 @@ def _program(config: Config) -> object:
 
 def _tracked(config: Config) -> object:
     """What W&B is told, beside the config itself."""
+    if not is_wanted(config):
+        return None
     wandb = SimpleNamespace(Settings=dict, init=lambda **options: options)
     with mock.patch("roots_dist.runs.track.wandb._identity", return_value="id"), mock.patch.object(Path, "mkdir"):
         return {k: v for k, v in _begin(wandb, "offline", config, Path("runs/x"), {}, ()).items() if k != "config"}
@@ -205,7 +217,8 @@ OBSERVED: dict[str, Callable[[Config], object]] = {
     "batches": lambda c: [(batch_size_at(c.train, s), c.num_microbatches(1)) for s in range(c.train.steps)],
     "layout": lambda c: layout_for(c, WORLD),
     "program": _program,
-    "DeepSpeed": lambda c: (deepspeed_config(c, 10**9), c.engine(1), c.engine(2)),
+    "engine": lambda c: (c.engine(dp=1), c.engine(dp=2)),
+    "DeepSpeed": lambda c: deepspeed_config(c, 10**9) if c.engine(dp=2) == "deepspeed" else None,
     "bounds": lambda c: bounds(c, Layout(), flops_per_step(c), 1e12),
     "trainable": lambda c: trainable(c, depths(c)),
     "columns": lambda c: columns_of(c) if objective_of(c).rows else None,
@@ -253,8 +266,13 @@ def cases() -> list[tuple[str, str]]:
     """Whether these sections' keys act does not depend on the model, but for those that checks/unused.py knows."""
     plain = ("parallel.", "train.", "optim.", "checkpoint.", "track.", "advanced.")
     known = {key for use in unused.USES for key in use.keys}
-    few = ("gpt", "constant", "interleaved")
-    return [(key, name) for key in leaves() for name in (few if key.startswith(plain) and key not in known else BASES)]
+    switched = ("on DeepSpeed", "without W&B")
+    few, models = ("gpt", "constant", *switched, "interleaved"), [name for name in BASES if name not in switched]
+    return [
+        (key, name)
+        for key in leaves()
+        for name in (models if not key.startswith(plain) else BASES if key in known else few)
+    ]
 
 
 @pytest.mark.parametrize("key, name", cases())
@@ -266,11 +284,19 @@ def test_every_key_does_something_or_is_refused(key, name):
         except ValidationError:
             continue
         assert after != before
-        if check(after, WORLD) or key in READERS or name in INHERITED.get(key, ()):
+        if check(after, WORLD) or key in READERS or name in INHERITED.get(key, ()) or (key, name) in SWITCHED_OFF:
             continue
         assert any(not _same(_seen(name, what), see(after)) for what, see in OBSERVED.items()), (
             f"{key} = {value!r} changes nothing in the config {name!r}: refuse it there, with a row of checks/unused.py"
         )
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_zero_stage_needs_no_second_data_rank(stage):
+    """Without one there is nothing to shard. Refused, it would have to leave the file for a trial in one process."""
+    config = base("on DeepSpeed").changed({"parallel.zero_stage": stage})
+    assert check(config, 1) == check(config, WORLD) == []
+    assert (config.engine(dp=1), config.engine(dp=2)) == ("reference", "deepspeed" if stage else "reference")
 
 
 @pytest.mark.parametrize("key", READERS)

@@ -211,7 +211,7 @@ def test_text_stays_text_between_and_inside_tags():
     assert written == '<!DOCTYPE html>\n<p title="&quot;<">a &lt; b<b>&amp;</b>c &gt; d</p>\n'
 
 
-def test_the_verb_writes_a_file_and_refuses_a_folder_without_a_run(tmp_path):
+def test_the_command_writes_a_file_and_refuses_a_folder_without_a_run(tmp_path):
     folder = a_run(tmp_path / "run")
     done = CliRunner().invoke(app, ["report", str(folder)])
     assert done.exit_code == 0 and done.stdout.strip() == str(folder / "report.html")

@@ -108,7 +108,7 @@ class Block(nn.Module):
 
 
 def attention_flops(config: Config, queries: int, keys: float, inputs: int) -> float:
-    """Of `queries` positions over `keys` of them, of which `inputs` are projected."""
+    """Forward FLOPs of `queries` positions that attend to `keys` each; `inputs` are projected to keys and values."""
     m = config.model
     hq, hkv = m.heads * m.width_of_head(), m.num_kv_heads() * m.width_of_head()
     return 4.0 * queries * m.hidden * hq + 4.0 * inputs * m.hidden * hkv + 4.0 * queries * keys * hq

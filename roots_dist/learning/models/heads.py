@@ -50,9 +50,9 @@ def class_term(name: str, logits: Tensor, labels: Tensor, smoothing: float = 0.0
     return Term(name, total, scored.sum(), ((guessed == labels) & scored).sum(), confusion)
 
 
-def _confusion(labels: Tensor, guessed: Tensor, class_term: int) -> Tensor:
+def _confusion(labels: Tensor, guessed: Tensor, num_classes: int) -> Tensor:
     """Confusion matrix, int64 [C, C]: rows are labels, columns are predictions."""
-    return torch.bincount(labels * class_term + guessed, minlength=class_term**2).view(class_term, class_term)
+    return torch.bincount(labels * num_classes + guessed, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 class _Task(nn.Module):
@@ -139,7 +139,7 @@ def task_head(config: Config, tp: TensorParallel) -> nn.Module:
 
 def task_flops(config: Config) -> float:
     """Forward FLOPs of the head on one sample."""
-    m, class_term = config.model, len(config.finetune.labels)
+    m, num_classes = config.model, len(config.finetune.labels)
     if objective_of(config).answer == "tag":
-        return 2.0 * config.data.seq_length * m.hidden * class_term
-    return 2.0 * m.hidden * (class_term + (0 if family_of(config).pooling == "last" else m.hidden))
+        return 2.0 * config.data.seq_length * m.hidden * num_classes
+    return 2.0 * m.hidden * (num_classes + (0 if family_of(config).pooling == "last" else m.hidden))

@@ -49,7 +49,10 @@ def _corpus(config: Config, draw: np.random.Generator, name: str) -> Corpus:
 
 
 def _row(config: Config, draw: np.random.Generator) -> Example:
-    """Of any length, some longer than a sample; of a conversation the second half is the answer, and begins in time."""
+    """Draw a row of random tokens and labels. Some rows are longer than a sample.
+
+    The second half of a conversation is the answer; it begins early enough that a sample holds some of it.
+    """
     kind, seq, labels = objective_of(config).rows, config.data.seq_length, len(config.finetune.labels)
 
     def words(least: int, most: int) -> np.ndarray:

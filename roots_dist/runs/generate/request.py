@@ -1,4 +1,4 @@
-"""Request and answer of generation: the data between the verbs, decode.py and beams.py."""
+"""Request and answer of generation: the data between the commands, decode.py and beams.py."""
 
 from __future__ import annotations
 

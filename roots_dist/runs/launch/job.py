@@ -21,8 +21,8 @@ from roots_dist.runs.launch.hosts import Host
 from roots_dist.runs.launch.options import HostfileOptions, JobOptions, SlurmOptions
 from roots_dist.runs.launch.quoting import argument, no_option, refused, variable
 from roots_dist.runs.launch.render import Setting
+from roots_dist.runs.ranks.command import Command
 from roots_dist.runs.ranks.run_on_ranks import ready
-from roots_dist.runs.ranks.verb import Verb
 
 OF_THE_NODES = frozenset({"train.device", "model"})
 """Keys that are not checked here: GPUs and memory are the nodes', not this machine's."""
@@ -34,7 +34,7 @@ class Job:
     """What is run, where, and with which options. Every text in it is one line, which no shell has read."""
 
     options: JobOptions
-    verb: str
+    roots_command: str
     words: tuple[str, ...]
     """CONFIG and overrides."""
     layout: Layout
@@ -55,7 +55,7 @@ class Job:
     @property
     def command(self) -> tuple[str, ...]:
         """What each rank runs, after `python`."""
-        return ("-m", "roots_dist", self.verb, *self.words)
+        return ("-m", "roots_dist", self.roots_command, *self.words)
 
     @property
     def files(self) -> Path:
@@ -71,7 +71,7 @@ class Job:
         return render.script(
             f"{self.options.launcher}.sh",
             self.options.template,
-            {"VERB": self.verb, **settings, "PYTHON": self.python},
+            {"COMMAND": self.roots_command, **settings, "PYTHON": self.python},
             arguments=self.words,
             directory=self.directory,
             variables=variables,
@@ -95,7 +95,11 @@ class Plan:
 
 
 def make(
-    verb_for: Callable[[Config], Verb], subject: str, overrides: Sequence[str], options: JobOptions, directory: Path
+    command_for: Callable[[Config], Command],
+    subject: str,
+    overrides: Sequence[str],
+    options: JobOptions,
+    directory: Path,
 ) -> Job:
     """Check the config on as many processes, and the options. Raises UserError."""
     words = (
@@ -103,12 +107,12 @@ def make(
         *(argument(f"override {i}", o) for i, o in enumerate(overrides, 1)),
     )
     asked = read(subject, overrides)
-    verb = verb_for(asked.config)
+    command = command_for(asked.config)
     hosts = _hosts(options)
     nodes = len(hosts) or options.nodes or 1
     given = options.gpus_per_node or options.processes_per_node
     per_node = hostfiles.slots_of_each(hosts) if hosts else given or _default_per_node(asked.config, nodes)
-    loaded, layout = _checked(verb, subject, overrides, nodes * per_node, options.launcher)
+    loaded, layout = _checked(command, subject, overrides, nodes * per_node, options.launcher)
     if isinstance(options, SlurmOptions) and options.time is not None and seconds(options.time) <= options.grace:
         expected = f"more than the {options.grace} s of --grace, since the job is signaled that long before its end"
         raise refused("--time", options.time, expected, "raise --time, or lower --grace")
@@ -119,7 +123,7 @@ def make(
         argument("--extra", extra)
     return Job(
         options=options,
-        verb=verb.name,
+        roots_command=command.name,
         words=words,
         layout=layout,
         nodes=nodes,
@@ -134,13 +138,15 @@ def make(
     )
 
 
-def _checked(verb: Verb, subject: str, overrides: Sequence[str], size: int, launcher: str) -> tuple[Loaded, Layout]:
+def _checked(
+    command: Command, subject: str, overrides: Sequence[str], size: int, launcher: str
+) -> tuple[Loaded, Layout]:
     """Check the config, and its files too, except on Kubernetes, where they lie in a volume that is not seen here."""
     here = launcher != "kubernetes"
-    loaded = verb.fit(verb.read(subject, overrides), size)
-    layout = ready(loaded, size, local_size=1 if here else None, ignored_keys=OF_THE_NODES, trains=verb.trains)
+    loaded = command.fit(command.read(subject, overrides), size)
+    layout = ready(loaded, size, local_size=1 if here else None, ignored_keys=OF_THE_NODES, trains=command.trains)
     if here:
-        verb.check(loaded.config)
+        command.check(loaded.config)
     return loaded, layout
 
 

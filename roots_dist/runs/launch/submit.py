@@ -20,7 +20,7 @@ from roots_dist.runs.launch.quoting import refused
 def shown(job: Job, plan: Plan, whole: bool) -> Iterator[str]:
     """Yield the lines that say what a plan does; whole: with the contents of its files, byte for byte."""
     per_node, launcher = job.processes_per_node, job.options.launcher
-    yield f"{job.verb} {job.words[0]}: {job.layout} on {job.nodes} × {per_node} processes, by {launcher}"
+    yield f"{job.roots_command} {job.words[0]}: {job.layout} on {job.nodes} × {per_node} processes, by {launcher}"
     for path, text in plan.files.items():
         if text:
             yield f"file: {shlex.quote(str(path))}"

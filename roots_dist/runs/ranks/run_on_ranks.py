@@ -1,4 +1,4 @@
-"""Run a verb on ranks: choose one of the three ways to run, and be a rank.
+"""Run a command on ranks: choose one of the three ways to run, and be a rank.
 
 no launcher --> one process here, or runs/ranks/local.py starts as many as the layout needs
 launcher    --> this process is a rank: check the config, join the world, work, report failures
@@ -22,8 +22,8 @@ from roots_dist.errors import ConfigError, UserError
 from roots_dist.failures import RankIdentity, guarded
 from roots_dist.layout import Layout
 from roots_dist.runs.ranks import local
+from roots_dist.runs.ranks.command import Command
 from roots_dist.runs.ranks.die_with_parent import die_with_parent
-from roots_dist.runs.ranks.verb import Verb
 
 log = logging.getLogger(__name__)
 
@@ -32,36 +32,40 @@ Body = Callable[[Config, World, Layout], "int | None"]
 
 
 def run_on_ranks(
-    verb: Verb, subject: str, overrides: Sequence[str], processes: int | None = None, arguments: Sequence[str] = ()
+    command: Command,
+    subject: str,
+    overrides: Sequence[str],
+    processes: int | None = None,
+    arguments: Sequence[str] = (),
 ) -> int:
-    """Run `roots VERB SUBJECT OVERRIDES`, or this rank of it, and return the exit code. `arguments` is the command line
-    that starts the other ranks, if it has more than that."""
+    """Run `roots COMMAND SUBJECT OVERRIDES`, or this rank of it, and return the exit code. `arguments` is the command
+    line that starts the other ranks, if it has more than that."""
     world = environment.discover()
 
     def body(config: Config, world: World, layout: Layout) -> int | None:
         from roots_dist.runs.ranks.join import joined
 
         with joined(config, world, layout) as mesh:
-            return verb.work(config, mesh)
+            return command.work(config, mesh)
 
     if world is not None:
         if processes is not None:
             raise UserError(
                 f"--processes {processes}: {world.launcher} has started this process. Fix: leave --processes out."
             )
-        return be_rank(world, lambda: verb.fit(verb.read(subject, overrides), world.size), body, verb)
-    loaded = verb.read(subject, overrides)
+        return be_rank(world, lambda: command.fit(command.read(subject, overrides), world.size), body, command)
+    loaded = command.read(subject, overrides)
     gpus = environment.gpus() if loaded.config.train.device != "cpu" else 0
-    if not verb.uses_all_gpus:
+    if not command.uses_all_gpus:
         gpus = min(gpus, loaded.config.parallel.tp * loaded.config.parallel.pp)
     size = local.processes_for(loaded.config, processes, gpus)
-    loaded = verb.fit(loaded, size)
-    layout = ready(loaded, size, local_size=size, ignored_keys=verb.not_required, trains=verb.trains)
-    verb.check(loaded.config)
+    loaded = command.fit(loaded, size)
+    layout = ready(loaded, size, local_size=size, ignored_keys=command.not_required, trains=command.trains)
+    command.check(loaded.config)
     if size > 1:
-        command = ["-m", "roots_dist", *(arguments or (verb.name, subject, *overrides))]
-        return local.launch(size, command, loaded.config.advanced.threads, what=str(layout))
-    return be_rank(environment.single_process(), lambda: loaded, body, verb)
+        program = ["-m", "roots_dist", *(arguments or (command.name, subject, *overrides))]
+        return local.launch(size, program, loaded.config.advanced.threads, what=str(layout))
+    return be_rank(environment.single_process(), lambda: loaded, body, command)
 
 
 def ready(
@@ -82,7 +86,7 @@ def ready(
     return checks.layout_for(config, world_size)
 
 
-def be_rank(world: World, load: Callable[[], Loaded], body: Body, verb: Verb) -> int:
+def be_rank(world: World, load: Callable[[], Loaded], body: Body, command: Command) -> int:
     """Run `body` as one rank of a world. Does not return if it fails and there are other ranks."""
     faulthandler.enable()  # truncating a mapped corpus raises SIGBUS: show at least where
     if world.size > 1:
@@ -94,9 +98,9 @@ def be_rank(world: World, load: Callable[[], Loaded], body: Body, verb: Verb) ->
     with guarded(who):
         loaded = load()
         local_size = None if checked_already else world.local_size
-        layout = ready(loaded, world.size, local_size, verb.not_required, verb.trains)
+        layout = ready(loaded, world.size, local_size, command.not_required, command.trains)
         if local_size is not None:
-            verb.check(loaded.config)
+            command.check(loaded.config)
     place = str(layout.place(world.rank))
     logs.setup(world.rank, place if world.size > 1 else "")
     if not checked_already and world.rank == 0:

@@ -29,7 +29,9 @@ Kinds = Callable[[str, int], Sequence[str]]
 FIX = "Fix: use the config that the checkpoint was saved with"
 
 
-def load(folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, *, verify: bool = True) -> dict[str, Any]:
+def load(
+    folder: str | Path, engine: Engine, params: Sequence[Param], mesh: Mesh, *, verify: bool = True
+) -> dict[str, Any]:
     """Set weights, moments and step counts of the engine from a checkpoint of any layout; return the saved state.
 
     Parameters that have not been trained yet have no moments. Bias correction continues from the optimizer steps taken,
@@ -42,7 +44,8 @@ def load(folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, *, v
     def kinds(name: str, step: int) -> Sequence[str]:
         return STATE if has_trained(engine.trainable, name, step) else STATE[:1]
 
-    reader = _open(Path(folder), params, mesh, kinds, verify, same_dtype=True)
+    folder = Path(folder)
+    reader = _open(folder, params, mesh, kinds, verify, same_dtype=True)
     state = reader.state
     engine.unfreeze(max(0, state["step"] - 1))
     taken = {
@@ -62,7 +65,7 @@ def load(folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, *, v
 
 @torch.no_grad()
 def load_weights(
-    folder: Path, params: Sequence[Param], mesh: Mesh | None = None, *, verify: bool = True
+    folder: str | Path, params: Sequence[Param], mesh: Mesh | None = None, *, verify: bool = True
 ) -> dict[str, Any]:
     """Fill the parameters from the master weights, in the dtype of the parameters; return the saved state.
 
@@ -75,7 +78,7 @@ def load_weights(
 
 
 def load_initial_weights(
-    folder: Path,
+    folder: str | Path,
     engine: Engine,
     params: Sequence[Param],
     mesh: Mesh,

@@ -6,7 +6,7 @@
 # values and your NCCL_* and PYTHON* variables to a shell on each host: use none that a shell would change.
 #
 # Settings: each can be replaced by an environment variable.
-: "${VERB:=train}"                # or finetune
+: "${COMMAND:=train}"             # or finetune
 : "${PROCESSES_PER_NODE:=auto}"   # without a hostfile. auto: one for each GPU, or for each core where there is no GPU
 : "${HOSTFILE:=}"
 : "${INCLUDE:=}"                  # of its hosts and slots only these: node1@node2:0,1
@@ -30,7 +30,7 @@ if [[ -n $HOSTFILE ]]; then
   if [[ -n $EXCLUDE ]]; then options+=(--exclude="$EXCLUDE"); fi
   quote="'\\''"
   if ((${#extra[@]} > 0)); then options+=(--launcher_args="$(printf "'%s' " "${extra[@]//"'"/"$quote"}")"); fi
-  exec "$PYTHON" -m deepspeed.launcher.runner "${options[@]}" --no_local_rank --module roots_dist "$VERB" "$@"
+  exec "$PYTHON" -m deepspeed.launcher.runner "${options[@]}" --no_local_rank --module roots_dist "$COMMAND" "$@"
 fi
 
 # What the runner starts on each host. On one machine the runner itself would read /job/hostfile, use GPUs that
@@ -49,4 +49,4 @@ fi
 slots=$(printf ', "%s"' "${devices[@]:0:PROCESSES_PER_NODE}")
 world=$(printf '{"localhost": [%s]}' "${slots#, }" | base64 | tr -d '\n' | tr '+/' '-_')
 exec "$PYTHON" -u -m deepspeed.launcher.launch --world_info="$world" --master_addr=127.0.0.1 --master_port="$MASTER_PORT" \
-  "${extra[@]}" --no_local_rank --module roots_dist "$VERB" "$@"
+  "${extra[@]}" --no_local_rank --module roots_dist "$COMMAND" "$@"

@@ -6,7 +6,7 @@
 # SIGUSR1 to mpirun stops the run with a checkpoint; the same command resumes.
 #
 # Settings: each can be replaced by an environment variable.
-: "${VERB:=train}"                     # or finetune
+: "${COMMAND:=train}"                  # or finetune
 : "${HOSTFILE:=}"
 : "${NODES:=1}"                        # without a hostfile, as the next one
 : "${PROCESSES_PER_NODE:=1}"
@@ -42,4 +42,4 @@ case ${MPI:-$("$MPIRUN" --version 2>&1)} in
     ;;
   *) echo "$MPIRUN is neither Open MPI nor MPICH: set MPI=openmpi or MPI=mpich" >&2; exit 2 ;;
 esac
-exec "$MPIRUN" "${options[@]}" "${extra[@]}" "$PYTHON" -m roots_dist "$VERB" "$@"
+exec "$MPIRUN" "${options[@]}" "${extra[@]}" "$PYTHON" -m roots_dist "$COMMAND" "$@"

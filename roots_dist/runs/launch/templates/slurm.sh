@@ -9,7 +9,7 @@
 #SBATCH --requeue
 #SBATCH --open-mode=append
 #SBATCH --output=slurm-%j.log
-: "${VERB:=train}"                                     # or finetune
+: "${COMMAND:=train}"                                  # or finetune
 : "${PROCESSES_PER_NODE:=${SLURM_GPUS_ON_NODE:-1}}"
 : "${SPARE_NODES:=0}"                                  # of the job's nodes: all are examined first, the sick left out
 : "${MAX_RESTARTS:=0}"                                 # of ranks that fail, from the newest checkpoint
@@ -63,7 +63,7 @@ srun --nodes="$needed" --ntasks="$needed" --ntasks-per-node=1 --nodelist="$(IFS=
   --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
   --rdzv-endpoint="${nodes[0]}:$((20000 + SLURM_JOB_ID % 20000))" --max-restarts="$MAX_RESTARTS" \
   --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --shutdown-timeout="$GRACE" \
-  -m roots_dist "$VERB" "$@" &
+  -m roots_dist "$COMMAND" "$@" &
 step=$!
 while kill -0 "$step" 2> /dev/null; do wait "$step"; done
 wait "$step"

@@ -5,7 +5,7 @@
 # SIGTERM or SIGUSR1 to torchrun stops the run with a checkpoint; the same command resumes.
 #
 # Settings: each can be replaced by an environment variable.
-: "${VERB:=train}"                # or finetune
+: "${COMMAND:=train}"             # or finetune
 : "${NODES:=1}"
 : "${PROCESSES_PER_NODE:=auto}"   # auto: one for each GPU, or for each core where there is no GPU
 : "${RDZV_ENDPOINT:=}"            # HOST:PORT on one of several nodes, where they meet
@@ -35,4 +35,4 @@ done
 exec "$PYTHON" -m torch.distributed.run --nnodes="$NODES" --nproc-per-node="$PROCESSES_PER_NODE" \
   --rdzv-backend=c10d --rdzv-id="$RDZV_ID" "${rendezvous[@]}" --max-restarts="$MAX_RESTARTS" \
   --signals-to-handle="${signals#,}" --shutdown-timeout="$GRACE" --log-dir="$LOGS" --tee=3 "${extra[@]}" \
-  -m roots_dist "$VERB" "$@"
+  -m roots_dist "$COMMAND" "$@"

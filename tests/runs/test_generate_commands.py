@@ -96,9 +96,9 @@ def place(tmp_path_factory) -> Path:
     return found
 
 
-def config_of(verb, run: Path, overrides: list[str], size: int) -> tuple[Config, Layout]:
-    loaded = verb.fit(verb.read(str(run), overrides), size)
-    layout = ready(loaded, size, None, verb.not_required)
+def config_of(command, run: Path, overrides: list[str], size: int) -> tuple[Config, Layout]:
+    loaded = command.fit(command.read(str(run), overrides), size)
+    layout = ready(loaded, size, None, command.not_required)
     return loaded.config, layout
 
 

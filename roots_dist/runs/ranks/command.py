@@ -1,9 +1,9 @@
-"""A verb that runs on ranks, as data: how to read its config, what to check, and what each rank does.
+"""A command that runs on ranks, as data: how to read its config, what to check, and what each rank does.
 
-    cli/train.py, cli/evaluate.py … --Verb--> run_on_ranks.py, which starts the ranks or is one
+    cli/train.py, cli/evaluate.py … --Command--> run_on_ranks.py, which starts the ranks or is one
 
-A Verb is created when the command line is parsed, so this file imports nothing heavy. `work` imports torch on a rank,
-after everything has been checked.
+A Command is created when the command line is parsed, so this file imports nothing heavy. `work` imports torch on a
+rank, after everything has been checked.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _no_check(config: Config) -> None:
 
 
 @dataclass(frozen=True)
-class Verb:
+class Command:
     name: str
     read: Callable[[str, Sequence[str]], Loaded]
     """(run folder or config file, overrides) -> config. Raises UserError."""
@@ -43,7 +43,7 @@ class Verb:
     fit: Callable[[Loaded, int], Loaded] = _unchanged
     """(config, world size) -> config for a world of that size, if it depends on the size."""
     not_required: frozenset[str] = frozenset()
-    """Keys that training needs and this verb does not; problems with them are ignored."""
+    """Keys that training needs and this command does not; problems with them are ignored."""
     trains: bool = True
     """Whether it starts from a config, all of whose keys must be used, and not from an existing run."""
     check: Callable[..., None] = _no_check
