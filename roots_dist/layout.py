@@ -52,18 +52,42 @@ class Layout:
         """Rank at the given coordinates."""
         return (pp * self.dp + dp) * self.tp + tp
 
+    def stride(self, axis: AxisName) -> int:
+        """Difference of the ranks of two neighbours on this axis."""
+        return {"tp": 1, "dp": self.tp, "pp": self.dp * self.tp}[axis]
+
     def along(self, axis: AxisName, place: Place) -> list[int]:
         """Ranks that differ from `place` only in this axis, in the order of their coordinate."""
-        return [self.rank(**{**place._asdict(), axis: i}) for i in range(getattr(self, axis))]
+        return self._group(axis, self.rank(**{**place._asdict(), axis: 0}))
 
     def groups(self, axis: AxisName) -> list[list[int]]:
         """All groups of this axis: a partition of the world, in the same order on every rank."""
-        places = map(self.place, range(self.world_size))
-        return [self.along(axis, place) for place in places if getattr(place, axis) == 0]
+        stride = self.stride(axis)
+        firsts = (
+            first
+            for block in range(0, self.world_size, stride * self._size(axis))
+            for first in range(block, block + stride)
+        )
+        return [self._group(axis, first) for first in firsts]
 
     def model_groups(self) -> list[list[int]]:
         """One group per data rank: the ranks (pp × tp) that together hold one replica of the model."""
-        return [[self.rank(pp, dp, tp) for pp in range(self.pp) for tp in range(self.tp)] for dp in range(self.dp)]
+        return [
+            [
+                rank
+                for first in range(dp * self.tp, self.world_size, self.stride("pp"))
+                for rank in range(first, first + self.tp)
+            ]
+            for dp in range(self.dp)
+        ]
+
+    def _size(self, axis: AxisName) -> int:
+        return {"tp": self.tp, "dp": self.dp, "pp": self.pp}[axis]
+
+    def _group(self, axis: AxisName, first: int) -> list[int]:
+        """The group of the rank whose coordinate on this axis is 0."""
+        stride = self.stride(axis)
+        return list(range(first, first + stride * self._size(axis), stride))
 
     def __str__(self) -> str:
         return f"TP{self.tp}×PP{self.pp}×DP{self.dp}"

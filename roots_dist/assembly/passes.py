@@ -1,6 +1,6 @@
 """Forward and backward passes of a rank's stages, used by trainer and evaluator.
 
-RankModel + schedule (schedule/) + channels --build_passes--> Passes.forward_backward, Passes.forward
+RankModel + this rank's programs (schedule/) + groups --build_passes--> Passes.forward_backward, Passes.forward
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import torch
 from roots_dist.assembly.rank_model import RankModel, build_model
 from roots_dist.config.schema import Config
 from roots_dist.parallel.pipeline.executor import Executor, connect
-from roots_dist.schedule import communication
-from roots_dist.schedule.actions import Action, Kind, Program, rank_of
-from roots_dist.schedule.program import whole_program
+from roots_dist.schedule.actions import Action, Kind
+from roots_dist.schedule.communication import directions, neighbours
+from roots_dist.schedule.program import RankProgram, complete, rank_program
+from roots_dist.schedule.schedules import Shape
 from roots_dist.world.batch import MicroBatch, Term
 from roots_dist.world.mesh import Mesh
 
@@ -29,7 +30,7 @@ class Passes:
     mesh: Mesh
     model: RankModel
     executor: Executor
-    _programs: dict[tuple[str, int], tuple[list[Action], dict[Action, list[Action]]]] = field(default_factory=dict)
+    _programs: dict[tuple[str, int], RankProgram] = field(default_factory=dict)
 
     def forward_backward(self, batches: list[MicroBatch], scales: Mapping[str, float]) -> list[Term]:
         """Run the config's schedule and add the gradients of Σ scale · Σ losses to .grad. Returns this rank's terms."""
@@ -48,50 +49,40 @@ class Passes:
             module.train()
         return results
 
-    def _program(self, purpose: str, num_microbatches: int) -> tuple[list[Action], dict[Action, list[Action]]]:
-        """Actions of this rank, and their receipts."""
+    def _program(self, purpose: str, num_microbatches: int) -> RankProgram:
         key = (purpose, num_microbatches)
         if key not in self._programs:
             make = training_program if purpose == "train" else inference_program
-            program, here = make(self.config, num_microbatches), self.mesh.pp.rank
-            self._programs[key] = program[here], communication.receipts(program)[here]
+            self._programs[key] = make(self.config, num_microbatches, self.mesh.pp.rank)
         return self._programs[key]
 
 
-def training_program(config: Config, num_microbatches: int) -> Program:
-    """The config's schedule with its sends and receives."""
+def training_program(config: Config, num_microbatches: int, rank: int) -> RankProgram:
+    """The config's schedule with its sends and receives, for one pipeline rank."""
     p = config.parallel
-    return whole_program(p.schedule, p.pp, num_microbatches, p.virtual_stages)
+    return rank_program(p.schedule, rank, Shape(p.pp, num_microbatches, p.virtual_stages))
 
 
-def inference_program(config: Config, num_microbatches: int) -> Program:
+def inference_program(config: Config, num_microbatches: int, rank: int) -> RankProgram:
     """Forward passes only, microbatch by microbatch: each rank computes its stages as their inputs arrive."""
-    stages = range(config.num_stages())
-    program = [
-        [
-            Action(Kind.FORWARD, s, i)
-            for i in range(num_microbatches)
-            for s in stages
-            if rank_of(s, config.parallel.pp) == r
-        ]
-        for r in range(config.parallel.pp)
-    ]
-    return communication.with_communication(program, config.parallel.pp, config.num_stages())
+    num_ranks, num_stages = config.parallel.pp, config.num_stages()
+    computes = {
+        r: [Action(Kind.FORWARD, s, i) for i in range(num_microbatches) for s in range(r, num_stages, num_ranks)]
+        for r in (rank, *neighbours(rank, num_ranks, num_stages))
+    }
+    return complete(rank, computes, num_ranks, num_stages)
 
 
 def build_passes(config: Config, mesh: Mesh) -> Passes:
-    """Build the model, the channels and the executor of this rank. Collective over the world."""
+    """Build the model, the groups of its messages and the executor of this rank. Collective over the world."""
     model = build_model(config, mesh)
-    channels = communication.channels(
-        training_program(config, config.num_microbatches(mesh.dp.size)), config.parallel.pp
-    )
     executor = Executor(
         mesh=mesh,
         stages=model.stages,
         num_stages=config.num_stages(),
         spec=lambda stage, batch: model.input_specs[stage](batch),
         lowest_trainable=lambda batch: model.lowest_trainable(batch.step),
-        channels=connect(channels, mesh),
+        groups=connect(directions(config.parallel.pp, config.num_stages()), mesh),
         deferred=model.tp.deferred,
         watch=model.tp.watch,
     )

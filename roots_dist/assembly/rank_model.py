@@ -79,10 +79,10 @@ def build_model(config: Config, mesh: Mesh) -> RankModel:
     input_specs = (lambda batch: {}, *(specs[run.start - 1].output_spec for run in runs[1:]))
     places = outline(specs)
     learnable = trainable(config, {name: place.depth for name, place in places.items()})
-    since = [
-        [learnable[n].from_step for n, place in places.items() if place.piece in run and n in learnable] for run in runs
-    ]
-    trainable_from = tuple(min(steps, default=None) for steps in since)
+    since: dict[int, list[int]] = defaultdict(list)  # piece -> steps from which its parameters are trained
+    for name, trained in learnable.items():
+        since[places[name].piece].append(trained.from_step)
+    trainable_from = tuple(min((step for i in run for step in since[i]), default=None) for run in runs)
     return RankModel(
         module, stages, params, tp, tie_holders(specs, runs, mesh.pp.size), input_specs, learnable, trainable_from
     )

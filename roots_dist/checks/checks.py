@@ -3,7 +3,8 @@
     Config + world size --checks.py--> problems, none: the layout works out
     Config + Facts ------readiness.py--> problems, none: files, memory and packages are there
 
-Pure arithmetic, no torch: the same answer on a login node as on rank 383, before the first process group.
+Pure arithmetic, no torch: the same answer on a login node as on rank 383, before the first process group. Only of a
+schedule's program, a rank proves its own part (schedule/violations.py).
 """
 
 from __future__ import annotations
@@ -42,12 +43,16 @@ def layout_for(config: Config, world_size: int) -> Layout:
     return Layout(dp=world_size // model_size, pp=parallel.pp, tp=parallel.tp)
 
 
-def check(config: Config, world_size: int, facts: Facts | None = None) -> list[Problem]:
-    """Everything that keeps this run from starting on this world; without `facts`, all that arithmetic can tell."""
-    return [*unused.check(config), *check_used(config, world_size, facts)]
+def check(config: Config, world_size: int, facts: Facts | None = None, rank: int | None = None) -> list[Problem]:
+    """Everything that keeps this run from starting on this world; without `facts`, all that arithmetic can tell.
+
+    With `rank`, the schedule's program is checked for this rank and its pipeline neighbours, in a time that does not
+    grow with the world; without it, for all ranks.
+    """
+    return [*unused.check(config), *check_used(config, world_size, facts, rank)]
 
 
-def check_used(config: Config, world_size: int, facts: Facts | None = None) -> list[Problem]:
+def check_used(config: Config, world_size: int, facts: Facts | None = None, rank: int | None = None) -> list[Problem]:
     """The same but for keys that the config has no use for."""
     problems = [*families.check(config), *_model(config), *_tensor_parallel(config), *_optim(config)]
     try:
@@ -56,7 +61,9 @@ def check_used(config: Config, world_size: int, facts: Facts | None = None) -> l
         return problems + list(error.problems)
     ramp = list(_ramp(config))
     sizes = [] if ramp else batch_sizes(config.train)
-    problems += [*ramp, *_batch(config, layout, sizes), *_pipeline(config, layout, sizes), *_engine(config, layout)]
+    pp_rank = None if rank is None else layout.place(rank).pp
+    problems += [*ramp, *_batch(config, layout, sizes), *_pipeline(config, layout, sizes, pp_rank)]
+    problems += _engine(config, layout)
     if facts is not None:
         problems += readiness.check(config, layout, facts)
     return problems
@@ -169,7 +176,7 @@ def _batch(config: Config, layout: Layout, sizes: Sequence[int]) -> Iterator[Pro
         )
 
 
-def _pipeline(config: Config, layout: Layout, sizes: Sequence[int]) -> Iterator[Problem]:
+def _pipeline(config: Config, layout: Layout, sizes: Sequence[int], rank: int | None) -> Iterator[Problem]:
     parallel = config.parallel
     blocks, stages = num_blocks(config), config.num_stages()
     if blocks < stages:
@@ -199,16 +206,16 @@ def _pipeline(config: Config, layout: Layout, sizes: Sequence[int]) -> Iterator[
             )
             return
     if sizes:
-        yield from _deadlock(config, layout, sizes)
+        yield from _deadlock(config, layout, sizes, rank)
 
 
-def _deadlock(config: Config, layout: Layout, sizes: Sequence[int]) -> Iterator[Problem]:
-    """Plays the programs of the smallest and the largest batch; those between are played when a ramp comes to them."""
+def _deadlock(config: Config, layout: Layout, sizes: Sequence[int], rank: int | None) -> Iterator[Problem]:
+    """Check the programs of the smallest and the largest batch; those between are checked when a ramp comes to them."""
     parallel = config.parallel
     for batch in sorted({min(sizes), max(sizes)}):
         microbatches = config.num_microbatches(layout.dp, batch)
         shape = schedules.Shape(parallel.pp, microbatches, parallel.virtual_stages)
-        if microbatches and (reason := refusal(parallel.schedule, shape)):
+        if microbatches and (reason := refusal(parallel.schedule, shape, rank)):
             yield Problem(
                 key="parallel.schedule",
                 found=parallel.schedule,

@@ -1,6 +1,7 @@
 """The vocabulary of a pipeline schedule. A program is data: for each pipeline rank, the list of its actions in order.
 
-    schedules.py --compute only--> communication.py --with sends and receives--> check.py plays it, executor.py runs it
+    schedules.py --compute only--> violations.py refuses or passes it
+                               --> communication.py --with sends and receives--> check.py plays it, executor.py runs it
 
 Stage ≠ rank: with v virtual stages per rank, rank r of p holds the stages r, p + r, 2p + r, …
 """
@@ -51,3 +52,11 @@ class InvalidProgram(Exception):
 def rank_of(stage: int, num_ranks: int) -> int:
     """Pipeline rank that holds a stage."""
     return stage % num_ranks
+
+
+def results(action: Action) -> list[Action]:
+    """Results of a compute action: BACKWARD is INPUT and WEIGHT combined."""
+    kind, stage, microbatch = action
+    if kind is Kind.BACKWARD:
+        return [Action(Kind.INPUT, stage, microbatch), Action(Kind.WEIGHT, stage, microbatch)]
+    return [action]

@@ -1,7 +1,6 @@
-"""Simulate a program without tensors: whether it deadlocks, how many activations it holds, how long it takes.
+"""Simulate a program of all ranks without tensors: how many activations it holds, how long it takes, where it hangs.
 
-    communication.py --with sends and receives--> violations: none --> executor.py may run it
-                                              --> play: timeline, peak, bubble --> draw.py, runs/plan/
+    communication.py --with sends and receives--> play: timeline, peak, bubble --> draw.py, runs/plan/
 
 The simulator knows nothing of the schedules; the closed formulas in schedules.py come from the papers. Tests compare
 the two.
@@ -9,13 +8,13 @@ the two.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from roots_dist.schedule.actions import Action, InvalidProgram, Kind, Program, rank_of
-from roots_dist.schedule.communication import COMPUTE, RECEIVES, SENDS, Channel, channel_of, other_end
+from roots_dist.schedule.actions import Action, InvalidProgram, Kind, Program, results
+from roots_dist.schedule.communication import COMPUTE, SENDS, Channel, channel_of, other_end
 
 DEADLOCK = "deadlock:"
 
@@ -142,7 +141,7 @@ class _Machine:
             if action.kind in COMPUTE:
                 self.clock[rank] = start + self.times.of(action)
                 self.timeline[rank].append(Span(action, start, self.clock[rank]))
-                for result in _results(action):
+                for result in results(action):
                     woken += self.finish(result, self.clock[rank])
             else:
                 woken += self.post(action, self.clock[rank])
@@ -198,13 +197,6 @@ def _needs(action: Action, num_ranks: int, num_stages: int) -> list[Action]:
     return [Action(Kind.FORWARD, stage, microbatch)] if kind is Kind.SEND_FORWARD else []
 
 
-def _results(action: Action) -> list[Action]:
-    """Results of a compute action: BACKWARD is INPUT and WEIGHT combined."""
-    if action.kind is Kind.BACKWARD:
-        return [action._replace(kind=Kind.INPUT), action._replace(kind=Kind.WEIGHT)]
-    return [action]
-
-
 def _peak(actions: list[Action]) -> int:
     held = peak = 0
     for action in actions:
@@ -215,57 +207,3 @@ def _peak(actions: list[Action]) -> int:
 
 def _num_stages(program: Program) -> int:
     return 1 + max((action.stage for actions in program for action in actions), default=-1)
-
-
-def violations(program: Program) -> list[str]:
-    """Everything that is wrong with a program with communication; empty if the executor may run it.
-
-    Stages and microbatches are those that the program names: every pair must run forward once and backward once.
-    """
-    found = [*_misplaced(program), *_miscounted(program)]
-    try:
-        play(program)
-    except InvalidProgram as error:
-        found += [*_disordered(program), *str(error).splitlines()]  # any action out of order on a rank deadlocks
-    return found
-
-
-def _misplaced(program: Program) -> list[str]:
-    return [
-        f"rank {rank} runs {action}, but stage {action.stage} lives on rank {rank_of(action.stage, len(program))}"
-        for rank, actions in enumerate(program)
-        for action in actions
-        if rank_of(action.stage, len(program)) != rank
-    ]
-
-
-def _miscounted(program: Program) -> list[str]:
-    """Check that each forward, input gradient and weight gradient occurs exactly once, and that sends and receives
-    match."""
-    counts = Counter(result for actions in program for action in actions for result in _results(action))
-    num_microbatches = 1 + max((action.microbatch for action in counts), default=-1)
-    parts = {Kind.FORWARD: "forward", Kind.INPUT: "gradient of the input", Kind.WEIGHT: "gradient of the weights"}
-    found = [
-        f"the {part} of stage {stage}, microbatch {i} is computed {counts[Action(kind, stage, i)]} times, expected once"
-        for stage in range(_num_stages(program))
-        for i in range(num_microbatches)
-        for kind, part in parts.items()
-        if counts[Action(kind, stage, i)] != 1
-    ]
-    for action, count in counts.items():
-        if action.kind in SENDS + RECEIVES and counts[other_end(action)] != count:
-            found.append(f"{action} is posted {count} times, {other_end(action)} {counts[other_end(action)]} times")
-    return found
-
-
-def _disordered(program: Program) -> list[str]:
-    """Check that no action precedes what it needs from the same rank (a receive counts from where it is posted)."""
-    found = []
-    num_stages = _num_stages(program)
-    for rank, actions in enumerate(program):
-        seen: set[Action] = set()
-        for action in actions:
-            needs = _needs(action, len(program), num_stages)
-            found += [f"rank {rank} runs {action} before {need}" for need in needs if need not in seen]
-            seen.update(_results(action))
-    return found

@@ -1,11 +1,12 @@
-"""The pipeline schedules: pure functions from a shape to a program (the compute actions of each rank in order), in one
+"""The pipeline schedules: pure functions from a shape and a rank to the compute actions of that rank in order, in one
 table.
 
     make(name, ranks, microbatches, chunks) --compute only--> program.py, which derives the communication
 
 Config, checks, planner, bounds, drawing and tests read SCHEDULES; nothing else refers to a schedule by name. Knows no
-tensors and no transport. All schedules accumulate the gradients of the microbatches in the same order, 0, 1, 2, …, so
-that they agree to the last bit.
+tensors and no transport. A rank can be listed without the others, so that a rank of a large world does not list the
+world. All schedules accumulate the gradients of the microbatches in the same order, 0, 1, 2, …, so that they agree to
+the last bit.
 """
 
 from __future__ import annotations
@@ -26,14 +27,19 @@ class Shape(NamedTuple):
     microbatches: int
     chunks: int = 1
 
+    @property
+    def stages(self) -> int:
+        return self.ranks * self.chunks
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
     """Everything that is known about one schedule. Formulas that are unknown are None, and are not shown."""
 
     title: str
-    program: Callable[..., Program]
-    """Function of ranks and microbatches, and of chunks with `virtual_stages`; its docstring has a picture."""
+    actions: Callable[..., list[Action]]
+    """Function of a rank, and the numbers of ranks, of microbatches and, with `virtual_stages`, of chunks: the compute
+    actions of this rank in order. Its docstring has a picture of all ranks."""
     bubble_time: Callable[[Shape, Times], float] | None = None
     """Time lost in a step with equal stages and free transfers; the bubble is this over the ideal time."""
     peak: Callable[[Shape, int], int] | None = None
@@ -45,46 +51,40 @@ class Schedule:
     problem: Callable[[Shape], str | None] | None = None
     """Why a shape cannot be scheduled, in one line with its fix, beyond the rules for all schedules."""
 
-    def make(self, shape: Shape) -> Program:
-        """The program for a shape that `problem` accepts."""
-        return self.program(*shape) if self.virtual_stages else self.program(shape.ranks, shape.microbatches)
+    def of_rank(self, rank: int, shape: Shape) -> list[Action]:
+        """Compute actions of one rank, for a shape that `problem` accepts."""
+        return self.actions(rank, *shape) if self.virtual_stages else self.actions(rank, *shape[:2])
 
 
-def gpipe(num_ranks: int, num_microbatches: int) -> Program:
+def gpipe(rank: int, num_ranks: int, num_microbatches: int) -> list[Action]:
     """All forwards, then all backwards; every rank holds every microbatch. (Huang et al. 2019)
 
     rank 0 |F0 F1 F2                   B0 -- B1 -- B2 --
     rank 1 |   F0 F1 F2          B0 -- B1 -- B2 --
     rank 2 |      F0 F1 F2 B0 -- B1 -- B2 --
     """
-    return [
-        _weave(
-            [Action(Kind.FORWARD, rank, i) for i in range(num_microbatches)],
-            [Action(Kind.BACKWARD, rank, i) for i in range(num_microbatches)],
-            warmup=num_microbatches,
-        )
-        for rank in range(num_ranks)
-    ]
+    return _weave(
+        [Action(Kind.FORWARD, rank, i) for i in range(num_microbatches)],
+        [Action(Kind.BACKWARD, rank, i) for i in range(num_microbatches)],
+        warmup=num_microbatches,
+    )
 
 
-def one_f_one_b(num_ranks: int, num_microbatches: int) -> Program:
+def one_f_one_b(rank: int, num_ranks: int, num_microbatches: int) -> list[Action]:
     """Rank r holds at most num_ranks - r microbatches. (PipeDream-Flush, Narayanan et al. 2021)
 
     rank 0 |F0 F1 F2             B0 -- F3 B1 --    B2 --    B3 --
     rank 1 |   F0 F1       B0 -- F2 B1 -- F3 B2 --    B3 --
     rank 2 |      F0 B0 -- F1 B1 -- F2 B2 -- F3 B3 --
     """
-    return [
-        _weave(
-            [Action(Kind.FORWARD, rank, i) for i in range(num_microbatches)],
-            [Action(Kind.BACKWARD, rank, i) for i in range(num_microbatches)],
-            warmup=num_ranks - rank - 1,
-        )
-        for rank in range(num_ranks)
-    ]
+    return _weave(
+        [Action(Kind.FORWARD, rank, i) for i in range(num_microbatches)],
+        [Action(Kind.BACKWARD, rank, i) for i in range(num_microbatches)],
+        warmup=num_ranks - rank - 1,
+    )
 
 
-def interleaved(num_ranks: int, num_microbatches: int, chunks: int) -> Program:
+def interleaved(rank: int, num_ranks: int, num_microbatches: int, chunks: int) -> list[Action]:
     """1F1B over `chunks` stages per rank: the bubble shrinks to 1/chunks. (Narayanan et al. 2021, section 2.2)
 
     Microbatches run in groups of num_ranks: a group passes chunk 0 (a), then chunk 1 (b), …; backward in reverse.
@@ -92,26 +92,16 @@ def interleaved(num_ranks: int, num_microbatches: int, chunks: int) -> Program:
     rank 0 |F0a F1a F0b F1b F2a     B0b --- F3a B1b --- F2b B0a --- F3b B1a ---     B2b ---     B3b --- B2a --- B3a ---
     rank 1 |    F0a F1a F0b B0b --- F1b B1b --- F2a B0a --- F3a B1a --- F2b B2b --- F3b B3b --- B2a --- B3a ---
     """
-    steps = num_microbatches * chunks
-
-    def at(kind: Kind, rank: int, step: int) -> Action:
-        group, within = divmod(step, num_ranks * chunks)
-        chunk, place = divmod(within, num_ranks)
-        if kind is Kind.BACKWARD:
-            chunk = chunks - 1 - chunk
-        return Action(kind, chunk * num_ranks + rank, group * num_ranks + place)
-
-    return [
-        _weave(
-            [at(Kind.FORWARD, rank, step) for step in range(steps)],
-            [at(Kind.BACKWARD, rank, step) for step in range(steps)],
-            warmup=2 * (num_ranks - rank - 1) + (chunks - 1) * num_ranks,
-        )
-        for rank in range(num_ranks)
-    ]
+    stages = range(rank, num_ranks * chunks, num_ranks)
+    groups = [range(first, first + num_ranks) for first in range(0, num_microbatches, num_ranks)]
+    return _weave(
+        [Action(Kind.FORWARD, stage, i) for group in groups for stage in stages for i in group],
+        [Action(Kind.BACKWARD, stage, i) for group in groups for stage in reversed(stages) for i in group],
+        warmup=2 * (num_ranks - rank - 1) + (chunks - 1) * num_ranks,
+    )
 
 
-def zb_h1(num_ranks: int, num_microbatches: int) -> Program:
+def zb_h1(rank: int, num_ranks: int, num_microbatches: int) -> list[Action]:
     """1F1B with weight gradients deferred into the bubble. (ZB-H1: Qi et al. 2024, "Zero Bubble Pipeline
     Parallelism", section 2)
 
@@ -122,19 +112,16 @@ def zb_h1(num_ranks: int, num_microbatches: int) -> Program:
     rank 1 |   F0 F1    I0 F2 I1 W0 F3 I2 W1 I3 W2 W3
     rank 2 |      F0 I0 F1 I1 F2 I2 W0 F3 I3 W1 W2 W3
     """
-    program = []
-    for rank in range(num_ranks):
-        inputs = [Action(Kind.INPUT, rank, i) for i in range(num_microbatches)]
-        weights = [Action(Kind.WEIGHT, rank, i) for i in range(num_microbatches)]
-        actions = []
-        for action in _weave(
-            [Action(Kind.FORWARD, rank, i) for i in range(num_microbatches)], inputs, warmup=num_ranks - rank - 1
-        ):
-            actions.append(action)
-            if action.kind is Kind.INPUT and action.microbatch >= rank:
-                actions.append(weights[action.microbatch - rank])
-        program.append(actions + weights[max(num_microbatches - rank, 0) :])
-    return program
+    inputs = [Action(Kind.INPUT, rank, i) for i in range(num_microbatches)]
+    weights = [Action(Kind.WEIGHT, rank, i) for i in range(num_microbatches)]
+    actions = []
+    for action in _weave(
+        [Action(Kind.FORWARD, rank, i) for i in range(num_microbatches)], inputs, warmup=num_ranks - rank - 1
+    ):
+        actions.append(action)
+        if action.kind is Kind.INPUT and action.microbatch >= rank:
+            actions.append(weights[action.microbatch - rank])
+    return actions + weights[max(num_microbatches - rank, 0) :]
 
 
 def _weave(forwards: list[Action], backwards: list[Action], warmup: int) -> list[Action]:
@@ -170,19 +157,19 @@ DEFAULT = "1f1b"
 SCHEDULES = {
     "gpipe": Schedule(
         title="GPipe",
-        program=gpipe,
+        actions=gpipe,
         bubble_time=_fill_and_drain_time,
         peak=lambda shape, rank: shape.microbatches,
     ),
     "1f1b": Schedule(
         title="1F1B",
-        program=one_f_one_b,
+        actions=one_f_one_b,
         bubble_time=_fill_and_drain_time,
         peak=lambda shape, rank: shape.ranks - rank,
     ),
     "interleaved": Schedule(
         title="Interleaved 1F1B",
-        program=interleaved,
+        actions=interleaved,
         bubble_time=_fill_and_drain_time,
         peak=lambda shape, rank: 2 * (shape.ranks - rank - 1) + (shape.chunks - 1) * shape.ranks + 1,
         virtual_stages=True,
@@ -190,7 +177,7 @@ SCHEDULES = {
     ),
     "zb-h1": Schedule(
         title="ZB-H1",
-        program=zb_h1,
+        actions=zb_h1,
         bubble_time=_zero_bubble_time,
         peak=lambda shape, rank: shape.ranks,
         splits_backward=True,
@@ -216,11 +203,12 @@ def problem(name: str, num_ranks: int, num_microbatches: int, chunks: int) -> st
 
 
 def make(name: str, num_ranks: int, num_microbatches: int, chunks: int = 1) -> Program:
-    """The compute-only program of a named schedule. Raises UserError for an impossible shape."""
+    """The compute-only program of a named schedule, all ranks of it. Raises UserError for an impossible shape."""
     reason = problem(name, num_ranks, num_microbatches, chunks)
     if reason is not None:
         raise UserError(reason)
-    return SCHEDULES[name].make(Shape(num_ranks, num_microbatches, chunks))
+    shape = Shape(num_ranks, num_microbatches, chunks)
+    return [SCHEDULES[name].of_rank(rank, shape) for rank in range(num_ranks)]
 
 
 def expected_bubble(

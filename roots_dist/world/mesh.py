@@ -116,15 +116,17 @@ def make_axis(name: str, groups: list[list[int]], rank: int, timeout: timedelta)
     """Create the group of disjoint groups that contains this rank, and return its axis. Collective over the world.
 
     There is one call per axis, however large the world: NCCL splits the world's communicator into all groups at once;
-    otherwise the members of a group create it by themselves. A rank outside all groups creates one of its own: torch
-    names a group by its members and by the number of groups that the process has created, so all processes must have
-    created equally many.
+    otherwise the members of a group create it by themselves. A rank outside all groups gets one of its own: torch
+    names a group by its members and by the number of groups that the process has, so all processes must have equally
+    many, or the members of a later group look for each other under different names and wait until the timeout.
     """
     if all(len(ranks) == 1 for ranks in groups):
         return Axis(name, ranks=(rank,))
     mine = next((ranks for ranks in groups if rank in ranks), [rank])
     if _can_split():
-        group = dist.split_group(split_ranks=[r for r in groups if len(r) > 1], timeout=timeout, group_desc=name)
+        inside = {member for ranks in groups for member in ranks}
+        outside = [[other] for other in range(dist.get_world_size()) if other not in inside]
+        group = dist.split_group(split_ranks=[*groups, *outside], timeout=timeout, group_desc=name)
     else:
         group = dist.new_group(mine, timeout=timeout, use_local_synchronization=True, group_desc=f"{name}{mine[0]}")
     return Axis(name, len(mine), mine.index(rank), tuple(mine), group if len(mine) > 1 else None)

@@ -124,9 +124,9 @@ def test_a_schedule_that_deadlocks_is_refused_in_seconds_instead_of_a_hang():
     code = """
 from dataclasses import replace
 from roots_dist.schedule.schedules import SCHEDULES, gpipe, one_f_one_b
-def bad(ranks, microbatches):
-    return [one_f_one_b(1, microbatches)[0], *gpipe(ranks, microbatches)[1:]]
-SCHEDULES["gpipe"] = replace(SCHEDULES["gpipe"], program=bad)
+def bad(rank, ranks, microbatches):
+    return gpipe(rank, ranks, microbatches) if rank else one_f_one_b(0, 1, microbatches)
+SCHEDULES["gpipe"] = replace(SCHEDULES["gpipe"], actions=bad)
 from roots_dist.cli.main import main
 main()
 """

@@ -20,7 +20,7 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, UserError
 from roots_dist.layout import Layout
 from roots_dist.schedule.actions import Action, Kind
-from roots_dist.schedule.schedules import SCHEDULES
+from roots_dist.schedule.schedules import SCHEDULES, gpipe
 
 FINE = Facts(
     corpora={"c": CorpusFacts(tokens=10**6, vocab=4096)},
@@ -307,18 +307,17 @@ def test_kv_heads_and_tp_agree_or_are_refused(tp, kv_heads):
     assert (problems == []) == allowed
 
 
-def one_waits_for_the_other(ranks: int, microbatches: int):
-    """Rank 0 waits for a gradient before its second forward, rank 1 wants all activations first."""
-    rows = {"F": Kind.FORWARD, "B": Kind.BACKWARD}
-    orders = [[kind + str(i) for i in range(microbatches) for kind in "FB"]]
-    orders += [[kind + str(i) for kind in "FB" for i in range(microbatches)] for _ in range(1, ranks)]
-    return [[Action(rows[a[0]], rank, int(a[1:])) for a in order] for rank, order in enumerate(orders)]
+def one_waits_for_the_other(rank: int, ranks: int, microbatches: int):
+    """Rank 0 waits for a gradient before its second forward, the others want all activations first."""
+    if rank:
+        return gpipe(rank, ranks, microbatches)
+    return [Action(kind, rank, i) for i in range(microbatches) for kind in (Kind.FORWARD, Kind.BACKWARD)]
 
 
 def test_a_schedule_that_deadlocks_is_refused_before_any_rank_starts(monkeypatch):
     """With what each rank would wait for; it would hang until advanced.timeout_s. The smallest batch of a ramp is
-    played too."""
-    monkeypatch.setitem(SCHEDULES, "gpipe", replace(SCHEDULES["gpipe"], program=one_waits_for_the_other))
+    checked too."""
+    monkeypatch.setitem(SCHEDULES, "gpipe", replace(SCHEDULES["gpipe"], actions=one_waits_for_the_other))
     parallel = {"pp": 2, "schedule": "gpipe"}
     (problem,) = problems_of(2, parallel=parallel)
     assert problem.key == "parallel.schedule" and "2 ranks and 8 microbatches" in problem.expected
@@ -327,7 +326,15 @@ def test_a_schedule_that_deadlocks_is_refused_before_any_rank_starts(monkeypatch
     assert "2 ranks and 2 microbatches" in problem.expected
     assert problems_of(2, parallel=parallel, train={"global_batch": 1}) == []  # one microbatch comes through
     with pytest.raises(UserError, match="rank 0 waits at B0.0"):  # what a rank would execute
-        training_program(config_of(parallel=parallel), 8)
+        training_program(config_of(parallel=parallel), 8, rank=0)
+
+
+def test_a_rank_refuses_a_schedule_in_which_it_or_its_neighbour_waits(monkeypatch):
+    monkeypatch.setitem(SCHEDULES, "gpipe", replace(SCHEDULES["gpipe"], actions=one_waits_for_the_other))
+    config = config_of(model={"layers": 8}, parallel={"pp": 4, "tp": 2, "schedule": "gpipe"})
+    refused = [rank for rank in range(8) if check(config, 8, rank=rank)]
+    assert refused == [0, 1, 2, 3], "pipeline rank 0, with two tensor ranks, and its neighbour"
+    assert [problem.key for problem in check(config, 8)] == ["parallel.schedule"]
 
 
 def test_layout_for_gives_dp_what_is_left():

@@ -172,7 +172,7 @@ def others(config: Config, key: str) -> list[object]:
 
 def _program(config: Config) -> object:
     alone = config.changed({"parallel.pp": 1, "parallel.tp": 1})
-    return training_program(alone, alone.num_microbatches(1, batch_size_at(config.train, 0)))
+    return training_program(alone, alone.num_microbatches(1, batch_size_at(config.train, 0)), rank=0)
 
 
 def _tracked(config: Config) -> object:

@@ -44,9 +44,12 @@ def test_a_communicator_that_can_be_split_is_split_once_for_each_axis(huge, monk
     split = []
     monkeypatch.setattr(mesh, "_can_split", lambda: True)
     monkeypatch.setattr(mesh.dist, "split_group", lambda **how: split.append(how))
-    Mesh.connect(huge, 5000)
+    whole = Mesh.connect(huge, 5000)
     assert [how["group_desc"] for how in split] == ["tp", "pp", "dp", "model"]
     assert [len(how["split_ranks"]) for how in split] == [2048, 1024, 128, 128]
+    whole.pp_subset("tie", (0, 15))
+    everyone = [rank for ranks in split[-1]["split_ranks"] for rank in ranks]
+    assert sorted(everyone) == list(range(huge.world_size)), "a rank in no group keeps its count even"
 
 
 def with_uneven_groups(rank: int, size: int) -> list[float]:

@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,34 +15,33 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulated import simulated_violations
 
 from roots_dist.errors import UserError
 from roots_dist.schedule import draw
 from roots_dist.schedule.actions import Action, Kind, rank_of
-from roots_dist.schedule.check import InvalidProgram, Times, play, violations
+from roots_dist.schedule.check import InvalidProgram, Times, play
 from roots_dist.schedule.communication import (
     COMPUTE,
     RECEIVES,
     SENDS,
     channel_of,
-    channels,
+    directions,
+    neighbours,
     other_end,
-    receipts,
     with_communication,
 )
-from roots_dist.schedule.program import refusal, whole_program
+from roots_dist.schedule.program import complete, rank_program, refusal, whole_program
 from roots_dist.schedule.schedules import (
     SCHEDULES,
     Shape,
     expected_bubble,
     expected_peak,
     gpipe,
-    interleaved,
     make,
-    one_f_one_b,
     problem,
-    zb_h1,
 )
+from roots_dist.schedule.violations import violations
 
 PACKAGE = Path(draw.__file__).parents[1]
 ONE_CHUNK = [name for name, schedule in SCHEDULES.items() if not schedule.virtual_stages]
@@ -52,8 +52,23 @@ KEEP_ALL = {"gpipe"}
 """Schedules that hold every microbatch at once, as it is."""
 
 
-def complete(name, ranks, microbatches, chunks=1):
-    return with_communication(make(name, ranks, microbatches, chunks), ranks, ranks * chunks)
+def near(program, rank, chunks=1):
+    """What a rank looks at: itself and its neighbours."""
+    return {r: program[r] for r in (rank, *neighbours(rank, len(program), len(program) * chunks))}
+
+
+def by_rank(program, chunks=1):
+    """What each rank makes of a compute-only program for itself: its actions and receipts."""
+    ranks = len(program)
+    return [complete(rank, near(program, rank, chunks), ranks, ranks * chunks) for rank in range(ranks)]
+
+
+def communicating(program, chunks=1):
+    return [found.actions for found in by_rank(program, chunks)]
+
+
+def program_of(name, ranks, microbatches, chunks=1):
+    return communicating(make(name, ranks, microbatches, chunks), chunks)
 
 
 def rows(program):
@@ -85,8 +100,10 @@ def with_every_pair(found):
 
 def assert_as_in_the_paper(name, ranks, microbatches, chunks, times):
     shape = name, ranks, microbatches, chunks
-    program = complete(*shape)
-    assert violations(program) == [], shape
+    computes = make(*shape)
+    assert violations(dict(enumerate(computes)), Shape(ranks, microbatches, chunks)) == [], shape
+    program = communicating(computes, chunks)
+    assert simulated_violations(program) == [], shape
     played = play(program, times)
     peak, bubble = expected_peak(*shape), expected_bubble(*shape, times)
     assert peak is None or played.peak == peak, shape
@@ -97,7 +114,7 @@ def assert_as_in_the_paper(name, ranks, microbatches, chunks, times):
 
 
 def test_1f1b_is_the_schedule_of_the_paper():
-    assert rows(one_f_one_b(num_ranks=3, num_microbatches=4)) == [
+    assert rows(make("1f1b", 3, 4)) == [
         "F0 F1 F2 B0 F3 B1 B2 B3",
         "F0 F1 B0 F2 B1 F3 B2 B3",
         "F0 B0 F1 B1 F2 B2 F3 B3",
@@ -105,7 +122,7 @@ def test_1f1b_is_the_schedule_of_the_paper():
 
 
 def test_zb_h1_puts_weights_off_by_the_rank():
-    assert rows(zb_h1(num_ranks=3, num_microbatches=4)) == [
+    assert rows(make("zb-h1", 3, 4)) == [
         "F0 F1 F2 I0 W0 F3 I1 W1 I2 W2 I3 W3",
         "F0 F1 I0 F2 I1 W0 F3 I2 W1 I3 W2 W3",
         "F0 I0 F1 I1 F2 I2 W0 F3 I3 W1 W2 W3",
@@ -115,12 +132,12 @@ def test_zb_h1_puts_weights_off_by_the_rank():
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_picture_in_the_docstring_is_what_runs(name):
     """The picture says for which shape it is."""
-    lines = map(str.strip, inspect.getdoc(SCHEDULES[name].program).splitlines())
+    lines = map(str.strip, inspect.getdoc(SCHEDULES[name].actions).splitlines())
     pictured = [line for line in lines if line.startswith("rank")]
     forwards = {cell for line in pictured for cell in line.split() if cell.removeprefix("|").startswith("F")}
     numbers = {re.sub(r"\D", "", cell) for cell in forwards}
     chunks = len({re.sub(r"[|F\d]", "", cell) for cell in forwards})
-    assert pictured == draw.to_text(play(complete(name, len(pictured), len(numbers), chunks))).splitlines()
+    assert pictured == draw.to_text(play(program_of(name, len(pictured), len(numbers), chunks))).splitlines()
 
 
 def test_a_record_says_whether_the_backward_is_split():
@@ -157,7 +174,7 @@ def test_larger_shapes_with_chunks_too(name, ranks, groups, chunks):
 
 def test_zero_bubble_loses_a_third_of_1f1b():
     for ranks in (2, 5, 12):
-        ours, theirs = (play(complete(name, ranks, 3 * ranks)).bubble for name in ("zb-h1", "1f1b"))
+        ours, theirs = (play(program_of(name, ranks, 3 * ranks)).bubble for name in ("zb-h1", "1f1b"))
         assert ours == pytest.approx(theirs / 3)
 
 
@@ -167,12 +184,13 @@ def test_a_receipt_proves_that_a_send_has_arrived_and_few_sends_wait_for_theirs(
     checked, worst = 0, (-math.inf, ())
     for shape in shapes(most=60):
         name, ranks, _, chunks = shape
-        program = complete(*shape)
+        ours = by_rank(make(*shape), chunks)
         played = play(
-            program, Times(forward=draws.uniform(0.2, 3), weight=draws.uniform(0.2, 3), transfer=draws.uniform(0, 5))
+            [found.actions for found in ours],
+            Times(forward=draws.uniform(0.2, 3), weight=draws.uniform(0.2, 3), transfer=draws.uniform(0, 5)),
         )
         ends = {span.action: span.end for spans in played.transfers.values() for span in spans}
-        for actions, proved in zip(program, receipts(program)):
+        for actions, proved in ours:
             waiting: set[Action] = set()
             most = 0
             for action in actions:
@@ -245,18 +263,18 @@ def test_the_orders_are_those_of_torch():
     theirs = importlib.import_module("torch.distributed.pipelining.schedules")
     for ranks in range(1, 7):
         for microbatches in range(ranks, 4 * ranks + 1):
-            assert gpipe(ranks, microbatches) == orders_of_torch(theirs.ScheduleGPipe, ranks, microbatches, 1)
+            assert make("gpipe", ranks, microbatches) == orders_of_torch(theirs.ScheduleGPipe, ranks, microbatches, 1)
             # the last rank's order there begins with F1: a slip of its display, the class itself does not run it
             assert (
-                one_f_one_b(ranks, microbatches)[:-1]
+                make("1f1b", ranks, microbatches)[:-1]
                 == orders_of_torch(theirs.Schedule1F1B, ranks, microbatches, 1)[:-1]
             )
-            assert zb_h1(ranks, microbatches) == orders_of_torch(
+            assert make("zb-h1", ranks, microbatches) == orders_of_torch(
                 theirs.ScheduleInterleavedZeroBubble, ranks, microbatches, 1
             )
             for chunks in range(2, 5):
                 if microbatches % ranks == 0:
-                    assert interleaved(ranks, microbatches, chunks) == orders_of_torch(
+                    assert make("interleaved", ranks, microbatches, chunks) == orders_of_torch(
                         theirs.ScheduleInterleaved1F1B, ranks, microbatches, chunks
                     )
 
@@ -265,7 +283,7 @@ def test_the_orders_are_those_of_torch():
 
 
 def test_communication_of_two_ranks_is_what_one_would_write():
-    program = complete("1f1b", 2, 2)
+    program = program_of("1f1b", 2, 2)
     assert [" ".join(map(str, actions)) for actions in program] == [
         "F0.0 sf0.0 rb0.0 F0.1 sf0.1 rb0.1 B0.0 B0.1",
         "rf1.0 F1.0 rf1.1 B1.0 sb1.0 F1.1 B1.1 sb1.1",
@@ -274,7 +292,7 @@ def test_communication_of_two_ranks_is_what_one_would_write():
 
 def test_both_ends_of_every_channel_agree_on_the_order():
     for shape in shapes(most=40):
-        program, ranks = complete(*shape), shape[1]
+        program, ranks = program_of(*shape), shape[1]
         ends = {}
         for actions in program:
             for action in actions:
@@ -283,27 +301,34 @@ def test_both_ends_of_every_channel_agree_on_the_order():
                 elif action.kind in RECEIVES:
                     ends.setdefault(channel_of(action, ranks), ([], []))[1].append(action)
         assert all(given == taken for given, taken in ends.values()), shape
-        assert sorted(ends, key=str) == sorted(channels(program, ranks), key=str)
+        assert {channel.direction for channel in ends} == set(directions(ranks, ranks * shape[3])), shape
+        for channel in ends:
+            assert channel.receiver in neighbours(channel.sender, ranks, ranks * shape[3]), shape
         assert ranks == 1 or all(c.sender != c.receiver for c in ends)
 
 
+def channels(program):
+    ranks = len(program)
+    return {channel_of(action, ranks) for actions in program for action in actions if action.kind not in COMPUTE}
+
+
 def test_channels_of_a_ring_wrap_around():
-    found = channels(complete("interleaved", 3, 3, 2), 3)
+    found = channels(program_of("interleaved", 3, 3, 2))
     forward = {(c.sender, c.receiver) for c in found if c.kind is Kind.FORWARD}
     backward = {(c.sender, c.receiver) for c in found if c.kind is Kind.BACKWARD}
     assert forward == {(0, 1), (1, 2), (2, 0)} and backward == {(1, 0), (2, 1), (0, 2)}
-    assert {(c.sender, c.receiver) for c in channels(complete("1f1b", 3, 3), 3)} == {(0, 1), (1, 2), (1, 0), (2, 1)}
+    assert {(c.sender, c.receiver) for c in channels(program_of("1f1b", 3, 3))} == {(0, 1), (1, 2), (1, 0), (2, 1)}
 
 
 def test_one_rank_sends_nothing():
     for name, chunks in [*((name, 1) for name in ONE_CHUNK), *((name, 3) for name in CHUNKED)]:
-        assert complete(name, 1, 5, chunks) == make(name, 1, 5, chunks)
-        assert channels(complete(name, 1, 5, chunks), 1) == []
+        assert program_of(name, 1, 5, chunks) == make(name, 1, 5, chunks)
+        assert not channels(program_of(name, 1, 5, chunks)) and not directions(1, chunks)
 
 
 def test_a_receive_is_posted_before_the_computation_that_precedes_its_use():
     for shape in shapes(most=40):
-        for actions in complete(*shape):
+        for actions in program_of(*shape):
             computed = [n for n, a in enumerate(actions) if a.kind not in SENDS + RECEIVES]
             for n, action in enumerate(actions):
                 if action.kind in RECEIVES:
@@ -318,14 +343,14 @@ def test_a_receive_is_posted_before_the_computation_that_precedes_its_use():
 
 def test_a_transfer_takes_time_and_overlaps_with_computing():
     times = Times(forward=1, input=1, weight=1, transfer=0.5)
-    assert play(complete("1f1b", 2, 1), times).makespan == 1 + 0.5 + (1 + 2) + 0.5 + 2
-    steady = play(complete("1f1b", 2, 50), times)
-    assert steady.makespan < play(complete("1f1b", 2, 50)).makespan + 50 * 2 * 0.5
+    assert play(program_of("1f1b", 2, 1), times).makespan == 1 + 0.5 + (1 + 2) + 0.5 + 2
+    steady = play(program_of("1f1b", 2, 50), times)
+    assert steady.makespan < play(program_of("1f1b", 2, 50)).makespan + 50 * 2 * 0.5
     assert all(span.end - span.start == 0.5 for spans in steady.transfers.values() for span in spans)
 
 
 def test_a_slow_stage_sets_the_pace():
-    played = play(complete("1f1b", 3, 40), Times(stages=(1, 1, 2)))
+    played = play(program_of("1f1b", 3, 40), Times(stages=(1, 1, 2)))
     assert played.ideal == 40 * 3 * 2 and played.bubble == pytest.approx((1 + 1 + 2 + 2) / (40 * 6))
 
 
@@ -334,7 +359,7 @@ def test_a_deadlock_names_what_each_rank_waits_for():
     orders = [[(f, 0), (b, 0), (f, 1), (b, 1)], [(f, 0), (f, 1), (b, 0), (b, 1)]]
     program = [[Action(kind, rank, i) for kind, i in order] for rank, order in enumerate(orders)]
     with pytest.raises(InvalidProgram) as error:
-        play(with_communication(program, 2, 2))
+        play(communicating(program))
     assert str(error.value).splitlines() == [
         "deadlock:",
         "rank 0 waits at B0.0 for rb0.0",
@@ -342,33 +367,52 @@ def test_a_deadlock_names_what_each_rank_waits_for():
     ]
 
 
-def deadlocking(ranks, microbatches):
+def deadlocking(rank, ranks, microbatches):
     """Rank 0 waits for a gradient before its second forward; the others want all forwards first."""
-    turns = [
-        action for pair in zip(gpipe(1, microbatches)[0], gpipe(1, microbatches)[0][microbatches:]) for action in pair
+    if rank:
+        return gpipe(rank, ranks, microbatches)
+    return [
+        action for pair in zip(gpipe(0, 1, microbatches), gpipe(0, 1, microbatches)[microbatches:]) for action in pair
     ]
-    return [turns, *([a._replace(stage=rank) for a in gpipe(1, microbatches)[0]] for rank in range(1, ranks))]
+
+
+def forgetful(rank, ranks, microbatches):
+    """Every rank leaves out its first action."""
+    return gpipe(rank, ranks, microbatches)[1:]
 
 
 def test_a_program_that_deadlocks_is_refused_with_what_each_rank_waits_for(monkeypatch):
-    monkeypatch.setitem(SCHEDULES, "gpipe", replace(SCHEDULES["gpipe"], program=deadlocking))
-    assert refusal("gpipe", Shape(2, 4)) == "rank 0 waits at B0.0 for rb0.0, rank 1 waits at F1.1 for rf1.1"
-    assert refusal("gpipe", Shape(12, 4)).endswith("rank 7 waits at F7.1 for rf7.1 and 4 more")
+    """On rank 0 and on its neighbour, and where all ranks are looked at."""
+    monkeypatch.setitem(SCHEDULES, "gpipe", replace(SCHEDULES["gpipe"], actions=deadlocking))
+    waiting = "rank 0 waits at B0.0 for rb0.0, rank 1 waits at F1.1 for rf1.1"
+    assert refusal("gpipe", Shape(2, 4)) == waiting
+    for ranks in (2, 12):
+        found = {rank: refusal("gpipe", Shape(ranks, 4), rank) for rank in [*range(ranks), None]}
+        assert found == dict.fromkeys(range(2, ranks)) | dict.fromkeys([0, 1, None], waiting)
     assert refusal("gpipe", Shape(1, 4)) is None
     with pytest.raises(UserError, match=r"schedule = 'gpipe': .* 2 ranks and 4 microbatches; rank 0 waits .* Fix: "):
         whole_program("gpipe", 2, 4)
+    with pytest.raises(UserError, match="rank 1 waits at F1.1 for rf1.1"):
+        rank_program("gpipe", 1, Shape(12, 4))
     with pytest.raises(UserError, match="rank 1 waits at F1.1 for rf1.1"):
         draw.describe("gpipe", 2, 4)
 
 
 def test_a_program_that_forgets_an_action_is_refused(monkeypatch):
-    forgetful = replace(SCHEDULES["gpipe"], program=lambda *shape: [a[1:] for a in gpipe(*shape)])
-    monkeypatch.setitem(SCHEDULES, "gpipe", forgetful)
+    monkeypatch.setitem(SCHEDULES, "gpipe", replace(SCHEDULES["gpipe"], actions=forgetful))
     assert "the forward of stage 0, microbatch 0 is computed 0 times" in refusal("gpipe", Shape(1, 2))
-    monkeypatch.setitem(
-        SCHEDULES, "gpipe", replace(forgetful, program=lambda *shape: [gpipe(*shape)[0], gpipe(*shape)[1][1:]])
-    )
-    assert refusal("gpipe", Shape(2, 2)) == "sf0.0 is sent, but nothing on rank 1 uses it"
+    assert "the forward of stage 7, microbatch 0 is computed 0 times" in refusal("gpipe", Shape(12, 2))
+    assert refusal("gpipe", Shape(12, 2)).endswith("expected once and 4 more")
+    for rank in (3, 4, 5):  # the one that forgets, and its neighbours
+        only = replace(SCHEDULES["gpipe"], actions=lambda r, *shape: (forgetful if r == 4 else gpipe)(r, *shape))
+        monkeypatch.setitem(SCHEDULES, "gpipe", only)
+        line = "the forward of stage 4, microbatch 0 is computed 0 times, expected once"
+        assert refusal("gpipe", Shape(12, 2), rank) == line
+
+
+def test_a_tensor_that_nobody_uses_is_not_sent():
+    with pytest.raises(InvalidProgram, match=r"^sf0.0 is sent, but nothing on rank 1 uses it$"):
+        with_communication(1, {0: gpipe(0, 2, 2), 1: gpipe(1, 2, 2)[1:]}, 2, 2)
 
 
 def test_a_schedule_without_closed_forms_is_drawn_without_them(monkeypatch):
@@ -389,19 +433,23 @@ MUTATED = [
 
 
 @pytest.mark.parametrize("shape", MUTATED, ids=str)
-def test_dropping_or_doubling_any_action_is_found(shape):
-    whole = complete(*shape)
+def test_dropping_or_doubling_any_action_is_found_by_the_simulator(shape):
+    whole = program_of(*shape)
     for rank, actions in enumerate(whole):
         for n in range(len(actions)):
             for middle in ([], [actions[n]] * 2):
                 broken = [*whole[:rank], actions[:n] + middle + actions[n + 1 :], *whole[rank + 1 :]]
                 names = str(actions[n]), f"stage {actions[n].stage}, microbatch {actions[n].microbatch} is computed"
-                assert any(name in line for line in violations(broken) for name in names), (rank, actions[n], middle)
+                assert any(name in line for line in simulated_violations(broken) for name in names), (
+                    rank,
+                    actions[n],
+                    middle,
+                )
 
 
 @pytest.mark.parametrize("shape", MUTATED, ids=str)
-def test_exchanging_two_ends_of_a_channel_is_found(shape):
-    whole = complete(*shape)
+def test_exchanging_two_ends_of_a_channel_is_found_by_the_simulator(shape):
+    whole = program_of(*shape)
     for rank, actions in enumerate(whole):
         for kind in SENDS + RECEIVES:
             places = [n for n, a in enumerate(actions) if a.kind is kind]
@@ -409,36 +457,118 @@ def test_exchanging_two_ends_of_a_channel_is_found(shape):
                 same = channel_of(actions[a], shape[1]) == channel_of(actions[b], shape[1])
                 swapped = list(actions)
                 swapped[a], swapped[b] = swapped[b], swapped[a]
-                assert not same or violations([*whole[:rank], swapped, *whole[rank + 1 :]]), (rank, actions[a])
+                assert not same or simulated_violations([*whole[:rank], swapped, *whole[rank + 1 :]]), (
+                    rank,
+                    actions[a],
+                )
 
 
 @pytest.mark.parametrize("shape", MUTATED, ids=str)
-def test_nothing_may_come_before_what_it_needs(shape):
-    whole = complete(*shape)
+def test_the_simulator_lets_nothing_come_before_what_it_needs(shape):
+    whole = program_of(*shape)
     for rank, actions in enumerate(whole):
         for early in (Kind.BACKWARD, Kind.INPUT, Kind.WEIGHT, *SENDS):
             for n in [n for n, a in enumerate(actions) if a.kind is early]:
                 moved = [actions[n], *actions[:n], *actions[n + 1 :]]
-                found = violations([*whole[:rank], moved, *whole[rank + 1 :]])
+                found = simulated_violations([*whole[:rank], moved, *whole[rank + 1 :]])
                 assert any(line.startswith(f"rank {rank} runs {actions[n]} before") for line in found)
 
 
+def assert_seen_from_near(program, shape, rank, told):
+    """By the rank, by its neighbours, and by who looks at all ranks."""
+    for one in (rank, *neighbours(rank, shape.ranks, shape.stages)):
+        assert any(told in line for line in violations(near(program, one, shape.chunks), shape)), (rank, one, told)
+    assert any(told in line for line in violations(dict(enumerate(program)), shape)), (rank, told)
+
+
+@pytest.mark.parametrize("shape", MUTATED, ids=str)
+def test_a_computation_that_is_dropped_doubled_or_too_early_is_found_by_its_rank_and_its_neighbours(shape):
+    whole, shape = make(*shape), Shape(*shape[1:])
+    for rank, actions in enumerate(whole):
+        for n, action in enumerate(actions):
+            for middle in ([], [action] * 2):
+                broken = [*whole[:rank], actions[:n] + middle + actions[n + 1 :], *whole[rank + 1 :]]
+                told = f"stage {action.stage}, microbatch {action.microbatch} is computed {len(middle)} times"
+                assert_seen_from_near(broken, shape, rank, told)
+            if action.kind is not Kind.FORWARD:
+                moved = [action, *actions[:n], *actions[n + 1 :]]
+                told = f"rank {rank} runs {action} before"
+                assert_seen_from_near([*whole[:rank], moved, *whole[rank + 1 :]], shape, rank, told)
+
+
 def test_work_on_the_wrong_rank_is_found():
-    program = complete("1f1b", 2, 2)
-    found = violations(program[::-1])
+    program = make("1f1b", 2, 2)
+    found = violations(dict(enumerate(program[::-1])), Shape(2, 2))
     assert "rank 0 runs F1.0, but stage 1 lives on rank 1" in found
+    assert "rank 0 runs F1.0, but stage 1 lives on rank 1" in simulated_violations(communicating(program)[::-1])
     assert all(rank_of(a.stage, 2) == r for r, actions in enumerate(program) for a in actions)
 
 
-def test_a_compute_only_program_is_not_yet_one_to_run():
-    assert violations(make("1f1b", 2, 2)) and not violations(make("1f1b", 1, 2))
+def test_work_that_the_shape_does_not_have_is_found():
+    assert "rank 0 runs F0.2, which is no computation of this shape" in violations({0: gpipe(0, 1, 3)}, Shape(1, 2))
+    before = [Action(Kind.FORWARD, 0, -1), *gpipe(0, 1, 2)]
+    assert "rank 0 runs F0.-1, which is no computation of this shape" in violations({0: before}, Shape(1, 2))
+    sending = [*gpipe(0, 1, 1), Action(Kind.SEND_FORWARD, 0, 0)]
+    assert violations({0: sending}, Shape(1, 1)) == ["rank 0 runs sf0.0, which is no computation of this shape"]
+
+
+def some_order(draws, rank, shape):
+    """Some order of a rank's work in which nothing comes before what the rank itself must have done."""
+    stages, ranks = range(rank, shape.stages, shape.ranks), shape.ranks
+    left = {Action(kind, s, i) for kind in (Kind.FORWARD, Kind.BACKWARD) for s in stages for i in range(shape[1])}
+    done = []
+    while left:
+        ready = [
+            Action(kind, stage, i)
+            for kind, stage, i in left
+            if (kind, stage + (-ranks if kind is Kind.FORWARD else ranks), i) not in left
+            if kind is Kind.FORWARD or (Kind.FORWARD, stage, i) not in left
+        ]
+        done.append(draws.choice(sorted(ready, key=str)))
+        left.remove(done[-1])
+    return done
+
+
+@pytest.mark.parametrize("shape", [Shape(2, 3), Shape(3, 2), Shape(4, 2), Shape(2, 2, 2), Shape(3, 3, 2)], ids=str)
+def test_neighbours_see_exactly_the_deadlocks_that_the_simulator_sees(shape):
+    """With several stages on three ranks or more they may refuse more, never less."""
+    draws = random.Random(11)
+    count = Counter()
+    for _ in range(200):
+        orders = [some_order(draws, rank, shape) for rank in range(shape.ranks)]
+        if draws.random() < 0.5:  # a schedule with a few neighbouring actions exchanged
+            name = "interleaved" if shape.chunks > 1 else "1f1b"
+            orders = [SCHEDULES[name].of_rank(rank, shape) for rank in range(shape.ranks)]
+            for _ in range(draws.randint(0, 3)):
+                actions = draws.choice(orders)
+                n = draws.randrange(1, len(actions))
+                actions[n - 1 : n + 1] = actions[n], actions[n - 1]
+        seen = {line for rank in range(shape.ranks) for line in violations(near(orders, rank, shape.chunks), shape)}
+        assert bool(seen) == bool(violations(dict(enumerate(orders)), shape)), orders
+        count[bool(simulated_violations(communicating(orders, shape.chunks))), bool(seen)] += 1
+    assert count[True, True] > 20 and count[False, False] > 20 and not count[True, False], count
+    assert (count[False, True] > 0) == (shape.chunks > 1 and shape.ranks > 2), count
+
+
+def test_a_circle_around_all_ranks_is_refused_though_no_two_neighbours_wait_for_each_other():
+    """Rank 1 wants microbatch 1 first; rank 0 sends it only after chunk 1 of microbatch 0, which needs rank 1."""
+    orders = ["F0.0 F3.0 F0.1 F3.1", "F1.1 F1.0 F4.1 F4.0", "F2.0 F2.1 F5.0 F5.1"]
+    program = [
+        [Action(Kind.FORWARD, int(word[1]), int(word[3])) for word in order.split()]
+        + [Action(Kind.BACKWARD, chunk * 3 + rank, i) for chunk in (1, 0) for i in (0, 1)]
+        for rank, order in enumerate(orders)
+    ]
+    assert "rank 0 waits at F3.0 for rf3.0" in simulated_violations(communicating(program, 2))
+    found = violations(dict(enumerate(program)), Shape(3, 2, 2))
+    assert "rank 0 runs F0.0 where rank 1 runs F1.1, not in one order of chunks" in found
+    assert not any("waits" in line for line in found)
 
 
 def test_one_warmup_too_few_is_valid_but_slower():
-    right = one_f_one_b(4, 8)
+    right = make("1f1b", 4, 8)
     wrong = [[action._replace(stage=rank) for action in right[min(rank + 1, 3)]] for rank in range(4)]
-    played = play(with_communication(wrong, 4, 4))
-    assert violations(with_communication(wrong, 4, 4)) == []
+    played = play(communicating(wrong))
+    assert violations(dict(enumerate(wrong)), Shape(4, 8)) == simulated_violations(communicating(wrong)) == []
     assert played.bubble > expected_bubble("1f1b", 4, 8) and played.peak == [3, 2, 1, 1]
 
 
@@ -454,7 +584,7 @@ def test_describe_tells_bubble_and_peak(tmp_path):
 
 
 def test_a_wide_picture_goes_on_below_and_loses_no_cell():
-    played = play(complete("interleaved", 2, 8, 2))
+    played = play(program_of("interleaved", 2, 8, 2))
     wide, narrow = draw.to_text(played, width=10_000), draw.to_text(played, width=60)
     assert all(len(line) <= 60 for line in narrow.splitlines())
     for rank in ("rank 0 |", "rank 1 |"):

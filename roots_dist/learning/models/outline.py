@@ -8,6 +8,7 @@ parallel/optim/trainable.py chooses the trainable parameters from it, identicall
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -29,8 +30,9 @@ class ParameterPlace(NamedTuple):
 def outline(specs: Sequence[PieceSpec]) -> dict[str, ParameterPlace]:
     """Place of every parameter except copies, in the order of the computation."""
     found: dict[str, ParameterPlace] = {}
+    blocks = [0, *accumulate(spec.is_block for spec in specs)]  # blocks[i] is their number in the first i pieces
     for i, p in _parameters(specs):
-        above = sum(s.is_block for s in specs[i + 1 :])
+        above = blocks[-1] - blocks[i + 1]
         found.setdefault(p.name, ParameterPlace(i, above + 1 if above or specs[i].is_block else 0))
     return found
 

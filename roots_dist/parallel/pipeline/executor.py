@@ -20,7 +20,7 @@ from torch import Tensor
 from roots_dist.parallel.pipeline.stage import Stage
 from roots_dist.parallel.tensor.collectives import DeferredWeightGrads
 from roots_dist.schedule.actions import Action, Kind, rank_of
-from roots_dist.schedule.communication import Channel, channel_of
+from roots_dist.schedule.communication import Direction, channel_of
 from roots_dist.world.batch import MicroBatch, PieceOutput
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.stopwatch import Stopwatch
@@ -32,18 +32,15 @@ Scales = Mapping[str, float]
 Work = tuple[int, int]  # (stage, microbatch)
 
 
-def connect(channels: Sequence[Channel], mesh: Mesh) -> dict[Channel, dist.ProcessGroup | None]:
-    """Create the group of each channel. Collective over the world: all ranks pass the same list, that of the whole
-    pipeline.
+def connect(directions: Sequence[Direction], mesh: Mesh) -> dict[Direction, dist.ProcessGroup | None]:
+    """Create a group for each direction. Collective over the world: all ranks pass the directions of the whole pipeline
+    (communication.directions).
 
     Channels in the same direction share a group, so that between any two ranks the group's messages go one way and
     arrive in the order of their sends, on gloo and on NCCL. With one group for both directions, two neighbours that
     send to each other at the same time would deadlock (NCCL runs the messages of a pair one by one).
     """
-    ways: dict[tuple[Kind, bool], dist.ProcessGroup | None] = {}
-    for kind, up in dict.fromkeys((c.kind, c.sender < c.receiver) for c in channels):
-        ways[kind, up] = mesh.new_pp_axis(f"{kind.name.lower()} {'up' if up else 'down'} pp").group
-    return {c: ways[c.kind, c.sender < c.receiver] for c in channels}
+    return {d: mesh.new_pp_axis(f"{d.kind.name.lower()} {'up' if d.up else 'down'} pp").group for d in directions}
 
 
 @dataclass
@@ -76,7 +73,8 @@ class Executor:
     num_stages: int
     spec: Callable[[int, MicroBatch], PayloadSpec]
     lowest_trainable: Callable[[MicroBatch], int]
-    channels: Mapping[Channel, dist.ProcessGroup | None]
+    groups: Mapping[Direction, dist.ProcessGroup | None]
+    """Groups of the messages, from connect."""
     deferred: DeferredWeightGrads
     watch: Stopwatch
 
@@ -183,7 +181,7 @@ class Executor:
 
     def _send(self, flight: _InFlight, action: Action, payload: Payload) -> None:
         channel = channel_of(action, self.mesh.pp.size)
-        target, group = self.mesh.pp.ranks[channel.receiver], self.channels[channel]
+        target, group = self.mesh.pp.ranks[channel.receiver], self.groups[channel.direction]
         tensors = [payload[name].contiguous() for name in sorted(payload)]
         for send in [a for a, sent in flight.sent.items() if all(message.is_completed() for message, _ in sent)]:
             del flight.sent[send]  # NCCL reports completion itself
@@ -191,7 +189,7 @@ class Executor:
 
     def _receive(self, action: Action, spec: PayloadSpec) -> tuple[Payload, list[dist.Work]]:
         channel = channel_of(action, self.mesh.pp.size)
-        source, group = self.mesh.pp.ranks[channel.sender], self.channels[channel]
+        source, group = self.mesh.pp.ranks[channel.sender], self.groups[channel.direction]
         payload = {n: torch.empty(shape, dtype=dtype, device=self.mesh.device) for n, (shape, dtype) in spec.items()}
         return payload, [_begun(dist.irecv(payload[name], source, group=group)) for name in sorted(payload)]
 

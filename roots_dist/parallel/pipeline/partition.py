@@ -9,8 +9,8 @@ equal layers tie and every rank of every machine computes the same cut.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import accumulate
 
@@ -38,9 +38,8 @@ def partition(costs: Sequence[float], num_stages: int, required: Sequence[bool])
             ]
         )
     prefix = _prefix_sums(costs)
-    first = _next_required(required)
-    bound = _least_bound(prefix, first, num_stages)
-    return _most_even(prefix, first, num_stages, bound)
+    bound = _least_bound(prefix, required, num_stages)
+    return _most_even(prefix, required, num_stages, bound)
 
 
 def _prefix_sums(costs: Sequence[float]) -> list[int]:
@@ -50,56 +49,100 @@ def _prefix_sums(costs: Sequence[float]) -> list[int]:
     return [0, *accumulate(int(cost * unit) for cost in exact)]
 
 
-def _next_required(required: Sequence[bool]) -> list[int]:
-    """first[i] is the earliest end of a stage that begins at piece i: just behind its first required piece."""
-    first = [len(required) + 1] * (len(required) + 1)
-    for i in reversed(range(len(required))):
-        first[i] = i + 1 if required[i] else first[i + 1]
-    return first
+def _starts(prefix: Sequence[int], required: Sequence[bool], bound: int) -> list[range]:
+    """starts[end]: where a stage may begin that ends before piece `end`, costs at most `bound` and has a required
+    piece. Both ends of these ranges grow with `end`."""
+    found = [range(0)]
+    lowest = last_required = 0
+    for end in range(1, len(prefix)):
+        last_required = end if required[end - 1] else last_required
+        while prefix[end] - prefix[lowest] > bound:
+            lowest += 1
+        found.append(range(lowest, last_required))
+    return found
 
 
-def _least_bound(prefix: list[int], first: list[int], num_stages: int) -> int:
-    """The smallest possible maximum cost. It is the cost of some range, so a binary search over the ranges finds it.
+def _fewest_stages(starts: Sequence[range]) -> list[float]:
+    """fewest[end]: the fewest stages into which the first `end` pieces can be cut; inf if it is impossible.
+
+    Each is one more than the smallest within a window of earlier ones, and the window only moves on: a queue of those
+    that may still become the smallest makes it linear (sliding-window minimum).
+    """
+    fewest = [0.0]
+    queue: deque[int] = deque()
+    entered = 0
+    for window in starts[1:]:
+        for start in range(entered, window.stop):
+            while queue and fewest[queue[-1]] >= fewest[start]:
+                queue.pop()
+            queue.append(start)
+        entered = max(entered, window.stop)
+        while queue and queue[0] < window.start:
+            queue.popleft()
+        fewest.append(1 + fewest[queue[0]] if queue else math.inf)
+    return fewest
+
+
+def _least_bound(prefix: Sequence[int], required: Sequence[bool], num_stages: int) -> int:
+    """The smallest possible maximum cost of a stage, found by bisection.
 
     It suffices to ask for at most `num_stages` stages: a stage with two required pieces can be cut between them.
     """
-    runs = sorted({end - start for i, start in enumerate(prefix) for end in prefix[i + 1 :]})
-    return runs[bisect_left(runs, True, key=lambda bound: _fewest_stages(prefix, first, bound) <= num_stages)]
+    low, high = 0, prefix[-1]
+    while low < high:
+        middle = (low + high) // 2
+        if _fewest_stages(_starts(prefix, required, middle))[-1] <= num_stages:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
-def _fewest_stages(prefix: list[int], first: list[int], bound: int) -> float:
-    """The fewest stages of at most this cost; inf if it is impossible."""
-    fewest = [0.0] + [math.inf] * (len(prefix) - 1)
-    for start in range(len(prefix) - 1):
-        for end in range(first[start], len(prefix)):
-            if prefix[end] - prefix[start] > bound:
-                break
-            fewest[end] = min(fewest[end], fewest[start] + 1)
-    return fewest[-1]
+def _reachable(
+    prefix: Sequence[int], required: Sequence[bool], num_stages: int, bound: int
+) -> Iterator[tuple[int, int]]:
+    """All pairs (stages, end): the first `end` pieces can be that many stages, and the other pieces the remaining ones.
+
+    A run of pieces can be cut into any number of stages from its fewest to the number of its required pieces.
+    """
+    before = _fewest_stages(_starts(prefix, required, bound))
+    mirrored = [prefix[-1] - cost for cost in reversed(prefix)]
+    after = _fewest_stages(_starts(mirrored, required[::-1], bound))[::-1]
+    blocks = [0, *accumulate(map(int, required))]
+    for end in range(len(prefix)):
+        if math.isfinite(before[end] + after[end]):
+            least = max(int(before[end]), num_stages - (blocks[-1] - blocks[end]))
+            most = min(blocks[end], num_stages - int(after[end]))
+            yield from ((stages, end) for stages in range(least, most + 1))
 
 
-def _most_even(prefix: list[int], first: list[int], num_stages: int, bound: int) -> list[range]:
+def _most_even(prefix: Sequence[int], required: Sequence[bool], num_stages: int, bound: int) -> list[range]:
     """Dynamic programming over (stages so far, pieces so far) among the cuts with no stage above the bound."""
+    ends: list[list[int]] = [[] for _ in range(num_stages + 1)]
+    for stages_so_far, end in _reachable(prefix, required, num_stages, bound):
+        ends[stages_so_far].append(end)
+    starts = _starts(prefix, required, bound)
     cuts: list[dict[int, int]] = []  # cuts[k][end]: begin of stage k if it ends at `end`
     best: dict[int, tuple[int, int]] = {0: (0, 0)}  # end -> (sum of squares, cost of first and last stage)
     for k in range(num_stages):
         is_end = k in (0, num_stages - 1)
         nearer: dict[int, tuple[int, int]] = {}
         begins: dict[int, int] = {}
-        for start, (squares, ends) in sorted(best.items()):
-            for end in range(first[start], len(prefix)):
-                cost = prefix[end] - prefix[start]
-                if cost > bound:
-                    break
-                score = squares + cost * cost, ends + cost * is_end
-                if end not in nearer or score < nearer[end]:  # at a tie the earlier start: later stages longer
-                    nearer[end], begins[end] = score, start
+        for end in ends[k + 1]:
+            scores = []
+            for start in starts[end]:
+                if start in best:
+                    squares, both_ends = best[start]
+                    cost = prefix[end] - prefix[start]
+                    scores.append((squares + cost * cost, both_ends + cost * is_end, start))
+            squares, both_ends, begins[end] = min(scores)  # at a tie the earlier start: later stages longer
+            nearer[end] = squares, both_ends
         best = nearer
         cuts.append(begins)
 
     stages: list[range] = []
     end = len(prefix) - 1
     for begins in reversed(cuts):
-        stages.insert(0, range(begins[end], end))
+        stages.append(range(begins[end], end))
         end = begins[end]
-    return stages
+    return stages[::-1]

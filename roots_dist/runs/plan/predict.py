@@ -15,7 +15,6 @@ import torch
 
 from roots_dist.accounting.flops import mfu
 from roots_dist.accounting.memory import rank_state
-from roots_dist.assembly.passes import training_program
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.layout import AxisName, Layout
@@ -30,6 +29,7 @@ from roots_dist.runs.plan.timing import time_passes
 from roots_dist.schedule.actions import Action, Kind, Program
 from roots_dist.schedule.check import Times, play
 from roots_dist.schedule.communication import COMPUTE
+from roots_dist.schedule.program import whole_program
 
 TOUCHED = 7
 """Numbers that AdamW reads and writes per parameter: gradient, weight and moments in, weight and moments out."""
@@ -98,13 +98,14 @@ def predict(
     kinds = _rank_kinds(config, layout)
     found = {kind: rehearse(config, layout, kinds.index(kind)) for kind in dict.fromkeys(kinds)}
     rehearsals = [_shift_stages(found[kind], pp - kinds.index(kind)) for pp, kind in enumerate(kinds)]
+    p = config.parallel
     program = [
         [
             action
             for action in actions
             if action.kind is Kind.FORWARD or not is_skipped(action, rehearsals[0].first_trainable)
         ]
-        for actions in training_program(config, config.num_microbatches(layout.dp))
+        for actions in whole_program(p.schedule, p.pp, config.num_microbatches(layout.dp), p.virtual_stages)
     ]
     ranks = tuple(_rank_plan(config, layout, pp, found, program[pp]) for pp, found in enumerate(rehearsals))
     if cluster is None:

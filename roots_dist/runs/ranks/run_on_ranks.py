@@ -74,13 +74,15 @@ def ready(
     local_size: int | None,
     ignored_keys: frozenset[str] = frozenset(),
     trains: bool = True,
+    rank: int | None = None,
 ) -> Layout:
     """Layout of a run that can start. Raises ConfigError with all problems otherwise. With `local_size`, this machine
-    is checked too. For an existing run (`trains` is false), only keys of the command line must be used."""
+    is checked too; with `rank`, the program of this rank instead of all ranks' programs. For an existing run (`trains`
+    is false), only keys of the command line must be used."""
     config = loaded.config
     found = facts.gather(config, local_size) if local_size is not None else None
     problems = [p for p in unused.check(config) if trains or loaded.origins.get(p.key) == COMMAND_LINE]
-    problems += [p for p in checks.check_used(config, world_size, found) if p.key not in ignored_keys]
+    problems += [p for p in checks.check_used(config, world_size, found, rank) if p.key not in ignored_keys]
     if problems:
         raise ConfigError(loaded.located(problems))
     return checks.layout_for(config, world_size)
@@ -98,7 +100,7 @@ def be_rank(world: World, load: Callable[[], Loaded], body: Body, command: Comma
     with guarded(who):
         loaded = load()
         local_size = None if checked_already else world.local_size
-        layout = ready(loaded, world.size, local_size, command.not_required, command.trains)
+        layout = ready(loaded, world.size, local_size, command.not_required, command.trains, world.rank)
         if local_size is not None:
             command.check(loaded.config)
     place = str(layout.place(world.rank))
