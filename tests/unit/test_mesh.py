@@ -47,7 +47,7 @@ def test_a_communicator_that_can_be_split_is_split_once_for_each_axis(huge, monk
     whole = Mesh.connect(huge, 5000)
     assert [how["group_desc"] for how in split] == ["tp", "pp", "dp", "model"]
     assert [len(how["split_ranks"]) for how in split] == [2048, 1024, 128, 128]
-    whole.pp_subset("tie", (0, 15))
+    whole.tie_axis("tie", (0, 15))
     everyone = [rank for ranks in split[-1]["split_ranks"] for rank in ranks]
     assert sorted(everyone) == list(range(huge.world_size)), "a rank in no group keeps its count even"
 
