@@ -2,8 +2,8 @@
 
     Config --parameters--> checks on a login node, memory, banners, reports
 
-learning/models/outline.py counts the same by building the model on the meta device, which needs torch; this file takes
-a millisecond without it. A test holds both equal for every objective of every family.
+learning/models/parameter_locations.py counts the same by building the model on the meta device, which needs torch; this
+file takes a millisecond without it. A test holds both equal for every objective of every family.
 """
 
 from __future__ import annotations

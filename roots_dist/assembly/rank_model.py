@@ -13,7 +13,7 @@ from torch import nn
 
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import pieces_of
-from roots_dist.learning.models.outline import outline
+from roots_dist.learning.models.parameter_locations import locate_parameters
 from roots_dist.learning.models.pieces import PayloadSpec, PieceSpec, compute_dtype
 from roots_dist.parallel.optim.trainable import Trainable, trainable
 from roots_dist.parallel.pipeline.partition import partition
@@ -74,14 +74,14 @@ def build_model(config: Config, mesh: Mesh) -> RankModel:
         stages[index] = Stage(names, [built[n] for n in names], recompute, prefill_only)
     module = nn.ModuleList(stages.values()).to(device=mesh.device, dtype=compute_dtype(config))
     params = parameters_of([piece for stage in stages.values() for piece in stage.named_pieces()])
-    if mesh.device.type != "meta":  # a rehearsal on the meta device has no values
+    if mesh.device.type != "meta":  # a model on the meta device has no values
         initialize(params, config.train.seed)
     input_specs = (lambda batch: {}, *(specs[run.start - 1].output_spec for run in runs[1:]))
-    places = outline(specs)
-    learnable = trainable(config, {name: place.depth for name, place in places.items()})
+    locations = locate_parameters(specs)
+    learnable = trainable(config, {name: location.depth for name, location in locations.items()})
     since: dict[int, list[int]] = defaultdict(list)  # piece -> steps from which its parameters are trained
     for name, trained in learnable.items():
-        since[places[name].piece].append(trained.from_step)
+        since[locations[name].piece].append(trained.from_step)
     trainable_from = tuple(min((step for i in run for step in since[i]), default=None) for run in runs)
     return RankModel(
         module, stages, params, tp, tie_holders(specs, runs, mesh.pp.size), input_specs, learnable, trainable_from

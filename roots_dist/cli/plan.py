@@ -41,7 +41,7 @@ def plan(
 ) -> None:
     """Predict what each process of a layout holds and sends in a step and, with a cluster profile, how long it takes.
 
-    Each kind of pipeline rank is rehearsed on shapes alone, so a laptop plans thousands of GPUs in seconds.
+    Each kind of pipeline rank runs a step on shapes alone, so a laptop plans thousands of GPUs in seconds.
 
     \b
     roots plan configs/bloom-176b.yaml --processes 384

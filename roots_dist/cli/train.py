@@ -44,13 +44,13 @@ def check(config: Config) -> None:
         check_rows(config)
     if config.finetune.strategy in ("partial", "lora"):
         from roots_dist.learning.models import pieces_of
-        from roots_dist.learning.models.outline import outline
+        from roots_dist.learning.models.parameter_locations import locate_parameters
         from roots_dist.parallel.optim.trainable import trainable
         from roots_dist.parallel.tensor.collectives import DeferredWeightGrads, TensorParallel
         from roots_dist.world.mesh import SINGLE
 
-        places = outline(pieces_of(config, TensorParallel(SINGLE, False, DeferredWeightGrads())))
-        trainable(config, {name: place.depth for name, place in places.items()})
+        locations = locate_parameters(pieces_of(config, TensorParallel(SINGLE, False, DeferredWeightGrads())))
+        trainable(config, {name: location.depth for name, location in locations.items()})
 
 
 def work(config: Config, mesh: Mesh) -> int:

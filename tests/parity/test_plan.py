@@ -1,4 +1,4 @@
-"""A plan is what happens: a stage rehearsed on shapes alone costs what it costs with numbers, and running ranks hold
+"""A plan is what happens: a stage costs on shapes alone what it costs with numbers, and running ranks hold
 and send what was predicted."""
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
 from roots_dist.runs.plan.cluster_speed import ring_bytes
-from roots_dist.runs.plan.ledger import Ledger
+from roots_dist.runs.plan.cost_counter import CostCounter
 from roots_dist.runs.plan.predict import predict
-from roots_dist.runs.plan.rehearse import fake_mesh, one_microbatch, rehearse, rehearse_stages
+from roots_dist.runs.plan.rank_cost import count_rank_cost, count_stage_costs, fake_mesh, one_microbatch
 from roots_dist.runs.train.step import train_step
 from roots_dist.schedule.actions import Kind
 from roots_dist.testing.world import on_world
@@ -44,15 +44,15 @@ def test_a_stage_costs_without_numbers_what_it_costs_with_them(model, changes, p
     """To the byte and the operation."""
     made = config(model, pp=2, **changes)
     layout = Layout(pp=2)
-    rehearsed = rehearse(made, layout, pp_rank).stages
-    real = rehearse_stages(
+    on_shapes = count_rank_cost(made, layout, pp_rank).stages
+    real = count_stage_costs(
         made,
         build_model(made, fake_mesh(layout, pp_rank, None, torch.device("cpu"))),
         one_microbatch(made),
-        Ledger(),
+        CostCounter(),
         [],
     )
-    assert rehearsed == real
+    assert on_shapes == real
 
 
 def test_tensor_ranks_say_what_the_papers_count():
@@ -62,7 +62,7 @@ def test_tensor_ranks_say_what_the_papers_count():
 
     def sent(layers: int, kind: Kind, **changes: object) -> list[str]:
         made = config("gpt", tp=4, model__layers=layers, model__attention_dropout=0.0, **changes)
-        messages = rehearse(made, Layout(tp=4), 0).stages[0].passes[kind].messages
+        messages = count_rank_cost(made, Layout(tp=4), 0).stages[0].passes[kind].messages
         return [m.operation for m in messages if m.bytes == whole]
 
     def of_a_block(kind: Kind, **changes: object) -> dict[str, int]:
@@ -78,7 +78,11 @@ def test_full_recomputation_keeps_a_blocks_input_and_nothing_else():
     """Korthikanti et al. 2022, section 5: sbh numbers per layer."""
 
     def saved_bytes(layers: int) -> int:
-        return rehearse(config("gpt", model__layers=layers, train__recompute="full"), Layout(), 0).stages[0].saved_bytes
+        return (
+            count_rank_cost(config("gpt", model__layers=layers, train__recompute="full"), Layout(), 0)
+            .stages[0]
+            .saved_bytes
+        )
 
     assert saved_bytes(3) - saved_bytes(2) == 1 * 16 * 32 * 8
 
@@ -90,16 +94,16 @@ def held_and_sent(rank, size, made):
     """The most bytes of tensors alive at once in a step, after a first one; what went through tp and pp groups."""
     p = made.parallel
     mesh = Mesh.connect(Layout(dp=size // (p.tp * p.pp), pp=p.pp, tp=p.tp), rank)
-    books, sent = Ledger(), {"tp": 0.0, "pp": 0.0}
-    with books:
+    counter, sent = CostCounter(), {"tp": 0.0, "pp": 0.0}
+    with counter:
         run = build_run(made, mesh, objective=proof_objective(made))
         for step in range(2):
             batches = random_batches(made, step, mesh.dp.rank, mesh.dp.size)
             if step == 1:
                 _listen(sent, mesh)
-            books.restart_peak()
+            counter.restart_peak()
             train_step(run, batches, 1e-3)
-    return {"peak": books.peak, **sent}
+    return {"peak": counter.peak, **sent}
 
 
 def _listen(sent: dict[str, float], mesh: Mesh) -> None:

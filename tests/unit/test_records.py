@@ -22,7 +22,7 @@ from roots_dist.learning.data.specials import synthetic_specials
 from roots_dist.learning.data.tasks import ROW_READERS
 from roots_dist.learning.models import MODELS, pieces_of
 from roots_dist.learning.models.activations import FUNCTIONS, activation
-from roots_dist.learning.models.outline import shapes
+from roots_dist.learning.models.parameter_locations import shapes
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.runs.evaluate.held_out import Score, TermSums
 from roots_dist.runs.generate.generate import ANSWERS

@@ -1,6 +1,6 @@
 """Predict a step rank by rank: memory, traffic and, on a known cluster, seconds. Starts no process.
 
-    rehearse.py: what each pipeline rank saves, computes, sends --the schedule that will run, simulated--> Plan
+    rank_cost.py: what each pipeline rank saves, computes, sends --the schedule that will run, simulated--> Plan
 
 The parts of data parallelism and the optimizer follow from the rank's own parameters by arithmetic; DeepSpeed's buffers
 were measured (tests/parity/test_plan.py compares everything with what running ranks hold and send).
@@ -24,7 +24,7 @@ from roots_dist.parallel.pipeline.executor import is_skipped
 from roots_dist.parallel.pipeline.partition import partition
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.runs.plan.cluster_speed import ClusterSpeed, ring_bytes
-from roots_dist.runs.plan.rehearse import Message, Rehearsal, rehearse
+from roots_dist.runs.plan.rank_cost import Message, RankCost, count_rank_cost
 from roots_dist.runs.plan.timing import time_passes
 from roots_dist.schedule.actions import Action, Kind, Program
 from roots_dist.schedule.check import Times, play
@@ -96,23 +96,23 @@ def predict(
     timed on it instead of computed from the cluster's rates. Raises DataError if `cluster` lacks a link that the layout
     uses."""
     kinds = _rank_kinds(config, layout)
-    found = {kind: rehearse(config, layout, kinds.index(kind)) for kind in dict.fromkeys(kinds)}
-    rehearsals = [_shift_stages(found[kind], pp - kinds.index(kind)) for pp, kind in enumerate(kinds)]
+    found = {kind: count_rank_cost(config, layout, kinds.index(kind)) for kind in dict.fromkeys(kinds)}
+    rank_costs = [_shift_stages(found[kind], pp - kinds.index(kind)) for pp, kind in enumerate(kinds)]
     p = config.parallel
     program = [
         [
             action
             for action in actions
-            if action.kind is Kind.FORWARD or not is_skipped(action, rehearsals[0].first_trainable)
+            if action.kind is Kind.FORWARD or not is_skipped(action, rank_costs[0].first_trainable)
         ]
         for actions in whole_program(p.schedule, p.pp, config.num_microbatches(layout.dp), p.virtual_stages)
     ]
-    ranks = tuple(_rank_plan(config, layout, pp, found, program[pp]) for pp, found in enumerate(rehearsals))
+    ranks = tuple(_rank_plan(config, layout, pp, found, program[pp]) for pp, found in enumerate(rank_costs))
     if cluster is None:
         return Plan(config=config, layout=layout, ranks=ranks)
     if device is None:
         rates = (cluster.flops_per_s, cluster.bytes_per_s, cluster.op_overhead_s)
-        costs = {stage: cost for rehearsal in rehearsals for stage, cost in rehearsal.stages.items()}
+        costs = {stage: cost for rank_cost in rank_costs for stage, cost in rank_cost.stages.items()}
         compute_seconds = {
             (k, s): done.work.seconds(*rates) for s, cost in costs.items() for k, done in cost.passes.items()
         }
@@ -123,7 +123,7 @@ def predict(
             for pp, kind in enumerate(kinds)
             for (k, stage), seconds in timed[kind].items()
         }
-    seconds = _seconds(config, layout, cluster, rehearsals, program, compute_seconds)
+    seconds = _seconds(config, layout, cluster, rank_costs, program, compute_seconds)
     peak = cluster.peak_flops
     share = peak and mfu(flops_per_step(config), seconds.step, peak * layout.world_size)
     return Plan(config=config, layout=layout, ranks=ranks, seconds=seconds, mfu=share)
@@ -140,11 +140,11 @@ def _rank_kinds(config: Config, layout: Layout) -> list[Hashable]:
     return [tuple(map(kind, range(pp, config.num_stages(), layout.pp))) for pp in range(layout.pp)]
 
 
-def _shift_stages(rehearsal: Rehearsal, by: int) -> Rehearsal:
-    return replace(rehearsal, stages={stage + by: cost for stage, cost in rehearsal.stages.items()})
+def _shift_stages(rank_cost: RankCost, by: int) -> RankCost:
+    return replace(rank_cost, stages={stage + by: cost for stage, cost in rank_cost.stages.items()})
 
 
-def _rank_plan(config: Config, layout: Layout, pp: int, found: Rehearsal, actions: list[Action]) -> RankPlan:
+def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions: list[Action]) -> RankPlan:
     numbers = sum(p.tensor.numel() for p in found.params)
     trainable_numbers = sum(p.tensor.numel() for p in found.params if p.tensor.requires_grad)
     gradients = sum(p.tensor.grad.nbytes for p in found.params if p.tensor.grad is not None)
@@ -168,7 +168,7 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: Rehearsal, action
     )
 
 
-def _peak_activations(actions: list[Action], found: Rehearsal, gradients: int) -> int:
+def _peak_activations(actions: list[Action], found: RankCost, gradients: int) -> int:
     """Peak bytes in the order in which the rank acts: activations, messages, gradients of weights."""
     held = most = made = leaving = 0
     arrived: set[tuple[int, int]] = set()
@@ -208,17 +208,17 @@ def _peak_activations(actions: list[Action], found: Rehearsal, gradients: int) -
     return max(most, gradients)
 
 
-def _gathered_bytes(config: Config, layout: Layout, found: Rehearsal) -> int:
+def _gathered_bytes(config: Config, layout: Layout, found: RankCost) -> int:
     """Bytes of the gathered weights of the largest piece, under ZeRO-3."""
     return max(found.pieces) if config.parallel.zero_stage >= 3 and layout.dp > 1 else 0
 
 
-def _sent_tp(actions: list[Action], found: Rehearsal, layout: Layout) -> float:
+def _sent_tp(actions: list[Action], found: RankCost, layout: Layout) -> float:
     messages = [m for kind, stage, _ in actions if kind in COMPUTE for m in found.stages[stage].passes[kind].messages]
     return sum(ring_bytes(m.operation, m.bytes, layout.tp) for m in [*messages, *found.once])
 
 
-def _sent_pp(actions: list[Action], found: Rehearsal) -> float:
+def _sent_pp(actions: list[Action], found: RankCost) -> float:
     tied = [p for p in found.params if p.name in found.ties and p.tensor.requires_grad]
     ties = sum(ring_bytes("all_reduce", p.tensor.nbytes, found.ties[p.name]) for p in tied)
     outputs = sum(found.stages[stage].output_bytes for kind, stage, _ in actions if kind is Kind.SEND_FORWARD)
@@ -226,7 +226,7 @@ def _sent_pp(actions: list[Action], found: Rehearsal) -> float:
     return ties + outputs + gradients
 
 
-def _dp_messages(config: Config, layout: Layout, found: Rehearsal, actions: list[Action]) -> list[Message]:
+def _dp_messages(config: Config, layout: Layout, found: RankCost, actions: list[Action]) -> list[Message]:
     """Messages between data ranks in a step: gradients are reduced, weights gathered; ZeRO-3 gathers in each pass."""
     if layout.dp == 1:
         return []
@@ -245,7 +245,7 @@ def _seconds(
     config: Config,
     layout: Layout,
     cluster: ClusterSpeed,
-    rehearsals: list[Rehearsal],
+    rank_costs: list[RankCost],
     program: Program,
     compute_seconds: Mapping[tuple[Kind, int], float],
 ) -> Seconds:
@@ -255,7 +255,7 @@ def _seconds(
         group = layout.along(axis, here)
         return sum(cluster.link(group, m.operation).seconds(m.operation, m.bytes, size) for m in messages)
 
-    costs = {stage: cost for found in rehearsals for stage, cost in found.stages.items()}
+    costs = {stage: cost for found in rank_costs for stage, cost in found.stages.items()}
     tp_seconds = {
         (k, s): link("tp", done.messages, layout.tp) for s, cost in costs.items() for k, done in cost.passes.items()
     }
@@ -271,15 +271,15 @@ def _seconds(
     master_size = 8 if config.advanced.float64 else 4
     shared = layout.dp if config.parallel.zero_stage >= 1 else 1
     trainable_numbers = max(
-        sum(p.tensor.numel() for p in found.params if p.tensor.requires_grad) for found in rehearsals
+        sum(p.tensor.numel() for p in found.params if p.tensor.requires_grad) for found in rank_costs
     )
     return Seconds(
         compute=compute,
-        tp=tp + max(link("tp", found.once, layout.tp) for found in rehearsals),
+        tp=tp + max(link("tp", found.once, layout.tp) for found in rank_costs),
         bubble=played.makespan - compute - tp,
         dp=max(
             link("dp", _dp_messages(config, layout, found, program[pp]), layout.dp)
-            for pp, found in enumerate(rehearsals)
+            for pp, found in enumerate(rank_costs)
         ),
         optimizer=TOUCHED * master_size * trainable_numbers / shared / cluster.bytes_per_s,
     )

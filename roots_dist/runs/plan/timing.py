@@ -17,7 +17,7 @@ from torch import Tensor
 from roots_dist.assembly.rank_model import RankModel, build_model
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
-from roots_dist.runs.plan.rehearse import RecordingGroup, fake_mesh, first_trainable_stage, one_microbatch
+from roots_dist.runs.plan.rank_cost import RecordingGroup, fake_mesh, first_trainable_stage, one_microbatch
 from roots_dist.schedule.actions import Kind
 from roots_dist.schedule.schedules import SCHEDULES
 from roots_dist.world.batch import MicroBatch

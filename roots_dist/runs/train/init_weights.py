@@ -1,6 +1,6 @@
 """Initial weights of fine-tuning: copied from another run or an import, drawn at random where that model has none.
 
-    finetune.init_from --outlines of both models--> copied, fresh and left-out names --load_start--> engine
+    finetune.init_from --parameters of both models--> copied, fresh and left-out names --load_start--> engine
 
 Only parameters above the blocks (a task's head) and adapters may differ. Any other parameter that is missing, left over
 or of another shape is an error that names it.
@@ -15,7 +15,7 @@ from roots_dist.assembly.run import Run
 from roots_dist.config.init_from import config_of
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import pieces_of
-from roots_dist.learning.models.outline import ParameterPlace, outline
+from roots_dist.learning.models.parameter_locations import ParameterLocation, locate_parameters
 from roots_dist.parallel.optim.trainable import ADAPTER
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.storage.checkpoint.keep import best_or_newest
@@ -41,10 +41,10 @@ def load_init_weights(run: Run) -> None:
 
 def compare_parameters(config: Config, source: Config, tp: TensorParallel) -> tuple[frozenset[str], frozenset[str]]:
     """Names of parameters that are drawn anew, and names that are left out. A head for other labels is drawn anew."""
-    ours, theirs = outline(pieces_of(config, tp)), outline(pieces_of(source, tp))
+    ours, theirs = locate_parameters(pieces_of(config, tp)), locate_parameters(pieces_of(source, tp))
     same_classes = (config.objective.name, config.finetune.labels) == (source.objective.name, source.finetune.labels)
 
-    def may_differ(name: str, place: ParameterPlace) -> bool:
+    def may_differ(name: str, place: ParameterLocation) -> bool:
         return place.depth == 0 or name.endswith(ADAPTER)
 
     renewed = {n for n in ours if n.startswith(CLASSES) and not same_classes}

@@ -25,7 +25,7 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import CheckpointError, ExchangeError
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.lora import merge_adapter
-from roots_dist.learning.models.outline import shapes
+from roots_dist.learning.models.parameter_locations import shapes
 from roots_dist.parallel.optim.trainable import ADAPTER
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.storage.checkpoint.format import Manifest, read_index, sync, write_json

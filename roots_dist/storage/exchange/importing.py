@@ -24,7 +24,7 @@ from roots_dist.config.objectives import OBJECTIVES
 from roots_dist.config.schema import Config
 from roots_dist.errors import ExchangeError, present
 from roots_dist.learning.models import pieces_of
-from roots_dist.learning.models.outline import shapes
+from roots_dist.learning.models.parameter_locations import shapes
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.storage.checkpoint.format import FORMAT, checkpoints_folder, shard_name, step_name, write_json
 from roots_dist.storage.checkpoint.save import SHARD_BYTES, part_file, write_metadata, write_shard

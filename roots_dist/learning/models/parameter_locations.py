@@ -1,6 +1,6 @@
-"""The outline of the whole model on any rank: the place of every parameter, without its values.
+"""Locations of all parameters of the whole model, on any rank and without their values.
 
-    [PieceSpec] --built on the meta device, nothing is allocated or drawn--> {global name: ParameterPlace}
+    [PieceSpec] --built on the meta device, nothing is allocated or drawn--> {global name: ParameterLocation}
 
 parallel/optim/trainable.py chooses the trainable parameters from it, identically on every rank.
 """
@@ -18,7 +18,7 @@ from roots_dist.learning.models.pieces import PieceSpec
 from roots_dist.world.sharding import Param, parameters_of
 
 
-class ParameterPlace(NamedTuple):
+class ParameterLocation(NamedTuple):
     """Where a parameter is in the model."""
 
     piece: int
@@ -27,13 +27,13 @@ class ParameterPlace(NamedTuple):
     them are one deeper than the block above them"""
 
 
-def outline(specs: Sequence[PieceSpec]) -> dict[str, ParameterPlace]:
-    """Place of every parameter except copies, in the order of the computation."""
-    found: dict[str, ParameterPlace] = {}
+def locate_parameters(specs: Sequence[PieceSpec]) -> dict[str, ParameterLocation]:
+    """Location of every parameter except copies, in the order of the computation."""
+    found: dict[str, ParameterLocation] = {}
     blocks = [0, *accumulate(spec.is_block for spec in specs)]  # blocks[i] is their number in the first i pieces
     for i, p in _parameters(specs):
         above = blocks[-1] - blocks[i + 1]
-        found.setdefault(p.name, ParameterPlace(i, above + 1 if above or specs[i].is_block else 0))
+        found.setdefault(p.name, ParameterLocation(i, above + 1 if above or specs[i].is_block else 0))
     return found
 
 

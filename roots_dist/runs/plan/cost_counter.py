@@ -1,8 +1,8 @@
-"""Ledger of what torch does inside a `with` block: live bytes, FLOPs, and bytes of memory that are touched.
+"""Count what torch does inside a `with` block: live bytes, FLOPs, and bytes of memory that are touched.
 
-    with Ledger() as books:      # tensors may be real, or on the meta device, where they have only shapes
+    with CostCounter() as counter:      # tensors may be real, or on the meta device, where they have only shapes
         forward, backward
-    books.live, books.peak, books.work
+    counter.live, counter.peak, counter.work
 
 A storage counts from the operation that makes it until the last tensor releases it, as in an allocator.
 """
@@ -53,7 +53,7 @@ class Work:
         return sum(max(flops / flops_per_s, touched / bytes_per_s, op_overhead_s) for flops, touched in self.operations)
 
 
-class Ledger(TorchDispatchMode):
+class CostCounter(TorchDispatchMode):
     """A torch mode that counts. `chosen` is the number of positions that a mask selects, because tensors without data
     cannot be counted."""
 
@@ -78,7 +78,7 @@ class Ledger(TorchDispatchMode):
         outputs = list(_tensors(out))
         before = {_storage(tensor) for tensor in inputs}
         created = [tensor for tensor in outputs if _storage(tensor) not in before]
-        self._book(created)
+        self._add(created)
         if created or any(argument.alias_info and argument.alias_info.is_write for argument in func._schema.arguments):
             # all other operations only return views
             touched = sum(t.numel() * t.element_size() for t in [*inputs, *outputs])
@@ -93,7 +93,7 @@ class Ledger(TorchDispatchMode):
         work, self.work = self.work, Work()
         return work
 
-    def _book(self, tensors: list[Tensor]) -> None:
+    def _add(self, tensors: list[Tensor]) -> None:
         for tensor in tensors:
             storage = tensor.untyped_storage()
             if storage in self._known:

@@ -1,9 +1,9 @@
-"""Rehearse one pipeline rank's part of a step on the meta device: what it saves, computes and sends in any layout.
+"""Count one pipeline rank's part of a step on the meta device: what it saves, computes and sends in any layout.
 
     config + layout + pp rank --build_model on the meta device, with recording groups--> the rank's own stages
-        --forward, backward under a Ledger--> a StageCost of each --predict.py--> memory, traffic, time
+        --forward, backward under a CostCounter--> a StageCost of each --predict.py--> memory, traffic, time
 
-The trainer's own code is counted, not a formula about it; a laptop rehearses any rank of thousands, one at a time.
+The trainer's own code is counted, not a formula about it; a laptop counts any rank of thousands, one at a time.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from roots_dist.assembly.rank_model import RankModel, build_model
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import random_batches
-from roots_dist.runs.plan.ledger import Ledger, Work
+from roots_dist.runs.plan.cost_counter import CostCounter, Work
 from roots_dist.schedule.actions import Kind
 from roots_dist.schedule.schedules import SCHEDULES
 from roots_dist.world.batch import IGNORE, MicroBatch
@@ -76,7 +76,7 @@ class StageCost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rehearsal:
+class RankCost:
     """Costs of one pipeline rank in a step."""
 
     stages: dict[int, StageCost]
@@ -140,24 +140,26 @@ def _fused(
     return out
 
 
-def rehearse(config: Config, layout: Layout, pp_rank: int) -> Rehearsal:
-    """Rehearse tensor rank 0 with full microbatches. Takes seconds; allocates nothing of the model's size and joins no
-    group."""
+def count_rank_cost(config: Config, layout: Layout, pp_rank: int) -> RankCost:
+    """Run a step of tensor rank 0 on shapes alone, with full microbatches, and count it.
+
+    Takes seconds; allocates nothing of the model's size and joins no group.
+    """
     messages = RecordingGroup(layout.tp) if layout.tp > 1 else None
     with META:
         model = build_model(config, fake_mesh(layout, pp_rank, messages))
     batch = one_microbatch(config)
-    books = Ledger(chosen=0 if batch.targets is None else int((batch.targets != IGNORE).sum()))
+    counter = CostCounter(chosen=0 if batch.targets is None else int((batch.targets != IGNORE).sum()))
     # patches the function, because a torch mode would not be active when backward recomputes
     with META, mock.patch.object(F, "scaled_dot_product_attention", _fused):
-        stages = rehearse_stages(config, model, batch.to(META), books, messages.messages if messages else [])
+        stages = count_stage_costs(config, model, batch.to(META), counter, messages.messages if messages else [])
         if messages:
             del messages.messages[:]
         sum_partial_gradients(model.params)
     ties = {name: len(ranks) * layout.dp for name, ranks in model.holders.items() if pp_rank in ranks}
     once = tuple(messages.messages) if messages else ()
     pieces = tuple(sum(p.nbytes for p in piece.parameters()) for _, piece in model.pieces())
-    return Rehearsal(
+    return RankCost(
         stages=stages,
         params=model.params,
         pieces=pieces,
@@ -190,8 +192,8 @@ def fake_mesh(layout: Layout, pp_rank: int, tp_group: dist.ProcessGroup | None, 
     )
 
 
-def rehearse_stages(
-    config: Config, model: RankModel, batch: MicroBatch, books: Ledger, messages: list[Message]
+def count_stage_costs(
+    config: Config, model: RankModel, batch: MicroBatch, counter: CostCounter, messages: list[Message]
 ) -> dict[int, StageCost]:
     """Costs of each stage of this rank with all parameters trained that ever will be. Also works on tensors with data,
     which must cost the same."""
@@ -199,7 +201,7 @@ def rehearse_stages(
     for p in model.params:
         p.tensor.requires_grad_(p.name in model.trainable)
     return {
-        index: _stage_cost(model, index, batch, _Meter(books, messages), split_backward)
+        index: _stage_cost(model, index, batch, _Meter(counter, messages), split_backward)
         for index in sorted(model.stages)
     }
 
@@ -211,22 +213,22 @@ def first_trainable_stage(model: RankModel) -> int:
 
 @dataclass
 class _Meter:
-    books: Ledger
+    counter: CostCounter
     messages: list[Message]
     found: dict[Kind, list[Pass]] = field(default_factory=dict)
 
     @contextmanager
     def of(self, kind: Kind) -> Iterator[None]:
-        before = self.books.live
-        self.books.restart_peak()
-        self.books.take()
+        before = self.counter.live
+        self.counter.restart_peak()
+        self.counter.take()
         del self.messages[:]
         yield
-        peak_rise = self.books.peak - before
+        peak_rise = self.counter.peak - before
         first = self.found.setdefault(kind, [])
         first.append(
             Pass(
-                work=self.books.take(),
+                work=self.counter.take(),
                 messages=tuple(self.messages),
                 peak_rise=peak_rise,
                 first_peak_rise=first[0].peak_rise if first else peak_rise,
@@ -237,23 +239,23 @@ class _Meter:
 def _stage_cost(model: RankModel, index: int, batch: MicroBatch, meter: _Meter, split_backward: bool) -> StageCost:
     """Cost of the second of two microbatches: by then everything that is allocated once exists, including the gradients
     of weights."""
-    books, deferred, stage = meter.books, model.tp.deferred, model.stages[index]
+    counter, deferred, stage = meter.counter, model.tp.deferred, model.stages[index]
     needs_input_grad, is_trained = index > first_trainable_stage(model), index >= first_trainable_stage(model)
     device = batch.tokens.device
     for _ in range(2):
-        with books:
-            start = books.live
+        with counter:
+            start = counter.live
             payload = {
                 name: torch.zeros(
                     shape, dtype=dtype, device=device, requires_grad=needs_input_grad and dtype.is_floating_point
                 )
                 for name, (shape, dtype) in model.input_specs[index](batch).items()
             }
-            input_bytes = books.live - start
+            input_bytes = counter.live - start
             with meter.of(Kind.FORWARD):
                 out = stage(payload, batch)
                 loss = sum(term.sum for term in out.results) if out.results else None
-            saved_bytes = books.live - start
+            saved_bytes = counter.live - start
             outputs = [t for t in out.payload.values() if t.requires_grad]
             scored = [] if loss is None or not loss.requires_grad else [loss]
             roots = scored + outputs
@@ -270,7 +272,7 @@ def _stage_cost(model: RankModel, index: int, batch: MicroBatch, meter: _Meter, 
             deferred.enabled = False
             input_grad_bytes = sum(t.grad.nbytes for t in payload.values() if t.grad is not None)
             del payload, roots, gradients
-            deferred_bytes, deferred_work = books.live - start, deferred.drain()
+            deferred_bytes, deferred_work = counter.live - start, deferred.drain()
             if split_backward:
                 with meter.of(Kind.WEIGHT):
                     _run_all(deferred_work)
