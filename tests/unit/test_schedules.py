@@ -141,7 +141,7 @@ def test_the_picture_in_the_docstring_is_what_runs(name):
 
 
 def test_a_record_says_whether_the_backward_is_split():
-    """The planner rehearses what the record says."""
+    """The planner runs on shapes alone what the record says."""
     for shape in shapes(most=40):
         kinds = {action.kind for actions in make(*shape) for action in actions}
         split = {Kind.FORWARD, Kind.INPUT, Kind.WEIGHT}
