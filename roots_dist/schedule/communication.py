@@ -32,8 +32,6 @@ _OTHER_END = {
     Kind.SEND_BACKWARD: (Kind.RECV_BACKWARD, -1),
     Kind.RECV_BACKWARD: (Kind.SEND_BACKWARD, +1),
 }
-
-
 _COMPUTED = {
     Kind.SEND_FORWARD: Kind.FORWARD,
     Kind.RECV_FORWARD: Kind.FORWARD,
@@ -108,9 +106,7 @@ def with_communication(rank: int, computes: Computes, num_ranks: int, num_stages
     if num_ranks == 1:
         return list(own)
     uses = {receive: index for index, action in enumerate(own) if (receive := _receive(action, num_stages)) is not None}
-    posts: dict[int, list[Action]] = defaultdict(
-        list
-    )  # index of a compute action -> receives before it, the last first
+    posts: dict[int, list[Action]] = defaultdict(list)  # index of a compute action -> receives before it, last first
     arriving = _arriving(rank, computes, num_ranks, num_stages)
     for channel in sorted(arriving, key=_order):
         place = len(own)
