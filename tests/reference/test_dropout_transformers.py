@@ -135,9 +135,12 @@ def test_encoders_drop_after_the_embedding_in_attention_and_after_each_branch(fa
     for k in KINDS:
         dense = f"classifier.dense.{k}" if family == "electra" else f"cls.predictions.transform.dense.{k}"
         ends |= {
-            f"head.classifier.{k}": f"{last}.{k}", f"head.dense.{k}": dense, f"head.pooler.{k}": f"bert.pooler.dense.{k}",
-            f"head.norm.{k}": f"cls.predictions.transform.LayerNorm.{k}", f"head.next.{k}": f"cls.seq_relationship.{k}",
-        }  # fmt: skip
+            f"head.classifier.{k}": f"{last}.{k}",
+            f"head.dense.{k}": dense,
+            f"head.pooler.{k}": f"bert.pooler.dense.{k}",
+            f"head.norm.{k}": f"cls.predictions.transform.LayerNorm.{k}",
+            f"head.next.{k}": f"cls.seq_relationship.{k}",
+        }
     weights = dict(theirs.named_parameters())
 
     def names(ours: str) -> str:
@@ -163,7 +166,7 @@ def test_encoders_drop_after_the_embedding_in_attention_and_after_each_branch(fa
 
 
 def test_electra_drops_in_both_stacks_and_after_both_embeddings(monkeypatch):
-    """What a discriminator is with classes, tested above, a generator is too: here sites are counted, by their width."""
+    """What a discriminator with classes is, tested above, a generator is too: here sites are counted by their width."""
     generator = {"hidden": 16, "heads": 2, "ffn": 40, "layers": 2}
     stage, _ = encoders.ours_with_noise(dropping(encoders.config("electra", "rtd", generator, embedding_size=24)))
     masks = Masks(monkeypatch)
