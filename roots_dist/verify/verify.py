@@ -82,7 +82,7 @@ MATRIX: tuple[dict[str, object], ...] = tuple(
 
 
 def matrix_proofs(config: Config, wanted: Wanted) -> Iterator[Proof]:
-    """Proofs of every layout of MATRIX, with this config's model, which gets as many blocks as the layout has stages."""
+    """Proofs of every layout of MATRIX, with this config's model and as many blocks as the layout has stages."""
     for values in MATRIX:
         zero = values["parallel.zero_stage"]
         changed = config.changed(values)
