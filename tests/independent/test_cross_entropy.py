@@ -137,12 +137,18 @@ SIZES = dict(layers=1, hidden=16, heads=2, vocab=61, init_std=0.3)
 MODELS = {
     "clm": SIZES | dict(tied_embeddings=False),
     "mlm": SIZES | dict(family="bert", norm_position="post", embedding_norm=True, activation="gelu"),
+    "mlm, pre-norm": SIZES | dict(family="bert", activation="gelu"),
     "spans": SIZES | dict(family="t5", positions="relative", norm="rmsnorm", activation="relu", bias=False),
 }
 
 
 def model_and_batch(name: str):
-    objective = {"name": name, "label_smoothing": SMOOTHING, "z_loss": Z_LOSS, "mask_probability": 0.4}
+    objective = {
+        "name": name.partition(",")[0],
+        "label_smoothing": SMOOTHING,
+        "z_loss": Z_LOSS,
+        "mask_probability": 0.4,
+    }
     config = Config.model_validate(
         {
             "model": MODELS[name],
@@ -164,7 +170,9 @@ def logits_of(name: str, head: torch.nn.Module, x: torch.Tensor) -> torch.Tensor
     if name == "spans":  # the projection is the embedding, and its input is scaled down (T5's code)
         x = x * (x.square().mean(-1, keepdim=True) + eps).rsqrt() * head.norm.weight * SIZES["hidden"] ** -0.5
         return (x @ head.weight.t())[..., :vocab]
-    if name == "mlm":
+    if name == "mlm, pre-norm":
+        x = F.layer_norm(x, x.shape[-1:], head.final.weight, head.final.bias, eps)
+    if name.startswith("mlm"):
         x = F.gelu(F.linear(x, head.dense.weight, head.dense.bias))
     x = F.layer_norm(x, x.shape[-1:], head.norm.weight, head.norm.bias, eps)
     return F.linear(x, head.weight, getattr(head, "bias", None))[..., :vocab]
