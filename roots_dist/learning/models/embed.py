@@ -96,9 +96,13 @@ class Embeddings(nn.Module):
         return x
 
     def _sinusoids(self, positions: range, batch: MicroBatch, mine: slice, x: Tensor) -> Tensor:
-        if batch.position_ids is None:
-            return sinusoids(torch.arange(positions.start, positions.stop, device=x.device), self.width).to(x.dtype)
-        return sinusoids(batch.position_ids[:, mine], self.width).to(x.dtype)
+        """[s, E] or [B, s, E] in the dtype of x, computed in float32 (float64 for float64)."""
+        here = (
+            torch.arange(positions.start, positions.stop, device=x.device)
+            if batch.position_ids is None
+            else batch.position_ids[:, mine]
+        )
+        return sinusoids(here, self.width, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
 
 
 class Embed(Embeddings):

@@ -16,11 +16,11 @@ from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.world.sharding import ShardSpec, declare
 
 
-def sinusoids(places: Tensor, width: int, slowest: float = 10000.0) -> Tensor:
-    """places [...] -> float32 [..., D]: sines in the first half, cosines in the second (Vaswani et al. 2017, 3.5,
+def sinusoids(places: Tensor, width: int, slowest: float = 10000.0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """places [...] -> dtype [..., D]: sines in the first half, cosines in the second (Vaswani et al. 2017, 3.5,
     reordered). The highest frequency is 1 radian per position, the lowest 1 radian per `slowest` positions."""
     half = (width + 1) // 2
-    rate = torch.exp(torch.arange(half, device=places.device) * (-math.log(slowest) / max(1, half - 1)))
+    rate = torch.exp(torch.arange(half, device=places.device, dtype=dtype) * (-math.log(slowest) / max(1, half - 1)))
     angle = places.unsqueeze(-1) * rate
     return torch.cat([angle.sin(), angle.cos()], -1)[..., :width]
 
@@ -54,7 +54,7 @@ class Rotary:
 
 
 def alibi_slopes(heads: int) -> Tensor:
-    """float32 [H], for all heads: 2^(-8i/H) if H is a power of two; otherwise the slopes of the next lower power,
+    """float64 [H], for all heads: 2^(-8i/H) if H is a power of two; otherwise the slopes of the next lower power,
     followed by every second slope of its double (Press et al. 2022; the rule for other H is from their code and
     BLOOM's)."""
     lower = 2 ** math.floor(math.log2(heads))
@@ -62,7 +62,7 @@ def alibi_slopes(heads: int) -> Tensor:
     def series(n: int) -> list[float]:
         return [2 ** (-8 * (i + 1) / n) for i in range(n)]
 
-    return torch.tensor(series(lower) + series(2 * lower)[::2][: heads - lower])
+    return torch.tensor(series(lower) + series(2 * lower)[::2][: heads - lower], dtype=torch.float64)
 
 
 class Alibi:
@@ -74,12 +74,14 @@ class Alibi:
         self._key: object = None
 
     def bias(self, queries: range, num_keys: int, like: Tensor) -> Tensor:
-        """[h, Q, S]: slope × (key - query), -inf where the key comes after the query."""
+        """[h, Q, S]: slope × (key - query), -inf where the key comes after the query. Computed in float32 (float64 for
+        float64)."""
         key = (queries, num_keys, like.device, like.dtype)
         if key != self._key:
             query = torch.arange(queries.start, queries.stop, device=like.device).unsqueeze(1)
             distance = torch.arange(num_keys, device=like.device) - query  # [Q, S]
-            bias = self.slopes.to(like.device)[:, None, None] * distance
+            slopes = self.slopes.to(like.device, torch.promote_types(like.dtype, torch.float32))
+            bias = slopes[:, None, None] * distance
             self._key, self._bias = key, bias.masked_fill(distance > 0, -torch.inf).to(like.dtype)
         return self._bias
 
