@@ -22,8 +22,8 @@ STEPS = 4
 CASES = [
     *covered_strategies(),
     *(
-        case(f"{model}+{strategy}", tp=2, pp=2)
-        for strategy in ("progressive", "lora")
+        case(f"{model}+{strategy}", tp=2, pp=2, **schedule)
+        for strategy, schedule in (("progressive", {}), ("lora", dict(schedule="zb-h1")))
         for model in ("gpt-instruct", "t5-seq2seq")
     ),
 ]
