@@ -3,10 +3,15 @@
 import torch
 import torch.nn.functional as F
 
+from roots_dist.assembly.run import build_run
+from roots_dist.config.schema import Config
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.cross_entropy import linear_cross_entropy
 from roots_dist.runs.generate.sampling import Sampling
+from roots_dist.storage.checkpoint.load import load_initial_weights
+from roots_dist.storage.checkpoint.save import save
 from roots_dist.world import rng
+from roots_dist.world.mesh import Mesh
 
 
 def test_dropout_scales_bf16_by_the_factor_and_not_by_its_bf16():
@@ -60,3 +65,20 @@ def test_label_smoothing_is_not_rounded_to_float32_in_float64():
     ours = gradient(lambda h: linear_cross_entropy(TensorParallel(), h, weight, targets, vocab=32, smoothing=0.1)[0])
     torchs = gradient(lambda h: F.cross_entropy(h @ weight.t(), targets, label_smoothing=0.1, reduction="sum"))
     torch.testing.assert_close(ours, torchs, rtol=1e-13, atol=1e-13)
+
+
+def test_a_bf16_model_begins_with_the_weights_that_it_starts_from(tmp_path):
+    """Not its float32 masters alone, which the model would see after the first step."""
+    tree = {
+        "model": {"layers": 1, "hidden": 16, "heads": 2, "vocab": 29},
+        "data": {"seq_length": 8},
+        "train": {"global_batch": 1, "precision": "bf16"},
+    }
+    first, second = (
+        build_run(Config.model_validate(tree).changed({"train.seed": seed}), Mesh.single()) for seed in (0, 1)
+    )
+    load_initial_weights(
+        save(tmp_path, 1, first.engine, first.params, first.mesh, {}), second.engine, second.params, second.mesh
+    )
+    for mine, given in zip(second.params, first.params, strict=True):
+        assert mine.tensor.dtype == torch.bfloat16 and torch.equal(mine.tensor, given.tensor), mine.name

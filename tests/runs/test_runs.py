@@ -131,6 +131,13 @@ def half_way(whole: Path, copy: Path) -> None:
     (copy / METRICS_FILE).write_text("".join(kept) + '{"step": 4, "loss/tr')
 
 
+def test_a_run_goes_on_as_if_nothing_had_happened(place):
+    """The same samples, rates, moments and dropout masks, whether or not it was evaluated at its beginning."""
+    half_way(place / "alone", place / "resumed")
+    on_world(1, trained, settings(place).changed({"track.folder": str(place / "resumed")}))
+    assert_one_curve(place / "alone", place / "resumed")
+
+
 def test_torchrun_takes_a_run_on_in_another_layout_and_engine(place, bare):
     """TP2 × PP2 by the reference engine, then two data ranks with DeepSpeed's ZeRO-2."""
     half_way(bare, place / "torchrun")

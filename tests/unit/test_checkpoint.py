@@ -18,7 +18,7 @@ from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.parallel.zero.seam import STATE
 from roots_dist.storage.checkpoint.format import Manifest, plan_shards
 from roots_dist.storage.checkpoint.keep import newest
-from roots_dist.storage.checkpoint.load import load, load_weights
+from roots_dist.storage.checkpoint.load import load, load_initial_weights, load_weights
 from roots_dist.storage.checkpoint.save import save
 from roots_dist.testing.world import on_world
 from roots_dist.world.mesh import Mesh
@@ -97,11 +97,25 @@ def load_on(rank: int, size: int, folder: str, layout: Layout) -> dict:
     state = load(Path(folder), engine, params, mesh)
     assert engine.optimizer_steps == {0: 7} and (state["step"], state["samples"]) == (7, 56)
     load_weights(Path(folder), params, mesh)
+    assert engine.states.keys() == {p.name for p in params}
     for p in params:
         for kind in STATE:
             assert torch.equal(engine.states[p.name][kind], whole(p.name, kind, p.spec.shape)[p.slices]), (p.name, kind)
         assert torch.equal(p.tensor.detach(), whole(p.name, "weight", p.spec.shape)[p.slices])
     return {"values": sum(p.tensor.numel() for p in params)}
+
+
+def start_on(rank: int, size: int, folder: str, layout: Layout) -> None:
+    """Only weights are those that were saved; moments stay as they were. Copies of tied weights too."""
+    mesh = Mesh.connect(layout, rank)
+    params = stage(mesh)
+    engine = FakeEngine(params, seed=1)
+    load_initial_weights(Path(folder), engine, params, mesh)
+    assert any(p.is_copy for p in params) == (0 < mesh.pp.rank == mesh.pp.size - 1)
+    for p in params:
+        for kind in STATE:
+            expected = whole(p.name, kind, p.spec.shape, seed=0 if kind == "weight" else 1)
+            assert torch.equal(engine.states[p.name][kind], expected[p.slices]), (p.name, kind)
 
 
 def saved_alone(run: Path, *, step: int = 7, dtype: torch.dtype = torch.float32, seed: int = 0, **options) -> Path:
@@ -139,6 +153,11 @@ def test_what_a_layout_saves_is_whole_and_read_by_every_other(layout, of_one, tm
 @pytest.mark.parametrize("layout", [Layout(tp=4), Layout(pp=4), Layout(tp=2, pp=2), Layout(dp=3)], ids=str)
 def test_every_layout_reads_what_one_process_saved(layout, of_one):
     on_world(layout.world_size, load_on, str(of_one), layout, timeout=250)
+
+
+def test_every_layout_starts_from_what_one_process_saved(of_one):
+    layout = Layout(tp=2, pp=2)
+    on_world(layout.world_size, start_on, str(of_one), layout)
 
 
 def test_files_are_as_hugging_face_names_them_and_hashed(of_one):

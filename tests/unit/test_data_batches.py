@@ -118,6 +118,17 @@ def test_evaluation_takes_each_sample_once_and_ranks_stay_together(two, dp, micr
     assert sum(objective.counts(batch)["clm"] for part in parts for batch in part) == wanted * SEQ
 
 
+def test_held_out_samples_are_drawn_from_all_sources(two):
+    """Evenly, whatever their weights, and by the seed; not the first ones of the first source."""
+    few = [
+        [tokens[0] for tokens, _ in rows(list(opened(*config(*two, global_batch=1, seed=s)).evaluation(25))).values()]
+        for s in (0, 1)
+    ]
+    assert few[0] != few[1]
+    for firsts in few:
+        assert 3 <= sum(first >= 500 for first in firsts) <= 14  # of 75 samples 24 are in the second source
+
+
 @pytest.mark.parametrize("at", [0, 8, 40, 80])
 def test_an_id_outside_the_vocabulary_names_its_document(tmp_path, at):
     ids = np.arange(81, dtype="<u2")

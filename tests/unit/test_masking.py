@@ -131,6 +131,19 @@ def numbered() -> Corpus:
     return Corpus("numbered", lengths, offsets, np.arange(0, 301, 5), stored)
 
 
+def test_a_document_too_short_for_a_pair_does_not_lead_back_to_the_first_text():
+    """Of two long documents, each behind a short one: a random text is of the other."""
+    objective = OBJECTIVES["mlm-nsp"](config("mlm-nsp"), SPECIALS)
+    words, lengths = SPECIALS.words[:4], np.array([2, 70, 2, 70], dtype=np.int32)
+    offsets = (np.cumsum(lengths) - lengths) * np.int64(8)
+    source = Corpus("short", lengths, offsets, np.arange(5), np.repeat(words, lengths).astype(np.int64))
+    for i in range(200):
+        found = objective.sample(source, i % objective.num_samples(source), np.random.default_rng(i))
+        tokens = np.where(found["targets"] != IGNORE, found["targets"], found["tokens"])
+        texts = {*tokens.tolist()} & {*words.tolist()}
+        assert len(texts) == 1 + (found["labels"] == 1)
+
+
 def test_one_document_has_no_other():
     stored = np.arange(100) + 6
     corpus = Corpus("lonely", np.array([100], dtype=np.int32), np.array([0]), np.array([0, 1]), stored)
