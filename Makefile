@@ -1,8 +1,9 @@
 # make train: from a fresh clone to a trained model and a text that it writes. make test: every rule and every pair of
-# features, in minutes. make test-full: the whole products too, of which `make test` runs a cover of pairs. make check:
-# ruff, its formatter, mypy --strict, shellcheck, links. All need Python >= 3.10 and nothing else; what they install lies
-# in .venv, each no more than it needs. Variables: PYTHON, TORCH_INDEX (where to get torch from, for a build with or
-# without CUDA), CONFIG, ARGS (overrides such as ARGS="train.steps=50").
+# features, in minutes. make test-full: the whole products too, of which `make test` runs a cover of pairs. make mutants:
+# every bug of tests/mutants is planted, one by one, and must be noticed. make check: ruff, its formatter, mypy --strict,
+# shellcheck, links. All need Python >= 3.10 and nothing else; what they install lies in .venv, each no more than it
+# needs. Variables: PYTHON, TORCH_INDEX (where to get torch from, for a build with or without CUDA), CONFIG, ARGS
+# (overrides such as ARGS="train.steps=50", or options such as ARGS="--only NAME").
 
 PYTHON ?= python3
 CONFIG ?= configs/quickstart.yaml
@@ -13,7 +14,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
 WORKERS := -n logical --maxprocesses 4 --dist worksteal
 CORPUS := data/sotu/manifest.json
 
-.PHONY: train test test-full check clean
+.PHONY: train test test-full mutants check clean
 .DELETE_ON_ERROR:
 
 train: $(CORPUS)
@@ -24,6 +25,9 @@ test: .venv/test
 
 test-full: .venv/test
 	$(BIN)/python -m pytest $(WORKERS) -m "full or not full" $(ARGS)
+
+mutants: .venv/test
+	$(BIN)/python -m tests.mutants.run --workers 2 $(ARGS)
 
 check: .venv/check
 	$(BIN)/ruff check

@@ -1,0 +1,50 @@
+"""docs/mutants.md, made from the table of mutants: each bug in words, where it is planted, and the test that dies.
+
+    python docs/make_mutants.py        tests/mutants/table.py --> docs/mutants.md
+
+tests/mutants/test_table.py fails while the page does not say what the table says.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from mutants.table import AREAS, MUTANTS  # noqa: E402 # a folder of tests, which no installation has
+
+PAGE = ROOT / "docs" / "mutants.md"
+HEAD = """\
+# Mutants
+
+A proof that could not fail would say nothing. So {count} bugs, each of a kind that a person writes, are planted one
+after another, and the suite must notice each: the test that is named beside it has to fail, by a comparison and not by
+an error.
+
+    make mutants                                   # all of them: a line for each, the living at the end
+    python -m tests.mutants.run --only NAME ...    # some
+
+A mutant is an edit of the source, in a copy of the repository. So **both sides** of every comparison run it, the layout
+and the single process, as with a real bug. What only several ranks can get wrong is seen by comparing them with one
+process, where the edit changes nothing; what both would get wrong alike is seen only by tests against something else:
+plain autograd, torch's own optimizer, `transformers`, a formula of a paper. A sample of them dies in every `make test`,
+which also checks that all of them can still be planted and that their tests exist.
+
+*Made by `docs/make_mutants.py` from [`tests/mutants`](../tests/mutants/table.py).*
+"""
+
+
+def page() -> str:
+    parts = [HEAD.format(count=len(MUTANTS)).rstrip()]
+    for area, mutants in AREAS.items():
+        parts += ["", f"## {area}", "", "| mutant | bug | planted in | test that dies |", "|---|---|---|---|"]
+        for mutant in mutants:
+            files = ", ".join(f"`{file}`" for file in dict.fromkeys(edit.file for edit in mutant.edits))
+            parts.append(f"| `{mutant.name}` | {mutant.bug} | {files} | `{mutant.test}` |")
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

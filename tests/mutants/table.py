@@ -1,0 +1,46 @@
+"""All mutants, in the order of their areas."""
+
+from __future__ import annotations
+
+from .data import DATA
+from .loop import RUNS
+from .losses import LOSSES
+from .models import MODELS
+from .mutant import Mutant
+from .optimizer import OPTIMIZER
+from .pipeline import PIPELINE
+from .randomness import RANDOMNESS
+from .tensor import TENSOR
+
+AREAS: dict[str, tuple[Mutant, ...]] = {
+    "Tensor and sequence parallelism": TENSOR,
+    "Pipelines": PIPELINE,
+    "Layers and families": MODELS,
+    "Random numbers": RANDOMNESS,
+    "Losses": LOSSES,
+    "Optimizer and ZeRO": OPTIMIZER,
+    "Data and objectives": DATA,
+    "Runs": RUNS,
+}
+MUTANTS: dict[str, Mutant] = {mutant.name: mutant for area in AREAS.values() for mutant in area}
+assert len(MUTANTS) == sum(map(len, AREAS.values())), "two mutants have one name"
+SAMPLE: dict[str, tuple[str, ...]] = {
+    "layouts are compared": (
+        "row_output_is_summed_twice",
+        "norms_have_whole_gradients",
+        "tied_gradients_are_not_summed",
+        "dropout_is_keyed_on_the_place_in_the_microbatch",
+        "norm_is_that_of_its_own_part",
+    ),
+    "something independent is compared": (
+        "padded_words_have_probability",
+        "encoded_gradient_is_that_of_one_block",
+        "z_loss_gradient_is_halved",
+        "smoothing_stays_on_in_evaluation",
+        "residual_scale_counts_blocks_once",
+        "biases_and_norms_decay",
+        "grouped_heads_are_repeated_in_turns",
+        "targets_are_the_tokens",
+    ),
+}
+"""Those that every run of the suite plants, by how they are noticed."""

@@ -1,0 +1,56 @@
+"""The table of mutants cannot rot: every bug can still be planted, its test exists, and the page says the same; and a
+sample of them dies."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .mutant import ROOT, Mutant
+from .table import MUTANTS, SAMPLE
+
+TESTS = ROOT / "tests"
+
+
+@pytest.mark.parametrize("mutant", MUTANTS.values(), ids=MUTANTS)
+def test_every_bug_can_be_planted(mutant: Mutant):
+    for edit in mutant.edits:
+        source = (ROOT / "roots_dist" / edit.file).read_text(encoding="utf-8")
+        compile(edit.applied(source), edit.file, "exec")
+
+
+def test_every_test_that_should_die_exists(request):
+    """Its case too, if this session has collected the whole suite."""
+    whole = {Path(str(argument)).resolve() for argument in request.config.args} == {TESTS}
+    whole = whole and not request.config.option.keyword
+    collected = {item.nodeid.removeprefix("tests/") for item in request.session.items}
+    for test in dict.fromkeys(mutant.test for mutant in MUTANTS.values()):
+        file, _, named = test.partition("::")
+        tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
+        assert named.partition("[")[0] in {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}, test
+        assert test in collected or not whole, f"{test} has no such case"
+
+
+def test_the_page_and_the_readme_say_what_the_table_says():
+    spec = importlib.util.spec_from_file_location("make_mutants", ROOT / "docs" / "make_mutants.py")
+    assert spec and spec.loader
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    assert made.PAGE.read_text(encoding="utf-8") == made.page(), "run: python docs/make_mutants.py"
+    assert f"[one of {len(MUTANTS)} bugs](docs/mutants.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("noticed_where", SAMPLE)
+def test_a_sample_dies(noticed_where):
+    """That their tests pass without a bug is seen by the suite itself. All mutants: `make mutants`."""
+    command = [sys.executable, "-m", "tests.mutants.run", "--mutants-only", "--only", *SAMPLE[noticed_where]]
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
