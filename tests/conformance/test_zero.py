@@ -212,8 +212,9 @@ def compare(ranks, losses, norms, state, bounds):
 
 
 EXACT = (1e-12, 1e-12, 1e-12)
-SINGLE_PRECISION = (2e-6, 2e-6, 1e-5)
-"""Of the loss, absolute; of the norm, relative; of weights and moments, relative to the model's largest of the kind."""
+SINGLE_PRECISION = (2e-6, 1e-5, 2e-5)
+"""Of the loss, absolute; of the norm, relative; of weights and moments, relative to the model's largest of the kind.
+The seventh step amplifies rounding tenfold: the reference in float32 is 4e-6 off there too, in one process 1e-6."""
 
 CASES = [
     case(1, "reference", 0),
