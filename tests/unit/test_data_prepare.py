@@ -218,7 +218,7 @@ def test_a_worker_that_dies_is_reported_and_the_others_end(tmp_path, monkeypatch
     ]
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
 def test_interrupted_it_leaves_no_half_file_and_no_process_and_starts_clean(tmp_path, lines, how):
     big = write_lines(
         tmp_path / "big.jsonl", [f"{text} {i} " * 40 for i in range(40) for text in TEXTS]
