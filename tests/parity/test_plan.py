@@ -107,7 +107,7 @@ def held_and_sent(rank, size, made):
 
 
 def _listen(sent: dict[str, float], mesh: Mesh) -> None:
-    """Counts what goes through the axes of this rank; groups of pp are several."""
+    """Counts what goes through the axes of this rank; groups of pp are several, those of ties with their data ranks."""
 
     def counted(name: str, operation: str, whole: int):
         before = getattr(dist, name)
@@ -119,7 +119,7 @@ def _listen(sent: dict[str, float], mesh: Mesh) -> None:
             size = dist.get_world_size(group)
             if group is mesh.tp.group and mesh.tp.size > 1:
                 sent["tp"] += ring_bytes(operation, tensor.nbytes, size)
-            elif group is not None and size > 1 and {*dist.get_process_group_ranks(group)} <= {*mesh.pp.ranks}:
+            elif group not in (None, mesh.dp.group, mesh.world.group) and size > 1:
                 sent["pp"] += ring_bytes(operation, tensor.nbytes, size)
             return before(*args, **kwargs)
 
@@ -145,7 +145,7 @@ LAYOUTS = {
     "PP2 interleaved": (2, {"pp": 2, "schedule": "interleaved", "virtual_stages": 2}),
     "PP2 zb-h1": (2, {"pp": 2, "schedule": "zb-h1"}),
     "PP2 recomputing": (2, {"pp": 2, "train__recompute": "full"}),
-    "DP2": (2, {"dp": 2}),
+    "PP2 DP2": (4, {"pp": 2, "dp": 2}),
     "DP2 ZeRO-1, bf16": (2, {"dp": 2, "zero_stage": 1, "advanced__engine": "deepspeed", "train__precision": "bf16"}),
     "PP2, the last block and the head learn": (
         2,
