@@ -29,18 +29,13 @@ SAMPLE: dict[str, tuple[str, ...]] = {
         "row_output_is_summed_twice",
         "norms_have_whole_gradients",
         "tied_gradients_are_not_summed",
-        "dropout_is_keyed_on_the_place_in_the_microbatch",
-        "norm_is_that_of_its_own_part",
     ),
     "something independent is compared": (
         "padded_words_have_probability",
         "encoded_gradient_is_that_of_one_block",
         "z_loss_gradient_is_halved",
-        "smoothing_stays_on_in_evaluation",
-        "residual_scale_counts_blocks_once",
         "biases_and_norms_decay",
         "grouped_heads_are_repeated_in_turns",
-        "targets_are_the_tokens",
     ),
 }
 """Those that every run of the suite plants, by how they are noticed."""

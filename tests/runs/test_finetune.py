@@ -149,11 +149,10 @@ def test_each_strategy_does_in_four_processes_what_it_does_in_one(place, alone, 
         assert four[step] == pytest.approx(one[step], rel=1e-4)  # later, rounding has its way
 
 
-@pytest.mark.parametrize(
-    "strategy", [s if s == "progressive" else pytest.param(s, marks=pytest.mark.full) for s in STRATEGIES]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_each_strategy_learns_as_much_in_four_processes(place, alone, strategy):
-    """The one in which blocks join while it runs; the others among the whole products."""
+    """In every run of the suite the first steps are compared, and parity compares steps in which blocks join."""
     on_world(4, finetuned, str(place / "task.yaml"), TP2_PP2, (strategy,), "4", timeout=600)
     one, four = (curve(place / f"{strategy}-{name}", "loss/train") for name in ("1", "4"))
     assert four.keys() == one.keys()

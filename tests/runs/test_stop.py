@@ -74,7 +74,12 @@ def finish(run: subprocess.Popen) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    "whom, number", [("one rank", signal.SIGUSR1), ("the launcher", signal.SIGTERM), ("the launcher", signal.SIGUSR1)]
+    "whom, number",
+    [
+        ("one rank", signal.SIGUSR1),
+        ("the launcher", signal.SIGTERM),
+        pytest.param("the launcher", signal.SIGUSR1, marks=pytest.mark.full),
+    ],
 )
 def test_a_signal_ends_all_ranks_after_a_step_with_a_checkpoint_from_which_the_run_goes_on(
     place, tmp_path, whom, number
