@@ -51,8 +51,9 @@ def test_an_end_without_a_word_says_how(code, word):
     assert word in summarize([], {1: code}, 2).text
 
 
-def test_a_users_mistake_on_one_rank_alone_names_it():
-    found = summarize([record(1, "✗ x", by_user=True)], {0: -15, 1: 2}, 2)
+@pytest.mark.parametrize("stopped", [-15, 128 + 15, -2])  # by the signal, or by itself when it came
+def test_a_users_mistake_on_one_rank_alone_names_it(stopped):
+    found = summarize([record(1, "✗ x", by_user=True)], {0: stopped, 1: 2}, 2)
     assert found.text.splitlines() == ["✗ x", "    on rank 1 (pp1 dp0 tp0, node n1)", "rank 0 stopped because of it."]
     assert found.code == 2
 

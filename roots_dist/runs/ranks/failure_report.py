@@ -14,6 +14,9 @@ from pathlib import Path
 
 from roots_dist.failures import FAILURE, USER_ERROR, Record, box
 
+STOPS = (signal.SIGTERM, signal.SIGINT)
+"""Signals that a launcher sends to the ranks that are left."""
+
 
 @dataclass(frozen=True)
 class FailureSummary:
@@ -33,7 +36,8 @@ def summarize(records: Sequence[Record], exits: Mapping[int, int], size: int) ->
     own = [record for record in records if not record.consequence]
     written = {record.rank for record in records}
     gone = {rank: code for rank, code in sorted(exits.items()) if rank not in written and code}
-    silent = {rank: code for rank, code in gone.items() if -code not in (signal.SIGTERM, signal.SIGINT)}
+    stopped = {*(-s for s in STOPS), *(128 + s for s in STOPS)}  # a rank of a run that has failed ends itself so
+    silent = {rank: code for rank, code in gone.items() if code not in stopped}
     if (
         not own and not silent
     ):  # no rank failed by itself: show the earliest record, or the ranks that were stopped from outside
