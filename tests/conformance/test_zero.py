@@ -42,7 +42,7 @@ def config(**changes):
         {
             "model": {"layers": 2, "hidden": 16, "heads": 4, "kv_heads": 1, "vocab": 29, "init_std": 0.1},
             "data": {"seq_length": 8},
-            "train": {"global_batch": 12, "micro_batch": 4, "seed": 3},
+            "train": {"global_batch": 12, "micro_batch": 4, "seed": 7},
             "optim": {"lr": LR, "clip_grad": 0.1, "weight_decay": 0.1, "lr_schedule": "constant", "eps": 1e-4},
             "advanced": {"vocab_multiple": 8},
         }
@@ -212,9 +212,8 @@ def compare(ranks, losses, norms, state, bounds):
 
 
 EXACT = (1e-12, 1e-12, 1e-12)
-SINGLE_PRECISION = (2e-6, 1e-5, 2e-5)
-"""Of the loss, absolute; of the norm, relative; of weights and moments, relative to the model's largest of the kind.
-The seventh step amplifies rounding tenfold: the reference in float32 is 4e-6 off there too, in one process 1e-6."""
+SINGLE_PRECISION = (2e-6, 2e-6, 1e-5)
+"""Of the loss, absolute; of the norm, relative; of weights and moments, relative to the model's largest of the kind."""
 
 CASES = [
     case(1, "reference", 0),
