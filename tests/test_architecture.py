@@ -258,6 +258,13 @@ def test_a_file_is_short_and_says_what_it_is_for(path):
     assert not left, f"{path.name}:{left[0]} is unfinished"
 
 
+def test_no_test_is_skipped_for_want_of_what_the_tests_install():
+    """A package of the extra `test` that is missing is a failure: a skipped comparison looks like one that passes."""
+    word = "importor" + "skip"
+    found = [path.name for path in Path(__file__).parent.rglob("*.py") if word in path.read_text(encoding="utf-8")]
+    assert not found, f"{found}: import it, and name it in the extra `test` of pyproject.toml"
+
+
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from hub_models import SPECIALS, saved, tensors_in
 from hub_models import tokenizer as words_tokenizer
 from typer.testing import CliRunner
@@ -22,8 +23,6 @@ from roots_dist.storage.exchange.compare import compare
 from roots_dist.storage.exchange.exporting import architecture_for, checked, export_model
 from roots_dist.storage.exchange.importing import import_model
 from roots_dist.world.mesh import Mesh
-
-transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
 
 ROOT = Path(__file__).parents[2]
 TEXT = ["The state of the Union is strong .", "My fellow citizens , the Union ."] * 20

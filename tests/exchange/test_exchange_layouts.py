@@ -4,6 +4,7 @@ texts."""
 import hub_models
 import pytest
 import torch
+import transformers
 from hub_models import generator_of, saved
 
 from roots_dist.assembly.passes import build_passes
@@ -26,8 +27,6 @@ from roots_dist.storage.exchange.exporting import export_model
 from roots_dist.storage.exchange.importing import import_model
 from roots_dist.testing.world import on_world
 from roots_dist.world.mesh import Mesh
-
-transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
 
 TEXTS = [[5, 17, 3, 12], [60, 22], [33, 7, 91]]
 NEW = 7

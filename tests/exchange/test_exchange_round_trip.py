@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from hub_models import MODELS, generator_of, saved, tensors_in
 
 from roots_dist.assembly.passes import build_passes
@@ -14,8 +15,6 @@ from roots_dist.storage.exchange.hf_config import effective_values
 from roots_dist.storage.exchange.importing import import_model
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.mesh import Mesh
-
-transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
 
 BOUND = 1e-5
 

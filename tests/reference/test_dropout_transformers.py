@@ -14,14 +14,13 @@ import test_encoders_transformers as encoders
 import test_t5_transformers as t5
 import test_transformers as decoders
 import torch
+import transformers
 from test_heads_transformers import CLASSES, KINDS, a_batch, with_classes
 from torch import Tensor
 
 from roots_dist.parallel.pipeline.stage import Stage
 from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
-
-transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
 
 DROP, OF_ATTENTION, BOUND = 0.2, 0.35, 1e-10
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import MODELS
@@ -12,8 +13,6 @@ from roots_dist.parallel.pipeline.stage import Stage
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.world.batch import IGNORE, PADDING, MicroBatch
 from roots_dist.world.sharding import initialize, parameters_of
-
-transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
 
 VOCAB, SEQ, HIDDEN, HEADS, LAYERS, BOUND = 97, 12, 32, 4, 3, 1e-10
 LAYER = {

@@ -3,6 +3,7 @@ TP2×PP2."""
 
 import pytest
 import torch
+import transformers
 from test_encoders_transformers import config as encoder
 from test_encoders_transformers import cut, name_of, their_sizes
 from test_generation_transformers import stirred
@@ -15,9 +16,6 @@ from roots_dist.runs.generate.fill import encode_masked, fill, fill_masks
 from roots_dist.runs.generate.prompts import Prompt, open_prompt_encoder
 from roots_dist.testing.world import on_world
 from roots_dist.world.mesh import Mesh
-
-transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
-pytest.importorskip("tokenizers")
 
 TEXTS = ["The [MASK] met.", "it [MASK] [MASK] in May", "[MASK] and the rain", "We <mask> it"]
 TOP = 4

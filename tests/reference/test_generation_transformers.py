@@ -23,8 +23,6 @@ from roots_dist.runs.generate.stops import Stops
 from roots_dist.testing.world import on_world
 from roots_dist.world.mesh import Mesh
 
-transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
-
 GREEDY = Sampling(temperature=0)
 PROMPTS = [[5, 17, 3], [60], [8, 8, 2, 40, 91], [33, 7]]
 TEXTS = [[5, 17, 3, 12, 90, 4, 1], [60, 1], [8, 8, 2, 40, 91, 22, 31, 70, 66, 1]]

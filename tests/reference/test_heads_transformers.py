@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from test_encoders_transformers import (
     BOUND,
     HEADS,
@@ -19,8 +20,6 @@ from test_encoders_transformers import (
 from test_transformers import gpt2, pair
 
 from roots_dist.world.batch import IGNORE, PADDING, MicroBatch
-
-transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
 
 CLASSES, KINDS = 5, ("weight", "bias")
 

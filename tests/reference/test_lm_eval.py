@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
+import transformers
 from test_generation_transformers import LAYOUTS, decoder, stirred
 from test_transformers import SEQ, VOCAB, gpt2, llama
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
@@ -24,10 +25,6 @@ from roots_dist.runs.evaluate.harness_model import harness_model
 from roots_dist.runs.evaluate.options import EvaluateOptions
 from roots_dist.testing.world import on_world
 from roots_dist.world.mesh import Mesh
-
-transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
-pytest.importorskip("lm_eval", reason="the evaluation extra is not installed")
-pytest.importorskip("accelerate", reason="lm_eval's hf backend needs accelerate")
 
 TEXT = (
     "the people of the united states are the people of one union and the union of the states is one people\n"

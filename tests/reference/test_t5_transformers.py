@@ -5,6 +5,7 @@ Loss, every gradient, initial weights, the buckets of distances, and decoding wi
 
 import pytest
 import torch
+import transformers
 
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import t5
@@ -12,8 +13,6 @@ from roots_dist.learning.models.positions import Relative
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.world.batch import IGNORE, PADDING, KVCache, MicroBatch
 from roots_dist.world.sharding import initialize, parameters_of
-
-transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
 
 VOCAB, SEQ, TARGET = 97, 12, 15
 SIZES = dict(

@@ -5,14 +5,13 @@ Parity tests compare layouts with one process; this file says that the one proce
 
 import pytest
 import torch
+import transformers
 
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import gpt
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.sharding import initialize, parameters_of
-
-transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
 
 VOCAB, SEQ, HIDDEN, HEADS, LAYERS = 97, 12, 32, 4, 3
 QKV = ["attention.query", "attention.key", "attention.value"]

@@ -327,7 +327,6 @@ metric_list: [{metric: acc}]
 
 
 def test_tasks_of_a_folder_are_evaluated_without_held_out_text_and_without_a_network(run, tmp_path, monkeypatch):
-    pytest.importorskip("lm_eval", reason="the evaluation extra is not installed")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     (tmp_path / "choice.yaml").write_text(TASK.replace("FOLDER", str(tmp_path)))
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:6]))

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
@@ -43,8 +42,6 @@ CANARIES = [
 
 
 def test_no_planted_secret_is_in_any_file_or_on_the_terminal(tmp_path):
-    pytest.importorskip("wandb")
-    pytest.importorskip("tensorboard")
     with Writer(tmp_path / "text", np.dtype("<u2")) as writer:
         writer.add(np.random.default_rng(0).integers(0, 31, 3000).astype("<u2"))
         writer.commit()

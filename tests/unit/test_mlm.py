@@ -112,7 +112,8 @@ def test_shares_are_those_of_the_config(mask, random):
 
 def tokenizer_of_transformers(folder, words: int):
     """A wordpiece tokenizer of theirs with the ids of `synthetic`: pad 0, cls 1, sep 2, mask 3, unk 4, end 5."""
-    transformers = pytest.importorskip("transformers", reason="the exchange extra is not installed")
+    import transformers
+
     names = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", "<|endoftext|>"]
     vocab = {name: i for i, name in enumerate(names + [f"##w{i}" if i % 3 == 0 else f"w{i}" for i in range(6, words)])}
     tree = {

@@ -5,11 +5,10 @@ import builtins
 
 import numpy as np
 import pytest
+from sklearn import metrics
 
 from roots_dist.errors import EnvironmentProblem
 from roots_dist.runs.evaluate.task_metrics import class_scores, task_metrics
-
-metrics = pytest.importorskip("sklearn.metrics", reason="the finetune extra is not installed")
 
 
 def examples(classes: int, seed: int, absent: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

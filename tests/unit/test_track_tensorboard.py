@@ -6,14 +6,13 @@ import importlib.util
 import math
 
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from roots_dist.config.load import load
 from roots_dist.config.schema import Config, Track
 from roots_dist.errors import EnvironmentProblem
 from roots_dist.runs.track import tensorboard as ours
 from roots_dist.runs.track.trackers import open_trackers
-
-event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
 
 def config(**track) -> Config:

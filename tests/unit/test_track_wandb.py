@@ -9,14 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+import wandb
 
 from roots_dist.config.schema import Config, Track
 from roots_dist.errors import EnvironmentProblem
 from roots_dist.runs.track import wandb as ours
 from roots_dist.runs.track.metrics import METRICS_FILE
 from roots_dist.runs.track.trackers import open_trackers
-
-wandb = pytest.importorskip("wandb")
 
 ROOT = Path(__file__).parents[2]
 

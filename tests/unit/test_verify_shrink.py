@@ -4,11 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+from test_configs_shipped import STARTS, whole
 
 from roots_dist.checks.checks import check_used
 from roots_dist.config.load import load
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError
+from roots_dist.verify.proofs import in_one_process
 from roots_dist.verify.shrink import SILENT, SmallConfig, degrees, shrink
 from roots_dist.verify.ties import holders
 from roots_dist.verify.verify import Wanted, proofs
@@ -26,14 +28,19 @@ def small(config: Config, dp: int = 1) -> SmallConfig:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
-def test_the_small_run_of_every_shipped_config_can_start(name):
-    config = load(CONFIGS / f"{name}.yaml")
-    if config.finetune.init_from:
-        pytest.skip("the model that it starts from is not here")
+def test_the_small_run_of_every_shipped_config_can_start(name, tmp_path, monkeypatch):
+    """So can that of the model which fine-tuning starts from, with the run's objective and vocabulary."""
+    monkeypatch.chdir(tmp_path)
+    config = whole(name, tmp_path)
     for dp in (1, 2, 3):
         found = small(config, dp)
         assert check_used(found.config, found.ranks) == []
         assert found.config.train.micro_batch >= 2
+    if name in STARTS:
+        start = load(CONFIGS / f"{STARTS[name]}.yaml")
+        assert check_used(in_one_process(found.source), 1) == []
+        assert found.source.objective == start.objective
+        assert found.source.model.vocab == found.config.model.vocab
 
 
 @pytest.mark.parametrize(
