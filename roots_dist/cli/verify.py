@@ -19,8 +19,9 @@ class VerifyOptions:
         bool, typer.Option("--matrix", help="verify the whole grid of layouts, not only the config's")
     ] = False
     steps: Annotated[int, typer.Option(min=2, help="training steps to compare")] = 4
-    world_size: Annotated[
-        int | None, typer.Option(min=1, help="processes of the run; default: any number of data ranks has to work")
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="processes of the whole run [default: any number of data ranks]", show_default=False),
     ] = None
     precision: Annotated[
         Literal["fp32", "bf16"] | None,
@@ -37,22 +38,32 @@ def verify(
     options: VerifyOptions,
     overrides: Overrides = None,
 ) -> None:
-    """Prove on this machine's CPU that a layout computes what one process computes: loss, gradients, weights, moments.
+    """Prove on this machine that a layout computes what one process computes: loss, gradients, weights, evaluation.
 
-    The model is shrunk but keeps its features and degrees (up to 8 processes). Exit code 1 if anything differs.
+    The trainer runs on a small model with the same features and degrees (up to 12 processes). Exit code 1 if anything
+    differs, 2 for what `roots train` would refuse.
 
     \b
-    roots verify configs/bloom-176b.yaml
+    roots verify configs/bloom-176b.yaml --processes 384
     """
     from roots_dist.cli.read_config import read_config
+    from roots_dist.environment import gpus
+    from roots_dist.errors import UserError
+    from roots_dist.runs.ranks.run_on_ranks import ready
+
+    loaded = read_config(config, overrides or ())
+    parallel, train = loaded.config.parallel, loaded.config.train
+    layout = ready(loaded, options.processes or parallel.tp * parallel.pp, local_size=None)
+    if options.device == "cuda" and not gpus():
+        raise UserError("--device cuda: expected an NVIDIA GPU on this machine, found none. Fix: use --device cpu.")
+
     from roots_dist.verify.verify import Wanted
     from roots_dist.verify.verify import verify as prove
 
-    read = read_config(config, overrides or ()).config
     wanted = Wanted(
         steps=options.steps,
-        world_size=options.world_size,
+        dp=layout.dp if options.processes else None,
         device=options.device,
-        bf16=(options.precision or read.train.precision) == "bf16",
+        bf16=(options.precision or train.precision) == "bf16",
     )
-    raise typer.Exit(0 if prove(read, wanted, matrix=options.matrix) else 1)
+    raise typer.Exit(0 if prove(loaded.config, wanted, matrix=options.matrix) else 1)

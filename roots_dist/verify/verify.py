@@ -1,7 +1,7 @@
 """`roots verify CONFIG`: proof on this machine that the config's layout computes what one process computes, before it
 costs GPU hours.
 
-    config --the trainer's checks--> --shrink--> small config --proofs.py: the trainer's loop on processes--> verdict
+    config --shrink--> small config --proofs.py: the trainer's loop on real processes--> table of differences, verdict
 
 Tensor, sequence and pipeline parallelism are compared in float64, where noise is below 1e-10 and anything above is a
 bug; then with data ranks through the engine of the run, which for ZeRO is DeepSpeed in float32 with a stated bound; a
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from roots_dist.checks.checks import check, check_used, layout_for
+from roots_dist.checks.checks import check_used
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError
 from roots_dist.schedule.schedules import DEFAULT, SCHEDULES
@@ -24,7 +24,7 @@ from roots_dist.verify.proofs import prove
 from roots_dist.verify.shrink import Dtype, SmallConfig, shrink
 
 UNKNOWN_DP = 3
-"""Data ranks of the small run if the size of the run's world is not told."""
+"""Data ranks of the small run if those of the run are not known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,8 @@ class Wanted:
     """What is to be compared."""
 
     steps: int = 4
-    world_size: int | None = None
-    """Processes of the run; None if it is not known: then any number of data ranks has to work."""
+    dp: int | None = None
+    """Data ranks of the run; None if their number is not known."""
     device: str = "cpu"
     bf16: bool = False
 
@@ -47,14 +47,8 @@ class Wanted:
 
 
 def proofs(config: Config, wanted: Wanted) -> Iterator[Proof]:
-    """All proofs of a config. Raises ConfigError for what `roots train` refuses on that many processes, as far as it
-    does not depend on files and machines."""
-    model_ranks = config.parallel.tp * config.parallel.pp
-    world_size = wanted.world_size or model_ranks
-    problems = check(config, world_size)
-    if problems:
-        raise ConfigError(problems)
-    dp = layout_for(config, world_size).dp if wanted.world_size else UNKNOWN_DP
+    """All proofs of a config that passes the trainer's checks."""
+    dp = wanted.dp or UNKNOWN_DP
     yield from prove(wanted.small(config, 1, "float64"), wanted.device)
     if dp > 1:
         dtype: Dtype = "float64" if config.parallel.zero_stage == 0 else "float32"

@@ -24,7 +24,7 @@ def test_a_run_with_a_ramp_is_proven_resumed_and_evaluated():
             "optim": {"warmup_steps": 10},
         }
     )
-    whole, *resumed = proofs(config, Wanted(world_size=2))
+    whole, *resumed = proofs(config, Wanted(dp=1))
     for proof in (whole, *resumed):
         assert proof.passed, proof
         assert {"loss", "gradients", "evaluation", "other metrics", "copies on other ranks"} <= rows(proof).keys()
@@ -47,7 +47,7 @@ def test_fine_tuning_starts_from_a_model_in_every_layout(tmp_path):
             "train.steps": 500,
         }
     )
-    whole, *_ = proofs(tuned, Wanted(world_size=2))
+    whole, *_ = proofs(tuned, Wanted(dp=1))
     assert whole.passed, whole
 
 
