@@ -68,14 +68,13 @@ def plan(
             "--measure: expected --profile FILE too, for the time of messages. Fix: run roots doctor --json FILE first."
         )
     from roots_dist import logs
-    from roots_dist.environment import single_process
     from roots_dist.runs.plan.plan_table import facts, lines
     from roots_dist.runs.plan.predict import predict
     from roots_dist.runs.ranks.join import device_for
 
     logs.ignore_warnings_of_libraries()
     found = predict(
-        loaded.config, layout, cluster, device_for(loaded.config, single_process()) if options.measure else None
+        loaded.config, layout, cluster, device_for(loaded.config, local_rank=0) if options.measure else None
     )
     typer.echo("\n".join(lines(found, cluster)))
     if options.json is not None:

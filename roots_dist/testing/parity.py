@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from roots_dist.assembly.run import Run, build_run
+from roots_dist.checks.checks import layout_for
 from roots_dist.config.lr_schedules import lr_schedule
 from roots_dist.config.schema import Config
-from roots_dist.layout import Layout
-from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
+from roots_dist.learning.data.batches import Batches
+from roots_dist.learning.objectives.synthetic import proof_objective
 from roots_dist.parallel.zero.build import build_engine
 from roots_dist.parallel.zero.seam import STATE, Engine, Update
 from roots_dist.runs.train.step import train_step
@@ -57,6 +58,18 @@ class GradientRecorder:
         return self._engine.step(lr)
 
 
+def recording_engine(recorded: list[GradientRecorder]) -> Callable[..., Engine]:
+    """A maker of engines, for build_run, that adds a recorder to the list for each engine that it makes."""
+
+    def make_engine(
+        config: Config, mesh: Mesh, module: torch.nn.Module, params: list[Param], trainable: Mapping[str, Any]
+    ) -> Engine:
+        recorded.append(GradientRecorder(build_engine(config, mesh, module, params, trainable), params))
+        return recorded[-1]
+
+    return make_engine
+
+
 def trace(
     rank: int,
     size: int,
@@ -67,17 +80,11 @@ def trace(
     save_to: str | None = None,
 ) -> dict[str, Any]:
     """Run steps first … last-1 on one rank and return what `merge` combines. testing.world.on_world calls it."""
-    layout = Layout(dp=size // (config.parallel.tp * config.parallel.pp), pp=config.parallel.pp, tp=config.parallel.tp)
-    mesh = Mesh.connect(layout, rank)
+    mesh = Mesh.connect(layout_for(config, size), rank)
     recorded: list[GradientRecorder] = []
-
-    def recording(
-        config: Config, mesh: Mesh, module: torch.nn.Module, params: list[Param], trainable: Mapping[str, Any]
-    ) -> Engine:
-        recorded.append(GradientRecorder(build_engine(config, mesh, module, params, trainable), params))
-        return recorded[0]
-
-    run = build_run(config, mesh, recording, proof_objective(config))
+    objective = proof_objective(config)
+    batches = Batches(config, objective, [objective.open("random")], [1.0], mesh.dp.rank, mesh.dp.size)
+    run = build_run(config, mesh, recording_engine(recorded), objective)
     if load_from:
         from roots_dist.storage.checkpoint.load import load
 
@@ -85,7 +92,7 @@ def trace(
     learning_rate = lr_schedule(config.optim, config.train.steps)
     losses, norms = [], []
     for step in range(first, last):
-        report = train_step(run, random_batches(config, step, mesh.dp.rank, mesh.dp.size), learning_rate(step))
+        report = train_step(run, batches.at(step), learning_rate(step))
         losses.append(report.loss)
         norms.append(report.grad_norm)
     if save_to:
@@ -116,25 +123,14 @@ class Trace:
     norms: list[float]
     gradients: list[dict[str, Tensor]]
     state: dict[str, dict[str, Tensor]]
-    disagreement: list[tuple[str, float]]
+    disagreement: dict[str, float]
     """What several ranks hold or report (losses, norms, replicated and tied weights), and by how much it differs."""
-    logged: dict[str, float]
-    """What the run logged, `optim/lr, step 3` -> value; empty if it was not the trainer's own loop."""
-
-    def then(self, resumed: Trace) -> Trace:
-        """This run, continued by the one that resumed from its checkpoint, as one run."""
-        return Trace(
-            self.losses + resumed.losses,
-            self.norms + resumed.norms,
-            self.gradients + resumed.gradients,
-            resumed.state,
-            self.disagreement + resumed.disagreement,
-            self.logged | resumed.logged,
-        )
+    logged: dict[tuple[int, str], float]
+    """What the run logged: step and name -> value; empty if it was not the trainer's own loop."""
 
     def after(self, step: int) -> Trace:
         """The part of this run that follows its first `step` steps."""
-        logged = {name: value for name, value in self.logged.items() if int(name.rpartition(" ")[2]) > step}
+        logged = {key: value for key, value in self.logged.items() if key[0] > step}
         return replace(
             self, losses=self.losses[step:], norms=self.norms[step:], gradients=self.gradients[step:], logged=logged
         )
@@ -167,19 +163,19 @@ def merge(ranks: Sequence[Mapping[str, Any]]) -> Trace:
         }
         for name, shape in names.items()
     }
-    disagreement = [
-        (f"{what}, step {i}, rank {r}", abs(a - b))
+    disagreement = {
+        f"{what}, step {i}, rank {r}": abs(a - b)
         for what in ("losses", "norms")
         for r, rank in enumerate(ranks)
-        for i, (a, b) in enumerate(zip(ranks[0][what], rank[what]))
-    ]
-    disagreement += [
-        (f"{name}, rank {r}", _largest(name, state[name]["weight"][slices(rank, name)], copy))
+        for i, (a, b) in enumerate(zip(ranks[0][what], rank[what], strict=True))
+    }
+    disagreement |= {
+        f"{name}, rank {r}": _largest(state[name]["weight"][slices(rank, name)], copy)
         for r, rank in enumerate(ranks)
         for name, copy in rank["copies"].items()
-    ]
+    }
     steps = range(len(ranks[0]["gradients"]))
-    logged = {f"{name}, step {step}": value for step, name, value in ranks[0].get("logged", ())}
+    logged = {(step, name): value for step, name, value in ranks[0].get("logged", ())}
     return Trace(ranks[0]["losses"], ranks[0]["norms"], [summed(s) for s in steps], state, disagreement, logged)
 
 
@@ -206,23 +202,20 @@ def differences(alone: Trace, parallel: Trace, bounds: Mapping[str, float]) -> l
     A gradient is compared in units of its step's gradient norm, so that the bound does not depend on the loss's scale.
     """
     norms = [max(1.0, norm) for norm in alone.norms]
-
-    def by_norm(where: str, a: Tensor, b: Tensor) -> float:
-        return _largest(where, a, b) / norms[int(where.rpartition(" ")[2])]
-
     rows = [
         _row("loss", _steps(alone.losses), _steps(parallel.losses), _absolute, bounds["loss"]),
         _row("gradient norm", _steps(alone.norms), _steps(parallel.norms), _absolute, bounds["norm"]),
-        _row("gradients", _gradients(alone), _gradients(parallel), by_norm, bounds["gradient"]),
+        _row("gradients", _gradients(alone, norms), _gradients(parallel, norms), _largest, bounds["gradient"]),
     ]
     rows += [
         _row(kind.replace("weight", "weights"), _kept(alone, kind), _kept(parallel, kind), _largest, bounds[kind])
         for kind in STATE  # trained parameters have moments, frozen ones have none
     ]
-    for what, is_score in (("evaluation", True), ("other metrics", False)) if alone.logged else ():
-        logged = (_metrics(alone, is_score), _metrics(parallel, is_score))
-        rows.append(_row(what, *logged, _relative, bounds["loss"]))
-    copies = dict(parallel.disagreement)
+    rows += [
+        _row(what, _metrics(alone, is_score), _metrics(parallel, is_score), _relative, bounds["loss"])
+        for what, is_score in (("evaluation", True), ("other metrics", False))
+    ]
+    copies = parallel.disagreement
     rows.append(_row("copies on other ranks", dict.fromkeys(copies, 0.0), copies, _absolute, 0.0))
     return [row for row in rows if row]
 
@@ -231,8 +224,13 @@ def _steps(values: Sequence[float]) -> dict[str, float]:
     return {f"step {i}": value for i, value in enumerate(values)}
 
 
-def _gradients(trace: Trace) -> dict[str, Tensor]:
-    return {f"{name}, step {i}": gradient for i, step in enumerate(trace.gradients) for name, gradient in step.items()}
+def _gradients(trace: Trace, norms: Sequence[float]) -> dict[str, Tensor]:
+    """Gradients of each step, in units of its norm. A step that only one run has is seen by its loss."""
+    return {
+        f"{name}, step {i}": gradient.double() / norm
+        for i, (step, norm) in enumerate(zip(trace.gradients, norms))
+        for name, gradient in step.items()
+    }
 
 
 def _kept(trace: Trace, kind: str) -> dict[str, Tensor]:
@@ -241,18 +239,22 @@ def _kept(trace: Trace, kind: str) -> dict[str, Tensor]:
 
 def _metrics(trace: Trace, is_score: bool) -> dict[str, float]:
     """What was logged of held-out text, or of everything else."""
-    return {name: value for name, value in trace.logged.items() if ("/validation" in name) == is_score}
+    return {
+        f"{name}, step {step}": value
+        for (step, name), value in trace.logged.items()
+        if ("/validation" in name) == is_score
+    }
 
 
-def _absolute(_: str, a: float, b: float) -> float:
+def _absolute(a: float, b: float) -> float:
     return abs(a - b)
 
 
-def _relative(_: str, a: float, b: float) -> float:
+def _relative(a: float, b: float) -> float:
     return 0.0 if math.isnan(a) and math.isnan(b) else abs(a - b) / max(1.0, abs(a))
 
 
-def _largest(_: str, a: Tensor, b: Tensor) -> float:
+def _largest(a: Tensor, b: Tensor) -> float:
     return (a.double() - b.double()).abs().max().item()
 
 
@@ -260,10 +262,10 @@ V = TypeVar("V")
 
 
 def _row(
-    what: str, a: Mapping[str, V], b: Mapping[str, V], difference: Callable[[str, V, V], float], bound: float
+    what: str, a: Mapping[str, V], b: Mapping[str, V], difference: Callable[[V, V], float], bound: float
 ) -> Difference | None:
     """The row of two sets of named values; None if both are empty. What only one of them has differs infinitely."""
-    found = {name: difference(name, a[name], b[name]) if name in a and name in b else math.inf for name in {**a, **b}}
+    found = {name: difference(a[name], b[name]) if name in a and name in b else math.inf for name in {**a, **b}}
     found = {name: math.inf if math.isnan(value) else value for name, value in found.items()}
     if not found:
         return None

@@ -1,7 +1,7 @@
 """A world of processes on this machine, for tests and proofs: run one function on every rank and get every rank's
 result.
 
-    on_world(4, function, *args) --forkserver--> function(rank, 4, *args) in 4 processes of a gloo group --files--> list
+    on_world(4, function, *args) --forkserver, for CUDA spawn--> function(rank, 4, *args) in 4 processes of a gloo group
 
 The forkserver has imported torch, DeepSpeed and this package once, so a world starts in a fraction of a second.
 `on_world` starts a new one for each call, because DeepSpeed leaves globals behind; `on_warm_world` keeps the processes.

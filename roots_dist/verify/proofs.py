@@ -35,14 +35,14 @@ class Place:
     """Where small runs happen."""
 
     folder: Path
-    device: str = "cpu"
 
     def run(self, config: Config, ranks: int, name: str) -> Trace:
         """Train in the folder of this name, from where it stands to the end."""
         config = config.changed({"track.folder": str(self.folder / name)})
-        if self.device == "cpu" and config.advanced.engine == "reference":
+        device = config.train.device
+        if device == "cpu" and config.advanced.engine == "reference":
             return merge(on_warm_world(ranks, trace_training, config, timeout=TIMEOUT_S))
-        return merge(on_world(ranks, trace_training, config, self.device, timeout=TIMEOUT_S, device=self.device))
+        return merge(on_world(ranks, trace_training, config, timeout=TIMEOUT_S, device=device))
 
     def hand_over(self, name: str, step: int, to: str) -> None:
         """Give a new run the checkpoint that another one saved after this step."""
@@ -64,11 +64,12 @@ def in_one_process(config: Config, *, micro_batch: int = 1) -> Config:
     return config.changed({**ONE_PROCESS, "train.micro_batch": micro_batch, "train.recompute": "none"})
 
 
-def prove(small: SmallConfig, device: str = "cpu") -> Iterator[Proof]:
+def prove(small: SmallConfig) -> Iterator[Proof]:
     """Compare the layout's run with that of one process; then each of them resumed by the other from half-way."""
     with tempfile.TemporaryDirectory(prefix="roots-verify-") as folder:
-        place = Place(Path(folder), device)
-        config, alone = started(small, small.config, place), started(small, in_one_process(small.config), place)
+        place = Place(Path(folder))
+        config = started(small, place)
+        alone = in_one_process(config)
         float64 = config.advanced.float64
         bounds = FLOAT64_BOUNDS if float64 else FLOAT32_BOUNDS
         title = f"{describe(small)}, {'float64' if float64 else 'float32'}"
@@ -88,11 +89,9 @@ def prove(small: SmallConfig, device: str = "cpu") -> Iterator[Proof]:
             yield Proof(f"{title}, {words} after step {half}", (), tuple(differences(rest, found, bounds)))
 
 
-def started(small: SmallConfig, config: Config, place: Place) -> Config:
-    """The config with the model that it starts from, which is trained first."""
+def started(small: SmallConfig, place: Place) -> Config:
+    """The small config, after the model that it starts from has been trained, if it starts from one."""
     if small.source is None:
-        return config
-    start = place.folder / "start"
-    if not start.exists():
-        place.run(in_one_process(small.source), 1, start.name)
-    return config.changed({"finetune.init_from": str(start)})
+        return small.config
+    place.run(in_one_process(small.source), 1, "start")
+    return small.config.changed({"finetune.init_from": str(place.folder / "start")})

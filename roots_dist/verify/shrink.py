@@ -4,7 +4,7 @@
 
 Width, depth, vocabulary and text are cut. What makes layouts differ stays: uneven layers, the ratios of heads, ties
 between stages, several sequences in a microbatch, dropout, padding of the vocabulary, schedule, batch ramp,
-recomputation, clipping, the phases of fine-tuning. Every key that changes is told. Pure arithmetic.
+recomputation, clipping, the phases of fine-tuning. Every key that changes is told.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from roots_dist.accounting.sizes import generator_of
 from roots_dist.config.init_from import config_of
 from roots_dist.config.records import family_of, objective_of, target_seq
 from roots_dist.config.schema import Config, Source
-from roots_dist.verify.ties import with_same_ties
+from roots_dist.verify.ties import VOCABS, with_same_ties
 from roots_dist.verify.trainable import with_same_trainable
 
 MAX_RANKS = 12
 LABELS = ("a", "b", "c")
 """Labels of a task that reads its own from the rows."""
 HEAD_DIM = 8
-VOCAB = 211
-"""A prime: no tensor degree divides it."""
+MADE_UP = (Source(path="random"),)
+"""A source for a run that names none."""
 SILENT = ("data.train", "data.validation", "data.tokenizer", "track.", "checkpoint.", "train.log_every")
 """Keys whose change is not worth telling: random text takes the place of files, and a folder that of another."""
 
@@ -153,7 +153,7 @@ def _model(config: Config, tp: int, pp: int) -> dict[str, object]:
         "model.kv_heads": None if m.kv_heads is None else kv_heads,
         "model.head_dim": None if m.head_dim is None else HEAD_DIM,
         "model.ffn": max(1, round(m.width_of_ffn() / m.hidden * hidden / tp)) * tp,
-        "model.vocab": min(m.vocab, VOCAB),
+        "model.vocab": min(m.vocab, VOCABS[0]),
         "model.init_std": None if family_of(config).init == "fan-in" and m.init_std is None else 0.1,
         "model.embedding_size": None if m.width_of_embedding() == m.hidden else 4 * heads,
     }
@@ -177,9 +177,9 @@ def _data(config: Config, tp: int) -> dict[str, object]:
     spare = m.max_positions is not None and m.max_positions > d.seq_length
     return {
         "model.max_positions": 2 * seq if spare else None,
-        "data.train": tuple(Source(path=f"train-{i}", weight=s.weight) for i, s in enumerate(d.train or DEFAULT)),
+        "data.train": tuple(Source(path=f"train-{i}", weight=s.weight) for i, s in enumerate(d.train or MADE_UP)),
         "data.validation": tuple(
-            Source(path=f"held-out-{i}", weight=s.weight) for i, s in enumerate(d.validation or DEFAULT)
+            Source(path=f"held-out-{i}", weight=s.weight) for i, s in enumerate(d.validation or MADE_UP)
         ),
         "data.tokenizer": None,
         "data.seq_length": seq,
@@ -188,9 +188,6 @@ def _data(config: Config, tp: int) -> dict[str, object]:
         "finetune.labels": (config.finetune.labels[:5] or LABELS) if objective_of(config).has_labels else (),
         "finetune.patience": 0,
     }
-
-
-DEFAULT = (Source(path="random"),)
 
 
 def _training(config: Config, pp: int, dp: int, steps: int) -> dict[str, object]:

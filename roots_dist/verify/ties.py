@@ -9,14 +9,14 @@ small model are varied until it has the ties of the large one. Pure arithmetic.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 
 from roots_dist.assembly.rank_model import stage_runs, tie_holders
 from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import pieces_of
-from roots_dist.parallel.tensor.collectives import DeferredWeightGrads, TensorParallel
-from roots_dist.world.mesh import SINGLE
+from roots_dist.parallel.tensor.collectives import TensorParallel
 
 VOCABS = (211, 503, 1009, 101)
 """Primes: no tensor degree divides them."""
@@ -29,7 +29,7 @@ Holders = Mapping[str, tuple[int, ...]]
 
 def holders(config: Config) -> Holders:
     """The pipeline ranks of each parameter that several of them hold."""
-    specs = pieces_of(config, TensorParallel(SINGLE, False, DeferredWeightGrads()))
+    specs = pieces_of(config, TensorParallel())
     return tie_holders(specs, stage_runs(config, specs), config.parallel.pp)
 
 
@@ -42,17 +42,23 @@ def with_same_ties(config: Config, small: Config) -> tuple[Config, bool]:
     if small.parallel.pp == 1:
         return small, True
     wanted, fewer = holders(config), small.parallel.pp < config.parallel.pp
-    best: tuple[int, Config] | None = None
+    best, least = small, math.inf
     for candidate in itertools.islice(_nearby(small), CANDIDATES):
-        found = holders(candidate)
-        if found == wanted and not fewer:
-            return candidate, True
-        if fewer and found.keys() == wanted.keys():
-            off = sum(abs(min(len(wanted[n]), small.parallel.pp) - len(found[n])) for n in found)
-            if off == 0:
-                return candidate, True
-            best = min(best or (off, candidate), (off, candidate), key=lambda rated: rated[0])
-    return (best[1], True) if best else (small, False)
+        off = _distance(holders(candidate), wanted, small.parallel.pp if fewer else None)
+        if off < least:
+            best, least = candidate, off
+        if off == 0:
+            break
+    return best, least < math.inf
+
+
+def _distance(found: Holders, wanted: Holders, ranks: int | None) -> float:
+    """How far the ties of a small model are from the wanted ones; `ranks`: its pipeline ranks if the run has more."""
+    if ranks is None:
+        return 0 if found == wanted else math.inf
+    if found.keys() != wanted.keys():
+        return math.inf
+    return sum(abs(min(len(wanted[name]), ranks) - len(found[name])) for name in found)
 
 
 def _nearby(small: Config) -> Iterator[Config]:

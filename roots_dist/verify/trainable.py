@@ -12,21 +12,15 @@ from collections.abc import Iterable
 
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import pieces_of
-from roots_dist.learning.models.parameter_locations import locate_parameters
+from roots_dist.learning.models.parameter_locations import depths_of
 from roots_dist.parallel.optim.trainable import Depths, trainable
-from roots_dist.parallel.tensor.collectives import DeferredWeightGrads, TensorParallel
-from roots_dist.world.mesh import SINGLE
+from roots_dist.parallel.tensor.collectives import TensorParallel
 
 BLOCK = re.compile(r"(?P<stack>(?:\w+\.)*blocks\.)(?P<number>\d+)(?P<rest>\..+)")
 
 
 def depths(config: Config) -> Depths:
-    return {
-        name: place.depth
-        for name, place in locate_parameters(
-            pieces_of(config, TensorParallel(SINGLE, False, DeferredWeightGrads()))
-        ).items()
-    }
+    return depths_of(pieces_of(config, TensorParallel()))
 
 
 def with_same_trainable(config: Config, small: Config) -> Config:

@@ -1,6 +1,6 @@
 """What the trainer's own loop computes on random text, on one rank: `roots train` itself runs, and is observed.
 
-    trace_training(rank, size, config, device) --runs/train/loop.py, in track.folder--> what testing/parity.py merges
+    trace_training(rank, size, config) --runs/train/loop.py, in track.folder--> what testing/parity.py merges
 
 The loop opens the sources, orders the samples, chooses the learning rate, unfreezes, evaluates, saves and resumes as in
 a real run. Replaced are the files of text by random text, and the measurement of the machine's peak by none.
@@ -11,59 +11,44 @@ from __future__ import annotations
 import contextlib
 import io
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from roots_dist.checks.checks import layout_for
 from roots_dist.config.schema import Config
-from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective
-from roots_dist.parallel.zero.build import build_engine
-from roots_dist.parallel.zero.seam import Engine
+from roots_dist.runs.ranks.join import device_for
 from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
 from roots_dist.runs.train.loop import TrainParts, train
 from roots_dist.runs.train.state import TrainState
 from roots_dist.runs.train.step import StepReport
-from roots_dist.testing.parity import GradientRecorder, tensors_of_rank
+from roots_dist.testing.parity import GradientRecorder, recording_engine, tensors_of_rank
 from roots_dist.world.mesh import Mesh
-from roots_dist.world.sharding import Param
 
 MEASURED = ("time", "time/", "speed/", "memory/", "util/", "plan/")
 """Beginnings of metrics that say how fast and how large, not what was computed."""
 
 
-def trace_training(rank: int, size: int, config: Config, device: str = "cpu") -> dict[str, Any]:
+def trace_training(rank: int, size: int, config: Config) -> dict[str, Any]:
     """Train from where the run's folder stands to the end, on this rank of a world, and return what `merge` of
     testing/parity.py combines."""
-    layout = Layout(dp=size // (config.parallel.tp * config.parallel.pp), pp=config.parallel.pp, tp=config.parallel.tp)
-    mesh = Mesh.connect(layout, rank, _device(device, rank))
+    mesh = Mesh.connect(layout_for(config, size), rank, device_for(config, rank))
+    assert mesh.device.type == config.train.device, "this torch sees no GPU: install one that is built with CUDA"
     recorded: list[GradientRecorder] = []
     states: list[TrainState] = []
     losses, norms = [], []
-
-    def make_engine(
-        config: Config, mesh: Mesh, module: torch.nn.Module, params: list[Param], trainable: Mapping[str, Any]
-    ) -> Engine:
-        recorded.append(GradientRecorder(build_engine(config, mesh, module, params, trainable), params))
-        return recorded[0]
 
     def note(state: TrainState, report: StepReport) -> None:
         states[:] = [state]
         losses.append(report.loss)
         norms.append(report.grad_norm)
 
-    parts = TrainParts(proof_objective, make_engine, lambda config, mesh: None, (note,))
+    parts = TrainParts(proof_objective, recording_engine(recorded), lambda config, mesh: None, (note,))
     with contextlib.redirect_stdout(io.StringIO()):  # the progress of a run that nobody has started
         code = train(config, mesh, parts)
     assert code == 0, code
     logged = _logged(Path(config.track.folder)) if rank == 0 else []
     return {"losses": losses, "norms": norms, "logged": logged, **tensors_of_rank(states[0].run, recorded[0])}
-
-
-def _device(kind: str, rank: int) -> torch.device:
-    return torch.device("cpu") if kind == "cpu" else torch.device("cuda", rank % torch.cuda.device_count())
 
 
 def _logged(folder: Path) -> list[list[Any]]:

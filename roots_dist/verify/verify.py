@@ -49,12 +49,12 @@ class Wanted:
 def proofs(config: Config, wanted: Wanted) -> Iterator[Proof]:
     """All proofs of a config that passes the trainer's checks."""
     dp = wanted.dp or UNKNOWN_DP
-    yield from prove(wanted.small(config, 1, "float64"), wanted.device)
+    yield from prove(wanted.small(config, 1, "float64"))
     if dp > 1:
         dtype: Dtype = "float64" if config.parallel.zero_stage == 0 else "float32"
-        yield from prove(wanted.small(config, dp, dtype), wanted.device)
+        yield from prove(wanted.small(config, dp, dtype))
     if wanted.bf16:
-        yield prove_in_bf16(wanted.small(config, dp, "bf16"), wanted.device)
+        yield prove_in_bf16(wanted.small(config, dp, "bf16"))
 
 
 MATRIX: tuple[dict[str, object], ...] = tuple(
@@ -82,9 +82,9 @@ def matrix_proofs(config: Config, wanted: Wanted) -> Iterator[Proof]:
         changed = config.changed(values)
         changed = changed.changed({"model.layers": max(config.model.layers, changed.num_stages())})
         dp = UNKNOWN_DP if zero else 1
-        yield from prove(wanted.small(changed, dp, "float32" if zero else "float64"), wanted.device)
+        yield from prove(wanted.small(changed, dp, "float32" if zero else "float64"))
         if wanted.bf16:
-            yield prove_in_bf16(wanted.small(changed, dp, "bf16"), wanted.device)
+            yield prove_in_bf16(wanted.small(changed, dp, "bf16"))
 
 
 def verify(config: Config, wanted: Wanted, *, matrix: bool) -> bool:

@@ -32,7 +32,6 @@ from roots_dist.config.batch_ramp import batch_size_at
 from roots_dist.config.lr_schedules import lr_schedule
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
-from roots_dist.environment import World
 from roots_dist.layout import Layout
 from roots_dist.learning.data.tasks import columns_of
 from roots_dist.learning.models.flops import flops_per_step
@@ -190,7 +189,7 @@ def _device(config: Config) -> object:
         mock.patch("torch.cuda.is_available", return_value=True),
         mock.patch("torch.cuda.device_count", return_value=1),
     ):
-        there = device_for(config, World(0, 1, 0, 1, "localhost", 1, ""))
+        there = device_for(config, 0)
     return str(there), [p for p in readiness.check(config, Layout(), Facts()) if p.key == "train.device"]
 
 

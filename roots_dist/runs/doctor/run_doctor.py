@@ -103,7 +103,7 @@ def _examine_and_show(
     logs.ignore_warnings_of_libraries()
     probes = Probes()
     what = ExamineOptions(config, layout, options.folder, options.quick, options.wait)
-    device = device_for(config or Config(), world)
+    device = device_for(config or Config(), world.local_rank)
     threads = config.advanced.threads if config else None
     torch.set_num_threads(threads or max(1, environment.cores() // world.local_size))
     coordinator = Coordinator(rendezvous(world, options.wait, probes.host), world.rank, world.size)

@@ -19,12 +19,12 @@ from roots_dist.layout import Layout
 from roots_dist.world.mesh import Mesh
 
 
-def device_for(config: Config, world: World) -> torch.device:
-    """Device of this rank. It is GPU 0 where a launcher shows each rank only its own GPU."""
+def device_for(config: Config, local_rank: int) -> torch.device:
+    """Device of a rank, by its number on this machine; GPU 0 where a launcher shows each rank only its own GPU."""
     kind = config.train.device
     if kind == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", world.local_rank % torch.cuda.device_count())
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def joined(config: Config, world: World, layout: Layout) -> Iterator[Mesh]:
 
     Nothing is torn down on failure: peers may hang, and guarded() ends the process.
     """
-    device = device_for(config, world)
+    device = device_for(config, world.local_rank)
     timeout = timedelta(seconds=config.advanced.timeout_s)
     # DeepSpeed reads the world only from these variables, and would choose an accelerator by itself
     environment.export(environment.variables(world) | {"DS_ACCELERATOR": device.type})
