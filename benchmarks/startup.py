@@ -22,12 +22,13 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from roots_dist.assembly.passes import inference_program, training_program
+from roots_dist.assembly.rank_model import stage_runs
 from roots_dist.assembly.run import build_run
-from roots_dist.checks.checks import check, layout_for
+from roots_dist.checks import unused
+from roots_dist.checks.checks import check_used, layout_for
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.models import pieces_of
-from roots_dist.parallel.pipeline.partition import partition
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.schedule import program
 from roots_dist.world.mesh import Mesh
@@ -76,10 +77,11 @@ def start(config: Config, layout: Layout) -> Start:
     """Start one rank in the middle of the pipeline."""
     found, world, rank = Start(), layout.world_size, layout.rank(layout.pp // 2, layout.dp // 2, layout.tp // 2)
     program._violations.cache_clear()
-    found.time("checks", lambda: (check(config, world, rank=rank), layout_for(config, world)))
+    found.time(
+        "checks", lambda: (unused.check(config), check_used(config, world, rank=rank), layout_for(config, world))
+    )
     specs = pieces_of(config, TensorParallel())
-    costs, blocks = [s.cost for s in specs], [s.is_block for s in specs]
-    found.time("partition", lambda: partition(costs, config.num_stages(), blocks))
+    found.time("partition", lambda: stage_runs(config, specs))
 
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
     meshes: list[Mesh] = []

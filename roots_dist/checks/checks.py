@@ -43,17 +43,17 @@ def layout_for(config: Config, world_size: int) -> Layout:
     return Layout(dp=world_size // model_size, pp=parallel.pp, tp=parallel.tp)
 
 
-def check(config: Config, world_size: int, facts: Facts | None = None, rank: int | None = None) -> list[Problem]:
-    """Everything that keeps this run from starting on this world; without `facts`, all that arithmetic can tell.
+def check(config: Config, world_size: int, facts: Facts | None = None) -> list[Problem]:
+    """Everything that keeps this run from starting on this world; without `facts`, all that arithmetic can tell."""
+    return [*unused.check(config), *check_used(config, world_size, facts)]
+
+
+def check_used(config: Config, world_size: int, facts: Facts | None = None, rank: int | None = None) -> list[Problem]:
+    """The same but for keys that the config has no use for.
 
     With `rank`, the schedule's program is checked for this rank and its pipeline neighbours, in a time that does not
     grow with the world; without it, for all ranks.
     """
-    return [*unused.check(config), *check_used(config, world_size, facts, rank)]
-
-
-def check_used(config: Config, world_size: int, facts: Facts | None = None, rank: int | None = None) -> list[Problem]:
-    """The same but for keys that the config has no use for."""
     problems = [*families.check(config), *_model(config), *_tensor_parallel(config), *_optim(config)]
     try:
         layout = layout_for(config, world_size)

@@ -44,13 +44,11 @@ def check(config: Config) -> None:
         check_rows(config)
     if config.finetune.strategy in ("partial", "lora"):
         from roots_dist.learning.models import pieces_of
-        from roots_dist.learning.models.parameter_locations import locate_parameters
+        from roots_dist.learning.models.parameter_locations import depths_of
         from roots_dist.parallel.optim.trainable import trainable
-        from roots_dist.parallel.tensor.collectives import DeferredWeightGrads, TensorParallel
-        from roots_dist.world.mesh import SINGLE
+        from roots_dist.parallel.tensor.collectives import TensorParallel
 
-        locations = locate_parameters(pieces_of(config, TensorParallel(SINGLE, False, DeferredWeightGrads())))
-        trainable(config, {name: location.depth for name, location in locations.items()})
+        trainable(config, depths_of(pieces_of(config, TensorParallel())))
 
 
 def work(config: Config, mesh: Mesh) -> int:

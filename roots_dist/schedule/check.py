@@ -16,8 +16,6 @@ from typing import NamedTuple
 from roots_dist.schedule.actions import Action, InvalidProgram, Kind, Program, results
 from roots_dist.schedule.communication import COMPUTE, SENDS, Channel, channel_of, other_end
 
-DEADLOCK = "deadlock:"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
@@ -101,7 +99,7 @@ def play(program: Program, times: Times = Times()) -> Played:
         runnable.extend(machine.advance(runnable.popleft()))
     stuck = [line for rank in range(len(program)) for line in machine.why_stuck(rank)]
     if stuck:
-        raise InvalidProgram("\n".join([DEADLOCK, *stuck]))
+        raise InvalidProgram("\n".join(["deadlock:", *stuck]))
     peak = [_peak(actions) for actions in program]
     return Played(times, machine.num_stages, machine.timeline, dict(machine.transfers), peak)
 

@@ -1,7 +1,7 @@
 """The pipeline schedules: pure functions from a shape and a rank to the compute actions of that rank in order, in one
 table.
 
-    make(name, ranks, microbatches, chunks) --compute only--> program.py, which derives the communication
+    SCHEDULES[name].of_rank(rank, shape) --compute only--> program.py, which derives the communication
 
 Config, checks, planner, bounds, drawing and tests read SCHEDULES; nothing else refers to a schedule by name. Knows no
 tensors and no transport. A rank can be listed without the others, so that a rank of a large world does not list the

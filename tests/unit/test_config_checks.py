@@ -13,7 +13,7 @@ import pytest
 from roots_dist.assembly.passes import training_program
 from roots_dist.checks import facts as gathering
 from roots_dist.checks import readiness
-from roots_dist.checks.checks import check, layout_for
+from roots_dist.checks.checks import check, check_used, layout_for
 from roots_dist.checks.facts import CorpusFacts, Facts
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
@@ -332,7 +332,7 @@ def test_a_schedule_that_deadlocks_is_refused_before_any_rank_starts(monkeypatch
 def test_a_rank_refuses_a_schedule_in_which_it_or_its_neighbour_waits(monkeypatch):
     monkeypatch.setitem(SCHEDULES, "gpipe", replace(SCHEDULES["gpipe"], actions=one_waits_for_the_other))
     config = config_of(model={"layers": 8}, parallel={"pp": 4, "tp": 2, "schedule": "gpipe"})
-    refused = [rank for rank in range(8) if check(config, 8, rank=rank)]
+    refused = [rank for rank in range(8) if check_used(config, 8, rank=rank)]
     assert refused == [0, 1, 2, 3], "pipeline rank 0, with two tensor ranks, and its neighbour"
     assert [problem.key for problem in check(config, 8)] == ["parallel.schedule"]
 

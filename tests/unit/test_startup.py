@@ -11,7 +11,7 @@ import torch
 
 from roots_dist.assembly.passes import inference_program, training_program
 from roots_dist.assembly.run import build_run
-from roots_dist.checks.checks import check
+from roots_dist.checks.checks import check_used
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective
@@ -74,7 +74,7 @@ def test_a_rank_asks_a_schedule_for_itself_and_its_neighbours_alone(name, pp, mo
     schedule = SCHEDULES[name]
     monkeypatch.setitem(SCHEDULES, name, replace(schedule, actions=spy))
     config = config_of(layout, chunks=2 if schedule.virtual_stages else 1).changed({"parallel.schedule": name})
-    assert check(config, layout.world_size, rank=layout.rank(pp, 5, 3)) == []
+    assert check_used(config, layout.world_size, rank=layout.rank(pp, 5, 3)) == []
     training_program(config, 128, pp)
     around = {(pp - 1) % 64, pp, (pp + 1) % 64}
     assert asked == (around if schedule.virtual_stages else {r for r in around if abs(r - pp) == 1 or r == pp})

@@ -37,6 +37,11 @@ def locate_parameters(specs: Sequence[PieceSpec]) -> dict[str, ParameterLocation
     return found
 
 
+def depths_of(specs: Sequence[PieceSpec]) -> dict[str, int]:
+    """Depth of every parameter except copies, by which parallel/optim/trainable.py chooses."""
+    return {name: location.depth for name, location in locate_parameters(specs).items()}
+
+
 def shapes(specs: Sequence[PieceSpec]) -> dict[str, tuple[int, ...]]:
     """Global shape of every parameter except copies, in the order of the computation."""
     return {p.name: p.spec.shape for _, p in _parameters(specs) if not p.is_copy}

@@ -15,13 +15,13 @@ import torch
 
 from roots_dist.accounting.flops import mfu
 from roots_dist.accounting.memory import rank_state
+from roots_dist.assembly.rank_model import stage_runs
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.layout import AxisName, Layout
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.flops import flops_per_step
 from roots_dist.parallel.pipeline.executor import is_skipped
-from roots_dist.parallel.pipeline.partition import partition
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.runs.plan.cluster_speed import ClusterSpeed, ring_bytes
 from roots_dist.runs.plan.rank_cost import Message, RankCost, count_rank_cost
@@ -132,7 +132,7 @@ def predict(
 def _rank_kinds(config: Config, layout: Layout) -> list[Hashable]:
     """Key of each pipeline rank that is equal for ranks with the same work."""
     specs = pieces_of(config, TensorParallel())
-    runs = partition([s.cost for s in specs], config.num_stages(), [s.is_block for s in specs])
+    runs = stage_runs(config, specs)
 
     def kind(stage: int) -> Hashable:
         return stage == 0, tuple((specs[i].cost, specs[i].is_block, specs[i].shared_params) for i in runs[stage])
