@@ -11,7 +11,8 @@ import pytest
 import torch
 import transformers
 
-from roots_dist.learning.models.positions import Alibi, Rotary, alibi_slopes, sinusoids
+from roots_dist.learning.models.positions import Alibi, alibi_slopes, sinusoids
+from roots_dist.learning.models.rotary import Rotary
 
 
 def test_slopes_of_any_number_of_heads_are_those_of_transformers():

@@ -63,6 +63,7 @@ BASES: dict[str, dict[str, dict[str, object]]] = {
     "gpt": {"data": HELD_OUT, "train": {"eval_every": 5}},
     "bare gpt": {},
     "llama": {"model": {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False}},
+    "windows": {"model": {"positions": "rotary", "window": 4, "layer_kinds": ["full", "window"]}},
     "constant": {"optim": {"lr_schedule": "constant"}, "train": {"batch_ramp": [8, 8, 16]}},
     "on DeepSpeed": {"advanced": {"engine": "auto"}},
     "without W&B": {"track": {"wandb": "disabled"}},
@@ -86,7 +87,10 @@ BASES: dict[str, dict[str, dict[str, object]]] = {
 }  # fmt: skip
 OTHERS: dict[str, object] = {
     "model.decoder_layers": 3, "model.kv_heads": 1, "model.head_dim": 4, "model.ffn": 24, "model.embedding_size": 8,
-    "model.max_positions": 40, "model.init_std": 0.1, "model.relative_max_distance": 20, "model.dropout": 0.1,
+    "model.max_positions": 40, "model.rope_scaling": {"type": "linear", "factor": 2.0}, "model.window": 3,
+    "model.window_rope_theta": 100.0, "model.attention_scale": 0.5, "model.attention_softcap": 1.0,
+    "model.logit_softcap": 1.0, "model.qkv_bias": False, "model.out_bias": False, "model.mlp_bias": False,
+    "model.layer_kinds": ["window", "full"], "model.rotary_fraction": 0.5, "model.init_std": 0.1, "model.relative_max_distance": 20, "model.dropout": 0.1,
     "model.attention_dropout": 0.1, "generator.layers": 3, "generator.hidden": 4, "generator.heads": 4,
     "generator.ffn": 20,
     "objective.random_replace_probability": 0.2, "objective.label_smoothing": 0.1, "objective.z_loss": 0.01,

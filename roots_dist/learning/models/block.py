@@ -1,5 +1,5 @@
 """One Transformer block: self-attention (with cross-attention in an encoder-decoder's decoder), then MLP, each with a
-norm and on the residual stream; the norm comes before or after the branch.
+norm and on the residual stream; where the norm stands, `model.norm_position` says.
 
 B sequences, D model width, F MLP width; f = F/tp, s = S/tp under sequence parallelism.
 """
@@ -34,11 +34,11 @@ class MLP(nn.Module):
         self.drop, self.seed = m.dropout if family_of(config).mlp_dropout else 0.0, config.train.seed
 
         def widen() -> ColumnParallelLinear:
-            return ColumnParallelLinear(tp, m.hidden, m.width_of_ffn(), bias=m.bias, std=inits.up)
+            return ColumnParallelLinear(tp, m.hidden, m.width_of_ffn(), bias=m.bias_of_mlp(), std=inits.up)
 
         self.up = widen()
         self.gate = widen() if m.gated() else None
-        self.down = RowParallelLinear(tp, m.width_of_ffn(), m.hidden, bias=m.bias, std=inits.down)
+        self.down = RowParallelLinear(tp, m.width_of_ffn(), m.hidden, bias=m.bias_of_mlp(), std=inits.down)
 
     def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
         """[B, s, D] -> [B, s, D]"""
@@ -69,12 +69,13 @@ class Block(nn.Module):
         *,
         causal: bool = True,
         cross: bool = False,
+        window: int | None = None,
     ):
         super().__init__()
-        inits = init_stds(config)
-        self.pre = config.model.norm_position == "pre"
+        m, inits = config.model, init_stds(config)
+        self.norm_position, self.multiplier = m.norm_position, m.residual_multiplier
         self.norm1 = Norm(config, tp)
-        self.attention = Attention(config, tp, name, positions, inits, causal=causal, document_mask=not cross)
+        self.attention = Attention(config, tp, name, positions, inits, causal=causal, document_mask=not cross, window=window)
         self.dropout1 = Dropout(config, tp, f"{name}.1")
         self.cross: CrossAttention | None = None
         if cross:
@@ -84,6 +85,8 @@ class Block(nn.Module):
         self.norm2 = Norm(config, tp)
         self.mlp = MLP(config, tp, name, inits)
         self.dropout2 = Dropout(config, tp, f"{name}.2")
+        sandwich = m.norm_position == "sandwich"
+        self.out_norm1, self.out_norm2 = (Norm(config, tp) if sandwich else None for _ in range(2))
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
         def attend(x: Tensor) -> Tensor:
@@ -98,13 +101,25 @@ class Block(nn.Module):
             out: Tensor = self.dropout2(self.mlp(x, batch), batch)
             return out
 
-        x = self._add(payload["hidden"], attend, self.norm1)  # [B, s, D]
+        x = self._add(payload["hidden"], attend, self.norm1, self.out_norm1)  # [B, s, D]
         if self.cross is not None:
             x = self._add(x, cross_attend, self.cross_norm)
-        return payload | {"hidden": self._add(x, feed_forward, self.norm2)}
+        return payload | {"hidden": self._add(x, feed_forward, self.norm2, self.out_norm2)}
 
-    def _add(self, x: Tensor, branch: Callable[[Tensor], Tensor], norm: Norm) -> Tensor:
-        return x + branch(norm(x)) if self.pre else norm(x + branch(x))
+    def _add(
+        self, x: Tensor, branch: Callable[[Tensor], Tensor], norm: Norm, out_norm: Norm | None = None
+    ) -> Tensor:
+        """The residual stream after a branch."""
+        if self.norm_position == "pre":
+            return x + self._scaled(branch(norm(x)))
+        if self.norm_position == "branch":
+            return x + self._scaled(norm(branch(x)))
+        if self.norm_position == "sandwich":
+            return x + self._scaled(present(out_norm)(branch(norm(x))))
+        return norm(x + self._scaled(branch(x)))  # type: ignore[no-any-return] # torch types no call
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.multiplier == 1 else x * self.multiplier
 
 
 def attention_flops(config: Config, queries: int, keys: float, inputs: int) -> float:
@@ -119,6 +134,10 @@ def mlp_flops(config: Config, seq: int) -> float:
     return 2.0 * seq * (3 if m.gated() else 2) * m.hidden * m.width_of_ffn()
 
 
-def block_flops(config: Config, seq: int, causal: bool = True) -> float:
-    """Forward FLOPs of a self-attention block on one sample; causal attention computes half of the scores."""
-    return attention_flops(config, seq, seq / 2 if causal else seq, seq) + mlp_flops(config, seq)
+def block_flops(config: Config, seq: int, causal: bool = True, window: int | None = None) -> float:
+    """Forward FLOPs of a self-attention block on one sample; causal attention computes half of the scores, and within a
+    window the keys of that."""
+    keys = seq / 2 if causal else seq
+    if window is not None and window < seq:
+        keys = window * (1 - window / (2 * seq))
+    return attention_flops(config, seq, keys, seq) + mlp_flops(config, seq)
