@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -29,7 +29,7 @@ value is YAML: `optim.lr=1e-3`, `parallel.sequence_parallel=true`, `'train.batch
 shows the whole resolved tree and trains nothing. A run keeps it as `config.yaml` in its folder. There is no key for data
 ranks: dp is what the world leaves over, `world = tp × pp × dp`.
 
-*Made by `docs/make_config.py` from `roots_dist/config/schema.py`.*
+*Made by `docs/make_config.py` from `roots_dist/config/schema.py` and `model.py`.*
 """
 WORDS = {int: "whole number", float: "number", bool: "true, false", str: "text"}
 BOUNDS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
@@ -37,6 +37,8 @@ BOUNDS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
 
 def allowed(kind: Any, info: FieldInfo) -> str:
     """`whole number ≥ 1`, `cosine, linear`, `text, or null`"""
+    if get_origin(kind) is Annotated:
+        return "; ".join(f"{{{', '.join(record.model_fields)}}}" for record in get_args(get_args(kind)[0]))
     inner = [part for part in get_args(kind) if part is not NoneType]
     if get_origin(kind) is Literal:
         return ", ".join(map(str, inner))

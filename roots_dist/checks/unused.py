@@ -30,7 +30,6 @@ OF_DECODERS = tuple(
         "attention_scale",
         "attention_softcap",
         "norm_affine",
-        "zero_centered_norm",
         "head_bias",
         "embedding_multiplier",
         "residual_multiplier",
@@ -110,7 +109,11 @@ USES: tuple[Use, ...] = (
         used=lambda c: c.model.positions == "rotary" and c.model.window is not None,
     ),
     _of_families(lambda f: f.is_decoder, *OF_DECODERS),
-    _one_of("model.norm", "rmsnorm", keys=("model.zero_centered_norm",)),
+    Use(
+        keys=("model.zero_centered_norm",),
+        when=f"model.family={_families(lambda f: f.is_decoder)} and model.norm=rmsnorm with weights",
+        used=lambda c: family_of(c).is_decoder and c.model.norm == "rmsnorm" and c.model.norm_affine,
+    ),
     Use(
         keys=("model.head_bias", "model.logits_scaling", "model.logit_softcap"),
         when=f"a decoder that predicts tokens, not objective.name={named(lambda o: o.has_labels)}",

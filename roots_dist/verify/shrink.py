@@ -15,9 +15,10 @@ from typing import Literal
 
 from roots_dist.accounting.sizes import generator_of
 from roots_dist.config.init_from import config_of
+from roots_dist.config.model import Model
 from roots_dist.config.records import family_of, objective_of, target_seq
 from roots_dist.config.rope_scaling import LongRope, RopeScaling
-from roots_dist.config.schema import Config, Model, Source
+from roots_dist.config.schema import Config, Source
 from roots_dist.verify.ties import VOCABS, with_same_ties
 from roots_dist.verify.trainable import with_same_trainable
 

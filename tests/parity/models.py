@@ -5,8 +5,9 @@ cases.py makes the cases of each: whoever adds a model here writes no other line
 
 from typing import get_args
 
+from roots_dist.config.model import Model
 from roots_dist.config.objectives import OBJECTIVES as RECORDS
-from roots_dist.config.schema import Config, Model
+from roots_dist.config.schema import Config
 
 COMMON = {
     "data": {"seq_length": 16},

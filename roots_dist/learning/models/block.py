@@ -75,7 +75,9 @@ class Block(nn.Module):
         m, inits = config.model, init_stds(config)
         self.norm_position, self.multiplier = m.norm_position, m.residual_multiplier
         self.norm1 = Norm(config, tp)
-        self.attention = Attention(config, tp, name, positions, inits, causal=causal, document_mask=not cross, window=window)
+        self.attention = Attention(
+            config, tp, name, positions, inits, causal=causal, document_mask=not cross, window=window
+        )
         self.dropout1 = Dropout(config, tp, f"{name}.1")
         self.cross: CrossAttention | None = None
         if cross:
@@ -106,9 +108,7 @@ class Block(nn.Module):
             x = self._add(x, cross_attend, self.cross_norm)
         return payload | {"hidden": self._add(x, feed_forward, self.norm2, self.out_norm2)}
 
-    def _add(
-        self, x: Tensor, branch: Callable[[Tensor], Tensor], norm: Norm, out_norm: Norm | None = None
-    ) -> Tensor:
+    def _add(self, x: Tensor, branch: Callable[[Tensor], Tensor], norm: Norm, out_norm: Norm | None = None) -> Tensor:
         """The residual stream after a branch."""
         if self.norm_position == "pre":
             return x + self._scaled(branch(norm(x)))

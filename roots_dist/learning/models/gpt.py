@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from roots_dist.config.model import LayerKind
 from roots_dist.config.records import objective_of
-from roots_dist.config.schema import Config, LayerKind
+from roots_dist.config.schema import Config
 from roots_dist.learning.models.block import Block, block_flops
 from roots_dist.learning.models.embed import TOKENS, Embed, embed_of
 from roots_dist.learning.models.heads import task_flops, task_head

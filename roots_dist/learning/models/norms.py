@@ -17,8 +17,8 @@ from roots_dist.world.sharding import ShardSpec, declare
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float, zero_centered: bool = False) -> Tensor:
-    """RMSNorm over the last dimension, times the weight, or 1 + weight (zero_centered): in float32 or wider, in which 1 +
-    weight does not lose what the weight has learned."""
+    """RMSNorm over the last dimension, times the weight; or times 1 + weight (zero_centered), in float32 or wider, in
+    which the sum does not lose what the weight has learned."""
     if weight is None or not zero_centered:
         return F.rms_norm(x, x.shape[-1:], weight, eps)
     exact = torch.promote_types(x.dtype, torch.float32)

@@ -1,5 +1,5 @@
-"""Position encodings: sinusoids, ALiBi, T5's relative bias; rotary.py has the rotary embedding. All use global positions
-and heads.
+"""Position encodings: sinusoids, ALiBi, T5's relative bias; rotary.py has the rotary embedding. All use
+global positions and heads.
 
 B sequences, S positions, D model width, h heads of this rank, K head width.
 """

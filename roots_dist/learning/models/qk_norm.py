@@ -52,7 +52,9 @@ def norm_together(norms: tuple[WholeNorm, ...], xs: tuple[Tensor, ...]) -> tuple
     exact = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in xs]
     squares = [x.square().sum(-1) / n.holders for n, x in zip(norms, exact)]  # a slice counts once, whoever holds it
     total = sum_over_ranks(torch.stack(squares, -1), tp)  # [B, S, len(norms)]
+    means = [total[..., i : i + 1] / n.width for i, n in enumerate(norms)]
+    scales = [n.weight.to(x.dtype) + n.zero_centered for n, x in zip(norms, exact)]  # weight, or 1 + weight
     return tuple(
-        (x * torch.rsqrt(total[..., i : i + 1] / n.width + n.eps) * (n.weight.to(x.dtype) + n.zero_centered)).to(like.dtype)
-        for i, (n, x, like) in enumerate(zip(norms, exact, xs))
+        (x * torch.rsqrt(mean + n.eps) * scale).to(like.dtype)
+        for n, x, mean, scale, like in zip(norms, exact, means, scales, xs)
     )

@@ -12,16 +12,17 @@ import math
 import torch
 from torch import Tensor
 
+from roots_dist.config.model import LayerKind
 from roots_dist.config.rope_scaling import Linear, Llama3, LongRope, RopeScaling, Yarn
-from roots_dist.config.schema import Config, LayerKind
+from roots_dist.config.schema import Config
 
 
 class Rotary:
     """Rotates pairs of channels by an angle that grows with the position: channel i of the first half with channel i of
     the second half, as Llama does, or neighbouring channels (interleaved), as GPT-J does.
 
-    The first w channels of a head are rotated, the others are kept. One object serves all blocks of a kind on a rank: it
-    keeps the angles of the positions last used.
+    The first w channels of a head are rotated, the others are kept. One object serves all blocks of a kind on a rank,
+    and keeps the angles of the positions last used.
     """
 
     def __init__(

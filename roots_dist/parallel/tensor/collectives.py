@@ -245,4 +245,4 @@ class _SumOverRanks(torch.autograd.Function):
 def sum_over_ranks(x: Tensor, tp: TensorParallel) -> Tensor:
     """Sum inside a region, for a statistic that each rank goes on to use for its own channels: its gradient is the sum
     of theirs, too."""
-    return x if tp.size == 1 else _SumOverRanks.apply(x, tp)  # type: ignore[no-any-return,no-untyped-call] # torch types no apply
+    return x if tp.size == 1 else _SumOverRanks.apply(x, tp)  # type: ignore[no-untyped-call] # torch types no apply
