@@ -62,4 +62,6 @@ class LongRope(Section):
     """By default sqrt(1 + ln f / ln original_length), with f = model.max_positions / original_length."""
 
 
+RULES: dict[str, type[Section]] = {"linear": Linear, "llama3": Llama3, "yarn": Yarn, "longrope": LongRope}
+"""Each record by its `type`."""
 RopeScaling = Annotated[Linear | Llama3 | Yarn | LongRope, Field(discriminator="type")]
