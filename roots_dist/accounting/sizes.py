@@ -69,7 +69,7 @@ def parameters(config: Config) -> int:
         n = of.model
         wide, bias = n.width_of_ffn(), n.bias_of_mlp()
         mlp = (2 if n.gated() else 1) * linear(n.hidden, wide, bias) + linear(wide, n.hidden, bias)
-        norms = 4 if n.norm_position == "sandwich" else 2
+        norms = 4 if n.norm_position == "sandwich" else 1 if n.branches == "parallel_one_norm" else 2
         return n.layers * (attention(of) + mlp + norms * norm(n.hidden))
 
     def words(hidden: int, out: int) -> int:

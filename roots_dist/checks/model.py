@@ -33,6 +33,13 @@ def check(config: Config) -> Iterator[Problem]:
     elif model.positions == "rotary":
         yield from _rotary(config)
     yield from _layer_kinds(config)
+    if model.has_parallel_branches() and model.norm_position != "pre":
+        yield Problem(
+            key="model.norm_position",
+            found=model.norm_position,
+            expected=f"pre with model.branches={model.branches}: the branches are summed before anything else is done",
+            fix="set model.norm_position=pre, or model.branches=sequential",
+        )
     if model.heads % model.num_kv_heads():
         yield Problem(
             key="model.kv_heads",

@@ -30,6 +30,7 @@ OF_DECODERS = tuple(
         "attention_scale",
         "attention_softcap",
         "norm_affine",
+        "branches",
         "head_bias",
         "embedding_multiplier",
         "residual_multiplier",

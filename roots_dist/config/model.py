@@ -75,6 +75,11 @@ class Model(Section):
         description="before each branch; after its sum; branch: on its output (OLMo 2); sandwich: before it and on its "
         "output (Gemma 2)",
     )
+    branches: Literal["sequential", "parallel", "parallel_one_norm"] = Field(
+        "sequential",
+        description="parallel: attention and MLP read the same input, each through its own norm (GPT-NeoX) or both "
+        "through one (GPT-J), and are summed at once",
+    )
     norm_affine: bool = Field(True, description="norms have weights (OLMo 1: no)")
     zero_centered_norm: bool = Field(False, description="norms multiply by 1 + weight (Gemma)")
     embedding_norm: bool = Field(False, description="a norm right after the embedding, as BLOOM has")
@@ -119,6 +124,9 @@ class Model(Section):
 
     def gated(self) -> bool:
         return self.activation in GATED
+
+    def has_parallel_branches(self) -> bool:
+        return self.branches != "sequential"
 
     def ends_with_norm(self) -> bool:
         """Whether a norm follows the last block: unless each block already ends with one on the residual stream."""

@@ -44,6 +44,14 @@ MODELS = {
         rotary_interleaved=True, bias=False, qkv_bias=True, mlp_bias=True, head_bias=True, tied_embeddings=False, norm_affine=False,
         residual_multiplier=0.7, logits_scaling=2.0, window=7,
     ),
+    "neox": dict(
+        layers=4, hidden=32, heads=4, vocab=101, dropout=0.1, attention_dropout=0.1, init_std=0.1, positions="rotary",
+        rotary_fraction=0.25, branches="parallel", tied_embeddings=False,
+    ),
+    "falcon": dict(
+        layers=4, hidden=32, heads=4, kv_heads=1, vocab=101, init_std=0.1, positions="rotary", branches="parallel_one_norm",
+        activation="gelu", bias=False,
+    ),
     "bert": dict(
         family="bert", layers=4, hidden=32, heads=4, vocab=101, dropout=0.1, attention_dropout=0.1, init_std=0.1, segments=2,
         norm_position="post", embedding_norm=True, activation="gelu",

@@ -69,7 +69,14 @@ class Attention(nn.Module):
         self.query = project(m.heads, tp.size, init_stds.query)
         self.key = project(m.num_kv_heads(), kv_parts, init_stds.key)
         self.value = project(m.num_kv_heads(), kv_parts, init_stds.key)
-        self.out = RowParallelLinear(tp, m.heads * self.head_dim, m.hidden, bias=m.bias_of_out(), std=init_stds.out)
+        self.out = RowParallelLinear(
+            tp,
+            m.heads * self.head_dim,
+            m.hidden,
+            bias=m.bias_of_out(),
+            std=init_stds.out,
+            in_sum=m.has_parallel_branches(),
+        )
         self.query_norm: HeadNorm | WholeNorm | None = None
         self.key_norm: HeadNorm | WholeNorm | None = None
         if m.qk_norm == "head":
@@ -80,7 +87,15 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
         """[B, s, D] -> [B, s, D]"""
-        q, k, v = column_parallel(self.tp, x, [self.query, self.key, self.value])  # [B, Q, h*K], [B, Q, g*K]
+        q, k, v = column_parallel(self.tp, x, self.projections())
+        out: Tensor = self.out(self.mix(q, k, v, batch))
+        return out
+
+    def projections(self) -> list[ColumnParallelLinear]:
+        return [self.query, self.key, self.value]
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, batch: MicroBatch) -> Tensor:
+        """Projections [B, Q, h*K] and twice [B, Q, g*K] -> values mixed by attention, [B, Q, h*K]."""
         if isinstance(self.query_norm, WholeNorm) and isinstance(self.key_norm, WholeNorm):
             q, k = norm_together((self.query_norm, self.key_norm), (q, k))
         q, k, v = map(self._heads, (q, k, v))  # [B, h, Q, K], [B, g, Q, K]
@@ -100,13 +115,14 @@ class Attention(nn.Module):
         return heads.transpose(1, 2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, queries: range, batch: MicroBatch) -> Tensor:
+        """[B, h, Q, K], [B, g, S, K] -> [B, Q, h*K]"""
         core = self._plain_core if self.softcap or (self.training and self.drop) else self._core
         if self.recompute and self.training:
             y = checkpoint(core, q, k, v, queries, batch, use_reentrant=False, preserve_rng_state=False)
         else:
             y = core(q, k, v, queries, batch)
-        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
-        return out
+        mixed: Tensor = y.transpose(1, 2).flatten(2)
+        return mixed
 
     def _masked(self, queries: range, num_keys: int, batch: MicroBatch) -> Tensor | None:
         """bool [B or 1, 1, Q, S]: keys that a query must not see, apart from the causal mask; None if none."""
@@ -196,7 +212,8 @@ class CrossAttention(Attention):
             pair = (k, v)
             if batch.cache is not None:
                 batch.cache.put(self.name, *pair)
-        return self._attend(q, *pair, range(q.shape[2]), batch)
+        out: Tensor = self.out(self._attend(q, *pair, range(q.shape[2]), batch))
+        return out
 
     def _masked(self, queries: range, num_keys: int, batch: MicroBatch) -> Tensor | None:
         """Mask of the encoder's padding."""

@@ -6,7 +6,7 @@ B sequences, D model width, F MLP width; f = F/tp, s = S/tp under sequence paral
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -18,7 +18,14 @@ from roots_dist.learning.models.attention import Attention, CrossAttention, Posi
 from roots_dist.learning.models.init_stds import InitStds, init_stds
 from roots_dist.learning.models.norms import Dropout, Norm, mask_rows
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.parallel.tensor.linear import ColumnParallelLinear, RowParallelLinear, column_parallel
+from roots_dist.parallel.tensor.linear import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    Summand,
+    column_parallel,
+    column_parallel_on,
+    row_parallel_sum,
+)
 from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
 
@@ -38,17 +45,27 @@ class MLP(nn.Module):
 
         self.up = widen()
         self.gate = widen() if m.gated() else None
-        self.down = RowParallelLinear(tp, m.width_of_ffn(), m.hidden, bias=m.bias_of_mlp(), std=inits.down)
+        self.down = RowParallelLinear(
+            tp, m.width_of_ffn(), m.hidden, bias=m.bias_of_mlp(), std=inits.down, in_sum=m.has_parallel_branches()
+        )
 
     def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
         """[B, s, D] -> [B, s, D]"""
-        wide = column_parallel(self.tp, x, [self.gate, self.up] if self.gate else [self.up])  # each [B, S, f]
+        _, inputs, activated = self.narrowing(column_parallel(self.tp, x, self.widenings()), batch)
+        out: Tensor = self.down(*inputs, activation=activated)
+        return out
+
+    def widenings(self) -> list[ColumnParallelLinear]:
+        return [self.gate, self.up] if self.gate else [self.up]
+
+    def narrowing(self, wide: Sequence[Tensor], batch: MicroBatch) -> Summand:
+        """The last layer, with what it reads: outputs of the first ones [B, S, f], and the activation to be recomputed;
+        or these activated."""
 
         def activated(*wide: Tensor) -> Tensor:
             return self._dropped(self.activation(*wide), batch)
 
-        out: Tensor = self.down(*wide, activation=activated) if self.recompute else self.down(activated(*wide))
-        return out
+        return (self.down, wide, activated) if self.recompute else (self.down, (activated(*wide),), None)
 
     def _dropped(self, x: Tensor, batch: MicroBatch) -> Tensor:
         if not self.training or self.drop == 0:
@@ -73,6 +90,7 @@ class Block(nn.Module):
     ):
         super().__init__()
         m, inits = config.model, init_stds(config)
+        self.tp, self.parallel = tp, m.has_parallel_branches()
         self.norm_position, self.multiplier = m.norm_position, m.residual_multiplier
         self.norm1 = Norm(config, tp)
         self.attention = Attention(
@@ -84,13 +102,16 @@ class Block(nn.Module):
             self.cross_norm = Norm(config, tp)
             self.cross = CrossAttention(config, tp, f"{name}.cross", inits)
             self.cross_dropout = Dropout(config, tp, f"{name}.cross")
-        self.norm2 = Norm(config, tp)
+        self.norm2 = None if m.branches == "parallel_one_norm" else Norm(config, tp)
         self.mlp = MLP(config, tp, name, inits)
         self.dropout2 = Dropout(config, tp, f"{name}.2")
         sandwich = m.norm_position == "sandwich"
         self.out_norm1, self.out_norm2 = (Norm(config, tp) if sandwich else None for _ in range(2))
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
+        if self.parallel:
+            return payload | {"hidden": self._parallel(payload["hidden"], batch)}
+
         def attend(x: Tensor) -> Tensor:
             out: Tensor = self.dropout1(self.attention(x, batch), batch)
             return out
@@ -106,7 +127,17 @@ class Block(nn.Module):
         x = self._add(payload["hidden"], attend, self.norm1, self.out_norm1)  # [B, s, D]
         if self.cross is not None:
             x = self._add(x, cross_attend, self.cross_norm)
-        return payload | {"hidden": self._add(x, feed_forward, self.norm2, self.out_norm2)}
+        return payload | {"hidden": self._add(x, feed_forward, present(self.norm2), self.out_norm2)}
+
+    def _parallel(self, x: Tensor, batch: MicroBatch) -> Tensor:
+        """Both branches at once: one pass through the tensor-parallel region, one sum, one dropout mask."""
+        normed = (self.norm1(x),) if self.norm2 is None else (self.norm1(x), self.norm2(x))
+        projections, widenings = self.attention.projections(), self.mlp.widenings()
+        reading = [*((0, layer) for layer in projections), *((len(normed) - 1, layer) for layer in widenings)]
+        q, k, v, *wide = column_parallel_on(self.tp, normed, reading)
+        mixed = self.attention.mix(q, k, v, batch)
+        both = row_parallel_sum(self.tp, [(self.attention.out, (mixed,), None), self.mlp.narrowing(wide, batch)])
+        return x + self._scaled(self.dropout1(both, batch))
 
     def _add(self, x: Tensor, branch: Callable[[Tensor], Tensor], norm: Norm, out_norm: Norm | None = None) -> Tensor:
         """The residual stream after a branch."""
