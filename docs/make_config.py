@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -29,7 +29,7 @@ value is YAML: `optim.lr=1e-3`, `parallel.sequence_parallel=true`, `'train.batch
 shows the whole resolved tree and trains nothing. A run keeps it as `config.yaml` in its folder. There is no key for data
 ranks: dp is what the world leaves over, `world = tp × pp × dp`.
 
-*Made by `docs/make_config.py` from `roots_dist/config/schema.py`.*
+*Made by `docs/make_config.py` from `roots_dist/config/schema.py` and `model.py`.*
 """
 WORDS = {int: "whole number", float: "number", bool: "true, false", str: "text"}
 BOUNDS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
@@ -37,6 +37,8 @@ BOUNDS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
 
 def allowed(kind: Any, info: FieldInfo) -> str:
     """`whole number ≥ 1`, `cosine, linear`, `text, or null`"""
+    if get_origin(kind) is Annotated:
+        return " or ".join(map(mapping, get_args(get_args(kind)[0])))
     inner = [part for part in get_args(kind) if part is not NoneType]
     if get_origin(kind) is Literal:
         return ", ".join(map(str, inner))
@@ -45,9 +47,17 @@ def allowed(kind: Any, info: FieldInfo) -> str:
     if get_origin(kind) is tuple:
         if inner[0] is Source:
             return "prefix, or list of prefixes or of {path, weight}"
+        if get_origin(inner[0]) is Literal:
+            return f"list of {allowed(inner[0], info)}"
         return "list of text" if inner[-1] is Ellipsis else f"list of {len(inner)} numbers"
     limits = [f"{sign} {getattr(m, name):g}" for name, sign in BOUNDS for m in info.metadata if hasattr(m, name)]
     return " ".join([WORDS[kind], " and ".join(limits)]).strip()
+
+
+def mapping(record: type[BaseModel]) -> str:
+    """`{type: linear, factor}`"""
+    ((kind,),) = [get_args(info.annotation) for name, info in record.model_fields.items() if name == "type"]
+    return f"{{{', '.join([f'type: {kind}', *list(record.model_fields)[1:]])}}}"
 
 
 def default(value: object) -> str:

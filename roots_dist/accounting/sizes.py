@@ -48,25 +48,29 @@ def parameters(config: Config) -> int:
     out."""
     m, family, objective = config.model, family_of(config), objective_of(config)
     vocab, width = config.padded_vocab(), m.width_of_embedding()
-    bias = m.norm == "layernorm"
-    embed = vocab * width + m.segments * width + (width * (1 + bias) if m.embedding_norm else 0)
+    per_channel = (2 if m.norm == "layernorm" else 1) if m.norm_affine else 0
+    embed = vocab * width + m.segments * width + (width * per_channel if m.embedding_norm else 0)
     embed += (m.max_positions or config.data.seq_length) * width if m.positions == "learned" else 0
 
-    def linear(inputs: int, outputs: int) -> int:
-        return inputs * outputs + (outputs if m.bias else 0)
+    def linear(inputs: int, outputs: int, bias: bool) -> int:
+        return inputs * outputs + (outputs if bias else 0)
 
     def norm(width: int) -> int:
-        return width * (1 + bias)
+        return width * per_channel
 
     def attention(of: Config) -> int:
         n = of.model
         hq, hkv = n.heads * n.width_of_head(), n.num_kv_heads() * n.width_of_head()
-        return linear(n.hidden, hq) + 2 * linear(n.hidden, hkv) + linear(hq, n.hidden)
+        qkv = linear(n.hidden, hq, n.bias_of_qkv()) + 2 * linear(n.hidden, hkv, n.bias_of_qkv())
+        norms = {"none": 0, "head": 2 * n.width_of_head(), "whole": hq + hkv}[n.qk_norm]
+        return qkv + linear(hq, n.hidden, n.bias_of_out()) + norms
 
     def stack(of: Config) -> int:
         n = of.model
-        mlp = (2 if n.gated() else 1) * linear(n.hidden, n.width_of_ffn()) + linear(n.width_of_ffn(), n.hidden)
-        return n.layers * (attention(of) + mlp + 2 * norm(n.hidden))
+        wide, bias = n.width_of_ffn(), n.bias_of_mlp()
+        mlp = (2 if n.gated() else 1) * linear(n.hidden, wide, bias) + linear(wide, n.hidden, bias)
+        norms = 4 if n.norm_position == "sandwich" else 1 if n.branches == "parallel_one_norm" else 2
+        return n.layers * (attention(of) + mlp + norms * norm(n.hidden))
 
     def words(hidden: int, out: int) -> int:
         """Parameters of the head of masked tokens: a layer, a norm, and a bias per token; its projection is the
@@ -82,7 +86,7 @@ def parameters(config: Config) -> int:
         tables = 2 * m.relative_buckets * m.heads if m.positions == "relative" else 0
         cross = decoder.model.layers * (attention(decoder) + norm(m.hidden))
         total += stack(decoder) + cross + tables + 2 * norm(m.hidden)
-    elif family.last_norm and m.norm_position == "pre":
+    elif family.last_norm and m.ends_with_norm():
         total += norm(m.hidden)
     if objective.has_labels:
         return total + _task_head(config)
@@ -94,7 +98,7 @@ def parameters(config: Config) -> int:
         total += m.hidden * (m.hidden + 1) + 2 * (m.hidden + 1)
     if objective.masks:
         return total + words(m.hidden, width)
-    return total + (0 if m.tied_embeddings else vocab * m.hidden)
+    return total + (0 if m.tied_embeddings else vocab * m.hidden) + (vocab if m.head_bias else 0)
 
 
 def _task_head(config: Config) -> int:

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from roots_dist.accounting.sizes import generator_of, num_blocks
-from roots_dist.checks import families, readiness, unused
+from roots_dist.checks import families, model, readiness, unused
 from roots_dist.checks.facts import Facts
+from roots_dist.checks.model import divisors
 from roots_dist.config.batch_ramp import batch_sizes
 from roots_dist.config.lr_schedules import LR_SCHEDULES
 from roots_dist.config.records import objective_of
@@ -54,7 +55,7 @@ def check_used(config: Config, world_size: int, facts: Facts | None = None, rank
     With `rank`, the schedule's program is checked for this rank and its pipeline neighbours, in a time that does not
     grow with the world; without it, for all ranks.
     """
-    problems = [*families.check(config), *_model(config), *_tensor_parallel(config), *_optim(config)]
+    problems = [*families.check(config), *model.check(config), *_tensor_parallel(config), *_optim(config)]
     try:
         layout = layout_for(config, world_size)
     except ConfigError as error:
@@ -67,36 +68,6 @@ def check_used(config: Config, world_size: int, facts: Facts | None = None, rank
     if facts is not None:
         problems += readiness.check(config, layout, facts)
     return problems
-
-
-def divisors(n: int) -> str:
-    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
-
-
-def _model(config: Config) -> Iterator[Problem]:
-    model = config.model
-    if model.head_dim is None and model.hidden % model.heads:
-        near = -(-model.hidden // model.heads) * model.heads
-        yield Problem(
-            key="model.hidden",
-            found=model.hidden,
-            expected=f"a multiple of model.heads = {model.heads}",
-            fix=f"use {near}, or set model.head_dim",
-        )
-    elif model.positions == "rotary" and model.width_of_head() % 2:
-        yield Problem(
-            key="model.head_dim",
-            found=model.width_of_head(),
-            expected="an even width of a head, because rotary positions turn pairs",
-            fix="set model.head_dim to an even number, or choose other model.positions",
-        )
-    if model.heads % model.num_kv_heads():
-        yield Problem(
-            key="model.kv_heads",
-            found=model.kv_heads,
-            expected=f"a divisor of model.heads = {model.heads}, so that each serves as many query heads",
-            fix=f"choose one of {divisors(model.heads)}",
-        )
 
 
 def _tensor_parallel(config: Config) -> Iterator[Problem]:

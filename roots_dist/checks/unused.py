@@ -21,6 +21,24 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import Problem
 
 DEFAULTS = Config()
+OF_DECODERS = tuple(
+    f"model.{key}"
+    for key in (
+        "layer_kinds",
+        "window",
+        "qk_norm",
+        "attention_scale",
+        "attention_softcap",
+        "norm_affine",
+        "branches",
+        "head_bias",
+        "embedding_multiplier",
+        "residual_multiplier",
+        "logits_scaling",
+        "logit_softcap",
+    )
+)
+"""Features that only models of one causal stack have."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +97,29 @@ USES: tuple[Use, ...] = (
         when=f"model.family={_families(lambda f: f.is_encoder)}",
         used=lambda c: family_of(c).is_encoder or c.model.embedding_size == c.model.hidden,
     ),
-    _one_of("model.positions", "learned", keys=("model.max_positions", "advanced.sinusoidal_init")),
-    _one_of("model.positions", "rotary", keys=("model.rope_theta",)),
+    _one_of("model.positions", "learned", keys=("advanced.sinusoidal_init",)),
+    _one_of("model.positions", "learned", "rotary", keys=("model.max_positions",)),
+    _one_of(
+        "model.positions",
+        "rotary",
+        keys=("model.rope_theta", "model.rope_scaling", "model.rotary_fraction", "model.rotary_interleaved"),
+    ),
+    Use(
+        keys=("model.window_rope_theta",),
+        when="model.positions=rotary and model.window",
+        used=lambda c: c.model.positions == "rotary" and c.model.window is not None,
+    ),
+    _of_families(lambda f: f.is_decoder, *OF_DECODERS),
+    Use(
+        keys=("model.zero_centered_norm",),
+        when=f"model.family={_families(lambda f: f.is_decoder)} and model.norm=rmsnorm with weights",
+        used=lambda c: family_of(c).is_decoder and c.model.norm == "rmsnorm" and c.model.norm_affine,
+    ),
+    Use(
+        keys=("model.head_bias", "model.logits_scaling", "model.logit_softcap"),
+        when=f"a decoder that predicts tokens, not objective.name={named(lambda o: o.has_labels)}",
+        used=lambda c: not objective_of(c).has_labels or not family_of(c).is_decoder,  # of other families: told above
+    ),
     _one_of("model.positions", "relative", keys=("model.relative_buckets", "model.relative_max_distance")),
     _of_families(lambda f: f.has_generator, "generator.layers", "generator.hidden", "generator.heads", "generator.ffn"),
     _of_objectives(lambda o: o.every_token, "objective.reset_at_documents"),

@@ -99,7 +99,7 @@ def config_of(start: str) -> Config:
 
 def _taken(there: Config, loaded: Loaded) -> Iterator[tuple[str, object]]:
     model = there.model.model_dump()
-    if there.model.positions == "learned":
+    if there.model.positions in ("learned", "rotary"):
         model["max_positions"] = there.model.max_positions or there.data.seq_length
     yield from ((f"model.{key}", value) for key, value in model.items())
     yield from ((f"generator.{key}", value) for key, value in there.generator.model_dump().items())

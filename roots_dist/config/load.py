@@ -21,12 +21,15 @@ from pydantic_core import ErrorDetails
 
 from roots_dist.config import text
 from roots_dist.config.renamed import RENAMED
+from roots_dist.config.rope_scaling import RULES
 from roots_dist.config.schema import Config, Source
 from roots_dist.errors import ConfigError, Problem
 
 COMMAND_LINE = "command line"
 CONFIG_FILE = "config.yaml"
 """In the folder of a run."""
+ROPE_SCALING = ("model", "rope_scaling")
+"""The key whose value is one of several records."""
 _SECTION = ("model_type", "model_attributes_type", "dict_type")
 _WORDS = dict.fromkeys(_SECTION, "a section with keys") | {
     "int_type": "a whole number",
@@ -137,10 +140,20 @@ def _unknown(key: str, found: object, origin: str) -> Problem:
 
 def _problem(details: ErrorDetails, origins: dict[str, str]) -> Problem:
     """pydantic's finding in our words."""
-    key = ".".join(str(part) for part in details["loc"] if part != "<lambda>") or "config"
+    loc = [part for part in details["loc"] if part != "<lambda>"]
+    rule = str(loc.pop(2)) if loc[:2] == list(ROPE_SCALING) and len(loc) > 2 else None  # pydantic names the record too
+    key = ".".join(map(str, loc)) or "config"
     origin = origin_of(key, origins)
+    if details["type"] == "extra_forbidden" and rule is not None:
+        known = ", ".join(RULES[rule].model_fields)
+        expected = f"a key of {rule}: {known}"
+        return Problem(key=key, found=details["input"], expected=expected, fix="remove it", origin=origin)
     if details["type"] == "extra_forbidden":
         return _unknown(key, details["input"], origin)
+    if details["type"].startswith("union_tag"):
+        found, expected = details["input"], f"a mapping with a type, one of {', '.join(RULES)}"
+        fix = f"write {key}={{type: {next(iter(RULES))}, factor: 2}}, or leave it out"
+        return Problem(key=key, found=found, expected=expected, fix=fix, origin=origin)
     expected = _WORDS.get(details["type"]) or details["msg"].removeprefix("Input should be ")
     return Problem(key=key, found=details["input"], expected=expected, fix=_remedy(details, key), origin=origin)
 

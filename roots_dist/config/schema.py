@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from roots_dist.config.families import FAMILIES, FamilyName
 from roots_dist.config.lr_schedules import LR_SCHEDULES
+from roots_dist.config.model import Generator, Model
 from roots_dist.config.objectives import OBJECTIVES, ObjectiveName
+from roots_dist.config.section import Section
 from roots_dist.schedule.schedules import DEFAULT, SCHEDULES
 
 if TYPE_CHECKING:
@@ -22,86 +23,6 @@ if TYPE_CHECKING:
     LrScheduleName = str
 else:  # a name added to a table is a value of the key
     ScheduleName, LrScheduleName = Literal[tuple(SCHEDULES)], Literal[tuple(LR_SCHEDULES)]
-
-GATED = {"swiglu": "silu", "geglu": "gelu_tanh"}
-"""Activations with a gate (Shazeer 2020): a third matrix, whose output goes through this function of
-learning/models/activations.py."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
-
-
-class Model(Section):
-    """One Transformer. Sizes are global, whatever the layout."""
-
-    family: FamilyName = Field("gpt", description="; ".join(f"{r.name}: {r.title}" for r in FAMILIES.values()))
-    layers: int = Field(4, ge=1, description="number of Transformer blocks (t5: of the encoder)")
-    decoder_layers: int | None = Field(None, ge=1, description="t5: blocks of the decoder; default: layers")
-    hidden: int = Field(256, ge=1, description="width of the residual stream")
-    heads: int = Field(4, ge=1, description="query heads")
-    kv_heads: int | None = Field(None, ge=1, description="key/value heads (grouped-query attention); default: heads")
-    head_dim: int | None = Field(None, ge=1, description="width of a head; default: hidden / heads")
-    ffn: int | None = Field(None, ge=1, description="width of the MLP; default: 4 × hidden")
-    vocab: int = Field(4096, ge=2, description="number of token ids, before padding")
-    embedding_size: int | None = Field(
-        None, ge=1, description="width of the embedding, projected where hidden differs (electra); default: hidden"
-    )
-    segments: int = Field(
-        0, ge=0, description="kinds of segments with a learned vector each (bert, electra: 2); 0: none"
-    )
-    positions: Literal["learned", "rotary", "sinusoidal", "alibi", "relative", "none"] = Field(
-        "learned", description="how the model knows where a token stands; relative: T5's learned bias"
-    )
-    max_positions: int | None = Field(None, ge=1, description="learned positions there are; default: data.seq_length")
-    relative_buckets: int = Field(32, ge=2, description="relative: distances with a bias of their own")
-    relative_max_distance: int = Field(128, ge=2, description="relative: beyond it, one bucket for all")
-    rope_theta: float = Field(10000.0, gt=0, description="base of the rotary frequencies")
-    norm: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="rmsnorm has no mean and no bias")
-    norm_position: Literal["pre", "post"] = Field("pre", description="before each branch, or after its sum")
-    embedding_norm: bool = Field(False, description="a norm right after the embedding, as BLOOM has")
-    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"] = Field(
-        "gelu_tanh", description=f"of the MLP; {' and '.join(GATED)} (T5 v1.1) have a third matrix, the gate"
-    )
-    bias: bool = Field(True, description="biases in the linear layers")
-    tied_embeddings: bool = Field(True, description="the output projection is the token embedding")
-    dropout: float = Field(0.0, ge=0, lt=1, description="after the embedding and after each residual branch")
-    attention_dropout: float = Field(0.0, ge=0, lt=1, description="on attention probabilities; needs the slow path")
-    init_std: float | None = Field(
-        None, gt=0, description="standard deviation of initial weights; default: 0.02, t5: by each matrix's inputs"
-    )
-
-    def num_kv_heads(self) -> int:
-        return self.kv_heads or self.heads
-
-    def width_of_head(self) -> int:
-        return self.head_dim or self.hidden // self.heads
-
-    def width_of_ffn(self) -> int:
-        return self.ffn or 4 * self.hidden
-
-    def std(self) -> float:
-        """Standard deviation of initial weights, except where a matrix's own width sets it."""
-        return self.init_std or 0.02
-
-    def width_of_embedding(self) -> int:
-        return self.embedding_size or self.hidden
-
-    def num_decoder_layers(self) -> int:
-        """Number of layers in the decoder of an encoder-decoder; `layers` counts those of its encoder."""
-        return self.decoder_layers or self.layers
-
-    def gated(self) -> bool:
-        return self.activation in GATED
-
-
-class Generator(Section):
-    """ELECTRA's small model that replaces tokens; the rest of it is as model.* says."""
-
-    layers: int | None = Field(None, ge=1, description="blocks; default: model.layers")
-    hidden: int | None = Field(None, ge=1, description="width; default: a quarter of model.hidden")
-    heads: int | None = Field(None, ge=1, description="heads; default: a quarter of model.heads")
-    ffn: int | None = Field(None, ge=1, description="width of the MLP; default: a quarter of the model's")
 
 
 class Objective(Section):

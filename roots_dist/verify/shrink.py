@@ -15,7 +15,9 @@ from typing import Literal
 
 from roots_dist.accounting.sizes import generator_of
 from roots_dist.config.init_from import config_of
+from roots_dist.config.model import Model
 from roots_dist.config.records import family_of, objective_of, target_seq
+from roots_dist.config.rope_scaling import LongRope, RopeScaling
 from roots_dist.config.schema import Config, Source
 from roots_dist.verify.ties import VOCABS, with_same_ties
 from roots_dist.verify.trainable import with_same_trainable
@@ -142,12 +144,17 @@ def _model(config: Config, tp: int, pp: int) -> dict[str, object]:
     layers = 2 * stages if m.layers % (p.pp * p.virtual_stages) == 0 else 2 * stages - 1
     heads, kv_heads = _heads(m.heads, m.num_kv_heads(), p.tp, tp)
     width = heads * HEAD_DIM
+    kinds = tuple(dict.fromkeys(m.kinds()))  # one block of each kind at least
     hidden = width
     if m.heads * m.width_of_head() != m.hidden:  # heads that are wider or narrower than the residual stream
         hidden = max(HEAD_DIM, round(width * m.hidden / (m.heads * m.width_of_head()) / HEAD_DIM) * HEAD_DIM)
         hidden += HEAD_DIM * (hidden == width)
     return {
-        "model.layers": max(2, layers),
+        "model.layers": max(2, len(kinds), layers),
+        "model.layer_kinds": m.layer_kinds if len(m.layer_kinds) <= layers else kinds,
+        "model.window": None if m.window is None else min(m.window, 5),
+        "model.rotary_fraction": 0.5 if m.rotary_fraction < 1 else 1.0,
+        "model.rope_scaling": _rope_scaling(m),
         "model.hidden": hidden,
         "model.heads": heads,
         "model.kv_heads": None if m.kv_heads is None else kv_heads,
@@ -157,6 +164,15 @@ def _model(config: Config, tp: int, pp: int) -> dict[str, object]:
         "model.init_std": None if family_of(config).init == "fan-in" and m.init_std is None else 0.1,
         "model.embedding_size": None if m.width_of_embedding() == m.hidden else 4 * heads,
     }
+
+
+def _rope_scaling(m: Model) -> RopeScaling | None:
+    """The same rule, with factors for as many pairs of channels as the small heads have."""
+    scaling, pairs = m.rope_scaling, HEAD_DIM // (2 if m.rotary_fraction == 1 else 4)
+    if not isinstance(scaling, LongRope):
+        return scaling
+    lists = {key: getattr(scaling, key)[:pairs] for key in ("short_factor", "long_factor")}
+    return scaling.model_copy(update=lists)
 
 
 def _heads(heads: int, kv_heads: int, tp: int, small_tp: int) -> tuple[int, int]:

@@ -40,6 +40,22 @@ CASES: dict[str, dict] = {  # what is said of the model; causal; with documents
     "rotary, documents": dict(causal=True, documents=True, model=dict(positions="rotary")),
     "alibi": dict(causal=True, model=dict(positions="alibi")),
     "alibi, documents, grouped": dict(causal=True, documents=True, model=dict(positions="alibi", kv_heads=3)),
+    "window": dict(causal=True, model=dict(window=3)),
+    "window of all but one": dict(causal=True, model=dict(window=SEQ - 1)),
+    "window, alibi": dict(causal=True, model=dict(window=2, positions="alibi")),
+    "window, rotary, grouped, documents": dict(
+        causal=True, documents=True, model=dict(window=4, positions="rotary", kv_heads=2)
+    ),
+    "capped": dict(causal=True, model=dict(attention_softcap=0.7, attention_scale=0.9)),
+    "capped, documents": dict(causal=True, documents=True, model=dict(attention_softcap=1.1)),
+    "head norms, rotary": dict(causal=True, model=dict(qk_norm="head", positions="rotary", kv_heads=2)),
+    "whole norms, rotary": dict(causal=True, model=dict(qk_norm="whole", positions="rotary", kv_heads=3)),
+    "head norms, zero-centered": dict(
+        causal=True, model=dict(qk_norm="head", norm="rmsnorm", zero_centered_norm=True, qkv_bias=False)
+    ),
+    "rotary in part, interleaved": dict(
+        causal=True, model=dict(positions="rotary", rotary_fraction=0.5, rotary_interleaved=True)
+    ),
     "both ways": dict(model=dict(family="bert")),
     "both ways, documents": dict(documents=True, model=dict(family="bert")),
     "relative": dict(documents=True, model=T5),
@@ -57,7 +73,8 @@ def layer_of(case: str, drop: float, cross: bool = False):
         layer: Attention = CrossAttention(config, tp, "blocks.1.cross", init_stds(config))
     else:
         positions = relative or make_positions(config, tp)
-        layer = Attention(config, tp, "blocks.1", positions, init_stds(config), causal=causal)
+        window = config.model.window
+        layer = Attention(config, tp, "blocks.1", positions, init_stds(config), causal=causal, window=window)
     draw = torch.Generator().manual_seed(1)
     layer = layer.double()
     for p in layer.parameters():
@@ -74,11 +91,19 @@ def heads_of(x: Tensor, linear: nn.Module) -> Tensor:
 
 def turned(x: Tensor) -> Tensor:
     """Rotary positions, as complex numbers."""
-    rate = 10000.0 ** (-torch.arange(WIDTH // 2, dtype=torch.float64) * 2 / WIDTH)
+    width = x.shape[-1]
+    rate = 10000.0 ** (-torch.arange(width // 2, dtype=torch.float64) * 2 / width)
     angle = torch.arange(x.shape[2], dtype=torch.float64).unsqueeze(1) * rate
     left, right = x.chunk(2, -1)
     both = torch.complex(left, right) * torch.polar(torch.ones_like(angle), angle)
     return torch.cat([both.real, both.imag], -1)
+
+
+def rms_normed(case: str, x: Tensor, weight: Tensor) -> Tensor:
+    """x [B, heads, S, K], normalized over each head, or over all heads together."""
+    x = x if "head norms" in case else x.transpose(1, 2).flatten(2)
+    x = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * (1 + weight if "zero" in case else weight)
+    return x if "head norms" in case else x.unflatten(-1, (-1, WIDTH)).transpose(1, 2)
 
 
 def position_bias(case: str, layer: Attention) -> Tensor | float:
@@ -94,12 +119,18 @@ def position_bias(case: str, layer: Attention) -> Tensor | float:
 def plain(case: str, layer: Attention, x: Tensor, keys_from: Tensor, visible: Tensor, mask: Tensor | None) -> Tensor:
     """visible: bool [B, Q, S]. mask: what dropout keeps of the probabilities [B, H, Q, S], at the layer's rate."""
     q, k, v = heads_of(x, layer.query), heads_of(keys_from, layer.key), heads_of(keys_from, layer.value)
-    if "rotary" in case:
+    if "norms" in case:
+        q, k = rms_normed(case, q, layer.query_norm.weight), rms_normed(case, k, layer.key_norm.weight)
+    if "in part" in case:  # channels 0 and 1 of each head, which are neighbours
+        q, k = (torch.cat([turned(t[..., :2]), t[..., 2:]], -1) for t in (q, k))
+    elif "rotary" in case:
         q, k = turned(q), turned(k)
     group = HEADS // k.shape[1]
     k, v = (torch.stack([t[:, head // group] for head in range(HEADS)], 1) for t in (k, v))
-    scale = 1.0 if "relative" in case else 1 / math.sqrt(WIDTH)
-    scores = torch.einsum("bhqk,bhsk->bhqs", q, k) * scale + position_bias(case, layer)
+    scale = 1.0 if "relative" in case else 0.9 if case == "capped" else 1 / math.sqrt(WIDTH)
+    scores = torch.einsum("bhqk,bhsk->bhqs", q, k) * scale
+    cap = CASES[case].get("model", {}).get("attention_softcap")
+    scores = (scores if cap is None else cap * (scores / cap).tanh()) + position_bias(case, layer)
     p = scores.masked_fill(~visible.unsqueeze(1), -math.inf).softmax(-1)
     if mask is not None:
         p = p * mask / (1 - layer.drop)
@@ -139,6 +170,8 @@ def test_self_attention_is_its_definition(case, drop, monkeypatch):
     visible = torch.ones(SIZE, SEQ, SEQ, dtype=torch.bool)
     if layer.causal:
         visible = visible.tril()
+    if layer.window is not None:  # so many keys, its own included
+        visible = visible.triu(-(layer.window - 1))
     if batch.document_ids is not None:
         visible = visible & (DOCUMENTS.unsqueeze(2) == DOCUMENTS.unsqueeze(1))
     compare(layer, [x], found, plain(case, layer, x, x, visible, masks[0] if masks else None))

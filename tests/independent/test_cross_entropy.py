@@ -49,17 +49,19 @@ def some_input(vocab: int = VOCAB, padded: int = PADDED) -> tuple[torch.Tensor, 
     return hidden, weight, bias, targets
 
 
-def both(hidden, weight, bias, targets, vocab=VOCAB, smoothing=0.0, z_loss=0.0, chunk=1024):
+def both(hidden, weight, bias, targets, vocab=VOCAB, smoothing=0.0, z_loss=0.0, chunk=1024, softcap=None):
     """[(loss, gradients)] of ours and of plain autograd, scaled as the trainer scales a sum."""
     found = []
     for ours in (True, False):
         leaves = [None if t is None else t.clone().requires_grad_() for t in (hidden, weight, bias)]
         h, w, b = leaves
         if ours:
-            options = dict(vocab=vocab, bias=b, smoothing=smoothing, z_loss=z_loss, chunk=chunk)
+            options = dict(vocab=vocab, bias=b, smoothing=smoothing, z_loss=z_loss, chunk=chunk, softcap=softcap)
             loss, _ = linear_cross_entropy(TensorParallel(), h, w, targets, **options)
         else:
-            loss = plain_loss(F.linear(h, w, b)[:, :vocab], targets, smoothing, z_loss)
+            logits = F.linear(h, w, b)[:, :vocab]
+            logits = logits if softcap is None else softcap * (logits / softcap).tanh()
+            loss = plain_loss(logits, targets, smoothing, z_loss)
         (loss * 0.37).backward()
         found.append((loss.detach(), [leaf.grad for leaf in leaves if leaf is not None]))
     return found
@@ -74,6 +76,14 @@ def test_loss_and_gradients_are_those_of_plain_autograd(smoothing, z_loss, chunk
     for name, grad, wanted in zip(("hidden", "weight", "bias"), grads, expected_grads):
         torch.testing.assert_close(grad, wanted, **EXACT, msg=lambda m, name=name: f"{name}: {m}")
     assert not grads[1][VOCAB:].any() and not grads[2][VOCAB:].any()  # padding learns nothing
+
+
+@pytest.mark.parametrize("smoothing, z_loss", itertools.product((0.0, SMOOTHING), (0.0, Z_LOSS)))
+def test_capped_logits_have_the_gradients_of_plain_autograd(smoothing, z_loss):
+    options = dict(smoothing=smoothing, z_loss=z_loss, chunk=4, softcap=1.3)
+    (loss, grads), (expected, wanted) = both(*some_input(), **options)
+    torch.testing.assert_close(loss, expected, **EXACT)
+    torch.testing.assert_close(grads, wanted, **EXACT)
 
 
 @pytest.mark.parametrize("vocab, padded", [(2, 16), (16, 16), (15, 16)])

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from roots_dist.assembly.rank_model import build_model
 from roots_dist.config.schema import Config
 from roots_dist.learning.models.heads import class_term
-from roots_dist.learning.models.positions import Alibi, Rotary
+from roots_dist.learning.models.positions import Alibi
+from roots_dist.learning.models.rotary import Rotary
 from roots_dist.learning.objectives.synthetic import random_batches
 from roots_dist.parallel.optim.norm import group_norms
 from roots_dist.parallel.tensor.collectives import TensorParallel

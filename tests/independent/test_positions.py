@@ -11,7 +11,9 @@ import pytest
 import torch
 import transformers
 
-from roots_dist.learning.models.positions import Alibi, Rotary, alibi_slopes, sinusoids
+from roots_dist.config.model import Model
+from roots_dist.learning.models.positions import Alibi, alibi_slopes, sinusoids
+from roots_dist.learning.models.rotary import Rotary, attention_factor, scaled
 
 
 def test_slopes_of_any_number_of_heads_are_those_of_transformers():
@@ -71,6 +73,44 @@ def test_rotary_is_that_of_transformers(head_dim, theta):
     cos, sin = LlamaRotaryEmbedding(config)(x, torch.arange(64).unsqueeze(0))
     theirs, _ = apply_rotary_pos_emb(x, x, cos, sin)
     torch.testing.assert_close(Rotary(head_dim, theta)(x, range(64)), theirs, rtol=1e-5, atol=2e-5)
+
+
+SCALINGS = {
+    "linear": dict(type="linear", factor=4.0),
+    "llama3": dict(type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_length=32),
+    "yarn": dict(type="yarn", factor=4.0, original_length=32),
+    "yarn, not truncated": dict(type="yarn", factor=4.0, original_length=32, truncate=False, beta_fast=8.0),
+    "yarn, mscale": dict(type="yarn", factor=4.0, original_length=32, mscale=0.8, mscale_all_dim=0.5),
+    "yarn, a factor": dict(type="yarn", factor=4.0, original_length=32, attention_factor=1.7),
+    "longrope, short": dict(type="longrope", original_length=128),
+    "longrope, long": dict(type="longrope", original_length=32),
+}
+
+
+@pytest.mark.parametrize("name", SCALINGS)
+def test_scaled_rotary_rates_are_those_of_transformers(name):
+    """Frequencies and the factor of cos and sin; theirs are computed in float32."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    ours, width, theta, seq = SCALINGS[name], 16, 5000.0, 64
+    if "longrope" in name:
+        ours = ours | dict(short_factor=[1 + i / 9 for i in range(8)], long_factor=[1 + i for i in range(8)])
+    theirs = {key: value for key, value in ours.items() if key not in ("type", "original_length")}
+    theirs |= {"rope_type": ours["type"], "rope_theta": theta}
+    if "original_length" in ours:
+        theirs["original_max_position_embeddings"] = ours["original_length"]
+    longest = 4 * ours["original_length"] if "longrope" in name else seq
+    config = transformers.LlamaConfig(
+        hidden_size=4 * width, num_attention_heads=4, rope_parameters=theirs, max_position_embeddings=longest
+    )
+    if "longrope" in name:
+        config.original_max_position_embeddings = ours["original_length"]
+    expected, factor = ROPE_INIT_FUNCTIONS[ours["type"]](config, "cpu", seq_len=seq)
+    scaling = Model(rope_scaling=ours).rope_scaling
+    rates = scaled(theta ** -(torch.arange(0, width, 2, dtype=torch.float64) / width), theta, scaling, seq)
+    torch.testing.assert_close(rates, expected.double(), rtol=1e-6, atol=1e-9)
+    assert attention_factor(scaling, longest) == pytest.approx(factor, rel=1e-12)
+    assert name == "linear" or (rates * theta ** (torch.arange(0, width, 2) / width)).unique().numel() > 2
 
 
 def test_rotary_forgets_angles_of_other_positions():

@@ -17,7 +17,8 @@ from .named import (
 )
 
 ATTENTION, BLOCK, NORMS = "learning/models/attention.py", "learning/models/block.py", "learning/models/norms.py"
-POSITIONS, HEADS, T5_MODEL = "learning/models/positions.py", "learning/models/heads.py", "learning/models/t5.py"
+POSITIONS, ROTARY = "learning/models/positions.py", "learning/models/rotary.py"
+HEADS, T5_MODEL = "learning/models/heads.py", "learning/models/t5.py"
 LINEAR_LAYERS = "unit/test_linear.py::test_columns_and_rows_with_adapters_are_plain_torch[False]"
 
 MODELS = (
@@ -88,7 +89,7 @@ MODELS = (
     Mutant(
         name="rotary_angles_grow_the_wrong_way",
         bug="the rotary embedding's frequencies rise with the channel",
-        file=POSITIONS,
+        file=ROTARY,
         before="self.theta**-pair",
         after="self.theta ** (pair - 1)",
         test=DECODER("llama"),
@@ -137,8 +138,8 @@ MODELS = (
         name="post_norm_is_on_the_branch",
         bug="a norm after the branch normalizes the branch instead of the sum",
         file=BLOCK,
-        before="else norm(x + branch(x))",
-        after="else x + norm(branch(x))",
+        before="return norm(x + self._scaled(branch(x)))",
+        after="return x + norm(branch(x))",
         test=BERT("True-mlm"),
     ),
     Mutant(
@@ -161,17 +162,17 @@ MODELS = (
         name="norms_have_torchs_epsilon",
         bug="RMSNorm ignores advanced.norm_eps",
         file=NORMS,
-        before="return F.rms_norm(x, self.weight.shape, self.weight, self.eps)",
-        after="return F.rms_norm(x, self.weight.shape, self.weight)",
+        before="return F.rms_norm(x, x.shape[-1:], weight, eps)",
+        after="return F.rms_norm(x, x.shape[-1:], weight)",
         test=DECODER("llama"),
     ),
     Mutant(
         name="encoded_gradient_is_that_of_one_block",
         bug="each decoder block overwrites what the one behind it said about the encoder's output",
         file=BLOCK,
-        before='return payload | {"hidden": self._add(x, feed_forward, self.norm2)}',
+        before='return payload | {"hidden": self._add(x, feed_forward, present(self.norm2), self.out_norm2)}',
         after='return {n: t.detach() if n == "encoded" else t for n, t in payload.items()} | {\n'
-        '            "hidden": self._add(x, feed_forward, self.norm2)\n        }',
+        '            "hidden": self._add(x, feed_forward, present(self.norm2), self.out_norm2)\n        }',
         test=T5("norms in float64-v1.0"),
     ),
     Mutant(

@@ -29,5 +29,7 @@ SUMS = _of("independent/test_evaluation_sums.py", "test_loss_perplexity_bits_and
 ADAMW = _of("independent/test_adamw.py", "test_twelve_steps_are_those_of_torch")
 MASKS = _of("independent/test_random_numbers.py", "test_no_two_masks_of_a_model_are_alike")
 BEGINNINGS = _of("independent/test_initial_weights.py", "test_each_kind_of_parameter_begins_as_its_paper_says")
+CAPPED = _of("independent/test_cross_entropy.py", "test_capped_logits_have_the_gradients_of_plain_autograd")
+SCALED = _of("independent/test_positions.py", "test_scaled_rotary_rates_are_those_of_transformers")
 ATTENDS = _of("independent/test_attention.py", "test_self_attention_is_its_definition")
 T5 = _of("reference/test_t5_transformers.py", "test_loss_and_gradients_equal_transformers")

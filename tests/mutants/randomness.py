@@ -47,9 +47,9 @@ RANDOMNESS = (
         name="recomputed_mlp_is_not_dropped",
         bug="with selective recomputation T5's inner channels are not dropped",
         file=BLOCK,
-        before="out: Tensor = self.down(*wide, activation=activated) if self.recompute",
-        after="out: Tensor = self.down(*wide, activation=self.activation) if self.recompute",
-        test=T5_LAYOUT("t5,tp=2,pp=2,gpipe,selective"),
+        before="return (self.down, wide, activated) if self.recompute",
+        after="return (self.down, wide, self.activation) if self.recompute",
+        test=T5_LAYOUT("t5,pp=2,gpipe,dp=2,zero=0,selective"),
     ),
     Mutant(
         name="t5_queries_are_drawn_without_the_heads_width",

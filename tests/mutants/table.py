@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .data import DATA
+from .features import FEATURES
 from .loop import RUNS
 from .losses import LOSSES
 from .models import MODELS
@@ -16,6 +17,7 @@ AREAS: dict[str, tuple[Mutant, ...]] = {
     "Tensor and sequence parallelism": TENSOR,
     "Pipelines": PIPELINE,
     "Layers and families": MODELS,
+    "Features of some families": FEATURES,
     "Random numbers": RANDOMNESS,
     "Losses": LOSSES,
     "Optimizer and ZeRO": OPTIMIZER,

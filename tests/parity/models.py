@@ -5,8 +5,9 @@ cases.py makes the cases of each: whoever adds a model here writes no other line
 
 from typing import get_args
 
+from roots_dist.config.model import Model
 from roots_dist.config.objectives import OBJECTIVES as RECORDS
-from roots_dist.config.schema import Config, Model
+from roots_dist.config.schema import Config
 
 COMMON = {
     "data": {"seq_length": 16},
@@ -26,6 +27,30 @@ MODELS = {
     "bloom": dict(layers=4, hidden=32, heads=4, vocab=101, dropout=0.1, init_std=0.1, positions="alibi", embedding_norm=True),
     "post": dict(
         layers=4, hidden=32, heads=4, vocab=101, dropout=0.1, init_std=0.1, positions="sinusoidal", norm_position="post", activation="gelu"
+    ),
+    "gemma": dict(
+        layers=4, hidden=32, heads=4, kv_heads=2, head_dim=12, ffn=48, vocab=101, init_std=0.1, positions="rotary", norm="rmsnorm",
+        norm_position="sandwich", zero_centered_norm=True, activation="geglu", bias=False, embedding_multiplier=5.7, qk_norm="head",
+        attention_scale=0.2, attention_softcap=2.0, logit_softcap=1.5, layer_kinds=["window", "full"], window=5, window_rope_theta=100.0,
+        rope_scaling={"type": "linear", "factor": 2.0},
+    ),
+    "olmo": dict(
+        layers=4, hidden=32, heads=8, kv_heads=2, ffn=48, vocab=101, dropout=0.1, init_std=0.1, positions="rotary", norm="rmsnorm",
+        norm_position="branch", activation="swiglu", bias=False, tied_embeddings=False, qk_norm="whole", window=6,
+        layer_kinds=["window", "nope", "full"], rope_scaling={"type": "yarn", "factor": 4.0, "original_length": 8},
+    ),
+    "stable": dict(
+        layers=4, hidden=32, heads=4, vocab=101, dropout=0.1, init_std=0.1, positions="rotary", rotary_fraction=0.5,
+        rotary_interleaved=True, bias=False, qkv_bias=True, mlp_bias=True, head_bias=True, tied_embeddings=False, norm_affine=False,
+        residual_multiplier=0.7, logits_scaling=2.0, window=7,
+    ),
+    "neox": dict(
+        layers=4, hidden=32, heads=4, vocab=101, dropout=0.1, attention_dropout=0.1, init_std=0.1, positions="rotary",
+        rotary_fraction=0.25, branches="parallel", tied_embeddings=False,
+    ),
+    "falcon": dict(
+        layers=4, hidden=32, heads=4, kv_heads=1, vocab=101, init_std=0.1, positions="rotary", branches="parallel_one_norm",
+        activation="gelu", bias=False,
     ),
     "bert": dict(
         family="bert", layers=4, hidden=32, heads=4, vocab=101, dropout=0.1, attention_dropout=0.1, init_std=0.1, segments=2,

@@ -183,10 +183,19 @@ def test_the_text_is_the_same_whatever_layout_was_trained(place, bare):
     assert texts[0] == texts[1] and len(texts[0]) == 11
 
 
-@pytest.mark.parametrize("positions", ["learned", "rotary", "sinusoidal", "alibi", "none"])
-def test_kept_keys_and_values_say_what_reading_it_all_again_says(place, positions):
+KEPT = {
+    positions: {"model.positions": positions} for positions in ("learned", "rotary", "sinusoidal", "alibi", "none")
+} | {
+    "window": {"model.positions": "rotary", "model.window": 6, "model.layer_kinds": ["window", "full"]},
+    "capped": {"model.attention_softcap": 1.0, "model.logit_softcap": 2.0, "model.window": 5},
+    "branches": {"model.branches": "parallel", "model.qk_norm": "whole", "model.positions": "rotary"},
+}
+
+
+@pytest.mark.parametrize("features", KEPT)
+def test_kept_keys_and_values_say_what_reading_it_all_again_says(place, features):
     """Token by token with a cache, and with the whole context read anew for each: two ways of attention, one text."""
-    changes = {"model.positions": positions, "model.kv_heads": 2, "model.init_std": 0.3, "data.seq_length": 32}
+    changes = KEPT[features] | {"model.kv_heads": 2, "model.init_std": 0.3, "data.seq_length": 32}
     passes = build_passes(settings(place).changed(changes), Mesh.single())
     prompt, varied = [7, 7, 30, 2], Sampling(temperature=0, repetition_penalty=3.0)
     ((cached,),) = decode(passes, [prompt], Request(24, varied))

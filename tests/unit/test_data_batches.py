@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from roots_dist.config.schema import Config, Data, Model, Source, Train
+from roots_dist.config.model import Model
+from roots_dist.config.schema import Config, Data, Source, Train
 from roots_dist.errors import ConfigError, DataError
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.prepare import prepare

@@ -63,6 +63,7 @@ BASES: dict[str, dict[str, dict[str, object]]] = {
     "gpt": {"data": HELD_OUT, "train": {"eval_every": 5}},
     "bare gpt": {},
     "llama": {"model": {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False}},
+    "windows": {"model": {"positions": "rotary", "window": 4, "layer_kinds": ["full", "window"]}},
     "constant": {"optim": {"lr_schedule": "constant"}, "train": {"batch_ramp": [8, 8, 16]}},
     "on DeepSpeed": {"advanced": {"engine": "auto"}},
     "without W&B": {"track": {"wandb": "disabled"}},
@@ -86,7 +87,11 @@ BASES: dict[str, dict[str, dict[str, object]]] = {
 }  # fmt: skip
 OTHERS: dict[str, object] = {
     "model.decoder_layers": 3, "model.kv_heads": 1, "model.head_dim": 4, "model.ffn": 24, "model.embedding_size": 8,
-    "model.max_positions": 40, "model.init_std": 0.1, "model.relative_max_distance": 20, "model.dropout": 0.1,
+    "model.max_positions": 40, "model.rope_scaling": {"type": "linear", "factor": 2.0}, "model.window": 3,
+    "model.window_rope_theta": 100.0, "model.attention_scale": 0.5, "model.attention_softcap": 1.0,
+    "model.logit_softcap": 1.0, "model.layer_kinds": ["window", "full"], "model.rotary_fraction": 0.5,
+    **{f"model.{place}_bias": lambda c: not c.model.bias for place in ("qkv", "out", "mlp")},
+    "model.init_std": 0.1, "model.relative_max_distance": 20, "model.dropout": 0.1,
     "model.attention_dropout": 0.1, "generator.layers": 3, "generator.hidden": 4, "generator.heads": 4,
     "generator.ffn": 20,
     "objective.random_replace_probability": 0.2, "objective.label_smoothing": 0.1, "objective.z_loss": 0.01,
@@ -133,6 +138,8 @@ READERS = {
 }
 """Keys that change no number of a step, and the file that acts on each; other tests run these."""
 SWITCHED_OFF = {
+    ("model.max_positions", "llama"): "the length that the model is made for: exports write it, longrope asks for it",
+    ("model.max_positions", "windows"): "as in llama",
     ("track.group", "without W&B"): "the same file is tracked again when the override is gone; config.yaml keeps it",
     ("track.name", "without W&B"): "names the run in roots report too",
     ("track.project", "without W&B"): "as track.group",
@@ -160,7 +167,8 @@ def others(config: Config, key: str) -> list[object]:
     if get_origin(kind) is Literal:
         return [choice for choice in get_args(kind) if choice != value]
     if key in OTHERS:
-        return [OTHERS[key]]
+        other = OTHERS[key]
+        return [other(config) if callable(other) else other]
     if kind is bool:
         return [not value]
     return [f"{value} again" if kind is str else value / 2 if kind is float else value * 2 or 1]

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from roots_dist.accounting.flops import mfu
 from roots_dist.accounting.peaks import GPU_PEAKS, gpu_peak, measured_cpu_peak
 from roots_dist.accounting.sizes import parameters
-from roots_dist.config.schema import Advanced, Config, Data, Model, Train
+from roots_dist.config.model import Model
+from roots_dist.config.schema import Advanced, Config, Data, Train
 from roots_dist.learning.models.flops import flops_per_sample, flops_per_step
 
 

@@ -13,9 +13,10 @@ import torch
 
 from roots_dist.accounting.sizes import parameters
 from roots_dist.config.families import FAMILIES, POSITIONS
+from roots_dist.config.model import GATED, Model
 from roots_dist.config.objectives import OBJECTIVES, Answer, Rows, learned_by
 from roots_dist.config.records import objective_of, shortest_seq, special_tokens_of
-from roots_dist.config.schema import GATED, Config, Model, Objective
+from roots_dist.config.schema import Config, Objective
 from roots_dist.config.special_tokens import NAMES
 from roots_dist.learning import objectives
 from roots_dist.learning.data.specials import synthetic_specials
@@ -96,7 +97,7 @@ def test_an_activation_is_a_function_or_a_gate_with_one():
     allowed = set(get_args(Model.model_fields["activation"].annotation))
     assert set(GATED) <= allowed and set(GATED.values()) <= set(FUNCTIONS)
     assert allowed - set(GATED) == set(FUNCTIONS) - {"silu"}, (
-        "add it to the Literal in config/schema.py, or to FUNCTIONS"
+        "add it to the Literal in config/model.py, or to FUNCTIONS"
     )
     up, gate = torch.tensor([2.0, 3.0]), torch.tensor([-1.0, 1.0])
     assert activation("swiglu")(gate, up).tolist() == (torch.sigmoid(gate) * gate * up).tolist()

@@ -17,7 +17,9 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.learning.models.init_stds import InitStds
 from roots_dist.learning.models.norms import mask_rows
-from roots_dist.learning.models.positions import Alibi, Relative, Rotary
+from roots_dist.learning.models.positions import Alibi, Relative
+from roots_dist.learning.models.qk_norm import HeadNorm, WholeNorm, norm_together
+from roots_dist.learning.models.rotary import Rotary
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.linear import ColumnParallelLinear, RowParallelLinear, column_parallel
 from roots_dist.world import rng
@@ -31,6 +33,7 @@ class Attention(nn.Module):
 
     name: global name of the layer, the key of its dropout and its cache. causal: no query sees a later key.
     document_mask: attention stays within batch.document_ids, which are those of the encoder in an encoder-decoder.
+    window: keys that a query sees, its own included; None: all.
     """
 
     def __init__(
@@ -43,32 +46,61 @@ class Attention(nn.Module):
         *,
         causal: bool,
         document_mask: bool = True,
+        window: int | None = None,
     ):
         super().__init__()
         m = config.model
+        self.window, self.softcap = window, m.attention_softcap
         self.name, self.tp, self.causal, self.document_mask = name, tp, causal, document_mask
         self.positions = None if isinstance(positions, Relative) else positions
         self.relative = positions if isinstance(positions, Relative) else None  # a module with a parameter
         self.head_dim = m.width_of_head()
         self.scale = self.head_dim**-0.5 if family_of(config).scaled_attention else 1.0
+        if m.attention_scale is not None:
+            self.scale = m.attention_scale
         self.drop, self.seed = m.attention_dropout, config.train.seed
         self.recompute = config.train.recompute == "selective"
         kv_parts = min(tp.size, m.num_kv_heads())
         self.first_head = tp.rank * (m.heads // tp.size)
 
         def project(heads: int, parts: int, std: float) -> ColumnParallelLinear:
-            return ColumnParallelLinear(tp, m.hidden, heads * self.head_dim, bias=m.bias, std=std, parts=parts)
+            return ColumnParallelLinear(tp, m.hidden, heads * self.head_dim, bias=m.bias_of_qkv(), std=std, parts=parts)
 
         self.query = project(m.heads, tp.size, init_stds.query)
         self.key = project(m.num_kv_heads(), kv_parts, init_stds.key)
         self.value = project(m.num_kv_heads(), kv_parts, init_stds.key)
-        self.out = RowParallelLinear(tp, m.heads * self.head_dim, m.hidden, bias=m.bias, std=init_stds.out)
+        self.out = RowParallelLinear(
+            tp,
+            m.heads * self.head_dim,
+            m.hidden,
+            bias=m.bias_of_out(),
+            std=init_stds.out,
+            in_sum=m.has_parallel_branches(),
+        )
+        self.query_norm: HeadNorm | WholeNorm | None = None
+        self.key_norm: HeadNorm | WholeNorm | None = None
+        if m.qk_norm == "head":
+            self.query_norm, self.key_norm = HeadNorm(config, tp), HeadNorm(config, tp)
+        elif m.qk_norm == "whole":
+            self.query_norm = WholeNorm(config, tp, m.heads, tp.size)
+            self.key_norm = WholeNorm(config, tp, m.num_kv_heads(), kv_parts)
 
     def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
         """[B, s, D] -> [B, s, D]"""
-        q, k, v = map(
-            self._heads, column_parallel(self.tp, x, [self.query, self.key, self.value])
-        )  # [B, h, Q, K], [B, g, Q, K]
+        q, k, v = column_parallel(self.tp, x, self.projections())
+        out: Tensor = self.out(self.mix(q, k, v, batch))
+        return out
+
+    def projections(self) -> list[ColumnParallelLinear]:
+        return [self.query, self.key, self.value]
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, batch: MicroBatch) -> Tensor:
+        """Projections [B, Q, h*K] and twice [B, Q, g*K] -> values mixed by attention, [B, Q, h*K]."""
+        if isinstance(self.query_norm, WholeNorm) and isinstance(self.key_norm, WholeNorm):
+            q, k = norm_together((self.query_norm, self.key_norm), (q, k))
+        q, k, v = map(self._heads, (q, k, v))  # [B, h, Q, K], [B, g, Q, K]
+        if isinstance(self.query_norm, HeadNorm) and isinstance(self.key_norm, HeadNorm):
+            q, k = self.query_norm(q), self.key_norm(k)
         start = batch.cache.length if batch.cache else 0
         queries = range(start, start + q.shape[2])
         if isinstance(self.positions, Rotary):
@@ -83,13 +115,14 @@ class Attention(nn.Module):
         return heads.transpose(1, 2)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, queries: range, batch: MicroBatch) -> Tensor:
-        core = self._dropped_core if self.training and self.drop else self._core
+        """[B, h, Q, K], [B, g, S, K] -> [B, Q, h*K]"""
+        core = self._plain_core if self.softcap or (self.training and self.drop) else self._core
         if self.recompute and self.training:
             y = checkpoint(core, q, k, v, queries, batch, use_reentrant=False, preserve_rng_state=False)
         else:
             y = core(q, k, v, queries, batch)
-        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
-        return out
+        mixed: Tensor = y.transpose(1, 2).flatten(2)
+        return mixed
 
     def _masked(self, queries: range, num_keys: int, batch: MicroBatch) -> Tensor | None:
         """bool [B or 1, 1, Q, S]: keys that a query must not see, apart from the causal mask; None if none."""
@@ -110,12 +143,14 @@ class Attention(nn.Module):
         )
         # a single new token sees the whole cache, and Alibi's bias includes the causal mask
         late = self.causal and len(queries) > 1 and not isinstance(positions, Alibi)
-        if bias is None and masked is None and (not late or queries.start == 0):
+        windowed = self.window is not None and num_keys > self.window
+        if bias is None and masked is None and not windowed and (not late or queries.start == 0):
             return None
-        if late:
-            place = torch.arange(queries.start, queries.stop, device=like.device).unsqueeze(1)
-            after = torch.arange(num_keys, device=like.device) > place  # [Q, S]
-            masked = after if masked is None else masked | after
+        distance = _distances(queries, num_keys, like.device) if late or windowed else None  # [Q, S]
+        if late and distance is not None:
+            masked = _either(masked, distance < 0)
+        if windowed and distance is not None:
+            masked = _either(masked, distance >= present(self.window))
         if bias is None:
             bias = like.new_zeros(1, 1, len(queries), num_keys)
         return bias if masked is None else bias.masked_fill(masked, -torch.inf)
@@ -128,22 +163,36 @@ class Attention(nn.Module):
             q, k, v, attn_mask=bias, is_causal=causal, enable_gqa=grouped, scale=self.scale
         )
 
-    def _dropped_core(self, q: Tensor, k: Tensor, v: Tensor, queries: range, batch: MicroBatch) -> Tensor:
-        """Attention with dropout on the probabilities, without a fused kernel: those draw their own masks, which depend
-        on the layout."""
+    def _plain_core(self, q: Tensor, k: Tensor, v: Tensor, queries: range, batch: MicroBatch) -> Tensor:
+        """Attention with dropout on the probabilities or a cap on the scores, without a fused kernel: those draw their
+        own masks, which depend on the layout, and know no cap."""
         h, seq = q.shape[1], k.shape[2]
         k, v = (t.repeat_interleave(h // t.shape[1], 1) for t in (k, v))
         scores = q @ k.transpose(-1, -2) * self.scale  # [B, h, Q, S]
+        if self.softcap is not None:  # before the mask, which it would make finite
+            scores = self.softcap * torch.tanh(scores / self.softcap)
         bias = self._bias(queries, seq, batch, q)
         if bias is not None:
             scores = scores + bias
-        elif self.causal:
+        elif self.causal and len(queries) > 1:
             scores = scores + scores.new_full((len(queries), seq), -torch.inf).triu(1)
         p = scores.softmax(-1)
+        if not (self.training and self.drop):
+            return p @ v
         rows = mask_rows(self.seed, f"{self.name}.attention", batch, queries, q.device)  # [B, Q]
         heads = torch.arange(self.first_head, self.first_head + h, device=q.device)
         rows = rng.fold(rows.unsqueeze(1), heads.unsqueeze(1))  # [B, h, Q]
         return rng.dropout(p, self.drop, rows) @ v
+
+
+def _distances(queries: range, num_keys: int, device: torch.device) -> Tensor:
+    """int64 [Q, S]: positions from each key to each query; negative for later keys."""
+    place = torch.arange(queries.start, queries.stop, device=device).unsqueeze(1)
+    return place - torch.arange(num_keys, device=device)
+
+
+def _either(masked: Tensor | None, also: Tensor) -> Tensor:
+    return also if masked is None else masked | also
 
 
 class CrossAttention(Attention):
@@ -163,7 +212,8 @@ class CrossAttention(Attention):
             pair = (k, v)
             if batch.cache is not None:
                 batch.cache.put(self.name, *pair)
-        return self._attend(q, *pair, range(q.shape[2]), batch)
+        out: Tensor = self.out(self._attend(q, *pair, range(q.shape[2]), batch))
+        return out
 
     def _masked(self, queries: range, num_keys: int, batch: MicroBatch) -> Tensor | None:
         """Mask of the encoder's padding."""

@@ -60,7 +60,7 @@ class Head(MaskedLMHead):
     def __init__(self, config: Config, tp: TensorParallel, embed: Embed | None):
         m = config.model
         super().__init__(config, tp, embed, m.hidden)
-        self.final = Norm(config, tp) if m.norm_position == "pre" else None
+        self.final = Norm(config, tp) if m.ends_with_norm() else None
         pairs = objective_of(config).pairs
         self.pooler = Dense(tp, m.hidden, m.hidden, m.std(), whole=True) if pairs else None
         self.next = Dense(tp, m.hidden, 2, m.std(), whole=True) if pairs else None

@@ -1,12 +1,12 @@
 """One Transformer block: self-attention (with cross-attention in an encoder-decoder's decoder), then MLP, each with a
-norm and on the residual stream; the norm comes before or after the branch.
+norm and on the residual stream; where the norm stands, `model.norm_position` says.
 
 B sequences, D model width, F MLP width; f = F/tp, s = S/tp under sequence parallelism.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
@@ -18,7 +18,14 @@ from roots_dist.learning.models.attention import Attention, CrossAttention, Posi
 from roots_dist.learning.models.init_stds import InitStds, init_stds
 from roots_dist.learning.models.norms import Dropout, Norm, mask_rows
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.parallel.tensor.linear import ColumnParallelLinear, RowParallelLinear, column_parallel
+from roots_dist.parallel.tensor.linear import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    Summand,
+    column_parallel,
+    column_parallel_on,
+    row_parallel_sum,
+)
 from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
 
@@ -34,21 +41,31 @@ class MLP(nn.Module):
         self.drop, self.seed = m.dropout if family_of(config).mlp_dropout else 0.0, config.train.seed
 
         def widen() -> ColumnParallelLinear:
-            return ColumnParallelLinear(tp, m.hidden, m.width_of_ffn(), bias=m.bias, std=inits.up)
+            return ColumnParallelLinear(tp, m.hidden, m.width_of_ffn(), bias=m.bias_of_mlp(), std=inits.up)
 
         self.up = widen()
         self.gate = widen() if m.gated() else None
-        self.down = RowParallelLinear(tp, m.width_of_ffn(), m.hidden, bias=m.bias, std=inits.down)
+        self.down = RowParallelLinear(
+            tp, m.width_of_ffn(), m.hidden, bias=m.bias_of_mlp(), std=inits.down, in_sum=m.has_parallel_branches()
+        )
 
     def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
         """[B, s, D] -> [B, s, D]"""
-        wide = column_parallel(self.tp, x, [self.gate, self.up] if self.gate else [self.up])  # each [B, S, f]
+        _, inputs, activated = self.narrowing(column_parallel(self.tp, x, self.widenings()), batch)
+        out: Tensor = self.down(*inputs, activation=activated)
+        return out
+
+    def widenings(self) -> list[ColumnParallelLinear]:
+        return [self.gate, self.up] if self.gate else [self.up]
+
+    def narrowing(self, wide: Sequence[Tensor], batch: MicroBatch) -> Summand:
+        """The last layer, with what it reads: outputs of the first ones [B, S, f], and the activation to be recomputed;
+        or these activated."""
 
         def activated(*wide: Tensor) -> Tensor:
             return self._dropped(self.activation(*wide), batch)
 
-        out: Tensor = self.down(*wide, activation=activated) if self.recompute else self.down(activated(*wide))
-        return out
+        return (self.down, wide, activated) if self.recompute else (self.down, (activated(*wide),), None)
 
     def _dropped(self, x: Tensor, batch: MicroBatch) -> Tensor:
         if not self.training or self.drop == 0:
@@ -69,23 +86,32 @@ class Block(nn.Module):
         *,
         causal: bool = True,
         cross: bool = False,
+        window: int | None = None,
     ):
         super().__init__()
-        inits = init_stds(config)
-        self.pre = config.model.norm_position == "pre"
+        m, inits = config.model, init_stds(config)
+        self.tp, self.parallel = tp, m.has_parallel_branches()
+        self.norm_position, self.multiplier = m.norm_position, m.residual_multiplier
         self.norm1 = Norm(config, tp)
-        self.attention = Attention(config, tp, name, positions, inits, causal=causal, document_mask=not cross)
+        self.attention = Attention(
+            config, tp, name, positions, inits, causal=causal, document_mask=not cross, window=window
+        )
         self.dropout1 = Dropout(config, tp, f"{name}.1")
         self.cross: CrossAttention | None = None
         if cross:
             self.cross_norm = Norm(config, tp)
             self.cross = CrossAttention(config, tp, f"{name}.cross", inits)
             self.cross_dropout = Dropout(config, tp, f"{name}.cross")
-        self.norm2 = Norm(config, tp)
+        self.norm2 = None if m.branches == "parallel_one_norm" else Norm(config, tp)
         self.mlp = MLP(config, tp, name, inits)
         self.dropout2 = Dropout(config, tp, f"{name}.2")
+        sandwich = m.norm_position == "sandwich"
+        self.out_norm1, self.out_norm2 = (Norm(config, tp) if sandwich else None for _ in range(2))
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
+        if self.parallel:
+            return payload | {"hidden": self._parallel(payload["hidden"], batch)}
+
         def attend(x: Tensor) -> Tensor:
             out: Tensor = self.dropout1(self.attention(x, batch), batch)
             return out
@@ -98,13 +124,33 @@ class Block(nn.Module):
             out: Tensor = self.dropout2(self.mlp(x, batch), batch)
             return out
 
-        x = self._add(payload["hidden"], attend, self.norm1)  # [B, s, D]
+        x = self._add(payload["hidden"], attend, self.norm1, self.out_norm1)  # [B, s, D]
         if self.cross is not None:
             x = self._add(x, cross_attend, self.cross_norm)
-        return payload | {"hidden": self._add(x, feed_forward, self.norm2)}
+        return payload | {"hidden": self._add(x, feed_forward, present(self.norm2), self.out_norm2)}
 
-    def _add(self, x: Tensor, branch: Callable[[Tensor], Tensor], norm: Norm) -> Tensor:
-        return x + branch(norm(x)) if self.pre else norm(x + branch(x))
+    def _parallel(self, x: Tensor, batch: MicroBatch) -> Tensor:
+        """Both branches at once: one pass through the tensor-parallel region, one sum, one dropout mask."""
+        normed = (self.norm1(x),) if self.norm2 is None else (self.norm1(x), self.norm2(x))
+        projections, widenings = self.attention.projections(), self.mlp.widenings()
+        reading = [*((0, layer) for layer in projections), *((len(normed) - 1, layer) for layer in widenings)]
+        q, k, v, *wide = column_parallel_on(self.tp, normed, reading)
+        mixed = self.attention.mix(q, k, v, batch)
+        both = row_parallel_sum(self.tp, [(self.attention.out, (mixed,), None), self.mlp.narrowing(wide, batch)])
+        return x + self._scaled(self.dropout1(both, batch))
+
+    def _add(self, x: Tensor, branch: Callable[[Tensor], Tensor], norm: Norm, out_norm: Norm | None = None) -> Tensor:
+        """The residual stream after a branch."""
+        if self.norm_position == "pre":
+            return x + self._scaled(branch(norm(x)))
+        if self.norm_position == "branch":
+            return x + self._scaled(norm(branch(x)))
+        if self.norm_position == "sandwich":
+            return x + self._scaled(present(out_norm)(branch(norm(x))))
+        return norm(x + self._scaled(branch(x)))  # type: ignore[no-any-return] # torch types no call
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        return x if self.multiplier == 1 else x * self.multiplier
 
 
 def attention_flops(config: Config, queries: int, keys: float, inputs: int) -> float:
@@ -119,6 +165,10 @@ def mlp_flops(config: Config, seq: int) -> float:
     return 2.0 * seq * (3 if m.gated() else 2) * m.hidden * m.width_of_ffn()
 
 
-def block_flops(config: Config, seq: int, causal: bool = True) -> float:
-    """Forward FLOPs of a self-attention block on one sample; causal attention computes half of the scores."""
-    return attention_flops(config, seq, seq / 2 if causal else seq, seq) + mlp_flops(config, seq)
+def block_flops(config: Config, seq: int, causal: bool = True, window: int | None = None) -> float:
+    """Forward FLOPs of a self-attention block on one sample; causal attention computes half of the scores, and within a
+    window the keys of that."""
+    keys = seq / 2 if causal else seq
+    if window is not None and window < seq:
+        keys = window * (1 - window / (2 * seq))
+    return attention_flops(config, seq, keys, seq) + mlp_flops(config, seq)

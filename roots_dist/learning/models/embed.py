@@ -47,6 +47,7 @@ class Embeddings(nn.Module):
         super().__init__()
         m = config.model
         self.tp, self.width, self.positions = tp, m.width_of_embedding(), m.positions
+        self.multiplier = m.embedding_multiplier
 
         def original(name: str) -> str | None:
             return f"{copy_of}.{name}" if copy_of else None
@@ -76,6 +77,8 @@ class Embeddings(nn.Module):
         here = self.tp.positions(tokens.shape[1])
         mine = slice(here.start, here.stop)
         x: Tensor = self.tokens(tokens)  # [B, s, E]
+        if self.multiplier != 1:  # rounded to the dtype of the weights, as Gemma is trained
+            x = x * torch.tensor(self.multiplier, dtype=x.dtype).item()
         if self.position_embedding is not None:
             where = range(start + here.start, start + here.stop)
             x = x + (

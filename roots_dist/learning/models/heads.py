@@ -62,7 +62,7 @@ class _Task(nn.Module):
         super().__init__()
         self.family, self.tp = family_of(config), tp
         self.name, self.smoothing = config.objective.name, config.objective.label_smoothing
-        last = Norm(config, tp) if config.model.norm_position == "pre" and self.family.last_norm else None
+        last = Norm(config, tp) if config.model.ends_with_norm() and self.family.last_norm else None
         self.norm = last if self.family.last_norm == "norm" else None
         self.final = last if self.family.last_norm == "final" else None
         self.drop = Dropout(config, tp, "head")

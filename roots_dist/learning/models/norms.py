@@ -16,6 +16,15 @@ from roots_dist.world.batch import MicroBatch
 from roots_dist.world.sharding import ShardSpec, declare
 
 
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float, zero_centered: bool = False) -> Tensor:
+    """RMSNorm over the last dimension, times the weight; or times 1 + weight (zero_centered), in float32 or wider, in
+    which the sum does not lose what the weight has learned."""
+    if weight is None or not zero_centered:
+        return F.rms_norm(x, x.shape[-1:], weight, eps)
+    exact = torch.promote_types(x.dtype, torch.float32)
+    return F.rms_norm(x.to(exact), x.shape[-1:], 1 + weight.to(exact), eps).to(x.dtype)
+
+
 class Norm(nn.Module):
     """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019). Its gradient is partial under sequence
     parallelism."""
@@ -23,7 +32,8 @@ class Norm(nn.Module):
     def __init__(self, config: Config, tp: TensorParallel, width: int | None = None, copy_of: str | None = None):
         """width: by default that of the stack. copy_of: global name of the norm that this one copies."""
         super().__init__()
-        self.eps = config.advanced.norm_eps
+        m = config.model
+        self.eps, self.rms, self.zero_centered = config.advanced.norm_eps, m.norm == "rmsnorm", m.zero_centered_norm
 
         def vector(name: str, fill: float) -> nn.Parameter:
             original = f"{copy_of}.{name}" if copy_of else None
@@ -31,13 +41,13 @@ class Norm(nn.Module):
             spec = ShardSpec(shape=shape, fill=fill, partial=tp.sequence_parallel, copy_of=original)
             return declare(self, name, spec, tp.axis)
 
-        self.weight = vector("weight", 1.0)
-        self.bias = vector("bias", 0.0) if config.model.norm == "layernorm" else None
+        self.weight = vector("weight", 0.0 if m.zero_centered_norm else 1.0) if m.norm_affine else None
+        self.bias = vector("bias", 0.0) if m.norm_affine and not self.rms else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.bias is None:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+        if self.rms:
+            return rms_norm(x, self.weight, self.eps, self.zero_centered)
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
 
 
 class Dropout(nn.Module):

@@ -1,4 +1,5 @@
-"""Position encodings: sinusoids, rotary embedding, ALiBi, T5's relative bias. All use global positions and heads.
+"""Position encodings: sinusoids, ALiBi, T5's relative bias; rotary.py has the rotary embedding. All use
+global positions and heads.
 
 B sequences, S positions, D model width, h heads of this rank, K head width.
 """
@@ -23,34 +24,6 @@ def sinusoids(places: Tensor, width: int, slowest: float = 10000.0, dtype: torch
     rate = torch.exp(torch.arange(half, device=places.device, dtype=dtype) * (-math.log(slowest) / max(1, half - 1)))
     angle = places.unsqueeze(-1) * rate
     return torch.cat([angle.sin(), angle.cos()], -1)[..., :width]
-
-
-class Rotary:
-    """Rotary embedding (Su et al. 2021) that rotates the two halves of a head against each other, as Llama does.
-
-    One object serves all blocks of a rank: it keeps the angles of the positions last used.
-    """
-
-    def __init__(self, head_dim: int, theta: float):
-        self.head_dim, self.theta = head_dim, theta
-        self._key: object = None
-
-    def angles(self, positions: range, like: Tensor) -> tuple[Tensor, Tensor]:
-        """cos and sin [S, K] in the dtype of `like`, computed in float32 (float64 for float64)."""
-        key = (positions, like.device, like.dtype)
-        if key != self._key:
-            exact = torch.promote_types(like.dtype, torch.float32)
-            pair = torch.arange(0, self.head_dim, 2, device=like.device, dtype=exact) / self.head_dim
-            place = torch.arange(positions.start, positions.stop, device=like.device, dtype=exact)
-            angle = torch.outer(place, self.theta**-pair).repeat(1, 2)  # [S, K]
-            self._key, self._angles = key, (angle.cos().to(like.dtype), angle.sin().to(like.dtype))
-        return self._angles
-
-    def __call__(self, x: Tensor, positions: range) -> Tensor:
-        """[B, h, S, K] -> the same shape, rotated by the angles of each position."""
-        cos, sin = self.angles(positions, x)
-        left, right = x.chunk(2, -1)
-        return x * cos + torch.cat([-right, left], -1) * sin
 
 
 def alibi_slopes(heads: int) -> Tensor:

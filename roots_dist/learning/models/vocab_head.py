@@ -52,16 +52,18 @@ class VocabHead:
         it is "targets", the log-probability of each target (0 where there is none) and whether it is the most likely
         token, [B, S] each.
         """
-        vocab, objective = self.config.model.vocab, self.config.objective
+        m, objective = self.config.model, self.config.objective
+        vocab, softcap = m.vocab, m.logit_softcap
+        x = x if m.logits_scaling == 1 else x / m.logits_scaling  # linear, and x is narrower than its logits
         if batch.logits_at == "targets":
             scores = target_scores(
                 self.tp, x.flatten(0, 1), weight, present(batch.targets).flatten(), vocab=vocab, bias=bias,
-                chunk=self.config.advanced.loss_chunk,
+                softcap=softcap, chunk=self.config.advanced.loss_chunk,
             )  # fmt: skip
             score, best = (part.view_as(present(batch.targets)) for part in scores)
             return score, best
         if batch.logits_at is not None:
-            return logits(self.tp, x[:, batch.logits_at], weight, vocab, bias)
+            return logits(self.tp, x[:, batch.logits_at], weight, vocab, bias, softcap)
         targets, flat = present(batch.targets).flatten(), x.flatten(0, 1)
         count = (targets != IGNORE).sum()
         if self.sparse:
@@ -74,6 +76,7 @@ class VocabHead:
             targets,
             vocab=vocab,
             bias=bias,
+            softcap=softcap,
             smoothing=objective.label_smoothing if training else 0.0,
             z_loss=objective.z_loss if training else 0.0,
             chunk=self.config.advanced.loss_chunk,

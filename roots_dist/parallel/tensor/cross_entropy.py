@@ -37,26 +37,39 @@ def linear_cross_entropy(
     *,
     vocab: int,
     bias: Tensor | None = None,
+    softcap: float | None = None,
     smoothing: float = 0.0,
     z_loss: float = 0.0,
     chunk: int = 1024,
 ) -> tuple[Tensor, Tensor]:
     """Sum of -log p(target) over the targets other than IGNORE, a scalar that is the same on every tensor rank, and the
-    number of targets that are the most likely token. bias [v] is added to the logits.
+    number of targets that are the most likely token. bias [v] is added to the logits, which are then capped: softcap ·
+    tanh(logit / softcap) (Gemma 2).
 
     With label smoothing ε: (1-ε)·(-log p) + ε·mean over the vocabulary of -log p. With z-loss: + z·log²Z. `hidden` must
     come from collectives.copy_to_tp_region, which sums its gradient over tensor ranks.
     """
     grad_enabled = torch.is_grad_enabled()  # inside the autograd function it is always False
     total, hits = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call] # torch types no apply
-        hidden, weight, bias, targets, tp, vocab, smoothing, z_loss, chunk, grad_enabled
+        hidden, weight, bias, targets, tp, vocab, softcap, smoothing, z_loss, chunk, grad_enabled
     )
     return total, hits
 
 
-def logits(tp: TensorParallel, hidden: Tensor, weight: Tensor, vocab: int, bias: Tensor | None = None) -> Tensor:
+def logits(
+    tp: TensorParallel,
+    hidden: Tensor,
+    weight: Tensor,
+    vocab: int,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+) -> Tensor:
     """[..., D] -> float32 [..., V], gathered on every tensor rank. For generation."""
-    return gather_last_dim(F.linear(hidden, weight, bias), tp.axis)[..., :vocab].float()
+    return capped(gather_last_dim(F.linear(hidden, weight, bias), tp.axis)[..., :vocab].float(), softcap)
+
+
+def capped(scores: Tensor, softcap: float | None) -> Tensor:
+    return scores if softcap is None else softcap * torch.tanh(scores / softcap)
 
 
 @torch.no_grad()
@@ -68,12 +81,13 @@ def target_scores(
     *,
     vocab: int,
     bias: Tensor | None = None,
+    softcap: float | None = None,
     chunk: int = 1024,
 ) -> tuple[Tensor, Tensor]:
     """log p(target) of each of the T targets (0 for IGNORE), and whether it is the most likely token. Equal on every
     tensor rank; nothing is gathered."""
     chunk_scores = [
-        _score_chunk(tp, hidden[i : i + chunk], weight, bias, targets[i : i + chunk], vocab)
+        _score_chunk(tp, hidden[i : i + chunk], weight, bias, targets[i : i + chunk], vocab, softcap)
         for i in range(0, hidden.shape[0], chunk)
     ]
     losses = torch.cat([f.log_sum - f.target_score for f in chunk_scores])
@@ -96,6 +110,8 @@ class _Chunk(NamedTuple):
     target_score: Tensor
     sum_exp: Tensor
     sum_scores: Tensor
+    slope: Tensor | None
+    """[c, v]: derivative of this rank's scores by their logits; None where it is 1 (no soft cap)"""
 
     @property
     def log_sum(self) -> Tensor:
@@ -109,9 +125,12 @@ def _score_chunk(
     bias: Tensor | None,
     target: Tensor,
     vocab: int,
+    softcap: float | None,
     sum_all: bool = False,
+    slopes: bool = False,
 ) -> _Chunk:
-    """Compute the statistics of a chunk. sum_all: also sum all scores (label smoothing)."""
+    """Compute the statistics of a chunk. sum_all: also sum all scores (label smoothing). slopes: keep what the
+    gradient through a soft cap needs."""
     first = tp.rank * weight.shape[0]
     real = num_real_rows(vocab, first, weight.shape[0])
     scored = target != IGNORE
@@ -119,7 +138,8 @@ def _score_chunk(
     is_local = scored & (local >= 0) & (local < real)
     local = local.masked_fill(~is_local, 0).unsqueeze(1)
     scores = F.linear(h, weight[:real], None if bias is None else bias[:real])
-    scores = scores.to(torch.promote_types(h.dtype, torch.float32))  # [c, v]
+    scores = capped(scores.to(torch.promote_types(h.dtype, torch.float32)), softcap)  # [c, v]
+    slope = 1 - (scores / softcap).square() if softcap is not None and slopes else None
     if real:
         max_score = all_reduce_max(scores.amax(1), tp.axis)  # [c]
         scores -= max_score.unsqueeze(1)
@@ -130,7 +150,7 @@ def _score_chunk(
     sum_scores = scores.sum(1) if sum_all else target_score.new_zeros(target_score.shape)
     scores.exp_()
     target_score, sum_exp, sum_scores = tp.axis.sum_(torch.stack([target_score, scores.sum(1), sum_scores]))  # each [c]
-    return _Chunk(scored, is_local, local, scores, max_score, target_score, sum_exp, sum_scores)
+    return _Chunk(scored, is_local, local, scores, max_score, target_score, sum_exp, sum_scores, slope)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -143,6 +163,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         tp: TensorParallel,
         vocab: int,
+        softcap: float | None,
         smoothing: float,
         z_loss: float,
         chunk: int,
@@ -158,7 +179,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             h = hidden[part]
-            chunk_scores = _score_chunk(tp, h, weight, bias, targets[part], vocab, sum_all=smoothing > 0)
+            chunk_scores = _score_chunk(
+                tp, h, weight, bias, targets[part], vocab, softcap,
+                sum_all=smoothing > 0, slopes=need_hidden or need_weight or need_bias,
+            )  # fmt: skip
             loss = (
                 chunk_scores.log_sum
                 - (1 - smoothing) * chunk_scores.target_score
@@ -184,6 +208,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad.scatter_add_(
                     1, chunk_scores.local, -(1 - smoothing) * chunk_scores.is_local.to(exact).unsqueeze(1)
                 )
+            if chunk_scores.slope is not None:
+                grad *= chunk_scores.slope
             if grad_bias is not None:
                 grad_bias[:real] += grad.sum(0)
             grad = grad.to(hidden.dtype)
@@ -202,4 +228,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         # in place: backward runs once, and the weight's gradient is large
         grads = (None if saved is None else saved.mul_(grad).to(ctx.dtype) for saved in ctx.saved_tensors)
-        return *grads, *(None,) * 7
+        return *grads, *(None,) * 8

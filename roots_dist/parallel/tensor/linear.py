@@ -27,11 +27,13 @@ from roots_dist.errors import present
 from roots_dist.parallel.tensor.adapter import Adapter
 from roots_dist.parallel.tensor.collectives import (
     TensorParallel,
+    reduce_from_tp_region,
     start_copy_to,
     start_copy_to_backward,
     start_reduce_from,
     start_reduce_from_backward,
 )
+from roots_dist.world.mesh import SINGLE
 from roots_dist.world.sharding import ShardSpec, declare
 
 
@@ -54,38 +56,68 @@ def _weight_gradient(tp: TensorParallel, weight: nn.Parameter, grad_out: Tensor,
 
 
 class _ColumnParallel(torch.autograd.Function):
-    """Several column-parallel layers on one input, which is gathered once and whose gradient is summed once."""
+    """Several column-parallel layers on one input, or on a few: these are gathered in one message, and their gradients
+    summed in one. reads: for each weight, the number of the input that it reads."""
 
     @staticmethod
-    def forward(
-        ctx: Any, tp: TensorParallel, x: Tensor, num_weights: int, *weights_and_biases: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        weights = cast("tuple[Tensor, ...]", weights_and_biases[:num_weights])  # only a bias may be None
-        biases = weights_and_biases[num_weights:]
-        ctx.tp, ctx.parameters = tp, weights
-        ctx.save_for_backward(x, *weights)
-        whole = start_copy_to(x, tp)()  # [B, S, D]
-        return tuple(F.linear(whole, w, b) for w, b in zip(weights, biases))  # each [B, S, f]
+    def forward(ctx: Any, tp: TensorParallel, reads: Sequence[int], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        num_inputs = max(reads) + 1
+        xs = cast("tuple[Tensor, ...]", tensors[:num_inputs])
+        weights = cast("tuple[Tensor, ...]", tensors[num_inputs : num_inputs + len(reads)])  # only a bias may be None
+        biases = tensors[num_inputs + len(reads) :]
+        ctx.tp, ctx.parameters, ctx.reads, ctx.num_inputs = tp, weights, reads, num_inputs
+        ctx.save_for_backward(*xs, *weights)
+        wholes = _start_copies(xs, tp)()  # each [B, S, D]
+        return tuple(F.linear(wholes[i], w, b) for i, w, b in zip(reads, weights, biases))  # each [B, S, f]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, *weights = ctx.saved_tensors
-        need_x, need_weights, need_biases = ctx.needs_input_grad[1], *_halves(ctx.needs_input_grad[3:])
-        gathering = start_copy_to(x, ctx.tp) if any(need_weights) else None  # overlaps with the input's gradient
-        grad_x = None
+        num, reads, tp = ctx.num_inputs, ctx.reads, ctx.tp
+        saved = ctx.saved_tensors
+        xs, weights = saved[:num], saved[num:]
+        need_x, need_weights, need_biases = (
+            any(ctx.needs_input_grad[2 : 2 + num]),
+            *_halves(ctx.needs_input_grad[2 + num :]),
+        )
+        gathering = _start_copies(xs, tp) if any(need_weights) else None  # overlaps with the inputs' gradients
+        grad_xs = None
         if need_x:
-            first, *rest = zip(grads, weights)
-            grad_whole = first[0] @ first[1]
-            for grad, weight in rest:
-                grad_whole.flatten(0, -2).addmm_(grad.flatten(0, -2), weight)
-            grad_x = start_copy_to_backward(grad_whole, ctx.tp)  # overlaps with the weights' gradients
-        whole = gathering() if gathering else None
+            grad_wholes = [_input_gradient(reads, i, grads, weights) for i in range(num)]
+            grad_xs = _start_sums(grad_wholes, tp)  # overlaps with the weights' gradients
+        wholes = gathering() if gathering else None
         grad_weights = [
-            _weight_gradient(ctx.tp, w, g, whole) if n and whole is not None else None
-            for w, g, n in zip(ctx.parameters, grads, need_weights)
+            _weight_gradient(tp, w, g, wholes[i]) if n and wholes is not None else None
+            for i, w, g, n in zip(reads, ctx.parameters, grads, need_weights)
         ]
         grad_biases = [g.flatten(0, -2).sum(0) if n else None for g, n in zip(grads, need_biases)]
-        return None, grad_x() if grad_x else None, None, *grad_weights, *grad_biases
+        return None, None, *(grad_xs() if grad_xs else (None,) * num), *grad_weights, *grad_biases
+
+
+def _input_gradient(reads: Sequence[int], i: int, grads: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Gradient of input i [B, S, D] from this rank's columns."""
+    first, *rest = ((grad, weight) for read, grad, weight in zip(reads, grads, weights) if read == i)
+    grad_whole = first[0] @ first[1]
+    for grad, weight in rest:
+        grad_whole.flatten(0, -2).addmm_(grad.flatten(0, -2), weight)
+    return grad_whole
+
+
+def _start_copies(xs: Sequence[Tensor], tp: TensorParallel) -> Callable[[], Sequence[Tensor]]:
+    """Start to build each input [B, S, D] of a region; if they must be gathered, in one message."""
+    if len(xs) == 1 or tp.size == 1 or not tp.sequence_parallel:
+        pending = [start_copy_to(x, tp) for x in xs]
+        return lambda: [p() for p in pending]
+    together = start_copy_to(torch.cat(tuple(xs)), tp)
+    return lambda: together().chunk(len(xs))
+
+
+def _start_sums(grads: Sequence[Tensor], tp: TensorParallel) -> Callable[[], Sequence[Tensor]]:
+    """Start to sum the gradients of a region's inputs over ranks, in one message. Overwrites them."""
+    if len(grads) == 1 or tp.size == 1:
+        pending = [start_copy_to_backward(g, tp) for g in grads]
+        return lambda: [p() for p in pending]
+    together = start_copy_to_backward(torch.cat(tuple(grads)), tp)
+    return lambda: together().chunk(len(grads))
 
 
 def _halves(values: Sequence[bool]) -> tuple[Sequence[bool], Sequence[bool]]:
@@ -164,11 +196,20 @@ class ColumnParallelLinear(nn.Module):
 
 def column_parallel(tp: TensorParallel, x: Tensor, layers: Sequence[ColumnParallelLinear]) -> tuple[Tensor, ...]:
     """Outputs [B, S, f] of several layers on the same x [B, s, D]."""
-    adapters = [l.lora for l in layers if l.lora is not None]
-    weights = [*(l.weight for l in layers), *(adapter.a.weight for adapter in adapters)]
+    return column_parallel_on(tp, (x,), [(0, layer) for layer in layers])
+
+
+def column_parallel_on(
+    tp: TensorParallel, xs: Sequence[Tensor], reading: Sequence[tuple[int, ColumnParallelLinear]]
+) -> tuple[Tensor, ...]:
+    """Outputs [B, S, f] of several layers, each with the number of the x [B, s, D] that it reads; each x is read."""
+    layers = [layer for _, layer in reading]
+    adapters = [(i, layer.lora) for i, layer in reading if layer.lora is not None]
+    reads = [*(i for i, _ in reading), *(i for i, _ in adapters)]
+    weights = [*(l.weight for l in layers), *(adapter.a.weight for _, adapter in adapters)]
     biases = [*(l.bias for l in layers), *(None for _ in adapters)]
     outputs = _ColumnParallel.apply(  # type: ignore[no-untyped-call] # torch types no apply
-        tp, x, len(weights), *weights, *biases
+        tp, reads, *xs, *weights, *biases
     )
     low = iter(outputs[len(layers) :])
     return tuple(y if l.lora is None else l.lora(y, next(low)) for l, y in zip(layers, outputs))
@@ -177,9 +218,10 @@ def column_parallel(tp: TensorParallel, x: Tensor, layers: Sequence[ColumnParall
 class RowParallelLinear(nn.Module):
     """D features from an input of which this rank holds f channels: a sum over ranks, then the bias once."""
 
-    def __init__(self, tp: TensorParallel, channels: int, width: int, *, bias: bool, std: float):
+    def __init__(self, tp: TensorParallel, channels: int, width: int, *, bias: bool, std: float, in_sum: bool = False):
+        """in_sum: the layer is one of those that row_parallel_sum adds up before anything is sent."""
         super().__init__()
-        self.tp = tp
+        self.tp, self.in_sum = tp, in_sum
         self.spec = ShardSpec(shape=(width, channels), shard_dim=1, std=std)
         self.lora: Adapter | None = None
         self.weight = declare(self, "weight", self.spec, tp.axis)
@@ -188,17 +230,35 @@ class RowParallelLinear(nn.Module):
 
     def adapt(self, rank: int, scale: float) -> None:
         """Add a LoRA adapter. x aᵀ is summed over ranks like the layer's own output, on this rank's positions; `b` is
-        replicated."""
+        replicated. In a sum of layers, `b` multiplies this rank's part of x aᵀ, and has a part of its gradient."""
         width, channels = self.spec.shape
         a = ShardSpec(shape=(rank, channels), shard_dim=1, std=channels**-0.5)
-        b = ShardSpec(shape=(width, rank), partial=self.tp.sequence_parallel)
+        b = ShardSpec(shape=(width, rank), partial=self.tp.sequence_parallel or self.in_sum)
         self.lora = Adapter(a, b, scale, self.tp.axis)
 
     def forward(self, *inputs: Tensor, activation: Callable[..., Tensor] | None = None) -> Tensor:
         """[B, S, f] -> [B, s, D]. `activation` maps several inputs to the layer's input and is recomputed."""
+        y = self.product(self.tp, inputs, activation)
+        return y if self.bias is None else y + self.bias
+
+    def product(self, tp: TensorParallel, inputs: Sequence[Tensor], activation: Callable[..., Tensor] | None) -> Tensor:
+        """The same without the bias, summed over the ranks of `tp`."""
         weights = [self.weight] if self.lora is None else [self.weight, self.lora.a.weight]
         made: tuple[Tensor, ...] = _RowParallel.apply(  # type: ignore[no-untyped-call] # torch types no apply
-            self.tp, activation, len(weights), *weights, *inputs
+            tp, activation, len(weights), *weights, *inputs
         )
-        y = made[0] if self.lora is None else self.lora(*made)
-        return y if self.bias is None else y + self.bias
+        return made[0] if self.lora is None else self.lora(*made)
+
+
+Summand = tuple[RowParallelLinear, Sequence[Tensor], Callable[..., Tensor] | None]
+"""A layer, its inputs and its activation, as for RowParallelLinear.forward."""
+
+
+def row_parallel_sum(tp: TensorParallel, summands: Sequence[Summand]) -> Tensor:
+    """[B, s, D]: the sum of several layers (made with in_sum), in one message: parallel branches."""
+    alone = replace(tp, axis=SINGLE, sequence_parallel=False)  # the same deferred gradients, and nothing is sent
+    first, *rest = (layer.product(alone, inputs, activation) for layer, inputs, activation in summands)
+    y = reduce_from_tp_region(sum(rest, start=first), tp)
+    for layer, _, _ in summands:
+        y = y if layer.bias is None else y + layer.bias
+    return y

@@ -1,0 +1,123 @@
+"""Rules between the keys of model.*: heads, rotary positions, kinds of blocks. Pure arithmetic; called by checks.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from roots_dist.config.rope_scaling import Llama3, LongRope, Yarn
+from roots_dist.config.schema import Config
+from roots_dist.errors import Problem
+
+
+def divisors(n: int) -> str:
+    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
+
+
+def check(config: Config) -> Iterator[Problem]:
+    model = config.model
+    if model.head_dim is None and model.hidden % model.heads:
+        near = -(-model.hidden // model.heads) * model.heads
+        yield Problem(
+            key="model.hidden",
+            found=model.hidden,
+            expected=f"a multiple of model.heads = {model.heads}",
+            fix=f"use {near}, or set model.head_dim",
+        )
+    elif model.positions == "rotary" and model.rotary_fraction == 1 and model.width_of_head() % 2:
+        yield Problem(
+            key="model.head_dim",
+            found=model.width_of_head(),
+            expected="an even width of a head, because rotary positions turn pairs",
+            fix="set model.head_dim to an even number, or choose other model.positions",
+        )
+    elif model.positions == "rotary":
+        yield from _rotary(config)
+    yield from _layer_kinds(config)
+    if model.has_parallel_branches() and model.norm_position != "pre":
+        yield Problem(
+            key="model.norm_position",
+            found=model.norm_position,
+            expected=f"pre with model.branches={model.branches}: the branches are summed before anything else is done",
+            fix="set model.norm_position=pre, or model.branches=sequential",
+        )
+    if model.heads % model.num_kv_heads():
+        yield Problem(
+            key="model.kv_heads",
+            found=model.kv_heads,
+            expected=f"a divisor of model.heads = {model.heads}, so that each serves as many query heads",
+            fix=f"choose one of {divisors(model.heads)}",
+        )
+
+
+def _rotary(config: Config) -> Iterator[Problem]:
+    model, width = config.model, config.model.rotary_width()
+    if width % 2 or not width:
+        even = max(2, 2 * round(width / 2))
+        yield Problem(
+            key="model.rotary_fraction",
+            found=model.rotary_fraction,
+            expected=f"an even number of channels of model.head_dim = {model.width_of_head()}, not {width}: rotary "
+            "positions turn pairs",
+            fix=f"use {even / model.width_of_head():g}, which are {even} channels",
+        )
+    scaling = model.rope_scaling
+    if isinstance(scaling, Llama3) and scaling.low_freq_factor >= scaling.high_freq_factor:
+        yield Problem(
+            key="model.rope_scaling",
+            found=f"low_freq_factor: {scaling.low_freq_factor:g}",
+            expected=f"less than high_freq_factor = {scaling.high_freq_factor:g}: between the two it is interpolated",
+            fix="use 1, with high_freq_factor: 4, as Llama 3.1",
+        )
+    if isinstance(scaling, Yarn) and scaling.beta_slow >= scaling.beta_fast:
+        yield Problem(
+            key="model.rope_scaling",
+            found=f"beta_slow: {scaling.beta_slow:g}",
+            expected=f"less than beta_fast = {scaling.beta_fast:g}: the ramp lies between the two",
+            fix="use 1, with beta_fast: 32, as YaRN",
+        )
+    if isinstance(scaling, Yarn) and model.rope_theta <= 1:
+        expected = "more than 1: yarn divides by its logarithm"
+        yield Problem(key="model.rope_theta", found=model.rope_theta, expected=expected, fix="use 10000")
+    if isinstance(scaling, LongRope):
+        for name, factors in (("short_factor", scaling.short_factor), ("long_factor", scaling.long_factor)):
+            if len(factors) != width // 2 or min(factors, default=0) <= 0:
+                odd = "" if min(factors, default=1) > 0 else ", not all positive"
+                yield Problem(
+                    key="model.rope_scaling",
+                    found=f"{name}: {len(factors)} numbers{odd}",
+                    expected=f"{width // 2} positive numbers, one for each pair of rotated channels",
+                    fix="take the list of the released model with this width of a head",
+                )
+
+
+def _layer_kinds(config: Config) -> Iterator[Problem]:
+    model = config.model
+    windows = "window" in model.layer_kinds
+    if windows and model.window is None:
+        yield Problem(
+            key="model.layer_kinds",
+            found=list(model.layer_kinds),
+            expected="no window without model.window, the number of keys that a query sees there",
+            fix="set model.window",
+        )
+    if model.window is not None and model.layer_kinds and not windows:
+        yield Problem(
+            key="model.window",
+            found=model.window,
+            expected="no value, because model.layer_kinds has no window",
+            fix="remove it, or name window in model.layer_kinds",
+        )
+    if "nope" in model.layer_kinds and model.positions != "rotary":
+        yield Problem(
+            key="model.layer_kinds",
+            found=list(model.layer_kinds),
+            expected=f"no nope with model.positions={model.positions}: it leaves rotary positions out of a block",
+            fix="use full",
+        )
+    if len(model.layer_kinds) > model.layers:
+        yield Problem(
+            key="model.layer_kinds",
+            found=f"{len(model.layer_kinds)} kinds",
+            expected=f"at most one for each of model.layers = {model.layers}",
+            fix=f"keep the first {model.layers}",
+        )

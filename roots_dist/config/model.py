@@ -1,0 +1,160 @@
+"""What the model is: one Transformer, its features as keys, in sizes of the whole model.
+
+    model.* --Model--> learning/models/: layers        storage/exchange/: config.json of transformers
+
+Defaults are GPT-2's. A key that belongs to few released models names one of them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from roots_dist.config.families import FAMILIES, FamilyName
+from roots_dist.config.rope_scaling import RopeScaling
+from roots_dist.config.section import Section
+
+LayerKind = Literal["full", "window", "nope"]
+GATED = {"swiglu": "silu", "geglu": "gelu_tanh"}
+"""Activations with a gate (Shazeer 2020): a third matrix, whose output goes through this function of
+learning/models/activations.py."""
+
+
+class Model(Section):
+    """One Transformer. Sizes are global, whatever the layout."""
+
+    family: FamilyName = Field("gpt", description="; ".join(f"{r.name}: {r.title}" for r in FAMILIES.values()))
+    layers: int = Field(4, ge=1, description="number of Transformer blocks (t5: of the encoder)")
+    decoder_layers: int | None = Field(None, ge=1, description="t5: blocks of the decoder; default: layers")
+    hidden: int = Field(256, ge=1, description="width of the residual stream")
+    heads: int = Field(4, ge=1, description="query heads")
+    kv_heads: int | None = Field(None, ge=1, description="key/value heads (grouped-query attention); default: heads")
+    head_dim: int | None = Field(None, ge=1, description="width of a head; default: hidden / heads")
+    ffn: int | None = Field(None, ge=1, description="width of the MLP; default: 4 × hidden")
+    vocab: int = Field(4096, ge=2, description="number of token ids, before padding")
+    embedding_size: int | None = Field(
+        None, ge=1, description="width of the embedding, projected where hidden differs (electra); default: hidden"
+    )
+    segments: int = Field(
+        0, ge=0, description="kinds of segments with a learned vector each (bert, electra: 2); 0: none"
+    )
+    positions: Literal["learned", "rotary", "sinusoidal", "alibi", "relative", "none"] = Field(
+        "learned", description="how the model knows where a token stands; relative: T5's learned bias"
+    )
+    max_positions: int | None = Field(
+        None,
+        ge=1,
+        description="learned: positions there are; rotary: length that it is made for; default: data.seq_length",
+    )
+    relative_buckets: int = Field(32, ge=2, description="relative: distances with a bias of their own")
+    relative_max_distance: int = Field(128, ge=2, description="relative: beyond it, one bucket for all")
+    rope_theta: float = Field(10000.0, gt=0, description="base of the rotary frequencies")
+    rope_scaling: RopeScaling | None = Field(
+        None, description="rotary frequencies for longer texts: {type: linear, llama3, yarn or longrope, factor: ...}"
+    )
+    rotary_fraction: float = Field(1.0, gt=0, le=1, description="share of a head's width that is rotated")
+    rotary_interleaved: bool = Field(False, description="rotate neighbouring channels (GPT-J), not the two halves")
+    layer_kinds: tuple[LayerKind, ...] = Field(
+        (),
+        description="attention of each block, repeated over the blocks: full; window: to the last model.window tokens; "
+        "nope: full without rotary positions; default: window if model.window is set, otherwise full",
+    )
+    window: int | None = Field(None, ge=1, description="keys that a query sees in a window block, its own included")
+    window_rope_theta: float | None = Field(
+        None, gt=0, description="base of the rotary frequencies of window blocks, unscaled; default: as in the others"
+    )
+    qk_norm: Literal["none", "head", "whole"] = Field(
+        "none", description="RMSNorm of queries and keys: of each head (Qwen 3), or of all heads together (OLMo 2)"
+    )
+    attention_scale: float | None = Field(None, gt=0, description="factor of the scores; default: 1 / sqrt(head_dim)")
+    attention_softcap: float | None = Field(None, gt=0, description="scores are capped: c tanh(score / c) (Gemma 2)")
+    norm: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="rmsnorm has no mean and no bias")
+    norm_position: Literal["pre", "post", "branch", "sandwich"] = Field(
+        "pre",
+        description="before each branch; after its sum; branch: on its output (OLMo 2); sandwich: before it and on its "
+        "output (Gemma 2)",
+    )
+    branches: Literal["sequential", "parallel", "parallel_one_norm"] = Field(
+        "sequential",
+        description="parallel: attention and MLP read the same input, each through its own norm (GPT-NeoX) or both "
+        "through one (GPT-J), and are summed at once",
+    )
+    norm_affine: bool = Field(True, description="norms have weights (OLMo 1: no)")
+    zero_centered_norm: bool = Field(False, description="norms multiply by 1 + weight (Gemma)")
+    embedding_norm: bool = Field(False, description="a norm right after the embedding, as BLOOM has")
+    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"] = Field(
+        "gelu_tanh", description=f"of the MLP; {' and '.join(GATED)} (T5 v1.1) have a third matrix, the gate"
+    )
+    bias: bool = Field(True, description="biases in the linear layers")
+    qkv_bias: bool | None = Field(None, description="bias of query, key and value; default: model.bias")
+    out_bias: bool | None = Field(None, description="bias of attention's output; default: model.bias")
+    mlp_bias: bool | None = Field(None, description="biases of the MLP; default: model.bias")
+    head_bias: bool = Field(False, description="bias of the output projection over the vocabulary")
+    embedding_multiplier: float = Field(1.0, gt=0, description="factor of the token embedding (Gemma: sqrt(hidden))")
+    residual_multiplier: float = Field(1.0, gt=0, description="factor of each branch (Granite)")
+    logits_scaling: float = Field(1.0, gt=0, description="logits are divided by it (Granite)")
+    logit_softcap: float | None = Field(None, gt=0, description="logits are capped: c tanh(logit / c) (Gemma 2)")
+    tied_embeddings: bool = Field(True, description="the output projection is the token embedding")
+    dropout: float = Field(0.0, ge=0, lt=1, description="after the embedding and after each residual branch")
+    attention_dropout: float = Field(0.0, ge=0, lt=1, description="on attention probabilities; needs the slow path")
+    init_std: float | None = Field(
+        None, gt=0, description="standard deviation of initial weights; default: 0.02, t5: by each matrix's inputs"
+    )
+
+    def num_kv_heads(self) -> int:
+        return self.kv_heads or self.heads
+
+    def width_of_head(self) -> int:
+        return self.head_dim or self.hidden // self.heads
+
+    def width_of_ffn(self) -> int:
+        return self.ffn or 4 * self.hidden
+
+    def std(self) -> float:
+        """Standard deviation of initial weights, except where a matrix's own width sets it."""
+        return self.init_std or 0.02
+
+    def width_of_embedding(self) -> int:
+        return self.embedding_size or self.hidden
+
+    def num_decoder_layers(self) -> int:
+        """Number of layers in the decoder of an encoder-decoder; `layers` counts those of its encoder."""
+        return self.decoder_layers or self.layers
+
+    def gated(self) -> bool:
+        return self.activation in GATED
+
+    def has_parallel_branches(self) -> bool:
+        return self.branches != "sequential"
+
+    def ends_with_norm(self) -> bool:
+        """Whether a norm follows the last block: unless each block already ends with one on the residual stream."""
+        return self.norm_position != "post"
+
+    def bias_of_qkv(self) -> bool:
+        return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    def bias_of_out(self) -> bool:
+        return self.bias if self.out_bias is None else self.out_bias
+
+    def bias_of_mlp(self) -> bool:
+        return self.bias if self.mlp_bias is None else self.mlp_bias
+
+    def rotary_width(self) -> int:
+        """Channels of a head that are rotated."""
+        return int(self.width_of_head() * self.rotary_fraction)
+
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """Kind of attention of each block."""
+        pattern: tuple[LayerKind, ...] = self.layer_kinds or (("full",) if self.window is None else ("window",))
+        return tuple(pattern[i % len(pattern)] for i in range(self.layers))
+
+
+class Generator(Section):
+    """ELECTRA's small model that replaces tokens; the rest of it is as model.* says."""
+
+    layers: int | None = Field(None, ge=1, description="blocks; default: model.layers")
+    hidden: int | None = Field(None, ge=1, description="width; default: a quarter of model.hidden")
+    heads: int | None = Field(None, ge=1, description="heads; default: a quarter of model.heads")
+    ffn: int | None = Field(None, ge=1, description="width of the MLP; default: a quarter of the model's")

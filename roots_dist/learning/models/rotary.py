@@ -1,0 +1,145 @@
+"""Rotary embedding (Su et al. 2021), and the rules that change its frequencies for longer texts.
+
+    model.rope_theta, rope_scaling --frequencies--> radians per position [w/2] --Rotary--> queries and keys, rotated
+
+B sequences, S positions, h heads of this rank, K head width, w rotated channels of a head.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from roots_dist.config.model import LayerKind
+from roots_dist.config.rope_scaling import Linear, Llama3, LongRope, RopeScaling, Yarn
+from roots_dist.config.schema import Config
+
+
+class Rotary:
+    """Rotates pairs of channels by an angle that grows with the position: channel i of the first half with channel i of
+    the second half, as Llama does, or neighbouring channels (interleaved), as GPT-J does.
+
+    The first w channels of a head are rotated, the others are kept. One object serves all blocks of a kind on a rank,
+    and keeps the angles of the positions last used.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        theta: float,
+        *,
+        scaling: RopeScaling | None = None,
+        interleaved: bool = False,
+        seq: int = 0,
+        max_positions: int = 0,
+    ):
+        """width: rotated channels. seq, max_positions: lengths of the run's texts and of the model's, which LongRope
+        asks for."""
+        self.width, self.theta, self.scaling, self.interleaved = width, theta, scaling, interleaved
+        self.seq, self.max_positions = seq, max_positions
+        self._key: object = None
+
+    def angles(self, positions: range, like: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [S, w] in the dtype of `like`, computed in float32 (float64 for float64)."""
+        key = (positions, like.device, like.dtype)
+        if key != self._key:
+            exact = torch.promote_types(like.dtype, torch.float32)
+            pair = torch.arange(0, self.width, 2, device=like.device, dtype=exact) / self.width
+            rates = scaled(self.theta**-pair, self.theta, self.scaling, self.seq)
+            place = torch.arange(positions.start, positions.stop, device=like.device, dtype=exact)
+            angle = torch.outer(place, rates)
+            angle = angle.repeat_interleave(2, 1) if self.interleaved else angle.repeat(1, 2)  # [S, w]
+            size = attention_factor(self.scaling, self.max_positions)
+            self._key, self._angles = key, ((size * angle.cos()).to(like.dtype), (size * angle.sin()).to(like.dtype))
+        return self._angles
+
+    def __call__(self, x: Tensor, positions: range) -> Tensor:
+        """[B, h, S, K] -> the same shape, rotated by the angles of each position."""
+        cos, sin = self.angles(positions, x)
+        turned, kept = x[..., : self.width], x[..., self.width :]
+        rotated = turned * cos + self._quarter_turn(turned) * sin
+        return torch.cat([rotated, kept], -1) if kept.shape[-1] else rotated
+
+    def _quarter_turn(self, x: Tensor) -> Tensor:
+        """Each pair (a, b) -> (-b, a)."""
+        if self.interleaved:
+            a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
+            return torch.stack([-b, a], -1).flatten(-2)
+        left, right = x.chunk(2, -1)
+        return torch.cat([-right, left], -1)
+
+
+def scaled(rates: Tensor, theta: float, scaling: RopeScaling | None, seq: int) -> Tensor:
+    """Radians per position [w/2] by the rule, in the dtype of `rates`, which are those without one."""
+    if scaling is None:
+        return rates
+    if isinstance(scaling, Linear):
+        return rates / scaling.factor
+    if isinstance(scaling, Llama3):
+        return _llama3(rates, scaling)
+    if isinstance(scaling, Yarn):
+        return _yarn(rates, theta, scaling)
+    factors = scaling.long_factor if seq > scaling.original_length else scaling.short_factor
+    return rates / torch.tensor(factors, dtype=rates.dtype, device=rates.device)
+
+
+def _llama3(rates: Tensor, scaling: Llama3) -> Tensor:
+    turns = scaling.original_length * rates / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = ((turns - low) / (high - low)).clamp(0, 1)  # 1 for short wavelengths, 0 for long ones
+    return rates * ((1 - kept) / scaling.factor + kept)
+
+
+def _yarn(rates: Tensor, theta: float, scaling: Yarn) -> Tensor:
+    half = len(rates)
+
+    def pair_with(turns: float) -> float:
+        """The pair of channels that turns so often over the original length; not a whole number."""
+        return half * math.log(scaling.original_length / (turns * 2 * math.pi)) / math.log(theta)
+
+    first, last = pair_with(scaling.beta_fast), pair_with(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, 2 * half - 1)
+    last += 0.001 * (last == first)  # as in YaRN's code
+    pair = torch.arange(half, dtype=rates.dtype, device=rates.device)
+    divided = ((pair - first) / (last - first)).clamp(0, 1)
+    return rates * (divided / scaling.factor + (1 - divided))
+
+
+def attention_factor(scaling: RopeScaling | None, max_positions: int) -> float:
+    """What cos and sin are multiplied by."""
+    if isinstance(scaling, Yarn):
+        if scaling.attention_factor is not None:
+            return scaling.attention_factor
+        if scaling.mscale and scaling.mscale_all_dim:
+            return _mscale(scaling.factor, scaling.mscale) / _mscale(scaling.factor, scaling.mscale_all_dim)
+        return _mscale(scaling.factor, 1.0)
+    if isinstance(scaling, LongRope):
+        longer = max_positions / scaling.original_length
+        if scaling.attention_factor is not None:
+            return scaling.attention_factor
+        return math.sqrt(1 + math.log(longer) / math.log(scaling.original_length)) if longer > 1 else 1.0
+    return 1.0
+
+
+def _mscale(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def rotary_of(config: Config, kind: LayerKind) -> Rotary | None:
+    """The rotary embedding of blocks of this kind; None for those without."""
+    m = config.model
+    if kind == "nope":
+        return None
+    own = kind == "window" and m.window_rope_theta is not None
+    return Rotary(
+        m.rotary_width(),
+        m.window_rope_theta if own and m.window_rope_theta else m.rope_theta,
+        scaling=None if own else m.rope_scaling,
+        interleaved=m.rotary_interleaved,
+        seq=config.data.seq_length,
+        max_positions=m.max_positions or config.data.seq_length,
+    )
