@@ -1,4 +1,4 @@
-"""Chat templates like those of released models, with their answers marked for transformers, and tokenizers to read them.
+"""Chat templates like those of released models, with their answers marked for transformers, and tokenizers for them.
 
 `MARKED[style]` has {% generation %}; `plain(style)` is the same template as it is released.
 """
@@ -25,7 +25,8 @@ MARKED = {
         "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}"
         "{% set content = (system_message if loop.index0 == 0 else '') + message['content'] %}"
         "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
-        "{% else %}{% generation %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
+        "{% else %}{% generation %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endgeneration %}{% endif %}"
+        "{% endfor %}"
     ),
     "llama-3": (
         "{{ bos_token }}{% for message in messages %}"
@@ -36,14 +37,16 @@ MARKED = {
     ),
     "mistral": (
         "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] + '\n\n' %}"
-        "{% set loop_messages = messages[1:] %}{% else %}{% set system = '' %}{% set loop_messages = messages %}{% endif %}"
+        "{% set loop_messages = messages[1:] %}{% else %}{% set system = '' %}"
+        "{% set loop_messages = messages %}{% endif %}"
         "{{ bos_token }}{% for message in loop_messages %}{% if message['role'] == 'user' %}"
         "{{ '[INST] ' + (system if loop.first else '') + message['content'] + ' [/INST]' }}"
         "{% else %}{% generation %}{{ ' ' + message['content'] + eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
     ),
     "gemma": (
         "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] + '\n\n' %}"
-        "{% set loop_messages = messages[1:] %}{% else %}{% set system = '' %}{% set loop_messages = messages %}{% endif %}"
+        "{% set loop_messages = messages[1:] %}{% else %}{% set system = '' %}"
+        "{% set loop_messages = messages %}{% endif %}"
         "{% for message in loop_messages %}"
         "{% if message['role'] == 'assistant' %}{{ '<start_of_turn>model\n' }}"
         "{% generation %}{{ message['content'] | trim + '<end_of_turn>' }}{% endgeneration %}{{ '\n' }}"

@@ -99,12 +99,13 @@ def test_all_answers_of_a_template_that_rewrites_the_past_are_refused(style, tmp
 
 def test_tools_and_calls_are_written_as_transformers_writes_them(tmp_path):
     tools = [{"type": "function", "function": {"name": "rain", "parameters": {"type": "object", "properties": {}}}}]
+    call = {"id": "1", "function": {"name": "rain", "arguments": {"at": "é"}}}
     messages = [
         {"role": "user", "content": "Did it rain?"},
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "function": {"name": "rain", "arguments": {"at": "é"}}}]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "1", "content": "yes"},
         {"role": "assistant", "reasoning": "It says yes.", "content": "It did."},
-    ]  # fmt: skip
+    ]
     path = write_tokenizer(tmp_path, "bytes", plain("qwen-3"))
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": messages, "tools": tools}) + "\n")
     config = Config.model_validate(

@@ -36,7 +36,7 @@ from roots_dist.learning.data.manifest import (
     split_stem,
 )
 from roots_dist.learning.data.order import fraction
-from roots_dist.learning.data.readers import Defect, Document
+from roots_dist.learning.data.readers import Defect, Document, PassedOver, listed
 from roots_dist.learning.data.store import Writer, token_type
 from roots_dist.learning.data.tokenizer import Tokenizer
 
@@ -44,6 +44,8 @@ BATCH_BYTES = 1 << 18
 """Bytes of text sent to a worker at a time."""
 TRAINING_BYTES = 1 << 30
 """If the inputs are larger, a random part of about this size trains the tokenizer."""
+PARTIAL = ".partial"
+"""Folder in the output for what is not complete."""
 EXAMPLES = 20
 """Number of defects that are recorded in full; all are counted."""
 
@@ -99,13 +101,15 @@ def prepare(
         seed=seed,
         on_error=on_error,
     )
-    mine = {(folder / name).resolve() for name in (NAME, TOKENIZER)}
-    files = [path for path in readers.find(inputs) if path.resolve() not in mine]
+    pairs = [f"{split_stem(split)}{ending}" for split in SPLITS for ending in (".bin", ".idx")]
+    ours = {(folder / name).resolve() for name in (NAME, TOKENIZER, PARTIAL, *pairs)}
+    passed_over: PassedOver = Counter()
+    files = readers.find(inputs, passed_over, ours)
     with _lock(folder):
         if existing := _up_to_date(folder, files, options):
-            return existing
+            return existing.model_copy(update={"passed_over": listed(passed_over)})
         stream = _DocumentStream(files, options, progress)
-        partial = folder / ".partial"
+        partial = folder / PARTIAL
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
@@ -121,6 +125,7 @@ def prepare(
                 validation=held_out,
                 defects=dict(stream.defects),
                 examples=tuple(stream.examples),
+                passed_over=listed(passed_over),
                 inputs=stream.files_read(),
                 outputs=tuple(File.of(p).model_copy(update={"path": p.name}) for p in sorted(partial.iterdir())),
             )
@@ -169,6 +174,8 @@ class _DocumentStream:
     progress: Callable[[Progress], None]
     defects: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    fixes: Counter[str] = field(default_factory=Counter)
+    """What would mend the defects -> how many of them."""
 
     def __post_init__(self) -> None:
         self._found = [path.stat() for path in self.files]
@@ -202,13 +209,14 @@ class _DocumentStream:
                     key="inputs",
                     found=f"{len(self.files)} files",
                     expected=f"a document in them ({skipped})",
-                    fix="check the files and text_key",
+                    fix=self.fixes.most_common(1)[0][0] if self.fixes else "check the files",
                 )
             )
 
     def _note(self, defect: Defect) -> None:
         if self.options.on_error == "stop":
-            raise DataError(f"{defect}. Fix: correct it, or skip it with --on-error skip.")
+            raise DataError(f"{defect}. Fix: {defect.fix}, or skip it with --on-error skip.")
+        self.fixes[defect.fix] += 1
         self.defects[defect.kind] += 1
         if len(self.examples) < EXAMPLES:
             self.examples.append(str(defect))

@@ -23,7 +23,8 @@ from typing import Any, BinaryIO, Literal, TextIO, cast
 from roots_dist.errors import DataError, Problem, missing_package, present
 from roots_dist.files import why
 from roots_dist.learning.data.archives import OPENERS, DamagedArchive, open_bytes
-from roots_dist.learning.data.readers import MAX_BYTES, parsed_object
+from roots_dist.learning.data.json_objects import parsed_object
+from roots_dist.learning.data.readers import MAX_BYTES
 
 MAX_SHOWN = 120
 """Number of characters of a value that an error message shows."""
