@@ -155,7 +155,7 @@ def test_links_are_followed_once_and_what_is_passed_over_is_counted(tmp_path):
         "file ending in .md": 2, "file ending in nothing": 1, "file ending in .parquet.gz": 1, "dead link": 2,
         "hidden file or folder": 1,
     }  # fmt: skip
-    assert readers.listed(passed).startswith("2 × file ending in .md, ")
+    assert readers.listed(passed).startswith("2 × dead link, 2 × file ending in .md, 1 × ")
     for pattern, names in (("*.jsonl", ["a.jsonl"]), ("linked/*", ["b.txt"])):
         passed = readers.PassedOver()
         assert [path.name for path in readers.find([corpus / pattern], passed) if not path.is_symlink()] == names

@@ -31,6 +31,8 @@ MAX_SHOWN = 120
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 """A field as csv writers quote it, with inner quotes doubled."""
 SPACE = re.compile(r"[ \t\r\n]*")
+BLANK = b" \t\r\n\xef\xbb\xbf"
+"""Bytes that may stand before JSON: white space, and UTF-8's byte order mark."""
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,8 @@ def _bad_line(file: str, line: int, data: bytes, expected: str) -> DataError:
 def _json(content: BufferedIOBase, file: str, remarks: Remarks) -> Numbered:
     """A list of objects; or, as many files of this name have it, one object per line."""
     lines = enumerate(content, 1)
-    number, first = next(((n, data) for n, data in lines if data.strip()), (1, b""))
-    if first.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+    number, first = next(((n, data) for n, data in lines if data.strip(BLANK)), (1, b""))
+    if first.lstrip(BLANK).startswith(b"["):
         return _list(first + content.read(), number, file, remarks)
     return _objects(chain([(number, first)], lines), file, remarks)
 
