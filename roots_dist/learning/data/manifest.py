@@ -24,6 +24,10 @@ def split_stem(split: str) -> str:
     return f"{split}_text_document"
 
 
+PAIRS = tuple(f"{split_stem(split)}{ending}" for split in SPLITS for ending in (".bin", ".idx"))
+"""Names of the files of both splits."""
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -26,6 +26,7 @@ from roots_dist.learning.data import tokenizer as tokenizers
 from roots_dist.learning.data.encode import Encoded, encode_texts
 from roots_dist.learning.data.manifest import (
     NAME,
+    PAIRS,
     SPLITS,
     TOKENIZER,
     File,
@@ -101,9 +102,8 @@ def prepare(
         seed=seed,
         on_error=on_error,
     )
-    pairs = [f"{split_stem(split)}{ending}" for split in SPLITS for ending in (".bin", ".idx")]
-    ours = {(folder / name).resolve() for name in (NAME, TOKENIZER, PARTIAL, *pairs)}
     passed_over: PassedOver = Counter()
+    ours = {(folder / name).resolve() for name in (NAME, TOKENIZER, PARTIAL, *PAIRS)}
     files = readers.find(inputs, passed_over, ours)
     with _lock(folder):
         if existing := _up_to_date(folder, files, options):
@@ -139,14 +139,8 @@ def _check(
     validation: float, workers: int | None, on_error: str, tokenizer: object, end_of_document: str | None
 ) -> None:
     if not 0 <= validation < 1:
-        raise DataError(
-            Problem(
-                key="validation",
-                found=validation,
-                expected="a share of documents, 0 or more and below 1",
-                fix="use 0.05 for 5 %",
-            )
-        )
+        expected = "a share of documents, 0 or more and below 1"
+        raise DataError(Problem(key="validation", found=validation, expected=expected, fix="use 0.05 for 5 %"))
     if workers is not None and workers < 1:
         raise DataError(
             Problem(key="workers", found=workers, expected="at least 1", fix="leave it out to use every core")
@@ -174,8 +168,8 @@ class _DocumentStream:
     progress: Callable[[Progress], None]
     defects: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
-    fixes: Counter[str] = field(default_factory=Counter)
-    """What would mend the defects -> how many of them."""
+    fix: str = ""
+    """What would mend the first defect."""
 
     def __post_init__(self) -> None:
         self._found = [path.stat() for path in self.files]
@@ -203,20 +197,14 @@ class _DocumentStream:
             yield batch
         self.progress(Progress(stage, self.total, self.total, number))
         if not number:
-            skipped = "; ".join(self.examples[:3]) or "the files are empty"
-            raise DataError(
-                Problem(
-                    key="inputs",
-                    found=f"{len(self.files)} files",
-                    expected=f"a document in them ({skipped})",
-                    fix=self.fixes.most_common(1)[0][0] if self.fixes else "check the files",
-                )
-            )
+            expected = f"a document in them ({'; '.join(self.examples[:3]) or 'the files are empty'})"
+            found, fix = f"{len(self.files)} files", self.fix or "check the files"
+            raise DataError(Problem(key="inputs", found=found, expected=expected, fix=fix))
 
     def _note(self, defect: Defect) -> None:
         if self.options.on_error == "stop":
             raise DataError(f"{defect}. Fix: {defect.fix}, or skip it with --on-error skip.")
-        self.fixes[defect.fix] += 1
+        self.fix = self.fix or defect.fix
         self.defects[defect.kind] += 1
         if len(self.examples) < EXAMPLES:
             self.examples.append(str(defect))
@@ -348,9 +336,8 @@ def _publish(partial: Path, folder: Path, manifest: Manifest) -> None:
         file.flush()
         os.fsync(file.fileno())
     (folder / NAME).unlink(missing_ok=True)
-    for split in SPLITS:
-        for ending in (".bin", ".idx"):
-            (folder / f"{split_stem(split)}{ending}").unlink(missing_ok=True)
+    for name in PAIRS:
+        (folder / name).unlink(missing_ok=True)
     for path in sorted(partial.iterdir()):
         if path.name != NAME:
             os.replace(path, folder / path.name)
