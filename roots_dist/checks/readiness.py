@@ -29,7 +29,10 @@ def _corpora(config: Config, facts: Facts) -> Iterator[Problem]:
     if objective_of(config).rows:  # rows are read by learning/data/tasks.py
         if not config.data.train:
             yield Problem(
-                key="data.train", found=[], expected="a file of rows (jsonl, csv, tsv)", fix="set data.train=FILE.jsonl"
+                key="data.train",
+                found=[],
+                expected="a file of rows (jsonl, json, csv, tsv, parquet)",
+                fix="set data.train=FILE.jsonl",
             )
         return
     if not config.data.train:

@@ -15,7 +15,9 @@ from roots_dist.cli.options import with_options
 class PrepareOptions:
     """Options of learning/data/prepare.py, under the same names."""
 
-    text_key: Annotated[str, typer.Option(help="field that holds the text, in jsonl and parquet")] = "text"
+    text_key: Annotated[str, typer.Option(help="field that holds the text, in jsonl and parquet; a.b is b of a")] = (
+        "text"
+    )
     vocab: Annotated[int, typer.Option(help="vocabulary size of a trained tokenizer")] = 4096
     kind: Annotated[
         str, typer.Option(help="kind of tokenizer: bpe, wordpiece (BERT), unigram (T5) or words", metavar="NAME")

@@ -140,6 +140,38 @@ def test_defects_stop_or_are_counted(tmp_path):
     assert "skipped    1 empty document, 2 corrupt JSON, 1 bad UTF-8" in manifest.summary()
 
 
+def test_what_is_passed_over_is_said_and_linked_folders_are_read(tmp_path):
+    """Also when nothing is to be done; but not what is the command's own."""
+    for folder in ("corpus", "else"):
+        (tmp_path / folder).mkdir()
+        write_lines(tmp_path / folder / "a.jsonl", TEXTS[:30] if folder == "corpus" else TEXTS[30:90])
+    (tmp_path / "corpus/linked").symlink_to(tmp_path / "else")
+    (tmp_path / "corpus/dead.jsonl").symlink_to("nowhere")
+    (tmp_path / "corpus/note.md").write_text("no corpus")
+    for _ in range(2):
+        manifest = prepare([tmp_path / "corpus"], tmp_path / "corpus", vocab=300)
+        assert manifest.train.documents + manifest.validation.documents == 90
+        assert "not read   1 × dead link, 1 × file ending in .md" in manifest.summary()
+    assert manifest.reused
+    (tmp_path / "corpus/note.md").unlink()
+    (tmp_path / "corpus/dead.jsonl").unlink()
+    assert "not read" not in prepare([tmp_path / "corpus"], tmp_path / "corpus", vocab=300).summary()
+
+
+def test_a_missing_key_is_told_with_its_option(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"content": "good one"}\n')
+    said = (
+        "missing key ('text'; there are ['content']). Fix: name it with --text-key content, or skip it with --on-error"
+    )
+    with pytest.raises(DataError) as error:
+        prepare([path], tmp_path / "out", vocab=300)
+    assert said in str(error.value)
+    with pytest.raises(DataError, match="Fix: name it with --text-key content"):
+        prepare([path], tmp_path / "out", vocab=300, on_error="skip")
+    assert prepare([path], tmp_path / "out", vocab=300, validation=0, text_key="content").train.documents == 1
+
+
 WRONG = {
     "validation = 1.0: expected a share": {"validation": 1.0},
     "validation = nan: expected a share": {"validation": float("nan")},

@@ -138,6 +138,78 @@ def test_files_are_found_in_folders_globs_and_names_each_once(tmp_path):
     assert names(tmp_path / "odd[1].txt") == ["odd[1].txt"]
 
 
+def test_links_are_followed_once_and_what_is_passed_over_is_counted(tmp_path):
+    """Linked folders and files, a link to its own parent, links to nothing, other endings, hidden files."""
+    for name in ("corpus/a.jsonl", "else/b.txt", "else/deep/c.jsonl", "corpus/note.md", "corpus/d.md", "corpus/bare",
+                 "corpus/e.parquet.gz", "corpus/.git/f.txt", "one.txt"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    corpus = tmp_path / "corpus"
+    for link, target in (("linked", "../else"), ("again", "../else/deep"), ("round", "."), ("file.txt", "../one.txt"),
+                         ("same.jsonl", "a.jsonl"), ("dead.jsonl", "none.jsonl"), ("dead", "nowhere")):  # fmt: skip
+        (corpus / link).symlink_to(target)
+    passed = readers.PassedOver()
+    found = readers.find([corpus], passed)
+    assert sorted(path.resolve().name for path in found) == ["a.jsonl", "b.txt", "c.jsonl", "one.txt"]
+    assert {what: count for what, count in passed.items() if count} == {
+        "file ending in .md": 2, "file ending in nothing": 1, "file ending in .parquet.gz": 1, "dead link": 2,
+        "hidden file or folder": 1,
+    }  # fmt: skip
+    assert readers.listed(passed).startswith("2 × dead link, 2 × file ending in .md, 1 × ")
+    for pattern, names in (("*.jsonl", ["a.jsonl"]), ("linked/*", ["b.txt"])):
+        passed = readers.PassedOver()
+        assert [path.name for path in readers.find([corpus / pattern], passed) if not path.is_symlink()] == names
+        said = {"*.jsonl": "1 × dead link", "linked/*": "1 × folder that a glob matches"}
+        assert readers.listed(passed) == said[pattern]
+
+
+NESTED = {
+    "meta.text": ({"meta": {"text": "a"}}, "a"),
+    "a.b.c": ({"a": {"b": {"c": "a"}}}, "a"),
+    "a.b": ({"a.b": "a", "a": {"b": "not this"}}, "a"),
+    "x.y.z": ({"x.y": {"z": "a"}, "x": {}}, "a"),
+}
+
+
+@pytest.mark.parametrize("key", NESTED)
+def test_a_key_may_be_nested(tmp_path, key):
+    import pyarrow
+    from pyarrow import parquet
+
+    value, text = NESTED[key]
+    (tmp_path / "a.jsonl").write_text(json.dumps(value))
+    parquet.write_table(
+        pyarrow.Table.from_pylist([{"id": 1, **{k: v for k, v in value.items() if v}}]), tmp_path / "a.parquet"
+    )
+    for name in ("a.jsonl", "a.parquet"):
+        assert [d.text for d in read(tmp_path / name, key)] == [text]
+
+
+OTHER_KEYS = {
+    "content": {"content": "a"},
+    "meta.text": {"id": "a long identifier", "meta": {"text": "a"}},
+    "story": {"id": "7", "story": "It rained.", "n": 3},
+    "KEY": {"id": 7},
+    "KEY ": {"text.md": None, "text": {}},
+}
+
+
+@pytest.mark.parametrize("key", OTHER_KEYS)
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_a_missing_key_is_told_with_the_key_that_may_be_meant(tmp_path, key, ending):
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / f"a.{ending}"
+    if ending == "jsonl":
+        path.write_text(json.dumps(OTHER_KEYS[key]))
+    else:
+        parquet.write_table(pyarrow.Table.from_pylist([{k: v or None for k, v in OTHER_KEYS[key].items()}]), path)
+    (defect,) = read(path, "words.text")
+    assert (defect.kind, defect.fix) == ("missing key", f"name it with --text-key {key.strip()}")
+    assert defect.detail == f"'words.text'; there are {sorted(OTHER_KEYS[key])}"
+
+
 @pytest.mark.parametrize(
     "given, message",
     [

@@ -1,22 +1,23 @@
-"""Conversations to token ids: a chat template (Jinja, as tokenizers provide it), and which tokens belong to an answer.
+"""A chat template (Jinja, as tokenizers provide it): conversations to text, and where in it the answers are.
 
-    [{role, content}, …] --template, turn by turn--> text --tokenizer--> ids, and whether each is a target
+    [{role, content}, …] --template--> text of the whole conversation, and the spans of its characters that are learned
 
-An answer is what the template adds between its generation prompt (add_generation_prompt) and the token that ends the
-answer, inclusive. Prompt and answer are tokenized separately, so that a prompt has the same ids with and without an
-answer.
+An answer is what the template marks with {% generation %}. A template without this mark has it from its generation
+prompt (add_generation_prompt) to the token that ends the answer. Turns are never rendered without those before them.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from roots_dist.errors import DataError, Problem, missing_package
-from roots_dist.learning.data.tokenizer import Codec
 
 if TYPE_CHECKING:
     from jinja2.nodes import Node
@@ -31,12 +32,29 @@ DEFAULT = (
 """`user: QUESTION`, `assistant: ANSWER` and the end token, for tokenizers without a template and without role tokens.
 """
 DEFAULT_NAME = "the default template"
-Messages = Sequence[Mapping[str, str]]
+BEGIN, END = "\ufdd0", "\ufdd1"
+"""Stand around a marked answer while a template is rendered. Unicode reserves them for such uses: no text has them."""
+Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]] | None
+"""Descriptions of functions that the model may call."""
+Span = tuple[int, int]
+"""From this character up to that one."""
+
+
+class PastRewritten(ValueError):
+    """The template renders an answer differently when the conversation goes on."""
+
+
+class Rendering(NamedTuple):
+    """The text of a conversation, and what its template marks as answers; or what is learned of it."""
+
+    text: str
+    answers: tuple[Span, ...]
 
 
 @dataclass(frozen=True)
 class PromptAndAnswer:
-    """A part of a conversation: a prompt and the answer to it."""
+    """Everything before an answer, and the answer to it."""
 
     prompt: str
     answer: str
@@ -48,42 +66,81 @@ class Chat:
 
     name: str
     """Name of the template, for error messages."""
-    render: Callable[..., str]
-    """(messages, add_generation_prompt) -> text"""
+    source: str
+    marks_answers: bool
+    """The template has {% generation %}."""
+    render: Callable[[Messages, bool, Tools], Rendering]
+    """(messages, add_generation_prompt, tools) -> text, and its marked answers"""
 
     def prompt(self, messages: Messages) -> str:
         """The text up to the beginning of the next answer."""
-        return self.render(messages, True)
+        return self.render(messages, True, None).text
+
+    def reads(self, word: str) -> bool:
+        """Whether the template has this word, as the name of a variable or a key."""
+        return re.search(rf"\b{re.escape(word)}\b", self.source) is not None
+
+    @cached_property
+    def developer(self) -> str:
+        """The role that developer's messages are given: their own, if the template writes them, or else system."""
+        try:
+            text = self.render(
+                [{"role": "developer", "content": f"{BEGIN}a{END}"}, {"role": "user", "content": "a"}], True, None
+            )
+        except ValueError:
+            return "system"
+        return "developer" if text.answers else "system"
 
     def turns(self, messages: Messages) -> list[PromptAndAnswer]:
-        """Split a conversation into prompts and answers; text after the last answer is dropped.
-
-        Raises ValueError if the template renders earlier messages differently when more follow, so that they cannot be
-        split.
-        """
-        turns, done = [], ""
+        """Each answer, and all that is before it."""
+        found = []
         for i, message in enumerate(messages):
-            if message["role"] != "assistant":
-                continue
-            prompt, whole = self.render(messages[:i], True), self.render(messages[: i + 1], False)
-            if not (prompt.startswith(done) and whole.startswith(prompt)):
-                raise ValueError(f"{self.name} writes a conversation differently when it goes on")
-            turns.append(PromptAndAnswer(prompt[len(done) :], whole[len(prompt) :]))
-            done = whole
-        return turns
+            if message["role"] == "assistant":
+                prompt, text = self._before_and_after(messages, i, None)
+                found.append(PromptAndAnswer(prompt, text[len(prompt) :]))
+        return found
 
+    def answer(self, messages: Messages, i: int, tools: Tools, closing: re.Pattern[str]) -> Rendering:
+        """The conversation up to the answer in message i, and the spans of that answer.
 
-def encode_turns(turns: Sequence[PromptAndAnswer], codec: Codec, ends: frozenset[int]) -> tuple[list[int], list[bool]]:
-    """Token ids of all turns, and whether each is a target. ends: special tokens that may close an answer; tokens after
-    the last one of them are not targets."""
-    ids: list[int] = []
-    learned: list[bool] = []
-    for turn in turns:
-        given, answer = codec.encode_with_specials(turn.prompt), codec.encode_with_specials(turn.answer)
-        last = max((k for k, i in enumerate(answer) if i in ends), default=len(answer) - 1)
-        ids += given + answer
-        learned += [False] * len(given) + [k <= last for k in range(len(answer))]
-    return ids, learned
+        closing: matches a special token. What follows the last one of an answer, white space, is not a part of it.
+        Raises ValueError if the template has another generation prompt than it begins an answer with.
+        """
+        if self.marks_answers:
+            before = self.render(messages[:i], True, tools).answers if i else ()
+            text, answers = self.render(messages[: i + 1], False, tools)
+            return Rendering(text, answers[len(before) :])
+        prompt, text = self._before_and_after(messages, i, tools)
+        ends = [match.end() for match in closing.finditer(text, len(prompt))]
+        is_closed = ends and not text[ends[-1] :].strip()
+        return Rendering(text, ((len(prompt), ends[-1] if is_closed else len(text)),))
+
+    def all_answers(
+        self, messages: Messages, chosen: Sequence[int], tools: Tools, closing: re.Pattern[str]
+    ) -> Rendering:
+        """The whole conversation, and the spans of the answers in the chosen messages.
+
+        Raises PastRewritten if one of them is not written as it was when the conversation had come so far.
+        """
+        whole, spans = self.render(messages, False, tools), []
+        for i in chosen:
+            text, answers = self.answer(messages, i, tools, closing)
+            end = max((end for _, end in answers), default=0)
+            if whole.text[:end] != text[:end]:
+                raise PastRewritten(
+                    f"{self.name} writes the answer of message {i + 1} differently when the conversation goes on"
+                )
+            spans += [span for span in answers if not self.marks_answers or span in whole.answers]
+        return Rendering(whole.text, tuple(spans))
+
+    def _before_and_after(self, messages: Messages, i: int, tools: Tools) -> tuple[str, str]:
+        prompt, text = self.render(messages[:i], True, tools).text, self.render(messages[: i + 1], False, tools).text
+        if not text.startswith(prompt):
+            raise ValueError(
+                f"{self.name} asks for the answer of message {i + 1} with another text than it writes before it; "
+                "{% generation %} … {% endgeneration %} around answers would mark them"
+            )
+        return prompt, text
 
 
 def open_chat(template: str | None, tokenizer: str, end_token: str) -> Chat:
@@ -96,44 +153,78 @@ def open_chat(template: str | None, tokenizer: str, end_token: str) -> Chat:
     try:
         from jinja2 import TemplateError
         from jinja2.ext import Extension, loopcontrols
+        from jinja2.nodes import CallBlock, ExtensionAttribute
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:
         raise missing_package("jinja2", "finetune") from error
 
     class Generation(Extension):
-        """Accept {% generation %}, which marks answers for transformers, and ignore it."""
+        """{% generation %} … {% endgeneration %}, which mark answers, as in transformers."""
 
         tags = {"generation"}  # noqa: RUF012 # declared in Extension
 
         def parse(self, parser: Parser) -> Node | list[Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return CallBlock(self.call_method("marked"), [], [], body).set_lineno(line)
+
+        def marked(self, caller: Callable[[], str]) -> str:
+            return f"{BEGIN}{caller()}{END}"
 
     def refuse(words: str) -> None:
         raise TemplateError(words)
 
-    name, text, tokens = find_template(template, Path(tokenizer))
+    name, source, tokens = find_template(template, Path(tokenizer))
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
-    environment.filters["tojson"] = lambda value, **how: json.dumps(value, ensure_ascii=False, **how)
+    environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     try:
-        compiled = environment.from_string(text)
+        compiled = environment.from_string(source)
+        marks_answers = any(True for _ in environment.parse(source).find_all(ExtensionAttribute))
     except TemplateError as error:
         raise _error(name, error) from error
 
-    def render(messages: Messages, add_generation_prompt: bool) -> str:
+    def render(messages: Messages, add_generation_prompt: bool, tools: Tools) -> Rendering:
         try:
-            return compiled.render(
-                messages=list(messages),
+            text = compiled.render(
+                messages=[dict(message) for message in messages],
+                tools=tools,
+                documents=None,
                 add_generation_prompt=add_generation_prompt,
                 **{"eos_token": end_token, **tokens},
             )
         except Exception as error:  # a template is code and may raise anything
             raise ValueError(f"{name} refuses it: {error}") from error
+        return _without_marks(text)
 
-    return Chat(name, render)
+    return Chat(name, source, marks_answers, render)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _without_marks(text: str) -> Rendering:
+    """The text without BEGIN and END, and what they stand around."""
+    answers, begin, length = [], 0, 0
+    pieces = re.split(f"([{BEGIN}{END}])", text)
+    for piece in pieces:
+        if piece == BEGIN:
+            begin = length
+        elif piece == END:
+            answers.append((begin, length))
+        else:
+            length += len(piece)
+    return Rendering("".join(pieces[::2]), tuple(answers))
 
 
 def find_template(template: str | None, tokenizer: Path) -> tuple[str, str, dict[str, str]]:

@@ -24,6 +24,10 @@ def split_stem(split: str) -> str:
     return f"{split}_text_document"
 
 
+PAIRS = tuple(f"{split_stem(split)}{ending}" for split in SPLITS for ending in (".bin", ".idx"))
+"""Names of the files of both splits."""
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -97,6 +101,8 @@ class Manifest(_Record):
     """Number of skipped documents of each kind."""
     examples: tuple[str, ...]
     """The first skipped documents, with file and line."""
+    passed_over: str = ""
+    """What was not read in the folders of the inputs, and how many of it."""
     inputs: tuple[File, ...]
     outputs: tuple[File, ...]
     """Output files, with paths relative to the folder."""
@@ -122,7 +128,9 @@ class Manifest(_Record):
         lines.append(f"{'tokenizer':<11}{self.vocab:>10,} ids, " + ("trained here" if trained else "as given"))
         if self.options.vocab is not None and self.vocab < self.options.vocab:
             lines.append(f"the text gives no more than {self.vocab:,} entries; {self.options.vocab:,} were asked for")
-        return "\n".join(lines + [f"skipped    {skipped}"] * bool(skipped))
+        lines += [f"skipped    {skipped}"] * bool(skipped)
+        lines += [f"not read   {self.passed_over}"] * bool(self.passed_over)
+        return "\n".join(lines)
 
 
 def read_manifest(prefix_or_folder: str | Path) -> Manifest | None:

@@ -26,6 +26,7 @@ from roots_dist.learning.data import tokenizer as tokenizers
 from roots_dist.learning.data.encode import Encoded, encode_texts
 from roots_dist.learning.data.manifest import (
     NAME,
+    PAIRS,
     SPLITS,
     TOKENIZER,
     File,
@@ -36,7 +37,7 @@ from roots_dist.learning.data.manifest import (
     split_stem,
 )
 from roots_dist.learning.data.order import fraction
-from roots_dist.learning.data.readers import Defect, Document
+from roots_dist.learning.data.readers import Defect, Document, PassedOver, listed
 from roots_dist.learning.data.store import Writer, token_type
 from roots_dist.learning.data.tokenizer import Tokenizer
 
@@ -44,6 +45,8 @@ BATCH_BYTES = 1 << 18
 """Bytes of text sent to a worker at a time."""
 TRAINING_BYTES = 1 << 30
 """If the inputs are larger, a random part of about this size trains the tokenizer."""
+PARTIAL = ".partial"
+"""Folder in the output for what is not complete."""
 EXAMPLES = 20
 """Number of defects that are recorded in full; all are counted."""
 
@@ -99,13 +102,14 @@ def prepare(
         seed=seed,
         on_error=on_error,
     )
-    mine = {(folder / name).resolve() for name in (NAME, TOKENIZER)}
-    files = [path for path in readers.find(inputs) if path.resolve() not in mine]
+    passed_over: PassedOver = Counter()
+    ours = {(folder / name).resolve() for name in (NAME, TOKENIZER, PARTIAL, *PAIRS)}
+    files = readers.find(inputs, passed_over, ours)
     with _lock(folder):
         if existing := _up_to_date(folder, files, options):
-            return existing
+            return existing.model_copy(update={"passed_over": listed(passed_over)})
         stream = _DocumentStream(files, options, progress)
-        partial = folder / ".partial"
+        partial = folder / PARTIAL
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
@@ -121,6 +125,7 @@ def prepare(
                 validation=held_out,
                 defects=dict(stream.defects),
                 examples=tuple(stream.examples),
+                passed_over=listed(passed_over),
                 inputs=stream.files_read(),
                 outputs=tuple(File.of(p).model_copy(update={"path": p.name}) for p in sorted(partial.iterdir())),
             )
@@ -134,14 +139,8 @@ def _check(
     validation: float, workers: int | None, on_error: str, tokenizer: object, end_of_document: str | None
 ) -> None:
     if not 0 <= validation < 1:
-        raise DataError(
-            Problem(
-                key="validation",
-                found=validation,
-                expected="a share of documents, 0 or more and below 1",
-                fix="use 0.05 for 5 %",
-            )
-        )
+        expected = "a share of documents, 0 or more and below 1"
+        raise DataError(Problem(key="validation", found=validation, expected=expected, fix="use 0.05 for 5 %"))
     if workers is not None and workers < 1:
         raise DataError(
             Problem(key="workers", found=workers, expected="at least 1", fix="leave it out to use every core")
@@ -169,6 +168,8 @@ class _DocumentStream:
     progress: Callable[[Progress], None]
     defects: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    fix: str = ""
+    """What would mend the first defect."""
 
     def __post_init__(self) -> None:
         self._found = [path.stat() for path in self.files]
@@ -196,19 +197,14 @@ class _DocumentStream:
             yield batch
         self.progress(Progress(stage, self.total, self.total, number))
         if not number:
-            skipped = "; ".join(self.examples[:3]) or "the files are empty"
-            raise DataError(
-                Problem(
-                    key="inputs",
-                    found=f"{len(self.files)} files",
-                    expected=f"a document in them ({skipped})",
-                    fix="check the files and text_key",
-                )
-            )
+            expected = f"a document in them ({'; '.join(self.examples[:3]) or 'the files are empty'})"
+            found, fix = f"{len(self.files)} files", self.fix or "check the files"
+            raise DataError(Problem(key="inputs", found=found, expected=expected, fix=fix))
 
     def _note(self, defect: Defect) -> None:
         if self.options.on_error == "stop":
-            raise DataError(f"{defect}. Fix: correct it, or skip it with --on-error skip.")
+            raise DataError(f"{defect}. Fix: {defect.fix}, or skip it with --on-error skip.")
+        self.fix = self.fix or defect.fix
         self.defects[defect.kind] += 1
         if len(self.examples) < EXAMPLES:
             self.examples.append(str(defect))
@@ -340,9 +336,8 @@ def _publish(partial: Path, folder: Path, manifest: Manifest) -> None:
         file.flush()
         os.fsync(file.fileno())
     (folder / NAME).unlink(missing_ok=True)
-    for split in SPLITS:
-        for ending in (".bin", ".idx"):
-            (folder / f"{split_stem(split)}{ending}").unlink(missing_ok=True)
+    for name in PAIRS:
+        (folder / name).unlink(missing_ok=True)
     for path in sorted(partial.iterdir()):
         if path.name != NAME:
             os.replace(path, folder / path.name)

@@ -8,8 +8,9 @@ This file does not decide what happens to a defect, and does not hold a whole fi
 from __future__ import annotations
 
 import glob
-import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 from roots_dist.errors import DataError, Problem, missing_package, present
 from roots_dist.learning.data import embedded
 from roots_dist.learning.data.archives import OPENERS, DamagedArchive, open_bytes
+from roots_dist.learning.data.json_objects import MISSING, likely_text_key, parsed_object, value_at
 
 MAX_BYTES = 1 << 28
 """Longest document in bytes. More indicates a file without line ends, or a decompression bomb."""
@@ -42,16 +44,27 @@ class Defect:
     line: int
     kind: str
     detail: str = ""
+    fix: str = "correct it"
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.kind}" + (f" ({self.detail})" if self.detail else "")
 
 
-def find(inputs: Sequence[str | Path]) -> list[Path]:
-    """Files behind the given files, folders, globs and `embedded:` names: in the given order, each file once."""
+PassedOver = Counter[str]
+"""What it is -> how many of it."""
+
+
+def find(
+    inputs: Sequence[str | Path], passed_over: PassedOver | None = None, ours: Collection[Path] = ()
+) -> list[Path]:
+    """Files behind the given files, folders, globs and `embedded:` names: in the given order, each file once.
+
+    passed_over counts what is not read. ours: files that are neither read nor counted, without links in their paths.
+    """
+    passed = Counter[str]() if passed_over is None else passed_over
     found: dict[Path, Path] = {}
     for given in map(str, inputs):
-        for path in _files_of(given):
+        for path in _files_of(given, passed, ours):
             found.setdefault(path.resolve(), path)
     if not found:
         raise DataError(
@@ -65,21 +78,25 @@ def find(inputs: Sequence[str | Path]) -> list[Path]:
     return list(found.values())
 
 
-def _files_of(given: str) -> list[Path]:
+def _files_of(given: str, passed: PassedOver, ours: Collection[Path]) -> list[Path]:
     if given.startswith(embedded.PREFIX):
         return [embedded.path_of(given)]
     path, kinds = Path(given), ", ".join(READERS)
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if _kind(p) and p.is_file() and not _hidden(p.relative_to(path)))
+        here = Counter[str]()
+        files = sorted(_in_folder(path, here, ours))
+        passed += here
         if not files:
-            raise DataError(
-                Problem(key="input", found=given, expected=f"a folder with {kinds} files in it", fix="check the path")
-            )
+            expected = f"a folder with {kinds} files in it" + (f", not only {listed(here)}" if here else "")
+            raise DataError(Problem(key="input", found=given, expected=expected, fix="check the path"))
         return files
     if path.is_file():  # before the glob: a name may contain brackets
         matches = [path]
     else:
-        matches = sorted(p for p in map(Path, glob.glob(given, recursive=True)) if p.is_file())
+        every = sorted(map(Path, glob.glob(given, recursive=True)))
+        matches = [match for match in every if match.is_file() and match.resolve() not in ours]
+        passed["folder that a glob matches"] += sum(match.is_dir() for match in every) if "**" not in given else 0
+        passed["dead link"] += sum(match.is_symlink() and not match.exists() for match in every)
     if not matches:
         raise DataError(
             Problem(key="input", found=given, expected="a file, a folder or a glob that matches", fix="check the path")
@@ -91,8 +108,38 @@ def _files_of(given: str) -> list[Path]:
     return matches
 
 
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+def _in_folder(folder: Path, passed: PassedOver, ours: Collection[Path]) -> Iterator[Path]:
+    """Files in a folder and in those below it. Links to folders are followed, to each folder once."""
+
+    def count_unreadable(error: OSError) -> None:
+        passed["folder that cannot be read"] += 1
+
+    names_of_ours, seen = {path.name for path in ours}, set[str]()
+    for place, folders, names in os.walk(folder, onerror=count_unreadable, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        hidden = [name for name in (*folders, *names) if name.startswith(".") and Path(real, name) not in ours]
+        passed["hidden file or folder"] += len(hidden)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in (Path(place, name) for name in names if not name.startswith(".")):
+            if path.name in names_of_ours and path.resolve() in ours:
+                continue
+            if path.is_file() and _kind(path):
+                yield path
+            elif path.is_symlink() and not path.exists():
+                passed["dead link"] += 1
+            elif path.is_file():
+                passed[f"file ending in {''.join(path.suffixes[-2:]) or 'nothing'}"] += 1
+            else:
+                passed["pipe, socket or device"] += 1
+
+
+def listed(passed: PassedOver) -> str:
+    """`2 × file ending in .md, 1 × dead link`"""
+    most_first = sorted(passed.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count:,} × {what}" for what, count in most_first if count)
 
 
 def _kind(path: Path) -> str | None:
@@ -145,7 +192,7 @@ def _text(path: Path, text_key: str) -> Iterator[Document | Defect]:
 
 
 def _lines(path: Path, text_key: str) -> Iterator[Document | Defect]:
-    """One JSON object per line, with the text under `text_key`. Blank lines are skipped."""
+    """One JSON object per line, with the text under `text_key` (`a.b` is b of a). Blank lines are skipped."""
     file = str(path)
     with open_bytes(path) as (content, raw):
         number = 0
@@ -156,34 +203,20 @@ def _lines(path: Path, text_key: str) -> Iterator[Document | Defect]:
                     data = content.readline(MAX_BYTES)
                 yield Defect(file, number, "document too long", f"more than {MAX_BYTES:,} bytes in a line")
             elif data.strip():
-                item = _object(data, text_key)
+                item = parsed_object(data)
                 if isinstance(item, dict):
-                    yield Document(item[text_key], file, number, raw.tell())
+                    yield _document(item, text_key, file, number, raw.tell())
                 else:
                     yield Defect(file, number, *item)
 
 
-def parsed_object(data: bytes) -> dict[str, Any] | tuple[str, str]:
-    """The JSON object of a line; or what is wrong with it, as (kind, detail)."""
-    try:
-        value = json.loads(data.rstrip().decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        return "bad UTF-8", f"at byte {error.start} of the line"
-    except json.JSONDecodeError as error:
-        return "corrupt JSON", f"{error.msg} at character {error.pos}"
-    except (ValueError, RecursionError) as error:  # a number with thousands of digits, or endless brackets
-        return "corrupt JSON", str(error)
-    if not isinstance(value, dict):
-        return "not a JSON object", f"{type(value).__name__}; one object per line is expected"
-    return value
-
-
-def _object(data: bytes, text_key: str) -> dict[str, Any] | tuple[str, str]:
-    """The JSON object of a line, which must have the key; or what is wrong with it."""
-    value = parsed_object(data)
-    if isinstance(value, dict) and text_key not in value:
-        return "missing key", f"{text_key!r}; there are {sorted(value)[:8]}"
-    return value
+def _document(row: Mapping[str, Any], text_key: str, file: str, line: int, position: int) -> Document | Defect:
+    """The text under `text_key` of a row."""
+    text = value_at(row, text_key)
+    if text is not MISSING:
+        return Document(text, file, line, position)
+    detail, fix = f"{text_key!r}; there are {sorted(row)[:8]}", f"name it with --text-key {likely_text_key(row)}"
+    return Defect(file, line, "missing key", detail, fix)
 
 
 def _rows(path: Path, text_key: str) -> Iterator[Document | Defect]:
@@ -196,15 +229,20 @@ def _rows(path: Path, text_key: str) -> Iterator[Document | Defect]:
     file, size = str(path), path.stat().st_size
     try:
         with parquet.ParquetFile(path) as table:
-            if text_key not in table.schema_arrow.names:
-                yield Defect(file, 1, "missing key", f"{text_key!r}; there are columns {table.schema_arrow.names[:8]}")
+            number, total, names = 0, max(1, table.metadata.num_rows), table.schema_arrow.names
+            columns = [name for name in names if name == text_key or text_key.startswith(f"{name}.")]
+            if not columns:  # as of its first row, with all columns
+                first: dict[str, Any] = next(
+                    (row for batch in table.iter_batches(batch_size=1) for row in batch.to_pylist()), {}
+                )
+                yield _document(first or dict.fromkeys(names), text_key, file, 1, 0)
                 return
-            number, total = 0, max(1, table.metadata.num_rows)
-            for batch in table.iter_batches(batch_size=256, columns=[text_key]):
-                for cell in batch.column(0):
+            for batch in table.iter_batches(batch_size=256, columns=columns):
+                for i in range(batch.num_rows):
                     number += 1
                     try:
-                        yield Document(cell.as_py(), file, number, size * number // total)
+                        row = {name: batch.column(name)[i].as_py() for name in columns}
+                        yield _document(row, text_key, file, number, size * number // total)
                     except UnicodeDecodeError as error:
                         yield Defect(file, number, "bad UTF-8", f"at byte {error.start}")
     except pyarrow.ArrowException as error:

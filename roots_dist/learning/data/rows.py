@@ -1,8 +1,8 @@
-"""Rows of a file of examples: jsonl, csv or tsv, compressed or not, each with its line number.
+"""Rows of a file of examples: jsonl, json, csv, tsv or parquet, each with its line number.
 
     path --rows--> Row(values, file, line), Row, … --> learning/data/tasks.py
 
-The first invalid row raises a DataError with file and line.
+An invalid row is handed to Remarks.reject, which raises its DataError or counts it.
 """
 
 from __future__ import annotations
@@ -11,21 +11,28 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from io import BufferedIOBase
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO, cast
 
-from roots_dist.errors import DataError, Problem
+from roots_dist.errors import DataError, Problem, missing_package, present
 from roots_dist.files import why
 from roots_dist.learning.data.archives import OPENERS, DamagedArchive, open_bytes
-from roots_dist.learning.data.readers import MAX_BYTES, parsed_object
+from roots_dist.learning.data.json_objects import parsed_object
+from roots_dist.learning.data.readers import MAX_BYTES
 
 MAX_SHOWN = 120
 """Number of characters of a value that an error message shows."""
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 """A field as csv writers quote it, with inner quotes doubled."""
+SPACE = re.compile(r"[ \t\r\n]*")
+BLANK = b" \t\r\n\xef\xbb\xbf"
+"""Bytes that may stand before JSON: white space, and UTF-8's byte order mark."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +53,78 @@ class Row:
             found = f"{str(found)[:MAX_SHOWN]}…"
         return DataError(Problem(key=f"{self.place}: {key}", found=found, expected=expected, fix=fix))
 
+    def value(self, key: str) -> object:
+        """The value of a column, which must be there."""
+        if key not in self.values:
+            there = ", ".join(map(str, self.values)) or "none"
+            fix = "name it with finetune.text_column, finetune.pair_column or finetune.label_column"
+            raise self.error(key, None, f"a column of this name; the file has {there}", fix)
+        return self.values[key]
 
-def rows(path: str | Path) -> Iterator[Row]:
-    """Every row, in order. Raises DataError if the file or a row cannot be read."""
-    file = Path(path)
+    def text(self, key: str) -> str:
+        value = self.value(key)
+        if not isinstance(value, str) or not value.strip():
+            raise self.error(key, value, "text that is not empty")
+        return value
+
+
+@dataclass
+class Remarks:
+    """What there is to say of a file once it has been read: invalid rows that were skipped, and what was not used."""
+
+    skip: bool = False
+    """Count invalid rows; otherwise the first one raises its error."""
+    _skipped: Counter[str] = field(default_factory=Counter)
+    """What was expected -> number of rows."""
+    _first_error: DataError | None = None
+    _seen: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """What -> number of rows, place of the first."""
+
+    def reject(self, error: DataError) -> None:
+        """Raise the error of a row, or count it."""
+        if not self.skip:
+            raise error
+        problem = error.args[0]
+        self._skipped[problem.expected if isinstance(problem, Problem) else str(problem)] += 1
+        self._first_error = self._first_error or error
+
+    @contextmanager
+    def of_row(self) -> Iterator[None]:
+        """Within it an error is that of a row, which is rejected."""
+        try:
+            yield
+        except DataError as error:
+            self.reject(error)
+
+    def saw(self, what: str, row: Row) -> None:
+        """Count a row in which something was noticed; it is said once."""
+        count, place = self._seen.get(what, (0, row.place))
+        self._seen[what] = count + 1, place
+
+    @property
+    def skipped(self) -> int:
+        return sum(self._skipped.values())
+
+    def lines(self) -> tuple[str, ...]:
+        """One line for each remark."""
+        seen = (f"{what}: {count:,} rows, the first is {place}" for what, (count, place) in self._seen.items())
+        kinds = "; ".join(f"{count:,} not {expected}" for expected, count in self._skipped.most_common(3))
+        skipped = (
+            f"{self.skipped:,} rows are skipped (finetune.on_error=skip): {kinds}; the first is {self._first_error}"
+        )
+        return (*seen, *([skipped] if self.skipped else []))
+
+
+def rows(path: str | Path, remarks: Remarks | None = None) -> Iterator[Row]:
+    """Every row, in order. Raises DataError if the file or a row cannot be read, unless `remarks` skips rows."""
+    file, remarks = Path(path), remarks or Remarks()
     reader, line = READERS[_kind(file)], 0
     try:
         with open_bytes(file) as (content, _):
-            for line, values in reader(content, str(file)):
+            for line, values in reader(content, str(file), remarks):
                 yield Row(values, str(file), line)
     except DamagedArchive as error:
-        raise _unreadable(file, f"a whole archive ({error})", line + 1) from error
+        remarks.reject(_unreadable(file, f"a whole archive ({error})", line + 1))
     except OSError as error:
         raise _unreadable(file, f"a file that can be read ({why(error)})") from error
 
@@ -64,8 +132,9 @@ def rows(path: str | Path) -> Iterator[Row]:
 def _kind(path: Path) -> str:
     suffixes = [s.lower() for s in path.suffixes]
     kind = next((s for s in reversed(suffixes) if s not in OPENERS), "")
-    if kind not in READERS:
-        raise _unreadable(path, f"a name ending in one of {', '.join(READERS)}, packed as {', '.join(OPENERS)} or not")
+    if kind not in READERS or (kind == ".parquet" and suffixes[-1] != kind):
+        kinds, packed = ", ".join(READERS), ", ".join(OPENERS)
+        raise _unreadable(path, f"a name ending in one of {kinds}, packed as {packed} or not (parquet: not)")
     return kind
 
 
@@ -74,22 +143,96 @@ def _unreadable(path: Path, expected: str, line: int | None = None) -> DataError
     return DataError(Problem(key=key, found=str(path), expected=expected, fix="check the path, or make the file again"))
 
 
-def _lines(content: BufferedIOBase, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
+Numbered = Iterator[tuple[int, dict[str, Any]]]
+"""Line numbers, and the values of each row."""
+
+
+def _lines(content: BufferedIOBase, file: str, remarks: Remarks) -> Numbered:
     """One JSON object per line. Blank lines are skipped."""
-    for number, data in enumerate(content, 1):
+    return _objects(enumerate(content, 1), file, remarks)
+
+
+def _objects(lines: Iterable[tuple[int, bytes]], file: str, remarks: Remarks) -> Numbered:
+    for number, data in lines:
         if data.strip():
             value = parsed_object(data)
             if not isinstance(value, dict):
-                expected = f"a JSON object ({': '.join(value)})"
-                raise DataError(
-                    Problem(key=f"{file}:{number}", found=_short(data), expected=expected, fix="correct this line")
+                remarks.reject(_bad_line(file, number, data, f"a JSON object ({': '.join(value)})"))
+            elif b"\\u" in data and not _is_valid_unicode(value):
+                remarks.reject(_bad_line(file, number, data, "valid Unicode (this has a lone surrogate)"))
+            else:
+                yield number, value
+
+
+def _bad_line(file: str, line: int, data: bytes, expected: str) -> DataError:
+    return DataError(Problem(key=f"{file}:{line}", found=_short(data), expected=expected, fix="correct this line"))
+
+
+def _json(content: BufferedIOBase, file: str, remarks: Remarks) -> Numbered:
+    """A list of objects; or, as many files of this name have it, one object per line."""
+    lines = enumerate(content, 1)
+    number, first = next(((n, data) for n, data in lines if data.strip(BLANK)), (1, b""))
+    if first.lstrip(BLANK).startswith(b"["):
+        return _list(first + content.read(), number, file, remarks)
+    return _objects(chain([(number, first)], lines), file, remarks)
+
+
+def _list(data: bytes, line: int, file: str, remarks: Remarks) -> Numbered:
+    """The objects of a JSON list, each with the line on which it begins. line: that of the first byte."""
+    decoder, text, at, counted = json.JSONDecoder(), "", 0, 0
+    try:
+        text = data.decode("utf-8-sig")
+        at = _after_space(text, text.index("[") + 1)
+        while text[at : at + 1] != "]":
+            line, counted = line + text.count("\n", counted, at), at
+            value, end = decoder.raw_decode(text, at)
+            if not isinstance(value, dict):
+                remarks.reject(_bad_line(file, line, text[at:end].encode(), "a list of JSON objects"))
+            elif "\\u" in text[at:end] and not _is_valid_unicode(value):
+                remarks.reject(
+                    _bad_line(file, line, text[at:end].encode(), "valid Unicode (this has a lone surrogate)")
                 )
-            if b"\\u" in data and not _is_valid_unicode(value):
-                expected = "valid Unicode (this has a lone surrogate)"
-                raise DataError(
-                    Problem(key=f"{file}:{number}", found=_short(data), expected=expected, fix="correct this line")
-                )
-            yield number, value
+            else:
+                yield line, value
+            at = _after_space(text, end)
+            if text[at : at + 1] == ",":
+                at = _after_space(text, at + 1)
+            elif text[at : at + 1] != "]":
+                raise ValueError("an object is followed by neither a comma nor the end of the list")
+        if text[at + 1 :].strip():
+            raise ValueError("something follows the list")
+    except (ValueError, RecursionError) as error:  # of decoding too
+        found, line = text[at:].encode() if text else data, line + text.count("\n", counted, at)
+        remarks.reject(_bad_line(file, line, found, f"a list of JSON objects ({error})"))
+
+
+def _after_space(text: str, at: int) -> int:
+    return present(SPACE.match(text, at)).end()
+
+
+def _parquet(content: BufferedIOBase, file: str, remarks: Remarks) -> Numbered:
+    """The rows of a table. A field of a nested value that is null is one that the row does not have: a table has every
+    field in every row."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise missing_package("pyarrow", "formats") from error
+    number = 0
+    try:
+        with parquet.ParquetFile(content) as table:
+            for batch in table.iter_batches(batch_size=256):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield number, {key: _without_nulls(value) for key, value in values.items()}
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise DamagedArchive(str(error).splitlines()[0]) from error
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _is_valid_unicode(value: dict[str, Any]) -> bool:
@@ -106,10 +249,14 @@ def _short(data: bytes) -> str:
     return text if len(text) <= 40 else f"{text[:40]}…"
 
 
-def _table(delimiter: str, name: str) -> Callable[[BufferedIOBase, str], Iterator[tuple[int, dict[str, Any]]]]:
+Reader = Callable[[BufferedIOBase, str, Remarks], Numbered]
+"""(content, name of the file, remarks) -> rows"""
+
+
+def _table(delimiter: str, name: str) -> Reader:
     """Reader for a table whose first line names the columns. name: the delimiter in words."""
 
-    def read(content: BufferedIOBase, file: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    def read(content: BufferedIOBase, file: str, remarks: Remarks) -> Numbered:
         csv.field_size_limit(MAX_BYTES)  # the library's default limit is 131,072 characters
         lines: TextIO = io.TextIOWrapper(cast("BinaryIO", content), "utf-8-sig", newline="")
         line = 0
@@ -129,7 +276,8 @@ def _table(delimiter: str, name: str) -> Callable[[BufferedIOBase, str], Iterato
                         key=f"{file}:{line}", found=f"{columns + len(values[None])} fields",
                         expected=f"{columns}, as in the first line", fix=f"quote the fields that contain a {name}",
                     )  # fmt: skip
-                    raise DataError(problem)
+                    remarks.reject(DataError(problem))
+                    continue
                 yield line, values
         except csv.Error as error:
             problem = Problem(
@@ -179,11 +327,12 @@ def _refuse_duplicate_columns(columns: Sequence[str], file: str) -> None:
         raise DataError(problem)
 
 
-READERS: dict[str, Callable[[BufferedIOBase, str], Iterator[tuple[int, dict[str, Any]]]]] = {
+READERS: dict[str, Reader] = {
     ".jsonl": _lines,
     ".ndjson": _lines,
-    ".json": _lines,
+    ".json": _json,
     ".csv": _table(",", "comma"),
     ".tsv": _table("\t", "tab"),
+    ".parquet": _parquet,
 }
 """Reader for each file suffix, ignoring the compression suffix."""

@@ -60,6 +60,15 @@ class Codec:
         finally:
             self.backend.encode_special_tokens = True
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """As encode_with_specials; and the first character of each token, and the one behind its last."""
+        self.backend.encode_special_tokens = False
+        try:
+            encoding = self.backend.encode(text, add_special_tokens=False)
+        finally:
+            self.backend.encode_special_tokens = True
+        return encoding.ids, encoding.offsets
+
     def decode(self, ids: Iterable[int]) -> str:
         """Decode with special tokens shown; a character cut in two becomes U+FFFD."""
         return self.backend.decode(list(ids), skip_special_tokens=False)

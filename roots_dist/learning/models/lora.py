@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from roots_dist.config.schema import Finetune
+from roots_dist.config.finetune import Finetune
 from roots_dist.learning.models.pieces import Built, PieceSpec
 
 

@@ -1,10 +1,10 @@
 """Answer as a conversation does: next tokens, but only those of the answers are scored (Ouyang et al. 2022, section
 3.5).
 
-    row: messages, or question and answer --data/chat.py, a template--> ids, and which are the assistant's --> fields
+    row: a conversation --data/turns.py, a template--> ids, and which of them are learned --> fields
 
-A conversation longer than data.seq_length is cut at its end; one whose first answer does not begin before that teaches
-nothing, and is refused.
+A conversation longer than data.seq_length is cut at its end; one of which nothing is learned before that is refused, or
+left out (finetune.on_error=skip).
 """
 
 from __future__ import annotations
@@ -33,7 +33,16 @@ class Answers(QuestionObjective):
         self.config, self.specials, self.seq = config, specials, config.data.seq_length
 
     def open(self, path: str) -> Examples:
-        return open_examples(path, self.config)
+        examples = open_examples(path, self.config)
+        mute = [row for row in examples.rows if not self.teaches(row)]
+        if self.config.finetune.on_error == "stop" or not mute or len(mute) == len(examples):
+            return examples
+        remark = (
+            f"{len(mute):,} samples are skipped (finetune.on_error=skip): nothing is learned of their first "
+            f"{self.seq} tokens; the first is {mute[0].place}"
+        )
+        taught = tuple(row for row in examples.rows if self.teaches(row))
+        return Examples(path, taught, (*examples.remarks, remark))
 
     def num_samples(self, source: Examples) -> int:
         return len(source)

@@ -56,25 +56,26 @@ def check_rows(config: Config) -> None:
     objective = make_row_objective(config)
     for source in (*config.data.train, *config.data.validation):
         opened = objective.open(source.path)
-        mute = [i for i, row in enumerate(opened.rows, 1) if not objective.teaches(row)]
+        mute = [row for row in opened.rows if not objective.teaches(row)]
         if mute:
             problem = Problem(
                 key="data.seq_length",
                 found=config.data.seq_length,
                 expected=f"more: of {len(mute)} of the {len(opened)} conversations of {source.path} (the first is "
-                f"number {mute[0]}) it "
-                "holds nothing of an answer",
-                fix=f"use at least {max(len(row.first) for row in opened.rows)}, or leave long conversations out",
+                f"{mute[0].place}) it holds nothing of an answer",
+                fix=f"use at least {max(len(row.first) for row in opened.rows)}, or leave such conversations out with "
+                "finetune.on_error=skip",
             )
             raise ConfigError([problem])
 
 
-def cut_rows(config: Config, objective: Objective) -> Iterator[str]:
-    """Which rows are longer than a sample, in words, file by file."""
+def row_remarks(config: Config, objective: Objective) -> Iterator[str]:
+    """What there is to say of the rows, file by file: their format, what is not read, which are skipped or cut."""
     if not isinstance(objective, RowObjective):
         return
     for source in (*config.data.train, *config.data.validation):
         opened = objective.open(source.path)
+        yield from opened.remarks
         if cut := sum(map(objective.too_long, opened.rows)):
             yield (
                 f"{source.path}: {cut:,} of {len(opened):,} rows are longer than data.seq_length = "

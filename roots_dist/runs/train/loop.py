@@ -21,7 +21,7 @@ from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.learning.models.flops import flops_per_step
 from roots_dist.learning.objectives import make_objective
-from roots_dist.learning.objectives.task_checks import cut_rows
+from roots_dist.learning.objectives.task_checks import row_remarks
 from roots_dist.parallel.zero.build import build_engine
 from roots_dist.parallel.zero.seam import Engine
 from roots_dist.runs.track.closing_lines import closing_lines
@@ -88,7 +88,7 @@ def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal, parts: 
     peak = parts.peak_of_devices(config, mesh)
     bound = bounds(config, mesh.layout, flops_per_step(config), peak)
     facts = write_origin(folder, config, mesh.layout, bound.facts()) if rank0 else None
-    log.info("\n".join([banner(config, mesh, peak, bound), *(cut_rows(config, objective) if rank0 else ())]))
+    log.info("\n".join([banner(config, mesh, peak, bound), *(row_remarks(config, objective) if rank0 else ())]))
 
     with closing(open_trackers(config, folder, rank0=rank0, resumed_step=start.step, facts=facts)) as trackers:
         best = best_evaluation(config, start.best)
