@@ -46,6 +46,11 @@ class Finetune(Section):
         description="instruct: which answers of a conversation are learned: all in one sample, the last, or each in a "
         "sample of its own",
     )
+    packing: bool = Field(
+        False,
+        description="instruct: several rows in a training sample, each with attention and positions of its own; "
+        "train.global_batch counts samples",
+    )
     chat_template: str | None = Field(
         None, description="instruct: file of a Jinja chat template; default: the tokenizer's"
     )

@@ -180,6 +180,15 @@ class RowObjective(Objective, Protocol):
 
 
 @runtime_checkable
+class PackingObjective(Protocol):
+    """An objective that can learn several rows in a sample."""
+
+    def packed(self, source: Any) -> Any:
+        """The same rows as a source of fewer samples."""
+        ...
+
+
+@runtime_checkable
 class QuestionObjective(RowObjective, Protocol):
     """An objective whose rows have answers in words of their own, which a written one can be compared with."""
 

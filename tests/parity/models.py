@@ -102,6 +102,7 @@ FINETUNED = {
     "gpt-classify": ("gpt", "classify"),
     "gpt-tag": ("llama", "tag"),
     "gpt-instruct": ("gpt", "instruct"),
+    "llama-packed": ("llama", "instruct"),
     "t5-seq2seq": ("t5", "seq2seq"),
 }
 """Name -> the model, and the task that it is fine-tuned on."""
@@ -157,6 +158,7 @@ def config(model: str = "gpt", **changes: object) -> Config:
     if model in FINETUNED:
         task = RECORDS[objective["name"]]
         pair = {"pair_column": "other"} if model == "bert-pairs" else {}
+        pair |= {"packing": True} if model == "llama-packed" else {}
         seqs = {"seq_length": 16, "target_seq_length": 12} if model == "t5-seq2seq" else {"seq_length": 16}
         sections = {"finetune": (LABELS if task.has_labels else {}) | pair, "data": seqs}
         if task.has_labels:  # these predict no tokens, and a key without a use is refused

@@ -346,7 +346,8 @@ def test_what_is_too_long_to_learn_from_stops_the_run_or_is_skipped(config, rows
 def test_a_training_run_says_its_format_and_what_it_skips(config, rows):
     path = rows(*[{"messages": PAIR}] * 3, WRONG["no answer"][0])
     c = config(on_error="skip")
-    first, second = row_remarks(c, make_row_objective(c))
+    padding, first, second = row_remarks(c, make_row_objective(c))
+    assert padding.startswith("3 rows, each a sample: ") and "is padding" in padding
     assert first == f"read as OpenAI's messages (finetune.format=messages): 4 rows, the first is {path}:1"
     assert second.startswith("1 rows are skipped")
 

@@ -18,7 +18,7 @@ from roots_dist.config.schema import Config, Source
 from roots_dist.errors import ConfigError, DataError, Problem
 from roots_dist.learning.data.manifest import read_manifest
 from roots_dist.learning.data.order import choose_sources, mix64, permuted, sample_of
-from roots_dist.world.batch import IGNORE, MicroBatch, Objective, stack_samples
+from roots_dist.world.batch import IGNORE, MicroBatch, Objective, PackingObjective, stack_samples
 
 TRAINING, HELD_OUT = 4, 5
 """Streams of random keys; order.py uses 0 and 1, and the order of samples below uses 2 and 3."""
@@ -54,12 +54,18 @@ class Batches:
 
     @staticmethod
     def open(
-        config: Config, objective: Objective, configured: Sequence[Source], dp_rank: int = 0, dp_size: int = 1
+        config: Config,
+        objective: Objective,
+        configured: Sequence[Source],
+        dp_rank: int = 0,
+        dp_size: int = 1,
+        *,
+        packed: bool = False,
     ) -> Batches:
         """Open the sources of training or validation. Raises DataError if one is missing, damaged, or prepared with
-        another tokenizer than the first."""
+        another tokenizer than the first. packed: several rows make a sample (finetune.packing)."""
         _check_tokenizers(configured)
-        sources = [objective.open(source.path) for source in configured]
+        sources = [open_source(objective, source.path, packed) for source in configured]
         return Batches(config, objective, sources, [source.weight for source in configured], dp_rank, dp_size)
 
     @property
@@ -146,6 +152,15 @@ class Batches:
                     fix="set model.vocab to the size of the corpus's tokenizer",
                 )
                 raise DataError(problem)
+
+
+def open_source(objective: Objective, path: str, packed: bool) -> Any:
+    """The source; packed if its objective is to learn several rows in a sample."""
+    source = objective.open(path)
+    if not packed:
+        return source
+    assert isinstance(objective, PackingObjective), objective
+    return objective.packed(source)
 
 
 def _check_sizes(config: Config, dp: int) -> None:

@@ -9,17 +9,18 @@ left out (finetune.on_error=skip).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from roots_dist.config.records import special_tokens_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
+from roots_dist.learning.data.packing import Packs, pack
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tasks import Example, Examples, open_examples
 from roots_dist.learning.objectives.classify import padded
-from roots_dist.world.batch import IGNORE, MicroBatch, QuestionObjective, num_scored
+from roots_dist.world.batch import IGNORE, PADDING, MicroBatch, QuestionObjective, num_scored
 
 
 class Answers(QuestionObjective):
@@ -44,8 +45,16 @@ class Answers(QuestionObjective):
         taught = tuple(row for row in examples.rows if self.teaches(row))
         return Examples(path, taught, (*examples.remarks, remark))
 
-    def num_samples(self, source: Examples) -> int:
+    def num_samples(self, source: Examples | Packs) -> int:
         return len(source)
+
+    def packed(self, source: Examples) -> Packs:
+        """The same rows, several to a sample (finetune.packing)."""
+        return Packs(source, tuple(pack([self._positions(row) for row in source.rows], self.seq)))
+
+    def _positions(self, example: Example) -> int:
+        """Positions of a sample that the row takes: one less than its ids, the last of which is only a target."""
+        return min(len(example.first) - 1, self.seq)
 
     def too_long(self, example: Example) -> bool:
         return len(example.first) > self.seq + 1
@@ -54,14 +63,31 @@ class Answers(QuestionObjective):
         """Something of an answer is left when it is cut."""
         return bool(present(example.token_labels)[1 : self.seq + 1].any())
 
-    def sample(self, source: Examples, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
-        example = source.rows[index]
+    def sample(self, source: Examples | Packs, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
+        if isinstance(source, Packs):
+            return self._pack(source.rows_of(index))
+        tokens, targets = self._tokens_and_targets(source.rows[index])
+        fields = padded(tokens, self.seq, self.specials.pad)
+        return fields | {"targets": np.pad(targets, (0, self.seq - len(targets)), constant_values=IGNORE)}
+
+    def _tokens_and_targets(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
+        """Of the row, cut to a sample's length."""
         ids, learned = (
             part[: self.seq + 1].astype(np.int64) for part in (example.first, present(example.token_labels))
         )
-        targets = np.where(learned[1:], ids[1:], IGNORE)
-        fields = padded(ids[:-1], self.seq, self.specials.pad)
-        return fields | {"targets": np.pad(targets, (0, self.seq - len(targets)), constant_values=IGNORE)}
+        return ids[:-1], np.where(learned[1:], ids[1:], IGNORE)
+
+    def _pack(self, rows: Sequence[Example]) -> dict[str, np.ndarray]:
+        """The rows one after the other, each a document with positions from 0."""
+        tokens, targets = zip(*map(self._tokens_and_targets, rows))
+        lengths = [len(one) for one in tokens]
+        rest = (0, self.seq - sum(lengths))
+        fields = padded(np.concatenate(tokens), self.seq, self.specials.pad)
+        return fields | {
+            "targets": np.pad(np.concatenate(targets), rest, constant_values=IGNORE),
+            "document_ids": np.pad(np.repeat(np.arange(len(rows)), lengths), rest, constant_values=PADDING),
+            "position_ids": np.pad(np.concatenate([np.arange(n) for n in lengths]), rest),
+        }
 
     def question(self, source: Examples, index: int) -> tuple[np.ndarray, np.ndarray]:
         """What stands before the last answer, and that answer with the token that ends it."""

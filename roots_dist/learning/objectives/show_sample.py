@@ -21,7 +21,7 @@ from roots_dist.world.batch import IGNORE, MicroBatch
 def sample_lines(config: Config, step: int) -> Iterator[str]:
     """The first sample of a step (counted from 0). Raises DataError if the corpus or the tokenizer cannot be used."""
     one = config.changed({"train.micro_batch": 1})
-    batch = Batches.open(one, make_objective(one), one.data.train).at(step)[0]
+    batch = Batches.open(one, make_objective(one), one.data.train, packed=one.finetune.packing).at(step)[0]
     codec = load_codec(config.data.tokenizer) if config.data.tokenizer else None
     for name, value in fields(batch):
         told = words(value, codec) if name in ID_FIELDS else ", ".join(f"{v} (×{n})" for v, n in runs(value))

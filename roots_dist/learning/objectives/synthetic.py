@@ -13,12 +13,12 @@ import numpy as np
 
 from roots_dist.config.records import corpus_tokens, objective_of, target_seq
 from roots_dist.config.schema import Config
-from roots_dist.learning.data.batches import Batches
+from roots_dist.learning.data.batches import Batches, open_source
 from roots_dist.learning.data.specials import synthetic_specials
 from roots_dist.learning.data.store import Corpus
 from roots_dist.learning.data.tasks import Example, Examples
 from roots_dist.learning.objectives import OBJECTIVES
-from roots_dist.world.batch import IGNORE, MicroBatch, Objective
+from roots_dist.world.batch import IGNORE, MicroBatch, Objective, PackingObjective
 
 ROWS = 64
 """Number of random rows."""
@@ -91,6 +91,10 @@ class SyntheticObjective:
     def num_samples(self, source: Any) -> int:
         return self.objective.num_samples(source)
 
+    def packed(self, source: Any) -> Any:
+        assert isinstance(self.objective, PackingObjective), self.objective
+        return self.objective.packed(source)
+
     def sample(self, source: Any, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
         fields = self.objective.sample(source, index, draw)
         targets = {name: np.asarray(fields[name]) for name in TARGETS if name in fields}
@@ -109,4 +113,6 @@ def proof_objective(config: Config) -> SyntheticObjective:
 def random_batches(config: Config, step: int, dp_rank: int, dp_size: int) -> list[MicroBatch]:
     """This data rank's microbatches of a step, from a random source. The global batch is the same in every layout."""
     objective = proof_objective(config)
-    return Batches(config, objective, [objective.open("random")], [1.0], dp_rank, dp_size).at(step)
+    return Batches(
+        config, objective, [open_source(objective, "random", config.finetune.packing)], [1.0], dp_rank, dp_size
+    ).at(step)

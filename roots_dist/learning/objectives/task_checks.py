@@ -12,8 +12,9 @@ from roots_dist.config.batch_ramp import step_after
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
+from roots_dist.learning.data.batches import open_source
 from roots_dist.learning.data.tasks import collect_labels
-from roots_dist.world.batch import Objective, RowObjective
+from roots_dist.world.batch import Objective, PackingObjective, RowObjective
 
 
 def complete_from_rows(config: Config) -> Config:
@@ -44,7 +45,8 @@ def _num_samples(config: Config) -> int:
     from roots_dist.learning.objectives import make_objective
 
     objective = make_objective(config)
-    return sum(objective.num_samples(objective.open(source.path)) for source in config.data.train)
+    opened = [open_source(objective, source.path, config.finetune.packing) for source in config.data.train]
+    return sum(map(objective.num_samples, opened))
 
 
 def check_rows(config: Config) -> None:
@@ -73,6 +75,8 @@ def row_remarks(config: Config, objective: Objective) -> Iterator[str]:
     """What there is to say of the rows, file by file: their format, what is not read, which are skipped or cut."""
     if not isinstance(objective, RowObjective):
         return
+    if isinstance(objective, PackingObjective) and config.data.train:
+        yield _padding(config, objective)
     for source in (*config.data.train, *config.data.validation):
         opened = objective.open(source.path)
         yield from opened.remarks
@@ -81,3 +85,17 @@ def row_remarks(config: Config, objective: Objective) -> Iterator[str]:
                 f"{source.path}: {cut:,} of {len(opened):,} rows are longer than data.seq_length = "
                 f"{config.data.seq_length}, and cut"
             )
+
+
+def _padding(config: Config, objective: RowObjective) -> str:
+    """How much of the training samples is padding; and how much would be, were several rows packed into each."""
+    assert isinstance(objective, PackingObjective)
+    opened = [objective.open(source.path) for source in config.data.train]
+    seq, rows = config.data.seq_length, sum(map(len, opened))
+    filled = sum(min(len(row.first) - 1, seq) for source in opened for row in source.rows)
+    packs = sum(len(objective.packed(source)) for source in opened)
+    alone, packed = (1 - filled / (samples * seq) for samples in (rows, packs))
+    if config.finetune.packing:
+        return f"{rows:,} rows are packed into {packs:,} samples: {packed:.1%} of them is padding, not {alone:.1%}"
+    saves = f"; finetune.packing=true would make it {packed:.1%}" if packs < rows else ""
+    return f"{rows:,} rows, each a sample: {alone:.1%} of them is padding{saves}"

@@ -78,7 +78,9 @@ def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal, parts: 
     """Train in a folder that this process holds. Collective over the world."""
     rank0, stopped = mesh.rank == 0, 0
     objective = parts.make_objective(config)
-    training = Batches.open(config, objective, config.data.train, mesh.dp.rank, mesh.dp.size)
+    training = Batches.open(
+        config, objective, config.data.train, mesh.dp.rank, mesh.dp.size, packed=config.finetune.packing
+    )
     sources = config.data.validation
     held_out = Batches.open(config, objective, sources, mesh.dp.rank, mesh.dp.size) if sources else None
     tokenizer = load_codec(config.data.tokenizer) if config.data.tokenizer else None
