@@ -215,7 +215,7 @@ def test_columns_and_keys_that_are_not_read_are_named_once(config, rows):
 def test_messages_that_a_template_leaves_out_are_said(config, rows):
     path = rows({"messages": [ASKED, SAID, {"role": "tool", "content": "three"}, SAID]})
     assert remarks(config("deepseek"), path) == [
-        f"the tokenizer's template leaves out or rewrites messages of role tool: 1 rows, the first is {path}:1"
+        f"the tokenizer's template leaves out or rewrites messages of role tool: 1 row, the first is {path}:1"
     ]
 
 
@@ -248,7 +248,7 @@ def test_messages_after_the_last_answer_are_kept_or_said(config, rows):
     last = config(turns="last")
     assert shown(last, path) == [(chatml(*TWO), ["2<|im_end|>"])]
     (line,) = remarks(last, path)
-    assert line.startswith("messages after the last answer are not read (finetune.turns=last): 1 rows")
+    assert line.startswith("messages after the last answer are not read (finetune.turns=last): 1 row,")
 
 
 # ── what is refused, or skipped ────────────────────────────────────────────────────────────────────────────────────
@@ -296,16 +296,18 @@ def test_a_bad_row_stops_the_run_or_is_skipped_and_counted(config, rows, case):
     skipping = config(on_error="skip")
     assert [text for text, _ in shown(skipping, path)] == [chatml(*TWO)] * 2
     line = remarks(skipping, path)[-1]
-    assert line.startswith("1 rows are skipped (finetune.on_error=skip): 1 not ") and line.endswith(said)
+    assert line.startswith("skips 1 row (finetune.on_error=skip): 1 × expected ") and line.endswith(said)
 
 
 def test_bad_rows_are_counted_by_what_was_expected_and_not_all_may_be_bad(config, rows):
     bad = [WRONG[case][0] for case in ("no answer", "broken", "no answer")]
     path = rows(*bad, {"messages": PAIR})
     line = remarks(config(on_error="skip"), path)[-1]
-    assert "3 rows are skipped" in line and "2 not at least one of the assistant" in line
+    assert line.startswith(
+        "skips 3 rows (finetune.on_error=skip): 2 × expected at least one of the assistant, to learn"
+    )
     assert line.count(f"the first is {path}:1") == 1
-    with pytest.raises(DataError, match=r"rows = 0: expected at least one in .*3 rows are skipped .*rows.jsonl:1"):
+    with pytest.raises(DataError, match=r"rows = 0: expected at least one in .*skips 3 rows .*rows.jsonl:1"):
         open_examples(rows(*bad), config(on_error="skip"))
 
 
@@ -340,7 +342,7 @@ def test_what_is_too_long_to_learn_from_stops_the_run_or_is_skipped(config, rows
     objective = make_row_objective(skipping)
     assert objective.num_samples(objective.open(path)) == 1
     *_, line = row_remarks(skipping, objective)
-    assert line.startswith("1 samples are skipped (finetune.on_error=skip)") and line.endswith(f"the first is {path}:2")
+    assert line.startswith("skips 1 sample (finetune.on_error=skip)") and line.endswith(f"the first is {path}:2")
 
 
 def test_a_training_run_says_its_format_and_what_it_skips(config, rows):
@@ -348,7 +350,7 @@ def test_a_training_run_says_its_format_and_what_it_skips(config, rows):
     c = config(on_error="skip")
     first, second = row_remarks(c, make_row_objective(c))
     assert first == f"read as OpenAI's messages (finetune.format=messages): 4 rows, the first is {path}:1"
-    assert second.startswith("1 rows are skipped")
+    assert second.startswith("skips 1 row ")
 
 
 # ── templates ──────────────────────────────────────────────────────────────────────────────────────────────────────

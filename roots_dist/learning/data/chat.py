@@ -46,10 +46,19 @@ class PastRewritten(ValueError):
 
 
 class Rendering(NamedTuple):
-    """The text of a conversation, and what its template marks as answers; or what is learned of it."""
+    """The text of a conversation, and what its template marks in it as answers; or what is learned of it."""
 
     text: str
     answers: tuple[Span, ...]
+
+
+class Turn(NamedTuple):
+    """The text of a conversation up to an answer, and what is learned of it."""
+
+    text: str
+    answers: tuple[Span, ...]
+    end: int
+    """Where the answer ends, with all that the template writes to close it."""
 
 
 @dataclass(frozen=True)
@@ -100,20 +109,23 @@ class Chat:
                 found.append(PromptAndAnswer(prompt, text[len(prompt) :]))
         return found
 
-    def answer(self, messages: Messages, i: int, tools: Tools, closing: re.Pattern[str]) -> Rendering:
+    def answer(self, messages: Messages, i: int, tools: Tools, closing: re.Pattern[str]) -> Turn:
         """The conversation up to the answer in message i, and the spans of that answer.
 
-        closing: matches a special token. What follows the last one of an answer, white space, is not a part of it.
+        closing: matches a special token. An answer ends with the first one behind its content; where the template
+        writes no such content, with the last one before white space; without one, with the text.
         Raises ValueError if the template has another generation prompt than it begins an answer with.
         """
         if self.marks_answers:
             before = self.render(messages[:i], True, tools).answers if i else ()
             text, answers = self.render(messages[: i + 1], False, tools)
-            return Rendering(text, answers[len(before) :])
+            return Turn(text, answers[len(before) :], max((end for _, end in answers), default=0))
         prompt, text = self._before_and_after(messages, i, tools)
-        ends = [match.end() for match in closing.finditer(text, len(prompt))]
-        is_closed = ends and not text[ends[-1] :].strip()
-        return Rendering(text, ((len(prompt), ends[-1] if is_closed else len(text)),))
+        ends = [match.span() for match in closing.finditer(text, len(prompt))]
+        last = ends[-1][1] if ends and not text[ends[-1][1] :].strip() else len(text)
+        content = "" if messages[i].get("tool_calls") else (messages[i].get("content") or "").strip()
+        behind = (end for begin, end in ends if content and text[len(prompt) : begin].rstrip().endswith(content))
+        return Turn(text, ((len(prompt), next(behind, last)),), last)
 
     def all_answers(
         self, messages: Messages, chosen: Sequence[int], tools: Tools, closing: re.Pattern[str]
@@ -124,8 +136,7 @@ class Chat:
         """
         whole, spans = self.render(messages, False, tools), []
         for i in chosen:
-            text, answers = self.answer(messages, i, tools, closing)
-            end = max((end for _, end in answers), default=0)
+            text, answers, end = self.answer(messages, i, tools, closing)
             if whole.text[:end] != text[:end]:
                 raise PastRewritten(
                     f"{self.name} writes the answer of message {i + 1} differently when the conversation goes on"
