@@ -209,7 +209,7 @@ DATA = (
         file="learning/data/chat.py",
         before="if whole.text[:end] != text[:end]:",
         after="if whole.text[:0] != text[:0]:",
-        test="reference/test_chat_transformers.py::test_all_answers_of_a_template_that_rewrites_the_past_are_refused",
+        test="reference/test_chat_transformers.py::test_all_answers_of_a_template_that_rewrites_the_past_are_refused[qwen-3]",
     ),
     Mutant(
         name="messages_without_weight_are_learned",
