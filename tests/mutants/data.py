@@ -207,8 +207,8 @@ DATA = (
         name="rewritten_answers_are_learned",
         bug="all answers of a template that rewrites the past are learned as the whole conversation has them",
         file="learning/data/chat.py",
-        before="if whole.text[:end] != text[:end]:",
-        after="if whole.text[:0] != text[:0]:",
+        before="if text[: turn.end] != turn.text[: turn.end]:",
+        after="if text[:0] != turn.text[:0]:",
         test="reference/test_chat_transformers.py::test_all_answers_of_a_template_that_rewrites_the_past_are_refused[qwen-3]",
     ),
     Mutant(

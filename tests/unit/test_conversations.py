@@ -364,13 +364,42 @@ def test_turns_are_never_rendered_without_those_before_them(config, rows):
         assert len(shown(config(template, turns=turns), path)) == number
 
 
-def test_an_answer_that_its_prompt_does_not_lead_to_is_refused_unless_it_is_marked(config, rows):
+def test_an_answer_that_its_prompt_does_not_lead_to_is_found_by_its_content_and_said(config, rows):
     """As DeepSeek R1: the prompt opens thoughts, which an answer in the text does not have."""
     opening = "{% if add_generation_prompt %}<think>{% endif %}"
-    path = rows({"messages": PAIR})
+    path, talk = rows({"messages": PAIR * 2}), (chatml(*TWO, *TWO), ["2<|im_end|>"] * 2)
+    assert shown(config(plain("chatml") + opening), path) == [talk]
+    (line,) = remarks(config(plain("chatml") + opening), path)
+    assert line.startswith(
+        "the tokenizer's template asks for answers with another text than it writes before them: 1 row"
+    )
+    assert shown(config(MARKED["chatml"] + opening), path) == [talk]
+    assert not remarks(config(MARKED["chatml"] + opening), path)
+    shouted = plain("chatml").replace("m.content", "m.content | upper") + opening
     with pytest.raises(DataError, match=r"asks for the answer of message 2 with another text .*\{% generation %\}"):
-        open_examples(path, config(plain("chatml") + opening))
-    assert shown(config(MARKED["chatml"] + opening), path) == [(chatml(*TWO), ["2<|im_end|>"])]
+        open_examples(rows({"messages": [ASKED, SAID | {"content": "two"}]}), config(shouted))
+
+
+def test_a_system_message_that_only_prompts_have_is_said_to_be_left_out(config, rows):
+    """As Mistral 7B v0.3: only the last message may have it, if it is the user's."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ messages[0].content + ' ' if loop.last and "
+        "messages[0].role == 'system' else '' }}{{ m.content }} [/INST]{% elif m.role == 'assistant' %}"
+        " {{ m.content }}</s>{% endif %}{% endfor %}"
+    )
+    path = rows({"messages": [SYSTEM | {"content": "Be kind."}, *PAIR * 2]})
+    ((text, learned),) = shown(config(template), path)
+    assert text == "[INST] Add 1. [/INST] 2</s>" * 2
+    assert [answer.strip() for answer in learned] == ["2</s>"] * 2
+    assert any("leaves out or rewrites messages of role system" in line for line in remarks(config(template), path))
+
+
+def test_a_conversation_may_begin_with_the_assistant(config, rows):
+    """Nothing is rendered before it: a template that reads messages[0] would find none."""
+    template = "{% if messages[0].role == 'system' %}s{% endif %}" + plain("chatml")
+    path = rows({"messages": [SAID, *PAIR]})
+    assert shown(config(template), path) == [(chatml("assistant: 2", *TWO), ["2<|im_end|>"] * 2)]
+    assert not remarks(config(template), path)
 
 
 def test_marks_count_also_where_a_template_keeps_the_text_in_a_variable(config, rows):

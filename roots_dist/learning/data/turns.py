@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from roots_dist.errors import DataError
-from roots_dist.learning.data.chat import Chat, PastRewritten, Rendering, Span, Turn
+from roots_dist.learning.data.chat import Chat, PastRewritten, Span, Turn
 from roots_dist.learning.data.conversations import Conversation, Message
 from roots_dist.learning.data.rows import Remarks, Row
 from roots_dist.learning.data.specials import Specials
@@ -45,7 +45,9 @@ class ConversationEncoder:
         except ValueError as error:
             fix = "correct this line, or give another finetune.chat_template"
             raise self._refused(row, conversation, error, fix) from error
-        for text, spans, *_ in texts:
+        for text, spans, _, is_prompted in texts:
+            if not is_prompted:
+                self.remarks.saw(f"{self.chat.name} asks for answers with another text than it writes before them", row)
             ids, learned = encode_learned(text, spans, self.codec)
             if not learned.any():
                 expected = f"an answer that {self.chat.name} marks with {{% generation %}}, or that the tokenizer keeps"
@@ -56,14 +58,14 @@ class ConversationEncoder:
         found = f"{len(conversation.messages)} messages"
         return row.error("conversation", found, f"one that the template can write ({error})", fix)
 
-    def _render(self, row: Row, conversation: Conversation) -> Sequence[Rendering | Turn]:
+    def _render(self, row: Row, conversation: Conversation) -> list[Turn]:
         chat, tools = self.chat, conversation.tools
         messages = [self._for_template(row, message) for message in conversation.messages]
         learned = [i for i, m in enumerate(conversation.messages) if m.role == "assistant" and m.learned]
         if tools and not chat.reads("tools"):
             self.remarks.saw(f"column 'tools' is not read: {chat.name} has no tools", row)
         if self.turns == "all":
-            found: Sequence[Rendering | Turn] = [chat.all_answers(messages, learned, tools, self.closing)]
+            found = [chat.all_answers(messages, learned, tools, self.closing)]
         else:
             chosen = learned[-1:] if self.turns == "last" else learned
             found = [chat.answer(messages, i, tools, self.closing) for i in chosen]
