@@ -331,6 +331,14 @@ def test_a_list_that_is_none_is_refused_with_the_line_of_the_fault(config, rows,
     assert len(open_examples(path, config(on_error="skip"))) == 1
 
 
+@pytest.mark.parametrize("text", [f"[{ROW}]", f"[\n{ROW}\n]"])
+def test_a_list_under_another_name_is_refused_with_the_name_that_it_needs(config, rows, text):
+    with pytest.raises(
+        DataError, match=r"rows.jsonl:1 = .* if the file is one list of objects, its name should end in .j"
+    ):
+        open_examples(rows(text), config())
+
+
 def test_what_is_too_long_to_learn_from_stops_the_run_or_is_skipped(config, rows):
     long = {"messages": [ASKED | {"content": "Add 1 to " * 20}, SAID]}
     path = rows({"messages": PAIR}, long)

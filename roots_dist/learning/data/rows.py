@@ -173,7 +173,11 @@ def _objects(lines: Iterable[tuple[int, bytes]], file: str, remarks: Remarks) ->
 
 
 def _bad_line(file: str, line: int, data: bytes, expected: str) -> DataError:
-    return DataError(Problem(key=f"{file}:{line}", found=_short(data), expected=expected, fix="correct this line"))
+    is_list = data.lstrip(BLANK).startswith(b"[") and not file.endswith(".json")
+    fix = "correct this line" + (
+        "; if the file is one list of objects, its name should end in .json" if is_list else ""
+    )
+    return DataError(Problem(key=f"{file}:{line}", found=_short(data), expected=expected, fix=fix))
 
 
 def _json(content: BufferedIOBase, file: str, remarks: Remarks) -> Numbered:
