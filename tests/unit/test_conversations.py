@@ -215,7 +215,7 @@ def test_columns_and_keys_that_are_not_read_are_named_once(config, rows):
 def test_messages_that_a_template_leaves_out_are_said(config, rows):
     path = rows({"messages": [ASKED, SAID, {"role": "tool", "content": "three"}, SAID]})
     assert remarks(config("deepseek"), path) == [
-        f"the tokenizer's template leaves out or rewrites messages of role tool: 1 rows, the first is {path}:1"
+        f"the tokenizer's template leaves out or rewrites messages of role tool: 1 row, the first is {path}:1"
     ]
 
 
@@ -248,7 +248,7 @@ def test_messages_after_the_last_answer_are_kept_or_said(config, rows):
     last = config(turns="last")
     assert shown(last, path) == [(chatml(*TWO), ["2<|im_end|>"])]
     (line,) = remarks(last, path)
-    assert line.startswith("messages after the last answer are not read (finetune.turns=last): 1 rows")
+    assert line.startswith("messages after the last answer are not read (finetune.turns=last): 1 row,")
 
 
 # ── what is refused, or skipped ────────────────────────────────────────────────────────────────────────────────────
@@ -296,16 +296,18 @@ def test_a_bad_row_stops_the_run_or_is_skipped_and_counted(config, rows, case):
     skipping = config(on_error="skip")
     assert [text for text, _ in shown(skipping, path)] == [chatml(*TWO)] * 2
     line = remarks(skipping, path)[-1]
-    assert line.startswith("1 rows are skipped (finetune.on_error=skip): 1 not ") and line.endswith(said)
+    assert line.startswith("skips 1 row (finetune.on_error=skip): 1 × expected ") and line.endswith(said)
 
 
 def test_bad_rows_are_counted_by_what_was_expected_and_not_all_may_be_bad(config, rows):
     bad = [WRONG[case][0] for case in ("no answer", "broken", "no answer")]
     path = rows(*bad, {"messages": PAIR})
     line = remarks(config(on_error="skip"), path)[-1]
-    assert "3 rows are skipped" in line and "2 not at least one of the assistant" in line
+    assert line.startswith(
+        "skips 3 rows (finetune.on_error=skip): 2 × expected at least one of the assistant, to learn"
+    )
     assert line.count(f"the first is {path}:1") == 1
-    with pytest.raises(DataError, match=r"rows = 0: expected at least one in .*3 rows are skipped .*rows.jsonl:1"):
+    with pytest.raises(DataError, match=r"rows = 0: expected at least one in .*skips 3 rows .*rows.jsonl:1"):
         open_examples(rows(*bad), config(on_error="skip"))
 
 
@@ -329,6 +331,14 @@ def test_a_list_that_is_none_is_refused_with_the_line_of_the_fault(config, rows,
     assert len(open_examples(path, config(on_error="skip"))) == 1
 
 
+@pytest.mark.parametrize("text", [f"[{ROW}]", f"[\n{ROW}\n]"])
+def test_a_list_under_another_name_is_refused_with_the_name_that_it_needs(config, rows, text):
+    with pytest.raises(
+        DataError, match=r"rows.jsonl:1 = .* if the file is one list of objects, its name should end in .j"
+    ):
+        open_examples(rows(text), config())
+
+
 def test_what_is_too_long_to_learn_from_stops_the_run_or_is_skipped(config, rows):
     long = {"messages": [ASKED | {"content": "Add 1 to " * 20}, SAID]}
     path = rows({"messages": PAIR}, long)
@@ -340,7 +350,7 @@ def test_what_is_too_long_to_learn_from_stops_the_run_or_is_skipped(config, rows
     objective = make_row_objective(skipping)
     assert objective.num_samples(objective.open(path)) == 1
     *_, line = row_remarks(skipping, objective)
-    assert line.startswith("1 samples are skipped (finetune.on_error=skip)") and line.endswith(f"the first is {path}:2")
+    assert line.startswith("skips 1 sample (finetune.on_error=skip)") and line.endswith(f"the first is {path}:2")
 
 
 def test_a_training_run_says_its_format_and_what_it_skips(config, rows):
@@ -349,7 +359,7 @@ def test_a_training_run_says_its_format_and_what_it_skips(config, rows):
     padding, first, second = row_remarks(c, make_row_objective(c))
     assert padding.startswith("3 rows, each a sample: ") and "is padding" in padding
     assert first == f"read as OpenAI's messages (finetune.format=messages): 4 rows, the first is {path}:1"
-    assert second.startswith("1 rows are skipped")
+    assert second.startswith("skips 1 row ")
 
 
 # ── templates ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -363,13 +373,42 @@ def test_turns_are_never_rendered_without_those_before_them(config, rows):
         assert len(shown(config(template, turns=turns), path)) == number
 
 
-def test_an_answer_that_its_prompt_does_not_lead_to_is_refused_unless_it_is_marked(config, rows):
+def test_an_answer_that_its_prompt_does_not_lead_to_is_found_by_its_content_and_said(config, rows):
     """As DeepSeek R1: the prompt opens thoughts, which an answer in the text does not have."""
     opening = "{% if add_generation_prompt %}<think>{% endif %}"
-    path = rows({"messages": PAIR})
+    path, talk = rows({"messages": PAIR * 2}), (chatml(*TWO, *TWO), ["2<|im_end|>"] * 2)
+    assert shown(config(plain("chatml") + opening), path) == [talk]
+    (line,) = remarks(config(plain("chatml") + opening), path)
+    assert line.startswith(
+        "the tokenizer's template asks for answers with another text than it writes before them: 1 row"
+    )
+    assert shown(config(MARKED["chatml"] + opening), path) == [talk]
+    assert not remarks(config(MARKED["chatml"] + opening), path)
+    shouted = plain("chatml").replace("m.content", "m.content | upper") + opening
     with pytest.raises(DataError, match=r"asks for the answer of message 2 with another text .*\{% generation %\}"):
-        open_examples(path, config(plain("chatml") + opening))
-    assert shown(config(MARKED["chatml"] + opening), path) == [(chatml(*TWO), ["2<|im_end|>"])]
+        open_examples(rows({"messages": [ASKED, SAID | {"content": "two"}]}), config(shouted))
+
+
+def test_a_system_message_that_only_prompts_have_is_said_to_be_left_out(config, rows):
+    """As Mistral 7B v0.3: only the last message may have it, if it is the user's."""
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ messages[0].content + ' ' if loop.last and "
+        "messages[0].role == 'system' else '' }}{{ m.content }} [/INST]{% elif m.role == 'assistant' %}"
+        " {{ m.content }}</s>{% endif %}{% endfor %}"
+    )
+    path = rows({"messages": [SYSTEM | {"content": "Be kind."}, *PAIR * 2]})
+    ((text, learned),) = shown(config(template), path)
+    assert text == "[INST] Add 1. [/INST] 2</s>" * 2
+    assert [answer.strip() for answer in learned] == ["2</s>"] * 2
+    assert any("leaves out or rewrites messages of role system" in line for line in remarks(config(template), path))
+
+
+def test_a_conversation_may_begin_with_the_assistant(config, rows):
+    """Nothing is rendered before it: a template that reads messages[0] would find none."""
+    template = "{% if messages[0].role == 'system' %}s{% endif %}" + plain("chatml")
+    path = rows({"messages": [SAID, *PAIR]})
+    assert shown(config(template), path) == [(chatml("assistant: 2", *TWO), ["2<|im_end|>"] * 2)]
+    assert not remarks(config(template), path)
 
 
 def test_marks_count_also_where_a_template_keeps_the_text_in_a_variable(config, rows):

@@ -273,6 +273,47 @@ def test_what_cannot_be_learned_is_refused_with_its_line(place, case):
     assert "\n" not in str(refused.value) and "Fix: " in str(refused.value)
 
 
+SKIPPED = {
+    "classify": ("bert", "wordpiece", ROWS[0], {"text": " ", "label": "no"}),
+    "tag": ("bert", "wordpiece", {"text": "It rained", "label": "yes no"}, {"text": "It rained", "label": "yes"}),
+    "seq2seq": ("t5", "unigram", {"text": "It rained.", "label": "It did."}, {"text": "It rained."}),
+    "instruct": ("gpt", "bpe", {"text": "It rained.", "label": "It did."}, {"text": "It rained.", "label": " "}),
+}
+
+
+@pytest.mark.parametrize("task", SKIPPED)
+def test_bad_rows_of_every_task_may_be_skipped_and_are_counted(place, task):
+    family, kind, good, bad = SKIPPED[task]
+    path = written(place, [good, bad, "no JSON", good, good])
+    with pytest.raises(DataError, match="rows.jsonl:2"):
+        open_examples(path, config(place, task, family, kind))
+    c = config(place, task, family, kind, on_error="skip")
+    assert len(open_examples(path, c)) == 3
+    (line,) = (line for line in open_examples(path, c).remarks if line.startswith("skips"))
+    assert line.startswith("skips 2 rows (finetune.on_error=skip): 1 × expected ") and "1 × expected a JSON obj" in line
+    assert f"the first is {path}:2: " in line and "\n" not in line
+    alone = open_examples(written(place, [good, good, good]), config(place, task, family, kind))
+    assert all(
+        np.array_equal(a.first, b.first) and a.label == b.label
+        for a, b in zip(alone.rows, open_examples(path, c).rows, strict=True)
+    )
+
+
+def test_labels_are_those_of_the_rows_that_are_not_skipped(place):
+    path = written(place, [ROWS[0], {"text": "a", "label": None}, "no JSON", ROWS[1]])
+    assert collect_labels([path], config(place, "classify", labels=(), on_error="skip")) == ("no", "yes")
+    with pytest.raises(DataError, match="rows.jsonl:2: label = None"):
+        collect_labels([path], config(place, "classify", labels=()))
+
+
+def test_columns_of_a_task_that_are_not_read_are_named_once(place):
+    path = written(place, [row | {"idx": 7, "none": ""} for row in ROWS])
+    assert open_examples(path, config(place, "classify")).remarks == tuple(
+        f"column {name!r} is not read: 2 rows, the first is {path}:1" for name in ("other", "idx")
+    )
+    assert len(open_examples(path, config(place, "classify", pair_column="other")).remarks) == 1
+
+
 @pytest.mark.parametrize("lines", [["text,label", "a,yes,more"], ["text,label", "a"]])
 def test_a_line_of_csv_with_other_fields_is_refused(place, lines):
     with pytest.raises(DataError, match="rows.csv:2"):

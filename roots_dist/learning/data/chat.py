@@ -2,8 +2,8 @@
 
     [{role, content}, …] --template--> text of the whole conversation, and the spans of its characters that are learned
 
-An answer is what the template marks with {% generation %}. A template without this mark has it from its generation
-prompt (add_generation_prompt) to the token that ends the answer. Turns are never rendered without those before them.
+An answer is what the template marks with {% generation %}. Without this mark it goes from the generation prompt
+(add_generation_prompt) to the token that ends it. A turn is never rendered without those before it.
 """
 
 from __future__ import annotations
@@ -46,10 +46,21 @@ class PastRewritten(ValueError):
 
 
 class Rendering(NamedTuple):
-    """The text of a conversation, and what its template marks as answers; or what is learned of it."""
+    """The text of a conversation, and what its template marks in it as answers."""
 
     text: str
     answers: tuple[Span, ...]
+
+
+class Turn(NamedTuple):
+    """The text of a conversation up to an answer, and what is learned of it."""
+
+    text: str
+    answers: tuple[Span, ...]
+    end: int
+    """Where the answer ends, with all that the template writes to close it."""
+    is_prompted: bool = True
+    """The generation prompt leads to the answer, or the answer is marked."""
 
 
 @dataclass(frozen=True)
@@ -96,51 +107,55 @@ class Chat:
         found = []
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
-                prompt, text = self._before_and_after(messages, i, None)
+                prompt, text = self.prompt(messages[:i]), self.render(messages[: i + 1], False, None).text
+                if not text.startswith(prompt):
+                    raise ValueError(f"{self.name} asks for an answer with another text than it writes before it")
                 found.append(PromptAndAnswer(prompt, text[len(prompt) :]))
         return found
 
-    def answer(self, messages: Messages, i: int, tools: Tools, closing: re.Pattern[str]) -> Rendering:
+    def answer(self, messages: Messages, i: int, tools: Tools, closing: re.Pattern[str]) -> Turn:
         """The conversation up to the answer in message i, and the spans of that answer.
 
-        closing: matches a special token. What follows the last one of an answer, white space, is not a part of it.
-        Raises ValueError if the template has another generation prompt than it begins an answer with.
+        closing: matches a special token. An answer ends with the first one behind its content; where the template
+        writes no such content, with the last one before white space; without one, with the text.
+        Raises ValueError if it is not found: the generation prompt is not how the template begins an answer, and its
+        content is not there either.
         """
+        text, marked = self.render(messages[: i + 1], False, tools)
         if self.marks_answers:
             before = self.render(messages[:i], True, tools).answers if i else ()
-            text, answers = self.render(messages[: i + 1], False, tools)
-            return Rendering(text, answers[len(before) :])
-        prompt, text = self._before_and_after(messages, i, tools)
-        ends = [match.end() for match in closing.finditer(text, len(prompt))]
-        is_closed = ends and not text[ends[-1] :].strip()
-        return Rendering(text, ((len(prompt), ends[-1] if is_closed else len(text)),))
-
-    def all_answers(
-        self, messages: Messages, chosen: Sequence[int], tools: Tools, closing: re.Pattern[str]
-    ) -> Rendering:
-        """The whole conversation, and the spans of the answers in the chosen messages.
-
-        Raises PastRewritten if one of them is not written as it was when the conversation had come so far.
-        """
-        whole, spans = self.render(messages, False, tools), []
-        for i in chosen:
-            text, answers = self.answer(messages, i, tools, closing)
-            end = max((end for _, end in answers), default=0)
-            if whole.text[:end] != text[:end]:
-                raise PastRewritten(
-                    f"{self.name} writes the answer of message {i + 1} differently when the conversation goes on"
-                )
-            spans += [span for span in answers if not self.marks_answers or span in whole.answers]
-        return Rendering(whole.text, tuple(spans))
-
-    def _before_and_after(self, messages: Messages, i: int, tools: Tools) -> tuple[str, str]:
-        prompt, text = self.render(messages[:i], True, tools).text, self.render(messages[: i + 1], False, tools).text
-        if not text.startswith(prompt):
+            return Turn(text, marked[len(before) :], max((end for _, end in marked), default=0))
+        prompt = self.render(messages[:i], True, tools).text if i else ""
+        is_prompted = i > 0 and text.startswith(prompt)
+        least = len(prompt) if is_prompted else 0
+        content = "" if messages[i].get("tool_calls") else (messages[i].get("content") or "").strip()
+        ends = [match.span() for match in closing.finditer(text, least)]
+        last = ends[-1][1] if ends and not text[ends[-1][1] :].strip() else len(text)
+        behind = [(begin, end) for begin, end in ends if content and text[least:begin].rstrip().endswith(content)]
+        if is_prompted:
+            return Turn(text, ((least, behind[0][1] if behind else last),), last)
+        if not behind:
             raise ValueError(
                 f"{self.name} asks for the answer of message {i + 1} with another text than it writes before it; "
                 "{% generation %} … {% endgeneration %} around answers would mark them"
             )
-        return prompt, text
+        begin, end = behind[-1]
+        return Turn(text, ((len(text[:begin].rstrip()) - len(content), end),), last, is_prompted=i == 0)
+
+    def all_answers(self, messages: Messages, chosen: Sequence[int], tools: Tools, closing: re.Pattern[str]) -> Turn:
+        """The whole conversation, and the spans of the answers in the chosen messages.
+
+        Raises PastRewritten if one of them is not written as it was when the conversation had come so far.
+        """
+        (text, marked), spans = self.render(messages, False, tools), list[Span]()
+        turns = [self.answer(messages, i, tools, closing) for i in chosen]
+        for i, turn in zip(chosen, turns):
+            if text[: turn.end] != turn.text[: turn.end]:
+                raise PastRewritten(
+                    f"{self.name} writes the answer of message {i + 1} differently when the conversation goes on"
+                )
+            spans += [span for span in turn.answers if not self.marks_answers or span in marked]
+        return Turn(text, tuple(spans), len(text), all(turn.is_prompted for turn in turns))
 
 
 def open_chat(template: str | None, tokenizer: str, end_token: str) -> Chat:

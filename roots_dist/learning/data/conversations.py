@@ -99,9 +99,8 @@ def read_conversation(row: Row, form: Format, columns: TextColumns, remarks: Rem
         raise row.error(form.needs(columns)[0], found, "at least one of the assistant, to learn from")
     own = form.needs(columns)
     read = {*((_list_column(row, columns, own[0]),) if form.name in LISTS else own), *form.may, *COMMON_COLUMNS}
-    for column in row.values.keys() - read:
-        if row.values[column] not in (None, "", [], {}):
-            remarks.saw(f"column {column!r} is not read (finetune.format={form.name})", row)
+    for column in row.unread(read):
+        remarks.saw(f"column {column!r} is not read (finetune.format={form.name})", row)
     return Conversation(messages, _tools(row))
 
 

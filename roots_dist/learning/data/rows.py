@@ -12,7 +12,7 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BufferedIOBase
@@ -52,6 +52,10 @@ class Row:
         if len(str(found)) > MAX_SHOWN:
             found = f"{str(found)[:MAX_SHOWN]}…"
         return DataError(Problem(key=f"{self.place}: {key}", found=found, expected=expected, fix=fix))
+
+    def unread(self, read: Collection[str | None]) -> list[str]:
+        """Columns besides those that are read, which have a value here."""
+        return [key for key, value in self.values.items() if key not in read and value not in (None, "", [], {})]
 
     def value(self, key: str) -> object:
         """The value of a column, which must be there."""
@@ -107,12 +111,16 @@ class Remarks:
 
     def lines(self) -> tuple[str, ...]:
         """One line for each remark."""
-        seen = (f"{what}: {count:,} rows, the first is {place}" for what, (count, place) in self._seen.items())
-        kinds = "; ".join(f"{count:,} not {expected}" for expected, count in self._skipped.most_common(3))
-        skipped = (
-            f"{self.skipped:,} rows are skipped (finetune.on_error=skip): {kinds}; the first is {self._first_error}"
-        )
+        seen = (f"{what}: {counted(count, 'row')}, the first is {place}" for what, (count, place) in self._seen.items())
+        kinds = "; ".join(f"{count:,} × expected {expected}" for expected, count in self._skipped.most_common(3))
+        rejected = counted(self.skipped, "row")
+        skipped = f"skips {rejected} (finetune.on_error=skip): {kinds}; the first is {self._first_error}"
         return (*seen, *([skipped] if self.skipped else []))
+
+
+def counted(number: int, what: str) -> str:
+    """`1 row`, `2 rows`"""
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def rows(path: str | Path, remarks: Remarks | None = None) -> Iterator[Row]:
@@ -165,7 +173,11 @@ def _objects(lines: Iterable[tuple[int, bytes]], file: str, remarks: Remarks) ->
 
 
 def _bad_line(file: str, line: int, data: bytes, expected: str) -> DataError:
-    return DataError(Problem(key=f"{file}:{line}", found=_short(data), expected=expected, fix="correct this line"))
+    is_list = data.lstrip(BLANK).startswith(b"[") and not file.endswith(".json")
+    fix = "correct this line" + (
+        "; if the file is one list of objects, its name should end in .json" if is_list else ""
+    )
+    return DataError(Problem(key=f"{file}:{line}", found=_short(data), expected=expected, fix=fix))
 
 
 def _json(content: BufferedIOBase, file: str, remarks: Remarks) -> Numbered:

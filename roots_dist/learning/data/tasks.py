@@ -28,7 +28,7 @@ from roots_dist.learning.data.conversations import FORMATS, TextColumns, find_fo
 from roots_dist.learning.data.rows import Remarks, Row, rows
 from roots_dist.learning.data.specials import Specials, read_specials
 from roots_dist.learning.data.tokenizer import Codec, load_codec
-from roots_dist.learning.data.turns import Teacher, Turns
+from roots_dist.learning.data.turns import ConversationEncoder, Turns
 
 BATCH_TEXTS = 1024
 """Number of texts that are tokenized at a time."""
@@ -117,12 +117,21 @@ def _stamp(path: str) -> tuple[int, int]:
 def _read_examples(path: str, kind: Rows, columns: Columns, tokenizer: str, vocab: int, stamp: object) -> Examples:
     """stamp: times and sizes of all files that the examples depend on, so that a changed file is read again."""
     codec, specials, remarks = load_codec(tokenizer), read_specials(tokenizer, vocab), Remarks(skip=columns.skip)
-    examples = tuple(ROW_READERS[kind](rows(path, remarks), columns, codec, specials, remarks))
+    given = rows(path, remarks) if kind == "conversations" else _with_remarks(rows(path, remarks), columns, remarks)
+    examples = tuple(ROW_READERS[kind](given, columns, codec, specials, remarks))
     if not examples:
         skipped = "".join(f" ({line})" for line in remarks.lines()[-1:] if remarks.skipped)
         expected = f"at least one in {path}{skipped}"
         raise DataError(Problem(key="rows", found=0, expected=expected, fix="check the file"))
     return Examples(path, examples, remarks.lines())
+
+
+def _with_remarks(given: Iterable[Row], columns: Columns, remarks: Remarks) -> Iterator[Row]:
+    """The same rows; a column that is not read is a remark."""
+    for row in given:
+        for column in row.unread({columns.text, columns.pair, columns.label}):
+            remarks.saw(f"column {column!r} is not read", row)
+        yield row
 
 
 def _labelled_texts(
@@ -171,12 +180,13 @@ def _conversations(
 ) -> Iterable[Example]:
     """One example for each conversation, or for each answer (finetune.turns=each)."""
     chat = open_chat(columns.template, specials.name, present(codec.backend.id_to_token(present(specials.end))))
-    teacher, texts = Teacher(chat, codec, specials, columns.turns, remarks), TextColumns(columns.text, columns.label)
+    encoder = ConversationEncoder(chat, codec, specials, columns.turns, remarks)
+    texts = TextColumns(columns.text, columns.label)
     for row in given:
         with remarks.of_row():
             form = FORMATS.get(columns.format) or find_format(row, texts)
             remarks.saw(f"read as {form.title} (finetune.format={form.name})", row)
-            for ids, learned in list(teacher.examples(row, read_conversation(row, form, texts, remarks))):
+            for ids, learned in list(encoder.examples(row, read_conversation(row, form, texts, remarks))):
                 yield Example(ids, token_labels=learned, place=row.place)
 
 

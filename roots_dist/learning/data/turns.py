@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from roots_dist.learning.data.chat import Chat, PastRewritten, Rendering, Span
+from roots_dist.errors import DataError
+from roots_dist.learning.data.chat import Chat, PastRewritten, Span, Turn
 from roots_dist.learning.data.conversations import Conversation, Message
 from roots_dist.learning.data.rows import Remarks, Row
 from roots_dist.learning.data.specials import Specials
@@ -26,7 +27,7 @@ REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 """Names of the thoughts before an answer. Templates read the first, or the second."""
 
 
-class Teacher:
+class ConversationEncoder:
     """Makes examples of the conversations of a file."""
 
     def __init__(self, chat: Chat, codec: Codec, specials: Specials, turns: Turns, remarks: Remarks):
@@ -40,18 +41,24 @@ class Teacher:
             texts = self._render(row, conversation)
         except PastRewritten as error:
             fix = "learn the last answer with finetune.turns=last, or each in an example of its own with =each"
-            raise row.error("conversation", f"{len(conversation.messages)} messages", str(error), fix) from error
+            raise self._refused(row, conversation, error, fix) from error
         except ValueError as error:
             fix = "correct this line, or give another finetune.chat_template"
-            raise row.error("conversation", f"{len(conversation.messages)} messages", str(error), fix) from error
-        for text, spans in texts:
+            raise self._refused(row, conversation, error, fix) from error
+        for text, spans, _, is_prompted in texts:
+            if not is_prompted:
+                self.remarks.saw(f"{self.chat.name} asks for answers with another text than it writes before them", row)
             ids, learned = encode_learned(text, spans, self.codec)
             if not learned.any():
                 expected = f"an answer that {self.chat.name} marks with {{% generation %}}, or that the tokenizer keeps"
                 raise row.error("conversation", text, expected, "give another finetune.chat_template")
             yield ids, learned
 
-    def _render(self, row: Row, conversation: Conversation) -> list[Rendering]:
+    def _refused(self, row: Row, conversation: Conversation, error: ValueError, fix: str) -> DataError:
+        found = f"{len(conversation.messages)} messages"
+        return row.error("conversation", found, f"one that the template can write ({error})", fix)
+
+    def _render(self, row: Row, conversation: Conversation) -> list[Turn]:
         chat, tools = self.chat, conversation.tools
         messages = [self._for_template(row, message) for message in conversation.messages]
         learned = [i for i, m in enumerate(conversation.messages) if m.role == "assistant" and m.learned]

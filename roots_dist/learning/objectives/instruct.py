@@ -17,6 +17,7 @@ from roots_dist.config.records import special_tokens_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.learning.data.packing import Packs, pack
+from roots_dist.learning.data.rows import counted
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tasks import Example, Examples, open_examples
 from roots_dist.learning.objectives.classify import padded
@@ -39,7 +40,7 @@ class Answers(QuestionObjective):
         if self.config.finetune.on_error == "stop" or not mute or len(mute) == len(examples):
             return examples
         remark = (
-            f"{len(mute):,} samples are skipped (finetune.on_error=skip): nothing is learned of their first "
+            f"skips {counted(len(mute), 'sample')} (finetune.on_error=skip): nothing is learned of the first "
             f"{self.seq} tokens; the first is {mute[0].place}"
         )
         taught = tuple(row for row in examples.rows if self.teaches(row))

@@ -63,7 +63,7 @@ def check_rows(config: Config) -> None:
             problem = Problem(
                 key="data.seq_length",
                 found=config.data.seq_length,
-                expected=f"more: of {len(mute)} of the {len(opened)} conversations of {source.path} (the first is "
+                expected=f"more: of {len(mute)} of the {len(opened)} samples of {source.path} (the first is "
                 f"{mute[0].place}) it holds nothing of an answer",
                 fix=f"use at least {max(len(row.first) for row in opened.rows)}, or leave such conversations out with "
                 "finetune.on_error=skip",

@@ -20,6 +20,7 @@ from roots_dist.errors import present
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.learning.objectives import make_objective
+from roots_dist.learning.objectives.task_checks import row_remarks
 from roots_dist.runs.evaluate import score_tables as show
 from roots_dist.runs.evaluate.answers import answer_questions
 from roots_dist.runs.evaluate.baseline import ngram_baselines
@@ -66,6 +67,7 @@ def _score_held_out_text(passes: Passes, checkpoint: Path, options: EvaluateOpti
     found = score_held_out(passes, objective, held_out, sequences, bytes_per_token(config.data.validation), progress)
     found = replace(found, sources=_with_bytes(found, config))
     if mesh.rank == 0:
+        show.show(*row_remarks(config.changed({"data.train": ()}), objective))
         show.show(show.score_table(checkpoint, sequences, found))
         if found.sources:
             show.show("", show.sources_table(found))
