@@ -61,6 +61,9 @@ def _task(config: Config) -> Iterator[Problem]:
         )
         fix = f"set finetune.unfreeze_every={max(1, config.train.steps // groups)}, or train longer"
         yield Problem(key=key, found=found, expected=expected, fix=fix)
+    if objective.has_references and f.turns == "each":
+        expected = f"all or last for objective.name={o.name}: a pair is one sample"
+        yield Problem(key="finetune.turns", found=f.turns, expected=expected, fix="use last")
     if objective.has_labels and (len(f.labels) == 1 or len(set(f.labels)) < len(f.labels)):
         yield Problem(
             key="finetune.labels",

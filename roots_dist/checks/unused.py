@@ -132,18 +132,26 @@ USES: tuple[Use, ...] = (
     ),
     _of_objectives(lambda o: o.masks_spans, "objective.mean_span_length"),
     _of_objectives(lambda o: o.has_generator, "objective.discriminator_weight"),
+    _of_objectives(lambda o: o.has_references, "objective.dpo_beta"),
     Use(
-        keys=("objective.z_loss", "advanced.loss_chunk"),
+        keys=("objective.z_loss",),
+        when=f"the cross-entropy of tokens, not objective.name={named(lambda o: o.has_labels or o.has_references)}",
+        used=lambda c: not objective_of(c).has_labels and not objective_of(c).has_references,
+    ),
+    Use(
+        keys=("advanced.loss_chunk",),
         when=f"an objective that predicts tokens, not objective.name={named(lambda o: o.has_labels)}",
         used=lambda c: not objective_of(c).has_labels,
     ),
     _of_objectives(lambda o: o.reads_target_seq, "data.target_seq_length"),
-    _of_objectives(lambda o: o.rows is not None, "finetune.text_column", "finetune.label_column", "finetune.on_error"),
+    _of_objectives(lambda o: o.rows is not None, "finetune.on_error"),
+    _of_objectives(
+        lambda o: o.rows is not None and not o.has_references, "finetune.text_column", "finetune.label_column"
+    ),
     _of_objectives(lambda o: o.answer == "classify", "finetune.pair_column"),
     _of_objectives(lambda o: o.has_labels, "finetune.labels"),
-    _of_objectives(
-        lambda o: o.chats, "finetune.packing", "finetune.chat_template", "finetune.format", "finetune.turns"
-    ),
+    _of_objectives(lambda o: o.rows == "conversations", "finetune.packing", "finetune.format"),
+    _of_objectives(lambda o: o.chats, "finetune.chat_template", "finetune.turns"),
     _one_of("finetune.strategy", "partial", keys=("finetune.trainable",)),
     _one_of("finetune.strategy", "progressive", keys=("finetune.unfreeze_every_epochs", "finetune.unfreeze_blocks")),
     Use(  # passes over the rows have been made into steps by now: those passes are what was written

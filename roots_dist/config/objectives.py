@@ -17,7 +17,7 @@ from roots_dist.config.span_lengths import SpanLengths, span_lengths
 
 Answer = Literal["write", "fill", "classify", "tag"]
 """What a trained model gives for a text: more text, words for its masks, a label, a label for each word."""
-Rows = Literal["labelled texts", "labelled words", "conversations", "texts and answers"]
+Rows = Literal["labelled texts", "labelled words", "conversations", "preferences", "texts and answers"]
 """What a file of rows holds; each kind has its reader in learning/data/tasks.py."""
 
 
@@ -89,7 +89,12 @@ class ObjectiveRecord:
     @property
     def chats(self) -> bool:
         """Texts are conversations, in a chat template."""
-        return self.rows == "conversations"
+        return self.rows in ("conversations", "preferences")
+
+    @property
+    def has_references(self) -> bool:
+        """Each row is compared with what the model that training starts from says of it."""
+        return self.rows == "preferences"
 
     @property
     def has_labels(self) -> bool:
@@ -206,6 +211,18 @@ OBJECTIVES: dict[str, ObjectiveRecord] = {
             answer="write",
             rows="conversations",
             special_tokens=("end",),
+            prompt="chat {run}",
+        ),
+        ObjectiveRecord(
+            name="dpo",
+            title="the chosen of two answers",
+            families=("gpt",),
+            answer="write",
+            rows="preferences",
+            special_tokens=("end",),
+            shortest=lambda s: 2,
+            shortest_holds="a token of each answer",
+            usual_length="1024",
             prompt="chat {run}",
         ),
         ObjectiveRecord(

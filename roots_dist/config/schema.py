@@ -43,6 +43,7 @@ class Objective(Section):
     whole_word_mask: bool = Field(False, description="mlm: all tokens of a word are masked, or none")
     mean_span_length: float = Field(3.0, ge=1, description="spans: mean length of a masked span")
     discriminator_weight: float = Field(50.0, gt=0, description="rtd: weight of the discriminator's loss")
+    dpo_beta: float = Field(0.1, gt=0, description="dpo: how far the model may leave the one that it starts from")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over the vocabulary")
     z_loss: float = Field(0.0, ge=0, description="weight of log²(Z), which keeps logits from drifting")
 

@@ -47,6 +47,8 @@ class MicroBatch:
     """int64 [B]: class of each sequence, or [B, S]: class of each position, or IGNORE"""
     originals: Tensor | None = None
     """int64 [B, S]: the text before masking, or IGNORE where replaced-token detection is not scored"""
+    references: Tensor | None = None
+    """float64 [B, 2]: log-probability of each document's targets under the model that training starts from (dpo)"""
     decoder_tokens: Tensor | None = None
     """int64 [B, T]: input of the decoder"""
     logits_at: int | slice | Literal["targets"] | None = None
@@ -198,10 +200,12 @@ class QuestionObjective(RowObjective, Protocol):
 
 
 def stack_samples(samples: list[dict[str, np.ndarray]], numbers: np.ndarray, step: int) -> MicroBatch:
-    """Stack samples into a microbatch, int64."""
-    fields: dict[str, Any] = {
-        n: torch.from_numpy(np.stack([s[n] for s in samples]).astype(np.int64, copy=False)) for n in samples[0]
-    }
+    """Stack samples into a microbatch, int64; what is not whole, float64."""
+    fields: dict[str, Any] = {}
+    for name in samples[0]:
+        stacked = np.stack([sample[name] for sample in samples])
+        dtype = np.float64 if np.issubdtype(stacked.dtype, np.floating) else np.int64
+        fields[name] = torch.from_numpy(stacked.astype(dtype, copy=False))
     return MicroBatch(**fields, sample_ids=torch.from_numpy(np.array(numbers, dtype=np.int64)), step=step)
 
 

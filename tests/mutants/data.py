@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .mutant import Mutant
-from .named import FAMILY, LAYOUT
+from .named import FAMILY, LAYOUT, PACKED, PREFERS
 
 BATCHES, ORDER, RAMP = "learning/data/batches.py", "learning/data/order.py", "config/batch_ramp.py"
 CLM, MLM, NSP = "learning/objectives/clm.py", "learning/objectives/mlm.py", "learning/objectives/nsp.py"
@@ -191,9 +191,57 @@ DATA = (
         name="questions_are_learned",
         bug="an answer's mark is taken one token late: its first token is not learned",
         file="learning/objectives/instruct.py",
-        before="targets = np.where(learned[1:], ids[1:], IGNORE)",
-        after="targets = np.where(learned[:-1], ids[1:], IGNORE)",
+        before="return ids[:-1], np.where(learned[1:], ids[1:], IGNORE)",
+        after="return ids[:-1], np.where(learned[:-1], ids[1:], IGNORE)",
         test="unit/test_tasks.py::test_only_the_answer_is_learned_and_the_question_is_what_will_be_asked",
+    ),
+    Mutant(
+        name="packed_rows_see_each_other",
+        bug="rows that are packed into one sample attend to the rows before them",
+        file="learning/objectives/instruct.py",
+        before="np.repeat(np.arange(len(texts)), lengths)",
+        after="np.repeat(np.zeros(len(texts)), lengths)",
+        test=PACKED("rotary"),
+    ),
+    Mutant(
+        name="packed_rows_go_on_counting",
+        bug="positions of a packed row go on from the row before it",
+        file="learning/objectives/instruct.py",
+        before="np.concatenate([np.arange(n) for n in lengths])",
+        after="np.arange(sum(lengths))",
+        test=PACKED("learned"),
+    ),
+    Mutant(
+        name="both_answers_become_more_likely",
+        bug="the gradient of a pair makes the rejected answer more likely too",
+        file="learning/models/vocab_head.py",
+        before="torch.where(present(batch.document_ids) == 0, 1, -1)",
+        after="torch.where(present(batch.document_ids) == 0, 1, 1)",
+        test=PREFERS("0.0"),
+    ),
+    Mutant(
+        name="references_are_forgotten",
+        bug="pairs are compared without what the first model said of them",
+        file="learning/models/vocab_head.py",
+        before="- present(batch.references).to(scores.dtype)",
+        after="- 0 * present(batch.references).to(scores.dtype)",
+        test=PREFERS("0.0"),
+    ),
+    Mutant(
+        name="smoothed_preferences_have_the_plain_slope",
+        bug="with smoothing, the gradient of a pair is that of a pair without",
+        file="learning/models/vocab_head.py",
+        before="((1 - smoothing) * torch.sigmoid(-margin) - smoothing * torch.sigmoid(margin))",
+        after="torch.sigmoid(-margin)",
+        test=PREFERS("0.2"),
+    ),
+    Mutant(
+        name="references_are_of_the_model_as_it_is",
+        bug="a run that is resumed computes its references again, from the weights that it has by then",
+        file="runs/evaluate/references.py",
+        before="    if step > 0:\n",
+        after="    if step < 0:\n",
+        test="unit/test_dpo.py::test_a_run_goes_on_with_the_references_that_it_began_with",
     ),
     Mutant(
         name="answers_lose_their_first_token",

@@ -33,3 +33,5 @@ CAPPED = _of("independent/test_cross_entropy.py", "test_capped_logits_have_the_g
 SCALED = _of("independent/test_positions.py", "test_scaled_rotary_rates_are_those_of_transformers")
 ATTENDS = _of("independent/test_attention.py", "test_self_attention_is_its_definition")
 T5 = _of("reference/test_t5_transformers.py", "test_loss_and_gradients_equal_transformers")
+PACKED = _of("unit/test_packing.py", "test_packed_rows_are_learned_as_if_each_were_a_sample")
+PREFERS = _of("unit/test_dpo.py", "test_loss_and_gradients_are_those_of_the_paper")

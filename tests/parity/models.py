@@ -103,6 +103,7 @@ FINETUNED = {
     "gpt-tag": ("llama", "tag"),
     "gpt-instruct": ("gpt", "instruct"),
     "llama-packed": ("llama", "instruct"),
+    "gpt-prefers": ("gpt", "dpo"),
     "t5-seq2seq": ("t5", "seq2seq"),
 }
 """Name -> the model, and the task that it is fine-tuned on."""
@@ -161,6 +162,8 @@ def config(model: str = "gpt", **changes: object) -> Config:
         pair |= {"packing": True} if model == "llama-packed" else {}
         seqs = {"seq_length": 16, "target_seq_length": 12} if model == "t5-seq2seq" else {"seq_length": 16}
         sections = {"finetune": (LABELS if task.has_labels else {}) | pair, "data": seqs}
+        if task.has_references:
+            objective = {key: value for key, value in objective.items() if key != "z_loss"}
         if task.has_labels:  # these predict no tokens, and a key without a use is refused
             objective = {key: value for key, value in objective.items() if key != "z_loss"}
             sections["advanced"] = {key: v for key, v in COMMON["advanced"].items() if key != "loss_chunk"}

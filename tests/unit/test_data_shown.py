@@ -9,7 +9,7 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import DataError
 from roots_dist.learning.data.store import Writer
 from roots_dist.learning.data.tokenizer import train
-from roots_dist.learning.objectives.show_sample import sample_lines
+from roots_dist.learning.objectives.show_sample import ranges, sample_lines
 
 TEXTS = [f"Fellow citizens of the year {year}, the Treasury and the Navy are in order." for year in range(1790, 1860)]
 
@@ -58,3 +58,7 @@ def test_what_is_missing_is_named(place):
         list(sample_lines(config(place, **T5, data={"tokenizer": None}), step=0))
     with pytest.raises(DataError, match="nowhere.bin"):
         list(sample_lines(config(place, data={"train": "nowhere"}), step=0))
+
+
+def test_positions_are_shown_as_stretches():
+    assert ranges([0, 1, 2, 0, 1, 0, 0]) == [(0, 2), (0, 1), (0, 0), (0, 0)]

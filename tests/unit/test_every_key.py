@@ -80,6 +80,7 @@ BASES: dict[str, dict[str, dict[str, object]]] = {
         "objective": {"name": "tag"}, "finetune": LABELS | {"strategy": "progressive", "unfreeze_every": 2},
     },
     "answers, lora": {"objective": {"name": "instruct"}, "finetune": {"strategy": "lora"}},
+    "preferences": {"objective": {"name": "dpo"}, "data": HELD_OUT},
     "seq2seq, partial": {
         "model": T5, "objective": {"name": "seq2seq"},
         "finetune": {"strategy": "partial", "trainable": ["decoder.blocks.0.*"]},

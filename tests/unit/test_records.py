@@ -58,10 +58,12 @@ def test_a_record_says_what_its_class_is(name):
     """What has a perplexity has a term of that name; rows and their answers are read where the record says so."""
     record, config = OBJECTIVES[name], config_of(name)
     objective = objectives.OBJECTIVES[name](config, synthetic_specials(config.model.vocab))
-    assert (objective.perplexity_term is None) == record.has_labels
+    assert (objective.perplexity_term is None) == (record.has_labels or record.has_references)
     assert objective.perplexity_term in {None, *objective.weights}
     assert isinstance(objective, RowObjective) == (record.rows is not None)
-    assert isinstance(objective, QuestionObjective) == (record.rows is not None and record.answer == "write")
+    assert isinstance(objective, QuestionObjective) == (
+        record.rows is not None and record.answer == "write" and not record.has_references
+    )
     assert set(special_tokens_of(config)) <= set(NAMES)
     assert shortest_seq(config) <= config.data.seq_length and record.prompt.format(run="runs/x")
 
@@ -74,6 +76,21 @@ LEARNED = [(family, objective) for family in FAMILIES for objective in learned_b
 def test_the_formula_counts_the_parameters_that_are_built(family, objective, more):
     """accounting/sizes.py, without torch, and the model itself on the meta device."""
     config = config_of(objective, family, {} if family == "t5" else more)
+    built = shapes(pieces_of(config, TensorParallel()))
+    assert parameters(config) == sum(math.prod(shape) for shape in built.values())
+
+
+OF_DECODERS = (
+    {"norm_position": "sandwich", "norm": "rmsnorm", "qk_norm": "head", "qkv_bias": False, "kv_heads": 1},
+    {"norm_position": "branch", "qk_norm": "whole", "out_bias": False, "mlp_bias": False, "kv_heads": 1},
+    {"branches": "parallel", "norm_affine": False, "activation": "swiglu", "bias": False, "qkv_bias": True},
+    {"branches": "parallel_one_norm", "head_bias": True, "tied_embeddings": False},
+)
+
+
+@pytest.mark.parametrize("features", OF_DECODERS, ids=lambda features: next(iter(features.values())))
+def test_the_formula_knows_the_features_of_decoders(features):
+    config = config_of("clm", "gpt", features)
     built = shapes(pieces_of(config, TensorParallel()))
     assert parameters(config) == sum(math.prod(shape) for shape in built.values())
 

@@ -69,6 +69,14 @@ class Batches:
         return Batches(config, objective, sources, [source.weight for source in configured], dp_rank, dp_size)
 
     @property
+    def sources(self) -> list[Any]:
+        return list(self._sources)
+
+    def with_sources(self, sources: Sequence[Any]) -> Batches:
+        """The same samples, from sources that know more of them."""
+        return Batches(self._config, self._objective, sources, self._weights, self._rank, self._ranks)
+
+    @property
     def num_samples(self) -> int:
         """Number of samples in one pass over every source."""
         return sum(self._num_samples)

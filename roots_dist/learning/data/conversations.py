@@ -271,3 +271,46 @@ def _tools(row: Row) -> list[dict[str, Any]] | None:
     if found is None or not all(isinstance(tool, dict) for tool in found):
         raise row.error("tools", value, "a list of objects that describe functions, or JSON text of one")
     return found or None
+
+
+# ── preferences ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_preference(row: Row, remarks: Remarks) -> tuple[Conversation, Conversation]:
+    """The conversation with the chosen answer, and the one with the rejected answer: columns chosen and rejected, texts
+    or lists of messages, after a prompt or with it at their beginning, as TRL reads them.
+
+    Learned is what follows the messages that both begin with. Raises DataError for a row that is no such pair.
+    """
+    prompt = [] if row.values.get("prompt") in (None, "", []) else _completion(row, "prompt", "user")
+    both = [_completion(row, column, "assistant") for column in ("chosen", "rejected")]
+    if any(messages[0].role != "assistant" for messages in both):  # whole conversations: a prompt only repeats them
+        prompt = []
+    both = [[*prompt, *messages] for messages in both]
+    if system := _optional_text(row, "system"):
+        both = [[Message(role="system", content=system), *messages] for messages in both]
+    same = 0
+    while same < min(map(len, both)) and both[0][same] == both[1][same]:
+        same += 1
+    pair = [
+        [replace(message, learned=message.learned and i >= same) for i, message in enumerate(messages)]
+        for messages in both
+    ]
+    for column, messages in zip(("chosen", "rejected"), pair):
+        if not same:
+            raise row.error(column, row.value(column), "an answer after a prompt that both answers have")
+        if not any(message.role == "assistant" and message.learned for message in messages):
+            raise row.error(column, row.value(column), "an answer of the assistant that the other one has not")
+    read = {"prompt", "chosen", "rejected", *COMMON_COLUMNS}
+    for column in row.values.keys() - read:
+        if row.values[column] not in (None, "", [], {}):
+            remarks.saw(f"column {column!r} is not read (objective.name=dpo)", row)
+    tools = _tools(row)
+    return Conversation(pair[0], tools), Conversation(pair[1], tools)
+
+
+def _completion(row: Row, column: str, role: str) -> list[Message]:
+    """A list of messages, or a text as one of this role."""
+    if _list_of(row.value(column)) is not None:
+        return _messages(row, column)
+    return [Message(role=role, content=_checked(row, column, row.text(column)))]

@@ -24,7 +24,7 @@ from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError, Problem, present
 from roots_dist.learning.data.chat import open_chat
-from roots_dist.learning.data.conversations import FORMATS, TextColumns, find_format, read_conversation
+from roots_dist.learning.data.conversations import FORMATS, TextColumns, find_format, read_conversation, read_preference
 from roots_dist.learning.data.rows import Remarks, Row, rows
 from roots_dist.learning.data.specials import Specials, read_specials
 from roots_dist.learning.data.tokenizer import Codec, load_codec
@@ -40,15 +40,17 @@ class Example(NamedTuple):
     """One row as int32 ids without special tokens."""
 
     first: np.ndarray
-    """The text, or the whole conversation."""
+    """The text, or the whole conversation; the one with the chosen answer (dpo)."""
     second: np.ndarray | None = None
-    """The second text of a pair, or the answer (seq2seq)."""
+    """The second text of a pair, the answer (seq2seq), or the conversation with the rejected answer (dpo)."""
     token_labels: np.ndarray | None = None
-    """For each id of `first`: its label or IGNORE (tag), or 1 if it is a target (instruct)."""
+    """For each id of `first`: its label or IGNORE (tag), or 1 if it is a target (instruct, dpo)."""
+    second_labels: np.ndarray | None = None
+    """The same as token_labels for `second` (dpo)."""
     label: int = 0
     """Index of the class (classify)."""
     place: str = ""
-    """File and line (instruct)."""
+    """File and line (instruct, dpo)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +61,8 @@ class Examples:
     rows: tuple[Example, ...]
     remarks: tuple[str, ...] = ()
     """What there is to say of the file: its format, what was not read, which rows were skipped."""
+    references: np.ndarray | None = None
+    """float64 [rows, 2]: log-probabilities of both answers of each row, of the model that training starts from (dpo)"""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -179,8 +183,7 @@ def _conversations(
     given: Iterable[Row], columns: Columns, codec: Codec, specials: Specials, remarks: Remarks
 ) -> Iterable[Example]:
     """One example for each conversation, or for each answer (finetune.turns=each)."""
-    chat = open_chat(columns.template, specials.name, present(codec.backend.id_to_token(present(specials.end))))
-    encoder = ConversationEncoder(chat, codec, specials, columns.turns, remarks)
+    encoder = _encoder(columns, codec, specials, remarks)
     texts = TextColumns(columns.text, columns.label)
     for row in given:
         with remarks.of_row():
@@ -188,6 +191,23 @@ def _conversations(
             remarks.saw(f"read as {form.title} (finetune.format={form.name})", row)
             for ids, learned in list(encoder.examples(row, read_conversation(row, form, texts, remarks))):
                 yield Example(ids, token_labels=learned, place=row.place)
+
+
+def _encoder(columns: Columns, codec: Codec, specials: Specials, remarks: Remarks) -> ConversationEncoder:
+    chat = open_chat(columns.template, specials.name, present(codec.backend.id_to_token(present(specials.end))))
+    return ConversationEncoder(chat, codec, specials, columns.turns, remarks)
+
+
+def _preferences(
+    given: Iterable[Row], columns: Columns, codec: Codec, specials: Specials, remarks: Remarks
+) -> Iterable[Example]:
+    """One example for each pair."""
+    encoder = _encoder(columns, codec, specials, remarks)
+    for row in given:
+        with remarks.of_row():
+            pair = read_preference(row, remarks)
+            ((ids, learned), (others, others_learned)) = (one for text in pair for one in encoder.examples(row, text))
+            yield Example(ids, others, learned, others_learned, place=row.place)
 
 
 def _answers(
@@ -208,6 +228,7 @@ ROW_READERS: dict[Rows, Callable[..., Iterable[Example]]] = {
     "labelled texts": _labelled_texts,
     "labelled words": _labelled_words,
     "conversations": _conversations,
+    "preferences": _preferences,
     "texts and answers": _answers,
 }
 """What the rows hold -> function (rows, columns, codec, specials, remarks) -> examples."""

@@ -9,6 +9,7 @@ vocabulary.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
@@ -64,6 +65,8 @@ class VocabHead:
             return score, best
         if batch.logits_at is not None:
             return logits(self.tp, x[:, batch.logits_at], weight, vocab, bias, softcap)
+        if batch.references is not None:
+            return self._preference(x, weight, batch, training, bias)
         targets, flat = present(batch.targets).flatten(), x.flatten(0, 1)
         count = (targets != IGNORE).sum()
         if self.sparse:
@@ -82,3 +85,36 @@ class VocabHead:
             chunk=self.config.advanced.loss_chunk,
         )
         return Term(self.name, total, count, hits)
+
+    def _preference(self, x: Tensor, weight: Tensor, batch: MicroBatch, training: bool, bias: Tensor | None) -> Term:
+        """DPO of the pairs in x [B, S, D], documents 0 (chosen) and 1 (rejected) of each sample.
+
+        The loss is a function of the log-probabilities of whole answers: they are computed first, and with them the
+        weight that the gradient gives to each token's -log p, by which the second pass multiplies.
+        """
+        m, objective, targets = self.config.model, self.config.objective, present(batch.targets)
+        flat, chunk = x.flatten(0, 1), self.config.advanced.loss_chunk
+        scores, _ = target_scores(
+            self.tp, flat, weight, targets.flatten(), vocab=m.vocab, bias=bias, softcap=m.logit_softcap, chunk=chunk
+        )
+        gained = answer_scores(scores.view_as(targets), batch) - present(batch.references).to(scores.dtype)  # [B, 2]
+        margin = objective.dpo_beta * (gained[:, 0] - gained[:, 1])
+        smoothing = objective.label_smoothing if training else 0.0
+        pairs = (targets != IGNORE).any(1)
+        losses = -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
+        total = losses.masked_fill(~pairs, 0).sum()
+        if torch.is_grad_enabled():
+            slope = objective.dpo_beta * ((1 - smoothing) * torch.sigmoid(-margin) - smoothing * torch.sigmoid(margin))
+            sign = torch.where(present(batch.document_ids) == 0, 1, -1)  # the chosen answer is to become more likely
+            weighted, _ = linear_cross_entropy(
+                self.tp, flat, weight, targets.flatten(), vocab=m.vocab, bias=bias, softcap=m.logit_softcap,
+                chunk=chunk, token_weights=(slope.unsqueeze(1) * sign).flatten(),
+            )  # fmt: skip
+            total = total + (weighted - weighted.detach())
+        return Term(self.name, total, pairs.sum(), ((margin > 0) & pairs).sum())
+
+
+def answer_scores(scores: Tensor, batch: MicroBatch) -> Tensor:
+    """[B, S] log-probabilities of targets -> [B, 2]: their sums over documents 0 and 1."""
+    documents = present(batch.document_ids).unsqueeze(-1) == torch.arange(2, device=scores.device)  # [B, S, 2]
+    return (scores.unsqueeze(-1) * documents).sum(1)

@@ -12,6 +12,7 @@ from roots_dist.errors import DataError, Problem
 from roots_dist.learning.data.specials import Specials, no_specials, read_specials
 from roots_dist.learning.objectives.classify import TextClasses
 from roots_dist.learning.objectives.clm import CausalTokens
+from roots_dist.learning.objectives.dpo import Preferences
 from roots_dist.learning.objectives.instruct import Answers
 from roots_dist.learning.objectives.mlm import MaskedTokens
 from roots_dist.learning.objectives.nsp import MaskedPairs
@@ -32,6 +33,7 @@ OBJECTIVES: dict[str, Callable[[Config, Specials], Objective]] = {
     "classify": TextClasses,
     "tag": WordClasses,
     "instruct": Answers,
+    "dpo": Preferences,
     "seq2seq": TextToText,
 }
 

@@ -66,29 +66,13 @@ class Answers(QuestionObjective):
 
     def sample(self, source: Examples | Packs, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
         if isinstance(source, Packs):
-            return self._pack(source.rows_of(index))
-        tokens, targets = self._tokens_and_targets(source.rows[index])
+            return documents_of(list(map(self._texts, source.rows_of(index))), self.seq, self.specials.pad)
+        tokens, targets = self._texts(source.rows[index])
         fields = padded(tokens, self.seq, self.specials.pad)
         return fields | {"targets": np.pad(targets, (0, self.seq - len(targets)), constant_values=IGNORE)}
 
-    def _tokens_and_targets(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
-        """Of the row, cut to a sample's length."""
-        ids, learned = (
-            part[: self.seq + 1].astype(np.int64) for part in (example.first, present(example.token_labels))
-        )
-        return ids[:-1], np.where(learned[1:], ids[1:], IGNORE)
-
-    def _pack(self, rows: Sequence[Example]) -> dict[str, np.ndarray]:
-        """The rows one after the other, each a document with positions from 0."""
-        tokens, targets = zip(*map(self._tokens_and_targets, rows))
-        lengths = [len(one) for one in tokens]
-        rest = (0, self.seq - sum(lengths))
-        fields = padded(np.concatenate(tokens), self.seq, self.specials.pad)
-        return fields | {
-            "targets": np.pad(np.concatenate(targets), rest, constant_values=IGNORE),
-            "document_ids": np.pad(np.repeat(np.arange(len(rows)), lengths), rest, constant_values=PADDING),
-            "position_ids": np.pad(np.concatenate([np.arange(n) for n in lengths]), rest),
-        }
+    def _texts(self, example: Example) -> tuple[np.ndarray, np.ndarray]:
+        return tokens_and_targets(example.first, present(example.token_labels), self.seq)
 
     def question(self, source: Examples, index: int) -> tuple[np.ndarray, np.ndarray]:
         """What stands before the last answer, and that answer with the token that ends it."""
@@ -100,3 +84,21 @@ class Answers(QuestionObjective):
 
     def counts(self, batch: MicroBatch) -> dict[str, int]:
         return {self.perplexity_term: num_scored(batch.targets)}
+
+
+def tokens_and_targets(ids: np.ndarray, learned: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """int64: the tokens of a text, cut to a length, and what is predicted at each of them."""
+    ids, learned = (part[: length + 1].astype(np.int64) for part in (ids, learned))
+    return ids[:-1], np.where(learned[1:], ids[1:], IGNORE)
+
+
+def documents_of(texts: Sequence[tuple[np.ndarray, np.ndarray]], seq: int, pad: int | None) -> dict[str, np.ndarray]:
+    """Fields of a sample that holds several texts, each a document with positions from 0."""
+    tokens, targets = zip(*texts)
+    lengths = [len(one) for one in tokens]
+    rest = (0, seq - sum(lengths))
+    return padded(np.concatenate(tokens), seq, pad) | {
+        "targets": np.pad(np.concatenate(targets), rest, constant_values=IGNORE),
+        "document_ids": np.pad(np.repeat(np.arange(len(texts)), lengths), rest, constant_values=PADDING),
+        "position_ids": np.pad(np.concatenate([np.arange(n) for n in lengths]), rest),
+    }

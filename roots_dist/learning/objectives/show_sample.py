@@ -24,7 +24,12 @@ def sample_lines(config: Config, step: int) -> Iterator[str]:
     batch = Batches.open(one, make_objective(one), one.data.train, packed=one.finetune.packing).at(step)[0]
     codec = load_codec(config.data.tokenizer) if config.data.tokenizer else None
     for name, value in fields(batch):
-        told = words(value, codec) if name in ID_FIELDS else ", ".join(f"{v} (×{n})" for v, n in runs(value))
+        if name in ID_FIELDS:
+            told = words(value, codec)
+        elif name == "position_ids":
+            told = ", ".join(f"{first}–{last}" for first, last in ranges(value))
+        else:
+            told = ", ".join(f"{v} (×{n})" for v, n in runs(value))
         yield f"{name}, {len(value)}\n    {told}"
 
 
@@ -38,6 +43,12 @@ def fields(batch: MicroBatch) -> Iterator[tuple[str, list[int]]]:
 def runs(values: Sequence[int]) -> list[tuple[int, int]]:
     """(value, how many in a row) …"""
     return [(value, len(list(same))) for value, same in groupby(values)]
+
+
+def ranges(values: Sequence[int]) -> list[tuple[int, int]]:
+    """First and last of each stretch in which every value is one more than the one before."""
+    firsts = [i for i, value in enumerate(values) if i == 0 or value != values[i - 1] + 1]
+    return [(values[a], values[b - 1]) for a, b in zip(firsts, [*firsts[1:], len(values)])]
 
 
 def words(ids: Sequence[int], codec: Codec | None) -> str:

@@ -31,11 +31,11 @@ UNSCORED = 0.2
 def random_source(config: Config, name: str = "random") -> Corpus | Examples:
     """Random documents or rows, keyed by the config's seed and by the name."""
     draw = np.random.default_rng([config.train.seed, *name.encode()])
-    return (
-        Examples(name, tuple(_row(config, draw) for _ in range(ROWS)))
-        if objective_of(config).rows
-        else _corpus(config, draw, name)
-    )
+    if not objective_of(config).rows:
+        return _corpus(config, draw, name)
+    rows = tuple(_row(config, draw) for _ in range(ROWS))
+    compared = objective_of(config).has_references
+    return Examples(name, rows, references=draw.normal(-20, 3, (ROWS, 2)) if compared else None)
 
 
 def _corpus(config: Config, draw: np.random.Generator, name: str) -> Corpus:
@@ -65,8 +65,16 @@ def _row(config: Config, draw: np.random.Generator) -> Example:
         marks = np.where(draw.random(len(first)) < 0.3, IGNORE, draw.integers(labels, size=len(first)))
         return Example(first, token_labels=marks.astype(np.int32))
     if kind == "conversations":
-        return Example(first, token_labels=(np.arange(len(first)) >= len(first) // 2).astype(np.int32))
+        return Example(first, token_labels=_second_half(first))
+    if kind == "preferences":
+        second = words(2, seq // 2 + seq // 4)
+        return Example(first[: len(second) + 3], second, _second_half(first[: len(second) + 3]), _second_half(second))
     return Example(first, words(1, target_seq(config) + 2))
+
+
+def _second_half(ids: np.ndarray) -> np.ndarray:
+    """Marks of an answer that begins early enough that half of a sample holds some of it."""
+    return (np.arange(len(ids)) >= max(1, len(ids) // 2)).astype(np.int32)
 
 
 @dataclass(frozen=True)

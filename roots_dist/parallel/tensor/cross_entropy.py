@@ -41,17 +41,19 @@ def linear_cross_entropy(
     smoothing: float = 0.0,
     z_loss: float = 0.0,
     chunk: int = 1024,
+    token_weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sum of -log p(target) over the targets other than IGNORE, a scalar that is the same on every tensor rank, and the
     number of targets that are the most likely token. bias [v] is added to the logits, which are then capped: softcap ·
     tanh(logit / softcap) (Gemma 2).
 
     With label smoothing ε: (1-ε)·(-log p) + ε·mean over the vocabulary of -log p. With z-loss: + z·log²Z. `hidden` must
-    come from collectives.copy_to_tp_region, which sums its gradient over tensor ranks.
+    come from collectives.copy_to_tp_region, which sums its gradient over tensor ranks. token_weights [T]: factor of
+    each token's loss; no gradient flows to them.
     """
     grad_enabled = torch.is_grad_enabled()  # inside the autograd function it is always False
     total, hits = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call] # torch types no apply
-        hidden, weight, bias, targets, tp, vocab, softcap, smoothing, z_loss, chunk, grad_enabled
+        hidden, weight, bias, targets, tp, vocab, softcap, smoothing, z_loss, chunk, token_weights, grad_enabled
     )
     return total, hits
 
@@ -167,6 +169,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         smoothing: float,
         z_loss: float,
         chunk: int,
+        token_weights: Tensor | None,
         grad_enabled: bool,
     ) -> tuple[Tensor, Tensor]:
         exact = torch.promote_types(hidden.dtype, torch.float32)
@@ -191,6 +194,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             log_z = chunk_scores.log_sum + chunk_scores.max_score
             if z_loss:
                 loss = loss + z_loss * log_z.square()
+            if token_weights is not None:
+                loss = loss * token_weights[part]
             total += loss.masked_fill(~chunk_scores.scored, 0).sum()
             hits += ((chunk_scores.target_score >= 0) & chunk_scores.scored).sum()
             if not (need_hidden or need_weight or need_bias):
@@ -210,6 +215,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 )
             if chunk_scores.slope is not None:
                 grad *= chunk_scores.slope
+            if token_weights is not None:
+                grad *= token_weights[part].unsqueeze(1)
             if grad_bias is not None:
                 grad_bias[:real] += grad.sum(0)
             grad = grad.to(hidden.dtype)
@@ -228,4 +235,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         # in place: backward runs once, and the weight's gradient is large
         grads = (None if saved is None else saved.mul_(grad).to(ctx.dtype) for saved in ctx.saved_tensors)
-        return *grads, *(None,) * 8
+        return *grads, *(None,) * 9

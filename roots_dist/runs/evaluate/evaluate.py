@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from roots_dist.assembly.passes import Passes, build_passes
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.learning.data.batches import Batches
@@ -27,6 +28,7 @@ from roots_dist.runs.evaluate.baseline import ngram_baselines
 from roots_dist.runs.evaluate.harness import open_tasks, run_harness
 from roots_dist.runs.evaluate.held_out import Score, score_held_out
 from roots_dist.runs.evaluate.options import EvaluateOptions
+from roots_dist.runs.evaluate.references import read_references
 from roots_dist.runs.evaluate.sources import bytes_per_token, names
 from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_weights
@@ -56,6 +58,8 @@ def _score_held_out_text(passes: Passes, checkpoint: Path, options: EvaluateOpti
     config, mesh = passes.config, passes.mesh
     objective = make_objective(config)
     held_out = Batches.open(config, objective, config.data.validation, mesh.dp.rank, mesh.dp.size)
+    if objective_of(config).has_references:
+        held_out = held_out.with_sources(read_references(held_out.sources, Path(config.track.folder)))
     sequences = min(config.train.eval_sequences, held_out.num_samples)
 
     def progress(batches: Iterable[MicroBatch]) -> Iterable[MicroBatch]:

@@ -16,6 +16,7 @@ from pathlib import Path
 from roots_dist.accounting.bounds import bounds
 from roots_dist.assembly.run import build_run
 from roots_dist.config.lr_schedules import lr_schedule
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.tokenizer import load_codec
@@ -24,6 +25,7 @@ from roots_dist.learning.objectives import make_objective
 from roots_dist.learning.objectives.task_checks import row_remarks
 from roots_dist.parallel.zero.build import build_engine
 from roots_dist.parallel.zero.seam import Engine
+from roots_dist.runs.evaluate.references import with_references
 from roots_dist.runs.track.closing_lines import closing_lines
 from roots_dist.runs.track.summary_file import write_summary
 from roots_dist.runs.track.trackers import open_trackers
@@ -81,12 +83,17 @@ def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal, parts: 
     training = Batches.open(
         config, objective, config.data.train, mesh.dp.rank, mesh.dp.size, packed=config.finetune.packing
     )
-    sources = config.data.validation
-    held_out = Batches.open(config, objective, sources, mesh.dp.rank, mesh.dp.size) if sources else None
+    validation = config.data.validation
+    held_out = Batches.open(config, objective, validation, mesh.dp.rank, mesh.dp.size) if validation else None
     tokenizer = load_codec(config.data.tokenizer) if config.data.tokenizer else None
 
     run = build_run(config, mesh, parts.make_engine, objective)
     start = resume(run, folder)
+    if objective_of(config).has_references:
+        sources = training.sources + (held_out.sources if held_out else [])
+        compared = with_references(run.passes, objective, sources, folder, start.step)
+        training = training.with_sources(compared[: len(config.data.train)])
+        held_out = held_out.with_sources(compared[len(config.data.train) :]) if held_out else None
     peak = parts.peak_of_devices(config, mesh)
     bound = bounds(config, mesh.layout, flops_per_step(config), peak)
     facts = write_origin(folder, config, mesh.layout, bound.facts()) if rank0 else None

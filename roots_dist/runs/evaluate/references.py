@@ -1,0 +1,98 @@
+"""What the model that training starts from says of the rows (dpo): computed once, before the first step, and kept.
+
+    [Examples] --the initial weights, in any layout--> log-probability of both answers of each row
+        --references.npz in the run's folder--> a run that is resumed, evaluation
+
+The file is written before the first step, so a checkpoint of a later step has it. It belongs to the rows as they were:
+with others, or in another order, a run is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from roots_dist.assembly.passes import Passes
+from roots_dist.errors import DataError, Problem
+from roots_dist.files import replacing
+from roots_dist.learning.data.tasks import Examples
+from roots_dist.learning.models.vocab_head import answer_scores
+from roots_dist.world.batch import Objective, stack_samples
+
+log = logging.getLogger(__name__)
+
+REFERENCES = "references.npz"
+
+
+def with_references(
+    passes: Passes, objective: Objective, sources: Sequence[Examples], folder: Path, step: int
+) -> list[Examples]:
+    """The sources, each with its references. At step 0 they are computed and kept in the run's folder; later they are
+    read there. Collective over the world. Raises DataError if they are missing, or those of other rows."""
+    if step > 0:
+        return read_references(sources, folder)
+    log.info("computing the references of %s rows", f"{sum(map(len, sources)):,}")
+    scored = [replace(source, references=_score(passes, objective, source)) for source in sources]
+    if passes.mesh.rank == 0:
+        content = io.BytesIO()
+        kept: Any = {rows_digest(source): source.references for source in scored}
+        np.savez(content, **kept)
+        with replacing(folder / REFERENCES) as file:
+            file.write(content.getvalue())
+    return scored
+
+
+def read_references(sources: Sequence[Examples], folder: Path) -> list[Examples]:
+    """The sources, with the references that the run in this folder has kept."""
+    path = folder / REFERENCES
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            found = {name: kept[name] for name in kept.files}
+    except (OSError, ValueError) as error:
+        expected = f"references of the rows, which the run's first step has left there ({error})"
+        fix = "start the run anew in another track.folder"
+        raise DataError(Problem(key=str(path), found="no such file", expected=expected, fix=fix)) from error
+    for source in sources:
+        if rows_digest(source) not in found:
+            expected = f"the rows and the tokenizer that the run began with, whose references are in {path}"
+            fix = "give them back as they were, or start anew in another track.folder"
+            raise DataError(Problem(key=f"rows of {source.prefix}", found=len(source), expected=expected, fix=fix))
+    return [replace(source, references=found[rows_digest(source)]) for source in sources]
+
+
+def rows_digest(source: Examples) -> str:
+    """Of the ids and marks of all rows, in their order."""
+    digest = hashlib.sha256()
+    for row in source.rows:
+        for part in (row.first, row.second, row.token_labels, row.second_labels):
+            digest.update(np.int64(-1).tobytes() if part is None else np.int64(len(part)).tobytes() + part.tobytes())
+    return digest.hexdigest()
+
+
+def _score(passes: Passes, objective: Objective, source: Examples) -> np.ndarray:
+    """float64 [rows, 2], equal on every rank. Data ranks take microbatches in turn."""
+    mesh, config = passes.mesh, passes.config
+    scores = torch.zeros(len(source), 2, dtype=torch.float64, device=mesh.device)
+    step = config.train.micro_batch * mesh.dp.size
+    for first in range(0, len(source), step):
+        numbers = np.arange(first, first + step)[mesh.dp.rank :: mesh.dp.size]
+        there = np.minimum(numbers, len(source) - 1)  # the last ones are filled up, so that all ranks compute alike
+        samples = [objective.sample(source, int(i), np.random.default_rng(i)) for i in there]
+        batch = stack_samples(samples, numbers, 0)
+        batch = replace(batch, logits_at="targets").to(mesh.device)
+        for result in passes.forward([batch]):  # of the last stage
+            own = answer_scores(result[0], batch).double()
+            mine = numbers < len(source)
+            scores[torch.from_numpy(numbers[mine]).to(mesh.device)] = own[torch.from_numpy(mine).to(mesh.device)]
+    if mesh.tp.rank > 0:  # equal on all tensor ranks, so only one adds them
+        scores.zero_()
+    found: np.ndarray = mesh.world.sum_(scores).cpu().numpy()
+    return found

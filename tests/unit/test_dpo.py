@@ -1,0 +1,201 @@
+"""Preferences: rows as data sets write them, the loss and its gradients as the paper defines them, references kept."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from chat_templates import plain, write_tokenizer
+
+from roots_dist.assembly.rank_model import build_model
+from roots_dist.config.schema import Config
+from roots_dist.errors import DataError
+from roots_dist.learning.data.tasks import Example, Examples, open_examples
+from roots_dist.learning.data.tokenizer import load_codec
+from roots_dist.learning.objectives.dpo import Preferences
+from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
+from roots_dist.runs.evaluate.evaluate import evaluate
+from roots_dist.runs.evaluate.references import REFERENCES
+from roots_dist.runs.train.loop import train
+from roots_dist.world.batch import IGNORE, PADDING
+from roots_dist.world.mesh import Mesh
+
+ASK, GOOD, BAD = (
+    {"role": role, "content": text} for role, text in (("user", "Add 1."), ("assistant", "2"), ("assistant", "3 or so"))
+)
+ROWS = {
+    "texts after a prompt": {"prompt": "Add 1.", "chosen": "2", "rejected": "3 or so"},
+    "messages after a prompt": {"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD]},
+    "whole conversations": {"chosen": [ASK, GOOD], "rejected": [ASK, BAD]},
+    "whole conversations, and a prompt that repeats them": {
+        "prompt": "Add 1.", "chosen": [ASK, GOOD], "rejected": [ASK, BAD]
+    },
+    "messages as JSON": {"chosen": json.dumps([ASK, GOOD]), "rejected": json.dumps([ASK, BAD])},
+}  # fmt: skip
+WRONG = {
+    "no rejected answer": ({"prompt": "a", "chosen": "b"}, "rejected"),
+    "nothing in common": ({"chosen": [ASK, GOOD], "rejected": [ASK | {"content": "?"}, BAD]}, "chosen"),
+    "the same answers": ({"prompt": "a", "chosen": "b", "rejected": "b"}, "chosen"),
+    "no answer": ({"prompt": "a", "chosen": [ASK], "rejected": [ASK, BAD]}, "chosen"),
+}
+
+
+def written(folder: Path, rows: list[dict], name: str = "rows.jsonl") -> str:
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(folder / name)
+
+
+def config_in(folder: Path, **finetune: object) -> Config:
+    return Config.model_validate(
+        {
+            "model": {"layers": 2, "hidden": 16, "heads": 2, "vocab": 500, "init_std": 0.3},
+            "objective": {"name": "dpo"},
+            "data": {
+                "tokenizer": write_tokenizer(folder, "bytes", plain("chatml")),
+                "train": str(folder / "rows.jsonl"),
+                "validation": str(folder / "rows.jsonl"),
+                "seq_length": 160,
+            },
+            "finetune": finetune,
+            "train": {"steps": 3, "global_batch": 4, "micro_batch": 2, "device": "cpu", "eval_sequences": 5},
+            "optim": {"lr": 1e-2},
+            "track": {"folder": str(folder / "run"), "wandb": "disabled", "tensorboard": "off"},
+        }
+    )
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_pair_is_two_conversations_of_which_the_answers_are_learned(name, tmp_path):
+    config = config_in(tmp_path)
+    (row,) = open_examples(written(tmp_path, [ROWS[name]]), config).rows
+    codec = load_codec(config.data.tokenizer)
+    for ids, marks, answer in ((row.first, row.token_labels, "2"), (row.second, row.second_labels, "3 or so")):
+        text = f"<|im_start|>user\nAdd 1.<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n"
+        assert codec.decode(ids.tolist()) == text
+        assert codec.decode(ids[marks == 1].tolist()) == f"{answer}<|im_end|>"
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_row_that_is_no_pair_is_refused_by_its_column(name, tmp_path):
+    row, column = WRONG[name]
+    path = written(tmp_path, [ROWS["messages as JSON"], row])
+    with pytest.raises(DataError, match=rf"{path}:2.*{column}"):
+        open_examples(path, config_in(tmp_path))
+
+
+def some(length: int, first: int, question: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.arange(first, first + length, dtype=np.int32), (np.arange(length) >= question).astype(np.int32)
+
+
+def objective_of_length(seq: int) -> Preferences:
+    config = Config.model_validate(
+        {"objective": {"name": "dpo"}, "data": {"seq_length": seq}, "model": {"vocab": 90, "hidden": 16, "heads": 2}}
+    )
+    found = proof_objective(config).objective
+    assert isinstance(found, Preferences)
+    return found
+
+
+@pytest.mark.parametrize("seq, kept", [(20, (7, 5)), (10, (5, 5)), (9, (4, 5)), (8, (4, 4))])
+def test_a_long_pair_is_cut_at_both_ends(seq, kept):
+    (first, marks), (second, other_marks) = some(8, 10, 3), some(6, 50, 2)
+    example = Example(first, second, marks, other_marks)
+    objective = objective_of_length(seq)
+    fields = objective.sample(Examples("rows", (example,)), 0, np.random.default_rng(0))
+    lengths = [(fields["document_ids"] == document).sum() for document in (0, 1, PADDING)]
+    assert lengths == [*kept, seq - sum(kept)] and objective.too_long(example) == (sum(kept) < 12)
+    assert fields["tokens"][: kept[0]].tolist() == first[: kept[0]].tolist()
+    chosen, rejected = fields["targets"][: kept[0]], fields["targets"][kept[0] : sum(kept)]
+    assert chosen.tolist() == [IGNORE, IGNORE, *range(13, 11 + kept[0])]
+    assert rejected.tolist() == [IGNORE, *range(52, 51 + kept[1])]
+    assert fields["position_ids"][: sum(kept)].tolist() == [*range(kept[0]), *range(kept[1])]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_loss_and_gradients_are_those_of_the_paper(smoothing):
+    """Equation 7 by plain autograd over whole logits, each text read alone; conservative DPO with smoothing."""
+    config = Config.model_validate(
+        {
+            "model": {"layers": 2, "hidden": 16, "heads": 2, "vocab": 61, "init_std": 0.5, "logits_scaling": 1.5},
+            "objective": {"name": "dpo", "dpo_beta": 0.3, "label_smoothing": smoothing},
+            "data": {"seq_length": 24},
+            "train": {"global_batch": 4, "micro_batch": 4},
+            "advanced": {"float64": True, "engine": "reference", "loss_chunk": 7},
+        }
+    )
+    model = build_model(config, Mesh.single())
+    (stage,) = model.stages.values()
+    (batch,) = random_batches(config, 0, 0, 1)
+    (term,) = stage({}, batch).results
+    term.sum.backward()
+    found = {p.name: p.tensor.grad.clone() for p in model.params}
+    stage.zero_grad()
+    head = stage.pieces[-1]
+    hidden: list[torch.Tensor] = []
+    head.register_forward_pre_hook(lambda _, args: hidden.append(args[0]["hidden"]))
+    losses = []
+    for b in range(4):
+        gained = []
+        for document in (0, 1):
+            here = batch.document_ids[b] == document
+            tokens, targets = batch.tokens[b][here][None], batch.targets[b][here]
+            stage({}, replace(batch, tokens=tokens, targets=targets[None], sample_ids=batch.sample_ids[:1],
+                              document_ids=None, position_ids=None, references=None))  # fmt: skip
+            logits = F.linear(head.norm(hidden[-1][0]), head.weight)[:, :61] / 1.5
+            scored = targets != IGNORE
+            own = logits.log_softmax(-1)[scored].gather(1, targets[scored].unsqueeze(1)).sum()
+            gained.append(own - batch.references[b, document])
+        margin = 0.3 * (gained[0] - gained[1])
+        losses.append(-F.logsigmoid(margin) * (1 - smoothing) - F.logsigmoid(-margin) * smoothing)
+    expected = torch.stack(losses).sum()
+    torch.testing.assert_close(term.sum, expected, rtol=1e-12, atol=1e-12)
+    assert int(term.count) == 4
+    expected.backward()
+    for p in model.params:
+        torch.testing.assert_close(found[p.name], p.tensor.grad, rtol=1e-10, atol=1e-11, msg=p.name)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("dpo")
+    rows = [{"prompt": f"Add {n}.", "chosen": f"{n + 1}", "rejected": f"{n} again"} for n in range(5)]
+    written(folder, rows)
+    assert train(config_in(folder), Mesh.single()) == 0
+    return folder
+
+
+def logged(folder: Path, key: str) -> list[float]:
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    return [found[key] for line in lines if key in (found := json.loads(line))]
+
+
+def test_a_run_begins_where_no_answer_is_preferred_and_learns_to(place):
+    first, *_, last = logged(place, "loss/validation")
+    assert first == pytest.approx(math.log(2), abs=1e-6)
+    assert last < first and logged(place, "accuracy/validation/dpo")[-1] == 1.0
+
+
+def test_a_run_goes_on_with_the_references_that_it_began_with(place, caplog):
+    before = (place / "run" / REFERENCES).read_bytes()
+    assert train(config_in(place).changed({"train.steps": 4}), Mesh.single()) == 0
+    assert (place / "run" / REFERENCES).read_bytes() == before
+    found = evaluate(config_in(place), Mesh.single())
+    assert found is not None and found.loss == pytest.approx(logged(place, "loss/validation")[-1], abs=1e-6)
+
+
+def test_other_rows_and_lost_references_are_refused(place, tmp_path):
+    other = written(tmp_path, [ROWS["whole conversations"]])
+    with pytest.raises(DataError, match="rows and the tokenizer that the run began with"):
+        evaluate(config_in(place).changed({"data.validation": [other]}), Mesh.single())
+    kept = (place / "run" / REFERENCES).rename(place / "elsewhere")
+    try:
+        with pytest.raises(DataError, match="references of the rows.*start the run anew"):
+            train(config_in(place).changed({"train.steps": 6}), Mesh.single())
+    finally:
+        kept.rename(place / "run" / REFERENCES)
