@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -50,6 +51,7 @@ ENVIRON_NAMES = {"environ", "environb", "getenv", "putenv"}
 PRINTS = {"runs/track", "failures.py", "runs/ranks/local.py"}
 """Who speaks to a terminal: commands, progress, and the last words of a rank that fails."""
 LONGEST = 350
+IMPORTS = (ast.Import, ast.ImportFrom)
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
@@ -81,8 +83,8 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
     ]
-    inside = {id(inner) for node in late for inner in ast.walk(node)}
-    for node in ast.walk(tree):
+    inside = {id(inner) for node in late for inner in ast.walk(node) if isinstance(inner, IMPORTS)}
+    for node in (node for node in ast.walk(tree) if isinstance(node, IMPORTS)):
         at_import = id(node) not in inside
         if isinstance(node, ast.Import):
             yield from ((alias.name, at_import) for alias in node.names)
@@ -95,6 +97,7 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
                 yield (f"{module}.{alias.name}" if is_module else module), at_import
 
 
+@functools.cache
 def own_imports(path: Path) -> set[str]:
     """Late imports and those for type checkers are counted too: they are dependencies all the same."""
     return {n.removeprefix("roots_dist.") for n, _ in imports(tree_of(path)) if n.startswith("roots_dist.")}
@@ -107,7 +110,7 @@ def test_a_module_imports_only_from_its_own_room_or_a_lower_one(path):
         assert not list(imports(tree_of(path))), f"{path} is the folder around rooms: keep it empty"
         return
     mine = ORDER.index(room_of(name))
-    upward = sorted(there for there in IMPORTED[name] if ORDER.index(room_of(there)) > mine)
+    upward = sorted(there for there in own_imports(path) if ORDER.index(room_of(there)) > mine)
     assert not upward, f"{name} (in {room_of(name)}) imports {upward} from above: move the shared part down"
 
 
@@ -119,8 +122,8 @@ def test_the_package_graph_has_no_cycle(of):
         return name if of == "files" else room_of(name) if of == "rooms" else name.partition(".")[0]
 
     arrows: dict[str, dict[str, str]] = {}
-    for name, imported in IMPORTED.items():
-        for there in imported:
+    for name, path in ((name_of(path), path) for path in FILES if is_room(name_of(path))):
+        for there in own_imports(path):
             if part(there) != part(name):
                 arrows.setdefault(part(name), {}).setdefault(part(there), name)
     cycle = cycle_in(arrows)
@@ -265,9 +268,6 @@ def test_no_test_is_skipped_for_want_of_what_the_tests_install():
     assert not found, f"{found}: import it, and name it in the extra `test` of pyproject.toml"
 
 
+@functools.cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
-
-
-IMPORTED = {name_of(path): own_imports(path) for path in FILES if is_room(name_of(path))}
-"""Module -> the modules of this package that it imports."""
