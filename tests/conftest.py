@@ -51,6 +51,5 @@ def pytest_configure(config):
     for number in DEAF_IN_THE_BACKGROUND:
         if signal.getsignal(number) is signal.SIG_IGN:  # processes that tests start would inherit that, but no handler
             signal.signal(number, lambda *_: None)
-    world.PRELOAD.extend(
-        ("sklearn.metrics", "matplotlib.backends.backend_agg")
-    )  # else each rank of a fine-tuning takes seconds
+    slow = ("sklearn.metrics", "matplotlib.backends.backend_agg", "matplotlib.figure")
+    world.PRELOAD.extend((*slow, "brief"))  # else each rank of a fine-tuning takes seconds

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import roots
 
 from roots_dist.assembly.passes import build_passes
 from roots_dist.cli.evaluate import EVALUATE, evaluation
@@ -113,15 +114,11 @@ def test_the_loss_is_the_one_that_training_logged_in_any_layout(run, size, overr
         assert loss == pytest.approx(logged[-1], rel=1e-6)
 
 
-def roots(*arguments: str) -> subprocess.CompletedProcess[str]:
+def test_the_command_starts_the_processes_that_a_layout_needs(run):
     launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     environ = {k: v for k, v in os.environ.items() if k not in launchers} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "roots_dist", "evaluate", *arguments]
-    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=250)
-
-
-def test_the_command_starts_the_processes_that_a_layout_needs(run):
-    found = roots(str(run), "parallel.tp=2")
+    command = [sys.executable, "-m", "roots_dist", "evaluate", str(run), "parallel.tp=2"]
+    found = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=250)
     assert found.returncode == 0, found.stderr
     assert found.stderr == ""
     loss = float(re.search(r"^loss +([\d.]+) nats per token", found.stdout, re.MULTILINE)[1])
@@ -164,7 +161,7 @@ def test_each_source_has_a_row_and_all_together_count_every_target_once(run, tmp
             assert rows.keys() == wanted.keys()
             for name, (loss, count) in rows.items():
                 assert count == wanted[name][1] and loss == pytest.approx(wanted[name][0], rel=1e-6)
-    shown = roots(str(run), both)
+    shown = roots("evaluate", str(run), both)
     assert shown.returncode == 0, shown.stderr
     assert re.search(r"^text +696 +\d\.\d{4}.*\n^papers +696.*\n^all +1,392", shown.stdout, re.MULTILINE)
 
@@ -242,7 +239,7 @@ def test_what_was_taken_for_what_is_the_same_in_every_layout_and_logged_in_train
         assert all(other == table for other, _ in on_world(size, of_labels, str(run), overrides))
     if task == "tag":
         return
-    shown = roots(str(run))
+    shown = roots("evaluate", str(run))
     assert shown.returncode == 0, shown.stderr
     for label, row in zip(labels, table):
         assert re.search(rf"^{label} +" + " +".join(f"{n:,}" for n in row) + r"\s*$", shown.stdout, re.MULTILINE), (
@@ -305,7 +302,8 @@ def test_n_grams_stand_beside_the_run_and_need_its_training_text(run, tmp_path):
     with pytest.raises(ConfigError) as gone:
         ready(command.read(str(run), []), 1, 1, command.not_required)
     assert [p.key for p in gone.value.problems] == ["data.train"]
-    shown = roots(str(run), f"data.train={corpus(tmp_path / 'train', 0)}", "--ngram", "2", "parallel.tp=2")
+    training = f"data.train={corpus(tmp_path / 'train', 0)}"
+    shown = roots("evaluate", str(run), training, "--ngram", "2", "parallel.tp=2", ranks=2)
     assert shown.returncode == 0, shown.stderr
     loss = float(re.search(r"^loss +([\d.]+)", shown.stdout, re.MULTILINE)[1])
     rows = dict(re.findall(r"^(uniform|unigram|bigram|this run) +([\d.]+)", shown.stdout, re.MULTILINE))
@@ -332,7 +330,8 @@ def test_tasks_of_a_folder_are_evaluated_without_held_out_text_and_without_a_net
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:6]))
     (tmp_path / "tokenizer.json").write_text(train_tokenizer(["it rained"], 4, kind="words", min_count=1).json)
     words = [str(run), "data.validation=[]", f"data.tokenizer={tmp_path / 'tokenizer.json'}", "parallel.tp=2"]
-    shown = roots(*words, "--lm-eval", "local_choice", "--include-path", str(tmp_path), "--limit", "4")
+    words += ["--lm-eval", "local_choice", "--include-path", str(tmp_path), "--limit", "4"]
+    shown = roots("evaluate", *words, ranks=2)
     assert shown.returncode == 0, shown.stderr
     assert (
         "|local_choice|" in shown.stdout and shown.stdout.count("local_choice") == 1 and "Traceback" not in shown.stderr

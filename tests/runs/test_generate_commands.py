@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import roots
 
 from roots_dist.assembly.run import build_run
 from roots_dist.cli.chat import CHAT
@@ -323,7 +324,7 @@ def test_the_command_starts_the_processes_that_a_layout_needs_with_all_of_its_op
 
 
 def test_overrides_may_follow_a_file_of_prompts_and_a_mistake_is_one_line(place):
-    found = started("generate", str(place / "bert"), "advanced.threads=1", "--prompts", str(place / "prompts.txt"))
+    found = roots("generate", str(place / "bert"), "advanced.threads=1", "--prompts", str(place / "prompts.txt"))
     assert found.returncode == 2 and not found.stdout
     assert found.stderr == (
         f"✗ {place}/prompts.txt:1 = 'The people': expected a text with a mask ([MASK]). Fix: write [MASK] "
