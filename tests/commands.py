@@ -25,14 +25,19 @@ LIMIT_S = 250
 LAUNCHERS_OWN = {name for names in LAUNCHERS.values() for name in names} | {"MASTER_ADDR", "MASTER_PORT"}
 
 
-def roots(*words: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+def roots(*words: str, ranks: int = 1, **own_variables: object) -> subprocess.CompletedProcess[str]:
     """Run `roots WORDS` in one process that has no launcher, or on ranks that torchrun has started."""
     variables = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_OWN}
     variables |= ENVIRONMENTS["cpu"] | {"GLOO_SOCKET_IFNAME": "lo"}
     if ranks > 1:
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # of torchrun's agent
-        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        variables |= {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(store.port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+        }
         variables |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    variables |= {name: str(value) for name, value in own_variables.items()}
     context = multiprocessing.get_context("forkserver")
     processes = []
     with tempfile.TemporaryDirectory() as folder:

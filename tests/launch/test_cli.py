@@ -165,4 +165,4 @@ def test_under_torchrun_the_cause_stands_out_and_a_users_mistake_is_said_once(tm
     err = torchrun(tmp_path, "wait", "raise")
     assert "╭─ rank 1 (pp0 dp1 tp0, node " in err and "│ ValueError: the flux capacitor is empty" in err
     assert "full traceback: " in err and err.count("╭─") == 1
-    assert torchrun(tmp_path, "user", "user").count("✗ corpus = 'x'") == 1
+    assert torchrun(tmp_path, "alone:user", "alone:user").count("✗ corpus = 'x'") == 1

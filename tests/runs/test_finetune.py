@@ -70,9 +70,7 @@ def place(tmp_path_factory) -> Path:
     """Rows of twelve languages, a small BERT that has read the paragraphs of their training part, a config for the
     task."""
     found = tmp_path_factory.mktemp("finetune")
-    subprocess.run(
-        [sys.executable, ROOT / "examples" / "tasks.py", found / "tasks"], check=True, capture_output=True
-    )
+    subprocess.run([sys.executable, ROOT / "examples" / "tasks.py", found / "tasks"], check=True, capture_output=True)
     prepare(
         [found / "tasks/languages.train.jsonl"], found / "text", kind="wordpiece", vocab=1200, validation=0.1, workers=1
     )

@@ -15,7 +15,7 @@ from roots_dist.storage.checkpoint.save import save
 from roots_dist.testing.world import on_world
 from roots_dist.world.mesh import Mesh
 
-SAVED, STEPS = 2, 5
+SAVED, STEPS = 2, 4
 BASE = Config.model_validate(
     {
         "model": {"layers": 4, "hidden": 16, "heads": 4, "kv_heads": 2, "vocab": 29, "init_std": 0.1, "dropout": 0.1},
