@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -54,7 +54,25 @@ LONGEST = 350
 IMPORTS = (ast.Import, ast.ImportFrom)
 
 FILES = sorted(PACKAGE.rglob("*.py"))
-IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
+
+
+def of_every_file(rule: Callable[[Path], None]) -> Callable[[], None]:
+    """A test that says of each file in which way it breaks the rule."""
+
+    def test() -> None:
+        broken = [told for path in FILES if (told := how_broken(rule, path))]
+        assert not broken, "\n".join(broken)
+
+    test.__doc__ = rule.__doc__
+    return test
+
+
+def how_broken(rule: Callable[[Path], None], path: Path) -> str:
+    try:
+        rule(path)
+    except AssertionError as error:
+        return f"{path.relative_to(PACKAGE)}: {error}"
+    return ""
 
 
 def name_of(path: Path) -> str:
@@ -103,7 +121,7 @@ def own_imports(path: Path) -> set[str]:
     return {n.removeprefix("roots_dist.") for n, _ in imports(tree_of(path)) if n.startswith("roots_dist.")}
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
+@of_every_file
 def test_a_module_imports_only_from_its_own_room_or_a_lower_one(path):
     name = name_of(path)
     if not is_room(name):
@@ -153,7 +171,7 @@ def test_a_cycle_is_found_and_told():
     assert cycle_in({"a": {"b": 0}, "b": {"c": 0}, "c": {"d": 0, "b": 0}}) == ["b", "c"]
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
+@of_every_file
 def test_facts_and_commands_start_without_heavy_packages(path):
     name = name_of(path)
     floor = {room: title for title, rooms in FLOORS for room in rooms}
@@ -163,7 +181,7 @@ def test_facts_and_commands_start_without_heavy_packages(path):
     assert not heavy, f"{path.name} imports {sorted(heavy)} when it is imported: a login node checks a run in 0.2 s"
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
+@of_every_file
 def test_only_one_file_reads_the_environment(path):
     if str(path.relative_to(PACKAGE)) in ENVIRON:
         return
@@ -176,7 +194,7 @@ def test_only_one_file_reads_the_environment(path):
     assert not readers, f"{path.name}:{readers[0]} touches os.environ: ask environment.py"
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
+@of_every_file
 def test_no_global_that_can_change(path):
     tree = tree_of(path)
     for node in ast.walk(tree):
@@ -192,7 +210,7 @@ def test_no_global_that_can_change(path):
         assert constant, f"{path.name}:{node.lineno} {names} is neither a constant nor a type: pass it"
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
+@of_every_file
 def test_nobody_changes_a_constant(path):
     """A dict or list in capitals is a table: it is read, never written."""
     tree = tree_of(path)
@@ -219,7 +237,7 @@ def test_nobody_changes_a_constant(path):
         assert not tables & set(written), f"{path.name}:{node.lineno} changes the table {written}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
+@of_every_file
 def test_only_those_who_speak_to_a_terminal_print(path):
     where = str(path.relative_to(PACKAGE))
     if where in PRINTS or where.rpartition("/")[0] in PRINTS:
@@ -229,7 +247,7 @@ def test_only_those_who_speak_to_a_terminal_print(path):
     assert not prints, f"{path.name}:{prints[0]} prints: use logging, or hand the text back"
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
+@of_every_file
 def test_no_pickle_no_object_collectives_no_swallowed_error(path):
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Attribute) and node.attr.endswith(("_object", "_object_list")):
@@ -250,7 +268,7 @@ def test_no_pickle_no_object_collectives_no_swallowed_error(path):
             assert not (broad and silent), f"{path.name}:{node.lineno} swallows every error"
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
+@of_every_file
 def test_a_file_is_short_and_says_what_it_is_for(path):
     source = path.read_text(encoding="utf-8")
     lines = source.splitlines()
