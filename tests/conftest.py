@@ -51,5 +51,4 @@ def pytest_configure(config):
     for number in DEAF_IN_THE_BACKGROUND:
         if signal.getsignal(number) is signal.SIG_IGN:  # processes that tests start would inherit that, but no handler
             signal.signal(number, lambda *_: None)
-    slow = ("sklearn.metrics", "matplotlib.backends.backend_agg", "matplotlib.figure")
-    world.PRELOAD.extend((*slow, "brief"))  # else each rank of a fine-tuning takes seconds
+    world.PRELOAD.append("brief")
