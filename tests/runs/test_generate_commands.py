@@ -31,7 +31,7 @@ from roots_dist.runs.generate.prompts import open_prompt_encoder
 from roots_dist.runs.generate.request import make_request
 from roots_dist.runs.ranks.run_on_ranks import ready
 from roots_dist.storage.checkpoint.save import save
-from roots_dist.testing.world import on_world
+from roots_dist.testing.world import on_warm_world
 from roots_dist.world.batch import stack_samples
 from roots_dist.world.mesh import Mesh
 
@@ -123,7 +123,7 @@ def apart(text: str) -> tuple[str, list[float]]:
 
 def test_every_kind_of_model_answers_alike_in_one_process_and_in_tp2_pp2(place):
     alone = all_answered(0, 1, str(place), [])
-    first, *others = on_world(
+    first, *others = on_warm_world(
         4, all_answered, str(place), ["parallel.tp=2", "parallel.pp=2", "parallel.sequence_parallel=true"]
     )
     for name, text in alone.items():
@@ -151,7 +151,7 @@ def records(rank: int, size: int, run: str, overrides: list[str], how: dict) -> 
 @pytest.mark.parametrize("how", [{"seed": 1, "samples": 2}, {"seed": 2, "beams": 2}], ids=["drawn", "beams"])
 def test_data_ranks_share_a_file_of_prompts_and_all_answers_are_written_in_its_order(place, how):
     alone = records(0, 1, str(place / "gpt"), [], how)
-    shared, _ = on_world(2, records, str(place / "gpt"), [], how)
+    shared, _ = on_warm_world(2, records, str(place / "gpt"), [], how)
     assert [(r["prompt"], r["text"]) for r in shared] == [(r["prompt"], r["text"]) for r in alone]
     prompts = (place / "prompts.txt").read_text().splitlines()
     assert [r["prompt"] for r in alone] == [prompt for prompt in prompts for _ in range(how.get("samples", 1))]
