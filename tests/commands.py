@@ -21,14 +21,20 @@ from roots_dist.cli.main import main
 from roots_dist.environment import LAUNCHERS
 from roots_dist.testing.world import ENVIRONMENTS, environment_of_ranks
 
+ROOT = Path(__file__).parents[1]
 LIMIT_S = 250
 LAUNCHERS_OWN = {name for names in LAUNCHERS.values() for name in names} | {"MASTER_ADDR", "MASTER_PORT"}
 
 
+def environ() -> dict[str, str]:
+    """What a process that tests start has around it: no launcher, and this package."""
+    ours = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_OWN}
+    return ours | {"PYTHONPATH": str(ROOT)}
+
+
 def roots(*words: str, ranks: int = 1, **own_variables: object) -> subprocess.CompletedProcess[str]:
     """Run `roots WORDS` in one process that has no launcher, or on ranks that torchrun has started."""
-    variables = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_OWN}
-    variables |= ENVIRONMENTS["cpu"] | {"GLOO_SOCKET_IFNAME": "lo"}
+    variables = environ() | ENVIRONMENTS["cpu"] | {"GLOO_SOCKET_IFNAME": "lo"}
     if ranks > 1:
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # of torchrun's agent
         variables |= {

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from commands import roots
+from commands import environ, roots
 from patience import PATIENCE_S
 from pydantic import TypeAdapter
 
@@ -208,9 +208,8 @@ def test_a_rank_that_hangs_or_breaks_ends_the_examination_and_is_named(change, w
 def test_the_bare_command_examines_this_machine_and_writes_a_profile_that_reads_back(tmp_path: Path):
     options = ["--quick", "--processes", "2", "--folder", str(tmp_path), "--json", str(tmp_path / "p.json")]
     command = [sys.executable, "-m", "roots_dist", "doctor", *options]
-    environ = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    environ |= {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8"}
-    ran = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=PATIENCE_S)
+    variables = environ() | {"CUDA_VISIBLE_DEVICES": "", "PYTHONIOENCODING": "utf-8"}
+    ran = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=PATIENCE_S)
     found = read(tmp_path / "p.json")
     assert {f.check for f in found.findings} <= {"speed"}, "a machine that runs tests may be busy, nothing else"
     assert ran.returncode == (0 if found.healthy else 1), ran.stderr

@@ -2,7 +2,6 @@
 logged."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import roots
+from commands import environ, roots
 
 from roots_dist.assembly.passes import build_passes
 from roots_dist.cli.evaluate import EVALUATE, evaluation
@@ -37,7 +36,6 @@ from roots_dist.storage.checkpoint.load import load_weights
 from roots_dist.testing.world import on_warm_world, on_world
 from roots_dist.world.mesh import Mesh
 
-ROOT = Path(__file__).parents[2]
 VOCAB, SEQ, TOKENS = 61, 8, 700
 
 
@@ -115,10 +113,8 @@ def test_the_loss_is_the_one_that_training_logged_in_any_layout(run, size, overr
 
 
 def test_the_command_starts_the_processes_that_a_layout_needs(run):
-    launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    environ = {k: v for k, v in os.environ.items() if k not in launchers} | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "roots_dist", "evaluate", str(run), "parallel.tp=2"]
-    found = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=250)
+    found = subprocess.run(command, env=environ(), capture_output=True, text=True, timeout=250)
     assert found.returncode == 0, found.stderr
     assert found.stderr == ""
     loss = float(re.search(r"^loss +([\d.]+) nats per token", found.stdout, re.MULTILINE)[1])

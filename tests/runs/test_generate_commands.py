@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import roots
+from commands import environ, roots
 
 from roots_dist.assembly.run import build_run
 from roots_dist.cli.chat import CHAT
@@ -35,7 +35,6 @@ from roots_dist.testing.world import on_warm_world
 from roots_dist.world.batch import stack_samples
 from roots_dist.world.mesh import Mesh
 
-ROOT = Path(__file__).parents[2]
 TEXTS = [f"The people of State {n} met Mr. Smith; unquestionably it rained there in {1800 + n}." for n in range(40)]
 ENCODER = {"norm_position": "post", "embedding_norm": True, "activation": "gelu", "segments": 2}
 T5 = {"positions": "relative", "norm": "rmsnorm", "bias": False}
@@ -300,11 +299,6 @@ def started(*words: str, **how) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "roots_dist", *words], env=environ(), text=True, capture_output=True, timeout=250, **how
     )
-
-
-def environ() -> dict[str, str]:
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    return {k: v for k, v in os.environ.items() if k not in names} | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def test_the_command_starts_the_processes_that_a_layout_needs_with_all_of_its_options(place):

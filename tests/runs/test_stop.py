@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import roots
+from commands import environ, roots
 
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
@@ -44,10 +44,8 @@ def place(tmp_path_factory) -> Path:
 
 
 def start(place: Path, *overrides: str) -> subprocess.Popen:
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    environ = {k: v for k, v in os.environ.items() if k not in names} | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "roots_dist", "train", str(place / "run.yaml"), *overrides]
-    return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def losses(folder: Path) -> dict[int, float]:
