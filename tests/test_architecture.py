@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -50,9 +51,28 @@ ENVIRON_NAMES = {"environ", "environb", "getenv", "putenv"}
 PRINTS = {"runs/track", "failures.py", "runs/ranks/local.py"}
 """Who speaks to a terminal: commands, progress, and the last words of a rank that fails."""
 LONGEST = 350
+IMPORTS = (ast.Import, ast.ImportFrom)
 
 FILES = sorted(PACKAGE.rglob("*.py"))
-IDS = [str(path.relative_to(PACKAGE)) for path in FILES]
+
+
+def of_every_file(rule: Callable[[Path], None]) -> Callable[[], None]:
+    """A test that says of each file in which way it breaks the rule."""
+
+    def test() -> None:
+        broken = [told for path in FILES if (told := how_broken(rule, path))]
+        assert not broken, "\n".join(broken)
+
+    test.__doc__ = rule.__doc__
+    return test
+
+
+def how_broken(rule: Callable[[Path], None], path: Path) -> str:
+    try:
+        rule(path)
+    except AssertionError as error:
+        return f"{path.relative_to(PACKAGE)}: {error}"
+    return ""
 
 
 def name_of(path: Path) -> str:
@@ -81,8 +101,8 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         or (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test))
     ]
-    inside = {id(inner) for node in late for inner in ast.walk(node)}
-    for node in ast.walk(tree):
+    inside = {id(inner) for node in late for inner in ast.walk(node) if isinstance(inner, IMPORTS)}
+    for node in (node for node in ast.walk(tree) if isinstance(node, IMPORTS)):
         at_import = id(node) not in inside
         if isinstance(node, ast.Import):
             yield from ((alias.name, at_import) for alias in node.names)
@@ -95,19 +115,20 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, bool]]:
                 yield (f"{module}.{alias.name}" if is_module else module), at_import
 
 
+@functools.cache
 def own_imports(path: Path) -> set[str]:
     """Late imports and those for type checkers are counted too: they are dependencies all the same."""
     return {n.removeprefix("roots_dist.") for n, _ in imports(tree_of(path)) if n.startswith("roots_dist.")}
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
+@of_every_file
 def test_a_module_imports_only_from_its_own_room_or_a_lower_one(path):
     name = name_of(path)
     if not is_room(name):
         assert not list(imports(tree_of(path))), f"{path} is the folder around rooms: keep it empty"
         return
     mine = ORDER.index(room_of(name))
-    upward = sorted(there for there in IMPORTED[name] if ORDER.index(room_of(there)) > mine)
+    upward = sorted(there for there in own_imports(path) if ORDER.index(room_of(there)) > mine)
     assert not upward, f"{name} (in {room_of(name)}) imports {upward} from above: move the shared part down"
 
 
@@ -119,8 +140,8 @@ def test_the_package_graph_has_no_cycle(of):
         return name if of == "files" else room_of(name) if of == "rooms" else name.partition(".")[0]
 
     arrows: dict[str, dict[str, str]] = {}
-    for name, imported in IMPORTED.items():
-        for there in imported:
+    for name, path in ((name_of(path), path) for path in FILES if is_room(name_of(path))):
+        for there in own_imports(path):
             if part(there) != part(name):
                 arrows.setdefault(part(name), {}).setdefault(part(there), name)
     cycle = cycle_in(arrows)
@@ -150,7 +171,7 @@ def test_a_cycle_is_found_and_told():
     assert cycle_in({"a": {"b": 0}, "b": {"c": 0}, "c": {"d": 0, "b": 0}}) == ["b", "c"]
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
+@of_every_file
 def test_facts_and_commands_start_without_heavy_packages(path):
     name = name_of(path)
     floor = {room: title for title, rooms in FLOORS for room in rooms}
@@ -160,7 +181,7 @@ def test_facts_and_commands_start_without_heavy_packages(path):
     assert not heavy, f"{path.name} imports {sorted(heavy)} when it is imported: a login node checks a run in 0.2 s"
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
+@of_every_file
 def test_only_one_file_reads_the_environment(path):
     if str(path.relative_to(PACKAGE)) in ENVIRON:
         return
@@ -173,7 +194,7 @@ def test_only_one_file_reads_the_environment(path):
     assert not readers, f"{path.name}:{readers[0]} touches os.environ: ask environment.py"
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
+@of_every_file
 def test_no_global_that_can_change(path):
     tree = tree_of(path)
     for node in ast.walk(tree):
@@ -189,7 +210,7 @@ def test_no_global_that_can_change(path):
         assert constant, f"{path.name}:{node.lineno} {names} is neither a constant nor a type: pass it"
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
+@of_every_file
 def test_nobody_changes_a_constant(path):
     """A dict or list in capitals is a table: it is read, never written."""
     tree = tree_of(path)
@@ -216,7 +237,7 @@ def test_nobody_changes_a_constant(path):
         assert not tables & set(written), f"{path.name}:{node.lineno} changes the table {written}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
+@of_every_file
 def test_only_those_who_speak_to_a_terminal_print(path):
     where = str(path.relative_to(PACKAGE))
     if where in PRINTS or where.rpartition("/")[0] in PRINTS:
@@ -226,7 +247,7 @@ def test_only_those_who_speak_to_a_terminal_print(path):
     assert not prints, f"{path.name}:{prints[0]} prints: use logging, or hand the text back"
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
+@of_every_file
 def test_no_pickle_no_object_collectives_no_swallowed_error(path):
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Attribute) and node.attr.endswith(("_object", "_object_list")):
@@ -247,7 +268,7 @@ def test_no_pickle_no_object_collectives_no_swallowed_error(path):
             assert not (broad and silent), f"{path.name}:{node.lineno} swallows every error"
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
+@of_every_file
 def test_a_file_is_short_and_says_what_it_is_for(path):
     source = path.read_text(encoding="utf-8")
     lines = source.splitlines()
@@ -265,9 +286,6 @@ def test_no_test_is_skipped_for_want_of_what_the_tests_install():
     assert not found, f"{found}: import it, and name it in the extra `test` of pyproject.toml"
 
 
+@functools.cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
-
-
-IMPORTED = {name_of(path): own_imports(path) for path in FILES if is_room(name_of(path))}
-"""Module -> the modules of this package that it imports."""

@@ -136,7 +136,7 @@ class World:
         if not all(rank.process.is_alive() for rank in self._ranks):
             self.kill()
         if not self._ranks:
-            with _environment(self.device):
+            with environment_of_ranks(self.device):
                 self._ranks = [_Rank.start(rank, self.size, self.device) for rank in range(self.size)]
         for rank in self._ranks:
             rank.answered = False
@@ -193,7 +193,7 @@ def _has_begun(folder: Path, size: int) -> bool:
 
 
 @contextmanager
-def _environment(device: str) -> Iterator[None]:
+def environment_of_ranks(device: str) -> Iterator[None]:
     """The environment that ranks on this kind of device inherit. On a CPU that is the one in which the forkserver
     starts, once per parent; later calls find it running."""
     before = dict(os.environ)

@@ -50,7 +50,7 @@ def config(**changes):
     return base.changed({key.replace("__", "."): value for key, value in changes.items()})
 
 
-def case(dp, engine, zero, **changes):
+def case(dp, engine, zero, marks=(), **changes):
     precise = {"advanced__float64": engine == "reference"}
     names = {"tp": "parallel__tp", "pp": "parallel__pp"}
     changes = {names.get(key, key): value for key, value in changes.items()}
@@ -61,7 +61,7 @@ def case(dp, engine, zero, **changes):
         **{**precise, **changes},
     )
     name = " ".join([engine, f"zero{zero}", f"dp{dp}", *(f"{k.split('__')[1]}={v}" for k, v in changes.items())])
-    return pytest.param(dp, made, id=name)
+    return pytest.param(dp, made, id=name, marks=marks)
 
 
 def mesh_of(config, rank, size):
@@ -221,7 +221,7 @@ CASES = [
     case(2, "reference", 0),
     case(2, "reference", 1, optim__clip_grad=0.0),
     case(3, "reference", 1),
-    case(4, "reference", 1),
+    case(4, "reference", 1, marks=pytest.mark.full),  # as three, and in tests/parity/test_layouts.py
     case(2, "reference", 1, tp=2),
     case(2, "reference", 1, pp=2),
     case(1, "deepspeed", 1),
@@ -234,7 +234,7 @@ CASES = [
     case(2, "deepspeed", 3),
     case(3, "deepspeed", 1),  # a third is not exact in binary, and nothing divides by 3: padding
     case(3, "deepspeed", 3),
-    case(4, "deepspeed", 3),
+    case(4, "deepspeed", 3, marks=pytest.mark.full),  # as three, and in tests/parity/test_deepspeed.py
     case(2, "deepspeed", 1, advanced__reduce_bucket=100),  # smaller than a matrix
     case(2, "deepspeed", 0, tp=2),
     case(2, "deepspeed", 1, tp=2, parallel__sequence_parallel=True),

@@ -25,7 +25,7 @@ from roots_dist.storage.checkpoint.load import load_weights
 from roots_dist.storage.exchange.compare import comparison_batch, our_logits
 from roots_dist.storage.exchange.exporting import export_model
 from roots_dist.storage.exchange.importing import import_model
-from roots_dist.testing.world import on_world
+from roots_dist.testing.world import on_warm_world
 from roots_dist.world.mesh import Mesh
 
 TEXTS = [[5, 17, 3, 12], [60, 22], [33, 7, 91]]
@@ -81,7 +81,7 @@ def test_a_layout_reads_its_slices_of_an_import(name, tmp_path, monkeypatch):
     import_model(theirs, run, generator_of(theirs))
     config = config_of_run(run).config
     alone = our_logits(config, best_or_newest(run), comparison_batch(config))
-    ranks = on_world(4, read_in_layout, str(run))
+    ranks = on_warm_world(4, read_in_layout, str(run))
     for tensor_rank in (0, 1):  # each found by the pipeline ranks that have a head
         found = [logits for pipe in (0, 1) for logits in ranks[2 * pipe + tensor_rank]]
         assert len(found) == len(alone)

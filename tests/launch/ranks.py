@@ -1,7 +1,8 @@
 """What the launched processes of these tests run: `python ranks.py FOLDER BEHAVIOUR...`, one behaviour for each rank.
 
 Every rank really joins a gloo world, says where it is (a file with its process number), meets the others once, and then
-does what it is told.
+does what it is told. If all are told something that begins with `alone:`, they meet by these files only, and need not
+import torch.
 """
 
 from __future__ import annotations
@@ -12,19 +13,18 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-
 from roots_dist import environment
 from roots_dist.cli.train import TRAIN
 from roots_dist.config.load import Loaded
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError
-from roots_dist.runs.ranks.join import joined
 from roots_dist.runs.ranks.run_on_ranks import be_rank
 
 
 def meet() -> float:
+    import torch
+    import torch.distributed as dist
+
     total = torch.ones(1)
     dist.all_reduce(total)
     return total.item()
@@ -68,12 +68,23 @@ def main() -> None:
 
     def body(config, world, layout) -> None:
         (folder / f"pid{world.rank}").write_text(str(os.getpid()))
+        mine = behaviours[world.rank]
+        if mine.startswith("alone:"):
+            (folder / f"met{world.rank}").touch()
+            while not all((folder / f"met{rank}").exists() for rank in range(world.size)):
+                time.sleep(0.02)
+            behave(mine.removeprefix("alone:"), folder)
+            return
+        import torch
+
+        from roots_dist.runs.ranks.join import joined
+
         with joined(config, world, layout) as mesh:
             met = meet() if mesh.layout.world_size > 1 else 1
             (folder / f"met{world.rank}").write_text(
                 f"{met:g} {os.environ['OMP_NUM_THREADS']} {torch.get_num_threads()}"
             )
-            behave(behaviours[world.rank], folder)
+            behave(mine, folder)
 
     world = environment.discover()
     assert world is not None

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 
 from roots_dist.config.load import load
@@ -63,7 +64,7 @@ def test_each_commands_help_shows_an_example(command):
     ],
 )
 def test_a_mistake_is_refused_with_exit_code_2_and_no_traceback(arguments, words):
-    found = roots(*arguments)
+    found = commands.roots(*arguments)
     assert found.returncode == 2 and "Traceback" not in found.stderr
     assert all(word in found.stderr for word in words), found.stderr
 
@@ -81,18 +82,18 @@ def test_the_rank_that_deepspeeds_launcher_adds_is_ignored():
 
 
 def test_contradicting_launcher_variables_are_refused():
-    found = roots("train", QUICKSTART, RANK="3")
+    found = commands.roots("train", QUICKSTART, RANK="3")
     assert found.returncode == 2 and "WORLD_SIZE is not set" in found.stderr
 
 
 def test_processes_are_not_asked_for_under_a_launcher():
-    found = roots("train", QUICKSTART, "--processes", "4", RANK="0", WORLD_SIZE="1")
+    found = commands.roots("train", QUICKSTART, "--processes", "4", RANK="0", WORLD_SIZE="1")
     assert found.returncode == 2 and "leave --processes out" in found.stderr
 
 
 def test_prepare_takes_a_seed_and_the_token_that_ends_a_document(tmp_path):
     (tmp_path / "a.txt").write_text("To be, or not to be.")
-    prepared = roots(
+    prepared = commands.roots(
         "prepare", str(tmp_path / "a.txt"), "--output", str(tmp_path / "one"), "--vocab", "260", "--seed", "7"
     )
     assert prepared.returncode == 0, prepared.stderr
@@ -106,16 +107,16 @@ def test_prepare_takes_a_seed_and_the_token_that_ends_a_document(tmp_path):
         "--tokenizer",
         str(tmp_path / "mine.json"),
     )
-    refused = roots(*again)
+    refused = commands.roots(*again)
     assert refused.returncode == 2 and refused.stderr.startswith("✗ end_of_document = None: expected a token of")
-    assert roots(*again, "--end-of-document", "<stop>").returncode == 0
+    assert commands.roots(*again, "--end-of-document", "<stop>").returncode == 0
     manifests = [json.loads((tmp_path / name / "manifest.json").read_text()) for name in ("one", "two")]
     assert [m["options"]["seed"] for m in manifests] == [7, 1234]
     assert [m["end_of_document"] for m in manifests] == ["<|endoftext|>", "<stop>"]
 
 
 def test_a_schedule_is_drawn():
-    found = roots("schedule", "1f1b", "--ranks", "3", "--microbatches", "4")
+    found = commands.roots("schedule", "1f1b", "--ranks", "3", "--microbatches", "4")
     assert found.returncode == 0 and "F0" in found.stdout
 
 
@@ -165,4 +166,4 @@ def test_under_torchrun_the_cause_stands_out_and_a_users_mistake_is_said_once(tm
     err = torchrun(tmp_path, "wait", "raise")
     assert "╭─ rank 1 (pp0 dp1 tp0, node " in err and "│ ValueError: the flux capacitor is empty" in err
     assert "full traceback: " in err and err.count("╭─") == 1
-    assert torchrun(tmp_path, "user", "user").count("✗ corpus = 'x'") == 1
+    assert torchrun(tmp_path, "alone:user", "alone:user").count("✗ corpus = 'x'") == 1

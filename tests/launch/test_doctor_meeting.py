@@ -5,23 +5,17 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Event
 
 import pytest
-from patience import PATIENCE_S
+from commands import roots
 
 from roots_dist.environment import World
 from roots_dist.errors import EnvironmentProblem
 from roots_dist.runs.doctor import coordinator as coordinator
 from roots_dist.runs.doctor import rendezvous as rendezvous
-
-ROOT = Path(__file__).parents[2]
-CLEAN = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
 
 
 @contextmanager
@@ -37,14 +31,10 @@ def world(rank: int, port: int, address: str = "127.0.0.1") -> World:
     return World(rank, 2, rank, 2, address, port, "test")
 
 
-def doctor(rank: int, port: int, address: str = "127.0.0.1", *options: str) -> subprocess.Popen[str]:
+def doctor(rank: int, port: int, address: str = "127.0.0.1", *options: str) -> tuple[str, str, int]:
     place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    environ = (
-        CLEAN | {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": address, "PYTHONPATH": str(ROOT)}
-    )
-    environ |= {"GLOO_SOCKET_IFNAME": "lo", "PYTHONIOENCODING": "utf-8"}
-    command = [sys.executable, "-m", "roots_dist", "doctor", "--quick", *options]
-    return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ran = roots("doctor", "--quick", *options, MASTER_ADDR=address, **place)
+    return ran.stdout, ran.stderr, ran.returncode
 
 
 def test_a_name_that_nothing_stands_for_is_said_with_the_rank_and_the_host():
@@ -96,13 +86,12 @@ def test_one_rank_alone_needs_no_meeting_point():
 def test_the_command_names_what_keeps_ranks_apart_and_ends_in_time():
     with taken() as port:
         free = rendezvous.free_port()
-        ranks = {
+        found = {
             "port": doctor(0, port),
             "address": doctor(1, free, "no-such-host.invalid"),
             "no rank 0": doctor(1, free, "127.0.0.1", "--wait", "2"),
             "no rank 1": doctor(0, rendezvous.free_port(), "127.0.0.1", "--wait", "2"),
         }
-        found = {name: (*rank.communicate(timeout=PATIENCE_S), rank.returncode) for name, rank in ranks.items()}
     assert {name: code for name, (*_, code) in found.items()} == {
         "port": 2,
         "address": 2,

@@ -65,30 +65,35 @@ def test_the_rank_that_fails_is_shown_first_and_ends_those_that_wait_or_hang(tmp
     assert gone(pids(tmp_path, 4))
 
 
-def test_a_rank_that_is_killed_is_named(tmp_path):
-    code, err = finish(start(tmp_path, ["wait", "killed"]))
-    assert code == 1
+def test_a_rank_that_is_killed_is_named_and_the_terminal_gets_its_cursor_back(tmp_path):
+    outer, inner = os.openpty()
+    code, err = finish(start(tmp_path, ["wait", "killed"], stdout=inner))
+    os.close(inner)
+    assert code == 1 and os.read(outer, 1000) == b"\x1b[?25h"
+    os.close(outer)
     assert err.startswith("✗ rank 1 was killed by SIGKILL") and "ran out of memory" in err
     assert "rank 0 stopped because of it." in err and "Traceback" not in err
     assert gone(pids(tmp_path, 2))
 
 
 def test_a_users_mistake_found_on_all_ranks_is_told_once_without_a_traceback(tmp_path):
-    code, err = finish(start(tmp_path, ["user", "user"]))
+    code, err = finish(start(tmp_path, ["alone:user", "alone:user"]))
     assert code == 2
     assert err == "✗ corpus = 'x': expected tokens. Fix: prepare it.\n"
 
 
 def test_what_a_rank_started_goes_with_it(tmp_path):
-    launcher = start(tmp_path, ["wait", "parent"])
+    launcher = start(tmp_path, ["alone:hang", "alone:parent"])
     code, _ = finish(launcher)
     assert code == 1
     assert gone([*pids(tmp_path, 2), int((tmp_path / "child").read_text())])
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_launcher_ends_all(tmp_path, number):
-    launcher = start(tmp_path, ["wait", "hang"])
+@pytest.mark.parametrize(
+    "number, behaviours", [(signal.SIGTERM, ["wait", "hang"]), (signal.SIGINT, ["alone:hang", "alone:hang"])]
+)
+def test_a_signal_to_the_launcher_ends_all(tmp_path, number, behaviours):
+    launcher = start(tmp_path, behaviours)
     until_met(tmp_path, 2)
     launcher.send_signal(number)
     code, err = finish(launcher)
@@ -97,22 +102,13 @@ def test_a_signal_to_the_launcher_ends_all(tmp_path, number):
 
 
 def test_a_launcher_under_nohup_outlives_its_terminal(tmp_path):
-    launcher = start(tmp_path, ["wait", "hang"], before=("nohup",))
+    launcher = start(tmp_path, ["alone:hang", "alone:hang"], before=("nohup",))
     until_met(tmp_path, 2)
     launcher.send_signal(signal.SIGHUP)
     assert not gone([launcher.pid], 1.5) and all(map(alive, pids(tmp_path, 2)))
     launcher.terminate()
     assert finish(launcher)[0] == 128 + signal.SIGTERM
     assert gone(pids(tmp_path, 2))
-
-
-def test_a_terminal_gets_its_cursor_back_from_a_rank_that_was_killed(tmp_path):
-    outer, inner = os.openpty()
-    launcher = start(tmp_path, ["wait", "killed"], stdout=inner)
-    code, _ = finish(launcher)
-    os.close(inner)
-    assert code == 1 and os.read(outer, 1000) == b"\x1b[?25h"
-    os.close(outer)
 
 
 def test_no_orphan_is_left_when_the_launcher_is_killed(tmp_path):

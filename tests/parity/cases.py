@@ -22,7 +22,7 @@ from roots_dist.testing.parity import FLOAT64_BOUNDS, Trace, differences, merge,
 from roots_dist.testing.world import on_warm_world, on_world
 from roots_dist.verify.verify import MATRIX
 
-STEPS = 3
+STEPS = 2
 FLOAT32 = dict(advanced__float64=False, advanced__engine="deepspeed", optim__lr=1e-3)
 """DeepSpeed's, whose master weights are float32."""
 MOST_RANKS = 8

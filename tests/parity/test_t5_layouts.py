@@ -38,7 +38,8 @@ def test_nothing_depends_on_the_layout(case):
         case("t5", dp=2, zero_stage=1, pp=2, **SP, **FLOAT32),
         case("t5", dp=2, zero_stage=2, pp=2, **FLOAT32),
         case("t5-v1.1", dp=2, zero_stage=3, **FLOAT32),
-        case("t5", dp=2, zero_stage=3, pp=2, **SP, **FLOAT32),
+        case("t5", dp=2, zero_stage=3, pp=2, **FLOAT32),
+        case("t5", dp=2, zero_stage=3, pp=2, full=True, **SP, **FLOAT32),
     ],
 )
 def test_zero_computes_what_one_process_computes(case):

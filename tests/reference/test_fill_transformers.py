@@ -14,7 +14,7 @@ from roots_dist.layout import Layout
 from roots_dist.learning.data.tokenizer import load_codec, train
 from roots_dist.runs.generate.fill import encode_masked, fill, fill_masks
 from roots_dist.runs.generate.prompts import Prompt, open_prompt_encoder
-from roots_dist.testing.world import on_world
+from roots_dist.testing.world import on_warm_world
 from roots_dist.world.mesh import Mesh
 
 TEXTS = ["The [MASK] met.", "it [MASK] [MASK] in May", "[MASK] and the rain", "We <mask> it"]
@@ -107,7 +107,7 @@ def test_masks_are_filled_in_as_transformers_fills_them(family, tokenizer):
     tree = ours.changed(
         {"parallel.tp": 2, "parallel.pp": 2, "parallel.sequence_parallel": True, "train.global_batch": 4}
     ).model_dump()
-    for other_texts, other in on_world(4, filled, tree):
+    for other_texts, other in on_warm_world(4, filled, tree):
         assert other_texts == texts
         for masks, expected in zip(other, found):
             for mask, guesses in zip(masks, expected):

@@ -20,7 +20,7 @@ from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.request import Request
 from roots_dist.runs.generate.sampling import Sampling
 from roots_dist.runs.generate.stops import Stops
-from roots_dist.testing.world import on_world
+from roots_dist.testing.world import on_warm_world
 from roots_dist.world.mesh import Mesh
 
 GREEDY = Sampling(temperature=0)
@@ -58,7 +58,7 @@ def in_layouts(config: Config, start: int | None, ends: list[int], requests: lis
     found = [said(0, 1, config.model_dump(), start, ends, requests)]
     for size, keys in layouts:
         tree = config.changed({"train.global_batch": 4, **keys}).model_dump()
-        found += on_world(size, said, tree, start, ends, requests)
+        found += on_warm_world(size, said, tree, start, ends, requests)
     assert all(one == found[0] for one in found)
     return found[0]
 

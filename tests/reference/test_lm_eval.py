@@ -23,7 +23,7 @@ from roots_dist.layout import Layout
 from roots_dist.runs.evaluate.harness import RESULTS_FILE, check_task_names, open_tasks, run_harness
 from roots_dist.runs.evaluate.harness_model import harness_model
 from roots_dist.runs.evaluate.options import EvaluateOptions
-from roots_dist.testing.world import on_world
+from roots_dist.testing.world import on_warm_world
 from roots_dist.world.mesh import Mesh
 
 TEXT = (
@@ -120,7 +120,7 @@ def test_every_layout_says_what_the_hf_backend_says(family, layouts, tmp_path):
     assert {hit for _, hit in wanted["scores"]} == {True, False} and any(wanted["texts"])
     worlds = [[ours(0, 1, config.model_dump())]]
     for size, keys in layouts:
-        worlds.append(on_world(size, ours, config.changed({"train.global_batch": 8, **keys}).model_dump()))
+        worlds.append(on_warm_world(size, ours, config.changed({"train.global_batch": 8, **keys}).model_dump()))
     for found in (found for ranks in worlds for found in ranks):
         assert [hit for _, hit in found["scores"]] == [hit for _, hit in wanted["scores"]]
         for kind in ("scores", "rolling"):
@@ -174,7 +174,7 @@ def test_a_folder_of_tasks_is_evaluated_and_written_into_the_run(tmp_path):
     config = config.changed({"data.tokenizer": tokenizer("gpt2", tmp_path / "tokenizer.json"), "train.global_batch": 4})
     folder = tasks(tmp_path)
     ((alone,), (first, second)) = (
-        on_world(size, evaluated, config.changed({"parallel.tp": size}).model_dump(), folder) for size in (1, 2)
+        on_warm_world(size, evaluated, config.changed({"parallel.tp": size}).model_dump(), folder) for size in (1, 2)
     )
     assert second == "null"
     alone, first = json.loads(alone), json.loads(first)

@@ -2,7 +2,6 @@
 logged."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import environ, roots
 
 from roots_dist.assembly.passes import build_passes
 from roots_dist.cli.evaluate import EVALUATE, evaluation
@@ -33,10 +33,9 @@ from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
 from roots_dist.runs.train.loop import train
 from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_weights
-from roots_dist.testing.world import on_world
+from roots_dist.testing.world import on_warm_world, on_world
 from roots_dist.world.mesh import Mesh
 
-ROOT = Path(__file__).parents[2]
 VOCAB, SEQ, TOKENS = 61, 8, 700
 
 
@@ -108,24 +107,18 @@ def run(tmp_path_factory) -> Path:
 def test_the_loss_is_the_one_that_training_logged_in_any_layout(run, size, overrides):
     logged = [line["loss/validation"] for line in read_lines(run / METRICS_FILE) if "loss/validation" in line]
     assert logged[0] > logged[-1] + 1e-3
-    for loss, targets in on_world(size, evaluated, str(run), overrides):
+    for loss, targets in on_warm_world(size, evaluated, str(run), overrides):
         assert targets == (TOKENS - 1) // SEQ * SEQ  # all of the held-out text
         assert loss == pytest.approx(logged[-1], rel=1e-6)
 
 
-def roots(*arguments: str) -> subprocess.CompletedProcess[str]:
-    launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    environ = {k: v for k, v in os.environ.items() if k not in launchers} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "roots_dist", "evaluate", *arguments]
-    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=250)
-
-
 def test_the_command_starts_the_processes_that_a_layout_needs(run):
-    found = roots(str(run), "parallel.tp=2")
+    command = [sys.executable, "-m", "roots_dist", "evaluate", str(run), "parallel.tp=2"]
+    found = subprocess.run(command, env=environ(), capture_output=True, text=True, timeout=250)
     assert found.returncode == 0, found.stderr
     assert found.stderr == ""
     loss = float(re.search(r"^loss +([\d.]+) nats per token", found.stdout, re.MULTILINE)[1])
-    assert loss == pytest.approx(on_world(1, evaluated, str(run), [])[0][0], abs=1e-4)
+    assert loss == pytest.approx(on_warm_world(1, evaluated, str(run), [])[0][0], abs=1e-4)
     assert f"{(TOKENS - 1) // SEQ * SEQ:,} in {(TOKENS - 1) // SEQ} sequences" in found.stdout
 
 
@@ -154,17 +147,17 @@ def test_a_rule_of_training_does_not_bind_evaluation_and_others_do(run):
 
 def test_each_source_has_a_row_and_all_together_count_every_target_once(run, tmp_path):
     paths = [corpus(tmp_path / "books" / "text", 2), corpus(tmp_path / "papers", 3)]
-    alone = [on_world(1, evaluated, str(run), [f"data.validation={path}"])[0] for path in paths]
+    alone = [on_warm_world(1, evaluated, str(run), [f"data.validation={path}"])[0] for path in paths]
     assert abs(alone[0][0] - alone[1][0]) > 1e-4
     targets = sum(count for _, count in alone)
     wanted = {"text": alone[0], "papers": alone[1], "together": (sum(loss * n for loss, n in alone) / targets, targets)}
     both = f"data.validation={json.dumps(paths)}"
     for size, overrides in ((1, []), (4, ["parallel.tp=2", "train.micro_batch=3"])):
-        for rows in on_world(size, of_sources, str(run), [both, *overrides]):
+        for rows in on_warm_world(size, of_sources, str(run), [both, *overrides]):
             assert rows.keys() == wanted.keys()
             for name, (loss, count) in rows.items():
                 assert count == wanted[name][1] and loss == pytest.approx(wanted[name][0], rel=1e-6)
-    shown = roots(str(run), both)
+    shown = roots("evaluate", str(run), both)
     assert shown.returncode == 0, shown.stderr
     assert re.search(r"^text +696 +\d\.\d{4}.*\n^papers +696.*\n^all +1,392", shown.stdout, re.MULTILINE)
 
@@ -226,7 +219,7 @@ def test_what_was_taken_for_what_is_the_same_in_every_layout_and_logged_in_train
     kinds = ["wet" if "rained" in text else "dry" for text in TEXTS]
     rows = [{"text": text, "label": label} for text, label in zip(TEXTS, kinds if task == "classify" else marks)]
     run = a_task(tmp_path / "task", task, "gpt", rows, labels)
-    ((table, metrics),) = on_world(1, of_labels, str(run), [])
+    ((table, metrics),) = on_warm_world(1, of_labels, str(run), [])
     expected = sum(map(len, marks)) if task == "tag" else len(rows)
     given = [
         sum(m.count(label) for m in marks) if task == "tag" else sum(r["label"] == label for r in rows)
@@ -239,10 +232,10 @@ def test_what_was_taken_for_what_is_the_same_in_every_layout_and_logged_in_train
     logged = [line for line in read_lines(run / METRICS_FILE) if "f1/validation" in line][-1]
     assert {name: logged[name] for name in metrics} == pytest.approx(metrics, abs=1e-6)
     for size, overrides in ((4, ["parallel.tp=2", "train.micro_batch=3"]), (2, ["parallel.pp=2"])):
-        assert all(other == table for other, _ in on_world(size, of_labels, str(run), overrides))
+        assert all(other == table for other, _ in on_warm_world(size, of_labels, str(run), overrides))
     if task == "tag":
         return
-    shown = roots(str(run))
+    shown = roots("evaluate", str(run))
     assert shown.returncode == 0, shown.stderr
     for label, row in zip(labels, table):
         assert re.search(rf"^{label} +" + " +".join(f"{n:,}" for n in row) + r"\s*$", shown.stdout, re.MULTILINE), (
@@ -268,13 +261,15 @@ def test_greedy_answers_are_held_against_the_right_ones(task, family, tmp_path):
     rows = [{"text": text, "label": "it left" if n % 5 == 0 else "no  no"} for n, text in enumerate(TEXTS)]
     more = {"target_seq_length": 8} if family == "t5" else {}
     run = a_task(tmp_path / "task", task, family, rows, [], steps=60, **more)
-    ((match, questions),) = on_world(1, answers, str(run), [])
+    ((match, questions),) = on_warm_world(1, answers, str(run), [])
     assert 0 < match < 1, questions
     assert len(questions) == 7 and all(
         "town" in question and expected in ("no no", "it left") for question, expected, _ in questions
     )
     assert match == sum(expected == answer for _, expected, answer in questions) / 7
-    for other in on_world(4, answers, str(run), ["parallel.tp=2"]) + on_world(2, answers, str(run), ["parallel.pp=2"]):
+    for other in on_warm_world(4, answers, str(run), ["parallel.tp=2"]) + on_warm_world(
+        2, answers, str(run), ["parallel.pp=2"]
+    ):
         assert other == [match, questions]
 
 
@@ -305,7 +300,8 @@ def test_n_grams_stand_beside_the_run_and_need_its_training_text(run, tmp_path):
     with pytest.raises(ConfigError) as gone:
         ready(command.read(str(run), []), 1, 1, command.not_required)
     assert [p.key for p in gone.value.problems] == ["data.train"]
-    shown = roots(str(run), f"data.train={corpus(tmp_path / 'train', 0)}", "--ngram", "2", "parallel.tp=2")
+    training = f"data.train={corpus(tmp_path / 'train', 0)}"
+    shown = roots("evaluate", str(run), training, "--ngram", "2", "parallel.tp=2", ranks=2)
     assert shown.returncode == 0, shown.stderr
     loss = float(re.search(r"^loss +([\d.]+)", shown.stdout, re.MULTILINE)[1])
     rows = dict(re.findall(r"^(uniform|unigram|bigram|this run) +([\d.]+)", shown.stdout, re.MULTILINE))
@@ -332,7 +328,8 @@ def test_tasks_of_a_folder_are_evaluated_without_held_out_text_and_without_a_net
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:6]))
     (tmp_path / "tokenizer.json").write_text(train_tokenizer(["it rained"], 4, kind="words", min_count=1).json)
     words = [str(run), "data.validation=[]", f"data.tokenizer={tmp_path / 'tokenizer.json'}", "parallel.tp=2"]
-    shown = roots(*words, "--lm-eval", "local_choice", "--include-path", str(tmp_path), "--limit", "4")
+    words += ["--lm-eval", "local_choice", "--include-path", str(tmp_path), "--limit", "4"]
+    shown = roots("evaluate", *words, ranks=2)
     assert shown.returncode == 0, shown.stderr
     assert (
         "|local_choice|" in shown.stdout and shown.stdout.count("local_choice") == 1 and "Traceback" not in shown.stderr

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from test_runs import ENVIRON, PYTHON
+from commands import roots
 
 from roots_dist.cli.main import main
 from roots_dist.cli.read_config import read_config
@@ -47,10 +47,6 @@ STRATEGIES = {
 TP2_PP2 = ["parallel.tp=2", "parallel.pp=2", "train.micro_batch=32"]
 
 
-def command(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*PYTHON, "roots_dist", *words], env=ENVIRON, capture_output=True, text=True, timeout=600)
-
-
 def finetuned(rank: int, size: int, path: str, words: list[str], strategies: tuple[str, ...], name: str) -> None:
     """Each strategy, as the command does it on a rank, without a launcher's seconds; in the folder STRATEGY-NAME."""
     for strategy in strategies:
@@ -63,8 +59,8 @@ def trained(rank: int, size: int, path: str) -> None:
     train(read_config(path, []).config, Mesh.single())
 
 
-def ran(*words: str) -> str:
-    done = command(*words)
+def ran(*words: str, ranks: int = 1) -> str:
+    done = roots(*words, ranks=ranks)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -74,9 +70,7 @@ def place(tmp_path_factory) -> Path:
     """Rows of twelve languages, a small BERT that has read the paragraphs of their training part, a config for the
     task."""
     found = tmp_path_factory.mktemp("finetune")
-    subprocess.run(
-        [sys.executable, ROOT / "examples" / "tasks.py", found / "tasks"], env=ENVIRON, check=True, capture_output=True
-    )
+    subprocess.run([sys.executable, ROOT / "examples" / "tasks.py", found / "tasks"], check=True, capture_output=True)
     prepare(
         [found / "tasks/languages.train.jsonl"], found / "text", kind="wordpiece", vocab=1200, validation=0.1, workers=1
     )
@@ -222,6 +216,7 @@ def test_a_finetuned_run_goes_on_where_it_was_interrupted(place):
         *words,
         "parallel.pp=2",
         "train.micro_batch=8",
+        ranks=2,
     )
     assert "resumed after step 30 with parallel.pp = 2 (was 1)" in said
     again = curve(folder, "loss/train")
@@ -290,7 +285,7 @@ def test_a_start_whose_weights_do_not_fit_is_refused_by_name(place):
     other.mkdir()
     (other / "config.yaml").write_text(config.replace("layers: 2", "layers: 3"))
     (other / "checkpoints").symlink_to(place / "bert" / "checkpoints")
-    done = command(
+    done = roots(
         "finetune", str(place / "task.yaml"), f"track.folder={place / 'refused'}", f"finetune.init_from={other}"
     )
     assert done.returncode == 2 and "blocks.2." in done.stderr and "is missing" in done.stderr, done.stderr

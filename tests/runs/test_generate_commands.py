@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import environ, roots
 
 from roots_dist.assembly.run import build_run
 from roots_dist.cli.chat import CHAT
@@ -30,11 +31,10 @@ from roots_dist.runs.generate.prompts import open_prompt_encoder
 from roots_dist.runs.generate.request import make_request
 from roots_dist.runs.ranks.run_on_ranks import ready
 from roots_dist.storage.checkpoint.save import save
-from roots_dist.testing.world import on_world
+from roots_dist.testing.world import on_warm_world
 from roots_dist.world.batch import stack_samples
 from roots_dist.world.mesh import Mesh
 
-ROOT = Path(__file__).parents[2]
 TEXTS = [f"The people of State {n} met Mr. Smith; unquestionably it rained there in {1800 + n}." for n in range(40)]
 ENCODER = {"norm_position": "post", "embedding_norm": True, "activation": "gelu", "segments": 2}
 T5 = {"positions": "relative", "norm": "rmsnorm", "bias": False}
@@ -122,7 +122,7 @@ def apart(text: str) -> tuple[str, list[float]]:
 
 def test_every_kind_of_model_answers_alike_in_one_process_and_in_tp2_pp2(place):
     alone = all_answered(0, 1, str(place), [])
-    first, *others = on_world(
+    first, *others = on_warm_world(
         4, all_answered, str(place), ["parallel.tp=2", "parallel.pp=2", "parallel.sequence_parallel=true"]
     )
     for name, text in alone.items():
@@ -150,7 +150,7 @@ def records(rank: int, size: int, run: str, overrides: list[str], how: dict) -> 
 @pytest.mark.parametrize("how", [{"seed": 1, "samples": 2}, {"seed": 2, "beams": 2}], ids=["drawn", "beams"])
 def test_data_ranks_share_a_file_of_prompts_and_all_answers_are_written_in_its_order(place, how):
     alone = records(0, 1, str(place / "gpt"), [], how)
-    shared, _ = on_world(2, records, str(place / "gpt"), [], how)
+    shared, _ = on_warm_world(2, records, str(place / "gpt"), [], how)
     assert [(r["prompt"], r["text"]) for r in shared] == [(r["prompt"], r["text"]) for r in alone]
     prompts = (place / "prompts.txt").read_text().splitlines()
     assert [r["prompt"] for r in alone] == [prompt for prompt in prompts for _ in range(how.get("samples", 1))]
@@ -301,11 +301,6 @@ def started(*words: str, **how) -> subprocess.CompletedProcess[str]:
     )
 
 
-def environ() -> dict[str, str]:
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    return {k: v for k, v in os.environ.items() if k not in names} | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
 def test_the_command_starts_the_processes_that_a_layout_needs_with_all_of_its_options(place):
     found = started(
         "generate",
@@ -323,7 +318,7 @@ def test_the_command_starts_the_processes_that_a_layout_needs_with_all_of_its_op
 
 
 def test_overrides_may_follow_a_file_of_prompts_and_a_mistake_is_one_line(place):
-    found = started("generate", str(place / "bert"), "advanced.threads=1", "--prompts", str(place / "prompts.txt"))
+    found = roots("generate", str(place / "bert"), "advanced.threads=1", "--prompts", str(place / "prompts.txt"))
     assert found.returncode == 2 and not found.stdout
     assert found.stderr == (
         f"✗ {place}/prompts.txt:1 = 'The people': expected a text with a mask ([MASK]). Fix: write [MASK] "

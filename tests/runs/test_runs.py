@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from commands import roots
 from patience import comes_true, gone
 
 from roots_dist.assembly.passes import build_passes
@@ -75,16 +76,23 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bare(place) -> Path:
-    """Started without a launcher, on four ranks."""
+def four(place) -> Path:
+    """On four ranks."""
     words = ["parallel.tp=2", "parallel.pp=2", "parallel.sequence_parallel=true"]
-    start([*PYTHON, *TRAIN], place, "bare", *words)
-    return place / "bare"
+    said_by(roots("train", *words_of(place, "four", *words), ranks=4))
+    return place / "four"
+
+
+def words_of(place: Path, folder: str, *overrides: str) -> list[str]:
+    return [str(place / "run.yaml"), f"track.folder={place / folder}", *overrides]
 
 
 def start(command: list[str], place: Path, folder: str, *overrides: str) -> str:
-    words = [*command, str(place / "run.yaml"), f"track.folder={place / folder}", *overrides]
-    found = subprocess.run(words, env=ENVIRON, capture_output=True, text=True, timeout=250)
+    words = [*PYTHON, *command, *TRAIN, *words_of(place, folder, *overrides)]
+    return said_by(subprocess.run(words, env=ENVIRON, capture_output=True, text=True, timeout=250))
+
+
+def said_by(found: subprocess.CompletedProcess[str]) -> str:
     assert found.returncode == 0, found.stderr
     return found.stdout + found.stderr
 
@@ -107,13 +115,13 @@ def assert_one_curve(first: Path, second: Path) -> None:
         assert b[step] == pytest.approx(numbers, rel=1e-5), step
 
 
-def test_a_bare_run_on_four_ranks_is_the_run_of_one_process(place, bare):
-    assert_one_curve(place / "alone", bare)
-    assert curve(bare)[STEPS]["loss/train"] < curve(bare)[1]["loss/train"] - 0.05
+def test_a_run_on_four_ranks_is_the_run_of_one_process(place, four):
+    assert_one_curve(place / "alone", four)
+    assert curve(four)[STEPS]["loss/train"] < curve(four)[1]["loss/train"] - 0.05
 
 
-def test_no_step_and_no_process_takes_less_than_is_said_to_be_possible(bare):
-    reports = [line for line in read_lines(bare / METRICS_FILE) if "time/step_s" in line]
+def test_no_step_and_no_process_takes_less_than_is_said_to_be_possible(four):
+    reports = [line for line in read_lines(four / METRICS_FILE) if "time/step_s" in line]
     assert len(reports) == STEPS
     for report in reports:
         assert (
@@ -138,26 +146,33 @@ def test_a_run_goes_on_as_if_nothing_had_happened(place):
     assert_one_curve(place / "alone", place / "resumed")
 
 
-def test_torchrun_takes_a_run_on_in_another_layout_and_engine(place, bare):
-    """TP2 × PP2 by the reference engine, then two data ranks with DeepSpeed's ZeRO-2."""
-    half_way(bare, place / "torchrun")
-    torchrun = ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2", "-m"]
-    said = start([*PYTHON, *torchrun, *TRAIN], place, "torchrun", "parallel.zero_stage=2")
+@pytest.mark.parametrize("launcher", ["the tests", pytest.param("torchrun", marks=pytest.mark.full)])
+def test_a_run_goes_on_in_another_layout_and_engine(place, four, launcher):
+    """TP2 × PP2 by the reference engine, then two data ranks with DeepSpeed's ZeRO-2. What torchrun starts is tested
+    in tests/launch too."""
+    half_way(four, place / launcher)
+    if launcher == "torchrun":
+        torchrun = ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2", "-m"]
+        said = start(torchrun, place, launcher, "parallel.zero_stage=2")
+    else:
+        said = said_by(roots("train", *words_of(place, launcher, "parallel.zero_stage=2"), ranks=2))
     assert "resumed after step 2" in said and "parallel.tp = 1 (was 2)" in said
-    assert_one_curve(place / "alone", place / "torchrun")
+    assert_one_curve(place / "alone", place / launcher)
 
 
+@pytest.mark.full
 def test_deepspeeds_launcher_trains_the_same(place):
-    """It puts --local_rank=N before the command, and finds its processes by itself."""
+    """It puts --local_rank=N before the command, and finds its processes by itself. In every run of the suite it starts
+    one in tests/launch."""
     port = str(20000 + os.getpid() % 10000)
     launcher = ["deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port", port, "--module"]
-    start([*PYTHON, *launcher, *TRAIN], place, "deepspeed", "parallel.pp=2", "parallel.schedule=zb-h1")
+    start(launcher, place, "deepspeed", "parallel.pp=2", "parallel.schedule=zb-h1")
     assert_one_curve(place / "alone", place / "deepspeed")
 
 
 def test_a_rank_that_is_killed_costs_the_steps_since_the_last_save_and_nothing_else(place):
     folder = place / "killed"
-    words = [str(place / "run.yaml"), f"track.folder={folder}", "parallel.tp=2", "checkpoint.every=1"]
+    words = words_of(place, folder.name, "parallel.tp=2", "checkpoint.every=1")
     run = subprocess.Popen([*PYTHON, *TRAIN, *words], env=ENVIRON, stderr=subprocess.PIPE, text=True)
     try:
         assert comes_true(lambda: newest(folder) is not None or run.poll() is not None)
@@ -169,15 +184,16 @@ def test_a_rank_that_is_killed_costs_the_steps_since_the_last_save_and_nothing_e
         run.kill()
     assert run.returncode == 1 and "rank 1 was killed by SIGKILL" in err
     assert gone(process.pid for process in ranks)
-    on_world(2, trained, settings(place).changed({"track.folder": str(folder), "parallel.pp": 2}))
+    again = {"track.folder": str(folder), "parallel.pp": 2, "parallel.schedule": "zb-h1"}
+    on_world(2, trained, settings(place).changed(again))
     assert_one_curve(place / "alone", folder)
 
 
-def test_the_text_is_the_same_whatever_layout_was_trained(place, bare):
+def test_the_text_is_the_same_whatever_layout_was_trained(place, four):
     """Greedy, with the checkpoint of one process and with that of four."""
     prompt = [3, 1, 4, 1, 5]
     texts = []
-    for folder in (place / "alone", bare):
+    for folder in (place / "alone", four):
         ((answer,),) = decode(load_model(config_of_run(folder).config, Mesh.single()), [prompt], Request(11, GREEDY))
         texts.append(answer.tokens)
     assert texts[0] == texts[1] and len(texts[0]) == 11

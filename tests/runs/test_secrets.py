@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
+from commands import roots
 
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.learning.data.store import Writer
 
-ROOT = Path(__file__).parents[2]
 IN_ENVIRONMENT = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
     "HF_TOKEN": "hf_CanaryCanaryCanaryCanary01",
@@ -62,17 +57,14 @@ def test_no_planted_secret_is_in_any_file_or_on_the_terminal(tmp_path):
     (tmp_path / "run.yaml").write_text(to_yaml(config.changed({"track.group": IN_CONFIG["track.group"]})))
     home = tmp_path / "out" / "home"
     home.mkdir(parents=True)
-    environment = (
-        os.environ | IN_ENVIRONMENT | {"HOME": str(home), "NETRC": str(home / "netrc"), "PYTHONPATH": str(ROOT)}
-    )
-    roots = [sys.executable, "-m", "roots_dist"]
+    variables = IN_ENVIRONMENT | {"HOME": home, "NETRC": home / "netrc"}
     words = [f"track.name={IN_CONFIG['track.name']!r}", f"track.tags={IN_CONFIG['track.tags']}"]
     said = ""
     for command in (
-        [*roots, "train", str(tmp_path / "run.yaml"), *words],
-        [*roots, "report", str(tmp_path / "out" / "run")],
+        ["train", str(tmp_path / "run.yaml"), *words],
+        ["report", str(tmp_path / "out" / "run")],
     ):
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
+        done = roots(*command, **variables)
         assert done.returncode == 0, done.stderr
         said += done.stdout + done.stderr
     written = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}

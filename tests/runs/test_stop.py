@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import environ, roots
 
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
@@ -43,10 +44,8 @@ def place(tmp_path_factory) -> Path:
 
 
 def start(place: Path, *overrides: str) -> subprocess.Popen:
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    environ = {k: v for k, v in os.environ.items() if k not in names} | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "roots_dist", "train", str(place / "run.yaml"), *overrides]
-    return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -101,9 +100,9 @@ def test_a_signal_ends_all_ranks_after_a_step_with_a_checkpoint_from_which_the_r
     if whom != "one rank":
         return
     whole = tmp_path / "whole"
-    runs = [start(place, f"track.folder={where}", f"train.steps={step + 10}") for where in (folder, whole)]
-    for code, said in map(finish, runs):
-        assert code == 0, said
+    for where in (folder, whole):
+        again = roots("train", str(place / "run.yaml"), f"track.folder={where}", f"train.steps={step + 10}")
+        assert again.returncode == 0, again.stderr
     assert read_end(folder / "ended.txt") == f"finished after step {step + 10}"
     once, twice = losses(whole), losses(folder)
     assert len(once) == step + 10 and once.keys() == twice.keys()

@@ -1,17 +1,11 @@
 """A run whose numbers leave the finite: said once, in one line, by exit code, and in the run's folder."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
+from commands import roots
 
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.learning.data.store import Writer
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_a_weight_that_is_not_finite_ends_two_ranks_with_one_line(tmp_path):
@@ -29,10 +23,7 @@ def test_a_weight_that_is_not_finite_ends_two_ranks_with_one_line(tmp_path):
         }
     )
     (tmp_path / "run.yaml").write_text(to_yaml(config))
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    environ = {k: v for k, v in os.environ.items() if k not in names} | {"PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "roots_dist", "train", str(tmp_path / "run.yaml")]
-    found = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=250)
+    found = roots("train", str(tmp_path / "run.yaml"), ranks=2)
     assert found.returncode == 2, found.stderr
     errors = [line for line in found.stderr.splitlines() if line.startswith("✗")]
     assert len(errors) == 1 and "Traceback" not in found.stderr

@@ -20,7 +20,7 @@ from roots_dist.storage.checkpoint.format import Manifest, plan_shards
 from roots_dist.storage.checkpoint.keep import newest
 from roots_dist.storage.checkpoint.load import load, load_initial_weights, load_weights
 from roots_dist.storage.checkpoint.save import save
-from roots_dist.testing.world import on_world
+from roots_dist.testing.world import on_warm_world, on_world
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.sharding import Param, ShardSpec
 
@@ -141,7 +141,7 @@ def tensors(folder: Path, stem: str) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("layout", [Layout(tp=2, pp=2), Layout(tp=4), Layout(pp=2, dp=2), Layout(tp=2, dp=2)], ids=str)
 def test_what_a_layout_saves_is_whole_and_read_by_every_other(layout, of_one, tmp_path):
-    folder = Path(on_world(layout.world_size, save_on, str(tmp_path), layout, timeout=250)[0])
+    folder = Path(on_warm_world(layout.world_size, save_on, str(tmp_path), layout, timeout=250)[0])
     for kind, stem in zip(STATE, ("model", "exp_avg", "exp_avg_sq")):
         found = tensors(folder, stem)
         assert found.keys() == specs(1).keys()
@@ -152,12 +152,12 @@ def test_what_a_layout_saves_is_whole_and_read_by_every_other(layout, of_one, tm
 
 @pytest.mark.parametrize("layout", [Layout(tp=4), Layout(pp=4), Layout(tp=2, pp=2), Layout(dp=3)], ids=str)
 def test_every_layout_reads_what_one_process_saved(layout, of_one):
-    on_world(layout.world_size, load_on, str(of_one), layout, timeout=250)
+    on_warm_world(layout.world_size, load_on, str(of_one), layout, timeout=250)
 
 
 def test_every_layout_starts_from_what_one_process_saved(of_one):
     layout = Layout(tp=2, pp=2)
-    on_world(layout.world_size, start_on, str(of_one), layout)
+    on_warm_world(layout.world_size, start_on, str(of_one), layout)
 
 
 def test_files_are_as_hugging_face_names_them_and_hashed(of_one):

@@ -255,9 +255,10 @@ def test_interrupted_it_leaves_no_half_file_and_no_process_and_starts_clean(tmp_
     big = write_lines(
         tmp_path / "big.jsonl", [f"{text} {i} " * 40 for i in range(40) for text in TEXTS]
     )  # seconds of work
+    train(TEXTS, 300).backend.save(str(tmp_path / "given.json"))
     code = (
         "import sys\nfrom roots_dist.learning.data.prepare import prepare\n"
-        "if __name__ == '__main__':\n    prepare([sys.argv[1]], sys.argv[2], vocab=300, workers=2)\n"
+        "if __name__ == '__main__':\n    prepare([sys.argv[1]], sys.argv[2], tokenizer='given.json', workers=2)\n"
     )
     (tmp_path / "run.py").write_text(code)
     out, partial = tmp_path / "out", tmp_path / "out/.partial/train_text_document.bin.partial"

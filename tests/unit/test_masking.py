@@ -15,7 +15,7 @@ from roots_dist.learning.objectives import OBJECTIVES
 from roots_dist.learning.objectives.mlm import hide
 from roots_dist.learning.objectives.synthetic import random_source
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.testing.world import on_world
+from roots_dist.testing.world import on_warm_world
 from roots_dist.world import rng
 from roots_dist.world.batch import IGNORE, PADDING
 
@@ -166,9 +166,9 @@ def drawn(rank: int, size: int, n: int) -> list[int]:
 
 def test_draws_follow_the_softmax_and_no_layout():
     n = 20_000
-    (alone,) = on_world(1, drawn, n)
+    (alone,) = on_warm_world(1, drawn, n)
     for size in (2, 4):
-        assert all(found == alone[:500] for found in on_world(size, drawn, 500))
+        assert all(found == alone[:500] for found in on_warm_world(size, drawn, 500))
     generator = torch.Generator().manual_seed(0)
     weight, hidden = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((16, 4), (1, 4)))
     p = (hidden @ weight.t())[0, :13].softmax(0).numpy()

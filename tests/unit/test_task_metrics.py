@@ -5,7 +5,6 @@ import builtins
 
 import numpy as np
 import pytest
-from sklearn import metrics
 
 from roots_dist.errors import EnvironmentProblem
 from roots_dist.runs.evaluate.task_metrics import class_scores, task_metrics
@@ -24,6 +23,8 @@ def examples(classes: int, seed: int, absent: tuple[int, ...] = ()) -> tuple[np.
 
 @pytest.mark.parametrize("classes, absent", [(2, ()), (3, ()), (7, ()), (5, (1, 4))])
 def test_figures_are_those_of_the_examples(classes, absent):
+    from sklearn import metrics  # takes more than a second, in every process that collects tests
+
     for seed in range(5):
         given, guessed, table = examples(classes, seed, absent)
         names = [f"label {n}" for n in range(classes)]
