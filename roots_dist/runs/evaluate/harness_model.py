@@ -19,6 +19,7 @@ import torch
 
 from roots_dist.assembly.passes import Passes
 from roots_dist.errors import DataError, Problem, UserError, present
+from roots_dist.learning.data.ends import ends_of
 from roots_dist.learning.data.specials import read_specials
 from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.runs.generate.decode import decode
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 AT_A_TIME = 16
 """Number of microbatches per pipeline rank in one forward pass."""
-BEGINS = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
-"""Tokens that begin a text, in known tokenizers. Without one, the token that ends a text begins it too (GPT-2)."""
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 BEAMS = {"num_beams": "beams", "length_penalty": "length_penalty", "early_stopping": "early_stopping"}
 """lm_eval's and transformers' names of beam options -> ours."""
@@ -110,9 +109,10 @@ def harness_model(passes: Passes) -> LM:
     end = present(specials.end)
     codec = load_codec(tokenizer)
     backend = codec.backend
+    begins, ends = present(specials.tokens.first), frozenset(ends_of(config, codec, specials.tokens))
     backend.encode_special_tokens = False  # as in transformers: a special token spelled out is that token
-    begins = next((i for i in map(backend.token_to_id, BEGINS) if i is not None), end)
     begin_text = backend.decode([begins], skip_special_tokens=False)
+    before, after = specials.tokens.before, specials.tokens.after
 
     class Live(TemplateLM):
         eot_token_id = end
@@ -122,7 +122,8 @@ def harness_model(passes: Passes) -> LM:
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
             if add_special_tokens is None:
                 add_special_tokens = not has_bos_prefix(string, begin_text)
-            return backend.encode(string, add_special_tokens=add_special_tokens).ids
+            ids = backend.encode(string, add_special_tokens=False).ids
+            return [*before, *ids, *after] if add_special_tokens else ids
 
         def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
             scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
@@ -170,7 +171,7 @@ def harness_model(passes: Passes) -> LM:
             request = _request(options, self.max_length)
             room = self.max_length - request.max_tokens
             prompts = [self.tok_encode(text)[-room:] for text in contexts]
-            stops = Stops(frozenset({end}), tuple(filter(None, until)), codec)
+            stops = Stops(ends, tuple(filter(None, until)), codec)
             answers = []
             for answer, *_ in decode(passes, prompts, request, stops):
                 text = backend.decode([i for i in answer.tokens if i != end], skip_special_tokens=True)
