@@ -147,6 +147,16 @@ def read_special_tokens(path: str | Path) -> SpecialTokens:
     return special_tokens(tree, read_companions(Path(path).parent))
 
 
+def describe(path: str | None) -> str:
+    """Describe the special tokens of data.tokenizer in one line: which, by which file, or why none can be read."""
+    if path is None:
+        return "special tokens: none, because data.tokenizer names no tokenizer.json"
+    try:
+        return f"special tokens of {path}: {read_special_tokens(path).line()}"
+    except DataError as error:
+        return f"special tokens: {error}"
+
+
 def read_companions(folder: Path) -> dict[str, dict[str, Any]]:
     """Content of those of COMPANIONS that the folder has."""
     return {name: _read(folder / name) for name in COMPANIONS if (folder / name).is_file()}

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from roots_dist.assembly.passes import Passes
+from roots_dist.config.special_tokens import GENERATION, read_companions
 from roots_dist.errors import DataError, Problem, UserError, present
 from roots_dist.learning.data.ends import ends_of
 from roots_dist.learning.data.specials import read_specials
@@ -113,6 +115,7 @@ def harness_model(passes: Passes) -> LM:
     backend.encode_special_tokens = False  # as in transformers: a special token spelled out is that token
     begin_text = backend.decode([begins], skip_special_tokens=False)
     before, after = specials.tokens.before, specials.tokens.after
+    defaults = read_companions(Path(tokenizer).parent).get(GENERATION, {})
 
     class Live(TemplateLM):
         eot_token_id = end
@@ -168,7 +171,7 @@ def harness_model(passes: Passes) -> LM:
         def _generate(self, contexts: list[str], how: dict[str, Any]) -> list[str]:
             options = normalize_gen_kwargs(how, default_max_gen_toks=256)
             until = handle_stop_sequences(options.pop("until"), eos=backend.decode([end], skip_special_tokens=False))
-            request = _request(options, self.max_length)
+            request = _request(options, self.max_length, defaults)
             room = self.max_length - request.max_tokens
             prompts = [self.tok_encode(text)[-room:] for text in contexts]
             stops = Stops(ends, tuple(filter(None, until)), codec)
@@ -181,13 +184,16 @@ def harness_model(passes: Passes) -> LM:
     return Live()
 
 
-def _request(options: dict[str, Any], max_length: int) -> Request:
-    """Request from lm_eval's normalised generation options. Raises DataError for an unknown option."""
+def _request(options: dict[str, Any], max_length: int, defaults: Mapping[str, Any]) -> Request:
+    """Request from lm_eval's normalised generation options; `defaults` are those of generation_config.json, which
+    transformers uses for an export. Raises DataError for an option that is unknown or cannot be combined."""
     most, samples = options.pop("max_gen_toks"), options.pop("do_sample")
     if most >= max_length:
         expected, fix = f"less than data.seq_length = {max_length}", "set it in the task's generation_kwargs"
         raise DataError(Problem(key="generation_kwargs.max_gen_toks", found=most, expected=expected, fix=fix))
-    sampling = {name: options.pop(name) for name in SAMPLING if name in options}
+    usual = ("top_k", "top_p", "min_p", "repetition_penalty") if samples else ("repetition_penalty",)
+    sampling = {name: defaults[name] for name in usual if defaults.get(name) is not None}
+    sampling |= {name: options.pop(name) for name in SAMPLING if name in options}
     beams = {ours: options.pop(name) for name, ours in BEAMS.items() if name in options}
     if options:
         name, value = next(iter(options.items()))
@@ -197,5 +203,8 @@ def _request(options: dict[str, Any], max_length: int) -> Request:
         )
     if not samples:
         sampling["temperature"] = 0.0
+    if beams.get("beams", 1) != 1 and (penalty := sampling.get("repetition_penalty", 1.0)) != 1.0:
+        expected, fix = "1.0 with num_beams", "set it to 1.0 in the task's generation_kwargs, or leave num_beams out"
+        raise DataError(Problem(key="repetition_penalty", found=penalty, expected=expected, fix=fix))
     beams["beams"] = 0 if beams.get("beams", 1) == 1 else beams["beams"]
     return Request(most, Sampling(**sampling), **beams)
