@@ -38,8 +38,9 @@ def answer_ends(chat: Chat, codec: Codec) -> tuple[int, ...]:
     and an answer alone."""
     messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": ANSWER}]
     try:
-        _, found, rest = chat.render(messages, False).rpartition(ANSWER)
+        *_, turn = chat.turns(messages)
     except ValueError:
         return ()
+    _, found, rest = turn.answer.rpartition(ANSWER)
     special = {i for i, token in codec.backend.get_added_tokens_decoder().items() if token.special}
     return tuple([i for i in codec.encode_with_specials(rest) if i in special][:1]) if found else ()
