@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from roots_dist.cli.main import app
 from roots_dist.config.special_tokens import describe, read_special_tokens, special_tokens
 from roots_dist.errors import DataError
+from roots_dist.learning.data.chat import open_chat
 from roots_dist.learning.data.specials import read_specials
 from roots_dist.learning.data.tokenizer import load
 
@@ -136,6 +137,14 @@ def test_documents_and_objectives_ask_the_same(tmp_path):
     assert specials.end == WORDS.index("<stop>") and specials.tokens.eos == ids("<stop>", "</s>")
     assert specials.special[list(ids("<stop>", "</s>", "<turn>"))].all() and not specials.special[WORDS.index("a")]
     assert load(tmp_path / "tokenizer.json", "</s>").end_token == "</s>"
+
+
+def test_a_chat_template_knows_what_special_tokens_map_names(tmp_path):
+    for name, tree in {"tokenizer.json": TREE, SETTINGS: {"bos_token": None}, MAP: names("<turn>", "<stop>")}.items():
+        (tmp_path / name).write_text(json.dumps(tree))
+    (tmp_path / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}{{ eos_token }}")
+    chat = open_chat(None, str(tmp_path / "tokenizer.json"), "<stop>")
+    assert chat.prompt([{"role": "user", "content": "a"}]) == "<turn>a<stop>"
 
 
 def test_commands_show_the_tokens_and_who_names_them(tmp_path):
