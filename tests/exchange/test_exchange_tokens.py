@@ -97,6 +97,18 @@ def test_an_export_gives_all_of_them_back(styled):
     assert len(read) == made.get_vocab_size()
 
 
+def test_ids_of_a_model_without_a_tokenizer_are_kept(tmp_path):
+    their_folder("llama-3", tmp_path / "theirs")
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (tmp_path / "theirs" / name).unlink()
+    import_model(tmp_path / "theirs", tmp_path / "run")
+    export_model(tmp_path / "run", tmp_path / "export")
+    for name in ("config.json", "generation_config.json"):
+        ours, theirs = settings(tmp_path / "export", name), settings(tmp_path / "theirs", name)
+        assert (ours["bos_token_id"], ours["eos_token_id"]) == (theirs["bos_token_id"], theirs["eos_token_id"])
+        assert theirs["eos_token_id"] == [301, 302, 303]
+
+
 def test_generate_feeds_what_the_exports_tokenizer_does(styled):
     """BOS by tokenizer.json's post-processor (Llama 2 and 3) or by add_bos_token (DeepSeek), or none (ChatML)."""
     style, made, place = styled
