@@ -45,7 +45,7 @@ class Style(NamedTuple):
     of_model: str | tuple[str, ...]
     """eos_token_id of config.json"""
     ends: tuple[str, ...]
-    """eos_token_id of generation_config.json; empty: there is no such file"""
+    """eos_token_id of generation_config.json"""
     generation: Mapping[str, Any]
     before: tuple[str, ...]
     """Tokens that begin every text."""
@@ -168,7 +168,7 @@ def write_style(style: str, folder: Path) -> Tokenizer:
     named = {key: s.settings[key] for key in ("bos_token", "eos_token", "pad_token") if s.settings.get(key)}
     write("special_tokens_map.json", named)
     of_model = {"bos_token_id": ids[s.bos] if s.bos else None, "eos_token_id": _ids(s.of_model, ids)}
-    ends = {"eos_token_id": _ids(s.ends if len(s.ends) > 1 else s.ends[0], ids)}
+    ends = {"eos_token_id": _ids(s.ends, ids)}  # a list of one stays one
     pad = {"pad_token_id": ids[s.pad]} if s.pad else {}
     write("generation_config.json", {**of_model, **ends, **pad, **s.generation, "transformers_version": "4.44.0"})
     there = json.loads((folder / "config.json").read_text()) if (folder / "config.json").is_file() else {}

@@ -151,6 +151,9 @@ def test_an_exported_chat_model_stops_where_the_run_stops(style, end, tmp_path):
     import_model(tmp_path / "theirs", tmp_path / "run")
     export_model(tmp_path / "run", tmp_path / "export")
     assert spoken(tmp_path) == [word, said] == answered(tmp_path, 6)
+    live = harness_model(load_model(config_of_run(tmp_path / "run").config, Mesh.single()))
+    how = {"until": ["\n"], "max_gen_toks": 6, "do_sample": False}
+    assert live.generate_until(requests("generate_until", [("the states", how)])) == [made.decode([word])]
 
 
 def spoken(place) -> list[int]:
@@ -207,16 +210,17 @@ GREEDY = {"until": ["\n"], "max_gen_toks": 8, "do_sample": False}
 PROMPTS = [("the people of", GREEDY), ("our common defence", GREEDY), ("the", {"until": ["e"], "max_gen_toks": 5})]
 
 
-def asked(lm) -> tuple[list, list, list]:
+def requests(kind, arguments) -> list:
     from lm_eval.api.instance import Instance
 
-    def of(kind, arguments):
-        return [Instance(kind, {}, args, number) for number, args in enumerate(arguments)]
+    return [Instance(kind, {}, args, number) for number, args in enumerate(arguments)]
 
+
+def asked(lm) -> tuple[list, list, list]:
     return (
-        [tuple(one) for one in lm.loglikelihood(of("loglikelihood", PAIRS))],
-        lm.loglikelihood_rolling(of("loglikelihood_rolling", [(text,) for text in ROLLING])),
-        lm.generate_until(of("generate_until", PROMPTS)),
+        [tuple(one) for one in lm.loglikelihood(requests("loglikelihood", PAIRS))],
+        lm.loglikelihood_rolling(requests("loglikelihood_rolling", [(text,) for text in ROLLING])),
+        lm.generate_until(requests("generate_until", PROMPTS)),
     )
 
 
