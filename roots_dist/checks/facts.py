@@ -19,6 +19,7 @@ from roots_dist import environment
 from roots_dist.config import special_tokens
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
+from roots_dist.errors import DataError
 from roots_dist.files import why
 from roots_dist.idx_format import HEADER, MAGIC, OLD_MAGIC, TOKEN_TYPES, token_bytes
 
@@ -60,6 +61,7 @@ class Facts:
 def gather(config: Config, local_size: int) -> Facts:
     """Look at this machine. Called once by who starts the run, on every machine of a job."""
     ids, tokenizer_trouble = _tokenizer(config.data.tokenizer)
+    specials, tokenizer_trouble = _special_tokens(config.data.tokenizer, tokenizer_trouble)
     sources = () if objective_of(config).rows else (*config.data.train, *config.data.validation)
     return Facts(
         corpora={
@@ -68,7 +70,7 @@ def gather(config: Config, local_size: int) -> Facts:
         },
         tokenizer_vocab=max(ids.values()) + 1 if ids else None,
         tokenizer_trouble=tokenizer_trouble,
-        special_tokens=frozenset(special_tokens.found(ids)),
+        special_tokens=frozenset(specials),
         sentinels=len(special_tokens.sentinels(ids)),
         folder_trouble=_folder_trouble(Path(config.track.folder)),
         local_size=local_size,
@@ -138,6 +140,16 @@ def _tokenizer(name: str | None) -> tuple[dict[str, int], str | None]:
         return {}, why(error)
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}, "no tokenizer of Hugging Face's format"
+
+
+def _special_tokens(name: str | None, trouble: str | None) -> tuple[dict[str, int], str | None]:
+    """Names of the tokenizer's special tokens with their ids, or why the files beside it cannot be used."""
+    if name is None or trouble is not None:
+        return {}, trouble
+    try:
+        return special_tokens.read_special_tokens(name).found(), None
+    except DataError as error:
+        return {}, str(error).partition(". Fix: ")[0]
 
 
 def _folder_trouble(folder: Path) -> str | None:

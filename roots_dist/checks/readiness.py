@@ -9,7 +9,7 @@ from roots_dist.accounting.sizes import parameters
 from roots_dist.checks.facts import CorpusFacts, Facts
 from roots_dist.config.records import corpus_tokens, num_sentinels, objective_of, special_tokens_of
 from roots_dist.config.schema import Config
-from roots_dist.config.special_tokens import called
+from roots_dist.config.special_tokens import called, fix_of
 from roots_dist.errors import Problem
 from roots_dist.layout import Layout
 
@@ -127,8 +127,8 @@ def _special_tokens(config: Config, facts: Facts) -> Iterator[Problem]:
         )
         yield Problem(key="data.tokenizer", found=None, expected=expected, fix=fix)
     elif missing:
-        fix = "use a tokenizer that has it: roots prepare --kind wordpiece (t5: --kind unigram)"
-        yield Problem(key="data.tokenizer", found=tokenizer, expected=f"a token for {called(missing)}", fix=fix)
+        expected = f"a token for {called(missing)}"
+        yield Problem(key="data.tokenizer", found=tokenizer, expected=expected, fix=fix_of(missing))
     elif facts.sentinels < (spans := num_sentinels(config)):
         yield Problem(
             key="data.tokenizer",

@@ -31,8 +31,11 @@ class PrepareOptions:
     )
     tokenizer: Annotated[Path | None, typer.Option(help="use this tokenizer.json instead of training one")] = None
     end_of_document: Annotated[
-        str | None, typer.Option(help="its token that ends a document, if not a common one", metavar="TOKEN")
+        str | None, typer.Option(help="its token that ends a document, if not its eos", metavar="TOKEN")
     ] = None
+    begin_of_document: Annotated[
+        bool, typer.Option("--begin-of-document", help="begin each document with the tokenizer's bos")
+    ] = False
     validation: Annotated[float, typer.Option(help="fraction of documents to hold out")] = 0.05
     seed: Annotated[int, typer.Option(help="random seed of the held-out split")] = 1234
     workers: Annotated[int | None, typer.Option(help="processes (default: one per core)", show_default=False)] = None

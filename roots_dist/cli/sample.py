@@ -14,13 +14,16 @@ def sample(
     overrides: Overrides = None,
     step: Annotated[int, typer.Option(min=0, help="step of the run, counted from 0")] = 0,
 ) -> None:
-    """Show a sample of a training step as text: the model's input and its targets. Trains nothing.
+    """Show a sample of a training step as text: the model's input, its targets, the special tokens. Trains nothing.
 
     \b
     roots sample configs/t5-quickstart.yaml --step 3
     """
     from roots_dist.cli.read_config import read_config
+    from roots_dist.config.special_tokens import describe
     from roots_dist.learning.objectives.show_sample import sample_lines
 
-    for line in sample_lines(read_config(config, overrides or ()).config, step):
+    loaded = read_config(config, overrides or ()).config
+    for line in sample_lines(loaded, step):
         typer.echo(line)
+    typer.echo(describe(loaded.data.tokenizer))

@@ -85,8 +85,10 @@ def train(
     if options.print_config:
         from roots_dist.cli.read_config import read_config
         from roots_dist.config.load import to_yaml
+        from roots_dist.config.special_tokens import describe
 
-        typer.echo(to_yaml(read_config(config, overrides or ()).config), nl=False)
+        resolved = read_config(config, overrides or ()).config
+        typer.echo(f"{to_yaml(resolved)}# {describe(resolved.data.tokenizer)}")
         return
     from roots_dist.runs.ranks.run_on_ranks import run_on_ranks
 

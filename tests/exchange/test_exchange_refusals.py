@@ -5,10 +5,13 @@ import shutil
 
 import pytest
 import torch
+import transformers
 from hub_models import SPECIALS, saved, tokenizer
 from safetensors.torch import load_file, save_file
 
 from roots_dist.errors import UserError
+from roots_dist.learning.data.tokenizer import load
+from roots_dist.storage.exchange.exporting import export_model
 from roots_dist.storage.exchange.hf_config import labels_of
 from roots_dist.storage.exchange.importing import import_model
 
@@ -150,12 +153,40 @@ def test_files_that_cannot_be_read_safely_are_refused(originals, tmp_path):
     assert "config.json: cannot be read" in refused(folder, tmp_path / "run")
 
 
-def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(originals, tmp_path):
+def test_words_of_a_tokenizer_that_the_model_does_not_have_are_refused(originals, tmp_path):
+    """With what can be done about it: the model's table of words can be made larger, a vocabulary cannot be cut."""
     folder = shutil.copytree(originals("gpt2"), tmp_path / "theirs")
     made = tokenizer(SPECIALS["gpt"])
+    tree = json.loads(made.to_str())
+    tree["model"]["vocab"]["one more"] = 97
+    (folder / "tokenizer.json").write_text(json.dumps(tree))
+    told = refused(folder, tmp_path / "run")
+    assert "tokenizer.json = '98 ids': expected at most vocab_size = 97" in told and "'one more' is beyond them" in told
+    assert "Fix: give the model more words: model.resize_token_embeddings(len(tokenizer))" in told
+    made.add_special_tokens(["<end of all>"])
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end of all>"}))
+    assert "'<end of all>' is beyond them" in refused(folder, tmp_path / "run")  # every text ends with it
+
+
+def test_added_tokens_beyond_the_model_are_left_out_and_said(originals, tmp_path):
+    """As CodeLlama's 34b has them: nothing that the run encodes, nor its export, has an id that the model lacks."""
+    folder = shutil.copytree(originals("gpt2"), tmp_path / "theirs")
+    made = tokenizer(SPECIALS["gpt"])
+    made.add_special_tokens(["▁<PRE>"])
     made.add_tokens(["one more"])
     made.save(str(folder / "tokenizer.json"))
-    assert "tokenizer.json = '98 ids': expected at most vocab_size = 97" in refused(folder, tmp_path / "run")
+    given = {"eos_token": "<|endoftext|>", "prefix_token": "▁<PRE>", "additional_special_tokens": ["▁<PRE>"]}
+    given["added_tokens_decoder"] = {"0": {"content": "<|endoftext|>"}, "97": {"content": "▁<PRE>"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(given))
+    told = import_model(folder, tmp_path / "run")
+    assert told.endswith("; without 2 added tokens, beyond the model's vocabulary: ▁<PRE>, one more")
+    assert "\n" not in told
+    kept = load(tmp_path / "run" / "tokenizer.json")
+    assert kept.vocab == 97 and max(kept.encode_with_specials("w3 one more ▁<PRE>")) < 97
+    export_model(tmp_path / "run", tmp_path / "export")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
+    assert len(theirs) == 97 and max(theirs("w3 one more ▁<PRE>").input_ids) < 97
 
 
 def test_electras_generator_is_its_own_and_no_other(originals, tmp_path):

@@ -8,7 +8,9 @@ import subprocess
 import pytest
 import torch
 from hub_models import MODELS, SPECIALS, generator_of, saved, tokenizer
+from hub_tokenizers import STYLES
 from safetensors.torch import load_file
+from test_exchange_tokens import their_folder
 
 from roots_dist.config.run_config import config_of_run
 from roots_dist.storage.checkpoint.keep import best_or_newest
@@ -72,3 +74,36 @@ def test_transformers_4_reads_every_export_with_the_same_logits(tmp_path):
     for key, logits in expected.items():
         torch.testing.assert_close(found[key], logits, rtol=1e-5, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
     assert all(one == {"input_ids": [5, 7], "attention_mask": [1, 1]} for one in ids["ids"].values()) and ids["ids"]
+
+
+TOKENS = """
+import json, sys, transformers
+messages, found = [{"role": "user", "content": "the states"}], {}
+for folder in sys.argv[1:]:
+    read = transformers.AutoTokenizer.from_pretrained(folder)
+    stops = transformers.GenerationConfig.from_pretrained(folder)
+    found[folder] = [
+        read("the people").input_ids, read.apply_chat_template(messages, add_generation_prompt=True), len(read),
+        [read.bos_token, read.eos_token, read.pad_token], [stops.bos_token_id, stops.eos_token_id, stops.pad_token_id],
+    ]
+print(json.dumps([transformers.__version__, found]))
+"""
+
+
+@pytest.mark.skipif(PYTHON is None, reason="ROOTS_TRANSFORMERS_4 names no python that has transformers 4.57")
+def test_transformers_4_reads_the_special_tokens_of_an_export_as_those_of_the_original(tmp_path):
+    """Its classes of Llama's and Qwen's tokenizers go by add_bos_token, which the export has in tokenizer.json."""
+    folders = []
+    for style in STYLES:
+        place = tmp_path / style
+        place.mkdir()
+        their_folder(style, place / "theirs")
+        import_model(place / "theirs", place / "run")
+        export_model(place / "run", place / "export")
+        folders += [str(place / "theirs"), str(place / "export")]
+    (tmp_path / "tokens.py").write_text(TOKENS)
+    done = subprocess.run([PYTHON, tmp_path / "tokens.py", *folders], capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-3000:]
+    version, found = json.loads(done.stdout.splitlines()[-1])
+    assert version.startswith("4.") and len(found) == 2 * len(STYLES)
+    assert [found[folder] for folder in folders[::2]] == [found[folder] for folder in folders[1::2]]

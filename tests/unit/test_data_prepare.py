@@ -108,6 +108,59 @@ def test_a_given_tokenizer_is_used_as_it_is(tmp_path, lines):
     assert "as given" in manifest.summary() and manifest.end_of_document == "<|endoftext|>"
 
 
+def a_tokenizer(folder, **settings):
+    """Byte-level, with <s>, </s> and <turn>, and what its tokenizer_config.json says."""
+    folder.mkdir(exist_ok=True)
+    made = train(TEXTS, 300).backend
+    made.add_special_tokens(["<s>", "</s>", "<turn>"])
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder / "tokenizer.json"
+
+
+@pytest.mark.parametrize("split_sentences", [False, True])
+def test_each_document_begins_with_the_tokenizers_bos_if_it_is_to(split_sentences, tmp_path, lines):
+    given = a_tokenizer(tmp_path / "given", bos_token="<turn>", eos_token="</s>")
+    write_lines(lines, [f"{text} It rained. Then it stopped." for text in TEXTS])
+    how = {"tokenizer": given, "split_sentences": split_sentences}
+    plain = prepare([lines], tmp_path / "plain", **how)
+    begun = prepare([lines], tmp_path / "out", begin_of_document=True, **how)
+    bos, eos = (load(given).backend.token_to_id(token) for token in ("<turn>", "</s>"))
+    one, other = (Corpus.open(tmp_path / name / "train_text_document") for name in ("plain", "out"))
+    for i in range(one.num_documents):
+        assert other.document(i).tolist() == [bos, *one.document(i).tolist()] and one.document(i)[-1] == eos
+    assert begun.train.tokens == plain.train.tokens + plain.train.documents
+    assert "document   <turn> TEXT </s>" in begun.summary() and "document   TEXT </s>" in plain.summary()
+
+
+def test_the_files_of_a_given_tokenizer_go_with_it(tmp_path, lines):
+    given = a_tokenizer(tmp_path / "given", bos_token="<s>", eos_token="</s>")
+    (given.parent / "generation_config.json").write_text('{"eos_token_id": [301, 302]}')
+    run = lambda **more: prepare([lines], tmp_path / "out", **{"tokenizer": given} | more)
+    assert run().end_of_document == "</s>" and run().reused
+    found = load(tmp_path / "out" / "tokenizer.json")
+    assert found.specials == load(given).specials and found.specials.bos is not None and len(found.specials.eos) == 2
+    assert prepare([lines, tmp_path / "out"], tmp_path / "out", tokenizer=given).reused, "they are no inputs"
+    a_tokenizer(given.parent, bos_token="<s>", eos_token="<turn>")
+    assert (again := run()).end_of_document == "<turn>" and not again.reused
+    assert not run(tokenizer=None, vocab=300).reused
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert "tokenizer.json" in names and not names & {"tokenizer_config.json", "generation_config.json"}
+
+
+def test_what_a_tokenizer_loses_is_counted_and_said(tmp_path, lines):
+    """Only what its own normalizer does not change: lower case is none, an unknown letter and white space are."""
+    assert prepare([lines], tmp_path / "bpe", vocab=300).losses == {}
+    train(TEXTS, 200, kind="wordpiece").backend.save(str(tmp_path / "lower.json"))
+    texts = ["Strong STATES union. More", "strong  states", "strong ☃ states, 七 more", "more ☃", " union ", "union"]
+    how = {"tokenizer": tmp_path / "lower.json", "validation": 0}
+    found = prepare([write_lines(lines, texts)], tmp_path / "out", **how)
+    assert found.losses == {"characters": 2, "white space": 2}
+    assert found.loss_example == "'☃ states, 七 more' -> '[unk] states, [unk] more'"
+    told = "lossy      of 6 documents 2 lose characters, 2 lose white space when decoded, first '☃ states, 七 more' -> "
+    assert told in found.summary() and read_manifest(tmp_path / "out").losses == found.losses
+
+
 def test_a_prepared_folder_may_lie_among_its_inputs(tmp_path):
     write_lines(tmp_path / "a.jsonl")
     assert not prepare([tmp_path], tmp_path, vocab=300).reused
@@ -179,6 +232,7 @@ WRONG = {
     "workers = 0: expected at least 1": {"workers": 0},
     "on_error = 'ignore': expected stop or skip": {"on_error": "ignore"},
     "end_of_document = '</s>': expected none with a tokenizer that is trained": {"end_of_document": "</s>"},
+    "begin_of_document = True: expected a tokenizer that has a token to begin a text": {"begin_of_document": True},
     "vocab = 10: expected at least 257": {"vocab": 10},
     "pre_tokenizer = 'llama': expected one of": {"pre_tokenizer": "llama"},
     "tokenizer = 'none.json': expected a tokenizer.json that can be read": {"tokenizer": "none.json"},

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from roots_dist.cli.main import app
+from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError
 from roots_dist.learning.data.store import Writer
@@ -62,3 +65,10 @@ def test_what_is_missing_is_named(place):
 
 def test_positions_are_shown_as_stretches():
     assert ranges([0, 1, 2, 0, 1, 0, 0]) == [(0, 2), (0, 1), (0, 0), (0, 0)]
+
+
+def test_the_command_shows_the_special_tokens_too(place, tmp_path):
+    (tmp_path / "config.yaml").write_text(to_yaml(config(place, **T5)))
+    done = CliRunner().invoke(app, ["sample", str(tmp_path / "config.yaml")])
+    last = done.output.rstrip("\n").rpartition("\n")[2]
+    assert last.startswith(f"special tokens of {place}/tokenizer.json: ") and "eos </s> = 1 (by its name)" in last

@@ -401,7 +401,7 @@ def test_settings_of_a_tokenizer_that_are_no_object_are_refused(place):
     c = config(place, "instruct", family="gpt", kind="listed/tokenizer")
     with pytest.raises(
         DataError,
-        match="finetune.chat_template = .*tokenizer_config.json': .*the settings of a tokenizer are an object",
+        match="data.tokenizer = .*tokenizer_config.json': expected a tokenizer_config.json .*it is no object",
     ):
         open_examples(written(place, [{"text": "a", "label": "b"}]), c)
 

@@ -245,10 +245,12 @@ def _without_marks(text: str) -> Rendering:
 def find_template(template: str | None, tokenizer: Path) -> tuple[str, str, dict[str, str]]:
     """Name and text of the template, and the special tokens that the tokenizer's config names."""
     config = _read_config(tokenizer.with_name("tokenizer_config.json"))
+    both = _read_config(tokenizer.with_name("special_tokens_map.json")), config
     named = {
         key: value["content"] if isinstance(value, dict) else value
-        for key, value in config.items()
-        if key.endswith("_token")
+        for file in both
+        for key, value in file.items()
+        if key.endswith("_token") and value is not None
     }
     tokens = {key: value for key, value in named.items() if isinstance(value, str)}
     beside = tokenizer.with_name("chat_template.jinja")

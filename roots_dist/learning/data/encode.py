@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -38,6 +38,10 @@ class Encoded(NamedTuple):
     """For each document the lengths of its sentences, or its own length."""
     bytes: list[int]
     """UTF-8 bytes of each text."""
+    losses: Counter[str]
+    """Kind of loss -> number of documents that decode to another text than they were, beyond the normalizer."""
+    example: str | None
+    """The first loss of the gravest kind."""
 
 
 def encode_texts(
@@ -47,10 +51,13 @@ def encode_texts(
     dtype: np.dtype,
     workers: int,
     by_sentence: bool = False,
+    begin: int | None = None,
 ) -> Generator[Encoded]:
-    """Yield the encoded batches. Raises DataError if a worker dies. Closing the iterator, or an error in it, ends the
-    workers."""
-    work = partial(_encode, tokenizer, end_of_document, dtype, by_sentence)
+    """Yield the encoded batches. begin: token that begins each document.
+
+    Raises DataError if a worker dies. Closing the iterator, or an error in it, ends the workers.
+    """
+    work = partial(_encode, tokenizer, end_of_document, dtype, by_sentence, begin)
     if workers == 1:
         yield from map(work, texts)
         return
@@ -77,16 +84,29 @@ def encode_texts(
         pool.shutdown(cancel_futures=True)
 
 
-def _encode(tokenizer: Path, end_of_document: str, dtype: np.dtype, by_sentence: bool, texts: list[str]) -> Encoded:
+def _encode(
+    tokenizer: Path, end_of_document: str, dtype: np.dtype, by_sentence: bool, begin: int | None, texts: list[str]
+) -> Encoded:
     encoder = _loaded(tokenizer, end_of_document)
     documents, sequences = [], []
+    losses: Counter[str] = Counter()
+    examples: dict[str, str] = {}
     for text in texts:
-        parts = [encoder.encode(part) for part in (sentences(text) if by_sentence else [text])]
+        pieces = sentences(text) if by_sentence else [text]
+        parts = [encoder.encode(piece) for piece in pieces]
+        lost = [loss for loss in map(encoder.loss, pieces, parts) if loss is not None]
+        if lost:
+            gravest = min(lost)  # "characters" before "white space"
+            losses[gravest.kind] += 1
+            examples.setdefault(gravest.kind, gravest.example)
         parts = [part for part in parts[:-1] if part] + [[*parts[-1], encoder.end_of_document]]
+        parts[0] = parts[0] if begin is None else [begin, *parts[0]]
         documents.append(np.array([i for part in parts for i in part], dtype=dtype))
         sequences.append([len(part) for part in parts])
     lengths = [len(document) for document in documents]
-    return Encoded(np.concatenate(documents), lengths, sequences, [len(text.encode()) for text in texts])
+    sizes = [len(text.encode()) for text in texts]
+    example = examples[min(examples)] if examples else None
+    return Encoded(np.concatenate(documents), lengths, sequences, sizes, losses, example)
 
 
 @lru_cache(maxsize=1)

@@ -70,6 +70,9 @@ class Options(_Record):
     """None with an existing tokenizer."""
     min_count: int | None = None
     split_sentences: bool = False
+    begin_of_document: bool = False
+    tokenizer_files: dict[str, str] = {}
+    """Files beside an existing tokenizer that say which tokens begin and end a text -> their hash."""
 
 
 class Split(_Record):
@@ -77,7 +80,7 @@ class Split(_Record):
 
     documents: int = 0
     tokens: int = 0
-    """Number of tokens, including one end-of-document token per document."""
+    """Number of tokens, including those that begin and end each document."""
     bytes: int = 0
     """UTF-8 bytes of the documents' text."""
 
@@ -95,6 +98,8 @@ class Manifest(_Record):
     end_of_document: str
     """The end-of-document token, as tokenizer.load() takes it."""
     tokenizer_sha256: str
+    begin_of_document: str | None = None
+    """The token that begins each document."""
     train: Split
     validation: Split
     defects: dict[str, int]
@@ -103,6 +108,10 @@ class Manifest(_Record):
     """The first skipped documents, with file and line."""
     passed_over: str = ""
     """What was not read in the folders of the inputs, and how many of it."""
+    losses: dict[str, int] = {}
+    """Kind of loss -> number of documents that the tokenizer does not decode to their text, beyond its normalizer."""
+    loss_example: str | None = None
+    """The first loss of the gravest kind."""
     inputs: tuple[File, ...]
     outputs: tuple[File, ...]
     """Output files, with paths relative to the folder."""
@@ -128,6 +137,12 @@ class Manifest(_Record):
         lines.append(f"{'tokenizer':<11}{self.vocab:>10,} ids, " + ("trained here" if trained else "as given"))
         if self.options.vocab is not None and self.vocab < self.options.vocab:
             lines.append(f"the text gives no more than {self.vocab:,} entries; {self.options.vocab:,} were asked for")
+        around = " ".join(filter(None, (self.begin_of_document, "TEXT", self.end_of_document)))
+        lines.append(f"{'document':<11}{around}")
+        if self.losses:
+            lost = ", ".join(f"{count:,} lose {kind}" for kind, count in sorted(self.losses.items()))
+            number = self.train.documents + self.validation.documents
+            lines.append(f"{'lossy':<11}of {number:,} documents {lost} when decoded, first {self.loss_example}")
         lines += [f"skipped    {skipped}"] * bool(skipped)
         lines += [f"not read   {self.passed_over}"] * bool(self.passed_over)
         return "\n".join(lines)

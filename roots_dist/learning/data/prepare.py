@@ -8,21 +8,22 @@ The tokens of a document depend on its number, the seed and the options, never o
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from roots_dist.config.special_tokens import SETTINGS
 from roots_dist.errors import DataError, Problem
 from roots_dist.learning.data import readers
 from roots_dist.learning.data import tokenizer as tokenizers
+from roots_dist.learning.data.corpus_folder import COPIED, lock, publish, up_to_date
 from roots_dist.learning.data.encode import Encoded, encode_texts
 from roots_dist.learning.data.manifest import (
     NAME,
@@ -33,7 +34,7 @@ from roots_dist.learning.data.manifest import (
     Manifest,
     Options,
     Split,
-    read_manifest,
+    sha256,
     split_stem,
 )
 from roots_dist.learning.data.order import fraction
@@ -73,6 +74,7 @@ def prepare(
     split_sentences: bool = False,
     tokenizer: str | Path | None = None,
     end_of_document: str | None = None,
+    begin_of_document: bool = False,
     validation: float = 0.05,
     seed: int = 1234,
     workers: int | None = None,
@@ -83,8 +85,8 @@ def prepare(
 
     validation: share of documents held out, drawn by (seed, document number). tokenizer: an existing tokenizer.json;
     vocab, kind and pre_tokenizer are then ignored. split_sentences: each sentence becomes a sequence of its document
-    and is tokenized separately. Raises DataError for any problem of the inputs; with on_error="skip", unreadable
-    documents are counted in the manifest instead.
+    and is tokenized separately. begin_of_document: each document begins with the tokenizer's bos. Raises DataError for
+    any problem of the inputs; with on_error="skip", unreadable documents are counted in the manifest instead.
     """
     _check(validation, workers, on_error, tokenizer, end_of_document)
     folder = Path(output)
@@ -101,12 +103,14 @@ def prepare(
         validation=validation,
         seed=seed,
         on_error=on_error,
+        begin_of_document=begin_of_document,
+        tokenizer_files={path.name: sha256(path) for path in _companions(tokenizer)},
     )
     passed_over: PassedOver = Counter()
-    ours = {(folder / name).resolve() for name in (NAME, TOKENIZER, PARTIAL, *PAIRS)}
+    ours = {(folder / name).resolve() for name in (NAME, TOKENIZER, PARTIAL, *PAIRS, *COPIED)}
     files = readers.find(inputs, passed_over, ours)
-    with _lock(folder):
-        if existing := _up_to_date(folder, files, options):
+    with lock(folder):
+        if existing := up_to_date(folder, files, options):
             return existing.model_copy(update={"passed_over": listed(passed_over)})
         stream = _DocumentStream(files, options, progress)
         partial = folder / PARTIAL
@@ -115,21 +119,27 @@ def prepare(
         try:
             chosen = given or tokenizers.train(stream.texts_for_tokenizer(), vocab, pre_tokenizer, kind, min_count)
             chosen.backend.save(str(partial / TOKENIZER))
-            train, held_out = _tokenize(stream, chosen, partial, workers or _workers(stream.total))
+            for path in _companions(tokenizer):
+                shutil.copyfile(path, partial / path.name)
+            begin = _begin(chosen) if begin_of_document else None
+            train, held_out = _tokenize(stream, chosen, begin, partial, workers or _workers(stream.total))
             manifest = Manifest(
                 options=options,
                 vocab=chosen.vocab,
                 end_of_document=chosen.end_token,
                 tokenizer_sha256=chosen.sha256,
+                begin_of_document=None if begin is None else chosen.specials.text(begin),
                 train=train,
                 validation=held_out,
                 defects=dict(stream.defects),
                 examples=tuple(stream.examples),
                 passed_over=listed(passed_over),
+                losses=dict(stream.losses),
+                loss_example=stream.loss_example,
                 inputs=stream.files_read(),
                 outputs=tuple(File.of(p).model_copy(update={"path": p.name}) for p in sorted(partial.iterdir())),
             )
-            _publish(partial, folder, manifest)
+            publish(partial, folder, manifest)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return manifest
@@ -152,6 +162,20 @@ def _check(
         raise DataError(Problem(key="end_of_document", found=end_of_document, expected=expected, fix="leave it out"))
 
 
+def _companions(tokenizer: str | Path | None) -> list[Path]:
+    """Files beside a given tokenizer that go with it: they name its special tokens and its chat template."""
+    beside = [] if tokenizer is None else [Path(tokenizer).with_name(name) for name in COPIED]
+    return [path for path in beside if path.is_file()]
+
+
+def _begin(chosen: Tokenizer) -> int:
+    if chosen.specials.bos is None:
+        expected = "a tokenizer that has a token to begin a text (bos), and this one names none"
+        fix = f"name bos_token in {SETTINGS} beside --tokenizer, or leave --begin-of-document out"
+        raise DataError(Problem(key="begin_of_document", found=True, expected=expected, fix=fix))
+    return chosen.specials.bos
+
+
 def _workers(total: int) -> int:
     """One process per available core, unless the text is read before they would have started."""
     if total < 1 << 20:
@@ -170,6 +194,9 @@ class _DocumentStream:
     examples: list[str] = field(default_factory=list)
     fix: str = ""
     """What would mend the first defect."""
+    losses: Counter[str] = field(default_factory=Counter)
+    """Documents that the tokenizer does not decode to their text, by what they lose."""
+    loss_example: str | None = None
 
     def __post_init__(self) -> None:
         self._found = [path.stat() for path in self.files]
@@ -209,6 +236,11 @@ class _DocumentStream:
         if len(self.examples) < EXAMPLES:
             self.examples.append(str(defect))
 
+    def note_losses(self, part: Encoded) -> None:
+        graver = min(part.losses, default="z") < min(self.losses, default="z")  # characters before white space
+        self.loss_example = part.example if graver else self.loss_example
+        self.losses += part.losses
+
     def files_read(self) -> tuple[File, ...]:
         """Input files with their hashes. Raises DataError if one has changed since the start."""
         read = tuple(map(File.of, self.files))
@@ -233,7 +265,9 @@ class _DocumentStream:
             first += len(batch)
 
 
-def _tokenize(stream: _DocumentStream, chosen: Tokenizer, partial: Path, workers: int) -> tuple[Split, Split]:
+def _tokenize(
+    stream: _DocumentStream, chosen: Tokenizer, begin: int | None, partial: Path, workers: int
+) -> tuple[Split, Split]:
     """Write both pairs to `partial`; a split without documents gets none."""
     dtype, counts, first = token_type(chosen.vocab), [Split(), Split()], 0
     texts = ([document.text for document in batch] for batch in stream.batches("tokens"))
@@ -241,9 +275,12 @@ def _tokenize(stream: _DocumentStream, chosen: Tokenizer, partial: Path, workers
     with Writer(train_prefix, dtype) as train, Writer(validation_prefix, dtype) as validation:
         writers = (train, validation)
         with closing(
-            encode_texts(texts, partial / TOKENIZER, chosen.end_token, dtype, workers, stream.options.split_sentences)
+            encode_texts(
+                texts, partial / TOKENIZER, chosen.end_token, dtype, workers, stream.options.split_sentences, begin
+            )
         ) as results:
             for part in results:
+                stream.note_losses(part)
                 held_out = stream.held_out(np.arange(first, first + len(part.lengths)))
                 first += len(part.lengths)
                 _add(part, held_out, writers, counts)
@@ -267,78 +304,3 @@ def _add(part: Encoded, held_out: np.ndarray, writers: Sequence[Writer], counts:
     for tokens, sequences, size, split in zip(documents, part.sequences, part.bytes, held_out.astype(int)):
         writers[split].add(tokens, sequences)
         counts[split] = counts[split].plus(len(tokens), size)
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Lock the folder against a second process. The lock belongs to the process and ends with it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise DataError(
-            Problem(
-                key="output",
-                found=str(folder),
-                expected=f"a folder that can be created ({error.strerror})",
-                fix="choose another",
-            )
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise DataError(
-            Problem(
-                key="output",
-                found=str(folder),
-                expected="no other process writing there, but another `roots prepare` is running",
-                fix="wait until it has finished",
-            )
-        ) from error
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            Problem(
-                key="output",
-                found=str(folder),
-                expected=f"a folder that can be written ({error})",
-                fix="check free space and permissions",
-            )
-        ) from error
-    finally:
-        os.close(descriptor)
-
-
-def _up_to_date(folder: Path, files: list[Path], options: Options) -> Manifest | None:
-    """The manifest, if it describes these inputs and options and its outputs are unchanged."""
-    try:
-        found = read_manifest(folder)
-    except DataError:
-        return None  # damaged: prepare again
-    if found is None:
-        return None
-    same = (
-        found.options == options
-        and [file.path for file in found.inputs] == [str(path) for path in files]
-        and all(file.is_unchanged(path) for file, path in zip(found.inputs, files))
-        and all(file.is_unchanged(folder / file.path) for file in found.outputs)
-    )
-    return found.model_copy(update={"reused": True}) if same else None
-
-
-def _publish(partial: Path, folder: Path, manifest: Manifest) -> None:
-    """Move the files into place. A folder without a manifest is unfinished: the new one is moved last."""
-    written = partial / NAME
-    with written.open("w", encoding="utf-8") as file:
-        file.write(manifest.model_dump_json(indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    (folder / NAME).unlink(missing_ok=True)
-    for name in PAIRS:
-        (folder / name).unlink(missing_ok=True)
-    for path in sorted(partial.iterdir()):
-        if path.name != NAME:
-            os.replace(path, folder / path.name)
-    os.replace(written, folder / NAME)

@@ -1,21 +1,28 @@
 """Special tokens of a vocabulary: ids that an objective inserts into a sample, and must never mask or draw.
 
-    tokenizer.json --read_specials--> Specials --> objectives/
+    tokenizer.json and the files beside it --read_specials--> Specials --> objectives/
 
-The file is read as JSON, without loading a tokenizer. Proofs have no tokenizer and use `synthetic_specials`.
+The files are read as JSON, without loading a tokenizer. Proofs have no tokenizer and use `synthetic_specials`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from roots_dist.config.special_tokens import called, found, ids_of, sentinels
+from roots_dist.config.special_tokens import (
+    SpecialTokens,
+    called,
+    fix_of,
+    ids_of,
+    read_special_tokens,
+    sentinels,
+)
 from roots_dist.errors import DataError, Problem
 
 
@@ -38,6 +45,8 @@ class Specials:
     unk: int | None = None
     end: int | None = None
     """End of a document or a text."""
+    tokens: SpecialTokens = field(default_factory=SpecialTokens)
+    """All that the tokenizer's files say of them: also several ends, and what stands around a text."""
 
     @property
     def words(self) -> np.ndarray:
@@ -52,7 +61,7 @@ class Specials:
                 key="data.tokenizer",
                 found=self.name,
                 expected=f"a token for {called(missing)}",
-                fix="use a tokenizer that has it: roots prepare --kind wordpiece (t5: --kind unigram)",
+                fix=fix_of(missing),
             )
             raise DataError(problem)
 
@@ -77,11 +86,23 @@ def read_specials(path: str | Path, vocab: int) -> Specials:
     for token, i in ids.items():
         if i < vocab:
             special[i], is_continuation[i] = False, is_continued(token)
-    named, ordered = found(ids), sentinels(ids)
-    for i in [*by_default, *ordered, *named.values()]:
+    tokens, ordered = read_special_tokens(path), sentinels(ids)
+    for i in [*by_default, *ordered, *tokens.texts]:
         if i < vocab:
             special[i], is_continuation[i] = True, False
-    return Specials(str(path), special, is_continuation, tuple(ordered), **named)
+    return Specials(
+        str(path),
+        special,
+        is_continuation,
+        tuple(ordered),
+        pad=tokens.pad,
+        cls=tokens.cls,
+        sep=tokens.sep,
+        mask=tokens.mask,
+        unk=tokens.unk,
+        end=tokens.end,
+        tokens=tokens,
+    )
 
 
 def _continuation_test(model: dict[str, Any], ids: dict[str, int]) -> Callable[[str], bool]:
@@ -106,5 +127,17 @@ def synthetic_specials(vocab: int) -> Specials:
     ids = np.arange(vocab)
     sentinels = tuple(range(vocab - 1, max(vocab - 11, 5), -1))
     special = (ids < 6) | (ids > vocab - 1 - len(sentinels))
-    names = dict(zip(("pad", "cls", "sep", "mask", "unk", "end"), range(6)))
-    return Specials("none: this is a proof", special, (ids % 3 == 0) & ~special, sentinels, **names)
+    pad, cls, sep, mask, unk, end = range(6)
+    return Specials(
+        "none: this is a proof",
+        special,
+        (ids % 3 == 0) & ~special,
+        sentinels,
+        pad=pad,
+        cls=cls,
+        sep=sep,
+        mask=mask,
+        unk=unk,
+        end=end,
+        tokens=SpecialTokens(pad=pad, cls=cls, sep=sep, mask=mask, unk=unk, eos=(end,)),
+    )

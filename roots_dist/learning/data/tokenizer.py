@@ -10,19 +10,19 @@ Byte-level bpe has ids for every text, and decode(encode(text)) is the text. Kno
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from roots_dist.config.special_tokens import NAMES
+from roots_dist.config.special_tokens import NAMES, SETTINGS, SpecialTokens, read_special_tokens, special_tokens
 from roots_dist.errors import DataError, Problem, present
 
 END_OF_DOCUMENT = NAMES["end"][0]
-KNOWN_END_TOKENS = NAMES["end"]
-"""Tokens that end a document in known tokenizers, the most specific first."""
 
 BLOOM_PATTERN = " ?[^(\\s|[.,!?…。，、।۔،])]+"
 """BLOOM's words: an optional space, then anything but spaces and punctuation (an Oniguruma pattern)."""
@@ -39,6 +39,18 @@ PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 
 MIN_BPE_VOCAB = 257
 """The 256 bytes and the end of a document."""
+
+
+class Loss(NamedTuple):
+    """What is lost when a text is encoded and decoded."""
+
+    kind: Literal["characters", "white space"]
+    example: str
+    """The first words that come back otherwise."""
+
+
+EXAMPLE = 30
+"""Number of characters of each side of an example."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +81,26 @@ class Codec:
             self.backend.encode_special_tokens = True
         return encoding.ids, encoding.offsets
 
+    def loss(self, text: str, ids: Iterable[int]) -> Loss | None:
+        """What decoding these ids of the text loses, beyond what the tokenizer's own normalizer changes; None: nothing.
+        A space that the tokenizer puts before a text is no loss."""
+        found = self.decode(ids)
+        if text in (found, found.removeprefix(" ")):
+            return None
+        normalizer = self.backend.normalizer
+        normal = normalizer.normalize_str if normalizer else str
+        wanted, found = normal(text), normal(found)
+        if found in (wanted, wanted.removeprefix(" "), " " + wanted):
+            return None
+        if "".join(found.split()) == "".join(wanted.split()):
+            at = next((n for n, (a, b) in enumerate(zip(wanted, found)) if a != b), min(len(wanted), len(found)))
+            sides = (text[max(0, at - 3) :][:EXAMPLE] for text in (wanted, found))
+            return Loss("white space", " -> ".join(map(repr, sides)))
+        words, others = wanted.split(), found.split()
+        at = next((n for n, (a, b) in enumerate(zip(words, others)) if a != b), min(len(words), len(others)))
+        sides = (" ".join(some[at : at + EXAMPLE])[:EXAMPLE] for some in (words, others))
+        return Loss("characters", " -> ".join(map(repr, sides)))
+
     def decode(self, ids: Iterable[int]) -> str:
         """Decode with special tokens shown; a character cut in two becomes U+FFFD."""
         return self.backend.decode(list(ids), skip_special_tokens=False)
@@ -81,6 +113,7 @@ class Tokenizer(Codec):
     end_of_document: int
     vocab: int
     """Largest id + 1: the smallest possible model.vocab."""
+    specials: SpecialTokens
 
     @property
     def end_token(self) -> str:
@@ -119,7 +152,7 @@ def train(
     backend.train_from_iterator(texts, trainer)
     if kind == "unigram":  # T5's vocabulary ends with the sentinels in reverse order
         backend.add_special_tokens([AddedToken(f"<extra_id_{i}>", special=True) for i in reversed(range(SENTINELS))])
-    return _ready(backend, "the trained tokenizer", end)
+    return _ready(backend, "the trained tokenizer", end, special_tokens(json.loads(backend.to_str()), {}))
 
 
 def _bpe(vocab: int, pre_tokenizer: str, min_count: int) -> Untrained:
@@ -183,8 +216,10 @@ document))."""
 
 
 def load(path: str | Path, end_of_document: str | None = None) -> Tokenizer:
-    """Load a `tokenizer.json`. Raises DataError if it cannot be read or has no known end-of-document token."""
-    return from_json(_read(path), str(path), end_of_document)
+    """Load a `tokenizer.json`, with the special tokens that the files beside it name. Raises DataError if it cannot be
+    read or has no known end-of-document token."""
+    backend = _parse(_read(path), str(path))
+    return _ready(backend, str(path), end_of_document, read_special_tokens(path))
 
 
 def load_codec(path: str | Path) -> Codec:
@@ -207,7 +242,9 @@ def _read(path: str | Path) -> str:
 
 
 def from_json(text: str, name: str = "tokenizer", end_of_document: str | None = None) -> Tokenizer:
-    return _ready(_parse(text, name), name, end_of_document)
+    """Make a tokenizer from the text of a tokenizer.json, without the files beside it."""
+    backend = _parse(text, name)
+    return _ready(backend, name, end_of_document, special_tokens(json.loads(text), {}))
 
 
 def _parse(text: str, name: str) -> tokenizers.Tokenizer:
@@ -224,20 +261,19 @@ def _parse(text: str, name: str) -> tokenizers.Tokenizer:
         ) from error
 
 
-def _ready(backend: tokenizers.Tokenizer, name: str, end_of_document: str | None) -> Tokenizer:
-    wanted = KNOWN_END_TOKENS if end_of_document is None else (end_of_document,)
-    ends = [i for i in map(backend.token_to_id, wanted) if i is not None]
-    if not ends:
+def _ready(backend: tokenizers.Tokenizer, name: str, end_of_document: str | None, specials: SpecialTokens) -> Tokenizer:
+    end = specials.end if end_of_document is None else backend.token_to_id(end_of_document)
+    if end is None:
         raise DataError(
             Problem(
                 key="end_of_document",
                 found=end_of_document,
-                expected=f"a token of {name}, by default one of {', '.join(KNOWN_END_TOKENS)}",
-                fix="name the token that ends a document",
+                expected=f"a token of {name}, by default one of {', '.join(NAMES['end'])}",
+                fix=f"name the token that ends a document here, or as eos_token in {SETTINGS} beside it",
             )
         )
     vocab = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-    return Tokenizer(_without_truncation(backend), ends[0], vocab)
+    return Tokenizer(_without_truncation(backend), end, vocab, specials)
 
 
 def _without_truncation(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

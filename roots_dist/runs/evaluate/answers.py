@@ -48,8 +48,8 @@ def answer_questions(
     """Answer at most `count` held-out questions, the first that evaluation draws. A
     question longer than the model can hold loses its beginning. Collective over the world; equal on every rank."""
     rows = [objective.question(source, index) for source, index in held_out.evaluation_samples(count)]
-    end = present(objective.specials.end)
-    ends = frozenset({end, *(int(answer[-1]) for _, answer in rows if objective.specials.special[answer[-1]])})
+    eos = {present(objective.specials.end), *objective.specials.tokens.eos}
+    ends = frozenset({*eos, *(int(answer[-1]) for _, answer in rows if objective.specials.special[answer[-1]])})
     longest = max(len(answer) for _, answer in rows) + MORE
     room = _room(passes.config)
     longest = longest if room is None else min(longest, room // 2)

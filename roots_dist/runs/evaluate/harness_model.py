@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from roots_dist.assembly.passes import Passes
+from roots_dist.config.special_tokens import GENERATION, read_companions
 from roots_dist.errors import DataError, Problem, UserError, present
+from roots_dist.learning.data.ends import ends_of
 from roots_dist.learning.data.specials import read_specials
 from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.runs.generate.decode import decode
@@ -34,8 +37,6 @@ if TYPE_CHECKING:
 
 AT_A_TIME = 16
 """Number of microbatches per pipeline rank in one forward pass."""
-BEGINS = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
-"""Tokens that begin a text, in known tokenizers. Without one, the token that ends a text begins it too (GPT-2)."""
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 BEAMS = {"num_beams": "beams", "length_penalty": "length_penalty", "early_stopping": "early_stopping"}
 """lm_eval's and transformers' names of beam options -> ours."""
@@ -110,9 +111,11 @@ def harness_model(passes: Passes) -> LM:
     end = present(specials.end)
     codec = load_codec(tokenizer)
     backend = codec.backend
+    begins, ends = present(specials.tokens.first), frozenset(ends_of(config, codec, specials.tokens))
     backend.encode_special_tokens = False  # as in transformers: a special token spelled out is that token
-    begins = next((i for i in map(backend.token_to_id, BEGINS) if i is not None), end)
     begin_text = backend.decode([begins], skip_special_tokens=False)
+    before, after = specials.tokens.before, specials.tokens.after
+    defaults = read_companions(Path(tokenizer).parent).get(GENERATION, {})
 
     class Live(TemplateLM):
         eot_token_id = end
@@ -122,7 +125,8 @@ def harness_model(passes: Passes) -> LM:
         def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
             if add_special_tokens is None:
                 add_special_tokens = not has_bos_prefix(string, begin_text)
-            return backend.encode(string, add_special_tokens=add_special_tokens).ids
+            ids = backend.encode(string, add_special_tokens=False).ids
+            return [*before, *ids, *after] if add_special_tokens else ids
 
         def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
             scores: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
@@ -167,10 +171,10 @@ def harness_model(passes: Passes) -> LM:
         def _generate(self, contexts: list[str], how: dict[str, Any]) -> list[str]:
             options = normalize_gen_kwargs(how, default_max_gen_toks=256)
             until = handle_stop_sequences(options.pop("until"), eos=backend.decode([end], skip_special_tokens=False))
-            request = _request(options, self.max_length)
+            request = _request(options, self.max_length, defaults)
             room = self.max_length - request.max_tokens
             prompts = [self.tok_encode(text)[-room:] for text in contexts]
-            stops = Stops(frozenset({end}), tuple(filter(None, until)), codec)
+            stops = Stops(ends, tuple(filter(None, until)), codec)
             answers = []
             for answer, *_ in decode(passes, prompts, request, stops):
                 text = backend.decode([i for i in answer.tokens if i != end], skip_special_tokens=True)
@@ -180,13 +184,16 @@ def harness_model(passes: Passes) -> LM:
     return Live()
 
 
-def _request(options: dict[str, Any], max_length: int) -> Request:
-    """Request from lm_eval's normalised generation options. Raises DataError for an unknown option."""
+def _request(options: dict[str, Any], max_length: int, defaults: Mapping[str, Any]) -> Request:
+    """Request from lm_eval's normalised generation options; `defaults` are those of generation_config.json, which
+    transformers uses for an export. Raises DataError for an option that is unknown or cannot be combined."""
     most, samples = options.pop("max_gen_toks"), options.pop("do_sample")
     if most >= max_length:
         expected, fix = f"less than data.seq_length = {max_length}", "set it in the task's generation_kwargs"
         raise DataError(Problem(key="generation_kwargs.max_gen_toks", found=most, expected=expected, fix=fix))
-    sampling = {name: options.pop(name) for name in SAMPLING if name in options}
+    usual = ("top_k", "top_p", "min_p", "repetition_penalty") if samples else ("repetition_penalty",)
+    sampling = {name: defaults[name] for name in usual if defaults.get(name) is not None}
+    sampling |= {name: options.pop(name) for name in SAMPLING if name in options}
     beams = {ours: options.pop(name) for name, ours in BEAMS.items() if name in options}
     if options:
         name, value = next(iter(options.items()))
@@ -196,5 +203,8 @@ def _request(options: dict[str, Any], max_length: int) -> Request:
         )
     if not samples:
         sampling["temperature"] = 0.0
+    if beams.get("beams", 1) != 1 and (penalty := sampling.get("repetition_penalty", 1.0)) != 1.0:
+        expected, fix = "1.0 with num_beams", "set it to 1.0 in the task's generation_kwargs, or leave num_beams out"
+        raise DataError(Problem(key="repetition_penalty", found=penalty, expected=expected, fix=fix))
     beams["beams"] = 0 if beams.get("beams", 1) == 1 else beams["beams"]
     return Request(most, Sampling(**sampling), **beams)

@@ -1,7 +1,8 @@
 """Encode prompts into ids as the model saw them in training.
 
     PROMPT | --prompts FILE --read_prompts--> [Prompt] --PromptEncoder.ids--> ids, which fit the model's positions
-    gpt: the text itself; instruct: in its chat template; t5: with the end token that its encoder was trained with
+    gpt: the text, after the tokens that its tokenizer puts before every text; instruct: in its chat template;
+    t5: with the end token that its encoder was trained with
 
 All checks happen here, before the first process starts. No torch.
 """
@@ -22,6 +23,7 @@ from roots_dist.config.special_tokens import SENTINEL
 from roots_dist.errors import DataError, Problem, present
 from roots_dist.files import why
 from roots_dist.learning.data.chat import Chat, Messages, open_chat
+from roots_dist.learning.data.ends import answer_ends, ends_of
 from roots_dist.learning.data.rows import Row, rows
 from roots_dist.learning.data.specials import Specials, read_specials
 from roots_dist.learning.data.tokenizer import Codec, load_codec
@@ -123,7 +125,8 @@ class PromptEncoder:
         if self.chat is not None:
             return self.conversation([{"role": "user", "content": text}])
         if self.start is None:
-            return self.codec.encode(text)
+            ids = self.codec.encode(text)
+            return [*self.specials.tokens.before, *ids] if ids else []
         ids = self.codec.encode_with_specials(SPACE_BEFORE_SENTINEL.sub("", text))
         closed = objective_of(self.config).ends_input and ids and ids[-1] != self.specials.end
         return [*ids, present(self.specials.end)] if closed else ids
@@ -143,21 +146,10 @@ class PromptEncoder:
 
     @cached_property
     def ends(self) -> frozenset[int]:
-        """Tokens that end an answer: the end of a document, and the last token of an answer in the template."""
-        found = set() if self.specials.end is None else {self.specials.end}
-        if self.chat is not None:
-            found |= self._template_ends()
-        return frozenset(found)
-
-    def _template_ends(self) -> set[int]:
-        try:
-            *_, turn = present(self.chat).turns(
-                [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-            )
-        except ValueError:
-            return set()  # a template that rewrites answers, or needs other messages
-        special = [i for i in self.codec.encode_with_specials(turn.answer) if self.specials.special[i]]
-        return set(special[-1:])
+        """Tokens that end an answer: those of learning/data/ends.py, and the last token of an answer in the template in
+        which the prompt is put."""
+        found = ends_of(self.config, self.codec, self.specials.tokens)
+        return frozenset([*found, *(answer_ends(self.chat, self.codec) if self.chat is not None else ())])
 
     def stops(self, strings: tuple[str, ...] = (), keep_end: bool = False, prompts: tuple[str, ...] = ()) -> Stops:
         """Stop conditions of an answer. Special tokens are hidden in an answer, but not in a continued text. Sentinels

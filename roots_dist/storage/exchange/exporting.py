@@ -40,7 +40,7 @@ from roots_dist.storage.exchange.hf_config import hf_config_of, incompatibilitie
 from roots_dist.storage.exchange.shards import bytes_of, new_folder, refuse_content, write_shards
 from roots_dist.storage.exchange.table import GENERATOR, Architecture, Head, Rule, Shapes, rules
 from roots_dist.storage.exchange.tensors import INDEX, ONE_FILE, Tensors, exchange_error
-from roots_dist.storage.exchange.tokenizer import special_ids, write_tokenizer
+from roots_dist.storage.exchange.tokenizer import special_ids, token_settings, write_tokenizer
 
 LARGE = 1_000_000_000
 """Number of parameters above which an export is not compared with the run by default."""
@@ -66,7 +66,7 @@ def export_model(run: Path, folder: Path, dtype: str = "float32") -> str:
             of = generator_of(config) if prefix else config
             named = head._replace(architecture=GENERATOR_CLASS) if prefix else head
             settings = hf_config_of(of, architecture, named) | {"dtype": dtype, "torch_dtype": dtype}
-            _write_settings(partial / prefix, settings, config, special)
+            _write_settings(partial / prefix, settings, config, token_settings(config, run, special))
             _write_tensors(partial / prefix, prefix, table, config, plain, weights, DTYPES[dtype])
             write_tokenizer(config, partial / prefix)
     return f"{folder}: {head.architecture} in {dtype}, from {checkpoint}"
@@ -130,19 +130,21 @@ def _weights(checkpoint: Path, model: Shapes) -> Tensors:
     return weights
 
 
-def _write_settings(folder: Path, settings: dict[str, Any], config: Config, special: Mapping[str, int]) -> None:
+def _write_settings(
+    folder: Path, settings: dict[str, Any], config: Config, tokens: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    """Write config.json and generation_config.json; `tokens` has the keys of each that are about tokens."""
     objective = objective_of(config)
-    ids: dict[str, int | None] = {f"{name}_token_id": i for name, i in special.items()}
-    ids |= {f"{name}_token_id": None for name in ("bos", "eos", "pad") if name not in special}
+    ids, generation = tokens
     if family_of(config).has_two_stacks:
-        start = special.get("pad", 0)
-        ids |= {"decoder_start_token_id": start, "pad_token_id": start}
-    if objective.answer == "classify" and family_of(config).is_decoder and "pad" not in special:
-        ids["pad_token_id"] = 0  # transformers finds the end of a text by its padding
+        start = {"decoder_start_token_id": ids["pad_token_id"] or 0, "pad_token_id": ids["pad_token_id"] or 0}
+        ids, generation = ids | start, start | generation
+    if objective.answer == "classify" and family_of(config).is_decoder and ids["pad_token_id"] is None:
+        ids = ids | {"pad_token_id": 0}  # transformers finds the end of a text by its padding
     fixed = {key: value for key, value in settings.items() if key in ids}  # RoBERTa's positions depend on it
     write_json(folder / "config.json", settings | ids | fixed)
     if objective.answer == "write":
-        write_json(folder / "generation_config.json", {key: value for key, value in ids.items() if value is not None})
+        write_json(folder / "generation_config.json", generation)
 
 
 def _write_tensors(

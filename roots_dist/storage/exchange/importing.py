@@ -34,7 +34,7 @@ from roots_dist.storage.exchange.hf_config import config_of, labels_of, read_hf_
 from roots_dist.storage.exchange.shards import bytes_of, new_folder, refuse_content, write_shards
 from roots_dist.storage.exchange.table import GENERATOR, Architecture, Head, Rule, Shapes, rules
 from roots_dist.storage.exchange.tensors import FLOATS, Tensors, exchange_error, open_folder, read_json
-from roots_dist.storage.exchange.tokenizer import copy_tokenizer, vocab_of
+from roots_dist.storage.exchange.tokenizer import copy_tokenizer, tokens_beyond, vocab_of
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,7 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     alone = has_generator and generator is None
     vocab = vocab_of(folder)
     config = config_of(values | _run_values(run, vocab is not None), architecture, f"{folder}/config.json")
-    if vocab is not None and vocab > config.model.vocab:
-        room = f"at most vocab_size = {config.model.vocab}, the words that the model has"
-        raise exchange_error(
-            f"{folder}/tokenizer.json", f"{vocab} ids", room, "use the tokenizer that it was trained with"
-        )
+    beyond = tokens_beyond(folder, config.model.vocab) if vocab is not None else {}
     _refuse_more_blocks_than_tensors(config, tensors)
     model = shapes(pieces_of(config, TensorParallel()))
     model = {name: shape for name, shape in model.items() if not (alone and name.startswith("generator."))}
@@ -79,7 +75,7 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     table = [rule.within(tuple(tensors)) for rule in table]
     found = _match_and_check(table, config, model, tensors, architecture)
     with new_folder(run) as partial:
-        copy_tokenizer(folder, partial)
+        copy_tokenizer(folder, partial, beyond)
         (partial / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
         origin = {"imported_from": str(folder), "generator": generator and str(generator)}
         write_json(partial / "origin.json", origin | {"architecture": head.architecture, "version": __version__})
@@ -88,7 +84,8 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     spoken = "" if vocab is not None else "; there is no tokenizer.json: name data.tokenizer where text is read"
     what = f"{head.architecture} as model.family={config.model.family}, {count:,} parameters in {len(model)} tensors"
     half = "; without its generator it can be fine-tuned, not pre-trained (--generator)" if alone else ""
-    return f"{run}: {what}{half}{spoken}"
+    left = f"; without {len(beyond)} added tokens, beyond the model's vocabulary: {', '.join(beyond)}" if beyond else ""
+    return f"{run}: {what}{half}{spoken}{left}"
 
 
 def _architecture_of(tree: Mapping[str, Any], folder: Path, tensors: Tensors) -> tuple[Architecture, Head]:
