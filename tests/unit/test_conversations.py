@@ -293,10 +293,13 @@ def test_a_bad_row_stops_the_run_or_is_skipped_and_counted(config, rows, case):
         open_examples(path, config())
     said = str(refused.value)
     assert said.startswith(f"{path}:2") and "Fix: " in said and "\n" not in said
+    assert said.endswith(skip := ", or leave invalid rows out with finetune.on_error=skip.")
     skipping = config(on_error="skip")
     assert [text for text, _ in shown(skipping, path)] == [chatml(*TWO)] * 2
     line = remarks(skipping, path)[-1]
-    assert line.startswith("skips 1 row (finetune.on_error=skip): 1 × expected ") and line.endswith(said)
+    assert line.startswith("skips 1 row (finetune.on_error=skip): 1 × expected ") and line.endswith(
+        f"{said.removesuffix(skip)}."
+    )
 
 
 def test_bad_rows_are_counted_by_what_was_expected_and_not_all_may_be_bad(config, rows):

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from roots_dist.learning.data.chat import BEGIN, END
-from roots_dist.learning.data.rows import Remarks, Row
+from roots_dist.learning.data.remarks import Remarks
+from roots_dist.learning.data.rows import Row
 
 ROLES = {
     "system": "system", "developer": "developer", "user": "user", "assistant": "assistant", "tool": "tool",
@@ -100,7 +101,7 @@ def read_conversation(row: Row, form: Format, columns: TextColumns, remarks: Rem
     own = form.needs(columns)
     read = {*((_list_column(row, columns, own[0]),) if form.name in LISTS else own), *form.may, *COMMON_COLUMNS}
     for column in row.unread(read):
-        remarks.saw(f"column {column!r} is not read (finetune.format={form.name})", row)
+        remarks.saw(f"column {column!r} is not read (finetune.format={form.name})", row.place)
     return Conversation(messages, _tools(row))
 
 

@@ -11,10 +11,8 @@ import csv
 import io
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from io import BufferedIOBase
 from itertools import chain
 from pathlib import Path
@@ -25,6 +23,7 @@ from roots_dist.files import why
 from roots_dist.learning.data.archives import OPENERS, DamagedArchive, open_bytes
 from roots_dist.learning.data.json_objects import parsed_object
 from roots_dist.learning.data.readers import MAX_BYTES
+from roots_dist.learning.data.remarks import Remarks
 
 MAX_SHOWN = 120
 """Number of characters of a value that an error message shows."""
@@ -70,57 +69,6 @@ class Row:
         if not isinstance(value, str) or not value.strip():
             raise self.error(key, value, "text that is not empty")
         return value
-
-
-@dataclass
-class Remarks:
-    """What there is to say of a file once it has been read: invalid rows that were skipped, and what was not used."""
-
-    skip: bool = False
-    """Count invalid rows; otherwise the first one raises its error."""
-    _skipped: Counter[str] = field(default_factory=Counter)
-    """What was expected -> number of rows."""
-    _first_error: DataError | None = None
-    _seen: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """What -> number of rows, place of the first."""
-
-    def reject(self, error: DataError) -> None:
-        """Raise the error of a row, or count it."""
-        if not self.skip:
-            raise error
-        problem = error.args[0]
-        self._skipped[problem.expected if isinstance(problem, Problem) else str(problem)] += 1
-        self._first_error = self._first_error or error
-
-    @contextmanager
-    def of_row(self) -> Iterator[None]:
-        """Within it an error is that of a row, which is rejected."""
-        try:
-            yield
-        except DataError as error:
-            self.reject(error)
-
-    def saw(self, what: str, row: Row) -> None:
-        """Count a row in which something was noticed; it is said once."""
-        count, place = self._seen.get(what, (0, row.place))
-        self._seen[what] = count + 1, place
-
-    @property
-    def skipped(self) -> int:
-        return sum(self._skipped.values())
-
-    def lines(self) -> tuple[str, ...]:
-        """One line for each remark."""
-        seen = (f"{what}: {counted(count, 'row')}, the first is {place}" for what, (count, place) in self._seen.items())
-        kinds = "; ".join(f"{count:,} × expected {expected}" for expected, count in self._skipped.most_common(3))
-        rejected = counted(self.skipped, "row")
-        skipped = f"skips {rejected} (finetune.on_error=skip): {kinds}; the first is {self._first_error}"
-        return (*seen, *([skipped] if self.skipped else []))
-
-
-def counted(number: int, what: str) -> str:
-    """`1 row`, `2 rows`"""
-    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def rows(path: str | Path, remarks: Remarks | None = None) -> Iterator[Row]:

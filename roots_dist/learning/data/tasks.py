@@ -25,7 +25,8 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import DataError, Problem, present
 from roots_dist.learning.data.chat import open_chat
 from roots_dist.learning.data.conversations import FORMATS, TextColumns, find_format, read_conversation, read_preference
-from roots_dist.learning.data.rows import Remarks, Row, rows
+from roots_dist.learning.data.remarks import Remarks
+from roots_dist.learning.data.rows import Row, rows
 from roots_dist.learning.data.specials import Specials, read_specials
 from roots_dist.learning.data.tokenizer import Codec, load_codec
 from roots_dist.learning.data.turns import ConversationEncoder, Turns
@@ -134,7 +135,7 @@ def _with_remarks(given: Iterable[Row], columns: Columns, remarks: Remarks) -> I
     """The same rows; a column that is not read is a remark."""
     for row in given:
         for column in row.unread({columns.text, columns.pair, columns.label}):
-            remarks.saw(f"column {column!r} is not read", row)
+            remarks.saw(f"column {column!r} is not read", row.place)
         yield row
 
 
@@ -188,7 +189,7 @@ def _conversations(
     for row in given:
         with remarks.of_row():
             form = FORMATS.get(columns.format) or find_format(row, texts)
-            remarks.saw(f"read as {form.title} (finetune.format={form.name})", row)
+            remarks.saw(f"read as {form.title} (finetune.format={form.name})", row.place)
             for ids, learned in list(encoder.examples(row, read_conversation(row, form, texts, remarks))):
                 yield Example(ids, token_labels=learned, place=row.place)
 

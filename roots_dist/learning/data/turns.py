@@ -17,7 +17,8 @@ import numpy as np
 from roots_dist.errors import DataError
 from roots_dist.learning.data.chat import Chat, PastRewritten, Span, Turn
 from roots_dist.learning.data.conversations import Conversation, Message
-from roots_dist.learning.data.rows import Remarks, Row
+from roots_dist.learning.data.remarks import Remarks
+from roots_dist.learning.data.rows import Row
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tokenizer import Codec
 
@@ -47,7 +48,9 @@ class ConversationEncoder:
             raise self._refused(row, conversation, error, fix) from error
         for text, spans, _, is_prompted in texts:
             if not is_prompted:
-                self.remarks.saw(f"{self.chat.name} asks for answers with another text than it writes before them", row)
+                self.remarks.saw(
+                    f"{self.chat.name} asks for answers with another text than it writes before them", row.place
+                )
             ids, learned = encode_learned(text, spans, self.codec)
             if not learned.any():
                 expected = f"an answer that {self.chat.name} marks with {{% generation %}}, or that the tokenizer keeps"
@@ -63,18 +66,20 @@ class ConversationEncoder:
         messages = [self._for_template(row, message) for message in conversation.messages]
         learned = [i for i, m in enumerate(conversation.messages) if m.role == "assistant" and m.learned]
         if tools and not chat.reads("tools"):
-            self.remarks.saw(f"column 'tools' is not read: {chat.name} has no tools", row)
+            self.remarks.saw(f"column 'tools' is not read: {chat.name} has no tools", row.place)
         if self.turns == "all":
             found = [chat.all_answers(messages, learned, tools, self.closing)]
         else:
             chosen = learned[-1:] if self.turns == "last" else learned
             found = [chat.answer(messages, i, tools, self.closing) for i in chosen]
             if learned[-1] + 1 < len(messages):
-                self.remarks.saw(f"messages after the last answer are not read (finetune.turns={self.turns})", row)
+                self.remarks.saw(
+                    f"messages after the last answer are not read (finetune.turns={self.turns})", row.place
+                )
             messages = messages[: learned[-1] + 1]
         for message in messages:
             if message["role"] != "assistant" and message["content"].strip() not in found[-1].text:
-                self.remarks.saw(f"{chat.name} leaves out or rewrites messages of role {message['role']}", row)
+                self.remarks.saw(f"{chat.name} leaves out or rewrites messages of role {message['role']}", row.place)
         return found
 
     def _for_template(self, row: Row, message: Message) -> dict[str, Any]:
@@ -83,7 +88,9 @@ class ConversationEncoder:
         role = message.role
         if role == "developer" and self.chat.developer != role:
             role = self.chat.developer
-            self.remarks.saw(f"messages of role developer have role {role}: {self.chat.name} has no developer", row)
+            self.remarks.saw(
+                f"messages of role developer have role {role}: {self.chat.name} has no developer", row.place
+            )
         others = dict(message.others)
         if others.get("tool_calls") and not self.chat.reads("tool_calls"):
             expected = f"a template that writes them, which {self.chat.name} does not"
@@ -91,7 +98,7 @@ class ConversationEncoder:
         for key in others:
             names = REASONING_KEYS if key in REASONING_KEYS else (key,)
             if not any(map(self.chat.reads, names)):
-                self.remarks.saw(f"key {key!r} of messages is not read: {self.chat.name} has no {key}", row)
+                self.remarks.saw(f"key {key!r} of messages is not read: {self.chat.name} has no {key}", row.place)
         thoughts = next((others[key] for key in REASONING_KEYS if key in others), None)
         if thoughts is not None:
             others = {"thinking": thoughts, **others, "reasoning_content": thoughts}

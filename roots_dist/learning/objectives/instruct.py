@@ -17,7 +17,7 @@ from roots_dist.config.records import special_tokens_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.learning.data.packing import Packs, pack
-from roots_dist.learning.data.rows import counted
+from roots_dist.learning.data.remarks import counted
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tasks import Example, Examples, open_examples
 from roots_dist.learning.objectives.classify import padded

@@ -18,7 +18,8 @@ from roots_dist.assembly.passes import Passes
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError, Problem, present
-from roots_dist.learning.data.rows import Remarks, Row
+from roots_dist.learning.data.remarks import Remarks
+from roots_dist.learning.data.rows import Row
 from roots_dist.learning.data.tasks import ROW_READERS, Examples, columns_of
 from roots_dist.learning.objectives import make_objective
 from roots_dist.runs.generate.cached_decoder import broadcast
