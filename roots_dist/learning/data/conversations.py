@@ -305,7 +305,7 @@ def read_preference(row: Row, remarks: Remarks) -> tuple[Conversation, Conversat
     read = {"prompt", "chosen", "rejected", *COMMON_COLUMNS}
     for column in row.values.keys() - read:
         if row.values[column] not in (None, "", [], {}):
-            remarks.saw(f"column {column!r} is not read (objective.name=dpo)", row)
+            remarks.saw(f"column {column!r} is not read (objective.name=dpo)", row.place)
     tools = _tools(row)
     return Conversation(pair[0], tools), Conversation(pair[1], tools)
 
