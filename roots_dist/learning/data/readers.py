@@ -86,8 +86,8 @@ def _files_of(given: str, passed: PassedOver, ours: Collection[Path]) -> list[Pa
         here = Counter[str]()
         files = sorted(_in_folder(path, here, ours))
         passed += here
-        if not files:
-            expected = f"a folder with {kinds} files in it" + (f", not only {listed(here)}" if here else "")
+        if not files and not any(own.parent == path.resolve() for own in ours):
+            expected = f"a folder with {kinds} files in it" + (f", not only {listed(here)}" if listed(here) else "")
             raise DataError(Problem(key="input", found=given, expected=expected, fix="check the path"))
         return files
     if path.is_file():  # before the glob: a name may contain brackets
