@@ -51,10 +51,11 @@ STARTS = {
     "bert-pairs": "bert-languages",
     "bert-words": "bert-quickstart",
     "electra-eras": "electra-quickstart",
+    "chat": "qwen3-8b",
     "gpt-answers": "quickstart",
     "t5-names": "t5-quickstart",
 }
-"""Of fine-tuning: which config the model is of that each starts from. All have four processes."""
+"""Of fine-tuning: which config the model is of that each starts from. All work out on four processes."""
 BILLIONS = {  # as published, with embeddings
     "gpt2-small": 0.12444,
     "gpt2-medium": 0.355,

@@ -1,0 +1,56 @@
+"""The four commands of the README: a released model and a file of conversations to a chat model that stops, served."""
+
+import json
+
+import pytest
+import torch
+import transformers
+from commands import roots
+from hub_tokenizers import tokenizer_of, write_style
+
+ROWS = [
+    ("what is the union", "one people"),
+    ("who ordain liberty", "every citizen of the states"),
+    ("secure what", "our common defence"),
+]
+LITTLE = (
+    "parallel.tp=1", "train.device=cpu", "train.precision=fp32", "train.recompute=none", "data.seq_length=64",
+    "train.global_batch=1", "finetune.strategy=full", "finetune.epochs=40", "optim.lr=1e-2", "finetune.lora_rank=8",
+    "finetune.lora_alpha=16", 'finetune.lora_targets=["query","value"]',
+)  # fmt: skip
+"""What makes configs/chat.yaml fit a model of a few thousand weights."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chat")
+    made = tokenizer_of("chatml")
+    torch.manual_seed(3)
+    config = transformers.Qwen3Config(
+        vocab_size=made.get_vocab_size(), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, intermediate_size=64, max_position_embeddings=64,
+    )  # fmt: skip
+    transformers.Qwen3ForCausalLM(config).save_pretrained(folder / "qwen3")
+    write_style("chatml", folder / "qwen3")
+    rows = [{"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]} for q, a in ROWS]
+    (folder / "sharegpt.json").write_text(json.dumps(rows))
+    return folder
+
+
+def test_a_released_model_and_sharegpt_become_a_chat_model_that_stops(place):
+    done = roots("import", f"{place}/qwen3", f"{place}/run")
+    assert done.returncode == 0, done.stderr
+    words = [f"finetune.init_from={place}/run", f"data.train={place}/sharegpt.json", f"track.folder={place}/chat"]
+    done = roots("finetune", "configs/chat.yaml", *words, *LITTLE)
+    assert done.returncode == 0 and "read as ShareGPT's conversations" in done.stdout, done.stdout + done.stderr
+    assert "3 rows are packed into " in done.stdout
+    done = roots("export", f"{place}/chat", f"{place}/export")
+    assert done.returncode == 0 and "✓" in done.stdout, done.stdout + done.stderr
+    model = transformers.AutoModelForCausalLM.from_pretrained(place / "export")
+    reader = transformers.AutoTokenizer.from_pretrained(place / "export")
+    for question, answer in ROWS:
+        asked = [{"role": "user", "content": question}]
+        given = reader.apply_chat_template(asked, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+        new = model.generate(**given, max_new_tokens=40, do_sample=False)[0, given["input_ids"].shape[1] :].tolist()
+        assert reader.decode(new, skip_special_tokens=True).strip() == answer
+        assert new[-1] == reader.convert_tokens_to_ids("<|im_end|>") and len(new) < 40
