@@ -1,14 +1,23 @@
 """Every family of models: gradients as in transformers, settings that come back, and the keys of both its versions."""
 
 import json
+import shutil
 
 import pytest
+import torch
 import transformers
 from hub_checks import differences
 from hub_models import MODELS, generator_of, saved
+from safetensors.torch import load_file
 
+from roots_dist.checks import checks
+from roots_dist.config.load import to_yaml
 from roots_dist.config.run_config import config_of_run
+from roots_dist.config.schema import Config
+from roots_dist.errors import UserError
 from roots_dist.storage.exchange import ARCHITECTURES
+from roots_dist.storage.exchange.compare import compare
+from roots_dist.storage.exchange.exporting import architecture_for, export_model, origin_of
 from roots_dist.storage.exchange.hf_config import config_of, hf_config_of, read_hf_config
 from roots_dist.storage.exchange.importing import import_model
 
@@ -91,21 +100,9 @@ def with_old_keys(tree):
     return tree
 
 
-OTHERS = "bloom gpt2 opt gptj bert roberta xlm-roberta camembert distilbert electra t5 mt5"
-    "bloom",
-    "gpt2",
-    "opt",
-    "gptj",
-    "bert",
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "distilbert",
-    "electra",
-    "t5",
-    "mt5",
-]
-ROTARY = [name for name in MODELS if name.split()[0] not in OTHERS.split() and "classify" not in name]
+NOT_ROTARY = "bloom gpt2 opt gptj bert roberta xlm-roberta camembert distilbert electra t5 mt5"
+"""GPT-J is, but has no settings of it."""
+ROTARY = [name for name in MODELS if name.split()[0] not in NOT_ROTARY.split() and "classify" not in name]
 
 
 @pytest.mark.parametrize("name", ROTARY)
@@ -122,3 +119,113 @@ def test_both_spellings_of_rotary_settings_are_read_and_written(name, imported):
     written = hf_config_of(config_of_run(run).config, architecture, architecture.head(tree["architectures"][0]))
     for spelling in (("rope_parameters",), ("rope_scaling", "rope_theta", "rope_local_base_freq")):
         assert model({key: value for key, value in written.items() if key not in spelling}) == new
+
+
+INERT = {
+    "_num_labels": 5, "_warp_drive": 7, "max_sequence_length": 2048, "unsloth_version": "2025.1",
+    "use_flash_attn": True, "embd_dropout": 0.0, "layer_types": ["full_attention"] * 3,
+}  # fmt: skip
+SILENT = {"use_sliding_window": False, "rope_scaling": {"type": "linear", "factor": 1.0}, "sliding_window": None}
+
+
+def changed(folder, to, keys):
+    """A copy of the folder whose config.json has these keys too."""
+    copy = shutil.copytree(folder, to)
+    tree = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(tree | keys))
+    return copy
+
+
+def test_keys_that_change_no_function_are_listed_and_ignored(imported, tmp_path):
+    theirs, run, plain = imported("llama")
+    assert "ignored" not in plain
+    more = INERT | SILENT | {"use_sliding_window": False, "sliding_window": 128, "max_window_layers": 1}
+    said = import_model(changed(theirs, tmp_path / "theirs", more), tmp_path / "run")
+    listed = said.split("ignored, because they change no function: ")[1].split(";")[0]
+    assert set(listed.split(", ")) == {*INERT, "sliding_window", "max_window_layers"}
+    assert config_of_run(tmp_path / "run").config.model == config_of_run(run).config.model
+
+
+def test_a_model_for_long_texts_does_not_make_samples_as_long_and_keeps_its_length(imported, tmp_path):
+    theirs, _, _ = imported("llama 3.1")
+    import_model(changed(theirs, tmp_path / "theirs", {"max_position_embeddings": 131072}), tmp_path / "run")
+    config = config_of_run(tmp_path / "run").config
+    assert config.data.seq_length == 4096 and config.model.max_positions == 131072
+    short = config.changed({"data.seq_length": 128})
+    architecture, head = architecture_for(short, {})
+    written = hf_config_of(short, architecture, head)
+    assert written["max_position_embeddings"] == 131072
+    assert written["rope_scaling"]["original_max_position_embeddings"] == 24
+
+
+@pytest.mark.parametrize("name", ["mistral", "mistral tag", "qwen2 classify", "opt", "camembert", "distilbert", "mt5"])
+def test_an_export_is_of_the_class_that_was_imported(name, imported, tmp_path):
+    theirs, run, _ = imported(name)
+    export_model(run, tmp_path / "back")
+    first, second = (json.loads((folder / "config.json").read_text()) for folder in (theirs, tmp_path / "back"))
+    assert second["architectures"] == first["architectures"] and second["model_type"] == first["model_type"]
+
+
+def test_the_export_of_a_fine_tuned_run_is_of_the_family_that_it_started_from(imported, tmp_path):
+    _, run, _ = imported("mistral")
+    tuned = config_of_run(run).config.changed({"finetune.init_from": str(run), "objective.name": "classify"})
+    (tmp_path / "config.yaml").write_text(to_yaml(tuned.changed({"finetune.labels": ("a", "b")})))
+    assert origin_of(run) == origin_of(tmp_path) == "MistralForCausalLM"
+    config = config_of_run(tmp_path).config
+    assert architecture_for(config, {}, origin_of(tmp_path))[1].architecture == "MistralForSequenceClassification"
+    assert architecture_for(config, {})[1].architecture == "LlamaForSequenceClassification"
+    biased = config.changed({"model.bias": True})  # which Mistral has not
+    assert architecture_for(biased, {}, origin_of(tmp_path))[1].architecture == "LlamaForSequenceClassification"
+
+
+def test_a_discriminator_alone_goes_back_alone(imported, tmp_path):
+    theirs, _, _ = imported("electra")
+    import_model(theirs, tmp_path / "run")
+    assert "without a generator" in export_model(tmp_path / "run", tmp_path / "back")
+    assert not (tmp_path / "back" / "generator").exists()
+    assert compare(tmp_path / "run", tmp_path / "back").equal
+    first, second = (load_file(folder / "model.safetensors") for folder in (theirs, tmp_path / "back"))
+    assert first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+ROPE = {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "tied_embeddings": False}
+FEATURES = [
+    (dict(qk_norm="head", window=4, layer_kinds=["window", "full"]), "qwen3"),
+    (dict(window=4), "mistral"),
+    (dict(qk_norm="whole", norm_position="branch"), "olmo2"),
+    (dict(layer_kinds=["full", "nope"]), "smollm3"),
+    (dict(residual_multiplier=0.5), "granite"),
+    (dict(norm="layernorm", norm_affine=False), "olmo"),
+    (dict(rope_scaling={"type": "linear", "factor": 2.0}), "llama"),
+    (dict(qkv_bias=True), "qwen2"),
+    (dict(out_bias=True), "model.out_bias = True: expected false, as model.qkv_bias is, for LlamaForCausalLM"),
+    (dict(attention_scale=0.3, qk_norm="head"), "model.attention_scale = 0.3: expected 0.3535"),
+    (dict(qk_norm="whole"), "model.qk_norm = 'whole': expected none for LlamaForCausalLM"),
+    (
+        dict(window=4, layer_kinds=["window", "nope"]),
+        "model.layer_kinds = ('window', 'nope'): expected only full for Llama",
+    ),
+    (dict(attention_softcap=5.0), "model.attention_softcap = 5.0: expected null for LlamaForCausalLM"),
+    (dict(logits_scaling=2.0, qk_norm="head"), "model.logits_scaling = 2.0: expected 1.0 for Qwen3ForCausalLM"),
+    (dict(rotary_interleaved=True), "model.rotary_interleaved = True: expected false for LlamaForCausalLM"),
+    (dict(head_bias=True), "model.head_bias = True: expected false for LlamaForCausalLM"),
+    (dict(rotary_fraction=0.5, mlp_bias=True), "model.rotary_fraction = 0.5: expected 1.0 for LlamaForCausalLM"),
+]
+
+
+@pytest.mark.parametrize("model, expected", FEATURES, ids=[str(model) for model, _ in FEATURES])
+def test_no_feature_is_lost_in_an_export(model, expected):
+    config = Config.model_validate({"model": dict(layers=2, hidden=24, heads=3, vocab=97) | ROPE | model})
+    assert not checks.check(config, 1)
+    if expected in ARCHITECTURES:
+        assert architecture_for(config, {})[0].model_type == expected
+        return
+    with pytest.raises(UserError) as error:
+        architecture_for(config, {})
+    assert expected in error.value.cli_message()
+
+
+def test_every_class_of_a_table_is_one_of_transformers():
+    for architecture in ARCHITECTURES.values():
+        for head in architecture.heads:
+            assert hasattr(transformers, head.architecture)

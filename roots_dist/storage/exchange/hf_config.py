@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from roots_dist.checks import checks
+from roots_dist.config.init_from import FREE
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, ExchangeError, Problem
@@ -265,6 +266,11 @@ def incompatibilities(config: Config, architecture: Architecture, head: Head) ->
     for key in architecture.keys:
         if key.translation is not None and values[key.ours] not in key.translation.values():
             yield problem(key.ours, " or ".join(dict.fromkeys(map(_as_json, key.translation.values()))))
+    one: dict[str, Key] = {}
+    for key in architecture.keys:  # several of ours that theirs has one key for; rates of dropout may differ
+        first = one.setdefault(key.theirs, key)
+        if key.ours not in FREE and values[key.ours] != values[first.ours]:
+            yield problem(key.ours, f"{_as_json(values[first.ours])}, as {first.ours} is,")
     said = {key.ours for key in architecture.keys}
     if not set(values["model.layer_kinds"]) <= set(architecture.kinds):
         yield problem("model.layer_kinds", f"only {' and '.join(architecture.kinds)}")
