@@ -207,9 +207,10 @@ PHI = variant(
         Key("layer_norm_eps", "advanced.norm_eps", 1e-5),
         Key("partial_rotary_factor", "model.rotary_fraction", 0.5),
         Key("resid_pdrop", "model.dropout", 0.0),
-        Key("embd_pdrop", "model.dropout", 0.0),
     ],
     fixed=[Fixed("qk_layernorm", False)],
     defaults=dict(vocab_size=51200, hidden_size=2048, intermediate_size=8192, num_hidden_layers=24),
+    inert=("embd_pdrop",),
     nest=lambda tree: nested(tree, usual_share=0.5),
 )
+"""Phi-2 has 0.1 for resid_pdrop and 0 for embd_pdrop; ours has one rate for both."""

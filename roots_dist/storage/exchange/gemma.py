@@ -95,6 +95,7 @@ GEMMA2 = variant(
         num_attention_heads=8,
         num_key_value_heads=4,
     ),
+    inert=("hidden_act", "sliding_window_size"),  # which released files repeat, and nothing reads
     kinds=("full", "window"),
     flatten=_flat2,
     nest=nested,

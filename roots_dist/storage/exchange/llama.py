@@ -121,7 +121,6 @@ PHI3 = variant(
     keys=[
         Key("partial_rotary_factor", "model.rotary_fraction", 1.0),
         Key("resid_pdrop", "model.dropout", 0.0),
-        Key("embd_pdrop", "model.dropout", 0.0),
     ],
     defaults=dict(
         vocab_size=32064,
@@ -132,6 +131,7 @@ PHI3 = variant(
         rms_norm_eps=1e-5,
         sliding_window=None,
     ),
+    inert=("embd_pdrop",),  # nothing reads it
     nest=lambda tree: nested(tree, kind_key="type"),
 )
 """Abdin et al. 2024: query, key and value in one matrix, gate and up in another."""

@@ -39,8 +39,10 @@ STARCODER2 = variant(
         tie_word_embeddings=True,
     ),
     derived=EVERY_LAYER,
+    inert=("activation_function", "layer_norm_epsilon", "scale_attn_weights", "scale_attention_softmax_in_fp32"),
     kinds=("full", "window"),
 )
+"""The inert keys are of the first StarCoder: released files have them, and nothing reads them."""
 
 STABLELM = variant(
     LLAMA,

@@ -221,19 +221,23 @@ def variant(
     """The table of a model type that differs from another one in what is said here.
 
     name: what its classes begin with. tasks: the classes that it has, as ForCausalLM; by default those of the base.
-    without: keys of config.json that it does not have. keys, fixed: those that it has besides, or says otherwise.
+    without: keys of config.json that it does not have; switches among them may be there, off.
+    keys, fixed: those that it has besides, or says otherwise.
     defaults: other values of keys where config.json does not have them.
     """
     heads = renamed([h for h in base.heads if tasks is None or _task(h.architecture) in tasks], name)
     gone = {*without, *(key.theirs for key in keys), *(row.theirs for row in fixed)}
     kept = with_defaults([key for key in base.keys if key.theirs not in gone], **defaults)
     told = {key.ours for key in keys}
+    off = [
+        Fixed(key.theirs, False, written=False) for key in base.keys if key.theirs in without and key.default is False
+    ]
     return base._replace(
         model_type=model_type,
         heads=others.pop("heads", heads),
         ours={name: value for name, value in base.ours.items() if name not in told} | dict(ours),
         keys=(*kept, *keys),
-        fixed=(*(row for row in base.fixed if row.theirs not in gone), *fixed),
+        fixed=(*(row for row in base.fixed if row.theirs not in gone), *fixed, *dict.fromkeys(off)),
         **others,
     )
 
