@@ -14,6 +14,7 @@ import transformers
 from hub_checks import differences
 from hub_models import MODELS, generator_of, saved
 
+from roots_dist.config.objectives import OBJECTIVES
 from roots_dist.storage.exchange import ARCHITECTURES
 from roots_dist.storage.exchange.importing import import_model
 from roots_dist.storage.exchange.tensors import read_json
@@ -66,14 +67,13 @@ def main() -> None:
             kind = str(read_json(theirs / "config.json")["model_type"])
             found.setdefault(kind, []).append((result.logits / max(1.0, result.largest_logit), result.gradients))
     print(f"transformers {transformers.__version__}\n")
-    print("| model type | released models | classes | models | logits | gradients |\n|---|---|---|---|---|---|")
+    print("| model type | released models | class | fine-tuned | models | logits | gradients |")
+    print("|---|---|---|---|---|---|---|")
     for kind, table in ARCHITECTURES.items():
-        stem = table.heads[0].architecture
-        classes = ", ".join(
-            [f"`{stem}`", *(head.architecture[head.architecture.index("For") :] for head in table.heads[1:])]
-        )
+        tasks = ", ".join(head.objectives[0] for head in table.heads if OBJECTIVES[head.objectives[0]].has_labels)
         logits, gradients = (max(column) for column in zip(*found[kind]))
-        print(f"| `{kind}` | {RELEASED[kind]} | {classes} | {len(found[kind])} | {logits:.0g} | {gradients:.0e} |")
+        far = f"{len(found[kind])} | {logits:.0g} | {gradients:.0e}"
+        print(f"| `{kind}` | {RELEASED[kind]} | `{table.heads[0].architecture}` | {tasks} | {far} |")
 
 
 if __name__ == "__main__":
