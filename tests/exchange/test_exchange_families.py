@@ -10,16 +10,21 @@ from hub_checks import differences
 from hub_models import MODELS, generator_of, saved
 from safetensors.torch import load_file
 
+from roots_dist.assembly.run import build_run
 from roots_dist.checks import checks
-from roots_dist.config.load import to_yaml
+from roots_dist.config.init_from import complete_from_model
+from roots_dist.config.load import Loaded, to_yaml
 from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
 from roots_dist.errors import UserError
+from roots_dist.learning.objectives.synthetic import proof_objective
+from roots_dist.runs.train.init_weights import load_init_weights
 from roots_dist.storage.exchange import ARCHITECTURES
-from roots_dist.storage.exchange.compare import compare
+from roots_dist.storage.exchange.compare import compare, comparison_batch
 from roots_dist.storage.exchange.exporting import architecture_for, export_model, origin_of
 from roots_dist.storage.exchange.hf_config import config_of, hf_config_of, read_hf_config
 from roots_dist.storage.exchange.importing import import_model
+from roots_dist.world.mesh import Mesh
 
 TWO_HEADS = ("bert", "electra")
 """Their gradients are compared in tests/reference."""
@@ -176,6 +181,20 @@ def test_the_export_of_a_fine_tuned_run_is_of_the_family_that_it_started_from(im
     assert architecture_for(config, {})[1].architecture == "LlamaForSequenceClassification"
     biased = config.changed({"model.bias": True})  # which Mistral has not
     assert architecture_for(biased, {}, origin_of(tmp_path))[1].architecture == "LlamaForSequenceClassification"
+
+
+@pytest.mark.parametrize("name", ["gemma2", "granite", "phi", "qwen3"])
+def test_an_import_can_be_fine_tuned_for_labels(name, imported):
+    """What belongs to its projection over the vocabulary is left behind with it."""
+    _, run, _ = imported(name)
+    asked = {"objective": {"name": "classify"}, "finetune": {"init_from": str(run), "labels": ["a", "b"]}}
+    loaded = Loaded(Config.model_validate(asked), {"objective.name": "file", "finetune.labels": "file"})
+    config = complete_from_model(loaded).config
+    assert checks.check(config, 1) == []
+    tuned = build_run(config, Mesh.single(), objective=proof_objective(config))
+    load_init_weights(tuned)
+    batch = comparison_batch(config)
+    assert tuned.passes.forward([batch])[0].shape == (2, 2)
 
 
 def test_a_discriminator_alone_goes_back_alone(imported, tmp_path):

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from roots_dist.checks import checks
-from roots_dist.config.init_from import FREE
+from roots_dist.config.init_from import FREE, OF_VOCAB_HEAD
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, ExchangeError, Problem
@@ -35,8 +35,6 @@ COMMON: tuple[tuple[str, object], ...] = (
     ("use_mrope", False),
 )  # fmt: skip
 """Keys of any model type that change the computation, and the only values that we support."""
-OF_VOCAB_HEAD = ("model.head_bias", "model.logits_scaling", "model.logit_softcap")
-"""Keys of the projection over the vocabulary, which a model that gives labels lacks."""
 WINDOW_KEYS = ("sliding_window", "max_window_layers")
 """Keys that have no effect if use_sliding_window is false."""
 LEFT_BEHIND = re.compile(

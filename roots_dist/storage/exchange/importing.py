@@ -19,6 +19,7 @@ from torch import Tensor
 
 from roots_dist import __version__
 from roots_dist.accounting.sizes import num_blocks
+from roots_dist.config.init_from import OF_VOCAB_HEAD
 from roots_dist.config.load import CONFIG_FILE, to_yaml
 from roots_dist.config.objectives import OBJECTIVES
 from roots_dist.config.schema import Config
@@ -30,7 +31,7 @@ from roots_dist.storage.checkpoint.format import FORMAT, checkpoints_folder, sha
 from roots_dist.storage.checkpoint.save import SHARD_BYTES, part_file, write_metadata, write_shard
 from roots_dist.storage.exchange import ARCHITECTURES
 from roots_dist.storage.exchange.electra import GENERATOR_CLASS
-from roots_dist.storage.exchange.hf_config import OF_VOCAB_HEAD, Reading, config_of, labels_of, read_hf_config
+from roots_dist.storage.exchange.hf_config import Reading, config_of, labels_of, read_hf_config
 from roots_dist.storage.exchange.shards import bytes_of, new_folder, refuse_content, write_shards
 from roots_dist.storage.exchange.table import GENERATOR, Architecture, Head, Rule, Shapes, rules
 from roots_dist.storage.exchange.tensors import FLOATS, ORIGIN, Tensors, exchange_error, open_folder, read_json
