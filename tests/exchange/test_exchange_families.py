@@ -126,6 +126,27 @@ def test_both_spellings_of_rotary_settings_are_read_and_written(name, imported):
         assert model({key: value for key, value in written.items() if key not in spelling}) == new
 
 
+KINDS = {
+    "qwen2 windows": ({"max_window_layers": 1}, ("full", "window", "window")),
+    "qwen3 windows": ({"max_window_layers": 1}, ("full", "window")),
+    "gemma2": ({}, ("window", "full")),
+    "gemma3": ({"sliding_window_pattern": 3}, ("window", "window", "full")),
+    "olmo3": ({}, ("window", "window", "window", "full")),
+    "smollm3": ({"no_rope_layer_interval": 2}, ("full", "nope", "full", "nope", "full")),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kinds_of_layers_follow_from_older_keys_where_they_are_not_listed(name, imported):
+    theirs, _, _ = imported(name)
+    more, expected = KINDS[name]
+    tree = json.loads((theirs / "config.json").read_text())
+    older = {key: value for key, value in tree.items() if key not in ("layer_types", "no_rope_layers")}
+    kinds = read_hf_config(older | more, ARCHITECTURES[tree["model_type"]], "x").values["model.layer_kinds"]
+    layers = tree["num_hidden_layers"]
+    assert [kinds[i % len(kinds)] for i in range(layers)] == [expected[i % len(expected)] for i in range(layers)]
+
+
 INERT = {
     "_num_labels": 5, "_warp_drive": 7, "max_sequence_length": 2048, "unsloth_version": "2025.1",
     "use_flash_attn": True, "embd_dropout": 0.0, "layer_types": ["full_attention"] * 3,

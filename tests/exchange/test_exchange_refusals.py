@@ -50,6 +50,8 @@ KEYS = [
     ("gpt2", "architectures", {"a": 1}, "architectures = {'a': 1}: expected one of GPT2LMHeadModel"),
     ("gpt2", "model_type", ["gpt2"], "architectures = 'GPT2LMHeadModel': expected one of"),
     ("gpt2", "n_layer", 10**9, "= '1,000,000,000 layers': expected at most"),  # building them by name took forever
+    ("mistral", "num_hidden_layers", 10**9, "= '1,000,000,000 layers': expected at most"),
+    ("qwen2", "num_hidden_layers", 10**9, "= '1,000,000,000 layers': expected at most"),
     ("gpt2", "n_layer", 2, "tensor transformer.h.2.attn.c_attn.bias is not part of the model"),
     ("gpt2", "n_layer", 4, "tensor transformer.h.3.ln_1.weight is missing"),
     ("gpt2", "n_inner", 60, "mlp.c_fc.weight has shape (24, 56): expected (24, 60)"),

@@ -16,6 +16,7 @@ from roots_dist.storage.exchange.rotary import (
     ANGLES,
     EVERY_LAYER,
     LAYER_TYPES,
+    MOST_LAYERS,
     RULE,
     WHOLE_HEAD,
     flat,
@@ -187,7 +188,7 @@ def _smollm_flat(tree: dict[str, Any]) -> dict[str, Any]:
     tree = flat(tree)
     every, layers = tree.pop("no_rope_layer_interval", 4), tree.get("num_hidden_layers", 36)
     if tree.get("no_rope_layers") is None and isinstance(layers, int):
-        tree["no_rope_layers"] = [int((i + 1) % every != 0) for i in range(min(layers, 10_000))]
+        tree["no_rope_layers"] = [int((i + 1) % every != 0) for i in range(min(layers, MOST_LAYERS))]
     return tree
 
 

@@ -116,8 +116,12 @@ def _types_of(kinds: tuple[str, ...]) -> list[str]:
 
 
 LAYER_TYPES = Key("layer_types", "model.layer_kinds", to_ours=_kinds_of, to_theirs=_types_of)
+MOST_LAYERS = 10_000
+"""Of a config.json that says more, kinds are not listed: it is refused for want of tensors."""
 EVERY_LAYER = {
-    "model.layer_kinds": lambda values: ("window" if values["model.window"] else "full",) * values["model.layers"]
+    "model.layer_kinds": lambda values: (
+        ("window" if values["model.window"] else "full",) * min(values["model.layers"], MOST_LAYERS)
+    )
 }
 """For models with a window in all layers or in none."""
 
@@ -126,5 +130,5 @@ def with_layer_types(tree: Tree, is_window: Callable[[int], bool], num_layers: i
     """Fill in the kinds of layers where config.json does not list them. is_window: of a layer's number."""
     types = tree.get("layer_types")
     if types is None and isinstance(layers := tree.get("num_hidden_layers", num_layers), int):
-        types = ["sliding_attention" if is_window(i) else "full_attention" for i in range(min(layers, 10_000))]
+        types = ["sliding_attention" if is_window(i) else "full_attention" for i in range(min(layers, MOST_LAYERS))]
     return tree | {"layer_types": types}
