@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from roots_dist.config.families import FAMILIES, FamilyRecord
+from roots_dist.config.init_from import OF_VOCAB_HEAD
 from roots_dist.config.lr_schedules import LR_SCHEDULES
 from roots_dist.config.objectives import OBJECTIVES, ObjectiveRecord, named
 from roots_dist.config.records import family_of, objective_of
@@ -116,7 +117,7 @@ USES: tuple[Use, ...] = (
         used=lambda c: family_of(c).is_decoder and c.model.norm == "rmsnorm" and c.model.norm_affine,
     ),
     Use(
-        keys=("model.head_bias", "model.logits_scaling", "model.logit_softcap"),
+        keys=OF_VOCAB_HEAD,
         when=f"a decoder that predicts tokens, not objective.name={named(lambda o: o.has_labels)}",
         used=lambda c: not objective_of(c).has_labels or not family_of(c).is_decoder,  # of other families: told above
     ),

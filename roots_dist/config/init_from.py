@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from roots_dist.config.load import CONFIG_FILE, Loaded, read
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem, present
 
@@ -21,6 +22,8 @@ FREE = ("model.dropout", "model.attention_dropout", "model.init_std")
 """Keys of model.* that do not say which function the weights are of."""
 TAKEN = ("advanced.norm_eps", "advanced.vocab_multiple", "data.tokenizer", "data.seq_length")
 """Beside model.* and generator.*: of these the first two say which function it is."""
+OF_VOCAB_HEAD = ("model.head_bias", "model.logits_scaling", "model.logit_softcap")
+"""Keys of the projection over the vocabulary, which a model that gives labels lacks."""
 ADAPTERS = ("finetune.lora_rank", "finetune.lora_alpha", "finetune.lora_targets")
 """Keys that training goes on with if the model has adapters: what they are, and what they are multiplied by."""
 
@@ -101,7 +104,9 @@ def _taken(there: Config, loaded: Loaded) -> Iterator[tuple[str, object]]:
     model = there.model.model_dump()
     if there.model.positions in ("learned", "rotary"):
         model["max_positions"] = there.model.max_positions or there.data.seq_length
-    yield from ((f"model.{key}", value) for key, value in model.items())
+    objective = loaded.config if "objective.name" in loaded.origins else there
+    left = OF_VOCAB_HEAD if objective_of(objective).has_labels else ()
+    yield from ((f"model.{key}", value) for key, value in model.items() if f"model.{key}" not in left)
     yield from ((f"generator.{key}", value) for key, value in there.generator.model_dump().items())
     yield from ((key, _value(there, key)) for key in TAKEN)
     if there.finetune.strategy == loaded.config.finetune.strategy == "lora":

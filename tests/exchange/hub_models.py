@@ -74,6 +74,96 @@ def t5(**more):
     return model
 
 
+SMALL = dict(
+    vocab_size=VOCAB, hidden_size=48, intermediate_size=56, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
+    max_position_embeddings=SEQ, pad_token_id=0, bos_token_id=1, eos_token_id=1,
+)  # fmt: skip
+SCALED = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "llama3": {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 24,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "beta_fast": 4.0},
+}  # fmt: skip
+
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2], "long_factor": [1.5, 2.0, 4.0]}
+
+
+def like_llama(family: str, kind: str = "ForCausalLM", config: str | None = None, **more):
+    """A model whose config has Llama's names for sizes. Settings of rotary angles: scaled=name in SCALED, theta."""
+    theta, scaled = more.pop("theta", 300.0), more.pop("scaled", None)
+    rope = {"rope_type": "default", **(SCALED[scaled] if scaled else {}), "rope_theta": theta}
+    own = more.pop("rope", {})
+    rope = own if "full_attention" in own else rope | own
+    sizes = SMALL | {"rope_parameters": rope} | more
+    return getattr(transformers, f"{family}{kind}")(getattr(transformers, config or f"{family}Config")(**sizes))
+
+
+def by_kind(scaled: str | None = None, local: float = 50.0, theta: float = 300.0):
+    """rope_parameters of models whose window layers have angles of their own."""
+    full = SCALED[scaled] if scaled else {"rope_type": "default"}
+    return {
+        "full_attention": full | {"rope_theta": theta},
+        "sliding_attention": {"rope_type": "default", "rope_theta": local},
+    }
+
+
+def gemma(number: str, kind: str = "ForCausalLM", **more):
+    config = "Gemma3TextConfig" if number == "3" else f"Gemma{number}Config"
+    wide = dict(head_dim=12, num_hidden_layers=3)
+    if number:
+        wide |= dict(
+            query_pre_attn_scalar=20, sliding_window=5, attn_logit_softcapping=2.0, final_logit_softcapping=3.0
+        )
+    if number == "3":
+        wide |= dict(
+            attn_logit_softcapping=None, final_logit_softcapping=None, rope=by_kind("linear"), sliding_window_pattern=2
+        )
+    return like_llama(f"Gemma{number}", kind, config, **wide | more)
+
+
+def gptj(kind: str = "ForCausalLM", **more):
+    sizes = dict(
+        vocab_size=VOCAB, n_embd=48, n_layer=2, n_head=4, n_inner=56, n_positions=SEQ, rotary_dim=6, pad_token_id=0, bos_token_id=1,
+        eos_token_id=1,
+    )  # fmt: skip
+    return getattr(transformers, f"GPTJ{kind}")(transformers.GPTJConfig(**sizes | more))
+
+
+def falcon(kind: str = "ForCausalLM", **more):
+    sizes = dict(
+        vocab_size=VOCAB, hidden_size=48, num_hidden_layers=2, num_attention_heads=6, ffn_hidden_size=56, max_position_embeddings=SEQ,
+        rope_parameters={"rope_type": "default", "rope_theta": 300.0}, pad_token_id=0, bos_token_id=1, eos_token_id=1,
+    )  # fmt: skip
+    return getattr(transformers, f"Falcon{kind}")(transformers.FalconConfig(**sizes | more))
+
+
+def opt(kind: str = "ForCausalLM", **more):
+    sizes = dict(
+        vocab_size=VOCAB, hidden_size=36, num_hidden_layers=2, num_attention_heads=3, ffn_dim=56, max_position_embeddings=SEQ, pad_token_id=1
+    )  # fmt: skip
+    return getattr(transformers, f"OPT{kind}")(transformers.OPTConfig(**sizes | more))
+
+
+def distilbert(kind: str, **more):
+    sizes = dict(vocab_size=VOCAB, dim=36, n_layers=2, n_heads=3, hidden_dim=56, max_position_embeddings=SEQ)
+    return getattr(transformers, f"DistilBert{kind}")(transformers.DistilBertConfig(**sizes | more))
+
+
+def like_roberta(family: str, kind: str, **more):
+    return encoder(family, kind, **{"max_position_embeddings": SEQ + 2, "type_vocab_size": 1, "pad_token_id": 1} | more)
+
+
+def mt5(**more):
+    sizes = dict(
+        vocab_size=VOCAB, d_model=32, d_kv=12, d_ff=40, num_layers=2, num_decoder_layers=2, num_heads=3, decoder_start_token_id=0,
+        relative_attention_num_buckets=8, relative_attention_max_distance=10, feed_forward_proj="gated-gelu",
+    )  # fmt: skip
+    model = transformers.MT5ForConditionalGeneration(transformers.MT5Config(**sizes | more))
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.2)
+    return model
+
+
 MODELS: dict[str, Callable] = {
     "gpt2": gpt2,
     "gpt2 untied": lambda: gpt2(tie_word_embeddings=False, activation_function="gelu", n_inner=None),
@@ -102,10 +192,82 @@ MODELS: dict[str, Callable] = {
     "electra tag": lambda: electra("ForTokenClassification", **CLASSES),
     "t5 v1.0": t5,
     "t5 v1.1": lambda: t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "mt5": mt5,
+    "opt": opt,
+    "opt classify": lambda: opt("ForSequenceClassification", activation_function="gelu", **CLASSES),
+    "roberta classify": lambda: roberta("ForSequenceClassification", pad_token_id=1, **CLASSES),
+    "xlm-roberta": lambda: like_roberta("XLMRoberta", "ForMaskedLM"),
+    "xlm-roberta classify": lambda: like_roberta("XLMRoberta", "ForSequenceClassification", **CLASSES),
+    "camembert": lambda: like_roberta("Camembert", "ForMaskedLM", layer_norm_eps=1e-5),
+    "camembert tag": lambda: like_roberta("Camembert", "ForTokenClassification", **CLASSES),
+    "distilbert": lambda: distilbert("ForMaskedLM"),
+    "distilbert tag": lambda: distilbert("ForTokenClassification", **CLASSES),
+    "llama biases apart": lambda: like_llama("Llama", attention_bias=True),
+    "llama 3.1": lambda: like_llama("Llama", scaled="llama3"),
+    "llama linear": lambda: like_llama("Llama", scaled="linear"),
+    "llama yarn": lambda: like_llama("Llama", scaled="yarn"),
+    "mistral": lambda: like_llama("Mistral", head_dim=10, sliding_window=None),
+    "mistral window": lambda: like_llama("Mistral", sliding_window=5),
+    "mistral tag": lambda: like_llama("Mistral", "ForTokenClassification", sliding_window=SEQ, **CLASSES),
+    "phi3": lambda: like_llama("Phi3", sliding_window=7),
+    "phi3 longrope": lambda: like_llama(
+        "Phi3",
+        num_key_value_heads=6,
+        original_max_position_embeddings=8,
+        rope=LONGROPE | {"partial_rotary_factor": 0.75},
+    ),
+    "qwen2": lambda: like_llama("Qwen2", tie_word_embeddings=True),
+    "qwen2 windows": lambda: like_llama(
+        "Qwen2", use_sliding_window=True, sliding_window=5, max_window_layers=1, num_hidden_layers=3, scaled="yarn"
+    ),
+    "qwen2 classify": lambda: like_llama("Qwen2", "ForSequenceClassification", **CLASSES),
+    "qwen3": lambda: like_llama("Qwen3", head_dim=12),
+    "qwen3 windows": lambda: like_llama(
+        "Qwen3", head_dim=8, use_sliding_window=True, sliding_window=5, max_window_layers=0
+    ),
+    "smollm3": lambda: like_llama("SmolLM3", num_hidden_layers=5, tie_word_embeddings=True),
+    "granite": lambda: like_llama(
+        "Granite", embedding_multiplier=3.0, residual_multiplier=0.3, attention_multiplier=0.2, logits_scaling=4.0
+    ),
+    "starcoder2": lambda: like_llama("Starcoder2", sliding_window=6),
+    "starcoder2 no biases": lambda: like_llama(
+        "Starcoder2", sliding_window=None, use_bias=False, tie_word_embeddings=False
+    ),
+    "stablelm": lambda: like_llama("StableLm", use_qkv_bias=True, rope={"partial_rotary_factor": 0.25}),
+    "gpt_neox part": lambda: gpt_neox(
+        rope_parameters={"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.34},
+        attention_bias=False,
+    ),
+    "gpt_neox parallel": lambda: gpt_neox(
+        use_parallel_residual=True,
+        rope_parameters={"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.5},
+    ),
+    "stablelm parallel": lambda: like_llama(
+        "StableLm", use_parallel_residual=True, rope={"partial_rotary_factor": 0.75}
+    ),
+    "gptj": gptj,
+    "gptj classify": lambda: gptj("ForSequenceClassification", **CLASSES),
+    "phi": lambda: like_llama("Phi", rope={"partial_rotary_factor": 0.5}),
+    "phi tag": lambda: like_llama("Phi", "ForTokenClassification", rope={"partial_rotary_factor": 0.25}, **CLASSES),
+    "falcon": falcon,
+    "falcon groups": lambda: falcon(
+        num_kv_heads=2, new_decoder_architecture=True, bias=True, tie_word_embeddings=False
+    ),
+    "falcon groups, one norm": lambda: falcon(num_kv_heads=2, new_decoder_architecture=True, num_ln_in_parallel_attn=1),
+    "falcon in turn": lambda: falcon("ForTokenClassification", multi_query=False, parallel_attn=False, **CLASSES),
+    "gemma": lambda: gemma(""),
+    "gemma classify": lambda: gemma("", "ForSequenceClassification", **CLASSES),
+    "gemma2": lambda: gemma("2"),
+    "gemma2 classify": lambda: gemma("2", "ForSequenceClassification", **CLASSES),
+    "gemma3": lambda: gemma("3"),
+    "olmo": lambda: like_llama("Olmo"),
+    "olmo2": lambda: like_llama("Olmo2", tie_word_embeddings=True),
+    "olmo3": lambda: like_llama("Olmo3", num_hidden_layers=4, sliding_window=5, rope=by_kind("yarn", local=300.0)),
+    "olmo3 unscaled": lambda: like_llama("Olmo3", num_hidden_layers=4, sliding_window=5, rope=by_kind(local=300.0)),
 }
 
 
-PADS_AS_ROBERTA = ("roberta", "roberta tag")
+PADS_AS_ROBERTA = tuple(name for name in MODELS if name.split()[0] in ("roberta", "xlm-roberta", "camembert"))
 SPECIALS = {
     "roberta": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
     "bert": ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],

@@ -89,7 +89,11 @@ def test_a_layout_reads_its_slices_of_an_import(name, tmp_path, monkeypatch):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bloom", "llama", "gpt_neox tied", "t5 v1.0", "t5 v1.1"])
+WRITERS = ["gpt2", "bloom", "llama", "gpt_neox tied", "t5 v1.0", "t5 v1.1"]
+WRITERS += ["mistral window", "gemma2", "gemma3", "smollm3", "falcon groups", "gptj", "olmo3"]
+
+
+@pytest.mark.parametrize("name", WRITERS)
 def test_transformers_generates_from_an_export_what_the_run_does(name, tmp_path):
     run, back = tmp_path / "run", tmp_path / "back"
     import_model(saved(name, tmp_path / "theirs"), run)

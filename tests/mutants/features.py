@@ -7,6 +7,7 @@ from .mutant import Mutant
 from .named import ATTENDS, CAPPED, LAYOUT, SCALED
 
 ATTENTION, QK_NORM = "learning/models/attention.py", "learning/models/qk_norm.py"
+BLOCK, EMBED = "learning/models/block.py", "learning/models/embed.py"
 ROTARY = "learning/models/rotary.py"
 
 FEATURES = (
@@ -132,5 +133,29 @@ FEATURES = (
         before="turned, kept = x[..., : self.width], x[..., self.width :]",
         after="kept, turned = x.split([x.shape[-1] - self.width, self.width], -1)",
         test=ATTENDS("rotary in part, interleaved-0.0"),
+    ),
+    Mutant(
+        name="every_block_has_the_window",
+        bug="blocks of full attention have the window too",
+        file="learning/models/gpt.py",
+        before='window = m.window if kind == "window" else None',
+        after="window = m.window",
+        test="exchange/test_exchange_families.py::test_gradients_equal_those_of_transformers[gemma3]",
+    ),
+    Mutant(
+        name="parallel_mlp_reads_attentions_norm",
+        bug="with two norms the MLP reads the first one's output",
+        file=BLOCK,
+        before="*((len(normed) - 1, layer) for layer in widenings)",
+        after="*((0, layer) for layer in widenings), *((len(normed) - 1, layer) for layer in widenings[:0])",
+        test="exchange/test_exchange_families.py::test_gradients_equal_those_of_transformers[gpt_neox parallel]",
+    ),
+    Mutant(
+        name="embedding_is_not_multiplied",
+        bug="the token embedding's factor is forgotten",
+        file=EMBED,
+        before="        if self.multiplier != 1:",
+        after="        if self.multiplier != self.multiplier:",
+        test="exchange/test_exchange_families.py::test_gradients_equal_those_of_transformers[gemma3]",
     ),
 )

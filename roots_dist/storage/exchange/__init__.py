@@ -5,15 +5,24 @@ HF folder --importing.py--> run/checkpoints/step_00000000 run --exporting.py--> 
 logits?
 """
 
-from roots_dist.storage.exchange.bert import BERT, ROBERTA
+from roots_dist.storage.exchange.bert import BERT, CAMEMBERT, DISTILBERT, ROBERTA, XLM_ROBERTA
 from roots_dist.storage.exchange.bloom import BLOOM
 from roots_dist.storage.exchange.electra import ELECTRA
-from roots_dist.storage.exchange.gpt2 import GPT2
-from roots_dist.storage.exchange.llama import GPT_NEOX, LLAMA
-from roots_dist.storage.exchange.t5 import T5
+from roots_dist.storage.exchange.falcon import FALCON, GPTJ, PHI
+from roots_dist.storage.exchange.gemma import GEMMA, GEMMA2, GEMMA3
+from roots_dist.storage.exchange.gpt2 import GPT2, OPT
+from roots_dist.storage.exchange.gpt_neox import GPT_NEOX
+from roots_dist.storage.exchange.llama import GRANITE, LLAMA, MISTRAL, PHI3, QWEN2, QWEN3, SMOLLM3
+from roots_dist.storage.exchange.olmo import OLMO, OLMO2, OLMO3
+from roots_dist.storage.exchange.starcoder2 import STABLELM, STARCODER2
+from roots_dist.storage.exchange.t5 import MT5, T5
 from roots_dist.storage.exchange.table import Architecture
 
-ARCHITECTURES: dict[str, Architecture] = {
-    table.model_type: table for table in (GPT2, BLOOM, LLAMA, GPT_NEOX, BERT, ROBERTA, ELECTRA, T5)
-}
-"""Table of each model_type. An export uses the first one that supports all features of the model."""
+DECODERS = (
+    GPT2, BLOOM, LLAMA, GPT_NEOX, OPT, MISTRAL, PHI3, QWEN2, QWEN3, SMOLLM3, GRANITE, STARCODER2, STABLELM,
+    FALCON, GPTJ, PHI, GEMMA, GEMMA2, GEMMA3, OLMO, OLMO2, OLMO3,
+)  # fmt: skip
+ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA)
+ARCHITECTURES: dict[str, Architecture] = {table.model_type: table for table in (*DECODERS, *ENCODERS, T5, MT5)}
+"""Table of each model_type. An export uses the one that the model was imported from, or else the first one; of those
+that support all features of the model."""

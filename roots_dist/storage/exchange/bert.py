@@ -1,7 +1,9 @@
-"""BERT (Devlin et al. 2019) and RoBERTa (Liu et al. 2019) in transformers: a norm after each branch and after the
-embedding.
+"""BERT (Devlin et al. 2019), RoBERTa (Liu et al. 2019) and models like them in transformers: a norm after each branch
+and after the embedding.
 
-RoBERTa is BERT with other tensor names, and with positions that start after the padding id.
+RoBERTa is BERT with other tensor names, and with positions that start after the padding id. XLM-R (Conneau et al. 2020)
+and CamemBERT (Martin et al. 2020) are RoBERTa by another name. DistilBERT (Sanh et al. 2019) is BERT without segments
+and pooler, with names of its own.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from roots_dist.storage.exchange.forms import (
     Form,
 )
 from roots_dist.storage.exchange.gpt2 import ACTIVATIONS, CLASSIFIER
-from roots_dist.storage.exchange.table import Architecture, Entry, Fixed, Head, Key, same_layout
+from roots_dist.storage.exchange.table import BIASED, Architecture, Entry, Fixed, Head, Key, renamed, same_layout
 
 
 def encoder_stack(base: str, places: Form = SAME, words: Entry | None = None) -> tuple[Entry, ...]:
@@ -49,10 +51,16 @@ def encoder_blocks(base: str, blocks: str = "blocks") -> tuple[Entry, ...]:
 
 
 def encoder_keys(eps: float, shift: int = 0) -> tuple[Key, ...]:
+    """shift: rows of the position table before the first position."""
     return (
         Key("vocab_size", "model.vocab", 30522),
-        Key("max_position_embeddings", "data.seq_length", 512, shift=shift),
-        Key("max_position_embeddings", "model.max_positions", 512, shift=shift),
+        Key(
+            "max_position_embeddings",
+            "model.max_positions",
+            512 + shift,
+            to_ours=lambda rows: rows - shift,
+            to_theirs=lambda rows: rows + shift,
+        ),
         Key("hidden_size", "model.hidden", 768),
         Key("num_hidden_layers", "model.layers", 12),
         Key("num_attention_heads", "model.heads", 12),
@@ -60,7 +68,7 @@ def encoder_keys(eps: float, shift: int = 0) -> tuple[Key, ...]:
         Key("hidden_act", "model.activation", "gelu", ACTIVATIONS),
         Key("hidden_dropout_prob", "model.dropout", 0.1),
         Key("attention_probs_dropout_prob", "model.attention_dropout", 0.1),
-        Key("type_vocab_size", "model.segments", 2),
+        Key("type_vocab_size", "model.segments", 2, to_theirs=lambda kinds: max(1, kinds)),
         Key("layer_norm_eps", "advanced.norm_eps", eps),
         Key("tie_word_embeddings", "model.tied_embeddings", True),
     )
@@ -71,7 +79,7 @@ ENCODER = {
     "model.norm": "layernorm",
     "model.norm_position": "post",
     "model.embedding_norm": True,
-    "model.bias": True,
+    **BIASED,
 }
 FIXED = (Fixed("position_embedding_type", "absolute"), Fixed("is_decoder", False), Fixed("add_cross_attention", False))
 POSITION_IDS = r"embeddings\.position_ids$"
@@ -131,6 +139,11 @@ ROBERTA = Architecture(
     base="roberta",
     heads=(
         Head("RobertaForMaskedLM", ("mlm",), _ROBERTA_GUESS),
+        Head(
+            "RobertaForSequenceClassification",
+            ("classify",),
+            same_layout({"classifier.dense": "head.pooler", "classifier.out_proj": "head.classifier"}),
+        ),
         Head("RobertaForTokenClassification", ("tag",), (CLASSIFIER,)),
     ),
     stack=encoder_stack(
@@ -144,7 +157,69 @@ ROBERTA = Architecture(
         ),
     ),
     ours={"model.family": "bert"} | ENCODER,
-    keys=encoder_keys(1e-12, shift=ROBERTA_OFFSET),
+    keys=tuple(
+        key._replace(translation={"gelu": "gelu"}) if key.theirs == "hidden_act" else key
+        for key in encoder_keys(1e-12, shift=ROBERTA_OFFSET)
+    ),
     fixed=(Fixed("pad_token_id", 1), *FIXED),
     unused=(POSITION_IDS, r"^roberta\.pooler\."),
 )
+"""Its head for masked words has the exact gelu whatever hidden_act says, so that only this is the same everywhere."""
+
+XLM_ROBERTA = ROBERTA._replace(model_type="xlm-roberta", heads=renamed(ROBERTA.heads, "XLMRoberta"))
+CAMEMBERT = ROBERTA._replace(model_type="camembert", heads=renamed(ROBERTA.heads, "Camembert"))
+
+_LAYER = "distilbert.transformer.layer.{i}"
+_DISTILBERT_NAMES = {"hidden_size": "dim", "num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"} | {
+    "intermediate_size": "hidden_dim", "hidden_act": "activation", "hidden_dropout_prob": "dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+}  # fmt: skip
+
+DISTILBERT = Architecture(
+    model_type="distilbert",
+    base="distilbert",
+    heads=(
+        Head(
+            "DistilBertForMaskedLM",
+            ("mlm",),
+            (
+                *same_layout({"vocab_transform": "head.dense", "vocab_layer_norm": "head.norm"}),
+                Entry("vocab_projector.weight", ("head.weight",), VOCAB_ROWS),
+                Entry("vocab_projector.bias", ("head.bias",), VOCAB_ROWS),
+            ),
+        ),
+        Head("DistilBertForTokenClassification", ("tag",), (CLASSIFIER,)),
+    ),
+    stack=(
+        Entry(
+            "distilbert.embeddings.word_embeddings.weight",
+            ("embed.tokens.weight",),
+            VOCAB_ROWS,
+            echoes=("vocab_projector.weight",),
+        ),
+        Entry("distilbert.embeddings.position_embeddings.weight", ("embed.position_embedding",)),
+        *same_layout(
+            {
+                "distilbert.embeddings.LayerNorm": "embed.norm",
+                f"{_LAYER}.attention.q_lin": "blocks.{i}.attention.query",
+                f"{_LAYER}.attention.k_lin": "blocks.{i}.attention.key",
+                f"{_LAYER}.attention.v_lin": "blocks.{i}.attention.value",
+                f"{_LAYER}.attention.out_lin": "blocks.{i}.attention.out",
+                f"{_LAYER}.sa_layer_norm": "blocks.{i}.norm1",
+                f"{_LAYER}.ffn.lin1": "blocks.{i}.mlp.up",
+                f"{_LAYER}.ffn.lin2": "blocks.{i}.mlp.down",
+                f"{_LAYER}.output_layer_norm": "blocks.{i}.norm2",
+            }
+        ),
+    ),
+    ours={"model.family": "bert", "model.segments": 0, "advanced.norm_eps": 1e-12} | ENCODER,
+    keys=tuple(
+        key._replace(theirs=_DISTILBERT_NAMES.get(key.theirs, key.theirs))
+        for key in encoder_keys(1e-12)
+        if key.ours not in ("model.segments", "advanced.norm_eps")
+    ),
+    inert=("qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds", "tie_weights_"),
+    unused=(POSITION_IDS,),
+)
+"""sinusoidal_pos_embds says how positions began; they are in the files either way. Its class for texts has a relu where
+ours has tanh."""

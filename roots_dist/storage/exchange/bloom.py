@@ -4,9 +4,9 @@ head."""
 from __future__ import annotations
 
 from roots_dist.config.objectives import learned_by
-from roots_dist.storage.exchange.forms import QKV_BY_HEAD, VOCAB_ROWS
+from roots_dist.storage.exchange.forms import QKV_BY_GROUP, VOCAB_ROWS
 from roots_dist.storage.exchange.gpt2 import BUFFERS, CLASSIFIER, SCORE
-from roots_dist.storage.exchange.table import QKV, Architecture, Entry, Fixed, Head, Key, same_layout
+from roots_dist.storage.exchange.table import BIASED, QKV, Architecture, Entry, Fixed, Head, Key, same_layout
 
 H, OURS = "transformer.h.{i}", "blocks.{i}"
 
@@ -21,7 +21,7 @@ BLOOM = Architecture(
     stack=(
         Entry("transformer.word_embeddings.weight", ("embed.tokens.weight",), VOCAB_ROWS, echoes=("lm_head.weight",)),
         *same_layout({"transformer.word_embeddings_layernorm": "embed.norm", f"{H}.input_layernorm": f"{OURS}.norm1"}),
-        Entry(f"{H}.self_attention.query_key_value.*", QKV, QKV_BY_HEAD),
+        Entry(f"{H}.self_attention.query_key_value.*", QKV, QKV_BY_GROUP),
         *same_layout(
             {
                 f"{H}.self_attention.dense": f"{OURS}.attention.out",
@@ -39,7 +39,7 @@ BLOOM = Architecture(
         "model.norm_position": "pre",
         "model.embedding_norm": True,
         "model.activation": "gelu_tanh",
-        "model.bias": True,
+        **BIASED,
     },
     keys=(
         Key("vocab_size", "model.vocab", 250880),

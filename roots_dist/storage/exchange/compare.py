@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from roots_dist.assembly.passes import build_passes
-from roots_dist.config.records import family_of
+from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
 from roots_dist.errors import ExchangeError, missing_package
 from roots_dist.learning.data.specials import read_specials
+from roots_dist.storage.checkpoint.format import read_index
 from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_weights
+from roots_dist.storage.exchange.electra import GENERATOR_NAMES
 from roots_dist.storage.exchange.table import GENERATOR
 from roots_dist.storage.exchange.tensors import read_json
 from roots_dist.world.batch import IGNORE, MicroBatch
@@ -50,10 +52,10 @@ def compare(run: Path, folder: Path) -> Comparison:
     """
     config = config_of_run(run).config.changed({"train.precision": "fp32", "train.device": "cpu"})
     batch = comparison_batch(config)
-    ours = our_logits(config, best_or_newest(run), batch)
     theirs = [their_logits(folder, batch)]
     if (folder / GENERATOR).is_dir():
         theirs.insert(0, their_logits(folder / GENERATOR, batch))
+    ours = our_logits(config, best_or_newest(run), batch)
     pairs = list(zip(ours, theirs, strict=True))
     assert all(a.shape == b.shape and a.isfinite().all() for a, b in pairs), [(a.shape, b.shape) for a, b in pairs]
     return Comparison(max((a - b).abs().max().item() for a, b in pairs), max(a.abs().max().item() for a in ours))
@@ -79,10 +81,19 @@ def comparison_batch(config: Config) -> MicroBatch:
 
 
 def our_logits(config: Config, checkpoint: Path, batch: MicroBatch) -> list[Tensor]:
-    """Logits of each head, in the order of the computation: [B, S, V], [B, S] (ELECTRA), or that of a task head."""
+    """Logits of each head, in the order of the computation: [B, S, V], [B, S] (ELECTRA), or that of a task head. A
+    discriminator alone has its own only: without masked tokens they do not depend on the generator."""
     passes = build_passes(config, Mesh.single())
-    load_weights(checkpoint, passes.model.params)
-    return [logits.float() for logits in passes.forward([batch])]
+    alone = objective_of(config).has_generator and is_alone(checkpoint)
+    present = [p for p in passes.model.params if not (alone and p.name.startswith(GENERATOR_NAMES))]
+    load_weights(checkpoint, present)
+    logits = [logits.float() for logits in passes.forward([batch])]
+    return logits[1:] if alone else logits
+
+
+def is_alone(checkpoint: Path) -> bool:
+    """Whether an ELECTRA checkpoint has no generator, as an import of the discriminator has none."""
+    return not any(name.startswith(GENERATOR_NAMES) for name in read_index(checkpoint, "weight"))
 
 
 def their_logits(folder: Path, batch: MicroBatch) -> Tensor:

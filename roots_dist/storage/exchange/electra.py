@@ -46,6 +46,8 @@ _RTD = (
 )
 _CLASSIFY = same_layout({"classifier.dense": "head.dense", "classifier.out_proj": "head.classifier"})
 GENERATOR_CLASS = "ElectraForMaskedLM"
+GENERATOR_NAMES = "generator."
+"""Prefix of our names of the generator's parameters."""
 
 ELECTRA = Architecture(
     model_type="electra",

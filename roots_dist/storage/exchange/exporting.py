@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from roots_dist.accounting.sizes import generator_of, parameters
+from roots_dist.config.load import CONFIG_FILE, read
 from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
@@ -32,14 +33,13 @@ from roots_dist.storage.checkpoint.format import Manifest, read_index, sync, wri
 from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.save import SHARD_BYTES
 from roots_dist.storage.exchange import ARCHITECTURES
-from roots_dist.storage.exchange.bert import ROBERTA
-from roots_dist.storage.exchange.compare import compare
-from roots_dist.storage.exchange.electra import GENERATOR_CLASS
+from roots_dist.storage.exchange.compare import compare, is_alone
+from roots_dist.storage.exchange.electra import GENERATOR_CLASS, GENERATOR_NAMES
 from roots_dist.storage.exchange.forms import ROBERTA_OFFSET
 from roots_dist.storage.exchange.hf_config import hf_config_of, incompatibilities
 from roots_dist.storage.exchange.shards import bytes_of, new_folder, refuse_content, write_shards
 from roots_dist.storage.exchange.table import GENERATOR, Architecture, Head, Rule, Shapes, rules
-from roots_dist.storage.exchange.tensors import INDEX, ONE_FILE, Tensors, exchange_error
+from roots_dist.storage.exchange.tensors import INDEX, ONE_FILE, ORIGIN, Tensors, exchange_error, read_json
 from roots_dist.storage.exchange.tokenizer import special_ids, token_settings, write_tokenizer
 
 LARGE = 1_000_000_000
@@ -54,11 +54,13 @@ def export_model(run: Path, folder: Path, dtype: str = "float32") -> str:
         raise exchange_error("--dtype", dtype, f"one of {', '.join(DTYPES)}", "choose one of these")
     config = config_of_run(run).config
     special = special_ids(config)
-    architecture, head = architecture_for(config, special)
-    model = shapes(pieces_of(config, TensorParallel()))
-    plain = {name: shape for name, shape in model.items() if not name.endswith(ADAPTER)}
-    table = rules(architecture, head, config, plain)
+    architecture, head = architecture_for(config, special, origin_of(run))
     checkpoint = best_or_newest(run)
+    model = shapes(pieces_of(config, TensorParallel()))
+    alone = objective_of(config).has_generator and is_alone(checkpoint)
+    model = {name: shape for name, shape in model.items() if not (alone and name.startswith(GENERATOR_NAMES))}
+    plain = {name: shape for name, shape in model.items() if not name.endswith(ADAPTER)}
+    table = [rule.within(("",) if alone else ("", GENERATOR)) for rule in rules(architecture, head, config, plain)]
     weights = _weights(checkpoint, model)
     with new_folder(folder) as partial:
         for prefix in dict.fromkeys(_folder(name) for rule in table for name in rule.written):
@@ -69,7 +71,8 @@ def export_model(run: Path, folder: Path, dtype: str = "float32") -> str:
             _write_settings(partial / prefix, settings, config, token_settings(config, run, special))
             _write_tensors(partial / prefix, prefix, table, config, plain, weights, DTYPES[dtype])
             write_tokenizer(config, partial / prefix)
-    return f"{folder}: {head.architecture} in {dtype}, from {checkpoint}"
+    half = ", without a generator" if alone else ""
+    return f"{folder}: {head.architecture}{half} in {dtype}, from {checkpoint}"
 
 
 def is_checked(run: Path) -> bool:
@@ -86,10 +89,24 @@ def checked(run: Path, folder: Path, dtype: str) -> tuple[str, bool]:
     return f"{text} {'✓' if result.equal else '✗: more than rounding, do not use this export'}", result.equal
 
 
-def architecture_for(config: Config, special: Mapping[str, int]) -> tuple[Architecture, Head]:
-    """The first architecture that supports every feature of this model. Raises ExchangeError naming what the closest
-    one lacks."""
-    tables = _tables(config, special)
+def origin_of(run: Path) -> str | None:
+    """Class that the run was imported as, or that the run was which it was fine-tuned from; None if there is none."""
+    seen: set[Path] = set()
+    while run not in seen and (run / CONFIG_FILE).is_file():
+        architecture = read_json(run / ORIGIN).get("architecture") if (run / ORIGIN).is_file() else None
+        if architecture is not None:
+            return str(architecture)
+        seen.add(run)
+        run = Path(read(run / CONFIG_FILE).config.finetune.init_from or run)
+    return None
+
+
+def architecture_for(
+    config: Config, special: Mapping[str, int], origin: str | None = None
+) -> tuple[Architecture, Head]:
+    """The architecture that the model came as, or else the first one that supports every feature of this model. Raises
+    ExchangeError naming what the closest one lacks."""
+    tables = _tables(config, special, origin)
     able = [(table, head) for table in tables if (head := table.head_for(config.objective.name))]
     if not able:
         known = ", ".join(dict.fromkeys(name for table in tables for head in table.heads for name in head.objectives))
@@ -100,13 +117,25 @@ def architecture_for(config: Config, special: Mapping[str, int]) -> tuple[Archit
     return able[lacks.index([])]
 
 
-def _tables(config: Config, special: Mapping[str, int]) -> list[Architecture]:
-    """Architectures of the model's family. BERT without segments is exported as RoBERTa if its tokenizer has RoBERTa's
-    padding id, from which positions are counted."""
-    roberta = config.model.segments <= 1 and special.get("pad") == ROBERTA_OFFSET - 1
+def _tables(config: Config, special: Mapping[str, int], origin: str | None) -> list[Architecture]:
+    """Architectures of the model's family, in the order in which they are tried. Those that count positions from the
+    padding id are for models whose tokenizer has that id: then BERT without segments is exported as RoBERTa."""
+    pad = special.get("pad")
+
+    def came_as(table: Architecture) -> bool:
+        return origin is not None and table.head(origin) is not None
+
+    def counts_from_padding(table: Architecture) -> bool:
+        return any(fixed.theirs == "pad_token_id" for fixed in table.fixed)
+
+    def fits(table: Architecture) -> bool:
+        return not counts_from_padding(table) or pad == ROBERTA_OFFSET - 1 or (pad is None and came_as(table))
+
+    def order(table: Architecture) -> tuple[bool, bool]:
+        return not came_as(table), not (counts_from_padding(table) and config.model.segments <= 1)
+
     family = [table for table in ARCHITECTURES.values() if table.ours["model.family"] == config.model.family]
-    others = [table for table in family if table is not ROBERTA]
-    return [ROBERTA, *others] if roberta and ROBERTA in family else others
+    return sorted(filter(fits, family), key=order)
 
 
 def _weights(checkpoint: Path, model: Shapes) -> Tensors:

@@ -2,7 +2,7 @@
 
     theirs --split--> ours, one after the other --join--> theirs, bit by bit
 
-H heads, K head width, D model width, V vocabulary (ours is padded). Our weights are [out, in].
+H heads, G key/value heads, K head width, D model width, V vocabulary (ours is padded). Our weights are [out, in].
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from torch import Tensor
 from roots_dist.config.schema import Config
 
 ROBERTA_OFFSET = 2
-"""RoBERTa's first position is its padding id + 1, and its padding id is 1."""
+"""The first position of RoBERTa is its padding id + 1, and its padding id is 1. OPT kept the offset without the
+reason."""
 
 
 class Form(NamedTuple):
@@ -38,13 +39,30 @@ def _pad_vocab(config: Config, w: Tensor) -> tuple[Tensor, ...]:
     return (whole,)
 
 
-def _split_qkv_by_head(config: Config, w: Tensor) -> tuple[Tensor, ...]:
-    each = w.unflatten(0, (config.model.heads, 3, -1))
-    return tuple(each[:, i].flatten(0, 1) for i in range(3))
+def _split_qkv_by_group(config: Config, w: Tensor) -> tuple[Tensor, ...]:
+    m = config.model
+    each = w.unflatten(0, (m.num_kv_heads(), -1, m.width_of_head()))
+    return tuple(part.flatten(0, 2) for part in (each[:, :-2], each[:, -2:-1], each[:, -1:]))
 
 
-def _join_qkv_by_head(config: Config, parts: Sequence[Tensor]) -> Tensor:
-    return torch.stack([w.unflatten(0, (config.model.heads, -1)) for w in parts], 1).flatten(0, 2)
+def _join_qkv_by_group(config: Config, parts: Sequence[Tensor]) -> Tensor:
+    m = config.model
+    grouped = [w.unflatten(0, (m.num_kv_heads(), -1, m.width_of_head())) for w in parts]
+    return torch.cat(grouped, 1).flatten(0, 2)
+
+
+def _stacked(sizes: Callable[[Config], list[int]]) -> Form:
+    """Several of our matrices, one below the other in theirs. sizes: rows of each."""
+    return Form(
+        lambda config, w: tuple(w.split(sizes(config))),
+        lambda config, parts: torch.cat(list(parts)),
+    )
+
+
+def _rows_of_qkv(config: Config) -> list[int]:
+    m = config.model
+    keys = m.num_kv_heads() * m.width_of_head()
+    return [m.heads * m.width_of_head(), keys, keys]
 
 
 def _prepend_offset_rows(config: Config, parts: Sequence[Tensor]) -> Tensor:
@@ -62,9 +80,14 @@ QKV_TRANSPOSED = Form(
     lambda config, parts: torch.cat([_transposed(w) for w in parts], -1),
 )
 """GPT-2: [in, q | k | v], each transposed."""
-QKV_BY_HEAD = Form(_split_qkv_by_head, _join_qkv_by_head)
-"""BLOOM and GPT-NeoX: rows ordered [H, 3, K]."""
+QKV_BY_GROUP = Form(_split_qkv_by_group, _join_qkv_by_group)
+"""Rows ordered [G, H/G + 2, K]: the query heads of a group, its key, its value. With G = H, as in BLOOM and GPT-NeoX,
+it is [H, 3, K]; with one group, as in Falcon 7B, query, key and value follow each other."""
+QKV_ROWS = _stacked(_rows_of_qkv)
+"""Phi-3: rows of all query heads, of all key heads, of all value heads."""
+GATE_UP_ROWS = _stacked(lambda config: [config.model.width_of_ffn()] * 2)
+"""Phi-3: rows of the gate, then those of the matrix that it gates."""
 POSITIONS_AFTER_PADDING = Form(lambda config, w: (w[ROBERTA_OFFSET:],), _prepend_offset_rows)
-"""RoBERTa's positions; the first rows are never used."""
+"""Positions of RoBERTa and OPT; the first rows are only of padding."""
 NO_SEGMENTS = Form(lambda config, w: (), lambda config, parts: torch.zeros(1, config.model.width_of_embedding()))
 """For a model without segments, where theirs must have one: zeros have the same effect."""

@@ -1,11 +1,13 @@
 """GPT-2 (Radford et al. 2019) in transformers: learned positions, LayerNorm before each branch, Conv1D weights [in,
-out]."""
+out]. OPT (Zhang et al. 2022) is the same function with other names, and with positions that start at row 2."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from roots_dist.config.objectives import learned_by
-from roots_dist.storage.exchange.forms import QKV_TRANSPOSED, TRANSPOSED, VOCAB_ROWS
-from roots_dist.storage.exchange.table import QKV, Architecture, Entry, Fixed, Head, Key, same_layout
+from roots_dist.storage.exchange.forms import POSITIONS_AFTER_PADDING, QKV_TRANSPOSED, TRANSPOSED, VOCAB_ROWS
+from roots_dist.storage.exchange.table import BIASED, QKV, Architecture, Entry, Fixed, Head, Key, same_layout
 
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -47,11 +49,10 @@ GPT2 = Architecture(
         "model.norm": "layernorm",
         "model.norm_position": "pre",
         "model.embedding_norm": False,
-        "model.bias": True,
+        **BIASED,
     },
     keys=(
         Key("vocab_size", "model.vocab", 50257),
-        Key("n_positions", "data.seq_length", 1024, aliases=("max_position_embeddings",)),
         Key("n_positions", "model.max_positions", 1024, aliases=("max_position_embeddings",)),
         Key("n_embd", "model.hidden", 768, aliases=("hidden_size",)),
         Key("n_layer", "model.layers", 12, aliases=("num_hidden_layers",)),
@@ -71,4 +72,62 @@ GPT2 = Architecture(
         Fixed("add_cross_attention", False),
     ),
     unused=BUFFERS,
+)
+
+
+def _opt_flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """Fill in the embedding's width, which is the model's if there is none."""
+    return tree | {"word_embed_proj_dim": tree.get("word_embed_proj_dim") or tree.get("hidden_size", 768)}
+
+
+_LAYER = "model.decoder.layers.{i}"
+
+OPT = Architecture(
+    model_type="opt",
+    base="model",
+    heads=(
+        Head("OPTForCausalLM", learned_by("gpt", "write"), (Entry("lm_head.weight", ("head.weight",), VOCAB_ROWS),)),
+        Head("OPTForSequenceClassification", ("classify",), (SCORE,)),
+    ),
+    stack=(
+        Entry("model.decoder.embed_tokens.weight", ("embed.tokens.weight",), VOCAB_ROWS, echoes=("lm_head.weight",)),
+        Entry("model.decoder.embed_positions.weight", ("embed.position_embedding",), POSITIONS_AFTER_PADDING),
+        *same_layout(
+            {
+                f"{_LAYER}.self_attn_layer_norm": f"{OURS}.norm1",
+                f"{_LAYER}.self_attn.q_proj": f"{OURS}.attention.query",
+                f"{_LAYER}.self_attn.k_proj": f"{OURS}.attention.key",
+                f"{_LAYER}.self_attn.v_proj": f"{OURS}.attention.value",
+                f"{_LAYER}.self_attn.out_proj": f"{OURS}.attention.out",
+                f"{_LAYER}.final_layer_norm": f"{OURS}.norm2",
+                f"{_LAYER}.fc1": f"{OURS}.mlp.up",
+                f"{_LAYER}.fc2": f"{OURS}.mlp.down",
+                "model.decoder.final_layer_norm": "head.norm",
+            }
+        ),
+    ),
+    ours={**GPT2.ours, "advanced.norm_eps": 1e-5},
+    keys=(
+        Key("vocab_size", "model.vocab", 50272),
+        Key("max_position_embeddings", "model.max_positions", 2048),
+        Key("hidden_size", "model.hidden", 768),
+        Key("word_embed_proj_dim", "model.hidden"),
+        Key("num_hidden_layers", "model.layers", 12),
+        Key("num_attention_heads", "model.heads", 12),
+        Key("ffn_dim", "model.ffn", 3072),
+        Key("activation_function", "model.activation", "relu", ACTIVATIONS),
+        Key("dropout", "model.dropout", 0.1),
+        Key("attention_dropout", "model.attention_dropout", 0.0),
+        Key("tie_word_embeddings", "model.tied_embeddings", True),
+    ),
+    fixed=(
+        Fixed("do_layer_norm_before", True),
+        Fixed("_remove_final_layer_norm", False),
+        Fixed("enable_bias", True),
+        Fixed("layer_norm_elementwise_affine", True),
+        Fixed("layerdrop", 0.0),
+    ),
+    inert=("init_std",),
+    unused=BUFFERS,
+    flatten=_opt_flat,
 )

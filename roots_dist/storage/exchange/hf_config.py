@@ -3,31 +3,46 @@
     config.json --read_hf_config--> {"model.hidden": 768, …}
     Config --incompatibilities--> problems, or none: --hf_config_of--> config.json
 
-Nothing is dropped silently: an unknown key is refused too, unless it is empty (null, {}, []).
+Nothing is dropped silently: an unknown key is refused, unless it is empty (null, {}, []) or changes no function, and
+then it is listed.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from roots_dist.checks import checks
+from roots_dist.config.init_from import FREE, OF_VOCAB_HEAD
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, ExchangeError, Problem
 from roots_dist.storage.exchange.table import Architecture, Head, Key
 from roots_dist.storage.exchange.tensors import exchange_error
+from roots_dist.storage.exchange.values import compact, plain, spelled_out
 
+LONGEST_SAMPLE = 4096
+"""Largest data.seq_length of an import: models that allow 131,072 positions are seldom trained on as many."""
 COMMON: tuple[tuple[str, object], ...] = (
     ("is_decoder", False), ("add_cross_attention", False), ("tie_encoder_decoder", False), ("pruned_heads", {}),
     ("cross_attention_hidden_size", None), ("quantization_config", None), ("sliding_window", None),
-    ("layer_types", None),
-    ("position_embedding_type", "absolute"), ("rope_interleaved", False),
+    ("use_sliding_window", False), ("position_embedding_type", "absolute"), ("rope_interleaved", False),
+    ("use_mrope", False),
 )  # fmt: skip
 """Keys of any model type that change the computation, and the only values that we support."""
+WINDOW_KEYS = ("sliding_window", "max_window_layers")
+"""Keys that have no effect if use_sliding_window is false."""
+LEFT_BEHIND = re.compile(
+    r"^_"  # what transformers notes for itself, or an older version did
+    r"|^unsloth_|^(use_)?flash_att|^use_flash_attn|^base_model(_name_or_path)?$|^gradient_checkpointing_kwargs$"
+    r"|^(tokenizer_)?(model_max_length|padding_side)$|^max_sequence_length$"
+)
+"""Keys that tools write into config.json and that no class of transformers reads."""
 HARMLESS = frozenset(
     [
         "_name_or_path",
@@ -47,6 +62,7 @@ HARMLESS = frozenset(
         "output_hidden_states",
         "output_scores",
         "use_cache",
+        "cache_implementation",
         "use_return_dict",
         "problem_type",
         "id2label",
@@ -133,9 +149,21 @@ HARMLESS = frozenset(
 """Keys that do not affect an unmasked forward pass: names, dropout of heads, generation, execution."""
 
 
-def read_hf_config(tree: Mapping[str, Any], architecture: Architecture, where: str) -> dict[str, object]:
-    """Our config values for a config.json. Raises ExchangeError for the first setting that is not supported."""
-    tree = architecture.flatten(dict(tree))
+class Reading(NamedTuple):
+    """What a config.json says."""
+
+    values: dict[str, object]
+    """Our config values."""
+    ignored: tuple[str, ...]
+    """Keys that the model type does not know and that change no function."""
+
+
+def read_hf_config(tree: Mapping[str, Any], architecture: Architecture, where: str) -> Reading:
+    """Raises ExchangeError for the first setting that is not supported."""
+    without_windows = tree.get("use_sliding_window") is False
+    has_windows = any(key.ours == "model.window" for key in architecture.keys)
+    ignored = [name for name in WINDOW_KEYS if without_windows and not has_windows and tree.get(name) is not None]
+    tree = architecture.flatten({name: value for name, value in tree.items() if name not in ignored})
     found: dict[str, object] = dict(architecture.ours)
     set_by: dict[str, str] = {}
     known = {fixed.theirs for fixed in architecture.fixed}
@@ -160,12 +188,28 @@ def read_hf_config(tree: Mapping[str, Any], architecture: Architecture, where: s
     for name, value in COMMON:
         if name not in known and tree.get(name) not in (value, None, False):
             raise _error(where, name, tree[name], f"{_as_json(value)}: the only supported value")
-    strange = [
-        k for k, v in tree.items() if k not in known | HARMLESS | dict(COMMON).keys() and v not in (None, {}, [])
-    ]
-    if strange:
-        raise _error(where, strange[0], tree[strange[0]], f"a known key of model type {architecture.model_type}")
-    return found
+    for name, value in tree.items():
+        if name in known | HARMLESS | dict(COMMON).keys() | set(architecture.inert) or value in (None, {}, []):
+            continue
+        if not _is_inert(name, value):
+            raise _error(where, name, value, f"a known key of model type {architecture.model_type}")
+        ignored.append(name)
+    with suppress(TypeError, ValueError, ArithmeticError):  # of a size that is none: config_of says which
+        found = compact(found | {ours: derive(found) for ours, derive in architecture.derived.items()})
+    places = found.get("model.max_positions")
+    if isinstance(places, int):
+        found["data.seq_length"] = min(places, LONGEST_SAMPLE)
+    return Reading(found, tuple(ignored))
+
+
+def _is_inert(name: str, value: object) -> bool:
+    """Whether a key that a model type does not know changes no function: dropout that drops nothing, layers that are
+    all of the plain kind, and what tools left behind."""
+    if name == "layer_types":
+        return isinstance(value, list) and set(map(str, value)) == {"full_attention"}
+    if "drop" in name:
+        return value == 0
+    return LEFT_BEHIND.search(name) is not None
 
 
 def config_of(values: Mapping[str, object], architecture: Architecture, where: str) -> Config:
@@ -204,40 +248,40 @@ def labels_of(tree: Mapping[str, Any], where: str) -> list[str]:
     return [names[i] for i in range(len(names))]
 
 
-def effective_values(config: Config) -> dict[str, object]:
-    """Every config value with its default filled in, as their config needs it."""
-    m = config.model
-    found = {f"{section}.{key}": value for section, keys in config.model_dump().items() for key, value in keys.items()}
-    return found | {
-        "model.kv_heads": m.num_kv_heads(),
-        "model.head_dim": m.width_of_head(),
-        "model.ffn": m.width_of_ffn(),
-        "model.decoder_layers": m.num_decoder_layers(),
-        "model.embedding_size": m.width_of_embedding(),
-        "model.segments": max(1, m.segments),
-        "model.max_positions": m.max_positions or config.data.seq_length,
-    }
-
-
 def incompatibilities(config: Config, architecture: Architecture, head: Head) -> Iterator[Problem]:
     """Features of this model that a model of that type lacks."""
-    values, m = effective_values(config), config.model
+    values, m = spelled_out(config), config.model
 
     def problem(key: str, expected: object) -> Problem:
         fix = "train with that, or use `roots generate` and `roots evaluate`, which read the run itself"
         return Problem(key=key, found=values[key], expected=f"{expected} for {head.architecture}", fix=fix)
 
-    for name, value in architecture.ours.items():
-        if values[name] != value:
+    fixed = dict(architecture.ours) | {ours: derive(values) for ours, derive in architecture.derived.items()}
+    unread = OF_VOCAB_HEAD if objective_of(config).has_labels else ()
+    for name, value in fixed.items():
+        if values[name] != value and name not in unread:
             yield problem(name, _as_json(value))
     for key in architecture.keys:
         if key.translation is not None and values[key.ours] not in key.translation.values():
             yield problem(key.ours, " or ".join(dict.fromkeys(map(_as_json, key.translation.values()))))
-    if architecture.plain_heads:
-        if m.num_kv_heads() != m.heads:
-            yield problem("model.kv_heads", f"model.heads = {m.heads}")
-        if m.heads * m.width_of_head() != m.hidden:
-            yield problem("model.head_dim", f"model.hidden / model.heads = {m.hidden / m.heads:g}")
+    one: dict[str, Key] = {}
+    for key in architecture.keys:  # several of ours that theirs has one key for; rates of dropout may differ
+        first = one.setdefault(key.theirs, key)
+        if key.ours not in FREE and values[key.ours] != values[first.ours]:
+            yield problem(key.ours, f"{_as_json(values[first.ours])}, as {first.ours} is,")
+    said = {key.ours for key in architecture.keys}
+    if not set(values["model.layer_kinds"]) <= set(architecture.kinds):
+        yield problem("model.layer_kinds", f"only {' and '.join(architecture.kinds)}")
+    for name, value in plain(values).items():
+        if name not in said | fixed.keys() | {"model.layer_kinds"} and values[name] != value:
+            yield problem(name, _as_json(value))
+    shared = values["model.window"] and values["model.rope_scaling"] and not values["model.window_rope_theta"]
+    if "model.window_rope_theta" in said | architecture.derived.keys() and shared:
+        yield problem("model.window_rope_theta", "a base for the window layers, which are not scaled")
+    if "model.kv_heads" not in said and m.num_kv_heads() != m.heads:
+        yield problem("model.kv_heads", f"model.heads = {m.heads}")
+    if "model.head_dim" not in said and m.heads * m.width_of_head() != m.hidden:
+        yield problem("model.head_dim", f"model.hidden / model.heads = {m.hidden / m.heads:g}")
     if architecture.even_width and m.hidden % m.heads:
         yield problem("model.hidden", f"a multiple of model.heads = {m.heads}")
     if architecture.plain_ffn and m.width_of_ffn() != 4 * m.hidden:
@@ -246,9 +290,9 @@ def incompatibilities(config: Config, architecture: Architecture, head: Head) ->
 
 def hf_config_of(config: Config, architecture: Architecture, head: Head) -> dict[str, object]:
     """config.json of a compatible model, without its special tokens."""
-    values = effective_values(config)
+    values = spelled_out(config)
     tree: dict[str, object] = {"architectures": [head.architecture], "model_type": architecture.model_type}
-    tree |= {fixed.theirs: fixed.value for fixed in architecture.fixed}
+    tree |= {fixed.theirs: fixed.value for fixed in architecture.fixed if fixed.written}
     tree |= {key.theirs: _to_theirs(key, values[key.ours]) for key in architecture.keys}
     labels = config.finetune.labels
     if objective_of(config).has_labels:
@@ -266,13 +310,16 @@ def _to_ours(tree: Mapping[str, Any], key: Key, where: str) -> object:
         if not isinstance(value, (str, bool)) or value not in key.translation:
             raise _error(where, key.theirs, value, " or ".join(map(_as_json, key.translation)))
         return key.translation[value]
-    return value - key.shift if key.shift and isinstance(value, int) else value
+    try:
+        return None if value is None else key.to_ours(value)
+    except (TypeError, ValueError, LookupError, ArithmeticError):  # config_of says what is expected
+        return value
 
 
 def _to_theirs(key: Key, value: object) -> object:
     if key.translation is not None:
         return next(theirs for theirs, ours in key.translation.items() if ours == value)
-    return value + key.shift if key.shift else value  # type: ignore[operator]  # a shift is of a number
+    return None if value is None else key.to_theirs(value)
 
 
 def _as_json(value: object) -> str:

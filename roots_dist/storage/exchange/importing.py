@@ -19,6 +19,7 @@ from torch import Tensor
 
 from roots_dist import __version__
 from roots_dist.accounting.sizes import num_blocks
+from roots_dist.config.init_from import OF_VOCAB_HEAD
 from roots_dist.config.load import CONFIG_FILE, to_yaml
 from roots_dist.config.objectives import OBJECTIVES
 from roots_dist.config.schema import Config
@@ -30,10 +31,10 @@ from roots_dist.storage.checkpoint.format import FORMAT, checkpoints_folder, sha
 from roots_dist.storage.checkpoint.save import SHARD_BYTES, part_file, write_metadata, write_shard
 from roots_dist.storage.exchange import ARCHITECTURES
 from roots_dist.storage.exchange.electra import GENERATOR_CLASS
-from roots_dist.storage.exchange.hf_config import config_of, labels_of, read_hf_config
+from roots_dist.storage.exchange.hf_config import Reading, config_of, labels_of, read_hf_config
 from roots_dist.storage.exchange.shards import bytes_of, new_folder, refuse_content, write_shards
 from roots_dist.storage.exchange.table import GENERATOR, Architecture, Head, Rule, Shapes, rules
-from roots_dist.storage.exchange.tensors import FLOATS, Tensors, exchange_error, open_folder, read_json
+from roots_dist.storage.exchange.tensors import FLOATS, ORIGIN, Tensors, exchange_error, open_folder, read_json
 from roots_dist.storage.exchange.tokenizer import copy_tokenizer, tokens_beyond, vocab_of
 
 
@@ -57,7 +58,7 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     tree = read_json(folder / "config.json")
     tensors = {"": open_folder(folder)}
     architecture, head = _architecture_of(tree, folder, tensors[""])
-    values = _config_values(tree, architecture, head, folder)
+    values, ignored = _config_values(tree, architecture, head, folder)
     has_generator = OBJECTIVES[head.objectives[0]].has_generator
     if generator is not None and not has_generator:
         raise exchange_error("--generator", str(generator), f"none beside {head.architecture}", "leave it out")
@@ -78,14 +79,15 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
         copy_tokenizer(folder, partial, beyond)
         (partial / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
         origin = {"imported_from": str(folder), "generator": generator and str(generator)}
-        write_json(partial / "origin.json", origin | {"architecture": head.architecture, "version": __version__})
+        write_json(partial / ORIGIN, origin | {"architecture": head.architecture, "version": __version__})
         _write_checkpoint(partial, table, config, model, found)
     count = sum(torch.Size(shape).numel() for shape in model.values())
     spoken = "" if vocab is not None else "; there is no tokenizer.json: name data.tokenizer where text is read"
+    unread = f"; ignored, because they change no function: {', '.join(ignored)}" if ignored else ""
     what = f"{head.architecture} as model.family={config.model.family}, {count:,} parameters in {len(model)} tensors"
     half = "; without its generator it can be fine-tuned, not pre-trained (--generator)" if alone else ""
     left = f"; without {len(beyond)} added tokens, beyond the model's vocabulary: {', '.join(beyond)}" if beyond else ""
-    return f"{run}: {what}{half}{spoken}{left}"
+    return f"{run}: {what}{half}{unread}{spoken}{left}"
 
 
 def _architecture_of(tree: Mapping[str, Any], folder: Path, tensors: Tensors) -> tuple[Architecture, Head]:
@@ -114,19 +116,21 @@ def _refuse_more_blocks_than_tensors(config: Config, tensors: Mapping[str, Tenso
         raise exchange_error(where, f"{blocks:,} layers", f"at most {files:,}, the tensors there are", fix)
 
 
-def _config_values(tree: Mapping[str, Any], architecture: Architecture, head: Head, folder: Path) -> dict[str, object]:
+def _config_values(tree: Mapping[str, Any], architecture: Architecture, head: Head, folder: Path) -> Reading:
     where = f"{folder}/config.json"
-    values = read_hf_config(tree, architecture, where) | {"objective.name": head.objectives[0]}
+    values, ignored = read_hf_config(tree, architecture, where)
+    values["objective.name"] = head.objectives[0]
     if OBJECTIVES[head.objectives[0]].has_labels:
         values["finetune.labels"] = labels_of(tree, where)
-    return values
+        values = {name: value for name, value in values.items() if name not in OF_VOCAB_HEAD}
+    return Reading(values, ignored)
 
 
 def _generator_values(
     tree: Mapping[str, Any], values: Mapping[str, Any], architecture: Architecture, folder: Path
 ) -> dict[str, object]:
     """Config values of the generator: its own sizes; everything else must equal the discriminator's."""
-    found = read_hf_config(tree, architecture, f"{folder}/config.json")
+    found = read_hf_config(tree, architecture, f"{folder}/config.json").values
     own = {"model.layers", "model.hidden", "model.heads", "model.ffn"}
     for key in architecture.keys:
         if key.ours not in own and found[key.ours] != values[key.ours]:

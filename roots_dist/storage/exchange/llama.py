@@ -1,9 +1,8 @@
-"""Llama (Touvron et al. 2023) and GPT-NeoX (Black et al. 2022) in transformers: the architectures with rotary
-positions.
+"""Llama 1 to 3 (Touvron et al. 2023, Grattafiori et al. 2024) in transformers, and models that are Llama with a few
+rows changed: rotary positions, RMSNorm before each branch, a gated MLP, grouped key/value heads.
 
-Llama has RMSNorm, a gated MLP and its own number of key/value heads; GPT-NeoX (with sequential branches) has LayerNorm
-and biases. Version 4 of transformers reads rope_theta and ignores rope_parameters, which version 5 writes, so both are
-written.
+    Mistral: a window      Phi-3: fused matrices, part of a head rotated      Qwen 2: biases of query, key and value
+    Qwen 3: norms of queries and keys      SmolLM3: layers without rotary      Granite: four multipliers
 """
 
 from __future__ import annotations
@@ -11,41 +10,30 @@ from __future__ import annotations
 from typing import Any
 
 from roots_dist.config.objectives import learned_by
-from roots_dist.storage.exchange.forms import QKV_BY_HEAD, VOCAB_ROWS
-from roots_dist.storage.exchange.gpt2 import ACTIVATIONS, BUFFERS, CLASSIFIER, SCORE
-from roots_dist.storage.exchange.table import QKV, Architecture, Entry, Fixed, Head, Key, same_layout
-
-
-def _flat(tree: dict[str, Any]) -> dict[str, Any]:
-    """Move rope_parameters (version 5) or rope_scaling (version 4) to the top level; scaled angles keep their nested
-    key."""
-    for name in ("rope_scaling", "rope_parameters"):
-        given = tree.pop(name, None)
-        if not isinstance(given, dict):
-            continue
-        if given.get("rope_type", given.get("type", "default")) != "default":
-            tree[name] = given
-        tree |= {key: given[key] for key in ("rope_theta", "partial_rotary_factor") if key in given}
-    return tree
-
-
-def _nested(tree: dict[str, Any]) -> dict[str, Any]:
-    return tree | {"rope_parameters": {"rope_type": "default", "rope_theta": tree["rope_theta"]}}
-
-
-def _neox_nested(tree: dict[str, Any]) -> dict[str, Any]:
-    """Add the rotated fraction of a head, for which the default is a quarter."""
-    share, tree = tree["partial_rotary_factor"], _nested(tree)
-    tree["rope_parameters"] |= {"partial_rotary_factor": share}
-    return tree | {"rotary_pct": share, "rotary_emb_base": tree["rope_theta"]}
-
-
-def _neox_flat(tree: dict[str, Any]) -> dict[str, Any]:
-    """Rename rotary_pct, the name in version 4."""
-    tree = _flat(tree)
-    share = tree.pop("rotary_pct", None)
-    return tree if share is None else {"partial_rotary_factor": share} | tree
-
+from roots_dist.storage.exchange.forms import GATE_UP_ROWS, QKV_ROWS, VOCAB_ROWS
+from roots_dist.storage.exchange.gpt2 import BUFFERS, SCORE
+from roots_dist.storage.exchange.rotary import (
+    ANGLES,
+    EVERY_LAYER,
+    LAYER_TYPES,
+    MOST_LAYERS,
+    RULE,
+    WHOLE_HEAD,
+    flat,
+    nested,
+    with_layer_types,
+)
+from roots_dist.storage.exchange.table import (
+    QKV,
+    UNBIASED,
+    Architecture,
+    Entry,
+    Head,
+    Key,
+    biases,
+    same_layout,
+    variant,
+)
 
 GATED = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
 ROTARY = {
@@ -54,16 +42,15 @@ ROTARY = {
     "model.norm_position": "pre",
     "model.embedding_norm": False,
 }
-_PLAIN = "rope_type default, angles that are not scaled"
-UNSCALED = (Fixed("rope_scaling", None, description=_PLAIN), Fixed("rope_parameters", None, description=_PLAIN))
 L, OURS = "model.layers.{i}", "blocks.{i}"
 LM_HEAD = Entry("lm_head.weight", ("head.weight",), VOCAB_ROWS)
+ATTENTION_BIAS = (Key("attention_bias", "model.qkv_bias", False), Key("attention_bias", "model.out_bias", False))
 
 LLAMA = Architecture(
     model_type="llama",
     base="model",
     heads=(
-        Head("LlamaForCausalLM", learned_by("gpt", "write"), (LM_HEAD,)),
+        Head("LlamaForCausalLM", learned_by("gpt", "write"), (LM_HEAD,), aliases=("LLaMAForCausalLM",)),
         Head("LlamaForSequenceClassification", ("classify",), (SCORE,)),
         Head("LlamaForTokenClassification", ("tag",), (Entry("score.*", ("head.classifier.*",)),)),
     ),
@@ -87,7 +74,7 @@ LLAMA = Architecture(
     ours=ROTARY | {"model.norm": "rmsnorm"},
     keys=(
         Key("vocab_size", "model.vocab", 32000),
-        Key("max_position_embeddings", "data.seq_length", 2048),
+        Key("max_position_embeddings", "model.max_positions", 2048),
         Key("hidden_size", "model.hidden", 4096),
         Key("num_hidden_layers", "model.layers", 32),
         Key("num_attention_heads", "model.heads", 32),
@@ -95,73 +82,155 @@ LLAMA = Architecture(
         Key("head_dim", "model.head_dim"),
         Key("intermediate_size", "model.ffn", 11008),
         Key("hidden_act", "model.activation", "silu", GATED),
-        Key("rope_theta", "model.rope_theta", 10000.0),
-        Key("attention_bias", "model.bias", False),
-        Key("mlp_bias", "model.bias", False),
+        *ANGLES,
+        *ATTENTION_BIAS,
+        Key("mlp_bias", "model.mlp_bias", False),
         Key("attention_dropout", "model.attention_dropout", 0.0),
         Key("rms_norm_eps", "advanced.norm_eps", 1e-6),
         Key("tie_word_embeddings", "model.tied_embeddings", False),
     ),
-    fixed=(Fixed("partial_rotary_factor", 1.0), *UNSCALED),
-    plain_heads=False,
+    fixed=(WHOLE_HEAD, RULE),
     unused=BUFFERS,
-    flatten=_flat,
-    nest=_nested,
+    flatten=flat,
+    nest=nested,
 )
 
-X = "gpt_neox.layers.{i}"
+MISTRAL = variant(
+    LLAMA,
+    "mistral",
+    "Mistral",
+    ours=UNBIASED,
+    without=("attention_bias", "mlp_bias"),
+    keys=[Key("sliding_window", "model.window", 4096)],
+    defaults=dict(intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=131072),
+    derived=EVERY_LAYER,
+    kinds=("full", "window"),
+)
+"""Jiang et al. 2023: a window in all layers, or in none."""
 
-GPT_NEOX = Architecture(
-    model_type="gpt_neox",
-    base="gpt_neox",
-    heads=(
-        Head(
-            "GPTNeoXForCausalLM", learned_by("gpt", "write"), (Entry("embed_out.weight", ("head.weight",), VOCAB_ROWS),)
-        ),
-        Head("GPTNeoXForSequenceClassification", ("classify",), (SCORE,)),
-        Head("GPTNeoXForTokenClassification", ("tag",), (CLASSIFIER,)),
-    ),
+_APART = [f"{L}.self_attn.{part}_proj.*" for part in "qkv"] + [f"{L}.mlp.{part}_proj.*" for part in ("gate", "up")]
+PHI3 = variant(
+    MISTRAL,
+    "phi3",
+    "Phi3",
     stack=(
-        Entry(
-            "gpt_neox.embed_in.weight",
-            ("embed.tokens.weight",),
-            VOCAB_ROWS,
-            echoes=("embed_out.weight", "lm_head.weight"),
-        ),
-        *same_layout({f"{X}.input_layernorm": f"{OURS}.norm1"}),
-        Entry(f"{X}.attention.query_key_value.*", QKV, QKV_BY_HEAD),
-        *same_layout(
-            {
-                f"{X}.attention.dense": f"{OURS}.attention.out",
-                f"{X}.post_attention_layernorm": f"{OURS}.norm2",
-                f"{X}.mlp.dense_h_to_4h": f"{OURS}.mlp.up",
-                f"{X}.mlp.dense_4h_to_h": f"{OURS}.mlp.down",
-                "gpt_neox.final_layer_norm": "head.norm",
-            }
-        ),
+        *(entry for entry in LLAMA.stack if entry.theirs not in _APART),
+        Entry(f"{L}.self_attn.qkv_proj.*", QKV, QKV_ROWS),
+        Entry(f"{L}.mlp.gate_up_proj.*", (f"{OURS}.mlp.gate.*", f"{OURS}.mlp.up.*"), GATE_UP_ROWS),
     ),
-    ours=ROTARY | {"model.norm": "layernorm", "model.bias": True},
-    keys=(
-        Key("vocab_size", "model.vocab", 50432),
-        Key("max_position_embeddings", "data.seq_length", 2048),
-        Key("hidden_size", "model.hidden", 6144),
-        Key("num_hidden_layers", "model.layers", 44),
-        Key("num_attention_heads", "model.heads", 64),
-        Key("intermediate_size", "model.ffn", 24576),
-        Key("hidden_act", "model.activation", "gelu", ACTIVATIONS),
-        Key("rope_theta", "model.rope_theta", 10000.0, aliases=("rotary_emb_base",)),
-        Key("hidden_dropout", "model.dropout", 0.0),
-        Key("attention_dropout", "model.attention_dropout", 0.0),
-        Key("layer_norm_eps", "advanced.norm_eps", 1e-5),
-        Key("tie_word_embeddings", "model.tied_embeddings", False),
+    without=("head_dim",),
+    keys=[
+        Key("partial_rotary_factor", "model.rotary_fraction", 1.0),
+        Key("resid_pdrop", "model.dropout", 0.0),
+    ],
+    defaults=dict(
+        vocab_size=32064,
+        hidden_size=3072,
+        intermediate_size=8192,
+        num_key_value_heads=None,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+        sliding_window=None,
     ),
-    fixed=(
-        Fixed("use_parallel_residual", False, default=True),
-        Fixed("attention_bias", True),
-        Fixed("partial_rotary_factor", 1.0, default=0.25),
-        *UNSCALED,
-    ),
-    unused=BUFFERS,
-    flatten=_neox_flat,
-    nest=_neox_nested,
+    inert=("embd_pdrop",),  # nothing reads it
+    nest=lambda tree: nested(tree, kind_key="type"),
 )
+"""Abdin et al. 2024: query, key and value in one matrix, gate and up in another."""
+
+
+def _qwen_flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """Windows in layers from max_window_layers on, if use_sliding_window says so."""
+    tree = flat(tree)
+    used, first = tree.pop("use_sliding_window", False), tree.pop("max_window_layers", 28)
+    window = tree.get("sliding_window", 4096) if used else None
+    return with_layer_types(tree | {"sliding_window": window}, lambda i: window is not None and i >= first, 32)
+
+
+def _qwen_nested(tree: dict[str, Any]) -> dict[str, Any]:
+    types, window = tree["layer_types"], tree["sliding_window"]
+    first = types.index("sliding_attention") if window is not None else len(types)
+    return nested(tree) | {"use_sliding_window": window is not None, "max_window_layers": first}
+
+
+QWEN2 = variant(
+    LLAMA,
+    "qwen2",
+    "Qwen2",
+    ours=biases(qkv=True, out=False, mlp=False),
+    without=("attention_bias", "mlp_bias", "head_dim"),
+    keys=[Key("sliding_window", "model.window"), LAYER_TYPES],
+    defaults=dict(vocab_size=151936, intermediate_size=22016, num_key_value_heads=32, max_position_embeddings=32768),
+    kinds=("full", "window"),
+    flatten=_qwen_flat,
+    nest=_qwen_nested,
+)
+"""Qwen 2 and 2.5 (Yang et al. 2024)."""
+
+QK_NORM = same_layout(
+    {
+        f"{L}.self_attn.q_norm": f"{OURS}.attention.query_norm",
+        f"{L}.self_attn.k_norm": f"{OURS}.attention.key_norm",
+    }
+)
+QWEN3 = variant(
+    QWEN2,
+    "qwen3",
+    "Qwen3",
+    stack=(*QWEN2.stack, *QK_NORM),
+    ours={"model.qk_norm": "head", "model.mlp_bias": False},
+    keys=[*ATTENTION_BIAS, Key("head_dim", "model.head_dim", 128)],
+)
+"""Yang et al. 2025, the dense models."""
+
+
+def _smollm_flat(tree: dict[str, Any]) -> dict[str, Any]:
+    """Layers without rotary positions are those that no_rope_layers has a 0 for."""
+    tree = flat(tree)
+    every, layers = tree.pop("no_rope_layer_interval", 4), tree.get("num_hidden_layers", 36)
+    if tree.get("no_rope_layers") is None and isinstance(layers, int):
+        tree["no_rope_layers"] = [int((i + 1) % every != 0) for i in range(min(layers, MOST_LAYERS))]
+    return tree
+
+
+SMOLLM3 = variant(
+    LLAMA,
+    "smollm3",
+    "SmolLM3",
+    without=("head_dim",),
+    keys=[
+        Key(
+            "no_rope_layers",
+            "model.layer_kinds",
+            to_ours=lambda rotary: tuple("full" if one else "nope" for one in rotary),
+            to_theirs=lambda kinds: [int(kind == "full") for kind in kinds],
+        )
+    ],
+    defaults=dict(
+        vocab_size=128256,
+        hidden_size=2048,
+        num_hidden_layers=36,
+        num_attention_heads=16,
+        num_key_value_heads=4,
+        max_position_embeddings=32768,
+        rope_theta=2000000.0,
+        tie_word_embeddings=True,
+    ),
+    kinds=("full", "nope"),
+    flatten=_smollm_flat,
+)
+"""Hugging Face 2025."""
+
+GRANITE = variant(
+    LLAMA,
+    "granite",
+    "Granite",
+    tasks=["ForCausalLM"],
+    without=("head_dim",),
+    keys=[
+        Key("embedding_multiplier", "model.embedding_multiplier", 1.0),
+        Key("residual_multiplier", "model.residual_multiplier", 1.0),
+        Key("attention_multiplier", "model.attention_scale", 1.0),
+        Key("logits_scaling", "model.logits_scaling", 1.0),
+    ],
+)
+"""Granite 3 (IBM 2024)."""

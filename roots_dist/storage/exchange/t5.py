@@ -11,7 +11,16 @@ from typing import Any
 
 from roots_dist.config.objectives import learned_by
 from roots_dist.storage.exchange.forms import VOCAB_ROWS
-from roots_dist.storage.exchange.table import Architecture, Entry, Fixed, Head, Key, same_layout
+from roots_dist.storage.exchange.table import (
+    UNBIASED,
+    Architecture,
+    Entry,
+    Fixed,
+    Head,
+    Key,
+    same_layout,
+    with_defaults,
+)
 
 
 def _stack(name: str, cross: bool) -> tuple[Entry, ...]:
@@ -57,6 +66,7 @@ T5 = Architecture(
             "T5ForConditionalGeneration",
             learned_by("t5", "write"),
             (Entry("lm_head.weight", ("head.weight",), VOCAB_ROWS),),
+            aliases=("T5WithLMHeadModel",),
         ),
     ),
     stack=(
@@ -77,7 +87,7 @@ T5 = Architecture(
         "model.norm": "rmsnorm",
         "model.norm_position": "pre",
         "model.embedding_norm": False,
-        "model.bias": False,
+        **UNBIASED,
     },
     keys=(
         Key("vocab_size", "model.vocab", 32128),
@@ -102,9 +112,27 @@ T5 = Architecture(
         Key("tie_word_embeddings", "model.tied_embeddings", True),
     ),
     fixed=(Fixed("is_encoder_decoder", True), Fixed("is_decoder", False)),
-    plain_heads=False,
     even_width=False,
     unused=(r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",),
     flatten=_flat,
     nest=lambda tree: tree | {"scale_decoder_outputs": tree["tie_word_embeddings"]},
 )
+
+MT5 = T5._replace(
+    model_type="mt5",
+    heads=(T5.heads[0]._replace(architecture="MT5ForConditionalGeneration", aliases=()),),
+    ours={**T5.ours, "model.tied_embeddings": False},
+    keys=with_defaults(
+        [key for key in T5.keys if key.theirs != "tie_word_embeddings"],
+        vocab_size=250112,
+        num_layers=8,
+        num_heads=6,
+        d_ff=1024,
+        feed_forward_proj="gated-gelu",
+    ),
+    # version 5 writes true whatever the model has, and reads a projection of its own all the same
+    fixed=(*T5.fixed, Fixed("tie_word_embeddings", False, equivalent=(True,))),
+    flatten=lambda tree: tree,
+    nest=lambda tree: tree,
+)
+"""mT5 (Xue et al. 2020): T5 v1.1 with another vocabulary, never tied."""

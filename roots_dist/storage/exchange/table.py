@@ -8,8 +8,9 @@ does the same with the keys of config.json.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import count
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from roots_dist.config.schema import Config
@@ -82,8 +83,10 @@ class Key(NamedTuple):
     """Their value -> ours, where they differ. The first of theirs is written."""
     aliases: tuple[str, ...] = ()
     """Names of the key in older files."""
-    shift: int = 0
-    """Their value minus ours."""
+    to_ours: Callable[[Any], object] = lambda value: value
+    """Compute our number from theirs, where they differ."""
+    to_theirs: Callable[[Any], object] = lambda value: value
+    """The reverse."""
 
 
 class Fixed(NamedTuple):
@@ -98,6 +101,8 @@ class Fixed(NamedTuple):
     """Other values that give the same function."""
     description: str = ""
     """What the error message expects, if the value alone does not say it."""
+    written: bool = True
+    """Whether an export has the key, which only some files have."""
 
 
 class Head(NamedTuple):
@@ -108,6 +113,8 @@ class Head(NamedTuple):
     objectives: tuple[str, ...]
     """Our objectives with this head. An import gets the first one."""
     entries: tuple[Entry, ...]
+    aliases: tuple[str, ...] = ()
+    """Names of the class in older files."""
 
 
 class Architecture(NamedTuple):
@@ -122,8 +129,12 @@ class Architecture(NamedTuple):
     """Our config values that hold for every model of this type."""
     keys: tuple[Key, ...]
     fixed: tuple[Fixed, ...] = ()
-    plain_heads: bool = True
-    """Whether there are as many key/value heads as query heads, together as wide as the model."""
+    derived: Mapping[str, Callable[[Mapping[str, Any]], object]] = MappingProxyType({})
+    """Our config keys whose value follows from other values of ours, for every model of this type."""
+    inert: tuple[str, ...] = ()
+    """Keys of config.json that change no function of this model type, whatever their value."""
+    kinds: tuple[str, ...] = ("full",)
+    """Values of model.layer_kinds that its layers can have."""
     even_width: bool = True
     """Whether the model's width must be a multiple of its heads, even if the head width is set separately."""
     plain_ffn: bool = False
@@ -136,7 +147,7 @@ class Architecture(NamedTuple):
     """The reverse, in a form that both versions of transformers read."""
 
     def head(self, architecture: str) -> Head | None:
-        return next((head for head in self.heads if head.architecture == architecture), None)
+        return next((head for head in self.heads if architecture in (head.architecture, *head.aliases)), None)
 
     def head_for(self, objective: str) -> Head | None:
         return next((head for head in self.heads if objective in head.objectives), None)
@@ -179,5 +190,63 @@ def same_layout(pairs: Mapping[str, str]) -> tuple[Entry, ...]:
     return tuple(Entry(f"{theirs}.*", (f"{ours}.*",)) for theirs, ours in pairs.items())
 
 
+def with_defaults(keys: Iterable[Key], **defaults: object) -> tuple[Key, ...]:
+    """The same keys, some with another value where config.json does not have them."""
+    return tuple(key._replace(default=defaults.get(key.theirs, key.default)) for key in keys)
+
+
+def renamed(heads: Iterable[Head], name: str) -> tuple[Head, ...]:
+    """The same heads in classes whose names begin with this one."""
+    return tuple(head._replace(architecture=name + _task(head.architecture), aliases=()) for head in heads)
+
+
+def _task(architecture: str) -> str:
+    """LlamaForCausalLM -> ForCausalLM"""
+    return architecture[architecture.index("For") :]
+
+
+def variant(
+    base: Architecture,
+    model_type: str,
+    name: str,
+    *,
+    tasks: Sequence[str] | None = None,
+    ours: Mapping[str, object] = MappingProxyType({}),
+    without: Sequence[str] = (),
+    keys: Sequence[Key] = (),
+    fixed: Sequence[Fixed] = (),
+    defaults: Mapping[str, object] = MappingProxyType({}),
+    **others: Any,
+) -> Architecture:
+    """The table of a model type that differs from another one in what is said here.
+
+    name: what its classes begin with. tasks: the classes that it has, as ForCausalLM; by default those of the base.
+    without: keys of config.json that it does not have; switches among them may be there, off.
+    keys, fixed: those that it has besides, or says otherwise.
+    defaults: other values of keys where config.json does not have them.
+    """
+    heads = renamed([h for h in base.heads if tasks is None or _task(h.architecture) in tasks], name)
+    gone = {*without, *(key.theirs for key in keys), *(row.theirs for row in fixed)}
+    kept = with_defaults([key for key in base.keys if key.theirs not in gone], **defaults)
+    told = {key.ours for key in keys}
+    off = [
+        Fixed(key.theirs, False, written=False) for key in base.keys if key.theirs in without and key.default is False
+    ]
+    return base._replace(
+        model_type=model_type,
+        heads=others.pop("heads", heads),
+        ours={name: value for name, value in base.ours.items() if name not in told} | dict(ours),
+        keys=(*kept, *keys),
+        fixed=(*(row for row in base.fixed if row.theirs not in gone), *fixed, *dict.fromkeys(off)),
+        **others,
+    )
+
+
+def biases(qkv: bool, out: bool, mlp: bool) -> dict[str, object]:
+    """Which linear layers of a block have biases, as our config values."""
+    return {"model.qkv_bias": qkv, "model.out_bias": out, "model.mlp_bias": mlp}
+
+
+BIASED, UNBIASED = biases(True, True, True), biases(False, False, False)
 QKV = tuple(f"blocks.{{i}}.attention.{part}.*" for part in ("query", "key", "value"))
 """Query, key and value of a decoder's block."""

@@ -18,6 +18,8 @@ from roots_dist.errors import ExchangeError, Problem, UserError
 
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack", "model.ckpt.index")
+ORIGIN = "origin.json"
+"""File of an import that says what it was."""
 FLOATS = ("F32", "F16", "BF16")
 """Dtypes that float32 represents exactly, as safetensors names them."""
 

@@ -1,0 +1,211 @@
+"""Files config.json as released models have them, with keys that their classes do not read: each is imported as what it
+says."""
+
+import pytest
+
+from roots_dist.storage.exchange import ARCHITECTURES
+from roots_dist.storage.exchange.hf_config import config_of, read_hf_config
+
+NOTES = {
+    "_name_or_path": "x", "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.02, "torch_dtype": "bfloat16",
+    "transformers_version": "4.40.0", "use_cache": True,
+}  # fmt: skip
+LLAMA_3_1 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+RELEASED = {
+    "Llama-3.1-8B": (
+        {
+            "model_type": "llama", "attention_bias": False, "attention_dropout": 0.0, "hidden_act": "silu",
+            "hidden_size": 4096, "intermediate_size": 14336, "max_position_embeddings": 131072, "mlp_bias": False,
+            "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "pretraining_tp": 1,
+            "rms_norm_eps": 1e-05, "rope_theta": 500000.0,
+            "rope_scaling": LLAMA_3_1 | {"original_max_position_embeddings": 8192}, "tie_word_embeddings": False,
+            "vocab_size": 128256,
+        },
+        {"rope_theta": 500000.0, "max_positions": 131072, "bias": False, "kv_heads": 8},
+    ),
+    "deepseek-coder-6.7b": (
+        {
+            "model_type": "llama", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008,
+            "max_position_embeddings": 16384, "num_attention_heads": 32, "num_hidden_layers": 32,
+            "num_key_value_heads": 32, "pretraining_tp": 1, "rms_norm_eps": 1e-06, "rope_scaling": {"factor": 4.0,
+            "type": "linear"}, "rope_theta": 100000, "tie_word_embeddings": False, "vocab_size": 32256,
+        },
+        {"rope_theta": 100000, "max_positions": 16384},
+    ),
+    "Mistral-7B-v0.1": (
+        {
+            "model_type": "mistral", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14336,
+            "max_position_embeddings": 32768, "num_attention_heads": 32, "num_hidden_layers": 32,
+            "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "sliding_window": 4096,
+            "tie_word_embeddings": False, "vocab_size": 32000,
+        },
+        {"window": 4096, "layer_kinds": (), "bias": False},
+    ),
+    "Phi-3-mini-4k-instruct": (
+        {
+            "model_type": "phi3", "attention_bias": False, "attention_dropout": 0.0, "embd_pdrop": 0.0,
+            "hidden_act": "silu", "hidden_size": 3072, "intermediate_size": 8192, "max_position_embeddings": 4096,
+            "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+            "original_max_position_embeddings": 4096, "pad_token_id": 32000, "resid_pdrop": 0.0,
+            "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000.0, "sliding_window": 2047,
+            "tie_word_embeddings": False, "vocab_size": 32064,
+            "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"},
+        },
+        {"window": 2047, "rope_scaling": None, "rotary_fraction": 1.0},
+    ),
+    "Qwen2.5-7B": (
+        {
+            "model_type": "qwen2", "attention_dropout": 0.0, "hidden_act": "silu", "hidden_size": 3584,
+            "intermediate_size": 18944, "max_position_embeddings": 131072, "max_window_layers": 28,
+            "num_attention_heads": 28, "num_hidden_layers": 28, "num_key_value_heads": 4, "rms_norm_eps": 1e-06,
+            "rope_theta": 1000000.0, "sliding_window": 131072, "tie_word_embeddings": False, "use_mrope": False,
+            "use_sliding_window": False, "vocab_size": 152064,
+        },
+        {"window": None, "layer_kinds": (), "qkv_bias": True, "out_bias": False, "mlp_bias": False},
+    ),
+    "Qwen3-8B": (
+        {
+            "model_type": "qwen3", "attention_bias": False, "attention_dropout": 0.0, "head_dim": 128,
+            "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 12288, "max_position_embeddings": 40960,
+            "max_window_layers": 36, "num_attention_heads": 32, "num_hidden_layers": 36, "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None,
+            "tie_word_embeddings": False, "use_sliding_window": False, "vocab_size": 151936,
+        },
+        {"qk_norm": "head", "head_dim": 128, "bias": False},
+    ),
+    "gemma-2b": (
+        {
+            "model_type": "gemma", "attention_bias": False, "attention_dropout": 0.0, "head_dim": 256,
+            "hidden_act": "gelu", "hidden_activation": None, "hidden_size": 2048, "intermediate_size": 16384,
+            "max_position_embeddings": 8192, "num_attention_heads": 8, "num_hidden_layers": 18,
+            "num_key_value_heads": 1, "rms_norm_eps": 1e-06, "rope_theta": 10000.0, "vocab_size": 256000,
+            "pad_token_id": 0, "rope_scaling": None,
+        },
+        {"embedding_multiplier": 2048**0.5, "zero_centered_norm": True, "activation": "geglu", "tied_embeddings": True},
+    ),
+    "gemma-2-27b": (
+        {
+            "model_type": "gemma2", "attention_bias": False, "attention_dropout": 0.0, "attn_logit_softcapping": 50.0,
+            "cache_implementation": "hybrid", "final_logit_softcapping": 30.0, "head_dim": 128,
+            "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 4608,
+            "intermediate_size": 36864, "max_position_embeddings": 8192, "num_attention_heads": 32,
+            "num_hidden_layers": 46, "num_key_value_heads": 16, "query_pre_attn_scalar": 144, "rms_norm_eps": 1e-06,
+            "rope_theta": 10000.0, "sliding_window": 4096, "sliding_window_size": 4096, "vocab_size": 256000,
+        },
+        {"attention_scale": 144**-0.5, "layer_kinds": ("window", "full"), "window": 4096, "logit_softcap": 30.0},
+    ),
+    "gemma-3-1b": (
+        {
+            "model_type": "gemma3_text", "attention_bias": False, "attention_dropout": 0.0,
+            "attn_logit_softcapping": None, "cache_implementation": "hybrid", "final_logit_softcapping": None,
+            "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1152, "intermediate_size": 6912,
+            "max_position_embeddings": 32768, "num_attention_heads": 4, "num_hidden_layers": 26,
+            "num_key_value_heads": 1, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06,
+            "rope_local_base_freq": 10000, "rope_scaling": None, "rope_theta": 1000000, "sliding_window": 512,
+            "sliding_window_pattern": 6, "vocab_size": 262144,
+        },
+        {
+            "attention_scale": None, "layer_kinds": ("window",) * 5 + ("full",), "window_rope_theta": 10000,
+            "rope_theta": 1000000, "attention_softcap": None,
+        },
+    ),
+    "starcoder2-3b": (
+        {
+            "model_type": "starcoder2", "activation_function": "gelu", "attention_dropout": 0.1,
+            "attention_softmax_in_fp32": True, "embedding_dropout": 0.1, "hidden_act": "gelu_pytorch_tanh",
+            "hidden_size": 3072, "intermediate_size": 12288, "layer_norm_epsilon": 1e-05,
+            "max_position_embeddings": 16384, "mlp_type": "default", "norm_epsilon": 1e-05, "norm_type": "layer_norm",
+            "num_attention_heads": 24, "num_hidden_layers": 30, "num_key_value_heads": 2, "residual_dropout": 0.1,
+            "rope_theta": 999999.4420358813, "scale_attention_softmax_in_fp32": True, "scale_attn_weights": True,
+            "sliding_window": 4096, "use_bias": True, "vocab_size": 49152,
+        },
+        {"window": 4096, "bias": True, "tied_embeddings": True, "dropout": 0.1},
+    ),
+    "falcon-40b": (
+        {
+            "model_type": "falcon", "alibi": False, "apply_residual_connection_post_layernorm": False,
+            "attention_dropout": 0.0, "bias": False, "hidden_dropout": 0.0, "hidden_size": 8192,
+            "layer_norm_epsilon": 1e-05, "multi_query": True, "new_decoder_architecture": True,
+            "num_attention_heads": 128, "num_hidden_layers": 60, "num_kv_heads": 8, "parallel_attn": True,
+            "vocab_size": 65024,
+        },
+        {"branches": "parallel", "kv_heads": 8, "bias": False},
+    ),
+    "gpt-j-6b": (
+        {
+            "model_type": "gptj", "activation_function": "gelu_new", "attn_pdrop": 0.0, "embd_pdrop": 0.0,
+            "gradient_checkpointing": False, "layer_norm_epsilon": 1e-05, "n_embd": 4096, "n_head": 16,
+            "n_inner": None, "n_layer": 28, "n_positions": 2048, "resid_pdrop": 0.0, "rotary": True, "rotary_dim": 64,
+            "scale_attn_weights": True, "summary_type": "cls_index", "tie_word_embeddings": False,
+            "tokenizer_class": "GPT2Tokenizer", "vocab_size": 50400,
+        },
+        {"rotary_fraction": 0.25, "rotary_interleaved": True, "head_bias": True, "qkv_bias": False, "mlp_bias": True},
+    ),
+    "phi-2": (
+        {
+            "model_type": "phi", "attention_dropout": 0.0, "embd_pdrop": 0.0, "hidden_act": "gelu_new",
+            "hidden_size": 2560, "intermediate_size": 10240, "layer_norm_eps": 1e-05, "max_position_embeddings": 2048,
+            "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+            "partial_rotary_factor": 0.4, "qk_layernorm": False, "resid_pdrop": 0.1, "rope_scaling": None,
+            "rope_theta": 10000.0, "tie_word_embeddings": False, "vocab_size": 51200,
+        },
+        {"rotary_fraction": 0.4, "branches": "parallel_one_norm", "bias": True, "dropout": 0.1},
+    ),
+    "pythia-6.9b": (
+        {
+            "model_type": "gpt_neox", "hidden_act": "gelu", "hidden_size": 4096, "intermediate_size": 16384,
+            "layer_norm_eps": 1e-05, "max_position_embeddings": 2048, "num_attention_heads": 32,
+            "num_hidden_layers": 32, "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False,
+            "use_parallel_residual": True, "vocab_size": 50432,
+        },
+        {"rotary_fraction": 0.25, "branches": "parallel", "bias": True},
+    ),
+    "SmolLM3-3B": (
+        {
+            "model_type": "smollm3", "attention_bias": False, "attention_dropout": 0.0, "hidden_act": "silu",
+            "hidden_size": 2048, "intermediate_size": 11008, "layer_types": ["full_attention"] * 36,
+            "max_position_embeddings": 65536, "max_window_layers": 28, "mlp_bias": False, "no_rope_layer_interval": 4,
+            "no_rope_layers": [1, 1, 1, 0] * 9, "num_attention_heads": 16, "num_hidden_layers": 36,
+            "num_key_value_heads": 4, "pretraining_tp": 2, "rms_norm_eps": 1e-06, "rope_scaling": None,
+            "rope_theta": 5000000.0, "sliding_window": None, "use_sliding_window": False, "vocab_size": 128256,
+        },
+        {"layer_kinds": ("full", "full", "full", "nope"), "tied_embeddings": True},
+    ),
+    "opt-125m": (
+        {
+            "model_type": "opt", "_remove_final_layer_norm": False, "activation_dropout": 0.0,
+            "activation_function": "relu", "attention_dropout": 0.0, "do_layer_norm_before": True, "dropout": 0.1,
+            "ffn_dim": 3072, "hidden_size": 768, "init_std": 0.02, "layerdrop": 0.0, "max_position_embeddings": 2048,
+            "num_attention_heads": 12, "num_hidden_layers": 12, "pad_token_id": 1, "prefix": "</s>",
+            "vocab_size": 50272, "word_embed_proj_dim": 768,
+        },
+        {"activation": "relu", "max_positions": 2048, "dropout": 0.1},
+    ),
+    "distilbert-base-uncased": (
+        {
+            "model_type": "distilbert", "activation": "gelu", "attention_dropout": 0.1, "dim": 768, "dropout": 0.1,
+            "hidden_dim": 3072, "max_position_embeddings": 512, "n_heads": 12, "n_layers": 6, "pad_token_id": 0,
+            "qa_dropout": 0.1, "seq_classif_dropout": 0.2, "sinusoidal_pos_embds": False, "tie_weights_": True,
+            "vocab_size": 30522,
+        },
+        {"segments": 0, "family": "bert"},
+    ),
+}  # fmt: skip
+IGNORED = {
+    "SmolLM3-3B": ("max_window_layers", "layer_types"),
+    "opt-125m": ("activation_dropout",),
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_a_released_config_json_is_read_as_what_it_says(name):
+    tree, expected = RELEASED[name]
+    architecture = ARCHITECTURES[tree["model_type"]]
+    values, ignored = read_hf_config(NOTES | tree, architecture, name)
+    assert ignored == IGNORED.get(name, ())
+    values["objective.name"] = architecture.heads[0].objectives[0]
+    model = config_of(values, architecture, name).model
+    assert {key: getattr(model, key) for key in expected} == expected
+    if name == "Llama-3.1-8B":
+        assert model.rope_scaling.type == "llama3" and model.rope_scaling.original_length == 8192
+        assert model.rope_scaling.factor == 8.0
