@@ -14,7 +14,7 @@ ROWS = [
     ("secure what", "our common defence"),
 ]
 LITTLE = (
-    "parallel.tp=1", "train.device=cpu", "train.precision=fp32", "train.recompute=none", "data.seq_length=64",
+    "parallel.tp=1", "train.device=cpu", "train.precision=fp32", "train.recompute=none", "data.seq_length=128",
     "train.global_batch=1", "finetune.strategy=full", "finetune.epochs=40", "optim.lr=1e-2", "finetune.lora_rank=8",
     "finetune.lora_alpha=16", 'finetune.lora_targets=["query","value"]',
 )  # fmt: skip
@@ -28,7 +28,7 @@ def place(tmp_path_factory):
     torch.manual_seed(3)
     config = transformers.Qwen3Config(
         vocab_size=made.get_vocab_size(), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, intermediate_size=64, max_position_embeddings=64,
+        num_key_value_heads=2, head_dim=16, intermediate_size=64, max_position_embeddings=128,
     )  # fmt: skip
     transformers.Qwen3ForCausalLM(config).save_pretrained(folder / "qwen3")
     write_style("chatml", folder / "qwen3")
@@ -42,8 +42,9 @@ def test_a_released_model_and_sharegpt_become_a_chat_model_that_stops(place):
     assert done.returncode == 0, done.stderr
     words = [f"finetune.init_from={place}/run", f"data.train={place}/sharegpt.json", f"track.folder={place}/chat"]
     done = roots("finetune", "configs/chat.yaml", *words, *LITTLE)
-    assert done.returncode == 0 and "read as ShareGPT's conversations" in done.stdout, done.stdout + done.stderr
-    assert "3 rows are packed into " in done.stdout
+    said = done.stdout + done.stderr
+    assert done.returncode == 0 and "read as ShareGPT's conversations" in said, said
+    assert "3 rows are packed into 1 samples" in said
     done = roots("export", f"{place}/chat", f"{place}/export")
     assert done.returncode == 0 and "✓" in done.stdout, done.stdout + done.stderr
     model = transformers.AutoModelForCausalLM.from_pretrained(place / "export")
