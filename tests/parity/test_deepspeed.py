@@ -20,6 +20,8 @@ def zero(stage: int, dp: int, model: str = "gpt", **wanted: object):
     return case(model, dp=dp, zero_stage=stage, train__micro_batch=2 if dp == 2 else 1, **FLOAT32, **wanted)
 
 
+FEATURED = ("llama", "gemma", "olmo", "stable", "neox", "falcon")
+"""Models that have what few families have."""
 CASES = [
     *(zero(stage, 2) for stage in range(4)),
     *(zero(stage, 4, full=stage % 2 == 0) for stage in range(4)),
@@ -29,8 +31,9 @@ CASES = [
     *(zero(stage, 2, pp=2, **SP) for stage in (1, 2, 3)),
     zero(2, 2, tp=2, pp=2, full=True),
     zero(1, 2, "llama", pp=2, schedule="interleaved", virtual_stages=2),
-    *(zero(stage, 2, "llama", pp=2, schedule="zb-h1") for stage in (1, 2, 3)),
-    zero(3, 2, "llama", tp=4),
+    *(zero(stage, 2, model, pp=2, schedule="zb-h1") for stage, model in ((1, "llama"), (2, "gemma"), (3, "falcon"))),
+    zero(3, 2, "olmo", tp=4),
+    *(zero(stage, 2, model, full=True, tp=2, pp=2) for stage in (1, 2, 3) for model in FEATURED),
 ]
 
 
