@@ -58,7 +58,7 @@ def _rotary(config: Config) -> Iterator[Problem]:
             found=model.rotary_fraction,
             expected=f"an even number of channels of model.head_dim = {model.width_of_head()}, not {width}: rotary "
             "positions turn pairs",
-            fix=f"use {even / model.width_of_head():g}, which are {even} channels",
+            fix=f"use {even / model.width_of_head()!r}, which are {even} channels",
         )
     scaling = model.rope_scaling
     if isinstance(scaling, Llama3) and scaling.low_freq_factor >= scaling.high_freq_factor:

@@ -152,7 +152,7 @@ USES: tuple[Use, ...] = (
     _of_objectives(lambda o: o.answer == "classify", "finetune.pair_column"),
     _of_objectives(lambda o: o.has_labels, "finetune.labels"),
     _of_objectives(lambda o: o.rows == "conversations", "finetune.packing", "finetune.format"),
-    _of_objectives(lambda o: o.chats, "finetune.chat_template", "finetune.turns"),
+    _of_objectives(lambda o: o.chats, "finetune.chat_template", "finetune.chat_date", "finetune.turns"),
     _one_of("finetune.strategy", "partial", keys=("finetune.trainable",)),
     _one_of("finetune.strategy", "progressive", keys=("finetune.unfreeze_every_epochs", "finetune.unfreeze_blocks")),
     Use(  # passes over the rows have been made into steps by now: those passes are what was written

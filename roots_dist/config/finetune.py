@@ -43,16 +43,22 @@ class Finetune(Section):
     )
     turns: Literal["all", "last", "each"] = Field(
         "all",
-        description="instruct: which answers of a conversation are learned: all in one sample, the last, or each in a "
-        "sample of its own",
+        description="instruct, dpo: which answers of a conversation are learned: all in one sample, the last, or each "
+        "in a sample of its own",
     )
     packing: bool = Field(
         False,
         description="instruct: several rows in a training sample, each with attention and positions of its own; "
         "train.global_batch counts samples",
     )
+    chat_date: str | None = Field(
+        None,
+        pattern=r"^\d{4}-\d{2}-\d{2}$",
+        description="instruct, dpo: day that a template writes with strftime_now, as 2026-01-31; default: none, so "
+        "that rows are the same whenever they are read",
+    )
     chat_template: str | None = Field(
-        None, description="instruct: file of a Jinja chat template; default: the tokenizer's"
+        None, description="instruct, dpo: file of a Jinja chat template; default: the tokenizer's"
     )
     metric: Literal["loss", "accuracy", "f1", "mcc"] = Field(
         "loss",

@@ -143,7 +143,7 @@ class Model(Section):
 
     def rotary_width(self) -> int:
         """Channels of a head that are rotated."""
-        return int(self.width_of_head() * self.rotary_fraction)
+        return int(self.width_of_head() * self.rotary_fraction + 1e-5)  # 1/3 of 48 are 16, as written in decimals
 
     def kinds(self) -> tuple[LayerKind, ...]:
         """Kind of attention of each block."""

@@ -15,7 +15,6 @@ from typing import Literal
 
 from roots_dist.accounting.sizes import generator_of
 from roots_dist.config.init_from import config_of
-from roots_dist.config.model import Model
 from roots_dist.config.records import family_of, objective_of, target_seq
 from roots_dist.config.rope_scaling import LongRope, RopeScaling
 from roots_dist.config.schema import Config, Source
@@ -154,7 +153,7 @@ def _model(config: Config, tp: int, pp: int) -> dict[str, object]:
         "model.layer_kinds": m.layer_kinds if len(m.layer_kinds) <= layers else kinds,
         "model.window": None if m.window is None else min(m.window, 5),
         "model.rotary_fraction": 0.5 if m.rotary_fraction < 1 else 1.0,
-        "model.rope_scaling": _rope_scaling(m),
+        "model.rope_scaling": _rope_scaling(config),
         "model.hidden": hidden,
         "model.heads": heads,
         "model.kv_heads": None if m.kv_heads is None else kv_heads,
@@ -166,12 +165,15 @@ def _model(config: Config, tp: int, pp: int) -> dict[str, object]:
     }
 
 
-def _rope_scaling(m: Model) -> RopeScaling | None:
+def _rope_scaling(config: Config) -> RopeScaling | None:
     """The same rule, with factors for as many pairs of channels as the small heads have."""
+    m = config.model
     scaling, pairs = m.rope_scaling, HEAD_DIM // (2 if m.rotary_fraction == 1 else 4)
     if not isinstance(scaling, LongRope):
         return scaling
-    lists = {key: getattr(scaling, key)[:pairs] for key in ("short_factor", "long_factor")}
+    lists = {key: (getattr(scaling, key) * pairs)[:pairs] for key in ("short_factor", "long_factor")}
+    if config.data.seq_length > scaling.original_length:  # the list for long texts, of the small ones too
+        lists["original_length"] = 8
     return scaling.model_copy(update=lists)
 
 

@@ -176,6 +176,10 @@ class RowObjective(Objective, Protocol):
         """The row is longer than a sample, and will be cut."""
         ...
 
+    def length(self, example: Any) -> int:
+        """The data.seq_length that holds the whole row. Unless overridden, that of its first text."""
+        return len(example.first)
+
     def teaches(self, example: Any) -> bool:
         """Something is left to learn when the row is cut. Unless overridden, there always is."""
         return True

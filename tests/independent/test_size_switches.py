@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from roots_dist.assembly.passes import build_passes
 from roots_dist.config.schema import Config
 from roots_dist.learning.data import tasks
+from roots_dist.learning.data.remarks import Remarks
 from roots_dist.learning.data.specials import synthetic_specials
 from roots_dist.learning.data.tasks import Example, Examples
 from roots_dist.learning.models.sample_tokens import sample_tokens
@@ -147,7 +148,8 @@ def test_rows_of_a_task_keep_their_own_ids(batch, monkeypatch):
         encode_batch_fast=lambda texts, add_special_tokens: [SimpleNamespace(ids=[*map(ord, t)]) for t in texts]
     )
     rows = [["a", "bc"], [], ["d"], ["e", "f", "gh"], ["i"], ["jk", "l"], ["m"]]
-    found = list(tasks._encode_rows(rows, lambda row: (row, len(row)), SimpleNamespace(backend=backend)))
+    codec = SimpleNamespace(backend=backend)
+    found = list(tasks._encode_rows(rows, lambda row: (row, len(row)), codec, Remarks()))
     assert [(row, made, ids) for row, made, ids in found] == [
         (row, (row, len(row)), [[*map(ord, text)] for text in row]) for row in rows
     ]

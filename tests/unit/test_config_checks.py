@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -459,3 +460,19 @@ def test_a_corpus_of_another_tokenizer_is_seen_by_its_ids_not_by_its_file(tmp_pa
     assert made_with(other) is None  # without a manifest: a file of this name may be anything
     (tmp_path / "manifest.json").write_text(json.dumps({"vocab": 2}))
     assert [made_with(ours) for ours in (beside, same, None, other)] == [None, None, None, beside]
+
+
+@pytest.mark.parametrize(
+    "head_dim, fraction, width", [(48, 1 / 3, 16), (48, 0.3333333, 16), (44, 30 / 44, 30), (80, 0.4, 32)]
+)
+def test_a_share_of_a_head_is_the_channels_that_it_means(head_dim, fraction, width):
+    model = {"heads": 2, "head_dim": head_dim, "positions": "rotary", "rotary_fraction": fraction}
+    config = Config.model_validate({"model": model})
+    assert config.model.rotary_width() == width and check(config, 1) == []
+
+
+def test_an_odd_number_of_rotated_channels_is_refused_with_a_share_that_is_not():
+    model = {"heads": 2, "head_dim": 48, "positions": "rotary", "rotary_fraction": 0.32}
+    (problem,) = check(Config.model_validate({"model": model}), 1)
+    (share,) = re.findall(r"use (\S+), which are", problem.fix)
+    assert check(Config.model_validate({"model": model | {"rotary_fraction": float(share)}}), 1) == []

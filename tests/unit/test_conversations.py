@@ -106,6 +106,7 @@ ROWS = {
     "prompt of messages": ({"prompt": [ASKED], "completion": [SAID]}, TWO),
     "columns": ({"text": "Add 1.", "label": "2"}, TWO),
     "messages in the text column": ({"text": PAIR}, TWO),
+    "a question that is a list": ({"text": "[1, 2]", "label": "2"}, ("user: [1, 2]", "assistant: 2")),
 }  # fmt: skip
 
 
@@ -434,5 +435,8 @@ def test_an_answer_without_an_end_token_is_learned_whole_and_white_space_behind_
 
 
 def test_the_date_is_there_for_templates_as_in_transformers(config, rows):
-    ((text, _),) = shown(config("{{ strftime_now('%Y') }}" + plain("chatml")), rows({"messages": PAIR}))
+    dated = "{% if strftime_now is defined %}{{ strftime_now('%Y') }}{% endif %}" + plain("chatml")
+    ((bare, _),) = shown(config(dated), rows({"messages": PAIR}))
+    assert bare == chatml(*TWO)  # not the clock of the process that reads it
+    ((text, _),) = shown(config(dated, chat_date="2031-02-03"), rows({"messages": PAIR}))
     assert text[:2] == "20" and text[4:] == chatml(*TWO)

@@ -15,11 +15,13 @@ from chat_templates import plain, write_tokenizer
 
 from roots_dist.assembly.rank_model import build_model
 from roots_dist.config.schema import Config
-from roots_dist.errors import DataError
+from roots_dist.errors import ConfigError, DataError
 from roots_dist.learning.data.tasks import Example, Examples, open_examples
 from roots_dist.learning.data.tokenizer import load_codec
+from roots_dist.learning.objectives import make_row_objective
 from roots_dist.learning.objectives.dpo import Preferences
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
+from roots_dist.learning.objectives.task_checks import check_rows
 from roots_dist.runs.evaluate.evaluate import evaluate
 from roots_dist.runs.evaluate.references import REFERENCES
 from roots_dist.runs.train.loop import train
@@ -54,7 +56,7 @@ def written(folder: Path, rows: list[dict], name: str = "rows.jsonl") -> str:
 def config_in(folder: Path, **finetune: object) -> Config:
     return Config.model_validate(
         {
-            "model": {"layers": 2, "hidden": 16, "heads": 2, "vocab": 500, "init_std": 0.3},
+            "model": {"layers": 2, "hidden": 16, "heads": 2, "vocab": 500, "init_std": 0.3, "positions": "rotary"},
             "objective": {"name": "dpo"},
             "data": {
                 "tokenizer": write_tokenizer(folder, "bytes", plain("chatml")),
@@ -191,7 +193,7 @@ def test_a_run_goes_on_with_the_references_that_it_began_with(place, caplog):
 
 def test_other_rows_and_lost_references_are_refused(place, tmp_path):
     other = written(tmp_path, [ROWS["whole conversations"]])
-    with pytest.raises(DataError, match="rows and the tokenizer that the run began with"):
+    with pytest.raises(DataError, match="rows, tokenizer and data.seq_length that the run began with"):
         evaluate(config_in(place).changed({"data.validation": [other]}), Mesh.single())
     kept = (place / "run" / REFERENCES).rename(place / "elsewhere")
     try:
@@ -199,3 +201,44 @@ def test_other_rows_and_lost_references_are_refused(place, tmp_path):
             train(config_in(place).changed({"train.steps": 6}), Mesh.single())
     finally:
         kept.rename(place / "run" / REFERENCES)
+
+
+def test_a_prompt_that_the_answers_do_not_repeat_is_put_before_them_or_refused(tmp_path):
+    system = {"role": "system", "content": "Be kind."}
+    row = {"prompt": [system], "chosen": [ASK, GOOD], "rejected": [ASK, BAD]}
+    config = config_in(tmp_path)
+    (example,) = open_examples(written(tmp_path, [row]), config).rows
+    assert "Be kind." in load_codec(config.data.tokenizer).decode(example.first.tolist())
+    for wrong in ({"prompt": "Something else."}, {"system": "a", "prompt": [system]}):
+        with pytest.raises(DataError, match=r":1.*(prompt|system)"):
+            open_examples(written(tmp_path, [row | wrong], "wrong.jsonl"), config)
+
+
+def test_references_belong_to_what_a_sample_holds_of_the_rows(place):
+    with pytest.raises(DataError, match=r"data\.seq_length that the run began with"):
+        evaluate(config_in(place).changed({"data.seq_length": 70}), Mesh.single())
+
+
+@pytest.mark.parametrize("content, said", [(b"", "damaged"), (b"hello", "damaged"), (None, "no such file")])
+def test_a_damaged_file_of_references_is_named(place, content, said, tmp_path):
+    path = place / "run" / REFERENCES
+    kept = path.read_bytes()
+    try:
+        path.unlink() if content is None else path.write_bytes(content)
+        with pytest.raises(DataError, match=f"{REFERENCES} = '{said}"):
+            evaluate(config_in(place), Mesh.single())
+    finally:
+        path.write_bytes(kept)
+
+
+def test_pairs_that_are_cut_too_early_are_skipped_where_rows_are(tmp_path):
+    long = {"prompt": "Add " + "1 and " * 60, "chosen": "2", "rejected": "3"}
+    path = written(tmp_path, [ROWS["whole conversations"], long])
+    with pytest.raises(ConfigError, match=r"use at least \d+, or leave such rows out with finetune\.on_error=skip"):
+        check_rows(config_in(tmp_path))
+    skipping = config_in(tmp_path, on_error="skip")
+    check_rows(skipping)
+    objective = make_row_objective(skipping)
+    assert objective.num_samples(objective.open(path)) == 1
+    whole = config_in(tmp_path).changed({"data.seq_length": objective.length(open_examples(path, skipping).rows[1])})
+    check_rows(whole)

@@ -98,7 +98,7 @@ OTHERS: dict[str, object] = {
     "data.train": ["c"], "data.validation": ["w"], "data.tokenizer": "u", "data.target_seq_length": 9,
     "finetune.init_from": "other", "finetune.trainable": ["decoder.blocks.*"], "finetune.epochs": 2,
     "finetune.unfreeze_every_epochs": 2.0, "finetune.lora_targets": ["key"], "finetune.pair_column": "other",
-    "finetune.labels": ["a", "b", "c"], "finetune.chat_template": "c.jinja", "train.batch_ramp": [8, 8, 64],
+    "finetune.labels": ["a", "b", "c"], "finetune.chat_template": "c.jinja", "finetune.chat_date": "2031-02-03", "train.batch_ramp": [8, 8, 64],
     "train.global_batch": 24,
     "optim.min_lr": 1e-5, "optim.decay_steps": 3, "optim.eps": 1e-3, "optim.clip_grad": 1e-3,
     "track.group": "g", "track.name": "n", "track.tags": ["x"], "advanced.threads": 2, "advanced.norm_eps": 1e-2,

@@ -98,3 +98,10 @@ def test_packed_rows_are_learned_as_if_each_were_a_sample(features):
     assert loss_packed == pytest.approx(loss, abs=1e-10) and norm_packed == pytest.approx(norm, abs=1e-10)
     for name, moment in moments.items():
         torch.testing.assert_close(moments_packed[name], moment, rtol=0, atol=1e-10)
+
+
+def test_a_row_of_one_token_is_refused_by_the_checks_and_not_by_packing():
+    rows = Examples("rows", (example(np.array([7], np.int32)), example(np.arange(5, dtype=np.int32))))
+    answers = proof_objective(small(packing=True)).objective
+    assert isinstance(answers, Answers)
+    assert not answers.teaches(rows.rows[0]) and len(answers.packed(rows)) == 1

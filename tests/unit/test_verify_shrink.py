@@ -124,3 +124,20 @@ def test_what_training_refuses_is_refused_in_a_line_before_torch_is_imported(nam
     assert found.returncode == 2, found.stdout + found.stderr
     (line,) = (line for line in found.stderr.splitlines() if wrong in line)
     assert "expected" in line and "Fix: " in line and "Traceback" not in found.stderr
+
+
+def test_features_of_few_families_stay_those_of_the_run():
+    """Every kind of block, a window that is shorter than the text, a part of a head, and the list for long texts."""
+    factors = {"short_factor": [1.0] * 6, "long_factor": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
+    model = {
+        "layers": 24, "heads": 8, "hidden": 192, "positions": "rotary", "rotary_fraction": 0.5, "window": 512,
+        "layer_kinds": ["window"] * 5 + ["full", "nope"], "max_positions": 8192,
+        "rope_scaling": {"type": "longrope", "original_length": 2048, **factors},
+    }  # fmt: skip
+    config = Config.model_validate({"model": model, "data": {"seq_length": 4096}})
+    for dtype in ("float64", "float32"):
+        found = shrink(config, 2, dtype).config
+        m, scaling = found.model, found.model.rope_scaling
+        assert {*m.kinds()} == {"window", "full", "nope"} and m.window < found.data.seq_length
+        assert 0 < m.rotary_width() < m.width_of_head() and scaling.original_length < found.data.seq_length
+        assert len(scaling.long_factor) == m.rotary_width() // 2 and check_used(found, 2) == []

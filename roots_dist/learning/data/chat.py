@@ -158,9 +158,12 @@ class Chat:
         return Turn(text, tuple(spans), len(text), all(turn.is_prompted for turn in turns))
 
 
-def open_chat(template: str | None, tokenizer: str, end_token: str) -> Chat:
+def open_chat(template: str | None, tokenizer: str, end_token: str, now: Callable[[], datetime] | None = None) -> Chat:
     """Load a chat template: `template` is a file; without it, the template next to the tokenizer (chat_template.jinja,
     tokenizer_config.json), or DEFAULT.
+
+    now: the time that `strftime_now` of the template writes; without it templates find that there is none, for rows of
+    training must not depend on when and where a process reads them.
 
     Raises DataError if it cannot be read or is not a template. Templates are code, so they run in a sandbox, as in
     transformers.
@@ -195,7 +198,8 @@ def open_chat(template: str | None, tokenizer: str, end_token: str) -> Chat:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    if now is not None:
+        environment.globals["strftime_now"] = lambda form: now().strftime(form)
     try:
         compiled = environment.from_string(source)
         marks_answers = any(True for _ in environment.parse(source).find_all(ExtensionAttribute))

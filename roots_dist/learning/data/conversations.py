@@ -76,7 +76,7 @@ def find_format(row: Row, columns: TextColumns) -> Format:
     The first in the table, except that columns which the config names come before those which it does not.
     """
     there = set(row.values)
-    if _list_of(row.values.get(columns.text)) is not None:
+    if _is_messages(row.values.get(columns.text)):
         return FORMATS["messages"]
     if columns != TextColumns() and there.issuperset(columns):
         return next((f for f in FORMATS.values() if set(f.needs(columns)) == set(columns)), FORMATS["columns"])
@@ -91,10 +91,8 @@ def find_format(row: Row, columns: TextColumns) -> Format:
 def read_conversation(row: Row, form: Format, columns: TextColumns, remarks: Remarks) -> Conversation:
     """Raises DataError for a row that is no conversation, or that teaches nothing."""
     messages = form.messages(row, columns)
-    if system := _optional_text(row, "system") if "system" not in form.needs(columns) else "":
-        if messages[0].role == "system":
-            raise row.error("system", system, "no system text beside the one in the messages", "remove one of them")
-        messages.insert(0, Message(role="system", content=system))
+    if "system" not in form.needs(columns):
+        messages = _with_system(row, messages)
     if not any(message.role == "assistant" and message.learned for message in messages):
         found = f"{len(messages)} messages"
         raise row.error(form.needs(columns)[0], found, "at least one of the assistant, to learn from")
@@ -103,6 +101,14 @@ def read_conversation(row: Row, form: Format, columns: TextColumns, remarks: Rem
     for column in row.unread(read):
         remarks.saw(f"column {column!r} is not read (finetune.format={form.name})", row.place)
     return Conversation(messages, _tools(row))
+
+
+def _with_system(row: Row, messages: list[Message]) -> list[Message]:
+    """After the text of the column `system`, if there is one."""
+    system = _optional_text(row, "system")
+    if system and messages[0].role == "system":
+        raise row.error("system", system, "no system text beside the one in the messages", "remove one of them")
+    return [Message(role="system", content=system), *messages] if system else messages
 
 
 # ── the formats ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -116,7 +122,12 @@ def _from_list(own_column: str) -> Callable[[Row, TextColumns], list[Message]]:
 
 def _list_column(row: Row, columns: TextColumns, own_column: str) -> str:
     is_named = columns.text != TextColumns().text and columns.text in row.values
-    return columns.text if is_named or _list_of(row.values.get(columns.text)) is not None else own_column
+    return columns.text if is_named or _is_messages(row.values.get(columns.text)) else own_column
+
+
+def _is_messages(value: object) -> bool:
+    """A list of objects, or JSON text of one: a question may be a list of other things."""
+    return any(isinstance(one, Mapping) for one in _list_of(value) or ())
 
 
 def _from_alpaca(row: Row, columns: TextColumns) -> list[Message]:
@@ -285,11 +296,13 @@ def read_preference(row: Row, remarks: Remarks) -> tuple[Conversation, Conversat
     """
     prompt = [] if row.values.get("prompt") in (None, "", []) else _completion(row, "prompt", "user")
     both = [_completion(row, column, "assistant") for column in ("chosen", "rejected")]
-    if any(messages[0].role != "assistant" for messages in both):  # whole conversations: a prompt only repeats them
-        prompt = []
-    both = [[*prompt, *messages] for messages in both]
-    if system := _optional_text(row, "system"):
-        both = [[Message(role="system", content=system), *messages] for messages in both]
+    if not all(messages[: len(prompt)] == prompt for messages in both):  # else whole conversations repeat it
+        if any(messages[0].role in ("system", "user") for messages in both) and prompt[-1].role != "system":
+            raise row.error(
+                "prompt", row.values["prompt"], "the beginning of chosen and rejected, which are whole texts"
+            )
+        both = [[*prompt, *messages] for messages in both]
+    both = [_with_system(row, messages) for messages in both]
     same = 0
     while same < min(map(len, both)) and both[0][same] == both[1][same]:
         same += 1
@@ -303,9 +316,8 @@ def read_preference(row: Row, remarks: Remarks) -> tuple[Conversation, Conversat
         if not any(message.role == "assistant" and message.learned for message in messages):
             raise row.error(column, row.value(column), "an answer of the assistant that the other one has not")
     read = {"prompt", "chosen", "rejected", *COMMON_COLUMNS}
-    for column in row.values.keys() - read:
-        if row.values[column] not in (None, "", [], {}):
-            remarks.saw(f"column {column!r} is not read (objective.name=dpo)", row.place)
+    for column in row.unread(read):
+        remarks.saw(f"column {column!r} is not read (objective.name=dpo)", row.place)
     tools = _tools(row)
     return Conversation(pair[0], tools), Conversation(pair[1], tools)
 

@@ -5,6 +5,8 @@ SpecialTokens.eos, chat template --ends_of--> ids
 
 from __future__ import annotations
 
+from datetime import datetime
+
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import SpecialTokens
@@ -24,7 +26,7 @@ def ends_of(config: Config, codec: Codec, specials: SpecialTokens) -> tuple[int,
         return specials.eos
     end = "" if specials.end is None else specials.text(specials.end)
     try:
-        chat = open_chat(config.finetune.chat_template if chats else None, config.data.tokenizer, end)
+        chat = open_chat(config.finetune.chat_template if chats else None, config.data.tokenizer, end, datetime.now)
     except DataError:
         if chats:
             raise

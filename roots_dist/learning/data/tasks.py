@@ -12,7 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from datetime import datetime
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -99,14 +100,16 @@ class Columns(NamedTuple):
     template: str | None
     format: str
     turns: Turns
+    chat_date: str | None
     skip: bool
     """Skip invalid rows."""
 
 
 def columns_of(config: Config) -> Columns:
     f = config.finetune
+    skip = f.on_error == "skip"
     return Columns(
-        f.text_column, f.pair_column, f.label_column, f.labels, f.chat_template, f.format, f.turns, f.on_error == "skip"
+        f.text_column, f.pair_column, f.label_column, f.labels, f.chat_template, f.format, f.turns, f.chat_date, skip
     )
 
 
@@ -118,7 +121,7 @@ def _stamp(path: str) -> tuple[int, int]:
         return 0, 0
 
 
-@lru_cache(maxsize=8)
+@cache
 def _read_examples(path: str, kind: Rows, columns: Columns, tokenizer: str, vocab: int, stamp: object) -> Examples:
     """stamp: times and sizes of all files that the examples depend on, so that a changed file is read again."""
     codec, specials, remarks = load_codec(tokenizer), read_specials(tokenizer, vocab), Remarks(skip=columns.skip)
@@ -195,7 +198,10 @@ def _conversations(
 
 
 def _encoder(columns: Columns, codec: Codec, specials: Specials, remarks: Remarks) -> ConversationEncoder:
-    chat = open_chat(columns.template, specials.name, present(codec.backend.id_to_token(present(specials.end))))
+    date = columns.chat_date
+    now = None if date is None else lambda: datetime.fromisoformat(date)
+    end = present(codec.backend.id_to_token(present(specials.end)))
+    chat = open_chat(columns.template, specials.name, end, now)
     return ConversationEncoder(chat, codec, specials, columns.turns, remarks)
 
 

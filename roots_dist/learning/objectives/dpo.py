@@ -4,8 +4,8 @@
     loss of a pair: -log σ(β ((log p(chosen) - log p_ref(chosen)) - (log p(rejected) - log p_ref(rejected))))
 
 Both texts are in one sample, each with attention and positions of its own, so that every layout carries a pair as it
-carries any sample. log p_ref are those of the model that training starts from; runs/train/references.py computes them
-once. A pair that is longer than data.seq_length is cut at the ends of its texts.
+carries any sample. log p_ref are those of the model that training starts from; runs/evaluate/references.py computes
+them once. A pair that is longer than data.seq_length is cut at the ends of its texts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tasks import Example, Examples, open_examples
-from roots_dist.learning.objectives.instruct import documents_of, tokens_and_targets
+from roots_dist.learning.objectives.instruct import documents_of, tokens_and_targets, without_mute
 from roots_dist.world.batch import IGNORE, MicroBatch, RowObjective
 
 
@@ -34,13 +34,16 @@ class Preferences(RowObjective):
         self.config, self.specials, self.seq = config, specials, config.data.seq_length
 
     def open(self, path: str) -> Examples:
-        return open_examples(path, self.config)
+        return without_mute(open_examples(path, self.config), self, self.config)
 
     def num_samples(self, source: Examples) -> int:
         return len(source)
 
     def too_long(self, example: Example) -> bool:
         return len(example.first) + len(present(example.second)) - 2 > self.seq
+
+    def length(self, example: Example) -> int:
+        return max(2 * len(example.first), len(example.first) + len(present(example.second))) - 2
 
     def teaches(self, example: Example) -> bool:
         """Something of both answers is left when they are cut."""

@@ -21,7 +21,7 @@ from roots_dist.learning.data.remarks import counted
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.tasks import Example, Examples, open_examples
 from roots_dist.learning.objectives.classify import padded
-from roots_dist.world.batch import IGNORE, PADDING, MicroBatch, QuestionObjective, num_scored
+from roots_dist.world.batch import IGNORE, PADDING, MicroBatch, QuestionObjective, RowObjective, num_scored
 
 
 class Answers(QuestionObjective):
@@ -35,16 +35,7 @@ class Answers(QuestionObjective):
         self.config, self.specials, self.seq = config, specials, config.data.seq_length
 
     def open(self, path: str) -> Examples:
-        examples = open_examples(path, self.config)
-        mute = [row for row in examples.rows if not self.teaches(row)]
-        if self.config.finetune.on_error == "stop" or not mute or len(mute) == len(examples):
-            return examples
-        remark = (
-            f"skips {counted(len(mute), 'sample')} (finetune.on_error=skip): nothing is learned of the first "
-            f"{self.seq} tokens; the first is {mute[0].place}"
-        )
-        taught = tuple(row for row in examples.rows if self.teaches(row))
-        return Examples(path, taught, (*examples.remarks, remark))
+        return without_mute(open_examples(path, self.config), self, self.config)
 
     def num_samples(self, source: Examples | Packs) -> int:
         return len(source)
@@ -55,10 +46,13 @@ class Answers(QuestionObjective):
 
     def _positions(self, example: Example) -> int:
         """Positions of a sample that the row takes: one less than its ids, the last of which is only a target."""
-        return min(len(example.first) - 1, self.seq)
+        return max(1, min(len(example.first) - 1, self.seq))  # a row of one token is refused, but not here
 
     def too_long(self, example: Example) -> bool:
         return len(example.first) > self.seq + 1
+
+    def length(self, example: Example) -> int:
+        return len(example.first) - 1
 
     def teaches(self, example: Example) -> bool:
         """Something of an answer is left when it is cut."""
@@ -102,3 +96,17 @@ def documents_of(texts: Sequence[tuple[np.ndarray, np.ndarray]], seq: int, pad: 
         "document_ids": np.pad(np.repeat(np.arange(len(texts)), lengths), rest, constant_values=PADDING),
         "position_ids": np.pad(np.concatenate([np.arange(n) for n in lengths]), rest),
     }
+
+
+def without_mute(examples: Examples, objective: RowObjective, config: Config) -> Examples:
+    """Without the rows of which nothing is learned before they are cut, if invalid rows are skipped; unless that leaves
+    none."""
+    taught = tuple(row for row in examples.rows if objective.teaches(row))
+    if config.finetune.on_error == "stop" or len(taught) in (0, len(examples)):
+        return examples
+    first = next(row for row in examples.rows if not objective.teaches(row))
+    remark = (
+        f"skips {counted(len(examples) - len(taught), 'sample')} (finetune.on_error=skip): nothing is learned of the "
+        f"first {config.data.seq_length} tokens; the first is {first.place}"
+    )
+    return Examples(examples.prefix, taught, (*examples.remarks, remark))

@@ -60,13 +60,14 @@ def check_rows(config: Config) -> None:
         opened = objective.open(source.path)
         mute = [row for row in opened.rows if not objective.teaches(row)]
         if mute:
+            stops = config.finetune.on_error == "stop"
+            other = ", or leave such rows out with finetune.on_error=skip" if stops else ""
             problem = Problem(
                 key="data.seq_length",
                 found=config.data.seq_length,
                 expected=f"more: of {len(mute)} of the {len(opened)} samples of {source.path} (the first is "
                 f"{mute[0].place}) it holds nothing of an answer",
-                fix=f"use at least {max(len(row.first) for row in opened.rows)}, or leave such conversations out with "
-                "finetune.on_error=skip",
+                fix=f"use at least {max(map(objective.length, mute))}{other}",
             )
             raise ConfigError([problem])
 
@@ -88,14 +89,15 @@ def row_remarks(config: Config, objective: Objective) -> Iterator[str]:
 
 
 def _padding(config: Config, objective: RowObjective) -> str:
-    """How much of the training samples is padding; and how much would be, were several rows packed into each."""
+    """How much of the training samples is padding."""
     assert isinstance(objective, PackingObjective)
     opened = [objective.open(source.path) for source in config.data.train]
     seq, rows = config.data.seq_length, sum(map(len, opened))
     filled = sum(min(len(row.first) - 1, seq) for source in opened for row in source.rows)
-    packs = sum(len(objective.packed(source)) for source in opened)
-    alone, packed = (1 - filled / (samples * seq) for samples in (rows, packs))
+    alone = 1 - filled / (rows * seq)
     if config.finetune.packing:
+        packs = sum(len(objective.packed(source)) for source in opened)
+        packed = 1 - filled / (packs * seq)
         return f"{rows:,} rows are packed into {packs:,} samples: {packed:.1%} of them is padding, not {alone:.1%}"
-    saves = f"; finetune.packing=true would make it {packed:.1%}" if packs < rows else ""
+    saves = "; finetune.packing=true puts several into a sample" if alone > 0.5 else ""
     return f"{rows:,} rows, each a sample: {alone:.1%} of them is padding{saves}"

@@ -59,7 +59,7 @@ def _score_held_out_text(passes: Passes, checkpoint: Path, options: EvaluateOpti
     objective = make_objective(config)
     held_out = Batches.open(config, objective, config.data.validation, mesh.dp.rank, mesh.dp.size)
     if objective_of(config).has_references:
-        held_out = held_out.with_sources(read_references(held_out.sources, Path(config.track.folder)))
+        held_out = held_out.with_sources(read_references(objective, held_out.sources, Path(config.track.folder)))
     sequences = min(config.train.eval_sequences, held_out.num_samples)
 
     def progress(batches: Iterable[MicroBatch]) -> Iterable[MicroBatch]:

@@ -3,8 +3,8 @@
     [Examples] --the initial weights, in any layout--> log-probability of both answers of each row
         --references.npz in the run's folder--> a run that is resumed, evaluation
 
-The file is written before the first step, so a checkpoint of a later step has it. It belongs to the rows as they were:
-with others, or in another order, a run is refused.
+The file is written before the first step, so a checkpoint of a later step has it. It belongs to the samples as they
+were: with other rows, in another order or cut elsewhere, a run is refused.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -38,42 +39,47 @@ def with_references(
     """The sources, each with its references. At step 0 they are computed and kept in the run's folder; later they are
     read there. Collective over the world. Raises DataError if they are missing, or those of other rows."""
     if step > 0:
-        return read_references(sources, folder)
+        return read_references(objective, sources, folder)
     log.info("computing the references of %s rows", f"{sum(map(len, sources)):,}")
     scored = [replace(source, references=_score(passes, objective, source)) for source in sources]
     if passes.mesh.rank == 0:
         content = io.BytesIO()
-        kept: Any = {rows_digest(source): source.references for source in scored}
+        kept: Any = {rows_digest(objective, source): source.references for source in scored}
         np.savez(content, **kept)
         with replacing(folder / REFERENCES) as file:
             file.write(content.getvalue())
     return scored
 
 
-def read_references(sources: Sequence[Examples], folder: Path) -> list[Examples]:
+def read_references(objective: Objective, sources: Sequence[Examples], folder: Path) -> list[Examples]:
     """The sources, with the references that the run in this folder has kept."""
     path = folder / REFERENCES
     try:
         with np.load(path, allow_pickle=False) as kept:
             found = {name: kept[name] for name in kept.files}
-    except (OSError, ValueError) as error:
-        expected = f"references of the rows, which the run's first step has left there ({error})"
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        expected = "references of the rows, which the run has left there before its first step"
+        state = "no such file" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
         fix = "start the run anew in another track.folder"
-        raise DataError(Problem(key=str(path), found="no such file", expected=expected, fix=fix)) from error
-    for source in sources:
-        if rows_digest(source) not in found:
-            expected = f"the rows and the tokenizer that the run began with, whose references are in {path}"
+        raise DataError(Problem(key=str(path), found=state, expected=expected, fix=fix)) from error
+    digests = [rows_digest(objective, source) for source in sources]
+    for source, digest in zip(sources, digests):
+        if digest not in found:
+            expected = (
+                f"the rows, tokenizer and data.seq_length that the run began with, whose references are in {path}"
+            )
             fix = "give them back as they were, or start anew in another track.folder"
             raise DataError(Problem(key=f"rows of {source.prefix}", found=len(source), expected=expected, fix=fix))
-    return [replace(source, references=found[rows_digest(source)]) for source in sources]
+    return [replace(source, references=found[digest]) for source, digest in zip(sources, digests)]
 
 
-def rows_digest(source: Examples) -> str:
-    """Of the ids and marks of all rows, in their order."""
+def rows_digest(objective: Objective, source: Examples) -> str:
+    """Of what a sample holds of each row, in their order: ids and targets, cut to its length."""
     digest = hashlib.sha256()
-    for row in source.rows:
-        for part in (row.first, row.second, row.token_labels, row.second_labels):
-            digest.update(np.int64(-1).tobytes() if part is None else np.int64(len(part)).tobytes() + part.tobytes())
+    bare = replace(source, references=None)
+    for i in range(len(source)):
+        for name, part in objective.sample(bare, i, np.random.default_rng(i)).items():
+            digest.update(name.encode() + np.ascontiguousarray(part, np.int64).tobytes())
     return digest.hexdigest()
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -173,7 +174,7 @@ def open_prompt_encoder(config: Config, *, talks: bool) -> PromptEncoder:
     codec, specials = load_codec(path), read_specials(path, config.model.vocab)
     end = "" if specials.end is None else present(codec.backend.id_to_token(specials.end))
     return PromptEncoder(
-        config, codec, specials, open_chat(config.finetune.chat_template, path, end) if talks else None
+        config, codec, specials, open_chat(config.finetune.chat_template, path, end, datetime.now) if talks else None
     )
 
 

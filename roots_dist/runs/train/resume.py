@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from roots_dist.assembly.run import Run
 from roots_dist.config.init_from import FREE
 from roots_dist.config.records import objective_of
+from roots_dist.config.rope_scaling import LongRope
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.runs.train.best_evaluation import BestEvaluation
@@ -126,6 +127,9 @@ def _resolved(config: Config) -> dict[str, object]:
         found["finetune.labels"] = config.finetune.labels  # a head of as many other labels fits too
     if config.finetune.strategy == "lora":
         found["finetune.lora_alpha"] = config.finetune.lora_alpha
+    if isinstance(m.rope_scaling, LongRope):  # it has two functions
+        long = config.data.seq_length > m.rope_scaling.original_length
+        found["data.seq_length beyond model.rope_scaling.original_length"] = long
     if m.positions == "learned":
         found["model.max_positions"] = m.max_positions or config.data.seq_length
     return {key: value for key, value in found.items() if key not in FREE}

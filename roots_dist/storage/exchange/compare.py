@@ -15,6 +15,7 @@ from torch import Tensor
 
 from roots_dist.assembly.passes import build_passes
 from roots_dist.config.records import family_of, objective_of
+from roots_dist.config.rope_scaling import LongRope
 from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
 from roots_dist.errors import ExchangeError, missing_package
@@ -68,6 +69,9 @@ def comparison_batch(config: Config) -> MicroBatch:
     if config.data.tokenizer is not None:
         words = torch.from_numpy(read_specials(config.data.tokenizer, m.vocab).words)
     shape = (TEXTS, min(LENGTH, config.data.seq_length))
+    scaling = m.rope_scaling
+    if isinstance(scaling, LongRope) and config.data.seq_length > scaling.original_length:
+        shape = (TEXTS, scaling.original_length + 1)  # long enough that transformers takes the factors that the run has
     draw = torch.Generator().manual_seed(0)
 
     def text() -> Tensor:

@@ -40,10 +40,11 @@ def _falcon_flat(tree: dict[str, Any]) -> dict[str, Any]:
     new, several = tree.pop("new_decoder_architecture", False), tree.pop("multi_query", True)
     parallel, norms = tree.pop("parallel_attn", True), tree.pop("num_ln_in_parallel_attn", None)
     heads = tree.get("num_attention_heads", 71)
-    if new:
+    if new and parallel:
         branches = "parallel_one_norm" if norms == 1 else "parallel"
     else:
         branches = "parallel_one_norm" if parallel else "sequential"
+    if not new:
         tree["num_kv_heads"] = 1 if several else heads
     return tree | {"branches": branches, "num_kv_heads": tree.get("num_kv_heads") or heads}
 
