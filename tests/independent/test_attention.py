@@ -20,7 +20,7 @@ from roots_dist.config.schema import Config
 from roots_dist.learning.models.attention import Attention, CrossAttention
 from roots_dist.learning.models.gpt import make_positions
 from roots_dist.learning.models.init_stds import init_stds
-from roots_dist.learning.models.positions import Relative
+from roots_dist.learning.models.positions import Relative, Window
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.world import rng
 from roots_dist.world.batch import PADDING, MicroBatch
@@ -73,7 +73,7 @@ def layer_of(case: str, drop: float, cross: bool = False):
         layer: Attention = CrossAttention(config, tp, "blocks.1.cross", init_stds(config))
     else:
         positions = relative or make_positions(config, tp)
-        window = config.model.window
+        window = None if config.model.window is None else Window(config.model.window)
         layer = Attention(config, tp, "blocks.1", positions, init_stds(config), causal=causal, window=window)
     draw = torch.Generator().manual_seed(1)
     layer = layer.double()
@@ -171,7 +171,7 @@ def test_self_attention_is_its_definition(case, drop, monkeypatch):
     if layer.causal:
         visible = visible.tril()
     if layer.window is not None:  # so many keys, its own included
-        visible = visible.triu(-(layer.window - 1))
+        visible = visible.triu(-(CASES[case]["model"]["window"] - 1))
     if batch.document_ids is not None:
         visible = visible & (DOCUMENTS.unsqueeze(2) == DOCUMENTS.unsqueeze(1))
     compare(layer, [x], found, plain(case, layer, x, x, visible, masks[0] if masks else None))

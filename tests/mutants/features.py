@@ -8,31 +8,31 @@ from .named import ATTENDS, CAPPED, LAYOUT, SCALED
 
 ATTENTION, QK_NORM = "learning/models/attention.py", "learning/models/qk_norm.py"
 BLOCK, EMBED = "learning/models/block.py", "learning/models/embed.py"
-ROTARY = "learning/models/rotary.py"
+ROTARY, POSITIONS = "learning/models/rotary.py", "learning/models/positions.py"
 
 FEATURES = (
     Mutant(
         name="window_is_one_too_wide",
         bug="a query sees the key that has just left its window",
-        file=ATTENTION,
-        before="distance >= present(self.window)",
-        after="distance > present(self.window)",
+        file=POSITIONS,
+        before="distance >= self.size",
+        after="distance > self.size",
         test=ATTENDS("window-0.0"),
     ),
     Mutant(
         name="window_begins_where_keys_fill_it",
         bug="with one key more than the window has, nothing is masked",
         file=ATTENTION,
-        before="windowed = self.window is not None and num_keys > self.window",
-        after="windowed = self.window is not None and num_keys > self.window + 1",
+        before="if self.window is not None and num_keys > self.window.size:",
+        after="if self.window is not None and num_keys > self.window.size + 1:",
         test=ATTENDS("window of all but one-0.0"),
     ),
     Mutant(
         name="window_is_forgotten_by_a_single_new_token",
         bug="with a cache a new token sees all kept keys",
         file=ATTENTION,
-        before="windowed = self.window is not None and num_keys > self.window",
-        after="windowed = self.window is not None and num_keys > self.window and len(queries) > 1",
+        before="if self.window is not None and num_keys > self.window.size:",
+        after="if self.window is not None and num_keys > self.window.size and len(queries) > 1:",
         test="runs/test_runs.py::test_kept_keys_and_values_say_what_reading_it_all_again_says[window]",
     ),
     Mutant(
@@ -138,8 +138,8 @@ FEATURES = (
         name="every_block_has_the_window",
         bug="blocks of full attention have the window too",
         file="learning/models/gpt.py",
-        before='window = m.window if kind == "window" else None',
-        after="window = m.window",
+        before='mine = window if kind == "window" else None',
+        after="mine = window",
         test="exchange/test_exchange_families.py::test_gradients_equal_those_of_transformers[gemma3]",
     ),
     Mutant(

@@ -17,7 +17,7 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.learning.models.init_stds import InitStds
 from roots_dist.learning.models.norms import mask_rows
-from roots_dist.learning.models.positions import Alibi, Relative
+from roots_dist.learning.models.positions import Alibi, Relative, Window
 from roots_dist.learning.models.qk_norm import HeadNorm, WholeNorm, norm_together
 from roots_dist.learning.models.rotary import Rotary
 from roots_dist.parallel.tensor.collectives import TensorParallel
@@ -33,7 +33,7 @@ class Attention(nn.Module):
 
     name: global name of the layer, the key of its dropout and its cache. causal: no query sees a later key.
     document_mask: attention stays within batch.document_ids, which are those of the encoder in an encoder-decoder.
-    window: keys that a query sees, its own included; None: all.
+    window: what a query sees of the keys before it; None: all.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Attention(nn.Module):
         *,
         causal: bool,
         document_mask: bool = True,
-        window: int | None = None,
+        window: Window | None = None,
     ):
         super().__init__()
         m = config.model
@@ -143,14 +143,15 @@ class Attention(nn.Module):
         )
         # a single new token sees the whole cache, and Alibi's bias includes the causal mask
         late = self.causal and len(queries) > 1 and not isinstance(positions, Alibi)
-        windowed = self.window is not None and num_keys > self.window
-        if bias is None and masked is None and not windowed and (not late or queries.start == 0):
+        if self.window is not None and num_keys > self.window.size:
+            if bias is None and masked is None:
+                return self.window.bias(queries, num_keys, like)
+            masked = _either(masked, self.window.masked(queries, num_keys, like.device))
+        elif bias is None and masked is None and (not late or queries.start == 0):
             return None
-        distance = _distances(queries, num_keys, like.device) if late or windowed else None  # [Q, S]
-        if late and distance is not None:
-            masked = _either(masked, distance < 0)
-        if windowed and distance is not None:
-            masked = _either(masked, distance >= present(self.window))
+        elif late:
+            place = torch.arange(queries.start, queries.stop, device=like.device).unsqueeze(1)
+            masked = _either(masked, torch.arange(num_keys, device=like.device) > place)  # [Q, S]
         if bias is None:
             bias = like.new_zeros(1, 1, len(queries), num_keys)
         return bias if masked is None else bias.masked_fill(masked, -torch.inf)
@@ -183,12 +184,6 @@ class Attention(nn.Module):
         heads = torch.arange(self.first_head, self.first_head + h, device=q.device)
         rows = rng.fold(rows.unsqueeze(1), heads.unsqueeze(1))  # [B, h, Q]
         return rng.dropout(p, self.drop, rows) @ v
-
-
-def _distances(queries: range, num_keys: int, device: torch.device) -> Tensor:
-    """int64 [Q, S]: positions from each key to each query; negative for later keys."""
-    place = torch.arange(queries.start, queries.stop, device=device).unsqueeze(1)
-    return place - torch.arange(num_keys, device=device)
 
 
 def _either(masked: Tensor | None, also: Tensor) -> Tensor:

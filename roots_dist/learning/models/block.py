@@ -17,6 +17,7 @@ from roots_dist.learning.models.activations import activation
 from roots_dist.learning.models.attention import Attention, CrossAttention, Positions
 from roots_dist.learning.models.init_stds import InitStds, init_stds
 from roots_dist.learning.models.norms import Dropout, Norm, mask_rows
+from roots_dist.learning.models.positions import Window
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.linear import (
     ColumnParallelLinear,
@@ -86,7 +87,7 @@ class Block(nn.Module):
         *,
         causal: bool = True,
         cross: bool = False,
-        window: int | None = None,
+        window: Window | None = None,
     ):
         super().__init__()
         m, inits = config.model, init_stds(config)

@@ -18,7 +18,7 @@ from roots_dist.learning.models.embed import TOKENS, Embed, embed_of
 from roots_dist.learning.models.heads import task_flops, task_head
 from roots_dist.learning.models.norms import Norm
 from roots_dist.learning.models.pieces import Built, PieceSpec, hidden_spec
-from roots_dist.learning.models.positions import Alibi
+from roots_dist.learning.models.positions import Alibi, Window
 from roots_dist.learning.models.rotary import Rotary, rotary_of
 from roots_dist.learning.models.vocab_head import VocabHead
 from roots_dist.parallel.tensor.collectives import TensorParallel, copy_to_tp_region
@@ -59,17 +59,19 @@ def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
     """Pieces of the whole model, in order."""
     m, seq = config.model, config.data.seq_length
     positions = {kind: make_positions(config, tp, kind) for kind in dict.fromkeys(m.kinds())}
+    window = None if m.window is None else Window(m.window)
     out = hidden_spec(config, tp, m.hidden)
     task = objective_of(config).has_labels
     tied = (TOKENS,) if m.tied_embeddings and not task else ()
 
     def block(name: str, kind: LayerKind) -> PieceSpec:
-        window = m.window if kind == "window" else None
+        mine = window if kind == "window" else None
 
         def build(built: Built) -> Block:
-            return Block(config, tp, name, positions[kind], window=window)
+            return Block(config, tp, name, positions[kind], window=mine)
 
-        return PieceSpec(name, build, block_flops(config, seq, window=window), out, is_block=True)
+        cost = block_flops(config, seq, window=mine.size if mine else None)
+        return PieceSpec(name, build, cost, out, is_block=True)
 
     def head(built: Built) -> nn.Module:
         return task_head(config, tp) if task else Head(config, tp, embed_of(built))

@@ -59,6 +59,29 @@ class Alibi:
         return self._bias
 
 
+class Window:
+    """Causal attention to the last `size` keys, the query's own included. One object serves all blocks of its kind, and
+    keeps the mask last used, which all of them share."""
+
+    def __init__(self, size: int):
+        self.size = size
+        self._key: object = None
+
+    def masked(self, queries: range, num_keys: int, device: torch.device) -> Tensor:
+        """bool [Q, S]: later keys, and keys that have left the window."""
+        place = torch.arange(queries.start, queries.stop, device=device).unsqueeze(1)
+        distance = place - torch.arange(num_keys, device=device)
+        return (distance < 0) | (distance >= self.size)
+
+    def bias(self, queries: range, num_keys: int, like: Tensor) -> Tensor:
+        """[1, 1, Q, S] in the dtype of `like`: 0, and -inf at masked keys."""
+        key = (queries, num_keys, like.device, like.dtype)
+        if key != self._key:
+            masked = self.masked(queries, num_keys, like.device)
+            self._key, self._bias = key, like.new_zeros(masked.shape).masked_fill(masked, -torch.inf)[None, None]
+        return self._bias
+
+
 class Relative(nn.Module):
     """T5's relative position bias (Raffel et al. 2020, section 2.1): learned per head and bucket of distances, added to
     scores.
