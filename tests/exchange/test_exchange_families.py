@@ -17,8 +17,10 @@ from roots_dist.config.load import Loaded, to_yaml
 from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
 from roots_dist.errors import UserError
+from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective
 from roots_dist.runs.train.init_weights import load_init_weights
+from roots_dist.runs.train.origin import write_origin
 from roots_dist.storage.exchange import ARCHITECTURES
 from roots_dist.storage.exchange.compare import compare, comparison_batch
 from roots_dist.storage.exchange.exporting import architecture_for, export_model, origin_of
@@ -202,6 +204,13 @@ def test_the_export_of_a_fine_tuned_run_is_of_the_family_that_it_started_from(im
     assert architecture_for(config, {})[1].architecture == "LlamaForSequenceClassification"
     biased = config.changed({"model.bias": True})  # which Mistral has not
     assert architecture_for(biased, {}, origin_of(tmp_path))[1].architecture == "LlamaForSequenceClassification"
+
+
+def test_a_run_that_trains_in_the_folder_of_an_import_is_still_of_its_class(tmp_path):
+    run = tmp_path / "run"
+    import_model(saved("mistral", tmp_path / "theirs"), run)
+    facts = write_origin(run, config_of_run(run).config, Layout(), {})
+    assert origin_of(run) == "MistralForCausalLM" and facts["imported_from"] == str(tmp_path / "theirs")
 
 
 @pytest.mark.parametrize("name", ["gemma2", "granite", "phi", "qwen3"])

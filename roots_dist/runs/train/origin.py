@@ -39,8 +39,18 @@ def write_origin(folder: Path, config: Config, layout: Layout, bound: Mapping[st
         folder / CONFIG_FILE, to_yaml(config)
     )  # a full disk must not cost the config that the checkpoints need
     facts = scrub({**machine_facts(), "layout": str(layout), "git_commit": git_commit(), **bound}, known_secrets())
+    facts = _of_import(folder / "origin.json") | facts
     write_atomically(folder / "origin.json", json.dumps(facts, indent=1) + "\n")
     return facts
+
+
+def _of_import(path: Path) -> dict[str, object]:
+    """What an import has written of itself, if the run trains in its folder: an export asks for its class."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {key: found[key] for key in ("imported_from", "generator", "architecture") if key in found}
 
 
 def git_commit() -> str | None:
