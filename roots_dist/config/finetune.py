@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from roots_dist.config.section import Section
 
@@ -53,7 +55,6 @@ class Finetune(Section):
     )
     chat_date: str | None = Field(
         None,
-        pattern=r"^\d{4}-\d{2}-\d{2}$",
         description="instruct, dpo: day that a template writes with strftime_now, as 2026-01-31; default: none, so "
         "that rows are the same whenever they are read",
     )
@@ -65,3 +66,11 @@ class Finetune(Section):
         description="of held-out rows: which checkpoint is the best, and when it stops; f1 (macro) and mcc of classes",
     )
     patience: int = Field(0, ge=0, description="evaluations without a better one until it stops; 0: never")
+
+    @field_validator("chat_date")
+    @classmethod
+    def _is_a_day(cls, value: str | None) -> str | None:
+        try:
+            return value if value is None else date.fromisoformat(value).isoformat()
+        except ValueError:
+            raise PydanticCustomError("day", "a day, as 2026-01-31") from None

@@ -12,6 +12,7 @@ import pytest
 from chat_templates import MARKED, plain, write_tokenizer
 
 from roots_dist.config.finetune import Finetune
+from roots_dist.config.load import read
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, DataError
 from roots_dist.learning.data.conversations import FORMATS
@@ -440,3 +441,10 @@ def test_the_date_is_there_for_templates_as_in_transformers(config, rows):
     assert bare == chatml(*TWO)  # not the clock of the process that reads it
     ((text, _),) = shown(config(dated, chat_date="2031-02-03"), rows({"messages": PAIR}))
     assert text[:2] == "20" and text[4:] == chatml(*TWO)
+
+
+@pytest.mark.parametrize("day", ["tomorrow", "2026-13-45", "2026-02-30"])
+def test_a_date_that_is_none_is_refused_by_its_key(day, tmp_path):
+    (tmp_path / "run.yaml").write_text("objective: {name: instruct}\n")
+    with pytest.raises(ConfigError, match=rf"finetune\.chat_date = '{day}' .*expected a day, as 2026-01-31"):
+        read(tmp_path / "run.yaml", [f"finetune.chat_date={day}"])
