@@ -26,39 +26,24 @@ def lock(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise DataError(
-            Problem(
-                key="output",
-                found=str(folder),
-                expected=f"a folder that can be created ({error.strerror})",
-                fix="choose another",
-            )
-        ) from error
+        raise _refused(folder, f"a folder that can be created ({error.strerror})", "choose another") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
-        raise DataError(
-            Problem(
-                key="output",
-                found=str(folder),
-                expected="no other process writing there, but another `roots prepare` is running",
-                fix="wait until it has finished",
-            )
-        ) from error
+        expected = "no other process writing there, but another `roots prepare` is running"
+        raise _refused(folder, expected, "wait until it has finished") from error
     try:
         yield
     except OSError as error:
-        raise DataError(
-            Problem(
-                key="output",
-                found=str(folder),
-                expected=f"a folder that can be written ({error})",
-                fix="check free space and permissions",
-            )
-        ) from error
+        expected = f"a folder that can be written ({error})"
+        raise _refused(folder, expected, "check free space and permissions") from error
     finally:
         os.close(descriptor)
+
+
+def _refused(folder: Path, expected: str, fix: str) -> DataError:
+    return DataError(Problem(key="output", found=str(folder), expected=expected, fix=fix))
 
 
 def up_to_date(folder: Path, files: list[Path], options: Options) -> Manifest | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
 from roots_dist.learning.models.norms import rms_norm
-from roots_dist.parallel.tensor.collectives import TensorParallel, sum_over_ranks
+from roots_dist.parallel.tensor.collectives import TensorParallel, sum_in_tp_region
 from roots_dist.world.sharding import ShardSpec, declare
 
 
@@ -51,7 +51,7 @@ def norm_together(norms: tuple[WholeNorm, ...], xs: tuple[Tensor, ...]) -> tuple
     tp = norms[0].tp
     exact = [x.to(torch.promote_types(x.dtype, torch.float32)) for x in xs]
     squares = [x.square().sum(-1) / n.holders for n, x in zip(norms, exact)]  # a slice counts once, whoever holds it
-    total = sum_over_ranks(torch.stack(squares, -1), tp)  # [B, S, len(norms)]
+    total = sum_in_tp_region(torch.stack(squares, -1), tp)  # [B, S, len(norms)]
     means = [total[..., i : i + 1] / n.width for i, n in enumerate(norms)]
     scales = [n.weight.to(x.dtype) + n.zero_centered for n, x in zip(norms, exact)]  # weight, or 1 + weight
     return tuple(

@@ -46,7 +46,7 @@ class Answers(QuestionObjective):
 
     def _positions(self, example: Example) -> int:
         """Positions of a sample that the row takes: one less than its ids, the last of which is only a target."""
-        return max(1, min(len(example.first) - 1, self.seq))  # a row of one token is refused, but not here
+        return max(1, min(self.length(example), self.seq))  # a row of one token is refused, but not here
 
     def too_long(self, example: Example) -> bool:
         return len(example.first) > self.seq + 1

@@ -93,7 +93,7 @@ def _padding(config: Config, objective: RowObjective) -> str:
     assert isinstance(objective, PackingObjective)
     opened = [objective.open(source.path) for source in config.data.train]
     seq, rows = config.data.seq_length, sum(map(len, opened))
-    filled = sum(min(len(row.first) - 1, seq) for source in opened for row in source.rows)
+    filled = sum(min(objective.length(row), seq) for source in opened for row in source.rows)
     alone = 1 - filled / (rows * seq)
     if config.finetune.packing:
         packs = sum(len(objective.packed(source)) for source in opened)

@@ -5,7 +5,7 @@ them.
     copy_to_tp_region        identity (SP: all-gather)        all-reduce (SP: reduce-scatter)
     reduce_from_tp_region    all-reduce (SP: reduce-scatter)  identity (SP: all-gather)
     gather_sequence          SP: all-gather                   SP: keep this rank's positions
-    sum_over_ranks           all-reduce                       all-reduce
+    sum_in_tp_region         all-reduce                       all-reduce
 
 Between the first two, each rank computes its own columns, heads or vocabulary rows. They are f and g of Megatron-LM
 (Shoeybi et al. 2019, section 3) and their sequence-parallel variants (Korthikanti et al. 2022, section 4.2.2). B
@@ -231,7 +231,7 @@ def gather_sequence(x: Tensor, tp: TensorParallel) -> Tensor:
     return _GatherSequence.apply(x, tp)  # type: ignore[no-any-return,no-untyped-call] # torch types no apply
 
 
-class _SumOverRanks(torch.autograd.Function):
+class _SumInRegion(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
         ctx.tp = tp
@@ -242,7 +242,7 @@ class _SumOverRanks(torch.autograd.Function):
         return start_all_reduce(grad.clone(), ctx.tp)(), None
 
 
-def sum_over_ranks(x: Tensor, tp: TensorParallel) -> Tensor:
+def sum_in_tp_region(x: Tensor, tp: TensorParallel) -> Tensor:
     """Sum inside a region, for a statistic that each rank goes on to use for its own channels: its gradient is the sum
     of theirs, too."""
-    return x if tp.size == 1 else _SumOverRanks.apply(x, tp)  # type: ignore[no-untyped-call] # torch types no apply
+    return x if tp.size == 1 else _SumInRegion.apply(x, tp)  # type: ignore[no-untyped-call] # torch types no apply
