@@ -150,7 +150,8 @@ def _problem(details: ErrorDetails, origins: dict[str, str]) -> Problem:
         return Problem(key=key, found=details["input"], expected=expected, fix="remove it", origin=origin)
     if details["type"] == "extra_forbidden":
         return _unknown(key, details["input"], origin)
-    if details["type"].startswith("union_tag"):
+    is_section = details["type"] in _SECTION and loc == list(ROPE_SCALING)
+    if details["type"].startswith("union_tag") or is_section:
         found, expected = details["input"], f"a mapping with a type, one of {', '.join(RULES)}"
         fix = f"write {key}={{type: {next(iter(RULES))}, factor: 2}}, or leave it out"
         return Problem(key=key, found=found, expected=expected, fix=fix, origin=origin)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from chat_templates import plain, write_tokenizer
 
 from roots_dist.assembly.rank_model import build_model
+from roots_dist.checks.checks import check
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, DataError
 from roots_dist.learning.data.tasks import Example, Examples, open_examples
@@ -21,7 +22,7 @@ from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.learning.objectives import make_row_objective
 from roots_dist.learning.objectives.dpo import Preferences
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
-from roots_dist.learning.objectives.task_checks import check_rows
+from roots_dist.learning.objectives.task_checks import check_rows, complete_from_rows
 from roots_dist.runs.evaluate.evaluate import evaluate
 from roots_dist.runs.evaluate.references import REFERENCES
 from roots_dist.runs.train.loop import train
@@ -242,3 +243,15 @@ def test_pairs_that_are_cut_too_early_are_skipped_where_rows_are(tmp_path):
     assert objective.num_samples(objective.open(path)) == 1
     whole = config_in(tmp_path).changed({"data.seq_length": objective.length(open_examples(path, skipping).rows[1])})
     check_rows(whole)
+
+
+def test_what_is_read_is_not_said_to_be_unread(tmp_path):
+    row = {"prompt": "Add 1.", "chosen": "2", "rejected": "3 or so", "source": "mine"}
+    found = open_examples(written(tmp_path, [row]), config_in(tmp_path))
+    assert [line.partition(":")[0] for line in found.remarks] == ["column 'source' is not read (objective.name=dpo)"]
+
+
+def test_packing_is_refused_by_name_before_any_row_is_packed(tmp_path):
+    written(tmp_path, [ROWS["whole conversations"]])
+    config = complete_from_rows(config_in(tmp_path, packing=True, epochs=2))
+    assert [problem.key for problem in check(config, 1)] == ["finetune.packing"]

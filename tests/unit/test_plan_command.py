@@ -188,3 +188,9 @@ def test_messages_take_their_latency_each():
     assert (
         blocks < predict(made, Layout(tp=2), machine).seconds.tp < blocks + 8
     )  # embedding, head, loss, partial gradients
+
+
+def test_a_config_with_a_scaled_embedding_is_planned(capsys):
+    """The factor is rounded on the host, whatever device the shapes are on."""
+    code, said = run(capsys, QUICKSTART, "model.embedding_multiplier=13.8", "parallel.pp=1")
+    assert code == 0 and "2,566,272 parameters" in said

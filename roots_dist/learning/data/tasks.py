@@ -125,7 +125,9 @@ def _stamp(path: str) -> tuple[int, int]:
 def _read_examples(path: str, kind: Rows, columns: Columns, tokenizer: str, vocab: int, stamp: object) -> Examples:
     """stamp: times and sizes of all files that the examples depend on, so that a changed file is read again."""
     codec, specials, remarks = load_codec(tokenizer), read_specials(tokenizer, vocab), Remarks(skip=columns.skip)
-    given = rows(path, remarks) if kind == "conversations" else _with_remarks(rows(path, remarks), columns, remarks)
+    given = rows(path, remarks)
+    if kind not in ("conversations", "preferences"):  # which say themselves what they do not read
+        given = _with_remarks(given, columns, remarks)
     examples = tuple(ROW_READERS[kind](given, columns, codec, specials, remarks))
     if not examples:
         skipped = "".join(f" ({line})" for line in remarks.lines()[-1:] if remarks.skipped)

@@ -45,6 +45,8 @@ class ConversationEncoder:
             raise self._refused(row, conversation, error, fix) from error
         except ValueError as error:
             fix = "correct this line, or give another finetune.chat_template"
+            if "strftime_now" in str(error):
+                fix = "say the day that the template writes, as finetune.chat_date=2026-01-31"
             raise self._refused(row, conversation, error, fix) from error
         for text, spans, _, is_prompted in texts:
             if not is_prompted:

@@ -78,7 +78,7 @@ class Embeddings(nn.Module):
         mine = slice(here.start, here.stop)
         x: Tensor = self.tokens(tokens)  # [B, s, E]
         if self.multiplier != 1:  # rounded to the dtype of the weights, as Gemma is trained
-            x = x * torch.tensor(self.multiplier, dtype=x.dtype).item()
+            x = x * torch.tensor(self.multiplier, dtype=x.dtype, device="cpu").item()
         if self.position_embedding is not None:
             where = range(start + here.start, start + here.stop)
             x = x + (

@@ -45,7 +45,8 @@ def _num_samples(config: Config) -> int:
     from roots_dist.learning.objectives import make_objective
 
     objective = make_objective(config)
-    opened = [open_source(objective, source.path, config.finetune.packing) for source in config.data.train]
+    packed = config.finetune.packing and isinstance(objective, PackingObjective)  # else the checks refuse the key
+    opened = [open_source(objective, source.path, packed) for source in config.data.train]
     return sum(map(objective.num_samples, opened))
 
 

@@ -46,21 +46,24 @@ def plain(*columns: str) -> Table:
 def score_table(checkpoint: Path, sequences: int, found: Score) -> Table:
     table = plain()
     table.add_row("checkpoint", str(checkpoint))
+    single = next(iter(found.terms.values())) if len(found.terms) == 1 and not found.perplexity_term else None
+    scored = "token" if found.perplexity_term else "pair" if single and found.confusion is None else "label"
     if found.perplexity_term:
         table.add_row("tokens", f"{found.targets:,} in {sequences:,} sequences")
     else:
-        table.add_row("labels", f"{found.targets:,} in {sequences:,} examples")
+        table.add_row(f"{scored}s", f"{found.targets:,} in {sequences:,} examples")
     if found.log_likelihood is not None:
         table.add_row("log-likelihood", f"{found.log_likelihood:,.1f} nats")
-    table.add_row("loss", f"{found.loss:.4f} nats per {'token' if found.perplexity_term else 'label'}")
+    table.add_row("loss", f"{found.loss:.4f} nats per {scored}")
     for name, sums in found.terms.items() if len(found.terms) > 1 else ():
         table.add_row(f"  {name}", f"{sums.mean:.4f} nats, {sums.accuracy:.1%} right of {sums.count:,}")
     if found.perplexity is not None:
         table.add_row("perplexity", f"{found.perplexity:.2f}")
     if found.bits_per_byte is not None:
         table.add_row("bits per byte", f"{found.bits_per_byte:.4f}")
+    if single is not None:
+        table.add_row("accuracy", f"{single.accuracy:.4f}")
     if found.confusion is not None:
-        table.add_row("accuracy", f"{next(iter(found.terms.values())).accuracy:.4f}")
         for name, value in found.metrics().items():
             kind, _, label = name.partition("/validation")
             if kind in ("f1", "mcc"):

@@ -67,4 +67,5 @@ class TrainState:
                 f"stopped after step {self.step}: no better evaluation since step {present(self.best).step}; "
                 f"a larger finetune.patience continues the run"
             )
-        return f"all {self.step} steps are done; a larger train.steps continues the run"
+        longer = "train.steps" if self.config.finetune.epochs is None else "finetune.epochs"
+        return f"all {self.step} steps are done; a larger {longer} continues the run"
