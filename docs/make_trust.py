@@ -1,0 +1,65 @@
+"""docs/trust.md, made from the results of a long run of tests/chaos.
+
+    python -m tests.chaos.run --minutes 60 --results docs/trust.json --> docs/trust.json
+    python docs/make_trust.py                                        --> docs/trust.md
+
+tests/test_readme.py fails while the page does not say what the results say.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests"))
+
+from chaos.table import FAMILIES  # noqa: E402 # a folder of tests, which no installation has
+
+PAGE, RESULTS = ROOT / "docs" / "trust.md", ROOT / "docs" / "trust.json"
+HEAD = """\
+# Trust
+
+What was done to runs, and what came of it. Programs in [`tests/chaos`](../tests/chaos/__init__.py) do the harm at random,
+for as long as they are told to; a few trials of each are in every `make test`. [Checkpoints](checkpoints.md) and
+[error messages](errors.md) say what a run does then, [security](security.md) who can do what.
+
+    python -m tests.chaos.run --minutes 60 --results docs/trust.json
+    python docs/make_trust.py
+    python -m tests.chaos.run --only FAMILY N      # one trial again
+
+*Made by `docs/make_trust.py` from [`docs/trust.json`](trust.json).*
+"""
+
+
+def page() -> str:
+    found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))["families"]
+    parts = [HEAD.rstrip()]
+    for name, family in FAMILIES.items():
+        if name in found:
+            parts += ["", *_section(name, family.harm, family.promise, found[name])]
+    return "\n".join(parts) + "\n"
+
+
+def _section(name: str, harm: str, promise: str, found: dict[str, Any]) -> list[str]:
+    kinds = found["kinds"]
+    trials, held = found["trials"], sum(kind["held"] for kind in kinds.values())
+    states = sum(kind["states"] for kind in kinds.values())
+    rows = [
+        f"| {kind} | {n['trials']:,} |" + (f" {n['states']:,} |" if states > trials else "") + f" {n['held']:,} |"
+        for kind, n in sorted(kinds.items())
+    ]
+    head = ["| | trials |" + (" states |" if states > trials else "") + " held |"]
+    head += ["|---|---|" + ("---|" if states > trials else "") + "---|"]
+    failures = [
+        f"* Trial {f['trial']} ({f['kind']}) did not hold: {' '.join(f['words'].split())}" for f in found["failures"]
+    ]
+    intro = f"{harm[0].upper()}{harm[1:]}. It must hold that {promise}. **{held:,} of {trials:,} trials held**"
+    intro += f" ({states:,} states)" if states > trials else ""
+    return [f"## {name}", "", f"{intro}, in {found['seconds']:,.0f} s ({found['by']}).", "", *head, *rows, *failures]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

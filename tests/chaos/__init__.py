@@ -1,0 +1,7 @@
+"""Programs that do harm, at random and for as long as they are told to: kills, power loss, damages, full disks, signals.
+
+    python -m tests.chaos.run --minutes 10 [FAMILY ...] --results docs/trust.json    # goes on where it was
+    python docs/make_trust.py                                                        # docs/trust.md, from the results
+
+A family is a row of table.py. tests/chaos/test_chaos.py runs a few trials of each in every `make test`.
+"""

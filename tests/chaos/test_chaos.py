@@ -1,0 +1,44 @@
+"""A few trials of each family, and the page that shows the long run says what its results say."""
+
+import json
+
+import pytest
+
+from .run import attempt, count, main, read_results
+from .table import FAMILIES
+from .trial import Family, Outcome
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_sample_of_the_trials_holds(name, tmp_path):
+    family = FAMILIES[name]
+    for number in range(family.sample):
+        place = tmp_path / str(number)
+        place.mkdir()
+        outcome = attempt(family, 7, number, place)
+        assert outcome.held, (number, outcome)
+
+
+def test_results_are_counted_and_gone_on_with(tmp_path, monkeypatch):
+    seen = []
+
+    def trial(draw, place):
+        seen.append(draw.random())
+        if len(seen) == 2:
+            raise ValueError("no more")
+        return Outcome("a push", held=True, count=3)
+
+    family = Family("pushes", "it is pushed", "it stands", trial)
+    monkeypatch.setitem(FAMILIES, "pushes", family)
+    results = tmp_path / "results.json"
+    assert main(["pushes", "--minutes", "0.0002", "--results", str(results)]) == 1
+    found = json.loads(results.read_text())["families"]["pushes"]
+    number = found["trials"]
+    assert number == len(set(seen)) and found["kinds"]["a push"]["states"] == 3 * (number - 1)
+    assert [f["trial"] for f in found["failures"]] == [1] and "no more" in found["failures"][0]["words"]
+    main(["pushes", "--minutes", "0.0002", "--results", str(results)])
+    assert json.loads(results.read_text())["families"]["pushes"]["trials"] == len(set(seen)) > number
+    with pytest.raises(AssertionError, match="give --seed 0"):
+        read_results(results, seed=1)
+    count(found := read_results(results, seed=0), family, 900, Outcome("a pull", held=False, words="fell"), 1.0)
+    assert found["families"]["pushes"]["kinds"]["a pull"] == {"trials": 1, "states": 1, "held": 0}
