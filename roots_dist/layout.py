@@ -1,10 +1,10 @@
-"""The layout of a world: rank ↔ (pp, dp, tp), as pure arithmetic for any rank of any world.
+"""The layout of a world: rank ↔ (pp, dp, cp, tp), as pure arithmetic for any rank of any world.
 
-    rank = (pp · DP + dp) · TP + tp
+    rank = ((pp · DP + dp) · CP + cp) · TP + tp
 
-Tensor ranks are innermost: they communicate most (in every layer) and belong on one node. Pipeline ranks are outermost:
-they communicate least (one activation per microbatch) and tolerate slow links. world/mesh.py creates the process
-groups.
+Tensor ranks are innermost: they communicate most (several times in every layer) and belong on one node. Context ranks
+come next (once in every layer), then data ranks (once in a step). Pipeline ranks are outermost: they communicate least
+(one activation per microbatch) and tolerate slow links. world/mesh.py creates the process groups.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-AxisName = Literal["pp", "dp", "tp"]
+AxisName = Literal["pp", "dp", "cp", "tp", "dp_cp"]
+"""A dimension of the layout, or two of them together: dp_cp, the ranks that hold the same parameters."""
 
 
 class Place(NamedTuple):
@@ -21,44 +22,55 @@ class Place(NamedTuple):
     pp: int
     dp: int
     tp: int
+    cp: int = 0
 
     def __str__(self) -> str:
-        return f"pp{self.pp} dp{self.dp} tp{self.tp}"
+        """The context rank is told where it is not 0, which it always is without context parallelism."""
+        return " ".join([f"pp{self.pp}", f"dp{self.dp}", *([f"cp{self.cp}"] if self.cp else []), f"tp{self.tp}"])
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes of the three axes. A single process is Layout(1, 1, 1)."""
+    """Sizes of the four axes. A single process is Layout(1, 1, 1, 1)."""
 
     dp: int = 1
     pp: int = 1
     tp: int = 1
+    cp: int = 1
 
     def __post_init__(self) -> None:
-        assert min(self.dp, self.pp, self.tp) >= 1, self
+        assert min(self.dp, self.pp, self.tp, self.cp) >= 1, self
 
     @property
     def world_size(self) -> int:
-        return self.dp * self.pp * self.tp
+        return self.dp_cp * self.pp * self.tp
+
+    @property
+    def dp_cp(self) -> int:
+        """Ranks that hold the same parameters: their gradients are summed, and ZeRO shards over them."""
+        return self.dp * self.cp
 
     def place(self, rank: int) -> Place:
         """Coordinates of a rank."""
         assert 0 <= rank < self.world_size, (rank, self)
         rank, tp = divmod(rank, self.tp)
+        rank, cp = divmod(rank, self.cp)
         pp, dp = divmod(rank, self.dp)
-        return Place(pp, dp, tp)
+        return Place(pp, dp, tp, cp)
 
-    def rank(self, pp: int, dp: int, tp: int) -> int:
+    def rank(self, pp: int, dp: int, tp: int, cp: int = 0) -> int:
         """Rank at the given coordinates."""
-        return (pp * self.dp + dp) * self.tp + tp
+        return ((pp * self.dp + dp) * self.cp + cp) * self.tp + tp
 
     def stride(self, axis: AxisName) -> int:
         """Difference of the ranks of two neighbours on this axis."""
-        return {"tp": 1, "dp": self.tp, "pp": self.dp * self.tp}[axis]
+        inner = self.cp * self.tp
+        return {"tp": 1, "cp": self.tp, "dp_cp": self.tp, "dp": inner, "pp": self.dp * inner}[axis]
 
     def along(self, axis: AxisName, place: Place) -> list[int]:
         """Ranks that differ from `place` only in this axis, in the order of their coordinate."""
-        return self._group(axis, self.rank(**{**place._asdict(), axis: 0}))
+        start = {"dp": 0, "cp": 0} if axis == "dp_cp" else {axis: 0}
+        return self._group(axis, self.rank(**{**place._asdict(), **start}))
 
     def groups(self, axis: AxisName) -> list[list[int]]:
         """All groups of this axis: a partition of the world, in the same order on every rank."""
@@ -71,18 +83,18 @@ class Layout:
         return [self._group(axis, first) for first in firsts]
 
     def model_groups(self) -> list[list[int]]:
-        """One group per data rank: the ranks (pp × tp) that together hold one replica of the model."""
+        """One group per rank of dp_cp: the ranks (pp × tp) that together hold one replica of the model."""
         return [
             [
                 rank
-                for first in range(dp * self.tp, self.world_size, self.stride("pp"))
+                for first in range(replica * self.tp, self.world_size, self.stride("pp"))
                 for rank in range(first, first + self.tp)
             ]
-            for dp in range(self.dp)
+            for replica in range(self.dp_cp)
         ]
 
     def _size(self, axis: AxisName) -> int:
-        return {"tp": self.tp, "dp": self.dp, "pp": self.pp}[axis]
+        return {"tp": self.tp, "cp": self.cp, "dp_cp": self.dp_cp, "dp": self.dp, "pp": self.pp}[axis]
 
     def _group(self, axis: AxisName, first: int) -> list[int]:
         """The group of the rank whose coordinate on this axis is 0."""
@@ -90,4 +102,5 @@ class Layout:
         return list(range(first, first + stride * self._size(axis), stride))
 
     def __str__(self) -> str:
-        return f"TP{self.tp}×PP{self.pp}×DP{self.dp}"
+        context = f"CP{self.cp}×" if self.cp > 1 else ""
+        return f"TP{self.tp}×{context}PP{self.pp}×DP{self.dp}"

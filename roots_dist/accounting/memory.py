@@ -30,7 +30,7 @@ class RankState(NamedTuple):
 
 def rank_state(config: Config, layout: Layout, parameters: int, trainable: int) -> RankState:
     """State of a rank that holds `parameters` parameters, of which `trainable` are trained."""
-    zero, dp = config.parallel.zero_stage, layout.dp
+    zero, dp = config.parallel.zero_stage, layout.dp_cp
     wide = 8 if config.advanced.float64 else 4
     element = 2 if config.train.precision == "bf16" and not config.advanced.float64 else wide
     if config.engine(dp) == "reference" or zero == 0:

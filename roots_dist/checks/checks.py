@@ -227,7 +227,7 @@ def _optim(config: Config) -> Iterator[Problem]:
 
 
 def _engine(config: Config, layout: Layout) -> Iterator[Problem]:
-    engine, zero, asked = config.engine(layout.dp), config.parallel.zero_stage, config.advanced.engine
+    engine, zero, asked = config.engine(layout.dp_cp), config.parallel.zero_stage, config.advanced.engine
     if engine == "reference" and zero >= 2 and asked == "reference":
         yield Problem(
             key="advanced.engine",

@@ -49,6 +49,11 @@ class Mesh:
     tp: Axis
     pp: Axis
     dp: Axis
+    """Ranks that read different samples."""
+    cp: Axis
+    """Ranks that hold different positions of the same samples."""
+    dp_cp: Axis
+    """dp × cp: ranks that hold the same parameters. Gradients are summed over them, and ZeRO shards over them."""
     model: Axis
     """The ranks that together hold one replica of the model: pp × tp."""
     world: Axis
@@ -59,7 +64,7 @@ class Mesh:
 
     @staticmethod
     def single(device: torch.device = torch.device("cpu")) -> Mesh:
-        """Mesh of a single process: the 1×1×1 layout of the same code."""
+        """Mesh of a single process: the 1×1×1×1 layout of the same code."""
         return Mesh.connect(Layout(), 0, device)
 
     @staticmethod
@@ -78,6 +83,8 @@ class Mesh:
         def along(name: AxisName) -> Axis:
             return axis(name, layout.groups(name))
 
+        tp, pp, dp, cp = along("tp"), along("pp"), along("dp"), along("cp")
+        both = along("dp_cp") if min(layout.dp, layout.cp) > 1 else cp if layout.cp > 1 else dp
         world = Axis("world", ranks=(rank,))
         if layout.world_size > 1:
             world = Axis("world", layout.world_size, rank, tuple(range(layout.world_size)), dist.group.WORLD)
@@ -86,9 +93,11 @@ class Mesh:
             rank=rank,
             device=device,
             timeout=timeout,
-            tp=along("tp"),
-            pp=along("pp"),
-            dp=along("dp"),
+            tp=tp,
+            pp=pp,
+            dp=dp,
+            cp=cp,
+            dp_cp=both,
             model=axis("model", layout.model_groups()),
             world=world,
         )
@@ -98,10 +107,13 @@ class Mesh:
         return make_axis(name, self.layout.groups("pp"), self.rank, self.timeout)
 
     def tie_axis(self, name: str, holders: Sequence[int]) -> Axis:
-        """Create an axis over all data ranks of the pipeline ranks that share a parameter; it has size 1 on other
+        """Create an axis over all ranks of dp_cp of the pipeline ranks that share a parameter; it has size 1 on other
         ranks. Collective over the world."""
         layout = self.layout
-        groups = [[layout.rank(pp, dp, tp) for pp in holders for dp in range(layout.dp)] for tp in range(layout.tp)]
+        groups = [
+            [layout.rank(pp, dp, tp, cp) for pp in holders for dp in range(layout.dp) for cp in range(layout.cp)]
+            for tp in range(layout.tp)
+        ]
         return make_axis(name, groups, self.rank, self.timeout)
 
     def single_rank_group(self) -> dist.ProcessGroup:

@@ -17,7 +17,7 @@ PIPELINE = (
         name="tied_gradients_are_not_summed",
         bug="copies of a tied weight on several stages learn each for itself",
         file="runs/train/step.py",
-        before="        sum_tied_gradients(run.params, run.ties, run.mesh.dp)\n",
+        before="        sum_tied_gradients(run.params, run.ties, run.mesh.dp_cp)\n",
         after="",
         says="embed.tokens.weight",
         test=LAYOUT("gpt,pp=2,train__micro_batch=2"),

@@ -13,13 +13,24 @@ from roots_dist.world import mesh
 from roots_dist.world.mesh import Mesh, make_axis
 
 
-@pytest.mark.parametrize("sizes", list(itertools.product((1, 2, 3), repeat=3)), ids=str)
+@pytest.mark.parametrize("sizes", list(itertools.product((1, 2, 3), repeat=4)), ids=str)
 def test_groups_of_an_axis_partition_the_world(sizes):
     layout = Layout(*sizes)
-    for axis in ("tp", "pp", "dp"):
+    for axis in ("tp", "cp", "pp", "dp", "dp_cp"):
         groups = layout.groups(axis)
         assert sorted(rank for ranks in groups for rank in ranks) == list(range(layout.world_size))
         assert groups == sorted(groups) and groups == [layout.along(axis, layout.place(ranks[0])) for ranks in groups]
+
+
+def test_the_ranks_of_dp_and_cp_together_are_one_group():
+    """Of every context rank of every data rank, in their order; and a model is what tensor and pipeline ranks hold."""
+    layout = Layout(dp=2, pp=2, tp=2, cp=2)
+    place = layout.place(9)
+    assert str(place) == "pp1 dp0 tp1" and str(layout.place(11)) == "pp1 dp0 cp1 tp1"
+    assert layout.along("cp", place) == [9, 11] and layout.along("dp", place) == [9, 13]
+    assert layout.along("dp_cp", place) == [9, 11, 13, 15] and layout.along("pp", place) == [1, 9]
+    assert layout.model_groups() == [[first, first + 1, first + 8, first + 9] for first in (0, 2, 4, 6)]
+    assert all(layout.rank(**layout.place(rank)._asdict()) == rank for rank in range(layout.world_size))
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def group_norms(
 
     A sharded parameter contributes its slice from each tensor rank, a replicated one from a single rank, a tied copy
     nothing. Every rank passes the same groups, some of which may be empty there. `over` are the axes whose ranks hold
-    different parts: mesh.model, and mesh.dp where gradients are sharded; the call is collective over them. Gradients
+    different parts: mesh.model, and mesh.dp_cp where gradients are sharded; the call is collective over them. Gradients
     must already be summed over all other axes. Sums are in float64: in float32 torch adds the squares of a CPU tensor
     one after the other, and the norm of thirty million numbers is 0.2 % too small.
     """

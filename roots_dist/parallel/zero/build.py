@@ -21,7 +21,7 @@ def build_engine(
     module: this rank's stages; params: its initialized parameters; trainable: the trainable parameters of the whole
     model. The config has passed checks/checks.py, which knows what each engine supports.
     """
-    if config.engine(mesh.dp.size) == "reference":
+    if config.engine(mesh.dp_cp.size) == "reference":
         from roots_dist.parallel.zero.reference import ReferenceEngine
 
         return ReferenceEngine(config, mesh, module, params, trainable)

@@ -49,17 +49,17 @@ class Mpu:
 
     def __init__(self, mesh: Mesh):
         self._mesh = mesh
-        self._dp_group = mesh.dp.group or mesh.single_rank_group()
+        self._dp_group = mesh.dp_cp.group or mesh.single_rank_group()
         self._model_group = mesh.model.group or mesh.single_rank_group()
 
     def get_data_parallel_group(self) -> dist.ProcessGroup:
         return self._dp_group
 
     def get_data_parallel_rank(self) -> int:
-        return self._mesh.dp.rank
+        return self._mesh.dp_cp.rank
 
     def get_data_parallel_world_size(self) -> int:
-        return self._mesh.dp.size
+        return self._mesh.dp_cp.size
 
     def get_model_parallel_group(self) -> dist.ProcessGroup:
         """Tensor and pipeline ranks, over which norms are summed."""

@@ -102,8 +102,8 @@ class DeepSpeedEngine:
         if self.stage == 0:
             self.state = Stage0State(self.optimizer)
             return
-        self.zero.override_loss_scale(1 / self.mesh.dp.size)
-        self.state = Stage3State(self.zero, self.mesh.dp) if self.stage == 3 else Stage12State(self.zero)
+        self.zero.override_loss_scale(1 / self.mesh.dp_cp.size)
+        self.state = Stage3State(self.zero, self.mesh.dp_cp) if self.stage == 3 else Stage12State(self.zero)
 
     def _initialize(self, root: nn.ModuleList) -> Any:
         import deepspeed
@@ -193,7 +193,7 @@ class DeepSpeedEngine:
     def _clip(self) -> list[float]:
         """Clip the gradients in stage 0, where DeepSpeed knows no model parallelism: norms are computed over all ranks,
         and dp is summed."""
-        dp = self.mesh.dp.size
+        dp = self.mesh.dp_cp.size
         groups = [[(p, present(p.tensor.grad)) for p in found] for _, found in self.groups]
         norms = [dp * norm for norm in group_norms(groups, [self.mesh.model], self.mesh.device)]
         factor = dp * clip_factor(total_norm(norms), self.config.optim.clip_grad)

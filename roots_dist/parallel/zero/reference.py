@@ -58,8 +58,8 @@ class ReferenceEngine:
         self, config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param], trainable: Mapping[str, Trainable]
     ):
         self.module, self.config, self.mesh, self.trainable = module, config, mesh, trainable
-        assert config.parallel.zero_stage <= 1 or mesh.dp.size == 1, "the reference shards the optimizer only"
-        self.sharded = config.parallel.zero_stage >= 1 and mesh.dp.size > 1
+        assert config.parallel.zero_stage <= 1 or mesh.dp_cp.size == 1, "the reference shards the optimizer only"
+        self.sharded = config.parallel.zero_stage >= 1 and mesh.dp_cp.size > 1
         self.params = {p.name: p for p in params}
         assert len(self.params) == len(params), "two parameters of one rank have the same name"
         self.masters: dict[str, MasterParam] = {}
@@ -81,7 +81,7 @@ class ReferenceEngine:
     def _master(self, tensor: nn.Parameter) -> Tensor:
         dtype = master_dtype(tensor.dtype)
         if self.sharded:
-            return _part(tensor.detach().to(dtype), self.mesh.dp).clone()
+            return _part(tensor.detach().to(dtype), self.mesh.dp_cp).clone()
         return tensor if tensor.dtype == dtype else tensor.detach().to(dtype)
 
     @contextmanager
@@ -91,16 +91,16 @@ class ReferenceEngine:
         for master_param in self.masters.values():
             gradient = ensure_grad(master_param.param)  # zeros if no microbatch used it: its moments decay as well
             if self.sharded:
-                master_param.master.grad = _sum_and_cut(gradient, self.mesh.dp).to(master_param.master.dtype)
+                master_param.master.grad = _sum_and_cut(gradient, self.mesh.dp_cp).to(master_param.master.dtype)
                 master_param.param.tensor.grad = None
             else:
                 whole.append(gradient)
         if not self.sharded:
-            _sum_in_place(whole, self.mesh.dp)
+            _sum_in_place(whole, self.mesh.dp_cp)
 
     @torch.no_grad()
     def step(self, lr: float) -> Update:
-        everywhere = [self.mesh.model, self.mesh.dp] if self.sharded else [self.mesh.model]
+        everywhere = [self.mesh.model, self.mesh.dp_cp] if self.sharded else [self.mesh.model]
         norms = group_norms([_gradients(master_param) for _, master_param in self.groups], everywhere, self.mesh.device)
         norm = total_norm(norms)
         if math.isfinite(norm):
@@ -133,8 +133,8 @@ class ReferenceEngine:
         """Gather a parameter or one of its moments from all data ranks."""
         if not self.sharded:
             return part.to(dtype)
-        whole = part.new_empty(part.numel() * self.mesh.dp.size, dtype=dtype)
-        dist.all_gather_into_tensor(whole, part.to(dtype), group=self.mesh.dp.group)
+        whole = part.new_empty(part.numel() * self.mesh.dp_cp.size, dtype=dtype)
+        dist.all_gather_into_tensor(whole, part.to(dtype), group=self.mesh.dp_cp.group)
         return whole[: param.tensor.numel()].view_as(param.tensor)
 
     def zero_grad(self) -> None:
@@ -160,7 +160,7 @@ class ReferenceEngine:
             return
         for key, part in _parts(self.masters[name]).items():
             value = state[key].to(part)
-            part.copy_(_part(value, self.mesh.dp) if self.sharded else value)
+            part.copy_(_part(value, self.mesh.dp_cp) if self.sharded else value)
 
     def finish_loading(self, optimizer_steps: Mapping[int, int]) -> None:
         self.optimizer_steps = dict(optimizer_steps)

@@ -54,7 +54,7 @@ def token_scores(
     rank."""
     mesh = passes.mesh
     longest_first = sorted(range(len(asked)), key=lambda i: -sum(map(len, asked[i])))
-    batches = list(_batches(passes, asked, longest_first, max_length))[mesh.dp.rank :: mesh.dp.size]
+    batches = list(_batches(passes, asked, longest_first, max_length))[mesh.dp_cp.rank :: mesh.dp_cp.size]
     found = torch.zeros(len(asked), 2, dtype=torch.float64, device=mesh.device)
     left = iter(batches)
     with passes.model.tp.without_sequence_parallel():  # texts have any length

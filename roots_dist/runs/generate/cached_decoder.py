@@ -34,7 +34,7 @@ class CachedDecoder:
         mesh = passes.mesh
         self._passes, self._start, self._cache = passes, start, KVCache()
         self._axis: Axis = mesh.world if together else mesh.model
-        self._is_source = mesh.tp.rank == 0 and not (together and mesh.dp.rank)
+        self._is_source = mesh.tp.rank == 0 and not (together and mesh.dp_cp.rank)
         length = max(map(len, texts))
         padding = torch.tensor([length - len(text) for text in texts], device=mesh.device)
         rows = [_padded(text, length, left=start is None) for text in texts]

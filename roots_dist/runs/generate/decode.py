@@ -57,7 +57,7 @@ def _decode_texts(
 ) -> dict[int, list[Answer]]:
     """Answers to the texts of this data rank, by their indices."""
     mesh = passes.mesh
-    mine = range(len(texts)) if together else range(mesh.dp.rank, len(texts), mesh.dp.size)
+    mine = range(len(texts)) if together else range(mesh.dp_cp.rank, len(texts), mesh.dp_cp.size)
     at_once = max(1, request.rows // max(request.samples, request.beams))
     by_length = sorted(mine, key=lambda i: len(texts[i]))  # neighbours need little padding
     found: dict[int, list[Answer]] = {}
@@ -116,7 +116,7 @@ def _sample(
 
 def _gather(mesh: Mesh, found: dict[int, list[Answer]], count: int, request: Request) -> list[list[Answer]]:
     """Answers of all data ranks, on every rank."""
-    if mesh.dp.size == 1:
+    if mesh.dp_cp.size == 1:
         return [found[i] for i in range(count)]
     tokens = torch.zeros(count, request.samples, 1 + request.max_tokens, dtype=torch.int64, device=mesh.device)
     scores = torch.zeros(count, request.samples, dtype=torch.float64, device=mesh.device)
@@ -124,7 +124,7 @@ def _gather(mesh: Mesh, found: dict[int, list[Answer]], count: int, request: Req
         for k, answer in enumerate(answers):
             tokens[i, k, : 1 + len(answer.tokens)] = torch.tensor([len(answer.tokens), *answer.tokens])
             scores[i, k] = answer.score
-    all_tokens, all_scores = mesh.dp.sum_(tokens).tolist(), mesh.dp.sum_(scores).tolist()
+    all_tokens, all_scores = mesh.dp_cp.sum_(tokens).tolist(), mesh.dp_cp.sum_(scores).tolist()
     return [
         [Answer(row[1 : 1 + row[0]], score) for row, score in zip(rows, values)]
         for rows, values in zip(all_tokens, all_scores)

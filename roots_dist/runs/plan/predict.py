@@ -149,7 +149,7 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions
     trainable_numbers = sum(p.tensor.numel() for p in found.params if p.tensor.requires_grad)
     gradients = sum(p.tensor.grad.nbytes for p in found.params if p.tensor.grad is not None)
     state = rank_state(config, layout, numbers, trainable_numbers)
-    stage_3 = config.parallel.zero_stage >= 3 and config.engine(layout.dp) == "deepspeed"
+    stage_3 = config.parallel.zero_stage >= 3 and config.engine(layout.dp_cp) == "deepspeed"
     shard = state.gradients if stage_3 else 0  # beside the gradients of the passes
     return RankPlan(
         pp=pp,
@@ -162,7 +162,7 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions
             "tp": _sent_tp(actions, found, layout),
             "pp": _sent_pp(actions, found),
             "dp": sum(
-                ring_bytes(m.operation, m.bytes, layout.dp) for m in _dp_messages(config, layout, found, actions)
+                ring_bytes(m.operation, m.bytes, layout.dp_cp) for m in _dp_messages(config, layout, found, actions)
             ),
         },
     )
@@ -210,7 +210,7 @@ def _peak_activations(actions: list[Action], found: RankCost, gradients: int) ->
 
 def _gathered_bytes(config: Config, layout: Layout, found: RankCost) -> int:
     """Bytes of the gathered weights of the largest piece, under ZeRO-3."""
-    return max(found.pieces) if config.parallel.zero_stage >= 3 and layout.dp > 1 else 0
+    return max(found.pieces) if config.parallel.zero_stage >= 3 and layout.dp_cp > 1 else 0
 
 
 def _sent_tp(actions: list[Action], found: RankCost, layout: Layout) -> float:
@@ -228,7 +228,7 @@ def _sent_pp(actions: list[Action], found: RankCost) -> float:
 
 def _dp_messages(config: Config, layout: Layout, found: RankCost, actions: list[Action]) -> list[Message]:
     """Messages between data ranks in a step: gradients are reduced, weights gathered; ZeRO-3 gathers in each pass."""
-    if layout.dp == 1:
+    if layout.dp_cp == 1:
         return []
     gradients = sum(p.tensor.nbytes for p in found.params if p.tensor.requires_grad)
     weights = sum(p.tensor.nbytes for p in found.params)
@@ -269,7 +269,7 @@ def _seconds(
     busiest = max(program, key=lambda actions: total(present(times.exact), actions))
     compute, tp = total(compute_seconds, busiest), total(tp_seconds, busiest)
     master_size = 8 if config.advanced.float64 else 4
-    shared = layout.dp if config.parallel.zero_stage >= 1 else 1
+    shared = layout.dp_cp if config.parallel.zero_stage >= 1 else 1
     trainable_numbers = max(
         sum(p.tensor.numel() for p in found.params if p.tensor.requires_grad) for found in rank_costs
     )
@@ -278,7 +278,7 @@ def _seconds(
         tp=tp + max(link("tp", found.once, layout.tp) for found in rank_costs),
         bubble=played.makespan - compute - tp,
         dp=max(
-            link("dp", _dp_messages(config, layout, found, program[pp]), layout.dp)
+            link("dp", _dp_messages(config, layout, found, program[pp]), layout.dp_cp)
             for pp, found in enumerate(rank_costs)
         ),
         optimizer=TOUCHED * master_size * trainable_numbers / shared / cluster.bytes_per_s,

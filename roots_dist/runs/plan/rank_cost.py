@@ -156,7 +156,7 @@ def count_rank_cost(config: Config, layout: Layout, pp_rank: int) -> RankCost:
         if messages:
             del messages.messages[:]
         sum_partial_gradients(model.params)
-    ties = {name: len(ranks) * layout.dp for name, ranks in model.holders.items() if pp_rank in ranks}
+    ties = {name: len(ranks) * layout.dp_cp for name, ranks in model.holders.items() if pp_rank in ranks}
     once = tuple(messages.messages) if messages else ()
     pieces = tuple(sum(p.nbytes for p in piece.parameters()) for _, piece in model.pieces())
     return RankCost(
@@ -187,6 +187,8 @@ def fake_mesh(layout: Layout, pp_rank: int, tp_group: dist.ProcessGroup | None, 
         tp=axis("tp", layout.tp, group=tp_group),
         pp=axis("pp", layout.pp, pp_rank),
         dp=axis("dp", layout.dp),
+        cp=axis("cp", layout.cp),
+        dp_cp=axis("dp_cp", layout.dp_cp),
         model=axis("model", layout.tp * layout.pp, pp_rank * layout.tp),
         world=axis("world", layout.world_size, layout.rank(pp_rank, 0, 0)),
     )

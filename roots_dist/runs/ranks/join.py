@@ -41,7 +41,7 @@ def joined(config: Config, world: World, layout: Layout) -> Iterator[Mesh]:
     logs.ignore_warnings_of_libraries()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    live = world.size > 1 or config.engine(layout.dp) == "deepspeed"
+    live = world.size > 1 or config.engine(layout.dp_cp) == "deepspeed"
     if live:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",

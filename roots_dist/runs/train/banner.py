@@ -54,7 +54,7 @@ def banner(config: Config, mesh: Mesh, peak: float | None, bound: Bounds) -> str
         peak_words = "peak of this GPU not known: no MFU"
     else:
         peak_words = f"peak {format_flops(peak)} {'measured' if mesh.device.type == 'cpu' else 'by data sheet'}"
-    engine = config.engine(mesh.dp.size)
+    engine = config.engine(mesh.dp_cp.size)
     model = f"{mesh.layout}, {parameters(config):,} parameters, {engine} engine, {peak_words}"
     return f"{model}\n{batch_arithmetic(config, mesh.layout)}\n{bound}"
 

@@ -40,7 +40,7 @@ def train_step(run: Run, batches: list[MicroBatch], lr: float, stop: int = 0) ->
     with run.engine.accumulate():
         found = run.passes.forward_backward(batches, {name: weights[name] / max(1, n) for name, n in counts.items()})
         run.watch.lap("compute")
-        sum_tied_gradients(run.params, run.ties, run.mesh.dp)
+        sum_tied_gradients(run.params, run.ties, run.mesh.dp_cp)
         sum_partial_gradients(run.params)
         sums, nonfinite, stop = sum_over_ranks(run.mesh, found, list(weights), run.params, stop)
         run.watch.lap("pp_wait" if run.mesh.pp.size > 1 else "dp")  # stages that finish first wait here for the others

@@ -101,7 +101,7 @@ def _write_tensors(
     """Write this rank's shards. Returns their names, sizes, hashes and tensors, as JSON. Collective over the world."""
     mine = [p for p in params if not p.is_copy]
     sizes = [torch.Size(p.spec.shape).numel() * master_dtype(p.tensor.dtype).itemsize for p in mine]
-    plan = plan_shards(sizes, mesh.tp.size * mesh.dp.size, shard_bytes)
+    plan = plan_shards(sizes, mesh.tp.size * mesh.dp_cp.size, shard_bytes)
     before, total = _shards_of_stages(plan.num_shards, mesh)
     missing = [plan.shard.count(number) for number in range(plan.num_shards)]
     collected: dict[str, dict[str, Tensor]] = {kind: {} for kind in STATE}
@@ -109,7 +109,7 @@ def _write_tensors(
     for p, owner, shard in zip(mine, plan.owner, plan.shard):
         owner_dp, owner_tp = divmod(owner, mesh.tp.size)
         values = engine.read_state(p.name)
-        if mesh.dp.rank != owner_dp:
+        if mesh.dp_cp.rank != owner_dp:
             continue
         for kind in list(values):
             whole = _whole(p, values.pop(kind), owner_tp, mesh)
