@@ -10,6 +10,7 @@ from roots_dist.config.families import FAMILIES, FamilyRecord
 from roots_dist.config.objectives import OBJECTIVES, ObjectiveRecord, SampleSettings
 from roots_dist.config.schema import Config
 from roots_dist.config.span_lengths import SpanLengths
+from roots_dist.errors import Problem
 
 
 def family_of(config: Config) -> FamilyRecord:
@@ -18,6 +19,18 @@ def family_of(config: Config) -> FamilyRecord:
 
 def objective_of(config: Config) -> ObjectiveRecord:
     return OBJECTIVES[config.objective.name]
+
+
+def is_bare(config: Config) -> bool:
+    """Whether the model has no head yet: a stack that was imported alone, or a task before its rows were read."""
+    return objective_of(config).has_labels and not config.finetune.labels
+
+
+def no_head(config: Config) -> Problem:
+    """What is wrong with asking a bare model for labels."""
+    expected = "the names of the labels: this model has no head that gives any"
+    fix = f"teach it some: roots finetune CONFIG finetune.init_from={config.track.folder}"
+    return Problem(key="finetune.labels", found=[], expected=expected, fix=fix)
 
 
 def settings_of(config: Config) -> SampleSettings:

@@ -164,6 +164,10 @@ def mt5(**more):
     return model
 
 
+def without_pooler(family: str, config: transformers.PretrainedConfig):
+    return getattr(transformers, f"{family}Model")(config, add_pooling_layer=False)
+
+
 MODELS: dict[str, Callable] = {
     "gpt2": gpt2,
     "gpt2 untied": lambda: gpt2(tie_word_embeddings=False, activation_function="gelu", n_inner=None),
@@ -185,10 +189,13 @@ MODELS: dict[str, Callable] = {
     "bert untied": lambda: bert("ForMaskedLM", tie_word_embeddings=False),
     "bert classify": lambda: bert("ForSequenceClassification", **CLASSES),
     "bert tag": lambda: bert("ForTokenClassification", **CLASSES),
+    "bert bare": lambda: bert("Model"),
+    "bert bare without pooler": lambda: without_pooler("Bert", bert("Model").config),
     "roberta": lambda: roberta("ForMaskedLM"),
     "roberta tag": lambda: roberta("ForTokenClassification", **CLASSES),
     "electra": lambda: electra("ForPreTraining"),
     "electra classify": lambda: electra("ForSequenceClassification", **CLASSES),
+    "electra bare": lambda: electra("Model"),
     "electra tag": lambda: electra("ForTokenClassification", **CLASSES),
     "t5 v1.0": t5,
     "t5 v1.1": lambda: t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
@@ -201,6 +208,8 @@ MODELS: dict[str, Callable] = {
     "camembert": lambda: like_roberta("Camembert", "ForMaskedLM", layer_norm_eps=1e-5),
     "camembert tag": lambda: like_roberta("Camembert", "ForTokenClassification", **CLASSES),
     "distilbert": lambda: distilbert("ForMaskedLM"),
+    "xlm-roberta bare": lambda: without_pooler("XLMRoberta", like_roberta("XLMRoberta", "Model").config),
+    "distilbert bare": lambda: distilbert("Model"),
     "distilbert tag": lambda: distilbert("ForTokenClassification", **CLASSES),
     "llama biases apart": lambda: like_llama("Llama", attention_bias=True),
     "llama 3.1": lambda: like_llama("Llama", scaled="llama3"),
@@ -208,6 +217,7 @@ MODELS: dict[str, Callable] = {
     "llama yarn": lambda: like_llama("Llama", scaled="yarn"),
     "mistral": lambda: like_llama("Mistral", head_dim=10, sliding_window=None),
     "mistral window": lambda: like_llama("Mistral", sliding_window=5),
+    "mistral bare": lambda: like_llama("Mistral", "Model", sliding_window=None),
     "mistral tag": lambda: like_llama("Mistral", "ForTokenClassification", sliding_window=SEQ, **CLASSES),
     "phi3": lambda: like_llama("Phi3", sliding_window=7),
     "phi3 longrope": lambda: like_llama(

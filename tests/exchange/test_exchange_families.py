@@ -19,6 +19,8 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import UserError
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective
+from roots_dist.runs.evaluate.check_options import problems
+from roots_dist.runs.evaluate.options import EvaluateOptions
 from roots_dist.runs.train.init_weights import load_init_weights
 from roots_dist.runs.train.origin import write_origin
 from roots_dist.storage.exchange import ARCHITECTURES
@@ -30,7 +32,7 @@ from roots_dist.world.mesh import Mesh
 
 TWO_HEADS = ("bert", "electra")
 """Their gradients are compared in tests/reference."""
-LEARNED = [name for name in MODELS if name not in TWO_HEADS and "classify" not in name and "untied" not in name]
+LEARNED = [name for name in MODELS if name not in TWO_HEADS and not {"classify", "untied", "bare"} & {*name.split()}]
 LEARNED += ["roberta classify", "gemma2 classify"]
 
 
@@ -213,9 +215,9 @@ def test_a_run_that_trains_in_the_folder_of_an_import_is_still_of_its_class(tmp_
     assert origin_of(run) == "MistralForCausalLM" and facts["imported_from"] == str(tmp_path / "theirs")
 
 
-@pytest.mark.parametrize("name", ["gemma2", "granite", "phi", "qwen3"])
+@pytest.mark.parametrize("name", ["gemma2", "granite", "phi", "qwen3", "bert bare", "distilbert bare", "mistral bare"])
 def test_an_import_can_be_fine_tuned_for_labels(name, imported):
-    """What belongs to its projection over the vocabulary is left behind with it."""
+    """What belongs to its projection over the vocabulary is left behind with it; a stack alone gets a head."""
     _, run, _ = imported(name)
     asked = {"objective": {"name": "classify"}, "finetune": {"init_from": str(run), "labels": ["a", "b"]}}
     loaded = Loaded(Config.model_validate(asked), {"objective.name": "file", "finetune.labels": "file"})
@@ -225,6 +227,19 @@ def test_an_import_can_be_fine_tuned_for_labels(name, imported):
     load_init_weights(tuned)
     batch = comparison_batch(config)
     assert tuned.passes.forward([batch])[0].shape == (2, 2)
+
+
+def test_a_stack_alone_keeps_its_pooler_and_says_that_it_has_no_labels(imported):
+    theirs, run, said = imported("bert bare")
+    assert "it has no head: name it as finetune.init_from" in said
+    config = config_of_run(run).config
+    tuned = config.changed({"finetune.labels": ("a", "b"), "finetune.init_from": str(run)})
+    started = build_run(tuned, Mesh.single(), objective=proof_objective(tuned))
+    load_init_weights(started)
+    pooler = next(p.tensor for p in started.params if p.name == "head.pooler.weight")
+    assert torch.equal(pooler, load_file(theirs / "model.safetensors")["pooler.dense.weight"])
+    (problem,) = problems(EvaluateOptions(), config)
+    assert "this model has no head" in problem.expected and problem.fix.endswith(f"finetune.init_from={run}")
 
 
 def test_a_discriminator_alone_goes_back_alone(imported, tmp_path):

@@ -72,7 +72,7 @@ class _Task(nn.Module):
         return x if last is None else last(x)
 
     def to_output(self, logits: Tensor, batch: MicroBatch) -> PieceOutput:
-        """The term, or float32 logits if batch.logits_at is set."""
+        """The term, or float32 logits (of a model without labels, its hidden states) if batch.logits_at is set."""
         if batch.logits_at is not None:
             return PieceOutput((logits.float(),))
         smoothing = self.smoothing if self.training else 0.0
@@ -89,21 +89,19 @@ class Classify(_Task):
         self.pooler = Dense(tp, m.hidden, m.hidden, m.std(), whole=True) if pooling == "pooler" else None
         self.dense = Dense(tp, m.hidden, m.hidden, m.std(), whole=True) if pooling == "dense" else None
         self.again = Dropout(config, tp, "head.classifier") if pooling == "dense" else None
-        bias = pooling != "last"
-        self.classifier = Dense(tp, m.hidden, len(config.finetune.labels), m.std(), whole=True, bias=bias)
+        self.classifier = classifier(config, tp, whole=True, bias=pooling != "last")
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
         x = gather_sequence(self.normed(payload["hidden"]), self.tp)  # [B, S, D]
-        if self.family.pooling == "last":
-            return self.to_output(
-                self.classifier(x[torch.arange(len(x), device=x.device), last_positions(batch)]), batch
-            )
-        x = x[:, 0]  # [B, D]
+        last = self.family.pooling == "last"
+        x = x[torch.arange(len(x), device=x.device), last_positions(batch)] if last else x[:, 0]  # [B, D]
         if self.pooler is not None:
             x = torch.tanh(self.pooler(x))
         elif self.dense is not None:
             x = F.gelu(self.dense(self._dropped(self.drop, x, batch)))
-        return self.to_output(self.classifier(self._dropped(self.again or self.drop, x, batch)), batch)
+        if self.classifier is None:
+            return self.to_output(x, batch)
+        return self.to_output(self.classifier(x if last else self._dropped(self.again or self.drop, x, batch)), batch)
 
     def _dropped(self, dropout: Dropout, x: Tensor, batch: MicroBatch) -> Tensor:
         """Apply dropout to one position of each text, which every tensor rank holds."""
@@ -117,11 +115,19 @@ class Tag(_Task):
 
     def __init__(self, config: Config, tp: TensorParallel):
         super().__init__(config, tp)
-        self.classifier = Dense(tp, config.model.hidden, len(config.finetune.labels), config.model.std())
+        self.classifier = classifier(config, tp)
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
+        if self.classifier is None:
+            return self.to_output(gather_sequence(self.normed(payload["hidden"]), self.tp), batch)
         logits = self.classifier(self.drop(self.normed(payload["hidden"]), batch))  # [B, s, C]
         return self.to_output(gather_sequence(logits, self.tp), batch)
+
+
+def classifier(config: Config, tp: TensorParallel, *, whole: bool = False, bias: bool = True) -> Dense | None:
+    """A layer with an output for each label; None if there are no labels yet, and the model gives its hidden states."""
+    m, labels = config.model, config.finetune.labels
+    return Dense(tp, m.hidden, len(labels), m.std(), whole=whole, bias=bias) if labels else None
 
 
 def last_positions(batch: MicroBatch) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from roots_dist.config.objectives import named, writing_decoders
-from roots_dist.config.records import family_of, objective_of
+from roots_dist.config.records import family_of, is_bare, no_head, objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import Problem
 from roots_dist.runs.evaluate.options import EvaluateOptions
@@ -32,7 +32,9 @@ def problems(options: EvaluateOptions, config: Config) -> list[Problem]:
     for key, value in (("--include-path", options.include_path), ("--limit", options.limit)):
         if value is not None and not options.tasks:
             found.append(Problem(key=key, found=value, expected="--lm-eval with it", fix="add --lm-eval TASKS"))
-    if not config.data.validation and (options.ngram is not None or not options.tasks):
+    if is_bare(config):
+        found.append(no_head(config))
+    elif not config.data.validation and (options.ngram is not None or not options.tasks):
         fix = "name a prefix: roots evaluate RUN data.validation=data/mine/validation_text_document"
         found.append(Problem(key="data.validation", found=[], expected="a held-out corpus", fix=fix))
     return found

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from roots_dist.assembly.passes import Passes
-from roots_dist.config.records import objective_of
+from roots_dist.config.records import is_bare, no_head, objective_of
 from roots_dist.config.schema import Config
-from roots_dist.errors import DataError, Problem, present
+from roots_dist.errors import DataError, present
 from roots_dist.learning.data.remarks import Remarks
 from roots_dist.learning.data.rows import Row
 from roots_dist.learning.data.tasks import ROW_READERS, Examples, columns_of
@@ -38,9 +38,8 @@ def examples(prompts: Sequence[Prompt], encoder: PromptEncoder) -> Examples:
     config = encoder.config
     f, objective = config.finetune, objective_of(config)
     one_label = objective.answer == "classify"
-    if not f.labels:
-        fix = "name them as in training: 'finetune.labels=[…]'"
-        raise DataError(Problem(key="finetune.labels", found=[], expected="the names of the labels", fix=fix))
+    if is_bare(config):
+        raise DataError(no_head(config))
     found = []
     for one in prompts:
         if f.pair_column is not None and not (one.pair or "").strip():

@@ -51,7 +51,7 @@ def compare_parameters(config: Config, source: Config, tp: TensorParallel) -> tu
     fresh = {n for n, place in ours.items() if n not in theirs and may_differ(n, place)} | renewed
     generator = {n for n in theirs if n.startswith("generator.") and config.objective.name != source.objective.name}
     heads = {n for n, place in theirs.items() if n not in ours and place.depth == 0}
-    return frozenset(fresh), frozenset(heads | generator | renewed)
+    return frozenset(fresh), frozenset(heads | generator | renewed & theirs.keys())
 
 
 def _format_names(names: frozenset[str]) -> str:

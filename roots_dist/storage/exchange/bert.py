@@ -112,6 +112,7 @@ BERT = Architecture(
         Head("BertForMaskedLM", ("mlm",), _GUESS),
         Head("BertForSequenceClassification", ("classify",), (*_POOLER, CLASSIFIER)),
         Head("BertForTokenClassification", ("tag",), (CLASSIFIER,)),
+        Head("BertModel", ("classify",), _POOLER, bare=True),
     ),
     stack=encoder_stack(
         "bert",
@@ -125,7 +126,7 @@ BERT = Architecture(
     ours={"model.family": "bert"} | ENCODER,
     keys=encoder_keys(1e-12),
     fixed=FIXED,
-    unused=(POSITION_IDS, r"^bert\.pooler\."),
+    unused=(POSITION_IDS, r"^(bert\.)?pooler\."),
 )
 
 _ROBERTA_GUESS = (
@@ -162,7 +163,7 @@ ROBERTA = Architecture(
         for key in encoder_keys(1e-12, shift=ROBERTA_OFFSET)
     ),
     fixed=(Fixed("pad_token_id", 1), *FIXED),
-    unused=(POSITION_IDS, r"^roberta\.pooler\."),
+    unused=(POSITION_IDS, r"^(roberta\.)?pooler\."),
 )
 """Its head for masked words has the exact gelu whatever hidden_act says, so that only this is the same everywhere."""
 

@@ -7,6 +7,7 @@ positions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from roots_dist.assembly.passes import build_passes
-from roots_dist.config.records import family_of, objective_of
+from roots_dist.config.records import family_of, is_bare, objective_of
 from roots_dist.config.rope_scaling import LongRope
 from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
@@ -32,6 +33,9 @@ from roots_dist.world.mesh import Mesh
 BOUND = 1e-4
 """Allowed difference in float32, relative to the largest logit if that is above 1."""
 TEXTS, LENGTH = 2, 24
+OUTPUTS = ("prediction_logits", "logits", "pooler_output", "last_hidden_state")
+"""What their classes call it, the first that there is: BertForPreTraining has two heads, a stack alone has none."""
+HIDDEN = OUTPUTS[-1]
 
 
 class Comparison(NamedTuple):
@@ -53,13 +57,18 @@ def compare(run: Path, folder: Path) -> Comparison:
     """
     config = config_of_run(run).config.changed({"train.precision": "fp32", "train.device": "cpu"})
     batch = comparison_batch(config)
-    theirs = [their_logits(folder, batch)]
+    theirs = [their_logits(folder, batch, outputs_of(config))]
     if (folder / GENERATOR).is_dir():
         theirs.insert(0, their_logits(folder / GENERATOR, batch))
     ours = our_logits(config, best_or_newest(run), batch)
     pairs = list(zip(ours, theirs, strict=True))
     assert all(a.shape == b.shape and a.isfinite().all() for a, b in pairs), [(a.shape, b.shape) for a, b in pairs]
     return Comparison(max((a - b).abs().max().item() for a, b in pairs), max(a.abs().max().item() for a in ours))
+
+
+def outputs_of(config: Config) -> Sequence[str]:
+    """Which of OUTPUTS to compare with: a stack alone may have a pooler that our model has not."""
+    return (HIDDEN,) if is_bare(config) and objective_of(config).answer == "tag" else OUTPUTS
 
 
 def comparison_batch(config: Config) -> MicroBatch:
@@ -100,8 +109,8 @@ def is_alone(checkpoint: Path) -> bool:
     return not any(name.startswith(GENERATOR_NAMES) for name in read_index(checkpoint, "weight"))
 
 
-def their_logits(folder: Path, batch: MicroBatch) -> Tensor:
-    """Logits of the class that config.json names."""
+def their_logits(folder: Path, batch: MicroBatch, outputs: Sequence[str] = OUTPUTS) -> Tensor:
+    """Logits of the class that config.json names, or the first of these outputs that it has."""
     try:
         import transformers
     except ImportError as error:
@@ -111,14 +120,15 @@ def their_logits(folder: Path, batch: MicroBatch) -> Tensor:
     name = read_json(folder / "config.json")["architectures"][0]
     how = dict(dtype=torch.float32, output_loading_info=True, local_files_only=True)
     model, loading_info = getattr(transformers, name).from_pretrained(folder, **how)
-    odd = [*loading_info["missing_keys"], *loading_info["unexpected_keys"]]
+    missing = loading_info["missing_keys"]
+    if tuple(outputs) == (HIDDEN,):
+        missing = [key for key in missing if not key.startswith("pooler.")]  # version 5 makes one for every stack
+    odd = [*missing, *loading_info["unexpected_keys"]]
     if odd:
         version = transformers.__version__
         raise ExchangeError(f"{folder}: transformers {version} finds {min(odd)} missing or left over. Fix: report it.")
     inputs = {} if batch.decoder_tokens is None else {"decoder_input_ids": batch.decoder_tokens}
     with torch.no_grad():
-        outputs = model.eval()(input_ids=batch.tokens, **inputs)
-    logits: Tensor = (
-        outputs.prediction_logits if "prediction_logits" in outputs else outputs.logits
-    )  # BertForPreTraining has two heads
+        found = model.eval()(input_ids=batch.tokens, **inputs)
+    logits: Tensor = next(found[name] for name in outputs if name in found)
     return logits.float()

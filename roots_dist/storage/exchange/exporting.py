@@ -20,7 +20,7 @@ from torch import Tensor
 
 from roots_dist.accounting.sizes import generator_of, parameters
 from roots_dist.config.load import CONFIG_FILE, read
-from roots_dist.config.records import family_of, objective_of
+from roots_dist.config.records import family_of, is_bare, objective_of
 from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
 from roots_dist.errors import CheckpointError, ExchangeError
@@ -69,7 +69,8 @@ def export_model(run: Path, folder: Path, dtype: str = "float32") -> str:
             named = head._replace(architecture=GENERATOR_CLASS) if prefix else head
             settings = hf_config_of(of, architecture, named) | {"dtype": dtype, "torch_dtype": dtype}
             _write_settings(partial / prefix, settings, config, token_settings(config, run, special))
-            _write_tensors(partial / prefix, prefix, table, config, plain, weights, DTYPES[dtype])
+            left_out = f"{architecture.base}." if head.bare else prefix
+            _write_tensors(partial / prefix, prefix, left_out, table, config, plain, weights, DTYPES[dtype])
             write_tokenizer(config, partial / prefix)
     half = ", without a generator" if alone else ""
     return f"{folder}: {head.architecture}{half} in {dtype}, from {checkpoint}"
@@ -107,7 +108,8 @@ def architecture_for(
     """The architecture that the model came as, or else the first one that supports every feature of this model. Raises
     ExchangeError naming what the closest one lacks."""
     tables = _tables(config, special, origin)
-    able = [(table, head) for table in tables if (head := table.head_for(config.objective.name))]
+    bare = is_bare(config)
+    able = [(table, head) for table in tables if (head := table.head_for(config.objective.name, bare))]
     if not able:
         known = ", ".join(dict.fromkeys(name for table in tables for head in table.heads for name in head.objectives))
         raise exchange_error("objective.name", config.objective.name, f"one of {known}", "export a run of one of these")
@@ -177,20 +179,27 @@ def _write_settings(
 
 
 def _write_tensors(
-    folder: Path, prefix: str, table: list[Rule], config: Config, model: Shapes, weights: Tensors, dtype: torch.dtype
+    folder: Path,
+    prefix: str,
+    left_out: str,
+    table: list[Rule],
+    config: Config,
+    model: Shapes,
+    weights: Tensors,
+    dtype: torch.dtype,
 ) -> None:
-    """Write the tensors whose names begin with the prefix, in the order of the table."""
+    """Write the tensors of the folder `prefix`, in the order of the table, under their names without `left_out`."""
     wanted = [(name, rule) for rule in table for name in rule.written if _folder(name) == prefix]
 
     def theirs() -> Iterator[tuple[str, Tensor]]:
         for name, rule in wanted:
             parts = [_whole(weights, n, config).to(torch.float32) for n in rule.ours]
-            yield name.removeprefix(prefix), rule.form.join(config, parts).to(dtype)
+            yield name.removeprefix(left_out), rule.form.join(config, parts).to(dtype)
 
     def bytes_in(rule: Rule) -> int:
         return bytes_of(rule.form.join(config, [torch.empty(model[n], device="meta") for n in rule.ours]).shape, dtype)
 
-    sizes = {name.removeprefix(prefix): bytes_in(rule) for name, rule in wanted}
+    sizes = {name.removeprefix(left_out): bytes_in(rule) for name, rule in wanted}
     where: dict[str, str] = {}
 
     def write(number: int, total: int, tensors: dict[str, Tensor]) -> None:

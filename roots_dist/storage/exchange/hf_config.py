@@ -295,7 +295,7 @@ def hf_config_of(config: Config, architecture: Architecture, head: Head) -> dict
     tree |= {fixed.theirs: fixed.value for fixed in architecture.fixed if fixed.written}
     tree |= {key.theirs: _to_theirs(key, values[key.ours]) for key in architecture.keys}
     labels = config.finetune.labels
-    if objective_of(config).has_labels:
+    if objective_of(config).has_labels and not head.bare:
         tree["id2label"] = {str(i): name for i, name in enumerate(labels)}
         tree["label2id"] = {name: i for i, name in enumerate(labels)}
     tree |= {"initializer_range": config.model.std(), "use_cache": True}

@@ -86,6 +86,7 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     unread = f"; ignored, because they change no function: {', '.join(ignored)}" if ignored else ""
     what = f"{head.architecture} as model.family={config.model.family}, {count:,} parameters in {len(model)} tensors"
     half = "; without its generator it can be fine-tuned, not pre-trained (--generator)" if alone else ""
+    half = "; it has no head: name it as finetune.init_from" if head.bare else half
     left = f"; without {len(beyond)} added tokens, beyond the model's vocabulary: {', '.join(beyond)}" if beyond else ""
     return f"{run}: {what}{half}{unread}{spoken}{left}"
 
@@ -103,9 +104,17 @@ def _architecture_of(tree: Mapping[str, Any], folder: Path, tensors: Tensors) ->
     if architecture is None or head is None:
         known = ", ".join(h.architecture for a in ARCHITECTURES.values() for h in a.heads)
         raise exchange_error(where, names[0], f"one of {known}", "use a model of one of these classes")
+    if head.bare and not _has_tensors(head, architecture, tensors):  # BERT without its pooler
+        head = next(h for h in reversed(architecture.heads) if h.architecture == head.architecture)
     if head.architecture == "BertForMaskedLM" and "cls.seq_relationship.weight" in tensors.files:
         head = present(architecture.head("BertForPreTraining"))  # many released BERT checkpoints name the smaller class
     return architecture, head
+
+
+def _has_tensors(head: Head, architecture: Architecture, tensors: Tensors) -> bool:
+    """Whether the folder has what the head adds to the stack, named with or without the prefix of the stack."""
+    names = [entry.theirs.replace("*", "weight") for entry in head.entries if "{i}" not in entry.theirs]
+    return all(n in tensors.files or n.removeprefix(f"{architecture.base}.") in tensors.files for n in names)
 
 
 def _refuse_more_blocks_than_tensors(config: Config, tensors: Mapping[str, Tensors]) -> None:
@@ -121,7 +130,7 @@ def _config_values(tree: Mapping[str, Any], architecture: Architecture, head: He
     values, ignored = read_hf_config(tree, architecture, where)
     values["objective.name"] = head.objectives[0]
     if OBJECTIVES[head.objectives[0]].has_labels:
-        values["finetune.labels"] = labels_of(tree, where)
+        values["finetune.labels"] = () if head.bare else labels_of(tree, where)
         values = {name: value for name, value in values.items() if name not in OF_VOCAB_HEAD}
     return Reading(values, ignored)
 

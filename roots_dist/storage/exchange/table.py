@@ -115,6 +115,9 @@ class Head(NamedTuple):
     entries: tuple[Entry, ...]
     aliases: tuple[str, ...] = ()
     """Names of the class in older files."""
+    bare: bool = False
+    """The stack alone, as BertModel: a start for fine-tuning. It becomes a task whose labels are not known yet, and its
+    files have no prefix of the stack."""
 
 
 class Architecture(NamedTuple):
@@ -149,8 +152,8 @@ class Architecture(NamedTuple):
     def head(self, architecture: str) -> Head | None:
         return next((head for head in self.heads if architecture in (head.architecture, *head.aliases)), None)
 
-    def head_for(self, objective: str) -> Head | None:
-        return next((head for head in self.heads if objective in head.objectives), None)
+    def head_for(self, objective: str, bare: bool = False) -> Head | None:
+        return next((head for head in self.heads if objective in head.objectives and head.bare == bare), None)
 
 
 def rules(architecture: Architecture, head: Head, config: Config, shapes: Shapes) -> list[Rule]:
@@ -198,6 +201,18 @@ def with_defaults(keys: Iterable[Key], **defaults: object) -> tuple[Key, ...]:
 def renamed(heads: Iterable[Head], name: str) -> tuple[Head, ...]:
     """The same heads in classes whose names begin with this one."""
     return tuple(head._replace(architecture=name + _task(head.architecture), aliases=()) for head in heads)
+
+
+def with_bare_stack(table: Architecture, name: str | None = None) -> Architecture:
+    """The table with the class of the stack alone, behind those of its tasks.
+
+    name: what the class is called before `Model`, by default as the first class of the table before `For`.
+    """
+    tagged = table.head_for("tag")
+    entries = tuple(e for e in tagged.entries if not any("head.classifier" in n for n in e.ours)) if tagged else ()
+    first = table.heads[0].architecture
+    name = name or first[: first.index("LMHead" if "LMHead" in first else "For")]
+    return table._replace(heads=(*table.heads, Head(f"{name}Model", ("tag",), entries, bare=True)))
 
 
 def _task(architecture: str) -> str:
