@@ -22,9 +22,10 @@ PAGE, RESULTS = ROOT / "docs" / "trust.md", ROOT / "docs" / "trust.json"
 HEAD = """\
 # Trust
 
-What was done to runs, and what came of it. Programs in [`tests/chaos`](../tests/chaos/__init__.py) do the harm at random,
-for as long as they are told to; a few trials of each are in every `make test`. [Checkpoints](checkpoints.md) and
-[error messages](errors.md) say what a run does then, [security](security.md) who can do what.
+What was done to runs, and what came of it. Programs in [`tests/chaos`](../tests/chaos/__init__.py) do the harm at
+random, for as long as they are told to; a few trials of each are in every `make test`.
+[Checkpoints](checkpoints.md) and [error messages](errors.md) say what a run does then,
+[security](security.md) who can do what.
 
     python -m tests.chaos.run --minutes 60 --results docs/trust.json
     python docs/make_trust.py

@@ -70,7 +70,8 @@ class Layout:
     def along(self, axis: AxisName, place: Place) -> list[int]:
         """Ranks that differ from `place` only in this axis, in the order of their coordinate."""
         start = {"dp": 0, "cp": 0} if axis == "dp_cp" else {axis: 0}
-        return self._group(axis, self.rank(**{**place._asdict(), **start}))
+        first: dict[str, int] = place._asdict() | start
+        return self._group(axis, self.rank(**first))
 
     def groups(self, axis: AxisName) -> list[list[int]]:
         """All groups of this axis: a partition of the world, in the same order on every rank."""

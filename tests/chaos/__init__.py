@@ -1,4 +1,4 @@
-"""Programs that do harm, at random and for as long as they are told to: kills, power loss, damages, full disks, signals.
+"""Programs that do harm at random, for as long as they are told to: kills, power loss, damages, full disks, signals.
 
     python -m tests.chaos.run --minutes 10 [FAMILY ...] --results docs/trust.json    # goes on where it was
     python docs/make_trust.py                                                        # docs/trust.md, from the results

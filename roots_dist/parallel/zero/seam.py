@@ -5,9 +5,9 @@
     engine.step(lr)                      # clip by the global norm, AdamW, copy to the model's weights
 
 The loss is already divided by the step's global count, so gradients are summed over dp, not averaged. In this room dp
-is mesh.dp_cp: context ranks hold the same parameters, and have gradients from other positions, as data ranks have. Frozen parameters
-(parallel/optim/trainable.py) have requires_grad off, no gradient, no master copy and no moments; unfreeze() trains more
-of them.
+is mesh.dp_cp: context ranks hold the same parameters, and have gradients from other positions, as data ranks have.
+Frozen parameters (parallel/optim/trainable.py) have requires_grad off, no gradient, no master copy and no moments;
+unfreeze() trains more of them.
 """
 
 from __future__ import annotations
