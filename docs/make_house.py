@@ -48,6 +48,7 @@ ROOMS = {
     "testing": "worlds of real ranks, parity",
     "verify": "this config's proof",
     "cli": "one file for each command, with its options beside it",
+    "api": "load, train, be called back",
     "__main__": "python -m",
 }
 """Room -> what it is for. A room without a line here cannot be drawn, and the test says so."""

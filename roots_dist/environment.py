@@ -12,7 +12,8 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from roots_dist.errors import EnvironmentProblem
@@ -117,6 +118,17 @@ def export(values: Mapping[str, str], *, replace: bool = True) -> None:
             os.environ[name] = value
         else:
             os.environ.setdefault(name, value)
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Undo at the end what the body sets: a program of the user's may start other processes later."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def unset(names: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch.distributed as dist
@@ -32,8 +32,11 @@ def environ() -> dict[str, str]:
     return ours | {"PYTHONPATH": str(ROOT)}
 
 
-def roots(*words: str, ranks: int = 1, **own_variables: object) -> subprocess.CompletedProcess[str]:
-    """Run `roots WORDS` in one process that has no launcher, or on ranks that torchrun has started."""
+def roots(
+    *words: str, ranks: int = 1, main: Callable[[Sequence[str]], object] = main, **own_variables: object
+) -> subprocess.CompletedProcess[str]:
+    """Run `roots WORDS` in one process that has no launcher, or on ranks that torchrun has started. `main` is another
+    program that is given the words."""
     variables = environ() | ENVIRONMENTS["cpu"] | {"GLOO_SOCKET_IFNAME": "lo"}
     if ranks > 1:
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # of torchrun's agent
@@ -51,7 +54,7 @@ def roots(*words: str, ranks: int = 1, **own_variables: object) -> subprocess.Co
         try:
             for rank in range(ranks):
                 own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-                processes.append(context.Process(target=_run, args=(words, variables | own, outputs[rank])))
+                processes.append(context.Process(target=_run, args=(main, words, variables | own, outputs[rank])))
                 with environment_of_ranks("cpu"):
                     processes[-1].start()
             for process in processes:
@@ -64,7 +67,9 @@ def roots(*words: str, ranks: int = 1, **own_variables: object) -> subprocess.Co
     return subprocess.CompletedProcess(words, max((p.exitcode for p in processes), key=abs), out, err)
 
 
-def _run(words: Sequence[str], variables: Mapping[str, str], outputs: Sequence[str]) -> None:
+def _run(
+    main: Callable[[Sequence[str]], object], words: Sequence[str], variables: Mapping[str, str], outputs: Sequence[str]
+) -> None:
     for stream, file in enumerate(outputs, start=1):
         opened = os.open(file, os.O_WRONLY | os.O_CREAT)
         os.dup2(opened, stream)

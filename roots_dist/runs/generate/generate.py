@@ -35,6 +35,8 @@ from roots_dist.world.mesh import Mesh
 
 Show = Callable[[str], None]
 """Called with text as it is generated; adds no line breaks."""
+Load = Callable[[], Passes]
+"""Gives the model."""
 
 
 class Reply(NamedTuple):
@@ -55,7 +57,7 @@ def load_model(config: Config, mesh: Mesh) -> Passes:
 def generate(config: Config, mesh: Mesh, *, options: GenerateOptions, show: Show) -> None:
     """Answer the prompts. `show` is called on rank 0 only. Collective over the world."""
     prompts, encoder = read_prompts(options), _open_encoder(config, options)
-    replies = ANSWERS[objective_of(config).answer](prompts, encoder, mesh, options, show)
+    replies = reply(prompts, encoder, lambda: load_model(config, mesh), options, show)
     if mesh.rank > 0 or not replies:
         return
     if options.output is None:
@@ -64,6 +66,14 @@ def generate(config: Config, mesh: Mesh, *, options: GenerateOptions, show: Show
     lines = "".join(json.dumps(reply.record, ensure_ascii=False) + "\n" for reply in replies)
     write_atomically(options.output, lines)
     show(f"{len(replies)} answers in {options.output}\n")
+
+
+def reply(
+    prompts: list[Prompt], encoder: PromptEncoder, load: Load, options: GenerateOptions, show: Show | None = None
+) -> list[Reply]:
+    """Answer each prompt, as its model does. `load` is called once the prompts are known to fit. With `show`, a single
+    text is shown while it is generated, and not returned. Collective over the world."""
+    return ANSWERS[objective_of(encoder.config).answer](prompts, encoder, load, options, show)
 
 
 def check(config: Config, options: GenerateOptions) -> None:
@@ -104,17 +114,18 @@ def _open_encoder(config: Config, options: GenerateOptions) -> PromptEncoder:
 
 
 def _write(
-    prompts: list[Prompt], encoder: PromptEncoder, mesh: Mesh, options: GenerateOptions, show: Show
+    prompts: list[Prompt], encoder: PromptEncoder, load: Load, options: GenerateOptions, show: Show | None
 ) -> list[Reply]:
     """Generate text. A single answer to a single prompt is shown while it is generated, and no replies are returned
     then."""
     ids, most = encode_prompts(prompts, encoder, options.max_tokens)
     request = replace(make_request(options, encoder.config), max_tokens=most)
     stops = encoder.stops(options.stop, options.keep_end, tuple(one.text for one in prompts))
-    passes = load_model(encoder.config, mesh)
+    passes = load()
+    mesh = passes.mesh
     has_past = encoder.start is None and encoder.chat is None  # the answer is read together with the prompt
     before = [text if has_past else [] for text in ids]
-    if len(prompts) == request.samples == 1 and not request.beams and options.output is None:
+    if show and len(prompts) == request.samples == 1 and not request.beams and options.output is None:
         on_token = TextStreamer(stops, before[0], show if mesh.rank == 0 else lambda text: None)
         if mesh.rank == 0 and has_past:
             show(prompts[0].text)
@@ -135,10 +146,10 @@ def _write(
 
 
 def _fill(
-    prompts: list[Prompt], encoder: PromptEncoder, mesh: Mesh, options: GenerateOptions, show: Show
+    prompts: list[Prompt], encoder: PromptEncoder, load: Load, options: GenerateOptions, show: Show | None
 ) -> list[Reply]:
     ids = encode_masked(prompts, encoder)
-    found = fill(load_model(encoder.config, mesh), ids, encoder, options.top or TOP)
+    found = fill(load(), ids, encoder, options.top or TOP)
     replies = []
     for one, text, masks in zip(prompts, ids, found):
         filled = fill_masks(text, masks, encoder)
@@ -155,10 +166,10 @@ def _fill(
 
 
 def _classify(
-    prompts: list[Prompt], encoder: PromptEncoder, mesh: Mesh, options: GenerateOptions, show: Show
+    prompts: list[Prompt], encoder: PromptEncoder, load: Load, options: GenerateOptions, show: Show | None
 ) -> list[Reply]:
     rows = examples(prompts, encoder)
-    found = classify(load_model(encoder.config, mesh), rows)
+    found = classify(load(), rows)
     replies = []
     for one, labels in zip(prompts, found):
         record = {"prompt": one.text, **({"pair": one.pair} if one.pair else {}), **_labelled(labels)}
@@ -168,10 +179,10 @@ def _classify(
 
 
 def _tag(
-    prompts: list[Prompt], encoder: PromptEncoder, mesh: Mesh, options: GenerateOptions, show: Show
+    prompts: list[Prompt], encoder: PromptEncoder, load: Load, options: GenerateOptions, show: Show | None
 ) -> list[Reply]:
     rows = examples(prompts, encoder)
-    found = tag(load_model(encoder.config, mesh), rows)
+    found = tag(load(), rows)
     replies = []
     for one, labels in zip(prompts, found):
         words = one.text.split()

@@ -50,7 +50,15 @@ NAMES = {
     "memory/peak_gib": "peak of the process that needs most",
     "memory/peak_gib/rankN, time/PART_s/rankN": "the same for each rank, with advanced.track_ranks",
 }
-"""Metric -> what it is. A run may log more."""
+"""Metric -> what it is. A run may log more, under sections of its own."""
+OURS = frozenset(name.partition("/")[0] for name in NAMES)
+"""Sections of these names."""
+
+
+def is_own(name: str) -> bool:
+    """Whether a metric is the user's: `section/name` with a section that is none of ours."""
+    section, slash, rest = name.partition("/")
+    return bool(section and slash and rest) and section not in OURS
 
 
 class MetricsFile:

@@ -18,6 +18,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from roots_dist.runs.track.metrics import is_own
+
 PLAIN_LINES = 50
 """Approximate number of lines that a whole run writes without a terminal."""
 REDRAW_S = 0.1
@@ -96,7 +98,12 @@ class _Line:
                 if width is not None and sum(len(w) + 2 for w in chosen.values()) + len(words) + 2 > width:
                     break
                 chosen[name] = words
-        return [chosen[name] for name in ORDER if name in chosen]
+        shown = [chosen[name] for name in ORDER if name in chosen]
+        for name in filter(is_own, self.metrics):
+            word = f"{name.partition('/')[2]} {self.metrics[name]:.4g}"
+            if width is None or sum(len(field) + 2 for field in [*shown, word]) <= width:
+                shown.append(word)
+        return shown
 
     @property
     def head(self) -> str:
@@ -126,11 +133,13 @@ class Progress:
         self._drawn = float("-inf")
         self._at = first_step
         self._shown: dict[str, float] = {}
+        self._own: dict[str, float] = {}
         self._live: Live | None = None
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._own |= {name: value for name, value in metrics.items() if is_own(name)}
         if "loss/train" in metrics:
-            self._shown = dict(metrics)
+            self._shown = {**metrics, **self._own}
             done = step - self._first
             if done > 0:
                 self._shown["time/left_s"] = (time.monotonic() - self._start) / done * (self._total - step)

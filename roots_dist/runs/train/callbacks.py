@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -45,7 +45,10 @@ class ReportMetrics:
     """Log the metrics of a step. Times and speeds are means over the steps since the last report, without the time of
     evaluation, samples and checkpoints."""
 
-    def __init__(self, state: TrainState) -> None:
+    def __init__(self, state: TrainState, first: Sequence[Callback] = ()) -> None:
+        """`first` are called before the report of each step; what they log is shown with it, and their time is not that
+        of the step."""
+        self._first = tuple(first)
         self._step, self._tokens, self._seconds = state.step, state.tokens, 0.0
         self._parts: Counter[str] = Counter()
         self._watch = state.run.watch
@@ -60,6 +63,8 @@ class ReportMetrics:
         config, step = state.config, state.step
         self._seconds += time.perf_counter() - self._since
         self._parts.update(self._watch.take())
+        for callback in self._first:
+            callback(state, report)
         if step % config.train.log_every and step < config.train.steps:
             return
         seconds, tokens = self._seconds, state.tokens - self._tokens
@@ -107,10 +112,11 @@ def rank_metrics(parts: Mapping[str, float], mesh: Mesh, each: bool = False) -> 
     return found
 
 
-def evaluate(state: TrainState) -> None:
-    """Score the held-out text, log the metrics, and update the best evaluation. Collective over the world."""
+def evaluate(state: TrainState) -> Mapping[str, float]:
+    """Score the held-out text, log the metrics, update the best evaluation, and return the metrics; none without a
+    held-out text. Collective over the world."""
     if state.held_out is None:
-        return
+        return {}
     sequences, run = state.config.train.eval_sequences, state.run
     since = time.perf_counter()
     with state.trackers.doing("evaluating ..."):
@@ -119,6 +125,9 @@ def evaluate(state: TrainState) -> None:
     state.trackers.log(state.step, {**metrics, "time/evaluate_s": time.perf_counter() - since})
     if state.best:
         state.best.note(state.step, metrics)
+    for callback in state.on_evaluation:
+        callback(state, metrics)
+    return metrics
 
 
 def sample(state: TrainState) -> None:
@@ -180,11 +189,13 @@ def checkpoint(state: TrainState) -> None:
     state.saved_step = state.step
     state.trackers.log(state.step, {"time/checkpoint_s": time.perf_counter() - since})
     state.trackers.checkpoint(state.step, path)
+    for callback in state.on_checkpoint:
+        callback(state, path)
 
 
-def callbacks(state: TrainState) -> list[Callback]:
-    """Callbacks in the order in which they run."""
-    report = ReportMetrics(state)
+def callbacks(state: TrainState, on_step: Sequence[Callback] = ()) -> list[Callback]:
+    """Callbacks in the order in which they run. Those of `on_step` run before the step is reported."""
+    report = ReportMetrics(state, on_step)
 
     def every_so_often(state: TrainState, _: StepReport) -> None:
         config = state.config

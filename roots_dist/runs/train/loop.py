@@ -35,7 +35,7 @@ from roots_dist.runs.train.callbacks import Callback, callbacks, checkpoint, eva
 from roots_dist.runs.train.origin import without_secrets, write_origin
 from roots_dist.runs.train.resume import resume
 from roots_dist.runs.train.run_folder import hold_folder
-from roots_dist.runs.train.state import TrainState
+from roots_dist.runs.train.state import OnCheckpoint, OnEvaluation, TrainState
 from roots_dist.runs.train.step import train_step
 from roots_dist.runs.train.stop_signal import (
     FINISHED,
@@ -59,6 +59,11 @@ class TrainParts:
     make_engine: Callable[..., Engine] = build_engine
     """Called with (config, mesh, module, params, trainable)."""
     peak_of_devices: Callable[[Config, Mesh], float | None] = peak_of_devices
+    on_step: tuple[Callback, ...] = ()
+    """Called on every rank after each step and before the run's own callbacks, so that what they log is shown with the
+    step."""
+    on_evaluation: tuple[OnEvaluation, ...] = ()
+    on_checkpoint: tuple[OnCheckpoint, ...] = ()
     after_step: tuple[Callback, ...] = ()
     """Called on every rank after each step and after the run's own callbacks."""
 
@@ -76,9 +81,9 @@ def train(config: Config, mesh: Mesh, parts: TrainParts = TrainParts()) -> int:
         return train_in(folder, config, mesh, stop, parts)
 
 
-def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal, parts: TrainParts) -> int:
-    """Train in a folder that this process holds. Collective over the world."""
-    rank0, stopped = mesh.rank == 0, 0
+def open_run(folder: Path, config: Config, mesh: Mesh, parts: TrainParts = TrainParts()) -> TrainState:
+    """Open the data, build the model and load the newest checkpoint of the folder, or draw the first weights. Nobody is
+    told yet: the trackers are empty. Collective over the world."""
     objective = parts.make_objective(config)
     training = Batches.open(
         config, objective, config.data.train, mesh.dp.rank, mesh.dp.size, packed=config.finetune.packing
@@ -86,7 +91,6 @@ def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal, parts: 
     validation = config.data.validation
     held_out = Batches.open(config, objective, validation, mesh.dp.rank, mesh.dp.size) if validation else None
     tokenizer = load_codec(config.data.tokenizer) if config.data.tokenizer else None
-
     run = build_run(config, mesh, parts.make_engine, objective)
     start = resume(run, folder)
     if objective_of(config).has_references:
@@ -95,19 +99,37 @@ def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal, parts: 
         training = training.with_sources(compared[: len(config.data.train)])
         held_out = held_out.with_sources(compared[len(config.data.train) :]) if held_out else None
     peak = parts.peak_of_devices(config, mesh)
-    bound = bounds(config, mesh.layout, flops_per_step(config), peak)
-    facts = write_origin(folder, config, mesh.layout, bound.facts()) if rank0 else None
-    log.info("\n".join([banner(config, mesh, peak, bound), *(row_remarks(config, objective) if rank0 else ())]))
+    return TrainState(
+        config=config,
+        run=run,
+        folder=folder,
+        training=training,
+        held_out=held_out,
+        tokenizer=tokenizer,
+        peak_flops=peak,
+        bounds=bounds(config, mesh.layout, flops_per_step(config), peak),
+        best=best_evaluation(config, start.best),
+        step=start.step,
+        skipped=start.skipped,
+        on_evaluation=parts.on_evaluation,
+        on_checkpoint=parts.on_checkpoint,
+    )
 
-    with closing(open_trackers(config, folder, rank0=rank0, resumed_step=start.step, facts=facts)) as trackers:
-        best = best_evaluation(config, start.best)
-        state = TrainState(
-            config, run, folder, training, held_out, tokenizer, trackers, peak, bound, best, start.step, start.skipped
-        )
-        if start.step == 0:
+
+def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal, parts: TrainParts) -> int:
+    """Train in a folder that this process holds. Collective over the world."""
+    rank0, stopped = mesh.rank == 0, 0
+    state = open_run(folder, config, mesh, parts)
+    run, training, first = state.run, state.training, state.step
+    facts = write_origin(folder, config, mesh.layout, state.bounds.facts()) if rank0 else None
+    remarks = row_remarks(config, run.objective) if rank0 else ()
+    log.info("\n".join([banner(config, mesh, state.peak_flops, state.bounds), *remarks]))
+
+    with closing(open_trackers(config, folder, rank0=rank0, resumed_step=first, facts=facts)) as state.trackers:
+        if first == 0:
             evaluate(state)
         learning_rate = lr_schedule(config.optim, config.train.steps)
-        after_step = (*callbacks(state), *parts.after_step)
+        after_step = (*callbacks(state, parts.on_step), *parts.after_step)
         while state.should_continue and not stopped:
             step = state.step
             batches = [batch.to(mesh.device) for batch in training.at(step)]
@@ -127,7 +149,7 @@ def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal, parts: 
             if rank0:
                 record_end(folder, ended)
             return 128 + stopped
-        if start.step < state.step:
+        if first < state.step:
             if state.step == config.train.steps:
                 evaluate(state)
             if state.saved_step < state.step:

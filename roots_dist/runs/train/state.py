@@ -3,6 +3,7 @@ come."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,10 +19,15 @@ from roots_dist.runs.track.trackers import Trackers
 from roots_dist.runs.train.best_evaluation import BestEvaluation
 from roots_dist.world.mesh import Mesh
 
+OnEvaluation = Callable[["TrainState", Mapping[str, float]], None]
+"""Called on every rank after an evaluation, with its metrics."""
+OnCheckpoint = Callable[["TrainState", Path], None]
+"""Called on every rank after a checkpoint is saved, with its folder."""
+
 
 @dataclass
 class TrainState:
-    """Only step, saved_step, skipped and best change."""
+    """Only step, saved_step, skipped and best change, and the trackers are opened when everything else is there."""
 
     config: Config
     run: Run
@@ -29,11 +35,13 @@ class TrainState:
     training: Batches
     held_out: Batches | None
     tokenizer: Codec | None
-    trackers: Trackers
     peak_flops: float | None
     """Peak FLOP/s of all devices of the run together; None if unknown."""
     bounds: Bounds
     """Lower bounds of a step's time and a process's memory."""
+    trackers: Trackers = field(default_factory=Trackers)
+    on_evaluation: tuple[OnEvaluation, ...] = ()
+    on_checkpoint: tuple[OnCheckpoint, ...] = ()
     best: BestEvaluation | None = None
     """Best evaluation so far; None if the run neither keeps its best checkpoint nor stops early."""
     step: int = 0

@@ -1,0 +1,215 @@
+"""Training in Python: a config, its batches, steps of one's own, and a whole run that calls back.
+
+    read_config --> batches | training --step by step--> StepReport | train --Moment--> functions of one's own
+
+Every function is what `roots train` and `roots finetune` call. Started with torchrun (or deepspeed, mpirun, srun), a
+program is one rank of the config's layout; without a launcher it is the only process.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from roots_dist import environment, logs
+from roots_dist.api.model import Model
+from roots_dist.cli.read_config import read_config as read_and_complete
+from roots_dist.cli.train import TRAIN
+from roots_dist.config.load import Loaded
+from roots_dist.config.lr_schedules import lr_schedule
+from roots_dist.config.schema import Config
+from roots_dist.errors import ConfigError, DataError, Problem
+from roots_dist.failures import RankIdentity, guarded
+from roots_dist.learning.data.batches import Batches
+from roots_dist.learning.objectives import make_objective
+from roots_dist.runs.ranks.join import joined
+from roots_dist.runs.ranks.run_on_ranks import ready
+from roots_dist.runs.track.metrics import OURS, is_own
+from roots_dist.runs.train import callbacks, loop
+from roots_dist.runs.train.origin import write_origin
+from roots_dist.runs.train.run_folder import hold_folder
+from roots_dist.runs.train.state import TrainState
+from roots_dist.runs.train.step import StepReport, train_step
+from roots_dist.storage.checkpoint.format import checkpoints_folder, step_name
+from roots_dist.world.batch import MicroBatch
+from roots_dist.world.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a function of one's own is told while a run trains."""
+
+    step: int
+    """Number of steps done."""
+    metrics: Mapping[str, float]
+    """Of a step: loss/train, each term, optim/grad_norm and optim/lr; of an evaluation: all that it found."""
+    model: Model
+    """The model as it is now. All ranks are called, because its methods need all of them."""
+    folder: Path
+    """The run's folder."""
+    checkpoint: Path | None = None
+    """The folder of the checkpoint that has just been saved."""
+    rank: int = 0
+
+
+OnMoment = Callable[[Moment], Mapping[str, float] | None]
+"""A function of one's own. What it returns is logged: `section/name` -> number."""
+ConfigOrFile = Config | str | Path
+"""A config, or the YAML file of one."""
+
+
+def read_config(file: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config and complete it as `roots train` does. Raises ConfigError with all that is wrong in the file."""
+    return read_and_complete(str(file), overrides).config
+
+
+def batches(config: ConfigOrFile, overrides: Sequence[str] = (), *, first_step: int = 0) -> Iterator[list[MicroBatch]]:
+    """Yield the microbatches of each step of a config, those of the whole global batch, up to train.steps."""
+    resolved = _loaded(config, overrides).config
+    packed = resolved.finetune.packing
+    found = Batches.open(resolved, make_objective(resolved), resolved.data.train, packed=packed)
+    for step in range(first_step, resolved.train.steps):
+        yield found.at(step)
+
+
+class Training:
+    """A run that is trained step by step. Methods are collective over the world."""
+
+    def __init__(self, state: TrainState) -> None:
+        self._state = state
+        self._rate = lr_schedule(state.config.optim, state.config.train.steps)
+
+    @property
+    def config(self) -> Config:
+        return self._state.config
+
+    @property
+    def steps_done(self) -> int:
+        """Number of steps done, those before a resume included."""
+        return self._state.step
+
+    @property
+    def model(self) -> Model:
+        """The model as it is now."""
+        return Model(self._state.run.passes)
+
+    def batches(self, step: int | None = None) -> list[MicroBatch]:
+        """This data rank's microbatches of a step (default: the next), on its device."""
+        chosen = self._state.step if step is None else step
+        return [batch.to(self._state.mesh.device) for batch in self._state.training.at(chosen)]
+
+    def step(self, batches: list[MicroBatch] | None = None, lr: float | None = None) -> StepReport:
+        """Take an optimizer step. Without arguments it is the one that `roots train` would take next."""
+        state = self._state
+        rate = self._rate(state.step) if lr is None else lr
+        report = train_step(state.run, self.batches() if batches is None else batches, rate)
+        state.step += 1
+        state.skipped += report.skipped is not None
+        return report
+
+    def evaluate(self) -> dict[str, float]:
+        """Score the held-out text. Metrics under their names in metrics.jsonl; empty without data.validation."""
+        return dict(callbacks.evaluate(self._state))
+
+    def save(self) -> Path:
+        """Save a checkpoint from which `roots train`, `roots generate` and load() go on."""
+        state = self._state
+        if state.mesh.rank == 0:
+            write_origin(state.folder, state.config, state.mesh.layout, state.bounds.facts())
+        callbacks.checkpoint(state)
+        return checkpoints_folder(state.folder) / step_name(state.step)
+
+
+@contextmanager
+def training(config: ConfigOrFile, overrides: Sequence[str] = ()) -> Iterator[Training]:
+    """Open a run to train it step by step, from its newest checkpoint if it has one. Raises UserError for what
+    `roots train` would refuse."""
+    with _on_this_rank(config, overrides) as (resolved, mesh), ExitStack() as held:
+        folder = Path(resolved.track.folder)
+        if mesh.rank == 0:
+            held.enter_context(hold_folder(folder))
+        yield Training(loop.open_run(folder, resolved, mesh, loop.TrainParts(peak_of_devices=lambda *_: None)))
+
+
+def train(
+    config: ConfigOrFile,
+    overrides: Sequence[str] = (),
+    *,
+    on_step: OnMoment | None = None,
+    every: int = 1,
+    on_evaluation: OnMoment | None = None,
+    on_checkpoint: OnMoment | None = None,
+) -> Path:
+    """Train as `roots train` does, and return the run's folder. The functions are called on every rank: `on_step` after
+    every `every` steps and the last one, the others after each evaluation and checkpoint. The numbers that they return
+    go where the run's own go: terminal, metrics.jsonl, TensorBoard, W&B and report. Raises UserError for what `roots
+    train` would refuse, and SystemExit if a signal stopped the run."""
+    if every < 1:
+        problem = Problem(key="every", found=every, expected="1 or more steps", fix="leave it out")
+        raise ConfigError([problem])
+    with _on_this_rank(config, overrides) as (resolved, mesh):
+        rate = lr_schedule(resolved.optim, resolved.train.steps)
+
+        def after_step(state: TrainState, report: StepReport) -> None:
+            if state.step % every and state.step < resolved.train.steps:
+                return
+            terms = {f"loss/train/{name}": value for name, value in report.terms.items()}
+            own = {"loss/train": report.loss, "optim/grad_norm": report.grad_norm, "optim/lr": rate(state.step - 1)}
+            _tell(on_step, state, own | terms)
+
+        parts = loop.TrainParts(
+            on_step=(after_step,) if on_step else (),
+            on_evaluation=((lambda state, found: _tell(on_evaluation, state, found)),) if on_evaluation else (),
+            on_checkpoint=((lambda state, path: _tell(on_checkpoint, state, {}, path)),) if on_checkpoint else (),
+        )
+        code = loop.train(resolved, mesh, parts)
+    if code:
+        raise SystemExit(code)
+    return Path(resolved.track.folder)
+
+
+def _tell(call: OnMoment | None, state: TrainState, metrics: Mapping[str, float], saved: Path | None = None) -> None:
+    assert call is not None
+    moment = Moment(state.step, metrics, Model(state.run.passes), state.folder, saved, state.mesh.rank)
+    found = {name: float(value) for name, value in (call(moment) or {}).items()}
+    for name, value in found.items():
+        if not is_own(name):
+            expected = f"section/name, with another section than {', '.join(sorted(OURS))}"
+            raise DataError(Problem(key=f"metric {name}", found=value, expected=expected, fix="call it mine/NAME"))
+    if found:
+        state.trackers.log(state.step, found)
+
+
+@contextmanager
+def _on_this_rank(config: ConfigOrFile, overrides: Sequence[str]) -> Iterator[tuple[Config, Mesh]]:
+    """Check the config, and join the world of the launcher that started this process, if there is one."""
+    started = environment.discover()
+    world = started or environment.single_process()
+    loaded = _loaded(config, overrides)
+    parallel = loaded.config.parallel
+    if started is None and (size := parallel.tp * parallel.pp) > 1:
+        expected = f"a launcher for its {size} processes, because a Python program is one of them"
+        fix = f"start it with torchrun --nproc-per-node {size} PROGRAM, or set parallel.tp=1 and parallel.pp=1"
+        raise ConfigError([Problem(key="parallel.tp × parallel.pp", found=size, expected=expected, fix=fix)])
+    with ExitStack() as held:
+        if world.size > 1:  # the others must not wait for one that has failed
+            held.enter_context(guarded(RankIdentity(world.rank, world.size, folder=Path(loaded.config.track.folder))))
+        else:
+            held.enter_context(environment.restored())
+        layout = ready(loaded, world.size, world.local_size, rank=world.rank)
+        TRAIN.check(loaded.config)
+        if not logging.getLogger().handlers:
+            logs.setup(world.rank, str(layout.place(world.rank)) if world.size > 1 else "")
+        yield loaded.config, held.enter_context(joined(loaded.config, world, layout))
+
+
+def _loaded(config: ConfigOrFile, overrides: Sequence[str]) -> Loaded:
+    if not isinstance(config, Config):
+        return read_and_complete(str(config), overrides)
+    if overrides:
+        fix = "use config.changed({'section.key': value}), or name the file"
+        raise ConfigError([Problem(key="overrides", found=list(overrides), expected="none beside a Config", fix=fix)])
+    return Loaded(config)

@@ -1,0 +1,141 @@
+"""The Python surface: its examples run, its numbers are those of its parts, and a user's numbers are logged."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from commands import roots
+
+import roots_dist
+from roots_dist.config.load import to_yaml
+from roots_dist.learning.data.prepare import prepare
+from roots_dist.runs.track.metrics import METRICS_FILE, is_own
+from roots_dist.runs.train import banner
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+TEXTS = [
+    f"The people of the United States met Mr. Smith; unquestionably it rained there in {n}." for n in range(1800, 1960)
+]
+SMALL = {"layers": 2, "hidden": 32, "heads": 2, "vocab": 300}
+WORDS = "The people of State"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder as `make train` leaves it, of a corpus and a model that are smaller."""
+    found = tmp_path_factory.mktemp("python")
+    (found / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    prepare([str(found / "texts.jsonl")], found / "data/sotu", vocab=SMALL["vocab"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(found)
+        patch.setattr(banner, "PEAK_S", 0.02)
+        config = roots_dist.read_config(ROOT / "configs/quickstart.yaml").changed(
+            {f"model.{key}": value for key, value in SMALL.items()}
+            | {"data.seq_length": 32, "train.steps": 6, "train.eval_every": 3, "train.eval_sequences": 4}
+            | {"optim.warmup_steps": 2, "checkpoint.every": 4, "advanced.threads": 1, "track.wandb": "disabled"}
+        )
+        (found / "configs").mkdir()
+        (found / "configs/quickstart.yaml").write_text(to_yaml(config))
+        roots_dist.train(config.changed({"parallel.tp": 1, "parallel.pp": 1}))
+        yield found
+
+
+def test_the_import_takes_no_torch_and_every_name_is_there():
+    program = "import sys, roots_dist; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
+    assert all(getattr(roots_dist, name) for name in roots_dist.__all__)
+    assert {*re.findall(r"`(\w+)\(", PAGE.split("## Reference")[1])} <= {*roots_dist.__all__}
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = roots_dist.nothing
+
+
+def test_every_example_of_the_page_runs(place, capsys):
+    """One after the other, as a reader types them."""
+    names: dict[str, object] = {}
+    assert len(EXAMPLES) == PAGE.count("```python") == 4
+    for number, code in enumerate(EXAMPLES, 1):
+        exec(compile(code, f"example {number}", "exec"), names)
+    records = [json.loads(line) for line in (place / "runs/watched" / METRICS_FILE).read_text().splitlines()]
+    assert [r["step"] for r in records if "mine/surprise" in r] == [6]
+    said = capsys.readouterr().out
+    assert "surprise " in said and "evaluated after step 3" in said and "step_00000004" in said
+
+
+def test_a_score_is_what_the_logits_say(place):
+    model = roots_dist.load("runs/quickstart")
+    ids = model.tokens(WORDS)
+    logits = model.logits(WORDS)
+    assert logits.shape == (len(ids), SMALL["vocab"]) and torch.equal(logits, model.logits(ids))
+    each = logits[:-1].double().log_softmax(-1)[range(len(ids) - 1), ids[1:]]
+    found = model.score(WORDS)
+    assert found.log_probability == pytest.approx(float(each.sum()), abs=1e-4) and found.tokens == len(ids) - 1
+    rest = model.score(" State", given="The people of")
+    known = len(model.tokens("The people of"))
+    assert rest.log_probability == pytest.approx(float(each[known - 1 :].sum()), abs=1e-4)
+    greedy = model.generate(WORDS, max_tokens=1, greedy=True)
+    assert greedy == model.text([*ids, int(logits[-1].argmax())])[len(model.text(ids)) :]
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda model: model.generate("a", max_tokens=0), "max_tokens = 0: expected 1 or more"),
+        (lambda model: model.generate("a", tokens=3), "tokens = 3: expected one of max_tokens"),
+        (lambda model: model.generate("a", top=3), "--top = 3"),
+        (lambda model: model.generate(" "), "prompt 1 = ' '"),
+        (lambda model: model.score(""), "text = ''"),
+        (lambda model: model.logits([300]), "token id = 300: expected 0 to 299"),
+        (lambda model: roots_dist.train("configs/quickstart.yaml"), "torchrun --nproc-per-node 4"),
+        (lambda model: roots_dist.train(model.config, every=0), "every = 0"),
+        (lambda model: roots_dist.train(model.config, ["train.steps=3"]), "config.changed"),
+        (lambda model: roots_dist.load("nowhere"), "nowhere is not the folder of a run"),
+    ],
+)
+def test_what_cannot_be_is_told_in_a_line(place, call, words):
+    with pytest.raises(roots_dist.UserError, match=re.escape(words)):
+        call(roots_dist.load("runs/quickstart"))
+
+
+def test_a_metric_needs_a_section_of_its_own(place):
+    config = roots_dist.read_config(
+        "configs/quickstart.yaml", ["parallel.tp=1", "parallel.pp=1", "track.folder=runs/bad"]
+    )
+    with pytest.raises(roots_dist.UserError, match="metric loss/mine = 1.0: expected section/name"):
+        roots_dist.train(config, on_step=lambda now: {"loss/mine": 1.0})
+    assert is_own("mine/x") and not any(map(is_own, ("x", "mine/", "/x", "time/x_s", "optim/grad_norm/x")))
+
+
+def score_it(now):
+    found = {"mine/score": now.model.score(WORDS).log_probability}
+    return found | {"mine/logit": float(now.model.logits(WORDS).double().std())}
+
+
+def train_on_ranks(words):
+    (folder,) = words
+    overrides = [f"track.folder={folder}", "parallel.pp=1", "parallel.sequence_parallel=true", "train.steps=3"]
+    roots_dist.train("configs/quickstart.yaml", overrides, on_step=score_it)
+
+
+def test_a_function_is_called_on_every_rank_of_any_layout(place):
+    """Two tensor ranks tell the numbers of one process."""
+    found = roots("runs/two", ranks=2, main=train_on_ranks)
+    assert found.returncode == 0, found.stderr
+    config = roots_dist.read_config("configs/quickstart.yaml", ["parallel.tp=1", "parallel.pp=1", "train.steps=3"])
+    roots_dist.train(config.changed({"track.folder": "runs/one"}), on_step=score_it)
+    one, two = (
+        [json.loads(line) for line in (place / folder / METRICS_FILE).read_text().splitlines()]
+        for folder in ("runs/one", "runs/two")
+    )
+    scores = [[r["mine/score"] for r in records if "mine/score" in r] for records in (one, two)]
+    assert len(scores[0]) == 3 and scores[1] == pytest.approx(scores[0], rel=1e-4)
+    assert [r["mine/logit"] for r in two if "mine/logit" in r] == pytest.approx(
+        [r["mine/logit"] for r in one if "mine/logit" in r], rel=1e-4
+    )
