@@ -48,7 +48,12 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "learning/models/positions.py": ("independent/test_positions.py", "reference/test_t5_transformers.py", *EVERYTHING),
     "learning/models/norms.py": (DECODER("llama"), DECODER("gpt2"), *EVERYTHING, MASKS("clm")),
-    "learning/models/heads.py": ("reference/test_heads_transformers.py", "independent/test_cross_entropy.py"),
+    "learning/models/heads.py": (
+        "reference/test_heads_transformers.py", "independent/test_cross_entropy.py",
+        FAMILY("bert,dp=2,tp=2,pp=2,sequence_parallel=True,zero_stage=1"),
+        FAMILY("electra,dp=2,tp=2,pp=2,sequence_parallel=True,zero_stage=1"),
+        STRATEGY("bert-classify+full,tp=2,sp,dp=2,zero=0"),
+    ),
     "learning/objectives/mlm.py": ("unit/test_masking.py", "unit/test_mlm.py"),
     "learning/objectives/spans.py": ("unit/test_spans.py", "unit/test_prefix.py"),
     "learning/objectives/nsp.py": ("unit/test_masking.py",),
