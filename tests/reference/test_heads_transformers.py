@@ -1,5 +1,7 @@
 """Heads for a task, tied to Hugging Face's BERT, ELECTRA and GPT-2 with theirs: loss and every gradient, in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
@@ -19,6 +21,8 @@ from test_encoders_transformers import (
 )
 from test_transformers import gpt2, pair
 
+from roots_dist.learning.models.heads import task_head
+from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.world.batch import IGNORE, PADDING, MicroBatch
 
 CLASSES, KINDS = 5, ("weight", "bias")
@@ -118,3 +122,20 @@ def test_a_decoder_with_a_head_is_that_of_transformers(task):
     for p in params:
         mine, wanted = pair(p.tensor.grad, p.name, gradients, ends, where)
         torch.testing.assert_close(mine, wanted, rtol=BOUND, atol=BOUND, msg=lambda m, p=p: f"{p.name}: {m}")
+
+
+@pytest.mark.parametrize("task, drops", [("classify", ("bert", "electra")), ("tag", ("bert", "electra", "gpt"))])
+def test_a_head_drops_channels_where_that_of_transformers_does(task, drops):
+    hidden = torch.randn(3, SEQ, HIDDEN)
+    for family, first in (("bert", "mlm"), ("electra", "rtd"), ("gpt", "clm")):
+        c = with_classes(config(family, first, dropout=0.5), task)
+        head = task_head(c, TensorParallel())
+        with torch.no_grad():
+            for weight in head.parameters():
+                weight.normal_()
+        logits = {mode: head.train(mode)({"hidden": hidden}, asked(task)).results[0] for mode in (True, False)}
+        assert (not torch.equal(logits[True], logits[False])) == (family in drops), family
+
+
+def asked(task: str) -> MicroBatch:
+    return replace(a_batch(task), logits_at=slice(None))
