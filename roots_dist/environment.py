@@ -152,6 +152,11 @@ def uses_agent_store() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
+def restarts() -> str:
+    """How often torch's elastic agent has started the ranks anew."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+
 def is_set(name: str) -> bool:
     return bool(os.environ.get(name))
 

@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import torch.distributed as dist
 
@@ -33,10 +34,14 @@ def environ() -> dict[str, str]:
 
 
 def roots(
-    *words: str, ranks: int = 1, main: Callable[[Sequence[str]], object] = main, **own_variables: object
+    *words: str,
+    ranks: int = 1,
+    main: Callable[[Sequence[str]], object] = main,
+    own_words: Mapping[int, Sequence[str]] = MappingProxyType({}),
+    **own_variables: object,
 ) -> subprocess.CompletedProcess[str]:
     """Run `roots WORDS` in one process that has no launcher, or on ranks that torchrun has started. `main` is another
-    program that is given the words."""
+    program that is given the words; `own_words` are further words of single ranks."""
     variables = environ() | ENVIRONMENTS["cpu"] | {"GLOO_SOCKET_IFNAME": "lo"}
     if ranks > 1:
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # of torchrun's agent
@@ -54,7 +59,8 @@ def roots(
         try:
             for rank in range(ranks):
                 own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-                processes.append(context.Process(target=_run, args=(main, words, variables | own, outputs[rank])))
+                mine = (*words, *own_words.get(rank, ()))
+                processes.append(context.Process(target=_run, args=(main, mine, variables | own, outputs[rank])))
                 with environment_of_ranks("cpu"):
                     processes[-1].start()
             for process in processes:

@@ -32,7 +32,7 @@ from roots_dist.runs.doctor import rank_facts as facts
 from roots_dist.runs.doctor import speed
 from roots_dist.runs.doctor.coordinator import Coordinator
 from roots_dist.runs.doctor.examine import ExamineOptions, Probes, build_profile, examine
-from roots_dist.runs.doctor.rendezvous import free_port, rendezvous
+from roots_dist.runs.ranks.rendezvous import free_port, rendezvous
 from roots_dist.testing.world import on_world
 
 ROOT = Path(__file__).parents[2]

@@ -15,8 +15,8 @@ from roots_dist.runs.doctor import clocks, links, speed
 from roots_dist.runs.doctor import host_groups as placement
 from roots_dist.runs.doctor import rank_facts as facts
 from roots_dist.runs.doctor import shared_folder as folder
-from roots_dist.runs.doctor.deadline import DeadlineExceeded, run_with_deadline
 from roots_dist.runs.doctor.profile_table import lines
+from roots_dist.runs.ranks.deadline import DeadlineExceeded, run_with_deadline
 
 HOSTS = ("a", "a", "b", "b")
 VERSIONS = {"python": "3.11.7", "torch": "2.13.0", "code": "abc", "nccl": None}

@@ -15,7 +15,7 @@ from commands import roots
 from roots_dist.environment import World
 from roots_dist.errors import EnvironmentProblem
 from roots_dist.runs.doctor import coordinator as coordinator
-from roots_dist.runs.doctor import rendezvous as rendezvous
+from roots_dist.runs.ranks import rendezvous as rendezvous
 
 
 @contextmanager

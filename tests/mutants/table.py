@@ -11,6 +11,7 @@ from .mutant import Mutant
 from .optimizer import OPTIMIZER
 from .pipeline import PIPELINE
 from .randomness import RANDOMNESS
+from .ranks import RANKS
 from .tensor import TENSOR
 
 AREAS: dict[str, tuple[Mutant, ...]] = {
@@ -23,6 +24,7 @@ AREAS: dict[str, tuple[Mutant, ...]] = {
     "Optimizer and ZeRO": OPTIMIZER,
     "Data and objectives": DATA,
     "Runs": RUNS,
+    "Ranks among each other": RANKS,
 }
 MUTANTS: dict[str, Mutant] = {mutant.name: mutant for area in AREAS.values() for mutant in area}
 assert len(MUTANTS) == sum(map(len, AREAS.values())), "two mutants have one name"

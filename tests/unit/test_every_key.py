@@ -86,6 +86,7 @@ BASES: dict[str, dict[str, dict[str, object]]] = {
     },
 }  # fmt: skip
 OTHERS: dict[str, object] = {
+    "advanced.init_timeout_s": 30,
     "model.decoder_layers": 3, "model.kv_heads": 1, "model.head_dim": 4, "model.ffn": 24, "model.embedding_size": 8,
     "model.max_positions": 40, "model.rope_scaling": {"type": "linear", "factor": 2.0}, "model.window": 3,
     "model.window_rope_theta": 100.0, "model.attention_scale": 0.5, "model.attention_softcap": 1.0,
@@ -134,6 +135,7 @@ READERS = {
     "track.artifacts": "runs/track/wandb.py",
     "advanced.loss_chunk": "learning/models/vocab_head.py",
     "advanced.timeout_s": "runs/ranks/join.py",
+    "advanced.init_timeout_s": "runs/ranks/join.py",
     "advanced.threads": "runs/ranks/join.py",
     "advanced.track_ranks": "runs/train/callbacks.py",
 }

@@ -16,7 +16,7 @@ from typing import Any
 
 from roots_dist.cluster_profile import Finding, format_ranks
 from roots_dist.errors import EnvironmentProblem
-from roots_dist.runs.doctor.deadline import DeadlineExceeded, run_with_deadline
+from roots_dist.runs.ranks.deadline import DeadlineExceeded, run_with_deadline
 
 PAUSES_S = (0.002, 0.1)
 """Seconds between two polls of the store: at first, and after a while without an answer (hundreds of ranks poll one

@@ -31,7 +31,7 @@ from roots_dist.runs.doctor import host_groups as placement
 from roots_dist.runs.doctor import rank_facts as facts
 from roots_dist.runs.doctor import shared_folder as folder
 from roots_dist.runs.doctor.coordinator import Coordinator, Stopped
-from roots_dist.runs.doctor.deadline import DeadlineExceeded, run_with_deadline
+from roots_dist.runs.ranks.deadline import DeadlineExceeded, run_with_deadline
 
 FACTS_S, CLOCKS_S, FOLDER_S, SPEED_S, JOIN_S, LINKS_S = 15.0, 10.0, 10.0, 15.0, 15.0, 20.0
 """Seconds after which a round, and with it the examination, is given up. On a healthy cluster all rounds together take

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from roots_dist import environment
 from roots_dist.checks.facts import free_memory, version_of
 from roots_dist.cluster_profile import Finding, RankFacts, format_ranks, hosts_of
-from roots_dist.runs.doctor.rendezvous import own_address
+from roots_dist.runs.ranks.rendezvous import own_address
 
 if TYPE_CHECKING:
     import torch

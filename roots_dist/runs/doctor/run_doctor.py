@@ -96,8 +96,8 @@ def _examine_and_show(
     from roots_dist.runs.doctor.coordinator import Coordinator
     from roots_dist.runs.doctor.examine import ExamineOptions, Probes, build_profile, examine
     from roots_dist.runs.doctor.profile_table import show
-    from roots_dist.runs.doctor.rendezvous import rendezvous
     from roots_dist.runs.ranks.join import device_for
+    from roots_dist.runs.ranks.rendezvous import rendezvous
 
     begin, options = time.monotonic(), command.options
     logs.ignore_warnings_of_libraries()

@@ -5,9 +5,11 @@ environment.World + Layout --joined--> Mesh, until the run is over
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,6 +18,9 @@ from roots_dist import environment, logs
 from roots_dist.config.schema import Config
 from roots_dist.environment import World
 from roots_dist.layout import Layout
+from roots_dist.runs.ranks.fingerprint import fingerprint
+from roots_dist.runs.ranks.handshake import Identity, shake_hands
+from roots_dist.runs.ranks.rendezvous import rendezvous
 from roots_dist.world.mesh import Mesh
 
 
@@ -28,8 +33,9 @@ def device_for(config: Config, local_rank: int) -> torch.device:
 
 
 @contextmanager
-def joined(config: Config, world: World, layout: Layout) -> Iterator[Mesh]:
-    """Join the world for the duration of the body. Collective over the world.
+def joined(config: Config, world: World, layout: Layout, said: Sequence[str] = ()) -> Iterator[Mesh]:
+    """Join the world for the duration of the body; `said` is the command, which all ranks must have been given.
+    Collective over the world.
 
     Nothing is torn down on failure: peers may hang, and guarded() ends the process.
     """
@@ -45,7 +51,7 @@ def joined(config: Config, world: World, layout: Layout) -> Iterator[Mesh]:
     if live:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=None if world.size > 1 else dist.HashStore(),
+            store=_meet(config, world, layout, device, said) if world.size > 1 else dist.HashStore(),
             rank=world.rank,
             world_size=world.size,
             timeout=timeout,
@@ -55,3 +61,14 @@ def joined(config: Config, world: World, layout: Layout) -> Iterator[Mesh]:
     if live:
         dist.barrier()  # no rank closes its connections while others still read
         dist.destroy_process_group()
+
+
+def _meet(config: Config, world: World, layout: Layout, device: torch.device, said: Sequence[str]) -> Any:
+    """The store of this start of the run, after all ranks have been found alike. Collective over the world."""
+    seconds, host = config.advanced.init_timeout_s or config.advanced.timeout_s, socket.gethostname()
+    store = rendezvous(world, seconds, host, "with advanced.init_timeout_s")
+    store = dist.PrefixStore(f"roots/{environment.restarts()}", store)  # the store of torch's agent outlives a restart
+    own = fingerprint(config, f"{layout} of {world.size} ranks", device, said)
+    shake_hands(store, Identity.own(world.rank, host), world.size, layout, own, seconds)
+    store.set_timeout(timedelta(seconds=seconds))
+    return store

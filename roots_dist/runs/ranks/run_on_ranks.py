@@ -45,7 +45,8 @@ def run_on_ranks(
     def body(config: Config, world: World, layout: Layout) -> int | None:
         from roots_dist.runs.ranks.join import joined
 
-        with joined(config, world, layout) as mesh:
+        said = (command.name,) if command.trains else (command.name, *(arguments or (subject, *overrides)))
+        with joined(config, world, layout, said) as mesh:
             return command.work(config, mesh)
 
     if world is not None:

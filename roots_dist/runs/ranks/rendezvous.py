@@ -1,6 +1,7 @@
 """Rendezvous of the ranks, step by step: its address, its port, and who listens there.
 
-    MASTER_ADDR --resolve--> address --rank 0 listens, the others wait for it--> store, which coordinator.py uses
+    MASTER_ADDR --resolve--> address --rank 0 listens, the others wait for it--> store
+                                                           --> handshake.py, and runs/doctor/coordinator.py
 
 torch does the same in one call, which hangs or fails minutes later with a page of C++ frames that names nobody.
 """
@@ -17,7 +18,7 @@ from roots_dist import environment
 from roots_dist.environment import World
 from roots_dist.errors import EnvironmentProblem
 from roots_dist.files import why
-from roots_dist.runs.doctor.deadline import DeadlineExceeded, run_with_deadline
+from roots_dist.runs.ranks.deadline import DeadlineExceeded, run_with_deadline
 
 RESOLVE_S = 10.0
 HANDSHAKE_S = 5.0
@@ -28,10 +29,11 @@ STORE_S = 30.0
 """Seconds for one request to the store."""
 
 
-def rendezvous(world: World, wait_s: float, host: str) -> Any:
+def rendezvous(world: World, wait_s: float, host: str, longer: str = "with --wait") -> Any:
     """Connect this rank to the world's store. Raises EnvironmentProblem that names what prevents it.
 
-    Rank 0 listens, unless torch elastic's agent does. `host` is this machine's name, for the message.
+    Rank 0 listens, unless torch elastic's agent does. `host` is this machine's name and `longer` says how to wait
+    longer, both for the message.
     """
     import torch.distributed as dist
 
@@ -41,7 +43,7 @@ def rendezvous(world: World, wait_s: float, host: str) -> Any:
     resolve(world.master_addr, me)
     if world.rank == 0 and not environment.uses_agent_store():
         return _listen(world, me)
-    wait_until_listening(world.master_addr, world.master_port, wait_s, me)
+    wait_until_listening(world.master_addr, world.master_port, wait_s, me, longer)
     return _connect(world, me)
 
 
@@ -59,7 +61,7 @@ def resolve(address: str, me: str, seconds: float = RESOLVE_S) -> list[str]:
         ) from None
 
 
-def wait_until_listening(address: str, port: int, seconds: float, me: str) -> None:
+def wait_until_listening(address: str, port: int, seconds: float, me: str, longer: str = "with --wait") -> None:
     """Wait until a process listens there. Raises EnvironmentProblem if none does within `seconds`."""
     end = time.monotonic() + seconds
     while True:
@@ -71,7 +73,7 @@ def wait_until_listening(address: str, port: int, seconds: float, me: str) -> No
                 raise _problem(
                     f"MASTER_ADDR:MASTER_PORT = {address}:{port} on {me}",
                     f"rank 0 listening there within {seconds:g} s ({why(error)})",
-                    "check that rank 0 runs on that host and no firewall is in between, or wait longer with --wait",
+                    f"check that rank 0 runs on that host and no firewall is in between, or wait longer {longer}",
                 ) from None
         time.sleep(PAUSE_S)
 

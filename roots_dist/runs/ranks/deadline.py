@@ -1,4 +1,4 @@
-"""Deadlines for everything that the doctor does: work runs on a thread of its own, and the wait for it ends.
+"""Deadlines for what may block forever: work runs on a thread of its own, and the wait for it ends.
 
 A name server, a shared folder, a foreign server on our port or a collective can each block a call forever, and most of
 them cannot be cancelled.
