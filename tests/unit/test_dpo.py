@@ -192,10 +192,29 @@ def test_a_run_goes_on_with_the_references_that_it_began_with(place, caplog):
     assert found is not None and found.loss == pytest.approx(logged(place, "loss/validation")[-1], abs=1e-6)
 
 
-def test_other_rows_and_lost_references_are_refused(place, tmp_path):
+def test_other_rows_are_evaluated_with_references_of_their_own(place, tmp_path):
+    rows = (place / "rows.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "turned.jsonl").write_text("".join(reversed(rows)))
+    turned = config_in(place).changed({"data.validation": [str(tmp_path / "turned.jsonl")]})
+    found = evaluate(turned, Mesh.single())
+    assert found is not None and found.loss == pytest.approx(logged(place, "loss/validation")[-1], abs=1e-6)
+
+
+def test_references_of_other_rows_are_those_of_the_start_without_adapters(place, tmp_path):
+    rows = (place / "rows.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "turned.jsonl").write_text("".join(reversed(rows)))
+    written(tmp_path, [json.loads(row) for row in rows])
+    adapted = config_in(tmp_path, init_from=str(place / "run"), strategy="lora", lora_rank=2)
+    assert train(adapted, Mesh.single()) == 0
+    found = evaluate(adapted.changed({"data.validation": [str(tmp_path / "turned.jsonl")]}), Mesh.single())
+    assert found is not None and found.loss == pytest.approx(logged(tmp_path, "loss/validation")[-1], abs=1e-6)
+    assert logged(tmp_path, "loss/validation")[0] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_a_run_does_not_go_on_with_other_rows_or_without_its_references(place, tmp_path):
     other = written(tmp_path, [ROWS["whole conversations"]])
     with pytest.raises(DataError, match="rows, tokenizer and data.seq_length that the run began with"):
-        evaluate(config_in(place).changed({"data.validation": [other]}), Mesh.single())
+        train(config_in(place).changed({"data.validation": [other], "train.steps": 6}), Mesh.single())
     kept = (place / "run" / REFERENCES).rename(place / "elsewhere")
     try:
         with pytest.raises(DataError, match="references of the rows.*start the run anew"):
@@ -217,7 +236,7 @@ def test_a_prompt_that_the_answers_do_not_repeat_is_put_before_them_or_refused(t
 
 def test_references_belong_to_what_a_sample_holds_of_the_rows(place):
     with pytest.raises(DataError, match=r"data\.seq_length that the run began with"):
-        evaluate(config_in(place).changed({"data.seq_length": 70}), Mesh.single())
+        train(config_in(place).changed({"data.seq_length": 70, "train.steps": 6}), Mesh.single())
 
 
 @pytest.mark.parametrize("content, said", [(b"", "damaged"), (b"hello", "damaged"), (None, "no such file")])

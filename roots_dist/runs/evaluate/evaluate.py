@@ -28,11 +28,11 @@ from roots_dist.runs.evaluate.baseline import ngram_baselines
 from roots_dist.runs.evaluate.harness import open_tasks, run_harness
 from roots_dist.runs.evaluate.held_out import Score, score_held_out
 from roots_dist.runs.evaluate.options import EvaluateOptions
-from roots_dist.runs.evaluate.references import read_references
+from roots_dist.runs.evaluate.references import references_to_evaluate
 from roots_dist.runs.evaluate.sources import bytes_per_token, names
 from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_weights
-from roots_dist.world.batch import MicroBatch, QuestionObjective
+from roots_dist.world.batch import MicroBatch, Objective, QuestionObjective
 from roots_dist.world.mesh import Mesh
 
 
@@ -45,8 +45,10 @@ def evaluate(config: Config, mesh: Mesh, options: EvaluateOptions = EvaluateOpti
         open_tasks(options, mesh.rank) if options.tasks else None
     )  # errors in tasks must show before hours of scoring
     passes = build_passes(config, mesh)
+    objective = make_objective(config)
+    held_out = _open_held_out(passes, objective) if config.data.validation else None
     load_weights(checkpoint, passes.model.params, mesh)
-    found = _score_held_out_text(passes, checkpoint, options) if config.data.validation else None
+    found = None if held_out is None else _score_held_out_text(passes, checkpoint, objective, held_out, options)
     if tasks is not None:
         results = run_harness(passes, tasks, options.limit, run)
         if mesh.rank == 0:
@@ -54,12 +56,20 @@ def evaluate(config: Config, mesh: Mesh, options: EvaluateOptions = EvaluateOpti
     return found
 
 
-def _score_held_out_text(passes: Passes, checkpoint: Path, options: EvaluateOptions) -> Score:
+def _open_held_out(passes: Passes, objective: Objective) -> Batches:
+    """The held-out samples. The weights of `passes` may be others afterwards."""
     config, mesh = passes.config, passes.mesh
-    objective = make_objective(config)
     held_out = Batches.open(config, objective, config.data.validation, mesh.dp.rank, mesh.dp.size)
-    if objective_of(config).has_references:
-        held_out = held_out.with_sources(read_references(objective, held_out.sources, Path(config.track.folder)))
+    if not objective_of(config).has_references:
+        return held_out
+    folder = Path(config.track.folder)
+    return held_out.with_sources(references_to_evaluate(passes, objective, held_out.sources, folder))
+
+
+def _score_held_out_text(
+    passes: Passes, checkpoint: Path, objective: Objective, held_out: Batches, options: EvaluateOptions
+) -> Score:
+    config, mesh = passes.config, passes.mesh
     sequences = min(config.train.eval_sequences, held_out.num_samples)
 
     def progress(batches: Iterable[MicroBatch]) -> Iterable[MicroBatch]:
