@@ -105,7 +105,7 @@ class Training:
         """Take an optimizer step. Without arguments it is the one that `roots train` would take next."""
         state = self._state
         rate = self._rate(state.step) if lr is None else lr
-        report = train_step(state.run, self.batches() if batches is None else batches, rate)
+        report = train_step(state.run, state.training.at(state.step) if batches is None else batches, rate)
         state.step += 1
         state.skipped += report.skipped is not None
         return report

@@ -5,7 +5,6 @@ RankModel + this rank's programs (schedule/) + groups --build_passes--> Passes.f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 
 from roots_dist.assembly.rank_model import RankModel, build_model
 from roots_dist.config.schema import Config
-from roots_dist.parallel.pipeline.executor import Executor, connect
+from roots_dist.parallel.pipeline.executor import Executor, Scales, connect
 from roots_dist.schedule.actions import Action, Kind
 from roots_dist.schedule.communication import directions, neighbours
 from roots_dist.schedule.program import RankProgram, complete, rank_program
@@ -32,7 +31,7 @@ class Passes:
     executor: Executor
     _programs: dict[tuple[str, int], RankProgram] = field(default_factory=dict)
 
-    def forward_backward(self, batches: list[MicroBatch], scales: Mapping[str, float]) -> list[Term]:
+    def forward_backward(self, batches: list[MicroBatch], scales: Scales) -> list[Term]:
         """Run the config's schedule and add the gradients of Σ scale · Σ losses to .grad. Returns this rank's terms."""
         return self.executor.run(*self._program("train", len(batches)), batches, scales)
 

@@ -34,6 +34,10 @@ class MicroBatch:
     """int64 [B, S]"""
     targets: Tensor | None = None
     """int64 [B, S], or [B, T] in an encoder-decoder: id to predict at each position, or IGNORE"""
+    scored_positions: Tensor | None = None
+    """int64 [N]: where targets are scored, as indices of the flattened targets, for heads that compute nothing
+    elsewhere; None: they look for them. Known to the host before the batch is moved, because a GPU that is asked for
+    their number makes the host wait."""
     sample_ids: Tensor
     """int64 [B]: number of each sample in the whole run, counted from 0. Dropout masks are keyed on it."""
     step: int = 0
@@ -67,6 +71,16 @@ class MicroBatch:
             n: t.to(device, non_blocking=True) for n, t in vars(self).items() if isinstance(t, Tensor)
         }
         return replace(self, **moved)
+
+    def pinned(self) -> MicroBatch:
+        """The same in page-locked memory, from which a GPU copies while the host goes on."""
+        pinned: dict[str, Any] = {n: t.pin_memory() for n, t in vars(self).items() if isinstance(t, Tensor)}
+        return replace(self, **pinned)
+
+    def with_scored_positions(self) -> MicroBatch:
+        """The same, with scored_positions: the last thing before it is moved, since they are those of its targets."""
+        scored = np.flatnonzero(present(self.targets).cpu().numpy() != IGNORE)
+        return replace(self, scored_positions=torch.from_numpy(scored))
 
 
 class KVCache:
@@ -213,6 +227,11 @@ def stack_samples(samples: list[dict[str, np.ndarray]], numbers: np.ndarray, ste
     return MicroBatch(**fields, sample_ids=torch.from_numpy(np.array(numbers, dtype=np.int64)), step=step)
 
 
+def find_scored(targets: Tensor) -> Tensor:
+    """int64 [N]: indices of the flattened targets other than IGNORE."""
+    return torch.nonzero(targets.flatten() != IGNORE).squeeze(1)
+
+
 def num_scored(targets: Tensor | None) -> int:
-    """Number of targets other than IGNORE."""
-    return int(torch.count_nonzero(present(targets) != IGNORE))
+    """Number of targets other than IGNORE, counted on the host."""
+    return int(np.count_nonzero(present(targets).cpu().numpy() != IGNORE))

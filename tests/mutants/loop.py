@@ -32,8 +32,8 @@ RUNS = (
         name="a_resumed_run_reads_from_the_first_sample",
         bug="a resumed run reads again what it has read",
         file=LOOP,
-        before="for batch in training.at(step)]",
-        after="for batch in training.at(step - start.step)]",
+        before="batches = made.at(step)",
+        after="batches = made.at(step - first)",
         test=RESUMED,
     ),
     Mutant(

@@ -112,7 +112,7 @@ def _counted(
     return forward, backward, kept
 
 
-STEPS = {"gpt": 7, "llama": 7, "bert": 11, "electra": 23, "t5": 7}
+STEPS = dict.fromkeys(("gpt", "llama", "bert", "electra", "t5"), 2)
 """Waits of a step of four microbatches: at most one for each number that a person reads."""
 
 

@@ -30,7 +30,7 @@ from roots_dist.learning.models.pieces import Built, PayloadSpec, PieceSpec, hid
 from roots_dist.learning.models.sample_tokens import sample_tokens
 from roots_dist.parallel.tensor.collectives import TensorParallel, gather_sequence
 from roots_dist.world import rng
-from roots_dist.world.batch import IGNORE, MicroBatch, PieceOutput, Term
+from roots_dist.world.batch import IGNORE, MicroBatch, PieceOutput, Term, find_scored
 
 
 class GeneratorHead(MaskedLMHead):
@@ -51,11 +51,10 @@ class GeneratorHead(MaskedLMHead):
         """int64 [B, S]: the masked text with a sampled token at each masked position."""
         samples = rng.fold(rng.key("generator", self.seed, batch.step), batch.sample_ids)  # [B]
         rows = rng.fold(samples.unsqueeze(1), torch.arange(x.shape[1], device=x.device))  # [B, S]
-        where = present(batch.targets) != IGNORE
-        drawn = sample_tokens(
-            self.tp, x[where], self.weight, self.bias, rows[where], vocab=self.vocab, chunk=self.chunk
-        )
-        return batch.tokens.masked_scatter(where, drawn)
+        masked = find_scored(present(batch.targets)) if batch.scored_positions is None else batch.scored_positions
+        hidden, rows = x.flatten(0, 1).index_select(0, masked), rows.flatten().index_select(0, masked)
+        drawn = sample_tokens(self.tp, hidden, self.weight, self.bias, rows, vocab=self.vocab, chunk=self.chunk)
+        return batch.tokens.flatten().scatter(0, masked, drawn).view_as(batch.tokens)
 
 
 class DiscriminatorEmbed(nn.Module):

@@ -18,7 +18,7 @@ from roots_dist.learning.models.embed import TOKENS
 from roots_dist.learning.models.init_stds import embedding_std, projection_std
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.cross_entropy import linear_cross_entropy, logits, target_scores
-from roots_dist.world.batch import IGNORE, MicroBatch, Term
+from roots_dist.world.batch import IGNORE, MicroBatch, Term, find_scored
 from roots_dist.world.sharding import ShardSpec, declare
 
 
@@ -70,8 +70,8 @@ class VocabHead:
         targets, flat = present(batch.targets).flatten(), x.flatten(0, 1)
         count = (targets != IGNORE).sum()
         if self.sparse:
-            some = torch.nonzero(targets != IGNORE).squeeze(1)
-            targets, flat = targets[some], flat[some]
+            some = find_scored(targets) if batch.scored_positions is None else batch.scored_positions
+            targets, flat = targets.index_select(0, some), flat.index_select(0, some)
         total, hits = linear_cross_entropy(
             self.tp,
             flat,

@@ -27,8 +27,8 @@ from roots_dist.world.stopwatch import Stopwatch
 
 Payload = dict[str, Tensor]
 PayloadSpec = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
-Scales = Mapping[str, float]
-"""Factor on each term's sum before it is differentiated."""
+Scales = Mapping[str, float | Tensor]
+"""Factor on each term's sum before it is differentiated; a scalar tensor has the dtype of the sum."""
 Work = tuple[int, int]  # (stage, microbatch)
 
 

@@ -34,7 +34,6 @@ FUSED = {  # backward computes the scores once more (Dao et al. 2022)
     ATEN._scaled_dot_product_flash_attention_for_cpu: Fused(query=0, products=2),
     ATEN._scaled_dot_product_flash_attention_for_cpu_backward: Fused(query=1, products=5),
 }
-INDEXED = {ATEN.index, ATEN.index_put, ATEN.index_put_, ATEN._unsafe_index_put, ATEN._index_put_impl_}
 
 
 @dataclass
@@ -54,15 +53,13 @@ class Work:
 
 
 class CostCounter(TorchDispatchMode):
-    """A torch mode that counts. `chosen` is the number of positions that a mask selects, because tensors without data
-    cannot be counted."""
+    """A torch mode that counts."""
 
-    def __init__(self, chosen: int = 0) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # torch's has no types
         self.live = self.peak = 0
         """Bytes of storages that were made inside."""
         self.work = Work()
-        self._chosen = chosen
         self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = weakref.WeakKeyDictionary()
 
     def __torch_dispatch__(
@@ -70,11 +67,7 @@ class CostCounter(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         inputs = list(_tensors((args, kwargs)))
-        args = self._countable(func, args)
-        if func is ATEN.nonzero.default and args[0].is_meta:
-            out: Any = args[0].new_empty((self._chosen, args[0].dim()), dtype=torch.int64)
-        else:
-            out = func(*args, **kwargs)
+        out = func(*args, **kwargs)
         outputs = list(_tensors(out))
         before = {_storage(tensor) for tensor in inputs}
         created = [tensor for tensor in outputs if _storage(tensor) not in before]
@@ -107,15 +100,6 @@ class CostCounter(TorchDispatchMode):
     def _forget(self, size: int) -> None:
         self.live -= size
 
-    def _countable(self, func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Replace masks that are used as indices by positions, because meta tensors hold no values."""
-        if func.overloadpacket not in INDEXED or not any(_is_mask(t) for t in args[1]):
-            return args
-        places: list[Tensor | None] = []
-        for t in args[1]:
-            places += [t.new_empty(self._chosen, dtype=torch.int64)] * t.dim() if _is_mask(t) else [t]
-        return (args[0], places, *args[2:])
-
 
 def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> float:
     """FLOPs of matrix products by torch's own table, which lacks attention on a CPU and in-place operations."""
@@ -127,10 +111,6 @@ def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -
         getattr(ATEN, func._schema.name.split("::")[1].rstrip("_"), None)
     )
     return float(table(*args, **kwargs, out_val=out)) if table else 0.0
-
-
-def _is_mask(index: Tensor | None) -> bool:
-    return index is not None and index.is_meta and index.dtype == torch.bool
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

@@ -21,13 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from roots_dist.assembly.rank_model import RankModel, build_model
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import random_batches
 from roots_dist.runs.plan.cost_counter import CostCounter, Work
 from roots_dist.schedule.actions import Kind
 from roots_dist.schedule.schedules import SCHEDULES
-from roots_dist.world.batch import IGNORE, MicroBatch
+from roots_dist.world.batch import MicroBatch
 from roots_dist.world.mesh import Axis, Mesh
 from roots_dist.world.sharding import Param, sum_partial_gradients
 
@@ -149,7 +150,7 @@ def count_rank_cost(config: Config, layout: Layout, pp_rank: int) -> RankCost:
     with META:
         model = build_model(config, fake_mesh(layout, pp_rank, messages))
     batch = one_microbatch(config)
-    counter = CostCounter(chosen=0 if batch.targets is None else int((batch.targets != IGNORE).sum()))
+    counter = CostCounter()
     # patches the function, because a torch mode would not be active when backward recomputes
     with META, mock.patch.object(F, "scaled_dot_product_attention", _fused):
         stages = count_stage_costs(config, model, batch.to(META), counter, messages.messages if messages else [])
@@ -170,7 +171,8 @@ def count_rank_cost(config: Config, layout: Layout, pp_rank: int) -> RankCost:
 
 
 def one_microbatch(config: Config) -> MicroBatch:
-    return random_batches(config.changed({"train.global_batch": config.train.micro_batch}), 0, 0, 1)[0]
+    batch = random_batches(config.changed({"train.global_batch": config.train.micro_batch}), 0, 0, 1)[0]
+    return batch.with_scored_positions() if objective_of(config).masks else batch
 
 
 def fake_mesh(layout: Layout, pp_rank: int, tp_group: dist.ProcessGroup | None, device: torch.device = META) -> Mesh:

@@ -6,10 +6,11 @@ rank had the nan.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from roots_dist.world.batch import Term
 from roots_dist.world.mesh import Mesh
@@ -25,7 +26,8 @@ _TEXT = 400  # bytes of a message between ranks
 class StepSums(NamedTuple):
     """Result of the check, equal on all ranks."""
 
-    sums: dict[str, float]
+    sums: dict[str, tuple[float, float]]
+    """Sum and count of each term."""
     nonfinite: NonFinite | None
     stop: int = 0
     """Signal that told a rank to stop (runs/train/stop_signal.py); 0 if there was none."""
@@ -38,28 +40,35 @@ class NonFinite(NamedTuple):
     """Whether a weight is not finite, which skipping steps cannot repair."""
 
 
-def sum_over_ranks(mesh: Mesh, terms: list[Term], names: Sequence[str], params: list[Param], stop: int = 0) -> StepSums:
+def sum_over_ranks(
+    mesh: Mesh, terms: list[Term], counts: Mapping[str, Tensor], params: list[Param], stop: int = 0
+) -> StepSums:
     """Sum each term of the step over ranks, find the first number that is not finite, and share the signal to stop.
-    `stop` is this rank's own signal.
+    counts: those of each term, equal on all ranks. `stop` is this rank's own signal.
 
-    The result is equal on every rank. Collective over the world.
+    The result is equal on every rank, and read here in one wait. Collective over the world.
     """
+    names = list(counts)
     sums = torch.zeros(len(names), dtype=torch.float64, device=mesh.device)
     if mesh.tp.rank == 0:  # a term is the same on each tensor rank of its stage: only one adds it
         for term in terms:
             sums[names.index(term.name)] += term.sum.double()
     loss_is_fine = torch.isfinite(sums).all()
     gradients_are_fine = _all_finite([p.tensor.grad for p in params if p.tensor.grad is not None], mesh.device)
-    row = torch.zeros(len(names) + mesh.world.size, dtype=torch.float64, device=mesh.device)
+    row = torch.zeros(2 * len(names) + mesh.world.size, dtype=torch.float64, device=mesh.device)
     row[: len(names)] = torch.where(torch.isfinite(sums), sums, 0.0)
+    if mesh.world.rank == 0:
+        row[len(names) : 2 * len(names)] = torch.stack(list(counts.values()))
     bad_gradient = torch.where(gradients_are_fine, FINE, GRADIENT)
-    row[len(names) + mesh.world.rank] = torch.where(loss_is_fine, bad_gradient, LOSS) + STATES * stop
+    row[2 * len(names) + mesh.world.rank] = torch.where(loss_is_fine, bad_gradient, LOSS) + STATES * stop
     numbers = mesh.world.sum_(row).tolist()
-    totals, states = numbers[: len(names)], [divmod(int(number), STATES) for number in numbers[len(names) :]]
+    totals, counted = numbers[: len(names)], numbers[len(names) : 2 * len(names)]
+    states = [divmod(int(number), STATES) for number in numbers[2 * len(names) :]]
     stop = max(stop for stop, _ in states)
     if not any(state for _, state in states):
-        return StepSums(dict(zip(names, totals)), None, stop)
-    return StepSums(dict.fromkeys(names, float("nan")), _where(mesh, params, states[mesh.world.rank][1]), stop)
+        return StepSums(dict(zip(names, zip(totals, counted))), None, stop)
+    unknown = {name: (float("nan"), count) for name, count in zip(names, counted)}
+    return StepSums(unknown, _where(mesh, params, states[mesh.world.rank][1]), stop)
 
 
 def _all_finite(tensors: list[torch.Tensor], device: torch.device) -> torch.Tensor:

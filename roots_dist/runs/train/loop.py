@@ -18,6 +18,7 @@ from roots_dist.assembly.run import build_run
 from roots_dist.config.lr_schedules import lr_schedule
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
+from roots_dist.learning.data.ahead import BatchesAhead
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.learning.models.flops import flops_per_step
@@ -130,9 +131,11 @@ def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal, parts: 
             evaluate(state)
         learning_rate = lr_schedule(config.optim, config.train.steps)
         after_step = (*callbacks(state, parts.on_step), *parts.after_step)
+        pinned = mesh.device.type == "cuda"
+        made = BatchesAhead(training.at, last=config.train.steps - 1, pinned=pinned)
         while state.should_continue and not stopped:
             step = state.step
-            batches = [batch.to(mesh.device) for batch in training.at(step)]
+            batches = made.at(step)
             run.watch.lap("data")
             report = train_step(run, batches, learning_rate(step), stop.signal)
             state.step, stopped = step + 1, report.stop

@@ -7,9 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from roots_dist.assembly.run import Run
+from roots_dist.config.records import objective_of
 from roots_dist.errors import NotFiniteError
+from roots_dist.learning.models.pieces import compute_dtype
+from roots_dist.parallel.zero.seam import master_dtype
 from roots_dist.runs.train.check_finite import NonFinite, sum_over_ranks
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.sharding import sum_partial_gradients, sum_tied_gradients
@@ -31,23 +35,26 @@ class StepReport:
 
 
 def train_step(run: Run, batches: list[MicroBatch], lr: float, stop: int = 0) -> StepReport:
-    """Take one optimizer step. `batches` are this data rank's microbatches; `stop` is the signal that told this rank to
-    stop after the step, 0 if none. Collective over the world."""
+    """Take one optimizer step. `batches` are this data rank's microbatches, on the host: a GPU that is asked for what
+    they count makes the host wait; `stop` is the signal that told this rank to stop after the step, 0 if none.
+    Collective over the world."""
     run.engine.unfreeze(batches[0].step)
     counts = count_targets(run, batches)
+    masks = objective_of(run.config).masks
+    batches = [(b.with_scored_positions() if masks else b).to(run.mesh.device) for b in batches]
     weights = run.objective.weights
     run.watch.lap("dp")
     with run.engine.accumulate():
-        found = run.passes.forward_backward(batches, {name: weights[name] / max(1, n) for name, n in counts.items()})
+        found = run.passes.forward_backward(batches, scales(run, counts))
         run.watch.lap("compute")
         sum_tied_gradients(run.params, run.ties, run.mesh.dp_cp)
         sum_partial_gradients(run.params)
-        sums, nonfinite, stop = sum_over_ranks(run.mesh, found, list(weights), run.params, stop)
+        sums, nonfinite, stop = sum_over_ranks(run.mesh, found, counts, run.params, stop)
         run.watch.lap("pp_wait" if run.mesh.pp.size > 1 else "dp")  # stages that finish first wait here for the others
         if nonfinite:  # reduce zeros: a nan would spread to every rank
             for gradient in (p.tensor.grad for p in run.params if p.tensor.grad is not None):
                 gradient.zero_()
-    terms = {name: total / max(1, counts[name]) for name, total in sums.items()}
+    terms = {name: total / max(1.0, count) for name, (total, count) in sums.items()}
     loss = sum(weights[name] * value for name, value in terms.items())
     if nonfinite:
         run.engine.zero_grad()
@@ -70,11 +77,17 @@ def _nonfinite_message(step: int, nonfinite: NonFinite) -> str:
     return f"step {step}: {nonfinite.where}. Fix: {fix}."
 
 
-def count_targets(run: Run, batches: list[MicroBatch]) -> dict[str, int]:
-    """Count the targets of each term over all data ranks: the only denominator of the loss. Equal on all ranks, because
-    every tensor and pipeline rank has the same batches."""
+def count_targets(run: Run, batches: list[MicroBatch]) -> dict[str, Tensor]:
+    """Count the targets of each term over all data ranks, float64: the only denominator of the loss. Equal on all
+    ranks, because every tensor and pipeline rank has the same batches. Not read here: the host would wait."""
     names = list(run.objective.weights)
     counted = [run.objective.counts(batch) for batch in batches]
     sums = [float(sum(counts[name] for counts in counted)) for name in names]
     total = run.mesh.dp.sum_(torch.tensor(sums, dtype=torch.float64, device=run.mesh.device))
-    return dict(zip(names, map(int, total.tolist())))
+    return dict(zip(names, total.unbind()))
+
+
+def scales(run: Run, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Factor of each term's sum in the loss, in the dtype of the sums."""
+    weights, dtype = run.objective.weights, master_dtype(compute_dtype(run.config))
+    return {name: (torch.full_like(n, weights[name]) / n.clamp(min=1)).to(dtype) for name, n in counts.items()}
