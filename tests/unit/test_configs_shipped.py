@@ -60,6 +60,15 @@ WORLDS = {
     "falcon-7b": 64,
     "gpt-j-6b": 32,
     "phi-2": 32,
+    "gemma-7b": 64,
+    "olmo-7b": 64,
+    "stablelm-2-1.6b": 16,
+    "starcoder2-3b": 32,
+    "opt-1.3b": 16,
+    "xlm-roberta-base": 64,
+    "camembert-base": 64,
+    "distilbert-base": 8,
+    "mt5-base": 64,
 }
 STARTS = {
     "bert-languages": "bert-quickstart",
@@ -108,6 +117,15 @@ BILLIONS = {  # as published, with embeddings
     "falcon-7b": 6.921720704,
     "gpt-j-6b": 6.050882784,
     "phi-2": 2.77968384,
+    "gemma-7b": 8.537680896,
+    "olmo-7b": 6.888095744,
+    "stablelm-2-1.6b": 1.644417024,
+    "starcoder2-3b": 3.030371328,
+    "opt-1.3b": 1.31575808,
+    "xlm-roberta-base": 0.278295186,
+    "camembert-base": 0.110655493,
+    "distilbert-base": 0.06698553,
+    "mt5-base": 0.58240128,
 }
 
 
