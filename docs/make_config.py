@@ -26,7 +26,8 @@ value is YAML: `optim.lr=1e-3`, `parallel.sequence_parallel=true`, `'train.batch
 
     roots train configs/quickstart.yaml parallel.tp=1 parallel.pp=4 --print-config
 
-shows the whole resolved tree and trains nothing. A run keeps it as `config.yaml` in its folder. There is no key for data
+shows the whole resolved tree and trains nothing; what keeps it from running is listed below it, but for the files and the memory
+that a run needs. A run keeps it as `config.yaml` in its folder. There is no key for data
 ranks: dp is what the world leaves over, `world = tp × pp × dp`.
 
 *Made by `docs/make_config.py` from `roots_dist/config/schema.py` and `model.py`.*

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from roots_dist.config.load import Loaded
+    from roots_dist.config.schema import Config
+    from roots_dist.errors import Problem
 
 
 def read_config(path: str, overrides: Sequence[str]) -> Loaded:
@@ -26,6 +28,25 @@ def read_config(path: str, overrides: Sequence[str]) -> Loaded:
         and loaded.config.finetune.epochs is None is loaded.config.finetune.unfreeze_every_epochs
     ):
         return loaded
+    from roots_dist.config.load import COMMAND_LINE
+    from roots_dist.errors import ConfigError
     from roots_dist.learning.objectives.task_checks import complete_from_rows
 
-    return replace(loaded, config=complete_from_rows(loaded.config))
+    completed, steps = complete_from_rows(loaded.config), loaded.config.train.steps
+    said = [loaded.origins.get(key) for key in ("train.steps", "finetune.epochs")]
+    wins = said[0] != COMMAND_LINE == said[1]  # as any override does, here over the steps of a run's own config.yaml
+    if said[0] and not wins and completed.train.steps != steps:
+        raise ConfigError(loaded.located([_two_lengths(completed, steps)]))
+    return replace(loaded, config=completed)
+
+
+def _two_lengths(completed: Config, steps: int) -> Problem:
+    from roots_dist.errors import Problem
+
+    epochs = completed.finetune.epochs
+    return Problem(
+        key="train.steps",
+        found=steps,
+        expected=f"{completed.train.steps}, which are finetune.epochs = {epochs} passes over data.train, or no value",
+        fix="leave train.steps out, or set finetune.epochs=null",
+    )

@@ -64,7 +64,9 @@ TRAIN = Command("train", _read, work, check=check)
 class TrainOptions:
     """Options of `roots train` beside its config."""
 
-    print_config: Annotated[bool, typer.Option("--print-config", help="print the resolved config and exit")] = False
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="print the resolved config and exit; 2 if it could not run")
+    ] = False
     processes: Processes = None
 
 
@@ -86,9 +88,12 @@ def train(
         from roots_dist.cli.read_config import read_config
         from roots_dist.config.load import to_yaml
         from roots_dist.config.special_tokens import describe
+        from roots_dist.runs.ranks.run_on_ranks import ready
 
-        resolved = read_config(config, overrides or ()).config
+        loaded = read_config(config, overrides or ())
+        resolved = loaded.config
         typer.echo(f"{to_yaml(resolved)}# {describe(resolved.data.tokenizer)}")
+        ready(loaded, options.processes or resolved.parallel.tp * resolved.parallel.pp, local_size=None)
         return
     from roots_dist.runs.ranks.run_on_ranks import run_on_ranks
 

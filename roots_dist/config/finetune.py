@@ -21,7 +21,9 @@ class Finetune(Section):
     trainable: tuple[str, ...] = Field(
         (), description="partial: patterns of names that learn, as head.* or blocks.1?.*"
     )
-    epochs: int | None = Field(None, ge=1, description="passes over data.train; says train.steps by the rows there are")
+    epochs: int | None = Field(
+        None, ge=1, description="passes over data.train, instead of train.steps; rounded up to whole steps once"
+    )
     unfreeze_every: int = Field(100, ge=1, description="progressive: steps until the next blocks learn too")
     unfreeze_every_epochs: float | None = Field(
         None, gt=0, description="progressive: the same in passes over data.train"

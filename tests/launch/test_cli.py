@@ -76,6 +76,11 @@ def test_print_config_shows_a_tree_that_reads_back(tmp_path):
     assert load(tmp_path / "again.yaml") == load(QUICKSTART, ["model.layers=7"])
 
 
+def test_print_config_says_what_could_not_run():
+    found = commands.roots("train", QUICKSTART, "parallel.pp=5", "--print-config")
+    assert found.returncode == 2 and "pp: 5" in found.stdout and "✗ model.layers = 4" in found.stderr
+
+
 def test_the_rank_that_deepspeeds_launcher_adds_is_ignored():
     found = roots("--local_rank=1", "train", QUICKSTART, "--print-config")
     assert found.returncode == 0 and "layers: 4" in found.stdout

@@ -244,8 +244,12 @@ REFUSED = {
         "Fix: choose for example query",
     ),
     "a top that learns alone": (
-        ["finetune.strategy=progressive", "finetune.unfreeze_every=114"],
-        "finetune.unfreeze_every = 114 (command line): expected fewer steps than train.steps = 114",
+        ["finetune.strategy=progressive", "finetune.unfreeze_every=112"],
+        "finetune.unfreeze_every = 112 (command line): expected fewer steps than train.steps = 112",
+    ),
+    "steps beside epochs": (
+        ["train.steps=20"],
+        "train.steps = 20 (command line): expected 112, which are finetune.epochs = 6 passes over data.train",
     ),
     "F1 of no classes": (
         ["objective.name=mlm", "finetune.metric=f1", "finetune.epochs=null"],

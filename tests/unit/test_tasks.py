@@ -16,8 +16,9 @@ from roots_dist.learning.data.specials import read_specials, synthetic_specials
 from roots_dist.learning.data.tasks import collect_labels, open_examples
 from roots_dist.learning.data.tokenizer import load_codec, train
 from roots_dist.learning.models import pieces_of
-from roots_dist.learning.objectives import OBJECTIVES
+from roots_dist.learning.objectives import OBJECTIVES, make_row_objective
 from roots_dist.learning.objectives.classify import longest_first
+from roots_dist.learning.objectives.task_checks import complete_from_rows, row_remarks
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.world.batch import IGNORE
 from roots_dist.world.sharding import parameters_of
@@ -452,3 +453,16 @@ def test_what_a_proof_learns_from_has_too_long_texts_too():
     objective = OBJECTIVES["classify"](c, synthetic_specials(50))
     cut = [objective.too_long(row) for row in random_source(c).rows]
     assert any(cut) and not all(cut)
+
+
+def test_passes_over_the_rows_are_rounded_up_to_whole_steps_once(place):
+    c = config(place, "classify", epochs=3, unfreeze_every_epochs=1.5).changed({"train.global_batch": 16})
+    path = written(place, ROWS * 10, "twenty.jsonl")
+    made = complete_from_rows(c.changed({"data.train": path}))
+    assert (made.train.steps, made.finetune.unfreeze_every) == (4, 2)  # 60 / 16 and 30 / 16; one pass has 1.25
+
+
+def test_a_batch_that_is_larger_than_the_rows_is_remarked(place):
+    c = config(place, "classify").changed({"data.train": written(place, ROWS), "train.global_batch": 5})
+    (line,) = (one for one in row_remarks(c, make_row_objective(c)) if "global_batch" in one)
+    assert line.endswith("is more than the 2 samples of data.train: a step takes some of them 3 times")

@@ -31,12 +31,10 @@ def complete_from_rows(config: Config) -> Config:
     ):
         return labelled  # what is missing is told by the checks
     samples = _num_samples(labelled)
-    pass_steps = max(1, -(-samples // config.train.global_batch))
-    if f.epochs is not None:
-        values["train.steps"] = (
-            f.epochs * pass_steps if config.train.batch_ramp is None else step_after(config.train, f.epochs * samples)
-        )
+    if f.epochs is not None:  # batches go on over the end of a pass, so that only the last step is rounded up
+        values["train.steps"] = step_after(config.train, f.epochs * samples)
     if f.unfreeze_every_epochs is not None:
+        pass_steps = samples / config.train.global_batch
         values["finetune.unfreeze_every"] = max(1, round(f.unfreeze_every_epochs * pass_steps))
     return config.changed(values)
 
@@ -79,6 +77,12 @@ def row_remarks(config: Config, objective: Objective) -> Iterator[str]:
         return
     if isinstance(objective, PackingObjective) and config.data.train:
         yield _padding(config, objective)
+    batch, samples = config.train.global_batch, _num_samples(config) if config.data.train else 0
+    if 0 < samples < batch:
+        yield (
+            f"train.global_batch = {batch:,} is more than the {samples:,} samples of data.train: a step takes some of "
+            f"them {-(-batch // samples)} times"
+        )
     for source in (*config.data.train, *config.data.validation):
         opened = objective.open(source.path)
         yield from opened.remarks
