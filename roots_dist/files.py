@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+WORKING_DIRECTORY = "the working directory"
+
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Put `content` (text as UTF-8) under `path`, or leave what was there. Raises OSError. The folder must exist.
@@ -39,3 +41,14 @@ def why(error: Exception) -> str:
     if isinstance(error, UnicodeError):
         return "not UTF-8 text"
     return str((error.strerror if isinstance(error, OSError) else None) or error or "unknown error").lower()
+
+
+def where(path: str | Path) -> str:
+    """The path as a part of a sentence that says where it was looked for: `data/x.idx in /home/me, the working
+    directory`."""
+    return str(path) if Path(path).is_absolute() else f"{path} in {Path.cwd()}, {WORKING_DIRECTORY}"
+
+
+def reason(error: Exception, path: str | Path) -> str:
+    """Why a file cannot be used: the operating system's reason with where it was looked for, or the reader's words."""
+    return f"{why(error)}: {where(path)}" if isinstance(error, OSError) else str(error)

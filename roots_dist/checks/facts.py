@@ -20,7 +20,7 @@ from roots_dist.config import special_tokens
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError
-from roots_dist.files import why
+from roots_dist.files import where, why
 from roots_dist.idx_format import HEADER, MAGIC, OLD_MAGIC, TOKEN_TYPES, token_bytes
 
 
@@ -93,7 +93,7 @@ def corpus(prefix: str) -> CorpusFacts:
         with tokens_file.open("rb"):
             pass  # it may be read
     except OSError as error:
-        return CorpusFacts(trouble=f"{why(error)}: {error.filename}")
+        return CorpusFacts(trouble=f"{why(error)}: {where(error.filename)}")
     if header.startswith(OLD_MAGIC):
         return CorpusFacts(trouble=f"{idx} is in fairseq's older format")
     if len(header) < HEADER.size or not header.startswith(MAGIC):
@@ -137,7 +137,7 @@ def _tokenizer(name: str | None) -> tuple[dict[str, int], str | None]:
         ids = special_tokens.ids_of(json.loads(Path(name).read_text(encoding="utf-8")))
         return (ids, None) if max(ids.values()) >= 0 else ({}, "its ids are below 0")
     except OSError as error:
-        return {}, why(error)
+        return {}, f"{why(error)}: {where(name)}"
     except (ValueError, KeyError, TypeError, AttributeError):
         return {}, "no tokenizer of Hugging Face's format"
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from roots_dist.errors import DataError, Problem
+from roots_dist.files import reason
 
 SETTINGS, MAP, GENERATION, MODEL = (
     "tokenizer_config.json",
@@ -277,5 +278,5 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
-    expected = f"a {path.name} that can be read ({error})"
+    expected = f"a {path.name} that can be read ({reason(error, path)})"
     return DataError(Problem(key="data.tokenizer", found=str(path), expected=expected, fix="check the file"))

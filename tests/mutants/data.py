@@ -262,7 +262,7 @@ DATA = (
     Mutant(
         name="messages_without_weight_are_learned",
         bug="an assistant's message of weight 0 is learned like the others",
-        file="learning/data/conversations.py",
+        file="learning/data/messages.py",
         before="learned=all(weights)",
         after="learned=True",
         test="unit/test_conversations.py::test_weights_of_messages_are_obeyed",

@@ -15,7 +15,9 @@ from roots_dist.config.finetune import Finetune
 from roots_dist.config.load import read
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, DataError
-from roots_dist.learning.data.conversations import FORMATS
+from roots_dist.learning.data.conversations import FORMATS, TextColumns, read_conversation
+from roots_dist.learning.data.remarks import Remarks
+from roots_dist.learning.data.rows import rows as read_rows
 from roots_dist.learning.data.tasks import open_examples
 from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.learning.data.turns import Turns
@@ -253,6 +255,15 @@ def test_messages_after_the_last_answer_are_kept_or_said(config, rows):
     assert line.startswith("messages after the last answer are not read (finetune.turns=last): 1 row,")
 
 
+def test_a_call_as_sharegpt_writes_it_is_that_of_openai(rows):
+    text = json.dumps(CALL["function"])
+    turns = [("human", "Add."), ("function_call", text), ("observation", "2"), ("gpt", "2")]
+    row = next(read_rows(rows({"conversations": [{"from": who, "value": said} for who, said in turns]})))
+    _, call, answer, _ = read_conversation(row, FORMATS["sharegpt"], TextColumns(), Remarks()).messages
+    assert (call.role, call.content, call.learned, answer.role) == ("assistant", None, True, "tool")
+    assert call.others == {"tool_calls": [{"type": "function", "function": CALL["function"]}]}
+
+
 # ── what is refused, or skipped ────────────────────────────────────────────────────────────────────────────────────
 
 CALLING = {"role": "assistant", "tool_calls": [CALL]}
@@ -276,6 +287,12 @@ WRONG = {
     "a weight in words": ({"messages": [ASKED, SAID | {"train": "no"}]}, "a train of 0 or 1, or of false or true"),
     "a question to learn": ({"messages": [ASKED | {"train": True}, SAID]}, "no train on messages of user"),
     "calls that are none": ({"messages": [ASKED, SAID | {"tool_calls": "add"}]}, "tool_calls that are a list"),
+    "a call that is no JSON": (
+        {"conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "add(1)"}]},
+        "a call of a function as JSON text",
+    ),
+    "a pair of answers": ({"prompt": "a", "chosen": "b", "rejected": "c"}, "Fix: set objective.name=dpo"),
+    "no instruction": ({"instructions": "a", "output": "b"}, "those of a conversation"),
     "calls without a place": ({"messages": [ASKED, CALLING]}, "a template that writes them"),
     "tools that are none": ({"messages": PAIR, "tools": "add"}, "a list of objects that describe functions"),
     "two system texts": ({"messages": [SYSTEM, *PAIR], "system": "b"}, "no system text beside"),
@@ -361,7 +378,7 @@ def test_what_is_too_long_to_learn_from_stops_the_run_or_is_skipped(config, rows
 def test_a_training_run_says_its_format_and_what_it_skips(config, rows):
     path = rows(*[{"messages": PAIR}] * 3, WRONG["no answer"][0])
     c = config(on_error="skip")
-    padding, first, second = row_remarks(c, make_row_objective(c))
+    padding, _, first, second = row_remarks(c, make_row_objective(c))
     assert padding.startswith("3 rows, each a sample: ") and "is padding" in padding
     assert first == f"read as OpenAI's messages (finetune.format=messages): 4 rows, the first is {path}:1"
     assert second.startswith("skips 1 row ")

@@ -37,6 +37,47 @@ def test_lines_and_texts_are_read_in_every_compression(tmp_path, ending):
     assert [d.text for d in read(text)] == ["Whole\nfile"]
 
 
+LIST = [{"text": "One."}, {"text": 'a ] in it, "quoted"'}, {"n": [1, {"text": "no"}], "text": "三\n"}]
+LISTS = {
+    "on one line": (json.dumps(LIST), [1, 1, 1]),
+    "on many": (json.dumps(LIST, indent=2, ensure_ascii=False) + "\n\n", [2, 5, 8]),
+    "after a byte order mark": ("\ufeff  \n" + json.dumps(LIST), [2, 2, 2]),
+}
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_a_list_of_objects_is_read_as_lines_are(tmp_path, monkeypatch, case):
+    path, (text, lines) = tmp_path / "a.json", LISTS[case]
+    path.write_text(text, encoding="utf-8")
+    for chunk in (1, 7, 1 << 16):
+        monkeypatch.setattr("roots_dist.learning.data.json_objects.CHUNK", chunk)
+        assert [(d.text, d.line) for d in read(path)] == [(r["text"], n) for r, n in zip(LIST, lines)]
+
+
+BROKEN = {
+    '[{"text": "a"}\n, {"text": "b"': (1, "corrupt JSON"),
+    '[{"text": "a"}\n {"text": "b"}]': (1, "followed by neither a comma"),
+    '[{"text": "a"}] 5': (1, "something follows the list"),
+    '[{"text": "a"},]': (1, "corrupt JSON"),
+    '[{"text": "a"}, 7]': (1, "int in a list of objects"),
+    "[": (0, "does not end"),
+    "[{]": (0, "corrupt JSON"),
+}
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_what_is_before_a_damage_of_a_list_is_read(tmp_path, text):
+    path, (count, reason) = tmp_path / "a.json", BROKEN[text]
+    path.write_text(text)
+    *documents, last = read(path)
+    assert len(documents) == count and isinstance(last, Defect) and reason in str(last)
+
+
+def test_an_empty_list_has_no_documents(tmp_path):
+    (tmp_path / "a.json").write_text(" [ ] ")
+    assert read(tmp_path / "a.json") == []
+
+
 @pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz", ".zst"])
 def test_archives_may_be_joined(tmp_path, ending):
     path = tmp_path / f"a.jsonl{ending}"

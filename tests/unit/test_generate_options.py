@@ -1,5 +1,7 @@
 """What is asked of a model that it cannot do is refused in one line that says what to do instead."""
 
+import json
+
 import pytest
 
 from roots_dist.config.schema import Config
@@ -8,6 +10,8 @@ from roots_dist.learning.data.tokenizer import train
 from roots_dist.runs.generate import chat, generate
 from roots_dist.runs.generate.options import GenerateOptions
 from roots_dist.runs.generate.prompts import Prompt, open_prompt_encoder, read_prompts
+from roots_dist.runs.generate.request import TEMPERATURE, make_request
+from roots_dist.runs.generate.sampling import Sampling
 
 TEXTS = [f"The people of State {n} met Mr. Smith; unquestionably it rained there in {1800 + n}." for n in range(40)]
 T5 = {"positions": "relative", "norm": "rmsnorm", "bias": False}
@@ -80,10 +84,10 @@ REFUSED = [
 )),
     ("clm", {"prompt": "a", "prompts": "two.txt"}, "--prompts = 'two.txt': expected no other prompt"),
     ("clm", {"prompts": "none.txt"}, (
-"--prompts = 'none.txt': expected a file that can be read (no such file or directory). Fix: check the "
-"path."
+"--prompts = 'none.txt': expected a file that can be read (no such file or directory: "
+"none.txt in /"
 )),
-    ("clm", {"prompts": "none.jsonl"}, "expected a file that can be read (no such file or directory)"),
+    ("clm", {"prompts": "none.jsonl"}, "expected a file that can be read (no such file or directory: none.jsonl in /"),
     ("clm", {"prompts": "empty.txt"}, "--prompts = 'empty.txt': expected a file with at least one prompt"),
     ("clm", {"prompts": "bad.jsonl"}, "bad.jsonl:2: prompt = None: expected a text. Fix: write lines like"),
     ("clm", {"prompts": "two.txt", "max_tokens": 23}, (
@@ -224,3 +228,24 @@ def test_what_a_template_closes_an_answer_with_ends_it(place):
     words = open_prompt_encoder(config(place, "instruct", **changes), talks=True)
     assert words.ends == {backend.token_to_id("<|im_end|>"), backend.token_to_id("<|endoftext|>")}
     assert Prompt("x").place == "prompt" and len(words.ids("a")) < len(words.ids("a b c d e f"))
+
+
+def test_a_model_is_sampled_as_its_generation_config_says_unless_an_option_does(place, tmp_path):
+    (tmp_path / "tokenizer.json").write_text((place / "bpe.json").read_text())
+    c = config(place, "clm").changed({"data.tokenizer": str(tmp_path / "tokenizer.json")})
+    assert make_request(GenerateOptions(), c).sampling == Sampling(TEMPERATURE)
+    said = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "repetition_penalty": 1.05}
+    (tmp_path / "generation_config.json").write_text(json.dumps(said))
+    assert make_request(GenerateOptions(), c).sampling == Sampling(0.6, 20, 0.95, None, 1.05)
+    assert make_request(GenerateOptions(top_p=0.5), c).sampling == Sampling(0.6, 20, 0.5, None, 1.05)
+    assert make_request(GenerateOptions(greedy=True), c).sampling == Sampling(0.0)
+    (tmp_path / "generation_config.json").write_text(json.dumps(said | {"do_sample": False}))
+    assert make_request(GenerateOptions(), c).sampling == Sampling(TEMPERATURE)
+    (tmp_path / "generation_config.json").write_text(json.dumps(said | {"top_p": "much"}))
+    with pytest.raises(UserError, match="top_p = 'much': expected a number from 1e-06 to 1. Fix: "):
+        make_request(GenerateOptions(), c)
+
+
+def test_a_model_with_rotary_positions_holds_what_it_was_made_for_not_what_a_run_trained_on(place):
+    c = config(place, "rotary").changed({"model.max_positions": 4096})
+    assert open_prompt_encoder(c, talks=False).positions == 4096

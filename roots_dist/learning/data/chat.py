@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from roots_dist.errors import DataError, Problem, missing_package
+from roots_dist.files import reason
 
 if TYPE_CHECKING:
     from jinja2.nodes import Node
@@ -263,7 +264,7 @@ def find_template(template: str | None, tokenizer: Path) -> tuple[str, str, dict
         try:
             return file, Path(file).read_text(encoding="utf-8"), tokens
         except (OSError, UnicodeDecodeError) as error:
-            raise _error(file, error) from error
+            raise _unreadable(file, error) from error
     given = config.get("chat_template")
     if isinstance(given, list):
         given = {t["name"]: t["template"] for t in given}.get("default")
@@ -276,10 +277,15 @@ def _read_config(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise _error(str(path), error) from error
+        raise _unreadable(str(path), error) from error
     if not isinstance(found, dict):
         raise _error(str(path), ValueError("the settings of a tokenizer are an object"))
     return found
+
+
+def _unreadable(name: str, error: Exception) -> DataError:
+    expected = f"a file that can be read ({reason(error, name)})"
+    return DataError(Problem(key="finetune.chat_template", found=name, expected=expected, fix="check the path"))
 
 
 def _error(name: str, error: Exception) -> DataError:

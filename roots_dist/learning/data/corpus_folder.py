@@ -13,6 +13,7 @@ from pathlib import Path
 
 from roots_dist.config.special_tokens import COMPANIONS
 from roots_dist.errors import DataError, Problem
+from roots_dist.files import why
 from roots_dist.learning.data.manifest import NAME, PAIRS, Manifest, Options, read_manifest
 
 COPIED = (*COMPANIONS, "chat_template.jinja")
@@ -36,7 +37,7 @@ def lock(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        expected = f"a folder that can be written ({error})"
+        expected = f"a folder that can be written ({why(error)})"
         raise _refused(folder, expected, "check free space and permissions") from error
     finally:
         os.close(descriptor)

@@ -5,24 +5,79 @@ bytes --parsed_object--> {key: value, …} --value_at--> text --> readers.py, ro
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from io import BufferedIOBase
+from typing import Any, NamedTuple
+
+BLANK = b" \t\r\n\xef\xbb\xbf"
+"""Bytes that may stand before JSON: white space, and UTF-8's byte order mark."""
+CHUNK = 1 << 16
+"""Bytes of a list that are read at a time."""
+AFTER = {"[": "v]", ",": "v", "]": ""}
+"""Mark of a list -> what may follow it: a value (v) or other marks."""
 
 
-def parsed_object(data: bytes) -> dict[str, Any] | tuple[str, str]:
-    """The JSON object of a line; or what is wrong with it, as (kind, detail)."""
+class Wrong(NamedTuple):
+    """What keeps JSON from being read."""
+
+    kind: str
+    detail: str
+
+
+def parsed_object(data: bytes) -> dict[str, Any] | Wrong:
+    """The JSON object of a line; or what is wrong with it."""
     try:
         value = json.loads(data.rstrip().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        return "bad UTF-8", f"at byte {error.start} of the line"
+        return Wrong("bad UTF-8", f"at byte {error.start} of the line")
     except json.JSONDecodeError as error:
-        return "corrupt JSON", f"{error.msg} at character {error.pos}"
+        return Wrong("corrupt JSON", f"{error.msg} at character {error.pos}")
     except (ValueError, RecursionError) as error:  # a number with thousands of digits, or endless brackets
-        return "corrupt JSON", str(error)
+        return Wrong("corrupt JSON", str(error))
     if not isinstance(value, dict):
-        return "not a JSON object", f"{type(value).__name__}; one object per line is expected"
+        return Wrong("not a JSON object", f"{type(value).__name__}; one object per line is expected")
     return value
+
+
+def listed_objects(content: BufferedIOBase, limit: int) -> Iterator[tuple[int, dict[str, Any] | Wrong]]:
+    """The objects of a file that is one JSON list, each with the line on which it begins; where the list is damaged,
+    what is wrong comes last. Holds one object at a time, of at most `limit` characters."""
+    decoder, decode = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")()
+    text, line, ended, allowed, reason = "", 1, False, "[", "the list does not end"
+    while not (ended and (not text or not allowed)):
+        stripped = text.lstrip(" \t\r\n")
+        line, text = line + text.count("\n", 0, len(text) - len(stripped)), stripped
+        if text[:1] in AFTER and text[0] in allowed:
+            allowed, text = AFTER[text[0]], text[1:]
+            continue
+        if text and "v" in allowed:
+            try:
+                value, end = decoder.raw_decode(text)
+                if ended or end < len(text):  # a number may go on
+                    wrong = Wrong("not a JSON object", f"{type(value).__name__} in a list of objects")
+                    yield line, value if isinstance(value, dict) else wrong
+                    line, text, allowed = line + text.count("\n", 0, end), text[end:], ",]"
+                    continue
+            except json.JSONDecodeError as error:
+                reason = error.msg
+            except (ValueError, RecursionError) as error:
+                yield line, Wrong("corrupt JSON", str(error))
+                return
+        elif text:
+            reason = "an object is followed by neither a comma nor the end of the list"
+            break
+        if ended or len(text) > limit:
+            break
+        try:
+            data = content.read(max(CHUNK, len(text)))
+            ended, text = not data, text + decode.decode(data, final=not data)
+        except UnicodeDecodeError as error:
+            yield line, Wrong("bad UTF-8", f"{error.reason} in or after the object of this line")
+            return
+    if allowed or text:
+        yield line, Wrong("corrupt JSON", reason if allowed else "something follows the list")
 
 
 MISSING: Any = object()

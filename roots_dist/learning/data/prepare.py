@@ -88,7 +88,7 @@ def prepare(
     and is tokenized separately. begin_of_document: each document begins with the tokenizer's bos. Raises DataError for
     any problem of the inputs; with on_error="skip", unreadable documents are counted in the manifest instead.
     """
-    _check(validation, workers, on_error, tokenizer, end_of_document)
+    _check(validation, workers, on_error, tokenizer, end_of_document, begin_of_document)
     folder = Path(output)
     given = tokenizers.load(tokenizer, end_of_document) if tokenizer is not None else None
     options = Options(
@@ -146,7 +146,12 @@ def prepare(
 
 
 def _check(
-    validation: float, workers: int | None, on_error: str, tokenizer: object, end_of_document: str | None
+    validation: float,
+    workers: int | None,
+    on_error: str,
+    tokenizer: object,
+    end_of_document: str | None,
+    begin_of_document: bool,
 ) -> None:
     if not 0 <= validation < 1:
         expected = "a share of documents, 0 or more and below 1"
@@ -160,6 +165,10 @@ def _check(
     if end_of_document is not None and tokenizer is None:
         expected = "none with a tokenizer that is trained here, which has its own"
         raise DataError(Problem(key="end_of_document", found=end_of_document, expected=expected, fix="leave it out"))
+    if begin_of_document and tokenizer is None:
+        expected = "a tokenizer that is given: one that is trained here has no token to begin a text (bos)"
+        fix = "leave --begin-of-document out, or name --tokenizer FILE"
+        raise DataError(Problem(key="begin_of_document", found=True, expected=expected, fix=fix))
 
 
 def _companions(tokenizer: str | Path | None) -> list[Path]:

@@ -18,7 +18,14 @@ from typing import Any
 from roots_dist.errors import DataError, Problem, missing_package, present
 from roots_dist.learning.data import embedded
 from roots_dist.learning.data.archives import OPENERS, DamagedArchive, open_bytes
-from roots_dist.learning.data.json_objects import MISSING, likely_text_key, parsed_object, value_at
+from roots_dist.learning.data.json_objects import (
+    BLANK,
+    MISSING,
+    likely_text_key,
+    listed_objects,
+    parsed_object,
+    value_at,
+)
 
 MAX_BYTES = 1 << 28
 """Longest document in bytes. More indicates a file without line ends, or a decompression bomb."""
@@ -210,6 +217,22 @@ def _lines(path: Path, text_key: str) -> Iterator[Document | Defect]:
                     yield Defect(file, number, *item)
 
 
+def _json(path: Path, text_key: str) -> Iterator[Document | Defect]:
+    """The objects of one list; or, as many corpora under this name are, one JSON object per line."""
+    with open_bytes(path) as (content, raw):
+        beginning = content.read(1 << 12)
+    if not beginning.lstrip(BLANK).startswith(b"["):
+        yield from _lines(path, text_key)
+        return
+    file = str(path)
+    with open_bytes(path) as (content, raw):
+        for line, item in listed_objects(content, MAX_BYTES):
+            if isinstance(item, dict):
+                yield _document(item, text_key, file, line, raw.tell())
+            else:
+                yield Defect(file, line, *item)
+
+
 def _document(row: Mapping[str, Any], text_key: str, file: str, line: int, position: int) -> Document | Defect:
     """The text under `text_key` of a row."""
     text = value_at(row, text_key)
@@ -253,7 +276,7 @@ READERS: dict[str, Callable[[Path, str], Iterator[Document | Defect]]] = {
     ".txt": _text,
     ".jsonl": _lines,
     ".ndjson": _lines,
-    ".json": _lines,
+    ".json": _json,
     ".parquet": _rows,
 }
-"""Reader for each file suffix. `.json` is read by lines too, because corpora under this name are JSON lines."""
+"""Reader for each file suffix."""

@@ -19,19 +19,19 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, TextIO, cast
 
 from roots_dist.errors import DataError, Problem, missing_package, present
-from roots_dist.files import why
+from roots_dist.files import where, why
 from roots_dist.learning.data.archives import OPENERS, DamagedArchive, open_bytes
-from roots_dist.learning.data.json_objects import parsed_object
+from roots_dist.learning.data.json_objects import BLANK, parsed_object
 from roots_dist.learning.data.readers import MAX_BYTES
 from roots_dist.learning.data.remarks import Remarks
 
 MAX_SHOWN = 120
 """Number of characters of a value that an error message shows."""
+NAME_IT = "name it with finetune.text_column, finetune.pair_column or finetune.label_column"
+"""How a column that a config names is found."""
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 """A field as csv writers quote it, with inner quotes doubled."""
 SPACE = re.compile(r"[ \t\r\n]*")
-BLANK = b" \t\r\n\xef\xbb\xbf"
-"""Bytes that may stand before JSON: white space, and UTF-8's byte order mark."""
 
 
 @dataclass(frozen=True)
@@ -56,46 +56,45 @@ class Row:
         """Columns besides those that are read, which have a value here."""
         return [key for key, value in self.values.items() if key not in read and value not in (None, "", [], {})]
 
-    def value(self, key: str) -> object:
+    def value(self, key: str, fix: str = NAME_IT) -> object:
         """The value of a column, which must be there."""
         if key not in self.values:
             there = ", ".join(map(str, self.values)) or "none"
-            fix = "name it with finetune.text_column, finetune.pair_column or finetune.label_column"
             raise self.error(key, None, f"a column of this name; the file has {there}", fix)
         return self.values[key]
 
-    def text(self, key: str) -> str:
-        value = self.value(key)
+    def text(self, key: str, fix: str = NAME_IT) -> str:
+        value = self.value(key, fix)
         if not isinstance(value, str) or not value.strip():
             raise self.error(key, value, "text that is not empty")
         return value
 
 
-def rows(path: str | Path, remarks: Remarks | None = None) -> Iterator[Row]:
-    """Every row, in order. Raises DataError if the file or a row cannot be read, unless `remarks` skips rows."""
+def rows(path: str | Path, remarks: Remarks | None = None, key: str = "rows") -> Iterator[Row]:
+    """Every row, in order. Raises DataError if the file or a row cannot be read, unless `remarks` skips rows. key: what
+    names the file, as data.train."""
     file, remarks = Path(path), remarks or Remarks()
-    reader, line = READERS[_kind(file)], 0
+    reader, line = READERS[_kind(file, key)], 0
     try:
         with open_bytes(file) as (content, _):
             for line, values in reader(content, str(file), remarks):
                 yield Row(values, str(file), line)
     except DamagedArchive as error:
-        remarks.reject(_unreadable(file, f"a whole archive ({error})", line + 1))
+        remarks.reject(_unreadable(file, f"a whole archive ({error})", f"{file}:{line + 1}"))
     except OSError as error:
-        raise _unreadable(file, f"a file that can be read ({why(error)})") from error
+        raise _unreadable(file, f"a file that can be read ({why(error)}: {where(file)})", key) from error
 
 
-def _kind(path: Path) -> str:
+def _kind(path: Path, key: str) -> str:
     suffixes = [s.lower() for s in path.suffixes]
     kind = next((s for s in reversed(suffixes) if s not in OPENERS), "")
     if kind not in READERS or (kind == ".parquet" and suffixes[-1] != kind):
         kinds, packed = ", ".join(READERS), ", ".join(OPENERS)
-        raise _unreadable(path, f"a name ending in one of {kinds}, packed as {packed} or not (parquet: not)")
+        raise _unreadable(path, f"a name ending in one of {kinds}, packed as {packed} or not (parquet: not)", key)
     return kind
 
 
-def _unreadable(path: Path, expected: str, line: int | None = None) -> DataError:
-    key = "examples" if line is None else f"{path}:{line}"
+def _unreadable(path: Path, expected: str, key: str) -> DataError:
     return DataError(Problem(key=key, found=str(path), expected=expected, fix="check the path, or make the file again"))
 
 

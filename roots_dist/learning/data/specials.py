@@ -24,6 +24,7 @@ from roots_dist.config.special_tokens import (
     sentinels,
 )
 from roots_dist.errors import DataError, Problem
+from roots_dist.files import reason
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ def read_specials(path: str | Path, vocab: int) -> Specials:
         problem = Problem(
             key="data.tokenizer",
             found=str(path),
-            expected=f"a tokenizer.json that can be read ({error})",
+            expected=f"a tokenizer.json that can be read ({reason(error, path)})",
             fix="check the path",
         )
         raise DataError(problem) from error

@@ -74,7 +74,13 @@ def open_examples(path: str, config: Config) -> Examples:
     """Read a file of examples, once per process. Raises DataError for the first invalid row."""
     stamp = tuple((str(p), _stamp(p)) for p in (path, config.data.tokenizer, config.finetune.chat_template) if p)
     return _read_examples(
-        path, present(objective_of(config).rows), columns_of(config), config.data.tokenizer, config.model.vocab, stamp
+        path,
+        present(objective_of(config).rows),
+        columns_of(config),
+        config.data.tokenizer,
+        config.model.vocab,
+        stamp,
+        "data.validation" if path in [source.path for source in config.data.validation] else "data.train",
     )
 
 
@@ -84,7 +90,7 @@ def collect_labels(paths: Sequence[str], config: Config) -> tuple[str, ...]:
     columns, words = columns_of(config), objective_of(config).rows == "labelled words"
     for path in paths:
         remarks = Remarks(skip=columns.skip)
-        for row in rows(path, remarks):
+        for row in rows(path, remarks, "data.train"):
             with remarks.of_row():
                 found.update(_tags(row, columns) if words else [_label(row, columns.label)])
     return tuple(sorted(found, key=lambda label: (0, int(label), label) if NUMBER.fullmatch(label) else (1, 0, label)))
@@ -122,10 +128,13 @@ def _stamp(path: str) -> tuple[int, int]:
 
 
 @cache
-def _read_examples(path: str, kind: Rows, columns: Columns, tokenizer: str, vocab: int, stamp: object) -> Examples:
-    """stamp: times and sizes of all files that the examples depend on, so that a changed file is read again."""
+def _read_examples(
+    path: str, kind: Rows, columns: Columns, tokenizer: str, vocab: int, stamp: object, key: str
+) -> Examples:
+    """key: that of the config which names the file. stamp: times and sizes of all files that the examples depend on, so
+    that a changed file is read again."""
     codec, specials, remarks = load_codec(tokenizer), read_specials(tokenizer, vocab), Remarks(skip=columns.skip)
-    given = rows(path, remarks)
+    given = rows(path, remarks, key)
     if kind not in ("conversations", "preferences"):  # which say themselves what they do not read
         given = _with_remarks(given, columns, remarks)
     examples = tuple(ROW_READERS[kind](given, columns, codec, specials, remarks))

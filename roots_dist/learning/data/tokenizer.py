@@ -21,6 +21,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from roots_dist.config.special_tokens import NAMES, SETTINGS, SpecialTokens, read_special_tokens, special_tokens
 from roots_dist.errors import DataError, Problem, present
+from roots_dist.files import reason
 
 END_OF_DOCUMENT = NAMES["end"][0]
 
@@ -235,7 +236,7 @@ def _read(path: str | Path) -> str:
             Problem(
                 key="tokenizer",
                 found=str(path),
-                expected=f"a tokenizer.json that can be read ({error})",
+                expected=f"a tokenizer.json that can be read ({reason(error, path)})",
                 fix="check the path",
             )
         ) from error

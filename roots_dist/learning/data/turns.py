@@ -16,7 +16,8 @@ import numpy as np
 
 from roots_dist.errors import DataError
 from roots_dist.learning.data.chat import Chat, PastRewritten, Span, Turn
-from roots_dist.learning.data.conversations import Conversation, Message
+from roots_dist.learning.data.conversations import Conversation
+from roots_dist.learning.data.messages import Message
 from roots_dist.learning.data.remarks import Remarks
 from roots_dist.learning.data.rows import Row
 from roots_dist.learning.data.specials import Specials

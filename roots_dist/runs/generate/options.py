@@ -21,7 +21,9 @@ class ChatOptions:
     ] = None
     temperature: Annotated[
         float | None,
-        typer.Option(min=0.0, help="sampling temperature; 0 is greedy [default: 0.8; t5: 0]", show_default=False),
+        typer.Option(
+            min=0.0, help="sampling temperature; 0 is greedy [default: the import's, or 0.8; t5: 0]", show_default=False
+        ),
     ] = None
     top_k: Annotated[int | None, typer.Option(min=1, help="sample from the k likeliest tokens", show_default=False)] = (
         None

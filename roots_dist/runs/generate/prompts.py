@@ -22,7 +22,7 @@ from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import SENTINEL
 from roots_dist.errors import DataError, Problem, present
-from roots_dist.files import why
+from roots_dist.files import where, why
 from roots_dist.learning.data.chat import Chat, Messages, open_chat
 from roots_dist.learning.data.ends import answer_ends, ends_of
 from roots_dist.learning.data.rows import Row, rows
@@ -82,11 +82,11 @@ def _from_file(path: Path) -> list[Prompt]:
     """Prompts of a file: lines of text, skipping blank ones; or rows (jsonl, csv, tsv) with a column `prompt`, and
     `pair` for a second text."""
     if path.suffix.lower() != ".txt":
-        return [_from_row(row) for row in rows(path)]
+        return [_from_row(row) for row in rows(path, key="--prompts")]
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        expected = f"a file that can be read ({why(error)})"
+        expected = f"a file that can be read ({why(error)}: {where(path)})"
         raise DataError(Problem(key="--prompts", found=str(path), expected=expected, fix="check the path")) from error
     return [Prompt(line, None, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
 
@@ -119,7 +119,7 @@ class PromptEncoder:
     def positions(self) -> int:
         """Length of the longest text that the model was trained for."""
         m = self.config.model
-        return (m.positions == "learned" and m.max_positions) or self.config.data.seq_length
+        return (m.positions in ("learned", "rotary") and m.max_positions) or self.config.data.seq_length
 
     def ids(self, text: str) -> list[int]:
         """Ids of a prompt."""

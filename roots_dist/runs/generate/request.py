@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from roots_dist.config.records import family_of
 from roots_dist.config.schema import Config
+from roots_dist.config.special_tokens import GENERATION, read_companions
+from roots_dist.errors import DataError, Problem
 from roots_dist.runs.generate.check_options import SAMPLING_OPTIONS
 from roots_dist.runs.generate.options import GenerateOptions
 from roots_dist.runs.generate.sampling import Sampling
 
 MAX_TOKENS, TEMPERATURE, TOP = 100, 0.8, 5
 """Defaults of options that were not given."""
+RANGES = {
+    "temperature": (0, math.inf), "top_k": (1, math.inf), "top_p": (1e-6, 1), "min_p": (0, 1),
+    "repetition_penalty": (1e-6, math.inf),
+}  # fmt: skip
+"""Key of generation_config.json, and option -> its values."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +49,41 @@ class Answer:
     """Score of beam search: log-probability / length ** length_penalty."""
 
 
+def sampling_defaults(tokenizer: str | None) -> dict[str, float]:
+    """How generation_config.json beside a tokenizer samples; nothing where it does not say do_sample. Raises DataError
+    for values that are none."""
+    found = {} if tokenizer is None else read_companions(Path(tokenizer).parent).get(GENERATION, {})
+    if found.get("do_sample") is not True:
+        return {}
+    defaults: dict[str, float] = {"temperature": 1.0}  # transformers', where the file names none
+    for name, (low, high) in RANGES.items():
+        value = found.get(name)
+        if value is None or (name == "top_k" and value == 0):  # 0: all tokens
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            key, fix = f"{GENERATION} beside {tokenizer}: {name}", "correct the file"
+            raise DataError(Problem(key=key, found=value, expected=f"a number from {low:g} to {high:g}", fix=fix))
+        defaults[name] = value
+    return defaults
+
+
 def make_request(options: GenerateOptions, config: Config) -> Request:
-    """Request from the options. An encoder-decoder is greedy by default."""
+    """Request from the options, else as the model's authors sample (sampling_defaults). An encoder-decoder is greedy by
+    default."""
     drawn = options.given(SAMPLING_OPTIONS) or options.given(("samples",)) or not family_of(config).has_two_stacks
-    temperature = TEMPERATURE if options.temperature is None else options.temperature
+    alike = {} if options.greedy or options.beams else sampling_defaults(config.data.tokenizer)
+
+    def chosen(name: str) -> float | None:
+        given: float | None = getattr(options, name)
+        return alike.get(name) if given is None else given
+
+    temperature, top_k = chosen("temperature"), chosen("top_k")
     sampling = Sampling(
-        temperature if drawn and not options.greedy else 0.0,
-        options.top_k,
-        options.top_p,
-        options.min_p,
-        options.repetition_penalty or 1.0,
+        (TEMPERATURE if temperature is None else temperature) if drawn and not options.greedy else 0.0,
+        None if top_k is None else int(top_k),
+        chosen("top_p"),
+        chosen("min_p"),
+        chosen("repetition_penalty") or 1.0,
     )
     return Request(
         options.max_tokens or MAX_TOKENS,

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from roots_dist.errors import CheckpointError
+from roots_dist.files import reason
 
 FORMAT = 1
 STEMS = {"weight": "model", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
@@ -160,7 +161,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: is missing. Fix: give the folder of a checkpoint.") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error}). Fix: use another checkpoint.") from error
+        why = reason(error, path)
+        raise CheckpointError(f"{path}: cannot be read ({why}). Fix: use another checkpoint.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected an object, found {type(value).__name__}. Fix: use another.")
     return value

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from roots_dist.errors import ExchangeError, Problem, UserError
+from roots_dist.files import reason
 
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack", "model.ckpt.index")
@@ -94,7 +95,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ExchangeError(
-            f"{path}: cannot be read ({error}). Fix: name a folder that save_pretrained wrote."
+            f"{path}: cannot be read ({reason(error, path)}). Fix: name a folder that save_pretrained wrote."
         ) from error
     if not isinstance(value, dict):
         raise ExchangeError(f"{path}: expected an object, found {type(value).__name__}. Fix: get the file again.")

@@ -1,0 +1,148 @@
+"""Messages of a conversation in a row, as OpenAI, ShareGPT and others write them, in the words of chat templates.
+
+value of a column --read_messages--> [Message] --> learning/data/conversations.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from roots_dist.learning.data.chat import BEGIN, END
+from roots_dist.learning.data.rows import Row
+
+ROLES = {
+    "system": "system", "developer": "developer", "user": "user", "assistant": "assistant", "tool": "tool",
+    "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
+    "model": "assistant", "observation": "tool", "function": "tool", "function_response": "tool",
+}  # fmt: skip
+"""What data sets call a role -> its name in chat templates."""
+CALLS = ("function_call", "tool_call")
+"""ShareGPT's roles of a message whose text is a call of a function by the assistant."""
+ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
+"""Keys of a message: OpenAI's, ShareGPT's."""
+WEIGHT_KEYS = ("weight", "train", "training")
+"""Keys of a message that say whether it is learned: 0 or 1, or false or true."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """One message, in the words of chat templates."""
+
+    role: str
+    content: str | None
+    """None: the assistant only calls tools."""
+    learned: bool = True
+    """Of the assistant's messages: whether this one is learned."""
+    others: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else it has, under the names that templates read: tool_calls, tool_call_id, name …"""
+
+
+def rename_fix(column: str) -> str:
+    """How a column is found whose name the format sets."""
+    return f"rename the column that holds it to {column}, or choose another finetune.format or objective.name"
+
+
+def own_text(row: Row, column: str) -> str:
+    """The text of a column whose name the format sets."""
+    return row.text(column, rename_fix(column))
+
+
+def read_messages(row: Row, column: str) -> list[Message]:
+    value = row.value(column, rename_fix(column))
+    found = list_of(value)
+    if not found:
+        raise row.error(column, value, "a list of messages, or JSON text of one")
+    return [_message(row, column, one) for one in found]
+
+
+def list_of(value: object) -> list[Any] | None:
+    """A list, or the list that a JSON text holds; None if it is neither."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, list) else None
+
+
+def _message(row: Row, column: str, found: object) -> Message:
+    values = {key: value for key, value in found.items() if value is not None} if isinstance(found, dict) else {}
+    role_key, content_key = (next((k for k in keys if k in values), "") for keys in (ROLE_KEYS, CONTENT_KEYS))
+    name, content = values.pop(role_key, None), _content(row, column, found, values.pop(content_key, None))
+    if name in CALLS:
+        values["tool_calls"], name, content = _calls(row, column, content), "assistant", None
+    role = ROLES.get(name) if isinstance(name, str) else None
+    if role is None:
+        raise row.error(column, found, f"messages with a role, one of {', '.join((*ROLES, *CALLS))}")
+    weights = [_is_learned(row, column, key, role, values.pop(key)) for key in WEIGHT_KEYS if key in values]
+    calls = values.get("tool_calls")
+    if calls is not None and not (isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls)):
+        raise row.error(column, calls, "tool_calls that are a list of objects")
+    if role == "assistant" and not calls and not (content or "").strip():
+        raise row.error(column, found, "messages of the assistant with content that is not empty, or with tool_calls")
+    if role == "user" and not (content or "").strip():
+        raise row.error(column, found, "messages of the user with content that is not empty")
+    if role != "assistant" and content is None:
+        content = ""
+    return Message(role=role, content=content, learned=all(weights), others=values)
+
+
+def _calls(row: Row, column: str, text: str | None) -> list[dict[str, Any]]:
+    """Calls of functions that ShareGPT writes as JSON text, as chat templates read them."""
+    try:
+        value = json.loads(text or "")
+    except (ValueError, RecursionError):
+        value = None
+    calls = value if isinstance(value, list) else [value]
+    if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+        raise row.error(
+            column, text, 'a call of a function as JSON text, {"name": …, "arguments": {…}}, or a list of them'
+        )
+    return [{"type": "function", "function": call} for call in calls]
+
+
+def _content(row: Row, column: str, found: object, content: object) -> str | None:
+    """A text, or the texts of its parts, one after the other; None if there is none."""
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        if len(texts) < len(content) or not all(isinstance(text, str) for text in texts):
+            expected = "content that is a text, or parts {type: text, text: …}: a model of text reads no others"
+            raise row.error(column, found, expected)
+        content = "".join(map(str, texts))
+    if content is not None and not isinstance(content, str):
+        raise row.error(column, found, "content that is a text, null, or a list of parts {type: text, text: …}")
+    return None if content is None else checked_text(row, column, content)
+
+
+def checked_text(row: Row, column: str, text: str) -> str:
+    if BEGIN in text or END in text:
+        raise row.error(column, text, "text without U+FDD0 and U+FDD1, which Unicode keeps for programs")
+    return text
+
+
+def _is_learned(row: Row, column: str, key: str, role: str, value: object) -> bool:
+    if value not in (0, 1) or isinstance(value, str):
+        raise row.error(column, value, f"a {key} of 0 or 1, or of false or true")
+    if value and role != "assistant":
+        raise row.error(column, value, f"no {key} on messages of {role}: only the assistant's are learned", "remove it")
+    return bool(value)
+
+
+def optional_text(row: Row, column: str) -> str:
+    value = row.values.get(column)
+    if value is not None and not isinstance(value, str):
+        raise row.error(column, value, "a text, or nothing")
+    return checked_text(row, column, value) if value and value.strip() else ""
+
+
+def read_tools(row: Row) -> list[dict[str, Any]] | None:
+    value = row.values.get("tools")
+    if value in (None, "", []):
+        return None
+    found = list_of(value)
+    if found is None or not all(isinstance(tool, dict) for tool in found):
+        raise row.error("tools", value, "a list of objects that describe functions, or JSON text of one")
+    return found or None
