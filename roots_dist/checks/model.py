@@ -51,12 +51,13 @@ def check(config: Config) -> Iterator[Problem]:
 
 def _rotary(config: Config) -> Iterator[Problem]:
     model, width = config.model, config.model.rotary_width()
-    if width % 2 or not width:
-        even = max(2, 2 * round(width / 2))
+    asked = model.width_of_head() * model.rotary_fraction
+    if width % 2 or not width or abs(asked - width) > 1e-3 * asked:
+        even = max(2, 2 * round(asked / 2))
         yield Problem(
             key="model.rotary_fraction",
             found=model.rotary_fraction,
-            expected=f"an even number of channels of model.head_dim = {model.width_of_head()}, not {width}: rotary "
+            expected=f"an even number of channels of model.head_dim = {model.width_of_head()}, not {asked:.6g}: rotary "
             "positions turn pairs",
             fix=f"use {even / model.width_of_head()!r}, which are {even} channels",
         )

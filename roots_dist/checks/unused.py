@@ -19,6 +19,7 @@ from roots_dist.config.lr_schedules import LR_SCHEDULES
 from roots_dist.config.objectives import OBJECTIVES, ObjectiveRecord, named
 from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.schema import Config
+from roots_dist.config.section import Section
 from roots_dist.errors import Problem
 
 DEFAULTS = Config()
@@ -202,10 +203,18 @@ def check(config: Config) -> Iterator[Problem]:
             if found != default:
                 yield Problem(
                     key=key,
-                    found=list(found) if isinstance(found, tuple) else found,
+                    found=_shown(found),
                     expected=f"no value, because it is only used with {use.when}",
                     fix=f"remove it, or override it with {key}={_written(default)}",
                 )
+
+
+def _shown(value: object) -> object:
+    """As a writer of YAML has written it."""
+    if isinstance(value, Section):
+        written = value.model_dump(mode="json", exclude_unset=True)
+        return f"{{{', '.join(f'{key}: {json.dumps(inner)}' for key, inner in written.items())}}}".replace('"', "")
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _written(value: object) -> str:

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from roots_dist.config import text
@@ -24,6 +25,7 @@ from roots_dist.config.renamed import RENAMED
 from roots_dist.config.rope_scaling import RULES
 from roots_dist.config.schema import Config, Source
 from roots_dist.errors import ConfigError, Problem
+from roots_dist.files import WORKING_DIRECTORY
 
 COMMAND_LINE = "command line"
 CONFIG_FILE = "config.yaml"
@@ -50,7 +52,8 @@ class Loaded:
 
     def located(self, problems: Sequence[Problem]) -> list[Problem]:
         """The problems, each with the place where its value was written."""
-        return [replace(p, origin=p.origin or origin_of(p.key, self.origins)) for p in problems]
+        found = [replace(p, origin=p.origin or origin_of(p.key, self.origins)) for p in problems]
+        return [replace(p, fix=p.fix + _not_beside(p)) for p in found]
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -106,6 +109,17 @@ def origin_of(key: str, origins: dict[str, str]) -> str:
     return origins.get(key, "")
 
 
+def _not_beside(problem: Problem) -> str:
+    """What to know of a path in a config of another folder that was looked for in the working directory."""
+    file, _, line = problem.origin.rpartition(":")
+    elsewhere = line.isdigit() and Path(file).parent.resolve() != Path.cwd()
+    return (
+        "; paths in a config are relative to the working directory, not to the config"
+        if elsewhere and WORKING_DIRECTORY in problem.expected
+        else ""
+    )
+
+
 def _apply(override: str, tree: dict[str, Any], origins: dict[str, str]) -> None:
     key, equals, value = override.partition("=")
     section, _, name = key.partition(".")
@@ -156,7 +170,8 @@ def _problem(details: ErrorDetails, origins: dict[str, str]) -> Problem:
         fix = f"write {key}={{type: {next(iter(RULES))}, factor: 2}}, or leave it out"
         return Problem(key=key, found=found, expected=expected, fix=fix, origin=origin)
     expected = _WORDS.get(details["type"]) or details["msg"].removeprefix("Input should be ")
-    return Problem(key=key, found=details["input"], expected=expected, fix=_remedy(details, key), origin=origin)
+    found = None if details["type"] == "missing" else details["input"]  # pydantic gives what the key is missing in
+    return Problem(key=key, found=found, expected=expected, fix=_remedy(details, key), origin=origin)
 
 
 def _remedy(details: ErrorDetails, key: str) -> str:
@@ -168,15 +183,30 @@ def _remedy(details: ErrorDetails, key: str) -> str:
     if kind == "literal_error":
         choices = details.get("ctx", {}).get("expected", "")
         return f"choose one of {choices}"
+    if kind == "tuple_type":
+        return f"write a list, as {key}=[{_examples(key)}]{_described(key)}"
     if kind in _SECTION:
         return f"write the keys of {key} indented below it, each on a line"
     return f"give {key} such a value{_described(key)}"
 
 
-def _described(key: str) -> str:
+def _field(key: str) -> FieldInfo | None:
     section, _, name = key.partition(".")
     outer = Config.model_fields.get(section)
-    inner = outer.annotation.model_fields.get(name) if outer and outer.annotation else None
+    return outer.annotation.model_fields.get(name) if outer and outer.annotation else None
+
+
+def _examples(key: str) -> str:
+    """Two values that the list of a key may hold."""
+    inner = _field(key)
+    options = [inner.annotation, *get_args(inner.annotation)] if inner else []
+    items = next((get_args(option)[0] for option in options if get_origin(option) is tuple), None)
+    words = get_args(items) if get_origin(items) is Literal else (1, 2) if items is int else ("a", "b")
+    return ", ".join(map(str, words[:2]))
+
+
+def _described(key: str) -> str:
+    inner = _field(key)
     return f" ({inner.description})" if inner is not None and inner.description else ""
 
 

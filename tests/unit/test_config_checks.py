@@ -13,7 +13,7 @@ import pytest
 
 from roots_dist.assembly.passes import training_program
 from roots_dist.checks import facts as gathering
-from roots_dist.checks import readiness
+from roots_dist.checks import readiness, unused
 from roots_dist.checks.checks import check, check_used, layout_for
 from roots_dist.checks.facts import CorpusFacts, Facts
 from roots_dist.config.load import to_yaml
@@ -476,3 +476,14 @@ def test_an_odd_number_of_rotated_channels_is_refused_with_a_share_that_is_not()
     (problem,) = check(Config.model_validate({"model": model}), 1)
     (share,) = re.findall(r"use (\S+), which are", problem.fix)
     assert check(Config.model_validate({"model": model | {"rotary_fraction": float(share)}}), 1) == []
+
+
+def test_a_rotary_share_that_is_no_whole_number_of_channels_is_refused_not_rounded():
+    model = {"heads": 2, "head_dim": 20, "positions": "rotary", "rotary_fraction": 0.83}
+    (problem,) = check(Config.model_validate({"model": model}), 1)
+    assert problem.key == "model.rotary_fraction" and "not 16.6:" in problem.expected and "use 0.8" in problem.fix
+
+
+def test_a_record_that_is_not_used_is_shown_as_it_was_written():
+    (problem,) = unused.check(Config.model_validate({"model": {"rope_scaling": {"type": "linear", "factor": 2}}}))
+    assert problem.found == "{type: linear, factor: 2.0}"

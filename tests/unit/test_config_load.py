@@ -8,6 +8,7 @@ from roots_dist.config.load import known_keys, load, nearest, read, to_yaml
 from roots_dist.config.renamed import RENAMED
 from roots_dist.config.schema import Config, Source
 from roots_dist.errors import ConfigError
+from roots_dist.runs.ranks.run_on_ranks import ready
 
 
 @pytest.fixture
@@ -81,7 +82,8 @@ def test_what_is_printed_reads_back_equal(write):
         ("train: {batch_ramp: [1, 2]}\n", "train.batch_ramp.2", 1, "give"),
         ("track: {name: 2024-01-01}\nmodel: 3\n", "model", 2, "indented"),
         ("data: {train: {weight: 2}}\n", "data.train.0.path", 1, "give"),
-        ("data: {train: 7}\n", "data.train", 1, "such a value"),
+        ("data: {train: 7}\n", "data.train", 1, "write a list, as data.train=["),
+        ("model: {layer_kinds: foo}\n", "model.layer_kinds", 1, "write a list, as model.layer_kinds=[full, window]"),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_with_its_line_and_a_remedy(write, text, key, line, word):
@@ -172,3 +174,22 @@ def test_a_key_under_its_old_name_is_refused_with_the_new_one(tmp_path, old):
             refused()
         assert f"{old} = 1" in str(caught.value) and f"Fix: it is called {RENAMED[old]} now." in str(caught.value)
     assert RENAMED[old] in known_keys() and old not in known_keys()
+
+
+def test_a_key_that_a_rule_lacks_has_no_value(write):
+    (problem,) = refused(write("model: {positions: rotary, rope_scaling: {type: linear}}\n"))
+    assert (problem.key, problem.found) == ("model.rope_scaling.factor", None)
+
+
+def test_a_path_of_a_config_elsewhere_is_said_to_be_relative_to_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "a.yaml").write_text("data: {train: corpus}\n")
+    monkeypatch.chdir(tmp_path)
+    for path, word in (("configs/a.yaml", "relative to the working directory, not"), ("a.yaml", "make it with")):
+        if word == "make it with":
+            (tmp_path / "configs" / "a.yaml").rename("a.yaml")
+        loaded = read(path)
+        with pytest.raises(ConfigError) as error:
+            ready(loaded, 1, local_size=1)
+        (problem,) = error.value.problems
+        assert f"corpus.idx in {tmp_path}, the working directory" in problem.expected and word in problem.fix

@@ -213,7 +213,7 @@ def test_references_of_other_rows_are_those_of_the_start_without_adapters(place,
 
 def test_a_run_does_not_go_on_with_other_rows_or_without_its_references(place, tmp_path):
     other = written(tmp_path, [ROWS["whole conversations"]])
-    with pytest.raises(DataError, match="rows, tokenizer and data.seq_length that the run began with"):
+    with pytest.raises(DataError, match="file of rows = .*, of which .*references.npz holds the references"):
         train(config_in(place).changed({"data.validation": [other], "train.steps": 6}), Mesh.single())
     kept = (place / "run" / REFERENCES).rename(place / "elsewhere")
     try:
@@ -234,8 +234,14 @@ def test_a_prompt_that_the_answers_do_not_repeat_is_put_before_them_or_refused(t
             open_examples(written(tmp_path, [row | wrong], "wrong.jsonl"), config)
 
 
+def test_a_row_without_one_of_its_answers_is_told_how_the_column_is_called(tmp_path):
+    path = written(tmp_path, [{"prompt": "Add 1.", "chosen": "2", "refused": "3"}])
+    with pytest.raises(DataError, match="rejected = None.*Fix: rename the column that holds it to rejected"):
+        open_examples(path, config_in(tmp_path))
+
+
 def test_references_belong_to_what_a_sample_holds_of_the_rows(place):
-    with pytest.raises(DataError, match=r"data\.seq_length that the run began with"):
+    with pytest.raises(ConfigError, match=r"data\.seq_length = 70: expected \d+, with which the references in "):
         train(config_in(place).changed({"data.seq_length": 70, "train.steps": 6}), Mesh.single())
 
 

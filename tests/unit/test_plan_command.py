@@ -69,6 +69,12 @@ def test_a_laptop_plans_the_384_gpus_of_bloom(capsys, tmp_path):
     assert middle == sorted(middle, reverse=True), "a stage holds one microbatch less than the one before it"
 
 
+def test_adapters_are_counted_apart_and_one_process_is_one(capsys):
+    code, said = run(capsys, QUICKSTART, "parallel.tp=1", "parallel.pp=1", "finetune.strategy=lora")
+    adapters = 4 * 2 * 8 * (192 + 192)  # layers, query and value, rank, in and out
+    assert code == 0 and f"TP1×PP1×DP1, 1 process, 2,566,272 parameters and {adapters:,} of adapters" in said
+
+
 def test_time_needs_a_profile_and_says_where_it_goes(capsys, tmp_path):
     write(profile(), tmp_path / "cluster.json")
     code, said = run(capsys, QUICKSTART, "parallel.pp=1", "--profile", tmp_path / "cluster.json")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shlex import quote
+
 from roots_dist.config.objectives import named, writing_decoders
 from roots_dist.config.records import family_of, is_bare, no_head, objective_of
 from roots_dist.config.schema import Config
@@ -35,6 +37,11 @@ def problems(options: EvaluateOptions, config: Config) -> list[Problem]:
     if is_bare(config):
         found.append(no_head(config))
     elif not config.data.validation and (options.ngram is not None or not options.tasks):
-        fix = "name a prefix: roots evaluate RUN data.validation=data/mine/validation_text_document"
-        found.append(Problem(key="data.validation", found=[], expected="a held-out corpus", fix=fix))
+        expected, example = (
+            ("held-out rows", "FILE.jsonl")
+            if objective.rows
+            else ("a held-out corpus", "data/mine/validation_text_document")
+        )
+        fix = f"name them: roots evaluate {quote(config.track.folder)} data.validation={example}"
+        found.append(Problem(key="data.validation", found=[], expected=expected, fix=fix))
     return found

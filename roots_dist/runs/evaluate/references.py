@@ -24,7 +24,9 @@ import numpy as np
 import torch
 
 from roots_dist.assembly.passes import Passes
-from roots_dist.errors import CheckpointError, DataError, Problem
+from roots_dist.config.load import CONFIG_FILE, read
+from roots_dist.config.schema import Config
+from roots_dist.errors import CheckpointError, ConfigError, DataError, Problem
 from roots_dist.files import replacing
 from roots_dist.learning.data.tasks import Examples
 from roots_dist.learning.models.vocab_head import answer_scores
@@ -40,6 +42,11 @@ log = logging.getLogger(__name__)
 REFERENCES = "references.npz"
 TOLD_EVERY = 10.0
 """Seconds between two lines that say how many rows are done."""
+OF_ROWS = (
+    "data.seq_length", "data.tokenizer", "finetune.turns", "finetune.chat_template", "finetune.chat_date",
+    "finetune.on_error",
+)  # fmt: skip
+"""Keys that say how a row becomes a sample."""
 
 
 def with_references(
@@ -48,7 +55,7 @@ def with_references(
     """The sources, each with its references. At step 0 they are computed and kept in the run's folder; later they are
     read there. Collective over the world. Raises DataError if they are missing, or those of other rows."""
     if step > 0:
-        return _read_references(objective, sources, folder)
+        return _read_references(passes.config, objective, sources, folder)
     log.info("computing the references of %s rows", f"{sum(map(len, sources)):,}")
     scored = [replace(source, references=_score(passes, objective, source)) for source in sources]
     if passes.mesh.rank == 0:
@@ -94,17 +101,14 @@ def _load_start(passes: Passes) -> None:
     load_weights(checkpoint, [p for p in passes.model.params if p.name in there], passes.mesh)
 
 
-def _read_references(objective: Objective, sources: Sequence[Examples], folder: Path) -> list[Examples]:
-    """The sources, with the references that the run in this folder has kept."""
+def _read_references(config: Config, objective: Objective, sources: Sequence[Examples], folder: Path) -> list[Examples]:
+    """The sources, with the references that the run in this folder has kept. Raises DataError or ConfigError that names
+    what has changed since."""
     path, found = folder / REFERENCES, _kept(folder)
     digests = [rows_digest(objective, source) for source in sources]
     for source, digest in zip(sources, digests):
         if digest not in found:
-            expected = (
-                f"the rows, tokenizer and data.seq_length that the run began with, whose references are in {path}"
-            )
-            fix = "give them back as they were, or start anew in another track.folder"
-            raise DataError(Problem(key=f"rows of {source.prefix}", found=len(source), expected=expected, fix=fix))
+            raise _other_rows(config, source, path)
     return [replace(source, references=found[digest]) for source, digest in zip(sources, digests)]
 
 
@@ -119,6 +123,25 @@ def _kept(folder: Path) -> dict[str, np.ndarray]:
         state = "no such file" if isinstance(error, FileNotFoundError) else f"damaged ({error})"
         fix = "start the run anew in another track.folder"
         raise DataError(Problem(key=str(path), found=state, expected=expected, fix=fix)) from error
+
+
+def _other_rows(config: Config, source: Examples, path: Path) -> DataError | ConfigError:
+    """What makes these rows others than those of the references: a key of the config, or else the content of a file."""
+    kept = path.with_name(CONFIG_FILE)
+    was = read(kept).config if kept.is_file() else config
+    fix = "set it back, or start anew in another track.folder"
+    for section, key in (name.split(".") for name in OF_ROWS):
+        now, before = (getattr(getattr(c, section), key) for c in (config, was))
+        if now != before:
+            expected = f"{before!r}, with which the references in {path} were computed"
+            return ConfigError([Problem(key=f"{section}.{key}", found=now, expected=expected, fix=fix)])
+    begun_with = {file.path for file in (*was.data.train, *was.data.validation)}
+    if source.prefix not in begun_with:
+        expected = f"one of {', '.join(sorted(begun_with))}, of which {path} holds the references"
+        return DataError(Problem(key="file of rows", found=source.prefix, expected=expected, fix=fix))
+    expected = f"the rows and {config.data.tokenizer} as they were when the run began, as the references in {path} are"
+    fix = "give the files back as they were, or start anew in another track.folder"
+    return DataError(Problem(key=f"rows of {source.prefix}", found=len(source), expected=expected, fix=fix))
 
 
 def rows_digest(objective: Objective, source: Examples) -> str:

@@ -26,7 +26,9 @@ def lines(plan: Plan, cluster: ClusterSpeed | None) -> list[str]:
     rows = [head, *map(_row, plan.ranks)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
-    title = f"{layout}, {layout.world_size} processes, {parameters(plan.config):,} parameters; per process and step"
+    processes = "1 process" if layout.world_size == 1 else f"{layout.world_size:,} processes"
+    adapters = f" and {plan.adapters:,} of adapters" if plan.adapters else ""
+    title = f"{layout}, {processes}, {parameters(plan.config):,} parameters{adapters}; per process and step"
     return [title, "", *table, "", *_time(plan, cluster)]
 
 

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 
 from roots_dist.accounting.flops import mfu
 from roots_dist.accounting.memory import rank_state
+from roots_dist.accounting.sizes import parameters
 from roots_dist.assembly.rank_model import stage_runs
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.layout import AxisName, Layout
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.flops import flops_per_step
+from roots_dist.learning.models.parameter_locations import shapes
 from roots_dist.parallel.pipeline.executor import is_skipped
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.runs.plan.cluster_speed import ClusterSpeed, ring_bytes
@@ -82,6 +85,13 @@ class Plan:
     seconds: Seconds | None = None
     """None without a cluster profile."""
     mfu: float | None = None
+
+    @property
+    def adapters(self) -> int:
+        """Number of parameters of low-rank adapters in the whole model."""
+        if self.config.finetune.strategy != "lora":
+            return 0
+        return sum(map(prod, shapes(pieces_of(self.config, TensorParallel())).values())) - parameters(self.config)
 
     @property
     def peak(self) -> int:
