@@ -31,8 +31,8 @@ from roots_dist.learning.data.specials import read_specials
 from roots_dist.learning.models.electra import Head
 from roots_dist.learning.objectives import make_objective
 from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
-from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_weights
+from roots_dist.storage.checkpoint.verified import best_or_newest
 from roots_dist.world.batch import IGNORE
 from roots_dist.world.mesh import Mesh
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +26,14 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends without an error, and is removed otherwise."""
+    """A binary file that takes the place of `path` when the block ends without an error, and is removed otherwise.
+
+    A link under that name is replaced, never followed."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # several ranks may write one file
+    with contextlib.suppress(FileNotFoundError):
+        partial.unlink()  # of a killed process that had this number, or a link that waits for us
     try:
-        with partial.open("wb") as file:
+        with os.fdopen(open_plain(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -34,6 +41,29 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def open_plain(path: Path, flags: int) -> int:
+    """Open a file of a run's folder to write it, and return its descriptor. Raises OSError if it is a link, a pipe or
+    a device: whoever may write into that folder could lead the run elsewhere, or let it wait.
+
+    Its permissions are what the umask leaves of 0666."""
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    return _plain(fd, path)
+
+
+def read_plain(path: Path) -> bytes:
+    """Content of a file, also through a link. Raises OSError if it is a pipe or a device, which could block or never
+    end."""
+    with os.fdopen(_plain(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), path), "rb") as file:
+        return file.read()
+
+
+def _plain(fd: int, path: Path) -> int:
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    raise OSError(errno.EINVAL, "not a plain file", str(path))
 
 
 def why(error: Exception) -> str:

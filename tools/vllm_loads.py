@@ -34,8 +34,8 @@ from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.request import Request
 from roots_dist.runs.generate.sampling import Sampling
-from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_weights
+from roots_dist.storage.checkpoint.verified import best_or_newest
 from roots_dist.storage.exchange.compare import BOUND, comparison_batch, our_logits
 from roots_dist.storage.exchange.exporting import export_model
 from roots_dist.world.batch import MicroBatch

@@ -28,7 +28,7 @@ from roots_dist.learning.objectives import make_objective
 from roots_dist.runs.ranks.join import joined
 from roots_dist.runs.ranks.run_on_ranks import ready
 from roots_dist.runs.track.metrics import OURS, is_own
-from roots_dist.runs.train import callbacks, loop
+from roots_dist.runs.train import callbacks, loop, saving
 from roots_dist.runs.train.origin import write_origin
 from roots_dist.runs.train.run_folder import hold_folder
 from roots_dist.runs.train.state import TrainState
@@ -119,7 +119,7 @@ class Training:
         state = self._state
         if state.mesh.rank == 0:
             write_origin(state.folder, state.config, state.mesh.layout, state.bounds.facts())
-        callbacks.checkpoint(state)
+        saving.checkpoint(state, last=True)
         return checkpoints_folder(state.folder) / step_name(state.step)
 
 

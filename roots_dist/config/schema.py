@@ -145,7 +145,16 @@ class Optim(Section):
 class Checkpoint(Section):
     every: int = Field(0, ge=0, description="steps between checkpoints; 0: only at the end")
     keep: int = Field(2, ge=1, description="newest checkpoints kept")
-    resume: bool = Field(True, description="go on from the newest checkpoint of the run's folder, if there is one")
+    resume: bool = Field(
+        True,
+        description="go on from the newest checkpoint of the run's folder; false begins anew and renames what is there",
+    )
+    max_failures: int = Field(
+        10, ge=1, description="saves that may fail in a row (a full disk) before the run stops; each is tried again"
+    )
+    fallback_folder: str | None = Field(
+        None, description="where a run that cannot save in its folder saves a last time before it stops"
+    )
 
 
 class Track(Section):

@@ -12,10 +12,11 @@ from roots_dist.assembly.run import build_run
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError
 from roots_dist.runs.train.best_evaluation import BestEvaluation
-from roots_dist.runs.train.resume import ResumePoint, differences, refuse_another_model, resume
+from roots_dist.runs.train.resume import ResumePoint, differences, resume
 from roots_dist.runs.train.run_folder import FolderError, hold_folder
 from roots_dist.storage.checkpoint.format import STATE_FILE
 from roots_dist.storage.checkpoint.keep import BEST_FILE, best, newest
+from roots_dist.storage.checkpoint.same_model import refuse_another_model
 from roots_dist.storage.checkpoint.save import save
 from roots_dist.world.mesh import Mesh
 
@@ -78,7 +79,7 @@ def test_two_runs_cannot_have_one_folder(tmp_path):
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-    full_disk = pytest.raises(FolderError, match="track.folder = .*No space left.* Fix: free some space")
+    full_disk = pytest.raises(FolderError, match="track.folder = .*No space left.* Fix: see to the disk")
     with full_disk, hold_folder(tmp_path), open("/dev/full", "w") as full:
         full.write("metrics")
         full.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,22 @@ from .trial import Family, Outcome
 
 def _file(draw: random.Random, folder: Path) -> Path:
     return draw.choice(sorted(path for path in folder.iterdir() if path.stat().st_size))
+
+
+def _flip(draw: random.Random, folder: Path) -> None:
+    path = _file(draw, folder)
+    content = bytearray(path.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+
+
+def _zeros(draw: random.Random, folder: Path) -> None:
+    """A block of zeros, as a disk leaves that had not written it yet."""
+    path = _file(draw, folder)
+    content = bytearray(path.read_bytes())
+    at = draw.randrange(len(content))
+    content[at : at + 512] = bytes(len(content[at : at + 512]))
+    path.write_bytes(content)
 
 
 def _cut(draw: random.Random, folder: Path) -> None:
@@ -32,15 +49,35 @@ def _remove(draw: random.Random, folder: Path) -> None:
     _file(draw, folder).unlink()
 
 
+def _swap(draw: random.Random, folder: Path) -> None:
+    """Two files have each other's names."""
+    one, other = draw.sample(sorted(folder.iterdir()), 2)
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+def _older_file(draw: random.Random, folder: Path) -> None:
+    """A file of the checkpoint before, under the same name."""
+    path = _file(draw, folder)
+    before = sorted(folder.parent.glob("step_*"))[-2] / path.name
+    shutil.copy(before, path)
+
+
 def _renamed(draw: random.Random, folder: Path) -> None:
     """The folder of another step."""
     folder.rename(folder.with_name("step_00000009"))
 
 
 KINDS: dict[str, Callable[[random.Random, Path], None]] = {
+    "one bit flipped": _flip,
+    "a block of zeros": _zeros,
     "cut short": _cut,
     "bytes at the end": _grow,
     "a file removed": _remove,
+    "two files swapped": _swap,
+    "a file of the step before": _older_file,
     "a folder under another step's name": _renamed,
 }
 

@@ -31,12 +31,12 @@ def test_results_are_counted_and_gone_on_with(tmp_path, monkeypatch):
     family = Family("pushes", "it is pushed", "it stands", trial)
     monkeypatch.setitem(FAMILIES, "pushes", family)
     results = tmp_path / "results.json"
-    assert main(["pushes", "--minutes", "0.0002", "--results", str(results)]) == 1
+    assert main(["pushes", "--minutes", "0.004", "--results", str(results)]) == 1
     found = json.loads(results.read_text())["families"]["pushes"]
     number = found["trials"]
     assert number == len(set(seen)) and found["kinds"]["a push"]["states"] == 3 * (number - 1)
     assert [f["trial"] for f in found["failures"]] == [1] and "no more" in found["failures"][0]["words"]
-    main(["pushes", "--minutes", "0.0002", "--results", str(results)])
+    main(["pushes", "--minutes", "0.004", "--results", str(results)])
     assert json.loads(results.read_text())["families"]["pushes"]["trials"] == len(set(seen)) > number
     with pytest.raises(AssertionError, match="give --seed 0"):
         read_results(results, seed=1)

@@ -14,8 +14,8 @@ from roots_dist.config.run_config import config_of_run
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.parameter_locations import shapes
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_weights
+from roots_dist.storage.checkpoint.verified import best_or_newest
 from roots_dist.storage.exchange import ARCHITECTURES
 from roots_dist.storage.exchange.compare import comparison_batch
 from roots_dist.storage.exchange.table import rules

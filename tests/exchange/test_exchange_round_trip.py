@@ -7,8 +7,8 @@ from hub_models import MODELS, generator_of, saved, tensors_in
 
 from roots_dist.assembly.passes import build_passes
 from roots_dist.config.run_config import config_of_run
-from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_weights
+from roots_dist.storage.checkpoint.verified import best_or_newest
 from roots_dist.storage.exchange.compare import comparison_batch, our_logits, outputs_of, their_logits
 from roots_dist.storage.exchange.exporting import export_model
 from roots_dist.storage.exchange.importing import import_model

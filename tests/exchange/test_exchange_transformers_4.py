@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from test_exchange_tokens import their_folder
 
 from roots_dist.config.run_config import config_of_run
-from roots_dist.storage.checkpoint.keep import best_or_newest
+from roots_dist.storage.checkpoint.verified import best_or_newest
 from roots_dist.storage.exchange.compare import comparison_batch, our_logits
 from roots_dist.storage.exchange.exporting import export_model
 from roots_dist.storage.exchange.importing import import_model

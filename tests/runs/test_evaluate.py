@@ -31,8 +31,8 @@ from roots_dist.runs.evaluate.sources import names
 from roots_dist.runs.ranks.run_on_ranks import ready
 from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
 from roots_dist.runs.train.loop import train
-from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_weights
+from roots_dist.storage.checkpoint.verified import best_or_newest
 from roots_dist.testing.world import on_warm_world, on_world
 from roots_dist.world.mesh import Mesh
 

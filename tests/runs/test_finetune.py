@@ -21,7 +21,8 @@ from roots_dist.learning.data.rows import rows
 from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
 from roots_dist.runs.train.loop import train
 from roots_dist.storage.checkpoint.format import Manifest
-from roots_dist.storage.checkpoint.keep import best_or_newest, complete
+from roots_dist.storage.checkpoint.keep import complete
+from roots_dist.storage.checkpoint.verified import best_or_newest
 from roots_dist.testing.world import on_world
 from roots_dist.world.mesh import Mesh
 

@@ -234,8 +234,8 @@ FAULTS = {
     "no manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json: is missing"),
     "torn manifest": (lambda f: (f / "manifest.json").write_text('{"step": 7, "fi'), "manifest.json: cannot be read"),
     "a list as manifest": (lambda f: (f / "manifest.json").write_text("[]"), "expected an object, found list"),
-    "empty manifest": (lambda f: (f / "manifest.json").write_text("{}"), r"format = None: expected 1"),
-    "later format": (lambda f: _json(lambda v: v.update(format=2))(f / "manifest.json"), "format = 2: expected 1"),
+    "empty manifest": (lambda f: (f / "manifest.json").write_text("{}"), r"format = None: expected 2"),
+    "later format": (lambda f: _json(lambda v: v.update(format=3))(f / "manifest.json"), "format = 3: expected 2"),
     "manifest without files": (lambda f: _json(lambda v: v.update(files={}))(f / "manifest.json"), "is not listed"),
     "manifest with a path": (
         lambda f: _json(lambda v: v["files"].update({"../x": {"bytes": 1, "sha256": ""}}))(f / "manifest.json"),

@@ -1,6 +1,6 @@
 """A kill at any moment leaves the old checkpoint or the new one, whole; never something between that counts."""
 
-import json
+import hashlib
 import os
 import shutil
 import signal
@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from test_checkpoint import FakeEngine, saved_alone, stage
 
-from roots_dist.storage.checkpoint import save
-from roots_dist.storage.checkpoint.keep import complete, newest, prune
+from roots_dist.storage.checkpoint.disk import hash_file, write_file
+from roots_dist.storage.checkpoint.keep import complete, newest
 from roots_dist.storage.checkpoint.load import load
+from roots_dist.storage.checkpoint.verified import prune
 from roots_dist.world.mesh import Mesh
 
-KILLABLE = ((os, "rename"), (os, "fsync"), (shutil, "rmtree"), (json, "dump"), (save, "save_file"))
-"""Every call by which a save changes the disk; a kill comes just before one of them."""
+KILLABLE = tuple((os, name) for name in ("mkdir", "fsync", "rename", "unlink", "rmdir"))
+"""Calls by which a save changes the disk; a kill comes just before one of them."""
 
 
 def die_before(call: int, *save_args, **save_options) -> bool:
@@ -55,14 +56,14 @@ def loaded(folder: Path) -> int:
 def test_a_killed_save_leaves_the_old_or_the_new_checkpoint(tmp_path, step):
     saved_alone(tmp_path, step=7)
     seen, call = set(), 0
-    while die_before(call := call + 1, tmp_path, step=step, shard_bytes=4000):
+    while die_before(call := call + 1, tmp_path, step=step, shard_bytes=20_000):
         found = newest(tmp_path)
         seen.add(loaded(found))
         if step == 7:
             assert complete(tmp_path) == [found]
         shutil.rmtree(tmp_path / "checkpoints")
         saved_alone(tmp_path, step=7)
-    assert call > 30 and seen == {7, step}
+    assert call > 15 and seen == {7, step}
     assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name.startswith(".")] == []
 
 
@@ -87,17 +88,66 @@ def test_the_newest_is_the_newest_that_is_whole(tmp_path, caplog):
     (folder / ".step_00000013.partial").mkdir()
     assert newest(tmp_path) == good
     warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert len(warned) == 3
-    assert all(f"step_{step:08d}" in words for step, words in zip((9, 10, 11), warned))
+    assert len(warned) == 4
+    assert all(f"step_{step:08d}" in words for step, words in zip((9, 10, 11, 12), warned))
     assert torn.exists()
 
 
-def test_prune_keeps_the_newest_whole_ones_and_touches_nothing_else(tmp_path):
+def test_prune_keeps_the_newest_sound_ones_and_sets_damaged_ones_aside(tmp_path):
     for step in (1, 2, 3, 100_000_000):
         saved_alone(tmp_path, step=step)
     (tmp_path / "checkpoints" / "step_00000004").mkdir()
-    prune(tmp_path, 2)
+    prune(tmp_path, 2, Mesh.single(), set())
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-    assert names == ["step_00000003", "step_00000004", "step_100000000"]
-    prune(tmp_path, 2)
+    assert names == ["step_00000003", "step_00000004.damaged", "step_00000004.damaged.txt", "step_100000000"]
+    assert "manifest.json: is missing" in (tmp_path / "checkpoints" / names[2]).read_text()
+    prune(tmp_path, 2, Mesh.single(), set())
     assert [p.name for p in complete(tmp_path)] == ["step_00000003", "step_100000000"]
+
+
+def test_a_checkpoint_counts_for_keep_only_if_its_hashes_are_right(tmp_path):
+    """One that had been damaged behind its size took the place of a sound one, which was deleted."""
+    for step in (1, 2, 3, 4):
+        path = saved_alone(tmp_path, step=step)
+        if step == 3:
+            shard = next(path.glob("model-*"))
+            shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
+    prune(tmp_path, 2, Mesh.single(), {4})
+    assert [p.name for p in complete(tmp_path)] == ["step_00000002", "step_00000004"]
+    assert (tmp_path / "checkpoints" / "step_00000003.damaged").is_dir()
+
+
+def test_what_only_has_the_name_of_the_next_step_is_neither_overwritten_nor_deleted(tmp_path):
+    saved_alone(tmp_path, step=7)
+    folder = tmp_path / "checkpoints"
+    (folder / "step_00000008").mkdir()
+    (folder / "step_00000008" / "model-00001-of-00001.safetensors").write_text("what is left of it")
+    (folder / "step_00000009").symlink_to("nowhere")
+    (folder / ".step_00000010.partial").write_text("a file")
+    for step in (8, 9, 10):
+        saved_alone(tmp_path, step=step)
+    assert [p.name for p in complete(tmp_path)] == [f"step_{step:08d}" for step in (7, 8, 9, 10)]
+    assert [p.name for p in (folder / "step_00000008.damaged").iterdir()] == ["model-00001-of-00001.safetensors"]
+    assert (folder / "step_00000009.damaged").is_symlink()
+
+
+def test_every_file_has_the_permissions_that_the_umask_leaves(tmp_path):
+    for mask in (0o022, 0o007):
+        before = os.umask(mask)
+        try:
+            folder = saved_alone(tmp_path, step=mask + 1)
+        finally:
+            os.umask(before)
+        assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o666 & ~mask}
+
+
+def test_a_bit_that_flips_on_its_way_to_the_disk_does_not_get_a_hash_that_fits(tmp_path, monkeypatch):
+    real = os.write
+
+    def flips(fd, block):
+        return real(fd, bytes([block[0] ^ 1]) + bytes(block[1:]))
+
+    monkeypatch.setattr(os, "write", flips)
+    facts = write_file(tmp_path / "file", [b"abc", memoryview(b"def")])
+    assert facts.bytes == 6 and facts.sha256 == hashlib.sha256(b"abcdef").hexdigest()
+    assert hash_file(tmp_path / "file").sha256 != facts.sha256

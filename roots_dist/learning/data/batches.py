@@ -8,6 +8,8 @@ step depend only on seed, step and sources, never on the layout or the microbatc
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -80,6 +82,14 @@ class Batches:
     def num_samples(self) -> int:
         """Number of samples in one pass over every source."""
         return sum(self._num_samples)
+
+    @property
+    def order_digest(self) -> str:
+        """Digest of what decides which samples a step reads: seed, sizes of batches, sources with their weights and
+        numbers of samples, length of a sample. The samples' content is not in it."""
+        config = self._config
+        known = [config.train.seed, batch_sizes(config.train), str(config.train.batch_ramp), self._weights]
+        return hashlib.sha256(json.dumps([*known, self._num_samples, config.data.seq_length]).encode()).hexdigest()
 
     def at(self, step: int) -> list[MicroBatch]:
         """This rank's microbatches of a training step (counted from 0)."""

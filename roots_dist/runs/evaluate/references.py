@@ -33,8 +33,8 @@ from roots_dist.learning.models.vocab_head import answer_scores
 from roots_dist.parallel.optim.trainable import ADAPTER
 from roots_dist.runs.evaluate.held_out import AT_A_TIME
 from roots_dist.storage.checkpoint.format import read_index
-from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_weights
+from roots_dist.storage.checkpoint.verified import best_or_newest
 from roots_dist.world.batch import MicroBatch, Objective, stack_samples
 
 log = logging.getLogger(__name__)
@@ -88,7 +88,7 @@ def _load_start(passes: Passes) -> None:
     if start is None:
         return  # the passes' weights are drawn as those of training were
     try:
-        checkpoint = best_or_newest(Path(start))
+        checkpoint = best_or_newest(Path(start), passes.mesh)
     except CheckpointError as error:
         expected = "the model that training started from, for the references of rows that it had not"
         fix = "bring it back, or evaluate on data.validation of the run"

@@ -29,8 +29,8 @@ from roots_dist.runs.generate.predict import Labels, classify, examples, tag
 from roots_dist.runs.generate.prompts import Prompt, PromptEncoder, encode_prompts, open_prompt_encoder, read_prompts
 from roots_dist.runs.generate.request import TOP, make_request
 from roots_dist.runs.generate.stops import TextStreamer
-from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_weights
+from roots_dist.storage.checkpoint.verified import best_or_newest
 from roots_dist.world.mesh import Mesh
 
 Show = Callable[[str], None]
@@ -47,9 +47,9 @@ class Reply(NamedTuple):
 
 def load_model(config: Config, mesh: Mesh) -> Passes:
     """Load the model from the chosen checkpoint of the run track.folder. Collective over the world."""
-    checkpoint = best_or_newest(Path(config.track.folder))
+    checkpoint = best_or_newest(Path(config.track.folder), mesh)
     passes = build_passes(config, mesh)
-    load_weights(checkpoint, passes.model.params, mesh)
+    load_weights(checkpoint, passes.model.params, mesh, verify=False)
     passes.model.module.eval()
     return passes
 

@@ -3,7 +3,7 @@
     {"step": 120, "time": 1760000000.0, "loss/train": 4.21, "speed/tokens_per_s": 18000.0}
 
 A number that is not finite becomes null, so that every line is JSON. A line has been handed to the operating system
-when log returns.
+when log returns, or will be as soon as that is possible (line_file.py).
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from roots_dist.files import replacing
+from roots_dist.runs.track.line_file import LineFile
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ class MetricsFile:
         paths = [Path(folder) / METRICS_FILE, Path(folder) / TEXTS_FILE]
         for path in paths:
             drop_after(path, resumed_step)
-        self._metrics, self._texts = (path.open("a", encoding="utf-8", buffering=1) for path in paths)
+        self._metrics, self._texts = map(LineFile, paths)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         numbers = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
@@ -92,7 +94,8 @@ def _line(value: dict[str, Any]) -> str:
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Records of a file, in order. A line that was cut off by a kill is skipped, with a warning."""
-    with open(path, encoding="utf-8", errors="replace") as file:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would let the run wait
+    with open(fd, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             try:
                 record = json.loads(line)

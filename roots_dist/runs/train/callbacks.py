@@ -1,4 +1,4 @@
-"""Callbacks of the training loop: report metrics, evaluate, write a sample of text, save a checkpoint.
+"""Callbacks of the training loop: report metrics, evaluate, write a sample of text, save a checkpoint (saving.py).
 
 A callback is a function of the training state and the step's report; the list below has their order. All ranks call all
 callbacks, because some are collective.
@@ -22,10 +22,9 @@ from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.request import Request
 from roots_dist.runs.generate.sampling import Sampling
 from roots_dist.runs.track.machine_facts import peak_memory_gib
+from roots_dist.runs.train.saving import checkpoint
 from roots_dist.runs.train.state import TrainState
 from roots_dist.runs.train.step import StepReport
-from roots_dist.storage.checkpoint.keep import prune
-from roots_dist.storage.checkpoint.save import save
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.stopwatch import PARTS
 
@@ -175,24 +174,6 @@ WRITERS = {"decoder": _continue_text, "encoder-decoder": _answer_text}
 """Kind of stack -> function that returns a prompt and the model's answer. Encoders cannot write."""
 
 
-def checkpoint(state: TrainState) -> None:
-    """Save a checkpoint. The best one is marked before older ones are deleted. Collective over the world."""
-    config, best = state.config.model_dump(mode="json"), state.best
-    since = time.perf_counter()
-    saved = {"tokens": state.tokens, "skipped": state.skipped, "config": config, "best": best and best.saved()}
-    with state.trackers.doing("saving ..."):
-        path = save(state.folder, state.step, state.run.engine, state.run.params, state.mesh, saved)
-        if state.mesh.rank == 0:
-            if best and best.step == state.step:
-                best.mark(state.folder)
-            prune(state.folder, state.config.checkpoint.keep)
-    state.saved_step = state.step
-    state.trackers.log(state.step, {"time/checkpoint_s": time.perf_counter() - since})
-    state.trackers.checkpoint(state.step, path)
-    for callback in state.on_checkpoint:
-        callback(state, path)
-
-
 def callbacks(state: TrainState, on_step: Sequence[Callback] = ()) -> list[Callback]:
     """Callbacks in the order in which they run. Those of `on_step` run before the step is reported."""
     report = ReportMetrics(state, on_step)
@@ -203,9 +184,9 @@ def callbacks(state: TrainState, on_step: Sequence[Callback] = ()) -> list[Callb
             evaluate(state)
         if is_due(state, config.train.sample_every):
             sample(state)
-        if is_due(state, config.checkpoint.every) or (
-            state.best and state.best.step == state.step < config.train.steps
-        ):
+        is_best = state.best and state.best.step == state.step < config.train.steps
+        again = state.saves.next_try == state.step < config.train.steps
+        if is_due(state, config.checkpoint.every) or is_best or again:
             checkpoint(state)
         report.restart_clock()
 

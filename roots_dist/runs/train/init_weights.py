@@ -18,8 +18,8 @@ from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.parameter_locations import ParameterLocation, locate_parameters
 from roots_dist.parallel.optim.trainable import ADAPTER
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_initial_weights
+from roots_dist.storage.checkpoint.verified import best_or_newest
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +31,10 @@ def load_init_weights(run: Run) -> None:
     start = run.config.finetune.init_from
     if start is None:
         return
-    checkpoint, source = best_or_newest(Path(start)), config_of(start)
+    checkpoint, source = best_or_newest(Path(start), run.mesh), config_of(start)
     tp = run.passes.model.tp
     fresh, left = compare_parameters(run.config, source, tp)
-    load_initial_weights(checkpoint, run.engine, run.params, run.mesh, untrained=fresh, unused=left)
+    load_initial_weights(checkpoint, run.engine, run.params, run.mesh, untrained=fresh, unused=left, verify=False)
     drawn = f"; drawn anew: {_format_names(fresh)}" if fresh else ""
     log.info("starts from %s%s", checkpoint, drawn)
 

@@ -32,10 +32,11 @@ from roots_dist.runs.track.summary_file import write_summary
 from roots_dist.runs.track.trackers import open_trackers
 from roots_dist.runs.train.banner import banner, peak_of_devices
 from roots_dist.runs.train.best_evaluation import best_evaluation
-from roots_dist.runs.train.callbacks import Callback, callbacks, checkpoint, evaluate, sample
+from roots_dist.runs.train.callbacks import Callback, callbacks, evaluate, sample
 from roots_dist.runs.train.origin import without_secrets, write_origin
 from roots_dist.runs.train.resume import resume
 from roots_dist.runs.train.run_folder import hold_folder
+from roots_dist.runs.train.saving import checkpoint
 from roots_dist.runs.train.state import OnCheckpoint, OnEvaluation, TrainState
 from roots_dist.runs.train.step import train_step
 from roots_dist.runs.train.stop_signal import (
@@ -93,7 +94,7 @@ def open_run(folder: Path, config: Config, mesh: Mesh, parts: TrainParts = Train
     held_out = Batches.open(config, objective, validation, mesh.dp.rank, mesh.dp.size) if validation else None
     tokenizer = load_codec(config.data.tokenizer) if config.data.tokenizer else None
     run = build_run(config, mesh, parts.make_engine, objective)
-    start = resume(run, folder)
+    start = resume(run, folder, training.order_digest)
     if objective_of(config).has_references:
         sources = training.sources + (held_out.sources if held_out else [])
         compared = with_references(run.passes, objective, sources, folder, start.step)
@@ -112,6 +113,7 @@ def open_run(folder: Path, config: Config, mesh: Mesh, parts: TrainParts = Train
         best=best_evaluation(config, start.best),
         step=start.step,
         skipped=start.skipped,
+        author=start.author,
         on_evaluation=parts.on_evaluation,
         on_checkpoint=parts.on_checkpoint,
     )
@@ -145,8 +147,8 @@ def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal, parts: 
             for callback in after_step:
                 callback(state, report)
         if stopped and state.should_continue:  # the launcher may kill us in seconds: no evaluation, no sample
-            if state.saved_step < state.step:
-                checkpoint(state)
+            if state.saves.step < state.step:
+                checkpoint(state, last=True)
             ended = f"{STOPPED} by {signal.Signals(stopped).name} after step {state.step}"
             log.info("%s, with a checkpoint; the same command resumes from it", ended)
             if rank0:
@@ -155,8 +157,8 @@ def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal, parts: 
         if first < state.step:
             if state.step == config.train.steps:
                 evaluate(state)
-            if state.saved_step < state.step:
-                checkpoint(state)
+            if state.saves.step < state.step:
+                checkpoint(state, last=True)
             sample(state)
         else:
             log.info("%s", state.reason_to_stop())

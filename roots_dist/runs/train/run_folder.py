@@ -1,31 +1,20 @@
-"""Exclusive use of a run's folder: a lock that the kernel releases however its holder ends, and an error when the disk
-is full.
+"""Exclusive use of a run's folder: a lock (storage/checkpoint/folder_lock.py), and an error when the disk is full.
 
-Held by runs/train/loop.py on rank 0 before anything in the folder is touched. Works on Linux and macOS; on shared file
-systems only as far as they support locks.
+Held by runs/train/loop.py on rank 0 before anything in the folder is touched.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import logging
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from roots_dist.errors import Problem, UserError
+from roots_dist.errors import Problem
+from roots_dist.storage.checkpoint.folder_lock import FolderError, lock_folder
 
-log = logging.getLogger(__name__)
-
-LOCK_FILE = ".lock"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-class FolderError(UserError):
-    """Another run uses the folder, or it cannot be written."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+ODD = (errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 @contextmanager
@@ -37,36 +26,12 @@ def hold_folder(folder: Path) -> Iterator[None]:
         with lock_folder(folder):
             yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno in FULL:
+            expected = f"a disk with free space for the run's files ({error})"
+            fix = "see to the disk and repeat the command: the run resumes from its newest checkpoint"
+        elif error.errno in ODD:
+            expected = f"plain files and folders under the names of a run, and no links ({error})"
+            fix = "remove what is there, or choose another track.folder"
+        else:
             raise
-        problem = Problem(
-            key="track.folder",
-            found=str(folder),
-            expected=f"enough free space for the run's files ({error})",
-            fix="free some space and repeat the command: the run resumes from its newest checkpoint",
-        )
-        raise FolderError(problem) from error
-
-
-@contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Lock the folder. Raises FolderError if another process holds the lock."""
-    with open(folder / LOCK_FILE, "a+", encoding="utf-8") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # a subclass of OSError, so it comes first
-            lock.seek(0)
-            holder = lock.read().strip() or "another run"
-            problem = Problem(
-                key="track.folder",
-                found=str(folder),
-                expected=f"a folder that no other run writes into ({holder} does)",
-                fix="wait for that run or stop it, or choose another track.folder",
-            )
-            raise FolderError(problem) from None
-        except OSError as error:
-            log.warning("%s cannot be locked (%s): make sure that no other run writes into it", folder, error)
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
-        yield
+        raise FolderError(Problem(key="track.folder", found=str(folder), expected=expected, fix=fix)) from error

@@ -4,7 +4,7 @@ come."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 
 from roots_dist.accounting.bounds import Bounds
@@ -17,6 +17,7 @@ from roots_dist.learning.data.tokenizer import Codec
 from roots_dist.runs.evaluate.sources import bytes_per_token
 from roots_dist.runs.track.trackers import Trackers
 from roots_dist.runs.train.best_evaluation import BestEvaluation
+from roots_dist.storage.checkpoint.format import Author
 from roots_dist.world.mesh import Mesh
 
 OnEvaluation = Callable[["TrainState", Mapping[str, float]], None]
@@ -26,8 +27,34 @@ OnCheckpoint = Callable[["TrainState", Path], None]
 
 
 @dataclass
+class Saves:
+    """What became of the run's saves so far (runs/train/saving.py)."""
+
+    step: int
+    """Step of the newest checkpoint."""
+    author: Author = field(default_factory=Author)
+    """What its manifest says of the run; on rank 0."""
+    verified: set[int] = field(default_factory=set)
+    """Steps of the checkpoints whose hashes this process has compared."""
+    failures: int = 0
+    """Number of saves that have failed since the last that did not."""
+    next_try: int = 0
+    """Step after which a failed save is tried again; 0 if none is to be."""
+
+    def succeeded(self, step: int) -> None:
+        self.step, self.failures, self.next_try = step, 0, 0
+        self.verified.add(step)
+
+    def failed(self, step: int, every: int) -> None:
+        """Twice as many steps later each time, but no later than the next checkpoint is due."""
+        wait = 1 << self.failures
+        self.failures += 1
+        self.next_try = step + (min(wait, every) if every else wait)
+
+
+@dataclass
 class TrainState:
-    """Only step, saved_step, skipped and best change, and the trackers are opened when everything else is there."""
+    """Only step, saves, skipped and best change, and the trackers are opened when everything else is there."""
 
     config: Config
     run: Run
@@ -46,15 +73,15 @@ class TrainState:
     """Best evaluation so far; None if the run neither keeps its best checkpoint nor stops early."""
     step: int = 0
     """Number of steps done."""
-    saved_step: int = field(default=0, init=False)
-    """Step of the newest checkpoint."""
     skipped: int = 0
     """Number of steps that changed nothing because a number was not finite."""
+    author: InitVar[Author] = Author()
+    saves: Saves = field(init=False)
     bytes_per_token: float | None = field(init=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, author: Author) -> None:
         self.bytes_per_token = bytes_per_token(self.config.data.validation)
-        self.saved_step = self.step
+        self.saves = Saves(self.step, author, {self.step})
 
     @property
     def mesh(self) -> Mesh:

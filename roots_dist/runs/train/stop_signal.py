@@ -9,6 +9,7 @@ A thread waits for the signals, because the main thread may be inside a collecti
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import threading
@@ -18,13 +19,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from roots_dist.failures import is_consequence, write_if_possible
+from roots_dist.files import read_plain
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """Signals that launchers send to end a job, and that Slurm sends some time before its limit. Ctrl-C ends a run at
 once."""
-ENDED = "ended.txt"
+ENDED, ENDED_BEFORE = "ended.txt", "ended.before.txt"
 FAILED, STOPPED, FINISHED = "failed", "stopped", "finished"
-"""First word of ended.txt. The file does not exist while the run is active, nor after it was killed."""
+"""First word of ended.txt. The file does not exist while the run is active, nor after it was killed; what it said
+before, if that was of a step, is in ended.before.txt."""
+AFTER_STEP = re.compile(rf"({STOPPED}|{FINISHED}) .*after step [1-9]")
 
 
 class StopSignal:
@@ -74,7 +78,9 @@ def _wait(signals: socket.socket, stop: StopSignal, ended: Path) -> None:
 def record_failure(folder: Path, who: str, rank0: bool) -> Iterator[None]:
     """Write ended.txt if the body fails; only the first rank that fails by itself does. `who` is `rank 3 (pp0 dp0
     tp1)`."""
-    if rank0:
+    if rank0 and AFTER_STEP.match(read_end(folder / ENDED)):
+        (folder / ENDED).replace(folder / ENDED_BEFORE)  # runs/train/earlier_life.py reads it
+    elif rank0:
         (folder / ENDED).unlink(missing_ok=True)
     try:
         yield
@@ -93,7 +99,7 @@ def record_end(folder: Path, text: str) -> None:
 def read_end(path: Path) -> str:
     """First line of ended.txt; empty if there is no such file."""
     try:
-        return path.read_text(encoding="utf-8").partition("\n")[0]
+        return read_plain(path).decode().partition("\n")[0]
     except (OSError, UnicodeDecodeError):
         return ""
 

@@ -1,11 +1,12 @@
-"""The checkpoint format: file names, the plan of which rank writes what, hashes, the manifest. No torch, no processes.
+"""The checkpoint format: file names, the plan of which rank writes what, the manifest. No torch, no processes.
 
     <run>/checkpoints/step_00000100/
         model-00001-of-00004.safetensors …       master weights, unsharded, under their global names
         exp_avg-….safetensors, exp_avg_sq-…      Adam's moments, under the same names
         model.safetensors.index.json …           name -> file, as in Hugging Face; one for each of the three
         state.json                               step, and the rest of the trainer's state
-        manifest.json                            size and sha256 of every other file; written last
+        manifest.json                            run, attempt, step, digests, size and sha256 of every other file;
+                                                 written last
 
 The layout that saved it is only recorded as a word in state.json. save.py writes it, load.py and keep.py read it.
 """
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,9 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from roots_dist.errors import CheckpointError
-from roots_dist.files import reason
+from roots_dist.files import read_plain, reason
+from roots_dist.storage.checkpoint.disk import FileFacts, hash_file, write_file
 
-FORMAT = 1
+FORMAT = 2
+WITHOUT_AUTHOR = 1
+"""Format of manifests before they told run, attempt, config and order of samples."""
 STEMS = {"weight": "model", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
 """Tensors of the optimizer state (zero.seam.STATE) -> prefix of their file names."""
 MANIFEST, STATE_FILE = "manifest.json", "state.json"
@@ -79,11 +82,15 @@ def plan_shards(sizes: Sequence[int], owners: int, limit: int) -> ShardPlan:
 
 
 @dataclass(frozen=True)
-class FileFacts:
-    """Size and hash of a file."""
+class Author:
+    """Who wrote a checkpoint, and from which samples."""
 
-    bytes: int
-    sha256: str
+    run: str = ""
+    """Id of the run (run_identity.py); empty outside of one: of an import, and of a proof."""
+    attempt: int = 0
+    """Which start of the run's command it was; the first is 1."""
+    order: str = ""
+    """Digest of what the order of training samples depends on (learning/data/batches.py)."""
 
 
 @dataclass(frozen=True)
@@ -92,23 +99,31 @@ class Manifest:
 
     step: int
     files: dict[str, FileFacts]
+    author: Author = Author()
+    config: str = ""
+    """Digest of the config in state.json."""
 
     def write(self, folder: Path) -> None:
         files = {name: asdict(facts) for name, facts in sorted(self.files.items())}
-        write_json(folder / MANIFEST, {"format": FORMAT, "step": self.step, "files": files})
+        facts = {"format": FORMAT, "step": self.step, **asdict(self.author), "config": self.config}
+        write_json(folder / MANIFEST, {**facts, "files": files})
 
     @staticmethod
     def read(folder: Path) -> Manifest:
         path = Path(folder) / MANIFEST
         value = read_json(path)
-        if value.get("format") != FORMAT:
+        if value.get("format") not in (FORMAT, WITHOUT_AUTHOR):
             raise CheckpointError(
                 f"{path}: format = {value.get('format')!r}: expected {FORMAT}. Fix: read it with the version of "
                 "roots_dist that wrote it."
             )
         try:
-            files = {name: FileFacts(int(f["bytes"]), str(f["sha256"])) for name, f in value["files"].items()}
-            step = int(value["step"])
+            files = {name: FileFacts(_whole(f["bytes"]), _text(f["sha256"])) for name, f in value["files"].items()}
+            step = _whole(value["step"])
+            author, config = Author(), ""
+            if value["format"] == FORMAT:
+                author = Author(_text(value["run"]), _whole(value["attempt"]), _text(value["order"]))
+                config = _text(value["config"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{path}: is damaged ({error!r}). Fix: use another checkpoint.") from error
         strange = [name for name in files if not PLAIN_NAME.fullmatch(name)]
@@ -117,7 +132,7 @@ class Manifest:
         unlisted = {STATE_FILE, *map(index_name, STEMS)} - files.keys()
         if unlisted:
             raise CheckpointError(f"{path}: {min(unlisted)} is not listed. Fix: use another checkpoint.")
-        return Manifest(step, files)
+        return Manifest(step, files, author, config)
 
     def check_size(self, folder: Path, name: str) -> None:
         path = Path(folder) / name
@@ -130,34 +145,38 @@ class Manifest:
             )
 
     def check_hash(self, folder: Path, name: str) -> None:
-        if file_facts(Path(folder) / name) != self.files[name]:
+        if hash_file(Path(folder) / name) != self.files[name]:
             raise CheckpointError(
                 f"{Path(folder) / name}: sha256 differs from the manifest's. Fix: it is damaged; use another."
             )
 
 
-def file_facts(path: Path) -> FileFacts:
-    """Size and hash of a file."""
-    sha, size = hashlib.sha256(), 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            sha.update(block)
-            size += len(block)
-    return FileFacts(size, sha.hexdigest())
+def _whole(value: object) -> int:
+    """A whole number that is none below zero and fits 63 bits. Raises TypeError."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 63:
+        raise TypeError(f"{value!r} is not a number of steps or bytes")
+    return value
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write JSON and wait until it is on disk."""
-    with open(path, "w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is not text")
+    return value
+
+
+def digest(value: object) -> str:
+    """sha256 of a value, as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def write_json(path: Path, value: object) -> FileFacts:
+    """Write JSON and wait until it is on disk. Returns size and hash of what was in memory."""
+    return write_file(path, [(json.dumps(value, indent=1, allow_nan=False) + "\n").encode()])
 
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(Path(path).read_bytes())
+        value = json.loads(read_plain(Path(path)))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: is missing. Fix: give the folder of a checkpoint.") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -177,12 +196,3 @@ def read_index(folder: Path, kind: str) -> dict[str, str]:
     ):
         raise CheckpointError(f"{path}: weight_map is damaged. Fix: use another checkpoint.")
     return weight_map
-
-
-def sync(path: Path) -> None:
-    """Flush a file, or a folder's entries, to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,19 +1,28 @@
-"""Which folders of a run are checkpoints, which is the newest, and which are deleted. Runs on one rank at a time; no
-torch.
+"""Which folders of a run look like checkpoints, and what becomes of those that cannot be read: they are set aside,
+never deleted. No torch; on one rank at a time.
 
-The name proves nothing: a folder is a checkpoint if its manifest is valid and every file exists with its size.
+A name proves nothing, nor does this file: verified.py compares the hashes, in all ranks together.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
 import re
-import shutil
+from itertools import count
 from pathlib import Path
 
 from roots_dist.errors import CheckpointError
-from roots_dist.storage.checkpoint.format import Manifest, checkpoints_folder, read_json
+from roots_dist.files import write_atomically
+from roots_dist.storage.checkpoint.disk import remove, rename, sync_folder
+from roots_dist.storage.checkpoint.format import (
+    STATE_FILE,
+    Manifest,
+    checkpoints_folder,
+    digest,
+    read_json,
+    step_name,
+)
 
 log = logging.getLogger(__name__)
 
@@ -25,34 +34,92 @@ BEST_FILE = "best.json"
 """File in the run's folder that names the best checkpoint and its metric."""
 GONE = ".gone"
 """Suffix of a checkpoint that is being deleted."""
-NAME = re.compile(rf"step_(\d{{8,}})|\.step_(\d{{8,}}){re.escape(REPLACED)}")
+DAMAGED = ".damaged"
+"""Suffix of a checkpoint that could not be read; a text file beside it says why."""
+NAME = re.compile(rf"step_([0-9]{{8,18}})|\.step_([0-9]{{8,18}}){re.escape(REPLACED)}")
+
+
+def found_steps(run: Path) -> dict[int, Path]:
+    """What has the name of a checkpoint, by step, oldest first: a folder, or something else in its place."""
+    folder = checkpoints_folder(run)
+    found: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():  # names that begin with a dot come first
+        match = NAME.fullmatch(path.name)
+        if match and step_name(step := int(match[1] or match[2])) in path.name:
+            found[step] = path
+    return dict(sorted(found.items()))
 
 
 def complete(run: Path) -> list[Path]:
     """The run's complete checkpoints, oldest first. A folder that only looks like one is skipped with a warning."""
-    found: dict[int, Path] = {}
-    folder = checkpoints_folder(run)
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():  # names that begin with a dot come first
-        match = NAME.fullmatch(path.name)
-        if not match or not path.is_dir():
-            continue
-        step = int(match[1] or match[2])
+    found = []
+    for step, path in found_steps(run).items():
         try:
             check_complete(path, step)
         except CheckpointError as error:
             log.warning("skipping an incomplete checkpoint: %s", error)
         else:
-            found[step] = path
-    return [found[step] for step in sorted(found)]
+            found.append(path)
+    return found
 
 
-def check_complete(folder: Path, step: int) -> None:
-    """Raise CheckpointError unless the folder contains the files of its manifest. Compares sizes, not hashes."""
+def check_complete(folder: Path, step: int, run_id: str = "") -> Manifest:
+    """Raise CheckpointError unless the folder contains the files of its manifest, of this step and of this run; no id
+    is any run's. Compares sizes, not hashes."""
     manifest = Manifest.read(folder)
     if manifest.step != step:
         raise CheckpointError(f"{folder}: step = {manifest.step} in its manifest: expected {step}. Fix: rename it.")
+    if run_id and manifest.author.run not in ("", run_id):
+        raise CheckpointError(
+            f"{folder}: run = {manifest.author.run} in its manifest: expected {run_id}, the run of this folder. "
+            "Fix: put it back into the folder of its own run."
+        )
     for name in manifest.files:
         manifest.check_size(folder, name)
+    check_state(folder, manifest)
+    return manifest
+
+
+def check_state(folder: Path, manifest: Manifest) -> None:
+    """Raise CheckpointError if state.json is not a trainer's state of the manifest's step and config."""
+    path = folder / STATE_FILE
+    state = read_json(path)
+    if state.get("step") != manifest.step:
+        raise CheckpointError(
+            f"{path}: step = {state.get('step')!r}: expected {manifest.step} as in the manifest. "
+            "Fix: use another checkpoint."
+        )
+    if manifest.config and digest(state.get("config")) != manifest.config:
+        raise CheckpointError(f"{path}: config differs from the manifest's digest. Fix: use another checkpoint.")
+    taken = state.get("taken", {})
+    odd = {
+        "taken": not isinstance(taken, dict)
+        or not all(key.isascii() and key.isdecimal() and _is_count(steps) for key, steps in taken.items()),
+        "skipped": not _is_count(state.get("skipped", 0)),
+        "config": not isinstance(state.get("config", {}), dict)
+        or not all(isinstance(section, dict) for section in state.get("config", {}).values()),
+        "best": not _is_best(state.get("best")),
+    }
+    for key in (key for key, is_odd in odd.items() if is_odd):
+        found = str(state.get(key))
+        raise CheckpointError(f"{path}: {key} = {found[:80]}: is no trainer's state. Fix: use another checkpoint.")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _is_best(value: object) -> bool:
+    """Whether this is what runs/train/best_evaluation.py saves, or nothing."""
+    if not value:
+        return value in (None, {})
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"metric", "patience", "step", "value", "waited"}
+        and isinstance(value["metric"], str)
+        and all(_is_count(value[name]) for name in ("patience", "step", "waited"))
+        and isinstance(value["value"], (int, float, type(None)))
+    )
 
 
 def newest(run: Path) -> Path | None:
@@ -61,41 +128,41 @@ def newest(run: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def best(run: Path) -> Path | None:
-    """The checkpoint with the best held-out metric, if the run has recorded one (fine-tuning)."""
+def best_step(run: Path) -> int | None:
+    """Step of the checkpoint with the best held-out metric, if the run has recorded one (fine-tuning)."""
     marked = Path(run) / BEST_FILE
     step = read_json(marked).get("step") if marked.is_file() else None
-    return next((path for path in complete(run) if Manifest.read(path).step == step), None)
+    return step if isinstance(step, int) else None
 
 
-def best_or_newest(run: Path) -> Path:
-    """The checkpoint to read a run's model from: the best one, or else the newest. Raises CheckpointError if there is
-    none."""
-    found = best(run) or newest(run)
-    if found is None:
-        raise CheckpointError(f"{run} holds no complete checkpoint. Fix: train it first, or name another run's folder.")
-    return found
+def best(run: Path) -> Path | None:
+    """The complete checkpoint with the best held-out metric, or None."""
+    step = best_step(run)
+    return next((path for path in complete(run) if step is not None and step_name(step) in path.name), None)
 
 
-def prune(run: Path, keep: int) -> None:
-    """Delete all checkpoints but the best and the newest `keep`. Other folders and incomplete checkpoints are not
-    touched."""
-    assert keep >= 1, keep
-    kept = best(run)
-    for path in (path for path in complete(run)[:-keep] if path != kept):
-        gone = path.with_name(f".{path.name.strip('.')}{GONE}")
-        os.rename(path, gone)  # rename first, so that a kill in between leaves nothing that looks complete
-        shutil.rmtree(gone)
+def set_damaged_aside(path: Path, why: str) -> Path:
+    """Rename what has a checkpoint's name and is none, so that nothing takes or overwrites it. Returns its new name;
+    a text file of that name says why."""
+    name = f"{path.name.strip('.').removesuffix(REPLACED)}{DAMAGED}"
+    tries = (path.with_name(name if number == 1 else f"{name}.{number}") for number in count(1))
+    aside = next(new for new in tries if not new.exists() and not new.is_symlink())
+    rename(path, aside)
+    with contextlib.suppress(OSError):  # a full disk; the log says it too
+        write_atomically(aside.with_name(f"{aside.name}.txt"), f"{why}\n")
+    sync_folder(path.parent)
+    return aside
 
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed saves and deletions left in a checkpoints folder. Called before a new save, on rank 0."""
     for path in folder.glob(".step_*"):
         if path.name.endswith((PARTIAL, GONE)):
-            shutil.rmtree(path)
+            remove(path)
         elif path.name.endswith(REPLACED):
             final = folder / path.name[1 : -len(REPLACED)]
             if final.exists():
-                shutil.rmtree(path)
+                remove(path)
             else:
-                os.rename(path, final)  # killed between the two renames: the old one is still valid
+                rename(path, final)  # killed between the two renames: the old one is still valid
+                sync_folder(folder)

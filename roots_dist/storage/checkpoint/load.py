@@ -19,12 +19,12 @@ from roots_dist.errors import CheckpointError
 from roots_dist.parallel.optim.trainable import has_trained
 from roots_dist.parallel.zero.seam import STATE, Engine, master_dtype
 from roots_dist.storage.checkpoint.format import STATE_FILE, Manifest, index_name, read_index, read_json
+from roots_dist.storage.checkpoint.keep import check_state
+from roots_dist.storage.checkpoint.save import DTYPES
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.sharding import Param
 
-DTYPES = {torch.float32: "F32", torch.float64: "F64"}
-"""Dtypes of checkpoints, as safetensors names them."""
 Kinds = Callable[[str, int], Sequence[str]]
 FIX = "Fix: use the config that the checkpoint was saved with"
 
@@ -85,6 +85,7 @@ def load_initial_weights(
     *,
     untrained: Collection[str] = (),
     unused: Collection[str] = (),
+    verify: bool = True,
 ) -> None:
     """Start training from the weights of a checkpoint of any layout, without moments.
 
@@ -97,7 +98,7 @@ def load_initial_weights(
         params,
         mesh,
         lambda name, step: () if name in untrained else STATE[:1],
-        verify=True,
+        verify=verify,
         same_dtype=False,
         unused=unused,
     )
@@ -165,14 +166,10 @@ def _open(
             manifest.check_size(folder, name)
             if verify:
                 manifest.check_hash(folder, name)
+        check_state(folder, manifest)
     failures.raise_on_all()
     with failures.attempt(f"cannot read {folder}"):
         reader = _Reader(folder)
-        if reader.state.get("step") != manifest.step:
-            raise CheckpointError(
-                f"{folder / STATE_FILE}: step = {reader.state.get('step')!r}: expected {manifest.step} as in the "
-                "manifest. Fix: use another checkpoint."
-            )
         for kind in STATE:
             unlisted = set(reader.files[kind].values()) - manifest.files.keys()
             if unlisted:

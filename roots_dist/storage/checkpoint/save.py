@@ -9,44 +9,45 @@ trainer's callbacks.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import shutil
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor
 
 from roots_dist import __version__
 from roots_dist.errors import CheckpointError
 from roots_dist.parallel.zero.seam import STATE, Engine, master_dtype
+from roots_dist.storage.checkpoint.disk import FileFacts, make_folder, remove, rename, sync_folder, write_file
 from roots_dist.storage.checkpoint.format import (
     FORMAT,
     STATE_FILE,
-    FileFacts,
+    Author,
     Manifest,
     checkpoints_folder,
-    file_facts,
+    digest,
     index_name,
     plan_shards,
     read_json,
     shard_name,
     step_name,
-    sync,
     write_json,
 )
-from roots_dist.storage.checkpoint.keep import PARTIAL, REPLACED, remove_leftovers
+from roots_dist.storage.checkpoint.keep import PARTIAL, REPLACED, check_complete, remove_leftovers, set_damaged_aside
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.sharding import Param, assemble
 
 SHARD_BYTES = 1 << 30
 """Size of one file. A rank holds at most three of them in memory: weights and both moments."""
+DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16"}
+"""Dtypes of checkpoints and exports, as safetensors names them."""
 DISK_FULL_FIX = "free some space, or choose another track.folder; earlier checkpoints are intact"
 
 
@@ -58,12 +59,14 @@ def save(
     mesh: Mesh,
     state: dict[str, Any],
     *,
+    author: Author = Author(),
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """Save to `<run>/checkpoints/step_<step>` and return that folder. Collective over the world.
+    """Save to `<run>/checkpoints/step_<step>` and return that folder. The run's folder must exist. Collective over the
+    world.
 
-    `state` is the rest of the trainer's state as JSON, the same on every rank. If any rank fails (a full disk), every
-    rank raises CheckpointError with that rank's message, and earlier checkpoints are unchanged.
+    `state` is the rest of the trainer's state as JSON, the same on every rank; `author` is rank 0's. If any rank fails
+    (a full disk), every rank raises CheckpointError with that rank's message, and earlier checkpoints are unchanged.
     """
     facts = {"format": FORMAT, "step": step, "version": __version__, "layout": str(mesh.layout)}
     facts["taken"] = {str(border): steps for border, steps in engine.optimizer_steps.items()}
@@ -74,9 +77,9 @@ def save(
     failures = SharedFailure(mesh)
     if mesh.rank == 0:
         with failures.attempt(f"cannot begin {final}", DISK_FULL_FIX):
-            final.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(final.parent)
             remove_leftovers(final.parent)
-            partial.mkdir()
+            make_folder(partial)
     failures.raise_on_all()
     try:
         written = _write_tensors(partial, engine, params, mesh, failures, shard_bytes)
@@ -85,12 +88,13 @@ def save(
         failures.raise_on_all()
         if mesh.rank == 0:
             with failures.attempt(f"cannot commit {final}", DISK_FULL_FIX):
-                write_metadata(partial, step, {**state, **facts}, mesh.world.size)
-                commit(partial, final)
+                write_metadata(partial, step, {**state, **facts}, mesh.world.size, author)
+                commit(partial, final, step)
         failures.raise_on_all()
     except CheckpointError:
         if mesh.rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)  # all ranks have stopped writing: free the space
+            with contextlib.suppress(OSError):
+                remove(partial)  # all ranks have stopped writing: free the space
         raise
     return final
 
@@ -147,12 +151,32 @@ def _whole(p: Param, tensor: Tensor, owner_tp: int, mesh: Mesh) -> Tensor | None
     return assemble(p.spec.shape, zip(places, (piece.cpu() for piece in slices)))
 
 
-def write_shard(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Write a shard to disk. Returns its name, size, hash and tensors, as JSON."""
-    save_file(tensors, path, metadata={"format": "pt"})
-    sync(path)
     size = sum(t.nbytes for t in tensors.values())
-    return {"file": path.name, **asdict(file_facts(path)), "tensors": list(tensors), "tensor_bytes": size}
+    facts = write_file(path, safetensors_of(tensors))
+    return {"file": path.name, **asdict(facts), "tensors": list(tensors), "tensor_bytes": size}
+
+
+def safetensors_of(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """The bytes of a safetensors file, tensor by tensor and without a copy, so that they are hashed while they are
+    written. The library writes a file of its own, which would have to be read again, with permissions of its own.
+
+    https://huggingface.co/docs/safetensors: size of the header, header, data. The header fills up to 8 bytes.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, tensor in tensors.items():
+        header[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end := end + tensor.nbytes],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield struct.pack("<Q", len(text)) + text
+    for tensor in tensors.values():
+        yield tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def part_file(folder: Path, rank: int) -> Path:
@@ -160,7 +184,7 @@ def part_file(folder: Path, rank: int) -> Path:
     return folder / f"part-{rank:05d}.json"
 
 
-def write_metadata(folder: Path, step: int, state: dict[str, Any], num_ranks: int) -> None:
+def write_metadata(folder: Path, step: int, state: dict[str, Any], num_ranks: int, author: Author = Author()) -> None:
     """Write the indices, the state and finally the manifest, from the lists of all ranks. Runs on rank 0."""
     parts = []
     for rank in range(num_ranks):
@@ -168,7 +192,7 @@ def write_metadata(folder: Path, step: int, state: dict[str, Any], num_ranks: in
         if not path.exists():
             raise CheckpointError(f"{path}: is not here. Fix: put the run's folder on a disk that all nodes share.")
         parts += read_json(path)["shards"]
-        path.unlink()
+        remove(path)
     files = {part["file"]: FileFacts(part["bytes"], part["sha256"]) for part in parts}
     for kind in STATE:
         shards = sorted((p for p in parts if p["kind"] == kind), key=lambda p: p["file"])
@@ -176,19 +200,23 @@ def write_metadata(folder: Path, step: int, state: dict[str, Any], num_ranks: in
             "metadata": {"total_size": sum(p["tensor_bytes"] for p in shards)},
             "weight_map": {name: p["file"] for p in shards for name in p["tensors"]},
         }
-        write_json(folder / index_name(kind), index)
-    write_json(folder / STATE_FILE, state)
-    files |= {name: file_facts(folder / name) for name in [*map(index_name, STATE), STATE_FILE]}
-    Manifest(step, files).write(folder)
-    sync(folder)
+        files[index_name(kind)] = write_json(folder / index_name(kind), index)
+    files[STATE_FILE] = write_json(folder / STATE_FILE, state)
+    Manifest(step, files, author, digest(state.get("config"))).write(folder)
+    sync_folder(folder)
 
 
-def commit(partial: Path, final: Path) -> None:
-    """Rename the folder to its final name. An earlier checkpoint of the same step is set aside first, and stays valid
-    until the new one is in place."""
+def commit(partial: Path, final: Path, step: int) -> None:
+    """Rename the folder to its final name. An earlier checkpoint of the same step is moved out of the way first, and
+    stays valid until the new one is in place; what only has that name is set aside for good."""
     aside = final.with_name(f".{final.name}{REPLACED}")
-    if final.exists():
-        os.rename(final, aside)
-    os.rename(partial, final)
-    sync(final.parent)
-    shutil.rmtree(aside, ignore_errors=True)
+    if final.exists() or final.is_symlink():
+        try:
+            check_complete(final, step)
+        except CheckpointError as error:
+            set_damaged_aside(final, str(error))
+        else:
+            rename(final, aside)
+    rename(partial, final)
+    sync_folder(final.parent)
+    remove(aside)

@@ -44,19 +44,22 @@ class SharedFailure:
 
     def raise_on_all(self) -> None:
         """Raise CheckpointError on every rank if any rank has failed, with the message of the first one. Collective."""
+        if why := self.on_all():
+            raise CheckpointError(why)
+
+    def on_all(self) -> str:
+        """Message of the first rank that has failed, the same on every rank; empty if none has. Collective."""
         world = self._mesh.world
         if world.size == 1:
-            if self._failure:
-                raise CheckpointError(self._failure)
-            return
+            return self._failure or ""
         device = self._mesh.device
         first = torch.tensor(world.rank if self.failed else world.size, device=device)
         dist.all_reduce(first, op=dist.ReduceOp.MIN, group=world.group)
         if (source := int(first)) == world.size:
-            return
+            return ""
         text = torch.zeros(TEXT_BYTES, dtype=torch.uint8, device=device)
         if source == world.rank:
             words = f"rank {source} ({self._mesh.place}): {self._failure}".encode()[:TEXT_BYTES]
             text[: len(words)] = torch.frombuffer(bytearray(words), dtype=torch.uint8)
         dist.broadcast(text, src=world.ranks[source], group=world.group)
-        raise CheckpointError(bytes(text.tolist()).rstrip(b"\0").decode(errors="replace"))
+        return bytes(text.tolist()).rstrip(b"\0").decode(errors="replace")

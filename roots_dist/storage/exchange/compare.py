@@ -22,8 +22,8 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import ExchangeError, missing_package
 from roots_dist.learning.data.specials import read_specials
 from roots_dist.storage.checkpoint.format import read_index
-from roots_dist.storage.checkpoint.keep import best_or_newest
 from roots_dist.storage.checkpoint.load import load_weights
+from roots_dist.storage.checkpoint.verified import best_or_newest
 from roots_dist.storage.exchange.electra import GENERATOR_NAMES
 from roots_dist.storage.exchange.table import GENERATOR
 from roots_dist.storage.exchange.tensors import read_json

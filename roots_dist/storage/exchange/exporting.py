@@ -9,13 +9,11 @@ complete.
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from roots_dist.accounting.sizes import generator_of, parameters
@@ -29,9 +27,10 @@ from roots_dist.learning.models.lora import merge_adapter
 from roots_dist.learning.models.parameter_locations import shapes
 from roots_dist.parallel.optim.trainable import ADAPTER
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.storage.checkpoint.format import Manifest, read_index, sync, write_json
-from roots_dist.storage.checkpoint.keep import best_or_newest
-from roots_dist.storage.checkpoint.save import SHARD_BYTES
+from roots_dist.storage.checkpoint.disk import write_file
+from roots_dist.storage.checkpoint.format import Manifest, read_index, write_json
+from roots_dist.storage.checkpoint.save import SHARD_BYTES, safetensors_of
+from roots_dist.storage.checkpoint.verified import best_or_newest
 from roots_dist.storage.exchange import ARCHITECTURES
 from roots_dist.storage.exchange.compare import compare, is_alone
 from roots_dist.storage.exchange.electra import GENERATOR_CLASS, GENERATOR_NAMES
@@ -205,9 +204,7 @@ def _write_tensors(
     def write(number: int, total: int, tensors: dict[str, Tensor]) -> None:
         file = ONE_FILE if total == 1 else f"model-{number:05d}-of-{total:05d}.safetensors"
         where.update(dict.fromkeys(tensors, file))
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        shutil.copymode(folder / "config.json", folder / file)  # safetensors writes files that only the owner can read
-        sync(folder / file)
+        write_file(folder / file, safetensors_of(tensors))
 
     write_shards(theirs(), sizes, SHARD_BYTES, write)
     if len(set(where.values())) > 1:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from roots_dist.errors import ExchangeError
-from roots_dist.storage.checkpoint.format import plan_shards, sync
+from roots_dist.storage.checkpoint.disk import sync_folder
+from roots_dist.storage.checkpoint.format import plan_shards
 from roots_dist.storage.exchange.tensors import exchange_error
 
 Write = Callable[[int, int, dict[str, Tensor]], None]
@@ -62,9 +63,9 @@ def new_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
         partial.mkdir()
         yield partial
-        sync(partial)
+        sync_folder(partial)
         os.rename(partial, final)
-        sync(final.parent)
+        sync_folder(final.parent)
     except OSError as error:
         raise ExchangeError(
             f"cannot write {final}: {error}. Fix: free some space, or choose another folder."

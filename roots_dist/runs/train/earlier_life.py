@@ -1,0 +1,91 @@
+"""Signs that a run's folder has had a life before: then training does not begin at step 0 in silence.
+
+folder --signs_of_life--> "metrics.jsonl up to step 40", … ; begin_anew --renames them--> checkpoints.1, …
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+
+from roots_dist.errors import CheckpointError, Problem
+from roots_dist.runs.track.metrics import METRICS_FILE, TEXTS_FILE, last_step
+from roots_dist.runs.track.summary_file import SUMMARY_FILE
+from roots_dist.runs.train.stop_signal import AFTER_STEP, ENDED, ENDED_BEFORE, read_end
+from roots_dist.storage.checkpoint.disk import rename, sync_folder
+from roots_dist.storage.checkpoint.format import checkpoints_folder
+from roots_dist.storage.checkpoint.keep import BEST_FILE, PARTIAL
+from roots_dist.storage.checkpoint.run_identity import RUN_FILE
+from roots_dist.storage.checkpoint.verified import Damages
+
+log = logging.getLogger(__name__)
+
+SHOWN = 3
+"""Number of names of a folder that a message shows."""
+OF_A_LIFE = (METRICS_FILE, TEXTS_FILE, SUMMARY_FILE, BEST_FILE, ENDED, ENDED_BEFORE, RUN_FILE)
+"""What is renamed together with the checkpoints where a run begins anew."""
+
+
+def signs_of_life(folder: Path, damages: Damages) -> list[str]:
+    """What a folder without a readable checkpoint tells of steps that were done in it, in words."""
+    found = _signs_in_checkpoints(checkpoints_folder(folder), damages)
+    step = last_step(folder / METRICS_FILE)
+    if step > 0:
+        found.append(f"{METRICS_FILE} up to step {step}")
+    for name in (ENDED, ENDED_BEFORE):
+        if AFTER_STEP.match(ended := read_end(folder / name)):
+            found.append(f"{name} ({ended[:80]})")
+    if (folder / SUMMARY_FILE).exists():
+        found.append(SUMMARY_FILE)
+    if (folder / BEST_FILE).exists():
+        found.append(BEST_FILE)
+    return found
+
+
+def _signs_in_checkpoints(folder: Path, damages: Damages) -> list[str]:
+    if damages:
+        (first, why), *rest = damages
+        others = f" and {len(rest)} more" if rest else ""
+        return [f"{folder.name}/{first.name}{others} ({why.rstrip('.')})"]
+    if not folder.is_dir():
+        return [f"{folder.name}, which is no folder"] if folder.exists() or folder.is_symlink() else []
+    names = sorted(path.name for path in folder.iterdir() if not path.name.endswith(PARTIAL))
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return [f"{folder.name} with {', '.join(names[:SHOWN])}{more}"] if names else []
+
+
+def refuse_silent_zero(folder: Path, damages: Damages) -> None:
+    """Raise UserError if the folder shows signs of an earlier life."""
+    signs = signs_of_life(folder, damages)
+    if signs:
+        problem = Problem(
+            key="track.folder",
+            found=str(folder),
+            expected=f"a readable checkpoint, because the folder holds {_list(signs)}",
+            fix=f"bring {checkpoints_folder(folder)} back (a disk that is not mounted, a folder that was renamed); or "
+            "begin at step 0 with checkpoint.resume=false, which renames what is there, or in another track.folder",
+        )
+        raise CheckpointError(str(problem))
+
+
+def _list(words: Sequence[str]) -> str:
+    return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else words[0]
+
+
+def begin_anew(folder: Path) -> None:
+    """Rename what an earlier life has left, all with one new number: checkpoints of later steps would be taken for the
+    new run's newest, and its metrics would be lost."""
+    checkpoints = checkpoints_folder(folder)
+    there = [folder / name for name in OF_A_LIFE if (folder / name).exists() or (folder / name).is_symlink()]
+    if checkpoints.is_symlink() or checkpoints.is_file() or (checkpoints.is_dir() and any(checkpoints.iterdir())):
+        there.append(checkpoints)
+    elif last_step(folder / METRICS_FILE) <= 0:
+        return
+    free = (n for n in count(1) if not any((folder / f"{path.name}.{n}").exists() for path in there))
+    number = next(free)
+    for path in there:
+        rename(path, folder / f"{path.name}.{number}")
+    sync_folder(folder)
+    log.info("starts from scratch; what was here is in %s.%d", checkpoints, number)

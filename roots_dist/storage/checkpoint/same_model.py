@@ -1,0 +1,67 @@
+"""Whether a config's model computes what a checkpoint's computes. Shapes do not tell: 16 × 16 is two heads or four.
+
+state.json of the checkpoint, config --_resolved--> what determines the function --> equal, or the keys that differ
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from roots_dist.config.init_from import FREE
+from roots_dist.config.records import objective_of
+from roots_dist.config.rope_scaling import LongRope
+from roots_dist.config.schema import Config
+from roots_dist.errors import ConfigError, Problem
+from roots_dist.storage.checkpoint.format import STATE_FILE, read_json
+
+RESTART = "choose another track.folder, or start from scratch with checkpoint.resume=false"
+"""What a run can do that would train another model."""
+
+
+def refuse_another_model(checkpoint: Path, config: Config, fix: str = RESTART) -> None:
+    """Raise ConfigError if the checkpoint's model computes another function. Weights of equal shapes may: fewer but
+    wider heads, other positions, another activation. `fix`: what to do besides setting the key back."""
+    try:
+        was = _resolved(Config.model_validate(read_json(checkpoint / STATE_FILE)["config"]))
+    except (KeyError, ValidationError):
+        return  # written by another program or version: names and shapes are still compared by load()
+    now = _resolved(config)
+    problems = [
+        _model_problem(key, now[key], was[key], checkpoint, config, fix)
+        for key in now
+        if key in was and now[key] != was[key]
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _model_problem(key: str, value: object, was: object, checkpoint: Path, config: Config, restart: str) -> Problem:
+    where = f"in {checkpoint}, whose weights would be used"
+    if key == "model.max_positions" and config.model.max_positions is None:
+        expected = f"{was}, the number of learned positions {where}"
+        shorter = (
+            f"set model.max_positions={was} for shorter samples, " if config.data.seq_length < int(str(was)) else ""
+        )
+        return Problem(key="data.seq_length", found=value, expected=expected, fix=f"set it back, {shorter}{restart}")
+    return Problem(key=key, found=value, expected=f"{was} as {where}", fix=f"set it back, {restart}")
+
+
+def _resolved(config: Config) -> dict[str, object]:
+    """What determines the function of a model with given weights: model.* with its defaults filled in, and other
+    keys."""
+    m = config.model
+    filled = {"kv_heads": m.num_kv_heads(), "head_dim": m.width_of_head(), "ffn": m.width_of_ffn()}
+    found: dict[str, object] = {f"model.{key}": value for key, value in {**m.model_dump(), **filled}.items()}
+    found |= {"advanced.norm_eps": config.advanced.norm_eps, "advanced.float64": config.advanced.float64}
+    if objective_of(config).has_labels:
+        found["finetune.labels"] = config.finetune.labels  # a head of as many other labels fits too
+    if config.finetune.strategy == "lora":
+        found["finetune.lora_alpha"] = config.finetune.lora_alpha
+    if isinstance(m.rope_scaling, LongRope):  # it has two functions
+        long = config.data.seq_length > m.rope_scaling.original_length
+        found["data.seq_length beyond model.rope_scaling.original_length"] = long
+    if m.positions == "learned":
+        found["model.max_positions"] = m.max_positions or config.data.seq_length
+    return {key: value for key, value in found.items() if key not in FREE}
