@@ -8,6 +8,7 @@ file takes a millisecond without it. A test holds both equal for every objective
 
 from __future__ import annotations
 
+from roots_dist.config.model import Model
 from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.schema import Config
 
@@ -67,10 +68,10 @@ def parameters(config: Config) -> int:
 
     def stack(of: Config) -> int:
         n = of.model
-        wide, bias = n.width_of_ffn(), n.bias_of_mlp()
-        mlp = (2 if n.gated() else 1) * linear(n.hidden, wide, bias) + linear(wide, n.hidden, bias)
         norms = 4 if n.norm_position == "sandwich" else 1 if n.branches == "parallel_one_norm" else 2
-        return n.layers * (attention(of) + mlp + norms * norm(n.hidden))
+        sparse = n.num_expert_layers()
+        mlps = (n.layers - sparse) * _mlp(n, n.width_of_ffn()) + sparse * _experts(n)
+        return n.layers * (attention(of) + norms * norm(n.hidden)) + mlps
 
     def words(hidden: int, out: int) -> int:
         """Parameters of the head of masked tokens: a layer, a norm, and a bias per token; its projection is the
@@ -99,6 +100,24 @@ def parameters(config: Config) -> int:
     if objective.masks:
         return total + words(m.hidden, width)
     return total + (0 if m.tied_embeddings else vocab * m.hidden) + (vocab if m.head_bias else 0)
+
+
+def unused_parameters(config: Config) -> int:
+    """Parameters that a token does not use: those of the experts that it is not sent to."""
+    m = config.model
+    return m.num_expert_layers() * ((m.experts or 0) - m.experts_per_token) * _mlp(m, m.width_of_expert())
+
+
+def _mlp(m: Model, width: int) -> int:
+    matrices = (3 if m.gated() else 2) * m.hidden * width
+    return matrices + ((2 if m.gated() else 1) * width + m.hidden if m.bias_of_mlp() else 0)
+
+
+def _experts(m: Model) -> int:
+    """Parameters of the experts of one block, of their router, and of the shared one with its gate."""
+    shared = _mlp(m, m.shared_expert_ffn) if m.shared_expert_ffn else 0
+    routed = (m.experts or 0) * (m.hidden + _mlp(m, m.width_of_expert()))
+    return routed + shared + (m.hidden if m.shared_expert_gate else 0)
 
 
 def _task_head(config: Config) -> int:

@@ -74,7 +74,7 @@ def _tensor_parallel(config: Config) -> Iterator[Problem]:
     model, tp = config.model, config.parallel.tp
     cut = {
         "model.heads": model.heads,
-        "model.ffn": model.width_of_ffn(),
+        **model.widths_of_mlps(),
         "model.vocab, padded to advanced.vocab_multiple,": config.padded_vocab(),
     }
     if objective_of(config).has_generator:

@@ -33,6 +33,8 @@ def check(config: Config) -> Iterator[Problem]:
     elif model.positions == "rotary":
         yield from _rotary(config)
     yield from _layer_kinds(config)
+    if model.experts is not None:
+        yield from _experts(model.experts, config)
     if model.has_parallel_branches() and model.norm_position != "pre":
         yield Problem(
             key="model.norm_position",
@@ -89,6 +91,46 @@ def _rotary(config: Config) -> Iterator[Problem]:
                     expected=f"{width // 2} positive numbers, one for each pair of rotated channels",
                     fix="take the list of the released model with this width of a head",
                 )
+
+
+def _experts(experts: int, config: Config) -> Iterator[Problem]:
+    model = config.model
+    if model.experts_per_token > experts:
+        yield Problem(
+            key="model.experts_per_token",
+            found=model.experts_per_token,
+            expected=f"at most model.experts = {experts}",
+            fix="use 2, as Mixtral",
+        )
+    if not model.num_expert_layers():
+        yield Problem(
+            key="model.experts",
+            found=experts,
+            expected=f"no value, because none of model.layers = {model.layers} has experts with model.dense_layers = "
+            f"{model.dense_layers} and model.expert_every = {model.expert_every}",
+            fix="lower model.dense_layers or model.expert_every, or remove it",
+        )
+    if model.bias_of_mlp():
+        yield Problem(
+            key="model.mlp_bias",
+            found=True,
+            expected="false with model.experts: an expert's output is weighted and summed, and has no bias",
+            fix="set model.mlp_bias=false",
+        )
+    if model.has_parallel_branches():
+        yield Problem(
+            key="model.branches",
+            found=model.branches,
+            expected="sequential with model.experts: the router reads what attention has added",
+            fix="set model.branches=sequential",
+        )
+    if model.shared_expert_gate and model.shared_expert_ffn is None:
+        yield Problem(
+            key="model.shared_expert_gate",
+            found=True,
+            expected="false without model.shared_expert_ffn: there is nothing to scale",
+            fix="set model.shared_expert_ffn, the width of the shared expert",
+        )
 
 
 def _layer_kinds(config: Config) -> Iterator[Problem]:

@@ -26,6 +26,7 @@ DEFAULTS = Config()
 OF_DECODERS = tuple(
     f"model.{key}"
     for key in (
+        "experts",
         "layer_kinds",
         "window",
         "qk_norm",
@@ -41,6 +42,25 @@ OF_DECODERS = tuple(
     )
 )
 """Features that only models of one causal stack have."""
+OF_EXPERTS = (
+    *(
+        f"model.{key}"
+        for key in (
+            "experts_per_token",
+            "expert_ffn",
+            "shared_expert_ffn",
+            "shared_expert_gate",
+            "router_score",
+            "normalize_expert_weights",
+            "routed_scaling_factor",
+            "dense_layers",
+            "expert_every",
+        )
+    ),
+    "objective.balance_loss",
+    "objective.router_z_loss",
+)
+"""Keys that say how experts are used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +132,7 @@ USES: tuple[Use, ...] = (
         used=lambda c: c.model.positions == "rotary" and c.model.window is not None,
     ),
     _of_families(lambda f: f.is_decoder, *OF_DECODERS),
+    Use(keys=OF_EXPERTS, when="model.experts", used=lambda c: c.model.experts is not None),
     Use(
         keys=("model.zero_centered_norm",),
         when=f"model.family={_families(lambda f: f.is_decoder)} and model.norm=rmsnorm with weights",

@@ -86,6 +86,26 @@ class Model(Section):
     activation: Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"] = Field(
         "gelu_tanh", description=f"of the MLP; {' and '.join(GATED)} (T5 v1.1) have a third matrix, the gate"
     )
+    experts: int | None = Field(
+        None, ge=2, description="MLPs of a block of which each token uses some (Mixtral: 8); default: one MLP for all"
+    )
+    experts_per_token: int = Field(2, ge=1, description="experts that a token uses: those with the highest scores")
+    expert_ffn: int | None = Field(None, ge=1, description="width of an expert; default: model.ffn")
+    shared_expert_ffn: int | None = Field(
+        None, ge=1, description="width of one more expert that every token uses (Qwen2-MoE); default: there is none"
+    )
+    shared_expert_gate: bool = Field(False, description="a sigmoid of its own scales the shared expert (Qwen2-MoE)")
+    router_score: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="what the router makes of its logits: over all experts, or each alone (DeepSeek-V3)"
+    )
+    normalize_expert_weights: bool = Field(
+        True, description="the scores of a token's experts are divided by their sum (OLMoE: no)"
+    )
+    routed_scaling_factor: float = Field(1.0, gt=0, description="factor of the experts' weights (DeepSeek-V3: 2.5)")
+    dense_layers: int = Field(0, ge=0, description="the first blocks, which have one MLP all the same (DeepSeek-V3: 3)")
+    expert_every: int = Field(
+        1, ge=1, description="of the others every n-th block of the model has experts (decoder_sparse_step)"
+    )
     bias: bool = Field(True, description="biases in the linear layers")
     qkv_bias: bool | None = Field(None, description="bias of query, key and value; default: model.bias")
     out_bias: bool | None = Field(None, description="bias of attention's output; default: model.bias")
@@ -110,6 +130,26 @@ class Model(Section):
 
     def width_of_ffn(self) -> int:
         return self.ffn or 4 * self.hidden
+
+    def width_of_expert(self) -> int:
+        return self.expert_ffn or self.width_of_ffn()
+
+    def has_experts(self, block: int) -> bool:
+        """Whether this block, counted from 0, has experts in the place of its MLP."""
+        return self.experts is not None and block >= self.dense_layers and (block + 1) % self.expert_every == 0
+
+    def num_expert_layers(self) -> int:
+        return sum(self.has_experts(block) for block in range(self.layers))
+
+    def widths_of_mlps(self) -> dict[str, int]:
+        """Widths of all kinds of MLP that the model has, by the key that says them."""
+        sparse = self.num_expert_layers()
+        widths = {"model.ffn": self.width_of_ffn()} if sparse < self.layers else {}
+        if sparse:
+            widths["model.expert_ffn" if self.expert_ffn else "model.ffn"] = self.width_of_expert()
+            if self.shared_expert_ffn:
+                widths["model.shared_expert_ffn"] = self.shared_expert_ffn
+        return widths
 
     def std(self) -> float:
         """Standard deviation of initial weights, except where a matrix's own width sets it."""

@@ -46,6 +46,14 @@ class Objective(Section):
     dpo_beta: float = Field(0.1, gt=0, description="dpo: how far the model may leave the one that it starts from")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over the vocabulary")
     z_loss: float = Field(0.0, ge=0, description="weight of log²(Z), which keeps logits from drifting")
+    balance_loss: float = Field(
+        0.0,
+        ge=0,
+        description="weight of what uneven use of model.experts costs: 1 where even, mean of sequences and layers",
+    )
+    router_z_loss: float = Field(
+        0.0, ge=0, description="weight of log²(Z) of the router of model.experts, mean of tokens and layers"
+    )
 
 
 class Source(Section):

@@ -10,14 +10,17 @@ recomputation, clipping, the phases of fine-tuning. Every key that changes is to
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from roots_dist.accounting.sizes import generator_of
 from roots_dist.config.init_from import config_of
+from roots_dist.config.model import Model
 from roots_dist.config.records import family_of, objective_of, target_seq
 from roots_dist.config.rope_scaling import LongRope, RopeScaling
 from roots_dist.config.schema import Config, Source
+from roots_dist.errors import present
 from roots_dist.verify.ties import VOCABS, with_same_ties
 from roots_dist.verify.trainable import with_same_trainable
 
@@ -122,6 +125,8 @@ def changes(config: Config, small: Config) -> str:
     before["model"] |= {key: value for key, value in derived.items() if after["model"][key] is not None}
     if after["model"]["ffn"] is not None:
         before["model"]["ffn"] = config.model.width_of_ffn()
+    if after["model"]["expert_ffn"] is not None:
+        before["model"]["expert_ffn"] = config.model.width_of_expert()
     found = [
         f"{section}.{key} {_short(before[section][key])} → {_short(value)}"
         for section, keys in after.items()
@@ -148,6 +153,10 @@ def _model(config: Config, tp: int, pp: int) -> dict[str, object]:
     if m.heads * m.width_of_head() != m.hidden:  # heads that are wider or narrower than the residual stream
         hidden = max(HEAD_DIM, round(width * m.hidden / (m.heads * m.width_of_head()) / HEAD_DIM) * HEAD_DIM)
         hidden += HEAD_DIM * (hidden == width)
+
+    def narrow(width: int) -> int:
+        return max(1, round(width / m.hidden * hidden / tp)) * tp
+
     return {
         "model.layers": max(2, len(kinds), layers),
         "model.layer_kinds": m.layer_kinds if len(m.layer_kinds) <= layers else kinds,
@@ -158,10 +167,24 @@ def _model(config: Config, tp: int, pp: int) -> dict[str, object]:
         "model.heads": heads,
         "model.kv_heads": None if m.kv_heads is None else kv_heads,
         "model.head_dim": None if m.head_dim is None else HEAD_DIM,
-        "model.ffn": max(1, round(m.width_of_ffn() / m.hidden * hidden / tp)) * tp,
+        "model.ffn": narrow(m.width_of_ffn()),
+        **(_experts(m, narrow) if m.experts else {}),
         "model.vocab": min(m.vocab, VOCABS[0]),
         "model.init_std": None if family_of(config).init == "fan-in" and m.init_std is None else 0.1,
         "model.embedding_size": None if m.width_of_embedding() == m.hidden else 4 * heads,
+    }
+
+
+def _experts(m: Model, narrow: Callable[[int], int]) -> dict[str, object]:
+    """A few experts, of which a token still uses some and leaves some; blocks of both kinds, if the run has both."""
+    experts = min(present(m.experts), 5)
+    return {
+        "model.experts": experts,
+        "model.experts_per_token": min(m.experts_per_token, 2 if m.experts_per_token < present(m.experts) else experts),
+        "model.expert_ffn": narrow(m.width_of_expert()),
+        "model.shared_expert_ffn": m.shared_expert_ffn and narrow(m.shared_expert_ffn),
+        "model.dense_layers": min(m.dense_layers, 1),
+        "model.expert_every": min(m.expert_every, 2),
     }
 
 

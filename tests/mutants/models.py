@@ -170,7 +170,7 @@ MODELS = (
         name="encoded_gradient_is_that_of_one_block",
         bug="each decoder block overwrites what the one behind it said about the encoder's output",
         file=BLOCK,
-        before='return payload | {"hidden": self._add(x, feed_forward, present(self.norm2), self.out_norm2)}',
+        before='payload = payload | {"hidden": self._add(x, feed_forward, present(self.norm2), self.out_norm2)}',
         after='return {n: t.detach() if n == "encoded" else t for n, t in payload.items()} | {\n'
         '            "hidden": self._add(x, feed_forward, present(self.norm2), self.out_norm2)\n        }',
         test=T5("norms in float64-v1.0"),

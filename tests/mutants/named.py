@@ -34,4 +34,5 @@ SCALED = _of("independent/test_positions.py", "test_scaled_rotary_rates_are_thos
 ATTENDS = _of("independent/test_attention.py", "test_self_attention_is_its_definition")
 T5 = _of("reference/test_t5_transformers.py", "test_loss_and_gradients_equal_transformers")
 PACKED = _of("unit/test_packing.py", "test_packed_rows_are_learned_as_if_each_were_a_sample")
+EXPERTS = _of("independent/test_experts.py", "test_output_terms_and_gradients_are_those_of_the_definition")
 PREFERS = _of("unit/test_dpo.py", "test_loss_and_gradients_are_those_of_the_paper")

@@ -46,7 +46,7 @@ RANDOMNESS = (
     Mutant(
         name="recomputed_mlp_is_not_dropped",
         bug="with selective recomputation T5's inner channels are not dropped",
-        file=BLOCK,
+        file="learning/models/mlp.py",
         before="return (self.down, wide, activated) if self.recompute",
         after="return (self.down, wide, self.activation) if self.recompute",
         test=T5_LAYOUT("t5,pp=2,gpipe,dp=2,zero=0,selective"),

@@ -46,6 +46,8 @@ TESTS: dict[str, tuple[str, ...]] = {
         "independent/test_attention.py", DECODER("llama"), DECODER("bloom"), *EVERYTHING, MASKS("clm"),
         "runs/test_runs.py",
     ),
+    "learning/models/experts.py": ("independent/test_experts.py", LAYOUT("mixtral,tp=2,pp=2,1f1b")),
+    "learning/models/router_terms.py": ("independent/test_experts.py", LAYOUT("mixtral,tp=2,pp=2,1f1b")),
     "learning/models/positions.py": ("independent/test_positions.py", "reference/test_t5_transformers.py", *EVERYTHING),
     "learning/models/norms.py": (DECODER("llama"), DECODER("gpt2"), *EVERYTHING, MASKS("clm")),
     "learning/models/heads.py": (

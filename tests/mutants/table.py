@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .data import DATA
+from .experts import EXPERT_MUTANTS
 from .features import FEATURES
 from .loop import RUNS
 from .losses import LOSSES
@@ -19,6 +20,7 @@ AREAS: dict[str, tuple[Mutant, ...]] = {
     "Pipelines": PIPELINE,
     "Layers and families": MODELS,
     "Features of some families": FEATURES,
+    "Experts": EXPERT_MUTANTS,
     "Random numbers": RANDOMNESS,
     "Losses": LOSSES,
     "Optimizer and ZeRO": OPTIMIZER,

@@ -235,7 +235,7 @@ TENSOR = (
     Mutant(
         name="mlp_dropout_counts_channels_from_zero",
         bug="T5's inner channels of every tensor rank get the dropout of the first ones",
-        file="learning/models/block.py",
+        file="learning/models/mlp.py",
         before="return rng.dropout(x, self.drop, rows, first_column=self.tp.rank * x.shape[-1])",
         after="return rng.dropout(x, self.drop, rows)",
         test=T5_LAYOUT("t5,dp=2,pp=2,zero_stage=1,tp=2,sequence_parallel=True"),

@@ -92,6 +92,17 @@ MODELS |= {
     for word in words
     if all(getattr(Model(**model), key) != word for model in MODELS.values())
 }
+MODELS |= {
+    "mixtral": dict(
+        layers=4, hidden=32, heads=8, kv_heads=2, ffn=24, vocab=101, dropout=0.1, init_std=0.1, positions="rotary", norm="rmsnorm",
+        activation="swiglu", bias=False, tied_embeddings=False, experts=5, experts_per_token=2,
+    ),
+    "qwen-moe": dict(
+        layers=4, hidden=32, heads=4, ffn=40, vocab=101, init_std=0.1, positions="rotary", norm="rmsnorm", activation="swiglu", bias=False,
+        qkv_bias=True, experts=7, experts_per_token=3, expert_ffn=12, shared_expert_ffn=20, shared_expert_gate=True, dense_layers=1,
+        router_score="sigmoid", normalize_expert_weights=False, routed_scaling_factor=1.5,
+    ),
+}  # fmt: skip
 
 FINETUNED = {
     "bert-classify": ("bert", "classify"),
@@ -124,6 +135,8 @@ STRATEGIES = {
 }
 """What learns. `bert-classify+lora` is bert-classify learned so."""
 OBJECTIVES = {
+    "mixtral": {"balance_loss": 0.1, "router_z_loss": 0.01},
+    "qwen-moe": {"balance_loss": 0.05},
     "bert": {"name": "mlm-nsp"},
     "roberta": {"name": "mlm", "whole_word_mask": True},
     "electra": {"name": "rtd"},

@@ -20,7 +20,7 @@ def zero(stage: int, dp: int, model: str = "gpt", **wanted: object):
     return case(model, dp=dp, zero_stage=stage, train__micro_batch=2 if dp == 2 else 1, **FLOAT32, **wanted)
 
 
-FEATURED = ("llama", "gemma", "olmo", "stable", "neox", "falcon")
+FEATURED = ("llama", "gemma", "olmo", "stable", "neox", "falcon", "mixtral")
 """Models that have what few families have."""
 CASES = [
     *(zero(stage, 2) for stage in range(4)),
@@ -33,6 +33,7 @@ CASES = [
     zero(1, 2, "llama", pp=2, schedule="interleaved", virtual_stages=2),
     *(zero(stage, 2, model, pp=2, schedule="zb-h1") for stage, model in ((1, "llama"), (2, "gemma"), (3, "falcon"))),
     zero(3, 2, "olmo", tp=4),
+    zero(3, 2, "qwen-moe", tp=2, pp=2, train__recompute="full"),
     *(zero(stage, 2, model, full=True, tp=2, pp=2) for stage in (1, 2, 3) for model in FEATURED),
 ]
 

@@ -20,6 +20,13 @@ from roots_dist.world.mesh import Mesh
 
 STEPS = 4
 """Until everything has joined, where blocks join one after another."""
+EXPERTS = dict(
+    model__experts=4,
+    model__shared_expert_ffn=12,
+    model__shared_expert_gate=True,
+    objective__balance_loss=0.1,
+    objective__router_z_loss=0.1,
+)
 CASES = [
     *covered_strategies(),
     *(
@@ -27,6 +34,7 @@ CASES = [
         for strategy, schedule in (("progressive", {}), ("lora", dict(schedule="zb-h1")))
         for model in ("gpt-instruct", "t5-seq2seq")
     ),
+    case("llama-packed+lora", tp=2, pp=2, sequence_parallel=True, schedule="zb-h1", train__recompute="full", **EXPERTS),
 ]
 TOGETHER = {("lora", 3), ("progressive", 1), ("partial", 2)}
 """Strategies and ZeRO stages that are tried under tensor and pipeline parallelism too."""

@@ -63,6 +63,13 @@ BASES: dict[str, dict[str, dict[str, object]]] = {
     "bare gpt": {},
     "llama": {"model": {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False}},
     "windows": {"model": {"positions": "rotary", "window": 4, "layer_kinds": ["full", "window"]}},
+    "experts": {
+        "model": {
+            "layers": 3, "mlp_bias": False, "experts": 4, "shared_expert_ffn": 8, "shared_expert_gate": True,
+            "dense_layers": 1,
+        },
+        "objective": {"balance_loss": 0.1},
+    },
     "constant": {"optim": {"lr_schedule": "constant"}, "train": {"batch_ramp": [8, 8, 16]}},
     "on DeepSpeed": {"advanced": {"engine": "auto"}},
     "without W&B": {"track": {"wandb": "disabled"}},
@@ -89,9 +96,14 @@ OTHERS: dict[str, object] = {
     "advanced.init_timeout_s": 30,
     "model.decoder_layers": 3, "model.kv_heads": 1, "model.head_dim": 4, "model.ffn": 24, "model.embedding_size": 8,
     "model.max_positions": 40, "model.rope_scaling": {"type": "linear", "factor": 2.0}, "model.window": 3,
+    "model.experts": 5, "model.expert_ffn": 12, "model.shared_expert_ffn": 12, "model.experts_per_token": 3,
+    "model.dense_layers": 2, "objective.balance_loss": 0.2, "objective.router_z_loss": 0.1,
     "model.window_rope_theta": 100.0, "model.attention_scale": 0.5, "model.attention_softcap": 1.0,
     "model.logit_softcap": 1.0, "model.layer_kinds": ["window", "full"], "model.rotary_fraction": 0.5,
-    **{f"model.{place}_bias": lambda c: not c.model.bias for place in ("qkv", "out", "mlp")},
+    **{
+        f"model.{place}_bias": lambda c, place=place: not getattr(c.model, f"bias_of_{place}")()
+        for place in ("qkv", "out", "mlp")
+    },
     "model.init_std": 0.1, "model.relative_max_distance": 20, "model.dropout": 0.1,
     "model.attention_dropout": 0.1, "generator.layers": 3, "generator.hidden": 4, "generator.heads": 4,
     "generator.ffn": 20,

@@ -1,82 +1,31 @@
-"""One Transformer block: self-attention (with cross-attention in an encoder-decoder's decoder), then MLP, each with a
-norm and on the residual stream; where the norm stands, `model.norm_position` says.
+"""One Transformer block: self-attention (with cross-attention in an encoder-decoder's decoder), then MLP or experts,
+each with a norm and on the residual stream; where the norm stands, `model.norm_position` says.
 
-B sequences, D model width, F MLP width; f = F/tp, s = S/tp under sequence parallelism.
+B sequences, D model width; s = S/tp under sequence parallelism.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from roots_dist.config.records import family_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
-from roots_dist.learning.models.activations import activation
 from roots_dist.learning.models.attention import Attention, CrossAttention, Positions
-from roots_dist.learning.models.init_stds import InitStds, init_stds
-from roots_dist.learning.models.norms import Dropout, Norm, mask_rows
+from roots_dist.learning.models.experts import Experts, experts_flops
+from roots_dist.learning.models.init_stds import init_stds
+from roots_dist.learning.models.mlp import MLP, mlp_flops
+from roots_dist.learning.models.norms import Dropout, Norm
 from roots_dist.learning.models.positions import Window
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.parallel.tensor.linear import (
-    ColumnParallelLinear,
-    RowParallelLinear,
-    Summand,
-    column_parallel,
-    column_parallel_on,
-    row_parallel_sum,
-)
-from roots_dist.world import rng
-from roots_dist.world.batch import MicroBatch
-
-
-class MLP(nn.Module):
-    """Feed-forward layer, gated or not. T5 also drops inner channels; each tensor rank drops its own of the F."""
-
-    def __init__(self, config: Config, tp: TensorParallel, name: str, inits: InitStds):
-        super().__init__()
-        m = config.model
-        self.tp, self.name, self.activation = tp, name, activation(m.activation)
-        self.recompute = config.train.recompute == "selective"
-        self.drop, self.seed = m.dropout if family_of(config).mlp_dropout else 0.0, config.train.seed
-
-        def widen() -> ColumnParallelLinear:
-            return ColumnParallelLinear(tp, m.hidden, m.width_of_ffn(), bias=m.bias_of_mlp(), std=inits.up)
-
-        self.up = widen()
-        self.gate = widen() if m.gated() else None
-        self.down = RowParallelLinear(
-            tp, m.width_of_ffn(), m.hidden, bias=m.bias_of_mlp(), std=inits.down, in_sum=m.has_parallel_branches()
-        )
-
-    def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
-        """[B, s, D] -> [B, s, D]"""
-        _, inputs, activated = self.narrowing(column_parallel(self.tp, x, self.widenings()), batch)
-        out: Tensor = self.down(*inputs, activation=activated)
-        return out
-
-    def widenings(self) -> list[ColumnParallelLinear]:
-        return [self.gate, self.up] if self.gate else [self.up]
-
-    def narrowing(self, wide: Sequence[Tensor], batch: MicroBatch) -> Summand:
-        """The last layer, with what it reads: outputs of the first ones [B, S, f], and the activation to be recomputed;
-        or these activated."""
-
-        def activated(*wide: Tensor) -> Tensor:
-            return self._dropped(self.activation(*wide), batch)
-
-        return (self.down, wide, activated) if self.recompute else (self.down, (activated(*wide),), None)
-
-    def _dropped(self, x: Tensor, batch: MicroBatch) -> Tensor:
-        if not self.training or self.drop == 0:
-            return x
-        rows = mask_rows(self.seed, f"{self.name}.mlp", batch, range(x.shape[1]), x.device)
-        return rng.dropout(x, self.drop, rows, first_column=self.tp.rank * x.shape[-1])
+from roots_dist.parallel.tensor.linear import column_parallel_on, row_parallel_sum
+from roots_dist.world.batch import MicroBatch, PieceOutput, Term
 
 
 class Block(nn.Module):
-    """cross: between self-attention and MLP, attend to payload["encoded"], which is passed on."""
+    """cross: between self-attention and MLP, attend to payload["encoded"], which is passed on. experts: instead of one
+    MLP."""
 
     def __init__(
         self,
@@ -88,6 +37,7 @@ class Block(nn.Module):
         causal: bool = True,
         cross: bool = False,
         window: Window | None = None,
+        experts: bool = False,
     ):
         super().__init__()
         m, inits = config.model, init_stds(config)
@@ -104,12 +54,14 @@ class Block(nn.Module):
             self.cross = CrossAttention(config, tp, f"{name}.cross", inits)
             self.cross_dropout = Dropout(config, tp, f"{name}.cross")
         self.norm2 = None if m.branches == "parallel_one_norm" else Norm(config, tp)
-        self.mlp = MLP(config, tp, name, inits)
+        self.mlp = (Experts if experts else MLP)(config, tp, name, inits)
         self.dropout2 = Dropout(config, tp, f"{name}.2")
         sandwich = m.norm_position == "sandwich"
         self.out_norm1, self.out_norm2 = (Norm(config, tp) if sandwich else None for _ in range(2))
 
-    def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
+    def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor] | PieceOutput:
+        """The payload with another hidden [B, s, D]; with terms of the loss if experts have some."""
+        terms: list[Term] = []
         if self.parallel:
             return payload | {"hidden": self._parallel(payload["hidden"], batch)}
 
@@ -122,16 +74,19 @@ class Block(nn.Module):
             return out
 
         def feed_forward(x: Tensor) -> Tensor:
-            out: Tensor = self.dropout2(self.mlp(x, batch), batch)
+            y = self.mlp(x, batch, terms) if isinstance(self.mlp, Experts) else self.mlp(x, batch)
+            out: Tensor = self.dropout2(y, batch)
             return out
 
         x = self._add(payload["hidden"], attend, self.norm1, self.out_norm1)  # [B, s, D]
         if self.cross is not None:
             x = self._add(x, cross_attend, self.cross_norm)
-        return payload | {"hidden": self._add(x, feed_forward, present(self.norm2), self.out_norm2)}
+        payload = payload | {"hidden": self._add(x, feed_forward, present(self.norm2), self.out_norm2)}
+        return PieceOutput(tuple(terms), payload) if terms else payload
 
     def _parallel(self, x: Tensor, batch: MicroBatch) -> Tensor:
         """Both branches at once: one pass through the tensor-parallel region, one sum, one dropout mask."""
+        assert isinstance(self.mlp, MLP), "the checks refuse experts here"
         normed = (self.norm1(x),) if self.norm2 is None else (self.norm1(x), self.norm2(x))
         projections, widenings = self.attention.projections(), self.mlp.widenings()
         reading = [*((0, layer) for layer in projections), *((len(normed) - 1, layer) for layer in widenings)]
@@ -161,15 +116,12 @@ def attention_flops(config: Config, queries: int, keys: float, inputs: int) -> f
     return 4.0 * queries * m.hidden * hq + 4.0 * inputs * m.hidden * hkv + 4.0 * queries * keys * hq
 
 
-def mlp_flops(config: Config, seq: int) -> float:
-    m = config.model
-    return 2.0 * seq * (3 if m.gated() else 2) * m.hidden * m.width_of_ffn()
-
-
-def block_flops(config: Config, seq: int, causal: bool = True, window: int | None = None) -> float:
+def block_flops(
+    config: Config, seq: int, causal: bool = True, window: int | None = None, experts: bool = False
+) -> float:
     """Forward FLOPs of a self-attention block on one sample; causal attention computes half of the scores, and within a
     window the keys of that."""
     keys = seq / 2 if causal else seq
     if window is not None and window < seq:
         keys = window * (1 - window / (2 * seq))
-    return attention_flops(config, seq, keys, seq) + mlp_flops(config, seq)
+    return attention_flops(config, seq, keys, seq) + (experts_flops if experts else mlp_flops)(config, seq)

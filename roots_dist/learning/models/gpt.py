@@ -64,13 +64,14 @@ def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
     task = objective_of(config).has_labels
     tied = (TOKENS,) if m.tied_embeddings and not task else ()
 
-    def block(name: str, kind: LayerKind) -> PieceSpec:
+    def block(number: int, kind: LayerKind) -> PieceSpec:
+        name, experts = f"blocks.{number}", m.has_experts(number)
         mine = window if kind == "window" else None
 
         def build(built: Built) -> Block:
-            return Block(config, tp, name, positions[kind], window=mine)
+            return Block(config, tp, name, positions[kind], window=mine, experts=experts)
 
-        cost = block_flops(config, seq, window=mine.size if mine else None)
+        cost = block_flops(config, seq, window=mine.size if mine else None, experts=experts)
         return PieceSpec(name, build, cost, out, is_block=True)
 
     def head(built: Built) -> nn.Module:
@@ -79,6 +80,6 @@ def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
     cost = task_flops(config) if task else 2.0 * seq * m.hidden * m.vocab
     return (
         PieceSpec("embed", lambda built: Embed(config, tp), 0.0, out, shared_params=tied),
-        *(block(f"blocks.{i}", kind) for i, kind in enumerate(m.kinds())),
+        *(block(i, kind) for i, kind in enumerate(m.kinds())),
         PieceSpec("head", head, cost, shared_params=tied),
     )

@@ -18,8 +18,9 @@ from roots_dist.accounting.sizes import decoder_of
 from roots_dist.config.records import target_seq
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
-from roots_dist.learning.models.block import Block, attention_flops, block_flops, mlp_flops
+from roots_dist.learning.models.block import Block, attention_flops, block_flops
 from roots_dist.learning.models.embed import TOKENS, Embed, embed_of, vocab_embedding
+from roots_dist.learning.models.mlp import mlp_flops
 from roots_dist.learning.models.norms import Dropout, Norm
 from roots_dist.learning.models.pieces import Built, PayloadSpec, PieceSpec, compute_dtype, hidden_spec
 from roots_dist.learning.models.positions import Relative

@@ -7,6 +7,7 @@ loss.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,7 +47,8 @@ class Stage(nn.Module):
             if batch.has_past and name in self.prefill_only:
                 continue
             if name in self.recompute and self.training:
-                output = checkpoint(piece, payload, batch, use_reentrant=False, preserve_rng_state=False)
+                again = replace(batch, chosen_experts={})
+                output = checkpoint(piece, payload, again, use_reentrant=False, preserve_rng_state=False)
             else:
                 output = piece(payload, batch)
             if isinstance(output, PieceOutput):

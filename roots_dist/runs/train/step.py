@@ -13,6 +13,7 @@ from roots_dist.assembly.run import Run
 from roots_dist.config.records import objective_of
 from roots_dist.errors import NotFiniteError
 from roots_dist.learning.models.pieces import compute_dtype
+from roots_dist.learning.models.router_terms import router_counts, router_weights
 from roots_dist.parallel.zero.seam import master_dtype
 from roots_dist.runs.train.check_finite import NonFinite, sum_over_ranks
 from roots_dist.world.batch import MicroBatch
@@ -42,7 +43,7 @@ def train_step(run: Run, batches: list[MicroBatch], lr: float, stop: int = 0) ->
     counts = count_targets(run, batches)
     masks = objective_of(run.config).masks
     batches = [(b.with_scored_positions() if masks else b).to(run.mesh.device) for b in batches]
-    weights = run.objective.weights
+    weights = loss_weights(run)
     run.watch.lap("dp")
     with run.engine.accumulate():
         found = run.passes.forward_backward(batches, scales(run, counts))
@@ -77,11 +78,16 @@ def _nonfinite_message(step: int, nonfinite: NonFinite) -> str:
     return f"step {step}: {nonfinite.where}. Fix: {fix}."
 
 
+def loss_weights(run: Run) -> dict[str, float]:
+    """Weight of each term in the loss that is learned: those of the objective, and those of routers."""
+    return {**run.objective.weights, **router_weights(run.config)}
+
+
 def count_targets(run: Run, batches: list[MicroBatch]) -> dict[str, Tensor]:
     """Count the targets of each term over all data ranks, float64: the only denominator of the loss. Equal on all
     ranks, because every tensor and pipeline rank has the same batches. Not read here: the host would wait."""
-    names = list(run.objective.weights)
-    counted = [run.objective.counts(batch) for batch in batches]
+    names = list(loss_weights(run))
+    counted = [{**run.objective.counts(batch), **router_counts(run.config, batch)} for batch in batches]
     sums = [float(sum(counts[name] for counts in counted)) for name in names]
     total = run.mesh.dp.sum_(torch.tensor(sums, dtype=torch.float64, device=run.mesh.device))
     return dict(zip(names, total.unbind()))
@@ -89,5 +95,5 @@ def count_targets(run: Run, batches: list[MicroBatch]) -> dict[str, Tensor]:
 
 def scales(run: Run, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Factor of each term's sum in the loss, in the dtype of the sums."""
-    weights, dtype = run.objective.weights, master_dtype(compute_dtype(run.config))
+    weights, dtype = loss_weights(run), master_dtype(compute_dtype(run.config))
     return {name: (torch.full_like(n, weights[name]) / n.clamp(min=1)).to(dtype) for name, n in counts.items()}

@@ -1,0 +1,192 @@
+"""A mixture of experts in the place of a block's MLP (Shazeer et al. 2017): of E MLPs each token uses K.
+
+    x --Router--> K experts of each token, their weights
+    x --_Sent: sorted by expert--> each expert on its tokens --_Returned--> the sum of a token's K outputs, weighted
+    x --shared expert, if there is one, with its gate--> added
+
+All of it is one tensor-parallel region: every rank routes all tokens alike, computes its own columns of every expert,
+and the partial outputs of all experts are summed over ranks once. What a rank knows of the gradients of router and gate
+comes from its own columns, so theirs are partial. No token is dropped, and nothing is added up in an order that depends
+on who comes first. B sequences, S positions, T = B·S tokens, D model width, E experts, K of them per token; s = S/tp
+under sequence parallelism.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from roots_dist.config.schema import Config
+from roots_dist.learning.models.init_stds import InitStds
+from roots_dist.learning.models.mlp import MLP, mlp_flops
+from roots_dist.learning.models.router_terms import router_terms
+from roots_dist.parallel.tensor.collectives import TensorParallel, copy_to_tp_region, reduce_from_tp_region
+from roots_dist.parallel.tensor.linear import column_parallel
+from roots_dist.world.batch import MicroBatch, Term
+from roots_dist.world.mesh import SINGLE
+from roots_dist.world.sharding import ShardSpec, declare
+
+
+class Routing(NamedTuple):
+    """Where each token goes."""
+
+    logits: Tensor
+    """[T, E]"""
+    scores: Tensor
+    """[T, E], what the logits say of each expert: from 0 to 1."""
+    chosen: Tensor
+    """int64 [T, K]: its experts, in their order."""
+    weights: Tensor
+    """[T, K]: what their outputs are multiplied by."""
+
+
+class _Alike(nn.Module):
+    """A matrix that every tensor rank multiplies the region's whole input by. Its gradient is partial: what follows is
+    multiplied by a rank's own columns."""
+
+    def __init__(self, tp: TensorParallel, width: int, features: int, std: float):
+        super().__init__()
+        self.weight = declare(self, "weight", ShardSpec(shape=(features, width), std=std, partial=True), tp.axis)
+
+
+class Router(_Alike):
+    """Chooses the experts of each token, in float32 at least: what is rounded more coarsely would choose others."""
+
+    def __init__(self, config: Config, tp: TensorParallel):
+        m = config.model
+        super().__init__(tp, m.hidden, m.experts or 0, m.std())
+        self.per_token, self.normalize, self.factor = (
+            m.experts_per_token,
+            m.normalize_expert_weights,
+            m.routed_scaling_factor,
+        )
+        self.alone = m.router_score == "sigmoid"
+
+    def forward(self, tokens: Tensor, chosen: Tensor | None = None) -> Routing:
+        """[T, D] -> where they go. chosen: what has been chosen before."""
+        exact = torch.promote_types(tokens.dtype, torch.float32)
+        logits = F.linear(tokens.to(exact), self.weight.to(exact))
+        scores = logits.sigmoid() if self.alone else logits.softmax(-1)
+        if chosen is None:
+            chosen = choose(scores, self.per_token)
+        weights = scores.gather(-1, chosen)
+        if self.normalize:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return Routing(logits, scores, chosen, weights * self.factor)
+
+
+@torch.no_grad()
+def choose(scores: Tensor, per_token: int) -> Tensor:
+    """int64 [T, K], ascending: the experts with the highest scores [T, E]; of equal ones the first, which topk does not
+    promise."""
+    best = scores.sort(dim=-1, descending=True, stable=True).indices[:, :per_token]
+    return best.sort(-1).values
+
+
+class _Sent(torch.autograd.Function):
+    """[T, D] -> [T·K, D]: a copy of each token for each of its experts, sorted by expert."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, order: Tensor, places: Tensor, per_token: int) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.per_token = per_token
+        return tokens.index_select(0, order.div(per_token, rounding_mode="floor"))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (places,) = ctx.saved_tensors
+        return grad.index_select(0, places).unflatten(0, (-1, ctx.per_token)).sum(1), None, None, None
+
+
+class _Returned(torch.autograd.Function):
+    """[T·K, D] -> [T·K, D]: sorted by token again, and by expert within a token."""
+
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, order: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(order)
+        return outputs.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (order,) = ctx.saved_tensors
+        return grad.index_select(0, order), None, None
+
+
+class Experts(nn.Module):
+    """E MLPs, the router before them, and the shared one beside them."""
+
+    def __init__(self, config: Config, tp: TensorParallel, name: str, inits: InitStds):
+        super().__init__()
+        m = config.model
+        self.tp, self.name, self.objective = tp, name, config.objective
+
+        def mlp(ffn: int) -> MLP:
+            return MLP(config, tp, name, inits, ffn=ffn)
+
+        self.router = Router(config, tp)
+        self.experts = nn.ModuleList(mlp(m.width_of_expert()) for _ in range(m.experts or 0))
+        self.shared = mlp(m.shared_expert_ffn) if m.shared_expert_ffn else None
+        self.shared_gate = _Alike(tp, m.hidden, 1, m.std()) if m.shared_expert_gate else None
+
+    def forward(self, x: Tensor, batch: MicroBatch, terms: list[Term]) -> Tensor:
+        """[B, s, D] -> [B, s, D]. Adds the terms of the loss that the config asks for to `terms`, in training."""
+        whole = copy_to_tp_region(x, self.tp)  # [B, S, D]
+        tokens = whole.flatten(0, 1)
+        routing = self.router(tokens, (batch.chosen_experts or {}).get(self.name))
+        if batch.chosen_experts is not None:
+            batch.chosen_experts[self.name] = routing.chosen
+        if self.training:
+            terms += router_terms(self.objective, self.tp, batch, routing.logits, routing.scores, routing.chosen)
+        y = self._routed(tokens, routing, batch)
+        if self.shared is not None:
+            y = y + self._shared(self.shared, tokens, batch)
+        return reduce_from_tp_region(y.view_as(whole), self.tp)
+
+    def _routed(self, tokens: Tensor, routing: Routing, batch: MicroBatch) -> Tensor:
+        """[T, D] -> [T, D]: this rank's part of the weighted sum. An expert without tokens computes on none, so that
+        its weights have a gradient all the same: 0."""
+        per_token = routing.chosen.shape[1]
+        experts = routing.chosen.flatten()
+        order = experts.argsort(stable=True)  # [T·K]: the copies in the order of their experts
+        places = order.argsort()
+        sent: Tensor = _Sent.apply(tokens, order, places, per_token)  # type: ignore[no-untyped-call] # torch types no apply
+        parts = sent.split(tokens_per_expert(experts, len(self.experts)))
+        outputs = torch.cat([self._product(mlp, part, batch) for mlp, part in zip(self._mlps(), parts)])
+        returned: Tensor = _Returned.apply(outputs, order, places)  # type: ignore[no-untyped-call] # torch types no apply
+        weights = routing.weights.to(outputs.dtype).unsqueeze(1)  # [T, 1, K]
+        return torch.bmm(weights, returned.unflatten(0, (-1, per_token))).squeeze(1)
+
+    def _shared(self, mlp: MLP, tokens: Tensor, batch: MicroBatch) -> Tensor:
+        y = self._product(mlp, tokens, batch)
+        return y if self.shared_gate is None else y * F.linear(tokens, self.shared_gate.weight).sigmoid()
+
+    def _product(self, mlp: MLP, tokens: Tensor, batch: MicroBatch) -> Tensor:
+        """[n, D] -> [n, D]: what this rank's columns of the MLP give, and nothing is sent."""
+        alone = replace(self.tp, axis=SINGLE, sequence_parallel=False)  # with the same deferred gradients
+        down, inputs, activation = mlp.narrowing(column_parallel(alone, tokens, mlp.widenings()), batch)
+        return down.product(alone, inputs, activation)
+
+    def _mlps(self) -> list[MLP]:
+        return [mlp for mlp in self.experts if isinstance(mlp, MLP)]
+
+
+def tokens_per_expert(experts: Tensor, num_experts: int) -> list[int]:
+    """Number of copies that each expert gets, of int64 [T·K]; where there are only shapes (roots plan), as even as it
+    may be."""
+    if experts.is_meta:
+        each, rest = divmod(len(experts), num_experts)
+        return [each + (number < rest) for number in range(num_experts)]
+    counts: list[int] = torch.bincount(experts, minlength=num_experts).tolist()
+    return counts
+
+
+def experts_flops(config: Config, seq: int) -> float:
+    """Forward FLOPs of what a sample's tokens use: the router, their experts, and the shared one."""
+    m = config.model
+    routed = 2.0 * seq * m.hidden * (m.experts or 0) + m.experts_per_token * mlp_flops(config, seq, m.width_of_expert())
+    shared = mlp_flops(config, seq, m.shared_expert_ffn) if m.shared_expert_ffn else 0.0
+    return routed + shared + (2.0 * seq * m.hidden if m.shared_expert_gate else 0.0)
