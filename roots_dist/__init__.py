@@ -12,17 +12,29 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from roots_dist.api.model import Model, TextScore, load
     from roots_dist.api.training import Moment, Training, batches, read_config, train, training
+    from roots_dist.config.extensions import Extension, NewFamily, NewObjective
+    from roots_dist.config.families import FamilyRecord
+    from roots_dist.config.lr_schedules import LrSchedule
+    from roots_dist.config.objectives import ObjectiveRecord
     from roots_dist.config.schema import Config
     from roots_dist.errors import UserError
     from roots_dist.runs.train.step import StepReport
+    from roots_dist.schedule.schedules import Schedule
     from roots_dist.world.batch import MicroBatch
 
 __version__ = "0.1.0"
 __all__ = (
     "Config",
+    "Extension",
+    "FamilyRecord",
+    "LrSchedule",
     "MicroBatch",
     "Model",
     "Moment",
+    "NewFamily",
+    "NewObjective",
+    "ObjectiveRecord",
+    "Schedule",
     "StepReport",
     "TextScore",
     "Training",
@@ -36,6 +48,11 @@ __all__ = (
 _HOMES = {
     **dict.fromkeys(("Model", "TextScore", "load"), "roots_dist.api.model"),
     **dict.fromkeys(("Moment", "Training", "batches", "read_config", "train", "training"), "roots_dist.api.training"),
+    **dict.fromkeys(("Extension", "NewFamily", "NewObjective"), "roots_dist.config.extensions"),
+    "FamilyRecord": "roots_dist.config.families",
+    "LrSchedule": "roots_dist.config.lr_schedules",
+    "ObjectiveRecord": "roots_dist.config.objectives",
+    "Schedule": "roots_dist.schedule.schedules",
     "Config": "roots_dist.config.schema",
     "MicroBatch": "roots_dist.world.batch",
     "StepReport": "roots_dist.runs.train.step",

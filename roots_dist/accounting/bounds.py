@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from roots_dist.accounting.memory import GIB, rank_state, state_bytes
 from roots_dist.accounting.sizes import parameters
+from roots_dist.config.records import schedule_of
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.schedule.schedules import expected_bubble
@@ -49,6 +50,8 @@ def bounds(config: Config, layout: Layout, step_flops: float, peak_flops: float 
     if peak_flops is None:
         return Bounds(None, held / GIB)
     parallel = config.parallel
-    bubble = expected_bubble(parallel.schedule, layout.pp, config.num_microbatches(layout.dp), parallel.virtual_stages)
+    bubble = expected_bubble(
+        schedule_of(config), layout.pp, config.num_microbatches(layout.dp), parallel.virtual_stages
+    )
     flops = step_flops / (1 if whole else 3)
     return Bounds(flops / peak_flops * (1 + (bubble or 0.0)), held / GIB)

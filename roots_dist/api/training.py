@@ -19,7 +19,7 @@ from roots_dist.api.model import Model
 from roots_dist.cli.read_config import read_config as read_and_complete
 from roots_dist.cli.train import TRAIN
 from roots_dist.config.load import Loaded
-from roots_dist.config.lr_schedules import lr_schedule
+from roots_dist.config.records import learning_rate_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, DataError, Problem
 from roots_dist.failures import RankIdentity, guarded
@@ -80,7 +80,7 @@ class Training:
 
     def __init__(self, state: TrainState) -> None:
         self._state = state
-        self._rate = lr_schedule(state.config.optim, state.config.train.steps)
+        self._rate = learning_rate_of(state.config)
 
     @property
     def config(self) -> Config:
@@ -151,7 +151,7 @@ def train(
         problem = Problem(key="every", found=every, expected="1 or more steps", fix="leave it out")
         raise ConfigError([problem])
     with _on_this_rank(config, overrides) as (resolved, mesh):
-        rate = lr_schedule(resolved.optim, resolved.train.steps)
+        rate = learning_rate_of(resolved)
 
         def after_step(state: TrainState, report: StepReport) -> None:
             if state.step % every and state.step < resolved.train.steps:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from roots_dist.assembly.rank_model import RankModel, build_model
+from roots_dist.config.records import schedule_of
 from roots_dist.config.schema import Config
 from roots_dist.parallel.pipeline.executor import Executor, Scales, connect
 from roots_dist.schedule.actions import Action, Kind
@@ -59,7 +60,7 @@ class Passes:
 def training_program(config: Config, num_microbatches: int, rank: int) -> RankProgram:
     """The config's schedule with its sends and receives, for one pipeline rank."""
     p = config.parallel
-    return rank_program(p.schedule, rank, Shape(p.pp, num_microbatches, p.virtual_stages))
+    return rank_program(schedule_of(config), rank, Shape(p.pp, num_microbatches, p.virtual_stages))
 
 
 def inference_program(config: Config, num_microbatches: int, rank: int) -> RankProgram:

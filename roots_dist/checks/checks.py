@@ -16,8 +16,7 @@ from roots_dist.checks import families, model, readiness, unused
 from roots_dist.checks.facts import Facts
 from roots_dist.checks.model import divisors
 from roots_dist.config.batch_ramp import batch_sizes
-from roots_dist.config.lr_schedules import LR_SCHEDULES
-from roots_dist.config.records import objective_of
+from roots_dist.config.records import lr_schedule_of, objective_of, schedule_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.layout import Layout
@@ -163,7 +162,7 @@ def _pipeline(config: Config, layout: Layout, sizes: Sequence[int], rank: int | 
     for batch in sizes:
         microbatches = config.num_microbatches(layout.dp, batch)
         reason = (
-            schedules.problem(parallel.schedule, layout.pp, microbatches, parallel.virtual_stages)
+            schedules.problem(schedule_of(config), layout.pp, microbatches, parallel.virtual_stages)
             if microbatches
             else None
         )
@@ -186,7 +185,7 @@ def _deadlock(config: Config, layout: Layout, sizes: Sequence[int], rank: int | 
     for batch in sorted({min(sizes), max(sizes)}):
         microbatches = config.num_microbatches(layout.dp, batch)
         shape = schedules.Shape(parallel.pp, microbatches, parallel.virtual_stages)
-        if microbatches and (reason := refusal(parallel.schedule, shape, rank)):
+        if microbatches and (reason := refusal(schedule_of(config), shape, rank)):
             yield Problem(
                 key="parallel.schedule",
                 found=parallel.schedule,
@@ -207,7 +206,7 @@ def _optim(config: Config) -> Iterator[Problem]:
         )
     elif (
         optim.decay_steps is not None
-        and LR_SCHEDULES[optim.lr_schedule].decays_at_the_end
+        and lr_schedule_of(config).decays_at_the_end
         and optim.warmup_steps + optim.decay_steps > steps
     ):
         yield Problem(

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from roots_dist.accounting.sizes import num_blocks
-from roots_dist.config.objectives import learned_by
-from roots_dist.config.records import family_of, objective_of, shortest_seq, target_seq
+from roots_dist.config.records import family_of, objective_of, objectives_of_family, shortest_seq, target_seq
 from roots_dist.config.schema import Config
 from roots_dist.errors import Problem
 
 
 def check(config: Config) -> Iterator[Problem]:
     name, family = config.objective.name, config.model.family
-    learns = learned_by(family)
+    learns = objectives_of_family(config)
     if name not in learns:
         yield Problem(
             key="objective.name",

@@ -17,7 +17,7 @@ from roots_dist.config.families import FAMILIES, FamilyRecord
 from roots_dist.config.init_from import OF_VOCAB_HEAD
 from roots_dist.config.lr_schedules import LR_SCHEDULES
 from roots_dist.config.objectives import OBJECTIVES, ObjectiveRecord, named
-from roots_dist.config.records import family_of, objective_of
+from roots_dist.config.records import family_of, lr_schedule_of, objective_of
 from roots_dist.config.schema import Config
 from roots_dist.config.section import Section
 from roots_dist.errors import Problem
@@ -90,12 +90,13 @@ def _listed(values: tuple[str, ...]) -> str:
 
 def _of_objectives(fits: Callable[[ObjectiveRecord], bool], *keys: str) -> Use:
     """Keys that are used by the objectives that fit."""
-    return _one_of("objective.name", *(name for name, record in OBJECTIVES.items() if fits(record)), keys=keys)
+    when = f"objective.name={_listed(tuple(name for name, record in OBJECTIVES.items() if fits(record)))}"
+    return Use(keys=keys, when=when, used=lambda config: fits(objective_of(config)))
 
 
 def _of_families(fits: Callable[[FamilyRecord], bool], *keys: str) -> Use:
     """Keys that are used by the families that fit."""
-    return _one_of("model.family", *(name for name, record in FAMILIES.items() if fits(record)), keys=keys)
+    return Use(keys=keys, when=f"model.family={_families(fits)}", used=lambda config: fits(family_of(config)))
 
 
 def _families(fits: Callable[[FamilyRecord], bool]) -> str:
@@ -103,7 +104,7 @@ def _families(fits: Callable[[FamilyRecord], bool]) -> str:
 
 
 def _read_by_lr_schedule(key: str) -> Callable[[Config], bool]:
-    return lambda config: key in LR_SCHEDULES[config.optim.lr_schedule].reads
+    return lambda config: key in lr_schedule_of(config).reads
 
 
 def _writes(config: Config) -> bool:

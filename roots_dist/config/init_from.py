@@ -9,7 +9,7 @@ gone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def complete_from_model(loaded: Loaded) -> Loaded:
     if start is None:
         return loaded
     try:
-        there = _own(loaded.config) or config_of(start)
+        there = _own(loaded.config) or config_of(start, loaded.config.advanced.extensions)
     except ConfigError as error:
         raise ConfigError(loaded.located(error.problems)) from None
     values = dict(_taken(there, loaded))
@@ -84,12 +84,13 @@ def _own(here: Config) -> Config | None:
         or not kept.is_file()
     ):
         return None
-    own = read(kept).config
+    own = read(kept, named=here.advanced.extensions).config
     return own if own.finetune.init_from == here.finetune.init_from else None
 
 
-def config_of(start: str) -> Config:
-    """Read the config of the run or import in this folder. Raises ConfigError if it is neither."""
+def config_of(start: str, extensions: Sequence[str] = ()) -> Config:
+    """Read the config of the run or import in this folder; `extensions` are those that a person has named. Raises
+    ConfigError if it is neither."""
     path = Path(start) / CONFIG_FILE
     if not path.is_file():
         expected, fix = (
@@ -97,7 +98,7 @@ def config_of(start: str) -> Config:
             "name a run's track.folder, or RUN of `roots import HF_FOLDER RUN`",
         )
         raise ConfigError([Problem(key="finetune.init_from", found=start, expected=expected, fix=fix)])
-    return read(path).config
+    return read(path, named=extensions).config
 
 
 def _taken(there: Config, loaded: Loaded) -> Iterator[tuple[str, object]]:

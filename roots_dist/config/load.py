@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from roots_dist.config import text
+from roots_dist.config.extensions import KEY, NOTHING, Extension, extended, pinned
 from roots_dist.config.renamed import RENAMED
 from roots_dist.config.rope_scaling import RULES
 from roots_dist.config.schema import Config, Source
@@ -61,8 +62,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return read(path, overrides).config
 
 
-def read(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
-    """Like `load`, and remembers where each value came from."""
+def read(path: str | Path, overrides: Sequence[str] = (), named: Sequence[str] | None = None) -> Loaded:
+    """Like `load`, and remembers where each value came from. `named` are the extensions that a person has named beside
+    the overrides, if the file is that of a run's folder, which may come from anybody; None: the file is theirs."""
     tree, origins = text.parse_file(Path(path))
     problems: list[Problem] = []
     for override in overrides:
@@ -70,13 +72,27 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
             _apply(override, tree, origins)
         except ConfigError as error:
             problems += error.problems
+    known = _pin_extensions(tree, origins, named)
     try:
-        config = Config.model_validate_json(json.dumps(tree), strict=True)
+        config = Config.model_validate_json(json.dumps(tree), strict=True, context=known)
     except ValidationError as error:
         problems += [_problem(details, origins) for details in error.errors(include_url=False)]
     if problems:
         raise ConfigError(problems)
     return Loaded(config, origins)
+
+
+def _pin_extensions(tree: dict[str, Any], origins: dict[str, str], named: Sequence[str] | None) -> Extension:
+    """Write the digest behind each of the config's extensions, and run them: the names that they add are values."""
+    section = tree.get("advanced")
+    if not isinstance(section, dict) or not section.get("extensions"):
+        return NOTHING
+    by_hand = named is None or origins.get(KEY) == COMMAND_LINE
+    try:
+        section["extensions"] = pinned(section["extensions"], None if by_hand else named)
+        return extended(tuple(section["extensions"]))
+    except ConfigError as error:
+        raise ConfigError([replace(p, origin=origin_of(KEY, origins)) for p in error.problems]) from None
 
 
 def to_yaml(config: Config) -> str:

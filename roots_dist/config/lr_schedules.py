@@ -46,9 +46,9 @@ class LrSchedule:
     """optim.decay_steps are the last steps of the run, not the first after the warm-up."""
 
 
-def lr_schedule(optim: Optim, steps: int) -> Rate:
-    """The learning rate of each step of a run of `steps` steps."""
-    after_warmup = LR_SCHEDULES[optim.lr_schedule].after_warmup(optim, steps)
+def lr_schedule(optim: Optim, steps: int, schedule: LrSchedule | None = None) -> Rate:
+    """The learning rate of each step of a run of `steps` steps. `schedule` is one that is not in the table."""
+    after_warmup = (schedule or LR_SCHEDULES[optim.lr_schedule]).after_warmup(optim, steps)
 
     def at(step: int) -> float:
         if step < optim.warmup_steps:

@@ -7,10 +7,11 @@ Defaults are GPT-2's. A key that belongs to few released models names one of the
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from roots_dist.config.extensions import or_extended
 from roots_dist.config.families import FAMILIES, FamilyName
 from roots_dist.config.rope_scaling import RopeScaling
 from roots_dist.config.section import Section
@@ -24,7 +25,9 @@ learning/models/activations.py."""
 class Model(Section):
     """One Transformer. Sizes are global, whatever the layout."""
 
-    family: FamilyName = Field("gpt", description="; ".join(f"{r.name}: {r.title}" for r in FAMILIES.values()))
+    family: Annotated[FamilyName, or_extended("families")] = Field(
+        "gpt", description="; ".join(f"{r.name}: {r.title}" for r in FAMILIES.values())
+    )
     layers: int = Field(4, ge=1, description="number of Transformer blocks (t5: of the encoder)")
     decoder_layers: int | None = Field(None, ge=1, description="t5: blocks of the decoder; default: layers")
     hidden: int = Field(256, ge=1, description="width of the residual stream")
@@ -83,7 +86,7 @@ class Model(Section):
     norm_affine: bool = Field(True, description="norms have weights (OLMo 1: no)")
     zero_centered_norm: bool = Field(False, description="norms multiply by 1 + weight (Gemma)")
     embedding_norm: bool = Field(False, description="a norm right after the embedding, as BLOOM has")
-    activation: Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"] = Field(
+    activation: Annotated[Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"], or_extended("activations")] = Field(
         "gelu_tanh", description=f"of the MLP; {' and '.join(GATED)} (T5 v1.1) have a third matrix, the gate"
     )
     experts: int | None = Field(

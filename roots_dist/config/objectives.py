@@ -84,7 +84,11 @@ class ObjectiveRecord:
     @property
     def reads_target_seq(self) -> bool:
         """The decoder of two stacks has the length that data.target_seq_length says."""
-        return self.target_length is None and any(FAMILIES[family].has_two_stacks for family in self.families)
+        return self.target_length is None and any(
+            FAMILIES[family].has_two_stacks
+            for family in self.families
+            if family in FAMILIES  # or of an extension
+        )
 
     @property
     def chats(self) -> bool:

@@ -7,18 +7,44 @@ Config --family_of, objective_of--> FamilyRecord, ObjectiveRecord
 from __future__ import annotations
 
 from roots_dist.config.families import FAMILIES, FamilyRecord
-from roots_dist.config.objectives import OBJECTIVES, ObjectiveRecord, SampleSettings
+from roots_dist.config.lr_schedules import LR_SCHEDULES, LrSchedule, Rate, lr_schedule
+from roots_dist.config.objectives import OBJECTIVES, ObjectiveRecord, SampleSettings, learned_by
 from roots_dist.config.schema import Config
 from roots_dist.config.span_lengths import SpanLengths
 from roots_dist.errors import Problem
+from roots_dist.schedule.schedules import Schedule
 
 
 def family_of(config: Config) -> FamilyRecord:
-    return FAMILIES[config.model.family]
+    added = config.extension.families.get(config.model.family)
+    return added.record if added else FAMILIES[config.model.family]
 
 
 def objective_of(config: Config) -> ObjectiveRecord:
-    return OBJECTIVES[config.objective.name]
+    added = config.extension.objectives.get(config.objective.name)
+    return added.record if added else OBJECTIVES[config.objective.name]
+
+
+def objectives_of_family(config: Config) -> tuple[str, ...]:
+    """Names of the objectives that the config's family can learn."""
+    family, added = config.model.family, config.extension
+    own = added.families[family].learns if family in added.families else ()
+    named = (name for name, new in added.objectives.items() if family in new.record.families)
+    return tuple(dict.fromkeys([*learned_by(family), *own, *named]))
+
+
+def lr_schedule_of(config: Config) -> LrSchedule:
+    return config.extension.lr_schedules.get(config.optim.lr_schedule) or LR_SCHEDULES[config.optim.lr_schedule]
+
+
+def learning_rate_of(config: Config) -> Rate:
+    """The learning rate of each step, counted from 0."""
+    return lr_schedule(config.optim, config.train.steps, lr_schedule_of(config))
+
+
+def schedule_of(config: Config) -> str | Schedule:
+    """The schedule of forward and backward passes, as the functions of schedule/ take it."""
+    return config.extension.schedules.get(config.parallel.schedule) or config.parallel.schedule
 
 
 def is_bare(config: Config) -> bool:

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from roots_dist.config.extensions import check_same
 from roots_dist.config.load import COMMAND_LINE, CONFIG_FILE, Loaded, read
+from roots_dist.config.text import parse_file
 from roots_dist.errors import CheckpointError
 from roots_dist.schedule.schedules import DEFAULT
 
@@ -33,7 +35,9 @@ def config_of_run(
     path = Path(run) / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{run} is not the folder of a run: it holds no config.yaml. Fix: name a track.folder.")
-    loaded = read(path, overrides)
+    loaded = read(path, overrides, named=())
+    section = parse_file(path)[0].get("advanced")
+    check_same((section or {}).get("extensions") or (), loaded.config.advanced.extensions)
     values = {**ONE_PROCESS, **(defaults or {}), "track.folder": str(run)}
     wanted = {key: value for key, value in values.items() if loaded.origins.get(key) != COMMAND_LINE}
     return replace(loaded, config=loaded.config.changed(wanted))

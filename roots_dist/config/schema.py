@@ -8,10 +8,11 @@ One class per section. What most users never touch is under `advanced`. Nothing 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from roots_dist.config.extensions import AnyName, Extension, extended, or_extended, pinned
 from roots_dist.config.finetune import Finetune
 from roots_dist.config.lr_schedules import LR_SCHEDULES
 from roots_dist.config.model import Generator, Model
@@ -27,7 +28,7 @@ else:  # a name added to a table is a value of the key
 
 
 class Objective(Section):
-    name: ObjectiveName = Field(
+    name: Annotated[ObjectiveName, or_extended("objectives")] = Field(
         "clm",
         description="; ".join(
             f"{kind}: {', '.join(f'{r.name} {r.title}' for r in OBJECTIVES.values() if bool(r.rows) == rows)}"
@@ -96,7 +97,7 @@ class Parallel(Section):
     tp: int = Field(1, ge=1, description="tensor-parallel ranks: heads, MLP columns and vocabulary are cut over them")
     pp: int = Field(1, ge=1, description="pipeline-parallel ranks: layers are cut over them")
     virtual_stages: int = Field(1, ge=1, description="stages per pipeline rank (interleaved schedule)")
-    schedule: ScheduleName = Field(
+    schedule: Annotated[ScheduleName, or_extended("schedules")] = Field(
         DEFAULT, description="order of forward and backward passes over pp; `roots schedule` draws it"
     )
     sequence_parallel: bool = Field(
@@ -138,7 +139,9 @@ class Optim(Section):
 
     lr: float = Field(3e-4, gt=0, description="learning rate at its highest")
     min_lr: float = Field(0.0, ge=0, description="where decay ends")
-    lr_schedule: LrScheduleName = Field("cosine", description="learning rate after warm-up")
+    lr_schedule: Annotated[LrScheduleName, or_extended("lr_schedules")] = Field(
+        "cosine", description="learning rate after warm-up"
+    )
     warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
     decay_steps: int | None = Field(
         None, ge=1, description="steps of decay; default: to train.steps (wsd: the last 20 %)"
@@ -207,6 +210,11 @@ class Advanced(Section):
     init_timeout_s: int | None = Field(None, ge=1, description="the same until all ranks have met; default: timeout_s")
     reduce_bucket: int = Field(50_000_000, ge=1, description="elements per gradient bucket of DeepSpeed")
     threads: int | None = Field(None, ge=1, description="CPU threads per process; default: cores / local processes")
+    extensions: tuple[str, ...] = Field(
+        (),
+        description="Python files of one's own whose objectives, families, activations and schedules are added: code "
+        "that is run (docs/extensions.md)",
+    )
     track_ranks: bool = Field(False, description="memory and seconds of every rank too, so that a slow one is seen")
 
 
@@ -223,6 +231,22 @@ class Config(Section):
     track: Track = Track()
     advanced: Advanced = Advanced()
 
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> Config:
+        """The config of a tree of plain values, with the names that its extensions add. Raises ValidationError."""
+        files = (tree.get("advanced") or {}).get("extensions") if isinstance(tree.get("advanced"), Mapping) else None
+        return cls.model_validate(tree, context=extended(tuple(pinned(files))))
+
+    @classmethod
+    def from_record(cls, tree: Mapping[str, Any]) -> Config:
+        """The config that a checkpoint recorded, whatever names its extensions have added: they are not run."""
+        return cls.model_validate(tree, context=AnyName())
+
+    @property
+    def extension(self) -> Extension:
+        """What the files of advanced.extensions add to the tables. Look names up with config/records.py."""
+        return extended(self.advanced.extensions)
+
     def changed(self, values: Mapping[str, object]) -> Config:
         """The same config with some values replaced, by `section.key`; validated like any other."""
         tree = self.model_dump()
@@ -230,7 +254,7 @@ class Config(Section):
             section, key = name.split(".")
             assert key in tree[section], name
             tree[section][key] = value
-        return Config.model_validate(tree)
+        return Config.from_tree(tree)
 
     def padded_vocab(self) -> int:
         """The same in every layout, so that initial weights and loss are too."""

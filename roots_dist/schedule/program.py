@@ -15,7 +15,7 @@ from typing import NamedTuple
 from roots_dist.errors import UserError
 from roots_dist.schedule.actions import Action, Program
 from roots_dist.schedule.communication import Computes, neighbours, receipts, with_communication
-from roots_dist.schedule.schedules import SCHEDULES, Schedule, Shape, problem
+from roots_dist.schedule.schedules import Schedule, Shape, problem, record_of
 from roots_dist.schedule.violations import violations
 
 SHOWN = 8
@@ -31,11 +31,11 @@ class RankProgram(NamedTuple):
     """For each receive, the sends that have arrived once it completes."""
 
 
-def rank_program(name: str, rank: int, shape: Shape) -> RankProgram:
+def rank_program(name: str | Schedule, rank: int, shape: Shape) -> RankProgram:
     """Program of one rank, at a cost that does not grow with the number of ranks. Raises UserError for an impossible
     shape, and for a program in which this rank or its neighbours hang."""
     _require(name, shape, rank)
-    return complete(rank, _near(SCHEDULES[name], rank, shape), shape.ranks, shape.stages)
+    return complete(rank, _near(record_of(name), rank, shape), shape.ranks, shape.stages)
 
 
 def complete(rank: int, computes: Computes, num_ranks: int, num_stages: int) -> RankProgram:
@@ -44,32 +44,33 @@ def complete(rank: int, computes: Computes, num_ranks: int, num_stages: int) -> 
     return RankProgram(actions, receipts(rank, actions, computes, num_ranks))
 
 
-def whole_program(name: str, ranks: int, microbatches: int, chunks: int = 1) -> Program:
+def whole_program(name: str | Schedule, ranks: int, microbatches: int, chunks: int = 1) -> Program:
     """Actions of each rank, in order. Raises UserError for an impossible shape, and for a program that deadlocks."""
     shape = Shape(ranks, microbatches, chunks)
     _require(name, shape)
-    computes = _all(SCHEDULES[name], shape)
+    computes = _all(record_of(name), shape)
     return [with_communication(rank, computes, ranks, shape.stages) for rank in range(ranks)]
 
 
-def refusal(name: str, shape: Shape, rank: int | None = None) -> str | None:
+def refusal(name: str | Schedule, shape: Shape, rank: int | None = None) -> str | None:
     """Why the program of a possible shape cannot run, in one line; None if it can.
 
     With `rank`, this pipeline rank and its neighbours are looked at, without it, all ranks. Each shape is checked once.
     """
-    found = _violations(SCHEDULES[name], shape, rank)
+    found = _violations(record_of(name), shape, rank)
     if not found:
         return None
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     return ", ".join(found[:SHOWN]) + more
 
 
-def _require(name: str, shape: Shape, rank: int | None = None) -> None:
+def _require(name: str | Schedule, shape: Shape, rank: int | None = None) -> None:
     if reason := problem(name, *shape):
         raise UserError(reason)
     if reason := refusal(name, shape, rank):
+        word = name if isinstance(name, str) else name.title
         raise UserError(
-            f"schedule = {name!r}: expected a program that ends with {shape.ranks} ranks and {shape.microbatches} "
+            f"schedule = {word!r}: expected a program that ends with {shape.ranks} ranks and {shape.microbatches} "
             f"microbatches; {reason}. Fix: choose another schedule, or correct its function in schedule/schedules.py"
         )
 

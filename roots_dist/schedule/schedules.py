@@ -186,14 +186,20 @@ SCHEDULES = {
 """Values of `parallel.schedule`."""
 
 
-def problem(name: str, num_ranks: int, num_microbatches: int, chunks: int) -> str | None:
+def record_of(schedule: str | Schedule) -> Schedule:
+    """The record of a name of the table, or of an extension's schedule itself."""
+    return SCHEDULES[schedule] if isinstance(schedule, str) else schedule
+
+
+def problem(name: str | Schedule, num_ranks: int, num_microbatches: int, chunks: int) -> str | None:
     """Why this shape cannot be scheduled, in one line with its fix; None if it can."""
-    if name not in SCHEDULES:
+    if isinstance(name, str) and name not in SCHEDULES:
         return f"schedule = {name!r}: expected one of {', '.join(SCHEDULES)}"
     for field, value in (("ranks", num_ranks), ("microbatches", num_microbatches), ("chunks", chunks)):
         if value < 1:
             return f"{field} = {value}: expected at least 1"
-    schedule = SCHEDULES[name]
+    schedule = record_of(name)
+    name = name if isinstance(name, str) else name.title
     if chunks != 1 and not schedule.virtual_stages:
         others = " or ".join(other for other, s in SCHEDULES.items() if s.virtual_stages)
         return f"chunks = {chunks}: expected 1 with the schedule {name}. Fix: set chunks to 1, or choose {others}"
@@ -202,33 +208,33 @@ def problem(name: str, num_ranks: int, num_microbatches: int, chunks: int) -> st
     return schedule.problem and schedule.problem(Shape(num_ranks, num_microbatches, chunks))
 
 
-def make(name: str, num_ranks: int, num_microbatches: int, chunks: int = 1) -> Program:
+def make(name: str | Schedule, num_ranks: int, num_microbatches: int, chunks: int = 1) -> Program:
     """The compute-only program of a named schedule, all ranks of it. Raises UserError for an impossible shape."""
     reason = problem(name, num_ranks, num_microbatches, chunks)
     if reason is not None:
         raise UserError(reason)
     shape = Shape(num_ranks, num_microbatches, chunks)
-    return [SCHEDULES[name].of_rank(rank, shape) for rank in range(num_ranks)]
+    return [record_of(name).of_rank(rank, shape) for rank in range(num_ranks)]
 
 
 def expected_bubble(
-    name: str, num_ranks: int, num_microbatches: int, chunks: int = 1, times: Times = Times()
+    name: str | Schedule, num_ranks: int, num_microbatches: int, chunks: int = 1, times: Times = Times()
 ) -> float | None:
     """The bubble in closed form, as a fraction of the ideal time, with equal stages and free transfers; None if
     unknown."""
-    bubble_time = SCHEDULES[name].bubble_time
+    bubble_time = record_of(name).bubble_time
     if bubble_time is None:
         return None
     whole = num_microbatches * chunks * (times.forward + times.input + times.weight)
     return bubble_time(Shape(num_ranks, num_microbatches, chunks), times) / whole
 
 
-def expected_peak(name: str, num_ranks: int, num_microbatches: int, chunks: int = 1) -> list[int] | None:
+def expected_peak(name: str | Schedule, num_ranks: int, num_microbatches: int, chunks: int = 1) -> list[int] | None:
     """Largest number of activations of a stage that each rank holds at once, in closed form; None if unknown.
 
     With v chunks a stage is 1/v of a rank.
     """
-    peak = SCHEDULES[name].peak
+    peak = record_of(name).peak
     if peak is None:
         return None
     shape = Shape(num_ranks, num_microbatches, chunks)

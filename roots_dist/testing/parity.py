@@ -21,7 +21,7 @@ from torch import Tensor
 
 from roots_dist.assembly.run import Run, build_run
 from roots_dist.checks.checks import layout_for
-from roots_dist.config.lr_schedules import lr_schedule
+from roots_dist.config.records import learning_rate_of
 from roots_dist.config.schema import Config
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.objectives.synthetic import proof_objective
@@ -89,7 +89,7 @@ def trace(
         from roots_dist.storage.checkpoint.load import load
 
         load(Path(load_from), run.engine, run.params, mesh)
-    learning_rate = lr_schedule(config.optim, config.train.steps)
+    learning_rate = learning_rate_of(config)
     losses, norms = [], []
     for step in range(first, last):
         report = train_step(run, batches.at(step), learning_rate(step))

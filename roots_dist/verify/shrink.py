@@ -94,7 +94,7 @@ def shrink(config: Config, dp: int, dtype: Dtype, *, steps: int = 4, device: str
         [] if same_ties else ["ties between stages are not those of the run: no small model that was tried has them"]
     )
     start = config.finetune.init_from
-    source = None if start is None else _source(config_of(start), small)
+    source = None if start is None else _source(config_of(start, config.advanced.extensions), small)
     return SmallConfig(small, dp, (*notes, changes(config, small)), source)
 
 
@@ -113,7 +113,7 @@ def _source(config: Config, small: Config) -> Config:
     }
     if objective_of(config).has_labels:
         values["finetune.labels"] = config.finetune.labels[:5] or LABELS
-    source = Config.model_validate(tree).changed(values)
+    source = Config.from_tree(tree).changed(values)
     return source.changed(_generator(config, source)) if objective_of(config).has_generator else source
 
 

@@ -41,7 +41,7 @@ RUNS = (
         bug="a resumed run takes its rates from the beginning",
         file=LOOP,
         before="report = train_step(run, batches, learning_rate(step), stop.signal)",
-        after="report = train_step(run, batches, learning_rate(step - start.step), stop.signal)",
+        after="report = train_step(run, batches, learning_rate(step - first), stop.signal)",
         test=RESUMED,
     ),
     Mutant(

@@ -116,6 +116,7 @@ OTHERS: dict[str, object] = {
     "train.global_batch": 24,
     "optim.min_lr": 1e-5, "optim.decay_steps": 3, "optim.eps": 1e-3, "optim.clip_grad": 1e-3,
     "track.group": "g", "track.name": "n", "track.tags": ["x"], "advanced.threads": 2, "advanced.norm_eps": 1e-2,
+    "advanced.extensions": [str(PACKAGE.parent / "configs" / "late.py")],
 }  # fmt: skip
 """Another value of keys whose type and default do not suggest one that means something."""
 COMPANY: dict[tuple[str, str], dict[str, object]] = {
@@ -147,6 +148,7 @@ READERS = {
     "track.wandb": "runs/track/wandb.py",
     "track.tensorboard": "runs/track/tensorboard.py",
     "track.artifacts": "runs/track/wandb.py",
+    "advanced.extensions": "config/schema.py",
     "advanced.loss_chunk": "learning/models/vocab_head.py",
     "advanced.timeout_s": "runs/ranks/join.py",
     "advanced.init_timeout_s": "runs/ranks/join.py",

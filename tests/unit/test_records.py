@@ -117,7 +117,7 @@ def test_an_activation_is_a_function_or_a_gate_with_one():
         "add it to the Literal in config/model.py, or to FUNCTIONS"
     )
     up, gate = torch.tensor([2.0, 3.0]), torch.tensor([-1.0, 1.0])
-    assert activation("swiglu")(gate, up).tolist() == (torch.sigmoid(gate) * gate * up).tolist()
+    assert activation(Config(), "swiglu")(gate, up).tolist() == (torch.sigmoid(gate) * gate * up).tolist()
     assert [Model(activation=name).gated() for name in ("relu", "geglu")] == [False, True]
 
 

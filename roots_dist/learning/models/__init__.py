@@ -18,5 +18,6 @@ MODELS: dict[str, Callable[[Config, TensorParallel], tuple[PieceSpec, ...]]] = {
 
 def pieces_of(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
     """The pieces of the config's model, with LoRA adapters if it is fine-tuned with them."""
-    specs = MODELS[config.model.family](config, tp)
+    added = config.extension.families.get(config.model.family)
+    specs = (added.pieces if added else MODELS[config.model.family])(config, tp)
     return with_adapters(specs, config.finetune) if config.finetune.strategy == "lora" else specs

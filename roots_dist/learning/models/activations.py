@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from roots_dist.config.model import GATED
+from roots_dist.config.schema import Config
 
 Activation = Callable[..., Tensor]
 
@@ -24,8 +25,11 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def activation(name: str) -> Activation:
-    """Give the function of one matrix's output, or (gate, up) of two."""
+def activation(config: Config, name: str | None = None) -> Activation:
+    """Give the function of one matrix's output, or (gate, up) of two; `name` is another than the config's."""
+    name = name or config.model.activation
+    if name in config.extension.activations:
+        return config.extension.activations[name]
     if name not in GATED:
         return FUNCTIONS[name]
     function = FUNCTIONS[GATED[name]]

@@ -37,7 +37,7 @@ class MaskedLMHead(nn.Module):
         super().__init__()
         m = config.model
         inner = m.width_of_embedding()
-        self.tp, self.activation = tp, activation("gelu" if m.gated() else m.activation)
+        self.tp, self.activation = tp, activation(config, "gelu" if m.gated() else None)
         self.dense = Dense(tp, width, inner, m.std())
         self.norm = Norm(config, tp, inner)
         self.vocab_head = VocabHead(config, tp, "mlm", sparse=True)

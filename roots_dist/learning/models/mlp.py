@@ -29,7 +29,7 @@ class MLP(nn.Module):
         super().__init__()
         m = config.model
         width = ffn or m.width_of_ffn()
-        self.tp, self.name, self.activation = tp, name, activation(m.activation)
+        self.tp, self.name, self.activation = tp, name, activation(config)
         self.recompute = config.train.recompute == "selective"
         self.drop, self.seed = m.dropout if family_of(config).mlp_dropout else 0.0, config.train.seed
 

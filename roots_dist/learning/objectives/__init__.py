@@ -38,6 +38,12 @@ OBJECTIVES: dict[str, Callable[[Config, Specials], Objective]] = {
 }
 
 
+def objective_class(config: Config) -> Callable[[Config, Specials], Objective]:
+    """The class of the config's objective, or of its extension's."""
+    added = config.extension.objectives.get(config.objective.name)
+    return added.make if added else OBJECTIVES[config.objective.name]
+
+
 def make_objective(config: Config) -> Objective:
     """The config's, with the special tokens of its tokenizer. Raises DataError if it needs some that are not there."""
     name, tokens = config.data.tokenizer, special_tokens_of(config)
@@ -49,7 +55,7 @@ def make_objective(config: Config) -> Objective:
             )
         )
     vocab = config.model.vocab
-    return OBJECTIVES[config.objective.name](config, read_specials(name, vocab) if name else no_specials(vocab))
+    return objective_class(config)(config, read_specials(name, vocab) if name else no_specials(vocab))
 
 
 def make_row_objective(config: Config) -> RowObjective:

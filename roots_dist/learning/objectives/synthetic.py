@@ -17,7 +17,7 @@ from roots_dist.learning.data.batches import Batches, open_source
 from roots_dist.learning.data.specials import synthetic_specials
 from roots_dist.learning.data.store import Corpus
 from roots_dist.learning.data.tasks import Example, Examples
-from roots_dist.learning.objectives import OBJECTIVES
+from roots_dist.learning.objectives import objective_class
 from roots_dist.world.batch import IGNORE, MicroBatch, Objective, PackingObjective
 
 ROWS = 64
@@ -114,7 +114,7 @@ class SyntheticObjective:
 
 def proof_objective(config: Config) -> SyntheticObjective:
     """The config's objective on random sources, without a tokenizer: some of the ids are the special tokens."""
-    objective = OBJECTIVES[config.objective.name](config, synthetic_specials(config.model.vocab))
+    objective = objective_class(config)(config, synthetic_specials(config.model.vocab))
     return SyntheticObjective(config, objective)
 
 

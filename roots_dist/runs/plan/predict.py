@@ -18,6 +18,7 @@ from roots_dist.accounting.flops import mfu
 from roots_dist.accounting.memory import rank_state
 from roots_dist.accounting.sizes import parameters
 from roots_dist.assembly.rank_model import stage_runs
+from roots_dist.config.records import schedule_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.layout import AxisName, Layout
@@ -115,7 +116,7 @@ def predict(
             for action in actions
             if action.kind is Kind.FORWARD or not is_skipped(action, rank_costs[0].first_trainable)
         ]
-        for actions in whole_program(p.schedule, p.pp, config.num_microbatches(layout.dp), p.virtual_stages)
+        for actions in whole_program(schedule_of(config), p.pp, config.num_microbatches(layout.dp), p.virtual_stages)
     ]
     ranks = tuple(_rank_plan(config, layout, pp, found, program[pp]) for pp, found in enumerate(rank_costs))
     if cluster is None:

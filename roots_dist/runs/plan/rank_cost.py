@@ -21,13 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from roots_dist.assembly.rank_model import RankModel, build_model
-from roots_dist.config.records import objective_of
+from roots_dist.config.records import objective_of, schedule_of
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import random_batches
 from roots_dist.runs.plan.cost_counter import CostCounter, Work
 from roots_dist.schedule.actions import Kind
-from roots_dist.schedule.schedules import SCHEDULES
+from roots_dist.schedule.schedules import record_of
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.mesh import Axis, Mesh
 from roots_dist.world.sharding import Param, sum_partial_gradients
@@ -201,7 +201,7 @@ def count_stage_costs(
 ) -> dict[int, StageCost]:
     """Costs of each stage of this rank with all parameters trained that ever will be. Also works on tensors with data,
     which must cost the same."""
-    split_backward = SCHEDULES[config.parallel.schedule].splits_backward
+    split_backward = record_of(schedule_of(config)).splits_backward
     for p in model.params:
         p.tensor.requires_grad_(p.name in model.trainable)
     return {

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from roots_dist.assembly.rank_model import RankModel, build_model
+from roots_dist.config.records import schedule_of
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.runs.plan.rank_cost import RecordingGroup, fake_mesh, first_trainable_stage, one_microbatch
 from roots_dist.schedule.actions import Kind
-from roots_dist.schedule.schedules import SCHEDULES
+from roots_dist.schedule.schedules import record_of
 from roots_dist.world.batch import MicroBatch
 
 REPEATS = 3
@@ -32,7 +33,7 @@ def time_passes(config: Config, layout: Layout, pp_rank: int, device: torch.devi
         config, fake_mesh(layout, pp_rank, RecordingGroup(layout.tp) if layout.tp > 1 else None, device)
     )
     batch = one_microbatch(config).to(device)
-    split_backward = SCHEDULES[config.parallel.schedule].splits_backward
+    split_backward = record_of(schedule_of(config)).splits_backward
     for p in model.params:
         p.tensor.requires_grad_(p.name in model.trainable)
     return {

@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from roots_dist.accounting.flops import mfu
-from roots_dist.config.lr_schedules import lr_schedule
-from roots_dist.config.records import family_of
+from roots_dist.config.records import family_of, learning_rate_of
 from roots_dist.errors import present
 from roots_dist.learning.models.flops import flops_per_step
 from roots_dist.runs.evaluate.held_out import score_held_out
@@ -71,7 +70,7 @@ class ReportMetrics:
         numbers = {
             "loss/train": report.loss,
             **({f"loss/train/{name}": value for name, value in report.terms.items()} if len(report.terms) > 1 else {}),
-            "optim/lr": lr_schedule(config.optim, config.train.steps)(step - 1),
+            "optim/lr": learning_rate_of(config)(step - 1),
             "optim/grad_norm": report.grad_norm,
             **{f"optim/grad_norm/{group}": norm for group, norm in report.group_norms.items()},
             "data/tokens": float(state.tokens),

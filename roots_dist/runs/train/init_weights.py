@@ -31,7 +31,7 @@ def load_init_weights(run: Run) -> None:
     start = run.config.finetune.init_from
     if start is None:
         return
-    checkpoint, source = best_or_newest(Path(start), run.mesh), config_of(start)
+    checkpoint, source = best_or_newest(Path(start), run.mesh), config_of(start, run.config.advanced.extensions)
     tp = run.passes.model.tp
     fresh, left = compare_parameters(run.config, source, tp)
     load_initial_weights(checkpoint, run.engine, run.params, run.mesh, untrained=fresh, unused=left, verify=False)

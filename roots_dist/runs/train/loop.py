@@ -15,8 +15,7 @@ from pathlib import Path
 
 from roots_dist.accounting.bounds import bounds
 from roots_dist.assembly.run import build_run
-from roots_dist.config.lr_schedules import lr_schedule
-from roots_dist.config.records import objective_of
+from roots_dist.config.records import learning_rate_of, objective_of
 from roots_dist.config.schema import Config
 from roots_dist.learning.data.ahead import BatchesAhead
 from roots_dist.learning.data.batches import Batches
@@ -131,7 +130,7 @@ def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal, parts: 
     with closing(open_trackers(config, folder, rank0=rank0, resumed_step=first, facts=facts)) as state.trackers:
         if first == 0:
             evaluate(state)
-        learning_rate = lr_schedule(config.optim, config.train.steps)
+        learning_rate = learning_rate_of(config)
         after_step = (*callbacks(state, parts.on_step), *parts.after_step)
         pinned = mesh.device.type == "cuda"
         made = BatchesAhead(training.at, last=config.train.steps - 1, pinned=pinned)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from roots_dist import environment
+from roots_dist.config.extensions import COPIES, copy_name, read_file, split
 from roots_dist.config.load import CONFIG_FILE, to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.files import write_atomically
@@ -32,12 +33,17 @@ def without_secrets(config: Config) -> Config:
 
 
 def write_origin(folder: Path, config: Config, layout: Layout, bound: Mapping[str, object]) -> dict[str, object]:
-    """Write what is needed to repeat the run: config.yaml (resolved), origin.json (versions, machine, git commit, and
-    the lower bounds of accounting/bounds.py). Rank 0 calls it; returns the content of origin.json."""
+    """Write what is needed to repeat the run: config.yaml (resolved), copies of its extensions, origin.json (versions,
+    machine, git commit, and the lower bounds of accounting/bounds.py). Rank 0 calls it; returns the content of
+    origin.json."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(
         folder / CONFIG_FILE, to_yaml(config)
     )  # a full disk must not cost the config that the checkpoints need
+    for entry in config.advanced.extensions:
+        copy = folder / COPIES / copy_name(entry)
+        copy.parent.mkdir(exist_ok=True)
+        write_atomically(copy, read_file(split(entry)[0]))
     facts = scrub({**machine_facts(), "layout": str(layout), "git_commit": git_commit(), **bound}, known_secrets())
     facts = _of_import(folder / "origin.json") | facts
     write_atomically(folder / "origin.json", json.dumps(facts, indent=1) + "\n")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from roots_dist.config.extensions import split
 from roots_dist.config.init_from import FREE
 from roots_dist.config.records import objective_of
 from roots_dist.config.rope_scaling import LongRope
@@ -24,10 +25,11 @@ def refuse_another_model(checkpoint: Path, config: Config, fix: str = RESTART) -
     """Raise ConfigError if the checkpoint's model computes another function. Weights of equal shapes may: fewer but
     wider heads, other positions, another activation. `fix`: what to do besides setting the key back."""
     try:
-        was = _resolved(Config.model_validate(read_json(checkpoint / STATE_FILE)["config"]))
+        saved = Config.from_record(read_json(checkpoint / STATE_FILE)["config"])
     except (KeyError, ValidationError):
         return  # written by another program or version: names and shapes are still compared by load()
-    now = _resolved(config)
+    has_labels, own = objective_of(config).has_labels, is_of_extension(config)
+    was, now = (_resolved(one, has_labels, own) for one in (saved, config))
     problems = [
         _model_problem(key, now[key], was[key], checkpoint, config, fix)
         for key in now
@@ -48,14 +50,21 @@ def _model_problem(key: str, value: object, was: object, checkpoint: Path, confi
     return Problem(key=key, found=value, expected=f"{was} as {where}", fix=f"set it back, {restart}")
 
 
-def _resolved(config: Config) -> dict[str, object]:
+def is_of_extension(config: Config) -> bool:
+    """Whether code of an extension is part of the model's function."""
+    return config.model.family in config.extension.families or config.model.activation in config.extension.activations
+
+
+def _resolved(config: Config, has_labels: bool, own_code: bool) -> dict[str, object]:
     """What determines the function of a model with given weights: model.* with its defaults filled in, and other
-    keys."""
+    keys. Does not run the config's extensions."""
     m = config.model
     filled = {"kv_heads": m.num_kv_heads(), "head_dim": m.width_of_head(), "ffn": m.width_of_ffn()}
     found: dict[str, object] = {f"model.{key}": value for key, value in {**m.model_dump(), **filled}.items()}
     found |= {"advanced.norm_eps": config.advanced.norm_eps, "advanced.float64": config.advanced.float64}
-    if objective_of(config).has_labels:
+    if own_code:
+        found["advanced.extensions"] = [split(entry)[1][:12] for entry in config.advanced.extensions]
+    if has_labels:
         found["finetune.labels"] = config.finetune.labels  # a head of as many other labels fits too
     if config.finetune.strategy == "lora":
         found["finetune.lora_alpha"] = config.finetune.lora_alpha

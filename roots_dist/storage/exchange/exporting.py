@@ -97,7 +97,7 @@ def origin_of(run: Path) -> str | None:
         if architecture is not None:
             return str(architecture)
         seen.add(run)
-        run = Path(read(run / CONFIG_FILE).config.finetune.init_from or run)
+        run = Path(read(run / CONFIG_FILE, named=()).config.finetune.init_from or run)
     return None
 
 

@@ -1,0 +1,168 @@
+"""Extensions: the page's file trains, is proven, is kept and checked; nobody's folder runs code by itself."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import roots_dist
+from roots_dist.config.extensions import COPIES, extended, pinned
+from roots_dist.config.load import load, read, to_yaml
+from roots_dist.config.records import learning_rate_of, objective_of
+from roots_dist.config.run_config import config_of_run
+from roots_dist.config.schema import Config
+from roots_dist.errors import ConfigError
+from roots_dist.learning.data.prepare import prepare
+from roots_dist.runs.train import banner
+from roots_dist.testing.parity import FLOAT64_BOUNDS, differences, merge, trace
+from roots_dist.testing.world import on_world
+
+ROOT = Path(__file__).parents[1]
+FILE = (ROOT / "configs/late.py").read_text(encoding="utf-8")
+TEXTS = [f"The people of the United States met Mr. Smith; it rained there in {n}." for n in range(1800, 1930)]
+NAMES = {
+    "objective.name": "late",
+    "model.activation": "squared_relu",
+    "parallel.schedule": "all-at-once",
+    "optim.lr_schedule": "inverse_root",
+}
+OURS = [f"{key}={value}" for key, value in NAMES.items()]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    found = tmp_path_factory.mktemp("extensions")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(found)
+        patch.setattr(banner, "PEAK_S", 0.02)
+        (found / "mine.py").write_text(FILE)
+        (found / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+        prepare([str(found / "texts.jsonl")], found / "text", vocab=300)
+        tree = {
+            "model": {"layers": 2, "hidden": 16, "heads": 2, "vocab": 300},
+            "data": {"train": "text/train_text_document", "tokenizer": "text/tokenizer.json", "seq_length": 16},
+            "train": {"steps": 2, "global_batch": 4, "device": "cpu"},
+            "optim": {"warmup_steps": 1},
+            "track": {"folder": "runs/mine", "wandb": "disabled", "tensorboard": "off"},
+            "advanced": {"threads": 1},
+        }
+        (found / "plain.yaml").write_text(to_yaml(Config.model_validate(tree)))
+        config = load("plain.yaml", ["advanced.extensions=[mine.py]", *OURS])
+        (found / "run.yaml").write_text(to_yaml(config).replace(config.advanced.extensions[0], "mine.py"))
+        yield found
+
+
+def test_the_page_shows_the_file():
+    page = (ROOT / "docs/extensions.md").read_text(encoding="utf-8")
+    assert re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) == [FILE]
+
+
+def test_the_names_of_a_file_are_values_and_its_records_are_asked(place):
+    config = load("run.yaml")
+    assert objective_of(config).title == "the second half"
+    assert config.advanced.extensions == tuple(pinned(["mine.py"])) and len(config.advanced.extensions[0]) > 64
+    assert learning_rate_of(config)(3) == pytest.approx(config.optim.lr * 0.5)
+    assert config.changed({"train.steps": 9}).extension is config.extension
+    with pytest.raises(ConfigError, match="objective.name = 'late'"):
+        load("run.yaml", ["advanced.extensions=[]"])
+    (first, *_) = next(roots_dist.batches(config))
+    assert (first.targets[0] < 0).tolist() == [True] * 8 + [False] * 8
+
+
+def test_a_file_trains_and_is_resumed_and_a_change_of_the_models_code_is_refused(place, caplog):
+    roots_dist.train("run.yaml")
+    (copy,) = (place / "runs/mine" / COPIES).iterdir()
+    assert copy.read_text() == FILE
+    file = place / "mine.py"
+    file.write_text(FILE + "\n# another\n")
+    try:
+        with pytest.raises(ConfigError, match=r"advanced.extensions = \[.*choose another track.folder"):
+            roots_dist.train("run.yaml", ["train.steps=3"])
+        with pytest.raises(ConfigError, match="it has changed since"):
+            roots_dist.train("runs/mine/config.yaml", ["train.steps=3"])
+    finally:
+        file.write_text(FILE)
+    roots_dist.train("runs/mine/config.yaml", ["train.steps=3"])
+
+
+def test_a_runs_folder_runs_no_code_by_itself(place):
+    roots_dist.train("run.yaml", ["track.folder=runs/told", "train.steps=1"])
+    with pytest.raises(ConfigError, match="'mine.py'.*a run's folder may come from anybody.*'advanced.extensions="):
+        roots_dist.load("runs/told")
+    model = roots_dist.load("runs/told", ["advanced.extensions=[mine.py]"])
+    assert model.logits("The people").shape[1] == 300
+    (place / "other.py").write_text(FILE + "\n")
+    with pytest.raises(ConfigError, match="'other.py'.*the bytes that the run was trained with"):
+        config_of_run("runs/told", ["advanced.extensions=[other.py]"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "a Python file that can be read"),
+        ("x = 1\n", "a line EXTENSION = Extension"),
+        ("\nx = y\n", r"bad.py:2' .*NameError: name 'y' is not defined"),
+        ("def f(:\n", r"bad.py:1' .*SyntaxError"),
+        (
+            "from roots_dist import Extension\nEXTENSION = Extension(activations={'x': 1})",
+            r"for EXTENSION.activations\['x'\], found int",
+        ),
+        (
+            "from roots_dist import *\nEXTENSION = Extension(lr_schedules={'cosine': LrSchedule(after_warmup=None)})",
+            "'cosine' is taken",
+        ),
+        (FILE.replace('name="late"', 'name="last"'), "its record says 'last'"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_in_a_line(place, text, words):
+    if text is not None:
+        (place / "bad.py").write_text(text)
+    with pytest.raises(ConfigError, match=words) as refused:
+        read("plain.yaml", ["advanced.extensions=[bad.py]"])
+    assert len(refused.value.problems) == 1 and refused.value.problems[0].origin == "command line"
+    (place / "bad.py").unlink(missing_ok=True)
+
+
+def test_a_program_that_deadlocks_is_refused_before_the_first_process(place):
+    bad = FILE.replace("actions=gpipe", "actions=lambda rank, ranks, n: gpipe(rank, ranks, n)[: n if rank else None]")
+    (place / "stuck.py").write_text(bad)
+    config = load("run.yaml", ["advanced.extensions=[stuck.py]", "parallel.pp=2"])
+    from roots_dist.checks.checks import check
+
+    (problem,) = check(config, 2)
+    assert problem.key == "parallel.schedule" and problem.found == "all-at-once"
+
+
+EXACT = ["advanced.float64=true", "advanced.engine=reference", "advanced.vocab_multiple=2"]
+
+
+def test_a_layout_computes_what_one_process_computes(place):
+    """The objective, the activation and both schedules: two tensor ranks by two stages against one process."""
+    one, four = (
+        merge(on_world(tp * pp, trace, load("run.yaml", [*EXACT, f"parallel.tp={tp}", f"parallel.pp={pp}"]), 0, 2))
+        for tp, pp in ((1, 1), (2, 2))
+    )
+    for row in differences(one, four, FLOAT64_BOUNDS):
+        assert row.passed, row
+    plain = merge(on_world(1, trace, load("plain.yaml", EXACT), 0, 2))
+    assert any(not row.passed for row in differences(one, plain, FLOAT64_BOUNDS)), "the extension changes nothing"
+
+
+@pytest.mark.full
+def test_roots_verify_proves_it(place):
+    from commands import roots
+
+    found = roots("verify", "run.yaml", "parallel.tp=2", "parallel.pp=2", OMP_NUM_THREADS=1)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_two_files_are_one_extension_unless_they_share_a_name(place):
+    (place / "second.py").write_text("from roots_dist import Extension\nEXTENSION = Extension(activations={'id': abs})")
+    both = extended(tuple(pinned(["mine.py", "second.py"])))
+    assert set(both.activations) == {"squared_relu", "id"} and set(both.objectives) == {"late"}
+    (place / "again.py").write_text(FILE)
+    with pytest.raises(ConfigError, match="'late' is taken"):
+        extended(tuple(pinned(["mine.py", "again.py"])))
