@@ -33,15 +33,16 @@ def rank_state(config: Config, layout: Layout, parameters: int, trainable: int) 
     zero, dp = config.parallel.zero_stage, layout.dp_cp
     wide = 8 if config.advanced.float64 else 4
     element = 2 if config.train.precision == "bf16" and not config.advanced.float64 else wide
+    gradient = max(element, 2 if config.train.grad_dtype == "bf16" else 4)
     if config.engine(dp) == "reference" or zero == 0:
         cut = dp if zero >= 1 else 1
         copy = wide if element < wide or cut > 1 else 0  # else the weights are their own masters
-        return RankState(parameters * element, trainable * element, trainable * (2 * wide + copy) // cut, 0)
+        return RankState(parameters * element, trainable * gradient, trainable * (2 * wide + copy) // cut, 0)
     return RankState(
         weights=parameters * element // (dp if zero >= 3 else 1),
-        gradients=trainable * element // (dp if zero >= 2 else 1),
+        gradients=trainable * gradient // (dp if zero >= 2 else 1),
         optimizer=trainable * 3 * wide // dp,  # DeepSpeed keeps master weights in full precision too
-        buffers=min(config.advanced.reduce_bucket, trainable) * element,
+        buffers=min(config.advanced.reduce_bucket, trainable) * gradient,
     )
 
 

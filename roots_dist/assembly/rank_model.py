@@ -14,7 +14,7 @@ from torch import nn
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.parameter_locations import locate_parameters
-from roots_dist.learning.models.pieces import PayloadSpec, PieceSpec, compute_dtype
+from roots_dist.learning.models.pieces import PayloadSpec, PieceSpec, compute_dtype, gradient_dtype
 from roots_dist.parallel.optim.trainable import Trainable, trainable
 from roots_dist.parallel.pipeline.partition import partition
 from roots_dist.parallel.pipeline.stage import Stage
@@ -74,6 +74,8 @@ def build_model(config: Config, mesh: Mesh) -> RankModel:
         stages[index] = Stage(names, [built[n] for n in names], recompute, prefill_only)
     module = nn.ModuleList(stages.values()).to(device=mesh.device, dtype=compute_dtype(config))
     params = parameters_of([piece for stage in stages.values() for piece in stage.named_pieces()])
+    for p in params:
+        p.tensor.grad_dtype = gradient_dtype(config)  # autograd adds in it, and keeps .grad in it
     if mesh.device.type != "meta":  # a model on the meta device has no values
         initialize(params, config.train.seed)
     input_specs = (lambda batch: {}, *(specs[run.start - 1].output_spec for run in runs[1:]))

@@ -124,6 +124,10 @@ class Train(Section):
     seed: int = Field(1234, ge=0, description="of initial weights, sample order and dropout")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is a GPU")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 keeps master weights and moments in fp32")
+    grad_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="bf16: dtype in which gradients are summed over microbatches and data ranks; bf16: half the bytes",
+    )
     recompute: Literal["none", "selective", "full"] = Field(
         "none", description="selective: attention and the activation are computed again in backward; full: whole blocks"
     )

@@ -145,7 +145,7 @@ def ensure_grad(p: Param) -> Tensor:
     if p.tensor.grad is None:
         data = p.tensor.data  # empty under ZeRO-3, and .grad must match its tensor in shape
         p.tensor.data = data.new_empty(p.spec.local_shape(p.tp))
-        p.tensor.grad = torch.zeros_like(p.tensor)
+        p.tensor.grad = torch.zeros_like(p.tensor, dtype=p.tensor.grad_dtype)
         p.tensor.data = data
     return present(p.tensor.grad)
 
@@ -160,7 +160,10 @@ def sum_partial_gradients(params: Sequence[Param]) -> None:
     partial = [p for p in params if p.spec.partial and p.replicas > 1 and p.tensor.requires_grad]
     if not partial:
         return
-    places = [p.tensor.new_zeros(p.spec.num_shards(p.tp), *p.spec.local_shape(p.tp)) for p in partial]
+    places = [
+        p.tensor.new_zeros(p.spec.num_shards(p.tp), *p.spec.local_shape(p.tp), dtype=p.tensor.grad_dtype)
+        for p in partial
+    ]
     for place, p in zip(places, partial):
         place[p.spec.shard_index(p.tp)] = ensure_grad(p)
     flat = partial[0].tp.sum_(torch.cat([place.flatten() for place in places]))

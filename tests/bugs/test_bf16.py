@@ -5,13 +5,16 @@ import torch.nn.functional as F
 
 from roots_dist.assembly.run import build_run
 from roots_dist.config.schema import Config
+from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.cross_entropy import linear_cross_entropy
 from roots_dist.runs.generate.sampling import Sampling
+from roots_dist.runs.train.step import count_targets, scales
 from roots_dist.storage.checkpoint.load import load_initial_weights
 from roots_dist.storage.checkpoint.save import save
 from roots_dist.world import rng
 from roots_dist.world.mesh import Mesh
+from tests.parity.models import COMMON, MODELS
 
 
 def test_dropout_scales_bf16_by_the_factor_and_not_by_its_bf16():
@@ -82,3 +85,32 @@ def test_a_bf16_model_begins_with_the_weights_that_it_starts_from(tmp_path):
     )
     for mine, given in zip(second.params, first.params, strict=True):
         assert mine.tensor.dtype == torch.bfloat16 and torch.equal(mine.tensor, given.tensor), mine.name
+
+
+def test_many_microbatches_lose_nothing_of_a_gradient():
+    """In bf16 a sum of 64 gradients had twice the error of one of them, and a layout of many microbatches with it."""
+    base = Config.model_validate(COMMON | {"model": MODELS["llama"]}).changed(
+        {"train.global_batch": 64, "advanced.float64": False, "model.dropout": 0.0, "model.layers": 2}
+    )
+
+    def gradients(weights=None, **changes):
+        made = base.changed({key.replace("__", "."): value for key, value in changes.items()})
+        run = build_run(made, Mesh.single(), objective=proof_objective(made))
+        with torch.no_grad():
+            for p in run.params if weights else ():
+                p.tensor.copy_(weights[p.name])
+        batches = random_batches(made, 0, 0, 1)
+        run.passes.forward_backward(batches, scales(run, count_targets(run, batches)))
+        return {p.name: p.tensor.grad.double() for p in run.params}, {p.name: p.tensor.detach() for p in run.params}
+
+    def error(found):
+        squares = sum((found[name] - truth[name]).square().sum() for name in truth)
+        return float(squares / sum(gradient.square().sum() for gradient in truth.values())) ** 0.5
+
+    _, weights = gradients(train__precision="bf16", train__micro_batch=64)
+    truth, _ = gradients(weights, advanced__float64=True, train__micro_batch=64)
+    one, many, rounded = (
+        error(gradients(weights, train__precision="bf16", train__micro_batch=size, train__grad_dtype=dtype)[0])
+        for size, dtype in ((64, "fp32"), (1, "fp32"), (1, "bf16"))
+    )
+    assert many < 1.1 * one and rounded > 1.3 * one

@@ -324,6 +324,41 @@ def test_bf16_keeps_float32_masters(engine, zero):
     whole(ranks, "after")
 
 
+def gradients_of_a_step(rank, size, config):
+    """The mean of gradients after one step: a tenth of the gradient."""
+    run = build_run(config, mesh_of(config, rank, size))
+    train_step(run, random_batches(config, 0, rank, size), LR)
+    return {"after": read(run), "slices": {p.name: [[s.start, s.stop] for s in p.slices] for p in run.params}}
+
+
+def summed(engine, zero, grad_dtype):
+    _, made = case(
+        2, engine, zero, advanced__float64=False, train__precision="bf16", train__grad_dtype=grad_dtype
+    ).values
+    state = on_world(2, gradients_of_a_step, made.changed({"train.micro_batch": 1}))[0]["after"]
+    return {name: parts["exp_avg"].double() for name, parts in state.items()}
+
+
+def apart(a, b):
+    return math.sqrt(sum((a[name] - b[name]).square().sum().item() for name in b)) / math.sqrt(
+        sum(b[name].square().sum().item() for name in b)
+    )
+
+
+@functools.cache
+def summed_by_the_reference():
+    return summed("reference", 1, "fp32")
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_gradients_of_bf16_are_summed_in_float32_by_both_engines(zero):
+    assert apart(summed("deepspeed", zero, "fp32"), summed_by_the_reference()) < 1e-5
+
+
+def test_gradients_are_summed_in_bf16_on_request():
+    assert 1e-3 < apart(summed("deepspeed", 2, "bf16"), summed_by_the_reference()) < 1e-2
+
+
 def fails_in_the_step(rank, size, config):
     run = build_run(config, mesh_of(config, rank, size))
     with run.engine.accumulate():

@@ -19,6 +19,22 @@ OPTIMIZER = (
         test=ENGINE("reference zero1 dp2 tp=2"),
     ),
     Mutant(
+        name="gradients_are_summed_in_bf16",
+        bug="the more microbatches a bf16 run has, the less is left of each gradient",
+        file="assembly/rank_model.py",
+        before="p.tensor.grad_dtype = gradient_dtype(config)",
+        after="p.tensor.grad_dtype = compute_dtype(config)",
+        test="bugs/test_bf16.py::test_many_microbatches_lose_nothing_of_a_gradient",
+    ),
+    Mutant(
+        name="deepspeed_reduces_in_bf16",
+        bug="DeepSpeed sums over data ranks in bf16 what was summed over microbatches in float32",
+        file="parallel/zero/engine.py",
+        before="self.zero.dtype = self.zero.gradient_accumulation_dtype = self.unfrozen[0].tensor.grad_dtype",
+        after="pass",
+        test="conformance/test_zero.py::test_gradients_of_bf16_are_summed_in_float32_by_both_engines[1]",
+    ),
+    Mutant(
         name="norm_counts_the_tied_copy",
         bug="a tied weight is in the norm once for each stage that holds it",
         file=NORM,

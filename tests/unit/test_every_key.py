@@ -71,6 +71,7 @@ BASES: dict[str, dict[str, dict[str, object]]] = {
         "objective": {"balance_loss": 0.1},
     },
     "constant": {"optim": {"lr_schedule": "constant"}, "train": {"batch_ramp": [8, 8, 16]}},
+    "in bf16": {"train": {"precision": "bf16"}},
     "on DeepSpeed": {"advanced": {"engine": "auto"}},
     "without W&B": {"track": {"wandb": "disabled"}},
     "interleaved": {"model": {"layers": 4}, "parallel": {"schedule": "interleaved", "virtual_stages": 2}},

@@ -53,6 +53,12 @@ def compute_dtype(config: Config) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[config.train.precision]
 
 
+def gradient_dtype(config: Config) -> torch.dtype:
+    """Dtype in which the gradients of parameters are summed: float32, where nobody asks for less."""
+    dtype = compute_dtype(config)
+    return dtype if config.train.grad_dtype == "bf16" else torch.promote_types(dtype, torch.float32)
+
+
 def hidden_spec(config: Config, tp: TensorParallel, width: int) -> Callable[[MicroBatch], PayloadSpec]:
     """Payload between the blocks of one stack: {"hidden": [B, s, D]}."""
     dtype = compute_dtype(config)

@@ -227,12 +227,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
             elif grad_weight is not None:
                 grad_weight[:real] += grad.t() @ h
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        ctx.dtype = weight.dtype
+        ctx.dtypes = [hidden.dtype, *(_grad_dtype(parameter) for parameter in (weight, bias))]
         ctx.mark_non_differentiable(hits)
         return total, hits
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         # in place: backward runs once, and the weight's gradient is large
-        grads = (None if saved is None else saved.mul_(grad).to(ctx.dtype) for saved in ctx.saved_tensors)
+        grads = (
+            None if saved is None else saved.mul_(grad).to(dtype) for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes)
+        )
         return *grads, *(None,) * 9
+
+
+def _grad_dtype(parameter: Tensor | None) -> torch.dtype | None:
+    """Dtype of a parameter's .grad: what is summed in float32 is not rounded before it is kept in it."""
+    if parameter is None or not parameter.is_leaf:
+        return None if parameter is None else parameter.dtype
+    return parameter.grad_dtype

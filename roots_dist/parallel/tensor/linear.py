@@ -38,21 +38,36 @@ from roots_dist.world.sharding import ShardSpec, declare
 
 
 def _weight_gradient(tp: TensorParallel, weight: nn.Parameter, grad_out: Tensor, x: Tensor) -> Tensor | None:
-    """grad_outᵀ x, [out, in]. If weight gradients are deferred, return None and add it to .grad later.
+    """grad_outᵀ x, [out, in], for autograd; or None if it is added to .grad here, because that is wider than the
+    product's factors, or later, because weight gradients are deferred.
 
     weight: the parameter itself, not the tensor that autograd saved, which is another one under recomputation.
     """
     grad_out, x = grad_out.flatten(0, -2), x.flatten(0, -2)
-    if not tp.deferred.enabled:
+    if not tp.deferred.enabled and weight.grad_dtype == grad_out.dtype:
         return grad_out.t() @ x
     if weight.grad is None:
-        weight.grad = torch.zeros_like(weight)
+        weight.grad = torch.zeros_like(weight, dtype=weight.grad_dtype)
 
     def add() -> None:
-        present(weight.grad).addmm_(grad_out.t(), x)
+        add_product_(present(weight.grad), grad_out.t(), x)
 
-    tp.deferred.defer(add)
+    if tp.deferred.enabled:
+        tp.deferred.defer(add)
+    else:
+        add()
     return None
+
+
+def add_product_(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """out += a b, in place. If out is wider, a GPU adds the product before it is rounded, without a copy of it; a CPU
+    has no such kernel, and rounds the product to the dtype of its factors first."""
+    if out.dtype == a.dtype:
+        out.addmm_(a, b)
+    elif out.device.type == "cpu":
+        out.add_(a @ b)
+    else:
+        torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
 
 
 class _ColumnParallel(torch.autograd.Function):
@@ -66,6 +81,7 @@ class _ColumnParallel(torch.autograd.Function):
         weights = cast("tuple[Tensor, ...]", tensors[num_inputs : num_inputs + len(reads)])  # only a bias may be None
         biases = tensors[num_inputs + len(reads) :]
         ctx.tp, ctx.parameters, ctx.reads, ctx.num_inputs = tp, weights, reads, num_inputs
+        ctx.bias_dtypes = [b.grad_dtype if b is not None and b.is_leaf else None for b in biases]
         ctx.save_for_backward(*xs, *weights)
         wholes = _start_copies(xs, tp)()  # each [B, S, D]
         return tuple(F.linear(wholes[i], w, b) for i, w, b in zip(reads, weights, biases))  # each [B, S, f]
@@ -89,7 +105,10 @@ class _ColumnParallel(torch.autograd.Function):
             _weight_gradient(tp, w, g, wholes[i]) if n and wholes is not None else None
             for i, w, g, n in zip(reads, ctx.parameters, grads, need_weights)
         ]
-        grad_biases = [g.flatten(0, -2).sum(0) if n else None for g, n in zip(grads, need_biases)]
+        grad_biases = [
+            g.flatten(0, -2).sum(0, dtype=dtype) if n else None
+            for g, n, dtype in zip(grads, need_biases, ctx.bias_dtypes)
+        ]
         return None, None, *(grad_xs() if grad_xs else (None,) * num), *grad_weights, *grad_biases
 
 

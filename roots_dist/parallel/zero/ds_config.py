@@ -22,6 +22,7 @@ def deepspeed_config(config: Config, num_elements: int) -> dict[str, Any]:
     because DeepSpeed's default is to clip to 1.
     """
     zero = config.parallel.zero_stage
+    gradients = config.train.grad_dtype if config.train.precision == "bf16" else "fp32"
     bucket = min(config.advanced.reduce_bucket, max(1, num_elements))
     bucket += bucket % 2  # DeepSpeed requires an even size
     return {
@@ -29,6 +30,8 @@ def deepspeed_config(config: Config, num_elements: int) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "gradient_clipping": config.optim.clip_grad if zero else 0.0,
         "bf16": {"enabled": config.train.precision == "bf16"},
+        "communication_data_type": gradients,
+        "data_types": {"grad_accum_dtype": gradients if zero == 3 else None},  # engine.py sets it for the others
         "zero_optimization": {
             "stage": zero,
             "reduce_bucket_size": bucket,

@@ -77,6 +77,7 @@ class DeepSpeedEngine:
         ranks."""
         like = self.params[0].tensor
         tensor = nn.Parameter(torch.zeros(1, dtype=like.dtype, device=like.device))
+        tensor.grad_dtype = like.grad_dtype
         return Param(f"placeholder_{len(self.groups)}", tensor, ShardSpec(shape=(1,), copy_of=""), SINGLE)
 
     @property
@@ -103,6 +104,8 @@ class DeepSpeedEngine:
             self.state = Stage0State(self.optimizer)
             return
         self.zero.override_loss_scale(1 / self.mesh.dp_cp.size)
+        if self.stage < 3:  # with these dtypes in its config it would choose an optimizer that cannot defer reduction
+            self.zero.dtype = self.zero.gradient_accumulation_dtype = self.unfrozen[0].tensor.grad_dtype
         self.state = Stage3State(self.zero, self.mesh.dp_cp) if self.stage == 3 else Stage12State(self.zero)
 
     def _initialize(self, root: nn.ModuleList) -> Any:

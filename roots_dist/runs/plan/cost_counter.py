@@ -110,7 +110,8 @@ def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -
     table = flop_registry.get(packet) or flop_registry.get(
         getattr(ATEN, func._schema.name.split("::")[1].rstrip("_"), None)
     )
-    return float(table(*args, **kwargs, out_val=out)) if table else 0.0
+    shapes = (value for value in args if not isinstance(value, torch.dtype))  # of addmm with an output of another dtype
+    return float(table(*shapes, **kwargs, out_val=out)) if table else 0.0
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

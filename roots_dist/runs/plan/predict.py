@@ -241,13 +241,14 @@ def _dp_messages(config: Config, layout: Layout, found: RankCost, actions: list[
     """Messages between data ranks in a step: gradients are reduced, weights gathered; ZeRO-3 gathers in each pass."""
     if layout.dp_cp == 1:
         return []
-    gradients = sum(p.tensor.nbytes for p in found.params if p.tensor.requires_grad)
-    weights = sum(p.tensor.nbytes for p in found.params)
+    trained = [p.tensor for p in found.params if p.tensor.requires_grad]
+    gradients = sum(tensor.numel() * present(tensor.grad_dtype).itemsize for tensor in trained)
+    updated, weights = sum(tensor.nbytes for tensor in trained), sum(p.tensor.nbytes for p in found.params)
     if config.parallel.zero_stage == 0:
         return [Message("all_reduce", gradients)]
     summed = Message("reduce_scatter", gradients)
     if config.parallel.zero_stage < 3:
-        return [summed, Message("all_gather", gradients)]
+        return [summed, Message("all_gather", updated)]
     passes = sum(kind in COMPUTE for kind, _, _ in actions) // len(found.stages)
     return [summed, *[Message("all_gather", weights)] * passes]
 
