@@ -166,6 +166,8 @@ def train(
             on_checkpoint=((lambda state, path: _tell(on_checkpoint, state, {}, path)),) if on_checkpoint else (),
         )
         code = loop.train(resolved, mesh, parts)
+    if mesh.rank == 0:
+        loop.close_run(resolved, mesh.layout)
     if code:
         raise SystemExit(code)
     return Path(resolved.track.folder)

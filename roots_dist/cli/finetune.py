@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from roots_dist.cli.arguments import ConfigArgument, Overrides, Processes
-from roots_dist.cli.train import check, work
+from roots_dist.cli.train import check, close, work
 from roots_dist.runs.ranks.command import Command
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def _read(path: str, overrides: Sequence[str]) -> Loaded:
     return read_config(path, overrides)
 
 
-FINETUNE = Command("finetune", _read, work, check=check)
+FINETUNE = Command("finetune", _read, work, check=check, close=close)
 
 
 def finetune(config: ConfigArgument, overrides: Overrides = None, processes: Processes = None) -> None:

@@ -15,6 +15,7 @@ from roots_dist.runs.ranks.command import Command
 if TYPE_CHECKING:
     from roots_dist.config.load import Loaded
     from roots_dist.config.schema import Config
+    from roots_dist.layout import Layout
     from roots_dist.world.mesh import Mesh
 
 
@@ -57,7 +58,13 @@ def work(config: Config, mesh: Mesh) -> int:
     return train(config, mesh)
 
 
-TRAIN = Command("train", _read, work, check=check)
+def close(config: Config, layout: Layout) -> None:
+    from roots_dist.runs.train.loop import close_run
+
+    close_run(config, layout)
+
+
+TRAIN = Command("train", _read, work, check=check, close=close)
 
 
 @dataclass(frozen=True, kw_only=True)

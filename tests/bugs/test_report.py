@@ -6,7 +6,9 @@ import pytest
 
 from roots_dist.accounting.bounds import Bounds
 from roots_dist.config.schema import Config
+from roots_dist.runs.ranks.stop_signal import StopSignal
 from roots_dist.runs.train import callbacks as callbacks
+from roots_dist.runs.train.state import Saves
 from roots_dist.runs.train.step import StepReport
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.stopwatch import Stopwatch
@@ -39,6 +41,8 @@ def test_speed_does_not_depend_on_how_often_it_is_told(monkeypatch, first, every
         bounds=Bounds(None, 1.0),
         held_out=None,
         best=None,
+        saves=Saves(first),
+        stop=StopSignal(),
         trackers=SimpleNamespace(log=lambda step, numbers: told.update({step: numbers})),
     )
     do = callbacks.callbacks(state)

@@ -17,7 +17,7 @@ from pathlib import Path
 from daemons import until
 from namespaces import ROOT, Site, environment
 
-from roots_dist.runs.train.stop_signal import read_end
+from roots_dist.runs.ranks.stop_signal import read_end
 
 CONFIG = "configs/quickstart.yaml"
 SMALL = (

@@ -3,10 +3,13 @@ there."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -19,7 +22,7 @@ from commands import environ, roots
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.learning.data.store import Writer
-from roots_dist.runs.train.stop_signal import read_end
+from roots_dist.runs.ranks.stop_signal import read_end
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 250
@@ -37,7 +40,7 @@ def place(tmp_path_factory) -> Path:
         "train": {"steps": 100_000, "global_batch": 4, "micro_batch": 4, "device": "cpu", "log_every": 1},
         "optim": {"lr": 1e-3, "lr_schedule": "constant", "warmup_steps": 0},
         "checkpoint": {"every": 0},
-        "track": {"folder": str(place / "run"), "wandb": "disabled"},
+        "track": {"folder": str(place / "run"), "wandb": "disabled", "tensorboard": "off"},
     }
     (place / "run.yaml").write_text(to_yaml(Config.model_validate(config)))
     return place
@@ -114,9 +117,10 @@ def test_a_rank_whose_peer_has_failed_does_not_wait_for_a_step_that_will_not_com
     code = f"""
 import ctypes, os, signal, sys
 from pathlib import Path
-from roots_dist.runs.train.stop_signal import catch_stop_signals, record_end
+from roots_dist.runs.ranks.stop_signal import catch_stop_signals, record_end
 folder = Path({str(tmp_path)!r})
 with catch_stop_signals(folder) as stop:
+    stop.began = True
     os.kill(os.getpid(), signal.SIGUSR1)
     while not stop.signal:
         pass
@@ -140,7 +144,7 @@ with catch_stop_signals(folder) as stop:
 
 
 def test_a_reason_that_cannot_be_written_leaves_nothing_half_done(tmp_path):
-    from roots_dist.runs.train.stop_signal import record_end
+    from roots_dist.runs.ranks.stop_signal import record_end
 
     (tmp_path / "ended.txt").mkdir()  # as on a full disk, no file gets this name
     record_end(tmp_path, "finished after step 3")
@@ -148,7 +152,7 @@ def test_a_reason_that_cannot_be_written_leaves_nothing_half_done(tmp_path):
 
 
 def test_the_rank_that_fails_leaves_its_reason_and_another_ranks_failure_is_none(tmp_path):
-    from roots_dist.runs.train.stop_signal import record_failure
+    from roots_dist.runs.ranks.stop_signal import record_failure
 
     for rank, error in (
         (0, ConnectionError("Connection closed by peer")),
@@ -158,3 +162,115 @@ def test_the_rank_that_fails_leaves_its_reason_and_another_ranks_failure_is_none
             raise error
     ended = read_end(tmp_path / "ended.txt")
     assert ended.startswith("failed: rank 1 (pp0 dp0 tp1), node ") and ended.endswith(": the flux capacitor")
+
+
+def _asked(tmp_path, code: str) -> subprocess.CompletedProcess:
+    begin = f"""
+import logging, os, signal, sys, time
+from pathlib import Path
+from roots_dist.runs.ranks.stop_signal import catch_stop_signals
+logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
+def send(*numbers):
+    for number in numbers:
+        os.kill(os.getpid(), number)
+        time.sleep(0.3)
+with catch_stop_signals(Path({str(tmp_path)!r})) as stop:
+"""
+    program = begin + "".join(f"    {line}\n" for line in code.splitlines())
+    return subprocess.run([sys.executable, "-c", program], env=environ(), capture_output=True, text=True, timeout=250)
+
+
+@pytest.mark.parametrize(
+    "code, number, said, ended",
+    [
+        ("send(signal.SIGHUP)", signal.SIGHUP, "", "stopped by SIGHUP before training"),
+        ("stop.began = True\nsend(signal.SIGHUP, 15, 15, 15)\nprint(stop.signal)", 0, "1\n", ""),
+        ("stop.began = True\nsend(2)\nprint(stop.signal)", 0, "Ctrl-C again ends it at once, without one\n2\n", ""),
+        ("stop.began = True\nsend(2, 2)", 2, "without one\n", "stopped by SIGINT at once, without a checkpoint"),
+        ("stop.began = True\nsend(signal.SIGQUIT)", 3, "", "stopped by SIGQUIT at once, without a checkpoint"),
+    ],
+)
+def test_what_each_signal_does_before_and_in_training(code, number, said, ended, tmp_path):
+    found = _asked(tmp_path, code)
+    assert found.returncode == (128 + number if number else 0), found.stderr
+    assert found.stdout.endswith(said) and read_end(tmp_path / "ended.txt") == ended
+
+
+def test_a_stop_in_an_evaluation_saves_before_the_rest_of_it_and_before_another_step(place, tmp_path):
+    from roots_dist.config.load import load
+    from roots_dist.runs.train import callbacks
+    from roots_dist.runs.train.loop import TrainParts, catch_stop_signals, train_in
+    from roots_dist.world.mesh import Mesh
+
+    config = load(place / "run.yaml", [f"track.folder={tmp_path}", f"data.validation={place / 'text'}"])
+    config = config.changed({"train.eval_every": 2, "train.eval_sequences": 40})
+    seen, real = [], callbacks._until_stopped
+
+    def watched(state):
+        def batches(all_of_them):
+            for batch in real(state)(all_of_them):
+                seen.append(state.step)
+                if seen.count(2) == 3:
+                    state.stop.signal = signal.SIGTERM
+                yield batch
+
+        return batches
+
+    with catch_stop_signals(tmp_path) as stop, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks, "_until_stopped", watched)
+        assert train_in(tmp_path, config, Mesh.single(), stop, TrainParts()) == 128 + signal.SIGTERM
+    assert seen.count(2) == 3 and max(seen) == 2
+    assert read_end(tmp_path / "ended.txt") == "stopped by SIGTERM after step 2"
+    assert (tmp_path / "checkpoints" / "step_00000002").is_dir()
+
+
+def test_a_folder_that_is_removed_is_said_at_once_and_not_made_anew(place, tmp_path):
+    from roots_dist.config.load import load
+    from roots_dist.runs.train.loop import TrainParts, train
+    from roots_dist.storage.checkpoint.folder_lock import FolderError
+    from roots_dist.world.mesh import Mesh
+
+    folder, elsewhere, steps = tmp_path / "run", tmp_path / "elsewhere", []
+
+    def remove(state, report):
+        steps.append(state.step)
+        if state.step == 2:
+            shutil.rmtree(folder)
+
+    config = load(place / "run.yaml", [f"track.folder={folder}", f"checkpoint.fallback_folder={elsewhere}"])
+    with pytest.raises(FolderError, match=r"removed or renamed; the last step is in .*elsewhere.*step_00000003"):
+        train(config, Mesh.single(), TrainParts(after_step=(remove,)))
+    assert steps == [1, 2, 3] and not folder.exists()
+    assert (elsewhere / "checkpoints" / "step_00000003" / "manifest.json").is_file()
+
+
+def test_a_full_disk_for_a_while_does_not_end_training(place, tmp_path, monkeypatch, caplog):
+    """Nor do lines of metrics that cannot be written: they are written later."""
+    from roots_dist.config.load import load
+    from roots_dist.errors import CheckpointError
+    from roots_dist.runs.train.loop import TrainParts, train
+    from roots_dist.world.mesh import Mesh
+
+    real, full = os.write, [False]
+
+    def write(fd, block):
+        if full[0] and not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(fd, block)
+
+    def fill(state, report):
+        full[0] = state.step in (2, 3, 4)
+
+    monkeypatch.setattr(os, "write", write)
+    config = load(place / "run.yaml", [f"track.folder={tmp_path}", "checkpoint.every=1", "train.steps=7"])
+    assert train(config, Mesh.single(), TrainParts(after_step=(fill,))) == 0
+    warned = [r.getMessage() for r in caplog.records if "could not be saved" in r.getMessage()]
+    assert [f"step {step} could not" in line for step, line in zip((3, 4, 5), warned)] == [True] * 3
+    assert "No space left" in warned[0] and "Training goes on; the next attempt is after step 4" in warned[0]
+    assert sorted(losses(tmp_path)) == [1, 2, 3, 4, 5, 6, 7]
+    kept = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+    assert sorted(kept) == ["step_00000006", "step_00000007"]
+
+    other = config.changed({"checkpoint.max_failures": 2, "train.steps": 20})
+    with pytest.raises(CheckpointError, match="checkpoint.max_failures = 2: .*No space left.*Fix: see to the disk"):
+        train(other, Mesh.single(), TrainParts(after_step=(lambda state, report: full.__setitem__(0, True),)))

@@ -48,6 +48,8 @@ class Command:
     """Whether it starts from a config, all of whose keys must be used, and not from an existing run."""
     check: Callable[..., None] = _no_check
     """Further checks of a valid config before the first process group. Raises UserError."""
+    close: Callable[..., None] | None = None
+    """(config, layout) -> nothing, on rank 0 after the work, when no other rank waits for it any more."""
     uses_all_gpus: bool = True
     """Whether it uses all GPUs of this machine when run without a launcher; otherwise it uses those of one model
     replica."""

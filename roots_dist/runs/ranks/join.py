@@ -32,6 +32,10 @@ def device_for(config: Config, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
+CLOSING_S = 120
+"""Seconds beyond advanced.timeout_s for which ranks that are done wait for rank 0."""
+
+
 @contextmanager
 def joined(config: Config, world: World, layout: Layout, said: Sequence[str] = ()) -> Iterator[Mesh]:
     """Join the world for the duration of the body; `said` is the command, which all ranks must have been given.
@@ -59,8 +63,17 @@ def joined(config: Config, world: World, layout: Layout, said: Sequence[str] = (
         )
     yield Mesh.connect(layout, world.rank, device, timeout)
     if live:
-        dist.barrier()  # no rank closes its connections while others still read
+        _last_barrier(device, timeout)  # no rank closes its connections while others still read
         dist.destroy_process_group()
+
+
+def _last_barrier(device: torch.device, timeout: timedelta) -> None:
+    """Wait for all ranks, and for what rank 0 still has to close (a tracker's server that answers late) beyond the
+    timeout of other collectives. Collective over the world."""
+    if device.type == "cuda":
+        dist.barrier()
+    elif dist.get_world_size() > 1:
+        dist.monitored_barrier(timeout=timeout + timedelta(seconds=CLOSING_S))
 
 
 def _meet(config: Config, world: World, layout: Layout, device: torch.device, said: Sequence[str]) -> Any:

@@ -13,19 +13,25 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from roots_dist import environment
 from roots_dist.config.schema import Config
 from roots_dist.errors import UserError
 from roots_dist.runs.ranks.failure_report import read_records, summarize
+from roots_dist.runs.ranks.stop_signal import AT_ONCE
+from roots_dist.runs.ranks.stop_signal import SIGNALS as STOPS
 
 SHOW_CURSOR = "\x1b[?25h"
 SHUTDOWN_S = 60
 """Seconds that ranks may take to end after a signal before they are killed: enough for a step and a checkpoint."""
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-"""Signals that are forwarded to the ranks. Slurm sends SIGUSR1 before a time limit (runs/train/stop_signal.py)."""
+"""Signals that are forwarded to the ranks. Slurm sends SIGUSR1 before a time limit (runs/ranks/stop_signal.py)."""
 
 
 def signals() -> str:
@@ -100,7 +106,7 @@ class _Signalled(Exception):
 def _run(size: int, arguments: Sequence[str], records: Path) -> dict[int, int]:
     """Exit codes of all ranks if any failed, else nothing."""
     logging.disable(logging.ERROR)  # elastic's loggers have their own levels; their banners would bury the rank's error
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -115,24 +121,58 @@ def _run(size: int, arguments: Sequence[str], records: Path) -> dict[int, int]:
         max_restarts=0,
         monitor_interval=0.1,
         shutdown_timeout=SHUTDOWN_S,
-        signals_to_handle=signals(),
+        signals_to_handle="",  # elastic ends the ranks on a second signal, while they save
         logs_specs=DefaultLogsSpecs(log_dir=str(records / "elastic")),
     )
-    try:
-        elastic_launch(config, sys.executable)(*arguments)
-    except ChildFailedError as error:
-        return {rank: failure.exitcode for rank, failure in error.failures.items()}
-    except SignalException as stop:
-        raise _Signalled(int(stop.sigval)) from None
-    finally:
-        logging.disable(logging.NOTSET)
+    with _forwarded() as sent:
+        try:
+            elastic_launch(config, sys.executable)(*arguments)
+        except ChildFailedError as error:
+            exits = {rank: failure.exitcode for rank, failure in error.failures.items()}
+            if sent and all(code in (-sent[0], 128 + sent[0], -signal.SIGTERM) for code in exits.values()):
+                raise _Signalled(sent[0]) from None
+            return exits
+        finally:
+            logging.disable(logging.NOTSET)
     return {}
+
+
+@contextmanager
+def _forwarded() -> Iterator[list[int]]:
+    """Forward the signals that this process gets to its ranks, as often as they come, and yield the list of those: a
+    rank that saves a checkpoint knows how to hear a signal twice. Before there are ranks, a signal ends this
+    process."""
+    sent: list[int] = []
+    me = psutil.Process()
+
+    def forward(number: int, _: object) -> None:
+        sent.append(number)
+        ranks = me.children()
+        for rank in ranks:
+            with suppress(psutil.NoSuchProcess):
+                rank.send_signal(number)
+        if not ranks:
+            raise _Signalled(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield sent
+        return
+    before = {number: signal.signal(number, forward) for number in map(_number, signals().split(","))}
+    try:
+        yield sent
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _number(name: str) -> signal.Signals:
+    return signal.Signals[name]
 
 
 def _stop_code(exits: dict[int, int]) -> int | None:
     """Exit code if the ranks were told to stop one by one, not through this process, and did
-    (runs/train/stop_signal.py); else None."""
-    ours = {128 + number for number in (signal.SIGTERM, signal.SIGUSR1)}
+    (runs/ranks/stop_signal.py); else None."""
+    ours = {128 + number for number in (*STOPS, AT_ONCE)}
     late = {-signal.SIGTERM}  # had stopped as well, and was about to exit when elastic ended it
     codes = set(exits.values())
     return min(codes & ours) if codes & ours and codes <= ours | late else None

@@ -10,6 +10,7 @@ import faulthandler
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from roots_dist.layout import Layout
 from roots_dist.runs.ranks import local
 from roots_dist.runs.ranks.command import Command
 from roots_dist.runs.ranks.die_with_parent import die_with_parent
+from roots_dist.runs.ranks.stop_signal import catch_stop_signals
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +49,10 @@ def run_on_ranks(
 
         said = (command.name,) if command.trains else (command.name, *(arguments or (subject, *overrides)))
         with joined(config, world, layout, said) as mesh:
-            return command.work(config, mesh)
+            code = command.work(config, mesh)
+        if command.close is not None and world.rank == 0:
+            command.close(config, layout)
+        return code
 
     if world is not None:
         if processes is not None:
@@ -108,7 +113,9 @@ def be_rank(world: World, load: Callable[[], Loaded], body: Body, command: Comma
     logs.setup(world.rank, place if world.size > 1 else "")
     if not checked_already and world.rank == 0:
         log.info("%s", world)
-    with guarded(replace(who, place=place if world.size > 1 else "", folder=Path(loaded.config.track.folder))):
+    folder = Path(loaded.config.track.folder)
+    listening = catch_stop_signals(folder) if command.trains else nullcontext()  # until the training itself does
+    with guarded(replace(who, place=place if world.size > 1 else "", folder=folder)), listening:
         code = body(loaded.config, world, layout)
     sys.stdout.flush()
     return code or 0

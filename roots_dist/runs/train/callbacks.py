@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
@@ -24,6 +24,7 @@ from roots_dist.runs.track.machine_facts import peak_memory_gib
 from roots_dist.runs.train.saving import checkpoint
 from roots_dist.runs.train.state import TrainState
 from roots_dist.runs.train.step import StepReport
+from roots_dist.world.batch import MicroBatch
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.stopwatch import PARTS
 
@@ -110,15 +111,36 @@ def rank_metrics(parts: Mapping[str, float], mesh: Mesh, each: bool = False) -> 
     return found
 
 
+class Stopped(Exception):
+    """A rank was told to stop: the checkpoint comes before the rest of the evaluation."""
+
+
+def _until_stopped(state: TrainState) -> Callable[[Iterable[MicroBatch]], Iterable[MicroBatch]]:
+    """Ask all ranks before each microbatch whether one of them was told to stop; raises Stopped on all if so."""
+
+    def asked(batches: Iterable[MicroBatch]) -> Iterable[MicroBatch]:
+        for batch in batches:
+            if state.stop.agree(state.mesh):
+                raise Stopped
+            yield batch
+
+    return asked
+
+
 def evaluate(state: TrainState) -> Mapping[str, float]:
     """Score the held-out text, log the metrics, update the best evaluation, and return the metrics; none without a
-    held-out text. Collective over the world."""
+    held-out text, or if a rank is told to stop meanwhile. Collective over the world."""
     if state.held_out is None:
         return {}
     sequences, run = state.config.train.eval_sequences, state.run
     since = time.perf_counter()
     with state.trackers.doing("evaluating ..."):
-        found = score_held_out(run.passes, run.objective, state.held_out, sequences, state.bytes_per_token)
+        try:
+            found = score_held_out(
+                run.passes, run.objective, state.held_out, sequences, state.bytes_per_token, _until_stopped(state)
+            )
+        except Stopped:
+            return {}
     metrics = found.metrics()
     state.trackers.log(state.step, {**metrics, "time/evaluate_s": time.perf_counter() - since})
     if state.best:
@@ -179,10 +201,14 @@ def callbacks(state: TrainState, on_step: Sequence[Callback] = ()) -> list[Callb
 
     def every_so_often(state: TrainState, _: StepReport) -> None:
         config = state.config
+        if state.stop.agreed:
+            return  # runs/train/loop.py saves at once
         if is_due(state, config.train.eval_every):
             evaluate(state)
-        if is_due(state, config.train.sample_every):
+        if is_due(state, config.train.sample_every) and not state.stop.agree(state.mesh):
             sample(state)
+        if state.stop.agreed:
+            return
         is_best = state.best and state.best.step == state.step < config.train.steps
         again = state.saves.next_try == state.step < config.train.steps
         if is_due(state, config.checkpoint.every) or is_best or again:

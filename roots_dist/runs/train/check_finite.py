@@ -30,7 +30,7 @@ class StepSums(NamedTuple):
     """Sum and count of each term."""
     nonfinite: NonFinite | None
     stop: int = 0
-    """Signal that told a rank to stop (runs/train/stop_signal.py); 0 if there was none."""
+    """Signal that told a rank to stop (runs/ranks/stop_signal.py); 0 if there was none."""
 
 
 class NonFinite(NamedTuple):

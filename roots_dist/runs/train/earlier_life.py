@@ -11,9 +11,9 @@ from itertools import count
 from pathlib import Path
 
 from roots_dist.errors import CheckpointError, Problem
+from roots_dist.runs.ranks.stop_signal import AFTER_STEP, ENDED, ENDED_BEFORE, read_end
 from roots_dist.runs.track.metrics import METRICS_FILE, TEXTS_FILE, last_step
 from roots_dist.runs.track.summary_file import SUMMARY_FILE
-from roots_dist.runs.train.stop_signal import AFTER_STEP, ENDED, ENDED_BEFORE, read_end
 from roots_dist.storage.checkpoint.disk import rename, sync_folder
 from roots_dist.storage.checkpoint.format import checkpoints_folder
 from roots_dist.storage.checkpoint.keep import BEST_FILE, PARTIAL

@@ -17,6 +17,7 @@ from roots_dist.accounting.bounds import bounds
 from roots_dist.assembly.run import build_run
 from roots_dist.config.records import learning_rate_of, objective_of
 from roots_dist.config.schema import Config
+from roots_dist.layout import Layout
 from roots_dist.learning.data.ahead import BatchesAhead
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.tokenizer import load_codec
@@ -26,6 +27,17 @@ from roots_dist.learning.objectives.task_checks import row_remarks
 from roots_dist.parallel.zero.build import build_engine
 from roots_dist.parallel.zero.seam import Engine
 from roots_dist.runs.evaluate.references import with_references
+from roots_dist.runs.ranks.stop_signal import (
+    ENDED,
+    FINISHED,
+    FOLDER_GONE,
+    STOPPED,
+    StopSignal,
+    catch_stop_signals,
+    read_end,
+    record_end,
+    record_failure,
+)
 from roots_dist.runs.track.closing_lines import closing_lines
 from roots_dist.runs.track.summary_file import write_summary
 from roots_dist.runs.track.trackers import open_trackers
@@ -34,18 +46,10 @@ from roots_dist.runs.train.best_evaluation import best_evaluation
 from roots_dist.runs.train.callbacks import Callback, callbacks, evaluate, sample
 from roots_dist.runs.train.origin import without_secrets, write_origin
 from roots_dist.runs.train.resume import resume
-from roots_dist.runs.train.run_folder import hold_folder
-from roots_dist.runs.train.saving import checkpoint
+from roots_dist.runs.train.run_folder import HeldFolder, folder_gone, hold_folder
+from roots_dist.runs.train.saving import checkpoint, save_elsewhere
 from roots_dist.runs.train.state import OnCheckpoint, OnEvaluation, TrainState
 from roots_dist.runs.train.step import train_step
-from roots_dist.runs.train.stop_signal import (
-    FINISHED,
-    STOPPED,
-    StopSignal,
-    catch_stop_signals,
-    record_end,
-    record_failure,
-)
 from roots_dist.world.batch import Objective
 from roots_dist.world.mesh import Mesh
 
@@ -75,11 +79,11 @@ def train(config: Config, mesh: Mesh, parts: TrainParts = TrainParts()) -> int:
     config = without_secrets(config)
     folder = Path(config.track.folder)
     with (
-        hold_folder(folder) if mesh.rank == 0 else nullcontext(),
+        hold_folder(folder) if mesh.rank == 0 else nullcontext() as held,
         record_failure(folder, f"rank {mesh.rank} ({mesh.place})", rank0=mesh.rank == 0),
         catch_stop_signals(folder) as stop,
     ):
-        return train_in(folder, config, mesh, stop, parts)
+        return train_in(folder, config, mesh, stop, parts, held)
 
 
 def open_run(folder: Path, config: Config, mesh: Mesh, parts: TrainParts = TrainParts()) -> TrainState:
@@ -118,44 +122,44 @@ def open_run(folder: Path, config: Config, mesh: Mesh, parts: TrainParts = Train
     )
 
 
-def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal, parts: TrainParts) -> int:
-    """Train in a folder that this process holds. Collective over the world."""
-    rank0, stopped = mesh.rank == 0, 0
+def train_in(
+    folder: Path, config: Config, mesh: Mesh, stop: StopSignal, parts: TrainParts, held: HeldFolder | None = None
+) -> int:
+    """Train in a folder that rank 0 holds. Collective over the world."""
+    rank0 = mesh.rank == 0
     state = open_run(folder, config, mesh, parts)
+    state.stop = stop
     run, training, first = state.run, state.training, state.step
     facts = write_origin(folder, config, mesh.layout, state.bounds.facts()) if rank0 else None
     remarks = row_remarks(config, run.objective) if rank0 else ()
     log.info("\n".join([banner(config, mesh, state.peak_flops, state.bounds), *remarks]))
 
     with closing(open_trackers(config, folder, rank0=rank0, resumed_step=first, facts=facts)) as state.trackers:
-        if first == 0:
+        stop.began = True
+        if first == 0 and not stop.agree(mesh):
             evaluate(state)
         learning_rate = learning_rate_of(config)
         after_step = (*callbacks(state, parts.on_step), *parts.after_step)
         pinned = mesh.device.type == "cuda"
         made = BatchesAhead(training.at, last=config.train.steps - 1, pinned=pinned)
-        while state.should_continue and not stopped:
+        while state.should_continue and not stop.agreed:
             step = state.step
+            if held and not held.is_there():
+                stop.signal = FOLDER_GONE
             batches = made.at(step)
             run.watch.lap("data")
             report = train_step(run, batches, learning_rate(step), stop.signal)
-            state.step, stopped = step + 1, report.stop
+            state.step, stop.agreed = step + 1, report.stop
             if report.skipped:
                 state.skipped += 1
                 log.log(logging.WARNING if rank0 else logging.DEBUG, "step %d is skipped: %s", step + 1, report.skipped)
             for callback in after_step:
                 callback(state, report)
-        if stopped and state.should_continue:  # the launcher may kill us in seconds: no evaluation, no sample
-            if state.saves.step < state.step:
-                checkpoint(state, last=True)
-            ended = f"{STOPPED} by {signal.Signals(stopped).name} after step {state.step}"
-            log.info("%s, with a checkpoint; the same command resumes from it", ended)
-            if rank0:
-                record_end(folder, ended)
-            return 128 + stopped
+        if not stop.agreed and first < state.step == config.train.steps:
+            evaluate(state)
+        if stop.agreed:  # the launcher may kill us in seconds: the checkpoint comes before anything else
+            return stop_early(state)
         if first < state.step:
-            if state.step == config.train.steps:
-                evaluate(state)
             if state.saves.step < state.step:
                 checkpoint(state, last=True)
             sample(state)
@@ -163,6 +167,38 @@ def train_in(folder: Path, config: Config, mesh: Mesh, stop: StopSignal, parts: 
             log.info("%s", state.reason_to_stop())
     if rank0:
         record_end(folder, f"{FINISHED} after step {state.step}")
-        write_summary(config, mesh.layout, folder)
-        closing_lines(config, folder)
     return 0
+
+
+def stop_early(state: TrainState) -> int:
+    """Save a checkpoint, say why the run ends, and return its exit code. Collective over the world."""
+    folder, number = state.folder, state.stop.agreed
+    if number == FOLDER_GONE:
+        fallback = state.config.checkpoint.fallback_folder
+        saved = "nothing of it is saved elsewhere: checkpoint.fallback_folder is not set"
+        if fallback is not None:
+            saved = f"the last step is in {save_elsewhere(state, Path(fallback))}"
+        raise folder_gone(folder, saved)
+    if state.saves.step < state.step:
+        checkpoint(state, last=True)
+    ended = f"{STOPPED} by {signal.Signals(number).name} after step {state.step}"
+    if state.saves.step or state.step:
+        log.info("%s, with a checkpoint; the same command resumes from it", ended)
+    else:
+        log.info("%s", ended)
+    if state.mesh.rank == 0:
+        record_end(folder, ended)
+    return 128 + number
+
+
+def close_run(config: Config, layout: Layout) -> None:
+    """Draw and print what a finished run has to show. Rank 0 calls it when no other rank waits for it any more; what
+    fails here is said, and the run is finished all the same."""
+    folder = Path(config.track.folder)
+    if not read_end(folder / ENDED).startswith(FINISHED):
+        return
+    try:
+        write_summary(config, layout, folder)
+        closing_lines(config, folder)
+    except Exception as error:  # matplotlib, a full disk, a terminal that has gone
+        log.warning("the run is finished, and its checkpoint saved, but its summary is not complete: %s", error)

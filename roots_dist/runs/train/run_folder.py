@@ -6,8 +6,10 @@ Held by runs/train/loop.py on rank 0 before anything in the folder is touched.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from roots_dist.errors import Problem
@@ -17,14 +19,36 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 ODD = (errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
+@dataclass(frozen=True)
+class HeldFolder:
+    """A folder that this process holds."""
+
+    path: Path
+    fd: int
+    """Descriptor of the folder itself, which stays that of the folder when it is renamed or removed."""
+
+    def is_there(self) -> bool:
+        """Whether the folder still has its name. A disk that does not answer is no reason to think otherwise."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self.fd))
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+
+
 @contextmanager
-def hold_folder(folder: Path) -> Iterator[None]:
+def hold_folder(folder: Path) -> Iterator[HeldFolder]:
     """Hold the run's folder, which is created if needed. Raises FolderError if another process holds it, or if the disk
     fills up while the body runs."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with lock_folder(folder):
-            yield
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with lock_folder(folder):
+                yield HeldFolder(folder, fd)
+        finally:
+            os.close(fd)
     except OSError as error:
         if error.errno in FULL:
             expected = f"a disk with free space for the run's files ({error})"
@@ -35,3 +59,15 @@ def hold_folder(folder: Path) -> Iterator[None]:
         else:
             raise
         raise FolderError(Problem(key="track.folder", found=str(folder), expected=expected, fix=fix)) from error
+
+
+def folder_gone(folder: Path, saved: str) -> FolderError:
+    """The error of a run whose folder has vanished while it trained."""
+    return FolderError(
+        Problem(
+            key="track.folder",
+            found=str(folder),
+            expected=f"the folder that the run began in, which has been removed or renamed; {saved}",
+            fix="rename it back and repeat the command",
+        )
+    )

@@ -87,15 +87,8 @@ def _after_failure(state: TrainState, error: CheckpointError, last: bool) -> Non
     if keys.fallback_folder is not None:
         folder = Path(keys.fallback_folder)
         log.warning("%s A last attempt is made in %s", told, folder)
-        made = SharedFailure(state.mesh)
-        if state.mesh.rank == 0:
-            with made.attempt(f"cannot make {folder}"):
-                for path in reversed([folder, *folder.parents]):
-                    if not path.exists():
-                        make_folder(path)
         try:
-            made.raise_on_all()
-            path = _save_and_read_back(state, folder)
+            path = save_elsewhere(state, folder)
         except CheckpointError as again:
             where = f"that failed too: {again}"
         else:
@@ -113,3 +106,16 @@ def _after_failure(state: TrainState, error: CheckpointError, last: bool) -> Non
         fix="see to the disk and repeat the command: it goes on from the newest checkpoint",
     )
     raise CheckpointError(str(problem))
+
+
+def save_elsewhere(state: TrainState, folder: Path) -> Path:
+    """Save in another folder, which is made if needed. Collective over the world; raises CheckpointError on all
+    ranks."""
+    made = SharedFailure(state.mesh)
+    if state.mesh.rank == 0:
+        with made.attempt(f"cannot make {folder}"):
+            for path in reversed([folder, *folder.parents]):
+                if not path.exists():
+                    make_folder(path)
+    made.raise_on_all()
+    return _save_and_read_back(state, folder)

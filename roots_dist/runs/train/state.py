@@ -15,6 +15,7 @@ from roots_dist.errors import present
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.tokenizer import Codec
 from roots_dist.runs.evaluate.sources import bytes_per_token
+from roots_dist.runs.ranks.stop_signal import StopSignal
 from roots_dist.runs.track.trackers import Trackers
 from roots_dist.runs.train.best_evaluation import BestEvaluation
 from roots_dist.storage.checkpoint.format import Author
@@ -75,6 +76,7 @@ class TrainState:
     """Number of steps done."""
     skipped: int = 0
     """Number of steps that changed nothing because a number was not finite."""
+    stop: StopSignal = field(default_factory=StopSignal)
     author: InitVar[Author] = Author()
     saves: Saves = field(init=False)
     bytes_per_token: float | None = field(init=False)
