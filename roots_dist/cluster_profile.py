@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from roots_dist.errors import DataError
-from roots_dist.files import write_atomically
+from roots_dist.files import reason, write_atomically
 
 FORMAT = 1
 
@@ -152,7 +152,7 @@ def read(path: Path) -> Profile:
     try:
         profile = TypeAdapter(Profile).validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
-        why = str(error).splitlines()[0]
+        why = reason(error, path).splitlines()[0]
         raise DataError(
             f"profile = {str(path)!r}: expected what roots doctor --json wrote ({why}). Fix: write it again."
         ) from None

@@ -171,6 +171,26 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads() -> int | None:
+    """OMP_NUM_THREADS, where a user has set it, or our own launcher; None otherwise. Raises EnvironmentProblem.
+
+    torchrun sets it to 1 for whoever has not, so a 1 under it says nothing.
+    """
+    said = os.environ.get("OMP_NUM_THREADS")
+    if said is None or (said == "1" and "TORCHELASTIC_RUN_ID" in os.environ and FAILURES not in os.environ):
+        return None
+    first = said.partition(",")[0].strip()  # OpenMP allows a number for each level of nesting
+    if not first.isdecimal() or int(first) < 1:
+        raise _error(f"OMP_NUM_THREADS = {said!r}", "a whole number of at least 1", "unset it, or set it to 1")
+    return int(first)
+
+
+def threads_per_process(asked: int | None, local_size: int) -> int:
+    """CPU threads of each of this machine's processes: what the config asks for, else OMP_NUM_THREADS, else an equal
+    share of the cores."""
+    return asked or threads() or max(1, cores() // local_size)
+
+
 def gpus(environ: Mapping[str, str] | None = None) -> int:
     """Number of visible NVIDIA GPUs, counted without importing torch."""
     environ = os.environ if environ is None else environ

@@ -72,4 +72,6 @@ class NotFiniteError(UserError):
 
 def missing_package(package: str, extra: str) -> UserError:
     """Build the error for an optional package that is not installed."""
-    return EnvironmentProblem(f"this needs the package {package}: pip install 'roots_dist[{extra}]'")
+    return EnvironmentProblem(
+        f"{package}: expected this package to be installed. Fix: pip install 'roots_dist[{extra}]'."
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from shlex import quote
 
 from roots_dist.accounting.memory import GIB, state_bytes
 from roots_dist.accounting.sizes import parameters
@@ -12,6 +14,9 @@ from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import called, fix_of
 from roots_dist.errors import Problem
 from roots_dist.layout import Layout
+
+TEXT_FILE = r"\.(txt|jsonl|ndjson|json|parquet)(\.(gz|bz2|xz|zst))?$"
+"""Names of files that `roots prepare` reads."""
 
 
 def check(config: Config, layout: Layout, facts: Facts) -> list[Problem]:
@@ -52,7 +57,14 @@ def _corpora(config: Config, facts: Facts) -> Iterator[Problem]:
 def _corpus(key: str, path: str, found: CorpusFacts, config: Config) -> Iterator[Problem]:
     if found.trouble is not None:
         fix = (
-            "give the path without .bin or .idx" if path.endswith((".bin", ".idx")) else "make it with `roots prepare`"
+            "give the path without .bin or .idx"
+            if path.endswith((".bin", ".idx"))
+            else f"make it of this text with `roots prepare {quote(path)} --output data/mine`, and set "
+            f"{key}=data/mine/{'validation' if key == 'data.validation' else 'train'}_text_document"
+            if re.search(TEXT_FILE, path)
+            else "write the whole path: ~ is not replaced here"
+            if path.startswith("~")
+            else "make it with `roots prepare`"
         )
         yield Problem(key=key, found=path, expected=f"a readable corpus ({found.trouble})", fix=fix)
         return

@@ -6,9 +6,11 @@ A user's mistake ends with one line per problem and exit code 2; anything else w
 
 from __future__ import annotations
 
+import platform
 import re
 import sys
 from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -30,7 +32,6 @@ from roots_dist.cli.verify import verify
 
 app = typer.Typer(
     name="roots",
-    add_completion=False,
     rich_markup_mode=None,  # rich would double the time of --help
     pretty_exceptions_enable=False,
     no_args_is_help=True,
@@ -45,6 +46,8 @@ app = typer.Typer(
     """,
 )
 
+USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]
+"""The parser's error for a command line that it does not understand."""
 LAUNCHERS_OWN = re.compile(r"--local[_-]rank=\d+$")
 
 app.command("prepare", short_help="text -> tokens (.bin/.idx, tokenizer)")(prepare)
@@ -64,14 +67,37 @@ app.command("import", short_help="Hugging Face model -> run")(import_model)
 app.command("export", short_help="run -> folder for transformers, vLLM")(export)
 
 
+@app.callback()
+def versions(
+    version: Annotated[bool, typer.Option("--version", help="versions of roots, Python, torch and DeepSpeed")] = False,
+) -> None:
+    """Options without a command."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `roots` and `python -m roots_dist`. deepspeed's launcher begins with --local_rank=N."""
     from roots_dist.errors import UserError
 
-    arguments = sys.argv[1:] if arguments is None else arguments
-    try:
-        words = [word for word in arguments if not LAUNCHERS_OWN.match(word)]
-        app(words, prog_name="roots", obj=tuple(words))  # a command with options starts its ranks with the same words
+    words = [word for word in (sys.argv[1:] if arguments is None else arguments) if not LAUNCHERS_OWN.match(word)]
+    if words[:1] == ["--version"]:
+        from roots_dist.checks.facts import version_of
+
+        packages = ", ".join(f"{name} {version_of(name) or 'not installed'}" for name in ("torch", "deepspeed"))
+        typer.echo(
+            f"roots {version_of('roots_dist') or 'from a checkout'}, Python {platform.python_version()}, {packages}"
+        )
+        raise SystemExit(0)
+    try:  # a command with options starts its ranks with the same words
+        code = app(words, prog_name="roots", obj=tuple(words), standalone_mode=False)
     except UserError as error:
         typer.echo(error.cli_message(), err=True)
         raise SystemExit(2) from None
+    except USAGE_ERROR as error:
+        from roots_dist.cli.usage import usage_line
+
+        bare = not words or (len(words) == 1 and not error.format_message().startswith(("No such", "Missing")))
+        typer.echo(error.ctx.get_help() if bare and error.ctx else usage_line(error.format_message(), words), err=True)
+        raise SystemExit(2) from None
+    except typer.Abort:
+        raise SystemExit(130) from None
+    raise SystemExit(code if isinstance(code, int) else 0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from pydantic_core import ErrorDetails
 
 from roots_dist.config import text
 from roots_dist.config.extensions import KEY, NOTHING, Extension, extended, pinned
+from roots_dist.config.overrides import joined, typed
 from roots_dist.config.renamed import RENAMED
 from roots_dist.config.rope_scaling import RULES
 from roots_dist.config.schema import Config, Source
@@ -67,6 +69,9 @@ def read(path: str | Path, overrides: Sequence[str] = (), named: Sequence[str] |
     the overrides, if the file is that of a run's folder, which may come from anybody; None: the file is theirs."""
     tree, origins = text.parse_file(Path(path))
     problems: list[Problem] = []
+    if (meant := joined(overrides)) is not None:
+        found, expected = " ".join(overrides), "an override without spaces, section.key=value"
+        raise ConfigError([Problem(key="override", found=found, expected=expected, fix=f"write {meant}")])
     for override in overrides:
         try:
             _apply(override, tree, origins)
@@ -105,6 +110,12 @@ def known_keys() -> list[str]:
     return list(_keys(Config))
 
 
+def _meant(override: str, known: Sequence[str]) -> str:
+    """The override that was probably meant by one without a section, with a colon, dashes or full-width characters."""
+    key, value = re.split(r"[=:]|$", typed(override).lstrip("-—"), maxsplit=1)
+    return f"{nearest(key.strip(), known) or 'optim.lr'}={value.strip() or 'VALUE'}"
+
+
 def nearest(name: str, known: Sequence[str]) -> str | None:
     """The known key that a misspelt one probably means: same last part in another section, or similar spelling."""
     leaf = name.rpartition(".")[2]
@@ -140,9 +151,9 @@ def _apply(override: str, tree: dict[str, Any], origins: dict[str, str]) -> None
     key, equals, value = override.partition("=")
     section, _, name = key.partition(".")
     known = known_keys()
-    if not equals or not name or not section:
-        example = nearest(key.lstrip("-"), known) or "optim.lr"
-        raise _wrong(override, override, "an override of the form section.key=value", f"write {example}=VALUE")
+    if not equals or not name or not section or (not override.isascii() and key not in known and typed(key) in known):
+        expected, fix = "an override of the form section.key=value", f"write {_meant(override, known)}"
+        raise ConfigError([Problem(key=override, found=override, expected=expected, fix=fix, origin=COMMAND_LINE)])
     parsed = text.parse_value(key, value, COMMAND_LINE)
     if key not in known:
         raise ConfigError([_unknown(key, parsed, COMMAND_LINE)])
@@ -152,10 +163,6 @@ def _apply(override: str, tree: dict[str, Any], origins: dict[str, str]) -> None
     for inner in [k for k in origins if k.startswith(f"{key}.")]:
         del origins[inner]
     origins[key] = COMMAND_LINE
-
-
-def _wrong(key: str, found: object, expected: str, fix: str) -> ConfigError:
-    return ConfigError([Problem(key=key, found=found, expected=expected, fix=fix, origin=COMMAND_LINE)])
 
 
 def _unknown(key: str, found: object, origin: str) -> Problem:

@@ -68,8 +68,8 @@ class ObjectiveRecord:
     """The fewest tokens of a corpus that give a sample."""
     target_length: Callable[[SampleSettings], int] | None = None
     """Positions of the decoder of two stacks; None: as data.target_seq_length says."""
-    prompt: str = 'generate {run} "a text"'
-    """What to try with a trained run."""
+    prompt: str = "generate {run} {text}"
+    """What to try with a trained run: words of its text, with a masked word (masked) or a sentinel (hollow)."""
 
     @property
     def masks(self) -> bool:
@@ -111,7 +111,7 @@ def _labelled_length(s: SampleSettings) -> int:
     return s.texts + (s.texts + 1 if s.enclosed else s.texts - 1)
 
 
-_MASKED = 'generate {run} "The people of the [MASK] States"'
+_MASKED = "generate {run} {masked}"
 _ENCLOSED_TEXT = "its special tokens, and text"
 
 OBJECTIVES: dict[str, ObjectiveRecord] = {
@@ -123,7 +123,6 @@ OBJECTIVES: dict[str, ObjectiveRecord] = {
             families=("gpt",),
             answer="write",
             every_token=True,
-            prompt='generate {run} "The people of the United States"',
         ),
         ObjectiveRecord(
             name="mlm",
@@ -176,7 +175,7 @@ OBJECTIVES: dict[str, ObjectiveRecord] = {
             usual_length="512, as T5",
             corpus_tokens=lambda s: s.spans().tokens,
             target_length=lambda s: s.spans().targets,
-            prompt='generate {run} "The people of the <extra_id_0> States"',
+            prompt="generate {run} {hollow}",
         ),
         ObjectiveRecord(
             name="prefix",

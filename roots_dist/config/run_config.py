@@ -6,6 +6,7 @@ run's config.yaml + overrides --of_run--> Config for one process, unless overrid
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from roots_dist.config.extensions import check_same
 from roots_dist.config.load import COMMAND_LINE, CONFIG_FILE, Loaded, read
 from roots_dist.config.text import parse_file
 from roots_dist.errors import CheckpointError
+from roots_dist.files import where
 from roots_dist.schedule.schedules import DEFAULT
 
 ONE_PROCESS: Mapping[str, object] = {
@@ -34,10 +36,25 @@ def config_of_run(
     moved."""
     path = Path(run) / CONFIG_FILE
     if not path.is_file():
-        raise CheckpointError(f"{run} is not the folder of a run: it holds no config.yaml. Fix: name a track.folder.")
+        raise CheckpointError(f"{run} is not the folder of a run: {_lack(path)}. Fix: {_run_meant(Path(run))}.")
     loaded = read(path, overrides, named=())
     section = parse_file(path)[0].get("advanced")
     check_same((section or {}).get("extensions") or (), loaded.config.advanced.extensions)
     values = {**ONE_PROCESS, **(defaults or {}), "track.folder": str(run)}
     wanted = {key: value for key, value in values.items() if loaded.origins.get(key) != COMMAND_LINE}
     return replace(loaded, config=loaded.config.changed(wanted))
+
+
+def _lack(path: Path) -> str:
+    return "it holds no config.yaml" if path.parent.exists() else f"there is no {where(path.parent)}"
+
+
+def _run_meant(run: Path) -> str:
+    """The folder of the run that a config was named for, or that has a similar name."""
+    if run.is_file() and run.suffix in (".yaml", ".yml"):
+        track = parse_file(run)[0].get("track") or {}
+        folder = run.parent if run.name == CONFIG_FILE else track.get("folder", "its track.folder")
+        return f"name the folder that its run is in, {folder}"
+    runs = sorted(str(file.parent) for file in Path("runs").glob(f"*/{CONFIG_FILE}"))
+    close = difflib.get_close_matches(str(Path("runs") / run.name), runs, n=1)
+    return f"did you mean {close[0]}" if close else "name a track.folder"

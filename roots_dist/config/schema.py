@@ -213,7 +213,9 @@ class Advanced(Section):
     timeout_s: int = Field(600, ge=1, description="seconds that ranks wait for one another; then the hang is named")
     init_timeout_s: int | None = Field(None, ge=1, description="the same until all ranks have met; default: timeout_s")
     reduce_bucket: int = Field(50_000_000, ge=1, description="elements per gradient bucket of DeepSpeed")
-    threads: int | None = Field(None, ge=1, description="CPU threads per process; default: cores / local processes")
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads per process; default: OMP_NUM_THREADS, else cores / local processes"
+    )
     extensions: tuple[str, ...] = Field(
         (),
         description="Python files of one's own whose objectives, families, activations and schedules are added: code "

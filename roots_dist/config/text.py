@@ -6,7 +6,9 @@ gigabytes), `1e-4` is a number, and dates are text.
 
 from __future__ import annotations
 
+import difflib
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from roots_dist.errors import ConfigError, Problem
-from roots_dist.files import why
+from roots_dist.files import where, why
 
 Origins = dict[str, str]
 
@@ -58,15 +60,39 @@ def parse_file(path: Path) -> tuple[dict[str, Any], Origins]:
     try:
         source = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise _refusal(path, why(error), "a YAML file that can be read", _remedy(path)) from None
-    tree, origins = _parse(source, str(path), str(path))
+        expected = "a YAML file that can be read"
+        if isinstance(error, FileNotFoundError):
+            expected = f"a YAML file: {where(path)}"
+        raise _refusal(path, why(error), expected, _remedy(path)) from None
+    try:
+        tree, origins = _parse(source, str(path), str(path))
+    except ConfigError as error:
+        raise ConfigError([_with_slip(problem, source) for problem in error.problems]) from None
     if tree is None:
         return {}, {}
+    if isinstance(tree, dict):  # a section that is a word: what should have been its keys
+        lines = [(n, slip) for n, line in enumerate(source.splitlines(), 1) if (slip := _slip(line))]
+        if lines and any(
+            not isinstance(section, (dict, type(None))) or ":" in str(key) for key, section in tree.items()
+        ):
+            number, slip = lines[0]
+            problem = Problem(key=str(path), found=source.splitlines()[number - 1].strip(), expected="YAML", fix=slip)
+            raise ConfigError([replace(problem, origin=f"{path}:{number}")])
     if not isinstance(tree, dict):
         raise _refusal(
             path, type(tree).__name__, "sections (model:, data:, train:, ...)", "see configs/quickstart.yaml"
         )
     return tree, origins
+
+
+def _with_slip(problem: Problem, source: str) -> Problem:
+    """The problem with what to change in its line, or in the one before, where that is one of the usual slips."""
+    number = problem.origin.rpartition(":")[2]
+    lines = source.splitlines()
+    near = [int(number) - 1, int(number) - 2] if number.isdigit() else []
+    slips = (_slip(lines[i]) for i in near if 0 <= i < len(lines))
+    usual = next((fix for words, fix in REASONS.items() if words in str(problem.found)), problem.fix)
+    return replace(problem, fix=next((slip for slip in slips if slip), usual))
 
 
 def parse_value(key: str, source: str, origin: str) -> Any:
@@ -127,9 +153,45 @@ def _refusal(path: Path, found: object, expected: str, fix: str) -> ConfigError:
 
 
 def _remedy(path: Path) -> str:
-    beside = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    if re.match(r"\w+\.\w+=", str(path)):
+        return "name the config before the overrides"
+    if (path / "config.yaml").is_file():
+        return f"the config of this run is {path / 'config.yaml'}"
+    named = Path("configs") / f"{path.name.removesuffix('.yaml')}.yaml"
+    if named.is_file() and not path.exists():
+        return f"did you mean {named}"
+    folder = path if path.is_dir() else path.parent
+    beside = sorted(p.name for p in folder.glob("*.yaml")) if folder.is_dir() else []
+    if not path.is_file() and (close := difflib.get_close_matches(path.name, beside, n=1)):
+        return f"did you mean {folder / close[0]}"
     return (
-        f"{path.parent} holds {', '.join(beside[:12])}"
+        f"name one of the files there: {', '.join(beside[:12])}"
         if beside
         else "give the path of a config, as configs/quickstart.yaml"
     )
+
+
+REASONS = {
+    "mapping values are not allowed": "indent it as the line above, or put a value with a colon into quotes",
+    "expected ',' or": "close the bracket, or put a value with a colon into quotes",
+    "is written twice": "remove one of the two",
+}
+"""Words of the parser -> what to do."""
+LOOKALIKES = {"：": ":", "，": ",", "“": '"', "”": '"', "‘": "'", "’": "'", "\u00a0": " ", "　": " "}
+"""Characters of other keyboards and of word processors -> those of YAML."""
+
+
+def _slip(line: str) -> str | None:
+    """What to change in a line of YAML that people get wrong in one of a few ways."""
+    body = line.split("#")[0]
+    if "\t" in body:
+        return "indent with spaces: this line has a tab"
+    for odd, plain in LOOKALIKES.items():
+        if odd in body:
+            shown = "a space" if plain == " " else plain
+            return f"write {shown} instead of {odd if odd.strip() else f'U+{ord(odd):04X}'}"
+    if found := re.match(r"\s*([A-Za-z_]\w*):([^\s:/\\][^:]*)$", body.rstrip()):
+        return f"write a space after the colon, {found[1]}: {found[2]}"
+    if found := re.match(r"\s*([A-Za-z_]\w*)\s*=\s*(\S.*)$", body.rstrip()):
+        return f"write a colon, {found[1]}: {found[2]}"
+    return None

@@ -129,13 +129,13 @@ def test_a_missing_file_names_its_neighbours(write):
     "override, key, word",
     [
         ("optim.lrr=3", "optim.lrr", "optim.lr"),
-        ("lr=3", "lr=3", "optim.lr=VALUE"),
+        ("lr=3", "lr=3", "optim.lr=3"),
         ("model.layers", "model.layers", "model.layers=VALUE"),
         ("--optim.lr=3", "--optim.lr", "optim.lr"),
         ("model.layers=[", "model.layers", "quotes"),
         ("model.layers=many", "model.layers", "Transformer blocks"),
         ("model.layers=", "model.layers", "such a value"),
-        ("=3", "=3", "VALUE"),
+        ("=3", "=3", "optim.lr=3"),
         ("data.train.0.path=x", "data.train.0.path", "data.train"),
     ],
 )

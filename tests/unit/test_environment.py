@@ -168,3 +168,24 @@ def test_gpus_are_counted_through_nvidia_smi(tmp_path):
     assert environment.gpus({"PATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": "1"}) == 1
     tool.write_text("#!/bin/sh\nexit 9\n")
     assert environment.gpus({"PATH": str(tmp_path)}) == 0
+
+
+@pytest.mark.parametrize(
+    "variables, asked, found",
+    [
+        ({}, None, 4),
+        ({"OMP_NUM_THREADS": "3"}, None, 3),
+        ({"OMP_NUM_THREADS": "3,1"}, None, 3),
+        ({"OMP_NUM_THREADS": "3"}, 2, 2),
+        ({"OMP_NUM_THREADS": "1"}, None, 1),
+        ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x"}, None, 4),  # torchrun's default, which nobody asked for
+        ({"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x", "ROOTS_FAILURES": "y"}, None, 1),
+    ],
+)
+def test_threads_are_those_that_the_config_or_the_user_asks_for(monkeypatch, variables, asked, found):
+    for name in ("OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID", "ROOTS_FAILURES"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(environment, "cores", lambda: 8)
+    assert environment.threads_per_process(asked, 2) == found

@@ -3,8 +3,10 @@
 import io
 import json
 import logging
+import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,8 +15,10 @@ from roots_dist.accounting.bounds import bounds
 from roots_dist.accounting.peaks import format_flops, measured_cpu_peak
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
+from roots_dist.learning.data.prepare import prepare
 from roots_dist.learning.models.flops import flops_per_step
 from roots_dist.runs.track import closing_lines as closing
+from roots_dist.runs.track import try_next
 from roots_dist.runs.track.metrics import METRICS_FILE, MetricsFile
 from roots_dist.runs.track.summary_file import summary, write_summary
 from roots_dist.runs.train import banner as opening
@@ -43,7 +47,8 @@ def test_the_opening_names_layout_size_peak_and_batch():
     lines = opening.banner(CONFIG, Mesh.single(), 9.54e10, bound).splitlines()
     assert lines[0].startswith("TP1×PP1×DP1, 4,") and lines[0].endswith("reference engine, peak 95.4 GFLOP/s measured")
     assert lines[1] == "1 × 8 tokens × 4 microbatches × dp 1 = 32 tokens per step"
-    assert lines[2] == str(bound) and bound.step_s == flops_per_step(CONFIG) / 9.54e10
+    assert lines[2].startswith(f"{bound}; ") and re.search(r"; \d+ threads? each \(advanced.threads\)$", lines[2])
+    assert bound.step_s == flops_per_step(CONFIG) / 9.54e10
     assert "no MFU" in opening.banner(CONFIG, Mesh.single(), None, replace(bound, step_s=None))
     assert [format_flops(v) for v in (9.895e14, 3.9e15, 12.0)] == ["990 TFLOP/s", "3.9 PFLOP/s", "12 FLOP/s"]
 
@@ -92,7 +97,7 @@ def test_the_closing_says_what_to_try_next(tmp_path, capsys, monkeypatch):
     metrics.log(0, {"loss/validation": 4.0, "perplexity/validation": 54.6})
     metrics.log(6, {"loss/validation": 1.5, "perplexity/validation": float("nan")})
     metrics.close()
-    monkeypatch.setattr(closing.shutil, "which", lambda name: "/usr/bin/roots")
+    monkeypatch.setattr(try_next.shutil, "which", lambda name: "/usr/bin/roots")
     closing.closing_lines(CONFIG, tmp_path)
     said = capsys.readouterr().out
     assert "before (step 0)" in said and "after (step 6)" in said
@@ -100,16 +105,38 @@ def test_the_closing_says_what_to_try_next(tmp_path, capsys, monkeypatch):
         ["validation", "loss", "4.000", "1.500"],
         ["perplexity", "54.600", "-"],
     ]
-    assert f'next   roots generate {tmp_path} "' in said and f"       roots verify {tmp_path / 'config.yaml'}\n" in said
+    assert (
+        f'next   roots generate {tmp_path} "a text"\n' in said
+        and f"       roots verify {tmp_path / 'config.yaml'}\n" in said
+    )
     assert (tmp_path / "curve.png").exists() and (tmp_path / METRICS_FILE).exists()
 
 
 def test_a_shell_that_does_not_find_roots_is_told_the_way(tmp_path, monkeypatch):
-    monkeypatch.setattr(closing.shutil, "which", lambda name: None)
+    monkeypatch.setattr(try_next.shutil, "which", lambda name: None)
     monkeypatch.chdir(tmp_path)
     python = tmp_path / ".venv" / "bin" / "python"
     monkeypatch.setattr(sys, "executable", str(python))
-    assert closing.command() == ".venv/bin/python -m roots_dist"
+    assert try_next.command() == ".venv/bin/python -m roots_dist"
     python.parent.mkdir(parents=True)
     (python.parent / "roots").touch()
-    assert closing.command() == ".venv/bin/roots"
+    assert try_next.command() == ".venv/bin/roots"
+
+
+PROMPTS = {
+    ("clm", "bpe"): "generate 'my runs/a' \"Fellow citizens of the whole State\"",
+    ("mlm", "wordpiece"): "generate 'my runs/a' \"fellow citizens of the [MASK] state\"",
+    ("spans", "unigram"): "generate 'my runs/a' \"Fellow citizens of the <extra_id_0> State\"",
+    ("instruct", "bpe"): "chat 'my runs/a'",
+}
+
+
+@pytest.mark.parametrize("objective, kind", PROMPTS)
+def test_what_to_try_next_pastes_as_it_stands_and_is_of_the_runs_own_text(tmp_path, monkeypatch, objective, kind):
+    (tmp_path / "a.txt").write_text("\n\nFellow citizens of the whole State, I say: it rained, and it stopped.\n" * 5)
+    prepare([tmp_path / "a.txt"], tmp_path / "out", vocab=280, kind=kind, workers=1, validation=0)
+    data = {"train": str(tmp_path / "out/train_text_document"), "tokenizer": str(tmp_path / "out/tokenizer.json")}
+    config = Config.model_validate({"objective": {"name": objective}, "data": data})
+    monkeypatch.setattr(try_next.shutil, "which", lambda name: "/usr/bin/roots")
+    first, second = try_next.next_commands(config, Path("my runs/a"))
+    assert first == f"roots {PROMPTS[objective, kind]}" and second == "roots verify 'my runs/a/config.yaml'"

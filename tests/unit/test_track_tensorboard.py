@@ -75,7 +75,9 @@ def test_on_off_and_not_installed(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "auto" / ours.FOLDER).exists()
     with pytest.raises(EnvironmentProblem) as caught:
         open_trackers(config(), tmp_path / "on", rank0=True)
-    assert str(caught.value) == "this needs the package tensorboard: pip install 'roots_dist[tensorboard]'"
+    assert str(caught.value) == (
+        "tensorboard: expected this package to be installed. Fix: pip install 'roots_dist[tensorboard]'."
+    )
 
 
 def test_a_disk_that_is_full_ends_the_view_and_not_the_run(tmp_path, monkeypatch, capsys, caplog):

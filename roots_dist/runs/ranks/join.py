@@ -47,7 +47,7 @@ def joined(config: Config, world: World, layout: Layout, said: Sequence[str] = (
     timeout = timedelta(seconds=config.advanced.timeout_s)
     # DeepSpeed reads the world only from these variables, and would choose an accelerator by itself
     environment.export(environment.variables(world) | {"DS_ACCELERATOR": device.type})
-    torch.set_num_threads(config.advanced.threads or max(1, environment.cores() // world.local_size))
+    torch.set_num_threads(environment.threads_per_process(config.advanced.threads, world.local_size))
     logs.ignore_warnings_of_libraries()
     if device.type == "cuda":
         torch.cuda.set_device(device)

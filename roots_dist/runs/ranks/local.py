@@ -69,7 +69,7 @@ def launch(size: int, arguments: Sequence[str], threads: int | None = None, what
         {
             environment.FAILURES: str(records),
             environment.LAUNCHER_PID: str(os.getpid()),
-            "OMP_NUM_THREADS": str(threads or max(1, environment.cores() // size)),
+            "OMP_NUM_THREADS": str(environment.threads_per_process(threads, size)),
         }
     )
     environment.export(

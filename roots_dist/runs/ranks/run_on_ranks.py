@@ -43,6 +43,7 @@ def run_on_ranks(
     """Run `roots COMMAND SUBJECT OVERRIDES`, or this rank of it, and return the exit code. `arguments` is the command
     line that starts the other ranks, if it has more than that."""
     world = environment.discover()
+    environment.threads()  # a wrong number is refused before anything is read
 
     def body(config: Config, world: World, layout: Layout) -> int | None:
         from roots_dist.runs.ranks.join import joined

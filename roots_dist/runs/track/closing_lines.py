@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from roots_dist.config.objectives import OBJECTIVES
-from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.runs.track.curve import draw_curve
 from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
+from roots_dist.runs.track.try_next import next_commands
 from roots_dist.storage.checkpoint.keep import BEST_FILE
 
 ROWS = {
@@ -49,13 +47,8 @@ def closing_lines(config: Config, folder: Path) -> None:
         console.print()
     console.print(f"run    {folder}")
     console.print(f"curve  {curve}")
-    roots = command()
-    if config.data.tokenizer:
-        asked = objective_of(config).prompt + (' --pair "another"' if config.finetune.pair_column else "")
-        console.print(f"next   {roots} {asked.format(run=folder)}")
-        console.print(f"       {roots} verify {folder / 'config.yaml'}")
-    else:
-        console.print(f"next   {roots} verify {folder / 'config.yaml'}")
+    for word, line in zip(("next ", "     "), next_commands(config, folder)):
+        console.print(f"{word}  {line}", markup=False)
 
 
 def _rows(first: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -71,14 +64,3 @@ def _rows(first: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def label_of(metric: str) -> str | None:
     """Name of a metric in words; None if it is not shown."""
     return f"accuracy, {metric.rpartition('/')[2]}" if metric.startswith("accuracy/validation/") else ROWS.get(metric)
-
-
-def command() -> str:
-    """How to call `roots` here: by name if the shell finds it, else by path."""
-    if shutil.which("roots"):
-        return "roots"
-    python = Path(sys.executable)
-    if python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
-    beside = python.with_name("roots")
-    return str(beside) if beside.exists() else f"{python} -m roots_dist"

@@ -56,7 +56,15 @@ def banner(config: Config, mesh: Mesh, peak: float | None, bound: Bounds) -> str
         peak_words = f"peak {format_flops(peak)} {'measured' if mesh.device.type == 'cpu' else 'by data sheet'}"
     engine = config.engine(mesh.dp_cp.size)
     model = f"{mesh.layout}, {parameters(config):,} parameters, {engine} engine, {peak_words}"
-    return f"{model}\n{batch_arithmetic(config, mesh.layout)}\n{bound}"
+    return f"{model}\n{batch_arithmetic(config, mesh.layout)}\n{bound}{_threads(mesh)}"
+
+
+def _threads(mesh: Mesh) -> str:
+    """How many threads each process computes with on a CPU, and what changes it."""
+    if mesh.device.type != "cpu":
+        return ""
+    count = torch.get_num_threads()
+    return f"; {count} thread{'s' if count > 1 else ''} each (advanced.threads)"
 
 
 def batch_arithmetic(config: Config, layout: Layout) -> str:

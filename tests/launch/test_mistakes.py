@@ -1,0 +1,235 @@
+"""What people type wrong, bring along or forget: each mistake is answered with one line that says what to do.
+
+Commands run in this process: all of these are refused before any rank is started.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from roots_dist.cli.main import main
+from roots_dist.environment import LAUNCHERS
+
+CONFIG = """\
+model: {layers: 2, hidden: 32, heads: 4, vocab: 300}
+data: {train: corpus, seq_length: 16}
+train: {device: cpu, steps: 2, global_batch: 4}
+track: {folder: runs/mine}
+"""
+TYPED = {
+    "a misspelt command": ("trian a.yaml", "Did you mean 'train'"),
+    "no command": ("a.yaml", "write roots train a.yaml"),
+    "help without dashes": ("help", "write roots --help"),
+    "no config": ("train", "Missing argument 'CONFIG'"),
+    "a misspelt option": ("train a.yaml --proceses 4", "--processes"),
+    "a dash of a word processor": ("train a.yaml —processes=4", "write "),
+    "words for a number": ("train a.yaml --processes four", "--processes"),
+    "no number of processes": ("train a.yaml --processes 0", "--processes"),
+    "a key as an option": ("train a.yaml --train.steps 5", "Fix: write train.steps=5."),
+    "a key as an option, with =": ("train a.yaml --train.steps=5", "Fix: write train.steps=5."),
+    "a key and its value": ("train a.yaml train.steps 5", "Fix: write train.steps=5."),
+    "spaces around =": ("train a.yaml train.steps = 5", "Fix: write train.steps=5."),
+    "a colon": ("train a.yaml train.steps:5", "Fix: write train.steps=5."),
+    "a full-width =": ("train a.yaml train.steps＝5", "Fix: write train.steps=5."),
+    "a key without its section": ("train a.yaml steps=5", "Fix: write train.steps=5."),
+    "a misspelt key": ("train a.yaml optim.lrr=1", "Fix: did you mean optim.lr."),
+    "a key that is called otherwise now": ("train a.yaml train.batch=4", "it is called train.global_batch now"),
+    "no value": ("train a.yaml train.steps=", "train.steps = None (command line): expected a whole number"),
+    "a word for a number": ("train a.yaml train.steps=many", "expected a whole number"),
+    "a word that is no choice": ("train a.yaml train.precision=fp16", "choose one of 'fp32' or 'bf16'"),
+    "a value for a list": (
+        "train a.yaml model.layer_kinds=window",
+        "write a list, as model.layer_kinds=[full, window]",
+    ),
+    "overrides before the config": ("train train.steps=5 a.yaml", "Fix: name the config before the overrides."),
+    "a missing output": ("prepare a.txt", "Missing option '--output'"),
+}
+PATHS = {
+    "a config that is not there": (
+        "train b.yaml",
+        "b.yaml in {here}, the working directory. Fix: did you mean a.yaml.",
+    ),
+    "a folder for a config": ("train sub", "Fix: name one of the files there: c.yaml."),
+    "a run for a config": ("train runs/there", "Fix: the config of this run is runs/there/config.yaml."),
+    "a config for a run": ("generate a.yaml hello", "Fix: name the folder that its run is in, runs/mine."),
+    "a misspelt run": ("evaluate runs/thre", "Fix: did you mean runs/there."),
+    "no run": ("export zzz out", "there is no zzz in {here}, the working directory. Fix: name a track.folder."),
+    "a corpus that is not there": ("train a.yaml data.train=corpse", "corpse.idx in {here}, the working directory"),
+    "a config of another folder": ("train sub/c.yaml", "relative to the working directory, not to the config"),
+    "a corpus with its ending": ("train a.yaml data.train=corpus.bin", "give the path without .bin or .idx"),
+    "a text for a corpus": (
+        "train a.yaml 'data.train=my text.jsonl'",
+        "roots prepare 'my text.jsonl' --output data/mine`, and set data.train=data/mine/train_text_document",
+    ),
+    "a tilde": ("train a.yaml 'data.train=~/corpus'", "write the whole path: ~ is not replaced here"),
+    "a tokenizer that is not there": ("train a.yaml data.tokenizer=t.json", "t.json in {here}, the working directory"),
+    "a folder that cannot be written": ("train a.yaml track.folder=/proc/run", "track.folder = '/proc/run'"),
+    "a model of a hub": ("import Qwen/Qwen3-0.6B runs/q", "Qwen/Qwen3-0.6B/config.json"),
+    "a text that is not there": ("prepare b.txt --output out", "Fix: check the path."),
+    "a file that is no text": ("prepare a.docx --output out", "expected a name ending in one of .txt"),
+    "another column of text": ("prepare rows.jsonl --output out", "name it with --text-key body"),
+    "a profile that is not there": ("plan a.yaml --profile p.json", "p.json in {here}, the working directory"),
+}
+YAML = {
+    "a tab": ("model:\n\tlayers: 2\n", "indent with spaces: this line has a tab"),
+    "no space after a colon": ("model:\n  layers:2\n", "write a space after the colon, layers: 2"),
+    "a full-width colon": ("model:\n  layers：2\n", "write : instead of ："),
+    "an equals sign": ("model:\n  layers = 2\n", "write a colon, layers: 2"),
+    "a crooked line": ("model:\n layers: 2\n  heads: 4\n", "Fix: indent it as the line above"),
+    "an open brace": ("model: {layers: 2\n", "close the bracket"),
+    "a key twice": ("model:\n  layers: 2\n  layers: 3\n", "remove one of the two"),
+    "a key without its section": ("layers: 2\n", "did you mean model.layers"),
+    "bytes": ("\udc80", "expected a YAML file that can be read"),
+}
+SIZES = {
+    "heads that tp does not divide": ("train a.yaml parallel.tp=8", "choose one of 1, 2, 4"),
+    "too many stages": ("train a.yaml parallel.pp=3", "use 3 layers or more"),
+    "processes that the layout does not fill": ("train a.yaml parallel.tp=2 --processes 3", "start 4 processes"),
+    "a batch that dp does not divide": ("train a.yaml --processes 3", "use 6 or another multiple of 3"),
+    "a GPU that is not there": ("train a.yaml train.device=cuda", "train.device"),
+    "a warm-up beyond the end": ("train a.yaml optim.warmup_steps=9", "optim.warmup_steps = 9"),
+    "a model that is too large": ("train a.yaml model.hidden=65536 model.layers=99", "choose a smaller model"),
+    "more positions than tokens": ("train a.yaml data.seq_length=5000", "lower data.seq_length"),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    found = tmp_path_factory.mktemp("mistakes")
+    (found / "corpus.idx").write_bytes(b"MMIDIDX\x00\x00" + struct.pack("<QBQQiqqq", 1, 8, 1, 2, 1000, 0, 0, 1))
+    (found / "corpus.bin").write_bytes(bytes(2000))
+    (found / "a.yaml").write_text(CONFIG)
+    (found / "crlf.yaml").write_bytes(b"\xef\xbb\xbf" + CONFIG.replace("\n", "\r\n").encode())
+    (found / "sub").mkdir()
+    (found / "sub" / "c.yaml").write_text(CONFIG.replace("corpus", "corpora"))
+    (found / "runs" / "there").mkdir(parents=True)
+    (found / "runs" / "there" / "config.yaml").write_text(CONFIG)
+    (found / "my text.jsonl").write_text('{"text": "a"}\n')
+    (found / "rows.jsonl").write_text('{"body": "a"}\n')
+    (found / "a.docx").write_text("a")
+    return found
+
+
+@pytest.fixture
+def said(place, monkeypatch, capsys):
+    """Function that runs a command in the folder and returns the one line with which it is refused."""
+    monkeypatch.chdir(place)
+    for name in (*LAUNCHERS["torchrun or deepspeed"], "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(line: str, expected: str) -> None:
+        with pytest.raises(SystemExit) as ended:
+            main(_words(line))
+        out, err = capsys.readouterr()
+        assert ended.value.code == 2 and not out, out + err
+        (only,) = err.splitlines()
+        assert only.startswith("✗ ") and expected.format(here=place) in only and "Fix: " in only, only
+
+    return run
+
+
+def _words(line: str) -> list[str]:
+    """As a shell parts them."""
+    import shlex
+
+    return shlex.split(line)
+
+
+@pytest.mark.parametrize("case", TYPED)
+def test_what_is_typed_wrong_is_answered_with_what_to_type(said, case):
+    said(*TYPED[case])
+
+
+@pytest.mark.parametrize("case", PATHS)
+def test_a_path_that_is_another_thing_is_answered_with_what_it_is(said, case):
+    said(*PATHS[case])
+
+
+@pytest.mark.parametrize("case", YAML)
+def test_a_slip_in_a_config_is_answered_with_its_line(said, place, case):
+    text, expected = YAML[case]
+    (place / "slip.yaml").write_bytes(text.encode("utf-8", "surrogateescape"))
+    said("train slip.yaml", expected)
+
+
+@pytest.mark.parametrize("case", SIZES)
+def test_sizes_that_do_not_go_together_are_answered_with_one_that_does(said, case):
+    said(*SIZES[case])
+
+
+def test_line_ends_and_byte_order_marks_of_windows_are_no_mistake(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "crlf.yaml", "--print-config"])
+    assert ended.value.code == 0 and "layers: 2" in capsys.readouterr().out
+
+
+VARIABLES = {
+    "half of torchrun's": ({"RANK": "0"}, "WORLD_SIZE is not set"),
+    "a rank that is no number": ({"RANK": "first", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, "RANK = 'first'"),
+    "a rank beyond the world": ({"RANK": "3", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "less than WORLD_SIZE = 2"),
+    "a port that is none": (
+        {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "http"},
+        "MASTER_PORT = 'http'",
+    ),
+    "threads that are no number": ({"OMP_NUM_THREADS": "all"}, "OMP_NUM_THREADS = 'all'"),
+}
+
+
+@pytest.mark.parametrize("case", VARIABLES)
+def test_wrong_variables_are_named(said, monkeypatch, case):
+    variables, expected = VARIABLES[case]
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    said("train a.yaml", expected)
+
+
+def test_an_extra_that_is_not_installed_is_named_with_the_command_that_installs_it(said, place, monkeypatch):
+    (place / "rows.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    said("prepare rows.parquet --output out", "pip install 'roots_dist[formats]'")
+
+
+def test_an_older_python_is_told_so_before_anything_is_imported():
+    source = (Path(__file__).parents[2] / "roots_dist" / "__main__.py").read_text()
+
+    class Old(tuple):
+        __slots__ = ()
+
+    sys_of_old = type("sys", (), {"version_info": Old((3, 9, 1)), "version": "3.9.1 (main)", "exit": None})
+
+    def ended(message):
+        raise SystemExit(message)
+
+    sys_of_old.exit = staticmethod(ended)
+    head = source[: source.index("from roots_dist")].replace("import sys\n", "")
+    with pytest.raises(SystemExit, match=r"✗ Python 3.9.1: expected 3.10 or later. Fix: "):
+        exec(compile(head, "__main__", "exec"), {"sys": sys_of_old})
+
+
+ROWS = {
+    "pairs of answers for conversations": (
+        {"prompt": "a", "chosen": "b", "rejected": "c"}, "instruct", "Fix: set objective.name=dpo"
+    ),
+    "columns of another name": ({"q": "a", "a": "b"}, "instruct", "name yours with finetune.text_column"),
+    "one answer of two": ({"prompt": "a", "chosen": "b"}, "dpo", "rename the column that holds it to rejected"),
+    "a text in another column": ({"sentence": "a", "label": 1}, "tag", "finetune.text_column"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_foreign_rows_are_answered_with_the_key_that_reads_them(said, place, case):
+    from roots_dist.learning.data.tokenizer import train
+
+    row, objective, expected = ROWS[case]
+    (place / "tokenizer.json").write_text(train(["a b c"] * 9, 300).json)
+    (place / "foreign.jsonl").write_text(json.dumps(row) + "\n")
+    said(
+        f"train a.yaml objective.name={objective} data.train=foreign.jsonl data.tokenizer=tokenizer.json"
+        f"{' data.seq_length=64' if objective != 'tag' else ''}",
+        expected,
+    )
