@@ -18,9 +18,11 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import psutil
 
 from roots_dist.errors import UserError
 from roots_dist.files import write_atomically
@@ -73,6 +75,8 @@ class Record:
     message: str
     trace: str
     file: str | None
+    is_whole: bool = False
+    """Whether the message says what happened to all ranks, and is shown as it is."""
 
     @property
     def name(self) -> str:
@@ -143,6 +147,18 @@ def box(record: Record, word: str = "failed") -> str:
     return "\n".join([f"╭─ {record.name} {word}", *(f"│ {row}".rstrip() for row in rows), "╰─"])
 
 
+def report(who: RankIdentity, text: str, consequence: bool = False) -> None:
+    """Report what another thread than the main one has found to have happened to all ranks; a rank for which another
+    one speaks is only counted (`consequence`)."""
+    if who.records is None:
+        if not consequence:
+            print(text, file=sys.stderr, flush=True)
+        return
+    host, now = socket.gethostname(), time.time()
+    record = Record(who.rank, who.place, host, now, False, consequence, text, "", None, is_whole=not consequence)
+    write_if_possible(who.records / f"rank_{who.rank:05d}.json", json.dumps(asdict(record)))
+
+
 def _print_failure(record: Record, who: RankIdentity) -> None:
     """Print a failure under a launcher that is not ours, where all ranks share stderr and cannot agree on an order."""
     if record.by_user:
@@ -177,6 +193,14 @@ def write_if_possible(path: Path, text: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def end_at_once(code: int) -> None:
+    """End this process from any thread, and what it has started."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            child.terminate()
+    os._exit(code)
 
 
 def _exit(code: int, who: RankIdentity) -> None:

@@ -212,6 +212,10 @@ class Advanced(Section):
     loss_chunk: int = Field(1024, ge=1, description="tokens whose logits exist at one time")
     timeout_s: int = Field(600, ge=1, description="seconds that ranks wait for one another; then the hang is named")
     init_timeout_s: int | None = Field(None, ge=1, description="the same until all ranks have met; default: timeout_s")
+    evaluate_timeout_s: int | None = Field(
+        None, ge=1, description="the same in evaluations and samples; default: timeout_s"
+    )
+    save_timeout_s: int | None = Field(None, ge=1, description="the same in checkpoints; default: timeout_s")
     reduce_bucket: int = Field(50_000_000, ge=1, description="elements per gradient bucket of DeepSpeed")
     threads: int | None = Field(
         None, ge=1, description="CPU threads per process; default: OMP_NUM_THREADS, else cores / local processes"

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from roots_dist.layout import AxisName, Layout, Place
+from roots_dist.world.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class Mesh:
     model: Axis
     """The ranks that together hold one replica of the model: pp × tp."""
     world: Axis
+    progress: Progress = field(default_factory=Progress)
+    """What this rank is doing, for the thread that watches it."""
 
     @property
     def place(self) -> Place:
@@ -73,6 +76,7 @@ class Mesh:
         rank: int,
         device: torch.device = torch.device("cpu"),
         timeout: timedelta = timedelta(minutes=10),
+        progress: Progress | None = None,
     ) -> Mesh:
         """Create every group of the layout. Collective over the world; the default group must exist if the world size
         is above 1."""
@@ -100,6 +104,7 @@ class Mesh:
             dp_cp=both,
             model=axis("model", layout.model_groups()),
             world=world,
+            progress=progress or Progress(),
         )
 
     def new_pp_axis(self, name: str) -> Axis:

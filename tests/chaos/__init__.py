@@ -5,3 +5,8 @@
 
 A family is a row of table.py. tests/chaos/test_chaos.py runs a few trials of each in every `make test`.
 """
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # commands.py, as the suite finds it

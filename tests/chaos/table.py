@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import damages
+from . import damages, hangs
 from .trial import Family
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (damages.FAMILY,)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (damages.FAMILY, hangs.FAMILY)}

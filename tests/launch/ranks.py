@@ -66,7 +66,7 @@ def main() -> None:
         advanced={"timeout_s": 60},
     )
 
-    def body(config, world, layout) -> None:
+    def body(config, world, layout, who) -> None:
         (folder / f"pid{world.rank}").write_text(str(os.getpid()))
         mine = behaviours[world.rank]
         if mine.startswith("alone:"):
@@ -79,7 +79,7 @@ def main() -> None:
 
         from roots_dist.runs.ranks.join import joined
 
-        with joined(config, world, layout) as mesh:
+        with joined(config, world, layout, who=who) as mesh:
             met = meet() if mesh.layout.world_size > 1 else 1
             (folder / f"met{world.rank}").write_text(
                 f"{met:g} {os.environ['OMP_NUM_THREADS']} {torch.get_num_threads()}"

@@ -94,7 +94,7 @@ BASES: dict[str, dict[str, dict[str, object]]] = {
     },
 }  # fmt: skip
 OTHERS: dict[str, object] = {
-    "advanced.init_timeout_s": 30,
+    **{f"advanced.{phase}_timeout_s": 30 for phase in ("init", "evaluate", "save")},
     "model.decoder_layers": 3, "model.kv_heads": 1, "model.head_dim": 4, "model.ffn": 24, "model.embedding_size": 8,
     "model.max_positions": 40, "model.rope_scaling": {"type": "linear", "factor": 2.0}, "model.window": 3,
     "model.experts": 5, "model.expert_ffn": 12, "model.shared_expert_ffn": 12, "model.experts_per_token": 3,
@@ -152,7 +152,7 @@ READERS = {
     "advanced.extensions": "config/schema.py",
     "advanced.loss_chunk": "learning/models/vocab_head.py",
     "advanced.timeout_s": "runs/ranks/join.py",
-    "advanced.init_timeout_s": "runs/ranks/join.py",
+    **{f"advanced.{phase}_timeout_s": "runs/ranks/join.py" for phase in ("init", "evaluate", "save")},
     "advanced.threads": "runs/ranks/join.py",
     "advanced.track_ranks": "runs/train/callbacks.py",
 }

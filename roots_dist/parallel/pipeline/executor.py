@@ -40,7 +40,18 @@ def connect(directions: Sequence[Direction], mesh: Mesh) -> dict[Direction, dist
     arrive in the order of their sends, on gloo and on NCCL. With one group for both directions, two neighbours that
     send to each other at the same time would deadlock (NCCL runs the messages of a pair one by one).
     """
-    return {d: mesh.new_pp_axis(f"{d.kind.name.lower()} {'up' if d.up else 'down'} pp").group for d in directions}
+    return {d: mesh.new_pp_axis(group_title(d)).group for d in directions}
+
+
+def group_title(direction: Direction) -> str:
+    """Name of the group of the messages in a direction, as `send_forward up pp`."""
+    return f"{direction.kind.name.lower()} {'up' if direction.up else 'down'} pp"
+
+
+def title(action: Action) -> str:
+    """An action in words, as `recv forward of stage 1, microbatch 3`."""
+    kind, stage, microbatch = action
+    return f"{kind.name.lower().replace('_', ' ')} of stage {stage}, microbatch {microbatch}"
 
 
 @dataclass
@@ -96,6 +107,7 @@ class Executor:
         for action in actions:
             kind, stage, i = action
             work = (stage, i)
+            self.mesh.progress.action = title(action)
             if kind is Kind.FORWARD:
                 results += self._forward(flight, work, batches[i], scales, lowest_trainable)
             elif is_skipped(action, lowest_trainable):
@@ -113,7 +125,9 @@ class Executor:
                 flight.arriving[action] = self._receive(action, self.spec(stage, batches[i]))
             elif kind is Kind.RECV_BACKWARD:
                 flight.arriving[action] = self._receive(action, _floating_point(self.spec(stage + 1, batches[i])))
-        self._wait(message for sent in flight.sent.values() for message, _ in sent)
+        for action, sent in flight.sent.items():
+            self._wait(action, (message for message, _ in sent))
+        self.mesh.progress.action = ""
         return results
 
     def _forward(
@@ -164,16 +178,19 @@ class Executor:
 
     def _arrived(self, flight: _InFlight, receive: Action) -> Payload:
         payload, messages = flight.arriving.pop(receive)
-        self._wait(messages)
+        self._wait(receive, messages)
         for send in flight.receipts.get(receive, ()):
             for message, _ in flight.sent.pop(send, ()):
                 message.wait()  # gloo releases the tensor only then; the wait itself takes no time
         return payload
 
-    def _wait(self, messages: Iterable[dist.Work]) -> None:
+    def _wait(self, action: Action, messages: Iterable[dist.Work]) -> None:
+        channel = channel_of(action, self.mesh.pp.size)
+        other = channel.sender if self.mesh.pp.rank == channel.receiver else channel.receiver
         self.watch.lap("compute")
-        for message in messages:
-            message.wait()
+        with self.mesh.progress.waiting(title(action), group_title(channel.direction), self.mesh.pp.ranks[other]):
+            for message in messages:
+                message.wait()
         self.watch.lap("pp_wait")
 
     def _is_mine(self, stage: int) -> bool:

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from roots_dist.failures import FAILURE, USER_ERROR, Record, box
 
@@ -30,14 +31,19 @@ def read_records(folder: Path) -> list[Record]:
     return sorted(found, key=lambda record: record.time)
 
 
-def summarize(records: Sequence[Record], exits: Mapping[int, int], size: int) -> FailureSummary:
+def summarize(
+    records: Sequence[Record], exits: Mapping[int, int], size: int, killed: Mapping[int, str] = MappingProxyType({})
+) -> FailureSummary:
     """Summarize a failed run. `exits` maps the ranks that did not end well to their exit codes (negative: killed by
-    that signal)."""
+    that signal); `killed` are those that the launcher killed, and why: no cause of anything."""
+    for record in records:
+        if record.is_whole:
+            return FailureSummary(record.message, FAILURE)
     own = [record for record in records if not record.consequence]
     written = {record.rank for record in records}
     gone = {rank: code for rank, code in sorted(exits.items()) if rank not in written and code}
     stopped = {*(-s for s in STOPS), *(128 + s for s in STOPS)}  # a rank of a run that has failed ends itself so
-    silent = {rank: code for rank, code in gone.items() if code not in stopped}
+    silent = {rank: code for rank, code in gone.items() if code not in stopped and rank not in killed}
     if (
         not own and not silent
     ):  # no rank failed by itself: show the earliest record, or the ranks that were stopped from outside
@@ -60,7 +66,9 @@ def summarize(records: Sequence[Record], exits: Mapping[int, int], size: int) ->
     for rank, code in silent.items():
         involved.add(rank)
         lines.append(f"✗ rank {rank} {_ending(code)}")
-    rest = [rank for rank in range(size) if rank not in involved]
+    deaf = [rank for rank in killed if rank not in involved]
+    lines += [f"rank {rank} {killed[rank]}, and was killed." for rank in deaf]
+    rest = [rank for rank in range(size) if rank not in involved and rank not in deaf]
     if rest:
         lines.append(f"{_ranks(rest)} stopped because of it.")
     return FailureSummary(

@@ -17,11 +17,15 @@ import torch.distributed as dist
 from roots_dist import environment, logs
 from roots_dist.config.schema import Config
 from roots_dist.environment import World
+from roots_dist.failures import RankIdentity
 from roots_dist.layout import Layout
+from roots_dist.runs.ranks import flight_recorder
 from roots_dist.runs.ranks.fingerprint import fingerprint
 from roots_dist.runs.ranks.handshake import Identity, shake_hands
 from roots_dist.runs.ranks.rendezvous import rendezvous
+from roots_dist.runs.ranks.watchdog import group_timeout, watch
 from roots_dist.world.mesh import Mesh
+from roots_dist.world.progress import Progress
 
 
 def device_for(config: Config, local_rank: int) -> torch.device:
@@ -37,33 +41,46 @@ CLOSING_S = 120
 
 
 @contextmanager
-def joined(config: Config, world: World, layout: Layout, said: Sequence[str] = ()) -> Iterator[Mesh]:
-    """Join the world for the duration of the body; `said` is the command, which all ranks must have been given.
-    Collective over the world.
+def joined(
+    config: Config, world: World, layout: Layout, said: Sequence[str] = (), who: RankIdentity | None = None
+) -> Iterator[Mesh]:
+    """Join the world for the duration of the body; `said` is the command, which all ranks must have been given, and
+    `who` says where a hang is reported. Collective over the world.
 
     Nothing is torn down on failure: peers may hang, and guarded() ends the process.
     """
     device = device_for(config, world.local_rank)
-    timeout = timedelta(seconds=config.advanced.timeout_s)
+    limits = wait_limits(config)
+    timeout, progress = group_timeout(limits), Progress()
     # DeepSpeed reads the world only from these variables, and would choose an accelerator by itself
     environment.export(environment.variables(world) | {"DS_ACCELERATOR": device.type})
+    environment.export(flight_recorder.SIZE, replace=False)
     torch.set_num_threads(environment.threads_per_process(config.advanced.threads, world.local_size))
     logs.ignore_warnings_of_libraries()
     if device.type == "cuda":
         torch.cuda.set_device(device)
     live = world.size > 1 or config.engine(layout.dp_cp) == "deepspeed"
+    store, watchdog = dist.HashStore(), None
+    if world.size > 1:
+        store = _meet(config, world, layout, device, said)
+        watchdog = watch(who or RankIdentity(world.rank, world.size), store, layout, progress, limits)
     if live:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=_meet(config, world, layout, device, said) if world.size > 1 else dist.HashStore(),
+            store=store,
             rank=world.rank,
             world_size=world.size,
             timeout=timeout,
             device_id=device if device.type == "cuda" else None,
         )
-    yield Mesh.connect(layout, world.rank, device, timeout)
+    mesh = Mesh.connect(layout, world.rank, device, timeout, progress)
+    progress.phase = "start"
+    yield mesh
     if live:
+        progress.phase = "end"
         _last_barrier(device, timeout)  # no rank closes its connections while others still read
+        if watchdog is not None:
+            watchdog.stop()
         dist.destroy_process_group()
 
 
@@ -74,6 +91,20 @@ def _last_barrier(device: torch.device, timeout: timedelta) -> None:
         dist.barrier()
     elif dist.get_world_size() > 1:
         dist.monitored_barrier(timeout=timeout + timedelta(seconds=CLOSING_S))
+
+
+def wait_limits(config: Config) -> dict[str, float]:
+    """Seconds that a rank may wait for others, by the phase of the run (world/progress.py)."""
+    usual, own = config.advanced.timeout_s, config.advanced
+    evaluation = own.evaluate_timeout_s or usual
+    return {
+        "init": own.init_timeout_s or usual,
+        "step": usual,
+        "evaluation": evaluation,
+        "sample": evaluation,
+        "save": own.save_timeout_s or usual,
+        "end": usual + CLOSING_S,
+    }
 
 
 def _meet(config: Config, world: World, layout: Layout, device: torch.device, said: Sequence[str]) -> Any:

@@ -23,6 +23,7 @@ import psutil
 from roots_dist import environment
 from roots_dist.config.schema import Config
 from roots_dist.errors import UserError
+from roots_dist.runs.ranks.end_deaf_ranks import ending_deaf_ranks
 from roots_dist.runs.ranks.failure_report import read_records, summarize
 from roots_dist.runs.ranks.stop_signal import AT_ONCE
 from roots_dist.runs.ranks.stop_signal import SIGNALS as STOPS
@@ -76,13 +77,14 @@ def launch(size: int, arguments: Sequence[str], threads: int | None = None, what
         {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": loopback()}, replace=False
     )
     try:
-        exits = _run(size, arguments, records)
+        with ending_deaf_ranks(records) as killed:
+            exits = _run(size, arguments, records)
         if not exits:
             return 0
         found = read_records(records)
         if not found and (code := _stop_code(exits)):
             return code
-        verdict = summarize(found, exits, size)
+        verdict = summarize(found, exits, size, killed)
         print(verdict.text, file=sys.stderr)
         return verdict.code
     except _Signalled as stop:

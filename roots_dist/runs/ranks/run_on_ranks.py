@@ -29,8 +29,8 @@ from roots_dist.runs.ranks.stop_signal import catch_stop_signals
 
 log = logging.getLogger(__name__)
 
-Body = Callable[[Config, World, Layout], "int | None"]
-"""Returns the exit code; None means 0."""
+Body = Callable[[Config, World, Layout, RankIdentity], "int | None"]
+"""Returns the exit code; None means 0. The last argument says where a failure of the rank is reported."""
 
 
 def run_on_ranks(
@@ -45,11 +45,11 @@ def run_on_ranks(
     world = environment.discover()
     environment.threads()  # a wrong number is refused before anything is read
 
-    def body(config: Config, world: World, layout: Layout) -> int | None:
+    def body(config: Config, world: World, layout: Layout, who: RankIdentity) -> int | None:
         from roots_dist.runs.ranks.join import joined
 
         said = (command.name,) if command.trains else (command.name, *(arguments or (subject, *overrides)))
-        with joined(config, world, layout, said) as mesh:
+        with joined(config, world, layout, said, who) as mesh:
             code = command.work(config, mesh)
         if command.close is not None and world.rank == 0:
             command.close(config, layout)
@@ -116,7 +116,8 @@ def be_rank(world: World, load: Callable[[], Loaded], body: Body, command: Comma
         log.info("%s", world)
     folder = Path(loaded.config.track.folder)
     listening = catch_stop_signals(folder) if command.trains else nullcontext()  # until the training itself does
-    with guarded(replace(who, place=place if world.size > 1 else "", folder=folder)), listening:
-        code = body(loaded.config, world, layout)
+    who = replace(who, place=place if world.size > 1 else "", folder=folder)
+    with guarded(who), listening:
+        code = body(loaded.config, world, layout, who)
     sys.stdout.flush()
     return code or 0

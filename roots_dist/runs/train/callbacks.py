@@ -134,7 +134,7 @@ def evaluate(state: TrainState) -> Mapping[str, float]:
         return {}
     sequences, run = state.config.train.eval_sequences, state.run
     since = time.perf_counter()
-    with state.trackers.doing("evaluating ..."):
+    with state.trackers.doing("evaluating ..."), state.mesh.progress.during("evaluation"):
         try:
             found = score_held_out(
                 run.passes, run.objective, state.held_out, sequences, state.bytes_per_token, _until_stopped(state)
@@ -161,7 +161,7 @@ def sample(state: TrainState) -> None:
         or state.tokenizer is None
     ):
         return
-    with state.trackers.doing("writing a sample of text ..."):
+    with state.trackers.doing("writing a sample of text ..."), state.mesh.progress.during("sample"):
         prompt, answer = map(state.tokenizer.decode, writes(state))
     state.trackers.text(state.step, "sample", f"{prompt} | {answer}")
 

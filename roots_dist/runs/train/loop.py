@@ -29,6 +29,7 @@ from roots_dist.parallel.zero.seam import Engine
 from roots_dist.runs.evaluate.references import with_references
 from roots_dist.runs.ranks.stop_signal import (
     ENDED,
+    FAILED,
     FINISHED,
     FOLDER_GONE,
     STOPPED,
@@ -78,6 +79,7 @@ def train(config: Config, mesh: Mesh, parts: TrainParts = TrainParts()) -> int:
     track.folder. Collective over the world."""
     config = without_secrets(config)
     folder = Path(config.track.folder)
+    mesh.progress.on_hang = lambda text: record_end(folder, f"{FAILED}: {text}")
     with (
         hold_folder(folder) if mesh.rank == 0 else nullcontext() as held,
         record_failure(folder, f"rank {mesh.rank} ({mesh.place})", rank0=mesh.rank == 0),
@@ -97,7 +99,8 @@ def open_run(folder: Path, config: Config, mesh: Mesh, parts: TrainParts = Train
     held_out = Batches.open(config, objective, validation, mesh.dp.rank, mesh.dp.size) if validation else None
     tokenizer = load_codec(config.data.tokenizer) if config.data.tokenizer else None
     run = build_run(config, mesh, parts.make_engine, objective)
-    start = resume(run, folder, training.order_digest)
+    with mesh.progress.during("resume"):
+        start = resume(run, folder, training.order_digest)
     if objective_of(config).has_references:
         sources = training.sources + (held_out.sources if held_out else [])
         compared = with_references(run.passes, objective, sources, folder, start.step)
@@ -146,6 +149,7 @@ def train_in(
             step = state.step
             if held and not held.is_there():
                 stop.signal = FOLDER_GONE
+            mesh.progress.phase, mesh.progress.step = "step", step + 1
             batches = made.at(step)
             run.watch.lap("data")
             report = train_step(run, batches, learning_rate(step), stop.signal)

@@ -28,7 +28,7 @@ def checkpoint(state: TrainState, *, last: bool = False) -> None:
     Raises CheckpointError on all ranks if it fails and was the last one, or checkpoint.max_failures failed in a row.
     """
     since = time.perf_counter()
-    with state.trackers.doing("saving ..."):
+    with state.trackers.doing("saving ..."), state.mesh.progress.during("save"):
         try:
             path = _save_and_read_back(state, state.folder)
         except CheckpointError as error:

@@ -1,0 +1,83 @@
+"""The collectives of this process, from torch's flight recorder: which one waits, and how far each group has come.
+
+    _dump_fr_trace_json --read_dump--> Recorded: the oldest that is not finished; the last number begun, by group
+
+The recorder is on for gloo and NCCL, costs under a microsecond an operation, and sees DeepSpeed's operations too. It is
+read here, in the process that hangs, as JSON: the files that NCCL itself writes after a timeout are pickles.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.distributed as dist
+
+LENGTH = 2000
+SIZE = {"TORCH_FR_BUFFER_SIZE": str(LENGTH)}
+"""Variable that gives the recorder its length; to be set before the first process group."""
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A collective, or on NCCL a message, that has begun and not finished."""
+
+    operation: str
+    group: str
+    """Name of the group that torch gave it, equal on all its ranks."""
+    title: str
+    """What the group is for, as `tp0`."""
+    number: int
+    """Place among the operations of its group: equal on all ranks that call it."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    pending: Operation | None = None
+    begun: Mapping[str, int] = field(default_factory=dict)
+    """Group -> number of its last operation that this rank has begun."""
+    complete: bool = True
+    """Whether nothing has been overwritten: a group that is not in `begun` has then begun nothing."""
+
+
+def record() -> Recorded:
+    """What this process has begun and not finished."""
+    return read_dump(_dump(only_active=False))
+
+
+def pending() -> Operation | None:
+    """The oldest operation that has begun and not finished: much cheaper than `record`."""
+    return read_dump(_dump(only_active=True)).pending
+
+
+def _dump(only_active: bool) -> Any:
+    """What torch's recorder holds. NCCL has a recorder of its own."""
+    from torch._C import _distributed_c10d as c10d
+
+    name = "_dump_nccl_trace_json" if hasattr(c10d, "_dump_nccl_trace_json") else "_dump_fr_trace_json"
+    return json.loads(getattr(c10d, name)(includeCollectives=True, onlyActive=only_active))
+
+
+def read_dump(dump: Mapping[str, Any]) -> Recorded:
+    """Read a dump of the recorder. Entries are in the order in which they began."""
+    oldest: Operation | None = None
+    begun: dict[str, int] = {}
+    entries: Sequence[Mapping[str, Any]] = dump.get("entries", ())
+    for entry in sorted(entries, key=lambda entry: entry.get("record_id", 0)):
+        name, title = entry["process_group"]
+        message = bool(entry.get("is_p2p"))
+        number = int(entry["p2p_seq_id"] if message else entry["collective_seq_id"])
+        if not message:
+            begun[name] = max(begun.get(name, 0), number)
+        if oldest is None and not entry.get("retired") and entry.get("state") != "completed":
+            operation = str(entry["profiling_name"]).partition(":")[2] or str(entry["profiling_name"])
+            oldest = Operation(operation, name, "world" if title == "default_pg" else title, number)
+    return Recorded(oldest, begun, complete=len(entries) < LENGTH)
+
+
+def members() -> dict[str, list[int]]:
+    """Ranks of each group of this process, by the group's name."""
+    world = dist.distributed_c10d._world
+    return {name: sorted(world.pg_group_ranks[group]) for group, name in world.pg_names.items()}

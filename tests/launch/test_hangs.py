@@ -1,0 +1,132 @@
+"""Who is the cause of a hang, from what ranks say of themselves; and what the flight recorder's dumps say."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from roots_dist.failures import Record
+from roots_dist.runs.ranks.end_deaf_ranks import ending_deaf_ranks
+from roots_dist.runs.ranks.failure_report import summarize
+from roots_dist.runs.ranks.flight_recorder import Operation, read_dump
+from roots_dist.runs.ranks.hang import State, judge, tell
+from roots_dist.world.progress import Progress
+
+
+def state(rank: int, **more: object) -> State:
+    return State(rank, f"rank {rank} (node a)", "step 6", 10.0, at="x.py:7, f", **more)  # type: ignore[arg-type]
+
+
+def waits(rank: int, number: int, ranks: list[int], group: str = "g") -> State:
+    return state(
+        rank, operation="all_reduce", group=group, title="tp0", number=number, ranks=ranks, begun={group: number}
+    )
+
+
+def test_a_rank_that_does_not_answer_is_the_cause_and_those_that_wait_for_it_are_not():
+    states = {0: waits(0, 17, [0, 1]), 2: waits(2, 17, [2, 3], "h"), 3: waits(3, 17, [2, 3], "h")}
+    states[2] = replace(states[2], operation="recv", is_message=True, ranks=[0])
+    verdict = judge(states, 4)
+    assert verdict.causes == (1,) and verdict.waits == {0: (1,), 2: (0,), 3: ()}
+    text = tell(verdict, states, {1: "rank 1 (node b) does not answer: it is stopped"})
+    first, second, *_ = text.splitlines()
+    assert first == "✗ hang in step 6: rank 1 (node b) does not answer: it is stopped"
+    assert second == "    rank 0 (node a) has waited 10 s for rank 1 in all_reduce #17 of tp0 (ranks 0-1): step 6"
+
+
+def test_a_rank_that_answers_and_waits_for_nobody_is_the_cause():
+    states = {0: waits(0, 17, [0, 1]), 1: state(1, begun={"g": 16})}
+    verdict = judge(states, 2)
+    assert verdict.causes == (1,)
+    assert tell(verdict, states, {}).splitlines()[0] == (
+        "✗ hang in step 6: rank 1 (node a) waits for no rank: step 6, at x.py:7, f"
+    )
+
+
+def test_ranks_in_different_operations_wait_for_each_other():
+    states = {0: waits(0, 17, [0, 1], "g"), 1: waits(1, 5, [0, 1], "h")}
+    verdict = judge(states, 2)
+    assert verdict.causes == () and set(verdict.circle) == {0, 1}
+    assert "ranks 0, 1 wait for each other" in tell(verdict, states, {})
+
+
+def test_an_operation_that_all_have_called_is_lost_by_the_network():
+    states = {rank: waits(rank, 17, [0, 1]) for rank in range(2)}
+    assert judge(states, 2).causes == () and "lost a message" in tell(judge(states, 2), states, {})
+
+
+def test_a_recorder_that_is_full_does_not_make_a_rank_late():
+    states = {0: waits(0, 17, [0, 1]), 1: state(1, complete=False)}
+    assert judge(states, 2).waits == {0: ()}
+
+
+ENTRY = {
+    "record_id": 0,
+    "process_group": ["0", "default_pg"],
+    "profiling_name": "nccl:all_reduce",
+    "collective_seq_id": 1,
+    "p2p_seq_id": 0,
+    "is_p2p": False,
+    "state": "completed",
+    "retired": True,
+}
+
+
+@pytest.mark.parametrize("library", ["nccl", "gloo"])
+def test_the_oldest_operation_that_is_not_finished_is_found_in_a_dump(library):
+    """NCCL says how far each has come; gloo only whether it is over."""
+    running = "started" if library == "nccl" else "scheduled"
+    group = {"process_group": ["5", "tp0"], "profiling_name": f"{library}:reduce_scatter", "retired": False}
+    entries = [
+        ENTRY | group | {"record_id": 3, "collective_seq_id": 10, "state": "scheduled"},
+        ENTRY | group | {"record_id": 2, "collective_seq_id": 9, "state": running},
+        ENTRY,
+        ENTRY | {"record_id": 1, "collective_seq_id": 2},
+    ]
+    found = read_dump({"entries": entries})
+    assert found.pending == Operation("reduce_scatter", "5", "tp0", 9) and found.begun == {"0": 2, "5": 10}
+    message = ENTRY | {"is_p2p": True, "p2p_seq_id": 4, "profiling_name": "nccl:recv 0<-1", "state": "started"}
+    found = read_dump({"entries": [message | {"retired": False}]})
+    assert found.pending == Operation("recv 0<-1", "0", "world", 4) and found.begun == {}
+    assert read_dump({}).pending is None
+
+
+def test_progress_says_step_phase_and_action():
+    progress = Progress()
+    assert str(progress) == "init"
+    progress.step, progress.phase, progress.action = 3, "step", "forward of stage 0, microbatch 1"
+    with progress.during("save"), progress.waiting("recv", "forward up pp", 1):
+        assert str(progress) == "step 3, save, forward of stage 0, microbatch 1"
+        assert progress.wait is not None and progress.wait.number == 1
+    assert progress.wait is None and str(progress).startswith("step 3, forward")
+
+
+def test_a_hang_is_shown_as_it_is_and_our_own_kill_blames_nobody():
+    whole = Record(0, "pp0", "a", 1.0, False, False, "✗ hang in step 6: rank 1", "", None, is_whole=True)
+    assert summarize([whole], {0: 1, 1: -9}, 2).text == "✗ hang in step 6: rank 1"
+    failed = Record(0, "pp0", "a", 1.0, False, False, "ValueError: x", "t", None)
+    text = summarize([failed], {0: 1, 1: -9, 2: -15}, 3, {1: "was stopped"}).text
+    assert "rank 1 was stopped, and was killed." in text and "memory" not in text and "rank 2 stopped" in text
+
+
+def test_a_rank_that_is_stopped_when_it_is_told_to_end_is_killed_at_once(tmp_path):
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    ranks = [subprocess.Popen(command, env=os.environ | {"RANK": str(rank)}) for rank in range(2)]
+    ranks[1].send_signal(signal.SIGSTOP)
+    try:
+        with ending_deaf_ranks(tmp_path) as killed:
+            time.sleep(0.5)
+            assert not killed  # a rank may be stopped by somebody who looks at it
+            ranks[1].terminate()
+            assert ranks[1].wait(timeout=20) == -signal.SIGKILL
+        assert killed == {1: "was stopped"} and ranks[0].poll() is None
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
