@@ -107,5 +107,5 @@ FAMILY = Family(
     harm="the newest of three checkpoints is damaged",
     promise="the damage is noticed and the run resumes from the one before, to the bit",
     trial=trial,
-    sample=8,
+    sample=5,
 )

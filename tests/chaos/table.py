@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from . import damages, hangs
+from . import damages, disks, hangs, kills, power
 from .trial import Family
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (damages.FAMILY, hangs.FAMILY)}
+ALL = (kills.FAMILY, power.FAMILY, damages.FAMILY, disks.FAMILY, hangs.FAMILY)
+FAMILIES: dict[str, Family] = {family.name: family for family in ALL}

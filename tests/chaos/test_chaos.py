@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from roots_dist.storage.checkpoint import save
+
 from .run import attempt, count, main, read_results
 from .table import FAMILIES
 from .trial import Family, Outcome
@@ -42,3 +44,10 @@ def test_results_are_counted_and_gone_on_with(tmp_path, monkeypatch):
         read_results(results, seed=1)
     count(found := read_results(results, seed=0), family, 900, Outcome("a pull", held=False, words="fell"), 1.0)
     assert found["families"]["pushes"]["kinds"]["a pull"] == {"trials": 1, "states": 1, "held": 0}
+
+
+def test_the_model_of_power_loss_notices_a_name_that_nobody_synced(tmp_path, monkeypatch):
+    """The checkpoints folder itself, once: its entry in the run's folder was not on disk."""
+    monkeypatch.setattr(save, "make_folder", lambda path: path.mkdir(exist_ok=True))
+    outcome = attempt(FAMILIES["power"], 0, 0, tmp_path)
+    assert not outcome.held and "step 0 is found, 1 was committed" in outcome.words
