@@ -22,6 +22,7 @@ from roots_dist.cli.finetune import finetune
 from roots_dist.cli.generate import generate
 from roots_dist.cli.import_model import import_model
 from roots_dist.cli.launch import launch
+from roots_dist.cli.ls import ls
 from roots_dist.cli.plan import plan
 from roots_dist.cli.prepare import prepare
 from roots_dist.cli.report import report
@@ -58,6 +59,7 @@ app.command("generate", short_help="continue, answer, fill or label text")(gener
 app.command("chat", short_help="converse with a model")(chat)
 app.command("launch", short_help="start a config on a cluster")(launch)
 app.command("doctor", short_help="check a cluster before training")(doctor)
+app.command("ls", short_help="list runs")(ls)
 app.command("report", short_help="runs -> one HTML page that compares them")(report)
 app.command("plan", short_help="memory, traffic and time of a layout")(plan)
 app.command("verify", short_help="prove that a layout equals one process")(verify)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import re
@@ -12,7 +13,7 @@ from html.parser import HTMLParser
 import pytest
 from typer.testing import CliRunner
 
-from roots_dist.cli.main import app
+from roots_dist.cli.main import app, main
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.errors import UserError
@@ -21,6 +22,7 @@ from roots_dist.runs.report.charts import Line, downsample, line_chart, ticks
 from roots_dist.runs.report.layout_picture import layout_picture, shown_ranks
 from roots_dist.runs.report.markup import document, tag
 from roots_dist.runs.report.page import page
+from roots_dist.runs.report.run_list import COLUMNS
 from roots_dist.runs.report.run_record import layout_of, read_runs
 from roots_dist.runs.track.metrics import MetricsFile
 from roots_dist.runs.track.summary_file import write_summary
@@ -235,3 +237,36 @@ def test_a_browser_reads_the_page_as_it_is_meant(tmp_path):
     command = ["chromium", *quiet, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", str(tmp_path / "page.html")]
     drawn = subprocess.run(command, capture_output=True, text=True, timeout=250, check=True).stdout
     assert Reader(drawn).text == Reader((tmp_path / "page.html").read_text(encoding="utf-8")).text
+
+
+def test_runs_are_listed_at_the_width_of_the_terminal(tmp_path, monkeypatch, capsys):
+    for name, steps, done in (("a", 4, 4), ("deep/b-with-a-longer-name", 4000, 3)):
+        folder = tmp_path / "runs" / name
+        metrics = MetricsFile(folder)
+        metrics.log(done, {"loss/train": 5.25, "data/tokens": 1e6})
+        metrics.close()
+        config = Config.model_validate({"train": {"steps": steps}, "track": {"folder": str(folder)}})
+        (folder / "config.yaml").write_text(to_yaml(config))
+        (folder / "origin.json").write_text(json.dumps({"layout": "TP2×PP2×DP1"}))
+    monkeypatch.chdir(tmp_path)
+    with open(tmp_path / "runs" / "a" / ".lock", "w") as lock:
+        for columns, shown in ((120, COLUMNS), (80, [c for c in COLUMNS if c not in ("size", "layout")])):
+            monkeypatch.setenv("COLUMNS", str(columns))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with pytest.raises(SystemExit) as ended:
+                main(["ls"])
+            head, *lines = capsys.readouterr().out.splitlines()
+            assert not ended.value.code and tuple(head.split()) == tuple(shown)
+            assert all(len(line) <= columns for line in lines)
+            found = {line.split()[0]: line for line in lines}
+            assert "4/4" in found["runs/a"] and found["runs/a"].endswith("running") and "5.250" in found["runs/a"]
+            assert found["runs/deep/b-with-a-longer-name"].endswith("interrupted")
+
+
+def test_a_folder_without_runs_is_said_to_have_none(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["ls", str(tmp_path)])
+    assert not ended.value.code and capsys.readouterr().out == f"no runs in {tmp_path}\n"
+    with pytest.raises(SystemExit):
+        main(["ls", str(tmp_path / "none")])
+    assert "Fix: name the folder of your runs" in capsys.readouterr().err

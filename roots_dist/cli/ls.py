@@ -1,0 +1,35 @@
+"""`roots ls`: the runs in a folder, as a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def ls(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="folder of runs, or of one")] = Path("runs"),
+) -> None:
+    """List runs: model, layout, step, newest loss (held-out, if there is one), age, size, and whether it is running.
+
+    \b
+    roots ls
+    roots ls /shared/runs
+    """
+    import shutil
+
+    from roots_dist.errors import Problem, UserError
+    from roots_dist.files import where
+    from roots_dist.runs.report.run_list import find_runs, list_lines
+    from roots_dist.scrub import known_secrets
+
+    if not folder.is_dir():
+        expected, fix = f"a folder: there is no {where(folder)}", "name the folder of your runs"
+        raise UserError(Problem(key="FOLDER", found=str(folder), expected=expected, fix=fix))
+    found = find_runs(folder)
+    if not found:
+        typer.echo(f"no runs in {folder}")
+        return
+    for line in list_lines(found, known_secrets(), shutil.get_terminal_size((120, 24)).columns):
+        typer.echo(line)

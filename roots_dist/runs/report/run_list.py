@@ -1,0 +1,106 @@
+"""A table of the runs below a folder: model, layout, how far, how well, how old, how large, and whether it is active.
+
+FOLDER --find_runs--> folders of runs --run_record.py--> rows, cut to the terminal's width --> `roots ls`
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from roots_dist.config.load import CONFIG_FILE
+from roots_dist.runs.report.run_record import RunRecord, read_runs
+from roots_dist.runs.track.progress import short
+from roots_dist.storage.checkpoint.folder_lock import LOCK_FILE
+
+DEEPEST = 3
+"""Folders between the given one and a run, at most."""
+COLUMNS = ("run", "model", "layout", "step", "loss", "age", "size", "state")
+LEFT_OUT = ("size", "layout", "model", "age")
+"""Columns that a narrow terminal goes without, the first one first."""
+LEFT = ("run", "model", "layout", "state")
+"""Columns of words, which are aligned left."""
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Folders of runs in this folder, the newest last; the folder itself if it is one."""
+    found = [folder] if (folder / CONFIG_FILE).is_file() else list(_below(folder, DEEPEST))
+    return sorted(found, key=_changed)
+
+
+def _below(folder: Path, depth: int) -> Iterator[Path]:
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        if (inner / CONFIG_FILE).is_file():
+            yield inner
+        elif depth > 1:
+            yield from _below(inner, depth - 1)
+
+
+def list_lines(folders: Sequence[Path], known: Collection[str], width: int) -> list[str]:
+    """A line for each run below a head. Words are cut to `width` only where nothing is left to leave out."""
+    rows = [COLUMNS, *(_row(folder, run) for folder, run in zip(folders, read_runs(folders, known)))]
+    shown = list(COLUMNS)
+    for name in (None, *LEFT_OUT):
+        shown = [column for column in shown if column != name]
+        widths = {c: max(len(row[COLUMNS.index(c)]) for row in rows) for c in shown}
+        if sum(widths.values()) + 2 * (len(shown) - 1) <= width:
+            break
+    else:
+        widths["run"] = max(8, widths["run"] + width - sum(widths.values()) - 2 * (len(shown) - 1))
+    return ["  ".join(_cell(row[COLUMNS.index(c)], c, widths[c]) for c in shown).rstrip() for row in rows]
+
+
+def _cell(text: str, column: str, width: int) -> str:
+    text = text if len(text) <= width else f"…{text[1 - width :]}"
+    return text.ljust(width) if column in LEFT else text.rjust(width)
+
+
+def _row(folder: Path, run: RunRecord) -> tuple[str, ...]:
+    loss = next((v for v in map(run.last, ("loss/validation", "loss/train")) if v is not None), None)
+    steps = "" if run.steps is None else f"/{run.steps}"
+    return (
+        str(folder),
+        f"{run.config.get('model.family', '?')} {'' if run.parameters is None else short(run.parameters)}".strip(),
+        str(run.layout or "–"),
+        f"{run.step}{steps}",
+        "–" if loss is None else f"{loss:.3f}",
+        age(time.time() - _changed(folder)),
+        f"{short(_size(folder))}B",
+        _state(folder, run),
+    )
+
+
+def _state(folder: Path, run: RunRecord) -> str:
+    """Active while a process holds the lock of the folder, on this machine or on one that shares its locks."""
+    try:
+        with open(folder / LOCK_FILE, encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        pass
+    except BlockingIOError:
+        return "running"
+    except OSError:
+        return run.state  # a file system without locks
+    if "imported_from" in run.origin and not run.records:
+        return "imported"
+    return "interrupted" if run.state.startswith("running") else run.state
+
+
+def age(seconds: float) -> str:
+    """`12 s`, `3 min`, `5 h`, `9 d`"""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit}"
+    return f"{max(0, int(seconds))} s"
+
+
+def _changed(folder: Path) -> float:
+    """When a run's folder was written to last."""
+    return max((entry.stat().st_mtime for entry in os.scandir(folder)), default=folder.stat().st_mtime)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
