@@ -48,7 +48,9 @@ def plan(
     roots plan configs/quickstart.yaml parallel.pp=1 parallel.tp=4 --profile cluster.json
     """
     from json import dumps
+    from shutil import get_terminal_size
 
+    from roots_dist.checks.facts import free_memory
     from roots_dist.cli.read_config import read_config
     from roots_dist.errors import UserError
     from roots_dist.files import why, write_atomically
@@ -76,7 +78,8 @@ def plan(
     found = predict(
         loaded.config, layout, cluster, device_for(loaded.config, local_rank=0) if options.measure else None
     )
-    typer.echo("\n".join(lines(found, cluster)))
+    free = free_memory() if loaded.config.train.device == "cpu" else None
+    typer.echo("\n".join(lines(found, cluster, free, get_terminal_size((200, 24)).columns)))
     if options.json is not None:
         try:
             options.json.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from roots_dist.errors import DataError
 from roots_dist.layout import Layout
 from roots_dist.learning.models.flops import flops_per_step
 from roots_dist.runs.plan.cluster_speed import ClusterSpeed, Link, cluster_speed_of, ring_bytes
+from roots_dist.runs.plan.plan_table import lines
 from roots_dist.runs.plan.predict import predict
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +69,19 @@ def test_a_laptop_plans_the_384_gpus_of_bloom(capsys, tmp_path):
     )  # the last stage has a copy of the embedding, and norms are not cut
     middle = [rank["activations"] for rank in found["ranks"][1:-1]]
     assert middle == sorted(middle, reverse=True), "a stage holds one microbatch less than the one before it"
+
+
+def test_a_plan_says_first_whether_it_fits(capsys):
+    plan = predict(load(QUICKSTART), Layout(pp=2, tp=2))
+    here, others = (lines(plan, None, free)[0] for free in (2**30, 4 * plan.peak))
+    assert here.startswith("fits into the 1 GiB that this machine has free, with 4 × ")
+    assert others.startswith("✗ does not fit into the ")
+    assert re.fullmatch(r"[\d.]+ MiB per process: fits GPUs of 16 GiB, with 15.9 GiB left for .*", lines(plan, None)[0])
+    huge = replace(plan, ranks=(replace(plan.ranks[0], weights=2**40),))
+    assert lines(huge, None)[0] == "✗ 1 TiB per process: does not fit a GPU of 288 GiB"
+    for width in (80, 120):
+        assert all(len(line) <= width for line in lines(plan, None, 2**30, width)), width
+    assert len(lines(plan, None, None, 80)) > len(lines(plan, None, None, 120))
 
 
 def test_adapters_are_counted_apart_and_one_process_is_one(capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,6 +25,10 @@ class EvaluateOptions:
         str | None, typer.Option(help="folder of custom tasks for --lm-eval", metavar="FOLDER", show_default=False)
     ] = None
     limit: Annotated[int | None, typer.Option(min=1, help="examples per task of --lm-eval", show_default=False)] = None
+
+    json: Annotated[
+        Path | None, typer.Option(help="also write the metrics here", metavar="FILE", show_default=False)
+    ] = None
 
     @property
     def tasks(self) -> tuple[str, ...]:

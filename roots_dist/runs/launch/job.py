@@ -44,6 +44,8 @@ class Job:
     """The chosen hosts of the hostfile, if there is one."""
     gpus: bool
     """Whether each process uses a GPU."""
+    threads: int
+    """CPU threads of each process, as advanced.threads says; 1 where it says nothing."""
     name: str
     directory: Path
     """The folder from which relative paths begin, on every node."""
@@ -130,6 +132,7 @@ def make(
         processes_per_node=per_node,
         hosts=hosts,
         gpus=options.gpus_per_node is not None or loaded.config.train.device == "cuda",
+        threads=loaded.config.advanced.threads or 1,
         name=argument("--name", options.name) if options.name is not None else _name(Path(subject).stem),
         directory=Path(argument("the current folder", str(directory))),
         folder=Path(argument("track.folder", no_option(loaded.config.track.folder))),

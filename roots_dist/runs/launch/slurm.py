@@ -54,8 +54,14 @@ def _sbatch(job: Job, options: SlurmOptions, logs: Path) -> tuple[str, ...]:
         "time": options.time,
         "partition": options.partition,
         "account": options.account,
+        "cpus-per-task": None if _says_cores(options.extra) else job.processes_per_node * job.threads,
         "gpus-per-node": job.processes_per_node if job.gpus else None,
         "array": f"1-{options.array}%1" if options.array else None,
     }
     given = (f"--{name}={value}" for name, value in values.items() if value is not None)
     return (options.program or "sbatch", *given, "--requeue", *options.extra)
+
+
+def _says_cores(extra: tuple[str, ...]) -> bool:
+    """Whether --extra asks for cores. Otherwise Slurm gives the one task of a node a single core."""
+    return any(word.partition("=")[0] in ("--cpus-per-task", "-c", "--exclusive", "--cpus-per-gpu") for word in extra)

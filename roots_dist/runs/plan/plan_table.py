@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import asdict
 
 from roots_dist.accounting.peaks import format_flops
@@ -10,6 +11,9 @@ from roots_dist.runs.plan.cluster_speed import ClusterSpeed
 from roots_dist.runs.plan.predict import Plan, RankPlan
 
 UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+AXES = ("tp", "pp", "dp")
+GPUS_GIB = (16, 24, 32, 40, 48, 80, 96, 141, 192, 288)
+"""Memory of data-centre GPUs."""
 COLUMNS = ("weights", "optimizer", "gradients", "activations", "peak")
 
 
@@ -19,17 +23,44 @@ def size(count: float) -> str:
     return f"{count / unit:.3g} {name}"
 
 
-def lines(plan: Plan, cluster: ClusterSpeed | None) -> list[str]:
-    """Table of pipeline ranks, and the parts of a step's time."""
+def lines(plan: Plan, cluster: ClusterSpeed | None, free: int | None = None, width: int = 200) -> list[str]:
+    """Whether it fits, the table of pipeline ranks, and the parts of a step's time. free: bytes that this machine can
+    give to all processes together, if it is the one that trains; width: columns of the terminal."""
     layout = plan.layout
-    head = ["pp", "parameters", *COLUMNS, *(f"sent {axis}" for axis in ("tp", "pp", "dp"))]
-    rows = [head, *map(_row, plan.ranks)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
+    state = ["pp", "parameters", *COLUMNS]
+    sent = [f"sent {axis}" for axis in AXES]
+    rows = [[*state, *sent], *map(_row, plan.ranks)]
+    table = _columns(rows)
+    if max(map(len, table)) > width:  # what is held, and below it what is sent
+        held, sends = [row[: len(state)] for row in rows], [[row[0], *row[len(state) :]] for row in rows]
+        table = [*_columns(held), "", *_columns(sends)]
     processes = "1 process" if layout.world_size == 1 else f"{layout.world_size:,} processes"
     adapters = f" and {plan.adapters:,} of adapters" if plan.adapters else ""
     title = f"{layout}, {processes}, {parameters(plan.config):,} parameters{adapters}; per process and step"
-    return [title, "", *table, "", *_time(plan, cluster)]
+    answer, head, times = (
+        [part for line in some for part in textwrap.wrap(line, width)]
+        for some in ([fits(plan, free)], [title], _time(plan, cluster))
+    )
+    return [*answer, *head, "", *table, "", *times]
+
+
+def fits(plan: Plan, free: int | None) -> str:
+    """The answer in one line: what the process that needs most needs, and where that fits."""
+    each = f"{size(plan.peak)} per process"
+    if free is None:
+        room = next((gib for gib in GPUS_GIB if gib * 2**30 > plan.peak), None)
+        if room is None:
+            return f"✗ {each}: does not fit a GPU of {GPUS_GIB[-1]} GiB"
+        left = size(room * 2**30 - plan.peak)
+        return f"{each}: fits GPUs of {room} GiB, with {left} left for libraries and fragmentation"
+    whole = plan.peak * plan.layout.world_size
+    of = f"{size(free)} that this machine has free, with {plan.layout.world_size} × {size(plan.peak)} of tensors"
+    return f"fits into the {of}" if whole < free else f"✗ does not fit into the {of}"
+
+
+def _columns(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
 
 
 def _row(rank: RankPlan) -> list[str]:
@@ -37,21 +68,18 @@ def _row(rank: RankPlan) -> list[str]:
         str(rank.pp),
         f"{rank.parameters:,}",
         *(size(getattr(rank, column)) for column in COLUMNS),
-        *(size(rank.sent[axis]) if rank.sent[axis] else "–" for axis in ("tp", "pp", "dp")),
+        *(size(rank.sent[axis]) if rank.sent[axis] else "–" for axis in AXES),
     ]
 
 
 def _time(plan: Plan, cluster: ClusterSpeed | None) -> list[str]:
-    most = (
-        f"peak of the process that needs most: {size(plan.peak)} of tensors, plus libraries and allocator fragmentation"
-    )
     if cluster is None or plan.seconds is None:
-        return [most, "time: unknown without a cluster profile (roots doctor --json FILE, then --profile FILE)"]
+        return ["time: unknown without a cluster profile (roots doctor --json FILE, then --profile FILE)"]
     parts = ", ".join(f"{name} {seconds:.3g}" for name, seconds in asdict(plan.seconds).items())
     share = "" if plan.mfu is None else f", MFU {plan.mfu:.1%}"
     rate = f"{format_flops(cluster.flops_per_s)} of products, {size(cluster.bytes_per_s)}/s of memory"
     rate += f", {cluster.op_overhead_s * 1e6:.3g} µs per operation"
-    return [most, f"{plan.seconds.step:.3g} s per step{share}: {parts}", f"each process: {rate}"]
+    return [f"{plan.seconds.step:.3g} s per step{share}: {parts}", f"each process: {rate}"]
 
 
 def facts(plan: Plan) -> dict[str, object]:
