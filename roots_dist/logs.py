@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+import time
 import warnings
-from typing import TextIO
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TextIO, TypeVar
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+FIRST_S, EVERY_S = 5.0, 15.0
+"""Seconds until the first line about work that takes long, and between the next ones."""
 
 CHATTY = ("deepspeed", "DeepSpeed", "torch", "matplotlib", "wandb", "filelock", "urllib3")
 
@@ -49,3 +59,33 @@ def setup(rank: int, place: str) -> None:
 def ignore_warnings_of_libraries() -> None:
     """Silence the FutureWarnings of torch and DeepSpeed, which users cannot fix."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|deepspeed")
+
+
+@contextmanager
+def still_busy(what: str) -> Iterator[None]:
+    """Log every now and then that the body is not done yet, if it takes longer than FIRST_S."""
+    over, since = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        wait = FIRST_S
+        while not over.wait(wait):
+            log.info("%s: %.0f s so far", what, time.monotonic() - since)
+            wait = EVERY_S
+
+    teller = threading.Thread(target=tell, daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        teller.join()
+
+
+def counted(items: Iterable[T], what: str, total: int | None = None) -> Iterator[T]:
+    """The same items; every now and then a line says how many have been taken."""
+    next_at = time.monotonic() + FIRST_S
+    for number, item in enumerate(items):
+        if time.monotonic() >= next_at:
+            log.info("%s: %d%s batches done", what, number, "" if total is None else f" of {total}")
+            next_at = time.monotonic() + EVERY_S
+        yield item

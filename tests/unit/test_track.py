@@ -4,16 +4,22 @@ import io
 import json
 import math
 import re
+import time
 
 import pytest
 from rich.console import Console
 
+from roots_dist import logs
+from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config, Track, Train
-from roots_dist.runs.track.curve import draw_curve, smooth
+from roots_dist.runs.report.page import page
+from roots_dist.runs.report.run_record import read_runs
+from roots_dist.runs.track.curve import draw_curve, resumes, smooth
 from roots_dist.runs.track.machine_facts import machine_facts, peak_memory_gib
 from roots_dist.runs.track.metrics import METRICS_FILE, TEXTS_FILE, MetricsFile, read_lines
 from roots_dist.runs.track.progress import Progress, clock, short
 from roots_dist.runs.track.trackers import Trackers, open_trackers
+from roots_dist.runs.train.resume import rate_line
 from roots_dist.scrub import known_secrets, scrub, scrub_text
 
 ALL = {
@@ -160,6 +166,46 @@ def test_a_curve_is_drawn_from_any_record(tmp_path, steps):
     content = png.read_bytes()
     assert content.startswith(b"\x89PNG") and len(content) > 10_000
     assert int.from_bytes(content[16:20], "big") == 1350  # pixels wide
+
+
+def test_a_resume_is_marked_with_its_layout(tmp_path):
+    config = Config.model_validate({"track": {"wandb": "disabled", "tensorboard": "off"}})
+    for resumed_step, layout in ((0, "TP2×PP2×DP1"), (2, "TP1×PP4×DP1"), (3, "TP1×PP1×DP4")):
+        trackers = open_trackers(config, tmp_path, rank0=True, resumed_step=resumed_step, facts={"layout": layout})
+        for step in range(resumed_step + 1, 5):
+            trackers.log(step, {"loss/train": 5.0 - step})
+        trackers.close()
+    assert resumes(read_lines(tmp_path / "texts.jsonl")) == [(2, "TP1×PP4×DP1"), (3, "TP1×PP1×DP4")]
+    assert draw_curve(tmp_path / METRICS_FILE, tmp_path / "curve.png").stat().st_size > 10_000
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    written = page(read_runs([tmp_path], ()))
+    assert "was resumed after step 2 as TP1×PP4×DP1, step 3 as TP1×PP1×DP4." in written
+    assert "Samples of text" not in written
+
+
+def test_what_becomes_of_the_learning_rate_is_said_where_a_resume_changes_it():
+    def config(steps: int, lr: float = 1e-3) -> Config:
+        return Config.model_validate({"train": {"steps": steps}, "optim": {"lr": lr}})
+
+    line = rate_line(config(100).model_dump(mode="json"), config(200), 100)
+    assert line == "the learning rate of step 101 is 5.0e-04; that of step 100 was 2.5e-07"
+    assert rate_line(config(100).model_dump(mode="json"), config(100, 2e-3), 50) is not None
+    assert rate_line(config(100).model_dump(mode="json"), config(100), 50) is None
+    assert rate_line({"model": "of another version"}, config(100), 50) is None
+
+
+def test_work_that_takes_long_says_so_now_and_then(monkeypatch, caplog):
+    monkeypatch.setattr(logs, "FIRST_S", 0.02)
+    monkeypatch.setattr(logs, "EVERY_S", 0.02)
+    caplog.set_level("INFO")
+    with logs.still_busy("counting"):
+        time.sleep(0.1)
+    assert list(logs.counted((time.sleep(0.03) for _ in range(3)), "scoring", 3)) == [None] * 3
+    with logs.still_busy("short work"):
+        pass
+    said = [record.message for record in caplog.records]
+    assert "counting: 0 s so far" in said and "scoring: 1 of 3 batches done" in said
+    assert not any("short" in line for line in said)
 
 
 def test_secrets_are_scrubbed_and_nothing_else():

@@ -34,6 +34,9 @@ def problems(options: EvaluateOptions, config: Config) -> list[Problem]:
     for key, value in (("--include-path", options.include_path), ("--limit", options.limit)):
         if value is not None and not options.tasks:
             found.append(Problem(key=key, found=value, expected="--lm-eval with it", fix="add --lm-eval TASKS"))
+    if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
+        expected, fix = "a file in an existing folder", f"make the folder, or write {options.json.name} here"
+        found.append(Problem(key="--json", found=str(options.json), expected=expected, fix=fix))
     if is_bare(config):
         found.append(no_head(config))
     elif not config.data.validation and (options.ngram is not None or not options.tasks):

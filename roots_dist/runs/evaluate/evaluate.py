@@ -6,6 +6,7 @@ process or in any layout.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -18,10 +19,12 @@ from roots_dist.assembly.passes import Passes, build_passes
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
+from roots_dist.files import write_atomically
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.learning.objectives import make_objective
 from roots_dist.learning.objectives.task_checks import row_remarks
+from roots_dist.logs import counted, still_busy
 from roots_dist.runs.evaluate import score_tables as show
 from roots_dist.runs.evaluate.answers import answer_questions
 from roots_dist.runs.evaluate.baseline import ngram_baselines
@@ -49,6 +52,9 @@ def evaluate(config: Config, mesh: Mesh, options: EvaluateOptions = EvaluateOpti
     held_out = _open_held_out(passes, objective) if config.data.validation else None
     load_weights(checkpoint, passes.model.params, mesh, verify=False)
     found = None if held_out is None else _score_held_out_text(passes, checkpoint, objective, held_out, options)
+    if options.json is not None and found is not None and mesh.rank == 0:
+        content = {"checkpoint": str(checkpoint), **found.metrics()}
+        write_atomically(options.json, json.dumps(content, indent=1, allow_nan=False) + "\n")
     if tasks is not None:
         results = run_harness(passes, tasks, options.limit, run)
         if mesh.rank == 0:
@@ -73,9 +79,11 @@ def _score_held_out_text(
     sequences = min(config.train.eval_sequences, held_out.num_samples)
 
     def progress(batches: Iterable[MicroBatch]) -> Iterable[MicroBatch]:
-        if mesh.rank or not sys.stderr.isatty():
+        if mesh.rank:
             return batches
         total = -(-sequences // (config.train.micro_batch * mesh.dp.size)) if len(config.data.validation) == 1 else None
+        if not sys.stderr.isatty():
+            return counted(batches, "evaluating", total)
         return track(batches, "evaluating", total=total, console=Console(stderr=True), transient=True)
 
     found = score_held_out(passes, objective, held_out, sequences, bytes_per_token(config.data.validation), progress)
@@ -93,7 +101,8 @@ def _score_held_out_text(
         if mesh.rank == 0:
             show.show("", *show.answers_lines(answers))
     if options.ngram is not None and mesh.rank == 0:
-        baselines = ngram_baselines(config, held_out, sequences, options.ngram, options.ngram_tokens)
+        with still_busy("counting n-grams"):
+            baselines = ngram_baselines(config, held_out, sequences, options.ngram, options.ngram_tokens)
         show.show("", *show.ngram_table(baselines, found))
     return found
 

@@ -17,7 +17,8 @@ from roots_dist.runs.report.markup import Inside, document, table, tag
 from roots_dist.runs.report.run_record import STEP_PARTS, RunRecord
 from roots_dist.runs.report.style import style
 from roots_dist.runs.track.closing_lines import label_of
-from roots_dist.runs.track.curve import smooth, window
+from roots_dist.runs.track.curve import resumes, smooth, window
+from roots_dist.runs.track.metrics import RESUMED
 from roots_dist.runs.track.progress import clock, short
 
 SAMPLES, SAMPLE_LETTERS = 3, 900
@@ -144,6 +145,9 @@ def _losses(runs: Sequence[RunRecord]) -> Element:
     shown = _window(runs)
     words = "Training loss per step (faint) and smoothed, validation loss (dashed), in nats per target"
     words += "; × marks a step whose loss or gradient was not finite." if marks else "."
+    for run in runs:
+        begun_again = ", ".join(f"step {step:,} as {layout}" for step, layout in resumes(run.texts))
+        words += f" {run.name} was resumed after {begun_again}." if begun_again else ""
     objectives = {run.config.get("objective.name") for run in runs}
     if len(objectives) > 1:
         words += " These runs have different objectives, so their losses cannot be compared."
@@ -259,7 +263,7 @@ def _samples(runs: Sequence[RunRecord]) -> Element | None:
 
 
 def _run_samples(run: RunRecord, titled: bool) -> Iterator[Element]:
-    texts = [t for t in run.texts if isinstance(t.get("text"), str) and t["text"]]
+    texts = [t for t in run.texts if isinstance(t.get("text"), str) and t["text"] and t.get("name") != RESUMED]
     if titled and texts:
         yield tag("h3", run.name)
     chosen = sorted({round(i * (len(texts) - 1) / max(1, SAMPLES - 1)) for i in range(SAMPLES)}) if texts else []

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from roots_dist.runs.track.metrics import read_lines
+from roots_dist.runs.track.metrics import RESUMED, TEXTS_FILE, read_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,6 +72,7 @@ def draw_curve(metrics: Path, png: Path, title: str = "") -> Path:
             color=ORANGE,
             weight="bold",
         )
+    _mark_resumes(top, metrics.with_name(TEXTS_FILE))
     top.set_ylabel("loss (nats per token)")
     if steps or at:
         top.legend(frameon=False, labelcolor=INK)
@@ -90,6 +91,26 @@ def draw_curve(metrics: Path, png: Path, title: str = "") -> Path:
         figure.suptitle(title, color=INK, weight="bold")
     figure.savefig(png)
     return png
+
+
+def resumes(texts: Iterable[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    """Steps after which a run was resumed, each with the layout in which it went on."""
+    return [(one["step"], str(one.get("text", ""))) for one in texts if one.get("name") == RESUMED]
+
+
+def _mark_resumes(axes: Axes, texts: Path) -> None:
+    for step, layout in resumes(read_lines(texts)) if texts.is_file() else ():
+        axes.axvline(step, color=GREY, linewidth=1.0, linestyle=":")
+        axes.annotate(
+            f"resumed, {layout}",
+            (step, axes.get_ylim()[0]),
+            xytext=(3, 3),
+            textcoords="offset points",
+            rotation=90,
+            fontsize=7,
+            color=GREY,
+            va="bottom",
+        )
 
 
 def window(losses: Sequence[float], validation: Sequence[float]) -> tuple[float, float]:

@@ -23,6 +23,8 @@ from roots_dist.runs.track.line_file import LineFile
 log = logging.getLogger(__name__)
 
 METRICS_FILE, TEXTS_FILE = "metrics.jsonl", "texts.jsonl"
+RESUMED = "resumed"
+"""Name of the text that says after which step a run was resumed, and in which layout."""
 NAMES = {
     "loss/train": "nats per token of the step's batch",
     "loss/validation": "nats per token of the held-out text",

@@ -14,7 +14,7 @@ from pathlib import Path
 from roots_dist.config.schema import Config
 from roots_dist.runs.track import tensorboard, wandb
 from roots_dist.runs.track.background import Background
-from roots_dist.runs.track.metrics import METRICS_FILE, MetricsFile, last_step
+from roots_dist.runs.track.metrics import METRICS_FILE, RESUMED, MetricsFile, last_step
 from roots_dist.runs.track.progress import Progress
 from roots_dist.runs.track.tracker import Tracker
 from roots_dist.scrub import known_secrets
@@ -71,4 +71,7 @@ def open_trackers(
         )
     if wandb.is_wanted(config):
         views.append(Background("W&B", lambda: wandb.open_wandb(config, folder, facts, logged_step, known)))
-    return Trackers([MetricsFile(folder, resumed_step), progress, *views], progress.doing)
+    file = MetricsFile(folder, resumed_step)
+    if resumed_step:
+        file.text(resumed_step, RESUMED, str(facts.get("layout", "")))
+    return Trackers([file, progress, *views], progress.doing)

@@ -13,7 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from roots_dist.assembly.run import Run
+from roots_dist.config.lr_schedules import lr_schedule
 from roots_dist.config.schema import Config
 from roots_dist.runs.track.metrics import METRICS_FILE, last_step
 from roots_dist.runs.train.best_evaluation import BestEvaluation
@@ -85,7 +88,24 @@ def resume(run: Run, folder: Path, order: str = "") -> ResumePoint:
         BestEvaluation(**state["best"]).mark(folder)  # it may be an older one if later checkpoints are gone
     changed = differences(state.get("config", {}), run.config)
     log.info("resumed after step %d%s", last, f" with {', '.join(changed)}" if changed else "")
+    if line := rate_line(state.get("config", {}), run.config, last):
+        log.info("%s", line)
     return ResumePoint(last, state.get("skipped", 0), state.get("best") or {}, author)
+
+
+def rate_line(saved: Mapping[str, object], config: Config, last: int) -> str | None:
+    """What becomes of the learning rate where the run's length or schedule has changed; None where it goes on."""
+    try:
+        was = Config.model_validate(saved)
+    except ValidationError:
+        return None  # of another version
+    if last >= config.train.steps:
+        return None
+    before, now = (lr_schedule(c.optim, c.train.steps)(last) for c in (was, config))
+    ended = lr_schedule(was.optim, was.train.steps)(last - 1)
+    if abs(now - before) <= 1e-3 * max(now, before) and last < was.train.steps:
+        return None
+    return f"the learning rate of step {last + 1} is {now:.1e}; that of step {last} was {ended:.1e}"
 
 
 def _remark(folder: Path, step: int, was: str, order: str) -> None:
