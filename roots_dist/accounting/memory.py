@@ -42,7 +42,7 @@ def rank_state(config: Config, layout: Layout, parameters: int, trainable: int) 
         weights=parameters * element // (dp if zero >= 3 else 1),
         gradients=trainable * gradient // (dp if zero >= 2 else 1),
         optimizer=trainable * 3 * wide // dp,  # DeepSpeed keeps master weights in full precision too
-        buffers=min(config.advanced.reduce_bucket, trainable) * gradient,
+        buffers=min(config.advanced.reduce_bucket, trainable) * element,
     )
 
 

@@ -13,9 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
+
+CACHED = 1 << 16
+"""Entries whose hashes a CPU computes at one time."""
 
 
 def key(*parts: int | str) -> int:
@@ -39,6 +43,8 @@ def _shift64(x: Tensor, bits: int) -> Tensor:
 
 def fold(state: int | Tensor, index: Tensor) -> Tensor:
     """Derive a 64-bit key for each index, from one key or one per index (broadcast). One step of splitmix64."""
+    if (kernels := kernels_of(index.device)) is not None:
+        return kernels.fold(state, index)
     x = index.to(torch.int64) * _GAMMA + state
     x = (x ^ _shift64(x, 30)) * _MIX1
     x = (x ^ _shift64(x, 27)) * _MIX2
@@ -47,11 +53,11 @@ def fold(state: int | Tensor, index: Tensor) -> Tensor:
 
 def _lowbias32_(x: Tensor) -> Tensor:
     """Apply lowbias32 in place on int32. Multiplication wraps; the masks make the shifts logical."""
-    x ^= (x >> 16) & 0xFFFF
-    x *= 0x7FEB352D
-    x ^= (x >> 15) & 0x1FFFF
-    x *= 0x846CA68B - (1 << 32)
-    x ^= (x >> 16) & 0xFFFF
+    shifted = torch.empty_like(x)
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - (1 << 32)), (16, 1)):
+        x ^= torch.bitwise_right_shift(x, shift, out=shifted).bitwise_and_((1 << (32 - shift)) - 1)
+        if factor != 1:
+            x *= factor
     return x
 
 
@@ -71,10 +77,67 @@ def keep(rows: Tensor, columns: Tensor, drop: float) -> Tensor:
 
 
 def dropout(x: Tensor, drop: float, rows: Tensor, first_column: int = 0) -> Tensor:
-    """Inverted dropout of x [*rows.shape, channels]; channels are numbered from `first_column`."""
+    """Inverted dropout of x [*rows.shape, channels]; channels are numbered from `first_column`. Backward computes the
+    mask again from the keys: nothing of x's size is kept."""
+    out: Tensor = _Dropout.apply(x, drop, rows, first_column)  # type: ignore[no-untyped-call] # torch types no apply
+    return out
+
+
+class _Dropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, drop: float, rows: Tensor, first_column: int) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.drop, ctx.first_column = drop, first_column
+        return _dropped(x, drop, rows, first_column)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (rows,) = ctx.saved_tensors
+        return _dropped(grad, ctx.drop, rows, ctx.first_column), None, None, None
+
+
+def _dropped(x: Tensor, drop: float, rows: Tensor, first_column: int) -> Tensor:
+    """On a GPU one kernel; on a CPU a few rows at a time, whose hashes stay in its cache."""
+    kernels = kernels_of(x.device)
+    if kernels is not None and x.dtype != torch.float64:  # a kernel computes in float32
+        return kernels.dropout(x, drop, rows, first_column)
     columns = torch.arange(first_column, first_column + x.shape[-1], dtype=torch.int32, device=x.device)
-    # the factor stays a Python number: in bf16 it would be 0.2 % too small. Autograd saves the mask as bytes
-    return torch.where(keep(rows, columns, drop), x * (1 / (1 - drop)), 0.0)
+    flat, keys = x.reshape(-1, x.shape[-1]), rows.reshape(-1)
+    out = torch.empty_like(flat)
+    size = max(1, CACHED // max(1, x.shape[-1]) if x.device.type == "cpu" else len(keys))
+    for part in (slice(i, i + size) for i in range(0, len(keys), size)):
+        # the factor stays a Python number: in bf16 it would be 0.2 % too small
+        torch.mul(flat[part], 1 / (1 - drop), out=out[part]).masked_fill_(~keep(keys[part], columns, drop), 0.0)
+    return out.view(x.shape)
+
+
+class Kernels(Protocol):
+    """What a device computes in one launch each."""
+
+    def fold(self, state: int | Tensor, index: Tensor) -> Tensor: ...
+
+    def dropout(self, x: Tensor, drop: float, rows: Tensor, first_column: int) -> Tensor: ...
+
+
+class CountedKernels:
+    """Stand for the kernels where tensors have no numbers: one operation for each."""
+
+    def fold(self, state: int | Tensor, index: Tensor) -> Tensor:
+        return index + state
+
+    def dropout(self, x: Tensor, drop: float, rows: Tensor, first_column: int) -> Tensor:
+        return x * (1 / (1 - drop))
+
+
+def kernels_of(device: torch.device) -> Kernels | None:
+    """The kernels of a device; None on a CPU, which has none. The one place where it is chosen how masks are made."""
+    if device.type == "cpu":
+        return None
+    if device.type == "meta":
+        return CountedKernels()
+    from roots_dist.world import rng_triton
+
+    return cast("Kernels", rng_triton)
 
 
 def normal_(out: Tensor, name_key: int, rows: range, columns: range, std: float) -> Tensor:

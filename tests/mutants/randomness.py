@@ -104,8 +104,8 @@ RANDOMNESS = (
         name="what_is_kept_is_not_scaled",
         bug="dropout does not multiply what it keeps by 1/(1-p)",
         file=RNG,
-        before="x * (1 / (1 - drop)), 0.0)",
-        after="x, 0.0)",
+        before="torch.mul(flat[part], 1 / (1 - drop), out=out[part])",
+        after="out[part].copy_(flat[part])",
         test="independent/test_random_numbers.py::test_masks_drop_as_often_as_they_say_and_scale_the_rest[0.1]",
     ),
     Mutant(
