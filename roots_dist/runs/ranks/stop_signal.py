@@ -37,6 +37,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 """Signals that launchers send to end a job, that Slurm sends some time before its limit, that a terminal sends when it
 is closed, and Ctrl-C."""
 AT_ONCE = signal.SIGQUIT
+END = 0
+"""Sent by no kernel: it ends the thread that waits."""
 FOLDER_GONE = 128
 """What takes a signal's place in StopSignal where the run's folder has been removed."""
 ENDED, ENDED_BEFORE = "ended.txt", "ended.before.txt"
@@ -80,7 +82,14 @@ def catch_stop_signals(folder: Path) -> Iterator[StopSignal]:
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     heard = [number for number in (*SIGNALS, AT_ONCE) if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, lambda *_: None) for number in heard}
+    owner = os.getpid()
+
+    def handle(number: int, _: object) -> None:
+        if os.getpid() != owner:  # a process that this one has forked: it has no thread that waits
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    before = {number: signal.signal(number, handle) for number in heard}
     fd = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     waiter = threading.Thread(target=_wait, args=(ours, stop, folder, heard), name="signals", daemon=True)
     waiter.start()
@@ -90,8 +99,10 @@ def catch_stop_signals(folder: Path) -> Iterator[StopSignal]:
         signal.set_wakeup_fd(fd)
         for number, handler in before.items():
             signal.signal(number, handler)
-        theirs.close()  # ends the thread
+        with contextlib.suppress(OSError):
+            theirs.send(bytes([END]))
         waiter.join()
+        theirs.close()
         ours.close()
 
 
@@ -100,6 +111,8 @@ def _wait(signals: socket.socket, stop: StopSignal, folder: Path, heard: Sequenc
     interrupted = False
     while received := signals.recv(1):
         number = received[0]
+        if number == END:
+            return
         if number not in heard:
             continue
         if read_end(folder / ENDED).startswith(FAILED):
