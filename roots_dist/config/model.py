@@ -142,7 +142,9 @@ class Model(Section):
         return self.experts is not None and block >= self.dense_layers and (block + 1) % self.expert_every == 0
 
     def num_expert_layers(self) -> int:
-        return sum(self.has_experts(block) for block in range(self.layers))
+        if self.experts is None or self.dense_layers > self.layers:
+            return 0
+        return self.layers // self.expert_every - self.dense_layers // self.expert_every
 
     def widths_of_mlps(self) -> dict[str, int]:
         """Widths of all kinds of MLP that the model has, by the key that says them."""

@@ -17,6 +17,7 @@ from hub_models import MODELS, generator_of, saved
 from roots_dist.config.objectives import OBJECTIVES
 from roots_dist.storage.exchange import ARCHITECTURES
 from roots_dist.storage.exchange.importing import import_model
+from roots_dist.storage.exchange.table import Head
 from roots_dist.storage.exchange.tensors import read_json
 
 RELEASED = {
@@ -42,6 +43,10 @@ RELEASED = {
     "olmo": "OLMo 1 without clip_qkv",
     "olmo2": "OLMo 2",
     "olmo3": "OLMo 3",
+    "mixtral": "Mixtral 8x7B, 8x22B",
+    "qwen2_moe": "Qwen 1.5 MoE A2.7B, Qwen 2 57B-A14B",
+    "qwen3_moe": "Qwen 3 30B-A3B, 235B-A22B",
+    "olmoe": "OLMoE 1B-7B",
     "bert": "BERT",
     "roberta": "RoBERTa",
     "xlm-roberta": "XLM-R",
@@ -51,6 +56,12 @@ RELEASED = {
     "t5": "T5 v1.0 and v1.1, Flan-T5",
     "mt5": "mT5",
 }
+
+
+def _is_tuned(head: Head) -> bool:
+    return OBJECTIVES[head.objectives[0]].has_labels and not head.bare
+
+
 TWO_HEADS = ("bert", "electra")
 
 
@@ -70,7 +81,7 @@ def main() -> None:
     print("| model type | released models | class | fine-tuned | models | logits | gradients |")
     print("|---|---|---|---|---|---|---|")
     for kind, table in ARCHITECTURES.items():
-        tasks = ", ".join(head.objectives[0] for head in table.heads if OBJECTIVES[head.objectives[0]].has_labels)
+        tasks = ", ".join(head.objectives[0] for head in table.heads if _is_tuned(head))
         logits, gradients = (max(column) for column in zip(*found[kind]))
         far = f"{len(found[kind])} | {logits:.0g} | {gradients:.0e}"
         print(f"| `{kind}` | {RELEASED[kind]} | `{table.heads[0].architecture}` | {tasks} | {far} |")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +42,24 @@ class Differences(NamedTuple):
     """Name of the tensor in which that is."""
 
 
+def as_in_files(gradients: dict[str, torch.Tensor], model_type: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Experts one by one, as they are in files; version 5 holds those of a layer in one tensor."""
+    apart = ("w1", "w3", "w2") if model_type == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+    for name, gradient in gradients.items():
+        layer, _, part = name.rpartition(".mlp.")
+        if layer and model_type == "mixtral":
+            layer, name = f"{layer}.block_sparse_moe", f"{layer}.block_sparse_moe.{part}"
+        elif layer:
+            layer = f"{layer}.mlp"
+        if part == "experts.gate_up_proj":
+            for j, both in enumerate(gradient):
+                yield from zip((f"{layer}.experts.{j}.{matrix}.weight" for matrix in apart[:2]), both.chunk(2))
+        elif part == "experts.down_proj":
+            yield from ((f"{layer}.experts.{j}.{apart[2]}.weight", one) for j, one in enumerate(gradient))
+        else:
+            yield name, gradient
+
+
 def differences(theirs: Path, run: Path) -> Differences:
     """Compare the run, an import, with the folder that it came from. In float32, without dropout."""
     config = config_of_run(run).config.changed({"model.dropout": 0.0, "model.attention_dropout": 0.0})
@@ -68,6 +87,7 @@ def differences(theirs: Path, run: Path) -> Differences:
     logits = model(input_ids=batch.tokens, **inputs).logits
     F.cross_entropy(logits.flatten(0, -2), wanted.flatten()).backward()
     expected = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    expected = dict(as_in_files(expected, tree["model_type"]))
 
     table = ARCHITECTURES[tree["model_type"]]
     head = table.head(tree["architectures"][0])

@@ -168,6 +168,8 @@ def without_pooler(family: str, config: transformers.PretrainedConfig):
     return getattr(transformers, f"{family}Model")(config, add_pooling_layer=False)
 
 
+EXPERTS = dict(num_experts=5, num_experts_per_tok=2, moe_intermediate_size=20)
+
 MODELS: dict[str, Callable] = {
     "gpt2": gpt2,
     "gpt2 untied": lambda: gpt2(tie_word_embeddings=False, activation_function="gelu", n_inner=None),
@@ -273,6 +275,18 @@ MODELS: dict[str, Callable] = {
     "olmo": lambda: like_llama("Olmo"),
     "olmo2": lambda: like_llama("Olmo2", tie_word_embeddings=True),
     "olmo3": lambda: like_llama("Olmo3", num_hidden_layers=4, sliding_window=5, rope=by_kind("yarn", local=300.0)),
+    "mixtral": lambda: like_llama("Mixtral", num_local_experts=4, head_dim=10),
+    "mixtral window, tag": lambda: like_llama(
+        "Mixtral", "ForTokenClassification", num_local_experts=3, head_dim=8, sliding_window=5, **CLASSES
+    ),
+    "qwen2_moe": lambda: like_llama(
+        "Qwen2Moe", **EXPERTS, shared_expert_intermediate_size=24, mlp_only_layers=[0], num_hidden_layers=3
+    ),
+    "qwen3_moe": lambda: like_llama("Qwen3Moe", **EXPERTS, head_dim=12, norm_topk_prob=True),
+    "qwen3_moe sparse": lambda: like_llama(
+        "Qwen3Moe", **EXPERTS, head_dim=8, decoder_sparse_step=2, num_hidden_layers=4, tie_word_embeddings=True
+    ),
+    "olmoe": lambda: like_llama("Olmoe", num_experts=5, num_experts_per_tok=3),
     "olmo3 unscaled": lambda: like_llama("Olmo3", num_hidden_layers=4, sliding_window=5, rope=by_kind(local=300.0)),
 }
 

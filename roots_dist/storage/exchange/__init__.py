@@ -13,6 +13,7 @@ from roots_dist.storage.exchange.gemma import GEMMA, GEMMA2, GEMMA3
 from roots_dist.storage.exchange.gpt2 import GPT2, OPT
 from roots_dist.storage.exchange.gpt_neox import GPT_NEOX
 from roots_dist.storage.exchange.llama import GRANITE, LLAMA, MISTRAL, PHI3, QWEN2, QWEN3, SMOLLM3
+from roots_dist.storage.exchange.mixtures import MIXTRAL, OLMOE, QWEN2_MOE, QWEN3_MOE
 from roots_dist.storage.exchange.olmo import OLMO, OLMO2, OLMO3
 from roots_dist.storage.exchange.starcoder2 import STABLELM, STARCODER2
 from roots_dist.storage.exchange.t5 import MT5, T5
@@ -20,7 +21,7 @@ from roots_dist.storage.exchange.table import Architecture, with_bare_stack
 
 DECODERS = (
     GPT2, BLOOM, LLAMA, GPT_NEOX, OPT, MISTRAL, PHI3, QWEN2, QWEN3, SMOLLM3, GRANITE, STARCODER2, STABLELM,
-    FALCON, GPTJ, PHI, GEMMA, GEMMA2, GEMMA3, OLMO, OLMO2, OLMO3,
+    FALCON, GPTJ, PHI, GEMMA, GEMMA2, GEMMA3, OLMO, OLMO2, OLMO3, MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE,
 )  # fmt: skip
 ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA)
 BARE_NAMES = {"gemma3_text": "Gemma3Text"}

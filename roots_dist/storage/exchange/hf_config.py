@@ -282,6 +282,8 @@ def incompatibilities(config: Config, architecture: Architecture, head: Head) ->
         yield problem("model.kv_heads", f"model.heads = {m.heads}")
     if "model.head_dim" not in said and m.heads * m.width_of_head() != m.hidden:
         yield problem("model.head_dim", f"model.hidden / model.heads = {m.hidden / m.heads:g}")
+    if "model.experts" in said and m.experts is None:
+        yield problem("model.experts", "a number of experts")
     if architecture.even_width and m.hidden % m.heads:
         yield problem("model.hidden", f"a multiple of model.heads = {m.heads}")
     if architecture.plain_ffn and m.width_of_ffn() != 4 * m.hidden:

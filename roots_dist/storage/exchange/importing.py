@@ -118,11 +118,12 @@ def _has_tensors(head: Head, architecture: Architecture, tensors: Tensors) -> bo
 
 
 def _refuse_more_blocks_than_tensors(config: Config, tensors: Mapping[str, Tensors]) -> None:
-    """Raise ExchangeError before an absurd number of blocks is built."""
-    blocks, files = num_blocks(config), sum(len(folder.files) for folder in tensors.values())
-    if blocks > files:
-        where, fix = f"{tensors[''].folder}/config.json", "use the config.json that belongs to these files"
-        raise exchange_error(where, f"{blocks:,} layers", f"at most {files:,}, the tensors there are", fix)
+    """Raise ExchangeError before an absurd number of blocks or experts is built."""
+    files = sum(len(folder.files) for folder in tensors.values())
+    for what, number in (("layers", num_blocks(config)), ("experts", config.model.experts or 0)):
+        if number > files:
+            where, fix = f"{tensors[''].folder}/config.json", "use the config.json that belongs to these files"
+            raise exchange_error(where, f"{number:,} {what}", f"at most {files:,}, the tensors there are", fix)
 
 
 def _config_values(tree: Mapping[str, Any], architecture: Architecture, head: Head, folder: Path) -> Reading:

@@ -9,7 +9,6 @@ does the same with the keys of config.json.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import count
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -22,8 +21,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Entry(NamedTuple):
-    """A row of a table. `{i}` is the number of a block, `*` stands for weight and bias; names that the model lacks are
-    skipped."""
+    """A row of a table. `{i}` is the number of a block, `{j}` that of an expert, `*` stands for weight and bias; names
+    that the model lacks are skipped."""
 
     theirs: str
     ours: tuple[str, ...]
@@ -171,21 +170,23 @@ def rules(architecture: Architecture, head: Head, config: Config, shapes: Shapes
 
 
 def _expanded(entry: Entry, shapes: Shapes) -> Iterator[Rule]:
-    for i in count() if "{i}" in entry.theirs else range(1):
-        some = False
-        for kind in ("weight", "bias") if "*" in entry.theirs else ("",):
+    numbers = range(1 + max((int(part) for name in shapes for part in name.split(".") if part.isdigit()), default=0))
+    for i in numbers if "{i}" in entry.theirs else range(1):  # of several kinds of blocks, some lack the parameter
+        for j in numbers if "{j}" in entry.theirs else range(1):
+            some = False
+            for kind in ("weight", "bias") if "*" in entry.theirs else ("",):
 
-            def named(names: Sequence[str], i: int = i, kind: str = kind) -> tuple[str, ...]:
-                return tuple(name.replace("{i}", str(i)).replace("*", kind) for name in names)
+                def named(names: Sequence[str], i: int = i, j: int = j, kind: str = kind) -> tuple[str, ...]:
+                    return tuple(n.replace("{i}", str(i)).replace("{j}", str(j)).replace("*", kind) for n in names)
 
-            ours = named(entry.ours)
-            if all(name in shapes for name in ours):
-                some = True
-                (theirs,) = named([entry.theirs])
-                copies, echoes, idle = map(named, (entry.copies, entry.echoes, entry.idle))
-                yield Rule(theirs, ours, entry.form, copies, echoes, idle)
-        if not some:
-            return
+                ours = named(entry.ours)
+                if all(name in shapes for name in ours):
+                    some = True
+                    (theirs,) = named([entry.theirs])
+                    copies, echoes, idle = map(named, (entry.copies, entry.echoes, entry.idle))
+                    yield Rule(theirs, ours, entry.form, copies, echoes, idle)
+            if not some:  # this block has no such expert, and none behind it
+                break
 
 
 def same_layout(pairs: Mapping[str, str]) -> tuple[Entry, ...]:

@@ -17,7 +17,14 @@ from roots_dist.config.model import Model
 from roots_dist.config.schema import Config
 
 BIASES = ("model.qkv_bias", "model.out_bias", "model.mlp_bias")
-_SIZES = ("model.kv_heads", "model.head_dim", "model.ffn", "model.decoder_layers", "model.embedding_size")
+_SIZES = (
+    "model.kv_heads",
+    "model.head_dim",
+    "model.ffn",
+    "model.expert_ffn",
+    "model.decoder_layers",
+    "model.embedding_size",
+)
 NOT_PLAIN = frozenset((*FREE, *_SIZES, "model.bias", "model.max_positions", "model.family"))
 """Keys without a plain value: sizes, which the tables check, and what does not say which function it is."""
 
@@ -34,6 +41,7 @@ def spelled_out(config: Config) -> dict[str, Any]:
         "model.kv_heads": m.num_kv_heads(),
         "model.head_dim": m.width_of_head(),
         "model.ffn": m.width_of_ffn(),
+        "model.expert_ffn": m.width_of_expert(),
         "model.decoder_layers": m.num_decoder_layers(),
         "model.embedding_size": m.width_of_embedding(),
         "model.max_positions": m.max_positions or config.data.seq_length,
