@@ -1,9 +1,10 @@
 # make train: from a fresh clone to a trained model and a text that it writes. make test: every rule and every pair of
 # features, in minutes. make test-full: the whole products too, of which `make test` runs a cover of pairs. make mutants:
 # every bug of tests/mutants is planted, one by one, and must be noticed. make check: ruff, its formatter, mypy --strict,
-# shellcheck, links. All need Python >= 3.10 and nothing else; what they install lies in .venv, each no more than it
-# needs. Variables: PYTHON, TORCH_INDEX (where to get torch from, for a build with or without CUDA), CONFIG, ARGS
-# (overrides such as ARGS="train.steps=50", or options such as ARGS="--only NAME").
+# shellcheck, links. make docs: the documentation site, into .site; a link that leads nowhere stops it. All need Python
+# >= 3.10 and nothing else; what they install lies in .venv, each no more than it needs. Variables: PYTHON, TORCH_INDEX
+# (where to get torch from, for a build with or without CUDA), CONFIG, ARGS (overrides such as ARGS="train.steps=50", or
+# options such as ARGS="--only NAME").
 
 PYTHON ?= python3
 CONFIG ?= configs/quickstart.yaml
@@ -14,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
 WORKERS := -n logical --maxprocesses 4 --dist worksteal
 CORPUS := data/sotu/manifest.json
 
-.PHONY: train test test-full mutants check clean
+.PHONY: train test test-full mutants check docs clean
 .DELETE_ON_ERROR:
 
 train: $(CORPUS)
@@ -36,6 +37,10 @@ check: .venv/check
 	$(BIN)/shellcheck launch/*.sh roots_dist/runs/launch/templates/*.sh .ci/run
 	$(BIN)/python -m pytest tests/test_links.py
 
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "open .site/index.html"
+
 $(CORPUS): | .venv/train
 	$(BIN)/roots prepare embedded:state-of-the-union --output $(@D) --vocab 4096
 
@@ -54,6 +59,10 @@ $(CORPUS): | .venv/train
 
 .venv/check: .venv/test # mypy reads the types of what is optional
 	$(INSTALL) -e '.[check]'
+	@touch $@
+
+.venv/docs: .venv/train
+	$(INSTALL) -e '.[docs]'
 	@touch $@
 
 clean:

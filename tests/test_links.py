@@ -24,6 +24,13 @@ def test_links_lead_somewhere_and_pictures_are_small(page):
         assert path.suffix not in (".png", ".svg") or path.stat().st_size <= LARGEST_PICTURE, target
 
 
-def test_every_page_is_linked_from_the_readme():
-    readme = README.read_text(encoding="utf-8")
-    assert [page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name})" not in readme] == []
+def test_every_page_is_linked_from_the_readme_or_the_start_page_and_is_on_the_site():
+    readme, start = README.read_text(encoding="utf-8"), (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    linked = {*re.findall(r"\(docs/([\w/.-]+)[)#]", readme), *re.findall(r"\(([\w-]+\.md)[)#]", start)}
+    site = {*re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))}
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")}
+    assert "index.md" in linked and pages - linked == set() == pages - site
+
+
+def test_the_readme_is_a_first_screen():
+    assert len(README.read_text(encoding="utf-8").split()) < 900

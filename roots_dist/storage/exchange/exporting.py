@@ -36,6 +36,7 @@ from roots_dist.storage.exchange.compare import compare, is_alone
 from roots_dist.storage.exchange.electra import GENERATOR_CLASS, GENERATOR_NAMES
 from roots_dist.storage.exchange.forms import ROBERTA_OFFSET
 from roots_dist.storage.exchange.hf_config import hf_config_of, incompatibilities
+from roots_dist.storage.exchange.model_card import CARD, model_card
 from roots_dist.storage.exchange.shards import bytes_of, new_folder, refuse_content, write_shards
 from roots_dist.storage.exchange.table import GENERATOR, Architecture, Head, Rule, Shapes, rules
 from roots_dist.storage.exchange.tensors import INDEX, ONE_FILE, ORIGIN, Tensors, exchange_error, read_json
@@ -71,6 +72,8 @@ def export_model(run: Path, folder: Path, dtype: str = "float32") -> str:
             left_out = f"{architecture.base}." if head.bare else prefix
             _write_tensors(partial / prefix, prefix, left_out, table, config, plain, weights, DTYPES[dtype])
             write_tokenizer(config, partial / prefix)
+        card = model_card(config, run, checkpoint.name, head.architecture)
+        (partial / CARD).write_text(card, encoding="utf-8")
     half = ", without a generator" if alone else ""
     return f"{folder}: {head.architecture}{half} in {dtype}, from {checkpoint}"
 
