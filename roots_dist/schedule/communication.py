@@ -99,7 +99,9 @@ def with_communication(rank: int, computes: Computes, num_ranks: int, num_stages
     """Add the sends and receives that a rank needs to its compute actions. `computes` has the rank and its neighbours.
 
     A send directly follows the action that computes its tensor. A receive is posted one compute action before its use,
-    so that the transfer overlaps with computation, or earlier if a later tensor of the same channel is used before it.
+    so that the transfer overlaps with computation, or earlier if a later tensor of the same channel is used before it;
+    but not before an action that its sender waits for. On a GPU a posted receive is a kernel that spins: if anything in
+    between waits for the whole device (an allocator that is out of memory, a module that is loaded), neither ends.
     Raises InvalidProgram if a neighbour sends a tensor that no action of this rank uses.
     """
     own = computes[rank]
@@ -108,12 +110,13 @@ def with_communication(rank: int, computes: Computes, num_ranks: int, num_stages
     uses = {receive: index for index, action in enumerate(own) if (receive := _receive(action, num_stages)) is not None}
     posts: dict[int, list[Action]] = defaultdict(list)  # index of a compute action -> receives before it, last first
     arriving = _arriving(rank, computes, num_ranks, num_stages)
+    awaited = {channel.sender: _awaited(computes[channel.sender], places_of(own)) for channel in arriving}
     for channel in sorted(arriving, key=_order):
         place = len(own)
         for receive in reversed(arriving[channel]):
             if receive not in uses:
                 raise InvalidProgram(f"{other_end(receive)} is sent, but nothing on rank {rank} uses it")
-            place = min(place, max(uses[receive] - 1, 0))
+            place = min(place, max(uses[receive] - 1, awaited[channel.sender][_computed(other_end(receive))], 0))
             posts[place].append(receive)
 
     full: list[Action] = []
@@ -158,6 +161,29 @@ def receipts(rank: int, actions: Sequence[Action], computes: Computes, num_ranks
 def places_of(actions: Sequence[Action]) -> dict[Action, int]:
     """Index of each forward, input gradient and weight gradient among a rank's compute actions."""
     return {result: index for index, action in enumerate(actions) for result in results(action)}
+
+
+def needs_of(actions: Sequence[Action], places: Mapping[Action, int]) -> list[int]:
+    """For each action of a rank, how many of its actions another rank must have done before, 0 if none. `places`: those
+    of the other rank."""
+    found = []
+    for kind, stage, i in actions:
+        if kind is Kind.FORWARD:
+            found.append(places.get(Action(kind, stage - 1, i), -1) + 1)
+        else:
+            found.append(0 if kind is Kind.WEIGHT else places.get(Action(Kind.INPUT, stage + 1, i), -1) + 1)
+    return found
+
+
+def _awaited(actions: Sequence[Action], places: Mapping[Action, int]) -> dict[Action, int]:
+    """For each result of a neighbour, how many actions of this rank must be done before it. `places`: those of this
+    rank."""
+    found: dict[Action, int] = {}
+    most = 0
+    for action, needed in zip(actions, needs_of(actions, places)):
+        most = max(most, needed)
+        found |= dict.fromkeys(results(action), most)
+    return found
 
 
 def _computed(message: Action) -> Action:

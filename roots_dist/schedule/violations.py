@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from roots_dist.schedule.actions import Action, Kind, rank_of, results
-from roots_dist.schedule.communication import COMPUTE, Computes, neighbours, places_of
+from roots_dist.schedule.communication import COMPUTE, Computes, needs_of, neighbours, places_of
 from roots_dist.schedule.schedules import Shape
 
 PARTS = {Kind.FORWARD: "forward", Kind.INPUT: "gradient of the input", Kind.WEIGHT: "gradient of the weights"}
@@ -93,7 +93,7 @@ def _needs(action: Action, shape: Shape) -> list[Action]:
 def _waiting(rank: int, other: int, computes: Computes, places: Mapping[int, Mapping[Action, int]]) -> list[str]:
     """Run two neighbours against each other, while all other ranks deliver at once; where each of them hangs."""
     pair = rank, other
-    waits = _waits(computes[rank], places[other]), _waits(computes[other], places[rank])
+    waits = needs_of(computes[rank], places[other]), needs_of(computes[other], places[rank])
     done = [0, 0]
     before = None
     while done != before:
@@ -103,18 +103,6 @@ def _waiting(rank: int, other: int, computes: Computes, places: Mapping[int, Map
                 done[here] += 1
     stuck = [(r, computes[r][n]) for r, n in zip(pair, done) if n < len(computes[r])]
     return [f"rank {r} waits at {action} for {_received(action)}" for r, action in stuck]
-
-
-def _waits(actions: Sequence[Action], places: Mapping[Action, int]) -> list[int]:
-    """For each action of a rank, how many of its actions another rank must have done before, 0 if none. `places`: those
-    of the other rank."""
-    found = []
-    for kind, stage, i in actions:
-        if kind is Kind.FORWARD:
-            found.append(places.get(Action(kind, stage - 1, i), -1) + 1)
-        else:
-            found.append(0 if kind is Kind.WEIGHT else places.get(Action(Kind.INPUT, stage + 1, i), -1) + 1)
-    return found
 
 
 def _received(action: Action) -> Action:
