@@ -30,7 +30,8 @@ def doctor(
 
     \b
     roots doctor --processes 4 --quick
-    srun --ntasks 16 python -m roots_dist doctor configs/bloom-560m.yaml --folder /shared/runs --json cluster.json
+    srun --ntasks 16 python -m roots_dist doctor configs/bloom-560m.yaml \\
+        --folder /shared/runs --json cluster.json
     """
     from roots_dist.runs.doctor.run_doctor import DoctorCommand, run_doctor
 

@@ -81,7 +81,8 @@ def evaluate(context: typer.Context, run: Run, options: EvaluateOptions, overrid
 
     \b
     roots evaluate runs/quickstart --ngram 3
-    roots evaluate runs/quickstart parallel.tp=2 data.validation=data/mine/validation_text_document
+    roots evaluate runs/quickstart parallel.tp=2 \\
+        data.validation=data/mine/validation_text_document
     roots evaluate runs/quickstart --lm-eval lambada_openai,piqa --limit 200
     """
     from roots_dist.runs.ranks.run_on_ranks import run_on_ranks

@@ -40,7 +40,8 @@ def finetune(config: ConfigArgument, overrides: Overrides = None, processes: Pro
     finetune.init_from. Repeating the command resumes; the best checkpoint is kept.
 
     \b
-    roots finetune configs/bert-languages.yaml finetune.strategy=lora parallel.tp=1
+    roots finetune configs/bert-languages.yaml \\
+        finetune.strategy=lora parallel.tp=1
     """
     from roots_dist.runs.ranks.run_on_ranks import run_on_ranks
 

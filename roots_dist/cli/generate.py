@@ -72,8 +72,10 @@ def generate(
     One process reads any layout's checkpoint. For a larger model, set a layout, or start it with torchrun.
 
     \b
-    roots generate runs/quickstart "The state of the Union" --max-tokens 200 --top-p 0.9
-    roots generate runs/t5-quickstart "The <extra_id_0> of the Union" --beams 4 parallel.tp=2
+    roots generate runs/quickstart "The state of the Union" \\
+        --max-tokens 200 --top-p 0.9
+    roots generate runs/t5-quickstart "The <extra_id_0> of the Union" \\
+        --beams 4 parallel.tp=2
     roots generate runs/bert-quickstart "The [MASK] of the Union" --top 3
     """
     from roots_dist.runs.ranks.run_on_ranks import run_on_ranks

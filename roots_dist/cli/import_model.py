@@ -21,7 +21,8 @@ def import_model(
 
     \b
     roots import downloads/gpt2 runs/gpt2-imported
-    roots import downloads/electra-small-discriminator runs/electra --generator downloads/electra-small-generator
+    roots import downloads/electra-small-discriminator runs/electra \\
+        --generator downloads/electra-small-generator
     """
     from roots_dist.storage.exchange import importing
 

@@ -53,8 +53,10 @@ def launch(
     the newest checkpoint.
 
     \b
-    roots launch configs/quickstart.yaml --on slurm --nodes 2 --time 02:00:00 --dry-run
-    roots launch configs/gpt2-small.yaml --on deepspeed --hostfile hosts --exclude node7
+    roots launch configs/quickstart.yaml --on slurm --nodes 2 \\
+        --time 02:00:00 --dry-run
+    roots launch configs/gpt2-small.yaml --on deepspeed \\
+        --hostfile hosts --exclude node7
     """
     from roots_dist import environment
     from roots_dist.runs.launch.check_options import choose

@@ -40,10 +40,14 @@ app = typer.Typer(
     help="""Train language models in any tensor × sequence × pipeline × ZeRO layout, and prove it right.
 
     \b
-    roots prepare embedded:state-of-the-union --output data/sotu     text -> tokens
-    roots train configs/quickstart.yaml                              tokens -> model, on as many processes as it needs
-    roots generate runs/quickstart "My fellow citizens"              model -> text
-    roots verify configs/quickstart.yaml                             this layout computes what one process computes
+    roots prepare embedded:state-of-the-union --output data/sotu
+        text -> tokens
+    roots train configs/quickstart.yaml
+        tokens -> model, on as many processes as it needs
+    roots generate runs/quickstart "My fellow citizens"
+        model -> text
+    roots verify configs/quickstart.yaml
+        this layout computes what one process computes
     """,
 )
 

@@ -45,7 +45,8 @@ def plan(
 
     \b
     roots plan configs/bloom-176b.yaml --processes 384
-    roots plan configs/quickstart.yaml parallel.pp=1 parallel.tp=4 --profile cluster.json
+    roots plan configs/quickstart.yaml parallel.pp=1 parallel.tp=4 \\
+        --profile cluster.json
     """
     from json import dumps
     from shutil import get_terminal_size

@@ -56,7 +56,8 @@ def prepare(
     Repeating it does nothing if nothing has changed; after an interruption it starts clean.
 
     \b
-    roots prepare books/*.jsonl.gz --text-key body --output data/books --vocab 16384
+    roots prepare books/*.jsonl.gz --text-key body \\
+        --output data/books --vocab 16384
     """
     from roots_dist.cli.terminal import progress_bar
     from roots_dist.learning.data.prepare import prepare as run

@@ -89,7 +89,8 @@ def train(
 
     \b
     roots train configs/quickstart.yaml parallel.tp=1 parallel.pp=4 train.steps=50
-    torchrun --nproc-per-node 8 -m roots_dist train configs/gpt2-small.yaml data.train=data/mine/train_text_document
+    torchrun --nproc-per-node 8 -m roots_dist train configs/gpt2-small.yaml \\
+        data.train=data/mine/train_text_document
     """
     if options.print_config:
         from roots_dist.cli.read_config import read_config

@@ -6,12 +6,13 @@ Commands run in this process: all of these are refused before any rank is starte
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 
 import pytest
 
-from roots_dist.cli.main import main
+from roots_dist.cli.main import app, main
 from roots_dist.environment import LAUNCHERS
 
 CONFIG = """\
@@ -233,3 +234,23 @@ def test_foreign_rows_are_answered_with_the_key_that_reads_them(said, place, cas
         f"{' data.seq_length=64' if objective != 'tag' else ''}",
         expected,
     )
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_keeps_to_the_width_of_the_terminal(monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    names = [info.name for info in app.registered_commands]
+    assert {"train", "ls", "plan"} <= set(names)
+    for words in (["--help"], *([name, "--help"] for name in names)):
+        with pytest.raises(SystemExit):
+            main(words)
+        said = capsys.readouterr().out
+        assert all(len(line) <= columns for line in said.splitlines()), words
+        assert "roots " in said
+
+
+def test_versions_are_said_in_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert not ended.value.code
+    assert re.fullmatch(r"roots \S.*, Python [\d.]+, torch \S+, deepspeed \S+\n", capsys.readouterr().out)
