@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from roots_dist.cli.arguments import ConfigArgument, Overrides, Processes
+from roots_dist.cli.quiet import Quiet, quietly, words
 from roots_dist.cli.train import check, close, work
 from roots_dist.runs.ranks.command import Command
 
@@ -33,7 +34,9 @@ def _read(path: str, overrides: Sequence[str]) -> Loaded:
 FINETUNE = Command("finetune", _read, work, check=check, close=close)
 
 
-def finetune(config: ConfigArgument, overrides: Overrides = None, processes: Processes = None) -> None:
+def finetune(
+    config: ConfigArgument, overrides: Overrides = None, processes: Processes = None, quiet: Quiet = False
+) -> None:
     """Fine-tune a run or an import on a task: classes of texts, pairs or words, instructions, text to text.
 
     Rows come from jsonl or csv. Full, partial, progressive or low-rank (LoRA) training; the model's shape comes from
@@ -45,4 +48,6 @@ def finetune(config: ConfigArgument, overrides: Overrides = None, processes: Pro
     """
     from roots_dist.runs.ranks.run_on_ranks import run_on_ranks
 
-    raise typer.Exit(run_on_ranks(FINETUNE, config, overrides or (), processes))
+    given = overrides or ()
+    command, arguments = (quietly(FINETUNE), words(FINETUNE, config, given)) if quiet else (FINETUNE, ())
+    raise typer.Exit(run_on_ranks(command, config, given, processes, arguments))

@@ -21,6 +21,7 @@ from roots_dist.cli.export import export
 from roots_dist.cli.finetune import finetune
 from roots_dist.cli.generate import generate
 from roots_dist.cli.import_model import import_model
+from roots_dist.cli.init import init
 from roots_dist.cli.launch import launch
 from roots_dist.cli.ls import ls
 from roots_dist.cli.plan import plan
@@ -56,6 +57,7 @@ USAGE_ERROR: type[Any] = typer.BadParameter.__mro__[1]
 LAUNCHERS_OWN = re.compile(r"--local[_-]rank=\d+$")
 
 app.command("prepare", short_help="text -> tokens (.bin/.idx, tokenizer)")(prepare)
+app.command("init", short_help="a config to begin with")(init)
 app.command("train", short_help="tokens -> model, in any layout")(train)
 app.command("finetune", short_help="pretrained model -> model for a task")(finetune)
 app.command("evaluate", short_help="held-out loss, perplexity, bits per byte")(evaluate)

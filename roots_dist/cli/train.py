@@ -10,6 +10,7 @@ import typer
 
 from roots_dist.cli.arguments import ConfigArgument, Overrides, Processes
 from roots_dist.cli.options import with_options
+from roots_dist.cli.quiet import Quiet, quietly, words
 from roots_dist.runs.ranks.command import Command
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class TrainOptions:
         bool, typer.Option("--print-config", help="print the resolved config and exit; 2 if it could not run")
     ] = False
     processes: Processes = None
+    quiet: Quiet = False
 
 
 @with_options
@@ -105,4 +107,6 @@ def train(
         return
     from roots_dist.runs.ranks.run_on_ranks import run_on_ranks
 
-    raise typer.Exit(run_on_ranks(TRAIN, config, overrides or (), options.processes))
+    given = overrides or ()
+    command, arguments = (quietly(TRAIN), words(TRAIN, config, given)) if options.quiet else (TRAIN, ())
+    raise typer.Exit(run_on_ranks(command, config, given, options.processes, arguments))

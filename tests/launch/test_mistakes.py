@@ -5,14 +5,19 @@ Commands run in this process: all of these are refused before any rank is starte
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import struct
 from pathlib import Path
 
 import pytest
+from commands import roots
 
 from roots_dist.cli.main import app, main
+from roots_dist.config.load import load
+from roots_dist.config.schema import Config
+from roots_dist.config.text import parse_file
 from roots_dist.environment import LAUNCHERS
 
 CONFIG = """\
@@ -73,6 +78,8 @@ PATHS = {
     "a text that is not there": ("prepare b.txt --output out", "Fix: check the path."),
     "a file that is no text": ("prepare a.docx --output out", "expected a name ending in one of .txt"),
     "another column of text": ("prepare rows.jsonl --output out", "name it with --text-key body"),
+    "a config that is there already": ("init a.yaml --from gpt-quickstart", "Fix: name another file"),
+    "a name that is no config": ("init b.yaml --from gtp", "Fix: give the path of a YAML file."),
     "a profile that is not there": ("plan a.yaml --profile p.json", "p.json in {here}, the working directory"),
 }
 YAML = {
@@ -247,6 +254,43 @@ def test_help_keeps_to_the_width_of_the_terminal(monkeypatch, capsys, columns):
         said = capsys.readouterr().out
         assert all(len(line) <= columns for line in said.splitlines()), words
         assert "roots " in said
+
+
+def test_a_config_is_begun_from_another_one_with_comments_and_a_schema(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    with pytest.raises(SystemExit) as ended:
+        main(["init", "new/mine.yaml", "--from", "gpt-quickstart"])
+    assert not ended.value.code, capsys.readouterr().err
+    assert load("new/mine.yaml") == load(Path(__file__).parents[2] / "configs" / "quickstart.yaml")
+    first, *lines = Path("new/mine.yaml").read_text().splitlines()
+    assert first == "# yaml-language-server: $schema=roots.schema.json" and "  # number of Transformer blocks" in str(
+        lines
+    )
+    schema = json.loads(Path("new/roots.schema.json").read_text())
+    assert set(schema["properties"]) == set(Config.model_fields)
+    validator = pytest.importorskip("jsonschema").Draft202012Validator(schema)
+    for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")):
+        assert [error.message for error in validator.iter_errors(parse_file(path)[0])] == [], path
+    assert list(validator.iter_errors({"optim": {"lrr": 1}}))
+
+
+def test_a_config_is_begun_from_five_answers(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("sys.stdin", io.StringIO("llama\ndata/mine/\n2\n40\nruns/mine\n"))
+    with pytest.raises(SystemExit) as ended:
+        main(["init", "answers.yaml"])
+    assert not ended.value.code, capsys.readouterr().err
+    found = load("answers.yaml")
+    assert (found.model.norm, found.parallel.tp, found.parallel.pp, found.train.steps) == ("rmsnorm", 2, 1, 40)
+    assert found.data.train[0].path == "data/mine/train_text_document" and found.track.folder == "runs/mine"
+
+
+def test_a_quiet_run_says_nothing_and_leaves_the_same_files(place):
+    config = CONFIG.replace("corpus", str(place / "corpus")).replace("runs/mine", str(place / "runs" / "quiet"))
+    (place / "quiet.yaml").write_text(config)
+    done = roots("train", str(place / "quiet.yaml"), "track.wandb=disabled", "track.tensorboard=off", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (place / "runs" / "quiet" / "summary.json").is_file()
 
 
 def test_versions_are_said_in_one_line(capsys):

@@ -1,0 +1,103 @@
+"""`roots init`: a config to begin with, from one of the shipped ones or from five answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from roots_dist.cli.options import with_options
+
+SHIPPED = Path(__file__).parents[2] / "configs"
+"""Configs of a checkout. An installed package has none: --from takes a path too."""
+MODELS = ("gpt", "llama", "bloom", "bert", "roberta", "electra", "t5")
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitOptions:
+    """Where a config begins."""
+
+    begin_with: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="config to begin with: a file, or gpt-quickstart, bert-base …", metavar="NAME",
+            show_default=False,
+        ),
+    ] = None  # fmt: skip
+
+
+@with_options
+def init(
+    options: InitOptions,
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="new YAML file")] = Path("config.yaml"),
+) -> None:
+    """Write a commented config: with --from a copy of one that exists, otherwise from the answers to five questions.
+
+    A JSON schema is written beside it, by which editors complete and check its keys.
+
+    \b
+    roots init --from gpt-quickstart
+    roots init mine.yaml
+    """
+    import json
+
+    from roots_dist.config.commented import SCHEMA_FILE, commented_yaml, editor_schema
+    from roots_dist.config.load import read
+    from roots_dist.config.text import parse_file
+    from roots_dist.errors import Problem, UserError
+    from roots_dist.files import write_atomically
+
+    if config.exists():
+        fix = "name another file, or remove this one"
+        raise UserError(Problem(key="CONFIG", found=str(config), expected="a file that is not there yet", fix=fix))
+    if options.begin_with is None:
+        model, answers = _ask()
+        source = _found(f"{model}-quickstart")
+    else:
+        source, answers = _found(options.begin_with), {}
+    tree = parse_file(source)[0]
+    for key, value in answers.items():
+        section, _, name = key.partition(".")
+        tree.setdefault(section, {})[name] = value
+    read(source)  # refused here rather than in the copy
+    config.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(config.with_name(SCHEMA_FILE), json.dumps(editor_schema(), indent=1) + "\n")
+    write_atomically(config, commented_yaml(tree, f"Begun from {source.name}. docs/config.md lists every key."))
+    typer.echo(f"{config}\nnext   roots plan {config}\n       roots train {config}")
+
+
+def _ask() -> tuple[str, Mapping[str, Any]]:
+    """The kind of model, and the answers by their keys."""
+    model = ""
+    while model not in MODELS:
+        model = typer.prompt(f"Model ({', '.join(MODELS)})", default="gpt").strip().lower()
+    corpus = typer.prompt("Folder that roots prepare has written", default="data/sotu").rstrip("/")
+    tp = typer.prompt("Tensor-parallel ranks (tp)", default=1, type=int)
+    steps = typer.prompt("Training steps", default=250, type=int)
+    folder = typer.prompt("Folder of the run", default=f"runs/{model}")
+    return model, {
+        "data.train": f"{corpus}/train_text_document",
+        "data.validation": f"{corpus}/validation_text_document",
+        "data.tokenizer": f"{corpus}/tokenizer.json",
+        "parallel.tp": tp,
+        "parallel.pp": 1,
+        "train.steps": steps,
+        "track.folder": folder,
+    }
+
+
+def _found(name: str) -> Path:
+    """The file of this name, or the shipped config; gpt-quickstart is quickstart.yaml."""
+    from roots_dist.errors import Problem, UserError
+
+    shipped = SHIPPED / f"{'quickstart' if name == 'gpt-quickstart' else name}.yaml"
+    for path in (Path(name), shipped):
+        if path.is_file():
+            return path
+    names = sorted(path.stem for path in SHIPPED.glob("*quickstart.yaml"))
+    known = f", such as {', '.join(names)}" if names else "; this installation has no configs"
+    fix = "give the path of a YAML file"
+    raise UserError(Problem(key="--from", found=name, expected=f"a config{known}", fix=fix))
