@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -29,6 +27,9 @@ def words(command: Command, subject: str, overrides: Sequence[str]) -> tuple[str
 
 
 def _silenced(function: Callable[..., Any], *arguments: object) -> Any:
+    import logging
+    import os
+
     logging.getLogger("roots_dist").setLevel(logging.WARNING)
     with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         return function(*arguments)
