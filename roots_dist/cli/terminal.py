@@ -1,11 +1,14 @@
-"""Progress bar for work that is counted in bytes. Shows nothing without a terminal, where only the summary follows."""
+"""Progress of work that is counted in bytes: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
+
+import typer
 
 
 class PrepareProgress(Protocol):
@@ -24,6 +27,9 @@ class PrepareProgress(Protocol):
 @contextmanager
 def progress_bar() -> Iterator[Callable[[PrepareProgress], None]]:
     """Yields a function that shows progress; each stage gets its own line."""
+    if not sys.stderr.isatty():
+        yield _lines_now_and_then()
+        return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -31,7 +37,7 @@ def progress_bar() -> Iterator[Callable[[PrepareProgress], None]]:
         TextColumn("{task.description:<10}"), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
         TextColumn("{task.fields[documents]:,} documents"),
     )  # fmt: skip
-    with Progress(*columns, console=Console(file=sys.stderr), disable=not sys.stderr.isatty()) as shown:
+    with Progress(*columns, console=Console(file=sys.stderr)) as shown:
         lines: dict[str, object] = {}
 
         def report(at: PrepareProgress) -> None:
@@ -40,3 +46,19 @@ def progress_bar() -> Iterator[Callable[[PrepareProgress], None]]:
             shown.update(lines[at.stage], completed=at.done, total=at.total, documents=at.documents)  # type: ignore[arg-type]
 
         yield report
+
+
+def _lines_now_and_then() -> Callable[[PrepareProgress], None]:
+    """Nothing for work of a few seconds."""
+    from roots_dist.logs import EVERY_S, FIRST_S
+
+    next_at = time.monotonic() + FIRST_S
+
+    def report(at: PrepareProgress) -> None:
+        nonlocal next_at
+        if time.monotonic() >= next_at:
+            next_at = time.monotonic() + EVERY_S
+            share = at.done / max(1, at.total)
+            typer.echo(f"{at.stage}: {share:.0%} of the text, {at.documents:,} documents", err=True)
+
+    return report

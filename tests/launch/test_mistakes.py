@@ -8,17 +8,23 @@ from __future__ import annotations
 import io
 import json
 import re
+import socket
 import struct
 from pathlib import Path
 
 import pytest
 from commands import roots
 
+from roots_dist import environment
 from roots_dist.cli.main import app, main
+from roots_dist.cli.terminal import progress_bar
 from roots_dist.config.load import load
 from roots_dist.config.schema import Config
 from roots_dist.config.text import parse_file
 from roots_dist.environment import LAUNCHERS
+from roots_dist.errors import EnvironmentProblem
+from roots_dist.learning.data.prepare import Progress
+from roots_dist.runs.ranks.rendezvous import rendezvous
 
 CONFIG = """\
 model: {layers: 2, hidden: 32, heads: 4, vocab: 300}
@@ -194,6 +200,22 @@ def test_wrong_variables_are_named(said, monkeypatch, case):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     said("train a.yaml", expected)
+
+
+def test_a_port_in_use_is_one_line_with_one_that_is_free():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        world = environment.World(0, 2, 0, 2, "127.0.0.1", taken.getsockname()[1], "torchrun or deepspeed")
+        with pytest.raises(EnvironmentProblem, match=r"^MASTER_PORT = \d+ on rank 0 .* Fix: .* \(\d+ is free there\)"):
+            rendezvous(world, 1.0, "here")
+
+
+def test_long_preparation_says_how_far_it_is_in_a_pipe_too(monkeypatch, capsys):
+    monkeypatch.setattr("roots_dist.logs.FIRST_S", 0.0)
+    monkeypatch.setattr("roots_dist.logs.EVERY_S", 100.0)
+    with progress_bar() as report:
+        for done in (25, 50):
+            report(Progress("tokens", done, 100, done * 1000))
+    assert capsys.readouterr().err == "tokens: 25% of the text, 25,000 documents\n"
 
 
 def test_an_extra_that_is_not_installed_is_named_with_the_command_that_installs_it(said, place, monkeypatch):
