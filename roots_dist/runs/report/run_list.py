@@ -26,9 +26,9 @@ LEFT = ("run", "model", "layout", "state")
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Folders of runs in this folder, the newest last; the folder itself if it is one."""
+    """Folders of runs in this folder, the newest first; the folder itself if it is one."""
     found = [folder] if (folder / CONFIG_FILE).is_file() else list(_below(folder, DEEPEST))
-    return sorted(found, key=_changed)
+    return sorted(found, key=_changed, reverse=True)
 
 
 def _below(folder: Path, depth: int) -> Iterator[Path]:
