@@ -215,6 +215,12 @@ class Advanced(Section):
     evaluate_timeout_s: int | None = Field(
         None, ge=1, description="the same in evaluations and samples; default: timeout_s"
     )
+    check_copies_every: int = Field(
+        100, ge=0, description="steps between comparisons of all copies of weights and moments; 0: only before a save"
+    )
+    differing_copies: Literal["stop", "heal"] = Field(
+        "stop", description="what copies that differ do; heal: they are overwritten with those of most ranks"
+    )
     save_timeout_s: int | None = Field(None, ge=1, description="the same in checkpoints; default: timeout_s")
     reduce_bucket: int = Field(50_000_000, ge=1, description="elements per gradient bucket of DeepSpeed")
     threads: int | None = Field(

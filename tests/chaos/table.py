@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from . import damages, disks, hangs, kills, power
+from . import damages, disks, flips, hangs, kills, power
 from .trial import Family
 
-ALL = (kills.FAMILY, power.FAMILY, damages.FAMILY, disks.FAMILY, hangs.FAMILY)
+ALL = (kills.FAMILY, power.FAMILY, damages.FAMILY, disks.FAMILY, hangs.FAMILY, flips.FAMILY)
 FAMILIES: dict[str, Family] = {family.name: family for family in ALL}

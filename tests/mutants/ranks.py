@@ -7,6 +7,10 @@ from .mutant import Mutant
 HANDSHAKE = "runs/ranks/handshake.py"
 NAMED = "launch/test_handshake.py::test_the_key_the_rank_and_its_host_are_named_on_all_ranks"
 
+COPIES, NAMED_COPIES = (
+    "runs/train/copies.py",
+    "unit/test_copies.py::test_the_parameter_and_the_rank_are_named_or_healed",
+)
 HANGS = "launch/test_hangs.py::"
 
 RANKS = (
@@ -49,5 +53,45 @@ RANKS = (
         before="return other.begun[state.group] >= state.number",
         after="return other.begun[state.group] >= state.number - 1",
         test=HANGS + "test_a_rank_that_answers_and_waits_for_nobody_is_the_cause",
+    ),
+    Mutant(
+        name="copies_over_tensor_ranks_are_compared_with_themselves",
+        bug="a norm that differs between tensor ranks is not seen",
+        file=COPIES,
+        before="        differs[row] = largest != ~smallest",
+        after="        differs[row] = largest != largest",
+        test=NAMED_COPIES,
+    ),
+    Mutant(
+        name="only_the_first_of_two_slices_is_compared",
+        bug="of key heads that are on several tensor ranks the first slice alone is compared",
+        file=COPIES,
+        before="        largest, smallest = place[p.spec.shard_index(tp)]",
+        after="        largest, smallest = place[0]",
+        test=NAMED_COPIES,
+    ),
+    Mutant(
+        name="tied_copies_are_not_compared",
+        bug="the copies of a tied embedding on two stages may drift apart",
+        file=COPIES,
+        before="        differs[rows] |= _differs(axis, digests[rows])",
+        after="        pass",
+        test=NAMED_COPIES,
+    ),
+    Mutant(
+        name="healing_spreads_the_wrong_copy",
+        bug="copies are overwritten with that of a rank that is not like most",
+        file=COPIES,
+        before="is_right = mesh.rank in found.right",
+        after="is_right = mesh.rank in found.wrong",
+        test=NAMED_COPIES,
+    ),
+    Mutant(
+        name="a_save_does_not_compare_copies",
+        bug="a checkpoint is written of weights that differ between ranks",
+        file="runs/train/saving.py",
+        before="    check_copies(state.run, state.step)  # what has drifted apart is never saved\n",
+        after="",
+        test="unit/test_copies.py::test_what_differs_is_never_saved",
     ),
 )

@@ -152,6 +152,8 @@ READERS = {
     "advanced.extensions": "config/schema.py",
     "advanced.loss_chunk": "learning/models/vocab_head.py",
     "advanced.timeout_s": "runs/ranks/join.py",
+    "advanced.check_copies_every": "runs/train/callbacks.py",
+    "advanced.differing_copies": "runs/train/copies.py",
     **{f"advanced.{phase}_timeout_s": "runs/ranks/join.py" for phase in ("init", "evaluate", "save")},
     "advanced.threads": "runs/ranks/join.py",
     "advanced.track_ranks": "runs/train/callbacks.py",

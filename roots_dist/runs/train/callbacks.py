@@ -21,6 +21,7 @@ from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.request import Request
 from roots_dist.runs.generate.sampling import Sampling
 from roots_dist.runs.track.machine_facts import peak_memory_gib
+from roots_dist.runs.train.copies import check_copies
 from roots_dist.runs.train.saving import checkpoint
 from roots_dist.runs.train.state import TrainState
 from roots_dist.runs.train.step import StepReport
@@ -203,6 +204,8 @@ def callbacks(state: TrainState, on_step: Sequence[Callback] = ()) -> list[Callb
         config = state.config
         if state.stop.agreed:
             return  # runs/train/loop.py saves at once
+        if is_due(state, config.advanced.check_copies_every):
+            check_copies(state.run, state.step)
         if is_due(state, config.train.eval_every):
             evaluate(state)
         if is_due(state, config.train.sample_every) and not state.stop.agree(state.mesh):

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from roots_dist.errors import CheckpointError, Problem
+from roots_dist.runs.train.copies import check_copies
 from roots_dist.runs.train.state import TrainState
 from roots_dist.storage.checkpoint.disk import make_folder
 from roots_dist.storage.checkpoint.save import save
@@ -44,6 +45,7 @@ def checkpoint(state: TrainState, *, last: bool = False) -> None:
 
 def _save_and_read_back(state: TrainState, folder: Path) -> Path:
     """Save, and compare what was in memory with what the disk gives back. Raises CheckpointError on all ranks."""
+    check_copies(state.run, state.step)  # what has drifted apart is never saved
     config, best = state.config.model_dump(mode="json"), state.best
     saved = {"tokens": state.tokens, "skipped": state.skipped, "config": config, "best": best and best.saved()}
     author = state.saves.author

@@ -1,0 +1,229 @@
+"""Compare the copies that ranks hold of the same numbers, by digests: weights and moments over tensor, data and context
+ranks, and tied parameters over stages. What differs is never saved.
+
+    weights, engine.read_state --digest--> int64 --MAX of (d, ~d) over each axis--> equal, or first parameter and ranks
+                                                                       --heal--> broadcast from most ranks, write_state
+
+Copies are updated by each rank for itself and must stay equal to the bit: a bit that flips, or a rank that skips
+clipping, lets them drift apart for weeks, and no loss curve shows it. Sharded numbers have no copy to compare.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from roots_dist.assembly.run import Run
+from roots_dist.cluster_profile import format_ranges
+from roots_dist.errors import UserError
+from roots_dist.parallel.zero.seam import STATE
+from roots_dist.world.mesh import Axis, Mesh
+from roots_dist.world.sharding import Param
+
+log = logging.getLogger(__name__)
+
+KINDS = ("weight in use", *STATE)
+BLOCK = 1 << 15
+"""Bytes whose words of eight are summed: the order of these words does not change a digest."""
+MIX = -7046029254386353131
+"""Odd number (splitmix64's increment), so that blocks have different weights."""
+INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+TEXT = 200
+"""Bytes of a message between ranks."""
+MOST = 10_000
+"""Parameters that are healed in one go, at most."""
+
+
+class CopiesDiffer(UserError):
+    """Copies of one parameter are not equal on all ranks that hold it."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first parameter whose copies differ."""
+
+    name: str
+    kind: str
+    """One of KINDS."""
+    wrong: tuple[int, ...]
+    """Ranks whose copy is not that of most."""
+    right: tuple[int, ...]
+    """Ranks that agree with most others of the same slice. Empty if there is no majority."""
+
+    def __str__(self) -> str:
+        ranks = f"rank{'s' * (len(self.wrong) > 1)} {format_ranges(self.wrong)}"
+        if not self.right:
+            return f"the copies of {self.name} ({self.kind}) on {ranks} differ"
+        return f"the copy of {self.name} ({self.kind}) on {ranks} is not that of ranks {format_ranges(self.right[:64])}"
+
+
+@torch.no_grad()
+def check_copies(run: Run, step: int) -> None:
+    """Compare all copies after `step` steps. If some differ, raises CopiesDiffer on every rank, or with
+    advanced.differing_copies=heal overwrites them with those of most ranks. Collective over the world."""
+    if run.mesh.world.size == 1:
+        return
+    for _ in range(MOST):
+        found = first_difference(run)
+        if found is None:
+            return
+        if run.config.advanced.differing_copies == "stop" or not found.right:
+            fix = "resume from the newest checkpoint, whose copies were equal, and check the memory of that rank's node"
+            more = "" if found.right else " (there is no majority to heal from)"
+            raise CopiesDiffer(f"step {step}: {found}{more}. Fix: {fix}.")
+        log.warning("step %d: %s: it is overwritten", step, found)
+        heal(run, found)
+    raise CopiesDiffer(f"step {step}: {found} after {MOST} parameters were healed. Fix: resume from a checkpoint.")
+
+
+def digest(tensor: Tensor) -> Tensor:
+    """An int64 of a tensor's bits, on its device: another one if any single bit is flipped. Reads the tensor once."""
+    flat = tensor.detach().contiguous().view(-1)
+    bits = flat.view(INTEGERS[flat.element_size()])
+    per_block = BLOCK // flat.element_size()
+    whole = bits.numel() - bits.numel() % per_block
+    if flat.data_ptr() % 8:
+        bits = bits.clone()  # words of eight bytes, which are summed without a conversion, begin at multiples of eight
+    blocks = bits[:whole].view(torch.int64).view(-1, BLOCK // 8).sum(1)
+    blocks = torch.cat([blocks, bits[whole:].sum(dtype=torch.int64).view(1)])
+    weights = torch.arange(1, 2 * len(blocks), 2, device=bits.device) * MIX  # odd: each is a bijection of 64 bits
+    return (blocks * weights).sum()
+
+
+def first_difference(run: Run) -> Difference | None:
+    """The first difference among all copies, equal on all ranks; None if there is none. Collective over the world."""
+    digests = torch.stack([torch.stack(list(_digests(run, p))) for p in run.params])
+    differs = _differs(run.mesh.dp_cp, digests)
+    differs |= _differs_over_tp(run, digests)
+    for axis, rows in _tied(run):
+        differs[rows] |= _differs(axis, digests[rows])
+    if not run.mesh.world.sum_(differs.any().to(torch.int64)):
+        return None
+    return _who(run, digests, differs)
+
+
+def _digests(run: Run, p: Param) -> Iterator[Tensor]:
+    """Digests of what this rank holds of a parameter, in the order of KINDS; 0 for what has no copy here."""
+    none = torch.zeros((), dtype=torch.int64, device=run.mesh.device)
+    in_use = p.tensor.numel() == torch.Size(p.spec.local_shape(p.tp)).numel()  # ZeRO-3 holds weights in parts
+    yield digest(p.tensor) if in_use else none
+    data_copies = run.config.parallel.zero_stage == 0 and run.mesh.dp_cp.size > 1
+    state = run.engine.read_state(p.name) if data_copies or p.replicas > 1 or p.name in run.ties else {}
+    yield from (digest(state[kind]).to(run.mesh.device) if kind in state else none for kind in STATE)
+
+
+def _differs(axis: Axis, digests: Tensor) -> Tensor:
+    """Which digests are not equal on all ranks of an axis."""
+    if axis.size == 1 or not digests.numel():
+        return torch.zeros_like(digests, dtype=torch.bool)
+    largest, smallest = _extremes(axis, torch.stack([digests, ~digests]))
+    return torch.ne(largest, ~smallest)
+
+
+def _extremes(axis: Axis, both: Tensor) -> Tensor:
+    """The largest of each number over the axis; of ~x, that is ~ of the smallest x."""
+    dist.all_reduce(both, dist.ReduceOp.MAX, group=axis.group)
+    return both
+
+
+def _differs_over_tp(run: Run, digests: Tensor) -> Tensor:
+    """The same over tensor ranks, for parameters of which several hold the same slice."""
+    tp, differs = run.mesh.tp, torch.zeros_like(digests, dtype=torch.bool)
+    held = [(row, p) for row, p in enumerate(run.params) if p.replicas > 1]
+    if not held:
+        return differs
+    lowest = torch.iinfo(torch.int64).min
+    places = [torch.full((p.spec.num_shards(tp), 2, len(KINDS)), lowest, device=digests.device) for _, p in held]
+    for place, (row, p) in zip(places, held):
+        place[p.spec.shard_index(tp)] = torch.stack([digests[row], ~digests[row]])
+    together = _extremes(tp, torch.cat(places)).split([len(place) for place in places])
+    for place, (row, p) in zip(together, held):
+        largest, smallest = place[p.spec.shard_index(tp)]
+        differs[row] = largest != ~smallest
+    return differs
+
+
+def _tied(run: Run) -> Iterator[tuple[Axis, list[int]]]:
+    """Each axis of tied parameters, and the rows of its parameters in an order that all its ranks share."""
+    rows = {p.name: row for row, p in enumerate(run.params)}
+    axes = {axis.ranks: axis for axis in run.ties.values()}
+    for ranks in sorted(axes):
+        yield axes[ranks], [rows[name] for name in sorted(run.ties) if run.ties[name].ranks == ranks]
+
+
+def _who(run: Run, digests: Tensor, differs: Tensor) -> Difference:
+    """Agree on the first difference of the lowest rank that sees one, and on who is right."""
+    world, mesh = run.mesh.world, run.mesh
+    row, kind = divmod(int(differs.flatten().to(torch.int64).argmax()), len(KINDS))
+    said = run.params[row].name.encode()[:TEXT] if bool(differs.any()) else b""
+    rows = torch.zeros(world.size, 1 + TEXT, dtype=torch.int64, device=mesh.device)
+    rows[world.rank, 0] = kind
+    rows[world.rank, 1 : 1 + len(said)] = torch.tensor(list(said), device=mesh.device)
+    told = world.sum_(rows).cpu()
+    first = int((told[:, 1] > 0).to(torch.int64).argmax())
+    name, kind = bytes(told[first, 1:].tolist()).rstrip(b"\0").decode(errors="ignore"), int(told[first, 0])
+    mine = next((row for row, p in enumerate(run.params) if p.name == name), None)
+    table = torch.zeros(world.size, 2, dtype=torch.int64, device=mesh.device)
+    if mine is not None:
+        p = run.params[mine]
+        table[world.rank] = torch.stack([torch.tensor(1 + p.spec.shard_index(p.tp)).to(digests), digests[mine, kind]])
+    wrong, right = majority([(int(shard), int(found)) for shard, found in world.sum_(table).tolist()])
+    return Difference(name, KINDS[kind], wrong, right)
+
+
+def majority(table: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ranks that are wrong, and those that are right: more than half of the ranks with the same slice. `table`: slice
+    (0: none held) and digest of each rank. Without a majority all that hold a slice whose copies differ are wrong."""
+    wrong: list[int] = []
+    right: list[int] = []
+    decided = True
+    for shard in sorted({shard for shard, _ in table} - {0}):
+        ranks = [rank for rank, (its, _) in enumerate(table) if its == shard]
+        (most, count), *_ = Counter(table[rank][1] for rank in ranks).most_common()
+        if 2 * count > len(ranks):
+            right += [rank for rank in ranks if table[rank][1] == most]
+            wrong += [rank for rank in ranks if table[rank][1] != most]
+        else:
+            decided = False
+            wrong += ranks
+    return tuple(sorted(wrong)), tuple(sorted(right)) if decided else ()
+
+
+def heal(run: Run, found: Difference) -> None:
+    """Overwrite the copies of a parameter by those of a rank that is right, axis by axis. Collective over the world."""
+    mesh = run.mesh
+    p = next((p for p in run.params if p.name == found.name), None)
+    if p is not None:
+        state = run.engine.read_state(p.name)
+        is_right = mesh.rank in found.right
+        for axis in (mesh.tp if p.replicas > 1 else None, mesh.dp_cp, run.ties.get(p.name)):
+            if axis is not None and axis.size > 1:
+                is_right = _spread(axis, p, state, is_right, mesh)
+        run.engine.write_state(p.name, state)
+    run.engine.finish_loading(run.engine.optimizer_steps)
+
+
+def _spread(axis: Axis, p: Param, state: dict[str, Tensor], is_right: bool, mesh: Mesh) -> bool:
+    """Give the state of a rank that is right to the others of the axis with the same slice. Returns whether this rank
+    is right now. Collective over the axis."""
+    shards, mine = p.spec.num_shards(p.tp), p.spec.shard_index(p.tp)
+    first = torch.full((shards,), axis.size, device=mesh.device)
+    if is_right:
+        first[mine] = axis.rank
+    dist.all_reduce(first, dist.ReduceOp.MIN, group=axis.group)
+    for shard, source in enumerate(first.tolist()):
+        if source == axis.size:
+            continue
+        for kind in sorted(state):
+            sent = state[kind].to(mesh.device).contiguous()
+            received = sent.clone()
+            dist.broadcast(received, axis.ranks[source], group=axis.group)
+            if shard == mine:
+                state[kind] = received
+    return is_right or first[mine].item() < axis.size

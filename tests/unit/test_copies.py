@@ -1,0 +1,123 @@
+"""Copies that differ are found and named, and healed from most ranks; in one process what a digest and a majority are.
+tests/chaos/flips.py flips single bits of weights, moments and gradients in six layouts."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+import pytest
+import torch
+from chaos.hangs import write_run
+from commands import roots
+
+from roots_dist.assembly.run import build_run
+from roots_dist.cli.main import main
+from roots_dist.config.schema import Config
+from roots_dist.layout import Layout
+from roots_dist.runs.train import loop
+from roots_dist.runs.train.copies import CopiesDiffer, check_copies, digest, first_difference, majority
+from roots_dist.testing.world import on_warm_world
+from roots_dist.world.mesh import Mesh
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_every_bit_changes_the_digest(dtype):
+    tensor = torch.randn(3, 8199, generator=torch.Generator().manual_seed(1)).to(dtype)
+    before, bits = (
+        digest(tensor),
+        tensor.view(-1).view({2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]),
+    )
+    for place in (0, 8191, 8192, 24596):
+        for bit in (0, 5, 8 * dtype.itemsize - 2):
+            bits[place] ^= 1 << bit
+            assert digest(tensor) != before
+            bits[place] ^= 1 << bit
+    assert digest(tensor) == before and digest(torch.cat([tensor[1:], tensor[:1]])) != before
+    assert digest(torch.empty(0, dtype=dtype)) == 0
+
+
+@pytest.mark.parametrize(
+    "table, wrong, right",
+    [
+        ([(1, 7), (1, 7), (1, 8), (0, 0)], (2,), (0, 1)),
+        ([(1, 7), (1, 8)], (0, 1), ()),
+        ([(1, 7), (1, 7), (1, 7), (2, 5), (2, 6), (2, 5)], (4,), (0, 1, 2, 3, 5)),
+        ([(1, 7), (2, 8), (1, 7), (2, 9)], (1, 3), ()),
+    ],
+)
+def test_who_is_wrong_is_what_most_of_the_same_slice_say(table, wrong, right):
+    assert majority(table) == (wrong, right)
+
+
+def config_of(layout: Layout, differing: str, zero: int) -> Config:
+    return Config.model_validate(
+        {
+            "model": {"layers": 2, "hidden": 16, "heads": 4, "kv_heads": 2, "vocab": 61},
+            "data": {"seq_length": 8},
+            "parallel": {"tp": layout.tp, "pp": layout.pp, "zero_stage": zero},
+            "train": {"global_batch": 8, "device": "cpu"},
+            "advanced": {"engine": "reference", "differing_copies": differing},
+        }
+    )
+
+
+CASES = (
+    (Layout(tp=4), 1, 2, "blocks.1.norm1.weight", "exp_avg"),
+    (Layout(tp=4), 1, 3, "blocks.0.attention.key.weight", "weight"),  # of two slices, each on two ranks
+    (Layout(tp=2, dp=2), 0, 1, "blocks.0.norm2.weight", "exp_avg_sq"),
+    (Layout(pp=2, dp=2), 0, 3, "embed.tokens.weight", "weight"),  # tied
+)
+
+
+def harmed(rank: int, size: int) -> list[str]:
+    said = []
+    for layout, zero, victim, name, kind in CASES:
+        for differing in ("stop", "heal"):
+            run = build_run(config_of(layout, differing, zero), Mesh.connect(layout, rank))
+            check_copies(run, 1)
+            names = [p.name for p in run.params]
+            if rank == victim:
+                assert name in names, names
+                state = run.engine.read_state(name)
+                state[kind].view(-1)[-1] += 1
+                run.engine.write_state(name, state)
+            try:
+                check_copies(run, 2)
+                said.append("equal" if first_difference(run) is None else "still different")
+            except CopiesDiffer as error:
+                said.append(str(error))
+    return said
+
+
+def test_the_parameter_and_the_rank_are_named_or_healed():
+    found = on_warm_world(4, harmed)
+    assert all(said == found[0] for said in found)
+    stops, heals = found[0][::2], found[0][1::2]
+    for (_, _, victim, name, _), said in zip(CASES, stops):
+        assert f" of {name} (" in said and "step 2: " in said
+        assert f"on rank {victim} is not that of" in said or ("no majority" in said and str(victim) in said), said
+    assert ["no majority" in said for said in stops] == [False, True, False, False]
+    assert [said == "equal" for said in heals] == [True, False, True, True]
+
+
+def drifting(words: list[str]) -> None:
+    """`roots WORDS`, on a rank 1 whose memory changes a norm after step 4."""
+    inside = loop.train_step
+
+    def step(run, batches, *more):
+        report = inside(run, batches, *more)
+        if batches[0].step == 3 and run.mesh.rank == 1:
+            next(p for p in run.params if p.name == "blocks.0.norm1.weight").tensor.data[0] += 1e-3
+        return report
+
+    with mock.patch.object(loop, "train_step", step):
+        main(words)
+
+
+def test_what_differs_is_never_saved(tmp_path):
+    ran = roots("train", str(write_run(tmp_path, 60)), "parallel.tp=2", "checkpoint.every=2", ranks=2, main=drifting)
+    *_, said = ran.stderr.splitlines()
+    assert ran.returncode == 2, ran.stderr
+    assert said.startswith("✗ step 4: the copies of blocks.0.norm1.weight (weight in use) on ranks 0-1 differ"), said
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000002"]
+    assert (tmp_path / "run" / "ended.txt").read_text().startswith("failed: rank ")
