@@ -129,7 +129,9 @@ class Train(Section):
         description="bf16: dtype in which gradients are summed over microbatches and data ranks; bf16: half the bytes",
     )
     recompute: Literal["none", "selective", "full"] = Field(
-        "none", description="selective: attention and the activation are computed again in backward; full: whole blocks"
+        "none",
+        description="computed again in backward: selective: the activation, and scores that no fused kernel computes; "
+        "full: whole blocks",
     )
     nonfinite: Literal["stop", "skip"] = Field("stop", description="what a NaN or inf in loss or gradient does")
     log_every: int = Field(1, ge=1, description="steps between lines of metrics")

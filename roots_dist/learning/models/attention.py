@@ -116,11 +116,11 @@ class Attention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, queries: range, batch: MicroBatch) -> Tensor:
         """[B, h, Q, K], [B, g, S, K] -> [B, Q, h*K]"""
-        core = self._plain_core if self.softcap or (self.training and self.drop) else self._core
-        if self.recompute and self.training:
-            y = checkpoint(core, q, k, v, queries, batch, use_reentrant=False, preserve_rng_state=False)
+        plain = bool(self.softcap or (self.training and self.drop))
+        if plain and self.recompute and self.training:  # a fused kernel keeps no scores: its backward recomputes them
+            y = checkpoint(self._plain_core, q, k, v, queries, batch, use_reentrant=False, preserve_rng_state=False)
         else:
-            y = core(q, k, v, queries, batch)
+            y = (self._plain_core if plain else self._core)(q, k, v, queries, batch)
         mixed: Tensor = y.transpose(1, 2).flatten(2)
         return mixed
 
