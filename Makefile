@@ -15,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
 WORKERS := -n logical --maxprocesses 4 --dist worksteal
 CORPUS := data/sotu/manifest.json
 
-.PHONY: train test test-full mutants check docs clean
+.PHONY: train test test-full gpu mutants check docs clean
 .DELETE_ON_ERROR:
 
 train: $(CORPUS)
@@ -26,6 +26,9 @@ test: .venv/test
 
 test-full: .venv/test
 	$(BIN)/python -m pytest $(WORKERS) -m "full or not full" $(ARGS)
+
+gpu: .venv/test
+	$(BIN)/python -m pytest tests/gpu tests/unit/test_rng_triton.py -rs $(ARGS)
 
 mutants: .venv/test
 	$(BIN)/python -m tests.mutants.run --workers 2 $(ARGS)
