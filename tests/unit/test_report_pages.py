@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from xml.etree.ElementTree import tostring
 
 import pytest
 from typer.testing import CliRunner
@@ -270,3 +271,23 @@ def test_a_folder_without_runs_is_said_to_have_none(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["ls", str(tmp_path / "none")])
     assert "Fix: name the folder of your runs" in capsys.readouterr().err
+
+
+def test_a_chart_marks_what_is_cut_and_few_points_and_what_happened():
+    steps, values = list(range(10)), [1.0, 9.0, *[1.0] * 7, -5.0]
+    events = [(4, "resumed", 0)]
+    text = tostring(line_chart([Line(steps, values)], "loss", window=(0.0, 2.0), events=events, unit="nats")).decode()
+    assert text.count("<circle") == 10 and "step 1: 9" in text and "step 9: -5" in text
+    assert "resumed" in text and "event c0" in text and ">nats<" in text
+    many = tostring(line_chart([Line(list(range(100)), [1.0] * 100)], "loss")).decode()
+    assert "<circle" not in many and "event" not in many
+
+
+def test_numbers_of_ones_own_have_a_section(tmp_path):
+    (tmp_path / "config.yaml").write_text("train: {steps: 2}\n")
+    lines = [{"step": n, "time": 1.0, "loss/train": 2.0, "mine/surprise": 3.0 + n} for n in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    said = page(read_runs([tmp_path], ()))
+    assert "Your own numbers" in said and "mine/surprise" in said
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss/train": 2.0}) + "\n")
+    assert "Your own numbers" not in page(read_runs([tmp_path], ()))

@@ -11,10 +11,14 @@ from xml.etree.ElementTree import Element
 from roots_dist.runs.report.markup import tag
 from roots_dist.runs.track.progress import short
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 1000.0, 56.0, 16.0, 12.0, 28.0
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 1000.0, 56.0, 16.0, 26.0, 28.0
 """Width of a full-width picture and its margins, in unscaled screen pixels."""
 MOST_POINTS = 700
 COLOURS = 8
+FEW = 24
+"""Number of points of a line up to which each has a marker: with fewer, a line alone hides how little it knows."""
+MOST_CUTS = 40
+"""Number of markers of cut values that are drawn for one line."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,14 @@ def line_chart(
     *,
     window: tuple[float, float] | None = None,
     marks: Sequence[tuple[int, int]] = (),
+    events: Sequence[tuple[int, str, int]] = (),
+    unit: str = "",
     width: float = WIDTH,
     height: float = 300.0,
 ) -> Element:
     """Chart of values over steps. `window` is the lowest and highest value shown (default: from 0, or the lowest value,
-    to the highest). `marks` are (step, colour) of steps without a value."""
+    to the highest); a value beyond it is a triangle at the edge. `marks` are (step, colour) of steps without a value,
+    `events` (step, words, colour) of what happened between two steps. `unit` is what is drawn upwards."""
     drawn = [line for line in lines if line.steps]
     if not drawn and not marks:
         return tag("p", f"{label}: nothing logged yet.", class_="dim")
@@ -100,6 +107,8 @@ def line_chart(
         if step == int(step)
     ]
     curves = [part for line in drawn for part in _curve(line, x, y)]
+    cuts = [part for line in drawn if line.style != "faint" or window for part in _cuts(line, (low, high), x, y)]
+    happened = [part for event in events for part in _event(event, LEFT + x(event[0]), width, height)]
     crosses = [
         tag("text", "×", x=x(step), y=inner_height - 3, text_anchor="middle", class_=f"cross fill-{colour(index)}")
         for step, index in marks[:: math.ceil(len(marks) / 200) or 1]
@@ -110,8 +119,10 @@ def line_chart(
         grid,
         below,
         tag("text", "step", x=LEFT - 22, y=height - 8, text_anchor="end", class_="dim"),
+        tag("text", unit, x=2, y=12, class_="dim") if unit else None,
+        happened,
         tag(
-            "svg", curves, crosses, x=LEFT, y=TOP, width=inner_width, height=inner_height
+            "svg", curves, crosses, cuts, x=LEFT, y=TOP, width=inner_width, height=inner_height
         ),  # the inner svg clips the curves
         viewBox=f"0 0 {width:g} {height:g}",
         role="img",
@@ -123,9 +134,30 @@ def _curve(line: Line, x: Callable[[float], float], y: Callable[[float], float])
     if len(points) > 1:
         path = "M" + "L".join(f"{px:.1f},{py:.1f}" for px, py in points)
         yield tag("path", d=path, class_=f"line {line.style} {colour(line.colour)}")
-    if line.style == "dots" or len(points) == 1:
+    if line.style == "dots" or (len(points) <= FEW and line.style != "faint"):
         for px, py in points if len(points) <= 60 else points[-1:]:
             yield tag("circle", cx=px, cy=py, r=3.2, class_=f"fill-{colour(line.colour)} dot")
+
+
+def _cuts(
+    line: Line, limits: tuple[float, float], x: Callable[[float], float], y: Callable[[float], float]
+) -> Iterator[Element]:
+    """Triangles at the edge where the line leaves the picture, with the value to read."""
+    low, high = limits
+    outside = [(step, value) for step, value in downsample(line) if not low <= value <= high]
+    for step, value in outside[:: math.ceil(len(outside) / MOST_CUTS) or 1]:
+        up = value > high
+        px, py, tip = x(step), y(high if up else low), 9 if up else -9
+        path = f"M{px - 5:.1f},{py + tip:.1f}L{px + 5:.1f},{py + tip:.1f}L{px:.1f},{py:.1f}Z"
+        yield tag("path", tag("title", f"step {step}: {value:.4g}"), d=path, class_=f"fill-{colour(line.colour)}")
+
+
+def _event(event: tuple[int, str, int], x: float, width: float, height: float) -> Iterator[Element]:
+    """A line from top to bottom with its words above the picture."""
+    _, words, index = event
+    right = x > 0.6 * width
+    yield tag("path", d=f"M{x:.1f},{TOP - 14:.1f}L{x:.1f},{height - BOTTOM:.1f}", class_=f"event {colour(index)}")
+    yield tag("text", words, x=x + (-5 if right else 5), y=TOP - 6, text_anchor="end" if right else None, class_="dim")
 
 
 def legend(entries: Sequence[tuple[str, int]]) -> Element:

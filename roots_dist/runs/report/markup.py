@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from xml.etree.ElementTree import Element, tostring
 
 Inside = str | Element | None
@@ -44,3 +44,8 @@ def table(head: Iterable[Inside], rows: Iterable[Iterable[Inside]], class_: str 
     body = [tag("tr", tag("th", first, scope="row"), [tag("td", cell) for cell in rest]) for first, *rest in rows]
     top = tag("tr", [tag("th", cell, scope="col") for cell in head])
     return tag("div", tag("table", tag("thead", top), tag("tbody", body), class_=class_), class_="wide")
+
+
+def section(title: str, *inside: Inside | Sequence[Inside]) -> Element:
+    """Give a part of the page its heading."""
+    return tag("section", tag("h2", title), *inside)

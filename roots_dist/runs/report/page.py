@@ -11,31 +11,26 @@ from datetime import datetime, timezone
 from xml.etree.ElementTree import Element
 
 from roots_dist.config.schema import Config
-from roots_dist.runs.report.charts import COLOURS, Line, bar_chart, colour, legend, line_chart
+from roots_dist.runs.report.charts import COLOURS, bar_chart, colour, legend
+from roots_dist.runs.report.curves import losses, own_metrics, rates
 from roots_dist.runs.report.layout_picture import layout_picture
-from roots_dist.runs.report.markup import Inside, document, table, tag
+from roots_dist.runs.report.markup import Inside, document, section, table, tag
 from roots_dist.runs.report.run_record import STEP_PARTS, RunRecord
 from roots_dist.runs.report.style import style
 from roots_dist.runs.track.closing_lines import label_of
-from roots_dist.runs.track.curve import resumes, smooth, window
 from roots_dist.runs.track.metrics import RESUMED
 from roots_dist.runs.track.progress import clock, short
 
 SAMPLES, SAMPLE_LETTERS = 3, 900
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 """Content security policy of the page: no script runs and nothing is fetched, whatever the page contains."""
-SMALL = (
-    ("optim/lr", "learning rate"),
-    ("optim/grad_norm", "gradient norm, before clipping"),
-    ("speed/tokens_per_s", "tokens per second"),
-    ("util/mfu_fraction", "MFU, as a fraction"),
-)
 
 
 def page(runs: Sequence[RunRecord]) -> str:
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    sections = (_overview, _losses, _rates, _layouts, _times, _validations, _samples, _config_differences, _origins)
-    parts = [section(runs) for section in sections]
+    curves = (losses, own_metrics, rates)
+    sections = (_overview, *curves, _layouts, _times, _validations, _samples, _config_differences, _origins)
+    parts = [part(runs) for part in sections]
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
@@ -55,10 +50,6 @@ def _when(seconds: object) -> str:
         return f"{datetime.fromtimestamp(float(seconds), timezone.utc):%Y-%m-%d %H:%M} UTC"  # type: ignore[arg-type]
     except (OverflowError, ValueError, OSError):
         return "unknown"
-
-
-def _section(title: str, *inside: Inside | Sequence[Inside]) -> Element:
-    return tag("section", tag("h2", title), *inside)
 
 
 def _name(runs: Sequence[RunRecord], index: int) -> Element:
@@ -108,7 +99,7 @@ def _overview(runs: Sequence[RunRecord]) -> Element:
         "training",
         "memory",
     ]
-    return _section(
+    return section(
         "Runs" if len(runs) > 1 else "The run", table(head, rows, "short"), [_nonfinite_steps(run) for run in runs]
     )
 
@@ -130,53 +121,6 @@ def _nonfinite_steps(run: RunRecord) -> Inside:
     return tag("p", f"{run.name}: loss or gradient was not finite at {len(run.nonfinite_steps)} steps: {some}")
 
 
-def _losses(runs: Sequence[RunRecord]) -> Element:
-    lines, losses, validations = [], [], []
-    for index, run in enumerate(runs):
-        (steps, values), (at, validation) = run.series("loss/train"), run.series("loss/validation")
-        losses += values
-        validations += validation
-        lines += [
-            Line(steps, values, index, "faint"),
-            Line(steps, smooth(values), index),
-            Line(at, validation, index, "dots"),
-        ]
-    marks = [(step, index) for index, run in enumerate(runs) for step in run.nonfinite_steps]
-    shown = _window(runs)
-    words = "Training loss per step (faint) and smoothed, validation loss (dashed), in nats per target"
-    words += "; × marks a step whose loss or gradient was not finite." if marks else "."
-    for run in runs:
-        begun_again = ", ".join(f"step {step:,} as {layout}" for step, layout in resumes(run.texts))
-        words += f" {run.name} was resumed after {begun_again}." if begun_again else ""
-    objectives = {run.config.get("objective.name") for run in runs}
-    if len(objectives) > 1:
-        words += " These runs have different objectives, so their losses cannot be compared."
-    chart = tag("div", line_chart(lines, "loss", window=shown, marks=marks, height=360.0), class_="wide")
-    return _section("Loss", legend([(run.name, i) for i, run in enumerate(runs)]), chart, tag("p", words, class_="dim"))
-
-
-def _window(runs: Sequence[RunRecord]) -> tuple[float, float] | None:
-    """Limits of the loss axis: the union of each run's, none of which one spike can stretch."""
-    found = [
-        window(losses or validation, validation)
-        for losses, validation in ((run.series("loss/train")[1], run.series("loss/validation")[1]) for run in runs)
-        if losses or validation
-    ]
-    return (min(low for low, _ in found), max(high for _, high in found)) if found else None
-
-
-def _rates(runs: Sequence[RunRecord]) -> Element:
-    figures = []
-    for metric, words in SMALL:
-        lines = [Line(*run.series(metric), index, "thin") for index, run in enumerate(runs)]
-        high = [sorted(line.values)[int(0.99 * (len(line.values) - 1))] for line in lines if line.values]
-        shown = (0.0, 1.15 * max(high)) if high else None  # the first step of a run is slow and would stretch the axis
-        figures.append(
-            tag("figure", tag("figcaption", words), line_chart(lines, words, window=shown, width=480.0, height=210.0))
-        )
-    return _section("Step by step", tag("div", figures, class_="two"))
-
-
 def _layouts(runs: Sequence[RunRecord]) -> Element | None:
     figures = []
     for run in runs:
@@ -190,7 +134,7 @@ def _layouts(runs: Sequence[RunRecord]) -> Element | None:
     note = (
         "A box holds the tensor ranks of one stage and replica; stages from left to right, replicas from top to bottom."
     )
-    return _section("Layout", tag("div", figures, class_="two"), tag("p", note, class_="dim")) if figures else None
+    return section("Layout", tag("div", figures, class_="two"), tag("p", note, class_="dim")) if figures else None
 
 
 def _batch(run: RunRecord) -> str:
@@ -218,7 +162,7 @@ def _times(runs: Sequence[RunRecord]) -> Element | None:
     note = "Mean over ranks, without loading and samples of text."
     keys = legend([(STEP_PARTS[part], _paint(part)) for part in order])
     seconds_of = table(["", *(STEP_PARTS[part] for part in order)], found)
-    return _section(
+    return section(
         "Where the time went",
         keys,
         tag("div", bar_chart(rows), class_="wide"),
@@ -241,7 +185,7 @@ def _validations(runs: Sequence[RunRecord]) -> Element | None:
     if not rows:
         return None
     note = "Last evaluation; below it the first and the best one."
-    return _section("Validation", table(["", *(label_of(name) for name in names)], rows), tag("p", note, class_="dim"))
+    return section("Validation", table(["", *(label_of(name) for name in names)], rows), tag("p", note, class_="dim"))
 
 
 def _progress(run: RunRecord, metric: str) -> Inside:
@@ -259,7 +203,7 @@ def _progress(run: RunRecord, metric: str) -> Inside:
 
 def _samples(runs: Sequence[RunRecord]) -> Element | None:
     found = [part for run in runs for part in _run_samples(run, titled=len(runs) > 1)]
-    return _section("Samples of text", found) if found else None
+    return section("Samples of text", found) if found else None
 
 
 def _run_samples(run: RunRecord, titled: bool) -> Iterator[Element]:
@@ -281,13 +225,13 @@ def _config_differences(runs: Sequence[RunRecord]) -> Element | None:
         rows = [
             [key, _format(value), _format(usual.get(key))] for key, value in given.items() if value != usual.get(key)
         ]
-        return _section("What the config changes", table(["key", "value", "default"], rows)) if rows else None
+        return section("What the config changes", table(["key", "value", "default"], rows)) if rows else None
     keys = list(dict.fromkeys(key for run in runs for key in run.config))
     rows = [[key, *(_format(run.config.get(key)) for run in runs)] for key in keys]
     rows = [row for row in rows if len(set(row[1:])) > 1]
     names = [_name(runs, index) for index in range(len(runs))]
     same = tag("p", "The configs are equal.")
-    return _section("What differs between the configs", table(["key", *names], rows) if rows else same)
+    return section("What differs between the configs", table(["key", *names], rows) if rows else same)
 
 
 def _format(value: object) -> str:
@@ -310,4 +254,4 @@ def _origins(runs: Sequence[RunRecord]) -> Element | None:
     keys = list(dict.fromkeys(key for facts in flat for key in facts))
     rows = [[key.replace("_", " "), *(_format(facts.get(key)) for facts in flat)] for key in keys]
     names = [_name(runs, index) for index in range(len(runs))]
-    return _section("Versions and machine", table(["", *names], rows)) if rows else None
+    return section("Versions and machine", table(["", *names], rows)) if rows else None

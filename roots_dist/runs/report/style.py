@@ -39,17 +39,20 @@ svg text.on{{fill:var(--on);font-weight:600}}
 .thin{{stroke-width:1.3}}.faint{{stroke-width:1;opacity:.32}}.dots{{stroke-width:1.3;stroke-dasharray:5 3}}
 .dot{{stroke:var(--card);stroke-width:1.2}}.box{{fill:none;stroke-width:1.2;opacity:.8}}
 .arrow{{fill:none;stroke:var(--dim);stroke-width:1.3}}
+.event{{stroke-width:1.2;stroke-dasharray:2 3;fill:none}}
 svg text.cross{{font-size:15px;font-weight:700}}
 {coloured}
 .legend{{display:flex;flex-wrap:wrap;gap:.2rem 1.2rem;font-size:.87rem;margin:.2rem 0 .6rem}}
 .key{{display:inline-block;width:.8em;height:.8em;border-radius:3px;margin-right:.45em;vertical-align:-.05em}}
-.legend span{{overflow-wrap:anywhere}}.wide{{overflow-x:auto}}.wide>svg{{min-width:640px}}
+.legend span{{overflow-wrap:anywhere}}.wide{{overflow-x:auto}}.wide>svg{{min-width:min(640px,160vw)}}
+@media (max-width:600px){{body{{margin:1rem auto;padding:0 .5rem}}section{{padding:.8rem;overflow-x:auto}}
+svg{{font-size:15px}}tbody th{{min-width:7em}}}}
 table{{border-collapse:collapse;width:100%;font-size:.87rem;font-variant-numeric:tabular-nums}}
 th,td{{text-align:left;padding:.34rem .8rem .34rem 0;border-bottom:1px solid var(--rule);vertical-align:top}}
 thead th{{color:var(--dim);font-weight:500;vertical-align:bottom}}tbody th{{font-weight:600}}
 tbody tr:last-child>*{{border-bottom:0}}
 td{{overflow-wrap:anywhere;min-width:5em}}tbody th{{min-width:11em}}.run{{overflow-wrap:anywhere}}
-.short td{{white-space:nowrap}}td small{{color:var(--dim);display:block}}
+.short td{{white-space:nowrap}}td small{{color:var(--dim);display:block;white-space:normal}}
 .two{{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(400px,100%),1fr));gap:1.1rem 1.8rem}}
 figure{{margin:0}}.whole{{grid-column:1/-1}}figcaption{{font-size:.87rem;color:var(--dim);margin-bottom:.2rem}}
 blockquote{{margin:.4rem 0 .9rem;padding:.1rem 0 .1rem .9rem;border-left:3px solid var(--rule);white-space:pre-wrap}}
