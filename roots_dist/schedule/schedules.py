@@ -194,7 +194,7 @@ def record_of(schedule: str | Schedule) -> Schedule:
 def problem(name: str | Schedule, num_ranks: int, num_microbatches: int, chunks: int) -> str | None:
     """Why this shape cannot be scheduled, in one line with its fix; None if it can."""
     if isinstance(name, str) and name not in SCHEDULES:
-        return f"schedule = {name!r}: expected one of {', '.join(SCHEDULES)}"
+        return f"schedule = {name!r}: expected one of {', '.join(SCHEDULES)}. Fix: choose one of them"
     for field, value in (("ranks", num_ranks), ("microbatches", num_microbatches), ("chunks", chunks)):
         if value < 1:
             return f"{field} = {value}: expected at least 1"

@@ -58,6 +58,8 @@ TYPED = {
         "write a list, as model.layer_kinds=[full, window]",
     ),
     "overrides before the config": ("train train.steps=5 a.yaml", "Fix: name the config before the overrides."),
+    "a misspelt schedule": ("schedule 1f2b --ranks 2 --microbatches 2", "Fix: choose one of them"),
+    "a misspelt launcher": ("launch a.yaml --on slrum", "Fix: choose one of them"),
     "a missing output": ("prepare a.txt", "Missing option '--output'"),
 }
 PATHS = {
@@ -80,7 +82,7 @@ PATHS = {
     "a tilde": ("train a.yaml 'data.train=~/corpus'", "write the whole path: ~ is not replaced here"),
     "a tokenizer that is not there": ("train a.yaml data.tokenizer=t.json", "t.json in {here}, the working directory"),
     "a folder that cannot be written": ("train a.yaml track.folder=/proc/run", "track.folder = '/proc/run'"),
-    "a model of a hub": ("import Qwen/Qwen3-0.6B runs/q", "Qwen/Qwen3-0.6B/config.json"),
+    "a model of a hub": ("import Qwen/Qwen3-0.6B runs/q", "Fix: download it first, hf download Qwen/Qwen3-0.6B"),
     "a text that is not there": ("prepare b.txt --output out", "Fix: check the path."),
     "a file that is no text": ("prepare a.docx --output out", "expected a name ending in one of .txt"),
     "another column of text": ("prepare rows.jsonl --output out", "name it with --text-key body"),

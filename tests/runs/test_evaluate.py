@@ -235,8 +235,10 @@ def test_what_was_taken_for_what_is_the_same_in_every_layout_and_logged_in_train
         assert all(other == table for other, _ in on_warm_world(size, of_labels, str(run), overrides))
     if task == "tag":
         return
-    shown = roots("evaluate", str(run))
+    shown = roots("evaluate", str(run), "--json", str(run / "scores.json"))
     assert shown.returncode == 0, shown.stderr
+    written = json.loads((run / "scores.json").read_text())
+    assert {name: written[name] for name in metrics} == pytest.approx(metrics, abs=1e-6) and "checkpoint" in written
     for label, row in zip(labels, table):
         assert re.search(rf"^{label} +" + " +".join(f"{n:,}" for n in row) + r"\s*$", shown.stdout, re.MULTILINE), (
             shown.stdout

@@ -7,6 +7,7 @@ run code.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,13 +90,20 @@ def open_folder(folder: Path) -> Tensors:
     )
 
 
+def _where_from(folder: Path) -> str:
+    """How to get the folder of a model, which may have been named as it is called on the hub."""
+    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
+        return f"download it first, hf download {folder} --local-dir {folder.name}, and name {folder.name}"
+    return "name a folder that save_pretrained wrote"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Raises ExchangeError if the file is missing or not a JSON object."""
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ExchangeError(
-            f"{path}: cannot be read ({reason(error, path)}). Fix: name a folder that save_pretrained wrote."
+            f"{path}: cannot be read ({reason(error, path)}). Fix: {_where_from(path.parent)}."
         ) from error
     if not isinstance(value, dict):
         raise ExchangeError(f"{path}: expected an object, found {type(value).__name__}. Fix: get the file again.")
