@@ -55,7 +55,7 @@ LOSSES = (
         name="gradient_of_a_chunk_replaces_the_last",
         bug="the projection's gradient is that of the last chunk of tokens",
         file=CROSS_ENTROPY,
-        before="grad_weight[:real].addmm_(grad.t(), h)",
+        before="add_product_(grad_weight[:real], grad.t(), h)",
         after="torch.mm(grad.t(), h, out=grad_weight[:real])",
         test=DECODER("gpt2"),
     ),

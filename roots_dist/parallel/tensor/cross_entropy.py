@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from roots_dist.parallel.tensor.collectives import TensorParallel, all_reduce_max, gather_last_dim
+from roots_dist.parallel.tensor.linear import add_product_
 from roots_dist.world.batch import IGNORE
 
 
@@ -222,10 +223,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             grad = grad.to(hidden.dtype)
             if grad_hidden is not None:
                 grad_hidden[part] = grad @ weight[:real]
-            if grad_weight is not None and exact == hidden.dtype:
-                grad_weight[:real].addmm_(grad.t(), h)
-            elif grad_weight is not None:
-                grad_weight[:real] += grad.t() @ h
+            if grad_weight is not None:
+                add_product_(grad_weight[:real], grad.t(), h)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.dtypes = [hidden.dtype, *(_grad_dtype(parameter) for parameter in (weight, bias))]
         ctx.mark_non_differentiable(hits)
