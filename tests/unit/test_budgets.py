@@ -140,7 +140,7 @@ def test_the_head_keeps_its_budget() -> None:
     config = load("configs/llama-3-8b.yaml").changed(
         {"parallel.tp": 1, "parallel.pp": 1, "parallel.sequence_parallel": False, "train.precision": "bf16"}
     )
-    with META:
+    with META, kernels_of_a_gpu():
         head = dict(build_model(config, fake_mesh(Layout(), 0, None)).pieces())["head"]
         batch = one_microbatch(config).to(META)
         x = torch.zeros(*batch.tokens.shape, config.model.hidden, dtype=torch.bfloat16, requires_grad=True)
