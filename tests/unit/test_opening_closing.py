@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from roots_dist import logs
 from roots_dist.accounting.bounds import bounds
@@ -19,6 +20,7 @@ from roots_dist.learning.data.prepare import prepare
 from roots_dist.learning.models.flops import flops_per_step
 from roots_dist.runs.track import closing_lines as closing
 from roots_dist.runs.track import try_next
+from roots_dist.runs.track.machine_facts import peak_memory_gib
 from roots_dist.runs.track.metrics import METRICS_FILE, MetricsFile
 from roots_dist.runs.track.summary_file import summary, write_summary
 from roots_dist.runs.train import banner as opening
@@ -47,7 +49,10 @@ def test_the_opening_names_layout_size_peak_and_batch():
     lines = opening.banner(CONFIG, Mesh.single(), 9.54e10, bound).splitlines()
     assert lines[0].startswith("TP1×PP1×DP1, 4,") and lines[0].endswith("reference engine, peak 95.4 GFLOP/s measured")
     assert lines[1] == "1 × 8 tokens × 4 microbatches × dp 1 = 32 tokens per step"
-    assert lines[2].startswith(f"{bound}; ") and re.search(r"; \d+ threads? each \(advanced.threads\)$", lines[2])
+    least = re.match(r"at least (\S+) s per step and (\S+) GiB per process; ", lines[2])
+    assert least and float(least[1]) == pytest.approx(bound.step_s, rel=1e-2)
+    assert bound.memory_gib < 0.1 < float(least[2]) == pytest.approx(peak_memory_gib(torch.device("cpu")), rel=0.05)
+    assert re.search(r"; \d+ threads? each \(advanced.threads\)$", lines[2])
     assert bound.step_s == flops_per_step(CONFIG) / 9.54e10
     assert "no MFU" in opening.banner(CONFIG, Mesh.single(), None, replace(bound, step_s=None))
     assert [format_flops(v) for v in (9.895e14, 3.9e15, 12.0)] == ["990 TFLOP/s", "3.9 PFLOP/s", "12 FLOP/s"]

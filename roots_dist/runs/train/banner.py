@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 import zlib
+from dataclasses import replace
 
 import psutil
 import torch
@@ -15,6 +16,7 @@ from roots_dist.accounting.peaks import format_flops, gpu_peak, measured_cpu_pea
 from roots_dist.accounting.sizes import parameters
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
+from roots_dist.runs.track.machine_facts import peak_memory_gib
 from roots_dist.world.mesh import Mesh
 
 PEAK_S = 0.5
@@ -56,6 +58,8 @@ def banner(config: Config, mesh: Mesh, peak: float | None, bound: Bounds) -> str
         peak_words = f"peak {format_flops(peak)} {'measured' if mesh.device.type == 'cpu' else 'by data sheet'}"
     engine = config.engine(mesh.dp_cp.size)
     model = f"{mesh.layout}, {parameters(config):,} parameters, {engine} engine, {peak_words}"
+    held = peak_memory_gib(mesh.device)  # the libraries and the weights, which no arithmetic knows
+    bound = replace(bound, memory_gib=max(bound.memory_gib, held))
     return f"{model}\n{batch_arithmetic(config, mesh.layout)}\n{bound}{_threads(mesh)}"
 
 
