@@ -1,10 +1,10 @@
 # make train: from a fresh clone to a trained model and a text that it writes. make test: every rule and every pair of
 # features, in minutes. make test-full: the whole products too, of which `make test` runs a cover of pairs. make mutants:
 # every bug of tests/mutants is planted, one by one, and must be noticed. make check: ruff, its formatter, mypy --strict,
-# shellcheck, links. make docs: the documentation site, into .site; a link that leads nowhere stops it. All need Python
-# >= 3.10 and nothing else; what they install lies in .venv, each no more than it needs. Variables: PYTHON, TORCH_INDEX
-# (where to get torch from, for a build with or without CUDA), CONFIG, ARGS (overrides such as ARGS="train.steps=50", or
-# options such as ARGS="--only NAME").
+# shellcheck, links. make docs: the documentation site, into .site; a link that leads nowhere stops it. make audit: what is
+# installed, against the known vulnerabilities of PyPI. All need Python >= 3.10 and nothing else; what they install lies
+# in .venv, each no more than it needs. Variables: PYTHON, TORCH_INDEX (where to get torch from, for a build with or
+# without CUDA), CONFIG, ARGS (overrides such as ARGS="train.steps=50", or options such as ARGS="--only NAME").
 
 PYTHON ?= python3
 CONFIG ?= configs/quickstart.yaml
@@ -15,7 +15,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
 WORKERS := -n logical --maxprocesses 4 --dist worksteal
 CORPUS := data/sotu/manifest.json
 
-.PHONY: train test test-full gpu mutants check docs clean
+.PHONY: train test test-full gpu mutants check audit docs clean
 .DELETE_ON_ERROR:
 
 train: $(CORPUS)
@@ -44,6 +44,10 @@ docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 	@echo "open .site/index.html"
 
+audit: .venv/train
+	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit; }
+	.venv-audit/bin/pip-audit --path $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') $(ARGS)
+
 $(CORPUS): | .venv/train
 	$(BIN)/roots prepare embedded:state-of-the-union --output $(@D) --vocab 4096
 
@@ -69,4 +73,4 @@ $(CORPUS): | .venv/train
 	@touch $@
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-audit

@@ -98,6 +98,8 @@ def trace(
     if save_to:
         from roots_dist.storage.checkpoint.save import save
 
+        if mesh.rank == 0:
+            Path(save_to).mkdir(parents=True, exist_ok=True)
         save(Path(save_to), last, run.engine, run.params, mesh, {})
     return {"losses": losses, "norms": norms, **tensors_of_rank(run, recorded[0])}
 

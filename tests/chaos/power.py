@@ -41,8 +41,8 @@ class Node:
     names: dict[str, Node] = field(default_factory=dict)
     on_disk: dict[str, Node] = field(default_factory=dict)
     """Names that are on disk."""
-    pending: list[tuple[str, Node | None]] = field(default_factory=list)
-    """Changes of names since the folder was synced, in order; None removes one."""
+    pending: list[dict[str, Node | None]] = field(default_factory=list)
+    """Changes of names since the folder was synced, in order; None removes one. A rename is one change of two names."""
 
 
 def folder_of(root: Node, parts: tuple[str, ...]) -> Node:
@@ -56,17 +56,18 @@ def play(root: Node, call: Call) -> None:
     name, (path, *more) = call
     parent, last = folder_of(root, path[:-1]), path[-1] if path else ""
 
-    def change(where: Node, key: str, node: Node | None) -> None:
-        where.pending.append((key, node))
-        if node is None:
-            del where.names[key]
-        else:
-            where.names[key] = node
+    def change(names: dict[str, Node | None]) -> None:
+        parent.pending.append(names)
+        for key, node in names.items():
+            if node is None:
+                del parent.names[key]
+            else:
+                parent.names[key] = node
 
     if name == "mkdir":
-        change(parent, last, Node())
+        change({last: Node()})
     elif name == "create":
-        change(parent, last, Node(b""))
+        change({last: Node(b"")})
     elif name == "write":
         node = parent.names[last]
         node.content = (node.content or b"") + more[0]
@@ -77,24 +78,23 @@ def play(root: Node, call: Call) -> None:
         else:
             node.synced = node.content
     elif name == "rename":
-        *to, new = more[0]
-        node = parent.names[last]
-        change(parent, last, None)
-        change(folder_of(root, tuple(to)), new, node)
+        assert more[0][:-1] == path[:-1], "a rename from one folder to another"
+        change({last: None, more[0][-1]: parent.names[last]})
     elif name == "remove":
-        change(parent, last, None)
+        change({last: None})
 
 
 def after_the_loss(node: Node, place: Path, keeps: Callable[[], bool]) -> None:
     """Write what is on disk when the power comes back. `keeps` says of each unsynced thing whether it is there. Names
     of one folder change in their order, as a journal does it: a later change is there only if those before are."""
     names, kept = dict(node.on_disk), True
-    for key, child in node.pending:
+    for change in node.pending:
         kept = kept and keeps()
-        if kept and child is None:
-            names.pop(key, None)
-        elif kept and child is not None:
-            names[key] = child
+        for key, child in change.items() if kept else ():
+            if child is None:
+                names.pop(key, None)
+            else:
+                names[key] = child
     for key, child in names.items():
         if child.content is None:
             (place / key).mkdir()

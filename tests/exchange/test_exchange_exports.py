@@ -45,6 +45,7 @@ def a_run(folder: Path, tree: dict) -> Path:
         state = run.engine.read_state(p.name)
         weight = state["weight"] + 0.1 * torch.randn(state["weight"].shape, generator=draw)
         run.engine.write_state(p.name, state | {"weight": weight})
+    folder.mkdir(exist_ok=True)
     save(folder, 1, run.engine, run.params, mesh, {})
     (folder / "config.yaml").write_text(to_yaml(config))
     return folder

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from threading import Event
 
 import pytest
@@ -16,6 +17,7 @@ from roots_dist.environment import World
 from roots_dist.errors import EnvironmentProblem
 from roots_dist.runs.doctor import coordinator as coordinator
 from roots_dist.runs.ranks import rendezvous as rendezvous
+from roots_dist.runs.ranks.loopback_store import LoopbackRendezvous, listening_store
 
 
 @contextmanager
@@ -132,3 +134,20 @@ def test_a_rank_that_falls_silent_is_named_by_rank_0_and_rank_0_by_the_others(mo
         EnvironmentProblem, match="rank 0 = silent: expected its answer in round speed, within 0.7 s. Fix: read"
     ):
         coordinator.Coordinator(store, 1, 3).run_round("speed", 0.3, lambda: 7)
+
+
+def test_the_store_listens_on_the_one_address_that_it_was_given():
+    """torch's listens on every address of the machine."""
+    import os
+
+    import psutil
+
+    before = {c.laddr for c in psutil.Process(os.getpid()).net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    handler = LoopbackRendezvous("a run")
+    store, found = handler.next_rendezvous().store, set()
+    for connection in psutil.Process(os.getpid()).net_connections("tcp"):
+        if connection.status == psutil.CONN_LISTEN and connection.laddr not in before:
+            found.add(tuple(connection.laddr))
+    assert found == {("127.0.0.1", store.port)}
+    with pytest.raises(OSError, match="in use"):
+        listening_store("127.0.0.1", store.port, timedelta(seconds=1))

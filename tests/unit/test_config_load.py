@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from roots_dist.config import text
 from roots_dist.config.load import known_keys, load, nearest, read, to_yaml
 from roots_dist.config.renamed import RENAMED
 from roots_dist.config.schema import Config, Source
@@ -193,3 +194,10 @@ def test_a_path_of_a_config_elsewhere_is_said_to_be_relative_to_the_working_dire
             ready(loaded, 1, local_size=1)
         (problem,) = error.value.problems
         assert f"corpus.idx in {tmp_path}, the working directory" in problem.expected and word in problem.fix
+
+
+@pytest.mark.parametrize("value", ["!!binary aGVsbG8=", "!!set {a, b}", "!!omap [a: 1]", "!!timestamp 2024-01-01"])
+def test_a_value_that_json_has_no_word_for_is_refused_in_one_line(value):
+    """It was read, and broke where the tree was written as JSON."""
+    with pytest.raises(ConfigError, match="track.name = .*expected a value in YAML's syntax.*Fix: "):
+        text.parse_value("track.name", value, "command line")

@@ -112,14 +112,18 @@ def _run(size: int, arguments: Sequence[str], records: Path) -> dict[int, int]:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    from roots_dist.runs.ranks import loopback_store
+
+    loopback_store.register()
+
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=size,
         run_id=str(os.getpid()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        local_addr="127.0.0.1",
+        rdzv_backend=loopback_store.BACKEND,
+        rdzv_endpoint=loopback_store.ADDRESS,
+        local_addr=loopback_store.ADDRESS,
         max_restarts=0,
         monitor_interval=0.1,
         shutdown_timeout=SHUTDOWN_S,

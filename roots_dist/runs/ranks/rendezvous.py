@@ -8,6 +8,8 @@ torch does the same in one call, which hangs or fails minutes later with a page 
 
 from __future__ import annotations
 
+import errno
+import ipaddress
 import socket
 import time
 from contextlib import suppress
@@ -79,10 +81,20 @@ def wait_until_listening(address: str, port: int, seconds: float, me: str, longe
 
 
 def _listen(world: World, me: str) -> Any:
-    try:
+    """Listen on MASTER_ADDR alone, so that an address of an inner network, or a firewall, fences the store. On every
+    address only where other hosts could not reach that one: it is none of this host's (behind a service of Kubernetes),
+    or a loopback address, as a host's own name often is."""
+    from roots_dist.runs.ranks.loopback_store import listening_store
+
+    address = resolve(world.master_addr, me)[0]
+    if world.size > world.local_size and ipaddress.ip_address(address).is_loopback:
         return _store(world, listens=True)
-    except RuntimeError as error:  # torch's DistNetworkError
-        if "EADDRINUSE" not in str(error):
+    try:
+        return listening_store(address, world.master_port, timedelta(seconds=STORE_S))
+    except OSError as error:
+        if error.errno == errno.EADDRNOTAVAIL:
+            return _store(world, listens=True)
+        if error.errno != errno.EADDRINUSE:
             raise
         raise _problem(
             f"MASTER_PORT = {world.master_port} on {me}",
