@@ -69,6 +69,9 @@ WORLDS = {
     "camembert-base": 64,
     "distilbert-base": 8,
     "mt5-base": 64,
+    "mixtral-8x7b": 64,
+    "qwen3-30b-a3b": 64,
+    "olmoe-1b-7b": 64,
 }
 STARTS = {
     "bert-languages": "bert-quickstart",
@@ -126,6 +129,9 @@ BILLIONS = {  # as published, with embeddings
     "camembert-base": 0.110655493,
     "distilbert-base": 0.06698553,
     "mt5-base": 0.58240128,
+    "mixtral-8x7b": 46.702792704,
+    "qwen3-30b-a3b": 30.532122624,
+    "olmoe-1b-7b": 6.919161856,
 }
 
 
