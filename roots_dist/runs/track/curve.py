@@ -103,13 +103,13 @@ def _mark_resumes(axes: Axes, texts: Path) -> None:
         axes.axvline(step, color=GREY, linewidth=1.0, linestyle=":")
         axes.annotate(
             f"resumed, {layout}",
-            (step, axes.get_ylim()[0]),
-            xytext=(3, 3),
+            (step, axes.get_ylim()[1]),
+            xytext=(3, -3),
             textcoords="offset points",
             rotation=90,
             fontsize=7,
             color=GREY,
-            va="bottom",
+            va="top",  # where curves that fall have left room
         )
 
 
