@@ -28,7 +28,7 @@ value is YAML: `optim.lr=1e-3`, `parallel.sequence_parallel=true`, `'train.batch
 
 shows the whole resolved tree and trains nothing; what keeps it from running is listed below it, but for the files and the memory
 that a run needs. A run keeps it as `config.yaml` in its folder. There is no key for data
-ranks: dp is what the world leaves over, `world = tp × pp × dp`.
+ranks: dp is what the world leaves over, `world = tp × cp × pp × dp`.
 
 *Made by `docs/make_config.py` from `roots_dist/config/schema.py` and `model.py`.*
 """

@@ -110,7 +110,7 @@ def test_the_config_of_a_command_works_out_on_its_world(command):
     config = load(ROOT / given["config"], given["overrides"] or ())
     words = list(command.words)
     sizes = [int(words[i + 1]) for i, word in enumerate(words) if word in WORLD]
-    world = math.prod(sizes) if sizes else config.parallel.tp * config.parallel.pp
+    world = math.prod(sizes) if sizes else config.parallel.ranks_per_sample()
     assert check(config, world) == []
 
 

@@ -58,7 +58,8 @@ class RankModel:
 
 def build_model(config: Config, mesh: Mesh) -> RankModel:
     """Build this rank's share of the model, with initial weights drawn from (seed, name). No communication."""
-    tp = TensorParallel(mesh.tp, config.parallel.sequence_parallel and mesh.tp.size > 1, DeferredWeightGrads())
+    sequence_parallel = config.parallel.sequence_parallel and mesh.tp.size > 1
+    tp = TensorParallel(mesh.tp, sequence_parallel, mesh.cp, DeferredWeightGrads())
     specs = pieces_of(config, tp)
     runs = stage_runs(config, specs)
     recompute = frozenset(p.name for p in specs if p.is_block and config.train.recompute == "full")

@@ -25,22 +25,23 @@ from roots_dist.schedule.program import refusal
 
 
 def layout_for(config: Config, world_size: int) -> Layout:
-    """dp is what tp and pp leave over. Raises ConfigError if that is no whole number."""
+    """dp is what tp, cp and pp leave over. Raises ConfigError if that is no whole number."""
     parallel = config.parallel
-    model_size = parallel.tp * parallel.pp
+    model_size = parallel.ranks_per_sample()
     if world_size % model_size or world_size < 1:
         above = -(-max(world_size, 1) // model_size) * model_size
+        keys, sizes = parallel.factors(), parallel.factors().values()
         raise ConfigError(
             [
                 Problem(
                     key="world size",
                     found=world_size,
-                    expected=f"a multiple of parallel.tp × parallel.pp = {parallel.tp} × {parallel.pp} = {model_size}",
-                    fix=f"start {above} processes, or lower parallel.tp or parallel.pp",
+                    expected=f"a multiple of {' × '.join(keys)} = {' × '.join(map(str, sizes))} = {model_size}",
+                    fix=f"start {above} processes, or lower {' or '.join(keys)}",
                 )
             ]
         )
-    return Layout(dp=world_size // model_size, pp=parallel.pp, tp=parallel.tp)
+    return Layout(dp=world_size // model_size, pp=parallel.pp, tp=parallel.tp, cp=parallel.cp)
 
 
 def check(config: Config, world_size: int, facts: Facts | None = None) -> list[Problem]:
@@ -105,12 +106,13 @@ def _tensor_parallel(config: Config) -> Iterator[Problem]:
             expected="parallel.tp above 1: the sequence is cut over the tensor ranks",
             fix="set parallel.sequence_parallel=false, or raise parallel.tp",
         )
-    elif config.parallel.sequence_parallel and config.data.seq_length % tp:
+    unit = config.parallel.position_unit()
+    if config.data.seq_length % unit:
         yield Problem(
             key="data.seq_length",
             found=config.data.seq_length,
-            expected=f"a multiple of parallel.tp = {tp}, because parallel.sequence_parallel cuts it",
-            fix=f"use {-(-config.data.seq_length // tp) * tp}",
+            expected=f"a multiple of {families.cut_by(config.parallel, 'it')}",
+            fix=f"use {-(-config.data.seq_length // unit) * unit}",
         )
 
 

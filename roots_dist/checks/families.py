@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from roots_dist.accounting.sizes import num_blocks
 from roots_dist.config.records import family_of, objective_of, objectives_of_family, shortest_seq, target_seq
-from roots_dist.config.schema import Config
+from roots_dist.config.schema import Config, Parallel
 from roots_dist.errors import Problem
 
 
@@ -149,36 +149,45 @@ def _two_stacks(config: Config) -> Iterator[Problem]:
             f"model.relative_buckets = {m.relative_buckets} each",
             fix=f"use {4 * m.relative_buckets}",
         )
-    if config.parallel.sequence_parallel and config.data.seq_length >= shortest_seq(config):
+    if config.parallel.position_unit() > 1 and config.data.seq_length >= shortest_seq(config):
         yield from _cut_targets(config)
 
 
 def _cut_targets(config: Config) -> Iterator[Problem]:
-    """Under sequence parallelism the decoder's positions are cut too."""
-    tp, seq, target = config.parallel.tp, config.data.seq_length, target_seq(config)
-    if target % tp == 0 or seq % tp:  # the latter has been told
+    """Under sequence and context parallelism the decoder's positions are cut too."""
+    unit, seq, target = config.parallel.position_unit(), config.data.seq_length, target_seq(config)
+    if target % unit == 0 or seq % unit:  # the latter has been told
         return
+    cut = cut_by(config.parallel, "the decoder's positions too")
+    told = f"a multiple of {cut}"
     follows = objective_of(config).target_length is not None
     if follows:
-        key, found, told = (
-            "data.seq_length",
-            seq,
-            f"one that gives targets of a multiple of parallel.tp = {tp}, not {target}",
-        )
+        key, found, told = "data.seq_length", seq, f"one that gives not {target} targets, but {told}"
     else:
-        key, found, told = "data.target_seq_length", target, f"a multiple of parallel.tp = {tp}"
-    longer = range(seq + tp, seq + 64 * tp, tp) if follows else ()
-    fits = [s for s in longer if target_seq(config.changed({"data.seq_length": s})) % tp == 0]
+        key, found = "data.target_seq_length", target
+    longer = range(seq + unit, seq + 64 * unit, unit) if follows else ()
+    fits = [s for s in longer if target_seq(config.changed({"data.seq_length": s})) % unit == 0]
     fix = (
         f"use {fits[0]}"
         if fits
-        else f"use {-(-target // tp) * tp}"
+        else f"use {-(-target // unit) * unit}"
         if not longer
         else "set parallel.sequence_parallel=false"
+        if config.parallel.cp == 1
+        else "lower parallel.cp"
     )
     yield Problem(
         key=key,
         found=found,
-        expected=f"{told}, because parallel.sequence_parallel cuts the decoder's positions too",
+        expected=told,
         fix=fix,
     )
+
+
+def cut_by(parallel: Parallel, what: str) -> str:
+    """The unit of positions, and who cuts them."""
+    unit, tp = parallel.position_unit(), f"parallel.tp = {parallel.tp}"
+    if parallel.cp == 1:
+        return f"{tp}, because parallel.sequence_parallel cuts {what}"
+    also = f", and parallel.sequence_parallel over {tp}," if parallel.sequence_parallel else ""
+    return f"{unit}, because parallel.cp = {parallel.cp}{also} cuts {what} into two chunks for each rank"

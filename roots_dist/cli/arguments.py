@@ -16,6 +16,6 @@ Overrides = Annotated[
 ]
 Processes = Annotated[
     int | None,
-    typer.Option(min=1, help="processes to start here (default: tp × pp, or one per GPU)", show_default=False),
+    typer.Option(min=1, help="processes to start here (default: tp × cp × pp, or one per GPU)", show_default=False),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run (track.folder of its config)")]

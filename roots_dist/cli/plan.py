@@ -17,7 +17,7 @@ class PlanOptions:
     """Options of the prediction and of its output."""
 
     processes: Annotated[
-        int | None, typer.Option(min=1, help="processes of the whole run [default: tp × pp]", show_default=False)
+        int | None, typer.Option(min=1, help="processes of the whole run [default: tp × cp × pp]", show_default=False)
     ] = None
     profile: Annotated[
         Path | None,
@@ -59,7 +59,7 @@ def plan(
 
     loaded = read_config(config, overrides or ())
     parallel = loaded.config.parallel
-    layout = ready(loaded, options.processes or parallel.tp * parallel.pp, local_size=None)
+    layout = ready(loaded, options.processes or parallel.ranks_per_sample(), local_size=None)
     cluster = None
     if options.profile is not None:
         from roots_dist.cluster_profile import read

@@ -87,7 +87,7 @@ def train(
 ) -> None:
     """Pretrain a model. Without a launcher (torchrun, deepspeed, mpirun, srun) it starts the processes itself.
 
-    Repeating the command resumes from the newest checkpoint, also in another layout. dp is processes / (tp × pp).
+    Repeating the command resumes from the newest checkpoint, also in another layout. dp is processes / (tp × cp × pp).
 
     \b
     roots train configs/quickstart.yaml parallel.tp=1 parallel.pp=4 train.steps=50
@@ -103,7 +103,7 @@ def train(
         loaded = read_config(config, overrides or ())
         resolved = loaded.config
         typer.echo(f"{to_yaml(resolved)}# {describe(resolved.data.tokenizer)}")
-        ready(loaded, options.processes or resolved.parallel.tp * resolved.parallel.pp, local_size=None)
+        ready(loaded, options.processes or resolved.parallel.ranks_per_sample(), local_size=None)
         return
     from roots_dist.runs.ranks.run_on_ranks import run_on_ranks
 

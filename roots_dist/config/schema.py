@@ -7,6 +7,7 @@ One class per section. What most users never touch is under `advanced`. Nothing 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -92,9 +93,14 @@ class Data(Section):
 
 
 class Parallel(Section):
-    """How the world is split: world = tp × pp × dp. dp is what is left over, so it is not a key."""
+    """How the world is split: world = tp × cp × pp × dp. dp is what is left over, so it is not a key."""
 
     tp: int = Field(1, ge=1, description="tensor-parallel ranks: heads, MLP columns and vocabulary are cut over them")
+    cp: int = Field(
+        1,
+        ge=1,
+        description="context-parallel ranks: positions are cut over them, and attention gathers keys and values",
+    )
     pp: int = Field(1, ge=1, description="pipeline-parallel ranks: layers are cut over them")
     virtual_stages: int = Field(1, ge=1, description="stages per pipeline rank (interleaved schedule)")
     schedule: Annotated[ScheduleName, or_extended("schedules")] = Field(
@@ -107,8 +113,23 @@ class Parallel(Section):
         1,
         ge=0,
         le=3,
-        description="what is sharded over dp: 1 optimizer, 2 + gradients, 3 + weights; nothing on one data rank",
+        description="what is sharded over dp × cp: 1 optimizer, 2 + gradients, 3 + weights; nothing on one data rank",
     )
+
+    def ranks_per_sample(self) -> int:
+        """Ranks that work on the same samples: tp × cp × pp, the least that a run needs."""
+        return self.tp * self.cp * self.pp
+
+    def factors(self) -> dict[str, int]:
+        """The keys whose product that is; parallel.cp is among them where it is above 1."""
+        found = {"parallel.tp": self.tp, "parallel.cp": self.cp, "parallel.pp": self.pp}
+        return {key: size for key, size in found.items() if key != "parallel.cp" or size > 1}
+
+    def position_unit(self) -> int:
+        """What the number of positions must be a multiple of: two chunks for each context rank, and under sequence
+        parallelism equal parts of these for each tensor rank."""
+        parts = self.tp if self.sequence_parallel else 1
+        return parts if self.cp == 1 else self.cp * math.lcm(2, parts)
 
 
 class Train(Section):
@@ -287,7 +308,7 @@ class Config(Section):
         return (batch or self.train.global_batch) // (self.train.micro_batch * dp)
 
     def engine(self, dp: int) -> Literal["deepspeed", "reference"]:
-        """Who reduces over dp and steps: DeepSpeed where there is something to shard."""
+        """Who reduces over dp (with context ranks: dp × cp) and steps: DeepSpeed where there is something to shard."""
         if self.advanced.engine != "auto":
             return self.advanced.engine
         return "deepspeed" if self.parallel.zero_stage >= 1 and dp > 1 else "reference"

@@ -55,10 +55,11 @@ class Place:
 
 def describe(small: SmallConfig) -> str:
     p = small.config.parallel
-    parts = [str(Layout(small.dp, p.pp, p.tp))]
+    layout = Layout(small.dp, p.pp, p.tp, p.cp)
+    parts = [str(layout)]
     parts += ["SP"] if p.sequence_parallel else []
     parts += [p.schedule if p.virtual_stages == 1 else f"{p.schedule} × {p.virtual_stages} chunks"] if p.pp > 1 else []
-    parts += [f"ZeRO-{p.zero_stage}"] if small.dp > 1 else []
+    parts += [f"ZeRO-{p.zero_stage}"] if layout.dp_cp > 1 else []
     return " ".join(parts)
 
 

@@ -45,23 +45,25 @@ class SmallConfig:
 
     @property
     def ranks(self) -> int:
-        return self.config.parallel.tp * self.config.parallel.pp * self.dp
+        return self.config.parallel.ranks_per_sample() * self.dp
 
 
-def degrees(tp: int, pp: int, dp: int) -> tuple[int, int, int]:
-    """Nearest degrees with at most MAX_RANKS ranks. More than 2 data ranks are 3, which is no power of two, or 2 where
-    3 are too many; then the larger one of tp and pp is halved."""
+def degrees(tp: int, pp: int, dp: int, cp: int = 1) -> tuple[int, int, int, int]:
+    """Nearest degrees (tp, pp, dp, cp) with at most MAX_RANKS ranks. More than 2 data ranks are 3, which is no power of
+    two, or 2 where 3 are too many; then the largest one of cp, pp and tp is halved."""
     dp = min(dp, 3)
-    if dp == 3 and tp * pp * dp > MAX_RANKS >= tp * pp * 2:
+    if dp == 3 and tp * pp * cp * dp > MAX_RANKS >= tp * pp * cp * 2:
         dp = 2
-    while tp * pp * dp > MAX_RANKS:
-        if pp >= tp and pp > 2:
+    while tp * pp * cp * dp > MAX_RANKS:
+        if cp >= max(tp, pp) and cp > 2:
+            cp = (cp + 1) // 2
+        elif pp >= tp and pp > 2:
             pp = (pp + 1) // 2
         elif tp > 2:
             tp = 1 << ((tp + 1) // 2).bit_length() - 1  # heads are split by powers of two
         else:
             dp -= 1
-    return tp, pp, dp
+    return tp, pp, dp, cp
 
 
 Dtype = Literal["float64", "float32", "bf16"]
@@ -71,16 +73,21 @@ def shrink(config: Config, dp: int, dtype: Dtype, *, steps: int = 4, device: str
     """Shrink the config to a run of `steps` steps on `dp` data ranks, or on the nearest number that fits. float64 uses
     the reference engine, the others the one that the run has."""
     p = config.parallel
-    tp, pp, dp = degrees(p.tp, p.pp, dp)
+    tp, pp, dp, cp = degrees(p.tp, p.pp, dp, p.cp)
+    cut = {
+        "parallel.tp": tp,
+        "parallel.pp": pp,
+        "parallel.cp": cp,
+        "parallel.sequence_parallel": p.sequence_parallel and tp > 1,
+    }
+    unit = config.changed(cut).parallel.position_unit()
     small = config.changed(
         {
-            "parallel.tp": tp,
-            "parallel.pp": pp,
-            "parallel.sequence_parallel": p.sequence_parallel and tp > 1,
+            **cut,
             **_model(config, tp, pp),
-            **_data(config, tp),
+            **_data(config, max(tp, cp), unit),
             **_training(config, pp, dp, steps),
-            **_dtype(config, dp, dtype),
+            **_dtype(config, dp * cp, dtype),
             "train.device": device,
         }
     )
@@ -211,10 +218,11 @@ def _heads(heads: int, kv_heads: int, tp: int, small_tp: int) -> tuple[int, int]
     return small * group, small
 
 
-def _data(config: Config, tp: int) -> dict[str, object]:
-    """Texts of a few tokens, from as many sources with the same weights; one is made up where the run has none."""
+def _data(config: Config, most: int, unit: int) -> dict[str, object]:
+    """Texts of a few tokens for each of the `most` ranks that cut them, from as many sources with the same weights; one
+    is made up where the run has none. unit: what the number of tokens is a multiple of."""
     m, d = config.model, config.data
-    seq = max(16, 8 * tp)
+    seq = -(-max(16, 8 * most) // unit) * unit
     spare = m.max_positions is not None and m.max_positions > d.seq_length
     return {
         "model.max_positions": 2 * seq if spare else None,
@@ -264,6 +272,7 @@ def _training(config: Config, pp: int, dp: int, steps: int) -> dict[str, object]
 
 
 def _dtype(config: Config, dp: int, dtype: Dtype) -> dict[str, object]:
+    """dp: ranks over which the engine shards."""
     values: dict[str, object] = {
         "train.precision": "bf16" if dtype == "bf16" else "fp32",
         "advanced.float64": dtype == "float64",
@@ -295,18 +304,19 @@ def _generator(config: Config, small: Config) -> dict[str, object]:
 def _encoder_decoder(config: Config, small: Config) -> dict[str, object]:
     """Keys of an encoder-decoder: blocks for every stage, as many in both stacks if the model has, and a text of
     several spans whose targets can be split."""
-    m, tp = config.model, small.parallel.tp
+    m, unit = config.model, math.lcm(small.parallel.tp, small.parallel.position_unit())
     stages = small.num_stages()
     uneven = m.num_decoder_layers() != m.layers
     lengths = [
-        config.changed({"data.seq_length": seq, "data.target_seq_length": None}) for seq in range(32 * tp, 96 * tp, tp)
+        config.changed({"data.seq_length": seq, "data.target_seq_length": None})
+        for seq in range(32 * unit, 96 * unit, unit)
     ]
-    fits = [c.data.seq_length for c in lengths if target_seq(c) % tp == 0]
+    fits = [c.data.seq_length for c in lengths if target_seq(c) % unit == 0]
     return {
         "model.layers": max(2, stages),
         "model.decoder_layers": max(1, stages - 1) if uneven else None,
         "data.seq_length": fits[0]
         if fits
-        else 32 * tp,  # with spans of one token none fits: the targets are not split then
-        "data.target_seq_length": None if config.data.target_seq_length is None else 8 * tp,
+        else 32 * unit,  # with spans of one token none fits: the targets are not split then
+        "data.target_seq_length": None if config.data.target_seq_length is None else 8 * unit,
     }

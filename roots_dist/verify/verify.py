@@ -3,9 +3,9 @@ costs GPU hours.
 
     config --shrink--> small config --proofs.py: the trainer's loop on real processes--> table of differences, verdict
 
-Tensor, sequence and pipeline parallelism are compared in float64, where noise is below 1e-10 and anything above is a
-bug; then with data ranks through the engine of the run, which for ZeRO is DeepSpeed in float32 with a stated bound; a
-run in bf16 by its distance from the truth.
+Tensor, sequence, context and pipeline parallelism are compared in float64, where noise is below 1e-10 and anything
+above is a bug; then with data ranks through the engine of the run, which for ZeRO is DeepSpeed in float32 with a stated
+bound; a run in bf16 by its distance from the truth.
 """
 
 from __future__ import annotations
@@ -50,29 +50,32 @@ def proofs(config: Config, wanted: Wanted) -> Iterator[Proof]:
     """All proofs of a config that passes the trainer's checks."""
     dp = wanted.dp or UNKNOWN_DP
     yield from prove(wanted.small(config, 1, "float64"))
-    if dp > 1:
-        dtype: Dtype = "float64" if config.parallel.zero_stage == 0 else "float32"
+    zero = config.parallel.zero_stage
+    if dp > 1 or (config.parallel.cp > 1 and zero > 0):
+        dtype: Dtype = "float64" if zero == 0 else "float32"
         yield from prove(wanted.small(config, dp, dtype))
     if wanted.bf16:
         yield prove_in_bf16(wanted.small(config, dp, "bf16"))
 
 
 MATRIX: tuple[dict[str, object], ...] = tuple(
-    {"parallel.tp": tp, "parallel.pp": pp, "parallel.sequence_parallel": tp > 1 and sequence,
+    {"parallel.tp": tp, "parallel.cp": cp, "parallel.pp": pp, "parallel.sequence_parallel": tp > 1 and sequence,
      "parallel.schedule": schedule,
      "parallel.virtual_stages": 2 if SCHEDULES[schedule].virtual_stages else 1, "parallel.zero_stage": zero}
-    for tp, pp, sequence, schedule, zero in [
-        *((tp, 1, sequence, DEFAULT, 0) for sequence in (False, True) for tp in (2, 4)),
-        *((1, pp, False, name, 0) for pp in (2, 4) for name in SCHEDULES),
-        *((2, 2, True, name, 0) for name, s in SCHEDULES.items()
+    for tp, pp, sequence, schedule, zero, cp in [
+        *((tp, 1, sequence, DEFAULT, 0, 1) for sequence in (False, True) for tp in (2, 4)),
+        *((1, pp, False, name, 0, 1) for pp in (2, 4) for name in SCHEDULES),
+        *((2, 2, True, name, 0, 1) for name, s in SCHEDULES.items()
           if name == DEFAULT or s.virtual_stages or s.splits_backward),
-        (4, 2, True, DEFAULT, 0),
-        (1, 1, False, DEFAULT, 1), (1, 1, False, DEFAULT, 2), (1, 1, False, DEFAULT, 3),
-        (2, 1, True, DEFAULT, 1), (1, 2, False, DEFAULT, 2), (2, 2, True, DEFAULT, 1), (2, 2, True, DEFAULT, 2),
-        (2, 2, True, DEFAULT, 3),
+        (4, 2, True, DEFAULT, 0, 1),
+        (1, 1, False, DEFAULT, 0, 2), (1, 1, False, DEFAULT, 0, 4), (2, 1, False, DEFAULT, 0, 2),
+        (2, 1, True, DEFAULT, 0, 2), (1, 2, False, "zb-h1", 0, 2), (2, 2, True, DEFAULT, 0, 2),
+        (1, 1, False, DEFAULT, 1, 1), (1, 1, False, DEFAULT, 2, 1), (1, 1, False, DEFAULT, 3, 1),
+        (2, 1, True, DEFAULT, 1, 1), (1, 2, False, DEFAULT, 2, 1), (2, 2, True, DEFAULT, 1, 1),
+        (2, 2, True, DEFAULT, 2, 1), (2, 2, True, DEFAULT, 3, 1), (1, 1, False, DEFAULT, 3, 2),
     ]
 )  # fmt: skip
-"""The grid of `roots verify --matrix`: tensor, sequence and pipeline degrees, every schedule, every ZeRO stage."""
+"""The grid of `roots verify --matrix`: tensor, sequence, context and pipeline degrees, schedules, ZeRO stages."""
 
 
 def matrix_proofs(config: Config, wanted: Wanted) -> Iterator[Proof]:

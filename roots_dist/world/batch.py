@@ -7,7 +7,7 @@ B sequences, S positions (of the encoder in an encoder-decoder), T positions of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -80,9 +80,10 @@ class MicroBatch:
         pinned: dict[str, Any] = {n: t.pin_memory() for n, t in vars(self).items() if isinstance(t, Tensor)}
         return replace(self, **pinned)
 
-    def with_scored_positions(self) -> MicroBatch:
-        """The same, with scored_positions: the last thing before it is moved, since they are those of its targets."""
-        scored = np.flatnonzero(present(self.targets).cpu().numpy() != IGNORE)
+    def with_scored_positions(self, cut: Callable[[Tensor], Tensor] = lambda whole: whole) -> MicroBatch:
+        """The same, with scored_positions: the last thing before it is moved, since they are those of its targets. cut:
+        what a context rank holds of the targets."""
+        scored = np.flatnonzero(cut(present(self.targets)).cpu().numpy() != IGNORE)
         return replace(self, scored_positions=torch.from_numpy(scored))
 
 

@@ -1,6 +1,7 @@
 """Where the seconds of a step go: a running stopwatch, and laps that assign the time since the last lap to a part.
 
-    loop.py: lap("data")  executor.py: lap("compute"), lap("pp_wait")  collectives.py: lap("tp")  step.py: lap("dp")
+    loop.py: lap("data")  executor.py: lap("compute"), lap("pp_wait")  step.py: lap("dp")
+    parallel/tensor/collectives.py: lap("tp")  parallel/tensor/context.py: lap("cp")
     --take--> runs/train/callbacks.py reports
 
 There is one stopwatch per rank, created by assembly/ and passed on. A lap costs less than a microsecond. It reads the
@@ -11,9 +12,9 @@ from __future__ import annotations
 
 import time
 
-PARTS = ("compute", "tp", "pp_wait", "dp", "data")
-"""Parts of a step: forward and backward; waiting for other tensor ranks; waiting for other stages (the pipeline
-bubble); work shared by data ranks (counts, reduction, optimizer); building the batch."""
+PARTS = ("compute", "tp", "cp", "pp_wait", "dp", "data")
+"""Parts of a step: forward and backward; waiting for other tensor ranks; for other context ranks; for other stages
+(the pipeline bubble); work shared by data ranks (counts, reduction, optimizer); building the batch."""
 
 
 class Stopwatch:

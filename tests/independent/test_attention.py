@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from roots_dist.assembly.rank_model import build_model
 from roots_dist.config.schema import Config
 from roots_dist.learning.models.attention import Attention, CrossAttention
+from roots_dist.learning.models.causal_attention import causal_attention
 from roots_dist.learning.models.gpt import make_positions
 from roots_dist.learning.models.init_stds import init_stds
 from roots_dist.learning.models.positions import Relative, Window
@@ -214,3 +215,23 @@ def test_packed_documents_are_read_as_if_each_were_alone(positions):
             for text, expected in zip(tokens[row].split(sizes), packed[row].split(sizes)):
                 stage({}, MicroBatch(tokens=text[None], targets=text[None], sample_ids=torch.arange(1)))
                 torch.testing.assert_close(seen[-1][0], expected, **EXACT)
+
+
+@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_later_queries_attend_as_with_a_mask(dtype, bound, device):
+    """Output and gradients of a range of queries that sees all keys before it; grouped heads too."""
+    for heads, groups, queries, keys in ((4, 4, 8, 24), (8, 2, 5, 7), (4, 1, 2, 9), (4, 2, 64, 300)):
+        torch.manual_seed(0)
+        shapes = ((2, heads, queries, 8), (2, groups, keys, 8), (2, groups, keys, 8))
+        q, k, v = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for shape in shapes)
+        weights = torch.randn(2, heads, queries, 8, dtype=dtype, device=device)
+        found = causal_attention(q, k, v, 0.3)
+        seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+        whole = [t.repeat_interleave(heads // groups, 1) for t in (k, v)]
+        scores = (q @ whole[0].transpose(-1, -2) * 0.3).masked_fill(~seen, -torch.inf)
+        expected = scores.softmax(-1) @ whole[1]
+        pairs = [(found, expected)]
+        pairs += zip(*(torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (found, expected)))
+        for mine, right in pairs:
+            torch.testing.assert_close(mine, right, rtol=bound, atol=bound)

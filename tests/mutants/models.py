@@ -66,8 +66,8 @@ MODELS = (
         name="dropped_attention_sees_the_next_key",
         bug="with dropout in attention, a query sees the key after it: the target",
         file=ATTENTION,
-        before="-torch.inf).triu(1)",
-        after="-torch.inf).triu(2)",
+        before="-torch.inf).triu(1 + seq - len(queries))",
+        after="-torch.inf).triu(2 + seq - len(queries))",
         test=ATTENDS("causal, grouped-0.3"),
     ),
     Mutant(
@@ -98,8 +98,8 @@ MODELS = (
         name="cached_keys_are_rotated_from_zero",
         bug="with a cache every new token is rotated as if it were the first",
         file=ATTENTION,
-        before="queries = range(start, start + q.shape[2])",
-        after="queries = range(q.shape[2])",
+        before="queries = self.tp.in_region(q.shape[2]).after(batch.cache.length if batch.cache else 0)",
+        after="queries = self.tp.in_region(q.shape[2])",
         test="runs/test_runs.py::test_kept_keys_and_values_say_what_reading_it_all_again_says[rotary]",
     ),
     Mutant(
@@ -114,8 +114,8 @@ MODELS = (
         name="alibi_looks_ahead",
         bug="ALiBi does not mask the keys after the query",
         file=POSITIONS,
-        before="bias.masked_fill(distance > 0, -torch.inf).to(like.dtype)",
-        after="bias.to(like.dtype)",
+        before="bias.masked_fill(distance > 0, -torch.inf).to(dtype)",
+        after="bias.to(dtype)",
         test=DECODER("bloom"),
     ),
     Mutant(
@@ -187,8 +187,8 @@ MODELS = (
         name="pooler_reads_the_last_position",
         bug="the pooler of next-sentence prediction reads the last position instead of [CLS]",
         file="learning/models/bert.py",
-        before="first = gather_sequence(x, self.tp)[:, 0]",
-        after="first = gather_sequence(x, self.tp)[:, -1]",
+        before="beginnings = torch.zeros_like(batch.sample_ids)",
+        after="beginnings = torch.full_like(batch.sample_ids, batch.tokens.shape[1] - 1)",
         test=BERT("True-mlm-nsp"),
     ),
     Mutant(

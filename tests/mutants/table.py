@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .context import CONTEXT
 from .data import DATA
 from .experts import EXPERT_MUTANTS
 from .features import FEATURES
@@ -17,6 +18,7 @@ from .tensor import TENSOR
 
 AREAS: dict[str, tuple[Mutant, ...]] = {
     "Tensor and sequence parallelism": TENSOR,
+    "Context parallelism": CONTEXT,
     "Pipelines": PIPELINE,
     "Layers and families": MODELS,
     "Features of some families": FEATURES,

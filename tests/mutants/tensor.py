@@ -95,8 +95,7 @@ TENSOR = (
         name="gathered_sequence_sums_its_gradient",
         bug="what every rank computes alike from gathered positions counts tp times in their gradient",
         file=COLLECTIVES,
-        before="""        mine = ctx.tp.positions(grad.shape[1])
-        return grad[:, mine.start : mine.stop].contiguous(), None""",
+        before="        return grad.chunk(ctx.tp.size, 1)[ctx.tp.rank].contiguous(), None",
         after="        return start_reduce_scatter(grad, ctx.tp)(), None",
         test=FAMILY("bert,dp=2,tp=2,pp=2,sequence_parallel=True,zero_stage=1"),
     ),
@@ -212,8 +211,8 @@ TENSOR = (
         name="positions_begin_anew_on_every_rank",
         bug="under sequence parallelism each rank counts its learned positions from 0",
         file="learning/models/embed.py",
-        before="where = range(start + here.start, start + here.stop)",
-        after="where = range(start, start + len(here))",
+        before="                here.of(self.position_embedding, 0)\n",
+        after="                self.position_embedding[: len(here)]\n",
         test=LAYOUT("gpt,dp=2,tp=2,pp=2,sequence_parallel=True,zero_stage=1"),
     ),
     Mutant(

@@ -8,6 +8,7 @@ and a schedule that is added to SCHEDULES. Nothing is chosen by chance. `make te
 
 import functools
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,6 +39,7 @@ TENSOR = {
     "tp=4": dict(tp=4),
     "tp=4,sp": dict(tp=4, sequence_parallel=True),
 }
+CONTEXT = {"": {}, "cp=2": dict(cp=2)}
 PIPELINE = {"": {}} | {f"pp={pp}": dict(pp=pp) for pp in (2, 3, 4)}
 SCHEDULE = {"": {}} | {
     name: dict(schedule=name, virtual_stages=2 if schedule.virtual_stages else 1)
@@ -45,7 +47,7 @@ SCHEDULE = {"": {}} | {
 }
 DATA = {"": {}, "dp=2,zero=0": dict(dp=2, zero_stage=0), "dp=2,zero=1": dict(dp=2, zero_stage=1)}
 RECOMPUTE = {"": {}} | {r: dict(train__recompute=r) for r in ("selective", "full")}
-DIMENSIONS = (TENSOR, PIPELINE, SCHEDULE, DATA, RECOMPUTE)
+DIMENSIONS = (TENSOR, CONTEXT, PIPELINE, SCHEDULE, DATA, RECOMPUTE)
 """Name of a value -> the keys that it sets. The empty name is what one process has."""
 
 Layout = tuple[str, ...]
@@ -67,34 +69,34 @@ def in_parallel(wanted: Mapping[str, object]) -> dict[str, object]:
 
 def num_ranks(layout: Layout) -> int:
     wanted = changes(layout)
-    return wanted.get("tp", 1) * wanted.get("pp", 1) * wanted.get("dp", 1)
+    return math.prod(wanted.get(axis, 1) for axis in ("tp", "cp", "pp", "dp"))
 
 
 LAYOUTS = tuple(
     layout
     for layout in itertools.product(*DIMENSIONS)
-    if (layout[1] == "") == (layout[2] == "") and num_ranks(layout) <= MOST_RANKS
+    if (layout[2] == "") == (layout[3] == "") and num_ranks(layout) <= MOST_RANKS
 )
 """All that there are: a pipeline has a schedule, and a schedule a pipeline."""
 
 
-def of_the_grid(values: Mapping[str, object]) -> Layout:
-    """A row of `roots verify --matrix`, without its data ranks."""
+def of_the_grid(values: Mapping[str, object]) -> Layout | None:
+    """A row of `roots verify --matrix`, without its data ranks; None if it is none of LAYOUTS."""
     same = (
         layout
         for layout in LAYOUTS
-        if layout[3:] == ("", "")
+        if layout[4:] == ("", "")
         and all(
             in_parallel(changes(layout)).get(key.replace(".", "__"), PLAIN[key]) == value
             for key, value in values.items()
             if key != "parallel.zero_stage"
         )
     )
-    return next(same)
+    return next(same, None)
 
 
 PLAIN = {f"parallel.{key}": value for key, value in Config().parallel.model_dump().items()}
-GRID = frozenset(of_the_grid(values)[:3] for values in MATRIX if not values["parallel.zero_stage"])
+GRID = frozenset(row[:4] for values in MATRIX if not values["parallel.zero_stage"] and (row := of_the_grid(values)))
 
 
 # ── the cover ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -102,10 +104,9 @@ GRID = frozenset(of_the_grid(values)[:3] for values in MATRIX if not values["par
 
 def kinds(layout: Layout) -> set[str]:
     """What a layout has, whatever the degree."""
-    tensor, _, schedule, data, recompute = layout
-    return {
-        *filter(None, ("sp" if "sp" in tensor else tensor and "tp", schedule, data and "dp", recompute and "recompute"))
-    }
+    tensor, context, _, schedule, data, recompute = layout
+    in_tensor = "sp" if "sp" in tensor else tensor and "tp"
+    return {*filter(None, (in_tensor, context and "cp", schedule, data and "dp", recompute and "recompute"))}
 
 
 @functools.cache
@@ -120,7 +121,7 @@ def pairs_of(model: str, layout: Layout) -> set[Pair]:
     a row of the grid."""
     values = [name for name in layout if name]
     return {
-        *([("grid", ",".join(layout[:3]))] if layout[:3] in GRID else []),
+        *([("grid", ",".join(layout[:4]))] if layout[:4] in GRID else []),
         *itertools.product([model], kinds(layout)),
         *itertools.product(features(model), values),
         *itertools.combinations(values, 2),
@@ -157,7 +158,7 @@ def fitted(model: str, wanted: Mapping[str, object]) -> Config | None:
     dp = wanted.get("dp", 1)
     made = config(model, **in_parallel(wanted))
     for _ in range(9):
-        wrong = {problem.key for problem in check(made, made.parallel.tp * made.parallel.pp * dp)}
+        wrong = {problem.key for problem in check(made, made.parallel.ranks_per_sample() * dp)}
         if not wrong:
             return made
         if "model.layers" in wrong:
@@ -180,7 +181,7 @@ class Case:
 
     @property
     def size(self) -> int:
-        return self.config.parallel.tp * self.config.parallel.pp * self.dp
+        return self.config.parallel.ranks_per_sample() * self.dp
 
 
 def case(model: str, *, full: bool = False, **wanted: object):
@@ -213,7 +214,7 @@ def _cases_of(models: Sequence[str]) -> list:
     rest = [
         (model, layout)
         for model, layout in itertools.product(models, LAYOUTS)
-        if layout[3:] == ("", "") and (model, layout) not in few and fitted(model, changes(layout)) is not None
+        if layout[4:] == ("", "") and (model, layout) not in few and fitted(model, changes(layout)) is not None
     ]
     return [*(_case_of(*found) for found in few), *(_case_of(*found, pytest.mark.full) for found in rest)]
 
@@ -240,7 +241,8 @@ def alone(parallel: Config, steps: int = STEPS) -> Trace:
 
 def compare(case: Case, bounds: Mapping[str, float] = FLOAT64_BOUNDS, steps: int = STEPS) -> None:
     """Fails with the table of differences. A DeepSpeed engine gets processes of its own."""
-    world = on_world if case.config.engine(case.dp) == "deepspeed" else on_warm_world
+    ranks_of_engine = case.dp * case.config.parallel.cp
+    world = on_world if case.config.engine(ranks_of_engine) == "deepspeed" else on_warm_world
     found = merge(world(case.size, trace, case.config, 0, steps, timeout=200))
     rows = differences(alone(case.config, steps), found, bounds)
     assert all(row.passed for row in rows), "\n".join(map(str, rows))

@@ -159,12 +159,12 @@ LABELS = {"labels": ["a", "b", "c"]}
 def config(model: str = "gpt", **changes: object) -> Config:
     """A model by name, with changes to the config by `section.key` (written `section__key`).
 
-    Where tensor ranks talk, two to four microbatches must do instead of eight: a sum over gloo costs milliseconds,
+    Where tensor or context ranks talk, two to four microbatches must do instead of eight: a sum over gloo costs milliseconds,
     whatever its size, and each microbatch has dozens.
     """
     model, _, strategy = model.partition("+")
     changes = (STRATEGIES[strategy] if strategy else {}) | changes
-    if changes.get("parallel__tp", 1) > 1:
+    if changes.get("parallel__tp", 1) > 1 or changes.get("parallel__cp", 1) > 1:
         several = changes.get("parallel__pp", 1) > 1 or changes.get("parallel__zero_stage", 0) > 0
         changes = {"train__micro_batch": 2 if several else 4} | changes
     objective = COMMON["objective"] | OBJECTIVES.get(model, {})

@@ -4,6 +4,7 @@ import itertools
 
 import cases
 import pytest
+import test_context
 import test_deepspeed
 import test_layouts
 from cases import ALL_MODELS, DIMENSIONS, LAYOUTS, PLAIN, SCHEDULE, case, changes, cover, features, fitted, the_cover
@@ -28,12 +29,14 @@ def test_every_model_is_one_that_could_be_trained(model):
 
 
 def test_every_model_meets_every_kind_of_layout():
-    """A tensor-parallel one, one with sequence parallelism, every schedule, data ranks, recomputation."""
+    """Tensor ranks, sequence parallelism, context ranks, every schedule, data ranks, recomputation."""
     for model in ALL_MODELS:
         mine = [layout for found, layout in the_cover() if found == model]
         values = {value for layout in mine for value in layout}
         assert values & {"tp=2", "tp=4"} and values & {"tp=2,sp", "tp=4,sp"} and values >= {*SCHEDULES}, model
-        assert values & {"dp=2,zero=0", "dp=2,zero=1"} and values & {"selective", "full"}, model
+        assert (
+            values & {"cp=2", "cp=4"} and values & {"dp=2,zero=0", "dp=2,zero=1"} and values & {"selective", "full"}
+        ), model
 
 
 def test_every_feature_of_a_model_meets_every_value_of_a_layout():
@@ -57,7 +60,8 @@ def test_every_two_values_of_a_layout_meet():
 def test_every_row_of_the_grid_runs(values):
     """Of `roots verify --matrix`, which is the table in docs/proof.md; without ZeRO in float64, with it in float32."""
     stage = values["parallel.zero_stage"]
-    found = [c.values[0] for c in (test_deepspeed if stage else test_layouts).CASES if not c.marks]
+    files = [test_deepspeed] if stage else [test_layouts, test_context]
+    found = [c.values[0] for file in files for c in file.CASES if not c.marks]
     if not stage:
         found += [cases._case_of(*row).values[0] for row in the_cover()]
 
@@ -86,9 +90,9 @@ def test_a_word_that_no_model_says_has_a_model_of_its_own():
 def test_a_schedule_that_is_added_brings_its_cases(monkeypatch):
     """As if interleaved were new: the layouts are made of the table."""
     assert [name for name in SCHEDULE if name] == list(SCHEDULES)
-    without = [layout for layout in LAYOUTS if layout[2] != "interleaved"]
+    without = [layout for layout in LAYOUTS if layout[3] != "interleaved"]
     less = list(cover(ALL_MODELS, without))
-    assert not any(layout[2] == "interleaved" for _, layout in less)
+    assert not any(layout[3] == "interleaved" for _, layout in less)
     assert len(less) < len(the_cover())
 
 

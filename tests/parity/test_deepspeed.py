@@ -26,6 +26,7 @@ CASES = [
     *(zero(stage, 2) for stage in range(4)),
     *(zero(stage, 4, full=stage % 2 == 0) for stage in range(4)),
     zero(1, 2, **SP),
+    zero(3, 2, cp=2),
     zero(2, 2, pp=2),
     zero(1, 3, pp=2, train__global_batch=12),  # the sum of three depends on their order: tied copies must not drift
     *(zero(stage, 2, pp=2, **SP) for stage in (1, 2, 3)),
@@ -61,6 +62,8 @@ LAYOUTS = {
     "one process": (dict(), 1),
     "TP2×PP2×DP2 ZeRO-1": (dict(parallel__tp=2, parallel__pp=2, parallel__zero_stage=1), 2),
     "PP4": (dict(parallel__pp=4), 1),
+    "CP2, ZeRO-1": (dict(parallel__cp=2, parallel__zero_stage=1), 2),
+    "CP4": (dict(parallel__cp=4), 1),
     "TP2 SP, ZeRO-3": (dict(parallel__tp=2, parallel__sequence_parallel=True, parallel__zero_stage=3), 2),
     "PP2 interleaved, ZeRO-2": (
         dict(parallel__pp=2, parallel__virtual_stages=2, parallel__schedule="interleaved", parallel__zero_stage=2),
@@ -74,6 +77,7 @@ LAYOUTS = {
     [
         pytest.param("TP2×PP2×DP2 ZeRO-1", "PP4", "TP2 SP, ZeRO-3", marks=pytest.mark.full),
         ("TP2×PP2×DP2 ZeRO-1", "one process", "PP2 interleaved, ZeRO-2"),
+        pytest.param("CP2, ZeRO-1", "CP4", "PP2 interleaved, ZeRO-2", marks=pytest.mark.full),
         ("TP2 SP, ZeRO-3", "PP2 interleaved, ZeRO-2", "TP2×PP2×DP2 ZeRO-1"),
     ],
 )
@@ -84,7 +88,7 @@ def test_a_run_goes_on_on_the_same_curve_in_other_layouts(first, second, third, 
         layout, dp = LAYOUTS[name]
         engine = "deepspeed" if dp > 1 else "reference"
         here = config(**FLOAT32 | dict(advanced__engine=engine), **layout)
-        size = here.parallel.tp * here.parallel.pp * dp
+        size = here.parallel.ranks_per_sample() * dp
         after = str(tmp_path / str(step))
         found = merge(on_world(size, trace, here, step, step + 1, before, after, timeout=200))
         parts.append(found)

@@ -97,8 +97,8 @@ def test_full_recomputation_keeps_a_blocks_input_and_nothing_else():
 def held_and_sent(rank, size, made):
     """The most bytes of tensors alive at once in a step, after a first one; what went through tp and pp groups."""
     p = made.parallel
-    mesh = Mesh.connect(Layout(dp=size // (p.tp * p.pp), pp=p.pp, tp=p.tp), rank)
-    counter, sent = CostCounter(), {"tp": 0.0, "pp": 0.0}
+    mesh = Mesh.connect(Layout(dp=size // p.ranks_per_sample(), pp=p.pp, tp=p.tp, cp=p.cp), rank)
+    counter, sent = CostCounter(), {"tp": 0.0, "cp": 0.0, "pp": 0.0}
     with counter:
         run = build_run(made, mesh, objective=proof_objective(made))
         for step in range(2):
@@ -123,6 +123,10 @@ def _listen(sent: dict[str, float], mesh: Mesh) -> None:
             size = dist.get_world_size(group)
             if group is mesh.tp.group and mesh.tp.size > 1:
                 sent["tp"] += ring_bytes(operation, tensor.nbytes, size)
+            elif group is mesh.cp.group and mesh.cp.size > 1:
+                if operation == "all_reduce":  # gradients, over dp × cp
+                    return before(*args, **kwargs)
+                sent["cp"] += ring_bytes(operation, tensor.nbytes, size)
             elif group not in (None, mesh.dp.group, mesh.world.group) and size > 1:
                 sent["pp"] += ring_bytes(operation, tensor.nbytes, size)
             return before(*args, **kwargs)
@@ -145,6 +149,7 @@ FLOAT = {
 LAYOUTS = {
     "one process": (1, {}),
     "TP2 SP PP2": (4, {"tp": 2, "pp": 2, "sequence_parallel": True}),
+    "CP2": (2, {"cp": 2, "zero_stage": 0}),
     "PP4": (4, {"pp": 4}),
     "PP2 interleaved": (2, {"pp": 2, "schedule": "interleaved", "virtual_stages": 2}),
     "PP2 zb-h1": (2, {"pp": 2, "schedule": "zb-h1"}),
@@ -175,12 +180,12 @@ def test_running_ranks_hold_and_send_what_was_predicted(name):
     dp = changes.get("dp", 1)
     made = config("gpt", **FLOAT, **{key: value for key, value in changes.items() if key != "dp"})
     p = made.parallel
-    layout = Layout(dp=dp, pp=p.pp, tp=p.tp)
+    layout = Layout(dp=dp, pp=p.pp, tp=p.tp, cp=p.cp)
     plan = predict(made, layout)
     for rank, found in enumerate(on_world(size, held_and_sent, made)):
         planned = plan.ranks[layout.place(rank).pp]
         assert planned.peak == pytest.approx(found["peak"], rel=0.1), (rank, planned)
-        for axis in ("tp", "pp"):
+        for axis in ("tp", "cp", "pp"):
             assert planned.sent[axis] == pytest.approx(found[axis], rel=1e-3, abs=256), (
                 rank,
                 axis,

@@ -139,7 +139,9 @@ def tensors(folder: Path, stem: str) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("layout", [Layout(tp=2, pp=2), Layout(tp=4), Layout(pp=2, dp=2), Layout(tp=2, dp=2)], ids=str)
+@pytest.mark.parametrize(
+    "layout", [Layout(tp=2, pp=2), Layout(tp=4), Layout(pp=2, dp=2), Layout(tp=2, dp=2), Layout(tp=2, cp=2)], ids=str
+)
 def test_what_a_layout_saves_is_whole_and_read_by_every_other(layout, of_one, tmp_path):
     folder = Path(on_warm_world(layout.world_size, save_on, str(tmp_path), layout, timeout=250)[0])
     for kind, stem in zip(STATE, ("model", "exp_avg", "exp_avg_sq")):
@@ -150,7 +152,9 @@ def test_what_a_layout_saves_is_whole_and_read_by_every_other(layout, of_one, tm
     assert load_on(0, 1, str(folder), Layout())["values"] == sum(t.numel() for t in tensors(of_one, "model").values())
 
 
-@pytest.mark.parametrize("layout", [Layout(tp=4), Layout(pp=4), Layout(tp=2, pp=2), Layout(dp=3)], ids=str)
+@pytest.mark.parametrize(
+    "layout", [Layout(tp=4), Layout(pp=4), Layout(tp=2, pp=2), Layout(dp=3), Layout(cp=3)], ids=str
+)
 def test_every_layout_reads_what_one_process_saved(layout, of_one):
     on_warm_world(layout.world_size, load_on, str(of_one), layout, timeout=250)
 

@@ -81,7 +81,10 @@ def test_heads_that_are_not_as_wide_as_the_residual_stream_stay_so():
 
 def test_more_than_two_data_ranks_are_three_as_long_as_they_fit():
     assert [degrees(1, 1, dp)[2] for dp in (1, 2, 3, 4, 64)] == [1, 2, 3, 3, 3]
-    assert degrees(2, 2, 64) == (2, 2, 3) and degrees(4, 1, 8) == (4, 1, 3) and degrees(4, 12, 8)[2] >= 2
+    assert (
+        degrees(2, 2, 64) == (2, 2, 3, 1) and degrees(4, 1, 8) == (4, 1, 3, 1) and degrees(1, 1, 4, 8) == (1, 1, 3, 4)
+    )
+    assert degrees(4, 12, 8)[2] >= 2
 
 
 def test_ramp_precision_and_phases_stay_those_of_the_run():

@@ -2,7 +2,8 @@
 
 B sequences, Q query and S key positions, D model width, H query heads, G key/value heads, K head width; h = H/tp, g =
 G/tp (at least 1: with fewer key/value heads than ranks, neighbouring ranks hold the same one), s = S/tp under sequence
-parallelism.
+parallelism. Under context parallelism a rank has L = S/cp positions in two ranges, and attends from each of them to the
+keys of all ranks: masks, biases and dropout are those of global positions.
 """
 
 from __future__ import annotations
@@ -15,17 +16,20 @@ from torch.utils.checkpoint import checkpoint
 from roots_dist.config.records import family_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
+from roots_dist.learning.models.causal_attention import causal_attention
 from roots_dist.learning.models.init_stds import InitStds
 from roots_dist.learning.models.norms import mask_rows
 from roots_dist.learning.models.positions import Alibi, Relative, Window
 from roots_dist.learning.models.qk_norm import HeadNorm, WholeNorm, norm_together
 from roots_dist.learning.models.rotary import Rotary
 from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.parallel.tensor.context import gathered
 from roots_dist.parallel.tensor.linear import ColumnParallelLinear, RowParallelLinear, column_parallel
 from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
+from roots_dist.world.positions import Positions
 
-Positions = Rotary | Alibi | Relative | None
+Encoding = Rotary | Alibi | Relative | None
 
 
 class Attention(nn.Module):
@@ -41,7 +45,7 @@ class Attention(nn.Module):
         config: Config,
         tp: TensorParallel,
         name: str,
-        positions: Positions,
+        positions: Encoding,
         init_stds: InitStds,
         *,
         causal: bool,
@@ -59,7 +63,7 @@ class Attention(nn.Module):
         if m.attention_scale is not None:
             self.scale = m.attention_scale
         self.drop, self.seed = m.attention_dropout, config.train.seed
-        self.recompute = config.train.recompute == "selective"
+        self.recompute, self.recompute_all = (config.train.recompute == r for r in ("selective", "full"))
         kv_parts = min(tp.size, m.num_kv_heads())
         self.first_head = tp.rank * (m.heads // tp.size)
 
@@ -101,8 +105,7 @@ class Attention(nn.Module):
         q, k, v = map(self._heads, (q, k, v))  # [B, h, Q, K], [B, g, Q, K]
         if isinstance(self.query_norm, HeadNorm) and isinstance(self.key_norm, HeadNorm):
             q, k = self.query_norm(q), self.key_norm(k)
-        start = batch.cache.length if batch.cache else 0
-        queries = range(start, start + q.shape[2])
+        queries = self.tp.in_region(q.shape[2]).after(batch.cache.length if batch.cache else 0)
         if isinstance(self.positions, Rotary):
             q, k = self.positions(q, queries), self.positions(k, queries)
         if batch.cache is not None and self.causal:  # keys and values of an encoder are not needed again
@@ -114,15 +117,37 @@ class Attention(nn.Module):
         heads: Tensor = x.unflatten(-1, (-1, self.head_dim))
         return heads.transpose(1, 2)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, queries: range, batch: MicroBatch) -> Tensor:
-        """[B, h, Q, K], [B, g, S, K] -> [B, Q, h*K]"""
-        plain = bool(self.softcap or (self.training and self.drop))
-        if plain and self.recompute and self.training:  # a fused kernel keeps no scores: its backward recomputes them
-            y = checkpoint(self._plain_core, q, k, v, queries, batch, use_reentrant=False, preserve_rng_state=False)
+    @property
+    def _is_plain(self) -> bool:
+        """Whether scores are computed one by one, because no fused kernel has what is asked for."""
+        return bool(self.softcap or (self.training and self.drop))
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch) -> Tensor:
+        """[B, h, Q, K], [B, g, S, K] -> [B, Q, h*K]. Under context parallelism k and v are of this rank's positions."""
+        core = self._whole if self.tp.cp.size == 1 else self._from_ranges
+        if self._is_plain and self.recompute and self.training:  # a fused kernel keeps no scores: it recomputes them
+            y = checkpoint(core, q, k, v, queries, batch, use_reentrant=False, preserve_rng_state=False)
         else:
-            y = (self._plain_core if plain else self._core)(q, k, v, queries, batch)
+            y = core(q, k, v, queries, batch)
         mixed: Tensor = y.transpose(1, 2).flatten(2)
         return mixed
+
+    def _whole(self, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch) -> Tensor:
+        """[B, h, Q, K] of queries in one range, and all keys up to the last of them -> [B, h, Q, K]"""
+        (only,) = queries.ranges
+        core = self._plain_core if self._is_plain else self._core
+        return core(q, k, v, only, batch)
+
+    def _from_ranges(self, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch) -> Tensor:
+        """The same under context parallelism: queries in several ranges; k, v [B, g, L, K] of this rank's positions."""
+        saved = self.recompute_all or (self._is_plain and self.recompute)
+        with gathered(torch.stack([k, v]), self.tp, saved=saved) as both:  # [2, B, g, S, K]
+            parts = zip(q.split([len(r) for r in queries.ranges], 2), queries.ranges)
+            mixed = []
+            for part, r in parts:
+                keys, values = both[:, :, :, : r.stop if self.causal else None]
+                mixed.append(self._whole(part, keys, values, Positions((r,)), batch))
+        return torch.cat(mixed, 2)
 
     def _masked(self, queries: range, num_keys: int, batch: MicroBatch) -> Tensor | None:
         """bool [B or 1, 1, Q, S]: keys that a query must not see, apart from the causal mask; None if none."""
@@ -133,7 +158,7 @@ class Attention(nn.Module):
 
     def _bias(self, queries: range, num_keys: int, batch: MicroBatch, like: Tensor) -> Tensor | None:
         """Bias on the scores, [B or 1, h or 1, Q, S], with -inf at masked keys. None if there is none, or if the causal
-        mask from the first position on is all there is."""
+        mask is all there is."""
         masked = self._masked(queries, num_keys, batch)
         positions = self.relative or self.positions
         bias = (
@@ -147,7 +172,7 @@ class Attention(nn.Module):
             if bias is None and masked is None:
                 return self.window.bias(queries, num_keys, like)
             masked = _either(masked, self.window.masked(queries, num_keys, like.device))
-        elif bias is None and masked is None and (not late or queries.start == 0):
+        elif bias is None and masked is None:
             return None
         elif late:
             place = torch.arange(queries.start, queries.stop, device=like.device).unsqueeze(1)
@@ -159,6 +184,8 @@ class Attention(nn.Module):
     def _core(self, q: Tensor, k: Tensor, v: Tensor, queries: range, batch: MicroBatch) -> Tensor:
         bias = self._bias(queries, k.shape[2], batch, q)
         causal = bias is None and self.causal and len(queries) > 1
+        if causal and queries.start > 0:
+            return causal_attention(q, k, v, self.scale)
         grouped = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=bias, is_causal=causal, enable_gqa=grouped, scale=self.scale
@@ -175,12 +202,12 @@ class Attention(nn.Module):
         bias = self._bias(queries, seq, batch, q)
         if bias is not None:
             scores = scores + bias
-        elif self.causal and len(queries) > 1:
-            scores = scores + scores.new_full((len(queries), seq), -torch.inf).triu(1)
+        elif self.causal and len(queries) > 1:  # the last query sees the last key
+            scores = scores + scores.new_full((len(queries), seq), -torch.inf).triu(1 + seq - len(queries))
         p = scores.softmax(-1)
         if not (self.training and self.drop):
             return p @ v
-        rows = mask_rows(self.seed, f"{self.name}.attention", batch, queries, q.device)  # [B, Q]
+        rows = mask_rows(self.seed, f"{self.name}.attention", batch, Positions((queries,)), q.device)  # [B, Q]
         heads = torch.arange(self.first_head, self.first_head + h, device=q.device)
         rows = rng.fold(rows.unsqueeze(1), heads.unsqueeze(1))  # [B, h, Q]
         return rng.dropout(p, self.drop, rows) @ v
@@ -207,7 +234,7 @@ class CrossAttention(Attention):
             pair = (k, v)
             if batch.cache is not None:
                 batch.cache.put(self.name, *pair)
-        out: Tensor = self.out(self._attend(q, *pair, range(q.shape[2]), batch))
+        out: Tensor = self.out(self._attend(q, *pair, self.tp.in_region(q.shape[2]), batch))
         return out
 
     def _masked(self, queries: range, num_keys: int, batch: MicroBatch) -> Tensor | None:

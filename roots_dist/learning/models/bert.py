@@ -18,11 +18,11 @@ from roots_dist.learning.models.activations import activation
 from roots_dist.learning.models.block import Block, block_flops
 from roots_dist.learning.models.embed import TOKENS, Embed, EmbeddingProjection, embed_of
 from roots_dist.learning.models.gpt import make_positions
-from roots_dist.learning.models.heads import Dense, class_term, task_flops, task_head
+from roots_dist.learning.models.heads import Dense, at_positions, class_term, task_flops, task_head
 from roots_dist.learning.models.norms import Norm
 from roots_dist.learning.models.pieces import Built, PieceSpec, hidden_spec
 from roots_dist.learning.models.vocab_head import VocabHead
-from roots_dist.parallel.tensor.collectives import TensorParallel, copy_to_tp_region, gather_sequence
+from roots_dist.parallel.tensor.collectives import TensorParallel, copy_to_tp_region
 from roots_dist.world.batch import MicroBatch, PieceOutput, Term
 
 
@@ -71,9 +71,10 @@ class Head(MaskedLMHead):
         masked_lm = self.score(x, batch)
         if self.next is None or self.pooler is None or batch.logits_at is not None:
             return PieceOutput((masked_lm,))
-        first = gather_sequence(x, self.tp)[:, 0]  # [B, D]
+        beginnings = torch.zeros_like(batch.sample_ids)
+        first, labels = at_positions(self.tp, x, beginnings, present(batch.labels))  # [B, D]
         logits = self.next(torch.tanh(self.pooler(first)))
-        return PieceOutput((masked_lm, class_term("nsp", logits, present(batch.labels))))
+        return PieceOutput((masked_lm, class_term("nsp", logits, present(labels))))
 
 
 def encoder_pieces(config: Config, tp: TensorParallel, blocks: str = "blocks") -> tuple[PieceSpec, ...]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
-from roots_dist.learning.models.attention import Attention, CrossAttention, Positions
+from roots_dist.learning.models.attention import Attention, CrossAttention, Encoding
 from roots_dist.learning.models.experts import Experts, experts_flops
 from roots_dist.learning.models.init_stds import init_stds
 from roots_dist.learning.models.mlp import MLP, mlp_flops
@@ -32,7 +32,7 @@ class Block(nn.Module):
         config: Config,
         tp: TensorParallel,
         name: str,
-        positions: Positions,
+        positions: Encoding,
         *,
         causal: bool = True,
         cross: bool = False,

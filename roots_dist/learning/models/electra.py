@@ -48,13 +48,14 @@ class GeneratorHead(MaskedLMHead):
 
     @torch.no_grad()
     def _sample_replacements(self, x: Tensor, batch: MicroBatch) -> Tensor:
-        """int64 [B, S]: the masked text with a sampled token at each masked position."""
+        """int64 [B, L]: the masked text of this context rank, with a sampled token at each masked position."""
         samples = rng.fold(rng.key("generator", self.seed, batch.step), batch.sample_ids)  # [B]
-        rows = rng.fold(samples.unsqueeze(1), torch.arange(x.shape[1], device=x.device))  # [B, S]
-        masked = find_scored(present(batch.targets)) if batch.scored_positions is None else batch.scored_positions
+        rows = rng.fold(samples.unsqueeze(1), self.tp.in_region(x.shape[1]).places(x.device))  # [B, L]
+        tokens, targets = self.tp.of_context(batch.tokens), self.tp.of_context(present(batch.targets))
+        masked = find_scored(targets) if batch.scored_positions is None else batch.scored_positions
         hidden, rows = x.flatten(0, 1).index_select(0, masked), rows.flatten().index_select(0, masked)
         drawn = sample_tokens(self.tp, hidden, self.weight, self.bias, rows, vocab=self.vocab, chunk=self.chunk)
-        return batch.tokens.flatten().scatter(0, masked, drawn).view_as(batch.tokens)
+        return tokens.flatten().scatter(0, masked, drawn).view_as(tokens)
 
 
 class DiscriminatorEmbed(nn.Module):
@@ -84,12 +85,12 @@ class Head(nn.Module):
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
         x = self.score(F.gelu(self.dense(payload["hidden"])))  # [B, s, 1]
-        logits = gather_sequence(x, self.tp).squeeze(-1)  # [B, S]
+        logits = gather_sequence(x, self.tp).squeeze(-1)  # [B, L]
         if batch.logits_at is not None:
             assert batch.logits_at != "targets", "a discriminator has no probabilities of words"
             return PieceOutput((logits[:, batch.logits_at].float(),))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        originals = present(batch.originals)
+        originals = self.tp.of_context(present(batch.originals))
         scored = originals != IGNORE
         replaced = payload["tokens"] != originals
         losses = F.binary_cross_entropy_with_logits(logits, replaced.to(logits.dtype), reduction="none")
@@ -97,9 +98,10 @@ class Head(nn.Module):
         return PieceOutput((Term("rtd", losses.masked_fill(~scored, 0).sum(), scored.sum(), hits.sum()),))
 
 
-def _with_tokens(out: Callable[[MicroBatch], PayloadSpec]) -> Callable[[MicroBatch], PayloadSpec]:
+def _with_tokens(tp: TensorParallel, out: Callable[[MicroBatch], PayloadSpec]) -> Callable[[MicroBatch], PayloadSpec]:
     def both(batch: MicroBatch) -> PayloadSpec:
-        return out(batch) | {"tokens": (tuple(batch.tokens.shape), torch.int64)}
+        size, seq = batch.tokens.shape
+        return out(batch) | {"tokens": ((size, seq // tp.cp.size), torch.int64)}
 
     return both
 
@@ -120,10 +122,10 @@ def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
         return bert.pieces(config, tp)
     m, generator, shared = config.model, generator_of(config), shared_names(config)
     embedded = hidden_spec(config, tp, m.width_of_embedding())
-    tokens = _with_tokens(lambda batch: {})
+    tokens = _with_tokens(tp, lambda batch: {})
 
     def with_tokens(spec: PieceSpec) -> PieceSpec:
-        return replace(spec, out=_with_tokens(spec.out))
+        return replace(spec, out=_with_tokens(tp, spec.out))
 
     def second(built: Built) -> DiscriminatorEmbed:
         head = built.get("generator.head")  # may hold a copy of the token embedding
@@ -143,7 +145,7 @@ def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
             tokens,
             shared_params=shared[:1],
         ),
-        PieceSpec("discriminator.embed", second, 0.0, _with_tokens(embedded), shared_params=shared),
+        PieceSpec("discriminator.embed", second, 0.0, _with_tokens(tp, embedded), shared_params=shared),
         *map(with_tokens, encoder_pieces(config, tp)),
         PieceSpec("head", lambda built: Head(config, tp), 2.0 * config.data.seq_length * m.hidden * (m.hidden + 1)),
     )

@@ -73,39 +73,35 @@ class Embeddings(nn.Module):
         self.norm = Norm(config, tp, self.width, copy_of=original("norm")) if m.embedding_norm else None
 
     def embedded(self, tokens: Tensor, batch: MicroBatch) -> Tensor:
-        start = batch.cache.length if batch.cache else 0
-        here = self.tp.positions(tokens.shape[1])
-        mine = slice(here.start, here.stop)
+        """Tokens of this context rank [B, L] -> [B, s, E]."""
+        mine = self.tp.positions(tokens.shape[1] * self.tp.cp.size)
+        here = mine.after(batch.cache.length if batch.cache else 0)
         x: Tensor = self.tokens(tokens)  # [B, s, E]
         if self.multiplier != 1:  # rounded to the dtype of the weights, as Gemma is trained
             x = x * torch.tensor(self.multiplier, dtype=x.dtype, device="cpu").item()
         if self.position_embedding is not None:
-            where = range(start + here.start, start + here.stop)
             x = x + (
-                self.position_embedding[where.start : where.stop]
+                here.of(self.position_embedding, 0)
                 if batch.position_ids is None
-                else F.embedding(batch.position_ids[:, mine], self.position_embedding)
+                else F.embedding(mine.of(batch.position_ids), self.position_embedding)
             )
         elif self.positions == "sinusoidal":
-            x = x + self._sinusoids(range(start + here.start, start + here.stop), batch, mine, x)
+            x = x + self._sinusoids(
+                here.places(x.device) if batch.position_ids is None else mine.of(batch.position_ids), x
+            )
         if self.segment_embedding is not None:
             x = x + (
                 self.segment_embedding[0]
                 if batch.segment_ids is None
-                else F.embedding(batch.segment_ids[:, mine], self.segment_embedding)
+                else F.embedding(mine.of(batch.segment_ids), self.segment_embedding)
             )
         if self.norm is not None:
             x = self.norm(x)
         return x
 
-    def _sinusoids(self, positions: range, batch: MicroBatch, mine: slice, x: Tensor) -> Tensor:
-        """[s, E] or [B, s, E] in the dtype of x, computed in float32 (float64 for float64)."""
-        here = (
-            torch.arange(positions.start, positions.stop, device=x.device)
-            if batch.position_ids is None
-            else batch.position_ids[:, mine]
-        )
-        return sinusoids(here, self.width, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
+    def _sinusoids(self, places: Tensor, x: Tensor) -> Tensor:
+        """Places [s] or [B, s] -> [..., E] in the dtype of x, computed in float32 (float64 for float64)."""
+        return sinusoids(places, self.width, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
 
 
 class Embed(Embeddings):
@@ -116,7 +112,7 @@ class Embed(Embeddings):
         self.dropout = Dropout(config, tp, "embed")
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
-        return {"hidden": self.dropout(self.embedded(batch.tokens, batch), batch)}
+        return {"hidden": self.dropout(self.embedded(self.tp.of_context(batch.tokens), batch), batch)}
 
 
 def embed_of(built: Built) -> Embed | None:

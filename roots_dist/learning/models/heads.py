@@ -71,12 +71,12 @@ class _Task(nn.Module):
         last = self.norm or self.final
         return x if last is None else last(x)
 
-    def to_output(self, logits: Tensor, batch: MicroBatch) -> PieceOutput:
+    def to_output(self, logits: Tensor, labels: Tensor | None, batch: MicroBatch) -> PieceOutput:
         """The term, or float32 logits (of a model without labels, its hidden states) if batch.logits_at is set."""
         if batch.logits_at is not None:
             return PieceOutput((logits.float(),))
         smoothing = self.smoothing if self.training else 0.0
-        return PieceOutput((class_term(self.name, logits, present(batch.labels), smoothing),))
+        return PieceOutput((class_term(self.name, logits, present(labels), smoothing),))
 
 
 class Classify(_Task):
@@ -92,20 +92,21 @@ class Classify(_Task):
         self.classifier = classifier(config, tp, whole=True, bias=pooling != "last")
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
-        x = gather_sequence(self.normed(payload["hidden"]), self.tp)  # [B, S, D]
         last = self.family.pooling == "last"
-        x = x[torch.arange(len(x), device=x.device), last_positions(batch)] if last else x[:, 0]  # [B, D]
+        read = last_positions(batch) if last else torch.zeros_like(batch.sample_ids)
+        x, labels = at_positions(self.tp, self.normed(payload["hidden"]), read, batch.labels)  # [B, D]
         if self.pooler is not None:
             x = torch.tanh(self.pooler(x))
         elif self.dense is not None:
             x = F.gelu(self.dense(self._dropped(self.drop, x, batch)))
         if self.classifier is None:
-            return self.to_output(x, batch)
-        return self.to_output(self.classifier(x if last else self._dropped(self.again or self.drop, x, batch)), batch)
+            return self.to_output(x, labels, batch)
+        dropped = x if last else self._dropped(self.again or self.drop, x, batch)
+        return self.to_output(self.classifier(dropped), labels, batch)
 
     def _dropped(self, dropout: Dropout, x: Tensor, batch: MicroBatch) -> Tensor:
         """Apply dropout to one position of each text, which every tensor rank holds."""
-        with self.tp.without_sequence_parallel():
+        with self.tp.uncut():
             dropped: Tensor = dropout(x.unsqueeze(1), batch)
         return dropped.squeeze(1)
 
@@ -119,9 +120,21 @@ class Tag(_Task):
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
         if self.classifier is None:
-            return self.to_output(gather_sequence(self.normed(payload["hidden"]), self.tp), batch)
+            return self.to_output(gather_sequence(self.normed(payload["hidden"]), self.tp), None, batch)
         logits = self.classifier(self.drop(self.normed(payload["hidden"]), batch))  # [B, s, C]
-        return self.to_output(gather_sequence(logits, self.tp), batch)
+        labels = None if batch.labels is None else self.tp.of_context(batch.labels)
+        return self.to_output(gather_sequence(logits, self.tp), labels, batch)
+
+
+def at_positions(tp: TensorParallel, x: Tensor, read: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """One position of each text, for a head that reads no other: [B, s, D], int64 [B] -> [B, D], and the labels [B].
+
+    Only the context rank that holds a text's position scores it: on the others the label is IGNORE.
+    """
+    whole = gather_sequence(x, tp)  # [B, L, D]
+    index, held = tp.in_region(whole.shape[1]).find(read)
+    scored = labels if labels is None else labels.masked_fill(~held, IGNORE)
+    return whole[torch.arange(len(whole), device=x.device), index], scored
 
 
 def classifier(config: Config, tp: TensorParallel, *, whole: bool = False, bias: bool = True) -> Dense | None:

@@ -62,7 +62,7 @@ class MLP(nn.Module):
     def _dropped(self, x: Tensor, batch: MicroBatch) -> Tensor:
         if not self.training or self.drop == 0:
             return x
-        rows = mask_rows(self.seed, f"{self.name}.mlp", batch, range(x.shape[1]), x.device)
+        rows = mask_rows(self.seed, f"{self.name}.mlp", batch, self.tp.in_region(x.shape[1]), x.device)
         return rng.dropout(x, self.drop, rows, first_column=self.tp.rank * x.shape[-1])
 
 

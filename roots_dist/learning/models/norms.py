@@ -13,6 +13,7 @@ from roots_dist.config.schema import Config
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
+from roots_dist.world.positions import Positions
 from roots_dist.world.sharding import ShardSpec, declare
 
 
@@ -65,8 +66,7 @@ class Dropout(nn.Module):
         return rng.dropout(x, self.drop, mask_rows(self.seed, self.site, batch, mine, x.device))
 
 
-def mask_rows(seed: int, site: str, batch: MicroBatch, positions: range, device: torch.device) -> Tensor:
+def mask_rows(seed: int, site: str, batch: MicroBatch, positions: Positions, device: torch.device) -> Tensor:
     """int64 [B, s]: key of each row of a dropout mask."""
-    places = torch.arange(positions.start, positions.stop, device=device)
     samples = rng.fold(rng.key("dropout", seed, batch.step, site), batch.sample_ids)  # [B]
-    return rng.fold(samples.unsqueeze(1), places)
+    return rng.fold(samples.unsqueeze(1), positions.places(device))

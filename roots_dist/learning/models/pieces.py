@@ -60,7 +60,7 @@ def gradient_dtype(config: Config) -> torch.dtype:
 
 
 def hidden_spec(config: Config, tp: TensorParallel, width: int) -> Callable[[MicroBatch], PayloadSpec]:
-    """Payload between the blocks of one stack: {"hidden": [B, s, D]}."""
+    """Payload between the blocks of one stack: {"hidden": [B, s, D]}, for tokens [B, S] of whole sequences."""
     dtype = compute_dtype(config)
 
     def out(batch: MicroBatch) -> PayloadSpec:

@@ -7,6 +7,7 @@ B sequences, S positions, D model width, h heads of this rank, K head width.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from roots_dist.config.schema import Config
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.world.sharding import ShardSpec, declare
+
+RANGES = 2
+"""Ranges of queries whose biases are kept: a context rank attends from two by turns, any other from one."""
 
 
 def sinusoids(places: Tensor, width: int, slowest: float = 10000.0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -44,19 +48,19 @@ class Alibi:
 
     def __init__(self, heads: int, mine: slice):
         self.slopes = alibi_slopes(heads)[mine]
-        self._key: object = None
+        self._made = lru_cache(RANGES)(self._make)
 
     def bias(self, queries: range, num_keys: int, like: Tensor) -> Tensor:
         """[h, Q, S]: slope × (key - query), -inf where the key comes after the query. Computed in float32 (float64 for
         float64)."""
-        key = (queries, num_keys, like.device, like.dtype)
-        if key != self._key:
-            query = torch.arange(queries.start, queries.stop, device=like.device).unsqueeze(1)
-            distance = torch.arange(num_keys, device=like.device) - query  # [Q, S]
-            slopes = self.slopes.to(like.device, torch.promote_types(like.dtype, torch.float32))
-            bias = slopes[:, None, None] * distance
-            self._key, self._bias = key, bias.masked_fill(distance > 0, -torch.inf).to(like.dtype)
-        return self._bias
+        return self._made(queries, num_keys, like.device, like.dtype)
+
+    def _make(self, queries: range, num_keys: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        query = torch.arange(queries.start, queries.stop, device=device).unsqueeze(1)
+        distance = torch.arange(num_keys, device=device) - query  # [Q, S]
+        slopes = self.slopes.to(device, torch.promote_types(dtype, torch.float32))
+        bias = slopes[:, None, None] * distance
+        return bias.masked_fill(distance > 0, -torch.inf).to(dtype)
 
 
 class Window:
@@ -65,7 +69,7 @@ class Window:
 
     def __init__(self, size: int):
         self.size = size
-        self._key: object = None
+        self._made = lru_cache(RANGES)(self._make)
 
     def masked(self, queries: range, num_keys: int, device: torch.device) -> Tensor:
         """bool [Q, S]: later keys, and keys that have left the window."""
@@ -75,11 +79,11 @@ class Window:
 
     def bias(self, queries: range, num_keys: int, like: Tensor) -> Tensor:
         """[1, 1, Q, S] in the dtype of `like`: 0, and -inf at masked keys."""
-        key = (queries, num_keys, like.device, like.dtype)
-        if key != self._key:
-            masked = self.masked(queries, num_keys, like.device)
-            self._key, self._bias = key, like.new_zeros(masked.shape).masked_fill(masked, -torch.inf)[None, None]
-        return self._bias
+        return self._made(queries, num_keys, like.device, like.dtype)
+
+    def _make(self, queries: range, num_keys: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+        masked = self.masked(queries, num_keys, device)
+        return torch.zeros(masked.shape, device=device, dtype=dtype).masked_fill(masked, -torch.inf)[None, None]
 
 
 class Relative(nn.Module):

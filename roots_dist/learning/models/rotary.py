@@ -15,6 +15,7 @@ from torch import Tensor
 from roots_dist.config.model import LayerKind
 from roots_dist.config.rope_scaling import Linear, Llama3, LongRope, RopeScaling, Yarn
 from roots_dist.config.schema import Config
+from roots_dist.world.positions import Positions
 
 
 class Rotary:
@@ -41,21 +42,21 @@ class Rotary:
         self.seq, self.max_positions = seq, max_positions
         self._key: object = None
 
-    def angles(self, positions: range, like: Tensor) -> tuple[Tensor, Tensor]:
+    def angles(self, positions: Positions, like: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin [S, w] in the dtype of `like`, computed in float32 (float64 for float64)."""
         key = (positions, like.device, like.dtype)
         if key != self._key:
             exact = torch.promote_types(like.dtype, torch.float32)
             pair = torch.arange(0, self.width, 2, device=like.device, dtype=exact) / self.width
             rates = scaled(self.theta**-pair, self.theta, self.scaling, self.seq)
-            place = torch.arange(positions.start, positions.stop, device=like.device, dtype=exact)
+            place = positions.places(like.device, exact)
             angle = torch.outer(place, rates)
             angle = angle.repeat_interleave(2, 1) if self.interleaved else angle.repeat(1, 2)  # [S, w]
             size = attention_factor(self.scaling, self.max_positions)
             self._key, self._angles = key, ((size * angle.cos()).to(like.dtype), (size * angle.sin()).to(like.dtype))
         return self._angles
 
-    def __call__(self, x: Tensor, positions: range) -> Tensor:
+    def __call__(self, x: Tensor, positions: Positions) -> Tensor:
         """[B, h, S, K] -> the same shape, rotated by the angles of each position."""
         cos, sin = self.angles(positions, x)
         turned, kept = x[..., : self.width], x[..., self.width :]

@@ -18,6 +18,7 @@ from torch import Tensor
 from roots_dist.config.schema import Config, Objective
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.world.batch import PADDING, MicroBatch, Term
+from roots_dist.world.mesh import Axis
 
 
 def router_weights(config: Config) -> dict[str, float]:
@@ -41,25 +42,28 @@ def router_terms(
 
     Every tensor rank computes them alike; the gradient flows on the first one, for it is summed over all.
     """
-    real = _real(batch)
+    whole = _real(batch)
+    real, texts = tp.of_context(whole), whole.any(1)
 
-    def term(name: str, each: Tensor, counted: Tensor) -> Term:
+    def term(name: str, each: Tensor, counted: Tensor, count: Tensor) -> Term:
         total = each.masked_fill(~counted, 0).sum()
-        return Term(name, total if tp.rank == 0 else total.detach(), counted.sum())
+        return Term(name, total if tp.rank == 0 else total.detach(), count)
 
-    if objective.balance_loss:
-        yield term("balance", _balance(scores, chosen, real), real.any(1))
+    if objective.balance_loss:  # every context rank has a part of each text's balance, and one counts the texts
+        balance = _balance(scores, chosen, real, whole.sum(1, keepdim=True), tp.cp)
+        yield term("balance", balance, texts, texts.sum() * (tp.cp.rank == 0))
     if objective.router_z_loss:
-        yield term("router_z", logits.logsumexp(-1).square().view_as(real), real)
+        yield term("router_z", logits.logsumexp(-1).square().view_as(real), real, real.sum())
 
 
-def _balance(scores: Tensor, chosen: Tensor, real: Tensor) -> Tensor:
-    """[B]: the balance of each sequence."""
+def _balance(scores: Tensor, chosen: Tensor, real: Tensor, length: Tensor, cp: Axis) -> Tensor:
+    """[B]: the balance of each sequence of `length` [B, 1] tokens, the part of it that comes from the tokens here. How
+    often an expert is used has no gradient, and the rest is linear in the tokens: the parts add up to the whole."""
     (num_experts, per_token), counted = (scores.shape[1], chosen.shape[1]), real.unsqueeze(-1)
     share = scores / scores.sum(-1, keepdim=True)
     used = torch.zeros_like(scores).scatter(1, chosen, 1.0)
     share, used = (t.unflatten(0, real.shape).masked_fill(~counted, 0).sum(1) for t in (share, used))  # [B, E]
-    length = real.sum(1, keepdim=True).clamp(min=1)
+    used, length = cp.sum_(used), length.clamp(min=1)
     frequency = used * num_experts / (per_token * length)
     return torch.sum(frequency * share / length, -1)
 

@@ -36,13 +36,14 @@ class Bridge(nn.Module):
 
     def __init__(self, config: Config, tp: TensorParallel, embed: Embed | None):
         super().__init__()
-        self.norm = Norm(config, tp)
+        self.tp, self.norm = tp, Norm(config, tp)
         self.dropout = Dropout(config, tp, "encoder.end")
         self.tokens = embed.tokens if embed else vocab_embedding(config, tp, copy_of=TOKENS)
         self.start = Dropout(config, tp, "decoder.embed")
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
-        words = self.start(self.tokens(present(batch.decoder_tokens)), batch)  # [B, t, D]
+        mine = self.tp.of_context(present(batch.decoder_tokens))
+        words = self.start(self.tokens(mine), batch)  # [B, t, D]
         if "hidden" not in payload:  # the encoder's output is already in the cache
             return {"hidden": words}
         return {"encoded": self.dropout(self.norm(payload["hidden"]), batch), "hidden": words}

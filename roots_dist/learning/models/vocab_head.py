@@ -47,7 +47,7 @@ class VocabHead:
     def __call__(
         self, x: Tensor, weight: Tensor, batch: MicroBatch, training: bool, bias: Tensor | None = None
     ) -> Term | Tensor | tuple[Tensor, Tensor]:
-        """The term, for x [B, S, D] inside the region.
+        """The term, for x [B, S, D] inside the region: S are the positions of this context rank.
 
         If batch.logits_at is a position or a slice, return float32 logits [B, V] or [B, S', V] on every tensor rank; if
         it is "targets", the log-probability of each target (0 where there is none) and whether it is the most likely
@@ -57,17 +57,18 @@ class VocabHead:
         vocab, softcap = m.vocab, m.logit_softcap
         x = x if m.logits_scaling == 1 else x / m.logits_scaling  # linear, and x is narrower than its logits
         if batch.logits_at == "targets":
+            scored = self.tp.of_context(present(batch.targets))
             scores = target_scores(
-                self.tp, x.flatten(0, 1), weight, present(batch.targets).flatten(), vocab=vocab, bias=bias,
+                self.tp, x.flatten(0, 1), weight, scored.flatten(), vocab=vocab, bias=bias,
                 softcap=softcap, chunk=self.config.advanced.loss_chunk,
             )  # fmt: skip
-            score, best = (part.view_as(present(batch.targets)) for part in scores)
+            score, best = (part.view_as(scored) for part in scores)
             return score, best
         if batch.logits_at is not None:
             return logits(self.tp, x[:, batch.logits_at], weight, vocab, bias, softcap)
         if batch.references is not None:
             return self._preference(x, weight, batch, training, bias)
-        targets, flat = present(batch.targets).flatten(), x.flatten(0, 1)
+        targets, flat = self.tp.of_context(present(batch.targets)).flatten(), x.flatten(0, 1)
         count = (targets != IGNORE).sum()
         if self.sparse:
             some = find_scored(targets) if batch.scored_positions is None else batch.scored_positions
@@ -92,20 +93,23 @@ class VocabHead:
         The loss is a function of the log-probabilities of whole answers: they are computed first, and with them the
         weight that the gradient gives to each token's -log p, by which the second pass multiplies.
         """
-        m, objective, targets = self.config.model, self.config.objective, present(batch.targets)
+        m, objective, tp = self.config.model, self.config.objective, self.tp
+        targets, documents = tp.of_context(present(batch.targets)), tp.of_context(present(batch.document_ids))
         flat, chunk = x.flatten(0, 1), self.config.advanced.loss_chunk
         scores, _ = target_scores(
             self.tp, flat, weight, targets.flatten(), vocab=m.vocab, bias=bias, softcap=m.logit_softcap, chunk=chunk
         )
-        gained = answer_scores(scores.view_as(targets), batch) - present(batch.references).to(scores.dtype)  # [B, 2]
+        gained = tp.cp.sum_(answer_scores(scores.view_as(targets), documents))  # [B, 2]
+        gained -= present(batch.references).to(scores.dtype)
         margin = objective.dpo_beta * (gained[:, 0] - gained[:, 1])
         smoothing = objective.label_smoothing if training else 0.0
-        pairs = (targets != IGNORE).any(1)
+        pairs = (present(batch.targets) != IGNORE).any(1)
+        pairs &= tp.cp.rank == 0  # every context rank knows the loss of a pair, and one counts it
         losses = -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
         total = losses.masked_fill(~pairs, 0).sum()
         if torch.is_grad_enabled():
             slope = objective.dpo_beta * ((1 - smoothing) * torch.sigmoid(-margin) - smoothing * torch.sigmoid(margin))
-            sign = torch.where(present(batch.document_ids) == 0, 1, -1)  # the chosen answer is to become more likely
+            sign = torch.where(documents == 0, 1, -1)  # the chosen answer is to become more likely
             weighted, _ = linear_cross_entropy(
                 self.tp, flat, weight, targets.flatten(), vocab=m.vocab, bias=bias, softcap=m.logit_softcap,
                 chunk=chunk, token_weights=(slope.unsqueeze(1) * sign).flatten(),
@@ -114,7 +118,7 @@ class VocabHead:
         return Term(self.name, total, pairs.sum(), ((margin > 0) & pairs).sum())
 
 
-def answer_scores(scores: Tensor, batch: MicroBatch) -> Tensor:
-    """[B, S] log-probabilities of targets -> [B, 2]: their sums over documents 0 and 1."""
-    documents = present(batch.document_ids).unsqueeze(-1) == torch.arange(2, device=scores.device)  # [B, S, 2]
+def answer_scores(scores: Tensor, document_ids: Tensor) -> Tensor:
+    """[B, S] log-probabilities of targets, and their documents -> [B, 2]: sums over documents 0 and 1."""
+    documents = document_ids.unsqueeze(-1) == torch.arange(2, device=scores.device)  # [B, S, 2]
     return (scores.unsqueeze(-1) * documents).sum(1)

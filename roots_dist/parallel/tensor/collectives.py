@@ -9,7 +9,8 @@ them.
 
 Between the first two, each rank computes its own columns, heads or vocabulary rows. They are f and g of Megatron-LM
 (Shoeybi et al. 2019, section 3) and their sequence-parallel variants (Korthikanti et al. 2022, section 4.2.2). B
-sequences, S positions, D channels; s = S/tp under sequence parallelism (SP). No other file of layers communicates.
+sequences, S positions, D channels; s = S/tp under sequence parallelism (SP). With context parallelism S are the
+positions of one context rank, and context.py gathers keys and values. No other files of layers communicate.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from roots_dist.world.mesh import SINGLE, Axis
+from roots_dist.world.positions import Positions, zigzag
 from roots_dist.world.stopwatch import Stopwatch
 
 
@@ -45,11 +47,13 @@ class DeferredWeightGrads:
 
 @dataclass(eq=False)
 class TensorParallel:
-    """What every parallel layer receives: its tensor-parallel axis, and how to use it."""
+    """What every parallel layer receives: its tensor-parallel axis, how to use it, and the context axis."""
 
     axis: Axis = SINGLE
     sequence_parallel: bool = False
     """Whether each rank holds S/tp positions outside the tensor-parallel regions."""
+    cp: Axis = SINGLE
+    """The context-parallel axis: each of its ranks holds other positions of every sequence, inside the regions too."""
     deferred: DeferredWeightGrads = field(default_factory=DeferredWeightGrads)
     watch: Stopwatch = field(default_factory=Stopwatch)
     """Measures the time spent computing and the time spent waiting for other tensor ranks."""
@@ -66,26 +70,33 @@ class TensorParallel:
     def group(self) -> dist.ProcessGroup | None:
         return self.axis.group
 
-    def positions(self, seq: int) -> range:
-        """Positions that this rank holds outside the regions."""
-        if not self.sequence_parallel:
-            return range(seq)
-        assert seq % self.axis.size == 0, (seq, self.axis.size)
-        return self.held_positions(seq // self.axis.size)
+    def in_region(self, number: int) -> Positions:
+        """Positions that this rank holds inside the regions, given their number: those of its context rank."""
+        return zigzag(number * self.cp.size, self.cp.rank, self.cp.size)
 
-    def held_positions(self, mine: int) -> range:
+    def positions(self, seq: int) -> Positions:
+        """Positions of a whole sequence that this rank holds outside the regions."""
+        mine = zigzag(seq, self.cp.rank, self.cp.size)
+        return mine.part(self.axis.rank, self.axis.size) if self.sequence_parallel else mine
+
+    def held_positions(self, number: int) -> Positions:
         """Positions that this rank holds outside the regions, given their number."""
-        return range(self.axis.rank * mine, (self.axis.rank + 1) * mine) if self.sequence_parallel else range(mine)
+        return self.positions(number * self.cp.size * (self.axis.size if self.sequence_parallel else 1))
+
+    def of_context(self, whole: Tensor) -> Tensor:
+        """[B, S, ...] -> [B, L, ...]: what this rank holds inside the regions of a tensor that all ranks have."""
+        return zigzag(whole.shape[1], self.cp.rank, self.cp.size).of(whole)
 
     @contextmanager
-    def without_sequence_parallel(self) -> Iterator[None]:
-        """Inside, each rank holds all positions: a single new token cannot be split (generation). Not for training,
-        because the parameters' specs state whose gradients are partial."""
-        before, self.sequence_parallel = self.sequence_parallel, False
+    def uncut(self) -> Iterator[None]:
+        """Inside, each rank holds all positions: a single new token cannot be split (generation), and context ranks are
+        replicas. Not for training, because the parameters' specs state whose gradients are partial."""
+        before = self.sequence_parallel, self.cp
+        self.sequence_parallel, self.cp = False, SINGLE
         try:
             yield
         finally:
-            self.sequence_parallel = before
+            self.sequence_parallel, self.cp = before
 
 
 class Pending:
@@ -218,8 +229,7 @@ class _GatherSequence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        mine = ctx.tp.positions(grad.shape[1])
-        return grad[:, mine.start : mine.stop].contiguous(), None
+        return grad.chunk(ctx.tp.size, 1)[ctx.tp.rank].contiguous(), None
 
 
 def gather_sequence(x: Tensor, tp: TensorParallel) -> Tensor:

@@ -14,7 +14,7 @@ class DoctorOptions:
     processes: Annotated[
         int | None,
         typer.Option(
-            min=1, help="processes to start here [default: tp × pp, or one per GPU, or 2]", show_default=False
+            min=1, help="processes to start here [default: tp × cp × pp, or one per GPU, or 2]", show_default=False
         ),
     ] = None
     json: Annotated[

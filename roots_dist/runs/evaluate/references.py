@@ -26,7 +26,7 @@ import torch
 from roots_dist.assembly.passes import Passes
 from roots_dist.config.load import CONFIG_FILE, read
 from roots_dist.config.schema import Config
-from roots_dist.errors import CheckpointError, ConfigError, DataError, Problem
+from roots_dist.errors import CheckpointError, ConfigError, DataError, Problem, present
 from roots_dist.files import replacing
 from roots_dist.learning.data.tasks import Examples
 from roots_dist.learning.models.vocab_head import answer_scores
@@ -171,7 +171,7 @@ def _score(passes: Passes, objective: Objective, source: Examples) -> np.ndarray
     while some := [batch_of(first) for first in islice(firsts, AT_A_TIME * mesh.pp.size)]:
         results = passes.forward([batch for _, batch in some])  # of the last stage
         for (numbers, batch), result in zip(some, results):
-            own = answer_scores(result[0], batch).double()
+            own = answer_scores(result[0], passes.model.tp.of_context(present(batch.document_ids))).double()
             mine = numbers < len(source)
             scores[torch.from_numpy(numbers[mine]).to(mesh.device)] = own[torch.from_numpy(mine).to(mesh.device)]
         if time.monotonic() - told > TOLD_EVERY:

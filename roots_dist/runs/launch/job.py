@@ -190,9 +190,11 @@ def _hosts(options: JobOptions) -> tuple[Host, ...]:
 
 def _default_per_node(config: Config, nodes: int) -> int:
     """The processes of one replica of the model, shared out among the nodes."""
-    model = config.parallel.tp * config.parallel.pp
+    model = config.parallel.ranks_per_sample()
     if model % nodes:
-        expected = f"a number: the {model} processes of one replica (tp × pp) cannot be shared out among {nodes} nodes"
+        expected = (
+            f"a number: the {model} processes of one replica (tp × cp × pp) cannot be shared out among {nodes} nodes"
+        )
         raise refused("--processes-per-node", None, expected, "add --processes-per-node N")
     return model // nodes
 

@@ -28,7 +28,7 @@ class JobOptions:
     ] = None
     processes_per_node: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="on each node [default: tp × pp, shared out]", show_default=False),
+        typer.Option(min=1, metavar="N", help="on each node [default: tp × cp × pp, shared out]", show_default=False),
     ] = None
     gpus_per_node: Annotated[
         int | None,

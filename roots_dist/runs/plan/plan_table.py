@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from roots_dist.accounting.peaks import format_flops
@@ -11,7 +12,7 @@ from roots_dist.runs.plan.cluster_speed import ClusterSpeed
 from roots_dist.runs.plan.predict import Plan, RankPlan
 
 UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
-AXES = ("tp", "pp", "dp")
+AXES = ("tp", "cp", "pp", "dp")
 GPUS_GIB = (16, 24, 32, 40, 48, 80, 96, 141, 192, 288)
 """Memory of data-centre GPUs."""
 COLUMNS = ("weights", "optimizer", "gradients", "activations", "peak")
@@ -28,8 +29,9 @@ def lines(plan: Plan, cluster: ClusterSpeed | None, free: int | None = None, wid
     give to all processes together, if it is the one that trains; width: columns of the terminal."""
     layout = plan.layout
     state = ["pp", "parameters", *COLUMNS]
-    sent = [f"sent {axis}" for axis in AXES]
-    rows = [[*state, *sent], *map(_row, plan.ranks)]
+    axes = [axis for axis in AXES if axis != "cp" or layout.cp > 1]
+    sent = [f"sent {axis}" for axis in axes]
+    rows = [[*state, *sent], *(_row(rank, axes) for rank in plan.ranks)]
     table = _columns(rows)
     if max(map(len, table)) > width:  # what is held, and below it what is sent
         held, sends = [row[: len(state)] for row in rows], [[row[0], *row[len(state) :]] for row in rows]
@@ -63,19 +65,20 @@ def _columns(rows: list[list[str]]) -> list[str]:
     return ["  ".join(cell.rjust(width) for cell, width in zip(row, widths)) for row in rows]
 
 
-def _row(rank: RankPlan) -> list[str]:
+def _row(rank: RankPlan, axes: Sequence[str]) -> list[str]:
     return [
         str(rank.pp),
         f"{rank.parameters:,}",
         *(size(getattr(rank, column)) for column in COLUMNS),
-        *(size(rank.sent[axis]) if rank.sent[axis] else "–" for axis in AXES),
+        *(size(rank.sent[axis]) if rank.sent[axis] else "–" for axis in axes),
     ]
 
 
 def _time(plan: Plan, cluster: ClusterSpeed | None) -> list[str]:
     if cluster is None or plan.seconds is None:
         return ["time: unknown without a cluster profile (roots doctor --json FILE, then --profile FILE)"]
-    parts = ", ".join(f"{name} {seconds:.3g}" for name, seconds in asdict(plan.seconds).items())
+    shown = {name: seconds for name, seconds in asdict(plan.seconds).items() if name != "cp" or plan.layout.cp > 1}
+    parts = ", ".join(f"{name} {seconds:.3g}" for name, seconds in shown.items())
     share = "" if plan.mfu is None else f", MFU {plan.mfu:.1%}"
     rate = f"{format_flops(cluster.flops_per_s)} of products, {size(cluster.bytes_per_s)}/s of memory"
     rate += f", {cluster.op_overhead_s * 1e6:.3g} µs per operation"

@@ -65,9 +65,11 @@ class Seconds:
     """Seconds of a step by part."""
 
     compute: float
-    """Seconds of the rank that computes longest, without waiting for its tensor ranks."""
+    """Seconds of the rank that computes longest, without waiting for its tensor and context ranks."""
     tp: float
     """Messages between tensor ranks."""
+    cp: float
+    """Messages between context ranks."""
     bubble: float
     """Waiting for other stages."""
     dp: float
@@ -75,7 +77,7 @@ class Seconds:
 
     @property
     def step(self) -> float:
-        return self.compute + self.tp + self.bubble + self.dp + self.optimizer
+        return self.compute + self.tp + self.cp + self.bubble + self.dp + self.optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +172,8 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions
         gradients=gradients,
         activations=_peak_activations(actions, found, gradients) - gradients + _gathered_bytes(config, layout, found),
         sent={
-            "tp": _sent_tp(actions, found, layout),
+            "tp": _sent_in_passes("tp", actions, found, layout.tp),
+            "cp": _sent_in_passes("cp", actions, found, layout.cp),
             "pp": _sent_pp(actions, found),
             "dp": sum(
                 ring_bytes(m.operation, m.bytes, layout.dp_cp) for m in _dp_messages(config, layout, found, actions)
@@ -224,9 +227,9 @@ def _gathered_bytes(config: Config, layout: Layout, found: RankCost) -> int:
     return max(found.pieces) if config.parallel.zero_stage >= 3 and layout.dp_cp > 1 else 0
 
 
-def _sent_tp(actions: list[Action], found: RankCost, layout: Layout) -> float:
+def _sent_in_passes(axis: AxisName, actions: list[Action], found: RankCost, size: int) -> float:
     messages = [m for kind, stage, _ in actions if kind in COMPUTE for m in found.stages[stage].passes[kind].messages]
-    return sum(ring_bytes(m.operation, m.bytes, layout.tp) for m in [*messages, *found.once])
+    return sum(ring_bytes(m.operation, m.bytes, size) for m in [*messages, *found.once] if m.axis == axis)
 
 
 def _sent_pp(actions: list[Action], found: RankCost) -> float:
@@ -245,12 +248,12 @@ def _dp_messages(config: Config, layout: Layout, found: RankCost, actions: list[
     gradients = sum(tensor.numel() * present(tensor.grad_dtype).itemsize for tensor in trained)
     updated, weights = sum(tensor.nbytes for tensor in trained), sum(p.tensor.nbytes for p in found.params)
     if config.parallel.zero_stage == 0:
-        return [Message("all_reduce", gradients)]
-    summed = Message("reduce_scatter", gradients)
+        return [Message("all_reduce", gradients, "dp_cp")]
+    summed = Message("reduce_scatter", gradients, "dp_cp")
     if config.parallel.zero_stage < 3:
-        return [summed, Message("all_gather", updated)]
+        return [summed, Message("all_gather", updated, "dp_cp")]
     passes = sum(kind in COMPUTE for kind, _, _ in actions) // len(found.stages)
-    return [summed, *[Message("all_gather", weights)] * passes]
+    return [summed, *[Message("all_gather", weights, "dp_cp")] * passes]
 
 
 def _seconds(
@@ -265,21 +268,24 @@ def _seconds(
 
     def link(axis: AxisName, messages: Iterable[Message], size: int) -> float:
         group = layout.along(axis, here)
-        return sum(cluster.link(group, m.operation).seconds(m.operation, m.bytes, size) for m in messages)
+        return sum(
+            cluster.link(group, m.operation).seconds(m.operation, m.bytes, size) for m in messages if m.axis == axis
+        )
 
     costs = {stage: cost for found in rank_costs for stage, cost in found.stages.items()}
-    tp_seconds = {
-        (k, s): link("tp", done.messages, layout.tp) for s, cost in costs.items() for k, done in cost.passes.items()
-    }
-    transfer = link("pp", [Message("send", costs[0].output_bytes)], 2) if layout.pp > 1 else 0.0
-    times = Times(exact={key: compute_seconds[key] + tp_seconds[key] for key in compute_seconds}, transfer=transfer)
+    sending = {(k, s): done.messages for s, cost in costs.items() for k, done in cost.passes.items()}
+    tp_seconds = {key: link("tp", messages, layout.tp) for key, messages in sending.items()}
+    cp_seconds = {key: link("cp", messages, layout.cp) for key, messages in sending.items()}
+    transfer = link("pp", [Message("send", costs[0].output_bytes, "pp")], 2) if layout.pp > 1 else 0.0
+    exact = {key: compute_seconds[key] + tp_seconds[key] + cp_seconds[key] for key in compute_seconds}
+    times = Times(exact=exact, transfer=transfer)
     played = play(program, times)
 
     def total(of: Mapping[tuple[Kind, int], float], actions: list[Action]) -> float:
         return sum(of[kind, stage] for kind, stage, _ in actions if kind in COMPUTE)
 
     busiest = max(program, key=lambda actions: total(present(times.exact), actions))
-    compute, tp = total(compute_seconds, busiest), total(tp_seconds, busiest)
+    compute, tp, cp = (total(seconds, busiest) for seconds in (compute_seconds, tp_seconds, cp_seconds))
     master_size = 8 if config.advanced.float64 else 4
     shared = layout.dp_cp if config.parallel.zero_stage >= 1 else 1
     trainable_numbers = max(
@@ -288,9 +294,10 @@ def _seconds(
     return Seconds(
         compute=compute,
         tp=tp + max(link("tp", found.once, layout.tp) for found in rank_costs),
-        bubble=played.makespan - compute - tp,
+        cp=cp,
+        bubble=played.makespan - compute - tp - cp,
         dp=max(
-            link("dp", _dp_messages(config, layout, found, program[pp]), layout.dp_cp)
+            link("dp_cp", _dp_messages(config, layout, found, program[pp]), layout.dp_cp)
             for pp, found in enumerate(rank_costs)
         ),
         optimizer=TOUCHED * master_size * trainable_numbers / shared / cluster.bytes_per_s,

@@ -23,7 +23,7 @@ from torch import Tensor
 from roots_dist.assembly.rank_model import RankModel, build_model
 from roots_dist.config.records import objective_of, schedule_of
 from roots_dist.config.schema import Config
-from roots_dist.layout import Layout
+from roots_dist.layout import AxisName, Layout
 from roots_dist.learning.objectives.synthetic import random_batches
 from roots_dist.runs.plan.cost_counter import CostCounter, Work
 from roots_dist.schedule.actions import Kind
@@ -36,12 +36,13 @@ META = torch.device("meta")
 
 
 class Message(NamedTuple):
-    """Between tensor ranks."""
+    """Between the ranks of one axis."""
 
     operation: str
     """all_reduce, all_gather or reduce_scatter."""
     bytes: int
     """Bytes of the full tensor: the result of each rank, or the input of a reduce_scatter."""
+    axis: AxisName = "tp"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +106,10 @@ class _Done(dist.Work):
 class RecordingGroup(dist.ProcessGroup):
     """A group of `size` ranks of which none exists. Records what would be sent; only zeros arrive."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, axis: AxisName = "tp", messages: list[Message] | None = None) -> None:
+        """messages: the list that is added to, which several groups may share."""
         super().__init__(0, size)  # type: ignore[call-arg] # the overload for groups written in Python has no type
-        self.messages: list[Message] = []
+        self.axis, self.messages = axis, [] if messages is None else messages
 
     def allreduce(self, tensors: list[Tensor], opts: Any = None) -> _Done:  # type: ignore[override] # its first overload
         return self._sent("all_reduce", tensors[0])
@@ -120,7 +122,7 @@ class RecordingGroup(dist.ProcessGroup):
         return self._sent("reduce_scatter", tensor)
 
     def _sent(self, operation: str, whole: Tensor) -> _Done:
-        self.messages.append(Message(operation, whole.nbytes))
+        self.messages.append(Message(operation, whole.nbytes, self.axis))
         return _Done()
 
 
@@ -146,19 +148,18 @@ def count_rank_cost(config: Config, layout: Layout, pp_rank: int) -> RankCost:
 
     Takes seconds; allocates nothing of the model's size and joins no group.
     """
-    messages = RecordingGroup(layout.tp) if layout.tp > 1 else None
+    messages: list[Message] = []
     with META:
-        model = build_model(config, fake_mesh(layout, pp_rank, messages))
-    batch = one_microbatch(config)
+        model = build_model(config, recording_mesh(layout, pp_rank, META, messages))
+    batch = one_microbatch(config, model.tp.of_context)
     counter = CostCounter()
     # patches the function, because a torch mode would not be active when backward recomputes
     with META, mock.patch.object(F, "scaled_dot_product_attention", _fused):
-        stages = count_stage_costs(config, model, batch.to(META), counter, messages.messages if messages else [])
-        if messages:
-            del messages.messages[:]
+        stages = count_stage_costs(config, model, batch.to(META), counter, messages)
+        del messages[:]
         sum_partial_gradients(model.params)
     ties = {name: len(ranks) * layout.dp_cp for name, ranks in model.holders.items() if pp_rank in ranks}
-    once = tuple(messages.messages) if messages else ()
+    once = tuple(messages)
     pieces = tuple(sum(p.nbytes for p in piece.parameters()) for _, piece in model.pieces())
     return RankCost(
         stages=stages,
@@ -170,13 +171,27 @@ def count_rank_cost(config: Config, layout: Layout, pp_rank: int) -> RankCost:
     )
 
 
-def one_microbatch(config: Config) -> MicroBatch:
+def one_microbatch(config: Config, cut: Callable[[Tensor], Tensor] = lambda whole: whole) -> MicroBatch:
+    """cut: what a context rank holds of what is scored."""
     batch = random_batches(config.changed({"train.global_batch": config.train.micro_batch}), 0, 0, 1)[0]
-    return batch.with_scored_positions() if objective_of(config).masks else batch
+    return batch.with_scored_positions(cut) if objective_of(config).masks else batch
 
 
-def fake_mesh(layout: Layout, pp_rank: int, tp_group: dist.ProcessGroup | None, device: torch.device = META) -> Mesh:
-    """Mesh of a rank of a world that does not exist: tensor rank 0, data rank 0."""
+def recording_mesh(layout: Layout, pp_rank: int, device: torch.device, messages: list[Message]) -> Mesh:
+    """A fake mesh whose tensor and context groups record what would be sent."""
+    tp = RecordingGroup(layout.tp, "tp", messages) if layout.tp > 1 else None
+    cp = RecordingGroup(layout.cp, "cp", messages) if layout.cp > 1 else None
+    return fake_mesh(layout, pp_rank, tp, device, cp)
+
+
+def fake_mesh(
+    layout: Layout,
+    pp_rank: int,
+    tp_group: dist.ProcessGroup | None,
+    device: torch.device = META,
+    cp_group: dist.ProcessGroup | None = None,
+) -> Mesh:
+    """Mesh of a rank of a world that does not exist: rank 0 of every other axis."""
 
     def axis(name: str, size: int, rank: int = 0, group: dist.ProcessGroup | None = None) -> Axis:
         return Axis(name, size, rank, tuple(range(size)), group)
@@ -189,7 +204,7 @@ def fake_mesh(layout: Layout, pp_rank: int, tp_group: dist.ProcessGroup | None, 
         tp=axis("tp", layout.tp, group=tp_group),
         pp=axis("pp", layout.pp, pp_rank),
         dp=axis("dp", layout.dp),
-        cp=axis("cp", layout.cp),
+        cp=axis("cp", layout.cp, group=cp_group),
         dp_cp=axis("dp_cp", layout.dp_cp),
         model=axis("model", layout.tp * layout.pp, pp_rank * layout.tp),
         world=axis("world", layout.world_size, layout.rank(pp_rank, 0, 0)),

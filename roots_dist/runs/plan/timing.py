@@ -3,7 +3,7 @@
     config + layout + pp rank + device --the rank's own stages, with data, recording groups--> {(kind, stage): seconds}
 
 One rank's part fits one device whatever the size of the world, and effects that no formula has (a head width that is
-slow in its kernels) are simply measured. Messages between tensor ranks are left out; predict.py adds them.
+slow in its kernels) are simply measured. Messages between tensor and context ranks are left out; predict.py adds them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from roots_dist.assembly.rank_model import RankModel, build_model
 from roots_dist.config.records import schedule_of
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
-from roots_dist.runs.plan.rank_cost import RecordingGroup, fake_mesh, first_trainable_stage, one_microbatch
+from roots_dist.runs.plan.rank_cost import first_trainable_stage, one_microbatch, recording_mesh
 from roots_dist.schedule.actions import Kind
 from roots_dist.schedule.schedules import record_of
 from roots_dist.world.batch import MicroBatch
@@ -29,10 +29,8 @@ REPEATS = 3
 
 def time_passes(config: Config, layout: Layout, pp_rank: int, device: torch.device) -> dict[tuple[Kind, int], float]:
     """Time tensor rank 0. Needs the memory of one rank with one microbatch, without the optimizer's."""
-    model = build_model(
-        config, fake_mesh(layout, pp_rank, RecordingGroup(layout.tp) if layout.tp > 1 else None, device)
-    )
-    batch = one_microbatch(config).to(device)
+    model = build_model(config, recording_mesh(layout, pp_rank, device, []))
+    batch = one_microbatch(config, model.tp.of_context).to(device)
     split_backward = record_of(schedule_of(config)).splits_backward
     for p in model.params:
         p.tensor.requires_grad_(p.name in model.trainable)

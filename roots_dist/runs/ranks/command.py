@@ -24,7 +24,7 @@ def _unchanged(loaded: Loaded, world_size: int) -> Loaded:
 def without_training_batch(loaded: Loaded, world_size: int) -> Loaded:
     """Replace the batch by one that fits the world: without an optimizer step its size does not matter."""
     config = loaded.config
-    ranks = max(1, world_size // config.parallel.tp)  # dp × pp: a multiple of all divisors of a batch
+    ranks = max(1, world_size // config.parallel.tp)  # cp × dp × pp: a multiple of all divisors of a batch
     values = {"train.global_batch": config.train.micro_batch * ranks, "train.batch_ramp": None}
     return replace(loaded, config=config.changed(values))
 

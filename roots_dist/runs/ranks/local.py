@@ -41,16 +41,16 @@ def signals() -> str:
 
 
 def processes_for(config: Config, requested: int | None, gpus: int) -> int:
-    """Number of ranks to start: as requested, else one per GPU, else one replica of the model (tp × pp)."""
-    model_size = config.parallel.tp * config.parallel.pp
+    """Number of ranks to start: as requested, else one per GPU, else as many as work on one sample (tp × cp × pp)."""
+    model_size = config.parallel.ranks_per_sample()
     if requested is not None:
         return requested
     if gpus == 0:
         return model_size
     if gpus < model_size:
         raise UserError(
-            f"parallel.tp × parallel.pp = {model_size}: expected at most the {gpus} GPUs of this machine. "
-            "Fix: lower one "
+            f"{' × '.join(config.parallel.factors())} = {model_size}: expected at most the {gpus} GPUs of this "
+            "machine. Fix: lower one "
             f"of them, start the run on several machines (torchrun, srun), or use train.device=cpu."
         )
     return gpus - gpus % model_size

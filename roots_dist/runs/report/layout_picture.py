@@ -1,6 +1,7 @@
 """Picture of a layout: which rank is where. Stages from left to right, replicas from top to bottom.
 
-The tensor ranks of a stage and replica, which share every layer, are in one box; arrows show where activations go.
+The tensor and context ranks of a stage and replica, which share every layer, are in one box; arrows show where
+activations go.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def shown_ranks(number: int, most: int) -> list[int | None]:
 
 
 def layout_picture(layout: Layout) -> Element:
-    tensor, stages, replicas = (shown_ranks(getattr(layout, axis), MOST[axis]) for axis in ("tp", "pp", "dp"))
+    stages, replicas = (shown_ranks(getattr(layout, axis), MOST[axis]) for axis in ("pp", "dp"))
+    tensor = shown_ranks(layout.cp * layout.tp, MOST["tp"])
     box_height = CELL * 0.6 * len(tensor) + 8
     width = LEFT + len(stages) * (CELL + GAP + 8)
     height = TOP + len(replicas) * (box_height + 10)
@@ -62,8 +64,9 @@ def _box(
         if place is None:
             parts.append(tag("text", "⋮", x=x + 4 + CELL / 2, y=top + 17, text_anchor="middle", class_="dim"))
             continue
-        rank = layout.rank(stage, replica, place)
-        about = tag("title", f"rank {rank}: pp{stage} dp{replica} tp{place}")
+        cp, tp = divmod(place, layout.tp)
+        rank = layout.rank(stage, replica, tp, cp)
+        about = tag("title", f"rank {rank}: {layout.place(rank)}")
         size = {"width": CELL, "height": CELL * 0.6 - 2, "rx": 3}
         parts.append(tag("rect", about, x=x + 4, y=top + 1, **size, class_=f"fill-{colour(replica)}"))
         parts.append(tag("text", str(rank), x=x + 4 + CELL / 2, y=top + 18, text_anchor="middle", class_="on"))

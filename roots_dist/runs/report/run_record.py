@@ -31,6 +31,7 @@ from roots_dist.world.stopwatch import PARTS
 STEP_PARTS = {
     "compute": "forward, backward",
     "tp": "waiting for tensor ranks",
+    "cp": "waiting for context ranks",
     "pp_wait": "waiting for stages",
     "dp": "reduction, optimizer",
     "data": "batches",
@@ -154,7 +155,7 @@ def _json(path: Path) -> dict[str, object]:
 def layout_of(words: str) -> Layout | None:
     """Layout from text like `TP2×PP2×DP1`; None if it is none."""
     parts = {part[:2].lower(): part[2:] for part in words.split("×")}
-    if set(parts) != {"tp", "pp", "dp"} or not all(
+    if set(parts) | {"cp"} != {"tp", "cp", "pp", "dp"} or not all(
         n.isascii() and n.isdecimal() and int(n) > 0 for n in parts.values()
     ):
         return None

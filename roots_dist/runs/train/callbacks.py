@@ -99,7 +99,8 @@ def rank_metrics(parts: Mapping[str, float], mesh: Mesh, each: bool = False) -> 
     On a GPU only the making of batches is timed: timing the other parts would need a synchronization. Sends one
     message. Collective over the world.
     """
-    not_split = {name for name, axis in (("tp", mesh.tp), ("pp_wait", mesh.pp)) if axis.size == 1}
+    axes = (("tp", mesh.tp), ("cp", mesh.cp), ("pp_wait", mesh.pp))
+    not_split = {name for name, axis in axes if axis.size == 1}
     names = ["data"] if mesh.device.type == "cuda" else [name for name in PARTS if name not in not_split]
     rows = torch.zeros(mesh.world.size, 1 + len(names), dtype=torch.float64, device=mesh.device)
     mine = [peak_memory_gib(mesh.device), *(parts.get(name, 0.0) for name in names)]

@@ -42,7 +42,8 @@ def train_step(run: Run, batches: list[MicroBatch], lr: float, stop: int = 0) ->
     run.engine.unfreeze(batches[0].step)
     counts = count_targets(run, batches)
     masks = objective_of(run.config).masks
-    batches = [(b.with_scored_positions() if masks else b).to(run.mesh.device) for b in batches]
+    cut = run.passes.model.tp.of_context
+    batches = [(b.with_scored_positions(cut) if masks else b).to(run.mesh.device) for b in batches]
     weights = loss_weights(run)
     run.watch.lap("dp")
     with run.engine.accumulate():

@@ -1,0 +1,131 @@
+"""Context parallelism: positions cut over ranks, keys and values gathered. Every layout of it computes what one process
+computes; every rank has the same work; what is sent and kept is what the documents say."""
+
+import weakref
+
+import pytest
+import torch
+from cases import SCHEDULE, case, compare
+from models import config
+
+from roots_dist.layout import Layout
+from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.parallel.tensor.context import gathered
+from roots_dist.runs.plan.rank_cost import count_rank_cost
+from roots_dist.schedule.actions import Kind
+from roots_dist.testing.world import on_warm_world
+from roots_dist.world.mesh import Mesh
+from roots_dist.world.positions import Positions, zigzag
+
+SP = dict(tp=2, sequence_parallel=True)
+BORDERS = dict(objective__reset_at_documents=True)
+MANY = [
+    ("llama", {}),
+    ("gpt", {}),
+    ("bloom", BORDERS),
+    ("olmo", BORDERS),
+    ("gemma", {}),
+    ("bert", {}),
+    ("electra", {}),
+    ("t5", {}),
+    ("llama-packed", {}),
+    ("gpt-prefers", {}),
+    ("gpt-classify", {}),
+    ("gpt-tag", {}),
+]
+"""Grouped heads, fewer than four; attention dropout; borders across shards; windows; ALiBi; every kind of head."""
+CASES = [
+    case("llama", cp=4, model__attention_dropout=0.1),  # two key/value heads, four ranks
+    case("bloom", cp=2, **BORDERS),
+    case("gpt", cp=2, dp=2, zero_stage=1),
+    case("electra", cp=2),
+    case("t5", cp=2),
+    case("gpt-prefers", cp=2),
+    case("bert-classify", cp=2),
+    case("olmo", cp=2, **SP, **BORDERS, full=True),
+    case("llama", cp=2, dp=2, zero_stage=1, **SP, full=True),
+    case("gpt", cp=4, tp=2, full=True),
+    *(case(model, cp=4, full=True, **more) for model, more in MANY if model not in ("t5", "gpt-tag")),
+    *(case(model, cp=2, full=True, **SP, **more) for model, more in MANY),
+    *(
+        case(model, cp=2, pp=2, full=True, **more, **keys, train__global_batch=8)
+        for keys in list(SCHEDULE.values())[1:]
+        for model, more in MANY
+    ),
+    *(
+        case(model, cp=2, dp=2, zero_stage=zero, full=True, **more)
+        for zero in (0, 1)
+        for model, more in MANY[2 * zero :]
+    ),
+    *(case(model, cp=2, tp=2, pp=2, sequence_parallel=True, full=True, **more) for model, more in MANY),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_depends_on_the_layout(case):
+    compare(case)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 8])
+def test_every_rank_has_the_same_work_and_every_position_is_held_once(size):
+    """Pairs of a query and a key that it sees. With one run of positions each, the last rank would have almost twice
+    the mean."""
+    seq = 48 * size
+    held = [zigzag(seq, rank, size) for rank in range(size)]
+    assert sorted(p for mine in held for p in mine.places(torch.device("cpu")).tolist()) == list(range(seq))
+    pairs = [sum(p + 1 for r in mine.ranges for p in r) for mine in held]
+    assert set(pairs) == {seq * (seq + 1) // 2 // size}
+    assert sum(range(seq - seq // size + 1, seq + 1)) > (2 - 1.2 / size) * pairs[0]
+
+
+def test_positions_are_cut_and_found():
+    mine = zigzag(24, 1, 2)
+    assert mine.ranges == (range(6, 12), range(12, 18)) and mine.part(1, 3).ranges == (range(10, 12), range(12, 14))
+    early = zigzag(24, 0, 2)
+    assert early.ranges == (range(6), range(18, 24)) and early.part(1, 2).after(100).ranges == (range(118, 124),)
+    index, held = early.find(torch.tensor([5, 6, 18, 23]))
+    assert index.tolist() == [5, 0, 6, 11] and held.tolist() == [True, False, True, True]
+    whole = torch.arange(24)[None]
+    assert early.of(whole)[0].tolist() == [*range(6), *range(18, 24)]
+    assert zigzag(7, 0, 1) == Positions((range(7),))
+
+
+def test_context_ranks_send_what_the_document_says():
+    """Per block and microbatch: keys and values of all positions are gathered, and gathered again in backward, where
+    their gradients are summed over ranks. Nothing else."""
+    b, g, s, head, bytes_of = 4, 2, 16, 4, 8
+    whole = 2 * b * g * s * head * bytes_of  # K and V of the sequence
+
+    def sent(kind: Kind, **changes: object) -> list[tuple[str, int]]:
+        made = config("llama", parallel__cp=4, model__layers=1, **changes)
+        messages = count_rank_cost(made, Layout(cp=4), 0).stages[0].passes[kind].messages
+        return [(m.operation, m.bytes) for m in messages if m.axis == "cp"]
+
+    assert sent(Kind.FORWARD) == [("all_gather", whole)]
+    assert sent(Kind.BACKWARD) == [("all_gather", whole), ("reduce_scatter", whole)]
+    assert sent(Kind.BACKWARD, train__recompute="full") == [("all_gather", whole), ("reduce_scatter", whole)]
+
+
+def gather_and_keep(rank: int, size: int) -> dict[str, object]:
+    """The gradient of a function of gathered positions, and what is alive between forward and backward."""
+    tp = TensorParallel(cp=Mesh.connect(Layout(cp=size), rank).cp)
+    whole = torch.arange(8.0 * size, dtype=torch.float64).view(1, 4 * size, 2)
+    mine = zigzag(4 * size, rank, size).of(whole).requires_grad_()
+    with gathered(mine, tp) as every:
+        assert torch.equal(every, whole)
+        last = weakref.ref(every)
+        first = every[:, : 4 * size - 1]
+        y = (first * first * (rank + 1)).sum()
+    del every, first
+    kept = last() is not None
+    y.backward()
+    return {"grad": mine.grad, "kept": kept}
+
+
+def test_gradients_of_gathered_positions_are_summed_over_ranks_and_the_whole_is_not_kept():
+    size = 2
+    whole = torch.arange(8.0 * size, dtype=torch.float64).view(1, 4 * size, 2)
+    expected = 2 * whole * sum(rank + 1 for rank in range(size))
+    expected[:, -1] = 0
+    for rank, found in enumerate(on_warm_world(size, gather_and_keep)):
+        assert torch.equal(found["grad"], zigzag(4 * size, rank, size).of(expected)) and not found["kept"]
