@@ -144,6 +144,11 @@ def test_the_page_of_config_keys_is_what_the_tree_says():
     assert made.PAGE.read_text(encoding="utf-8") == made.page(), "run: python docs/make_config.py"
 
 
+def test_the_page_of_trust_says_what_was_counted():
+    made = maker("make_trust")
+    assert made.PAGE.read_text(encoding="utf-8") == made.page(), "run: python docs/make_trust.py"
+
+
 def maker(name: str):
     """A program of docs/ as a module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
