@@ -65,7 +65,9 @@ def test_a_record_says_what_its_class_is(name):
         record.rows is not None and record.answer == "write" and not record.has_references
     )
     assert set(special_tokens_of(config)) <= set(NAMES)
-    assert shortest_seq(config) <= config.data.seq_length and record.prompt.format(run="runs/x")
+    assert shortest_seq(config) <= config.data.seq_length and record.prompt.format(
+        run="runs/x", text="a", masked="a", hollow="a"
+    )
 
 
 LEARNED = [(family, objective) for family in FAMILIES for objective in learned_by(family)]

@@ -58,5 +58,7 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", gone)
-    with pytest.raises(EnvironmentProblem, match=r"scikit-learn: pip install 'roots_dist\[finetune\]'"):
+    with pytest.raises(
+        EnvironmentProblem, match=r"scikit-learn: expected .* Fix: pip install 'roots_dist\[finetune\]'"
+    ):
         task_metrics(np.eye(2, dtype=np.int64), ["a", "b"])

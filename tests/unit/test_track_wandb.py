@@ -190,6 +190,9 @@ def test_disabled_and_not_installed(tmp_path, monkeypatch):
     assert ours.open_wandb(config("auto"), tmp_path, {}) is None
     monkeypatch.setattr(ours.importlib.util, "find_spec", lambda name: None)
     assert ours.open_wandb(config("auto"), tmp_path, {}) is None
-    with pytest.raises(EnvironmentProblem, match=r"needs the package wandb: pip install 'roots_dist\[wandb\]'"):
+    with pytest.raises(
+        EnvironmentProblem,
+        match=r"wandb: expected this package to be installed. Fix: pip install 'roots_dist\[wandb\]'",
+    ):
         ours.open_wandb(config("online"), tmp_path, {})
     assert list(tmp_path.iterdir()) == []
