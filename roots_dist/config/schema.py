@@ -154,6 +154,11 @@ class Train(Section):
         description="computed again in backward: selective: the activation, and scores that no fused kernel computes; "
         "full: whole blocks",
     )
+    spike_threshold: float | None = Field(
+        None,
+        gt=0,
+        description="a step is skipped whose loss is above the median of the last 64 by this many times their spread",
+    )
     nonfinite: Literal["stop", "skip"] = Field("stop", description="what a NaN or inf in loss or gradient does")
     log_every: int = Field(1, ge=1, description="steps between lines of metrics")
     eval_every: int = Field(0, ge=0, description="steps between evaluations; 0: only at the end")

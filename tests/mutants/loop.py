@@ -40,8 +40,8 @@ RUNS = (
         name="a_resumed_run_warms_up_again",
         bug="a resumed run takes its rates from the beginning",
         file=LOOP,
-        before="report = train_step(run, batches, learning_rate(step), stop.signal)",
-        after="report = train_step(run, batches, learning_rate(step - first), stop.signal)",
+        before="report = train_step(run, batches, learning_rate(step), stop.signal, state.spikes.limit)",
+        after="report = train_step(run, batches, learning_rate(step - first), stop.signal, state.spikes.limit)",
         test=RESUMED,
     ),
     Mutant(

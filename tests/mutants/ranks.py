@@ -94,4 +94,20 @@ RANKS = (
         after="",
         test="unit/test_copies.py::test_what_differs_is_never_saved",
     ),
+    Mutant(
+        name="spikes_are_in_the_window",
+        bug="a loss that was skipped as a spike raises the limit of the next",
+        file="runs/train/spikes.py",
+        before="if not was_spike and math.isfinite(loss):",
+        after="if math.isfinite(loss):",
+        test="unit/test_spikes.py::test_a_spike_is_above_the_median_by_the_spread_and_never_in_the_window",
+    ),
+    Mutant(
+        name="a_rank_that_waits_is_slow",
+        bug="ranks are compared by the time for which they wait",
+        file="runs/train/slow_ranks.py",
+        before='OWN_PARTS = ("data", "compute")',
+        after='OWN_PARTS = ("data", "compute", "tp", "pp_wait", "dp")',
+        test="unit/test_spikes.py::test_a_rank_is_slow_by_what_it_computes_in_three_reports",
+    ),
 )

@@ -94,6 +94,7 @@ BASES: dict[str, dict[str, dict[str, object]]] = {
     },
 }  # fmt: skip
 OTHERS: dict[str, object] = {
+    "train.spike_threshold": 6.0,
     **{f"advanced.{phase}_timeout_s": 30 for phase in ("init", "evaluate", "save")},
     "model.decoder_layers": 3, "model.kv_heads": 1, "model.head_dim": 4, "model.ffn": 24, "model.embedding_size": 8,
     "model.max_positions": 40, "model.rope_scaling": {"type": "linear", "factor": 2.0}, "model.window": 3,
@@ -136,6 +137,7 @@ READERS = {
     "finetune.unfreeze_every_epochs": "learning/objectives/task_checks.py",
     "train.recompute": "assembly/rank_model.py",
     "train.nonfinite": "runs/train/step.py",
+    "train.spike_threshold": "runs/train/loop.py",
     "train.log_every": "runs/train/callbacks.py",
     "train.eval_every": "runs/train/callbacks.py",
     "train.eval_sequences": "runs/train/callbacks.py",

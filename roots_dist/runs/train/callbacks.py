@@ -6,9 +6,11 @@ callbacks, because some are collective.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from socket import gethostname
 
 import torch
 
@@ -23,11 +25,14 @@ from roots_dist.runs.generate.sampling import Sampling
 from roots_dist.runs.track.machine_facts import peak_memory_gib
 from roots_dist.runs.train.copies import check_copies
 from roots_dist.runs.train.saving import checkpoint
+from roots_dist.runs.train.slow_ranks import SlowRanks
 from roots_dist.runs.train.state import TrainState
 from roots_dist.runs.train.step import StepReport
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.stopwatch import PARTS
+
+log = logging.getLogger(__name__)
 
 Callback = Callable[[TrainState, StepReport], None]
 
@@ -52,6 +57,7 @@ class ReportMetrics:
         self._step, self._tokens, self._seconds = state.step, state.tokens, 0.0
         self._parts: Counter[str] = Counter()
         self._watch = state.run.watch
+        self._slow = SlowRanks(state.mesh.layout)
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -80,9 +86,9 @@ class ReportMetrics:
             "time/left_s": per_step * (config.train.steps - step),
             "speed/tokens_per_s": tokens / seconds,
             **state.bounds.metrics(),
-            **rank_metrics(self._parts, state.mesh, config.advanced.track_ranks),
+            **rank_metrics(self._parts, state.mesh, config.advanced.track_ranks, self._slow, step - self._step),
         }
-        if config.train.nonfinite == "skip":
+        if config.train.nonfinite == "skip" or config.train.spike_threshold is not None:
             numbers["train/skipped_steps"] = float(state.skipped)
         if state.peak_flops:
             flops = flops_per_step(config, tokens // config.data.seq_length)
@@ -92,9 +98,11 @@ class ReportMetrics:
         self._parts.clear()
 
 
-def rank_metrics(parts: Mapping[str, float], mesh: Mesh, each: bool = False) -> dict[str, float]:
-    """Peak memory over ranks and mean seconds per part of the step; with `each` also both for every rank, which shows a
-    slow one.
+def rank_metrics(
+    parts: Mapping[str, float], mesh: Mesh, each: bool = False, slow: SlowRanks | None = None, steps: int = 1
+) -> dict[str, float]:
+    """Peak memory over ranks and mean seconds per part of the step; with `each` also both for every rank. A rank that
+    `slow` finds to be slow says so; `parts` are of that many `steps`.
 
     On a GPU only the making of batches is timed: timing the other parts would need a synchronization. Sends one
     message. Collective over the world.
@@ -107,6 +115,12 @@ def rank_metrics(parts: Mapping[str, float], mesh: Mesh, each: bool = False) -> 
     rows[mesh.world.rank] = torch.tensor(mine, dtype=torch.float64, device=mesh.device)
     (memory, *seconds) = mesh.world.sum_(rows).T.tolist()
     found = {"memory/peak_gib": max(memory), **{f"time/{n}_s": sum(s) / len(s) for n, s in zip(names, seconds)}}
+    if slow is not None:
+        step_s = sum(parts.values()) / steps
+        mean = {name: [seconds / steps for seconds in of_ranks] for name, of_ranks in zip(names, seconds)}
+        for rank, (own, median) in slow.note(mean, step_s).items():
+            text = "this rank (%d, node %s) is slow: it computes %.3g s a step, most of its stage %.3g s"
+            log.log(logging.WARNING if rank == mesh.rank else logging.DEBUG, text, rank, gethostname(), own, median)
     if each:
         found |= {f"memory/peak_gib/rank{rank}": value for rank, value in enumerate(memory)}
         found |= {f"time/{n}_s/rank{rank}": value for n, s in zip(names, seconds) for rank, value in enumerate(s)}

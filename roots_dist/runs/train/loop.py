@@ -49,6 +49,7 @@ from roots_dist.runs.train.origin import without_secrets, write_origin
 from roots_dist.runs.train.resume import resume
 from roots_dist.runs.train.run_folder import HeldFolder, folder_gone, hold_folder
 from roots_dist.runs.train.saving import checkpoint, save_elsewhere
+from roots_dist.runs.train.spikes import Spikes
 from roots_dist.runs.train.state import OnCheckpoint, OnEvaluation, TrainState
 from roots_dist.runs.train.step import train_step
 from roots_dist.world.batch import Objective
@@ -119,6 +120,7 @@ def open_run(folder: Path, config: Config, mesh: Mesh, parts: TrainParts = Train
         best=best_evaluation(config, start.best),
         step=start.step,
         skipped=start.skipped,
+        spikes=Spikes(config.train.spike_threshold, start.losses),
         author=start.author,
         on_evaluation=parts.on_evaluation,
         on_checkpoint=parts.on_checkpoint,
@@ -152,8 +154,9 @@ def train_in(
             mesh.progress.phase, mesh.progress.step = "step", step + 1
             batches = made.at(step)
             run.watch.lap("data")
-            report = train_step(run, batches, learning_rate(step), stop.signal)
+            report = train_step(run, batches, learning_rate(step), stop.signal, state.spikes.limit)
             state.step, stop.agreed = step + 1, report.stop
+            state.spikes.note(state.step, report.loss, report.is_spike)
             if report.skipped:
                 state.skipped += 1
                 log.log(logging.WARNING if rank0 else logging.DEBUG, "step %d is skipped: %s", step + 1, report.skipped)

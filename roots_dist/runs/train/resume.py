@@ -9,7 +9,7 @@ Rank 0 finds the checkpoint and compares its config; all ranks read it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,6 +44,8 @@ class ResumePoint:
     """State of runs/train/best_evaluation.py."""
     author: Author = field(default=Author(), compare=False)
     """What checkpoints say of the run; rank 0 alone knows it."""
+    losses: Sequence[float] = ()
+    """State of runs/train/spikes.py."""
 
 
 def resume(run: Run, folder: Path, order: str = "") -> ResumePoint:
@@ -90,7 +92,8 @@ def resume(run: Run, folder: Path, order: str = "") -> ResumePoint:
     log.info("resumed after step %d%s", last, f" with {', '.join(changed)}" if changed else "")
     if line := rate_line(state.get("config", {}), run.config, last):
         log.info("%s", line)
-    return ResumePoint(last, state.get("skipped", 0), state.get("best") or {}, author)
+    losses = state.get("losses", ())
+    return ResumePoint(last, state.get("skipped", 0), state.get("best") or {}, author, losses)
 
 
 def rate_line(saved: Mapping[str, object], config: Config, last: int) -> str | None:

@@ -18,6 +18,7 @@ from roots_dist.runs.evaluate.sources import bytes_per_token
 from roots_dist.runs.ranks.stop_signal import StopSignal
 from roots_dist.runs.track.trackers import Trackers
 from roots_dist.runs.train.best_evaluation import BestEvaluation
+from roots_dist.runs.train.spikes import Spikes
 from roots_dist.storage.checkpoint.format import Author
 from roots_dist.world.mesh import Mesh
 
@@ -55,7 +56,7 @@ class Saves:
 
 @dataclass
 class TrainState:
-    """Only step, saves, skipped and best change, and the trackers are opened when everything else is there."""
+    """Only step, saves, skipped, spikes and best change, and the trackers are opened when everything else is there."""
 
     config: Config
     run: Run
@@ -74,6 +75,8 @@ class TrainState:
     """Best evaluation so far; None if the run neither keeps its best checkpoint nor stops early."""
     step: int = 0
     """Number of steps done."""
+    spikes: Spikes = field(default_factory=lambda: Spikes(None))
+    """The losses that a step is judged by."""
     skipped: int = 0
     """Number of steps that changed nothing because a number was not finite."""
     stop: StopSignal = field(default_factory=StopSignal)

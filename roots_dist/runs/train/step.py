@@ -30,15 +30,18 @@ class StepReport:
     group_norms: Mapping[str, float]
     """Gradient norm of each AdamW group."""
     skipped: str | None = None
-    """Why the step was skipped (train.nonfinite=skip): what was not finite, and where. None if it was taken."""
+    """Why the step was skipped: what was not finite, and where (train.nonfinite=skip), or how large the loss was. None
+    if it was taken."""
+    is_spike: bool = False
+    """Whether it was skipped because of its loss (train.spike_threshold)."""
     stop: int = 0
     """Signal that told a rank to stop after this step; 0 if there was none."""
 
 
-def train_step(run: Run, batches: list[MicroBatch], lr: float, stop: int = 0) -> StepReport:
+def train_step(run: Run, batches: list[MicroBatch], lr: float, stop: int = 0, limit: float = math.inf) -> StepReport:
     """Take one optimizer step. `batches` are this data rank's microbatches, on the host: a GPU that is asked for what
     they count makes the host wait; `stop` is the signal that told this rank to stop after the step, 0 if none.
-    Collective over the world."""
+    A step whose loss is above `limit` is skipped. Collective over the world."""
     run.engine.unfreeze(batches[0].step)
     counts = count_targets(run, batches)
     masks = objective_of(run.config).masks
@@ -53,11 +56,16 @@ def train_step(run: Run, batches: list[MicroBatch], lr: float, stop: int = 0) ->
         sum_partial_gradients(run.params)
         sums, nonfinite, stop = sum_over_ranks(run.mesh, found, counts, run.params, stop)
         run.watch.lap("pp_wait" if run.mesh.pp.size > 1 else "dp")  # stages that finish first wait here for the others
-        if nonfinite:  # reduce zeros: a nan would spread to every rank
+        terms = {name: total / max(1.0, count) for name, (total, count) in sums.items()}
+        loss = sum(weights[name] * value for name, value in terms.items())
+        is_spike = loss > limit
+        if nonfinite or is_spike:  # reduce zeros: a nan would spread to every rank
             for gradient in (p.tensor.grad for p in run.params if p.tensor.grad is not None):
                 gradient.zero_()
-    terms = {name: total / max(1.0, count) for name, (total, count) in sums.items()}
-    loss = sum(weights[name] * value for name, value in terms.items())
+    if is_spike:
+        run.engine.zero_grad()
+        why = f"loss {loss:.4g} is a spike: it is above {limit:.4g}"
+        return StepReport(loss, math.nan, terms, {}, skipped=why, stop=stop, is_spike=True)
     if nonfinite:
         run.engine.zero_grad()
     else:

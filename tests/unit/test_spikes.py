@@ -1,0 +1,65 @@
+"""Spikes of the loss are skipped by a rule that odd values do not move; slow ranks are found by what they compute."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from roots_dist.assembly.run import build_run
+from roots_dist.config.schema import Config
+from roots_dist.layout import Layout
+from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
+from roots_dist.runs.train.slow_ranks import SlowRanks
+from roots_dist.runs.train.spikes import Spikes, SpikesError
+from roots_dist.runs.train.step import train_step
+from roots_dist.world.mesh import Mesh
+
+
+def test_a_spike_is_above_the_median_by_the_spread_and_never_in_the_window():
+    spikes = Spikes(5.0)
+    for step in range(15):
+        spikes.note(step, 2.0 + 0.1 * (step % 3), False)
+    assert spikes.limit == math.inf  # too few to judge by
+    spikes.note(16, math.nan, False)
+    spikes.note(17, 2.1, False)
+    limit = spikes.limit
+    assert limit == pytest.approx(2.1 + 5 * 1.4826 * 0.1)
+    spikes.note(18, 50.0, True)
+    spikes.note(19, 60.0, True)
+    assert spikes.limit == limit and 50.0 not in spikes.saved()
+    assert Spikes(5.0, spikes.saved()).limit == limit and Spikes(None, spikes.saved()).limit == math.inf
+    with pytest.raises(SpikesError, match="step 20: loss 70 is the third spike in a row"):
+        spikes.note(20, 70.0, True)
+
+
+def test_equal_losses_have_a_spread_of_a_hundredth():
+    spikes = Spikes(3.0, [4.0] * 64)
+    assert spikes.limit == pytest.approx(4.0 + 3 * 0.04)
+
+
+def test_a_step_above_the_limit_changes_nothing_and_the_next_is_as_if_it_had_not_been():
+    small = {"model": {"layers": 1, "hidden": 16, "heads": 2, "vocab": 61}, "data": {"seq_length": 8}}
+    config = Config.model_validate({**small, "train": {"global_batch": 2, "device": "cpu"}})
+    weights = []
+    for spikes in (False, True):
+        run = build_run(config, Mesh.single(), objective=proof_objective(config))
+        if spikes:
+            report = train_step(run, random_batches(config, 5, 0, 1), 1e-2, limit=0.5)
+            assert report.is_spike and report.skipped is not None and "above 0.5" in report.skipped
+            assert all(p.tensor.grad is None for p in run.params)
+        assert not train_step(run, random_batches(config, 0, 0, 1), 1e-2, limit=100.0).skipped
+        weights.append([p.tensor.detach().clone() for p in run.params])
+    assert all(torch.equal(a, b) for a, b in zip(*weights))
+
+
+def test_a_rank_is_slow_by_what_it_computes_in_three_reports():
+    slow = SlowRanks(Layout(dp=2, pp=2))
+    parts = {"data": [0.0] * 4, "compute": [0.1, 0.7, 0.3, 0.3], "dp": [0.6, 0.0, 0.4, 0.4]}
+    assert slow.note(parts, 0.7) == {} == slow.note(parts, 0.7)
+    assert slow.note(parts, 0.7) == {1: (0.7, 0.1)}
+    assert slow.note(parts, 0.7) == {}  # said once
+    waits = {"data": [0.0] * 2, "compute": [0.2, 0.2], "dp": [0.0, 0.9]}
+    waiting = SlowRanks(Layout(dp=2))
+    assert not any(waiting.note(waits, 1.0) for _ in range(4))
