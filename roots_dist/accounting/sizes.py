@@ -102,10 +102,17 @@ def parameters(config: Config) -> int:
     return total + (0 if m.tied_embeddings else vocab * m.hidden) + (vocab if m.head_bias else 0)
 
 
-def unused_parameters(config: Config) -> int:
-    """Parameters that a token does not use: those of the experts that it is not sent to."""
+def active_parameters(config: Config) -> int:
+    """Number of parameters that a token uses: without those of the experts that it is not sent to."""
     m = config.model
-    return m.num_expert_layers() * ((m.experts or 0) - m.experts_per_token) * _mlp(m, m.width_of_expert())
+    unused = m.num_expert_layers() * ((m.experts or 0) - m.experts_per_token) * _mlp(m, m.width_of_expert())
+    return parameters(config) - unused
+
+
+def parameters_in_words(config: Config) -> str:
+    """`2,566,272 parameters`, and how many of them a token uses, where that are not all."""
+    every, active = parameters(config), active_parameters(config)
+    return f"{every:,} parameters" + (f", {active:,} for each token" if active < every else "")
 
 
 def _mlp(m: Model, width: int) -> int:

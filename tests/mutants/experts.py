@@ -156,4 +156,12 @@ EXPERT_MUTANTS = (
         after="return {**run.objective.weights, **dict.fromkeys(router_weights(run.config), 0.0)}",
         test=MEANS,
     ),
+    Mutant(
+        name="flops_count_every_expert",
+        bug="MFU and the balance of stages count the experts that a token does not use",
+        file=EXPERTS,
+        before="routed = m.experts_per_token * (",
+        after="routed = (m.experts or 0) * (",
+        test="unit/test_flops.py::test_flops_and_parameters_are_those_of_the_model[experts]",
+    ),
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from roots_dist.accounting.sizes import parameters
+from roots_dist.accounting.sizes import active_parameters, parameters
 from roots_dist.checks.checks import check, layout_for
 from roots_dist.config.init_from import complete_from_model
 from roots_dist.config.load import load, read, to_yaml
@@ -172,6 +172,11 @@ def test_a_shipped_config_of_fine_tuning_works_out_on_the_model_that_it_starts_f
 def test_a_familys_size_is_the_published_one(name):
     """Padded rows are counted: below 0.3 %."""
     assert parameters(load(CONFIGS / f"{name}.yaml")) / 1e9 == pytest.approx(BILLIONS[name], rel=3e-3)
+
+
+@pytest.mark.parametrize("name, billions", [("mixtral-8x7b", 12.9), ("qwen3-30b-a3b", 3.3), ("olmoe-1b-7b", 1.3)])
+def test_a_token_uses_as_many_parameters_as_published(name, billions):
+    assert active_parameters(load(CONFIGS / f"{name}.yaml")) / 1e9 == pytest.approx(billions, abs=0.06)
 
 
 @pytest.mark.parametrize("name", [name for name in BILLIONS if name.startswith("t5")])

@@ -51,6 +51,16 @@ SHAPES = {
     "rmsnorm": {"norm": "rmsnorm"},
     "wide heads, rotary": {"head_dim": 32, "positions": "rotary", "embedding_norm": True},
     "post-norm": {"norm_position": "post", "positions": "alibi"},
+    "experts": {
+        "mlp_bias": False,
+        "experts": 5,
+        "experts_per_token": 2,
+        "expert_ffn": 24,
+        "shared_expert_ffn": 8,
+        "shared_expert_gate": True,
+        "dense_layers": 1,
+        "activation": "swiglu",
+    },
 }
 
 

@@ -185,8 +185,9 @@ def tokens_per_expert(experts: Tensor, num_experts: int) -> list[int]:
 
 
 def experts_flops(config: Config, seq: int) -> float:
-    """Forward FLOPs of what a sample's tokens use: the router, their experts, and the shared one."""
+    """Forward FLOPs of what the tokens of a sample use: router, their experts and the sum of these, shared expert."""
     m = config.model
-    routed = 2.0 * seq * m.hidden * (m.experts or 0) + m.experts_per_token * mlp_flops(config, seq, m.width_of_expert())
+    router = 2.0 * seq * m.hidden * (m.experts or 0)
+    routed = m.experts_per_token * (mlp_flops(config, seq, m.width_of_expert()) + 2.0 * seq * m.hidden)
     shared = mlp_flops(config, seq, m.shared_expert_ffn) if m.shared_expert_ffn else 0.0
-    return routed + shared + (2.0 * seq * m.hidden if m.shared_expert_gate else 0.0)
+    return router + routed + shared + (2.0 * seq * m.hidden if m.shared_expert_gate else 0.0)

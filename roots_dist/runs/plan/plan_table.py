@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from roots_dist.accounting.peaks import format_flops
-from roots_dist.accounting.sizes import parameters
+from roots_dist.accounting.sizes import parameters_in_words
 from roots_dist.runs.plan.cluster_speed import ClusterSpeed
 from roots_dist.runs.plan.predict import Plan, RankPlan
 
@@ -38,7 +38,7 @@ def lines(plan: Plan, cluster: ClusterSpeed | None, free: int | None = None, wid
         table = [*_columns(held), "", *_columns(sends)]
     processes = "1 process" if layout.world_size == 1 else f"{layout.world_size:,} processes"
     adapters = f" and {plan.adapters:,} of adapters" if plan.adapters else ""
-    title = f"{layout}, {processes}, {parameters(plan.config):,} parameters{adapters}; per process and step"
+    title = f"{layout}, {processes}, {parameters_in_words(plan.config)}{adapters}; per process and step"
     answer, head, times = (
         [part for line in some for part in textwrap.wrap(line, width)]
         for some in ([fits(plan, free)], [title], _time(plan, cluster))

@@ -13,7 +13,7 @@ import torch
 from roots_dist import environment
 from roots_dist.accounting.bounds import Bounds
 from roots_dist.accounting.peaks import format_flops, gpu_peak, measured_cpu_peak
-from roots_dist.accounting.sizes import parameters
+from roots_dist.accounting.sizes import parameters_in_words
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.runs.track.machine_facts import peak_memory_gib
@@ -57,7 +57,7 @@ def banner(config: Config, mesh: Mesh, peak: float | None, bound: Bounds) -> str
     else:
         peak_words = f"peak {format_flops(peak)} {'measured' if mesh.device.type == 'cpu' else 'by data sheet'}"
     engine = config.engine(mesh.dp_cp.size)
-    model = f"{mesh.layout}, {parameters(config):,} parameters, {engine} engine, {peak_words}"
+    model = f"{mesh.layout}, {parameters_in_words(config)}, {engine} engine, {peak_words}"
     held = peak_memory_gib(mesh.device)  # the libraries and the weights, which no arithmetic knows
     bound = replace(bound, memory_gib=max(bound.memory_gib, held))
     return f"{model}\n{batch_arithmetic(config, mesh.layout)}\n{bound}{_threads(mesh)}"
