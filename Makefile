@@ -42,7 +42,7 @@ check: .venv/check
 
 docs: .venv/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
-	@echo "open .site/index.html"
+	@echo "to read it, with search: $(BIN)/python -m http.server -d .site, then http://localhost:8000"
 
 audit: .venv/train
 	@test -x .venv-audit/bin/pip-audit || { $(PYTHON) -m venv .venv-audit && .venv-audit/bin/pip install --quiet pip-audit; }

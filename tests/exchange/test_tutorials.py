@@ -78,7 +78,7 @@ def test_every_tutorial_has_commands():
 
 
 @pytest.mark.full
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("pages", [TUTORIALS], ids=["in their order"])
 def test_the_commands_of_the_tutorials_run_as_they_stand(place, pages):
     order = ("first-run", "own-text", "layout", "cluster", "chat")
