@@ -106,6 +106,21 @@ def test_a_run_without_a_readable_checkpoint_stops_and_touches_nothing(way, plac
         assert content(folder) == before
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(place, tmp_path):
+    run = tmp_path / "run"
+    assert train(place, run, "checkpoint.every=100", "train.steps=3").returncode == 0
+    for path in (run / "checkpoints", run / "ended.txt", run / "summary.json"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    kept = json.loads((run / "run.json").read_text())
+    assert kept["saved"] is True
+    found = train(place, run)
+    assert found.returncode == 2 and "metrics.jsonl up to step 3" in found.stderr
+    (run / "run.json").write_text(json.dumps(kept | {"saved": False}))  # as it is until the first commit
+    found = train(place, run)
+    assert found.returncode == 0, found.stderr
+    assert "it had ended after step 3, before its first checkpoint" in found.stdout + found.stderr
+
+
 def test_the_command_stops_too_again_and_again(place, tmp_path):
     """The record of how the run had ended was removed at each start."""
     run = shutil.copytree(place / "run", tmp_path / "run")

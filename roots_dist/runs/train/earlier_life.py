@@ -17,7 +17,7 @@ from roots_dist.runs.track.summary_file import SUMMARY_FILE
 from roots_dist.storage.checkpoint.disk import rename, sync_folder
 from roots_dist.storage.checkpoint.format import checkpoints_folder
 from roots_dist.storage.checkpoint.keep import BEST_FILE, PARTIAL
-from roots_dist.storage.checkpoint.run_identity import RUN_FILE
+from roots_dist.storage.checkpoint.run_identity import RUN_FILE, never_saved
 from roots_dist.storage.checkpoint.verified import Damages
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,8 @@ OF_A_LIFE = (METRICS_FILE, TEXTS_FILE, SUMMARY_FILE, BEST_FILE, ENDED, ENDED_BEF
 def signs_of_life(folder: Path, damages: Damages) -> list[str]:
     """What a folder without a readable checkpoint tells of steps that were done in it, in words."""
     found = _signs_in_checkpoints(checkpoints_folder(folder), damages)
+    if never_saved(folder):
+        return found  # it was killed before its first checkpoint: the steps of its metrics are lost already
     step = last_step(folder / METRICS_FILE)
     if step > 0:
         found.append(f"{METRICS_FILE} up to step {step}")

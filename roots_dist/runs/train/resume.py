@@ -76,6 +76,8 @@ def resume(run: Run, folder: Path, order: str = "") -> ResumePoint:
                 _remark(folder, step, manifest.author.order, order)
     begun.raise_on_all()
     if found is None:
+        if mesh.rank == 0 and (reached := last_step(folder / METRICS_FILE)) > 0:
+            log.info("begins at step 0: it had ended after step %d, before its first checkpoint", reached)
         load_init_weights(run)
         return ResumePoint(author=begin_attempt(folder, order) if mesh.rank == 0 else Author())
     state = read_json(found / STATE_FILE)

@@ -16,6 +16,7 @@ from roots_dist.errors import CheckpointError, Problem
 from roots_dist.runs.train.copies import check_copies
 from roots_dist.runs.train.state import TrainState
 from roots_dist.storage.checkpoint.disk import make_folder
+from roots_dist.storage.checkpoint.run_identity import mark_saved
 from roots_dist.storage.checkpoint.save import save
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
 from roots_dist.storage.checkpoint.verified import damage_of, prune, set_all_aside
@@ -65,6 +66,9 @@ def _save_and_read_back(state: TrainState, folder: Path) -> Path:
 def _keep(state: TrainState) -> None:
     """Mark the best checkpoint, then delete older ones. A failure is only said: the new checkpoint is in place."""
     tidied, best = SharedFailure(state.mesh), state.best
+    if state.mesh.rank == 0:
+        with tidied.attempt(f"cannot note in {state.folder} that it has a checkpoint"):
+            mark_saved(state.folder)
     if state.mesh.rank == 0 and best and best.step == state.step:
         with tidied.attempt(f"cannot mark the best checkpoint of {state.folder}"):
             best.mark(state.folder)

@@ -1,6 +1,8 @@
-"""The id of a run, and how often its command was started: run.json in its folder, written before the first checkpoint.
+"""The id of a run, how often its command was started, and whether it has ever saved: run.json in its folder, written
+before the first checkpoint.
 
-A checkpoint tells both, so that one of another run is not taken for this run's.
+A checkpoint tells the first two, so that one of another run is not taken for this run's. A run that was killed before
+its first checkpoint has none to lose: its next start may begin at step 0.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from roots_dist.storage.checkpoint.format import Author, Manifest, read_json
 from roots_dist.storage.checkpoint.keep import found_steps
 
 RUN_FILE = "run.json"
+SAVED = "saved"
+"""Key of whether the run has ever committed a checkpoint."""
 
 
 def run_id(run: Path) -> str:
@@ -47,6 +51,29 @@ def begin_attempt(run: Path, order: str) -> Author:
     author = Author(
         run_id(run) or secrets.token_hex(8), attempt + 1 if isinstance(attempt, int) and attempt > 0 else 1, order
     )
-    write_atomically(path, json.dumps({"id": author.run, "attempt": author.attempt}) + "\n")
-    sync_folder(path.parent)
+    _write(path, {"id": author.run, "attempt": author.attempt, SAVED: bool(found_steps(run))})
     return author
+
+
+def mark_saved(run: Path) -> None:
+    """Note that the run in this folder has a checkpoint. Rank 0 calls it after each commit."""
+    path = Path(run) / RUN_FILE
+    try:
+        found = read_json(path)
+    except CheckpointError:
+        return  # without the file nothing is known, and signs of a life count
+    if found.get(SAVED) is not True:
+        _write(path, found | {SAVED: True})
+
+
+def never_saved(run: Path) -> bool:
+    """Whether the run in this folder is known to have had no checkpoint yet."""
+    try:
+        return read_json(Path(run) / RUN_FILE).get(SAVED) is False
+    except CheckpointError:
+        return False
+
+
+def _write(path: Path, content: dict[str, object]) -> None:
+    write_atomically(path, json.dumps(content) + "\n")
+    sync_folder(path.parent)
