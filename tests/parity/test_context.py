@@ -41,6 +41,7 @@ CASES = [
     case("electra", cp=2),
     case("t5", cp=2),
     case("gpt-prefers", cp=2),
+    case("mixtral", cp=2, **SP),
     case("bert-classify", cp=2),
     case("olmo", cp=2, **SP, **BORDERS, full=True),
     case("llama", cp=2, dp=2, zero_stage=1, **SP, full=True),
