@@ -33,7 +33,7 @@ def rank_state(config: Config, layout: Layout, parameters: int, trainable: int) 
     zero, dp = config.parallel.zero_stage, layout.dp_cp
     wide = 8 if config.advanced.float64 else 4
     element = 2 if config.train.precision == "bf16" and not config.advanced.float64 else wide
-    gradient = max(element, 2 if config.train.grad_dtype == "bf16" else 4)
+    gradient = max(element, 2 if config.advanced.grad_dtype == "bf16" else 4)
     if config.engine(dp) == "reference" or zero == 0:
         cut = dp if zero >= 1 else 1
         copy = wide if element < wide or cut > 1 else 0  # else the weights are their own masters

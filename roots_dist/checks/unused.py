@@ -121,7 +121,7 @@ USES: tuple[Use, ...] = (
         used=lambda c: family_of(c).is_encoder or c.model.embedding_size == c.model.hidden,
     ),
     _one_of("model.positions", "learned", keys=("advanced.sinusoidal_init",)),
-    _one_of("train.precision", "bf16", keys=("train.grad_dtype",)),
+    _one_of("train.precision", "bf16", keys=("advanced.grad_dtype",)),
     _one_of("model.positions", "learned", "rotary", keys=("model.max_positions",)),
     _one_of(
         "model.positions",

@@ -145,10 +145,6 @@ class Train(Section):
     seed: int = Field(1234, ge=0, description="of initial weights, sample order and dropout")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is a GPU")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 keeps master weights and moments in fp32")
-    grad_dtype: Literal["fp32", "bf16"] = Field(
-        "fp32",
-        description="bf16: dtype in which gradients are summed over microbatches and data ranks; bf16: half the bytes",
-    )
     recompute: Literal["none", "selective", "full"] = Field(
         "none",
         description="computed again in backward: selective: the activation, and scores that no fused kernel computes; "
@@ -235,6 +231,10 @@ class Advanced(Section):
     norm_eps: float = Field(1e-5, gt=0, description="added to the variance in norms")
     sinusoidal_init: bool = Field(
         False, description="learned positions begin as sinusoids, so that neighbours are near at once"
+    )
+    grad_dtype: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="bf16: dtype in which gradients are summed over microbatches and data ranks; bf16: half the bytes",
     )
     vocab_multiple: int = Field(128, ge=1, description="the vocabulary is padded to a multiple of this, in any layout")
     loss_chunk: int = Field(1024, ge=1, description="tokens whose logits exist at one time")

@@ -110,7 +110,7 @@ def test_many_microbatches_lose_nothing_of_a_gradient():
     _, weights = gradients(train__precision="bf16", train__micro_batch=64)
     truth, _ = gradients(weights, advanced__float64=True, train__micro_batch=64)
     one, many, rounded = (
-        error(gradients(weights, train__precision="bf16", train__micro_batch=size, train__grad_dtype=dtype)[0])
+        error(gradients(weights, train__precision="bf16", train__micro_batch=size, advanced__grad_dtype=dtype)[0])
         for size, dtype in ((64, "fp32"), (1, "fp32"), (1, "bf16"))
     )
     assert many < 1.1 * one and rounded > 1.3 * one

@@ -333,7 +333,7 @@ def gradients_of_a_step(rank, size, config):
 
 def summed(engine, zero, grad_dtype):
     _, made = case(
-        2, engine, zero, advanced__float64=False, train__precision="bf16", train__grad_dtype=grad_dtype
+        2, engine, zero, advanced__float64=False, train__precision="bf16", advanced__grad_dtype=grad_dtype
     ).values
     state = on_world(2, gradients_of_a_step, made.changed({"train.micro_batch": 1}))[0]["after"]
     return {name: parts["exp_avg"].double() for name, parts in state.items()}

@@ -56,7 +56,7 @@ def compute_dtype(config: Config) -> torch.dtype:
 def gradient_dtype(config: Config) -> torch.dtype:
     """Dtype in which the gradients of parameters are summed: float32, where nobody asks for less."""
     dtype = compute_dtype(config)
-    return dtype if config.train.grad_dtype == "bf16" else torch.promote_types(dtype, torch.float32)
+    return dtype if config.advanced.grad_dtype == "bf16" else torch.promote_types(dtype, torch.float32)
 
 
 def hidden_spec(config: Config, tp: TensorParallel, width: int) -> Callable[[MicroBatch], PayloadSpec]:

@@ -22,7 +22,7 @@ def deepspeed_config(config: Config, num_elements: int) -> dict[str, Any]:
     because DeepSpeed's default is to clip to 1.
     """
     zero = config.parallel.zero_stage
-    gradients = config.train.grad_dtype if config.train.precision == "bf16" else "fp32"
+    gradients = config.advanced.grad_dtype if config.train.precision == "bf16" else "fp32"
     bucket = min(config.advanced.reduce_bucket, max(1, num_elements))
     bucket += bucket % 2  # DeepSpeed requires an even size
     return {
