@@ -54,7 +54,7 @@ def check(config: Config) -> Iterator[Problem]:
 def _rotary(config: Config) -> Iterator[Problem]:
     model, width = config.model, config.model.rotary_width()
     asked = model.width_of_head() * model.rotary_fraction
-    if width % 2 or not width or abs(asked - width) > 1e-3 * asked:
+    if width % 2 or not width:
         even = max(2, 2 * round(asked / 2))
         yield Problem(
             key="model.rotary_fraction",

@@ -56,7 +56,12 @@ class Model(Section):
     rope_scaling: RopeScaling | None = Field(
         None, description="rotary frequencies for longer texts: {type: linear, llama3, yarn or longrope, factor: ...}"
     )
-    rotary_fraction: float = Field(1.0, gt=0, le=1, description="share of a head's width that is rotated")
+    rotary_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of a head's width that is rotated: whole channels, rounded down as in transformers",
+    )
     rotary_interleaved: bool = Field(False, description="rotate neighbouring channels (GPT-J), not the two halves")
     layer_kinds: tuple[LayerKind, ...] = Field(
         (),
@@ -189,6 +194,11 @@ class Model(Section):
     def rotary_width(self) -> int:
         """Channels of a head that are rotated."""
         return int(self.width_of_head() * self.rotary_fraction + 1e-5)  # 1/3 of 48 are 16, as written in decimals
+
+    def rotary_share_is_rounded(self) -> bool:
+        """Whether rotary_fraction of a head is no whole number of channels."""
+        asked = self.width_of_head() * self.rotary_fraction
+        return self.positions == "rotary" and abs(asked - self.rotary_width()) > 1e-3 * asked
 
     def kinds(self) -> tuple[LayerKind, ...]:
         """Kind of attention of each block."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from roots_dist.accounting.bounds import bounds
 from roots_dist.assembly.passes import training_program
 from roots_dist.checks import facts as gathering
 from roots_dist.checks import readiness, unused
@@ -20,8 +21,11 @@ from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, UserError
 from roots_dist.layout import Layout
+from roots_dist.learning.models.flops import flops_per_step
+from roots_dist.runs.train.banner import banner
 from roots_dist.schedule.actions import Action, Kind
 from roots_dist.schedule.schedules import SCHEDULES, gpipe
+from roots_dist.world.mesh import Mesh
 
 FINE = Facts(
     corpora={"c": CorpusFacts(tokens=10**6, vocab=4096)},
@@ -481,10 +485,14 @@ def test_an_odd_number_of_rotated_channels_is_refused_with_a_share_that_is_not()
     assert check(Config.model_validate({"model": model | {"rotary_fraction": float(share)}}), 1) == []
 
 
-def test_a_rotary_share_that_is_no_whole_number_of_channels_is_refused_not_rounded():
+def test_a_rotary_share_that_is_no_whole_number_of_channels_is_rounded_as_transformers_does_and_told():
     model = {"heads": 2, "head_dim": 20, "positions": "rotary", "rotary_fraction": 0.83}
-    (problem,) = check(Config.model_validate({"model": model}), 1)
-    assert problem.key == "model.rotary_fraction" and "not 16.6:" in problem.expected and "use 0.8" in problem.fix
+    config = Config.model_validate({"model": model})
+    assert check(config, 1) == [] and config.model.rotary_share_is_rounded()
+    told = banner(config, Mesh.single(), None, bounds(config, Layout(), flops_per_step(config), None))
+    assert "model.rotary_fraction = 0.83 rotates 16 of 20 channels" in told
+    (problem,) = check(config.changed({"model.rotary_fraction": 0.76}), 1)
+    assert problem.key == "model.rotary_fraction" and "not 15.2:" in problem.expected and "use 0.8" in problem.fix
 
 
 def test_a_record_that_is_not_used_is_shown_as_it_was_written():

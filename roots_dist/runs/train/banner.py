@@ -60,6 +60,10 @@ def banner(config: Config, mesh: Mesh, peak: float | None, bound: Bounds) -> str
     model = f"{mesh.layout}, {parameters_in_words(config)}, {engine} engine, {peak_words}"
     held = peak_memory_gib(mesh.device)  # the libraries and the weights, which no arithmetic knows
     bound = replace(bound, memory_gib=max(bound.memory_gib, held))
+    m = config.model
+    if m.rotary_share_is_rounded():
+        rotated = f"{m.rotary_width()} of {m.width_of_head()} channels"
+        model += f"; model.rotary_fraction = {m.rotary_fraction:g} rotates {rotated}"
     return f"{model}\n{batch_arithmetic(config, mesh.layout)}\n{bound}{_threads(mesh)}"
 
 
