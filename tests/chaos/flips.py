@@ -15,7 +15,7 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import NotFiniteError
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
-from roots_dist.runs.train.copies import INTEGERS, CopiesDiffer, check_copies, first_difference
+from roots_dist.runs.train.copies import INTEGERS, CopiesDiffer, check_copies, differences
 from roots_dist.runs.train.step import train_step
 from roots_dist.testing.world import on_warm_world
 from roots_dist.world.mesh import Mesh
@@ -109,7 +109,7 @@ def harmed(rank: int, size: int, case: str, what: str, seed: int, differing: str
         except CopiesDiffer as error:
             said.append(str(error))
             break
-    equal = first_difference(run) is None
+    equal = not list(differences(run))
     return {"said": said, "equal": equal, "shared": shared, "victim": victim, "name": name}
 
 

@@ -2,7 +2,7 @@
 ranks, and tied parameters over stages. What differs is never saved.
 
     weights, engine.read_state --digest--> int64 --MAX of (d, ~d) over each axis--> equal, or first parameter and ranks
-                                                                       --heal--> broadcast from most ranks, write_state
+                           all that differ --heal--> broadcast what is judged from most ranks, write_state
 
 Copies are updated by each rank for itself and must stay equal to the bit: a bit that flips, or a rank that skips
 clipping, lets them drift apart for weeks, and no loss curve shows it. Sharded numbers have no copy to compare.
@@ -14,6 +14,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 import torch.distributed as dist
@@ -36,8 +37,8 @@ MIX = -7046029254386353131
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 TEXT = 200
 """Bytes of a message between ranks."""
-MOST = 10_000
-"""Parameters that are healed in one go, at most."""
+HEALINGS = 3
+"""Comparisons in a row that may find something to heal: one heals all that it finds."""
 
 
 class CopiesDiffer(UserError):
@@ -46,7 +47,7 @@ class CopiesDiffer(UserError):
 
 @dataclass(frozen=True)
 class Difference:
-    """The first parameter whose copies differ."""
+    """A parameter whose copies of one kind differ."""
 
     name: str
     kind: str
@@ -69,17 +70,19 @@ def check_copies(run: Run, step: int) -> None:
     advanced.differing_copies=heal overwrites them with those of most ranks. Collective over the world."""
     if run.mesh.world.size == 1:
         return
-    for _ in range(MOST):
-        found = first_difference(run)
-        if found is None:
+    stop = run.config.advanced.differing_copies == "stop"
+    for _ in range(HEALINGS):
+        found = list(islice(differences(run), 1 if stop else None))
+        if not found:
             return
-        if run.config.advanced.differing_copies == "stop" or not found.right:
+        if stop or not found[-1].right:
             fix = "resume from the newest checkpoint, whose copies were equal, and check the memory of that rank's node"
-            more = "" if found.right else " (there is no majority to heal from)"
-            raise CopiesDiffer(f"step {step}: {found}{more}. Fix: {fix}.")
-        log.warning("step %d: %s: it is overwritten", step, found)
+            more = "" if found[-1].right else " (there is no majority to heal from)"
+            raise CopiesDiffer(f"step {step}: {found[-1]}{more}. Fix: {fix}.")
+        more = f", and {len(found) - 1} more like it" if len(found) > 1 else ""
+        log.warning("step %d: %s%s: overwritten with the copies of most", step, found[0], more)
         heal(run, found)
-    raise CopiesDiffer(f"step {step}: {found} after {MOST} parameters were healed. Fix: resume from a checkpoint.")
+    raise CopiesDiffer(f"step {step}: {found[0]}, healed {HEALINGS} times in vain. Fix: resume from a checkpoint.")
 
 
 def digest(tensor: Tensor) -> Tensor:
@@ -96,16 +99,21 @@ def digest(tensor: Tensor) -> Tensor:
     return (blocks * weights).sum()
 
 
-def first_difference(run: Run) -> Difference | None:
-    """The first difference among all copies, equal on all ranks; None if there is none. Collective over the world."""
+def differences(run: Run) -> Iterator[Difference]:
+    """All differences among copies, equal on all ranks and in the same order. All numbers are read once, before the
+    first. Ends with one that has no majority, because then nothing is healed. Collective over the world."""
     digests = torch.stack([torch.stack(list(_digests(run, p))) for p in run.params])
     differs = _differs(run.mesh.dp_cp, digests)
     differs |= _differs_over_tp(run, digests)
     for axis, rows in _tied(run):
         differs[rows] |= _differs(axis, digests[rows])
-    if not run.mesh.world.sum_(differs.any().to(torch.int64)):
-        return None
-    return _who(run, digests, differs)
+    while run.mesh.world.sum_(differs.any().to(torch.int64)):
+        yield (found := _who(run, digests, differs))
+        if not found.right:
+            return
+        for row, p in enumerate(run.params):
+            if p.name == found.name:
+                differs[row, KINDS.index(found.kind)] = False
 
 
 def _digests(run: Run, p: Param) -> Iterator[Tensor]:
@@ -195,23 +203,33 @@ def majority(table: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[i
     return tuple(sorted(wrong)), tuple(sorted(right)) if decided else ()
 
 
-def heal(run: Run, found: Difference) -> None:
-    """Overwrite the copies of a parameter by those of a rank that is right, axis by axis. Collective over the world."""
-    mesh = run.mesh
-    p = next((p for p in run.params if p.name == found.name), None)
-    if p is not None:
-        state = run.engine.read_state(p.name)
-        is_right = mesh.rank in found.right
-        for axis in (mesh.tp if p.replicas > 1 else None, mesh.dp_cp, run.ties.get(p.name)):
-            if axis is not None and axis.size > 1:
-                is_right = _spread(axis, p, state, is_right, mesh)
-        run.engine.write_state(p.name, state)
+def heal(run: Run, found: Sequence[Difference]) -> None:
+    """Overwrite the copies that differ by those of a rank that is right, axis by axis, and nothing else: a rank that is
+    right about one kind has not been judged about another. Collective over the world."""
+    held = {p.name: p for p in run.params}
+    for name in dict.fromkeys(one.name for one in found):
+        if name in held:
+            _heal_parameter(run, held[name], [one for one in found if one.name == name])
     run.engine.finish_loading(run.engine.optimizer_steps)
 
 
-def _spread(axis: Axis, p: Param, state: dict[str, Tensor], is_right: bool, mesh: Mesh) -> bool:
-    """Give the state of a rank that is right to the others of the axis with the same slice. Returns whether this rank
-    is right now. Collective over the axis."""
+def _heal_parameter(run: Run, p: Param, differences: Sequence[Difference]) -> None:
+    mesh, state = run.mesh, run.engine.read_state(p.name)
+    judged = {one.kind: one for one in differences}
+    if KINDS[0] in judged:  # the weight in use is made anew from the master weight
+        judged.setdefault(STATE[0], judged.pop(KINDS[0]))
+    for kind in sorted(judged):
+        found = judged[kind]
+        is_right = mesh.rank in found.right
+        for axis in (mesh.tp if p.replicas > 1 else None, mesh.dp_cp, run.ties.get(p.name)):
+            if axis is not None and axis.size > 1:
+                is_right = _spread(axis, p, state, kind, is_right, mesh)
+    run.engine.write_state(p.name, state)
+
+
+def _spread(axis: Axis, p: Param, state: dict[str, Tensor], kind: str, is_right: bool, mesh: Mesh) -> bool:
+    """Give one kind of state of a rank that is right to the others of the axis with the same slice. Returns whether
+    this rank is right now. Collective over the axis."""
     shards, mine = p.spec.num_shards(p.tp), p.spec.shard_index(p.tp)
     first = torch.full((shards,), axis.size, device=mesh.device)
     if is_right:
@@ -220,10 +238,8 @@ def _spread(axis: Axis, p: Param, state: dict[str, Tensor], is_right: bool, mesh
     for shard, source in enumerate(first.tolist()):
         if source == axis.size:
             continue
-        for kind in sorted(state):
-            sent = state[kind].to(mesh.device).contiguous()
-            received = sent.clone()
-            dist.broadcast(received, axis.ranks[source], group=axis.group)
-            if shard == mine:
-                state[kind] = received
+        received = state[kind].to(mesh.device).contiguous().clone()
+        dist.broadcast(received, axis.ranks[source], group=axis.group)
+        if shard == mine:
+            state[kind] = received
     return is_right or first[mine].item() < axis.size
