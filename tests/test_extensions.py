@@ -16,7 +16,10 @@ from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError
 from roots_dist.learning.data.prepare import prepare
+from roots_dist.runs.report.run_list import find_runs, list_lines
+from roots_dist.runs.report.run_record import read_runs
 from roots_dist.runs.train import banner
+from roots_dist.storage.checkpoint.verified import best_or_newest
 from roots_dist.testing.parity import FLOAT64_BOUNDS, differences, merge, trace
 from roots_dist.testing.world import on_world
 
@@ -99,6 +102,28 @@ def test_a_runs_folder_runs_no_code_by_itself(place):
         config_of_run("runs/told", ["advanced.extensions=[other.py]"])
 
 
+def test_what_a_run_recorded_is_read_without_its_code(place):
+    """`roots ls`, `roots report`, and the checkpoint of a run whose file has changed or is gone."""
+    run = place / "runs" / "kept"
+    roots_dist.train("run.yaml", [f"track.folder={run}", "train.steps=1"])
+    (place / "sentinel.py").write_text(f"open({str(place / 'has_run')!r}, 'w')\n{FILE}")
+    recorded = (run / "config.yaml").read_text()
+    (own,) = load("run.yaml").advanced.extensions
+    (sentinel,) = pinned(["sentinel.py"])
+    for entry in (own.replace("mine", "gone"), sentinel):
+        (run / "config.yaml").write_text(recorded.replace(own, entry))
+        assert "kept" in "".join(list_lines(find_runs(place / "runs"), (), 200))
+        assert read_runs([run], ())[0].config["objective.name"] == "late"
+    with pytest.raises(ConfigError, match="advanced.extensions"):  # of another digest
+        best_or_newest(run)
+    assert not (place / "has_run").exists()
+    (run / "config.yaml").write_text(recorded.replace(own, own.replace("mine", "gone")))
+    assert best_or_newest(run).name.endswith("1")
+    (run / "config.yaml").write_text(recorded.replace("heads: 2", "heads: 1"))
+    with pytest.raises(ConfigError, match="model.heads = 1"):
+        best_or_newest(run)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -114,6 +139,7 @@ def test_a_runs_folder_runs_no_code_by_itself(place):
             "from roots_dist import *\nEXTENSION = Extension(lr_schedules={'cosine': LrSchedule(after_warmup=None)})",
             "'cosine' is taken",
         ),
+        ("from roots_dist import Extension\nEXTENSION = Extension(activations={'gelu': abs})", "'gelu' is taken"),
         (FILE.replace('name="late"', 'name="last"'), "its record says 'last'"),
     ],
 )

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator
 
+from roots_dist.config.activations import ACTIVATIONS
 from roots_dist.config.families import FAMILIES, FamilyRecord
 from roots_dist.config.lr_schedules import LR_SCHEDULES, LrSchedule
 from roots_dist.config.objectives import OBJECTIVES, ObjectiveRecord
@@ -74,7 +75,7 @@ NOTHING = Extension()
 TAKEN: dict[str, tuple[Collection[str], type]] = {
     "objectives": (OBJECTIVES, NewObjective),
     "families": (FAMILIES, NewFamily),
-    "activations": ((), types.FunctionType),
+    "activations": (ACTIVATIONS, types.FunctionType),
     "schedules": (SCHEDULES, Schedule),
     "lr_schedules": (LR_SCHEDULES, LrSchedule),
 }

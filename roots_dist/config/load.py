@@ -87,6 +87,16 @@ def read(path: str | Path, overrides: Sequence[str] = (), named: Sequence[str] |
     return Loaded(config, origins)
 
 
+def read_record(path: Path) -> Config:
+    """The config in the folder of a run, which may come from anybody: its extensions are not run, and whatever names
+    they have added are taken. Raises ConfigError."""
+    tree, origins = text.parse_file(path)
+    try:
+        return Config.from_record(tree)
+    except ValidationError as error:
+        raise ConfigError([_problem(details, origins) for details in error.errors(include_url=False)]) from None
+
+
 def _pin_extensions(tree: dict[str, Any], origins: dict[str, str], named: Sequence[str] | None) -> Extension:
     """Write the digest behind each of the config's extensions, and run them: the names that they add are values."""
     section = tree.get("advanced")

@@ -11,15 +11,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from roots_dist.config.activations import GATED, ActivationName
 from roots_dist.config.extensions import or_extended
 from roots_dist.config.families import FAMILIES, FamilyName
 from roots_dist.config.rope_scaling import RopeScaling
 from roots_dist.config.section import Section
 
 LayerKind = Literal["full", "window", "nope"]
-GATED = {"swiglu": "silu", "geglu": "gelu_tanh"}
-"""Activations with a gate (Shazeer 2020): a third matrix, whose output goes through this function of
-learning/models/activations.py."""
 
 
 class Model(Section):
@@ -91,7 +89,7 @@ class Model(Section):
     norm_affine: bool = Field(True, description="norms have weights (OLMo 1: no)")
     zero_centered_norm: bool = Field(False, description="norms multiply by 1 + weight (Gemma)")
     embedding_norm: bool = Field(False, description="a norm right after the embedding, as BLOOM has")
-    activation: Annotated[Literal["gelu", "gelu_tanh", "relu", "swiglu", "geglu"], or_extended("activations")] = Field(
+    activation: Annotated[ActivationName, or_extended("activations")] = Field(
         "gelu_tanh", description=f"of the MLP; {' and '.join(GATED)} (T5 v1.1) have a third matrix, the gate"
     )
     experts: int | None = Field(

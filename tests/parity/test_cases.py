@@ -11,7 +11,7 @@ from cases import ALL_MODELS, DIMENSIONS, LAYOUTS, PLAIN, SCHEDULE, case, change
 from models import MODELS, OBJECTIVES, WORDS, config
 
 from roots_dist.checks.checks import check
-from roots_dist.config.model import GATED
+from roots_dist.config.activations import GATED
 from roots_dist.learning.models.activations import FUNCTIONS
 from roots_dist.schedule.schedules import SCHEDULES
 from roots_dist.verify.verify import MATRIX

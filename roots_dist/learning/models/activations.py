@@ -1,4 +1,4 @@
-"""What the MLP does to each number between its matrices. Gated ones (config/model.py GATED) multiply by it."""
+"""What the MLP does to each number between its matrices. Gated ones (config/activations.py GATED) multiply by it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from roots_dist.config.model import GATED
+from roots_dist.config.activations import GATED
 from roots_dist.config.schema import Config
 
 Activation = Callable[..., Tensor]

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from roots_dist.assembly.passes import Passes
-from roots_dist.config.load import CONFIG_FILE, read
+from roots_dist.config.load import CONFIG_FILE, read_record
 from roots_dist.config.schema import Config
 from roots_dist.errors import CheckpointError, ConfigError, DataError, Problem, present
 from roots_dist.files import replacing
@@ -128,7 +128,7 @@ def _kept(folder: Path) -> dict[str, np.ndarray]:
 def _other_rows(config: Config, source: Examples, path: Path) -> DataError | ConfigError:
     """What makes these rows others than those of the references: a key of the config, or else the content of a file."""
     kept = path.with_name(CONFIG_FILE)
-    was = read(kept).config if kept.is_file() else config
+    was = read_record(kept) if kept.is_file() else config
     fix = "set it back, or start anew in another track.folder"
     for section, key in (name.split(".") for name in OF_ROWS):
         now, before = (getattr(getattr(c, section), key) for c in (config, was))

@@ -163,7 +163,10 @@ def layout_of(words: str) -> Layout | None:
 
 
 def _parameters(tree: dict[str, Any]) -> int | None:
+    """Size of the model; None for names that an extension has added: a run's folder runs no code."""
+    advanced = tree.get("advanced")
+    kept = {key: value for key, value in advanced.items() if key != "extensions"} if isinstance(advanced, dict) else {}
     try:
-        return parameters(Config.model_validate(tree))
+        return parameters(Config.from_record({**tree, "advanced": kept}))
     except (ValidationError, ArithmeticError, AssertionError, KeyError):
         return None  # another version's config

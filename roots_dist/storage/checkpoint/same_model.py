@@ -9,9 +9,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from roots_dist.config.activations import ACTIVATIONS
 from roots_dist.config.extensions import split
+from roots_dist.config.families import FAMILIES
 from roots_dist.config.init_from import FREE
-from roots_dist.config.records import objective_of
+from roots_dist.config.objectives import OBJECTIVES
 from roots_dist.config.rope_scaling import LongRope
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
@@ -23,12 +25,13 @@ RESTART = "choose another track.folder, or start from scratch with checkpoint.re
 
 def refuse_another_model(checkpoint: Path, config: Config, fix: str = RESTART) -> None:
     """Raise ConfigError if the checkpoint's model computes another function. Weights of equal shapes may: fewer but
-    wider heads, other positions, another activation. `fix`: what to do besides setting the key back."""
+    wider heads, other positions, another activation. No extension is run: the config may be that of a run's folder.
+    `fix`: what to do besides setting the key back."""
     try:
         saved = Config.from_record(read_json(checkpoint / STATE_FILE)["config"])
     except (KeyError, ValidationError):
         return  # written by another program or version: names and shapes are still compared by load()
-    has_labels, own = objective_of(config).has_labels, is_of_extension(config)
+    has_labels, own = _may_have_labels(config), is_of_extension(config)
     was, now = (_resolved(one, has_labels, own) for one in (saved, config))
     problems = [
         _model_problem(key, now[key], was[key], checkpoint, config, fix)
@@ -52,7 +55,13 @@ def _model_problem(key: str, value: object, was: object, checkpoint: Path, confi
 
 def is_of_extension(config: Config) -> bool:
     """Whether code of an extension is part of the model's function."""
-    return config.model.family in config.extension.families or config.model.activation in config.extension.activations
+    return config.model.family not in FAMILIES or config.model.activation not in ACTIVATIONS
+
+
+def _may_have_labels(config: Config) -> bool:
+    """Whether finetune.labels belongs to the function. With an objective of an extension it is compared in any case."""
+    known = OBJECTIVES.get(config.objective.name)
+    return known is None or known.has_labels
 
 
 def _resolved(config: Config, has_labels: bool, own_code: bool) -> dict[str, object]:

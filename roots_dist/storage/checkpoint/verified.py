@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from roots_dist.config.load import CONFIG_FILE, read
+from roots_dist.config.load import CONFIG_FILE, read_record
 from roots_dist.errors import CheckpointError, UserError
 from roots_dist.storage.checkpoint.disk import remove, rename, sync_folder
 from roots_dist.storage.checkpoint.folder_lock import lock_folder
@@ -138,7 +138,7 @@ def best_or_newest(run: Path, mesh: Mesh | None = None) -> Path:
             log.info("what is damaged keeps its name for now: %s", error)
     if (run / CONFIG_FILE).is_file():
         fix = f"put back the {CONFIG_FILE} that the run has written"
-        refuse_another_model(found, read(run / CONFIG_FILE).config, fix)
+        refuse_another_model(found, read_record(run / CONFIG_FILE), fix)
     return found
 
 
