@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from roots_dist.failures import Record
+from roots_dist.runs.ranks import watchdog
 from roots_dist.runs.ranks.end_deaf_ranks import ending_deaf_ranks
 from roots_dist.runs.ranks.failure_report import summarize
 from roots_dist.runs.ranks.flight_recorder import Operation, read_dump
@@ -105,6 +106,48 @@ def test_progress_says_step_phase_and_action():
         assert str(progress) == "step 3, save, forward of stage 0, microbatch 1"
         assert progress.wait is not None and progress.wait.number == 1
     assert progress.wait is None and str(progress).startswith("step 3, forward")
+
+
+class Store:
+    """A store in memory, and its clones: each item of `late` is one answer, and whether it comes too late."""
+
+    def __init__(self, texts: dict[str, bytes], late: list[bool]):
+        self.texts, self.late = texts, late
+
+    def clone(self) -> Store:
+        return Store(self.texts, self.late)
+
+    def check(self, names: list[str]) -> bool:
+        if self.late and self.late.pop(0):
+            time.sleep(0.2)
+            raise RuntimeError("timeout")
+        return all(name in self.texts for name in names)
+
+    def get(self, name: str) -> bytes:
+        return self.texts[name]
+
+    def set(self, name: str, text: bytes) -> None:
+        self.check([])
+        self.texts[name] = text
+
+
+def test_a_rank_whose_store_answered_late_once_hears_and_is_heard(tmp_path, monkeypatch):
+    monkeypatch.setattr(watchdog, "STORE_S", 0.05)
+    monkeypatch.setattr(watchdog, "PAUSE_S", 0.05)
+    texts: dict[str, bytes] = {}
+    board, other = watchdog.Board(Store(texts, [True]), tmp_path), watchdog.Board(Store(texts, []), tmp_path / "other")
+    assert board.get("called") is None  # too late
+    board.put("rank_0", "here")
+    other.put("called", "1")
+    assert other.get("rank_0") == "here" and board.get("called") == "1"
+
+
+def test_a_rank_that_has_lost_the_store_is_heard_in_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(watchdog, "STORE_S", 0.05)
+    texts: dict[str, bytes] = {}
+    lost, other = watchdog.Board(Store(texts, [True] * 9), tmp_path), watchdog.Board(Store(texts, []), tmp_path)
+    lost.put("rank_0", "here")
+    assert "hang/rank_0" not in texts and other.get("rank_0") == "here"
 
 
 def test_a_hang_is_shown_as_it_is_and_our_own_kill_blames_nobody():

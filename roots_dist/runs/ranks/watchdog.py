@@ -4,7 +4,7 @@
     --> the lowest of them: judge (hang.py), errors/hang.txt, the record of the end, the launcher's record
     --> all: kill the silent ranks of this machine, which hear no other signal, and exit
 
-The board is the store that the ranks met at, and the run's folder where that is gone (its host may be the rank that
+The board is the store that the ranks met at, and the run's folder as well (the store's host may be the rank that
 hangs). Nothing is written to it before a hang; each rank asks it once or twice a second whether one has been found.
 The timeouts of the process groups themselves are longer, and act only if this thread cannot.
 """
@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -45,6 +45,8 @@ ANSWER_S = 0.5
 TELL_S = 4.0
 """Seconds in which the lowest rank has written what was found."""
 STORE_S = 0.5
+PAUSE_S = 2.0
+"""Seconds after a first late answer for which the store is not asked."""
 MARGIN_S = 30
 """Seconds by which the timeouts of process groups are longer than the watchdog's."""
 STATES = {
@@ -56,39 +58,61 @@ STATES = {
 
 
 class Board:
-    """Texts by name that every rank can read: in the store, and in a folder as well in case the store is gone."""
+    """Texts by name that every rank can read: in the store, and in a folder as well, because the store may be gone, for
+    all ranks or for the one that writes."""
 
     def __init__(self, store: Any, folder: Path):
         self.folder = folder
         self._store: Any = store
+        self._answers = True
+        """Whether the last answer of the store came in time."""
+        self._pause_s, self._asked_again = PAUSE_S, 0.0
 
     def put(self, name: str, text: str) -> None:
         write_if_possible(self.folder / f"{name}.json", text)
-        self._ask(lambda: self._store.set(f"hang/{name}", text.encode()))
+        if not self._ask(lambda store: store.set(f"hang/{name}", text.encode()) or True):
+            self._asked_again = 0.0  # without a pause: a rank that has not said how it is would be taken for silent
+            self._ask(lambda store: store.set(f"hang/{name}", text.encode()))
 
     def get(self, name: str) -> str | None:
         """The text, or None."""
-        found = self._ask(lambda: self._store.get(f"hang/{name}") if self._store.check([f"hang/{name}"]) else None)
+        found = self._ask(lambda store: store.get(f"hang/{name}") if store.check([f"hang/{name}"]) else None)
         if found is not None:
             return bytes(found).decode()
         try:
-            return None if self._store is not None else (self.folder / f"{name}.json").read_text(encoding="utf-8")
+            return (self.folder / f"{name}.json").read_text(encoding="utf-8")
         except OSError:
             return None
 
     def identity(self, rank: int) -> Identity | None:
-        found: Identity | None = self._ask(lambda: identity_of(self._store, rank))
+        found: Identity | None = self._ask(lambda store: identity_of(store, rank))
         return found
 
-    def _ask(self, work: Any) -> Any:
-        """What the store answers; None, now and from now on, if it does not: a stopped host blocks its clients."""
-        if self._store is None:
+    def _ask(self, work: Callable[[Any], Any]) -> Any:
+        """What the store answers; None if it does not.
+
+        A host that is stopped or busy blocks its clients: it is asked again, over a new connection, after a pause that
+        doubles each time, because each attempt may leave a thread that waits. A connection that breaks is the store's
+        end.
+        """
+        if self._store is None or (not self._answers and time.monotonic() < self._asked_again):
             return None
+        store, answers = self._store, self._answers
         try:
-            return run_with_deadline(STORE_S, work)
-        except (RuntimeError, DeadlineExceeded):
+            self._store, found = run_with_deadline(STORE_S, lambda: _answer(store if answers else store.clone(), work))
+        except DeadlineExceeded:
+            self._answers, self._asked_again = False, time.monotonic() + self._pause_s
+            self._pause_s *= 2
+            return None
+        except RuntimeError:
             self._store = None
             return None
+        self._answers, self._pause_s = True, PAUSE_S
+        return found
+
+
+def _answer(store: Any, work: Callable[[Any], Any]) -> tuple[Any, Any]:
+    return store, work(store)
 
 
 @dataclass
