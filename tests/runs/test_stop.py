@@ -274,3 +274,48 @@ def test_a_full_disk_for_a_while_does_not_end_training(place, tmp_path, monkeypa
     other = config.changed({"checkpoint.max_failures": 2, "train.steps": 20})
     with pytest.raises(CheckpointError, match="checkpoint.max_failures = 2: .*No space left.*Fix: see to the disk"):
         train(other, Mesh.single(), TrainParts(after_step=(lambda state, report: full.__setitem__(0, True),)))
+
+
+def test_a_last_checkpoint_that_is_elsewhere_is_told_and_never_left_behind(place, tmp_path, monkeypatch, caplog):
+    """The run said that the same command resumes from it; repeated, it began at step 0."""
+    from roots_dist.config.load import load
+    from roots_dist.errors import CheckpointError
+    from roots_dist.runs.train import saving
+    from roots_dist.runs.train.loop import TrainParts, train
+    from roots_dist.world.mesh import Mesh
+
+    folder, elsewhere, real, full = tmp_path / "run", tmp_path / "elsewhere", saving.save, [True]
+
+    def save(into, *rest, **more):
+        if into == folder and full[0]:
+            raise CheckpointError("No space left on device")
+        return real(into, *rest, **more)
+
+    def stop(state, report):
+        state.stop.signal = signal.SIGTERM if state.step == 1 else 0
+
+    monkeypatch.setattr(saving, "save", save)
+    caplog.set_level("INFO")
+    own = [f"track.folder={folder}", f"checkpoint.fallback_folder={elsewhere}", "train.steps=4"]
+    config, alone = load(place / "run.yaml", own), Mesh.single()
+    assert train(config, alone, TrainParts(after_step=(stop,))) == 128 + signal.SIGTERM
+    two = elsewhere / "checkpoints" / "step_00000002"
+    moved = f"its checkpoint is in {two}: move it to {folder / 'checkpoints'}"
+    assert read_end(folder / "ended.txt") == f"stopped by SIGTERM after step 2; {moved}"
+    assert f"{moved}, and the same command resumes" in caplog.text and "with a checkpoint;" not in caplog.text
+    assert json.loads((folder / "run.json").read_text())["saved"] is True
+    with pytest.raises(CheckpointError, match=re.escape(f"folder has (none), but {two} is one. Fix: move it to")):
+        train(config, alone)
+    with pytest.raises(CheckpointError, match="metrics.jsonl up to step 2"):
+        train(config.changed({"checkpoint.fallback_folder": None}), alone)
+
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    two.rename(folder / "checkpoints" / two.name)
+    assert train(config, alone) == 0
+    four = elsewhere / "checkpoints" / "step_00000004"
+    assert read_end(folder / "ended.txt").startswith(f"finished after step 4; its checkpoint is in {four}: move")
+    full[0] = False
+    with pytest.raises(CheckpointError, match=re.escape(f"(step 2), but {four} is one")):
+        train(config, alone)
+    shutil.rmtree(four)
+    assert train(config, alone) == 0 and read_end(folder / "ended.txt") == "finished after step 4"

@@ -15,9 +15,9 @@ from roots_dist.runs.ranks.stop_signal import AFTER_STEP, ENDED, ENDED_BEFORE, r
 from roots_dist.runs.track.metrics import METRICS_FILE, TEXTS_FILE, last_step
 from roots_dist.runs.track.summary_file import SUMMARY_FILE
 from roots_dist.storage.checkpoint.disk import rename, sync_folder
-from roots_dist.storage.checkpoint.format import checkpoints_folder
-from roots_dist.storage.checkpoint.keep import BEST_FILE, PARTIAL
-from roots_dist.storage.checkpoint.run_identity import RUN_FILE, never_saved
+from roots_dist.storage.checkpoint.format import Manifest, checkpoints_folder
+from roots_dist.storage.checkpoint.keep import BEST_FILE, PARTIAL, found_steps
+from roots_dist.storage.checkpoint.run_identity import RUN_FILE, never_saved, run_id
 from roots_dist.storage.checkpoint.verified import Damages
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,31 @@ def refuse_silent_zero(folder: Path, damages: Damages) -> None:
             "begin at step 0 with checkpoint.resume=false, which renames what is there, or in another track.folder",
         )
         raise CheckpointError(str(problem))
+
+
+def refuse_to_leave_behind(folder: Path, fallback: str | None, step: int) -> None:
+    """Raise CheckpointError if checkpoint.fallback_folder holds a checkpoint of this run of more than `step` steps,
+    those of the newest in the run's own folder (0 if it has none)."""
+    if fallback is None or not (own := run_id(folder)):
+        return
+    for later, path in reversed(found_steps(Path(fallback)).items()):
+        if later > step and _run_of(path) == own:
+            here = f"step {step}" if step else "none"
+            problem = Problem(
+                key="checkpoint.fallback_folder",
+                found=fallback,
+                expected=f"no later checkpoint of this run than its own folder has ({here}), but {path} is one",
+                fix=f"move it to {checkpoints_folder(folder)}; or delete it, to do these steps again",
+            )
+            raise CheckpointError(str(problem))
+
+
+def _run_of(checkpoint: Path) -> str:
+    """Id of the run that has saved a checkpoint; empty if it cannot be read."""
+    try:
+        return Manifest.read(checkpoint).author.run
+    except CheckpointError:
+        return ""
 
 
 def _list(words: Sequence[str]) -> str:

@@ -48,7 +48,7 @@ from roots_dist.runs.train.callbacks import Callback, callbacks, evaluate, sampl
 from roots_dist.runs.train.origin import without_secrets, write_origin
 from roots_dist.runs.train.resume import resume
 from roots_dist.runs.train.run_folder import HeldFolder, folder_gone, hold_folder
-from roots_dist.runs.train.saving import checkpoint, save_elsewhere
+from roots_dist.runs.train.saving import checkpoint, move_it, save_elsewhere
 from roots_dist.runs.train.spikes import Spikes
 from roots_dist.runs.train.state import OnCheckpoint, OnEvaluation, TrainState
 from roots_dist.runs.train.step import train_step
@@ -173,7 +173,8 @@ def train_in(
         else:
             log.info("%s", state.reason_to_stop())
     if rank0:
-        record_end(folder, f"{FINISHED} after step {state.step}")
+        elsewhere = f"; {move_it(state, state.saves.elsewhere)}" if state.saves.elsewhere else ""
+        record_end(folder, f"{FINISHED} after step {state.step}{elsewhere}")
     return 0
 
 
@@ -189,7 +190,10 @@ def stop_early(state: TrainState) -> int:
     if state.saves.step < state.step:
         checkpoint(state, last=True)
     ended = f"{STOPPED} by {signal.Signals(number).name} after step {state.step}"
-    if state.saves.step or state.step:
+    if state.saves.elsewhere:
+        ended = f"{ended}; {move_it(state, state.saves.elsewhere)}"
+        log.info("%s, and the same command resumes from it", ended)
+    elif state.saves.step or state.step:
         log.info("%s, with a checkpoint; the same command resumes from it", ended)
     else:
         log.info("%s", ended)

@@ -20,7 +20,7 @@ from roots_dist.config.lr_schedules import lr_schedule
 from roots_dist.config.schema import Config
 from roots_dist.runs.track.metrics import METRICS_FILE, last_step
 from roots_dist.runs.train.best_evaluation import BestEvaluation
-from roots_dist.runs.train.earlier_life import begin_anew, refuse_silent_zero
+from roots_dist.runs.train.earlier_life import begin_anew, refuse_silent_zero, refuse_to_leave_behind
 from roots_dist.runs.train.init_weights import load_init_weights
 from roots_dist.storage.checkpoint.format import STATE_FILE, Author, Manifest, checkpoints_folder, read_json
 from roots_dist.storage.checkpoint.keep import remove_leftovers
@@ -52,7 +52,8 @@ def resume(run: Run, folder: Path, order: str = "") -> ResumePoint:
     """Load the run's newest checkpoint that can be trusted, if checkpoint.resume is on; else load or draw initial
     weights. `order`: digest of what the order of samples depends on. Collective over the world.
 
-    Raises CheckpointError if the folder has signs of an earlier life and no such checkpoint.
+    Raises CheckpointError if the folder has signs of an earlier life and no such checkpoint, or if
+    checkpoint.fallback_folder has a later one.
     """
     mesh, begun = run.mesh, SharedFailure(run.mesh)
     if mesh.rank == 0:
@@ -66,10 +67,12 @@ def resume(run: Run, folder: Path, order: str = "") -> ResumePoint:
     step = -1
     if mesh.rank == 0:
         with begun.attempt(f"cannot use {folder}"):
-            if found is None:
+            manifest = None if found is None else Manifest.read(found)
+            if run.config.checkpoint.resume:
+                refuse_to_leave_behind(folder, run.config.checkpoint.fallback_folder, manifest.step if manifest else 0)
+            if found is None or manifest is None:
                 refuse_silent_zero(folder, damages)
             else:
-                manifest = Manifest.read(found)
                 step = manifest.step
                 refuse_another_model(found, run.config)  # a ConfigError, of this rank alone
                 set_all_aside(damages)

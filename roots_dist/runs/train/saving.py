@@ -16,6 +16,7 @@ from roots_dist.errors import CheckpointError, Problem
 from roots_dist.runs.train.copies import check_copies
 from roots_dist.runs.train.state import TrainState
 from roots_dist.storage.checkpoint.disk import make_folder
+from roots_dist.storage.checkpoint.format import checkpoints_folder
 from roots_dist.storage.checkpoint.run_identity import mark_saved
 from roots_dist.storage.checkpoint.save import save
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
@@ -100,10 +101,11 @@ def _after_failure(state: TrainState, error: CheckpointError, last: bool) -> Non
         except CheckpointError as again:
             where = f"that failed too: {again}"
         else:
-            where = f"it is in {path}: move it to {state.folder / 'checkpoints'} and repeat the command"
+            _note_elsewhere(state)
+            where = f"{move_it(state, path)} and repeat the command"
             if last:
                 log.warning("the checkpoint of step %d is not in the run's folder: %s", state.step, where)
-                saves.succeeded(state.step)
+                saves.succeeded(state.step, path)
                 return
     if not many:
         raise CheckpointError(f"{told} checkpoint.fallback_folder: {where}")
@@ -114,6 +116,22 @@ def _after_failure(state: TrainState, error: CheckpointError, last: bool) -> Non
         fix="see to the disk and repeat the command: it goes on from the newest checkpoint",
     )
     raise CheckpointError(str(problem))
+
+
+def move_it(state: TrainState, path: Path) -> str:
+    """Where the newest checkpoint is, if not in the run's folder, and what to do with it."""
+    return f"its checkpoint is in {path}: move it to {checkpoints_folder(state.folder)}"
+
+
+def _note_elsewhere(state: TrainState) -> None:
+    """Note in the run's folder that the run has a checkpoint, so that it never begins at step 0 in silence. A failure
+    is only said: the disk of that folder may be full. Collective over the world."""
+    noted = SharedFailure(state.mesh)
+    if state.mesh.rank == 0:
+        with noted.attempt(f"cannot note in {state.folder} that the run has a checkpoint"):
+            mark_saved(state.folder)
+    if why := noted.on_all():
+        log.warning("%s", why)
 
 
 def save_elsewhere(state: TrainState, folder: Path) -> Path:

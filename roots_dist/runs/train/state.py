@@ -42,10 +42,13 @@ class Saves:
     """Number of saves that have failed since the last that did not."""
     next_try: int = 0
     """Step after which a failed save is tried again; 0 if none is to be."""
+    elsewhere: Path | None = None
+    """The newest checkpoint, if it is in checkpoint.fallback_folder and not in the run's folder."""
 
-    def succeeded(self, step: int) -> None:
-        self.step, self.failures, self.next_try = step, 0, 0
-        self.verified.add(step)
+    def succeeded(self, step: int, elsewhere: Path | None = None) -> None:
+        self.step, self.failures, self.next_try, self.elsewhere = step, 0, 0, elsewhere
+        if elsewhere is None:
+            self.verified.add(step)
 
     def failed(self, step: int, every: int) -> None:
         """Twice as many steps later each time, but no later than the next checkpoint is due."""
