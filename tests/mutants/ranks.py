@@ -103,6 +103,14 @@ RANKS = (
         test="unit/test_spikes.py::test_a_spike_is_above_the_median_by_the_spread_and_never_in_the_window",
     ),
     Mutant(
+        name="a_skipped_step_ends_a_row_of_spikes",
+        bug="a step that was skipped for its gradient is taken for one whose loss is fine",
+        file="runs/train/spikes.py",
+        before="if was_skipped and not was_spike:",
+        after="if False:",
+        test="unit/test_spikes.py::test_a_step_that_was_skipped_for_its_gradient_says_nothing_of_spikes",
+    ),
+    Mutant(
         name="a_rank_that_waits_is_slow",
         bug="ranks are compared by the time for which they wait",
         file="runs/train/slow_ranks.py",

@@ -34,6 +34,17 @@ def test_a_spike_is_above_the_median_by_the_spread_and_never_in_the_window():
         spikes.note(20, 70.0, True)
 
 
+def test_a_step_that_was_skipped_for_its_gradient_says_nothing_of_spikes():
+    spikes = Spikes(5.0, [2.0] * 16)
+    spikes.note(17, 50.0, True, True)
+    spikes.note(18, 2.5, False, True)  # its loss is finite, the norm of its gradient was not
+    assert spikes.saved() == [2.0] * 16 and spikes.in_a_row == 1
+    spikes.note(19, 50.0, True, True)
+    resumed = Spikes(5.0, spikes.saved(), spikes.in_a_row)
+    with pytest.raises(SpikesError, match="step 20"):
+        resumed.note(20, 50.0, True, True)
+
+
 def test_equal_losses_have_a_spread_of_a_hundredth():
     spikes = Spikes(3.0, [4.0] * 64)
     assert spikes.limit == pytest.approx(4.0 + 3 * 0.04)

@@ -120,7 +120,7 @@ def open_run(folder: Path, config: Config, mesh: Mesh, parts: TrainParts = Train
         best=best_evaluation(config, start.best),
         step=start.step,
         skipped=start.skipped,
-        spikes=Spikes(config.train.spike_threshold, start.losses),
+        spikes=Spikes(config.train.spike_threshold, start.losses, start.spikes_in_a_row),
         author=start.author,
         on_evaluation=parts.on_evaluation,
         on_checkpoint=parts.on_checkpoint,
@@ -156,7 +156,7 @@ def train_in(
             run.watch.lap("data")
             report = train_step(run, batches, learning_rate(step), stop.signal, state.spikes.limit)
             state.step, stop.agreed = step + 1, report.stop
-            state.spikes.note(state.step, report.loss, report.is_spike)
+            state.spikes.note(state.step, report.loss, report.is_spike, bool(report.skipped))
             if report.skipped:
                 state.skipped += 1
                 log.log(logging.WARNING if rank0 else logging.DEBUG, "step %d is skipped: %s", step + 1, report.skipped)

@@ -45,7 +45,8 @@ class ResumePoint:
     author: Author = field(default=Author(), compare=False)
     """What checkpoints say of the run; rank 0 alone knows it."""
     losses: Sequence[float] = ()
-    """State of runs/train/spikes.py."""
+    spikes_in_a_row: int = 0
+    """State of runs/train/spikes.py, with the losses."""
 
 
 def resume(run: Run, folder: Path, order: str = "") -> ResumePoint:
@@ -97,8 +98,8 @@ def resume(run: Run, folder: Path, order: str = "") -> ResumePoint:
     log.info("resumed after step %d%s", last, f" with {', '.join(changed)}" if changed else "")
     if line := rate_line(state.get("config", {}), run.config, last):
         log.info("%s", line)
-    losses = state.get("losses", ())
-    return ResumePoint(last, state.get("skipped", 0), state.get("best") or {}, author, losses)
+    spikes = state.get("losses", ()), state.get("spikes_in_a_row", 0)
+    return ResumePoint(last, state.get("skipped", 0), state.get("best") or {}, author, *spikes)
 
 
 def rate_line(saved: Mapping[str, object], config: Config, last: int) -> str | None:

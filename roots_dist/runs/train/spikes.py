@@ -4,8 +4,8 @@
 
 The limit is median + train.spike_threshold × spread, where spread is 1.4826 × the median absolute deviation (a standard
 deviation, for a normal distribution), and at least 1 % of the median. Medians do not follow a few odd values, and what
-is not finite, or was skipped, is not in the window. It is saved with a checkpoint, so that a resumed run skips the same
-steps.
+is not finite, or was skipped, is not in the window. It is saved with a checkpoint, and so is the number of spikes in a
+row, so that a resumed run skips the same steps and stops at the same one.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class SpikesError(UserError):
 class Spikes:
     """The losses that a step is judged by. Equal on all ranks."""
 
-    def __init__(self, threshold: float | None, losses: Iterable[float] = ()):
+    def __init__(self, threshold: float | None, losses: Iterable[float] = (), in_a_row: int = 0):
         self.threshold = threshold
-        self.in_a_row = 0
+        self.in_a_row = in_a_row
         self._losses = deque(losses, maxlen=WINDOW)
 
     @property
@@ -45,8 +45,11 @@ class Spikes:
         spread = NORMAL * statistics.median(abs(loss - median) for loss in self._losses)
         return median + self.threshold * max(spread, SMALLEST * abs(median))
 
-    def note(self, step: int, loss: float, was_spike: bool) -> None:
-        """Remember the loss of a step (counted from 1). Raises SpikesError if it is the third spike in a row."""
+    def note(self, step: int, loss: float, was_spike: bool, was_skipped: bool = False) -> None:
+        """Remember the loss of a step (counted from 1). A step that was skipped for another reason says nothing of
+        spikes, though its loss may be finite. Raises SpikesError if it is the third spike in a row."""
+        if was_skipped and not was_spike:
+            return
         self.in_a_row = self.in_a_row + 1 if was_spike else 0
         if not was_spike and math.isfinite(loss):
             self._losses.append(loss)
