@@ -19,6 +19,7 @@ from roots_dist.learning.data.prepare import prepare
 from roots_dist.runs.report.run_list import find_runs, list_lines
 from roots_dist.runs.report.run_record import read_runs
 from roots_dist.runs.train import banner
+from roots_dist.runs.train.resume import rate_line
 from roots_dist.storage.checkpoint.verified import best_or_newest
 from roots_dist.testing.parity import FLOAT64_BOUNDS, differences, merge, trace
 from roots_dist.testing.world import on_world
@@ -122,6 +123,14 @@ def test_what_a_run_recorded_is_read_without_its_code(place):
     (run / "config.yaml").write_text(recorded.replace("heads: 2", "heads: 1"))
     with pytest.raises(ConfigError, match="model.heads = 1"):
         best_or_newest(run)
+
+
+def test_a_run_goes_on_with_the_learning_rate_of_an_extension(place):
+    cosine, ours = load("run.yaml", ["optim.lr_schedule=cosine"]), load("run.yaml")
+    was, foreign = (config.model_dump(mode="json") for config in (cosine, ours))
+    now = ours.changed({"train.steps": 9})
+    assert rate_line(was, now, 2) == "the learning rate of step 3 is 1.7e-04; that of step 2 was 3.0e-04"
+    assert rate_line(foreign, now, 2) is None
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from roots_dist.assembly.run import Run
-from roots_dist.config.lr_schedules import lr_schedule
+from roots_dist.config.lr_schedules import LR_SCHEDULES, lr_schedule
+from roots_dist.config.records import learning_rate_of
 from roots_dist.config.schema import Config
 from roots_dist.runs.track.metrics import METRICS_FILE, last_step
 from roots_dist.runs.train.best_evaluation import BestEvaluation
@@ -103,15 +104,16 @@ def resume(run: Run, folder: Path, order: str = "") -> ResumePoint:
 
 
 def rate_line(saved: Mapping[str, object], config: Config, last: int) -> str | None:
-    """What becomes of the learning rate where the run's length or schedule has changed; None where it goes on."""
+    """What becomes of the learning rate where the run's length or schedule has changed; None where it goes on, or where
+    the saved schedule is of an extension, which is not run."""
     try:
-        was = Config.model_validate(saved)
+        was = Config.from_record(saved)
     except ValidationError:
         return None  # of another version
-    if last >= config.train.steps:
+    if last >= config.train.steps or was.optim.lr_schedule not in LR_SCHEDULES:
         return None
-    before, now = (lr_schedule(c.optim, c.train.steps)(last) for c in (was, config))
-    ended = lr_schedule(was.optim, was.train.steps)(last - 1)
+    rate = lr_schedule(was.optim, was.train.steps)
+    ended, before, now = rate(last - 1), rate(last), learning_rate_of(config)(last)
     if abs(now - before) <= 1e-3 * max(now, before) and last < was.train.steps:
         return None
     return f"the learning rate of step {last + 1} is {now:.1e}; that of step {last} was {ended:.1e}"
