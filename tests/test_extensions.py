@@ -198,6 +198,7 @@ def test_two_files_are_one_extension_unless_they_share_a_name(place):
     (place / "second.py").write_text("from roots_dist import Extension\nEXTENSION = Extension(activations={'id': abs})")
     both = extended(tuple(pinned(["mine.py", "second.py"])))
     assert set(both.activations) == {"squared_relu", "id"} and set(both.objectives) == {"late"}
+    assert both.objectives["late"] is extended(tuple(pinned(["mine.py"]))).objectives["late"], "a file has run twice"
     (place / "again.py").write_text(FILE)
     with pytest.raises(ConfigError, match="'late' is taken"):
         extended(tuple(pinned(["mine.py", "again.py"])))

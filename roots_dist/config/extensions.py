@@ -174,6 +174,7 @@ def read_file(path: str) -> bytes:
         _refuse(path, f"a Python file that can be read ({why(error)})", "check the path")
 
 
+@lru_cache
 def _run(path: str, pin: str) -> Extension:
     """Run a file as a module of its own, and take what it calls EXTENSION."""
     source = read_file(path)
