@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,12 +11,13 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch.distributed as dist
 
 from roots_dist.failures import Record
 from roots_dist.runs.ranks import watchdog
 from roots_dist.runs.ranks.end_deaf_ranks import ending_deaf_ranks
 from roots_dist.runs.ranks.failure_report import summarize
-from roots_dist.runs.ranks.flight_recorder import Operation, read_dump
+from roots_dist.runs.ranks.flight_recorder import Operation, read_dump, record
 from roots_dist.runs.ranks.hang import State, judge, tell
 from roots_dist.world.progress import Progress
 
@@ -96,6 +98,24 @@ def test_the_oldest_operation_that_is_not_finished_is_found_in_a_dump(library):
     found = read_dump({"entries": [message | {"retired": False}]})
     assert found.pending == Operation("recv 0<-1", "0", "world", 4) and found.begun == {}
     assert read_dump({}).pending is None
+
+
+def test_a_recorder_is_full_at_the_length_that_was_asked_for(monkeypatch):
+    dump = {"entries": [ENTRY, ENTRY | {"record_id": 1, "collective_seq_id": 2}]}
+    assert read_dump(dump).complete
+    monkeypatch.setenv("TORCH_FR_BUFFER_SIZE", "2")
+    assert not read_dump(dump).complete
+
+
+def test_the_recorder_of_gloo_is_read_in_a_torch_that_has_nccl_too(monkeypatch):
+    from torch._C import _distributed_c10d as c10d
+
+    monkeypatch.setattr(c10d, "_dump_nccl_trace_json", lambda **_: "{}", raising=False)
+    monkeypatch.setattr(c10d, "_dump_fr_trace_json", lambda **_: json.dumps({"entries": [ENTRY]}))
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    for backend, begun in {"gloo": {"0": 1}, "nccl": {}}.items():
+        monkeypatch.setattr(dist, "get_backend", lambda backend=backend: backend)
+        assert record().begun == begun
 
 
 def test_progress_says_step_phase_and_action():

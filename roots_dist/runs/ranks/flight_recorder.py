@@ -15,9 +15,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-LENGTH = 2000
-SIZE = {"TORCH_FR_BUFFER_SIZE": str(LENGTH)}
-"""Variable that gives the recorder its length; to be set before the first process group."""
+from roots_dist import environment
+
+SIZE = {"TORCH_FR_BUFFER_SIZE": "2000"}
+"""Variable that gives the recorder its length, where nobody else does; to be set before the first process group."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,12 @@ def pending() -> Operation | None:
 
 
 def _dump(only_active: bool) -> Any:
-    """What torch's recorder holds. NCCL has a recorder of its own."""
+    """What torch's recorder holds. NCCL has one of its own; a torch that is built for CUDA has both, and under gloo
+    NCCL's is empty."""
     from torch._C import _distributed_c10d as c10d
 
-    name = "_dump_nccl_trace_json" if hasattr(c10d, "_dump_nccl_trace_json") else "_dump_fr_trace_json"
+    nccl = dist.is_initialized() and dist.get_backend() == "nccl"
+    name = "_dump_nccl_trace_json" if nccl else "_dump_fr_trace_json"
     return json.loads(getattr(c10d, name)(includeCollectives=True, onlyActive=only_active))
 
 
@@ -74,7 +77,12 @@ def read_dump(dump: Mapping[str, Any]) -> Recorded:
         if oldest is None and not entry.get("retired") and entry.get("state") != "completed":
             operation = str(entry["profiling_name"]).partition(":")[2] or str(entry["profiling_name"])
             oldest = Operation(operation, name, "world" if title == "default_pg" else title, number)
-    return Recorded(oldest, begun, complete=len(entries) < LENGTH)
+    return Recorded(oldest, begun, complete=len(entries) < _length())
+
+
+def _length() -> int:
+    """Number of operations that the recorder keeps."""
+    return int((SIZE | environment.all_variables())["TORCH_FR_BUFFER_SIZE"])
 
 
 def members() -> dict[str, list[int]]:
