@@ -20,6 +20,7 @@ from roots_dist.parallel.optim.norm import group_norms
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.cross_entropy import linear_cross_entropy, logits, target_scores
 from roots_dist.world.mesh import SINGLE, Mesh
+from roots_dist.world.positions import Positions
 from roots_dist.world.sharding import Param, ShardSpec
 
 ONE_ROUNDING = 2.0**-8
@@ -93,7 +94,7 @@ def test_angles_and_distances_are_taken_in_float32():
     """Positions above 256 are not in bf16: their angles would be off by radians."""
     where = range(3000, 3020)
     x = torch.randn(1, 2, 20, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
-    found, wanted = (Rotary(64, 10000.0)(t, where).double() for t in (x, x.double()))
+    found, wanted = (Rotary(64, 10000.0)(t, Positions((where,))).double() for t in (x, x.double()))
     assert (found - wanted).abs().max() < 4 * ONE_ROUNDING * wanted.abs().max()
     like = torch.zeros((), dtype=torch.bfloat16)
     found, wanted = (Alibi(12, slice(0, 12)).bias(where, 3020, t).double() for t in (like, like.double()))

@@ -14,6 +14,7 @@ import transformers
 from roots_dist.config.model import Model
 from roots_dist.learning.models.positions import Alibi, alibi_slopes, sinusoids
 from roots_dist.learning.models.rotary import Rotary, attention_factor, scaled
+from roots_dist.world.positions import Positions
 
 
 def test_slopes_of_any_number_of_heads_are_those_of_transformers():
@@ -53,7 +54,7 @@ def test_rotary_turns_pairs_by_their_angles(head_dim, theta):
     positions = range(1000, 1017)
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, len(positions), head_dim, generator=draw, dtype=torch.float64)
-    found = Rotary(head_dim, theta)(x, positions)
+    found = Rotary(head_dim, theta)(x, Positions((positions,)))
     rate = torch.tensor([theta ** (-2 * j / head_dim) for j in range(head_dim // 2)], dtype=torch.float64)
     angle = torch.tensor(list(positions), dtype=torch.float64).unsqueeze(1) * rate
     left, right = x.chunk(2, -1)
@@ -72,7 +73,7 @@ def test_rotary_is_that_of_transformers(head_dim, theta):
     x = torch.randn(2, 4, 64, head_dim, generator=torch.Generator().manual_seed(0))
     cos, sin = LlamaRotaryEmbedding(config)(x, torch.arange(64).unsqueeze(0))
     theirs, _ = apply_rotary_pos_emb(x, x, cos, sin)
-    torch.testing.assert_close(Rotary(head_dim, theta)(x, range(64)), theirs, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(Rotary(head_dim, theta)(x, Positions((range(64),))), theirs, rtol=1e-5, atol=2e-5)
 
 
 SCALINGS = {
@@ -118,7 +119,8 @@ def test_rotary_forgets_angles_of_other_positions():
     rotary, fresh = Rotary(8, 10000.0), lambda: Rotary(8, 10000.0)
     x = torch.ones(1, 1, 4, 8, dtype=torch.float64)
     for given, where in ((x, range(4)), (x, range(4, 8)), (x.float(), range(4, 8)), (x[:, :, :2], range(4, 6))):
-        assert torch.equal(rotary(given, where), fresh()(given, where))
+        there = Positions((where,))
+        assert torch.equal(rotary(given, there), fresh()(given, there))
 
 
 @pytest.mark.parametrize("width", [1, 2, 7, 16])

@@ -21,6 +21,7 @@ from roots_dist.learning.objectives.synthetic import random_batches
 from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.mesh import Mesh
+from roots_dist.world.positions import Positions
 
 CPU = torch.device("cpu")
 WIDE = 1 << 17
@@ -99,7 +100,7 @@ def test_masks_drop_as_often_as_they_say_and_scale_the_rest(drop):
 def mask(drop: float = 0.3, seed=7, step=3, site="blocks.0.1", sample=5, position=9, head=None, first=0) -> Tensor:
     """WIDE channels of one row of a mask. head: of attention probabilities."""
     batch = MicroBatch(tokens=torch.zeros(1, 1), sample_ids=torch.tensor([sample]), step=step)
-    rows = mask_rows(seed, site, batch, range(position, position + 1), CPU)
+    rows = mask_rows(seed, site, batch, Positions((range(position, position + 1),)), CPU)
     rows = rows if head is None else rng.fold(rows, torch.tensor(head))
     return rng.dropout(torch.ones(1, 1, WIDE), drop, rows, first)[0, 0] != 0
 

@@ -67,7 +67,7 @@ FEATURES = (
         before="fill=fill, partial=True), tp.axis)",
         after="fill=fill), tp.axis)",
         says="attention.query_norm.weight",
-        test=LAYOUT("gemma,tp=2,sp,dp=2,zero=1,full"),
+        test=LAYOUT("gemma,tp=2,sp,dp=2,zero=1"),
     ),
     Mutant(
         name="whole_norm_is_of_this_ranks_heads",

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 
 class _Merged(torch.autograd.Function):
@@ -59,6 +58,8 @@ def _halves(q: Tensor, k: Tensor) -> tuple[tuple[slice, bool], tuple[slice, bool
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """[B, h, Q, K], twice [B, g, S, K] with S > Q -> [B, h, Q, K]."""
     if q.device.type == "cuda":
+        from torch.nn.attention.bias import causal_lower_right  # brings torch._dynamo, which takes seconds
+
         bias: Any = causal_lower_right(q.shape[2], k.shape[2])  # the fused kernels know this one
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=q.shape[1] != k.shape[1], scale=scale)
     out: Tensor = _Merged.apply(q, k, v, scale)  # type: ignore[no-untyped-call] # torch types no apply
