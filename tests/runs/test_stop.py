@@ -210,7 +210,7 @@ def test_a_stop_in_an_evaluation_saves_before_the_rest_of_it_and_before_another_
         def batches(all_of_them):
             for batch in real(state)(all_of_them):
                 seen.append(state.step)
-                if seen.count(2) == 3:
+                if seen.count(2) == 2:
                     state.stop.signal = signal.SIGTERM
                 yield batch
 
@@ -218,6 +218,7 @@ def test_a_stop_in_an_evaluation_saves_before_the_rest_of_it_and_before_another_
 
     with catch_stop_signals(tmp_path) as stop, pytest.MonkeyPatch.context() as patch:
         patch.setattr(callbacks, "_until_stopped", watched)
+        patch.setattr(callbacks, "AT_A_TIME", 3)  # all ranks are asked before the first and the fourth microbatch
         assert train_in(tmp_path, config, Mesh.single(), stop, TrainParts()) == 128 + signal.SIGTERM
     assert seen.count(2) == 3 and max(seen) == 2
     assert read_end(tmp_path / "ended.txt") == "stopped by SIGTERM after step 2"

@@ -18,7 +18,7 @@ from roots_dist.accounting.flops import mfu
 from roots_dist.config.records import family_of, learning_rate_of
 from roots_dist.errors import present
 from roots_dist.learning.models.flops import flops_per_step
-from roots_dist.runs.evaluate.held_out import score_held_out
+from roots_dist.runs.evaluate.held_out import AT_A_TIME, score_held_out
 from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.request import Request
 from roots_dist.runs.generate.sampling import Sampling
@@ -132,11 +132,12 @@ class Stopped(Exception):
 
 
 def _until_stopped(state: TrainState) -> Callable[[Iterable[MicroBatch]], Iterable[MicroBatch]]:
-    """Ask all ranks before each microbatch whether one of them was told to stop; raises Stopped on all if so."""
+    """Ask all ranks before the microbatches of each forward pass whether one of them was told to stop; raises Stopped
+    on all if so. To ask makes the host wait."""
 
     def asked(batches: Iterable[MicroBatch]) -> Iterable[MicroBatch]:
-        for batch in batches:
-            if state.stop.agree(state.mesh):
+        for number, batch in enumerate(batches):
+            if number % (AT_A_TIME * state.mesh.pp.size) == 0 and state.stop.agree(state.mesh):
                 raise Stopped
             yield batch
 
