@@ -5,14 +5,19 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from test_checkpoint import FakeEngine, saved_alone, stage
 
+from roots_dist.errors import CheckpointError
+from roots_dist.layout import Layout
+from roots_dist.storage.checkpoint import verified
 from roots_dist.storage.checkpoint.disk import hash_file, write_file
 from roots_dist.storage.checkpoint.keep import complete, newest
 from roots_dist.storage.checkpoint.load import load
 from roots_dist.storage.checkpoint.verified import prune
+from roots_dist.testing.world import on_warm_world
 from roots_dist.world.mesh import Mesh
 
 KILLABLE = tuple((os, name) for name in ("mkdir", "fsync", "rename", "unlink", "rmdir"))
@@ -151,3 +156,24 @@ def test_a_bit_that_flips_on_its_way_to_the_disk_does_not_get_a_hash_that_fits(t
     facts = write_file(tmp_path / "file", [b"abc", memoryview(b"def")])
     assert facts.bytes == 6 and facts.sha256 == hashlib.sha256(b"abcdef").hexdigest()
     assert hash_file(tmp_path / "file").sha256 != facts.sha256
+
+
+def unlisted(rank: int, size: int) -> list[str]:
+    said, mesh = [], Mesh.connect(Layout(dp=size), rank)
+    with mock.patch.object(verified, "found_steps", side_effect=OSError("no answer")):
+        for listing in (
+            lambda: prune(Path("run"), 1, mesh, set()),
+            lambda: verified.newest_verified(Path("run"), mesh),
+        ):
+            try:
+                listing()
+            except CheckpointError as error:
+                said.append(str(error))
+    return said
+
+
+def test_a_folder_that_rank_0_cannot_list_fails_all_ranks_together():
+    """Rank 0 went on to the next message, of another kind than the one that the others waited for."""
+    found = on_warm_world(2, unlisted)
+    assert found[0] == found[1] and all("cannot read run: no answer" in said for said in found[0])
+    assert len(found[0]) == 2

@@ -89,8 +89,7 @@ def newest_verified(run: Path, mesh: Mesh, first: Sequence[int] = ()) -> tuple[P
     """The newest checkpoint that can be trusted, or the one of a step in `first`; None if there is none. And those that
     came before it and cannot, which only rank 0 knows. Collective over the world."""
     folder, damages = checkpoints_folder(run), Damages()
-    found = found_steps(run) if mesh.rank == 0 else {}
-    run_of_folder = run_id(run) if mesh.rank == 0 else ""
+    found, run_of_folder = _listed(run, mesh)
     order = iter([*(step for step in first if step in found), *(step for step in reversed(found) if step not in first)])
     while (place := _from_rank_0(mesh, _places(found, order))) is not None:
         step, replaced = divmod(place, 2)
@@ -102,6 +101,17 @@ def newest_verified(run: Path, mesh: Mesh, first: Sequence[int] = ()) -> tuple[P
         if mesh.rank == 0:
             log.warning("%s cannot be trusted, the one before is tried: %s", path, why)
     return None, damages
+
+
+def _listed(run: Path, mesh: Mesh) -> tuple[dict[int, Path], str]:
+    """On rank 0 what has the name of a checkpoint, by step, and the run's id; nothing on the others. Raises
+    CheckpointError on all ranks if rank 0 cannot read the folder. Collective over the world."""
+    listed, found, own = SharedFailure(mesh), dict[int, Path](), ""
+    if mesh.rank == 0:
+        with listed.attempt(f"cannot read {run}"):
+            found, own = found_steps(run), run_id(run)
+    listed.raise_on_all()
+    return found, own
 
 
 def _places(found: dict[int, Path], order: Iterator[int]) -> int | None:
@@ -153,8 +163,7 @@ def prune(run: Path, keep: int, mesh: Mesh, verified: set[int]) -> None:
     this process knows that; it grows by those that are compared here. Damaged ones do not count and are set aside;
     other folders are not touched. Collective over the world."""
     assert keep >= 1, keep
-    found = found_steps(run) if mesh.rank == 0 else {}
-    run_of_folder = run_id(run) if mesh.rank == 0 else ""
+    found, run_of_folder = _listed(run, mesh)
     order, kept = iter(reversed(found)), 0
     while kept < keep and (step := _from_rank_0(mesh, next(order, None))) is not None:
         path = checkpoints_folder(run) / step_name(step)
