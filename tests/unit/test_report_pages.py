@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree.ElementTree import tostring
 
 import pytest
@@ -249,7 +250,11 @@ def test_runs_are_listed_at_the_width_of_the_terminal(tmp_path, monkeypatch, cap
         config = Config.model_validate({"train": {"steps": steps}, "track": {"folder": str(folder)}})
         (folder / "config.yaml").write_text(to_yaml(config))
         (folder / "origin.json").write_text(json.dumps({"layout": "TP2×PP2×DP1"}))
+        (folder / "points_nowhere").symlink_to(folder / "gone")
     monkeypatch.chdir(tmp_path)
+    gone = tmp_path / "runs" / "a" / "gone_since"
+    glob = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda path, pattern: [*glob(path, pattern), gone])
     with open(tmp_path / "runs" / "a" / ".lock", "w") as lock:
         for columns, shown in ((120, COLUMNS), (80, [c for c in COLUMNS if c not in ("size", "layout")])):
             monkeypatch.setenv("COLUMNS", str(columns))

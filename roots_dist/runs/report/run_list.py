@@ -8,8 +8,10 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from stat import S_ISREG
 
 from roots_dist.config.load import CONFIG_FILE
 from roots_dist.runs.report.run_record import RunRecord, read_runs
@@ -33,10 +35,11 @@ def find_runs(folder: Path) -> list[Path]:
 
 def _below(folder: Path, depth: int) -> Iterator[Path]:
     for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
-        if (inner / CONFIG_FILE).is_file():
-            yield inner
-        elif depth > 1:
-            yield from _below(inner, depth - 1)
+        with suppress(OSError):  # of another user, or gone since
+            if (inner / CONFIG_FILE).is_file():
+                yield inner
+            elif depth > 1:
+                yield from _below(inner, depth - 1)
 
 
 def list_lines(folders: Sequence[Path], known: Collection[str], width: int) -> list[str]:
@@ -99,8 +102,16 @@ def age(seconds: float) -> str:
 
 def _changed(folder: Path) -> float:
     """When a run's folder was written to last."""
-    return max((entry.stat().st_mtime for entry in os.scandir(folder)), default=folder.stat().st_mtime)
+    return max((found.st_mtime for found in _stats(folder.iterdir())), default=folder.stat().st_mtime)
 
 
 def _size(folder: Path) -> int:
-    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+    """Bytes of a folder's files; links are not followed."""
+    return sum(found.st_size for found in _stats(folder.rglob("*")) if S_ISREG(found.st_mode))
+
+
+def _stats(paths: Iterable[Path]) -> Iterator[os.stat_result]:
+    """What is known of each file that is still there: an active run removes checkpoints."""
+    for path in paths:
+        with suppress(OSError):
+            yield path.lstat()
