@@ -18,6 +18,7 @@ from roots_dist.runs.ranks import watchdog
 from roots_dist.runs.ranks.end_deaf_ranks import ending_deaf_ranks
 from roots_dist.runs.ranks.failure_report import summarize
 from roots_dist.runs.ranks.flight_recorder import Operation, read_dump, record
+from roots_dist.runs.ranks.handshake import Identity
 from roots_dist.runs.ranks.hang import State, judge, tell
 from roots_dist.world.progress import Progress
 
@@ -168,6 +169,12 @@ def test_a_rank_that_has_lost_the_store_is_heard_in_the_folder(tmp_path, monkeyp
     lost, other = watchdog.Board(Store(texts, [True] * 9), tmp_path), watchdog.Board(Store(texts, []), tmp_path)
     lost.put("rank_0", "here")
     assert "hang/rank_0" not in texts and other.get("rank_0") == "here"
+
+
+def test_a_process_is_known_again_after_its_clock_was_set_and_another_is_not():
+    own = Identity.own(0, "a")
+    assert watchdog._process(replace(own, started=own.started - 0.7)) is not None
+    assert watchdog._process(replace(own, started=own.started - 60)) is None
 
 
 def test_a_hang_is_shown_as_it_is_and_our_own_kill_blames_nobody():

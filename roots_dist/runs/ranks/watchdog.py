@@ -47,6 +47,9 @@ TELL_S = 4.0
 STORE_S = 0.5
 PAUSE_S = 2.0
 """Seconds after a first late answer for which the store is not asked."""
+SAME_S = 5.0
+"""Seconds by which two readings of when a process started may differ: they depend on a clock that may be set meanwhile,
+and the number of a process is not given again so soon."""
 MARGIN_S = 30
 """Seconds by which the timeouts of process groups are longer than the watchdog's."""
 STATES = {
@@ -277,7 +280,7 @@ def _process(who: Identity) -> psutil.Process | None:
     """The process, if it is still that one."""
     with suppress(psutil.Error):
         process = psutil.Process(who.pid)
-        if process.create_time() == who.started:
+        if abs(process.create_time() - who.started) < SAME_S:
             return process
     return None
 
