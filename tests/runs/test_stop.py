@@ -4,6 +4,7 @@ there."""
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import re
@@ -22,7 +23,8 @@ from commands import environ, roots
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.learning.data.store import Writer
-from roots_dist.runs.ranks.stop_signal import read_end
+from roots_dist.runs.ranks.stop_signal import ENDED, read_end, record_own_end
+from roots_dist.storage.checkpoint.folder_lock import LOCK_FILE
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 250
@@ -73,6 +75,20 @@ def finish(run: subprocess.Popen) -> tuple[int, str]:
     finally:
         run.kill()
     return run.returncode, out + err
+
+
+def test_a_lock_that_cannot_be_read_is_anothers(tmp_path):
+    (tmp_path / LOCK_FILE).mkdir()
+    record_own_end(tmp_path, "stopped")
+    assert not (tmp_path / ENDED).exists()
+    (tmp_path / LOCK_FILE).rmdir()
+    (tmp_path / LOCK_FILE).write_bytes(b"process \xff")
+    with open(tmp_path / LOCK_FILE) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        record_own_end(tmp_path, "stopped")
+    assert not (tmp_path / ENDED).exists()
+    record_own_end(tmp_path, "stopped")
+    assert read_end(tmp_path / ENDED) == "stopped"
 
 
 @pytest.mark.parametrize(

@@ -142,9 +142,11 @@ def _leave_the_terminal() -> None:
 
 
 def record_own_end(folder: Path, text: str) -> None:
-    """Write ended.txt unless another process holds the folder: it is that one's record then."""
+    """Write ended.txt unless another process holds the folder, or may hold it because the lock cannot be read: it is
+    that one's record then."""
+    holder = ""
     try:
-        with open(folder / LOCK_FILE, encoding="utf-8") as lock:
+        with open(folder / LOCK_FILE, encoding="utf-8", errors="replace") as lock:
             holder = lock.read()
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
