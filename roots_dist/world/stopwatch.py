@@ -14,7 +14,7 @@ import time
 
 PARTS = ("compute", "tp", "cp", "pp_wait", "dp", "data")
 """Parts of a step: forward and backward; waiting for other tensor ranks; for other context ranks; for other stages
-(the pipeline bubble); work shared by data ranks (counts, reduction, optimizer); building the batch."""
+(the pipeline bubble); work shared by data ranks (counts, reduction, optimizer); waiting for the batch."""
 
 
 class Stopwatch:

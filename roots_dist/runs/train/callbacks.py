@@ -104,7 +104,7 @@ def rank_metrics(
     """Peak memory over ranks and mean seconds per part of the step; with `each` also both for every rank. A rank that
     `slow` finds to be slow says so; `parts` are of that many `steps`.
 
-    On a GPU only the making of batches is timed: timing the other parts would need a synchronization. Sends one
+    On a GPU only the wait for batches is timed: timing the other parts would need a synchronization. Sends one
     message. Collective over the world.
     """
     axes = (("tp", mesh.tp), ("cp", mesh.cp), ("pp_wait", mesh.pp))
@@ -119,7 +119,9 @@ def rank_metrics(
         step_s = sum(parts.values()) / steps
         mean = {name: [seconds / steps for seconds in of_ranks] for name, of_ranks in zip(names, seconds)}
         for rank, (own, median) in slow.note(mean, step_s).items():
-            text = "this rank (%d, node %s) is slow: it computes %.3g s a step, most of its stage %.3g s"
+            text = (
+                "this rank (%d, node %s) is slow: computing and batches take %.3g s a step, on most of its stage %.3g s"
+            )
             log.log(logging.WARNING if rank == mesh.rank else logging.DEBUG, text, rank, gethostname(), own, median)
     if each:
         found |= {f"memory/peak_gib/rank{rank}": value for rank, value in enumerate(memory)}

@@ -1,7 +1,8 @@
-"""Name ranks that compute more slowly than others of their stage: by the time that they compute and make batches, not
-by the time that they wait, which is longest on the ranks that are not slow.
+"""Name ranks that compute more slowly than others of their stage: by the time that they compute and wait for their
+own batches, not by the time that they wait for others, which is longest on the ranks that are not slow.
 
-On a GPU only the making of batches is timed (callbacks.py), so that only this is compared.
+A rank whose batches take long to make is slow only if its thread does not keep up (learning/data/ahead.py). On a GPU
+only the wait for batches is timed (callbacks.py), so that only this is compared.
 """
 
 from __future__ import annotations
