@@ -45,7 +45,6 @@ def init(
     import json
 
     from roots_dist.config.commented import SCHEMA_FILE, commented_yaml, editor_schema
-    from roots_dist.config.load import read
     from roots_dist.config.text import parse_file
     from roots_dist.errors import Problem, UserError
     from roots_dist.files import write_atomically
@@ -53,7 +52,12 @@ def init(
     if config.exists():
         fix = "name another file, or remove this one"
         raise UserError(Problem(key="CONFIG", found=str(config), expected="a file that is not there yet", fix=fix))
+    schema, content = config.with_name(SCHEMA_FILE), json.dumps(editor_schema(), indent=1) + "\n"
+    if schema.exists() and schema.read_bytes() != content.encode():
+        fix = "remove it if it is of another version, or write the config into another folder"
+        raise UserError(Problem(key="CONFIG", found=str(schema), expected="the schema of this version", fix=fix))
     if options.begin_with is None:
+        _found(f"{MODELS[0]}-quickstart")  # refused here rather than after the questions
         model, answers = _ask()
         source = _found(f"{model}-quickstart")
     else:
@@ -62,11 +66,30 @@ def init(
     for key, value in answers.items():
         section, _, name = key.partition(".")
         tree.setdefault(section, {})[name] = value
-    read(source)  # refused here rather than in the copy
+    _check(source, answers)  # refused here rather than in the copy
     config.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(config.with_name(SCHEMA_FILE), json.dumps(editor_schema(), indent=1) + "\n")
+    write_atomically(schema, content)
     write_atomically(config, commented_yaml(tree, f"Begun from {source.name}. docs/config.md lists every key."))
     typer.echo(f"{config}\nnext   roots plan {config}\n       roots train {config}")
+
+
+def _check(source: Path, answers: Mapping[str, Any]) -> None:
+    """Raise ConfigError if the source is none, or if an answer cannot be its value, alone or beside the others."""
+    import json
+    from dataclasses import replace
+
+    from roots_dist.checks.checks import check
+    from roots_dist.config.load import COMMAND_LINE, read
+    from roots_dist.errors import ConfigError
+
+    try:
+        loaded = read(source, [f"{key}={json.dumps(value)}" for key, value in answers.items()])
+        problems = [p for p in check(loaded.config, loaded.config.parallel.ranks_per_sample()) if p.key in answers]
+    except ConfigError as error:
+        problems = [*error.problems]
+    if problems:
+        told = (replace(p, origin="") if p.origin == COMMAND_LINE else p for p in problems)
+        raise ConfigError([*told])
 
 
 def _ask() -> tuple[str, Mapping[str, Any]]:

@@ -310,6 +310,30 @@ def test_a_config_is_begun_from_five_answers(place, monkeypatch, capsys):
     assert found.data.train[0].path == "data/mine/train_text_document" and found.track.folder == "runs/mine"
 
 
+@pytest.mark.parametrize(
+    ("answers", "words"),
+    [
+        ("gpt\nd\n0\n40\nr\n", "parallel.tp = 0: expected"),
+        ("gpt\nd\n3\n40\nr\n", "parallel.tp = 3: expected"),
+        ("gpt\nd\n1\n-1\nr\n", "train.steps = -1: expected"),
+        (None, "this installation has no configs"),
+        ("an old schema", "roots.schema.json': expected the schema of this version"),
+    ],
+)
+def test_answers_that_are_no_config_write_none(tmp_path, monkeypatch, capsys, answers, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO(answers or ""))
+    if answers is None:
+        monkeypatch.setattr("roots_dist.cli.init.SHIPPED", tmp_path)
+    elif words.startswith("roots.schema"):
+        Path("roots.schema.json").write_text("mine")
+    with pytest.raises(SystemExit) as ended:
+        main(["init", "refused.yaml"])
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2 and words in err and not Path("refused.yaml").exists(), err
+    assert ("Model (" in out) == ("\n" in (answers or ""))
+
+
 def test_a_quiet_run_says_nothing_and_leaves_the_same_files(place):
     config = CONFIG.replace("corpus", str(place / "corpus")).replace("runs/mine", str(place / "runs" / "quiet"))
     (place / "quiet.yaml").write_text(config)
