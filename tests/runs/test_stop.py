@@ -336,3 +336,31 @@ def test_a_last_checkpoint_that_is_elsewhere_is_told_and_never_left_behind(place
         train(config, alone)
     shutil.rmtree(four)
     assert train(config, alone) == 0 and read_end(folder / "ended.txt") == "finished after step 4"
+
+
+def test_the_next_checkpoint_takes_the_place_of_a_best_one_that_could_not_be_saved(place, tmp_path, monkeypatch):
+    """An older one stayed marked, and was evaluated and generated from."""
+    from roots_dist.config.load import load
+    from roots_dist.errors import CheckpointError
+    from roots_dist.runs.train import saving
+    from roots_dist.runs.train.loop import TrainParts, train
+    from roots_dist.storage.checkpoint.keep import best
+    from roots_dist.world.mesh import Mesh
+
+    real = saving.save
+
+    def save(into, step, *rest, **more):
+        if step == 2:
+            raise CheckpointError("No space left on device")
+        return real(into, step, *rest, **more)
+
+    def never_better(state, metrics):
+        state.best.value = -1.0 if state.best.step else None
+
+    monkeypatch.setattr(saving, "save", save)
+    own = [f"track.folder={tmp_path}", f"data.validation={place / 'text'}", "finetune.patience=9", "checkpoint.keep=1"]
+    steps = ["train.eval_every=2", "train.eval_sequences=4"]
+    for last in (6, 7):
+        config = load(place / "run.yaml", [*own, *steps, f"train.steps={last}"])
+        assert train(config, Mesh.single(), TrainParts(on_evaluation=(never_better,))) == 0
+        assert best(tmp_path).name == "step_00000003"

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from roots_dist.config.schema import Config
+from roots_dist.errors import CheckpointError
 from roots_dist.files import write_atomically
-from roots_dist.storage.checkpoint.keep import BEST_FILE
+from roots_dist.storage.checkpoint.keep import BEST_FILE, best_step, found_steps
 
 
 @dataclass
@@ -45,10 +46,20 @@ class BestEvaluation:
     def should_stop(self) -> bool:
         return 0 < self.patience <= self.waited
 
-    def mark(self, folder: Path) -> None:
-        """Write into the run's folder which checkpoint is the best. Rank 0 calls it once that checkpoint is
-        complete."""
-        write_atomically(folder / BEST_FILE, json.dumps({"step": self.step, self.metric: self.value}) + "\n")
+    def mark(self, folder: Path, step: int = 0) -> None:
+        """Write into the run's folder which checkpoint is the best: that of the best evaluation, or of `step`, which
+        takes its place where it could not be saved. Rank 0 calls it once that checkpoint is complete."""
+        write_atomically(folder / BEST_FILE, json.dumps({"step": step or self.step, self.metric: self.value}) + "\n")
+
+    def mark_again(self, folder: Path) -> None:
+        """Mark what a resumed run knows as its best: later checkpoints may be gone. One that has taken the place of the
+        best stays marked. Rank 0 calls it."""
+        there = found_steps(folder)
+        try:
+            marked = best_step(folder) or 0
+        except CheckpointError:
+            marked = 0  # a damaged file, which is written anew
+        self.mark(folder, marked if self.step not in there and self.step < marked and marked in there else 0)
 
     def saved(self) -> dict[str, object]:
         return asdict(self)

@@ -94,7 +94,7 @@ def resume(run: Run, folder: Path, order: str = "") -> ResumePoint:
         return ResumePoint(author=author)
     load(found, run.engine, run.params, mesh, verify=False)
     if mesh.rank == 0 and (state.get("best") or {}).get("step"):
-        BestEvaluation(**state["best"]).mark(folder)  # it may be an older one if later checkpoints are gone
+        BestEvaluation(**state["best"]).mark_again(folder)  # it may be an older one if later checkpoints are gone
     changed = differences(state.get("config", {}), run.config)
     log.info("resumed after step %d%s", last, f" with {', '.join(changed)}" if changed else "")
     if line := rate_line(state.get("config", {}), run.config, last):

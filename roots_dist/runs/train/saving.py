@@ -30,7 +30,7 @@ def checkpoint(state: TrainState, *, last: bool = False) -> None:
 
     Raises CheckpointError on all ranks if it fails and was the last one, or checkpoint.max_failures failed in a row.
     """
-    since = time.perf_counter()
+    since, before = time.perf_counter(), state.saves.step
     with state.trackers.doing("saving ..."), state.mesh.progress.during("save"):
         try:
             path = _save_and_read_back(state, state.folder)
@@ -38,7 +38,7 @@ def checkpoint(state: TrainState, *, last: bool = False) -> None:
             _after_failure(state, error, last)
             return
         state.saves.succeeded(state.step)
-        _keep(state)
+        _keep(state, before)
     state.trackers.log(state.step, {"time/checkpoint_s": time.perf_counter() - since})
     state.trackers.checkpoint(state.step, path)
     for callback in state.on_checkpoint:
@@ -64,15 +64,20 @@ def _save_and_read_back(state: TrainState, folder: Path) -> Path:
     return path
 
 
-def _keep(state: TrainState) -> None:
-    """Mark the best checkpoint, then delete older ones. A failure is only said: the new checkpoint is in place."""
+def _keep(state: TrainState, before: int) -> None:
+    """Mark the best checkpoint, then delete older ones. `before`: step of the checkpoint before this one; if there
+    was a better evaluation since, whose save has failed, this one takes its place. A failure is only said: the new
+    checkpoint is in place."""
     tidied, best = SharedFailure(state.mesh), state.best
     if state.mesh.rank == 0:
         with tidied.attempt(f"cannot note in {state.folder} that it has a checkpoint"):
             mark_saved(state.folder)
-    if state.mesh.rank == 0 and best and best.step == state.step:
+    if state.mesh.rank == 0 and best and best.step and (best.step == state.step or best.step > before):
         with tidied.attempt(f"cannot mark the best checkpoint of {state.folder}"):
-            best.mark(state.folder)
+            best.mark(state.folder, state.step)
+        if best.step < state.step:
+            why = "the best evaluation, after step %d, has no checkpoint: that of step %d is marked in its place"
+            log.warning(why, best.step, state.step)
     why = tidied.on_all()
     if not why:
         with tidied.attempt(f"cannot delete the oldest checkpoints of {state.folder}"):
