@@ -21,7 +21,7 @@ from roots_dist.cli.train import TRAIN
 from roots_dist.config.load import Loaded
 from roots_dist.config.records import learning_rate_of
 from roots_dist.config.schema import Config
-from roots_dist.errors import ConfigError, DataError, Problem
+from roots_dist.errors import ConfigError, DataError, Problem, present
 from roots_dist.failures import RankIdentity, guarded
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.objectives import make_objective
@@ -33,7 +33,6 @@ from roots_dist.runs.train.origin import write_origin
 from roots_dist.runs.train.run_folder import hold_folder
 from roots_dist.runs.train.state import TrainState
 from roots_dist.runs.train.step import StepReport, train_step
-from roots_dist.storage.checkpoint.format import checkpoints_folder, step_name
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.mesh import Mesh
 
@@ -115,12 +114,12 @@ class Training:
         return dict(callbacks.evaluate(self._state))
 
     def save(self) -> Path:
-        """Save a checkpoint from which `roots train`, `roots generate` and load() go on."""
+        """Save a checkpoint from which `roots train`, `roots generate` and load() go on, and return its folder: in the
+        run's own, or in checkpoint.fallback_folder if that could not take it."""
         state = self._state
         if state.mesh.rank == 0:
             write_origin(state.folder, state.config, state.mesh.layout, state.bounds.facts())
-        saving.checkpoint(state, last=True)
-        return checkpoints_folder(state.folder) / step_name(state.step)
+        return present(saving.checkpoint(state, last=True))
 
 
 @contextmanager

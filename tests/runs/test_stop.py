@@ -315,8 +315,11 @@ def test_a_last_checkpoint_that_is_elsewhere_is_told_and_never_left_behind(place
     caplog.set_level("INFO")
     own = [f"track.folder={folder}", f"checkpoint.fallback_folder={elsewhere}", "train.steps=4"]
     config, alone = load(place / "run.yaml", own), Mesh.single()
-    assert train(config, alone, TrainParts(after_step=(stop,))) == 128 + signal.SIGTERM
+    told = []
+    parts = TrainParts(after_step=(stop,), on_checkpoint=(lambda state, path: told.append(path),))
+    assert train(config, alone, parts) == 128 + signal.SIGTERM
     two = elsewhere / "checkpoints" / "step_00000002"
+    assert told == [two]
     moved = f"its checkpoint is in {two}: move it to {folder / 'checkpoints'}"
     assert read_end(folder / "ended.txt") == f"stopped by SIGTERM after step 2; {moved}"
     assert f"{moved}, and the same command resumes" in caplog.text and "with a checkpoint;" not in caplog.text

@@ -25,8 +25,9 @@ from roots_dist.storage.checkpoint.verified import damage_of, prune, set_all_asi
 log = logging.getLogger(__name__)
 
 
-def checkpoint(state: TrainState, *, last: bool = False) -> None:
-    """Save a checkpoint, and delete those that are not kept. `last`: the run ends with it. Collective over the world.
+def checkpoint(state: TrainState, *, last: bool = False) -> Path | None:
+    """Save a checkpoint, delete those that are not kept, and return its folder; None if it failed and training goes on.
+    `last`: the run ends with it, and it may be in checkpoint.fallback_folder. Collective over the world.
 
     Raises CheckpointError on all ranks if it fails and was the last one, or checkpoint.max_failures failed in a row.
     """
@@ -35,14 +36,17 @@ def checkpoint(state: TrainState, *, last: bool = False) -> None:
         try:
             path = _save_and_read_back(state, state.folder)
         except CheckpointError as error:
-            _after_failure(state, error, last)
-            return
-        state.saves.succeeded(state.step)
-        _keep(state, before)
+            if (elsewhere := _after_failure(state, error, last)) is None:
+                return None
+            path = elsewhere
+        else:
+            state.saves.succeeded(state.step)
+            _keep(state, before)
     state.trackers.log(state.step, {"time/checkpoint_s": time.perf_counter() - since})
     state.trackers.checkpoint(state.step, path)
     for callback in state.on_checkpoint:
         callback(state, path)
+    return path
 
 
 def _save_and_read_back(state: TrainState, folder: Path) -> Path:
@@ -87,8 +91,8 @@ def _keep(state: TrainState, before: int) -> None:
         log.warning("%s", why)
 
 
-def _after_failure(state: TrainState, error: CheckpointError, last: bool) -> None:
-    """Say that a save has failed, and decide whether training goes on."""
+def _after_failure(state: TrainState, error: CheckpointError, last: bool) -> Path | None:
+    """Say that a save has failed, and decide whether training goes on. Returns where the last one was made instead."""
     saves = state.saves
     keys = state.config.checkpoint
     saves.failed(state.step, keys.every)
@@ -96,7 +100,7 @@ def _after_failure(state: TrainState, error: CheckpointError, last: bool) -> Non
     told = f"the checkpoint of step {state.step} could not be saved ({saves.failures} in a row): {error}"
     if not (last or many):
         log.warning("%s Training goes on; the next attempt is after step %d", told, saves.next_try)
-        return
+        return None
     where = "none is set"
     if keys.fallback_folder is not None:
         folder = Path(keys.fallback_folder)
@@ -111,7 +115,7 @@ def _after_failure(state: TrainState, error: CheckpointError, last: bool) -> Non
             if last:
                 log.warning("the checkpoint of step %d is not in the run's folder: %s", state.step, where)
                 saves.succeeded(state.step, path)
-                return
+                return path
     if not many:
         raise CheckpointError(f"{told} checkpoint.fallback_folder: {where}")
     problem = Problem(
