@@ -4,13 +4,16 @@ import itertools
 from datetime import timedelta
 
 import pytest
+import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from roots_dist.layout import Layout
-from roots_dist.testing.world import on_world
+from roots_dist.storage.checkpoint.shared_failure import SharedFailure
+from roots_dist.testing.world import on_warm_world, on_world
 from roots_dist.world import mesh
 from roots_dist.world.mesh import Mesh, make_axis
+from roots_dist.world.words import MOST_BYTES, words_of
 
 
 @pytest.mark.parametrize("sizes", list(itertools.product((1, 2, 3), repeat=4)), ids=str)
@@ -81,3 +84,19 @@ def test_ranks_that_were_left_out_still_meet_the_others_later():
         [100, 101, 1111, 100, 1100],
         [1000, 1010, 1111, 1010, 1100],
     ]
+
+
+def told(rank: int, size: int) -> list[str]:
+    mesh = Mesh.connect(Layout(dp=size), rank)
+    failure = SharedFailure(mesh)
+    with failure.attempt("cannot save"):
+        if rank == 1:
+            raise OSError("\udcff is no folder")
+    texts = ("of rank 0", "größer \udcff", "x" * 5000)
+    return [*(words_of(mesh.world, 1, text if rank else "not read", mesh.device) for text in texts), failure.on_all()]
+
+
+def test_all_ranks_are_told_the_text_of_one_cut_where_it_is_too_long():
+    said = ["of rank 0", r"größer \udcff", "x" * MOST_BYTES, r"rank 1 (pp0 dp1 tp0): cannot save: \udcff is no folder"]
+    assert on_warm_world(2, told) == [said, said]
+    assert words_of(Mesh.single().world, 0, "alone", torch.device("cpu")) == "alone"

@@ -15,12 +15,11 @@ from torch import Tensor
 from roots_dist.world.batch import Term
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.sharding import Param
+from roots_dist.world.words import words_of
 
 FINE, GRADIENT, LOSS, WEIGHT = range(4)
 """State of a rank; a larger number is a deeper cause: a bad weight makes a bad loss, which makes bad gradients."""
 STATES = 4
-
-_TEXT = 400  # bytes of a message between ranks
 
 
 class StepSums(NamedTuple):
@@ -96,12 +95,9 @@ def _where(mesh: Mesh, params: list[Param], state: int) -> NonFinite:
     else:
         what = "loss is not finite" if state == LOSS else ""
     place = mesh.place
-    message = f"{what} on rank {mesh.rank} ({place})".encode()[:_TEXT]
-    rows = torch.zeros(mesh.world.size, 2 + _TEXT, dtype=torch.int64, device=mesh.device)
-    rows[mesh.world.rank, 0] = state
-    rows[mesh.world.rank, 1] = place.pp
-    rows[mesh.world.rank, 2 : 2 + len(message)] = torch.tensor(list(message), device=mesh.device)
-    mesh.world.sum_(rows)
-    first = max(range(mesh.world.size), key=lambda r: (rows[r, 0].item(), rows[r, 1].item(), -r))
-    where = bytes(rows[first, 2:].tolist()).rstrip(b"\0").decode(errors="replace")
-    return NonFinite(where, in_weights=rows[first, 0].item() == WEIGHT)
+    rows = torch.zeros(mesh.world.size, 2, dtype=torch.int64, device=mesh.device)
+    rows[mesh.world.rank] = torch.tensor([state, place.pp])
+    told = mesh.world.sum_(rows).tolist()
+    first = max(range(mesh.world.size), key=lambda rank: (*told[rank], -rank))
+    where = words_of(mesh.world, first, f"{what} on rank {mesh.rank} ({place})", mesh.device)
+    return NonFinite(where, in_weights=told[first][0] == WEIGHT)

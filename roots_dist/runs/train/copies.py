@@ -26,6 +26,7 @@ from roots_dist.errors import UserError
 from roots_dist.parallel.zero.seam import STATE
 from roots_dist.world.mesh import Axis, Mesh
 from roots_dist.world.sharding import Param
+from roots_dist.world.words import words_of
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,6 @@ BLOCK = 1 << 15
 MIX = -7046029254386353131
 """Odd number (splitmix64's increment), so that blocks have different weights."""
 INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-TEXT = 200
-"""Bytes of a message between ranks."""
 HEALINGS = 3
 """Comparisons in a row that may find something to heal: one heals all that it finds."""
 
@@ -169,13 +168,11 @@ def _who(run: Run, digests: Tensor, differs: Tensor) -> Difference:
     """Agree on the first difference of the lowest rank that sees one, and on who is right."""
     world, mesh = run.mesh.world, run.mesh
     row, kind = divmod(int(differs.flatten().to(torch.int64).argmax()), len(KINDS))
-    said = run.params[row].name.encode()[:TEXT] if bool(differs.any()) else b""
-    rows = torch.zeros(world.size, 1 + TEXT, dtype=torch.int64, device=mesh.device)
-    rows[world.rank, 0] = kind
-    rows[world.rank, 1 : 1 + len(said)] = torch.tensor(list(said), device=mesh.device)
-    told = world.sum_(rows).cpu()
-    first = int((told[:, 1] > 0).to(torch.int64).argmax())
-    name, kind = bytes(told[first, 1:].tolist()).rstrip(b"\0").decode(errors="ignore"), int(told[first, 0])
+    rows = torch.zeros(world.size, 2, dtype=torch.int64, device=mesh.device)
+    rows[world.rank] = torch.stack([differs.any().to(torch.int64), torch.tensor(kind, device=mesh.device)])
+    told = world.sum_(rows).tolist()
+    first = next(rank for rank, (sees_one, _) in enumerate(told) if sees_one)
+    name, kind = words_of(world, first, run.params[row].name, mesh.device), told[first][1]
     mine = next((row for row, p in enumerate(run.params) if p.name == name), None)
     table = torch.zeros(world.size, 2, dtype=torch.int64, device=mesh.device)
     if mine is not None:

@@ -15,8 +15,7 @@ from safetensors import SafetensorError
 
 from roots_dist.errors import CheckpointError
 from roots_dist.world.mesh import Mesh
-
-TEXT_BYTES = 2048
+from roots_dist.world.words import words_of
 
 
 class SharedFailure:
@@ -57,9 +56,4 @@ class SharedFailure:
         dist.all_reduce(first, op=dist.ReduceOp.MIN, group=world.group)
         if (source := int(first)) == world.size:
             return ""
-        text = torch.zeros(TEXT_BYTES, dtype=torch.uint8, device=device)
-        if source == world.rank:
-            words = f"rank {source} ({self._mesh.place}): {self._failure}".encode()[:TEXT_BYTES]
-            text[: len(words)] = torch.frombuffer(bytearray(words), dtype=torch.uint8)
-        dist.broadcast(text, src=world.ranks[source], group=world.group)
-        return bytes(text.tolist()).rstrip(b"\0").decode(errors="replace")
+        return words_of(world, source, f"rank {source} ({self._mesh.place}): {self._failure}", device)
