@@ -139,6 +139,16 @@ def test_a_rank_that_does_not_come_or_comes_twice_is_named():
     assert any("expected one process of this rank" in text for text in meet([own] * 2, ranks=[0, 1, 1], seconds=0.5))
 
 
+def test_ranks_that_an_elastic_agent_has_started_anew_are_told_so(monkeypatch):
+    """Where a node came or went, the agent's store still has the ranks before, and no restart is counted."""
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    store, own = dist.HashStore(), of()
+    shake_hands(store, Identity(0, "n0", 7, 0.0), 1, Layout(), own, 1)
+    expected = r"and process 7 on n0 has arrived before\. Fix: .*; if .* set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+    with pytest.raises(EnvironmentProblem, match=expected):
+        shake_hands(store, Identity(0, "n0", 9, 0.0), 1, Layout(), own, 1)
+
+
 def test_files_are_compared_by_content_and_large_ones_by_blocks(tmp_path, monkeypatch):
     small, large = tmp_path / "a.bin", tmp_path / "b.bin"
     monkeypatch.setattr(prints, "WHOLE_BYTES", 1 << 18)

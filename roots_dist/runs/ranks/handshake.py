@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from roots_dist import environment
 from roots_dist.cluster_profile import format_ranks
 from roots_dist.errors import EnvironmentProblem, UserError
 from roots_dist.layout import Layout
@@ -61,11 +62,7 @@ def shake_hands(store: Any, who: Identity, size: int, layout: Layout, mine: Fing
     Raises EnvironmentProblem that names the ranks that have not arrived after `seconds`.
     """
     if store.add(f"arrivals/{who.rank}", 1) > 1:
-        fix = "give each process a rank of its own"
-        raise EnvironmentProblem(
-            f"rank {who.rank} = process {who.pid} on {who.host}: expected one process of this rank, and another has "
-            f"arrived before. Fix: {fix}."
-        )
+        raise _twice(store, who)
     _set(store, _hello(who.rank), {"who": asdict(who), "digests": digests(mine)})
     if who.rank == 0:
         verdict = _judge(store, size, layout, seconds, mine)
@@ -175,6 +172,23 @@ FIXES = {
     "environment": "set the variable alike on all machines",
 }
 """What to do if ranks differ in a part of their fingerprint."""
+
+
+def _twice(store: Any, who: Identity) -> EnvironmentProblem:
+    """Of a second process of one rank. torch's elastic agent keeps its store when it starts the ranks anew because a
+    node came or went, and does not count that as a restart, so that those before are still there."""
+    fix = "give each process a rank of its own"
+    if environment.uses_agent_store():
+        fix += (
+            "; if torchrun has started the ranks anew because a node came or went, set "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on all nodes, and start the job again"
+        )
+    known = store.check([_hello(who.rank)])
+    earlier = "process {pid} on {host}".format(**_get(store, _hello(who.rank))["who"]) if known else "another"
+    return EnvironmentProblem(
+        f"rank {who.rank} = process {who.pid} on {who.host}: expected one process of this rank, and {earlier} has "
+        f"arrived before. Fix: {fix}."
+    )
 
 
 def _absent(missing: Sequence[int], hosts: Mapping[int, str], layout: Layout, seconds: float) -> EnvironmentProblem:
