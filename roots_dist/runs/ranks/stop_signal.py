@@ -11,7 +11,6 @@ A thread waits for the signals, because the main thread may be inside a collecti
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import re
@@ -26,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from roots_dist.failures import is_consequence, write_if_possible
 from roots_dist.files import read_plain
-from roots_dist.storage.checkpoint.folder_lock import LOCK_FILE
+from roots_dist.storage.checkpoint.folder_lock import holder_of
 
 if TYPE_CHECKING:
     from roots_dist.world.mesh import Mesh
@@ -144,17 +143,9 @@ def _leave_the_terminal() -> None:
 def record_own_end(folder: Path, text: str) -> None:
     """Write ended.txt unless another process holds the folder, or may hold it because the lock cannot be read: it is
     that one's record then."""
-    holder = ""
-    try:
-        with open(folder / LOCK_FILE, encoding="utf-8", errors="replace") as lock:
-            holder = lock.read()
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        pass
-    except OSError:
-        if not holder.startswith(f"process {os.getpid()} "):
-            return
-    record_end(folder, text)
+    line, is_held = holder_of(folder)
+    if is_held is False or line.startswith(f"process {os.getpid()} "):
+        record_end(folder, text)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ FOLDER --find_runs--> folders of runs --run_record.py--> rows, cut to the termin
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ from stat import S_ISREG
 from roots_dist.config.load import CONFIG_FILE
 from roots_dist.runs.report.run_record import RunRecord, read_runs
 from roots_dist.runs.track.progress import short
-from roots_dist.storage.checkpoint.folder_lock import LOCK_FILE
+from roots_dist.storage.checkpoint.folder_lock import holder_of
 
 DEEPEST = 3
 """Folders between the given one and a run, at most."""
@@ -78,15 +77,11 @@ def _row(folder: Path, run: RunRecord) -> tuple[str, ...]:
 
 def _state(folder: Path, run: RunRecord) -> str:
     """Active while a process holds the lock of the folder, on this machine or on one that shares its locks."""
-    try:
-        with open(folder / LOCK_FILE, encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        pass
-    except BlockingIOError:
+    _, is_held = holder_of(folder)
+    if is_held:
         return "running"
-    except OSError:
-        return run.state  # a file system without locks
+    if is_held is None:
+        return run.state
     if "imported_from" in run.origin and not run.records:
         return "imported"
     return "interrupted" if run.state.startswith("running") else run.state

@@ -45,3 +45,20 @@ def lock_folder(folder: Path) -> Iterator[int]:
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
         yield lock.fileno()
+
+
+def holder_of(folder: Path) -> tuple[str, bool | None]:
+    """The line of the last process that locked the folder (empty if there is none), and whether it holds the lock now;
+    None if that cannot be known: the lock cannot be read, or the file system has no locks."""
+    line = ""
+    try:
+        with open(folder / LOCK_FILE, encoding="utf-8", errors="replace") as lock:
+            line = lock.readline()
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        pass
+    except BlockingIOError:  # a subclass of OSError, so it comes first
+        return line, True
+    except OSError:
+        return line, None
+    return line, False
