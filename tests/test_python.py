@@ -16,7 +16,8 @@ import roots_dist
 from roots_dist.config.load import to_yaml
 from roots_dist.learning.data.prepare import prepare
 from roots_dist.runs.track.metrics import METRICS_FILE, is_own
-from roots_dist.runs.train import banner
+from roots_dist.runs.train import banner, callbacks
+from roots_dist.runs.train.spikes import Spikes
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
@@ -139,3 +140,18 @@ def test_a_function_is_called_on_every_rank_of_any_layout(place):
     assert [r["mine/logit"] for r in two if "mine/logit" in r] == pytest.approx(
         [r["mine/logit"] for r in one if "mine/logit" in r], rel=1e-4
     )
+
+
+def test_a_step_of_ones_own_is_the_one_that_the_run_would_take(place, monkeypatch):
+    """It skipped no spike, and compared no copies."""
+    compared = []
+    monkeypatch.setattr(callbacks, "check_copies", lambda run, step: compared.append(step))
+    own = {"track.folder": "runs/own", "parallel.tp": 1, "parallel.pp": 1, "train.spike_threshold": 3.0}
+    config = roots_dist.read_config("configs/quickstart.yaml").changed(own | {"advanced.check_copies_every": 2})
+    with roots_dist.training(config) as run:
+        run._state.spikes = Spikes(3.0, [0.1] * 16)
+        reports = [run.step() for _ in range(2)]
+        assert [report.is_spike for report in reports] == [True, True] and compared == [2]
+        assert run._state.skipped == 2 and run._state.mesh.progress.step == 2
+        with pytest.raises(roots_dist.UserError, match="step 3: loss .* is the third spike in a row"):
+            run.step()

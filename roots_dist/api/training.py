@@ -32,7 +32,7 @@ from roots_dist.runs.train import callbacks, loop, saving
 from roots_dist.runs.train.origin import write_origin
 from roots_dist.runs.train.run_folder import hold_folder
 from roots_dist.runs.train.state import TrainState
-from roots_dist.runs.train.step import StepReport, train_step
+from roots_dist.runs.train.step import StepReport
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.mesh import Mesh
 
@@ -104,9 +104,8 @@ class Training:
         """Take an optimizer step. Without arguments it is the one that `roots train` would take next."""
         state = self._state
         rate = self._rate(state.step) if lr is None else lr
-        report = train_step(state.run, state.training.at(state.step) if batches is None else batches, rate)
-        state.step += 1
-        state.skipped += report.skipped is not None
+        report = loop.take_step(state, state.training.at if batches is None else lambda _: batches, rate)
+        callbacks.check_copies_if_due(state)
         return report
 
     def evaluate(self) -> dict[str, float]:

@@ -214,6 +214,13 @@ WRITERS = {"decoder": _continue_text, "encoder-decoder": _answer_text}
 """Kind of stack -> function that returns a prompt and the model's answer. Encoders cannot write."""
 
 
+def check_copies_if_due(state: TrainState) -> None:
+    """Compare the copies of weights and moments every advanced.check_copies_every steps; the last step's are compared
+    by the save. Collective over the world."""
+    if is_due(state, state.config.advanced.check_copies_every):
+        check_copies(state.run, state.step)
+
+
 def callbacks(state: TrainState, on_step: Sequence[Callback] = ()) -> list[Callback]:
     """Callbacks in the order in which they run. Those of `on_step` run before the step is reported."""
     report = ReportMetrics(state, on_step)
@@ -222,8 +229,7 @@ def callbacks(state: TrainState, on_step: Sequence[Callback] = ()) -> list[Callb
         config = state.config
         if state.stop.agreed:
             return  # runs/train/loop.py saves at once
-        if is_due(state, config.advanced.check_copies_every):
-            check_copies(state.run, state.step)
+        check_copies_if_due(state)
         if is_due(state, config.train.eval_every):
             evaluate(state)
         if is_due(state, config.train.sample_every) and not state.stop.agree(state.mesh):

@@ -51,8 +51,8 @@ from roots_dist.runs.train.run_folder import HeldFolder, folder_gone, hold_folde
 from roots_dist.runs.train.saving import checkpoint, move_it, save_elsewhere
 from roots_dist.runs.train.spikes import Spikes
 from roots_dist.runs.train.state import OnCheckpoint, OnEvaluation, TrainState
-from roots_dist.runs.train.step import train_step
-from roots_dist.world.batch import Objective
+from roots_dist.runs.train.step import StepReport, train_step
+from roots_dist.world.batch import MicroBatch, Objective
 from roots_dist.world.mesh import Mesh
 
 log = logging.getLogger(__name__)
@@ -151,15 +151,7 @@ def train_in(
             step = state.step
             if held and not held.is_there():
                 stop.signal = FOLDER_GONE
-            mesh.progress.phase, mesh.progress.step = "step", step + 1
-            batches = made.at(step)
-            run.watch.lap("data")
-            report = train_step(run, batches, learning_rate(step), stop.signal, state.spikes.limit)
-            state.step, stop.agreed = step + 1, report.stop
-            state.spikes.note(state.step, report.loss, report.is_spike, bool(report.skipped))
-            if report.skipped:
-                state.skipped += 1
-                log.log(logging.WARNING if rank0 else logging.DEBUG, "step %d is skipped: %s", step + 1, report.skipped)
+            report = take_step(state, made.at, learning_rate(step))
             for callback in after_step:
                 callback(state, report)
         if not stop.agreed and first < state.step == config.train.steps:
@@ -176,6 +168,23 @@ def train_in(
         elsewhere = f"; {move_it(state, state.saves.elsewhere)}" if state.saves.elsewhere else ""
         record_end(folder, f"{FINISHED} after step {state.step}{elsewhere}")
     return 0
+
+
+def take_step(state: TrainState, batches_at: Callable[[int], list[MicroBatch]], lr: float) -> StepReport:
+    """Take the next step of a run, and note in its state what became of it. `batches_at` gives this data rank's
+    microbatches of a step. Collective over the world."""
+    mesh, step = state.mesh, state.step
+    mesh.progress.phase, mesh.progress.step = "step", step + 1
+    batches = batches_at(step)
+    state.run.watch.lap("data")
+    report = train_step(state.run, batches, lr, state.stop.signal, state.spikes.limit)
+    state.step, state.stop.agreed = step + 1, report.stop
+    state.spikes.note(state.step, report.loss, report.is_spike, bool(report.skipped))
+    if report.skipped:
+        state.skipped += 1
+        level = logging.WARNING if mesh.rank == 0 else logging.DEBUG
+        log.log(level, "step %d is skipped: %s", state.step, report.skipped)
+    return report
 
 
 def stop_early(state: TrainState) -> int:
