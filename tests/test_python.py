@@ -13,8 +13,10 @@ import torch
 from commands import roots
 
 import roots_dist
+from roots_dist.api import training
 from roots_dist.config.load import to_yaml
 from roots_dist.learning.data.prepare import prepare
+from roots_dist.runs.ranks.stop_signal import read_end
 from roots_dist.runs.track.metrics import METRICS_FILE, is_own
 from roots_dist.runs.train import banner, callbacks
 from roots_dist.runs.train.spikes import Spikes
@@ -155,3 +157,13 @@ def test_a_step_of_ones_own_is_the_one_that_the_run_would_take(place, monkeypatc
         assert run._state.skipped == 2 and run._state.mesh.progress.step == 2
         with pytest.raises(roots_dist.UserError, match="step 3: loss .* is the third spike in a row"):
             run.step()
+
+
+def test_a_hang_of_a_program_is_told_in_the_folder_of_its_run(place, monkeypatch):
+    seen, real = [], training.joined
+    monkeypatch.setattr(training, "joined", lambda *args, who: seen.append(who.folder) or real(*args, who=who))
+    own = {"track.folder": "runs/hangs", "parallel.tp": 1, "parallel.pp": 1}
+    with roots_dist.training(roots_dist.read_config("configs/quickstart.yaml").changed(own)) as run:
+        run._state.mesh.progress.on_hang("rank 1 does not come")
+    assert seen == [Path("runs/hangs")]
+    assert read_end(Path("runs/hangs/ended.txt")) == "failed: rank 1 does not come"

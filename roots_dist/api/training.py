@@ -194,16 +194,17 @@ def _on_this_rank(config: ConfigOrFile, overrides: Sequence[str]) -> Iterator[tu
         expected = f"a launcher for its {size} processes, because a Python program is one of them"
         fix = f"start it with torchrun --nproc-per-node {size} PROGRAM, or set parallel.tp=1 and parallel.pp=1"
         raise ConfigError([Problem(key=" × ".join(parallel.factors()), found=size, expected=expected, fix=fix)])
+    who = RankIdentity(world.rank, world.size, folder=Path(loaded.config.track.folder))
     with ExitStack() as held:
         if world.size > 1:  # the others must not wait for one that has failed
-            held.enter_context(guarded(RankIdentity(world.rank, world.size, folder=Path(loaded.config.track.folder))))
+            held.enter_context(guarded(who))
         else:
             held.enter_context(environment.restored())
         layout = ready(loaded, world.size, world.local_size, rank=world.rank)
         TRAIN.check(loaded.config)
         if not logging.getLogger().handlers:
             logs.setup(world.rank, str(layout.place(world.rank)) if world.size > 1 else "")
-        yield loaded.config, held.enter_context(joined(loaded.config, world, layout))
+        yield loaded.config, held.enter_context(joined(loaded.config, world, layout, who=who))
 
 
 def _loaded(config: ConfigOrFile, overrides: Sequence[str]) -> Loaded:

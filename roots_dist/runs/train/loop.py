@@ -80,7 +80,6 @@ def train(config: Config, mesh: Mesh, parts: TrainParts = TrainParts()) -> int:
     track.folder. Collective over the world."""
     config = without_secrets(config)
     folder = Path(config.track.folder)
-    mesh.progress.on_hang = lambda text: record_end(folder, f"{FAILED}: {text}")
     with (
         hold_folder(folder) if mesh.rank == 0 else nullcontext() as held,
         record_failure(folder, f"rank {mesh.rank} ({mesh.place})", rank0=mesh.rank == 0),
@@ -91,7 +90,8 @@ def train(config: Config, mesh: Mesh, parts: TrainParts = TrainParts()) -> int:
 
 def open_run(folder: Path, config: Config, mesh: Mesh, parts: TrainParts = TrainParts()) -> TrainState:
     """Open the data, build the model and load the newest checkpoint of the folder, or draw the first weights. Nobody is
-    told yet: the trackers are empty. Collective over the world."""
+    told yet: the trackers are empty. From here on a hang is told in the folder. Collective over the world."""
+    mesh.progress.on_hang = lambda text: record_end(folder, f"{FAILED}: {text}")
     objective = parts.make_objective(config)
     training = Batches.open(
         config, objective, config.data.train, mesh.dp.rank, mesh.dp.size, packed=config.finetune.packing
