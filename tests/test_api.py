@@ -33,7 +33,12 @@ def test_every_example_is_found_and_uses_public_names_alone():
     assert imported and {*imported} <= {*NAMES}
 
 
-@pytest.mark.parametrize("code", [code for _, code in EXAMPLES], ids=[title for title, _ in EXAMPLES])
+SLOW = "A whole model in two layouts"
+
+
+@pytest.mark.parametrize(
+    "code", [pytest.param(code, id=title, marks=[pytest.mark.full] * (title == SLOW)) for title, code in EXAMPLES]
+)
 def test_an_example_runs(code, tmp_path):
     program = tmp_path / "example.py"
     program.write_text(code)

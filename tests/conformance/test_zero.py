@@ -289,7 +289,7 @@ def source(kind):
 
 MOVES = [
     ("cut", *case(2, "deepspeed", 1).values),
-    ("cut", *case(4, "reference", 1, advanced__float64=False).values),
+    pytest.param("cut", *case(4, "reference", 1, advanced__float64=False).values, marks=pytest.mark.full),
     ("flat", *case(3, "deepspeed", 3).values),
     ("flat", *case(1, "reference", 0, advanced__float64=False).values),
     ("reference", *case(2, "deepspeed", 0).values),

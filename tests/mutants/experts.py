@@ -8,7 +8,7 @@ from .named import LAYOUT
 
 EXPERTS, TERMS, STEP = "learning/models/experts.py", "learning/models/router_terms.py", "runs/train/step.py"
 MEANS = "independent/test_experts.py::test_a_step_learns_means_over_sequences_tokens_and_layers"
-ON_TWO_RANKS = LAYOUT("mixtral,tp=2,pp=2,1f1b")
+ON_TWO_RANKS = LAYOUT("mixtral,tp=2,pp=2,interleaved,selective")
 
 EXPERT_MUTANTS = (
     Mutant(

@@ -16,6 +16,7 @@ from .named import ADAMW, DECODER, ENGINE, FAMILY, LAYOUT, MASKS, STRATEGY, T5_L
 from .operators import mutations
 from .runner import Job, preload, run
 
+MIXTRAL = LAYOUT("mixtral,tp=2,pp=2,interleaved,selective")
 ZB_H1 = LAYOUT("gpt,pp=3,model__layers=7,train__global_batch=6,schedule=zb-h1")
 SP = LAYOUT("llama,tp=4,sequence_parallel=True,model__attention_dropout=0.1")
 EVERYTHING = (
@@ -46,8 +47,8 @@ TESTS: dict[str, tuple[str, ...]] = {
         "independent/test_attention.py", DECODER("llama"), DECODER("bloom"), *EVERYTHING, MASKS("clm"),
         "runs/test_runs.py",
     ),
-    "learning/models/experts.py": ("independent/test_experts.py", LAYOUT("mixtral,tp=2,pp=2,1f1b")),
-    "learning/models/router_terms.py": ("independent/test_experts.py", LAYOUT("mixtral,tp=2,pp=2,1f1b")),
+    "learning/models/experts.py": ("independent/test_experts.py", MIXTRAL),
+    "learning/models/router_terms.py": ("independent/test_experts.py", MIXTRAL),
     "learning/models/positions.py": ("independent/test_positions.py", "reference/test_t5_transformers.py", *EVERYTHING),
     "learning/models/norms.py": (DECODER("llama"), DECODER("gpt2"), *EVERYTHING, MASKS("clm")),
     "learning/models/heads.py": (

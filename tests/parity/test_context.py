@@ -39,7 +39,7 @@ CASES = [
     case("bloom", cp=2, **BORDERS),
     case("gpt", cp=2, dp=2, zero_stage=1),
     case("electra", cp=2),
-    case("t5", cp=2),
+    case("t5", cp=2, full=True),  # as T5's tasks in the cover
     case("gpt-prefers", cp=2),
     case("mixtral", cp=2, **SP),
     case("bert-classify", cp=2),

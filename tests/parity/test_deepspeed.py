@@ -76,7 +76,7 @@ LAYOUTS = {
     "first, second, third",
     [
         pytest.param("TP2×PP2×DP2 ZeRO-1", "PP4", "TP2 SP, ZeRO-3", marks=pytest.mark.full),
-        ("TP2×PP2×DP2 ZeRO-1", "one process", "PP2 interleaved, ZeRO-2"),
+        pytest.param("TP2×PP2×DP2 ZeRO-1", "one process", "PP2 interleaved, ZeRO-2", marks=pytest.mark.full),
         pytest.param("CP2, ZeRO-1", "CP4", "PP2 interleaved, ZeRO-2", marks=pytest.mark.full),
         ("TP2 SP, ZeRO-3", "PP2 interleaved, ZeRO-2", "TP2×PP2×DP2 ZeRO-1"),
     ],

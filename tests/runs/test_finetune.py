@@ -136,6 +136,7 @@ def test_each_strategy_beats_the_majority_class_by_far(place, alone, strategy):
     assert beats_the_majority_class(place, place / f"{strategy}-1")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_each_strategy_does_in_four_processes_what_it_does_in_one(place, alone, begun, strategy):
     """While the learning rate warms up; how long a run is has no say in that."""
