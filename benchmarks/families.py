@@ -116,8 +116,8 @@ def unigram(config: Config) -> float:
 
 @torch.no_grad()
 def entropy_of_replaced(config: Config, folder: Path) -> float:
-    """Of the answer to "was this token replaced?", as often as the run's own generator replaces a word; special tokens
-    never."""
+    """Entropy of the answer to "was this token replaced?", as often as the run's own generator replaces a word;
+    special tokens never."""
     passes = build_passes(config, Mesh.single())
     load_weights(best_or_newest(folder), passes.model.params)
     special = torch.from_numpy(read_specials(config.data.tokenizer, config.model.vocab).special)

@@ -139,7 +139,7 @@ def greedy(config: Config, run: Path, texts: list[list[int]]) -> list[list[int]]
 
 
 def logits_of(config: Config, run: Path, tokens: list[int]) -> Tensor:
-    """Of the run: [S, V], [S, C] or [C]."""
+    """Logits of the run: [S, V], [S, C] or [C]."""
     batch = MicroBatch(tokens=torch.tensor([tokens]), sample_ids=torch.arange(1), logits_at=slice(None))
     return our_logits(config, best_or_newest(run), batch)[0][0]
 

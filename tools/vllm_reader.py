@@ -43,7 +43,7 @@ def generated(llm, job: dict) -> tuple[list[list[int]], list[torch.Tensor]]:
 
 
 def pooled(llm, job: dict) -> list[torch.Tensor]:
-    """Of each text [C] (classify) or [S, C] (token_classify); C is V for an encoder with its head of words."""
+    """Outputs of each text: [C] (classify) or [S, C] (token_classify); C is V for an encoder with its head of words."""
     inputs = [{"prompt_token_ids": ids} for ids in job["prompts"]]
     raw = PoolingParams(task=job["task"], use_activation=False)
     return [

@@ -52,7 +52,7 @@ def test_checkpoints_are_set_aside_where_none_is_wanted(tmp_path):
 
 
 def test_the_best_checkpoint_is_the_one_that_the_resumed_run_knows(tmp_path):
-    """Of checkpoints that were removed by hand, the mark stayed: the step was reached again, with other weights."""
+    """The mark of checkpoints that were removed by hand stayed: the step was reached again, with other weights."""
     run = build_run(CONFIG, Mesh.single())
     known = BestEvaluation("loss/validation", 0, step=2, value=1.0)
     for step in (2, 4):

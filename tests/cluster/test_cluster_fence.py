@@ -30,7 +30,7 @@ def site():
 
 
 def fence(host: Host, *friends: Host) -> None:
-    """Of what comes over the network, only what the run's own hosts send."""
+    """A fence: of what comes over the network, only what the run's own hosts send."""
     addresses = ",".join(friend.address for friend in friends)
     host.run("iptables", "-A", "INPUT", "-i", INTERFACE, "-s", addresses, "-j", "ACCEPT")
     host.run("iptables", "-A", "INPUT", "-i", INTERFACE, "-j", "DROP")

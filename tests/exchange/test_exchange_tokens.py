@@ -53,7 +53,7 @@ def ids(made, *tokens):
 
 @pytest.fixture(scope="module", params=STYLES)
 def styled(request, tmp_path_factory):
-    """Of a style: its name, its tokenizer, and a place with the original, the run and its export."""
+    """A style: its name, its tokenizer, and a place with the original, the run and its export."""
     place = tmp_path_factory.mktemp(request.param)
     made = their_folder(request.param, place / "theirs")
     import_model(place / "theirs", place / "run")

@@ -43,7 +43,7 @@ def test_an_adapter_adds_its_product_and_learns_alone(kind, bias):
 
 
 def test_a_model_with_adapters_is_the_plain_one_with_other_weights():
-    """Of every linear layer of a block, each scaled by alpha / rank. At first it is the plain model itself."""
+    """Adapters of every linear layer of a block, each scaled by alpha / rank. At first it is the plain model itself."""
     targets = ["query", "key", "value", "out", "gate", "up", "down"]
     tree = {
         "model": dict(layers=2, hidden=16, heads=2, vocab=61, init_std=0.3, activation="swiglu", norm="rmsnorm"),

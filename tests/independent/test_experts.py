@@ -143,7 +143,7 @@ def test_of_equal_scores_the_first_experts_are_chosen():
 
 
 def test_the_router_is_exact_in_bf16():
-    """Of the same bf16 numbers it makes the scores that float32 makes: rounded ones would send tokens elsewhere."""
+    """From the same bf16 numbers it makes the scores that float32 makes: rounded ones would send tokens elsewhere."""
     low, x = made("mixtral", torch.bfloat16), inputs(torch.bfloat16)
     routing = low.router(x.flatten(0, 1))
     logits = x.flatten(0, 1).float() @ low.router.weight.float().t()

@@ -66,7 +66,8 @@ def finished(tmp_path_factory) -> tuple[Config, dict[int, dict[str, float]]]:
 
 
 def rate(step: int) -> float:
-    """Of the step with this number, counted from 0: up to the peak, then straight down, to zero behind the last one."""
+    """The rate of the step with this number, counted from 0: up to the peak, then straight down, to zero behind the
+    last one."""
     return PEAK * (step + 1) / WARMUP if step < WARMUP else PEAK * (1 - (step - WARMUP) / (STEPS - WARMUP))
 
 

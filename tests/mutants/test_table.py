@@ -48,7 +48,7 @@ def test_the_page_and_the_readme_say_what_the_table_says():
 
 @pytest.mark.timeout(900)
 def test_a_sample_dies():
-    """That their tests pass without a bug is seen by the suite itself. All mutants: `make mutants`."""
+    """The suite itself sees that their tests pass without a bug. All mutants: `make mutants`."""
     command = [sys.executable, "-m", "tests.mutants.run", "--mutants-only", "--only", *SAMPLE]
     environ = os.environ | {"PYTHONPATH": str(ROOT)}
     ran = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)

@@ -58,7 +58,8 @@ def test_every_two_values_of_a_layout_meet():
 
 @pytest.mark.parametrize("values", MATRIX, ids=lambda values: ",".join(map(str, values.values())))
 def test_every_row_of_the_grid_runs(values):
-    """Of `roots verify --matrix`, which is the table in docs/proof.md; without ZeRO in float64, with it in float32."""
+    """The grid is that of `roots verify --matrix`, which is the table in docs/proof.md; without ZeRO in float64,
+    with it in float32."""
     stage = values["parallel.zero_stage"]
     files = [test_deepspeed] if stage else [test_layouts, test_context]
     found = [c.values[0] for file in files for c in file.CASES if not c.marks]

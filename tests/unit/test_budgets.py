@@ -27,7 +27,7 @@ from tests.parity.models import COMMON, MODELS
 
 
 class Budget(NamedTuple):
-    """Of a block, for one microbatch, in bf16 and without recomputation."""
+    """Ceilings of a block, for one microbatch, in bf16 and without recomputation."""
 
     forward: int
     """Launches."""
@@ -95,7 +95,7 @@ def test_a_block_keeps_its_budget(name: str, piece: str, tp: int) -> None:
 def _counted(
     block: nn.Module, batch: MicroBatch, config: Config, tp: int, decodes: bool
 ) -> tuple[Watcher, Watcher, int]:
-    """Of one microbatch: what forward and backward cost, and the bytes that are kept between them."""
+    """Count one microbatch: what forward and backward cost, and the bytes that are kept between them."""
     x, encoded = (
         torch.zeros(len(ids), ids.shape[1] // tp, config.model.hidden, dtype=compute_dtype(config), requires_grad=True)
         for ids in (batch.tokens if batch.decoder_tokens is None or not decodes else batch.decoder_tokens, batch.tokens)
@@ -136,7 +136,8 @@ def test_a_step_waits_no_more_than_its_budget(name: str) -> None:
 
 
 def test_the_head_keeps_its_budget() -> None:
-    """Of llama-3-8b, 8,192 tokens in bf16: a float32 pass over its weight for each chunk of tokens is 50 GB."""
+    """The head is that of llama-3-8b, 8,192 tokens in bf16: a float32 pass over its weight for each chunk of tokens
+    is 50 GB."""
     config = load("configs/llama-3-8b.yaml").changed(
         {"parallel.tp": 1, "parallel.pp": 1, "parallel.sequence_parallel": False, "train.precision": "bf16"}
     )

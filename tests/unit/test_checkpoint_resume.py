@@ -32,7 +32,7 @@ def changed(double: bool, **parallel) -> Config:
 
 
 def losses(rank: int, size: int, config: Config, first: int, folder: str, do_save: bool) -> list[float]:
-    """Of the steps from `first` on; saved after SAVED steps, or loaded before `first`."""
+    """Losses of the steps from `first` on; saved after SAVED steps, or loaded before `first`."""
     p = config.parallel
     mesh = Mesh.connect(Layout(dp=size // (p.tp * p.pp), pp=p.pp, tp=p.tp), rank)
     run = build_run(config, mesh)

@@ -53,7 +53,7 @@ def rows(tmp_path):
 
 
 def shown(config: Config, path: str) -> list[tuple[str, list[str]]]:
-    """Of each example: its text, and the texts of what is learned."""
+    """For each example its text, and the texts of what is learned."""
     codec, found = load_codec(config.data.tokenizer), []
     for row in open_examples(path, config).rows:
         runs, ids = [[]], row.first.tolist()

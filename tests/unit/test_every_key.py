@@ -184,7 +184,7 @@ def leaves() -> list[str]:
 
 
 def others(config: Config, key: str) -> list[object]:
-    """Of a choice all the others, else one."""
+    """For a choice all the others, else one."""
     section, _, name = key.partition(".")
     value, kind = unused.value_of(config, key), Config.model_fields[section].annotation.model_fields[name].annotation
     kind = next(part for part in get_args(kind) if part is not NoneType) if NoneType in get_args(kind) else kind

@@ -28,7 +28,7 @@ def plain(layer, x):
 
 
 def gradients(outputs, inputs, layers, tp=None):
-    """Of a weighted sum of the outputs, twice: as two microbatches that add up."""
+    """Gradients of a weighted sum of the outputs, twice: as two microbatches that add up."""
     torch.manual_seed(1)
     wanted = [*inputs, *(p for layer in layers for p in layer.parameters())]
     for tensor in wanted:

@@ -133,7 +133,7 @@ def numbered() -> Corpus:
 
 
 def test_a_document_too_short_for_a_pair_does_not_lead_back_to_the_first_text():
-    """Of two long documents, each behind a short one: a random text is of the other."""
+    """There are two long documents, each behind a short one: a random text is of the other."""
     objective = OBJECTIVES["mlm-nsp"](config("mlm-nsp"), SPECIALS)
     words, lengths = SPECIALS.words[:4], np.array([2, 70, 2, 70], dtype=np.int32)
     offsets = (np.cumsum(lengths) - lengths) * np.int64(8)

@@ -26,7 +26,8 @@ def test_groups_of_an_axis_partition_the_world(sizes):
 
 
 def test_the_ranks_of_dp_and_cp_together_are_one_group():
-    """Of every context rank of every data rank, in their order; and a model is what tensor and pipeline ranks hold."""
+    """It holds every context rank of every data rank, in their order; and a model is what tensor and pipeline ranks
+    hold."""
     layout = Layout(dp=2, pp=2, tp=2, cp=2)
     place = layout.place(9)
     assert str(place) == "pp1 dp0 tp1" and str(layout.place(11)) == "pp1 dp0 cp1 tp1"

@@ -87,7 +87,7 @@ def shapes(most):
 
 
 def with_every_pair(found):
-    """Of these shapes some: every schedule and number of chunks still meets every number of ranks and microbatches."""
+    """Some of these shapes: every schedule and number of chunks still meets every number of ranks and microbatches."""
     shown = set()
     for shape in random.Random(7).sample(found, len(found)):
         name, ranks, microbatches, chunks = shape

@@ -35,7 +35,7 @@ def test_laps_add_up_and_taking_begins_anew(monkeypatch):
 
 
 def one_step(rank: int, size: int, slow: int, tp: int = 1, pp: int = 1) -> dict[str, object]:
-    """Of a rank of which the forward passes take SLOW_S longer on rank `slow`."""
+    """A step of a rank of which the forward passes take SLOW_S longer on rank `slow`."""
     config = Config.model_validate(
         {
             "model": {"layers": 2, "hidden": 16, "heads": 2, "vocab": 61},

@@ -55,7 +55,7 @@ def test_parameters_and_flops_are_those_of_the_model(shape):
 
 
 def test_a_stage_weighs_what_its_stack_computes():
-    """Of T5's own lengths, 512 and 114: a decoder block reads the encoder's output in full, but few positions of its
+    """At T5's own lengths, 512 and 114: a decoder block reads the encoder's output in full, but few positions of its
     own."""
     sizes = FIXED | dict(layers=12, hidden=768, heads=12, ffn=3072, vocab=32128)
     c = Config.model_validate({"model": sizes, "objective": {"name": "spans"}, "data": {"seq_length": 512}})

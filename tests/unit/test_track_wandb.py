@@ -37,7 +37,7 @@ def config(mode: str) -> Config:
 
 
 def inspect(run) -> dict:
-    """Of the newest offline run in the folder, by W&B's reader."""
+    """Read the newest offline run in the folder, by W&B's reader."""
     (file,) = sorted(run.glob("wandb/offline-run-*/*.wandb"))[-1:]
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(file)]
     return json.loads(subprocess.run(command, capture_output=True, text=True, timeout=250, check=True).stdout)

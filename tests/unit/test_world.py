@@ -44,7 +44,7 @@ def test_one_rank_too_gets_a_new_process_with_a_group():
 
 
 def processor_seconds(rank, size):
-    """Of this process since its start, imports included if they were not inherited."""
+    """Seconds of this process since its start, imports included if they were not inherited."""
     return time.process_time()
 
 

@@ -145,7 +145,7 @@ def _other_rows(config: Config, source: Examples, path: Path) -> DataError | Con
 
 
 def rows_digest(objective: Objective, source: Examples) -> str:
-    """Of what a sample holds of each row, in their order: ids and targets, cut to its length."""
+    """Digest what a sample holds of each row, in their order: ids and targets, cut to its length."""
     digest = hashlib.sha256()
     bare = replace(source, references=None)
     for i in range(len(source)):

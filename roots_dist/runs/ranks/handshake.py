@@ -175,8 +175,8 @@ FIXES = {
 
 
 def _twice(store: Any, who: Identity) -> EnvironmentProblem:
-    """Of a second process of one rank. torch's elastic agent keeps its store when it starts the ranks anew because a
-    node came or went, and does not count that as a restart, so that those before are still there."""
+    """The error for a second process of one rank. torch's elastic agent keeps its store when it starts the ranks
+    anew because a node came or went, and does not count that as a restart, so that those before are still there."""
     fix = "give each process a rank of its own"
     if environment.uses_agent_store():
         fix += (
