@@ -334,6 +334,20 @@ def saved(name: str, folder: Path) -> Path:
     return folder
 
 
+def saved_chat_model(folder: Path) -> Path:
+    """A small Qwen 3 with a tokenizer that has ChatML's tokens and template, as a released one lies in its folder."""
+    from hub_tokenizers import tokenizer_of, write_style
+
+    torch.manual_seed(3)
+    config = transformers.Qwen3Config(
+        vocab_size=tokenizer_of("chatml").get_vocab_size(), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, intermediate_size=64, max_position_embeddings=128,
+    )  # fmt: skip
+    transformers.Qwen3ForCausalLM(config).save_pretrained(folder)
+    write_style("chatml", folder)
+    return folder
+
+
 def generator_of(folder: Path) -> Path | None:
     return folder / "generator" if (folder / "generator").is_dir() else None
 

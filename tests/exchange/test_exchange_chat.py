@@ -3,10 +3,9 @@
 import json
 
 import pytest
-import torch
 import transformers
 from commands import roots
-from hub_tokenizers import tokenizer_of, write_style
+from hub_models import saved_chat_model
 
 ROWS = [
     ("what is the union", "one people"),
@@ -24,14 +23,7 @@ LITTLE = (
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat")
-    made = tokenizer_of("chatml")
-    torch.manual_seed(3)
-    config = transformers.Qwen3Config(
-        vocab_size=made.get_vocab_size(), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, intermediate_size=64, max_position_embeddings=128,
-    )  # fmt: skip
-    transformers.Qwen3ForCausalLM(config).save_pretrained(folder / "qwen3")
-    write_style("chatml", folder / "qwen3")
+    saved_chat_model(folder / "qwen3")
     rows = [{"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]} for q, a in ROWS]
     (folder / "sharegpt.json").write_text(json.dumps(rows))
     return folder

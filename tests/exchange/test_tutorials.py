@@ -11,10 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-import transformers
 from commands import environ
-from hub_tokenizers import tokenizer_of, write_style
+from hub_models import saved_chat_model
 
 ROOT = Path(__file__).parents[2]
 TUTORIALS = sorted((ROOT / "docs").glob("tutorial-*.md"))
@@ -55,14 +53,7 @@ def place(tmp_path_factory):
         json.dumps({"text": f"Once upon a time in {n} there was a miller; he had {n % 7} sons."}) for n in range(400)
     ]
     (found / "books" / "tales.jsonl").write_text("\n".join(lines))
-    made = tokenizer_of("chatml")
-    torch.manual_seed(3)
-    config = transformers.Qwen3Config(
-        vocab_size=made.get_vocab_size(), hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, intermediate_size=64, max_position_embeddings=128,
-    )  # fmt: skip
-    transformers.Qwen3ForCausalLM(config).save_pretrained(found / "downloads/Qwen3-0.6B")
-    write_style("chatml", found / "downloads/Qwen3-0.6B")
+    saved_chat_model(found / "downloads/Qwen3-0.6B")
     ((row,),) = (re.findall(r"^(\{.*\})$", (ROOT / "docs/tutorial-chat.md").read_text(), re.M),)
     (found / "conversations.jsonl").write_text(f"{row}\n" * 4)
     return found
