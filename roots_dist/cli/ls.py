@@ -13,6 +13,8 @@ def ls(
 ) -> None:
     """List runs: model, layout, step, newest loss (held-out, if there is one), age, size, and whether it is running.
 
+    Exit code 1 if a run's files cannot be read: the others are listed all the same.
+
     \b
     roots ls
     roots ls /shared/runs
@@ -21,7 +23,7 @@ def ls(
 
     from roots_dist.errors import Problem, UserError
     from roots_dist.files import where
-    from roots_dist.runs.report.run_list import find_runs, list_lines
+    from roots_dist.runs.report.run_list import find_runs, list_runs
     from roots_dist.scrub import known_secrets
 
     if not folder.is_dir():
@@ -31,5 +33,8 @@ def ls(
     if not found:
         typer.echo(f"no runs in {folder}")
         return
-    for line in list_lines(found, known_secrets(), shutil.get_terminal_size((120, 24)).columns):
-        typer.echo(line)
+    listed = list_runs(found, known_secrets(), shutil.get_terminal_size((120, 24)).columns)
+    typer.echo("\n".join(listed.lines))
+    if listed.unreadable:
+        typer.echo("\n".join(listed.unreadable), err=True)
+        raise typer.Exit(1)

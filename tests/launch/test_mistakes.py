@@ -347,3 +347,19 @@ def test_versions_are_said_in_one_line(capsys):
         main(["--version"])
     assert not ended.value.code
     assert re.fullmatch(r"roots \S.*, Python [\d.]+, torch \S+, deepspeed \S+\n", capsys.readouterr().out)
+
+
+def test_a_run_that_cannot_be_read_does_not_end_the_list_of_the_others(tmp_path, capsys):
+    for name, config in (("good", "model: {layers: 2}\n"), ("cut", "model: {layers: [\n"), ("bytes", b"\xff\xfe")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_bytes(config if isinstance(config, bytes) else config.encode())
+    (tmp_path / "bytes" / "metrics.jsonl").mkdir()  # no file
+    with pytest.raises(SystemExit) as ended:
+        main(["ls", str(tmp_path)])
+    said = capsys.readouterr()
+    assert ended.value.code == 1
+    assert [line.split()[-1] for line in said.out.splitlines()].count("unreadable") == 2
+    assert "good" in said.out
+    assert len(said.err.splitlines()) == 2
+    assert "cut/config.yaml:" in said.err
+    assert "bytes/config.yaml" in said.err

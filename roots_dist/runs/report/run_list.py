@@ -9,10 +9,13 @@ import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 
 from roots_dist.config.load import CONFIG_FILE
+from roots_dist.errors import UserError
+from roots_dist.files import why
 from roots_dist.runs.report.run_record import RunRecord, read_runs
 from roots_dist.runs.track.progress import short
 from roots_dist.storage.checkpoint.folder_lock import holder_of
@@ -41,9 +44,36 @@ def _below(folder: Path, depth: int) -> Iterator[Path]:
                 yield from _below(inner, depth - 1)
 
 
-def list_lines(folders: Sequence[Path], known: Collection[str], width: int) -> list[str]:
-    """A line for each run below a head. Words are cut to `width` only where nothing is left to leave out."""
-    rows = [COLUMNS, *(_row(folder, run) for folder, run in zip(folders, read_runs(folders, known)))]
+@dataclass(frozen=True)
+class RunList:
+    lines: Sequence[str]
+    """A line for each run below a head."""
+    unreadable: Sequence[str]
+    """Why a run's files could not be read, one line each. Such a run has its row all the same."""
+
+
+def list_runs(folders: Sequence[Path], known: Collection[str], width: int) -> RunList:
+    """List the runs. Words are cut to `width` columns only where nothing is left to leave out."""
+    rows: list[tuple[str, ...]] = [COLUMNS]
+    unreadable: list[str] = []
+    for folder in folders:
+        try:
+            rows.append(_row(folder, read_runs([folder], known)[0]))
+        except UserError as error:
+            unreadable.append(error.cli_message())
+            rows.append(_unreadable(folder))
+        except OSError as error:  # of another user, or gone since
+            unreadable.append(f"✗ {error.filename}: {why(error)}")
+            rows.append(_unreadable(folder))
+    return RunList(_table(rows, width), unreadable)
+
+
+def _unreadable(folder: Path) -> tuple[str, ...]:
+    known = age(time.time() - _changed(folder)), f"{short(_size(folder))}B"
+    return (str(folder), "?", "–", "–", "–", *known, "unreadable")
+
+
+def _table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
     shown = list(COLUMNS)
     for name in (None, *LEFT_OUT):
         shown = [column for column in shown if column != name]
