@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TextIO, TypeVar
 
@@ -62,14 +62,14 @@ def ignore_warnings_of_libraries() -> None:
 
 
 @contextmanager
-def still_busy(what: str) -> Iterator[None]:
-    """Log every now and then that the body is not done yet, if it takes longer than FIRST_S."""
+def still_busy(what: str, say: Callable[[str], object] = log.info) -> Iterator[None]:
+    """Say every now and then that the body is not done yet, if it takes longer than FIRST_S."""
     over, since = threading.Event(), time.monotonic()
 
     def tell() -> None:
         wait = FIRST_S
         while not over.wait(wait):
-            log.info("%s: %.0f s so far", what, time.monotonic() - since)
+            say(f"{what}: {time.monotonic() - since:.0f} s so far")
             wait = EVERY_S
 
     teller = threading.Thread(target=tell, daemon=True)

@@ -24,6 +24,9 @@ def import_model(
     roots import downloads/electra-small-discriminator runs/electra \\
         --generator downloads/electra-small-generator
     """
+    from roots_dist.cli.terminal import busy
     from roots_dist.storage.exchange import importing
 
-    typer.echo(importing.import_model(folder, run, generator))
+    with busy(f"importing {folder}"):
+        done = importing.import_model(folder, run, generator)
+    typer.echo(done)

@@ -53,6 +53,7 @@ def plan(
 
     from roots_dist.checks.facts import free_memory
     from roots_dist.cli.read_config import read_config
+    from roots_dist.cli.terminal import busy
     from roots_dist.errors import UserError
     from roots_dist.files import why, write_atomically
     from roots_dist.runs.ranks.run_on_ranks import ready
@@ -76,9 +77,9 @@ def plan(
     from roots_dist.runs.ranks.join import device_for
 
     logs.ignore_warnings_of_libraries()
-    found = predict(
-        loaded.config, layout, cluster, device_for(loaded.config, local_rank=0) if options.measure else None
-    )
+    device = device_for(loaded.config, local_rank=0) if options.measure else None
+    with busy("planning"):
+        found = predict(loaded.config, layout, cluster, device)
     free = free_memory() if loaded.config.train.device == "cpu" else None
     typer.echo("\n".join(lines(found, cluster, free, get_terminal_size((200, 24)).columns)))
     if options.json is not None:

@@ -1,4 +1,4 @@
-"""Progress of work that is counted in bytes: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work: a bar on a terminal where bytes are counted, else a line now and then."""
 
 from __future__ import annotations
 
@@ -46,6 +46,17 @@ def progress_bar() -> Iterator[Callable[[PrepareProgress], None]]:
             shown.update(lines[at.stage], completed=at.done, total=at.total, documents=at.documents)  # type: ignore[arg-type]
 
         yield report
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Say on stderr every now and then that the body is not done yet, if it takes more than a few seconds."""
+    from functools import partial
+
+    from roots_dist.logs import still_busy
+
+    with still_busy(what, partial(typer.echo, err=True)):
+        yield
 
 
 def _lines_now_and_then() -> Callable[[PrepareProgress], None]:

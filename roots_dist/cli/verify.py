@@ -57,6 +57,7 @@ def verify(
     if options.device == "cuda" and not gpus():
         raise UserError("--device cuda: expected an NVIDIA GPU on this machine, found none. Fix: use --device cpu.")
 
+    from roots_dist.cli.terminal import busy
     from roots_dist.verify.verify import Wanted
     from roots_dist.verify.verify import verify as prove
 
@@ -66,4 +67,6 @@ def verify(
         device=options.device,
         bf16=(options.precision or train.precision) == "bf16",
     )
-    raise typer.Exit(0 if prove(loaded.config, wanted, matrix=options.matrix) else 1)
+    with busy("comparing layouts"):
+        passed = prove(loaded.config, wanted, matrix=options.matrix)
+    raise typer.Exit(0 if passed else 1)
