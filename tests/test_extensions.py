@@ -9,18 +9,21 @@ from pathlib import Path
 import pytest
 
 import roots_dist
+from roots_dist.cli.main import main
 from roots_dist.config.extensions import COPIES, extended, pinned
 from roots_dist.config.load import load, read, to_yaml
 from roots_dist.config.records import learning_rate_of, objective_of
 from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
-from roots_dist.errors import ConfigError
+from roots_dist.errors import ConfigError, ExchangeError
 from roots_dist.learning.data.prepare import prepare
-from roots_dist.runs.report.run_list import find_runs, list_lines
+from roots_dist.learning.data.tasks import collect_labels, open_examples
+from roots_dist.runs.report.run_list import find_runs, list_runs
 from roots_dist.runs.report.run_record import read_runs
 from roots_dist.runs.train import banner
 from roots_dist.runs.train.resume import rate_line
 from roots_dist.storage.checkpoint.verified import best_or_newest
+from roots_dist.storage.exchange.exporting import checked, export_model
 from roots_dist.testing.parity import FLOAT64_BOUNDS, differences, merge, trace
 from roots_dist.testing.world import on_world
 
@@ -103,6 +106,54 @@ def test_a_runs_folder_runs_no_code_by_itself(place):
         config_of_run("runs/told", ["advanced.extensions=[other.py]"])
 
 
+READER = """
+from roots_dist import Extension
+
+def blocks(path):
+    for text in path.read_text().split("\\n--\\n"):
+        yield {"text": text, "label": "b" if "rained" in text else "a"} if text != "odd" else text
+
+EXTENSION = Extension(readers={".blocks": blocks})
+"""
+
+
+def test_files_of_a_kind_of_ones_own_are_documents_and_rows(place, capsys):
+    (place / "reader.py").write_text(READER)
+    (place / "taken.py").write_text(READER.replace(".blocks", ".txt"))
+    (place / "texts.blocks").write_text("\n--\n".join([*TEXTS, "odd"]))
+    words = ["prepare", "texts.blocks", "--output", "own", "--vocab", "300"]
+    for more, said in [
+        ([], "expected a name ending in one of .txt"),
+        (["--extension", "reader.py"], "texts.blocks:131: the extension's reader failed (it gave str, not a mapping"),
+        (["--extension", "taken.py"], "EXTENSION.readers = '.txt': expected a suffix in lower case that is not one of"),
+    ]:
+        with pytest.raises(SystemExit):
+            main([*words, *more])
+        assert said in capsys.readouterr().err
+    manifest = prepare(["texts.blocks"], "own", vocab=300, on_error="skip", extension=["reader.py"])
+    assert manifest.train.documents + manifest.validation.documents == len(TEXTS)
+    assert sum(manifest.defects.values()) == 1
+    own = ["finetune.on_error=skip", "advanced.extensions=[reader.py]"]
+    config = load(
+        "plain.yaml",
+        ["model.family=bert", "objective.name=classify", "data.train=texts.blocks", "finetune.labels=[a,b]", *own],
+    )
+    assert len(open_examples("texts.blocks", config)) == len(TEXTS)
+    assert collect_labels(["texts.blocks"], config) == ("b",)
+
+
+def test_a_run_with_a_rate_of_its_own_is_exported(place):
+    words = ["track.folder=runs/rate", "train.steps=1", "objective.name=clm", "model.activation=gelu"]
+    roots_dist.train("run.yaml", words)
+    named = ["advanced.extensions=[mine.py]"]
+    with pytest.raises(ConfigError, match="add 'advanced.extensions="):
+        export_model(place / "runs/rate", place / "export")
+    with pytest.raises(ExchangeError, match="train.steps = '2': expected no override but advanced.extensions"):
+        export_model(place / "runs/rate", place / "export", extensions=["train.steps=2"])
+    export_model(place / "runs/rate", place / "export", extensions=named)
+    assert checked(place / "runs/rate", place / "export", "float32", named)[1]
+
+
 def test_what_a_run_recorded_is_read_without_its_code(place):
     """`roots ls`, `roots report`, and the checkpoint of a run whose file has changed or is gone."""
     run = place / "runs" / "kept"
@@ -113,7 +164,7 @@ def test_what_a_run_recorded_is_read_without_its_code(place):
     (sentinel,) = pinned(["sentinel.py"])
     for entry in (own.replace("mine", "gone"), sentinel):
         (run / "config.yaml").write_text(recorded.replace(own, entry))
-        assert "kept" in "".join(list_lines(find_runs(place / "runs"), (), 200))
+        assert "kept" in "".join(list_runs(find_runs(place / "runs"), (), 200).lines)
         assert read_runs([run], ())[0].config["objective.name"] == "late"
     with pytest.raises(ConfigError, match="advanced.extensions"):  # of another digest
         best_or_newest(run)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from roots_dist.cli.arguments import Run
+from roots_dist.cli.arguments import Overrides, Run
 from roots_dist.cli.options import with_options
 
 
@@ -34,18 +34,24 @@ def export(
     run: Run,
     options: ExportOptions,
     folder: Annotated[Path, typer.Argument(metavar="HF_FOLDER", help="new folder for the model")],
+    overrides: Overrides = None,
 ) -> None:
     """Write a run's model in the format of transformers (4.57 and 5), in one process.
 
-    Exit code 1 if the logits of the written files differ from the run's.
+    Exit code 1 if the logits of the written files differ from the run's. The only override is advanced.extensions,
+    which a run needs that was trained with a file of one's own.
 
     \b
     roots export runs/quickstart exports/quickstart
     """
+    from roots_dist.cli.terminal import busy
     from roots_dist.storage.exchange.exporting import checked, export_model, is_checked
 
-    typer.echo(export_model(run, folder, options.dtype))
-    if options.check or (options.check is None and is_checked(run)):
-        message, equal = checked(run, folder, options.dtype)
+    with busy(f"exporting {run}"):
+        done = export_model(run, folder, options.dtype, overrides or ())
+    typer.echo(done)
+    if options.check or (options.check is None and is_checked(run, overrides or ())):
+        with busy("comparing its logits with transformers'"):
+            message, equal = checked(run, folder, options.dtype, overrides or ())
         typer.echo(message)
         raise typer.Exit(0 if equal else 1)

@@ -39,6 +39,10 @@ class PrepareOptions:
     validation: Annotated[float, typer.Option(help="fraction of documents to hold out")] = 0.05
     seed: Annotated[int, typer.Option(help="random seed of the held-out split")] = 1234
     workers: Annotated[int | None, typer.Option(help="processes (default: one per core)", show_default=False)] = None
+    extension: Annotated[
+        tuple[str, ...],
+        typer.Option(help="Python file with readers of other kinds of files", metavar="FILE", show_default=False),
+    ] = ()
     on_error: Annotated[str, typer.Option(help="on an unreadable document: stop or skip", metavar="WORD")] = "stop"
 
 

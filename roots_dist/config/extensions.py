@@ -1,4 +1,4 @@
-"""What a user's file adds to the tables: objectives, families, activations, schedules of passes and learning rates.
+"""What a user's file adds: objectives, families, activations, schedules of passes and learning rates, file readers.
 
     advanced.extensions: [mine.py] --pin--> mine.py#sha256=… --extended--> Extension, a value that the config carries
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import types
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -55,6 +55,10 @@ class NewFamily:
     """Names of the objectives that it can learn, beside those whose records name it."""
 
 
+OwnReader = Callable[[Path], Iterable[Mapping[str, Any]]]
+"""From the path of a file to its rows: column name -> value."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Extension:
     """Records of one's own, each under the name that a config says."""
@@ -65,6 +69,8 @@ class Extension:
     """Functions of a tensor, elementwise: the MLP applies them to the columns that a rank has."""
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     lr_schedules: Mapping[str, LrSchedule] = field(default_factory=dict)
+    readers: Mapping[str, OwnReader] = field(default_factory=dict)
+    """Suffix of a file, as `.xml` -> its rows: those of fine-tuning, and the documents of `roots prepare`."""
 
 
 class AnyName:
@@ -78,6 +84,7 @@ TAKEN: dict[str, tuple[Collection[str], type]] = {
     "activations": (ACTIVATIONS, types.FunctionType),
     "schedules": (SCHEDULES, Schedule),
     "lr_schedules": (LR_SCHEDULES, LrSchedule),
+    "readers": ((), types.FunctionType),  # learning/data/own_readers.py knows which suffixes are taken
 }
 """Field of an Extension -> the package's own names, and what a record of it is."""
 
@@ -127,6 +134,10 @@ def split(entry: str) -> tuple[str, str]:
     return path, pin
 
 
+def digest_of(entry: str) -> str:
+    return split(entry)[1]
+
+
 def copy_name(entry: str) -> str:
     """Name of a file's copy in the folder of a run."""
     path, pin = split(entry)
@@ -151,7 +162,7 @@ def extended(entries: tuple[str, ...]) -> Extension:
 def _check(path: str, kind: str, name: object, record: object, what: type, taken: set[str]) -> None:
     if name in taken:
         _refuse(path, f"a new name in {NAME}.{kind}; {name!r} is taken", "choose another name")
-    is_one = callable(record) if kind == "activations" else isinstance(record, what)
+    is_one = callable(record) if what is types.FunctionType else isinstance(record, what)
     if not isinstance(name, str) or not is_one:
         _refuse(path, f"{what.__name__} for {NAME}.{kind}[{name!r}], found {type(record).__name__}", "make it one")
     inner = getattr(record, "record", None)

@@ -256,8 +256,8 @@ class Advanced(Section):
     )
     extensions: tuple[str, ...] = Field(
         (),
-        description="Python files of one's own whose objectives, families, activations and schedules are added: code "
-        "that is run (docs/extensions.md)",
+        description="Python files whose objectives, families, activations, schedules and readers are added: "
+        "code that is run (docs/extensions.md)",
     )
     track_ranks: bool = Field(False, description="memory and seconds of every rank too, so that a slow one is seen")
 

@@ -73,6 +73,8 @@ class Options(_Record):
     begin_of_document: bool = False
     tokenizer_files: dict[str, str] = {}
     """Files beside an existing tokenizer that say which tokens begin and end a text -> their hash."""
+    extensions: tuple[str, ...] = ()
+    """SHA-256 of each file whose readers may have read the inputs."""
 
 
 class Split(_Record):

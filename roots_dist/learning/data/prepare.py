@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from roots_dist.config.extensions import OwnReader, digest_of, extended, pinned
 from roots_dist.config.special_tokens import SETTINGS
 from roots_dist.errors import DataError, Problem
 from roots_dist.learning.data import readers
@@ -79,6 +80,7 @@ def prepare(
     seed: int = 1234,
     workers: int | None = None,
     on_error: Literal["stop", "skip"] = "stop",
+    extension: Sequence[str] = (),
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Manifest:
     """Fill `output` with train and validation pairs, tokenizer.json and manifest.json, unless it is up to date.
@@ -87,9 +89,11 @@ def prepare(
     vocab, kind and pre_tokenizer are then ignored. split_sentences: each sentence becomes a sequence of its document
     and is tokenized separately. begin_of_document: each document begins with the tokenizer's bos. Raises DataError for
     any problem of the inputs; with on_error="skip", unreadable documents are counted in the manifest instead.
+    extension: Python files whose readers read files of other suffixes.
     """
     _check(validation, workers, on_error, tokenizer, end_of_document, begin_of_document)
     folder = Path(output)
+    pins = pinned(list(extension))
     given = tokenizers.load(tokenizer, end_of_document) if tokenizer is not None else None
     options = Options(
         text_key=text_key,
@@ -105,14 +109,16 @@ def prepare(
         on_error=on_error,
         begin_of_document=begin_of_document,
         tokenizer_files={path.name: sha256(path) for path in _companions(tokenizer)},
+        extensions=tuple(map(digest_of, pins)),
     )
+    own = extended(tuple(pins)).readers
     passed_over: PassedOver = Counter()
     ours = {(folder / name).resolve() for name in (NAME, TOKENIZER, PARTIAL, *PAIRS, *COPIED)}
-    files = readers.find(inputs, passed_over, ours)
+    files = readers.find(inputs, passed_over, ours, own)
     with lock(folder):
         if existing := up_to_date(folder, files, options):
             return existing.model_copy(update={"passed_over": listed(passed_over)})
-        stream = _DocumentStream(files, options, progress)
+        stream = _DocumentStream(files, options, own, progress)
         partial = folder / PARTIAL
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -198,6 +204,7 @@ class _DocumentStream:
 
     files: list[Path]
     options: Options
+    own: Mapping[str, OwnReader]
     progress: Callable[[Progress], None]
     defects: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
@@ -217,7 +224,7 @@ class _DocumentStream:
         self.examples.clear()
         batch, size, number, before = [], 0, 0, 0
         for path, state in zip(self.files, self._found):
-            for item in readers.read(path, self.options.text_key):
+            for item in readers.read(path, self.options.text_key, self.own):
                 if isinstance(item, Defect):
                     self._note(item)
                     continue

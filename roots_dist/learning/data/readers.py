@@ -13,8 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+from roots_dist.config.extensions import OwnReader
 from roots_dist.errors import DataError, Problem, missing_package, present
 from roots_dist.learning.data import embedded
 from roots_dist.learning.data.archives import OPENERS, DamagedArchive, open_bytes
@@ -26,6 +28,7 @@ from roots_dist.learning.data.json_objects import (
     parsed_object,
     value_at,
 )
+from roots_dist.learning.data.own_readers import FailedReader, own_reader, rows_of
 
 MAX_BYTES = 1 << 28
 """Longest document in bytes. More indicates a file without line ends, or a decompression bomb."""
@@ -57,21 +60,27 @@ class Defect:
         return f"{self.file}:{self.line}: {self.kind}" + (f" ({self.detail})" if self.detail else "")
 
 
+NONE: Mapping[str, OwnReader] = MappingProxyType({})
+"""No readers of an extension."""
 PassedOver = Counter[str]
 """What it is -> how many of it."""
 
 
 def find(
-    inputs: Sequence[str | Path], passed_over: PassedOver | None = None, ours: Collection[Path] = ()
+    inputs: Sequence[str | Path],
+    passed_over: PassedOver | None = None,
+    ours: Collection[Path] = (),
+    own: Mapping[str, OwnReader] = NONE,
 ) -> list[Path]:
     """Files behind the given files, folders, globs and `embedded:` names: in the given order, each file once.
 
     passed_over counts what is not read. ours: files that are neither read nor counted, without links in their paths.
+    own: readers of an extension, by suffix.
     """
     passed = Counter[str]() if passed_over is None else passed_over
     found: dict[Path, Path] = {}
     for given in map(str, inputs):
-        for path in _files_of(given, passed, ours):
+        for path in _files_of(given, passed, ours, own):
             found.setdefault(path.resolve(), path)
     if not found:
         raise DataError(
@@ -85,13 +94,13 @@ def find(
     return list(found.values())
 
 
-def _files_of(given: str, passed: PassedOver, ours: Collection[Path]) -> list[Path]:
+def _files_of(given: str, passed: PassedOver, ours: Collection[Path], own: Mapping[str, OwnReader]) -> list[Path]:
     if given.startswith(embedded.PREFIX):
         return [embedded.path_of(given)]
-    path, kinds = Path(given), ", ".join(READERS)
+    path, kinds = Path(given), ", ".join([*READERS, *own])
     if path.is_dir():
         here = Counter[str]()
-        files = sorted(_in_folder(path, here, ours))
+        files = sorted(_in_folder(path, here, ours, own))
         passed += here
         if not files and not any(own.parent == path.resolve() for own in ours):
             expected = f"a folder with {kinds} files in it" + (f", not only {listed(here)}" if listed(here) else "")
@@ -109,13 +118,15 @@ def _files_of(given: str, passed: PassedOver, ours: Collection[Path]) -> list[Pa
             Problem(key="input", found=given, expected="a file, a folder or a glob that matches", fix="check the path")
         )
     for match in matches:
-        if not _kind(match):
+        if not _is_read(match, own):
             expected = f"a name ending in one of {kinds}; all but parquet also with {', '.join(OPENERS)}"
             raise DataError(Problem(key="input", found=str(match), expected=expected, fix="rename or convert it"))
     return matches
 
 
-def _in_folder(folder: Path, passed: PassedOver, ours: Collection[Path]) -> Iterator[Path]:
+def _in_folder(
+    folder: Path, passed: PassedOver, ours: Collection[Path], own: Mapping[str, OwnReader]
+) -> Iterator[Path]:
     """Files in a folder and in those below it. Links to folders are followed, to each folder once."""
 
     def count_unreadable(error: OSError) -> None:
@@ -133,7 +144,7 @@ def _in_folder(folder: Path, passed: PassedOver, ours: Collection[Path]) -> Iter
         for path in (Path(place, name) for name in names if not name.startswith(".")):
             if path.name in names_of_ours and path.resolve() in ours:
                 continue
-            if path.is_file() and _kind(path):
+            if path.is_file() and _is_read(path, own):
                 yield path
             elif path.is_symlink() and not path.exists():
                 passed["dead link"] += 1
@@ -149,6 +160,10 @@ def listed(passed: PassedOver) -> str:
     return ", ".join(f"{count:,} × {what}" for what, count in most_first if count)
 
 
+def _is_read(path: Path, own: Mapping[str, OwnReader]) -> bool:
+    return own_reader(path, own, (*READERS, *OPENERS)) is not None or _kind(path) is not None
+
+
 def _kind(path: Path) -> str | None:
     """Key into READERS: the suffix before the compression suffix, if there is one."""
     suffixes = [s.lower() for s in path.suffixes[-2:]]
@@ -157,15 +172,19 @@ def _kind(path: Path) -> str | None:
     return kind if kind in READERS and not (packed and kind == ".parquet") else None
 
 
-def read(path: Path, text_key: str) -> Iterator[Document | Defect]:
+def read(path: Path, text_key: str, own: Mapping[str, OwnReader] = NONE) -> Iterator[Document | Defect]:
     """Every document of a file, in order. If the rest of a file is unreadable, the last item is a single Defect."""
     line = 0
     try:
-        for item in READERS[present(_kind(path))](path, text_key):
+        mine = own_reader(path, own, (*READERS, *OPENERS))
+        items = READERS[present(_kind(path))](path, text_key) if mine is None else _own(mine, path, text_key)
+        for item in items:
             line = item.line
             if isinstance(item, Document):
                 item = _checked(item)
             yield item
+    except FailedReader as error:
+        yield Defect(str(path), line + 1, "the extension's reader failed", str(error))
     except DamagedArchive as error:
         yield Defect(str(path), line + 1, "truncated or damaged archive", str(error))
     except OSError as error:
@@ -231,6 +250,11 @@ def _json(path: Path, text_key: str) -> Iterator[Document | Defect]:
                 yield _document(item, text_key, file, line, raw.tell())
             else:
                 yield Defect(file, line, *item)
+
+
+def _own(reader: OwnReader, path: Path, text_key: str) -> Iterator[Document | Defect]:
+    for number, row in rows_of(reader, path):
+        yield _document(row, text_key, str(path), number, 0)
 
 
 def _document(row: Mapping[str, Any], text_key: str, file: str, line: int, position: int) -> Document | Defect:

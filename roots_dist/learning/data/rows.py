@@ -16,12 +16,15 @@ from dataclasses import dataclass
 from io import BufferedIOBase
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, Literal, TextIO, cast
 
+from roots_dist.config.extensions import OwnReader
 from roots_dist.errors import DataError, Problem, missing_package, present
 from roots_dist.files import where, why
 from roots_dist.learning.data.archives import OPENERS, DamagedArchive, open_bytes
 from roots_dist.learning.data.json_objects import BLANK, parsed_object
+from roots_dist.learning.data.own_readers import FailedReader, own_reader, rows_of
 from roots_dist.learning.data.readers import MAX_BYTES
 from roots_dist.learning.data.remarks import Remarks
 
@@ -70,10 +73,18 @@ class Row:
         return value
 
 
-def rows(path: str | Path, remarks: Remarks | None = None, key: str = "rows") -> Iterator[Row]:
+def rows(
+    path: str | Path,
+    remarks: Remarks | None = None,
+    key: str = "rows",
+    own: Mapping[str, OwnReader] = MappingProxyType({}),
+) -> Iterator[Row]:
     """Every row, in order. Raises DataError if the file or a row cannot be read, unless `remarks` skips rows. key: what
-    names the file, as data.train."""
+    names the file, as data.train. own: readers of an extension, by suffix."""
     file, remarks = Path(path), remarks or Remarks()
+    if (mine := own_reader(file, own, (*READERS, *OPENERS))) is not None:
+        yield from _own_rows(mine, file, remarks, key)
+        return
     reader, line = READERS[_kind(file, key)], 0
     try:
         with open_bytes(file) as (content, _):
@@ -83,6 +94,17 @@ def rows(path: str | Path, remarks: Remarks | None = None, key: str = "rows") ->
         remarks.reject(_unreadable(file, f"a whole archive ({error})", f"{file}:{line + 1}"))
     except OSError as error:
         raise _unreadable(file, f"a file that can be read ({why(error)}: {where(file)})", key) from error
+
+
+def _own_rows(reader: OwnReader, file: Path, remarks: Remarks, key: str) -> Iterator[Row]:
+    line = 0
+    if not file.is_file():
+        raise _unreadable(file, f"a file that can be read: there is no {where(file)}", key)
+    try:
+        for line, values in rows_of(reader, file):
+            yield Row(values, str(file), line)
+    except FailedReader as error:
+        remarks.reject(_unreadable(file, f"rows of the extension's reader ({error})", f"{file}:{line + 1}"))
 
 
 def _kind(path: Path, key: str) -> str:

@@ -20,6 +20,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from roots_dist.config.extensions import extended
 from roots_dist.config.objectives import Rows
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
@@ -81,6 +82,7 @@ def open_examples(path: str, config: Config) -> Examples:
         config.model.vocab,
         stamp,
         "data.validation" if path in [source.path for source in config.data.validation] else "data.train",
+        config.advanced.extensions,
     )
 
 
@@ -90,7 +92,7 @@ def collect_labels(paths: Sequence[str], config: Config) -> tuple[str, ...]:
     columns, words = columns_of(config), objective_of(config).rows == "labelled words"
     for path in paths:
         remarks = Remarks(skip=columns.skip)
-        for row in rows(path, remarks, "data.train"):
+        for row in rows(path, remarks, "data.train", config.extension.readers):
             with remarks.of_row():
                 found.update(_tags(row, columns) if words else [_label(row, columns.label)])
     return tuple(sorted(found, key=lambda label: (0, int(label), label) if NUMBER.fullmatch(label) else (1, 0, label)))
@@ -129,12 +131,19 @@ def _stamp(path: str) -> tuple[int, int]:
 
 @cache
 def _read_examples(
-    path: str, kind: Rows, columns: Columns, tokenizer: str, vocab: int, stamp: object, key: str
+    path: str,
+    kind: Rows,
+    columns: Columns,
+    tokenizer: str,
+    vocab: int,
+    stamp: object,
+    key: str,
+    extensions: tuple[str, ...],
 ) -> Examples:
     """key: that of the config which names the file. stamp: times and sizes of all files that the examples depend on, so
-    that a changed file is read again."""
+    that a changed file is read again. extensions: files that may have a reader for this one."""
     codec, specials, remarks = load_codec(tokenizer), read_specials(tokenizer, vocab), Remarks(skip=columns.skip)
-    given = rows(path, remarks, key)
+    given = rows(path, remarks, key, extended(extensions).readers)
     if kind not in ("conversations", "preferences"):  # which say themselves what they do not read
         given = _with_remarks(given, columns, remarks)
     examples = tuple(ROW_READERS[kind](given, columns, codec, specials, remarks))

@@ -51,11 +51,11 @@ class Comparison(NamedTuple):
         return self.difference <= BOUND * max(1.0, self.largest)
 
 
-def compare(run: Path, folder: Path) -> Comparison:
+def compare(run: Path, folder: Path, extensions: Sequence[str] = ()) -> Comparison:
     """Compare the run's best or newest checkpoint with the export in `folder`, on the CPU in float32. Raises
     ExchangeError if transformers reports missing or unexpected tensors, and EnvironmentProblem if it is not installed.
     """
-    config = config_of_run(run).config.changed({"train.precision": "fp32", "train.device": "cpu"})
+    config = config_of_run(run, extensions).config.changed({"train.precision": "fp32", "train.device": "cpu"})
     batch = comparison_batch(config)
     theirs = [their_logits(folder, batch, outputs_of(config))]
     if (folder / GENERATOR).is_dir():

@@ -9,7 +9,7 @@ complete.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from roots_dist.accounting.sizes import generator_of, parameters
-from roots_dist.config.load import CONFIG_FILE, read
+from roots_dist.config.extensions import KEY
+from roots_dist.config.load import CONFIG_FILE
 from roots_dist.config.records import family_of, is_bare, objective_of
 from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
+from roots_dist.config.text import parse_file
 from roots_dist.errors import CheckpointError, ExchangeError
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.lora import merge_adapter
@@ -47,12 +49,15 @@ LARGE = 1_000_000_000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def export_model(run: Path, folder: Path, dtype: str = "float32") -> str:
-    """Write the folder and return a summary. Raises a UserError, with nothing written."""
+def export_model(run: Path, folder: Path, dtype: str = "float32", extensions: Sequence[str] = ()) -> str:
+    """Write the folder and return a summary. Raises a UserError, with nothing written.
+
+    `extensions` are overrides of advanced.extensions, for a run that was trained with files of one's own."""
+    _refuse_other_keys(extensions)
     refuse_content(folder)
     if dtype not in DTYPES:
         raise exchange_error("--dtype", dtype, f"one of {', '.join(DTYPES)}", "choose one of these")
-    config = config_of_run(run).config
+    config = config_of_run(run, extensions).config
     special = special_ids(config)
     architecture, head = architecture_for(config, special, origin_of(run))
     checkpoint = best_or_newest(run)
@@ -78,14 +83,24 @@ def export_model(run: Path, folder: Path, dtype: str = "float32") -> str:
     return f"{folder}: {head.architecture}{half} in {dtype}, from {checkpoint}"
 
 
-def is_checked(run: Path) -> bool:
+def _refuse_other_keys(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key != KEY:
+            expected = f"no override but {KEY}: an export holds the run as it was trained"
+            raise exchange_error(key, value, expected, "leave it out")
+
+
+def is_checked(run: Path, extensions: Sequence[str] = ()) -> bool:
     """Whether an export is compared with the run by default: only if that takes seconds."""
-    return importlib.util.find_spec("transformers") is not None and parameters(config_of_run(run).config) < LARGE
+    if importlib.util.find_spec("transformers") is None:
+        return False
+    return parameters(config_of_run(run, extensions).config) < LARGE
 
 
-def checked(run: Path, folder: Path, dtype: str) -> tuple[str, bool]:
+def checked(run: Path, folder: Path, dtype: str, extensions: Sequence[str] = ()) -> tuple[str, bool]:
     """How far the export's logits are from the run's, in words, and whether that is acceptable (bfloat16: rounding)."""
-    result = compare(run, folder)
+    result = compare(run, folder, extensions)
     text = f"logits: largest difference {result.difference:.1e}, of up to {result.largest:.3g}"
     if dtype != "float32":
         return f"{text}: the rounding of {dtype}", True
@@ -100,7 +115,8 @@ def origin_of(run: Path) -> str | None:
         if architecture is not None:
             return str(architecture)
         seen.add(run)
-        run = Path(read(run / CONFIG_FILE, named=()).config.finetune.init_from or run)
+        section = parse_file(run / CONFIG_FILE)[0].get("finetune")
+        run = Path((section or {}).get("init_from") or run)
     return None
 
 
