@@ -115,6 +115,7 @@ def _writes(config: Config) -> bool:
 USES: tuple[Use, ...] = (
     _of_families(lambda f: f.has_two_stacks, "model.decoder_layers"),
     _of_families(lambda f: f.is_encoder, "model.segments"),
+    _of_families(lambda f: f.pooling == "pooler", "model.pooler_activation"),
     Use(
         keys=("model.embedding_size",),
         when=f"model.family={_families(lambda f: f.is_encoder)}",

@@ -92,6 +92,9 @@ class Model(Section):
     activation: Annotated[ActivationName, or_extended("activations")] = Field(
         "gelu_tanh", description=f"of the MLP; {' and '.join(GATED)} (T5 v1.1) have a third matrix, the gate"
     )
+    pooler_activation: Literal["tanh", "relu"] = Field(
+        "tanh", description="after the layer between a text's first position and its classes; relu: DistilBERT"
+    )
     experts: int | None = Field(
         None, ge=2, description="MLPs of a block of which each token uses some (Mixtral: 8); default: one MLP for all"
     )

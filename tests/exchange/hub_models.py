@@ -212,6 +212,7 @@ MODELS: dict[str, Callable] = {
     "distilbert": lambda: distilbert("ForMaskedLM"),
     "xlm-roberta bare": lambda: without_pooler("XLMRoberta", like_roberta("XLMRoberta", "Model").config),
     "distilbert bare": lambda: distilbert("Model"),
+    "distilbert classify": lambda: distilbert("ForSequenceClassification", **CLASSES),
     "distilbert tag": lambda: distilbert("ForTokenClassification", **CLASSES),
     "llama biases apart": lambda: like_llama("Llama", attention_bias=True),
     "llama 3.1": lambda: like_llama("Llama", scaled="llama3"),

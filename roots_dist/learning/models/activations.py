@@ -1,9 +1,13 @@
-"""What the MLP does to each number between its matrices. Gated ones (config/activations.py GATED) multiply by it."""
+"""What the MLP does to each number between its matrices, and a pooler after its layer.
+
+Gated ones (config/activations.py GATED) multiply by it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,6 +26,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": _gelu_tanh,
     "relu": F.relu,
     "silu": F.silu,
+    "tanh": torch.tanh,
 }
 
 

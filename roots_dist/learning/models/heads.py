@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
+from roots_dist.learning.models.activations import FUNCTIONS
 from roots_dist.learning.models.norms import Dropout, Norm
 from roots_dist.parallel.tensor.collectives import TensorParallel, gather_sequence
 from roots_dist.world.batch import IGNORE, MicroBatch, PieceOutput, Term
@@ -87,6 +88,7 @@ class Classify(_Task):
         m = config.model
         pooling = self.family.pooling
         self.pooler = Dense(tp, m.hidden, m.hidden, m.std(), whole=True) if pooling == "pooler" else None
+        self.pooled = FUNCTIONS[m.pooler_activation]
         self.dense = Dense(tp, m.hidden, m.hidden, m.std(), whole=True) if pooling == "dense" else None
         self.again = Dropout(config, tp, "head.classifier") if pooling == "dense" else None
         self.classifier = classifier(config, tp, whole=True, bias=pooling != "last")
@@ -96,7 +98,7 @@ class Classify(_Task):
         read = last_positions(batch) if last else torch.zeros_like(batch.sample_ids)
         x, labels = at_positions(self.tp, self.normed(payload["hidden"]), read, batch.labels)  # [B, D]
         if self.pooler is not None:
-            x = torch.tanh(self.pooler(x))
+            x = self.pooled(self.pooler(x))
         elif self.dense is not None:
             x = F.gelu(self.dense(self._dropped(self.drop, x, batch)))
         if self.classifier is None:

@@ -189,6 +189,11 @@ DISTILBERT = Architecture(
                 Entry("vocab_projector.bias", ("head.bias",), VOCAB_ROWS),
             ),
         ),
+        Head(
+            "DistilBertForSequenceClassification",
+            ("classify",),
+            (*same_layout({"pre_classifier": "head.pooler"}), CLASSIFIER),
+        ),
         Head("DistilBertForTokenClassification", ("tag",), (CLASSIFIER,)),
     ),
     stack=(
@@ -213,7 +218,9 @@ DISTILBERT = Architecture(
             }
         ),
     ),
-    ours={"model.family": "bert", "model.segments": 0, "advanced.norm_eps": 1e-12} | ENCODER,
+    ours={"model.family": "bert", "model.segments": 0, "advanced.norm_eps": 1e-12}
+    | {"model.pooler_activation": "relu"}
+    | ENCODER,
     keys=tuple(
         key._replace(theirs=_DISTILBERT_NAMES.get(key.theirs, key.theirs))
         for key in encoder_keys(1e-12)
@@ -222,5 +229,4 @@ DISTILBERT = Architecture(
     inert=("qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds", "tie_weights_"),
     unused=(POSITION_IDS,),
 )
-"""sinusoidal_pos_embds says how positions began; they are in the files either way. Its class for texts has a relu where
-ours has tanh."""
+"""sinusoidal_pos_embds says how positions began; they are in the files either way."""
