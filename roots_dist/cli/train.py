@@ -37,9 +37,11 @@ def _read(path: str, overrides: Sequence[str]) -> Loaded:
 
 
 def check(config: Config) -> None:
-    """Check the rows of a task, and the names of trained parameters."""
+    """Check the rows of a task, the names of trained parameters, and whether the run only repeats a failure."""
     from roots_dist.config.records import objective_of
+    from roots_dist.runs.train.repeats import refuse_repeats
 
+    refuse_repeats(config)
     if objective_of(config).rows:
         from roots_dist.learning.objectives.task_checks import check_rows
 

@@ -46,6 +46,7 @@ from roots_dist.runs.train.banner import banner, peak_of_devices
 from roots_dist.runs.train.best_evaluation import best_evaluation
 from roots_dist.runs.train.callbacks import Callback, callbacks, evaluate, sample
 from roots_dist.runs.train.origin import without_secrets, write_origin
+from roots_dist.runs.train.repeats import note_failure, noting_failures
 from roots_dist.runs.train.resume import resume
 from roots_dist.runs.train.run_folder import HeldFolder, folder_gone, hold_folder
 from roots_dist.runs.train.saving import checkpoint, move_it, save_elsewhere
@@ -83,6 +84,7 @@ def train(config: Config, mesh: Mesh, parts: TrainParts = TrainParts()) -> int:
     with (
         hold_folder(folder) if mesh.rank == 0 else nullcontext() as held,
         record_failure(folder, f"rank {mesh.rank} ({mesh.place})", rank0=mesh.rank == 0),
+        noting_failures(folder, config, mesh.progress),
         catch_stop_signals(folder) as stop,
     ):
         return train_in(folder, config, mesh, stop, parts, held)
@@ -91,7 +93,7 @@ def train(config: Config, mesh: Mesh, parts: TrainParts = TrainParts()) -> int:
 def open_run(folder: Path, config: Config, mesh: Mesh, parts: TrainParts = TrainParts()) -> TrainState:
     """Open the data, build the model and load the newest checkpoint of the folder, or draw the first weights. Nobody is
     told yet: the trackers are empty. From here on a hang is told in the folder. Collective over the world."""
-    mesh.progress.on_hang = lambda text: record_end(folder, f"{FAILED}: {text}")
+    mesh.progress.on_hang = lambda text: _end_of_hang(folder, config, mesh.progress.step, text)
     objective = parts.make_objective(config)
     training = Batches.open(
         config, objective, config.data.train, mesh.dp.rank, mesh.dp.size, packed=config.finetune.packing
@@ -125,6 +127,11 @@ def open_run(folder: Path, config: Config, mesh: Mesh, parts: TrainParts = Train
         on_evaluation=parts.on_evaluation,
         on_checkpoint=parts.on_checkpoint,
     )
+
+
+def _end_of_hang(folder: Path, config: Config, step: int, text: str) -> None:
+    record_end(folder, f"{FAILED}: {text}")
+    note_failure(folder, config, step, text)
 
 
 def train_in(
