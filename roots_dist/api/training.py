@@ -98,13 +98,13 @@ class Training:
     def batches(self, step: int | None = None) -> list[MicroBatch]:
         """This data rank's microbatches of a step (default: the next), on its device."""
         chosen = self._state.step if step is None else step
-        return [batch.to(self._state.mesh.device) for batch in self._state.training.at(chosen)]
+        return [batch.to(self._state.mesh.device) for batch in self._state.batches_at(chosen)]
 
     def step(self, batches: list[MicroBatch] | None = None, lr: float | None = None) -> StepReport:
         """Take an optimizer step. Without arguments it is the one that `roots train` would take next."""
         state = self._state
         rate = self._rate(state.step) if lr is None else lr
-        report = loop.take_step(state, state.training.at if batches is None else lambda _: batches, rate)
+        report = loop.take_step(state, state.batches_at if batches is None else lambda _: batches, rate)
         callbacks.check_copies_if_due(state)
         return report
 

@@ -56,6 +56,7 @@ def check_used(config: Config, world_size: int, facts: Facts | None = None, rank
     grow with the world; without it, for all ranks.
     """
     problems = [*families.check(config), *model.check(config), *_tensor_parallel(config), *_optim(config)]
+    problems += _spikes(config)
     try:
         layout = layout_for(config, world_size)
     except ConfigError as error:
@@ -224,6 +225,25 @@ def _optim(config: Config) -> Iterator[Problem]:
             found=optim.min_lr,
             expected=f"at most optim.lr = {optim.lr}",
             fix=f"use {optim.lr / 10:g}, or 0",
+        )
+
+
+def _spikes(config: Config) -> Iterator[Problem]:
+    if config.train.on_spike != "rewind":
+        return
+    if config.checkpoint.every == 0:
+        yield Problem(
+            key="checkpoint.every",
+            found=0,
+            expected="checkpoints to go back to, because of train.on_spike=rewind",
+            fix="save one every so many steps, or set train.on_spike=skip",
+        )
+    if config.finetune.strategy == "progressive":
+        yield Problem(
+            key="train.on_spike",
+            found="rewind",
+            expected="skip with finetune.strategy=progressive: what has been unfrozen stays so",
+            fix="set train.on_spike=skip",
         )
 
 

@@ -197,6 +197,11 @@ USES: tuple[Use, ...] = (
         used=lambda c: bool(c.data.validation),
     ),
     Use(
+        keys=("train.on_spike",),
+        when="train.spike_threshold or train.norm_spike_threshold",
+        used=lambda c: bool(c.train.spike_threshold or c.train.norm_spike_threshold),
+    ),
+    Use(
         keys=("train.sample_every",),
         when="data.validation, data.tokenizer and a model that writes text, "
         f"model.family={_families(lambda f: not f.is_encoder)}",

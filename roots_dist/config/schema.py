@@ -153,7 +153,14 @@ class Train(Section):
     spike_threshold: float | None = Field(
         None,
         gt=0,
-        description="a step is skipped whose loss is above the median of the last 64 by this many times their spread",
+        description="a step is not taken whose loss is above the median of the last 64 by this many times their spread",
+    )
+    norm_spike_threshold: float | None = Field(
+        None, gt=0, description="the same of the norm of its gradient, before clipping"
+    )
+    on_spike: Literal["skip", "rewind"] = Field(
+        "skip",
+        description="rewind: the run also goes back to its newest checkpoint and leaves out the samples read since",
     )
     nonfinite: Literal["stop", "skip"] = Field("stop", description="what a NaN or inf in loss or gradient does")
     log_every: int = Field(1, ge=1, description="steps between lines of metrics")

@@ -54,8 +54,8 @@ class GradientRecorder:
                 }
             )
 
-    def step(self, lr: float) -> Update:
-        return self._engine.step(lr)
+    def step(self, lr: float, limit: float = math.inf) -> Update:
+        return self._engine.step(lr, limit)
 
 
 def recording_engine(recorded: list[GradientRecorder]) -> Callable[..., Engine]:

@@ -170,6 +170,15 @@ def disturb(run, batches):
     assert not math.isfinite(run.engine.step(LR).grad_norm)
     assert all(p.tensor.grad is None for p in run.params)
 
+    for value in (1.0, math.inf):
+        with run.engine.accumulate():
+            backward(run, batches)
+            if run.mesh.rank == 0:
+                run.params[0].tensor.grad.fill_(value)
+        found = run.engine.step(LR, limit=1e-3)
+        assert found.grad_norm > 1e-3 and math.isfinite(found.grad_norm) == math.isfinite(value) and not found.by_group
+        assert all(p.tensor.grad is None for p in run.params)
+
     after = read(run)
     for name, state in before.items():
         for key in STATE:

@@ -12,6 +12,7 @@ COPIES, NAMED_COPIES = (
     "unit/test_copies.py::test_the_parameter_and_the_rank_are_named_or_healed",
 )
 HANGS = "launch/test_hangs.py::"
+REWOUND = "unit/test_rewind.py"
 
 RANKS = (
     Mutant(
@@ -98,9 +99,41 @@ RANKS = (
         name="spikes_are_in_the_window",
         bug="a loss that was skipped as a spike raises the limit of the next",
         file="runs/train/spikes.py",
-        before="if not was_spike and math.isfinite(loss):",
-        after="if math.isfinite(loss):",
+        before="        if not was_spike:\n            self.loss.note(loss)",
+        after="        if True:\n            self.loss.note(loss)",
         test="unit/test_spikes.py::test_a_spike_is_above_the_median_by_the_spread_and_never_in_the_window",
+    ),
+    Mutant(
+        name="rewound_samples_are_read_again",
+        bug="a run that went back reads the spike's samples once more",
+        file="runs/train/spikes.py",
+        before="sum(samples for first, samples in self.left_out if first <= step)",
+        after="sum(samples for first, samples in self.left_out if first > step)",
+        test=f"{REWOUND}::test_a_spike_takes_a_run_back_and_its_samples_are_never_read_again",
+    ),
+    Mutant(
+        name="a_resume_forgets_what_was_left_out",
+        bug="a run that is killed after it went back reads other samples than it would have",
+        file="runs/train/left_out.py",
+        before="ours if ours[: len(found)] == found else found",
+        after="found",
+        test=f"{REWOUND}::test_a_run_that_is_killed_after_it_went_back_reads_what_it_would_have_read[at once]",
+    ),
+    Mutant(
+        name="a_norm_above_the_limit_is_a_step",
+        bug="DeepSpeed takes a step whose gradient norm is a spike",
+        file="parallel/zero/engine.py",
+        before="len(found) == count and _total(found, dp) > limit",
+        after="len(found) > count and _total(found, dp) > limit",
+        test="conformance/test_zero.py::test_equals_one_process_of_plain_torch",
+    ),
+    Mutant(
+        name="a_failure_counts_for_each_rank",
+        bug="a failure that three ranks report is taken for three of them",
+        file="runs/train/repeats.py",
+        before="if all(failure.attempt != attempt for failure in found):",
+        after="if True:",
+        test="runs/test_repeats.py::test_only_the_same_failure_of_the_same_step_counts_and_once_for_each_start",
     ),
     Mutant(
         name="a_skipped_step_ends_a_row_of_spikes",

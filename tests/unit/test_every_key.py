@@ -71,7 +71,7 @@ BASES: dict[str, dict[str, dict[str, object]]] = {
         "objective": {"balance_loss": 0.1},
     },
     "constant": {"optim": {"lr_schedule": "constant"}, "train": {"batch_ramp": [8, 8, 16]}},
-    "in bf16": {"train": {"precision": "bf16"}},
+    "in bf16": {"train": {"precision": "bf16", "spike_threshold": 5.0}},
     "on DeepSpeed": {"advanced": {"engine": "auto"}},
     "without W&B": {"track": {"wandb": "disabled"}},
     "interleaved": {"model": {"layers": 4}, "parallel": {"schedule": "interleaved", "virtual_stages": 2}},
@@ -94,7 +94,7 @@ BASES: dict[str, dict[str, dict[str, object]]] = {
     },
 }  # fmt: skip
 OTHERS: dict[str, object] = {
-    "train.spike_threshold": 6.0,
+    "train.spike_threshold": 6.0, "train.norm_spike_threshold": 6.0,
     **{f"advanced.{phase}_timeout_s": 30 for phase in ("init", "evaluate", "save")},
     "model.decoder_layers": 3, "model.kv_heads": 1, "model.head_dim": 4, "model.ffn": 24, "model.embedding_size": 8,
     "model.max_positions": 40, "model.rope_scaling": {"type": "linear", "factor": 2.0}, "model.window": 3,
@@ -137,7 +137,9 @@ READERS = {
     "finetune.unfreeze_every_epochs": "learning/objectives/task_checks.py",
     "train.recompute": "assembly/rank_model.py",
     "train.nonfinite": "runs/train/step.py",
-    "train.spike_threshold": "runs/train/loop.py",
+    "train.spike_threshold": "runs/train/rewind.py",
+    "train.norm_spike_threshold": "runs/train/rewind.py",
+    "train.on_spike": "runs/train/loop.py",
     "train.log_every": "runs/train/callbacks.py",
     "train.eval_every": "runs/train/callbacks.py",
     "train.eval_sequences": "runs/train/callbacks.py",

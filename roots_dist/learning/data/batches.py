@@ -91,9 +91,10 @@ class Batches:
         known = [config.train.seed, batch_sizes(config.train), str(config.train.batch_ramp), self._weights]
         return hashlib.sha256(json.dumps([*known, self._num_samples, config.data.seq_length]).encode()).hexdigest()
 
-    def at(self, step: int) -> list[MicroBatch]:
-        """This rank's microbatches of a training step (counted from 0)."""
-        first, size = samples_before(self._config.train, step), batch_size_at(self._config.train, step)
+    def at(self, step: int, left_out: int = 0) -> list[MicroBatch]:
+        """This rank's microbatches of a training step (counted from 0), before which the run has left out that many
+        samples."""
+        first, size = samples_before(self._config.train, step) + left_out, batch_size_at(self._config.train, step)
         which, nth = choose_sources(first, size, self._weights)
         sample = np.empty(size, dtype=np.int64)
         for k in np.unique(which):

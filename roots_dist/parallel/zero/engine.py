@@ -161,20 +161,21 @@ class DeepSpeedEngine:
         for p in self.unfrozen:
             ensure_grad(p)
 
-    def step(self, lr: float) -> Update:
+    def step(self, lr: float, limit: float = math.inf) -> Update:
         set_lr(self.optimizer, lr)
         if self.stage == 0:
             norms = self._clip()
             norm = total_norm(norms)
-            if math.isfinite(norm):
+            if math.isfinite(norm) and norm <= limit:
                 self.engine.step()
         else:
-            with _capture_group_norms(self.zero) as found:
+            with _capture_group_norms(self.zero, self.mesh.dp_cp.size, limit) as found:
                 self.engine.step()  # changes nothing if the norm is not finite
-            norm = float(self.engine.get_global_grad_norm())
+            by_us = limit < math.inf  # a norm above the limit is not finite to DeepSpeed
+            norm = _total(found, self.mesh.dp_cp.size) if by_us else float(self.engine.get_global_grad_norm())
             norms = self._by_group(found, norm) if math.isfinite(norm) else []
         self.zero_grad()
-        if not math.isfinite(norm):
+        if not math.isfinite(norm) or norm > limit:
             return Update(norm, {})
         self.optimizer_steps = {
             from_step: optimizer_steps + 1 for from_step, optimizer_steps in self.optimizer_steps.items()
@@ -223,15 +224,25 @@ class DeepSpeedEngine:
         self.state.finish_loading(optimizer_steps)
 
 
+def _total(raw_norms: Sequence[Tensor], dp: int) -> float:
+    """Norm of the whole model from those of DeepSpeed's groups, in the scale of its loss; inf if one of them is not
+    finite, for which DeepSpeed says -1."""
+    parts = torch.stack([part.double() for part in raw_norms]).tolist()  # one wait for the device
+    return dp * math.hypot(*parts) if all(0 <= part < math.inf for part in parts) else math.inf
+
+
 @contextmanager
-def _capture_group_norms(zero: Any) -> Iterator[list[Tensor]]:
-    """Collect the norms of the groups, which DeepSpeed computes for clipping but does not return."""
+def _capture_group_norms(zero: Any, dp: int, limit: float) -> Iterator[list[Tensor]]:
+    """Collect the norms of the groups, which DeepSpeed computes for clipping but does not return. If all together are
+    above `limit`, it is told that the last is not finite, so that it takes no step."""
     found: list[Tensor] = []
     norm_of_group = zero.get_grad_norm_direct
+    count = len(zero.bit16_groups if hasattr(zero, "bit16_groups") else zero.fp16_groups)
 
     def captured(*args: Any, **kwargs: Any) -> Tensor:
         found.append(norm_of_group(*args, **kwargs))
-        return found[-1]
+        is_above = limit < math.inf and len(found) == count and _total(found, dp) > limit
+        return torch.full_like(found[-1], math.inf) if is_above else found[-1]
 
     zero.get_grad_norm_direct = captured
     try:

@@ -99,11 +99,12 @@ class ReferenceEngine:
             _sum_in_place(whole, self.mesh.dp_cp)
 
     @torch.no_grad()
-    def step(self, lr: float) -> Update:
+    def step(self, lr: float, limit: float = math.inf) -> Update:
         everywhere = [self.mesh.model, self.mesh.dp_cp] if self.sharded else [self.mesh.model]
         norms = group_norms([_gradients(master_param) for _, master_param in self.groups], everywhere, self.mesh.device)
         norm = total_norm(norms)
-        if math.isfinite(norm):
+        is_taken = math.isfinite(norm) and norm <= limit
+        if is_taken:
             for master_param in self.masters.values():
                 if master_param.master.grad is None:
                     master_param.master.grad = present(master_param.param.tensor.grad).to(master_param.master.dtype)
@@ -118,7 +119,7 @@ class ReferenceEngine:
             }
             self._publish()
         self.zero_grad()
-        return Update(norm, norms_by_name([group for group, _ in self.groups], norms) if math.isfinite(norm) else {})
+        return Update(norm, norms_by_name([group for group, _ in self.groups], norms) if is_taken else {})
 
     @torch.no_grad()
     def _publish(self) -> None:

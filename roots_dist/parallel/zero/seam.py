@@ -12,6 +12,7 @@ unfreeze() trains more of them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -31,9 +32,10 @@ class Update:
     """Result of a step. Equal on every rank."""
 
     grad_norm: float
-    """Euclidean norm of the whole model's gradient before clipping. If it is not finite, the step was skipped."""
+    """Euclidean norm of the whole model's gradient before clipping. If it is not finite, or above the limit, the step
+    was not taken."""
     by_group: Mapping[str, float]
-    """Gradient norm of each parameter group (parallel/optim/groups.py); empty if grad_norm is not finite."""
+    """Gradient norm of each parameter group (parallel/optim/groups.py); empty if the step was not taken."""
 
 
 class Engine(Protocol):
@@ -62,9 +64,9 @@ class Engine(Protocol):
         dp."""
         ...
 
-    def step(self, lr: float) -> Update:
-        """Clip, AdamW with decoupled decay, copy to the model's weights, clear the gradients. Collective over the
-        world."""
+    def step(self, lr: float, limit: float = math.inf) -> Update:
+        """Clip, AdamW with decoupled decay, copy to the model's weights, clear the gradients. If the norm is above
+        `limit`, the gradients are only cleared. Collective over the world."""
         ...
 
     def zero_grad(self) -> None:

@@ -88,8 +88,11 @@ class ReportMetrics:
             **state.bounds.metrics(),
             **rank_metrics(self._parts, state.mesh, config.advanced.track_ranks, self._slow, step - self._step),
         }
-        if config.train.nonfinite == "skip" or config.train.spike_threshold is not None:
+        rules = (config.train.spike_threshold, config.train.norm_spike_threshold)
+        if config.train.nonfinite == "skip" or any(rules):
             numbers["train/skipped_steps"] = float(state.skipped)
+        if state.spikes.left_out:
+            numbers["train/left_out_samples"] = float(state.spikes.samples_left_out(step))
         if state.peak_flops:
             flops = flops_per_step(config, tokens // config.data.seq_length)
             numbers["util/mfu_fraction"] = mfu(flops, seconds, state.peak_flops)

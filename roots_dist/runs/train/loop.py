@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Callable
-from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from roots_dist.accounting.bounds import bounds
 from roots_dist.assembly.run import build_run
 from roots_dist.config.records import learning_rate_of, objective_of
 from roots_dist.config.schema import Config
+from roots_dist.errors import present
 from roots_dist.layout import Layout
 from roots_dist.learning.data.ahead import BatchesAhead
 from roots_dist.learning.data.batches import Batches
@@ -48,9 +49,9 @@ from roots_dist.runs.train.callbacks import Callback, callbacks, evaluate, sampl
 from roots_dist.runs.train.origin import without_secrets, write_origin
 from roots_dist.runs.train.repeats import note_failure, noting_failures
 from roots_dist.runs.train.resume import resume
+from roots_dist.runs.train.rewind import rewind, spikes_of
 from roots_dist.runs.train.run_folder import HeldFolder, folder_gone, hold_folder
 from roots_dist.runs.train.saving import checkpoint, move_it, save_elsewhere
-from roots_dist.runs.train.spikes import Spikes
 from roots_dist.runs.train.state import OnCheckpoint, OnEvaluation, TrainState
 from roots_dist.runs.train.step import StepReport, train_step
 from roots_dist.world.batch import MicroBatch, Objective
@@ -122,7 +123,7 @@ def open_run(folder: Path, config: Config, mesh: Mesh, parts: TrainParts = Train
         best=best_evaluation(config, start.best),
         step=start.step,
         skipped=start.skipped,
-        spikes=Spikes(config.train.spike_threshold, start.losses, start.spikes_in_a_row),
+        spikes=spikes_of(config, start.spikes),
         author=start.author,
         on_evaluation=parts.on_evaluation,
         on_checkpoint=parts.on_checkpoint,
@@ -141,24 +142,34 @@ def train_in(
     rank0 = mesh.rank == 0
     state = open_run(folder, config, mesh, parts)
     state.stop = stop
-    run, training, first = state.run, state.training, state.step
+    run, first = state.run, state.step
     facts = write_origin(folder, config, mesh.layout, state.bounds.facts()) if rank0 else None
     remarks = row_remarks(config, run.objective) if rank0 else ()
     log.info("\n".join([banner(config, mesh, state.peak_flops, state.bounds), *remarks]))
 
-    with closing(open_trackers(config, folder, rank0=rank0, resumed_step=first, facts=facts)) as state.trackers:
+    def begin() -> tuple[Callback, ...]:
+        """Open the trackers after the step that the run is at. Returns what is called after each step."""
+        state.trackers = open_trackers(config, folder, rank0=rank0, resumed_step=state.step, facts=facts)
+        return (*callbacks(state, parts.on_step), *parts.after_step)
+
+    with ExitStack() as closing:
+        closing.callback(lambda: state.trackers.close())
+        after_step = begin()
         stop.began = True
         if first == 0 and not stop.agree(mesh):
             evaluate(state)
         learning_rate = learning_rate_of(config)
-        after_step = (*callbacks(state, parts.on_step), *parts.after_step)
         pinned = mesh.device.type == "cuda"
-        made = BatchesAhead(training.at, last=config.train.steps - 1, pinned=pinned)
+        made = BatchesAhead(state.batches_at, last=config.train.steps - 1, pinned=pinned)
         while state.should_continue and not stop.agreed:
             step = state.step
             if held and not held.is_there():
                 stop.signal = FOLDER_GONE
             report = take_step(state, made.at, learning_rate(step))
+            if report.is_rewound:
+                state.trackers.close()
+                after_step = begin()
+                continue
             for callback in after_step:
                 callback(state, report)
         if not stop.agreed and first < state.step == config.train.steps:
@@ -184,9 +195,12 @@ def take_step(state: TrainState, batches_at: Callable[[int], list[MicroBatch]], 
     mesh.progress.phase, mesh.progress.step = "step", step + 1
     batches = batches_at(step)
     state.run.watch.lap("data")
-    report = train_step(state.run, batches, lr, state.stop.signal, state.spikes.limit)
+    spikes = state.spikes
+    report = train_step(state.run, batches, lr, state.stop.signal, spikes.loss.limit, spikes.norm.limit)
     state.step, state.stop.agreed = step + 1, report.stop
-    state.spikes.note(state.step, report.loss, report.is_spike, bool(report.skipped))
+    if report.is_spike and state.config.train.on_spike == "rewind" and rewind(state, present(report.skipped)):
+        return replace(report, is_rewound=True)
+    spikes.note(state.step, report.loss, report.is_spike, bool(report.skipped), report.grad_norm)
     if report.skipped:
         state.skipped += 1
         level = logging.WARNING if mesh.rank == 0 else logging.DEBUG

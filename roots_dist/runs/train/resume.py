@@ -9,9 +9,10 @@ Rank 0 finds the checkpoint and compares its config; all ranks read it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -23,6 +24,7 @@ from roots_dist.runs.track.metrics import METRICS_FILE, last_step
 from roots_dist.runs.train.best_evaluation import BestEvaluation
 from roots_dist.runs.train.earlier_life import begin_anew, refuse_silent_zero, refuse_to_leave_behind
 from roots_dist.runs.train.init_weights import load_init_weights
+from roots_dist.runs.train.left_out import read_left_out
 from roots_dist.storage.checkpoint.format import STATE_FILE, Author, Manifest, checkpoints_folder, read_json
 from roots_dist.storage.checkpoint.keep import remove_leftovers
 from roots_dist.storage.checkpoint.load import load, load_initial_weights
@@ -45,9 +47,8 @@ class ResumePoint:
     """State of runs/train/best_evaluation.py."""
     author: Author = field(default=Author(), compare=False)
     """What checkpoints say of the run; rank 0 alone knows it."""
-    losses: Sequence[float] = ()
-    spikes_in_a_row: int = 0
-    """State of runs/train/spikes.py, with the losses."""
+    spikes: Mapping[str, Any] = field(default_factory=dict)
+    """State of runs/train/spikes.py."""
 
 
 def resume(run: Run, folder: Path, order: str = "") -> ResumePoint:
@@ -92,15 +93,23 @@ def resume(run: Run, folder: Path, order: str = "") -> ResumePoint:
         load_initial_weights(found, run.engine, run.params, mesh, verify=False)
         log.info("starts from %s", found)
         return ResumePoint(author=author)
-    load(found, run.engine, run.params, mesh, verify=False)
-    if mesh.rank == 0 and (state.get("best") or {}).get("step"):
-        BestEvaluation(**state["best"]).mark_again(folder)  # it may be an older one if later checkpoints are gone
+    point = load_point(run, folder, found, author)
     changed = differences(state.get("config", {}), run.config)
     log.info("resumed after step %d%s", last, f" with {', '.join(changed)}" if changed else "")
     if line := rate_line(state.get("config", {}), run.config, last):
         log.info("%s", line)
-    spikes = state.get("losses", ()), state.get("spikes_in_a_row", 0)
-    return ResumePoint(last, state.get("skipped", 0), state.get("best") or {}, author, *spikes)
+    return point
+
+
+def load_point(run: Run, folder: Path, checkpoint: Path, author: Author = Author()) -> ResumePoint:
+    """Load a verified checkpoint of the run in this folder. Collective over the world."""
+    state = load(checkpoint, run.engine, run.params, run.mesh, verify=False)
+    if run.mesh.rank == 0 and (state.get("best") or {}).get("step"):
+        BestEvaluation(**state["best"]).mark_again(folder)  # it may be an older one if later checkpoints are gone
+    left_out = read_left_out(folder, state.get("left_out", ()), run.mesh)
+    spikes = {key: state[key] for key in ("losses", "norms", "spikes_in_a_row") if key in state}
+    best = state.get("best") or {}
+    return ResumePoint(state["step"], state.get("skipped", 0), best, author, spikes | {"left_out": left_out})
 
 
 def rate_line(saved: Mapping[str, object], config: Config, last: int) -> str | None:

@@ -54,8 +54,7 @@ def _save_and_read_back(state: TrainState, folder: Path) -> Path:
     check_copies(state.run, state.step)  # what has drifted apart is never saved
     config, best = state.config.model_dump(mode="json"), state.best
     saved = {"tokens": state.tokens, "skipped": state.skipped, "config": config, "best": best and best.saved()}
-    if state.spikes.threshold is not None:
-        saved["losses"], saved["spikes_in_a_row"] = state.spikes.saved(), state.spikes.in_a_row
+    saved |= state.spikes.saved()
     author = state.saves.author
     path = save(folder, state.step, state.run.engine, state.run.params, state.mesh, saved, author=author)
     why = damage_of(path, state.step, author.run, state.mesh)

@@ -20,6 +20,7 @@ from roots_dist.runs.track.trackers import Trackers
 from roots_dist.runs.train.best_evaluation import BestEvaluation
 from roots_dist.runs.train.spikes import Spikes
 from roots_dist.storage.checkpoint.format import Author
+from roots_dist.world.batch import MicroBatch
 from roots_dist.world.mesh import Mesh
 
 OnEvaluation = Callable[["TrainState", Mapping[str, float]], None]
@@ -59,7 +60,8 @@ class Saves:
 
 @dataclass
 class TrainState:
-    """Only step, saves, skipped, spikes and best change, and the trackers are opened when everything else is there."""
+    """Only step, saves, skipped, spikes and best change, and the trackers are opened when everything else is there, and
+    anew where the run goes back."""
 
     config: Config
     run: Run
@@ -78,8 +80,8 @@ class TrainState:
     """Best evaluation so far; None if the run neither keeps its best checkpoint nor stops early."""
     step: int = 0
     """Number of steps done."""
-    spikes: Spikes = field(default_factory=lambda: Spikes(None))
-    """The losses that a step is judged by."""
+    spikes: Spikes = field(default_factory=Spikes)
+    """The losses and norms that a step is judged by."""
     skipped: int = 0
     """Number of steps that changed nothing because a number was not finite."""
     stop: StopSignal = field(default_factory=StopSignal)
@@ -99,6 +101,10 @@ class TrainState:
     def tokens(self) -> int:
         """Number of tokens read so far."""
         return samples_before(self.config.train, self.step) * self.config.data.seq_length
+
+    def batches_at(self, step: int) -> list[MicroBatch]:
+        """This data rank's microbatches of a step (counted from 0)."""
+        return self.training.at(step, self.spikes.samples_left_out(step))
 
     @property
     def should_continue(self) -> bool:

@@ -30,18 +30,28 @@ class StepReport:
     group_norms: Mapping[str, float]
     """Gradient norm of each AdamW group."""
     skipped: str | None = None
-    """Why the step was skipped: what was not finite, and where (train.nonfinite=skip), or how large the loss was. None
-    if it was taken."""
+    """Why the step was not taken: what was not finite, and where (train.nonfinite=skip), or how large the loss or the
+    norm was. None if it was taken."""
     is_spike: bool = False
-    """Whether it was skipped because of its loss (train.spike_threshold)."""
+    """Whether it was not taken because of its loss or norm (runs/train/spikes.py)."""
+    is_rewound: bool = False
+    """Whether the run has gone back to a checkpoint because of that (runs/train/rewind.py)."""
     stop: int = 0
     """Signal that told a rank to stop after this step; 0 if there was none."""
 
 
-def train_step(run: Run, batches: list[MicroBatch], lr: float, stop: int = 0, limit: float = math.inf) -> StepReport:
+def train_step(
+    run: Run,
+    batches: list[MicroBatch],
+    lr: float,
+    stop: int = 0,
+    limit: float = math.inf,
+    norm_limit: float = math.inf,
+) -> StepReport:
     """Take one optimizer step. `batches` are this data rank's microbatches, on the host: a GPU that is asked for what
     they count makes the host wait; `stop` is the signal that told this rank to stop after the step, 0 if none.
-    A step whose loss is above `limit` is skipped. Collective over the world."""
+    A step whose loss is above `limit`, or its gradient's norm above `norm_limit`, is skipped. Collective over the
+    world."""
     run.engine.unfreeze(batches[0].step)
     counts = count_targets(run, batches)
     masks = objective_of(run.config).masks
@@ -69,8 +79,11 @@ def train_step(run: Run, batches: list[MicroBatch], lr: float, stop: int = 0, li
     if nonfinite:
         run.engine.zero_grad()
     else:
-        update = run.engine.step(lr)
+        update = run.engine.step(lr, norm_limit)
         run.watch.lap("dp")
+        if norm_limit < update.grad_norm < math.inf:
+            why = f"gradient norm {update.grad_norm:.4g} is a spike: it is above {norm_limit:.4g}"
+            return StepReport(loss, update.grad_norm, terms, {}, skipped=why, stop=stop, is_spike=True)
         if math.isfinite(update.grad_norm):
             return StepReport(loss, update.grad_norm, terms, update.by_group, stop=stop)
         nonfinite = NonFinite("the norm of all ranks' gradients together is not finite")  # the engine took no step

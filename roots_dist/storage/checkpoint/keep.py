@@ -99,6 +99,10 @@ def check_state(folder: Path, manifest: Manifest) -> None:
         "config": not isinstance(state.get("config", {}), dict)
         or not all(isinstance(section, dict) for section in state.get("config", {}).values()),
         "best": not _is_best(state.get("best")),
+        "losses": not _are_numbers(state.get("losses", [])),
+        "norms": not _are_numbers(state.get("norms", [])),
+        "spikes_in_a_row": not _is_count(state.get("spikes_in_a_row", 0)),
+        "left_out": not are_pairs(state.get("left_out", [])),
     }
     for key in (key for key, is_odd in odd.items() if is_odd):
         found = str(state.get(key))
@@ -107,6 +111,17 @@ def check_state(folder: Path, manifest: Manifest) -> None:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(number, float) for number in value)
+
+
+def are_pairs(value: object) -> bool:
+    """Whether this is a list of pairs of counts, as runs/train/left_out.py saves it."""
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(map(_is_count, pair)) for pair in value
+    )
 
 
 def _is_best(value: object) -> bool:

@@ -1,0 +1,69 @@
+"""Go back to the newest checkpoint after a spike, and leave out all samples that were read since, as PaLM was trained
+(Chowdhery et al. 2022, section 5.1): what came before a spike may have led to it.
+
+    spike in step s --RUN/rewinds.json--> load the checkpoint of step c --> steps c + 1, … read what follows step s
+
+Nothing of the steps in between is left, in weights, moments, windows or metrics, so that it makes no difference whether
+the run went back or was killed and went on from the file.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from roots_dist.config.batch_ramp import samples_before
+from roots_dist.config.schema import Config
+from roots_dist.runs.train.best_evaluation import best_evaluation
+from roots_dist.runs.train.left_out import write_left_out
+from roots_dist.runs.train.resume import load_point
+from roots_dist.runs.train.spikes import FIX, MOST, Spikes, SpikesError
+from roots_dist.runs.train.state import Saves, TrainState
+from roots_dist.storage.checkpoint.format import STATE_FILE, read_json
+from roots_dist.storage.checkpoint.shared_failure import SharedFailure
+from roots_dist.storage.checkpoint.verified import newest_verified, set_all_aside
+
+log = logging.getLogger(__name__)
+
+
+def spikes_of(config: Config, saved: Mapping[str, Any]) -> Spikes:
+    """The spikes of a run that goes on from what a checkpoint has saved of them."""
+    rules = config.train
+    return Spikes(rules.spike_threshold, **saved, norm_threshold=rules.norm_spike_threshold)
+
+
+def rewind(state: TrainState, why: str) -> bool:
+    """Go back because of the step that has just been done. Returns whether there was a checkpoint to go back to; if not
+    nothing is changed. Collective over the world.
+
+    Raises SpikesError if it is the third time for one checkpoint.
+    """
+    mesh, run, folder = state.mesh, state.run, state.folder
+    with mesh.progress.during("resume"):
+        found, damages = newest_verified(folder, mesh)
+        step = 0 if found is None else read_json(found / STATE_FILE)["step"]
+        if found is None or step == 0:  # the folder of an import has no moments
+            return False
+        begins = [first for first, _ in state.spikes.left_out].count(step)
+        if begins == MOST - 1:
+            raise SpikesError(f"step {state.step}: {why}; the third after the checkpoint of step {step}. Fix: {FIX}.")
+        samples = samples_before(state.config.train, state.step) - samples_before(state.config.train, step)
+        left_out = (*state.spikes.left_out, (step, samples))
+        noted = SharedFailure(mesh)
+        if mesh.rank == 0:
+            with noted.attempt(f"cannot note in {folder} that samples are left out"):
+                set_all_aside(damages)
+                write_left_out(folder, left_out)
+        if failed := noted.on_all():
+            log.warning("%s; if the run is killed before its next checkpoint, it has to find this spike again", failed)
+        log.warning(
+            "step %d: %s; the run goes on from the checkpoint of step %d, without the %d samples that it read since",
+            state.step, why, step, samples,
+        )  # fmt: skip
+        point = load_point(run, folder, found)
+    state.step, state.skipped = point.step, point.skipped
+    state.best = best_evaluation(state.config, point.best)
+    state.spikes = spikes_of(state.config, {**point.spikes, "left_out": left_out})
+    state.saves = Saves(point.step, state.saves.author, state.saves.verified)
+    return True
