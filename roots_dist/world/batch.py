@@ -43,6 +43,9 @@ class MicroBatch:
     step: int = 0
     document_ids: Tensor | None = None
     """int64 [B, S]: attention is limited to positions with the same id; PADDING is visible only to padding"""
+    document_ranges: tuple[tuple[range, ...], ...] | None = None
+    """For each sequence its documents, the same that document_ids tell. Known to the host before the batch is moved;
+    None: there are none, or they are not known, or an id comes back after another."""
     position_ids: Tensor | None = None
     """int64 [B, S]: position of each token; None means 0, 1, 2 …"""
     segment_ids: Tensor | None = None
@@ -70,10 +73,19 @@ class MicroBatch:
         return self.cache is not None and self.cache.length > 0
 
     def to(self, device: torch.device) -> MicroBatch:
+        """The same on a device, with document_ranges."""
+        here = self.with_document_ranges()
         moved: dict[str, Any] = {
-            n: t.to(device, non_blocking=True) for n, t in vars(self).items() if isinstance(t, Tensor)
+            n: t.to(device, non_blocking=True) for n, t in vars(here).items() if isinstance(t, Tensor)
         }
-        return replace(self, **moved)
+        return replace(here, **moved)
+
+    def with_document_ranges(self) -> MicroBatch:
+        """The same, with document_ranges if its document_ids are on the host."""
+        ids = self.document_ids
+        if ids is None or ids.device.type != "cpu" or self.document_ranges is not None:
+            return self
+        return replace(self, document_ranges=find_documents(ids))
 
     def pinned(self) -> MicroBatch:
         """The same in page-locked memory, from which a GPU copies while the host goes on."""
@@ -95,11 +107,14 @@ class KVCache:
         """Number of cached tokens. The caller advances it after all blocks have seen the new tokens."""
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def extend(self, name: str, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v [B, g, S, K] to the named pair and return the whole pair."""
+    def extend(self, name: str, k: Tensor, v: Tensor, keep: int | None = None) -> tuple[Tensor, Tensor]:
+        """Append k and v [B, g, S, K] to the named pair and return the whole pair. keep: how many of the last keys the
+        next call still needs; None: all."""
         if name in self._pairs:
             k, v = (torch.cat(pair, 2) for pair in zip(self._pairs[name], (k, v)))
-        self._pairs[name] = (k, v)
+        gone = 0 if keep is None else max(0, k.shape[2] - keep)
+        kept = k[:, :, gone:], v[:, :, gone:]
+        self._pairs[name] = (kept[0].clone(), kept[1].clone()) if 2 * gone > k.shape[2] else kept  # a view keeps it all
         return k, v
 
     def get(self, name: str) -> tuple[Tensor, Tensor] | None:
@@ -229,6 +244,18 @@ def stack_samples(samples: list[dict[str, np.ndarray]], numbers: np.ndarray, ste
         dtype = np.float64 if np.issubdtype(stacked.dtype, np.floating) else np.int64
         fields[name] = torch.from_numpy(stacked.astype(dtype, copy=False))
     return MicroBatch(**fields, sample_ids=torch.from_numpy(np.array(numbers, dtype=np.int64)), step=step)
+
+
+def find_documents(ids: Tensor) -> tuple[tuple[range, ...], ...] | None:
+    """Runs of equal ids [B, S] of each sequence; None if an id of one comes back after another. Waits for a GPU."""
+    found = []
+    for row in ids.cpu().numpy():
+        first = np.flatnonzero(np.diff(row, prepend=row[0] - 1))
+        if len(np.unique(row[first])) < len(first):
+            return None
+        stops = [*first[1:].tolist(), len(row)]
+        found.append(tuple(range(start, stop) for start, stop in zip(first.tolist(), stops)))
+    return tuple(found)
 
 
 def find_scored(targets: Tensor) -> Tensor:

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from roots_dist.assembly.rank_model import build_model
 from roots_dist.config.schema import Config
+from roots_dist.learning.models import fused_attention as kernels
 from roots_dist.learning.models.attention import Attention, CrossAttention
-from roots_dist.learning.models.causal_attention import causal_attention
+from roots_dist.learning.models.fused_attention import fused_attention
 from roots_dist.learning.models.gpt import make_positions
 from roots_dist.learning.models.init_stds import init_stds
-from roots_dist.learning.models.positions import Relative, Window
+from roots_dist.learning.models.positions import Alibi, Relative, Window
+from roots_dist.learning.models.tiles import Pattern
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.world import rng
 from roots_dist.world.batch import PADDING, MicroBatch
@@ -163,11 +165,11 @@ def compare(layer: Attention, inputs: list[Tensor], found: Tensor, expected: Ten
 @pytest.mark.parametrize("drop", [0.0, 0.3])
 @pytest.mark.parametrize("case", CASES)
 def test_self_attention_is_its_definition(case, drop, monkeypatch):
+    """By a mask, and where the host knows the documents by tiles, three queries at a time."""
+    monkeypatch.setitem(kernels.BLOCKS, "cpu", 3)
     layer, x, batch = layer_of(case, drop)
     x.requires_grad_()
     masks = kept(monkeypatch)
-    found = layer(x, batch)
-    assert len(masks) == (drop > 0)
     visible = torch.ones(SIZE, SEQ, SEQ, dtype=torch.bool)
     if layer.causal:
         visible = visible.tril()
@@ -175,7 +177,11 @@ def test_self_attention_is_its_definition(case, drop, monkeypatch):
         visible = visible.triu(-(CASES[case]["model"]["window"] - 1))
     if batch.document_ids is not None:
         visible = visible & (DOCUMENTS.unsqueeze(2) == DOCUMENTS.unsqueeze(1))
-    compare(layer, [x], found, plain(case, layer, x, x, visible, masks[0] if masks else None))
+    for known in [batch] if batch.document_ids is None else [batch, batch.with_document_ranges()]:
+        masks.clear()
+        found = layer(x, known)
+        assert len(masks) == (drop > 0)
+        compare(layer, [x], found, plain(case, layer, x, x, visible, masks[0] if masks else None))
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.3])
@@ -197,7 +203,7 @@ def test_cross_attention_sees_the_encoder_but_its_padding(padded, drop, monkeypa
 
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary", "alibi", "none"])
 def test_packed_documents_are_read_as_if_each_were_alone(positions):
-    """A whole decoder, two layers; the rows of a microbatch have other borders."""
+    """A whole decoder, two layers; the rows of a microbatch have other borders, which the host knows."""
     model = dict(layers=2, hidden=24, heads=HEADS, vocab=61, init_std=0.4, positions=positions)
     config = Config.model_validate({"model": model, "data": {"seq_length": SEQ}, "advanced": {"float64": True}})
     (stage,) = build_model(config, Mesh.single()).stages.values()
@@ -209,7 +215,7 @@ def test_packed_documents_are_read_as_if_each_were_alone(positions):
     places = torch.tensor([[i for n in row for i in range(n)] for row in lengths])
     batch = MicroBatch(tokens=tokens, targets=tokens, sample_ids=torch.arange(2), document_ids=documents)
     with torch.no_grad():
-        stage({}, replace(batch, position_ids=places))
+        stage({}, replace(batch, position_ids=places).with_document_ranges())
         (packed,) = seen
         for row, sizes in enumerate(lengths):
             for text, expected in zip(tokens[row].split(sizes), packed[row].split(sizes)):
@@ -217,21 +223,106 @@ def test_packed_documents_are_read_as_if_each_were_alone(positions):
                 torch.testing.assert_close(seen[-1][0], expected, **EXACT)
 
 
-@pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
-@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+PRECISIONS = [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)]
+
+
+def against_a_mask(q, k, v, pattern: Pattern, bound: float, alibi: Alibi | None = None, attend=fused_attention):
+    """Output and gradients of attention and of scores with a mask of all pairs."""
+    seen = torch.zeros(q.shape[0], len(pattern.queries), len(pattern.keys), dtype=torch.bool, device=q.device)
+    queries, keys = (torch.tensor(list(r), device=q.device) for r in (pattern.queries, pattern.keys))
+    for row in range(q.shape[0]):
+        for document in pattern.documents[row] if pattern.documents else [range(10**6)]:
+            here, there = ((t >= document.start) & (t < document.stop) for t in (queries, keys))
+            seen[row] |= here.unsqueeze(1) & there
+    distance = queries.unsqueeze(1) - keys
+    if pattern.causal:
+        seen &= (distance >= 0) & (distance < (pattern.window or 10**6))
+    whole = [t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v)]
+    scores = q @ whole[0].transpose(-1, -2) * 0.3
+    if alibi is not None:
+        scores = scores - alibi.slopes.to(q)[:, None, None] * distance
+    expected = scores.masked_fill(~seen.unsqueeze(1), -torch.inf).softmax(-1) @ whole[1]
+
+    def band(n: int, m: int) -> Tensor:
+        places = range(m - n, m)
+        window = Window(pattern.window or 10**6)
+        bias = window.bias(places, m, q)
+        return bias if alibi is None else alibi.bias(places, m, q).unsqueeze(0) + bias
+
+    found = attend(q, k, v, pattern, 0.3, band)
+    weights = torch.randn(found.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(5)).to(found)
+    pairs = [(found, expected)]
+    pairs += zip(*(torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (found, expected)))
+    for mine, right in pairs:
+        torch.testing.assert_close(mine, right, rtol=bound, atol=bound)
+
+
+def drawn(heads: int, groups: int, queries: int, keys: int, dtype: torch.dtype, device: str, rows: int = 2):
+    torch.manual_seed(0)
+    shapes = ((rows, heads, queries, 8), (rows, groups, keys, 8), (rows, groups, keys, 8))
+    return [torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for shape in shapes]
+
+
+@pytest.mark.parametrize("dtype, bound", PRECISIONS)
+@pytest.mark.parametrize("device", DEVICES)
 def test_later_queries_attend_as_with_a_mask(dtype, bound, device):
     """Output and gradients of a range of queries that sees all keys before it; grouped heads too."""
     for heads, groups, queries, keys in ((4, 4, 8, 24), (8, 2, 5, 7), (4, 1, 2, 9), (4, 2, 64, 300)):
-        torch.manual_seed(0)
-        shapes = ((2, heads, queries, 8), (2, groups, keys, 8), (2, groups, keys, 8))
-        q, k, v = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for shape in shapes)
-        weights = torch.randn(2, heads, queries, 8, dtype=dtype, device=device)
-        found = causal_attention(q, k, v, 0.3)
-        seen = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-        whole = [t.repeat_interleave(heads // groups, 1) for t in (k, v)]
-        scores = (q @ whole[0].transpose(-1, -2) * 0.3).masked_fill(~seen, -torch.inf)
-        expected = scores.softmax(-1) @ whole[1]
-        pairs = [(found, expected)]
-        pairs += zip(*(torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (found, expected)))
-        for mine, right in pairs:
-            torch.testing.assert_close(mine, right, rtol=bound, atol=bound)
+        pattern = Pattern(range(keys - queries, keys), range(keys), causal=True)
+        against_a_mask(*drawn(heads, groups, queries, keys, dtype, device), pattern, bound)
+
+
+BORDERS = ((range(70), range(70, 71), range(71, 300)), (range(150), range(150, 230), range(230, 300)))
+PATTERNS = {  # queries, first key, what else
+    "documents": (0, 0, dict(documents=BORDERS)),
+    "documents, later queries": (150, 0, dict(documents=BORDERS)),
+    "documents, both ways": (0, 0, dict(documents=BORDERS, causal=False)),
+    "documents, both ways, later queries": (200, 0, dict(documents=BORDERS, causal=False)),
+    "window": (0, 0, dict(window=40)),
+    "window, later queries": (200, 0, dict(window=40)),
+    "window, a cache without the first keys": (200, 161, dict(window=40)),
+    "window, documents": (100, 0, dict(window=40, documents=BORDERS)),
+    "alibi": (0, 0, dict(biased=True)),
+    "alibi, window, documents": (150, 0, dict(biased=True, window=40, documents=BORDERS)),
+}
+
+
+@pytest.mark.parametrize("dtype, bound", PRECISIONS)
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", PATTERNS)
+def test_tiles_attend_as_a_mask_of_all_pairs(case, dtype, bound, device, monkeypatch):
+    monkeypatch.setitem(kernels.BLOCKS, "cpu", 32)
+    start, first, more = PATTERNS[case]
+    pattern = Pattern(range(start, 300), range(first, 300), **{"causal": True} | more)
+    q, k, v = drawn(4, 2, 300 - start, 300 - first, dtype, device)
+    against_a_mask(q, k, v, pattern, bound, Alibi(4, slice(0, 4)) if pattern.biased else None)
+
+
+@pytest.mark.parametrize("case", [case for case in PATTERNS if "alibi" not in case])
+def test_documents_are_packed_as_the_kernel_for_several_lengths_takes_them(case, monkeypatch):
+    """Its documented meaning stands for the kernel, which only a GPU has: queries and keys of document i lie between
+    the starts i and i + 1, and the last query is at the last key."""
+    from torch.nn.attention import varlen
+
+    def defined(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
+        assert max_q == cu_seq_q.diff().max() and max_k == cu_seq_k.diff().max() and cu_seq_q.dtype == torch.int32
+        assert cu_seq_k[-1] == len(key) == len(value) and cu_seq_q[-1] == len(query) and enable_gqa
+        parts = []
+        for (a, b), (c, d) in zip(cu_seq_q.unfold(0, 2, 1).tolist(), cu_seq_k.unfold(0, 2, 1).tolist()):
+            distance = torch.arange(b - a).unsqueeze(1) + (d - c) - (b - a) - torch.arange(d - c)
+            left, right = (size if size >= 0 else 10**6 for size in window_size)
+            bias = torch.zeros_like(distance, dtype=query.dtype)
+            bias = bias.masked_fill((distance > left) | (-distance > right), -torch.inf)
+            one = (query[a:b], key[c:d], value[c:d])
+            y = F.scaled_dot_product_attention(
+                *(t.transpose(0, 1)[None] for t in one), bias[None, None], scale=scale, enable_gqa=True
+            )
+            parts.append(y[0].transpose(0, 1))
+        return torch.cat(parts)
+
+    monkeypatch.setattr(varlen, "varlen_attn", defined)
+    start, first, more = PATTERNS[case]
+    pattern = Pattern(range(start, 300), range(first, 300), **{"causal": True} | more)
+    inputs = drawn(4, 2, 300 - start, 300 - first, torch.float64, "cpu")
+    against_a_mask(*inputs, pattern, 1e-12, attend=lambda *args: kernels._of_lengths(*args[:-1]))

@@ -112,18 +112,19 @@ CONTEXT = (
     ),
     Mutant(
         name="context_documents_are_those_of_the_first_positions",
-        bug="a range of queries is masked by the documents of the first positions of the text",
+        bug="a range of queries has the documents of the first positions of the text",
         file=ATTENTION,
-        before="        here = batch.document_ids[:, queries.start : queries.stop]",
-        after="        here = batch.document_ids[:, : len(queries)]",
+        before="documents = batch.document_ranges if bordered else None",
+        after="documents = None if not bordered else tuple(tuple(range(d.start + queries.start, d.stop + queries.start)"
+        " for d in row) for row in batch.document_ranges)",
         test=BORDERS,
     ),
     Mutant(
         name="context_late_queries_see_the_future",
         bug="a late range of queries attends to all keys of its own range",
-        file="learning/models/causal_attention.py",
-        before="(slice(start, k.shape[2]), True)",
-        after="(slice(start, k.shape[2]), False)",
+        file="learning/models/tiles.py",
+        before="Part(whole, Edge.CAUSAL)",
+        after="Part(whole, Edge.NONE)",
         test=LATE,
     ),
     Mutant(
@@ -137,9 +138,9 @@ CONTEXT = (
     Mutant(
         name="context_parts_have_their_own_sums",
         bug="the backward of one part of the keys takes the log-sum-exp of that part",
-        file="learning/models/causal_attention.py",
-        before="        ctx.save_for_backward(q, k, v, merged, lse)",
-        after="        ctx.save_for_backward(q, k, v, merged, before_lse)",
+        file="learning/models/fused_attention.py",
+        before="            lse[tile.rows, :, mine] = merged\n",
+        after="            lse[tile.rows, :, mine] = found[0][1]\n",
         test=LATE,
     ),
     Mutant(

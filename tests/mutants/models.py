@@ -11,7 +11,6 @@ from .named import (
     ELECTRA,
     ENCODER_TASK,
     FAMILY,
-    LAYOUT,
     T5,
     T5_LAYOUT,
 )
@@ -34,9 +33,9 @@ MODELS = (
         name="document_mask_of_the_first_row",
         bug="every sequence of a microbatch attends by the document borders of the first one",
         file=ATTENTION,
-        before="batch.document_ids[:, :num_keys].unsqueeze(1)).unsqueeze(1)",
-        after="batch.document_ids[:, :num_keys].unsqueeze(1)).unsqueeze(1)[:1]",
-        test=LAYOUT("llama,tp=2,sequence_parallel=True,objective__reset_at_documents=True"),
+        before="return (here.unsqueeze(2) != there.unsqueeze(1)).unsqueeze(1)",
+        after="return (here.unsqueeze(2) != there.unsqueeze(1)).unsqueeze(1)[:1]",
+        test=ATTENDS("causal, documents-0.3"),
     ),
     Mutant(
         name="encoder_padding_of_the_first_row",

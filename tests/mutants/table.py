@@ -15,10 +15,12 @@ from .pipeline import PIPELINE
 from .randomness import RANDOMNESS
 from .ranks import RANKS
 from .tensor import TENSOR
+from .tiles import TILE_MUTANTS
 
 AREAS: dict[str, tuple[Mutant, ...]] = {
     "Tensor and sequence parallelism": TENSOR,
     "Context parallelism": CONTEXT,
+    "Attention without masks": TILE_MUTANTS,
     "Pipelines": PIPELINE,
     "Layers and families": MODELS,
     "Features of some families": FEATURES,

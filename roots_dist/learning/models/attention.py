@@ -8,6 +8,8 @@ keys of all ranks: masks, biases and dropout are those of global positions.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,12 +18,13 @@ from torch.utils.checkpoint import checkpoint
 from roots_dist.config.records import family_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
-from roots_dist.learning.models.causal_attention import causal_attention
+from roots_dist.learning.models.fused_attention import fused_attention
 from roots_dist.learning.models.init_stds import InitStds
 from roots_dist.learning.models.norms import mask_rows
 from roots_dist.learning.models.positions import Alibi, Relative, Window
 from roots_dist.learning.models.qk_norm import HeadNorm, WholeNorm, norm_together
 from roots_dist.learning.models.rotary import Rotary
+from roots_dist.learning.models.tiles import Pattern
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.context import gathered
 from roots_dist.parallel.tensor.linear import ColumnParallelLinear, RowParallelLinear, column_parallel
@@ -109,7 +112,7 @@ class Attention(nn.Module):
         if isinstance(self.positions, Rotary):
             q, k = self.positions(q, queries), self.positions(k, queries)
         if batch.cache is not None and self.causal:  # keys and values of an encoder are not needed again
-            k, v = batch.cache.extend(self.name, k, v)
+            k, v = batch.cache.extend(self.name, k, v, keep=None if self.window is None else self.window.size - 1)
         return self._attend(q, k, v, queries, batch)
 
     def _heads(self, x: Tensor) -> Tensor:
@@ -149,43 +152,69 @@ class Attention(nn.Module):
                 mixed.append(self._whole(part, keys, values, Positions((r,)), batch))
         return torch.cat(mixed, 2)
 
-    def _masked(self, queries: range, num_keys: int, batch: MicroBatch) -> Tensor | None:
+    def _masked(self, queries: range, keys: range, batch: MicroBatch) -> Tensor | None:
         """bool [B or 1, 1, Q, S]: keys that a query must not see, apart from the causal mask; None if none."""
         if batch.document_ids is None or not self.document_mask:
             return None
-        here = batch.document_ids[:, queries.start : queries.stop]
-        return (here.unsqueeze(2) != batch.document_ids[:, :num_keys].unsqueeze(1)).unsqueeze(1)
+        here, there = (batch.document_ids[:, r.start : r.stop] for r in (queries, keys))
+        return (here.unsqueeze(2) != there.unsqueeze(1)).unsqueeze(1)
 
-    def _bias(self, queries: range, num_keys: int, batch: MicroBatch, like: Tensor) -> Tensor | None:
+    def _bias(self, queries: range, keys: range, batch: MicroBatch, like: Tensor) -> Tensor | None:
         """Bias on the scores, [B or 1, h or 1, Q, S], with -inf at masked keys. None if there is none, or if the causal
         mask is all there is."""
-        masked = self._masked(queries, num_keys, batch)
+        masked = self._masked(queries, keys, batch)
         positions = self.relative or self.positions
+        places = range(queries.start - keys.start, queries.stop - keys.start)  # in the keys; a cache has lost the first
         bias = (
             None
             if isinstance(positions, Rotary) or positions is None
-            else positions.bias(queries, num_keys, like).unsqueeze(0)
+            else positions.bias(places, len(keys), like).unsqueeze(0)
         )
         # a single new token sees the whole cache, and Alibi's bias includes the causal mask
         late = self.causal and len(queries) > 1 and not isinstance(positions, Alibi)
-        if self.window is not None and num_keys > self.window.size:
+        if self.window is not None and len(keys) > self.window.size:
             if bias is None and masked is None:
-                return self.window.bias(queries, num_keys, like)
-            masked = _either(masked, self.window.masked(queries, num_keys, like.device))
+                return self.window.bias(places, len(keys), like)
+            masked = _either(masked, self.window.masked(places, len(keys), like.device))
         elif bias is None and masked is None:
             return None
         elif late:
-            place = torch.arange(queries.start, queries.stop, device=like.device).unsqueeze(1)
-            masked = _either(masked, torch.arange(num_keys, device=like.device) > place)  # [Q, S]
+            place = torch.arange(places.start, places.stop, device=like.device).unsqueeze(1)
+            masked = _either(masked, torch.arange(len(keys), device=like.device) > place)  # [Q, S]
         if bias is None:
-            bias = like.new_zeros(1, 1, len(queries), num_keys)
+            bias = like.new_zeros(1, 1, len(queries), len(keys))
         return bias if masked is None else bias.masked_fill(masked, -torch.inf)
 
+    def _keys(self, queries: range, num_keys: int) -> range:
+        """Positions of the keys: the last query sees the last one, unless all see all."""
+        return range(queries.stop - num_keys if self.causal else 0, queries.stop if self.causal else num_keys)
+
+    def _pattern(self, queries: range, keys: range, batch: MicroBatch) -> Pattern | None:
+        """None if a mask of queries × keys is needed, because a bias is learned, or cheap, because one query is new."""
+        bordered = batch.document_ids is not None and self.document_mask
+        if self.relative is not None or len(queries) == 1 or (bordered and batch.document_ranges is None):
+            return None
+        documents = batch.document_ranges if bordered else None
+        window = None if self.window is None or len(keys) <= self.window.size else self.window.size
+        return Pattern(queries, keys, self.causal, documents, window, biased=isinstance(self.positions, Alibi))
+
+    def _band(self, num_queries: int, num_keys: int, like: Tensor) -> Tensor:
+        """[1, 1 or h, n, m]: bias of the last queries of a text on its last keys."""
+        places = range(num_keys - num_queries, num_keys)
+        if not isinstance(self.positions, Alibi):
+            return present(self.window).bias(places, num_keys, like)
+        bias = self.positions.bias(places, num_keys, like).unsqueeze(0)
+        if self.window is None:
+            return bias
+        return bias.masked_fill(self.window.masked(places, num_keys, like.device), -torch.inf)
+
     def _core(self, q: Tensor, k: Tensor, v: Tensor, queries: range, batch: MicroBatch) -> Tensor:
-        bias = self._bias(queries, k.shape[2], batch, q)
+        keys = self._keys(queries, k.shape[2])
+        pattern = self._pattern(queries, keys, batch)
+        if pattern is not None:
+            return fused_attention(q, k, v, pattern, self.scale, partial(self._band, like=q))
+        bias = self._bias(queries, keys, batch, q)
         causal = bias is None and self.causal and len(queries) > 1
-        if causal and queries.start > 0:
-            return causal_attention(q, k, v, self.scale)
         grouped = q.shape[1] != k.shape[1]
         return F.scaled_dot_product_attention(
             q, k, v, attn_mask=bias, is_causal=causal, enable_gqa=grouped, scale=self.scale
@@ -199,7 +228,7 @@ class Attention(nn.Module):
         scores = q @ k.transpose(-1, -2) * self.scale  # [B, h, Q, S]
         if self.softcap is not None:  # before the mask, which it would make finite
             scores = self.softcap * torch.tanh(scores / self.softcap)
-        bias = self._bias(queries, seq, batch, q)
+        bias = self._bias(queries, self._keys(queries, seq), batch, q)
         if bias is not None:
             scores = scores + bias
         elif self.causal and len(queries) > 1:  # the last query sees the last key
@@ -237,6 +266,10 @@ class CrossAttention(Attention):
         out: Tensor = self.out(self._attend(q, *pair, self.tp.in_region(q.shape[2]), batch))
         return out
 
-    def _masked(self, queries: range, num_keys: int, batch: MicroBatch) -> Tensor | None:
+    def _masked(self, queries: range, keys: range, batch: MicroBatch) -> Tensor | None:
         """Mask of the encoder's padding."""
         return None if batch.document_ids is None else (batch.document_ids < 0)[:, None, None, :]
+
+    def _pattern(self, queries: range, keys: range, batch: MicroBatch) -> Pattern | None:
+        """None: the mask of the encoder's padding has no queries."""
+        return None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from roots_dist.assembly.passes import Passes
-from roots_dist.world.batch import PADDING, KVCache, MicroBatch
+from roots_dist.world.batch import PADDING, KVCache, MicroBatch, find_documents
 from roots_dist.world.mesh import Axis
 
 
@@ -88,10 +88,11 @@ class CachedDecoder:
         if self._padding is None:
             return MicroBatch(tokens=new, sample_ids=samples, logits_at=-1, cache=cache)
         place = torch.arange(cache.length + new.shape[1], device=new.device) - self._padding.unsqueeze(1)
-        places = place[:, cache.length :].clamp(min=0)
+        places, documents = place[:, cache.length :].clamp(min=0), _documents(place >= 0)
         return MicroBatch(
             tokens=new,
-            document_ids=_documents(place >= 0),
+            document_ids=documents,
+            document_ranges=find_documents(documents) if new.shape[1] > 1 else None,
             position_ids=places,
             sample_ids=samples,
             logits_at=-1,
