@@ -15,15 +15,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from roots_dist.errors import DataError, Problem, missing_package
-from roots_dist.files import reason
-
-if TYPE_CHECKING:
-    from jinja2.nodes import Node
-    from jinja2.parser import Parser
-
+from roots_dist.errors import DataError, Problem
+from roots_dist.files import read_plain, reason
+from roots_dist.learning.data.templates import BEGIN, CPU_S, END, Template, TemplateFailed, TemplateLimitError
 
 DEFAULT = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}"
@@ -33,8 +29,6 @@ DEFAULT = (
 """`user: QUESTION`, `assistant: ANSWER` and the end token, for tokenizers without a template and without role tokens.
 """
 DEFAULT_NAME = "the default template"
-BEGIN, END = "\ufdd0", "\ufdd1"
-"""Stand around a marked answer while a template is rendered. Unicode reserves them for such uses: no text has them."""
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]] | None
 """Descriptions of functions that the model may call."""
@@ -167,70 +161,34 @@ def open_chat(template: str | None, tokenizer: str, end_token: str, now: Callabl
     training must not depend on when and where a process reads them.
 
     Raises DataError if it cannot be read or is not a template. Templates are code, so they run in a sandbox, as in
-    transformers.
+    transformers, and in a process of their own (templates.py).
     """
-    try:
-        from jinja2 import TemplateError
-        from jinja2.ext import Extension, loopcontrols
-        from jinja2.nodes import CallBlock, ExtensionAttribute
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as error:
-        raise missing_package("jinja2", "finetune") from error
-
-    class Generation(Extension):
-        """{% generation %} … {% endgeneration %}, which mark answers, as in transformers."""
-
-        tags = {"generation"}  # noqa: RUF012 # declared in Extension
-
-        def parse(self, parser: Parser) -> Node | list[Node]:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return CallBlock(self.call_method("marked"), [], [], body).set_lineno(line)
-
-        def marked(self, caller: Callable[[], str]) -> str:
-            return f"{BEGIN}{caller()}{END}"
-
-    def refuse(words: str) -> None:
-        raise TemplateError(words)
-
     name, source, tokens = find_template(template, Path(tokenizer))
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = refuse
-    if now is not None:
-        environment.globals["strftime_now"] = lambda form: now().strftime(form)
     try:
-        compiled = environment.from_string(source)
-        marks_answers = any(True for _ in environment.parse(source).find_all(ExtensionAttribute))
-    except TemplateError as error:
+        compiled = Template(source)
+    except TemplateFailed as error:
         raise _error(name, error) from error
+    except TemplateLimitError as error:
+        raise _beyond(name, error) from None
 
     def render(messages: Messages, add_generation_prompt: bool, tools: Tools) -> Rendering:
+        variables = {
+            "messages": [dict(message) for message in messages],
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": add_generation_prompt,
+            "eos_token": end_token,
+            **tokens,
+        }
         try:
-            text = compiled.render(
-                messages=[dict(message) for message in messages],
-                tools=tools,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **{"eos_token": end_token, **tokens},
-            )
-        except Exception as error:  # a template is code and may raise anything
+            text = compiled.render(variables, now() if now is not None else None)
+        except TemplateFailed as error:
             raise ValueError(f"{name} refuses it: {error}") from error
+        except TemplateLimitError as error:
+            raise _beyond(name, error) from None
         return _without_marks(text)
 
-    return Chat(name, source, marks_answers, render)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return Chat(name, source, compiled.marks_answers, render)
 
 
 def _without_marks(text: str) -> Rendering:
@@ -262,7 +220,7 @@ def find_template(template: str | None, tokenizer: Path) -> tuple[str, str, dict
     file = template or (str(beside) if beside.is_file() else None)
     if file is not None:
         try:
-            return file, Path(file).read_text(encoding="utf-8"), tokens
+            return file, read_plain(Path(file)).decode(), tokens
         except (OSError, UnicodeDecodeError) as error:
             raise _unreadable(file, error) from error
     given = config.get("chat_template")
@@ -286,6 +244,12 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _unreadable(name: str, error: Exception) -> DataError:
     expected = f"a file that can be read ({reason(error, name)})"
     return DataError(Problem(key="finetune.chat_template", found=name, expected=expected, fix="check the path"))
+
+
+def _beyond(name: str, error: TemplateLimitError) -> TemplateLimitError:
+    expected = f"a template that computes for {CPU_S} s at most, and needs little memory, but {error}"
+    problem = Problem(key="finetune.chat_template", found=name, expected=expected, fix="correct it, or give another")
+    return TemplateLimitError(str(problem))
 
 
 def _error(name: str, error: Exception) -> DataError:

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from roots_dist.learning.data.chat import BEGIN, END
 from roots_dist.learning.data.rows import Row
+from roots_dist.learning.data.templates import BEGIN, END
 
 ROLES = {
     "system": "system", "developer": "developer", "user": "user", "assistant": "assistant", "tool": "tool",
