@@ -5,6 +5,9 @@
 Tensor ranks are innermost: they communicate most (several times in every layer) and belong on one node. Context ranks
 come next (once in every layer), then data ranks (once in a step). Pipeline ranks are outermost: they communicate least
 (one activation per microbatch) and tolerate slow links. world/mesh.py creates the process groups.
+
+The same dp × cp ranks are also EDP groups of EP: dp · CP + cp = edp · EP + ep. Ranks of one group hold different
+experts of the same layers, and send each other tokens; ranks with the same ep hold the same experts.
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-AxisName = Literal["pp", "dp", "cp", "tp", "dp_cp"]
-"""A dimension of the layout, or two of them together: dp_cp, the ranks that hold the same parameters."""
+AxisName = Literal["pp", "dp", "cp", "tp", "dp_cp", "ep", "edp"]
+"""A dimension of the layout, or two of them together: dp_cp, the ranks that hold the same parameters; or what these are
+for experts: ep, that hold different ones, and edp, that hold the same."""
 
 
 class Place(NamedTuple):
@@ -31,15 +35,16 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes of the four axes. A single process is Layout(1, 1, 1, 1)."""
+    """Sizes of the four axes, and into how many parts dp × cp cuts the experts. A single process is Layout()."""
 
     dp: int = 1
     pp: int = 1
     tp: int = 1
     cp: int = 1
+    ep: int = 1
 
     def __post_init__(self) -> None:
-        assert min(self.dp, self.pp, self.tp, self.cp) >= 1, self
+        assert min(self.dp, self.pp, self.tp, self.cp, self.ep) >= 1 and self.dp_cp % self.ep == 0, self
 
     @property
     def world_size(self) -> int:
@@ -49,6 +54,11 @@ class Layout:
     def dp_cp(self) -> int:
         """Ranks that hold the same parameters: their gradients are summed, and ZeRO shards over them."""
         return self.dp * self.cp
+
+    @property
+    def edp(self) -> int:
+        """Ranks that hold the same experts."""
+        return self.dp_cp // self.ep
 
     def place(self, rank: int) -> Place:
         """Coordinates of a rank."""
@@ -65,13 +75,13 @@ class Layout:
     def stride(self, axis: AxisName) -> int:
         """Difference of the ranks of two neighbours on this axis."""
         inner = self.cp * self.tp
-        return {"tp": 1, "cp": self.tp, "dp_cp": self.tp, "dp": inner, "pp": self.dp * inner}[axis]
+        of_experts = {"ep": self.tp, "edp": self.ep * self.tp}
+        return {"tp": 1, "cp": self.tp, "dp_cp": self.tp, "dp": inner, "pp": self.dp * inner, **of_experts}[axis]
 
     def along(self, axis: AxisName, place: Place) -> list[int]:
         """Ranks that differ from `place` only in this axis, in the order of their coordinate."""
-        start = {"dp": 0, "cp": 0} if axis == "dp_cp" else {axis: 0}
-        first: dict[str, int] = place._asdict() | start
-        return self._group(axis, self.rank(**first))
+        rank, stride = self.rank(**place._asdict()), self.stride(axis)
+        return self._group(axis, rank - rank // stride % self._size(axis) * stride)
 
     def groups(self, axis: AxisName) -> list[list[int]]:
         """All groups of this axis: a partition of the world, in the same order on every rank."""
@@ -95,7 +105,8 @@ class Layout:
         ]
 
     def _size(self, axis: AxisName) -> int:
-        return {"tp": self.tp, "cp": self.cp, "dp_cp": self.dp_cp, "dp": self.dp, "pp": self.pp}[axis]
+        size: int = getattr(self, axis)
+        return size
 
     def _group(self, axis: AxisName, first: int) -> list[int]:
         """The group of the rank whose coordinate on this axis is 0."""
@@ -104,4 +115,5 @@ class Layout:
 
     def __str__(self) -> str:
         context = f"CP{self.cp}×" if self.cp > 1 else ""
-        return f"TP{self.tp}×{context}PP{self.pp}×DP{self.dp}"
+        experts = f" EP{self.ep}" if self.ep > 1 else ""
+        return f"TP{self.tp}×{context}PP{self.pp}×DP{self.dp}{experts}"

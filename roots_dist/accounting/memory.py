@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from roots_dist.accounting.sizes import parameters
+from roots_dist.accounting.sizes import expert_parameters, parameters
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 
@@ -28,16 +28,20 @@ class RankState(NamedTuple):
     """Communication buffers of the engine."""
 
 
-def rank_state(config: Config, layout: Layout, parameters: int, trainable: int) -> RankState:
-    """State of a rank that holds `parameters` parameters, of which `trainable` are trained."""
+def rank_state(config: Config, layout: Layout, parameters: int, trainable: int, experts: int = 0) -> RankState:
+    """State of a rank that holds `parameters` parameters, of which `trainable` are trained; `experts` of these are cut
+    over parallel.ep, so that fewer ranks hold the same."""
     zero, dp = config.parallel.zero_stage, layout.dp_cp
     wide = 8 if config.advanced.float64 else 4
     element = 2 if config.train.precision == "bf16" and not config.advanced.float64 else wide
     gradient = max(element, 2 if config.advanced.grad_dtype == "bf16" else 4)
     if config.engine(dp) == "reference" or zero == 0:
-        cut = dp if zero >= 1 else 1
-        copy = wide if element < wide or cut > 1 else 0  # else the weights are their own masters
-        return RankState(parameters * element, trainable * gradient, trainable * (2 * wide + copy) // cut, 0)
+        optimizer = 0
+        for number, holders in ((trainable - experts, dp), (experts, layout.edp)):
+            cut = holders if zero >= 1 else 1
+            copy = wide if element < wide or cut > 1 else 0  # else the weights are their own masters
+            optimizer += number * (2 * wide + copy) // cut
+        return RankState(parameters * element, trainable * gradient, optimizer, 0)
     return RankState(
         weights=parameters * element // (dp if zero >= 3 else 1),
         gradients=trainable * gradient // (dp if zero >= 2 else 1),
@@ -52,6 +56,13 @@ def state_bytes(config: Config, layout: Layout) -> int:
     Activations and buffers are left out and all parts are shared evenly, so a run that does not fit this bound cannot
     run.
     """
-    mine = parameters(config) // (layout.tp * layout.pp)
-    weights, gradients, optimizer, _ = rank_state(config, layout, mine, mine)
+    mine, experts = shares(config, layout)
+    weights, gradients, optimizer, _ = rank_state(config, layout, mine, mine, experts)
     return weights + gradients + optimizer
+
+
+def shares(config: Config, layout: Layout) -> tuple[int, int]:
+    """Number of parameters of a rank, if all parts are shared evenly, and how many of these parallel.ep cuts."""
+    cut = expert_parameters(config) if layout.ep > 1 else 0
+    model = layout.tp * layout.pp
+    return (parameters(config) - cut) // model + cut // (model * layout.ep), cut // (model * layout.ep)

@@ -102,11 +102,17 @@ def parameters(config: Config) -> int:
     return total + (0 if m.tied_embeddings else vocab * m.hidden) + (vocab if m.head_bias else 0)
 
 
+def expert_parameters(config: Config) -> int:
+    """Number of parameters of all experts that tokens are sent to, which parallel.ep cuts over ranks."""
+    m = config.model
+    return m.num_expert_layers() * (m.experts or 0) * _mlp(m, m.width_of_expert())
+
+
 def active_parameters(config: Config) -> int:
     """Number of parameters that a token uses: without those of the experts that it is not sent to."""
     m = config.model
-    unused = m.num_expert_layers() * ((m.experts or 0) - m.experts_per_token) * _mlp(m, m.width_of_expert())
-    return parameters(config) - unused
+    used = expert_parameters(config) * m.experts_per_token // (m.experts or 1)
+    return parameters(config) - expert_parameters(config) + used
 
 
 def parameters_in_words(config: Config) -> str:

@@ -190,7 +190,7 @@ def _on_this_rank(config: ConfigOrFile, overrides: Sequence[str]) -> Iterator[tu
     world = started or environment.single_process()
     loaded = _loaded(config, overrides)
     parallel = loaded.config.parallel
-    if started is None and (size := parallel.ranks_per_sample()) > 1:
+    if started is None and (size := parallel.least_ranks()) > 1:
         expected = f"a launcher for its {size} processes, because a Python program is one of them"
         fix = f"start it with torchrun --nproc-per-node {size} PROGRAM, or set parallel.tp=1 and parallel.pp=1"
         raise ConfigError([Problem(key=" × ".join(parallel.factors()), found=size, expected=expected, fix=fix)])

@@ -13,6 +13,7 @@ from torch import nn
 
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import pieces_of
+from roots_dist.learning.models.experts import Experts
 from roots_dist.learning.models.parameter_locations import locate_parameters
 from roots_dist.learning.models.pieces import PayloadSpec, PieceSpec, compute_dtype, gradient_dtype
 from roots_dist.parallel.optim.trainable import Trainable, trainable
@@ -59,7 +60,7 @@ class RankModel:
 def build_model(config: Config, mesh: Mesh) -> RankModel:
     """Build this rank's share of the model, with initial weights drawn from (seed, name). No communication."""
     sequence_parallel = config.parallel.sequence_parallel and mesh.tp.size > 1
-    tp = TensorParallel(mesh.tp, sequence_parallel, mesh.cp, DeferredWeightGrads())
+    tp = TensorParallel(mesh.tp, sequence_parallel, cp=mesh.cp, ep=mesh.ep, deferred=DeferredWeightGrads())
     specs = pieces_of(config, tp)
     runs = stage_runs(config, specs)
     recompute = frozenset(p.name for p in specs if p.is_block and config.train.recompute == "full")
@@ -74,6 +75,8 @@ def build_model(config: Config, mesh: Mesh) -> RankModel:
         names = [specs[i].name for i in run]
         stages[index] = Stage(names, [built[n] for n in names], recompute, prefill_only)
     module = nn.ModuleList(stages.values()).to(device=mesh.device, dtype=compute_dtype(config))
+    for experts in (piece for piece in module.modules() if isinstance(piece, Experts)):
+        experts.pack()
     params = parameters_of([piece for stage in stages.values() for piece in stage.named_pieces()])
     for p in params:
         p.tensor.grad_dtype = gradient_dtype(config)  # autograd adds in it, and keeps .grad in it

@@ -25,9 +25,9 @@ from roots_dist.schedule.program import refusal
 
 
 def layout_for(config: Config, world_size: int) -> Layout:
-    """dp is what tp, cp and pp leave over. Raises ConfigError if that is no whole number."""
+    """dp is what tp, cp and pp leave over. Raises ConfigError if that is no whole number, or ep does not fit in."""
     parallel = config.parallel
-    model_size = parallel.ranks_per_sample()
+    model_size = parallel.least_ranks()
     if world_size % model_size or world_size < 1:
         above = -(-max(world_size, 1) // model_size) * model_size
         keys, sizes = parallel.factors(), parallel.factors().values()
@@ -41,7 +41,8 @@ def layout_for(config: Config, world_size: int) -> Layout:
                 )
             ]
         )
-    return Layout(dp=world_size // model_size, pp=parallel.pp, tp=parallel.tp, cp=parallel.cp)
+    dp = world_size // parallel.ranks_per_sample()
+    return Layout(dp=dp, pp=parallel.pp, tp=parallel.tp, cp=parallel.cp, ep=parallel.ep)
 
 
 def check(config: Config, world_size: int, facts: Facts | None = None) -> list[Problem]:
@@ -92,6 +93,13 @@ def _tensor_parallel(config: Config) -> Iterator[Problem]:
                 expected=f"a divisor of {name} = {size}",
                 fix=f"choose one of {divisors(size)}" if size < 1000 else f"choose a tp that divides {size}",
             )
+    if model.experts is not None and model.experts % config.parallel.ep:
+        yield Problem(
+            key="parallel.ep",
+            found=config.parallel.ep,
+            expected=f"a divisor of model.experts = {model.experts}",
+            fix=f"choose one of {divisors(model.experts)}",
+        )
     kv_heads = model.num_kv_heads()
     if kv_heads % tp and tp % kv_heads and model.heads % tp == 0:
         yield Problem(
@@ -249,7 +257,9 @@ def _spikes(config: Config) -> Iterator[Problem]:
 
 def _engine(config: Config, layout: Layout) -> Iterator[Problem]:
     engine, zero, asked = config.engine(layout.dp_cp), config.parallel.zero_stage, config.advanced.engine
-    if engine == "reference" and zero >= 2 and asked == "reference":
+    if layout.ep > 1:
+        yield from _engine_of_experts(engine, zero)
+    elif engine == "reference" and zero >= 2 and asked == "reference":
         yield Problem(
             key="advanced.engine",
             found=asked,
@@ -265,6 +275,23 @@ def _engine(config: Config, layout: Layout) -> Iterator[Problem]:
         )
     if config.advanced.float64:
         yield from _double(config, engine)
+
+
+def _engine_of_experts(engine: str, zero: int) -> Iterator[Problem]:
+    if engine == "deepspeed":
+        yield Problem(
+            key="advanced.engine",
+            found=engine,
+            expected="reference with parallel.ep above 1: DeepSpeed shards what all data ranks hold alike",
+            fix="set advanced.engine=auto",
+        )
+    if zero >= 2:
+        yield Problem(
+            key="parallel.zero_stage",
+            found=zero,
+            expected="0 or 1 with parallel.ep above 1: what a rank holds of experts is cut already, by parallel.ep",
+            fix="set parallel.zero_stage=1, or parallel.ep=1",
+        )
 
 
 def _double(config: Config, engine: str) -> Iterator[Problem]:

@@ -59,6 +59,7 @@ OF_EXPERTS = (
     ),
     "objective.balance_loss",
     "objective.router_z_loss",
+    "parallel.ep",
 )
 """Keys that say how experts are used."""
 

@@ -84,7 +84,7 @@ def _check(source: Path, answers: Mapping[str, Any]) -> None:
 
     try:
         loaded = read(source, [f"{key}={json.dumps(value)}" for key, value in answers.items()])
-        problems = [p for p in check(loaded.config, loaded.config.parallel.ranks_per_sample()) if p.key in answers]
+        problems = [p for p in check(loaded.config, loaded.config.parallel.least_ranks()) if p.key in answers]
     except ConfigError as error:
         problems = [*error.problems]
     if problems:

@@ -60,7 +60,7 @@ def plan(
 
     loaded = read_config(config, overrides or ())
     parallel = loaded.config.parallel
-    layout = ready(loaded, options.processes or parallel.ranks_per_sample(), local_size=None)
+    layout = ready(loaded, options.processes or parallel.least_ranks(), local_size=None)
     cluster = None
     if options.profile is not None:
         from roots_dist.cluster_profile import read

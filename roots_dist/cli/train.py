@@ -105,7 +105,7 @@ def train(
         loaded = read_config(config, overrides or ())
         resolved = loaded.config
         typer.echo(f"{to_yaml(resolved)}# {describe(resolved.data.tokenizer)}")
-        ready(loaded, options.processes or resolved.parallel.ranks_per_sample(), local_size=None)
+        ready(loaded, options.processes or resolved.parallel.least_ranks(), local_size=None)
         return
     from roots_dist.runs.ranks.run_on_ranks import run_on_ranks
 

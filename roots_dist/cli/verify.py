@@ -53,7 +53,7 @@ def verify(
 
     loaded = read_config(config, overrides or ())
     parallel, train = loaded.config.parallel, loaded.config.train
-    layout = ready(loaded, options.processes or parallel.ranks_per_sample(), local_size=None)
+    layout = ready(loaded, options.processes or parallel.least_ranks(), local_size=None)
     if options.device == "cuda" and not gpus():
         raise UserError("--device cuda: expected an NVIDIA GPU on this machine, found none. Fix: use --device cpu.")
 

@@ -93,13 +93,19 @@ class Data(Section):
 
 
 class Parallel(Section):
-    """How the world is split: world = tp × cp × pp × dp. dp is what is left over, so it is not a key."""
+    """How the world is split: world = tp × cp × pp × dp. dp is what is left over, so it is not a key. ep is a part of
+    dp × cp."""
 
     tp: int = Field(1, ge=1, description="tensor-parallel ranks: heads, MLP columns and vocabulary are cut over them")
     cp: int = Field(
         1,
         ge=1,
         description="context-parallel ranks: positions are cut over them, and attention gathers keys and values",
+    )
+    ep: int = Field(
+        1,
+        ge=1,
+        description="expert-parallel ranks, of dp × cp: model.experts are cut over them, and tokens sent to them",
     )
     pp: int = Field(1, ge=1, description="pipeline-parallel ranks: layers are cut over them")
     virtual_stages: int = Field(1, ge=1, description="stages per pipeline rank (interleaved schedule)")
@@ -117,13 +123,20 @@ class Parallel(Section):
     )
 
     def ranks_per_sample(self) -> int:
-        """Ranks that work on the same samples: tp × cp × pp, the least that a run needs."""
+        """Ranks that work on the same samples: tp × cp × pp."""
         return self.tp * self.cp * self.pp
 
+    def least_ranks(self) -> int:
+        """The least that a run needs, of which every number of processes is a multiple: those, with enough data ranks
+        to hold all experts."""
+        return math.prod(self.factors().values())
+
     def factors(self) -> dict[str, int]:
-        """The keys whose product that is; parallel.cp is among them where it is above 1."""
-        found = {"parallel.tp": self.tp, "parallel.cp": self.cp, "parallel.pp": self.pp}
-        return {key: size for key, size in found.items() if key != "parallel.cp" or size > 1}
+        """The keys whose product that is; parallel.cp and parallel.ep are among them where they are above 1."""
+        shared = math.gcd(self.cp, self.ep)  # context ranks that hold different experts
+        of_experts = "parallel.ep" if shared == 1 else f"parallel.ep / {shared}"
+        found = {"parallel.tp": self.tp, "parallel.cp": self.cp, "parallel.pp": self.pp, of_experts: self.ep // shared}
+        return {key: size for key, size in found.items() if key in ("parallel.tp", "parallel.pp") or size > 1}
 
     def position_unit(self) -> int:
         """What the number of positions must be a multiple of: two chunks for each context rank, and under sequence
@@ -232,7 +245,7 @@ class Advanced(Section):
 
     engine: Literal["auto", "deepspeed", "reference"] = Field(
         "auto",
-        description="who shards over dp; auto: DeepSpeed where zero >= 1 and dp > 1, else the built-in reference",
+        description="who shards over dp; auto: DeepSpeed where zero >= 1, dp > 1, ep = 1, else the built-in reference",
     )
     float64: bool = Field(False, description="float64 everywhere, for proofs (reference engine)")
     norm_eps: float = Field(1e-5, gt=0, description="added to the variance in norms")
@@ -320,7 +333,9 @@ class Config(Section):
         return (batch or self.train.global_batch) // (self.train.micro_batch * dp)
 
     def engine(self, dp: int) -> Literal["deepspeed", "reference"]:
-        """Who reduces over dp (with context ranks: dp × cp) and steps: DeepSpeed where there is something to shard."""
+        """Who reduces over dp (with context ranks: dp × cp) and steps: DeepSpeed where there is something to shard, and
+        all ranks of dp hold the same."""
         if self.advanced.engine != "auto":
             return self.advanced.engine
-        return "deepspeed" if self.parallel.zero_stage >= 1 and dp > 1 else "reference"
+        shards = self.parallel.zero_stage >= 1 and dp > 1 and self.parallel.ep == 1
+        return "deepspeed" if shards else "reference"

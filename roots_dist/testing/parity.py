@@ -112,7 +112,7 @@ def tensors_of_rank(run: Run, recorded: GradientRecorder) -> dict[str, Any]:
         "shapes": {p.name: list(p.spec.shape) for p in counted},
         "slices": {p.name: [[s.start, s.stop] for s in p.slices] for p in run.params},
         "gradients": recorded.gradients,
-        "state": {p.name: state[p.name] for p in counted} if run.mesh.dp_cp.rank == 0 else {},
+        "state": {p.name: state[p.name] for p in counted if run.mesh.holders(p.spec.of_expert).rank == 0},
         "copies": {p.name: state[p.name]["weight"] for p in run.params if not p.is_counted},
     }
 

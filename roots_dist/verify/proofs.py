@@ -55,7 +55,7 @@ class Place:
 
 def describe(small: SmallConfig) -> str:
     p = small.config.parallel
-    layout = Layout(small.dp, p.pp, p.tp, p.cp)
+    layout = Layout(small.dp, p.pp, p.tp, p.cp, p.ep)
     parts = [str(layout)]
     parts += ["SP"] if p.sequence_parallel else []
     parts += [p.schedule if p.virtual_stages == 1 else f"{p.schedule} × {p.virtual_stages} chunks"] if p.pp > 1 else []

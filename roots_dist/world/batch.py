@@ -63,9 +63,9 @@ class MicroBatch:
     target."""
     cache: KVCache | None = None
     """Keys and values of the preceding tokens (generation)."""
-    chosen_experts: dict[str, Tensor] | None = None
+    chosen_experts: dict[str, Any] | None = None
     """What a block that backward computes again has chosen the first time, by the layer's name: a choice is made
-    once. None: nothing is computed again."""
+    once (Choice of learning/models/experts.py). None: nothing is computed again."""
 
     @property
     def has_past(self) -> bool:

@@ -55,6 +55,10 @@ class Mesh:
     """Ranks that hold different positions of the same samples."""
     dp_cp: Axis
     """dp × cp: ranks that hold the same parameters. Gradients are summed over them, and ZeRO shards over them."""
+    ep: Axis
+    """Ranks of dp_cp that hold different experts of the same layers."""
+    edp: Axis
+    """Ranks of dp_cp that hold the same experts: what dp_cp is for other parameters."""
     model: Axis
     """The ranks that together hold one replica of the model: pp × tp."""
     world: Axis
@@ -89,6 +93,8 @@ class Mesh:
 
         tp, pp, dp, cp = along("tp"), along("pp"), along("dp"), along("cp")
         both = along("dp_cp") if min(layout.dp, layout.cp) > 1 else cp if layout.cp > 1 else dp
+        ep = both if layout.ep == layout.dp_cp else along("ep")
+        edp = both if layout.ep == 1 else along("edp")
         world = Axis("world", ranks=(rank,))
         if layout.world_size > 1:
             world = Axis("world", layout.world_size, rank, tuple(range(layout.world_size)), dist.group.WORLD)
@@ -102,10 +108,16 @@ class Mesh:
             dp=dp,
             cp=cp,
             dp_cp=both,
+            ep=ep,
+            edp=edp,
             model=axis("model", layout.model_groups()),
             world=world,
             progress=progress or Progress(),
         )
+
+    def holders(self, of_expert: bool) -> Axis:
+        """Ranks that hold the same parameters, of experts or others: gradients are summed over them."""
+        return self.edp if of_expert else self.dp_cp
 
     def new_pp_axis(self, name: str) -> Axis:
         """Create a second pipeline axis with its own group. Collective over the world."""

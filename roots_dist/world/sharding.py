@@ -41,6 +41,8 @@ class ShardSpec:
     copy_of: str | None = None
     """Global name of the parameter that this one copies on another pipeline stage (tied embedding). Gradients of all
     copies are summed."""
+    of_expert: bool = False
+    """Whether it belongs to one of a layer's experts, which only some ranks of dp × cp hold."""
 
     def num_shards(self, tp: Axis) -> int:
         """Number of different slices on these tensor ranks."""

@@ -2,6 +2,7 @@
 
     loop.py: lap("data")  executor.py: lap("compute"), lap("pp_wait")  step.py: lap("dp")
     parallel/tensor/collectives.py: lap("tp")  parallel/tensor/context.py: lap("cp")
+    parallel/tensor/dispatch.py: lap("ep")
     --take--> runs/train/callbacks.py reports
 
 There is one stopwatch per rank, created by assembly/ and passed on. A lap costs less than a microsecond. It reads the
@@ -12,9 +13,10 @@ from __future__ import annotations
 
 import time
 
-PARTS = ("compute", "tp", "cp", "pp_wait", "dp", "data")
-"""Parts of a step: forward and backward; waiting for other tensor ranks; for other context ranks; for other stages
-(the pipeline bubble); work shared by data ranks (counts, reduction, optimizer); waiting for the batch."""
+PARTS = ("compute", "tp", "cp", "ep", "pp_wait", "dp", "data")
+"""Parts of a step: forward and backward; waiting for other tensor ranks; for other context ranks; for ranks with other
+experts; for other stages (the pipeline bubble); work shared by data ranks (counts, reduction, optimizer); waiting for
+the batch."""
 
 
 class Stopwatch:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from .mutant import Mutant
+from .named import EXPERT_LAYOUT, LAYOUT
 from .named import EXPERTS as DEFINITION
-from .named import LAYOUT
 
 EXPERTS, TERMS, STEP = "learning/models/experts.py", "learning/models/router_terms.py", "runs/train/step.py"
+GROUPED, DISPATCH, REFERENCE = "parallel/tensor/grouped.py", "parallel/tensor/dispatch.py", "parallel/zero/reference.py"
+SAVE = "storage/checkpoint/save.py"
 MEANS = "independent/test_experts.py::test_a_step_learns_means_over_sequences_tokens_and_layers"
 ON_TWO_RANKS = LAYOUT("mixtral,tp=2,pp=2,interleaved,selective")
+
+CUT = EXPERT_LAYOUT("mixtral,dp=2,ep=2,zero_stage=0,model__experts=6")
+CUT_AND_SHARDED = EXPERT_LAYOUT("mixtral,dp=4,ep=2,zero_stage=1,model__experts=6")
+ADAPTED = EXPERT_LAYOUT("mixtral,dp=2,ep=2,train__recompute=selective,adapters")
 
 EXPERT_MUTANTS = (
     Mutant(
@@ -88,24 +94,24 @@ EXPERT_MUTANTS = (
         name="outputs_return_to_other_tokens",
         bug="what the experts give is put back in the order of sending",
         file=EXPERTS,
-        before="return outputs.index_select(0, places)",
-        after="return outputs.index_select(0, order)",
+        before="Permuted.apply(outputs, places, order)",
+        after="Permuted.apply(outputs, order, places)",
         test=DEFINITION("mixtral"),
     ),
     Mutant(
         name="idle_experts_have_no_gradient",
         bug="an expert without tokens is left out, so that its weights neither decay nor join a sum over ranks",
-        file=EXPERTS,
-        before="for mlp, part in zip(self._mlps(), parts)]",
-        after="for mlp, part in zip(self._mlps(), parts) if len(part)]",
+        file=GROUPED,
+        before="weight.grad = gradient\n",
+        after="weight.grad = gradient if gradient.any() else None\n",
         test="independent/test_experts.py::test_an_expert_without_tokens_has_a_gradient_of_zeros",
     ),
     Mutant(
         name="recomputation_chooses_again",
         bug="a block that is computed again chooses its experts again, and may choose others",
         file=EXPERTS,
-        before="self.router(tokens, (batch.chosen_experts or {}).get(self.name))",
-        after="self.router(tokens)",
+        before="choice: Choice | None = (batch.chosen_experts or {}).get(self.name)",
+        after="choice: Choice | None = None",
         test="independent/test_experts.py::test_recomputation_takes_the_experts_that_were_chosen",
     ),
     Mutant(
@@ -163,5 +169,101 @@ EXPERT_MUTANTS = (
         before="routed = m.experts_per_token * (",
         after="routed = (m.experts or 0) * (",
         test="unit/test_flops.py::test_flops_and_parameters_are_those_of_the_model[experts]",
+    ),
+    Mutant(
+        name="expert_gradients_are_summed_over_other_experts",
+        bug="experts of different ranks sum their gradients, as all data ranks do for what they hold alike",
+        file="world/mesh.py",
+        before="return self.edp if of_expert else self.dp_cp",
+        after="return self.dp_cp",
+        test=CUT,
+    ),
+    Mutant(
+        name="expert_gradients_are_not_summed",
+        bug="ranks that hold the same experts keep the gradients of their own tokens",
+        file="world/mesh.py",
+        before='edp = both if layout.ep == 1 else along("edp")',
+        after='edp = both if layout.ep == 1 else Axis("edp", ranks=(rank,))',
+        test=CUT_AND_SHARDED,
+    ),
+    Mutant(
+        name="norm_omits_the_experts_of_others",
+        bug="each rank clips by the norm of its own experts",
+        file=REFERENCE,
+        before="self.mesh.dp_cp if sharded else self.mesh.ep]",
+        after="self.mesh.dp_cp if sharded else self.mesh.tp]",
+        test=CUT,
+    ),
+    Mutant(
+        name="norm_counts_all_but_experts_once_per_rank_of_experts",
+        bug="the norm of what all ranks hold alike is counted by each rank that has other experts",
+        file=REFERENCE,
+        before="is_first = sharded or self.mesh.ep.rank == 0",
+        after="is_first = True",
+        test=CUT,
+    ),
+    Mutant(
+        name="expert_gradients_are_averaged",
+        bug="gradients that come to experts are divided by the number of ranks that they come from",
+        file=DISPATCH,
+        before="return _exchange(grad, *ctx.how), None",
+        after="return _exchange(grad, *ctx.how) / ctx.how[0].ep.size, None",
+        test=CUT,
+    ),
+    Mutant(
+        name="dispatch_cuts_the_gradient",
+        bug="what is sent to other ranks is no part of the graph: router and tokens learn nothing from it",
+        file=DISPATCH,
+        before="return _exchange(grad, *ctx.how), None",
+        after="return torch.zeros_like(_exchange(grad, *ctx.how)), None",
+        test=CUT,
+    ),
+    Mutant(
+        name="rows_that_arrive_are_not_sorted",
+        bug="rows that arrive stand in the order of the ranks that sent them, not of their experts",
+        file=DISPATCH,
+        before="order = expert_of_row.argsort(stable=True)",
+        after="order = torch.arange(len(expert_of_row))",
+        test=CUT,
+    ),
+    Mutant(
+        name="rows_that_arrive_are_of_other_experts",
+        bug="the sizes of what arrives are read as of each expert from each rank, not the other way round",
+        file=DISPATCH,
+        before="every[:here].repeat(tp.ep.size)",
+        after="every[:here].repeat_interleave(tp.ep.size)",
+        test=CUT,
+    ),
+    Mutant(
+        name="outputs_go_back_to_other_ranks",
+        bug="outputs travel back in the order of experts, not of the ranks that sent their tokens",
+        file=DISPATCH,
+        before="Permuted.apply(outputs, self.places, self.order)",
+        after="Permuted.apply(outputs, self.order, self.places)",
+        test=CUT,
+    ),
+    Mutant(
+        name="experts_are_named_by_their_place_on_the_rank",
+        bug="each rank names and draws its experts from 0: with one seed, they are the same experts",
+        file=EXPERTS,
+        before="of_expert=True) for number in here}",
+        after="of_expert=True) for number in range(each)}",
+        test=CUT,
+    ),
+    Mutant(
+        name="checkpoint_keeps_the_experts_of_one_rank",
+        bug="ranks with different experts write them to the same files",
+        file=SAVE,
+        before="before + common + mesh.ep.rank * each",
+        after="before + common",
+        test="parity/test_experts.py::test_a_run_goes_on_with_other_ranks_for_its_experts",
+    ),
+    Mutant(
+        name="adapters_of_experts_are_everybodys",
+        bug="the adapters of different experts are summed over ranks as if they were one",
+        file="parallel/tensor/linear.py",
+        before="        of_expert = self.spec.of_expert\n",
+        after="        of_expert = False\n",
+        test=ADAPTED,
     ),
 )

@@ -37,6 +37,7 @@ FINE = Facts(
     pinned={"torch": "2.13.0", "deepspeed": "0.19.8"},
 )
 BASE = {"data": {"train": "c", "tokenizer": "t"}, "train": {"device": "cpu"}}
+MIXTURE = {"experts": 8, "mlp_bias": False}
 T5 = {"family": "t5", "positions": "relative", "norm": "rmsnorm", "bias": False}
 SPANS = {"name": "spans"}
 
@@ -59,6 +60,8 @@ def with_facts(**changes: object) -> Facts:
         (1, {}),
         (8, {"parallel": {"tp": 2, "pp": 2}, "train": {"global_batch": 16}}),
         (4, {"parallel": {"tp": 4, "sequence_parallel": True}}),
+        (4, {"model": MIXTURE, "parallel": {"ep": 4}}),
+        (8, {"model": MIXTURE, "parallel": {"ep": 4, "cp": 2, "tp": 2}}),
         (2, {"parallel": {"zero_stage": 3}}),
         (3, {"parallel": {"pp": 3}, "model": {"layers": 7}}),
         (4, {"parallel": {"tp": 4}, "model": {"kv_heads": 2}}),  # each key/value head on two ranks
@@ -103,6 +106,23 @@ def test_what_works_is_not_refused(world, sections):
 
 WRONG = [
     # world, sections, key that is named
+    (2, {"model": MIXTURE, "parallel": {"ep": 4}, "train": {"global_batch": 4}}, "world size"),
+    (4, {"model": MIXTURE, "parallel": {"ep": 4, "cp": 2, "tp": 2}}, "world size"),
+    (3, {"model": MIXTURE, "parallel": {"ep": 3}, "train": {"global_batch": 3}}, "parallel.ep"),
+    (2, {"parallel": {"ep": 2}}, "parallel.ep"),
+    (2, {"model": MIXTURE, "parallel": {"ep": 2, "zero_stage": 2}}, "parallel.zero_stage"),
+    (2, {"model": MIXTURE, "parallel": {"ep": 2}, "advanced": {"engine": "deepspeed"}}, "advanced.engine"),
+    (2, {"model": MIXTURE | {"expert_ffn": 15}, "parallel": {"tp": 2}}, "parallel.tp"),
+    (1, {"model": MIXTURE | {"experts_per_token": 9}}, "model.experts_per_token"),
+    (1, {"model": MIXTURE | {"dense_layers": 9}}, "model.experts"),
+    (1, {"model": MIXTURE | {"mlp_bias": True}}, "model.mlp_bias"),
+    (1, {"model": MIXTURE | {"branches": "parallel"}}, "model.branches"),
+    (1, {"model": MIXTURE | {"shared_expert_gate": True}}, "model.shared_expert_gate"),
+    (
+        1,
+        {"model": {"family": "bert", "segments": 2, "experts": 4, "mlp_bias": False}, "objective": {"name": "mlm"}},
+        "model.experts",
+    ),
     (3, {"parallel": {"tp": 2}}, "world size"),
     (2, {"parallel": {"tp": 2, "pp": 2}}, "world size"),
     (1, {"model": {"hidden": 250}}, "model.hidden"),

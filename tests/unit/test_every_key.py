@@ -117,6 +117,7 @@ OTHERS: dict[str, object] = {
     "finetune.chat_date": "2031-02-03",
     "train.global_batch": 24,
     "optim.min_lr": 1e-5, "optim.decay_steps": 3, "optim.eps": 1e-3, "optim.clip_grad": 1e-3,
+    "parallel.ep": 2,
     "track.group": "g", "track.name": "n", "track.tags": ["x"], "advanced.threads": 2, "advanced.norm_eps": 1e-2,
     "advanced.extensions": [str(PACKAGE.parent / "configs" / "late.py")],
 }  # fmt: skip

@@ -1,14 +1,15 @@
 """A mixture of experts in the place of a block's MLP (Shazeer et al. 2017): of E MLPs each token uses K.
 
     x --Router--> K experts of each token, their weights
-    x --_Sent: sorted by expert--> each expert on its tokens --_Returned--> the sum of a token's K outputs, weighted
+    x --_Sent: sorted by expert--> each expert on its tokens --Permuted--> the sum of a token's K outputs, weighted
     x --shared expert, if there is one, with its gate--> added
 
 All of it is one tensor-parallel region: every rank routes all tokens alike, computes its own columns of every expert,
 and the partial outputs of all experts are summed over ranks once. What a rank knows of the gradients of router and gate
-comes from its own columns, so theirs are partial. No token is dropped, and nothing is added up in an order that depends
-on who comes first. B sequences, S positions, T = B·S tokens, D model width, E experts, K of them per token; s = S/tp
-under sequence parallelism.
+comes from its own columns, so theirs are partial. With expert parallelism a rank holds E/ep experts of a layer, and
+tokens travel to them and back (parallel/tensor/dispatch.py), inside of the region. No token is dropped, and nothing is
+added up in an order that depends on who comes first. B sequences, S positions, T = B·S tokens, D model width, E experts
+of which each token uses K; s = S/tp under sequence parallelism.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from roots_dist.learning.models.init_stds import InitStds
 from roots_dist.learning.models.mlp import MLP, mlp_flops
 from roots_dist.learning.models.router_terms import router_terms
 from roots_dist.parallel.tensor.collectives import TensorParallel, copy_to_tp_region, reduce_from_tp_region
+from roots_dist.parallel.tensor.dispatch import Permuted, Route, route_of
+from roots_dist.parallel.tensor.grouped import Groups, grouped_linear, pack
 from roots_dist.parallel.tensor.linear import column_parallel
 from roots_dist.world.batch import MicroBatch, Term
 from roots_dist.world.mesh import SINGLE
@@ -102,18 +105,16 @@ class _Sent(torch.autograd.Function):
         return grad.index_select(0, places).unflatten(0, (-1, ctx.per_token)).sum(1), None, None, None
 
 
-class _Returned(torch.autograd.Function):
-    """[T·K, D] -> [T·K, D]: sorted by token again, and by expert within a token."""
+class Choice(NamedTuple):
+    """What a layer has decided for a microbatch, to be taken again in recomputation."""
 
-    @staticmethod
-    def forward(ctx: Any, outputs: Tensor, order: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(order)
-        return outputs.index_select(0, places)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (order,) = ctx.saved_tensors
-        return grad.index_select(0, order), None, None
+    experts: Tensor
+    """int64 [T, K]"""
+    order: Tensor
+    """int64 [T·K]: the copies in the order of their experts."""
+    places: Tensor
+    """Its inverse."""
+    route: Route
 
 
 class Experts(nn.Module):
@@ -122,66 +123,73 @@ class Experts(nn.Module):
     def __init__(self, config: Config, tp: TensorParallel, name: str, inits: InitStds):
         super().__init__()
         m = config.model
-        self.tp, self.name, self.objective = tp, name, config.objective
+        self.tp, self.name, self.objective, self.num_experts = tp, name, config.objective, m.experts or 0
 
-        def mlp(ffn: int) -> MLP:
-            return MLP(config, tp, name, inits, ffn=ffn)
+        def mlp(ffn: int, of_expert: bool = False) -> MLP:
+            return MLP(config, tp, name, inits, ffn=ffn, of_expert=of_expert)
 
         self.router = Router(config, tp)
-        self.experts = nn.ModuleList(mlp(m.width_of_expert()) for _ in range(m.experts or 0))
+        each = self.num_experts // tp.ep.size
+        here = range(tp.ep.rank * each, (tp.ep.rank + 1) * each)
+        self.experts = nn.ModuleDict({str(number): mlp(m.width_of_expert(), of_expert=True) for number in here})
         self.shared = mlp(m.shared_expert_ffn) if m.shared_expert_ffn else None
         self.shared_gate = _Alike(tp, m.hidden, 1, m.std()) if m.shared_expert_gate else None
+
+    def pack(self) -> None:
+        """Make the weights of experts neighbours in memory (parallel/tensor/grouped.py). Their values are lost."""
+        for same in zip(*(mlp.parameters() for mlp in self._mlps())):
+            pack(same)
 
     def forward(self, x: Tensor, batch: MicroBatch, terms: list[Term]) -> Tensor:
         """[B, s, D] -> [B, s, D]. Adds the terms of the loss that the config asks for to `terms`, in training."""
         whole = copy_to_tp_region(x, self.tp)  # [B, S, D]
         tokens = whole.flatten(0, 1)
-        routing = self.router(tokens, (batch.chosen_experts or {}).get(self.name))
+        choice: Choice | None = (batch.chosen_experts or {}).get(self.name)
+        routing = self.router(tokens, choice and choice.experts)
+        if choice is None:
+            choice = self._choice(routing.chosen)
         if batch.chosen_experts is not None:
-            batch.chosen_experts[self.name] = routing.chosen
+            batch.chosen_experts[self.name] = choice
         if self.training:
             terms += router_terms(self.objective, self.tp, batch, routing.logits, routing.scores, routing.chosen)
-        y = self._routed(tokens, routing, batch)
+        y = self._routed(tokens, routing, choice)
         if self.shared is not None:
             y = y + self._shared(self.shared, tokens, batch)
         return reduce_from_tp_region(y.view_as(whole), self.tp)
 
-    def _routed(self, tokens: Tensor, routing: Routing, batch: MicroBatch) -> Tensor:
+    @torch.no_grad()
+    def _choice(self, chosen: Tensor) -> Choice:
+        experts = chosen.flatten()
+        order = experts.argsort(stable=True)
+        return Choice(chosen, order, order.argsort(), route_of(experts[order], self.num_experts, self.tp))
+
+    def _routed(self, tokens: Tensor, routing: Routing, choice: Choice) -> Tensor:
         """[T, D] -> [T, D]: this rank's part of the weighted sum. An expert without tokens computes on none, so that
         its weights have a gradient all the same: 0."""
-        per_token = routing.chosen.shape[1]
-        experts = routing.chosen.flatten()
-        order = experts.argsort(stable=True)  # [T·K]: the copies in the order of their experts
-        places = order.argsort()
+        per_token, order, places, route = choice.experts.shape[1], choice.order, choice.places, choice.route
         sent: Tensor = _Sent.apply(tokens, order, places, per_token)  # type: ignore[no-untyped-call] # torch types no apply
-        parts = sent.split(tokens_per_expert(experts, len(self.experts)))
-        outputs = torch.cat([self._product(mlp, part, batch) for mlp, part in zip(self._mlps(), parts)])
-        returned: Tensor = _Returned.apply(outputs, order, places)  # type: ignore[no-untyped-call] # torch types no apply
+        outputs = route.bring_back(self._products(route.send(sent), route.groups))
+        returned: Tensor = Permuted.apply(outputs, places, order)  # type: ignore[no-untyped-call] # torch types no apply
         weights = routing.weights.to(outputs.dtype).unsqueeze(1)  # [T, 1, K]
         return torch.bmm(weights, returned.unflatten(0, (-1, per_token))).squeeze(1)
 
-    def _shared(self, mlp: MLP, tokens: Tensor, batch: MicroBatch) -> Tensor:
-        y = self._product(mlp, tokens, batch)
-        return y if self.shared_gate is None else y * F.linear(tokens, self.shared_gate.weight).sigmoid()
+    def _products(self, x: Tensor, groups: Groups) -> Tensor:
+        """[M, D] -> [M, D]: what this rank's columns of each expert make of its rows."""
+        mlps, deferred = self._mlps(), self.tp.deferred
+        one = mlps[0]
+        wide = grouped_linear(deferred, groups, list(zip(*(mlp.widenings() for mlp in mlps))), x)
+        inputs, activation = (wide, one.activation) if one.recompute else ((one.activation(*wide),), None)
+        return grouped_linear(deferred, groups, [[mlp.down for mlp in mlps]], *inputs, activation=activation)[0]
 
-    def _product(self, mlp: MLP, tokens: Tensor, batch: MicroBatch) -> Tensor:
-        """[n, D] -> [n, D]: what this rank's columns of the MLP give, and nothing is sent."""
+    def _shared(self, mlp: MLP, tokens: Tensor, batch: MicroBatch) -> Tensor:
+        """[T, D] -> [T, D]: what this rank's columns of the shared expert give, and nothing is sent."""
         alone = replace(self.tp, axis=SINGLE, sequence_parallel=False)  # with the same deferred gradients
         down, inputs, activation = mlp.narrowing(column_parallel(alone, tokens, mlp.widenings()), batch)
-        return down.product(alone, inputs, activation)
+        y = down.product(alone, inputs, activation)
+        return y if self.shared_gate is None else y * F.linear(tokens, self.shared_gate.weight).sigmoid()
 
     def _mlps(self) -> list[MLP]:
-        return [mlp for mlp in self.experts if isinstance(mlp, MLP)]
-
-
-def tokens_per_expert(experts: Tensor, num_experts: int) -> list[int]:
-    """Number of copies that each expert gets, of int64 [T·K]; where there are only shapes (roots plan), as even as it
-    may be."""
-    if experts.is_meta:
-        each, rest = divmod(len(experts), num_experts)
-        return [each + (number < rest) for number in range(num_experts)]
-    counts: list[int] = torch.bincount(experts, minlength=num_experts).tolist()
-    return counts
+        return [mlp for mlp in self.experts.values() if isinstance(mlp, MLP)]
 
 
 def experts_flops(config: Config, seq: int) -> float:

@@ -23,9 +23,18 @@ from roots_dist.world.batch import MicroBatch
 class MLP(nn.Module):
     """Feed-forward layer, gated or not. T5 also drops inner channels; each tensor rank drops its own of the F."""
 
-    def __init__(self, config: Config, tp: TensorParallel, name: str, inits: InitStds, *, ffn: int | None = None):
+    def __init__(
+        self,
+        config: Config,
+        tp: TensorParallel,
+        name: str,
+        inits: InitStds,
+        *,
+        ffn: int | None = None,
+        of_expert: bool = False,
+    ):
         """ffn: width of one of several MLPs whose outputs are summed before anything is sent; None: it is the only one,
-        of the width that the config says."""
+        of the width that the config says. of_expert: it is one of the experts that parallel.ep cuts over ranks."""
         super().__init__()
         m = config.model
         width = ffn or m.width_of_ffn()
@@ -34,12 +43,14 @@ class MLP(nn.Module):
         self.drop, self.seed = m.dropout if family_of(config).mlp_dropout else 0.0, config.train.seed
 
         def widen() -> ColumnParallelLinear:
-            return ColumnParallelLinear(tp, m.hidden, width, bias=m.bias_of_mlp(), std=inits.up)
+            return ColumnParallelLinear(tp, m.hidden, width, bias=m.bias_of_mlp(), std=inits.up, of_expert=of_expert)
 
         self.up = widen()
         self.gate = widen() if m.gated() else None
         in_sum = ffn is not None or m.has_parallel_branches()
-        self.down = RowParallelLinear(tp, width, m.hidden, bias=m.bias_of_mlp(), std=inits.down, in_sum=in_sum)
+        self.down = RowParallelLinear(
+            tp, width, m.hidden, bias=m.bias_of_mlp(), std=inits.down, in_sum=in_sum, of_expert=of_expert
+        )
 
     def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
         """[B, s, D] -> [B, s, D]"""

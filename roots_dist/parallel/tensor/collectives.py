@@ -10,7 +10,8 @@ them.
 Between the first two, each rank computes its own columns, heads or vocabulary rows. They are f and g of Megatron-LM
 (Shoeybi et al. 2019, section 3) and their sequence-parallel variants (Korthikanti et al. 2022, section 4.2.2). B
 sequences, S positions, D channels; s = S/tp under sequence parallelism (SP). With context parallelism S are the
-positions of one context rank, and context.py gathers keys and values. No other files of layers communicate.
+positions of one context rank, and context.py gathers keys and values. dispatch.py sends tokens to experts. No other
+files of layers communicate.
 """
 
 from __future__ import annotations
@@ -54,6 +55,8 @@ class TensorParallel:
     """Whether each rank holds S/tp positions outside the tensor-parallel regions."""
     cp: Axis = SINGLE
     """The context-parallel axis: each of its ranks holds other positions of every sequence, inside the regions too."""
+    ep: Axis = SINGLE
+    """The expert-parallel axis: each of its ranks holds other experts of every layer that has some."""
     deferred: DeferredWeightGrads = field(default_factory=DeferredWeightGrads)
     watch: Stopwatch = field(default_factory=Stopwatch)
     """Measures the time spent computing and the time spent waiting for other tensor ranks."""

@@ -189,12 +189,22 @@ class ColumnParallelLinear(nn.Module):
     """F features, sharded over tensor ranks: this rank computes f of them from the whole input."""
 
     def __init__(
-        self, tp: TensorParallel, width: int, features: int, *, bias: bool, std: float, parts: int | None = None
+        self,
+        tp: TensorParallel,
+        width: int,
+        features: int,
+        *,
+        bias: bool,
+        std: float,
+        parts: int | None = None,
+        of_expert: bool = False,
     ):
         super().__init__()
         self.tp = tp
         shared = parts is not None and parts < tp.size  # several ranks use the same slice for different heads
-        spec = ShardSpec(shape=(features, width), shard_dim=0, shards=parts, std=std, partial=shared)
+        spec = ShardSpec(
+            shape=(features, width), shard_dim=0, shards=parts, std=std, partial=shared, of_expert=of_expert
+        )
         self.weight = declare(self, "weight", spec, tp.axis)
         bias_spec = ShardSpec(shape=(features,), shard_dim=0, shards=parts, partial=shared)
         self.bias = declare(self, "bias", bias_spec, tp.axis) if bias else None
@@ -205,7 +215,7 @@ class ColumnParallelLinear(nn.Module):
         """Add a LoRA adapter. Every rank computes the whole x aᵀ [B, S, R] for its own features, so its gradient of `a`
         is partial."""
         features, width = self.spec.shape
-        a = ShardSpec(shape=(rank, width), std=width**-0.5, partial=True)
+        a = ShardSpec(shape=(rank, width), std=width**-0.5, partial=True, of_expert=self.spec.of_expert)
         b = replace(self.spec, shape=(features, rank), std=None)
         self.lora = Adapter(a, b, scale, self.tp.axis)
 
@@ -237,11 +247,21 @@ def column_parallel_on(
 class RowParallelLinear(nn.Module):
     """D features from an input of which this rank holds f channels: a sum over ranks, then the bias once."""
 
-    def __init__(self, tp: TensorParallel, channels: int, width: int, *, bias: bool, std: float, in_sum: bool = False):
+    def __init__(
+        self,
+        tp: TensorParallel,
+        channels: int,
+        width: int,
+        *,
+        bias: bool,
+        std: float,
+        in_sum: bool = False,
+        of_expert: bool = False,
+    ):
         """in_sum: the layer is one of those that row_parallel_sum adds up before anything is sent."""
         super().__init__()
         self.tp, self.in_sum = tp, in_sum
-        self.spec = ShardSpec(shape=(width, channels), shard_dim=1, std=std)
+        self.spec = ShardSpec(shape=(width, channels), shard_dim=1, std=std, of_expert=of_expert)
         self.lora: Adapter | None = None
         self.weight = declare(self, "weight", self.spec, tp.axis)
         bias_spec = ShardSpec(shape=(width,), partial=tp.sequence_parallel)
@@ -251,8 +271,9 @@ class RowParallelLinear(nn.Module):
         """Add a LoRA adapter. x aᵀ is summed over ranks like the layer's own output, on this rank's positions; `b` is
         replicated. In a sum of layers, `b` multiplies this rank's part of x aᵀ, and has a part of its gradient."""
         width, channels = self.spec.shape
-        a = ShardSpec(shape=(rank, channels), shard_dim=1, std=channels**-0.5)
-        b = ShardSpec(shape=(width, rank), partial=self.tp.sequence_parallel or self.in_sum)
+        of_expert = self.spec.of_expert
+        a = ShardSpec(shape=(rank, channels), shard_dim=1, std=channels**-0.5, of_expert=of_expert)
+        b = ShardSpec(shape=(width, rank), partial=self.tp.sequence_parallel or self.in_sum, of_expert=of_expert)
         self.lora = Adapter(a, b, scale, self.tp.axis)
 
     def forward(self, *inputs: Tensor, activation: Callable[..., Tensor] | None = None) -> Tensor:

@@ -3,7 +3,8 @@
     zero 0: gradients summed over dp, every data rank updates everything (plain data parallelism)
     zero 1: gradients reduce-scattered over dp, each data rank keeps and updates 1/dp of master weights and moments
 
-It also runs where there is nothing to shard. Memory is small: a float32 model is its own master copy, gradients are
+Experts that are cut over ranks of dp (parallel.ep) have fewer ranks that hold the same: for them, dp is mesh.edp. It
+also runs where there is nothing to shard. Memory is small: a float32 model is its own master copy, gradients are
 reduced in place or parameter by parameter, and no gradient exists between two steps.
 """
 
@@ -49,6 +50,10 @@ class MasterParam:
     """The parameter itself, or a copy in master dtype, or this data rank's part of such a copy, flat and padded."""
     state: dict[str, Tensor]
     """AdamW's state of the master weight."""
+    dp: Axis
+    """The ranks that hold the same parameter."""
+    sharded: bool
+    """Whether each of them has a part of master weight and state."""
 
 
 class ReferenceEngine:
@@ -59,7 +64,6 @@ class ReferenceEngine:
     ):
         self.module, self.config, self.mesh, self.trainable = module, config, mesh, trainable
         assert config.parallel.zero_stage <= 1 or mesh.dp_cp.size == 1, "the reference shards the optimizer only"
-        self.sharded = config.parallel.zero_stage >= 1 and mesh.dp_cp.size > 1
         self.params = {p.name: p for p in params}
         assert len(self.params) == len(params), "two parameters of one rank have the same name"
         self.masters: dict[str, MasterParam] = {}
@@ -73,35 +77,36 @@ class ReferenceEngine:
             group_params = members(group, list(self.params.values()), self.trainable)
             for p in group_params:
                 p.tensor.requires_grad_(True)
-                master = self._master(p.tensor)
-                self.masters[p.name] = MasterParam(p, master, initial_state(master))
+                self.masters[p.name] = self._master_of(p)
             self.groups.append((group, [self.masters[p.name] for p in group_params]))
             self.optimizer_steps[group.trainable.from_step] = 0
 
-    def _master(self, tensor: nn.Parameter) -> Tensor:
-        dtype = master_dtype(tensor.dtype)
-        if self.sharded:
-            return _part(tensor.detach().to(dtype), self.mesh.dp_cp).clone()
-        return tensor if tensor.dtype == dtype else tensor.detach().to(dtype)
+    def _master_of(self, p: Param) -> MasterParam:
+        dtype, dp = master_dtype(p.tensor.dtype), self.mesh.holders(p.spec.of_expert)
+        sharded = self.config.parallel.zero_stage >= 1 and dp.size > 1
+        if sharded:
+            master = _part(p.tensor.detach().to(dtype), dp).clone()
+        else:
+            master = p.tensor if p.tensor.dtype == dtype else p.tensor.detach().to(dtype)
+        return MasterParam(p, master, initial_state(master), dp, sharded)
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
         yield
-        whole = []
+        whole: dict[bool, list[Tensor]] = {False: [], True: []}
         for master_param in self.masters.values():
             gradient = ensure_grad(master_param.param)  # zeros if no microbatch used it: its moments decay as well
-            if self.sharded:
-                master_param.master.grad = _sum_and_cut(gradient, self.mesh.dp_cp).to(master_param.master.dtype)
+            if master_param.sharded:
+                master_param.master.grad = _sum_and_cut(gradient, master_param.dp).to(master_param.master.dtype)
                 master_param.param.tensor.grad = None
             else:
-                whole.append(gradient)
-        if not self.sharded:
-            _sum_in_place(whole, self.mesh.dp_cp)
+                whole[master_param.param.spec.of_expert].append(gradient)
+        for of_expert, gradients in whole.items():
+            _sum_in_place(gradients, self.mesh.holders(of_expert))
 
     @torch.no_grad()
     def step(self, lr: float, limit: float = math.inf) -> Update:
-        everywhere = [self.mesh.model, self.mesh.dp_cp] if self.sharded else [self.mesh.model]
-        norms = group_norms([_gradients(master_param) for _, master_param in self.groups], everywhere, self.mesh.device)
+        norms = self._norms()
         norm = total_norm(norms)
         is_taken = math.isfinite(norm) and norm <= limit
         if is_taken:
@@ -121,22 +126,22 @@ class ReferenceEngine:
         self.zero_grad()
         return Update(norm, norms_by_name([group for group, _ in self.groups], norms) if is_taken else {})
 
+    def _norms(self) -> list[float]:
+        """Norm of each group. Where gradients are whole, ranks of ep have equal ones of all but their experts: the
+        first one counts them."""
+        sharded = self.config.parallel.zero_stage >= 1
+        is_first = sharded or self.mesh.ep.rank == 0
+        counted = [[h for h in group if is_first or h.param.spec.of_expert] for _, group in self.groups]
+        everywhere = [self.mesh.model, self.mesh.dp_cp if sharded else self.mesh.ep]
+        return group_norms([_gradients(group) for group in counted], everywhere, self.mesh.device)
+
     @torch.no_grad()
     def _publish(self) -> None:
         """Copy the master weights to the model's parameters."""
         for master_param in self.masters.values():
             if master_param.master is not master_param.param.tensor:
-                master_param.param.tensor.copy_(
-                    self._whole(master_param.master, master_param.param, master_param.param.tensor.dtype)
-                )
-
-    def _whole(self, part: Tensor, param: Param, dtype: torch.dtype) -> Tensor:
-        """Gather a parameter or one of its moments from all data ranks."""
-        if not self.sharded:
-            return part.to(dtype)
-        whole = part.new_empty(part.numel() * self.mesh.dp_cp.size, dtype=dtype)
-        dist.all_gather_into_tensor(whole, part.to(dtype), group=self.mesh.dp_cp.group)
-        return whole[: param.tensor.numel()].view_as(param.tensor)
+                whole = _whole(master_param, master_param.master, master_param.param.tensor.dtype)
+                master_param.param.tensor.copy_(whole)
 
     def zero_grad(self) -> None:
         clear_gradients(self.module)
@@ -150,7 +155,7 @@ class ReferenceEngine:
             return {"weight": tensor.detach().to(master_dtype(tensor.dtype), copy=True)}
         master_param = self.masters[name]
         return {
-            key: self._whole(part.detach(), master_param.param, master_param.master.dtype).clone()
+            key: _whole(master_param, part.detach(), master_param.master.dtype).clone()
             for key, part in _parts(master_param).items()
         }
 
@@ -159,15 +164,25 @@ class ReferenceEngine:
         if name not in self.masters:
             self.params[name].tensor.copy_(state["weight"])
             return
-        for key, part in _parts(self.masters[name]).items():
+        master_param = self.masters[name]
+        for key, part in _parts(master_param).items():
             value = state[key].to(part)
-            part.copy_(_part(value, self.mesh.dp_cp) if self.sharded else value)
+            part.copy_(_part(value, master_param.dp) if master_param.sharded else value)
 
     def finish_loading(self, optimizer_steps: Mapping[int, int]) -> None:
         self.optimizer_steps = dict(optimizer_steps)
         for name, master_param in self.masters.items():
             master_param.state["step"].fill_(optimizer_steps[self.trainable[name].from_step])
         self._publish()
+
+
+def _whole(master_param: MasterParam, part: Tensor, dtype: torch.dtype) -> Tensor:
+    """Gather a parameter or one of its moments from all ranks that hold the same."""
+    if not master_param.sharded:
+        return part.to(dtype)
+    whole = part.new_empty(part.numel() * master_param.dp.size, dtype=dtype)
+    dist.all_gather_into_tensor(whole, part.to(dtype), group=master_param.dp.group)
+    return whole[: master_param.param.tensor.numel()].view_as(master_param.param.tensor)
 
 
 def _parts(master_param: MasterParam) -> dict[str, Tensor]:

@@ -54,7 +54,10 @@ def token_scores(
     rank."""
     mesh = passes.mesh
     longest_first = sorted(range(len(asked)), key=lambda i: -sum(map(len, asked[i])))
-    batches = list(_batches(passes, asked, longest_first, max_length))[mesh.dp_cp.rank :: mesh.dp_cp.size]
+    batches = list(_batches(passes, asked, longest_first, max_length))
+    together = mesh.ep.size > 1  # then data ranks send each other tokens, and have as many batches: all of them
+    if not together:
+        batches = batches[mesh.dp_cp.rank :: mesh.dp_cp.size]
     found = torch.zeros(len(asked), 2, dtype=torch.float64, device=mesh.device)
     left = iter(batches)
     with passes.model.tp.uncut():  # texts have any length
@@ -64,7 +67,7 @@ def token_scores(
             ):
                 right = (hits | (present(batch.targets).to(hits.device) == IGNORE)).all(1)
                 found[numbers] = torch.stack([scores.double().sum(1), right.double()], 1)
-    if mesh.tp.rank > 0:
+    if mesh.tp.rank > 0 or (together and mesh.dp_cp.rank > 0):
         found.zero_()
     return [(score, right > 0) for score, right in mesh.world.sum_(found).tolist()]
 

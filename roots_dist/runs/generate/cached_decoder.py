@@ -22,7 +22,8 @@ class CachedDecoder:
     """Every rank of a replica makes one and calls its methods together.
 
     With `together`, all data ranks read the same texts, and data rank 0's model determines the result. ZeRO-3 needs
-    this, because it gathers weights over data ranks; otherwise each data rank reads its own texts.
+    this, because it gathers weights over data ranks; so does parallel.ep, which sends tokens between them. Otherwise
+    each data rank reads its own texts.
     """
 
     def __init__(

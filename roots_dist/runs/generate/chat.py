@@ -49,9 +49,9 @@ def check(config: Config, options: GenerateOptions) -> None:
     elif answer != "write":
         expected = f"one that writes ({writing_decoders()})"
         problems.append(Problem(key="objective.name", found=name, expected=expected, fix="use roots generate"))
-    if p.ranks_per_sample() > 1:
+    if p.least_ranks() > 1:
         expected, fix = "1, because a conversation runs in one process", "leave the layout out, or use roots generate"
-        problems.append(Problem(key=" × ".join(p.factors()), found=p.ranks_per_sample(), expected=expected, fix=fix))
+        problems.append(Problem(key=" × ".join(p.factors()), found=p.least_ranks(), expected=expected, fix=fix))
     if problems:
         raise ConfigError(problems)
     check_options(options, config)

@@ -37,9 +37,8 @@ def decode(
     `start` and `together` are as in CachedDecoder. Texts that are continued need at least one token.
     """
     mesh, module = passes.mesh, passes.model.module
-    together = together or (
-        passes.config.parallel.zero_stage == 3 and mesh.dp_cp.size > 1
-    )  # it gathers over data ranks
+    between = passes.config.parallel.zero_stage == 3 and mesh.dp_cp.size > 1  # it gathers over data ranks
+    together = together or between or mesh.ep.size > 1
     was_training = module.training
     module.eval()  # once, not for each token
     try:

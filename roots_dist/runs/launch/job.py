@@ -190,10 +190,11 @@ def _hosts(options: JobOptions) -> tuple[Host, ...]:
 
 def _default_per_node(config: Config, nodes: int) -> int:
     """The processes of one replica of the model, shared out among the nodes."""
-    model = config.parallel.ranks_per_sample()
+    model = config.parallel.least_ranks()
     if model % nodes:
+        product = " × ".join(key.removeprefix("parallel.") for key in config.parallel.factors())
         expected = (
-            f"a number: the {model} processes of one replica (tp × cp × pp) cannot be shared out among {nodes} nodes"
+            f"a number: the {model} processes of one replica ({product}) cannot be shared out among {nodes} nodes"
         )
         raise refused("--processes-per-node", None, expected, "add --processes-per-node N")
     return model // nodes

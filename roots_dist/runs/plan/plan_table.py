@@ -8,11 +8,12 @@ from dataclasses import asdict
 
 from roots_dist.accounting.peaks import format_flops
 from roots_dist.accounting.sizes import parameters_in_words
+from roots_dist.layout import Layout
 from roots_dist.runs.plan.cluster_speed import ClusterSpeed
 from roots_dist.runs.plan.predict import Plan, RankPlan
 
 UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
-AXES = ("tp", "cp", "pp", "dp")
+AXES = ("tp", "cp", "ep", "pp", "dp")
 GPUS_GIB = (16, 24, 32, 40, 48, 80, 96, 141, 192, 288)
 """Memory of data-centre GPUs."""
 COLUMNS = ("weights", "optimizer", "gradients", "activations", "peak")
@@ -29,7 +30,7 @@ def lines(plan: Plan, cluster: ClusterSpeed | None, free: int | None = None, wid
     give to all processes together, if it is the one that trains; width: columns of the terminal."""
     layout = plan.layout
     state = ["pp", "parameters", *COLUMNS]
-    axes = [axis for axis in AXES if axis != "cp" or layout.cp > 1]
+    axes = [axis for axis in AXES if axis not in _unused(layout)]
     sent = [f"sent {axis}" for axis in axes]
     rows = [[*state, *sent], *(_row(rank, axes) for rank in plan.ranks)]
     table = _columns(rows)
@@ -44,6 +45,11 @@ def lines(plan: Plan, cluster: ClusterSpeed | None, free: int | None = None, wid
         for some in ([fits(plan, free)], [title], _time(plan, cluster))
     )
     return [*answer, *head, "", *table, "", *times]
+
+
+def _unused(layout: Layout) -> set[str]:
+    """Axes that are not told, because most layouts do not have them."""
+    return {axis for axis in ("cp", "ep") if getattr(layout, axis) == 1}
 
 
 def fits(plan: Plan, free: int | None) -> str:
@@ -77,7 +83,7 @@ def _row(rank: RankPlan, axes: Sequence[str]) -> list[str]:
 def _time(plan: Plan, cluster: ClusterSpeed | None) -> list[str]:
     if cluster is None or plan.seconds is None:
         return ["time: unknown without a cluster profile (roots doctor --json FILE, then --profile FILE)"]
-    shown = {name: seconds for name, seconds in asdict(plan.seconds).items() if name != "cp" or plan.layout.cp > 1}
+    shown = {name: seconds for name, seconds in asdict(plan.seconds).items() if name not in _unused(plan.layout)}
     parts = ", ".join(f"{name} {seconds:.3g}" for name, seconds in shown.items())
     share = "" if plan.mfu is None else f", MFU {plan.mfu:.1%}"
     rate = f"{format_flops(cluster.flops_per_s)} of products, {size(cluster.bytes_per_s)}/s of memory"

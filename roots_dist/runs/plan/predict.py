@@ -8,7 +8,7 @@ were measured (tests/parity/test_plan.py compares everything with what running r
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -34,9 +34,12 @@ from roots_dist.schedule.actions import Action, Kind, Program
 from roots_dist.schedule.check import Times, play
 from roots_dist.schedule.communication import COMPUTE
 from roots_dist.schedule.program import whole_program
+from roots_dist.world.sharding import Param
 
 TOUCHED = 7
 """Numbers that AdamW reads and writes per parameter: gradient, weight and moments in, weight and moments out."""
+BETWEEN_HOLDERS: tuple[AxisName, ...] = ("dp_cp", "edp")
+"""Axes of ranks that hold the same parameters; the second one, of experts that parallel.ep cuts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,8 @@ class Seconds:
     """Messages between tensor ranks."""
     cp: float
     """Messages between context ranks."""
+    ep: float
+    """Tokens on their way to experts and back."""
     bubble: float
     """Waiting for other stages."""
     dp: float
@@ -77,7 +82,7 @@ class Seconds:
 
     @property
     def step(self) -> float:
-        return self.compute + self.tp + self.cp + self.bubble + self.dp + self.optimizer
+        return self.compute + self.tp + self.cp + self.ep + self.bubble + self.dp + self.optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +166,7 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions
     numbers = sum(p.tensor.numel() for p in found.params)
     trainable_numbers = sum(p.tensor.numel() for p in found.params if p.tensor.requires_grad)
     gradients = sum(p.tensor.grad.nbytes for p in found.params if p.tensor.grad is not None)
-    state = rank_state(config, layout, numbers, trainable_numbers)
+    state = rank_state(config, layout, numbers, trainable_numbers, _numbers_of_experts(layout, found))
     stage_3 = config.parallel.zero_stage >= 3 and config.engine(layout.dp_cp) == "deepspeed"
     shard = state.gradients if stage_3 else 0  # beside the gradients of the passes
     return RankPlan(
@@ -174,9 +179,11 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions
         sent={
             "tp": _sent_in_passes("tp", actions, found, layout.tp),
             "cp": _sent_in_passes("cp", actions, found, layout.cp),
+            "ep": _sent_in_passes("ep", actions, found, layout.ep),
             "pp": _sent_pp(actions, found),
             "dp": sum(
-                ring_bytes(m.operation, m.bytes, layout.dp_cp) for m in _dp_messages(config, layout, found, actions)
+                ring_bytes(m.operation, m.bytes, getattr(layout, m.axis))
+                for m in _dp_messages(config, layout, found, actions)
             ),
         },
     )
@@ -242,18 +249,36 @@ def _sent_pp(actions: list[Action], found: RankCost) -> float:
 
 def _dp_messages(config: Config, layout: Layout, found: RankCost, actions: list[Action]) -> list[Message]:
     """Messages between data ranks in a step: gradients are reduced, weights gathered; ZeRO-3 gathers in each pass."""
-    if layout.dp_cp == 1:
-        return []
-    trained = [p.tensor for p in found.params if p.tensor.requires_grad]
-    gradients = sum(tensor.numel() * present(tensor.grad_dtype).itemsize for tensor in trained)
-    updated, weights = sum(tensor.nbytes for tensor in trained), sum(p.tensor.nbytes for p in found.params)
-    if config.parallel.zero_stage == 0:
-        return [Message("all_reduce", gradients, "dp_cp")]
-    summed = Message("reduce_scatter", gradients, "dp_cp")
-    if config.parallel.zero_stage < 3:
-        return [summed, Message("all_gather", updated, "dp_cp")]
     passes = sum(kind in COMPUTE for kind, _, _ in actions) // len(found.stages)
-    return [summed, *[Message("all_gather", weights, "dp_cp")] * passes]
+    cut = [layout.ep > 1 and p.spec.of_expert for p in found.params]
+    return [
+        message
+        for axis, of_experts in zip(BETWEEN_HOLDERS, (False, True))
+        if getattr(layout, axis) > 1 and of_experts in cut
+        for message in _messages_of_holders(
+            config, axis, [p for p, is_cut in zip(found.params, cut) if is_cut == of_experts], passes
+        )
+    ]
+
+
+def _messages_of_holders(config: Config, axis: AxisName, params: Sequence[Param], passes: int) -> list[Message]:
+    """The messages of a step between the ranks that hold these parameters."""
+    trained = [p.tensor for p in params if p.tensor.requires_grad]
+    gradients = sum(tensor.numel() * present(tensor.grad_dtype).itemsize for tensor in trained)
+    updated, weights = sum(tensor.nbytes for tensor in trained), sum(p.tensor.nbytes for p in params)
+    if config.parallel.zero_stage == 0:
+        return [Message("all_reduce", gradients, axis)]
+    summed = Message("reduce_scatter", gradients, axis)
+    if config.parallel.zero_stage < 3:
+        return [summed, Message("all_gather", updated, axis)]
+    return [summed, *[Message("all_gather", weights, axis)] * passes]
+
+
+def _numbers_of_experts(layout: Layout, found: RankCost) -> int:
+    """Numbers of trained experts, if they are cut over parallel.ep."""
+    if layout.ep == 1:
+        return 0
+    return sum(p.tensor.numel() for p in found.params if p.spec.of_expert and p.tensor.requires_grad)
 
 
 def _seconds(
@@ -276,8 +301,10 @@ def _seconds(
     sending = {(k, s): done.messages for s, cost in costs.items() for k, done in cost.passes.items()}
     tp_seconds = {key: link("tp", messages, layout.tp) for key, messages in sending.items()}
     cp_seconds = {key: link("cp", messages, layout.cp) for key, messages in sending.items()}
+    ep_seconds = {key: link("ep", messages, layout.ep) for key, messages in sending.items()}
     transfer = link("pp", [Message("send", costs[0].output_bytes, "pp")], 2) if layout.pp > 1 else 0.0
-    exact = {key: compute_seconds[key] + tp_seconds[key] + cp_seconds[key] for key in compute_seconds}
+    parts = compute_seconds, tp_seconds, cp_seconds, ep_seconds
+    exact = {key: sum(seconds[key] for seconds in parts) for key in compute_seconds}
     times = Times(exact=exact, transfer=transfer)
     played = play(program, times)
 
@@ -285,20 +312,32 @@ def _seconds(
         return sum(of[kind, stage] for kind, stage, _ in actions if kind in COMPUTE)
 
     busiest = max(program, key=lambda actions: total(present(times.exact), actions))
-    compute, tp, cp = (total(seconds, busiest) for seconds in (compute_seconds, tp_seconds, cp_seconds))
+    compute, tp, cp, ep = (total(seconds, busiest) for seconds in parts)
     master_size = 8 if config.advanced.float64 else 4
-    shared = layout.dp_cp if config.parallel.zero_stage >= 1 else 1
-    trainable_numbers = max(
-        sum(p.tensor.numel() for p in found.params if p.tensor.requires_grad) for found in rank_costs
-    )
+    updated = max(_numbers_updated(config, layout, found) for found in rank_costs)
     return Seconds(
         compute=compute,
         tp=tp + max(link("tp", found.once, layout.tp) for found in rank_costs),
         cp=cp,
-        bubble=played.makespan - compute - tp - cp,
+        ep=ep,
+        bubble=played.makespan - compute - tp - cp - ep,
         dp=max(
-            link("dp_cp", _dp_messages(config, layout, found, program[pp]), layout.dp_cp)
+            sum(
+                link(axis, _dp_messages(config, layout, found, program[pp]), getattr(layout, axis))
+                for axis in BETWEEN_HOLDERS
+            )
             for pp, found in enumerate(rank_costs)
         ),
-        optimizer=TOUCHED * master_size * trainable_numbers / shared / cluster.bytes_per_s,
+        optimizer=TOUCHED * master_size * updated / cluster.bytes_per_s,
     )
+
+
+def _numbers_updated(config: Config, layout: Layout, found: RankCost) -> float:
+    """Numbers that a rank's optimizer updates."""
+    trained, experts = (
+        sum(p.tensor.numel() for p in found.params if p.tensor.requires_grad),
+        _numbers_of_experts(layout, found),
+    )
+    if config.parallel.zero_stage == 0:
+        return trained
+    return (trained - experts) / layout.dp_cp + experts / layout.edp

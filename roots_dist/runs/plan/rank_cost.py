@@ -39,9 +39,9 @@ class Message(NamedTuple):
     """Between the ranks of one axis."""
 
     operation: str
-    """all_reduce, all_gather or reduce_scatter."""
+    """all_reduce, all_gather, reduce_scatter or all_to_all."""
     bytes: int
-    """Bytes of the full tensor: the result of each rank, or the input of a reduce_scatter."""
+    """Bytes of the full tensor: the result of each rank, or the input of a reduce_scatter or all_to_all."""
     axis: AxisName = "tp"
 
 
@@ -121,6 +121,13 @@ class RecordingGroup(dist.ProcessGroup):
         out.zero_()
         return self._sent("reduce_scatter", tensor)
 
+    def all_to_all_single(
+        self, out: Tensor, tensor: Tensor, received: Any = None, sent: Any = None, opts: Any = None
+    ) -> _Done:
+        """The others send as much as they are sent."""
+        out.copy_(tensor) if out.shape == tensor.shape else out.zero_()
+        return self._sent("all_to_all", tensor)
+
     def _sent(self, operation: str, whole: Tensor) -> _Done:
         self.messages.append(Message(operation, whole.nbytes, self.axis))
         return _Done()
@@ -178,10 +185,11 @@ def one_microbatch(config: Config, cut: Callable[[Tensor], Tensor] = lambda whol
 
 
 def recording_mesh(layout: Layout, pp_rank: int, device: torch.device, messages: list[Message]) -> Mesh:
-    """A fake mesh whose tensor and context groups record what would be sent."""
+    """A fake mesh whose tensor, context and expert groups record what would be sent."""
     tp = RecordingGroup(layout.tp, "tp", messages) if layout.tp > 1 else None
     cp = RecordingGroup(layout.cp, "cp", messages) if layout.cp > 1 else None
-    return fake_mesh(layout, pp_rank, tp, device, cp)
+    ep = RecordingGroup(layout.ep, "ep", messages) if layout.ep > 1 else None
+    return fake_mesh(layout, pp_rank, tp, device, cp, ep)
 
 
 def fake_mesh(
@@ -190,6 +198,7 @@ def fake_mesh(
     tp_group: dist.ProcessGroup | None,
     device: torch.device = META,
     cp_group: dist.ProcessGroup | None = None,
+    ep_group: dist.ProcessGroup | None = None,
 ) -> Mesh:
     """Mesh of a rank of a world that does not exist: rank 0 of every other axis."""
 
@@ -206,6 +215,8 @@ def fake_mesh(
         dp=axis("dp", layout.dp),
         cp=axis("cp", layout.cp, group=cp_group),
         dp_cp=axis("dp_cp", layout.dp_cp),
+        ep=axis("ep", layout.ep, group=ep_group),
+        edp=axis("edp", layout.edp),
         model=axis("model", layout.tp * layout.pp, pp_rank * layout.tp),
         world=axis("world", layout.world_size, layout.rank(pp_rank, 0, 0)),
     )

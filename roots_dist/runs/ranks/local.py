@@ -41,8 +41,8 @@ def signals() -> str:
 
 
 def processes_for(config: Config, requested: int | None, gpus: int) -> int:
-    """Number of ranks to start: as requested, else one per GPU, else as many as work on one sample (tp × cp × pp)."""
-    model_size = config.parallel.ranks_per_sample()
+    """Number of ranks to start: as requested, else one per GPU, else the least that the config needs."""
+    model_size = config.parallel.least_ranks()
     if requested is not None:
         return requested
     if gpus == 0:

@@ -64,7 +64,7 @@ def run_on_ranks(
     loaded = command.read(subject, overrides)
     gpus = environment.gpus() if loaded.config.train.device != "cpu" else 0
     if not command.uses_all_gpus:
-        gpus = min(gpus, loaded.config.parallel.ranks_per_sample())
+        gpus = min(gpus, loaded.config.parallel.least_ranks())
     size = local.processes_for(loaded.config, processes, gpus)
     loaded = command.fit(loaded, size)
     layout = ready(loaded, size, local_size=size, ignored_keys=command.not_required, trains=command.trains)

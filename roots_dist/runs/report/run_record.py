@@ -32,6 +32,7 @@ STEP_PARTS = {
     "compute": "forward, backward",
     "tp": "waiting for tensor ranks",
     "cp": "waiting for context ranks",
+    "ep": "waiting for experts",
     "pp_wait": "waiting for stages",
     "dp": "reduction, optimizer",
     "data": "batches",
@@ -153,13 +154,14 @@ def _json(path: Path) -> dict[str, object]:
 
 
 def layout_of(words: str) -> Layout | None:
-    """Layout from text like `TP2×PP2×DP1`; None if it is none."""
-    parts = {part[:2].lower(): part[2:] for part in words.split("×")}
-    if set(parts) | {"cp"} != {"tp", "cp", "pp", "dp"} or not all(
+    """Layout from text like `TP2×PP2×DP1` or `TP1×PP1×DP4 EP2`; None if it is none."""
+    parts = {part[:2].lower(): part[2:] for part in words.replace(" ", "×").split("×")}
+    if set(parts) | {"cp", "ep"} != {"tp", "cp", "pp", "dp", "ep"} or not all(
         n.isascii() and n.isdecimal() and int(n) > 0 for n in parts.values()
     ):
         return None
-    return Layout(**{axis: int(n) for axis, n in parts.items()})
+    sizes = {axis: int(n) for axis, n in parts.items()}
+    return Layout(**sizes) if sizes["dp"] * sizes.get("cp", 1) % sizes.get("ep", 1) == 0 else None
 
 
 def _parameters(tree: dict[str, Any]) -> int | None:

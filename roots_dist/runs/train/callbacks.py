@@ -110,7 +110,7 @@ def rank_metrics(
     On a GPU only the wait for batches is timed: timing the other parts would need a synchronization. Sends one
     message. Collective over the world.
     """
-    axes = (("tp", mesh.tp), ("cp", mesh.cp), ("pp_wait", mesh.pp))
+    axes = (("tp", mesh.tp), ("cp", mesh.cp), ("ep", mesh.ep), ("pp_wait", mesh.pp))
     not_split = {name for name, axis in axes if axis.size == 1}
     names = ["data"] if mesh.device.type == "cuda" else [name for name in PARTS if name not in not_split]
     rows = torch.zeros(mesh.world.size, 1 + len(names), dtype=torch.float64, device=mesh.device)

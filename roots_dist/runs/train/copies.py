@@ -102,7 +102,10 @@ def differences(run: Run) -> Iterator[Difference]:
     """All differences among copies, equal on all ranks and in the same order. All numbers are read once, before the
     first. Ends with one that has no majority, because then nothing is healed. Collective over the world."""
     digests = torch.stack([torch.stack(list(_digests(run, p))) for p in run.params])
-    differs = _differs(run.mesh.dp_cp, digests)
+    differs = torch.zeros_like(digests, dtype=torch.bool)
+    for of_expert in (False, True):
+        rows = [row for row, p in enumerate(run.params) if p.spec.of_expert == of_expert]
+        differs[rows] = _differs(run.mesh.holders(of_expert), digests[rows])
     differs |= _differs_over_tp(run, digests)
     for axis, rows in _tied(run):
         differs[rows] |= _differs(axis, digests[rows])
@@ -120,7 +123,7 @@ def _digests(run: Run, p: Param) -> Iterator[Tensor]:
     none = torch.zeros((), dtype=torch.int64, device=run.mesh.device)
     in_use = p.tensor.numel() == torch.Size(p.spec.local_shape(p.tp)).numel()  # ZeRO-3 holds weights in parts
     yield digest(p.tensor) if in_use else none
-    data_copies = run.config.parallel.zero_stage == 0 and run.mesh.dp_cp.size > 1
+    data_copies = run.config.parallel.zero_stage == 0 and run.mesh.holders(p.spec.of_expert).size > 1
     state = run.engine.read_state(p.name) if data_copies or p.replicas > 1 or p.name in run.ties else {}
     yield from (digest(state[kind]).to(run.mesh.device) if kind in state else none for kind in STATE)
 
@@ -218,7 +221,7 @@ def _heal_parameter(run: Run, p: Param, differences: Sequence[Difference]) -> No
     for kind in sorted(judged):
         found = judged[kind]
         is_right = mesh.rank in found.right
-        for axis in (mesh.tp if p.replicas > 1 else None, mesh.dp_cp, run.ties.get(p.name)):
+        for axis in (mesh.tp if p.replicas > 1 else None, mesh.holders(p.spec.of_expert), run.ties.get(p.name)):
             if axis is not None and axis.size > 1:
                 is_right = _spread(axis, p, state, kind, is_right, mesh)
     run.engine.write_state(p.name, state)

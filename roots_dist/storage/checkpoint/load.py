@@ -188,9 +188,9 @@ def _open(
 
 def _refuse_extras(index: Path, names: list[str], params: Sequence[Param], mesh: Mesh) -> None:
     """Raise if a tensor is held by no rank, which indicates another model (an untied head, more layers). Collective
-    over pp."""
+    over pp and ep."""
     mine = {p.name for p in params}
-    held = mesh.pp.sum_(torch.tensor([int(name in mine) for name in names], device=mesh.device))
+    held = mesh.ep.sum_(mesh.pp.sum_(torch.tensor([int(name in mine) for name in names], device=mesh.device)))
     extra = [name for name, count in zip(names, held.tolist()) if count == 0]
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""

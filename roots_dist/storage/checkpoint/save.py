@@ -30,6 +30,7 @@ from roots_dist.storage.checkpoint.format import (
     STATE_FILE,
     Author,
     Manifest,
+    ShardPlan,
     checkpoints_folder,
     digest,
     index_name,
@@ -41,7 +42,7 @@ from roots_dist.storage.checkpoint.format import (
 )
 from roots_dist.storage.checkpoint.keep import PARTIAL, REPLACED, check_complete, remove_leftovers, set_damaged_aside
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
-from roots_dist.world.mesh import Mesh
+from roots_dist.world.mesh import Axis, Mesh
 from roots_dist.world.sharding import Param, assemble
 
 SHARD_BYTES = 1 << 30
@@ -102,18 +103,48 @@ def save(
 def _write_tensors(
     folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, failures: SharedFailure, shard_bytes: int
 ) -> list[dict[str, Any]]:
-    """Write this rank's shards. Returns their names, sizes, hashes and tensors, as JSON. Collective over the world."""
-    mine = [p for p in params if not p.is_copy]
-    sizes = [torch.Size(p.spec.shape).numel() * master_dtype(p.tensor.dtype).itemsize for p in mine]
-    plan = plan_shards(sizes, mesh.tp.size * mesh.dp_cp.size, shard_bytes)
-    before, total = _shards_of_stages(plan.num_shards, mesh)
+    """Write this rank's shards. Returns their names, sizes, hashes and tensors, as JSON. Collective over the world.
+
+    Experts that are cut over ranks are planned by those that hold the same; each rank of ep has as many shards of them.
+    """
+    apart = mesh.ep.size > 1
+    mine = [[p for p in params if not p.is_copy and (apart and p.spec.of_expert) == kind] for kind in (False, True)]
+    plans = [_plan(held, mesh.tp.size * dp.size, shard_bytes) for held, dp in zip(mine, (mesh.dp_cp, mesh.edp))]
+    common, each = (plan.num_shards for plan in plans)
+    before, total = _shards_of_stages(common + mesh.ep.size * each, mesh)
+    written: list[dict[str, Any]] = []
+    for held, plan, dp, first in zip(
+        mine, plans, (mesh.dp_cp, mesh.edp), (before, before + common + mesh.ep.rank * each)
+    ):
+        written += _write_shards(folder, engine, held, plan, dp, mesh, failures, (first, total))
+    return written
+
+
+def _plan(params: Sequence[Param], owners: int, limit: int) -> ShardPlan:
+    sizes = [torch.Size(p.spec.shape).numel() * master_dtype(p.tensor.dtype).itemsize for p in params]
+    return plan_shards(sizes, owners, limit)
+
+
+def _write_shards(
+    folder: Path,
+    engine: Engine,
+    params: Sequence[Param],
+    plan: ShardPlan,
+    dp: Axis,
+    mesh: Mesh,
+    failures: SharedFailure,
+    numbers: tuple[int, int],
+) -> list[dict[str, Any]]:
+    """Write this rank's part of a plan. dp: the ranks that hold the same parameters; numbers: how many shards there are
+    before those of the plan, and in total. Collective over dp × tp."""
+    before, total = numbers
     missing = [plan.shard.count(number) for number in range(plan.num_shards)]
     collected: dict[str, dict[str, Tensor]] = {kind: {} for kind in STATE}
     written: list[dict[str, Any]] = []
-    for p, owner, shard in zip(mine, plan.owner, plan.shard):
+    for p, owner, shard in zip(params, plan.owner, plan.shard):
         owner_dp, owner_tp = divmod(owner, mesh.tp.size)
         values = engine.read_state(p.name)
-        if mesh.dp_cp.rank != owner_dp:
+        if dp.rank != owner_dp:
             continue
         for kind in list(values):
             whole = _whole(p, values.pop(kind), owner_tp, mesh)

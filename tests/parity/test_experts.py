@@ -1,0 +1,48 @@
+"""Expert parallelism: experts cut over ranks, tokens sent to them and back. Every layout of it computes what one
+process computes."""
+
+from pathlib import Path
+
+import pytest
+from cases import alone, case, compare
+from models import config
+from test_deepspeed import one_run
+
+from roots_dist.testing.parity import FLOAT64_BOUNDS, differences, merge, trace
+from roots_dist.testing.world import on_warm_world
+
+SP = dict(tp=2, sequence_parallel=True)
+SIX, EIGHT = dict(model__experts=6), dict(model__experts=8)
+LORA = dict(
+    finetune__strategy="lora", finetune__lora_rank=3, finetune__lora_targets=["query", "up", "down"], **SIX
+)  # fmt: skip
+CASES = [
+    case("mixtral", dp=2, ep=2, zero_stage=0, **SIX),
+    case("mixtral", dp=4, ep=2, zero_stage=1, **SIX),
+    case("qwen-moe", dp=2, ep=2, **SP, **SIX),
+    case("mixtral", cp=2, ep=2, **SIX),
+    case("qwen-moe", dp=2, pp=2, ep=2, schedule="zb-h1", train__recompute="full", **SIX),
+    case("mixtral", dp=2, ep=2, train__recompute="selective", **LORA),
+    case("mixtral", dp=2, cp=2, ep=4, **EIGHT, full=True),
+    case("mixtral", dp=2, pp=2, ep=2, **SP, zero_stage=1, train__recompute="full", train__global_batch=16, **SIX),
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_depends_on_where_experts_are(case):
+    compare(case)
+
+
+def test_a_run_goes_on_with_other_ranks_for_its_experts(tmp_path):
+    """A checkpoint has each expert under its number, whoever held it: begun on four ranks, gone on in one process, and
+    then on two tensor ranks of each of two halves."""
+    parts, before = [], None
+    layouts = (4, dict(ep=4, zero_stage=1)), (1, {}), (4, dict(ep=2, tp=2))
+    for step, (size, parallel) in enumerate(layouts):
+        here = config("mixtral", **EIGHT, **{f"parallel__{key}": value for key, value in parallel.items()})
+        after = str(tmp_path / str(step))
+        parts.append(merge(on_warm_world(size, trace, here, step, step + 1, before, after)))
+        (folder,) = (Path(after) / "checkpoints").iterdir()
+        before = str(folder)
+    rows = differences(alone(config("mixtral", **EIGHT), 3), one_run(*parts), FLOAT64_BOUNDS)
+    assert all(row.passed for row in rows), "\n".join(map(str, rows))
