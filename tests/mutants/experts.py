@@ -256,7 +256,7 @@ EXPERT_MUTANTS = (
         file=SAVE,
         before="before + common + mesh.ep.rank * each",
         after="before + common",
-        test="parity/test_experts.py::test_a_run_goes_on_with_other_ranks_for_its_experts",
+        test="parity/test_expert_parallel.py::test_a_run_goes_on_with_other_ranks_for_its_experts",
     ),
     Mutant(
         name="adapters_of_experts_are_everybodys",

@@ -14,7 +14,7 @@ def _of(file: str, function: str) -> Callable[[str], str]:
 
 LAYOUT = _of("parity/test_layouts.py", "test_nothing_depends_on_the_layout")
 IN_CONTEXT = _of("parity/test_context.py", "test_nothing_depends_on_the_layout")
-EXPERT_LAYOUT = _of("parity/test_experts.py", "test_nothing_depends_on_where_experts_are")
+EXPERT_LAYOUT = _of("parity/test_expert_parallel.py", "test_nothing_depends_on_where_experts_are")
 FAMILY = _of("parity/test_families.py", "test_nothing_depends_on_the_layout")
 T5_LAYOUT = _of("parity/test_t5_layouts.py", "test_nothing_depends_on_the_layout")
 STRATEGY = _of("parity/test_finetuning.py", "test_a_strategy_computes_what_one_process_computes")
