@@ -73,7 +73,12 @@ def bits(rows: Tensor, columns: Tensor) -> Tensor:
 
 def keep(rows: Tensor, columns: Tensor, drop: float) -> Tensor:
     """bool [*rows.shape, *columns.shape]: False with probability `drop`."""
-    return bits(rows, columns) >= round(drop * 2**32) - 2**31
+    return bits(rows, columns) >= limit_of(drop)
+
+
+def limit_of(drop: float) -> int:
+    """The least of the 32-bit numbers that are kept: a share of `drop` is below it."""
+    return round(drop * 2**32) - 2**31
 
 
 def dropout(x: Tensor, drop: float, rows: Tensor, first_column: int = 0) -> Tensor:

@@ -24,6 +24,13 @@ def _lowbias32(x: Any) -> Any:
 
 
 @triton.jit
+def hash_bits(row: Any, column: Any) -> Any:
+    """32 random bits, int32, for a row key (int64) and a column, as rng.bits."""
+    low = _lowbias32(row.to(tl.uint32) ^ column.to(tl.uint32))
+    return _lowbias32(low + (row >> 32).to(tl.uint32)).to(tl.int32, bitcast=True)
+
+
+@triton.jit
 def _dropout_kernel(
     x_ptr: Any,
     out_ptr: Any,
@@ -38,11 +45,9 @@ def _dropout_kernel(
     column = tl.program_id(1) * block + tl.arange(0, block)
     inside = column < columns
     key = tl.load(rows_ptr + row)
-    bits = _lowbias32(key.to(tl.uint32) ^ (column + first_column).to(tl.uint32))
-    bits = _lowbias32(bits + (key >> 32).to(tl.uint32))
     x = tl.load(x_ptr + row * columns + column, mask=inside, other=0.0)
     kept = (x.to(tl.float32) * factor).to(x.dtype)
-    dropped = bits.to(tl.int32, bitcast=True) < limit
+    dropped = hash_bits(key, column + first_column) < limit
     tl.store(out_ptr + row * columns + column, tl.where(dropped, 0.0, kept), mask=inside)
 
 
@@ -108,6 +113,6 @@ def dropout(x: Tensor, drop: float, rows: Tensor, first_column: int) -> Tensor:
     out, columns = torch.empty_like(flat), x.shape[-1]
     block = min(1024, triton.next_power_of_2(columns))
     grid = (rows.numel(), triton.cdiv(columns, block))
-    limit = round(drop * 2**32) - 2**31
-    _dropout_kernel[grid](flat, out, rows.contiguous(), columns, first_column, limit, 1 / (1 - drop), block=block)
+    limit, factor = round(drop * 2**32) - 2**31, 1 / (1 - drop)
+    _dropout_kernel[grid](flat, out, rows.contiguous(), columns, first_column, limit, factor, block=block)
     return out

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from roots_dist.config.records import family_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
+from roots_dist.learning.models.dropped_attention import dropped_attention, kernels_for
 from roots_dist.learning.models.fused_attention import fused_attention
 from roots_dist.learning.models.init_stds import InitStds
 from roots_dist.learning.models.norms import mask_rows
@@ -121,14 +122,17 @@ class Attention(nn.Module):
         return heads.transpose(1, 2)
 
     @property
-    def _is_plain(self) -> bool:
+    def _drops(self) -> bool:
+        return bool(self.training and self.drop)
+
+    def _is_plain(self, q: Tensor) -> bool:
         """Whether scores are computed one by one, because no fused kernel has what is asked for."""
-        return bool(self.softcap or (self.training and self.drop))
+        return bool(self.softcap or (self._drops and kernels_for(q) is None))
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch) -> Tensor:
         """[B, h, Q, K], [B, g, S, K] -> [B, Q, h*K]. Under context parallelism k and v are of this rank's positions."""
         core = self._whole if self.tp.cp.size == 1 else self._from_ranges
-        if self._is_plain and self.recompute and self.training:  # a fused kernel keeps no scores: it recomputes them
+        if self._is_plain(q) and self.recompute and self.training:  # a fused kernel keeps no scores: it recomputes them
             y = checkpoint(core, q, k, v, queries, batch, use_reentrant=False, preserve_rng_state=False)
         else:
             y = core(q, k, v, queries, batch)
@@ -138,12 +142,13 @@ class Attention(nn.Module):
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch) -> Tensor:
         """[B, h, Q, K] of queries in one range, and all keys up to the last of them -> [B, h, Q, K]"""
         (only,) = queries.ranges
-        core = self._plain_core if self._is_plain else self._core
-        return core(q, k, v, only, batch)
+        if self._is_plain(q):
+            return self._plain_core(q, k, v, only, batch)
+        return (self._dropped_core if self._drops else self._core)(q, k, v, only, batch)
 
     def _from_ranges(self, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch) -> Tensor:
         """The same under context parallelism: queries in several ranges; k, v [B, g, L, K] of this rank's positions."""
-        saved = self.recompute_all or (self._is_plain and self.recompute)
+        saved = self.recompute_all or (self._is_plain(q) and self.recompute)
         with gathered(torch.stack([k, v]), self.tp, saved=saved) as both:  # [2, B, g, S, K]
             parts = zip(q.split([len(r) for r in queries.ranges], 2), queries.ranges)
             mixed = []
@@ -220,6 +225,15 @@ class Attention(nn.Module):
             q, k, v, attn_mask=bias, is_causal=causal, enable_gqa=grouped, scale=self.scale
         )
 
+    def _dropped_core(self, q: Tensor, k: Tensor, v: Tensor, queries: range, batch: MicroBatch) -> Tensor:
+        """Attention with dropout on the probabilities, by kernels that know the masks."""
+        bias = self._bias(queries, self._keys(queries, k.shape[2]), batch, q)
+        causal = bias is None and self.causal and len(queries) > 1
+        rows = self._rows_of_mask(queries, batch, q)
+        return dropped_attention(
+            present(kernels_for(q)), q, k, v, rows, self.drop, scale=self.scale, bias=bias, causal=causal
+        )
+
     def _plain_core(self, q: Tensor, k: Tensor, v: Tensor, queries: range, batch: MicroBatch) -> Tensor:
         """Attention with dropout on the probabilities or a cap on the scores, without a fused kernel: those draw their
         own masks, which depend on the layout, and know no cap."""
@@ -234,12 +248,16 @@ class Attention(nn.Module):
         elif self.causal and len(queries) > 1:  # the last query sees the last key
             scores = scores + scores.new_full((len(queries), seq), -torch.inf).triu(1 + seq - len(queries))
         p = scores.softmax(-1)
-        if not (self.training and self.drop):
+        if not self._drops:
             return p @ v
+        return rng.dropout(p, self.drop, self._rows_of_mask(queries, batch, q)) @ v
+
+    def _rows_of_mask(self, queries: range, batch: MicroBatch, q: Tensor) -> Tensor:
+        """int64 [B, h, Q]: keys of the rows of a mask of dropout [B, h, Q, S]."""
+        h = q.shape[1]
         rows = mask_rows(self.seed, f"{self.name}.attention", batch, Positions((queries,)), q.device)  # [B, Q]
         heads = torch.arange(self.first_head, self.first_head + h, device=q.device)
-        rows = rng.fold(rows.unsqueeze(1), heads.unsqueeze(1))  # [B, h, Q]
-        return rng.dropout(p, self.drop, rows) @ v
+        return rng.fold(rows.unsqueeze(1), heads.unsqueeze(1))
 
 
 def _either(masked: Tensor | None, also: Tensor) -> Tensor:
