@@ -66,6 +66,17 @@ def degrees(tp: int, pp: int, dp: int, cp: int = 1) -> tuple[int, int, int, int]
     return tp, pp, dp, cp
 
 
+def ranks_of_experts(ep: int, tp: int, pp: int, dp: int, cp: int) -> tuple[int, int]:
+    """Nearest degrees (dp, ep) with at most MAX_RANKS ranks: up to 4 ranks with different experts, and where there are
+    three data ranks or more two that hold the same, if they fit."""
+    for small in (size for size in (4, 3, 2) if ep % size == 0 or size == 2):
+        unit = small // math.gcd(small, cp)
+        most = MAX_RANKS // (tp * pp * cp * unit)
+        if most:
+            return unit * min(most, 2 if dp > 2 else 1), small
+    return dp, 1
+
+
 Dtype = Literal["float64", "float32", "bf16"]
 
 
@@ -73,18 +84,20 @@ def shrink(config: Config, dp: int, dtype: Dtype, *, steps: int = 4, device: str
     """Shrink the config to a run of `steps` steps on `dp` data ranks, or on the nearest number that fits. float64 uses
     the reference engine, the others the one that the run has."""
     p = config.parallel
-    tp, pp, dp, cp = degrees(p.tp, p.pp, dp, p.cp)
+    tp, pp, dp, cp = degrees(p.tp, p.pp, dp if p.ep == 1 else max(dp, 2), p.cp)
+    dp, ep = (dp, 1) if p.ep == 1 else ranks_of_experts(p.ep, tp, pp, dp, cp)
     cut = {
         "parallel.tp": tp,
         "parallel.pp": pp,
         "parallel.cp": cp,
+        "parallel.ep": ep,
         "parallel.sequence_parallel": p.sequence_parallel and tp > 1,
     }
     unit = config.changed(cut).parallel.position_unit()
     small = config.changed(
         {
             **cut,
-            **_model(config, tp, pp),
+            **_model(config, tp, pp, ep),
             **_data(config, max(tp, cp), unit),
             **_training(config, pp, dp, steps),
             **_dtype(config, dp * cp, dtype),
@@ -148,7 +161,7 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _model(config: Config, tp: int, pp: int) -> dict[str, object]:
+def _model(config: Config, tp: int, pp: int, ep: int) -> dict[str, object]:
     """Keys of one stack: two blocks for each stage, or one less where the run's blocks are not even either."""
     m, p = config.model, config.parallel
     stages = pp * p.virtual_stages
@@ -175,16 +188,17 @@ def _model(config: Config, tp: int, pp: int) -> dict[str, object]:
         "model.kv_heads": None if m.kv_heads is None else kv_heads,
         "model.head_dim": None if m.head_dim is None else HEAD_DIM,
         "model.ffn": narrow(m.width_of_ffn()),
-        **(_experts(m, narrow) if m.experts else {}),
+        **(_experts(m, ep, narrow) if m.experts else {}),
         "model.vocab": min(m.vocab, VOCABS[0]),
         "model.init_std": None if family_of(config).init == "fan-in" and m.init_std is None else 0.1,
         "model.embedding_size": None if m.width_of_embedding() == m.hidden else 4 * heads,
     }
 
 
-def _experts(m: Model, narrow: Callable[[int], int]) -> dict[str, object]:
-    """A few experts, of which a token still uses some and leaves some; blocks of both kinds, if the run has both."""
-    experts = min(present(m.experts), 5)
+def _experts(m: Model, ep: int, narrow: Callable[[int], int]) -> dict[str, object]:
+    """A few experts, of which a token still uses some and leaves some; blocks of both kinds, if the run has both. On
+    `ep` ranks as many on each, several if the run has."""
+    experts = min(present(m.experts), 5) if ep == 1 else ep * min(3 if ep == 2 else 2, present(m.experts) // ep)
     return {
         "model.experts": experts,
         "model.experts_per_token": min(m.experts_per_token, 2 if m.experts_per_token < present(m.experts) else experts),

@@ -3,9 +3,9 @@ costs GPU hours.
 
     config --shrink--> small config --proofs.py: the trainer's loop on real processes--> table of differences, verdict
 
-Tensor, sequence, context and pipeline parallelism are compared in float64, where noise is below 1e-10 and anything
-above is a bug; then with data ranks through the engine of the run, which for ZeRO is DeepSpeed in float32 with a stated
-bound; a run in bf16 by its distance from the truth.
+Tensor, sequence, context, expert and pipeline parallelism are compared in float64, where noise is below 1e-10 and
+anything above is a bug; then with data ranks through the engine of the run, which for ZeRO is DeepSpeed in float32 with
+a stated bound; a run in bf16 by its distance from the truth.
 """
 
 from __future__ import annotations
@@ -59,30 +59,36 @@ def proofs(config: Config, wanted: Wanted) -> Iterator[Proof]:
 
 
 MATRIX: tuple[dict[str, object], ...] = tuple(
-    {"parallel.tp": tp, "parallel.cp": cp, "parallel.pp": pp, "parallel.sequence_parallel": tp > 1 and sequence,
-     "parallel.schedule": schedule,
+    {"parallel.tp": tp, "parallel.cp": cp, "parallel.ep": ep, "parallel.pp": pp,
+     "parallel.sequence_parallel": tp > 1 and sequence, "parallel.schedule": schedule,
      "parallel.virtual_stages": 2 if SCHEDULES[schedule].virtual_stages else 1, "parallel.zero_stage": zero}
-    for tp, pp, sequence, schedule, zero, cp in [
-        *((tp, 1, sequence, DEFAULT, 0, 1) for sequence in (False, True) for tp in (2, 4)),
-        *((1, pp, False, name, 0, 1) for pp in (2, 4) for name in SCHEDULES),
-        *((2, 2, True, name, 0, 1) for name, s in SCHEDULES.items()
+    for tp, pp, sequence, schedule, zero, cp, ep in [
+        *((tp, 1, sequence, DEFAULT, 0, 1, 1) for sequence in (False, True) for tp in (2, 4)),
+        *((1, pp, False, name, 0, 1, 1) for pp in (2, 4) for name in SCHEDULES),
+        *((2, 2, True, name, 0, 1, 1) for name, s in SCHEDULES.items()
           if name == DEFAULT or s.virtual_stages or s.splits_backward),
-        (4, 2, True, DEFAULT, 0, 1),
-        (1, 1, False, DEFAULT, 0, 2), (1, 1, False, DEFAULT, 0, 4), (2, 1, False, DEFAULT, 0, 2),
-        (2, 1, True, DEFAULT, 0, 2),
-        *((1, 2, False, name, 0, 2) for name, s in SCHEDULES.items() if s.splits_backward),
-        (2, 2, True, DEFAULT, 0, 2),
-        (1, 1, False, DEFAULT, 1, 1), (1, 1, False, DEFAULT, 2, 1), (1, 1, False, DEFAULT, 3, 1),
-        (2, 1, True, DEFAULT, 1, 1), (1, 2, False, DEFAULT, 2, 1), (2, 2, True, DEFAULT, 1, 1),
-        (2, 2, True, DEFAULT, 2, 1), (2, 2, True, DEFAULT, 3, 1), (1, 1, False, DEFAULT, 3, 2),
+        (4, 2, True, DEFAULT, 0, 1, 1),
+        (1, 1, False, DEFAULT, 0, 2, 1), (1, 1, False, DEFAULT, 0, 4, 1), (2, 1, False, DEFAULT, 0, 2, 1),
+        (2, 1, True, DEFAULT, 0, 2, 1),
+        *((1, 2, False, name, 0, 2, 1) for name, s in SCHEDULES.items() if s.splits_backward),
+        (2, 2, True, DEFAULT, 0, 2, 1),
+        (1, 1, False, DEFAULT, 1, 1, 1), (1, 1, False, DEFAULT, 2, 1, 1), (1, 1, False, DEFAULT, 3, 1, 1),
+        (2, 1, True, DEFAULT, 1, 1, 1), (1, 2, False, DEFAULT, 2, 1, 1), (2, 2, True, DEFAULT, 1, 1, 1),
+        (2, 2, True, DEFAULT, 2, 1, 1), (2, 2, True, DEFAULT, 3, 1, 1), (1, 1, False, DEFAULT, 3, 2, 1),
+        (1, 1, False, DEFAULT, 0, 1, 2), (1, 1, False, DEFAULT, 0, 1, 4), (1, 1, False, DEFAULT, 0, 2, 4),
+        (2, 1, True, DEFAULT, 0, 1, 2), (1, 2, False, "zb-h1", 0, 1, 2),
+        (1, 1, False, DEFAULT, 1, 1, 2), (2, 2, True, DEFAULT, 1, 1, 2),
     ]
 )  # fmt: skip
-"""The grid of `roots verify --matrix`: tensor, sequence, context and pipeline degrees, schedules, ZeRO stages."""
+"""The grid of `roots verify --matrix`: tensor, sequence, context, expert and pipeline degrees, schedules, ZeRO stages.
+Rows with expert ranks are for models that have experts."""
 
 
 def matrix_proofs(config: Config, wanted: Wanted) -> Iterator[Proof]:
     """Proofs of every layout of MATRIX, with this config's model and as many blocks as the layout has stages."""
     for values in MATRIX:
+        if values["parallel.ep"] != 1 and config.model.experts is None:
+            continue
         zero = values["parallel.zero_stage"]
         changed = config.changed(values)
         changed = changed.changed({"model.layers": max(config.model.layers, changed.num_stages())})

@@ -134,6 +134,8 @@ def test_a_tensor_group_on_two_hosts_is_named_and_one_on_a_host_is_not():
             "start a multiple of 2 ranks on every host, numbered consecutively per host, or lower parallel.tp."
         )
     ]
+    assert answers(placement.crossings(Layout(dp=4, ep=2), {0: "a", 1: "b", 2: "b", 3: "a"})) != []
+    assert answers(placement.crossings(Layout(dp=4, ep=4), {0: "a", 1: "a", 2: "b", 3: "b"})) == [], "no host has room"
     many = list(placement.crossings(Layout(tp=2, dp=32), {i: "ab"[i % 2] for i in range(64)}))
     assert len(many) == placement.MOST_SHOWN and "one of 32 such groups" in str(many[0])
 

@@ -6,6 +6,7 @@ import cases
 import pytest
 import test_context
 import test_deepspeed
+import test_expert_parallel
 import test_layouts
 from cases import ALL_MODELS, DIMENSIONS, LAYOUTS, PLAIN, SCHEDULE, case, changes, cover, features, fitted, the_cover
 from models import MODELS, OBJECTIVES, WORDS, config
@@ -61,7 +62,8 @@ def test_every_row_of_the_grid_runs(values):
     """The grid is that of `roots verify --matrix`, which is the table in docs/proof.md; without ZeRO in float64,
     with it in float32."""
     stage = values["parallel.zero_stage"]
-    files = [test_deepspeed] if stage else [test_layouts, test_context]
+    of_experts = values["parallel.ep"] > 1
+    files = [test_expert_parallel] if of_experts else [test_deepspeed] if stage else [test_layouts, test_context]
     found = [c.values[0] for file in files for c in file.CASES if not c.marks]
     if not stage:
         found += [cases._case_of(*row).values[0] for row in the_cover()]
@@ -70,7 +72,7 @@ def test_every_row_of_the_grid_runs(values):
         key_of = {f"parallel.{key}": value for key, value in one.config.parallel.model_dump().items()}
         return all(key_of[key] == value for key, value in values.items() if stage or key != "parallel.zero_stage")
 
-    assert any(same(one) and (one.dp == 2 or not stage) for one in found)
+    assert any(same(one) and (one.dp == 2 or not stage or of_experts) for one in found)
 
 
 def test_a_model_that_is_added_brings_its_cases(monkeypatch):

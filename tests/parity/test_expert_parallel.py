@@ -4,7 +4,7 @@ process computes."""
 from pathlib import Path
 
 import pytest
-from cases import alone, case, compare
+from cases import SCHEDULE, alone, case, compare
 from models import config
 from test_deepspeed import one_run
 
@@ -18,13 +18,23 @@ LORA = dict(
 )  # fmt: skip
 CASES = [
     case("mixtral", dp=2, ep=2, zero_stage=0, **SIX),
+    case("mixtral", dp=4, ep=4, zero_stage=0, **EIGHT),
     case("mixtral", dp=4, ep=2, zero_stage=1, **SIX),
+    case("mixtral", dp=2, cp=2, ep=4, zero_stage=0, **EIGHT),
     case("qwen-moe", dp=2, ep=2, **SP, **SIX),
-    case("mixtral", cp=2, ep=2, **SIX),
     case("qwen-moe", dp=2, pp=2, ep=2, schedule="zb-h1", train__recompute="full", **SIX),
     case("mixtral", dp=2, ep=2, train__recompute="selective", **LORA),
-    case("mixtral", dp=2, cp=2, ep=4, **EIGHT, full=True),
     case("mixtral", dp=2, pp=2, ep=2, **SP, zero_stage=1, train__recompute="full", train__global_batch=16, **SIX),
+    *(
+        case(model, **layout, **more, zero_stage=zero, full=True, train__global_batch=16, **EIGHT)
+        for layout in (dict(dp=2, ep=2), dict(dp=4, ep=2), dict(dp=4, ep=4))
+        for more in ({}, dict(tp=2), SP, dict(pp=2), dict(cp=2))
+        for zero in (0, 1)
+        for model in ("mixtral", "qwen-moe")
+    ),
+    case("mixtral", cp=4, ep=2, zero_stage=1, full=True, **SIX),
+    case("mixtral", dp=2, pp=2, cp=2, ep=4, zero_stage=1, full=True, train__global_batch=16, **EIGHT),
+    *(case("qwen-moe", dp=2, pp=2, ep=2, full=True, **keys, **EIGHT) for keys in list(SCHEDULE.values())[1:]),
 ]
 
 

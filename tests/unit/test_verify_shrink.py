@@ -87,6 +87,25 @@ def test_more_than_two_data_ranks_are_three_as_long_as_they_fit():
     assert degrees(4, 12, 8)[2] >= 2
 
 
+@pytest.mark.parametrize(
+    "layout, dp, small_dp, ep",
+    [
+        ({}, 1, 4, 4),  # up to four ranks with different experts
+        ({}, 64, 8, 4),  # and two with the same
+        (dict(parallel__ep=2), 3, 4, 2),
+        (dict(parallel__pp=2), 64, 4, 4),
+        (dict(parallel__tp=2, parallel__pp=2), 64, 2, 2),
+        (dict(parallel__cp=2, parallel__tp=2), 8, 2, 4),
+        (dict(parallel__tp=8, parallel__pp=4), 8, 2, 2),
+    ],
+)
+def test_experts_stay_on_several_ranks(layout, dp, small_dp, ep):
+    config = shipped("mixtral-8x7b", **{"parallel__tp": 1, "parallel__pp": 1, "parallel__ep": 8} | layout)
+    found = small(config, dp)
+    assert (found.dp, found.config.parallel.ep) == (small_dp, ep) and found.config.model.experts > ep
+    assert check_used(found.config, found.ranks) == []
+
+
 def test_ramp_precision_and_phases_stay_those_of_the_run():
     config = shipped("bloom-176b")
     found = shrink(config, 3, "bf16").config

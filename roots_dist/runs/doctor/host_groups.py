@@ -1,14 +1,15 @@
-"""Groups of ranks by host, and tensor groups that span several hosts.
+"""Groups of ranks by host, and groups of a layout that span several hosts.
 
 Pure arithmetic over host names; links.py makes live groups of it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from roots_dist.cluster_profile import Finding, format_ranks
-from roots_dist.layout import Layout
+from roots_dist.layout import AxisName, Layout
 
 MOST_SHOWN = 4
 """Largest number of findings: a wrong order of ranks splits hundreds of groups alike."""
@@ -30,17 +31,26 @@ def across_hosts(hosts: Sequence[str]) -> list[list[int]]:
 
 
 def crossings(layout: Layout, hosts: Mapping[int, str]) -> Iterator[Finding]:
-    """Findings for tensor groups that span hosts: they communicate in every layer and need the links within a host."""
-    cut = [ranks for ranks in layout.groups("tp") if len({hosts[rank] for rank in ranks}) > 1]
+    """Findings for tensor groups that span hosts, and for groups with different experts that do so although a host has
+    room for them: they communicate in every layer and need the links within a host."""
+    yield from _cut("tp", layout.tp, "tensor", layout, hosts)
+    together = layout.tp * layout.ep
+    if layout.ep > 1 and min(Counter(hosts.values()).values()) >= together:
+        yield from _cut("ep", together, "expert", layout, hosts)
+
+
+def _cut(axis: AxisName, together: int, kind: str, layout: Layout, hosts: Mapping[int, str]) -> Iterator[Finding]:
+    """together: neighbouring ranks that belong on one host."""
+    cut = [ranks for ranks in layout.groups(axis) if len({hosts[rank] for rank in ranks}) > 1]
     for ranks in cut[:MOST_SHOWN]:
         others = f", one of {len(cut)} such groups" if len(cut) > MOST_SHOWN else ""
         yield Finding(
             check="placement",
             where=format_ranks(ranks, hosts),
-            found=f"a tensor group of {layout} across hosts{others}",
-            expected=f"its {layout.tp} ranks on one host",
+            found=f"{'an' if kind == 'expert' else 'a'} {kind} group of {layout} across hosts{others}",
+            expected=f"its {len(ranks)} ranks on one host",
             fix=(
-                f"start a multiple of {layout.tp} ranks on every host, numbered consecutively per host, "
-                "or lower parallel.tp"
+                f"start a multiple of {together} ranks on every host, numbered consecutively per host, "
+                f"or lower parallel.{axis}"
             ),
         )

@@ -66,7 +66,8 @@ def _box(
             continue
         cp, tp = divmod(place, layout.tp)
         rank = layout.rank(stage, replica, tp, cp)
-        about = tag("title", f"rank {rank}: {layout.place(rank)}")
+        experts = f", experts {layout.along('ep', layout.place(rank)).index(rank)}" if layout.ep > 1 else ""
+        about = tag("title", f"rank {rank}: {layout.place(rank)}{experts}")
         size = {"width": CELL, "height": CELL * 0.6 - 2, "rx": 3}
         parts.append(tag("rect", about, x=x + 4, y=top + 1, **size, class_=f"fill-{colour(replica)}"))
         parts.append(tag("text", str(rank), x=x + 4 + CELL / 2, y=top + 18, text_anchor="middle", class_="on"))
