@@ -243,6 +243,7 @@ def test_a_stop_in_an_evaluation_saves_before_the_rest_of_it_and_before_another_
 
 def test_a_folder_that_is_removed_is_said_at_once_and_not_made_anew(place, tmp_path):
     from roots_dist.config.load import load
+    from roots_dist.errors import CheckpointError
     from roots_dist.runs.train.loop import TrainParts, train
     from roots_dist.storage.checkpoint.folder_lock import FolderError
     from roots_dist.world.mesh import Mesh
@@ -258,7 +259,16 @@ def test_a_folder_that_is_removed_is_said_at_once_and_not_made_anew(place, tmp_p
     with pytest.raises(FolderError, match=r"removed or renamed; the last step is in .*elsewhere.*step_00000003"):
         train(config, Mesh.single(), TrainParts(after_step=(remove,)))
     assert steps == [1, 2, 3] and not folder.exists()
-    assert (elsewhere / "checkpoints" / "step_00000003" / "manifest.json").is_file()
+    three = elsewhere / "checkpoints" / "step_00000003"
+    assert (three / "manifest.json").is_file()
+    with pytest.raises(CheckpointError, match=re.escape(f"folder has (none), but {three} is one. Fix: move it to")):
+        train(config, Mesh.single())  # a new folder of that name knows no run, and began at step 0 in silence
+    other = config.changed({"track.folder": str(tmp_path / "other"), "train.steps": 1})
+    assert train(other, Mesh.single()) == 0
+    (folder / "checkpoints").mkdir()
+    three.rename(folder / "checkpoints" / three.name)
+    assert train(config.changed({"train.steps": 4}), Mesh.single()) == 0
+    assert read_end(folder / "ended.txt") == "finished after step 4" and min(losses(folder)) == 4
 
 
 def test_a_full_disk_for_a_while_does_not_end_training(place, tmp_path, monkeypatch, caplog):

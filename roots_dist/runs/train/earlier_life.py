@@ -16,7 +16,7 @@ from roots_dist.runs.track.metrics import METRICS_FILE, TEXTS_FILE, last_step
 from roots_dist.runs.track.summary_file import SUMMARY_FILE
 from roots_dist.runs.train.repeats import FAILURES_FILE
 from roots_dist.storage.checkpoint.disk import rename, sync_folder
-from roots_dist.storage.checkpoint.format import Manifest, checkpoints_folder
+from roots_dist.storage.checkpoint.format import STATE_FILE, Manifest, checkpoints_folder, read_json
 from roots_dist.storage.checkpoint.keep import BEST_FILE, PARTIAL, found_steps
 from roots_dist.storage.checkpoint.run_identity import RUN_FILE, never_saved, run_id
 from roots_dist.storage.checkpoint.verified import Damages
@@ -75,17 +75,20 @@ def refuse_silent_zero(folder: Path, damages: Damages) -> None:
 
 def refuse_to_leave_behind(folder: Path, fallback: str | None, step: int) -> None:
     """Raise CheckpointError if checkpoint.fallback_folder holds a checkpoint of this run of more than `step` steps,
-    those of the newest in the run's own folder (0 if it has none)."""
-    if fallback is None or not (own := run_id(folder)):
+    those of the newest in the run's own folder (0 if it has none). Where that folder has vanished, and one of the same
+    name is new, the config in the checkpoint tells that it is this run's."""
+    if fallback is None:
         return
+    own = run_id(folder)
     for later, path in reversed(found_steps(Path(fallback)).items()):
-        if later > step and _run_of(path) == own:
+        if later > step and (_run_of(path) == own if own else _began_in(path, folder)):
             here = f"step {step}" if step else "none"
+            anew = "" if own else ", or begin anew with checkpoint.resume=false"
             problem = Problem(
                 key="checkpoint.fallback_folder",
                 found=fallback,
                 expected=f"no later checkpoint of this run than its own folder has ({here}), but {path} is one",
-                fix=f"move it to {checkpoints_folder(folder)}; or delete it, to do these steps again",
+                fix=f"move it to {checkpoints_folder(folder)}; or delete it, to do these steps again{anew}",
             )
             raise CheckpointError(str(problem))
 
@@ -96,6 +99,15 @@ def _run_of(checkpoint: Path) -> str:
         return Manifest.read(checkpoint).author.run
     except CheckpointError:
         return ""
+
+
+def _began_in(checkpoint: Path, folder: Path) -> bool:
+    """Whether the run that has saved a checkpoint had this folder."""
+    try:
+        was = read_json(checkpoint / STATE_FILE)["config"]["track"]["folder"]
+    except (CheckpointError, KeyError, TypeError):
+        return False
+    return isinstance(was, str) and Path(was).absolute() == folder.absolute()
 
 
 def _list(words: Sequence[str]) -> str:
