@@ -66,3 +66,13 @@ def shares(config: Config, layout: Layout) -> tuple[int, int]:
     cut = expert_parameters(config) if layout.ep > 1 else 0
     model = layout.tp * layout.pp
     return (parameters(config) - cut) // model + cut // (model * layout.ep), cut // (model * layout.ep)
+
+
+def save_copy_bytes(config: Config, layout: Layout, parameters: int, trainable: int, experts: int = 0) -> int:
+    """Host memory in which a rank has its part of a checkpoint while training goes on: master weights and moments, in
+    equal parts on all ranks that hold the same. 0 if training waits for its checkpoints. The numbers are those of
+    `rank_state`."""
+    if not config.saves_in_background():
+        return 0
+    common, wide = parameters - experts + 2 * (trainable - experts), 8 if config.advanced.float64 else 4
+    return wide * common // layout.dp_cp + wide * 3 * experts // layout.edp

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from shlex import quote
 
-from roots_dist.accounting.memory import GIB, state_bytes
+from roots_dist.accounting.memory import GIB, save_copy_bytes, shares, state_bytes
 from roots_dist.accounting.sizes import parameters
 from roots_dist.checks.facts import CorpusFacts, Facts
 from roots_dist.config.records import corpus_tokens, num_sentinels, objective_of, special_tokens_of
@@ -177,15 +177,28 @@ def _memory(config: Config, layout: Layout, facts: Facts) -> Iterator[Problem]:
     if facts.gpus or facts.memory is None:
         return
     needed = state_bytes(config, layout) * facts.local_size
+    has = f"the {facts.memory / GIB:.1f} GiB that this machine has left"
     if needed > facts.memory:
         yield Problem(
             key="model",
             found=f"{parameters(config) / 1e9:.3g} billion parameters",
-            expected=f"weights and optimizer states of {facts.local_size} processes to fit into the "
-            f"{facts.memory / GIB:.1f} GiB that this machine has left; they need {needed / GIB:.1f} GiB",
+            expected=f"weights and optimizer states of {facts.local_size} processes to fit into {has}; they need "
+            f"{needed / GIB:.1f} GiB",
             fix=(
                 "choose a smaller model, or more machines with a higher parallel.tp, parallel.pp or parallel.zero_stage"
             ),
+        )
+        return
+    mine, experts = shares(config, layout)
+    trained = mine if config.finetune.strategy == "full" else experts  # else a part that is not known here
+    copies = save_copy_bytes(config, layout, mine, trained, experts) * facts.local_size
+    if needed + copies > facts.memory:
+        yield Problem(
+            key="checkpoint.asynchronous",
+            found=True,
+            expected=f"weights, optimizer states and a copy of both for checkpoints to fit into {has}; they need "
+            f"{(needed + copies) / GIB:.1f} GiB",
+            fix="set checkpoint.asynchronous=false: training waits for its checkpoints, and nothing is copied",
         )
 
 

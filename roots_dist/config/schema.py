@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from roots_dist.config.checkpoint import Checkpoint
 from roots_dist.config.extensions import AnyName, Extension, extended, or_extended, pinned
 from roots_dist.config.finetune import Finetune
 from roots_dist.config.lr_schedules import LR_SCHEDULES
@@ -201,21 +202,6 @@ class Optim(Section):
     clip_grad: float = Field(1.0, ge=0, description="global gradient norm is clipped to this; 0: no clipping")
 
 
-class Checkpoint(Section):
-    every: int = Field(0, ge=0, description="steps between checkpoints; 0: only at the end")
-    keep: int = Field(2, ge=1, description="newest checkpoints kept")
-    resume: bool = Field(
-        True,
-        description="go on from the newest checkpoint of the run's folder; false begins anew and renames what is there",
-    )
-    max_failures: int = Field(
-        10, ge=1, description="saves that may fail in a row (a full disk) before the run stops; each is tried again"
-    )
-    fallback_folder: str | None = Field(
-        None, description="where a run that cannot save in its folder saves a last time before it stops"
-    )
-
-
 class Track(Section):
     folder: str = Field("runs/default", description="everything the run writes")
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
@@ -331,6 +317,14 @@ class Config(Section):
     def num_microbatches(self, dp: int, batch: int | None = None) -> int:
         """Microbatches of one rank in a step of `batch` sequences (default: the full batch)."""
         return (batch or self.train.global_batch) // (self.train.micro_batch * dp)
+
+    def keeps_best(self) -> bool:
+        """Whether the checkpoint of the best evaluation is kept: the run fine-tunes, or may stop early."""
+        return bool(self.data.validation) and (self.finetune.init_from is not None or self.finetune.patience > 0)
+
+    def saves_in_background(self) -> bool:
+        """Whether checkpoints are written while training goes on: there are some before the last one."""
+        return self.checkpoint.asynchronous and (self.checkpoint.every > 0 or self.keeps_best())
 
     def engine(self, dp: int) -> Literal["deepspeed", "reference"]:
         """Who reduces over dp (with context ranks: dp × cp) and steps: DeepSpeed where there is something to shard, and

@@ -8,7 +8,7 @@ The only file that creates process groups: a bare `new_group` would not inherit 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 import torch
@@ -37,6 +37,8 @@ class Axis:
 
 
 SINGLE = Axis("single")
+BACKGROUND = "background"
+"""Title of the group in which the second threads of all ranks meet."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,16 @@ class Mesh:
             for tp in range(layout.tp)
         ]
         return make_axis(name, groups, self.rank, self.timeout)
+
+    def for_background(self) -> Mesh:
+        """Create the mesh of a second thread of each rank. Its world has a group of its own, over gloo in CPU memory,
+        so that what these threads send each other never mixes with what the main threads do; its other axes, which
+        are the main thread's, are not to be used. Collective over the world."""
+        world = self.world
+        if world.size > 1:
+            group = dist.new_group(backend="gloo", timeout=self.timeout, group_desc=BACKGROUND)
+            world = replace(world, name=BACKGROUND, group=group)
+        return replace(self, device=torch.device("cpu"), world=world, progress=Progress())
 
     def single_rank_group(self) -> dist.ProcessGroup:
         """Create a group of this rank only, for a library that requires a group where an Axis of size 1 has none."""

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from . import damages, differs, disks, flips, hangs, kills, power
+from . import background, damages, differs, disks, flips, hangs, kills, power
 from .trial import Family
 
-ALL = (kills.FAMILY, power.FAMILY, damages.FAMILY, disks.FAMILY, hangs.FAMILY, flips.FAMILY, differs.FAMILY)
+ALL = (
+    kills.FAMILY,
+    power.FAMILY,
+    damages.FAMILY,
+    disks.FAMILY,
+    hangs.FAMILY,
+    flips.FAMILY,
+    differs.FAMILY,
+    background.FAMILY,
+)
 FAMILIES: dict[str, Family] = {family.name: family for family in ALL}

@@ -289,7 +289,8 @@ def test_a_full_disk_for_a_while_does_not_end_training(place, tmp_path, monkeypa
         full[0] = state.step in (2, 3, 4)
 
     monkeypatch.setattr(os, "write", write)
-    config = load(place / "run.yaml", [f"track.folder={tmp_path}", "checkpoint.every=1", "train.steps=7"])
+    waits = "checkpoint.asynchronous=false"
+    config = load(place / "run.yaml", [f"track.folder={tmp_path}", "checkpoint.every=1", "train.steps=7", waits])
     assert train(config, Mesh.single(), TrainParts(after_step=(fill,))) == 0
     warned = [r.getMessage() for r in caplog.records if "could not be saved" in r.getMessage()]
     assert [f"step {step} could not" in line for step, line in zip((3, 4, 5), warned)] == [True] * 3
@@ -307,11 +308,11 @@ def test_a_last_checkpoint_that_is_elsewhere_is_told_and_never_left_behind(place
     """The run said that the same command resumes from it; repeated, it began at step 0."""
     from roots_dist.config.load import load
     from roots_dist.errors import CheckpointError
-    from roots_dist.runs.train import saving
+    from roots_dist.runs.train import save_job
     from roots_dist.runs.train.loop import TrainParts, train
     from roots_dist.world.mesh import Mesh
 
-    folder, elsewhere, real, full = tmp_path / "run", tmp_path / "elsewhere", saving.save, [True]
+    folder, elsewhere, real, full = tmp_path / "run", tmp_path / "elsewhere", save_job.write_checkpoint, [True]
 
     def save(into, *rest, **more):
         if into == folder and full[0]:
@@ -321,7 +322,7 @@ def test_a_last_checkpoint_that_is_elsewhere_is_told_and_never_left_behind(place
     def stop(state, report):
         state.stop.signal = signal.SIGTERM if state.step == 1 else 0
 
-    monkeypatch.setattr(saving, "save", save)
+    monkeypatch.setattr(save_job, "write_checkpoint", save)
     caplog.set_level("INFO")
     own = [f"track.folder={folder}", f"checkpoint.fallback_folder={elsewhere}", "train.steps=4"]
     config, alone = load(place / "run.yaml", own), Mesh.single()
@@ -355,12 +356,12 @@ def test_the_next_checkpoint_takes_the_place_of_a_best_one_that_could_not_be_sav
     """An older one stayed marked, and was evaluated and generated from."""
     from roots_dist.config.load import load
     from roots_dist.errors import CheckpointError
-    from roots_dist.runs.train import saving
+    from roots_dist.runs.train import save_job
     from roots_dist.runs.train.loop import TrainParts, train
     from roots_dist.storage.checkpoint.keep import best
     from roots_dist.world.mesh import Mesh
 
-    real = saving.save
+    real = save_job.write_checkpoint
 
     def save(into, step, *rest, **more):
         if step == 2:
@@ -370,8 +371,9 @@ def test_the_next_checkpoint_takes_the_place_of_a_best_one_that_could_not_be_sav
     def never_better(state, metrics):
         state.best.value = -1.0 if state.best.step else None
 
-    monkeypatch.setattr(saving, "save", save)
+    monkeypatch.setattr(save_job, "write_checkpoint", save)
     own = [f"track.folder={tmp_path}", f"data.validation={place / 'text'}", "finetune.patience=9", "checkpoint.keep=1"]
+    own.append("checkpoint.asynchronous=false")
     steps = ["train.eval_every=2", "train.eval_sequences=4"]
     for last in (6, 7):
         config = load(place / "run.yaml", [*own, *steps, f"train.steps={last}"])

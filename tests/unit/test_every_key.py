@@ -147,6 +147,7 @@ READERS = {
     "train.sample_every": "runs/train/callbacks.py",
     "checkpoint.every": "runs/train/callbacks.py",
     "checkpoint.keep": "runs/train/saving.py",
+    "checkpoint.asynchronous": "config/schema.py",
     "checkpoint.resume": "runs/train/resume.py",
     "checkpoint.max_failures": "runs/train/saving.py",
     "checkpoint.fallback_folder": "runs/train/saving.py",

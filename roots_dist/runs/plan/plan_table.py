@@ -42,7 +42,7 @@ def lines(plan: Plan, cluster: ClusterSpeed | None, free: int | None = None, wid
     title = f"{layout}, {processes}, {parameters_in_words(plan.config)}{adapters}; per process and step"
     answer, head, times = (
         [part for line in some for part in textwrap.wrap(line, width)]
-        for some in ([fits(plan, free)], [title], _time(plan, cluster))
+        for some in ([fits(plan, free)], [title], [*_save_copy(plan), *_time(plan, cluster)])
     )
     return [*answer, *head, "", *table, "", *times]
 
@@ -50,6 +50,13 @@ def lines(plan: Plan, cluster: ClusterSpeed | None, free: int | None = None, wid
 def _unused(layout: Layout) -> set[str]:
     """Axes that are not told, because most layouts do not have them."""
     return {axis for axis in ("cp", "ep") if getattr(layout, axis) == 1}
+
+
+def _save_copy(plan: Plan) -> list[str]:
+    copy = max(rank.save_copy for rank in plan.ranks)
+    return [
+        f"while a checkpoint is written: {size(copy)} more of host memory per process (checkpoint.asynchronous)"
+    ] * (copy > 0)
 
 
 def fits(plan: Plan, free: int | None) -> str:
@@ -61,8 +68,9 @@ def fits(plan: Plan, free: int | None) -> str:
             return f"✗ {each}: does not fit a GPU of {GPUS_GIB[-1]} GiB"
         left = size(room * 2**30 - plan.peak)
         return f"{each}: fits GPUs of {room} GiB, with {left} left for libraries and fragmentation"
-    whole = plan.peak * plan.layout.world_size
-    of = f"{size(free)} that this machine has free, with {plan.layout.world_size} × {size(plan.peak)} of tensors"
+    most = max(rank.peak + rank.save_copy for rank in plan.ranks)
+    whole = most * plan.layout.world_size
+    of = f"{size(free)} that this machine has free, with {plan.layout.world_size} × {size(most)} of tensors"
     return f"fits into the {of}" if whole < free else f"✗ does not fit into the {of}"
 
 

@@ -15,7 +15,7 @@ from math import prod
 import torch
 
 from roots_dist.accounting.flops import mfu
-from roots_dist.accounting.memory import rank_state
+from roots_dist.accounting.memory import rank_state, save_copy_bytes
 from roots_dist.accounting.sizes import parameters
 from roots_dist.assembly.rank_model import stage_runs
 from roots_dist.config.records import schedule_of
@@ -57,6 +57,8 @@ class RankPlan:
     """Peak of forward and backward passes beyond the gradients."""
     sent: Mapping[str, float]
     """Bytes sent per step, by axis."""
+    save_copy: int
+    """Host memory of a copy while a checkpoint is written; beside the peak."""
 
     @property
     def peak(self) -> int:
@@ -166,7 +168,8 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions
     numbers = sum(p.tensor.numel() for p in found.params)
     trainable_numbers = sum(p.tensor.numel() for p in found.params if p.tensor.requires_grad)
     gradients = sum(p.tensor.grad.nbytes for p in found.params if p.tensor.grad is not None)
-    state = rank_state(config, layout, numbers, trainable_numbers, _numbers_of_experts(layout, found))
+    held = (numbers, trainable_numbers, _numbers_of_experts(layout, found))
+    state = rank_state(config, layout, *held)
     stage_3 = config.parallel.zero_stage >= 3 and config.engine(layout.dp_cp) == "deepspeed"
     shard = state.gradients if stage_3 else 0  # beside the gradients of the passes
     return RankPlan(
@@ -186,6 +189,7 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions
                 for m in _dp_messages(config, layout, found, actions)
             ),
         },
+        save_copy=save_copy_bytes(config, layout, *held),
     )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from roots_dist import environment
+from roots_dist.world.mesh import BACKGROUND
 
 SIZE = {"TORCH_FR_BUFFER_SIZE": "2000"}
 """Variable that gives the recorder its length, where nobody else does; to be set before the first process group."""
@@ -43,27 +44,29 @@ class Recorded:
     """Whether nothing has been overwritten: a group that is not in `begun` has then begun nothing."""
 
 
-def record() -> Recorded:
-    """What this process has begun and not finished."""
-    return read_dump(_dump(only_active=False))
+def record(background: bool = False) -> Recorded:
+    """What this process has begun and not finished: its main thread, or with `background` its second one too, which
+    the main thread then waits for."""
+    return read_dump(_dump(only_active=False), background)
 
 
-def pending() -> Operation | None:
+def pending(background: bool = False) -> Operation | None:
     """The oldest operation that has begun and not finished: much cheaper than `record`."""
-    return read_dump(_dump(only_active=True)).pending
+    return read_dump(_dump(only_active=True), background).pending
 
 
-def _dump(only_active: bool) -> Any:
-    """What torch's recorder holds. NCCL has one of its own; a torch that is built for CUDA has both, and under gloo
-    NCCL's is empty."""
+def _dump(only_active: bool) -> dict[str, Any]:
+    """What torch's recorders hold. NCCL has one of its own; a torch that is built for CUDA has both, and under gloo
+    NCCL's is empty. Under NCCL the other one has the second threads of the ranks, who meet over gloo."""
     from torch._C import _distributed_c10d as c10d
 
     nccl = dist.is_initialized() and dist.get_backend() == "nccl"
-    name = "_dump_nccl_trace_json" if nccl else "_dump_fr_trace_json"
-    return json.loads(getattr(c10d, name)(includeCollectives=True, onlyActive=only_active))
+    names = ("_dump_nccl_trace_json", "_dump_fr_trace_json") if nccl else ("_dump_fr_trace_json",)
+    dumps = [json.loads(getattr(c10d, name)(includeCollectives=True, onlyActive=only_active)) for name in names]
+    return {"entries": [entry for dump in dumps for entry in dump.get("entries", ())]}
 
 
-def read_dump(dump: Mapping[str, Any]) -> Recorded:
+def read_dump(dump: Mapping[str, Any], background: bool = False) -> Recorded:
     """Read a dump of the recorder. Entries are in the order in which they began."""
     oldest: Operation | None = None
     begun: dict[str, int] = {}
@@ -74,7 +77,8 @@ def read_dump(dump: Mapping[str, Any]) -> Recorded:
         number = int(entry["p2p_seq_id"] if message else entry["collective_seq_id"])
         if not message:
             begun[name] = max(begun.get(name, 0), number)
-        if oldest is None and not entry.get("retired") and entry.get("state") != "completed":
+        is_seen = background or title != BACKGROUND
+        if oldest is None and is_seen and not entry.get("retired") and entry.get("state") != "completed":
             operation = str(entry["profiling_name"]).partition(":")[2] or str(entry["profiling_name"])
             oldest = Operation(operation, name, "world" if title == "default_pg" else title, number)
     return Recorded(oldest, begun, complete=len(entries) < _length())

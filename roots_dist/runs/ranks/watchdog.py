@@ -150,6 +150,11 @@ class Watchdog:
     def limit(self) -> float:
         return self.limits.get(self.progress.phase, self.limits["step"])
 
+    @property
+    def _waits_for_save(self) -> bool:
+        """Whether the main thread saves, or waits for the thread that does: what that one waits in counts then."""
+        return self.progress.phase == "save"
+
     def _watch(self) -> None:
         before = time.monotonic()
         while not self._over.wait(self._tick):
@@ -173,7 +178,7 @@ class Watchdog:
         computes."""
         if self.progress.wait is not None:
             return self.progress.wait
-        if (operation := flight_recorder.pending()) is not None:
+        if (operation := flight_recorder.pending(self._waits_for_save)) is not None:
             return operation
         frame = self._frame()
         if frame is not None and _waits(frame):
@@ -203,7 +208,7 @@ class Watchdog:
 
     def state(self) -> State:
         """How this rank is."""
-        found = flight_recorder.record()
+        found = flight_recorder.record(self._waits_for_save)
         wait, operation, frame = self.progress.wait, found.pending, self._frame()
         state = State(
             rank=self.who.rank,

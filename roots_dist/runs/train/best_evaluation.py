@@ -69,7 +69,7 @@ def best_evaluation(config: Config, saved: Mapping[str, object]) -> BestEvaluati
     """Best evaluation of a run that fine-tunes or may stop early, else None. It continues from `saved`, the state in a
     checkpoint, if the metric is the same."""
     f = config.finetune
-    if (f.init_from is None and not f.patience) or not config.data.validation:
+    if not config.keeps_best():
         return None
     metric = {"loss": "loss/validation", "accuracy": f"accuracy/validation/{config.objective.name}"}.get(
         f.metric, f"{f.metric}/validation"

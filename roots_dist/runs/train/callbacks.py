@@ -24,7 +24,7 @@ from roots_dist.runs.generate.request import Request
 from roots_dist.runs.generate.sampling import Sampling
 from roots_dist.runs.track.machine_facts import peak_memory_gib
 from roots_dist.runs.train.copies import check_copies
-from roots_dist.runs.train.saving import checkpoint
+from roots_dist.runs.train.saving import checkpoint, poll
 from roots_dist.runs.train.slow_ranks import SlowRanks
 from roots_dist.runs.train.state import TrainState
 from roots_dist.runs.train.step import StepReport
@@ -232,6 +232,7 @@ def callbacks(state: TrainState, on_step: Sequence[Callback] = ()) -> list[Callb
         config = state.config
         if state.stop.agreed:
             return  # runs/train/loop.py saves at once
+        poll(state)
         check_copies_if_due(state)
         if is_due(state, config.train.eval_every):
             evaluate(state)

@@ -51,7 +51,7 @@ from roots_dist.runs.train.repeats import note_failure, noting_failures
 from roots_dist.runs.train.resume import resume
 from roots_dist.runs.train.rewind import rewind, spikes_of
 from roots_dist.runs.train.run_folder import HeldFolder, folder_gone, hold_folder
-from roots_dist.runs.train.saving import checkpoint, move_it, save_elsewhere
+from roots_dist.runs.train.saving import finishing_saves, move_it, save_elsewhere, save_last
 from roots_dist.runs.train.state import OnCheckpoint, OnEvaluation, TrainState
 from roots_dist.runs.train.step import StepReport, train_step
 from roots_dist.world.batch import MicroBatch, Objective
@@ -125,6 +125,7 @@ def open_run(folder: Path, config: Config, mesh: Mesh, parts: TrainParts = Train
         skipped=start.skipped,
         spikes=spikes_of(config, start.spikes),
         author=start.author,
+        background=mesh.for_background() if config.saves_in_background() else None,
         on_evaluation=parts.on_evaluation,
         on_checkpoint=parts.on_checkpoint,
     )
@@ -155,6 +156,7 @@ def train_in(
     with ExitStack() as closing:
         closing.callback(lambda: state.trackers.close())
         after_step = begin()
+        closing.enter_context(finishing_saves(state))
         stop.began = True
         if first == 0 and not stop.agree(mesh):
             evaluate(state)
@@ -177,8 +179,7 @@ def train_in(
         if stop.agreed:  # the launcher may kill us in seconds: the checkpoint comes before anything else
             return stop_early(state)
         if first < state.step:
-            if state.saves.step < state.step:
-                checkpoint(state, last=True)
+            save_last(state)
             sample(state)
         else:
             log.info("%s", state.reason_to_stop())
@@ -214,11 +215,12 @@ def stop_early(state: TrainState) -> int:
     if number == FOLDER_GONE:
         fallback = state.config.checkpoint.fallback_folder
         saved = "nothing of it is saved elsewhere: checkpoint.fallback_folder is not set"
+        if state.saves.under_way is not None:
+            state.saves.under_way.wait()  # it fails, and no rank reads a folder that is not there
         if fallback is not None:
             saved = f"the last step is in {save_elsewhere(state, Path(fallback))}"
         raise folder_gone(folder, saved)
-    if state.saves.step < state.step:
-        checkpoint(state, last=True)
+    save_last(state)
     ended = f"{STOPPED} by {signal.Signals(number).name} after step {state.step}"
     if state.saves.elsewhere:
         ended = f"{ended}; {move_it(state, state.saves.elsewhere)}"

@@ -18,6 +18,7 @@ from roots_dist.config.schema import Config
 from roots_dist.runs.train.best_evaluation import best_evaluation
 from roots_dist.runs.train.left_out import write_left_out
 from roots_dist.runs.train.resume import load_point
+from roots_dist.runs.train.saving import settle
 from roots_dist.runs.train.spikes import FIX, MOST, Spikes, SpikesError
 from roots_dist.runs.train.state import Saves, TrainState
 from roots_dist.storage.checkpoint.format import STATE_FILE, read_json
@@ -40,6 +41,7 @@ def rewind(state: TrainState, why: str) -> bool:
     Raises SpikesError if it is the third time for one checkpoint.
     """
     mesh, run, folder = state.mesh, state.run, state.folder
+    settle(state)  # it is of a step before the spike
     with mesh.progress.during("resume"):
         found, damages = newest_verified(folder, mesh)
         step = 0 if found is None else read_json(found / STATE_FILE)["step"]
@@ -65,5 +67,6 @@ def rewind(state: TrainState, why: str) -> bool:
     state.step, state.skipped = point.step, point.skipped
     state.best = best_evaluation(state.config, point.best)
     state.spikes = spikes_of(state.config, {**point.spikes, "left_out": left_out})
-    state.saves = Saves(point.step, state.saves.author, state.saves.verified)
+    was = state.saves
+    state.saves = Saves(point.step, was.author, was.verified, background=was.background)
     return True

@@ -1,102 +1,182 @@
-"""Save checkpoints while training goes on: a save that fails is said and tried again, and one that succeeded is read
-back before an older one is deleted.
+"""Save checkpoints while training goes on: in the background, from a copy; a save that fails is said and tried again,
+and one that succeeded is read back before an older one is deleted.
 
-    checkpoint --save, damage_of--> best.json, prune
+    checkpoint --copy--> BackgroundSave (save_job.py) --poll, after each step--> over: settle
                --failed--> a warning, again after 1, 2, 4, … steps --checkpoint.max_failures in a row, or the run's last
                            save--> once more in checkpoint.fallback_folder; the run stops
+
+One save is under way at most. Whoever stops waits for it, and saves the last step itself.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from roots_dist.errors import CheckpointError, Problem
 from roots_dist.runs.train.copies import check_copies
+from roots_dist.runs.train.save_job import BackgroundSave, Keeping, SaveJob
 from roots_dist.runs.train.state import TrainState
 from roots_dist.storage.checkpoint.disk import make_folder
 from roots_dist.storage.checkpoint.format import checkpoints_folder
 from roots_dist.storage.checkpoint.run_identity import mark_saved
-from roots_dist.storage.checkpoint.save import save
+from roots_dist.storage.checkpoint.save import shards_of, with_facts
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
-from roots_dist.storage.checkpoint.verified import damage_of, prune, set_all_aside
 
 log = logging.getLogger(__name__)
 
 
 def checkpoint(state: TrainState, *, last: bool = False) -> Path | None:
-    """Save a checkpoint, delete those that are not kept, and return its folder; None if it failed and training goes on.
-    `last`: the run ends with it, and it may be in checkpoint.fallback_folder. Collective over the world.
+    """Save a checkpoint, delete those that are not kept, and return its folder; None if that goes on in the background,
+    or failed and training goes on. `last`: the run ends with it, and it may be in checkpoint.fallback_folder.
+    Collective over the world.
 
     Raises CheckpointError on all ranks if it fails and was the last one, or checkpoint.max_failures failed in a row.
     """
-    since, before = time.perf_counter(), state.saves.step
+    since, saves = time.perf_counter(), state.saves
+    if saves.under_way is not None:
+        _say_that_it_waits(state, saves.under_way.job.step)
+        settle(state)
     with state.trackers.doing("saving ..."), state.mesh.progress.during("save"):
+        if saves.background is not None and not last:
+            job = _job(state, state.folder)
+            saves.under_way = BackgroundSave(replace(job, shards=tuple(job.shards)), saves.background)
+            state.trackers.log(state.step, {"time/checkpoint_s": time.perf_counter() - since})
+            return None
         try:
-            path = _save_and_read_back(state, state.folder)
+            path = _job(state, state.folder).run(state.mesh)
         except CheckpointError as error:
-            if (elsewhere := _after_failure(state, error, last)) is None:
+            if (elsewhere := _after_failure(state, state.step, error, last)) is None:
                 return None
             path = elsewhere
         else:
-            state.saves.succeeded(state.step)
-            _keep(state, before)
+            saves.succeeded(state.step)
     state.trackers.log(state.step, {"time/checkpoint_s": time.perf_counter() - since})
-    state.trackers.checkpoint(state.step, path)
+    _tell(state, state.step, path)
+    return path
+
+
+def save_last(state: TrainState) -> None:
+    """Finish the save that is under way, and save the last step if it was another. Collective over the world; raises as
+    `checkpoint` does."""
+    settle(state)
+    if state.saves.step < state.step:
+        checkpoint(state, last=True)
+
+
+def poll(state: TrainState) -> None:
+    """Take note of the save that is under way, if it is over on all ranks, or wait for it if one of them has written
+    for longer than a save may take: a hang is then named. Costs one small message while a save is under way.
+    Collective over the world; raises as `checkpoint` does."""
+    under_way = state.saves.under_way
+    if under_way is None:
+        return
+    is_late = not under_way.is_over and under_way.seconds > _limit_s(state)
+    told = torch.tensor([under_way.is_over, is_late], dtype=torch.int64, device=state.mesh.device)
+    over, late = state.mesh.world.sum_(told).tolist()
+    if over == state.mesh.world.size:
+        settle(state)
+    elif late:
+        log.warning(
+            "the checkpoint of step %d is being written for %.3g s, and advanced.save_timeout_s is %g: training waits "
+            "for it",
+            under_way.job.step,
+            under_way.seconds,
+            _limit_s(state),
+        )
+        settle(state)
+
+
+def settle(state: TrainState) -> None:
+    """Wait for the save that is under way, if there is one, and take note of what became of it. Collective over the
+    world; raises as `checkpoint` does."""
+    under_way = state.saves.under_way
+    if under_way is None:
+        return
+    step = under_way.job.step
+    with state.trackers.doing(f"saving step {step} ..."), state.mesh.progress.during("save"):
+        try:
+            path = under_way.result()
+        except CheckpointError as error:
+            state.saves.under_way = None
+            _after_failure(state, step, error, last=False)
+            return
+    state.saves.under_way = None
+    state.saves.succeeded(step)
+    state.trackers.log(state.step, {"time/save_s": under_way.seconds})
+    _tell(state, step, path)
+
+
+@contextmanager
+def finishing_saves(state: TrainState) -> Iterator[None]:
+    """Wait for the save that is under way where the body fails: its step is done, and only its bytes are on their way.
+    No longer than a save may take, because it may wait for a rank that has failed too."""
+    try:
+        yield
+    except Exception:
+        under_way = state.saves.under_way
+        if under_way is not None and not under_way.is_over:
+            log.info("the checkpoint of step %d is written to its end before the run stops", under_way.job.step)
+            under_way.wait(_limit_s(state))
+        raise
+
+
+def _limit_s(state: TrainState) -> float:
+    own = state.config.advanced
+    return own.save_timeout_s or own.timeout_s
+
+
+def _say_that_it_waits(state: TrainState, before: int) -> None:
+    """Once as a warning: where saves take longer than the steps between them, every one waits."""
+    level = logging.DEBUG if state.saves.has_waited else logging.WARNING
+    state.saves.has_waited = True
+    text = (
+        "the checkpoint of step %d waits for that of step %d, which is still being written; a larger checkpoint.every "
+        "lets training go on"
+    )
+    log.log(level, text, state.step, before)
+
+
+def _tell(state: TrainState, step: int, path: Path) -> None:
+    """Tell who asked for it of a checkpoint that is in place."""
+    state.trackers.checkpoint(step, path)
     for callback in state.on_checkpoint:
         callback(state, path)
-    return path
 
 
-def _save_and_read_back(state: TrainState, folder: Path) -> Path:
-    """Save, and compare what was in memory with what the disk gives back. Raises CheckpointError on all ranks."""
+def _job(state: TrainState, folder: Path) -> SaveJob:
+    """The save of the step that is done. Its shards are gathered as they are asked for. Collective over the world."""
     check_copies(state.run, state.step)  # what has drifted apart is never saved
-    config, best = state.config.model_dump(mode="json"), state.best
+    config, best, saves = state.config.model_dump(mode="json"), state.best, state.saves
     saved = {"tokens": state.tokens, "skipped": state.skipped, "config": config, "best": best and best.saved()}
     saved |= state.spikes.saved()
-    author = state.saves.author
-    path = save(folder, state.step, state.run.engine, state.run.params, state.mesh, saved, author=author)
-    why = damage_of(path, state.step, author.run, state.mesh)
-    if why:
-        aside = SharedFailure(state.mesh)
-        if state.mesh.rank == 0:
-            with aside.attempt(f"cannot rename {path}"):
-                set_all_aside([(path, why)])
-        raise CheckpointError(aside.on_all() or why)
-    return path
+    keeping = None
+    if folder == state.folder:
+        keeping = Keeping(state.config.checkpoint.keep, saves.step, best and replace(best), saves.verified)
+    return SaveJob(
+        folder=folder,
+        step=state.step,
+        state=with_facts(saved, state.step, state.run.engine, state.mesh),
+        author=saves.author,
+        shards=shards_of(state.run.engine, state.run.params, state.mesh),
+        keeping=keeping,
+    )
 
 
-def _keep(state: TrainState, before: int) -> None:
-    """Mark the best checkpoint, then delete older ones. `before`: step of the checkpoint before this one; if there
-    was a better evaluation since, whose save has failed, this one takes its place. A failure is only said: the new
-    checkpoint is in place."""
-    tidied, best = SharedFailure(state.mesh), state.best
-    if state.mesh.rank == 0:
-        with tidied.attempt(f"cannot note in {state.folder} that it has a checkpoint"):
-            mark_saved(state.folder)
-    if state.mesh.rank == 0 and best and best.step and (best.step == state.step or best.step > before):
-        with tidied.attempt(f"cannot mark the best checkpoint of {state.folder}"):
-            best.mark(state.folder, state.step)
-        if best.step < state.step:
-            why = "the best evaluation, after step %d, has no checkpoint: that of step %d is marked in its place"
-            log.warning(why, best.step, state.step)
-    why = tidied.on_all()
-    if not why:
-        with tidied.attempt(f"cannot delete the oldest checkpoints of {state.folder}"):
-            prune(state.folder, state.config.checkpoint.keep, state.mesh, state.saves.verified)
-        why = tidied.on_all()
-    if why:
-        log.warning("%s", why)
-
-
-def _after_failure(state: TrainState, error: CheckpointError, last: bool) -> Path | None:
-    """Say that a save has failed, and decide whether training goes on. Returns where the last one was made instead."""
+def _after_failure(state: TrainState, step: int, error: CheckpointError, last: bool) -> Path | None:
+    """Say that the save of a step has failed, and decide whether training goes on. Returns where the last one was made
+    instead."""
     saves = state.saves
     keys = state.config.checkpoint
     saves.failed(state.step, keys.every)
     many = saves.failures >= keys.max_failures
-    told = f"the checkpoint of step {state.step} could not be saved ({saves.failures} in a row): {error}"
+    told = f"the checkpoint of step {step} could not be saved ({saves.failures} in a row): {error}"
     if not (last or many):
         log.warning("%s Training goes on; the next attempt is after step %d", told, saves.next_try)
         return None
@@ -152,4 +232,4 @@ def save_elsewhere(state: TrainState, folder: Path) -> Path:
                 if not path.exists():
                     make_folder(path)
     made.raise_on_all()
-    return _save_and_read_back(state, folder)
+    return _job(state, folder).run(state.mesh)

@@ -18,6 +18,7 @@ from roots_dist.runs.evaluate.sources import bytes_per_token
 from roots_dist.runs.ranks.stop_signal import StopSignal
 from roots_dist.runs.track.trackers import Trackers
 from roots_dist.runs.train.best_evaluation import BestEvaluation
+from roots_dist.runs.train.save_job import BackgroundSave
 from roots_dist.runs.train.spikes import Spikes
 from roots_dist.storage.checkpoint.format import Author
 from roots_dist.world.batch import MicroBatch
@@ -45,6 +46,12 @@ class Saves:
     """Step after which a failed save is tried again; 0 if none is to be."""
     elsewhere: Path | None = None
     """The newest checkpoint, if it is in checkpoint.fallback_folder and not in the run's folder."""
+    background: Mesh | None = None
+    """Mesh of the threads that save while training goes on; None if training waits."""
+    under_way: BackgroundSave | None = None
+    """The save that goes on in the background, until all ranks have taken note of its end."""
+    has_waited: bool = False
+    """Whether a save has waited for the one before."""
 
     def succeeded(self, step: int, elsewhere: Path | None = None) -> None:
         self.step, self.failures, self.next_try, self.elsewhere = step, 0, 0, elsewhere
@@ -86,12 +93,13 @@ class TrainState:
     """Number of steps that changed nothing because a number was not finite."""
     stop: StopSignal = field(default_factory=StopSignal)
     author: InitVar[Author] = Author()
+    background: InitVar[Mesh | None] = None
     saves: Saves = field(init=False)
     bytes_per_token: float | None = field(init=False)
 
-    def __post_init__(self, author: Author) -> None:
+    def __post_init__(self, author: Author, background: Mesh | None) -> None:
         self.bytes_per_token = bytes_per_token(self.config.data.validation)
-        self.saves = Saves(self.step, author, {self.step})
+        self.saves = Saves(self.step, author, {self.step}, background=background)
 
     @property
     def mesh(self) -> Mesh:

@@ -1,10 +1,11 @@
 """Write a checkpoint that does not depend on the layout, in bounded memory, and commit it by one rename.
 
-    engine.read_state(name) --gather tp slices on the owner--> whole tensors --shards--> .partial/ --rename--> step_N
+    engine.read_state(name) --gather tp slices on the owner--> whole tensors --shards_of--> Shard, Shard, …
+    --write_checkpoint--> .partial/ --rename--> step_N
 
-Parameters are written one at a time; the owner of each is one of the (tp, dp) ranks of its pipeline stage, so that all
-ranks write in parallel. A kill at any moment leaves a hidden folder, which the next save removes. Called by the
-trainer's callbacks.
+Parameters are gathered one at a time; the owner of each is one of the (tp, dp) ranks of its pipeline stage, so that all
+ranks write in parallel. A shard is written as soon as it is whole, or all of them later by another thread, which needs
+no engine. A kill at any moment leaves a hidden folder, which the next save removes.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,17 @@ DTYPES = {torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16"}
 DISK_FULL_FIX = "free some space, or choose another track.folder; earlier checkpoints are intact"
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A file of a checkpoint in the memory of the rank that writes it."""
+
+    kind: str
+    """Which tensor of the optimizer state (zero.seam.STATE) of its parameters it holds."""
+    file: str
+    tensors: Mapping[str, Tensor]
+    """By the names of their parameters, whole, on the CPU."""
+
+
 def save(
     run: Path,
     step: int,
@@ -63,16 +75,31 @@ def save(
     author: Author = Author(),
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """Save to `<run>/checkpoints/step_<step>` and return that folder. The run's folder must exist. Collective over the
-    world.
+    """Save to `<run>/checkpoints/step_<step>` at once and return that folder. Collective over the world. The other
+    arguments and the errors are those of `write_checkpoint`."""
+    state = with_facts(state, step, engine, mesh)
+    return write_checkpoint(run, step, shards_of(engine, params, mesh, shard_bytes), state, mesh, author)
 
-    `state` is the rest of the trainer's state as JSON, the same on every rank; `author` is rank 0's. If any rank fails
-    (a full disk), every rank raises CheckpointError with that rank's message, and earlier checkpoints are unchanged.
-    """
+
+def with_facts(state: dict[str, Any], step: int, engine: Engine, mesh: Mesh) -> dict[str, Any]:
+    """What goes into state.json: `state`, the rest of the trainer's state as JSON, the same on every rank, and what is
+    known of the engine and the layout. A copy."""
     facts = {"format": FORMAT, "step": step, "version": __version__, "layout": str(mesh.layout)}
     facts["taken"] = {str(border): steps for border, steps in engine.optimizer_steps.items()}
     assert not facts.keys() & state.keys(), facts.keys() & state.keys()
-    json.dumps(state, allow_nan=False)  # fail here on every rank, not later on one
+    copy: dict[str, Any] = json.loads(json.dumps(state, allow_nan=False))  # fails here on every rank, not later on one
+    return copy | facts
+
+
+def write_checkpoint(
+    run: Path, step: int, shards: Iterable[Shard], state: dict[str, Any], mesh: Mesh, author: Author = Author()
+) -> Path:
+    """Write this rank's shards, and commit when those of all ranks are on disk. The run's folder must exist. Returns
+    the checkpoint's folder. Collective over the world: of `mesh.world` alone, besides what `shards` does.
+
+    `state` is from `with_facts`; `author` is rank 0's. If any rank fails (a full disk), every rank raises
+    CheckpointError with that rank's message, and earlier checkpoints are unchanged.
+    """
     final = checkpoints_folder(run) / step_name(step)
     partial = final.with_name(f".{final.name}{PARTIAL}")
     failures = SharedFailure(mesh)
@@ -83,13 +110,18 @@ def save(
             make_folder(partial)
     failures.raise_on_all()
     try:
-        written = _write_tensors(partial, engine, params, mesh, failures, shard_bytes)
+        written = []
+        for shard in shards:  # to its end even after a failure: the other ranks gather too
+            if not failures.failed:
+                with failures.attempt(f"cannot write {partial}", DISK_FULL_FIX):
+                    written.append({"kind": shard.kind, **write_shard(partial / shard.file, shard.tensors)})
+            del shard  # before the next one is gathered
         with failures.attempt(f"cannot write {partial}", DISK_FULL_FIX):
             write_json(part_file(partial, mesh.rank), {"shards": written})
         failures.raise_on_all()
         if mesh.rank == 0:
             with failures.attempt(f"cannot commit {final}", DISK_FULL_FIX):
-                write_metadata(partial, step, {**state, **facts}, mesh.world.size, author)
+                write_metadata(partial, step, state, mesh.world.size, author)
                 commit(partial, final, step)
         failures.raise_on_all()
     except CheckpointError:
@@ -100,10 +132,9 @@ def save(
     return final
 
 
-def _write_tensors(
-    folder: Path, engine: Engine, params: Sequence[Param], mesh: Mesh, failures: SharedFailure, shard_bytes: int
-) -> list[dict[str, Any]]:
-    """Write this rank's shards. Returns their names, sizes, hashes and tensors, as JSON. Collective over the world.
+def shards_of(engine: Engine, params: Sequence[Param], mesh: Mesh, shard_bytes: int = SHARD_BYTES) -> Iterator[Shard]:
+    """This rank's shards, each as soon as it is whole. They share no memory with the engine. Collective over the world:
+    every rank takes all that there are.
 
     Experts that are cut over ranks are planned by those that hold the same; each rank of ep has as many shards of them.
     """
@@ -112,12 +143,10 @@ def _write_tensors(
     plans = [_plan(held, mesh.tp.size * dp.size, shard_bytes) for held, dp in zip(mine, (mesh.dp_cp, mesh.edp))]
     common, each = (plan.num_shards for plan in plans)
     before, total = _shards_of_stages(common + mesh.ep.size * each, mesh)
-    written: list[dict[str, Any]] = []
     for held, plan, dp, first in zip(
         mine, plans, (mesh.dp_cp, mesh.edp), (before, before + common + mesh.ep.rank * each)
     ):
-        written += _write_shards(folder, engine, held, plan, dp, mesh, failures, (first, total))
-    return written
+        yield from _shards_of_plan(engine, held, plan, dp, mesh, (first, total))
 
 
 def _plan(params: Sequence[Param], owners: int, limit: int) -> ShardPlan:
@@ -125,22 +154,14 @@ def _plan(params: Sequence[Param], owners: int, limit: int) -> ShardPlan:
     return plan_shards(sizes, owners, limit)
 
 
-def _write_shards(
-    folder: Path,
-    engine: Engine,
-    params: Sequence[Param],
-    plan: ShardPlan,
-    dp: Axis,
-    mesh: Mesh,
-    failures: SharedFailure,
-    numbers: tuple[int, int],
-) -> list[dict[str, Any]]:
-    """Write this rank's part of a plan. dp: the ranks that hold the same parameters; numbers: how many shards there are
+def _shards_of_plan(
+    engine: Engine, params: Sequence[Param], plan: ShardPlan, dp: Axis, mesh: Mesh, numbers: tuple[int, int]
+) -> Iterator[Shard]:
+    """This rank's shards of a plan. dp: the ranks that hold the same parameters; numbers: how many shards there are
     before those of the plan, and in total. Collective over dp × tp."""
     before, total = numbers
     missing = [plan.shard.count(number) for number in range(plan.num_shards)]
     collected: dict[str, dict[str, Tensor]] = {kind: {} for kind in STATE}
-    written: list[dict[str, Any]] = []
     for p, owner, shard in zip(params, plan.owner, plan.shard):
         owner_dp, owner_tp = divmod(owner, mesh.tp.size)
         values = engine.read_state(p.name)
@@ -148,16 +169,13 @@ def _write_shards(
             continue
         for kind in list(values):
             whole = _whole(p, values.pop(kind), owner_tp, mesh)
-            if whole is not None and not failures.failed:
+            if whole is not None:
                 collected[kind][p.name] = whole
         missing[shard] -= 1
-        if missing[shard] == 0 and mesh.tp.rank == owner_tp and not failures.failed:
-            with failures.attempt(f"cannot write {folder}", DISK_FULL_FIX):
-                for kind in (kind for kind in STATE if collected[kind]):  # frozen parameters have no moments
-                    path = folder / shard_name(kind, before + shard + 1, total)
-                    written.append({"kind": kind, **write_shard(path, collected[kind])})
+        if missing[shard] == 0 and mesh.tp.rank == owner_tp:
+            for kind in (kind for kind in STATE if collected[kind]):  # frozen parameters have no moments
+                yield Shard(kind, shard_name(kind, before + shard + 1, total), collected.pop(kind))
             collected = {kind: {} for kind in STATE}
-    return written
 
 
 def _shards_of_stages(mine: int, mesh: Mesh) -> tuple[int, int]:

@@ -1,0 +1,259 @@
+"""Checkpoints that are written while training goes on: those of a run that waits, to the bit, under the same rules."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import signal
+import stat
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from roots_dist.accounting.memory import state_bytes
+from roots_dist.checks import readiness
+from roots_dist.checks.facts import Facts
+from roots_dist.config.schema import Config
+from roots_dist.errors import CheckpointError, Problem
+from roots_dist.layout import Layout
+from roots_dist.learning.data.store import Writer
+from roots_dist.runs.plan.plan_table import lines
+from roots_dist.runs.plan.predict import predict
+from roots_dist.runs.ranks.flight_recorder import read_dump
+from roots_dist.runs.ranks.stop_signal import read_end
+from roots_dist.runs.train import save_job, saving
+from roots_dist.runs.train.loop import TrainParts, train
+from roots_dist.testing.world import on_warm_world, on_world
+from roots_dist.world.mesh import Mesh
+
+LIMIT_S = 60
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("background") / "text"
+    with Writer(path, np.dtype("<u2")) as writer:
+        writer.add(np.random.default_rng(0).integers(0, 61, 2000).astype("<u2"))
+        writer.commit()
+    return str(path)
+
+
+def config_of(text: str, folder: Path, **changes: object) -> Config:
+    tree = {
+        "model": {"layers": 2, "hidden": 16, "heads": 2, "vocab": 61, "dropout": 0.1},
+        "data": {"train": text, "seq_length": 8},
+        "train": {"steps": 6, "global_batch": 4, "micro_batch": 2, "device": "cpu"},
+        "optim": {"lr": 1e-2, "lr_schedule": "constant"},
+        "checkpoint": {"every": 2, "keep": 9},
+        "track": {"folder": str(folder), "wandb": "disabled", "tensorboard": "off"},
+    }
+    return Config.from_tree(tree).changed(changes)
+
+
+class Gate:
+    """Holds saves back until it is opened."""
+
+    def __init__(self, patch: pytest.MonkeyPatch):
+        self.began, self.opened, self.real = [], threading.Event(), save_job.write_checkpoint
+        patch.setattr(save_job, "write_checkpoint", self)
+
+    def __call__(self, folder, step, *rest, **more):
+        self.began.append(step)
+        if threading.current_thread() is not threading.main_thread():
+            assert self.opened.wait(LIMIT_S)
+        return self.real(folder, step, *rest, **more)
+
+
+@pytest.fixture
+def gate(monkeypatch) -> Gate:
+    return Gate(monkeypatch)
+
+
+@pytest.fixture
+def opens_late(gate, monkeypatch) -> None:
+    """The gate is opened a while after training has begun to wait for the save."""
+    real = saving.settle
+
+    def settle(state):
+        if state.saves.under_way is not None:
+            threading.Timer(0.3, gate.opened.set).start()
+        real(state)
+
+    monkeypatch.setattr(saving, "settle", settle)
+
+
+def shards(folder: Path, step: int) -> dict[str, str]:
+    files = json.loads((folder / "checkpoints" / f"step_{step:08d}" / "manifest.json").read_text())["files"]
+    return {name: facts["sha256"] for name, facts in files.items() if name.endswith(".safetensors")}
+
+
+def held_back_on(rank: int, size: int, config: Config, layout: Layout) -> list[int]:
+    """Train, with every save held back until two more steps are done. Returns after which steps one was under way."""
+    during = []
+    with pytest.MonkeyPatch.context() as patch:
+        gate = Gate(patch)
+
+        def watch(state, report):
+            if state.saves.under_way is not None:
+                during.append(state.step)
+                if state.step >= state.saves.under_way.job.step + 1:
+                    gate.opened.set()
+                    assert state.saves.under_way.wait(LIMIT_S)
+                    gate.opened.clear()
+
+        assert train(config, Mesh.connect(layout, rank), TrainParts(after_step=(watch,))) == 0
+    return during
+
+
+LAYOUTS = [
+    (Layout(), {}),
+    (Layout(tp=2), {"parallel.tp": 2}),
+    (Layout(dp=2), {"parallel.zero_stage": 1, "advanced.engine": "reference"}),
+    *(
+        pytest.param(layout, changes, marks=pytest.mark.full)
+        for layout, changes in [
+            (Layout(pp=2), {"parallel.pp": 2}),
+            *((Layout(dp=2), {"parallel.zero_stage": stage, "advanced.engine": "deepspeed"}) for stage in (1, 2, 3)),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize("layout, changes", LAYOUTS)
+def test_a_copy_is_of_its_step_while_training_goes_on(layout, changes, text, tmp_path):
+    """What is written later has the bytes of a run that waits, and the next checkpoints too: nothing else changed."""
+    world = on_world if changes.get("advanced.engine") == "deepspeed" else on_warm_world
+    if layout.world_size == 1:
+        world = lambda size, work, *args, **more: [work(0, size, *args)]
+    own = {"advanced.engine": "reference", **changes}
+    while_training = config_of(text, tmp_path / "background", **own)
+    during = world(layout.world_size, held_back_on, while_training, layout, timeout=250)
+    assert all(steps == [2, 3, 4, 5] for steps in during), during
+    waits = config_of(text, tmp_path / "waits", **own).changed({"checkpoint.asynchronous": False})
+    assert not any(world(layout.world_size, held_back_on, waits, layout, timeout=250))
+    for step in (2, 4, 6):
+        assert shards(tmp_path / "background", step) == shards(tmp_path / "waits", step)
+
+
+def test_a_second_save_waits_for_the_first_and_says_so(text, tmp_path, gate, opens_late, caplog):
+    assert train(config_of(text, tmp_path), Mesh.single()) == 0
+    said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert any("the checkpoint of step 4 waits for that of step 2" in line for line in said), said
+    assert gate.began == [2, 4, 6]
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert next(row["step"] for row in rows if row.get("time/save_s", 0) > 0.25) == 4
+    assert any(row["step"] == 4 and row.get("time/checkpoint_s", 0) > 0.2 for row in rows)
+
+
+def test_a_save_that_fails_in_the_background_is_said_at_the_next_step_and_tried_again(
+    text, tmp_path, monkeypatch, caplog
+):
+    real, full, settled = os.write, threading.Event(), []
+
+    def write(fd, block):
+        in_background = threading.current_thread() is not threading.main_thread()
+        if in_background and full.is_set() and not stat.S_ISSOCK(os.fstat(fd).st_mode):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(fd, block)
+
+    def watch(state, report):
+        if state.saves.under_way is not None:
+            state.saves.under_way.wait(LIMIT_S)
+        (full.set if state.step < 4 else full.clear)()
+        settled.append((state.step, state.saves.failures))
+
+    monkeypatch.setattr(os, "write", write)
+    full.set()
+    config = config_of(text, tmp_path, **{"checkpoint.every": 3, "train.steps": 9})
+    assert train(config, Mesh.single(), TrainParts(after_step=(watch,))) == 0
+    (said,) = [r.getMessage() for r in caplog.records if "could not be saved" in r.getMessage()]
+    assert "the checkpoint of step 3 could not be saved (1 in a row)" in said and "No space left" in said
+    assert "Training goes on; the next attempt is after step 5" in said
+    assert settled[2:5] == [(3, 0), (4, 1), (5, 1)] and settled[5] == (6, 0)
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == [f"step_0000000{step}" for step in (5, 6, 9)]
+
+    full.set()
+    other = config.changed({"checkpoint.max_failures": 1, "train.steps": 20})
+    with pytest.raises(CheckpointError, match="checkpoint.max_failures = 1: .*No space left.*Fix: see to the disk"):
+        train(other, Mesh.single(), TrainParts(after_step=(lambda state, report: full.set(),)))
+
+
+@pytest.mark.parametrize("dies", [MemoryError("no more"), None])
+def test_a_writer_that_dies_is_noticed_at_the_next_step(dies, text, tmp_path, monkeypatch):
+    def work(self):
+        self._error = dies
+
+    steps = []
+    monkeypatch.setattr(save_job.BackgroundSave, "_work", work)
+    with pytest.raises((MemoryError, RuntimeError), match="no more|the thread that saves step 2 has ended without"):
+        train(config_of(text, tmp_path), Mesh.single(), TrainParts(after_step=(lambda s, r: steps.append(s.step),)))
+    assert steps == [1, 2]
+
+
+@pytest.mark.parametrize("ends", ["a signal", "an error"])
+def test_whoever_stops_waits_for_the_save_that_is_under_way(ends, text, tmp_path, gate, caplog):
+    def watch(state, report):
+        if state.step == 3:
+            threading.Timer(0.3, gate.opened.set).start()
+            if ends == "an error":
+                raise ValueError("no more")
+            state.stop.signal = signal.SIGTERM
+
+    caplog.set_level("INFO")
+    config = config_of(text, tmp_path)
+    if ends == "an error":
+        with pytest.raises(ValueError, match="no more"):
+            train(config, Mesh.single(), TrainParts(after_step=(watch,)))
+        assert "the checkpoint of step 2 is written to its end before the run stops" in caplog.text
+    else:
+        config = config.changed({"checkpoint.every": 2})
+        assert train(config, Mesh.single(), TrainParts(after_step=(watch,))) == 128 + signal.SIGTERM
+        assert read_end(tmp_path / "ended.txt") == "stopped by SIGTERM after step 4"
+        assert shards(tmp_path, 4)
+    assert shards(tmp_path, 2)
+
+
+def test_a_save_that_takes_too_long_is_waited_for(text, tmp_path, opens_late, monkeypatch, caplog):
+    """So that the watchdog sees it and names the rank, if it never ends."""
+    monkeypatch.setattr(saving, "_limit_s", lambda state: 0.2)
+    config = config_of(text, tmp_path, **{"checkpoint.every": 1, "train.steps": 3})
+
+    def watch(state, report):
+        if state.step == 1:
+            time.sleep(0.3)
+
+    assert train(config, Mesh.single(), TrainParts(after_step=(watch,))) == 0
+    assert "the checkpoint of step 1 is being written for " in caplog.text
+
+
+def test_the_background_is_no_hang_unless_the_main_thread_waits_for_it():
+    entry = {"process_group": ["3", "background"], "collective_seq_id": 4, "state": "scheduled", "record_id": 1}
+    later = entry | {"process_group": ["0", "default_pg"], "collective_seq_id": 9, "record_id": 2}
+    dump = {"entries": [each | {"profiling_name": "gloo:all_reduce"} for each in (entry, later)]}
+    assert read_dump(dump).pending.title == "world" and read_dump({"entries": dump["entries"][:1]}).pending is None
+    waited_for = read_dump(dump, background=True).pending
+    assert (waited_for.title, waited_for.number) == ("background", 4)
+
+
+def test_the_memory_of_the_copy_is_planned(text, tmp_path):
+    made = config_of(text, tmp_path)
+    plan, of_two = predict(made, Layout()), predict(made, Layout(dp=2))
+    copy = 12 * plan.ranks[0].parameters  # float32 weights and both moments
+    assert (plan.ranks[0].save_copy, of_two.ranks[0].save_copy) == (copy, copy // 2)
+    assert any(line.startswith("while a checkpoint is written: ") for line in lines(plan, None))
+    waits, at_the_end = made.changed({"checkpoint.asynchronous": False}), made.changed({"checkpoint.every": 0})
+    assert not waits.saves_in_background() and not at_the_end.saves_in_background()
+    assert predict(waits, Layout()).ranks[0].save_copy == 0
+
+    def problems(config: Config, memory: int) -> list[Problem]:
+        return list(readiness._memory(config, Layout(), Facts(memory=memory)))
+
+    held = state_bytes(made, Layout())
+    (problem,) = problems(made, held + copy - 1)
+    assert problem.key == "checkpoint.asynchronous" and "Fix: set checkpoint.asynchronous=false" in str(problem)
+    assert problems(made, held + copy) == problems(waits, held) == []
