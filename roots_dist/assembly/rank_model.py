@@ -60,7 +60,14 @@ class RankModel:
 def build_model(config: Config, mesh: Mesh) -> RankModel:
     """Build this rank's share of the model, with initial weights drawn from (seed, name). No communication."""
     sequence_parallel = config.parallel.sequence_parallel and mesh.tp.size > 1
-    tp = TensorParallel(mesh.tp, sequence_parallel, cp=mesh.cp, ep=mesh.ep, deferred=DeferredWeightGrads())
+    tp = TensorParallel(
+        mesh.tp,
+        sequence_parallel,
+        cp=mesh.cp,
+        cp_kind=config.parallel.cp_kind,
+        ep=mesh.ep,
+        deferred=DeferredWeightGrads(),
+    )
     specs = pieces_of(config, tp)
     runs = stage_runs(config, specs)
     recompute = frozenset(p.name for p in specs if p.is_block and config.train.recompute == "full")

@@ -56,7 +56,8 @@ def check_used(config: Config, world_size: int, facts: Facts | None = None, rank
     With `rank`, the schedule's program is checked for this rank and its pipeline neighbours, in a time that does not
     grow with the world; without it, for all ranks.
     """
-    problems = [*families.check(config), *model.check(config), *_tensor_parallel(config), *_optim(config)]
+    problems = [*families.check(config), *model.check(config), *_tensor_parallel(config)]
+    problems += [*_exchanged_heads(config), *_optim(config)]
     problems += _spikes(config)
     try:
         layout = layout_for(config, world_size)
@@ -123,6 +124,22 @@ def _tensor_parallel(config: Config) -> Iterator[Problem]:
             expected=f"a multiple of {families.cut_by(config.parallel, 'it')}",
             fix=f"use {-(-config.data.seq_length // unit) * unit}",
         )
+
+
+def _exchanged_heads(config: Config) -> Iterator[Problem]:
+    parallel, unit = config.parallel, config.parallel.head_unit()
+    heads = {"model.heads": config.model.heads, "model.kv_heads": config.model.num_kv_heads()}
+    if objective_of(config).has_generator:
+        heads["the generator's heads (generator.heads)"] = generator_of(config).model.heads
+    for name, number in heads.items():
+        if number % unit:
+            yield Problem(
+                key="parallel.cp_kind",
+                found=parallel.cp_kind,
+                expected=f"gather, because parallel.tp × parallel.cp = {unit} does not divide {name} = {number}",
+                fix="set parallel.cp_kind=gather, which takes any number of heads",
+            )
+            return
 
 
 def _ramp(config: Config) -> Iterator[Problem]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from roots_dist.accounting.sizes import num_blocks
+from roots_dist.config.parallel import Parallel
 from roots_dist.config.records import family_of, objective_of, objectives_of_family, shortest_seq, target_seq
-from roots_dist.config.schema import Config, Parallel
+from roots_dist.config.schema import Config
 from roots_dist.errors import Problem
 
 

@@ -21,6 +21,7 @@ from roots_dist.schedule.schedules import DEFAULT
 ONE_PROCESS: Mapping[str, object] = {
     "parallel.tp": 1,
     "parallel.cp": 1,
+    "parallel.cp_kind": "gather",
     "parallel.ep": 1,
     "parallel.pp": 1,
     "parallel.virtual_stages": 1,

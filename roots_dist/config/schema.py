@@ -7,7 +7,6 @@ One class per section. What most users never touch is under `advanced`. Nothing 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,14 +18,13 @@ from roots_dist.config.finetune import Finetune
 from roots_dist.config.lr_schedules import LR_SCHEDULES
 from roots_dist.config.model import Generator, Model
 from roots_dist.config.objectives import OBJECTIVES, ObjectiveName
+from roots_dist.config.parallel import Parallel
 from roots_dist.config.section import Section
-from roots_dist.schedule.schedules import DEFAULT, SCHEDULES
 
 if TYPE_CHECKING:
-    ScheduleName = str
     LrScheduleName = str
 else:  # a name added to a table is a value of the key
-    ScheduleName, LrScheduleName = Literal[tuple(SCHEDULES)], Literal[tuple(LR_SCHEDULES)]
+    LrScheduleName = Literal[tuple(LR_SCHEDULES)]
 
 
 class Objective(Section):
@@ -91,59 +89,6 @@ class Data(Section):
         if not isinstance(value, dict):
             return value
         return value | {k: _several(value[k]) for k in ("train", "validation") if k in value}
-
-
-class Parallel(Section):
-    """How the world is split: world = tp × cp × pp × dp. dp is what is left over, so it is not a key. ep is a part of
-    dp × cp."""
-
-    tp: int = Field(1, ge=1, description="tensor-parallel ranks: heads, MLP columns and vocabulary are cut over them")
-    cp: int = Field(
-        1,
-        ge=1,
-        description="context-parallel ranks: positions are cut over them, and attention gathers keys and values",
-    )
-    ep: int = Field(
-        1,
-        ge=1,
-        description="expert-parallel ranks, of dp × cp: model.experts are cut over them, and tokens sent to them",
-    )
-    pp: int = Field(1, ge=1, description="pipeline-parallel ranks: layers are cut over them")
-    virtual_stages: int = Field(1, ge=1, description="stages per pipeline rank (interleaved schedule)")
-    schedule: Annotated[ScheduleName, or_extended("schedules")] = Field(
-        DEFAULT, description="order of forward and backward passes over pp; `roots schedule` draws it"
-    )
-    sequence_parallel: bool = Field(
-        False, description="sequence parallel: norms and dropout cut along the sequence over tp"
-    )
-    zero_stage: int = Field(
-        1,
-        ge=0,
-        le=3,
-        description="what is sharded over dp × cp: 1 optimizer, 2 + gradients, 3 + weights; nothing on one data rank",
-    )
-
-    def ranks_per_sample(self) -> int:
-        """Ranks that work on the same samples: tp × cp × pp."""
-        return self.tp * self.cp * self.pp
-
-    def least_ranks(self) -> int:
-        """The least that a run needs, of which every number of processes is a multiple: those, with enough data ranks
-        to hold all experts."""
-        return math.prod(self.factors().values())
-
-    def factors(self) -> dict[str, int]:
-        """The keys whose product that is; parallel.cp and parallel.ep are among them where they are above 1."""
-        shared = math.gcd(self.cp, self.ep)  # context ranks that hold different experts
-        of_experts = "parallel.ep" if shared == 1 else f"parallel.ep / {shared}"
-        found = {"parallel.tp": self.tp, "parallel.cp": self.cp, "parallel.pp": self.pp, of_experts: self.ep // shared}
-        return {key: size for key, size in found.items() if key in ("parallel.tp", "parallel.pp") or size > 1}
-
-    def position_unit(self) -> int:
-        """What the number of positions must be a multiple of: two chunks for each context rank, and under sequence
-        parallelism equal parts of these for each tensor rank."""
-        parts = self.tp if self.sequence_parallel else 1
-        return parts if self.cp == 1 else self.cp * math.lcm(2, parts)
 
 
 class Train(Section):

@@ -97,7 +97,7 @@ def shrink(config: Config, dp: int, dtype: Dtype, *, steps: int = 4, device: str
     small = config.changed(
         {
             **cut,
-            **_model(config, tp, pp, ep),
+            **_model(config, tp, pp, cp, ep),
             **_data(config, max(tp, cp), unit),
             **_training(config, pp, dp, steps),
             **_dtype(config, dp * cp, dtype),
@@ -161,12 +161,14 @@ def _short(value: object) -> str:
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _model(config: Config, tp: int, pp: int, ep: int) -> dict[str, object]:
+def _model(config: Config, tp: int, pp: int, cp: int, ep: int) -> dict[str, object]:
     """Keys of one stack: two blocks for each stage, or one less where the run's blocks are not even either."""
     m, p = config.model, config.parallel
     stages = pp * p.virtual_stages
     layers = 2 * stages if m.layers % (p.pp * p.virtual_stages) == 0 else 2 * stages - 1
-    heads, kv_heads = _heads(m.heads, m.num_kv_heads(), p.tp, tp)
+    exchanged = p.head_unit() > 1  # each context rank then has heads of its own, as tensor ranks do
+    cut_by, small_cut_by = (p.tp * p.cp, tp * cp) if exchanged else (p.tp, tp)
+    heads, kv_heads = _heads(m.heads, m.num_kv_heads(), cut_by, small_cut_by)
     width = heads * HEAD_DIM
     kinds = tuple(dict.fromkeys(m.kinds()))  # one block of each kind at least
     hidden = width
@@ -306,7 +308,8 @@ def _dtype(config: Config, dp: int, dtype: Dtype) -> dict[str, object]:
 def _generator(config: Config, small: Config) -> dict[str, object]:
     """Keys of ELECTRA's generator: as narrow against its discriminator as the run's, as far as tp divides it."""
     tp, m, g = small.parallel.tp, config.model, generator_of(config).model
-    heads = tp * max(1, round(small.model.heads * g.heads / m.heads / tp))
+    unit = math.lcm(tp, small.parallel.head_unit())
+    heads = unit * max(1, round(small.model.heads * g.heads / m.heads / unit))
     return {
         "generator.layers": max(1, round(small.model.layers * g.layers / m.layers)),
         "generator.hidden": heads * HEAD_DIM,

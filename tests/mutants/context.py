@@ -9,6 +9,7 @@ CONTEXT_FILE, ATTENTION = "parallel/tensor/context.py", "learning/models/attenti
 HEADS, VOCAB_HEAD = "learning/models/heads.py", "learning/models/vocab_head.py"
 GROUPED = IN_CONTEXT("llama,cp=4,model__attention_dropout=0.1")
 BORDERS = IN_CONTEXT("bloom,cp=2,objective__reset_at_documents=True")
+EXCHANGED = IN_CONTEXT("bloom,cp=4,cp_kind=heads,objective__reset_at_documents=True")
 LATE = "independent/test_attention.py::test_later_queries_attend_as_with_a_mask[cpu-dtype0-1e-12]"
 LEARNED = IN_CONTEXT("gpt,cp=2,dp=2,zero_stage=1")
 
@@ -142,6 +143,38 @@ CONTEXT = (
         before="            lse[tile.rows, :, mine] = merged\n",
         after="            lse[tile.rows, :, mine] = found[0][1]\n",
         test=LATE,
+    ),
+    Mutant(
+        name="context_heads_are_exchanged_in_turns",
+        bug="heads are dealt out in turns and taken back in runs",
+        file=CONTEXT_FILE,
+        before="x.unflatten(-3, (tp.cp.size, -1)).movedim(-4, 0)",
+        after="x.unflatten(-3, (-1, tp.cp.size)).movedim(-3, 0)",
+        test=IN_CONTEXT("t5,cp=2,cp_kind=heads"),
+    ),
+    Mutant(
+        name="context_heads_have_the_slopes_of_the_first",
+        bug="where heads are exchanged every rank has the biases of the first ones",
+        file=ATTENTION,
+        before="bias[mine.start : mine.stop]",
+        after="bias[: len(mine)]",
+        test=EXCHANGED,
+    ),
+    Mutant(
+        name="context_heads_drop_as_the_first",
+        bug="where heads are exchanged every rank drops the probabilities of the first ones",
+        file=ATTENTION,
+        before="self.tp.rank * self.num_heads + self.tp.attending(self.num_heads).start",
+        after="self.tp.rank * self.num_heads",
+        test=IN_CONTEXT("t5,cp=2,cp_kind=heads"),
+    ),
+    Mutant(
+        name="context_heads_see_the_positions_of_a_rank",
+        bug="where heads are exchanged queries are those of the rank's own positions",
+        file=ATTENTION,
+        before="            queries = Positions((range(q.shape[2]),))",
+        after="            queries = Positions((range(q.shape[2] // 2, q.shape[2] + q.shape[2] // 2),))",
+        test=IN_CONTEXT("t5,cp=2,cp_kind=heads"),
     ),
     Mutant(
         name="context_targets_are_shifted_after_the_cut",

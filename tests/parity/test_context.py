@@ -43,6 +43,15 @@ CASES = [
     case("gpt-prefers", cp=2),
     case("mixtral", cp=2, **SP),
     case("bert-classify", cp=2),
+    case("bloom", cp=4, cp_kind="heads", **BORDERS),
+    case("t5", cp=2, cp_kind="heads"),  # a learned bias of heads, attention dropout, and another length of keys
+    *(case(model, cp=2, cp_kind="heads", full=True, **more) for model, more in MANY if model not in ("t5", "bloom")),
+    *(
+        case(model, cp=2, cp_kind="heads", full=True, **SP, **more)
+        for model, more in MANY
+        if config(model).model.num_kv_heads() % 4 == 0
+    ),
+    *(case(model, cp=2, cp_kind="heads", pp=2, full=True) for model in ("llama", "t5")),
     case("olmo", cp=2, **SP, **BORDERS, full=True),
     case("llama", cp=2, dp=2, zero_stage=1, **SP, full=True),
     case("gpt", cp=4, tp=2, full=True),
@@ -102,6 +111,10 @@ def test_context_ranks_send_what_the_document_says():
         messages = count_rank_cost(made, Layout(cp=4), 0).stages[0].passes[kind].messages
         return [(m.operation, m.bytes) for m in messages if m.axis == "cp"]
 
+    heads = dict(parallel__cp_kind="heads", model__kv_heads=4)  # one message for queries, one for keys and values
+    queries, pairs = (b * number * s // 4 * head * bytes_of for number in (8, 2 * 4))
+    assert sent(Kind.FORWARD, **heads) == [("all_to_all", queries), ("all_to_all", pairs), ("all_to_all", queries)]
+    assert sorted(sent(Kind.BACKWARD, **heads)) == sorted(sent(Kind.FORWARD, **heads))
     assert sent(Kind.FORWARD) == [("all_gather", whole)]
     assert sent(Kind.BACKWARD) == [("all_gather", whole), ("reduce_scatter", whole)]
     assert sent(Kind.BACKWARD, train__recompute="full") == [("all_gather", whole), ("reduce_scatter", whole)]

@@ -3,7 +3,8 @@
 B sequences, Q query and S key positions, D model width, H query heads, G key/value heads, K head width; h = H/tp, g =
 G/tp (at least 1: with fewer key/value heads than ranks, neighbouring ranks hold the same one), s = S/tp under sequence
 parallelism. Under context parallelism a rank has L = S/cp positions in two ranges, and attends from each of them to the
-keys of all ranks: masks, biases and dropout are those of global positions.
+keys of all ranks, or exchanges them for all positions of h/cp heads: masks, biases and dropout are those of global
+positions and heads.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from roots_dist.learning.models.qk_norm import HeadNorm, WholeNorm, norm_togethe
 from roots_dist.learning.models.rotary import Rotary
 from roots_dist.learning.models.tiles import Pattern
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.parallel.tensor.context import gathered
+from roots_dist.parallel.tensor.context import gathered, to_heads, to_positions
 from roots_dist.parallel.tensor.linear import ColumnParallelLinear, RowParallelLinear, column_parallel
 from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
@@ -69,7 +70,7 @@ class Attention(nn.Module):
         self.drop, self.seed = m.attention_dropout, config.train.seed
         self.recompute, self.recompute_all = (config.train.recompute == r for r in ("selective", "full"))
         kv_parts = min(tp.size, m.num_kv_heads())
-        self.first_head = tp.rank * (m.heads // tp.size)
+        self.num_heads = m.heads // tp.size
 
         def project(heads: int, parts: int, std: float) -> ColumnParallelLinear:
             return ColumnParallelLinear(tp, m.hidden, heads * self.head_dim, bias=m.bias_of_qkv(), std=std, parts=parts)
@@ -122,6 +123,11 @@ class Attention(nn.Module):
         return heads.transpose(1, 2)
 
     @property
+    def first_head(self) -> int:
+        """Global number of the first head that this rank attends with."""
+        return self.tp.rank * self.num_heads + self.tp.attending(self.num_heads).start
+
+    @property
     def _drops(self) -> bool:
         return bool(self.training and self.drop)
 
@@ -131,11 +137,16 @@ class Attention(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch) -> Tensor:
         """[B, h, Q, K], [B, g, S, K] -> [B, Q, h*K]. Under context parallelism k and v are of this rank's positions."""
-        core = self._whole if self.tp.cp.size == 1 else self._from_ranges
+        exchanged = self.tp.exchanges_heads
+        if exchanged:
+            q, (k, v) = to_heads(q, self.tp), to_heads(torch.stack([k, v]), self.tp)
+            queries = Positions((range(q.shape[2]),))
+        core = self._whole if self.tp.cp.size == 1 or exchanged else self._from_ranges
         if self._is_plain(q) and self.recompute and self.training:  # a fused kernel keeps no scores: it recomputes them
             y = checkpoint(core, q, k, v, queries, batch, use_reentrant=False, preserve_rng_state=False)
         else:
             y = core(q, k, v, queries, batch)
+        y = to_positions(y, self.tp) if exchanged else y
         mixed: Tensor = y.transpose(1, 2).flatten(2)
         return mixed
 
@@ -170,11 +181,9 @@ class Attention(nn.Module):
         masked = self._masked(queries, keys, batch)
         positions = self.relative or self.positions
         places = range(queries.start - keys.start, queries.stop - keys.start)  # in the keys; a cache has lost the first
-        bias = (
-            None
-            if isinstance(positions, Rotary) or positions is None
-            else positions.bias(places, len(keys), like).unsqueeze(0)
-        )
+        bias = None
+        if isinstance(positions, Alibi | Relative):
+            bias = self._of_heads(positions.bias(places, len(keys), like))
         # a single new token sees the whole cache, and Alibi's bias includes the causal mask
         late = self.causal and len(queries) > 1 and not isinstance(positions, Alibi)
         if self.window is not None and len(keys) > self.window.size:
@@ -189,6 +198,11 @@ class Attention(nn.Module):
         if bias is None:
             bias = like.new_zeros(1, 1, len(queries), len(keys))
         return bias if masked is None else bias.masked_fill(masked, -torch.inf)
+
+    def _of_heads(self, bias: Tensor) -> Tensor:
+        """[h, Q, S] of all heads of this tensor rank -> [1, h, Q, S] of those that attention runs on here."""
+        mine = self.tp.attending(self.num_heads)
+        return bias[mine.start : mine.stop].unsqueeze(0)
 
     def _keys(self, queries: range, num_keys: int) -> range:
         """Positions of the keys: the last query sees the last one, unless all see all."""
@@ -208,7 +222,7 @@ class Attention(nn.Module):
         places = range(num_keys - num_queries, num_keys)
         if not isinstance(self.positions, Alibi):
             return present(self.window).bias(places, num_keys, like)
-        bias = self.positions.bias(places, num_keys, like).unsqueeze(0)
+        bias = self._of_heads(self.positions.bias(places, num_keys, like))
         if self.window is None:
             return bias
         return bias.masked_fill(self.window.masked(places, num_keys, like.device), -torch.inf)

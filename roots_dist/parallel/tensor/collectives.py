@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from roots_dist.config.parallel import CpKind
 from roots_dist.world.mesh import SINGLE, Axis
 from roots_dist.world.positions import Positions, zigzag
 from roots_dist.world.stopwatch import Stopwatch
@@ -55,6 +56,8 @@ class TensorParallel:
     """Whether each rank holds S/tp positions outside the tensor-parallel regions."""
     cp: Axis = SINGLE
     """The context-parallel axis: each of its ranks holds other positions of every sequence, inside the regions too."""
+    cp_kind: CpKind = "gather"
+    """How attention brings together what context ranks hold."""
     ep: Axis = SINGLE
     """The expert-parallel axis: each of its ranks holds other experts of every layer that has some."""
     deferred: DeferredWeightGrads = field(default_factory=DeferredWeightGrads)
@@ -72,6 +75,18 @@ class TensorParallel:
     @property
     def group(self) -> dist.ProcessGroup | None:
         return self.axis.group
+
+    @property
+    def exchanges_heads(self) -> bool:
+        """Whether attention runs on all positions of some of this tensor rank's heads."""
+        return self.cp.size > 1 and self.cp_kind == "heads"
+
+    def attending(self, heads: int) -> range:
+        """Those of this tensor rank's heads that attention runs on here."""
+        if not self.exchanges_heads:
+            return range(heads)
+        part = heads // self.cp.size
+        return range(self.cp.rank * part, (self.cp.rank + 1) * part)
 
     def in_region(self, number: int) -> Positions:
         """Positions that this rank holds inside the regions, given their number: those of its context rank."""

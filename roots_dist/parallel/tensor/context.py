@@ -1,10 +1,13 @@
-"""Keys and values of the whole sequence on every context rank: gathered in forward, their gradients summed in backward.
+"""Attention over the positions of several context ranks, in one of two ways (parallel.cp_kind).
 
-    this rank's k, v [2, B, g, L, K] --all-gather, put in order--> [2, B, g, S, K]
-    its gradient                     <--reduce-scatter, sum------- gradient, of this rank's queries
+    gather  k, v [2, B, g, L, K] --all-gather, put in order--> [2, B, g, S, K], for this rank's queries
+            its gradient         <--reduce-scatter, sum------- gradient, of this rank's queries
+    heads   q, k, v [B, h, L, K] --all-to-all----------------> [B, h/cp, S, K]
+            output               <--all-to-all---------------- [B, h/cp, S, K], and the same for gradients
 
-Between forward and backward only this rank's keys and values are kept: what backward needs of the others is gathered
-again. B sequences, S positions, L = S/cp positions of this rank (world/positions.py), g key/value heads, K head width.
+When keys and values are gathered, only this rank's are kept between forward and backward: what backward needs of the
+others is gathered again. B sequences, S positions, L = S/cp positions of this rank (world/positions.py), h heads of any
+kind, g key/value heads, K head width. Head exchange is Ulysses (Jacobs et al. 2023).
 """
 
 from __future__ import annotations
@@ -21,25 +24,86 @@ from torch.autograd.graph import saved_tensors_hooks
 from roots_dist.parallel.tensor.collectives import TensorParallel
 
 
-def _gather(x: Tensor, tp: TensorParallel) -> Tensor:
-    """[..., L, K] -> [..., S, K], in the order of positions: each rank's first halves, then its second halves back."""
-    every = x.new_empty(tp.cp.size, *x.shape)
-    tp.watch.lap("compute")
-    dist.all_gather_into_tensor(every.flatten(0, 1), x.contiguous(), group=tp.cp.group)
-    tp.watch.lap("cp")
+def _in_order(every: Tensor) -> Tensor:
+    """[cp, ..., L, K] of all ranks -> [..., S, K]: each rank's first halves, then its second halves back."""
     early, late = every.chunk(2, -2)
     return torch.cat([*early, *late.flip(0)], -2)
 
 
+def _cut(whole: Tensor, size: int) -> Tensor:
+    """[..., S, K] -> [cp, ..., L, K]: the positions of each rank."""
+    chunks = whole.chunk(2 * size, -2)
+    return torch.stack([torch.cat([chunks[rank], chunks[-1 - rank]], -2) for rank in range(size)])
+
+
+def _gather(x: Tensor, tp: TensorParallel) -> Tensor:
+    """[..., L, K] -> [..., S, K], in the order of positions."""
+    every = x.new_empty(tp.cp.size, *x.shape)
+    tp.watch.lap("compute")
+    dist.all_gather_into_tensor(every.flatten(0, 1), x.contiguous(), group=tp.cp.group)
+    tp.watch.lap("cp")
+    return _in_order(every)
+
+
 def _sum_and_cut(whole: Tensor, tp: TensorParallel) -> Tensor:
     """[..., S, K] -> [..., L, K]: this rank's positions of the sum over context ranks."""
-    chunks = whole.chunk(2 * tp.cp.size, -2)
-    parts = torch.stack([torch.cat([chunks[rank], chunks[-1 - rank]], -2) for rank in range(tp.cp.size)])
+    parts = _cut(whole, tp.cp.size)
     mine = torch.empty_like(parts[0])
     tp.watch.lap("compute")
     dist.reduce_scatter_tensor(mine, parts.flatten(0, 1), group=tp.cp.group)
     tp.watch.lap("cp")
     return mine
+
+
+def _exchange(parts: Tensor, tp: TensorParallel) -> Tensor:
+    """[cp, ...]: one part for each context rank -> [cp, ...]: one part from each."""
+    found = torch.empty_like(parts, memory_format=torch.contiguous_format)
+    tp.watch.lap("compute")
+    dist.all_to_all_single(found, parts.contiguous(), group=tp.cp.group)
+    tp.watch.lap("cp")
+    return found
+
+
+def _heads_for_positions(x: Tensor, tp: TensorParallel) -> Tensor:
+    """[..., h, L, K] -> [..., h/cp, S, K]"""
+    return _in_order(_exchange(x.unflatten(-3, (tp.cp.size, -1)).movedim(-4, 0), tp))
+
+
+def _positions_for_heads(x: Tensor, tp: TensorParallel) -> Tensor:
+    """[..., h/cp, S, K] -> [..., h, L, K]"""
+    return _exchange(_cut(x, tp.cp.size), tp).movedim(0, -4).flatten(-4, -3)
+
+
+class _ToHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
+        return _heads_for_positions(x, tp)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _positions_for_heads(grad, ctx.tp), None
+
+
+class _ToPositions(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
+        ctx.tp = tp
+        return _positions_for_heads(x, tp)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _heads_for_positions(grad, ctx.tp), None
+
+
+def to_heads(x: Tensor, tp: TensorParallel) -> Tensor:
+    """[..., h, L, K] of this rank's positions -> [..., h/cp, S, K] of all positions."""
+    return _ToHeads.apply(x, tp)  # type: ignore[no-any-return,no-untyped-call] # torch types no apply
+
+
+def to_positions(x: Tensor, tp: TensorParallel) -> Tensor:
+    """[..., h/cp, S, K] of all positions -> [..., h, L, K] of this rank's positions."""
+    return _ToPositions.apply(x, tp)  # type: ignore[no-any-return,no-untyped-call] # torch types no apply
 
 
 class _GatherPositions(torch.autograd.Function):
