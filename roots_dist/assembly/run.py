@@ -27,7 +27,8 @@ class Run:
     engine: Engine
     objective: Objective
     ties: Mapping[str, Axis]
-    """For each parameter of this rank that other pipeline ranks hold too, the axis over all data ranks of these."""
+    """For each parameter of this rank that other pipeline ranks hold too, the axis over these: with the same data rank,
+    or with all where DeepSpeed sums over them (zero/engine.py)."""
 
     @property
     def config(self) -> Config:
@@ -49,13 +50,14 @@ class Run:
 def build_run(
     config: Config, mesh: Mesh, make_engine: Callable[..., Engine] = build_engine, objective: Objective | None = None
 ) -> Run:
-    """Build everything for training. Collective over the world. make_engine(config, mesh, module, params, trainable)
-    creates the engine."""
+    """Build everything for training. Collective over the world. make_engine(config, mesh, module, params, trainable,
+    ties) creates the engine."""
     rank = build_passes(config, mesh)
+    over_data = config.engine(mesh.dp_cp.size) == "deepspeed"
     axes = {
-        ranks: mesh.tie_axis(f"tie {'-'.join(map(str, ranks))}", ranks)
+        ranks: mesh.tie_axis(f"tie {'-'.join(map(str, ranks))}", ranks, over_data=over_data)
         for ranks in dict.fromkeys(rank.model.holders.values())
     }
     ties = {name: axes[ranks] for name, ranks in rank.model.holders.items() if mesh.pp.rank in ranks}
-    engine = make_engine(config, mesh, rank.model.module, rank.model.params, rank.model.trainable)
+    engine = make_engine(config, mesh, rank.model.module, rank.model.params, rank.model.trainable, ties)
     return Run(rank, engine, objective or make_objective(config), ties)

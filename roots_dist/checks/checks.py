@@ -273,16 +273,9 @@ def _spikes(config: Config) -> Iterator[Problem]:
 
 
 def _engine(config: Config, layout: Layout) -> Iterator[Problem]:
-    engine, zero, asked = config.engine(layout.dp_cp), config.parallel.zero_stage, config.advanced.engine
+    engine, zero = config.engine(layout.dp_cp), config.parallel.zero_stage
     if layout.ep > 1:
         yield from _engine_of_experts(engine, zero)
-    elif engine == "reference" and zero >= 2 and asked == "reference":
-        yield Problem(
-            key="advanced.engine",
-            found=asked,
-            expected=f"deepspeed for parallel.zero_stage = {zero}: the reference shards the optimizer only",
-            fix="set advanced.engine=auto, or parallel.zero_stage=1",
-        )
     if engine == "deepspeed" and zero == 0 and config.train.precision == "bf16":
         yield Problem(
             key="parallel.zero_stage",

@@ -17,7 +17,7 @@ from roots_dist.layout import Layout
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.testing.world import on_world
 from roots_dist.world.mesh import Mesh
-from roots_dist.world.sharding import assemble, initialize, parameters_of, sum_partial_gradients
+from roots_dist.world.sharding import assemble, ensure_grad, initialize, parameters_of, sum_partial_gradients
 
 BOUND = 1e-10
 Build = Callable[[TensorParallel], nn.Module]
@@ -76,7 +76,7 @@ def _passed(rank: int, size: int, build: Build, shape: tuple[int, ...], seed: in
     y = layer(x)
     weights = torch.linspace(0.5, 1.5, y.numel()).cos().view_as(y)  # else equal gradients would hide an exchange
     (y * weights).sum().backward()
-    sum_partial_gradients(params)
+    sum_partial_gradients((p, ensure_grad(p)) for p in params)
     return {
         "output": y.detach(),
         "input.grad": x.grad,

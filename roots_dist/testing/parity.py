@@ -10,13 +10,11 @@ part of the package so that users can verify their own layers; `roots verify` an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from roots_dist.assembly.run import Run, build_run
@@ -26,46 +24,30 @@ from roots_dist.config.schema import Config
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.objectives.synthetic import proof_objective
 from roots_dist.parallel.zero.build import build_engine
-from roots_dist.parallel.zero.seam import STATE, Engine, Update
+from roots_dist.parallel.zero.seam import STATE, Engine
 from roots_dist.runs.train.step import train_step
 from roots_dist.world.mesh import Mesh
-from roots_dist.world.sharding import Param, assemble
+from roots_dist.world.sharding import ParamTensor, assemble
 
 
 class GradientRecorder:
-    """An engine that records what each backward left in .grad, before it is summed over data ranks."""
+    """Records the gradients of each step on a data rank: their sum over data ranks is that of the step."""
 
-    def __init__(self, engine: Engine, params: Sequence[Param]):
-        self._engine, self._params = engine, params
+    def __init__(self) -> None:
         self.gradients: list[dict[str, Tensor]] = []
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._engine, name)
-
-    @contextmanager
-    def accumulate(self) -> Iterator[None]:
-        with self._engine.accumulate():
-            yield
-            self.gradients.append(
-                {
-                    p.name: p.tensor.grad.detach().clone()
-                    for p in self._params
-                    if p.is_counted and p.tensor.grad is not None
-                }
-            )
-
-    def step(self, lr: float, limit: float = math.inf) -> Update:
-        return self._engine.step(lr, limit)
+    def __call__(self, gradients: Iterable[ParamTensor]) -> None:
+        self.gradients.append({p.name: gradient.detach().clone() for p, gradient in gradients if p.is_counted})
 
 
 def recording_engine(recorded: list[GradientRecorder]) -> Callable[..., Engine]:
     """A maker of engines, for build_run, that adds a recorder to the list for each engine that it makes."""
 
-    def make_engine(
-        config: Config, mesh: Mesh, module: torch.nn.Module, params: list[Param], trainable: Mapping[str, Any]
-    ) -> Engine:
-        recorded.append(GradientRecorder(build_engine(config, mesh, module, params, trainable), params))
-        return recorded[-1]
+    def make_engine(*parts: Any) -> Engine:
+        engine = build_engine(*parts)
+        recorded.append(GradientRecorder())
+        engine.on_gradients = recorded[-1]
+        return engine
 
     return make_engine
 

@@ -125,13 +125,16 @@ class Mesh:
         """Create a second pipeline axis with its own group. Collective over the world."""
         return make_axis(name, self.layout.groups("pp"), self.rank, self.timeout)
 
-    def tie_axis(self, name: str, holders: Sequence[int]) -> Axis:
-        """Create an axis over all ranks of dp_cp of the pipeline ranks that share a parameter; it has size 1 on other
-        ranks. Collective over the world."""
+    def tie_axis(self, name: str, holders: Sequence[int], *, over_data: bool = True) -> Axis:
+        """Create an axis over the pipeline ranks that share a parameter, with all of their ranks of dp_cp or with the
+        same one only; it has size 1 on other ranks. Collective over the world."""
         layout = self.layout
+        data = [(dp, cp) for dp in range(layout.dp) for cp in range(layout.cp)]
+        together = [data] if over_data else [[one] for one in data]
         groups = [
-            [layout.rank(pp, dp, tp, cp) for pp in holders for dp in range(layout.dp) for cp in range(layout.cp)]
+            [layout.rank(pp, dp, tp, cp) for pp in holders for dp, cp in ranks]
             for tp in range(layout.tp)
+            for ranks in together
         ]
         return make_axis(name, groups, self.rank, self.timeout)
 

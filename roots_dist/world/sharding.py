@@ -105,6 +105,11 @@ class Param:
         return len(self.spec.shape) >= 2
 
 
+ParamTensor = tuple[Param, Tensor]
+"""A parameter and a tensor that belongs to it, as its gradient: whole, or the same elements on all ranks that are
+summed over."""
+
+
 def declare(module: nn.Module, name: str, spec: ShardSpec, tp: Axis) -> nn.Parameter:
     """Create this rank's slice of a parameter, uninitialized, and record its spec beside it."""
     parameter = nn.Parameter(torch.empty(spec.local_shape(tp)))
@@ -153,43 +158,35 @@ def ensure_grad(p: Param) -> Tensor:
 
 
 @torch.no_grad()
-def sum_partial_gradients(params: Sequence[Param]) -> None:
-    """Sum the gradients that tensor ranks hold only in part, in one message. Collective over tp, once per step.
+def sum_partial_gradients(gradients: Iterable[ParamTensor]) -> None:
+    """Sum the gradients that tensor ranks hold only in part, in place and in one message. Collective over tp, once per
+    step; all tensor ranks hold the same elements of each gradient.
 
     Where only some ranks hold a slice (key/value heads), each rank writes its part into a zeroed tensor of all slices:
     this needs no further groups, and these parameters are small.
     """
-    partial = [p for p in params if p.spec.partial and p.replicas > 1 and p.tensor.requires_grad]
+    partial = [(p, gradient) for p, gradient in gradients if p.spec.partial and p.replicas > 1]
     if not partial:
         return
-    places = [
-        p.tensor.new_zeros(p.spec.num_shards(p.tp), *p.spec.local_shape(p.tp), dtype=p.tensor.grad_dtype)
-        for p in partial
-    ]
-    for place, p in zip(places, partial):
-        place[p.spec.shard_index(p.tp)] = ensure_grad(p)
-    flat = partial[0].tp.sum_(torch.cat([place.flatten() for place in places]))
-    for place, piece, p in zip(places, flat.split([place.numel() for place in places]), partial):
-        ensure_grad(p).copy_(piece.view_as(place)[p.spec.shard_index(p.tp)])
+    places = [gradient.new_zeros(p.spec.num_shards(p.tp), *gradient.shape) for p, gradient in partial]
+    for place, (p, gradient) in zip(places, partial):
+        place[p.spec.shard_index(p.tp)] = gradient
+    flat = partial[0][0].tp.sum_(torch.cat([place.flatten() for place in places]))
+    for place, piece, (p, gradient) in zip(places, flat.split([place.numel() for place in places]), partial):
+        gradient.copy_(piece.view_as(place)[p.spec.shard_index(p.tp)])
 
 
 @torch.no_grad()
-def sum_tied_gradients(params: Sequence[Param], ties: Mapping[str, Axis], dp: Axis) -> None:
-    """Sum the gradients of parameters that several pipeline ranks hold, over all data ranks too. `ties` maps a name to
-    the axis over those ranks.
-
-    Afterwards the first data rank has the sum and the others have zeros, to which the engine's sum over dp adds
-    nothing. An engine sums buckets, in an order that depends on a parameter's place in its bucket, which is another one
-    on each stage: from three data ranks on, copies would drift apart by rounding. An all-reduce over all holders gives
-    each of them the same bits.
+def sum_tied_gradients(gradients: Iterable[ParamTensor], ties: Mapping[str, Axis]) -> None:
+    """Sum the gradients of parameters that several pipeline ranks hold, in place. `ties` maps a name to the axis over
+    those ranks, all of which hold the same elements of it.
 
     Collective over each axis, once per step. Parameters are visited in the order of their names, so that two ranks that
     share several agree.
     """
-    for p in sorted((p for p in params if p.name in ties and p.tensor.requires_grad), key=lambda p: p.name):
-        gradient = ties[p.name].sum_(ensure_grad(p))
-        if dp.rank > 0:
-            gradient.zero_()
+    for p, gradient in sorted((g for g in gradients if g[0].name in ties), key=lambda g: g[0].name):
+        if gradient.numel():  # of a part of the data ranks' sum there may be nothing here
+            ties[p.name].sum_(gradient)
 
 
 def assemble(shape: Sequence[int], slices: Iterable[tuple[tuple[slice, ...], Tensor]]) -> Tensor:

@@ -81,8 +81,7 @@ def harmed(rank: int, size: int, case: str, what: str, seed: int, differing: str
         p = copied[number % len(copied)]
         name = p.name
         if what == "gradient":
-            assert p.tensor.grad is not None
-            flip(p.tensor.grad, draw)
+            flip(run.engine.masters[p.name].gradient, draw)  # type: ignore[attr-defined]
         else:
             master = run.engine.masters[p.name]  # type: ignore[attr-defined]
             flip(master.master if what == "weight" else master.state[what], draw)

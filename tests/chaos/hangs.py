@@ -41,7 +41,7 @@ PLACES: dict[str, str] = {
     "pipeline receive": "roots_dist.parallel.pipeline.executor.Executor._arrived",
     "pipeline send": "roots_dist.parallel.pipeline.executor.Executor._send",
     "making a batch": "roots_dist.learning.data.batches.Batches.at",
-    "optimizer": "roots_dist.runs.train.step.sum_partial_gradients",
+    "optimizer": "roots_dist.runs.train.step.sum_over_ranks",
     "shard write": "roots_dist.storage.checkpoint.save.write_shard",
     "commit": "roots_dist.storage.checkpoint.save.commit",
     "evaluation": "roots_dist.runs.train.callbacks.score_held_out",

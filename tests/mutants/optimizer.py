@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .mutant import Mutant
+from .mutant import Edit, Mutant
 from .named import ADAMW, ENGINE
 
 NORM, GROUPS, TRAINABLE = "parallel/optim/norm.py", "parallel/optim/groups.py", "parallel/optim/trainable.py"
@@ -157,10 +157,46 @@ OPTIMIZER = (
     Mutant(
         name="gradients_are_not_summed_over_data_ranks",
         bug="without ZeRO each data rank learns from its own samples",
-        file=REFERENCE,
-        before="            _sum_in_place(gradients, self.mesh.holders(of_expert))",
-        after="            pass",
+        file="parallel/zero/collectives.py",
+        before="work = dist.all_reduce(whole, group=axis.group, async_op=True) if axis.size > 1 else None",
+        after="work = None",
         test=ENGINE("reference zero0 dp2"),
+    ),
+    Mutant(
+        name="later_microbatches_are_no_news",
+        bug="under ZeRO-2 data ranks sum a piece's gradients after its first backward pass, and lose the later ones",
+        file="parallel/zero/piece_hooks.py",
+        before="            unit.has_news = True\n            if self._now.is_last:",
+        after="            if self._now.is_last:",
+        test=ENGINE("reference zero2 dp2"),
+    ),
+    Mutant(
+        name="microbatches_replace_each_others_sums",
+        bug="under ZeRO-2 a data rank keeps its part of the last microbatch's gradients alone",
+        file="parallel/zero/unit.py",
+        before="self._sum = summed if self._sum is None else self._sum.add_(summed)",
+        after="self._sum = summed",
+        test=ENGINE("reference zero2 dp2"),
+    ),
+    Mutant(
+        name="put_off_gradients_are_summed_too_early",
+        bug="under ZeRO-2 the weight gradients that ZB-H1 puts off miss their sum over data ranks",
+        file="parallel/zero/piece_hooks.py",
+        before="        for unit in self.units:\n            self._start(unit)\n        self._started.clear()",
+        after="        self._started.clear()",
+        also=(
+            Edit(
+                file="parallel/zero/piece_hooks.py",
+                before="        if self._now.action.kind is Kind.INPUT:\n",
+                after="        if False:\n",
+            ),
+            Edit(
+                file="parallel/zero/piece_hooks.py",
+                before="        if ended.action.kind in (Kind.BACKWARD, Kind.WEIGHT):",
+                after="        if ended.action.kind in (Kind.BACKWARD, Kind.INPUT):",
+            ),
+        ),
+        test=ENGINE("reference zero2 dp2 pp=2 schedule=zb-h1"),
     ),
     Mutant(
         name="weights_are_not_published",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .mutant import Edit, Mutant
-from .named import FAMILY, LAYOUT, STRATEGY, T5_LAYOUT, TERMS
+from .named import ENGINE, FAMILY, LAYOUT, STRATEGY, T5_LAYOUT, TERMS
 
 EXECUTOR, T5_MODEL, SCHEDULES = "parallel/pipeline/executor.py", "learning/models/t5.py", "schedule/schedules.py"
 COMMUNICATION = "schedule/communication.py"
@@ -16,19 +16,19 @@ PIPELINE = (
     Mutant(
         name="tied_gradients_are_not_summed",
         bug="copies of a tied weight on several stages learn each for itself",
-        file="runs/train/step.py",
-        before="        sum_tied_gradients(run.params, run.ties, run.mesh.dp_cp)\n",
+        file="parallel/zero/reference.py",
+        before="        sum_tied_gradients(summed, self.ties)\n",
         after="",
         says="embed.tokens.weight",
         test=LAYOUT("gpt,pp=2,train__micro_batch=2"),
     ),
     Mutant(
         name="tied_gradients_are_summed_over_data_ranks_twice",
-        bug="a tied weight's gradient, which is summed over all data ranks at once, is summed over them again",
-        file="world/sharding.py",
-        before="        if dp.rank > 0:\n            gradient.zero_()",
-        after="        if dp.rank < 0:\n            gradient.zero_()",
-        test=LAYOUT("gpt,dp=2,tp=2,pp=2,sequence_parallel=True,zero_stage=1"),
+        bug="DeepSpeed sums over data ranks again a tied weight's gradient, which has been summed over all of them",
+        file="parallel/zero/engine.py",
+        before="        if self.mesh.dp_cp.rank > 0:\n            for gradient",
+        after="        if self.mesh.dp_cp.rank < 0:\n            for gradient",
+        test=ENGINE("deepspeed zero1 dp2 pp=2 recompute=full"),
     ),
     Mutant(
         name="third_holder_of_a_tied_weight_is_left_out",
@@ -98,12 +98,11 @@ PIPELINE = (
         also=(
             Edit(
                 file="runs/train/step.py",
-                before="        sum_partial_gradients(run.params)\n",
-                after="        sum_partial_gradients(run.params)\n"
-                "        for do in run.passes.executor.deferred.drain():\n            do()\n",
+                before="    sums, nonfinite, stop = sum_over_ranks(",
+                after="    for do in run.passes.executor.deferred.drain():\n        do()\n"
+                "    sums, nonfinite, stop = sum_over_ranks(",
             ),
         ),
-        says="blocks.0.attention.key.weight",
         test=LAYOUT("llama,dp=2,tp=2,pp=2,sequence_parallel=True,zero_stage=1,schedule=zb-h1,model__kv_heads=1"),
     ),
     Mutant(
@@ -115,9 +114,9 @@ PIPELINE = (
         also=(
             Edit(
                 file="runs/train/step.py",
-                before="        sum_partial_gradients(run.params)\n",
-                after="        sum_partial_gradients(run.params)\n"
-                "        for do in run.passes.executor.deferred.drain():\n            do()\n",
+                before="    sums, nonfinite, stop = sum_over_ranks(",
+                after="    for do in run.passes.executor.deferred.drain():\n        do()\n"
+                "    sums, nonfinite, stop = sum_over_ranks(",
             ),
         ),
         test=STRATEGY("gpt-instruct+lora,tp=2,pp=2,schedule=zb-h1"),

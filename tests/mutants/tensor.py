@@ -102,8 +102,8 @@ TENSOR = (
     Mutant(
         name="partial_gradients_are_not_summed",
         bug="what ranks hold of a gradient in part is never summed",
-        file="runs/train/step.py",
-        before="        sum_partial_gradients(run.params)\n",
+        file="parallel/zero/reference.py",
+        before="        sum_partial_gradients(summed)\n",
         after="",
         test=LAYOUT("llama,tp=2,model__kv_heads=1"),
     ),
@@ -138,8 +138,8 @@ TENSOR = (
         name="every_replicated_gradient_is_summed",
         bug="gradients that each rank already has whole are summed too",
         file=SHARDING,
-        before="partial = [p for p in params if p.spec.partial and p.replicas > 1",
-        after="partial = [p for p in params if p.replicas > 1",
+        before="for p, gradient in gradients if p.spec.partial and p.replicas > 1]",
+        after="for p, gradient in gradients if p.replicas > 1]",
         test=LAYOUT("llama,tp=2,model__kv_heads=1"),
     ),
     Mutant(

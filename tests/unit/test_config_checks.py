@@ -178,7 +178,6 @@ WRONG = [
     (1, {"optim": {"lr_schedule": "wsd", "warmup_steps": 50, "decay_steps": 51}}, "optim.decay_steps"),
     (1, {"optim": {"min_lr": 1.0}}, "optim.min_lr"),
     (1, {"train": {"spike_threshold": 6.0, "on_spike": "rewind"}}, "checkpoint.every"),
-    (2, {"parallel": {"zero_stage": 2}, "advanced": {"engine": "reference"}}, "advanced.engine"),
     (
         2,
         {"parallel": {"zero_stage": 0}, "advanced": {"engine": "deepspeed"}, "train": {"precision": "bf16"}},

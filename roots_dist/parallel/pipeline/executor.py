@@ -17,10 +17,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from roots_dist.parallel.pipeline.stage import Stage
+from roots_dist.parallel.pipeline.stage import Pass, Stage
 from roots_dist.parallel.tensor.collectives import DeferredWeightGrads
 from roots_dist.schedule.actions import Action, Kind, rank_of
-from roots_dist.schedule.communication import Direction, channel_of
+from roots_dist.schedule.communication import COMPUTE, Direction, channel_of
 from roots_dist.world.batch import MicroBatch, PieceOutput
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.stopwatch import Stopwatch
@@ -104,14 +104,17 @@ class Executor:
         """
         flight, results = _InFlight(receipts), []
         lowest_trainable = self.lowest_trainable(batches[0]) if torch.is_grad_enabled() else self.num_stages
+        actions = [a for a in actions if a.kind is Kind.FORWARD or not is_skipped(a, lowest_trainable)]
+        passes = passes_of(actions, self.deferred) if any(s.hooks for s in self.stages.values()) else {}
         for action in actions:
             kind, stage, i = action
             work = (stage, i)
             self.mesh.progress.action = title(action)
+            hooks = self.stages[stage].hooks if action in passes else None
+            if hooks is not None:
+                hooks.before(passes[action])
             if kind is Kind.FORWARD:
                 results += self._forward(flight, work, batches[i], scales, lowest_trainable)
-            elif is_skipped(action, lowest_trainable):
-                continue
             elif kind in (Kind.BACKWARD, Kind.INPUT):
                 self._backward(flight, work, lowest_trainable, defer_weights=kind is Kind.INPUT)
             elif kind is Kind.WEIGHT:
@@ -125,6 +128,8 @@ class Executor:
                 flight.arriving[action] = self._receive(action, self.spec(stage, batches[i]))
             elif kind is Kind.RECV_BACKWARD:
                 flight.arriving[action] = self._receive(action, _floating_point(self.spec(stage + 1, batches[i])))
+            if hooks is not None:
+                hooks.after(passes[action])
         for action, sent in flight.sent.items():
             self._wait(action, (message for message, _ in sent))
         self.mesh.progress.action = ""
@@ -215,6 +220,19 @@ def _begun(message: dist.Work | None) -> dist.Work:
     """torch returns None to a rank outside the group; the ends of a channel are in it."""
     assert message is not None, "this rank is not in the group of its channel"
     return message
+
+
+def passes_of(actions: Sequence[Action], deferred: DeferredWeightGrads) -> dict[Action, Pass]:
+    """The passes among a rank's actions, with what a stage's hooks are told of them."""
+    passes = [action for action in actions if action.kind in COMPUTE]
+    last = {action.stage: action for action in passes if action.kind in (Kind.BACKWARD, Kind.WEIGHT)}
+    found: dict[Action, Pass] = {}
+    following: Action | None = None
+    for action in reversed(passes):
+        found[action] = Pass(action, last.get(action.stage) == action, following, deferred)
+        if action.kind is not Kind.WEIGHT:  # whose products have no weight as a factor
+            following = action
+    return found
 
 
 def is_skipped(action: Action, lowest_trainable: int) -> bool:

@@ -8,12 +8,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from roots_dist.parallel.tensor.collectives import DeferredWeightGrads
+from roots_dist.schedule.actions import Action
 from roots_dist.world.batch import MicroBatch, PieceOutput
+
+
+class Pass(NamedTuple):
+    """A forward or backward pass of a stage, as the executor is about to run it, or has run it."""
+
+    action: Action
+    is_last: bool
+    """Whether no later pass of the step adds to the gradients of the stage's weights."""
+    following: Action | None
+    """The next pass of this rank that needs weights; None after the last."""
+    deferred: DeferredWeightGrads
+
+
+class PieceHooks(Protocol):
+    """What is done around the passes of pieces: an engine (zero/) gathers their weights and sums their gradients."""
+
+    def before(self, started: Pass) -> None:
+        """Called before a stage's pass."""
+        ...
+
+    def after(self, ended: Pass) -> None:
+        """Called after it."""
+        ...
+
+    def enter(self, piece: nn.Module, payload: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Called before a piece's forward; what is returned goes in."""
+        ...
+
+    def leave(self, piece: nn.Module, output: Any) -> Any:
+        """Called after it, with the payload or PieceOutput; what is returned goes on."""
+        ...
 
 
 class Stage(nn.Module):
@@ -38,6 +71,7 @@ class Stage(nn.Module):
             recompute,
             prefill_only,
         )
+        self.hooks: PieceHooks | None = None
 
     def forward(self, payload: dict[str, Tensor] | None, batch: MicroBatch) -> PieceOutput:
         """Return the payload for the next stage, and the results of this stage's pieces (terms of the loss)."""
@@ -46,11 +80,15 @@ class Stage(nn.Module):
         for name, piece in zip(self.names, self.pieces):
             if batch.has_past and name in self.prefill_only:
                 continue
+            if self.hooks is not None:
+                payload = self.hooks.enter(piece, payload)
             if name in self.recompute and self.training:
                 again = replace(batch, chosen_experts={})
                 output = checkpoint(piece, payload, again, use_reentrant=False, preserve_rng_state=False)
             else:
                 output = piece(payload, batch)
+            if self.hooks is not None:
+                output = self.hooks.leave(piece, output)
             if isinstance(output, PieceOutput):
                 results, output = results + output.results, output.payload
             payload = output

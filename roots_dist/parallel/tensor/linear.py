@@ -46,10 +46,10 @@ def _weight_gradient(tp: TensorParallel, weight: nn.Parameter, grad_out: Tensor,
     grad_out, x = grad_out.flatten(0, -2), x.flatten(0, -2)
     if not tp.deferred.enabled and weight.grad_dtype == grad_out.dtype:
         return grad_out.t() @ x
-    if weight.grad is None:
-        weight.grad = torch.zeros_like(weight, dtype=weight.grad_dtype)
 
     def add() -> None:
+        if weight.grad is None:  # or no more: an engine hands gradients on piece by piece
+            weight.grad = torch.zeros_like(weight, dtype=weight.grad_dtype)
         add_product_(present(weight.grad), grad_out.t(), x)
 
     if tp.deferred.enabled:

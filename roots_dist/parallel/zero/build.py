@@ -9,22 +9,28 @@ from torch import nn
 from roots_dist.config.schema import Config
 from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.parallel.zero.seam import Engine
-from roots_dist.world.mesh import Mesh
+from roots_dist.world.mesh import Axis, Mesh
 from roots_dist.world.sharding import Param
 
 
 def build_engine(
-    config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param], trainable: Mapping[str, Trainable]
+    config: Config,
+    mesh: Mesh,
+    module: nn.Module,
+    params: Sequence[Param],
+    trainable: Mapping[str, Trainable],
+    ties: Mapping[str, Axis],
 ) -> Engine:
     """Create the engine. Collective over the world.
 
     module: this rank's stages; params: its initialized parameters; trainable: the trainable parameters of the whole
-    model. The config has passed checks/checks.py, which knows what each engine supports.
+    model; ties: for each parameter that other pipeline ranks hold too, the axis over these. The config has passed
+    checks/checks.py, which knows what each engine supports.
     """
     if config.engine(mesh.dp_cp.size) == "reference":
         from roots_dist.parallel.zero.reference import ReferenceEngine
 
-        return ReferenceEngine(config, mesh, module, params, trainable)
+        return ReferenceEngine(config, mesh, module, params, trainable, ties)
     from roots_dist.parallel.zero.engine import DeepSpeedEngine
 
-    return DeepSpeedEngine(config, mesh, module, params, trainable)
+    return DeepSpeedEngine(config, mesh, module, params, trainable, ties)

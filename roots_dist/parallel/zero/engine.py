@@ -1,7 +1,8 @@
 """DeepSpeed's ZeRO stages 0 to 3 behind the seam. Forward and backward are ours; DeepSpeed reduces, shards, clips and
 steps.
 
-    accumulate():   backward passes add to .grad as usual; leaving it starts one reduction for the whole step
+    accumulate():   backward passes add to .grad as usual; leaving it sums what tied and partial gradients are parts of,
+                    and starts one reduction for the whole step
     step(lr):       DeepSpeed's own step
     unfreeze(step): if parameters join, create a new DeepSpeed engine and give it the state of the previous one
 
@@ -15,7 +16,7 @@ import gc
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,22 +33,37 @@ from roots_dist.parallel.zero import zero3_hooks
 from roots_dist.parallel.zero.ds_config import Mpu, deepspeed_config, mark_counted
 from roots_dist.parallel.zero.ds_state import Stage0State, Stage3State, Stage12State
 from roots_dist.parallel.zero.seam import Update, clear_gradients
-from roots_dist.world.mesh import SINGLE, Mesh
-from roots_dist.world.sharding import Param, ShardSpec, ensure_grad
+from roots_dist.world.mesh import SINGLE, Axis, Mesh
+from roots_dist.world.sharding import (
+    Param,
+    ParamTensor,
+    ShardSpec,
+    ensure_grad,
+    sum_partial_gradients,
+    sum_tied_gradients,
+)
 
 
 class DeepSpeedEngine:
     """The engine protocol (seam.py) on top of DeepSpeed."""
 
     def __init__(
-        self, config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param], trainable: Mapping[str, Trainable]
+        self,
+        config: Config,
+        mesh: Mesh,
+        module: nn.Module,
+        params: Sequence[Param],
+        trainable: Mapping[str, Trainable],
+        ties: Mapping[str, Axis],
     ):
         if not dist.is_initialized():
             fix = "start the run with a launcher, or set advanced.engine to auto"
             raise ConfigError([Problem(key="advanced.engine", found="deepspeed", expected="a process group", fix=fix)])
         self.module, self.config, self.mesh, self.params, self.trainable = module, config, mesh, list(params), trainable
         self.stage = config.parallel.zero_stage
-        self.by_name = {p.name: p for p in params}
+        self.by_name, self.ties = {p.name: p for p in params}, ties
+        self.on_gradients: Callable[[Iterable[ParamTensor]], None] | None = None
+        self._norms: list[ParamTensor] = []
         self.optimizer_steps: dict[int, int] = {}
         self.groups: list[tuple[Group, list[Param]]] = []
         self.engine: Any = None
@@ -142,7 +158,7 @@ class DeepSpeedEngine:
     def accumulate(self) -> Iterator[None]:
         if self.stage == 0:
             yield
-            self._fill_missing()
+            self._sum_shared()
             self.engine.allreduce_gradients(bucket_size=self.config.advanced.reduce_bucket)
             return
         with self.engine.coalesce_grad_reduction():
@@ -151,15 +167,35 @@ class DeepSpeedEngine:
             except BaseException:
                 clear_gradients(self.module)  # leaving would reduce gradients, and the other ranks do not take part
                 raise
-            self._fill_missing()
+            self._sum_shared()
         if self.stage == 3:
             zero3_hooks.clear_interrupted_forwards()
 
-    def _fill_missing(self) -> None:
-        """Give zero gradients to parameters that no microbatch used: DeepSpeed would skip them or reuse the last step's
-        gradient."""
-        for p in self.unfrozen:
-            ensure_grad(p)
+    def _sum_shared(self) -> None:
+        """Sum the gradients that other ranks than data ranks have parts of. Parameters that no microbatch used get
+        zeros: DeepSpeed would skip them or reuse the last step's gradient.
+
+        Those of tied parameters are summed over data ranks too. Afterwards the first data rank has the sum and the
+        others have zeros, to which DeepSpeed's sum over dp adds nothing. It sums buckets, in an order that depends on a
+        parameter's place in its bucket, which is another one on each stage: from three data ranks on, copies would
+        drift apart by rounding. An all-reduce over all holders gives each of them the same bits.
+        """
+        found = [(p, ensure_grad(p)) for p in self.unfrozen]
+        norms = torch._foreach_norm([gradient for _, gradient in found]) if found else ()
+        self._norms = [(p, norm) for (p, _), norm in zip(found, norms)]
+        sum_tied_gradients(found, self.ties)
+        if self.mesh.dp_cp.rank > 0:
+            for gradient in (gradient for p, gradient in found if p.name in self.ties):
+                gradient.zero_()
+        sum_partial_gradients(found)
+        if self.on_gradients is not None:
+            self.on_gradients(found)
+
+    def local_norms(self) -> list[ParamTensor]:
+        return self._norms
+
+    def weights(self) -> list[ParamTensor]:
+        return [(p, p.tensor.data) for p in self.params]
 
     def step(self, lr: float, limit: float = math.inf) -> Update:
         set_lr(self.optimizer, lr)

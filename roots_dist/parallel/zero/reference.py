@@ -1,23 +1,23 @@
-"""ZeRO 0 and 1 on one page: the meaning of the seam, in any dtype. engine.py is DeepSpeed; both pass one test suite.
+"""ZeRO 0 to 3 in plain PyTorch, in any dtype: the meaning of the seam. engine.py is DeepSpeed; both pass one suite.
 
     zero 0: gradients summed over dp, every data rank updates everything (plain data parallelism)
-    zero 1: gradients reduce-scattered over dp, each data rank keeps and updates 1/dp of master weights and moments
+    zero 1: each data rank keeps 1/dp of master weights and moments, and receives only that part of the gradients' sum
+    zero 2: no data rank keeps whole gradients: each backward pass hands them on, piece by piece
+    zero 3: nor whole weights: they are gathered piece by piece, for each forward and each backward
 
-Experts that are cut over ranks of dp (parallel.ep) have fewer ranks that hold the same: for them, dp is mesh.edp. It
-also runs where there is nothing to shard. Memory is small: a float32 model is its own master copy, gradients are
-reduced in place or parameter by parameter, and no gradient exists between two steps.
+Experts that are cut over ranks of dp (parallel.ep) have fewer ranks that hold the same: for them, dp is mesh.edp.
+What is sent, and when: unit.py, piece_hooks.py. Here is the optimizer: a float32 model is its own master copy, each
+rank steps what it holds, and no gradient exists between two steps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
@@ -33,12 +33,11 @@ from roots_dist.parallel.optim.groups import (
 )
 from roots_dist.parallel.optim.norm import clip_factor, group_norms, total_norm
 from roots_dist.parallel.optim.trainable import Trainable
+from roots_dist.parallel.zero.piece_hooks import UnitHooks, stages_of
 from roots_dist.parallel.zero.seam import STATE, Update, clear_gradients, master_dtype
+from roots_dist.parallel.zero.unit import Unit, make_units
 from roots_dist.world.mesh import Axis, Mesh
-from roots_dist.world.sharding import Param, ensure_grad
-
-BUCKET = 1 << 22
-"""Number of elements of small gradients that are reduced together."""
+from roots_dist.world.sharding import Param, ParamTensor, ensure_grad, sum_partial_gradients, sum_tied_gradients
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,29 +45,65 @@ class MasterParam:
     """A parameter, its master weight and its optimizer state on this rank."""
 
     param: Param
+    unit: Unit
+    index: int
+    """Its place in the unit."""
     master: Tensor
-    """The parameter itself, or a copy in master dtype, or this data rank's part of such a copy, flat and padded."""
+    """The parameter itself, or a copy in master dtype; if it is cut over data ranks, the elements of this rank's part,
+    flat and often none."""
     state: dict[str, Tensor]
     """AdamW's state of the master weight."""
-    dp: Axis
-    """The ranks that hold the same parameter."""
-    sharded: bool
-    """Whether each of them has a part of master weight and state."""
+
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient of `master`, summed over data ranks."""
+        if self.unit.gradients.axis.size > 1:
+            return self.unit.gradients.of(self.index)
+        gradient = self.param.tensor.grad
+        assert gradient is not None, f"{self.param.name} has no gradient: step() without accumulate()"
+        return gradient
+
+    def whole(self, part: Tensor) -> Tensor:
+        """A copy of the weight or a moment in the parameter's shape. Collective over data ranks."""
+        if self.unit.flat.axis.size == 1:
+            return part.clone()
+        return self.unit.flat.gathered(self.index, part)
+
+    def part(self, whole: Tensor) -> Tensor:
+        """What this rank holds of a tensor in the parameter's shape."""
+        flat = self.unit.flat
+        return whole if flat.axis.size == 1 else whole.reshape(-1)[flat.span(self.index)]
 
 
 class ReferenceEngine:
     """The engine protocol (seam.py) in plain PyTorch."""
 
     def __init__(
-        self, config: Config, mesh: Mesh, module: nn.Module, params: Sequence[Param], trainable: Mapping[str, Trainable]
+        self,
+        config: Config,
+        mesh: Mesh,
+        module: nn.Module,
+        params: Sequence[Param],
+        trainable: Mapping[str, Trainable],
+        ties: Mapping[str, Axis],
     ):
-        self.module, self.config, self.mesh, self.trainable = module, config, mesh, trainable
-        assert config.parallel.zero_stage <= 1 or mesh.dp_cp.size == 1, "the reference shards the optimizer only"
+        self.module, self.config, self.mesh, self.trainable, self.ties = module, config, mesh, trainable, ties
         self.params = {p.name: p for p in params}
         assert len(self.params) == len(params), "two parameters of one rank have the same name"
+        zero, stages = config.parallel.zero_stage, list(stages_of(module))
+        pieces = [piece for stage in stages for piece in stage.pieces]
+        with torch.no_grad():
+            self.units = make_units(params, pieces, mesh, trainable, ties, zero)
+        self.place = {p.name: (unit, i) for unit in self.units for i, p in enumerate(unit.flat.params)}
+        self.hooks = UnitHooks(self.units, stages, zero)
+        if any(unit.gradients.axis.size > 1 for unit in self.units):
+            for i, stage in enumerate(stages):
+                self.hooks.bind(mesh.pp.rank + i * mesh.pp.size, stage)
+        self.sharded = any(unit.flat.axis.size > 1 for unit in self.units)
         self.masters: dict[str, MasterParam] = {}
         self.groups: list[tuple[Group, list[MasterParam]]] = []
         self.optimizer_steps: dict[int, int] = {}
+        self.on_gradients: Callable[[Iterable[ParamTensor]], None] | None = None
         freeze(params)
         self.unfreeze(0)
 
@@ -77,48 +112,82 @@ class ReferenceEngine:
             group_params = members(group, list(self.params.values()), self.trainable)
             for p in group_params:
                 p.tensor.requires_grad_(True)
-                self.masters[p.name] = self._master_of(p)
+                unit, index = self.place[p.name]
+                unit.is_trained = True
+                master = self._master(p, unit, index)
+                self.masters[p.name] = MasterParam(p, unit, index, master, initial_state(master))
             self.groups.append((group, [self.masters[p.name] for p in group_params]))
             self.optimizer_steps[group.trainable.from_step] = 0
 
-    def _master_of(self, p: Param) -> MasterParam:
-        dtype, dp = master_dtype(p.tensor.dtype), self.mesh.holders(p.spec.of_expert)
-        sharded = self.config.parallel.zero_stage >= 1 and dp.size > 1
-        if sharded:
-            master = _part(p.tensor.detach().to(dtype), dp).clone()
-        else:
-            master = p.tensor if p.tensor.dtype == dtype else p.tensor.detach().to(dtype)
-        return MasterParam(p, master, initial_state(master), dp, sharded)
+    def _master(self, p: Param, unit: Unit, index: int) -> Tensor:
+        """The parameter, or what this rank holds of it, itself where the model's dtype is that of masters."""
+        held = p.tensor if unit.weights is None else unit.flat.of_part(index, unit.weights.part)
+        dtype = master_dtype(p.tensor.dtype)
+        return held if held.dtype == dtype else held.detach().to(dtype)
+
+    @staticmethod
+    def _held(p: Param, unit: Unit, index: int) -> Tensor:
+        """The weight in the model's dtype: whole, or this rank's part under ZeRO 3."""
+        whole = unit.weights is None or unit.weights.keep_whole
+        return p.tensor.data if whole else unit.flat.of_part(index, present(unit.weights).part)
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
+        self.hooks.start_step()
         yield
-        whole: dict[bool, list[Tensor]] = {False: [], True: []}
-        for master_param in self.masters.values():
-            gradient = ensure_grad(master_param.param)  # zeros if no microbatch used it: its moments decay as well
-            if master_param.sharded:
-                master_param.master.grad = _sum_and_cut(gradient, master_param.dp).to(master_param.master.dtype)
-                master_param.param.tensor.grad = None
-            else:
-                whole[master_param.param.spec.of_expert].append(gradient)
-        for of_expert, gradients in whole.items():
-            _sum_in_place(gradients, self.mesh.holders(of_expert))
+        self.hooks.finish_step()
+        for unit in self.units:
+            if unit.is_trained and unit.gradients.axis.size == 1:
+                unit.gradients.note_norms([p.tensor.grad for p in unit.flat.params])
+                for p in unit.flat.params:
+                    ensure_grad(p)  # zeros if no microbatch used it: its moments decay as well
+        summed = [(master_param.param, master_param.gradient) for master_param in self.masters.values()]
+        sum_tied_gradients(summed, self.ties)
+        sum_partial_gradients(summed)
+        if self.on_gradients is not None:
+            self.on_gradients(self._summands())
+
+    def _summands(self) -> Iterator[ParamTensor]:
+        """The gradients in the shapes of the parameters, zeros where another data rank holds the sum."""
+        for held in self.masters.values():
+            axis, gradient = held.unit.gradients.axis, held.gradient
+            if held.unit.flat.axis.size > 1:
+                whole = gradient.new_zeros(held.param.spec.local_shape(held.param.tp))
+                held.part(whole).copy_(gradient)
+                gradient = whole
+            elif axis.rank > 0:
+                gradient = torch.zeros_like(gradient)
+            yield held.param, gradient
+
+    def local_norms(self) -> list[ParamTensor]:
+        return [
+            (p, norm)
+            for unit in self.units
+            if unit.gradients.norms is not None
+            for p, norm in zip(unit.flat.params, unit.gradients.norms)
+        ]
+
+    def weights(self) -> list[ParamTensor]:
+        self._wait_for_weights()
+        return [(p, self._held(p, *self.place[p.name])) for p in self.params.values()]
 
     @torch.no_grad()
     def step(self, lr: float, limit: float = math.inf) -> Update:
+        self._wait_for_weights()  # of a piece that this step has not used
         norms = self._norms()
         norm = total_norm(norms)
         is_taken = math.isfinite(norm) and norm <= limit
         if is_taken:
-            for master_param in self.masters.values():
-                if master_param.master.grad is None:
-                    master_param.master.grad = present(master_param.param.tensor.grad).to(master_param.master.dtype)
-                    master_param.param.tensor.grad = None
             factor = clip_factor(norm, self.config.optim.clip_grad)
+            for held in self.masters.values():
+                gradient = held.gradient.to(held.master.dtype)
+                held.param.tensor.grad = None
+                held.master.grad = gradient  # the master may be the parameter itself
             if factor < 1 and self.masters:
-                torch._foreach_mul_([present(h.master.grad) for h in self.masters.values()], factor)
+                torch._foreach_mul_([present(held.master.grad) for held in self.masters.values()], factor)
             for group, group_params in self.groups:
-                update(self.config.optim, group, lr, [h.master for h in group_params], [h.state for h in group_params])
+                mine = [held for held in group_params if held.master.numel()]
+                update(self.config.optim, group, lr, [held.master for held in mine], [held.state for held in mine])
             self.optimizer_steps = {
                 from_step: optimizer_steps + 1 for from_step, optimizer_steps in self.optimizer_steps.items()
             }
@@ -133,41 +202,66 @@ class ReferenceEngine:
         is_first = sharded or self.mesh.ep.rank == 0
         counted = [[h for h in group if is_first or h.param.spec.of_expert] for _, group in self.groups]
         everywhere = [self.mesh.model, self.mesh.dp_cp if sharded else self.mesh.ep]
-        return group_norms([_gradients(group) for group in counted], everywhere, self.mesh.device)
+        gradients = [[(held.param, held.gradient) for held in group] for group in counted]
+        return group_norms(gradients, everywhere, self.mesh.device)
 
     @torch.no_grad()
     def _publish(self) -> None:
-        """Copy the master weights to the model's parameters."""
-        for master_param in self.masters.values():
-            if master_param.master is not master_param.param.tensor:
-                whole = _whole(master_param, master_param.master, master_param.param.tensor.dtype)
-                master_param.param.tensor.copy_(whole)
+        """Copy the master weights to the model's, and start to gather those that are kept whole: they are waited for
+        when their piece computes."""
+        for held in self.masters.values():
+            weights = held.unit.weights
+            target = held.param.tensor if weights is None else held.unit.flat.of_part(held.index, weights.part)
+            if target.dtype != held.master.dtype:
+                target.copy_(held.master)
+        for unit in self.units:
+            if unit.weights is None or not unit.is_trained:
+                continue
+            if unit.weights.keep_whole:
+                unit.weights.start_gather()
+            else:
+                unit.weights.free()
+
+    def _wait_for_weights(self) -> None:
+        for unit in self.units:
+            if unit.weights is not None:
+                unit.weights.wait()
 
     def zero_grad(self) -> None:
         clear_gradients(self.module)
+        for unit in self.units:
+            unit.gradients.clear()
         for master_param in self.masters.values():
             master_param.master.grad = None
 
     @torch.no_grad()
     def read_state(self, name: str) -> dict[str, Tensor]:
         if name not in self.masters:
-            tensor = self.params[name].tensor
-            return {"weight": tensor.detach().to(master_dtype(tensor.dtype), copy=True)}
-        master_param = self.masters[name]
-        return {
-            key: _whole(master_param, part.detach(), master_param.master.dtype).clone()
-            for key, part in _parts(master_param).items()
-        }
+            return {"weight": self._frozen(name)}
+        held = self.masters[name]
+        return {key: held.whole(part.detach()) for key, part in _parts(held).items()}
+
+    def _frozen(self, name: str) -> Tensor:
+        """A copy of a weight that is not trained, in master dtype."""
+        tensor, (unit, index) = self.params[name].tensor, self.place[name]
+        dtype = master_dtype(tensor.dtype)
+        if unit.weights is None or unit.weights.keep_whole:
+            return tensor.detach().to(dtype, copy=True)
+        return unit.flat.gathered(index, unit.flat.of_part(index, unit.weights.part)).to(dtype)
 
     @torch.no_grad()
     def write_state(self, name: str, state: dict[str, Tensor]) -> None:
-        if name not in self.masters:
-            self.params[name].tensor.copy_(state["weight"])
+        if name in self.masters:
+            held = self.masters[name]
+            for key, part in _parts(held).items():
+                part.copy_(held.part(state[key].to(part)))
             return
-        master_param = self.masters[name]
-        for key, part in _parts(master_param).items():
-            value = state[key].to(part)
-            part.copy_(_part(value, master_param.dp) if master_param.sharded else value)
+        tensor, (unit, index) = self.params[name].tensor, self.place[name]
+        if unit.weights is None or unit.weights.keep_whole:
+            tensor.copy_(state["weight"])
+        else:
+            part = unit.flat.of_part(index, unit.weights.part)
+            part.copy_(state["weight"].reshape(-1)[unit.flat.span(index)])
 
     def finish_loading(self, optimizer_steps: Mapping[int, int]) -> None:
         self.optimizer_steps = dict(optimizer_steps)
@@ -176,64 +270,6 @@ class ReferenceEngine:
         self._publish()
 
 
-def _whole(master_param: MasterParam, part: Tensor, dtype: torch.dtype) -> Tensor:
-    """Gather a parameter or one of its moments from all ranks that hold the same."""
-    if not master_param.sharded:
-        return part.to(dtype)
-    whole = part.new_empty(part.numel() * master_param.dp.size, dtype=dtype)
-    dist.all_gather_into_tensor(whole, part.to(dtype), group=master_param.dp.group)
-    return whole[: master_param.param.tensor.numel()].view_as(master_param.param.tensor)
-
-
 def _parts(master_param: MasterParam) -> dict[str, Tensor]:
     """The saved tensors of a parameter, by their names in STATE."""
     return {"weight": master_param.master, **{key: master_param.state[key] for key in STATE[1:]}}
-
-
-def _gradients(group: Sequence[MasterParam]) -> Iterator[tuple[Param, Tensor]]:
-    for master_param in group:
-        gradient = master_param.master.grad if master_param.master.grad is not None else master_param.param.tensor.grad
-        assert gradient is not None, f"{master_param.param.name} has no gradient: step() without accumulate()"
-        yield master_param.param, gradient
-
-
-def _padded(tensor: Tensor, dp: Axis) -> Tensor:
-    """Flatten and pad to a multiple of the number of data ranks."""
-    missing = -tensor.numel() % dp.size
-    return F.pad(tensor.flatten(), (0, missing)) if missing else tensor.flatten()
-
-
-def _part(tensor: Tensor, dp: Axis) -> Tensor:
-    """This data rank's part of a tensor, flat and padded."""
-    return _padded(tensor, dp).chunk(dp.size)[dp.rank]
-
-
-def _sum_and_cut(gradient: Tensor, dp: Axis) -> Tensor:
-    """This data rank's part of the sum over data ranks."""
-    padded = _padded(gradient, dp)
-    part = padded.new_empty(padded.numel() // dp.size)
-    dist.reduce_scatter_tensor(part, padded, group=dp.group)
-    return part
-
-
-def _sum_in_place(gradients: list[Tensor], dp: Axis) -> None:
-    """Sum over data ranks: large gradients in place, small ones in buckets, so that there are few messages."""
-    if dp.size == 1:
-        return
-    bucket: list[Tensor] = []
-    for gradient in gradients:
-        if gradient.numel() >= BUCKET and gradient.is_contiguous():
-            dp.sum_(gradient)
-            continue
-        bucket.append(gradient)
-        if sum(g.numel() for g in bucket) >= BUCKET:
-            _sum_together(bucket, dp)
-            bucket = []
-    if bucket:
-        _sum_together(bucket, dp)
-
-
-def _sum_together(bucket: list[Tensor], dp: Axis) -> None:
-    flat = dp.sum_(torch.cat([g.flatten() for g in bucket]))
-    for gradient, summed in zip(bucket, flat.split([g.numel() for g in bucket])):
-        gradient.copy_(summed.view_as(gradient))

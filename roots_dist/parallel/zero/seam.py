@@ -1,7 +1,7 @@
 """The seam between the model and the engine that shards it over data ranks, implemented by reference.py and engine.py.
 
-    with engine.accumulate():            # backward passes add to .grad; leaving it sums .grad over dp
-        forward, backward, tied and partial sums
+    with engine.accumulate():            # leaving it sums gradients over all ranks that have a part of them
+        forward, backward
     engine.step(lr)                      # clip by the global norm, AdamW, copy to the model's weights
 
 The loss is already divided by the step's global count, so gradients are summed over dp, not averaged. In this room dp
@@ -13,7 +13,7 @@ unfreeze() trains more of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from roots_dist.parallel.optim.trainable import Trainable
+from roots_dist.world.sharding import ParamTensor
 
 STATE = ("weight", "exp_avg", "exp_avg_sq")
 """Optimizer state of each parameter: the master weight and both Adam moments."""
@@ -35,7 +36,7 @@ class Update:
     """Euclidean norm of the whole model's gradient before clipping. If it is not finite, or above the limit, the step
     was not taken."""
     by_group: Mapping[str, float]
-    """Gradient norm of each parameter group (parallel/optim/groups.py); empty if the step was not taken."""
+    """ParamTensor norm of each parameter group (parallel/optim/groups.py); empty if grad_norm is not finite."""
 
 
 class Engine(Protocol):
@@ -45,6 +46,9 @@ class Engine(Protocol):
     """The rank's stages, to be called instead of the module that was passed in."""
     trainable: Mapping[str, Trainable]
     """Trainable parameters of the whole model, including those that are still frozen."""
+    on_gradients: Callable[[Iterable[ParamTensor]], None] | None
+    """If set, called once per step with each parameter's gradient, in its shape: their sum over dp is that of the step.
+    For proofs."""
 
     @property
     def optimizer_steps(self) -> Mapping[int, int]:
@@ -60,8 +64,17 @@ class Engine(Protocol):
         ...
 
     def accumulate(self) -> AbstractContextManager[None]:
-        """Inside, backward passes add to `.grad` of this rank's slices; leaving it sums them over dp. Collective over
-        dp."""
+        """Inside, backward passes compute gradients; leaving it, they are summed over dp, over the pipeline ranks that
+        hold the same parameter, and over the tensor ranks that hold a part of its gradient. Collective over these; dp
+        may be summed over while backward passes go on."""
+        ...
+
+    def local_norms(self) -> list[ParamTensor]:
+        """The norm of each gradient of the last `accumulate` on this rank alone, before a nan has spread: scalars."""
+        ...
+
+    def weights(self) -> list[ParamTensor]:
+        """What this rank holds of each parameter in the model's dtype, between steps."""
         ...
 
     def step(self, lr: float, limit: float = math.inf) -> Update:

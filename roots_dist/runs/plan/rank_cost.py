@@ -30,7 +30,7 @@ from roots_dist.schedule.actions import Kind
 from roots_dist.schedule.schedules import record_of
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.mesh import Axis, Mesh
-from roots_dist.world.sharding import Param, sum_partial_gradients
+from roots_dist.world.sharding import Param, ensure_grad, sum_partial_gradients
 
 META = torch.device("meta")
 
@@ -164,7 +164,7 @@ def count_rank_cost(config: Config, layout: Layout, pp_rank: int) -> RankCost:
     with META, mock.patch.object(F, "scaled_dot_product_attention", _fused):
         stages = count_stage_costs(config, model, batch.to(META), counter, messages)
         del messages[:]
-        sum_partial_gradients(model.params)
+        sum_partial_gradients((p, ensure_grad(p)) for p in model.params if p.tensor.requires_grad)
     ties = {name: len(ranks) * layout.dp_cp for name, ranks in model.holders.items() if pp_rank in ranks}
     once = tuple(messages)
     pieces = tuple(sum(p.nbytes for p in piece.parameters()) for _, piece in model.pieces())

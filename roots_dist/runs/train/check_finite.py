@@ -1,7 +1,7 @@
 """Check once per step, in one small message, that all numbers are finite, and find where the first bad one arose.
 
-Called by runs/train/step.py between backward and the reduction over data ranks: after the reduction it is unknown which
-rank had the nan.
+Gradients are judged by the norms that each rank took of its own, before any sum over ranks: after it, it is unknown
+which rank had the nan.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from roots_dist.parallel.zero.seam import Engine
 from roots_dist.world.batch import Term
 from roots_dist.world.mesh import Mesh
-from roots_dist.world.sharding import Param
 from roots_dist.world.words import words_of
 
 FINE, GRADIENT, LOSS, WEIGHT = range(4)
@@ -40,7 +40,7 @@ class NonFinite(NamedTuple):
 
 
 def sum_over_ranks(
-    mesh: Mesh, terms: list[Term], counts: Mapping[str, Tensor], params: list[Param], stop: int = 0
+    mesh: Mesh, terms: list[Term], counts: Mapping[str, Tensor], engine: Engine, stop: int = 0
 ) -> StepSums:
     """Sum each term of the step over ranks, find the first number that is not finite, and share the signal to stop.
     counts: those of each term, equal on all ranks. `stop` is this rank's own signal.
@@ -53,7 +53,8 @@ def sum_over_ranks(
         for term in terms:
             sums[names.index(term.name)] += term.sum.double()
     loss_is_fine = torch.isfinite(sums).all()
-    gradients_are_fine = _all_finite([p.tensor.grad for p in params if p.tensor.grad is not None], mesh.device)
+    norms = engine.local_norms()
+    gradients_are_fine = _all_finite([norm for _, norm in norms], mesh.device)
     row = torch.zeros(2 * len(names) + mesh.world.size, dtype=torch.float64, device=mesh.device)
     row[: len(names)] = torch.where(torch.isfinite(sums), sums, 0.0)
     if mesh.world.rank == 0:
@@ -67,31 +68,40 @@ def sum_over_ranks(
     if not any(state for _, state in states):
         return StepSums(dict(zip(names, zip(totals, counted))), None, stop)
     unknown = {name: (float("nan"), count) for name, count in zip(names, counted)}
-    return StepSums(unknown, _where(mesh, params, states[mesh.world.rank][1]), stop)
+    return StepSums(unknown, _where(mesh, engine, states[mesh.world.rank][1]), stop)
 
 
-def _all_finite(tensors: list[torch.Tensor], device: torch.device) -> torch.Tensor:
-    """Whether all tensors are finite, judged by their norms, because clipping needs those: numbers too large to be
-    squared fail too."""
-    if not tensors:
+def _all_finite(norms: list[Tensor], device: torch.device) -> Tensor:
+    """Whether the numbers with these norms are finite. Norms judge, because clipping needs them: numbers too large to
+    be squared fail too."""
+    if not norms:
         return torch.ones((), dtype=torch.bool, device=device)
-    return torch.isfinite(torch.stack(torch._foreach_norm(tensors)).double().sum())
+    return torch.isfinite(torch.stack(norms).double().sum())
 
 
-def _nonfinite_kind(tensor: torch.Tensor) -> str:
+def _kind(tensor: Tensor) -> str:
     return "is too large to be squared" if bool(torch.isfinite(tensor).all()) else "is not finite"
 
 
-def _where(mesh: Mesh, params: list[Param], state: int) -> NonFinite:
+def _kind_of_gradient(gradient: Tensor | None, norm: Tensor) -> str:
+    """gradient: None if it has been handed on, and only its norm is left."""
+    if gradient is not None:
+        return _kind(gradient)
+    return "is not finite" if bool(torch.isnan(norm)) else "is infinite or too large to be squared"
+
+
+def _where(mesh: Mesh, engine: Engine, state: int) -> NonFinite:
     """Name the deepest cause among all ranks. Backward runs from the model's end, so the last stage's last parameter
     comes first among gradients."""
-    bad = next((p for p in params if not bool(_all_finite([p.tensor.data], mesh.device))), None)
+    weights = engine.weights()
+    bad = next((found for found in weights if not bool(torch.isfinite(found[1].norm()))), None)
     if bad:
-        state, what = WEIGHT, f"weight {bad.name} {_nonfinite_kind(bad.tensor.data)}"
+        state, what = WEIGHT, f"weight {bad[0].name} {_kind(bad[1])}"
     elif state == GRADIENT:
-        gradients = [(p, p.tensor.grad) for p in reversed(params) if p.tensor.grad is not None]
-        bad, gradient = next(found for found in gradients if not bool(_all_finite([found[1]], mesh.device)))
-        what = f"gradient of {bad.name} {_nonfinite_kind(gradient)}"
+        order = {p.name: i for i, (p, _) in enumerate(weights)}
+        norms = sorted(engine.local_norms(), key=lambda found: -order.get(found[0].name, -1))
+        bad = next(found for found in norms if not bool(torch.isfinite(found[1])))
+        what = f"gradient of {bad[0].name} {_kind_of_gradient(bad[0].tensor.grad, bad[1])}"
     else:
         what = "loss is not finite" if state == LOSS else ""
     place = mesh.place

@@ -101,7 +101,8 @@ def digest(tensor: Tensor) -> Tensor:
 def differences(run: Run) -> Iterator[Difference]:
     """All differences among copies, equal on all ranks and in the same order. All numbers are read once, before the
     first. Ends with one that has no majority, because then nothing is healed. Collective over the world."""
-    digests = torch.stack([torch.stack(list(_digests(run, p))) for p in run.params])
+    in_use = {p.name: weight for p, weight in run.engine.weights()}
+    digests = torch.stack([torch.stack(list(_digests(run, p, in_use[p.name]))) for p in run.params])
     differs = torch.zeros_like(digests, dtype=torch.bool)
     for of_expert in (False, True):
         rows = [row for row, p in enumerate(run.params) if p.spec.of_expert == of_expert]
@@ -118,11 +119,12 @@ def differences(run: Run) -> Iterator[Difference]:
                 differs[row, KINDS.index(found.kind)] = False
 
 
-def _digests(run: Run, p: Param) -> Iterator[Tensor]:
-    """Digests of what this rank holds of a parameter, in the order of KINDS; 0 for what has no copy here."""
+def _digests(run: Run, p: Param, in_use: Tensor) -> Iterator[Tensor]:
+    """Digests of what this rank holds of a parameter, in the order of KINDS; 0 for what has no copy here. in_use: the
+    weight in use."""
     none = torch.zeros((), dtype=torch.int64, device=run.mesh.device)
-    in_use = p.tensor.numel() == torch.Size(p.spec.local_shape(p.tp)).numel()  # ZeRO-3 holds weights in parts
-    yield digest(p.tensor) if in_use else none
+    in_parts = run.config.parallel.zero_stage >= 3 and run.mesh.dp_cp.size > 1
+    yield none if in_parts else digest(in_use)
     data_copies = run.config.parallel.zero_stage == 0 and run.mesh.holders(p.spec.of_expert).size > 1
     state = run.engine.read_state(p.name) if data_copies or p.replicas > 1 or p.name in run.ties else {}
     yield from (digest(state[kind]).to(run.mesh.device) if kind in state else none for kind in STATE)

@@ -17,7 +17,6 @@ from roots_dist.learning.models.router_terms import router_counts, router_weight
 from roots_dist.parallel.zero.seam import master_dtype
 from roots_dist.runs.train.check_finite import NonFinite, sum_over_ranks
 from roots_dist.world.batch import MicroBatch
-from roots_dist.world.sharding import sum_partial_gradients, sum_tied_gradients
 
 
 @dataclass(frozen=True)
@@ -62,16 +61,11 @@ def train_step(
     with run.engine.accumulate():
         found = run.passes.forward_backward(batches, scales(run, counts))
         run.watch.lap("compute")
-        sum_tied_gradients(run.params, run.ties, run.mesh.dp_cp)
-        sum_partial_gradients(run.params)
-        sums, nonfinite, stop = sum_over_ranks(run.mesh, found, counts, run.params, stop)
-        run.watch.lap("pp_wait" if run.mesh.pp.size > 1 else "dp")  # stages that finish first wait here for the others
-        terms = {name: total / max(1.0, count) for name, (total, count) in sums.items()}
-        loss = sum(weights[name] * value for name, value in terms.items())
-        is_spike = loss > limit
-        if nonfinite or is_spike:  # reduce zeros: a nan would spread to every rank
-            for gradient in (p.tensor.grad for p in run.params if p.tensor.grad is not None):
-                gradient.zero_()
+    sums, nonfinite, stop = sum_over_ranks(run.mesh, found, counts, run.engine, stop)
+    run.watch.lap("pp_wait" if run.mesh.pp.size > 1 else "dp")  # stages that finish first wait here for the others
+    terms = {name: total / max(1.0, count) for name, (total, count) in sums.items()}
+    loss = sum(weights[name] * value for name, value in terms.items())
+    is_spike = loss > limit
     if is_spike:
         run.engine.zero_grad()
         why = f"loss {loss:.4g} is a spike: it is above {limit:.4g}"

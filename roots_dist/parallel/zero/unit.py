@@ -1,0 +1,198 @@
+"""A unit: parameters whose gradients data ranks sum in one message, and whose weights they gather in one.
+
+    Unit = Flat (what lies where) + Weights (this rank's part, and the whole while it is needed) + Gradients (their sum)
+
+The parameters of a piece (a Transformer block) are a unit, apart from those that other pieces or pipeline ranks use
+too, that are trained from another step on, or that other ranks hold copies of: each of these is summed at another time,
+or over other ranks.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from roots_dist.parallel.optim.trainable import Trainable
+from roots_dist.parallel.zero.collectives import Message, start_all_gather, start_all_reduce, start_reduce_scatter
+from roots_dist.parallel.zero.flat import Flat
+from roots_dist.world.mesh import SINGLE, Axis, Mesh
+from roots_dist.world.sharding import Param
+
+
+class Weights:
+    """A unit's weights in the model's dtype. The parameters are views into one flat tensor, whose memory is given back
+    while only this rank's part is needed."""
+
+    def __init__(self, flat: Flat, *, keep_whole: bool):
+        """keep_whole: the memory is never given back (ZeRO 1 and 2)."""
+        self.flat, self.keep_whole = flat, keep_whole
+        tensors = [p.tensor for p in flat.params]
+        self._whole = flat.joined([tensor.detach() for tensor in tensors], tensors[0].dtype)
+        self._bytes = self._whole.untyped_storage().nbytes()
+        for tensor, view in zip(tensors, flat.views(self._whole)):
+            tensor.data = view
+        self.part = self._whole[flat.mine] if keep_whole else self._whole[flat.mine].clone()
+        """This rank's part, flat."""
+        self._arriving: Message | None = None
+        self.is_held = True
+        """Whether the whole has its memory, or will have it once what is under way has arrived."""
+        self.free()
+
+    def start_gather(self) -> None:
+        """Start to gather the whole. Collective over the unit's axis."""
+        self.wait()
+        if not self.is_held:
+            _resize(self._whole, self._bytes)
+            self.is_held = True
+        self._arriving = start_all_gather(self._whole, self.part, self.flat.axis)
+
+    def wait(self) -> None:
+        """Wait for what is under way."""
+        if self._arriving is not None:
+            self._arriving.wait()
+            self._arriving = None
+
+    def free(self) -> None:
+        """Give the memory of the whole back, under ZeRO 3. Its part is kept."""
+        self.wait()
+        if not self.keep_whole and self.is_held:
+            _resize(self._whole, 0)
+            self.is_held = False
+
+
+def _resize(whole: Tensor, num_bytes: int) -> None:
+    """Take or give back a tensor's memory, under all of its views; their shapes stay. An operation, unlike the method
+    of the storage, so that whoever counts operations sees it."""
+    torch.ops.inductor.resize_storage_bytes_(whole, num_bytes)
+
+
+class Gradients:
+    """Sums a unit's gradients over its axis, each time from what backward passes have left in .grad since the last."""
+
+    def __init__(self, flat: Flat, axis: Axis):
+        """axis: that of the sum. flat.axis is the same if each rank keeps its part of it, and single if each keeps the
+        whole."""
+        self.flat, self.axis = flat, axis
+        self._under_way: list[Message] = []
+        self._sum: Tensor | None = None
+        self.norms: Tensor | None = None
+        """Norm of each parameter's gradient on this rank alone, added up over the sums of a step; what is not finite
+        stays so."""
+
+    def start(self) -> None:
+        """Take the gradients out of .grad and start to sum them. Collective over the axis."""
+        gradients = [p.tensor.grad for p in self.flat.params]
+        dtype = self.flat.params[0].tensor.grad_dtype
+        assert dtype is not None
+        self.note_norms(gradients)
+        whole = self.flat.joined(gradients, dtype)
+        del gradients
+        for p in self.flat.params:
+            p.tensor.grad = None
+        start = start_all_reduce if self.flat.axis.size == 1 else start_reduce_scatter
+        self._under_way.append(start(whole, self.axis))
+
+    def note_norms(self, gradients: Sequence[Tensor | None]) -> None:
+        """Note the norms of this rank's own gradients, before a nan has spread to other ranks."""
+        found = torch.zeros(len(gradients), device=self.flat.params[0].tensor.device)
+        held = [(i, gradient) for i, gradient in enumerate(gradients) if gradient is not None]
+        if held:
+            norms = torch.stack(torch._foreach_norm([gradient for _, gradient in held]))
+            if len(held) == len(gradients):
+                found = norms
+            else:
+                found = found.to(norms.dtype)
+                found[[i for i, _ in held]] = norms
+        self.norms = found if self.norms is None else self.norms + found
+
+    def finish(self, left: int = 0) -> None:
+        """Wait for all sums but the last `left`, and add them up."""
+        while len(self._under_way) > left:
+            summed = self._under_way.pop(0).wait()
+            self._sum = summed if self._sum is None else self._sum.add_(summed)
+
+    def of(self, index: int) -> Tensor:
+        """The sum for a parameter: in its shape if nothing is cut, else the elements of this rank's part."""
+        assert self._sum is not None, f"{self.flat.params[index].name} has no gradient: step() without accumulate()"
+        if self.flat.axis.size == 1:
+            return self.flat.views(self._sum)[index]
+        return self.flat.of_part(index, self._sum)
+
+    def clear(self) -> None:
+        self.finish()
+        self._sum = self.norms = None
+
+
+@dataclass(eq=False)
+class Unit:
+    flat: Flat
+    pieces: tuple[nn.Module, ...]
+    """The pieces of this rank that use it, in the order of their forward passes."""
+    trainable: Trainable | None
+    """From which step it is trained; None if never."""
+    gradients: Gradients
+    weights: Weights | None
+    """None if the parameters stay as they are, whole on every rank."""
+    is_trained: bool = False
+    """Whether it is trained by now."""
+    unfinished: set[nn.Module] = field(default_factory=set)
+    """Pieces whose last backward pass of the step has not been yet."""
+    has_news: bool = False
+    """Whether a backward pass has been since the last sum began, or none has begun in this step."""
+
+
+class UnitKey(NamedTuple):
+    """What the parameters of a unit have in common."""
+
+    pieces: tuple[int, ...]
+    trainable: Trainable | None
+    tied: str | None
+    axis: Axis
+
+
+def data_axis(param: Param, mesh: Mesh) -> Axis:
+    """The ranks that hold the same slice of a parameter and have other gradients of it: over them gradients are summed,
+    and ZeRO cuts."""
+    return mesh.holders(param.spec.of_expert)
+
+
+def make_units(
+    params: Sequence[Param],
+    pieces: Iterable[nn.Module],
+    mesh: Mesh,
+    trainable: Mapping[str, Trainable],
+    tied: Iterable[str],
+    zero_stage: int,
+) -> list[Unit]:
+    """Units of a rank's parameters, in the order of the parameters. tied: those that other pipeline ranks hold too,
+    which are cut alike everywhere because each is a unit."""
+    by_piece = list(pieces)
+    users: dict[int, list[int]] = defaultdict(list)
+    for number, piece in enumerate(by_piece):
+        for tensor in piece.parameters():
+            users[id(tensor)].append(number)
+    together: dict[UnitKey, list[Param]] = defaultdict(list)
+    for p in params:
+        key = UnitKey(
+            tuple(users[id(p.tensor)]),
+            trainable.get(p.name),
+            p.name if p.name in tied else None,
+            data_axis(p, mesh),
+        )
+        together[key].append(p)
+    storages = {p.tensor.untyped_storage()._cdata: number for number, p in reversed([*enumerate(params)])}
+    units = []
+    for key, members in together.items():
+        cut = key.axis.size > 1 and (zero_stage >= 3 or (zero_stage >= 1 and key.trainable is not None))
+        # what are neighbours in memory stay so: the same matrix of all experts (parallel/tensor/grouped.py)
+        members.sort(key=lambda p: (storages[p.tensor.untyped_storage()._cdata], p.tensor.storage_offset()))
+        flat = Flat(tuple(members), key.axis if cut else SINGLE)
+        weights = Weights(flat, keep_whole=zero_stage < 3) if cut else None
+        used_by = tuple(by_piece[number] for number in key.pieces)
+        units.append(Unit(flat, used_by, key.trainable, Gradients(flat, key.axis), weights))
+    return units
