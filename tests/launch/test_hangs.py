@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
 
-from roots_dist.failures import Record
+from roots_dist.failures import RankIdentity, Record
+from roots_dist.layout import Layout
 from roots_dist.runs.ranks import watchdog
 from roots_dist.runs.ranks.end_deaf_ranks import ending_deaf_ranks
 from roots_dist.runs.ranks.failure_report import summarize
@@ -175,6 +178,28 @@ def test_a_process_is_known_again_after_its_clock_was_set_and_another_is_not():
     own = Identity.own(0, "a")
     assert watchdog._process(replace(own, started=own.started - 0.7)) is not None
     assert watchdog._process(replace(own, started=own.started - 60)) is None
+
+
+def test_a_watchdog_outlives_what_it_cannot_read(tmp_path, monkeypatch):
+    """Between two lines of the main thread its frame has no line: the thread died, and the hang was never named."""
+    code = SimpleNamespace(co_filename=__file__)
+    assert not watchdog._waits(SimpleNamespace(f_code=code, f_lineno=None))
+    who = RankIdentity(0, 2, folder=tmp_path)
+    own = Identity(0, "here", os.getpid(), 0.0)
+    limits, board = {"step": 0.2}, watchdog.Board(Store({}, []), tmp_path / "board")
+    watched = watchdog.Watchdog(who, Layout(dp=2), own, own, Progress(), limits, board)
+    seen, ended = iter([RuntimeError("half a frame"), *["one place"] * 99]), threading.Event()
+
+    def place():
+        found = next(seen)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(watched, "_place", place)
+    monkeypatch.setattr(watched, "_end", lambda: (ended.set(), watched.stop()))
+    watched.start()
+    assert ended.wait(30)
 
 
 def test_a_hang_is_shown_as_it_is_and_our_own_kill_blames_nobody():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import linecache
+import logging
 import os
 import sys
 import tempfile
@@ -36,6 +37,8 @@ from roots_dist.runs.ranks.deadline import DeadlineExceeded, run_with_deadline
 from roots_dist.runs.ranks.handshake import Identity, identity_of
 from roots_dist.runs.ranks.hang import State, judge, tell
 from roots_dist.world.progress import Progress
+
+log = logging.getLogger(__name__)
 
 TICK_S = 0.25
 ASKED_PER_S = 16384
@@ -159,7 +162,10 @@ class Watchdog:
         before = time.monotonic()
         while not self._over.wait(self._tick):
             now = time.monotonic()
-            self._count(min(now - before, 2 * self._tick))  # a machine that was asleep has not waited
+            try:
+                self._count(min(now - before, 2 * self._tick))  # a machine that was asleep has not waited
+            except Exception:  # the main thread goes on meanwhile, and may be seen between two states: look again
+                log.debug("the watchdog could not see where the main thread is", exc_info=True)
             before = now
             if self._seconds >= self.limit:
                 self.board.put("called", json.dumps({"rank": self.who.rank}))
@@ -299,7 +305,7 @@ def _kill(who: Identity, own: Identity) -> None:
 
 def _waits(frame: FrameType) -> bool:
     """Whether a main thread that stands here waits for other ranks."""
-    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno or 0)  # None between two lines
     return f"torch{os.sep}distributed{os.sep}" in frame.f_code.co_filename or ".wait(" in line
 
 
