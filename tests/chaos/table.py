@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from . import background, damages, differs, disks, flips, hangs, kills, power
+from . import background, damages, differs, disks, flips, hangs, kills, launchers, power, ranks, syscalls
 from .trial import Family
 
 ALL = (
     kills.FAMILY,
+    background.FAMILY,
+    ranks.FAMILY,
+    launchers.FAMILY,
     power.FAMILY,
     damages.FAMILY,
     disks.FAMILY,
+    syscalls.FAMILY,
     hangs.FAMILY,
     flips.FAMILY,
     differs.FAMILY,
-    background.FAMILY,
 )
 FAMILIES: dict[str, Family] = {family.name: family for family in ALL}

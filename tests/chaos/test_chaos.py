@@ -10,11 +10,13 @@ from .run import attempt, count, main, read_results
 from .table import FAMILIES
 from .trial import Family, Outcome
 
+SAMPLES = [pytest.param(name, marks=[] if family.sample else pytest.mark.full) for name, family in FAMILIES.items()]
 
-@pytest.mark.parametrize("name", FAMILIES)
+
+@pytest.mark.parametrize("name", SAMPLES)
 def test_a_sample_of_the_trials_holds(name, tmp_path):
     family = FAMILIES[name]
-    for number in range(family.sample):
+    for number in range(max(1, family.sample)):
         place = tmp_path / str(number)
         place.mkdir()
         outcome = attempt(family, 7, number, place)

@@ -35,4 +35,4 @@ class Family:
     """Called with random numbers of its own, which depend on the seed and the trial's number alone, and an empty
     folder."""
     sample: int = 3
-    """Number of trials in every `make test`."""
+    """Number of trials in every `make test`; 0: one in `make test-full`, because it starts processes of its own."""

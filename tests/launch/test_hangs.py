@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -102,6 +103,24 @@ def test_the_oldest_operation_that_is_not_finished_is_found_in_a_dump(library):
     found = read_dump({"entries": [message | {"retired": False}]})
     assert found.pending == Operation("recv 0<-1", "0", "world", 4) and found.begun == {}
     assert read_dump({}).pending is None
+
+
+@pytest.mark.parametrize("library", ["gloo", "nccl"])
+def test_the_rank_that_does_not_come_is_found_in_recorded_dumps(library):
+    """Of three ranks that hang (record_dumps.py): rank 0 waits for rank 1 in tp0, rank 2 for both in the world."""
+    folder, groups = Path(__file__).parents[1] / "golden" / "flight_recorder", {"tp0": [0, 1], "world": [0, 1, 2]}
+    found = {rank: read_dump(json.loads((folder / f"{library}_rank_{rank}.json").read_text())) for rank in range(3)}
+    states = {rank: state(rank, begun=dict(one.begun), complete=one.complete) for rank, one in found.items()}
+    for rank, one in found.items():
+        if (waits_in := one.pending) is not None:
+            ranks = groups[waits_in.title]
+            states[rank] = replace(states[rank], **vars(waits_in) | {"ranks": ranks})
+    assert {rank: s.title for rank, s in states.items()} == {0: "tp0", 1: "", 2: "world"}
+    verdict = judge(states, 3)
+    assert verdict.causes == (1,) and verdict.waits == {0: (1,), 2: (0, 1)}
+    assert "has waited 10 s for rank 1 in all_reduce #2 of tp0 (ranks 0-1)" in tell(verdict, states, {})
+    without = {rank: states[rank] for rank in (0, 2)}  # it does not answer at all
+    assert judge(without, 3).causes == (1,)
 
 
 def test_a_recorder_is_full_at_the_length_that_was_asked_for(monkeypatch):
