@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import logging
 import os
 import re
 import select
@@ -54,8 +55,6 @@ PRELOADED = (
 """What tests and the package import that is not the package."""
 LIMIT_S = 150.0
 """Seconds after which a mutant counts as hanging."""
-MOST_FILES = 1024
-"""File descriptors that a test's process may have open."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +187,8 @@ def _answer(job: Job, folder: Path) -> dict[str, tuple[str, str]]:
 
     endings = _Endings()
     options = ["-x"] if job.until_first_failure else []
-    options += ["-q", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:timeout"]
+    options += ["-q", "-o", "addopts=", "-m", "not full"]
+    options += ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:timeout"]
     pytest.main([*options, *(f"tests/{test}" for test in job.tests)], plugins=[endings])
     package = sys.modules.get("roots_dist")
     assert package is None or Path(str(package.__file__)).is_relative_to(folder), f"{package} is not the mutant's"
@@ -254,13 +254,26 @@ def _fork_instead_of_a_forkserver() -> None:
         pid = os.fork()
         if pid:
             return pid
-        for fd in set(range(3, MOST_FILES)) - set(passfds):  # as exec would; a pipe that stays open says that we live
-            with suppress(OSError):
-                os.close(fd)
-        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # pytest has put files of its own there, now closed
+        _forget_files(keep=passfds)
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # pytest has put files of its own there
+        logging.root.handlers.clear()
+        logging.root.setLevel(logging.WARNING)
         try:
             exec(args[-1], {})
         finally:
             os._exit(0)
 
     forkserver.util = SimpleNamespace(**{**vars(forkserver.util), "spawnv_passfds": fork})
+
+
+def _forget_files(keep: Sequence[int]) -> None:
+    """Let go of every file that is open, as exec would: a pipe that stays open says that we live.
+
+    The numbers stay taken. Python's files still hold them, pytest's log among these, and write and close what has the
+    number by then: a rank's warning went to the socket by which it answers, and the forkserver lost one of its own.
+    """
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in {int(name) for name in os.listdir("/dev/fd")} - {0, 1, 2, nothing, *keep}:
+        with suppress(OSError):  # of the listing itself
+            os.fstat(fd)
+            os.dup2(nothing, fd, inheritable=False)
