@@ -184,26 +184,30 @@ def test_a_run_goes_on_with_the_learning_rate_of_an_extension(place):
     assert rate_line(foreign, now, 2) is None
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (None, "a Python file that can be read"),
-        ("x = 1\n", "a line EXTENSION = Extension"),
-        ("\nx = y\n", r"bad.py:2' .*NameError: name 'y' is not defined"),
-        ("def f(:\n", r"bad.py:1' .*SyntaxError"),
-        (
-            "from roots_dist import Extension\nEXTENSION = Extension(activations={'x': 1})",
-            r"for EXTENSION.activations\['x'\], found int",
-        ),
-        (
-            "from roots_dist import *\nEXTENSION = Extension(lr_schedules={'cosine': LrSchedule(after_warmup=None)})",
-            "'cosine' is taken",
-        ),
-        ("from roots_dist import Extension\nEXTENSION = Extension(activations={'gelu': abs})", "'gelu' is taken"),
-        (FILE.replace('name="late"', 'name="last"'), "its record says 'last'"),
-    ],
-)
-def test_a_file_that_cannot_be_used_is_refused_in_a_line(place, text, words):
+UNUSABLE = {
+    "no file": (None, "a Python file that can be read"),
+    "no extension": ("x = 1\n", "a line EXTENSION = Extension"),
+    "an error": ("\nx = y\n", r"bad.py:2' .*NameError: name 'y' is not defined"),
+    "no Python": ("def f(:\n", r"bad.py:1' .*SyntaxError"),
+    "no function": (
+        "from roots_dist import Extension\nEXTENSION = Extension(activations={'x': 1})",
+        r"for EXTENSION.activations\['x'\], found int",
+    ),
+    "a schedule of ours": (
+        "from roots_dist import *\nEXTENSION = Extension(lr_schedules={'cosine': LrSchedule(after_warmup=None)})",
+        "'cosine' is taken",
+    ),
+    "a name of ours": (
+        "from roots_dist import Extension\nEXTENSION = Extension(activations={'gelu': abs})",
+        "'gelu' is taken",
+    ),
+    "a record of another name": (FILE.replace('name="late"', 'name="last"'), "its record says 'last'"),
+}
+
+
+@pytest.mark.parametrize("what", UNUSABLE)
+def test_a_file_that_cannot_be_used_is_refused_in_a_line(place, what):
+    text, words = UNUSABLE[what]
     if text is not None:
         (place / "bad.py").write_text(text)
     with pytest.raises(ConfigError, match=words) as refused:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .context import CONTEXT
 from .data import DATA
 from .experts import EXPERT_MUTANTS
+from .extensions import EXTENSIONS
 from .features import FEATURES
 from .loop import RUNS
 from .losses import LOSSES
@@ -14,6 +15,7 @@ from .optimizer import OPTIMIZER
 from .pipeline import PIPELINE
 from .randomness import RANDOMNESS
 from .ranks import RANKS
+from .storage import STORAGE
 from .tensor import TENSOR
 from .tiles import TILE_MUTANTS
 
@@ -30,6 +32,8 @@ AREAS: dict[str, tuple[Mutant, ...]] = {
     "Optimizer and ZeRO": OPTIMIZER,
     "Data and objectives": DATA,
     "Runs": RUNS,
+    "Checkpoints": STORAGE,
+    "Extensions and the kit for layers": EXTENSIONS,
     "Ranks among each other": RANKS,
 }
 MUTANTS: dict[str, Mutant] = {mutant.name: mutant for area in AREAS.values() for mutant in area}

@@ -63,6 +63,7 @@ def test_a_killed_save_leaves_the_old_or_the_new_checkpoint(tmp_path, step):
     seen, call = set(), 0
     while die_before(call := call + 1, tmp_path, step=step, shard_bytes=20_000):
         found = newest(tmp_path)
+        assert found is not None, f"killed before call {call} to the disk, it has left none"
         seen.add(loaded(found))
         if step == 7:
             assert complete(tmp_path) == [found]
