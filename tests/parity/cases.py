@@ -63,8 +63,11 @@ def changes(layout: Layout) -> dict[str, object]:
 
 
 def in_parallel(wanted: Mapping[str, object]) -> dict[str, object]:
-    """Keys without a section are those of `parallel`; dp is none."""
-    return {key if "__" in key else f"parallel__{key}": value for key, value in wanted.items() if key != "dp"}
+    """Keys without a section are those of `parallel`; dp is none. Where tensor or context ranks and stages talk, two
+    microbatches must do, if the schedule takes them: pipelines alone have eight."""
+    found = {key if "__" in key else f"parallel__{key}": value for key, value in wanted.items() if key != "dp"}
+    is_deep = wanted.get("pp", 1) > 1 and wanted.get("tp", 1) * wanted.get("cp", 1) > 1 == wanted.get("dp", 1)
+    return {"train__global_batch": 4, **found} if is_deep else found
 
 
 def num_ranks(layout: Layout) -> int:
@@ -164,7 +167,7 @@ def fitted(model: str, wanted: Mapping[str, object]) -> Config | None:
         if "model.layers" in wrong:
             made = made.changed({"model.layers": made.model.layers + 1})
         elif wrong <= {"train.global_batch", "parallel.schedule"}:
-            made = made.changed({"train.global_batch": made.train.global_batch + 4})
+            made = made.changed({"train.global_batch": made.train.global_batch + 2})
         else:
             return None
     return None
@@ -196,36 +199,32 @@ def the_cover() -> tuple[tuple[str, Layout], ...]:
     return tuple(cover(ALL_MODELS))
 
 
-def covered(*families: str) -> list:
-    """The cases of the cover for the models of some families, and the whole product of these with tensor and pipeline
-    layouts, marked `full`."""
-    chosen = [
-        model for model in ALL_MODELS if model.partition("+")[0] == model and config(model).model.family in families
-    ]
-    return _cases_of(chosen)
+def models_of(*families: str) -> list[str]:
+    """Those of some families, each with all that learns."""
+    return [model for model in ALL_MODELS if "+" not in model and config(model).model.family in families]
 
 
-def covered_strategies() -> list:
-    return _cases_of([model for model in ALL_MODELS if "+" in model])
+MODELS_WITH_STRATEGIES = [model for model in ALL_MODELS if "+" in model]
 
 
-def _cases_of(models: Sequence[str]) -> list:
-    few = [found for found in the_cover() if found[0] in models]
-    rest = [
-        (model, layout)
+def covered(models: Sequence[str]) -> list:
+    """The cases of the cover for some models."""
+    return [_case_of(*found) for found in the_cover() if found[0] in models]
+
+
+def product_of(models: Sequence[str]) -> list:
+    """The rest of the whole product of models with tensor and pipeline layouts. It takes seconds to list."""
+    return [
+        _case_of(model, layout)
         for model, layout in itertools.product(models, LAYOUTS)
-        if layout[4:] == ("", "") and (model, layout) not in few and fitted(model, changes(layout)) is not None
+        if layout[4:] == ("", "") and (model, layout) not in the_cover() and fitted(model, changes(layout)) is not None
     ]
-    return [*(_case_of(*found) for found in few), *(_case_of(*found, pytest.mark.full) for found in rest)]
 
 
-def _case_of(model: str, layout: Layout, *marks: pytest.MarkDecorator):
+def _case_of(model: str, layout: Layout):
     wanted = changes(layout)
-    return pytest.param(Case(model, fitted(model, wanted), wanted.get("dp", 1)), id=_id(model, layout), marks=marks)
-
-
-def _id(model: str, layout: Layout) -> str:
-    return ",".join([model, *filter(None, layout)])
+    name = ",".join([model, *filter(None, layout)])
+    return pytest.param(Case(model, fitted(model, wanted), wanted.get("dp", 1)), id=name)
 
 
 @functools.cache

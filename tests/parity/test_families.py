@@ -4,7 +4,7 @@ T5 has test_t5_layouts.py; tasks of decoders are with the decoders, in test_layo
 """
 
 import pytest
-from cases import case, compare, covered
+from cases import case, compare, covered, models_of, product_of
 
 from roots_dist.assembly.rank_model import build_model
 from roots_dist.layout import Layout
@@ -16,7 +16,7 @@ HEAVY_GENERATOR = dict(generator__hidden=32, generator__ffn=128, generator__laye
 THREE_STAGES = dict(pp=3, train__global_batch=6, **HEAVY_GENERATOR)
 TWO_STAGES = dict(pp=2, **HEAVY_GENERATOR)
 CASES = [
-    *covered("bert", "electra"),
+    *covered(models_of("bert", "electra")),
     *(case(family, train__micro_batch=4) for family in ("bert", "roberta", "electra")),
     *(case(family, dp=2, tp=2, pp=2, sequence_parallel=True, zero_stage=1) for family in ("bert", "electra")),
     case("electra", **THREE_STAGES),
@@ -27,6 +27,15 @@ CASES = [
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_depends_on_the_layout(case):
     compare(case, steps=STEPS)
+
+
+def product() -> list:
+    return product_of(models_of("bert", "electra"))
+
+
+@pytest.mark.full
+def test_nothing_depends_on_any_layout(case_of_the_product):
+    compare(case_of_the_product, steps=STEPS)
 
 
 @pytest.mark.parametrize("layout, words, positions", [(THREE_STAGES, (0, 1, 2), (0, 2)), (TWO_STAGES, (0, 1), (0, 1))])

@@ -4,7 +4,7 @@ what is frozen stays what it is and costs nothing."""
 import cases
 import pytest
 import torch
-from cases import FLOAT32, Case, alone, case, compare, covered_strategies
+from cases import FLOAT32, MODELS_WITH_STRATEGIES, Case, alone, case, compare, covered, product_of
 from models import STRATEGIES, config
 
 from roots_dist.assembly.run import build_run
@@ -28,7 +28,7 @@ EXPERTS = dict(
     objective__router_z_loss=0.1,
 )
 CASES = [
-    *covered_strategies(),
+    *covered(MODELS_WITH_STRATEGIES),
     *(
         case(f"{model}+{strategy}", tp=2, pp=2, **schedule)
         for strategy, schedule in (("progressive", {}), ("lora", dict(schedule="zb-h1")))
@@ -51,6 +51,15 @@ def of(strategy: str, **changes: object) -> Config:
 @pytest.mark.parametrize("case", CASES)
 def test_a_strategy_computes_what_one_process_computes(case):
     compare(case, FLOAT64_BOUNDS, steps_of(case))
+
+
+def product() -> list:
+    return product_of(MODELS_WITH_STRATEGIES)
+
+
+@pytest.mark.full
+def test_nothing_depends_on_any_layout(case_of_the_product):
+    compare(case_of_the_product, FLOAT64_BOUNDS, steps_of(case_of_the_product))
 
 
 @pytest.mark.parametrize(

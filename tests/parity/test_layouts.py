@@ -1,11 +1,11 @@
 """Every layout computes what one process computes: loss, gradients, weights and moments, in float64, below 1e-10."""
 
 import pytest
-from cases import alone, case, compare, covered
+from cases import alone, case, compare, covered, models_of, product_of
 from models import config
 
 CASES = [
-    *covered("gpt"),
+    *covered(models_of("gpt")),
     case("llama", tp=2, model__kv_heads=1),  # one key/value head on two ranks
     case(
         "llama", tp=4, sequence_parallel=True, model__attention_dropout=0.1
@@ -34,6 +34,15 @@ CASES = [
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_depends_on_the_layout(case):
     compare(case)
+
+
+def product() -> list:
+    return product_of(models_of("gpt"))
+
+
+@pytest.mark.full
+def test_nothing_depends_on_any_layout(case_of_the_product):
+    compare(case_of_the_product)
 
 
 def test_clipping_and_dropout_are_active():

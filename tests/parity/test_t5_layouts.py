@@ -5,7 +5,7 @@ falls.
 """
 
 import pytest
-from cases import FLOAT32, case, compare, covered
+from cases import FLOAT32, case, compare, covered, models_of, product_of
 
 from roots_dist.learning.models import t5
 from roots_dist.parallel.pipeline.partition import partition
@@ -15,7 +15,7 @@ from roots_dist.verify.proofs import FLOAT32_BOUNDS
 SP = dict(tp=2, sequence_parallel=True)
 STEPS = 2
 CASES = [
-    *covered("t5"),
+    *covered(models_of("t5")),
     case("t5", pp=3, train__global_batch=6, model__layers=5, model__decoder_layers=1, objective__mask_probability=0.15),
     case("t5-v1.1", pp=4, objective__mask_probability=0.15),
     case("t5", pp=4, model__layers=1, model__decoder_layers=6),
@@ -30,6 +30,15 @@ CASES = [
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_depends_on_the_layout(case):
     compare(case, steps=STEPS)
+
+
+def product() -> list:
+    return product_of(models_of("t5"))
+
+
+@pytest.mark.full
+def test_nothing_depends_on_any_layout(case_of_the_product):
+    compare(case_of_the_product, steps=STEPS)
 
 
 @pytest.mark.parametrize(
