@@ -13,6 +13,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import MappingProxyType
 
@@ -54,17 +55,14 @@ def roots(
         }
         variables |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     variables |= {name: str(value) for name, value in own_variables.items()}
-    context = multiprocessing.get_context("forkserver")
-    processes = []
+    processes: list[BaseProcess] = []
     with tempfile.TemporaryDirectory() as folder:
         outputs = [[f"{folder}/out{rank}", f"{folder}/err{rank}"] for rank in range(ranks)]
         try:
             for rank in range(ranks):
                 own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
                 mine = (*words, *own_words.get(rank, ()))
-                processes.append(context.Process(target=_run, args=(main, mine, variables | own, outputs[rank])))
-                with environment_of_ranks("cpu"):
-                    processes[-1].start()
+                processes.append(start(main, mine, variables | own, outputs[rank]))
             meanwhile([process.pid for process in processes])
             for process in processes:
                 process.join(LIMIT_S)
@@ -74,6 +72,16 @@ def roots(
                 process.join()
         out, err = ("".join(Path(file).read_text() for file in files) for files in zip(*outputs))
     return subprocess.CompletedProcess(words, max((p.exitcode for p in processes), key=abs), out, err)
+
+
+def start(
+    main: Callable[[Sequence[str]], object], words: Sequence[str], variables: Mapping[str, str], outputs: Sequence[str]
+) -> BaseProcess:
+    """Begin `main(words)` in a new process that has these variables alone. `outputs`: files for stdout and stderr."""
+    process = multiprocessing.get_context("forkserver").Process(target=_run, args=(main, words, variables, outputs))
+    with environment_of_ranks("cpu"):
+        process.start()
+    return process
 
 
 def _run(

@@ -15,6 +15,19 @@ from roots_dist.testing import world
 THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 """Of every process that tests start and that does not say otherwise. Several workers share the cores, and a thread that
 spins while it waits for another takes the core from whoever it waits for: a run of 150 steps took 58 s instead of 6."""
+IMPORTED_LATE = (
+    "deepspeed.comm.mori",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.ops.triton_ops",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "numpy.ma",
+    "roots_dist.cli.main",
+    "roots_dist.parallel.zero.reference",
+    "torch._subclasses.schema_check_mode",
+    "torch.distributed.launcher.api",
+    "torch.profiler._cupti_monitor",
+)
+"""What ranks and commands of most tests import when they run: hundreds of forks need not, each for itself."""
 DEAF_IN_THE_BACKGROUND = (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
 """Signals that a shell makes what it starts with `&`, and nohup what it starts, ignore."""
 
@@ -51,4 +64,4 @@ def pytest_configure(config):
     for number in DEAF_IN_THE_BACKGROUND:
         if signal.getsignal(number) is signal.SIG_IGN:  # processes that tests start would inherit that, but no handler
             signal.signal(number, lambda *_: None)
-    world.PRELOAD.append("brief")
+    world.PRELOAD.extend((*IMPORTED_LATE, "brief"))

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
 import sys
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from commands import environ
+from commands import start as start_fork
 from patience import PATIENCE_S, alive, comes_true, gone
 
+from roots_dist.runs.ranks.local import launch
+
 RANKS = Path(__file__).with_name("ranks.py")
-LAUNCH = "import sys; from roots_dist.runs.ranks.local import launch; sys.exit(launch({size}, {arguments}))"
+UNSET = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS")
 
 
-def start(
-    folder: Path, behaviours: list[str], stdout: int = subprocess.PIPE, before: tuple[str, ...] = ()
-) -> subprocess.Popen:
-    code = LAUNCH.format(size=len(behaviours), arguments=json.dumps([str(RANKS), str(folder), *behaviours]))
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "OMP_NUM_THREADS")
-    environ = {k: v for k, v in os.environ.items() if k not in names} | {"PYTHONPATH": str(RANKS.parents[2])}
-    command = [*before, sys.executable, "-c", code]
-    return subprocess.Popen(command, env=environ, stdout=stdout, stderr=subprocess.PIPE, text=True)
+def launching(words: Sequence[str]) -> None:
+    """The launcher's process: a fork, which has imported what `roots train` imports; its ranks begin anew."""
+    sys.exit(launch(len(words) - 1, [str(RANKS), *words]))
 
 
-def finish(launcher: subprocess.Popen) -> tuple[int, str]:
+def launching_under_nohup(words: Sequence[str]) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    launching(words)
+
+
+def start(folder: Path, behaviours: list[str], stdout: str = os.devnull, main=launching) -> BaseProcess:
+    variables = {name: value for name, value in environ().items() if name not in UNSET}
+    return start_fork(main, [str(folder), *behaviours], variables, [stdout, str(folder / "stderr")])
+
+
+def finish(launcher: BaseProcess, folder: Path) -> tuple[int | None, str]:
     try:
-        _, err = launcher.communicate(timeout=PATIENCE_S)
+        launcher.join(PATIENCE_S)
     finally:
         launcher.kill()
-    return launcher.returncode, err
+        launcher.join()
+    return launcher.exitcode, (folder / "stderr").read_text()
 
 
 def pids(folder: Path, size: int) -> list[int]:
@@ -44,7 +54,7 @@ def until_met(folder: Path, size: int) -> None:
 
 
 def test_a_run_that_works_is_quiet_and_shares_out_the_cores(tmp_path):
-    code, err = finish(start(tmp_path, ["fine", "fine"]))
+    code, err = finish(start(tmp_path, ["fine", "fine"]), tmp_path)
     assert (code, err) == (0, "")
     threads = max(1, len(os.sched_getaffinity(0)) // 2)
     assert [(tmp_path / f"met{rank}").read_text() for rank in range(2)] == [f"2 {threads} {threads}"] * 2
@@ -52,7 +62,7 @@ def test_a_run_that_works_is_quiet_and_shares_out_the_cores(tmp_path):
 
 
 def test_the_rank_that_fails_is_shown_first_and_ends_those_that_wait_or_hang(tmp_path):
-    code, err = finish(start(tmp_path, ["wait", "raise", "hang", "wait"]))
+    code, err = finish(start(tmp_path, ["wait", "raise", "hang", "wait"]), tmp_path)
     lines = err.splitlines()
     assert code == 1
     assert lines[0].startswith("╭─ rank 1 (pp0 dp1 tp0, node ") and lines[0].endswith("failed first")
@@ -67,7 +77,7 @@ def test_the_rank_that_fails_is_shown_first_and_ends_those_that_wait_or_hang(tmp
 
 def test_a_rank_that_is_killed_is_named_and_the_terminal_gets_its_cursor_back(tmp_path):
     outer, inner = os.openpty()
-    code, err = finish(start(tmp_path, ["wait", "killed"], stdout=inner))
+    code, err = finish(start(tmp_path, ["alone:hang", "alone:killed"], stdout=os.ttyname(inner)), tmp_path)
     os.close(inner)
     assert code == 1 and os.read(outer, 1000) == b"\x1b[?25h"
     os.close(outer)
@@ -77,14 +87,14 @@ def test_a_rank_that_is_killed_is_named_and_the_terminal_gets_its_cursor_back(tm
 
 
 def test_a_users_mistake_found_on_all_ranks_is_told_once_without_a_traceback(tmp_path):
-    code, err = finish(start(tmp_path, ["alone:user", "alone:user"]))
+    code, err = finish(start(tmp_path, ["alone:user", "alone:user"]), tmp_path)
     assert code == 2
     assert err == "✗ corpus = 'x': expected tokens. Fix: prepare it.\n"
 
 
 def test_what_a_rank_started_goes_with_it(tmp_path):
     launcher = start(tmp_path, ["alone:hang", "alone:parent"])
-    code, _ = finish(launcher)
+    code, _ = finish(launcher, tmp_path)
     assert code == 1
     assert gone([*pids(tmp_path, 2), int((tmp_path / "child").read_text())])
 
@@ -95,26 +105,26 @@ def test_what_a_rank_started_goes_with_it(tmp_path):
 def test_a_signal_to_the_launcher_ends_all(tmp_path, number, behaviours):
     launcher = start(tmp_path, behaviours)
     until_met(tmp_path, 2)
-    launcher.send_signal(number)
-    code, err = finish(launcher)
+    os.kill(launcher.pid, number)
+    code, err = finish(launcher, tmp_path)
     assert (code, err) == (128 + number, "")
     assert gone(pids(tmp_path, 2))
 
 
 def test_a_launcher_under_nohup_outlives_its_terminal(tmp_path):
-    launcher = start(tmp_path, ["alone:hang", "alone:hang"], before=("nohup",))
+    launcher = start(tmp_path, ["alone:hang", "alone:hang"], main=launching_under_nohup)
     until_met(tmp_path, 2)
-    launcher.send_signal(signal.SIGHUP)
+    os.kill(launcher.pid, signal.SIGHUP)
     assert not gone([launcher.pid], 1.5) and all(map(alive, pids(tmp_path, 2)))
     launcher.terminate()
-    assert finish(launcher)[0] == 128 + signal.SIGTERM
+    assert finish(launcher, tmp_path)[0] == 128 + signal.SIGTERM
     assert gone(pids(tmp_path, 2))
 
 
 def test_no_orphan_is_left_when_the_launcher_is_killed(tmp_path):
-    launcher = start(tmp_path, ["wait", "deaf"])
+    launcher = start(tmp_path, ["alone:hang", "alone:deaf"])
     until_met(tmp_path, 2)
     assert all(alive(pid) for pid in pids(tmp_path, 2))
     launcher.kill()
     assert gone(pids(tmp_path, 2))
-    launcher.communicate()
+    launcher.join()

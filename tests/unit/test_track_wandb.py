@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import wandb
+from wandb.util import get_core_path
 
 from roots_dist.config.schema import Config, Track
 from roots_dist.errors import EnvironmentProblem
@@ -37,10 +38,16 @@ def config(mode: str) -> Config:
 
 
 def inspect(run) -> dict:
-    """Read the newest offline run in the folder, by W&B's reader."""
+    """Read the newest offline run in the folder."""
     (file,) = sorted(run.glob("wandb/offline-run-*/*.wandb"))[-1:]
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(file)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, timeout=250, check=True).stdout)
+    return json.loads(read(file, "--summary"))
+
+
+def read(file: Path, *how: str) -> str:
+    """What W&B's reader says, `wandb leet inspect`: the program that this starts after a second of imports."""
+    where = ("--run-file", str(file), str(file.parents[1]))
+    command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", *how, *where]
+    return subprocess.run(command, capture_output=True, text=True, timeout=250, check=True).stdout
 
 
 def test_an_offline_run_is_there_and_holds_no_secret(tmp_path):
@@ -154,10 +161,8 @@ def test_a_restart_goes_on_with_the_run_and_logs_no_step_twice(tmp_path, capsys)
 
 
 def records_of(file, kind: str) -> list[dict]:
-    """What was written, record by record, by W&B's reader."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
-    lines = subprocess.run(command, capture_output=True, text=True, timeout=250, check=True).stdout.splitlines()
-    return [record[kind] for record in map(json.loads, lines) if record["type"] == kind]
+    """What was written, record by record."""
+    return [record[kind] for record in map(json.loads, read(file).splitlines()) if record["type"] == kind]
 
 
 def test_a_checkpoint_is_an_artifact_by_reference_and_evaluations_are_a_table(tmp_path):
