@@ -90,7 +90,8 @@ def build_model(config: Config, mesh: Mesh) -> RankModel:
     if mesh.device.type != "meta":  # a model on the meta device has no values
         initialize(params, config.train.seed)
     input_specs = (lambda batch: {}, *(specs[run.start - 1].output_spec for run in runs[1:]))
-    locations = locate_parameters(specs)
+    every = specs if mesh.ep.size == 1 else pieces_of(config, TensorParallel())  # of all experts
+    locations = locate_parameters(every)
     learnable = trainable(config, {name: location.depth for name, location in locations.items()})
     since: dict[int, list[int]] = defaultdict(list)  # piece -> steps from which its parameters are trained
     for name, trained in learnable.items():

@@ -275,7 +275,7 @@ def _spikes(config: Config) -> Iterator[Problem]:
 def _engine(config: Config, layout: Layout) -> Iterator[Problem]:
     engine, zero = config.engine(layout.dp_cp), config.parallel.zero_stage
     if layout.ep > 1:
-        yield from _engine_of_experts(engine, zero)
+        yield from _engine_of_experts(engine)
     if engine == "deepspeed" and zero == 0 and config.train.precision == "bf16":
         yield Problem(
             key="parallel.zero_stage",
@@ -287,20 +287,13 @@ def _engine(config: Config, layout: Layout) -> Iterator[Problem]:
         yield from _double(config, engine)
 
 
-def _engine_of_experts(engine: str, zero: int) -> Iterator[Problem]:
+def _engine_of_experts(engine: str) -> Iterator[Problem]:
     if engine == "deepspeed":
         yield Problem(
             key="advanced.engine",
             found=engine,
             expected="reference with parallel.ep above 1: DeepSpeed shards what all data ranks hold alike",
             fix="set advanced.engine=auto",
-        )
-    if zero >= 2:
-        yield Problem(
-            key="parallel.zero_stage",
-            found=zero,
-            expected="0 or 1 with parallel.ep above 1: what a rank holds of experts is cut already, by parallel.ep",
-            fix="set parallel.zero_stage=1, or parallel.ep=1",
         )
 
 

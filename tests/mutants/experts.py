@@ -14,7 +14,7 @@ ON_TWO_RANKS = LAYOUT("mixtral,tp=2,pp=2,interleaved,selective")
 
 CUT = EXPERT_LAYOUT("mixtral,dp=2,ep=2,zero_stage=0,model__experts=6")
 CUT_AND_SHARDED = EXPERT_LAYOUT("mixtral,dp=4,ep=2,zero_stage=1,model__experts=6")
-ADAPTED = EXPERT_LAYOUT("mixtral,dp=2,ep=2,train__recompute=selective,adapters")
+ADAPTED = "parity/test_expert_parallel.py::test_adapters_of_experts_are_cut_as_these_are"
 
 EXPERT_MUTANTS = (
     Mutant(

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 from cases import SCHEDULE, alone, case, compare
 from models import config
+from safetensors import safe_open
 from test_deepspeed import one_run
 
+from roots_dist.errors import ConfigError
+from roots_dist.parallel.optim.trainable import trainable
 from roots_dist.testing.parity import FLOAT64_BOUNDS, differences, merge, trace
 from roots_dist.testing.world import on_warm_world
 
@@ -20,10 +23,11 @@ CASES = [
     case("mixtral", dp=2, ep=2, zero_stage=0, **SIX),
     case("mixtral", dp=4, ep=4, zero_stage=0, **EIGHT),
     case("mixtral", dp=4, ep=2, zero_stage=1, **SIX),
+    case("mixtral", dp=4, ep=2, zero_stage=3, **SIX),
+    case("mixtral", dp=4, ep=2, zero_stage=2, full=True, **SIX),
     case("mixtral", dp=2, cp=2, ep=4, zero_stage=0, **EIGHT),
     case("qwen-moe", dp=2, ep=2, **SP, **SIX),
     case("qwen-moe", dp=2, pp=2, ep=2, schedule="zb-h1", train__recompute="full", **SIX),
-    case("mixtral", dp=2, ep=2, train__recompute="selective", **LORA),
     case("mixtral", dp=2, pp=2, ep=2, **SP, zero_stage=1, train__recompute="full", train__global_batch=16, **SIX),
     *(
         case(model, **layout, **more, zero_stage=zero, full=True, train__global_batch=16, **EIGHT)
@@ -43,6 +47,11 @@ def test_nothing_depends_on_where_experts_are(case):
     compare(case)
 
 
+def test_adapters_of_experts_are_cut_as_these_are():
+    (made,) = case("mixtral", dp=2, ep=2, train__recompute="selective", **LORA).values
+    compare(made)
+
+
 def test_a_run_goes_on_with_other_ranks_for_its_experts(tmp_path):
     """A checkpoint has each expert under its number, whoever held it: begun on four ranks, gone on in one process, and
     then on two tensor ranks of each of two halves."""
@@ -53,6 +62,20 @@ def test_a_run_goes_on_with_other_ranks_for_its_experts(tmp_path):
         after = str(tmp_path / str(step))
         parts.append(merge(on_warm_world(size, trace, here, step, step + 1, before, after)))
         (folder,) = (Path(after) / "checkpoints").iterdir()
+        files = (safe_open(file, framework="pt") for file in folder.glob("model-*.safetensors"))
+        kept = [name for file in files for name in file.keys() if ".experts." in name]  # noqa: SIM118 # no mapping
+        assert len(kept) == len({*kept}) == 4 * 8 * 3, "of four layers, eight experts, three matrices"
         before = str(folder)
     rows = differences(alone(config("mixtral", **EIGHT), 3), one_run(*parts), FLOAT64_BOUNDS)
     assert all(row.passed for row in rows), "\n".join(map(str, rows))
+
+
+def test_some_experts_of_a_layer_do_not_learn_alone_on_several_ranks():
+    """Backward sends nothing from a rank on which nothing learns: the others would wait for it."""
+    depths = {f"blocks.0.mlp.experts.{number}.up.weight": 1 for number in range(6)}
+    partial = dict(finetune__strategy="partial", finetune__trainable=["*.experts.1.*", "*.experts.4.*"])
+    made = config("mixtral", parallel__ep=2, **SIX, **partial)
+    with pytest.raises(ConfigError, match=r"not some of blocks\.0\.mlp\.experts\.\*\.up\.weight"):
+        trainable(made, depths)
+    assert len(trainable(made.changed({"parallel.ep": 1}), depths)) == 2
+    assert len(trainable(made.changed({"finetune.trainable": ["*.experts.*"]}), depths)) == 6

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from roots_dist.config.records import objective_of
@@ -26,6 +27,7 @@ LINEAR = ("query", "key", "value", "out", "up", "gate", "down")
 """Layers of a block that can have an adapter."""
 ADAPTER = (".lora.a.weight", ".lora.b.weight")
 """Suffixes of an adapter's parameter names."""
+EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 class Trainable(NamedTuple):
@@ -73,7 +75,21 @@ def _partial(config: Config, depths: Depths) -> dict[str, int]:
     if problems:
         raise ConfigError(problems)
     chosen = {name for names in found.values() for name in names}
+    if config.parallel.ep > 1 and (uneven := _learned_by_some(depths, chosen)):
+        expected = f"all experts of a layer or none with parallel.ep above 1: not some of {uneven}"
+        fix = f"use {uneven}, or set parallel.ep=1"
+        found_now = list(config.finetune.trainable)
+        raise ConfigError([Problem(key="finetune.trainable", found=found_now, expected=expected, fix=fix)])
     return {name: 0 for name in depths if name in chosen}
+
+
+def _learned_by_some(depths: Depths, chosen: Collection[str]) -> str | None:
+    """A pattern of the matrices of a layer's experts of which some learn and others do not. Where they are on different
+    ranks, backward would wait for gradients that are not sent."""
+    kinds: dict[str, set[bool]] = {}
+    for name in depths:
+        kinds.setdefault(EXPERT.sub(".experts.*.", name), set()).add(name in chosen)
+    return next((pattern for pattern, learned in kinds.items() if len(learned) > 1), None)
 
 
 def _progressive(config: Config, depths: Depths) -> dict[str, int]:

@@ -171,10 +171,9 @@ def _add_gradients(weights: Weights, learning: Weights, made: Tensor) -> None:
 
 
 def _as_one(weights: Weights) -> Tensor:
-    """[n, F, D]: a view of weights that are neighbours, else a copy."""
-    tensors = [weight.detach() for weight in weights]
-    together = _neighbours(tensors)
-    return torch.stack(tensors) if together is None else together
+    """[n, F, D]: a view of weights that are neighbours, else a copy. Called where no graph is made."""
+    together = _neighbours(weights)
+    return torch.stack(tuple(weights)) if together is None else together
 
 
 def _neighbours(tensors: Sequence[Tensor | None]) -> Tensor | None:
@@ -208,7 +207,7 @@ def _product(x: Tensor, stack: Tensor, groups: Groups) -> Tensor:
 def _gradients(grad: Tensor, x: Tensor, groups: Groups) -> Tensor:
     """[M, F], [M, D] -> [n, F, D]: gradᵀ x of each expert's rows; zeros where it has none."""
     if x.is_meta:
-        return torch.bmm(*(_even_parts(t, len(groups.ends)) for t in (grad, x))).transpose(1, 2)
+        return torch.bmm(_even_parts(grad, len(groups.ends)).transpose(1, 2), _even_parts(x, len(groups.ends)))
     if _has_kernel(x, grad):
         made = F.grouped_mm(grad.contiguous().t(), x.contiguous(), offs=groups.ends)
         starts = F.pad(groups.ends[:-1], (1, 0))  # some GPUs leave what they find where there are no rows
@@ -228,4 +227,4 @@ def _has_kernel(x: Tensor, other: Tensor) -> bool:
 
 def _even_parts(x: Tensor, parts: int) -> Tensor:
     """[M, K] -> [n, M/n, K], rounded up: what groups of tensors without values are taken for."""
-    return x.new_empty(parts, -(-len(x) // parts), x.shape[1])
+    return x.new_empty(parts, -(-len(x) // parts), x.shape[1]) if len(x) % parts else x.unflatten(0, (parts, -1))
