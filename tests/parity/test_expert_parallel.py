@@ -4,15 +4,25 @@ process computes."""
 from pathlib import Path
 
 import pytest
+import torch
 from cases import SCHEDULE, alone, case, compare
 from models import config
 from safetensors import safe_open
 from test_deepspeed import one_run
 
 from roots_dist.errors import ConfigError
+from roots_dist.layout import Layout
+from roots_dist.learning.models.experts import Experts
+from roots_dist.learning.models.init_stds import init_stds
 from roots_dist.parallel.optim.trainable import trainable
+from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.runs.plan.rank_cost import count_rank_cost
+from roots_dist.schedule.actions import Kind
 from roots_dist.testing.parity import FLOAT64_BOUNDS, differences, merge, trace
+from roots_dist.testing.watcher import Watcher, reads_counted
 from roots_dist.testing.world import on_warm_world
+from roots_dist.world.batch import MicroBatch
+from roots_dist.world.sharding import initialize, parameters_of
 
 SP = dict(tp=2, sequence_parallel=True)
 SIX, EIGHT = dict(model__experts=6), dict(model__experts=8)
@@ -79,3 +89,42 @@ def test_some_experts_of_a_layer_do_not_learn_alone_on_several_ranks():
         trainable(made, depths)
     assert len(trainable(made.changed({"parallel.ep": 1}), depths)) == 2
     assert len(trainable(made.changed({"finetune.trainable": ["*.experts.*"]}), depths)) == 6
+
+
+def test_ranks_of_experts_send_what_the_document_says():
+    """Per layer and microbatch: the sizes of the parts, K copies of each token, and as many outputs; in backward the
+    gradients of both. With full recomputation, copies and outputs once more, and the sizes not: they are kept."""
+    b, s, k, d, bytes_of, experts = 1, 16, 2, 32, 8, 8
+    copies = ("all_to_all", b * s * k * d * bytes_of)
+
+    def sent(kind: Kind, **changes: object) -> list[tuple[str, int]]:
+        made = config("mixtral", parallel__ep=4, parallel__zero_stage=0, model__layers=1, **EIGHT, **changes)
+        messages = count_rank_cost(made, Layout(dp=4, ep=4), 0).stages[0].passes[kind].messages
+        return [(m.operation, m.bytes) for m in messages if m.axis == "ep"]
+
+    assert sent(Kind.FORWARD) == [("all_to_all", 8 * experts), copies, copies]
+    assert sent(Kind.BACKWARD) == [copies, copies]
+    assert sent(Kind.BACKWARD, train__recompute="full") == [copies] * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_launches_do_not_grow_with_the_number_of_experts_and_nothing_waits(dtype):
+    """Two microbatches forward and backward, on one rank of experts. One after another, each expert has its own
+    products."""
+
+    def counted(experts: int, ffn: int = 16) -> tuple[int, int]:
+        sizes = dict(model__hidden=16, model__heads=2, model__ffn=ffn, model__experts=experts)
+        made = config("mixtral", **sizes, advanced__float64=False)
+        module = Experts(made, TensorParallel(), "blocks.0", init_stds(made)).to(dtype)
+        module.pack()
+        initialize(parameters_of([("blocks.0.mlp", module)]), 3)
+        with Watcher() as watcher, reads_counted(watcher):
+            for number in range(2):
+                x = torch.randn(2, 8, 16, dtype=dtype, requires_grad=True)
+                batch = MicroBatch(tokens=torch.ones(2, 8, dtype=torch.int64), sample_ids=torch.arange(2), step=number)
+                module(x, batch, [])[0].sum().backward()
+        return sum(watcher.launches.values()), sum(watcher.waits.values())
+
+    assert counted(4) == counted(16)
+    assert counted(4)[1] == 0
+    assert counted(16, ffn=9)[0] > counted(4, ffn=9)[0] + 12 * 2 * 6, "a width without a kernel"
