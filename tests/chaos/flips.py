@@ -30,7 +30,10 @@ CASES: dict[str, tuple[Layout, dict[str, object]]] = {
         Layout(tp=2, dp=2),
         {"parallel.tp": 2, "parallel.sequence_parallel": True, "parallel.zero_stage": 0},
     ),
-    "tp2 dp2 zero1": (Layout(tp=2, dp=2), {"parallel.tp": 2}),
+    **{
+        f"tp2 dp2 zero{zero}": (Layout(tp=2, dp=2), {"parallel.tp": 2, "parallel.zero_stage": zero})
+        for zero in (1, 2, 3)
+    },
     "pp2 dp2 zero0": (Layout(pp=2, dp=2), {"parallel.pp": 2, "parallel.zero_stage": 0}),
     "tp2 pp2": (Layout(tp=2, pp=2), {"parallel.tp": 2, "parallel.pp": 2}),
     "dp4 zero0": (Layout(dp=4), {"parallel.zero_stage": 0}),
@@ -154,7 +157,7 @@ def _names(said: str, victim: int, name: str) -> bool:
 
 FAMILY = Family(
     "flips",
-    harm="one bit of a weight, moment or gradient that other ranks hold too flips on one rank, in six layouts",
+    harm="one bit of a weight, moment or gradient that other ranks hold too flips on one rank, in eight layouts",
     promise="it is noticed after that step and, before it has spread, named with its rank, or healed from most ranks",
     trial=trial,
     sample=2,

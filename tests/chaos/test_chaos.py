@@ -42,10 +42,19 @@ def test_results_are_counted_and_gone_on_with(tmp_path, monkeypatch):
     assert [f["trial"] for f in found["failures"]] == [1] and "no more" in found["failures"][0]["words"]
     main(["pushes", "--minutes", "0.004", "--results", str(results)])
     assert json.loads(results.read_text())["families"]["pushes"]["trials"] == len(set(seen)) > number
+    monkeypatch.setitem(FAMILIES, "pushes", Family("pushes", "it is pushed", "it stands", _holds))
+    kept = json.loads(results.read_text())["families"]["pushes"]["trials"]
+    assert main(["pushes", "--again", "--results", str(results)]) == 0
+    mended = json.loads(results.read_text())["families"]["pushes"]
+    assert mended["failures"] == [] and mended["trials"] == kept == sum(k["trials"] for k in mended["kinds"].values())
     with pytest.raises(AssertionError, match="give --seed 0"):
         read_results(results, seed=1)
     count(found := read_results(results, seed=0), family, 900, Outcome("a pull", held=False, words="fell"), 1.0)
     assert found["families"]["pushes"]["kinds"]["a pull"] == {"trials": 1, "states": 1, "held": 0}
+
+
+def _holds(draw, place):
+    return Outcome("a push", held=True)
 
 
 def test_the_model_of_power_loss_notices_a_name_that_nobody_synced(tmp_path, monkeypatch):
