@@ -77,7 +77,8 @@ def harmed(rank: int, size: int, case: str, what: str, seed: int, differing: str
 
     def harm(when: str) -> None:
         nonlocal shared, name
-        copied = [p for p in run.params if has_copies(run, p, what)]
+        masters = run.engine.masters  # type: ignore[attr-defined] # of the reference
+        copied = [p for p in run.params if has_copies(run, p, what) and masters[p.name].master.numel()]
         shared = bool(copied)
         if rank != victim or not copied or when != ("gradient" if what == "gradient" else "state"):
             return
@@ -136,6 +137,8 @@ def trial(draw: random.Random, place: Path) -> Outcome:
     words = f"{case}, rank {victim}: {found}"
     if not found[victim]["name"]:
         return Outcome(f"a bit of a {what} without copies", held=all(f["equal"] for f in found), words=words)
+    if what == "gradient" and all(f["equal"] and not any(f["said"]) for f in found):
+        return Outcome("a bit of a gradient that no moment keeps", held=True)
     if differing == "heal" and all(f["equal"] for f in found):
         return Outcome(kind, held=True)
     last = found[0]["said"][-1]

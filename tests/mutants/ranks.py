@@ -104,11 +104,11 @@ RANKS = (
         test="unit/test_spikes.py::test_a_spike_is_above_the_median_by_the_spread_and_never_in_the_window",
     ),
     Mutant(
-        name="rewound_samples_are_read_again",
-        bug="a run that went back reads the spike's samples once more",
+        name="a_rewind_leaves_out_one_step_more",
+        bug="a run that went back leaves out samples that it has not read",
         file="runs/train/spikes.py",
         before="sum(samples for first, samples in self.left_out if first <= step)",
-        after="sum(samples for first, samples in self.left_out if first > step)",
+        after="sum(samples + 2 for first, samples in self.left_out if first <= step)",
         test=f"{REWOUND}::test_a_spike_takes_a_run_back_and_its_samples_are_never_read_again",
     ),
     Mutant(
