@@ -10,18 +10,25 @@ from models import config
 from safetensors import safe_open
 from test_deepspeed import one_run
 
+from roots_dist.assembly.run import build_run
+from roots_dist.checks.checks import layout_for
+from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError
 from roots_dist.layout import Layout
 from roots_dist.learning.models.experts import Experts
 from roots_dist.learning.models.init_stds import init_stds
+from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
 from roots_dist.parallel.optim.trainable import trainable
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.runs.plan.rank_cost import count_rank_cost
+from roots_dist.runs.train.expert_load import expert_loads, load_metrics
+from roots_dist.runs.train.step import train_step
 from roots_dist.schedule.actions import Kind
 from roots_dist.testing.parity import FLOAT64_BOUNDS, differences, merge, trace
 from roots_dist.testing.watcher import Watcher, reads_counted
 from roots_dist.testing.world import on_warm_world
 from roots_dist.world.batch import MicroBatch
+from roots_dist.world.mesh import Mesh
 from roots_dist.world.sharding import initialize, parameters_of
 
 SP = dict(tp=2, sequence_parallel=True)
@@ -128,3 +135,29 @@ def test_launches_do_not_grow_with_the_number_of_experts_and_nothing_waits(dtype
     assert counted(4) == counted(16)
     assert counted(4)[1] == 0
     assert counted(16, ffn=9)[0] > counted(4, ffn=9)[0] + 12 * 2 * 6, "a width without a kernel"
+
+
+def loads_of_a_step(rank: int, size: int, made: Config) -> dict[str, list[int]]:
+    mesh = Mesh.connect(layout_for(made, size), rank)
+    run = build_run(made, mesh, objective=proof_objective(made))
+    train_step(run, random_batches(made, 0, mesh.dp.rank, mesh.dp.size), 1e-3)
+    return expert_loads(run)
+
+
+def test_loads_are_those_of_all_ranks_and_counted_once():
+    """Whatever the layout, and whether or not a block is computed again."""
+    layout = dict(parallel__tp=2, parallel__pp=2, parallel__ep=2, parallel__schedule="1f1b", train__recompute="full")
+    made = config("qwen-moe", **layout, **SIX)
+    (alone,) = on_warm_world(1, loads_of_a_step, config("qwen-moe", **SIX))
+    together = on_warm_world(8, loads_of_a_step, made)
+    assert together == [alone] * 8
+    assert [*alone] == ["blocks.1", "blocks.2", "blocks.3"], "the first block is dense"
+    assert {sum(counts) for counts in alone.values()} == {8 * 16 * 3}, "three experts of each token, none dropped"
+
+
+def test_what_loads_say():
+    found = load_metrics({"blocks.0": [4, 4, 4, 4], "blocks.1": [16, 0, 0, 0], "blocks.2": [0, 0, 0, 0]})
+    assert found == {
+        "experts/largest_load": 4.0, "experts/smallest_load": 0.0, "experts/entropy": 0.5, "experts/dropped": 0.0,
+    }  # fmt: skip
+    assert load_metrics({}) == {}

@@ -22,6 +22,7 @@ from roots_dist.errors import UserError
 from roots_dist.layout import Layout
 from roots_dist.runs.report.charts import Line, downsample, line_chart, ticks
 from roots_dist.runs.report.layout_picture import layout_picture, shown_ranks
+from roots_dist.runs.report.load_picture import load_picture, loads_of
 from roots_dist.runs.report.markup import document, tag
 from roots_dist.runs.report.page import page
 from roots_dist.runs.report.run_list import COLUMNS
@@ -181,11 +182,13 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
 
 def test_a_layout_is_read_back_and_every_rank_stands_once():
     assert layout_of(str(Layout(dp=3, pp=2, tp=4))) == Layout(dp=3, pp=2, tp=4)
-    for wrong in ("", "TP2×PP2", "TPx×PP2×DP1", "TP0×PP1×DP1", "TP1×PP1×DP", "TP²×PP1×DP1"):
+    assert layout_of(str(Layout(dp=4, tp=2, ep=4))) == Layout(dp=4, tp=2, ep=4)
+    for wrong in ("TP1×PP1×DP3 EP2", "", "TP2×PP2", "TPx×PP2×DP1", "TP0×PP1×DP1", "TP1×PP1×DP", "TP²×PP1×DP1"):
         assert layout_of(wrong) is None
     found = Reader(document(layout_picture(Layout(dp=3, pp=2, tp=4))))
     assert sorted(int(word) for word in found.words if word.isdecimal()) == list(range(24))
     assert "rank 23: pp1 dp2 tp3" in found.words
+    assert "rank 3: pp0 dp3 tp0, experts 1" in Reader(document(layout_picture(Layout(dp=4, ep=2)))).words
     large = Reader(document(layout_picture(Layout(dp=64, pp=48, tp=8))))
     assert len(large.tags) < 1500 and "…" in large.words and str(64 * 48 * 8 - 1) in large.words
     assert (
@@ -193,6 +196,13 @@ def test_a_layout_is_read_back_and_every_rank_stands_once():
         and shown_ranks(9, 4) == [0, 1, None, 8]
         and shown_ranks(9, 5) == [0, 1, None, 7, 8]
     )
+
+
+def test_the_load_of_experts_is_drawn_and_what_is_none_is_not():
+    drawn = Reader(document(load_picture(loads_of('{"blocks.1": [30, 10], "<b>": [0, 0]}'))))
+    assert "blocks.1, expert 0: 30 tokens, 1.50 of the mean" in drawn.words and drawn.tags.count("rect") == 4
+    for wrong in ("", "7", "[1]", '{"blocks.1": []}', '{"blocks.1": [1, "x"]}', '{"blocks.1": [-1]}', None):
+        assert loads_of(wrong) == {}
 
 
 def test_ticks_are_round_and_inside():

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from roots_dist.config.schema import Config
 from roots_dist.learning.models.init_stds import InitStds
 from roots_dist.learning.models.mlp import MLP, mlp_flops
-from roots_dist.learning.models.router_terms import router_terms
+from roots_dist.learning.models.router_terms import real_tokens, router_terms
 from roots_dist.parallel.tensor.collectives import TensorParallel, copy_to_tp_region, reduce_from_tp_region
 from roots_dist.parallel.tensor.dispatch import Permuted, Route, route_of
 from roots_dist.parallel.tensor.grouped import Groups, grouped_linear, pack
@@ -134,6 +134,13 @@ class Experts(nn.Module):
         self.experts = nn.ModuleDict({str(number): mlp(m.width_of_expert(), of_expert=True) for number in here})
         self.shared = mlp(m.shared_expert_ffn) if m.shared_expert_ffn else None
         self.shared_gate = _Alike(tp, m.hidden, 1, m.std()) if m.shared_expert_gate else None
+        self.load: Tensor | None = None
+        """int64 [E]: tokens that this rank has sent to each expert in training; None before the first."""
+
+    def take_load(self) -> Tensor | None:
+        """Return `load`, and count anew."""
+        load, self.load = self.load, None
+        return load
 
     def pack(self) -> None:
         """Make the weights of experts neighbours in memory (parallel/tensor/grouped.py). Their values are lost."""
@@ -148,6 +155,8 @@ class Experts(nn.Module):
         routing = self.router(tokens, choice and choice.experts)
         if choice is None:
             choice = self._choice(routing.chosen)
+            if self.training:  # recomputation takes a choice that has been counted
+                self._count(choice.experts, batch)
         if batch.chosen_experts is not None:
             batch.chosen_experts[self.name] = choice
         if self.training:
@@ -156,6 +165,14 @@ class Experts(nn.Module):
         if self.shared is not None:
             y = y + self._shared(self.shared, tokens, batch)
         return reduce_from_tp_region(y.view_as(whole), self.tp)
+
+    @torch.no_grad()
+    def _count(self, chosen: Tensor, batch: MicroBatch) -> None:
+        """Add to `load`; padding counts nowhere."""
+        if self.load is None:
+            self.load = torch.zeros(self.num_experts, dtype=torch.int64, device=chosen.device)
+        real = self.tp.of_context(real_tokens(batch)).reshape(-1, 1).expand_as(chosen)
+        self.load.scatter_add_(0, chosen.flatten(), real.flatten().to(torch.int64))
 
     @torch.no_grad()
     def _choice(self, chosen: Tensor) -> Choice:

@@ -30,7 +30,7 @@ def router_weights(config: Config) -> dict[str, float]:
 
 def router_counts(config: Config, batch: MicroBatch) -> dict[str, int]:
     """What each term is divided by: sequences and tokens that are not padding alone, in each layer."""
-    real, layers = _real(batch), config.model.num_expert_layers()
+    real, layers = real_tokens(batch), config.model.num_expert_layers()
     counts = {"balance": real.any(1), "router_z": real}
     return {name: layers * int(torch.count_nonzero(counts[name])) for name in router_weights(config)}
 
@@ -42,7 +42,7 @@ def router_terms(
 
     Every tensor rank computes them alike; the gradient flows on the first one, for it is summed over all.
     """
-    whole = _real(batch)
+    whole = real_tokens(batch)
     real, texts = tp.of_context(whole), whole.any(1)
 
     def term(name: str, each: Tensor, counted: Tensor, count: Tensor) -> Term:
@@ -68,7 +68,7 @@ def _balance(scores: Tensor, chosen: Tensor, real: Tensor, length: Tensor, cp: A
     return torch.sum(frequency * share / length, -1)
 
 
-def _real(batch: MicroBatch) -> Tensor:
+def real_tokens(batch: MicroBatch) -> Tensor:
     """bool [B, S]: positions that hold more than padding."""
     ids = batch.document_ids
     return torch.ones_like(batch.tokens, dtype=torch.bool) if ids is None else ids != PADDING

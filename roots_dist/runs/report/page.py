@@ -14,11 +14,12 @@ from roots_dist.config.schema import Config
 from roots_dist.runs.report.charts import COLOURS, bar_chart, colour, legend
 from roots_dist.runs.report.curves import losses, own_metrics, rates
 from roots_dist.runs.report.layout_picture import layout_picture
+from roots_dist.runs.report.load_picture import MOST, load_picture, loads_of
 from roots_dist.runs.report.markup import Inside, document, section, table, tag
 from roots_dist.runs.report.run_record import STEP_PARTS, RunRecord
 from roots_dist.runs.report.style import style
 from roots_dist.runs.track.closing_lines import label_of
-from roots_dist.runs.track.metrics import RESUMED
+from roots_dist.runs.track.metrics import LOADS, RESUMED
 from roots_dist.runs.track.progress import clock, short
 
 SAMPLES, SAMPLE_LETTERS = 3, 900
@@ -29,7 +30,17 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 def page(runs: Sequence[RunRecord]) -> str:
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     curves = (losses, own_metrics, rates)
-    sections = (_overview, *curves, _layouts, _times, _validations, _samples, _config_differences, _origins)
+    sections = (
+        _overview,
+        *curves,
+        _layouts,
+        _times,
+        _expert_loads,
+        _validations,
+        _samples,
+        _config_differences,
+        _origins,
+    )
     parts = [part(runs) for part in sections]
     head = tag(
         "head",
@@ -176,6 +187,21 @@ def _paint(part: str) -> int:
     return min(list(STEP_PARTS).index(part), COLOURS - 1)
 
 
+def _expert_loads(runs: Sequence[RunRecord]) -> Element | None:
+    """How evenly tokens were spread over experts, at the last report of each run that has some."""
+    figures = []
+    for run in runs:
+        records = [(t["step"], loads_of(t.get("text"))) for t in run.texts if t.get("name") == LOADS]
+        found = [(step, loads) for step, loads in records if loads]
+        if found:
+            step, loads = found[-1]
+            entropy = _number(run.last("experts/entropy"), "{:.1%}".format)
+            words = f"{run.name}, step {step:,}: entropy {entropy} of even loads"
+            figures.append(tag("figure", tag("figcaption", words), load_picture(loads), class_="whole"))
+    note = f"The darker, the more tokens: darkest at {MOST:g} times the mean of the layer. No token is dropped."
+    return section("Load of experts", figures, tag("p", note, class_="dim")) if figures else None
+
+
 def _validations(runs: Sequence[RunRecord]) -> Element | None:
     names = list(dict.fromkeys(name for run in runs for record in run.records for name in record if label_of(name)))
     rows: list[list[Inside]] = []
@@ -207,7 +233,9 @@ def _samples(runs: Sequence[RunRecord]) -> Element | None:
 
 
 def _run_samples(run: RunRecord, titled: bool) -> Iterator[Element]:
-    texts = [t for t in run.texts if isinstance(t.get("text"), str) and t["text"] and t.get("name") != RESUMED]
+    texts = [
+        t for t in run.texts if isinstance(t.get("text"), str) and t["text"] and t.get("name") not in (RESUMED, LOADS)
+    ]
     if titled and texts:
         yield tag("h3", run.name)
     chosen = sorted({round(i * (len(texts) - 1) / max(1, SAMPLES - 1)) for i in range(SAMPLES)}) if texts else []

@@ -23,6 +23,8 @@ from roots_dist.runs.track.line_file import LineFile
 log = logging.getLogger(__name__)
 
 METRICS_FILE, TEXTS_FILE = "metrics.jsonl", "texts.jsonl"
+LOADS = "experts"
+"""Name of the record of tokens per expert, as JSON: layer -> counts since the last report."""
 RESUMED = "resumed"
 """Name of the text that says after which step a run was resumed, and in which layout."""
 NAMES = {
@@ -50,6 +52,11 @@ NAMES = {
     "time/evaluate_s": "seconds of this evaluation",
     "time/checkpoint_s": "seconds for which training waited for this checkpoint",
     "time/save_s": "seconds until a checkpoint was in place, with checkpoint.asynchronous; logged when that is known",
+    "time/ep_s": "the part of compute_s that waits for tokens on their way to experts and back",
+    "experts/largest_load": "tokens of the expert that got most since the last report, over the mean of its layer",
+    "experts/smallest_load": "the same of the expert that got least",
+    "experts/entropy": "of the tokens per expert, over that of even ones; mean of layers",
+    "experts/dropped": "tokens that an expert did not take: always 0",
     "speed/tokens_per_s": "tokens per second of all ranks together",
     "util/mfu_fraction": "model FLOPs (causal attention counted half) over the devices' peak",
     "plan/step_s": "lower bound: model FLOPs at the devices' peak, and the bubble",

@@ -23,8 +23,13 @@ from roots_dist.scrub import known_secrets
 class Trackers:
     """Several trackers as one; an empty list does nothing."""
 
-    def __init__(self, trackers: Iterable[Tracker] = (), show: Callable[[str], None] = lambda what: None):
-        self._trackers, self._show = tuple(trackers), show
+    def __init__(
+        self,
+        trackers: Iterable[Tracker] = (),
+        show: Callable[[str], None] = lambda what: None,
+        file: Tracker | None = None,
+    ):
+        self._trackers, self._show, self._file = tuple(trackers), show, file
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
@@ -40,6 +45,11 @@ class Trackers:
     def text(self, step: int, name: str, text: str) -> None:
         for tracker in self._trackers:
             tracker.text(step, name, text)
+
+    def record(self, step: int, name: str, text: str) -> None:
+        """Record what a report reads and nobody watches, in texts.jsonl alone."""
+        if self._file is not None:
+            self._file.text(step, name, text)
 
     def checkpoint(self, step: int, path: Path) -> None:
         for tracker in self._trackers:
@@ -74,4 +84,4 @@ def open_trackers(
     file = MetricsFile(folder, resumed_step)
     if resumed_step:
         file.text(resumed_step, RESUMED, str(facts.get("layout", "")))
-    return Trackers([file, progress, *views], progress.doing)
+    return Trackers([file, progress, *views], progress.doing, file)

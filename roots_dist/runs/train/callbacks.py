@@ -6,6 +6,7 @@ callbacks, because some are collective.
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections import Counter
@@ -23,7 +24,9 @@ from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.request import Request
 from roots_dist.runs.generate.sampling import Sampling
 from roots_dist.runs.track.machine_facts import peak_memory_gib
+from roots_dist.runs.track.metrics import LOADS
 from roots_dist.runs.train.copies import check_copies
+from roots_dist.runs.train.expert_load import expert_loads, load_metrics
 from roots_dist.runs.train.saving import checkpoint, poll
 from roots_dist.runs.train.slow_ranks import SlowRanks
 from roots_dist.runs.train.state import TrainState
@@ -96,6 +99,9 @@ class ReportMetrics:
         if state.peak_flops:
             flops = flops_per_step(config, tokens // config.data.seq_length)
             numbers["util/mfu_fraction"] = mfu(flops, seconds, state.peak_flops)
+        if loads := expert_loads(state.run):
+            numbers |= load_metrics(loads)
+            state.trackers.record(step, LOADS, json.dumps(loads))
         state.trackers.log(step, numbers)
         self._step, self._tokens, self._seconds = step, state.tokens, 0.0
         self._parts.clear()
