@@ -51,14 +51,17 @@ def allowed(kind: Any, info: FieldInfo) -> str:
         if get_origin(inner[0]) is Literal:
             return f"list of {allowed(inner[0], info)}"
         return "list of text" if inner[-1] is Ellipsis else f"list of {len(inner)} numbers"
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return mapping(kind)
     limits = [f"{sign} {getattr(m, name):g}" for name, sign in BOUNDS for m in info.metadata if hasattr(m, name)]
     return " ".join([WORDS[kind], " and ".join(limits)]).strip()
 
 
 def mapping(record: type[BaseModel]) -> str:
-    """`{type: linear, factor}`"""
-    ((kind,),) = [get_args(info.annotation) for name, info in record.model_fields.items() if name == "type"]
-    return f"{{{', '.join([f'type: {kind}', *list(record.model_fields)[1:]])}}}"
+    """`{type: linear, factor}`, `{tensor, data}`"""
+    types = [get_args(info.annotation) for name, info in record.model_fields.items() if name == "type"]
+    names = list(record.model_fields)
+    return f"{{{', '.join([f'type: {types[0][0]}', *names[1:]] if types else names)}}}"
 
 
 def default(value: object) -> str:

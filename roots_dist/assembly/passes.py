@@ -84,6 +84,7 @@ def build_passes(config: Config, mesh: Mesh) -> Passes:
         lowest_trainable=lambda batch: model.lowest_trainable(batch.step),
         groups=connect(directions(config.parallel.pp, config.num_stages()), mesh),
         deferred=model.tp.deferred,
+        exact=model.tp.exact,
         watch=model.tp.watch,
     )
     return Passes(config, mesh, model, executor)

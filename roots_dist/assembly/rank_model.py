@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -22,6 +23,7 @@ from roots_dist.parallel.pipeline.stage import Stage
 from roots_dist.parallel.tensor.collectives import DeferredWeightGrads, TensorParallel
 from roots_dist.schedule.actions import rank_of
 from roots_dist.world.batch import MicroBatch
+from roots_dist.world.exact import Exact
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.sharding import Param, initialize, parameters_of
 
@@ -60,6 +62,7 @@ class RankModel:
 def build_model(config: Config, mesh: Mesh) -> RankModel:
     """Build this rank's share of the model, with initial weights drawn from (seed, name). No communication."""
     sequence_parallel = config.parallel.sequence_parallel and mesh.tp.size > 1
+    exact = exact_of(config, mesh)
     tp = TensorParallel(
         mesh.tp,
         sequence_parallel,
@@ -67,6 +70,7 @@ def build_model(config: Config, mesh: Mesh) -> RankModel:
         cp_kind=config.parallel.cp_kind,
         ep=mesh.ep,
         deferred=DeferredWeightGrads(),
+        exact=exact,
     )
     specs = pieces_of(config, tp)
     runs = stage_runs(config, specs)
@@ -87,6 +91,10 @@ def build_model(config: Config, mesh: Mesh) -> RankModel:
     params = parameters_of([piece for stage in stages.values() for piece in stage.named_pieces()])
     for p in params:
         p.tensor.grad_dtype = gradient_dtype(config)  # autograd adds in it, and keeps .grad in it
+    if exact is not None:
+        exact.uses = {p.tensor: users for p in params if len(users := users_of(p.name, specs)) > 1}
+        for name, piece in built.items():
+            piece.register_forward_pre_hook(partial(_enter, exact, name))
     if mesh.device.type != "meta":  # a model on the meta device has no values
         initialize(params, config.train.seed)
     input_specs = (lambda batch: {}, *(specs[run.start - 1].output_spec for run in runs[1:]))
@@ -100,6 +108,21 @@ def build_model(config: Config, mesh: Mesh) -> RankModel:
     return RankModel(
         module, stages, params, tp, tie_holders(specs, runs, mesh.pp.size), input_specs, learnable, trainable_from
     )
+
+
+def exact_of(config: Config, mesh: Mesh) -> Exact | None:
+    """The logical shards of an exact run, as this rank holds them."""
+    degrees = config.train.exact
+    return None if degrees is None else Exact(degrees.tensor, mesh.tp.size, degrees.data, mesh.dp.size)
+
+
+def _enter(exact: Exact, name: str, piece: nn.Module, args: object) -> None:
+    exact.piece = name
+
+
+def users_of(name: str, specs: Sequence[PieceSpec]) -> tuple[str, ...]:
+    """Pieces that use a parameter together with others, in order."""
+    return tuple(spec.name for spec in specs if name in spec.shared_params)
 
 
 def stage_runs(config: Config, specs: Sequence[PieceSpec]) -> list[range]:

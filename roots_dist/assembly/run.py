@@ -59,5 +59,7 @@ def build_run(
         for ranks in dict.fromkeys(rank.model.holders.values())
     }
     ties = {name: axes[ranks] for name, ranks in rank.model.holders.items() if mesh.pp.rank in ranks}
+    if (exact := rank.model.tp.exact) is not None:
+        exact.ties = ties
     engine = make_engine(config, mesh, rank.model.module, rank.model.params, rank.model.trainable, ties)
     return Run(rank, engine, objective or make_objective(config), ties)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from roots_dist.accounting.sizes import generator_of, num_blocks
-from roots_dist.checks import families, model, readiness, unused
+from roots_dist.checks import exact, families, model, readiness, unused
 from roots_dist.checks.facts import Facts
 from roots_dist.checks.model import divisors
 from roots_dist.config.batch_ramp import batch_sizes
@@ -67,7 +67,7 @@ def check_used(config: Config, world_size: int, facts: Facts | None = None, rank
     sizes = [] if ramp else batch_sizes(config.train)
     pp_rank = None if rank is None else layout.place(rank).pp
     problems += [*ramp, *_batch(config, layout, sizes), *_pipeline(config, layout, sizes, pp_rank)]
-    problems += _engine(config, layout)
+    problems += [*_engine(config, layout), *exact.check(config, layout)]
     if facts is not None:
         problems += readiness.check(config, layout, facts)
     return problems
@@ -75,18 +75,7 @@ def check_used(config: Config, world_size: int, facts: Facts | None = None, rank
 
 def _tensor_parallel(config: Config) -> Iterator[Problem]:
     model, tp = config.model, config.parallel.tp
-    cut = {
-        "model.heads": model.heads,
-        **model.widths_of_mlps(),
-        "model.vocab, padded to advanced.vocab_multiple,": config.padded_vocab(),
-    }
-    if objective_of(config).has_generator:
-        generator = generator_of(config).model
-        cut |= {
-            "the generator's heads (generator.heads)": generator.heads,
-            "the generator's ffn": generator.width_of_ffn(),
-        }
-    for name, size in cut.items():
+    for name, size in exact.cut_over_tensor_ranks(config).items():
         if size % tp:
             yield Problem(
                 key="parallel.tp",

@@ -91,6 +91,13 @@ class Data(Section):
         return value | {k: _several(value[k]) for k in ("train", "validation") if k in value}
 
 
+class Exact(Section):
+    """Degrees up to which the layout cannot matter."""
+
+    tensor: int = Field(1, ge=1, description="a power of two: the largest parallel.tp")
+    data: int = Field(1, ge=1, description="a power of two: the largest number of data ranks")
+
+
 class Train(Section):
     steps: int = Field(100, ge=1, description="optimizer steps of the whole run")
     global_batch: int = Field(8, ge=1, description="sequences per step over the whole world")
@@ -104,6 +111,11 @@ class Train(Section):
     seed: int = Field(1234, ge=0, description="of initial weights, sample order and dropout")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is a GPU")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 keeps master weights and moments in fp32")
+    exact: Exact | None = Field(
+        None,
+        description="{tensor: 8, data: 8}: loss, gradients, weights and moments are equal to the bit in every layout "
+        "whose tp divides the first and whose dp divides the second",
+    )
     recompute: Literal["none", "selective", "full"] = Field(
         "none",
         description="computed again in backward: selective: the activation, and scores that no fused kernel computes; "
@@ -176,7 +188,8 @@ class Advanced(Section):
 
     engine: Literal["auto", "deepspeed", "reference"] = Field(
         "auto",
-        description="who shards over dp; auto: DeepSpeed where zero >= 1, dp > 1, ep = 1, else the built-in reference",
+        description="who shards over dp; auto: DeepSpeed where zero >= 1, dp > 1, ep = 1 and not train.exact, else the "
+        "built-in reference",
     )
     float64: bool = Field(False, description="float64 everywhere, for proofs (reference engine)")
     norm_eps: float = Field(1e-5, gt=0, description="added to the variance in norms")
@@ -277,4 +290,4 @@ class Config(Section):
         if self.advanced.engine != "auto":
             return self.advanced.engine
         shards = self.parallel.zero_stage >= 1 and dp > 1 and self.parallel.ep == 1
-        return "deepspeed" if shards else "reference"
+        return "deepspeed" if shards and self.train.exact is None else "reference"

@@ -114,7 +114,7 @@ OTHERS: dict[str, object] = {
     "finetune.init_from": "other", "finetune.trainable": ["decoder.blocks.*"], "finetune.epochs": 2,
     "finetune.unfreeze_every_epochs": 2.0, "finetune.lora_targets": ["key"], "finetune.pair_column": "other",
     "finetune.labels": ["a", "b", "c"], "finetune.chat_template": "c.jinja", "train.batch_ramp": [8, 8, 64],
-    "finetune.chat_date": "2031-02-03",
+    "train.exact": {"tensor": 2, "data": 2}, "finetune.chat_date": "2031-02-03",
     "train.global_batch": 24,
     "optim.min_lr": 1e-5, "optim.decay_steps": 3, "optim.eps": 1e-3, "optim.clip_grad": 1e-3,
     "parallel.ep": 2,

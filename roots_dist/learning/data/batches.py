@@ -99,7 +99,8 @@ class Batches:
         sample = np.empty(size, dtype=np.int64)
         for k in np.unique(which):
             sample[which == k] = sample_of(nth[which == k], self._num_samples[k], self._seeds[k])
-        return [self._make(first + rows, which[rows], sample[rows], step, TRAINING) for rows in self._rows(size)]
+        all_rows = self._rows_of_shards(size)
+        return [self._make(first + rows, which[rows], sample[rows], step, TRAINING) for rows in all_rows]
 
     def evaluation(self, count: int, source: int | None = None) -> Iterator[MicroBatch]:
         """This rank's microbatches of `count` fixed samples of all sources (or of all samples, if there are fewer),
@@ -141,6 +142,16 @@ class Batches:
         """Rows of this rank in a batch of `size`, one array per microbatch."""
         micro = self._config.train.micro_batch
         return list(np.arange(size).reshape(-1, self._ranks, micro)[:, self._rank])
+
+    def _rows_of_shards(self, size: int) -> list[np.ndarray]:
+        """The same of a training step. In an exact run a rank has the microbatches of its data shards one after
+        another, those that each shard would have as a rank."""
+        exact = self._config.train.exact
+        if exact is None:
+            return self._rows(size)
+        held = exact.data // self._ranks
+        grid = np.arange(size).reshape(-1, exact.data, self._config.train.micro_batch)
+        return [rows for shard in range(self._rank * held, (self._rank + 1) * held) for rows in grid[:, shard]]
 
     def _make(self, numbers: np.ndarray, which: np.ndarray, index: np.ndarray, step: int, stream: int) -> MicroBatch:
         """Build a microbatch. numbers: the numbers of the samples in the run (stream TRAINING) or in the evaluation,

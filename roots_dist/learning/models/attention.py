@@ -72,12 +72,12 @@ class Attention(nn.Module):
         kv_parts = min(tp.size, m.num_kv_heads())
         self.num_heads = m.heads // tp.size
 
-        def project(heads: int, parts: int, std: float) -> ColumnParallelLinear:
-            return ColumnParallelLinear(tp, m.hidden, heads * self.head_dim, bias=m.bias_of_qkv(), std=std, parts=parts)
+        def project(heads: int, std: float) -> ColumnParallelLinear:
+            return ColumnParallelLinear(tp, m.hidden, heads * self.head_dim, bias=m.bias_of_qkv(), std=std, parts=heads)
 
-        self.query = project(m.heads, tp.size, init_stds.query)
-        self.key = project(m.num_kv_heads(), kv_parts, init_stds.key)
-        self.value = project(m.num_kv_heads(), kv_parts, init_stds.key)
+        self.query = project(m.heads, init_stds.query)
+        self.key = project(m.num_kv_heads(), init_stds.key)
+        self.value = project(m.num_kv_heads(), init_stds.key)
         self.out = RowParallelLinear(
             tp,
             m.heads * self.head_dim,

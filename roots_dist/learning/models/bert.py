@@ -23,6 +23,7 @@ from roots_dist.learning.models.norms import Norm
 from roots_dist.learning.models.pieces import Built, PieceSpec, hidden_spec
 from roots_dist.learning.models.vocab_head import VocabHead
 from roots_dist.parallel.tensor.collectives import TensorParallel, copy_to_tp_region
+from roots_dist.parallel.tensor.exact import by_positions
 from roots_dist.world.batch import MicroBatch, PieceOutput, Term
 
 
@@ -46,7 +47,7 @@ class MaskedLMHead(nn.Module):
 
     def transform(self, x: Tensor) -> Tensor:
         """[B, s, D] -> [B, S, E], inside the tensor-parallel region."""
-        return copy_to_tp_region(self.norm(self.activation(self.dense(x))), self.tp)
+        return copy_to_tp_region(self.norm(by_positions(self.tp, self.activation, self.dense(x))), self.tp)
 
     def score(self, x: Tensor, batch: MicroBatch) -> Term | Tensor | tuple[Tensor, Tensor]:
         """Masked language modeling term, or what batch.logits_at asks for."""

@@ -29,6 +29,7 @@ from roots_dist.learning.models.norms import Dropout
 from roots_dist.learning.models.pieces import Built, PayloadSpec, PieceSpec, hidden_spec
 from roots_dist.learning.models.sample_tokens import sample_tokens
 from roots_dist.parallel.tensor.collectives import TensorParallel, gather_sequence
+from roots_dist.parallel.tensor.exact import by_positions
 from roots_dist.world import rng
 from roots_dist.world.batch import IGNORE, MicroBatch, PieceOutput, Term, find_scored
 
@@ -84,7 +85,7 @@ class Head(nn.Module):
         self.score = Dense(tp, m.hidden, 1, m.std())
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
-        x = self.score(F.gelu(self.dense(payload["hidden"])))  # [B, s, 1]
+        x = self.score(by_positions(self.tp, F.gelu, self.dense(payload["hidden"])))  # [B, s, 1]
         logits = gather_sequence(x, self.tp).squeeze(-1)  # [B, L]
         if batch.logits_at is not None:
             assert batch.logits_at != "targets", "a discriminator has no probabilities of words"

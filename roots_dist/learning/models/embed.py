@@ -19,6 +19,7 @@ from roots_dist.learning.models.pieces import Built
 from roots_dist.learning.models.positions import sinusoids
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.embedding import VocabParallelEmbedding
+from roots_dist.parallel.tensor.exact import by_positions
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.sharding import ShardSpec, declare
 
@@ -79,7 +80,10 @@ class Embeddings(nn.Module):
         x: Tensor = self.tokens(tokens)  # [B, s, E]
         if self.multiplier != 1:  # rounded to the dtype of the weights, as Gemma is trained
             x = x * torch.tensor(self.multiplier, dtype=x.dtype, device="cpu").item()
-        if self.position_embedding is not None:
+        if self.position_embedding is not None and self.tp.exact is not None:
+            places = here.places(x.device) if batch.position_ids is None else mine.of(batch.position_ids)
+            x = by_positions(self.tp, _add_rows, x, places.expand(x.shape[:2]), self.position_embedding)
+        elif self.position_embedding is not None:
             x = x + (
                 here.of(self.position_embedding, 0)
                 if batch.position_ids is None
@@ -89,7 +93,10 @@ class Embeddings(nn.Module):
             x = x + self._sinusoids(
                 here.places(x.device) if batch.position_ids is None else mine.of(batch.position_ids), x
             )
-        if self.segment_embedding is not None:
+        if self.segment_embedding is not None and self.tp.exact is not None:
+            segments = torch.zeros_like(tokens) if batch.segment_ids is None else batch.segment_ids
+            x = by_positions(self.tp, _add_rows, x, mine.of(segments), self.segment_embedding)
+        elif self.segment_embedding is not None:
             x = x + (
                 self.segment_embedding[0]
                 if batch.segment_ids is None
@@ -102,6 +109,11 @@ class Embeddings(nn.Module):
     def _sinusoids(self, places: Tensor, x: Tensor) -> Tensor:
         """Places [s] or [B, s] -> [..., E] in the dtype of x, computed in float32 (float64 for float64)."""
         return sinusoids(places, self.width, dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
+
+
+def _add_rows(x: Tensor, rows: Tensor, table: Tensor) -> Tensor:
+    """x [B, s, E] + the rows [B, s] of a table [N, E]."""
+    return x + F.embedding(rows, table)
 
 
 class Embed(Embeddings):
@@ -127,6 +139,7 @@ class EmbeddingProjection(nn.Module):
     def __init__(self, config: Config, tp: TensorParallel):
         super().__init__()
         m = config.model
+        self.tp = tp
         shape = (m.hidden, m.width_of_embedding())
         self.weight = declare(
             self, "weight", ShardSpec(shape=shape, std=m.std(), partial=tp.sequence_parallel), tp.axis
@@ -134,4 +147,4 @@ class EmbeddingProjection(nn.Module):
         self.bias = declare(self, "bias", ShardSpec(shape=shape[:1], partial=tp.sequence_parallel), tp.axis)
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
-        return payload | {"hidden": F.linear(payload["hidden"], self.weight, self.bias)}
+        return payload | {"hidden": by_positions(self.tp, F.linear, payload["hidden"], self.weight, self.bias)}

@@ -20,6 +20,7 @@ from roots_dist.errors import present
 from roots_dist.learning.models.activations import FUNCTIONS
 from roots_dist.learning.models.norms import Dropout, Norm
 from roots_dist.parallel.tensor.collectives import TensorParallel, gather_sequence
+from roots_dist.parallel.tensor.exact import by_positions
 from roots_dist.world.batch import IGNORE, MicroBatch, PieceOutput, Term
 from roots_dist.world.sharding import ShardSpec, declare
 
@@ -32,13 +33,16 @@ class Dense(nn.Module):
         self, tp: TensorParallel, width: int, features: int, std: float, *, whole: bool = False, bias: bool = True
     ):
         super().__init__()
+        self.tp, self.whole = tp, whole
         partial = tp.sequence_parallel and not whole
         spec = ShardSpec(shape=(features, width), std=std, partial=partial)
         self.weight = declare(self, "weight", spec, tp.axis)
         self.bias = declare(self, "bias", ShardSpec(shape=(features,), partial=partial), tp.axis) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        if self.whole:
+            return F.linear(x, self.weight, self.bias)
+        return by_positions(self.tp, F.linear, x, self.weight, self.bias)
 
 
 def class_term(name: str, logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Term:

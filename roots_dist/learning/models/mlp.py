@@ -6,6 +6,7 @@ B sequences, S positions, D model width, F width of the MLP; f = F/tp, s = S/tp 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ from roots_dist.learning.models.activations import activation
 from roots_dist.learning.models.init_stds import InitStds
 from roots_dist.learning.models.norms import mask_rows
 from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.parallel.tensor.exact import by_shards
 from roots_dist.parallel.tensor.linear import ColumnParallelLinear, RowParallelLinear, Summand, column_parallel
 from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
@@ -38,7 +40,7 @@ class MLP(nn.Module):
         super().__init__()
         m = config.model
         width = ffn or m.width_of_ffn()
-        self.tp, self.name, self.activation = tp, name, activation(config)
+        self.tp, self.name, self.activation = tp, name, partial(by_shards, tp, activation(config))
         self.recompute = config.train.recompute == "selective"
         self.drop, self.seed = m.dropout if family_of(config).mlp_dropout else 0.0, config.train.seed
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
 from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.parallel.tensor.exact import by_positions
 from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.positions import Positions
@@ -34,6 +35,7 @@ class Norm(nn.Module):
         """width: by default that of the stack. copy_of: global name of the norm that this one copies."""
         super().__init__()
         m = config.model
+        self.tp = tp
         self.eps, self.rms, self.zero_centered = config.advanced.norm_eps, m.norm == "rmsnorm", m.zero_centered_norm
 
         def vector(name: str, fill: float) -> nn.Parameter:
@@ -47,8 +49,14 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.rms:
-            return rms_norm(x, self.weight, self.eps, self.zero_centered)
-        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+            return by_positions(self.tp, self._rms, x, self.weight)
+        return by_positions(self.tp, self._layer, x, self.weight, self.bias)
+
+    def _rms(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        return rms_norm(x, weight, self.eps, self.zero_centered)
+
+    def _layer(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
 
 
 class Dropout(nn.Module):

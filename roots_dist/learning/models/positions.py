@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
 from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.parallel.tensor.exact import recorded
 from roots_dist.world.sharding import ShardSpec, declare
 
 RANGES = 2
@@ -98,6 +99,7 @@ class Relative(nn.Module):
     def __init__(self, config: Config, tp: TensorParallel, causal: bool, copy_of: str | None = None):
         super().__init__()
         m = config.model
+        self.tp = tp
         self.causal, self.buckets, self.distance = causal, m.relative_buckets, m.relative_max_distance
         std = m.init_std or m.hidden**-0.5
         spec = ShardSpec(shape=(self.buckets, m.heads), shard_dim=1, std=std, copy_of=copy_of)
@@ -122,5 +124,5 @@ class Relative(nn.Module):
         distances = torch.arange(
             -queries.stop + 1, num_keys - queries.start, device=like.device
         )  # of key - query, Q+S-1
-        each = F.embedding(self.bucket(distances), self.weight).t()  # [h, Q+S-1]
+        each = F.embedding(self.bucket(distances), recorded(self.tp, self.weight)).t()  # [h, Q+S-1]
         return each.unfold(1, num_keys, 1).flip(1)  # the first window belongs to the last query

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from roots_dist.config.schema import Config
 from roots_dist.learning.models.norms import rms_norm
 from roots_dist.parallel.tensor.collectives import TensorParallel, sum_in_tp_region
+from roots_dist.parallel.tensor.exact import by_heads
 from roots_dist.world.sharding import ShardSpec, declare
 
 
@@ -22,13 +23,13 @@ class HeadNorm(nn.Module):
     def __init__(self, config: Config, tp: TensorParallel):
         super().__init__()
         m = config.model
-        self.eps, self.zero_centered = config.advanced.norm_eps, m.zero_centered_norm
+        self.tp, self.eps, self.zero_centered = tp, config.advanced.norm_eps, m.zero_centered_norm
         fill = 0.0 if m.zero_centered_norm else 1.0
         self.weight = declare(self, "weight", ShardSpec(shape=(m.width_of_head(),), fill=fill, partial=True), tp.axis)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, h, S, K] -> [B, h, S, K]"""
-        return rms_norm(x, self.weight, self.eps, self.zero_centered)
+        return by_heads(self.tp, lambda x, weight: rms_norm(x, weight, self.eps, self.zero_centered), x, self.weight)
 
 
 class WholeNorm(nn.Module):

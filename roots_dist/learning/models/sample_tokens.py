@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from roots_dist.parallel.tensor.collectives import TensorParallel, all_reduce_max
-from roots_dist.parallel.tensor.cross_entropy import num_real_rows
+from roots_dist.parallel.tensor.cross_entropy import rows_of
 from roots_dist.world import rng
 
 
@@ -39,17 +39,18 @@ def sample_tokens(
 
 
 def _chunk(tp: TensorParallel, hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, vocab: int) -> Tensor:
-    first = tp.rank * weight.shape[0]
-    real = num_real_rows(vocab, first, weight.shape[0])
     exact = torch.promote_types(hidden.dtype, torch.float32)
     best = hidden.new_full(rows.shape, -torch.inf, dtype=exact)
     word = torch.full_like(rows, vocab)
-    if real:
-        columns = torch.arange(first, first + real, dtype=torch.int32, device=hidden.device)
+    for first, _, values, biases in rows_of(tp, weight, bias, vocab):
+        if len(values) == 0:
+            continue
+        columns = torch.arange(first, first + len(values), dtype=torch.int32, device=hidden.device)
         uniform = (rng.bits(rows, columns).to(exact) + (2.0**31 + 0.5)) * 2.0**-32  # in (0, 1)
         noise = -torch.log(-torch.log(uniform.clamp(2.0**-33, 1 - 2.0**-24)))
-        best, at = (F.linear(hidden, weight[:real], None if bias is None else bias[:real]).to(exact) + noise).max(1)
-        word = at + first
+        highest, at = (F.linear(hidden, values, biases).to(exact) + noise).max(1)
+        word = torch.where(highest > best, at + first, word)
+        best = torch.maximum(best, highest)
     top = all_reduce_max(best.clone(), tp.axis)
     word = torch.where(best == top, word, vocab)  # a tie goes to the lowest id
     if tp.size > 1:

@@ -15,12 +15,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.optim.adamw import adamw as adamw_step
 
 from roots_dist.config.schema import Optim
 from roots_dist.errors import present
 from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.world.sharding import Param
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Group(NamedTuple):
@@ -111,11 +114,40 @@ def state_of(optimizer: torch.optim.AdamW, tensor: Tensor) -> dict[str, Tensor]:
 
 def update(optim: Optim, group: Group, lr: float, weights: list[Tensor], states: list[dict[str, Tensor]]) -> None:
     """One AdamW step of a group, from the gradients of `weights`; updates weights and states in place."""
+    gradients = [present(weight.grad) for weight in weights]
+    _step(optim, group, lr, [weights, gradients, *([state[key] for state in states] for key in MOMENTS)], states)
+
+
+UNIT = 16
+"""Numbers that a CPU computes at once; what is left at the end of a tensor is computed one by one, and rounded
+otherwise."""
+
+
+def exact_update(optim: Optim, group: Group, lr: float, weights: list[Tensor], states: list[dict[str, Tensor]]) -> None:
+    """The same with equal bits for equal numbers wherever a tensor ends: ends are computed together, filled up."""
+    gradients = [present(weight.grad) for weight in weights]
+    rows = [weights, gradients, *([state[key] for state in states] for key in MOMENTS)]
+    flat = [[tensor.view(-1) for tensor in row] for row in rows]
+    _step(optim, group, lr, [[t[: t.numel() // UNIT * UNIT] for t in row] for row in flat], states)
+    ends = [[t[t.numel() // UNIT * UNIT :] for t in row] for row in flat]
+    if sum(end.numel() for end in ends[0]):
+        together = [torch.cat(row) for row in ends]
+        filled = [F.pad(t, (0, -t.numel() % UNIT)) for t in together]
+        _step(optim, group, lr, [[t] for t in filled], [{"step": states[0]["step"] - 1}])
+        for t, row in zip(filled, ends):
+            torch._foreach_copy_(row, list(t[: sum(end.numel() for end in row)].split([end.numel() for end in row])))
+
+
+def _step(
+    optim: Optim, group: Group, lr: float, rows: Sequence[list[Tensor]], states: Sequence[Mapping[str, Tensor]]
+) -> None:
+    """rows: weights, gradients and both moments of some tensors."""
+    weights, gradients, means, squares = rows
     adamw_step(
         weights,
-        [present(weight.grad) for weight in weights],
-        [state["exp_avg"] for state in states],
-        [state["exp_avg_sq"] for state in states],
+        gradients,
+        means,
+        squares,
         [],
         [state["step"] for state in states],
         fused=True,

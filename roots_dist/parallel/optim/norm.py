@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from roots_dist.world.mesh import Axis
@@ -25,12 +26,58 @@ def group_norms(
     """
     totals = torch.zeros(len(groups), dtype=torch.float64, device=device)
     for i, gradients in enumerate(groups):
-        counted = [gradient for param, gradient in gradients if param.is_counted]
-        if counted:
+        if counted := _counted(gradients):
             totals[i] = torch.stack(torch._foreach_norm(counted, dtype=torch.float64)).square().sum()
     for axis in over:
         axis.sum_(totals)
     return list(map(math.sqrt, totals.tolist()))
+
+
+def _counted(gradients: Iterable[tuple[Param, Tensor]]) -> list[Tensor]:
+    """Those that this rank counts."""
+    return [gradient for param, gradient in gradients if param.is_counted]
+
+
+BITS, LEVELS = 24, 3
+"""A square is cut into so many whole numbers of so many bits: squares below 2^-72 of the largest one are left out."""
+BLOCK = 1 << 20
+"""Numbers that are squared at one time, in float64."""
+
+
+@torch.no_grad()
+def exact_group_norms(
+    groups: Sequence[Iterable[tuple[Param, Tensor]]], over: Sequence[Axis], device: torch.device
+) -> list[float]:
+    """The same in whole numbers, whose sum has no order, so that no layout and no cut over data ranks changes a bit.
+
+    Each square is scaled by a power of two so that the largest one of its group is at most 1, and cut into LEVELS whole
+    numbers of BITS bits, which fit into the sums of 2^38 of them. A norm that is not finite is infinite.
+    """
+    counted = [_counted(gradients) for gradients in groups]
+    largest = torch.zeros(len(groups), dtype=torch.float64, device=device)
+    for i, gradients in enumerate(counted):
+        if gradients:
+            largest[i] = torch.stack([g.abs().max().double() for g in gradients if g.numel()]).max()
+    largest = largest.nan_to_num(nan=math.inf)
+    for axis in over:
+        if axis.size > 1:
+            dist.all_reduce(largest, dist.ReduceOp.MAX, group=axis.group)
+    scales = [math.ldexp(1.0, math.frexp(value)[1]) if math.isfinite(value) else math.inf for value in largest.tolist()]
+    totals = torch.zeros(len(groups), LEVELS, dtype=torch.int64, device=device)
+    for i, gradients in enumerate(counted):
+        for part in (part for g in gradients for part in g.reshape(-1).split(BLOCK)):
+            rest = (part.double() / scales[i]).square_()
+            for level in range(LEVELS):
+                rest *= 1 << BITS
+                whole = rest.floor()
+                rest -= whole
+                totals[i, level] += whole.to(torch.int64).sum()
+    for axis in over:
+        axis.sum_(totals)
+    return [
+        math.inf if math.isinf(scale) else math.sqrt(sum(n / 2 ** (BITS * (i + 1)) for i, n in enumerate(row))) * scale
+        for scale, row in zip(scales, totals.tolist())
+    ]
 
 
 def total_norm(norms: Iterable[float]) -> float:

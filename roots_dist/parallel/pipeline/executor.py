@@ -22,6 +22,7 @@ from roots_dist.parallel.tensor.collectives import DeferredWeightGrads
 from roots_dist.schedule.actions import Action, Kind, rank_of
 from roots_dist.schedule.communication import COMPUTE, Direction, channel_of
 from roots_dist.world.batch import MicroBatch, PieceOutput
+from roots_dist.world.exact import Exact
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.stopwatch import Stopwatch
 
@@ -88,6 +89,8 @@ class Executor:
     """Groups of the messages, from connect."""
     deferred: DeferredWeightGrads
     watch: Stopwatch
+    exact: Exact | None = None
+    """Keeps gradients apart in an exact run: it is told which microbatch a pass belongs to."""
 
     def run(
         self,
@@ -113,6 +116,8 @@ class Executor:
             hooks = self.stages[stage].hooks if action in passes else None
             if hooks is not None:
                 hooks.before(passes[action])
+            if self.exact is not None and kind in (Kind.BACKWARD, Kind.INPUT, Kind.WEIGHT):
+                self.exact.select(self.stages[stage].parameters(), i)
             if kind is Kind.FORWARD:
                 results += self._forward(flight, work, batches[i], scales, lowest_trainable)
             elif kind in (Kind.BACKWARD, Kind.INPUT):

@@ -26,9 +26,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from roots_dist.config.parallel import CpKind
+from roots_dist.world.exact import Exact
 from roots_dist.world.mesh import SINGLE, Axis
 from roots_dist.world.positions import Positions, zigzag
 from roots_dist.world.stopwatch import Stopwatch
+from roots_dist.world.tree_sum import start_tree_all_reduce, start_tree_reduce_scatter, tree_all_reduce
 
 
 class DeferredWeightGrads:
@@ -63,6 +65,24 @@ class TensorParallel:
     deferred: DeferredWeightGrads = field(default_factory=DeferredWeightGrads)
     watch: Stopwatch = field(default_factory=Stopwatch)
     """Measures the time spent computing and the time spent waiting for other tensor ranks."""
+    exact: Exact | None = None
+    """The logical shards of an exact run; None if results may depend on the layout by rounding."""
+
+    @property
+    def shards(self) -> int:
+        """Logical tensor shards that this rank computes one by one: 1 unless the run is exact on fewer ranks."""
+        return 1 if self.exact is None else self.exact.shards
+
+    @property
+    def first_shard(self) -> int:
+        return self.axis.rank * self.shards
+
+    @property
+    def position_runs(self) -> int:
+        """Runs of positions that this rank computes one by one outside the regions."""
+        if self.exact is None:
+            return 1
+        return self.exact.shards if self.sequence_parallel else self.exact.tensor
 
     @property
     def size(self) -> int:
@@ -143,6 +163,9 @@ def start_all_reduce(x: Tensor, tp: TensorParallel) -> Pending:
     """Start a sum over tensor ranks, in place: x must belong to the caller and not be saved by autograd."""
     if tp.size == 1:
         return Pending(x, None)
+    if tp.exact is not None:
+        arriving, work, finish = start_tree_all_reduce(x, tp.axis)
+        return Pending(arriving, work, tp.watch, finish)
     x = x.contiguous()
     return Pending(x, dist.all_reduce(x, group=tp.group, async_op=True), tp.watch)
 
@@ -161,6 +184,9 @@ def start_reduce_scatter(x: Tensor, tp: TensorParallel) -> Pending:
     if tp.size == 1:
         return Pending(x, None)
     parts = x.unflatten(1, (tp.size, -1)).transpose(0, 1).contiguous()  # [tp, B, s, D]
+    if tp.exact is not None:
+        arriving, work, finish = start_tree_reduce_scatter(parts.flatten(0, 1), tp.axis)
+        return Pending(arriving, work, tp.watch, finish)
     out = x.new_empty(parts.shape[1:])
     work = dist.reduce_scatter_tensor(out, parts.flatten(0, 1), group=tp.group, async_op=True)
     return Pending(out, work, tp.watch)
@@ -171,6 +197,11 @@ def all_reduce_max(x: Tensor, tp: Axis) -> Tensor:
     if tp.size > 1:
         dist.all_reduce(x, dist.ReduceOp.MAX, group=tp.group)
     return x
+
+
+def sum_over_tp(x: Tensor, tp: TensorParallel) -> Tensor:
+    """The sum over tensor ranks outside autograd. May overwrite x."""
+    return tp.axis.sum_(x) if tp.exact is None else tree_all_reduce(x, tp.axis)
 
 
 def gather_last_dim(x: Tensor, tp: Axis) -> Tensor:

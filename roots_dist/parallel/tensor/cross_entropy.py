@@ -20,9 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from roots_dist.parallel.tensor.collectives import TensorParallel, all_reduce_max, gather_last_dim
+from roots_dist.errors import present
+from roots_dist.parallel.tensor.collectives import TensorParallel, all_reduce_max, gather_last_dim, sum_over_tp
+from roots_dist.parallel.tensor.exact import aligned, kept_shard
 from roots_dist.parallel.tensor.linear import add_product_
 from roots_dist.world.batch import IGNORE
+from roots_dist.world.tree_sum import tree_sum
 
 
 def num_real_rows(vocab: int, first: int, rows: int) -> int:
@@ -98,23 +101,54 @@ def target_scores(
     return -losses.masked_fill(~scored, 0), torch.cat([f.target_score >= 0 for f in chunk_scores]) & scored
 
 
+class Rows(NamedTuple):
+    """Rows of the vocabulary whose scores are computed together: those of this rank, or of one of its tensor shards
+    (exact runs)."""
+
+    first: int
+    """number of the first one in the whole vocabulary"""
+    held: slice
+    """those of this rank's rows, without padding"""
+    weight: Tensor
+    bias: Tensor | None
+
+
+def rows_of(tp: TensorParallel, weight: Tensor, bias: Tensor | None, vocab: int) -> list[Rows]:
+    """This rank's rows in one, or in an exact run shard by shard."""
+    size, made = weight.shape[0] // tp.shards, []
+    for shard in range(tp.shards):
+        first = tp.rank * weight.shape[0] + shard * size
+        index = slice(shard * size, shard * size + num_real_rows(vocab, first, size))
+        values, biases = weight[index], None if bias is None else bias[index]
+        if tp.shards > 1:
+            values, biases = aligned(values), None if biases is None else aligned(biases)
+        made.append(Rows(first, index, values, biases))
+    return made
+
+
+class _Scores(NamedTuple):
+    """The scores of c tokens for some rows [c, v]."""
+
+    is_local: Tensor
+    """bool [c]: whether the target is among these rows"""
+    local: Tensor
+    """int64 [c, 1]: index of the target among them"""
+    exp: Tensor
+    """[c, v]: exponentials of the scores"""
+    slope: Tensor | None
+    """[c, v]: derivative of the scores by their logits; None where it is 1 (no soft cap)"""
+
+
 class _Chunk(NamedTuple):
     """Statistics of c tokens after their logits were reduced over tensor ranks. target_score, log_sum and sum_scores
     refer to scores minus their maximum (max_score) over the whole vocabulary."""
 
     scored: Tensor
-    is_local: Tensor
-    """bool [c]: whether the target is in this rank's vocabulary"""
-    local: Tensor
-    """int64 [c, 1]: local index of the target"""
-    exp: Tensor
-    """[c, v]: exponentials of this rank's scores"""
+    parts: list[_Scores]
     max_score: Tensor
     target_score: Tensor
     sum_exp: Tensor
     sum_scores: Tensor
-    slope: Tensor | None
-    """[c, v]: derivative of this rank's scores by their logits; None where it is 1 (no soft cap)"""
 
     @property
     def log_sum(self) -> Tensor:
@@ -134,26 +168,36 @@ def _score_chunk(
 ) -> _Chunk:
     """Compute the statistics of a chunk. sum_all: also sum all scores (label smoothing). slopes: keep what the
     gradient through a soft cap needs."""
-    first = tp.rank * weight.shape[0]
-    real = num_real_rows(vocab, first, weight.shape[0])
     scored = target != IGNORE
-    local = target - first
+    parts = [_score_rows(rows, h, target, scored, softcap, slopes) for rows in rows_of(tp, weight, bias, vocab)]
+    highest = [part.exp.amax(1) for part in parts if part.exp.shape[1]]
+    if highest:
+        max_score = all_reduce_max(torch.stack(highest).amax(0), tp.axis)  # [c]
+    else:  # this rank has only padding, with a tiny vocabulary
+        max_score = all_reduce_max(parts[0].exp.new_full(target.shape, -torch.inf), tp.axis)
+    sums = []
+    for is_local, local, scores, _ in parts:
+        target_score = scores.new_zeros(scores.shape[:1])
+        if scores.shape[1]:
+            scores -= max_score.unsqueeze(1)
+            target_score = scores.gather(1, local).squeeze(1).masked_fill(~is_local, 0)
+        sum_scores = scores.sum(1) if sum_all else target_score.new_zeros(target_score.shape)
+        scores.exp_()
+        sums.append(torch.stack([target_score, scores.sum(1), sum_scores]))
+    target_score, sum_exp, sum_scores = sum_over_tp(tree_sum(sums), tp)  # each [c]
+    return _Chunk(scored, parts, max_score, target_score, sum_exp, sum_scores)
+
+
+def _score_rows(rows: Rows, h: Tensor, target: Tensor, scored: Tensor, softcap: float | None, slopes: bool) -> _Scores:
+    """The scores themselves in the place of their exponentials."""
+    real = rows.weight.shape[0]
+    local = target - rows.first
     is_local = scored & (local >= 0) & (local < real)
     local = local.masked_fill(~is_local, 0).unsqueeze(1)
-    scores = F.linear(h, weight[:real], None if bias is None else bias[:real])
+    scores = F.linear(h, rows.weight, rows.bias)
     scores = capped(scores.to(torch.promote_types(h.dtype, torch.float32)), softcap)  # [c, v]
     slope = 1 - (scores / softcap).square() if softcap is not None and slopes else None
-    if real:
-        max_score = all_reduce_max(scores.amax(1), tp.axis)  # [c]
-        scores -= max_score.unsqueeze(1)
-        target_score = scores.gather(1, local).squeeze(1).masked_fill(~is_local, 0)
-    else:  # this rank has only padding, with a tiny vocabulary
-        max_score = all_reduce_max(scores.new_full(scores.shape[:1], -torch.inf), tp.axis)
-        target_score = scores.new_zeros(scores.shape[:1])
-    sum_scores = scores.sum(1) if sum_all else target_score.new_zeros(target_score.shape)
-    scores.exp_()
-    target_score, sum_exp, sum_scores = tp.axis.sum_(torch.stack([target_score, scores.sum(1), sum_scores]))  # each [c]
-    return _Chunk(scored, is_local, local, scores, max_score, target_score, sum_exp, sum_scores, slope)
+    return _Scores(is_local, local, scores, slope)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -176,7 +220,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         exact = torch.promote_types(hidden.dtype, torch.float32)
         total, hits = hidden.new_zeros((), dtype=exact), torch.zeros((), dtype=torch.int64, device=hidden.device)
         need_hidden, need_weight, need_bias = (grad_enabled and need for need in ctx.needs_input_grad[:3])
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        shards = rows_of(tp, weight, bias, vocab)
+        grad_hiddens = [torch.empty_like(hidden) for _ in shards] if need_hidden else []
         grad_weight = torch.zeros_like(weight, dtype=exact) if need_weight else None
         grad_bias = torch.zeros_like(bias, dtype=exact) if bias is not None and need_bias else None
 
@@ -203,40 +248,42 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 continue
 
             # d loss / d scores = p·(1 + 2z·log Z) - (1-ε)·one_hot - ε/V, and 0 where nothing is scored
-            grad, real = chunk_scores.exp, chunk_scores.exp.shape[1]
             factor = (1 + 2 * z_loss * log_z) / chunk_scores.sum_exp if z_loss else chunk_scores.sum_exp.reciprocal()
-            grad *= factor.masked_fill(~chunk_scores.scored, 0).unsqueeze(1)
-            if smoothing:
-                grad -= (smoothing / vocab) * chunk_scores.scored.to(exact).unsqueeze(
-                    1
-                )  # a bool would be rounded to float32
-            if real:
-                grad.scatter_add_(
-                    1, chunk_scores.local, -(1 - smoothing) * chunk_scores.is_local.to(exact).unsqueeze(1)
-                )
-            if chunk_scores.slope is not None:
-                grad *= chunk_scores.slope
-            if token_weights is not None:
-                grad *= token_weights[part].unsqueeze(1)
-            if grad_bias is not None:
-                grad_bias[:real] += grad.sum(0)
-            grad = grad.to(hidden.dtype)
-            if grad_hidden is not None:
-                grad_hidden[part] = grad @ weight[:real]
-            if grad_weight is not None:
-                add_product_(grad_weight[:real], grad.t(), h)
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
-        ctx.dtypes = [hidden.dtype, *(_grad_dtype(parameter) for parameter in (weight, bias))]
+            for number, (rows, (is_local, local, grad, slope)) in enumerate(zip(shards, chunk_scores.parts)):
+                grad *= factor.masked_fill(~chunk_scores.scored, 0).unsqueeze(1)
+                if smoothing:
+                    # a bool would be rounded to float32
+                    grad -= (smoothing / vocab) * chunk_scores.scored.to(exact).unsqueeze(1)
+                if grad.shape[1]:
+                    grad.scatter_add_(1, local, -(1 - smoothing) * is_local.to(exact).unsqueeze(1))
+                if slope is not None:
+                    grad *= slope
+                if token_weights is not None:
+                    grad *= token_weights[part].unsqueeze(1)
+                if grad_bias is not None:
+                    grad_bias[rows.held] += grad.sum(0)
+                grad = grad.to(hidden.dtype)
+                if grad_hiddens:
+                    grad_hiddens[number][part] = grad @ rows.weight
+                if grad_weight is not None:
+                    add_product_(grad_weight[rows.held], grad.t(), h)
+        ctx.save_for_backward(grad_weight, grad_bias, *grad_hiddens)
+        ctx.dtypes = [*(_grad_dtype(parameter) for parameter in (weight, bias)), *[hidden.dtype] * len(grad_hiddens)]
+        ctx.kept = kept_shard(tp, weight)
         ctx.mark_non_differentiable(hits)
         return total, hits
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         # in place: backward runs once, and the weight's gradient is large
-        grads = (
+        weight, bias, *hiddens = (
             None if saved is None else saved.mul_(grad).to(dtype) for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes)
         )
-        return *grads, *(None,) * 9
+        if ctx.kept is not None and weight is not None:
+            ctx.kept.grad.add_(weight)
+            weight = None
+        hidden = tree_sum([present(part) for part in hiddens]) if hiddens else None
+        return hidden, weight, bias, *(None,) * 9
 
 
 def _grad_dtype(parameter: Tensor | None) -> torch.dtype | None:

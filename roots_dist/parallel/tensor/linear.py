@@ -33,22 +33,27 @@ from roots_dist.parallel.tensor.collectives import (
     start_reduce_from,
     start_reduce_from_backward,
 )
+from roots_dist.parallel.tensor.exact import Shard, by_positions, columns_of_shards, row_shard, rows_of_shards
 from roots_dist.world.mesh import SINGLE
 from roots_dist.world.sharding import ShardSpec, declare
 
 
-def _weight_gradient(tp: TensorParallel, weight: nn.Parameter, grad_out: Tensor, x: Tensor) -> Tensor | None:
+def _weight_gradient(tp: TensorParallel, weight: nn.Parameter | Shard, grad_out: Tensor, x: Tensor) -> Tensor | None:
     """grad_outᵀ x, [out, in], for autograd; or None if it is added to .grad here, because that is wider than the
-    product's factors, or later, because weight gradients are deferred.
+    product's factors, or later, because weight gradients are deferred. An exact run always adds it, so that it is
+    rounded alike.
 
-    weight: the parameter itself, not the tensor that autograd saved, which is another one under recomputation.
+    weight: the parameter itself or a shard of it, not the tensor that autograd saved, which is another one under
+    recomputation.
     """
     grad_out, x = grad_out.flatten(0, -2), x.flatten(0, -2)
-    if not tp.deferred.enabled and weight.grad_dtype == grad_out.dtype:
+    is_plain = isinstance(weight, nn.Parameter) and tp.exact is None and weight.grad_dtype == grad_out.dtype
+    if is_plain and not tp.deferred.enabled:
         return grad_out.t() @ x
 
     def add() -> None:
         if weight.grad is None:  # or no more: an engine hands gradients on piece by piece
+            assert isinstance(weight, nn.Parameter), "a shard's gradient is always there"
             weight.grad = torch.zeros_like(weight, dtype=weight.grad_dtype)
         add_product_(present(weight.grad), grad_out.t(), x)
 
@@ -72,15 +77,18 @@ def add_product_(out: Tensor, a: Tensor, b: Tensor) -> None:
 
 class _ColumnParallel(torch.autograd.Function):
     """Several column-parallel layers on one input, or on a few: these are gathered in one message, and their gradients
-    summed in one. reads: for each weight, the number of the input that it reads."""
+    summed in one. reads: for each weight, the number of the input that it reads. shards: what the weights and biases
+    are shards of, if they are not the parameters themselves."""
 
     @staticmethod
-    def forward(ctx: Any, tp: TensorParallel, reads: Sequence[int], *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, tp: TensorParallel, reads: Sequence[int], shards: Sequence[Shard | None], *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
         num_inputs = max(reads) + 1
         xs = cast("tuple[Tensor, ...]", tensors[:num_inputs])
         weights = cast("tuple[Tensor, ...]", tensors[num_inputs : num_inputs + len(reads)])  # only a bias may be None
         biases = tensors[num_inputs + len(reads) :]
-        ctx.tp, ctx.parameters, ctx.reads, ctx.num_inputs = tp, weights, reads, num_inputs
+        ctx.tp, ctx.parameters, ctx.reads, ctx.num_inputs = tp, shards or (*weights, *biases), reads, num_inputs
         ctx.bias_dtypes = [b.grad_dtype if b is not None and b.is_leaf else None for b in biases]
         ctx.save_for_backward(*xs, *weights)
         wholes = _start_copies(xs, tp)()  # each [B, S, D]
@@ -89,11 +97,12 @@ class _ColumnParallel(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         num, reads, tp = ctx.num_inputs, ctx.reads, ctx.tp
+        grads = grads if tp.exact is None else tuple(g.contiguous() for g in grads)  # a sum's order follows the strides
         saved = ctx.saved_tensors
         xs, weights = saved[:num], saved[num:]
         need_x, need_weights, need_biases = (
-            any(ctx.needs_input_grad[2 : 2 + num]),
-            *_halves(ctx.needs_input_grad[2 + num :]),
+            any(ctx.needs_input_grad[3 : 3 + num]),
+            *_halves(ctx.needs_input_grad[3 + num :]),
         )
         gathering = _start_copies(xs, tp) if any(need_weights) else None  # overlaps with the inputs' gradients
         grad_xs = None
@@ -106,10 +115,17 @@ class _ColumnParallel(torch.autograd.Function):
             for i, w, g, n in zip(reads, ctx.parameters, grads, need_weights)
         ]
         grad_biases = [
-            g.flatten(0, -2).sum(0, dtype=dtype) if n else None
-            for g, n, dtype in zip(grads, need_biases, ctx.bias_dtypes)
+            _bias_gradient(b, g, dtype) if n else None
+            for b, g, n, dtype in zip(ctx.parameters[len(reads) :], grads, need_biases, ctx.bias_dtypes)
         ]
-        return None, None, *(grad_xs() if grad_xs else (None,) * num), *grad_weights, *grad_biases
+        return None, None, None, *(grad_xs() if grad_xs else (None,) * num), *grad_weights, *grad_biases
+
+
+def _bias_gradient(bias: nn.Parameter | Shard, grad_out: Tensor, dtype: torch.dtype | None) -> Tensor | None:
+    if isinstance(bias, Shard):
+        bias.grad.add_(grad_out.flatten(0, -2).sum(0, dtype=bias.parameter.grad_dtype))
+        return None
+    return grad_out.flatten(0, -2).sum(0, dtype=dtype)
 
 
 def _input_gradient(reads: Sequence[int], i: int, grads: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
@@ -148,10 +164,15 @@ class _RowParallel(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, tp: TensorParallel, activation: Callable[..., Tensor] | None, num_weights: int, *tensors: Tensor
+        ctx: Any,
+        tp: TensorParallel,
+        activation: Callable[..., Tensor] | None,
+        num_weights: int,
+        shard: Shard | None,
+        *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         weights, inputs = tensors[:num_weights], tensors[num_weights:]
-        ctx.tp, ctx.parameters, ctx.activation = tp, weights, activation
+        ctx.tp, ctx.parameters, ctx.activation = tp, (shard,) if shard else weights, activation
         ctx.save_for_backward(*tensors)
         x = activation(*inputs) if activation else inputs[0]  # [B, S, f]
         leaving = [start_reduce_from(F.linear(x, w), tp) for w in weights]
@@ -161,7 +182,7 @@ class _RowParallel(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         num, saved = len(grads), ctx.saved_tensors  # read once: recomputation unpacks saved tensors only once
         weights, inputs = saved[:num], saved[num:]
-        need_weights, need_inputs = ctx.needs_input_grad[3 : 3 + num], any(ctx.needs_input_grad[3 + num :])
+        need_weights, need_inputs = ctx.needs_input_grad[4 : 4 + num], any(ctx.needs_input_grad[4 + num :])
         gathering = [start_reduce_from_backward(g, ctx.tp) for g in grads]
         grads = tuple(g() for g in gathering)  # each [B, S, D]
         if ctx.activation:
@@ -182,7 +203,7 @@ class _RowParallel(torch.autograd.Function):
         ]
         if need_inputs and ctx.activation:
             grad_inputs = torch.autograd.grad(x, inputs, grad_inputs)
-        return None, None, None, *grad_weights, *grad_inputs
+        return None, None, None, None, *grad_weights, *grad_inputs
 
 
 class ColumnParallelLinear(nn.Module):
@@ -199,16 +220,18 @@ class ColumnParallelLinear(nn.Module):
         parts: int | None = None,
         of_expert: bool = False,
     ):
+        """parts: the most slices that the features can be cut into; None: as many as there are."""
         super().__init__()
         self.tp = tp
         shared = parts is not None and parts < tp.size  # several ranks use the same slice for different heads
+        slices = None if parts is None else min(parts, tp.size)
         spec = ShardSpec(
-            shape=(features, width), shard_dim=0, shards=parts, std=std, partial=shared, of_expert=of_expert
+            shape=(features, width), shard_dim=0, shards=slices, std=std, partial=shared, of_expert=of_expert
         )
         self.weight = declare(self, "weight", spec, tp.axis)
-        bias_spec = ShardSpec(shape=(features,), shard_dim=0, shards=parts, partial=shared)
+        bias_spec = ShardSpec(shape=(features,), shard_dim=0, shards=slices, partial=shared)
         self.bias = declare(self, "bias", bias_spec, tp.axis) if bias else None
-        self.spec = spec
+        self.spec, self.parts = spec, parts
         self.lora: Adapter | None = None
 
     def adapt(self, rank: int, scale: float) -> None:
@@ -233,12 +256,16 @@ def column_parallel_on(
 ) -> tuple[Tensor, ...]:
     """Outputs [B, S, f] of several layers, each with the number of the x [B, s, D] that it reads; each x is read."""
     layers = [layer for _, layer in reading]
+    if tp.shards > 1:
+        owned = [*((layer.weight, layer.parts) for layer in layers), *((layer.bias, layer.parts) for layer in layers)]
+        shards = [[row_shard(tp, p, parts, number) for p, parts in owned] for number in range(tp.shards)]
+        return columns_of_shards(_ColumnParallel.apply, tp, xs, [i for i, _ in reading], shards)
     adapters = [(i, layer.lora) for i, layer in reading if layer.lora is not None]
     reads = [*(i for i, _ in reading), *(i for i, _ in adapters)]
     weights = [*(l.weight for l in layers), *(adapter.a.weight for _, adapter in adapters)]
     biases = [*(l.bias for l in layers), *(None for _ in adapters)]
     outputs = _ColumnParallel.apply(  # type: ignore[no-untyped-call] # torch types no apply
-        tp, reads, *xs, *weights, *biases
+        tp, reads, (), *xs, *weights, *biases
     )
     low = iter(outputs[len(layers) :])
     return tuple(y if l.lora is None else l.lora(y, next(low)) for l, y in zip(layers, outputs))
@@ -279,13 +306,16 @@ class RowParallelLinear(nn.Module):
     def forward(self, *inputs: Tensor, activation: Callable[..., Tensor] | None = None) -> Tensor:
         """[B, S, f] -> [B, s, D]. `activation` maps several inputs to the layer's input and is recomputed."""
         y = self.product(self.tp, inputs, activation)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else by_positions(self.tp, torch.add, y, self.bias)
 
     def product(self, tp: TensorParallel, inputs: Sequence[Tensor], activation: Callable[..., Tensor] | None) -> Tensor:
         """The same without the bias, summed over the ranks of `tp`."""
+        if tp.shards > 1:
+            x = activation(*inputs) if activation else inputs[0]
+            return rows_of_shards(_RowParallel.apply, tp, x, self.weight)
         weights = [self.weight] if self.lora is None else [self.weight, self.lora.a.weight]
         made: tuple[Tensor, ...] = _RowParallel.apply(  # type: ignore[no-untyped-call] # torch types no apply
-            tp, activation, len(weights), *weights, *inputs
+            tp, activation, len(weights), None, *weights, *inputs
         )
         return made[0] if self.lora is None else self.lora(*made)
 

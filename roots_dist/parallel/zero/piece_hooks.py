@@ -33,8 +33,9 @@ UNDER_WAY = 1
 class UnitHooks:
     """The hooks of a rank's stages (parallel/pipeline/stage.py)."""
 
-    def __init__(self, units: Sequence[Unit], stages: Sequence[Stage], zero_stage: int):
-        self.units, self.zero_stage = units, zero_stage
+    def __init__(self, units: Sequence[Unit], stages: Sequence[Stage], zero_stage: int, *, at_end: bool = False):
+        """at_end: no sum starts before the last pass of a step, whatever the stage (exact runs)."""
+        self.units, self.zero_stage, self.at_end = units, zero_stage, at_end
         self._of: dict[nn.Module, list[Unit]] = {piece: [] for stage in stages for piece in stage.pieces}
         for unit in units:
             for piece in unit.pieces:
@@ -146,7 +147,7 @@ class UnitHooks:
             unit.has_news = True
             if self._now.is_last:
                 unit.unfinished.discard(piece)
-            if not unit.unfinished if self.zero_stage < 2 else piece is unit.pieces[0]:
+            if not self.at_end and (not unit.unfinished if self.zero_stage < 2 else piece is unit.pieces[0]):
                 self._start(unit)
 
     def _start(self, unit: Unit) -> None:

@@ -24,6 +24,7 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.parallel.optim.groups import (
     Group,
+    exact_update,
     freeze,
     groups_joining,
     initial_state,
@@ -31,7 +32,7 @@ from roots_dist.parallel.optim.groups import (
     norms_by_name,
     update,
 )
-from roots_dist.parallel.optim.norm import clip_factor, group_norms, total_norm
+from roots_dist.parallel.optim.norm import clip_factor, exact_group_norms, group_norms, total_norm
 from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.parallel.zero.piece_hooks import UnitHooks, stages_of
 from roots_dist.parallel.zero.seam import STATE, Update, clear_gradients, master_dtype
@@ -88,14 +89,15 @@ class ReferenceEngine:
         ties: Mapping[str, Axis],
     ):
         self.module, self.config, self.mesh, self.trainable, self.ties = module, config, mesh, trainable, ties
+        self.exact = config.train.exact is not None
         self.params = {p.name: p for p in params}
         assert len(self.params) == len(params), "two parameters of one rank have the same name"
         zero, stages = config.parallel.zero_stage, list(stages_of(module))
         pieces = [piece for stage in stages for piece in stage.pieces]
         with torch.no_grad():
-            self.units = make_units(params, pieces, mesh, trainable, ties, zero)
+            self.units = make_units(params, pieces, mesh, trainable, ties, zero, in_order=self.exact)
         self.place = {p.name: (unit, i) for unit in self.units for i, p in enumerate(unit.flat.params)}
-        self.hooks = UnitHooks(self.units, stages, zero)
+        self.hooks = UnitHooks(self.units, stages, zero, at_end=self.exact)
         if any(unit.gradients.axis.size > 1 for unit in self.units):
             for i, stage in enumerate(stages):
                 self.hooks.bind(mesh.pp.rank + i * mesh.pp.size, stage)
@@ -142,6 +144,8 @@ class ReferenceEngine:
                 for p in unit.flat.params:
                     ensure_grad(p)  # zeros if no microbatch used it: its moments decay as well
         summed = [(master_param.param, master_param.gradient) for master_param in self.masters.values()]
+        if self.exact:
+            summed = []  # they have been collected before data ranks summed them (world/exact.py)
         sum_tied_gradients(summed, self.ties)
         sum_partial_gradients(summed)
         if self.on_gradients is not None:
@@ -187,7 +191,8 @@ class ReferenceEngine:
                 torch._foreach_mul_([present(held.master.grad) for held in self.masters.values()], factor)
             for group, group_params in self.groups:
                 mine = [held for held in group_params if held.master.numel()]
-                update(self.config.optim, group, lr, [held.master for held in mine], [held.state for held in mine])
+                take = exact_update if self.exact else update
+                take(self.config.optim, group, lr, [held.master for held in mine], [held.state for held in mine])
             self.optimizer_steps = {
                 from_step: optimizer_steps + 1 for from_step, optimizer_steps in self.optimizer_steps.items()
             }
@@ -203,7 +208,7 @@ class ReferenceEngine:
         counted = [[h for h in group if is_first or h.param.spec.of_expert] for _, group in self.groups]
         everywhere = [self.mesh.model, self.mesh.dp_cp if sharded else self.mesh.ep]
         gradients = [[(held.param, held.gradient) for held in group] for group in counted]
-        return group_norms(gradients, everywhere, self.mesh.device)
+        return (exact_group_norms if self.exact else group_norms)(gradients, everywhere, self.mesh.device)
 
     @torch.no_grad()
     def _publish(self) -> None:

@@ -22,6 +22,7 @@ from roots_dist.parallel.zero.collectives import Message, start_all_gather, star
 from roots_dist.parallel.zero.flat import Flat
 from roots_dist.world.mesh import SINGLE, Axis, Mesh
 from roots_dist.world.sharding import Param
+from roots_dist.world.tree_sum import tree_all_reduce, tree_reduce_scatter
 
 
 class Weights:
@@ -74,10 +75,10 @@ def _resize(whole: Tensor, num_bytes: int) -> None:
 class Gradients:
     """Sums a unit's gradients over its axis, each time from what backward passes have left in .grad since the last."""
 
-    def __init__(self, flat: Flat, axis: Axis):
+    def __init__(self, flat: Flat, axis: Axis, *, in_order: bool = False):
         """axis: that of the sum. flat.axis is the same if each rank keeps its part of it, and single if each keeps the
-        whole."""
-        self.flat, self.axis = flat, axis
+        whole. in_order: the sum is a tree over the ranks (world/tree_sum.py)."""
+        self.flat, self.axis, self.in_order = flat, axis, in_order
         self._under_way: list[Message] = []
         self._sum: Tensor | None = None
         self.norms: Tensor | None = None
@@ -94,6 +95,10 @@ class Gradients:
         del gradients
         for p in self.flat.params:
             p.tensor.grad = None
+        if self.in_order:
+            summed = (tree_all_reduce if self.flat.axis.size == 1 else tree_reduce_scatter)(whole, self.axis)
+            self._under_way.append(Message(None, whole, summed))
+            return
         start = start_all_reduce if self.flat.axis.size == 1 else start_reduce_scatter
         self._under_way.append(start(whole, self.axis))
 
@@ -168,9 +173,11 @@ def make_units(
     trainable: Mapping[str, Trainable],
     tied: Iterable[str],
     zero_stage: int,
+    *,
+    in_order: bool = False,
 ) -> list[Unit]:
     """Units of a rank's parameters, in the order of the parameters. tied: those that other pipeline ranks hold too,
-    which are cut alike everywhere because each is a unit."""
+    which are cut alike everywhere because each is a unit. in_order: of their sums (Gradients)."""
     by_piece = list(pieces)
     users: dict[int, list[int]] = defaultdict(list)
     for number, piece in enumerate(by_piece):
@@ -194,5 +201,6 @@ def make_units(
         flat = Flat(tuple(members), key.axis if cut else SINGLE)
         weights = Weights(flat, keep_whole=zero_stage < 3) if cut else None
         used_by = tuple(by_piece[number] for number in key.pieces)
-        units.append(Unit(flat, used_by, key.trainable, Gradients(flat, key.axis), weights))
+        gradients = Gradients(flat, key.axis, in_order=in_order)
+        units.append(Unit(flat, used_by, key.trainable, gradients, weights))
     return units

@@ -58,9 +58,14 @@ def train_step(
     batches = [(b.with_scored_positions(cut) if masks else b).to(run.mesh.device) for b in batches]
     weights = loss_weights(run)
     run.watch.lap("dp")
+    exact = run.passes.model.tp.exact
+    if exact is not None:
+        exact.begin(len(batches))
     with run.engine.accumulate():
         found = run.passes.forward_backward(batches, scales(run, counts))
         run.watch.lap("compute")
+        if exact is not None:
+            exact.collect(run.params)
     sums, nonfinite, stop = sum_over_ranks(run.mesh, found, counts, run.engine, stop)
     run.watch.lap("pp_wait" if run.mesh.pp.size > 1 else "dp")  # stages that finish first wait here for the others
     terms = {name: total / max(1.0, count) for name, (total, count) in sums.items()}

@@ -1,0 +1,215 @@
+"""Layers of an exact run (world/exact.py): the same operations on the same logical shards in every layout.
+
+    by_shards      a function of channels, as an activation, on each tensor shard of this rank
+    by_positions   a function with parameters, as a norm, on each run of S/T positions, sequence parallelism or not
+    recorded       a parameter whose gradient is kept apart by part and use
+    spread         a region's input, once for each tensor shard of this rank; their gradients are added as a tree
+
+Shapes are fixed with the shards, because a vectorized kernel ends in another instruction where a length is odd. Without
+`train.exact` all of these are the plain thing. B sequences, S positions, T tensor shards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from roots_dist.errors import present
+from roots_dist.parallel.tensor.collectives import TensorParallel, copy_to_tp_region, reduce_from_tp_region
+from roots_dist.world.exact import Exact
+from roots_dist.world.mesh import SINGLE
+from roots_dist.world.tree_sum import tree_sum
+
+ALIGNMENT = 64
+"""Bytes to which torch aligns a tensor of its own; kernels may depend on it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shard:
+    """One tensor shard of this rank's slice of a parameter."""
+
+    exact: Exact
+    parameter: nn.Parameter
+    index: tuple[slice, ...] = (slice(None),)
+    part: int = 0
+    """Which part of the gradient it gives, if several shards use the same slice."""
+    use: int | None = None
+
+    def values(self) -> Tensor:
+        """The shard as a tensor of its own shape: laid out in memory as it is on a rank that holds nothing else."""
+        return aligned(self.parameter[self.index])
+
+    @property
+    def grad(self) -> Tensor:
+        """What its gradient is added to, in place."""
+        return self.exact.gradient(self.parameter, self.part, self.use)[self.index]
+
+
+def aligned(x: Tensor) -> Tensor:
+    """x itself, or a copy if it does not lie in memory as a tensor of its own would."""
+    if x.is_contiguous() and x.data_ptr() % ALIGNMENT == 0:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+class _Split(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, num: int, dim: int) -> tuple[Tensor, ...]:
+        ctx.dim = dim
+        return tuple(part.clone(memory_format=torch.contiguous_format) for part in x.chunk(num, dim))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return torch.cat(grads, ctx.dim), None, None
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, dim: int, *parts: Tensor) -> Tensor:
+        ctx.num, ctx.dim = len(parts), dim
+        return torch.cat(parts, dim)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        parts = grad.chunk(ctx.num, ctx.dim)
+        return None, *(part.clone(memory_format=torch.contiguous_format) for part in parts)
+
+
+def split(x: Tensor, num: int, dim: int = -1) -> tuple[Tensor, ...]:
+    """Equal parts of x as tensors of their own, whose gradients are joined as such."""
+    parts: tuple[Tensor, ...] = _Split.apply(x, num, dim)  # type: ignore[no-untyped-call] # torch types no apply
+    return parts
+
+
+def join(parts: Sequence[Tensor], dim: int = -1) -> Tensor:
+    """The inverse of split."""
+    whole: Tensor = _Join.apply(dim, *parts)  # type: ignore[no-untyped-call] # torch types no apply
+    return whole
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, num: int) -> tuple[Tensor, ...]:
+        return tuple(x.view_as(x) for _ in range(num))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return tree_sum(grads), None
+
+
+def spread(x: Tensor, tp: TensorParallel) -> tuple[Tensor, ...]:
+    """x, which lies inside a region, for each tensor shard of this rank."""
+    made: tuple[Tensor, ...] = _Spread.apply(x, tp.shards)  # type: ignore[no-untyped-call] # torch types no apply
+    return made
+
+
+class _Recorded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, shard: Shard) -> Tensor:
+        ctx.shard = shard
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        ctx.shard.grad.add_(grad)
+        return None, None
+
+
+def kept_shard(tp: TensorParallel, parameter: Tensor) -> Shard | None:
+    """Where the gradient of a parameter's present use is to be added, if others give it one too; None if it is the only
+    one."""
+    if tp.exact is None or not isinstance(parameter, nn.Parameter):
+        return None
+    use = tp.exact.use_of(parameter)
+    return None if use is None else Shard(tp.exact, parameter, use=use)
+
+
+def recorded(tp: TensorParallel, parameter: nn.Parameter, part: int | None = None) -> Tensor:
+    """The parameter, whose gradient here is kept apart if it is one of several: of parts, or of uses by pieces."""
+    if tp.exact is None or not parameter.requires_grad:
+        return parameter
+    use = tp.exact.use_of(parameter)
+    if part is None and use is None:
+        return parameter
+    shard = Shard(tp.exact, parameter, part=part or 0, use=use)
+    made: Tensor = _Recorded.apply(parameter, shard)  # type: ignore[no-untyped-call] # torch types no apply
+    return made
+
+
+def by_shards(tp: TensorParallel, f: Callable[..., Tensor], *xs: Tensor) -> Tensor:
+    """f(*xs) for functions of each channel alone, channels in the last dimension."""
+    if tp.shards == 1:
+        return f(*xs)
+    return join([f(*parts) for parts in zip(*(split(x, tp.shards) for x in xs))])
+
+
+def by_heads(tp: TensorParallel, f: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: nn.Parameter) -> Tensor:
+    """f(x, weight) for functions of each head of x [B, h, S, K] alone, with one weight for all heads."""
+    if tp.exact is None:
+        return f(x, weight)
+    heads = split(x, tp.shards, 1)  # of one shard too: a sum's order follows the strides
+    return join([f(part, recorded(tp, weight, number)) for number, part in enumerate(heads)], 1)
+
+
+def by_positions(tp: TensorParallel, f: Callable[..., Tensor], x: Tensor, *others: Tensor | None) -> Tensor:
+    """f(x, *others) for functions of each position of x [B, s, ...] alone; others are parameters, and tensors of the
+    same positions. A length that T does not divide, of text that is being generated, is not cut."""
+    num = tp.position_runs
+    if num == 1 or x.shape[1] % num:
+        return f(x, *(recorded(tp, other) if isinstance(other, nn.Parameter) else other for other in others))
+
+    def of_runs(other: Tensor | None) -> Sequence[Tensor | None]:
+        if isinstance(other, nn.Parameter):
+            return [recorded(tp, other, part) for part in range(num)]
+        return [None] * num if other is None else split(other, num, 1)
+
+    return join([f(*run) for run in zip(split(x, num, 1), *map(of_runs, others))], 1)
+
+
+def row_shard(tp: TensorParallel, parameter: nn.Parameter | None, parts: int | None, number: int) -> Shard | None:
+    """The rows of one of this rank's tensor shards. parts: the most slices that they can be cut into; with fewer than
+    shards, neighbours share one."""
+    if parameter is None:
+        return None
+    exact = present(tp.exact)
+    slices = min(exact.tensor, parts or exact.tensor)
+    first = tp.first_shard * slices // exact.tensor
+    held = -(-tp.shards * slices // exact.tensor)
+    which, part = divmod((tp.first_shard + number) * slices, exact.tensor)
+    size = parameter.shape[0] // held
+    return Shard(exact, parameter, (slice((which - first) * size, (which - first + 1) * size),), part // slices)
+
+
+def columns_of_shards(
+    compute: Callable[..., tuple[Tensor, ...]],
+    tp: TensorParallel,
+    xs: Sequence[Tensor],
+    reads: Sequence[int],
+    shards: Sequence[Sequence[Shard | None]],
+) -> tuple[Tensor, ...]:
+    """Column-parallel layers (linear.py) shard by shard. shards: for each of this rank's tensor shards, the weights and
+    then the biases. What shards have in common (key/value heads) is in the outputs once for each."""
+    alone = replace(tp, axis=SINGLE, sequence_parallel=False)
+    inputs = zip(*(spread(copy_to_tp_region(x, tp), tp) for x in xs))
+    made = [
+        compute(alone, reads, mine, *copies, *(shard and shard.values() for shard in mine))
+        for copies, mine in zip(inputs, shards)
+    ]
+    return tuple(map(join, zip(*made)))
+
+
+def rows_of_shards(
+    compute: Callable[..., tuple[Tensor, ...]], tp: TensorParallel, x: Tensor, weight: nn.Parameter
+) -> Tensor:
+    """A row-parallel layer's product (linear.py) with x [B, S, f] shard by shard, summed over all of them."""
+    alone, size = replace(tp, axis=SINGLE, sequence_parallel=False), x.shape[-1] // tp.shards
+    products: list[Tensor] = []
+    for number, channels in enumerate(split(x, tp.shards)):
+        columns = (slice(None), slice(number * size, (number + 1) * size))
+        shard = Shard(present(tp.exact), weight, columns)
+        products += compute(alone, None, 1, shard, shard.values(), channels)
+    return reduce_from_tp_region(tree_sum(products), tp)

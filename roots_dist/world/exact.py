@@ -1,0 +1,161 @@
+"""The logical shards of an exact run, and the gradients that it keeps apart until they are added in a fixed order.
+
+    backward passes --> one gradient for each (data shard, part, use) of a parameter --collect--> .grad: one tree of all
+
+With `train.exact` all that is computed is computed on T tensor shards and D data shards, however many ranks hold them,
+and sums over shards are trees (tree_sum.py). A gradient that several shards give a part of has three levels, in this
+order: uses of one parameter by several pieces (a tied embedding), parts (runs of positions for norms, heads for what
+heads share), data shards. What a rank does not hold of a level is added by the ranks of its axis.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from roots_dist.world.mesh import Axis
+from roots_dist.world.sharding import Param, ensure_grad
+from roots_dist.world.tree_sum import tree_all_reduce, tree_sum, tree_sum_of
+
+
+class Key(NamedTuple):
+    """Which of a parameter's gradients: numbers of its data shard (among those of this rank), its part and its use."""
+
+    data: int
+    part: int
+    use: int
+
+
+@dataclass(eq=False)
+class Exact:
+    """What a rank knows of logical shards. A run that is not exact has None in its place."""
+
+    tensor: int
+    """T: tensor shards of the whole model."""
+    tensor_ranks: int
+    data: int
+    """D: data shards of the whole run."""
+    data_ranks: int
+    piece: str = ""
+    """The piece whose forward pass is computed; the hooks of assembly/rank_model.py tell it."""
+    uses: dict[nn.Parameter, tuple[str, ...]] = field(default_factory=dict)
+    """All pieces of the model that use a parameter of this rank, in order, if they are several."""
+    ties: dict[str, Axis] = field(default_factory=dict)
+    """For each parameter that other stages hold too, the axis over those of the same data rank."""
+    _kept: dict[nn.Parameter, dict[Key, Tensor]] = field(default_factory=lambda: defaultdict(dict))
+    _aside: dict[nn.Parameter, dict[int, Tensor]] = field(default_factory=lambda: defaultdict(dict))
+    """For parameters with one gradient for each data shard, those that are not in .grad now."""
+    _plain: dict[nn.Parameter, int] = field(default_factory=dict)
+    """The data shard whose gradient is in .grad now; the first, if it is not here."""
+    _data: int = 0
+    _per_shard: int = 1
+
+    @property
+    def shards(self) -> int:
+        """Tensor shards of each rank."""
+        return self.tensor // self.tensor_ranks
+
+    @property
+    def data_shards(self) -> int:
+        """Data shards of each data rank."""
+        return self.data // self.data_ranks
+
+    def begin(self, num_microbatches: int) -> None:
+        """Begin a step in which this rank has so many microbatches: those of its first data shard, of its second …"""
+        self._per_shard = num_microbatches // self.data_shards
+        self._data = 0
+        self._kept.clear()
+        self._aside.clear()
+        self._plain.clear()
+
+    def select(self, parameters: Iterable[nn.Parameter], microbatch: int) -> None:
+        """Let the next backward pass through these parameters add to the gradients of this microbatch's data shard."""
+        self._data = microbatch // self._per_shard
+        if self.data_shards == 1:
+            return
+        for parameter in parameters:
+            if self._plain.get(parameter, 0) != self._data:
+                self._put_aside(parameter)
+                parameter.grad = self._aside[parameter].pop(self._data, None)
+                self._plain[parameter] = self._data
+
+    def _put_aside(self, parameter: nn.Parameter) -> None:
+        if parameter.grad is not None:
+            self._aside[parameter][self._plain.get(parameter, 0)] = parameter.grad
+            parameter.grad = None
+
+    def use_of(self, parameter: nn.Parameter) -> int | None:
+        """Number of the use that the present piece makes of a parameter; None if there is only one."""
+        pieces = self.uses.get(parameter)
+        return None if pieces is None else pieces.index(self.piece)
+
+    def gradient(self, parameter: nn.Parameter, part: int = 0, use: int | None = None) -> Tensor:
+        """The gradient of the selected data shard to which a part or a use of a parameter is to be added."""
+        found = self._kept[parameter]
+        key = Key(self._data, part, use or 0)
+        if key not in found:
+            found[key] = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
+        return found[key]
+
+    @torch.no_grad()
+    def collect(self, params: Sequence[Param]) -> None:
+        """Add up what this step has kept: afterwards each .grad is the sum over this rank's data shards, of all uses
+        and all parts. Collective over tensor ranks and over each tie."""
+        learned = [p for p in params if p.tensor.requires_grad]
+        for p in learned:
+            self._put_aside(p.tensor)
+        sums: dict[Param, list[Tensor]] = {p: [] for p in learned}
+        for data in range(self.data_shards):
+            for p in sorted(learned, key=lambda p: p.name):
+                p.tensor.grad = self._of_data_shard(p, data, self.ties.get(p.name))
+            _sum_over_tensor_ranks(learned)
+            for p in learned:
+                sums[p].append(ensure_grad(p))
+                p.tensor.grad = None
+        for p in learned:
+            p.tensor.grad = tree_sum(sums.pop(p))
+        self._kept.clear()
+
+    def _of_data_shard(self, p: Param, data: int, tie: Axis | None) -> Tensor | None:
+        """One data shard's gradient of this rank's parts; None if no backward pass has reached the parameter."""
+        kept = self._kept[p.tensor]
+        parts: dict[int, dict[int, Tensor]] = defaultdict(dict)
+        for key in sorted(k for k in kept if k.data == data):
+            parts[key.part][key.use] = kept.pop(key)
+        if data in self._aside[p.tensor]:
+            parts[0][0] = self._aside[p.tensor].pop(data)
+        if tie is not None:
+            parts = self._of_all_stages(p, parts, tie)
+        return tree_sum_of({part: tree_sum_of(uses) for part, uses in parts.items()}) if parts else None
+
+    def _of_all_stages(
+        self, p: Param, parts: Mapping[int, Mapping[int, Tensor]], tie: Axis
+    ) -> dict[int, dict[int, Tensor]]:
+        """The same with the uses of the other stages. Each use is in one place of a table, so that its sum over the
+        stages adds zeros to it."""
+        uses = self.uses[p.tensor]
+        numbers = torch.tensor([max(parts, default=0) + 1], device=p.tensor.device)
+        torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MAX, group=tie.group)
+        table = p.tensor.new_zeros(int(numbers), len(uses), *p.tensor.shape, dtype=p.tensor.grad_dtype)
+        for part, by_use in parts.items():
+            for use, gradient in by_use.items():
+                table[part, use] = gradient
+        return {part: dict(enumerate(row)) for part, row in enumerate(tie.sum_(table))}
+
+
+def _sum_over_tensor_ranks(params: Sequence[Param]) -> None:
+    """Sum the gradients that tensor ranks hold only in part, in one message: sum_partial_gradients as a tree."""
+    partial = [p for p in params if p.spec.partial and p.replicas > 1]
+    if not partial:
+        return
+    places = [ensure_grad(p).new_zeros(p.spec.num_shards(p.tp), *p.tensor.shape) for p in partial]
+    for place, p in zip(places, partial):
+        place[p.spec.shard_index(p.tp)] += ensure_grad(p)
+    flat = tree_all_reduce(torch.cat([place.flatten() for place in places]), partial[0].tp)
+    for place, piece, p in zip(places, flat.split([place.numel() for place in places]), partial):
+        ensure_grad(p).copy_(piece.view_as(place)[p.spec.shard_index(p.tp)])
