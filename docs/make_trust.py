@@ -23,13 +23,14 @@ HEAD = """\
 # Trust
 
 What was done to runs, and what came of it. Programs in [`tests/chaos`](../tests/chaos/__init__.py) do the harm at
-random, for as long as they are told to; a few trials of each are in every `make test`.
+random, for as long as they are told to; a few trials of most are in every `make test`, of the others in
+`make test-full`. A state is what a trial looks at: a kill, a disk after a loss of power.
 [Checkpoints](checkpoints.md) and [error messages](errors.md) say what a run does then,
 [security](security.md) who can do what.
 
     python -m tests.chaos.run --minutes 60 --results docs/trust.json
     python docs/make_trust.py
-    python -m tests.chaos.run --only FAMILY N      # one trial again
+    python -m tests.chaos.run --only FAMILY N      # one trial again; --again FAMILY: those that did not hold
 
 *Made by `docs/make_trust.py` from [`docs/trust.json`](trust.json).*
 """
@@ -37,11 +38,21 @@ random, for as long as they are told to; a few trials of each are in every `make
 
 def page() -> str:
     found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))["families"]
-    parts = [HEAD.rstrip()]
+    parts = [HEAD.rstrip(), "", *_table(found)]
     for name, family in FAMILIES.items():
         if name in found:
             parts += ["", *_section(name, family.harm, family.promise, found[name])]
     return "\n".join(parts) + "\n"
+
+
+def _table(found: dict[str, Any]) -> list[str]:
+    """All families in a few lines."""
+    rows = ["| | trials | states | held | did not hold |", "|---|---|---|---|---|"]
+    for name in (name for name in FAMILIES if name in found):
+        kinds = found[name]["kinds"].values()
+        trials, states, held = (sum(kind[what] for kind in kinds) for what in ("trials", "states", "held"))
+        rows.append(f"| [{name}](#{name}) | {trials:,} | {states:,} | {held:,} | {trials - held:,} |")
+    return rows
 
 
 def _section(name: str, harm: str, promise: str, found: dict[str, Any]) -> list[str]:
@@ -56,6 +67,11 @@ def _section(name: str, harm: str, promise: str, found: dict[str, Any]) -> list[
     head += ["|---|---|" + ("---|" if states > trials else "") + "---|"]
     failures = [
         f"* Trial {f['trial']} ({f['kind']}) did not hold: {' '.join(f['words'].split())}" for f in found["failures"]
+    ]
+    failures += [
+        f"* Trial {f['trial']} ({f['kind']}) did not hold at first, and was repeated when the bug that it had found in "
+        f"the code, or the fault of the trial, was mended: {' '.join(f['words'].split())[:240]} …"
+        for f in found.get("mended", ())
     ]
     intro = f"{harm[0].upper()}{harm[1:]}. It must hold that {promise}. **{held:,} of {trials:,} trials held**"
     intro += f" ({states:,} states)" if states > trials else ""

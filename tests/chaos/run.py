@@ -98,6 +98,8 @@ def _repeat(family: Family, found: dict[str, Any], seed: int, results: Path | No
         uncount(found, family, failure)
         count(found, family, failure["trial"], outcome, seconds)
         mine["trials"] = number
+        if outcome.held:
+            mine.setdefault("mended", []).append(failure)
         print(f"{family.name} {failure['trial']}: {'held' if outcome.held else '✗ ' + outcome.words}")
         _write(found, results)
 
