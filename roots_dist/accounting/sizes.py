@@ -129,7 +129,7 @@ def _mlp(m: Model, width: int) -> int:
 def _experts(m: Model) -> int:
     """Parameters of the experts of one block, of their router, and of the shared one with its gate."""
     shared = _mlp(m, m.shared_expert_ffn) if m.shared_expert_ffn else 0
-    routed = (m.experts or 0) * (m.hidden + _mlp(m, m.width_of_expert()))
+    routed = (m.experts or 0) * (m.hidden + (1 if m.router_bias else 0) + _mlp(m, m.width_of_expert()))
     return routed + shared + (m.hidden if m.shared_expert_gate else 0)
 
 

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import nn
 
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.experts import Experts
-from roots_dist.learning.models.parameter_locations import locate_parameters
+from roots_dist.learning.models.parameter_locations import depths_at, locate_parameters
 from roots_dist.learning.models.pieces import PayloadSpec, PieceSpec, compute_dtype, gradient_dtype
 from roots_dist.parallel.optim.trainable import Trainable, trainable
 from roots_dist.parallel.pipeline.partition import partition
@@ -90,6 +91,8 @@ def build_model(config: Config, mesh: Mesh) -> RankModel:
         experts.pack()
     params = parameters_of([piece for stage in stages.values() for piece in stage.named_pieces()])
     for p in params:
+        if p.spec.by_rule:
+            p.tensor.data = p.tensor.data.to(torch.promote_types(p.tensor.dtype, torch.float32))
         p.tensor.grad_dtype = gradient_dtype(config)  # autograd adds in it, and keeps .grad in it
     if exact is not None:
         exact.uses = {p.tensor: users for p in params if len(users := users_of(p.name, specs)) > 1}
@@ -100,7 +103,7 @@ def build_model(config: Config, mesh: Mesh) -> RankModel:
     input_specs = (lambda batch: {}, *(specs[run.start - 1].output_spec for run in runs[1:]))
     every = specs if mesh.ep.size == 1 else pieces_of(config, TensorParallel())  # of all experts
     locations = locate_parameters(every)
-    learnable = trainable(config, {name: location.depth for name, location in locations.items()})
+    learnable = trainable(config, depths_at(locations))
     since: dict[int, list[int]] = defaultdict(list)  # piece -> steps from which its parameters are trained
     for name, trained in learnable.items():
         since[locations[name].piece].append(trained.from_step)

@@ -263,8 +263,8 @@ def _spikes(config: Config) -> Iterator[Problem]:
 
 def _engine(config: Config, layout: Layout) -> Iterator[Problem]:
     engine, zero = config.engine(layout.dp_cp), config.parallel.zero_stage
-    if layout.ep > 1:
-        yield from _engine_of_experts(engine)
+    if engine == "deepspeed" and (layout.ep > 1 or config.model.router_bias):
+        yield _engine_of_experts(layout)
     if engine == "deepspeed" and zero == 0 and config.train.precision == "bf16":
         yield Problem(
             key="parallel.zero_stage",
@@ -276,14 +276,12 @@ def _engine(config: Config, layout: Layout) -> Iterator[Problem]:
         yield from _double(config, engine)
 
 
-def _engine_of_experts(engine: str) -> Iterator[Problem]:
-    if engine == "deepspeed":
-        yield Problem(
-            key="advanced.engine",
-            found=engine,
-            expected="reference with parallel.ep above 1: DeepSpeed shards what all data ranks hold alike",
-            fix="set advanced.engine=auto",
-        )
+def _engine_of_experts(layout: Layout) -> Problem:
+    if layout.ep > 1:
+        expected = "reference with parallel.ep above 1: DeepSpeed shards what all data ranks hold alike"
+    else:
+        expected = "reference with model.router_bias: DeepSpeed would round the biases with the model"
+    return Problem(key="advanced.engine", found="deepspeed", expected=expected, fix="set advanced.engine=auto")
 
 
 def _double(config: Config, engine: str) -> Iterator[Problem]:

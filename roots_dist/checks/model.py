@@ -102,6 +102,27 @@ def _experts(experts: int, config: Config) -> Iterator[Problem]:
             expected=f"at most model.experts = {experts}",
             fix="use 2, as Mixtral",
         )
+    if experts % model.expert_groups:
+        yield Problem(
+            key="model.expert_groups",
+            found=model.expert_groups,
+            expected=f"a divisor of model.experts = {experts}",
+            fix=f"choose one of {divisors(experts)}",
+        )
+    elif model.groups_per_token > model.expert_groups:
+        yield Problem(
+            key="model.groups_per_token",
+            found=model.groups_per_token,
+            expected=f"at most model.expert_groups = {model.expert_groups}",
+            fix=f"use {model.expert_groups}",
+        )
+    elif model.experts_per_token > (most := model.groups_per_token * (experts // model.expert_groups)):
+        yield Problem(
+            key="model.groups_per_token",
+            found=model.groups_per_token,
+            expected=f"groups of model.experts_per_token = {model.experts_per_token} experts or more, not of {most}",
+            fix="raise it, or lower model.expert_groups",
+        )
     if not model.num_expert_layers():
         yield Problem(
             key="model.experts",

@@ -53,6 +53,8 @@ OF_EXPERTS = (
             "router_score",
             "normalize_expert_weights",
             "routed_scaling_factor",
+            "expert_groups",
+            "router_bias",
             "dense_layers",
             "expert_every",
         )
@@ -137,6 +139,8 @@ USES: tuple[Use, ...] = (
         used=lambda c: c.model.positions == "rotary" and c.model.window is not None,
     ),
     _of_families(lambda f: f.is_decoder, *OF_DECODERS),
+    Use(keys=("model.groups_per_token",), when="model.expert_groups above 1", used=lambda c: c.model.expert_groups > 1),
+    Use(keys=("optim.router_bias_rate",), when="model.router_bias", used=lambda c: c.model.router_bias),
     Use(keys=OF_EXPERTS, when="model.experts", used=lambda c: c.model.experts is not None),
     Use(
         keys=("model.zero_centered_norm",),

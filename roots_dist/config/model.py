@@ -110,6 +110,16 @@ class Model(Section):
     normalize_expert_weights: bool = Field(
         True, description="the scores of a token's experts are divided by their sum (OLMoE: no)"
     )
+    expert_groups: int = Field(
+        1, ge=1, description="groups of neighbouring experts, of which a token uses some (DeepSeek-V3: 8)"
+    )
+    groups_per_token: int = Field(
+        1, ge=1, description="those of model.expert_groups whose two best experts have the highest sum of scores"
+    )
+    router_bias: bool = Field(
+        False,
+        description="experts are chosen by their score and a bias that each step moves towards even use (DeepSeek-V3)",
+    )
     routed_scaling_factor: float = Field(1.0, gt=0, description="factor of the experts' weights (DeepSeek-V3: 2.5)")
     dense_layers: int = Field(0, ge=0, description="the first blocks, which have one MLP all the same (DeepSeek-V3: 3)")
     expert_every: int = Field(

@@ -156,6 +156,9 @@ class Optim(Section):
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean of gradients")
     beta2: float = Field(0.95, ge=0, lt=1, description="decay of the mean of their squares")
     eps: float = Field(1e-8, gt=0, description="added to the root of that mean")
+    router_bias_rate: float = Field(
+        1e-3, gt=0, description="what a step adds to, or takes from, each model.router_bias"
+    )
     clip_grad: float = Field(1.0, ge=0, description="global gradient norm is clipped to this; 0: no clipping")
 
 
@@ -285,9 +288,9 @@ class Config(Section):
         return self.checkpoint.asynchronous and (self.checkpoint.every > 0 or self.keeps_best())
 
     def engine(self, dp: int) -> Literal["deepspeed", "reference"]:
-        """Who reduces over dp (with context ranks: dp × cp) and steps: DeepSpeed where there is something to shard, and
-        all ranks of dp hold the same."""
+        """Who reduces over dp (with context ranks: dp × cp) and steps: DeepSpeed where there is something to shard, all
+        ranks of dp hold the same, and gradients alone change weights."""
         if self.advanced.engine != "auto":
             return self.advanced.engine
-        shards = self.parallel.zero_stage >= 1 and dp > 1 and self.parallel.ep == 1
-        return "deepspeed" if shards and self.train.exact is None else "reference"
+        alike = self.parallel.ep == 1 and not self.model.router_bias and self.train.exact is None
+        return "deepspeed" if alike and self.parallel.zero_stage >= 1 and dp > 1 else "reference"

@@ -201,11 +201,15 @@ def _experts(m: Model, ep: int, narrow: Callable[[int], int]) -> dict[str, objec
     """A few experts, of which a token still uses some and leaves some; blocks of both kinds, if the run has both. On
     `ep` ranks as many on each, several if the run has."""
     experts = min(present(m.experts), 5) if ep == 1 else ep * min(3 if ep == 2 else 2, present(m.experts) // ep)
+    groups = 2 if m.expert_groups > 1 else 1
+    experts = max(groups, experts - experts % groups)
     return {
         "model.experts": experts,
         "model.experts_per_token": min(m.experts_per_token, 2 if m.experts_per_token < present(m.experts) else experts),
         "model.expert_ffn": narrow(m.width_of_expert()),
         "model.shared_expert_ffn": m.shared_expert_ffn and narrow(m.shared_expert_ffn),
+        "model.expert_groups": groups,
+        "model.groups_per_token": groups if m.groups_per_token == m.expert_groups else 1,
         "model.dense_layers": min(m.dense_layers, 1),
         "model.expert_every": min(m.expert_every, 2),
     }

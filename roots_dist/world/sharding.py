@@ -43,6 +43,8 @@ class ShardSpec:
     copies are summed."""
     of_expert: bool = False
     """Whether it belongs to one of a layer's experts, which only some ranks of dp × cp hold."""
+    by_rule: bool = False
+    """Whether a rule of the step changes it, and no gradient (a router's bias). It has float32 at least."""
 
     def num_shards(self, tp: Axis) -> int:
         """Number of different slices on these tensor ranks."""

@@ -274,6 +274,8 @@ FEATURES = [
         dict(experts=4, routed_scaling_factor=2.0),
         "model.routed_scaling_factor = 2.0: expected 1.0 for MixtralForCausalLM",
     ),
+    (dict(experts=4, router_bias=True), "model.router_bias = True: expected false for MixtralForCausalLM"),
+    (dict(experts=4, expert_groups=2), "model.expert_groups = 2: expected 1 for MixtralForCausalLM"),
     (dict(experts=4, shared_expert_ffn=8), "expected null for MixtralForCausalLM"),
     (dict(out_bias=True), "model.out_bias = True: expected false, as model.qkv_bias is, for LlamaForCausalLM"),
     (dict(attention_scale=0.3, qk_norm="head"), "model.attention_scale = 0.3: expected 0.3535"),

@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from roots_dist.assembly.run import Run, build_run
+from roots_dist.config.model import Model
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import experts as layer
 from roots_dist.learning.models.experts import Experts, choose
 from roots_dist.learning.models.init_stds import init_stds
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
 from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.runs.train.expert_load import expert_loads
 from roots_dist.runs.train.step import train_step
 from roots_dist.world.batch import PADDING, MicroBatch
 from roots_dist.world.mesh import Mesh
@@ -29,6 +31,9 @@ CASES = {
     ),
     "deepseek": dict(
         experts=6, experts_per_token=2, router_score="sigmoid", routed_scaling_factor=2.5, shared_expert_ffn=5
+    ),
+    "deepseek-v3": dict(
+        experts=8, experts_per_token=3, router_score="sigmoid", expert_groups=4, groups_per_token=2, router_bias=True
     ),
     "ungated": dict(experts=4, experts_per_token=1, activation="gelu"),
 }  # fmt: skip
@@ -55,6 +60,8 @@ def made(case: str, dtype: torch.dtype = torch.float64) -> Experts:
     one = config(case)
     module = Experts(one, TensorParallel(), "blocks.0", init_stds(one)).to(dtype)
     initialize(parameters_of([("blocks.0.mlp", module)]), 3)
+    if module.router.bias is not None:
+        module.router.bias.data.normal_(generator=torch.Generator().manual_seed(7)).mul_(0.3)
     return module
 
 
@@ -73,6 +80,15 @@ def plain_mlp(weights: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> t
     return weights[f"{name}.down.weight"] @ inner
 
 
+def chosen_by_definition(m: Model, judged: list[float]) -> list[int]:
+    """The best experts of the groups whose two best ones are best together."""
+    each = m.experts // m.expert_groups
+    groups = [range(first, first + each) for first in range(0, m.experts, each)]
+    groups.sort(key=lambda group: -sum(sorted(judged[e] for e in group)[-2:]))
+    within = [e for group in groups[: m.groups_per_token if m.expert_groups > 1 else None] for e in group]
+    return sorted(within, key=lambda e: (-judged[e], e))[: m.experts_per_token]
+
+
 def plain(
     case: str, weights: dict[str, torch.Tensor], x: torch.Tensor, real: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -84,7 +100,7 @@ def plain(
         for token, is_real in zip(sequence, its_real):
             logits = weights["router.weight"] @ token
             scores = torch.sigmoid(logits) if m.router_score == "sigmoid" else logits.exp() / logits.exp().sum()
-            best = sorted(range(m.experts), key=lambda e: (-scores[e].item(), e))[: m.experts_per_token]
+            best = chosen_by_definition(m, (scores + weights.get("router.bias", 0.0)).tolist())
             total = sum(scores[e] for e in best) if m.normalize_expert_weights else 1.0
             y = sum(
                 m.routed_scaling_factor * scores[e] / total * plain_mlp(weights, f"experts.{e}", token) for e in best
@@ -119,6 +135,9 @@ def test_output_terms_and_gradients_are_those_of_the_definition(case):
     (out.square().sum() + 3 * found["balance"].sum + 2 * found["router_z"].sum).backward()
     torch.testing.assert_close(x.grad, y.grad)
     for name, p in module.named_parameters():
+        if name == "router.bias":
+            assert p.grad is None, "a rule moves it"
+            continue
         assert p.grad is not None, f"{name} has no gradient"
         wanted_gradient = torch.zeros_like(p) if weights[name].grad is None else weights[name].grad
         torch.testing.assert_close(p.grad, wanted_gradient, msg=lambda text, name=name: f"{name}: {text}")
@@ -157,9 +176,9 @@ def test_recomputation_takes_the_experts_that_were_chosen():
     wanted = [p.grad for p in _learned("none")]
     calls = []
 
-    def once(scores: torch.Tensor, per_token: int) -> torch.Tensor:
+    def once(scores: torch.Tensor, *how: int) -> torch.Tensor:
         calls.append(scores)
-        return choose(scores, per_token)
+        return choose(scores, *how)
 
     with mock.patch.object(layer, "choose", once):
         found = [p.grad for p in _learned("full")]
@@ -213,3 +232,32 @@ def test_evaluation_scores_text_alone():
     torch.testing.assert_close(
         out, functional_call(made("mixtral"), dict(module.named_parameters()), (inputs(), a_batch(), []))
     )
+
+
+def test_each_step_moves_a_bias_towards_even_use():
+    """Up where an expert got fewer tokens than the mean, down where it got more."""
+    one = config("deepseek-v3", balance_loss=0.0).changed({"optim.router_bias_rate": 0.01})
+    run = build_run(one, Mesh.single(), objective=proof_objective(one))
+    before = [experts.router.bias.clone() for experts in layers_of(run)]
+    train_step(run, random_batches(one, 0, 0, 1), 1e-3)
+    loads = expert_loads(run)
+    for experts, bias in zip(layers_of(run), before):
+        counts = loads[experts.name]
+        assert sum(counts) == 6 * S * 3 and experts.router.bias.dtype == torch.float64
+        moved = [0.01 * ((8 * count < sum(counts)) - (8 * count > sum(counts))) for count in counts]
+        torch.testing.assert_close(experts.router.bias, bias + torch.tensor(moved, dtype=torch.float64))
+        assert any(moved)
+
+
+def test_a_bias_is_exact_in_bf16():
+    low = {"advanced.float64": False, "train.precision": "bf16", "advanced.engine": "reference"}
+    one = config("deepseek-v3", balance_loss=0.0).changed(low)
+    run = build_run(one, Mesh.single(), objective=proof_objective(one))
+    train_step(run, random_batches(one, 0, 0, 1), 1e-3)
+    biases = [experts.router.bias for experts in layers_of(run)]
+    assert {bias.dtype for bias in biases} == {torch.float32}
+    assert all(bias.abs().max() == torch.tensor(1e-3) for bias in biases)
+
+
+def layers_of(run: Run) -> list[Experts]:
+    return [module for module in run.passes.model.module.modules() if isinstance(module, Experts)]

@@ -8,12 +8,17 @@ from .named import EXPERTS as DEFINITION
 
 EXPERTS, TERMS, STEP = "learning/models/experts.py", "learning/models/router_terms.py", "runs/train/step.py"
 GROUPED, DISPATCH, REFERENCE = "parallel/tensor/grouped.py", "parallel/tensor/dispatch.py", "parallel/zero/reference.py"
+LOAD = "runs/train/expert_load.py"
 SAVE = "storage/checkpoint/save.py"
 MEANS = "independent/test_experts.py::test_a_step_learns_means_over_sequences_tokens_and_layers"
 ON_TWO_RANKS = LAYOUT("mixtral,tp=2,pp=2,interleaved,selective")
 
 CUT = EXPERT_LAYOUT("mixtral,dp=2,ep=2,zero_stage=0,model__experts=6")
 CUT_AND_SHARDED = EXPERT_LAYOUT("mixtral,dp=4,ep=2,zero_stage=1,model__experts=6")
+BIASED = EXPERT_LAYOUT(
+    "qwen-moe,dp=2,ep=2,tp=2,sequence_parallel=True,model__experts=6,model__router_bias=True,model__expert_groups=3,"
+    "model__groups_per_token=2,optim__router_bias_rate=0.05"
+)
 ADAPTED = "parity/test_expert_parallel.py::test_adapters_of_experts_are_cut_as_these_are"
 
 EXPERT_MUTANTS = (
@@ -257,6 +262,38 @@ EXPERT_MUTANTS = (
         before="before + common + mesh.ep.rank * each",
         after="before + common",
         test="parity/test_expert_parallel.py::test_a_run_goes_on_with_other_ranks_for_its_experts",
+    ),
+    Mutant(
+        name="biases_weigh_outputs",
+        bug="the bias that a router's choice is moved by is a part of the experts' weights as well",
+        file=EXPERTS,
+        before="weights = scores.gather(-1, chosen)",
+        after="weights = (scores if self.bias is None else scores + self.bias).gather(-1, chosen)",
+        test=DEFINITION("deepseek-v3"),
+    ),
+    Mutant(
+        name="groups_are_judged_by_their_best_expert",
+        bug="groups of experts are chosen by their best expert, not by the sum of their two best",
+        file=EXPERTS,
+        before="grouped.topk(min(2, grouped.shape[2]))",
+        after="grouped.topk(1)",
+        test=DEFINITION("deepseek-v3"),
+    ),
+    Mutant(
+        name="biases_move_the_wrong_way",
+        bug="experts that get much get more",
+        file=LOAD,
+        before="counts.sum(1, keepdim=True) - counts * counts.shape[1]",
+        after="counts * counts.shape[1] - counts.sum(1, keepdim=True)",
+        test="independent/test_experts.py::test_each_step_moves_a_bias_towards_even_use",
+    ),
+    Mutant(
+        name="biases_count_the_tokens_of_one_rank",
+        bug="each data rank moves the biases of its routers by its own tokens",
+        file=LOAD,
+        before="counts = run.mesh.dp_cp.sum_(torch.stack([load for _, load in loads]))",
+        after="counts = torch.stack([load for _, load in loads])",
+        test=BIASED,
     ),
     Mutant(
         name="adapters_of_experts_are_everybodys",

@@ -36,6 +36,9 @@ SIX, EIGHT = dict(model__experts=6), dict(model__experts=8)
 LORA = dict(
     finetune__strategy="lora", finetune__lora_rank=3, finetune__lora_targets=["query", "up", "down"], **SIX
 )  # fmt: skip
+BIASED = dict(
+    model__router_bias=True, model__expert_groups=3, model__groups_per_token=2, optim__router_bias_rate=0.05
+)  # fmt: skip
 CASES = [
     case("mixtral", dp=2, ep=2, zero_stage=0, **SIX),
     case("mixtral", dp=4, ep=4, zero_stage=0, **EIGHT),
@@ -43,7 +46,7 @@ CASES = [
     case("mixtral", dp=4, ep=2, zero_stage=3, **SIX),
     case("mixtral", dp=4, ep=2, zero_stage=2, full=True, **SIX),
     case("mixtral", dp=2, cp=2, ep=4, zero_stage=0, **EIGHT),
-    case("qwen-moe", dp=2, ep=2, **SP, **SIX),
+    case("qwen-moe", dp=2, ep=2, **SP, **SIX, **BIASED),
     case("qwen-moe", dp=2, pp=2, ep=2, schedule="zb-h1", train__recompute="full", **SIX),
     case("mixtral", dp=2, pp=2, ep=2, **SP, zero_stage=1, train__recompute="full", train__global_batch=16, **SIX),
     *(
@@ -54,6 +57,8 @@ CASES = [
         for model in ("mixtral", "qwen-moe")
     ),
     case("mixtral", cp=4, ep=2, zero_stage=1, full=True, **SIX),
+    *(case("qwen-moe", dp=2, ep=2, zero_stage=zero, full=True, **SIX, **BIASED) for zero in (0, 1, 2, 3)),
+    case("qwen-moe", dp=2, pp=2, full=True, **SIX, **BIASED),
     case("mixtral", dp=2, pp=2, cp=2, ep=4, zero_stage=1, full=True, train__global_batch=16, **EIGHT),
     *(case("qwen-moe", dp=2, pp=2, ep=2, full=True, **keys, **EIGHT) for keys in list(SCHEDULE.values())[1:]),
 ]
@@ -72,10 +77,10 @@ def test_adapters_of_experts_are_cut_as_these_are():
 def test_a_run_goes_on_with_other_ranks_for_its_experts(tmp_path):
     """A checkpoint has each expert under its number, whoever held it: begun on four ranks, gone on in one process, and
     then on two tensor ranks of each of two halves."""
-    parts, before = [], None
+    parts, before, biased = [], None, dict(model__router_bias=True)
     layouts = (4, dict(ep=4, zero_stage=1)), (1, {}), (4, dict(ep=2, tp=2))
     for step, (size, parallel) in enumerate(layouts):
-        here = config("mixtral", **EIGHT, **{f"parallel__{key}": value for key, value in parallel.items()})
+        here = config("mixtral", **EIGHT, **biased, **{f"parallel__{key}": value for key, value in parallel.items()})
         after = str(tmp_path / str(step))
         parts.append(merge(on_warm_world(size, trace, here, step, step + 1, before, after)))
         (folder,) = (Path(after) / "checkpoints").iterdir()
@@ -83,7 +88,7 @@ def test_a_run_goes_on_with_other_ranks_for_its_experts(tmp_path):
         kept = [name for file in files for name in file.keys() if ".experts." in name]  # noqa: SIM118 # no mapping
         assert len(kept) == len({*kept}) == 4 * 8 * 3, "of four layers, eight experts, three matrices"
         before = str(folder)
-    rows = differences(alone(config("mixtral", **EIGHT), 3), one_run(*parts), FLOAT64_BOUNDS)
+    rows = differences(alone(config("mixtral", **EIGHT, **biased), 3), one_run(*parts), FLOAT64_BOUNDS)
     assert all(row.passed for row in rows), "\n".join(map(str, rows))
 
 

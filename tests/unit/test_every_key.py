@@ -66,7 +66,7 @@ BASES: dict[str, dict[str, dict[str, object]]] = {
     "experts": {
         "model": {
             "layers": 3, "mlp_bias": False, "experts": 4, "shared_expert_ffn": 8, "shared_expert_gate": True,
-            "dense_layers": 1,
+            "dense_layers": 1, "expert_groups": 2, "router_bias": True,
         },
         "objective": {"balance_loss": 0.1},
     },
@@ -117,7 +117,7 @@ OTHERS: dict[str, object] = {
     "train.exact": {"tensor": 2, "data": 2}, "finetune.chat_date": "2031-02-03",
     "train.global_batch": 24,
     "optim.min_lr": 1e-5, "optim.decay_steps": 3, "optim.eps": 1e-3, "optim.clip_grad": 1e-3,
-    "parallel.ep": 2,
+    "parallel.ep": 2, "model.groups_per_token": 2, "model.expert_groups": 4,
     "track.group": "g", "track.name": "n", "track.tags": ["x"], "advanced.threads": 2, "advanced.norm_eps": 1e-2,
     "advanced.extensions": [str(PACKAGE.parent / "configs" / "late.py")],
 }  # fmt: skip

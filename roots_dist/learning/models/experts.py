@@ -33,6 +33,9 @@ from roots_dist.world.batch import MicroBatch, Term
 from roots_dist.world.mesh import SINGLE
 from roots_dist.world.sharding import ShardSpec, declare
 
+OF_REPORT, OF_STEP = "report", "step"
+"""Who counts the tokens of experts, each since it last asked."""
+
 
 class Routing(NamedTuple):
     """Where each token goes."""
@@ -68,6 +71,9 @@ class Router(_Alike):
             m.routed_scaling_factor,
         )
         self.alone = m.router_score == "sigmoid"
+        self.groups, self.groups_per_token = m.expert_groups, m.groups_per_token
+        bias = ShardSpec(shape=(m.experts or 0,), by_rule=True)
+        self.bias = declare(self, "bias", bias, tp.axis) if m.router_bias else None
 
     def forward(self, tokens: Tensor, chosen: Tensor | None = None) -> Routing:
         """[T, D] -> where they go. chosen: what has been chosen before."""
@@ -75,7 +81,8 @@ class Router(_Alike):
         logits = F.linear(tokens.to(exact), self.weight.to(exact))
         scores = logits.sigmoid() if self.alone else logits.softmax(-1)
         if chosen is None:
-            chosen = choose(scores, self.per_token)
+            judged = scores if self.bias is None else scores + self.bias
+            chosen = choose(judged, self.per_token, self.groups, self.groups_per_token)
         weights = scores.gather(-1, chosen)
         if self.normalize:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
@@ -83,9 +90,15 @@ class Router(_Alike):
 
 
 @torch.no_grad()
-def choose(scores: Tensor, per_token: int) -> Tensor:
+def choose(scores: Tensor, per_token: int, groups: int = 1, groups_per_token: int = 1) -> Tensor:
     """int64 [T, K], ascending: the experts with the highest scores [T, E]; of equal ones the first, which topk does not
-    promise."""
+    promise. With groups of neighbours, only those of the groups with the highest sums of their two best."""
+    if groups > 1:
+        grouped = scores.unflatten(1, (groups, -1))  # [T, G, E/G]
+        sums = grouped.topk(min(2, grouped.shape[2])).values.sum(-1)
+        best = sums.sort(dim=-1, descending=True, stable=True).indices[:, :groups_per_token]
+        outside = torch.ones_like(sums, dtype=torch.bool).scatter(1, best, False)
+        scores = grouped.masked_fill(outside.unsqueeze(-1), -torch.inf).flatten(1)
     best = scores.sort(dim=-1, descending=True, stable=True).indices[:, :per_token]
     return best.sort(-1).values
 
@@ -134,13 +147,12 @@ class Experts(nn.Module):
         self.experts = nn.ModuleDict({str(number): mlp(m.width_of_expert(), of_expert=True) for number in here})
         self.shared = mlp(m.shared_expert_ffn) if m.shared_expert_ffn else None
         self.shared_gate = _Alike(tp, m.hidden, 1, m.std()) if m.shared_expert_gate else None
-        self.load: Tensor | None = None
-        """int64 [E]: tokens that this rank has sent to each expert in training; None before the first."""
+        self.loads: dict[str, Tensor] = {}
+        """int64 [E] for each of those who count: tokens that this rank has sent to each expert in training."""
 
-    def take_load(self) -> Tensor | None:
-        """Return `load`, and count anew."""
-        load, self.load = self.load, None
-        return load
+    def take_load(self, counted_for: str) -> Tensor | None:
+        """Return one of `loads`, and count anew; None if there were no tokens."""
+        return self.loads.pop(counted_for, None)
 
     def pack(self) -> None:
         """Make the weights of experts neighbours in memory (parallel/tensor/grouped.py). Their values are lost."""
@@ -168,11 +180,11 @@ class Experts(nn.Module):
 
     @torch.no_grad()
     def _count(self, chosen: Tensor, batch: MicroBatch) -> None:
-        """Add to `load`; padding counts nowhere."""
-        if self.load is None:
-            self.load = torch.zeros(self.num_experts, dtype=torch.int64, device=chosen.device)
+        """Add to `loads`; padding counts nowhere."""
         real = self.tp.of_context(real_tokens(batch)).reshape(-1, 1).expand_as(chosen)
-        self.load.scatter_add_(0, chosen.flatten(), real.flatten().to(torch.int64))
+        for counted_for in (OF_REPORT, *((OF_STEP,) if self.router.bias is not None else ())):
+            load = self.loads.setdefault(counted_for, chosen.new_zeros(self.num_experts))
+            load.scatter_add_(0, chosen.flatten(), real.flatten().to(torch.int64))
 
     @torch.no_grad()
     def _choice(self, chosen: Tensor) -> Choice:

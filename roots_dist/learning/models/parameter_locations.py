@@ -7,7 +7,7 @@ parallel/optim/trainable.py chooses the trainable parameters from it, identicall
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -25,6 +25,8 @@ class ParameterLocation(NamedTuple):
     depth: int
     """0 above all blocks, 1 in the last block, 2 in the block below it …; pieces between two blocks or below all of
     them are one deeper than the block above them"""
+    by_rule: bool = False
+    """Whether it never learns by a gradient."""
 
 
 def locate_parameters(specs: Sequence[PieceSpec]) -> dict[str, ParameterLocation]:
@@ -33,13 +35,18 @@ def locate_parameters(specs: Sequence[PieceSpec]) -> dict[str, ParameterLocation
     blocks = [0, *accumulate(spec.is_block for spec in specs)]  # blocks[i] is their number in the first i pieces
     for i, p in _parameters(specs):
         above = blocks[-1] - blocks[i + 1]
-        found.setdefault(p.name, ParameterLocation(i, above + 1 if above or specs[i].is_block else 0))
+        found.setdefault(p.name, ParameterLocation(i, above + 1 if above or specs[i].is_block else 0, p.spec.by_rule))
     return found
 
 
 def depths_of(specs: Sequence[PieceSpec]) -> dict[str, int]:
     """Depth of every parameter except copies, by which parallel/optim/trainable.py chooses."""
-    return {name: location.depth for name, location in locate_parameters(specs).items()}
+    return depths_at(locate_parameters(specs))
+
+
+def depths_at(locations: Mapping[str, ParameterLocation]) -> dict[str, int]:
+    """The same of those that are located already; those that never learn by a gradient are not among them."""
+    return {name: location.depth for name, location in locations.items() if not location.by_rule}
 
 
 def shapes(specs: Sequence[PieceSpec]) -> dict[str, tuple[int, ...]]:

@@ -158,6 +158,7 @@ class UnitKey(NamedTuple):
     trainable: Trainable | None
     tied: str | None
     axis: Axis
+    dtype: torch.dtype
 
 
 def data_axis(param: Param, mesh: Mesh) -> Axis:
@@ -190,6 +191,7 @@ def make_units(
             trainable.get(p.name),
             p.name if p.name in tied else None,
             data_axis(p, mesh),
+            p.tensor.dtype,
         )
         together[key].append(p)
     storages = {p.tensor.untyped_storage()._cdata: number for number, p in reversed([*enumerate(params)])}

@@ -1,6 +1,8 @@
-"""How evenly the tokens of training are spread over experts: counts of all ranks, and what they say together.
+"""How evenly the tokens of training are spread over experts: counts of all ranks, what they say, and the rule that
+makes them even without a loss.
 
-    Experts.load on each rank --expert_loads: summed over the world--> {layer: tokens of each expert} --load_metrics-->
+    Experts.loads on each rank --expert_loads: summed over the world--> {layer: tokens of each expert} --> load_metrics
+                               --balance_by_bias: summed over data ranks, after each step--> biases of routers
 
 Counts are integers, so that they do not depend on the layout.
 """
@@ -11,9 +13,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from roots_dist.assembly.run import Run
-from roots_dist.learning.models.experts import Experts
+from roots_dist.learning.models.experts import OF_REPORT, OF_STEP, Experts
 
 
 def expert_loads(run: Run) -> dict[str, list[int]]:
@@ -25,7 +28,7 @@ def expert_loads(run: Run) -> dict[str, list[int]]:
         return {}
     loads = torch.zeros(len(names), m.experts or 0, dtype=torch.int64, device=mesh.device)
     for layer in (module for module in run.passes.model.module.modules() if isinstance(module, Experts)):
-        load = layer.take_load()
+        load = layer.take_load(OF_REPORT)
         if load is not None and mesh.tp.rank == 0:  # every tensor rank has counted the same tokens
             loads[names.index(layer.name)] = load
     return dict(zip(names, mesh.world.sum_(loads).tolist()))
@@ -49,3 +52,36 @@ def _entropy(shares: Sequence[float]) -> float:
     shares: in units of their mean."""
     number = len(shares)
     return -sum(share / number * math.log(share / number) for share in shares if share) / math.log(number)
+
+
+StepLoads = list[tuple[Experts, Tensor]]
+"""Layers whose router has a bias that learns, with the tokens that this rank has sent to each expert in a step."""
+
+
+def take_step_loads(run: Run, step: int) -> StepLoads:
+    """Those of the step that has been computed, whose number counts from 0."""
+    layers = [module for module in run.passes.model.module.modules() if isinstance(module, Experts)]
+    held = {id(p.tensor): p.name for p in run.params}
+
+    def learns(layer: Experts) -> bool:
+        trained = run.engine.trainable.get(held[id(layer.router.weight)])
+        return trained is not None and trained.from_step <= step
+
+    loads = ((layer, layer.take_load(OF_STEP)) for layer in layers)
+    return [(layer, load) for layer, load in loads if load is not None and learns(layer)]
+
+
+@torch.no_grad()
+def balance_by_bias(run: Run, loads: StepLoads) -> None:
+    """Move the bias of each expert by optim.router_bias_rate: up if it got fewer tokens of the step than the mean of
+    its layer, down if it got more (Wang et al. 2024, algorithm 1; DeepSeek-V3, 2.1.2). Counts are integers of the whole
+    step, so that no layout changes a bias. Collective over dp × cp."""
+    if not loads:
+        return
+    counts = run.mesh.dp_cp.sum_(torch.stack([load for _, load in loads]))
+    below = torch.sign(counts.sum(1, keepdim=True) - counts * counts.shape[1])  # 1, 0 or -1
+    held = {id(p.tensor): p.name for p in run.params}
+    for (layer, _), signs in zip(loads, below):
+        name = held[id(layer.router.bias)]
+        bias = run.engine.read_state(name)["weight"]
+        run.engine.write_state(name, {"weight": bias + run.config.optim.router_bias_rate * signs.to(bias.dtype)})

@@ -16,6 +16,7 @@ from roots_dist.learning.models.pieces import compute_dtype
 from roots_dist.learning.models.router_terms import router_counts, router_weights
 from roots_dist.parallel.zero.seam import master_dtype
 from roots_dist.runs.train.check_finite import NonFinite, sum_over_ranks
+from roots_dist.runs.train.expert_load import balance_by_bias, take_step_loads
 from roots_dist.world.batch import MicroBatch
 
 
@@ -66,6 +67,7 @@ def train_step(
         run.watch.lap("compute")
         if exact is not None:
             exact.collect(run.params)
+    loads = take_step_loads(run, batches[0].step)
     sums, nonfinite, stop = sum_over_ranks(run.mesh, found, counts, run.engine, stop)
     run.watch.lap("pp_wait" if run.mesh.pp.size > 1 else "dp")  # stages that finish first wait here for the others
     terms = {name: total / max(1.0, count) for name, (total, count) in sums.items()}
@@ -84,6 +86,7 @@ def train_step(
             why = f"gradient norm {update.grad_norm:.4g} is a spike: it is above {norm_limit:.4g}"
             return StepReport(loss, update.grad_norm, terms, {}, skipped=why, stop=stop, is_spike=True)
         if math.isfinite(update.grad_norm):
+            balance_by_bias(run, loads)
             return StepReport(loss, update.grad_norm, terms, update.by_group, stop=stop)
         nonfinite = NonFinite("the norm of all ranks' gradients together is not finite")  # the engine took no step
     if nonfinite.in_weights or run.config.train.nonfinite == "stop":
