@@ -118,8 +118,8 @@ class Train(Section):
     )
     recompute: Literal["none", "selective", "full"] = Field(
         "none",
-        description="computed again in backward: selective: the activation, and scores that no fused kernel computes; "
-        "full: whole blocks",
+        description="computed again in backward: none: a gated activation; selective: any activation, and scores that "
+        "no fused kernel computes; full: whole blocks",
     )
     spike_threshold: float | None = Field(
         None,

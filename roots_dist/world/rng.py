@@ -18,7 +18,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-CACHED = 1 << 16
+CACHED = 1 << 17
 """Entries whose hashes a CPU computes at one time."""
 
 
@@ -74,6 +74,16 @@ def bits(rows: Tensor, columns: Tensor) -> Tensor:
 def keep(rows: Tensor, columns: Tensor, drop: float) -> Tensor:
     """bool [*rows.shape, *columns.shape]: False with probability `drop`."""
     return bits(rows, columns) >= limit_of(drop)
+
+
+def mask(rows: Tensor, drop: float, columns: int) -> Tensor:
+    """bool [*rows.shape, columns]: what dropout keeps of a tensor of this shape."""
+    out = torch.empty(rows.numel(), columns, dtype=torch.bool, device=rows.device)
+    numbers = torch.arange(columns, dtype=torch.int32, device=rows.device)
+    size = max(1, CACHED // max(1, columns))
+    for keys, part in zip(rows.reshape(-1).split(size), out.split(size)):
+        part.copy_(keep(keys, numbers, drop))
+    return out.view(*rows.shape, columns)
 
 
 def limit_of(drop: float) -> int:

@@ -144,13 +144,18 @@ def plain(case: str, layer: Attention, x: Tensor, keys_from: Tensor, visible: Te
 def kept(monkeypatch) -> list[Tensor]:
     """Masks of dropout, from now on."""
     masks: list[Tensor] = []
-    draw = rng.dropout
+    draw, mask = rng.dropout, rng.mask
 
     def noting(x: Tensor, *key) -> Tensor:
         masks.append(draw(torch.ones_like(x), *key) != 0)
         return draw(x, *key)
 
+    def noted(*key) -> Tensor:
+        masks.append(mask(*key))
+        return mask(*key)
+
     monkeypatch.setattr(rng, "dropout", noting)
+    monkeypatch.setattr(rng, "mask", noted)
     return masks
 
 

@@ -158,13 +158,18 @@ def model_and_batches(objective: str, drop: float):
 def recorded(monkeypatch) -> list[tuple[Tensor, Tensor]]:
     """(row keys, mask) of each call of dropout, from now on."""
     calls: list[tuple[Tensor, Tensor]] = []
-    dropout = rng.dropout
+    dropout, mask = rng.dropout, rng.mask
 
     def record(x: Tensor, drop: float, rows: Tensor, first_column: int = 0) -> Tensor:
         calls.append((rows, dropout(torch.ones_like(x), drop, rows, first_column) != 0))
         return dropout(x, drop, rows, first_column)
 
+    def record_mask(rows: Tensor, drop: float, columns: int) -> Tensor:
+        calls.append((rows, mask(rows, drop, columns)))
+        return mask(rows, drop, columns)
+
     monkeypatch.setattr(rng, "dropout", record)
+    monkeypatch.setattr(rng, "mask", record_mask)
     return calls
 
 

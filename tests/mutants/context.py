@@ -131,9 +131,9 @@ CONTEXT = (
     Mutant(
         name="context_late_queries_are_masked_from_the_left",
         bug="with dropout on the scores, the first query of a late range sees one key",
-        file=ATTENTION,
-        before="-torch.inf).triu(1 + seq - len(queries))",
-        after="-torch.inf).triu(1)",
+        file="learning/models/attention_by_heads.py",
+        before="-torch.inf).triu_(1 + keys - queries)",
+        after="-torch.inf).triu_(1)",
         test=LEARNED,
     ),
     Mutant(

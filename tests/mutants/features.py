@@ -130,8 +130,8 @@ FEATURES = (
         name="rotary_channels_are_the_last",
         bug="a head that is rotated in part rotates its last channels",
         file=ROTARY,
-        before="turned, kept = x[..., : self.width], x[..., self.width :]",
-        after="kept, turned = x.split([x.shape[-1] - self.width, self.width], -1)",
+        before="turned, kept = x[..., :width], x[..., width:]",
+        after="kept, turned = x.split([x.shape[-1] - width, width], -1)",
         test=ATTENDS("rotary in part, interleaved-0.0"),
     ),
     Mutant(

@@ -31,12 +31,17 @@ class Masks:
     def __init__(self, monkeypatch: pytest.MonkeyPatch):
         self.drawn: dict[tuple[int, ...], list[tuple[Tensor, float]]] = defaultdict(list)
         self.used = 0
-        draw = rng.dropout
+        draw, mask_of = rng.dropout, rng.mask
 
         def ours(x: Tensor, drop: float, rows: Tensor, first_column: int = 0) -> Tensor:
             mask = draw(torch.ones_like(x), drop, rows, first_column) != 0
             self.drawn[self._key(x)].append((mask, drop))
             return draw(x, drop, rows, first_column)
+
+        def of_attention(rows: Tensor, drop: float, columns: int) -> Tensor:
+            mask = mask_of(rows, drop, columns)
+            self.drawn[self._key(mask)].append((mask.clone(), drop))
+            return mask
 
         def theirs(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
             if not training or p == 0:
@@ -48,6 +53,7 @@ class Masks:
             return x * mask.view(x.shape) / (1 - p)
 
         monkeypatch.setattr(rng, "dropout", ours)
+        monkeypatch.setattr(rng, "mask", of_attention)
         monkeypatch.setattr(torch.nn.functional, "dropout", theirs)
 
     @staticmethod

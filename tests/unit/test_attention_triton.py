@@ -9,9 +9,10 @@ import pytest
 
 COMPARED = """
 import torch
-from roots_dist.learning.models import attention_triton
-from roots_dist.learning.models.dropped_attention import dropped_attention
+from roots_dist.learning.models import dropped_attention
 from roots_dist.world import rng
+
+attend = dropped_attention.dropped_attention
 
 def plain(q, k, v, bias, causal):
     k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
@@ -37,7 +38,7 @@ for b, h, g, queries, keys, width, causal, shape in (
     learned = [bias] if bias is not None and shape[1] > 1 else []
     given = [t.requires_grad_() for t in (q, k, v, *learned)]
     exact = [t.detach().double().requires_grad_() for t in given]
-    out = dropped_attention(attention_triton, q, k, v, rows, 0.2, scale=0.3, bias=bias, causal=causal)
+    out = attend(q, k, v, rows, 0.2, scale=0.3, bias=bias, causal=causal)
     wide = exact[3] if len(exact) > 3 else None if bias is None else bias.double()
     truth = plain(*exact[:3], wide, causal)
     up = torch.randn(out.shape)
@@ -49,7 +50,7 @@ for b, h, g, queries, keys, width, causal, shape in (
 # the masks, to the bit: values that tell which probabilities were kept
 q, k, rows = torch.zeros(1, 1, 70, 64), torch.zeros(1, 1, 64, 64), rows.flatten()[:1].expand(70).reshape(1, 1, 70)
 rows = rng.fold(rows, torch.arange(70))
-out = dropped_attention(attention_triton, q, k, torch.eye(64)[None, None], rows, 0.2, scale=1.0)
+out = attend(q, k, torch.eye(64)[None, None], rows, 0.2, scale=1.0)
 assert torch.equal(out[0, 0] > 0, rng.keep(rows[0, 0], torch.arange(64), 0.2))
 """
 

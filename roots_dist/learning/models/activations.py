@@ -6,6 +6,7 @@ Gated ones (config/activations.py GATED) multiply by it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,23 @@ def activation(config: Config, name: str | None = None) -> Activation:
     function = FUNCTIONS[GATED[name]]
 
     def gated(gate: Tensor, up: Tensor) -> Tensor:
-        return function(gate) * up
+        if function is not F.silu:
+            return function(gate) * up
+        out: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call] # torch types no apply
+        return out
 
     return gated
+
+
+class _SwiGLU(torch.autograd.Function):
+    """silu(gate) · up, of which only the two inputs are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from roots_dist.config.records import family_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
-from roots_dist.learning.models.dropped_attention import dropped_attention, kernels_for
+from roots_dist.learning.models.dropped_attention import dropped_attention
 from roots_dist.learning.models.fused_attention import fused_attention
 from roots_dist.learning.models.init_stds import InitStds
 from roots_dist.learning.models.norms import mask_rows
@@ -131,9 +131,10 @@ class Attention(nn.Module):
     def _drops(self) -> bool:
         return bool(self.training and self.drop)
 
-    def _is_plain(self, q: Tensor) -> bool:
+    @property
+    def _is_plain(self) -> bool:
         """Whether scores are computed one by one, because no fused kernel has what is asked for."""
-        return bool(self.softcap or (self._drops and kernels_for(q) is None))
+        return bool(self.softcap)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch) -> Tensor:
         """[B, h, Q, K], [B, g, S, K] -> [B, Q, h*K]. Under context parallelism k and v are of this rank's positions."""
@@ -142,7 +143,7 @@ class Attention(nn.Module):
             q, (k, v) = to_heads(q, self.tp), to_heads(torch.stack([k, v]), self.tp)
             queries = Positions((range(q.shape[2]),))
         core = self._whole if self.tp.cp.size == 1 or exchanged else self._from_ranges
-        if self._is_plain(q) and self.recompute and self.training:  # a fused kernel keeps no scores: it recomputes them
+        if self._is_plain and self.recompute and self.training:  # a fused kernel keeps no scores: it recomputes them
             y = checkpoint(core, q, k, v, queries, batch, use_reentrant=False, preserve_rng_state=False)
         else:
             y = core(q, k, v, queries, batch)
@@ -153,13 +154,13 @@ class Attention(nn.Module):
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch) -> Tensor:
         """[B, h, Q, K] of queries in one range, and all keys up to the last of them -> [B, h, Q, K]"""
         (only,) = queries.ranges
-        if self._is_plain(q):
+        if self._is_plain:
             return self._plain_core(q, k, v, only, batch)
         return (self._dropped_core if self._drops else self._core)(q, k, v, only, batch)
 
     def _from_ranges(self, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch) -> Tensor:
         """The same under context parallelism: queries in several ranges; k, v [B, g, L, K] of this rank's positions."""
-        saved = self.recompute_all or (self._is_plain(q) and self.recompute)
+        saved = self.recompute_all or (self._is_plain and self.recompute)
         with gathered(torch.stack([k, v]), self.tp, saved=saved) as both:  # [2, B, g, S, K]
             parts = zip(q.split([len(r) for r in queries.ranges], 2), queries.ranges)
             mixed = []
@@ -240,17 +241,14 @@ class Attention(nn.Module):
         )
 
     def _dropped_core(self, q: Tensor, k: Tensor, v: Tensor, queries: range, batch: MicroBatch) -> Tensor:
-        """Attention with dropout on the probabilities, by kernels that know the masks."""
+        """Attention with dropout on the probabilities, whose masks depend on no layout."""
         bias = self._bias(queries, self._keys(queries, k.shape[2]), batch, q)
         causal = bias is None and self.causal and len(queries) > 1
         rows = self._rows_of_mask(queries, batch, q)
-        return dropped_attention(
-            present(kernels_for(q)), q, k, v, rows, self.drop, scale=self.scale, bias=bias, causal=causal
-        )
+        return dropped_attention(q, k, v, rows, self.drop, scale=self.scale, bias=bias, causal=causal)
 
     def _plain_core(self, q: Tensor, k: Tensor, v: Tensor, queries: range, batch: MicroBatch) -> Tensor:
-        """Attention with dropout on the probabilities or a cap on the scores, without a fused kernel: those draw their
-        own masks, which depend on the layout, and know no cap."""
+        """Attention with a cap on the scores, which no fused kernel knows, and with dropout."""
         h, seq = q.shape[1], k.shape[2]
         k, v = (t.repeat_interleave(h // t.shape[1], 1) for t in (k, v))
         scores = q @ k.transpose(-1, -2) * self.scale  # [B, h, Q, S]

@@ -1,7 +1,7 @@
-"""Attention with dropout on its probabilities in a few kernels, where a device has them: nothing of queries × keys is
-kept.
+"""Attention with dropout on its probabilities, with masks that no layout changes: nothing of queries × keys is kept, or
+on a CPU only the mask.
 
-    kernels_for(q) is None --> attention.py computes scores, softmax, mask and product one by one
+    kernels_for(q): attention_triton.py on a GPU, attention_by_heads.py on a CPU and in float64
 
 B sequences, h query heads, g key/value heads, Q queries, S keys, K head width.
 """
@@ -13,11 +13,12 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from roots_dist.learning.models import attention_by_heads
 from roots_dist.world import rng
 
 
 class Kernels(Protocol):
-    """As attention_triton.py."""
+    """As attention_triton.py. Beside the output, forward gives a tensor that backward needs."""
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rows: Tensor, drop: float, scale: float,
@@ -60,11 +61,11 @@ def _expanded(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     return None if bias is None else bias.detach().expand(*q.shape[:3], k.shape[2])
 
 
-def kernels_for(q: Tensor) -> Kernels | None:
-    """The kernels of a tensor's device and dtype; None where there are none: on a CPU, and in float64."""
+def kernels_for(q: Tensor) -> Kernels:
+    """Those of a tensor's device and dtype."""
     of_masks = rng.kernels_of(q.device)
     if of_masks is None or q.dtype == torch.float64:  # a kernel computes in float32
-        return None
+        return cast("Kernels", attention_by_heads)
     if isinstance(of_masks, rng.CountedKernels):
         return CountedKernels()
     from roots_dist.learning.models import attention_triton
@@ -78,8 +79,8 @@ class _Dropped(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rows: Tensor, drop: float, scale: float,
         causal: bool, kernels: Kernels,
     ) -> Tensor:  # fmt: skip
-        out, lse = kernels.forward(q, k, v, bias, rows, drop, scale, causal)
-        ctx.save_for_backward(q, k, v, bias, rows, out, lse)
+        out, kept = kernels.forward(q, k, v, bias, rows, drop, scale, causal)
+        ctx.save_for_backward(q, k, v, bias, rows, out, kept)
         ctx.told, ctx.kernels = (drop, scale, causal), kernels
         return out
 
@@ -90,7 +91,6 @@ class _Dropped(torch.autograd.Function):
 
 
 def dropped_attention(
-    kernels: Kernels,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -104,6 +104,6 @@ def dropped_attention(
     """[B, h, Q, K], twice [B, g, S, K] -> [B, h, Q, K]. rows: int64 [B, h, Q], the keys of the mask's rows. bias
     broadcasts to [B, h, Q, S]. causal: besides, and the last query sees the last key."""
     out: Tensor = _Dropped.apply(  # type: ignore[no-untyped-call] # torch types no apply
-        q, k, v, bias, rows, drop, scale, causal, kernels
+        q, k, v, bias, rows, drop, scale, causal, kernels_for(q)
     )
     return out

@@ -41,8 +41,10 @@ class MLP(nn.Module):
         m = config.model
         width = ffn or m.width_of_ffn()
         self.tp, self.name, self.activation = tp, name, partial(by_shards, tp, activation(config))
-        self.recompute = config.train.recompute == "selective"
         self.drop, self.seed = m.dropout if family_of(config).mlp_dropout else 0.0, config.train.seed
+        # a gated activation is cheap, and as wide as what it is made of; under full the whole block is computed again
+        is_cheap = m.gated() and not self.drop and config.train.recompute == "none"
+        self.recompute = config.train.recompute == "selective" or is_cheap
 
         def widen() -> ColumnParallelLinear:
             return ColumnParallelLinear(tp, m.hidden, width, bias=m.bias_of_mlp(), std=inits.up, of_expert=of_expert)

@@ -5,6 +5,8 @@ B sequences, s positions of this rank, D width.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,9 +24,40 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, zero_centered: bool =
     """RMSNorm over the last dimension, times the weight; or times 1 + weight (zero_centered), in float32 or wider, in
     which the sum does not lose what the weight has learned."""
     if weight is None or not zero_centered:
-        return F.rms_norm(x, x.shape[-1:], weight, eps)
+        return _rms_norm(x, weight, eps)
     exact = torch.promote_types(x.dtype, torch.float32)
-    return F.rms_norm(x.to(exact), x.shape[-1:], 1 + weight.to(exact), eps).to(x.dtype)
+    return _rms_norm(x.to(exact), 1 + weight.to(exact), eps).to(x.dtype)
+
+
+def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    is_wide = x.dtype in (torch.float32, torch.float64)
+    if weight is not None and is_wide and rng.kernels_of(x.device) is None:
+        out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call] # torch types no apply
+        return out
+    return F.rms_norm(x, x.shape[-1:], weight, eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """In a third of the passes over memory that torch's takes on a CPU, where it is no kernel of its own; of x's size,
+    only x is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square()
+        inverse = (squares / x.shape[-1] + eps).rsqrt()
+        ctx.save_for_backward(x, weight, inverse)
+        normed: Tensor = x * inverse
+        return normed.mul_(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, inverse = ctx.saved_tensors
+        normed = x * inverse
+        product = grad * normed
+        grad_weight = product.flatten(0, -2).sum(0)
+        along = (product @ weight).unsqueeze(-1) / x.shape[-1]  # of the gradient, along x
+        grad_x = (grad * weight).addcmul_(normed, along, value=-1).mul_(inverse)
+        return grad_x, grad_weight, None
 
 
 class Norm(nn.Module):

@@ -8,6 +8,7 @@ B sequences, S positions, h heads of this rank, K head width, w rotated channels
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,18 +59,39 @@ class Rotary:
 
     def __call__(self, x: Tensor, positions: Positions) -> Tensor:
         """[B, h, S, K] -> the same shape, rotated by the angles of each position."""
-        cos, sin = self.angles(positions, x)
-        turned, kept = x[..., : self.width], x[..., self.width :]
-        rotated = turned * cos + self._quarter_turn(turned) * sin
-        return torch.cat([rotated, kept], -1) if kept.shape[-1] else rotated
+        out: Tensor = _Turn.apply(  # type: ignore[no-untyped-call] # torch types no apply
+            x, *self.angles(positions, x), self.interleaved
+        )
+        return out
 
-    def _quarter_turn(self, x: Tensor) -> Tensor:
-        """Each pair (a, b) -> (-b, a)."""
-        if self.interleaved:
-            a, b = x.unflatten(-1, (-1, 2)).unbind(-1)
-            return torch.stack([-b, a], -1).flatten(-2)
-        left, right = x.chunk(2, -1)
-        return torch.cat([-right, left], -1)
+
+class _Turn(torch.autograd.Function):
+    """A rotation, whose gradient is rotated back. Nothing of x is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.interleaved = interleaved
+        return _turned(x, cos, sin, interleaved)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turned(grad, cos, sin, ctx.interleaved, sign=-1), None, None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: int = 1) -> Tensor:
+    """Each pair (a, b) of x [B, h, S, K] -> (a cos - b sin, b cos + a sin); what cos and sin [S, w] do not reach is
+    kept."""
+    width = cos.shape[-1]
+    turned, kept = x[..., :width], x[..., width:]
+    out = turned * cos
+    first, second = (
+        (slice(0, None, 2), slice(1, None, 2)) if interleaved else (slice(width // 2), slice(width // 2, None))
+    )
+    out[..., first].addcmul_(turned[..., second], sin[..., first], value=-sign)
+    out[..., second].addcmul_(turned[..., first], sin[..., second], value=sign)
+    return torch.cat([out, kept], -1) if kept.shape[-1] else out
 
 
 def scaled(rates: Tensor, theta: float, scaling: RopeScaling | None, seq: int) -> Tensor:

@@ -39,16 +39,16 @@ from roots_dist.world.sharding import ShardSpec, declare
 
 
 def _weight_gradient(tp: TensorParallel, weight: nn.Parameter | Shard, grad_out: Tensor, x: Tensor) -> Tensor | None:
-    """grad_outᵀ x, [out, in], for autograd; or None if it is added to .grad here, because that is wider than the
-    product's factors, or later, because weight gradients are deferred. An exact run always adds it, so that it is
-    rounded alike.
+    """grad_outᵀ x, [out, in], for autograd; or None if it is added to .grad here, because a microbatch before has made
+    that, or because it is wider than the product's factors, or later, because weight gradients are deferred. An exact
+    run always adds it, so that it is rounded alike.
 
     weight: the parameter itself or a shard of it, not the tensor that autograd saved, which is another one under
     recomputation.
     """
     grad_out, x = grad_out.flatten(0, -2), x.flatten(0, -2)
     is_plain = isinstance(weight, nn.Parameter) and tp.exact is None and weight.grad_dtype == grad_out.dtype
-    if is_plain and not tp.deferred.enabled:
+    if is_plain and not tp.deferred.enabled and weight.grad is None:
         return grad_out.t() @ x
 
     def add() -> None:
