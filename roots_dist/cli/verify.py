@@ -27,6 +27,9 @@ class VerifyOptions:
         Literal["fp32", "bf16"] | None,
         typer.Option(help="bf16: also by the distance from float64; default: as the config says"),
     ] = None
+    exact: Annotated[
+        bool, typer.Option("--exact", help="compare bits instead, with train.exact, in the dtype that trains")
+    ] = False
     device: Annotated[
         Literal["cpu", "cuda"], typer.Option(help="where the processes compute; several may share a GPU")
     ] = "cpu"
@@ -45,6 +48,7 @@ def verify(
 
     \b
     roots verify configs/bloom-176b.yaml --processes 384
+    roots verify configs/llama-3-8b.yaml --exact
     """
     from roots_dist.cli.read_config import read_config
     from roots_dist.environment import gpus
@@ -66,6 +70,7 @@ def verify(
         dp=layout.dp if options.processes else None,
         device=options.device,
         bf16=(options.precision or train.precision) == "bf16",
+        exact=options.exact,
     )
     with busy("comparing layouts"):
         passed = prove(loaded.config, wanted, matrix=options.matrix)

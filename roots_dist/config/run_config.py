@@ -29,6 +29,7 @@ ONE_PROCESS: Mapping[str, object] = {
     "parallel.sequence_parallel": False,
     "parallel.zero_stage": 0,
     "advanced.engine": "reference",
+    "train.exact": None,
 }
 
 

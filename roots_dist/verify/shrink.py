@@ -270,6 +270,7 @@ def _training(config: Config, pp: int, dp: int, steps: int) -> dict[str, object]
         "train.micro_batch": micro,
         "train.batch_ramp": None if t.batch_ramp is None else (unit, unit, unit),
         "train.steps": steps,
+        "train.exact": None,
         "train.log_every": 1,
         "train.eval_every": max(1, steps // 2),
         "train.eval_sequences": 2 * micro * dp + 1,  # so that the last microbatches are filled up

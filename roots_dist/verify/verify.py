@@ -5,18 +5,19 @@ costs GPU hours.
 
 Tensor, sequence, context, expert and pipeline parallelism are compared in float64, where noise is below 1e-10 and
 anything above is a bug; then with data ranks through the engine of the run, which for ZeRO is DeepSpeed in float32 with
-a stated bound; a run in bf16 by its distance from the truth.
+a stated bound; a run in bf16 by its distance from the truth. With --exact nothing but bits: verify/exact.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from roots_dist.checks.checks import check_used
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError
 from roots_dist.schedule.schedules import DEFAULT, SCHEDULES
+from roots_dist.verify.exact import exact_changes, prove_exact
 from roots_dist.verify.low_precision import prove_in_bf16
 from roots_dist.verify.proof import Proof
 from roots_dist.verify.proof_table import show
@@ -36,10 +37,16 @@ class Wanted:
     """Data ranks of the run; None if their number is not known."""
     device: str = "cpu"
     bf16: bool = False
+    exact: bool = False
+    """Compare bits instead, in the dtype that trains."""
 
     def small(self, config: Config, dp: int, dtype: Dtype) -> SmallConfig:
         """Shrink the config. Raises ConfigError if the small run could not start: a fault of shrink()."""
+        if self.exact:
+            config = config.changed({"advanced.engine": "reference"})
         small = shrink(config, dp, dtype, steps=self.steps, device=self.device)
+        if self.exact:
+            small = replace(small, config=small.config.changed(exact_changes(small.config.parallel.tp, small.dp)))
         problems = check_used(small.config, small.ranks)
         if problems:
             raise ConfigError(problems)
@@ -48,11 +55,16 @@ class Wanted:
 
 def proofs(config: Config, wanted: Wanted) -> Iterator[Proof]:
     """All proofs of a config that passes the trainer's checks."""
+    if wanted.exact:
+        dtype: Dtype = "bf16" if config.train.precision == "bf16" else "float32"
+        for dp in (1, 2):  # powers of two, as the degrees are
+            yield prove_exact(wanted.small(config, dp, dtype))
+        return
     dp = wanted.dp or UNKNOWN_DP
     yield from prove(wanted.small(config, 1, "float64"))
     zero = config.parallel.zero_stage
     if dp > 1 or (config.parallel.cp > 1 and zero > 0):
-        dtype: Dtype = "float64" if zero == 0 else "float32"
+        dtype = "float64" if zero == 0 else "float32"
         yield from prove(wanted.small(config, dp, dtype))
     if wanted.bf16:
         yield prove_in_bf16(wanted.small(config, dp, "bf16"))

@@ -9,7 +9,10 @@ from roots_dist.checks.checks import check_used
 from roots_dist.config.schema import Config
 from roots_dist.testing.bits import Bits, first_difference, merge_bits, trace_bits
 from roots_dist.testing.world import on_warm_world
+from roots_dist.verify.exact import exact_row
 
+SCHEDULES = [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("zb-h1", 1)]
+"""Each with its virtual stages."""
 EXACT = dict(advanced__float64=False, train__micro_batch=1, optim__lr=1e-2)
 """Of every case, beside what models.py has: dropout and clipping act, and a step has several microbatches."""
 
@@ -21,22 +24,23 @@ def exact(model: str, degrees: tuple[int, int], **changes: object) -> Config:
 
 @functools.cache
 def _alone(config: Config, steps: int) -> list[Bits]:
-    return merge_bits([trace_bits_here(config, steps)])
+    return merge_bits([trace_bits(0, 1, config, 0, steps)])
 
 
-def trace_bits_here(config: Config, steps: int):
-    return trace_bits(0, 1, config, 0, steps)
+def of_layout(model: str, degrees: tuple[int, int], changes: dict[str, object]) -> tuple[Config, int]:
+    """The config, and its number of ranks."""
+    layout = exact(model, degrees, **{key: value for key, value in changes.items() if key != "dp"})
+    ranks = layout.parallel.ranks_per_sample() * changes.get("dp", 1)
+    assert not check_used(layout, ranks)
+    return layout, ranks
 
 
 def compare(model: str, degrees: tuple[int, int], steps: int, changes: dict[str, object]) -> None:
     """One process, and a layout: `dp` is a number of ranks, all other changes are keys."""
-    changes = dict(changes)
-    dp, precision = changes.pop("dp", 1), changes.get("train__precision", "fp32")
-    layout = exact(model, degrees, **changes)
-    ranks = layout.parallel.ranks_per_sample() * dp
-    assert not check_used(layout, ranks)
+    layout, ranks = of_layout(model, degrees, changes)
     found = merge_bits(on_warm_world(ranks, trace_bits, layout, 0, steps))
-    alone = _alone(exact(model, degrees, train__precision=precision), steps)
+    values = {key: changes[key] for key in ("train__precision", "train__steps") if key in changes}
+    alone = _alone(exact(model, degrees, **values), steps)
     assert first_difference(alone, found) is None
     assert len(set(map(str, found))) == steps  # and each step changes something
 
@@ -45,8 +49,58 @@ SAMPLE = [
     ("gpt", (2, 2), dict(dp=2, tp=2, sequence_parallel=True, zero_stage=1)),
     ("llama", (4, 2), dict(tp=2, pp=2, schedule="zb-h1", train__precision="bf16")),
 ]
+LAYOUTS = [
+    dict(tp=2),
+    dict(tp=4, sequence_parallel=True),
+    dict(tp=4, train__recompute="full"),
+    *(dict(pp=pp, schedule=name, virtual_stages=v) for pp in (2, 4) for name, v in SCHEDULES),
+    dict(dp=2, zero_stage=0),
+    dict(dp=4, zero_stage=2),
+    dict(dp=4, zero_stage=3, train__recompute="selective"),
+    dict(tp=2, pp=2, dp=2, sequence_parallel=True, zero_stage=1, schedule="zb-h1"),
+]
+WIDE = [dict(tp=8), dict(tp=8, sequence_parallel=True), dict(dp=8, zero_stage=3), dict(tp=4, dp=2, zero_stage=2)]
+TABLE = [
+    *((model, (4, 4), layout) for model in ("gpt", "llama", "bert", "t5", "electra") for layout in LAYOUTS),
+    *(("llama", (8, 8), layout) for layout in WIDE),  # eight shards of two key/value heads
+]
 
 
 @pytest.mark.parametrize("model, degrees, changes", SAMPLE)
 def test_no_bit_depends_on_the_layout(model, degrees, changes):
     compare(model, degrees, 2, changes)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model, degrees, changes", TABLE)
+def test_no_bit_depends_on_any_layout(model, degrees, changes, precision):
+    compare(model, degrees, 20, changes | {"train__precision": precision, "train__steps": 20})
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_bit_depends_on_resumes(precision, tmp_path):
+    """One run over 1, 8, 2 and 4 processes, against one that was left alone."""
+    steps, values = 3, {"train__precision": precision, "train__steps": 12}
+    layouts = [
+        {},
+        dict(tp=2, pp=2, dp=2, sequence_parallel=True, zero_stage=1),
+        dict(tp=2),
+        dict(dp=2, pp=2, zero_stage=3, schedule="zb-h1"),
+    ]
+    found: list[Bits] = []
+    for number, changes in enumerate(layouts):
+        layout, ranks = of_layout("gpt", (4, 4), changes | values)
+        source = str(tmp_path / str(number)) if number else None
+        target, first = str(tmp_path / str(number + 1)), number * steps
+        found += merge_bits(on_warm_world(ranks, trace_bits, layout, first, first + steps, source, target))
+    assert first_difference(_alone(exact("gpt", (4, 4), **values), 12), found) is None
+
+
+def test_a_differing_rank_is_named():
+    truth = [{"loss": "a", "w[0:4] (weight)": "b"}, {"loss": "c", "w[0:4] (weight)": "d"}]
+    other = [truth[0], truth[1] | {"w[0:4] (weight)": "e"}]
+    row = exact_row("(weight)", truth, [{"steps": truth}, {"steps": other}])
+    assert (row.passed, row.largest, row.where) == (False, 1, "step 1: w[0:4] (weight) on rank 1")
+    assert exact_row("loss", truth, [{"steps": truth}, {"steps": other}]).passed

@@ -56,8 +56,8 @@ def exact_group_norms(
     counted = [_counted(gradients) for gradients in groups]
     largest = torch.zeros(len(groups), dtype=torch.float64, device=device)
     for i, gradients in enumerate(counted):
-        if gradients:
-            largest[i] = torch.stack([g.abs().max().double() for g in gradients if g.numel()]).max()
+        if held := [gradient for gradient in gradients if gradient.numel()]:  # a data rank's part may be empty
+            largest[i] = torch.stack([gradient.abs().max().double() for gradient in held]).max()
     largest = largest.nan_to_num(nan=math.inf)
     for axis in over:
         if axis.size > 1:
