@@ -40,11 +40,12 @@ def roots(
     main: Callable[[Sequence[str]], object] = main,
     own_words: Mapping[int, Sequence[str]] = MappingProxyType({}),
     meanwhile: Callable[[Sequence[int]], object] = lambda pids: None,
+    limit_s: float = LIMIT_S,
     **own_variables: object,
 ) -> subprocess.CompletedProcess[str]:
     """Run `roots WORDS` in one process that has no launcher, or on ranks that torchrun has started. `main` is another
     program that is given the words; `own_words` are further words of single ranks; `meanwhile` is called with the
-    processes' numbers when they have been started."""
+    processes' numbers when they have been started; after `limit_s` seconds they are killed."""
     variables = environ() | ENVIRONMENTS["cpu"] | {"GLOO_SOCKET_IFNAME": "lo"}
     if ranks > 1:
         store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # of torchrun's agent
@@ -65,7 +66,7 @@ def roots(
                 processes.append(start(main, mine, variables | own, outputs[rank]))
             meanwhile([process.pid for process in processes])
             for process in processes:
-                process.join(LIMIT_S)
+                process.join(limit_s)
         finally:
             for process in processes:
                 process.kill()

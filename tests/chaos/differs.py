@@ -23,7 +23,7 @@ CHANGES = (
 def trial(draw: random.Random, place: Path) -> Outcome:
     change, rank = draw.choice(CHANGES), draw.randrange(2)
     config, began = write_run(place, 60), time.time()
-    ran = roots("train", str(config), "parallel.tp=2", ranks=2, own_words={rank: [change]})
+    ran = roots("train", str(config), "parallel.tp=2", ranks=2, own_words={rank: [change]}, limit_s=1500)
     key, seconds = change.partition("=")[0], time.time() - began
     files = (place / "run" / "errors").glob("rank_*.txt")  # the terminal is not told the same twice in a minute
     said = ran.stderr + "".join(path.read_text() for path in files)

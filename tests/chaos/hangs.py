@@ -120,7 +120,18 @@ def trial(draw: random.Random, place: Path) -> Outcome:
     config, stamp = write_run(place), place / "stopped"
     for _ in range(ATTEMPTS):
         with lateness() as late:
-            ran = roots(str(stamp), str(rank), where, how, "train", str(config), *overrides, ranks=size, main=stop_in)
+            ran = roots(
+                str(stamp),
+                str(rank),
+                where,
+                how,
+                "train",
+                str(config),
+                *overrides,
+                ranks=size,
+                main=stop_in,
+                limit_s=1500,
+            )
         if stamp.exists():
             break
     over = time.time()

@@ -15,11 +15,11 @@ from commands import environ
 
 from .hangs import LAYOUTS
 from .lateness import lateness
-from .ranks import STEPS, digest_of, judge, newest_step, untouched, wait_for_step, words_of
+from .ranks import LIMIT_S, STEPS, digest_of, judge, newest_step, untouched, wait_for_step, words_of
 from .trial import Family, Outcome
 
-LIMIT_S, ENDS_S, AFTER_A_RANK_S = 500.0, 5.0, 30.0
-"""Seconds that a run may take, and those after which nothing is left of one whose launcher or ranks were killed."""
+ENDS_S, AFTER_A_RANK_S = 5.0, 30.0
+"""Seconds after which nothing is left of a run whose launcher or ranks were killed."""
 KINDS = (
     "our launcher",
     "torchrun's agent",

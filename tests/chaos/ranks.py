@@ -21,20 +21,29 @@ from roots_dist.storage.checkpoint.keep import found_steps
 from .hangs import LAYOUTS, write_run
 from .trial import Family, Outcome
 
-STEPS, EVERY = 12, 1
-OVERRIDES = (f"train.steps={STEPS}", f"checkpoint.every={EVERY}", "checkpoint.keep=3", "model.dropout=0.1")
+STEPS = 8
+OVERRIDES = (
+    f"train.steps={STEPS}",
+    "checkpoint.every=1",
+    "checkpoint.keep=3",
+    "model.dropout=0.1",
+    "data.validation=[]",
+    "train.eval_sequences=64",
+)
+LIMIT_S = 1500.0
+"""For one run, on a machine that may be very busy: what hangs is found by the run itself."""
 
 
 def words_of(layout: str, place: Path) -> tuple[str, ...]:
     """The command of a run in this layout."""
-    return ("train", str(write_run(place, timeout_s=60)), *OVERRIDES, *LAYOUTS[layout][1])
+    return ("train", str(write_run(place, timeout_s=300)), *OVERRIDES, *LAYOUTS[layout][1])
 
 
 @cache
 def untouched(layout: str) -> str:
     """Digest of the last weights and moments of a run that nobody touches."""
     with tempfile.TemporaryDirectory() as place:
-        ran = roots(*words_of(layout, Path(place)), ranks=LAYOUTS[layout][0])
+        ran = roots(*words_of(layout, Path(place)), ranks=LAYOUTS[layout][0], limit_s=LIMIT_S)
         assert ran.returncode == 0, ran.stderr
         return digest_of(Path(place) / "run")
 
@@ -76,7 +85,7 @@ def trial(draw: random.Random, place: Path) -> Outcome:
     run, committed = place / "run", [0]
 
     def kill(pids: Sequence[int]) -> None:
-        wait_for_step(run, step, time.monotonic() + 200)
+        wait_for_step(run, step, time.monotonic() + LIMIT_S)
         time.sleep(delay)
         committed[0] = newest_step(run)
         for victim in victims:
@@ -84,12 +93,12 @@ def trial(draw: random.Random, place: Path) -> Outcome:
                 os.kill(pids[victim], signal.SIGKILL)
 
     words = words_of(layout, place)
-    killed = roots(*words, ranks=size, meanwhile=kill)
+    killed = roots(*words, ranks=size, meanwhile=kill, limit_s=LIMIT_S)
     who = "all ranks" if len(victims) == size else f"{len(victims)} of {size} ranks"
     kind = f"{layout}: {who}"
     if killed.returncode == 0:
         return Outcome("too late: the run was over", held=digest_of(run) == untouched(layout))
-    again = roots(*words, ranks=size)
+    again = roots(*words, ranks=size, limit_s=LIMIT_S)
     if again.returncode:
         return Outcome(kind, held=False, words=f"after {victims} at {committed[0]}: {again.stderr[-500:]}")
     wrong = judge(run, committed[0], again.stdout + again.stderr, layout)

@@ -31,7 +31,7 @@ def trial(draw: random.Random, place: Path) -> Outcome:
     variables = environ() | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONDONTWRITEBYTECODE": "1"}
     ran = subprocess.run(
         [*tracer, *inject, sys.executable, "-m", "roots_dist", *words],
-        env=variables, capture_output=True, text=True, timeout=500, check=False,
+        env=variables, capture_output=True, text=True, timeout=1500, check=False,
     )  # fmt: skip
     run = place / "run"
     said = f"{first}{which}, exit code {ran.returncode}: {(ran.stdout + ran.stderr)[-500:]}"
@@ -42,7 +42,7 @@ def trial(draw: random.Random, place: Path) -> Outcome:
     if elsewhere.is_dir():
         for path in elsewhere.glob("step_*"):
             shutil.move(path, run / "checkpoints" / path.name)
-    again = roots(*words)
+    again = roots(*words, limit_s=1500)
     if again.returncode:
         return Outcome(kind, held=False, words=f"{said}; again: {again.stderr[-500:]}")
     return Outcome(kind, held=newest_step(run) >= committed, words=said)
