@@ -143,19 +143,21 @@ def trial(draw: random.Random, place: Path) -> Outcome:
         return Outcome(kind, held=True)
     last = found[0]["said"][-1]
     named = all(f["said"] == found[0]["said"] for f in found) and len(found[0]["said"]) == 2
-    ranks = (str(victim) in last and "copies of" in last) or f"on rank {victim} is" in last
-    return Outcome(kind, held=named and ranks and (differing == "stop" or "no majority" in last), words=words)
+    return Outcome(
+        kind, held=named and _names(last, victim) and (differing == "stop" or "no majority" in last), words=words
+    )
 
 
-def _names(said: str, victim: int, name: str) -> bool:
-    """Whether the rank and its parameter are named, alone or, where there is no majority, among others."""
+def _names(said: str, victim: int) -> bool:
+    """Whether the rank is named, alone or, where there is no majority, among others."""
     who = re.search(r"on ranks? ([\d, -]+)", said)
-    assert who is not None, said
+    if who is None:
+        return False
     ranks: set[int] = set()
     for part in who[1].strip().split(", "):
         first, _, last = part.partition("-")
         ranks |= set(range(int(first), int(last or first) + 1))
-    return f" of {name} (" in said and victim in ranks and (ranks == {victim} or "no majority" in said)
+    return victim in ranks and (ranks == {victim} or "no majority" in said)
 
 
 FAMILY = Family(

@@ -111,7 +111,7 @@ def refuse_repeats(config: Config) -> None:
         key="track.folder",
         found=str(folder),
         expected=f"a run that gets beyond step {last.step}, where it has failed {count} times in the same way "
-        f"({last.cause[:200].rstrip('.')})",
+        f"({last.cause.partition('. Fix: ')[0][:200].rstrip('.')})",
         fix=f"see to the cause: a changed config counts anew; or remove {folder / FAILURES_FILE} to try again as it is",
     )
     raise UserError(str(problem))
