@@ -7,13 +7,18 @@ import pytest
 import torch
 from cases import SCHEDULE, case, compare
 from models import config
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from roots_dist.layout import Layout
+from roots_dist.learning.models.attention import Attention
+from roots_dist.learning.models.init_stds import init_stds
+from roots_dist.learning.models.rotary import rotary_of
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.parallel.tensor.context import gathered
-from roots_dist.runs.plan.rank_cost import count_rank_cost
+from roots_dist.parallel.tensor.context import Gather, gathered
+from roots_dist.runs.plan.rank_cost import RecordingGroup, count_rank_cost, fake_mesh
 from roots_dist.schedule.actions import Kind
 from roots_dist.testing.world import on_warm_world
+from roots_dist.world.batch import MicroBatch
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.positions import Positions, zigzag
 
@@ -42,6 +47,7 @@ CASES = [
     case("t5", cp=2, full=True),  # as T5's tasks in the cover
     case("gpt-prefers", cp=2),
     case("mixtral", cp=2, **SP),
+    case("gemma", cp=2),
     case("bert-classify", cp=2),
     case("bloom", cp=4, cp_kind="heads", **BORDERS),
     case("t5", cp=2, cp_kind="heads"),  # a learned bias of heads, attention dropout, and another length of keys
@@ -120,12 +126,67 @@ def test_context_ranks_send_what_the_document_says():
     assert sent(Kind.BACKWARD, train__recompute="full") == [("all_gather", whole), ("reduce_scatter", whole)]
 
 
+class Spied(RecordingGroup):
+    """Notes when a message leaves and when it is waited for, among the products that are computed."""
+
+    def __init__(self, size: int, notes: list[str]):
+        super().__init__(size, "cp")
+        self.notes = notes
+
+    def all_gather_single(self, out, tensor, opts=None):
+        super().all_gather_single(out, tensor, opts)
+        self.notes.append("gather")
+        return Noted(self.notes)
+
+
+class Noted(torch.distributed.Work):
+    def __init__(self, notes: list[str]):
+        super().__init__()
+        self.notes = notes
+
+    def wait(self, timeout=None) -> bool:
+        self.notes.append("wait")
+        return True
+
+
+class Products(TorchDispatchMode):
+    def __init__(self, notes: list[str]):
+        super().__init__()
+        self.notes = notes
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ("mm", "addmm", "addmm_"):
+            self.notes.append("product")
+        elif "flash_attention" in func.overloadpacket.__name__:
+            self.notes.append("attention")
+        return func(*args, **(kwargs or {}))
+
+
+def test_keys_travel_while_queries_are_computed():
+    """In forward while queries are projected; in backward again while the output projection's gradients are."""
+    made = config("llama", parallel__cp=2, model__attention_dropout=0.0)
+    notes: list[str] = []
+    mesh = fake_mesh(Layout(cp=2), 0, None, torch.device("cpu"), Spied(2, notes))
+    tp = TensorParallel(cp=mesh.cp)
+    layer = Attention(made, tp, "blocks.0.attention", rotary_of(made, "full"), init_stds(made), causal=True).double()
+    x = torch.randn(1, 8, made.model.hidden, dtype=torch.float64, requires_grad=True)
+    with Products(notes):
+        y = layer(x, MicroBatch(tokens=torch.zeros(1, 16), sample_ids=torch.arange(1)))
+        forward = notes[:]
+        del notes[:]
+        y.sum().backward()
+    before = forward.index("attention")
+    assert forward[:before] == ["product", "product", "gather", "product", "wait"]
+    assert notes[: notes.index("attention")] == ["gather", "product", "product", "wait"]
+    assert forward.count("gather") == notes.count("gather") == 1
+
+
 def gather_and_keep(rank: int, size: int) -> dict[str, object]:
     """The gradient of a function of gathered positions, and what is alive between forward and backward."""
     tp = TensorParallel(cp=Mesh.connect(Layout(cp=size), rank).cp)
     whole = torch.arange(8.0 * size, dtype=torch.float64).view(1, 4 * size, 2)
     mine = zigzag(4 * size, rank, size).of(whole).requires_grad_()
-    with gathered(mine, tp) as every:
+    with gathered(mine, tp, Gather(tp)) as every:
         assert torch.equal(every, whole)
         last = weakref.ref(every)
         first = every[:, : 4 * size - 1]

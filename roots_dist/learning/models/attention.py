@@ -9,6 +9,7 @@ positions and heads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -28,8 +29,13 @@ from roots_dist.learning.models.qk_norm import HeadNorm, WholeNorm, norm_togethe
 from roots_dist.learning.models.rotary import Rotary
 from roots_dist.learning.models.tiles import Pattern
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.parallel.tensor.context import gathered, to_heads, to_positions
-from roots_dist.parallel.tensor.linear import ColumnParallelLinear, RowParallelLinear, column_parallel
+from roots_dist.parallel.tensor.context import Gather, gathered, to_heads, to_positions
+from roots_dist.parallel.tensor.linear import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    column_parallel,
+    column_parallel_on,
+)
 from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.positions import Positions
@@ -96,15 +102,37 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
         """[B, s, D] -> [B, s, D]"""
-        q, k, v = column_parallel(self.tp, x, self.projections())
-        out: Tensor = self.out(self.mix(q, k, v, batch))
+        gather = Gather(self.tp)
+
+        def start(k: Tensor, v: Tensor) -> None:
+            gather.start(self._keys_and_values(k, v, self.tp.in_region(k.shape[1])))
+
+        q, k, v = column_parallel_on(
+            self.tp, (x,), [(0, p) for p in self.projections()], start if self._gathers_early() else None
+        )
+        out: Tensor = self.out(self.mix(q, k, v, batch, gather))
+        if gather.later is not None and out.requires_grad:  # behind the backward of the output projection
+            out.register_hook(lambda _: present(gather.later)())
         return out
+
+    def _gathers_early(self) -> bool:
+        """Whether other context ranks can be sent the keys before the queries are there."""
+        alone = self.key.lora is None and self.value.lora is None and not isinstance(self.key_norm, WholeNorm)
+        return self.tp.cp.size > 1 and not self.tp.exchanges_heads and alone
+
+    def _keys_and_values(self, k: Tensor, v: Tensor, places: Positions) -> Tensor:
+        """Twice [B, L, g*K] -> [2, B, g, L, K]: as they are attended to."""
+        k, v = self._heads(k), self._heads(v)
+        if isinstance(self.key_norm, HeadNorm):
+            k = self.key_norm(k)
+        return torch.stack([self.positions(k, places) if isinstance(self.positions, Rotary) else k, v])
 
     def projections(self) -> list[ColumnParallelLinear]:
         return [self.query, self.key, self.value]
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, batch: MicroBatch) -> Tensor:
-        """Projections [B, Q, h*K] and twice [B, Q, g*K] -> values mixed by attention, [B, Q, h*K]."""
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, batch: MicroBatch, gather: Gather | None = None) -> Tensor:
+        """Projections [B, Q, h*K] and twice [B, Q, g*K] -> values mixed by attention, [B, Q, h*K]. gather: what is
+        under way of k and v."""
         if isinstance(self.query_norm, WholeNorm) and isinstance(self.key_norm, WholeNorm):
             q, k = norm_together((self.query_norm, self.key_norm), (q, k))
         q, k, v = map(self._heads, (q, k, v))  # [B, h, Q, K], [B, g, Q, K]
@@ -115,7 +143,7 @@ class Attention(nn.Module):
             q, k = self.positions(q, queries), self.positions(k, queries)
         if batch.cache is not None and self.causal:  # keys and values of an encoder are not needed again
             k, v = batch.cache.extend(self.name, k, v, keep=None if self.window is None else self.window.size - 1)
-        return self._attend(q, k, v, queries, batch)
+        return self._attend(q, k, v, queries, batch, gather)
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, S, h*K] -> [B, h, S, K]"""
@@ -136,13 +164,17 @@ class Attention(nn.Module):
         """Whether scores are computed one by one, because no fused kernel has what is asked for."""
         return bool(self.softcap)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch) -> Tensor:
+    def _attend(
+        self, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch, gather: Gather | None = None
+    ) -> Tensor:
         """[B, h, Q, K], [B, g, S, K] -> [B, Q, h*K]. Under context parallelism k and v are of this rank's positions."""
         exchanged = self.tp.exchanges_heads
         if exchanged:
             q, (k, v) = to_heads(q, self.tp), to_heads(torch.stack([k, v]), self.tp)
             queries = Positions((range(q.shape[2]),))
-        core = self._whole if self.tp.cp.size == 1 or exchanged else self._from_ranges
+        core: Callable[..., Tensor] = self._whole
+        if self.tp.cp.size > 1 and not exchanged:
+            core = partial(self._from_ranges, gather or Gather(self.tp))
         if self._is_plain and self.recompute and self.training:  # a fused kernel keeps no scores: it recomputes them
             y = checkpoint(core, q, k, v, queries, batch, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -158,10 +190,12 @@ class Attention(nn.Module):
             return self._plain_core(q, k, v, only, batch)
         return (self._dropped_core if self._drops else self._core)(q, k, v, only, batch)
 
-    def _from_ranges(self, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch) -> Tensor:
+    def _from_ranges(
+        self, gather: Gather, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch
+    ) -> Tensor:
         """The same under context parallelism: queries in several ranges; k, v [B, g, L, K] of this rank's positions."""
         saved = self.recompute_all or (self._is_plain and self.recompute)
-        with gathered(torch.stack([k, v]), self.tp, saved=saved) as both:  # [2, B, g, S, K]
+        with gathered(torch.stack([k, v]), self.tp, gather, saved=saved) as both:  # [2, B, g, S, K]
             parts = zip(q.split([len(r) for r in queries.ranges], 2), queries.ranges)
             mixed = []
             for part, r in parts:

@@ -12,7 +12,7 @@ kind, g key/value heads, K head width. Head exchange is Ulysses (Jacobs et al. 2
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
+from roots_dist.errors import present
 from roots_dist.parallel.tensor.collectives import TensorParallel
 
 
@@ -36,13 +37,18 @@ def _cut(whole: Tensor, size: int) -> Tensor:
     return torch.stack([torch.cat([chunks[rank], chunks[-1 - rank]], -2) for rank in range(size)])
 
 
-def _gather(x: Tensor, tp: TensorParallel) -> Tensor:
-    """[..., L, K] -> [..., S, K], in the order of positions."""
-    every = x.new_empty(tp.cp.size, *x.shape)
-    tp.watch.lap("compute")
-    dist.all_gather_into_tensor(every.flatten(0, 1), x.contiguous(), group=tp.cp.group)
-    tp.watch.lap("cp")
-    return _in_order(every)
+def _start_gather(x: Tensor, tp: TensorParallel) -> Callable[[], Tensor]:
+    """[..., L, K] -> [..., S, K], in the order of positions, once what this returns is called."""
+    mine, every = x.contiguous(), x.new_empty(tp.cp.size, *x.shape)
+    work = dist.all_gather_into_tensor(every.flatten(0, 1), mine, group=tp.cp.group, async_op=True)
+
+    def finish() -> Tensor:
+        tp.watch.lap("compute")
+        present(work).wait()
+        tp.watch.lap("cp")
+        return _in_order(every)
+
+    return finish
 
 
 def _sum_and_cut(whole: Tensor, tp: TensorParallel) -> Tensor:
@@ -106,28 +112,57 @@ def to_positions(x: Tensor, tp: TensorParallel) -> Tensor:
     return _ToPositions.apply(x, tp)  # type: ignore[no-any-return,no-untyped-call] # torch types no apply
 
 
+class Gather:
+    """Keys and values of one layer and microbatch on their way to all context ranks: begun before they are needed, in
+    forward by who has them first, in backward when the gradient of the layer's output arrives."""
+
+    def __init__(self, tp: TensorParallel) -> None:
+        self._tp = tp
+        self._coming: Callable[[], Tensor] | None = None
+        self._again: Tensor | None = None
+        self.later: Callable[[], None] | None = None
+        """Begins to gather again, for backward; None if backward does not need it."""
+
+    def start(self, mine: Tensor) -> None:
+        self._coming = _start_gather(mine, self._tp)
+
+    def finish(self, mine: Tensor) -> Tensor:
+        """[..., L, K] -> [..., S, K]"""
+        coming, self._coming = self._coming, None
+        return (coming or _start_gather(mine, self._tp))()
+
+    def finish_again(self, mine: Tensor) -> Tensor:
+        """The same in backward, for all who ask there."""
+        if self._again is None:
+            self._again = self.finish(mine)
+        return self._again
+
+    def forget(self) -> None:
+        """Drop what finish_again has kept."""
+        self._again = None
+
+
 class _GatherPositions(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tp: TensorParallel, again: list[Tensor]) -> Tensor:
-        ctx.tp, ctx.again = tp, again
-        return _gather(x, tp)
+    def forward(ctx: Any, x: Tensor, tp: TensorParallel, gather: Gather) -> Tensor:
+        ctx.tp, ctx.gather = tp, gather
+        return gather.finish(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        ctx.again.clear()  # nobody needs it any longer
+        ctx.gather.forget()  # nobody needs it any longer
         return _sum_and_cut(grad, ctx.tp), None, None
 
 
 @contextmanager
-def gathered(x: Tensor, tp: TensorParallel, *, saved: bool = False) -> Iterator[Tensor]:
+def gathered(x: Tensor, tp: TensorParallel, gather: Gather, *, saved: bool = False) -> Iterator[Tensor]:
     """Inside, the whole of x [..., L, K]: [..., S, K]. Collective over context ranks, and again in backward.
 
     What is saved for backward inside is kept as it is, except for views of the whole: of these only the shape is kept,
     and the first that backward asks for gathers x again. saved: they are kept too, because their memory is short-lived
-    anyway (recomputation).
+    anyway (recomputation). If something is to be gathered again, gather.later begins before backward asks.
     """
-    again: list[Tensor] = []
-    whole: Tensor = _GatherPositions.apply(x, tp, again)  # type: ignore[no-untyped-call] # torch types no apply
+    whole: Tensor = _GatherPositions.apply(x, tp, gather)  # type: ignore[no-untyped-call] # torch types no apply
     if saved or not whole.requires_grad:
         yield whole
         return
@@ -136,14 +171,13 @@ def gathered(x: Tensor, tp: TensorParallel, *, saved: bool = False) -> Iterator[
     def pack(tensor: Tensor) -> Tensor | tuple[tuple[int, ...], tuple[int, ...], int]:
         if tensor.untyped_storage()._cdata != storage:
             return tensor.detach()
+        gather.later = lambda: gather.start(mine)
         return tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
 
     def unpack(kept: Tensor | tuple[tuple[int, ...], tuple[int, ...], int]) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
-        if not again:
-            again.append(_gather(mine, tp))
-        return again[0].as_strided(*kept)
+        return gather.finish_again(mine).as_strided(*kept)
 
     with saved_tensors_hooks(pack, unpack):
         yield whole

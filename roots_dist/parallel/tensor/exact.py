@@ -196,7 +196,7 @@ def columns_of_shards(
     alone = replace(tp, axis=SINGLE, sequence_parallel=False)
     inputs = zip(*(spread(copy_to_tp_region(x, tp), tp) for x in xs))
     made = [
-        compute(alone, reads, mine, *copies, *(shard and shard.values() for shard in mine))
+        compute(alone, reads, mine, None, *copies, *(shard and shard.values() for shard in mine))
         for copies, mine in zip(inputs, shards)
     ]
     return tuple(map(join, zip(*made)))

@@ -82,7 +82,12 @@ class _ColumnParallel(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, tp: TensorParallel, reads: Sequence[int], shards: Sequence[Shard | None], *tensors: Tensor | None
+        ctx: Any,
+        tp: TensorParallel,
+        reads: Sequence[int],
+        shards: Sequence[Shard | None],
+        before_first: Callable[..., None] | None,
+        *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         num_inputs = max(reads) + 1
         xs = cast("tuple[Tensor, ...]", tensors[:num_inputs])
@@ -92,7 +97,11 @@ class _ColumnParallel(torch.autograd.Function):
         ctx.bias_dtypes = [b.grad_dtype if b is not None and b.is_leaf else None for b in biases]
         ctx.save_for_backward(*xs, *weights)
         wholes = _start_copies(xs, tp)()  # each [B, S, D]
-        return tuple(F.linear(wholes[i], w, b) for i, w, b in zip(reads, weights, biases))  # each [B, S, f]
+        first, *rest = zip(reads, weights, biases)
+        others = [F.linear(wholes[i], w, b) for i, w, b in rest]  # each [B, S, f]
+        if before_first is not None:
+            before_first(*others)
+        return F.linear(wholes[first[0]], *first[1:]), *others
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -101,8 +110,8 @@ class _ColumnParallel(torch.autograd.Function):
         saved = ctx.saved_tensors
         xs, weights = saved[:num], saved[num:]
         need_x, need_weights, need_biases = (
-            any(ctx.needs_input_grad[3 : 3 + num]),
-            *_halves(ctx.needs_input_grad[3 + num :]),
+            any(ctx.needs_input_grad[4 : 4 + num]),
+            *_halves(ctx.needs_input_grad[4 + num :]),
         )
         gathering = _start_copies(xs, tp) if any(need_weights) else None  # overlaps with the inputs' gradients
         grad_xs = None
@@ -118,7 +127,7 @@ class _ColumnParallel(torch.autograd.Function):
             _bias_gradient(b, g, dtype) if n else None
             for b, g, n, dtype in zip(ctx.parameters[len(reads) :], grads, need_biases, ctx.bias_dtypes)
         ]
-        return None, None, None, *(grad_xs() if grad_xs else (None,) * num), *grad_weights, *grad_biases
+        return None, None, None, None, *(grad_xs() if grad_xs else (None,) * num), *grad_weights, *grad_biases
 
 
 def _bias_gradient(bias: nn.Parameter | Shard, grad_out: Tensor, dtype: torch.dtype | None) -> Tensor | None:
@@ -252,9 +261,13 @@ def column_parallel(tp: TensorParallel, x: Tensor, layers: Sequence[ColumnParall
 
 
 def column_parallel_on(
-    tp: TensorParallel, xs: Sequence[Tensor], reading: Sequence[tuple[int, ColumnParallelLinear]]
+    tp: TensorParallel,
+    xs: Sequence[Tensor],
+    reading: Sequence[tuple[int, ColumnParallelLinear]],
+    before_first: Callable[..., None] | None = None,
 ) -> tuple[Tensor, ...]:
-    """Outputs [B, S, f] of several layers, each with the number of the x [B, s, D] that it reads; each x is read."""
+    """Outputs [B, S, f] of several layers, each with the number of the x [B, s, D] that it reads; each x is read.
+    before_first is called with all outputs but the first, without adapters, before that is computed: to send them."""
     layers = [layer for _, layer in reading]
     if tp.shards > 1:
         owned = [*((layer.weight, layer.parts) for layer in layers), *((layer.bias, layer.parts) for layer in layers)]
@@ -265,7 +278,7 @@ def column_parallel_on(
     weights = [*(l.weight for l in layers), *(adapter.a.weight for _, adapter in adapters)]
     biases = [*(l.bias for l in layers), *(None for _ in adapters)]
     outputs = _ColumnParallel.apply(  # type: ignore[no-untyped-call] # torch types no apply
-        tp, reads, (), *xs, *weights, *biases
+        tp, reads, (), before_first, *xs, *weights, *biases
     )
     low = iter(outputs[len(layers) :])
     return tuple(y if l.lora is None else l.lora(y, next(low)) for l, y in zip(layers, outputs))
