@@ -28,7 +28,7 @@ test-full: .venv/test
 	$(BIN)/python -m pytest $(WORKERS) -m "full or not full" $(ARGS)
 
 gpu: .venv/test
-	$(BIN)/python -m pytest tests/gpu tests/unit/test_rng_triton.py -rs $(ARGS)
+	$(BIN)/python -m pytest tests/gpu tests/unit/test_rng_triton.py tests/unit/test_attention_triton.py -rs $(ARGS)
 
 mutants: .venv/test
 	$(BIN)/python -m tests.mutants.run --workers 2 $(ARGS)

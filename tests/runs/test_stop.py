@@ -14,12 +14,15 @@ import stat
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from commands import environ, roots
+from commands import start as start_fork
 
+from roots_dist.cli.main import main
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.learning.data.store import Writer
@@ -48,9 +51,10 @@ def place(tmp_path_factory) -> Path:
     return place
 
 
-def start(place: Path, *overrides: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "roots_dist", "train", str(place / "run.yaml"), *overrides]
-    return subprocess.Popen(command, env=environ(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(place: Path, folder: Path, *overrides: str) -> BaseProcess:
+    """`roots train`, whose launcher is a fork that has imported what it needs; its ranks begin anew."""
+    words = ["train", str(place / "run.yaml"), f"track.folder={folder}", *overrides]
+    return start_fork(main, words, environ(), [str(folder.with_name("out")), str(folder.with_name("err"))])
 
 
 def losses(folder: Path) -> dict[int, float]:
@@ -65,16 +69,17 @@ def until_step(folder: Path, step: int) -> None:
         time.sleep(0.05)
 
 
-def ranks_of(launcher: subprocess.Popen) -> list[int]:
+def ranks_of(launcher: BaseProcess) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
 
 
-def finish(run: subprocess.Popen) -> tuple[int, str]:
+def finish(run: BaseProcess, folder: Path) -> tuple[int | None, str]:
     try:
-        out, err = run.communicate(timeout=LIMIT_S)
+        run.join(LIMIT_S)
     finally:
         run.kill()
-    return run.returncode, out + err
+        run.join()
+    return run.exitcode, "".join(folder.with_name(name).read_text() for name in ("out", "err"))
 
 
 def test_a_lock_that_cannot_be_read_is_anothers(tmp_path):
@@ -103,11 +108,11 @@ def test_a_signal_ends_all_ranks_after_a_step_with_a_checkpoint_from_which_the_r
     place, tmp_path, whom, number
 ):
     folder = tmp_path / "run"
-    run = start(place, "parallel.tp=2", f"track.folder={folder}")
+    run = start(place, folder, "parallel.tp=2")
     until_step(folder, 5)
     assert not (folder / "ended.txt").exists()
     os.kill(run.pid if whom == "the launcher" else ranks_of(run)[-1], number)
-    code, said = finish(run)
+    code, said = finish(run, folder)
     assert code == 128 + number, said
     ended = re.fullmatch(rf"stopped by {number.name} after step (\d+)", read_end(folder / "ended.txt"))
     assert ended and f"{ended[0]}, with a checkpoint" in said and "✗" not in said and "│" not in said

@@ -112,7 +112,7 @@ from pathlib import Path
 from roots_dist.config.schema import Config, Track
 from roots_dist.runs.track import wandb
 from roots_dist.runs.track.trackers import open_trackers
-wandb.INIT_TIMEOUT_S = 3.0
+wandb.INIT_TIMEOUT_S = 1.0
 start = time.monotonic()
 config = Config(track=Track(wandb="online", tensorboard="off"))
 trackers = open_trackers(config, Path(sys.argv[1]), rank0=True)
