@@ -76,7 +76,8 @@ def why(error: Exception) -> str:
 def where(path: str | Path) -> str:
     """The path as a part of a sentence that says where it was looked for: `data/x.idx in /home/me, the working
     directory`."""
-    return str(path) if Path(path).is_absolute() else f"{path} in {Path.cwd()}, {WORKING_DIRECTORY}"
+    is_whole = Path(path).is_absolute() or "://" in str(path)
+    return str(path) if is_whole else f"{path} in {Path.cwd()}, {WORKING_DIRECTORY}"
 
 
 def reason(error: Exception, path: str | Path) -> str:

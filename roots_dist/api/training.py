@@ -21,7 +21,7 @@ from roots_dist.cli.train import TRAIN
 from roots_dist.config.load import Loaded
 from roots_dist.config.records import learning_rate_of
 from roots_dist.config.schema import Config
-from roots_dist.errors import ConfigError, DataError, Problem, present
+from roots_dist.errors import ConfigError, DataError, Problem
 from roots_dist.failures import RankIdentity, guarded
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.objectives import make_objective
@@ -33,6 +33,7 @@ from roots_dist.runs.train.origin import write_origin
 from roots_dist.runs.train.run_folder import hold_folder
 from roots_dist.runs.train.state import TrainState
 from roots_dist.runs.train.step import StepReport
+from roots_dist.storage.checkpoint.object_store import Place
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.mesh import Mesh
 
@@ -49,7 +50,7 @@ class Moment:
     """The model as it is now. All ranks are called, because its methods need all of them."""
     folder: Path
     """The run's folder."""
-    checkpoint: Path | None = None
+    checkpoint: Place | None = None
     """The folder of the checkpoint that has just been saved."""
     rank: int = 0
 
@@ -112,13 +113,15 @@ class Training:
         """Score the held-out text. Metrics under their names in metrics.jsonl; empty without data.validation."""
         return dict(callbacks.evaluate(self._state))
 
-    def save(self) -> Path:
+    def save(self) -> Place:
         """Save a checkpoint from which `roots train`, `roots generate` and load() go on, and return its folder: in the
         run's own, or in checkpoint.fallback_folder if that could not take it."""
         state = self._state
         if state.mesh.rank == 0:
             write_origin(state.folder, state.config, state.mesh.layout, state.bounds.facts())
-        return present(saving.checkpoint(state, last=True))
+        saved = saving.checkpoint(state, last=True)
+        assert saved is not None
+        return saved
 
 
 @contextmanager
@@ -171,7 +174,7 @@ def train(
     return Path(resolved.track.folder)
 
 
-def _tell(call: OnMoment | None, state: TrainState, metrics: Mapping[str, float], saved: Path | None = None) -> None:
+def _tell(call: OnMoment | None, state: TrainState, metrics: Mapping[str, float], saved: Place | None = None) -> None:
     assert call is not None
     moment = Moment(state.step, metrics, Model(state.run.passes), state.folder, saved, state.mesh.rank)
     found = {name: float(value) for name, value in (call(moment) or {}).items()}

@@ -47,6 +47,8 @@ class Facts:
     sentinels: int = 0
     """T5's <extra_id_0>, <extra_id_1> …"""
     folder_trouble: str | None = None
+    store_trouble: str | None = None
+    """Why checkpoint.url or checkpoint.fallback_folder cannot be reached from here: a package is missing."""
     local_size: int = 1
     """Processes on this machine, which share its memory."""
     memory: int | None = None
@@ -73,6 +75,7 @@ def gather(config: Config, local_size: int) -> Facts:
         special_tokens=frozenset(specials),
         sentinels=len(special_tokens.sentinels(ids)),
         folder_trouble=_folder_trouble(Path(config.track.folder)),
+        store_trouble=_store_trouble(config.checkpoint.url, config.checkpoint.fallback_folder),
         local_size=local_size,
         memory=free_memory(),
         gpus=environment.gpus() if config.train.device != "cpu" else 0,
@@ -162,6 +165,17 @@ def _folder_trouble(folder: Path) -> str | None:
             return None
     except OSError as error:
         return f"{why(error)}: {existing}"
+
+
+def _store_trouble(*places: str | None) -> str | None:
+    for protocol in (place.partition("://")[0] for place in places if place is not None and "://" in place):
+        try:
+            import fsspec  # type: ignore[import-untyped]
+
+            fsspec.get_filesystem_class(protocol)
+        except (ImportError, ValueError) as error:  # the package of this store, or no store of that name
+            return f"{protocol}://: {error}"
+    return None
 
 
 def free_memory() -> int | None:

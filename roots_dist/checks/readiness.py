@@ -24,6 +24,7 @@ def check(config: Config, layout: Layout, facts: Facts) -> list[Problem]:
         *_corpora(config, facts),
         *_tokenizer(config, facts),
         *_folder(config, facts),
+        *_store(config, facts),
         *_devices(config, facts),
         *_memory(config, layout, facts),
         *_packages(config, layout, facts),
@@ -160,6 +161,16 @@ def _folder(config: Config, facts: Facts) -> Iterator[Problem]:
             found=config.track.folder,
             expected=f"a folder that can be written ({facts.folder_trouble})",
             fix="choose another folder, or make room there",
+        )
+
+
+def _store(config: Config, facts: Facts) -> Iterator[Problem]:
+    if facts.store_trouble is not None:
+        yield Problem(
+            key="checkpoint.url" if config.checkpoint.url is not None else "checkpoint.fallback_folder",
+            found=config.checkpoint.url or config.checkpoint.fallback_folder,
+            expected=f"a store that fsspec can reach ({facts.store_trouble})",
+            fix="pip install 'roots_dist[s3]' for s3://, or the package that fsspec names for another store",
         )
 
 

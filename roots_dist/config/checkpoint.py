@@ -23,5 +23,13 @@ class Checkpoint(Section):
         10, ge=1, description="saves that may fail in a row (a full disk) before the run stops; each is tried again"
     )
     fallback_folder: str | None = Field(
-        None, description="where a run that cannot save in its folder saves a last time before it stops"
+        None,
+        description="where a run that cannot save in its folder saves a last time before it stops; a folder, or an URL "
+        "as s3://bucket/place",
+    )
+    url: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9]+://.*[^/]",
+        description="object store where checkpoints are, as s3://bucket/runs/mine, one for each run; default: they are "
+        "in the run's folder",
     )

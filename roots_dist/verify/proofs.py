@@ -16,7 +16,7 @@ from roots_dist.config.run_config import ONE_PROCESS
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.runs.evaluate.references import REFERENCES
-from roots_dist.storage.checkpoint.format import checkpoints_folder, step_name
+from roots_dist.storage.checkpoint.format import CHECKPOINTS, step_name
 from roots_dist.testing.parity import FLOAT64_BOUNDS, Trace, differences, merge
 from roots_dist.testing.world import on_warm_world, on_world
 from roots_dist.verify.proof import Proof
@@ -47,7 +47,7 @@ class Place:
 
     def hand_over(self, name: str, step: int, to: str) -> None:
         """Give a new run the checkpoint that another one saved after this step, and its references (dpo)."""
-        saved, new = (checkpoints_folder(self.folder / n) / step_name(step) for n in (name, to))
+        saved, new = (self.folder / n / CHECKPOINTS / step_name(step) for n in (name, to))
         shutil.copytree(saved, new)
         if (references := self.folder / name / REFERENCES).is_file():
             shutil.copyfile(references, self.folder / to / REFERENCES)

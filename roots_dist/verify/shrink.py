@@ -130,6 +130,8 @@ def _source(config: Config, small: Config) -> Config:
         "optim.warmup_steps": 0,
         "optim.decay_steps": None,
         "checkpoint.every": 0,
+        "checkpoint.url": None,
+        "checkpoint.fallback_folder": None,
     }
     if objective_of(config).has_labels:
         values["finetune.labels"] = config.finetune.labels[:5] or LABELS
@@ -283,6 +285,8 @@ def _training(config: Config, pp: int, dp: int, steps: int) -> dict[str, object]
         "checkpoint.every": max(1, steps // 2),
         "checkpoint.keep": 9,
         "checkpoint.resume": True,
+        "checkpoint.url": None,
+        "checkpoint.fallback_folder": None,
         "track.wandb": "disabled",
         "track.tensorboard": "off",
         "advanced.vocab_multiple": math.lcm(8, config.parallel.tp),

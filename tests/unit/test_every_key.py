@@ -151,6 +151,7 @@ READERS = {
     "checkpoint.resume": "runs/train/resume.py",
     "checkpoint.max_failures": "runs/train/saving.py",
     "checkpoint.fallback_folder": "runs/train/saving.py",
+    "checkpoint.url": "runs/train/resume.py",
     "track.folder": "runs/train/loop.py",
     "track.wandb": "runs/track/wandb.py",
     "track.tensorboard": "runs/track/tensorboard.py",

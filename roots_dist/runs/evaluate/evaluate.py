@@ -34,6 +34,7 @@ from roots_dist.runs.evaluate.options import EvaluateOptions
 from roots_dist.runs.evaluate.references import references_to_evaluate
 from roots_dist.runs.evaluate.sources import bytes_per_token, names
 from roots_dist.storage.checkpoint.load import load_weights
+from roots_dist.storage.checkpoint.object_store import Place
 from roots_dist.storage.checkpoint.verified import best_or_newest
 from roots_dist.world.batch import MicroBatch, Objective, QuestionObjective
 from roots_dist.world.mesh import Mesh
@@ -73,7 +74,7 @@ def _open_held_out(passes: Passes, objective: Objective) -> Batches:
 
 
 def _score_held_out_text(
-    passes: Passes, checkpoint: Path, objective: Objective, held_out: Batches, options: EvaluateOptions
+    passes: Passes, checkpoint: Place, objective: Objective, held_out: Batches, options: EvaluateOptions
 ) -> Score:
     config, mesh = passes.config, passes.mesh
     sequences = min(config.train.eval_sequences, held_out.num_samples)

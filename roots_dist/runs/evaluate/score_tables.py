@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -18,6 +17,7 @@ from roots_dist.runs.evaluate.answers import Answers
 from roots_dist.runs.evaluate.baseline import NgramBaselines
 from roots_dist.runs.evaluate.held_out import Score
 from roots_dist.runs.evaluate.task_metrics import class_scores
+from roots_dist.storage.checkpoint.object_store import Place
 
 MOST_CLASSES = 12
 """Largest number of classes in a confusion table: a wider one is unreadable."""
@@ -43,7 +43,7 @@ def plain(*columns: str) -> Table:
     return table
 
 
-def score_table(checkpoint: Path, sequences: int, found: Score) -> Table:
+def score_table(checkpoint: Place, sequences: int, found: Score) -> Table:
     table = plain()
     table.add_row("checkpoint", str(checkpoint))
     single = next(iter(found.terms.values())) if len(found.terms) == 1 and not found.perplexity_term else None

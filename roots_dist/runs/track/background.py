@@ -12,10 +12,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from queue import SimpleQueue
 
 from roots_dist.runs.track.tracker import Tracker
+from roots_dist.storage.checkpoint.object_store import Place
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Background:
     def text(self, step: int, name: str, text: str) -> None:
         self._put(lambda tracker: tracker.text(step, name, text))
 
-    def checkpoint(self, step: int, path: Path) -> None:
+    def checkpoint(self, step: int, path: Place) -> None:
         self._put(lambda tracker: tracker.checkpoint(step, path))
 
     def _put(self, do: Callable[[Tracker], None]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 from roots_dist.files import replacing
 from roots_dist.runs.track.line_file import LineFile
+from roots_dist.storage.checkpoint.object_store import Place
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class MetricsFile:
     def text(self, step: int, name: str, text: str) -> None:
         self._texts.write(_line({"step": step, "time": round(time.time(), 3), "name": name, "text": text}))
 
-    def checkpoint(self, step: int, path: Path) -> None:
+    def checkpoint(self, step: int, path: Place) -> None:
         """Nothing to write: checkpoints are beside this file."""
 
     def close(self) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -19,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from roots_dist.runs.track.metrics import is_own
+from roots_dist.storage.checkpoint.object_store import Place
 
 PLAIN_LINES = 50
 """Approximate number of lines that a whole run writes without a terminal."""
@@ -174,7 +174,7 @@ class Progress:
     def text(self, step: int, name: str, text: str) -> None:
         self._console.print(Text.assemble((f"step {step}  {name}\n", "cyan"), text), soft_wrap=True)
 
-    def checkpoint(self, step: int, path: Path) -> None:
+    def checkpoint(self, step: int, path: Place) -> None:
         """Nothing to show: later lines say that it was saved."""
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.errors import missing_package
 from roots_dist.scrub import scrub_text
+from roots_dist.storage.checkpoint.object_store import Place
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class TensorBoard:
         """Log the text indented, which Markdown shows verbatim."""
         self._writer.add_text(name, "    " + text.replace("\n", "\n    "), step)
 
-    def checkpoint(self, step: int, path: Path) -> None:
+    def checkpoint(self, step: int, path: Place) -> None:
         """Nothing to log: TensorBoard has no checkpoints."""
 
     def close(self) -> None:

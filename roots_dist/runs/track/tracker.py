@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Protocol
+
+from roots_dist.storage.checkpoint.object_store import Place
 
 
 class Tracker(Protocol):
@@ -16,7 +17,7 @@ class Tracker(Protocol):
         """Log a text, such as a sample of the model's."""
         ...
 
-    def checkpoint(self, step: int, path: Path) -> None:
+    def checkpoint(self, step: int, path: Place) -> None:
         """Note that a checkpoint has been saved at `path`."""
         ...
 

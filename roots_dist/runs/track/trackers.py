@@ -18,6 +18,7 @@ from roots_dist.runs.track.metrics import METRICS_FILE, RESUMED, MetricsFile, la
 from roots_dist.runs.track.progress import Progress
 from roots_dist.runs.track.tracker import Tracker
 from roots_dist.scrub import known_secrets
+from roots_dist.storage.checkpoint.object_store import Place
 
 
 class Trackers:
@@ -51,7 +52,7 @@ class Trackers:
         if self._file is not None:
             self._file.text(step, name, text)
 
-    def checkpoint(self, step: int, path: Path) -> None:
+    def checkpoint(self, step: int, path: Place) -> None:
         for tracker in self._trackers:
             tracker.checkpoint(step, path)
 

@@ -19,6 +19,7 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import missing_package
 from roots_dist.runs.track.background import first_line
 from roots_dist.scrub import scrub
+from roots_dist.storage.checkpoint.object_store import Place
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -141,12 +142,13 @@ class Wandb:
         if step > self._logged:
             self._run.log({name: self._wandb.Html(f"<pre>{safe}</pre>", inject=False)}, step=step)
 
-    def checkpoint(self, step: int, path: Path) -> None:
+    def checkpoint(self, step: int, path: Place) -> None:
         """Log the checkpoint as an artifact by reference: its path and step, none of its bytes."""
         if not self._artifacts or not path.is_dir():  # newer ones have taken its place
             return
         artifact = self._wandb.Artifact(f"checkpoint-{self._run.id}", type="model", metadata={"step": step})
-        artifact.add_reference(path.resolve().as_uri(), checksum=False)
+        uri = path.resolve().as_uri() if isinstance(path, Path) else str(path)
+        artifact.add_reference(uri, checksum=False)
         self._run.log_artifact(artifact, aliases=["latest", f"step-{step}"])
 
     def close(self) -> None:

@@ -15,9 +15,10 @@ from roots_dist.runs.ranks.stop_signal import AFTER_STEP, ENDED, ENDED_BEFORE, r
 from roots_dist.runs.track.metrics import METRICS_FILE, TEXTS_FILE, last_step
 from roots_dist.runs.track.summary_file import SUMMARY_FILE
 from roots_dist.runs.train.repeats import FAILURES_FILE
-from roots_dist.storage.checkpoint.disk import rename, sync_folder
+from roots_dist.storage.checkpoint.disk import names, rename, sync_folder
 from roots_dist.storage.checkpoint.format import STATE_FILE, Manifest, checkpoints_folder, read_json
-from roots_dist.storage.checkpoint.keep import BEST_FILE, PARTIAL, found_steps
+from roots_dist.storage.checkpoint.keep import BEST_FILE, PARTIAL, found_steps, is_unfinished
+from roots_dist.storage.checkpoint.object_store import ObjectPath, Place, place_of
 from roots_dist.storage.checkpoint.run_identity import RUN_FILE, never_saved, run_id
 from roots_dist.storage.checkpoint.verified import Damages
 
@@ -47,16 +48,16 @@ def signs_of_life(folder: Path, damages: Damages) -> list[str]:
     return found
 
 
-def _signs_in_checkpoints(folder: Path, damages: Damages) -> list[str]:
+def _signs_in_checkpoints(folder: Place, damages: Damages) -> list[str]:
     if damages:
         (first, why), *rest = damages
         others = f" and {len(rest)} more" if rest else ""
         return [f"{folder.name}/{first.name}{others} ({why.rstrip('.')})"]
     if not folder.is_dir():
         return [f"{folder.name}, which is no folder"] if folder.exists() or folder.is_symlink() else []
-    names = sorted(path.name for path in folder.iterdir() if not path.name.endswith(PARTIAL))
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return [f"{folder.name} with {', '.join(names[:SHOWN])}{more}"] if names else []
+    there = [name for name in names(folder) if not name.endswith(PARTIAL) and not is_unfinished(folder / name)]
+    more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
+    return [f"{folder.name} with {', '.join(there[:SHOWN])}{more}"] if there else []
 
 
 def refuse_silent_zero(folder: Path, damages: Damages) -> None:
@@ -80,7 +81,7 @@ def refuse_to_leave_behind(folder: Path, fallback: str | None, step: int) -> Non
     if fallback is None:
         return
     own = run_id(folder)
-    for later, path in reversed(found_steps(Path(fallback)).items()):
+    for later, path in reversed(found_steps(place_of(fallback)).items()):
         if later > step and (_run_of(path) == own if own else _began_in(path, folder)):
             here = f"step {step}" if step else "none"
             anew = "" if own else ", or begin anew with checkpoint.resume=false"
@@ -93,7 +94,7 @@ def refuse_to_leave_behind(folder: Path, fallback: str | None, step: int) -> Non
             raise CheckpointError(str(problem))
 
 
-def _run_of(checkpoint: Path) -> str:
+def _run_of(checkpoint: Place) -> str:
     """Id of the run that has saved a checkpoint; empty if it cannot be read."""
     try:
         return Manifest.read(checkpoint).author.run
@@ -101,7 +102,7 @@ def _run_of(checkpoint: Path) -> str:
         return ""
 
 
-def _began_in(checkpoint: Path, folder: Path) -> bool:
+def _began_in(checkpoint: Place, folder: Path) -> bool:
     """Whether the run that has saved a checkpoint had this folder."""
     try:
         was = read_json(checkpoint / STATE_FILE)["config"]["track"]["folder"]
@@ -114,12 +115,27 @@ def _list(words: Sequence[str]) -> str:
     return ", ".join(words[:-1]) + " and " + words[-1] if len(words) > 1 else words[0]
 
 
+def _refuse_to_rename(checkpoints: ObjectPath) -> None:
+    if names(checkpoints):
+        problem = Problem(
+            key="checkpoint.resume",
+            found=False,
+            expected=f"true, because nothing is renamed in an object store, and {checkpoints} holds checkpoints",
+            fix="choose another checkpoint.url and another track.folder",
+        )
+        raise CheckpointError(str(problem))
+
+
 def begin_anew(folder: Path) -> None:
     """Rename what an earlier life has left, all with one new number: checkpoints of later steps would be taken for the
     new run's newest, and its metrics would be lost."""
     checkpoints = checkpoints_folder(folder)
+    if isinstance(checkpoints, ObjectPath):
+        _refuse_to_rename(checkpoints)
     there = [folder / name for name in OF_A_LIFE if (folder / name).exists() or (folder / name).is_symlink()]
-    if checkpoints.is_symlink() or checkpoints.is_file() or (checkpoints.is_dir() and any(checkpoints.iterdir())):
+    if isinstance(checkpoints, Path) and (
+        checkpoints.is_symlink() or checkpoints.is_file() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+    ):
         there.append(checkpoints)
     elif last_step(folder / METRICS_FILE) <= 0:
         return

@@ -54,6 +54,7 @@ from roots_dist.runs.train.run_folder import HeldFolder, folder_gone, hold_folde
 from roots_dist.runs.train.saving import finishing_saves, move_it, save_elsewhere, save_last
 from roots_dist.runs.train.state import OnCheckpoint, OnEvaluation, TrainState
 from roots_dist.runs.train.step import StepReport, train_step
+from roots_dist.storage.checkpoint.object_store import place_of
 from roots_dist.world.batch import MicroBatch, Objective
 from roots_dist.world.mesh import Mesh
 
@@ -218,7 +219,7 @@ def stop_early(state: TrainState) -> int:
         if state.saves.under_way is not None:
             state.saves.under_way.wait()  # it fails, and no rank reads a folder that is not there
         if fallback is not None:
-            saved = f"the last step is in {save_elsewhere(state, Path(fallback))}"
+            saved = f"the last step is in {save_elsewhere(state, place_of(fallback))}"
         raise folder_gone(folder, saved)
     save_last(state)
     ended = f"{STOPPED} by {signal.Signals(number).name} after step {state.step}"

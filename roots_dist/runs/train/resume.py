@@ -25,9 +25,17 @@ from roots_dist.runs.train.best_evaluation import BestEvaluation
 from roots_dist.runs.train.earlier_life import begin_anew, refuse_silent_zero, refuse_to_leave_behind
 from roots_dist.runs.train.init_weights import load_init_weights
 from roots_dist.runs.train.left_out import read_left_out
-from roots_dist.storage.checkpoint.format import STATE_FILE, Author, Manifest, checkpoints_folder, read_json
+from roots_dist.storage.checkpoint.format import (
+    STATE_FILE,
+    Author,
+    Manifest,
+    checkpoints_folder,
+    keep_at,
+    read_json,
+)
 from roots_dist.storage.checkpoint.keep import remove_leftovers
 from roots_dist.storage.checkpoint.load import load, load_initial_weights
+from roots_dist.storage.checkpoint.object_store import Place
 from roots_dist.storage.checkpoint.run_identity import begin_attempt
 from roots_dist.storage.checkpoint.same_model import refuse_another_model
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
@@ -61,11 +69,13 @@ def resume(run: Run, folder: Path, order: str = "") -> ResumePoint:
     mesh, begun = run.mesh, SharedFailure(run.mesh)
     if mesh.rank == 0:
         with begun.attempt(f"cannot use {folder}"):
+            keep_at(folder, run.config.checkpoint.url)
             if not run.config.checkpoint.resume:
                 begin_anew(folder)
             elif checkpoints_folder(folder).is_dir():
                 remove_leftovers(checkpoints_folder(folder))  # and restores what a killed save had moved aside
     begun.raise_on_all()
+    keep_at(folder, run.config.checkpoint.url)
     found, damages = newest_verified(folder, mesh)
     step = -1
     if mesh.rank == 0:
@@ -101,7 +111,7 @@ def resume(run: Run, folder: Path, order: str = "") -> ResumePoint:
     return point
 
 
-def load_point(run: Run, folder: Path, checkpoint: Path, author: Author = Author()) -> ResumePoint:
+def load_point(run: Run, folder: Path, checkpoint: Place, author: Author = Author()) -> ResumePoint:
     """Load a verified checkpoint of the run in this folder. Collective over the world."""
     state = load(checkpoint, run.engine, run.params, run.mesh, verify=False)
     if run.mesh.rank == 0 and (state.get("best") or {}).get("step"):

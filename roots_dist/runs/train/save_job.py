@@ -20,6 +20,7 @@ from typing import Any
 from roots_dist.errors import CheckpointError
 from roots_dist.runs.train.best_evaluation import BestEvaluation
 from roots_dist.storage.checkpoint.format import Author
+from roots_dist.storage.checkpoint.object_store import Place
 from roots_dist.storage.checkpoint.run_identity import mark_saved
 from roots_dist.storage.checkpoint.save import Shard, write_checkpoint
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 class Keeping:
     """What becomes of the run's other checkpoints when a new one is in place."""
 
+    run: Path
+    """The run's folder."""
     keep: int
     """How many of the newest are kept."""
     before: int
@@ -47,7 +50,7 @@ class Keeping:
 class SaveJob:
     """A checkpoint that is to be written, and nothing that training may change meanwhile."""
 
-    folder: Path
+    folder: Place
     """The run's folder, or checkpoint.fallback_folder."""
     step: int
     state: dict[str, Any]
@@ -58,7 +61,7 @@ class SaveJob:
     keeping: Keeping | None = None
     """None in a folder that is not the run's."""
 
-    def run(self, mesh: Mesh) -> Path:
+    def run(self, mesh: Mesh) -> Place:
         """Save, compare what was in memory with what the disk gives back, and return the checkpoint's folder. Raises
         CheckpointError on all ranks. Collective over the world of `mesh`."""
         path = write_checkpoint(self.folder, self.step, self.shards, self.state, mesh, self.author)
@@ -79,18 +82,18 @@ class SaveJob:
         whose save has failed, this one takes its place. A failure is only said: the new checkpoint is in place."""
         tidied, best = SharedFailure(mesh), keeping.best
         if mesh.rank == 0:
-            with tidied.attempt(f"cannot note in {self.folder} that it has a checkpoint"):
-                mark_saved(self.folder)
+            with tidied.attempt(f"cannot note in {keeping.run} that it has a checkpoint"):
+                mark_saved(keeping.run)
         if mesh.rank == 0 and best and best.step and (best.step == self.step or best.step > keeping.before):
-            with tidied.attempt(f"cannot mark the best checkpoint of {self.folder}"):
-                best.mark(self.folder, self.step)
+            with tidied.attempt(f"cannot mark the best checkpoint of {keeping.run}"):
+                best.mark(keeping.run, self.step)
             if best.step < self.step:
                 why = "the best evaluation, after step %d, has no checkpoint: that of step %d is marked in its place"
                 log.warning(why, best.step, self.step)
         why = tidied.on_all()
         if not why:
-            with tidied.attempt(f"cannot delete the oldest checkpoints of {self.folder}"):
-                prune(self.folder, keeping.keep, mesh, keeping.verified)
+            with tidied.attempt(f"cannot delete the oldest checkpoints of {keeping.run}"):
+                prune(keeping.run, keeping.keep, mesh, keeping.verified)
             why = tidied.on_all()
         if why:
             log.warning("%s", why)
@@ -102,7 +105,7 @@ class BackgroundSave:
     def __init__(self, job: SaveJob, mesh: Mesh):
         self.job = job
         self._mesh, self._began, self._seconds = mesh, time.perf_counter(), 0.0
-        self._path: Path | None = None
+        self._path: Place | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name=f"save of step {job.step}", daemon=True)
         self._thread.start()
@@ -129,7 +132,7 @@ class BackgroundSave:
         self._thread.join(seconds)  # .wait() would be taken for a wait for other ranks by the watchdog
         return self.is_over
 
-    def result(self) -> Path:
+    def result(self) -> Place:
         """Folder of the checkpoint. Waits for it. Raises CheckpointError on all ranks if it could not be saved, and on
         this one alone what ended its thread otherwise."""
         self.wait()

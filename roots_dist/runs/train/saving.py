@@ -25,6 +25,7 @@ from roots_dist.runs.train.save_job import BackgroundSave, Keeping, SaveJob
 from roots_dist.runs.train.state import TrainState
 from roots_dist.storage.checkpoint.disk import make_folder
 from roots_dist.storage.checkpoint.format import checkpoints_folder
+from roots_dist.storage.checkpoint.object_store import Place, place_of
 from roots_dist.storage.checkpoint.run_identity import mark_saved
 from roots_dist.storage.checkpoint.save import shards_of, with_facts
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
@@ -32,7 +33,7 @@ from roots_dist.storage.checkpoint.shared_failure import SharedFailure
 log = logging.getLogger(__name__)
 
 
-def checkpoint(state: TrainState, *, last: bool = False) -> Path | None:
+def checkpoint(state: TrainState, *, last: bool = False) -> Place | None:
     """Save a checkpoint, delete those that are not kept, and return its folder; None if that goes on in the background,
     or failed and training goes on. `last`: the run ends with it, and it may be in checkpoint.fallback_folder.
     Collective over the world.
@@ -143,14 +144,14 @@ def _say_that_it_waits(state: TrainState, before: int) -> None:
     log.log(level, text, state.step, before)
 
 
-def _tell(state: TrainState, step: int, path: Path) -> None:
+def _tell(state: TrainState, step: int, path: Place) -> None:
     """Tell who asked for it of a checkpoint that is in place."""
     state.trackers.checkpoint(step, path)
     for callback in state.on_checkpoint:
         callback(state, path)
 
 
-def _job(state: TrainState, folder: Path) -> SaveJob:
+def _job(state: TrainState, folder: Place) -> SaveJob:
     """The save of the step that is done. Its shards are gathered as they are asked for. Collective over the world."""
     check_copies(state.run, state.step)  # what has drifted apart is never saved
     config, best, saves = state.config.model_dump(mode="json"), state.best, state.saves
@@ -158,7 +159,8 @@ def _job(state: TrainState, folder: Path) -> SaveJob:
     saved |= state.spikes.saved()
     keeping = None
     if folder == state.folder:
-        keeping = Keeping(state.config.checkpoint.keep, saves.step, best and replace(best), saves.verified)
+        keep, frozen = state.config.checkpoint.keep, best and replace(best)
+        keeping = Keeping(state.folder, keep, saves.step, frozen, saves.verified)
     return SaveJob(
         folder=folder,
         step=state.step,
@@ -169,7 +171,7 @@ def _job(state: TrainState, folder: Path) -> SaveJob:
     )
 
 
-def _after_failure(state: TrainState, step: int, error: CheckpointError, last: bool) -> Path | None:
+def _after_failure(state: TrainState, step: int, error: CheckpointError, last: bool) -> Place | None:
     """Say that the save of a step has failed, and decide whether training goes on. Returns where the last one was made
     instead."""
     saves = state.saves
@@ -182,7 +184,7 @@ def _after_failure(state: TrainState, step: int, error: CheckpointError, last: b
         return None
     where = "none is set"
     if keys.fallback_folder is not None:
-        folder = Path(keys.fallback_folder)
+        folder = place_of(keys.fallback_folder)
         log.warning("%s A last attempt is made in %s", told, folder)
         try:
             path = save_elsewhere(state, folder)
@@ -206,7 +208,7 @@ def _after_failure(state: TrainState, step: int, error: CheckpointError, last: b
     raise CheckpointError(str(problem))
 
 
-def move_it(state: TrainState, path: Path) -> str:
+def move_it(state: TrainState, path: Place) -> str:
     """Where the newest checkpoint is, if not in the run's folder, and what to do with it."""
     return f"its checkpoint is in {path}: move it to {checkpoints_folder(state.folder)}"
 
@@ -222,13 +224,13 @@ def _note_elsewhere(state: TrainState) -> None:
         log.warning("%s", why)
 
 
-def save_elsewhere(state: TrainState, folder: Path) -> Path:
+def save_elsewhere(state: TrainState, folder: Place) -> Place:
     """Save in another folder, which is made if needed. Collective over the world; raises CheckpointError on all
     ranks."""
     made = SharedFailure(state.mesh)
     if state.mesh.rank == 0:
         with made.attempt(f"cannot make {folder}"):
-            for path in reversed([folder, *folder.parents]):
+            for path in reversed([folder, *folder.parents]) if isinstance(folder, Path) else ():
                 if not path.exists():
                     make_folder(path)
     made.raise_on_all()

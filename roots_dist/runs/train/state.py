@@ -21,12 +21,13 @@ from roots_dist.runs.train.best_evaluation import BestEvaluation
 from roots_dist.runs.train.save_job import BackgroundSave
 from roots_dist.runs.train.spikes import Spikes
 from roots_dist.storage.checkpoint.format import Author
+from roots_dist.storage.checkpoint.object_store import Place
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.mesh import Mesh
 
 OnEvaluation = Callable[["TrainState", Mapping[str, float]], None]
 """Called on every rank after an evaluation, with its metrics."""
-OnCheckpoint = Callable[["TrainState", Path], None]
+OnCheckpoint = Callable[["TrainState", Place], None]
 """Called on every rank after a checkpoint is saved, with its folder."""
 
 
@@ -44,7 +45,7 @@ class Saves:
     """Number of saves that have failed since the last that did not."""
     next_try: int = 0
     """Step after which a failed save is tried again; 0 if none is to be."""
-    elsewhere: Path | None = None
+    elsewhere: Place | None = None
     """The newest checkpoint, if it is in checkpoint.fallback_folder and not in the run's folder."""
     background: Mesh | None = None
     """Mesh of the threads that save while training goes on; None if training waits."""
@@ -53,7 +54,7 @@ class Saves:
     has_waited: bool = False
     """Whether a save has waited for the one before."""
 
-    def succeeded(self, step: int, elsewhere: Path | None = None) -> None:
+    def succeeded(self, step: int, elsewhere: Place | None = None) -> None:
         self.step, self.failures, self.next_try, self.elsewhere = step, 0, 0, elsewhere
         if elsewhere is None:
             self.verified.add(step)

@@ -1,8 +1,10 @@
-"""What a checkpoint asks of a disk: seven operations, each through `os` alone, so that a test can stop or forget any.
+"""What a checkpoint asks of a disk, or of an object store: nine operations. Those that change a disk go through `os`
+alone, so that a test can stop or forget any.
 
-    make_folder, write_file, rename, remove, sync_folder | hash_file; files.py: read_plain
+    make_folder, write_file, rename, remove, sync_folder | size_of, hash_file, read, names
 
-What is promised to be on disk is: a file when write_file returns, a name when sync_folder of its folder does.
+What is promised to be on disk is: a file when write_file returns, a name when sync_folder of its folder does. In an
+object store (object_store.py) a file is there with its name when write_file returns.
 """
 
 from __future__ import annotations
@@ -10,11 +12,11 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
-from roots_dist.files import open_plain
+from roots_dist.files import open_plain, read_plain
+from roots_dist.storage.checkpoint.object_store import ObjectPath, Place
 
 BLOCK = 1 << 22
 
@@ -27,9 +29,11 @@ class FileFacts:
     sha256: str
 
 
-def make_folder(path: Path) -> None:
+def make_folder(path: Place) -> None:
     """Make a folder in one that exists, and wait until its name is on disk. Nothing happens if it is there; a link to a
-    folder is refused with an OSError."""
+    folder is refused with an OSError. An object store has no folders."""
+    if isinstance(path, ObjectPath):
+        return
     try:
         os.mkdir(path)
     except FileExistsError:
@@ -38,41 +42,78 @@ def make_folder(path: Path) -> None:
     sync_folder(path.parent)
 
 
-def write_file(path: Path, parts: Iterable[bytes | memoryview]) -> FileFacts:
+def write_file(path: Place, parts: Iterable[bytes | memoryview]) -> FileFacts:
     """Write a new file and wait until it is on disk. Returns what was in memory: a bit that flips on the way to the
     disk makes a file that differs from its hash."""
-    sha, size = hashlib.sha256(), 0
+    if isinstance(path, ObjectPath):
+        with path.writing() as file:
+            return _write(parts, file.write)
     fd = open_plain(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
-        for part in parts:
-            for first in range(0, len(part), BLOCK):
-                block = memoryview(part)[first : first + BLOCK]
-                sha.update(block)
-                size += len(block)
-                while block:
-                    block = block[os.write(fd, block) :]
+        facts = _write(parts, lambda block: _write_all(fd, block))
         os.fsync(fd)
     finally:
         os.close(fd)
+    return facts
+
+
+def _write(parts: Iterable[bytes | memoryview], write: Callable[[memoryview], object]) -> FileFacts:
+    sha, size = hashlib.sha256(), 0
+    for part in parts:
+        for first in range(0, len(part), BLOCK):
+            block = memoryview(part)[first : first + BLOCK]
+            sha.update(block)
+            size += len(block)
+            write(block)
     return FileFacts(size, sha.hexdigest())
 
 
-def hash_file(path: Path) -> FileFacts:
+def _write_all(fd: int, block: memoryview) -> None:
+    while block:
+        block = block[os.write(fd, block) :]
+
+
+def read(path: Place) -> bytes:
+    """Content of a file. Raises OSError, also if it is a pipe or a device."""
+    return path.read() if isinstance(path, ObjectPath) else read_plain(path)
+
+
+def size_of(path: Place) -> int | None:
+    """Bytes of a file; None if there is no such file."""
+    if isinstance(path, ObjectPath):
+        return path.size() if path.is_file() else None
+    return path.stat().st_size if path.is_file() else None
+
+
+def names(folder: Place) -> list[str]:
+    """What is in a folder, in order; nothing if it is none. Those that begin with a dot come first."""
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def hash_file(path: Place) -> FileFacts:
     """Size and hash of a file as it is read."""
     sha, size = hashlib.sha256(), 0
-    with open(path, "rb") as file:
+    with path.reading() if isinstance(path, ObjectPath) else open(path, "rb") as file:
         while block := file.read(BLOCK):
             sha.update(block)
             size += len(block)
     return FileFacts(size, sha.hexdigest())
 
 
-def rename(old: Path, new: Path) -> None:
-    os.rename(old, new)
+def rename(old: Place, new: Place) -> None:
+    """Give a file or folder another name in the same folder: at once on a disk, in an object store by copies, the
+    manifest last."""
+    if isinstance(old, ObjectPath):
+        assert isinstance(new, ObjectPath), (old, new)
+        old.rename(new)
+    else:
+        os.rename(old, str(new))
 
 
-def sync_folder(path: Path) -> None:
+def sync_folder(path: Place) -> None:
     """Wait until the names in a folder are on disk."""
+    if isinstance(path, ObjectPath):
+        return
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -80,9 +121,12 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
-def remove(path: Path) -> None:
+def remove(path: Place) -> None:
     """Remove a file, a link, or a folder with all that is in it. Links are removed, not followed. Nothing happens if
     there is none."""
+    if isinstance(path, ObjectPath):
+        path.remove()
+        return
     try:
         if not stat.S_ISDIR(os.lstat(path).st_mode):
             os.unlink(path)

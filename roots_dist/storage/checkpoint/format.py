@@ -21,25 +21,54 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from roots_dist.errors import CheckpointError
-from roots_dist.files import read_plain, reason
-from roots_dist.storage.checkpoint.disk import FileFacts, hash_file, write_file
+from roots_dist.errors import CheckpointError, Problem
+from roots_dist.files import read_plain, reason, write_atomically
+from roots_dist.storage.checkpoint.disk import FileFacts, hash_file, read, size_of, sync_folder, write_file
+from roots_dist.storage.checkpoint.object_store import MANIFEST, Place, place_of
 
 FORMAT = 2
 WITHOUT_AUTHOR = 1
 """Format of manifests before they told run, attempt, config and order of samples."""
 STEMS = {"weight": "model", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
 """Tensors of the optimizer state (zero.seam.STATE) -> prefix of their file names."""
-MANIFEST, STATE_FILE = "manifest.json", "state.json"
+STATE_FILE, CHECKPOINTS = "state.json", "checkpoints"
+URL_FILE = "checkpoints.url"
+"""File in a run's folder that says in which object store its checkpoints are, where they are not beside it."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
-def checkpoints_folder(run: Path) -> Path:
-    return Path(run) / "checkpoints"
+def checkpoints_folder(run: Place) -> Place:
+    """Where the checkpoints of a run are: in its folder, or where that says. Raises OSError if that cannot be read."""
+    if isinstance(run, Path) and (url := url_of(run)):
+        return place_of(url)
+    return run / CHECKPOINTS
+
+
+def url_of(run: Path) -> str:
+    """The object store where the checkpoints of the run in this folder are; empty if they are beside it."""
+    path = run / URL_FILE
+    return read_plain(path).decode().strip() if path.is_file() else ""
 
 
 def step_name(step: int) -> str:
     return f"step_{step:08d}"
+
+
+def keep_at(run: Path, url: str | None) -> None:
+    """Note in a run's folder, which is made if needed, that its checkpoints are in an object store (None: beside it).
+    Raises CheckpointError if they are somewhere else already. Every rank calls it, rank 0 first: the folder need not be
+    shared."""
+    was, here = url_of(run), run / CHECKPOINTS
+    if (url or "") == was:
+        return
+    if was or (here.is_dir() and any(here.iterdir())):
+        fix = f"set checkpoint.url={was or 'null'}, or begin another run in another track.folder"
+        raise CheckpointError(
+            str(Problem(key="checkpoint.url", found=url, expected=f"{was or here}, where the run's are", fix=fix))
+        )
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomically(run / URL_FILE, f"{url}\n")
+    sync_folder(run)
 
 
 def shard_name(kind: str, number: int, total: int) -> str:
@@ -103,14 +132,14 @@ class Manifest:
     config: str = ""
     """Digest of the config in state.json."""
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Place) -> None:
         files = {name: asdict(facts) for name, facts in sorted(self.files.items())}
         facts = {"format": FORMAT, "step": self.step, **asdict(self.author), "config": self.config}
         write_json(folder / MANIFEST, {**facts, "files": files})
 
     @staticmethod
-    def read(folder: Path) -> Manifest:
-        path = Path(folder) / MANIFEST
+    def read(folder: Place) -> Manifest:
+        path = folder / MANIFEST
         value = read_json(path)
         if value.get("format") not in (FORMAT, WITHOUT_AUTHOR):
             raise CheckpointError(
@@ -134,20 +163,21 @@ class Manifest:
             raise CheckpointError(f"{path}: {min(unlisted)} is not listed. Fix: use another checkpoint.")
         return Manifest(step, files, author, config)
 
-    def check_size(self, folder: Path, name: str) -> None:
-        path = Path(folder) / name
-        if not path.is_file():
+    def check_size(self, folder: Place, name: str) -> None:
+        path = folder / name
+        size = size_of(path)
+        if size is None:
             raise CheckpointError(f"{path}: is missing. Fix: use another checkpoint.")
-        if path.stat().st_size != self.files[name].bytes:
+        if size != self.files[name].bytes:
             raise CheckpointError(
-                f"{path}: size = {path.stat().st_size}: expected {self.files[name].bytes} bytes. "
+                f"{path}: size = {size}: expected {self.files[name].bytes} bytes. "
                 "Fix: it was cut short; use another checkpoint."
             )
 
-    def check_hash(self, folder: Path, name: str) -> None:
-        if hash_file(Path(folder) / name) != self.files[name]:
+    def check_hash(self, folder: Place, name: str) -> None:
+        if hash_file(folder / name) != self.files[name]:
             raise CheckpointError(
-                f"{Path(folder) / name}: sha256 differs from the manifest's. Fix: it is damaged; use another."
+                f"{folder / name}: sha256 differs from the manifest's. Fix: it is damaged; use another."
             )
 
 
@@ -169,27 +199,27 @@ def digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def write_json(path: Path, value: object) -> FileFacts:
+def write_json(path: Place, value: object) -> FileFacts:
     """Write JSON and wait until it is on disk. Returns size and hash of what was in memory."""
     return write_file(path, [(json.dumps(value, indent=1, allow_nan=False) + "\n").encode()])
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Place) -> dict[str, Any]:
     try:
-        value = json.loads(read_plain(Path(path)))
+        value = json.loads(read(path))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: is missing. Fix: give the folder of a checkpoint.") from error
     except (OSError, ValueError, RecursionError) as error:
-        why = reason(error, path)
+        why = reason(error, str(path))
         raise CheckpointError(f"{path}: cannot be read ({why}). Fix: use another checkpoint.") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected an object, found {type(value).__name__}. Fix: use another.")
     return value
 
 
-def read_index(folder: Path, kind: str) -> dict[str, str]:
+def read_index(folder: Place, kind: str) -> dict[str, str]:
     """Parameter name -> file."""
-    path = Path(folder) / index_name(kind)
+    path = folder / index_name(kind)
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not all(
         isinstance(f, str) and PLAIN_NAME.fullmatch(f) for f in weight_map.values()

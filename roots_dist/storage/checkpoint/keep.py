@@ -14,7 +14,7 @@ from pathlib import Path
 
 from roots_dist.errors import CheckpointError
 from roots_dist.files import write_atomically
-from roots_dist.storage.checkpoint.disk import remove, rename, sync_folder
+from roots_dist.storage.checkpoint.disk import names, remove, rename, sync_folder, write_file
 from roots_dist.storage.checkpoint.format import (
     STATE_FILE,
     Manifest,
@@ -23,6 +23,7 @@ from roots_dist.storage.checkpoint.format import (
     read_json,
     step_name,
 )
+from roots_dist.storage.checkpoint.object_store import MANIFEST, UNFINISHED, ObjectPath, Place
 
 log = logging.getLogger(__name__)
 
@@ -39,18 +40,25 @@ DAMAGED = ".damaged"
 NAME = re.compile(rf"step_([0-9]{{8,18}})|\.step_([0-9]{{8,18}}){re.escape(REPLACED)}")
 
 
-def found_steps(run: Path) -> dict[int, Path]:
+def found_steps(run: Place) -> dict[int, Place]:
     """What has the name of a checkpoint, by step, oldest first: a folder, or something else in its place."""
     folder = checkpoints_folder(run)
-    found: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():  # names that begin with a dot come first
-        match = NAME.fullmatch(path.name)
-        if match and step_name(step := int(match[1] or match[2])) in path.name:
-            found[step] = path
+    found: dict[int, Place] = {}
+    for name in names(folder):
+        match = NAME.fullmatch(name)
+        if match and step_name(step := int(match[1] or match[2])) in name and not is_unfinished(folder / name):
+            found[step] = folder / name
     return dict(sorted(found.items()))
 
 
-def complete(run: Path) -> list[Path]:
+def is_unfinished(checkpoint: Place) -> bool:
+    """Whether a save into an object store, where a checkpoint has its name from the beginning, was not committed."""
+    if not isinstance(checkpoint, ObjectPath):
+        return False
+    return (checkpoint / UNFINISHED).exists() and not (checkpoint / MANIFEST).exists()
+
+
+def complete(run: Place) -> list[Place]:
     """The run's complete checkpoints, oldest first. A folder that only looks like one is skipped with a warning."""
     found = []
     for step, path in found_steps(run).items():
@@ -63,7 +71,7 @@ def complete(run: Path) -> list[Path]:
     return found
 
 
-def check_complete(folder: Path, step: int, run_id: str = "") -> Manifest:
+def check_complete(folder: Place, step: int, run_id: str = "") -> Manifest:
     """Raise CheckpointError unless the folder contains the files of its manifest, of this step and of this run; no id
     is any run's. Compares sizes, not hashes."""
     manifest = Manifest.read(folder)
@@ -80,7 +88,7 @@ def check_complete(folder: Path, step: int, run_id: str = "") -> Manifest:
     return manifest
 
 
-def check_state(folder: Path, manifest: Manifest) -> None:
+def check_state(folder: Place, manifest: Manifest) -> None:
     """Raise CheckpointError if state.json is not a trainer's state of the manifest's step and config."""
     path = folder / STATE_FILE
     state = read_json(path)
@@ -137,7 +145,7 @@ def _is_best(value: object) -> bool:
     )
 
 
-def newest(run: Path) -> Path | None:
+def newest(run: Place) -> Place | None:
     """The newest complete checkpoint, or None."""
     found = complete(run)
     return found[-1] if found else None
@@ -150,13 +158,13 @@ def best_step(run: Path) -> int | None:
     return step if isinstance(step, int) else None
 
 
-def best(run: Path) -> Path | None:
+def best(run: Path) -> Place | None:
     """The complete checkpoint with the best held-out metric, or None."""
     step = best_step(run)
     return next((path for path in complete(run) if step is not None and step_name(step) in path.name), None)
 
 
-def set_damaged_aside(path: Path, why: str) -> Path:
+def set_damaged_aside(path: Place, why: str) -> Place:
     """Rename what has a checkpoint's name and is none, so that nothing takes or overwrites it. Returns its new name;
     a text file of that name says why."""
     name = f"{path.name.strip('.').removesuffix(REPLACED)}{DAMAGED}"
@@ -164,14 +172,21 @@ def set_damaged_aside(path: Path, why: str) -> Path:
     aside = next(new for new in tries if not new.exists() and not new.is_symlink())
     rename(path, aside)
     with contextlib.suppress(OSError):  # a full disk; the log says it too
-        write_atomically(aside.with_name(f"{aside.name}.txt"), f"{why}\n")
+        text = aside.with_name(f"{aside.name}.txt")
+        if isinstance(text, Path):
+            write_atomically(text, f"{why}\n")
+        else:
+            write_file(text, [f"{why}\n".encode()])
     sync_folder(path.parent)
     return aside
 
 
-def remove_leftovers(folder: Path) -> None:
+def remove_leftovers(folder: Place) -> None:
     """Remove what killed saves and deletions left in a checkpoints folder. Called before a new save, on rank 0."""
-    for path in folder.glob(".step_*"):
+    for path in [folder / name for name in names(folder)]:
+        if isinstance(path, ObjectPath) and path.name.startswith("step_") and (path / UNFINISHED).exists():
+            remove(path / UNFINISHED if (path / MANIFEST).exists() else path)
+    for path in [folder / name for name in names(folder) if name.startswith(".step_")]:
         if path.name.endswith((PARTIAL, GONE)):
             remove(path)
         elif path.name.endswith(REPLACED):

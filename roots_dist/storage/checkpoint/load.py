@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from roots_dist.errors import CheckpointError
@@ -20,6 +20,8 @@ from roots_dist.parallel.optim.trainable import has_trained
 from roots_dist.parallel.zero.seam import STATE, Engine, master_dtype
 from roots_dist.storage.checkpoint.format import STATE_FILE, Manifest, index_name, read_index, read_json
 from roots_dist.storage.checkpoint.keep import check_state
+from roots_dist.storage.checkpoint.object_store import Place
+from roots_dist.storage.checkpoint.object_tensors import open_tensors
 from roots_dist.storage.checkpoint.save import DTYPES
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
 from roots_dist.world.mesh import Mesh
@@ -30,7 +32,7 @@ FIX = "Fix: use the config that the checkpoint was saved with"
 
 
 def load(
-    folder: str | Path, engine: Engine, params: Sequence[Param], mesh: Mesh, *, verify: bool = True
+    folder: str | Place, engine: Engine, params: Sequence[Param], mesh: Mesh, *, verify: bool = True
 ) -> dict[str, Any]:
     """Set weights, moments and step counts of the engine from a checkpoint of any layout; return the saved state.
 
@@ -44,7 +46,7 @@ def load(
     def kinds(name: str, step: int) -> Sequence[str]:
         return STATE if has_trained(engine.trainable, name, step) else STATE[:1]
 
-    folder = Path(folder)
+    folder = _place(folder)
     reader = _open(folder, params, mesh, kinds, verify, same_dtype=True)
     state = reader.state
     engine.unfreeze(max(0, state["step"] - 1))
@@ -65,20 +67,21 @@ def load(
 
 @torch.no_grad()
 def load_weights(
-    folder: str | Path, params: Sequence[Param], mesh: Mesh | None = None, *, verify: bool = True
+    folder: str | Place, params: Sequence[Param], mesh: Mesh | None = None, *, verify: bool = True
 ) -> dict[str, Any]:
     """Fill the parameters from the master weights, in the dtype of the parameters; return the saved state.
 
     For evaluation and generation, without an engine. Collective over the mesh, which a single process may omit.
     """
-    reader = _open(Path(folder), params, mesh or Mesh.single(), lambda name, step: STATE[:1], verify, same_dtype=False)
+    folder, mesh = _place(folder), mesh or Mesh.single()
+    reader = _open(folder, params, mesh, lambda name, step: STATE[:1], verify, same_dtype=False)
     for p in params:
         p.tensor.copy_(reader.slice("weight", p))
     return reader.state
 
 
 def load_initial_weights(
-    folder: str | Path,
+    folder: str | Place,
     engine: Engine,
     params: Sequence[Param],
     mesh: Mesh,
@@ -94,7 +97,7 @@ def load_initial_weights(
     missing or left over.
     """
     reader = _open(
-        Path(folder),
+        _place(folder),
         params,
         mesh,
         lambda name, step: () if name in untrained else STATE[:1],
@@ -112,18 +115,18 @@ def load_initial_weights(
 class _Reader:
     """Reads slices of tensors by name. Files are memory-mapped, so only the requested slices are read."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Place):
         self.folder = folder
         self.state = read_json(folder / STATE_FILE)
         self.files = {kind: read_index(folder, kind) for kind in STATE}
-        self._open: dict[str, safe_open] = {}
+        self._open: dict[str, Any] = {}
 
     def _entry(self, kind: str, name: str) -> Any:
         """safetensors' slice of a tensor, for which it has no type."""
         file = self.files[kind][name]
         try:
             if file not in self._open:
-                self._open[file] = safe_open(self.folder / file, framework="pt")
+                self._open[file] = open_tensors(self.folder / file)
             return self._open[file].get_slice(name)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{self.folder / file}: {name}: {error}. Fix: use another checkpoint.") from error
@@ -145,7 +148,7 @@ class _Reader:
 
 
 def _open(
-    folder: Path,
+    folder: Place,
     params: Sequence[Param],
     mesh: Mesh,
     kinds: Kinds,
@@ -186,7 +189,7 @@ def _open(
     return reader
 
 
-def _refuse_extras(index: Path, names: list[str], params: Sequence[Param], mesh: Mesh) -> None:
+def _refuse_extras(index: Place, names: list[str], params: Sequence[Param], mesh: Mesh) -> None:
     """Raise if a tensor is held by no rank, which indicates another model (an untied head, more layers). Collective
     over pp and ep."""
     mine = {p.name for p in params}
@@ -195,3 +198,7 @@ def _refuse_extras(index: Path, names: list[str], params: Sequence[Param], mesh:
     if extra:
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise CheckpointError(f"{index}: {extra[0]}{more}: not in this model. {FIX}.")
+
+
+def _place(folder: str | Place) -> Place:
+    return Path(folder) if isinstance(folder, str) else folder

@@ -5,8 +5,6 @@ state.json of the checkpoint, config --_resolved--> what determines the function
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import ValidationError
 
 from roots_dist.config.activations import ACTIVATIONS
@@ -18,12 +16,13 @@ from roots_dist.config.rope_scaling import LongRope
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.storage.checkpoint.format import STATE_FILE, read_json
+from roots_dist.storage.checkpoint.object_store import Place
 
 RESTART = "choose another track.folder, or start from scratch with checkpoint.resume=false"
 """What a run can do that would train another model."""
 
 
-def refuse_another_model(checkpoint: Path, config: Config, fix: str = RESTART) -> None:
+def refuse_another_model(checkpoint: Place, config: Config, fix: str = RESTART) -> None:
     """Raise ConfigError if the checkpoint's model computes another function. Weights of equal shapes may: fewer but
     wider heads, other positions, another activation. No extension is run: the config may be that of a run's folder.
     `fix`: what to do besides setting the key back."""
@@ -42,7 +41,7 @@ def refuse_another_model(checkpoint: Path, config: Config, fix: str = RESTART) -
         raise ConfigError(problems)
 
 
-def _model_problem(key: str, value: object, was: object, checkpoint: Path, config: Config, restart: str) -> Problem:
+def _model_problem(key: str, value: object, was: object, checkpoint: Place, config: Config, restart: str) -> Problem:
     where = f"in {checkpoint}, whose weights would be used"
     if key == "model.max_positions" and config.model.max_positions is None:
         expected = f"{was}, the number of learned positions {where}"

@@ -15,7 +15,6 @@ import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +41,7 @@ from roots_dist.storage.checkpoint.format import (
     write_json,
 )
 from roots_dist.storage.checkpoint.keep import PARTIAL, REPLACED, check_complete, remove_leftovers, set_damaged_aside
+from roots_dist.storage.checkpoint.object_store import UNFINISHED, ObjectPath, Place
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
 from roots_dist.world.mesh import Axis, Mesh
 from roots_dist.world.sharding import Param, assemble
@@ -65,7 +65,7 @@ class Shard:
 
 
 def save(
-    run: Path,
+    run: Place,
     step: int,
     engine: Engine,
     params: Sequence[Param],
@@ -74,7 +74,7 @@ def save(
     *,
     author: Author = Author(),
     shard_bytes: int = SHARD_BYTES,
-) -> Path:
+) -> Place:
     """Save to `<run>/checkpoints/step_<step>` at once and return that folder. Collective over the world. The other
     arguments and the errors are those of `write_checkpoint`."""
     state = with_facts(state, step, engine, mesh)
@@ -92,8 +92,8 @@ def with_facts(state: dict[str, Any], step: int, engine: Engine, mesh: Mesh) -> 
 
 
 def write_checkpoint(
-    run: Path, step: int, shards: Iterable[Shard], state: dict[str, Any], mesh: Mesh, author: Author = Author()
-) -> Path:
+    run: Place, step: int, shards: Iterable[Shard], state: dict[str, Any], mesh: Mesh, author: Author = Author()
+) -> Place:
     """Write this rank's shards, and commit when those of all ranks are on disk. The run's folder must exist. Returns
     the checkpoint's folder. Collective over the world: of `mesh.world` alone, besides what `shards` does.
 
@@ -101,13 +101,13 @@ def write_checkpoint(
     CheckpointError with that rank's message, and earlier checkpoints are unchanged.
     """
     final = checkpoints_folder(run) / step_name(step)
-    partial = final.with_name(f".{final.name}{PARTIAL}")
+    partial = final if isinstance(final, ObjectPath) else final.with_name(f".{final.name}{PARTIAL}")
     failures = SharedFailure(mesh)
     if mesh.rank == 0:
         with failures.attempt(f"cannot begin {final}", DISK_FULL_FIX):
             make_folder(final.parent)
             remove_leftovers(final.parent)
-            make_folder(partial)
+            begin(partial, final, step)
     failures.raise_on_all()
     try:
         written = []
@@ -128,6 +128,7 @@ def write_checkpoint(
         if mesh.rank == 0:
             with contextlib.suppress(OSError):
                 remove(partial)  # all ranks have stopped writing: free the space
+                remove_leftovers(final.parent)  # and bring back what the new one was to replace
         raise
     return final
 
@@ -200,7 +201,7 @@ def _whole(p: Param, tensor: Tensor, owner_tp: int, mesh: Mesh) -> Tensor | None
     return assemble(p.spec.shape, zip(places, (piece.cpu() for piece in slices)))
 
 
-def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def write_shard(path: Place, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Write a shard to disk. Returns its name, size, hash and tensors, as JSON."""
     size = sum(t.nbytes for t in tensors.values())
     facts = write_file(path, safetensors_of(tensors))
@@ -228,12 +229,12 @@ def safetensors_of(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview
         yield tensor.detach().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
-def part_file(folder: Path, rank: int) -> Path:
+def part_file(folder: Place, rank: int) -> Place:
     """File in which a rank lists the shards that it has written."""
     return folder / f"part-{rank:05d}.json"
 
 
-def write_metadata(folder: Path, step: int, state: dict[str, Any], num_ranks: int, author: Author = Author()) -> None:
+def write_metadata(folder: Place, step: int, state: dict[str, Any], num_ranks: int, author: Author = Author()) -> None:
     """Write the indices, the state and finally the manifest, from the lists of all ranks. Runs on rank 0."""
     parts = []
     for rank in range(num_ranks):
@@ -255,17 +256,38 @@ def write_metadata(folder: Path, step: int, state: dict[str, Any], num_ranks: in
     sync_folder(folder)
 
 
-def commit(partial: Path, final: Path, step: int) -> None:
+def begin(partial: Place, final: Place, step: int) -> None:
+    """Make the place where a checkpoint is written. In an object store that is the final one, in which an object stands
+    until the manifest is there."""
+    if isinstance(partial, ObjectPath):
+        _make_way(final, step)
+        write_file(partial / UNFINISHED, [b"is being written\n"])
+    else:
+        make_folder(partial)
+
+
+def commit(partial: Place, final: Place, step: int) -> None:
     """Rename the folder to its final name. An earlier checkpoint of the same step is moved out of the way first, and
-    stays valid until the new one is in place; what only has that name is set aside for good."""
-    aside = final.with_name(f".{final.name}{REPLACED}")
+    stays valid until the new one is in place; what only has that name is set aside for good. In an object store the
+    manifest, which has just been written, was the commit."""
+    if isinstance(partial, ObjectPath):
+        remove(partial / UNFINISHED)
+    else:
+        _make_way(final, step)
+        rename(partial, final)
+        sync_folder(final.parent)
+    remove(_aside(final))
+
+
+def _make_way(final: Place, step: int) -> None:
     if final.exists() or final.is_symlink():
         try:
             check_complete(final, step)
         except CheckpointError as error:
             set_damaged_aside(final, str(error))
         else:
-            rename(final, aside)
-    rename(partial, final)
-    sync_folder(final.parent)
-    remove(aside)
+            rename(final, _aside(final))
+
+
+def _aside(final: Place) -> Place:
+    return final.with_name(f".{final.name}{REPLACED}")

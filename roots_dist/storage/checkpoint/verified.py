@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from roots_dist.config.load import CONFIG_FILE, read_record
 from roots_dist.errors import CheckpointError, UserError
-from roots_dist.storage.checkpoint.disk import remove, rename, sync_folder
+from roots_dist.storage.checkpoint.disk import remove, rename, sync_folder, write_file
 from roots_dist.storage.checkpoint.folder_lock import lock_folder
 from roots_dist.storage.checkpoint.format import Manifest, checkpoints_folder, step_name
 from roots_dist.storage.checkpoint.keep import (
@@ -28,6 +28,7 @@ from roots_dist.storage.checkpoint.keep import (
     found_steps,
     set_damaged_aside,
 )
+from roots_dist.storage.checkpoint.object_store import UNFINISHED, ObjectPath, Place
 from roots_dist.storage.checkpoint.run_identity import run_id
 from roots_dist.storage.checkpoint.same_model import refuse_another_model
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
@@ -35,11 +36,11 @@ from roots_dist.world.mesh import Mesh
 
 log = logging.getLogger(__name__)
 
-Damages = list[tuple[Path, str]]
+Damages = list[tuple[Place, str]]
 """Damaged checkpoints, each with its reason."""
 
 
-def damage_of(folder: Path, step: int, run: str, mesh: Mesh) -> str:
+def damage_of(folder: Place, step: int, run: str, mesh: Mesh) -> str:
     """Why a checkpoint cannot be trusted, in words; empty if everything in it is as it was written. Every file is read
     once, by one rank. Collective over the world, equal on every rank. `run`: id that it must have; empty for any.
 
@@ -77,7 +78,7 @@ def damage_of(folder: Path, step: int, run: str, mesh: Mesh) -> str:
     )
 
 
-def _differs(manifest: Manifest, folder: Path, name: str) -> bool:
+def _differs(manifest: Manifest, folder: Place, name: str) -> bool:
     try:
         manifest.check_hash(folder, name)
     except (CheckpointError, OSError):
@@ -85,7 +86,7 @@ def _differs(manifest: Manifest, folder: Path, name: str) -> bool:
     return False
 
 
-def newest_verified(run: Path, mesh: Mesh, first: Sequence[int] = ()) -> tuple[Path | None, Damages]:
+def newest_verified(run: Path, mesh: Mesh, first: Sequence[int] = ()) -> tuple[Place | None, Damages]:
     """The newest checkpoint that can be trusted, or the one of a step in `first`; None if there is none. And those that
     came before it and cannot, which only rank 0 knows. Collective over the world."""
     folder, damages = checkpoints_folder(run), Damages()
@@ -103,10 +104,10 @@ def newest_verified(run: Path, mesh: Mesh, first: Sequence[int] = ()) -> tuple[P
     return None, damages
 
 
-def _listed(run: Path, mesh: Mesh) -> tuple[dict[int, Path], str]:
+def _listed(run: Path, mesh: Mesh) -> tuple[dict[int, Place], str]:
     """On rank 0 what has the name of a checkpoint, by step, and the run's id; nothing on the others. Raises
     CheckpointError on all ranks if rank 0 cannot read the folder. Collective over the world."""
-    listed, found, own = SharedFailure(mesh), dict[int, Path](), ""
+    listed, found, own = SharedFailure(mesh), dict[int, Place](), ""
     if mesh.rank == 0:
         with listed.attempt(f"cannot read {run}"):
             found, own = found_steps(run), run_id(run)
@@ -114,7 +115,7 @@ def _listed(run: Path, mesh: Mesh) -> tuple[dict[int, Path], str]:
     return found, own
 
 
-def _places(found: dict[int, Path], order: Iterator[int]) -> int | None:
+def _places(found: dict[int, Place], order: Iterator[int]) -> int | None:
     step = next(order, None)
     return None if step is None else 2 * step + found[step].name.endswith(REPLACED)
 
@@ -126,7 +127,7 @@ def _from_rank_0(mesh: Mesh, value: int | None) -> int | None:
     return number - 1 if number else None
 
 
-def best_or_newest(run: Path, mesh: Mesh | None = None) -> Path:
+def best_or_newest(run: Path, mesh: Mesh | None = None) -> Place:
     """The checkpoint to read a run's model from: the best one, or else the newest, every hash compared. Damaged ones
     are set aside, if no training run holds the folder. Collective over the mesh, which a single process may omit.
 
@@ -182,8 +183,13 @@ def prune(run: Path, keep: int, mesh: Mesh, verified: set[int]) -> None:
             delete(found[step])
 
 
-def delete(path: Path) -> None:
-    """Delete a checkpoint. Renamed first, so that a kill in between leaves nothing that looks complete."""
+def delete(path: Place) -> None:
+    """Delete a checkpoint. Renamed first, so that a kill in between leaves nothing that looks complete; in an object
+    store it is said to be unfinished."""
+    if isinstance(path, ObjectPath):
+        write_file(path / UNFINISHED, [b"is being deleted\n"])
+        remove(path)
+        return
     gone = path.with_name(f".{path.name.strip('.')}{GONE}")
     remove(gone)
     rename(path, gone)

@@ -23,6 +23,7 @@ from roots_dist.errors import ExchangeError, missing_package
 from roots_dist.learning.data.specials import read_specials
 from roots_dist.storage.checkpoint.format import read_index
 from roots_dist.storage.checkpoint.load import load_weights
+from roots_dist.storage.checkpoint.object_store import Place
 from roots_dist.storage.checkpoint.verified import best_or_newest
 from roots_dist.storage.exchange.electra import GENERATOR_NAMES
 from roots_dist.storage.exchange.table import GENERATOR
@@ -93,7 +94,7 @@ def comparison_batch(config: Config) -> MicroBatch:
     )
 
 
-def our_logits(config: Config, checkpoint: Path, batch: MicroBatch) -> list[Tensor]:
+def our_logits(config: Config, checkpoint: Place, batch: MicroBatch) -> list[Tensor]:
     """Logits of each head, in the order of the computation: [B, S, V], [B, S] (ELECTRA), or that of a task head. A
     discriminator alone has its own only: without masked tokens they do not depend on the generator."""
     passes = build_passes(config, Mesh.single())
@@ -104,7 +105,7 @@ def our_logits(config: Config, checkpoint: Path, batch: MicroBatch) -> list[Tens
     return logits[1:] if alone else logits
 
 
-def is_alone(checkpoint: Path) -> bool:
+def is_alone(checkpoint: Place) -> bool:
     """Whether an ELECTRA checkpoint has no generator, as an import of the discriminator has none."""
     return not any(name.startswith(GENERATOR_NAMES) for name in read_index(checkpoint, "weight"))
 

@@ -31,6 +31,7 @@ from roots_dist.parallel.optim.trainable import ADAPTER
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.storage.checkpoint.disk import write_file
 from roots_dist.storage.checkpoint.format import Manifest, read_index, write_json
+from roots_dist.storage.checkpoint.object_store import Place
 from roots_dist.storage.checkpoint.save import SHARD_BYTES, safetensors_of
 from roots_dist.storage.checkpoint.verified import best_or_newest
 from roots_dist.storage.exchange import ARCHITECTURES
@@ -158,7 +159,7 @@ def _tables(config: Config, special: Mapping[str, int], origin: str | None) -> l
     return sorted(filter(fits, family), key=order)
 
 
-def _weights(checkpoint: Path, model: Shapes) -> Tensors:
+def _weights(checkpoint: Place, model: Shapes) -> Tensors:
     """The checkpoint's weights, checked to be complete and of this model."""
     manifest = Manifest.read(checkpoint)
     files = read_index(checkpoint, "weight")

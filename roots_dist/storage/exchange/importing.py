@@ -27,7 +27,7 @@ from roots_dist.errors import ExchangeError, present
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.parameter_locations import shapes
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.storage.checkpoint.format import FORMAT, checkpoints_folder, shard_name, step_name, write_json
+from roots_dist.storage.checkpoint.format import CHECKPOINTS, FORMAT, shard_name, step_name, write_json
 from roots_dist.storage.checkpoint.save import SHARD_BYTES, part_file, write_metadata, write_shard
 from roots_dist.storage.exchange import ARCHITECTURES
 from roots_dist.storage.exchange.electra import GENERATOR_CLASS
@@ -210,7 +210,7 @@ def _tensor_error(tensors: Mapping[str, Tensors], name: str, what: str) -> Excha
 
 def _write_checkpoint(run: Path, table: Sequence[Rule], config: Config, model: Shapes, found: MatchedTensors) -> None:
     """Write the checkpoint that the trainer would write before the first step: float32 master weights, no moments."""
-    folder = checkpoints_folder(run) / step_name(0)
+    folder = run / CHECKPOINTS / step_name(0)
     folder.mkdir(parents=True)
 
     def ours() -> Iterator[tuple[str, Tensor]]:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from roots_dist.errors import ExchangeError, Problem, UserError
 from roots_dist.files import reason
+from roots_dist.storage.checkpoint.object_store import Place
+from roots_dist.storage.checkpoint.object_tensors import open_tensors
 
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "flax_model.msgpack", "model.ckpt.index")
@@ -34,9 +36,9 @@ class Tensors:
     """files: name of each tensor -> its file in the folder. make_error creates the error for a tensor that cannot be
     read."""
 
-    def __init__(self, folder: Path, files: Mapping[str, str], make_error: Callable[[str], UserError]):
+    def __init__(self, folder: Place, files: Mapping[str, str], make_error: Callable[[str], UserError]):
         self.folder, self.files, self._make_error = folder, dict(files), make_error
-        self._open: dict[str, safe_open] = {}
+        self._open: dict[str, Any] = {}
 
     def get(self, name: str) -> Tensor:
         whole: Tensor = self._read(name)[:]
@@ -54,7 +56,7 @@ class Tensors:
         file = self.files[name]
         try:
             if file not in self._open:
-                self._open[file] = safe_open(self.folder / file, framework="pt")
+                self._open[file] = open_tensors(self.folder / file)
             return self._open[file].get_slice(name)
         except (OSError, SafetensorError) as error:
             raise self._make_error(f"{self.folder / file}: {name}: {error}. Fix: get the file again.") from error
