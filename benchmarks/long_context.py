@@ -8,6 +8,7 @@ with one thread. A peak is all that a process ever held at once, Python and its 
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -25,6 +26,9 @@ from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
 from roots_dist.runs.train.step import train_step
 from roots_dist.world.mesh import Mesh
+
+RETURNING = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
+"""With this glibc gives large tensors back to the system when they are freed, and a peak is one of tensors."""
 
 
 def config_of(job: dict) -> Config:
@@ -66,7 +70,9 @@ def ranks(job: dict) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         jobs = [json.dumps(job | {"rank": r, "store": str(Path(folder) / "store")}) for r in range(job["size"])]
         started = [
-            subprocess.Popen([sys.executable, __file__, "--rank", one], stdout=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                [sys.executable, __file__, "--rank", one], stdout=subprocess.PIPE, text=True, env=RETURNING
+            )
             for one in jobs
         ]
         return [json.loads(one.communicate()[0]) for one in started]
@@ -76,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     parser.add_argument("--kind", default="gather", choices=["gather", "heads"])
-    for name, default in dict(seq=16384, cp=4, layers=8, hidden=128, ffn=512).items():
+    for name, default in dict(seq=16384, cp=4, layers=4, hidden=128, ffn=2048).items():
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     if args.rank:

@@ -162,6 +162,11 @@ def test_the_picture_of_the_house_is_drawn_from_the_architecture_test():
     assert made.PICTURE.read_text(encoding="utf-8") == made.picture(), "run: python docs/make_house.py"
 
 
+def test_the_picture_of_the_axes_is_drawn_by_its_program():
+    made = maker("make_axes")
+    assert made.PICTURE.read_text(encoding="utf-8") == made.picture(), "run: python docs/make_axes.py"
+
+
 def test_a_token_goes_through_the_files_of_the_house_in_their_order(tmp_path):
     """One step of one process enters the files of docs/house.md in its order. The first, prepare.py, made the
     corpus."""
