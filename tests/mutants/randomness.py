@@ -24,7 +24,7 @@ RANDOMNESS = (
         bug="under sequence parallelism each rank counts its positions from 0 for dropout",
         file=NORMS,
         before="mine = self.tp.held_positions(x.shape[1])",
-        after="mine = range(x.shape[1])",
+        after="mine = type(self.tp.held_positions(x.shape[1]))((range(x.shape[1]),))",
         test=LAYOUT("llama,tp=4,sequence_parallel=True,model__attention_dropout=0.1"),
     ),
     Mutant(

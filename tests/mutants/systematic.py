@@ -34,6 +34,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "parallel/tensor/collectives.py": EVERYTHING,
     "parallel/tensor/linear.py": (
         "unit/test_linear.py", *EVERYTHING, STRATEGY("gpt-instruct+lora,tp=2,pp=2,schedule=zb-h1"),
+        STRATEGY("bert-classify+lora,tp=2,sp,pp=2,1f1b"),
     ),
     "parallel/tensor/cross_entropy.py": ("independent/test_cross_entropy.py", "reference/test_lm_eval.py", *EVERYTHING),
     "parallel/tensor/embedding.py": EVERYTHING,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .mutant import Mutant
-from .named import DECODER, FAMILY, LAYOUT, T5_LAYOUT
+from .named import DECODER, FAMILY, LAYOUT, STRATEGY, T5_LAYOUT
 
 COLLECTIVES, LINEAR = "parallel/tensor/collectives.py", "parallel/tensor/linear.py"
 CROSS_ENTROPY, SHARDING = "parallel/tensor/cross_entropy.py", "world/sharding.py"
@@ -58,6 +58,14 @@ TENSOR = (
         after="return y if self.bias is None else y + self.tp.size * self.bias",
         says="blocks.0.attention.out.bias",
         test=LAYOUT("bloom,tp=2,pp=2,objective__reset_at_documents=True"),
+    ),
+    Mutant(
+        name="an_adapter_has_a_whole_gradient",
+        bug="under sequence parallelism the adapter of a row-parallel layer learns from this rank's positions alone",
+        file="parallel/tensor/linear.py",
+        before="partial=self.tp.sequence_parallel or self.in_sum, of_expert",
+        after="partial=self.in_sum, of_expert",
+        test=STRATEGY("bert-classify+lora,tp=2,sp,pp=2,1f1b"),
     ),
     Mutant(
         name="row_bias_has_a_whole_gradient",
