@@ -35,13 +35,17 @@ def rank_state(config: Config, layout: Layout, parameters: int, trainable: int, 
     wide = 8 if config.advanced.float64 else 4
     element = 2 if config.train.precision == "bf16" and not config.advanced.float64 else wide
     gradient = max(element, 2 if config.advanced.grad_dtype == "bf16" else 4)
-    if config.engine(dp) == "reference" or zero == 0:
-        optimizer = 0
-        for number, holders in ((trainable - experts, dp), (experts, layout.edp)):
-            cut = holders if zero >= 1 else 1
-            copy = wide if element < wide or cut > 1 else 0  # else the weights are their own masters
-            optimizer += number * (2 * wide + copy) // cut
-        return RankState(parameters * element, trainable * gradient, optimizer, 0)
+    if config.advanced.engine == "reference" or zero == 0:
+        copy = wide if element < wide else 0  # else the weights are their own masters
+        weights = gradients = optimizer = 0
+        for held, learning, holders in (
+            (parameters - experts, trainable - experts, dp),
+            (experts, experts, layout.edp),
+        ):
+            weights += held * element // (holders if zero >= 3 else 1)
+            gradients += learning * gradient // (holders if zero >= 2 else 1)
+            optimizer += learning * (2 * wide + copy) // (holders if zero >= 1 else 1)
+        return RankState(weights, gradients, optimizer, 0)
     return RankState(
         weights=parameters * element // (dp if zero >= 3 else 1),
         gradients=trainable * gradient // (dp if zero >= 2 else 1),

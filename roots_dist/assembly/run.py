@@ -53,7 +53,7 @@ def build_run(
     """Build everything for training. Collective over the world. make_engine(config, mesh, module, params, trainable,
     ties) creates the engine."""
     rank = build_passes(config, mesh)
-    over_data = config.engine(mesh.dp_cp.size) == "deepspeed"
+    over_data = config.advanced.engine == "deepspeed"
     axes = {
         ranks: mesh.tie_axis(f"tie {'-'.join(map(str, ranks))}", ranks, over_data=over_data)
         for ranks in dict.fromkeys(rank.model.holders.values())

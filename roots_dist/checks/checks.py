@@ -262,7 +262,7 @@ def _spikes(config: Config) -> Iterator[Problem]:
 
 
 def _engine(config: Config, layout: Layout) -> Iterator[Problem]:
-    engine, zero = config.engine(layout.dp_cp), config.parallel.zero_stage
+    engine, zero = config.advanced.engine, config.parallel.zero_stage
     if engine == "deepspeed" and (layout.ep > 1 or config.model.router_bias):
         yield _engine_of_experts(layout)
     if engine == "deepspeed" and zero == 0 and config.train.precision == "bf16":
@@ -281,7 +281,7 @@ def _engine_of_experts(layout: Layout) -> Problem:
         expected = "reference with parallel.ep above 1: DeepSpeed shards what all data ranks hold alike"
     else:
         expected = "reference with model.router_bias: DeepSpeed would round the biases with the model"
-    return Problem(key="advanced.engine", found="deepspeed", expected=expected, fix="set advanced.engine=auto")
+    return Problem(key="advanced.engine", found="deepspeed", expected=expected, fix="set advanced.engine=reference")
 
 
 def _double(config: Config, engine: str) -> Iterator[Problem]:

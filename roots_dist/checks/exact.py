@@ -83,7 +83,7 @@ def _refused(config: Config, layout: Layout) -> Iterator[Problem]:
         ("objective.name", objective.name, objective_of(config).has_references, "an objective of one text"),
         ("finetune.strategy", finetune.strategy, finetune.strategy == "lora", "full, partial or progressive"),
         ("advanced.float64", True, config.advanced.float64, "false"),
-        ("advanced.engine", "deepspeed", config.engine(layout.dp_cp) == "deepspeed", "auto or reference"),
+        ("advanced.engine", "deepspeed", config.advanced.engine == "deepspeed", "reference"),
     ):
         if is_wrong:
             expected = f"{expected} with train.exact, because its sums follow the layout"

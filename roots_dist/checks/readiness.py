@@ -217,7 +217,7 @@ def _packages(config: Config, layout: Layout, facts: Facts) -> Iterator[Problem]
     if objective_of(config).has_labels and facts.versions.get("scikit-learn", "") is None:
         expected, fix = "it to be installed, for accuracy, F1 and MCC", "pip install 'roots_dist[finetune]'"
         yield Problem(key="scikit-learn", found="not installed", expected=expected, fix=fix)
-    wanted = ["torch"] + (["deepspeed"] if config.engine(layout.dp_cp) == "deepspeed" else [])
+    wanted = ["torch"] + (["deepspeed"] if config.advanced.engine == "deepspeed" else [])
     for name in wanted:
         if name not in facts.versions:
             continue

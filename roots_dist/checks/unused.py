@@ -215,8 +215,8 @@ USES: tuple[Use, ...] = (
     ),
     Use(
         keys=("advanced.reduce_bucket",),
-        when="DeepSpeed, advanced.engine=auto or deepspeed with parallel.zero_stage of 1 or more",
-        used=lambda c: c.engine(dp=2) == "deepspeed",
+        when="advanced.engine=deepspeed",
+        used=lambda c: c.advanced.engine == "deepspeed",
     ),
     *(
         Use(

@@ -189,10 +189,8 @@ class Track(Section):
 class Advanced(Section):
     """Keys that most runs never need."""
 
-    engine: Literal["auto", "deepspeed", "reference"] = Field(
-        "auto",
-        description="who shards over dp; auto: DeepSpeed where zero >= 1, dp > 1, ep = 1 and not train.exact, else the "
-        "built-in reference",
+    engine: Literal["reference", "deepspeed"] = Field(
+        "reference", description="who sums over dp, shards and steps: ZeRO 0 to 3 in readable PyTorch, or DeepSpeed"
     )
     float64: bool = Field(False, description="float64 everywhere, for proofs (reference engine)")
     norm_eps: float = Field(1e-5, gt=0, description="added to the variance in norms")
@@ -227,6 +225,12 @@ class Advanced(Section):
         "code that is run (docs/extensions.md)",
     )
     track_ranks: bool = Field(False, description="memory and seconds of every rank too, so that a slow one is seen")
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _of_earlier_configs(cls, value: object) -> object:
+        """auto was the default once, and stands in checkpoints."""
+        return "reference" if value == "auto" else value
 
 
 class Config(Section):
@@ -286,11 +290,3 @@ class Config(Section):
     def saves_in_background(self) -> bool:
         """Whether checkpoints are written while training goes on: there are some before the last one."""
         return self.checkpoint.asynchronous and (self.checkpoint.every > 0 or self.keeps_best())
-
-    def engine(self, dp: int) -> Literal["deepspeed", "reference"]:
-        """Who reduces over dp (with context ranks: dp × cp) and steps: DeepSpeed where there is something to shard, all
-        ranks of dp hold the same, and gradients alone change weights."""
-        if self.advanced.engine != "auto":
-            return self.advanced.engine
-        alike = self.parallel.ep == 1 and not self.model.router_bias and self.train.exact is None
-        return "deepspeed" if alike and self.parallel.zero_stage >= 1 and dp > 1 else "reference"

@@ -303,15 +303,12 @@ def _dtype(config: Config, dp: int, dtype: Dtype) -> dict[str, object]:
         "advanced.float64": dtype == "float64",
     }
     if dtype == "float64":
-        return values | {
-            "advanced.engine": "reference",
-            "parallel.zero_stage": min(config.parallel.zero_stage, 1),
-        }
+        return values | {"advanced.engine": "reference"}
     if config.model.activation == "relu":  # a few of millions of numbers fall on the other side of 0 by rounding
         values["model.activation"] = "gelu"
     if dtype == "bf16":  # else Adam turns the rounding of a tiny gradient into a whole step, now and then
         values["optim.eps"] = 1e-3
-    return values | {"advanced.engine": config.engine(dp)}
+    return values | {"advanced.engine": config.advanced.engine}
 
 
 def _generator(config: Config, small: Config) -> dict[str, object]:

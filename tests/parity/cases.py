@@ -240,8 +240,7 @@ def alone(parallel: Config, steps: int = STEPS) -> Trace:
 
 def compare(case: Case, bounds: Mapping[str, float] = FLOAT64_BOUNDS, steps: int = STEPS) -> None:
     """Fails with the table of differences. A DeepSpeed engine gets processes of its own."""
-    ranks_of_engine = case.dp * case.config.parallel.cp
-    world = on_world if case.config.engine(ranks_of_engine) == "deepspeed" else on_warm_world
+    world = on_world if case.config.advanced.engine == "deepspeed" else on_warm_world
     found = merge(world(case.size, trace, case.config, 0, steps, timeout=200))
     rows = differences(alone(case.config, steps), found, bounds)
     assert all(row.passed for row in rows), "\n".join(map(str, rows))

@@ -175,7 +175,9 @@ LAYOUTS = {
             "finetune__lora_targets": ["query", "up"],
         },
     ),
-    "TP2 DP2 ZeRO-3": (4, {"tp": 2, "dp": 2, "zero_stage": 3, "advanced__engine": "deepspeed"}),
+    "TP2 DP2 ZeRO-3, DeepSpeed": (4, {"tp": 2, "dp": 2, "zero_stage": 3, "advanced__engine": "deepspeed"}),
+    "TP2 DP2 ZeRO-3": (4, {"tp": 2, "dp": 2, "zero_stage": 3}),
+    "PP2 DP2 ZeRO-2, bf16": (4, {"pp": 2, "dp": 2, "zero_stage": 2, "train__precision": "bf16"}),
 }
 
 

@@ -151,11 +151,12 @@ def test_a_run_goes_on_in_another_layout_and_engine(place, four, launcher):
     """TP2 × PP2 by the reference engine, then two data ranks with DeepSpeed's ZeRO-2. What torchrun starts is tested
     in tests/launch too."""
     half_way(four, place / launcher)
+    zero = ("parallel.zero_stage=2", "advanced.engine=deepspeed")
     if launcher == "torchrun":
         torchrun = ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2", "-m"]
-        said = start(torchrun, place, launcher, "parallel.zero_stage=2")
+        said = start(torchrun, place, launcher, *zero)
     else:
-        said = said_by(roots("train", *words_of(place, launcher, "parallel.zero_stage=2"), ranks=2))
+        said = said_by(roots("train", *words_of(place, launcher, *zero), ranks=2))
     assert "resumed after step 2" in said and "parallel.tp = 1 (was 2)" in said
     assert_one_curve(place / "alone", place / launcher)
 

@@ -187,7 +187,7 @@ WRONG = [
         {"parallel": {"zero_stage": 0}, "advanced": {"engine": "deepspeed"}, "train": {"precision": "bf16"}},
         "parallel.zero_stage",
     ),
-    (2, {"advanced": {"float64": True}}, "advanced.float64"),
+    (2, {"advanced": {"float64": True, "engine": "deepspeed"}}, "advanced.float64"),
     (1, {"advanced": {"float64": True}, "train": {"precision": "bf16"}}, "advanced.float64"),
     (1, {"objective": SPANS}, "objective.name"),
     (1, {"model": T5}, "objective.name"),
@@ -280,8 +280,9 @@ def test_what_cannot_work_is_refused(world, sections, key):
     ],
 )
 def test_a_machine_that_cannot_is_refused(facts, key):
-    assert [p.key for p in problems_of(2, facts)] == [key]
-    assert all(p.fix for p in problems_of(2, facts))
+    problems = problems_of(2, facts, advanced={"engine": "deepspeed"})
+    assert [p.key for p in problems] == [key]
+    assert all(p.fix for p in problems)
 
 
 def test_the_proposed_length_of_cut_targets_works():
@@ -308,7 +309,7 @@ def test_progressive_learning_reaches_the_embedding_as_proposed():
 
 
 def test_deepspeed_is_not_asked_for_where_it_is_not_used():
-    assert problems_of(1, with_facts(versions={"torch": "2.13.0", "deepspeed": None})) == []
+    assert problems_of(2, with_facts(versions={"torch": "2.13.0", "deepspeed": None})) == []
 
 
 def test_all_problems_come_at_once():
@@ -389,11 +390,13 @@ def test_the_closed_form_counts_gpt2_small():
     assert readiness.parameters(config) == 124_439_808 + 47 * 768
 
 
-@pytest.mark.parametrize("zero, expected", [(0, 16), (1, 4 + 4 + 12 / 4), (2, 4 + 16 / 4), (3, 20 / 4)])
-def test_state_bytes_follow_the_zero_paper(zero, expected):
+@pytest.mark.parametrize("zero, expected", [(0, 16), (1, 4 + 4 + 8 / 4), (2, 4 + 12 / 4), (3, 16 / 4)])
+@pytest.mark.parametrize("engine", ["reference", "deepspeed"])
+def test_state_bytes_follow_the_zero_paper(zero, expected, engine):
     """Rajbhandari et al. 2020, figure 1, in float32: weights 4, gradients 4, moments 8 bytes for each parameter; where
     DeepSpeed shards, master weights too, 4 bytes: it keeps them in float32 as it does in bf16."""
-    config = config_of(parallel={"zero_stage": zero})
+    config = config_of(parallel={"zero_stage": zero}, advanced={"engine": engine})
+    expected += 4 / 4 if zero and engine == "deepspeed" else 0
     assert readiness.state_bytes(config, Layout(dp=4)) == pytest.approx(
         readiness.parameters(config) * expected, rel=1e-6
     )

@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 import roots_dist
 from roots_dist.accounting.bounds import bounds
+from roots_dist.accounting.memory import rank_state
 from roots_dist.assembly.passes import training_program
 from roots_dist.assembly.run import build_run
 from roots_dist.checks import readiness, unused
@@ -72,7 +73,7 @@ BASES: dict[str, dict[str, dict[str, object]]] = {
     },
     "constant": {"optim": {"lr_schedule": "constant"}, "train": {"batch_ramp": [8, 8, 16]}},
     "in bf16": {"train": {"precision": "bf16", "spike_threshold": 5.0}},
-    "on DeepSpeed": {"advanced": {"engine": "auto"}},
+    "on DeepSpeed": {"advanced": {"engine": "deepspeed"}},
     "without W&B": {"track": {"wandb": "disabled"}},
     "interleaved": {"model": {"layers": 4}, "parallel": {"schedule": "interleaved", "virtual_stages": 2}},
     "bert": {"model": BERT, "objective": {"name": "mlm-nsp"}},
@@ -232,6 +233,7 @@ def _device(config: Config) -> object:
 
 def _steps(config: Config) -> Iterator[object]:
     """Samples, weights and moments before two steps and after each, and their losses and norms."""
+    config = config.changed({"advanced.engine": "reference"})  # DeepSpeed needs a process group
     run = build_run(config, Mesh.single(), objective=proof_objective(config))
     learning_rate = lr_schedule(config.optim, config.train.steps)
     for step in range(2):
@@ -246,8 +248,9 @@ OBSERVED: dict[str, Callable[[Config], object]] = {
     "batches": lambda c: [(batch_size_at(c.train, s), c.num_microbatches(1)) for s in range(c.train.steps)],
     "layout": lambda c: layout_for(c, WORLD),
     "program": _program,
-    "engine": lambda c: (c.engine(dp=1), c.engine(dp=2)),
-    "DeepSpeed": lambda c: deepspeed_config(c, 10**9) if c.engine(dp=2) == "deepspeed" else None,
+    "engine": lambda c: c.advanced.engine,
+    "state of a rank": lambda c: rank_state(c, Layout(dp=2), 1000, 1000),
+    "DeepSpeed": lambda c: deepspeed_config(c, 10**9) if c.advanced.engine == "deepspeed" else None,
     "bounds": lambda c: bounds(c, Layout(), flops_per_step(c), 1e12),
     "trainable": lambda c: trainable(c, depths(c)),
     "columns": lambda c: columns_of(c) if objective_of(c).rows else None,
@@ -327,9 +330,9 @@ def test_every_key_does_something_or_is_refused(key, name):
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_zero_stage_needs_no_second_data_rank(stage):
     """Without one there is nothing to shard. Refused, it would have to leave the file for a trial in one process."""
-    config = base("on DeepSpeed").changed({"parallel.zero_stage": stage})
-    assert check(config, 1) == check(config, WORLD) == []
-    assert (config.engine(dp=1), config.engine(dp=2)) == ("reference", "deepspeed" if stage else "reference")
+    for name in ("gpt", "on DeepSpeed"):
+        config = base(name).changed({"parallel.zero_stage": stage})
+        assert check(config, 1) == check(config, WORLD) == []
 
 
 @pytest.mark.parametrize("key", READERS)

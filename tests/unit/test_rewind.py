@@ -183,8 +183,8 @@ def on_ranks(rank: int, size: int, place: str, layout: dict[str, int], changes: 
 
 LAYOUTS = {
     "tp2 dp2 zero1": ({"tp": 2, "dp": 2}, {"parallel__tp": 2}),
-    "dp2 zero2": ({"dp": 2}, {"advanced__engine": "auto", "parallel__zero_stage": 2}),
-    "dp2 zero3": ({"dp": 2}, {"advanced__engine": "auto", "parallel__zero_stage": 3}),
+    "dp2 zero2": ({"dp": 2}, {"advanced__engine": "deepspeed", "parallel__zero_stage": 2}),
+    "dp2 zero3": ({"dp": 2}, {"advanced__engine": "deepspeed", "parallel__zero_stage": 3}),
     "pp2": ({"pp": 2}, {"parallel__pp": 2, "model__layers": 2}),
 }
 

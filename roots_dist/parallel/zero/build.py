@@ -27,7 +27,7 @@ def build_engine(
     model; ties: for each parameter that other pipeline ranks hold too, the axis over these. The config has passed
     checks/checks.py, which knows what each engine supports.
     """
-    if config.engine(mesh.dp_cp.size) == "reference":
+    if config.advanced.engine == "reference":
         from roots_dist.parallel.zero.reference import ReferenceEngine
 
         return ReferenceEngine(config, mesh, module, params, trainable, ties)

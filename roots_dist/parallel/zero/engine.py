@@ -57,7 +57,7 @@ class DeepSpeedEngine:
         ties: Mapping[str, Axis],
     ):
         if not dist.is_initialized():
-            fix = "start the run with a launcher, or set advanced.engine to auto"
+            fix = "start the run with a launcher, or set advanced.engine=reference"
             raise ConfigError([Problem(key="advanced.engine", found="deepspeed", expected="a process group", fix=fix)])
         self.module, self.config, self.mesh, self.params, self.trainable = module, config, mesh, list(params), trainable
         self.stage = config.parallel.zero_stage

@@ -4,7 +4,8 @@
         forward, backward
     counter.live, counter.peak, counter.work
 
-A storage counts from the operation that makes it until the last tensor releases it, as in an allocator.
+A storage counts from the operation that makes it until the last tensor releases it, as in an allocator; one whose size
+is changed in between (ZeRO-3 gives memory back), by its size.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class CostCounter(TorchDispatchMode):
         self.live = self.peak = 0
         """Bytes of storages that were made inside."""
         self.work = Work()
-        self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, None] = weakref.WeakKeyDictionary()
+        self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, list[int]] = weakref.WeakKeyDictionary()
+        """Storages, and the bytes that each counts for."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -68,6 +70,8 @@ class CostCounter(TorchDispatchMode):
         kwargs = kwargs or {}
         inputs = list(_tensors((args, kwargs)))
         out = func(*args, **kwargs)
+        if func.overloadpacket is torch.ops.inductor.resize_storage_bytes_:
+            self._resize(inputs[0].untyped_storage())
         outputs = list(_tensors(out))
         before = {_storage(tensor) for tensor in inputs}
         created = [tensor for tensor in outputs if _storage(tensor) not in before]
@@ -91,14 +95,19 @@ class CostCounter(TorchDispatchMode):
             storage = tensor.untyped_storage()
             if storage in self._known:
                 continue
-            self._known[storage] = None
-            size = storage.nbytes()
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._forget, size)
+            self._known[storage] = counted = [0]
+            self._resize(storage)
+            weakref.finalize(storage, self._forget, counted)
 
-    def _forget(self, size: int) -> None:
-        self.live -= size
+    def _resize(self, storage: torch.UntypedStorage) -> None:
+        counted = self._known.get(storage)
+        if counted is not None:
+            self.live += storage.nbytes() - counted[0]
+            counted[0] = storage.nbytes()
+            self.peak = max(self.peak, self.live)
+
+    def _forget(self, counted: list[int]) -> None:
+        self.live -= counted[0]
 
 
 def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> float:

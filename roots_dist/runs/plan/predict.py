@@ -8,7 +8,7 @@ were measured (tests/parity/test_plan.py compares everything with what running r
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -28,18 +28,18 @@ from roots_dist.learning.models.parameter_locations import shapes
 from roots_dist.parallel.pipeline.executor import is_skipped
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.runs.plan.cluster_speed import ClusterSpeed, ring_bytes
-from roots_dist.runs.plan.rank_cost import Message, RankCost, count_rank_cost
+from roots_dist.runs.plan.dp_messages import BETWEEN_HOLDERS, dp_messages
+from roots_dist.runs.plan.rank_cost import Message, RankCost, count_rank_cost, gradient_share
 from roots_dist.runs.plan.timing import time_passes
 from roots_dist.schedule.actions import Action, Kind, Program
 from roots_dist.schedule.check import Times, play
 from roots_dist.schedule.communication import COMPUTE
 from roots_dist.schedule.program import whole_program
-from roots_dist.world.sharding import Param
 
+PIECES_UNDER_WAY = 3
+"""Pieces whose whole gradients exist at one time where they are handed on: being computed, packed and sent."""
 TOUCHED = 7
 """Numbers that AdamW reads and writes per parameter: gradient, weight and moments in, weight and moments out."""
-BETWEEN_HOLDERS: tuple[AxisName, ...] = ("dp_cp", "edp")
-"""Axes of ranks that hold the same parameters; the second one, of experts that parallel.ep cuts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,32 +170,39 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions
     gradients = sum(p.tensor.grad.nbytes for p in found.params if p.tensor.grad is not None)
     held = (numbers, trainable_numbers, _numbers_of_experts(layout, found))
     state = rank_state(config, layout, *held)
-    stage_3 = config.parallel.zero_stage >= 3 and config.engine(layout.dp_cp) == "deepspeed"
+    zero, cut = config.parallel.zero_stage, layout.dp_cp > 1
+    stage_3 = zero >= 3 and config.advanced.engine == "deepspeed"
     shard = state.gradients if stage_3 else 0  # beside the gradients of the passes
+    handed_on = zero >= 2 and cut and config.advanced.engine == "reference"  # piece by piece
+    under_way = sum(sorted(found.piece_gradients)[-PIECES_UNDER_WAY:]) if handed_on else None
+    gradients = state.gradients if handed_on else gradients
+    activations = _peak_activations(actions, found, gradients, under_way) - gradients
     return RankPlan(
         pp=pp,
         parameters=numbers,
         weights=state.weights,
         optimizer=state.optimizer + state.buffers + shard,
         gradients=gradients,
-        activations=_peak_activations(actions, found, gradients) - gradients + _gathered_bytes(config, layout, found),
+        activations=activations + _gathered_bytes(config, layout, found),
         sent={
             "tp": _sent_in_passes("tp", actions, found, layout.tp),
             "cp": _sent_in_passes("cp", actions, found, layout.cp),
             "ep": _sent_in_passes("ep", actions, found, layout.ep),
-            "pp": _sent_pp(actions, found),
+            "pp": _sent_pp(config, layout, actions, found),
             "dp": sum(
                 ring_bytes(m.operation, m.bytes, getattr(layout, m.axis))
-                for m in _dp_messages(config, layout, found, actions)
+                for m in dp_messages(config, layout, found, actions)
             ),
         },
         save_copy=save_copy_bytes(config, layout, *held),
     )
 
 
-def _peak_activations(actions: list[Action], found: RankCost, gradients: int) -> int:
-    """Peak bytes in the order in which the rank acts: activations, messages, gradients of weights."""
-    held = most = made = leaving = 0
+def _peak_activations(actions: list[Action], found: RankCost, gradients: int, under_way: int | None = None) -> int:
+    """Peak bytes in the order in which the rank acts: activations, messages, gradients of weights. under_way: bytes of
+    whole gradients that exist at one time beside this rank's part, if they are handed on piece by piece."""
+    held = most = leaving = 0
+    made = 0 if under_way is None else gradients + under_way
     arrived: set[tuple[int, int]] = set()
     stages_with_gradients: set[int] = set()
     for kind, stage, i in actions:
@@ -214,7 +221,7 @@ def _peak_activations(actions: list[Action], found: RankCost, gradients: int) ->
             most = max(most, held + made + cost.passes[kind].peak_rise)
             held += cost.saved_bytes
         elif kind in COMPUTE:
-            first = stage not in stages_with_gradients
+            first = under_way is None and stage not in stages_with_gradients
             most = max(
                 most, held + made + (cost.passes[kind].first_peak_rise if first else cost.passes[kind].peak_rise)
             )
@@ -234,8 +241,10 @@ def _peak_activations(actions: list[Action], found: RankCost, gradients: int) ->
 
 
 def _gathered_bytes(config: Config, layout: Layout, found: RankCost) -> int:
-    """Bytes of the gathered weights of the largest piece, under ZeRO-3."""
-    return max(found.pieces) if config.parallel.zero_stage >= 3 and layout.dp_cp > 1 else 0
+    """Bytes of the gathered weights under ZeRO-3: of the largest piece, and the next one unless DeepSpeed gathers."""
+    if config.parallel.zero_stage < 3 or layout.dp_cp == 1:
+        return 0
+    return sum(sorted(found.pieces)[-(1 if config.advanced.engine == "deepspeed" else 2) :])
 
 
 def _sent_in_passes(axis: AxisName, actions: list[Action], found: RankCost, size: int) -> float:
@@ -243,39 +252,14 @@ def _sent_in_passes(axis: AxisName, actions: list[Action], found: RankCost, size
     return sum(ring_bytes(m.operation, m.bytes, size) for m in [*messages, *found.once] if m.axis == axis)
 
 
-def _sent_pp(actions: list[Action], found: RankCost) -> float:
+def _sent_pp(config: Config, layout: Layout, actions: list[Action], found: RankCost) -> float:
     tied = [p for p in found.params if p.name in found.ties and p.tensor.requires_grad]
-    ties = sum(ring_bytes("all_reduce", p.tensor.nbytes, found.ties[p.name]) for p in tied)
+    share = gradient_share(config, layout)
+    bytes_of = {p.name: p.tensor.numel() * present(p.tensor.grad_dtype).itemsize for p in tied}
+    ties = sum(ring_bytes("all_reduce", bytes_of[p.name] // share, found.ties[p.name]) for p in tied)
     outputs = sum(found.stages[stage].output_bytes for kind, stage, _ in actions if kind is Kind.SEND_FORWARD)
     gradients = sum(found.stages[stage].input_grad_bytes for kind, stage, _ in actions if kind is Kind.SEND_BACKWARD)
     return ties + outputs + gradients
-
-
-def _dp_messages(config: Config, layout: Layout, found: RankCost, actions: list[Action]) -> list[Message]:
-    """Messages between data ranks in a step: gradients are reduced, weights gathered; ZeRO-3 gathers in each pass."""
-    passes = sum(kind in COMPUTE for kind, _, _ in actions) // len(found.stages)
-    cut = [layout.ep > 1 and p.spec.of_expert for p in found.params]
-    return [
-        message
-        for axis, of_experts in zip(BETWEEN_HOLDERS, (False, True))
-        if getattr(layout, axis) > 1 and of_experts in cut
-        for message in _messages_of_holders(
-            config, axis, [p for p, is_cut in zip(found.params, cut) if is_cut == of_experts], passes
-        )
-    ]
-
-
-def _messages_of_holders(config: Config, axis: AxisName, params: Sequence[Param], passes: int) -> list[Message]:
-    """The messages of a step between the ranks that hold these parameters."""
-    trained = [p.tensor for p in params if p.tensor.requires_grad]
-    gradients = sum(tensor.numel() * present(tensor.grad_dtype).itemsize for tensor in trained)
-    updated, weights = sum(tensor.nbytes for tensor in trained), sum(p.tensor.nbytes for p in params)
-    if config.parallel.zero_stage == 0:
-        return [Message("all_reduce", gradients, axis)]
-    summed = Message("reduce_scatter", gradients, axis)
-    if config.parallel.zero_stage < 3:
-        return [summed, Message("all_gather", updated, axis)]
-    return [summed, *[Message("all_gather", weights, axis)] * passes]
 
 
 def _numbers_of_experts(layout: Layout, found: RankCost) -> int:
@@ -327,7 +311,7 @@ def _seconds(
         bubble=played.makespan - compute - tp - cp - ep,
         dp=max(
             sum(
-                link(axis, _dp_messages(config, layout, found, program[pp]), getattr(layout, axis))
+                link(axis, dp_messages(config, layout, found, program[pp]), getattr(layout, axis))
                 for axis in BETWEEN_HOLDERS
             )
             for pp, found in enumerate(rank_costs)

@@ -85,14 +85,16 @@ class RankCost:
     params: list[Param]
     """Its slices and copies, without data."""
     pieces: tuple[int, ...]
-    """Bytes of each piece's weights."""
+    """Bytes of each piece's weights, without those that an earlier piece of the rank has too."""
+    piece_gradients: tuple[int, ...]
+    """Bytes of the gradients of these weights."""
     once: tuple[Message, ...]
     """Messages between tensor ranks once per step: partial gradients."""
     first_trainable: int
     """First stage of the model with trainable parameters: no gradient goes below it."""
     ties: Mapping[str, int]
     """Parameter that other pipeline ranks hold too -> number of ranks that sum its gradient: those, this one included,
-    with all of their data ranks."""
+    with DeepSpeed all of their data ranks too."""
 
 
 class _Done(dist.Work):
@@ -165,17 +167,29 @@ def count_rank_cost(config: Config, layout: Layout, pp_rank: int) -> RankCost:
         stages = count_stage_costs(config, model, batch.to(META), counter, messages)
         del messages[:]
         sum_partial_gradients((p, ensure_grad(p)) for p in model.params if p.tensor.requires_grad)
-    ties = {name: len(ranks) * layout.dp_cp for name, ranks in model.holders.items() if pp_rank in ranks}
-    once = tuple(messages)
-    pieces = tuple(sum(p.nbytes for p in piece.parameters()) for _, piece in model.pieces())
+    together = layout.dp_cp if config.advanced.engine == "deepspeed" else 1
+    ties = {name: len(ranks) * together for name, ranks in model.holders.items() if pp_rank in ranks}
+    share = gradient_share(config, layout)
+    once = tuple(m._replace(bytes=m.bytes // share) for m in messages)
+    first_of = {p: number for number, (_, piece) in reversed([*enumerate(model.pieces())]) for p in piece.parameters()}
+    pieces, piece_gradients = [0] * len(model.pieces()), [0] * len(model.pieces())
+    for p, number in first_of.items():
+        pieces[number] += p.nbytes
+        piece_gradients[number] += 0 if p.grad is None else p.grad.nbytes
     return RankCost(
         stages=stages,
         params=model.params,
-        pieces=pieces,
+        pieces=tuple(pieces),
+        piece_gradients=tuple(piece_gradients),
         once=once,
         first_trainable=first_trainable_stage(model),
         ties=ties,
     )
+
+
+def gradient_share(config: Config, layout: Layout) -> int:
+    """The number of data ranks that share the sums of gradients over tensor and pipeline ranks: each sums its part."""
+    return layout.dp_cp if config.advanced.engine == "reference" and config.parallel.zero_stage >= 1 else 1
 
 
 def one_microbatch(config: Config, cut: Callable[[Tensor], Tensor] = lambda whole: whole) -> MicroBatch:

@@ -59,7 +59,7 @@ def joined(
     logs.ignore_warnings_of_libraries()
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    live = world.size > 1 or config.engine(layout.dp_cp) == "deepspeed"
+    live = world.size > 1 or config.advanced.engine == "deepspeed"
     store, watchdog = dist.HashStore(), None
     if world.size > 1:
         store = _meet(config, world, layout, device, said)

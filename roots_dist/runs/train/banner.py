@@ -56,7 +56,7 @@ def banner(config: Config, mesh: Mesh, peak: float | None, bound: Bounds) -> str
         peak_words = "peak of this GPU not known: no MFU"
     else:
         peak_words = f"peak {format_flops(peak)} {'measured' if mesh.device.type == 'cpu' else 'by data sheet'}"
-    engine = config.engine(mesh.dp_cp.size)
+    engine = config.advanced.engine
     model = f"{mesh.layout}, {parameters_in_words(config)}, {engine} engine, {peak_words}"
     held = peak_memory_gib(mesh.device)  # the libraries and the weights, which no arithmetic knows
     bound = replace(bound, memory_gib=max(bound.memory_gib, held))

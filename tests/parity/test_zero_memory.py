@@ -1,0 +1,50 @@
+"""What a data rank holds falls with the number of data ranks as theory says (Rajbhandari et al. 2020, figure 1)."""
+
+import pytest
+
+from roots_dist.assembly.run import build_run
+from roots_dist.config.schema import Config
+from roots_dist.layout import Layout
+from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
+from roots_dist.runs.plan.cost_counter import CostCounter
+from roots_dist.runs.train.step import train_step
+from roots_dist.testing.world import on_world
+from roots_dist.world.mesh import Mesh
+
+
+def config(stage: int, dp: int) -> Config:
+    """Eighteen pieces, of which none is large, two microbatches, and few activations."""
+    return Config.model_validate(
+        {
+            "model": {"layers": 16, "hidden": 64, "heads": 2, "vocab": 256, "tied_embeddings": False},
+            "data": {"seq_length": 8},
+            "train": {"global_batch": 2 * dp},
+            "parallel": {"zero_stage": stage},
+        }
+    )
+
+
+def held(rank: int, size: int, stage: int) -> dict[str, float]:
+    """Bytes of tensors for each parameter of the model: between two steps, and at most within one."""
+    mesh, made = Mesh.connect(Layout(dp=size), rank), config(stage, size)
+    with CostCounter() as counter:
+        run = build_run(made, mesh, objective=proof_objective(made))
+        for step in range(2):
+            batches = random_batches(made, step, mesh.dp.rank, mesh.dp.size)
+            between = counter.live
+            counter.restart_peak()
+            train_step(run, batches, 1e-3)
+    parameters = sum(p.tensor.numel() for p in run.params)
+    return {"between": between / parameters, "peak": counter.peak / parameters}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("dp", [2, 4, 8])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_memory_falls_with_data_ranks(stage, dp):
+    """In float32: weights 4 bytes a parameter, which are their own master copies, moments 8, gradients 4. What comes on
+    top in a step, activations and the pieces whose whole weights and gradients exist at a time, does not grow."""
+    weights, gradients = 4 / (dp if stage == 3 else 1), 4 / (dp if stage >= 2 else 1)
+    for found in on_world(dp, held, stage, timeout=600):
+        assert found["between"] == pytest.approx(weights + 8 / dp, rel=0.02)
+        assert found["peak"] - found["between"] - gradients < 2.2
