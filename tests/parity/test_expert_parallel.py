@@ -10,6 +10,7 @@ from models import config
 from safetensors import safe_open
 from test_deepspeed import one_run
 
+from roots_dist.assembly.passes import build_passes
 from roots_dist.assembly.run import build_run
 from roots_dist.checks.checks import layout_for
 from roots_dist.config.schema import Config
@@ -20,6 +21,9 @@ from roots_dist.learning.models.init_stds import init_stds
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
 from roots_dist.parallel.optim.trainable import trainable
 from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.runs.evaluate.harness_model import token_scores
+from roots_dist.runs.generate.decode import decode
+from roots_dist.runs.generate.request import Request
 from roots_dist.runs.plan.rank_cost import count_rank_cost
 from roots_dist.runs.train.expert_load import expert_loads, load_metrics
 from roots_dist.runs.train.step import train_step
@@ -158,6 +162,25 @@ def test_loads_are_those_of_all_ranks_and_counted_once():
     assert together == [alone] * 8
     assert [*alone] == ["blocks.1", "blocks.2", "blocks.3"], "the first block is dense"
     assert {sum(counts) for counts in alone.values()} == {8 * 16 * 3}, "three experts of each token, none dropped"
+
+
+def generated(rank: int, size: int, made: Config) -> dict[str, object]:
+    """What is sampled, and how likely texts are, whose number the ranks do not divide."""
+    passes = build_passes(made, Mesh.connect(layout_for(made, size), rank))
+    texts = [[5, 6, 7], [8, 9], [10, 11, 12, 13]]
+    answers = decode(passes, texts, Request(max_tokens=6, samples=2, rows=2))
+    scores = token_scores(passes, [(text, [20, 21]) for text in texts], made.data.seq_length)
+    return {"tokens": [[answer.tokens for answer in of_text] for of_text in answers], "scores": scores}
+
+
+def test_generation_and_scores_of_texts_are_those_of_one_process():
+    """Ranks that send each other tokens read the same texts: none waits for one that has no more."""
+    made = config("mixtral", **SIX)
+    (alone,) = on_warm_world(1, generated, made)
+    for found in on_warm_world(4, generated, made.changed({"parallel.ep": 2, "parallel.tp": 2})):
+        assert found["tokens"] == alone["tokens"]
+        for (score, is_best), (wanted, was_best) in zip(found["scores"], alone["scores"], strict=True):
+            assert score == pytest.approx(wanted, abs=1e-10) and is_best == was_best
 
 
 def test_what_loads_say():
