@@ -71,7 +71,8 @@ def roots(
             for process in processes:
                 process.kill()
                 process.join()
-        out, err = ("".join(Path(file).read_text() for file in files) for files in zip(*outputs))
+        written = [[Path(file) for file in files] for files in zip(*outputs)]  # not by one that was killed at once
+        out, err = ("".join(path.read_text() for path in paths if path.exists()) for paths in written)
     return subprocess.CompletedProcess(words, max((p.exitcode for p in processes), key=abs), out, err)
 
 
