@@ -98,6 +98,13 @@ class MicroBatch:
         scored = np.flatnonzero(cut(present(self.targets)).cpu().numpy() != IGNORE)
         return replace(self, scored_positions=torch.from_numpy(scored))
 
+    def with_some_scored(self, cut: Callable[[Tensor], Tensor] = lambda whole: whole) -> MicroBatch:
+        """The same, with scored_positions where some positions have no target, and each has a loss of its own."""
+        if self.targets is None or self.references is not None:
+            return self
+        chosen = self.with_scored_positions(cut)
+        return self if len(present(chosen.scored_positions)) == cut(self.targets).numel() else chosen
+
 
 class KVCache:
     """KV cache for generation: one pair per attention layer of this rank, and the number of tokens they cover."""

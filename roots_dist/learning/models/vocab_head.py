@@ -70,7 +70,7 @@ class VocabHead:
             return self._preference(x, weight, batch, training, bias)
         targets, flat = self.tp.of_context(present(batch.targets)).flatten(), x.flatten(0, 1)
         count = (targets != IGNORE).sum()
-        if self.sparse:
+        if self.sparse or batch.scored_positions is not None:
             some = find_scored(targets) if batch.scored_positions is None else batch.scored_positions
             targets, flat = targets.index_select(0, some), flat.index_select(0, some)
         total, hits = linear_cross_entropy(

@@ -54,9 +54,12 @@ def train_step(
     world."""
     run.engine.unfreeze(batches[0].step)
     counts = count_targets(run, batches)
-    masks = objective_of(run.config).masks
-    cut = run.passes.model.tp.of_context
-    batches = [(b.with_scored_positions(cut) if masks else b).to(run.mesh.device) for b in batches]
+    tp, masks = run.passes.model.tp, objective_of(run.config).masks
+    if masks:
+        batches = [batch.with_scored_positions(tp.of_context) for batch in batches]
+    elif tp.exact is None:  # which keeps the places of tokens in a product
+        batches = [batch.with_some_scored(tp.of_context) for batch in batches]
+    batches = [batch.to(run.mesh.device) for batch in batches]
     weights = loss_weights(run)
     run.watch.lap("dp")
     exact = run.passes.model.tp.exact

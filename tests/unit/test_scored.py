@@ -1,0 +1,36 @@
+"""A token without a target is not multiplied by the vocabulary, and nothing else changes."""
+
+from dataclasses import replace
+
+import torch
+
+from roots_dist.assembly.passes import build_passes
+from roots_dist.config.schema import Config
+from roots_dist.learning.models import vocab_head
+from roots_dist.learning.objectives.synthetic import random_batches
+from roots_dist.world.batch import IGNORE
+from roots_dist.world.mesh import Mesh
+from tests.parity.models import COMMON, MODELS
+
+
+def test_only_scored_tokens_are_multiplied(monkeypatch) -> None:
+    config = Config.model_validate(COMMON | {"model": MODELS["llama"]}).changed({"train.global_batch": 2})
+    passes, multiplied = build_passes(config, Mesh.single()), []
+    (first, *_), real = random_batches(config, 0, 0, 1), vocab_head.linear_cross_entropy
+
+    def noting(tp, hidden, *args, **kwargs):
+        multiplied.append(len(hidden))
+        return real(tp, hidden, *args, **kwargs)
+
+    monkeypatch.setattr(vocab_head, "linear_cross_entropy", noting)
+    found = []
+    for batch in (first, first.with_some_scored()):
+        (term,) = passes.forward_backward([batch], {"clm": 0.1})
+        found.append([term.sum, term.count, term.hits, *(p.tensor.grad.clone() for p in passes.model.params)])
+        for p in passes.model.params:
+            p.tensor.grad = None
+    assert multiplied == [first.targets.numel(), int((first.targets != IGNORE).sum())]
+    for whole, chosen in zip(*found, strict=True):
+        torch.testing.assert_close(chosen, whole, rtol=1e-12, atol=1e-12)
+    full = replace(first, targets=first.targets.clamp(min=0))
+    assert full.with_some_scored() is full
