@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from roots_dist.assembly.rank_model import build_model
 from roots_dist.assembly.run import Run, build_run
+from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
@@ -46,12 +48,20 @@ def make_run(job: dict) -> Run:
     return build_run(config, mesh, objective=proof_objective(config))
 
 
+def batches_of(config: Config, step: int, rank: int = 0, size: int = 1) -> list[MicroBatch]:
+    """Random microbatches in which each token has a target, as in a text, but where some are masked."""
+    batches = random_batches(config, step, rank, size)
+    if objective_of(config).masks:
+        return batches
+    return [replace(batch, targets=batch.targets.clamp(min=0)) for batch in batches]
+
+
 def roots(job: dict) -> tuple[Step, dict[str, float]]:
     """One optimizer step as a function of its number, and the loss before the first one, without dropout."""
     run = make_run(job)
 
     def batches(step: int) -> list[MicroBatch]:
-        return random_batches(run.config, step, run.mesh.dp.rank, run.mesh.dp.size)
+        return batches_of(run.config, step, run.mesh.dp.rank, run.mesh.dp.size)
 
     def step(number: int) -> None:
         train_step(run, batches(number), run.config.optim.lr)
@@ -86,7 +96,7 @@ def transformers(job: dict) -> tuple[Step, dict[str, float]]:
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="sum")
 
     def step(number: int) -> None:
-        batches = random_batches(config, number, 0, 1)
+        batches = batches_of(config, number)
         count = sum(int((batch.targets != IGNORE).sum()) for batch in batches)
         for batch in batches:
             (loss_of(batch) / count).backward()
@@ -95,7 +105,7 @@ def transformers(job: dict) -> tuple[Step, dict[str, float]]:
         optimizer.zero_grad()
 
     model.eval()
-    first = random_batches(config, 0, 0, 1)
+    first = batches_of(config, 0)
     with torch.no_grad():
         total = sum(float(loss_of(batch)) for batch in first)
     model.train()
@@ -149,7 +159,7 @@ def matmul(job: dict) -> tuple[Step, dict[str, float]]:
     """The machine's limit: the products of linear layers in one step, forward and backward, as plain torch calls."""
     run = make_run(job)
     with Products() as products:
-        train_step(run, random_batches(run.config, 0, 0, 1), 0.0)
+        train_step(run, batches_of(run.config, 0), 0.0)
     made = {
         factor: torch.randn(1 + sum((n - 1) * s for n, s in zip(*factor))).as_strided(*factor)
         for factor in {factor for pair in products.found for factor in pair}
