@@ -68,8 +68,8 @@ PIPELINE = (
         name="encoded_gradient_stays_on_the_last_stage",
         bug="a stage sends back what its own blocks say about the encoder's output, without what it has received",
         file=EXECUTOR,
-        before="named = [name for name, t in output.items() if t.requires_grad]",
-        after='named = [name for name, t in output.items() if t.requires_grad and name == "hidden"]',
+        before="for name, t in out.payload.items() if t.requires_grad}",
+        after='for name, t in out.payload.items() if t.requires_grad and name == "hidden"}',
         test=T5_LAYOUT("t5-v1.1,pp=4,objective__mask_probability=0.15"),
     ),
     Mutant(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from roots_dist.parallel.pipeline.stage import Pass, Stage
 from roots_dist.parallel.tensor.collectives import DeferredWeightGrads
@@ -62,8 +63,9 @@ class _InFlight:
     receipts: Mapping[Action, Sequence[Action]]
     arriving: dict[Action, tuple[Payload, list[dist.Work]]] = field(default_factory=dict)
     inputs: dict[Work, Payload] = field(default_factory=dict)
-    outputs: dict[Work, tuple[Payload, Tensor | None]] = field(default_factory=dict)
-    """Roots of the backward pass: the output payload, and the stage's own part of the loss."""
+    outputs: dict[Work, tuple[dict[str, GradientEdge], Tensor | None]] = field(default_factory=dict)
+    """Roots of the backward pass: where the gradients of the output payload go in, and the stage's own part of the
+    loss. The payload itself may be gone once it has been sent."""
     outgoing: dict[Work, Payload] = field(default_factory=dict)
     gradients: dict[Work, Payload] = field(default_factory=dict)
     deferred_grads: dict[Work, list[Callable[[], None]]] = field(default_factory=dict)
@@ -154,7 +156,7 @@ class Executor:
         if stage >= lowest_trainable:
             flight.inputs[work] = payload or {}
             flight.outputs[work] = (
-                out.payload,
+                {name: get_gradient_edge(t) for name, t in out.payload.items() if t.requires_grad},
                 sum(t.sum * scales[t.name] for t in out.results) if out.results else None,
             )
         if stage < self.num_stages - 1:
@@ -168,12 +170,11 @@ class Executor:
     def _backward(self, flight: _InFlight, work: Work, lowest_trainable: int, defer_weights: bool) -> None:
         stage, i = work
         inputs, (output, loss) = flight.inputs.pop(work), flight.outputs.pop(work)
-        roots: list[Tensor] = [loss] if loss is not None and loss.requires_grad else []
+        roots = [get_gradient_edge(loss)] if loss is not None and loss.requires_grad else []
         gradients: list[Tensor | None] = [None for _ in roots]
         if stage < self.num_stages - 1:
             received = flight.gradients.pop(work, None) or self._arrived(flight, Action(Kind.RECV_BACKWARD, *work))
-            named = [name for name, t in output.items() if t.requires_grad]
-            roots, gradients = [*roots, *(output[n] for n in named)], [*gradients, *(received[n] for n in named)]
+            roots, gradients = [*roots, *output.values()], [*gradients, *(received[name] for name in output)]
         self.deferred.enabled = defer_weights
         if roots:  # empty if no trainable parameter contributes to this stage's results
             torch.autograd.backward(roots, gradients)
