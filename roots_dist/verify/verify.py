@@ -11,7 +11,7 @@ bits: verify/exact.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from roots_dist.checks.checks import check_used
@@ -97,9 +97,9 @@ MATRIX: tuple[dict[str, object], ...] = tuple(
 Rows with expert ranks are for models that have experts."""
 
 
-def matrix_proofs(config: Config, wanted: Wanted) -> Iterator[Proof]:
-    """Proofs of every layout of MATRIX, with this config's model and as many blocks as the layout has stages."""
-    for values in MATRIX:
+def matrix_proofs(config: Config, wanted: Wanted, layouts: Sequence[Mapping[str, object]] = MATRIX) -> Iterator[Proof]:
+    """Proofs of each of these layouts, with this config's model and as many blocks as the layout has stages."""
+    for values in layouts:
         if values["parallel.ep"] != 1 and config.model.experts is None:
             continue
         zero = values["parallel.zero_stage"]
