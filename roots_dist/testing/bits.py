@@ -23,7 +23,7 @@ from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.objectives.synthetic import proof_objective
 from roots_dist.runs.ranks.join import device_for
 from roots_dist.runs.train.step import train_step
-from roots_dist.storage.checkpoint.format import step_name
+from roots_dist.storage.checkpoint.format import checkpoints_folder, step_name
 from roots_dist.storage.checkpoint.load import load
 from roots_dist.storage.checkpoint.save import save
 from roots_dist.world.mesh import Mesh
@@ -71,13 +71,13 @@ def trace_bits(
     save_to: str | None = None,
 ) -> dict[str, Any]:
     """Run steps first … last-1 on one rank, on made-up texts, and return the digests after each of them. load_from,
-    save_to: folders of checkpoints."""
+    save_to: folders of runs."""
     mesh = Mesh.connect(layout_for(config, size), rank, device_for(config, rank))
     objective = proof_objective(config)
     batches = Batches(config, objective, [objective.open("random")], [1.0], mesh.dp.rank, mesh.dp.size)
     run = build_run(config, mesh, objective=objective)
     if load_from:
-        load(Path(load_from) / step_name(first), run.engine, run.params, mesh)
+        load(checkpoints_folder(Path(load_from)) / step_name(first), run.engine, run.params, mesh)
     learning_rate, steps = learning_rate_of(config), []
     for step in range(first, last):
         report = train_step(run, batches.at(step), learning_rate(step))

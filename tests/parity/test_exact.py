@@ -1,18 +1,22 @@
 """With train.exact no bit of a run depends on its layout: digests of loss, norm, weights, moments after every step."""
 
 import functools
+import json
 
 import pytest
 from models import config
 
 from roots_dist.checks.checks import check_used
 from roots_dist.config.schema import Config
+from roots_dist.errors import ConfigError
+from roots_dist.storage.checkpoint.same_model import refuse_other_bits
 from roots_dist.testing.bits import Bits, first_difference, merge_bits, trace_bits
 from roots_dist.testing.world import on_warm_world
 from roots_dist.verify.exact import exact_row
 
 SCHEDULES = [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("zb-h1", 1)]
 """Each with its virtual stages."""
+TIMEOUT_S = 600
 EXACT = dict(advanced__float64=False, train__micro_batch=1, optim__lr=1e-2)
 """Of every case, beside what models.py has: dropout and clipping act, and a step has several microbatches."""
 
@@ -38,7 +42,7 @@ def of_layout(model: str, degrees: tuple[int, int], changes: dict[str, object]) 
 def compare(model: str, degrees: tuple[int, int], steps: int, changes: dict[str, object]) -> None:
     """One process, and a layout: `dp` is a number of ranks, all other changes are keys."""
     layout, ranks = of_layout(model, degrees, changes)
-    found = merge_bits(on_warm_world(ranks, trace_bits, layout, 0, steps))
+    found = merge_bits(on_warm_world(ranks, trace_bits, layout, 0, steps, timeout=TIMEOUT_S))
     values = {key: changes[key] for key in ("train__precision", "train__steps") if key in changes}
     alone = _alone(exact(model, degrees, **values), steps)
     assert first_difference(alone, found) is None
@@ -94,7 +98,8 @@ def test_no_bit_depends_on_resumes(precision, tmp_path):
         layout, ranks = of_layout("gpt", (4, 4), changes | values)
         source = str(tmp_path / str(number)) if number else None
         target, first = str(tmp_path / str(number + 1)), number * steps
-        found += merge_bits(on_warm_world(ranks, trace_bits, layout, first, first + steps, source, target))
+        ranks_bits = on_warm_world(ranks, trace_bits, layout, first, first + steps, source, target, timeout=TIMEOUT_S)
+        found += merge_bits(ranks_bits)
     assert first_difference(_alone(exact("gpt", (4, 4), **values), 12), found) is None
 
 
@@ -104,3 +109,32 @@ def test_a_differing_rank_is_named():
     row = exact_row("(weight)", truth, [{"steps": truth}, {"steps": other}])
     assert (row.passed, row.largest, row.where) == (False, 1, "step 1: w[0:4] (weight) on rank 1")
     assert exact_row("loss", truth, [{"steps": truth}, {"steps": other}]).passed
+
+
+def test_a_resume_keeps_what_decides_the_bits(tmp_path):
+    begun = exact("gpt", (4, 4))
+    (tmp_path / "state.json").write_text(json.dumps({"config": begun.model_dump(mode="json"), "device": "cpu"}))
+    refuse_other_bits(tmp_path, begun.changed({"parallel.tp": 2, "train.recompute": "full"}), "cpu")
+    refuse_other_bits(tmp_path, begun.changed({"train.exact": None, "train.micro_batch": 2}), "cpu")
+    for key, value in {"train.micro_batch": 2, "train.precision": "bf16", "train.exact": {"tensor": 2}}.items():
+        with pytest.raises(ConfigError, match=key):
+            refuse_other_bits(tmp_path, begun.changed({key: value}), "cpu")
+    with pytest.raises(ConfigError, match="device"):
+        refuse_other_bits(tmp_path, begun, "cuda")
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"train.exact": {"tensor": 3}}, "power of two"),
+        ({"train.exact": {"tensor": 1, "data": 4}, "parallel.tp": 2}, "multiple of parallel.tp"),
+        ({"train.exact": {"tensor": 16, "data": 1}}, "model.heads"),
+        ({"train.exact": {"tensor": 4, "data": 16}}, "every batch a multiple"),
+        ({"advanced.engine": "deepspeed"}, "advanced.engine"),
+        ({"parallel.cp": 2}, "parallel.cp"),
+        ({"finetune.strategy": "lora"}, "finetune.strategy"),
+    ],
+)
+def test_what_cannot_be_exact_is_refused(changes, words):
+    problems = check_used(exact("gpt", (4, 4)).changed(changes), 4)
+    assert any(words in str(problem) for problem in problems), problems

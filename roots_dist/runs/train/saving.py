@@ -157,6 +157,8 @@ def _job(state: TrainState, folder: Place) -> SaveJob:
     config, best, saves = state.config.model_dump(mode="json"), state.best, state.saves
     saved = {"tokens": state.tokens, "skipped": state.skipped, "config": config, "best": best and best.saved()}
     saved |= state.spikes.saved()
+    if state.config.train.exact is not None:
+        saved["device"] = state.mesh.device.type
     keeping = None
     if folder == state.folder:
         keep, frozen = state.config.checkpoint.keep, best and replace(best)

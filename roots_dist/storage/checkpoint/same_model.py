@@ -41,6 +41,43 @@ def refuse_another_model(checkpoint: Place, config: Config, fix: str = RESTART) 
         raise ConfigError(problems)
 
 
+BITS = ("exact", "micro_batch", "precision")
+"""Keys of `train` that decide the bits of an exact run."""
+
+
+def refuse_other_bits(checkpoint: Place, config: Config, device: str) -> None:
+    """Raise ConfigError if an exact run would go on with other bits than it has begun with. A run that has
+    not been exact may become so. `device`: kind of device, as cpu."""
+    state = read_json(checkpoint / STATE_FILE)
+    try:
+        saved = Config.from_record(state["config"])
+    except (KeyError, ValidationError):
+        return
+    if config.train.exact is None or saved.train.exact is None:
+        return
+    was, now = (_bits(one) for one in (saved, config))
+    was["device"], now["device"] = state.get("device", device), device
+    problems = [
+        Problem(
+            key=key,
+            found=now[key],
+            expected=f"{was[key]} as in {checkpoint}: with train.exact a run keeps the bits that it has begun with",
+            fix="set it back, or leave train.exact out",
+        )
+        for key in now
+        if now[key] != was[key]
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _bits(config: Config) -> dict[str, object]:
+    """What decides the bits of an exact run beside its model, its optimizer and its data."""
+    train, advanced = config.train, config.advanced
+    found: dict[str, object] = {f"train.{key}": getattr(train, key) for key in BITS}
+    return found | {"advanced.loss_chunk": advanced.loss_chunk, "advanced.grad_dtype": advanced.grad_dtype}
+
+
 def _model_problem(key: str, value: object, was: object, checkpoint: Place, config: Config, restart: str) -> Problem:
     where = f"in {checkpoint}, whose weights would be used"
     if key == "model.max_positions" and config.model.max_positions is None:
