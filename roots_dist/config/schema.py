@@ -114,7 +114,7 @@ class Train(Section):
     exact: Exact | None = Field(
         None,
         description="{tensor: 8, data: 8}: loss, gradients, weights and moments are equal to the bit in every layout "
-        "whose tp divides the first and whose dp divides the second",
+        "whose tp divides the first and whose dp divides the second (docs/exact.md)",
     )
     recompute: Literal["none", "selective", "full"] = Field(
         "none",
