@@ -13,6 +13,7 @@ def _of(file: str, function: str) -> Callable[[str], str]:
 
 
 LAYOUT = _of("parity/test_layouts.py", "test_nothing_depends_on_the_layout")
+BITS = _of("parity/test_exact.py", "test_no_bit_depends_on_the_layout")
 IN_CONTEXT = _of("parity/test_context.py", "test_nothing_depends_on_the_layout")
 EXPERT_LAYOUT = _of("parity/test_expert_parallel.py", "test_nothing_depends_on_where_experts_are")
 FAMILY = _of("parity/test_families.py", "test_nothing_depends_on_the_layout")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .context import CONTEXT
 from .data import DATA
+from .exact import EXACT
 from .experts import EXPERT_MUTANTS
 from .extensions import EXTENSIONS
 from .features import FEATURES
@@ -30,6 +31,7 @@ AREAS: dict[str, tuple[Mutant, ...]] = {
     "Random numbers": RANDOMNESS,
     "Losses": LOSSES,
     "Optimizer and ZeRO": OPTIMIZER,
+    "The same bits": EXACT,
     "Data and objectives": DATA,
     "Runs": RUNS,
     "Checkpoints": STORAGE,
