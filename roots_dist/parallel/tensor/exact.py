@@ -160,7 +160,7 @@ def by_positions(tp: TensorParallel, f: Callable[..., Tensor], x: Tensor, *other
     same positions. A length that T does not divide, of text that is being generated, is not cut."""
     num = tp.position_runs
     if num == 1 or x.shape[1] % num:
-        return f(x, *(recorded(tp, other) if isinstance(other, nn.Parameter) else other for other in others))
+        return f(x, *(recorded(tp, other, 0) if isinstance(other, nn.Parameter) else other for other in others))
 
     def of_runs(other: Tensor | None) -> Sequence[Tensor | None]:
         if isinstance(other, nn.Parameter):
