@@ -351,13 +351,20 @@ def test_what_cannot_be_observed_is_read_where_it_acts(key):
     assert any(owner.rpartition(".")[2] == section or owner in aliases for owner in read), read
 
 
+NEEDS: dict[str, dict[str, object]] = {"parallel.cp_kind": {"parallel.cp": 2}}
+"""Keys that are read by layouts which no base has, because the bases run in one process: what such a layout has."""
+
+
 @pytest.mark.parametrize("key", [key for use in unused.USES for key in use.keys])
 def test_a_key_is_refused_where_nothing_reads_it_and_only_there(key):
-    def refused(name: str) -> list:
+    def refused(name: str, also: dict[str, object]) -> list:
         (value, *_) = others(base(name), key)
-        return [p for p in check(base(name).changed({key: value}), WORLD) if "it is only used with" in p.expected]
+        changed = base(name).changed({key: value, **also})
+        return [p for p in check(changed, WORLD) if "it is only used with" in p.expected]
 
-    found = {name: refused(name) for name in BASES}
+    found = {name: refused(name, {}) for name in BASES}
+    if key in NEEDS:
+        found["with what it needs"] = refused("gpt", NEEDS[key])
     assert any(found.values()) and not all(found.values()), found
     for name, (problem, *others_) in ((name, problems) for name, problems in found.items() if problems):
         assert problem.key == key and not others_ and "\n" not in str(problem)

@@ -36,8 +36,6 @@ from roots_dist.schedule.check import Times, play
 from roots_dist.schedule.communication import COMPUTE
 from roots_dist.schedule.program import whole_program
 
-PIECES_UNDER_WAY = 3
-"""Pieces whose whole gradients exist at one time where they are handed on: being computed, packed and sent."""
 TOUCHED = 7
 """Numbers that AdamW reads and writes per parameter: gradient, weight and moments in, weight and moments out."""
 
@@ -174,15 +172,14 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions
     stage_3 = zero >= 3 and config.advanced.engine == "deepspeed"
     shard = state.gradients if stage_3 else 0  # beside the gradients of the passes
     handed_on = zero >= 2 and cut and config.advanced.engine == "reference"  # piece by piece
-    under_way = sum(sorted(found.piece_gradients)[-PIECES_UNDER_WAY:]) if handed_on else None
-    gradients = state.gradients if handed_on else gradients
-    activations = _peak_activations(actions, found, gradients, under_way) - gradients
+    kept = state.gradients if handed_on else gradients
+    activations = _peak_activations(actions, found, gradients, kept) - kept
     return RankPlan(
         pp=pp,
         parameters=numbers,
         weights=state.weights,
         optimizer=state.optimizer + state.buffers + shard,
-        gradients=gradients,
+        gradients=kept,
         activations=activations + _gathered_bytes(config, layout, found),
         sent={
             "tp": _sent_in_passes("tp", actions, found, layout.tp),
@@ -198,11 +195,15 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions
     )
 
 
-def _peak_activations(actions: list[Action], found: RankCost, gradients: int, under_way: int | None = None) -> int:
-    """Peak bytes in the order in which the rank acts: activations, messages, gradients of weights. under_way: bytes of
-    whole gradients that exist at one time beside this rank's part, if they are handed on piece by piece."""
-    held = most = leaving = 0
-    made = 0 if under_way is None else gradients + under_way
+def _peak_activations(actions: list[Action], found: RankCost, gradients: int, kept: int) -> int:
+    """Peak bytes in the order in which the rank acts: activations, messages, gradients of weights.
+
+    gradients: bytes of whole ones; kept: what the rank has of them after a pass. If that is less, each pass makes whole
+    ones anew and hands them on piece by piece: they are at most what they are without being handed on, and the piece
+    that backward finishes first is copied into its message while most activations are alive.
+    """
+    packed = found.piece_gradients[-1] if kept < gradients else 0
+    held = most = leaving = made = 0
     arrived: set[tuple[int, int]] = set()
     stages_with_gradients: set[int] = set()
     for kind, stage, i in actions:
@@ -221,9 +222,11 @@ def _peak_activations(actions: list[Action], found: RankCost, gradients: int, un
             most = max(most, held + made + cost.passes[kind].peak_rise)
             held += cost.saved_bytes
         elif kind in COMPUTE:
-            first = under_way is None and stage not in stages_with_gradients
+            first = stage not in stages_with_gradients
+            makes = first or kept < gradients
             most = max(
-                most, held + made + (cost.passes[kind].first_peak_rise if first else cost.passes[kind].peak_rise)
+                most,
+                held + made + packed + (cost.passes[kind].first_peak_rise if makes else cost.passes[kind].peak_rise),
             )
             if kind is Kind.WEIGHT:
                 held -= cost.deferred_bytes
@@ -236,12 +239,12 @@ def _peak_activations(actions: list[Action], found: RankCost, gradients: int, un
                 )
             if kind is not Kind.INPUT and first:
                 stages_with_gradients.add(stage)
-                made = min(gradients, made + cost.gradients)
-    return max(most, gradients)
+                made = min(kept, made + cost.gradients * kept // max(1, gradients))
+    return max(most, kept)
 
 
 def _gathered_bytes(config: Config, layout: Layout, found: RankCost) -> int:
-    """Bytes of the gathered weights under ZeRO-3: of the largest piece, and the next one unless DeepSpeed gathers."""
+    """Bytes of the gathered weights under ZeRO-3: of the largest piece, and of another unless DeepSpeed gathers."""
     if config.parallel.zero_stage < 3 or layout.dp_cp == 1:
         return 0
     return sum(sorted(found.pieces)[-(1 if config.advanced.engine == "deepspeed" else 2) :])
