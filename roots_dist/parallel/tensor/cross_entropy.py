@@ -14,6 +14,7 @@ vocabulary (unpadded), v vocabulary rows of this rank.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -172,7 +173,7 @@ def _score_chunk(
     parts = [_score_rows(rows, h, target, scored, softcap, slopes) for rows in rows_of(tp, weight, bias, vocab)]
     highest = [part.exp.amax(1) for part in parts if part.exp.shape[1]]
     if highest:
-        max_score = all_reduce_max(torch.stack(highest).amax(0), tp.axis)  # [c]
+        max_score = all_reduce_max(reduce(torch.maximum, highest), tp.axis)  # [c]
     else:  # this rank has only padding, with a tiny vocabulary
         max_score = all_reduce_max(parts[0].exp.new_full(target.shape, -torch.inf), tp.axis)
     sums = []
