@@ -162,8 +162,8 @@ TENSOR = (
         name="softmax_subtracts_its_own_maximum",
         bug="each rank subtracts the maximum of its own words before Σexp is summed",
         file=CROSS_ENTROPY,
-        before="max_score = all_reduce_max(torch.stack(highest).amax(0), tp.axis)",
-        after="max_score = torch.stack(highest).amax(0)",
+        before="max_score = all_reduce_max(reduce(torch.maximum, highest), tp.axis)",
+        after="max_score = reduce(torch.maximum, highest)",
         test=LAYOUT("llama,tp=2,model__kv_heads=1"),
     ),
     Mutant(
