@@ -87,7 +87,7 @@ def test_a_word_that_no_model_says_has_a_model_of_its_own():
     for key, words in WORDS.items():
         said = {getattr(config(model).model, key) for model in MODELS}
         assert said == {*words}, key
-    assert {*WORDS["activation"]} == {*FUNCTIONS, *GATED} - {"silu", "tanh"}  # of swiglu, of a pooler
+    assert {*WORDS["activation"]} == {*FUNCTIONS, *GATED} - {"silu"}  # of swiglu
 
 
 def test_a_schedule_that_is_added_brings_its_cases(monkeypatch):

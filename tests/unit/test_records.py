@@ -22,7 +22,7 @@ from roots_dist.learning import objectives
 from roots_dist.learning.data.specials import synthetic_specials
 from roots_dist.learning.data.tasks import ROW_READERS
 from roots_dist.learning.models import MODELS, pieces_of
-from roots_dist.learning.models.activations import FUNCTIONS, activation
+from roots_dist.learning.models.activations import FUNCTIONS, POOLER_FUNCTIONS, activation
 from roots_dist.learning.models.parameter_locations import shapes
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.runs.evaluate.held_out import Score, TermSums
@@ -118,6 +118,7 @@ def test_an_activation_is_a_function_or_a_gate_with_one():
     assert allowed - set(GATED) == set(FUNCTIONS) - {"silu"}, (
         "add it to the Literal in config/model.py, or to FUNCTIONS"
     )
+    assert set(get_args(Model.model_fields["pooler_activation"].annotation)) == set(POOLER_FUNCTIONS)
     up, gate = torch.tensor([2.0, 3.0]), torch.tensor([-1.0, 1.0])
     assert activation(Config(), "swiglu")(gate, up).tolist() == (torch.sigmoid(gate) * gate * up).tolist()
     assert [Model(activation=name).gated() for name in ("relu", "geglu")] == [False, True]

@@ -27,8 +27,11 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_tanh": _gelu_tanh,
     "relu": F.relu,
     "silu": F.silu,
-    "tanh": torch.tanh,
 }
+"""Of the MLP."""
+
+POOLER_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": F.relu}
+"""Values of model.pooler_activation."""
 
 
 def activation(config: Config, name: str | None = None) -> Activation:

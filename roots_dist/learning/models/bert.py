@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
-from roots_dist.learning.models.activations import FUNCTIONS, activation
+from roots_dist.learning.models.activations import POOLER_FUNCTIONS, activation
 from roots_dist.learning.models.block import Block, block_flops
 from roots_dist.learning.models.embed import TOKENS, Embed, EmbeddingProjection, embed_of
 from roots_dist.learning.models.gpt import make_positions
@@ -64,7 +64,7 @@ class Head(MaskedLMHead):
         self.final = Norm(config, tp) if m.ends_with_norm() else None
         pairs = objective_of(config).pairs
         self.pooler = Dense(tp, m.hidden, m.hidden, m.std(), whole=True) if pairs else None
-        self.pooled = FUNCTIONS[m.pooler_activation]
+        self.pooled = POOLER_FUNCTIONS[m.pooler_activation]
         self.next = Dense(tp, m.hidden, 2, m.std(), whole=True) if pairs else None
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
-from roots_dist.learning.models.activations import FUNCTIONS
+from roots_dist.learning.models.activations import POOLER_FUNCTIONS
 from roots_dist.learning.models.norms import Dropout, Norm
 from roots_dist.parallel.tensor.collectives import TensorParallel, gather_sequence
 from roots_dist.parallel.tensor.exact import by_positions
@@ -92,7 +92,7 @@ class Classify(_Task):
         m = config.model
         pooling = self.family.pooling
         self.pooler = Dense(tp, m.hidden, m.hidden, m.std(), whole=True) if pooling == "pooler" else None
-        self.pooled = FUNCTIONS[m.pooler_activation]
+        self.pooled = POOLER_FUNCTIONS[m.pooler_activation]
         self.dense = Dense(tp, m.hidden, m.hidden, m.std(), whole=True) if pooling == "dense" else None
         self.again = Dropout(config, tp, "head.classifier") if pooling == "dense" else None
         self.classifier = classifier(config, tp, whole=True, bias=pooling != "last")
