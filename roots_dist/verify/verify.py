@@ -89,7 +89,8 @@ MATRIX: tuple[dict[str, object], ...] = tuple(
         (2, 1, True, DEFAULT, 1, 1, 1), (1, 2, False, DEFAULT, 2, 1, 1), (2, 2, True, DEFAULT, 1, 1, 1),
         (2, 2, True, DEFAULT, 2, 1, 1), (2, 2, True, DEFAULT, 3, 1, 1), (1, 1, False, DEFAULT, 3, 2, 1),
         (1, 1, False, DEFAULT, 0, 1, 2), (1, 1, False, DEFAULT, 0, 1, 4), (1, 1, False, DEFAULT, 0, 2, 4),
-        (2, 1, True, DEFAULT, 0, 1, 2), (1, 2, False, "zb-h1", 0, 1, 2),
+        (2, 1, True, DEFAULT, 0, 1, 2),
+        *((1, 2, False, name, 0, 1, 2) for name, s in SCHEDULES.items() if s.splits_backward),
         (1, 1, False, DEFAULT, 1, 1, 2), (2, 2, True, DEFAULT, 1, 1, 2),
     ]
 )  # fmt: skip
