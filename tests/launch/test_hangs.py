@@ -131,12 +131,14 @@ def test_a_recorder_is_full_at_the_length_that_was_asked_for(monkeypatch):
 
 
 def test_the_recorder_of_gloo_is_read_in_a_torch_that_has_nccl_too(monkeypatch):
+    """Alone under gloo; under NCCL beside its own, because the second threads of the ranks meet over gloo."""
     from torch._C import _distributed_c10d as c10d
 
-    monkeypatch.setattr(c10d, "_dump_nccl_trace_json", lambda **_: "{}", raising=False)
+    of_nccl = json.dumps({"entries": [ENTRY | {"process_group": ["1", "tp0"]}]})
+    monkeypatch.setattr(c10d, "_dump_nccl_trace_json", lambda **_: of_nccl, raising=False)
     monkeypatch.setattr(c10d, "_dump_fr_trace_json", lambda **_: json.dumps({"entries": [ENTRY]}))
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    for backend, begun in {"gloo": {"0": 1}, "nccl": {}}.items():
+    for backend, begun in {"gloo": {"0": 1}, "nccl": {"0": 1, "1": 1}}.items():
         monkeypatch.setattr(dist, "get_backend", lambda backend=backend: backend)
         assert record().begun == begun
 
