@@ -8,6 +8,7 @@ from roots_dist.accounting.bounds import Bounds
 from roots_dist.config.schema import Config
 from roots_dist.runs.ranks.stop_signal import StopSignal
 from roots_dist.runs.train import callbacks as callbacks
+from roots_dist.runs.train.spikes import Spikes
 from roots_dist.runs.train.state import Saves
 from roots_dist.runs.train.step import StepReport
 from roots_dist.world.mesh import Mesh
@@ -35,8 +36,9 @@ def test_speed_does_not_depend_on_how_often_it_is_told(monkeypatch, first, every
     state = Running(
         config=config,
         mesh=Mesh.single(),
-        run=SimpleNamespace(watch=Stopwatch()),
+        run=SimpleNamespace(config=config, mesh=Mesh.single(), watch=Stopwatch()),
         step=first,
+        spikes=Spikes(),
         peak_flops=1e9,
         bounds=Bounds(None, 1.0),
         held_out=None,

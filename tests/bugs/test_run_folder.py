@@ -27,6 +27,7 @@ CONFIG = Config.model_validate(
         "train": {"global_batch": 1},
     }
 )
+NONE_LEFT_OUT = {"left_out": ()}
 
 
 def test_a_checkpoint_that_a_killed_save_had_set_aside_is_resumed(tmp_path):
@@ -35,7 +36,7 @@ def test_a_checkpoint_that_a_killed_save_had_set_aside_is_resumed(tmp_path):
     run = build_run(CONFIG, Mesh.single())
     folder = save(tmp_path, 7, run.engine, run.params, run.mesh, {"skipped": 2})
     os.rename(folder, folder.with_name(".step_00000007.replaced"))
-    assert resume(run, tmp_path) == ResumePoint(7, 2)
+    assert resume(run, tmp_path) == ResumePoint(7, 2, spikes=NONE_LEFT_OUT)
     assert folder.is_dir()
 
 
@@ -58,7 +59,8 @@ def test_the_best_checkpoint_is_the_one_that_the_resumed_run_knows(tmp_path):
     for step in (2, 4):
         save(tmp_path, step, run.engine, run.params, run.mesh, {"best": known.saved()})
     BestEvaluation("loss/validation", 0, step=8, value=0.5).mark(tmp_path)
-    assert resume(run, tmp_path) == ResumePoint(4, 0, known.saved()) and best(tmp_path).name == "step_00000002"
+    assert resume(run, tmp_path) == ResumePoint(4, 0, known.saved(), spikes=NONE_LEFT_OUT)
+    assert best(tmp_path).name == "step_00000002"
 
 
 def test_two_runs_cannot_have_one_folder(tmp_path):

@@ -93,6 +93,7 @@ def test_a_schedule_reads_what_it_says_that_it_reads(name):
         "beta1": 0.5,
         "beta2": 0.7,
         "eps": 1e-3,
+        "router_bias_rate": 0.1,
         "clip_grad": 2.0,
     }
     assert {"lr", "lr_schedule", "warmup_steps", *others} == {*Optim.model_fields}
