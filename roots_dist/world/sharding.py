@@ -148,15 +148,20 @@ def initialize(params: Sequence[Param], seed: int) -> None:
         rng.normal_(p.tensor.view(len(rows), len(columns)), rng.key("init", seed, p.name), rows, columns, p.spec.std)
 
 
-@torch.no_grad()
 def ensure_grad(p: Param) -> Tensor:
     """The parameter's .grad on this rank, to be changed in place; zeros if no backward pass has reached it."""
-    if p.tensor.grad is None:
-        data = p.tensor.data  # empty under ZeRO-3, and .grad must match its tensor in shape
-        p.tensor.data = data.new_empty(p.spec.local_shape(p.tp))
-        p.tensor.grad = torch.zeros_like(p.tensor, dtype=p.tensor.grad_dtype)
-        p.tensor.data = data
-    return present(p.tensor.grad)
+    return ensure_grad_of(p.tensor, p.spec.local_shape(p.tp))
+
+
+@torch.no_grad()
+def ensure_grad_of(tensor: nn.Parameter, shape: Sequence[int]) -> Tensor:
+    """The same for a parameter whose shape on this rank is known otherwise."""
+    if tensor.grad is None:
+        data = tensor.data  # empty under DeepSpeed's ZeRO-3, and .grad must match its tensor in shape
+        tensor.data = data if data.shape == torch.Size(shape) else data.new_empty(shape)
+        tensor.grad = torch.zeros_like(tensor, dtype=tensor.grad_dtype)
+        tensor.data = data
+    return present(tensor.grad)
 
 
 @torch.no_grad()

@@ -23,7 +23,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from roots_dist.errors import present
 from roots_dist.parallel.tensor.adapter import Adapter
 from roots_dist.parallel.tensor.collectives import (
     TensorParallel,
@@ -35,7 +34,7 @@ from roots_dist.parallel.tensor.collectives import (
 )
 from roots_dist.parallel.tensor.exact import Shard, by_positions, columns_of_shards, row_shard, rows_of_shards
 from roots_dist.world.mesh import SINGLE
-from roots_dist.world.sharding import ShardSpec, declare
+from roots_dist.world.sharding import ShardSpec, declare, ensure_grad_of
 
 
 def _weight_gradient(tp: TensorParallel, weight: nn.Parameter | Shard, grad_out: Tensor, x: Tensor) -> Tensor | None:
@@ -52,10 +51,11 @@ def _weight_gradient(tp: TensorParallel, weight: nn.Parameter | Shard, grad_out:
         return grad_out.t() @ x
 
     def add() -> None:
-        if weight.grad is None:  # or no more: an engine hands gradients on piece by piece
+        grad = weight.grad
+        if grad is None:  # or no more: an engine hands gradients on piece by piece. If deferred, the weight may be gone
             assert isinstance(weight, nn.Parameter), "a shard's gradient is always there"
-            weight.grad = torch.zeros_like(weight, dtype=weight.grad_dtype)
-        add_product_(present(weight.grad), grad_out.t(), x)
+            grad = ensure_grad_of(weight, (grad_out.shape[1], x.shape[1]))
+        add_product_(grad, grad_out.t(), x)
 
     if tp.deferred.enabled:
         tp.deferred.defer(add)
