@@ -136,7 +136,7 @@ def learn(rank, size, config, first, load=None):
         norms.append([report.grad_norm, report.group_norms["decayed"], report.group_norms["no_decay"]])
     model_weights = {}
     if config.parallel.zero_stage < 3:
-        model_weights = {p.name: p.tensor.detach().clone() for p in run.params}
+        model_weights = {p.name: weight.clone() for p, weight in run.engine.weights()}  # waits for those under way
     return {
         "losses": losses,
         "norms": norms,

@@ -207,7 +207,9 @@ class DeepSpeedEngine:
         else:
             with _capture_group_norms(self.zero, self.mesh.dp_cp.size, limit) as found:
                 self.engine.step()  # changes nothing if the norm is not finite
-            by_us = limit < math.inf  # a norm above the limit is not finite to DeepSpeed
+            # A norm above the limit is not finite to DeepSpeed. Under bf16 it looks at gradients first, and takes no
+            # norm of those that are not finite: its own is inf then.
+            by_us = limit < math.inf and len(found) > 0
             norm = _total(found, self.mesh.dp_cp.size) if by_us else float(self.engine.get_global_grad_norm())
             norms = self._by_group(found, norm) if math.isfinite(norm) else []
         self.zero_grad()
