@@ -104,14 +104,14 @@ class Gradients:
 
     def note_norms(self, gradients: Sequence[Tensor | None]) -> None:
         """Note the norms of this rank's own gradients, before a nan has spread to other ranks."""
-        found = torch.zeros(len(gradients), device=self.flat.params[0].tensor.device)
+        like = self.flat.params[0].tensor
+        found = torch.zeros(len(gradients), dtype=like.grad_dtype, device=like.device)
         held = [(i, gradient) for i, gradient in enumerate(gradients) if gradient is not None]
         if held:
             norms = torch.stack(torch._foreach_norm([gradient for _, gradient in held]))
             if len(held) == len(gradients):
                 found = norms
             else:
-                found = found.to(norms.dtype)
                 found[[i for i, _ in held]] = norms
         self.norms = found if self.norms is None else self.norms + found
 
