@@ -32,9 +32,10 @@ def a_run(**changes: object) -> Run:
 
 
 def poison(run: Run, name: str, value: float) -> torch.utils.hooks.RemovableHandle:
-    """Every gradient of a parameter becomes this value."""
+    """Every gradient that autograd adds to a parameter's becomes this value: that of the first microbatch does. What a
+    product adds by itself, of which autograd sees None, is left as it is."""
     (tensor,) = (p.tensor for p in run.params if p.name == name)
-    return tensor.register_hook(lambda gradient: torch.full_like(gradient, value))
+    return tensor.register_hook(lambda gradient: None if gradient is None else torch.full_like(gradient, value))
 
 
 def step(run: Run, number: int):
