@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .mutant import Mutant
+from .named import ENGINE
 
 HANDSHAKE = "runs/ranks/handshake.py"
 NAMED = "launch/test_handshake.py::test_the_key_the_rank_and_its_host_are_named_on_all_ranks"
@@ -125,7 +126,7 @@ RANKS = (
         file="parallel/zero/engine.py",
         before="len(found) == count and _total(found, dp) > limit",
         after="len(found) > count and _total(found, dp) > limit",
-        test="conformance/test_zero.py::test_equals_one_process_of_plain_torch",
+        test=ENGINE("deepspeed zero1 dp2"),
     ),
     Mutant(
         name="a_failure_counts_for_each_rank",
