@@ -7,7 +7,6 @@ in test_initial_weights.py, DeepSpeed's buckets in tests/conformance, shards of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,12 +22,14 @@ from roots_dist.learning.data.specials import synthetic_specials
 from roots_dist.learning.data.tasks import Example, Examples
 from roots_dist.learning.models.sample_tokens import sample_tokens
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.parallel.zero import reference
+from roots_dist.parallel.zero import flat, unit
+from roots_dist.parallel.zero.collectives import Message
 from roots_dist.runs.evaluate import harness_model, ngram
 from roots_dist.runs.generate import fill, predict
 from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
-from roots_dist.world.mesh import Axis, Mesh
+from roots_dist.world.mesh import SINGLE, Axis, Mesh
+from roots_dist.world.sharding import Param, ShardSpec
 
 SIZES = dict(layers=1, hidden=16, heads=2, vocab=61, init_std=0.4)
 BERT = dict(family="bert", norm_position="post", embedding_norm=True, activation="gelu")
@@ -52,31 +53,44 @@ def test_draws_of_the_generator_do_not_depend_on_the_chunk(chunk):
     assert torch.equal(found, expected) and len(found.unique()) > 5
 
 
-@dataclass(frozen=True)
-class Thrice(Axis):
-    """Three ranks that hold the same: a sum is three times as much. Notes how much goes in each message."""
-
-    messages: tuple[list[int]] = ([],)
-
-    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
-        assert tensor.is_contiguous()  # as gloo and NCCL demand
-        self.messages[0].append(tensor.numel())
-        return tensor.mul_(3)
-
-
-@pytest.mark.parametrize("bucket", [1, 5, 12, 13, 24, 10_000])
-def test_gradients_are_summed_once_whatever_the_bucket(bucket, monkeypatch):
-    """Each alone, some together, all together; also one that is no contiguous memory, which cannot be sent as it is."""
-    monkeypatch.setattr(reference, "BUCKET", bucket)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+@pytest.mark.parametrize("align", [1, 5, 12, 13, 64, 10_000])
+def test_gradients_are_summed_once_wherever_they_begin_and_are_cut(align, ranks, monkeypatch):
+    """Parts that cut through parameters, that hold many and that hold none; also of a gradient that is no contiguous
+    memory, which cannot be sent as it is. Two sums of three ranks that hold the same are added up."""
+    monkeypatch.setattr(flat, "ALIGN", align)
     gradients = [torch.randn(n, dtype=torch.float64) for n in ((3, 4), (5,), (1,), (24,), (2,))]
     gradients.insert(2, torch.randn(6, 4, dtype=torch.float64).t())
-    expected = [3 * g for g in gradients]
-    axis = Thrice("dp", size=3, messages=([],))
-    reference._sum_in_place(gradients, axis)
-    for found, wanted in zip(gradients, expected):
-        torch.testing.assert_close(found, wanted, rtol=1e-15, atol=0)
-    assert sum(axis.messages[0]) == sum(g.numel() for g in gradients)
-    assert len(axis.messages[0]) == {1: 6, 10_000: 1}.get(bucket, len(axis.messages[0]))
+    params = [
+        Param(str(i), torch.nn.Parameter(torch.zeros(g.shape, dtype=g.dtype)), ShardSpec(shape=(*g.shape,)), SINGLE)
+        for i, g in enumerate(gradients)
+    ]
+    sent: list[torch.Tensor] = []
+
+    def thrice(whole: torch.Tensor, axis: Axis) -> Message:
+        assert whole.is_contiguous()  # as gloo and NCCL demand
+        sent.append(whole)
+        return Message(None, whole, 3 * whole.view(axis.size, -1)[axis.rank])
+
+    monkeypatch.setattr(unit, "start_all_reduce", thrice)
+    monkeypatch.setattr(unit, "start_reduce_scatter", thrice)
+    parts: list[list[torch.Tensor]] = [[] for _ in params]
+    for rank in range(ranks):
+        axis = Axis("dp", size=ranks, rank=rank)
+        summed = unit.Gradients(flat.Flat(tuple(params), axis), axis)
+        for _ in range(2):
+            for p, gradient in zip(params, gradients):
+                p.tensor.grad = gradient
+            summed.start()
+            assert all(p.tensor.grad is None for p in params)
+        summed.finish()
+        for i, found in enumerate(parts):
+            found.append(summed.of(i).flatten())
+    for found, gradient in zip(parts, gradients):
+        torch.testing.assert_close(torch.cat(found), 6 * gradient.flatten(), rtol=1e-15, atol=0)
+    assert len(sent) == 2 * ranks, "one message for all of them"
+    total = sum(g.sum() for g in gradients)
+    assert all(abs(whole.sum() - total) < 1e-12 for whole in sent), "what fills gaps is zeros"
 
 
 @pytest.mark.parametrize("at_a_time", [1, 7, 29, 30])
