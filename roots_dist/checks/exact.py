@@ -28,6 +28,13 @@ def check(config: Config, layout: Layout) -> Iterator[Problem]:
             yield _problem(f"{name}: {degree}", "a power of two", f"use {below} or {2 * below}")
         elif degree % ranks:
             yield _problem(f"{name}: {degree}", f"a multiple of {key} = {ranks}", f"raise {name}, or use fewer ranks")
+    if config.train.device == "cpu" and config.advanced.threads is None:
+        yield Problem(
+            key="advanced.threads",
+            found=None,
+            expected="a number with train.exact: sums of a CPU depend on its threads, which follow the layout else",
+            fix="set advanced.threads=1",
+        )
     yield from _shapes(config, exact)
     yield from _refused(config, layout)
 

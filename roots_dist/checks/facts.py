@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from uuid import uuid4
 
 from roots_dist import environment
 from roots_dist.config import special_tokens
@@ -168,13 +169,19 @@ def _folder_trouble(folder: Path) -> str | None:
 
 
 def _store_trouble(*places: str | None) -> str | None:
-    for protocol in (place.partition("://")[0] for place in places if place is not None and "://" in place):
+    """Tried by writing an object and removing it: a bucket may be missing, closed, or only for readers."""
+    for place in (place for place in places if place is not None and "://" in place):
+        protocol, _, rest = place.partition("://")
+        if "@" in rest.partition("/")[0]:
+            return f"{protocol}://: keys belong into the environment, not into an URL that a run writes down"
         try:
             import fsspec  # type: ignore[import-untyped]
 
-            fsspec.get_filesystem_class(protocol)
-        except (ImportError, ValueError) as error:  # the package of this store, or no store of that name
-            return f"{protocol}://: {error}"
+            store, trial = fsspec.filesystem(protocol), f"{place}/.trial-{uuid4().hex}"
+            store.pipe_file(trial, b"1")
+            store.rm_file(trial)
+        except Exception as error:  # no such package, store or bucket, no key, no right to write
+            return f"{protocol}://: {type(error).__name__}: {error}"
     return None
 
 

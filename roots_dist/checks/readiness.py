@@ -169,8 +169,8 @@ def _store(config: Config, facts: Facts) -> Iterator[Problem]:
         yield Problem(
             key="checkpoint.url" if config.checkpoint.url is not None else "checkpoint.fallback_folder",
             found=config.checkpoint.url or config.checkpoint.fallback_folder,
-            expected=f"a store that fsspec can reach ({facts.store_trouble})",
-            fix="pip install 'roots_dist[s3]' for s3://, or the package that fsspec names for another store",
+            expected=f"a store that can be written ({facts.store_trouble})",
+            fix="make the bucket, or pip install 'roots_dist[s3]' for s3://, or what fsspec names for another store",
         )
 
 

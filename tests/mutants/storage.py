@@ -118,7 +118,7 @@ STORAGE = (
         name="a_replaced_checkpoint_is_swept_away",
         bug="after a kill between the two renames of a save, the only checkpoint is removed as a leftover",
         file=KEEP,
-        before="            if final.exists():\n                remove(path)",
+        before="            if is_whole or is_part:\n                remove(path)",
         after="            if True:\n                remove(path)",
         test=RANKS + "test_a_checkpoint_that_a_killed_save_had_set_aside_comes_back[False]",
     ),

@@ -178,7 +178,7 @@ def test_only_the_rows_that_are_asked_for_are_fetched(url, tmp_path, monkeypatch
 def test_a_store_that_cannot_be_reached_is_one_line(text, tmp_path, monkeypatch):
     config = config_of(text, tmp_path, "warp://bucket/x")
     (problem,) = [p for p in check(config, Layout(), gather(config, 1)) if "checkpoint" in p.key]
-    assert "checkpoint.url = 'warp://bucket/x': expected a store that fsspec can reach (warp://: " in str(problem)
+    assert "checkpoint.url = 'warp://bucket/x': expected a store that can be written (warp://: " in str(problem)
     assert not check(config_of(text, tmp_path, None), Layout(), Facts())
 
     def no_network(*args, **kwargs):
@@ -218,3 +218,28 @@ def test_two_ranks_keep_their_checkpoints_in_s3(text, tmp_path, monkeypatch):
         assert not (place_of("s3://bucket/runs/mine") / "step_00000006" / UNFINISHED).exists()
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("killed", ["while the old one is copied", "while the old one is removed"])
+def test_a_kill_in_a_replacement_leaves_the_old_checkpoint(url, killed):
+    folder = place_of(url)
+    whole, part = {"a": b"1", "manifest.json": b"{}"}, {"a": b"1"}
+    final, aside = (whole, part) if killed == "while the old one is copied" else (part, whole)
+    for name, files in (("step_4", final), (".step_4.replaced", aside)):
+        for file, content in files.items():
+            with (folder / name / file).writing() as out:
+                out.write(content)
+    remove_leftovers(folder)
+    assert names(folder) == ["step_4"]
+    assert sorted(names(folder / "step_4")) == ["a", "manifest.json"]
+
+
+def test_keys_in_an_url_and_a_store_that_takes_nothing_are_told_before_the_start(text, tmp_path, monkeypatch):
+    made = config_of(text, tmp_path, "memory://me:secret@bucket/run")
+    assert "keys belong into the environment" in str(gather(made, 1).store_trouble)
+
+    def refuse(*_, **__):
+        raise PermissionError("AccessDenied")
+
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "pipe_file", refuse)
+    assert "AccessDenied" in str(gather(config_of(text, tmp_path, "memory://bucket/run"), 1).store_trouble)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -98,7 +99,8 @@ def _limit(what: int, most: int) -> None:
 
 
 def main(seconds: int = CPU_S) -> None:
-    """Answer questions until there are no more."""
+    """Answer questions until there are no more. Ctrl-C is for whoever asks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for what, most in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0)):
         _limit(what, most)
     for line in sys.stdin:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from functools import cache
 from importlib.util import find_spec
@@ -87,7 +88,8 @@ def _end_of(process: subprocess.Popen[str]) -> str:
     code = process.wait()
     for pipe in (process.stdin, process.stdout):
         if pipe is not None:
-            pipe.close()
+            with suppress(OSError):  # what was not read any more
+                pipe.close()
     if code == -signal.SIGXCPU:
         return f"it computes for more than {CPU_S} s"
     how = signal.Signals(-code).name if code < 0 else f"exit code {code}"

@@ -127,7 +127,10 @@ def age(seconds: float) -> str:
 
 def _changed(folder: Path) -> float:
     """When a run's folder was written to last."""
-    return max((found.st_mtime for found in _stats(folder.iterdir())), default=folder.stat().st_mtime)
+    try:
+        return max((found.st_mtime for found in _stats(folder.iterdir())), default=folder.stat().st_mtime)
+    except OSError:  # of another user
+        return folder.stat().st_mtime
 
 
 def _size(folder: Path) -> int:

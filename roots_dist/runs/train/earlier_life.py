@@ -14,6 +14,7 @@ from roots_dist.errors import CheckpointError, Problem
 from roots_dist.runs.ranks.stop_signal import AFTER_STEP, ENDED, ENDED_BEFORE, read_end
 from roots_dist.runs.track.metrics import METRICS_FILE, TEXTS_FILE, last_step
 from roots_dist.runs.track.summary_file import SUMMARY_FILE
+from roots_dist.runs.train.left_out import REWINDS_FILE
 from roots_dist.runs.train.repeats import FAILURES_FILE
 from roots_dist.storage.checkpoint.disk import names, rename, sync_folder
 from roots_dist.storage.checkpoint.format import STATE_FILE, Manifest, checkpoints_folder, read_json
@@ -26,7 +27,17 @@ log = logging.getLogger(__name__)
 
 SHOWN = 3
 """Number of names of a folder that a message shows."""
-OF_A_LIFE = (METRICS_FILE, TEXTS_FILE, SUMMARY_FILE, BEST_FILE, ENDED, ENDED_BEFORE, RUN_FILE, FAILURES_FILE)
+OF_A_LIFE = (
+    METRICS_FILE,
+    TEXTS_FILE,
+    SUMMARY_FILE,
+    BEST_FILE,
+    ENDED,
+    ENDED_BEFORE,
+    RUN_FILE,
+    FAILURES_FILE,
+    REWINDS_FILE,
+)
 """What is renamed together with the checkpoints where a run begins anew."""
 
 

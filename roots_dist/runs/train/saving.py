@@ -48,6 +48,7 @@ def checkpoint(state: TrainState, *, last: bool = False) -> Place | None:
         if saves.background is not None and not last:
             job = _job(state, state.folder)
             saves.under_way = BackgroundSave(replace(job, shards=tuple(job.shards)), saves.background)
+            saves.next_try = 0  # this save is the next attempt
             state.trackers.log(state.step, {"time/checkpoint_s": time.perf_counter() - since})
             return None
         try:

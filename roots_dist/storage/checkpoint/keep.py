@@ -191,8 +191,12 @@ def remove_leftovers(folder: Place) -> None:
             remove(path)
         elif path.name.endswith(REPLACED):
             final = folder / path.name[1 : -len(REPLACED)]
-            if final.exists():
+            is_part = isinstance(path, ObjectPath) and not (path / MANIFEST).exists()  # the manifest is copied last
+            is_whole = (final / MANIFEST if isinstance(final, ObjectPath) else final).exists()
+            if is_whole or is_part:
                 remove(path)
             else:
+                if final.exists():
+                    remove(final)  # killed while it was removed, after it had been copied
                 rename(path, final)  # killed between the two renames: the old one is still valid
                 sync_folder(folder)

@@ -75,7 +75,7 @@ def _bits(config: Config) -> dict[str, object]:
     """What decides the bits of an exact run beside its model, its optimizer and its data."""
     train, advanced = config.train, config.advanced
     found: dict[str, object] = {f"train.{key}": getattr(train, key) for key in BITS}
-    return found | {"advanced.loss_chunk": advanced.loss_chunk, "advanced.grad_dtype": advanced.grad_dtype}
+    return found | {f"advanced.{key}": getattr(advanced, key) for key in ("loss_chunk", "grad_dtype", "threads")}
 
 
 def _model_problem(key: str, value: object, was: object, checkpoint: Place, config: Config, restart: str) -> Problem:
