@@ -153,15 +153,21 @@ def ensure_grad(p: Param) -> Tensor:
     return ensure_grad_of(p.tensor, p.spec.local_shape(p.tp))
 
 
-@torch.no_grad()
-def ensure_grad_of(tensor: nn.Parameter, shape: Sequence[int]) -> Tensor:
+def ensure_grad_of(tensor: Tensor, shape: Sequence[int]) -> Tensor:
     """The same for a parameter whose shape on this rank is known otherwise."""
     if tensor.grad is None:
-        data = tensor.data  # empty under DeepSpeed's ZeRO-3, and .grad must match its tensor in shape
-        tensor.data = data if data.shape == torch.Size(shape) else data.new_empty(shape)
-        tensor.grad = torch.zeros_like(tensor, dtype=tensor.grad_dtype)
-        tensor.data = data
+        set_grad(tensor, torch.zeros(*shape, dtype=present(tensor.grad_dtype), device=tensor.device))
     return present(tensor.grad)
+
+
+@torch.no_grad()
+def set_grad(tensor: Tensor, gradient: Tensor) -> None:
+    """Make a gradient in a parameter's shape on this rank its .grad, though DeepSpeed's ZeRO-3 may have emptied it."""
+    data = tensor.data
+    if data.shape != gradient.shape:  # .grad must match its tensor in shape
+        tensor.data = data.new_empty(gradient.shape)
+    tensor.grad = gradient
+    tensor.data = data
 
 
 @torch.no_grad()

@@ -107,8 +107,8 @@ EXPERT_MUTANTS = (
         name="idle_experts_have_no_gradient",
         bug="an expert without tokens is left out, so that its weights neither decay nor join a sum over ranks",
         file=GROUPED,
-        before="weight.grad = gradient\n",
-        after="weight.grad = gradient if gradient.any() else None\n",
+        before="set_grad(weight, gradient)\n",
+        after="set_grad(weight, gradient) if gradient.any() else None\n",
         test="independent/test_experts.py::test_an_expert_without_tokens_has_a_gradient_of_zeros",
     ),
     Mutant(

@@ -33,6 +33,7 @@ CASES = [
     zero(2, 2, tp=2, pp=2, full=True),
     zero(1, 2, "llama", pp=2, schedule="interleaved", virtual_stages=2),
     *(zero(stage, 2, model, pp=2, schedule="zb-h1") for stage, model in ((1, "llama"), (2, "gemma"), (3, "falcon"))),
+    zero(3, 2, "mixtral", pp=2, schedule="zb-h1"),
     zero(3, 2, "olmo", tp=4),
     zero(3, 2, "qwen-moe", tp=2, pp=2, train__recompute="full"),
     *(zero(stage, 2, model, full=True, tp=2, pp=2) for stage in (1, 2, 3) for model in FEATURED),

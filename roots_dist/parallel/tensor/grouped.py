@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from roots_dist.errors import present
 from roots_dist.parallel.tensor.collectives import DeferredWeightGrads
 from roots_dist.parallel.tensor.linear import ColumnParallelLinear, RowParallelLinear
+from roots_dist.world.sharding import set_grad
 
 Layers = Sequence[ColumnParallelLinear | RowParallelLinear]
 """The same layer of each expert."""
@@ -159,15 +160,17 @@ def _add_gradients(weights: Weights, learning: Weights, made: Tensor) -> None:
         made = made.to(present(weights[0].grad_dtype))
         for weight, gradient in zip(weights, made.unbind()):
             if weight.requires_grad:
-                weight.grad = gradient
+                set_grad(weight, gradient)
         return
     together = _neighbours([weight.grad for weight in weights])
     if together is not None:
         together.add_(made)
         return
     for weight, gradient in zip(weights, made.unbind()):
-        if weight.requires_grad:
-            weight.grad = gradient.to(weight.grad_dtype) if weight.grad is None else weight.grad.add_(gradient)
+        if weight.requires_grad and weight.grad is not None:
+            weight.grad.add_(gradient)
+        elif weight.requires_grad:
+            set_grad(weight, gradient.to(weight.grad_dtype))
 
 
 def _as_one(weights: Weights) -> Tensor:
