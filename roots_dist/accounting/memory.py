@@ -28,9 +28,11 @@ class RankState(NamedTuple):
     """Communication buffers of the engine."""
 
 
-def rank_state(config: Config, layout: Layout, parameters: int, trainable: int, experts: int = 0) -> RankState:
-    """State of a rank that holds `parameters` parameters, of which `trainable` are trained; `experts` of these are cut
-    over parallel.ep, so that fewer ranks hold the same."""
+def rank_state(
+    config: Config, layout: Layout, parameters: int, trainable: int, experts: int = 0, trained_experts: int = 0
+) -> RankState:
+    """State of a rank that holds `parameters` parameters, of which `trainable` are trained; `experts` and
+    `trained_experts` of these are cut over parallel.ep, so that fewer ranks hold the same."""
     zero, dp = config.parallel.zero_stage, layout.dp_cp
     wide = 8 if config.advanced.float64 else 4
     element = 2 if config.train.precision == "bf16" and not config.advanced.float64 else wide
@@ -39,8 +41,8 @@ def rank_state(config: Config, layout: Layout, parameters: int, trainable: int, 
         copy = wide if element < wide else 0  # else the weights are their own masters
         weights = gradients = optimizer = 0
         for held, learning, holders in (
-            (parameters - experts, trainable - experts, dp),
-            (experts, experts, layout.edp),
+            (parameters - experts, trainable - trained_experts, dp),
+            (experts, trained_experts, layout.edp),
         ):
             weights += held * element // (holders if zero >= 3 else 1)
             gradients += learning * gradient // (holders if zero >= 2 else 1)
@@ -61,7 +63,7 @@ def state_bytes(config: Config, layout: Layout) -> int:
     run.
     """
     mine, experts = shares(config, layout)
-    weights, gradients, optimizer, _ = rank_state(config, layout, mine, mine, experts)
+    weights, gradients, optimizer, _ = rank_state(config, layout, mine, mine, experts, experts)
     return weights + gradients + optimizer
 
 
@@ -72,11 +74,14 @@ def shares(config: Config, layout: Layout) -> tuple[int, int]:
     return (parameters(config) - cut) // model + cut // (model * layout.ep), cut // (model * layout.ep)
 
 
-def save_copy_bytes(config: Config, layout: Layout, parameters: int, trainable: int, experts: int = 0) -> int:
+def save_copy_bytes(
+    config: Config, layout: Layout, parameters: int, trainable: int, experts: int = 0, trained_experts: int = 0
+) -> int:
     """Host memory in which a rank has its part of a checkpoint while training goes on: master weights and moments, in
     equal parts on all ranks that hold the same. 0 if training waits for its checkpoints. The numbers are those of
     `rank_state`."""
     if not config.saves_in_background():
         return 0
-    common, wide = parameters - experts + 2 * (trainable - experts), 8 if config.advanced.float64 else 4
-    return wide * common // layout.dp_cp + wide * 3 * experts // layout.edp
+    wide = 8 if config.advanced.float64 else 4
+    common, cut = parameters - experts + 2 * (trainable - trained_experts), experts + 2 * trained_experts
+    return wide * common // layout.dp_cp + wide * cut // layout.edp

@@ -201,8 +201,8 @@ def _memory(config: Config, layout: Layout, facts: Facts) -> Iterator[Problem]:
         )
         return
     mine, experts = shares(config, layout)
-    trained = mine if config.finetune.strategy == "full" else experts  # else a part that is not known here
-    copies = save_copy_bytes(config, layout, mine, trained, experts) * facts.local_size
+    learning = (mine, experts) if config.finetune.strategy == "full" else (0, 0)  # else a part that is not known here
+    copies = save_copy_bytes(config, layout, mine, learning[0], experts, learning[1]) * facts.local_size
     if needed + copies > facts.memory:
         yield Problem(
             key="checkpoint.asynchronous",

@@ -166,12 +166,14 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions
     numbers = sum(p.tensor.numel() for p in found.params)
     trainable_numbers = sum(p.tensor.numel() for p in found.params if p.tensor.requires_grad)
     gradients = sum(p.tensor.grad.nbytes for p in found.params if p.tensor.grad is not None)
-    held = (numbers, trainable_numbers, _numbers_of_experts(layout, found))
+    held = (numbers, trainable_numbers, *_numbers_of_experts(layout, found))
     state = rank_state(config, layout, *held)
     zero, cut = config.parallel.zero_stage, layout.dp_cp > 1
     stage_3 = zero >= 3 and config.advanced.engine == "deepspeed"
     shard = state.gradients if stage_3 else 0  # beside the gradients of the passes
-    handed_on = zero >= 2 and cut and config.advanced.engine == "reference"  # piece by piece
+    handed_on = (
+        zero >= 2 and cut and config.advanced.engine == "reference" and config.train.exact is None
+    )  # piece by piece
     kept = state.gradients if handed_on else gradients
     activations = _peak_activations(actions, found, gradients, kept) - kept
     return RankPlan(
@@ -265,11 +267,10 @@ def _sent_pp(config: Config, layout: Layout, actions: list[Action], found: RankC
     return ties + outputs + gradients
 
 
-def _numbers_of_experts(layout: Layout, found: RankCost) -> int:
-    """Numbers of trained experts, if they are cut over parallel.ep."""
-    if layout.ep == 1:
-        return 0
-    return sum(p.tensor.numel() for p in found.params if p.spec.of_expert and p.tensor.requires_grad)
+def _numbers_of_experts(layout: Layout, found: RankCost) -> tuple[int, int]:
+    """Numbers of experts that are cut over parallel.ep, and of those that are trained."""
+    cut = [p.tensor for p in found.params if p.spec.of_expert and layout.ep > 1]
+    return sum(t.numel() for t in cut), sum(t.numel() for t in cut if t.requires_grad)
 
 
 def _seconds(
@@ -327,7 +328,7 @@ def _numbers_updated(config: Config, layout: Layout, found: RankCost) -> float:
     """Numbers that a rank's optimizer updates."""
     trained, experts = (
         sum(p.tensor.numel() for p in found.params if p.tensor.requires_grad),
-        _numbers_of_experts(layout, found),
+        _numbers_of_experts(layout, found)[1],
     )
     if config.parallel.zero_stage == 0:
         return trained
