@@ -223,7 +223,7 @@ def compare(ranks, losses, norms, state, bounds):
 
 EXACT = (1e-12, 1e-12, 1e-12)
 SINGLE_PRECISION = (2e-6, 2e-6, 1e-5)
-"""Of the loss, absolute; of the norm, relative; of weights and moments, relative to the model's largest of the kind."""
+"""Bounds of the loss, absolute; of the norm, relative; of weights and moments, relative to the largest of the kind."""
 
 CASES = [
     case(1, "reference", 0),

@@ -107,7 +107,7 @@ def test_the_oldest_operation_that_is_not_finished_is_found_in_a_dump(library):
 
 @pytest.mark.parametrize("library", ["gloo", "nccl"])
 def test_the_rank_that_does_not_come_is_found_in_recorded_dumps(library):
-    """Of three ranks that hang (record_dumps.py): rank 0 waits for rank 1 in tp0, rank 2 for both in the world."""
+    """Dumps of three ranks that hang (record_dumps.py): 0 waits for rank 1 in tp0, 2 for both in the world."""
     folder, groups = Path(__file__).parents[1] / "golden" / "flight_recorder", {"tp0": [0, 1], "world": [0, 1, 2]}
     found = {rank: read_dump(json.loads((folder / f"{library}_rank_{rank}.json").read_text())) for rank in range(3)}
     states = {rank: state(rank, begun=dict(one.begun), complete=one.complete) for rank, one in found.items()}

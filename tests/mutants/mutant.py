@@ -22,7 +22,7 @@ class Edit:
     """One text of one file gives way to another."""
 
     file: str
-    """Of the package, as `world/rng.py`."""
+    """A file of the package, as `world/rng.py`."""
     before: str
     """Text of the file, which occurs exactly once, or `times` times; all of them are replaced."""
     after: str

@@ -18,7 +18,7 @@ SCHEDULES = [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("zb-h1", 1)]
 """Each with its virtual stages."""
 TIMEOUT_S = 600
 EXACT = dict(advanced__float64=False, train__micro_batch=1, optim__lr=1e-2)
-"""Of every case, beside what models.py has: dropout and clipping act, and a step has several microbatches."""
+"""Changes of every case, beside what models.py has: dropout and clipping act, and a step has several microbatches."""
 
 
 def exact(model: str, degrees: tuple[int, int], **changes: object) -> Config:

@@ -35,7 +35,7 @@ class Message:
     content: str | None
     """None: the assistant only calls tools."""
     learned: bool = True
-    """Of the assistant's messages: whether this one is learned."""
+    """Whether this message is learned, if it is the assistant's."""
     others: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else it has, under the names that templates read: tool_calls, tool_call_id, name …"""
 

@@ -65,7 +65,7 @@ def _refuse(words: str) -> None:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """That of transformers."""
+    """The environment in which transformers renders templates."""
     made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     made.filters["tojson"] = _to_json
     made.globals["raise_exception"] = _refuse

@@ -98,7 +98,7 @@ def _end_of(process: subprocess.Popen[str]) -> str:
 
 @cache
 def _worker_of(process: int) -> TemplateWorker:
-    """That of this process: one that was forked has pipes of its own."""
+    """The worker of this process: one that was forked has pipes of its own."""
     return TemplateWorker()
 
 

@@ -64,7 +64,7 @@ class Route:
 
     tp: TensorParallel
     groups: Groups
-    """Of the experts here."""
+    """The groups of the experts of this rank."""
     sent: Sequence[int] = ()
     """Rows to each rank of ep."""
     received: Sequence[int] = ()
