@@ -38,8 +38,8 @@ def config(mode: str) -> Config:
 
 
 def inspect(run) -> dict:
-    """Read the newest offline run in the folder."""
-    (file,) = sorted(run.glob("wandb/offline-run-*/*.wandb"))[-1:]
+    """Read the offline run written last in the folder: names hold whole seconds, and two runs may share one."""
+    file = max(run.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
     return json.loads(read(file, "--summary"))
 
 
@@ -149,11 +149,12 @@ def test_a_restart_goes_on_with_the_run_and_logs_no_step_twice(tmp_path, capsys)
             trackers.log(step, {"loss/train": float(step)})
         trackers.close()
         wandb.teardown()
+        time.sleep(1 - time.time() % 1)  # W&B names a folder by the second and the id, and the id is kept
         return inspect(tmp_path)
 
     first = attempt(0, range(1, 8))
     second = attempt(4, range(5, 11))  # the newest checkpoint was that of step 4
-    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
     steps = [[int(record["step"]["num"]) for record in records_of(file, "history")] for file in files]
     assert steps == [[1, 2, 3, 4, 5, 6, 7], [8, 9, 10]]
     assert first["run_id"] == second["run_id"]
