@@ -30,9 +30,9 @@ LANGUAGES = (
 HELD_OUT = 4
 """Every fourth paragraph, every fourth address."""
 WORDS = 40
-"""Of a passage, at most."""
+"""Words of the longest passage."""
 PAIRS = 8
-"""Of each passage with others."""
+"""How often each passage is paired with others."""
 ASKED = 20
 """Words that a question quotes, at most."""
 Row = dict[str, object]

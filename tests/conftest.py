@@ -13,8 +13,8 @@ import pytest
 from roots_dist.testing import world
 
 THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-"""Of every process that tests start and that does not say otherwise. Several workers share the cores, and a thread that
-spins while it waits for another takes the core from whoever it waits for: a run of 150 steps took 58 s instead of 6."""
+"""Threads of every process that tests start, unless it says otherwise. Several workers share the cores, and a thread
+that spins while it waits for another takes the core from that one: a run of 150 steps took 58 s instead of 6."""
 IMPORTED_LATE = (
     "deepspeed.comm.mori",
     "deepspeed.module_inject.auto_ep_layer",

@@ -41,7 +41,7 @@ class Host:
     """What this host sees under /etc/ssh, /etc/munge and /etc/slurm."""
     holder: subprocess.Popen
     pid: int
-    """Of the host's number 1, seen from outside."""
+    """Process number 1 of the host, seen from outside."""
 
     def words(self, *command: object) -> list[str]:
         return ["nsenter", "--target", str(self.pid), *SPACES, f"--wd={ROOT}", *map(str, command)]

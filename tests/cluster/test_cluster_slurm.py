@@ -21,7 +21,7 @@ OVER = ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL")
 NODES = ("n1", "n2", "n3")
 GRACE_S = 60
 AT_LEAST_S = 35
-"""Of time left. Slurm looks every 30 s whether a job is to be told, and tells it up to 30 s before it was asked to."""
+"""The least time left. Slurm looks every 30 s whether a job is to be told, and tells it up to 30 s early."""
 
 
 @pytest.fixture(scope="module")

@@ -126,7 +126,7 @@ def test_a_schedule_is_drawn():
 
 
 def test_a_schedule_that_deadlocks_is_refused_in_seconds_instead_of_a_hang():
-    """Whose code it is: rank 0 waits for a gradient before its second forward, rank 1 wants all activations first."""
+    """The user's own: rank 0 waits for a gradient before its second forward, rank 1 wants all activations first."""
     code = """
 from dataclasses import replace
 from roots_dist.schedule.schedules import SCHEDULES, gpipe, one_f_one_b

@@ -28,7 +28,7 @@ FLOAT32 = dict(advanced__float64=False, advanced__engine="deepspeed", optim__lr=
 """DeepSpeed's, whose master weights are float32."""
 MOST_RANKS = 8
 COST = 4
-"""Of a case beside that of its ranks, in ranks: comparing it, and running it in one process."""
+"""What a case costs beside its ranks, in ranks: it is compared, and run in one process."""
 
 # ── layouts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -12,7 +12,7 @@ from roots_dist.testing.world import on_warm_world, on_world
 from roots_dist.verify.proofs import FLOAT32_BOUNDS
 
 STEPS = 3
-"""Of a run that goes on: one in each layout."""
+"""Steps of a run that goes on: one in each layout."""
 SP = dict(tp=2, sequence_parallel=True)
 
 

@@ -32,7 +32,7 @@ TEXT = (
     "a more perfect peace with all nations has been maintained during this past year by public treaty\n"
 ) * 5
 ENDS = {"gpt2": ("<|endoftext|>", None), "llama": ("</s>", "<s>")}
-"""Of each family the tokens that end and begin a text."""
+"""The tokens that end and begin a text of each family."""
 PAIRS = [
     ("the people of", " the union"),
     ("", "the states are one"),

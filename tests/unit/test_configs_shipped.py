@@ -83,7 +83,7 @@ STARTS = {
     "gpt-answers": "quickstart",
     "t5-names": "t5-quickstart",
 }
-"""Of fine-tuning: which config the model is of that each starts from. All work out on four processes."""
+"""The config whose model each fine-tuning starts from. All work out on four processes."""
 BILLIONS = {  # as published, with embeddings
     "gpt2-small": 0.12444,
     "gpt2-medium": 0.355,

@@ -117,7 +117,7 @@ def _types_of(kinds: tuple[str, ...]) -> list[str]:
 
 LAYER_TYPES = Key("layer_types", "model.layer_kinds", to_ours=_kinds_of, to_theirs=_types_of)
 MOST_LAYERS = 10_000
-"""Of a config.json that says more, kinds are not listed: it is refused for want of tensors."""
+"""Kinds are not listed for a config.json that says more: it is refused for want of tensors."""
 EVERY_LAYER = {
     "model.layer_kinds": lambda values: (
         ("window" if values["model.window"] else "full",) * min(values["model.layers"], MOST_LAYERS)
