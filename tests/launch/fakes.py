@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from roots_dist.config.load import to_yaml
-from roots_dist.config.schema import Config
+from roots_dist.config.text import dump
 from roots_dist.learning.data.store import Writer
 from roots_dist.runs.launch.check_options import choose
 from roots_dist.runs.launch.options import OPTIONS, JobOptions
@@ -92,5 +91,5 @@ def furnish(place: Path) -> Path:
         "optim": {"warmup_steps": 1},
         "track": {"folder": "runs/small", "wandb": "disabled", "tensorboard": "off"},
     }
-    (place / "small.yaml").write_text(to_yaml(Config.model_validate(config)))
+    (place / "small.yaml").write_text(dump(config))
     return place
