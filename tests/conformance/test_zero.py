@@ -229,7 +229,7 @@ CASES = [
     case(1, "reference", 0),
     case(1, "reference", 3),  # nothing to shard
     case(2, "reference", 0),
-    case(2, "reference", 1, optim__clip_grad=0.0),
+    case(2, "reference", 1, optim__clip_grad=0.0, marks=pytest.mark.full),  # as stage 3 of three
     case(3, "reference", 1),
     case(4, "reference", 1, marks=pytest.mark.full),  # as three, and in tests/parity/test_layouts.py
     case(2, "reference", 1, tp=2),
@@ -243,17 +243,17 @@ CASES = [
     case(1, "deepspeed", 1),
     case(1, "deepspeed", 3),
     case(2, "deepspeed", 0),
-    case(2, "deepspeed", 0, optim__clip_grad=0.0),
-    case(2, "deepspeed", 1),
+    case(2, "deepspeed", 0, optim__clip_grad=0.0, marks=pytest.mark.full),
+    case(2, "deepspeed", 1, marks=pytest.mark.full),  # as three
     case(2, "deepspeed", 1, optim__clip_grad=0.0),
     case(2, "deepspeed", 2),
-    case(2, "deepspeed", 3),
+    case(2, "deepspeed", 3, marks=pytest.mark.full),
     case(3, "deepspeed", 1),  # a third is not exact in binary, and nothing divides by 3: padding
     case(3, "deepspeed", 3),
     case(4, "deepspeed", 3, marks=pytest.mark.full),  # as three, and in tests/parity/test_deepspeed.py
     case(2, "deepspeed", 1, advanced__reduce_bucket=100),  # smaller than a matrix
-    case(2, "deepspeed", 0, tp=2),
-    case(2, "deepspeed", 1, tp=2, parallel__sequence_parallel=True),
+    case(2, "deepspeed", 0, tp=2, marks=pytest.mark.full),  # these two in tests/parity/test_deepspeed.py
+    case(2, "deepspeed", 1, tp=2, parallel__sequence_parallel=True, marks=pytest.mark.full),
     case(2, "deepspeed", 3, tp=2, parallel__sequence_parallel=True, train__recompute="full"),
     case(2, "deepspeed", 0, pp=2),
     case(2, "deepspeed", 1, pp=2, train__recompute="full"),

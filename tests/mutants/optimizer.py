@@ -212,7 +212,7 @@ OPTIMIZER = (
         file=DEEPSPEED,
         before="        self.zero.override_loss_scale(1 / self.mesh.dp_cp.size)\n",
         after="",
-        test=ENGINE("deepspeed zero1 dp2"),
+        test=ENGINE("deepspeed zero1 dp3"),
     ),
     Mutant(
         name="deepspeed_clips_the_average",

@@ -126,7 +126,7 @@ RANKS = (
         file="parallel/zero/engine.py",
         before="len(found) == count and _total(found, dp) > limit",
         after="len(found) > count and _total(found, dp) > limit",
-        test=ENGINE("deepspeed zero1 dp2"),
+        test=ENGINE("deepspeed zero1 dp3"),
     ),
     Mutant(
         name="a_failure_counts_for_each_rank",

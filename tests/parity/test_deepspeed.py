@@ -24,18 +24,21 @@ FEATURED = ("llama", "gemma", "olmo", "stable", "neox", "falcon", "mixtral")
 """Models that have what few families have."""
 CASES = [
     *(zero(stage, 2) for stage in range(4)),
-    *(zero(stage, 4, full=stage % 2 == 0) for stage in range(4)),
+    *(zero(stage, 4, full=True) for stage in range(4)),  # three ranks in tests/conformance
     zero(1, 2, **SP),
+    zero(0, 2, tp=2),
     zero(3, 2, cp=2),
     zero(2, 2, pp=2),
     zero(1, 3, pp=2, train__global_batch=12),  # the sum of three depends on their order: tied copies must not drift
-    *(zero(stage, 2, pp=2, **SP) for stage in (1, 2, 3)),
+    *(zero(stage, 2, pp=2, full=stage == 2, **SP) for stage in (1, 2, 3)),
     zero(2, 2, tp=2, pp=2, full=True),
     zero(1, 2, "llama", pp=2, schedule="interleaved", virtual_stages=2),
     *(zero(stage, 2, model, pp=2, schedule="zb-h1") for stage, model in ((1, "llama"), (2, "gemma"), (3, "falcon"))),
     zero(3, 2, "mixtral", pp=2, schedule="zb-h1"),
-    zero(3, 2, "olmo", tp=4),
-    zero(3, 2, "qwen-moe", tp=2, pp=2, train__recompute="full"),
+    zero(3, 2, "olmo", tp=2),
+    zero(3, 2, "qwen-moe", tp=2, train__recompute="full"),
+    zero(3, 2, "olmo", full=True, tp=4),
+    zero(3, 2, "qwen-moe", full=True, tp=2, pp=2, train__recompute="full"),
     *(zero(stage, 2, model, full=True, tp=2, pp=2) for stage in (1, 2, 3) for model in FEATURED),
 ]
 
