@@ -19,12 +19,12 @@ from roots_dist.checks.readiness import check
 from roots_dist.config.load import to_yaml
 from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
-from roots_dist.errors import CheckpointError
+from roots_dist.errors import CheckpointError, EnvironmentProblem
 from roots_dist.layout import Layout
 from roots_dist.learning.data.store import Writer
 from roots_dist.runs.evaluate.evaluate import evaluate
 from roots_dist.runs.train.loop import TrainParts, train
-from roots_dist.storage.checkpoint import object_store
+from roots_dist.storage.checkpoint import answers, object_store
 from roots_dist.storage.checkpoint.disk import names
 from roots_dist.storage.checkpoint.format import checkpoints_folder
 from roots_dist.storage.checkpoint.keep import found_steps, remove_leftovers
@@ -185,7 +185,8 @@ def test_a_store_that_cannot_be_reached_is_one_line(text, tmp_path, monkeypatch)
         raise ConnectionError("no such host") if kwargs.get("host") else ValueError("no credentials")
 
     monkeypatch.setattr(fsspec, "filesystem", no_network)
-    with pytest.raises(OSError, match="ValueError: no credentials: 's3://bucket/x'"):
+    monkeypatch.setattr(answers, "WAITS_S", (0.0,))
+    with pytest.raises(EnvironmentProblem, match="s3://bucket/x = no answer .*ValueError: no credentials: .*Fix: see"):
         place_of("s3://bucket/x/").exists()
 
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from roots_dist.errors import CheckpointError
 from roots_dist.files import write_atomically
 from roots_dist.runs.train.spikes import LeftOut
-from roots_dist.storage.checkpoint.disk import sync_folder
+from roots_dist.storage.checkpoint.disk import is_there, sync_folder
 from roots_dist.storage.checkpoint.format import read_json
 from roots_dist.storage.checkpoint.keep import are_pairs
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
@@ -35,7 +35,7 @@ def read_left_out(folder: Path, in_checkpoint: Sequence[Sequence[int]], mesh: Me
     Raises CheckpointError on all ranks if the file is damaged, for samples would be read twice in silence.
     """
     read, found = SharedFailure(mesh), tuple((step, samples) for step, samples in in_checkpoint)
-    if mesh.rank == 0 and (folder / REWINDS_FILE).exists():
+    if mesh.rank == 0 and is_there(folder / REWINDS_FILE):
         with read.attempt(f"cannot read {folder / REWINDS_FILE}"):
             ours = _read(folder / REWINDS_FILE)
             found = ours if ours[: len(found)] == found else found

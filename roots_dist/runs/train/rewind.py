@@ -57,7 +57,7 @@ def rewind(state: TrainState, why: str) -> bool:
             with noted.attempt(f"cannot note in {folder} that samples are left out"):
                 set_all_aside(damages)
                 write_left_out(folder, left_out)
-        if failed := noted.on_all():
+        if failed := noted.words():
             log.warning("%s; if the run is killed before its next checkpoint, it has to find this spike again", failed)
         log.warning(
             "step %d: %s; the run goes on from the checkpoint of step %d, without the %d samples that it read since",

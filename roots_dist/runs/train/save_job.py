@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from roots_dist.errors import CheckpointError
+from roots_dist.errors import CheckpointError, EnvironmentProblem
 from roots_dist.runs.train.best_evaluation import BestEvaluation
 from roots_dist.storage.checkpoint.format import Author
 from roots_dist.storage.checkpoint.object_store import Place
@@ -65,13 +65,16 @@ class SaveJob:
         """Save, compare what was in memory with what the disk gives back, and return the checkpoint's folder. Raises
         CheckpointError on all ranks. Collective over the world of `mesh`."""
         path = write_checkpoint(self.folder, self.step, self.shards, self.state, mesh, self.author)
-        why = damage_of(path, self.step, self.author.run, mesh)
+        try:
+            why = damage_of(path, self.step, self.author.run, mesh)
+        except EnvironmentProblem as error:  # whether it is sound is not known: it keeps its name, and is not counted
+            raise CheckpointError(str(error)) from error
         if why:
             aside = SharedFailure(mesh)
             if mesh.rank == 0:
                 with aside.attempt(f"cannot rename {path}"):
                     set_all_aside([(path, why)])
-            raise CheckpointError(aside.on_all() or why)
+            raise CheckpointError(aside.words() or why)
         if self.keeping is not None:
             self.keeping.verified.add(self.step)
             self._keep(self.keeping, mesh)
@@ -90,11 +93,11 @@ class SaveJob:
             if best.step < self.step:
                 why = "the best evaluation, after step %d, has no checkpoint: that of step %d is marked in its place"
                 log.warning(why, best.step, self.step)
-        why = tidied.on_all()
+        why = tidied.words()
         if not why:
             with tidied.attempt(f"cannot delete the oldest checkpoints of {keeping.run}"):
                 prune(keeping.run, keeping.keep, mesh, keeping.verified)
-            why = tidied.on_all()
+            why = tidied.words()
         if why:
             log.warning("%s", why)
 

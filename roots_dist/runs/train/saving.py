@@ -223,7 +223,7 @@ def _note_elsewhere(state: TrainState) -> None:
     if state.mesh.rank == 0:
         with noted.attempt(f"cannot note in {state.folder} that the run has a checkpoint"):
             mark_saved(state.folder)
-    if why := noted.on_all():
+    if why := noted.words():
         log.warning("%s", why)
 
 

@@ -1,7 +1,7 @@
-"""What a checkpoint asks of a disk, or of an object store: nine operations. Those that change a disk go through `os`
+"""What a checkpoint asks of a disk, or of an object store: ten operations. Those that change a disk go through `os`
 alone, so that a test can stop or forget any.
 
-    make_folder, write_file, rename, remove, sync_folder | size_of, hash_file, read, names
+    make_folder, write_file, rename, remove, sync_folder | size_of, hash_file, read, names, is_there
 
 What is promised to be on disk is: a file when write_file returns, a name when sync_folder of its folder does. In an
 object store (object_store.py) a file is there with its name when write_file returns.
@@ -14,8 +14,10 @@ import os
 import stat
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from roots_dist.files import open_plain, read_plain
+from roots_dist.storage.checkpoint.answers import ask
 from roots_dist.storage.checkpoint.object_store import ObjectPath, Place
 
 BLOCK = 1 << 22
@@ -74,30 +76,52 @@ def _write_all(fd: int, block: memoryview) -> None:
 
 
 def read(path: Place) -> bytes:
-    """Content of a file. Raises OSError, also if it is a pipe or a device."""
-    return path.read() if isinstance(path, ObjectPath) else read_plain(path)
+    """Content of a file. Raises OSError if it is not there, or a pipe or a device; EnvironmentProblem if its disk or
+    its store does not answer, as all that ask do."""
+    return path.read() if isinstance(path, ObjectPath) else ask(path, lambda: read_plain(path))
 
 
 def size_of(path: Place) -> int | None:
     """Bytes of a file; None if there is no such file."""
     if isinstance(path, ObjectPath):
         return path.size() if path.is_file() else None
-    return path.stat().st_size if path.is_file() else None
+    found = _status(path)
+    return found.st_size if found is not None and stat.S_ISREG(found.st_mode) else None
 
 
 def names(folder: Place) -> list[str]:
     """What is in a folder, in order; nothing if it is none. Those that begin with a dot come first."""
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if isinstance(folder, ObjectPath):
+        return sorted(path.name for path in folder.iterdir())
+    found = _status(folder)
+    return sorted(ask(folder, lambda: os.listdir(folder))) if found is not None and stat.S_ISDIR(found.st_mode) else []
+
+
+def is_there(path: Place) -> bool:
+    """Whether something has this name, be it a link to nothing."""
+    return path.exists() if isinstance(path, ObjectPath) else _status(path, follow=False) is not None
+
+
+def _status(path: Path, follow: bool = True) -> os.stat_result | None:
+    """What the disk says of a name; None if there is nothing."""
+    try:
+        return ask(path, lambda: os.stat(path, follow_symlinks=follow))
+    except OSError:
+        return None
 
 
 def hash_file(path: Place) -> FileFacts:
     """Size and hash of a file as it is read."""
-    sha, size = hashlib.sha256(), 0
-    with path.reading() if isinstance(path, ObjectPath) else open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            sha.update(block)
-            size += len(block)
-    return FileFacts(size, sha.hexdigest())
+
+    def hashed() -> FileFacts:
+        sha, size = hashlib.sha256(), 0
+        with path.reading() if isinstance(path, ObjectPath) else open(path, "rb") as file:
+            while block := file.read(BLOCK):
+                sha.update(block)
+                size += len(block)
+        return FileFacts(size, sha.hexdigest())
+
+    return ask(path, hashed)
 
 
 def rename(old: Place, new: Place) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from roots_dist.errors import CheckpointError, Problem
-from roots_dist.files import read_plain, reason, write_atomically
+from roots_dist.files import reason, write_atomically
 from roots_dist.storage.checkpoint.disk import FileFacts, hash_file, read, size_of, sync_folder, write_file
 from roots_dist.storage.checkpoint.object_store import MANIFEST, Place, place_of
 
@@ -46,8 +46,10 @@ def checkpoints_folder(run: Place) -> Place:
 
 def url_of(run: Path) -> str:
     """The object store where the checkpoints of the run in this folder are; empty if they are beside it."""
-    path = run / URL_FILE
-    return read_plain(path).decode().strip() if path.is_file() else ""
+    try:
+        return read(run / URL_FILE).decode().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
 
 
 def step_name(step: int) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from roots_dist.errors import CheckpointError
 from roots_dist.files import write_atomically
-from roots_dist.storage.checkpoint.disk import names, remove, rename, sync_folder, write_file
+from roots_dist.storage.checkpoint.disk import is_there, names, remove, rename, size_of, sync_folder, write_file
 from roots_dist.storage.checkpoint.format import (
     STATE_FILE,
     Manifest,
@@ -154,7 +154,7 @@ def newest(run: Place) -> Place | None:
 def best_step(run: Path) -> int | None:
     """Step of the checkpoint with the best held-out metric, if the run has recorded one (fine-tuning)."""
     marked = Path(run) / BEST_FILE
-    step = read_json(marked).get("step") if marked.is_file() else None
+    step = read_json(marked).get("step") if size_of(marked) is not None else None
     return step if isinstance(step, int) else None
 
 
@@ -169,7 +169,7 @@ def set_damaged_aside(path: Place, why: str) -> Place:
     a text file of that name says why."""
     name = f"{path.name.strip('.').removesuffix(REPLACED)}{DAMAGED}"
     tries = (path.with_name(name if number == 1 else f"{name}.{number}") for number in count(1))
-    aside = next(new for new in tries if not new.exists() and not new.is_symlink())
+    aside = next(new for new in tries if not is_there(new))
     rename(path, aside)
     with contextlib.suppress(OSError):  # a full disk; the log says it too
         text = aside.with_name(f"{aside.name}.txt")
@@ -192,11 +192,11 @@ def remove_leftovers(folder: Place) -> None:
         elif path.name.endswith(REPLACED):
             final = folder / path.name[1 : -len(REPLACED)]
             is_part = isinstance(path, ObjectPath) and not (path / MANIFEST).exists()  # the manifest is copied last
-            is_whole = (final / MANIFEST if isinstance(final, ObjectPath) else final).exists()
+            is_whole = is_there(final / MANIFEST if isinstance(final, ObjectPath) else final)
             if is_whole or is_part:
                 remove(path)
             else:
-                if final.exists():
+                if is_there(final):
                     remove(final)  # killed while it was removed, after it had been copied
                 rename(path, final)  # killed between the two renames: the old one is still valid
                 sync_folder(folder)

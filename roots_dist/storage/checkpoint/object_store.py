@@ -10,13 +10,17 @@ UNFINISHED tells it from one that has lost its manifest. To rename copies, the m
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from operator import methodcaller
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from roots_dist.errors import missing_package
+from roots_dist.storage.checkpoint.answers import ask
+
+T = TypeVar("T")
 
 MANIFEST = "manifest.json"
 """File of a checkpoint that lists the others, and makes a folder a checkpoint."""
@@ -26,8 +30,9 @@ UNFINISHED = "unfinished"
 
 @dataclass(frozen=True, order=True)
 class ObjectPath:
-    """A key, or what begins with it as if it were a folder: the methods of pathlib.Path that checkpoints use. Raises
-    OSError where a store does not answer, whatever its library raises."""
+    """A key, or what begins with it as if it were a folder: the methods of pathlib.Path that checkpoints use. Only
+    what the store says not to exist is not there: where it does not answer, questions raise EnvironmentProblem, and
+    what writes or is read in blocks raises OSError, whatever the store's library raises."""
 
     protocol: str
     key: str
@@ -50,36 +55,34 @@ class ObjectPath:
         return self.parent / name
 
     def exists(self) -> bool:
-        with self._store() as store:
-            return bool(store.exists(str(self)))
+        return self._type() != ""
 
     def is_dir(self) -> bool:
-        with self._store() as store:
-            return bool(store.isdir(str(self)))
+        return self._type() == "directory"
 
     def is_file(self) -> bool:
-        with self._store() as store:
-            return bool(store.isfile(str(self)))
+        return self._type() == "file"
 
     def is_symlink(self) -> bool:
         return False
 
-    def iterdir(self) -> Iterator[ObjectPath]:
+    def _type(self) -> str:
+        """file, directory, or empty if there is nothing. fsspec's own questions take every error for a no."""
         try:
-            with self._store() as store:
-                found = [PurePosixPath(name).name for name in store.ls(str(self), detail=False)]
+            return str(self._ask(lambda store: store.info(str(self))["type"]))
         except FileNotFoundError:
-            return
+            return ""
+
+    def iterdir(self) -> Iterator[ObjectPath]:
+        found = [PurePosixPath(key).name for key, _ in self._listed()]
         yield from (self / name for name in found if name and name != self.name)
 
     def size(self) -> int:
-        with self._store() as store:
-            return int(store.info(str(self))["size"])
+        return int(self._ask(lambda store: store.info(str(self))["size"]))
 
     def read(self, start: int | None = None, end: int | None = None) -> bytes:
         """The bytes from `start` to before `end`."""
-        with self._store() as store:
-            return bytes(store.cat_file(str(self), start=start, end=end))
+        return bytes(self._ask(lambda store: store.cat_file(str(self), start=start, end=end)))
 
     @contextmanager
     def reading(self) -> Iterator[Any]:
@@ -102,22 +105,46 @@ class ObjectPath:
 
     def rename(self, new: ObjectPath) -> None:
         """Copy what is under this name, the manifest last, and remove it here."""
-        with self._store() as store:
-            for key in sorted(self._keys(store), key=lambda key: key.endswith(f"/{MANIFEST}")):
-                store.cp_file(key, f"{new}{key.removeprefix(str(self))}")
+        for key in sorted(self._keys(), key=lambda key: key.endswith(f"/{MANIFEST}")):
+            self._ask(methodcaller("cp_file", key, f"{new}{key.removeprefix(str(self))}"))
         self.remove()
 
     def remove(self) -> None:
         """Remove what is under this name: the manifest first, and last what says that it is no checkpoint."""
-        with self._store() as store:
-            keys = self._keys(store)
-            for key in sorted(keys, key=lambda key: (not key.endswith(f"/{MANIFEST}"), key.endswith(f"/{UNFINISHED}"))):
-                store.rm_file(key)
 
-    def _keys(self, store: Any) -> list[str]:
+        def place(key: str) -> tuple[bool, bool]:
+            return not key.endswith(f"/{MANIFEST}"), key.endswith(f"/{UNFINISHED}")
+
+        for key in sorted(self._keys(), key=place):
+            with suppress(FileNotFoundError):  # removed by a first attempt whose answer was lost
+                self._ask(methodcaller("rm_file", key))
+
+    def _keys(self) -> list[str]:
         """All keys under this one, as URLs."""
+        found = []
+        for key, kind in self._listed():
+            inner = ObjectPath(self.protocol, key)
+            found += inner._keys() if kind == "directory" and inner != self else [str(inner)]
+        return found
+
+    def _listed(self) -> list[tuple[str, str]]:
+        """Key and type of what is directly under this one; of itself if it is an object. fsspec's walk leaves out what
+        it cannot list."""
+        try:
+            entries = self._ask(lambda store: store.ls(str(self), detail=True))
+        except FileNotFoundError:
+            return []
         prefix = f"{self.protocol}://"
-        return [prefix + str(key).removeprefix(prefix).lstrip("/") for key in store.find(str(self))]
+        return [(str(entry["name"]).removeprefix(prefix).strip("/"), str(entry["type"])) for entry in entries]
+
+    def _ask(self, question: Callable[[Any], T]) -> T:
+        """What the store answers; answers.py says what becomes of errors."""
+
+        def asked() -> T:
+            with self._store() as store:
+                return question(store)
+
+        return ask(self, asked)
 
     @contextmanager
     def _store(self) -> Iterator[Any]:

@@ -22,9 +22,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from roots_dist import __version__
-from roots_dist.errors import CheckpointError
+from roots_dist.errors import CheckpointError, EnvironmentProblem
 from roots_dist.parallel.zero.seam import STATE, Engine, master_dtype
-from roots_dist.storage.checkpoint.disk import FileFacts, make_folder, remove, rename, sync_folder, write_file
+from roots_dist.storage.checkpoint.disk import FileFacts, is_there, make_folder, remove, rename, sync_folder, write_file
 from roots_dist.storage.checkpoint.format import (
     FORMAT,
     STATE_FILE,
@@ -124,12 +124,12 @@ def write_checkpoint(
                 write_metadata(partial, step, state, mesh.world.size, author)
                 commit(partial, final, step)
         failures.raise_on_all()
-    except CheckpointError:
+    except (CheckpointError, EnvironmentProblem) as error:
         if mesh.rank == 0:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, EnvironmentProblem):
                 remove(partial)  # all ranks have stopped writing: free the space
                 remove_leftovers(final.parent)  # and bring back what the new one was to replace
-        raise
+        raise CheckpointError(str(error)) from error
     return final
 
 
@@ -239,7 +239,7 @@ def write_metadata(folder: Place, step: int, state: dict[str, Any], num_ranks: i
     parts = []
     for rank in range(num_ranks):
         path = part_file(folder, rank)
-        if not path.exists():
+        if not is_there(path):
             raise CheckpointError(f"{path}: is not here. Fix: put the run's folder on a disk that all nodes share.")
         parts += read_json(path)["shards"]
         remove(path)
@@ -280,7 +280,7 @@ def commit(partial: Place, final: Place, step: int) -> None:
 
 
 def _make_way(final: Place, step: int) -> None:
-    if final.exists() or final.is_symlink():
+    if is_there(final):
         try:
             check_complete(final, step)
         except CheckpointError as error:

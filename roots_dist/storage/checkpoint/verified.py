@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from roots_dist.config.load import CONFIG_FILE, read_record
-from roots_dist.errors import CheckpointError, UserError
+from roots_dist.errors import CheckpointError, EnvironmentProblem, UserError
 from roots_dist.storage.checkpoint.disk import remove, rename, sync_folder, write_file
 from roots_dist.storage.checkpoint.folder_lock import lock_folder
 from roots_dist.storage.checkpoint.format import Manifest, checkpoints_folder, step_name
@@ -44,7 +44,7 @@ def damage_of(folder: Place, step: int, run: str, mesh: Mesh) -> str:
     """Why a checkpoint cannot be trusted, in words; empty if everything in it is as it was written. Every file is read
     once, by one rank. Collective over the world, equal on every rank. `run`: id that it must have; empty for any.
 
-    Raises CheckpointError if ranks do not see the same folder.
+    Raises CheckpointError if ranks do not see the same folder, EnvironmentProblem if a disk or a store does not answer.
     """
     looked = SharedFailure(mesh)
     if mesh.rank == 0:
@@ -61,7 +61,11 @@ def damage_of(folder: Place, step: int, run: str, mesh: Mesh) -> str:
         raise CheckpointError(f"{why} Rank 0 reads it whole. Fix: put the run's folder on a disk that all nodes share.")
     names = sorted(manifest.files)
     numbers = range(mesh.world.rank, len(names), mesh.world.size)
-    bad = torch.tensor(next((n for n in numbers if _differs(manifest, folder, names[n])), len(names)))
+    found = len(names)
+    with shared.attempt(f"cannot read {folder}"):
+        found = next((n for n in numbers if _differs(manifest, folder, names[n])), len(names))
+    shared.raise_on_all()  # where a rank's disk or store does not answer
+    bad = torch.tensor(found)
     if mesh.world.size > 1:
         bad = bad.to(mesh.device)
         dist.all_reduce(bad, op=dist.ReduceOp.MIN, group=mesh.world.group)
@@ -175,7 +179,7 @@ def prune(run: Path, keep: int, mesh: Mesh, verified: set[int]) -> None:
         elif mesh.rank == 0:
             try:
                 set_all_aside([(path, why)])
-            except OSError as error:  # the other ranks go on
+            except (OSError, EnvironmentProblem) as error:  # the other ranks go on
                 log.warning("%s cannot be set aside (%s): %s", path, error, why)
     marked = best_step(run) if mesh.rank == 0 else None
     for step in (step for step in order if step != marked):

@@ -1,0 +1,176 @@
+"""A disk or a store that does not answer says nothing of what is there: no checkpoint is set aside, removed or passed
+over because of it, and no run begins again."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import os
+from pathlib import Path
+
+import fsspec
+import pytest
+from test_checkpoint import saved_alone
+
+from roots_dist.errors import CheckpointError, EnvironmentProblem
+from roots_dist.layout import Layout
+from roots_dist.runs.train import save_job
+from roots_dist.runs.train.save_job import Keeping, SaveJob
+from roots_dist.storage.checkpoint import answers, disk
+from roots_dist.storage.checkpoint.disk import names
+from roots_dist.storage.checkpoint.format import Author, checkpoints_folder, keep_at
+from roots_dist.storage.checkpoint.keep import remove_leftovers
+from roots_dist.storage.checkpoint.object_store import UNFINISHED, place_of
+from roots_dist.storage.checkpoint.verified import best_or_newest, newest_verified
+from roots_dist.testing.world import on_warm_world
+from roots_dist.world.mesh import Mesh
+
+ERRORS = {
+    "a timeout": TimeoutError("read timed out"),
+    "an error of the server": OSError(errno.EIO, "InternalError"),
+    "no right": PermissionError("AccessDenied"),
+    "an error of its library": RuntimeError("endpoint gone"),
+}
+QUESTIONS = ("info", "ls", "cat_file", "open")
+
+
+class Fails:
+    """Lets each call fail, but for the first `after`, `count` times."""
+
+    def __init__(self, error: Exception, after: int = 0, count: int = 10**9):
+        self.error, self.after, self.left = error, after, count
+
+    def __call__(self, real, is_asked=lambda *args: True):
+        def call(*args, **kwargs):
+            if is_asked(*args):
+                self.after -= 1
+                if self.after < 0 and self.left > 0:
+                    self.left -= 1
+                    raise self.error
+            return real(*args, **kwargs)
+
+        return call
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    monkeypatch.setattr(answers, "WAITS_S", (0.0, 0.0, 0.0))
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A run whose two checkpoints are in a store. Returns its folder."""
+    held = fsspec.filesystem("memory")
+    held.store.clear()
+    held.pseudo_dirs[:] = [""]
+    keep_at(tmp_path / "run", "memory://bucket/mine")
+    for step in (1, 2):
+        saved_alone(tmp_path / "run", step=step)
+    return tmp_path / "run"
+
+
+def break_store(patch, fails, which=QUESTIONS):
+    kind = type(fsspec.filesystem("memory"))
+    for name in which:
+        reads = (lambda self, path, mode="rb", *_: mode == "rb") if name == "open" else lambda *_: True
+        patch.setattr(kind, name, fails(getattr(kind, name), reads))
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_store_that_does_not_answer_is_asked_again_and_then_named(error, store, monkeypatch):
+    before = dict(fsspec.filesystem("memory").store)
+    calls = 0
+    while True:  # from each call on
+        with pytest.MonkeyPatch.context() as patch:
+            fails = Fails(ERRORS[error], after=calls)
+            break_store(patch, fails)
+            try:
+                found = best_or_newest(store)
+            except EnvironmentProblem as problem:
+                said = str(problem)
+                assert "memory://bucket/mine" in said and "asked 4 times" in said and "Fix: " in said, said
+                assert "nothing was changed" in said
+            else:
+                assert found.name == "step_00000002" and fails.left == 10**9
+                break
+        assert dict(fsspec.filesystem("memory").store) == before
+        calls += 5
+    assert calls > 20
+    with pytest.MonkeyPatch.context() as patch:
+        break_store(patch, Fails(ERRORS[error], after=9, count=3))
+        assert best_or_newest(store).name == "step_00000002"
+
+
+def test_what_may_be_a_checkpoint_is_not_swept_away(store):
+    """A manifest that is not seen was taken for none, and the checkpoint for the rest of a killed save."""
+    with (place_of("memory://bucket/mine") / "step_00000002" / UNFINISHED).writing() as file:
+        file.write(b"is being deleted\n")
+    before = dict(fsspec.filesystem("memory").store)
+    for calls in range(12):
+        with pytest.MonkeyPatch.context() as patch:
+            break_store(patch, Fails(TimeoutError("read timed out"), after=calls), ("info",))
+            try:
+                remove_leftovers(checkpoints_folder(store))
+            except EnvironmentProblem:
+                assert dict(fsspec.filesystem("memory").store) == before
+    remove_leftovers(checkpoints_folder(store))
+    assert not (place_of("memory://bucket/mine") / "step_00000002" / UNFINISHED).exists()
+    assert newest_verified(store, Mesh.single())[0].name == "step_00000002"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_disk_that_does_not_answer_is_no_damage_either(number, tmp_path):
+    for step in (1, 2):
+        saved_alone(tmp_path, step=step)
+    names_before = sorted(str(path) for path in tmp_path.rglob("*"))
+    newest = lambda path, *_, **__: "step_00000002" in str(path)
+    for owner, name in ((os, "stat"), (disk, "read_plain"), (builtins, "open")):
+        for count in (1, 10**9):
+            with pytest.MonkeyPatch.context() as patch:
+                fails = Fails(OSError(number, os.strerror(number)), count=count)
+                patch.setattr(owner, name, fails(getattr(owner, name), newest))
+                if count == 1:
+                    assert newest_verified(tmp_path, Mesh.single()) == (tmp_path / "checkpoints/step_00000002", [])
+                    continue
+                with pytest.raises(EnvironmentProblem, match=r"step_00000002\S* = no answer .*Fix: see to "):
+                    best_or_newest(tmp_path)
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == names_before
+    (tmp_path / "checkpoints/step_00000002/state.json").unlink()
+    os.mkfifo(tmp_path / "checkpoints/step_00000002/state.json")
+    assert best_or_newest(tmp_path).name == "step_00000001", "what is there and is none of its files is damage"
+
+
+def on_ranks(rank: int, size: int, folder: str) -> str:
+    """Rank 1's disk does not answer."""
+    mesh = Mesh.connect(Layout(dp=size), rank)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(answers, "WAITS_S", (0.0,))
+        if rank == 1:
+            patch.setattr(builtins, "open", Fails(OSError(errno.EIO, "Input/output error"))(open))
+        try:
+            newest_verified(Path(folder), mesh)
+        except EnvironmentProblem as error:
+            return str(error)
+    return ""
+
+
+def test_all_ranks_know_of_the_one_whose_disk_does_not_answer(tmp_path):
+    for step in (1, 2):
+        saved_alone(tmp_path, step=step)
+    first, second = on_warm_world(2, on_ranks, str(tmp_path))
+    assert first == second and first.startswith("rank 1 (") and "Input/output error" in first
+
+
+def test_a_save_that_cannot_be_read_back_has_failed_and_keeps_its_name(store, monkeypatch):
+    folder, mesh = checkpoints_folder(store), Mesh.single()
+    keeping = Keeping(store, 1, 2, None, {2})
+
+    def written(*args):
+        break_store(monkeypatch, Fails(TimeoutError("read timed out")))
+        return folder / "step_00000002"
+
+    monkeypatch.setattr(save_job, "write_checkpoint", written)
+    with pytest.raises(CheckpointError, match="memory://bucket/mine/step_00000002/manifest.json = no answer"):
+        SaveJob(store, 2, {}, Author(), (), keeping).run(mesh)
+    monkeypatch.undo()
+    assert names(folder) == ["step_00000001", "step_00000002"]
