@@ -42,10 +42,15 @@ FAMILIES = ("gpt", "llama", "bloom", "bert", "roberta", "electra", "t5", "t5-v1.
 OTHERWISE = ({"train__recompute": "full"}, {"train__recompute": "selective"}, {"schedule": "zb-h1"})
 
 
-@pytest.mark.parametrize("pp_rank", [0, 1])
-@pytest.mark.parametrize(
-    "model, changes", [*((name, {}) for name in FAMILIES), *(("gpt", changes) for changes in OTHERWISE)]
-)
+STAGES = [
+    pytest.param(model, changes, pp_rank, marks=[] if number % 2 == pp_rank else pytest.mark.full)
+    for number, (model, changes) in enumerate([*((name, {}) for name in FAMILIES), *(("gpt", c) for c in OTHERWISE)])
+    for pp_rank in (0, 1)
+]
+"""Both stages of each; in the suite the first of one model and the last of the next."""
+
+
+@pytest.mark.parametrize("model, changes, pp_rank", STAGES)
 def test_a_stage_costs_without_numbers_what_it_costs_with_them(model, changes, pp_rank):
     """To the byte and the operation."""
     made = config(model, pp=2, **changes)
