@@ -20,6 +20,7 @@ from roots_dist import environment
 from roots_dist.config import special_tokens
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
+from roots_dist.config.store_url import is_url, why_no_store
 from roots_dist.errors import DataError
 from roots_dist.files import where, why
 from roots_dist.idx_format import HEADER, MAGIC, OLD_MAGIC, TOKEN_TYPES, token_bytes
@@ -170,10 +171,10 @@ def _folder_trouble(folder: Path) -> str | None:
 
 def _store_trouble(*places: str | None) -> str | None:
     """Tried by writing an object and removing it: a bucket may be missing, closed, or only for readers."""
-    for place in (place for place in places if place is not None and "://" in place):
-        protocol, _, rest = place.partition("://")
-        if "@" in rest.partition("/")[0]:
-            return f"{protocol}://: keys belong into the environment, not into an URL that a run writes down"
+    for place in (place for place in places if place is not None and is_url(place)):
+        protocol = place.partition("://")[0]
+        if why_not := why_no_store(place):
+            return f"{protocol}://: {why_not}"
         try:
             import fsspec  # type: ignore[import-untyped]
 

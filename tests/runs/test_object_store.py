@@ -244,3 +244,36 @@ def test_keys_in_an_url_and_a_store_that_takes_nothing_are_told_before_the_start
 
     monkeypatch.setattr(type(fsspec.filesystem("memory")), "pipe_file", refuse)
     assert "AccessDenied" in str(gather(config_of(text, tmp_path, "memory://bucket/run"), 1).store_trouble)
+
+
+HANDED_ON = {
+    "file:///etc": "file:// is none of the object stores s3, ",
+    "local:///tmp/run": "local:// is none",
+    "/etc": "one URL, as s3://",
+    "simplecache::s3://bucket/run": "one URL, as s3://",
+    "zip://x::file:///tmp/a.zip": "one URL, as s3://",
+    "http://169.254.169.254/latest": "http:// is none",
+    "s3://key:secret@bucket/run": "keys belong into the environment",
+    "s3://bucket/../other": "a bucket and plain names after it",
+    "s3://bucket/run?versionId=3": "a bucket and plain names",
+    "s3://bucket/*": "a bucket and plain names",
+    "s3://bucket/a\ns3://bucket/b": "one URL, as|a bucket and plain",
+    "s3://": "a bucket and plain names",
+    "": "one URL, as",
+    "memory://" + "a" * 2000: "a bucket and plain names",
+}
+
+
+@pytest.mark.parametrize("url", HANDED_ON)
+def test_the_folder_of_somebody_else_leads_to_no_file_and_no_other_host(url, text, tmp_path, monkeypatch):
+    """A file in it said where its checkpoints are, and fsspec would open whatever that is."""
+    (tmp_path / "config.yaml").write_text(to_yaml(config_of(text, tmp_path, None)))
+    (tmp_path / "checkpoints.url").write_text(url)
+    monkeypatch.setattr(fsspec, "filesystem", lambda *_, **__: pytest.fail("a file system was opened"))
+    for reads in (best_or_newest, checkpoints_folder, found_steps):
+        said = f"checkpoints.url = .*expected the URL .*({HANDED_ON[url]}).*Fix: put back"
+        with pytest.raises(CheckpointError, match=said):
+            reads(tmp_path)
+    if url:
+        made = config_of(text, tmp_path / "own", None).changed({"checkpoint.fallback_folder": url})
+        assert "://" not in url or gather(made, 1).store_trouble

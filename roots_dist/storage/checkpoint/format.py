@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from roots_dist.config.store_url import why_no_store
 from roots_dist.errors import CheckpointError, Problem
 from roots_dist.files import reason, write_atomically
 from roots_dist.storage.checkpoint.disk import FileFacts, hash_file, read, size_of, sync_folder, write_file
@@ -34,22 +35,32 @@ STEMS = {"weight": "model", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
 STATE_FILE, CHECKPOINTS = "state.json", "checkpoints"
 URL_FILE = "checkpoints.url"
 """File in a run's folder that says in which object store its checkpoints are, where they are not beside it."""
+URL_FIX = "put back what the run has written, its checkpoint.url, or remove the file if its checkpoints are beside it"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 def checkpoints_folder(run: Place) -> Place:
-    """Where the checkpoints of a run are: in its folder, or where that says. Raises OSError if that cannot be read."""
+    """Where the checkpoints of a run are: in its folder, or where that says. Raises as `url_of` does."""
     if isinstance(run, Path) and (url := url_of(run)):
         return place_of(url)
     return run / CHECKPOINTS
 
 
 def url_of(run: Path) -> str:
-    """The object store where the checkpoints of the run in this folder are; empty if they are beside it."""
+    """The object store where the checkpoints of the run in this folder are; empty if they are beside it. Raises
+    CheckpointError if the file says anything but the URL of an object store: the folder may be somebody else's."""
+    path = run / URL_FILE
     try:
-        return read(run / URL_FILE).decode().strip()
+        url = read(path).decode(errors="replace").strip()
     except (FileNotFoundError, NotADirectoryError):
         return ""
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({reason(error, path)}). Fix: {URL_FIX}.") from error
+    if why := why_no_store(url):
+        raise CheckpointError(
+            str(Problem(key=str(path), found=url[:80], expected=f"the URL of an object store ({why})", fix=URL_FIX))
+        )
+    return url
 
 
 def step_name(step: int) -> str:

@@ -17,6 +17,7 @@ from operator import methodcaller
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from roots_dist.config.store_url import is_url
 from roots_dist.errors import missing_package
 from roots_dist.storage.checkpoint.answers import ask
 
@@ -165,10 +166,6 @@ class ObjectPath:
 
 Place = Path | ObjectPath
 """Where checkpoints are."""
-
-
-def is_url(text: str) -> bool:
-    return "://" in text
 
 
 def place_of(text: str) -> Place:
