@@ -23,6 +23,7 @@ from roots_dist.errors import CheckpointError, EnvironmentProblem
 from roots_dist.layout import Layout
 from roots_dist.learning.data.store import Writer
 from roots_dist.runs.evaluate.evaluate import evaluate
+from roots_dist.runs.train import save_job
 from roots_dist.runs.train.loop import TrainParts, train
 from roots_dist.storage.checkpoint import answers, object_store
 from roots_dist.storage.checkpoint.disk import names
@@ -77,7 +78,7 @@ def test_a_run_lives_in_a_store_as_on_a_disk(text, url, tmp_path, capsys, caplog
     run = tmp_path / "run"
     assert train(config_of(text, run, url), Mesh.single()) == 0
     assert checkpoints_folder(run) == place_of(url) and not (run / "checkpoints").exists()
-    assert names(place_of(url)) == ["step_00000003", "step_00000004"]
+    assert names(place_of(url)) == ["run.json", "step_00000003", "step_00000004"]
     assert train(config_of(text, run, url, **{"train.steps": 6}), Mesh.single()) == 0
     assert train(config_of(text, tmp_path / "disk", None, **{"train.steps": 6}), Mesh.single()) == 0
     assert list(found_steps(run)) == [5, 6]
@@ -95,7 +96,7 @@ def test_a_run_lives_in_a_store_as_on_a_disk(text, url, tmp_path, capsys, caplog
     with damaged.writing() as file:
         file.write(b"{}")
     assert str(best_or_newest(run)) == f"{url}/step_00000005"
-    assert names(place_of(url)) == ["step_00000005", "step_00000006.damaged", "step_00000006.damaged.txt"]
+    assert names(place_of(url))[1:] == ["step_00000005", "step_00000006.damaged", "step_00000006.damaged.txt"]
     with pytest.raises(CheckpointError, match="checkpoint.url = None: expected memory://bucket/runs/mine, where"):
         train(config_of(text, run, None), Mesh.single())
     with pytest.raises(CheckpointError, match="checkpoint.resume = False: .* memory://bucket/runs/mine holds"):
@@ -150,7 +151,7 @@ def test_a_kill_at_any_change_leaves_what_was_committed(text, url, tmp_path, mon
         else:
             break
         calls += 1
-    assert calls > 15 and names(place_of(url)) == ["step_00000002"]
+    assert calls > 15 and names(place_of(url)) == ["run.json", "step_00000002"]
 
 
 def test_only_the_rows_that_are_asked_for_are_fetched(url, tmp_path, monkeypatch):
@@ -213,7 +214,7 @@ def test_two_ranks_keep_their_checkpoints_in_s3(text, tmp_path, monkeypatch):
         ):  # fmt: skip
             done = roots(*words, ranks=2 if words[0] == "train" else 1)
             assert done.returncode == 0, done.stderr
-        assert names(place_of("s3://bucket/runs/mine")) == ["step_00000005", "step_00000006"]
+        assert names(place_of("s3://bucket/runs/mine")) == ["run.json", "step_00000005", "step_00000006"]
         found, damages = newest_verified(run, Mesh.single())
         assert str(found) == "s3://bucket/runs/mine/step_00000006" and not damages
         assert not (place_of("s3://bucket/runs/mine") / "step_00000006" / UNFINISHED).exists()
@@ -277,3 +278,71 @@ def test_the_folder_of_somebody_else_leads_to_no_file_and_no_other_host(url, tex
     if url:
         made = config_of(text, tmp_path / "own", None).changed({"checkpoint.fallback_folder": url})
         assert "://" not in url or gather(made, 1).store_trouble
+
+
+def test_a_run_does_not_go_on_with_what_another_has_in_the_store(text, url, tmp_path):
+    """The second run took the checkpoints of the first for its own, and went on with them."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train(config_of(text, first, url), Mesh.single()) == 0
+    own = json.loads((first / "run.json").read_text())["id"]
+    before = dict(fsspec.filesystem("memory").store)
+    for changes in ({}, {"checkpoint.resume": False}, {"train.steps": 9, "checkpoint.run_id": "other"}):
+        with pytest.raises(
+            CheckpointError, match=f"this run alone: its checkpoints are of run {own}, start 1 of {first}"
+        ):
+            train(config_of(text, second, url, **changes), Mesh.single())
+    assert dict(fsspec.filesystem("memory").store) == before
+    taken = config_of(text, second, url, **{"checkpoint.run_id": own, "train.steps": 6})
+    assert train(taken, Mesh.single()) == 0 and list(found_steps(second)) == [5, 6]
+    with pytest.raises(CheckpointError, match=f"checkpoint.run_id = 'other': expected {own}, the run that is in"):
+        train(taken.changed({"checkpoint.run_id": "other"}), Mesh.single())
+    (first / "run.json").write_text('{"id": "other"}')
+    with pytest.raises(CheckpointError, match=f"are of run {own}, .*Fix: choose another checkpoint.url"):
+        best_or_newest(first)
+    assert names(place_of(url)) == ["run.json", "step_00000005", "step_00000006"], "nothing was set aside"
+
+
+def test_an_earlier_start_of_the_run_does_not_save_any_more(text, url, tmp_path, caplog):
+    """A node that was cut off goes on, or the run's folder was copied: both would replace and delete what the other
+    saves."""
+    run, copy = tmp_path / "run", tmp_path / "copy"
+
+    def another_begins(state, report):
+        if state.step == 2:
+            shutil.copytree(run, copy)
+            assert train(config_of(text, copy, url, **{"optim.lr": 0.1}), Mesh.single()) == 0
+
+    config = config_of(text, run, url, **{"train.steps": 6, "checkpoint.asynchronous": False})
+    config = config.changed({"checkpoint.max_failures": 2})
+    with pytest.raises(CheckpointError, match=f"no other run saves: another has begun there since, start 2 of {copy}"):
+        train(config, Mesh.single(), TrainParts(on_step=(another_begins,)))
+    last = json.loads((place_of(url) / "step_00000004" / "state.json").read())
+    assert last["config"]["optim"]["lr"] == 0.1 and names(place_of(url))[1:] == ["step_00000003", "step_00000004"]
+
+
+def test_two_runs_that_save_in_one_fallback_folder_keep_their_own_steps(text, tmp_path, monkeypatch):
+    """The second one's step replaced the first one's."""
+    elsewhere, real = tmp_path / "elsewhere", save_job.write_checkpoint
+    full = [True]
+
+    def save(into, *rest, **more):
+        if full[0] and into.parent != elsewhere:
+            raise CheckpointError("No space left on device")
+        return real(into, *rest, **more)
+
+    monkeypatch.setattr(save_job, "write_checkpoint", save)
+    said = {}
+    for name in ("a", "b"):
+        config = config_of(text, tmp_path / name, None, **{"checkpoint.fallback_folder": str(elsewhere)})
+        assert train(config.changed({"optim.lr": {"a": 0.1, "b": 0.2}[name]}), Mesh.single()) == 0
+    full[0] = False
+    for name in ("a", "b"):
+        own = json.loads((tmp_path / name / "run.json").read_text())["id"]
+        four = elsewhere / own / "checkpoints" / "step_00000004"
+        rate = json.loads((four / "state.json").read_text())["config"]["optim"]["lr"]
+        assert rate == {"a": 0.1, "b": 0.2}[name]
+        config = config_of(text, tmp_path / name, None, **{"checkpoint.fallback_folder": str(elsewhere)})
+        with pytest.raises(CheckpointError, match=f"but {four} is one. Fix: move it to {tmp_path / name}/checkpoints"):
+            train(config, Mesh.single())
+        said[name] = rate
+    assert len(said) == 2

@@ -153,6 +153,7 @@ READERS = {
     "checkpoint.max_failures": "runs/train/saving.py",
     "checkpoint.fallback_folder": "runs/train/saving.py",
     "checkpoint.url": "runs/train/resume.py",
+    "checkpoint.run_id": "runs/train/resume.py",
     "track.folder": "runs/train/loop.py",
     "track.wandb": "runs/track/wandb.py",
     "track.tensorboard": "runs/track/tensorboard.py",
@@ -201,7 +202,7 @@ def others(config: Config, key: str) -> list[object]:
         return [other(config) if callable(other) else other]
     if kind is bool:
         return [not value]
-    return [f"{value} again" if kind is str else value / 2 if kind is float else value * 2 or 1]
+    return [f"{value}-again" if kind is str else value / 2 if kind is float else value * 2 or 1]
 
 
 # ── what is observed, the cheapest first ───────────────────────────────────────────────────────────────────────────
@@ -351,8 +352,11 @@ def test_what_cannot_be_observed_is_read_where_it_acts(key):
     assert any(owner.rpartition(".")[2] == section or owner in aliases for owner in read), read
 
 
-NEEDS: dict[str, dict[str, object]] = {"parallel.cp_kind": {"parallel.cp": 2}}
-"""Keys that are read by layouts which no base has, because the bases run in one process: what such a layout has."""
+NEEDS: dict[str, dict[str, object]] = {
+    "parallel.cp_kind": {"parallel.cp": 2},
+    "checkpoint.run_id": {"checkpoint.url": "memory://bucket/run"},
+}
+"""Keys that are read by what no base has, because the bases run in one process and on a disk: what such a run has."""
 
 
 @pytest.mark.parametrize("key", [key for use in unused.USES for key in use.keys])

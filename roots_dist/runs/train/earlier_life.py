@@ -16,9 +16,9 @@ from roots_dist.runs.track.metrics import METRICS_FILE, TEXTS_FILE, last_step
 from roots_dist.runs.track.summary_file import SUMMARY_FILE
 from roots_dist.runs.train.left_out import REWINDS_FILE
 from roots_dist.runs.train.repeats import FAILURES_FILE
-from roots_dist.storage.checkpoint.disk import names, rename, sync_folder
-from roots_dist.storage.checkpoint.format import STATE_FILE, Manifest, checkpoints_folder, read_json
-from roots_dist.storage.checkpoint.keep import BEST_FILE, PARTIAL, found_steps, is_unfinished
+from roots_dist.storage.checkpoint.disk import names, remove, rename, sync_folder
+from roots_dist.storage.checkpoint.format import CHECKPOINTS, STATE_FILE, Manifest, checkpoints_folder, read_json
+from roots_dist.storage.checkpoint.keep import BEST_FILE, PARTIAL, is_unfinished, steps_in
 from roots_dist.storage.checkpoint.object_store import ObjectPath, Place, place_of
 from roots_dist.storage.checkpoint.run_identity import RUN_FILE, never_saved, run_id
 from roots_dist.storage.checkpoint.verified import Damages
@@ -66,7 +66,8 @@ def _signs_in_checkpoints(folder: Place, damages: Damages) -> list[str]:
         return [f"{folder.name}/{first.name}{others} ({why.rstrip('.')})"]
     if not folder.is_dir():
         return [f"{folder.name}, which is no folder"] if folder.exists() or folder.is_symlink() else []
-    there = [name for name in names(folder) if not name.endswith(PARTIAL) and not is_unfinished(folder / name)]
+    found = [name for name in names(folder) if name != RUN_FILE]  # which a store has from the first start on
+    there = [name for name in found if not name.endswith(PARTIAL) and not is_unfinished(folder / name)]
     more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
     return [f"{folder.name} with {', '.join(there[:SHOWN])}{more}"] if there else []
 
@@ -92,7 +93,7 @@ def refuse_to_leave_behind(folder: Path, fallback: str | None, step: int) -> Non
     if fallback is None:
         return
     own = run_id(folder)
-    for later, path in reversed(found_steps(place_of(fallback)).items()):
+    for later, path in _elsewhere(place_of(fallback), own):
         if later > step and (_run_of(path) == own if own else _began_in(path, folder)):
             here = f"step {step}" if step else "none"
             anew = "" if own else ", or begin anew with checkpoint.resume=false"
@@ -103,6 +104,14 @@ def refuse_to_leave_behind(folder: Path, fallback: str | None, step: int) -> Non
                 fix=f"move it to {checkpoints_folder(folder)}; or delete it, to do these steps again{anew}",
             )
             raise CheckpointError(str(problem))
+
+
+def _elsewhere(fallback: Place, own: str) -> list[tuple[int, Place]]:
+    """Steps that were saved in checkpoint.fallback_folder, newest first: by the run of an id, or if that is not known
+    by any. Each run has a folder there; earlier versions saved beside these."""
+    folders = [fallback, *(fallback / name for name in ([own] if own else names(fallback)))]
+    found = [one for folder in folders for one in steps_in(folder / CHECKPOINTS).items()]
+    return sorted(found, key=lambda one: one[0], reverse=True)
 
 
 def _run_of(checkpoint: Place) -> str:
@@ -127,7 +136,7 @@ def _list(words: Sequence[str]) -> str:
 
 
 def _refuse_to_rename(checkpoints: ObjectPath) -> None:
-    if names(checkpoints):
+    if [name for name in names(checkpoints) if name != RUN_FILE]:
         problem = Problem(
             key="checkpoint.resume",
             found=False,
@@ -143,6 +152,7 @@ def begin_anew(folder: Path) -> None:
     checkpoints = checkpoints_folder(folder)
     if isinstance(checkpoints, ObjectPath):
         _refuse_to_rename(checkpoints)
+        remove(checkpoints / RUN_FILE)  # the new run has another id
     there = [folder / name for name in OF_A_LIFE if (folder / name).exists() or (folder / name).is_symlink()]
     if isinstance(checkpoints, Path) and (
         checkpoints.is_symlink() or checkpoints.is_file() or (checkpoints.is_dir() and any(checkpoints.iterdir()))

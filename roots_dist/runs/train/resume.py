@@ -39,6 +39,7 @@ from roots_dist.storage.checkpoint.object_store import Place
 from roots_dist.storage.checkpoint.run_identity import begin_attempt
 from roots_dist.storage.checkpoint.same_model import refuse_another_model, refuse_other_bits
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
+from roots_dist.storage.checkpoint.store_owner import claim, refuse_another_runs
 from roots_dist.storage.checkpoint.verified import newest_verified, set_all_aside
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ def resume(run: Run, folder: Path, order: str = "") -> ResumePoint:
     if mesh.rank == 0:
         with begun.attempt(f"cannot use {folder}"):
             keep_at(folder, run.config.checkpoint.url)
+            refuse_another_runs(folder, run.config.checkpoint.run_id, trains=True)
             if not run.config.checkpoint.resume:
                 begin_anew(folder)
             elif checkpoints_folder(folder).is_dir():
@@ -96,10 +98,10 @@ def resume(run: Run, folder: Path, order: str = "") -> ResumePoint:
         if mesh.rank == 0 and (reached := last_step(folder / METRICS_FILE)) > 0:
             log.info("begins at step 0: it had ended after step %d, before its first checkpoint", reached)
         load_init_weights(run)
-        return ResumePoint(author=begin_attempt(folder, order) if mesh.rank == 0 else Author())
+        return ResumePoint(author=_begin(run, folder, order))
     state = read_json(found / STATE_FILE)
     last = state["step"]
-    author = begin_attempt(folder, order) if mesh.rank == 0 else Author()
+    author = _begin(run, folder, order)
     if last == 0:  # the folder of an import
         load_initial_weights(found, run.engine, run.params, mesh, verify=False)
         log.info("starts from %s", found)
@@ -110,6 +112,15 @@ def resume(run: Run, folder: Path, order: str = "") -> ResumePoint:
     if line := rate_line(state.get("config", {}), run.config, last):
         log.info("%s", line)
     return point
+
+
+def _begin(run: Run, folder: Path, order: str) -> Author:
+    """Count this start of the run, on rank 0, and claim the place of its checkpoints."""
+    if run.mesh.rank:
+        return Author()
+    author = begin_attempt(folder, order, run.config.checkpoint.run_id)
+    claim(folder, author)
+    return author
 
 
 def load_point(run: Run, folder: Path, checkpoint: Place, author: Author = Author()) -> ResumePoint:

@@ -29,8 +29,12 @@ from roots_dist.storage.checkpoint.object_store import Place, place_of
 from roots_dist.storage.checkpoint.run_identity import mark_saved
 from roots_dist.storage.checkpoint.save import shards_of, with_facts
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
+from roots_dist.world.words import words_of
 
 log = logging.getLogger(__name__)
+
+NAMELESS = "run"
+"""Folder in checkpoint.fallback_folder of a run without an id, as a part of the loop that runs alone."""
 
 
 def checkpoint(state: TrainState, *, last: bool = False) -> Place | None:
@@ -228,13 +232,14 @@ def _note_elsewhere(state: TrainState) -> None:
 
 
 def save_elsewhere(state: TrainState, folder: Place) -> Place:
-    """Save in another folder, which is made if needed. Collective over the world; raises CheckpointError on all
-    ranks."""
-    made = SharedFailure(state.mesh)
-    if state.mesh.rank == 0:
-        with made.attempt(f"cannot make {folder}"):
-            for path in reversed([folder, *folder.parents]) if isinstance(folder, Path) else ():
+    """Save in another folder, which is made if needed, under the run's id: other runs may save there too, the same step
+    at the same time. Collective over the world; raises CheckpointError on all ranks."""
+    made, mesh = SharedFailure(state.mesh), state.mesh
+    own = folder / (words_of(mesh.world, 0, state.saves.author.run, mesh.device) or NAMELESS)
+    if mesh.rank == 0:
+        with made.attempt(f"cannot make {own}"):
+            for path in reversed([own, *own.parents]) if isinstance(own, Path) else ():
                 if not path.exists():
                     make_folder(path)
     made.raise_on_all()
-    return _job(state, folder).run(state.mesh)
+    return _job(state, own).run(mesh)

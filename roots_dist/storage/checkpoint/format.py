@@ -133,6 +133,8 @@ class Author:
     """Which start of the run's command it was; the first is 1."""
     order: str = ""
     """Digest of what the order of training samples depends on (learning/data/batches.py)."""
+    start: str = ""
+    """Random word of that start, which no copy of the run's folder has (store_owner.py)."""
 
 
 @dataclass(frozen=True)

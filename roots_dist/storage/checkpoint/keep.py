@@ -41,8 +41,12 @@ NAME = re.compile(rf"step_([0-9]{{8,18}})|\.step_([0-9]{{8,18}}){re.escape(REPLA
 
 
 def found_steps(run: Place) -> dict[int, Place]:
-    """What has the name of a checkpoint, by step, oldest first: a folder, or something else in its place."""
-    folder = checkpoints_folder(run)
+    """What has the name of a checkpoint of the run, by step, oldest first: a folder, or something else in its place."""
+    return steps_in(checkpoints_folder(run))
+
+
+def steps_in(folder: Place) -> dict[int, Place]:
+    """What has the name of a checkpoint in a folder of them, as `found_steps`."""
     found: dict[int, Place] = {}
     for name in names(folder):
         match = NAME.fullmatch(name)

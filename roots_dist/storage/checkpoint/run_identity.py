@@ -8,6 +8,7 @@ its first checkpoint has none to lose: its next start may begin at step 0.
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from pathlib import Path
 
@@ -16,8 +17,11 @@ from roots_dist.files import write_atomically
 from roots_dist.storage.checkpoint.disk import sync_folder
 from roots_dist.storage.checkpoint.format import Author, Manifest, read_json
 from roots_dist.storage.checkpoint.keep import found_steps
+from roots_dist.storage.checkpoint.object_store import Place
 
 RUN_FILE = "run.json"
+ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
+"""What an id may be: it is a name in checkpoint.fallback_folder."""
 SAVED = "saved"
 """Key of whether the run has ever committed a checkpoint."""
 
@@ -25,32 +29,43 @@ SAVED = "saved"
 def run_id(run: Path) -> str:
     """Id of the run in this folder: of its run.json, or else of its newest checkpoint that tells one; empty if neither
     does."""
+    return id_in(Path(run) / RUN_FILE) or id_of_newest(run)
+
+
+def id_in(path: Place) -> str:
+    """Id in a run.json; empty if the run has been moved without it, if it is damaged, or none that can be a name."""
     try:
-        found = read_json(Path(run) / RUN_FILE).get("id")
-        if isinstance(found, str) and found:
-            return found
+        return as_id(read_json(path).get("id"))
     except CheckpointError:
-        pass  # of a run that has been moved without it, or a damaged one
+        return ""
+
+
+def as_id(found: object) -> str:
+    """What was read, if it can be an id; else empty."""
+    return found if isinstance(found, str) and ID.fullmatch(found) else ""
+
+
+def id_of_newest(run: Path) -> str:
+    """Id of the run that has saved the newest checkpoint that tells one; empty if none does."""
     for path in reversed(found_steps(run).values()):
         try:
-            if manifest := Manifest.read(path).author.run:
-                return manifest
+            if found := as_id(Manifest.read(path).author.run):
+                return found
         except CheckpointError:
             continue
     return ""
 
 
-def begin_attempt(run: Path, order: str) -> Author:
-    """Count one more start of the run in this folder, which gets an id if it has none. Rank 0 calls it when it holds
-    the folder."""
+def begin_attempt(run: Path, order: str, wanted: str | None = None) -> Author:
+    """Count one more start of the run in this folder, which gets an id if it has none: `wanted` (checkpoint.run_id), or
+    a random one. Rank 0 calls it when it holds the folder."""
     path = Path(run) / RUN_FILE
     try:
         attempt = read_json(path).get("attempt")
     except CheckpointError:
         attempt = None
-    author = Author(
-        run_id(run) or secrets.token_hex(8), attempt + 1 if isinstance(attempt, int) and attempt > 0 else 1, order
-    )
+    number = attempt + 1 if isinstance(attempt, int) and attempt > 0 else 1
+    author = Author(run_id(run) or wanted or secrets.token_hex(8), number, order, secrets.token_hex(8))
     _write(path, {"id": author.run, "attempt": author.attempt, SAVED: bool(found_steps(run))})
     return author
 

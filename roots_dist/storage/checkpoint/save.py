@@ -43,6 +43,7 @@ from roots_dist.storage.checkpoint.format import (
 from roots_dist.storage.checkpoint.keep import PARTIAL, REPLACED, check_complete, remove_leftovers, set_damaged_aside
 from roots_dist.storage.checkpoint.object_store import UNFINISHED, ObjectPath, Place
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
+from roots_dist.storage.checkpoint.store_owner import refuse_if_taken
 from roots_dist.world.mesh import Axis, Mesh
 from roots_dist.world.sharding import Param, assemble
 
@@ -105,6 +106,8 @@ def write_checkpoint(
     failures = SharedFailure(mesh)
     if mesh.rank == 0:
         with failures.attempt(f"cannot begin {final}", DISK_FULL_FIX):
+            if isinstance(final, ObjectPath):
+                refuse_if_taken(final.parent, author)
             make_folder(final.parent)
             remove_leftovers(final.parent)
             begin(partial, final, step)

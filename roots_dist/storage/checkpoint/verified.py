@@ -32,6 +32,7 @@ from roots_dist.storage.checkpoint.object_store import UNFINISHED, ObjectPath, P
 from roots_dist.storage.checkpoint.run_identity import run_id
 from roots_dist.storage.checkpoint.same_model import refuse_another_model
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
+from roots_dist.storage.checkpoint.store_owner import refuse_another_runs
 from roots_dist.world.mesh import Mesh
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ def _listed(run: Path, mesh: Mesh) -> tuple[dict[int, Place], str]:
     listed, found, own = SharedFailure(mesh), dict[int, Place](), ""
     if mesh.rank == 0:
         with listed.attempt(f"cannot read {run}"):
+            refuse_another_runs(run)
             found, own = found_steps(run), run_id(run)
     listed.raise_on_all()
     return found, own
