@@ -139,7 +139,7 @@ class Gather:
 
     def forget(self) -> None:
         """Drop what finish_again has kept."""
-        self._again = None
+        self._again = self.later = None
 
 
 class _GatherPositions(torch.autograd.Function):
