@@ -6,7 +6,7 @@ pieces (learning/models/) --partition--> stages --initialize by name--> RankMode
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -60,8 +60,9 @@ class RankModel:
         )
 
 
-def build_model(config: Config, mesh: Mesh) -> RankModel:
-    """Build this rank's share of the model, with initial weights drawn from (seed, name). No communication."""
+def build_model(config: Config, mesh: Mesh, left_out: Collection[str] = ()) -> RankModel:
+    """Build this rank's share of the model, with initial weights drawn from (seed, name). No communication. left_out:
+    names of pieces that it goes without, where others stand for them (runs/plan)."""
     sequence_parallel = config.parallel.sequence_parallel and mesh.tp.size > 1
     exact = exact_of(config, mesh)
     tp = TensorParallel(
@@ -82,9 +83,9 @@ def build_model(config: Config, mesh: Mesh) -> RankModel:
     for index, run in enumerate(runs):
         if rank_of(index, mesh.pp.size) != mesh.pp.rank:
             continue
-        for spec in (specs[i] for i in run):
+        names = [specs[i].name for i in run if specs[i].name not in left_out]
+        for spec in (specs[i] for i in run if specs[i].name in names):
             built[spec.name] = spec.build(built)
-        names = [specs[i].name for i in run]
         stages[index] = Stage(names, [built[n] for n in names], recompute, prefill_only)
     module = nn.ModuleList(stages.values()).to(device=mesh.device, dtype=compute_dtype(config))
     for experts in (piece for piece in module.modules() if isinstance(piece, Experts)):

@@ -12,14 +12,18 @@ import torch
 import torch.distributed as dist
 from models import config as model_config
 
+from roots_dist.accounting.sizes import parameters
 from roots_dist.assembly.rank_model import build_model
 from roots_dist.assembly.run import build_run
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.layout import Layout
+from roots_dist.learning.models.block import Block
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
 from roots_dist.runs.plan.cluster_speed import ring_bytes
 from roots_dist.runs.plan.cost_counter import CostCounter
+from roots_dist.runs.plan.equal_pieces import EqualPieces
+from roots_dist.runs.plan.passes import Fold, fold
 from roots_dist.runs.plan.predict import predict
 from roots_dist.runs.plan.rank_cost import count_rank_cost, count_stage_costs, fake_mesh, one_microbatch
 from roots_dist.runs.train.step import train_step
@@ -65,6 +69,61 @@ def test_a_stage_costs_without_numbers_what_it_costs_with_them(model, changes, p
             [],
         )
     assert on_shapes == real
+
+
+LONG = {
+    "gpt, recomputed": {"model__layers": 7, "train__recompute": "full"},
+    "gpt, the upper blocks learn": {
+        "model__layers": 14,
+        "finetune__strategy": "partial",
+        "finetune__trainable": ["head.*", *(f"blocks.{i}.*" for i in range(7, 14))],
+    },
+    "gemma": {"model__layers": 13, "tp": 2},
+    "olmo": {"model__layers": 16, "cp": 2},
+    "electra": {"model__layers": 6, "generator__layers": 7},
+    "t5": {"model__layers": 7, "model__decoder_layers": 6},
+    "qwen-moe": {"model__layers": 8, "ep": 7, "zero_stage": 3},
+    "llama, adapters": {"model__layers": 12, "finetune__strategy": "lora", "pp": 2, "schedule": "zb-h1"},
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", LONG)
+def test_equal_blocks_are_run_once_and_counted_as_often_as_they_are_there(name, monkeypatch):
+    """All numbers are those of a rank whose every block has been run."""
+    made = config(name.partition(",")[0], **LONG[name])
+    p = made.parallel
+    layout = Layout(pp=p.pp, tp=p.tp, cp=p.cp, dp=p.ep, ep=p.ep)
+    passed: list[str] = []
+    before = Block.forward
+    monkeypatch.setattr(Block, "forward", lambda block, *args: passed.append("") or before(block, *args))
+    few, found, fewer = predict(made, layout), count_rank_cost(made, layout, p.pp - 1), len(passed)
+    monkeypatch.setattr(EqualPieces, "folds", lambda *args: {})
+    del passed[:]
+    assert few == predict(made, layout)
+    every = count_rank_cost(made, layout, p.pp - 1)
+    assert found.stages == every.stages and found.once == every.once
+    assert sorted(found.pieces) == sorted(every.pieces) and len(found.params) == len(every.params)
+    assert fewer < len(passed)
+
+
+def test_of_a_hundred_blocks_four_are_run(monkeypatch):
+    passed: list[str] = []
+    before = Block.forward
+    monkeypatch.setattr(Block, "forward", lambda block, *args: passed.append("") or before(block, *args))
+    hundred, six = (count_rank_cost(config("mixtral", model__layers=n), Layout(), 0) for n in (100, 6))
+    assert len(passed) == 2 * (4 + 4), "two microbatches of each"
+    assert sum(p.tensor.numel() for p in hundred.params) == parameters(config("mixtral", model__layers=100))
+    monkeypatch.setattr(EqualPieces, "folds", lambda *args: {})
+    assert count_rank_cost(config("mixtral", model__layers=6), Layout(), 0).stages == six.stages
+
+
+def test_blocks_that_begin_again_are_found_whatever_their_period():
+    assert fold("abcdefg", [*"xxxxxxx"]) == Fold(frozenset("cde"), {"b": "b"}, {"b": 4}, {"b": "f"})
+    assert fold("abcd", [*"xxxx"]) == fold("abcd", ["x", "y", None, None]) == fold("abcde", [None] * 5) == Fold()
+    found = fold("abcdefghijklm", [*"ewfwfwfwfwfwh"])
+    assert found == Fold(frozenset("fg"), {"d": "d", "e": "d"}, {"d": 2}, {"d": "h", "e": "i"})
+    assert [found.count(piece) for piece in "bdeh"] == [1, 2, 2, 1]
 
 
 def test_tensor_ranks_say_what_the_papers_count():

@@ -88,7 +88,7 @@ def encoder_pieces(config: Config, tp: TensorParallel, blocks: str = "blocks") -
         def build(built: Built) -> Block:
             return Block(config, tp, name, positions, causal=False)
 
-        return PieceSpec(name, build, block_flops(config, seq, causal=False), out, is_block=True)
+        return PieceSpec(name, build, block_flops(config, seq, causal=False), out, is_block=True, kind=blocks)
 
     project = PieceSpec(
         blocks.replace("blocks", "project"),

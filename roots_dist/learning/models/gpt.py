@@ -72,7 +72,7 @@ def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
             return Block(config, tp, name, positions[kind], window=mine, experts=experts)
 
         cost = block_flops(config, seq, window=mine.size if mine else None, experts=experts)
-        return PieceSpec(name, build, cost, out, is_block=True)
+        return PieceSpec(name, build, cost, out, is_block=True, kind=(kind, experts))
 
     def head(built: Built) -> nn.Module:
         return task_head(config, tp) if task else Head(config, tp, embed_of(built))

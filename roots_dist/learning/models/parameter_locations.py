@@ -7,7 +7,7 @@ parallel/optim/trainable.py chooses the trainable parameters from it, identicall
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -55,16 +55,22 @@ def shapes(specs: Sequence[PieceSpec]) -> dict[str, tuple[int, ...]]:
 
 
 def _parameters(specs: Sequence[PieceSpec]) -> list[tuple[int, Param]]:
-    """Every parameter once, with the index of its piece."""
+    """Every parameter once, with the index of its piece. Of pieces of a kind the first is built, and the others are
+    called otherwise."""
     built: dict[str, nn.Module] = {}
-    with torch.device("meta"):
-        for spec in specs:
-            built[spec.name] = spec.build(built)
     found: list[tuple[int, Param]] = []
+    first: dict[Hashable, tuple[str, list[Param]]] = {}
     seen: set[int] = set()
     for i, spec in enumerate(specs):
-        for p in parameters_of([(spec.name, built[spec.name])]):
-            if id(p.tensor) not in seen:
-                found.append((i, p))
-            seen.add(id(p.tensor))
+        if spec.kind in first:
+            like, params = first[spec.kind]
+            params = [Param(spec.name + p.name.removeprefix(like), p.tensor, p.spec, p.tp) for p in params]
+        else:
+            with torch.device("meta"):
+                built[spec.name] = spec.build(built)
+            params = [p for p in parameters_of([(spec.name, built[spec.name])]) if id(p.tensor) not in seen]
+            seen |= {id(p.tensor) for p in params}
+            if spec.kind is not None:
+                first[spec.kind] = spec.name, params
+        found += [(i, p) for p in params]
     return found

@@ -7,7 +7,7 @@ A piece maps a payload (named tensors) and a microbatch to the next payload. B s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,9 @@ class PieceSpec:
     out: Callable[[MicroBatch], PayloadSpec] = lambda batch: {}
     """Payload that the piece returns for this microbatch; both ends of a message know it in advance."""
     is_block: bool = False
+    kind: Hashable | None = None
+    """Equal for pieces of a model that differ in nothing but their name, so that one of them tells what the others are;
+    None if there is no other like this one."""
     prefill_only: bool = False
     """Whether the piece has nothing to do once the cache holds preceding tokens (an encoder, whose input does not
     grow)."""

@@ -92,7 +92,14 @@ def _stack(
 
         shared_params = (table,) if relative else ()
         return PieceSpec(
-            f"{name}.blocks.{i}", build, cost, out, is_block=True, prefill_only=not causal, shared_params=shared_params
+            f"{name}.blocks.{i}",
+            build,
+            cost,
+            out,
+            is_block=True,
+            kind=(name, i == 0),
+            prefill_only=not causal,
+            shared_params=shared_params,
         )
 
     return [block(i) for i in range(config.model.layers)]

@@ -43,6 +43,9 @@ class DeferredWeightGrads:
     def defer(self, work: Callable[[], None]) -> None:
         self._work.append(work)
 
+    def __len__(self) -> int:
+        return len(self._work)
+
     def drain(self) -> list[Callable[[], None]]:
         """Return the work deferred since the last call."""
         work, self._work = self._work, []

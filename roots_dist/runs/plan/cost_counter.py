@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 ATEN = torch.ops.aten
@@ -63,6 +62,11 @@ class CostCounter(TorchDispatchMode):
         self.work = Work()
         self._known: weakref.WeakKeyDictionary[torch.UntypedStorage, list[int]] = weakref.WeakKeyDictionary()
         """Storages, and the bytes that each counts for."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Without it torch hides each operation from torch._dynamo, whose import takes longer than most plans."""
+        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -124,7 +128,14 @@ def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:
-    return (value for value in tree_leaves(values) if isinstance(value, Tensor))
+    """The tensors among arguments or results of an operation, which come in nothing but lists, tuples and dicts."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _tensors(value)
+    elif isinstance(values, dict):
+        yield from _tensors([*values.values()])
 
 
 def _storage(tensor: Tensor) -> int:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.layout import AxisName, Layout
-from roots_dist.runs.plan.rank_cost import Message, RankCost
+from roots_dist.runs.plan.passes import Message
+from roots_dist.runs.plan.rank_cost import RankCost
 from roots_dist.schedule.actions import Action, Kind
 from roots_dist.schedule.communication import COMPUTE
 from roots_dist.world.sharding import Param

@@ -8,7 +8,8 @@ were measured (tests/parity/test_plan.py compares everything with what running r
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -17,7 +18,6 @@ import torch
 from roots_dist.accounting.flops import mfu
 from roots_dist.accounting.memory import rank_state, save_copy_bytes
 from roots_dist.accounting.sizes import parameters
-from roots_dist.assembly.rank_model import stage_runs
 from roots_dist.config.records import schedule_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
@@ -29,7 +29,9 @@ from roots_dist.parallel.pipeline.executor import is_skipped
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.runs.plan.cluster_speed import ClusterSpeed, ring_bytes
 from roots_dist.runs.plan.dp_messages import BETWEEN_HOLDERS, dp_messages
-from roots_dist.runs.plan.rank_cost import Message, RankCost, count_rank_cost, gradient_share
+from roots_dist.runs.plan.equal_pieces import EqualPieces
+from roots_dist.runs.plan.passes import Message
+from roots_dist.runs.plan.rank_cost import RankCost, count_rank_cost, gradient_share
 from roots_dist.runs.plan.timing import time_passes
 from roots_dist.schedule.actions import Action, Kind, Program
 from roots_dist.schedule.check import Times, play
@@ -113,8 +115,9 @@ def predict(
     """Predict a step; takes some seconds per kind of pipeline rank (first, middle, last). With `device`, the passes are
     timed on it instead of computed from the cluster's rates. Raises DataError if `cluster` lacks a link that the layout
     uses."""
-    kinds = _rank_kinds(config, layout)
-    found = {kind: count_rank_cost(config, layout, kinds.index(kind)) for kind in dict.fromkeys(kinds)}
+    equal = EqualPieces(config)
+    kinds = equal.rank_kinds(layout)
+    found = {kind: count_rank_cost(config, layout, kinds.index(kind), equal) for kind in dict.fromkeys(kinds)}
     rank_costs = [_shift_stages(found[kind], pp - kinds.index(kind)) for pp, kind in enumerate(kinds)]
     p = config.parallel
     program = [
@@ -145,17 +148,6 @@ def predict(
     peak = cluster.peak_flops
     share = peak and mfu(flops_per_step(config), seconds.step, peak * layout.world_size)
     return Plan(config=config, layout=layout, ranks=ranks, seconds=seconds, mfu=share)
-
-
-def _rank_kinds(config: Config, layout: Layout) -> list[Hashable]:
-    """Key of each pipeline rank that is equal for ranks with the same work."""
-    specs = pieces_of(config, TensorParallel())
-    runs = stage_runs(config, specs)
-
-    def kind(stage: int) -> Hashable:
-        return stage == 0, tuple((specs[i].cost, specs[i].is_block, specs[i].shared_params) for i in runs[stage])
-
-    return [tuple(map(kind, range(pp, config.num_stages(), layout.pp))) for pp in range(layout.pp)]
 
 
 def _shift_stages(rank_cost: RankCost, by: int) -> RankCost:
@@ -253,8 +245,12 @@ def _gathered_bytes(config: Config, layout: Layout, found: RankCost) -> int:
 
 
 def _sent_in_passes(axis: AxisName, actions: list[Action], found: RankCost, size: int) -> float:
-    messages = [m for kind, stage, _ in actions if kind in COMPUTE for m in found.stages[stage].passes[kind].messages]
-    return sum(ring_bytes(m.operation, m.bytes, size) for m in [*messages, *found.once] if m.axis == axis)
+    def sent(messages: Iterable[Message]) -> float:
+        return sum(ring_bytes(m.operation, m.bytes, size) for m in messages if m.axis == axis)
+
+    passes = Counter((kind, stage) for kind, stage, _ in actions if kind in COMPUTE)
+    in_passes = sum(times * sent(found.stages[stage].passes[kind].messages) for (kind, stage), times in passes.items())
+    return in_passes + sent(found.once)
 
 
 def _sent_pp(config: Config, layout: Layout, actions: list[Action], found: RankCost) -> float:

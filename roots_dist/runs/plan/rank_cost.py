@@ -8,11 +8,10 @@ The trainer's own code is counted, not a formula about it; a laptop counts any r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
@@ -25,7 +24,9 @@ from roots_dist.config.records import objective_of, schedule_of
 from roots_dist.config.schema import Config
 from roots_dist.layout import AxisName, Layout
 from roots_dist.learning.objectives.synthetic import random_batches
-from roots_dist.runs.plan.cost_counter import CostCounter, Work
+from roots_dist.runs.plan.cost_counter import CostCounter
+from roots_dist.runs.plan.equal_pieces import EqualPieces
+from roots_dist.runs.plan.passes import Fold, Message, Meter, Pass, UnequalError
 from roots_dist.schedule.actions import Kind
 from roots_dist.schedule.schedules import record_of
 from roots_dist.world.batch import MicroBatch
@@ -33,28 +34,6 @@ from roots_dist.world.mesh import Axis, Mesh
 from roots_dist.world.sharding import Param, ensure_grad, sum_partial_gradients
 
 META = torch.device("meta")
-
-
-class Message(NamedTuple):
-    """Between the ranks of one axis."""
-
-    operation: str
-    """all_reduce, all_gather, reduce_scatter or all_to_all."""
-    bytes: int
-    """Bytes of the full tensor: the result of each rank, or the input of a reduce_scatter or all_to_all."""
-    axis: AxisName = "tp"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pass:
-    """One action of a schedule: a forward or backward of one microbatch through one stage."""
-
-    work: Work
-    messages: tuple[Message, ...]
-    peak_rise: int
-    """Peak bytes during the pass, beyond those at its start."""
-    first_peak_rise: int
-    """The same in the step's first such pass, which also allocates the gradients of weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +62,7 @@ class RankCost:
 
     stages: dict[int, StageCost]
     params: list[Param]
-    """Its slices and copies, without data."""
+    """Its slices and copies, without data; one of a block that stands for several, as often."""
     pieces: tuple[int, ...]
     """Bytes of each piece's weights, without those that an earlier piece of the rank has too."""
     piece_gradients: tuple[int, ...]
@@ -152,35 +131,50 @@ def _fused(
     return out
 
 
-def count_rank_cost(config: Config, layout: Layout, pp_rank: int) -> RankCost:
-    """Run a step of tensor rank 0 on shapes alone, with full microbatches, and count it.
+def count_rank_cost(config: Config, layout: Layout, pp_rank: int, equal: EqualPieces | None = None) -> RankCost:
+    """Run a step of tensor rank 0 on shapes alone, with full microbatches, and count it. Of equal blocks few are run.
 
     Takes seconds; allocates nothing of the model's size and joins no group.
     """
+    try:
+        return _count(config, layout, pp_rank, (equal or EqualPieces(config)).folds(layout, pp_rank))
+    except UnequalError:
+        return _count(config, layout, pp_rank, {})
+
+
+def _count(config: Config, layout: Layout, pp_rank: int, folds: Mapping[int, Fold]) -> RankCost:
     messages: list[Message] = []
     with META:
-        model = build_model(config, recording_mesh(layout, pp_rank, META, messages))
+        left_out = frozenset(name for fold in folds.values() for name in fold.left_out)
+        model = build_model(config, recording_mesh(layout, pp_rank, META, messages), left_out)
     batch = one_microbatch(config, model.tp.of_context)
     counter = CostCounter()
+    number_of = {
+        piece: folds[index].count(name) if index in folds else 1
+        for index, stage in model.stages.items()
+        for name, piece in stage.named_pieces()
+    }
+    first_of = {p: piece for _, piece in reversed(model.pieces()) for p in piece.parameters()}
+    params = [p for p in model.params for _ in range(number_of[first_of[p.tensor]])]
     # patches the function, because a torch mode would not be active when backward recomputes
     with META, mock.patch.object(F, "scaled_dot_product_attention", _fused):
-        stages = count_stage_costs(config, model, batch.to(META), counter, messages)
+        stages = count_stage_costs(config, model, batch.to(META), counter, messages, folds)
         del messages[:]
-        sum_partial_gradients((p, ensure_grad(p)) for p in model.params if p.tensor.requires_grad)
+        sum_partial_gradients((p, ensure_grad(p)) for p in params if p.spec.partial and p.tensor.requires_grad)
     together = layout.dp_cp if config.advanced.engine == "deepspeed" else 1
     ties = {name: len(ranks) * together for name, ranks in model.holders.items() if pp_rank in ranks}
     share = gradient_share(config, layout)
     once = tuple(m._replace(bytes=m.bytes // share) for m in messages)
-    first_of = {p: number for number, (_, piece) in reversed([*enumerate(model.pieces())]) for p in piece.parameters()}
-    pieces, piece_gradients = [0] * len(model.pieces()), [0] * len(model.pieces())
-    for p, number in first_of.items():
-        pieces[number] += p.nbytes
-        piece_gradients[number] += 0 if p.grad is None else p.grad.nbytes
+    weights, gradients = dict.fromkeys(number_of, 0), dict.fromkeys(number_of, 0)
+    for p, piece in first_of.items():
+        weights[piece] += p.nbytes
+        gradients[piece] += 0 if p.grad is None else p.grad.nbytes
+    pieces = [piece for piece, number in number_of.items() for _ in range(number)]
     return RankCost(
         stages=stages,
-        params=model.params,
-        pieces=tuple(pieces),
-        piece_gradients=tuple(piece_gradients),
+        params=params,
+        pieces=tuple(weights[piece] for piece in pieces),
+        piece_gradients=tuple(gradients[piece] for piece in pieces),
         once=once,
         first_trainable=first_trainable_stage(model),
         ties=ties,
@@ -237,15 +231,20 @@ def fake_mesh(
 
 
 def count_stage_costs(
-    config: Config, model: RankModel, batch: MicroBatch, counter: CostCounter, messages: list[Message]
+    config: Config,
+    model: RankModel,
+    batch: MicroBatch,
+    counter: CostCounter,
+    messages: list[Message],
+    folds: Mapping[int, Fold] | None = None,
 ) -> dict[int, StageCost]:
     """Costs of each stage of this rank with all parameters trained that ever will be. Also works on tensors with data,
-    which must cost the same."""
+    which must cost the same. folds: which pieces of a stage stand for others, that the model lacks."""
     split_backward = record_of(schedule_of(config)).splits_backward
     for p in model.params:
         p.tensor.requires_grad_(p.name in model.trainable)
     return {
-        index: _stage_cost(model, index, batch, _Meter(counter, messages), split_backward)
+        index: _stage_cost(model, index, batch, counter, messages, split_backward, (folds or {}).get(index, Fold()))
         for index in sorted(model.stages)
     }
 
@@ -255,51 +254,35 @@ def first_trainable_stage(model: RankModel) -> int:
     return next(stage for stage, joins in enumerate(model.trainable_from) if joins is not None)
 
 
-@dataclass
-class _Meter:
-    counter: CostCounter
-    messages: list[Message]
-    found: dict[Kind, list[Pass]] = field(default_factory=dict)
-
-    @contextmanager
-    def of(self, kind: Kind) -> Iterator[None]:
-        before = self.counter.live
-        self.counter.restart_peak()
-        self.counter.take()
-        del self.messages[:]
-        yield
-        peak_rise = self.counter.peak - before
-        first = self.found.setdefault(kind, [])
-        first.append(
-            Pass(
-                work=self.counter.take(),
-                messages=tuple(self.messages),
-                peak_rise=peak_rise,
-                first_peak_rise=first[0].peak_rise if first else peak_rise,
-            )
-        )
-
-
-def _stage_cost(model: RankModel, index: int, batch: MicroBatch, meter: _Meter, split_backward: bool) -> StageCost:
+def _stage_cost(
+    model: RankModel,
+    index: int,
+    batch: MicroBatch,
+    counter: CostCounter,
+    messages: list[Message],
+    split_backward: bool,
+    fold: Fold,
+) -> StageCost:
     """Cost of the second of two microbatches: by then everything that is allocated once exists, including the gradients
     of weights."""
-    counter, deferred, stage = meter.counter, model.tp.deferred, model.stages[index]
+    deferred, stage = model.tp.deferred, model.stages[index]
+    meter = stage.hooks = Meter(counter, messages, stage, deferred, fold)
     needs_input_grad, is_trained = index > first_trainable_stage(model), index >= first_trainable_stage(model)
     device = batch.tokens.device
     for _ in range(2):
         with counter:
-            start = counter.live
+            start = meter.live
             payload = {
                 name: torch.zeros(
                     shape, dtype=dtype, device=device, requires_grad=needs_input_grad and dtype.is_floating_point
                 )
                 for name, (shape, dtype) in model.input_specs[index](batch).items()
             }
-            input_bytes = counter.live - start
+            input_bytes = meter.live - start
             with meter.of(Kind.FORWARD):
                 out = stage(payload, batch)
                 loss = sum(term.sum for term in out.results) if out.results else None
-            saved_bytes = counter.live - start
+            saved_bytes = meter.live - start
             outputs = [t for t in out.payload.values() if t.requires_grad]
             scored = [] if loss is None or not loss.requires_grad else [loss]
             roots = scored + outputs
@@ -316,23 +299,25 @@ def _stage_cost(model: RankModel, index: int, batch: MicroBatch, meter: _Meter, 
             deferred.enabled = False
             input_grad_bytes = sum(t.grad.nbytes for t in payload.values() if t.grad is not None)
             del payload, roots, gradients
-            deferred_bytes, deferred_work = counter.live - start, deferred.drain()
+            deferred_bytes, deferred_work = meter.live - start, deferred.drain()
             if split_backward:
                 with meter.of(Kind.WEIGHT):
-                    _run_all(deferred_work)
+                    meter.run_deferred(deferred_work)
             del deferred_work
+    stage.hooks = None
+    made = {
+        p: p.grad.nbytes * fold.count(name)
+        for name, piece in reversed(stage.named_pieces())
+        for p in piece.parameters()
+        if p.grad is not None
+    }
     return StageCost(
-        passes={kind: found[-1] for kind, found in meter.found.items()},
+        passes=meter.passes,
         saved_bytes=saved_bytes if is_trained else 0,  # tensors without a gradient are not saved
         deferred_bytes=deferred_bytes if split_backward else 0,
         input_bytes=input_bytes,
         input_grad_bytes=input_grad_bytes,
         output_bytes=output_bytes,
         output_grad_bytes=output_grad_bytes,
-        gradients=sum(p.grad.nbytes for p in stage.parameters() if p.grad is not None),
+        gradients=sum(made.values()),
     )
-
-
-def _run_all(deferred_work: list[Callable[[], None]]) -> None:
-    for do in deferred_work:
-        do()
