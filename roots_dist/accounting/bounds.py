@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from roots_dist.accounting.memory import GIB, rank_state, shares, state_bytes
+from roots_dist.accounting.memory import GIB, state_bytes
 from roots_dist.config.records import schedule_of
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
@@ -44,7 +44,7 @@ def bounds(config: Config, layout: Layout, step_flops: float, peak_flops: float 
     only they count.
     """
     whole = config.finetune.strategy == "full"
-    held = state_bytes(config, layout) if whole else rank_state(config, layout, shares(config, layout)[0], 0).weights
+    held = state_bytes(config, layout, all_learns=whole)
     if peak_flops is None:
         return Bounds(None, held / GIB)
     parallel = config.parallel

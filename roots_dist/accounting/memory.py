@@ -56,14 +56,16 @@ def rank_state(
     )
 
 
-def state_bytes(config: Config, layout: Layout) -> int:
-    """What a rank holds between two steps at least, where everything learns.
+def state_bytes(config: Config, layout: Layout, *, all_learns: bool = True) -> int:
+    """What a rank holds between two steps at least, while the whole model learns, or only a part of it that is not
+    known here: that counts as frozen too, which has weights and nothing else.
 
     Activations and buffers are left out and all parts are shared evenly, so a run that does not fit this bound cannot
     run.
     """
     mine, experts = shares(config, layout)
-    weights, gradients, optimizer, _ = rank_state(config, layout, mine, mine, experts, experts)
+    learning = (mine, experts) if all_learns else (0, 0)
+    weights, gradients, optimizer, _ = rank_state(config, layout, mine, learning[0], experts, learning[1])
     return weights + gradients + optimizer
 
 

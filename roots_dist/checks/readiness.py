@@ -187,7 +187,8 @@ def _devices(config: Config, facts: Facts) -> Iterator[Problem]:
 def _memory(config: Config, layout: Layout, facts: Facts) -> Iterator[Problem]:
     if facts.gpus or facts.memory is None:
         return
-    needed = state_bytes(config, layout) * facts.local_size
+    all_learns = config.finetune.strategy in ("full", "progressive")  # the checks have seen that its last phase comes
+    needed = state_bytes(config, layout, all_learns=all_learns) * facts.local_size
     has = f"the {facts.memory / GIB:.1f} GiB that this machine has left"
     if needed > facts.memory:
         yield Problem(

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from roots_dist.accounting.bounds import bounds
+from roots_dist.accounting.sizes import parameters
 from roots_dist.assembly.passes import training_program
 from roots_dist.checks import facts as gathering
 from roots_dist.checks import readiness, unused
@@ -283,6 +284,15 @@ def test_a_machine_that_cannot_is_refused(facts, key):
     problems = problems_of(2, facts, advanced={"engine": "deepspeed"})
     assert [p.key for p in problems] == [key]
     assert all(p.fix for p in problems)
+
+
+def test_frozen_weights_need_no_memory_for_learning():
+    """Adapters of a model whose weights alone fit; everything else would need four times that."""
+    weights = 4 * parameters(config_of())
+    wanted = {"strategy": "lora"}, {"strategy": "partial", "trainable": ["head.*"]}, {}
+    found = [problems_of(1, with_facts(memory=2 * weights), finetune=finetune) for finetune in wanted]
+    assert [[p.key for p in problems] for problems in found] == [[], [], ["model"]]
+    assert [p.key for p in problems_of(1, with_facts(memory=weights // 2), finetune=wanted[0])] == ["model"]
 
 
 def test_the_proposed_length_of_cut_targets_works():
