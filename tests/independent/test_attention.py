@@ -331,3 +331,22 @@ def test_documents_are_packed_as_the_kernel_for_several_lengths_takes_them(case,
     pattern = Pattern(range(start, 300), range(first, 300), **{"causal": True} | more)
     inputs = drawn(4, 2, 300 - start, 300 - first, torch.float64, "cpu")
     against_a_mask(*inputs, pattern, 1e-12, attend=lambda *args: kernels._of_lengths(*args[:-1]))
+
+
+@pytest.mark.parametrize(
+    "dtype, width, capability, takes",
+    [
+        (torch.bfloat16, 64, (8, 0), True),
+        (torch.float16, 192, (8, 6), True),
+        (torch.bfloat16, 256, (9, 0), True),
+        (torch.bfloat16, 264, (9, 0), False),
+        (torch.bfloat16, 200, (8, 9), False),  # backward would fail there
+        (torch.bfloat16, 200, (12, 0), False),
+        (torch.bfloat16, 100, (9, 0), False),
+        (torch.bfloat16, 64, (7, 5), False),
+        (torch.float32, 64, (9, 0), False),
+        (torch.float64, 64, (9, 0), False),
+    ],
+)
+def test_the_kernel_for_several_lengths_is_called_with_what_it_takes(dtype, width, capability, takes):
+    assert kernels.OF_LENGTHS.take(dtype, width, capability) is takes

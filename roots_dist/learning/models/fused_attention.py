@@ -1,7 +1,8 @@
 """Attention by fused kernels, tile by tile (tiles.py), without scores or a mask of queries × keys in memory.
 
     one tile without a band     one call of PyTorch's scaled_dot_product_attention
-    borders, windows            CUDA in half precision: one call of its kernel for sequences of several lengths
+    borders, windows            CUDA in half precision, where OF_LENGTHS allows it: one call of its kernel for sequences
+                                of several lengths
     else on a CPU               its fused kernel for each part of each tile; two parts of a tile are merged by their
                                 log-sum-exp (Dao 2023, section 3.1). Between forward and backward q, k, v and the output
                                 are kept, and 1 number for each query
@@ -14,7 +15,7 @@ positions.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,32 @@ from torch import Tensor
 from roots_dist.errors import present
 from roots_dist.learning.models.tiles import Edge, Part, Pattern, Tile
 
-HALVES = (torch.bfloat16, torch.float16)
+
+class Limits(NamedTuple):
+    """What a kernel takes."""
+
+    dtypes: tuple[torch.dtype, ...]
+    capability: tuple[int, int]
+    """The least compute capability of a GPU."""
+    multiple: int
+    """Head widths are multiples of this."""
+    width: int
+    """The widest heads, forward and backward."""
+    wide: int
+    """The same on the GPUs of `wide_on`."""
+    wide_on: tuple[tuple[int, int], ...]
+    """Compute capabilities."""
+
+    def take(self, dtype: torch.dtype, width: int, capability: tuple[int, int]) -> bool:
+        """Whether the kernel computes heads of this dtype and width on a GPU of this compute capability."""
+        widest = self.wide if capability in self.wide_on else self.width
+        known = dtype in self.dtypes and capability >= self.capability
+        return known and width <= widest and width % self.multiple == 0
+
+
+OF_LENGTHS = Limits((torch.bfloat16, torch.float16), (8, 0), 8, 192, 256, ((8, 0), (9, 0), (10, 0)))
+"""PyTorch's kernel for sequences of several lengths (the checks of sdp_utils.cpp and flash_api.cpp, where it has the
+least that all of its GPUs take)."""
 BLOCKS = {"cpu": 128, "meta": 128}
 """Device -> queries of a tile with a band: few, because a tile computes its edges in full."""
 BLOCK = 1024
@@ -48,8 +74,10 @@ def fused_attention(
     longest = [len(part.keys) for tile in tiles for part in tile.parts if part.edge is Edge.BAND]
     if not longest and len(tiles) == 1 and (len(tiles[0].parts) == 1 or q.device.type == "cuda"):
         return _sdpa(q, k, v, tiles[0], pattern, scale, None)
-    if q.device.type == "cuda" and q.dtype in HALVES and not pattern.biased:
-        return _of_lengths(q, k, v, pattern, scale)
+    if q.device.type == "cuda" and not pattern.biased:
+        capability = torch.cuda.get_device_capability(q.device)
+        if OF_LENGTHS.take(q.dtype, q.shape[3], capability):
+            return _of_lengths(q, k, v, pattern, scale)
     band = present(make_band)(min(block, len(pattern.queries)), max(longest)) if longest else None
     if q.device.type in ("cpu", "meta"):
         out: Tensor = _Tiled.apply(q, k, v, pattern, tiles, scale, band)  # type: ignore[no-untyped-call] # torch's apply
