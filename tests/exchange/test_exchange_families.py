@@ -176,6 +176,15 @@ def test_keys_that_change_no_function_are_listed_and_ignored(imported, tmp_path)
     assert config_of_run(tmp_path / "run").config.model == config_of_run(run).config.model
 
 
+def test_a_balance_of_whole_batches_is_not_taken_over_and_an_import_says_so(imported, tmp_path):
+    theirs, _, said = imported("mixtral")
+    assert "; router_aux_loss_coef = 0.001 is not taken over" in said
+    assert "objective.balance_loss=0.002, of each sequence, is as strong" in said, "two experts for each token"
+    assert "router" not in import_model(
+        changed(theirs, tmp_path / "a", {"router_aux_loss_coef": 0.0}), tmp_path / "run"
+    )
+
+
 def test_a_model_for_long_texts_does_not_make_samples_as_long_and_keeps_its_length(imported, tmp_path):
     theirs, _, _ = imported("llama 3.1")
     import_model(changed(theirs, tmp_path / "theirs", {"max_position_embeddings": 131072}), tmp_path / "run")

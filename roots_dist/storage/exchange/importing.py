@@ -88,7 +88,8 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     half = "; without its generator it can be fine-tuned, not pre-trained (--generator)" if alone else ""
     half = "; it has no head: name it as finetune.init_from" if head.bare else half
     left = f"; without {len(beyond)} added tokens, beyond the model's vocabulary: {', '.join(beyond)}" if beyond else ""
-    return f"{run}: {what}{half}{unread}{spoken}{left}"
+    remark = architecture.remark(tree, config)
+    return f"{run}: {what}{half}{unread}{spoken}{left}" + (f"; {remark}" if remark else "")
 
 
 def _architecture_of(tree: Mapping[str, Any], folder: Path, tensors: Tensors) -> tuple[Architecture, Head]:

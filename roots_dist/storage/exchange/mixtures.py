@@ -3,20 +3,36 @@
     Mixtral: Mistral    Qwen2-MoE: Qwen 2, a shared expert with a gate    Qwen3-MoE: Qwen 3    OLMoE: Llama, OLMo 2's
     norms of queries and keys
 
-In files each expert has matrices of its own, also where version 5 of transformers holds them in one tensor. Balance and
-z-loss are settings of training, which their files have under names of their own and an import does not take over.
+In files each expert has matrices of its own, also where version 5 of transformers holds them in one tensor. Their
+balance of experts is a setting of training, which an import does not take over, and says so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+from roots_dist.config.schema import Config
 from roots_dist.storage.exchange.llama import ATTENTION_BIAS, LLAMA, MISTRAL, OURS, QK_NORM, L
 from roots_dist.storage.exchange.rotary import flat, nested
 from roots_dist.storage.exchange.table import Entry, Fixed, Key, biases, same_layout, variant
 
 ONLY_IN_TRAINING = ("router_aux_loss_coef", "output_router_logits")
 """Keys of what is learned beside the text."""
+
+
+def _balance(tree: Mapping[str, Any], config: Config) -> str:
+    """Their balance is that of a batch, over all layers at once: no sum over microbatches could be equal to it."""
+    coefficient = tree.get("router_aux_loss_coef") or 0.0
+    if not coefficient:
+        return ""
+    as_strong = f"{coefficient * config.model.experts_per_token:g}"
+    return (
+        f"router_aux_loss_coef = {coefficient:g} is not taken over, for its balance depends on microbatches: "
+        f"objective.balance_loss={as_strong}, of each sequence, is as strong"
+    )
+
+
 _MLP = [f"{L}.mlp.{part}_proj.*" for part in ("gate", "up", "down")]
 _EXPERT = f"{OURS}.mlp.experts.{{j}}"
 PER_TOKEN = Key("num_experts_per_tok", "model.experts_per_token", 2)
@@ -59,6 +75,7 @@ MIXTRAL = variant(
     fixed=[Fixed("router_jitter_noise", 0.0)],
     defaults=dict(sliding_window=None, rms_norm_eps=1e-5, rope_theta=1e6),
     inert=ONLY_IN_TRAINING,
+    remark=_balance,
 )
 """Jiang et al. 2024."""
 
@@ -111,6 +128,7 @@ QWEN3_MOE = variant(
         max_position_embeddings=32768,
     ),
     inert=(*ONLY_IN_TRAINING, "max_window_layers"),  # a window is in all layers or in none
+    remark=_balance,
     flatten=_windowed,
     nest=_windows_said,
 )
@@ -150,6 +168,7 @@ QWEN2_MOE = variant(
         max_position_embeddings=32768,
     ),
     inert=ONLY_IN_TRAINING,
+    remark=_balance,
     flatten=_dense_first,
     nest=_dense_listed,
 )
@@ -179,5 +198,6 @@ OLMOE = variant(
         rms_norm_eps=1e-5,
     ),
     inert=ONLY_IN_TRAINING,
+    remark=_balance,
 )
 """Muennighoff et al. 2024."""

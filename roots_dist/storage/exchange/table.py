@@ -135,6 +135,8 @@ class Architecture(NamedTuple):
     """Our config keys whose value follows from other values of ours, for every model of this type."""
     inert: tuple[str, ...] = ()
     """Keys of config.json that change no function of this model type, whatever their value."""
+    remark: Callable[[Mapping[str, Any], Config], str] = lambda tree, config: ""
+    """What an import says of settings of training that it does not take over, given config.json and our config."""
     kinds: tuple[str, ...] = ("full",)
     """Values of model.layer_kinds that its layers can have."""
     even_width: bool = True
