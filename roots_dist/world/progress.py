@@ -8,9 +8,13 @@ Collectives are not noted here: torch's flight recorder has them, DeepSpeed's to
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+SAVING = "save of step"
+"""How the name begins of a thread that saves while the main thread trains."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,16 @@ class Progress:
     wait: Wait | None = None
     on_hang: Callable[[str], None] = lambda text: None
     """Called with one line, on one rank, before the job ends because of a hang."""
+    call_hang: Callable[[str], None] | None = None
+    """Ends the job, with a name for what hangs: for a main thread that has found a hang by itself. None where nobody
+    watches."""
+    moved: float = field(default_factory=time.monotonic)
+    """When a save has last written or read a part of it, or its ranks have met."""
     _waits: dict[str, int] = field(default_factory=dict)
+
+    def move(self) -> None:
+        """Note that a save goes on."""
+        self.moved = time.monotonic()
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from roots_dist.failures import RankIdentity, Record
 from roots_dist.layout import Layout
-from roots_dist.runs.ranks import watchdog
+from roots_dist.runs.ranks import board, watchdog
 from roots_dist.runs.ranks.end_deaf_ranks import ending_deaf_ranks
 from roots_dist.runs.ranks.failure_report import summarize
 from roots_dist.runs.ranks.flight_recorder import Operation, read_dump, record
@@ -177,18 +177,18 @@ class Store:
 
 
 def test_a_rank_whose_store_answered_late_once_hears_and_is_heard(tmp_path, monkeypatch):
-    monkeypatch.setattr(watchdog, "STORE_S", 0.05)
-    monkeypatch.setattr(watchdog, "PAUSE_S", 0.05)
+    monkeypatch.setattr(board, "STORE_S", 0.05)
+    monkeypatch.setattr(board, "PAUSE_S", 0.05)
     texts: dict[str, bytes] = {}
-    board, other = watchdog.Board(Store(texts, [True]), tmp_path), watchdog.Board(Store(texts, []), tmp_path / "other")
-    assert board.get("called") is None  # too late
-    board.put("rank_0", "here")
+    shown, other = watchdog.Board(Store(texts, [True]), tmp_path), watchdog.Board(Store(texts, []), tmp_path / "other")
+    assert shown.get("called") is None  # too late
+    shown.put("rank_0", "here")
     other.put("called", "1")
-    assert other.get("rank_0") == "here" and board.get("called") == "1"
+    assert other.get("rank_0") == "here" and shown.get("called") == "1"
 
 
 def test_a_rank_that_has_lost_the_store_is_heard_in_the_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(watchdog, "STORE_S", 0.05)
+    monkeypatch.setattr(board, "STORE_S", 0.05)
     texts: dict[str, bytes] = {}
     lost, other = watchdog.Board(Store(texts, [True] * 9), tmp_path), watchdog.Board(Store(texts, []), tmp_path)
     lost.put("rank_0", "here")
@@ -207,8 +207,8 @@ def test_a_watchdog_outlives_what_it_cannot_read(tmp_path, monkeypatch):
     assert not watchdog._waits(SimpleNamespace(f_code=code, f_lineno=None))
     who = RankIdentity(0, 2, folder=tmp_path)
     own = Identity(0, "here", os.getpid(), 0.0)
-    limits, board = {"step": 0.2}, watchdog.Board(Store({}, []), tmp_path / "board")
-    watched = watchdog.Watchdog(who, Layout(dp=2), own, own, Progress(), limits, board)
+    limits, shown = {"step": 0.2}, watchdog.Board(Store({}, []), tmp_path / "board")
+    watched = watchdog.Watchdog(who, Layout(dp=2), own, own, Progress(), limits, shown)
     seen, ended = iter([RuntimeError("half a frame"), *["one place"] * 99]), threading.Event()
 
     def place():
@@ -246,3 +246,17 @@ def test_a_rank_that_is_stopped_when_it_is_told_to_end_is_killed_at_once(tmp_pat
         for rank in ranks:
             rank.kill()
             rank.wait()
+
+
+def test_a_disk_that_takes_no_report_does_not_hold_the_end_back(tmp_path, monkeypatch):
+    """The disk on which a save hangs is that of the run's folder: a report that waited for it never ended the run."""
+    texts, never = {}, threading.Event()
+    monkeypatch.setattr(board, "DISK_S", 0.1)
+    monkeypatch.setattr(board, "write_if_possible", lambda *_: never.wait(60))
+    shown, other = watchdog.Board(Store(texts, []), tmp_path), watchdog.Board(Store(texts, []), tmp_path / "other")
+    began = time.monotonic()
+    shown.put("called", "a")
+    shown.put("told", "b")
+    assert other.get("called") == "a" and other.get("told") == "b" and shown.get("nothing") is None
+    assert time.monotonic() - began < 5
+    never.set()

@@ -6,11 +6,13 @@ import errno
 import json
 import logging
 import os
+import re
 import signal
 import stat
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,8 +28,9 @@ from roots_dist.runs.plan.plan_table import lines
 from roots_dist.runs.plan.predict import predict
 from roots_dist.runs.ranks.flight_recorder import read_dump
 from roots_dist.runs.ranks.stop_signal import read_end
-from roots_dist.runs.train import save_job, saving
+from roots_dist.runs.train import callbacks, save_job, saving
 from roots_dist.runs.train.loop import TrainParts, train
+from roots_dist.storage.checkpoint import disk
 from roots_dist.testing.world import on_warm_world, on_world
 from roots_dist.world.mesh import Mesh
 
@@ -195,11 +198,81 @@ def test_a_writer_that_dies_is_noticed_at_the_next_step(dies, text, tmp_path, mo
     assert steps == [1, 2]
 
 
+def dies_on_rank_1(rank: int, size: int, config: Config) -> tuple[str, list[int]]:
+    """Train with a thread that dies on rank 1, and has nothing to say to those of other ranks."""
+    steps: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:
+            patch.setattr(save_job, "write_checkpoint", mock.Mock(side_effect=MemoryError("no more")))
+        try:
+            train(
+                config, Mesh.connect(Layout(tp=size), rank), TrainParts(after_step=(lambda s, r: steps.append(s.step),))
+            )
+        except Exception as error:
+            return f"{type(error).__name__}: {error}", steps
+    return "", steps
+
+
+def test_a_writer_that_dies_on_one_rank_ends_all_of_them_at_the_next_step(text, tmp_path):
+    """The others' threads wait for it, and nobody looked before the next save, hundreds of steps later."""
+    config = config_of(text, tmp_path, **{"parallel.tp": 2, "checkpoint.every": 4, "train.steps": 12})
+    (first, steps), (second, others) = on_warm_world(2, dies_on_rank_1, config)
+    assert first.startswith("RuntimeError: the thread that saves step 4 has died on rank 1 (") and "no more" in first
+    assert second == "MemoryError: no more" and 4 <= len(steps) < 7 and steps == others
+
+
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_a_save_that_never_ends_ends_the_run_by_name(at_the_end, text, tmp_path, monkeypatch, caplog):
+    """A disk or a store that blocks: alone nobody noticed, and with others it took twice the time."""
+    NEVER.clear()
+    monkeypatch.setattr(saving, "_limit_s", lambda state: 0.4)
+    monkeypatch.setattr(saving, "GRACE_S", 0.2)
+    monkeypatch.setattr(save_job, "write_checkpoint", lambda *_: _blocks())
+    config = config_of(text, tmp_path, **{"train.steps": 4 if at_the_end else 10_000, "checkpoint.every": 2})
+    if not at_the_end:
+        config = config.changed({"checkpoint.every": 9_999, "train.eval_every": 0})
+        monkeypatch.setattr(callbacks, "is_due", lambda state, every: every == 9_999 and state.step == 2)
+    began = time.monotonic()
+    said = "save_timeout_s = 0.4: expected the save of step 2 to move .* at .*, _blocks. Fix: see to the disk"
+    with pytest.raises(CheckpointError, match=said):
+        train(config, Mesh.single())
+    assert time.monotonic() - began < 20
+    assert re.match("failed: .*the save of step 2 to move", read_end(tmp_path / "ended.txt"))
+    assert at_the_end or "the checkpoint of step 2 is being written for" in caplog.text
+    NEVER.set()
+
+
+NEVER = threading.Event()
+
+
+def _blocks() -> None:
+    while not NEVER.is_set():
+        time.sleep(0.02)
+
+
+def test_a_save_that_moves_is_no_hang_however_long_it_takes(text, tmp_path, monkeypatch):
+    real = disk.os.write
+
+    def slow(fd, block):
+        if threading.current_thread() is not threading.main_thread() and len(block) > 500:
+            time.sleep(0.05)
+        return real(fd, block)
+
+    monkeypatch.setattr(saving, "_limit_s", lambda state: 0.5)
+    monkeypatch.setattr(saving, "GRACE_S", 0.1)
+    monkeypatch.setattr(disk.os, "write", slow)
+    assert train(config_of(text, tmp_path, **{"train.steps": 3}), Mesh.single()) == 0
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert max(row.get("time/save_s", 0) for row in rows) > 0.8
+
+
 @pytest.mark.parametrize("ends", ["a signal", "an error"])
 def test_whoever_stops_waits_for_the_save_that_is_under_way(ends, text, tmp_path, gate, caplog):
+    opened = []
+
     def watch(state, report):
         if state.step == 3:
-            threading.Timer(0.3, gate.opened.set).start()
+            threading.Timer(0.3, lambda: (opened.append(time.time()), gate.opened.set())).start()
             if ends == "an error":
                 raise ValueError("no more")
             state.stop.signal = signal.SIGTERM
@@ -209,7 +282,9 @@ def test_whoever_stops_waits_for_the_save_that_is_under_way(ends, text, tmp_path
     if ends == "an error":
         with pytest.raises(ValueError, match="no more"):
             train(config, Mesh.single(), TrainParts(after_step=(watch,)))
-        assert "the checkpoint of step 2 is written to its end before the run stops" in caplog.text
+        said = "ValueError: no more; the checkpoint of step 2 is written to its end before the run stops"
+        (cause,) = [record for record in caplog.records if said in record.getMessage()]
+        assert cause.created < opened[0], "the cause is said before the wait"
     else:
         config = config.changed({"checkpoint.every": 2})
         assert train(config, Mesh.single(), TrainParts(after_step=(watch,))) == 128 + signal.SIGTERM

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from roots_dist.runs.ranks import flight_recorder
 from roots_dist.runs.ranks.fingerprint import fingerprint
 from roots_dist.runs.ranks.handshake import Identity, shake_hands
 from roots_dist.runs.ranks.rendezvous import rendezvous
-from roots_dist.runs.ranks.watchdog import group_timeout, watch
+from roots_dist.runs.ranks.watchdog import end_alone, group_timeout, watch
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.progress import Progress
 
@@ -64,6 +65,8 @@ def joined(
     if world.size > 1:
         store = _meet(config, world, layout, device, said)
         watchdog = watch(who or RankIdentity(world.rank, world.size), store, layout, progress, limits)
+    else:
+        progress.call_hang = partial(end_alone, who or RankIdentity(world.rank, world.size), progress)
     if live:
         dist.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",

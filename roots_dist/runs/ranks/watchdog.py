@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -33,10 +33,10 @@ import psutil
 from roots_dist.failures import FAILURE, RankIdentity, end_at_once, report, write_if_possible
 from roots_dist.layout import Layout
 from roots_dist.runs.ranks import flight_recorder
-from roots_dist.runs.ranks.deadline import DeadlineExceeded, run_with_deadline
+from roots_dist.runs.ranks.board import Board, in_time
 from roots_dist.runs.ranks.handshake import Identity, identity_of
 from roots_dist.runs.ranks.hang import State, judge, tell
-from roots_dist.world.progress import Progress
+from roots_dist.world.progress import SAVING, Progress
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +47,6 @@ ANSWER_S = 0.5
 """Seconds, besides two ticks, in which a rank that lives has said how it is."""
 TELL_S = 4.0
 """Seconds in which the lowest rank has written what was found."""
-STORE_S = 0.5
-PAUSE_S = 2.0
-"""Seconds after a first late answer for which the store is not asked."""
 SAME_S = 5.0
 """Seconds by which two readings of when a process started may differ: they depend on a clock that may be set meanwhile,
 and the number of a process is not given again so soon."""
@@ -61,64 +58,6 @@ STATES = {
     psutil.STATUS_DISK_SLEEP: "it waits for a disk or a device",
     psutil.STATUS_ZOMBIE: "it has ended",
 }
-
-
-class Board:
-    """Texts by name that every rank can read: in the store, and in a folder as well, because the store may be gone, for
-    all ranks or for the one that writes."""
-
-    def __init__(self, store: Any, folder: Path):
-        self.folder = folder
-        self._store: Any = store
-        self._answers = True
-        """Whether the last answer of the store came in time."""
-        self._pause_s, self._asked_again = PAUSE_S, 0.0
-
-    def put(self, name: str, text: str) -> None:
-        write_if_possible(self.folder / f"{name}.json", text)
-        if not self._ask(lambda store: store.set(f"hang/{name}", text.encode()) or True):
-            self._asked_again = 0.0  # without a pause: a rank that has not said how it is would be taken for silent
-            self._ask(lambda store: store.set(f"hang/{name}", text.encode()))
-
-    def get(self, name: str) -> str | None:
-        """The text, or None."""
-        found = self._ask(lambda store: store.get(f"hang/{name}") if store.check([f"hang/{name}"]) else None)
-        if found is not None:
-            return bytes(found).decode()
-        try:
-            return (self.folder / f"{name}.json").read_text(encoding="utf-8")
-        except OSError:
-            return None
-
-    def identity(self, rank: int) -> Identity | None:
-        found: Identity | None = self._ask(lambda store: identity_of(store, rank))
-        return found
-
-    def _ask(self, work: Callable[[Any], Any]) -> Any:
-        """What the store answers; None if it does not.
-
-        A host that is stopped or busy blocks its clients: it is asked again, over a new connection, after a pause that
-        doubles each time, because each attempt may leave a thread that waits. A connection that breaks is the store's
-        end.
-        """
-        if self._store is None or (not self._answers and time.monotonic() < self._asked_again):
-            return None
-        store, answers = self._store, self._answers
-        try:
-            self._store, found = run_with_deadline(STORE_S, lambda: _answer(store if answers else store.clone(), work))
-        except DeadlineExceeded:
-            self._answers, self._asked_again = False, time.monotonic() + self._pause_s
-            self._pause_s *= 2
-            return None
-        except RuntimeError:
-            self._store = None
-            return None
-        self._answers, self._pause_s = True, PAUSE_S
-        return found
-
-
-def _answer(store: Any, work: Callable[[Any], Any]) -> tuple[Any, Any]:
-    return store, work(store)
 
 
 @dataclass
@@ -139,6 +78,7 @@ class Watchdog:
     def __post_init__(self) -> None:
         self._main = threading.main_thread().ident
         self._over = threading.Event()
+        self._called = threading.Event()
         self._key: object = None
         self._seconds = 0.0
         self._tick = max(min(TICK_S, min(self.limits.values()) / 8), self.who.size / ASKED_PER_S)
@@ -148,6 +88,12 @@ class Watchdog:
 
     def stop(self) -> None:
         self._over.set()
+
+    def call_hang(self, text: str) -> None:
+        """End the job, because the main thread has found that something hangs. `text` is what it knows; the ranks
+        together find out more."""
+        log.debug("%s", text)
+        self._called.set()
 
     @property
     def limit(self) -> float:
@@ -167,7 +113,7 @@ class Watchdog:
             except Exception:  # the main thread goes on meanwhile, and may be seen between two states: look again
                 log.debug("the watchdog could not see where the main thread is", exc_info=True)
             before = now
-            if self._seconds >= self.limit:
+            if self._seconds >= self.limit or self._called.is_set():
                 self.board.put("called", json.dumps({"rank": self.who.rank}))
                 self._end()
             elif self.board.get("called") is not None and not self._over.is_set():
@@ -193,6 +139,12 @@ class Watchdog:
 
     def _frame(self) -> FrameType | None:
         return sys._current_frames().get(self._main or 0)
+
+    def _at(self) -> str:
+        """Where this rank stands: its main thread, or the one that saves, if that is waited for."""
+        savers = [thread.ident for thread in threading.enumerate() if thread.name.startswith(SAVING)]
+        frames = sys._current_frames()
+        return _where(frames.get(savers[-1] or 0) if savers and self._waits_for_save else self._frame())
 
     def _end(self) -> None:
         """Say how this rank is, let the lowest rank say what has happened, and end."""
@@ -223,7 +175,7 @@ class Watchdog:
             seconds=self._seconds,
             begun=dict(found.begun),
             complete=found.complete,
-            at=_where(frame),
+            at=self._at(),
             stacks=_stacks(),
         )
         if wait is not None:
@@ -247,9 +199,9 @@ class Watchdog:
         folder = self.who.folder or self.board.folder
         stacks = "\n\n".join(f"{state.name}, in {state.doing}:\n{state.stacks}" for state in states.values())
         path = folder / "errors" / "hang.txt"
-        if write_if_possible(path, f"{text}\n\n{stacks}\n"):
+        if in_time(lambda: write_if_possible(path, f"{text}\n\n{stacks}\n"))[0]:
             text += f"\n  stacks of the ranks that answer: {path}"
-        self.progress.on_hang(text.splitlines()[0].removeprefix("✗ "))
+        in_time(lambda: self.progress.on_hang(text.splitlines()[0].removeprefix("✗ ")))
         report(self.who, text)
         self.board.put("told", json.dumps([asdict(who) for who in missing.values() if who is not None]))
 
@@ -274,7 +226,20 @@ def watch(who: RankIdentity, store: Any, layout: Layout, progress: Progress, lim
     board = Board(store.clone(), folder / f"hang-{first.started:.0f}-{first.pid}")
     watchdog = Watchdog(who, layout, own, first, progress, limits, board)
     watchdog.start()
+    progress.call_hang = watchdog.call_hang
     return watchdog
+
+
+def end_alone(who: RankIdentity, progress: Progress, text: str) -> None:
+    """End a run of one process, whose main thread has found that something hangs."""
+    told = f"✗ hang in {progress}: {text}"
+    if who.folder is not None:
+        path, stacks = who.folder / "errors" / "hang.txt", _stacks()
+        if in_time(lambda: write_if_possible(path, f"{told}\n\n{stacks}\n"))[0]:
+            told += f"\n  stacks: {path}"
+    in_time(lambda: progress.on_hang(told.splitlines()[0].removeprefix("✗ ")))
+    report(who, told)
+    end_at_once(FAILURE)
 
 
 def group_timeout(limits: Mapping[str, float]) -> timedelta:

@@ -10,6 +10,7 @@ failures and on the commit there, as they do otherwise, and no message of the tw
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Iterable
@@ -26,6 +27,7 @@ from roots_dist.storage.checkpoint.save import Shard, write_checkpoint
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
 from roots_dist.storage.checkpoint.verified import damage_of, prune, set_all_aside
 from roots_dist.world.mesh import Mesh
+from roots_dist.world.progress import SAVING
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +112,8 @@ class BackgroundSave:
         self._mesh, self._began, self._seconds = mesh, time.perf_counter(), 0.0
         self._path: Place | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name=f"save of step {job.step}", daemon=True)
+        self._thread = threading.Thread(target=self._work, name=f"{SAVING} {job.step}", daemon=True)
+        mesh.progress.move()
         self._thread.start()
 
     def _work(self) -> None:
@@ -129,6 +132,24 @@ class BackgroundSave:
     def seconds(self) -> float:
         """Seconds that it has taken, until now or until its end."""
         return self._seconds or time.perf_counter() - self._began
+
+    @property
+    def still_s(self) -> float:
+        """Seconds for which this rank's thread has written and read nothing, and met no other rank's."""
+        return 0.0 if self.is_over else time.monotonic() - self._mesh.progress.moved
+
+    @property
+    def at(self) -> str:
+        """File, line and function where this rank's thread stands."""
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        return f"{frame.f_code.co_filename}:{frame.f_lineno}, {frame.f_code.co_name}" if frame else "its end"
+
+    @property
+    def death(self) -> str:
+        """How this rank's thread has ended, if no other rank's thread knows of it; else empty."""
+        if not self.is_over or self._path is not None or isinstance(self._error, CheckpointError):
+            return ""
+        return f"{type(self._error).__name__}: {self._error}" if self._error is not None else "without a word"
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait for this rank's thread, but no longer than that. Returns whether it has ended."""

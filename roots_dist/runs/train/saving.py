@@ -33,6 +33,12 @@ from roots_dist.world.words import words_of
 
 log = logging.getLogger(__name__)
 
+GOES_ON, OVER, LATE, DEAD = range(4)
+"""How the thread of a rank is that saves in the background."""
+LOOK_S = 0.1
+"""Seconds between two looks at a thread that is waited for."""
+GRACE_S = 1.0
+"""Seconds in which a save that stands still for too long may go on, before the run is ended."""
 NAMELESS = "run"
 """Folder in checkpoint.fallback_folder of a run without an id, as a part of the loop that runs alone."""
 
@@ -77,36 +83,54 @@ def save_last(state: TrainState) -> None:
 
 
 def poll(state: TrainState) -> None:
-    """Take note of the save that is under way, if it is over on all ranks, or wait for it if one of them has written
-    for longer than a save may take: a hang is then named. Costs one small message while a save is under way.
-    Collective over the world; raises as `checkpoint` does."""
-    under_way = state.saves.under_way
+    """Take note of the save that is under way: if it is over on all ranks, of what became of it; if a rank's thread has
+    died, or has not moved for as long as a save may stand still, end the run. Costs one small message while a save is
+    under way. Collective over the world; raises as `checkpoint` does."""
+    under_way, mesh = state.saves.under_way, state.mesh
     if under_way is None:
         return
-    is_late = not under_way.is_over and under_way.seconds > _limit_s(state)
-    told = torch.tensor([under_way.is_over, is_late], dtype=torch.int64, device=state.mesh.device)
-    over, late = state.mesh.world.sum_(told).tolist()
-    if over == state.mesh.world.size:
-        settle(state)
-    elif late:
+    is_late = under_way.still_s > _limit_s(state)
+    mine = DEAD if under_way.death else OVER if under_way.is_over else LATE if is_late else GOES_ON
+    told = torch.zeros(mesh.world.size, dtype=torch.int64, device=mesh.device)
+    told[mesh.world.rank] = mine
+    found = mesh.world.sum_(told).tolist()
+    if DEAD in found:
+        _end_without_writer(state, under_way, found.index(DEAD))
+    elif LATE in found:
         log.warning(
-            "the checkpoint of step %d is being written for %.3g s, and advanced.save_timeout_s is %g: training waits "
-            "for it",
+            "the checkpoint of step %d is being written for %.3g s, it has not moved for as long as "
+            "advanced.save_timeout_s (%g s): training waits for it",
             under_way.job.step,
             under_way.seconds,
             _limit_s(state),
         )
         settle(state)
+    elif GOES_ON not in found:
+        settle(state)
+
+
+def _end_without_writer(state: TrainState, under_way: BackgroundSave, rank: int) -> None:
+    """Raise on all ranks, because the thread of one has died: those of the others wait for it. Collective over the
+    world."""
+    mesh, step = state.mesh, under_way.job.step
+    state.saves.under_way = None  # nobody waits for those threads
+    words = f"the thread that saves step {step} has died on rank {mesh.rank} ({mesh.place}): {under_way.death}"
+    told = words_of(mesh.world, rank, words, mesh.device)
+    under_way.result() if mesh.world.rank == rank else None  # raises what ended it
+    raise RuntimeError(told)
 
 
 def settle(state: TrainState) -> None:
     """Wait for the save that is under way, if there is one, and take note of what became of it. Collective over the
-    world; raises as `checkpoint` does."""
+    world; raises as `checkpoint` does. A save that does not move any more ends the run."""
     under_way = state.saves.under_way
     if under_way is None:
         return
     step = under_way.job.step
     with state.trackers.doing(f"saving step {step} ..."), state.mesh.progress.during("save"):
+        while not under_way.wait(LOOK_S):
+            if under_way.still_s > _limit_s(state) + GRACE_S:
+                _end_hanging(state, under_way)
         try:
             path = under_way.result()
         except CheckpointError as error:
@@ -119,17 +143,39 @@ def settle(state: TrainState) -> None:
     _tell(state, step, path)
 
 
+def _end_hanging(state: TrainState, under_way: BackgroundSave) -> None:
+    """End the run because a save hangs: the watchdog does it, which knows how all ranks are; alone, by an error."""
+    problem = Problem(
+        key="advanced.save_timeout_s",
+        found=_limit_s(state),
+        expected=f"the save of step {under_way.job.step} to move within it; it stands still for "
+        f"{under_way.still_s:.0f} s, at {under_way.at}",
+        fix="see to the disk or the store of the checkpoints; a larger advanced.save_timeout_s waits longer",
+    )
+    state.saves.under_way = None  # nobody waits for it again
+    if state.mesh.progress.call_hang is not None:
+        state.mesh.progress.call_hang(str(problem))
+        under_way.wait()  # until this process is ended
+    raise CheckpointError(str(problem))
+
+
 @contextmanager
 def finishing_saves(state: TrainState) -> Iterator[None]:
     """Wait for the save that is under way where the body fails: its step is done, and only its bytes are on their way.
-    No longer than a save may take, because it may wait for a rank that has failed too."""
+    No longer than a save may stand still, because it may wait for a rank that has failed too."""
     try:
         yield
-    except Exception:
+    except Exception as error:
         under_way = state.saves.under_way
         if under_way is not None and not under_way.is_over:
-            log.info("the checkpoint of step %d is written to its end before the run stops", under_way.job.step)
-            under_way.wait(_limit_s(state))
+            log.warning(
+                "%s: %s; the checkpoint of step %d is written to its end before the run stops",
+                type(error).__name__,
+                (str(error).splitlines() or [""])[0],
+                under_way.job.step,
+            )
+            while not under_way.wait(LOOK_S) and under_way.still_s < _limit_s(state):
+                pass
         raise
 
 

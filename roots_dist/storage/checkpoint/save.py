@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -117,7 +117,8 @@ def write_checkpoint(
         for shard in shards:  # to its end even after a failure: the other ranks gather too
             if not failures.failed:
                 with failures.attempt(f"cannot write {partial}", DISK_FULL_FIX):
-                    written.append({"kind": shard.kind, **write_shard(partial / shard.file, shard.tensors)})
+                    facts = write_shard(partial / shard.file, shard.tensors, mesh.progress.move)
+                    written.append({"kind": shard.kind, **facts})
             del shard  # before the next one is gathered
         with failures.attempt(f"cannot write {partial}", DISK_FULL_FIX):
             write_json(part_file(partial, mesh.rank), {"shards": written})
@@ -204,10 +205,16 @@ def _whole(p: Param, tensor: Tensor, owner_tp: int, mesh: Mesh) -> Tensor | None
     return assemble(p.spec.shape, zip(places, (piece.cpu() for piece in slices)))
 
 
-def write_shard(path: Place, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Write a shard to disk. Returns its name, size, hash and tensors, as JSON."""
+def write_shard(path: Place, tensors: Mapping[str, Tensor], moved: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Write a shard to disk. Returns its name, size, hash and tensors, as JSON. Calls `moved` for each tensor."""
     size = sum(t.nbytes for t in tensors.values())
-    facts = write_file(path, safetensors_of(tensors))
+
+    def parts() -> Iterator[bytes | memoryview]:
+        for part in safetensors_of(tensors):
+            moved()
+            yield part
+
+    facts = write_file(path, parts())
     return {"file": path.name, **asdict(facts), "tensors": list(tensors), "tensor_bytes": size}
 
 

@@ -73,6 +73,7 @@ class SharedFailure:
         mine = 0 if self._no_answer is not None else 1 if self._failure is not None else 2
         first = torch.tensor(mine * world.size + world.rank, device=device)
         dist.all_reduce(first, op=dist.ReduceOp.MIN, group=world.group)
+        self._mesh.progress.move()
         kind, source = divmod(int(first), world.size)
         if kind == 2:
             return True, ""

@@ -64,7 +64,7 @@ def damage_of(folder: Place, step: int, run: str, mesh: Mesh) -> str:
     numbers = range(mesh.world.rank, len(names), mesh.world.size)
     found = len(names)
     with shared.attempt(f"cannot read {folder}"):
-        found = next((n for n in numbers if _differs(manifest, folder, names[n])), len(names))
+        found = next((n for n in numbers if _differs(manifest, folder, names[n], mesh)), len(names))
     shared.raise_on_all()  # where a rank's disk or store does not answer
     bad = torch.tensor(found)
     if mesh.world.size > 1:
@@ -83,7 +83,8 @@ def damage_of(folder: Place, step: int, run: str, mesh: Mesh) -> str:
     )
 
 
-def _differs(manifest: Manifest, folder: Place, name: str) -> bool:
+def _differs(manifest: Manifest, folder: Place, name: str, mesh: Mesh) -> bool:
+    mesh.progress.move()
     try:
         manifest.check_hash(folder, name)
     except (CheckpointError, OSError):
