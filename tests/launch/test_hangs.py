@@ -21,7 +21,7 @@ from roots_dist.layout import Layout
 from roots_dist.runs.ranks import board, watchdog
 from roots_dist.runs.ranks.end_deaf_ranks import ending_deaf_ranks
 from roots_dist.runs.ranks.failure_report import summarize
-from roots_dist.runs.ranks.flight_recorder import Operation, read_dump, record
+from roots_dist.runs.ranks.flight_recorder import Operation, read_dump, read_dumps, record
 from roots_dist.runs.ranks.handshake import Identity
 from roots_dist.runs.ranks.hang import State, judge, tell
 from roots_dist.world.progress import Progress
@@ -246,6 +246,23 @@ def test_a_rank_that_is_stopped_when_it_is_told_to_end_is_killed_at_once(tmp_pat
         for rank in ranks:
             rank.kill()
             rank.wait()
+
+
+def test_two_recorders_of_a_process_keep_their_own_order():
+    """Each counts its own operations: together, by their numbers, the newer one was taken for the one that waits."""
+    waits_in = {"retired": False, "state": "scheduled"}
+    nccl = [ENTRY | {"record_id": n, "time_created_ns": 100 + n, "collective_seq_id": n + 1} for n in range(8)]
+    nccl[7] |= waits_in
+    gloo = [
+        ENTRY | {"record_id": n, "time_created_ns": 200 + n, "process_group": ["3", "background"]} for n in range(3)
+    ]
+    gloo[2] |= waits_in | {"profiling_name": "gloo:broadcast", "collective_seq_id": 3}
+    dumps = [{"entries": nccl}, {"entries": gloo}]
+    assert read_dumps(dumps, background=True).pending == Operation("all_reduce", "0", "world", 8)
+    assert read_dumps(dumps[::-1], background=True).pending == Operation("all_reduce", "0", "world", 8)
+    nccl[7] |= {"retired": True}
+    assert read_dumps(dumps, background=True).pending == Operation("broadcast", "3", "background", 3)
+    assert read_dumps(dumps).pending is None and read_dumps(dumps).begun == {"0": 8, "3": 3}
 
 
 def test_a_disk_that_takes_no_report_does_not_hold_the_end_back(tmp_path, monkeypatch):

@@ -47,27 +47,49 @@ class Recorded:
 def record(background: bool = False) -> Recorded:
     """What this process has begun and not finished: its main thread, or with `background` its second one too, which
     the main thread then waits for."""
-    return read_dump(_dump(only_active=False), background)
+    return read_dumps(_dumps(only_active=False), background)
 
 
 def pending(background: bool = False) -> Operation | None:
     """The oldest operation that has begun and not finished: much cheaper than `record`."""
-    return read_dump(_dump(only_active=True), background).pending
+    return read_dumps(_dumps(only_active=True), background).pending
 
 
-def _dump(only_active: bool) -> dict[str, Any]:
+def _dumps(only_active: bool) -> list[Mapping[str, Any]]:
     """What torch's recorders hold. NCCL has one of its own; a torch that is built for CUDA has both, and under gloo
     NCCL's is empty. Under NCCL the other one has the second threads of the ranks, who meet over gloo."""
     from torch._C import _distributed_c10d as c10d
 
     nccl = dist.is_initialized() and dist.get_backend() == "nccl"
     names = ("_dump_nccl_trace_json", "_dump_fr_trace_json") if nccl else ("_dump_fr_trace_json",)
-    dumps = [json.loads(getattr(c10d, name)(includeCollectives=True, onlyActive=only_active)) for name in names]
-    return {"entries": [entry for dump in dumps for entry in dump.get("entries", ())]}
+    return [json.loads(getattr(c10d, name)(includeCollectives=True, onlyActive=only_active)) for name in names]
+
+
+def read_dumps(dumps: Sequence[Mapping[str, Any]], background: bool = False) -> Recorded:
+    """Read what several recorders of one process hold: each counts its own operations, and all have one clock."""
+    found = [(_since(dump, one), one) for dump in dumps for one in [read_dump(dump, background)]]
+    pending = sorted((when, number) for number, (when, one) in enumerate(found) if one.pending is not None)
+    begun = {name: number for _, one in found for name, number in one.begun.items()}
+    oldest = found[pending[0][1]][1].pending if pending else None
+    return Recorded(oldest, begun, all(one.complete for _, one in found))
+
+
+def _since(dump: Mapping[str, Any], found: Recorded) -> int:
+    """When the operation that waits was begun, in nanoseconds; 0 if that is not told."""
+    if found.pending is None:
+        return 0
+    numbers = ("collective_seq_id", "p2p_seq_id")
+    mine = [
+        int(entry.get("time_created_ns", 0))
+        for entry in dump.get("entries", ())
+        if entry["process_group"][0] == found.pending.group
+        and any(int(entry.get(number, -1)) == found.pending.number for number in numbers)
+    ]
+    return min(mine, default=0)
 
 
 def read_dump(dump: Mapping[str, Any], background: bool = False) -> Recorded:
-    """Read a dump of the recorder. Entries are in the order in which they began."""
+    """Read a dump of one recorder. Entries are in the order in which they began."""
     oldest: Operation | None = None
     begun: dict[str, int] = {}
     entries: Sequence[Mapping[str, Any]] = dump.get("entries", ())
