@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from unittest import mock
 
 import pytest
+import torch
 
 from roots_dist.cluster_profile import Finding, FolderAccess, Profile, RankFacts, Speed, format_ranks, read, write
+from roots_dist.config.schema import Config
+from roots_dist.environment import World
 from roots_dist.errors import DataError
 from roots_dist.layout import Layout
-from roots_dist.runs.doctor import clocks, links, speed
+from roots_dist.runs.doctor import clocks, examine, links, speed
 from roots_dist.runs.doctor import host_groups as placement
 from roots_dist.runs.doctor import rank_facts as facts
 from roots_dist.runs.doctor import shared_folder as folder
 from roots_dist.runs.doctor.profile_table import lines
 from roots_dist.runs.ranks.deadline import DeadlineExceeded, run_with_deadline
+from roots_dist.testing.world import on_warm_world
 
 HOSTS = ("a", "a", "b", "b")
 VERSIONS = {"python": "3.11.7", "torch": "2.13.0", "code": "abc", "nccl": None}
@@ -270,3 +276,48 @@ def test_work_has_its_result_its_error_or_an_end():
     with pytest.raises(DeadlineExceeded, match="not done after 0.2 s"):
         run_with_deadline(0.2, over.wait)  # without an end it would wait until pytest ends it
     over.set()
+
+
+class Rounds:
+    """A coordinator that notes which rounds there are."""
+
+    rank, store, thread_is_stuck = 0, None, False
+
+    def __init__(self):
+        self.fixes = {}
+
+    def run_round(self, name, seconds, work, silence="", fix=""):
+        self.fixes[name] = fix
+
+
+@pytest.mark.parametrize(
+    "kind, changes, is_tried",
+    [
+        ("cuda", {"checkpoint.every": 5}, True),
+        ("cuda", None, True),
+        ("cuda", {"checkpoint.every": 5, "checkpoint.asynchronous": False}, False),
+        ("cpu", {"checkpoint.every": 5}, False),
+    ],
+)
+def test_gpus_that_save_in_the_background_have_to_meet_over_gloo_too(kind, changes, is_tried, monkeypatch):
+    """NCCL connected, and the first checkpoint waited for a host name that leads to 127.0.0.1."""
+    rounds, device = Rounds(), torch.device(kind)
+    monkeypatch.setattr(examine, "_with_deadline", lambda *_: None)
+    options = examine.ExamineOptions(None if changes is None else Config().changed(changes))
+    examine._links(rounds, World(0, 2, 0, 2, "a", 1, "torchrun"), device, options, ["a", "b"])
+    assert ("GLOO_SOCKET_IFNAME" in rounds.fixes.get("background saves", "")) == is_tried
+    assert list(rounds.fixes) == ["join", *["background saves"] * is_tried, "links"]
+
+
+def meets(rank: int, size: int, interface: str) -> str:
+    with mock.patch.dict(os.environ, {"GLOO_SOCKET_IFNAME": interface}):
+        try:
+            examine.meet_over_gloo(size)
+        except RuntimeError as error:
+            return str(error)
+    return ""
+
+
+def test_a_network_interface_that_is_not_there_keeps_gloo_apart():
+    assert on_warm_world(2, meets, "lo") == ["", ""]
+    assert all("nowhere" in said for said in on_warm_world(2, meets, "nowhere"))

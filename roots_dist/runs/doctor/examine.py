@@ -32,11 +32,16 @@ from roots_dist.runs.doctor import rank_facts as facts
 from roots_dist.runs.doctor import shared_folder as folder
 from roots_dist.runs.doctor.coordinator import Coordinator, Stopped
 from roots_dist.runs.ranks.deadline import DeadlineExceeded, run_with_deadline
+from roots_dist.world.mesh import BACKGROUND
 
 FACTS_S, CLOCKS_S, FOLDER_S, SPEED_S, JOIN_S, LINKS_S = 15.0, 10.0, 10.0, 15.0, 15.0, 20.0
 """Seconds after which a round, and with it the examination, is given up. On a healthy cluster all rounds together take
 some seconds."""
 LEAVE_S = 5.0
+GLOO_FIX = (
+    "checkpoints are saved in the background over gloo, beside NCCL: set GLOO_SOCKET_IFNAME on every host to the "
+    "interface of the cluster's network (ip addr lists them), or set checkpoint.asynchronous=false"
+)
 CHECKPOINT_BYTES = 12
 """Bytes per parameter in a checkpoint: weight and both moments of Adam in float32."""
 
@@ -108,7 +113,7 @@ def _rounds(
         "speed", SPEED_S, lambda: asdict(probes.speed(world.rank, device, options.precision(device), options.quick))
     )
     if world.size > 1:
-        _links(coordinator, world, device, options.quick, hosts)
+        _links(coordinator, world, device, options, hosts)
 
 
 def _folder(coordinator: Coordinator, shared: Path, hosts: list[str]) -> None:
@@ -131,16 +136,20 @@ def _folder(coordinator: Coordinator, shared: Path, hosts: list[str]) -> None:
         _with_deadline(coordinator, lambda: folder.remove_file(shared, token, coordinator.rank))
 
 
-def _links(coordinator: Coordinator, world: World, device: torch.device, quick: bool, hosts: list[str]) -> None:
+def _links(
+    coordinator: Coordinator, world: World, device: torch.device, options: ExamineOptions, hosts: list[str]
+) -> None:
     """Join the world as training does, and measure its links."""
     fix = (
         "check that the hosts reach each other on all ports; "
         "GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME set the interface"
     )
     coordinator.run_round("join", JOIN_S, lambda: _join(coordinator, world, device), fix=fix)
+    if saves_over_gloo(device, options):
+        coordinator.run_round("background saves", JOIN_S, lambda: meet_over_gloo(world.size), fix=GLOO_FIX)
     timeout = timedelta(seconds=LINKS_S)
     coordinator.run_round(
-        "links", LINKS_S, lambda: links.measure(links.axes(hosts, world.rank, timeout), device, quick), fix=fix
+        "links", LINKS_S, lambda: links.measure(links.axes(hosts, world.rank, timeout), device, options.quick), fix=fix
     )
     _with_deadline(coordinator, dist.destroy_process_group)
 
@@ -167,6 +176,19 @@ def _join(coordinator: Coordinator, world: World, device: torch.device) -> None:
     total = torch.ones(1, device=device)
     dist.all_reduce(total)
     assert total.item() == world.size, (total, world)
+
+
+def saves_over_gloo(device: torch.device, options: ExamineOptions) -> bool:
+    """Whether the threads that save in the background need gloo beside the NCCL of training (world/mesh.py)."""
+    return backend_of(device) != "gloo" and (options.config is None or options.config.saves_in_background())
+
+
+def meet_over_gloo(size: int) -> None:
+    """Meet as those threads do: in a group of their own, in CPU memory. Collective over the world."""
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=JOIN_S), group_desc=BACKGROUND)
+    total = torch.ones(1)
+    dist.all_reduce(total, group=group)
+    assert total.item() == size, (total, size)
 
 
 def backend_of(device: torch.device) -> str:
@@ -213,7 +235,7 @@ def _findings(
     if ranks := _facts(coordinator):
         yield from facts.versions(ranks)
         yield from facts.devices(ranks)
-        yield from facts.addresses(ranks, backend_of(device))
+        yield from facts.addresses(ranks, "gloo" if saves_over_gloo(device, options) else backend_of(device))
         yield from facts.check_space(ranks)
     if options.layout is not None and coordinator.hosts:
         yield from placement.crossings(options.layout, coordinator.hosts)
