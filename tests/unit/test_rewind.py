@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import math
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,8 @@ from roots_dist.errors import CheckpointError
 from roots_dist.layout import Layout
 from roots_dist.learning.data.store import Writer
 from roots_dist.runs.track.metrics import METRICS_FILE
-from roots_dist.runs.train import loop
+from roots_dist.runs.train import loop, save_job
+from roots_dist.runs.train import rewind as rewind_module
 from roots_dist.runs.train.left_out import REWINDS_FILE, read_left_out, write_left_out
 from roots_dist.runs.train.loop import TrainParts, train
 from roots_dist.runs.train.spikes import SpikesError
@@ -167,6 +170,65 @@ def test_what_the_folder_says_beyond_a_checkpoint_counts_and_another_history_doe
     (tmp_path / REWINDS_FILE).write_text('{"left_out": [[4, -2]]}')
     with pytest.raises(CheckpointError, match="rewinds.json: is damaged"):
         read_left_out(tmp_path, [], mesh)
+
+
+def damaging(steps: dict[int, tuple[int, ...]], folder: Path):
+    """A callback that damages checkpoints after a step."""
+
+    def damage(state, report):
+        for step in steps.pop(state.step, ()):
+            shard = next((folder / "checkpoints" / f"step_{step:08d}").glob("exp_avg-*"))
+            shard.write_bytes(bytes(shard.stat().st_size))
+
+    return damage
+
+
+def test_the_newest_checkpoint_is_damaged_when_a_run_goes_back(place, monkeypatch):
+    """It counted as verified still: the next to be deleted was a sound one."""
+    config, seen = config_of(place, checkpoint__asynchronous=False), Seen().watch(monkeypatch)
+    parts = seen.parts()
+    damage = damaging({25: (20,)}, place / "run")
+    verified: list[tuple[int, set[int]]] = []
+    watch = lambda state, report: verified.append((state.step, set(state.saves.verified)))
+    assert train(config, Mesh.single(), replace(parts, on_step=(*parts.on_step, damage, watch))) == 0
+    assert read_json(place / "run" / REWINDS_FILE) == {"left_out": [[10, 32]]}
+    assert seen.read == [[2 * n, 2 * n + 1] for n in (*range(26), *range(26, STEPS + 16))]
+    assert verified[24] == (25, {0, 10, 20}) and verified[25] == (11, {0, 10})
+    assert (place / "run" / "checkpoints" / "step_00000020.damaged").is_dir()
+
+
+def test_going_back_beyond_an_earlier_return_leaves_out_what_both_have_read(place, monkeypatch):
+    """Samples were read a second time, and later ones, that had done no harm, passed over."""
+    config = config_of(place, train__steps=30, checkpoint__every=8, checkpoint__keep=5, checkpoint__asynchronous=False)
+    seen = Seen(bad=(50, 51, 60, 61)).watch(monkeypatch)
+    parts = seen.parts()
+    damage = damaging({28: (24, 16)}, place / "run")
+    assert train(config, Mesh.single(), replace(parts, on_step=(*parts.on_step, damage))) == 0
+    numbers = [n for pair in seen.read for n in pair]
+    assert numbers == list(range(len(numbers))), "each sample is read once, in order"
+    ((step, samples),) = read_json(place / "run" / REWINDS_FILE)["left_out"]
+    assert (step, samples) == (8, 46) and len(numbers) == 2 * 30 + 46
+
+
+def test_the_last_attempt_at_a_save_while_a_run_goes_back_is_of_the_step_before(place, monkeypatch):
+    """It was of the spike's step, which was neither skipped nor gone back from."""
+    real, opened, settle = save_job.write_checkpoint, threading.Event(), rewind_module.settle
+
+    def save(into, step, *rest):
+        if into == place / "run" and step == 20:
+            assert opened.wait(60)
+            raise CheckpointError("No space left on device")
+        return real(into, step, *rest)
+
+    monkeypatch.setattr(save_job, "write_checkpoint", save)
+    monkeypatch.setattr(rewind_module, "settle", lambda state: (opened.set(), settle(state)))
+    elsewhere = place / "elsewhere"
+    config = config_of(place, checkpoint__max_failures=1, checkpoint__fallback_folder=str(elsewhere))
+    with pytest.raises(CheckpointError, match="checkpoint.max_failures = 1: .*step_00000025: move it to"):
+        train(config, Mesh.single(), Seen().watch(monkeypatch).parts())
+    (saved,) = elsewhere.glob("*/checkpoints/step_00000025")
+    state = read_json(saved / "state.json")
+    assert state["step"] == 25 and state["skipped"] == 0 and state["tokens"] == 25 * 2 * 8
 
 
 def on_ranks(rank: int, size: int, place: str, layout: dict[str, int], changes: dict[str, object]) -> dict[str, object]:

@@ -40,8 +40,10 @@ def rewind(state: TrainState, why: str) -> bool:
 
     Raises SpikesError if it is the third time for one checkpoint.
     """
-    mesh, run, folder = state.mesh, state.run, state.folder
+    mesh, run, folder, spike = state.mesh, state.run, state.folder, state.step
+    state.step = spike - 1  # nothing has changed since: if the last attempt at a save is due now, it is of that step
     settle(state)  # it is of a step before the spike
+    state.step = spike
     with mesh.progress.during("resume"):
         found, damages = newest_verified(folder, mesh)
         step = 0 if found is None else read_json(found / STATE_FILE)["step"]
@@ -51,12 +53,13 @@ def rewind(state: TrainState, why: str) -> bool:
         if begins == MOST - 1:
             raise SpikesError(f"step {state.step}: {why}; the third after the checkpoint of step {step}. Fix: {FIX}.")
         samples = samples_before(state.config.train, state.step) - samples_before(state.config.train, step)
-        left_out = (*state.spikes.left_out, (step, samples))
+        samples += sum(count for first, count in state.spikes.left_out if first > step)  # passed over since that step
+        left_out = (*(one for one in state.spikes.left_out if one[0] <= step), (step, samples))
         noted = SharedFailure(mesh)
         if mesh.rank == 0:
             with noted.attempt(f"cannot note in {folder} that samples are left out"):
-                set_all_aside(damages)
                 write_left_out(folder, left_out)
+                set_all_aside(damages)
         if failed := noted.words():
             log.warning("%s; if the run is killed before its next checkpoint, it has to find this spike again", failed)
         log.warning(
@@ -67,6 +70,6 @@ def rewind(state: TrainState, why: str) -> bool:
     state.step, state.skipped = point.step, point.skipped
     state.best = best_evaluation(state.config, point.best)
     state.spikes = spikes_of(state.config, {**point.spikes, "left_out": left_out})
-    was = state.saves
-    state.saves = Saves(point.step, was.author, was.verified, background=was.background)
+    was, sound = state.saves, {one for one in state.saves.verified if one <= point.step}
+    state.saves = Saves(point.step, was.author, sound, was.failures, background=was.background)
     return True
