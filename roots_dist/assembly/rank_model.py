@@ -5,7 +5,7 @@ pieces (learning/models/) --partition--> stages --initialize by name--> RankMode
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -97,6 +97,7 @@ def build_model(config: Config, mesh: Mesh, left_out: Collection[str] = ()) -> R
         p.tensor.grad_dtype = gradient_dtype(config)  # autograd adds in it, and keeps .grad in it
     if exact is not None:
         exact.uses = {p.tensor: users for p in params if len(users := users_of(p.name, specs)) > 1}
+        exact.stages = Counter(parameter for stage in stages.values() for parameter in stage.parameters())
         for name, piece in built.items():
             piece.register_forward_pre_hook(partial(_enter, exact, name))
     if mesh.device.type != "meta":  # a model on the meta device has no values

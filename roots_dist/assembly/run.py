@@ -61,5 +61,6 @@ def build_run(
     ties = {name: axes[ranks] for name, ranks in rank.model.holders.items() if mesh.pp.rank in ranks}
     if (exact := rank.model.tp.exact) is not None:
         exact.ties = ties
+        exact.apart = frozenset(p.tensor for p in rank.model.params if p.name in ties or p.is_summed_over_tp)
     engine = make_engine(config, mesh, rank.model.module, rank.model.params, rank.model.trainable, ties)
     return Run(rank, engine, objective or make_objective(config), ties)

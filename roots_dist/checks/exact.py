@@ -81,9 +81,11 @@ def _shapes(config: Config, exact: Exact) -> Iterator[Problem]:
 
 
 def _refused(config: Config, layout: Layout) -> Iterator[Problem]:
-    m, objective, finetune = config.model, config.objective, config.finetune
+    m, p, objective, finetune = config.model, config.parallel, config.objective, config.finetune
     for key, found, is_wrong, expected in (
-        ("parallel.cp", config.parallel.cp, config.parallel.cp > 1, "1"),
+        ("parallel.cp", p.cp, p.cp > 1, "1"),
+        ("model.family", m.family, m.family in config.extension.families, "a family of the package"),
+        ("parallel.schedule", p.schedule, p.schedule in config.extension.schedules, "a schedule of the package"),
         ("model.experts", m.experts, m.experts is not None, "none"),
         ("model.qk_norm", m.qk_norm, m.qk_norm == "whole", "head, or none"),
         ("model.branches", m.branches, m.has_parallel_branches(), "sequential"),
@@ -93,5 +95,5 @@ def _refused(config: Config, layout: Layout) -> Iterator[Problem]:
         ("advanced.engine", "deepspeed", config.advanced.engine == "deepspeed", "reference"),
     ):
         if is_wrong:
-            expected = f"{expected} with train.exact, because its sums follow the layout"
+            expected = f"{expected} with train.exact, because its sums may follow the layout"
             yield Problem(key=key, found=found, expected=expected, fix="change it, or leave train.exact out")

@@ -5,12 +5,14 @@
 With `train.exact` all that is computed is computed on T tensor shards and D data shards, however many ranks hold them,
 and sums over shards are trees (tree_sum.py). A gradient that several shards give a part of has three levels, in this
 order: uses of one parameter by several pieces (a tied embedding), parts (runs of positions for norms, heads for what
-heads share), data shards. What a rank does not hold of a level is added by the ranks of its axis.
+heads share), data shards. What a rank does not hold of a level is added by the ranks of its axis. A data shard's
+gradient joins the sum when its last backward pass has ended, so that of D of them log2(D) sums are held; where other
+ranks hold uses or parts of it, at the end of the step.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 from roots_dist.world.mesh import Axis
 from roots_dist.world.sharding import Param, ensure_grad
-from roots_dist.world.tree_sum import tree_all_reduce, tree_sum, tree_sum_of
+from roots_dist.world.tree_sum import RunningTreeSum, tree_all_reduce, tree_sum, tree_sum_of
 
 
 class Key(NamedTuple):
@@ -47,11 +49,19 @@ class Exact:
     """All pieces of the model that use a parameter of this rank, in order, if they are several."""
     ties: dict[str, Axis] = field(default_factory=dict)
     """For each parameter that other stages hold too, the axis over those of the same data rank."""
+    apart: frozenset[nn.Parameter] = frozenset()
+    """Parameters of whose data shards other ranks hold a use or a part, so that they are added at the end of a step."""
+    stages: Counter[nn.Parameter] = field(default_factory=Counter)
+    """How many stages of this rank use a parameter."""
     _kept: dict[nn.Parameter, dict[Key, Tensor]] = field(default_factory=lambda: defaultdict(dict))
     _aside: dict[nn.Parameter, dict[int, Tensor]] = field(default_factory=lambda: defaultdict(dict))
     """For parameters with one gradient for each data shard, those that are not in .grad now."""
     _plain: dict[nn.Parameter, int] = field(default_factory=dict)
     """The data shard whose gradient is in .grad now; the first, if it is not here."""
+    _passes: Counter[tuple[nn.Parameter, int]] = field(default_factory=Counter)
+    """Backward passes that have ended through a parameter, of each data shard."""
+    _sums: dict[nn.Parameter, RunningTreeSum] = field(default_factory=lambda: defaultdict(RunningTreeSum))
+    """Of data shards that are complete."""
     _data: int = 0
     _per_shard: int = 1
 
@@ -72,6 +82,8 @@ class Exact:
         self._kept.clear()
         self._aside.clear()
         self._plain.clear()
+        self._passes.clear()
+        self._sums.clear()
 
     def select(self, parameters: Iterable[nn.Parameter], microbatch: int) -> None:
         """Let the next backward pass through these parameters add to the gradients of this microbatch's data shard."""
@@ -83,6 +95,25 @@ class Exact:
                 self._put_aside(parameter)
                 parameter.grad = self._aside[parameter].pop(self._data, None)
                 self._plain[parameter] = self._data
+
+    @torch.no_grad()
+    def complete(self, parameters: Iterable[nn.Parameter], microbatch: int) -> None:
+        """Note that a microbatch's backward pass through these parameters has ended. If it was the last one of its data
+        shard, the shard's gradient is added to those of its neighbours."""
+        if self.data_shards == 1:
+            return
+        data = microbatch // self._per_shard
+        for parameter in parameters:
+            if not parameter.requires_grad or parameter in self.apart:
+                continue
+            self._passes[parameter, data] += 1
+            if self._passes[parameter, data] == self._per_shard * self.stages[parameter]:
+                if self._plain.get(parameter, 0) == data:
+                    self._put_aside(parameter)
+                gradient = _sum_of_parts(self._parts(parameter, data))
+                if gradient is None:  # no backward pass has reached it
+                    gradient = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
+                self._sums[parameter].add(data, gradient)
 
     def _put_aside(self, parameter: nn.Parameter) -> None:
         if parameter.grad is not None:
@@ -109,29 +140,35 @@ class Exact:
         learned = [p for p in params if p.tensor.requires_grad]
         for p in learned:
             self._put_aside(p.tensor)
-        sums: dict[Param, list[Tensor]] = {p: [] for p in learned}
+        complete = {p: self._sums[p.tensor].total() for p in learned if p.tensor in self._sums}
+        others = [p for p in learned if p not in complete]
+        sums: dict[Param, list[Tensor]] = {p: [] for p in others}
         for data in range(self.data_shards):
-            for p in sorted(learned, key=lambda p: p.name):
+            for p in sorted(others, key=lambda p: p.name):
                 p.tensor.grad = self._of_data_shard(p, data, self.ties.get(p.name))
-            _sum_over_tensor_ranks(learned)
-            for p in learned:
+            _sum_over_tensor_ranks(others)
+            for p in others:
                 sums[p].append(ensure_grad(p))
                 p.tensor.grad = None
         for p in learned:
-            p.tensor.grad = tree_sum(sums.pop(p))
+            p.tensor.grad = complete[p] if p in complete else tree_sum(sums.pop(p))
         self._kept.clear()
+        self._sums.clear()
 
     def _of_data_shard(self, p: Param, data: int, tie: Axis | None) -> Tensor | None:
         """One data shard's gradient of this rank's parts; None if no backward pass has reached the parameter."""
-        kept = self._kept[p.tensor]
+        parts = self._parts(p.tensor, data)
+        return _sum_of_parts(parts if tie is None else self._of_all_stages(p, parts, tie))
+
+    def _parts(self, parameter: nn.Parameter, data: int) -> dict[int, dict[int, Tensor]]:
+        """Take what is kept of one data shard: part -> use -> gradient."""
+        kept = self._kept[parameter]
         parts: dict[int, dict[int, Tensor]] = defaultdict(dict)
         for key in sorted(k for k in kept if k.data == data):
             parts[key.part][key.use] = kept.pop(key)
-        if data in self._aside[p.tensor]:
-            parts[0][0] = self._aside[p.tensor].pop(data)
-        if tie is not None:
-            parts = self._of_all_stages(p, parts, tie)
-        return tree_sum_of({part: tree_sum_of(uses) for part, uses in parts.items()}) if parts else None
+        if data in self._aside[parameter]:
+            parts[0][0] = self._aside[parameter].pop(data)
+        return parts
 
     def _of_all_stages(
         self, p: Param, parts: Mapping[int, Mapping[int, Tensor]], tie: Axis
@@ -148,9 +185,13 @@ class Exact:
         return {part: dict(enumerate(row)) for part, row in enumerate(tie.sum_(table))}
 
 
+def _sum_of_parts(parts: Mapping[int, Mapping[int, Tensor]]) -> Tensor | None:
+    return tree_sum_of({part: tree_sum_of(uses) for part, uses in parts.items()}) if parts else None
+
+
 def _sum_over_tensor_ranks(params: Sequence[Param]) -> None:
     """Sum the gradients that tensor ranks hold only in part, in one message: sum_partial_gradients as a tree."""
-    partial = [p for p in params if p.spec.partial and p.replicas > 1]
+    partial = [p for p in params if p.is_summed_over_tp]
     if not partial:
         return
     places = [ensure_grad(p).new_zeros(p.spec.num_shards(p.tp), *p.tensor.shape) for p in partial]

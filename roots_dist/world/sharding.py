@@ -92,6 +92,11 @@ class Param:
         return self.tp.size // self.spec.num_shards(self.tp)
 
     @property
+    def is_summed_over_tp(self) -> bool:
+        """Whether the gradients of this slice on several tensor ranks are parts of one sum."""
+        return self.spec.partial and self.replicas > 1
+
+    @property
     def is_counted(self) -> bool:
         """Whether this rank counts the slice: exactly one rank of the model (pp × tp) counts each slice of each
         parameter."""
@@ -178,7 +183,7 @@ def sum_partial_gradients(gradients: Iterable[ParamTensor]) -> None:
     Where only some ranks hold a slice (key/value heads), each rank writes its part into a zeroed tensor of all slices:
     this needs no further groups, and these parameters are small.
     """
-    partial = [(p, gradient) for p, gradient in gradients if p.spec.partial and p.replicas > 1]
+    partial = [(p, gradient) for p, gradient in gradients if p.is_summed_over_tp]
     if not partial:
         return
     places = [gradient.new_zeros(p.spec.num_shards(p.tp), *gradient.shape) for p, gradient in partial]

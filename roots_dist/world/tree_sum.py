@@ -38,32 +38,60 @@ def tree_sum_of(parts: Mapping[int, Tensor]) -> Tensor:
     return total
 
 
+def tree_sum_(parts: Sequence[Tensor]) -> Tensor:
+    """The same in place, of as many parts as a power of two: the first one becomes the sum."""
+    while len(parts) > 1:
+        parts = [left.add_(right) for left, right in zip(parts[::2], parts[1::2])]
+    return parts[0]
+
+
+class RunningTreeSum:
+    """A tree sum of parts that arrive one after another: neighbours are added as soon as both are there. Of parts that
+    arrive in order, log2 of their number are held, and the one that arrives."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, int], Tensor] = {}
+        """Sums by (level of the tree, number within it)."""
+
+    def add(self, number: int, part: Tensor) -> None:
+        """Add the part with a number, which belongs to the sum from here on."""
+        level = 0
+        while (neighbour := self._held.pop((level, number ^ 1), None)) is not None:
+            part, level, number = neighbour.add_(part), level + 1, number >> 1
+        self._held[level, number] = part
+
+    def total(self) -> Tensor:
+        """The sum, when all parts have arrived."""
+        (total,) = self._held.values()
+        return total
+
+
 Started = tuple[Tensor, "dist.Work | None", Callable[[Tensor], Tensor]]
 """What arrives, when it has arrived, and what makes the result of it."""
 
 
 def start_tree_all_reduce(x: Tensor, axis: Axis) -> Started:
-    """Start the sum over the axis, of one subtree from each rank: every rank gets all of it. x is not changed, and must
-    not be before the work is done. axis.size > 1."""
-    flat = x.flatten()
-    if axis.size == 2:  # to send the whole is to send as much as two halves, in one message instead of two
-        both = flat.new_empty(2 * flat.numel())
-        work = dist.all_gather_into_tensor(both, flat.contiguous(), group=axis.group, async_op=True)
-        return both, work, lambda both: tree_sum(both.chunk(2)).view(x.shape)
-    padded = F.pad(flat, (0, -flat.numel() % axis.size))
+    """Start the sum over the axis, of one subtree from each rank: every rank gets all of it. x belongs to it from here
+    on, and may be overwritten. axis.size > 1."""
+    flat = x.contiguous().view(-1)
+    if axis.size == 2:  # a sum of two has no order
+        return flat, dist.all_reduce(flat, group=axis.group, async_op=True), lambda summed: summed.view(x.shape)
+    padded = F.pad(flat, (0, -flat.numel() % axis.size)) if flat.numel() % axis.size else flat
+    slices, work, add_up = start_tree_reduce_scatter(padded, axis)
 
     def finish(slices: Tensor) -> Tensor:
-        mine = tree_sum(slices.chunk(axis.size))
-        whole = torch.empty_like(padded)
-        dist.all_gather_into_tensor(whole, mine, group=axis.group)
-        return whole[: x.numel()].view(x.shape)
+        mine, *others = slices.chunk(axis.size)
+        add_up(slices)
+        for other in others:  # gloo copies what it gathers twice, and what each rank sends to all of them never
+            other.copy_(mine)
+        dist.all_to_all_single(padded, slices, group=axis.group)
+        return padded[: x.numel()].view(x.shape)
 
-    slices, work, _ = start_tree_reduce_scatter(padded, axis)
     return slices, work, finish
 
 
 def tree_all_reduce(x: Tensor, axis: Axis) -> Tensor:
-    """The sum over the axis, of one subtree from each rank, as a new tensor; x itself on a single rank."""
+    """The sum over the axis, of one subtree from each rank. May overwrite x; x itself on a single rank."""
     if axis.size == 1:
         return x
     arriving, work, finish = start_tree_all_reduce(x, axis)
@@ -77,7 +105,7 @@ def start_tree_reduce_scatter(parts: Tensor, axis: Axis) -> Started:
     dimension as there are ranks. axis.size > 1."""
     arriving = torch.empty_like(parts)
     work = dist.all_to_all_single(arriving, parts, group=axis.group, async_op=True)
-    return arriving, work, lambda arriving: tree_sum(arriving.chunk(axis.size))
+    return arriving, work, lambda arriving: tree_sum_(arriving.chunk(axis.size))
 
 
 def tree_reduce_scatter(parts: Tensor, axis: Axis) -> Tensor:

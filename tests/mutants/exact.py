@@ -18,8 +18,8 @@ EXACT = (
         name="data_shards_share_an_accumulator",
         bug="a rank with several data shards adds the gradients of all its microbatches one after another",
         file="world/exact.py",
-        before="self._data = microbatch // self._per_shard",
-        after="self._data = 0",
+        before="self._per_shard = num_microbatches // self.data_shards",
+        after="self._per_shard = num_microbatches",
         test=BITS("gpt-degrees0-changes0"),
     ),
     Mutant(
@@ -29,5 +29,21 @@ EXACT = (
         before="return (exact_group_norms if self.exact else group_norms)(",
         after="return group_norms(",
         test=BITS("gpt-degrees0-changes0"),
+    ),
+    Mutant(
+        name="tails_of_tensors_are_stepped_where_they_end",
+        bug="AdamW rounds the last few numbers of a rank's slice otherwise than numbers inside a longer tensor",
+        file="parallel/optim/groups.py",
+        before="UNIT = 16",
+        after="UNIT = 1",
+        test="parity/test_exact.py::test_no_bit_depends_on_where_a_tensor_ends_that_adamw_steps",
+    ),
+    Mutant(
+        name="tails_of_channels_follow_the_layout",
+        bug="an activation of several shards is computed at once, so that its tail has another length",
+        file="parallel/tensor/exact.py",
+        before="return join([f(*parts) for parts in zip(*(split(x, tp.shards) for x in xs))])",
+        after="return f(*xs)",
+        test="parity/test_exact.py::test_no_bit_depends_on_where_a_shard_of_channels_ends[silu]",
     ),
 )

@@ -146,8 +146,8 @@ TENSOR = (
         name="every_replicated_gradient_is_summed",
         bug="gradients that each rank already has whole are summed too",
         file=SHARDING,
-        before="for p, gradient in gradients if p.spec.partial and p.replicas > 1]",
-        after="for p, gradient in gradients if p.replicas > 1]",
+        before="return self.spec.partial and self.replicas > 1",
+        after="return self.replicas > 1",
         test=LAYOUT("llama,tp=2,model__kv_heads=1"),
     ),
     Mutant(

@@ -135,6 +135,8 @@ class Executor:
                 flight.arriving[action] = self._receive(action, self.spec(stage, batches[i]))
             elif kind is Kind.RECV_BACKWARD:
                 flight.arriving[action] = self._receive(action, _floating_point(self.spec(stage + 1, batches[i])))
+            if self.exact is not None and kind in (Kind.BACKWARD, Kind.WEIGHT):
+                self.exact.complete(self.stages[stage].parameters(), i)
             if hooks is not None:
                 hooks.after(passes[action])
         for action, sent in flight.sent.items():
