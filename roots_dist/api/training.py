@@ -106,7 +106,7 @@ class Training:
         state = self._state
         rate = self._rate(state.step) if lr is None else lr
         report = loop.take_step(state, state.batches_at if batches is None else lambda _: batches, rate)
-        callbacks.check_copies_if_due(state)
+        callbacks.check_ranks_if_due(state)
         return report
 
     def evaluate(self) -> dict[str, float]:

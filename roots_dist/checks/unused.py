@@ -203,6 +203,7 @@ USES: tuple[Use, ...] = (
         when="data.validation",
         used=lambda c: bool(c.data.validation),
     ),
+    Use(keys=("train.recheck_every",), when="train.exact", used=lambda c: c.train.exact is not None),
     Use(
         keys=("train.on_spike",),
         when="train.spike_threshold or train.norm_spike_threshold",

@@ -116,6 +116,12 @@ class Train(Section):
         description="{tensor: 8, data: 8}: loss, gradients, weights and moments are equal to the bit in every layout "
         "whose tp divides the first and whose dp divides the second (docs/exact.md)",
     )
+    recheck_every: int = Field(
+        0,
+        ge=0,
+        description="steps after which a microbatch of each data rank is computed again on the next one: its loss and "
+        "gradients must have the same bits (train.exact); 0: never",
+    )
     recompute: Literal["none", "selective", "full"] = Field(
         "none",
         description="computed again in backward: none: a gated activation; selective: any activation, and scores that "

@@ -137,6 +137,7 @@ READERS = {
     "finetune.init_from": "runs/train/init_weights.py",
     "finetune.epochs": "learning/objectives/task_checks.py",
     "finetune.unfreeze_every_epochs": "learning/objectives/task_checks.py",
+    "train.recheck_every": "runs/train/callbacks.py",
     "train.recompute": "assembly/rank_model.py",
     "train.nonfinite": "runs/train/step.py",
     "train.spike_threshold": "runs/train/rewind.py",
@@ -355,6 +356,7 @@ def test_what_cannot_be_observed_is_read_where_it_acts(key):
 NEEDS: dict[str, dict[str, object]] = {
     "parallel.cp_kind": {"parallel.cp": 2},
     "checkpoint.run_id": {"checkpoint.url": "memory://bucket/run"},
+    "train.recheck_every": {"train.exact": {"data": 2}},
 }
 """Keys that are read by what no base has, because the bases run in one process and on a disk: what such a run has."""
 

@@ -78,6 +78,10 @@ class Batches:
         """The same samples, from sources that know more of them."""
         return Batches(self._config, self._objective, sources, self._weights, self._rank, self._ranks)
 
+    def of_data_rank(self, dp_rank: int) -> Batches:
+        """The microbatches of another data rank."""
+        return Batches(self._config, self._objective, self._sources, self._weights, dp_rank, self._ranks)
+
     @property
     def num_samples(self) -> int:
         """Number of samples in one pass over every source."""

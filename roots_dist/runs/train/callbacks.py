@@ -27,6 +27,7 @@ from roots_dist.runs.track.machine_facts import peak_memory_gib
 from roots_dist.runs.track.metrics import LOADS
 from roots_dist.runs.train.copies import check_copies
 from roots_dist.runs.train.expert_load import expert_loads, load_metrics
+from roots_dist.runs.train.recheck import recheck
 from roots_dist.runs.train.saving import checkpoint, poll
 from roots_dist.runs.train.slow_ranks import SlowRanks
 from roots_dist.runs.train.state import TrainState
@@ -223,11 +224,14 @@ WRITERS = {"decoder": _continue_text, "encoder-decoder": _answer_text}
 """Kind of stack -> function that returns a prompt and the model's answer. Encoders cannot write."""
 
 
-def check_copies_if_due(state: TrainState) -> None:
-    """Compare the copies of weights and moments every advanced.check_copies_every steps; the last step's are compared
-    by the save. Collective over the world."""
+def check_ranks_if_due(state: TrainState) -> None:
+    """Compare the copies of weights and moments every advanced.check_copies_every steps (the last step's are compared
+    by the save), and what two ranks compute from one microbatch every train.recheck_every steps. Collective over the
+    world."""
     if is_due(state, state.config.advanced.check_copies_every):
         check_copies(state.run, state.step)
+    if is_due(state, state.config.train.recheck_every):
+        recheck(state)
 
 
 def callbacks(state: TrainState, on_step: Sequence[Callback] = ()) -> list[Callback]:
@@ -239,7 +243,7 @@ def callbacks(state: TrainState, on_step: Sequence[Callback] = ()) -> list[Callb
         if state.stop.agreed:
             return  # runs/train/loop.py saves at once
         poll(state)
-        check_copies_if_due(state)
+        check_ranks_if_due(state)
         if is_due(state, config.train.eval_every):
             evaluate(state)
         if is_due(state, config.train.sample_every) and not state.stop.agree(state.mesh):

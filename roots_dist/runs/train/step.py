@@ -54,12 +54,7 @@ def train_step(
     world."""
     run.engine.unfreeze(batches[0].step)
     counts = count_targets(run, batches)
-    tp, masks = run.passes.model.tp, objective_of(run.config).masks
-    if masks:
-        batches = [batch.with_scored_positions(tp.of_context) for batch in batches]
-    elif tp.exact is None:  # which keeps the places of tokens in a product
-        batches = [batch.with_some_scored(tp.of_context) for batch in batches]
-    batches = [batch.to(run.mesh.device) for batch in batches]
+    batches = on_device(run, batches)
     weights = loss_weights(run)
     run.watch.lap("dp")
     exact = run.passes.model.tp.exact
@@ -103,6 +98,16 @@ def _nonfinite_message(step: int, nonfinite: NonFinite) -> str:
     else:
         fix = "lower optim.lr, or skip such steps with train.nonfinite=skip"
     return f"step {step}: {nonfinite.where}. Fix: {fix}."
+
+
+def on_device(run: Run, batches: list[MicroBatch]) -> list[MicroBatch]:
+    """Microbatches with the positions that are scored, where not all are, on this rank's device."""
+    tp, masks = run.passes.model.tp, objective_of(run.config).masks
+    if masks:
+        batches = [batch.with_scored_positions(tp.of_context) for batch in batches]
+    elif tp.exact is None:  # which keeps the places of tokens in a product
+        batches = [batch.with_some_scored(tp.of_context) for batch in batches]
+    return [batch.to(run.mesh.device) for batch in batches]
 
 
 def loss_weights(run: Run) -> dict[str, float]:
