@@ -168,7 +168,7 @@ def test_full_recomputation_keeps_a_blocks_input_and_nothing_else():
 def held_and_sent(rank, size, made):
     """The most bytes of tensors alive at once in a step, after a first one; what went through tp and pp groups."""
     p = made.parallel
-    mesh = Mesh.connect(Layout(dp=size // p.ranks_per_sample(), pp=p.pp, tp=p.tp, cp=p.cp), rank)
+    mesh = Mesh.connect(Layout(dp=size // p.ranks_per_sample(), pp=p.pp, tp=p.tp, cp=p.cp, ep=p.ep), rank)
     counter, sent = CostCounter(), {"tp": 0.0, "cp": 0.0, "pp": 0.0}
     with counter:
         run = build_run(made, mesh, objective=proof_objective(made))
@@ -199,7 +199,7 @@ def _listen(sent: dict[str, float], mesh: Mesh) -> None:
                 if operation == "all_reduce":  # gradients, over dp × cp
                     return before(*args, **kwargs)
                 sent["cp"] += ring_bytes(operation, tensor.nbytes, size)
-            elif group not in (None, mesh.dp.group, mesh.world.group) and size > 1:
+            elif group not in (None, mesh.dp.group, mesh.edp.group, mesh.world.group) and size > 1:
                 sent["pp"] += ring_bytes(operation, tensor.nbytes, size)
             return before(*args, **kwargs)
 
@@ -218,6 +218,7 @@ FLOAT = {
     "data__seq_length": 32,
     "train__global_batch": 4,
 }
+MIXTURE = {"model__experts": 4, "model__ffn": 800, "train__global_batch": 8}
 LAYOUTS = {
     "one process": (1, {}),
     "TP2 SP PP2": (4, {"tp": 2, "pp": 2, "sequence_parallel": True}),
@@ -244,17 +245,24 @@ LAYOUTS = {
     ),
     "TP2 DP2 ZeRO-3, DeepSpeed": (4, {"tp": 2, "dp": 2, "zero_stage": 3, "advanced__engine": "deepspeed"}),
     "TP2 DP2 ZeRO-3": (4, {"tp": 2, "dp": 2, "zero_stage": 3}),
+    "DP2 EP2 ZeRO-3": (2, {"dp": 2, "ep": 2, "zero_stage": 3, **MIXTURE}),
+    "DP2 EP2 ZeRO-2": (2, {"dp": 2, "ep": 2, "zero_stage": 2, **MIXTURE}),
+    "DP4 EP2 ZeRO-3": (4, {"dp": 4, "ep": 2, "zero_stage": 3, **MIXTURE}),
     "PP2 DP2 ZeRO-2, bf16": (4, {"pp": 2, "dp": 2, "zero_stage": 2, "train__precision": "bf16"}),
 }
+LONGER = ("DP2 EP2 ZeRO-2", "DP4 EP2 ZeRO-3")
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.full] if name in LONGER else []) for name in LAYOUTS]
+)
 def test_running_ranks_hold_and_send_what_was_predicted(name):
     size, changes = LAYOUTS[name]
     dp = changes.get("dp", 1)
-    made = config("gpt", **FLOAT | {key: value for key, value in changes.items() if key != "dp"})
+    model = "mixtral" if "ep" in changes else "gpt"
+    made = config(model, **FLOAT | {key: value for key, value in changes.items() if key != "dp"})
     p = made.parallel
-    layout = Layout(dp=dp, pp=p.pp, tp=p.tp, cp=p.cp)
+    layout = Layout(dp=dp, pp=p.pp, tp=p.tp, cp=p.cp, ep=p.ep)
     plan = predict(made, layout)
     for rank, found in enumerate(on_world(size, held_and_sent, made)):
         planned = plan.ranks[layout.place(rank).pp]

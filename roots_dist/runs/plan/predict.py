@@ -151,7 +151,9 @@ def predict(
 
 
 def _shift_stages(rank_cost: RankCost, by: int) -> RankCost:
-    return replace(rank_cost, stages={stage + by: cost for stage, cost in rank_cost.stages.items()})
+    stages = {stage + by: cost for stage, cost in rank_cost.stages.items()}
+    uncut = {stage + by: gradients for stage, gradients in rank_cost.uncut_gradients.items()}
+    return replace(rank_cost, stages=stages, uncut_gradients=uncut)
 
 
 def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions: list[Action]) -> RankPlan:
@@ -216,12 +218,11 @@ def _peak_activations(actions: list[Action], found: RankCost, gradients: int, ke
             most = max(most, held + made + cost.passes[kind].peak_rise)
             held += cost.saved_bytes
         elif kind in COMPUTE:
-            first = stage not in stages_with_gradients
-            makes = first or kept < gradients
-            most = max(
-                most,
-                held + made + packed + (cost.passes[kind].first_peak_rise if makes else cost.passes[kind].peak_rise),
-            )
+            first, one = stage not in stages_with_gradients, cost.passes[kind]
+            rise = one.first_peak_rise if first or kept < gradients else one.peak_rise
+            if not first:  # gradients that are not handed on are there already
+                rise = max(one.peak_rise, rise - found.uncut_gradients[stage])
+            most = max(most, held + made + packed + rise)
             if kind is Kind.WEIGHT:
                 held -= cost.deferred_bytes
             else:

@@ -64,9 +64,12 @@ class RankCost:
     params: list[Param]
     """Its slices and copies, without data; one of a block that stands for several, as often."""
     pieces: tuple[int, ...]
-    """Bytes of each piece's weights, without those that an earlier piece of the rank has too."""
+    """Bytes of each piece's weights, without those that an earlier piece of the rank has too, and without experts that
+    no other rank holds, which ZeRO does not cut."""
     piece_gradients: tuple[int, ...]
     """Bytes of the gradients of these weights."""
+    uncut_gradients: Mapping[int, int]
+    """Stage -> bytes of the gradients of its experts that no other rank holds."""
     once: tuple[Message, ...]
     """Messages between tensor ranks once per step: partial gradients."""
     first_trainable: int
@@ -165,16 +168,22 @@ def _count(config: Config, layout: Layout, pp_rank: int, folds: Mapping[int, Fol
     ties = {name: len(ranks) * together for name, ranks in model.holders.items() if pp_rank in ranks}
     share = gradient_share(config, layout)
     once = tuple(m._replace(bytes=m.bytes // share) for m in messages)
-    weights, gradients = dict.fromkeys(number_of, 0), dict.fromkeys(number_of, 0)
-    for p, piece in first_of.items():
-        weights[piece] += p.nbytes
-        gradients[piece] += 0 if p.grad is None else p.grad.nbytes
+    alone = layout.ep > 1 and layout.edp == 1
+    weights, gradients, uncut = (dict.fromkeys(number_of, 0) for _ in range(3))
+    for p in model.params:
+        piece, grad = first_of[p.tensor], 0 if p.tensor.grad is None else p.tensor.grad.nbytes
+        if alone and p.spec.of_expert:
+            uncut[piece] += grad * number_of[piece]
+        else:
+            weights[piece] += p.tensor.nbytes
+            gradients[piece] += grad
     pieces = [piece for piece, number in number_of.items() for _ in range(number)]
     return RankCost(
         stages=stages,
         params=params,
         pieces=tuple(weights[piece] for piece in pieces),
         piece_gradients=tuple(gradients[piece] for piece in pieces),
+        uncut_gradients={i: sum(uncut[piece] for piece in stage.pieces) for i, stage in model.stages.items()},
         once=once,
         first_trainable=first_trainable_stage(model),
         ties=ties,
