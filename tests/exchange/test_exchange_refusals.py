@@ -77,6 +77,7 @@ KEYS = [
     ("gptj", "rotary_dim", 5, "expected an even number of channels of model.head_dim = 12, not 5"),
     ("gptj", "rotary_dim", None, "rotary_dim = None: expected a valid number"),
     ("phi", "qk_layernorm", True, "qk_layernorm = True: expected false"),
+    ("llama", "model_type", "deepseek_v3", "a model without multi-head latent attention (MLA), which no model"),
     ("qwen3_moe", "mlp_only_layers", [1], "mlp_only_layers = [1]: expected the first layers, as [0, 1]"),
     ("qwen2_moe", "use_sliding_window", True, "use_sliding_window = True: expected false"),
     ("olmoe", "clip_qkv", 8.0, "clip_qkv = 8.0: expected null"),

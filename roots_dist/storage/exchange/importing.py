@@ -29,7 +29,7 @@ from roots_dist.learning.models.parameter_locations import shapes
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.storage.checkpoint.format import CHECKPOINTS, FORMAT, shard_name, step_name, write_json
 from roots_dist.storage.checkpoint.save import SHARD_BYTES, part_file, write_metadata, write_shard
-from roots_dist.storage.exchange import ARCHITECTURES
+from roots_dist.storage.exchange import ARCHITECTURES, LACKING
 from roots_dist.storage.exchange.electra import GENERATOR_CLASS
 from roots_dist.storage.exchange.hf_config import Reading, config_of, labels_of, read_hf_config
 from roots_dist.storage.exchange.shards import bytes_of, new_folder, refuse_content, write_shards
@@ -104,7 +104,9 @@ def _architecture_of(tree: Mapping[str, Any], folder: Path, tensors: Tensors) ->
         raise exchange_error(where, names[0], "ElectraForPreTraining: the generator is half of the model", fix)
     if architecture is None or head is None:
         known = ", ".join(h.architecture for a in ARCHITECTURES.values() for h in a.heads)
-        raise exchange_error(where, names[0], f"one of {known}", "use a model of one of these classes")
+        lacking = LACKING.get(str(model_type))
+        without = f"a model without {lacking}, which no model here has: " if lacking else ""
+        raise exchange_error(where, names[0], f"{without}one of {known}", "use a model of one of these classes")
     if head.bare and not _has_tensors(head, architecture, tensors):  # BERT without its pooler
         head = next(h for h in reversed(architecture.heads) if h.architecture == head.architecture)
     if head.architecture == "BertForMaskedLM" and "cls.seq_relationship.weight" in tensors.files:
