@@ -1,6 +1,7 @@
 """Loss of power, in a model of a disk that keeps nothing that was not synced.
 
-A save is run once, and every call by which it changes the disk is written down. Then each moment between two of them is
+Saves are run once, alone or in the background of a run that trains, and every call by which they change the disk is
+written down. Then each moment between two of them is
 replayed: names whose folder was not synced since, and content of files that were not, may be there or not, in any
 combination. A checkpoint that had been committed must be found, whole, in each.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +19,12 @@ from typing import Any
 
 import pytest
 
+from roots_dist.runs.train.loop import TrainParts, train
 from roots_dist.storage.checkpoint.keep import remove_leftovers
 from roots_dist.storage.checkpoint.verified import newest_verified, prune
 from roots_dist.world.mesh import Mesh
 
+from .background import config_of
 from .small_run import save_step, small_run
 from .trial import Family, Outcome
 
@@ -71,6 +74,8 @@ def play(root: Node, call: Call) -> None:
     elif name == "write":
         node = parent.names[last]
         node.content = (node.content or b"") + more[0]
+    elif name == "content":
+        parent.names[last].content = more[0]
     elif name == "sync":
         node = folder_of(root, path)
         if node.content is None:
@@ -142,12 +147,17 @@ def written_down(run: Path) -> Iterator[list[Call]]:
     def fsync(fd: int) -> None:
         real["fsync"](fd)
         if fd in open_files:
+            if (path := run.joinpath(*open_files[fd])).is_file():  # what Python's own files have written
+                calls.append(("content", (open_files[fd], path.read_bytes())))
             calls.append(("sync", (open_files[fd],)))
 
-    def rename(old: Any, new: Any) -> None:
-        real["rename"](old, new)
-        if (where := parts(old)) and (to := parts(new)):
-            calls.append(("rename", (where, to)))
+    def renamed(name: str) -> Callable[..., None]:
+        def rename(old: Any, new: Any) -> None:
+            real[name](old, new)
+            if (where := parts(old)) and (to := parts(new)):
+                calls.append(("rename", (where, to)))
+
+        return rename
 
     def remove(name: str) -> Callable[..., None]:
         def removed(path: Any, *args: Any, **kwargs: Any) -> None:
@@ -159,24 +169,52 @@ def written_down(run: Path) -> Iterator[list[Call]]:
 
     with pytest.MonkeyPatch.context() as patch:
         for name, function in {
-            "mkdir": mkdir, "open": open_, "write": write, "fsync": fsync, "rename": rename,
+            "mkdir": mkdir, "open": open_, "write": write, "fsync": fsync,
+            "rename": renamed("rename"), "replace": renamed("replace"),
             "unlink": remove("unlink"), "rmdir": remove("rmdir"),
         }.items():  # fmt: skip
             patch.setattr(os, name, function)
         yield calls
 
 
-def trial(draw: random.Random, place: Path) -> Outcome:
-    """Save three or four steps, the last of them perhaps again, prune, and look at states of moments that are drawn."""
-    run_folder, disk = place / "run", place / "disk"
-    keep, again = draw.choice([1, 2]), draw.random() < 0.3
-    run, committed, verified = small_run(), [], set()
-    run_folder.mkdir()
+Log = tuple[list[Call], list[tuple[int, int]]]
+"""The calls of some saves, and after how many of them each step was committed."""
+
+
+def saves_alone(run_folder: Path, steps: Sequence[int], keep: int) -> Log:
+    """Save steps one after the other, and prune."""
+    run, committed, verified = small_run(), [], set[int]()
     with written_down(run_folder) as calls:
-        for step in (1, 2, 3, 3) if again else (1, 2, 3):
+        for step in steps:
             save_step(run, run_folder, step)
             committed.append((len(calls), step))
             prune(run_folder, keep, Mesh.single(), verified)
+    return calls, committed
+
+
+def saves_of_a_run(run_folder: Path, keep: int) -> Log:
+    """Train, and save every other step in the background. A step is committed when the run has been told so."""
+    committed = []
+    config = config_of(run_folder.parent, 1).changed({"checkpoint.keep": keep})
+    with written_down(run_folder) as calls:
+
+        def tell(_: Any, path: Path) -> None:
+            committed.append((len(calls), int(path.name[-8:])))
+
+        assert train(config, Mesh.single(), TrainParts(on_checkpoint=(tell,))) == 0
+    return calls, committed
+
+
+def trial(draw: random.Random, place: Path) -> Outcome:
+    """Save some steps, and look at states of moments that are drawn."""
+    run_folder, disk = place / "run", place / "disk"
+    run_folder.mkdir()
+    keep, again, trains = draw.choice([1, 2]), draw.random() < 0.3, draw.random() < 0.5
+    if trains:
+        kind, (calls, committed) = "saves in the background of a run", saves_of_a_run(run_folder, keep)
+    else:
+        kind = "saves, the last step saved twice" if again else "saves of new steps"
+        calls, committed = saves_alone(run_folder, (1, 2, 3, 3) if again else (1, 2, 3), keep)
     moments = sorted(draw.choices(range(len(calls) + 1), k=STATES))
     root, done, looked = Node(), 0, 0
     for moment in moments:
@@ -189,12 +227,8 @@ def trial(draw: random.Random, place: Path) -> Outcome:
         after_the_loss(root, disk, lambda share=share: draw.random() < share)
         looked += 1
         if told := broken(disk, [step for at, step in committed if at <= moment]):
-            return Outcome(_kind(again), held=False, words=f"call {moment} of {len(calls)}: {told}", count=looked)
-    return Outcome(_kind(again), held=True, count=looked)
-
-
-def _kind(again: bool) -> str:
-    return "saves, the last step saved twice" if again else "saves of new steps"
+            return Outcome(kind, held=False, words=f"call {moment} of {len(calls)}: {told}", count=looked)
+    return Outcome(kind, held=True, count=looked)
 
 
 def broken(disk: Path, committed: list[int]) -> str:
@@ -210,9 +244,9 @@ def broken(disk: Path, committed: list[int]) -> str:
 
 FAMILY = Family(
     "power",
-    harm="the power goes between two calls to the disk of a save or a deletion, and of what was not synced any part is "
-    "lost (a model of the disk)",
-    promise="every step whose save had returned is found, whole, and nothing torn looks like a checkpoint",
+    harm="the power goes between two calls to the disk of a save or a deletion, alone or in the background of a run, "
+    "and of what was not synced any part is lost (a model of the disk)",
+    promise="every step whose save had returned, or was told, is found, whole, and nothing torn looks like one",
     trial=trial,
-    sample=1,
+    sample=2,
 )

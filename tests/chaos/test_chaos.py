@@ -61,5 +61,12 @@ def _holds(draw, place):
 def test_the_model_of_power_loss_notices_a_name_that_nobody_synced(tmp_path, monkeypatch):
     """The checkpoints folder itself, once: its entry in the run's folder was not on disk."""
     monkeypatch.setattr(save, "make_folder", lambda path: path.mkdir(exist_ok=True))
-    outcome = attempt(FAMILIES["power"], 0, 0, tmp_path)
+    outcome = attempt(FAMILIES["power"], 7, 0, tmp_path)
     assert not outcome.held and "step 0 is found, 1 was committed" in outcome.words
+
+
+def test_it_notices_the_same_in_the_background_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(save, "sync_folder", lambda path: None)
+    outcome = attempt(FAMILIES["power"], 7, 1, tmp_path)
+    assert outcome.kind == "saves in the background of a run" and not outcome.held
+    assert "looks like a checkpoint" in outcome.words or "was committed" in outcome.words
