@@ -73,9 +73,10 @@ def inference_program(config: Config, num_microbatches: int, rank: int) -> RankP
     return complete(rank, computes, num_ranks, num_stages)
 
 
-def build_passes(config: Config, mesh: Mesh) -> Passes:
-    """Build the model, the groups of its messages and the executor of this rank. Collective over the world."""
-    model = build_model(config, mesh)
+def build_passes(config: Config, mesh: Mesh, *, draw: bool = True) -> Passes:
+    """Build the model, the groups of its messages and the executor of this rank. Without `draw` the weights have no
+    values yet. Collective over the world."""
+    model = build_model(config, mesh, draw=draw)
     executor = Executor(
         mesh=mesh,
         stages=model.stages,

@@ -26,7 +26,7 @@ from roots_dist.schedule.actions import rank_of
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.exact import Exact
 from roots_dist.world.mesh import Mesh
-from roots_dist.world.sharding import Param, initialize, parameters_of
+from roots_dist.world.sharding import Param, initialize_missing, parameters_of, release
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ class RankModel:
         )
 
 
-def build_model(config: Config, mesh: Mesh, left_out: Collection[str] = ()) -> RankModel:
+def build_model(config: Config, mesh: Mesh, left_out: Collection[str] = (), *, draw: bool = True) -> RankModel:
     """Build this rank's share of the model, with initial weights drawn from (seed, name). No communication. left_out:
-    names of pieces that it goes without, where others stand for them (runs/plan)."""
+    names of pieces that it goes without, where others stand for them (runs/plan). Without `draw` weights have shapes
+    and no memory: an engine draws them, and keeps what it needs."""
     sequence_parallel = config.parallel.sequence_parallel and mesh.tp.size > 1
     exact = exact_of(config, mesh)
     tp = TensorParallel(
@@ -86,22 +87,19 @@ def build_model(config: Config, mesh: Mesh, left_out: Collection[str] = ()) -> R
         names = [specs[i].name for i in run if specs[i].name not in left_out]
         for spec in (specs[i] for i in run if specs[i].name in names):
             built[spec.name] = spec.build(built)
+            _without_values(spec.name, built[spec.name], config, mesh.device)
         stages[index] = Stage(names, [built[n] for n in names], recompute, prefill_only)
-    module = nn.ModuleList(stages.values()).to(device=mesh.device, dtype=compute_dtype(config))
-    for experts in (piece for piece in module.modules() if isinstance(piece, Experts)):
-        experts.pack()
+    module = nn.ModuleList(stages.values())
     params = parameters_of([piece for stage in stages.values() for piece in stage.named_pieces()])
     for p in params:
-        if p.spec.by_rule:
-            p.tensor.data = p.tensor.data.to(torch.promote_types(p.tensor.dtype, torch.float32))
         p.tensor.grad_dtype = gradient_dtype(config)  # autograd adds in it, and keeps .grad in it
     if exact is not None:
         exact.uses = {p.tensor: users for p in params if len(users := users_of(p.name, specs)) > 1}
         exact.stages = Counter(parameter for stage in stages.values() for parameter in stage.parameters())
         for name, piece in built.items():
             piece.register_forward_pre_hook(partial(_enter, exact, name))
-    if mesh.device.type != "meta":  # a model on the meta device has no values
-        initialize(params, config.train.seed)
+    if draw:
+        initialize_missing(params, config.train.seed)
     input_specs = (lambda batch: {}, *(specs[run.start - 1].output_spec for run in runs[1:]))
     every = specs if mesh.ep.size == 1 else pieces_of(config, TensorParallel())  # of all experts
     locations = locate_parameters(every)
@@ -113,6 +111,25 @@ def build_model(config: Config, mesh: Mesh, left_out: Collection[str] = ()) -> R
     return RankModel(
         module, stages, params, tp, tie_holders(specs, runs, mesh.pp.size), input_specs, learnable, trainable_from
     )
+
+
+def _without_values(name: str, piece: nn.Module, config: Config, device: torch.device) -> None:
+    """Move a new piece to the device, in the model's dtype, and give the memory of its weights back, which have no
+    values yet: no rank ever holds those of its whole model on the host, nor in float32."""
+    if device.type == "meta":
+        piece.to(device)  # a parameter cannot become one without values in place
+    params = parameters_of([(name, piece)])
+    dtype = compute_dtype(config)
+    for p in params:
+        p.tensor.data = torch.empty_like(p.tensor, dtype=dtype, device=device)
+    piece.to(device=device, dtype=dtype)  # buffers
+    for p in params:
+        if p.spec.by_rule:
+            p.tensor.data = torch.empty_like(p.tensor, dtype=torch.promote_types(dtype, torch.float32))
+    for experts in (module for module in piece.modules() if isinstance(module, Experts)):
+        experts.pack()
+    if device.type != "meta":  # where nothing has memory
+        release(p.tensor for p in params)
 
 
 def exact_of(config: Config, mesh: Mesh) -> Exact | None:

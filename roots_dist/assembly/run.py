@@ -51,8 +51,8 @@ def build_run(
     config: Config, mesh: Mesh, make_engine: Callable[..., Engine] = build_engine, objective: Objective | None = None
 ) -> Run:
     """Build everything for training. Collective over the world. make_engine(config, mesh, module, params, trainable,
-    ties) creates the engine."""
-    rank = build_passes(config, mesh)
+    ties) creates the engine, which draws the weights."""
+    rank = build_passes(config, mesh, draw=False)
     over_data = config.advanced.engine == "deepspeed"
     axes = {
         ranks: mesh.tie_axis(f"tie {'-'.join(map(str, ranks))}", ranks, over_data=over_data)

@@ -137,9 +137,31 @@ def parameters_of(pieces: Iterable[tuple[str, nn.Module]]) -> list[Param]:
     return list(found.values())
 
 
+def release(tensors: Iterable[Tensor]) -> None:
+    """Give the memory of parameters back; shape, dtype and device stay, and `initialize` takes it again."""
+    for tensor in tensors:
+        resize(tensor, 0)
+
+
+def resize(tensor: Tensor, num_bytes: int) -> None:
+    """Take or give back a tensor's memory, under all of its views; their shapes stay. An operation, unlike the method
+    of the storage, so that whoever counts operations sees it."""
+    torch.ops.inductor.resize_storage_bytes_(tensor.detach(), num_bytes)
+
+
+def initialize_missing(params: Iterable[Param], seed: int) -> None:
+    """Initialize the parameters that have no memory yet."""
+    initialize([p for p in params if p.tensor.untyped_storage().nbytes() == 0], seed)
+
+
 @torch.no_grad()
 def initialize(params: Sequence[Param], seed: int) -> None:
-    """Draw each parameter from (seed, its global name), only the slice that this rank holds."""
+    """Draw each parameter from (seed, its global name), only the slice that this rank holds. One without memory takes
+    it first: neighbours (experts of a layer) theirs together."""
+    for p in params:
+        end = int(p.tensor.storage_offset() + p.tensor.numel()) * p.tensor.element_size()
+        if p.tensor.untyped_storage().nbytes() < end:
+            resize(p.tensor, end)
     for p in params:
         if p.spec.init is not None:
             p.tensor.copy_(p.spec.init()[p.slices])

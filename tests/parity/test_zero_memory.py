@@ -1,12 +1,16 @@
-"""What a data rank holds falls with the number of data ranks as theory says (Rajbhandari et al. 2020, figure 1)."""
+"""What a data rank holds, at its start too, falls with the number of data ranks as theory says (Rajbhandari et al.
+2020, figure 1)."""
 
 import pytest
+import torch
 
+from roots_dist.assembly.rank_model import build_model
 from roots_dist.assembly.run import build_run
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
 from roots_dist.runs.plan.cost_counter import CostCounter
+from roots_dist.runs.plan.rank_cost import fake_mesh
 from roots_dist.runs.train.step import train_step
 from roots_dist.testing.world import on_world
 from roots_dist.world.mesh import Mesh
@@ -36,6 +40,31 @@ def held(rank: int, size: int, stage: int) -> dict[str, float]:
             train_step(run, batches, 1e-3)
     parameters = sum(p.tensor.numel() for p in run.params)
     return {"between": between / parameters, "peak": counter.peak / parameters}
+
+
+class Held(CostCounter):
+    """Counts what has memory: shapes of the whole model are made at every start."""
+
+    def _add(self, tensors: list[torch.Tensor]) -> None:
+        super()._add([tensor for tensor in tensors if not tensor.is_meta])
+
+
+@pytest.mark.parametrize("dp", [4, 8])
+def test_a_rank_starts_with_what_it_keeps(dp):
+    """Under ZeRO-3 a start never holds the weights of a whole model: they are drawn piece by piece, and are those of
+    one process to the bit. Then come the moments. A block is a seventh of this model; its weights are drawn, and put
+    end to end, which takes them twice, and drawing them a bit more."""
+    made, layout = config(3, dp).changed({"model.layers": 6, "model.hidden": 32}), Layout(dp=dp)
+    with Held() as counter:
+        run = build_run(made, fake_mesh(layout, 0, None, torch.device("cpu")), objective=proof_objective(made))
+    weights = sum(p.tensor.numel() * 4 for p in run.params)
+    counted = f"{counter.peak / weights:.2f} of the weights at most, {counter.live / weights:.2f} then"
+    assert counter.live / weights == pytest.approx(3 / dp, rel=0.03), counted
+    assert counter.peak <= max(counter.live, (1 / dp + 2.5 / 6) * weights), counted
+    whole = {p.name: p.tensor for p in build_model(made, Mesh.single()).params}
+    for unit in run.engine.units:
+        expected = unit.flat.joined([whole[p.name].detach() for p in unit.flat.params], torch.float32)
+        assert torch.equal(unit.weights.part, expected[unit.flat.mine])
 
 
 @pytest.mark.full

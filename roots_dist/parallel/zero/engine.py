@@ -39,6 +39,7 @@ from roots_dist.world.sharding import (
     ParamTensor,
     ShardSpec,
     ensure_grad,
+    initialize_missing,
     sum_partial_gradients,
     sum_tied_gradients,
 )
@@ -69,6 +70,7 @@ class DeepSpeedEngine:
         self.engine: Any = None
         self.state: Stage0State | Stage12State | Stage3State
         freeze(params)
+        initialize_missing(params, config.train.seed)
         self.unfreeze(0)
 
     def unfreeze(self, step: int) -> None:

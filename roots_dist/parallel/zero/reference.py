@@ -95,7 +95,9 @@ class ReferenceEngine:
         zero, stages = config.parallel.zero_stage, list(stages_of(module))
         pieces = [piece for stage in stages for piece in stage.pieces]
         with torch.no_grad():
-            self.units = make_units(params, pieces, mesh, trainable, ties, zero, in_order=self.exact)
+            self.units = make_units(
+                params, pieces, mesh, trainable, ties, zero, seed=config.train.seed, in_order=self.exact
+            )
         self.place = {p.name: (unit, i) for unit in self.units for i, p in enumerate(unit.flat.params)}
         self.hooks = UnitHooks(self.units, stages, zero, at_end=self.exact)
         if any(unit.gradients.axis.size > 1 for unit in self.units):

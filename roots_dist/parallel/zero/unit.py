@@ -21,7 +21,7 @@ from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.parallel.zero.collectives import Message, start_all_gather, start_all_reduce, start_reduce_scatter
 from roots_dist.parallel.zero.flat import Flat
 from roots_dist.world.mesh import SINGLE, Axis, Mesh
-from roots_dist.world.sharding import Param
+from roots_dist.world.sharding import Param, initialize_missing, resize
 from roots_dist.world.tree_sum import tree_all_reduce, tree_reduce_scatter
 
 
@@ -29,9 +29,11 @@ class Weights:
     """A unit's weights in the model's dtype. The parameters are views into one flat tensor, whose memory is given back
     while only this rank's part is needed."""
 
-    def __init__(self, flat: Flat, *, keep_whole: bool):
-        """keep_whole: the memory is never given back (ZeRO 1 and 2)."""
+    def __init__(self, flat: Flat, *, keep_whole: bool, seed: int):
+        """keep_whole: the memory is never given back (ZeRO 1 and 2). Weights that have not been drawn are drawn here,
+        from `seed`: unit by unit, so that never those of a whole model exist on the way to ZeRO 3."""
         self.flat, self.keep_whole = flat, keep_whole
+        initialize_missing(flat.params, seed)
         tensors = [p.tensor for p in flat.params]
         self._whole = flat.joined([tensor.detach() for tensor in tensors], tensors[0].dtype)
         self._bytes = self._whole.untyped_storage().nbytes()
@@ -48,7 +50,7 @@ class Weights:
         """Start to gather the whole. Collective over the unit's axis."""
         self.wait()
         if not self.is_held:
-            _resize(self._whole, self._bytes)
+            resize(self._whole, self._bytes)
             self.is_held = True
         self._arriving = start_all_gather(self._whole, self.part, self.flat.axis)
 
@@ -62,14 +64,8 @@ class Weights:
         """Give the memory of the whole back, under ZeRO 3. Its part is kept."""
         self.wait()
         if not self.keep_whole and self.is_held:
-            _resize(self._whole, 0)
+            resize(self._whole, 0)
             self.is_held = False
-
-
-def _resize(whole: Tensor, num_bytes: int) -> None:
-    """Take or give back a tensor's memory, under all of its views; their shapes stay. An operation, unlike the method
-    of the storage, so that whoever counts operations sees it."""
-    torch.ops.inductor.resize_storage_bytes_(whole, num_bytes)
 
 
 class Gradients:
@@ -175,10 +171,12 @@ def make_units(
     tied: Iterable[str],
     zero_stage: int,
     *,
+    seed: int,
     in_order: bool = False,
 ) -> list[Unit]:
-    """Units of a rank's parameters, in the order of the parameters. tied: those that other pipeline ranks hold too,
-    which are cut alike everywhere because each is a unit. in_order: of their sums (Gradients)."""
+    """Units of a rank's parameters, in the order of the parameters; those without values are drawn from `seed`. tied:
+    those that other pipeline ranks hold too, which are cut alike everywhere because each is a unit. in_order: of their
+    sums (Gradients)."""
     by_piece = list(pieces)
     users: dict[int, list[int]] = defaultdict(list)
     for number, piece in enumerate(by_piece):
@@ -201,7 +199,9 @@ def make_units(
         # what are neighbours in memory stay so: the same matrix of all experts (parallel/tensor/grouped.py)
         members.sort(key=lambda p: (storages[p.tensor.untyped_storage()._cdata], p.tensor.storage_offset()))
         flat = Flat(tuple(members), key.axis if cut else SINGLE)
-        weights = Weights(flat, keep_whole=zero_stage < 3) if cut else None
+        if not cut:
+            initialize_missing(members, seed)
+        weights = Weights(flat, keep_whole=zero_stage < 3, seed=seed) if cut else None
         used_by = tuple(by_piece[number] for number in key.pieces)
         gradients = Gradients(flat, key.axis, in_order=in_order)
         units.append(Unit(flat, used_by, key.trainable, gradients, weights))
