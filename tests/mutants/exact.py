@@ -26,8 +26,8 @@ EXACT = (
         name="exact_norm_is_a_sum_of_fractions",
         bug="squares of gradients are added as floating-point numbers, in an order that the layout decides",
         file="parallel/zero/reference.py",
-        before="return (exact_group_norms if self.exact else group_norms)(",
-        after="return group_norms(",
+        before="of_groups = exact_group_norms if self.exact else group_norms",
+        after="of_groups = group_norms",
         test=BITS("gpt-degrees0-changes0"),
     ),
     Mutant(

@@ -98,9 +98,9 @@ PIPELINE = (
         also=(
             Edit(
                 file="runs/train/step.py",
-                before="    sums, nonfinite, stop = sum_over_ranks(",
+                before="    sums, nonfinite, stop, squares = sum_over_ranks(",
                 after="    for do in run.passes.executor.deferred.drain():\n        do()\n"
-                "    sums, nonfinite, stop = sum_over_ranks(",
+                "    sums, nonfinite, stop, squares = sum_over_ranks(",
             ),
         ),
         test=LAYOUT("llama,dp=2,tp=2,pp=2,sequence_parallel=True,zero_stage=1,schedule=zb-h1,model__kv_heads=1"),
@@ -114,9 +114,9 @@ PIPELINE = (
         also=(
             Edit(
                 file="runs/train/step.py",
-                before="    sums, nonfinite, stop = sum_over_ranks(",
+                before="    sums, nonfinite, stop, squares = sum_over_ranks(",
                 after="    for do in run.passes.executor.deferred.drain():\n        do()\n"
-                "    sums, nonfinite, stop = sum_over_ranks(",
+                "    sums, nonfinite, stop, squares = sum_over_ranks(",
             ),
         ),
         test=STRATEGY("gpt-instruct+lora,tp=2,pp=2,schedule=zb-h1"),

@@ -21,16 +21,25 @@ def group_norms(
     A sharded parameter contributes its slice from each tensor rank, a replicated one from a single rank, a tied copy
     nothing. Every rank passes the same groups, some of which may be empty there. `over` are the axes whose ranks hold
     different parts: mesh.model, and mesh.dp_cp where gradients are sharded; the call is collective over them. Gradients
-    must already be summed over all other axes. Sums are in float64: in float32 torch adds the squares of a CPU tensor
-    one after the other, and the norm of thirty million numbers is 0.2 % too small.
+    must already be summed over all other axes.
+    """
+    totals = group_squares(groups, device)
+    for axis in over:
+        axis.sum_(totals)
+    return list(map(math.sqrt, totals.tolist()))
+
+
+def group_squares(groups: Sequence[Iterable[tuple[Param, Tensor]]], device: torch.device) -> Tensor:
+    """float64 [groups]: the square of each group's norm, as far as this rank counts it; not read by the host.
+
+    Sums are in float64: in float32 torch adds the squares of a CPU tensor one after the other, and the norm of thirty
+    million numbers is 0.2 % too small.
     """
     totals = torch.zeros(len(groups), dtype=torch.float64, device=device)
     for i, gradients in enumerate(groups):
         if counted := _counted(gradients):
             totals[i] = torch.stack(torch._foreach_norm(counted, dtype=torch.float64)).square().sum()
-    for axis in over:
-        axis.sum_(totals)
-    return list(map(math.sqrt, totals.tolist()))
+    return totals
 
 
 def _counted(gradients: Iterable[tuple[Param, Tensor]]) -> list[Tensor]:

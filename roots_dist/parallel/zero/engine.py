@@ -199,7 +199,10 @@ class DeepSpeedEngine:
     def weights(self) -> list[ParamTensor]:
         return [(p, p.tensor.data) for p in self.params]
 
-    def step(self, lr: float, limit: float = math.inf) -> Update:
+    def squared_norms(self) -> None:
+        """None: DeepSpeed takes the norms in its own step."""
+
+    def step(self, lr: float, limit: float = math.inf, squares: Sequence[float] | None = None) -> Update:
         set_lr(self.optimizer, lr)
         if self.stage == 0:
             norms = self._clip()

@@ -32,7 +32,7 @@ from roots_dist.parallel.optim.groups import (
     norms_by_name,
     update,
 )
-from roots_dist.parallel.optim.norm import clip_factor, exact_group_norms, group_norms, total_norm
+from roots_dist.parallel.optim.norm import clip_factor, exact_group_norms, group_norms, group_squares, total_norm
 from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.parallel.zero.piece_hooks import UnitHooks, stages_of
 from roots_dist.parallel.zero.seam import STATE, Update, clear_gradients, master_dtype
@@ -178,9 +178,9 @@ class ReferenceEngine:
         return [(p, self._held(p, *self.place[p.name])) for p in self.params.values()]
 
     @torch.no_grad()
-    def step(self, lr: float, limit: float = math.inf) -> Update:
+    def step(self, lr: float, limit: float = math.inf, squares: Sequence[float] | None = None) -> Update:
         self._wait_for_weights()  # of a piece that this step has not used
-        norms = self._norms()
+        norms = self._norms() if squares is None else [math.sqrt(square) for square in squares]
         norm = total_norm(norms)
         is_taken = math.isfinite(norm) and norm <= limit
         if is_taken:
@@ -202,15 +202,28 @@ class ReferenceEngine:
         self.zero_grad()
         return Update(norm, norms_by_name([group for group, _ in self.groups], norms) if is_taken else {})
 
+    @torch.no_grad()
+    def squared_norms(self) -> Tensor | None:
+        if self.exact:  # whole numbers, of which the largest has to be known first
+            return None
+        squares = group_squares(self._counted(), self.mesh.device)
+        is_first = self.config.parallel.zero_stage >= 1 or self.mesh.edp.rank == 0
+        return squares if is_first else torch.zeros_like(squares)
+
     def _norms(self) -> list[float]:
-        """Norm of each group. Where gradients are whole, ranks of ep have equal ones of all but their experts: the
-        first one counts them."""
-        sharded = self.config.parallel.zero_stage >= 1
-        is_first = sharded or self.mesh.ep.rank == 0
-        counted = [[h for h in group if is_first or h.param.spec.of_expert] for _, group in self.groups]
-        everywhere = [self.mesh.model, self.mesh.dp_cp if sharded else self.mesh.ep]
-        gradients = [[(held.param, held.gradient) for held in group] for group in counted]
-        return (exact_group_norms if self.exact else group_norms)(gradients, everywhere, self.mesh.device)
+        """Norm of each group."""
+        over_data = self.mesh.dp_cp if self.config.parallel.zero_stage >= 1 else self.mesh.ep
+        of_groups = exact_group_norms if self.exact else group_norms
+        return of_groups(self._counted(), [self.mesh.model, over_data], self.mesh.device)
+
+    def _counted(self) -> list[list[ParamTensor]]:
+        """The gradients of each group, among the ranks that hold the same experts (mesh.edp) the same. Where gradients
+        are whole, ranks of ep have equal ones of all but their experts: the first one counts them."""
+        is_first = self.config.parallel.zero_stage >= 1 or self.mesh.ep.rank == 0
+        return [
+            [(held.param, held.gradient) for held in group if is_first or held.param.spec.of_expert]
+            for _, group in self.groups
+        ]
 
     @torch.no_grad()
     def _publish(self) -> None:

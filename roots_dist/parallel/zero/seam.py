@@ -13,7 +13,7 @@ unfreeze() trains more of them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -77,9 +77,16 @@ class Engine(Protocol):
         """What this rank holds of each parameter in the model's dtype, between steps."""
         ...
 
-    def step(self, lr: float, limit: float = math.inf) -> Update:
+    def squared_norms(self) -> Tensor | None:
+        """float64 [groups]: the square of the norm of each group's gradient, as far as this rank counts it, so that the
+        sum over the world is that of the model. For a message and a read that carry other numbers of the step too;
+        None if `step` has to take the norms itself. Between `accumulate` and `step`."""
+        ...
+
+    def step(self, lr: float, limit: float = math.inf, squares: Sequence[float] | None = None) -> Update:
         """Clip, AdamW with decoupled decay, copy to the model's weights, clear the gradients. If the norm is above
-        `limit`, the gradients are only cleared. Collective over the world."""
+        `limit`, the gradients are only cleared. squares: `squared_norms` summed over the world; if None, the norms are
+        summed and read here. Collective over the world."""
         ...
 
     def zero_grad(self) -> None:

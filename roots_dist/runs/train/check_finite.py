@@ -6,7 +6,7 @@ which rank had the nan.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,6 +30,8 @@ class StepSums(NamedTuple):
     nonfinite: NonFinite | None
     stop: int = 0
     """Signal that told a rank to stop (runs/ranks/stop_signal.py); 0 if there was none."""
+    squares: Sequence[float] | None = None
+    """Square of the gradient's norm of each group of the optimizer, for `Engine.step`."""
 
 
 class NonFinite(NamedTuple):
@@ -42,8 +44,8 @@ class NonFinite(NamedTuple):
 def sum_over_ranks(
     mesh: Mesh, terms: list[Term], counts: Mapping[str, Tensor], engine: Engine, stop: int = 0
 ) -> StepSums:
-    """Sum each term of the step over ranks, find the first number that is not finite, and share the signal to stop.
-    counts: those of each term, equal on all ranks. `stop` is this rank's own signal.
+    """Sum each term of the step and the norms of gradients over ranks, find the first number that is not finite, and
+    share the signal to stop. counts: those of each term, equal on all ranks. `stop` is this rank's own signal.
 
     The result is equal on every rank, and read here in one wait. Collective over the world.
     """
@@ -55,18 +57,20 @@ def sum_over_ranks(
     loss_is_fine = torch.isfinite(sums).all()
     norms = engine.local_norms()
     gradients_are_fine = _all_finite([norm for _, norm in norms], mesh.device)
+    squares = engine.squared_norms()
     row = torch.zeros(2 * len(names) + mesh.world.size, dtype=torch.float64, device=mesh.device)
     row[: len(names)] = torch.where(torch.isfinite(sums), sums, 0.0)
     if mesh.world.rank == 0:
         row[len(names) : 2 * len(names)] = torch.stack(list(counts.values()))
     bad_gradient = torch.where(gradients_are_fine, FINE, GRADIENT)
     row[2 * len(names) + mesh.world.rank] = torch.where(loss_is_fine, bad_gradient, LOSS) + STATES * stop
-    numbers = mesh.world.sum_(row).tolist()
+    numbers = mesh.world.sum_(row if squares is None else torch.cat([row, squares])).tolist()
     totals, counted = numbers[: len(names)], numbers[len(names) : 2 * len(names)]
-    states = [divmod(int(number), STATES) for number in numbers[2 * len(names) :]]
+    states = [divmod(int(number), STATES) for number in numbers[2 * len(names) : len(row)]]
+    of_groups = None if squares is None else numbers[len(row) :]
     stop = max(stop for stop, _ in states)
     if not any(state for _, state in states):
-        return StepSums(dict(zip(names, zip(totals, counted))), None, stop)
+        return StepSums(dict(zip(names, zip(totals, counted))), None, stop, of_groups)
     unknown = {name: (float("nan"), count) for name, count in zip(names, counted)}
     return StepSums(unknown, _where(mesh, engine, states[mesh.world.rank][1]), stop)
 

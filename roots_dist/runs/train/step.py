@@ -66,7 +66,7 @@ def train_step(
         if exact is not None:
             exact.collect(run.params)
     loads = take_step_loads(run, batches[0].step)
-    sums, nonfinite, stop = sum_over_ranks(run.mesh, found, counts, run.engine, stop)
+    sums, nonfinite, stop, squares = sum_over_ranks(run.mesh, found, counts, run.engine, stop)
     run.watch.lap("pp_wait" if run.mesh.pp.size > 1 else "dp")  # stages that finish first wait here for the others
     terms = {name: total / max(1.0, count) for name, (total, count) in sums.items()}
     loss = sum(weights[name] * value for name, value in terms.items())
@@ -78,7 +78,7 @@ def train_step(
     if nonfinite:
         run.engine.zero_grad()
     else:
-        update = run.engine.step(lr, norm_limit)
+        update = run.engine.step(lr, norm_limit, squares)
         run.watch.lap("dp")
         if norm_limit < update.grad_norm < math.inf:
             why = f"gradient norm {update.grad_norm:.4g} is a spike: it is above {norm_limit:.4g}"
