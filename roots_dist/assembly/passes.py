@@ -19,7 +19,7 @@ from roots_dist.schedule.communication import directions, neighbours
 from roots_dist.schedule.program import RankProgram, complete, rank_program
 from roots_dist.schedule.schedules import Shape
 from roots_dist.world.batch import MicroBatch, Term
-from roots_dist.world.mesh import Mesh
+from roots_dist.world.mesh import SINGLE, Mesh
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ def build_passes(config: Config, mesh: Mesh, *, draw: bool = True) -> Passes:
         lowest_trainable=lambda batch: model.lowest_trainable(batch.step),
         groups=connect(directions(config.parallel.pp, config.num_stages()), mesh),
         deferred=model.tp.deferred,
+        same=SINGLE if model.tp.sequence_parallel else mesh.tp,
         exact=model.tp.exact,
         watch=model.tp.watch,
     )

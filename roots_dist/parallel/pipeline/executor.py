@@ -18,13 +18,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from roots_dist.parallel.pipeline.parts import empty_part, gathered, part_of
 from roots_dist.parallel.pipeline.stage import Pass, Stage
 from roots_dist.parallel.tensor.collectives import DeferredWeightGrads
 from roots_dist.schedule.actions import Action, Kind, rank_of
 from roots_dist.schedule.communication import COMPUTE, Direction, channel_of
 from roots_dist.world.batch import MicroBatch, PieceOutput
 from roots_dist.world.exact import Exact
-from roots_dist.world.mesh import Mesh
+from roots_dist.world.mesh import SINGLE, Axis, Mesh
 from roots_dist.world.stopwatch import Stopwatch
 
 Payload = dict[str, Tensor]
@@ -61,7 +62,8 @@ class _InFlight:
     """Tensors that are being sent or received or wait to be used, by (stage, microbatch)."""
 
     receipts: Mapping[Action, Sequence[Action]]
-    arriving: dict[Action, tuple[Payload, list[dist.Work]]] = field(default_factory=dict)
+    arriving: dict[Action, tuple[Payload, PayloadSpec, list[dist.Work]]] = field(default_factory=dict)
+    """Parts of payloads, and what the payloads are."""
     inputs: dict[Work, Payload] = field(default_factory=dict)
     outputs: dict[Work, tuple[dict[str, GradientEdge], Tensor | None]] = field(default_factory=dict)
     """Roots of the backward pass: where the gradients of the output payload go in, and the stage's own part of the
@@ -91,6 +93,9 @@ class Executor:
     """Groups of the messages, from connect."""
     deferred: DeferredWeightGrads
     watch: Stopwatch
+    same: Axis = SINGLE
+    """Tensor ranks whose payloads are the same: each sends a part of them. Size 1 where each has positions of its own.
+    """
     exact: Exact | None = None
     """Keeps gradients apart in an exact run: it is told which microbatch a pass belongs to."""
 
@@ -190,12 +195,12 @@ class Executor:
             }
 
     def _arrived(self, flight: _InFlight, receive: Action) -> Payload:
-        payload, messages = flight.arriving.pop(receive)
+        parts, spec, messages = flight.arriving.pop(receive)
         self._wait(receive, messages)
         for send in flight.receipts.get(receive, ()):
             for message, _ in flight.sent.pop(send, ()):
                 message.wait()  # gloo releases the tensor only then; the wait itself takes no time
-        return payload
+        return gathered(parts, {name: shape for name, (shape, _) in spec.items()}, self.same)
 
     def _wait(self, action: Action, messages: Iterable[dist.Work]) -> None:
         channel = channel_of(action, self.mesh.pp.size)
@@ -212,16 +217,16 @@ class Executor:
     def _send(self, flight: _InFlight, action: Action, payload: Payload) -> None:
         channel = channel_of(action, self.mesh.pp.size)
         target, group = self.mesh.pp.ranks[channel.receiver], self.groups[channel.direction]
-        tensors = [payload[name].contiguous() for name in sorted(payload)]
+        tensors = [part_of(payload[name], self.same) for name in sorted(payload)]
         for send in [a for a, sent in flight.sent.items() if all(message.is_completed() for message, _ in sent)]:
             del flight.sent[send]  # NCCL reports completion itself
         flight.sent[action] = [(_begun(dist.isend(tensor, target, group=group)), tensor) for tensor in tensors]
 
-    def _receive(self, action: Action, spec: PayloadSpec) -> tuple[Payload, list[dist.Work]]:
+    def _receive(self, action: Action, spec: PayloadSpec) -> tuple[Payload, PayloadSpec, list[dist.Work]]:
         channel = channel_of(action, self.mesh.pp.size)
         source, group = self.mesh.pp.ranks[channel.sender], self.groups[channel.direction]
-        payload = {n: torch.empty(shape, dtype=dtype, device=self.mesh.device) for n, (shape, dtype) in spec.items()}
-        return payload, [_begun(dist.irecv(payload[name], source, group=group)) for name in sorted(payload)]
+        parts = {name: empty_part(*of, self.mesh.device, self.same) for name, of in spec.items()}
+        return parts, spec, [_begun(dist.irecv(parts[name], source, group=group)) for name in sorted(parts)]
 
 
 def _begun(message: dist.Work | None) -> dist.Work:

@@ -27,6 +27,7 @@ from roots_dist.learning.models.flops import flops_per_step
 from roots_dist.learning.models.parameter_locations import shapes
 from roots_dist.parallel.pipeline.executor import is_skipped
 from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.runs.plan.activations import gathers, parts_of_payloads, peak_activations
 from roots_dist.runs.plan.cluster_speed import ClusterSpeed, ring_bytes
 from roots_dist.runs.plan.dp_messages import BETWEEN_HOLDERS, dp_messages
 from roots_dist.runs.plan.equal_pieces import EqualPieces
@@ -169,7 +170,8 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions
         zero >= 2 and cut and config.advanced.engine == "reference" and config.train.exact is None
     )  # piece by piece
     kept = state.gradients if handed_on else gradients
-    activations = _peak_activations(actions, found, gradients, kept) - kept
+    parts = parts_of_payloads(config, layout)
+    activations = peak_activations(actions, found, gradients, kept, parts) - kept
     return RankPlan(
         pp=pp,
         parameters=numbers,
@@ -178,7 +180,7 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions
         gradients=kept,
         activations=activations + _gathered_bytes(config, layout, found),
         sent={
-            "tp": _sent_in_passes("tp", actions, found, layout.tp),
+            "tp": _sent_in_passes("tp", actions, found, layout.tp) + _sent_in_gathers(config, layout, actions, found),
             "cp": _sent_in_passes("cp", actions, found, layout.cp),
             "ep": _sent_in_passes("ep", actions, found, layout.ep),
             "pp": _sent_pp(config, layout, actions, found),
@@ -189,53 +191,6 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions
         },
         save_copy=save_copy_bytes(config, layout, *held),
     )
-
-
-def _peak_activations(actions: list[Action], found: RankCost, gradients: int, kept: int) -> int:
-    """Peak bytes in the order in which the rank acts: activations, messages, gradients of weights.
-
-    gradients: bytes of whole ones; kept: what the rank has of them after a pass. If that is less, each pass makes whole
-    ones anew and hands them on piece by piece: they are at most what they are without being handed on, and the piece
-    that backward finishes first is copied into its message while most activations are alive.
-    """
-    packed = found.piece_gradients[-1] if kept < gradients else 0
-    held = most = leaving = made = 0
-    arrived: set[tuple[int, int]] = set()
-    stages_with_gradients: set[int] = set()
-    for kind, stage, i in actions:
-        cost = found.stages[stage]
-        if kind is Kind.RECV_FORWARD:
-            held += cost.input_bytes
-            arrived.add((stage, i))
-        elif kind is Kind.RECV_BACKWARD:
-            held += cost.output_grad_bytes
-        elif kind is Kind.SEND_FORWARD:  # without a reply gloo holds it until the end of the step
-            held += cost.output_bytes if stage < found.first_trainable else 0
-        elif kind is Kind.SEND_BACKWARD:  # held until the next one is sent
-            held, leaving = held - leaving, cost.input_grad_bytes
-        elif kind is Kind.FORWARD:
-            held -= cost.input_bytes if (stage, i) in arrived else 0  # the pass saves it
-            most = max(most, held + made + cost.passes[kind].peak_rise)
-            held += cost.saved_bytes
-        elif kind in COMPUTE:
-            first, one = stage not in stages_with_gradients, cost.passes[kind]
-            rise = one.first_peak_rise if first or kept < gradients else one.peak_rise
-            if not first:  # gradients that are not handed on are there already
-                rise = max(one.peak_rise, rise - found.uncut_gradients[stage])
-            most = max(most, held + made + packed + rise)
-            if kind is Kind.WEIGHT:
-                held -= cost.deferred_bytes
-            else:
-                held += (
-                    cost.deferred_bytes
-                    - cost.saved_bytes
-                    - cost.output_grad_bytes
-                    + (cost.input_grad_bytes if stage > 0 else 0)
-                )
-            if kind is not Kind.INPUT and first:
-                stages_with_gradients.add(stage)
-                made = min(kept, made + cost.gradients * kept // max(1, gradients))
-    return max(most, kept)
 
 
 def _gathered_bytes(config: Config, layout: Layout, found: RankCost) -> int:
@@ -254,6 +209,16 @@ def _sent_in_passes(axis: AxisName, actions: list[Action], found: RankCost, size
     return in_passes + sent(found.once)
 
 
+def _sent_in_gathers(config: Config, layout: Layout, actions: list[Action], found: RankCost) -> float:
+    """Bytes that a tensor rank sends so that all have what each has received a part of."""
+    return sum(
+        ring_bytes(m.operation, m.bytes, layout.tp)
+        for kind, stage, _ in actions
+        if kind in COMPUTE
+        for m in gathers(config, layout, found.stages[stage], kind, stage)
+    )
+
+
 def _sent_pp(config: Config, layout: Layout, actions: list[Action], found: RankCost) -> float:
     tied = [p for p in found.params if p.name in found.ties and p.tensor.requires_grad]
     share = gradient_share(config, layout)
@@ -261,7 +226,7 @@ def _sent_pp(config: Config, layout: Layout, actions: list[Action], found: RankC
     ties = sum(ring_bytes("all_reduce", bytes_of[p.name] // share, found.ties[p.name]) for p in tied)
     outputs = sum(found.stages[stage].output_bytes for kind, stage, _ in actions if kind is Kind.SEND_FORWARD)
     gradients = sum(found.stages[stage].input_grad_bytes for kind, stage, _ in actions if kind is Kind.SEND_BACKWARD)
-    return ties + outputs + gradients
+    return ties + (outputs + gradients) / parts_of_payloads(config, layout)
 
 
 def _numbers_of_experts(layout: Layout, found: RankCost) -> tuple[int, int]:
@@ -287,11 +252,16 @@ def _seconds(
         )
 
     costs = {stage: cost for found in rank_costs for stage, cost in found.stages.items()}
-    sending = {(k, s): done.messages for s, cost in costs.items() for k, done in cost.passes.items()}
+    sending = {
+        (k, s): (*done.messages, *gathers(config, layout, cost, k, s))
+        for s, cost in costs.items()
+        for k, done in cost.passes.items()
+    }
     tp_seconds = {key: link("tp", messages, layout.tp) for key, messages in sending.items()}
     cp_seconds = {key: link("cp", messages, layout.cp) for key, messages in sending.items()}
     ep_seconds = {key: link("ep", messages, layout.ep) for key, messages in sending.items()}
-    transfer = link("pp", [Message("send", costs[0].output_bytes, "pp")], 2) if layout.pp > 1 else 0.0
+    payload = Message("send", costs[0].output_bytes // parts_of_payloads(config, layout), "pp")
+    transfer = link("pp", [payload], 2) if layout.pp > 1 else 0.0
     parts = compute_seconds, tp_seconds, cp_seconds, ep_seconds
     exact = {key: sum(seconds[key] for seconds in parts) for key in compute_seconds}
     times = Times(exact=exact, transfer=transfer)
