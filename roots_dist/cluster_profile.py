@@ -8,7 +8,7 @@ Units are bytes, seconds, FLOP/s and bytes/s; ranks are ranks of the world. docs
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
@@ -53,6 +53,8 @@ class RankFacts:
     cores: int
     threads: int
     """Number of CPU threads that this rank computes with."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Settings of torch that a run has here: flight recorder; on a GPU also allocator and TF32."""
     memory_free: int | None
     disk_free: int
     """Free bytes in the temporary folder."""

@@ -30,6 +30,7 @@ def lines(profile: Profile) -> Iterator[Table | str]:
     yield f"{world}, {profile.backend}" + (f", started by {profile.launcher}" if profile.launcher != "none" else "")
     if profile.ranks:
         yield versions_line(profile)
+        yield settings_line(profile)
         yield ""
         yield hosts_table(profile)
     if len(profile.speeds) > 1:
@@ -46,6 +47,13 @@ def versions_line(profile: Profile) -> str:
     """Versions of most ranks; findings name those that differ."""
     usual = {name: Counter(facts.versions.get(name) for facts in profile.ranks).most_common(1)[0][0] for name in FIXES}
     return ", ".join(f"{name} {version}" for name, version in usual.items() if version is not None)
+
+
+def settings_line(profile: Profile) -> str:
+    """Settings of torch that a run has on most ranks."""
+    names = dict.fromkeys(name for facts in profile.ranks for name in facts.settings)
+    usual = {name: Counter(facts.settings.get(name) for facts in profile.ranks).most_common(1)[0][0] for name in names}
+    return ", ".join(f"{name} {value}" for name, value in usual.items() if value is not None)
 
 
 def hosts_table(profile: Profile) -> Table:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from roots_dist import environment
 from roots_dist.checks.facts import free_memory, version_of
 from roots_dist.cluster_profile import Finding, RankFacts, format_ranks, hosts_of
+from roots_dist.runs.ranks import torch_settings
 from roots_dist.runs.ranks.rendezvous import own_address
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def gather(rank: int, device: torch.device, host: str) -> RankFacts:
         versions=versions,
         cores=environment.cores(),
         threads=torch.get_num_threads(),
+        settings=torch_settings.in_words(device.type, torch.backends.cuda.matmul.allow_tf32),
         memory_free=free_memory(),
         disk_free=shutil.disk_usage(tempfile.gettempdir()).free,
         shared_memory_free=shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None,

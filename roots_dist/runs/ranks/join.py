@@ -20,7 +20,7 @@ from roots_dist.config.schema import Config
 from roots_dist.environment import World
 from roots_dist.failures import RankIdentity
 from roots_dist.layout import Layout
-from roots_dist.runs.ranks import flight_recorder
+from roots_dist.runs.ranks import torch_settings
 from roots_dist.runs.ranks.fingerprint import fingerprint
 from roots_dist.runs.ranks.handshake import Identity, shake_hands
 from roots_dist.runs.ranks.rendezvous import rendezvous
@@ -55,7 +55,7 @@ def joined(
     timeout, progress = group_timeout(limits), Progress()
     # DeepSpeed reads the world only from these variables, and would choose an accelerator by itself
     environment.export(environment.variables(world) | {"DS_ACCELERATOR": device.type})
-    environment.export(flight_recorder.SIZE, replace=False)
+    torch_settings.export(device.type)
     torch.set_num_threads(environment.threads_per_process(config.advanced.threads, world.local_size))
     logs.ignore_warnings_of_libraries()
     if device.type == "cuda":

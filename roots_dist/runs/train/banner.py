@@ -12,7 +12,7 @@ import torch
 
 from roots_dist import environment
 from roots_dist.accounting.bounds import Bounds
-from roots_dist.accounting.peaks import format_flops, gpu_peak, measured_cpu_peak
+from roots_dist.accounting.peaks import Precision, format_flops, gpu_peak, measured_cpu_peak
 from roots_dist.accounting.sizes import parameters_in_words
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
@@ -30,7 +30,7 @@ def peak_of_devices(config: Config, mesh: Mesh) -> float | None:
     may spin.
     """
     if mesh.device.type == "cuda":
-        one = gpu_peak(torch.cuda.get_device_name(mesh.device), "bf16" if config.train.precision == "bf16" else "fp32")
+        one = gpu_peak(torch.cuda.get_device_name(mesh.device), precision_of_products(config, _tf32()))
         return one and one * mesh.world.size
     hosts = torch.zeros(mesh.world.size, dtype=torch.int64)
     hosts[mesh.rank] = zlib.crc32(socket.gethostname().encode())
@@ -58,6 +58,8 @@ def banner(config: Config, mesh: Mesh, peak: float | None, bound: Bounds) -> str
         peak_words = f"peak {format_flops(peak)} {'measured' if mesh.device.type == 'cpu' else 'by data sheet'}"
     engine = config.advanced.engine
     model = f"{mesh.layout}, {parameters_in_words(config)}, {engine} engine, {peak_words}"
+    if mesh.device.type == "cuda":
+        model += f"; {products_in_words(config, _tf32())}"
     held = peak_memory_gib(mesh.device)  # the libraries and the weights, which no arithmetic knows
     bound = replace(bound, memory_gib=max(bound.memory_gib, held))
     m = config.model
@@ -65,6 +67,26 @@ def banner(config: Config, mesh: Mesh, peak: float | None, bound: Bounds) -> str
         rotated = f"{m.rotary_width()} of {m.width_of_head()} channels"
         model += f"; model.rotary_fraction = {m.rotary_fraction:g} rotates {rotated}"
     return f"{model}\n{batch_arithmetic(config, mesh.layout)}\n{bound}{_threads(mesh)}"
+
+
+def _tf32() -> bool:
+    return bool(torch.backends.cuda.matmul.allow_tf32)
+
+
+def precision_of_products(config: Config, tf32: bool) -> Precision:
+    """What a GPU rounds the factors of products to. tf32: whether torch may where they are float32."""
+    if config.train.precision == "bf16":
+        return "bf16"
+    return "tf32" if tf32 else "fp32"
+
+
+def products_in_words(config: Config, tf32: bool) -> str:
+    """The precision of products on a GPU, where its peak differs tenfold."""
+    return {
+        "bf16": "products in bf16",
+        "tf32": "float32 products rounded to TF32",
+        "fp32": "float32 products without TF32 (train.precision=bf16 is several times as fast)",
+    }[precision_of_products(config, tf32)]
 
 
 def _threads(mesh: Mesh) -> str:
