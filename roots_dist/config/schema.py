@@ -208,7 +208,12 @@ class Advanced(Section):
         description="bf16: dtype in which gradients are summed over microbatches and data ranks; bf16: half the bytes",
     )
     vocab_multiple: int = Field(128, ge=1, description="the vocabulary is padded to a multiple of this, in any layout")
-    loss_chunk: int = Field(1024, ge=1, description="tokens whose logits exist at one time")
+    loss_chunk: int | None = Field(
+        None,
+        ge=1,
+        description="tokens whose logits exist at one time; default: as many as the projection is wide, so that logits "
+        "take what its gradient takes, but at least 1,024, and more only within 2 GiB",
+    )
     timeout_s: int = Field(600, ge=1, description="seconds that ranks wait for one another; then the hang is named")
     init_timeout_s: int | None = Field(None, ge=1, description="the same until all ranks have met; default: timeout_s")
     evaluate_timeout_s: int | None = Field(

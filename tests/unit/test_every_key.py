@@ -95,6 +95,7 @@ BASES: dict[str, dict[str, dict[str, object]]] = {
     },
 }  # fmt: skip
 OTHERS: dict[str, object] = {
+    "advanced.loss_chunk": 2,
     "train.spike_threshold": 6.0, "train.norm_spike_threshold": 6.0,
     **{f"advanced.{phase}_timeout_s": 30 for phase in ("init", "evaluate", "save")},
     "model.decoder_layers": 3, "model.kv_heads": 1, "model.head_dim": 4, "model.ffn": 24, "model.embedding_size": 8,

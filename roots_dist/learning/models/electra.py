@@ -28,6 +28,7 @@ from roots_dist.learning.models.heads import Dense
 from roots_dist.learning.models.norms import Dropout
 from roots_dist.learning.models.pieces import Built, PayloadSpec, PieceSpec, hidden_spec
 from roots_dist.learning.models.sample_tokens import sample_tokens
+from roots_dist.learning.models.vocab_head import loss_chunk
 from roots_dist.parallel.tensor.collectives import TensorParallel, gather_sequence
 from roots_dist.parallel.tensor.exact import by_positions
 from roots_dist.world import rng
@@ -40,7 +41,7 @@ class GeneratorHead(MaskedLMHead):
     def __init__(self, config: Config, tp: TensorParallel, embed: Embed | None):
         """config: the generator's config."""
         super().__init__(config, tp, embed, config.model.hidden)
-        self.seed, self.vocab, self.chunk = config.train.seed, config.model.vocab, config.advanced.loss_chunk
+        self.seed, self.vocab, self.chunk = config.train.seed, config.model.vocab, loss_chunk(config, tp, self.weight)
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> PieceOutput:
         x = self.transform(payload["hidden"])  # [B, S, E]

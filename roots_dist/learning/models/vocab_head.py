@@ -21,6 +21,19 @@ from roots_dist.parallel.tensor.cross_entropy import linear_cross_entropy, logit
 from roots_dist.world.batch import IGNORE, MicroBatch, Term, find_scored
 from roots_dist.world.sharding import ShardSpec, declare
 
+LEAST_CHUNK, MOST_BYTES = 1024, 2**31
+
+
+def loss_chunk(config: Config, tp: TensorParallel, weight: Tensor) -> int:
+    """Tokens whose logits exist at one time. weight: the projection [v, D].
+
+    The weight's gradient, float32 [v, D], is read and written once for each chunk: logits of D tokens take no more
+    memory than it does, and are touched more often. In an exact run v is that of a tensor shard, so that no layout
+    changes the number.
+    """
+    rows, width = weight.shape[0] // tp.shards, weight.shape[1]
+    return config.advanced.loss_chunk or max(LEAST_CHUNK, min(width, MOST_BYTES // (4 * rows)))
+
 
 class VocabHead:
     """name: name of the term. The weight is a parameter of the head that asks for it, where its spec is declared."""
@@ -60,7 +73,7 @@ class VocabHead:
             scored = self.tp.of_context(present(batch.targets))
             scores = target_scores(
                 self.tp, x.flatten(0, 1), weight, scored.flatten(), vocab=vocab, bias=bias,
-                softcap=softcap, chunk=self.config.advanced.loss_chunk,
+                softcap=softcap, chunk=loss_chunk(self.config, self.tp, weight),
             )  # fmt: skip
             score, best = (part.view_as(scored) for part in scores)
             return score, best
@@ -83,7 +96,7 @@ class VocabHead:
             softcap=softcap,
             smoothing=objective.label_smoothing if training else 0.0,
             z_loss=objective.z_loss if training else 0.0,
-            chunk=self.config.advanced.loss_chunk,
+            chunk=loss_chunk(self.config, self.tp, weight),
         )
         return Term(self.name, total, count, hits)
 
@@ -95,7 +108,7 @@ class VocabHead:
         """
         m, objective, tp = self.config.model, self.config.objective, self.tp
         targets, documents = tp.of_context(present(batch.targets)), tp.of_context(present(batch.document_ids))
-        flat, chunk = x.flatten(0, 1), self.config.advanced.loss_chunk
+        flat, chunk = x.flatten(0, 1), loss_chunk(self.config, self.tp, weight)
         scores, _ = target_scores(
             self.tp, flat, weight, targets.flatten(), vocab=m.vocab, bias=bias, softcap=m.logit_softcap, chunk=chunk
         )

@@ -270,15 +270,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     add_product_(grad_weight[rows.held], grad.t(), h)
         ctx.save_for_backward(grad_weight, grad_bias, *grad_hiddens)
         ctx.dtypes = [*(_grad_dtype(parameter) for parameter in (weight, bias)), *[hidden.dtype] * len(grad_hiddens)]
-        ctx.kept = kept_shard(tp, weight)
+        ctx.kept, ctx.parameter = kept_shard(tp, weight), weight if tp.exact is None and weight.is_leaf else None
         ctx.mark_non_differentiable(hits)
         return total, hits
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
         # in place: backward runs once, and the weight's gradient is large
+        saved_weight, *others = ctx.saved_tensors
+        before = None if ctx.parameter is None else ctx.parameter.grad
+        if saved_weight is not None and before is not None and before.dtype == saved_weight.dtype:
+            before.addcmul_(saved_weight, grad)  # one pass where autograd would take two: of earlier microbatches
+            saved_weight = None
         weight, bias, *hiddens = (
-            None if saved is None else saved.mul_(grad).to(dtype) for saved, dtype in zip(ctx.saved_tensors, ctx.dtypes)
+            None if saved is None else saved.mul_(grad).to(dtype)
+            for saved, dtype in zip((saved_weight, *others), ctx.dtypes)
         )
         if ctx.kept is not None and weight is not None:
             ctx.kept.grad.add_(weight)
