@@ -14,6 +14,14 @@ ZB_H1 = LAYOUT("gpt,pp=3,model__layers=7,train__global_batch=6,schedule=zb-h1")
 
 PIPELINE = (
     Mutant(
+        name="each_tensor_rank_sends_the_first_part",
+        bug="the parts of a payload that tensor ranks send to the next stage are all its first one",
+        file="parallel/pipeline/parts.py",
+        before="whole.reshape(-1)[axis.rank * length : (axis.rank + 1) * length]",
+        after="whole.reshape(-1)[:length]",
+        test=LAYOUT("bloom,tp=2,pp=2,objective__reset_at_documents=True"),
+    ),
+    Mutant(
         name="tied_gradients_are_not_summed",
         bug="copies of a tied weight on several stages learn each for itself",
         file="parallel/zero/reference.py",
