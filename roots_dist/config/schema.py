@@ -205,7 +205,8 @@ class Advanced(Section):
     )
     grad_dtype: Literal["fp32", "bf16"] = Field(
         "fp32",
-        description="bf16: dtype in which gradients are summed over microbatches and data ranks; bf16: half the bytes",
+        description="with train.precision=bf16: dtype in which gradients are summed over microbatches and data ranks; "
+        "bf16 takes half the bytes",
     )
     vocab_multiple: int = Field(128, ge=1, description="the vocabulary is padded to a multiple of this, in any layout")
     loss_chunk: int | None = Field(
@@ -219,13 +220,13 @@ class Advanced(Section):
     evaluate_timeout_s: int | None = Field(
         None, ge=1, description="the same in evaluations and samples; default: timeout_s"
     )
+    save_timeout_s: int | None = Field(None, ge=1, description="the same in checkpoints; default: timeout_s")
     check_copies_every: int = Field(
         100, ge=0, description="steps between comparisons of all copies of weights and moments; 0: only before a save"
     )
     differing_copies: Literal["stop", "heal"] = Field(
         "stop", description="what copies that differ do; heal: they are overwritten with those of most ranks"
     )
-    save_timeout_s: int | None = Field(None, ge=1, description="the same in checkpoints; default: timeout_s")
     reduce_bucket: int = Field(50_000_000, ge=1, description="elements per gradient bucket of DeepSpeed")
     threads: int | None = Field(
         None, ge=1, description="CPU threads per process; default: OMP_NUM_THREADS, else cores / local processes"

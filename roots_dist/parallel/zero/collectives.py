@@ -1,4 +1,5 @@
-"""All messages between data ranks: gradients are summed, weights gathered. No other file of this room sends any.
+"""Messages between data ranks of the built-in engine: gradients are summed, weights gathered. Sums in a fixed order are
+those of world/tree_sum.py.
 
     start_all_reduce      every rank has the whole sum         ZeRO 0
     start_reduce_scatter  each rank has its part of the sum    ZeRO 1 to 3

@@ -36,7 +36,7 @@ class Update:
     """Euclidean norm of the whole model's gradient before clipping. If it is not finite, or above the limit, the step
     was not taken."""
     by_group: Mapping[str, float]
-    """ParamTensor norm of each parameter group (parallel/optim/groups.py); empty if grad_norm is not finite."""
+    """Gradient norm of each parameter group (parallel/optim/groups.py); empty if the step was not taken."""
 
 
 class Engine(Protocol):

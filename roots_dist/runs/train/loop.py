@@ -67,7 +67,7 @@ class TrainParts:
 
     make_objective: Callable[[Config], Objective] = make_objective
     make_engine: Callable[..., Engine] = build_engine
-    """Called with (config, mesh, module, params, trainable)."""
+    """Called with (config, mesh, module, params, trainable, ties)."""
     peak_of_devices: Callable[[Config, Mesh], float | None] = peak_of_devices
     on_step: tuple[Callback, ...] = ()
     """Called on every rank after each step and before the run's own callbacks, so that what they log is shown with the

@@ -91,7 +91,7 @@ class TrainState:
     spikes: Spikes = field(default_factory=Spikes)
     """The losses and norms that a step is judged by."""
     skipped: int = 0
-    """Number of steps that changed nothing because a number was not finite."""
+    """Number of steps that changed nothing, because a number was not finite or a spike."""
     stop: StopSignal = field(default_factory=StopSignal)
     author: InitVar[Author] = Author()
     background: InitVar[Mesh | None] = None
