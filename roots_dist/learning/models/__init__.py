@@ -1,6 +1,7 @@
 """The model families. MODELS maps model.family to a function (config, tp) -> the model's pieces, in order."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import bert, electra, gpt, t5
@@ -19,5 +20,8 @@ MODELS: dict[str, Callable[[Config, TensorParallel], tuple[PieceSpec, ...]]] = {
 def pieces_of(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
     """The pieces of the config's model, with LoRA adapters if it is fine-tuned with them."""
     added = config.extension.families.get(config.model.family)
-    specs = (added.pieces if added else MODELS[config.model.family])(config, tp)
+    if added:  # what it makes of our pieces, ours do not know: none is taken for another
+        specs = tuple(replace(spec, kind=None) for spec in added.pieces(config, tp))
+    else:
+        specs = MODELS[config.model.family](config, tp)
     return with_adapters(specs, config.finetune) if config.finetune.strategy == "lora" else specs
