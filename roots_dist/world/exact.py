@@ -133,6 +133,16 @@ class Exact:
             found[key] = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
         return found[key]
 
+    def held_bytes(self, parameter: nn.Parameter) -> int:
+        """Bytes that backward passes of one data shard have added to, of a parameter."""
+        own = [] if parameter.grad is None else [parameter.grad]
+        return sum(tensor.nbytes for tensor in (*own, *self._kept.get(parameter, {}).values()))
+
+    def num_summed_over_stages(self, parameter: nn.Parameter) -> int:
+        """Number of tensors of a tied parameter's shape that stages sum in a step."""
+        parts = 1 + max((key.part for key in self._kept.get(parameter, {})), default=0)
+        return self.data_shards * parts * len(self.uses[parameter])
+
     @torch.no_grad()
     def collect(self, params: Sequence[Param]) -> None:
         """Add up what this step has kept: afterwards each .grad is the sum over this rank's data shards, of all uses

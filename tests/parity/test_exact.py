@@ -17,12 +17,15 @@ from roots_dist.parallel.optim.groups import Group, exact_update, initial_state
 from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.exact import by_shards
+from roots_dist.runs.plan.cluster_speed import ring_bytes
+from roots_dist.runs.plan.rank_cost import RecordingGroup
 from roots_dist.storage.checkpoint.same_model import refuse_other_bits
 from roots_dist.testing.bits import Bits, first_difference, merge_bits, trace_bits
 from roots_dist.testing.world import on_warm_world
 from roots_dist.verify.exact import exact_row
 from roots_dist.world.exact import Exact
-from roots_dist.world.tree_sum import RunningTreeSum, tree_sum
+from roots_dist.world.mesh import Axis
+from roots_dist.world.tree_sum import RunningTreeSum, tree_all_reduce, tree_reduce_scatter, tree_sum
 
 SCHEDULES = [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("zb-h1", 1)]
 """Each with its virtual stages."""
@@ -193,6 +196,16 @@ def test_no_bit_depends_on_where_a_tensor_ends_that_adamw_steps():
         return [torch.cat(row) for row in (weights, *([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq")))]
 
     assert all(map(torch.equal, stepped([144]), stepped(lengths)))
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_a_tree_sends_no_more_bytes_than_a_ring(ranks):
+    numbers = 64 * ranks
+    for sum_up, operation in ((tree_all_reduce, "all_reduce"), (tree_reduce_scatter, "reduce_scatter")):
+        group = RecordingGroup(ranks)
+        sum_up(torch.zeros(numbers), Axis("tp", ranks, 0, tuple(range(ranks)), group))
+        sent = sum(ring_bytes(m.operation, m.bytes, ranks) for m in group.messages)
+        assert sent == ring_bytes(operation, 4 * numbers, ranks)
 
 
 def test_of_parts_in_order_few_sums_are_held():

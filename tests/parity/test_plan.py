@@ -208,6 +208,7 @@ def _listen(sent: dict[str, float], mesh: Mesh) -> None:
     counted("all_reduce", "all_reduce", 0)
     counted("all_gather_into_tensor", "all_gather", 0)
     counted("reduce_scatter_tensor", "reduce_scatter", 1)
+    counted("all_to_all_single", "all_to_all", 1)
     counted("isend", "send", 0)
 
 
@@ -248,6 +249,11 @@ LAYOUTS = {
     "DP2 EP2 ZeRO-3": (2, {"dp": 2, "ep": 2, "zero_stage": 3, **MIXTURE}),
     "DP2 EP2 ZeRO-2": (2, {"dp": 2, "ep": 2, "zero_stage": 2, **MIXTURE}),
     "DP4 EP2 ZeRO-3": (4, {"dp": 4, "ep": 2, "zero_stage": 3, **MIXTURE}),
+    "exact, one process": (1, {"train__exact": {"tensor": 2, "data": 4}, "train__global_batch": 8}),
+    "exact, TP2 SP": (
+        2,
+        {"tp": 2, "sequence_parallel": True, "train__exact": {"tensor": 4, "data": 2}, "train__micro_batch": 1},
+    ),
     "PP2 DP2 ZeRO-2, bf16": (4, {"pp": 2, "dp": 2, "zero_stage": 2, "train__precision": "bf16"}),
 }
 LONGER = ("DP2 EP2 ZeRO-2", "DP4 EP2 ZeRO-3")

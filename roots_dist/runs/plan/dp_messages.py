@@ -19,7 +19,7 @@ BETWEEN_HOLDERS: tuple[AxisName, ...] = ("dp_cp", "edp")
 
 def dp_messages(config: Config, layout: Layout, found: RankCost, actions: list[Action]) -> list[Message]:
     """Messages between data ranks in a step: gradients are reduced, by ZeRO-2 and 3 in each backward pass unless
-    DeepSpeed does it; weights are gathered, by ZeRO-3 in each pass."""
+    DeepSpeed does it or the run is exact; weights are gathered, by ZeRO-3 in each pass."""
     passes = sum(kind in COMPUTE and kind is not Kind.WEIGHT for kind, _, _ in actions) // len(found.stages)
     cut = [layout.ep > 1 and p.spec.of_expert for p in found.params]
     return [
@@ -40,7 +40,8 @@ def _messages_of_holders(config: Config, axis: AxisName, params: Sequence[Param]
     if config.parallel.zero_stage == 0:
         return [Message("all_reduce", gradients, axis)]
     summed = Message("reduce_scatter", gradients, axis)
-    times = passes // 2 if config.parallel.zero_stage >= 2 and config.advanced.engine == "reference" else 1
+    in_passes = config.parallel.zero_stage >= 2 and config.advanced.engine == "reference" and config.train.exact is None
+    times = passes // 2 if in_passes else 1
     if config.parallel.zero_stage < 3:
         return [*[summed] * times, Message("all_gather", updated, axis)]
     return [*[summed] * times, *[Message("all_gather", weights, axis)] * passes]

@@ -31,6 +31,7 @@ from roots_dist.runs.plan.activations import gathers, parts_of_payloads, peak_ac
 from roots_dist.runs.plan.cluster_speed import ClusterSpeed, ring_bytes
 from roots_dist.runs.plan.dp_messages import BETWEEN_HOLDERS, dp_messages
 from roots_dist.runs.plan.equal_pieces import EqualPieces
+from roots_dist.runs.plan.exact_cost import gradient_bytes, summed_bytes
 from roots_dist.runs.plan.passes import Message
 from roots_dist.runs.plan.rank_cost import RankCost, count_rank_cost, gradient_share
 from roots_dist.runs.plan.timing import time_passes
@@ -160,7 +161,7 @@ def _shift_stages(rank_cost: RankCost, by: int) -> RankCost:
 def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions: list[Action]) -> RankPlan:
     numbers = sum(p.tensor.numel() for p in found.params)
     trainable_numbers = sum(p.tensor.numel() for p in found.params if p.tensor.requires_grad)
-    gradients = sum(p.tensor.grad.nbytes for p in found.params if p.tensor.grad is not None)
+    gradients = sum(gradient_bytes(p.tensor, found.exact) for p in found.params)
     held = (numbers, trainable_numbers, *_numbers_of_experts(layout, found))
     state = rank_state(config, layout, *held)
     zero, cut = config.parallel.zero_stage, layout.dp_cp > 1
@@ -177,7 +178,7 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions
         parameters=numbers,
         weights=state.weights,
         optimizer=state.optimizer + state.buffers + shard,
-        gradients=kept,
+        gradients=kept + summed_bytes(found.params, found.exact, found.ties),
         activations=activations + _gathered_bytes(config, layout, found),
         sent={
             "tp": _sent_in_passes("tp", actions, found, layout.tp) + _sent_in_gathers(config, layout, actions, found),
@@ -223,6 +224,8 @@ def _sent_pp(config: Config, layout: Layout, actions: list[Action], found: RankC
     tied = [p for p in found.params if p.name in found.ties and p.tensor.requires_grad]
     share = gradient_share(config, layout)
     bytes_of = {p.name: p.tensor.numel() * present(p.tensor.grad_dtype).itemsize for p in tied}
+    if found.exact is not None:
+        bytes_of = {p.name: bytes_of[p.name] * found.exact.num_summed_over_stages(p.tensor) for p in tied}
     ties = sum(ring_bytes("all_reduce", bytes_of[p.name] // share, found.ties[p.name]) for p in tied)
     outputs = sum(found.stages[stage].output_bytes for kind, stage, _ in actions if kind is Kind.SEND_FORWARD)
     gradients = sum(found.stages[stage].input_grad_bytes for kind, stage, _ in actions if kind is Kind.SEND_BACKWARD)

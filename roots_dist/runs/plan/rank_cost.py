@@ -26,12 +26,14 @@ from roots_dist.layout import AxisName, Layout
 from roots_dist.learning.objectives.synthetic import random_batches
 from roots_dist.runs.plan.cost_counter import CostCounter
 from roots_dist.runs.plan.equal_pieces import EqualPieces
+from roots_dist.runs.plan.exact_cost import gradient_bytes, sum_over_tp
 from roots_dist.runs.plan.passes import Fold, Message, Meter, Pass, UnequalError
 from roots_dist.schedule.actions import Kind
 from roots_dist.schedule.schedules import record_of
 from roots_dist.world.batch import MicroBatch
+from roots_dist.world.exact import Exact
 from roots_dist.world.mesh import Axis, Mesh
-from roots_dist.world.sharding import Param, ensure_grad, sum_partial_gradients
+from roots_dist.world.sharding import Param
 
 META = torch.device("meta")
 
@@ -77,6 +79,8 @@ class RankCost:
     ties: Mapping[str, int]
     """Parameter that other pipeline ranks hold too -> number of ranks that sum its gradient: those, this one included,
     with DeepSpeed all of their data ranks too."""
+    exact: Exact | None
+    """What an exact run keeps of gradients after a microbatch; None if the run is not exact."""
 
 
 class _Done(dist.Work):
@@ -163,7 +167,7 @@ def _count(config: Config, layout: Layout, pp_rank: int, folds: Mapping[int, Fol
     with META, mock.patch.object(F, "scaled_dot_product_attention", _fused):
         stages = count_stage_costs(config, model, batch.to(META), counter, messages, folds)
         del messages[:]
-        sum_partial_gradients((p, ensure_grad(p)) for p in params if p.spec.partial and p.tensor.requires_grad)
+        sum_over_tp(params, model.tp)
     together = layout.dp_cp if config.advanced.engine == "deepspeed" else 1
     ties = {name: len(ranks) * together for name, ranks in model.holders.items() if pp_rank in ranks}
     share = gradient_share(config, layout)
@@ -171,7 +175,7 @@ def _count(config: Config, layout: Layout, pp_rank: int, folds: Mapping[int, Fol
     alone = layout.ep > 1 and layout.edp == 1
     weights, gradients, uncut = (dict.fromkeys(number_of, 0) for _ in range(3))
     for p in model.params:
-        piece, grad = first_of[p.tensor], 0 if p.tensor.grad is None else p.tensor.grad.nbytes
+        piece, grad = first_of[p.tensor], gradient_bytes(p.tensor, model.tp.exact)
         if alone and p.spec.of_expert:
             uncut[piece] += grad * number_of[piece]
         else:
@@ -187,17 +191,22 @@ def _count(config: Config, layout: Layout, pp_rank: int, folds: Mapping[int, Fol
         once=once,
         first_trainable=first_trainable_stage(model),
         ties=ties,
+        exact=model.tp.exact,
     )
 
 
 def gradient_share(config: Config, layout: Layout) -> int:
-    """The number of data ranks that share the sums of gradients over tensor and pipeline ranks: each sums its part."""
+    """The number of data ranks that share the sums of gradients over tensor and pipeline ranks: each sums its part. In
+    an exact run these come first, on all data ranks."""
+    if config.train.exact is not None:
+        return 1
     return layout.dp_cp if config.advanced.engine == "reference" and config.parallel.zero_stage >= 1 else 1
 
 
 def one_microbatch(config: Config, cut: Callable[[Tensor], Tensor] = lambda whole: whole) -> MicroBatch:
     """cut: what a context rank holds of what is scored."""
-    batch = random_batches(config.changed({"train.global_batch": config.train.micro_batch}), 0, 0, 1)[0]
+    shards = 1 if config.train.exact is None else config.train.exact.data
+    batch = random_batches(config.changed({"train.global_batch": shards * config.train.micro_batch}), 0, 0, 1)[0]
     return batch.with_scored_positions(cut) if objective_of(config).masks else batch
 
 
@@ -315,10 +324,9 @@ def _stage_cost(
             del deferred_work
     stage.hooks = None
     made = {
-        p: p.grad.nbytes * fold.count(name)
+        p: gradient_bytes(p, model.tp.exact) * fold.count(name)
         for name, piece in reversed(stage.named_pieces())
         for p in piece.parameters()
-        if p.grad is not None
     }
     return StageCost(
         passes=meter.passes,
