@@ -1,23 +1,29 @@
 """The folder of a run: one run at a time, and whatever a kill leaves in it, the next run finds the newest
 checkpoint."""
 
+import errno
 import json
+import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from checkpoints import newest, sound
 
 from roots_dist.assembly.run import build_run
 from roots_dist.config.schema import Config
-from roots_dist.errors import ConfigError
+from roots_dist.errors import ConfigError, EnvironmentProblem
 from roots_dist.runs.train.best_evaluation import BestEvaluation
+from roots_dist.runs.train.left_out import read_left_out, write_left_out
 from roots_dist.runs.train.resume import ResumePoint, differences, resume
 from roots_dist.runs.train.run_folder import FolderError, hold_folder
 from roots_dist.storage.checkpoint.format import STATE_FILE
-from roots_dist.storage.checkpoint.keep import BEST_FILE, best, newest
+from roots_dist.storage.checkpoint.keep import BEST_FILE
 from roots_dist.storage.checkpoint.same_model import refuse_another_model
 from roots_dist.storage.checkpoint.save import save
+from roots_dist.storage.checkpoint.verified import best_or_newest, prune
 from roots_dist.world.mesh import Mesh
 
 CONFIG = Config.model_validate(
@@ -47,9 +53,46 @@ def test_checkpoints_are_set_aside_where_none_is_wanted(tmp_path):
         folder = save(tmp_path, 7, run.engine, run.params, run.mesh, {})
         (tmp_path / BEST_FILE).write_text('{"step": 7}')
         assert resume(run, tmp_path) == ResumePoint(0, 0)
-        assert newest(tmp_path) is best(tmp_path) is None
+        assert newest(tmp_path) is None and not (tmp_path / BEST_FILE).exists()
     assert all((tmp_path / f"checkpoints.{number}" / folder.name).is_dir() for number in (1, 2))
     assert resume(run, tmp_path) == ResumePoint(0, 0) and not (tmp_path / "checkpoints.3").exists()
+
+
+def test_what_an_earlier_life_has_left_is_out_of_the_way_where_none_is_wanted(tmp_path):
+    """Without checkpoints and metrics nothing was renamed, and the same key was advised again and again."""
+    run = build_run(CONFIG.changed({"checkpoint.resume": False}), Mesh.single())
+    (tmp_path / "ended.txt").write_text("finished after step 250\n")
+    (tmp_path / "summary.json").write_text("{}")
+    assert resume(run, tmp_path) == ResumePoint(0, 0)
+    assert (tmp_path / "ended.txt.1").exists() and (tmp_path / "summary.json.1").exists()
+
+
+def test_a_run_that_begins_at_step_0_has_left_nothing_out(tmp_path):
+    """A file of an earlier life was taken over by the first resume: samples were skipped without a word."""
+    (tmp_path / "checkpoints").mkdir()
+    write_left_out(tmp_path, [(20, 48)])
+    resume(build_run(CONFIG, Mesh.single()), tmp_path)
+    assert read_left_out(tmp_path, (), Mesh.single()) == ()
+
+
+def test_a_damaged_mark_of_the_best_stops_nobody(tmp_path, caplog):
+    run = build_run(CONFIG, Mesh.single())
+    for step in (2, 3, 4):
+        save(tmp_path, step, run.engine, run.params, run.mesh, {})
+    (tmp_path / BEST_FILE).write_text('{"step"')
+    assert best_or_newest(tmp_path).name == "step_00000004"
+    assert "which checkpoint is the best is not known" in caplog.text and "Fix" not in caplog.text
+    prune(tmp_path, 1, Mesh.single(), set(), best=2)
+    assert [path.name[-1] for path in sound(tmp_path)] == ["2", "4"]
+
+
+def test_an_evaluation_that_is_not_finite_is_never_the_best():
+    """As the first of a run it was, for nothing is better than nan; and no checkpoint can hold it."""
+    best = BestEvaluation("loss/validation", patience=2)
+    best.note(1, {"loss/validation": math.nan})
+    best.note(2, {"loss/validation": 3.0})
+    best.note(3, {"loss/validation": -math.inf})
+    assert (best.step, best.value, best.waited) == (2, 3.0, 1)
 
 
 def test_the_best_checkpoint_is_the_one_that_the_resumed_run_knows(tmp_path):
@@ -60,7 +103,7 @@ def test_the_best_checkpoint_is_the_one_that_the_resumed_run_knows(tmp_path):
         save(tmp_path, step, run.engine, run.params, run.mesh, {"best": known.saved()})
     BestEvaluation("loss/validation", 0, step=8, value=0.5).mark(tmp_path)
     assert resume(run, tmp_path) == ResumePoint(4, 0, known.saved(), spikes=NONE_LEFT_OUT)
-    assert best(tmp_path).name == "step_00000002"
+    assert best_or_newest(tmp_path).name == "step_00000002"
 
 
 def test_two_runs_cannot_have_one_folder(tmp_path):
@@ -87,6 +130,17 @@ def test_a_full_disk_is_one_line(tmp_path):
         full.flush()
     with pytest.raises(FileNotFoundError), hold_folder(tmp_path):
         (tmp_path / "nothing").read_text()
+
+
+def test_a_failure_of_another_file_is_not_said_of_the_runs_folder(tmp_path):
+    with pytest.raises(EnvironmentProblem, match="^/etc/hostname/x: Not a directory"), hold_folder(tmp_path / "run"):
+        Path("/etc/hostname/x").read_text()
+    (tmp_path / "run" / "a").write_text("")
+    with pytest.raises(FolderError, match="track.folder = .*plain files"), hold_folder(tmp_path / "run"):
+        (tmp_path / "run" / "a" / "b").read_text()
+    broken = pytest.raises(FolderError, match="a disk that takes the run's files")
+    with broken, hold_folder(tmp_path / "run"):
+        raise OSError(errno.EIO, "Input/output error")
 
 
 def test_a_resumed_run_says_what_changed():

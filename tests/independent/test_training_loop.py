@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from checkpoints import newest
 
 from roots_dist.assembly.rank_model import build_model
 from roots_dist.config.schema import Config
@@ -21,7 +22,6 @@ from roots_dist.learning.data.store import Writer
 from roots_dist.learning.objectives import make_objective
 from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
 from roots_dist.runs.train.loop import train
-from roots_dist.storage.checkpoint.keep import newest
 from roots_dist.storage.checkpoint.load import load_weights
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.mesh import Mesh

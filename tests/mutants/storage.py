@@ -78,7 +78,7 @@ STORAGE = (
         name="the_best_checkpoint_is_pruned",
         bug="the best checkpoint is deleted when enough newer ones are there",
         file=VERIFIED,
-        before="for step in (step for step in order if step != marked):",
+        before="for step in (step for step in order if step not in marked):",
         after="for step in order:",
         test=RANKS + "test_the_best_one_is_kept_however_old_it_is",
     ),

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from checkpoints import sound
 from commands import roots
 
 from roots_dist.cli.main import main
@@ -23,7 +24,6 @@ from roots_dist.learning.data.rows import rows
 from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
 from roots_dist.runs.train.loop import train
 from roots_dist.storage.checkpoint.format import Manifest
-from roots_dist.storage.checkpoint.keep import complete
 from roots_dist.storage.checkpoint.verified import best_or_newest
 from roots_dist.testing.world import on_world
 from roots_dist.world.mesh import Mesh
@@ -195,7 +195,7 @@ def test_a_run_stops_when_it_does_not_get_better_and_stays_stopped(place):
         "checkpoint.keep=1",
     ]
     said = ran("finetune", str(place / "task.yaml"), *words, "optim.weight_decay=0", "train.eval_sequences=16")
-    steps = [Manifest.read(path).step for path in complete(folder)]
+    steps = [Manifest.read(path).step for path in sound(folder)]
     best = json.loads((folder / "best.json").read_text())["step"]
     assert max(steps) < 40 and {best, max(steps)} == {*steps} and f"best: step {best}" in said
     again = ran("finetune", str(place / "task.yaml"), *words, "optim.weight_decay=0", "train.eval_sequences=16")
@@ -219,7 +219,7 @@ def test_a_finetuned_run_goes_on_where_it_was_interrupted(place):
     on_world(1, finetuned, str(place / "task.yaml"), words, ("progressive",), "part")
     whole = curve(folder, "loss/train")
     shutil.rmtree(place / "gone")
-    for path in complete(folder)[1:]:
+    for path in sound(folder)[1:]:
         (path / "manifest.json").unlink()
     said = ran(
         "finetune",

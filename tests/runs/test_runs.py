@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from checkpoints import newest
 from commands import roots
 from patience import comes_true, gone
 
@@ -27,7 +28,6 @@ from roots_dist.runs.generate.request import Request
 from roots_dist.runs.generate.sampling import Sampling
 from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
 from roots_dist.runs.train.loop import train
-from roots_dist.storage.checkpoint.keep import newest
 from roots_dist.testing.world import on_world
 from roots_dist.world.mesh import Mesh
 

@@ -364,7 +364,7 @@ def test_the_next_checkpoint_takes_the_place_of_a_best_one_that_could_not_be_sav
     from roots_dist.errors import CheckpointError
     from roots_dist.runs.train import save_job
     from roots_dist.runs.train.loop import TrainParts, train
-    from roots_dist.storage.checkpoint.keep import best
+    from roots_dist.storage.checkpoint.verified import best_or_newest
     from roots_dist.world.mesh import Mesh
 
     real = save_job.write_checkpoint
@@ -384,4 +384,4 @@ def test_the_next_checkpoint_takes_the_place_of_a_best_one_that_could_not_be_sav
     for last in (6, 7):
         config = load(place / "run.yaml", [*own, *steps, f"train.steps={last}"])
         assert train(config, Mesh.single(), TrainParts(on_evaluation=(never_better,))) == 0
-        assert best(tmp_path).name == "step_00000003"
+        assert best_or_newest(tmp_path).name == "step_00000003"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import newest
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -17,7 +18,6 @@ from roots_dist.layout import Layout
 from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.parallel.zero.seam import STATE
 from roots_dist.storage.checkpoint.format import Manifest, plan_shards
-from roots_dist.storage.checkpoint.keep import newest
 from roots_dist.storage.checkpoint.load import load, load_initial_weights, load_weights
 from roots_dist.storage.checkpoint.save import save
 from roots_dist.testing.world import on_warm_world, on_world

@@ -8,15 +8,15 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from checkpoints import newest, sound
 from test_checkpoint import FakeEngine, saved_alone, stage
 
 from roots_dist.errors import CheckpointError
 from roots_dist.layout import Layout
 from roots_dist.storage.checkpoint import verified
 from roots_dist.storage.checkpoint.disk import hash_file, write_file
-from roots_dist.storage.checkpoint.keep import complete, newest
 from roots_dist.storage.checkpoint.load import load
-from roots_dist.storage.checkpoint.verified import prune
+from roots_dist.storage.checkpoint.verified import newest_verified, prune
 from roots_dist.testing.world import on_warm_world
 from roots_dist.world.mesh import Mesh
 
@@ -66,7 +66,7 @@ def test_a_killed_save_leaves_the_old_or_the_new_checkpoint(tmp_path, step):
         assert found is not None, f"killed before call {call} to the disk, it has left none"
         seen.add(loaded(found))
         if step == 7:
-            assert complete(tmp_path) == [found]
+            assert sound(tmp_path) == [found]
         shutil.rmtree(tmp_path / "checkpoints")
         saved_alone(tmp_path, step=7)
     assert call > 15 and seen == {7, step}
@@ -81,7 +81,7 @@ def test_leftovers_of_kills_are_swept_by_the_next_save(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000007", "step_00000008"]
 
 
-def test_the_newest_is_the_newest_that_is_whole(tmp_path, caplog):
+def test_the_newest_is_the_newest_that_is_whole(tmp_path):
     assert newest(tmp_path) is None
     good = saved_alone(tmp_path, step=7)
     folder = good.parent
@@ -92,10 +92,8 @@ def test_the_newest_is_the_newest_that_is_whole(tmp_path, caplog):
     (folder / "step_00000012").write_text("a file")
     (folder / "notes").mkdir()
     (folder / ".step_00000013.partial").mkdir()
-    assert newest(tmp_path) == good
-    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert len(warned) == 4
-    assert all(f"step_{step:08d}" in words for step, words in zip((9, 10, 11, 12), warned))
+    found, damages = newest_verified(tmp_path, Mesh.single())
+    assert found == good and [path.name for path, _ in damages] == [f"step_{step:08d}" for step in (12, 11, 10, 9)]
     assert torn.exists()
 
 
@@ -108,7 +106,7 @@ def test_prune_keeps_the_newest_sound_ones_and_sets_damaged_ones_aside(tmp_path)
     assert names == ["step_00000003", "step_00000004.damaged", "step_00000004.damaged.txt", "step_100000000"]
     assert "manifest.json: is missing" in (tmp_path / "checkpoints" / names[2]).read_text()
     prune(tmp_path, 2, Mesh.single(), set())
-    assert [p.name for p in complete(tmp_path)] == ["step_00000003", "step_100000000"]
+    assert [p.name for p in sound(tmp_path)] == ["step_00000003", "step_100000000"]
 
 
 def test_a_checkpoint_counts_for_keep_only_if_its_hashes_are_right(tmp_path):
@@ -119,7 +117,7 @@ def test_a_checkpoint_counts_for_keep_only_if_its_hashes_are_right(tmp_path):
             shard = next(path.glob("model-*"))
             shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
     prune(tmp_path, 2, Mesh.single(), {4})
-    assert [p.name for p in complete(tmp_path)] == ["step_00000002", "step_00000004"]
+    assert [p.name for p in sound(tmp_path)] == ["step_00000002", "step_00000004"]
     assert (tmp_path / "checkpoints" / "step_00000003.damaged").is_dir()
 
 
@@ -132,7 +130,7 @@ def test_what_only_has_the_name_of_the_next_step_is_neither_overwritten_nor_dele
     (folder / ".step_00000010.partial").write_text("a file")
     for step in (8, 9, 10):
         saved_alone(tmp_path, step=step)
-    assert [p.name for p in complete(tmp_path)] == [f"step_{step:08d}" for step in (7, 8, 9, 10)]
+    assert [p.name for p in sound(tmp_path)] == [f"step_{step:08d}" for step in (7, 8, 9, 10)]
     assert [p.name for p in (folder / "step_00000008.damaged").iterdir()] == ["model-00001-of-00001.safetensors"]
     assert (folder / "step_00000009.damaged").is_symlink()
 

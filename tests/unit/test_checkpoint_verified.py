@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from checkpoints import sound
 from test_checkpoint import saved_alone
 
 from roots_dist.layout import Layout
 from roots_dist.storage.checkpoint.format import Manifest
-from roots_dist.storage.checkpoint.keep import BEST_FILE, complete
+from roots_dist.storage.checkpoint.keep import BEST_FILE
 from roots_dist.storage.checkpoint.verified import damage_of, newest_verified, prune
 from roots_dist.testing.world import on_warm_world
 from roots_dist.world.mesh import Mesh
@@ -60,7 +61,7 @@ def test_the_best_one_is_kept_however_old_it_is(tmp_path):
         saved_alone(tmp_path, step=step)
     (tmp_path / BEST_FILE).write_text(json.dumps({"step": 1}))
     prune(tmp_path, 2, Mesh.single(), set())
-    assert [path.name[-1] for path in complete(tmp_path)] == ["1", "3", "4"]
+    assert [path.name[-1] for path in sound(tmp_path)] == ["1", "3", "4"]
 
 
 @pytest.mark.parametrize("is_there", [False, True])

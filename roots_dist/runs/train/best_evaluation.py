@@ -8,13 +8,13 @@ Saved with each checkpoint, so that a resumed run stops at the same step as an u
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from roots_dist.config.schema import Config
-from roots_dist.errors import CheckpointError
 from roots_dist.files import write_atomically
 from roots_dist.storage.checkpoint.keep import BEST_FILE, best_step, found_steps
 
@@ -37,7 +37,8 @@ class BestEvaluation:
             return
         value = metrics[self.metric]
         lower_is_better = self.metric.startswith("loss/")
-        if self.value is None or (value < self.value if lower_is_better else value > self.value):
+        is_better = self.value is None or (value < self.value if lower_is_better else value > self.value)
+        if is_better and math.isfinite(value):
             self.step, self.value, self.waited = step, value, 0
         else:
             self.waited += 1
@@ -55,10 +56,7 @@ class BestEvaluation:
         """Mark what a resumed run knows as its best: later checkpoints may be gone. One that has taken the place of the
         best stays marked. Rank 0 calls it."""
         there = found_steps(folder)
-        try:
-            marked = best_step(folder) or 0
-        except CheckpointError:
-            marked = 0  # a damaged file, which is written anew
+        marked = best_step(folder) or 0
         self.mark(folder, marked if self.step not in there and self.step < marked and marked in there else 0)
 
     def saved(self) -> dict[str, object]:

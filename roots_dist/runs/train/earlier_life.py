@@ -158,11 +158,11 @@ def begin_anew(folder: Path) -> None:
         checkpoints.is_symlink() or checkpoints.is_file() or (checkpoints.is_dir() and any(checkpoints.iterdir()))
     ):
         there.append(checkpoints)
-    elif last_step(folder / METRICS_FILE) <= 0:
+    elif not there:
         return
     free = (n for n in count(1) if not any((folder / f"{path.name}.{n}").exists() for path in there))
     number = next(free)
     for path in there:
         rename(path, folder / f"{path.name}.{number}")
     sync_folder(folder)
-    log.info("starts from scratch; what was here is in %s.%d", checkpoints, number)
+    log.info("starts from scratch; what was here ends in .%d now: %s", number, ", ".join(path.name for path in there))

@@ -57,6 +57,12 @@ def write_left_out(folder: Path, left_out: Sequence[LeftOut]) -> None:
     sync_folder(folder)
 
 
+def forget_left_out(folder: Path) -> None:
+    """Remove what an earlier life in this folder has left out, because this one begins at step 0. Rank 0 calls it;
+    raises OSError."""
+    (folder / REWINDS_FILE).unlink(missing_ok=True)
+
+
 def _read(path: Path) -> tuple[LeftOut, ...]:
     found: Any = read_json(path).get("left_out")
     if not are_pairs(found):

@@ -24,7 +24,7 @@ from roots_dist.runs.track.metrics import METRICS_FILE, last_step
 from roots_dist.runs.train.best_evaluation import BestEvaluation
 from roots_dist.runs.train.earlier_life import begin_anew, refuse_silent_zero, refuse_to_leave_behind
 from roots_dist.runs.train.init_weights import load_init_weights
-from roots_dist.runs.train.left_out import read_left_out
+from roots_dist.runs.train.left_out import forget_left_out, read_left_out
 from roots_dist.storage.checkpoint.format import (
     STATE_FILE,
     Author,
@@ -93,6 +93,8 @@ def resume(run: Run, folder: Path, order: str = "") -> ResumePoint:
                 refuse_other_bits(found, run.config, mesh.device.type)
                 set_all_aside(damages)
                 _remark(folder, step, manifest.author.order, order)
+            if step <= 0:
+                forget_left_out(folder)
     begun.raise_on_all()
     if found is None:
         if mesh.rank == 0 and (reached := last_step(folder / METRICS_FILE)) > 0:

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from roots_dist.errors import Problem
+from roots_dist.errors import EnvironmentProblem, Problem
 from roots_dist.storage.checkpoint.folder_lock import FolderError, lock_folder
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+FULL = (errno.ENOSPC, errno.EDQUOT)
+BROKEN = (errno.EROFS, errno.EIO, errno.ESTALE)
 ODD = (errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
@@ -39,8 +40,8 @@ class HeldFolder:
 
 @contextmanager
 def hold_folder(folder: Path) -> Iterator[HeldFolder]:
-    """Hold the run's folder, which is created if needed. Raises FolderError if another process holds it, or if the disk
-    fills up while the body runs."""
+    """Hold the run's folder, which is created if needed. Raises FolderError if another process holds it, or if its
+    disk fails while the body runs; EnvironmentProblem if another file cannot be read or written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -50,8 +51,13 @@ def hold_folder(folder: Path) -> Iterator[HeldFolder]:
         finally:
             os.close(fd)
     except OSError as error:
-        if error.errno in FULL:
-            expected = f"a disk with free space for the run's files ({error})"
+        if not _is_below(folder, error):
+            raise EnvironmentProblem(
+                f"{error.filename}: {error.strerror}. Fix: see to it, and repeat the command"
+            ) from error
+        if error.errno in (*FULL, *BROKEN):
+            wanted = "with free space for the run's files" if error.errno in FULL else "that takes the run's files"
+            expected = f"a disk {wanted} ({error})"
             fix = "see to the disk and repeat the command: the run resumes from its newest checkpoint"
         elif error.errno in ODD:
             expected = f"plain files and folders under the names of a run, and no links ({error})"
@@ -59,6 +65,14 @@ def hold_folder(folder: Path) -> Iterator[HeldFolder]:
         else:
             raise
         raise FolderError(Problem(key="track.folder", found=str(folder), expected=expected, fix=fix)) from error
+
+
+def _is_below(folder: Path, error: OSError) -> bool:
+    """Whether an error is one of the run's own files: those of a corpus, say, lie elsewhere. Without a name it is."""
+    return (
+        not isinstance(error.filename, (str, bytes))
+        or folder.absolute() in (Path(os.fsdecode(error.filename)).absolute() / "x").parents
+    )
 
 
 def folder_gone(folder: Path, saved: str) -> FolderError:

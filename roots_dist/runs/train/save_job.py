@@ -98,7 +98,7 @@ class SaveJob:
         why = tidied.words()
         if not why:
             with tidied.attempt(f"cannot delete the oldest checkpoints of {keeping.run}"):
-                prune(keeping.run, keeping.keep, mesh, keeping.verified)
+                prune(keeping.run, keeping.keep, mesh, keeping.verified, best.step if best else None)
             why = tidied.words()
         if why:
             log.warning("%s", why)

@@ -62,19 +62,6 @@ def is_unfinished(checkpoint: Place) -> bool:
     return (checkpoint / UNFINISHED).exists() and not (checkpoint / MANIFEST).exists()
 
 
-def complete(run: Place) -> list[Place]:
-    """The run's complete checkpoints, oldest first. A folder that only looks like one is skipped with a warning."""
-    found = []
-    for step, path in found_steps(run).items():
-        try:
-            check_complete(path, step)
-        except CheckpointError as error:
-            log.warning("skipping an incomplete checkpoint: %s", error)
-        else:
-            found.append(path)
-    return found
-
-
 def check_complete(folder: Place, step: int, run_id: str = "") -> Manifest:
     """Raise CheckpointError unless the folder contains the files of its manifest, of this step and of this run; no id
     is any run's. Compares sizes, not hashes."""
@@ -149,23 +136,16 @@ def _is_best(value: object) -> bool:
     )
 
 
-def newest(run: Place) -> Place | None:
-    """The newest complete checkpoint, or None."""
-    found = complete(run)
-    return found[-1] if found else None
-
-
 def best_step(run: Path) -> int | None:
-    """Step of the checkpoint with the best held-out metric, if the run has recorded one (fine-tuning)."""
+    """Step of the checkpoint with the best held-out metric, if the run has recorded one (fine-tuning). A file that is
+    damaged says none, with a warning: the checkpoints are sound all the same."""
     marked = Path(run) / BEST_FILE
-    step = read_json(marked).get("step") if size_of(marked) is not None else None
+    try:
+        step = read_json(marked).get("step") if size_of(marked) is not None else None
+    except CheckpointError as error:
+        log.warning("which checkpoint is the best is not known: %s", str(error).partition(" Fix: ")[0])
+        return None
     return step if isinstance(step, int) else None
-
-
-def best(run: Path) -> Place | None:
-    """The complete checkpoint with the best held-out metric, or None."""
-    step = best_step(run)
-    return next((path for path in complete(run) if step is not None and step_name(step) in path.name), None)
 
 
 def set_damaged_aside(path: Place, why: str) -> Place:

@@ -40,7 +40,7 @@ def load(
     which exclude skipped steps.
 
     Collective over the world. `verify` compares the sha256 of every file, divided among the ranks; sizes are always
-    compared. Raises CheckpointError on every rank if anything does not fit, before anything is changed.
+    compared. Raises CheckpointError on every rank if anything does not fit, before any weight or moment is changed.
     """
 
     def kinds(name: str, step: int) -> Sequence[str]:
@@ -119,15 +119,15 @@ class _Reader:
         self.folder = folder
         self.state = read_json(folder / STATE_FILE)
         self.files = {kind: read_index(folder, kind) for kind in STATE}
-        self._open: dict[str, Any] = {}
+        self._opened: dict[str, Any] = {}
 
     def _entry(self, kind: str, name: str) -> Any:
         """safetensors' slice of a tensor, for which it has no type."""
         file = self.files[kind][name]
         try:
-            if file not in self._open:
-                self._open[file] = open_tensors(self.folder / file)
-            return self._open[file].get_slice(name)
+            if file not in self._opened:
+                self._opened[file] = open_tensors(self.folder / file)
+            return self._opened[file].get_slice(name)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{self.folder / file}: {name}: {error}. Fix: use another checkpoint.") from error
 

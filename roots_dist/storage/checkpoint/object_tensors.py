@@ -14,14 +14,19 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from roots_dist.storage.checkpoint.answers import ask
 from roots_dist.storage.checkpoint.object_store import ObjectPath, Place
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def open_tensors(place: Place) -> Any:
-    """A safetensors file, opened for `get_slice`. Raises OSError or SafetensorError."""
-    return ObjectTensors(place) if isinstance(place, ObjectPath) else safe_open(place, framework="pt")
+    """A safetensors file, opened for `get_slice`. Raises OSError or SafetensorError, and EnvironmentProblem if the disk
+    or the store does not answer."""
+    if isinstance(place, ObjectPath):
+        return ObjectTensors(place)
+    ask(place, lambda: place.open("rb").close())  # a disk that does not answer is known by a number; safe_open has none
+    return safe_open(place, framework="pt")
 
 
 class ObjectTensors:

@@ -166,8 +166,9 @@ def set_all_aside(damages: Damages) -> None:
         log.warning("%s is now called %s", path, set_damaged_aside(path, why).name)
 
 
-def prune(run: Path, keep: int, mesh: Mesh, verified: set[int]) -> None:
-    """Delete all checkpoints but the best and the newest `keep` that can be trusted. `verified` are the steps of which
+def prune(run: Path, keep: int, mesh: Mesh, verified: set[int], best: int | None = None) -> None:
+    """Delete all checkpoints but the newest `keep` that can be trusted, the one that the folder marks as the best, and
+    that of step `best`, which the file may have ceased to tell. `verified` are the steps of which
     this process knows that; it grows by those that are compared here. Damaged ones do not count and are set aside;
     other folders are not touched. Collective over the world."""
     assert keep >= 1, keep
@@ -184,8 +185,8 @@ def prune(run: Path, keep: int, mesh: Mesh, verified: set[int]) -> None:
                 set_all_aside([(path, why)])
             except (OSError, EnvironmentProblem) as error:  # the other ranks go on
                 log.warning("%s cannot be set aside (%s): %s", path, error, why)
-    marked = best_step(run) if mesh.rank == 0 else None
-    for step in (step for step in order if step != marked):
+    marked = {best_step(run), best} if mesh.rank == 0 else set()
+    for step in (step for step in order if step not in marked):
         if found[step].is_dir() and not found[step].is_symlink():
             delete(found[step])
 
