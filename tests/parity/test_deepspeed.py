@@ -1,4 +1,5 @@
-"""DeepSpeed's ZeRO under our layouts, in float32, against one process; and runs that go on in another layout."""
+"""ZeRO under our layouts against one process: the built-in engine in float64, DeepSpeed in float32; and runs that go on
+in another layout."""
 
 from pathlib import Path
 
@@ -46,6 +47,26 @@ CASES = [
 @pytest.mark.parametrize("case", CASES)
 def test_zero_computes_what_one_process_computes(case):
     compare(case, FLOAT32_BOUNDS)
+
+
+def built_in(stage: int, model: str = "gpt", full: bool = False, **wanted: object):
+    return case(model, full=full, dp=2, zero_stage=stage, train__micro_batch=2, **wanted)
+
+
+BUILT_IN = [
+    *(built_in(stage) for stage in (2, 3)),  # stage 1 is among the covered layouts
+    built_in(2, "gemma", full=True, pp=2, schedule="zb-h1"),
+    built_in(3, "falcon", full=True, pp=2, schedule="zb-h1"),
+    built_in(3, "olmo", full=True, tp=4),
+    built_in(3, "gpt", full=True, cp=2),
+    built_in(3, "qwen-moe", full=True, tp=2, pp=2, train__recompute="full"),
+    *(built_in(stage, model, full=True, tp=2, pp=2) for stage in (1, 2, 3) for model in FEATURED),
+]
+
+
+@pytest.mark.parametrize("case", BUILT_IN)
+def test_the_built_in_zero_does_in_float64(case):
+    compare(case)
 
 
 def one_run(*parts: Trace) -> Trace:

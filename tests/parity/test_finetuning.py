@@ -80,6 +80,18 @@ def test_every_zero_stage_does_too(case):
     compare(case, FLOAT32_BOUNDS, steps_of(case))
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        case(f"bert-classify+{s}", full=(s, zero) != ("lora", 3), dp=2, zero_stage=zero)
+        for s in STRATEGIES
+        for zero in (1, 2, 3)
+    ],
+)
+def test_every_stage_of_the_built_in_zero_does_in_float64(case):
+    compare(case, FLOAT64_BOUNDS, steps_of(case))
+
+
 def learned_numbers(rank: int, size: int, config: Config) -> dict:
     """How many numbers have a gradient in backward, have moments, and have changed; and how many there are."""
     p = config.parallel
