@@ -79,9 +79,9 @@ def shares(config: Config, layout: Layout) -> tuple[int, int]:
 def save_copy_bytes(
     config: Config, layout: Layout, parameters: int, trainable: int, experts: int = 0, trained_experts: int = 0
 ) -> int:
-    """Host memory in which a rank has its part of a checkpoint while training goes on: master weights and moments, in
-    equal parts on all ranks that hold the same. 0 if training waits for its checkpoints. The numbers are those of
-    `rank_state`."""
+    """Host memory in which a rank has its part of a checkpoint while training goes on, from the first one on: master
+    weights and moments, in equal parts on all ranks that hold the same. 0 if training waits for its checkpoints. The
+    numbers are those of `rank_state`."""
     if not config.saves_in_background():
         return 0
     wide = 8 if config.advanced.float64 else 4

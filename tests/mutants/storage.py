@@ -187,6 +187,22 @@ STORAGE = (
         test="runs/test_background_saves.py::test_a_copy_is_of_its_step_while_training_goes_on[layout0-changes0]",
     ),
     Mutant(
+        name="a_background_save_keeps_no_copy",
+        bug="the tensors of a checkpoint that is written while training goes on are the optimizer's own",
+        file="storage/checkpoint/host_copies.py",
+        before="return kept.copy_(tensor)",
+        after="return tensor",
+        test="runs/test_background_saves.py::test_a_copy_is_of_its_step_while_training_goes_on[layout0-changes0]",
+    ),
+    Mutant(
+        name="what_does_not_answer_is_not_there",
+        bug="a store that times out holds no checkpoint, and the run begins again or goes one back",
+        file="storage/checkpoint/object_store.py",
+        before='        except FileNotFoundError:\n            return ""',
+        after='        except Exception:\n            return ""',
+        test="unit/test_checkpoint_answers.py::test_what_may_be_a_checkpoint_is_not_swept_away",
+    ),
+    Mutant(
         name="an_unfinished_save_in_a_store_is_a_checkpoint",
         bug="what a killed save has left in an object store is taken for a damaged checkpoint",
         file=KEEP,

@@ -31,6 +31,7 @@ from roots_dist.runs.ranks.stop_signal import read_end
 from roots_dist.runs.train import callbacks, save_job, saving
 from roots_dist.runs.train.loop import TrainParts, train
 from roots_dist.storage.checkpoint import disk
+from roots_dist.storage.checkpoint.host_copies import HostCopies
 from roots_dist.testing.world import on_warm_world, on_world
 from roots_dist.world.mesh import Mesh
 
@@ -141,6 +142,27 @@ def test_a_copy_is_of_its_step_while_training_goes_on(layout, changes, text, tmp
     assert not any(world(layout.world_size, held_back_on, waits, layout, timeout=250))
     for step in (2, 4, 6):
         assert shards(tmp_path / "background", step) == shards(tmp_path / "waits", step)
+
+
+def test_each_save_copies_once_and_into_the_memory_of_the_one_before(text, tmp_path, monkeypatch):
+    """New memory costs three times as much as the copy: the kernel clears each page."""
+    jobs, copied, real = [], [], HostCopies.__call__
+
+    def copies(self, kind, name, tensor):
+        copied.append((kind, name))
+        return real(self, kind, name, tensor)
+
+    def watch(state, report):
+        if state.saves.under_way is not None and state.saves.under_way.job not in jobs:
+            jobs.append(state.saves.under_way.job)
+            assert state.saves.under_way.wait(LIMIT_S)
+
+    monkeypatch.setattr(HostCopies, "__call__", copies)
+    assert train(config_of(text, tmp_path, **{"train.steps": 7}), Mesh.single(), TrainParts(after_step=(watch,))) == 0
+    first, second, third = ([t for shard in job.shards for t in shard.tensors.values()] for job in jobs)
+    assert [t.data_ptr() for t in first] == [t.data_ptr() for t in second] == [t.data_ptr() for t in third]
+    assert len(copied) == 3 * len(set(copied)) == 3 * len(first)
+    assert len({t.data_ptr() for t in first}) == len(first), "no two tensors share memory"
 
 
 def test_a_second_save_waits_for_the_first_and_says_so(text, tmp_path, gate, opens_late, caplog):
@@ -320,7 +342,7 @@ def test_the_memory_of_the_copy_is_planned(text, tmp_path):
     plan, of_two = predict(made, Layout()), predict(made, Layout(dp=2))
     copy = 12 * plan.ranks[0].parameters  # float32 weights and both moments
     assert (plan.ranks[0].save_copy, of_two.ranks[0].save_copy) == (copy, copy // 2)
-    assert any(line.startswith("while a checkpoint is written: ") for line in lines(plan, None))
+    assert any(line.startswith("from the first checkpoint on: ") for line in lines(plan, None))
     waits, at_the_end = made.changed({"checkpoint.asynchronous": False}), made.changed({"checkpoint.every": 0})
     assert not waits.saves_in_background() and not at_the_end.saves_in_background()
     assert predict(waits, Layout()).ranks[0].save_copy == 0

@@ -70,7 +70,7 @@ class FakeEngine:
         for p in params if seed is not None else ():
             self.states[p.name] = {k: whole(p.name, k, p.spec.shape, dtype, seed)[p.slices].clone() for k in STATE}
 
-    def read_state(self, name):
+    def read_state(self, name, *, copy=True):
         return dict(self.states[name])
 
     def write_state(self, name, state):

@@ -254,7 +254,7 @@ class DeepSpeedEngine:
         if self.stage in (1, 2):
             self.zero.averaged_gradients = dict.fromkeys(self.zero.averaged_gradients)
 
-    def read_state(self, name: str) -> dict[str, Tensor]:
+    def read_state(self, name: str, *, copy: bool = True) -> dict[str, Tensor]:
         with torch.no_grad():
             return self.state.read(self.by_name[name])
 

@@ -64,10 +64,10 @@ class MasterParam:
         assert gradient is not None, f"{self.param.name} has no gradient: step() without accumulate()"
         return gradient
 
-    def whole(self, part: Tensor) -> Tensor:
-        """A copy of the weight or a moment in the parameter's shape. Collective over data ranks."""
+    def whole(self, part: Tensor, copy: bool = True) -> Tensor:
+        """The weight or a moment in the parameter's shape, a copy unless not asked for. Collective over data ranks."""
         if self.unit.flat.axis.size == 1:
-            return part.clone()
+            return part.clone() if copy else part
         return self.unit.flat.gathered(self.index, part)
 
     def part(self, whole: Tensor) -> Tensor:
@@ -255,11 +255,11 @@ class ReferenceEngine:
             master_param.master.grad = None
 
     @torch.no_grad()
-    def read_state(self, name: str) -> dict[str, Tensor]:
+    def read_state(self, name: str, *, copy: bool = True) -> dict[str, Tensor]:
         if name not in self.masters:
             return {"weight": self._frozen(name)}
         held = self.masters[name]
-        return {key: held.whole(part.detach()) for key, part in _parts(held).items()}
+        return {key: held.whole(part.detach(), copy) for key, part in _parts(held).items()}
 
     def _frozen(self, name: str) -> Tensor:
         """A copy of a weight that is not trained, in master dtype."""

@@ -93,12 +93,13 @@ class Engine(Protocol):
         """Clear the gradients without a step; optimizer state is unchanged."""
         ...
 
-    def read_state(self, name: str) -> dict[str, Tensor]:
+    def read_state(self, name: str, *, copy: bool = True) -> dict[str, Tensor]:
         """Master weight and moments (STATE) of one parameter: whole over dp, this rank's slice over tp. Frozen
         parameters have only a weight.
 
-        Copies in master dtype, on CPU or device. Collective over dp: all data ranks ask for the same names in the same
-        order. Also valid before the first step (moments are zero).
+        Copies in master dtype, on CPU or device; without `copy` they may be the engine's own, for a caller who does not
+        change them and is done before the next step. Collective over dp: all data ranks ask for the same names in the
+        same order. Also valid before the first step (moments are zero).
         """
         ...
 

@@ -54,9 +54,9 @@ def _unused(layout: Layout) -> set[str]:
 
 def _save_copy(plan: Plan) -> list[str]:
     copy = max(rank.save_copy for rank in plan.ranks)
-    return [
-        f"while a checkpoint is written: {size(copy)} more of host memory per process (checkpoint.asynchronous)"
-    ] * (copy > 0)
+    return [f"from the first checkpoint on: {size(copy)} more of host memory per process (checkpoint.asynchronous)"] * (
+        copy > 0
+    )
 
 
 def fits(plan: Plan, free: int | None) -> str:

@@ -60,7 +60,7 @@ class RankPlan:
     sent: Mapping[str, float]
     """Bytes sent per step, by axis."""
     save_copy: int
-    """Host memory of a copy while a checkpoint is written; beside the peak."""
+    """Host memory of a copy for checkpoints, from the first one on; beside the peak."""
 
     @property
     def peak(self) -> int:

@@ -71,5 +71,5 @@ def rewind(state: TrainState, why: str) -> bool:
     state.best = best_evaluation(state.config, point.best)
     state.spikes = spikes_of(state.config, {**point.spikes, "left_out": left_out})
     was, sound = state.saves, {one for one in state.saves.verified if one <= point.step}
-    state.saves = Saves(point.step, was.author, sound, was.failures, background=was.background)
+    state.saves = Saves(point.step, was.author, sound, was.failures, background=was.background, copies=was.copies)
     return True

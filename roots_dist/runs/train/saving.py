@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from roots_dist.storage.checkpoint.disk import make_folder
 from roots_dist.storage.checkpoint.format import checkpoints_folder
 from roots_dist.storage.checkpoint.object_store import Place, place_of
 from roots_dist.storage.checkpoint.run_identity import mark_saved
-from roots_dist.storage.checkpoint.save import shards_of, with_facts
+from roots_dist.storage.checkpoint.save import in_new_memory, shards_of, with_facts
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
 from roots_dist.world.words import words_of
 
@@ -56,7 +56,7 @@ def checkpoint(state: TrainState, *, last: bool = False) -> Place | None:
         settle(state)
     with state.trackers.doing("saving ..."), state.mesh.progress.during("save"):
         if saves.background is not None and not last:
-            job = _job(state, state.folder)
+            job = _job(state, state.folder, saves.copies)
             saves.under_way = BackgroundSave(replace(job, shards=tuple(job.shards)), saves.background)
             saves.next_try = 0  # this save is the next attempt
             state.trackers.log(state.step, {"time/checkpoint_s": time.perf_counter() - since})
@@ -202,8 +202,11 @@ def _tell(state: TrainState, step: int, path: Place) -> None:
         callback(state, path)
 
 
-def _job(state: TrainState, folder: Place) -> SaveJob:
-    """The save of the step that is done. Its shards are gathered as they are asked for. Collective over the world."""
+def _job(
+    state: TrainState, folder: Place, to_host: Callable[[str, str, torch.Tensor], torch.Tensor] = in_new_memory
+) -> SaveJob:
+    """The save of the step that is done. Its shards are gathered as they are asked for, and their tensors brought into
+    CPU memory by `to_host`. Collective over the world."""
     check_copies(state.run, state.step)  # what has drifted apart is never saved
     config, best, saves = state.config.model_dump(mode="json"), state.best, state.saves
     saved = {"tokens": state.tokens, "skipped": state.skipped, "config": config, "best": best and best.saved()}
@@ -219,7 +222,7 @@ def _job(state: TrainState, folder: Place) -> SaveJob:
         step=state.step,
         state=with_facts(saved, state.step, state.run.engine, state.mesh),
         author=saves.author,
-        shards=shards_of(state.run.engine, state.run.params, state.mesh),
+        shards=shards_of(state.run.engine, state.run.params, state.mesh, to_host=to_host),
         keeping=keeping,
     )
 

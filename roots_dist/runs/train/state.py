@@ -21,6 +21,7 @@ from roots_dist.runs.train.best_evaluation import BestEvaluation
 from roots_dist.runs.train.save_job import BackgroundSave
 from roots_dist.runs.train.spikes import Spikes
 from roots_dist.storage.checkpoint.format import Author
+from roots_dist.storage.checkpoint.host_copies import HostCopies
 from roots_dist.storage.checkpoint.object_store import Place
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.mesh import Mesh
@@ -49,6 +50,8 @@ class Saves:
     """The newest checkpoint, if it is in checkpoint.fallback_folder and not in the run's folder."""
     background: Mesh | None = None
     """Mesh of the threads that save while training goes on; None if training waits."""
+    copies: HostCopies = field(default_factory=HostCopies)
+    """Memory of what they save."""
     under_way: BackgroundSave | None = None
     """The save that goes on in the background, until all ranks have taken note of its end."""
     has_waited: bool = False

@@ -137,9 +137,21 @@ def write_checkpoint(
     return final
 
 
-def shards_of(engine: Engine, params: Sequence[Param], mesh: Mesh, shard_bytes: int = SHARD_BYTES) -> Iterator[Shard]:
-    """This rank's shards, each as soon as it is whole. They share no memory with the engine. Collective over the world:
-    every rank takes all that there are.
+def in_new_memory(kind: str, name: str, tensor: Tensor) -> Tensor:
+    """The tensor on the CPU."""
+    return tensor.cpu().contiguous()
+
+
+def shards_of(
+    engine: Engine,
+    params: Sequence[Param],
+    mesh: Mesh,
+    shard_bytes: int = SHARD_BYTES,
+    to_host: Callable[[str, str, Tensor], Tensor] = in_new_memory,
+) -> Iterator[Shard]:
+    """This rank's shards, each as soon as it is whole. `to_host` brings a whole tensor of a kind and a name into CPU
+    memory; without it, shards may share memory with the engine, and are to be written before the next step. Collective
+    over the world: every rank takes all that there are.
 
     Experts that are cut over ranks are planned by those that hold the same; each rank of ep has as many shards of them.
     """
@@ -151,7 +163,7 @@ def shards_of(engine: Engine, params: Sequence[Param], mesh: Mesh, shard_bytes: 
     for held, plan, dp, first in zip(
         mine, plans, (mesh.dp_cp, mesh.edp), (before, before + common + mesh.ep.rank * each)
     ):
-        yield from _shards_of_plan(engine, held, plan, dp, mesh, (first, total))
+        yield from _shards_of_plan(engine, held, plan, dp, mesh, (first, total), to_host)
 
 
 def _plan(params: Sequence[Param], owners: int, limit: int) -> ShardPlan:
@@ -160,7 +172,13 @@ def _plan(params: Sequence[Param], owners: int, limit: int) -> ShardPlan:
 
 
 def _shards_of_plan(
-    engine: Engine, params: Sequence[Param], plan: ShardPlan, dp: Axis, mesh: Mesh, numbers: tuple[int, int]
+    engine: Engine,
+    params: Sequence[Param],
+    plan: ShardPlan,
+    dp: Axis,
+    mesh: Mesh,
+    numbers: tuple[int, int],
+    to_host: Callable[[str, str, Tensor], Tensor],
 ) -> Iterator[Shard]:
     """This rank's shards of a plan. dp: the ranks that hold the same parameters; numbers: how many shards there are
     before those of the plan, and in total. Collective over dp × tp."""
@@ -169,13 +187,13 @@ def _shards_of_plan(
     collected: dict[str, dict[str, Tensor]] = {kind: {} for kind in STATE}
     for p, owner, shard in zip(params, plan.owner, plan.shard):
         owner_dp, owner_tp = divmod(owner, mesh.tp.size)
-        values = engine.read_state(p.name)
+        values = engine.read_state(p.name, copy=False)
         if dp.rank != owner_dp:
             continue
         for kind in list(values):
             whole = _whole(p, values.pop(kind), owner_tp, mesh)
             if whole is not None:
-                collected[kind][p.name] = whole
+                collected[kind][p.name] = to_host(kind, p.name, whole)
         missing[shard] -= 1
         if missing[shard] == 0 and mesh.tp.rank == owner_tp:
             for kind in (kind for kind in STATE if collected[kind]):  # frozen parameters have no moments
@@ -192,10 +210,11 @@ def _shards_of_stages(mine: int, mesh: Mesh) -> tuple[int, int]:
 
 
 def _whole(p: Param, tensor: Tensor, owner_tp: int, mesh: Mesh) -> Tensor | None:
-    """The whole parameter in CPU memory on the owner; None on other ranks. Collective over tp."""
+    """The whole parameter on the owner, on its device or, where it was cut, on the CPU; None on other ranks. Collective
+    over tp."""
     here = mesh.tp.rank == owner_tp
     if p.spec.num_shards(mesh.tp) == 1:
-        return tensor.cpu().contiguous() if here else None
+        return tensor if here else None
     tensor = tensor.to(mesh.device).contiguous()
     slices = [torch.empty_like(tensor) for _ in range(mesh.tp.size)] if here else None
     dist.gather(tensor, slices, dst=mesh.tp.ranks[owner_tp], group=mesh.tp.group)
