@@ -11,16 +11,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from roots_dist.config.records import span_lengths_of
+from roots_dist.config.load import load
+from roots_dist.config.records import num_sentinels, span_lengths_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError
 from roots_dist.learning.data.specials import read_specials, synthetic_specials
 from roots_dist.learning.data.store import Corpus
 from roots_dist.learning.objectives.spans import Spans, segments
+from roots_dist.learning.objectives.synthetic import proof_objective
 
 VOCAB = 400
 
@@ -203,3 +206,10 @@ def test_sentinels_are_found_in_a_unigram_tokenizer(tmp_path):
     found = read_specials(path, 9)
     assert found.sentinels == (7, 6, 5) and (found.pad, found.end, found.unk) == (0, 1, 2)
     assert found.words.tolist() == [3, 4] and found.is_continuation.tolist() == [i == 4 for i in range(9)]
+
+
+@pytest.mark.parametrize("name", ["t5-small", "t5-11b", "mt5-base"])
+def test_a_plan_or_proof_of_a_released_size_has_the_sentinels_of_its_samples(name):
+    config = load(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
+    proof_objective(config)  # refuses too few
+    assert num_sentinels(config) > 10

@@ -123,10 +123,11 @@ def no_specials(vocab: int) -> Specials:
     return Specials("none", np.zeros(vocab, dtype=bool), np.zeros(vocab, dtype=bool))
 
 
-def synthetic_specials(vocab: int) -> Specials:
-    """Special tokens for proofs: the first ids, ten sentinels at the end, and every third token continues a word."""
+def synthetic_specials(vocab: int, least_sentinels: int = 0) -> Specials:
+    """Special tokens for proofs: the first ids, ten sentinels or more at the end, and every third token continues a
+    word."""
     ids = np.arange(vocab)
-    sentinels = tuple(range(vocab - 1, max(vocab - 11, 5), -1))
+    sentinels = tuple(range(vocab - 1, max(vocab - 1 - max(10, least_sentinels), 5), -1))
     special = (ids < 6) | (ids > vocab - 1 - len(sentinels))
     pad, cls, sep, mask, unk, end = range(6)
     return Specials(

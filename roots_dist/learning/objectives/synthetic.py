@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from roots_dist.config.records import corpus_tokens, objective_of, target_seq
+from roots_dist.config.records import corpus_tokens, num_sentinels, objective_of, target_seq
 from roots_dist.config.schema import Config
 from roots_dist.learning.data.batches import Batches, open_source
 from roots_dist.learning.data.specials import synthetic_specials
@@ -114,7 +114,8 @@ class SyntheticObjective:
 
 def proof_objective(config: Config) -> SyntheticObjective:
     """The config's objective on random sources, without a tokenizer: some of the ids are the special tokens."""
-    objective = objective_class(config)(config, synthetic_specials(config.model.vocab))
+    specials = synthetic_specials(config.model.vocab, num_sentinels(config))
+    objective = objective_class(config)(config, specials)
     return SyntheticObjective(config, objective)
 
 
