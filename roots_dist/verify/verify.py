@@ -88,10 +88,13 @@ MATRIX: tuple[dict[str, object], ...] = tuple(
         (1, 1, False, DEFAULT, 1, 1, 1), (1, 1, False, DEFAULT, 2, 1, 1), (1, 1, False, DEFAULT, 3, 1, 1),
         (2, 1, True, DEFAULT, 1, 1, 1), (1, 2, False, DEFAULT, 2, 1, 1), (2, 2, True, DEFAULT, 1, 1, 1),
         (2, 2, True, DEFAULT, 2, 1, 1), (2, 2, True, DEFAULT, 3, 1, 1), (1, 1, False, DEFAULT, 3, 2, 1),
-        (1, 1, False, DEFAULT, 0, 1, 2), (1, 1, False, DEFAULT, 0, 1, 4), (1, 1, False, DEFAULT, 0, 2, 4),
-        (2, 1, True, DEFAULT, 0, 1, 2),
-        *((1, 2, False, name, 0, 1, 2) for name, s in SCHEDULES.items() if s.splits_backward),
-        (1, 1, False, DEFAULT, 1, 1, 2), (2, 2, True, DEFAULT, 1, 1, 2),
+        *((1, 1, False, DEFAULT, 0, 1, ep) for ep in (2, 4)),
+        *((2, 1, sequence, DEFAULT, 0, 1, 2) for sequence in (False, True)), (2, 1, True, DEFAULT, 0, 1, 4),
+        *((1, 2, False, name, 0, 1, 2) for name, s in SCHEDULES.items() if name == DEFAULT or s.splits_backward),
+        (1, 2, False, DEFAULT, 0, 1, 4), (1, 1, False, DEFAULT, 0, 2, 2), (1, 1, False, DEFAULT, 0, 2, 4),
+        *((1, 1, False, DEFAULT, zero, 1, 2) for zero in (1, 2, 3)), (1, 1, False, DEFAULT, 1, 1, 4),
+        (2, 1, True, DEFAULT, 3, 1, 2), (1, 2, False, DEFAULT, 2, 1, 2), (2, 2, True, DEFAULT, 1, 1, 2),
+        (1, 1, False, DEFAULT, 3, 2, 4),
     ]
 )  # fmt: skip
 """The grid of `roots verify --matrix`: tensor, sequence, context, expert and pipeline degrees, schedules, ZeRO stages.

@@ -61,6 +61,9 @@ CASES = [
         for model in ("mixtral", "qwen-moe")
     ),
     case("mixtral", cp=4, ep=2, zero_stage=1, full=True, **SIX),
+    case("mixtral", dp=2, ep=2, **SP, zero_stage=3, full=True, **SIX),
+    case("mixtral", dp=2, pp=2, ep=2, zero_stage=2, full=True, train__global_batch=16, **SIX),
+    case("mixtral", dp=2, cp=2, ep=4, zero_stage=3, full=True, **EIGHT),
     *(case("qwen-moe", dp=2, ep=2, zero_stage=zero, full=True, **SIX, **BIASED) for zero in (0, 1, 2, 3)),
     case("qwen-moe", dp=2, pp=2, full=True, **SIX, **BIASED),
     case("mixtral", dp=2, pp=2, cp=2, ep=4, zero_stage=1, full=True, train__global_batch=16, **EIGHT),
