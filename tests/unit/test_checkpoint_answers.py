@@ -10,7 +10,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from test_checkpoint import saved_alone
+from test_checkpoint import FakeEngine, saved_alone, stage
 
 from roots_dist.errors import CheckpointError, EnvironmentProblem
 from roots_dist.layout import Layout
@@ -18,9 +18,11 @@ from roots_dist.runs.train import save_job
 from roots_dist.runs.train.save_job import Keeping, SaveJob
 from roots_dist.storage.checkpoint import answers, disk
 from roots_dist.storage.checkpoint.disk import names
-from roots_dist.storage.checkpoint.format import Author, checkpoints_folder, keep_at
+from roots_dist.storage.checkpoint.format import Author, Manifest, checkpoints_folder, keep_at
 from roots_dist.storage.checkpoint.keep import remove_leftovers
 from roots_dist.storage.checkpoint.object_store import UNFINISHED, place_of
+from roots_dist.storage.checkpoint.save import shards_of, write_checkpoint
+from roots_dist.storage.checkpoint.store_owner import claim
 from roots_dist.storage.checkpoint.verified import best_or_newest, newest_verified
 from roots_dist.testing.world import on_warm_world
 from roots_dist.world.mesh import Mesh
@@ -174,3 +176,37 @@ def test_a_save_that_cannot_be_read_back_has_failed_and_keeps_its_name(store, mo
         SaveJob(store, 2, {}, Author(), (), keeping).run(mesh)
     monkeypatch.undo()
     assert names(folder) == ["step_00000001", "step_00000002"]
+
+
+def test_a_save_has_failed_wherever_in_it_the_store_falls_silent(store):
+    """Before its first word it ended the run instead, although training goes on after a save that fails."""
+    calls = 0
+    while True:  # from each call on
+        with pytest.MonkeyPatch.context() as patch:
+            break_store(patch, Fails(TimeoutError("read timed out"), after=calls))
+            try:
+                saved_alone(store, step=3)
+            except CheckpointError:  # and no other error
+                pass
+            else:
+                break
+        remove_leftovers(checkpoints_folder(store))
+        assert newest_verified(store, Mesh.single())[0].name in ("step_00000002", "step_00000003")
+        calls += 1
+    assert calls > 8
+
+
+def test_an_earlier_start_neither_replaces_nor_removes_what_a_later_one_saves_meanwhile(store):
+    first, second = (Author("same run", attempt, order="", start=f"start {attempt}") for attempt in (1, 2))
+    claim(store, first)
+    place, params = checkpoints_folder(store) / "step_00000003", stage(Mesh.single())
+
+    def meanwhile():
+        yield from shards_of(FakeEngine(params, seed=0), params, Mesh.single())
+        claim(store, second)
+        saved_alone(store, step=3, author=second)
+
+    with pytest.raises(CheckpointError, match="another has begun there since"):
+        write_checkpoint(store, 3, meanwhile(), {"format": 2, "step": 3, "taken": {}}, Mesh.single(), first)
+    assert Manifest.read(place).author.attempt == 2
+    assert newest_verified(store, Mesh.single())[0] == place

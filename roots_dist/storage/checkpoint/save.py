@@ -98,20 +98,22 @@ def write_checkpoint(
     """Write this rank's shards, and commit when those of all ranks are on disk. The run's folder must exist. Returns
     the checkpoint's folder. Collective over the world: of `mesh.world` alone, besides what `shards` does.
 
-    `state` is from `with_facts`; `author` is rank 0's. If any rank fails (a full disk), every rank raises
-    CheckpointError with that rank's message, and earlier checkpoints are unchanged.
+    `state` is from `with_facts`; `author` is rank 0's. If any rank fails (a full disk, a silent store), every rank
+    raises CheckpointError with that rank's message, and earlier checkpoints are unchanged.
     """
     final = checkpoints_folder(run) / step_name(step)
     partial = final if isinstance(final, ObjectPath) else final.with_name(f".{final.name}{PARTIAL}")
     failures = SharedFailure(mesh)
     if mesh.rank == 0:
         with failures.attempt(f"cannot begin {final}", DISK_FULL_FIX):
-            if isinstance(final, ObjectPath):
-                refuse_if_taken(final.parent, author)
+            _refuse_if_taken(final, author)
             make_folder(final.parent)
             remove_leftovers(final.parent)
             begin(partial, final, step)
-    failures.raise_on_all()
+    try:
+        failures.raise_on_all()
+    except EnvironmentProblem as error:
+        raise CheckpointError(str(error)) from error
     try:
         written = []
         for shard in shards:  # to its end even after a failure: the other ranks gather too
@@ -125,16 +127,25 @@ def write_checkpoint(
         failures.raise_on_all()
         if mesh.rank == 0:
             with failures.attempt(f"cannot commit {final}", DISK_FULL_FIX):
+                _refuse_if_taken(final, author)
                 write_metadata(partial, step, state, mesh.world.size, author)
                 commit(partial, final, step)
         failures.raise_on_all()
     except (CheckpointError, EnvironmentProblem) as error:
         if mesh.rank == 0:
-            with contextlib.suppress(OSError, EnvironmentProblem):
+            with contextlib.suppress(OSError, EnvironmentProblem, CheckpointError):
+                _refuse_if_taken(final, author)
                 remove(partial)  # all ranks have stopped writing: free the space
                 remove_leftovers(final.parent)  # and bring back what the new one was to replace
         raise CheckpointError(str(error)) from error
     return final
+
+
+def _refuse_if_taken(final: Place, author: Author) -> None:
+    """Raise CheckpointError if a later start saves in the same store: there the step has its name from the beginning,
+    and what lies under it may be the other's."""
+    if isinstance(final, ObjectPath):
+        refuse_if_taken(final.parent, author)
 
 
 def in_new_memory(kind: str, name: str, tensor: Tensor) -> Tensor:
