@@ -318,6 +318,7 @@ def test_whoever_stops_waits_for_the_save_that_is_under_way(ends, text, tmp_path
 def test_a_save_that_takes_too_long_is_waited_for(text, tmp_path, opens_late, monkeypatch, caplog):
     """So that the watchdog sees it and names the rank, if it never ends."""
     monkeypatch.setattr(saving, "_limit_s", lambda state: 0.2)
+    monkeypatch.setattr(saving, "GRACE_S", 30)
     config = config_of(text, tmp_path, **{"checkpoint.every": 1, "train.steps": 3})
 
     def watch(state, report):

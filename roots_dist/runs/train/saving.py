@@ -37,7 +37,7 @@ GOES_ON, OVER, LATE, DEAD = range(4)
 """How the thread of a rank is that saves in the background."""
 LOOK_S = 0.1
 """Seconds between two looks at a thread that is waited for."""
-GRACE_S = 1.0
+GRACE_S = 0.5
 """Seconds in which a save that stands still for too long may go on, before the run is ended."""
 NAMELESS = "run"
 """Folder in checkpoint.fallback_folder of a run without an id, as a part of the loop that runs alone."""
