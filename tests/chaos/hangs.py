@@ -45,12 +45,15 @@ PLACES: dict[str, str] = {
     "making a batch": "roots_dist.learning.data.batches.Batches.at",
     "optimizer": "roots_dist.runs.train.step.sum_over_ranks",
     "shard write": "roots_dist.storage.checkpoint.save.write_shard",
+    "shard write, long before the next save": "roots_dist.storage.checkpoint.save.write_shard",
     "commit": "roots_dist.storage.checkpoint.save.commit",
     "evaluation": "roots_dist.runs.train.callbacks.score_held_out",
     "resume": "roots_dist.runs.train.loop.resume",
     "building the model": "roots_dist.runs.train.loop.build_run",
 }
 """Place -> the function that the rank enters and does not leave."""
+OWN_WORDS = {"shard write, long before the next save": ("train.steps=100000", "checkpoint.every=30")}
+"""Place -> what else its command says: here nobody waits for the thread that writes."""
 ONLY_PIPELINE = ("pipeline receive", "pipeline send")
 
 
@@ -128,6 +131,7 @@ def trial(draw: random.Random, place: Path) -> Outcome:
                 "train",
                 str(config),
                 *overrides,
+                *OWN_WORDS.get(where, ()),
                 ranks=size,
                 main=stop_in,
                 limit_s=1500,
