@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
+import pytest
 import torch
+from chaos.hangs import write_run
+from commands import roots
 
 from roots_dist.assembly.run import Run, build_run
+from roots_dist.cli.main import main
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
+from roots_dist.runs.train import loop
 from roots_dist.runs.train.recheck import MicrobatchDiffers, compare
 from roots_dist.testing.world import on_warm_world
 from roots_dist.world.mesh import Mesh
@@ -75,3 +82,25 @@ def test_a_bit_of_one_ranks_arithmetic_is_named():
     assert all(said == found[0] for said in found)
     for (*_, who, first), said in zip(CASES, found[0]):
         assert said.startswith(f"step 2: {who}") and f"first in the gradient of {first}" in said, said
+
+
+def wearing_out(words: list[str]) -> None:
+    """`roots WORDS`, on a rank 1 that computes one bit otherwise from step 4 on."""
+    inside = loop.train_step
+
+    def step(run, batches, *more):
+        if batches[0].step == 3 and run.mesh.rank == 1:
+            flip_in(run, "forward")
+        return inside(run, batches, *more)
+
+    with mock.patch.object(loop, "train_step", step):
+        main(words)
+
+
+@pytest.mark.full
+def test_a_run_goes_on_while_ranks_compute_alike_and_stops_when_one_does_not(tmp_path):
+    words = ["train", str(write_run(tmp_path, 60)), "train.exact={tensor: 1, data: 2}", "train.recheck_every=2"]
+    ran = roots(*words, "train.steps=4", ranks=2)
+    assert ran.returncode == 0, ran.stderr
+    ran = roots(*words, "train.steps=4", f"track.folder={tmp_path}/other", ranks=2, main=wearing_out)
+    assert ran.returncode == 2 and "step 4: data ranks 0-1 (ranks 0-1) compute other bits" in ran.stderr, ran.stderr
