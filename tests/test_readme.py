@@ -149,6 +149,11 @@ def test_the_page_of_trust_says_what_was_counted():
     assert made.PAGE.read_text(encoding="utf-8") == made.page(), "run: python docs/make_trust.py"
 
 
+def test_the_page_of_exact_runs_says_what_was_measured():
+    made = maker("make_exact")
+    assert made.PAGE.read_text(encoding="utf-8") == made.page(), "run: python docs/make_exact.py"
+
+
 def maker(name: str):
     """A program of docs/ as a module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")

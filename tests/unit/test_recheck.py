@@ -100,7 +100,7 @@ def wearing_out(words: list[str]) -> None:
 @pytest.mark.full
 def test_a_run_goes_on_while_ranks_compute_alike_and_stops_when_one_does_not(tmp_path):
     words = ["train", str(write_run(tmp_path, 60)), "train.exact={tensor: 1, data: 2}", "train.recheck_every=2"]
-    ran = roots(*words, "train.steps=4", ranks=2)
+    ran = roots(*words, "train.steps=6", ranks=2)
     assert ran.returncode == 0, ran.stderr
-    ran = roots(*words, "train.steps=4", f"track.folder={tmp_path}/other", ranks=2, main=wearing_out)
+    ran = roots(*words, "train.steps=6", f"track.folder={tmp_path}/other", ranks=2, main=wearing_out)
     assert ran.returncode == 2 and "step 4: data ranks 0-1 (ranks 0-1) compute other bits" in ran.stderr, ran.stderr
