@@ -161,6 +161,8 @@ def _apply(override: str, tree: dict[str, Any], origins: dict[str, str]) -> None
     key, equals, value = override.partition("=")
     section, _, name = key.partition(".")
     known = known_keys()
+    if equals and not name and section in Config.model_fields:
+        raise ConfigError([_whole_section(section, value)])
     if not equals or not name or not section or (not override.isascii() and key not in known and typed(key) in known):
         expected, fix = "an override of the form section.key=value", f"write {_meant(override, known)}"
         raise ConfigError([Problem(key=override, found=override, expected=expected, fix=fix, origin=COMMAND_LINE)])
@@ -173,6 +175,16 @@ def _apply(override: str, tree: dict[str, Any], origins: dict[str, str]) -> None
     for inner in [k for k in origins if k.startswith(f"{key}.")]:
         del origins[inner]
     origins[key] = COMMAND_LINE
+
+
+def _whole_section(section: str, value: str) -> Problem:
+    """A section has no value as a whole: its keys are set one by one."""
+    given = text.parse_value(section, value, COMMAND_LINE)
+    given = given if isinstance(given, dict) else {}
+    keys = [f"{section}.{key}={json.dumps(inner)}" for key, inner in given.items()]
+    first = next(key for key in known_keys() if key.startswith(f"{section}."))
+    expected, fix = "an override of one key, section.key=value", f"write {' '.join(keys) or f'{first}=VALUE'}"
+    return Problem(key=section, found=value, expected=expected, fix=fix, origin=COMMAND_LINE)
 
 
 def _unknown(key: str, found: object, origin: str) -> Problem:

@@ -1,11 +1,12 @@
 """YAML in and out, for configs: plain data alone, each value with its line, nothing overwritten in silence.
 
-A safe loader with four differences: a key written twice is refused, aliases are refused (a few lines of them unfold to
-gigabytes), `1e-4` is a number, and dates are text.
+A safe loader with these differences: a key written twice is refused, and so are aliases (a few lines of them unfold to
+gigabytes), whole numbers in base 8 or 60, and characters that no path may have; `1e-4` is a number, and dates are text.
 """
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import re
 from dataclasses import replace
@@ -39,9 +40,26 @@ _Loader.yaml_constructors = {  # what JSON has no word for: a config with such a
     for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
     if tag is None or tag.rpartition(":")[2] not in ("binary", "set", "omap", "pairs", "timestamp")
 }
+
+
+def _number(loader: _Loader, node: ScalarNode) -> int | float:
+    """A number as people mean it: YAML 1.1 takes 010 for 8, and 12:30 for 750."""
+    kind = "60" if ":" in node.value else "8" if re.fullmatch("[-+]?0[0-7_]+", node.value) else ""
+    value = yaml.SafeLoader.yaml_constructors[node.tag](loader, node)
+    if kind:
+        raise yaml.MarkedYAMLError(problem=f"{node.value} is {value} in base {kind}", problem_mark=node.start_mark)
+    return value  # type: ignore[no-any-return] # an int or a float, by the node's tag
+
+
+for _tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+    _Loader.add_constructor(_tag, _number)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
+
+
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
+"""Characters that neither a path nor UTF-8 has; YAML writes them as escapes, "\\0" and "\\ud800"."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -68,7 +86,8 @@ def parse_file(path: Path) -> tuple[dict[str, Any], Origins]:
         expected = "a YAML file that can be read"
         if isinstance(error, FileNotFoundError):
             expected = f"a YAML file: {where(path)}"
-        raise _refusal(path, why(error), expected, _remedy(path)) from None
+        fix = _remedy(path) if isinstance(error, OSError) else f"save it as UTF-8: iconv -f {_encoding(path)} -t UTF-8"
+        raise _refusal(path, why(error), expected, fix) from None
     try:
         tree, origins = _parse(source, str(path), str(path))
     except ConfigError as error:
@@ -90,14 +109,19 @@ def parse_file(path: Path) -> tuple[dict[str, Any], Origins]:
     return tree, origins
 
 
+def _encoding(path: Path) -> str:
+    """Probable encoding of a file that is not UTF-8: Windows marks UTF-16."""
+    with path.open("rb") as file:
+        return "UTF-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "LATIN1"
+
+
 def _with_slip(problem: Problem, source: str) -> Problem:
     """The problem with what to change in its line, or in the one before, where that is one of the usual slips."""
     number = problem.origin.rpartition(":")[2]
     lines = source.splitlines()
     near = [int(number) - 1, int(number) - 2] if number.isdigit() else []
     slips = (_slip(lines[i]) for i in near if 0 <= i < len(lines))
-    usual = next((fix for words, fix in REASONS.items() if words in str(problem.found)), problem.fix)
-    return replace(problem, fix=next((slip for slip in slips if slip), usual))
+    return replace(problem, fix=next((slip for slip in slips if slip), problem.fix))
 
 
 def parse_value(key: str, source: str, origin: str) -> Any:
@@ -106,14 +130,24 @@ def parse_value(key: str, source: str, origin: str) -> Any:
 
 
 def _parse(source: str, name: str, origin: str) -> tuple[Any, Origins]:
-    loader = _Loader(source)
     origins: Origins = {}
+    loader = None
     try:
+        loader = _Loader(source)
         node = loader.get_single_node()
         if node is None:
             return None, {}
         _walk(node, "", origin, origins)
         return loader.construct_document(node), origins
+    except yaml.reader.ReaderError as error:
+        at, code = error.position, ord(source[error.position])
+        number, column = source.count("\n", 0, at) + 1, at - source.rfind("\n", 0, at)
+        expected, fix = f"text that can be printed, but character {column} is U+{code:04X}", "remove it"
+        if code == 0 and name == origin:
+            fix = "save the file as UTF-8"
+        found = source if name != origin else _around(source, at)
+        place = origin if name != origin else f"{origin}:{number}"
+        raise ConfigError([Problem(key=name, found=found, expected=expected, fix=fix, origin=place)]) from None
     except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f"{origin}:{mark.line + 1}" if mark is not None and name == origin else origin
@@ -121,20 +155,31 @@ def _parse(source: str, name: str, origin: str) -> tuple[Any, Origins]:
             getattr(error, "problem", None) or getattr(error, "context", None) or str(error) or type(error).__name__
         )
         found = source if name != origin else " ".join(reason.split())
+        usual = "correct this line" if name == origin else "put the value into quotes"
         problem = Problem(
             key=name,
             found=found,
             expected="YAML" if name == origin else f"a value in YAML's syntax ({' '.join(reason.split())})",
-            fix="correct this line" if name == origin else "put the value into quotes",
+            fix=next((fix for words, fix in REASONS.items() if words in reason), usual),
             origin=line,
         )
         raise ConfigError([problem]) from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
+
+
+def _around(source: str, at: int) -> str:
+    """The line of a character, or what of it is near."""
+    start, end = source.rfind("\n", 0, at) + 1, source.find("\n", at)
+    return source[max(start, at - 20) : min(at + 20, end if end >= 0 else len(source))]
 
 
 def _walk(node: Node, prefix: str, origin: str, origins: Origins) -> None:
     """Write down the line of every key; refuse one that is written twice."""
+    if isinstance(node, ScalarNode) and (odd := _UNUSABLE.search(node.value)):
+        problem = f"a text has U+{ord(odd[0]):04X}, which is in no path"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
     if isinstance(node, SequenceNode):
         for index, value in enumerate(node.value):
             _note(f"{prefix}{index}", value, origin, origins)
@@ -180,6 +225,9 @@ REASONS = {
     "mapping values are not allowed": "indent it as the line above, or put a value with a colon into quotes",
     "expected ',' or": "close the bracket, or put a value with a colon into quotes",
     "is written twice": "remove one of the two",
+    "in base 8": "write it without the leading 0, or put it into quotes if it is text",
+    "in base 60": "write one number without colons, or put it into quotes if it is text",
+    "in no path": "remove the character",
 }
 """Words of the parser -> what to do."""
 LOOKALIKES = {"：": ":", "，": ",", "“": '"', "”": '"', "‘": "'", "’": "'", "\u00a0": " ", "　": " "}
