@@ -62,8 +62,8 @@ KEYS = [
     ("llama", "rope_parameters", {"rope_type": "dynamic", "factor": 8.0}, (
 "rope_type = 'dynamic': expected default, linear, llama3, yarn or longrope"
 )),
-    ("llama", "rope_scaling", {"type": "linear", "factor": 0.5}, "rope_scaling = 0.5: expected greater than or equal"),
-    ("llama", "rope_scaling", {"type": "yarn", "factor": 2.0, "warp": 1}, "rope_scaling = 1: expected Extra inputs"),
+    ("llama", "rope_parameters", {"type": "linear", "factor": 0.5}, "rope_scaling = 0.5: expected greater than or"),
+    ("llama", "rope_parameters", {"type": "yarn", "factor": 2.0, "warp": 1}, "rope_scaling = 1: expected Extra inputs"),
     ("llama", "attention_bias", True, "tensor model.layers.0.self_attn.q_proj.bias is missing"),
     ("llama", "partial_rotary_factor", 0.5, "partial_rotary_factor = 0.5: expected 1.0"),
     ("llama", "layer_types", ["full_attention", "sliding_attention"], "expected a known key of model type llama"),
@@ -92,7 +92,7 @@ KEYS = [
     ("roberta", "hidden_act", "relu", "hidden_act = 'relu': expected gelu"),
     ("distilbert", "activation", "silu", "activation = 'silu': expected gelu_new"),
     ("qwen3", "layer_types", ["full_attention", "chunked"], "layer_types = 'chunked': expected 'full'"),
-    ("phi3", "rope_scaling", {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 4}, "short_factor: 1"),
+    ("phi3", "rope_parameters", {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0] * 4}, "factor: 1"),
     ("smollm3", "use_sliding_window", True, "use_sliding_window = True: expected false"),
     ("gemma", "hidden_act", "relu", "hidden_act = 'relu': expected gelu_pytorch_tanh"),
     ("gemma2", "use_bidirectional_attention", True, "use_bidirectional_attention = True: expected null"),
@@ -103,7 +103,7 @@ KEYS = [
     ("stablelm", "qk_layernorm", True, "qk_layernorm = True: expected false"),
     ("stablelm", "use_parallel_residual", True, "post_attention_layernorm.bias is not part of the model"),
     ("starcoder2", "norm_type", "rms_norm", "norm_type = 'rms_norm': expected layer_norm"),
-    ("mt5", "feed_forward_proj", "relu", "DenseReluDense.wi_0.weight is not part of the model"),
+    ("mt5", "feed_forward_proj", "relu", "dense_act_fn = 'gelu_new': expected the same as feed_forward_proj = 'relu'"),
     ("bloom", "apply_residual_connection_post_layernorm", True, "post_layernorm = True: expected false"),
     ("bert words", "position_embedding_type", "relative_key", (
 "position_embedding_type = 'relative_key': expected absolute"
@@ -114,6 +114,15 @@ KEYS = [
     ("bert classify", "id2label", {"0": "score"}, "id2label = {'0': 'score'}: expected the names of outputs 0, 1"),
     ("t5 v1.0", "feed_forward_proj", "gated-relu", "feed_forward_proj = 'gated-relu': expected relu or gated-gelu"),
     ("t5 v1.0", "scale_decoder_outputs", False, "tensor lm_head.weight is missing"),
+    ("t5 v1.0", "dense_act_fn", "silu", "dense_act_fn = 'silu': expected the same as feed_forward_proj = 'relu'"),
+    ("mt5", "dense_act_fn", "gelu", "feed_forward_proj = 'gated-gelu': it means 'gelu_new'"),
+    ("mt5", "is_gated_act", False, "is_gated_act = False: expected the same as feed_forward_proj = 'gated-gelu'"),
+    ("llama", "rope_scaling", {"rope_type": "yarn", "factor": 4.0}, (
+"rope_scaling.rope_type = 'yarn': expected the same as rope_parameters.rope_type = 'default': transformers reads "
+"rope_scaling alone where there are both, rope_theta included. Fix: write the rule into rope_parameters, beside its "
+"rope_theta, and remove rope_scaling."
+)),
+    ("opt", "word_embed_proj_dim", 0, "word_embed_proj_dim = 0: expected the same as hidden_size = 36"),
 ]  # fmt: skip
 
 

@@ -1,8 +1,11 @@
 """Files config.json as released models have them, with keys that their classes do not read: each is imported as what it
 says."""
 
+import re
+
 import pytest
 
+from roots_dist.errors import UserError
 from roots_dist.storage.exchange import ARCHITECTURES
 from roots_dist.storage.exchange.hf_config import config_of, read_hf_config
 
@@ -209,3 +212,84 @@ def test_a_released_config_json_is_read_as_what_it_says(name):
     if name == "Llama-3.1-8B":
         assert model.rope_scaling.type == "llama3" and model.rope_scaling.original_length == 8192
         assert model.rope_scaling.factor == 8.0
+
+
+DEFAULT = {"rope_type": "default", "rope_theta": 1e6}
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA_3 = LLAMA_3_1 | {"original_max_position_embeddings": 8192}
+TWO_PLACES = {
+    "yarn beside what transformers 5 wrote": (
+        "qwen3", {"rope_parameters": DEFAULT, "rope_scaling": YARN},
+        "rope_scaling.rope_type = 'yarn': expected the same as rope_parameters.rope_type = 'default'",
+    ),
+    "no rule beside one": (
+        "llama", {"rope_scaling": {"rope_type": "default"}, "rope_parameters": LINEAR | {"rope_theta": 9e3}},
+        "rope_scaling.rope_type = 'default': expected the same as rope_parameters.rope_type = 'linear'",
+    ),
+    "the base beside the nested one": (
+        "llama", {"rope_theta": 300.0, "rope_parameters": DEFAULT},
+        "rope_theta = 300.0: expected the same as rope_parameters.rope_theta = 1000000.0",
+    ),
+    "the base of one place only": (
+        "llama", {"rope_scaling": LINEAR, "rope_parameters": LINEAR | {"rope_theta": 9e3}},
+        "rope_scaling.rope_theta = None: expected the same as rope_parameters.rope_theta = 9000.0",
+    ),
+    "two factors": (
+        "llama", {"rope_theta": 9e3, "rope_scaling": LINEAR, "rope_parameters": LINEAR | {"factor": 2.0}},
+        "rope_scaling.factor = 4.0: expected the same as rope_parameters.factor = 2.0",
+    ),
+    "two lengths": (
+        "llama", {"rope_scaling": LLAMA_3, "original_max_position_embeddings": 64},
+        "original_max_position_embeddings = 64: expected the same as rope_scaling.original_max_position_embeddings = 8",
+    ),
+    "a share beside the nested one": (
+        "phi", {"rope_parameters": DEFAULT | {"partial_rotary_factor": 0.25}, "partial_rotary_factor": 0.5},
+        "partial_rotary_factor = 0.5: expected the same as rope_parameters.partial_rotary_factor = 0.25",
+    ),
+    "the base of window layers": (
+        "gemma3_text", {"rope_local_base_freq": 5e3, "rope_parameters": {
+            "full_attention": DEFAULT, "sliding_attention": DEFAULT | {"rope_theta": 1e4}}},
+        "rope_local_base_freq = 5000.0: expected the same as rope_parameters.sliding_attention.rope_theta = 10000.0",
+    ),
+    "both names of a share": (
+        "gpt_neox", {"rotary_pct": 0.25, "partial_rotary_factor": 0.5},
+        "rotary_pct = 0.25: expected the same as partial_rotary_factor = 0.5",
+    ),
+    "both names of a base": (
+        "gpt_neox", {"rotary_emb_base": 10000, "rope_theta": 300.0},
+        "rotary_emb_base = 10000: expected the same as rope_theta = 300.0",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", TWO_PLACES)
+def test_a_rotary_setting_with_two_values_is_refused_by_both_keys(case):
+    """Each version of transformers reads another place, so that no reading would be right for all."""
+    kind, tree, told = TWO_PLACES[case]
+    with pytest.raises(UserError, match=re.escape(told)) as error:
+        read_hf_config(tree, ARCHITECTURES[kind], "config.json")
+    assert ". Fix: " in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_rotary_setting_may_stand_twice_with_one_value():
+    def read(kind, **tree):
+        values = read_hf_config(tree, ARCHITECTURES[kind], "config.json").values
+        return values["model.rope_theta"], values.get("model.rope_scaling")
+
+    both = {"rope_scaling": YARN, "rope_parameters": YARN | {"rope_theta": 1e6, "beta_fast": 32}, "rope_theta": 1000000}
+    assert read("llama", **both) == (1e6, {"type": "yarn", "factor": 4.0, "beta_fast": 32, "original_length": 16})
+    assert read("llama", rope_scaling={"type": "default"}, rope_parameters=DEFAULT, rope_theta=1e6) == (1e6, None)
+    assert read("llama", rope_scaling={}, rope_parameters=DEFAULT) == (1e6, None)
+    kinds = {"full_attention": LINEAR | {"rope_theta": 1e6}, "sliding_attention": DEFAULT | {"rope_theta": 1e4}}
+    assert read("gemma3_text", rope_scaling=LINEAR, rope_parameters=kinds) == (1e6, {"type": "linear", "factor": 4.0})
+    assert read("gpt_neox", rotary_emb_base=500, rope_theta=500.0)[0] == 500
+
+
+@pytest.mark.parametrize("length", [0, None])
+def test_an_original_length_that_is_none_is_refused(length):
+    for place in ({}, {"original_max_position_embeddings": length}):
+        rule = LLAMA_3_1 | ({} if place else {"original_max_position_embeddings": length})
+        values = read_hf_config({"rope_scaling": rule} | place, ARCHITECTURES["llama"], "config.json").values
+        with pytest.raises(UserError, match="config.json: rope_scaling"):
+            config_of(values, ARCHITECTURES["llama"], "config.json")

@@ -46,7 +46,8 @@ def _falcon_flat(tree: dict[str, Any]) -> dict[str, Any]:
         branches = "parallel_one_norm" if parallel else "sequential"
     if not new:
         tree["num_kv_heads"] = 1 if several else heads
-    return tree | {"branches": branches, "num_kv_heads": tree.get("num_kv_heads") or heads}
+    kv_heads = tree.get("num_kv_heads")
+    return tree | {"branches": branches, "num_kv_heads": heads if kv_heads is None else kv_heads}
 
 
 def _falcon_nested(tree: dict[str, Any]) -> dict[str, Any]:

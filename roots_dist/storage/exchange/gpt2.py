@@ -77,7 +77,8 @@ GPT2 = Architecture(
 
 def _opt_flat(tree: dict[str, Any]) -> dict[str, Any]:
     """Fill in the embedding's width, which is the model's if there is none."""
-    return tree | {"word_embed_proj_dim": tree.get("word_embed_proj_dim") or tree.get("hidden_size", 768)}
+    width = tree.get("word_embed_proj_dim")
+    return tree | {"word_embed_proj_dim": tree.get("hidden_size", 768) if width is None else width}
 
 
 _LAYER = "model.decoder.layers.{i}"

@@ -10,14 +10,21 @@ from roots_dist.storage.exchange.forms import QKV_BY_GROUP, VOCAB_ROWS
 from roots_dist.storage.exchange.gpt2 import ACTIVATIONS, BUFFERS, CLASSIFIER, SCORE
 from roots_dist.storage.exchange.llama import ROTARY
 from roots_dist.storage.exchange.rotary import ANGLES, RULE, flat, nested
-from roots_dist.storage.exchange.table import QKV, Architecture, Entry, Head, Key, same_layout
+from roots_dist.storage.exchange.table import QKV, Architecture, Contradiction, Entry, Head, Key, same_layout
+
+OLDER = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}
+"""Names in version 4 -> those in version 5."""
 
 
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
-    """Rename rotary_pct, the name in version 4."""
+    """Rename what version 4 called otherwise."""
     tree = flat(tree)
-    share = tree.pop("rotary_pct", None)
-    return tree if share is None else {"partial_rotary_factor": share} | tree
+    for old, new in OLDER.items():
+        value = tree.pop(old, None)
+        if value is not None and tree.setdefault(new, value) != value:
+            why = "both are the same setting, and each version of transformers reads another one"
+            raise Contradiction(old, value, new, tree[new], why, "correct the one that is wrong, or remove it")
+    return tree
 
 
 def _nested(tree: dict[str, Any]) -> dict[str, Any]:
@@ -66,8 +73,7 @@ GPT_NEOX = Architecture(
         Key("num_attention_heads", "model.heads", 64),
         Key("intermediate_size", "model.ffn", 24576),
         Key("hidden_act", "model.activation", "gelu", ACTIVATIONS),
-        ANGLES[0]._replace(aliases=("rotary_emb_base",)),
-        ANGLES[1],
+        *ANGLES,
         Key("partial_rotary_factor", "model.rotary_fraction", 0.25),
         Key("use_parallel_residual", "model.branches", True, {True: "parallel", False: "sequential"}),
         Key("attention_bias", "model.qkv_bias", True),

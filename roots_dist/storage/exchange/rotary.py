@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from roots_dist.storage.exchange.table import Fixed, Key
+from roots_dist.storage.exchange.table import Contradiction, Fixed, Key
 
 Tree = dict[str, Any]
 RULES = ("linear", "llama3", "yarn", "longrope")
@@ -19,6 +19,9 @@ RULES = ("linear", "llama3", "yarn", "longrope")
 ORIGINAL = "original_max_position_embeddings"
 _NOTES = ("rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned")
 """Keys of the nested settings that are not of the rule."""
+_BESIDE = ("rope_theta", "partial_rotary_factor", ORIGINAL)
+"""Settings that may also stand beside the nested ones."""
+LOCAL = "rope_parameters.sliding_attention.rope_theta"
 _UNSAID = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
 """Settings of yarn that are not written, because all versions have the same default."""
 ANGLES = (Key("rope_theta", "model.rope_theta", 10000.0), Key("rope_scaling", "model.rope_scaling"))
@@ -27,30 +30,61 @@ WHOLE_HEAD = Fixed("partial_rotary_factor", 1.0, written=False)
 
 
 def flat(tree: Tree) -> Tree:
-    """One spelling for both, with the rule in our terms. A rule that we do not have stays under rope_type."""
+    """One spelling for both, with the rule in our terms. A rule that we do not have stays under rope_type. Raises
+    Contradiction where a setting stands in two places with two values."""
     old, new = ({} if tree.get(name) is None else tree.pop(name) for name in ("rope_scaling", "rope_parameters"))
     if not isinstance(old, dict) or not isinstance(new, dict):
         return tree | {"rope_type": [old, new]}
+    old, new, place = _typed(old), _typed(new), "rope_parameters"
     if isinstance(full := new.get("full_attention"), dict):  # settings of their own for window layers
-        local = new.get("sliding_attention") or {}
-        new = full
-        tree |= {"rope_local_base_freq": local["rope_theta"]} if "rope_theta" in local else {}
+        local, place = new.get("sliding_attention") or {}, "rope_parameters.full_attention"
+        new = _typed(full)
+        if (base := local.get("rope_theta")) is not None:
+            _agree("rope_local_base_freq", tree.get("rope_local_base_freq"), LOCAL, base)
+            tree |= {"rope_local_base_freq": base}
         tree |= {} if _is_unscaled(local) else {"sliding_attention": local}
-    given = _typed(new) | _typed(old)  # in version 5, too, the older key is the stronger one
-    tree |= {key: given[key] for key in ("rope_theta", "partial_rotary_factor") if given.get(key) is not None}
-    top = tree.pop(ORIGINAL, None)
+    by_kind = place != "rope_parameters"
+    if old and new:
+        top = {key: tree[key] for key in _BESIDE if tree.get(key) is not None}
+        kept = {key: new[key] for key in _BESIDE[:2] if by_kind and key in new}  # only added to those of full layers
+        _refuse_other_rule(kept | top | old, place, top | new)
+    given = new | old
+    for key in _BESIDE:
+        _agree(key, tree.get(key), f"{'rope_scaling' if key in old else place}.{key}", given.get(key))
+    tree |= {key: given[key] for key in _BESIDE[:2] if given.get(key) is not None}
+    original = next((said[ORIGINAL] for said in (tree, given) if ORIGINAL in said), tree.get("max_position_embeddings"))
+    tree.pop(ORIGINAL, None)
     if _is_unscaled(given):
         return tree
     kind = given["rope_type"]
     if kind not in RULES:
         return tree | {"rope_type": kind}
-    rule = {key: value for key, value in given.items() if key not in _NOTES and value is not None}
+    rule = {key: value for key, value in given.items() if key not in (*_NOTES, ORIGINAL) and value is not None}
     if kind != "linear":
-        original = top or rule.pop(ORIGINAL, None) or tree.get("max_position_embeddings")
-        rule = {key: value for key, value in rule.items() if key != ORIGINAL} | {"original_length": original}
+        rule["original_length"] = original
         if kind == "longrope" and rule.get("factor") == _ratio(tree.get("max_position_embeddings"), original):
             rule.pop("factor")
     return tree | {"rope_scaling": {"type": kind} | rule}
+
+
+def _agree(key: str, found: object, other: str, value: object) -> None:
+    """Raise Contradiction if both are said and differ."""
+    if found is not None and value is not None and found != value:
+        why = "both are the same setting, and each version of transformers reads another one"
+        raise Contradiction(key, found, other, value, why, "correct the one that is wrong, or remove it")
+
+
+def _refuse_other_rule(old: Tree, place: str, new: Tree) -> None:
+    """Raise Contradiction if rope_scaling says something else than rope_parameters, which it replaces as a whole."""
+    unscaled = _is_unscaled(old) and _is_unscaled(new)
+    keys = ("rope_theta", "partial_rotary_factor") if unscaled else ("rope_type", *old, *new)
+    for key in keys:
+        usual = _UNSAID.get(key, "default" if key == "rope_type" else None)
+        found, value = (usual if said.get(key) is None else said[key] for said in (old, new))
+        if key not in ("type", "finetuned") and found != value:
+            why = "transformers reads rope_scaling alone where there are both, rope_theta included"
+            fix = f"write the rule into {place}, beside its rope_theta, and remove rope_scaling"
+            raise Contradiction(f"rope_scaling.{key}", found, f"{place}.{key}", value, why, fix)
 
 
 def nested(tree: Tree, kind_key: str = "rope_type", usual_share: float = 1.0) -> Tree:
@@ -75,9 +109,9 @@ def nested_by_kind(tree: Tree) -> Tree:
 
 
 def _typed(given: Tree) -> Tree:
-    """The type of the rule under its newer name."""
+    """The type of the rule under its newer name; the first files of Phi-3 call longrope su."""
     kind = given.get("rope_type", given.get("type"))
-    return given if kind is None else given | {"rope_type": kind}
+    return given if kind is None else given | {"rope_type": "longrope" if kind == "su" else kind}
 
 
 def _is_unscaled(given: Tree) -> bool:

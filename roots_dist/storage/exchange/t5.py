@@ -14,6 +14,7 @@ from roots_dist.storage.exchange.forms import VOCAB_ROWS
 from roots_dist.storage.exchange.table import (
     UNBIASED,
     Architecture,
+    Contradiction,
     Entry,
     Fixed,
     Head,
@@ -52,8 +53,26 @@ def _stack(name: str, cross: bool) -> tuple[Entry, ...]:
     )
 
 
+def _with_one_activation(tree: dict[str, Any], usual: str) -> dict[str, Any]:
+    """Drop two keys that repeat what feed_forward_proj says; transformers follows them where they say something else.
+
+    usual: what feed_forward_proj is if there is none."""
+    said = tree.get("feed_forward_proj", usual)
+    if not isinstance(said, str):
+        return tree
+    meant = {"dense_act_fn": "gelu_new" if said == "gated-gelu" else said.split("-")[-1]}
+    for key, value in (meant | {"is_gated_act": said.startswith("gated-")}).items():
+        found = tree.pop(key, value)
+        if found != value:
+            why = f"it means {value!r}, and transformers would follow {key}"
+            fix = f"correct the one that is wrong, or remove {key}"
+            raise Contradiction(key, found, "feed_forward_proj", said, why, fix)
+    return tree
+
+
 def _flat(tree: dict[str, Any]) -> dict[str, Any]:
     """Use one key for the scale."""
+    tree = _with_one_activation(tree, "relu")
     scaled = tree.pop("scale_decoder_outputs", None)
     return tree if scaled is None else tree | {"tie_word_embeddings": scaled}
 
@@ -132,7 +151,7 @@ MT5 = T5._replace(
     ),
     # version 5 writes true whatever the model has, and reads a projection of its own all the same
     fixed=(*T5.fixed, Fixed("tie_word_embeddings", False, equivalent=(True,))),
-    flatten=lambda tree: tree,
+    flatten=lambda tree: _with_one_activation(tree, "gated-gelu"),
     nest=lambda tree: tree,
 )
 """mT5 (Xue et al. 2020): T5 v1.1 with another vocabulary, never tied."""

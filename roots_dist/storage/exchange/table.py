@@ -71,6 +71,15 @@ class Rule(NamedTuple):
         return (*self.needed, *self.echoes)
 
 
+class Contradiction(Exception):
+    """Two keys of config.json that say different things, of which another reader may follow the other one."""
+
+    def __init__(self, key: str, found: object, other: str, value: object, why: str, fix: str):
+        super().__init__(key)
+        self.key, self.found, self.fix = key, found, fix
+        self.expected = f"the same as {other} = {value!r}: {why}"
+
+
 class Key(NamedTuple):
     """A key of config.json and the corresponding key of our config."""
 
