@@ -1,6 +1,7 @@
 """What cannot be the same model is refused in one line that names it, before anything is written."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -58,7 +59,9 @@ KEYS = [
     ("gpt2", "n_layer", 2, "tensor transformer.h.2.attn.c_attn.bias is not part of the model"),
     ("gpt2", "n_layer", 4, "tensor transformer.h.3.ln_1.weight is missing"),
     ("gpt2", "n_inner", 60, "mlp.c_fc.weight has shape (24, 56): expected (24, 60)"),
-    ("gpt2", "quantization_config", {"bits": 4}, "quantization_config = {'bits': 4}: expected null"),
+    ("gpt2", "quantization_config", {"bits": 4}, (
+"quantization_config = {'bits': 4}: expected null: the only supported value. Fix: take the weights it was made from"
+)),
     ("llama", "rope_parameters", {"rope_type": "dynamic", "factor": 8.0}, (
 "rope_type = 'dynamic': expected default, linear, llama3, yarn or longrope"
 )),
@@ -122,6 +125,9 @@ KEYS = [
 "rope_scaling alone where there are both, rope_theta included. Fix: write the rule into rope_parameters, beside its "
 "rope_theta, and remove rope_scaling."
 )),
+    ("gpt2", "n_positions", 10**30, "config.json: n_positions = '1,000,000"),
+    ("gpt2", "vocab_size", 10**30, "expected at most 268,435,456. Fix: use the config.json that belongs"),
+    ("llama", "hidden_size", 10**18, "config.json: hidden_size = '1,000,000,000,000,000,000': expected at most"),
     ("opt", "word_embed_proj_dim", 0, "word_embed_proj_dim = 0: expected the same as hidden_size = 36"),
 ]  # fmt: skip
 
@@ -150,8 +156,23 @@ TENSORS = {
     "shape": (lambda t: t.update({LAST: torch.zeros(7)}), f"tensor {LAST} has shape (7,): expected (24,)"),
     "dtype": (
         lambda t: t.update({LAST: torch.zeros(24).char()}),
-        f"tensor {LAST} has dtype I8: expected one of F32, F16, BF16",
+        f"tensor {LAST} has dtype I8: expected one of F32, F16, BF16. Fix: take the weights it was made from",
     ),
+    "double": (
+        lambda t: t.update({LAST: torch.zeros(24).double()}),
+        f"tensor {LAST} has dtype F64: expected one of F32, F16, BF16. Fix: save it in one dtype: model.to(torch",
+    ),
+    "not a number": (lambda t: t[LAST].__setitem__(3, math.nan), f"tensor {LAST} holds NaN or infinity"),
+    "infinite": (lambda t: t.update({LAST: t[LAST].half() / 0}), f"tensor {LAST} holds NaN or infinity"),
+    "not a number, tied": (
+        lambda t: t.update({WORDS: t[WORDS] * math.nan, "lm_head.weight": t[WORDS] * math.nan}),
+        f"tensor {WORDS} holds NaN or infinity: expected numbers. Fix: get the files again",
+    ),
+    "tied in two dtypes": (
+        lambda t: t.update({"lm_head.weight": t[WORDS].bfloat16()}),
+        f"tensor lm_head.weight (BF16) differs from {WORDS} (F32): expected the same",
+    ),
+    "under two names": (lambda t: t.update({LAST.removeprefix("transformer."): t[LAST] + 1}), "differs from"),
     "untied": (lambda t: t.update({"lm_head.weight": t[WORDS] + 1}), f"tensor lm_head.weight differs from {WORDS}"),
 }
 
@@ -162,6 +183,16 @@ def test_tensors_that_do_not_fit_are_refused_by_name(what, originals, tmp_path):
     change, told = TENSORS[what]
     spoil(folder, change)
     assert told in refused(folder, tmp_path / "run")
+
+
+def test_a_tensor_under_two_names_is_read_if_both_are_equal(originals, tmp_path):
+    folder = shutil.copytree(originals("bert words"), tmp_path / "theirs")
+    new, old = (f"bert.embeddings.LayerNorm.{name}" for name in ("weight", "gamma"))
+    spoil(folder, lambda t: t.update({old: t[new] + 1}))
+    told = refused(folder, tmp_path / "run")
+    assert new in told and old in told and "differs from" in told
+    spoil(folder, lambda t: t.update({old: t[new].clone()}))
+    import_model(folder, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -198,6 +229,14 @@ def test_files_that_cannot_be_read_safely_are_refused(originals, tmp_path):
     assert "one.safetensors" in refused(folder, tmp_path / "run")
     (folder / "config.json").write_text("{")
     assert "config.json: cannot be read" in refused(folder, tmp_path / "run")
+
+
+def test_a_tokenizer_without_words_is_refused(originals, tmp_path):
+    folder = shutil.copytree(originals("gpt2"), tmp_path / "theirs")
+    tree = json.loads(tokenizer(SPECIALS["gpt"]).to_str())
+    tree |= {"added_tokens": [], "post_processor": None, "model": {"type": "WordLevel", "vocab": {}, "unk_token": "x"}}
+    (folder / "tokenizer.json").write_text(json.dumps(tree))
+    assert "tokenizer.json = '0 tokens': expected a vocabulary. Fix: take" in refused(folder, tmp_path / "run")
 
 
 def test_words_of_a_tokenizer_that_the_model_does_not_have_are_refused(originals, tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from roots_dist.storage.exchange.tensors import QUANTISED
+
 COMMON: tuple[tuple[str, object], ...] = (
     ("is_decoder", False), ("add_cross_attention", False), ("tie_encoder_decoder", False), ("pruned_heads", {}),
     ("cross_attention_hidden_size", None), ("quantization_config", None), ("sliding_window", None),
@@ -11,6 +13,8 @@ COMMON: tuple[tuple[str, object], ...] = (
     ("use_mrope", False),
 )  # fmt: skip
 """Keys of any model type that change the computation, and the only values that we support."""
+FIXES = dict.fromkeys(("quantization_config", "compression_config"), QUANTISED)
+"""What to do about a key, where that is more than to use another model."""
 WINDOW_KEYS = ("sliding_window", "max_window_layers")
 """Keys that have no effect if use_sliding_window is false."""
 LEFT_BEHIND = re.compile(

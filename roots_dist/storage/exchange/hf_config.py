@@ -21,7 +21,7 @@ from roots_dist.config.init_from import FREE, OF_VOCAB_HEAD
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, ExchangeError, Problem
-from roots_dist.storage.exchange.common_keys import COMMON, HARMLESS, LEFT_BEHIND, WINDOW_KEYS
+from roots_dist.storage.exchange.common_keys import COMMON, FIXES, HARMLESS, LEFT_BEHIND, WINDOW_KEYS
 from roots_dist.storage.exchange.table import Architecture, Contradiction, Head, Key
 from roots_dist.storage.exchange.tensors import exchange_error
 from roots_dist.storage.exchange.values import compact, plain, spelled_out
@@ -214,5 +214,5 @@ def _as_json(value: object) -> str:
 
 
 def _error(where: str, key: str, found: object, expected: str) -> ExchangeError:
-    fix = "use a model without it: only models that compute the same function are imported"
+    fix = FIXES.get(key, "use a model without it: only models that compute the same function are imported")
     return exchange_error(f"{where}: {key}", found, expected, fix)

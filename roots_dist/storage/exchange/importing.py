@@ -8,9 +8,7 @@ evaluate, generate and fine-tuning (finetune.init_from) read their slices in any
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,11 @@ import torch
 from torch import Tensor
 
 from roots_dist import __version__
-from roots_dist.accounting.sizes import num_blocks
 from roots_dist.config.init_from import OF_VOCAB_HEAD
 from roots_dist.config.load import CONFIG_FILE, to_yaml
 from roots_dist.config.objectives import OBJECTIVES
 from roots_dist.config.schema import Config
-from roots_dist.errors import ExchangeError, present
+from roots_dist.errors import present
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.parameter_locations import shapes
 from roots_dist.parallel.tensor.collectives import TensorParallel
@@ -32,24 +29,11 @@ from roots_dist.storage.checkpoint.save import SHARD_BYTES, part_file, write_met
 from roots_dist.storage.exchange import ARCHITECTURES, LACKING
 from roots_dist.storage.exchange.electra import GENERATOR_CLASS
 from roots_dist.storage.exchange.hf_config import Reading, config_of, labels_of, read_hf_config
+from roots_dist.storage.exchange.matching import MatchedTensors, match_and_check, refuse_absurd_sizes
 from roots_dist.storage.exchange.shards import bytes_of, new_folder, refuse_content, write_shards
 from roots_dist.storage.exchange.table import GENERATOR, Architecture, Head, Rule, Shapes, rules
-from roots_dist.storage.exchange.tensors import FLOATS, ORIGIN, Tensors, exchange_error, open_folder, read_json
+from roots_dist.storage.exchange.tensors import ORIGIN, Tensors, exchange_error, open_folder, read_json
 from roots_dist.storage.exchange.tokenizer import copy_tokenizer, tokens_beyond, vocab_of
-
-
-@dataclass(frozen=True)
-class MatchedTensors:
-    """Tensors of one or two folders, matched to the names in the rules."""
-
-    tensors: Mapping[str, tuple[Tensors, str]]
-    """Name in a rule -> the folder's tensors, and the name in its files."""
-    unmatched: tuple[str, ...]
-    """Tensors that match no rule."""
-
-    def get(self, name: str) -> Tensor:
-        tensors, file_name = self.tensors[name]
-        return tensors.get(file_name)
 
 
 def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
@@ -69,12 +53,12 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     vocab = vocab_of(folder)
     config = config_of(values | _run_values(run, vocab is not None), architecture, f"{folder}/config.json")
     beyond = tokens_beyond(folder, config.model.vocab) if vocab is not None else {}
-    _refuse_more_blocks_than_tensors(config, tensors)
+    refuse_absurd_sizes(config, architecture, tensors)
     model = shapes(pieces_of(config, TensorParallel()))
     model = {name: shape for name, shape in model.items() if not (alone and name.startswith("generator."))}
     table = rules(architecture, head, config, model)
     table = [rule.within(tuple(tensors)) for rule in table]
-    found = _match_and_check(table, config, model, tensors, architecture)
+    found = match_and_check(table, config, model, tensors, architecture)
     with new_folder(run) as partial:
         copy_tokenizer(folder, partial, beyond)
         (partial / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
@@ -120,15 +104,6 @@ def _has_tensors(head: Head, architecture: Architecture, tensors: Tensors) -> bo
     return all(n in tensors.files or n.removeprefix(f"{architecture.base}.") in tensors.files for n in names)
 
 
-def _refuse_more_blocks_than_tensors(config: Config, tensors: Mapping[str, Tensors]) -> None:
-    """Raise ExchangeError before an absurd number of blocks or experts is built."""
-    files = sum(len(folder.files) for folder in tensors.values())
-    for what, number in (("layers", num_blocks(config)), ("experts", config.model.experts or 0)):
-        if number > files:
-            where, fix = f"{tensors[''].folder}/config.json", "use the config.json that belongs to these files"
-            raise exchange_error(where, f"{number:,} {what}", f"at most {files:,}, the tensors there are", fix)
-
-
 def _config_values(tree: Mapping[str, Any], architecture: Architecture, head: Head, folder: Path) -> Reading:
     where = f"{folder}/config.json"
     values, ignored = read_hf_config(tree, architecture, where)
@@ -157,60 +132,6 @@ def _run_values(run: Path, has_tokenizer: bool) -> dict[str, object]:
     return {"track.folder": str(run), "data.tokenizer": str(run / "tokenizer.json") if has_tokenizer else None}
 
 
-def _match_and_check(
-    table: Sequence[Rule], config: Config, model: Shapes, tensors: Mapping[str, Tensors], architecture: Architecture
-) -> MatchedTensors:
-    """Match tensors to rules and check that every tensor exists with the right shape and dtype, that none is left over,
-    and that duplicates are equal."""
-    found = _match(table, tensors, architecture)
-    for name in found.unmatched:
-        if not any(re.search(pattern, name.removeprefix(GENERATOR)) for pattern in architecture.unused):
-            raise _tensor_error(tensors, name, "is not part of the model that config.json describes")
-    for rule in table:
-        for name in rule.needed:
-            if name not in found.tensors:
-                raise _tensor_error(tensors, name, "is missing")
-        wanted = tuple(rule.form.join(config, [torch.empty(model[n], device="meta") for n in rule.ours]).shape)
-        for name in (name for name in rule.names if name in found.tensors):
-            where, file_name = found.tensors[name]
-            if (shape := where.shape(file_name)) != wanted:
-                raise _tensor_error(tensors, name, f"has shape {shape}: expected {wanted}")
-            if (dtype := where.dtype(file_name)) not in FLOATS:
-                raise _tensor_error(tensors, name, f"has dtype {dtype}: expected one of {', '.join(FLOATS)}")
-            if name != rule.theirs and not torch.equal(found.get(rule.theirs), found.get(name)):
-                raise _tensor_error(
-                    tensors, name, f"differs from {rule.theirs}: expected the same, because our model has it once"
-                )
-    return found
-
-
-def _match(table: Sequence[Rule], tensors: Mapping[str, Tensors], architecture: Architecture) -> MatchedTensors:
-    wanted = {name for rule in table for name in (*rule.names, *rule.idle)}
-    found: dict[str, tuple[Tensors, str]] = {}
-    unmatched: list[str] = []
-    for folder, files in tensors.items():
-        for file_name in files.files:
-            modern = re.sub(
-                r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", file_name)
-            )
-            names = (
-                folder + modern,
-                f"{folder}{architecture.base}.{modern}",
-            )  # some files omit the prefix of the stack
-            name = next((name for name in names if name in wanted), None)
-            if name is None:
-                unmatched.append(folder + file_name)
-            else:
-                found[name] = files, file_name
-    return MatchedTensors(found, tuple(unmatched))
-
-
-def _tensor_error(tensors: Mapping[str, Tensors], name: str, what: str) -> ExchangeError:
-    folder = GENERATOR if name.startswith(GENERATOR) else ""
-    fix = "use the config.json that belongs to these files"
-    return ExchangeError(f"{tensors[folder].folder}: tensor {name.removeprefix(GENERATOR)} {what}. Fix: {fix}.")
-
-
 def _write_checkpoint(run: Path, table: Sequence[Rule], config: Config, model: Shapes, found: MatchedTensors) -> None:
     """Write the checkpoint that the trainer would write before the first step: float32 master weights, no moments."""
     folder = run / CHECKPOINTS / step_name(0)
@@ -219,7 +140,7 @@ def _write_checkpoint(run: Path, table: Sequence[Rule], config: Config, model: S
     def ours() -> Iterator[tuple[str, Tensor]]:
         for rule in table:
             if rule.ours:
-                yield from zip(rule.ours, rule.form.split(config, found.get(rule.theirs).to(torch.float32)))
+                yield from zip(rule.ours, rule.form.split(config, found.finite(rule.theirs).to(torch.float32)))
 
     written: list[dict[str, Any]] = []
 

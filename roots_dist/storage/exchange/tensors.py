@@ -27,6 +27,12 @@ ORIGIN = "origin.json"
 FLOATS = ("F32", "F16", "BF16")
 """Dtypes that float32 represents exactly, as safetensors names them."""
 
+QUANTISED = (
+    "take the weights it was made from, or turn them back in transformers: model.dequantize().save_pretrained(NEW), "
+    "with a model that from_pretrained(FOLDER) gave"
+)
+"""What to do with weights that are no floats."""
+
 
 def exchange_error(key: object, found: object, expected: str, fix: str) -> ExchangeError:
     return ExchangeError(Problem(key=str(key), found=found, expected=expected, fix=fix))

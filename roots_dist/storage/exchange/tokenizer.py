@@ -49,8 +49,13 @@ def vocab_of(folder: Path) -> int | None:
     """Largest id of the folder's tokenizer.json + 1; None if there is none. Raises DataError if it cannot be read."""
     if not (folder / TOKENIZER).is_file():
         return None
-    codec = load_codec(folder / TOKENIZER)
-    return max(codec.backend.get_vocab(with_added_tokens=True).values()) + 1
+    ids = load_codec(folder / TOKENIZER).backend.get_vocab(with_added_tokens=True).values()
+    if not ids:
+        fix = (
+            "take the tokenizer.json that belongs to the model, or remove it and name data.tokenizer where text is read"
+        )
+        raise exchange_error(f"{folder}/{TOKENIZER}", "0 tokens", "a vocabulary", fix)
+    return max(ids) + 1
 
 
 def copy_tokenizer(folder: Path, run: Path, beyond: Mapping[str, int]) -> None:
