@@ -293,3 +293,40 @@ def test_an_original_length_that_is_none_is_refused(length):
         values = read_hf_config({"rope_scaling": rule} | place, ARCHITECTURES["llama"], "config.json").values
         with pytest.raises(UserError, match="config.json: rope_scaling"):
             config_of(values, ARCHITECTURES["llama"], "config.json")
+
+
+SIZES = {"hidden_size": 64, "num_attention_heads": 4}
+UNREAD = {
+    "Qwen3-Coder-30B-A3B": (
+        "qwen3_moe", {"qkv_bias": False, "shared_expert_intermediate_size": 0, "use_qk_norm": True},
+        {"qkv_bias": True, "shared_expert_intermediate_size": 8, "use_qk_norm": False},
+    ),
+    "Phi-4-mini": (
+        "phi3", {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False},
+        {"full_attn_mod": 2, "interpolate_factor": 2, "lm_head_bias": True, "mlp_bias": True},
+    ),
+    "Falcon3-7B": ("llama", {"activation": "swiglu"}, {"activation": "relu"}),
+    "falcon-11B": ("falcon", {"ff_factor": 4}, {"ff_factor": 2}),
+    "galactica-1.3b": (
+        "opt", {"learned_embeddings": True, "scale_embeddings": False},
+        {"learned_embeddings": False, "scale_embeddings": True},
+    ),
+    "dolly-v2-3b": ("gpt_neox", {"custom_pipelines": {"text-generation": {"impl": "x"}}}, {}),
+    "a cross-encoder": ("bert", {"sbert_ce_default_activation_function": "x", "sentence_transformers": {"a": 1}}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_keys_that_no_class_reads_are_taken_at_the_value_that_is_computed(name):
+    kind, said, others = UNREAD[name]
+    read_hf_config(SIZES | said, ARCHITECTURES[kind], "config.json")
+    for key, value in others.items():
+        with pytest.raises(UserError, match=f"config.json: {key} = .*: the only supported value. Fix: "):
+            read_hf_config(SIZES | said | {key: value}, ARCHITECTURES[kind], "config.json")
+
+
+def test_the_first_name_of_longrope_is_read():
+    factors = {"short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    tree = SIZES | {"original_max_position_embeddings": 4096, "rope_scaling": factors | {"type": "su"}}
+    values = read_hf_config(tree, ARCHITECTURES["phi3"], "config.json").values
+    assert values["model.rope_scaling"] == {"type": "longrope", "original_length": 4096} | factors

@@ -21,6 +21,7 @@ LEFT_BEHIND = re.compile(
     r"^_"  # what transformers notes for itself, or an older version did
     r"|^unsloth_|^(use_)?flash_att|^use_flash_attn|^base_model(_name_or_path)?$|^gradient_checkpointing_kwargs$"
     r"|^(tokenizer_)?(model_max_length|padding_side)$|^max_sequence_length$"
+    r"|^custom_pipelines$|^sbert_ce_default_activation_function$|^sentence_transformers$"
 )
 """Keys that tools write into config.json and that no class of transformers reads."""
 HARMLESS = frozenset([

@@ -25,6 +25,7 @@ from roots_dist.storage.exchange.table import (
     Key,
     biases,
     same_layout,
+    unread,
     variant,
 )
 
@@ -114,6 +115,7 @@ FALCON = Architecture(
         RULE,
         Fixed("alibi", False),
         Fixed("apply_residual_connection_post_layernorm", False, written=False),
+        *unread(ff_factor=4),  # of the 11B, beside ffn_hidden_size
     ),
     unused=BUFFERS,
     flatten=_falcon_flat,

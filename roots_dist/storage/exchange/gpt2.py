@@ -7,7 +7,7 @@ from typing import Any
 
 from roots_dist.config.objectives import learned_by
 from roots_dist.storage.exchange.forms import POSITIONS_AFTER_PADDING, QKV_TRANSPOSED, TRANSPOSED, VOCAB_ROWS
-from roots_dist.storage.exchange.table import BIASED, QKV, Architecture, Entry, Fixed, Head, Key, same_layout
+from roots_dist.storage.exchange.table import BIASED, QKV, Architecture, Entry, Fixed, Head, Key, same_layout, unread
 
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -127,6 +127,7 @@ OPT = Architecture(
         Fixed("enable_bias", True),
         Fixed("layer_norm_elementwise_affine", True),
         Fixed("layerdrop", 0.0),
+        *unread(learned_embeddings=True, scale_embeddings=False),  # of Galactica
     ),
     inert=("init_std",),
     unused=BUFFERS,

@@ -32,6 +32,7 @@ from roots_dist.storage.exchange.table import (
     Key,
     biases,
     same_layout,
+    unread,
     variant,
 )
 
@@ -89,7 +90,7 @@ LLAMA = Architecture(
         Key("rms_norm_eps", "advanced.norm_eps", 1e-6),
         Key("tie_word_embeddings", "model.tied_embeddings", False),
     ),
-    fixed=(WHOLE_HEAD, RULE),
+    fixed=(WHOLE_HEAD, RULE, *unread(activation="swiglu")),  # of Falcon 3, beside hidden_act
     unused=BUFFERS,
     flatten=flat,
     nest=nested,
@@ -132,6 +133,7 @@ PHI3 = variant(
         rms_norm_eps=1e-5,
         sliding_window=None,
     ),
+    fixed=unread(full_attn_mod=1, interpolate_factor=1, lm_head_bias=False),  # of Phi-4 mini
     inert=("embd_pdrop",),  # nothing reads it
     nest=lambda tree: nested(tree, kind_key="type"),
 )

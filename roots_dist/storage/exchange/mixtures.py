@@ -15,7 +15,7 @@ from typing import Any
 from roots_dist.config.schema import Config
 from roots_dist.storage.exchange.llama import ATTENTION_BIAS, LLAMA, MISTRAL, OURS, QK_NORM, L
 from roots_dist.storage.exchange.rotary import flat, nested
-from roots_dist.storage.exchange.table import Entry, Fixed, Key, biases, same_layout, variant
+from roots_dist.storage.exchange.table import Entry, Fixed, Key, biases, same_layout, unread, variant
 
 ONLY_IN_TRAINING = ("router_aux_loss_coef", "output_router_logits")
 """Keys of what is learned beside the text."""
@@ -118,7 +118,7 @@ QWEN3_MOE = variant(
         NORMALIZE,
         *DENSE,
     ],
-    fixed=[DENSE_ELSEWHERE],
+    fixed=[DENSE_ELSEWHERE, *unread(qkv_bias=False, shared_expert_intermediate_size=0, use_qk_norm=True)],
     defaults=dict(
         vocab_size=151936,
         hidden_size=2048,

@@ -63,7 +63,7 @@ def flat(tree: Tree) -> Tree:
     if kind != "linear":
         rule["original_length"] = original
         if kind == "longrope" and rule.get("factor") == _ratio(tree.get("max_position_embeddings"), original):
-            rule.pop("factor")
+            rule.pop("factor", None)
     return tree | {"rope_scaling": {"type": kind} | rule}
 
 

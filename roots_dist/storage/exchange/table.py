@@ -113,6 +113,12 @@ class Fixed(NamedTuple):
     """Whether an export has the key, which only some files have."""
 
 
+def unread(**values: object) -> tuple[Fixed, ...]:
+    """Keys that released files have and no class of transformers reads, each with what it says of the function that is
+    computed all the same; another value would say something else."""
+    return tuple(Fixed(name, value, equivalent=(None,), written=False) for name, value in values.items())
+
+
 class Head(NamedTuple):
     """A head on the stack."""
 
