@@ -47,12 +47,18 @@ KEYS = [
     ("gpt2", "pruned_heads", {"1": [0]}, "pruned_heads = {'1': [0]}: expected {}"),
     ("gpt2", "embd_pdrop", 0.3, "embd_pdrop = 0.3: expected the same as resid_pdrop = 0.1"),
     ("gpt2", "warp_drive", 7, "warp_drive = 7: expected a known key of model type gpt2"),
+    ("gpt2", "warp\ndrive", 7, "warp\\ndrive = 7: expected a known key"),
     ("gpt2", "n_layer", "three", "n_layer = 'three': expected a valid integer"),
     ("gpt2", "architectures", ["GPT2DoubleHeadsModel"], "= 'GPT2DoubleHeadsModel': expected one of GPT2LMHeadModel"),
-    ("gpt2", "model_type", "mamba", "architectures = 'GPT2LMHeadModel': expected one of"),
+    ("gpt2", "model_type", "mamba", "model_type = 'mamba': expected 'gpt2', as GPT2LMHeadModel has. Fix: write"),
+    ("gpt2", "model_type", None, "model_type = None: expected 'gpt2', as GPT2LMHeadModel has"),
+    ("llama", "model_type", "LLaMA", "model_type = 'LLaMA': expected 'llama', as LlamaForCausalLM has"),
+    ("llama", "model_type", "bart", "'bart': expected a model type that is read, and this one is not. Fix"),
+    ("llama", "model_type", "gemma3", "text = Gemma3ForCausalLM(model.config.text_config); text.model = model.model"),
+    ("llama", "model_type", "RefinedWebModel", "expected 'falcon', as the class of transformers calls it. Fix: use"),
     ("gpt2", "architectures", None, "architectures = None: expected one of GPT2LMHeadModel"),
     ("gpt2", "architectures", {"a": 1}, "architectures = {'a': 1}: expected one of GPT2LMHeadModel"),
-    ("gpt2", "model_type", ["gpt2"], "architectures = 'GPT2LMHeadModel': expected one of"),
+    ("gpt2", "model_type", ["gpt2"], "model_type = ['gpt2']: expected 'gpt2', as"),
     ("gpt2", "n_layer", 10**9, "= '1,000,000,000 layers': expected at most"),  # building them by name took forever
     ("mistral", "num_hidden_layers", 10**9, "= '1,000,000,000 layers': expected at most"),
     ("qwen2", "num_hidden_layers", 10**9, "= '1,000,000,000 layers': expected at most"),
@@ -65,8 +71,14 @@ KEYS = [
     ("llama", "rope_parameters", {"rope_type": "dynamic", "factor": 8.0}, (
 "rope_type = 'dynamic': expected default, linear, llama3, yarn or longrope"
 )),
-    ("llama", "rope_parameters", {"type": "linear", "factor": 0.5}, "rope_scaling = 0.5: expected greater than or"),
-    ("llama", "rope_parameters", {"type": "yarn", "factor": 2.0, "warp": 1}, "rope_scaling = 1: expected Extra inputs"),
+    ("llama", "rope_parameters", {"type": "linear", "factor": 0.5}, "rope_scaling.factor = 0.5: expected greater"),
+    ("llama", "rope_parameters", {"type": "yarn", "factor": 2.0, "warp": 1}, (
+"rope_scaling.warp = 1: expected no such setting, for yarn has factor, original_max_position_embeddings, beta_fast,"
+)),
+    ("llama", "rope_parameters", {"rope_type": "linear"}, (
+"rope_scaling.factor = None: expected a value, which linear needs. Fix: add it."
+)),
+    ("llama", "num_key_value_heads", 4, "config.json: num_key_value_heads): expected a divisor of model.heads"),
     ("llama", "attention_bias", True, "tensor model.layers.0.self_attn.q_proj.bias is missing"),
     ("llama", "partial_rotary_factor", 0.5, "partial_rotary_factor = 0.5: expected 1.0"),
     ("llama", "layer_types", ["full_attention", "sliding_attention"], "expected a known key of model type llama"),
@@ -162,6 +174,18 @@ TENSORS = {
         lambda t: t.update({LAST: torch.zeros(24).double()}),
         f"tensor {LAST} has dtype F64: expected one of F32, F16, BF16. Fix: save it in one dtype: model.to(torch",
     ),
+    "quantised": (
+        lambda t: t.update({"transformer.h.0.mlp.c_fc.qweight": torch.zeros(3)}),
+        "qweight is not part of the model that config.json describes. Fix: take the weights it was made from",
+    ),
+    "adapted": (
+        lambda t: t.update({f"base_model.model.{name}": t.pop(name) for name in list(t)}),
+        "describes. Fix: merge the adapter into its base model",
+    ),
+    "compiled": (
+        lambda t: t.update({f"_orig_mod.{name}": t.pop(name) for name in list(t)}),
+        "describes. Fix: save the model itself",
+    ),
     "not a number": (lambda t: t[LAST].__setitem__(3, math.nan), f"tensor {LAST} holds NaN or infinity"),
     "infinite": (lambda t: t.update({LAST: t[LAST].half() / 0}), f"tensor {LAST} holds NaN or infinity"),
     "not a number, tied": (
@@ -172,7 +196,7 @@ TENSORS = {
         lambda t: t.update({"lm_head.weight": t[WORDS].bfloat16()}),
         f"tensor lm_head.weight (BF16) differs from {WORDS} (F32): expected the same",
     ),
-    "under two names": (lambda t: t.update({LAST.removeprefix("transformer."): t[LAST] + 1}), "differs from"),
+    "under two names": (lambda t: t.update({LAST.removeprefix("transformer."): t[LAST] + 1}), "Fix: keep the one that"),
     "untied": (lambda t: t.update({"lm_head.weight": t[WORDS] + 1}), f"tensor lm_head.weight differs from {WORDS}"),
 }
 
@@ -229,6 +253,34 @@ def test_files_that_cannot_be_read_safely_are_refused(originals, tmp_path):
     assert "one.safetensors" in refused(folder, tmp_path / "run")
     (folder / "config.json").write_text("{")
     assert "config.json: cannot be read" in refused(folder, tmp_path / "run")
+
+
+def test_a_class_of_no_type_is_answered_with_a_few_types(originals, tmp_path):
+    folder = shutil.copytree(originals("gpt2"), tmp_path / "theirs")
+    tree = json.loads((folder / "config.json").read_text())
+    said = {"model_type": "granitemoe", "architectures": ["GraniteMoeForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(tree | said))
+    told = refused(folder, tmp_path / "run")
+    assert "model_type = 'granitemoe': expected a model type that is read, such as granite" in told
+    assert "ForTokenClassification" not in told
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    {
+        "adapter_config.json": "a LoRA adapter without its model. Fix: merge it into its base model, with peft's",
+        "a.Q4_K_M.gguf": "a file of llama.cpp. Fix: take the model's safetensors",
+        "consolidated.safetensors": "weights with other names than in transformers. Fix: take the model-*.safetensors",
+        "model-00001-of-00002.safetensors": "a part of a model without model.safetensors.index.json. Fix: get",
+        "consolidated.00.pth": "weights with other names than in transformers. Fix: take the version of it",
+    }.items(),
+)
+def test_a_folder_with_another_format_is_answered_with_its_own_way(name, told, tmp_path):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / name).write_bytes(b"{}")
+    assert f"theirs = '{name}': expected model.safetensors, and this is {told}" in refused(
+        tmp_path / "theirs", tmp_path / "run"
+    )
 
 
 def test_a_tokenizer_without_words_is_refused(originals, tmp_path):

@@ -30,6 +30,3 @@ ONE_STACK = [with_bare_stack(table, BARE_NAMES.get(table.model_type)) for table 
 ARCHITECTURES: dict[str, Architecture] = {table.model_type: table for table in (*ONE_STACK, T5, MT5)}
 """Table of each model_type. An export uses the one that the model was imported from, or else the first one; of those
 that support all features of the model."""
-LATENT = "multi-head latent attention (MLA)"
-LACKING = {"deepseek_v2": LATENT, "deepseek_v3": LATENT}
-"""Model types that are known and refused -> what they have that no model here has."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -19,8 +20,10 @@ from pydantic import ValidationError
 from roots_dist.checks import checks
 from roots_dist.config.init_from import FREE, OF_VOCAB_HEAD
 from roots_dist.config.records import objective_of
+from roots_dist.config.rope_scaling import RULES
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, ExchangeError, Problem
+from roots_dist.storage.exchange import rotary
 from roots_dist.storage.exchange.common_keys import COMMON, FIXES, HARMLESS, LEFT_BEHIND, WINDOW_KEYS
 from roots_dist.storage.exchange.table import Architecture, Contradiction, Head, Key
 from roots_dist.storage.exchange.tensors import exchange_error
@@ -105,14 +108,33 @@ def config_of(values: Mapping[str, object], architecture: Architecture, where: s
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        details = error.errors(include_url=False)[0]
-        ours = ".".join(map(str, details["loc"][:2]))
-        theirs = next((key.theirs for key in architecture.keys if key.ours == ours), ours)
-        raise _error(where, theirs, details["input"], details["msg"].removeprefix("Input should be ")) from error
+        raise _invalid(where, error.errors(include_url=False)[0], architecture) from error
     problems = checks.check(config, 1)
     if problems:
-        raise ConfigError(problems)
+        names = {key.ours: f"{where}: {key.theirs}" for key in architecture.keys}
+        raise ConfigError([replace(problem, origin=names.get(problem.key, where)) for problem in problems])
     return config
+
+
+def _invalid(where: str, details: Mapping[str, Any], architecture: Architecture) -> ExchangeError:
+    """The error for what pydantic says of a value, in terms of config.json."""
+    section, name, *inner = map(str, details["loc"])
+    theirs, found = _their_name(f"{section}.{name}", architecture), details["input"]
+    expected = details["msg"].removeprefix("Input should be ")
+    if inner and inner[0] in RULES:  # of the rule of that name
+        rule, *inner = inner
+        theirs = ".".join([theirs, *(rotary.ORIGINAL if key == "original_length" else key for key in inner)])
+        if details["type"] == "missing":
+            return exchange_error(f"{where}: {theirs}", None, f"a value, which {rule} needs", "add it")
+        if details["type"] == "extra_forbidden":
+            keys = [rotary.ORIGINAL if key == "original_length" else key for key in RULES[rule].model_fields]
+            expected = f"no such setting, for {rule} has {', '.join(key for key in keys if key != 'type')}"
+            return exchange_error(f"{where}: {theirs}", found, expected, "remove it, or use a model without it")
+    return _error(where, theirs, found, expected)
+
+
+def _their_name(ours: str, architecture: Architecture) -> str:
+    return next((key.theirs for key in architecture.keys if key.ours == ours), ours)
 
 
 def labels_of(tree: Mapping[str, Any], where: str) -> list[str]:

@@ -20,28 +20,27 @@ from roots_dist.config.init_from import OF_VOCAB_HEAD
 from roots_dist.config.load import CONFIG_FILE, to_yaml
 from roots_dist.config.objectives import OBJECTIVES
 from roots_dist.config.schema import Config
-from roots_dist.errors import present
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.parameter_locations import shapes
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.storage.checkpoint.format import CHECKPOINTS, FORMAT, shard_name, step_name, write_json
 from roots_dist.storage.checkpoint.save import SHARD_BYTES, part_file, write_metadata, write_shard
-from roots_dist.storage.exchange import ARCHITECTURES, LACKING
-from roots_dist.storage.exchange.electra import GENERATOR_CLASS
+from roots_dist.storage.exchange.classes import architecture_of
 from roots_dist.storage.exchange.hf_config import Reading, config_of, labels_of, read_hf_config
 from roots_dist.storage.exchange.matching import MatchedTensors, match_and_check, refuse_absurd_sizes
 from roots_dist.storage.exchange.shards import bytes_of, new_folder, refuse_content, write_shards
 from roots_dist.storage.exchange.table import GENERATOR, Architecture, Head, Rule, Shapes, rules
-from roots_dist.storage.exchange.tensors import ORIGIN, Tensors, exchange_error, open_folder, read_json
+from roots_dist.storage.exchange.tensors import ORIGIN, exchange_error, open_folder, read_json, refuse_other_formats
 from roots_dist.storage.exchange.tokenizer import copy_tokenizer, tokens_beyond, vocab_of
 
 
 def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     """Write the run's folder and return a summary. Raises a UserError, with nothing written."""
     refuse_content(run)
+    refuse_other_formats(folder)
     tree = read_json(folder / "config.json")
     tensors = {"": open_folder(folder)}
-    architecture, head = _architecture_of(tree, folder, tensors[""])
+    architecture, head = architecture_of(tree, folder, tensors[""])
     values, ignored = _config_values(tree, architecture, head, folder)
     has_generator = OBJECTIVES[head.objectives[0]].has_generator
     if generator is not None and not has_generator:
@@ -74,34 +73,6 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     left = f"; without {len(beyond)} added tokens, beyond the model's vocabulary: {', '.join(beyond)}" if beyond else ""
     remark = architecture.remark(tree, config)
     return f"{run}: {what}{half}{unread}{spoken}{left}" + (f"; {remark}" if remark else "")
-
-
-def _architecture_of(tree: Mapping[str, Any], folder: Path, tensors: Tensors) -> tuple[Architecture, Head]:
-    """Architecture and head of the class that config.json names."""
-    names, model_type = tree.get("architectures") or [None], tree.get("model_type", "")
-    names = names if isinstance(names, list) else [names]
-    where = f"{folder}/config.json: architectures"
-    architecture = ARCHITECTURES.get(model_type) if isinstance(model_type, str) else None
-    head = architecture.head(names[0]) if architecture else None
-    if names[0] == GENERATOR_CLASS:
-        fix = f"name the discriminator's folder, and this one by --generator {folder}"
-        raise exchange_error(where, names[0], "ElectraForPreTraining: the generator is half of the model", fix)
-    if architecture is None or head is None:
-        known = ", ".join(h.architecture for a in ARCHITECTURES.values() for h in a.heads)
-        lacking = LACKING.get(str(model_type))
-        without = f"a model without {lacking}, which no model here has: " if lacking else ""
-        raise exchange_error(where, names[0], f"{without}one of {known}", "use a model of one of these classes")
-    if head.bare and not _has_tensors(head, architecture, tensors):  # BERT without its pooler
-        head = next(h for h in reversed(architecture.heads) if h.architecture == head.architecture)
-    if head.architecture == "BertForMaskedLM" and "cls.seq_relationship.weight" in tensors.files:
-        head = present(architecture.head("BertForPreTraining"))  # many released BERT checkpoints name the smaller class
-    return architecture, head
-
-
-def _has_tensors(head: Head, architecture: Architecture, tensors: Tensors) -> bool:
-    """Whether the folder has what the head adds to the stack, named with or without the prefix of the stack."""
-    names = [entry.theirs.replace("*", "weight") for entry in head.entries if "{i}" not in entry.theirs]
-    return all(n in tensors.files or n.removeprefix(f"{architecture.base}.") in tensors.files for n in names)
 
 
 def _config_values(tree: Mapping[str, Any], architecture: Architecture, head: Head, folder: Path) -> Reading:

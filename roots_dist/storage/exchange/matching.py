@@ -17,11 +17,17 @@ from roots_dist.accounting.sizes import num_blocks
 from roots_dist.config.schema import Config
 from roots_dist.errors import ExchangeError
 from roots_dist.storage.exchange.table import GENERATOR, Architecture, Rule, Shapes
-from roots_dist.storage.exchange.tensors import FLOATS, QUANTISED, Tensors, exchange_error
+from roots_dist.storage.exchange.tensors import FLOATS, QUANTISED, Tensors, exchange_error, one_line
 
 OF_THESE_FILES = "use the config.json that belongs to these files"
 AGAIN = "get the files again, or take an earlier checkpoint: what such a model computes is no number either"
 IN_ONE_DTYPE = "save it in one dtype: model.to(torch.float32).save_pretrained(NEW) in transformers"
+LEFTOVER = {
+    r"scale_inv$|_scale$|\.(qweight|qzeros|scales|g_idx|absmax|SCB)$|quant_(map|state)": QUANTISED,
+    r"^base_model\.model\.": "merge the adapter into its base model, with peft's merge_and_unload, and save that",
+    r"^(module|_orig_mod)\.": "save the model itself and not what wraps it: model.module or model._orig_mod",
+}
+"""Names of tensors that no model has -> what to do about them. A pattern each."""
 LARGEST = 2**28
 """Most rows or columns of a tensor: a hundred times the largest vocabulary there is, and the number of bytes of two
 such sizes still fits into 64 bits."""
@@ -81,10 +87,9 @@ def match_and_check(
     found = _match(table, tensors, architecture)
     for name in found.unmatched:
         if not any(re.search(pattern, name.removeprefix(GENERATOR)) for pattern in architecture.unused):
-            folder = _folder(tensors, name)
-            raise _tensor_error(
-                folder, name.removeprefix(GENERATOR), "is not part of the model that config.json describes"
-            )
+            bare, what = name.removeprefix(GENERATOR), "is not part of the model that config.json describes"
+            fix = next((fix for pattern, fix in LEFTOVER.items() if re.search(pattern, bare)), OF_THESE_FILES)
+            raise _tensor_error(_folder(tensors, name), bare, what, fix)
     for rule in table:
         for name in rule.needed:
             if name not in found.tensors:
@@ -103,7 +108,9 @@ def match_and_check(
     return found
 
 
-def _refuse_other(one: tuple[Tensors, str], two: tuple[Tensors, str], name: str, other: str) -> None:
+def _refuse_other(
+    one: tuple[Tensors, str], two: tuple[Tensors, str], name: str, other: str, fix: str = OF_THESE_FILES
+) -> None:
     """Raise ExchangeError unless two tensors of one meaning, `two` called name and `one` called other, are equal."""
     a, b = (tensors.get(file_name) for tensors, file_name in (one, two))
     if a.shape == b.shape and torch.equal(a.to(torch.float32), b.to(torch.float32)):
@@ -114,7 +121,7 @@ def _refuse_other(one: tuple[Tensors, str], two: tuple[Tensors, str], name: str,
     if a.dtype != b.dtype:
         kinds = [tensors.dtype(file_name) for tensors, file_name in (two, one)]
         raise _tensor_error(two[0], name, f"({kinds[0]}) differs from {other} ({kinds[1]}): {same}", IN_ONE_DTYPE)
-    raise _tensor_error(two[0], name, f"differs from {other}: {same}")
+    raise _tensor_error(two[0], name, f"differs from {other}: {same}", fix)
 
 
 def _match(table: Sequence[Rule], tensors: Mapping[str, Tensors], architecture: Architecture) -> MatchedTensors:
@@ -132,7 +139,8 @@ def _match(table: Sequence[Rule], tensors: Mapping[str, Tensors], architecture: 
                 unmatched.append(folder + file_name)
                 continue
             if name in found:  # under an older name and a newer one
-                _refuse_other(found[name], (files, file_name), file_name, found[name][1])
+                fix = "keep the one that is right: it is the same tensor under two names"
+                _refuse_other(found[name], (files, file_name), file_name, found[name][1], fix)
             found[name] = files, file_name
     return MatchedTensors(found, tuple(unmatched))
 
@@ -142,4 +150,4 @@ def _folder(tensors: Mapping[str, Tensors], name: str) -> Tensors:
 
 
 def _tensor_error(tensors: Tensors, name: str, what: str, fix: str = OF_THESE_FILES) -> ExchangeError:
-    return ExchangeError(f"{tensors.folder}: tensor {name} {what}. Fix: {fix}.")
+    return ExchangeError(f"{tensors.folder}: tensor {one_line(name)} {what}. Fix: {fix}.")

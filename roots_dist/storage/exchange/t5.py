@@ -53,13 +53,16 @@ def _stack(name: str, cross: bool) -> tuple[Entry, ...]:
     )
 
 
+ACTIVATIONS = {"relu": "relu", "gated-gelu": "geglu", "gated-silu": "swiglu"}
+
+
 def _with_one_activation(tree: dict[str, Any], usual: str) -> dict[str, Any]:
     """Drop two keys that repeat what feed_forward_proj says; transformers follows them where they say something else.
 
     usual: what feed_forward_proj is if there is none."""
     said = tree.get("feed_forward_proj", usual)
-    if not isinstance(said, str):
-        return tree
+    if not isinstance(said, str) or said not in ACTIVATIONS:
+        return {key: value for key, value in tree.items() if key not in ("dense_act_fn", "is_gated_act")}
     meant = {"dense_act_fn": "gelu_new" if said == "gated-gelu" else said.split("-")[-1]}
     for key, value in (meant | {"is_gated_act": said.startswith("gated-")}).items():
         found = tree.pop(key, value)
@@ -117,12 +120,7 @@ T5 = Architecture(
         Key("num_heads", "model.heads", 8, aliases=("num_attention_heads",)),
         Key("d_kv", "model.head_dim", 64),
         Key("d_ff", "model.ffn", 2048),
-        Key(
-            "feed_forward_proj",
-            "model.activation",
-            "relu",
-            {"relu": "relu", "gated-gelu": "geglu", "gated-silu": "swiglu"},
-        ),
+        Key("feed_forward_proj", "model.activation", "relu", ACTIVATIONS),
         Key("relative_attention_num_buckets", "model.relative_buckets", 32),
         Key("relative_attention_max_distance", "model.relative_max_distance", 128),
         Key("dropout_rate", "model.attention_dropout", 0.1),

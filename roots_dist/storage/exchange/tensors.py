@@ -34,8 +34,41 @@ QUANTISED = (
 """What to do with weights that are no floats."""
 
 
+OTHER_FORMATS = {
+    "adapter_config.json": (
+        "a LoRA adapter without its model",
+        "merge it into its base model, with peft's merge_and_unload, and save that with save_pretrained",
+    ),
+    "*.gguf": (
+        "a file of llama.cpp",
+        "take the model's safetensors, or convert it: from_pretrained(FOLDER, gguf_file=NAME).save_pretrained(NEW)",
+    ),
+    "consolidated*.safetensors": (
+        "weights with other names than in transformers",
+        f"take the model-*.safetensors that are published beside it, with {INDEX} and config.json",
+    ),
+    "model-*-of-*.safetensors": (f"a part of a model without {INDEX}", f"get {INDEX} as well: it says what lies where"),
+    "consolidated*.pth": ("weights with other names than in transformers", "take the version of it for transformers"),
+}
+"""Files that a folder without a model in safetensors may hold -> what they are, and what to do. A pattern each."""
+
+
 def exchange_error(key: object, found: object, expected: str, fix: str) -> ExchangeError:
-    return ExchangeError(Problem(key=str(key), found=found, expected=expected, fix=fix))
+    return ExchangeError(Problem(key=one_line(key), found=found, expected=expected, fix=fix))
+
+
+def one_line(text: object) -> str:
+    """The text with what would break its line escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def refuse_other_formats(folder: Path) -> None:
+    """Raise ExchangeError for a folder that holds a model in another form, and none in this one."""
+    if (folder / ONE_FILE).exists() or (folder / INDEX).exists():
+        return
+    for pattern, (what, fix) in OTHER_FORMATS.items():
+        if found := min(folder.glob(pattern), default=None):
+            raise exchange_error(folder, found.name, f"{ONE_FILE}, and this is {what}", fix)
 
 
 class Tensors:
