@@ -252,7 +252,8 @@ def test_files_that_cannot_be_read_safely_are_refused(originals, tmp_path):
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "one.safetensors"}}))
     assert "one.safetensors" in refused(folder, tmp_path / "run")
     (folder / "config.json").write_text("{")
-    assert "config.json: cannot be read" in refused(folder, tmp_path / "run")
+    told = refused(folder, tmp_path / "run")
+    assert "config.json: cannot be read" in told and "Fix: correct it there, or get the file again." in told
 
 
 def test_a_class_of_no_type_is_answered_with_a_few_types(originals, tmp_path):

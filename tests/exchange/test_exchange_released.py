@@ -252,6 +252,10 @@ TWO_PLACES = {
             "full_attention": DEFAULT, "sliding_attention": DEFAULT | {"rope_theta": 1e4}}},
         "rope_local_base_freq = 5000.0: expected the same as rope_parameters.sliding_attention.rope_theta = 10000.0",
     ),
+    "kinds of layers in rope_scaling": ("gemma3_text", {"rope_scaling": {"full_attention": LINEAR}}, "rope_type = ["),
+    "no settings of a kind": (
+        "gemma3_text", {"rope_parameters": {"full_attention": DEFAULT, "sliding_attention": "none"}}, "rope_type = [",
+    ),
     "both names of a share": (
         "gpt_neox", {"rotary_pct": 0.25, "partial_rotary_factor": 0.5},
         "rotary_pct = 0.25: expected the same as partial_rotary_factor = 0.5",

@@ -33,11 +33,13 @@ def flat(tree: Tree) -> Tree:
     """One spelling for both, with the rule in our terms. A rule that we do not have stays under rope_type. Raises
     Contradiction where a setting stands in two places with two values."""
     old, new = ({} if tree.get(name) is None else tree.pop(name) for name in ("rope_scaling", "rope_parameters"))
-    if not isinstance(old, dict) or not isinstance(new, dict):
+    if not isinstance(old, dict) or not isinstance(new, dict) or "full_attention" in old:
         return tree | {"rope_type": [old, new]}
     old, new, place = _typed(old), _typed(new), "rope_parameters"
     if isinstance(full := new.get("full_attention"), dict):  # settings of their own for window layers
         local, place = new.get("sliding_attention") or {}, "rope_parameters.full_attention"
+        if not isinstance(local, dict):
+            return tree | {"rope_type": [old, new]}
         new = _typed(full)
         if (base := local.get("rope_theta")) is not None:
             _agree("rope_local_base_freq", tree.get("rope_local_base_freq"), LOCAL, base)

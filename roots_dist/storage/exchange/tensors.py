@@ -28,8 +28,8 @@ FLOATS = ("F32", "F16", "BF16")
 """Dtypes that float32 represents exactly, as safetensors names them."""
 
 QUANTISED = (
-    "take the weights it was made from, or turn them back in transformers: model.dequantize().save_pretrained(NEW), "
-    "with a model that from_pretrained(FOLDER) gave"
+    "take the weights it was made from, or turn them back in transformers and save them with save_pretrained: "
+    "model.dequantize() for bitsandbytes, quantization_config=FineGrainedFP8Config(dequantize=True) for FP8"
 )
 """What to do with weights that are no floats."""
 
@@ -143,9 +143,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise ExchangeError(
-            f"{path}: cannot be read ({reason(error, path)}). Fix: {_where_from(path.parent)}."
-        ) from error
+        fix = _where_from(path.parent) if isinstance(error, OSError) else "correct it there, or get the file again"
+        raise ExchangeError(f"{path}: cannot be read ({reason(error, path)}). Fix: {fix}.") from error
     if not isinstance(value, dict):
         raise ExchangeError(f"{path}: expected an object, found {type(value).__name__}. Fix: get the file again.")
     return value
