@@ -28,7 +28,8 @@ value is YAML: `optim.lr=1e-3`, `parallel.sequence_parallel=true`, `'train.batch
 
 shows the whole resolved tree and trains nothing; what keeps it from running is listed below it, but for the files and the memory
 that a run needs. A run keeps it as `config.yaml` in its folder. There is no key for data
-ranks: dp is what the world leaves over, `world = tp × cp × pp × dp`.
+ranks: dp is what the world leaves over, `world = tp × cp × pp × dp`. A whole number is at most 2,147,483,647 where no other bound
+is said.
 
 *Made by `docs/make_config.py` from `roots_dist/config/schema.py` and `model.py`.*
 """
@@ -53,8 +54,12 @@ def allowed(kind: Any, info: FieldInfo) -> str:
         return "list of text" if inner[-1] is Ellipsis else f"list of {len(inner)} numbers"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return mapping(kind)
-    limits = [f"{sign} {getattr(m, name):g}" for name, sign in BOUNDS for m in info.metadata if hasattr(m, name)]
+    limits = [f"{sign} {number(getattr(m, name))}" for name, sign in BOUNDS for m in info.metadata if hasattr(m, name)]
     return " ".join([WORDS[kind], " and ".join(limits)]).strip()
+
+
+def number(limit: float) -> str:
+    return f"{limit:,}" if isinstance(limit, int) else f"{limit:g}"
 
 
 def mapping(record: type[BaseModel]) -> str:

@@ -23,6 +23,10 @@ from roots_dist.layout import Layout
 from roots_dist.schedule import schedules
 from roots_dist.schedule.program import refusal
 
+MOST_PASSES = 1 << 18
+"""Microbatches × stages whose program is checked, some seconds' work. Larger ones are slips: gradient accumulation goes
+to thousands."""
+
 
 def layout_for(config: Config, world_size: int) -> Layout:
     """dp is what tp, cp and pp leave over. Raises ConfigError if that is no whole number, or ep does not fit in."""
@@ -176,6 +180,16 @@ def _pipeline(config: Config, layout: Layout, sizes: Sequence[int], rank: int | 
             fix=(f"use {stages} layers or more" if one_stack else "use more layers")
             + ", or lower parallel.pp or parallel.virtual_stages",
         )
+    batches = max((config.num_microbatches(layout.dp, batch) for batch in sizes), default=0)
+    if blocks >= stages and batches * stages > MOST_PASSES:
+        most = max(1, MOST_PASSES // stages)
+        yield Problem(
+            key="train.global_batch",
+            found=config.train.global_batch,
+            expected=f"at most {most:,} microbatches in a step of a rank, and not {batches:,}: all passes are checked",
+            fix="lower train.global_batch, raise train.micro_batch, or start more processes",
+        )
+        return
     for batch in sizes:
         microbatches = config.num_microbatches(layout.dp, batch)
         reason = (
@@ -192,7 +206,7 @@ def _pipeline(config: Config, layout: Layout, sizes: Sequence[int], rank: int | 
                 fix=fix or "choose another parallel.schedule",
             )
             return
-    if sizes:
+    if sizes and blocks >= stages:
         yield from _deadlock(config, layout, sizes, rank)
 
 

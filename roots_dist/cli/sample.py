@@ -21,9 +21,13 @@ def sample(
     """
     from roots_dist.cli.read_config import read_config
     from roots_dist.config.special_tokens import describe
+    from roots_dist.errors import Problem, UserError
     from roots_dist.learning.objectives.show_sample import sample_lines
 
     loaded = read_config(config, overrides or ()).config
+    if step >= loaded.train.steps:
+        expected = f"less than train.steps = {loaded.train.steps}; the first one is 0"
+        raise UserError(Problem(key="--step", found=step, expected=expected, fix="choose one of these steps"))
     for line in sample_lines(loaded, step):
         typer.echo(line)
     typer.echo(describe(loaded.data.tokenizer))

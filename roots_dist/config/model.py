@@ -19,6 +19,10 @@ from roots_dist.config.section import Section
 
 LayerKind = Literal["full", "window", "nope"]
 
+MOST_LAYERS, MOST_HEADS, WIDEST = 1 << 14, 1 << 14, 1 << 20
+LARGEST_VOCAB = 1 << 24
+"""Bounds far above any model: within them counts, and plans that list blocks, end."""
+
 
 class Model(Section):
     """One Transformer. Sizes are global, whatever the layout."""
@@ -26,14 +30,16 @@ class Model(Section):
     family: Annotated[FamilyName, or_extended("families")] = Field(
         "gpt", description="; ".join(f"{r.name}: {r.title}" for r in FAMILIES.values())
     )
-    layers: int = Field(4, ge=1, description="number of Transformer blocks (t5: of the encoder)")
-    decoder_layers: int | None = Field(None, ge=1, description="t5: blocks of the decoder; default: layers")
-    hidden: int = Field(256, ge=1, description="width of the residual stream")
-    heads: int = Field(4, ge=1, description="query heads")
+    layers: int = Field(4, ge=1, le=MOST_LAYERS, description="number of Transformer blocks (t5: of the encoder)")
+    decoder_layers: int | None = Field(
+        None, ge=1, le=MOST_LAYERS, description="t5: blocks of the decoder; default: layers"
+    )
+    hidden: int = Field(256, ge=1, le=WIDEST, description="width of the residual stream")
+    heads: int = Field(4, ge=1, le=MOST_HEADS, description="query heads")
     kv_heads: int | None = Field(None, ge=1, description="key/value heads (grouped-query attention); default: heads")
-    head_dim: int | None = Field(None, ge=1, description="width of a head; default: hidden / heads")
+    head_dim: int | None = Field(None, ge=1, le=WIDEST, description="width of a head; default: hidden / heads")
     ffn: int | None = Field(None, ge=1, description="width of the MLP; default: 4 × hidden")
-    vocab: int = Field(4096, ge=2, description="number of token ids, before padding")
+    vocab: int = Field(4096, ge=2, le=LARGEST_VOCAB, description="number of token ids, before padding")
     embedding_size: int | None = Field(
         None, ge=1, description="width of the embedding, projected where hidden differs (electra); default: hidden"
     )
@@ -220,7 +226,7 @@ class Model(Section):
 class Generator(Section):
     """ELECTRA's small model that replaces tokens; the rest of it is as model.* says."""
 
-    layers: int | None = Field(None, ge=1, description="blocks; default: model.layers")
-    hidden: int | None = Field(None, ge=1, description="width; default: a quarter of model.hidden")
-    heads: int | None = Field(None, ge=1, description="heads; default: a quarter of model.heads")
+    layers: int | None = Field(None, ge=1, le=MOST_LAYERS, description="blocks; default: model.layers")
+    hidden: int | None = Field(None, ge=1, le=WIDEST, description="width; default: a quarter of model.hidden")
+    heads: int | None = Field(None, ge=1, le=MOST_HEADS, description="heads; default: a quarter of model.heads")
     ffn: int | None = Field(None, ge=1, description="width of the MLP; default: a quarter of the model's")

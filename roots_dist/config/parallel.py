@@ -39,8 +39,8 @@ class Parallel(Section):
         ge=1,
         description="expert-parallel ranks, of dp × cp: model.experts are cut over them, and tokens sent to them",
     )
-    pp: int = Field(1, ge=1, description="pipeline-parallel ranks: layers are cut over them")
-    virtual_stages: int = Field(1, ge=1, description="stages per pipeline rank (interleaved schedule)")
+    pp: int = Field(1, ge=1, le=1 << 14, description="pipeline-parallel ranks: layers are cut over them")
+    virtual_stages: int = Field(1, ge=1, le=1 << 14, description="stages per pipeline rank (interleaved schedule)")
     schedule: Annotated[ScheduleName, or_extended("schedules")] = Field(
         DEFAULT, description="order of forward and backward passes over pp; `roots schedule` draws it"
     )

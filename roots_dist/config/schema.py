@@ -78,7 +78,7 @@ class Data(Section):
     train: tuple[Source, ...] = Field((), description="prefixes made by `roots prepare`, or by Megatron")
     validation: tuple[Source, ...] = Field((), description="held-out prefixes; none: no evaluation")
     tokenizer: str | None = Field(None, description="tokenizer.json, for samples and generation")
-    seq_length: int = Field(256, ge=1, description="tokens per sample (t5: of the encoder)")
+    seq_length: int = Field(256, ge=1, le=1 << 24, description="tokens per sample (t5: of the encoder)")
     target_seq_length: int | None = Field(
         None, ge=1, description="tokens of the decoder; default: seq_length (spans: follows from it)"
     )
@@ -100,7 +100,7 @@ class Exact(Section):
 
 class Train(Section):
     steps: int = Field(100, ge=1, description="optimizer steps of the whole run")
-    global_batch: int = Field(8, ge=1, description="sequences per step over the whole world")
+    global_batch: int = Field(8, ge=1, le=1 << 20, description="sequences per step over the whole world")
     micro_batch: int = Field(1, ge=1, description="sequences per forward pass of one rank")
     batch_ramp: tuple[int, int, int] | None = Field(
         None,
@@ -108,7 +108,7 @@ class Train(Section):
             "[start, increment, samples]: the batch grows from start by increment to train.global_batch over samples"
         ),
     )
-    seed: int = Field(1234, ge=0, description="of initial weights, sample order and dropout")
+    seed: int = Field(1234, ge=0, le=2**63 - 1, description="of initial weights, sample order and dropout")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is a GPU")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 keeps master weights and moments in fp32")
     exact: Exact | None = Field(
@@ -142,7 +142,7 @@ class Train(Section):
     nonfinite: Literal["stop", "skip"] = Field("stop", description="what a NaN or inf in loss or gradient does")
     log_every: int = Field(1, ge=1, description="steps between lines of metrics")
     eval_every: int = Field(0, ge=0, description="steps between evaluations; 0: only at the end")
-    eval_sequences: int = Field(64, ge=1, description="validation sequences per evaluation")
+    eval_sequences: int = Field(64, ge=1, le=2**63 - 1, description="validation sequences per evaluation")
     sample_every: int = Field(0, ge=0, description="steps between printed samples of text; 0: only at the end")
 
 

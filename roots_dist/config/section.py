@@ -1,9 +1,26 @@
-"""What every section of the config is: typed, frozen, unknown keys refused."""
+"""What every section of the config is: typed, frozen, unknown keys refused, whole numbers within bounds."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from annotated_types import Le
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+LARGEST = 2**31 - 1
+"""Largest whole number of a key that does not name another with `le`: products of a few of them are still exact in
+int64 and in the float64 of a prediction."""
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _not_beyond(cls, value: Any, info: ValidationInfo) -> Any:
+        has_own = any(isinstance(limit, Le) for limit in cls.model_fields[str(info.field_name)].metadata)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not has_own and any(isinstance(number, int) and abs(number) > LARGEST for number in numbers):
+            raise PydanticCustomError("beyond", f"whole numbers of at most {LARGEST:,}")
+        return value

@@ -127,6 +127,14 @@ SIZES = {
     "a GPU that is not there": ("train a.yaml train.device=cuda", "train.device"),
     "a warm-up beyond the end": ("train a.yaml optim.warmup_steps=9", "optim.warmup_steps = 9"),
     "a model that is too large": ("train a.yaml model.hidden=65536 model.layers=99", "choose a smaller model"),
+    "a number that no size has": ("train a.yaml model.ffn=1000000000000", "whole numbers of at most 2,147,483,647"),
+    "a vocabulary that no model has": ("plan a.yaml model.vocab=1000000000000000", "less than or equal to 16777216"),
+    "a batch beyond counting": ("train a.yaml train.global_batch=1000000000000", "train.global_batch = 1000000000000"),
+    "microbatches beyond counting": (
+        "train a.yaml train.global_batch=1048576",
+        "expected at most 262,144 microbatches in a step of a rank, and not 1,048,576",
+    ),
+    "a step beyond the run": ("sample a.yaml --step 9223372036854775807", "less than train.steps = 2; the first"),
     "more positions than tokens": ("train a.yaml data.seq_length=5000", "lower data.seq_length"),
 }
 

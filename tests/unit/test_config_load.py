@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 
+from roots_dist.checks.checks import check
 from roots_dist.checks.unused import USES
 from roots_dist.config import text
 from roots_dist.config.load import known_keys, load, nearest, read, to_yaml
@@ -206,3 +209,27 @@ def test_a_value_that_json_has_no_word_for_is_refused_in_one_line(value):
     """It was read, and broke where the tree was written as JSON."""
     with pytest.raises(ConfigError, match="track.name = .*expected a value in YAML's syntax.*Fix: "):
         text.parse_value("track.name", value, "command line")
+
+
+def test_every_whole_number_has_a_bound_up_to_which_the_checks_end(write):
+    """A longer number overflowed in NumPy and torch, filled the memory, or was counted to."""
+    path = write("")
+    keys = [
+        f"{section}.{key}"
+        for section, outer in Config.model_fields.items()
+        for key, info in outer.annotation.model_fields.items()
+        if info.annotation is int or int in get_args(info.annotation)
+    ]
+    assert len(keys) > 50
+    for key in keys:
+        for value in (2**63, 10**21, -(10**21)):
+            (problem,) = refused(path, [f"{key}={value}"])
+            assert (problem.key, problem.found, problem.origin) == (key, value, "command line"), problem
+        for value in (2**31 - 1, 2**20):
+            try:
+                config = load(path, [f"{key}={value}"])
+            except ConfigError:
+                continue
+            check(config, config.parallel.least_ranks())
+    (problem,) = refused(path, [f"train.batch_ramp=[1, 1, {10**21}]"])
+    assert problem.key == "train.batch_ramp" and "at most 2,147,483,647" in problem.expected
