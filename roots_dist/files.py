@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from roots_dist.errors import Problem, UserError
+
 WORKING_DIRECTORY = "the working directory"
 
 
@@ -22,6 +24,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     with replacing(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_output(option: str, path: Path, content: str, fix: str = "name another file") -> None:
+    """Put `content` under the path that an option names, in a folder that is made if needed. Raises UserError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        expected = f"a file that can be written ({why(error)})"
+        raise UserError(Problem(key=option, found=str(path), expected=expected, fix=fix)) from None
 
 
 @contextmanager

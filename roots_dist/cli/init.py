@@ -47,13 +47,13 @@ def init(
     from roots_dist.config.commented import SCHEMA_FILE, commented_yaml, editor_schema
     from roots_dist.config.text import parse_file
     from roots_dist.errors import Problem, UserError
-    from roots_dist.files import write_atomically
+    from roots_dist.files import write_output
 
     if config.exists():
         fix = "name another file, or remove this one"
         raise UserError(Problem(key="CONFIG", found=str(config), expected="a file that is not there yet", fix=fix))
     schema, content = config.with_name(SCHEMA_FILE), json.dumps(editor_schema(), indent=1) + "\n"
-    if schema.exists() and schema.read_bytes() != content.encode():
+    if schema.exists() and not (schema.is_file() and schema.read_bytes() == content.encode()):
         fix = "remove it if it is of another version, or write the config into another folder"
         raise UserError(Problem(key="CONFIG", found=str(schema), expected="the schema of this version", fix=fix))
     if options.begin_with is None:
@@ -67,9 +67,8 @@ def init(
         section, _, name = key.partition(".")
         tree.setdefault(section, {})[name] = value
     _check(source, answers)  # refused here rather than in the copy
-    config.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(schema, content)
-    write_atomically(config, commented_yaml(tree, f"Begun from {source.name}. docs/config.md lists every key."))
+    write_output("CONFIG", schema, content)
+    write_output("CONFIG", config, commented_yaml(tree, f"Begun from {source.name}. docs/config.md lists every key."))
     typer.echo(f"{config}\nnext   roots plan {config}\n       roots train {config}")
 
 

@@ -82,6 +82,20 @@ def versions(
     """Options without a command."""
 
 
+def _refuse_empty(words: Sequence[str]) -> None:
+    """An empty word is a variable of the shell that is not set: as a path it would name the working directory. A
+    prompt of `roots generate` may be empty."""
+    from roots_dist.errors import Problem, UserError
+
+    for at, (before, word) in enumerate(zip(["", *words], words)):
+        option = before if before.startswith("--") else ""
+        if re.fullmatch("--[a-z-]+=", word):
+            option, word = word[:-1], ""
+        if word == "" and (option or words[0] != "generate" or at < 2):
+            expected, fix = "a word that is not empty (a variable that is not set?)", "give it a value, or leave it out"
+            raise UserError(Problem(key=option or f"argument {at}", found="", expected=expected, fix=fix))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `roots` and `python -m roots_dist`. deepspeed's launcher begins with --local_rank=N."""
     from roots_dist.errors import UserError
@@ -95,7 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"roots {version_of('roots_dist') or 'from a checkout'}, Python {platform.python_version()}, {packages}"
         )
         raise SystemExit(0)
-    try:  # a command with options starts its ranks with the same words
+    try:
+        _refuse_empty(words)
+        # a command with options starts its ranks with the same words
         code = app(words, prog_name="roots", obj=tuple(words), standalone_mode=False)
     except UserError as error:
         typer.echo(error.cli_message(), err=True)

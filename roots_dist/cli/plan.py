@@ -55,7 +55,7 @@ def plan(
     from roots_dist.cli.read_config import read_config
     from roots_dist.cli.terminal import busy
     from roots_dist.errors import UserError
-    from roots_dist.files import why, write_atomically
+    from roots_dist.files import write_output
     from roots_dist.runs.ranks.run_on_ranks import ready
 
     loaded = read_config(config, overrides or ())
@@ -83,11 +83,5 @@ def plan(
     free = free_memory() if loaded.config.train.device == "cpu" else None
     typer.echo("\n".join(lines(found, cluster, free, get_terminal_size((200, 24)).columns)))
     if options.json is not None:
-        try:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(options.json, dumps(facts(found), indent=1) + "\n")
-        except OSError as error:
-            raise UserError(
-                f"--json {options.json}: expected a file that can be written ({why(error)}). "
-                f"Fix: name another file; the plan above is complete."
-            ) from None
+        content, fix = dumps(facts(found), indent=1) + "\n", "name another file; the plan above is complete"
+        write_output("--json", options.json, content, fix)

@@ -18,8 +18,10 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _not_beyond(cls, value: Any, info: ValidationInfo) -> Any:
+    def _is_usable(cls, value: Any, info: ValidationInfo) -> Any:
         has_own = any(isinstance(limit, Le) for limit in cls.model_fields[str(info.field_name)].metadata)
+        if value == "":
+            raise PydanticCustomError("empty", "text that is not empty")
         numbers = value if isinstance(value, tuple) else (value,)
         if not has_own and any(isinstance(number, int) and abs(number) > LARGEST for number in numbers):
             raise PydanticCustomError("beyond", f"whole numbers of at most {LARGEST:,}")

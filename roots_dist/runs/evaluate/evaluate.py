@@ -19,7 +19,7 @@ from roots_dist.assembly.passes import Passes, build_passes
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
-from roots_dist.files import write_atomically
+from roots_dist.files import write_output
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.learning.objectives import make_objective
@@ -55,7 +55,7 @@ def evaluate(config: Config, mesh: Mesh, options: EvaluateOptions = EvaluateOpti
     found = None if held_out is None else _score_held_out_text(passes, checkpoint, objective, held_out, options)
     if options.json is not None and found is not None and mesh.rank == 0:
         content = {"checkpoint": str(checkpoint), **found.metrics()}
-        write_atomically(options.json, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_output("--json", options.json, json.dumps(content, indent=1, allow_nan=False) + "\n")
     if tasks is not None:
         results = run_harness(passes, tasks, options.limit, run)
         if mesh.rank == 0:
