@@ -223,6 +223,20 @@ def test_messages_that_a_template_leaves_out_are_said(config, rows):
     ]
 
 
+@pytest.mark.parametrize("words", ["m.content[:1]", "m.content | upper"])
+def test_answers_that_a_template_rewrites_are_said(config, rows, words):
+    """They were learned as the template has them, and the remark was of users alone."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'user' %}{{ m.content }}{% else %}{{ "
+        f"{words}"
+        " }}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    path = rows({"messages": [ASKED, SAID | {"content": "two"}]})
+    assert [line for line in remarks(config(template), path) if "leaves out or rewrites" in line] == [
+        f"the tokenizer's template leaves out or rewrites messages of role assistant: 1 row, the first is {path}:1"
+    ]
+
+
 def test_a_developer_is_the_system_where_a_template_has_no_developer(config, rows):
     path = rows({"messages": [{"role": "developer", "content": "Be short."}, *PAIR]})
     c = config("llama-2")
@@ -301,6 +315,7 @@ WRONG = {
     "an empty output": ({"instruction": "a", "output": ""}, "text that is not empty"),
     "not a character": ({"messages": [ASKED | {"content": "\ufdd0"}, SAID]}, r"text without U\+FDD0"),
     "broken": ('{"messages": [', "corrupt JSON"),
+    "a key twice": ('{"messages": [{"role": "user", "role": "assistant", "content": "a"}]}', "key 'role' stands twice"),
 }  # fmt: skip
 
 
@@ -339,6 +354,7 @@ LISTS = {
     "an end too early": (f"[\n{ROW},\n", 4, "Expecting value"),
     "more behind it": (f"[{ROW}\n]\n{{}}", 2, "something follows the list"),
     "a number in it": (f"[{ROW},\n\n7]", 3, "a list of JSON objects"),
+    "a key twice": (f'[{ROW},\n{{"text": "a", "text": "b"}}]', 2, "key 'text' stands twice"),
     "half a pair": (f'[{ROW},\n{{"text": "\\ud800"}}]', 2, "valid Unicode"),
 }
 

@@ -59,6 +59,7 @@ BROKEN = {
     '[{"text": "a"}\n {"text": "b"}]': (1, "followed by neither a comma"),
     '[{"text": "a"}] 5': (1, "something follows the list"),
     '[{"text": "a"},]': (1, "corrupt JSON"),
+    '[{"text": "a"}, {"n": {"a": 1, "a": 2}}]': (1, "key 'a' stands twice"),
     '[{"text": "a"}, 7]': (1, "int in a list of objects"),
     "[": (0, "does not end"),
     "[{]": (0, "corrupt JSON"),
@@ -71,6 +72,20 @@ def test_what_is_before_a_damage_of_a_list_is_read(tmp_path, text):
     path.write_text(text)
     *documents, last = read(path)
     assert len(documents) == count and isinstance(last, Defect) and reason in str(last)
+
+
+def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    from roots_dist.errors import DataError
+    from roots_dist.learning.data.rows import rows
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array(["a"]), pyarrow.array(["b"])], ["text", "text"]), path)
+    assert list(map(str, read(path))) == [f"{path}:1: two columns of one name (text)"]
+    with pytest.raises(DataError, match="a.parquet:1 = 'text': expected a name of its own for each column. Fix: ren"):
+        list(rows(path))
 
 
 def test_an_empty_list_has_no_documents(tmp_path):
@@ -113,6 +128,7 @@ HOSTILE = {  # a line: the kind and a word of the detail
     b'{"text": "\xff"}': ("bad UTF-8", "at byte 10"),
     '{"text": "a"}'.encode("utf-16"): ("bad UTF-8", "at byte 0"),
     b'{"txt": "a", "id": 1}': ("missing key", "'text'; there are ['id', 'txt']"),
+    b'{"text": "a", "text": "b"}': ("corrupt JSON", "key 'text' stands twice"),
     b'["a"]': ("not a JSON object", "list"),
     b'"a"': ("not a JSON object", "str"),
     b"null": ("not a JSON object", "NoneType"),

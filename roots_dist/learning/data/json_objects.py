@@ -19,6 +19,18 @@ AFTER = {"[": "v]", ",": "v", "]": ""}
 """Mark of a list -> what may follow it: a value (v) or other marks."""
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these keys and values. Raises ValueError for a key that stands twice: the last would win."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
 class Wrong(NamedTuple):
     """What keeps JSON from being read."""
 
@@ -29,7 +41,7 @@ class Wrong(NamedTuple):
 def parsed_object(data: bytes) -> dict[str, Any] | Wrong:
     """The JSON object of a line; or what is wrong with it."""
     try:
-        value = json.loads(data.rstrip().decode("utf-8-sig"))
+        value = DECODER.decode(data.rstrip().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return Wrong("bad UTF-8", f"at byte {error.start} of the line")
     except json.JSONDecodeError as error:
@@ -44,7 +56,7 @@ def parsed_object(data: bytes) -> dict[str, Any] | Wrong:
 def listed_objects(content: BufferedIOBase, limit: int) -> Iterator[tuple[int, dict[str, Any] | Wrong]]:
     """The objects of a file that is one JSON list, each with the line on which it begins; where the list is damaged,
     what is wrong comes last. Holds one object at a time, of at most `limit` characters."""
-    decoder, decode = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")()
+    decode = codecs.getincrementaldecoder("utf-8-sig")()
     text, line, ended, allowed, reason = "", 1, False, "[", "the list does not end"
     while not (ended and (not text or not allowed)):
         stripped = text.lstrip(" \t\r\n")
@@ -54,7 +66,7 @@ def listed_objects(content: BufferedIOBase, limit: int) -> Iterator[tuple[int, d
             continue
         if text and "v" in allowed:
             try:
-                value, end = decoder.raw_decode(text)
+                value, end = DECODER.raw_decode(text)
                 if ended or end < len(text):  # a number may go on
                     wrong = Wrong("not a JSON object", f"{type(value).__name__} in a list of objects")
                     yield line, value if isinstance(value, dict) else wrong

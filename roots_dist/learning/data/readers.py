@@ -277,6 +277,9 @@ def _rows(path: Path, text_key: str) -> Iterator[Document | Defect]:
     try:
         with parquet.ParquetFile(path) as table:
             number, total, names = 0, max(1, table.metadata.num_rows), table.schema_arrow.names
+            if twins := sorted({name for name in names if names.count(name) > 1}):
+                yield Defect(file, 1, "two columns of one name", twins[0], "rename one of them")
+                return
             columns = [name for name in names if name == text_key or text_key.startswith(f"{name}.")]
             if not columns:  # as of its first row, with all columns
                 first: dict[str, Any] = next(

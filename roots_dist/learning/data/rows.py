@@ -23,7 +23,7 @@ from roots_dist.config.extensions import OwnReader
 from roots_dist.errors import DataError, Problem, missing_package, present
 from roots_dist.files import where, why
 from roots_dist.learning.data.archives import OPENERS, DamagedArchive, open_bytes
-from roots_dist.learning.data.json_objects import BLANK, parsed_object
+from roots_dist.learning.data.json_objects import BLANK, DECODER, parsed_object
 from roots_dist.learning.data.own_readers import FailedReader, own_reader, rows_of
 from roots_dist.learning.data.readers import MAX_BYTES
 from roots_dist.learning.data.remarks import Remarks
@@ -160,13 +160,13 @@ def _json(content: BufferedIOBase, file: str, remarks: Remarks) -> Numbered:
 
 def _list(data: bytes, line: int, file: str, remarks: Remarks) -> Numbered:
     """The objects of a JSON list, each with the line on which it begins. line: that of the first byte."""
-    decoder, text, at, counted = json.JSONDecoder(), "", 0, 0
+    text, at, counted = "", 0, 0
     try:
         text = data.decode("utf-8-sig")
         at = _after_space(text, text.index("[") + 1)
         while text[at : at + 1] != "]":
             line, counted = line + text.count("\n", counted, at), at
-            value, end = decoder.raw_decode(text, at)
+            value, end = DECODER.raw_decode(text, at)
             if not isinstance(value, dict):
                 remarks.reject(_bad_line(file, line, text[at:end].encode(), "a list of JSON objects"))
             elif "\\u" in text[at:end] and not _is_valid_unicode(value):
@@ -202,6 +202,7 @@ def _parquet(content: BufferedIOBase, file: str, remarks: Remarks) -> Numbered:
     number = 0
     try:
         with parquet.ParquetFile(content) as table:
+            _refuse_duplicate_columns(table.schema_arrow.names, file)
             for batch in table.iter_batches(batch_size=256):
                 for values in batch.to_pylist():
                     number += 1

@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
+from roots_dist.config.model import LARGEST_VOCAB
 from roots_dist.config.special_tokens import NAMES, SETTINGS, SpecialTokens, read_special_tokens, special_tokens
 from roots_dist.errors import DataError, Problem, present
 from roots_dist.files import reason
@@ -146,6 +147,9 @@ def train(
             " and the 256 bytes)" if kind == "bpe" else ")"
         )
         raise DataError(Problem(key="vocab", found=vocab, expected=expected, fix="raise it"))
+    if vocab > LARGEST_VOCAB:
+        expected = f"at most {LARGEST_VOCAB:,}, the largest model.vocab"
+        raise DataError(Problem(key="vocab", found=vocab, expected=expected, fix="use 32000, or another usual size"))
     if pre_tokenizer not in PRE_TOKENIZERS:
         expected = f"one of {list(PRE_TOKENIZERS)}"
         raise DataError(Problem(key="pre_tokenizer", found=pre_tokenizer, expected=expected, fix="choose one of these"))

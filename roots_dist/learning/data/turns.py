@@ -70,18 +70,20 @@ class ConversationEncoder:
         learned = [i for i, m in enumerate(conversation.messages) if m.role == "assistant" and m.learned]
         if tools and not chat.reads("tools"):
             self.remarks.saw(f"column 'tools' is not read: {chat.name} has no tools", row.place)
+        own: dict[int, Turn] = {}
         if self.turns == "all":
             found = [chat.all_answers(messages, learned, tools, self.closing)]
         else:
             chosen = learned[-1:] if self.turns == "last" else learned
             found = [chat.answer(messages, i, tools, self.closing) for i in chosen]
+            own = dict(zip(chosen, found))
             if learned[-1] + 1 < len(messages):
                 self.remarks.saw(
                     f"messages after the last answer are not read (finetune.turns={self.turns})", row.place
                 )
             messages = messages[: learned[-1] + 1]
-        for message in messages:
-            if message["role"] != "assistant" and message["content"].strip() not in found[-1].text:
+        for i, message in enumerate(messages):
+            if (message.get("content") or "").strip() not in own.get(i, found[-1]).text:
                 self.remarks.saw(f"{chat.name} leaves out or rewrites messages of role {message['role']}", row.place)
         return found
 
