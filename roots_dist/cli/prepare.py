@@ -22,7 +22,7 @@ class PrepareOptions:
     kind: Annotated[
         str, typer.Option(help="kind of tokenizer: bpe, wordpiece (BERT), unigram (T5) or words", metavar="NAME")
     ] = "bpe"
-    min_count: Annotated[int, typer.Option(min=1, help="kind words: rarer words become <unk>")] = 2
+    min_count: Annotated[int, typer.Option(min=1, max=2**31 - 1, help="kind words: rarer words become <unk>")] = 2
     split_sentences: Annotated[
         bool, typer.Option("--split-sentences", help="one sequence per sentence (next-sentence prediction)")
     ] = False
@@ -38,7 +38,9 @@ class PrepareOptions:
     ] = False
     validation: Annotated[float, typer.Option(help="fraction of documents to hold out")] = 0.05
     seed: Annotated[int, typer.Option(help="random seed of the held-out split")] = 1234
-    workers: Annotated[int | None, typer.Option(help="processes (default: one per core)", show_default=False)] = None
+    workers: Annotated[
+        int | None, typer.Option(max=4096, help="processes (default: one per core)", show_default=False)
+    ] = None
     extension: Annotated[
         tuple[str, ...],
         typer.Option(help="Python file with readers of other kinds of files", metavar="FILE", show_default=False),

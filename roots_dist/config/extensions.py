@@ -24,13 +24,15 @@ from roots_dist.config.families import FAMILIES, FamilyRecord
 from roots_dist.config.lr_schedules import LR_SCHEDULES, LrSchedule
 from roots_dist.config.objectives import OBJECTIVES, ObjectiveRecord
 from roots_dist.errors import ConfigError, Problem
-from roots_dist.files import why
+from roots_dist.files import read_plain, why
 from roots_dist.schedule.schedules import SCHEDULES, Schedule
 
 KEY = "advanced.extensions"
 NAME = "EXTENSION"
 """What the file calls its Extension."""
 PIN = "#sha256="
+MOST_BYTES = 1 << 24
+"""Of a file. It is copied into the folder of each run."""
 COPIES = "extensions"
 """Folder of a run with the files that it was trained with."""
 
@@ -180,7 +182,9 @@ def _digest(path: str, pin: str) -> str:
 def read_file(path: str) -> bytes:
     """Bytes of an extension. Raises ConfigError if it cannot be read."""
     try:
-        return Path(path).read_bytes()
+        if Path(path).stat().st_size > MOST_BYTES:
+            _refuse(path, f"a Python file of at most {MOST_BYTES:,} bytes", "check the path")
+        return read_plain(Path(path))
     except OSError as error:
         _refuse(path, f"a Python file that can be read ({why(error)})", "check the path")
 

@@ -40,6 +40,7 @@ TYPED = {
     "a misspelt option": ("train a.yaml --proceses 4", "--processes"),
     "a dash of a word processor": ("train a.yaml —processes=4", "write "),
     "words for a number": ("train a.yaml --processes four", "--processes"),
+    "a count beyond 32 bits": ("prepare a.docx --output out --min-count 99999999999999999999", "--min-count"),
     "no number of processes": ("train a.yaml --processes 0", "--processes"),
     "a key as an option": ("train a.yaml --train.steps 5", "Fix: write train.steps=5."),
     "a key as an option, with =": ("train a.yaml --train.steps=5", "Fix: write train.steps=5."),
@@ -108,6 +109,7 @@ PATHS = {
     "another column of text": ("prepare rows.jsonl --output out", "name it with --text-key body"),
     "a config that is there already": ("init a.yaml --from gpt-quickstart", "Fix: name another file"),
     "a name that is no config": ("init b.yaml --from gtp", "Fix: give the path of a YAML file."),
+    "an extension that never ends": ("train a.yaml advanced.extensions=[/dev/zero]", "can be read (not a plain file)"),
     "a profile that is not there": ("plan a.yaml --profile p.json", "p.json in {here}, the working directory"),
 }
 YAML = {

@@ -234,6 +234,8 @@ WRONG = {
     "end_of_document = '</s>': expected none with a tokenizer that is trained": {"end_of_document": "</s>"},
     "begin_of_document = True: expected a tokenizer that is given": {"begin_of_document": True},
     "vocab = 10: expected at least 257": {"vocab": 10},
+    "vocab = 1000000000: expected at most 16,777,216, the largest model.vocab": {"vocab": 10**9},
+    "vocab = 99999999999999999999: expected at most": {"vocab": 10**20 - 1},
     "pre_tokenizer = 'llama': expected one of": {"pre_tokenizer": "llama"},
     "tokenizer = 'none.json': expected a tokenizer.json that can be read": {"tokenizer": "none.json"},
     "a.jsonl:1: missing key ('body'; there are ['text'])": {"text_key": "body"},
