@@ -111,9 +111,9 @@ class Gradients:
                 found[[i for i, _ in held]] = norms
         self.norms = found if self.norms is None else self.norms + found
 
-    def finish(self, left: int = 0) -> None:
-        """Wait for all sums but the last `left`, and add them up."""
-        while len(self._under_way) > left:
+    def finish(self) -> None:
+        """Wait for all sums, and add them up."""
+        while self._under_way:
             summed = self._under_way.pop(0).wait()
             self._sum = summed if self._sum is None else self._sum.add_(summed)
 
