@@ -26,6 +26,7 @@ from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.prepare import prepare
 from roots_dist.runs.train.step import train_step
 from roots_dist.schedule.schedules import SCHEDULES, expected_bubble
+from roots_dist.storage.exchange import ARCHITECTURES
 from roots_dist.world.mesh import Mesh
 
 ROOT = Path(__file__).parents[1]
@@ -142,6 +143,11 @@ def test_inline_code_names_commands_and_targets_that_exist(page):
 def test_the_page_of_config_keys_is_what_the_tree_says():
     made = maker("make_config")
     assert made.PAGE.read_text(encoding="utf-8") == made.page(), "run: python docs/make_config.py"
+
+
+def test_the_readme_counts_the_model_types_that_are_imported():
+    said = re.findall(r"(\d+) model types", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert said == [str(len(ARCHITECTURES))]
 
 
 def test_the_page_of_trust_says_what_was_counted():
