@@ -14,7 +14,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from roots_dist.errors import DataError
-from roots_dist.files import reason, write_atomically
+from roots_dist.files import read_plain, reason, write_atomically
 
 FORMAT = 1
 
@@ -152,7 +152,7 @@ def write(profile: Profile, path: Path) -> None:
 def read(path: Path) -> Profile:
     """Read a profile. Raises DataError if the file is not a profile of this format."""
     try:
-        profile = TypeAdapter(Profile).validate_json(path.read_bytes())
+        profile = TypeAdapter(Profile).validate_json(read_plain(path))
     except (OSError, ValidationError) as error:
         why = reason(error, path).splitlines()[0]
         raise DataError(

@@ -22,7 +22,7 @@ from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.config.store_url import is_url, why_no_store
 from roots_dist.errors import DataError
-from roots_dist.files import where, why
+from roots_dist.files import read_plain, where, why
 from roots_dist.idx_format import HEADER, MAGIC, OLD_MAGIC, TOKEN_TYPES, token_bytes
 
 
@@ -139,7 +139,7 @@ def _tokenizer(name: str | None) -> tuple[dict[str, int], str | None]:
     if name is None:
         return {}, None
     try:
-        ids = special_tokens.ids_of(json.loads(Path(name).read_text(encoding="utf-8")))
+        ids = special_tokens.ids_of(json.loads(read_plain(Path(name)).decode()))
         return (ids, None) if max(ids.values()) >= 0 else ({}, "its ids are below 0")
     except OSError as error:
         return {}, f"{why(error)}: {where(name)}"

@@ -16,6 +16,8 @@ Overrides = Annotated[
 ]
 Processes = Annotated[
     int | None,
-    typer.Option(min=1, help="processes to start here (default: tp × cp × pp, or one per GPU)", show_default=False),
+    typer.Option(
+        min=1, max=1 << 24, help="processes to start here (default: tp × cp × pp, or one per GPU)", show_default=False
+    ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run (track.folder of its config)")]

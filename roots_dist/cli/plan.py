@@ -17,7 +17,8 @@ class PlanOptions:
     """Options of the prediction and of its output."""
 
     processes: Annotated[
-        int | None, typer.Option(min=1, help="processes of the whole run [default: tp × cp × pp]", show_default=False)
+        int | None,
+        typer.Option(min=1, max=1 << 24, help="processes of the whole run [default: tp × cp × pp]", show_default=False),
     ] = None
     profile: Annotated[
         Path | None,

@@ -21,7 +21,12 @@ class VerifyOptions:
     steps: Annotated[int, typer.Option(min=2, help="training steps to compare")] = 4
     processes: Annotated[
         int | None,
-        typer.Option(min=1, help="processes of the whole run [default: any number of data ranks]", show_default=False),
+        typer.Option(
+            min=1,
+            max=1 << 24,
+            help="processes of the whole run [default: any number of data ranks]",
+            show_default=False,
+        ),
     ] = None
     precision: Annotated[
         Literal["fp32", "bf16"] | None,

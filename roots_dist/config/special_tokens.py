@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from roots_dist.errors import DataError, Problem
-from roots_dist.files import reason
+from roots_dist.files import read_plain, reason
 
 SETTINGS, MAP, GENERATION, MODEL = (
     "tokenizer_config.json",
@@ -269,7 +269,7 @@ def _around(processor: Mapping[str, Any] | None) -> tuple[tuple[int, ...], tuple
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(read_plain(path).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
     if not isinstance(tree, dict):

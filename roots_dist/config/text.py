@@ -81,13 +81,16 @@ def dump(tree: dict[str, Any]) -> str:
 def parse_file(path: Path) -> tuple[dict[str, Any], Origins]:
     """The tree of a config file, and the line of every key. Raises ConfigError if it is no mapping in YAML."""
     try:
-        source = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            source = file.read(LONGEST + 1)
     except (OSError, UnicodeDecodeError) as error:
         expected = "a YAML file that can be read"
         if isinstance(error, FileNotFoundError):
             expected = f"a YAML file: {where(path)}"
         fix = _remedy(path) if isinstance(error, OSError) else f"save it as UTF-8: iconv -f {_encoding(path)} -t UTF-8"
         raise _refusal(path, why(error), expected, fix) from None
+    if len(source) > LONGEST:
+        raise _refusal(path, "more", f"a YAML file of at most {LONGEST:,} characters", "check the path")
     try:
         tree, origins = _parse(source, str(path), str(path))
     except ConfigError as error:
@@ -221,6 +224,8 @@ def _remedy(path: Path) -> str:
     )
 
 
+LONGEST = 1 << 24
+"""Characters of a config: a device never ends."""
 REASONS = {
     "mapping values are not allowed": "indent it as the line above, or put a value with a colon into quotes",
     "expected ',' or": "close the bracket, or put a value with a colon into quotes",

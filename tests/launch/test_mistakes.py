@@ -41,6 +41,7 @@ TYPED = {
     "a dash of a word processor": ("train a.yaml —processes=4", "write "),
     "words for a number": ("train a.yaml --processes four", "--processes"),
     "a count beyond 32 bits": ("prepare a.docx --output out --min-count 99999999999999999999", "--min-count"),
+    "a number of processes that no world has": ("plan a.yaml --processes 1000000000000", "--processes"),
     "no number of processes": ("train a.yaml --processes 0", "--processes"),
     "a key as an option": ("train a.yaml --train.steps 5", "Fix: write train.steps=5."),
     "a key as an option, with =": ("train a.yaml --train.steps=5", "Fix: write train.steps=5."),
@@ -109,6 +110,9 @@ PATHS = {
     "another column of text": ("prepare rows.jsonl --output out", "name it with --text-key body"),
     "a config that is there already": ("init a.yaml --from gpt-quickstart", "Fix: name another file"),
     "a name that is no config": ("init b.yaml --from gtp", "Fix: give the path of a YAML file."),
+    "a tokenizer that never ends": ("train a.yaml data.tokenizer=/dev/zero", "data.tokenizer = '/dev/zero'"),
+    "a config that never ends": ("train /dev/zero", "a YAML file of at most 16,777,216 characters"),
+    "a profile that never ends": ("plan a.yaml --profile /dev/zero", "profile = '/dev/zero'"),
     "an extension that never ends": ("train a.yaml advanced.extensions=[/dev/zero]", "can be read (not a plain file)"),
     "a profile that is not there": ("plan a.yaml --profile p.json", "p.json in {here}, the working directory"),
 }

@@ -24,7 +24,7 @@ from roots_dist.config.special_tokens import (
     sentinels,
 )
 from roots_dist.errors import DataError, Problem
-from roots_dist.files import reason
+from roots_dist.files import read_plain, reason
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ class Specials:
 def read_specials(path: str | Path, vocab: int) -> Specials:
     """Read the special tokens of a tokenizer.json for `vocab` ids. Raises DataError if it cannot be read."""
     try:
-        tree = json.loads(Path(path).read_text(encoding="utf-8"))
+        tree = json.loads(read_plain(Path(path)).decode())
         ids, model = ids_of(tree), tree["model"]
         by_default = [token["id"] for token in tree.get("added_tokens", ()) if token.get("special")]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

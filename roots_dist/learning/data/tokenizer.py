@@ -22,7 +22,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from roots_dist.config.model import LARGEST_VOCAB
 from roots_dist.config.special_tokens import NAMES, SETTINGS, SpecialTokens, read_special_tokens, special_tokens
 from roots_dist.errors import DataError, Problem, present
-from roots_dist.files import reason
+from roots_dist.files import read_plain, reason
 
 END_OF_DOCUMENT = NAMES["end"][0]
 
@@ -234,7 +234,7 @@ def load_codec(path: str | Path) -> Codec:
 
 def _read(path: str | Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf-8")
+        return read_plain(Path(path)).decode()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             Problem(
