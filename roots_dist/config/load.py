@@ -77,6 +77,8 @@ def read(path: str | Path, overrides: Sequence[str] = (), named: Sequence[str] |
             _apply(override, tree, origins)
         except ConfigError as error:
             problems += error.problems
+    if odd := [*text.unusable(tree, "", origins)]:
+        raise ConfigError([*problems, *odd])
     known = _pin_extensions(tree, origins, named)
     try:
         config = Config.model_validate_json(json.dumps(tree), strict=True, context=known)

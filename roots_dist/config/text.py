@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import difflib
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,27 @@ _Loader.add_implicit_resolver(
 )
 
 
-_UNUSABLE = re.compile("[\0\ud800-\udfff]")
+UNUSABLE = re.compile("[\0\ud800-\udfff]")
 """Characters that neither a path nor UTF-8 has; YAML writes them as escapes, "\\0" and "\\ud800"."""
+PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+"""One character beyond U+FFFF, as JSON escapes it."""
+
+
+def _character(pair: re.Match[str]) -> str:
+    return pair[0].encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+
+
+def unusable(tree: object, key: str, origins: Origins) -> Iterator[Problem]:
+    """Problems of the texts that could be in no path and in no file of UTF-8, of all that is below a key."""
+    if isinstance(tree, dict):
+        for name, value in tree.items():
+            yield from unusable(value, f"{key}.{name}" if key else str(name), origins)
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            yield from unusable(value, f"{key}.{index}", origins)
+    elif isinstance(tree, str) and (odd := UNUSABLE.search(tree)):
+        expected = f"a text without U+{ord(odd[0]):04X}, which is in no path"
+        yield Problem(key=key, found=tree, expected=expected, fix="remove the character", origin=origins.get(key, ""))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -180,9 +200,8 @@ def _around(source: str, at: int) -> str:
 
 def _walk(node: Node, prefix: str, origin: str, origins: Origins) -> None:
     """Write down the line of every key; refuse one that is written twice."""
-    if isinstance(node, ScalarNode) and (odd := _UNUSABLE.search(node.value)):
-        problem = f"a text has U+{ord(odd[0]):04X}, which is in no path"
-        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+    if isinstance(node, ScalarNode):
+        node.value = PAIR.sub(_character, node.value)
     if isinstance(node, SequenceNode):
         for index, value in enumerate(node.value):
             _note(f"{prefix}{index}", value, origin, origins)
@@ -232,7 +251,6 @@ REASONS = {
     "is written twice": "remove one of the two",
     "in base 8": "write it without the leading 0, or put it into quotes if it is text",
     "in base 60": "write one number without colons, or put it into quotes if it is text",
-    "in no path": "remove the character",
 }
 """Words of the parser -> what to do."""
 LOOKALIKES = {"：": ":", "，": ",", "“": '"', "”": '"', "‘": "'", "’": "'", "\u00a0": " ", "　": " "}

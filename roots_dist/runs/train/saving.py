@@ -39,6 +39,8 @@ LOOK_S = 0.1
 """Seconds between two looks at a thread that is waited for."""
 GRACE_S = 0.5
 """Seconds in which a save that stands still for too long may go on, before the run is ended."""
+ENDED_S = 60.0
+"""Seconds in which the watchdog ends a process that has told it of a hang; it takes one or two."""
 NAMELESS = "run"
 """Folder in checkpoint.fallback_folder of a run without an id, as a part of the loop that runs alone."""
 
@@ -155,7 +157,7 @@ def _end_hanging(state: TrainState, under_way: BackgroundSave) -> None:
     state.saves.under_way = None  # nobody waits for it again
     if state.mesh.progress.call_hang is not None:
         state.mesh.progress.call_hang(str(problem))
-        under_way.wait()  # until this process is ended
+        time.sleep(ENDED_S)  # it ends this process meanwhile, as the hang that it is, even if the save fails now
     raise CheckpointError(str(problem))
 
 
