@@ -155,7 +155,8 @@ INERT = {
     "_num_labels": 5, "_warp_drive": 7, "max_sequence_length": 2048, "unsloth_version": "2025.1",
     "use_flash_attn": True, "embd_dropout": 0.0, "layer_types": ["full_attention"] * 3,
 }  # fmt: skip
-SILENT = {"use_sliding_window": False, "rope_scaling": {"type": "linear", "factor": 1.0}, "sliding_window": None}
+ROTARY = {"rope_type": "linear", "factor": 1.0, "rope_theta": 300.0}
+SILENT = {"use_sliding_window": False, "rope_parameters": ROTARY, "sliding_window": None}
 
 
 def changed(folder, to, keys):

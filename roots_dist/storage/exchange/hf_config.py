@@ -235,6 +235,12 @@ def _as_json(value: object) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
+BEYOND = ("less than or equal to", "whole numbers of at most")
+"""How a config says that a size is none that a model has."""
+
+
 def _error(where: str, key: str, found: object, expected: str) -> ExchangeError:
     fix = FIXES.get(key, "use a model without it: only models that compute the same function are imported")
+    if expected.startswith(BEYOND):
+        fix = "use the config.json that belongs to these files"
     return exchange_error(f"{where}: {key}", found, expected, fix)

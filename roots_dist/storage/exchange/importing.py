@@ -52,7 +52,7 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     vocab = vocab_of(folder)
     config = config_of(values | _run_values(run, vocab is not None), architecture, f"{folder}/config.json")
     beyond = tokens_beyond(folder, config.model.vocab) if vocab is not None else {}
-    refuse_absurd_sizes(config, architecture, tensors)
+    refuse_absurd_sizes(config, tensors)
     model = shapes(pieces_of(config, TensorParallel()))
     model = {name: shape for name, shape in model.items() if not (alone and name.startswith("generator."))}
     table = rules(architecture, head, config, model)

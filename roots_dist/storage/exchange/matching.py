@@ -28,9 +28,6 @@ LEFTOVER = {
     r"^(module|_orig_mod)\.": "save the model itself and not what wraps it: model.module or model._orig_mod",
 }
 """Names of tensors that no model has -> what to do about them. A pattern each."""
-LARGEST = 2**28
-"""Most rows or columns of a tensor: a hundred times the largest vocabulary there is, and the number of bytes of two
-such sizes still fits into 64 bits."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +56,8 @@ def refuse_not_finite(tensors: Tensors, file_name: str, w: Tensor) -> Tensor:
     return w
 
 
-def refuse_absurd_sizes(config: Config, architecture: Architecture, tensors: Mapping[str, Tensors]) -> None:
-    """Raise ExchangeError before an absurd number of blocks or experts is built, or a size that no tensor has."""
+def refuse_absurd_sizes(config: Config, tensors: Mapping[str, Tensors]) -> None:
+    """Raise ExchangeError before an absurd number of blocks or experts is built. Sizes are bounded by the config."""
     files, m = sum(len(folder.files) for folder in tensors.values()), config.model
     where = f"{tensors[''].folder}/config.json"
     for what, number in (("layers", num_blocks(config)), ("experts", m.experts or 0)):
@@ -68,15 +65,6 @@ def refuse_absurd_sizes(config: Config, architecture: Architecture, tensors: Map
             raise exchange_error(
                 where, f"{number:,} {what}", f"at most {files:,}, the tensors there are", OF_THESE_FILES
             )
-    sizes = {f"model.{key}": size for key, size in m.model_dump().items() if isinstance(size, int)}
-    if m.positions == "rotary":  # a length, of which no tensor is made
-        sizes.pop("model.max_positions", None)
-    sizes["model.heads × model.head_dim"] = m.heads * m.width_of_head()
-    names = {key.ours: key.theirs for key in architecture.keys}
-    for ours, size in sizes.items():
-        if size > LARGEST:
-            name = names.get(ours, ours)
-            raise exchange_error(f"{where}: {name}", f"{size:,}", f"at most {LARGEST:,}", OF_THESE_FILES)
 
 
 def match_and_check(
