@@ -1,6 +1,7 @@
 """Batches that a thread makes while a step is computed: the same ones, in the same order, with the same errors."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -32,6 +33,22 @@ def test_the_next_batch_is_made_while_this_one_is_used_and_none_after_the_last()
 def test_a_step_that_was_not_expected_is_made_at_once():
     made = BatchesAhead(batch, last=9)
     assert [made.at(step)[0].step for step in (0, 5, 6, 2)] == [0, 5, 6, 2]
+
+
+def test_the_end_of_a_run_waits_for_what_is_being_made():
+    """A thread that was in torch when Python ended aborted the process, whose run was done."""
+    done = []
+
+    def make(step):
+        time.sleep(0.1 * step)
+        done.append(step)
+        return batch(step)
+
+    made = BatchesAhead(make, last=9)
+    made.close()
+    made.at(0)
+    made.close()
+    assert done == [0, 1]
 
 
 def test_a_failing_thread_raises_at_its_step():

@@ -40,7 +40,12 @@ def config(mode: str) -> Config:
 def inspect(run) -> dict:
     """Read the offline run written last in the folder: names hold whole seconds, and two runs may share one."""
     file = max(run.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
-    return json.loads(read(file, "--summary"))
+    for _ in range(40):  # its own process writes the end
+        found = json.loads(read(file, "--summary"))
+        if found["state"] != "unknown":
+            break
+        time.sleep(0.25)
+    return found
 
 
 def read(file: Path, *how: str) -> str:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 from roots_dist.world.batch import MicroBatch
+
+CLOSING_S = 5.0
+"""Seconds for which the end of a run waits for batches that nobody will use: a file system may hang."""
 
 
 class BatchesAhead:
@@ -31,13 +34,19 @@ class BatchesAhead:
             self._next = step + 1, _begin(self._made, step + 1)
         return batches
 
+    def close(self) -> None:
+        """Wait for the batches that are being made, but no longer than CLOSING_S: a thread that is outside of Python
+        when the process ends aborts it."""
+        if self._next is not None:
+            wait([self._next[1]], CLOSING_S)
+
     def _made(self, step: int) -> list[MicroBatch]:
         batches = self._make(step)
         return [batch.pinned() for batch in batches] if self._pinned else batches
 
 
 def _begin(make: Callable[[int], list[MicroBatch]], step: int) -> Future[list[MicroBatch]]:
-    """Make a step's batches in a thread, which no end of the process waits for: a file system may hang."""
+    """Make a step's batches in a thread."""
     future: Future[list[MicroBatch]] = Future()
 
     def work() -> None:

@@ -41,6 +41,8 @@ from roots_dist.world.progress import SAVING, Progress
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
+CLOSING_S = 5.0
+"""Seconds for which the end of a run waits for the watchdog's last question."""
 ASKED_PER_S = 16384
 """Questions that the store answers in a second: larger worlds ask less often."""
 ANSWER_S = 0.5
@@ -77,6 +79,7 @@ class Watchdog:
 
     def __post_init__(self) -> None:
         self._main = threading.main_thread().ident
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._over = threading.Event()
         self._called = threading.Event()
         self._key: object = None
@@ -84,10 +87,13 @@ class Watchdog:
         self._tick = max(min(TICK_S, min(self.limits.values()) / 8), self.who.size / ASKED_PER_S)
 
     def start(self) -> None:
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        self._thread.start()
 
     def stop(self) -> None:
+        """End the watch, and wait for what it asks the store just now: a thread that is outside of Python when the
+        process ends aborts it. No longer than CLOSING_S, because the store may be gone."""
         self._over.set()
+        self._thread.join(CLOSING_S)
 
     def call_hang(self, text: str) -> None:
         """End the job, because the main thread has found that something hangs. `text` is what it knows; the ranks

@@ -164,6 +164,7 @@ def train_in(
         learning_rate = learning_rate_of(config)
         pinned = mesh.device.type == "cuda"
         made = BatchesAhead(state.batches_at, last=config.train.steps - 1, pinned=pinned)
+        closing.callback(made.close)
         while state.should_continue and not stop.agreed:
             step = state.step
             if held and not held.is_there():
