@@ -161,19 +161,25 @@ def _not_beside(problem: Problem) -> str:
 
 def _apply(override: str, tree: dict[str, Any], origins: dict[str, str]) -> None:
     key, equals, value = override.partition("=")
-    section, _, name = key.partition(".")
+    section, _, inside = key.partition(".")
     known = known_keys()
-    if equals and not name and section in Config.model_fields:
+    if equals and not inside and section in Config.model_fields:
         raise ConfigError([_whole_section(section, value)])
-    if not equals or not name or not section or (not override.isascii() and key not in known and typed(key) in known):
+    if not equals or not inside or not section or (not override.isascii() and key not in known and typed(key) in known):
         expected, fix = "an override of the form section.key=value", f"write {_meant(override, known)}"
         raise ConfigError([Problem(key=override, found=override, expected=expected, fix=fix, origin=COMMAND_LINE)])
     parsed = text.parse_value(key, value, COMMAND_LINE)
     if key not in known:
         raise ConfigError([_unknown(key, parsed, COMMAND_LINE)])
-    if not isinstance(tree.setdefault(section, {}), dict):
-        return  # the file is wrong there already, and validation says so
-    tree[section][name] = parsed
+    *outer, leaf = key.split(".")
+    place: Any = tree
+    for name in outer:
+        if place.get(name) is None:  # not said, or a record that is off by default
+            place[name] = {}
+        place = place[name]
+        if not isinstance(place, dict):
+            return  # the file is wrong there already, and validation says so
+    place[leaf] = parsed
     for inner in [k for k in origins if k.startswith(f"{key}.")]:
         del origins[inner]
     origins[key] = COMMAND_LINE
