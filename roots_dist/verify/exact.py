@@ -23,8 +23,8 @@ KINDS = ("loss", "gradient norm", "(weight)", "(exp_avg)", "(exp_avg_sq)")
 
 
 def exact_changes(tp: int, dp: int) -> dict[str, object]:
-    """Keys that make a small run exact, up to its own degrees."""
-    return {"train.exact": {"tensor": tp, "data": dp}}
+    """Keys that make a small run exact, up to its own degrees. Its processes have one thread each."""
+    return {"train.exact": {"tensor": tp, "data": dp}, "advanced.threads": 1}
 
 
 def prove_exact(small: SmallConfig) -> Proof:

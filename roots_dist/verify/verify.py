@@ -23,7 +23,7 @@ from roots_dist.verify.low_precision import prove_in_bf16
 from roots_dist.verify.proof import Proof
 from roots_dist.verify.proof_table import show
 from roots_dist.verify.proofs import prove
-from roots_dist.verify.shrink import Dtype, SmallConfig, shrink
+from roots_dist.verify.shrink import Dtype, SmallConfig, changes, shrink
 
 UNKNOWN_DP = 3
 """Data ranks of the small run if those of the run are not known."""
@@ -47,7 +47,8 @@ class Wanted:
             config = config.changed({"advanced.engine": "reference"})
         small = shrink(config, dp, dtype, steps=self.steps, device=self.device)
         if self.exact:
-            small = replace(small, config=small.config.changed(exact_changes(small.config.parallel.tp, small.dp)))
+            exact = small.config.changed(exact_changes(small.config.parallel.tp, small.dp))
+            small = replace(small, config=exact, notes=(*small.notes[:-1], changes(config, exact)))
         problems = check_used(small.config, small.ranks)
         if problems:
             raise ConfigError(problems)

@@ -1,5 +1,8 @@
 """`roots verify` runs the trainer's own loop: with its files, its evaluations, its resume, and from another run."""
 
+import pytest
+
+from roots_dist.config.load import load
 from roots_dist.config.schema import Config
 from roots_dist.learning.objectives.synthetic import proof_objective
 from roots_dist.runs.train.loop import TrainParts, train
@@ -57,3 +60,11 @@ def test_in_bf16_a_layout_is_no_further_from_the_truth_than_one_process(monkeypa
     found = rows(low_precision.prove_in_bf16(Wanted(steps=2).small(config, 1, "bf16")))
     assert found["gradients"].passed and found["copies on other ranks"].passed, found
     assert found["gradients"].largest > 0.5, "where nothing is rounded, nothing is compared"
+
+
+@pytest.mark.parametrize("exact", [None, {"tensor": 8, "data": 8}])
+def test_bits_can_be_compared_of_a_config_that_says_nothing_of_them(exact):
+    """The small run had lost the number of threads, which an exact run must name, and every config was refused."""
+    config = load("configs/quickstart.yaml").changed({"train.exact": exact, "parallel.pp": 1})
+    small = Wanted(exact=True).small(config, 2, "float32")
+    assert small.config.train.exact.model_dump() == {"tensor": 2, "data": 2} and "train.exact" in small.notes[-1]
