@@ -16,5 +16,5 @@ def sound(run: Path) -> list[Place]:
 
 
 def newest(run: Path) -> Place | None:
-    """That from which the run would go on."""
+    """The checkpoint from which the run would go on."""
     return newest_verified(run, Mesh.single())[0]

@@ -32,7 +32,7 @@ NAME = "EXTENSION"
 """What the file calls its Extension."""
 PIN = "#sha256="
 MOST_BYTES = 1 << 24
-"""Of a file. It is copied into the folder of each run."""
+"""The largest file of an extension. It is copied into the folder of each run."""
 COPIES = "extensions"
 """Folder of a run with the files that it was trained with."""
 

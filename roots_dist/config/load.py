@@ -173,9 +173,10 @@ def _apply(override: str, tree: dict[str, Any], origins: dict[str, str]) -> None
         raise ConfigError([_unknown(key, parsed, COMMAND_LINE)])
     *outer, leaf = key.split(".")
     place: Any = tree
-    for name in outer:
+    for depth, name in enumerate(outer, 1):
         if place.get(name) is None:  # not said, or a record that is off by default
             place[name] = {}
+            origins[".".join(outer[:depth])] = COMMAND_LINE
         place = place[name]
         if not isinstance(place, dict):
             return  # the file is wrong there already, and validation says so

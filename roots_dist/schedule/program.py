@@ -26,7 +26,7 @@ class RankProgram(NamedTuple):
     """What one rank executes."""
 
     actions: Sequence[Action]
-    """In order, with sends and receives."""
+    """Actions in order, with sends and receives."""
     receipts: Mapping[Action, Sequence[Action]]
     """For each receive, the sends that have arrived once it completes."""
 

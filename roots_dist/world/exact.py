@@ -61,7 +61,7 @@ class Exact:
     _passes: Counter[tuple[nn.Parameter, int]] = field(default_factory=Counter)
     """Backward passes that have ended through a parameter, of each data shard."""
     _sums: dict[nn.Parameter, RunningTreeSum] = field(default_factory=lambda: defaultdict(RunningTreeSum))
-    """Of data shards that are complete."""
+    """Sums of data shards that are complete."""
     _data: int = 0
     _per_shard: int = 1
 

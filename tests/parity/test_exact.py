@@ -59,7 +59,7 @@ def bits(model: str, degrees: tuple[int, int], steps: int, changes: dict[str, ob
 
 
 def digest_of_run(found: list[Bits]) -> str:
-    """Of loss, norm, weights and moments after every step."""
+    """The digest of loss, norm, weights and moments after every step."""
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -51,6 +51,7 @@ def test_an_override_reaches_a_key_of_a_record_that_is_off_by_default(write):
     assert load(path, ["train.exact={tensor: 2, data: 8}", "train.exact.data=4"]).train.exact.data == 4
     with pytest.raises(ConfigError, match="train.exact.data = 0 .command line.: expected"):
         load(path, ["train.exact.data=0"])
+    assert read(path, ["train.exact.data=2"]).origins["train.exact"] == "command line"
 
 
 def test_an_override_beats_the_file_and_the_last_one_beats_the_first(write):

@@ -135,7 +135,7 @@ class Unit:
     pieces: tuple[nn.Module, ...]
     """The pieces of this rank that use it, in the order of their forward passes."""
     trainable: Trainable | None
-    """From which step it is trained; None if never."""
+    """The step from which it is trained; None if never."""
     gradients: Gradients
     weights: Weights | None
     """None if the parameters stay as they are, whole on every rank."""

@@ -1,4 +1,4 @@
-"""Whose checkpoints an object store holds, and which start of that run saves there: run.json beside them.
+"""The run whose checkpoints an object store holds, and the start of it that saves there: run.json beside them.
 
     a start --refuse_another_runs--> claim: its id, and a word of its own --each save: refuse_if_taken--> save
                                                                           --another start came since--> CheckpointError
