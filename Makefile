@@ -14,6 +14,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt
 WORKERS := -n logical --maxprocesses 4 --dist worksteal
 CORPUS := data/sotu/manifest.json
+export PYTHONDONTWRITEBYTECODE := # images set it: every process that starts would compile torch again, for 2 seconds
 
 .PHONY: train test test-full gpu mutants check audit docs clean
 .DELETE_ON_ERROR:
