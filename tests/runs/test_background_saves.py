@@ -288,23 +288,23 @@ def test_a_save_that_moves_is_no_hang_however_long_it_takes(text, tmp_path, monk
     assert max(row.get("time/save_s", 0) for row in rows) > 0.8
 
 
-@pytest.mark.parametrize("ends", ["a signal", "an error"])
+@pytest.mark.parametrize("ends", ["a signal", ValueError("no more"), KeyboardInterrupt("no more")], ids=repr)
 def test_whoever_stops_waits_for_the_save_that_is_under_way(ends, text, tmp_path, gate, caplog):
     opened = []
 
     def watch(state, report):
         if state.step == 3:
             threading.Timer(0.3, lambda: (opened.append(time.time()), gate.opened.set())).start()
-            if ends == "an error":
-                raise ValueError("no more")
+            if ends != "a signal":
+                raise ends
             state.stop.signal = signal.SIGTERM
 
     caplog.set_level("INFO")
     config = config_of(text, tmp_path)
-    if ends == "an error":
-        with pytest.raises(ValueError, match="no more"):
+    if ends != "a signal":
+        with pytest.raises(type(ends), match="no more"):
             train(config, Mesh.single(), TrainParts(after_step=(watch,)))
-        said = "ValueError: no more; the checkpoint of step 2 is written to its end before the run stops"
+        said = f"{type(ends).__name__}: no more; the checkpoint of step 2 is written to its end before the run stops"
         (cause,) = [record for record in caplog.records if said in record.getMessage()]
         assert cause.created < opened[0], "the cause is said before the wait"
     else:

@@ -164,10 +164,11 @@ def _end_hanging(state: TrainState, under_way: BackgroundSave) -> None:
 @contextmanager
 def finishing_saves(state: TrainState) -> Iterator[None]:
     """Wait for the save that is under way where the body fails: its step is done, and only its bytes are on their way.
-    No longer than a save may stand still, because it may wait for a rank that has failed too."""
+    No longer than a save may stand still, because it may wait for a rank that has failed too. An interrupt counts too:
+    the same process may open the run again, while its thread would still write into the folder."""
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
         under_way = state.saves.under_way
         if under_way is not None and not under_way.is_over:
             log.warning(
