@@ -218,9 +218,10 @@ def test_a_watchdog_outlives_what_it_cannot_read(tmp_path, monkeypatch):
         return found
 
     monkeypatch.setattr(watched, "_place", place)
-    monkeypatch.setattr(watched, "_end", lambda: (ended.set(), watched.stop()))
+    monkeypatch.setattr(watched, "_end", ended.set)
     watched.start()
     assert ended.wait(30)
+    watched.stop()
 
 
 def test_a_hang_is_shown_as_it_is_and_our_own_kill_blames_nobody():
