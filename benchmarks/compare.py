@@ -2,9 +2,10 @@
 
     python benchmarks/compare.py --family gpt|llama|bert|t5 [--rounds 5] [--only transformers,roots] [--set KEY=VALUE …]
 
-Same architecture, weights, tokens, dtype, dropout, fused AdamW. All contestants are started first; then they take
-turns, one training step each, round after round, each idle while another computes. So a machine whose speed drifts is
-unfair to none, and ratios are medians over rounds of ratios within a round.
+Same architecture, weights, tokens, dtype, dropout, fused AdamW. The contestants of a group (one process, two
+processes, microbatches of one sequence) are started first; then they take turns, one training step each, round after
+round, each idle while another computes. So a machine whose speed drifts is unfair to none, and ratios are medians over
+rounds of ratios within a round. A group holds up to 15 GB.
 """
 
 import argparse
@@ -34,6 +35,11 @@ PAIRS = (
     (EIGHT, WHOLE),
     ("roots PP2 1f1b", EIGHT),
     ("roots PP2 zb-h1", EIGHT),
+)
+GROUPS = (
+    ("matmul", "transformers", "roots"),
+    ("roots", "roots TP2", "roots TP2 SP", "roots DP2", "roots DP2 ZeRO-1", "roots DP2 ZeRO-2", "roots DP2 ZeRO-3"),
+    (WHOLE, EIGHT, "roots PP2 1f1b", "roots PP2 zb-h1"),
 )
 SIZES = {"model.layers": 8, "model.hidden": 512, "model.heads": 8, "model.vocab": 8192, "data.seq_length": 512}
 DROPPED = {"model.dropout": 0.1, "model.attention_dropout": 0.1}
@@ -135,6 +141,8 @@ class Contestant:
         return self.job["config"]["train.global_batch"] * self.job["config"]["data.seq_length"]
 
     def turn(self) -> None:
+        if ended := [rank.poll() for rank in self.ranks if rank.poll() is not None]:
+            sys.exit(f"a rank has ended with {ended[0]}, of: {json.dumps(self.job)}")
         for rank in self.ranks:
             rank.stdin.write("step\n")
             rank.stdin.flush()
@@ -164,16 +172,18 @@ def main() -> None:
     said = {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in args.set)}
     config = SIZES | FAMILIES[args.family] | said
     jobs = contestants(config)
-    if args.only:
-        jobs = {name: jobs[name] for name in args.only.split(";")}
+    for group in (args.only.split(";"),) if args.only else GROUPS:
+        race(Config().changed(config), {name: jobs[name] for name in group}, args.rounds)
 
+
+def race(config: Config, jobs: dict[str, dict], rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         racing = {}
         try:
             for i, (name, job) in enumerate(jobs.items()):
                 racing[name] = Contestant(job, Path(folder) / str(i))
             check_same(racing)
-            for _ in range(args.rounds):
+            for _ in range(rounds):
                 for contestant in racing.values():
                     contestant.turn()
                 print(
@@ -182,11 +192,11 @@ def main() -> None:
         finally:
             for contestant in racing.values():
                 contestant.end()
-    report(Config().changed(config), racing)
+    report(config, racing)
 
 
 def check_same(racing: dict[str, Contestant]) -> None:
-    """Those with equal batches must have equal losses without dropout, else they do not compute the same."""
+    """Stop unless contestants with equal batches have equal losses without dropout: they must compute the same."""
     for tokens in {c.tokens for c in racing.values()}:
         losses = {n: c.first["loss"] for n, c in racing.items() if c.tokens == tokens and "loss" in c.first}
         if losses and max(losses.values()) - min(losses.values()) > 1e-4:
