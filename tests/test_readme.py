@@ -49,7 +49,7 @@ class Shown:
 
     @property
     def arguments(self) -> list[str]:
-        """Those of `roots`, whoever starts it."""
+        """The arguments of `roots`, whoever starts it."""
         return list(self.words[1 + (self.words.index("roots_dist") if "roots_dist" in self.words else 0) :])
 
     @property

@@ -45,7 +45,7 @@ class Facts:
     tokenizer_vocab: int | None = None
     tokenizer_trouble: str | None = None
     special_tokens: frozenset[str] = frozenset()
-    """Those of special_tokens.NAMES that the tokenizer has."""
+    """The names in special_tokens.NAMES that the tokenizer has."""
     sentinels: int = 0
     """T5's <extra_id_0>, <extra_id_1> …"""
     folder_trouble: str | None = None

@@ -29,7 +29,7 @@ class FamilyRecord:
     title: str
     stacks: Literal["decoder", "encoder", "encoder-decoder"]
     special_tokens: tuple[str, ...]
-    """Those that mean something to a model of this family; names of config/special_tokens.py."""
+    """The special tokens that mean something to a model of this family; names of config/special_tokens.py."""
     encloses_with: tuple[str, ...] = ()
     """Special tokens around the texts that it gives labels to; none: it reads them as they are."""
     unfit_positions: Mapping[str, str] = field(default_factory=dict)

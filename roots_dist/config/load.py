@@ -32,7 +32,7 @@ from roots_dist.files import WORKING_DIRECTORY
 
 COMMAND_LINE = "command line"
 CONFIG_FILE = "config.yaml"
-"""In the folder of a run."""
+"""The name of a run's config in its folder."""
 ROPE_SCALING = ("model", "rope_scaling")
 """The key whose value is one of several records."""
 _SECTION = ("model_type", "model_attributes_type", "dict_type")

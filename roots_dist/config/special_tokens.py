@@ -94,7 +94,7 @@ class SpecialTokens:
         return self.end is not None and self.end in self.after
 
     def found(self) -> dict[str, int]:
-        """Those of NAMES that there are: name -> id."""
+        """Return the id of each special token that there is, by its name in NAMES."""
         ids = {name: getattr(self, name) for name in NAMES}
         return {name: i for name, i in ids.items() if i is not None}
 

@@ -88,7 +88,7 @@ def test_a_bf16_model_begins_with_the_weights_that_it_starts_from(tmp_path):
 
 
 def test_many_microbatches_lose_nothing_of_a_gradient():
-    """In bf16 a sum of 64 gradients had twice the error of one of them, and a layout of many microbatches with it."""
+    """A sum of 64 gradients in bf16 had twice the error of one of them, and a layout of many microbatches with it."""
     base = Config.model_validate(COMMON | {"model": MODELS["llama"]}).changed(
         {"train.global_batch": 64, "advanced.float64": False, "model.dropout": 0.0, "model.layers": 2}
     )

@@ -61,7 +61,7 @@ class Host:
         return done
 
     def start(self, *command: object, log: Path, env: Mapping[str, str] | None = None) -> subprocess.Popen:
-        """In the background; what it says goes into `log`. To signal it, use `signal`: this is nsenter, its parent."""
+        """Start it, with what it says going into `log`. To signal it, use `signal`: this is nsenter, its parent."""
         words, both = self.words(*command), subprocess.STDOUT
         with log.open("ab") as file:
             return subprocess.Popen(words, env=environment(env), stdin=subprocess.DEVNULL, stdout=file, stderr=both)
@@ -153,7 +153,7 @@ def _born(holders: list[subprocess.Popen]) -> int:
 
 
 def _ip(pid: int, *words: str) -> None:
-    """In that process's network, but seen from outside, so that others can be named by their numbers."""
+    """Run `ip` in that process's network, but seen from outside, so that others can be named by their numbers."""
     subprocess.run(["nsenter", "--target", str(pid), "--net", "ip", *words], check=True)
 
 

@@ -175,8 +175,8 @@ def recorded(monkeypatch) -> list[tuple[Tensor, Tensor]]:
 
 @pytest.mark.parametrize("objective", MODELS)
 def test_no_two_masks_of_a_model_are_alike(objective, monkeypatch):
-    """Those of all sites, layers, heads, samples and positions, and of two steps: each row of a mask has its own key,
-    and masks of one shape agree no more often than by chance."""
+    """Masks of all sites, layers, heads, samples and positions, and of two steps: each row has its own key, and masks
+    of one shape agree no more often than by chance."""
     drop = 0.25
     _, stage, batches = model_and_batches(objective, drop)
     calls = recorded(monkeypatch)

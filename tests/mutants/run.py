@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def survivors(mutants: Sequence[Mutant], workers: int, *, unmutated: bool) -> list[str]:
-    """Those that live, one line each, with why; a line for each result goes to the terminal as it comes.
+    """Return the mutants that live, one line each, with why; each result is printed as it comes.
 
     unmutated: also require that the tests pass without a bug, which a suite that runs them anyway need not.
     """

@@ -45,5 +45,5 @@ SAMPLE = (
     "padded_words_have_probability",
     "z_loss_gradient_is_halved",
 )
-"""Those that every run of the suite plants. The first one is noticed where layouts are compared, the others where
+"""The mutants that every run of the suite plants. The first one is noticed where layouts are compared, the others where
 something independent is."""

@@ -200,7 +200,7 @@ def the_cover() -> tuple[tuple[str, Layout], ...]:
 
 
 def models_of(*families: str) -> list[str]:
-    """Those of some families, each with all that learns."""
+    """Names of the models of some families, each with all that learns."""
     return [model for model in ALL_MODELS if "+" not in model and config(model).model.family in families]
 
 

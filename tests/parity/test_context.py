@@ -163,7 +163,7 @@ class Products(TorchDispatchMode):
 
 
 def test_keys_travel_while_queries_are_computed():
-    """In forward while queries are projected; in backward again while the output projection's gradients are."""
+    """Forward projects queries meanwhile, and backward, where keys travel again, the output projection's gradients."""
     made = config("llama", parallel__cp=2, model__attention_dropout=0.0)
     notes: list[str] = []
     mesh = fake_mesh(Layout(cp=2), 0, None, torch.device("cpu"), Spied(2, notes))

@@ -71,8 +71,8 @@ def test_a_rank_starts_with_what_it_keeps(dp):
 @pytest.mark.parametrize("dp", [2, 4, 8])
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_memory_falls_with_data_ranks(stage, dp):
-    """In float32: weights 4 bytes a parameter, which are their own master copies, moments 8, gradients 4. What comes on
-    top in a step, activations and the pieces whose whole weights and gradients exist at a time, does not grow."""
+    """Weights in float32, their own master copies, take 4 bytes a parameter, moments 8, gradients 4. What comes on top
+    in a step, activations and the pieces whose whole weights and gradients exist at a time, does not grow."""
     weights, gradients = 4 / (dp if stage == 3 else 1), 4 / (dp if stage >= 2 else 1)
     for found in on_world(dp, held, stage, timeout=600):
         assert found["between"] == pytest.approx(weights + 8 / dp, rel=0.02)

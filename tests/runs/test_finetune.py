@@ -159,7 +159,7 @@ def test_each_strategy_does_in_four_processes_what_it_does_in_one(place, alone, 
 @pytest.mark.full
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_each_strategy_learns_as_much_in_four_processes(place, alone, strategy):
-    """In every run of the suite the first steps are compared, and parity compares steps in which blocks join."""
+    """The first steps are compared in every run of the suite, and parity compares steps in which blocks join."""
     on_world(4, finetuned, str(place / "task.yaml"), TP2_PP2, (strategy,), "4", timeout=600)
     one, four = (curve(folder, "loss/train") for folder in (alone(strategy), place / f"{strategy}-4"))
     assert four.keys() == one.keys()

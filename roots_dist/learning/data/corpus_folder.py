@@ -84,7 +84,7 @@ def publish(partial: Path, folder: Path, manifest: Manifest) -> None:
 
 
 def _given_outputs(folder: Path) -> set[str]:
-    """Those of COPIED that an earlier `roots prepare` wrote there: with another tokenizer they say what is wrong."""
+    """Return the names in COPIED that an earlier `roots prepare` wrote there: with another tokenizer they are wrong."""
     try:
         found = read_manifest(folder)
     except DataError:

@@ -62,7 +62,7 @@ def _expanded(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
 
 
 def kernels_for(q: Tensor) -> Kernels:
-    """Those of a tensor's device and dtype."""
+    """Choose the kernels for a tensor's device and dtype."""
     of_masks = rng.kernels_of(q.device)
     if of_masks is None or q.dtype == torch.float64:  # a kernel computes in float32
         return cast("Kernels", attention_by_heads)

@@ -38,8 +38,8 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 
 class _RMSNorm(torch.autograd.Function):
-    """In a third of the passes over memory that torch's takes on a CPU, where it is no kernel of its own; of x's size,
-    only x is kept."""
+    """RMSNorm that takes a third of the passes over memory that torch's takes on a CPU, where it is no kernel of its
+    own. Of x's size, it keeps only x for backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -47,7 +47,7 @@ class Pattern:
 
     queries: range
     keys: range
-    """Those that there are. If causal, the last one is that of the last query."""
+    """The keys that exist. If causal, the last one is that of the last query."""
     causal: bool
     documents: Sequence[Sequence[range]] | None = None
     """For each sequence the ranges that attention stays within, which together are all positions; None: each sequence
@@ -81,7 +81,7 @@ class Pattern:
         )
 
     def _tiles_of(self, rows: slice, queries: range, keys: range, block: int) -> Iterator[Tile]:
-        """Those of one document."""
+        """Yield the tiles of one document."""
         if not self.causal:
             yield Tile(rows, queries, (Part(keys, Edge.NONE),))
             return

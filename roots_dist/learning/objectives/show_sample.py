@@ -34,7 +34,7 @@ def sample_lines(config: Config, step: int) -> Iterator[str]:
 
 
 def fields(batch: MicroBatch) -> Iterator[tuple[str, list[int]]]:
-    """Those that say something, of the first row."""
+    """Yield the name and the first row of each field that says something."""
     for name, value in vars(batch).items():
         if isinstance(value, Tensor) and name != "sample_ids":
             yield name, value[0].reshape(-1).tolist()

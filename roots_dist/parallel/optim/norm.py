@@ -43,7 +43,7 @@ def group_squares(groups: Sequence[Iterable[tuple[Param, Tensor]]], device: torc
 
 
 def _counted(gradients: Iterable[tuple[Param, Tensor]]) -> list[Tensor]:
-    """Those that this rank counts."""
+    """Return the gradients that this rank counts."""
     return [gradient for param, gradient in gradients if param.is_counted]
 
 

@@ -105,7 +105,7 @@ class TensorParallel:
         return self.cp.size > 1 and self.cp_kind == "heads"
 
     def attending(self, heads: int) -> range:
-        """Those of this tensor rank's heads that attention runs on here."""
+        """Return the heads, among this tensor rank's, that attention runs on here."""
         if not self.exchanges_heads:
             return range(heads)
         part = heads // self.cp.size

@@ -36,7 +36,7 @@ SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 
 
 def signals() -> str:
-    """Those SIGNALS that this process does not ignore: torch elastic would handle SIGHUP under nohup too, and end."""
+    """Return SIGNALS less those that are ignored here: torch elastic would handle SIGHUP under nohup too, and end."""
     return ",".join(name for name in SIGNALS.split(",") if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN)
 
 

@@ -59,7 +59,7 @@ StepLoads = list[tuple[Experts, Tensor]]
 
 
 def take_step_loads(run: Run, step: int) -> StepLoads:
-    """Those of the step that has been computed, whose number counts from 0."""
+    """Take the loads of the step that has been computed, whose number counts from 0."""
     layers = [module for module in run.passes.model.module.modules() if isinstance(module, Experts)]
     held = {id(p.tensor): p.name for p in run.params}
 
