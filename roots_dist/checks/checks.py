@@ -26,6 +26,8 @@ from roots_dist.schedule.program import refusal
 MOST_PASSES = 1 << 18
 """Microbatches × stages whose program is checked, some seconds' work. Larger ones are slips: gradient accumulation goes
 to thousands."""
+MOST_TOKENS = 1 << 26
+"""Tokens of a microbatch: to plan a run its samples are drawn. No device holds what larger ones compute."""
 
 
 def layout_for(config: Config, world_size: int) -> Layout:
@@ -164,6 +166,14 @@ def _batch(config: Config, layout: Layout, sizes: Sequence[int]) -> Iterator[Pro
             expected=f"every batch a multiple of train.micro_batch × dp = {train.micro_batch} × {layout.dp} = {unit}"
             + ("" if ramp is None else f", and not {wrong[0]}"),
             fix=f"use {-(-wrong[0] // unit) * unit} or another multiple of {unit}, or change train.micro_batch",
+        )
+    most, length = max(1, MOST_TOKENS // config.data.seq_length), config.data.seq_length
+    if train.micro_batch > most:
+        yield Problem(
+            key="train.micro_batch",
+            found=train.micro_batch,
+            expected=f"at most {most:,}: with data.seq_length = {length:,}, {MOST_TOKENS:,} tokens in a microbatch",
+            fix="lower it: gradients of many microbatches are summed before a step",
         )
 
 

@@ -149,6 +149,10 @@ SIZES = {
         "train a.yaml train.global_batch=1048576",
         "expected at most 262,144 microbatches in a step of a rank, and not 1,048,576",
     ),
+    "a microbatch that no device holds": (
+        "plan a.yaml train.micro_batch=1048576 train.global_batch=1048576 data.seq_length=128",
+        "expected at most 524,288: with data.seq_length = 128",
+    ),
     "a step beyond the run": ("sample a.yaml --step 9223372036854775807", "less than train.steps = 2; the first"),
     "more positions than tokens": ("train a.yaml data.seq_length=5000", "lower data.seq_length"),
 }
