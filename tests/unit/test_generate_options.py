@@ -31,6 +31,7 @@ def place(tmp_path_factory):
     (found / "empty.txt").write_text("\n \n")
     (found / "two.txt").write_text("The people\n\nof State\n")
     (found / "pairs.jsonl").write_text('{"prompt": "a", "pair": "b"}\n{"prompt": "c"}\n')
+    (found / "endless.txt").symlink_to("/dev/zero")
     (found / "mark.txt").write_text("The people\n", encoding="utf-8-sig")
     (found / "bad.jsonl").write_text('{"prompt": "The people"}\n{"text": "of State"}\n')
     return found
@@ -87,6 +88,7 @@ REFUSED = [
 "--prompts = 'none.txt': expected a file that can be read (no such file or directory: "
 "none.txt in /"
 )),
+    ("clm", {"prompts": "endless.txt"}, "expected a file that can be read (not a plain file: endless.txt in /"),
     ("clm", {"prompts": "none.jsonl"}, "expected a file that can be read (no such file or directory: none.jsonl in /"),
     ("clm", {"prompts": "empty.txt"}, "--prompts = 'empty.txt': expected a file with at least one prompt"),
     ("clm", {"prompts": "bad.jsonl"}, "bad.jsonl:2: prompt = None: expected a text. Fix: write lines like"),

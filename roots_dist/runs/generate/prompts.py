@@ -22,7 +22,7 @@ from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import SENTINEL
 from roots_dist.errors import DataError, Problem, present
-from roots_dist.files import where, why
+from roots_dist.files import read_plain, where, why
 from roots_dist.learning.data.chat import Chat, Messages, open_chat
 from roots_dist.learning.data.ends import answer_ends, ends_of
 from roots_dist.learning.data.rows import Row, rows
@@ -84,7 +84,7 @@ def _from_file(path: Path) -> list[Prompt]:
     if path.suffix.lower() != ".txt":
         return [_from_row(row) for row in rows(path, key="--prompts")]
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_plain(path).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         expected = f"a file that can be read ({why(error)}: {where(path)})"
         raise DataError(Problem(key="--prompts", found=str(path), expected=expected, fix="check the path")) from error
