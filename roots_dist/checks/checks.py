@@ -73,7 +73,7 @@ def check_used(config: Config, world_size: int, facts: Facts | None = None, rank
     sizes = [] if ramp else batch_sizes(config.train)
     pp_rank = None if rank is None else layout.place(rank).pp
     problems += [*ramp, *_batch(config, layout, sizes), *_pipeline(config, layout, sizes, pp_rank)]
-    problems += [*_engine(config, layout), *exact.check(config, layout)]
+    problems += [*_engine(config, layout), *exact.check(config, layout, sizes)]
     if facts is not None:
         problems += readiness.check(config, layout, facts)
     return problems

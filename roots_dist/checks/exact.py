@@ -5,29 +5,23 @@ What cannot be exact, because its sums follow the layout, is refused by name.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 from roots_dist.accounting.sizes import generator_of
-from roots_dist.config.batch_ramp import batch_sizes
 from roots_dist.config.records import family_of, objective_of, target_seq
-from roots_dist.config.schema import Config, Exact
+from roots_dist.config.schema import Config
 from roots_dist.errors import Problem
 from roots_dist.layout import Layout
 
 
-def check(config: Config, layout: Layout) -> Iterator[Problem]:
+def check(config: Config, layout: Layout, batches: Sequence[int]) -> Iterator[Problem]:
+    """batches: the sizes that a step may have; none if they are wrong themselves."""
     exact = config.train.exact
     if exact is None:
         return
-    for name, degree, key, ranks in (
-        ("tensor", exact.tensor, "parallel.tp", layout.tp),
-        ("data", exact.data, "data ranks", layout.dp),
-    ):
-        if degree & (degree - 1):
-            below = 1 << degree.bit_length() - 1
-            yield _problem(f"{name}: {degree}", "a power of two", f"use {below} or {2 * below}")
-        elif degree % ranks:
-            yield _problem(f"{name}: {degree}", f"a multiple of {key} = {ranks}", f"raise {name}, or use fewer ranks")
+    yield from _tensor(config, exact.tensor, layout.tp)
+    yield from _data(config, exact.data, layout.dp, batches)
     if config.train.device == "cpu" and config.advanced.threads is None:
         yield Problem(
             key="advanced.threads",
@@ -35,7 +29,6 @@ def check(config: Config, layout: Layout) -> Iterator[Problem]:
             expected="a number with train.exact: sums of a CPU depend on its threads, which follow the layout else",
             fix="set advanced.threads=1",
         )
-    yield from _shapes(config, exact)
     yield from _refused(config, layout)
 
 
@@ -56,28 +49,59 @@ def cut_over_tensor_ranks(config: Config) -> dict[str, int]:
     return cut
 
 
-def _problem(found: str, expected: str, fix: str) -> Problem:
-    return Problem(key="train.exact", found=found, expected=expected, fix=fix)
-
-
-def _shapes(config: Config, exact: Exact) -> Iterator[Problem]:
+def _tensor(config: Config, degree: int, tp: int) -> Iterator[Problem]:
+    """One line at most, of the first thing that is wrong."""
     cut = cut_over_tensor_ranks(config) | {"data.seq_length": config.data.seq_length}
     if family_of(config).has_two_stacks:
         cut["the decoder's number of positions"] = target_seq(config)
-    found = f"tensor: {exact.tensor}"
-    for name, size in cut.items():
-        if size % exact.tensor:
-            yield _problem(found, f"a divisor of {name} = {size}", "lower tensor, or change that")
     kv_heads = config.model.num_kv_heads()
-    if kv_heads % exact.tensor and exact.tensor % kv_heads:
-        expected = f"a divisor or a multiple of model.kv_heads = {kv_heads}"
-        yield _problem(found, expected, "lower tensor, or change that")
-    unit = config.train.micro_batch * exact.data
-    wrong = next((size for size in batch_sizes(config.train) if size % unit), None)
-    if wrong is not None:
-        expected = f"every batch a multiple of train.micro_batch × data = {unit}, and not {wrong}"
-        fix = f"lower data, or use a batch of {-(-wrong // unit) * unit}"
-        yield _problem(f"data: {exact.data}", expected, fix)
+
+    def problem_of(number: int) -> str | None:
+        uncut = [f"{name} = {size}" for name, size in cut.items() if size % number]
+        if number & (number - 1):
+            return "a power of two"
+        if number % tp:
+            return f"a multiple of parallel.tp = {tp}"
+        if uncut:
+            return f"a divisor of {' and of '.join(uncut)}"
+        if kv_heads % number and number % kv_heads:
+            return f"a divisor or a multiple of model.kv_heads = {kv_heads}"
+        return None
+
+    if (expected := problem_of(degree)) is not None:
+        fits = [number for number in _powers(math.gcd(*cut.values())) if problem_of(number) is None]
+        fix = _one_of(fits) or "choose a parallel.tp that is a power of two and divides what is named, or change that"
+        yield Problem(key="train.exact.tensor", found=degree, expected=expected, fix=fix)
+
+
+def _data(config: Config, degree: int, dp: int, batches: Sequence[int]) -> Iterator[Problem]:
+    micro = config.train.micro_batch
+
+    def problem_of(number: int) -> str | None:
+        wrong = next((size for size in batches if size % (micro * number)), None)
+        if number & (number - 1):
+            return "a power of two"
+        if number % dp:
+            return f"a multiple of the number of data ranks, which is {dp}"
+        if wrong is not None:
+            return f"every batch a multiple of train.micro_batch × data = {micro * number}, and not {wrong}"
+        return None
+
+    if (expected := problem_of(degree)) is not None:
+        fits = [number for number in _powers(math.gcd(*batches, 0) or degree) if problem_of(number) is None]
+        fix = _one_of(fits) or "choose a number of data ranks that is a power of two and divides every batch"
+        yield Problem(key="train.exact.data", found=degree, expected=expected, fix=fix)
+
+
+def _powers(most: int) -> list[int]:
+    """The powers of two up to a number."""
+    return [1 << i for i in range(most.bit_length())]
+
+
+def _one_of(numbers: Sequence[int]) -> str | None:
+    if len(numbers) < 2:
+        return f"use {numbers[0]}" if numbers else None
+    return f"choose one of {', '.join(map(str, numbers))}"
 
 
 def _refused(config: Config, layout: Layout) -> Iterator[Problem]:

@@ -240,10 +240,6 @@ def test_a_resume_keeps_what_decides_the_bits(tmp_path):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"train.exact": {"tensor": 3}}, "power of two"),
-        ({"train.exact": {"tensor": 1, "data": 4}, "parallel.tp": 2}, "multiple of parallel.tp"),
-        ({"train.exact": {"tensor": 16, "data": 1}}, "model.heads"),
-        ({"train.exact": {"tensor": 4, "data": 16}}, "every batch a multiple"),
         ({"advanced.engine": "deepspeed"}, "advanced.engine"),
         ({"parallel.cp": 2}, "parallel.cp"),
         ({"finetune.strategy": "lora"}, "finetune.strategy"),
@@ -253,6 +249,27 @@ def test_a_resume_keeps_what_decides_the_bits(tmp_path):
 def test_what_cannot_be_exact_is_refused(changes, words):
     problems = check_used(exact("gpt", (4, 4)).changed(changes), 4)
     assert any(words in str(problem) for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    "tensor, data, tp, expected, fits",
+    [
+        (3, 4, 1, "tensor = 3: expected a power of two", "1, 2, 4"),
+        (1, 4, 2, "tensor = 1: expected a multiple of parallel.tp = 2", "2, 4"),
+        (8, 4, 1, "tensor = 8: expected a divisor of model.heads = 4", "1, 2, 4"),
+        (4, 12, 1, "data = 12: expected a power of two", "4, 8"),
+        (4, 2, 1, "data = 2: expected a multiple of the number of data ranks, which is 4", "4, 8"),
+        (4, 16, 1, "data = 16: expected every batch a multiple of train.micro_batch × data = 16, and not 8", "4, 8"),
+    ],
+)
+def test_a_wrong_degree_is_answered_by_one_line(tensor, data, tp, expected, fits):
+    wrong = exact("gpt", (tensor, data), tp=tp, train__global_batch=8)
+    assert [str(p) for p in check_used(wrong, 4 * tp)] == [f"train.exact.{expected}. Fix: choose one of {fits}."]
+
+
+def test_a_wrong_ramp_is_no_riddle_of_exact_runs():
+    (problem,) = check_used(exact("gpt", (4, 4)).changed({"train.batch_ramp": (1, 0, 8)}), 4)
+    assert problem.key == "train.batch_ramp"
 
 
 def test_a_family_of_ones_own_is_refused(tmp_path):
