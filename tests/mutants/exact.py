@@ -46,4 +46,20 @@ EXACT = (
         after="return f(*xs)",
         test="parity/test_exact.py::test_no_bit_depends_on_where_a_shard_of_channels_ends[silu]",
     ),
+    Mutant(
+        name="rows_of_all_runs_are_added_at_once",
+        bug="the gradient of a norm is one sum over all positions, where several ranks would each add up their own",
+        file="parallel/tensor/exact.py",
+        before="for part in x.chunk(ctx.num, 1)]",
+        after="for part in x.chunk(1, 1)]",
+        test=BITS("gpt-degrees0-changes0"),
+    ),
+    Mutant(
+        name="exact_norm_keeps_24_bits",
+        bug="what is left of a square after its first 24 bits is left out of the norm",
+        file="parallel/optim/norm.py",
+        before="BITS, LEVELS = 24, 3",
+        after="BITS, LEVELS = 24, 1",
+        test="parity/test_exact.py::test_the_norm_is_the_same_sum_in_any_order",
+    ),
 )

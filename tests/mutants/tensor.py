@@ -54,7 +54,7 @@ TENSOR = (
         name="row_bias_is_added_on_every_rank",
         bug="the bias of a row-parallel layer is added before the sum, tp times",
         file=LINEAR,
-        before="return y if self.bias is None else by_positions(self.tp, torch.add, y, self.bias)",
+        before="return y if self.bias is None else by_positions(self.tp, ADD, y, self.bias)",
         after="return y if self.bias is None else y + self.tp.size * self.bias",
         says="blocks.0.attention.out.bias",
         test=LAYOUT("bloom,tp=2,pp=2,objective__reset_at_documents=True"),

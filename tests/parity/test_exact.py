@@ -3,7 +3,9 @@
 import functools
 import hashlib
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,10 +15,12 @@ from roots_dist.checks.checks import check_used
 from roots_dist.config.schema import Config, Optim
 from roots_dist.errors import ConfigError
 from roots_dist.learning.models.activations import FUNCTIONS
+from roots_dist.learning.models.norms import Norm
 from roots_dist.parallel.optim.groups import Group, exact_update, initial_state
+from roots_dist.parallel.optim.norm import exact_group_norms
 from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.parallel.tensor.exact import by_shards
+from roots_dist.parallel.tensor.exact import ADD, by_positions, by_shards
 from roots_dist.runs.plan.cluster_speed import ring_bytes
 from roots_dist.runs.plan.rank_cost import RecordingGroup
 from roots_dist.storage.checkpoint.same_model import refuse_other_bits
@@ -179,6 +183,47 @@ def test_no_bit_depends_on_where_a_shard_of_channels_ends(name):
         assert torch.equal(found, torch.cat([function(shard.clone()) for shard in shards]))
 
 
+class Biased(torch.nn.Module):
+    def __init__(self, tp: TensorParallel):
+        super().__init__()
+        self.tp, self.bias = tp, torch.nn.Parameter(torch.empty(37))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return by_positions(self.tp, ADD, x, self.bias)
+
+
+ROWS = {
+    "bias": Biased,
+    "layernorm": lambda tp: Norm(Config.model_validate({"model": {"norm": "layernorm"}}), tp, 37),
+    "rmsnorm": lambda tp: Norm(Config.model_validate({"model": {"norm": "rmsnorm"}}), tp, 37),
+    "no weight": lambda tp: Norm(Config.model_validate({"model": {"norm_affine": False}}), tp, 37),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("what", ROWS)
+def test_no_bit_depends_on_how_many_rows_are_computed_together(what, dtype):
+    """Four runs of positions in one process, and each on its own: as a rank under sequence parallelism has it."""
+    one_process, a_rank, draw = Exact(4, 1, 1, 1), Exact(4, 4, 1, 1), torch.Generator().manual_seed(1)
+    layouts = TensorParallel(exact=one_process), TensorParallel(exact=a_rank, sequence_parallel=True)
+    together, alone = (ROWS[what](tp).to(dtype) for tp in layouts)
+    for ours, theirs in zip(together.parameters(), alone.parameters()):
+        ours.data.copy_(torch.randn(37, generator=draw))
+        theirs.data, ours.grad_dtype, theirs.grad_dtype = ours.data, torch.float32, torch.float32
+    x, up = (torch.randn(3, 20, 37, generator=draw).to(dtype) for _ in range(2))
+    x.requires_grad_(True)
+    y = together(x)
+    y.backward(up)
+    for part, (run, up_run) in enumerate(zip(x.detach().chunk(4, 1), up.chunk(4, 1))):
+        a_rank.begin(1)
+        own = run.clone().requires_grad_(True)
+        found = alone(own)
+        found.backward(up_run.clone())
+        assert torch.equal(found, y.chunk(4, 1)[part]) and torch.equal(own.grad, x.grad.chunk(4, 1)[part])
+        for ours, theirs in zip(together.parameters(), alone.parameters()):
+            assert torch.equal(one_process.gradient(ours, part), a_rank.gradient(theirs))
+
+
 def test_no_bit_depends_on_where_a_tensor_ends_that_adamw_steps():
     lengths = [16, 37, 5, 1, 64, 21]
     group = Group(Trainable(0, 1.0), decays=True)
@@ -196,6 +241,23 @@ def test_no_bit_depends_on_where_a_tensor_ends_that_adamw_steps():
         return [torch.cat(row) for row in (weights, *([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq")))]
 
     assert all(map(torch.equal, stepped([144]), stepped(lengths)))
+
+
+def test_the_norm_is_the_same_sum_in_any_order():
+    draw = torch.Generator().manual_seed(1)
+    numbers = torch.randn(100_000, generator=draw) * 10 ** torch.randn(100_000, generator=draw)
+    mixed, counted = numbers[torch.randperm(100_000, generator=draw)], SimpleNamespace(is_counted=True)
+
+    def norm(*gradients: torch.Tensor) -> float:
+        return exact_group_norms([[(counted, g) for g in gradients]], [], torch.device("cpu"))[0]
+
+    of_many = norm(mixed[:40_000], *mixed[40_000:60_000].split(7), mixed[:0], mixed[60_000:].view(4, -1))
+    assert norm(numbers) == of_many == pytest.approx(numbers.double().norm().item(), rel=1e-14)
+    half = numbers[:9].bfloat16()
+    assert norm(half, numbers[9:]) == norm(half.float(), numbers[9:])
+    assert norm(numbers * 0) == 0 and norm() == 0
+    for wrong in (math.inf, -math.inf, math.nan):
+        assert norm(numbers, torch.tensor([1.0, wrong])) == math.inf
 
 
 @pytest.mark.parametrize("ranks", [2, 4, 8])

@@ -5,6 +5,8 @@ B sequences, s positions of this rank, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
+from roots_dist.errors import present
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.parallel.tensor.exact import by_positions
+from roots_dist.parallel.tensor.exact import ByRow, Cut, by_positions
 from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.positions import Positions
@@ -30,34 +33,75 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, zero_centered: bool =
 
 
 def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    is_wide = x.dtype in (torch.float32, torch.float64)
-    if weight is not None and is_wide and rng.kernels_of(x.device) is None:
+    if weight is not None and _has_own(x):
         out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call] # torch types no apply
         return out
     return F.rms_norm(x, x.shape[-1:], weight, eps)
 
 
-class _RMSNorm(torch.autograd.Function):
-    """RMSNorm that takes a third of the passes over memory that torch's takes on a CPU, where it is no kernel of its
-    own. Of x's size, it keeps only x for backward."""
+def _has_own(x: Tensor) -> bool:
+    """Whether RMSNorm of x is ours, in a third of the passes over memory that torch's takes on a CPU, where it is no
+    kernel of its own; of x's size, only x is kept."""
+    return x.dtype in (torch.float32, torch.float64) and rng.kernels_of(x.device) is None
 
+
+class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square()
-        inverse = (squares / x.shape[-1] + eps).rsqrt()
-        ctx.save_for_backward(x, weight, inverse)
-        normed: Tensor = x * inverse
-        return normed.mul_(weight)
+        normed, *kept = _rms_forward(x, weight, eps)
+        ctx.save_for_backward(weight, *kept)
+        return normed
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x, weight, inverse = ctx.saved_tensors
-        normed = x * inverse
-        product = grad * normed
-        grad_weight = product.flatten(0, -2).sum(0)
-        along = (product @ weight).unsqueeze(-1) / x.shape[-1]  # of the gradient, along x
-        grad_x = (grad * weight).addcmul_(normed, along, value=-1).mul_(inverse)
+        weight, *kept = ctx.saved_tensors
+        grad_x, ((grad_weight,),) = _rms_backward(lambda product: [product], grad, kept, (weight,))
         return grad_x, grad_weight, None
+
+
+def _rms_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, ...]:
+    squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square()
+    inverse = (squares / x.shape[-1] + eps).rsqrt()
+    normed: Tensor = x * inverse
+    return normed.mul_(weight), x, inverse
+
+
+def _rms_backward(
+    cut: Cut, grad: Tensor, kept: Sequence[Tensor], vectors: Sequence[Tensor | None]
+) -> tuple[Tensor, list[list[Tensor]]]:
+    (x, inverse), weight = kept, present(vectors[0])
+    normed = x * inverse
+    runs = cut(grad * normed)
+    grad_weights = [run.flatten(0, -2).sum(0) for run in runs]
+    products = [run @ weight for run in runs]  # a product of fewer rows may add in another order
+    product = products[0] if len(products) == 1 else torch.cat(products, 1)
+    along = product.unsqueeze(-1) / x.shape[-1]  # of the gradient, along x
+    grad_x = (grad * weight).addcmul_(normed, along, value=-1).mul_(inverse)
+    return grad_x, [grad_weights]
+
+
+def _layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+def _layer_norm_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, ...]:
+    out, mean, inverse = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
+    return out, x, mean, inverse
+
+
+def _layer_norm_backward(
+    cut: Cut, grad: Tensor, kept: Sequence[Tensor], vectors: Sequence[Tensor | None]
+) -> tuple[Tensor, list[list[Tensor]]]:
+    (x, mean, inverse), (weight, bias) = kept, vectors
+    derive, shape = torch.ops.aten.native_layer_norm_backward, x.shape[-1:]
+    grad_x = derive(grad, x, shape, mean, inverse, weight, bias, [True, False, False])[0]
+    if weight is None:
+        return grad_x, []
+    wanted = [False, True, bias is not None]
+    of_runs = [
+        derive(g, x, shape, m, i, weight, bias, wanted)[1:] for g, x, m, i in zip(*map(cut, (grad, x, mean, inverse)))
+    ]
+    return grad_x, [list(of_vector) for of_vector in zip(*of_runs)]
 
 
 class Norm(nn.Module):
@@ -81,15 +125,15 @@ class Norm(nn.Module):
         self.bias = vector("bias", 0.0) if m.norm_affine and not self.rms else None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.rms:
-            return by_positions(self.tp, self._rms, x, self.weight)
-        return by_positions(self.tp, self._layer, x, self.weight, self.bias)
-
-    def _rms(self, x: Tensor, weight: Tensor | None) -> Tensor:
-        return rms_norm(x, weight, self.eps, self.zero_centered)
-
-    def _layer(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
+        if not self.rms:
+            f = ByRow(
+                partial(_layer_norm, eps=self.eps), partial(_layer_norm_forward, eps=self.eps), _layer_norm_backward
+            )
+            return by_positions(self.tp, f, x, self.weight, self.bias)
+        plain = partial(rms_norm, eps=self.eps, zero_centered=self.zero_centered)
+        if self.weight is None or self.zero_centered or not _has_own(x):
+            return by_positions(self.tp, plain, x, self.weight)
+        return by_positions(self.tp, ByRow(plain, partial(_rms_forward, eps=self.eps), _rms_backward), x, self.weight)
 
 
 class Dropout(nn.Module):

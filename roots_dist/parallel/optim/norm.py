@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -68,28 +68,52 @@ def exact_group_norms(
     largest = torch.zeros(len(groups), dtype=torch.float64, device=device)
     for i, gradients in enumerate(counted):
         if held := [gradient for gradient in gradients if gradient.numel()]:  # a data rank's part may be empty
-            largest[i] = torch.stack([gradient.abs().max().double() for gradient in held]).max()
-    largest = largest.nan_to_num(nan=math.inf)
+            ends = torch.stack([end for gradient in held for end in torch.aminmax(gradient)])
+            largest[i] = ends.abs().max()
+    largest = largest.nan_to_num(nan=math.inf, posinf=math.inf)
     for axis in over:
         if axis.size > 1:
             dist.all_reduce(largest, dist.ReduceOp.MAX, group=axis.group)
     scales = [math.ldexp(1.0, math.frexp(value)[1]) if math.isfinite(value) else math.inf for value in largest.tolist()]
     totals = torch.zeros(len(groups), LEVELS, dtype=torch.int64, device=device)
-    block = BLOCKS.get(device.type, BLOCK)
     for i, gradients in enumerate(counted):
-        for part in (part for g in gradients for part in g.reshape(-1).split(block)):
-            rest = (part.double() / scales[i]).square_()
-            for level in range(LEVELS):
-                rest *= 1 << BITS
-                whole = rest.floor()
-                rest -= whole
-                totals[i, level] += whole.sum().to(torch.int64)  # of at most 2^24 numbers below 2^24: exact
+        numbers = [_whole_numbers(part, scales[i]) for part in _blocks(gradients, BLOCKS.get(device.type, BLOCK))]
+        if numbers:
+            totals[i] = torch.stack([n for row in numbers for n in row]).view(-1, LEVELS).to(torch.int64).sum(0)
     for axis in over:
         axis.sum_(totals)
     return [
         math.inf if math.isinf(scale) else math.sqrt(sum(n / 2 ** (BITS * (i + 1)) for i, n in enumerate(row))) * scale
         for scale, row in zip(scales, totals.tolist())
     ]
+
+
+def _blocks(gradients: Sequence[Tensor], most: int) -> Iterator[Tensor]:
+    """All numbers, flat, at most so many at one time: large tensors in pieces, small ones together."""
+    small: list[Tensor] = []
+    for flat in (gradient.reshape(-1) for gradient in gradients):
+        if flat.numel() >= most:
+            yield from flat.split(most)
+            continue
+        if sum(other.numel() for other in small) + flat.numel() > most:
+            yield torch.cat(small)
+            small.clear()
+        small.append(flat)
+    if small:
+        yield torch.cat(small)
+
+
+def _whole_numbers(block: Tensor, scale: float) -> list[Tensor]:
+    """float64: the sums of the whole numbers of each level, of at most 2^24 numbers below 2^24, and so exact. All
+    factors are powers of two, and each difference is that of a number and its whole part: nothing is rounded."""
+    rest = block.double().mul_(2 ** (BITS / 2) / scale).square_()
+    sums = []
+    for level in range(LEVELS):
+        whole = rest.floor()
+        sums.append(whole.sum())
+        if level + 1 < LEVELS:
+            rest.sub_(whole).mul_(1 << BITS)
+    return sums
 
 
 def total_norm(norms: Iterable[float]) -> float:

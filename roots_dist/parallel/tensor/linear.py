@@ -32,7 +32,7 @@ from roots_dist.parallel.tensor.collectives import (
     start_reduce_from,
     start_reduce_from_backward,
 )
-from roots_dist.parallel.tensor.exact import Shard, by_positions, columns_of_shards, row_shard, rows_of_shards
+from roots_dist.parallel.tensor.exact import ADD, Shard, by_positions, columns_of_shards, row_shard, rows_of_shards
 from roots_dist.world.mesh import SINGLE
 from roots_dist.world.sharding import ShardSpec, declare, ensure_grad_of
 
@@ -319,7 +319,7 @@ class RowParallelLinear(nn.Module):
     def forward(self, *inputs: Tensor, activation: Callable[..., Tensor] | None = None) -> Tensor:
         """[B, S, f] -> [B, s, D]. `activation` maps several inputs to the layer's input and is recomputed."""
         y = self.product(self.tp, inputs, activation)
-        return y if self.bias is None else by_positions(self.tp, torch.add, y, self.bias)
+        return y if self.bias is None else by_positions(self.tp, ADD, y, self.bias)
 
     def product(self, tp: TensorParallel, inputs: Sequence[Tensor], activation: Callable[..., Tensor] | None) -> Tensor:
         """The same without the bias, summed over the ranks of `tp`."""
