@@ -11,6 +11,7 @@ ones in the same order. An axis of size 1 sends nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -26,12 +27,14 @@ class Message:
     work: dist.Work | None
     sent: Tensor
     result: Tensor
+    add_up: Callable[[Tensor], Tensor] = lambda summed: summed
+    """What makes the result of what has arrived; a sum in a fixed order sends its second half there."""
 
     def wait(self) -> Tensor:
         """The result, once it has arrived. On a GPU the stream waits, not the host."""
         if self.work is not None:
             self.work.wait()
-        return self.result
+        return self.add_up(self.result)
 
 
 def start_all_reduce(whole: Tensor, axis: Axis) -> Message:

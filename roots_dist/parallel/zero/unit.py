@@ -22,7 +22,7 @@ from roots_dist.parallel.zero.collectives import Message, start_all_gather, star
 from roots_dist.parallel.zero.flat import Flat
 from roots_dist.world.mesh import SINGLE, Axis, Mesh
 from roots_dist.world.sharding import Param, initialize_missing, resize
-from roots_dist.world.tree_sum import tree_all_reduce, tree_reduce_scatter
+from roots_dist.world.tree_sum import start_tree_all_reduce, start_tree_reduce_scatter
 
 
 class Weights:
@@ -92,8 +92,9 @@ class Gradients:
         for p in self.flat.params:
             p.tensor.grad = None
         if self.in_order:
-            summed = (tree_all_reduce if self.flat.axis.size == 1 else tree_reduce_scatter)(whole, self.axis)
-            self._under_way.append(Message(None, whole, summed))
+            begin = start_tree_all_reduce if self.flat.axis.size == 1 else start_tree_reduce_scatter
+            arriving, work, add_up = begin(whole, self.axis)
+            self._under_way.append(Message(work, whole, arriving, add_up))
             return
         start = start_all_reduce if self.flat.axis.size == 1 else start_reduce_scatter
         self._under_way.append(start(whole, self.axis))
