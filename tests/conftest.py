@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from roots_dist import environment
 from roots_dist.testing import world
 
 THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
@@ -54,6 +55,12 @@ def pytest_collection_modifyitems(items):
     one: if these shared a fixture, both would make it."""
     first = Path(__file__).parent / "runs"
     items.sort(key=lambda item: item.path.parent != first)
+
+
+def pytest_xdist_auto_num_workers(config):
+    """One worker more than there are cores: some tests wait for a time limit, a server or a signal, and compute nothing
+    meanwhile."""
+    return environment.cores() + 1
 
 
 def pytest_configure(config):

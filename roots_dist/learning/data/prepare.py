@@ -8,7 +8,6 @@ The tokens of a document depend on its number, the seed and the options, never o
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from roots_dist import environment
 from roots_dist.config.extensions import OwnReader, digest_of, extended, pinned
 from roots_dist.config.special_tokens import SETTINGS
 from roots_dist.errors import DataError, Problem
@@ -195,7 +195,7 @@ def _workers(total: int) -> int:
     """One process per available core, unless the text is read before they would have started."""
     if total < 1 << 20:
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return environment.cores()
 
 
 @dataclass
