@@ -5,7 +5,7 @@ import types
 import numpy as np
 from torch import nn
 
-from roots_dist import Extension, LrSchedule, NewObjective, ObjectiveRecord, Schedule
+from roots_dist import Extension, LrSchedule, NewObjective, NewOptimizer, ObjectiveRecord, Schedule
 from roots_dist.learning.objectives.clm import CausalTokens
 from roots_dist.schedule.schedules import gpipe
 from roots_dist.world.batch import IGNORE
@@ -32,6 +32,11 @@ def inverse_root(optim, steps):
     return lambda step: optim.lr * (max(1, optim.warmup_steps) / (step + 1)) ** 0.5
 
 
+def heavy_ball(step, weight, gradient, exp_avg, exp_avg_sq):  # (Polyak 1964)
+    exp_avg.mul_(step.optim.beta1).add_(gradient)
+    weight.mul_(1 - step.lr * step.weight_decay).sub_(exp_avg, alpha=step.lr)
+
+
 EXTENSION = Extension(
     objectives={
         "late": NewObjective(
@@ -42,4 +47,5 @@ EXTENSION = Extension(
     activations={"squared_relu": squared_relu},
     schedules={"all-at-once": Schedule(title="All at once", actions=gpipe)},
     lr_schedules={"inverse_root": LrSchedule(after_warmup=inverse_root)},
+    optimizers={"heavy_ball": NewOptimizer(update=heavy_ball, reads=frozenset({"beta1", "weight_decay"}))},
 )

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from roots_dist.config.families import FamilyRecord
     from roots_dist.config.lr_schedules import LrSchedule
     from roots_dist.config.objectives import ObjectiveRecord
+    from roots_dist.config.optimizers import NewOptimizer, OptimizerStep
     from roots_dist.config.schema import Config
     from roots_dist.errors import UserError
     from roots_dist.runs.train.step import StepReport
@@ -33,7 +34,9 @@ __all__ = (
     "Moment",
     "NewFamily",
     "NewObjective",
+    "NewOptimizer",
     "ObjectiveRecord",
+    "OptimizerStep",
     "Schedule",
     "StepReport",
     "TextScore",
@@ -49,6 +52,7 @@ _HOMES = {
     **dict.fromkeys(("Model", "TextScore", "load"), "roots_dist.api.model"),
     **dict.fromkeys(("Moment", "Training", "batches", "read_config", "train", "training"), "roots_dist.api.training"),
     **dict.fromkeys(("Extension", "NewFamily", "NewObjective"), "roots_dist.config.extensions"),
+    **dict.fromkeys(("NewOptimizer", "OptimizerStep"), "roots_dist.config.optimizers"),
     "FamilyRecord": "roots_dist.config.families",
     "LrSchedule": "roots_dist.config.lr_schedules",
     "ObjectiveRecord": "roots_dist.config.objectives",

@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import roots_dist
+from roots_dist.assembly.run import build_run
 from roots_dist.cli.main import main
 from roots_dist.config.extensions import COPIES, extended, pinned
 from roots_dist.config.load import load, read, to_yaml
@@ -16,16 +18,19 @@ from roots_dist.config.records import learning_rate_of, objective_of
 from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, ExchangeError
+from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.prepare import prepare
 from roots_dist.learning.data.tasks import collect_labels, open_examples
 from roots_dist.runs.report.run_list import find_runs, list_runs
 from roots_dist.runs.report.run_record import read_runs
 from roots_dist.runs.train import banner
 from roots_dist.runs.train.resume import rate_line
+from roots_dist.runs.train.step import train_step
 from roots_dist.storage.checkpoint.verified import best_or_newest
 from roots_dist.storage.exchange.exporting import checked, export_model
 from roots_dist.testing.parity import FLOAT64_BOUNDS, differences, merge, trace
 from roots_dist.testing.world import on_world
+from roots_dist.world.mesh import Mesh
 
 ROOT = Path(__file__).parents[1]
 FILE = (ROOT / "configs/late.py").read_text(encoding="utf-8")
@@ -35,6 +40,7 @@ NAMES = {
     "model.activation": "squared_relu",
     "parallel.schedule": "all-at-once",
     "optim.lr_schedule": "inverse_root",
+    "optim.optimizer": "heavy_ball",
 }
 OURS = [f"{key}={value}" for key, value in NAMES.items()]
 
@@ -104,6 +110,51 @@ def test_a_runs_folder_runs_no_code_by_itself(place):
     (place / "other.py").write_text(FILE + "\n")
     with pytest.raises(ConfigError, match="'other.py'.*the bytes that the run was trained with"):
         config_of_run("runs/told", ["advanced.extensions=[other.py]"])
+
+
+def test_a_rule_of_ones_own_steps_as_torchs_own_optimizer_of_that_name(place):
+    """Three steps in float64 beside torch.optim.SGD with momentum, which is given the same gradients."""
+    config = load("run.yaml", [*EXACT, "optim.clip_grad=0", "optim.weight_decay=0.3", "optim.beta1=0.8"])
+    run = build_run(config, Mesh.single())
+    twins = {p.name: p.tensor.detach().clone() for p in run.params}
+    sgd = torch.optim.SGD(twins.values(), lr=1, momentum=0.8)
+
+    def give(gradients):
+        for p, gradient in gradients:
+            twins[p.name].grad = gradient.clone()
+
+    run.engine.on_gradients = give
+    batches = Batches.open(config, run.objective, config.data.train, 0, 1)
+    for step, rate in enumerate((1e-2, 5e-3, 2e-2)):
+        train_step(run, batches.at(step), rate)
+        sgd.param_groups[0]["lr"] = rate
+        for p in run.params:
+            twins[p.name].mul_(1 - rate * 0.3 if len(p.spec.shape) > 1 else 1)
+        sgd.step()
+        for p in run.params:
+            torch.testing.assert_close(p.tensor.detach(), twins[p.name], rtol=0, atol=1e-14)
+
+
+REFUSED_WITH_A_RULE = {
+    "advanced.engine=deepspeed": "optim.optimizer = 'heavy_ball'.* Fix: set advanced.engine=reference",
+    "train.exact={data: 1}": "optim.optimizer = 'heavy_ball'.*a rule of the package with train.exact",
+    "optim.beta2=0.5": "optim.beta2 = 0.5.*only used with optim.optimizer=adamw",
+}
+
+
+@pytest.mark.parametrize("word", REFUSED_WITH_A_RULE)
+def test_what_a_rule_does_not_work_with_is_refused(place, word):
+    from roots_dist.checks.checks import check
+
+    problems = check(load("run.yaml", [word, "parallel.schedule=1f1b"]), 1)
+    assert re.search(REFUSED_WITH_A_RULE[word], "\n".join(map(str, problems))), problems
+
+
+def test_the_state_of_one_rule_is_not_given_to_another(place):
+    words = ["track.folder=runs/ruled", "train.steps=1"]
+    roots_dist.train("run.yaml", words)
+    with pytest.raises(ConfigError, match="optim.optimizer = 'adamw': expected heavy_ball as in .*step_00000001"):
+        roots_dist.train("run.yaml", [*words, "train.steps=2", "optim.optimizer=adamw"])
 
 
 READER = """
@@ -196,6 +247,10 @@ UNUSABLE = {
     "a schedule of ours": (
         "from roots_dist import *\nEXTENSION = Extension(lr_schedules={'cosine': LrSchedule(after_warmup=None)})",
         "'cosine' is taken",
+    ),
+    "a rule alone": (
+        "from roots_dist import Extension\nEXTENSION = Extension(optimizers={'x': abs})",
+        r"NewOptimizer for EXTENSION.optimizers\['x'\], found builtin",
     ),
     "a name of ours": (
         "from roots_dist import Extension\nEXTENSION = Extension(activations={'gelu': abs})",

@@ -296,6 +296,13 @@ def _engine(config: Config, layout: Layout) -> Iterator[Problem]:
             expected="1, 2 or 3 with train.precision=bf16 under DeepSpeed: its stage 0 gets bf16 norms wrong",
             fix="set parallel.zero_stage=1, or advanced.engine=reference",
         )
+    if engine == "deepspeed" and config.optim.optimizer in config.extension.optimizers:
+        yield Problem(
+            key="optim.optimizer",
+            found=config.optim.optimizer,
+            expected="adamw with advanced.engine=deepspeed: an extension's rule has the other engine",
+            fix="set advanced.engine=reference",
+        )
     if config.advanced.float64:
         yield from _double(config, engine)
 

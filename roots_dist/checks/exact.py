@@ -106,9 +106,11 @@ def _one_of(numbers: Sequence[int]) -> str | None:
 
 def _refused(config: Config, layout: Layout) -> Iterator[Problem]:
     m, p, objective, finetune = config.model, config.parallel, config.objective, config.finetune
+    rule = config.optim.optimizer
     for key, found, is_wrong, expected in (
         ("parallel.cp", p.cp, p.cp > 1, "1"),
         ("model.family", m.family, m.family in config.extension.families, "a family of the package"),
+        ("optim.optimizer", rule, rule in config.extension.optimizers, "a rule of the package"),
         ("parallel.schedule", p.schedule, p.schedule in config.extension.schedules, "a schedule of the package"),
         ("model.experts", m.experts, m.experts is not None, "none"),
         ("model.qk_norm", m.qk_norm, m.qk_norm == "whole", "head, or none"),

@@ -17,7 +17,8 @@ from roots_dist.config.families import FAMILIES, FamilyRecord
 from roots_dist.config.init_from import OF_VOCAB_HEAD
 from roots_dist.config.lr_schedules import LR_SCHEDULES
 from roots_dist.config.objectives import OBJECTIVES, ObjectiveRecord, named
-from roots_dist.config.records import family_of, lr_schedule_of, objective_of
+from roots_dist.config.optimizers import READ
+from roots_dist.config.records import family_of, lr_schedule_of, objective_of, read_by_optimizer
 from roots_dist.config.schema import Config
 from roots_dist.config.section import Section
 from roots_dist.errors import Problem
@@ -108,6 +109,10 @@ def _families(fits: Callable[[FamilyRecord], bool]) -> str:
 
 def _read_by_lr_schedule(key: str) -> Callable[[Config], bool]:
     return lambda config: key in lr_schedule_of(config).reads
+
+
+def _read_by_optimizer(key: str) -> Callable[[Config], bool]:
+    return lambda config: key in read_by_optimizer(config)
 
 
 def _writes(config: Config) -> bool:
@@ -228,6 +233,7 @@ USES: tuple[Use, ...] = (
         )
         for key in sorted(frozenset().union(*(s.reads for s in LR_SCHEDULES.values())))
     ),
+    *(Use(keys=(f"optim.{key}",), when="optim.optimizer=adamw", used=_read_by_optimizer(key)) for key in sorted(READ)),
 )
 
 

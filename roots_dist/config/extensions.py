@@ -1,4 +1,4 @@
-"""What a user's file adds: objectives, families, activations, schedules of passes and learning rates, file readers.
+"""What a user's file adds: objectives, families, activations, schedules, optimizer rules, readers of files.
 
     advanced.extensions: [mine.py] --pin--> mine.py#sha256=… --extended--> Extension, a value that the config carries
 
@@ -23,6 +23,7 @@ from roots_dist.config.activations import ACTIVATIONS
 from roots_dist.config.families import FAMILIES, FamilyRecord
 from roots_dist.config.lr_schedules import LR_SCHEDULES, LrSchedule
 from roots_dist.config.objectives import OBJECTIVES, ObjectiveRecord
+from roots_dist.config.optimizers import OPTIMIZERS, NewOptimizer
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.files import read_plain, why
 from roots_dist.schedule.schedules import SCHEDULES, Schedule
@@ -71,6 +72,7 @@ class Extension:
     """Functions of a tensor, elementwise: the MLP applies them to the columns that a rank has."""
     schedules: Mapping[str, Schedule] = field(default_factory=dict)
     lr_schedules: Mapping[str, LrSchedule] = field(default_factory=dict)
+    optimizers: Mapping[str, NewOptimizer] = field(default_factory=dict)
     readers: Mapping[str, OwnReader] = field(default_factory=dict)
     """Suffix of a file, as `.xml` -> its rows: those of fine-tuning, and the documents of `roots prepare`."""
 
@@ -86,6 +88,7 @@ TAKEN: dict[str, tuple[Collection[str], type]] = {
     "activations": (ACTIVATIONS, types.FunctionType),
     "schedules": (SCHEDULES, Schedule),
     "lr_schedules": (LR_SCHEDULES, LrSchedule),
+    "optimizers": (OPTIMIZERS, NewOptimizer),
     "readers": ((), types.FunctionType),  # learning/data/own_readers.py knows which suffixes are taken
 }
 """Field of an Extension -> the package's own names, and what a record of it is."""

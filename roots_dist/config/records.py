@@ -9,6 +9,7 @@ from __future__ import annotations
 from roots_dist.config.families import FAMILIES, FamilyRecord
 from roots_dist.config.lr_schedules import LR_SCHEDULES, LrSchedule, Rate, lr_schedule
 from roots_dist.config.objectives import OBJECTIVES, ObjectiveRecord, SampleSettings, learned_by
+from roots_dist.config.optimizers import OPTIMIZERS
 from roots_dist.config.schema import Config
 from roots_dist.config.span_lengths import SpanLengths
 from roots_dist.errors import Problem
@@ -40,6 +41,12 @@ def lr_schedule_of(config: Config) -> LrSchedule:
 def learning_rate_of(config: Config) -> Rate:
     """The learning rate of each step, counted from 0."""
     return lr_schedule(config.optim, config.train.steps, lr_schedule_of(config))
+
+
+def read_by_optimizer(config: Config) -> frozenset[str]:
+    """Keys of optim that the rule of a step reads beside the learning rate."""
+    added = config.extension.optimizers.get(config.optim.optimizer)
+    return added.reads if added else OPTIMIZERS[config.optim.optimizer]
 
 
 def schedule_of(config: Config) -> str | Schedule:

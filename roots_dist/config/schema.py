@@ -18,13 +18,15 @@ from roots_dist.config.finetune import Finetune
 from roots_dist.config.lr_schedules import LR_SCHEDULES
 from roots_dist.config.model import Generator, Model
 from roots_dist.config.objectives import OBJECTIVES, ObjectiveName
+from roots_dist.config.optimizers import OPTIMIZERS
 from roots_dist.config.parallel import Parallel
 from roots_dist.config.section import Section
 
 if TYPE_CHECKING:
     LrScheduleName = str
+    OptimizerName = str
 else:  # a name added to a table is a value of the key
-    LrScheduleName = Literal[tuple(LR_SCHEDULES)]
+    LrScheduleName, OptimizerName = Literal[tuple(LR_SCHEDULES)], Literal[tuple(OPTIMIZERS)]
 
 
 class Objective(Section):
@@ -147,8 +149,11 @@ class Train(Section):
 
 
 class Optim(Section):
-    """AdamW (Loshchilov & Hutter 2019). Biases and norms are not decayed."""
+    """AdamW (Loshchilov & Hutter 2019), or a rule of an extension. Biases and norms are not decayed."""
 
+    optimizer: Annotated[OptimizerName, or_extended("optimizers")] = Field(
+        "adamw", description="rule of a step; others are extensions (docs/extensions.md)"
+    )
     lr: float = Field(3e-4, gt=0, description="learning rate at its highest")
     min_lr: float = Field(0.0, ge=0, description="where decay ends")
     lr_schedule: Annotated[LrScheduleName, or_extended("lr_schedules")] = Field(
@@ -233,8 +238,8 @@ class Advanced(Section):
     )
     extensions: tuple[str, ...] = Field(
         (),
-        description="Python files whose objectives, families, activations, schedules and readers are added: "
-        "code that is run (docs/extensions.md)",
+        description="Python files whose objectives, families, activations, schedules, optimizers and readers are "
+        "added: code that is run (docs/extensions.md)",
     )
     track_ranks: bool = Field(False, description="memory and seconds of every rank too, so that a slow one is seen")
 

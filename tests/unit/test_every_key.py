@@ -71,6 +71,9 @@ BASES: dict[str, dict[str, dict[str, object]]] = {
         },
         "objective": {"balance_loss": 0.1},
     },
+    "own optimizer": {
+        "advanced": {"extensions": [str(Path(__file__).with_name("descent.py"))]}, "optim": {"optimizer": "descent"},
+    },
     "constant": {"optim": {"lr_schedule": "constant"}, "train": {"batch_ramp": [8, 8, 16]}},
     "in bf16": {"train": {"precision": "bf16", "spike_threshold": 5.0}},
     "on DeepSpeed": {"advanced": {"engine": "deepspeed"}},
@@ -185,7 +188,7 @@ INHERITED = {"model.tied_embeddings": ("classes", "tags, unfrozen")}
 
 
 def base(name: str) -> Config:
-    return Config.model_validate({k: SMALL.get(k, {}) | BASES[name].get(k, {}) for k in {*SMALL, *BASES[name]}})
+    return Config.from_tree({k: SMALL.get(k, {}) | BASES[name].get(k, {}) for k in {*SMALL, *BASES[name]}})
 
 
 def leaves() -> list[str]:
@@ -305,8 +308,8 @@ def cases() -> list[tuple[str, str]]:
     """Whether these sections' keys act does not depend on the model, but for those that checks/unused.py knows."""
     plain = ("parallel.", "train.", "optim.", "checkpoint.", "track.", "advanced.")
     known = {key for use in unused.USES for key in use.keys}
-    switched = ("on DeepSpeed", "without W&B")
-    few, models = ("gpt", "constant", *switched, "interleaved"), [name for name in BASES if name not in switched]
+    switched = ("on DeepSpeed", "without W&B", "own optimizer")
+    few, models = ("gpt", "constant", *switched[:2], "interleaved"), [name for name in BASES if name not in switched]
     return [
         (key, name)
         for key in leaves()

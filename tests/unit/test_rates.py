@@ -96,6 +96,6 @@ def test_a_schedule_reads_what_it_says_that_it_reads(name):
         "router_bias_rate": 0.1,
         "clip_grad": 2.0,
     }
-    assert {"lr", "lr_schedule", "warmup_steps", *others} == {*Optim.model_fields}
+    assert {"lr", "lr_schedule", "warmup_steps", "optimizer", *others} == {*Optim.model_fields}
     assert {key for key, value in others.items() if curve(**{key: value}) != curve()} == LR_SCHEDULES[name].reads
     assert curve(lr=LR / 2) != curve() != curve(warmup_steps=WARMUP + 1)

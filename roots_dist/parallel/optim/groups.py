@@ -1,7 +1,8 @@
-"""Parameter groups of AdamW and their step, shared by both engines (zero/).
+"""Parameter groups of the optimizer and their step, shared by both engines (zero/).
 
     [Param] + {name: Trainable} --groups_joining--> groups, with and without decay, each with its first step
         --> reference engine: update(), torch's AdamW as a function; DeepSpeed: adamw(), torch's AdamW as an object
+        --> reference engine with a rule of an extension: own_update()
 
 A group holds the parameters that are trained from the same step on with the same learning-rate scale, so that groups
 that join later leave the earlier ones unchanged.
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.adamw import adamw as adamw_step
 
+from roots_dist.config.optimizers import NewOptimizer, OptimizerStep
 from roots_dist.config.schema import Optim
 from roots_dist.errors import present
 from roots_dist.parallel.optim.trainable import Trainable
@@ -116,6 +118,22 @@ def update(optim: Optim, group: Group, lr: float, weights: list[Tensor], states:
     """One AdamW step of a group, from the gradients of `weights`; updates weights and states in place."""
     gradients = [present(weight.grad) for weight in weights]
     _step(optim, group, lr, [weights, gradients, *([state[key] for state in states] for key in MOMENTS)], states)
+
+
+def own_update(
+    rule: NewOptimizer,
+    optim: Optim,
+    group: Group,
+    lr: float,
+    count: int,
+    weights: list[Tensor],
+    states: list[dict[str, Tensor]],
+) -> None:
+    """The same with the rule of an extension, tensor by tensor. `count`: number of this step of the group, from 1."""
+    rate = lr * group.trainable.scale
+    step = OptimizerStep(optim=optim, lr=rate, weight_decay=group.adamw_options(optim)["weight_decay"], count=count)
+    for weight, state in zip(weights, states, strict=True):
+        rule.update(step, weight, present(weight.grad), *(state[key] for key in MOMENTS))
 
 
 UNIT = 16

@@ -30,6 +30,7 @@ from roots_dist.parallel.optim.groups import (
     initial_state,
     members,
     norms_by_name,
+    own_update,
     update,
 )
 from roots_dist.parallel.optim.norm import clip_factor, exact_group_norms, group_norms, group_squares, total_norm
@@ -53,7 +54,7 @@ class MasterParam:
     """The parameter itself, or a copy in master dtype; if it is cut over data ranks, the elements of this rank's part,
     flat and often none."""
     state: dict[str, Tensor]
-    """AdamW's state of the master weight."""
+    """The optimizer's state of the master weight."""
 
     @property
     def gradient(self) -> Tensor:
@@ -90,6 +91,7 @@ class ReferenceEngine:
     ):
         self.module, self.config, self.mesh, self.trainable, self.ties = module, config, mesh, trainable, ties
         self.exact = config.train.exact is not None
+        self.own_rule = config.extension.optimizers.get(config.optim.optimizer)
         self.params = {p.name: p for p in params}
         assert len(self.params) == len(params), "two parameters of one rank have the same name"
         zero, stages = config.parallel.zero_stage, list(stages_of(module))
@@ -193,14 +195,22 @@ class ReferenceEngine:
                 torch._foreach_mul_([present(held.master.grad) for held in self.masters.values()], factor)
             for group, group_params in self.groups:
                 mine = [held for held in group_params if held.master.numel()]
-                take = exact_update if self.exact else update
-                take(self.config.optim, group, lr, [held.master for held in mine], [held.state for held in mine])
+                self._take(group, lr, [held.master for held in mine], [held.state for held in mine])
             self.optimizer_steps = {
                 from_step: optimizer_steps + 1 for from_step, optimizer_steps in self.optimizer_steps.items()
             }
             self._publish()
         self.zero_grad()
         return Update(norm, norms_by_name([group for group, _ in self.groups], norms) if is_taken else {})
+
+    def _take(self, group: Group, lr: float, weights: list[Tensor], states: list[dict[str, Tensor]]) -> None:
+        """The step of a group, by the rule that the config names."""
+        optim = self.config.optim
+        if self.own_rule is not None:
+            count = 1 + self.optimizer_steps[group.trainable.from_step]
+            own_update(self.own_rule, optim, group, lr, count, weights, states)
+        else:
+            (exact_update if self.exact else update)(optim, group, lr, weights, states)
 
     @torch.no_grad()
     def squared_norms(self) -> Tensor | None:

@@ -37,7 +37,11 @@ from roots_dist.storage.checkpoint.keep import remove_leftovers
 from roots_dist.storage.checkpoint.load import load, load_initial_weights
 from roots_dist.storage.checkpoint.object_store import Place
 from roots_dist.storage.checkpoint.run_identity import begin_attempt
-from roots_dist.storage.checkpoint.same_model import refuse_another_model, refuse_other_bits
+from roots_dist.storage.checkpoint.same_model import (
+    refuse_another_model,
+    refuse_another_optimizer,
+    refuse_other_bits,
+)
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
 from roots_dist.storage.checkpoint.store_owner import claim, refuse_another_runs
 from roots_dist.storage.checkpoint.verified import newest_verified, set_all_aside
@@ -91,6 +95,8 @@ def resume(run: Run, folder: Path, order: str = "") -> ResumePoint:
                 step = manifest.step
                 refuse_another_model(found, run.config)  # a ConfigError, of this rank alone
                 refuse_other_bits(found, run.config, mesh.device.type)
+                if step > 0:
+                    refuse_another_optimizer(found, run.config)
                 set_all_aside(damages)
                 _remark(folder, step, manifest.author.order, order)
             if step <= 0:

@@ -71,6 +71,20 @@ def refuse_other_bits(checkpoint: Place, config: Config, device: str) -> None:
         raise ConfigError(problems)
 
 
+def refuse_another_optimizer(checkpoint: Place, config: Config) -> None:
+    """Raise ConfigError if the moments of a checkpoint are those of another optimizer's rule, to which they would mean
+    something else."""
+    try:
+        was = Config.from_record(read_json(checkpoint / STATE_FILE)["config"]).optim.optimizer
+    except (KeyError, ValidationError):
+        return
+    now = config.optim.optimizer
+    if now != was:
+        expected = f"{was} as in {checkpoint}, whose state of the optimizer would be used"
+        fix = "set it back, or start another run from these weights with finetune.init_from"
+        raise ConfigError([Problem(key="optim.optimizer", found=now, expected=expected, fix=fix)])
+
+
 def _bits(config: Config) -> dict[str, object]:
     """What decides the bits of an exact run beside its model, its optimizer and its data."""
     train, advanced = config.train, config.advanced
