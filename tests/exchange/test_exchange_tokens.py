@@ -97,6 +97,27 @@ def test_an_export_gives_all_of_them_back(styled):
     assert len(read) == made.get_vocab_size()
 
 
+@pytest.mark.parametrize("written", ["in files", "in tokenizer_config.json"])
+def test_templates_with_names_come_back(tmp_path, written):
+    """One for tools beside the one for all else: Command R's and Hermes'."""
+    given = {"default": CHATML, "tool_use": "{{ tools }}" + CHATML}
+    their_folder("chatml", tmp_path / "theirs")
+    tree = settings(tmp_path / "theirs", "tokenizer_config.json")
+    tree.pop("chat_template", None)
+    (tmp_path / "theirs" / "chat_template.jinja").unlink(missing_ok=True)
+    if written == "in files":
+        (tmp_path / "theirs" / "additional_chat_templates").mkdir()
+        (tmp_path / "theirs" / "chat_template.jinja").write_text(given["default"])
+        (tmp_path / "theirs" / "additional_chat_templates" / "tool_use.jinja").write_text(given["tool_use"])
+    else:
+        tree["chat_template"] = [{"name": name, "template": text} for name, text in given.items()]
+    (tmp_path / "theirs" / "tokenizer_config.json").write_text(json.dumps(tree))
+    import_model(tmp_path / "theirs", tmp_path / "run")
+    export_model(tmp_path / "run", tmp_path / "export")
+    for folder in ("theirs", "export"):
+        assert transformers.AutoTokenizer.from_pretrained(tmp_path / folder).chat_template == given
+
+
 def test_ids_of_a_model_without_a_tokenizer_are_kept(tmp_path):
     their_folder("llama-3", tmp_path / "theirs")
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):

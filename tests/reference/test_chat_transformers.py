@@ -110,6 +110,25 @@ def test_tools_and_calls_are_written_as_transformers_writes_them(tmp_path):
     assert row.first.tolist() == ids and row.token_labels.tolist() == mask
 
 
+def test_a_tokenizers_template_for_tools_is_taken_for_rows_with_tools(tmp_path):
+    """As transformers takes it: Command R and Hermes have one called default, and one called tool_use."""
+    tools = [{"type": "function", "function": {"name": "rain"}}]
+    given = {"default": plain("chatml"), "tool_use": plain("qwen-3")}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer.from_str(tokenizer_json("bytes")), chat_template=given
+    )
+    path = write_tokenizer(tmp_path, "bytes", [{"name": name, "template": text} for name, text in given.items()])
+    rows = [{"messages": TALK[:2]}, {"messages": TALK[:2], "tools": tools}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = Config.model_validate(
+        {"objective": {"name": "instruct"}, "data": {"tokenizer": path}, "model": {"vocab": 500}}
+    )
+    found = open_examples(str(tmp_path / "rows.jsonl"), config)
+    expected = [tokenizer.apply_chat_template(TALK[:2], tools=asked, return_dict=False) for asked in (None, tools)]
+    assert [row.first.tolist() for row in found.rows] == expected and expected[0] != expected[1]
+    assert not any("is not read" in line for line in found.remarks)
+
+
 def test_a_template_with_marks_may_close_a_text_as_it_likes(tmp_path):
     """Phi-3's answers stay the same up to their marks' end; Qwen 3's do not."""
     assert ours(tmp_path, MARKED["phi-3"], "bytes", TALK) == [theirs("phi-3", "bytes", TALK)]

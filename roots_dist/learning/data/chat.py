@@ -8,7 +8,6 @@ An answer is what the template marks with {% generation %}. Without this mark it
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,17 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from roots_dist.errors import DataError, Problem
-from roots_dist.files import read_plain, reason
+from roots_dist.learning.data.template_files import WITH_TOOLS, find_templates
 from roots_dist.learning.data.templates import BEGIN, CPU_S, END, Template, TemplateFailed, TemplateLimitError
 
-DEFAULT = (
-    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
-)
-"""`user: QUESTION`, `assistant: ANSWER` and the end token, for tokenizers without a template and without role tokens.
-"""
-DEFAULT_NAME = "the default template"
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]] | None
 """Descriptions of functions that the model may call."""
@@ -77,6 +68,12 @@ class Chat:
     """The template has {% generation %}."""
     render: Callable[[Messages, bool, Tools], Rendering]
     """(messages, add_generation_prompt, tools) -> text, and its marked answers"""
+    with_tools: Chat | None = None
+    """The tokenizer's template for conversations with tools, where it has one for these alone."""
+
+    def of(self, tools: Tools) -> Chat:
+        """The format of a conversation with these tools, chosen as transformers does."""
+        return self.with_tools if tools is not None and self.with_tools is not None else self
 
     def prompt(self, messages: Messages) -> str:
         """The text up to the beginning of the next answer."""
@@ -163,7 +160,23 @@ def open_chat(template: str | None, tokenizer: str, end_token: str, now: Callabl
     Raises DataError if it cannot be read or is not a template. Templates are code, so they run in a sandbox, as in
     transformers, and in a process of their own (templates.py).
     """
-    name, source, tokens = find_template(template, Path(tokenizer))
+    found = find_templates(template, Path(tokenizer))
+
+    def made(name: str, source: str, with_tools: Chat | None = None) -> Chat:
+        return _chat(name, source, {"eos_token": end_token, **found.tokens}, now, with_tools)
+
+    own = found.named.get(WITH_TOOLS)
+    return made(found.name, found.default, None if own is None else made(f"{found.name} {WITH_TOOLS}", own))
+
+
+def _chat(
+    name: str,
+    source: str,
+    tokens: Mapping[str, str],
+    now: Callable[[], datetime] | None,
+    with_tools: Chat | None,
+) -> Chat:
+    """Compile a template. tokens: names of special tokens that it may write -> the tokens."""
     try:
         compiled = Template(source)
     except TemplateFailed as error:
@@ -177,7 +190,6 @@ def open_chat(template: str | None, tokenizer: str, end_token: str, now: Callabl
             "tools": tools,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
-            "eos_token": end_token,
             **tokens,
         }
         try:
@@ -188,7 +200,7 @@ def open_chat(template: str | None, tokenizer: str, end_token: str, now: Callabl
             raise _beyond(name, error) from None
         return _without_marks(text)
 
-    return Chat(name, source, compiled.marks_answers, render)
+    return Chat(name, source, compiled.marks_answers, render, with_tools)
 
 
 def _without_marks(text: str) -> Rendering:
@@ -203,47 +215,6 @@ def _without_marks(text: str) -> Rendering:
         else:
             length += len(piece)
     return Rendering("".join(pieces[::2]), tuple(answers))
-
-
-def find_template(template: str | None, tokenizer: Path) -> tuple[str, str, dict[str, str]]:
-    """Name and text of the template, and the special tokens that the tokenizer's config names."""
-    config = _read_config(tokenizer.with_name("tokenizer_config.json"))
-    both = _read_config(tokenizer.with_name("special_tokens_map.json")), config
-    named = {
-        key: value["content"] if isinstance(value, dict) else value
-        for file in both
-        for key, value in file.items()
-        if key.endswith("_token") and value is not None
-    }
-    tokens = {key: value for key, value in named.items() if isinstance(value, str)}
-    beside = tokenizer.with_name("chat_template.jinja")
-    file = template or (str(beside) if beside.is_file() else None)
-    if file is not None:
-        try:
-            return file, read_plain(Path(file)).decode(), tokens
-        except (OSError, UnicodeDecodeError) as error:
-            raise _unreadable(file, error) from error
-    given = config.get("chat_template")
-    if isinstance(given, list):
-        given = {t["name"]: t["template"] for t in given}.get("default")
-    return ("the tokenizer's template", given, tokens) if given else (DEFAULT_NAME, DEFAULT, tokens)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise _unreadable(str(path), error) from error
-    if not isinstance(found, dict):
-        raise _error(str(path), ValueError("the settings of a tokenizer are an object"))
-    return found
-
-
-def _unreadable(name: str, error: Exception) -> DataError:
-    expected = f"a file that can be read ({reason(error, name)})"
-    return DataError(Problem(key="finetune.chat_template", found=name, expected=expected, fix="check the path"))
 
 
 def _beyond(name: str, error: TemplateLimitError) -> TemplateLimitError:

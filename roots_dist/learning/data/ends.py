@@ -11,7 +11,8 @@ from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.config.special_tokens import SpecialTokens
 from roots_dist.errors import DataError
-from roots_dist.learning.data.chat import DEFAULT_NAME, Chat, open_chat
+from roots_dist.learning.data.chat import Chat, open_chat
+from roots_dist.learning.data.template_files import DEFAULT_NAME
 from roots_dist.learning.data.tokenizer import Codec
 
 QUESTION, ANSWER = "question", "answer"

@@ -40,7 +40,8 @@ class ConversationEncoder:
     def examples(self, row: Row, conversation: Conversation) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """int32 ids and marks (1: learned) of each example. Raises DataError if the template refuses the row."""
         try:
-            texts = self._render(row, conversation)
+            chat = self.chat.of(conversation.tools)
+            texts = self._render(row, conversation, chat)
         except PastRewritten as error:
             fix = "learn the last answer with finetune.turns=last, or each in an example of its own with =each"
             raise self._refused(row, conversation, error, fix) from error
@@ -52,11 +53,11 @@ class ConversationEncoder:
         for text, spans, _, is_prompted in texts:
             if not is_prompted:
                 self.remarks.saw(
-                    f"{self.chat.name} asks for answers with another text than it writes before them", row.place
+                    f"{chat.name} asks for answers with another text than it writes before them", row.place
                 )
             ids, learned = encode_learned(text, spans, self.codec)
             if not learned.any():
-                expected = f"an answer that {self.chat.name} marks with {{% generation %}}, or that the tokenizer keeps"
+                expected = f"an answer that {chat.name} marks with {{% generation %}}, or that the tokenizer keeps"
                 raise row.error("conversation", text, expected, "give another finetune.chat_template")
             yield ids, learned
 
@@ -64,9 +65,9 @@ class ConversationEncoder:
         found = f"{len(conversation.messages)} messages"
         return row.error("conversation", found, f"one that the template can write ({error})", fix)
 
-    def _render(self, row: Row, conversation: Conversation) -> list[Turn]:
-        chat, tools = self.chat, conversation.tools
-        messages = [self._for_template(row, message) for message in conversation.messages]
+    def _render(self, row: Row, conversation: Conversation, chat: Chat) -> list[Turn]:
+        tools = conversation.tools
+        messages = [self._for_template(row, message, chat) for message in conversation.messages]
         learned = [i for i, m in enumerate(conversation.messages) if m.role == "assistant" and m.learned]
         if tools and not chat.reads("tools"):
             self.remarks.saw(f"column 'tools' is not read: {chat.name} has no tools", row.place)
@@ -87,23 +88,21 @@ class ConversationEncoder:
                 self.remarks.saw(f"{chat.name} leaves out or rewrites messages of role {message['role']}", row.place)
         return found
 
-    def _for_template(self, row: Row, message: Message) -> dict[str, Any]:
+    def _for_template(self, row: Row, message: Message, chat: Chat) -> dict[str, Any]:
         """The message as templates read it, and as transformers prepares it: without what is null, its thoughts under
         every name."""
         role = message.role
-        if role == "developer" and self.chat.developer != role:
-            role = self.chat.developer
-            self.remarks.saw(
-                f"messages of role developer have role {role}: {self.chat.name} has no developer", row.place
-            )
+        if role == "developer" and chat.developer != role:
+            role = chat.developer
+            self.remarks.saw(f"messages of role developer have role {role}: {chat.name} has no developer", row.place)
         others = dict(message.others)
-        if others.get("tool_calls") and not self.chat.reads("tool_calls"):
-            expected = f"a template that writes them, which {self.chat.name} does not"
+        if others.get("tool_calls") and not chat.reads("tool_calls"):
+            expected = f"a template that writes them, which {chat.name} does not"
             raise row.error("tool_calls", others["tool_calls"], expected, "give another finetune.chat_template")
         for key in others:
             names = REASONING_KEYS if key in REASONING_KEYS else (key,)
-            if not any(map(self.chat.reads, names)):
-                self.remarks.saw(f"key {key!r} of messages is not read: {self.chat.name} has no {key}", row.place)
+            if not any(map(chat.reads, names)):
+                self.remarks.saw(f"key {key!r} of messages is not read: {chat.name} has no {key}", row.place)
         thoughts = next((others[key] for key in REASONING_KEYS if key in others), None)
         if thoughts is not None:
             others = {"thinking": thoughts, **others, "reasoning_content": thoughts}

@@ -20,7 +20,7 @@ from roots_dist.config.objectives import writing_decoders
 from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem, present
-from roots_dist.learning.data.chat import DEFAULT_NAME
+from roots_dist.learning.data.template_files import DEFAULT_NAME
 from roots_dist.runs.generate.check_options import check_options
 from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.generate import load_model

@@ -30,13 +30,13 @@ from roots_dist.config.special_tokens import (
     special_tokens,
     token_text,
 )
-from roots_dist.learning.data.chat import find_template
 from roots_dist.learning.data.ends import ends_of
+from roots_dist.learning.data.template_files import DEFAULT_NAME, FILE, FOLDER, find_templates
 from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.storage.exchange.tensors import exchange_error, read_json
 
-TOKENIZER, TEMPLATE = "tokenizer.json", "chat_template.jinja"
-FILES = (TOKENIZER, TEMPLATE, *COMPANIONS)
+TOKENIZER = "tokenizer.json"
+FILES = (TOKENIZER, FILE, *COMPANIONS)
 HF_NAMES = {"pad": "pad", "cls": "cls", "sep": "sep", "mask": "mask", "unk": "unk", "end": "eos"}
 """Our special tokens -> their names in transformers."""
 DROPPED_KEYS = ("chat_template", "auto_map", "tokenizer_file", "vocab_file", "backend", "is_local", "name_or_path")
@@ -68,6 +68,9 @@ def copy_tokenizer(folder: Path, run: Path, beyond: Mapping[str, int]) -> None:
             (run / name).write_text(json.dumps(tree, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         else:
             shutil.copyfile(folder / name, run / name)
+    for template in (folder / FOLDER).glob("*.jinja"):
+        (run / FOLDER).mkdir(exist_ok=True)
+        shutil.copyfile(template, run / FOLDER / template.name)
 
 
 def tokens_beyond(folder: Path, vocab: int) -> dict[str, int]:
@@ -174,9 +177,12 @@ def write_tokenizer(config: Config, folder: Path) -> None:
     (folder / TOKENIZER).write_text(json.dumps(tree, ensure_ascii=False), encoding="utf-8")
     settings = _settings(config, beside.get(SETTINGS, {}), named, specials, ids)
     chats = objective_of(config).chats
-    name, template, _ = find_template(config.finetune.chat_template if chats else None, path)
-    if chats or name != "the default template":
-        (folder / TEMPLATE).write_text(template, encoding="utf-8")
+    templates = find_templates(config.finetune.chat_template if chats else None, path)
+    if chats or templates.name != DEFAULT_NAME:
+        (folder / FILE).write_text(templates.default, encoding="utf-8")
+    for name, text in templates.named.items():
+        (folder / FOLDER).mkdir(exist_ok=True)
+        (folder / FOLDER / f"{Path(name).name}.jinja").write_text(text, encoding="utf-8")
     (folder / SETTINGS).write_text(json.dumps(settings, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     if MAP in beside:
         kept = _tokens_that_are(beside[MAP], named, ids)
