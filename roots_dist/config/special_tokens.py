@@ -227,10 +227,10 @@ def special_tokens(tree: Mapping[str, Any], companions: Mapping[str, Mapping[str
 
 
 def token_text(value: object, key: str) -> str | None:
-    """The token that a setting names: a string, or an object with its content."""
+    """The token that a setting names: a string, or an object with its content. Text that is empty names none."""
     value = value.get("content") if isinstance(value, dict) else value
     if value is None or isinstance(value, str):
-        return value
+        return value or None
     raise DataError(Problem(key=key, found=value, expected="a token, or null", fix="correct it"))
 
 
@@ -269,7 +269,7 @@ def _around(processor: Mapping[str, Any] | None) -> tuple[tuple[int, ...], tuple
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = json.loads(read_plain(path).decode())
+        tree = json.loads(read_plain(path))
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
     if not isinstance(tree, dict):

@@ -6,6 +6,7 @@ Ids against transformers: tests/reference/test_chat_transformers.py.
 import csv
 import gzip
 import json
+import re
 from typing import get_args
 
 import pytest
@@ -34,7 +35,7 @@ TOOL = {"type": "function", "function": {"name": "add"}}
 @pytest.fixture
 def config(tmp_path):
     def made(template="chatml", seq=200, **finetune) -> Config:
-        path = write_tokenizer(tmp_path, "bytes", plain(template) if template in MARKED else template)
+        path = write_tokenizer(tmp_path, "bytes", plain(template) if str(template) in MARKED else template)
         data = {"tokenizer": path, "seq_length": seq, "train": str(tmp_path / "rows.jsonl")}
         tree = {"objective": {"name": "instruct"}, "data": data, "model": {"vocab": 500}, "finetune": finetune}
         return Config.model_validate(tree)
@@ -102,6 +103,9 @@ ROWS = {
         ("system: Be kind.", *TWO),
     ),
     "OpenAI's messages in conversations": ({"conversations": PAIR}, TWO),
+    "roles in capitals": ({"messages": [ASKED | {"role": "User"}, SAID | {"role": "ASSISTANT"}]}, TWO),
+    "an object of columns": ({"messages": {"role": ["user", "assistant"], "content": ["Add 1.", "2"]}}, TWO),
+    "another format's column that is empty": ({"messages": None, "instruction": "Add 1.", "output": "2"}, TWO),
     "alpaca": ({"instruction": "Add.", "input": "1 and 1", "output": "2"}, ("user: Add.\n1 and 1", "assistant: 2")),
     "alpaca without input": ({"instruction": "Add 1.", "output": "2"}, TWO),
     "alpaca, empty input": ({"instruction": "Add 1.", "input": "", "output": "2"}, TWO),
@@ -278,6 +282,22 @@ def test_a_call_as_sharegpt_writes_it_is_that_of_openai(rows):
     assert call.others == {"tool_calls": [{"type": "function", "function": CALL["function"]}]}
 
 
+CALLS = {
+    "a list": {"tool_calls": [CALL]},
+    "a list as JSON text": {"tool_calls": json.dumps([CALL])},
+    "OpenAI's older key": {"function_call": CALL["function"]},
+    "the older key as JSON text": {"function_call": json.dumps(CALL["function"])},
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_a_call_is_the_same_however_it_is_written(config, rows, case):
+    path = rows({"messages": [ASKED, {"role": "assistant", "content": None} | CALLS[case]]})
+    ((_, learned),) = shown(config("qwen-3"), path)
+    assert len(learned) == 1 and json.dumps(CALL["function"]) in learned[0]
+    assert remarks(config("qwen-3"), path) == []
+
+
 # ── what is refused, or skipped ────────────────────────────────────────────────────────────────────────────────────
 
 CALLING = {"role": "assistant", "tool_calls": [CALL]}
@@ -377,6 +397,22 @@ def test_a_list_under_another_name_is_refused_with_the_name_that_it_needs(config
         open_examples(rows(text), config())
 
 
+FILES = {
+    "rows.csv": ("prompt;completion\na;b\n", r"rows.csv:1 = 'prompt;completion': expected columns parted by a comma"),
+    "rows.tsv": ("prompt,completion\na,b\n", r"rows.tsv:1 = .* and not by ','. Fix: save it with a tab between"),
+    "rows.jsonl": (json.dumps({"messages": PAIR}).encode("utf-16"), r"Fix: save the file as UTF-8: iconv -f UTF-16"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_another_kind_is_answered_with_its_own_fix(config, tmp_path, name):
+    content, words = FILES[name]
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=words) as refused:
+        open_examples(str(tmp_path / name), config())
+    assert "\n" not in str(refused.value)
+
+
 def test_what_is_too_long_to_learn_from_stops_the_run_or_is_skipped(config, rows):
     long = {"messages": [ASKED | {"content": "Add 1 to " * 20}, SAID]}
     path = rows({"messages": PAIR}, long)
@@ -401,6 +437,22 @@ def test_a_training_run_says_its_format_and_what_it_skips(config, rows):
 
 
 # ── templates ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+TEMPLATES = {
+    "no default": ([{"name": "rag", "template": "a"}], "chat_template = 'rag': expected a template called default"),
+    "no names": ([{"template": "a"}], "a template in Jinja, or a list of {name"),
+    "a list of texts": (["a"], "a template in Jinja, or a list of {name"),
+    "a number": (7, "a template in Jinja, or a list of {name"),
+}
+
+
+@pytest.mark.parametrize("case", TEMPLATES)
+def test_templates_that_are_none_are_refused(config, rows, case):
+    template, words = TEMPLATES[case]
+    with pytest.raises(DataError, match=re.escape(words)) as refused:
+        open_examples(rows({"messages": PAIR}), config(template))
+    assert "Fix: " in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_turns_are_never_rendered_without_those_before_them(config, rows):

@@ -119,6 +119,13 @@ def test_what_names_no_token_is_refused_in_a_line(files, told, tmp_path):
     assert describe(str(tmp_path / "tokenizer.json")) == f"special tokens: {refused.value}"
 
 
+def test_a_mark_of_byte_order_and_an_empty_name_are_nothing(tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(TREE))
+    (tmp_path / SETTINGS).write_bytes(b"\xef\xbb\xbf" + json.dumps({"bos_token": "", "eos_token": "<stop>"}).encode())
+    found = read_special_tokens(tmp_path / "tokenizer.json")
+    assert (found.bos, found.eos) == (None, ids("<stop>"))
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", SETTINGS, GENERATION])
 def test_a_file_that_cannot_be_read_is_named(name, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(TREE))

@@ -64,14 +64,16 @@ def find_format(row: Row, columns: TextColumns) -> Format:
 
     The first in the table, except that columns which the config names come before those which it does not.
     """
+    filled = {column for column, value in row.values.items() if value is not None}
     there = set(row.values)
     if _is_messages(row.values.get(columns.text)):
         return FORMATS["messages"]
     if columns != TextColumns() and there.issuperset(columns):
         return next((f for f in FORMATS.values() if set(f.needs(columns)) == set(columns)), FORMATS["columns"])
-    for one in FORMATS.values():
-        if there.issuperset(one.needs(columns)):
-            return one
+    for given in (filled, there):  # a table has the columns of all its rows
+        for one in FORMATS.values():
+            if given.issuperset(one.needs(columns)):
+                return one
     known = "; ".join(f"{', '.join(f.needs(columns))} ({f.title})" for f in FORMATS.values())
     fix = "rename the columns, or name yours with finetune.text_column and finetune.label_column"
     if there.issuperset(PAIR):

@@ -16,11 +16,13 @@ from roots_dist.learning.data.templates import BEGIN, END
 ROLES = {
     "system": "system", "developer": "developer", "user": "user", "assistant": "assistant", "tool": "tool",
     "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
-    "model": "assistant", "observation": "tool", "function": "tool", "function_response": "tool",
+    "ai": "assistant", "model": "assistant", "observation": "tool", "function": "tool", "function_response": "tool",
 }  # fmt: skip
-"""What data sets call a role -> its name in chat templates."""
+"""What data sets call a role, in lower case -> its name in chat templates."""
 CALLS = ("function_call", "tool_call")
 """ShareGPT's roles of a message whose text is a call of a function by the assistant."""
+OLDER_CALL = "function_call"
+"""Key of a message that holds one call, in OpenAI's older messages."""
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 """Keys of a message: OpenAI's, ShareGPT's."""
 WEIGHT_KEYS = ("weight", "train", "training")
@@ -59,12 +61,16 @@ def read_messages(row: Row, column: str) -> list[Message]:
 
 
 def list_of(value: object) -> list[Any] | None:
-    """A list, or the list that a JSON text holds; None if it is neither."""
+    """A list, or the list that a JSON text holds, or that an object of equally long lists means, as tables of Hugging
+    Face hold a list of objects; None if it is none of them."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
             return None
+    if isinstance(value, Mapping) and value and all(isinstance(column, list) for column in value.values()):
+        lengths = {len(column) for column in value.values()}
+        return [dict(zip(value, row)) for row in zip(*value.values())] if len(lengths) == 1 else None
     return value if isinstance(value, list) else None
 
 
@@ -74,13 +80,17 @@ def _message(row: Row, column: str, found: object) -> Message:
     name, content = values.pop(role_key, None), _content(row, column, found, values.pop(content_key, None))
     if name in CALLS:
         values["tool_calls"], name, content = _calls(row, column, content), "assistant", None
-    role = ROLES.get(name) if isinstance(name, str) else None
+    if OLDER_CALL in values and "tool_calls" not in values:
+        values["tool_calls"] = _calls(row, column, values.pop(OLDER_CALL))
+    role = ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
         raise row.error(column, found, f"messages with a role, one of {', '.join((*ROLES, *CALLS))}")
     weights = [_is_learned(row, column, key, role, values.pop(key)) for key in WEIGHT_KEYS if key in values]
-    calls = values.get("tool_calls")
-    if calls is not None and not (isinstance(calls, list) and all(isinstance(call, Mapping) for call in calls)):
-        raise row.error(column, calls, "tool_calls that are a list of objects")
+    calls = list_of(given := values.get("tool_calls"))
+    if given is not None:
+        if calls is None or not all(isinstance(call, Mapping) for call in calls):
+            raise row.error(column, given, "tool_calls that are a list of objects, or JSON text of one")
+        values["tool_calls"] = calls
     if role == "assistant" and not calls and not (content or "").strip():
         raise row.error(column, found, "messages of the assistant with content that is not empty, or with tool_calls")
     if role == "user" and not (content or "").strip():
@@ -90,16 +100,19 @@ def _message(row: Row, column: str, found: object) -> Message:
     return Message(role=role, content=content, learned=all(weights), others=values)
 
 
-def _calls(row: Row, column: str, text: str | None) -> list[dict[str, Any]]:
-    """Calls of functions that ShareGPT writes as JSON text, as chat templates read them."""
-    try:
-        value = json.loads(text or "")
-    except (ValueError, RecursionError):
-        value = None
+def _calls(row: Row, column: str, given: object) -> list[dict[str, Any]]:
+    """Calls of functions that ShareGPT writes as JSON text and OpenAI's older messages as an object, as chat templates
+    read them."""
+    value = given
+    if isinstance(given, str) or given is None:
+        try:
+            value = json.loads(given or "")
+        except (ValueError, RecursionError):
+            value = None
     calls = value if isinstance(value, list) else [value]
     if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
         raise row.error(
-            column, text, 'a call of a function as JSON text, {"name": …, "arguments": {…}}, or a list of them'
+            column, given, 'a call of a function as JSON text, {"name": …, "arguments": {…}}, or a list of them'
         )
     return [{"type": "function", "function": call} for call in calls]
 

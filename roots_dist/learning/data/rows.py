@@ -7,6 +7,7 @@ An invalid row is handed to Remarks.reject, which raises its DataError or counts
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import json
@@ -146,6 +147,8 @@ def _bad_line(file: str, line: int, data: bytes, expected: str) -> DataError:
     fix = "correct this line" + (
         "; if the file is one list of objects, its name should end in .json" if is_list else ""
     )
+    if line == 1 and data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        fix = f"save the file as UTF-8: iconv -f UTF-16 -t UTF-8 {file}"
     return DataError(Problem(key=f"{file}:{line}", found=_short(data), expected=expected, fix=fix))
 
 
@@ -249,6 +252,7 @@ def _table(delimiter: str, name: str) -> Reader:
                 lines, quoting = io.StringIO(text, newline=""), _quoting(text)
             reader = csv.DictReader(lines, delimiter=delimiter, quoting=quoting, strict=True)
             _refuse_duplicate_columns(reader.fieldnames or (), file)
+            _refuse_other_delimiters(reader.fieldnames or (), file, name)
             line = 1
             for values in reader:
                 line = reader.line_num
@@ -307,6 +311,13 @@ def _refuse_duplicate_columns(columns: Sequence[str], file: str) -> None:
             key=f"{file}:1", found=twins[0], expected="a name of its own for each column", fix="rename one of them"
         )
         raise DataError(problem)
+
+
+def _refuse_other_delimiters(columns: Sequence[str], file: str, name: str) -> None:
+    """Raise DataError for a first line that is parted by something else. name: the delimiter in words."""
+    if len(columns) == 1 and (found := re.search(r"[;\t|,]", columns[0])):
+        expected, fix = f"columns parted by a {name}, and not by {found[0]!r}", f"save it with a {name} between columns"
+        raise DataError(Problem(key=f"{file}:1", found=columns[0], expected=expected, fix=fix))
 
 
 READERS: dict[str, Reader] = {
