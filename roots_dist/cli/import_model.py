@@ -23,6 +23,14 @@ def import_model(
     roots import downloads/gpt2 runs/gpt2-imported
     roots import downloads/electra-small-discriminator runs/electra \\
         --generator downloads/electra-small-generator
+
+    \b
+    Values of model_type in config.json that are read (docs/exchange.md):
+    gpt2, bloom, llama, gpt_neox, opt, mistral, phi3, qwen2, qwen3,
+    smollm3, granite, starcoder2, stablelm, falcon, gptj, phi, gemma,
+    gemma2, gemma3_text, olmo, olmo2, olmo3, mixtral, qwen2_moe,
+    qwen3_moe, olmoe, bert, roberta, xlm-roberta, camembert, distilbert,
+    electra, t5, mt5.
     """
     from roots_dist.cli.terminal import busy
     from roots_dist.storage.exchange import importing

@@ -177,6 +177,13 @@ def test_keys_that_change_no_function_are_listed_and_ignored(imported, tmp_path)
     assert config_of_run(tmp_path / "run").config.model == config_of_run(run).config.model
 
 
+def test_a_class_under_its_old_name_is_read(imported, tmp_path):
+    theirs, run, _ = imported("t5 v1.0")
+    import_model(changed(theirs, tmp_path / "theirs", {"architectures": ["T5WithLMHeadModel"]}), tmp_path / "run")
+    assert config_of_run(tmp_path / "run").config.model == config_of_run(run).config.model
+    assert origin_of(tmp_path / "run") == "T5ForConditionalGeneration"
+
+
 def test_a_balance_of_whole_batches_is_not_taken_over_and_an_import_says_so(imported, tmp_path):
     theirs, _, said = imported("mixtral")
     assert "; router_aux_loss_coef = 0.001 is not taken over" in said

@@ -10,8 +10,10 @@ import transformers
 from hub_models import SPECIALS, saved, tokenizer
 from safetensors.torch import load_file, save_file
 
+from roots_dist.cli.main import main
 from roots_dist.errors import UserError
 from roots_dist.learning.data.tokenizer import load
+from roots_dist.storage.exchange import ARCHITECTURES
 from roots_dist.storage.exchange.exporting import export_model
 from roots_dist.storage.exchange.hf_config import labels_of
 from roots_dist.storage.exchange.importing import import_model
@@ -48,7 +50,7 @@ KEYS = [
     ("gpt2", "embd_pdrop", 0.3, "embd_pdrop = 0.3: expected the same as resid_pdrop = 0.1"),
     ("gpt2", "warp_drive", 7, "warp_drive = 7: expected a known key of model type gpt2"),
     ("gpt2", "warp\ndrive", 7, "warp\\ndrive = 7: expected a known key"),
-    ("gpt2", "n_layer", "three", "n_layer = 'three': expected a valid integer"),
+    ("gpt2", "n_layer", "three", "n_layer = 'three': expected no text there, but a number"),
     ("gpt2", "architectures", ["GPT2DoubleHeadsModel"], "= 'GPT2DoubleHeadsModel': expected one of GPT2LMHeadModel"),
     ("gpt2", "model_type", "mamba", "model_type = 'mamba': expected 'gpt2', as GPT2LMHeadModel has. Fix: write"),
     ("gpt2", "model_type", None, "model_type = None: expected 'gpt2', as GPT2LMHeadModel has"),
@@ -254,6 +256,18 @@ def test_files_that_cannot_be_read_safely_are_refused(originals, tmp_path):
     (folder / "config.json").write_text("{")
     told = refused(folder, tmp_path / "run")
     assert "config.json: cannot be read" in told and "Fix: correct it there, or get the file again." in told
+
+
+def test_a_class_like_no_other_is_answered_in_a_short_line_and_the_help_lists_all(originals, tmp_path, capsys):
+    folder = shutil.copytree(originals("gpt2"), tmp_path / "theirs")
+    (folder / "config.json").write_text(json.dumps({"model_type": "rwkv", "architectures": ["RwkvForCausalLM"]}))
+    told = refused(folder, tmp_path / "run")
+    assert "model_type = 'rwkv': expected a model type that is read, such as llama or qwen3 or bert or t5. Fix" in told
+    assert f"use a model of one of the {len(ARCHITECTURES)} types that `roots import --help` lists" in told
+    with pytest.raises(SystemExit):
+        main(["import", "--help"])
+    listed = capsys.readouterr().out.split("are read (docs/exchange.md):")[1].partition(".\n")[0]
+    assert " ".join(listed.split()).split(", ") == [*ARCHITECTURES]
 
 
 def test_a_class_of_no_type_is_answered_with_a_few_types(originals, tmp_path):

@@ -252,9 +252,18 @@ TWO_PLACES = {
             "full_attention": DEFAULT, "sliding_attention": DEFAULT | {"rope_theta": 1e4}}},
         "rope_local_base_freq = 5000.0: expected the same as rope_parameters.sliding_attention.rope_theta = 10000.0",
     ),
-    "kinds of layers in rope_scaling": ("gemma3_text", {"rope_scaling": {"full_attention": LINEAR}}, "rope_type = ["),
+    "kinds of layers in rope_scaling": (
+        "gemma3_text", {"rope_scaling": {"full_attention": LINEAR}},
+        "rope_scaling = {'full_attention': {'rope_type': 'linear', 'factor': 4.0}}: expected the settings of one rule",
+    ),
+    "the name of a rule alone": (
+        "llama", {"rope_scaling": "yarn"},
+        "rope_scaling = 'yarn': expected an object with the settings of a rule, or null. Fix: write",
+    ),
+    "a list of settings": ("qwen3", {"rope_parameters": [DEFAULT]}, "rope_parameters = [{'rope_type': 'default', "),
     "no settings of a kind": (
-        "gemma3_text", {"rope_parameters": {"full_attention": DEFAULT, "sliding_attention": "none"}}, "rope_type = [",
+        "gemma3_text", {"rope_parameters": {"full_attention": DEFAULT, "sliding_attention": "none"}},
+        "rope_parameters.sliding_attention = 'none': expected an object with the settings of a rule, or null",
     ),
     "both names of a share": (
         "gpt_neox", {"rotary_pct": 0.25, "partial_rotary_factor": 0.5},
@@ -268,8 +277,8 @@ TWO_PLACES = {
 
 
 @pytest.mark.parametrize("case", TWO_PLACES)
-def test_a_rotary_setting_with_two_values_is_refused_by_both_keys(case):
-    """Each version of transformers reads another place, so that no reading would be right for all."""
+def test_a_rotary_setting_with_two_values_or_of_another_kind_is_refused_by_its_keys(case):
+    """Each version of transformers reads another place, so that no reading of two values would be right for all."""
     kind, tree, told = TWO_PLACES[case]
     with pytest.raises(UserError, match=re.escape(told)) as error:
         read_hf_config(tree, ARCHITECTURES[kind], "config.json")
@@ -288,6 +297,32 @@ def test_a_rotary_setting_may_stand_twice_with_one_value():
     kinds = {"full_attention": LINEAR | {"rope_theta": 1e6}, "sliding_attention": DEFAULT | {"rope_theta": 1e4}}
     assert read("gemma3_text", rope_scaling=LINEAR, rope_parameters=kinds) == (1e6, {"type": "linear", "factor": 4.0})
     assert read("gpt_neox", rotary_emb_base=500, rope_theta=500.0)[0] == 500
+
+
+OTHER_KINDS = {
+    "one kind for all": ("qwen3", {"layer_types": "full_attention"}, "layer_types = 'full_attention': expected no"),
+    "kinds of two layers": ("gemma2", {"layer_types": ["full_attention"] * 2}, "expected a list of 3, the kind of"),
+    "kinds of four layers": ("smollm3", {"no_rope_layers": [1] * 4}, "no_rope_layers = [1, 1, 1, 1]: expected a"),
+    "a truth as text": ("llama", {"tie_word_embeddings": "false"}, "tie_word_embeddings = 'false': expected no text"),
+    "a number as text": ("llama", {"rope_theta": "10000.0"}, "rope_theta = '10000.0': expected no text there"),
+    "a factor as text": (
+        "llama", {"rope_scaling": LINEAR | {"factor": "4"}}, "rope_scaling.factor = '4': expected no text there",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OTHER_KINDS)
+def test_a_setting_of_another_kind_is_refused_by_its_key(case):
+    """Where transformers reads something else than it says, as true for the text false, or fails."""
+    kind, tree, told = OTHER_KINDS[case]
+    with pytest.raises(UserError, match=re.escape(told)) as error:
+        read_hf_config(SIZES | {"num_hidden_layers": 3} | tree, ARCHITECTURES[kind], "config.json")
+    assert ". Fix: " in str(error.value) and "\n" not in str(error.value)
+
+
+def test_the_other_name_of_an_activation_is_read():
+    values = read_hf_config(SIZES | {"hidden_act": "swish"}, ARCHITECTURES["llama"], "config.json").values
+    assert values["model.activation"] == "swiglu"
 
 
 @pytest.mark.parametrize("length", [0, None])

@@ -61,6 +61,8 @@ UNREAD: dict[str, Unread] = {
     "hf_olmo": _older("olmo", "the files whose name ends in -hf, which are of type olmo"),
 }
 """Model types that are known and refused."""
+USUAL = ["llama", "qwen3", "bert", "t5"]
+"""Model types that are named where none is called alike."""
 
 
 def architecture_of(tree: Mapping[str, Any], folder: Path, tensors: Tensors) -> tuple[Architecture, Head]:
@@ -98,9 +100,9 @@ def _unread_type(where: str, model_type: object, name: object) -> ExchangeError:
     if of_class is not None:
         fix = f'write "model_type": "{of_class}" there, if it is that model'
         return exchange_error(where, model_type, f"{of_class!r}, as {name} has", fix)
-    close = get_close_matches(str(model_type).lower(), ARCHITECTURES, n=3)
-    expected = f"a model type that is read, such as {' or '.join(close)}" if close else "a model type that is read"
-    fix = f"use a model of one of these types: {', '.join(ARCHITECTURES)}"
+    close = get_close_matches(str(model_type).lower(), ARCHITECTURES, n=3) or USUAL
+    expected = f"a model type that is read, such as {' or '.join(close)}"
+    fix = f"use a model of one of the {len(ARCHITECTURES)} types that `roots import --help` lists"
     return exchange_error(where, model_type, expected, fix)
 
 

@@ -10,7 +10,7 @@ from roots_dist.storage.exchange.forms import QKV_BY_GROUP, VOCAB_ROWS
 from roots_dist.storage.exchange.gpt2 import ACTIVATIONS, BUFFERS, CLASSIFIER, SCORE
 from roots_dist.storage.exchange.llama import ROTARY
 from roots_dist.storage.exchange.rotary import ANGLES, RULE, flat, nested
-from roots_dist.storage.exchange.table import QKV, Architecture, Contradiction, Entry, Head, Key, same_layout
+from roots_dist.storage.exchange.table import QKV, Architecture, Entry, Head, Key, contradiction, same_layout
 
 OLDER = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}
 """Names in version 4 -> those in version 5."""
@@ -23,7 +23,7 @@ def _flat(tree: dict[str, Any]) -> dict[str, Any]:
         value = tree.pop(old, None)
         if value is not None and tree.setdefault(new, value) != value:
             why = "both are the same setting, and each version of transformers reads another one"
-            raise Contradiction(old, value, new, tree[new], why, "correct the one that is wrong, or remove it")
+            raise contradiction(old, value, new, tree[new], why, "correct the one that is wrong, or remove it")
     return tree
 
 

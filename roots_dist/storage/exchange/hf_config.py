@@ -25,7 +25,7 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, ExchangeError, Problem
 from roots_dist.storage.exchange import rotary
 from roots_dist.storage.exchange.common_keys import COMMON, FIXES, HARMLESS, LEFT_BEHIND, WINDOW_KEYS
-from roots_dist.storage.exchange.table import Architecture, Contradiction, Head, Key
+from roots_dist.storage.exchange.table import Architecture, Head, Key, Refusal
 from roots_dist.storage.exchange.tensors import exchange_error
 from roots_dist.storage.exchange.values import compact, plain, spelled_out
 
@@ -46,10 +46,11 @@ def read_hf_config(tree: Mapping[str, Any], architecture: Architecture, where: s
     """Raises ExchangeError for the first setting that is not supported."""
     without_windows = tree.get("use_sliding_window") is False
     has_windows = any(key.ours == "model.window" for key in architecture.keys)
+    _refuse_texts(tree, architecture, where)
     ignored = [name for name in WINDOW_KEYS if without_windows and not has_windows and tree.get(name) is not None]
     try:
         tree = architecture.flatten({name: value for name, value in tree.items() if name not in ignored})
-    except Contradiction as error:
+    except Refusal as error:
         raise exchange_error(f"{where}: {error.key}", error.found, error.expected, error.fix) from error
     found: dict[str, object] = dict(architecture.ours)
     set_by: dict[str, str] = {}
@@ -87,6 +88,14 @@ def read_hf_config(tree: Mapping[str, Any], architecture: Architecture, where: s
     if isinstance(places, int):
         found["data.seq_length"] = min(places, LONGEST_SAMPLE)
     return Reading(found, tuple(ignored))
+
+
+def _refuse_texts(tree: Mapping[str, Any], architecture: Architecture, where: str) -> None:
+    """Raise ExchangeError for a number or a truth that is written as text: transformers takes "false" for true."""
+    for key in architecture.keys:
+        for name in (key.theirs, *key.aliases):
+            if key.translation is None and name != "rope_scaling" and isinstance(tree.get(name), str):
+                raise _error(where, name, tree[name], "no text there, but a number, true, false or a list")
 
 
 def _is_inert(name: str, value: object) -> bool:

@@ -21,6 +21,7 @@ from roots_dist.storage.exchange.rotary import (
     WHOLE_HEAD,
     flat,
     nested,
+    refuse_other_lengths,
     with_layer_types,
 )
 from roots_dist.storage.exchange.table import (
@@ -36,7 +37,7 @@ from roots_dist.storage.exchange.table import (
     variant,
 )
 
-GATED = {"silu": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
+GATED = {"silu": "swiglu", "swish": "swiglu", "gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
 ROTARY = {
     "model.family": "gpt",
     "model.positions": "rotary",
@@ -191,6 +192,7 @@ def _smollm_flat(tree: dict[str, Any]) -> dict[str, Any]:
     every, layers = tree.pop("no_rope_layer_interval", 4), tree.get("num_hidden_layers", 36)
     if tree.get("no_rope_layers") is None and isinstance(layers, int):
         tree["no_rope_layers"] = [int((i + 1) % every != 0) for i in range(min(layers, MOST_LAYERS))]
+    refuse_other_lengths("no_rope_layers", tree.get("no_rope_layers"), layers)
     return tree
 
 

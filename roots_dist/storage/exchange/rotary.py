@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from roots_dist.storage.exchange.table import Contradiction, Fixed, Key
+from roots_dist.storage.exchange.table import Fixed, Key, Refusal, contradiction
 
 Tree = dict[str, Any]
 RULES = ("linear", "llama3", "yarn", "longrope")
@@ -31,15 +31,17 @@ WHOLE_HEAD = Fixed("partial_rotary_factor", 1.0, written=False)
 
 def flat(tree: Tree) -> Tree:
     """One spelling for both, with the rule in our terms. A rule that we do not have stays under rope_type. Raises
-    Contradiction where a setting stands in two places with two values."""
+    Refusal where a setting stands in two places with two values, or is no object."""
     old, new = ({} if tree.get(name) is None else tree.pop(name) for name in ("rope_scaling", "rope_parameters"))
-    if not isinstance(old, dict) or not isinstance(new, dict) or "full_attention" in old:
-        return tree | {"rope_type": [old, new]}
+    _refuse_other_types("rope_scaling", old)
+    _refuse_other_types("rope_parameters", new)
+    if "full_attention" in old:
+        fix = "write the rules of kinds of layers into rope_parameters, as transformers 5 does"
+        raise Refusal("rope_scaling", old, "the settings of one rule, as version 4 of transformers has them", fix)
     old, new, place = _typed(old), _typed(new), "rope_parameters"
     if isinstance(full := new.get("full_attention"), dict):  # settings of their own for window layers
         local, place = new.get("sliding_attention") or {}, "rope_parameters.full_attention"
-        if not isinstance(local, dict):
-            return tree | {"rope_type": [old, new]}
+        _refuse_other_types("rope_parameters.sliding_attention", local)
         new = _typed(full)
         if (base := local.get("rope_theta")) is not None:
             _agree("rope_local_base_freq", tree.get("rope_local_base_freq"), LOCAL, base)
@@ -62,6 +64,8 @@ def flat(tree: Tree) -> Tree:
     if kind not in RULES:
         return tree | {"rope_type": kind}
     rule = {key: value for key, value in given.items() if key not in (*_NOTES, ORIGINAL) and value is not None}
+    if text := next((key for key, value in rule.items() if isinstance(value, str)), None):
+        raise Refusal(f"rope_scaling.{text}", rule[text], "no text there", "write it without quotes")
     if kind != "linear":
         rule["original_length"] = original
         if kind == "longrope" and rule.get("factor") == _ratio(tree.get("max_position_embeddings"), original):
@@ -69,15 +73,24 @@ def flat(tree: Tree) -> Tree:
     return tree | {"rope_scaling": {"type": kind} | rule}
 
 
+def _refuse_other_types(key: str, found: object) -> None:
+    """Raise Refusal for settings that are no object, as the name of a rule alone."""
+    if not isinstance(found, dict):
+        rule = found if isinstance(found, str) and found in RULES else "linear"
+        expected = "an object with the settings of a rule, or null"
+        fix = f'write the rule with its settings, as {{"rope_type": "{rule}", "factor": 4.0}}'
+        raise Refusal(key, found, expected, fix)
+
+
 def _agree(key: str, found: object, other: str, value: object) -> None:
-    """Raise Contradiction if both are said and differ."""
+    """Raise Refusal if both are said and differ."""
     if found is not None and value is not None and found != value:
         why = "both are the same setting, and each version of transformers reads another one"
-        raise Contradiction(key, found, other, value, why, "correct the one that is wrong, or remove it")
+        raise contradiction(key, found, other, value, why, "correct the one that is wrong, or remove it")
 
 
 def _refuse_other_rule(old: Tree, place: str, new: Tree) -> None:
-    """Raise Contradiction if rope_scaling says something else than rope_parameters, which it replaces as a whole."""
+    """Raise Refusal if rope_scaling says something else than rope_parameters, which it replaces as a whole."""
     unscaled = _is_unscaled(old) and _is_unscaled(new)
     keys = ("rope_theta", "partial_rotary_factor") if unscaled else ("rope_type", *old, *new)
     for key in keys:
@@ -86,7 +99,7 @@ def _refuse_other_rule(old: Tree, place: str, new: Tree) -> None:
         if key not in ("type", "finetuned") and found != value:
             why = "transformers reads rope_scaling alone where there are both, rope_theta included"
             fix = f"write the rule into {place}, beside its rope_theta, and remove rope_scaling"
-            raise Contradiction(f"rope_scaling.{key}", found, f"{place}.{key}", value, why, fix)
+            raise contradiction(f"rope_scaling.{key}", found, f"{place}.{key}", value, why, fix)
 
 
 def nested(tree: Tree, kind_key: str = "rope_type", usual_share: float = 1.0) -> Tree:
@@ -167,4 +180,13 @@ def with_layer_types(tree: Tree, is_window: Callable[[int], bool], num_layers: i
     types = tree.get("layer_types")
     if types is None and isinstance(layers := tree.get("num_hidden_layers", num_layers), int):
         types = ["sliding_attention" if is_window(i) else "full_attention" for i in range(min(layers, MOST_LAYERS))]
+    refuse_other_lengths("layer_types", types, tree.get("num_hidden_layers", num_layers))
     return tree | {"layer_types": types}
+
+
+def refuse_other_lengths(key: str, kinds: object, layers: object) -> None:
+    """Raise Refusal unless these are the kinds of as many layers. A number of layers that is none is told elsewhere."""
+    counted = isinstance(layers, int) and layers <= MOST_LAYERS
+    if counted and not (isinstance(kinds, list) and len(kinds) == layers):
+        expected = f"a list of {layers}, the kind of each layer"
+        raise Refusal(key, kinds, expected, "correct it, or num_hidden_layers")

@@ -14,11 +14,11 @@ from roots_dist.storage.exchange.forms import VOCAB_ROWS
 from roots_dist.storage.exchange.table import (
     UNBIASED,
     Architecture,
-    Contradiction,
     Entry,
     Fixed,
     Head,
     Key,
+    contradiction,
     same_layout,
     with_defaults,
 )
@@ -69,7 +69,7 @@ def _with_one_activation(tree: dict[str, Any], usual: str) -> dict[str, Any]:
         if found != value:
             why = f"it means {value!r}, and transformers would follow {key}"
             fix = f"correct the one that is wrong, or remove {key}"
-            raise Contradiction(key, found, "feed_forward_proj", said, why, fix)
+            raise contradiction(key, found, "feed_forward_proj", said, why, fix)
     return tree
 
 

@@ -71,13 +71,17 @@ class Rule(NamedTuple):
         return (*self.needed, *self.echoes)
 
 
-class Contradiction(Exception):
-    """Two keys of config.json that say different things, of which another reader may follow the other one."""
+class Refusal(Exception):
+    """A key of config.json that is not read as it stands."""
 
-    def __init__(self, key: str, found: object, other: str, value: object, why: str, fix: str):
+    def __init__(self, key: str, found: object, expected: str, fix: str):
         super().__init__(key)
-        self.key, self.found, self.fix = key, found, fix
-        self.expected = f"the same as {other} = {value!r}: {why}"
+        self.key, self.found, self.expected, self.fix = key, found, expected, fix
+
+
+def contradiction(key: str, found: object, other: str, value: object, why: str, fix: str) -> Refusal:
+    """The error for two keys that say different things, of which another reader may follow the other one."""
+    return Refusal(key, found, f"the same as {other} = {value!r}: {why}", fix)
 
 
 class Key(NamedTuple):
