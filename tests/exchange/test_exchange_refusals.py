@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import transformers
-from hub_models import SPECIALS, saved, tokenizer
+from hub_models import SPECIALS, saved, tensors_in, tokenizer
 from safetensors.torch import load_file, save_file
 
 from roots_dist.cli.main import main
@@ -49,6 +49,7 @@ KEYS = [
     ("gpt2", "pruned_heads", {"1": [0]}, "pruned_heads = {'1': [0]}: expected {}"),
     ("gpt2", "embd_pdrop", 0.3, "embd_pdrop = 0.3: expected the same as resid_pdrop = 0.1"),
     ("gpt2", "warp_drive", 7, "warp_drive = 7: expected a known key of model type gpt2"),
+    ("gpt2", "use_alibi", True, "use_alibi = True: expected a known key of model type gpt2"),
     ("gpt2", "warp\ndrive", 7, "warp\\ndrive = 7: expected a known key"),
     ("gpt2", "n_layer", "three", "n_layer = 'three': expected no text there, but a number"),
     ("gpt2", "architectures", ["GPT2DoubleHeadsModel"], "= 'GPT2DoubleHeadsModel': expected one of GPT2LMHeadModel"),
@@ -87,6 +88,7 @@ KEYS = [
     ("llama", "use_sliding_window", True, "use_sliding_window = True: expected false"),
     ("llama", "ffn_dropout", 0.1, "ffn_dropout = 0.1: expected a known key of model type llama"),
     ("llama", "hidden_act", "relu", "hidden_act = 'relu': expected silu"),
+    ("llama", "rope_interleaved", True, "rope_interleaved = True: expected false"),
     ("llama", "sliding_window", 128, "sliding_window = 128: expected null"),
     ("gpt_neox tied", "use_parallel_residual", None, "use_parallel_residual = None: expected true or false"),
     ("falcon", "alibi", True, "alibi = True: expected false"),
@@ -190,6 +192,7 @@ TENSORS = {
     ),
     "not a number": (lambda t: t[LAST].__setitem__(3, math.nan), f"tensor {LAST} holds NaN or infinity"),
     "infinite": (lambda t: t.update({LAST: t[LAST].half() / 0}), f"tensor {LAST} holds NaN or infinity"),
+    "infinite at one end": (lambda t: t[LAST].__setitem__(3, math.inf), f"tensor {LAST} holds NaN or infinity"),
     "not a number, tied": (
         lambda t: t.update({WORDS: t[WORDS] * math.nan, "lm_head.weight": t[WORDS] * math.nan}),
         f"tensor {WORDS} holds NaN or infinity: expected numbers. Fix: get the files again",
@@ -397,3 +400,7 @@ def test_names_of_older_files_are_understood(originals, tmp_path):
 
     spoil(folder, older)
     assert "BertForPreTraining" in import_model(folder, tmp_path / "bert run")
+    import_model(originals("bert words"), tmp_path / "under newer names")
+    newer, read = (tensors_in(tmp_path / name) for name in ("under newer names", "bert run"))
+    norms = [name for name in newer if "norm" in name]
+    assert len(norms) > 8 and all(torch.equal(read[name], newer[name]) for name in norms)

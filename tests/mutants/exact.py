@@ -31,6 +31,14 @@ EXACT = (
         test=BITS("gpt-degrees0-changes0"),
     ),
     Mutant(
+        name="each_rank_scales_squares_by_its_own_largest",
+        bug="whole numbers that ranks add up are cut from squares in units of each rank's own",
+        file="parallel/optim/norm.py",
+        before="            dist.all_reduce(largest, dist.ReduceOp.MAX, group=axis.group)\n",
+        after="            pass\n",
+        test=BITS("gpt-degrees0-changes0"),
+    ),
+    Mutant(
         name="tails_of_tensors_are_stepped_where_they_end",
         bug="AdamW rounds the last few numbers of a rank's slice otherwise than numbers inside a longer tensor",
         file="parallel/optim/groups.py",

@@ -192,6 +192,14 @@ EXPERT_MUTANTS = (
         test=CUT_AND_SHARDED,
     ),
     Mutant(
+        name="tokens_are_sent_to_ranks_with_the_same_experts",
+        bug="the groups of ranks that hold different experts and of those that hold the same are exchanged",
+        file="world/mesh.py",
+        before='else along("ep")',
+        after='else along("edp")',
+        test=CUT_AND_SHARDED,
+    ),
+    Mutant(
         name="norm_omits_the_experts_of_others",
         bug="each rank clips by the norm of its own experts",
         file=REFERENCE,

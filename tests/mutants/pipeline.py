@@ -22,6 +22,22 @@ PIPELINE = (
         test=LAYOUT("bloom,tp=2,pp=2,objective__reset_at_documents=True"),
     ),
     Mutant(
+        name="what_tensor_ranks_do_not_divide_is_not_sent",
+        bug="of a payload whose numbers tensor ranks do not divide, the last ones belong to no rank's part",
+        file="parallel/pipeline/parts.py",
+        before="return -(-math.prod(shape) // axis.size)",
+        after="return math.prod(shape) // axis.size",
+        test="unit/test_parts.py::test_the_parts_of_all_ranks_are_the_whole[shape1]",
+    ),
+    Mutant(
+        name="a_part_keeps_the_whole_alive",
+        bug="a message that has not arrived keeps the whole activation, of which it is a tp-th",
+        file="parallel/pipeline/parts.py",
+        before="return part.clone() if part.numel() == length",
+        after="return part if part.numel() == length",
+        test="unit/test_parts.py::test_a_part_does_not_keep_the_whole",
+    ),
+    Mutant(
         name="tied_gradients_are_not_summed",
         bug="copies of a tied weight on several stages learn each for itself",
         file="parallel/zero/reference.py",

@@ -8,6 +8,7 @@ from .exact import EXACT
 from .experts import EXPERT_MUTANTS
 from .extensions import EXTENSIONS
 from .features import FEATURES
+from .imports import IMPORTS
 from .loop import RUNS
 from .losses import LOSSES
 from .models import MODELS
@@ -35,6 +36,7 @@ AREAS: dict[str, tuple[Mutant, ...]] = {
     "Data and objectives": DATA,
     "Runs": RUNS,
     "Checkpoints": STORAGE,
+    "Imported models": IMPORTS,
     "Extensions and the kit for layers": EXTENSIONS,
     "Ranks among each other": RANKS,
 }
