@@ -62,3 +62,21 @@ def test_columns_and_rows_with_adapters_are_plain_torch(deferred):
     layers = (gate, up, down)
     for mine, other in zip(gradients(ours, [x], layers, tp), gradients(theirs, [x], layers), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
+
+
+def test_deferred_weight_gradients_are_not_there_before_they_are_asked_for():
+    """In a zero-bubble schedule nobody waits for them: of a microbatch that is the first, and of one that follows."""
+    tp = TensorParallel()
+    tp.deferred.enabled = True
+    layer = ColumnParallelLinear(tp, WIDTH, FEATURES, bias=True, std=1.0)
+    for number in range(2):
+        before = None if layer.weight.grad is None else layer.weight.grad.clone()
+        layer(torch.ones(ROWS, SEQ, WIDTH)).sum().backward()
+        if before is None:
+            assert layer.weight.grad is None
+        else:
+            assert torch.equal(layer.weight.grad, before)
+        assert torch.equal(layer.bias.grad, torch.full([FEATURES], ROWS * SEQ * (number + 1.0)))
+        (work,) = tp.deferred.drain()
+        work()
+        assert torch.equal(layer.weight.grad, torch.full([FEATURES, WIDTH], ROWS * SEQ * (number + 1.0)))

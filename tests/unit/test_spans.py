@@ -22,8 +22,9 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import DataError
 from roots_dist.learning.data.specials import read_specials, synthetic_specials
 from roots_dist.learning.data.store import Corpus
-from roots_dist.learning.objectives.spans import Spans, segments
+from roots_dist.learning.objectives.spans import Spans, padded_pair, segments
 from roots_dist.learning.objectives.synthetic import proof_objective
+from roots_dist.world.batch import IGNORE
 
 VOCAB = 400
 
@@ -135,6 +136,14 @@ def test_a_sample_is_the_window_with_sentinels_for_its_spans(seq):
         assert all(spans.values()) and inputs[0] not in sentinels  # begins with what is seen
         back = [word for token in inputs for word in spans.get(token, [token])]
         assert back == source.tokens(start, lengths.tokens).tolist()
+
+
+def test_a_decoder_reads_its_targets_one_place_later_whatever_number_a_word_has():
+    """A word may have the number 0 where padding has another; only what is not scored is padding to the decoder."""
+    fields = padded_pair(np.array([3, 0, 4]), np.array([0, 7, IGNORE]), 5, pad=9)
+    assert fields["tokens"].tolist() == [3, 0, 4, 9, 9]
+    assert fields["decoder_tokens"].tolist() == [9, 0, 7]
+    assert fields["targets"].tolist() == [0, 7, IGNORE]
 
 
 def test_density_and_mean_span_are_the_papers():
