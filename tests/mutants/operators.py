@@ -2,7 +2,8 @@
 
     source --mutations--> Mutation(line, what, mutated source), …
 
-What changes no number is left out: annotations, docstrings, messages, assertions and what is raised.
+What changes no number is left out: annotations, decorators, docstrings, messages, assertions, what is raised, and on
+which device a tensor is.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class Mutation:
     line: int
     what: str
     """Before and after, on one line each."""
+    place: str
+    """The line, with [before -> after] where that stands: a name that other lines leave as it is."""
     source: str
 
 
@@ -46,23 +49,33 @@ def mutations(source: str) -> Iterator[Mutation]:
         before, after = text[begin:end].decode(), ast.unparse(mutated)
         after = f"({after})" if isinstance(mutated, ast.expr) and not isinstance(mutated, ast.Constant) else after
         changed = (text[:begin] + after.encode() + text[end:]).decode()
-        yield Mutation(node.lineno, f"{' '.join(before.split())} -> {' '.join(after.split())}", changed)
+        what = f"{' '.join(before.split())} -> {' '.join(after.split())}"
+        ends = text.find(b"\n", end)
+        place = f"{text[starts[node.lineno - 1] : begin].decode()}[{what}]{text[end:ends].decode()}".strip()
+        yield Mutation(node.lineno, what, place, changed)
 
 
 def _variants(tree: ast.Module) -> Iterator[Variant]:
     """Each part that can be another, and what it could be."""
-    silent = {id(part) for node in ast.walk(tree) if isinstance(node, SILENT) for part in ast.walk(node)}
+    silent = {id(part) for node in ast.walk(tree) if _is_silent(node) for part in ast.walk(node)}
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             kinds = [arg.annotation for arg in ast.walk(node.args) if isinstance(arg, ast.arg)]
-            for part in (*kinds, node.returns, *node.decorator_list):
+            for part in (*kinds, node.returns):
                 silent |= {id(inner) for inner in ast.walk(part)} if part is not None else set()
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            silent |= {id(inner) for part in node.decorator_list for inner in ast.walk(part)}
     found = [pair for node in ast.walk(tree) for pair in _of(node) if id(pair[0]) not in silent]
     yield from sorted(found, key=lambda pair: (pair[0].lineno, pair[0].col_offset))
 
 
+def _is_silent(node: ast.AST) -> bool:
+    is_message = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Problem"
+    return is_message or isinstance(node, SILENT)
+
+
 def _of(node: ast.AST) -> Iterator[Variant]:
-    if isinstance(node, (ast.If, ast.While, ast.IfExp)):
+    if isinstance(node, (ast.If, ast.While, ast.IfExp)) and not _is_negated_itself(node.test):
         yield node.test, ast.UnaryOp(ast.Not(), node.test)
     elif isinstance(node, ast.Compare) and len(node.ops) == 1:
         yield node, ast.Compare(node.left, [COMPARISONS[type(node.ops[0])]()], node.comparators)
@@ -80,9 +93,17 @@ def _of(node: ast.AST) -> Iterator[Variant]:
         yield node, ast.Pass()
     if isinstance(node, ast.Call):
         for keyword in node.keywords:
-            if keyword.arg is not None:
+            if keyword.arg not in (None, "device"):
                 rest = [other for other in node.keywords if other is not keyword]
                 yield node, ast.Call(node.func, node.args, rest)
+
+
+def _is_negated_itself(test: ast.expr) -> bool:
+    """Whether what the condition becomes as an operator is what it becomes as a condition."""
+    if isinstance(test, ast.UnaryOp):
+        return isinstance(test.op, ast.Not)
+    turned = (ast.Eq, ast.NotEq, ast.Is, ast.IsNot, ast.In, ast.NotIn)
+    return isinstance(test, ast.Compare) and len(test.ops) == 1 and isinstance(test.ops[0], turned)
 
 
 def _changes_something(node: ast.AST) -> bool:

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,7 +54,10 @@ PRELOADED = (
 )
 """What tests and the package import that is not the package."""
 LIMIT_S = 150.0
-"""Seconds after which a mutant counts as hanging."""
+"""Seconds without a test that ends, after which a mutant counts as hanging."""
+PLUGINS_OFF = ("cacheprovider", "xdist", "timeout")
+OPTIONS = ("-q", "-o", "addopts=", "-m", "not full", *(f"-pno:{plugin}" for plugin in PLUGINS_OFF))
+"""Those of pytest."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +114,14 @@ class _Running:
     pipe: int
     folder: tempfile.TemporaryDirectory[str]
     since: float = field(default_factory=time.monotonic)
+    heard: float = field(default_factory=time.monotonic)
     said: bytes = b""
 
     def read(self) -> bool:
         """Take in what there is; whether the job has said all."""
         part = os.read(self.pipe, 1 << 16)
         self.said += part
+        self.heard = time.monotonic()
         return not part
 
     def end(self, hung: bool) -> Result:
@@ -134,18 +139,26 @@ class _Running:
         return Result(self.job, endings, seconds)
 
 
-def run(jobs: Iterable[Job], workers: int = 1, limit_s: float = LIMIT_S) -> Iterator[Result]:
-    """Run the jobs, several at a time, and give each result as it comes."""
+Said = dict[str, tuple[str, str]]
+"""Node id -> outcome and error."""
+Answer = Callable[[Job, Path, Callable[[], None]], Said]
+"""Runs a job's tests in this process, which is a fork with a folder of its own; calls the function after each test."""
+
+
+def run(
+    jobs: Iterable[Job], workers: int = 1, limit_s: float = LIMIT_S, answer: Answer | None = None
+) -> Iterator[Result]:
+    """Run the jobs, several at a time, and give each result as it comes. One that is silent for limit_s hangs."""
     waiting, running = iter(jobs), list[_Running]()
     try:
         while True:
             while len(running) < workers and (job := next(waiting, None)):
-                running.append(_start(job))
+                running.append(_start(job, answer or _answer))
             if not running:
                 return
             ready, _, _ = select.select([job.pipe for job in running], [], [], 1.0)
             for job in list(running):
-                hung = time.monotonic() - job.since > limit_s
+                hung = time.monotonic() - job.heard > limit_s
                 if hung or (job.pipe in ready and job.read()):
                     running.remove(job)
                     yield job.end(hung)
@@ -154,7 +167,7 @@ def run(jobs: Iterable[Job], workers: int = 1, limit_s: float = LIMIT_S) -> Iter
             job.end(hung=True)
 
 
-def _start(job: Job) -> _Running:
+def _start(job: Job, answer: Answer) -> _Running:
     folder = tempfile.TemporaryDirectory(prefix="mutant-", ignore_cleanup_errors=True)
     ours, its = os.pipe()
     pid = os.fork()
@@ -164,7 +177,7 @@ def _start(job: Job) -> _Running:
     try:
         os.setsid()
         os.close(ours)
-        said = _answer(job, Path(folder.name).resolve())
+        said = answer(job, Path(folder.name).resolve(), lambda: bool(os.write(its, b"\n")))
     except BaseException:
         said = {"": ("error", traceback.format_exc())}
     with os.fdopen(its, "w") as pipe:
@@ -172,36 +185,40 @@ def _start(job: Job) -> _Running:
     os._exit(0)  # nothing of the parent's is cleaned up here
 
 
-def _answer(job: Job, folder: Path) -> dict[str, tuple[str, str]]:
-    """Run a job's tests in this process, which is a fork, and say how each ended."""
+def _answer(job: Job, folder: Path, after_each: Callable[[], None]) -> Said:
+    """Run a job's tests in a copy of the repository, from which this process takes the package."""
     plant(job.mutant, folder)
     os.chdir(folder)
-    output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
-    for stream in (1, 2):
-        os.dup2(output, stream)
+    write_output_to(folder)
     os.environ["PYTHONPATH"] = str(folder)
     sys.path[:] = [str(folder), *(entry for entry in sys.path if entry and Path(entry).resolve() != ROOT)]
     importlib.invalidate_caches()
-    _fork_instead_of_a_forkserver()
+    fork_instead_of_a_forkserver()
     import pytest
 
-    endings = _Endings()
+    endings = Endings(after_each)
     options = ["-x"] if job.until_first_failure else []
-    options += ["-q", "-o", "addopts=", "-m", "not full"]
-    options += ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:timeout"]
-    pytest.main([*options, *(f"tests/{test}" for test in job.tests)], plugins=[endings])
+    pytest.main([*options, *OPTIONS, *(f"tests/{test}" for test in job.tests)], plugins=[endings])
     package = sys.modules.get("roots_dist")
     assert package is None or Path(str(package.__file__)).is_relative_to(folder), f"{package} is not the mutant's"
     return endings.found
 
 
-class _Endings:
+def write_output_to(folder: Path) -> None:
+    """Let standard output and error be a file there."""
+    output = os.open(folder / "output", os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+
+
+class Endings:
     """A plugin of pytest: the worst that happened to each test, and to collecting it."""
 
     ORDER = ("passed", "skipped", "failed", "error")
 
-    def __init__(self) -> None:
-        self.found: dict[str, tuple[str, str]] = {}
+    def __init__(self, after_each: Callable[[], None] = lambda: None) -> None:
+        self.found: Said = {}
+        self.after_each = after_each
 
     def _note(self, test: str, outcome: str, said: str = "") -> None:
         before = self.found.get(test, ("passed", ""))
@@ -223,6 +240,9 @@ class _Endings:
             self._note(test, "failed", said)
         else:
             self._note(test, "error", said)
+
+    def pytest_runtest_logfinish(self) -> None:
+        self.after_each()
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:
@@ -246,7 +266,7 @@ def _speaks_for_a_test(file: Path) -> bool:
     return "roots_dist" not in file.parts or "testing" in file.parts
 
 
-def _fork_instead_of_a_forkserver() -> None:
+def fork_instead_of_a_forkserver() -> None:
     """Let multiprocessing's forkserver be a fork of this process, where it would start Python anew."""
     from multiprocessing import forkserver
 

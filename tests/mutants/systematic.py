@@ -1,7 +1,11 @@
-"""`python -m tests.mutants.systematic --sample 60`: mutate files at random places, and count what their tests notice.
+"""`python -m tests.mutants.systematic --sample 200`: mutate files at random places, and count what their tests notice.
 
 The table (table.py) has bugs that somebody has thought of; here nobody has. What lives is a hole, or changes nothing
-that could be seen. A mutant is dead if any of its file's tests fails, in whatever way, or hangs.
+that could be seen (equivalent.txt says why). A mutant is dead if any of its file's tests fails, in whatever way, or
+hangs.
+
+Mutants of functions run in forks of a process that has imported everything (warm.py). What lives there, and what
+changes a module's import, is imported from a copy (runner.py).
 """
 
 from __future__ import annotations
@@ -12,9 +16,22 @@ import sys
 from collections.abc import Sequence
 
 from .mutant import ROOT, Mutant
-from .named import ADAMW, DECODER, ENGINE, FAMILY, LAYOUT, MASKS, STRATEGY, T5_LAYOUT
+from .named import (
+    ADAMW,
+    BITS,
+    DECODER,
+    ENGINE,
+    EXPERT_LAYOUT,
+    FAMILY,
+    IN_CONTEXT,
+    LAYOUT,
+    MASKS,
+    STRATEGY,
+    T5_LAYOUT,
+)
 from .operators import mutations
-from .runner import Job, preload, run
+from .runner import Job, Result, preload, run
+from .warm import changed_code, run_warm
 
 MIXTRAL = LAYOUT("mixtral,tp=2,pp=2,interleaved,selective")
 ZB_H1 = LAYOUT("gpt,pp=3,model__layers=7,train__global_batch=6,schedule=zb-h1")
@@ -30,20 +47,72 @@ EVERYTHING = (
     FAMILY("electra,dp=2,tp=2,pp=2,sequence_parallel=True,zero_stage=1"),
 )
 """Layouts that go through most of a model."""
+ADAPTERS = (
+    STRATEGY("gpt-instruct+lora,tp=2,pp=2,schedule=zb-h1"),
+    STRATEGY("bert-classify+lora,tp=2,sp,pp=2,1f1b"),
+)
+CUT_TEXTS = (
+    IN_CONTEXT("gpt,cp=2,dp=2,zero_stage=1"),
+    IN_CONTEXT("llama,cp=4,model__attention_dropout=0.1"),
+    IN_CONTEXT("bloom,cp=4,cp_kind=heads,objective__reset_at_documents=True"),
+    IN_CONTEXT("t5,cp=2,cp_kind=heads"),
+)
+CUT_EXPERTS = (
+    EXPERT_LAYOUT("mixtral,dp=2,ep=2,zero_stage=0,model__experts=6"),
+    EXPERT_LAYOUT("mixtral,dp=4,ep=2,zero_stage=1,model__experts=6"),
+    EXPERT_LAYOUT("mixtral,dp=4,ep=2,zero_stage=3,model__experts=6"),
+)
+IN_BITS = tuple(map(BITS, ("gpt-degrees0-changes0", "llama-degrees1-changes1")))
+ZERO = tuple(
+    map(
+        ENGINE,
+        (
+            "reference zero0 dp1",
+            "reference zero1 dp3",
+            "reference zero2 dp2 pp=2 schedule=zb-h1",
+            "reference zero3 dp3 clip_grad=0.0",
+            "reference zero3 dp2 tp=2 sequence_parallel=True recompute=full",
+            "reference zero3 dp2 pp=2",
+        ),
+    )
+)
+TASKS = ("unit/test_tasks.py",)
+STEP = (
+    "independent/test_loss_terms.py", "unit/test_spikes.py", "bugs/test_finite.py", "unit/test_stopwatch.py",
+    "independent/test_evaluation_sums.py", "independent/test_training_loop.py", ADAMW("gpt"),
+    "independent/test_experts.py", *ZERO[:2], *EVERYTHING[:5], *IN_BITS,
+)  # fmt: skip
 TESTS: dict[str, tuple[str, ...]] = {
-    "parallel/tensor/collectives.py": EVERYTHING,
-    "parallel/tensor/linear.py": (
-        "unit/test_linear.py", *EVERYTHING, STRATEGY("gpt-instruct+lora,tp=2,pp=2,schedule=zb-h1"),
-        STRATEGY("bert-classify+lora,tp=2,sp,pp=2,1f1b"),
+    "parallel/tensor/adapter.py": ("unit/test_linear.py", "independent/test_adapters.py", *ADAPTERS),
+    "parallel/tensor/collectives.py": (*EVERYTHING, *CUT_TEXTS, *CUT_EXPERTS, *IN_BITS),
+    "parallel/tensor/context.py": ("parity/test_context.py", *CUT_TEXTS),
+    "parallel/tensor/cross_entropy.py": (
+        "independent/test_cross_entropy.py", "independent/test_low_precision.py", "reference/test_lm_eval.py",
+        *EVERYTHING, *IN_BITS,
     ),
-    "parallel/tensor/cross_entropy.py": ("independent/test_cross_entropy.py", "reference/test_lm_eval.py", *EVERYTHING),
-    "parallel/tensor/embedding.py": EVERYTHING,
-    "parallel/pipeline/executor.py": EVERYTHING,
+    "parallel/tensor/dispatch.py": ("independent/test_experts.py", *CUT_EXPERTS, "parity/test_expert_parallel.py"),
+    "parallel/tensor/embedding.py": (*EVERYTHING, *IN_BITS),
+    "parallel/tensor/exact.py": ("parity/test_exact.py", *EVERYTHING[:3]),
+    "parallel/tensor/grouped.py": (
+        "independent/test_experts.py", MIXTRAL, *CUT_EXPERTS, "independent/test_adapters.py",
+    ),
+    "parallel/tensor/linear.py": ("unit/test_linear.py", *EVERYTHING, *ADAPTERS, *IN_BITS, *CUT_EXPERTS[:1]),
+    "parallel/pipeline/executor.py": (*EVERYTHING, *ZERO[2:3], *ZERO[5:], *IN_BITS[1:], "unit/test_stopwatch.py"),
     "parallel/pipeline/partition.py": ("unit/test_partition.py",),
-    "parallel/optim/norm.py": (ENGINE("reference zero0 dp1"), ENGINE("reference zero1 dp2 tp=2"), ADAMW("gpt")),
-    "parallel/optim/groups.py": (ENGINE("reference zero0 dp1"), "unit/test_groups.py", "independent/test_adamw.py"),
+    "parallel/pipeline/parts.py": ("unit/test_parts.py", *EVERYTHING[4:6]),
+    "parallel/pipeline/stage.py": ("reference/test_dropout_transformers.py", *EVERYTHING),
+    "parallel/optim/norm.py": (*ZERO[:2], ENGINE("reference zero1 dp2 tp=2"), ADAMW("gpt"), *IN_BITS),
+    "parallel/optim/groups.py": (
+        *ZERO[:1], "unit/test_groups.py", "independent/test_adamw.py", "parity/test_exact.py",
+    ),
     "parallel/optim/trainable.py": ("independent/test_unfreezing.py", "parity/test_finetuning.py"),
-    "parallel/zero/reference.py": ("conformance/test_zero.py", "independent/test_adamw.py"),
+    "parallel/zero/collectives.py": (*ZERO, "independent/test_size_switches.py"),
+    "parallel/zero/flat.py": (*ZERO, *CUT_EXPERTS[1:], "conformance/test_zero.py"),
+    "parallel/zero/piece_hooks.py": (*ZERO, *CUT_EXPERTS[1:], "conformance/test_zero.py"),
+    "parallel/zero/reference.py": (
+        *ZERO, "independent/test_adamw.py", *CUT_EXPERTS[1:], *IN_BITS, "conformance/test_zero.py",
+    ),
+    "parallel/zero/unit.py": (*ZERO, *CUT_EXPERTS[1:], *IN_BITS, "conformance/test_zero.py"),
     "learning/models/attention.py": (
         "independent/test_attention.py", DECODER("llama"), DECODER("bloom"), *EVERYTHING, MASKS("clm"),
         "runs/test_runs.py",
@@ -58,19 +127,48 @@ TESTS: dict[str, tuple[str, ...]] = {
         FAMILY("electra,dp=2,tp=2,pp=2,sequence_parallel=True,zero_stage=1"),
         STRATEGY("bert-classify+full,tp=2,sp,dp=2,zero=0"),
     ),
+    "learning/objectives/classify.py": TASKS,
+    "learning/objectives/clm.py": ("unit/test_data_batches.py", "independent/test_training_loop.py"),
+    "learning/objectives/dpo.py": ("unit/test_dpo.py",),
+    "learning/objectives/instruct.py": (*TASKS, "unit/test_conversations.py", "unit/test_packing.py"),
     "learning/objectives/mlm.py": ("unit/test_masking.py", "unit/test_mlm.py"),
+    "learning/objectives/nsp.py": ("unit/test_pairs.py", "unit/test_masking.py"),
+    "learning/objectives/prefix.py": ("unit/test_prefix.py",),
+    "learning/objectives/rtd.py": ("unit/test_masking.py", "unit/test_mlm.py", "independent/test_loss_terms.py"),
+    "learning/objectives/seq2seq.py": TASKS,
     "learning/objectives/spans.py": ("unit/test_spans.py", "unit/test_prefix.py"),
-    "learning/objectives/nsp.py": ("unit/test_masking.py",),
+    "learning/objectives/tag.py": TASKS,
     "learning/data/batches.py": ("unit/test_data_batches.py",),
     "learning/data/order.py": ("unit/test_data_order.py", "unit/test_data_batches.py"),
     "config/lr_schedules.py": ("unit/test_rates.py",),
     "config/batch_ramp.py": ("unit/test_data_order.py", "unit/test_data_batches.py"),
+    "runs/train/step.py": STEP,
+    "assembly/passes.py": STEP,
     "schedule/schedules.py": ("unit/test_schedules.py",),
     "schedule/communication.py": ("unit/test_schedules.py",),
+    "world/exact.py": ("parity/test_exact.py",),
+    "world/mesh.py": ("unit/test_mesh.py", *EVERYTHING[4:], *CUT_TEXTS[:1], *CUT_EXPERTS, *IN_BITS),
+    "world/positions.py": ("parity/test_context.py", *CUT_TEXTS),
     "world/rng.py": ("independent/test_random_numbers.py", "independent/test_initial_weights.py"),
-    "world/sharding.py": ("independent/test_adamw.py", *EVERYTHING),
+    "world/sharding.py": ("independent/test_adamw.py", *EVERYTHING, *CUT_EXPERTS),
+    "world/tree_sum.py": ("parity/test_exact.py",),
 }  # fmt: skip
 """File of the package -> tests that together should notice any mutant of it, cheap ones first."""
+
+
+EXPLAINED = ROOT / "tests" / "mutants" / "equivalent.txt"
+
+
+def explained() -> dict[tuple[str, str], str]:
+    """File and place of each mutant that changes nothing -> why."""
+    found, why = {}, ""
+    for line in EXPLAINED.read_text(encoding="utf-8").splitlines():
+        if line.startswith("    "):
+            file, _, place = line.strip().partition("  ")
+            found[file, place] = why
+        else:
+            why = line
+    return found
 
 
 def mutants_of(file: str) -> list[Mutant]:
@@ -79,7 +177,7 @@ def mutants_of(file: str) -> list[Mutant]:
     return [
         Mutant(
             name=f"{file}:{mutation.line}",
-            bug=mutation.what,
+            bug=mutation.place,
             file=file,
             before=source,
             after=mutation.source,
@@ -90,30 +188,68 @@ def mutants_of(file: str) -> list[Mutant]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    asked = _parser().parse_args(arguments)
+    every = [mutant for file in TESTS if file.startswith(tuple(asked.files)) for mutant in mutants_of(file)]
+    random.Random(asked.seed).shuffle(every)
+    drawn = every[asked.skip : None if asked.sample is None else asked.skip + asked.sample]
+    if asked.lines:
+        drawn = [mutant for mutant in every if mutant.name in asked.lines]
+    why = explained()
+    equal = [mutant for mutant in drawn if (mutant.file, mutant.bug) in why]
+    jobs = [Job(mutant, TESTS[mutant.file], until_first_failure=True) for mutant in drawn if mutant not in equal]
+    print(f"{len(drawn)} of {len(every)} mutants, of which {len(equal)} change nothing", flush=True)
+    preload()
+    if asked.unmutated:
+        tests = tuple(dict.fromkeys(test for job in jobs for test in job.tests))
+        (result,) = run_warm([Job(None, tests)], 1, asked.limit)
+        wrong = {test: end for test, end in result.endings.items() if end.outcome not in ("passed", "skipped")}
+        print(
+            f"{len(result.endings)} tests without a mutant in {result.seconds:.0f} s: {wrong or 'all pass'}", flush=True
+        )
+        return 1 if wrong else 0
+    at_import = [job for job in jobs if changed_code(_of(job)) is None]
+    living, left = list(at_import), list[Mutant]()
+    warm = [job for job in jobs if job not in at_import]
+    for number, result in enumerate(run_warm(warm, asked.workers, asked.limit), 1):
+        living += [] if _say(number, len(warm), result, ("failed", "error", "hung")) else [result.job]
+    if asked.quick:
+        left, living = [_of(job) for job in living if job not in at_import], at_import
+    print(f"{len(living)} from a copy", flush=True)
+    for number, result in enumerate(run(living, asked.workers, asked.limit), 1):
+        left += [] if _say(number, len(living), result, ("failed", "error", "hung", "missing")) else [_of(result.job)]
+    print(f"\n{len(jobs) - len(left)} of {len(jobs)} are dead: {100 * (1 - len(left) / max(1, len(jobs))):.1f} %")
+    for mutant in left:
+        print(f"✗ {mutant.name}  {mutant.bug}")
+    return 1 if left else 0
+
+
+def _of(job: Job) -> Mutant:
+    assert job.mutant is not None
+    return job.mutant
+
+
+def _say(number: int, count: int, result: Result, deaths: Sequence[str]) -> bool:
+    """Whether the mutant is dead; a line for it. deaths: how one dies."""
+    mutant = _of(result.job)
+    ends = {ending.outcome: test for test, ending in result.endings.items()}
+    how = next((end for end in deaths if end in ends), "lives")
+    head = f"{number:3}/{count} {result.seconds:5.1f} s {how:7}"
+    print(f"{head} {mutant.name}  {mutant.bug[:110]}  {ends.get(how, '')[:90]}", flush=True)
+    return how != "lives"
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.mutants.systematic", description=__doc__)
-    parser.add_argument("--files", nargs="+", metavar="FILE", choices=TESTS, default=list(TESTS), help="of the package")
+    parser.add_argument("--files", nargs="+", metavar="FILE", default=[""], help="files or folders; all by default")
     parser.add_argument("--sample", type=int, metavar="N", help="so many of them, drawn with the seed; all by default")
+    parser.add_argument("--skip", type=int, metavar="N", default=0, help="leave out the first N that are drawn")
+    parser.add_argument("--lines", nargs="+", metavar="FILE:LINE", help="these alone, instead of a sample")
+    parser.add_argument("--unmutated", action="store_true", help="run the tests of the sample without any mutant")
+    parser.add_argument("--quick", action="store_true", help="let what lives in a fork count as living")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1, help="mutants at a time")
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds after which a mutant counts as hanging")
-    asked = parser.parse_args(arguments)
-    chosen = [mutant for file in asked.files for mutant in mutants_of(file)]
-    if asked.sample:
-        chosen = random.Random(asked.seed).sample(chosen, min(asked.sample, len(chosen)))
-    preload()
-    living: list[Mutant] = []
-    jobs = [Job(mutant, TESTS[mutant.file], until_first_failure=True) for mutant in chosen]
-    for number, result in enumerate(run(jobs, asked.workers, asked.limit), 1):
-        mutant = result.job.mutant
-        assert mutant is not None
-        ends = [ending.outcome for ending in result.endings.values()]
-        how = next((end for end in ends if end in ("failed", "error", "hung", "missing")), "lives")
-        living += [mutant] if how == "lives" else []
-        print(f"{number:3}/{len(jobs)} {result.seconds:5.1f} s {how:7} {mutant.name}  {mutant.bug[:100]}", flush=True)
-    print(f"\n{len(jobs) - len(living)} of {len(jobs)} are dead: {100 * (1 - len(living) / len(jobs)):.0f} %")
-    for mutant in living:
-        print(f"✗ {mutant.name}  {mutant.bug}")
-    return 0
+    parser.add_argument("--limit", type=float, default=90.0, help="seconds without a test that ends: it hangs")
+    return parser
 
 
 if __name__ == "__main__":

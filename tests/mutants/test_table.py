@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from .mutant import ROOT, Mutant
+from .systematic import explained, mutants_of
 from .table import MUTANTS, SAMPLE
 
 TESTS = ROOT / "tests"
@@ -44,6 +45,14 @@ def test_the_page_and_the_readme_say_what_the_table_says():
     spec.loader.exec_module(made)
     assert made.PAGE.read_text(encoding="utf-8") == made.page(), "run: python docs/make_mutants.py"
     assert f"[one of {len(MUTANTS)} bugs](docs/mutants.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_what_is_said_to_change_nothing_can_be_planted():
+    """Else its line has changed, and what was said of it may be true no more."""
+    why = explained()
+    assert all(why.values())
+    places = {file: {mutant.bug for mutant in mutants_of(file)} for file in dict.fromkeys(file for file, _ in why)}
+    assert not [f"{file}: {place}" for file, place in why if place not in places[file]]
 
 
 @pytest.mark.timeout(900)
