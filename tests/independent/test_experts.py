@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from unittest import mock
 
 import pytest
@@ -17,6 +18,7 @@ from roots_dist.learning.models.experts import Experts, choose
 from roots_dist.learning.models.init_stds import init_stds
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
 from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.parallel.tensor.grouped import Groups, _gradients, _product
 from roots_dist.runs.train.expert_load import expert_loads
 from roots_dist.runs.train.step import train_step
 from roots_dist.world.batch import PADDING, MicroBatch
@@ -261,3 +263,19 @@ def test_a_bias_is_exact_in_bf16():
 
 def layers_of(run: Run) -> list[Experts]:
     return [module for module in run.passes.model.module.modules() if isinstance(module, Experts)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_of_groups_are_those_of_each_group_whatever_the_widths(dtype):
+    """A kernel takes widths of whole 16 bytes alone; a width of either matrix that is none must be noticed. The second
+    group has no rows."""
+    sizes = [3, 0, 4]
+    groups = Groups(torch.tensor(sizes).cumsum(0).int(), sum(sizes))
+    for width, features in itertools.product((8, 6), repeat=2):
+        x, grad = (torch.randn(sum(sizes), n).to(dtype) for n in (width, features))
+        stack = torch.randn(len(sizes), width, features).to(dtype)
+        ours = _product(x, stack, groups), _gradients(grad, x, groups)
+        rows = x.split(sizes), grad.split(sizes)
+        product = torch.cat([part @ matrix for part, matrix in zip(rows[0], stack)])
+        theirs = product, torch.stack([of_grad.t() @ part for part, of_grad in zip(*rows)])
+        torch.testing.assert_close(ours, theirs)

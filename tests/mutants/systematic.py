@@ -78,9 +78,9 @@ ZERO = tuple(
 )
 TASKS = ("unit/test_tasks.py",)
 STEP = (
-    "independent/test_loss_terms.py", "unit/test_spikes.py", "bugs/test_finite.py", "unit/test_stopwatch.py",
-    "independent/test_evaluation_sums.py", "independent/test_training_loop.py", ADAMW("gpt"),
-    "independent/test_experts.py", *ZERO[:2], *EVERYTHING[:5], *IN_BITS,
+    "independent/test_loss_terms.py", "unit/test_scored.py", "unit/test_spikes.py", "bugs/test_finite.py",
+    "unit/test_stopwatch.py", "independent/test_evaluation_sums.py", "independent/test_training_loop.py",
+    ADAMW("gpt"), "independent/test_experts.py", *ZERO[:2], *EVERYTHING[:5], *IN_BITS,
 )  # fmt: skip
 TESTS: dict[str, tuple[str, ...]] = {
     "parallel/tensor/adapter.py": ("unit/test_linear.py", "independent/test_adapters.py", *ADAPTERS),
@@ -95,6 +95,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "parallel/tensor/exact.py": ("parity/test_exact.py", *EVERYTHING[:3]),
     "parallel/tensor/grouped.py": (
         "independent/test_experts.py", MIXTRAL, *CUT_EXPERTS, "independent/test_adapters.py",
+        "parity/test_expert_parallel.py",
     ),
     "parallel/tensor/linear.py": ("unit/test_linear.py", *EVERYTHING, *ADAPTERS, *IN_BITS, *CUT_EXPERTS[:1]),
     "parallel/pipeline/executor.py": (*EVERYTHING, *ZERO[2:3], *ZERO[5:], *IN_BITS[1:], "unit/test_stopwatch.py"),
@@ -150,7 +151,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "world/mesh.py": ("unit/test_mesh.py", *EVERYTHING[4:], *CUT_TEXTS[:1], *CUT_EXPERTS, *IN_BITS),
     "world/positions.py": ("parity/test_context.py", *CUT_TEXTS),
     "world/rng.py": ("independent/test_random_numbers.py", "independent/test_initial_weights.py"),
-    "world/sharding.py": ("independent/test_adamw.py", *EVERYTHING, *CUT_EXPERTS),
+    "world/sharding.py": ("independent/test_adamw.py", *EVERYTHING, *CUT_EXPERTS, *ZERO),
     "world/tree_sum.py": ("parity/test_exact.py",),
 }  # fmt: skip
 """File of the package -> tests that together should notice any mutant of it, cheap ones first."""

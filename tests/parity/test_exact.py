@@ -14,6 +14,7 @@ from models import config
 from roots_dist.checks.checks import check_used
 from roots_dist.config.schema import Config, Optim
 from roots_dist.errors import ConfigError
+from roots_dist.layout import Layout
 from roots_dist.learning.models.activations import FUNCTIONS
 from roots_dist.learning.models.norms import Norm
 from roots_dist.parallel.optim.groups import Group, exact_update, initial_state
@@ -28,7 +29,7 @@ from roots_dist.testing.bits import Bits, first_difference, merge_bits, trace_bi
 from roots_dist.testing.world import on_warm_world
 from roots_dist.verify.exact import exact_row
 from roots_dist.world.exact import Exact
-from roots_dist.world.mesh import Axis
+from roots_dist.world.mesh import Axis, Mesh
 from roots_dist.world.tree_sum import RunningTreeSum, tree_all_reduce, tree_reduce_scatter, tree_sum
 
 SCHEDULES = [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("zb-h1", 1)]
@@ -268,6 +269,17 @@ def test_a_tree_sends_no_more_bytes_than_a_ring(ranks):
         sum_up(torch.zeros(numbers), Axis("tp", ranks, 0, tuple(range(ranks)), group))
         sent = sum(ring_bytes(m.operation, m.bytes, ranks) for m in group.messages)
         assert sent == ring_bytes(operation, 4 * numbers, ranks)
+
+
+def sums_of_few(rank: int, size: int) -> list[torch.Tensor]:
+    mesh = Mesh.connect(Layout(tp=size), rank)
+    return [tree_all_reduce(torch.arange(1.0, n + 1) * (rank + 1), mesh.tp) for n in range(1, 7)]
+
+
+def test_fewer_numbers_than_ranks_are_summed_too():
+    """Also where ranks do not divide their number."""
+    for found in on_warm_world(4, sums_of_few):
+        assert [one.tolist() for one in found] == [[10.0 * i for i in range(1, n + 1)] for n in range(1, 7)]
 
 
 def test_of_parts_in_order_few_sums_are_held():

@@ -120,6 +120,14 @@ def test_a_long_pair_is_cut_at_both_ends(seq, kept):
     assert fields["position_ids"][: sum(kept)].tolist() == [*range(kept[0]), *range(kept[1])]
 
 
+@pytest.mark.parametrize("lengths, kept", [((4, 12), (3, 8)), ((12, 4), (8, 3))])
+def test_what_a_short_text_leaves_is_the_other_ones(lengths, kept):
+    (first, marks), (second, other_marks) = some(lengths[0], 10, 2), some(lengths[1], 50, 2)
+    source = Examples("rows", (Example(first, second, marks, other_marks),))
+    fields = objective_of_length(11).sample(source, 0, np.random.default_rng(0))
+    assert tuple((fields["document_ids"] == document).sum() for document in (0, 1)) == kept
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_loss_and_gradients_are_those_of_the_paper(smoothing):
     """Equation 7 by plain autograd over whole logits, each text read alone; conservative DPO with smoothing."""

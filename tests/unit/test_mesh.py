@@ -12,7 +12,7 @@ from roots_dist.layout import Layout
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
 from roots_dist.testing.world import on_warm_world, on_world
 from roots_dist.world import mesh
-from roots_dist.world.mesh import Mesh, make_axis
+from roots_dist.world.mesh import Axis, Mesh, make_axis
 from roots_dist.world.words import MOST_BYTES, words_of
 
 
@@ -23,6 +23,10 @@ def test_groups_of_an_axis_partition_the_world(sizes):
         groups = layout.groups(axis)
         assert sorted(rank for ranks in groups for rank in ranks) == list(range(layout.world_size))
         assert groups == sorted(groups) and groups == [layout.along(axis, layout.place(ranks[0])) for ranks in groups]
+
+
+def test_an_axis_of_one_rank_is_that_ranks():
+    assert make_axis("cp", [[0], [1], [2]], 2, timedelta(seconds=1)) == Axis("cp", 1, 0, (2,))
 
 
 def test_the_ranks_of_dp_and_cp_together_are_one_group():
