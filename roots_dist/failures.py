@@ -27,6 +27,8 @@ import psutil
 from roots_dist.errors import UserError
 from roots_dist.files import write_atomically
 
+ERRORS = "errors"
+"""Folder in a run's folder for tracebacks and stacks. It is not followed if it is a link."""
 USER_ERROR, FAILURE = 2, 1
 """Exit codes: an error that the user can fix, and any other error."""
 CONSEQUENCES = (
@@ -112,7 +114,7 @@ def describe(error: BaseException, who: RankIdentity) -> Record:
     )
     file = None
     if who.folder is not None:
-        path = who.folder / "errors" / f"rank_{who.rank:05d}.txt"
+        path = who.folder / ERRORS / f"rank_{who.rank:05d}.txt"
         file = str(path) if write_if_possible(path, trace) else None
     return Record(
         rank=who.rank,
@@ -180,7 +182,7 @@ def _is_first_to_print(message: str, who: RankIdentity) -> bool:
         with path.open("x"):
             return True
     except FileExistsError:
-        return time.time() - path.stat().st_mtime > RECENT_S  # left over from a launcher with the same number
+        return abs(time.time() - path.stat().st_mtime) > RECENT_S  # left over from a launcher with the same number
     except OSError:
         return True
 
@@ -188,6 +190,8 @@ def _is_first_to_print(message: str, who: RankIdentity) -> bool:
 def write_if_possible(path: Path, text: str) -> bool:
     """Write a report whole, or return False: a full disk must not hide the error itself."""
     try:
+        if any(parent.name == ERRORS and parent.is_symlink() for parent in path.parents):
+            return False
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text.encode("utf-8", "replace"))
     except OSError:

@@ -12,14 +12,16 @@ import torch
 import torch.distributed as dist
 import yaml
 from commands import roots
+from patience import comes_true
 
 from roots_dist.config.schema import Config
 from roots_dist.errors import EnvironmentProblem
 from roots_dist.layout import Layout
 from roots_dist.learning.data.store import Writer
 from roots_dist.runs.ranks import fingerprint as prints
+from roots_dist.runs.ranks import handshake
 from roots_dist.runs.ranks.fingerprint import digests, fingerprint
-from roots_dist.runs.ranks.handshake import Identity, RanksDiffer, identity_of, shake_hands
+from roots_dist.runs.ranks.handshake import Identity, RanksDiffer, _hello, identity_of, shake_hands
 
 CONFIG = Config(data={"train": "nowhere/train"}, train={"global_batch": 4}, advanced={"threads": 1})
 
@@ -46,10 +48,15 @@ def meet(prints_of: list[Any], ranks: list[int] | None = None, seconds: float = 
         except (RanksDiffer, EnvironmentProblem) as error:
             said[number] = f"{type(error).__name__}: {error}"
 
-    threads = [threading.Thread(target=be, args=pair) for pair in enumerate(ranks)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
+    threads = {pair: threading.Thread(target=be, args=pair) for pair in enumerate(ranks)}
+    for (_, rank), thread in threads.items():
+        if rank > 0:
+            thread.start()
+    if 0 in ranks:  # which waits for the others: they have arrived, however busy the machine is
+        theirs = [_hello(rank) for rank in set(ranks) - {0}]
+        assert comes_true(lambda: not theirs or dist.PrefixStore("x", server).check(theirs))
+        threads[ranks.index(0), 0].start()
+    for thread in threads.values():
         thread.join()
     return said
 
@@ -135,7 +142,10 @@ def test_a_rank_that_does_not_come_or_comes_twice_is_named():
     own = of()
     said = meet([own] * 3, ranks=[0, 2], seconds=0.3)
     assert all("rank 1 (pp0 dp1 tp0): did not arrive within 0.3 s, the other 2 did" in text for text in said)
-    assert "rank 0 (pp0 dp0 tp0): did not arrive within 0.1 s" in meet([own] * 2, ranks=[1], seconds=0.1)[0]
+    with pytest.MonkeyPatch.context() as patch:  # rank 0 does not answer at all
+        patch.setattr(handshake, "SLACK_S", 0.0)
+        said = meet([own] * 2, ranks=[1], seconds=0.1)
+    assert "rank 0 (pp0 dp0 tp0): did not arrive within 0.1 s" in said[0]
     assert any("expected one process of this rank" in text for text in meet([own] * 2, ranks=[0, 1, 1], seconds=0.5))
 
 

@@ -12,13 +12,19 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch.distributed as dist
+from chaos.hangs import write_run
+from commands import roots
+from patience import comes_true
 
+from roots_dist.cli.main import main
 from roots_dist.failures import RankIdentity, Record
 from roots_dist.layout import Layout
-from roots_dist.runs.ranks import board, watchdog
+from roots_dist.runs.ranks import board, join, watchdog
+from roots_dist.runs.ranks.deadline import DeadlineExceeded
 from roots_dist.runs.ranks.end_deaf_ranks import ending_deaf_ranks
 from roots_dist.runs.ranks.failure_report import summarize
 from roots_dist.runs.ranks.flight_recorder import Operation, read_dump, read_dumps, record
@@ -164,8 +170,7 @@ class Store:
 
     def check(self, names: list[str]) -> bool:
         if self.late and self.late.pop(0):
-            time.sleep(0.2)
-            raise RuntimeError("timeout")
+            raise DeadlineExceeded(board.STORE_S)
         return all(name in self.texts for name in names)
 
     def get(self, name: str) -> bytes:
@@ -176,9 +181,13 @@ class Store:
         self.texts[name] = text
 
 
-def test_a_rank_whose_store_answered_late_once_hears_and_is_heard(tmp_path, monkeypatch):
-    monkeypatch.setattr(board, "STORE_S", 0.05)
-    monkeypatch.setattr(board, "PAUSE_S", 0.05)
+@pytest.fixture
+def no_clock(monkeypatch):
+    """What is late is what the store in memory says, not what a busy machine does."""
+    monkeypatch.setattr(board, "run_with_deadline", lambda seconds, work: work())
+
+
+def test_a_rank_whose_store_answered_late_once_hears_and_is_heard(tmp_path, no_clock):
     texts: dict[str, bytes] = {}
     shown, other = watchdog.Board(Store(texts, [True]), tmp_path), watchdog.Board(Store(texts, []), tmp_path / "other")
     assert shown.get("called") is None  # too late
@@ -187,8 +196,7 @@ def test_a_rank_whose_store_answered_late_once_hears_and_is_heard(tmp_path, monk
     assert other.get("rank_0") == "here" and shown.get("called") == "1"
 
 
-def test_a_rank_that_has_lost_the_store_is_heard_in_the_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(board, "STORE_S", 0.05)
+def test_a_rank_that_has_lost_the_store_is_heard_in_the_folder(tmp_path, no_clock):
     texts: dict[str, bytes] = {}
     lost, other = watchdog.Board(Store(texts, [True] * 9), tmp_path), watchdog.Board(Store(texts, []), tmp_path)
     lost.put("rank_0", "here")
@@ -222,6 +230,36 @@ def test_a_watchdog_outlives_what_it_cannot_read(tmp_path, monkeypatch):
     watched.start()
     assert ended.wait(30)
     watched.stop()
+
+
+def without_a_long_end(words):
+    """`roots WORDS`, whose longest timeout is that of the start."""
+    with mock.patch.object(join, "CLOSING_S", 0):
+        main(words)
+
+
+@pytest.mark.full
+def test_a_job_that_is_suspended_as_a_whole_goes_on(tmp_path):
+    """Slurm suspends jobs: torch's own timeouts, then half a minute longer than the watchdog's, ended it when it was
+    woken."""
+    metrics = tmp_path / "run" / "metrics.jsonl"
+
+    def lines() -> int:
+        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
+    def suspend(pids):
+        assert comes_true(lambda: lines() > 3)
+        for number, pause in ((signal.SIGSTOP, 60), (signal.SIGCONT, 0)):
+            for pid in pids:
+                os.kill(pid, number)
+            time.sleep(pause)
+        before = lines()
+        assert comes_true(lambda: lines() > before + 3)
+        os.kill(pids[0], signal.SIGTERM)
+
+    words = ("train", str(write_run(tmp_path, 2)), "parallel.tp=2", "train.steps=1000000", "checkpoint.every=20")
+    ran = roots(*words, "advanced.init_timeout_s=20", ranks=2, main=without_a_long_end, meanwhile=suspend)
+    assert ran.returncode == 128 + signal.SIGTERM, ran.stderr
 
 
 def test_a_hang_is_shown_as_it_is_and_our_own_kill_blames_nobody():

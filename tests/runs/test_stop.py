@@ -164,12 +164,13 @@ with catch_stop_signals(folder) as stop:
     assert (found.returncode, found.stdout) == (128 + signal.SIGTERM, "goes on\n"), found.stderr
 
 
-def test_a_reason_that_cannot_be_written_leaves_nothing_half_done(tmp_path):
+def test_a_reason_that_cannot_be_written_leaves_nothing_half_done_and_is_said(tmp_path, caplog):
     from roots_dist.runs.ranks.stop_signal import record_end
 
     (tmp_path / "ended.txt").mkdir()  # as on a full disk, no file gets this name
     record_end(tmp_path, "finished after step 3")
     assert [path.name for path in tmp_path.iterdir()] == ["ended.txt"] and read_end(tmp_path / "ended.txt") == ""
+    assert "ended.txt cannot be written; it would say: finished after step 3" in caplog.text
 
 
 def test_the_rank_that_fails_leaves_its_reason_and_another_ranks_failure_is_none(tmp_path):
@@ -194,7 +195,9 @@ logging.basicConfig(level="INFO", format="%(message)s", stream=sys.stdout)
 def send(*numbers):
     for number in numbers:
         os.kill(os.getpid(), number)
-        time.sleep(0.3)
+        until = time.monotonic() + 100  # a signal that ends the process does so meanwhile
+        while not stop.signal and time.monotonic() < until:
+            time.sleep(0.01)
 with catch_stop_signals(Path({str(tmp_path)!r})) as stop:
 """
     program = begin + "".join(f"    {line}\n" for line in code.splitlines())

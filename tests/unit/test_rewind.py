@@ -72,6 +72,8 @@ class Seen:
     def _step(self, state, report) -> None:
         self.states.append(state)
         if len(self.read) >= self.stop_after:
+            if state.saves.under_way is not None:
+                assert state.saves.under_way.wait(60), "a kill would end this thread too"
             raise KeyboardInterrupt
 
     def watch(self, monkeypatch) -> Seen:

@@ -48,11 +48,17 @@ class Identity:
     host: str
     pid: int
     started: float
-    """When the process started, in seconds: a process with the same number that started at another time is another."""
+    """From `started_at`: a process with the same number that started at another time is another."""
 
     @staticmethod
     def own(rank: int, host: str) -> Identity:
-        return Identity(rank, host, os.getpid(), psutil.Process().create_time())
+        return Identity(rank, host, os.getpid(), started_at(psutil.Process()))
+
+
+def started_at(process: psutil.Process) -> float:
+    """When a process started, in seconds since its machine did, whichever way the machine's clock is set meanwhile.
+    Raises psutil.Error."""
+    return float(process.create_time()) - psutil.boot_time()
 
 
 def shake_hands(store: Any, who: Identity, size: int, layout: Layout, mine: Fingerprint, seconds: float) -> None:

@@ -167,7 +167,9 @@ def record_failure(folder: Path, who: str, rank0: bool) -> Iterator[None]:
 
 
 def record_end(folder: Path, text: str) -> None:
-    write_if_possible(folder / ENDED, f"{text}\n{time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n")
+    """Write ended.txt. A full disk is only said."""
+    if not write_if_possible(folder / ENDED, f"{text}\n{time.strftime('%Y-%m-%dT%H:%M:%S%z')}\n"):
+        log.warning("%s cannot be written; it would say: %s", folder / ENDED, text)
 
 
 def read_end(path: Path) -> str:

@@ -30,11 +30,11 @@ from typing import Any
 
 import psutil
 
-from roots_dist.failures import FAILURE, RankIdentity, end_at_once, report, write_if_possible
+from roots_dist.failures import ERRORS, FAILURE, RankIdentity, end_at_once, report, write_if_possible
 from roots_dist.layout import Layout
 from roots_dist.runs.ranks import flight_recorder
 from roots_dist.runs.ranks.board import Board, in_time
-from roots_dist.runs.ranks.handshake import Identity, identity_of
+from roots_dist.runs.ranks.handshake import Identity, identity_of, started_at
 from roots_dist.runs.ranks.hang import State, judge, tell
 from roots_dist.world.progress import SAVING, Progress
 
@@ -50,10 +50,11 @@ ANSWER_S = 0.5
 TELL_S = 4.0
 """Seconds in which the lowest rank has written what was found."""
 SAME_S = 5.0
-"""Seconds by which two readings of when a process started may differ: they depend on a clock that may be set meanwhile,
-and the number of a process is not given again so soon."""
-MARGIN_S = 30
-"""Seconds by which the timeouts of process groups are longer than the watchdog's."""
+"""Seconds by which two readings of when a process started may differ: the clock may be set between the two of which
+each is made, and the number of a process is not given again so soon."""
+MARGIN_S = 3600
+"""Seconds by which the timeouts of process groups are longer than the watchdog's: their clock goes on while a whole job
+is stopped, as when Slurm suspends it."""
 STATES = {
     psutil.STATUS_STOPPED: "it is stopped (SIGSTOP, or a debugger)",
     psutil.STATUS_TRACING_STOP: "it is stopped by a debugger",
@@ -204,7 +205,7 @@ class Watchdog:
         text = tell(verdict, states, silent)
         folder = self.who.folder or self.board.folder
         stacks = "\n\n".join(f"{state.name}, in {state.doing}:\n{state.stacks}" for state in states.values())
-        path = folder / "errors" / "hang.txt"
+        path = folder / ERRORS / "hang.txt"
         if in_time(lambda: write_if_possible(path, f"{text}\n\n{stacks}\n"))[0]:
             text += f"\n  stacks of the ranks that answer: {path}"
         in_time(lambda: self.progress.on_hang(text.splitlines()[0].removeprefix("✗ ")))
@@ -228,7 +229,7 @@ class Watchdog:
 def watch(who: RankIdentity, store: Any, layout: Layout, progress: Progress, limits: Mapping[str, float]) -> Watchdog:
     """Start to watch this rank, from the handshake on."""
     own, first = identity_of(store, who.rank), identity_of(store, 0)
-    folder = who.records or (who.folder or Path(tempfile.gettempdir())) / "errors"
+    folder = who.records or (who.folder or Path(tempfile.gettempdir())) / ERRORS
     board = Board(store.clone(), folder / f"hang-{first.started:.0f}-{first.pid}")
     watchdog = Watchdog(who, layout, own, first, progress, limits, board)
     watchdog.start()
@@ -240,7 +241,7 @@ def end_alone(who: RankIdentity, progress: Progress, text: str) -> None:
     """End a run of one process, whose main thread has found that something hangs."""
     told = f"✗ hang in {progress}: {text}"
     if who.folder is not None:
-        path, stacks = who.folder / "errors" / "hang.txt", _stacks()
+        path, stacks = who.folder / ERRORS / "hang.txt", _stacks()
         if in_time(lambda: write_if_possible(path, f"{told}\n\n{stacks}\n"))[0]:
             told += f"\n  stacks: {path}"
     in_time(lambda: progress.on_hang(told.splitlines()[0].removeprefix("✗ ")))
@@ -262,7 +263,7 @@ def _process(who: Identity) -> psutil.Process | None:
     """The process, if it is still that one."""
     with suppress(psutil.Error):
         process = psutil.Process(who.pid)
-        if abs(process.create_time() - who.started) < SAME_S:
+        if abs(started_at(process) - who.started) < SAME_S:
             return process
     return None
 

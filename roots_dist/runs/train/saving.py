@@ -130,8 +130,12 @@ def settle(state: TrainState) -> None:
         return
     step = under_way.job.step
     with state.trackers.doing(f"saving step {step} ..."), state.mesh.progress.during("save"):
+        late_s, looked = 0.0, time.monotonic()
         while not under_way.wait(LOOK_S):
-            if under_way.still_s > _limit_s(state) + GRACE_S:
+            now = time.monotonic()
+            passed_s, looked = min(now - looked, 2 * LOOK_S), now  # a process that was stopped has not waited
+            late_s = late_s + passed_s if under_way.still_s > _limit_s(state) else 0.0
+            if late_s > GRACE_S:
                 _end_hanging(state, under_way)
         try:
             path = under_way.result()
