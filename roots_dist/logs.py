@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from typing import TextIO, TypeVar
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, TypeVar, cast
+
+from roots_dist.files import why
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -59,6 +62,54 @@ def setup(rank: int, place: str) -> None:
 def ignore_warnings_of_libraries() -> None:
     """Silence the FutureWarnings of torch and DeepSpeed, which users cannot fix."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|deepspeed")
+
+
+class _Outlived:
+    """A stream of text that takes what can no longer be written, and says so once."""
+
+    def __init__(self, stream: TextIO, name: str):
+        self._stream, self._name, self._is_told = stream, name, False
+
+    def write(self, text: str) -> int:
+        self._try(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self._stream.flush)
+
+    def _try(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except OSError as error:
+            if not self._is_told:
+                self._is_told = True  # first: the warning may be written to this stream
+                log.warning("%s cannot be written (%s): the run goes on", self._name, why(error))
+
+    def end(self) -> None:
+        """Drop what is still not written: Python would fail with it when the process ends."""
+        try:
+            self._stream.flush()
+        except OSError:
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def outliving_output() -> Iterator[None]:
+    """Inside, training goes on where its output cannot be written: the disk of a log is full, `head` or `tee` at the
+    other end of a pipe has ended, a terminal has gone."""
+    before = sys.stdout, sys.stderr
+    outlived = [_Outlived(stream, name) for stream, name in zip(before, ("standard output", "standard error"))]
+    sys.stdout, sys.stderr = (cast(TextIO, stream) for stream in outlived)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+        for stream in outlived:
+            stream.end()
 
 
 @contextmanager

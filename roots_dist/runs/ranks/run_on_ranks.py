@@ -117,7 +117,8 @@ def be_rank(world: World, load: Callable[[], Loaded], body: Body, command: Comma
     folder = Path(loaded.config.track.folder)
     listening = catch_stop_signals(folder) if command.trains else nullcontext()  # until the training itself does
     who = replace(who, place=place if world.size > 1 else "", folder=folder)
-    with guarded(who), listening:
-        code = body(loaded.config, world, layout, who)
-    sys.stdout.flush()
+    with logs.outliving_output() if command.trains else nullcontext():
+        with guarded(who), listening:
+            code = body(loaded.config, world, layout, who)
+        sys.stdout.flush()
     return code or 0

@@ -1,0 +1,91 @@
+"""A run whose output cannot be written any more goes on: the disk of its log is full, or `head` has read enough."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import threading
+
+import pytest
+from chaos.hangs import write_run
+from commands import environ, start
+from rich.console import Console
+
+from roots_dist import logs
+from roots_dist.cli.main import main
+from roots_dist.cli.train import TRAIN
+from roots_dist.config.load import Loaded
+from roots_dist.config.schema import Config
+from roots_dist.environment import single_process
+from roots_dist.runs.ranks.run_on_ranks import be_rank
+from roots_dist.runs.ranks.stop_signal import read_end
+from roots_dist.runs.track.progress import Progress
+from roots_dist.testing.world import ENVIRONMENTS
+
+
+class Full(io.StringIO):
+    """A stream that takes nothing, or nothing for a while."""
+
+    def __init__(self, error: OSError, until: int = 10**9):
+        super().__init__()
+        self.error, self.left = error, until
+
+    def write(self, text: str) -> int:
+        self.left -= 1
+        if self.left >= 0:
+            raise self.error
+        return super().write(text)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), BrokenPipeError(32, "Broken pipe")])
+def test_what_cannot_be_shown_is_said_once_and_ends_nothing(error, monkeypatch, caplog):
+    """rich ends the process where a pipe is broken, and every other error ended the run."""
+    shown, noted = Full(error, until=1), Full(error)
+    monkeypatch.setattr(sys, "stdout", shown)
+    monkeypatch.setattr(sys, "stderr", noted)
+    with logs.outliving_output():
+        progress = Progress(200, console=Console(width=80))
+        for step in range(1, 9):
+            progress.log(step, {"loss/train": 2.0})
+            print("warning", file=sys.stderr, flush=True)
+        progress.close()
+    assert (sys.stdout, sys.stderr) == (shown, noted)
+    assert "loss 2.000" in shown.getvalue(), "what can be written again is"
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [line.partition(" (")[0] for line in said] == [
+        "standard output cannot be written",
+        "standard error cannot be written",
+    ]
+
+
+def test_a_rank_that_trains_goes_on_without_its_output(monkeypatch):
+    monkeypatch.setattr(logs, "setup", lambda rank, place: None)
+    monkeypatch.setattr(sys, "stdout", Full(BrokenPipeError(32, "Broken pipe")))
+    config = Config.model_validate({"data": {"train": "x"}, "train": {"device": "cpu"}})
+
+    def body(config, world, layout, who) -> int:
+        Console(width=80).print("step 1")
+        print("step 2", flush=True)
+        return 7
+
+    assert be_rank(single_process(), lambda: Loaded(config), body, TRAIN) == 7
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("where", ["a full disk", "a pipe that nobody reads"])
+def test_a_run_that_cannot_speak_is_finished_all_the_same(where, tmp_path):
+    out = "/dev/full"
+    if where != "a full disk":
+        out = str(tmp_path / "pipe")
+        os.mkfifo(out)
+        threading.Thread(target=lambda: os.close(os.open(out, os.O_RDONLY)), daemon=True).start()
+    words = ("train", str(write_run(tmp_path)), "train.steps=2")
+    process = start(main, words, environ() | ENVIRONMENTS["cpu"], [out, str(tmp_path / "err")])
+    process.join(250)
+    said = (tmp_path / "err").read_text()
+    assert process.exitcode == 0, said
+    assert "standard output cannot be written" in said and said.count("cannot be written") == 1
+    assert read_end(tmp_path / "run" / "ended.txt") == "finished after step 2"
+    assert (tmp_path / "run" / "curve.png").exists()
