@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import shutil
@@ -51,24 +52,64 @@ def refuse_content(folder: Path) -> None:
 
 @contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """Yield a folder that becomes `final` by one rename at the end, and is removed on any error.
+    """Yield a folder that becomes `final` by one rename at the end, when all that is in it is on disk, and is removed
+    on any error.
 
-    Raises ExchangeError if `final` has content.
+    Raises ExchangeError if `final` has content, or another process is about to write it.
     """
     refuse_content(final)
     final = Path(os.path.abspath(final))
     partial = final.with_name(f".{final.name}.partial")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
-        partial.mkdir()
-        yield partial
-        sync_folder(partial)
-        os.rename(partial, final)
-        sync_folder(final.parent)
+        with _held(partial, final):
+            try:
+                yield partial
+                _sync(partial)
+                os.rename(partial, final)
+            except BaseException:
+                shutil.rmtree(partial, ignore_errors=True)
+                raise
+            sync_folder(final.parent)
     except OSError as error:
         raise ExchangeError(
             f"cannot write {final}: {error}. Fix: free some space, or choose another folder."
         ) from error
+
+
+@contextmanager
+def _held(partial: Path, final: Path) -> Iterator[None]:
+    """Make a folder, or empty the one that a killed process has left, and hold it meanwhile: two that write one would
+    publish a mixture of both."""
+    partial.mkdir(exist_ok=True)
+    fd = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_free = os.path.samestat(os.stat(partial), os.fstat(fd))  # not published, or removed, just now
+        except (BlockingIOError, FileNotFoundError):
+            is_free = False
+        except OSError:  # a file system without locks
+            is_free = True
+        if not is_free:
+            fix = "wait until it has ended, or choose another name"
+            raise exchange_error("folder", str(final), "a folder that no other process writes at this moment", fix)
+        for path in partial.iterdir():
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+        yield
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.close(fd)
+
+
+def _sync(folder: Path) -> None:
+    """Wait until all that is in a folder is on disk: a name may be there before its bytes."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            _sync(path)
+            continue
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    sync_folder(folder)
