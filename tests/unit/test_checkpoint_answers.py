@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import builtins
 import errno
+import io
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import fsspec
 import pytest
+import torch
 from test_checkpoint import FakeEngine, saved_alone, stage
 
 from roots_dist.errors import CheckpointError, EnvironmentProblem
@@ -20,7 +23,8 @@ from roots_dist.storage.checkpoint import answers, disk
 from roots_dist.storage.checkpoint.disk import names
 from roots_dist.storage.checkpoint.format import Author, Manifest, checkpoints_folder, keep_at
 from roots_dist.storage.checkpoint.keep import remove_leftovers
-from roots_dist.storage.checkpoint.object_store import UNFINISHED, place_of
+from roots_dist.storage.checkpoint.object_store import UNFINISHED, ObjectPath, place_of
+from roots_dist.storage.checkpoint.object_tensors import open_tensors
 from roots_dist.storage.checkpoint.save import shards_of, write_checkpoint
 from roots_dist.storage.checkpoint.store_owner import claim
 from roots_dist.storage.checkpoint.verified import best_or_newest, newest_verified
@@ -101,6 +105,71 @@ def test_a_store_that_does_not_answer_is_asked_again_and_then_named(error, store
     with pytest.MonkeyPatch.context() as patch:
         break_store(patch, Fails(ERRORS[error], after=9, count=3))
         assert best_or_newest(store).name == "step_00000002"
+
+
+def test_a_key_that_may_look_and_not_list_is_told_which_right_it_lacks(store, tmp_path, monkeypatch):
+    """To one who may not list, a store says of what is not there that it is forbidden, not that it is missing."""
+    kind, before = type(fsspec.filesystem("memory")), dict(fsspec.filesystem("memory").store)
+    info = kind.info
+
+    def look(self, path, **more):
+        try:
+            return info(self, path, **more)
+        except FileNotFoundError:
+            raise PermissionError("AccessDenied") from None
+
+    def no_list(self, path, **more):
+        raise PermissionError("AccessDenied")
+
+    monkeypatch.setattr(kind, "info", look)
+    monkeypatch.setattr(kind, "ls", no_list)
+    keep_at(tmp_path / "new", "memory://bucket/new")
+    fix = r"Fix: give the key the right to list, read and write there \(.* to one who may not list\)"
+    for run in (tmp_path / "new", store):
+        with pytest.raises(EnvironmentProblem, match=f"= no answer .*AccessDenied.*{fix}.*nothing was changed"):
+            best_or_newest(run)
+    assert dict(fsspec.filesystem("memory").store) == before
+
+
+@pytest.mark.parametrize("garbage", [[{}], [{"name": "bucket/mine/step_00000002"}], ["step_00000002"], 7, None])
+def test_a_list_that_is_none_is_no_answer(garbage, store, monkeypatch):
+    monkeypatch.setattr(type(fsspec.filesystem("memory")), "ls", lambda *_, **__: garbage)
+    with pytest.raises(EnvironmentProblem, match="memory://bucket/mine = no answer"):
+        best_or_newest(store)
+
+
+def test_rows_that_come_short_are_asked_for_again_and_then_no_answer(store, monkeypatch):
+    """A proxy that ends a transfer early: the rank ended with a traceback about shapes."""
+    folder = checkpoints_folder(store) / "step_00000002"
+    tensors = open_tensors(folder / next(name for name in names(folder) if name.startswith("model-")))
+    (name, *_) = (name for name in tensors._header if name != "__metadata__")
+    whole, real, short = tensors.get_slice(name)[:], ObjectPath.read, [1]
+    monkeypatch.setattr(ObjectPath, "read", lambda self, a, b: real(self, a, b)[: -1 if short.pop() else None])
+    short[:] = [0, 1, 1]
+    assert torch.equal(tensors.get_slice(name)[:], whole) and not short
+    short[:] = [1] * 4
+    with pytest.raises(EnvironmentProblem, match="= no answer .* were asked for"):
+        tensors.get_slice(name)[:]
+
+
+@pytest.mark.parametrize("what", ["manifest.json", "state.json", "model-"])
+def test_one_answer_of_somebody_else_is_no_damage(what, store, monkeypatch):
+    """A proxy's page with the status 200: the checkpoint was set aside, and its steps were done again."""
+    pages = [b"<html>Please log in</html>"]
+
+    def page(path):
+        return pages.pop() if pages and "step_00000002/" + what in str(path) else None
+
+    real_read, real_reading = ObjectPath.read, ObjectPath.reading
+    monkeypatch.setattr(ObjectPath, "read", lambda self, *span: page(self) or real_read(self, *span))
+    monkeypatch.setattr(
+        ObjectPath,
+        "reading",
+        lambda self: nullcontext(io.BytesIO(found)) if (found := page(self)) else real_reading(self),
+    )
+    assert best_or_newest(store).name == "step_00000002" and not pages
+    pages[:] = [b"<html>"] * 99
+    assert best_or_newest(store).name == "step_00000001"
 
 
 def test_what_may_be_a_checkpoint_is_not_swept_away(store):

@@ -131,12 +131,16 @@ class ObjectPath:
     def _listed(self) -> list[tuple[str, str]]:
         """Key and type of what is directly under this one; of itself if it is an object. fsspec's walk leaves out what
         it cannot list."""
+        prefix = f"{self.protocol}://"
+
+        def listed(store: Any) -> list[tuple[str, str]]:
+            found = store.ls(str(self), detail=True)
+            return [(str(entry["name"]).removeprefix(prefix).strip("/"), str(entry["type"])) for entry in found]
+
         try:
-            entries = self._ask(lambda store: store.ls(str(self), detail=True))
+            return self._ask(listed)
         except FileNotFoundError:
             return []
-        prefix = f"{self.protocol}://"
-        return [(str(entry["name"]).removeprefix(prefix).strip("/"), str(entry["type"])) for entry in entries]
 
     def _ask(self, question: Callable[[Any], T]) -> T:
         """What the store answers; answers.py says what becomes of errors."""

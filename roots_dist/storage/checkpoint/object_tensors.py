@@ -5,6 +5,7 @@ open_tensors(place) --safetensors.safe_open | ObjectTensors--> get_slice(name)[r
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import struct
@@ -84,5 +85,12 @@ class ObjectSlice:
         if first == end:
             return torch.empty(0, dtype=self.dtype)
         size = self.dtype.itemsize
-        found = bytearray(self._path.read(self._begin + first * size, self._begin + end * size))
-        return torch.frombuffer(found, dtype=self.dtype)
+        begin, wanted = self._begin + first * size, (end - first) * size
+
+        def fetched() -> bytes:
+            found = self._path.read(begin, begin + wanted)
+            if len(found) != wanted:  # a proxy, or a connection that broke: the size was compared before
+                raise OSError(errno.EIO, f"{len(found)} bytes, {wanted} were asked for")
+            return found
+
+        return torch.frombuffer(bytearray(ask(self._path, fetched)), dtype=self.dtype)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -45,8 +46,18 @@ def damage_of(folder: Place, step: int, run: str, mesh: Mesh) -> str:
     """Why a checkpoint cannot be trusted, in words; empty if everything in it is as it was written. Every file is read
     once, by one rank. Collective over the world, equal on every rank. `run`: id that it must have; empty for any.
 
-    Raises CheckpointError if ranks do not see the same folder, EnvironmentProblem if a disk or a store does not answer.
+    What comes from a store is asked for a second time before it is called damaged: a proxy may have answered with a
+    page of its own, or a transfer have broken. Raises CheckpointError if ranks do not see the same folder,
+    EnvironmentProblem if a disk or a store does not answer.
     """
+    if isinstance(folder, ObjectPath):
+        with suppress(CheckpointError):  # of all ranks
+            if not _damage_of(folder, step, run, mesh):
+                return ""
+    return _damage_of(folder, step, run, mesh)
+
+
+def _damage_of(folder: Place, step: int, run: str, mesh: Mesh) -> str:
     looked = SharedFailure(mesh)
     if mesh.rank == 0:
         with looked.attempt(f"cannot read {folder}"):
