@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,11 @@ from typing import IO
 from roots_dist.errors import Problem, UserError
 
 WORKING_DIRECTORY = "the working directory"
+PARTIAL = ".partial"
+"""How the name ends of a file that is being written."""
+MOST_BYTES = 1 << 30
+"""Bytes of a file that is read whole: the index of a million tensors has a tenth of them, and a sparse file of a
+terabyte costs nobody anything to leave in a folder."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -41,7 +47,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends without an error, and is removed otherwise.
 
     A link under that name is replaced, never followed."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # several ranks may write one file
+    writer = f"{os.getpid()}-{threading.get_native_id()}"  # several ranks, and threads of one, may write one file
+    partial = path.with_name(f".{path.name}.{writer}{PARTIAL}")
     with contextlib.suppress(FileNotFoundError):
         partial.unlink()  # of a killed process that had this number, or a link that waits for us
     try:
@@ -55,19 +62,23 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-def open_plain(path: Path, flags: int) -> int:
+def open_plain(path: Path, flags: int, folder: int | None = None) -> int:
     """Open a file of a run's folder to write it, and return its descriptor. Raises OSError if it is a link, a pipe or
     a device: whoever may write into that folder could lead the run elsewhere, or let it wait.
 
-    Its permissions are what the umask leaves of 0666."""
-    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    `folder`: descriptor of the folder that holds the file, if it may have been renamed. Its permissions are what the
+    umask leaves of 0666."""
+    name = path if folder is None else path.name
+    fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=folder)
     return _plain(fd, path)
 
 
 def read_plain(path: Path) -> bytes:
     """Content of a file, also through a link. Raises OSError if it is a pipe or a device, which could block or never
-    end."""
+    end, or has more than MOST_BYTES, which could fill the memory."""
     with os.fdopen(_plain(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), path), "rb") as file:
+        if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
+            raise OSError(errno.EFBIG, f"{size} bytes are more than any file of its kind has", str(path))
         return file.read()
 
 
@@ -76,6 +87,12 @@ def _plain(fd: int, path: Path) -> int:
         return fd
     os.close(fd)
     raise OSError(errno.EINVAL, "not a plain file", str(path))
+
+
+def printable(text: str) -> str:
+    """The text as it can be shown on a line: with escapes where it has control characters or bytes that are no
+    text."""
+    return text if text.isprintable() else ascii(text)
 
 
 def why(error: Exception) -> str:

@@ -19,6 +19,16 @@ STOPS = (signal.SIGTERM, signal.SIGINT)
 """Signals that a launcher sends to the ranks that are left."""
 
 
+HINTS: Mapping[int, str] = MappingProxyType(
+    {
+        signal.SIGKILL: ": often the machine ran out of memory; try a smaller train.micro_batch",
+        signal.SIGBUS: ": a file that it reads through the memory was cut short or cannot be read any more (see to the "
+        "corpus and its disk), or /dev/shm is full",
+    }
+)
+"""Signal -> what it often means."""
+
+
 @dataclass(frozen=True)
 class FailureSummary:
     text: str
@@ -87,8 +97,7 @@ def _ending(code: int) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    hint = ": often the machine ran out of memory; try a smaller train.micro_batch" if -code == signal.SIGKILL else ""
-    return f"was killed by {name}{hint}"
+    return f"was killed by {name}{HINTS.get(-code, '')}"
 
 
 def _ranks(ranks: Sequence[int]) -> str:

@@ -22,7 +22,8 @@ import psutil
 
 from roots_dist import environment
 from roots_dist.config.schema import Config
-from roots_dist.errors import UserError
+from roots_dist.errors import EnvironmentProblem, UserError
+from roots_dist.files import why
 from roots_dist.runs.ranks.end_deaf_ranks import ending_deaf_ranks
 from roots_dist.runs.ranks.failure_report import read_records, summarize
 from roots_dist.runs.ranks.stop_signal import AT_ONCE
@@ -65,7 +66,7 @@ def launch(size: int, arguments: Sequence[str], threads: int | None = None, what
     """
     if what and sys.stderr.isatty():
         print(f"starting {size} processes for {what} ...", file=sys.stderr)
-    records = Path(tempfile.mkdtemp(prefix="roots-"))
+    records = _folder_of_records()
     environment.export(
         {
             environment.FAILURES: str(records),
@@ -95,6 +96,17 @@ def launch(size: int, arguments: Sequence[str], threads: int | None = None, what
             print(
                 SHOW_CURSOR, end="", flush=True
             )  # a killed rank could not restore the cursor that its live line had hidden
+
+
+def _folder_of_records() -> Path:
+    """A new folder in which ranks say how they fail. Raises EnvironmentProblem."""
+    try:
+        return Path(tempfile.mkdtemp(prefix="roots-"))
+    except OSError as error:
+        raise EnvironmentProblem(
+            f"TMPDIR = {error.filename or 'none'}: expected a folder for temporary files that can be written "
+            f"({why(error)}). Fix: make room there, or set TMPDIR to another folder."
+        ) from error
 
 
 class _Signalled(Exception):

@@ -21,6 +21,7 @@ from roots_dist.config.load import CONFIG_FILE
 from roots_dist.config.schema import Config
 from roots_dist.config.text import parse_file
 from roots_dist.errors import Problem, UserError
+from roots_dist.files import read_plain
 from roots_dist.layout import Layout
 from roots_dist.runs.track.curve import series
 from roots_dist.runs.track.metrics import METRICS_FILE, TEXTS_FILE, read_lines
@@ -147,8 +148,8 @@ def _read(folder: Path, known: Collection[str]) -> RunRecord:
 
 def _json(path: Path) -> dict[str, object]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(read_plain(path))
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

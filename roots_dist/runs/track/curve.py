@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from roots_dist.files import replacing
 from roots_dist.runs.track.metrics import RESUMED, TEXTS_FILE, read_lines
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def draw_curve(metrics: Path, png: Path, title: str = "") -> Path:
     _tokens_above(top, records)
     if title:
         figure.suptitle(title, color=INK, weight="bold")
-    figure.savefig(png)
+    with replacing(png) as file:
+        figure.savefig(file, format="png")
     return png
 
 

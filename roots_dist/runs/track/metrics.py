@@ -70,6 +70,10 @@ OURS = frozenset(name.partition("/")[0] for name in NAMES)
 """Sections of these names."""
 
 
+LONGEST_LINE = 1 << 24
+"""Characters of a line, at most: what is longer is no record, and might fill the memory."""
+
+
 def is_own(name: str) -> bool:
     """Whether a metric is the user's: `section/name` with a section that is none of ours."""
     section, slash, rest = name.partition("/")
@@ -109,10 +113,13 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Records of a file, in order. A line that was cut off by a kill is skipped, with a warning."""
     fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would let the run wait
     with open(fd, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
+            if len(line) == LONGEST_LINE and not line.endswith("\n"):
+                log.warning("%s, line %d: is longer than any record; it and all that follows are skipped", path, number)
+                return
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 record = None
             if isinstance(record, dict) and isinstance(record.get("step"), int):
                 yield record

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from roots_dist import environment
 from roots_dist.config.schema import Config
 from roots_dist.errors import missing_package
+from roots_dist.files import read_plain, write_atomically
 from roots_dist.runs.track.background import first_line
 from roots_dist.scrub import scrub
 from roots_dist.storage.checkpoint.object_store import Place
@@ -118,9 +119,14 @@ def _begin(
 
 def _identity(file: Path, is_new: bool) -> str:
     """Id of the W&B run, kept in the run's folder. A run that starts from scratch gets a new one."""
-    if is_new or not file.exists():
-        file.write_text(secrets.token_hex(4) + "\n")
-    return file.read_text().strip()
+    try:
+        kept = "" if is_new else read_plain(file).decode().strip()
+    except (FileNotFoundError, UnicodeDecodeError):
+        kept = ""
+    if not kept:
+        kept = secrets.token_hex(4)
+        write_atomically(file, kept + "\n")
+    return kept
 
 
 class Wandb:

@@ -11,6 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from roots_dist.errors import CheckpointError, Problem
+from roots_dist.files import printable
 from roots_dist.runs.ranks.stop_signal import AFTER_STEP, ENDED, ENDED_BEFORE, read_end
 from roots_dist.runs.track.metrics import METRICS_FILE, TEXTS_FILE, last_step
 from roots_dist.runs.track.summary_file import SUMMARY_FILE
@@ -51,7 +52,7 @@ def signs_of_life(folder: Path, damages: Damages) -> list[str]:
         found.append(f"{METRICS_FILE} up to step {step}")
     for name in (ENDED, ENDED_BEFORE):
         if AFTER_STEP.match(ended := read_end(folder / name)):
-            found.append(f"{name} ({ended[:80]})")
+            found.append(f"{name} ({printable(ended[:80])})")
     if (folder / SUMMARY_FILE).exists():
         found.append(SUMMARY_FILE)
     if (folder / BEST_FILE).exists():
@@ -69,7 +70,7 @@ def _signs_in_checkpoints(folder: Place, damages: Damages) -> list[str]:
     found = [name for name in names(folder) if name != RUN_FILE]  # which a store has from the first start on
     there = [name for name in found if not name.endswith(PARTIAL) and not is_unfinished(folder / name)]
     more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
-    return [f"{folder.name} with {', '.join(there[:SHOWN])}{more}"] if there else []
+    return [f"{folder.name} with {', '.join(map(printable, there[:SHOWN]))}{more}"] if there else []
 
 
 def refuse_silent_zero(folder: Path, damages: Damages) -> None:

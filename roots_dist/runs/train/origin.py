@@ -14,7 +14,7 @@ from roots_dist import environment
 from roots_dist.config.extensions import COPIES, copy_name, read_file, split
 from roots_dist.config.load import CONFIG_FILE, to_yaml
 from roots_dist.config.schema import Config
-from roots_dist.files import write_atomically
+from roots_dist.files import read_plain, write_atomically
 from roots_dist.layout import Layout
 from roots_dist.runs.track.machine_facts import machine_facts
 from roots_dist.scrub import known_secrets, scrub
@@ -53,8 +53,10 @@ def write_origin(folder: Path, config: Config, layout: Layout, bound: Mapping[st
 def _of_import(path: Path) -> dict[str, object]:
     """What an import has written of itself, if the run trains in its folder: an export asks for its class."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(read_plain(path))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
         return {}
     return {key: found[key] for key in ("imported_from", "generator", "architecture") if key in found}
 

@@ -7,16 +7,28 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from roots_dist.config.extensions import COPIES
 from roots_dist.errors import EnvironmentProblem, Problem
+from roots_dist.failures import ERRORS
+from roots_dist.files import PARTIAL
+from roots_dist.runs.track.tensorboard import FOLDER as TENSORBOARD
 from roots_dist.storage.checkpoint.folder_lock import FolderError, lock_folder
 
+FOLDERS = (ERRORS, COPIES, TENSORBOARD, "wandb")
+"""Folders in a run's folder into which this package or a tracker writes, besides checkpoints."""
+LITTER = re.compile(rf"\..+\.\d+(-\d+)?{re.escape(PARTIAL)}")
+OLD_S = 600.0
+"""Seconds after which nobody writes a file any more that was begun: other ranks may be about to say why they end."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
-BROKEN = (errno.EROFS, errno.EIO, errno.ESTALE)
+BROKEN = (errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)
+CLOSED = (errno.EACCES, errno.EPERM)
 ODD = (errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
@@ -47,6 +59,8 @@ def hold_folder(folder: Path) -> Iterator[HeldFolder]:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             with lock_folder(folder):
+                _refuse_links(folder)
+                _remove_litter(folder)
                 yield HeldFolder(folder, fd)
         finally:
             os.close(fd)
@@ -59,12 +73,31 @@ def hold_folder(folder: Path) -> Iterator[HeldFolder]:
             wanted = "with free space for the run's files" if error.errno in FULL else "that takes the run's files"
             expected = f"a disk {wanted} ({error})"
             fix = "see to the disk and repeat the command: the run resumes from its newest checkpoint"
+        elif error.errno in CLOSED:
+            expected = f"files that this user may read and write ({error})"
+            fix = "see to their owner and permissions, or choose another track.folder"
         elif error.errno in ODD:
             expected = f"plain files and folders under the names of a run, and no links ({error})"
             fix = "remove what is there, or choose another track.folder"
         else:
             raise
         raise FolderError(Problem(key="track.folder", found=str(folder), expected=expected, fix=fix)) from error
+
+
+def _refuse_links(folder: Path) -> None:
+    """Raise OSError if a folder that the run writes into is none of its own: whoever has made the link could lead the
+    run elsewhere."""
+    for path in (folder / name for name in FOLDERS):
+        if path.is_symlink():
+            raise NotADirectoryError(errno.ENOTDIR, "expected a folder, and no link", str(path))
+
+
+def _remove_litter(folder: Path) -> None:
+    """Remove what killed processes had begun to write: a metrics file that was rewritten may be large."""
+    for path in folder.glob(f".*{PARTIAL}"):
+        with suppress(OSError):
+            if LITTER.fullmatch(path.name) and time.time() - path.lstat().st_mtime > OLD_S:
+                path.unlink()
 
 
 def _is_below(folder: Path, error: OSError) -> bool:

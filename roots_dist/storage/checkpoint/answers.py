@@ -32,8 +32,9 @@ OF_CONTENT_NUMBERS = (
     errno.EINVAL,
     errno.ENXIO,
     errno.ENAMETOOLONG,
+    errno.EFBIG,
 )
-"""Errors that tell what is under a name: nothing, a folder, a link to itself, a pipe."""
+"""Errors that tell what is under a name: nothing, a folder, a link to itself, a pipe, a file that is no such file."""
 
 
 def ask(place: object, question: Callable[[], T]) -> T:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from roots_dist.errors import Problem, UserError
-from roots_dist.files import open_plain
+from roots_dist.files import open_plain, printable
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +27,13 @@ class FolderError(UserError):
 def lock_folder(folder: Path) -> Iterator[int]:
     """Lock the folder, and yield the descriptor of the lock's file. Raises FolderError if another process holds the
     lock."""
-    with os.fdopen(open_plain(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8") as lock:
+    with os.fdopen(
+        open_plain(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8", errors="replace"
+    ) as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:  # a subclass of OSError, so it comes first
-            holder = lock.read().strip() or "another run"
+            holder = printable(lock.readline(200).strip()) or "another run"
             problem = Problem(
                 key="track.folder",
                 found=str(folder),
@@ -53,7 +55,7 @@ def holder_of(folder: Path) -> tuple[str, bool | None]:
     line = ""
     try:
         with open(folder / LOCK_FILE, encoding="utf-8", errors="replace") as lock:
-            line = lock.readline()
+            line = lock.readline(200)
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         pass

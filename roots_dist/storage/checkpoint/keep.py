@@ -172,7 +172,10 @@ def remove_leftovers(folder: Place) -> None:
             remove(path / UNFINISHED if (path / MANIFEST).exists() else path)
     for path in [folder / name for name in names(folder) if name.startswith(".step_")]:
         if path.name.endswith((PARTIAL, GONE)):
-            remove(path)
+            try:
+                remove(path)
+            except OSError as error:  # a file that another node still has open, or of another owner
+                log.warning("%s cannot be removed (%s): nothing needs it", path, error)
         elif path.name.endswith(REPLACED):
             final = folder / path.name[1 : -len(REPLACED)]
             is_part = isinstance(path, ObjectPath) and not (path / MANIFEST).exists()  # the manifest is copied last

@@ -22,6 +22,8 @@ from roots_dist.storage.checkpoint.object_store import Place
 RUN_FILE = "run.json"
 ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 """What an id may be: it is a name in checkpoint.fallback_folder."""
+MOST_STARTS = 1 << 62
+"""No run is started as often: a manifest holds numbers of 63 bits."""
 SAVED = "saved"
 """Key of whether the run has ever committed a checkpoint."""
 
@@ -64,7 +66,7 @@ def begin_attempt(run: Path, order: str, wanted: str | None = None) -> Author:
         attempt = read_json(path).get("attempt")
     except CheckpointError:
         attempt = None
-    number = attempt + 1 if isinstance(attempt, int) and attempt > 0 else 1
+    number = attempt + 1 if isinstance(attempt, int) and 0 < attempt < MOST_STARTS else 1
     author = Author(run_id(run) or wanted or secrets.token_hex(8), number, order, secrets.token_hex(8))
     _write(path, {"id": author.run, "attempt": author.attempt, SAVED: bool(found_steps(run))})
     return author
