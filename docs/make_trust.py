@@ -34,15 +34,37 @@ random, for as long as they are told to; a few trials of most are in every `make
 
 *Made by `docs/make_trust.py` from [`docs/trust.json`](trust.json).*
 """
+PROMISES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("never a silent start from zero", ("damages",), ("runs/test_earlier_life.py",)),
+    ("what is damaged is named, and the one before is taken", ("damages", "kills", "power"), ()),
+    ("training goes on while a checkpoint is written", ("background", "power", "hung_saves"), ()),
+    ("training goes on when a save or a line fails", ("disks", "syscalls"), ()),
+    ("every hang is named, in time", ("hangs", "hung_saves"), ()),
+    ("a rank that differs is named before the first step", ("differs",), ()),
+    ("copies that differ are named or healed, and never saved", ("flips", "deepspeed"), ()),
+    ("spikes and repeats end", (), ("unit/test_rewind.py", "runs/test_repeats.py")),
+    ("a stop costs no step, and leaves nobody behind", ("signals", "ranks", "launchers"), ()),
+    ("nobody leads a run elsewhere, or lets it wait", (), ("bugs/test_odd_folders.py", "unit/test_template_limits.py")),
+)
+"""What must hold -> the families, and the tests besides, that show it."""
 
 
 def page() -> str:
     found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))["families"]
-    parts = [HEAD.rstrip(), "", *_table(found)]
+    parts = [HEAD.rstrip(), "", *_promises(found), "", *_table(found)]
     for name, family in FAMILIES.items():
         if name in found:
             parts += ["", *_section(name, family.harm, family.promise, found[name])]
     return "\n".join(parts) + "\n"
+
+
+def _promises(found: dict[str, Any]) -> list[str]:
+    rows = ["| what must hold | shown by |", "|---|---|"]
+    for what, families, tests in PROMISES:
+        shown = [f"[{name}](#{name})" for name in families if name in found]
+        shown += [f"[`tests/{path}`](../tests/{path})" for path in tests]
+        rows.append(f"| {what} | {', '.join(shown)} |")
+    return rows
 
 
 def _table(found: dict[str, Any]) -> list[str]:

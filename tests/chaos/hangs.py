@@ -52,7 +52,18 @@ PLACES: dict[str, str] = {
     "building the model": "roots_dist.runs.train.loop.build_run",
 }
 """Place -> the function that the rank enters and does not leave."""
-OWN_WORDS = {"shard write, long before the next save": ("train.steps=100000", "checkpoint.every=30")}
+IN_A_SAVE: dict[str, str] = {
+    "beginning": "roots_dist.storage.checkpoint.save.begin",
+    "writing a shard": "roots_dist.storage.checkpoint.save.write_shard",
+    "writing the manifest": "roots_dist.storage.checkpoint.save.write_metadata",
+    "committing": "roots_dist.storage.checkpoint.save.commit",
+    "reading back": "roots_dist.runs.train.save_job.damage_of",
+    "deleting older ones": "roots_dist.runs.train.save_job.prune",
+}
+"""The same for the thread that saves while training goes on."""
+OF_RANK_0 = ("commit", "beginning", "writing the manifest", "committing")
+LONG = ("train.steps=100000", "checkpoint.every=30")
+OWN_WORDS = {"shard write, long before the next save": LONG, **dict.fromkeys(IN_A_SAVE, LONG)}
 """Place -> what else its command says: here nobody waits for the thread that writes."""
 ONLY_PIPELINE = ("pipeline receive", "pipeline send")
 
@@ -63,8 +74,8 @@ def stop_in(words: Sequence[str]) -> None:
     if os.environ["RANK"] != rank:
         main(rest)
         return
-    module, _, name = PLACES[place].rpartition(".")
-    owner = _resolve(module)
+    module, _, name = {**PLACES, **IN_A_SAVE}[place].rpartition(".")
+    owner = resolve(module)
     inside = getattr(owner, name)
     late = place in ("all-reduce", "compute", "pipeline receive", "pipeline send", "making a batch", "optimizer")
     calls = 0
@@ -84,14 +95,15 @@ def stop_in(words: Sequence[str]) -> None:
         main(rest)
 
 
-def _resolve(path: str) -> Any:
+def resolve(path: str) -> Any:
+    """What a dotted name leads to: a module, or a class in one."""
     import importlib
 
     try:
         return importlib.import_module(path)
     except ModuleNotFoundError:
         outer, _, name = path.rpartition(".")
-        return getattr(_resolve(outer), name)
+        return getattr(resolve(outer), name)
 
 
 def write_run(place: Path, timeout_s: int = TIMEOUT_S) -> Path:
@@ -115,11 +127,18 @@ def write_run(place: Path, timeout_s: int = TIMEOUT_S) -> Path:
 def trial(draw: random.Random, place: Path) -> Outcome:
     """One hang. It holds if the message and the record of the end name the rank, in time, and every process has
     ended."""
-    where, how = draw.choice(list(PLACES)), draw.choice(("stops", "sleeps"))
+    return one_hang(draw, place, draw.choice(list(PLACES)), draw.choice(("stops", "sleeps")))
+
+
+def in_a_save(draw: random.Random, place: Path) -> Outcome:
+    return one_hang(draw, place, draw.choice(list(IN_A_SAVE)), "sleeps")
+
+
+def one_hang(draw: random.Random, place: Path, where: str, how: str) -> Outcome:
     layouts = [name for name in LAYOUTS if "pp" in name or where not in ONLY_PIPELINE]
     layout = draw.choice(layouts)
     size, overrides = LAYOUTS[layout]
-    rank = 0 if where == "commit" else draw.randrange(size)
+    rank = 0 if where in OF_RANK_0 else draw.randrange(size)
     config, stamp = write_run(place), place / "stopped"
     for _ in range(ATTEMPTS):
         with lateness() as late:
@@ -161,4 +180,13 @@ FAMILY = Family(
     promise=f"it is named, with who waits for it, in {TIMEOUT_S} + 2 s, and the job is over in {TIMEOUT_S} + 5 s",
     trial=trial,
     sample=1,
+)
+SAVES_FAMILY = Family(
+    "hung_saves",
+    harm="the thread of one rank that saves while training goes on sleeps for ever in one place of the save, in nine "
+    "layouts; the next save is far away, so that nobody waits for it",
+    promise=f"the rank is named, with where its thread stands, in {TIMEOUT_S} + 2 s, and the job is over in "
+    f"{TIMEOUT_S} + 5 s",
+    trial=in_a_save,
+    sample=0,
 )

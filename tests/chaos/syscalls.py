@@ -38,10 +38,8 @@ def trial(draw: random.Random, place: Path) -> Outcome:
     if "Traceback" in ran.stderr or ran.returncode not in (0, 1, 2):
         return Outcome(kind, held=False, words=said)
     committed = newest_step(run)
-    elsewhere = place / "elsewhere" / "checkpoints"
-    if elsewhere.is_dir():
-        for path in elsewhere.glob("step_*"):
-            shutil.move(path, run / "checkpoints" / path.name)
+    for path in (place / "elsewhere").glob("*/checkpoints/step_*"):
+        shutil.move(path, run / "checkpoints" / path.name)
     again = roots(*words, limit_s=1500)
     if again.returncode:
         return Outcome(kind, held=False, words=f"{said}; again: {again.stderr[-500:]}")
