@@ -57,6 +57,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.parent != first)
 
 
+@pytest.hookimpl(optionalhook=True)  # the runner of mutants leaves xdist out
 def pytest_xdist_auto_num_workers(config):
     """One worker more than there are cores: some tests wait for a time limit, a server or a signal, and compute nothing
     meanwhile."""
