@@ -18,7 +18,7 @@ from roots_dist.learning.models.experts import Experts, choose
 from roots_dist.learning.models.init_stds import init_stds
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.parallel.tensor.grouped import Groups, _gradients, _product
+from roots_dist.parallel.tensor.grouped import Groups, _add_gradients, _gradients, _product, pack
 from roots_dist.runs.train.expert_load import expert_loads
 from roots_dist.runs.train.step import train_step
 from roots_dist.world.batch import PADDING, MicroBatch
@@ -279,3 +279,23 @@ def test_products_of_groups_are_those_of_each_group_whatever_the_widths(dtype):
         product = torch.cat([part @ matrix for part, matrix in zip(rows[0], stack)])
         theirs = product, torch.stack([of_grad.t() @ part for part, of_grad in zip(*rows)])
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_packed_weights_are_neighbours(count):
+    weights = [torch.nn.Parameter(torch.empty(2, 3)) for _ in range(count)]
+    pack(weights)
+    places = [weight.data_ptr() for weight in weights]
+    assert places == [*range(places[0], places[0] + 24 * count, 24)]
+    assert all(weight.shape == (2, 3) for weight in weights)
+
+
+def test_gradients_of_experts_are_added_wherever_those_before_them_lie():
+    """One after another in memory or not; an expert may be frozen, and another have none yet."""
+    made = torch.arange(24.0).view(4, 2, 3)
+    weights = [torch.nn.Parameter(torch.zeros(2, 3), requires_grad=number != 1) for number in range(4)]
+    weights[0].grad, weights[3].grad = torch.ones(2, 3), torch.full((2, 3), 2.0)
+    _add_gradients(weights, [weight for weight in weights if weight.requires_grad], made)
+    found = [weight.grad for weight in weights]
+    assert found[1] is None
+    assert torch.equal(torch.stack([found[0], found[2], found[3]]), torch.stack([made[0] + 1, made[2], made[3] + 2]))

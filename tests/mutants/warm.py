@@ -108,8 +108,9 @@ def _collect_and_run(jobs: Sequence[Job], workers: int, limit_s: float, pipe: in
     os.environ["PYTHONPATH"] = str(ROOT)
     fork_instead_of_a_forkserver()
     files = dict.fromkeys(f"tests/{test.partition('::')[0]}" for job in jobs for test in job.tests)
-    code = pytest.main([*OPTIONS, *files], plugins=[_Jobs(jobs, workers, limit_s, pipe)])
-    assert code == 0, f"pytest ended with {code}"
+    plugin = _Jobs(jobs, workers, limit_s, pipe)
+    code = pytest.main([*OPTIONS, *files], plugins=[plugin])
+    assert code == 0, f"pytest ended with {code} {plugin.error}"
 
 
 class _Jobs:
@@ -117,6 +118,10 @@ class _Jobs:
 
     def __init__(self, jobs: Sequence[Job], workers: int, limit_s: float, pipe: int):
         self.jobs, self.workers, self.limit_s, self.pipe = jobs, workers, limit_s, pipe
+        self.error = ""
+
+    def pytest_internalerror(self, excinfo: Any) -> None:
+        self.error = str(excinfo.value)
 
     def pytest_runtestloop(self, session: Any) -> bool:
         assert not session.testsfailed, "not every test could be collected"

@@ -70,7 +70,7 @@ def digest_of_run(found: list[Bits]) -> str:
 
 def compare(model: str, degrees: tuple[int, int], steps: int, changes: dict[str, object]) -> None:
     """One process, and a layout: `dp` is a number of ranks, all other changes are keys."""
-    values = {key: changes[key] for key in ("train__precision",) if key in changes}
+    values = {key: changes[key] for key in ("train__precision", "model__tied_embeddings") if key in changes}
     alone, found = _alone(exact(model, degrees, **values), steps), bits(model, degrees, steps, changes)
     assert first_difference(alone, found) is None
     assert len(set(map(str, found))) == steps  # and each step changes something
@@ -78,7 +78,7 @@ def compare(model: str, degrees: tuple[int, int], steps: int, changes: dict[str,
 
 SAMPLE = [
     ("gpt", (2, 2), dict(dp=2, tp=2, sequence_parallel=True, zero_stage=1)),
-    ("llama", (4, 2), dict(tp=2, pp=2, schedule="zb-h1", train__precision="bf16")),
+    ("llama", (4, 2), dict(tp=2, pp=2, schedule="zb-h1", train__precision="bf16", model__tied_embeddings=True)),
 ]
 MODELS = {
     "gpt": dict(model__heads=8),
