@@ -1,24 +1,38 @@
-"""Print the table of docs/exchange.md: what each model type was compared with, and how far apart the two were.
+"""Make the table of docs/exchange.md: what each model type was compared with, and how far apart the two were.
 
-    PYTHONPATH=. python tests/exchange/families_table.py
+    PYTHONPATH=. ROOTS_TRANSFORMERS_4=PYTHON python tests/exchange/families_table.py
 
-Small models with random weights, in float32 on the CPU: logits, and gradients of every tensor.
+Small models with random weights, in float32 on the CPU: logits and gradients of one process, logits of TP2 × PP2, what
+version 4 of transformers computes from the export, and its tensors. Ends with 1 if one of them is not what it should
+be.
 """
 
 from __future__ import annotations
 
+import re
+import sys
 import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import transformers
-from hub_checks import differences
-from hub_models import MODELS, generator_of, saved
+from hub_checks import differences, tensors_that_differ
+from hub_models import FIRST, MODELS, generator_of, saved
+from test_exchange_layouts import logits_of_layout
+from test_exchange_transformers_4 import asked_of, inputs_of, read_by_version_4
+from torch import Tensor
 
 from roots_dist.config.objectives import OBJECTIVES
+from roots_dist.config.run_config import config_of_run
 from roots_dist.storage.exchange import ARCHITECTURES
+from roots_dist.storage.exchange.compare import comparison_batch, outputs_of, their_logits
+from roots_dist.storage.exchange.exporting import export_model
 from roots_dist.storage.exchange.importing import import_model
 from roots_dist.storage.exchange.table import Head
 from roots_dist.storage.exchange.tensors import read_json
+
+PAGE = Path(__file__).parents[2] / "docs" / "exchange.md"
 
 RELEASED = {
     "gpt2": "GPT-2",
@@ -63,28 +77,72 @@ def _is_tuned(head: Head) -> bool:
 
 
 TWO_HEADS = ("bert", "electra")
+"""Their gradients are compared in tests/reference."""
+BOUNDS = {"logits": 1e-5, "gradients": 2e-5, "TP2 × PP2": 1e-5, "4.57": 1e-5}
+
+
+def apart(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest difference, as a share of the largest logit or of 1."""
+    far = [(a - b).abs().max() / max(1.0, b.abs().max()) for a, b in zip(found, expected, strict=True)]
+    return max(one.item() for one in far)
+
+
+def theirs_of(folder: Path, run: Path) -> list[Tensor]:
+    config = config_of_run(run).config
+    parts = [part for part in (generator_of(folder), folder) if part is not None]
+    return [their_logits(part, comparison_batch(config), outputs_of(config)) for part in parts]
+
+
+def measure(place: Path) -> tuple[dict[str, dict[str, list[float]]], dict[str, list[str]], str]:
+    """For each model type its differences by column, tensors that did not come back, and version 4's number."""
+    far: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    lost: dict[str, list[str]] = defaultdict(list)
+    told, expected = {}, {}
+    for name in MODELS:
+        theirs, run, back = (place / name / part for part in ("theirs", "run", "back"))
+        import_model(saved(name, theirs), run, generator_of(theirs))
+        kind = str(read_json(theirs / "config.json")["model_type"])
+        export_model(run, back)
+        lost[kind] += [f"{name}: {tensor}" for tensor in tensors_that_differ(name, theirs, back)]
+        if "bare" in name.split():
+            continue
+        asked = asked_of(name, back, inputs_of(name, comparison_batch(config_of_run(run).config)))
+        told |= asked
+        expected |= dict(zip(asked, zip([kind] * len(asked), theirs_of(theirs, run))))
+        if name not in TWO_HEADS:
+            result = differences(theirs, run)
+            far[kind]["logits"].append(result.logits / max(1.0, result.largest_logit))
+            far[kind]["gradients"].append(result.gradients)
+        if name in FIRST:
+            even, run = place / name / "even", place / name / "even run"
+            import_model(saved(name, even, even=True), run, generator_of(even))
+            wanted = theirs_of(even, run)
+            far[kind]["TP2 × PP2"] += [apart(found, wanted) for found in logits_of_layout(run)]
+    found, version, _ = read_by_version_4(told, place)
+    for key, (kind, logits) in expected.items():
+        far[kind]["4.57"].append(apart([found[key]], [logits]))
+    return far, lost, version
 
 
 def main() -> None:
-    found: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in MODELS:
-            theirs = saved(name, Path(folder) / name / "theirs")
-            run = Path(folder) / name / "run"
-            import_model(theirs, run, generator_of(theirs))
-            if name in TWO_HEADS or "bare" in name.split():
-                continue
-            result = differences(theirs, run)
-            kind = str(read_json(theirs / "config.json")["model_type"])
-            found.setdefault(kind, []).append((result.logits / max(1.0, result.largest_logit), result.gradients))
-    print(f"transformers {transformers.__version__}\n")
-    print("| model type | released models | class | fine-tuned | models | logits | gradients |")
-    print("|---|---|---|---|---|---|---|")
-    for kind, table in ARCHITECTURES.items():
-        tasks = ", ".join(head.objectives[0] for head in table.heads if _is_tuned(head))
-        logits, gradients = (max(column) for column in zip(*found[kind]))
-        far = f"{len(found[kind])} | {logits:.0g} | {gradients:.0e}"
-        print(f"| `{kind}` | {RELEASED[kind]} | `{table.heads[0].architecture}` | {tasks} | {far} |")
+        far, lost, version = measure(Path(folder))
+    columns = ["model type", "released models", "class", "fine-tuned", "models", *BOUNDS, "back"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    wrong = [tensor for tensors in lost.values() for tensor in tensors]
+    for kind, architecture in ARCHITECTURES.items():
+        tasks = ", ".join(head.objectives[0] for head in architecture.heads if _is_tuned(head))
+        numbers = [max(far[kind][column]) for column in BOUNDS]
+        wrong += [f"{kind}: {column} {n:.0e}" for n, (column, bound) in zip(numbers, BOUNDS.items()) if not n < bound]
+        shown = [f"{number:.0e}".replace("0e+00", "0") for number in numbers]
+        classes, count = f"`{architecture.heads[0].architecture}`", str(len(far[kind]["logits"]))
+        names = [f"`{kind}`", RELEASED[kind], classes, tasks, count]
+        lines.append(f"| {' | '.join([*names, *shown, '✗' if lost[kind] else '✓'])} |")
+    text = PAGE.read_text(encoding="utf-8")
+    table = re.compile(r"^\| model type \|.*\n(?:\|.*\n)+", re.M)
+    PAGE.write_text(table.sub("\n".join(lines) + "\n", text), encoding="utf-8")
+    print(f"transformers {transformers.__version__} and {version}: {PAGE}", *wrong, sep="\n")
+    sys.exit(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -291,6 +291,28 @@ MODELS: dict[str, Callable] = {
     "olmo3 unscaled": lambda: like_llama("Olmo3", num_hidden_layers=4, sliding_window=5, rope=by_kind(local=300.0)),
 }
 
+EVEN: dict[str, Callable] = {
+    "gpt2": lambda: gpt2(n_head=2),
+    "bloom": lambda: bloom(n_head=2),
+    "gpt_neox": lambda: gpt_neox(num_attention_heads=2),
+    "opt": lambda: opt(num_attention_heads=2),
+    "bert": lambda: bert("ForPreTraining", num_attention_heads=2),
+    "roberta": lambda: roberta("ForMaskedLM", num_attention_heads=2),
+    "xlm-roberta": lambda: like_roberta("XLMRoberta", "ForMaskedLM", num_attention_heads=2),
+    "camembert": lambda: like_roberta("Camembert", "ForMaskedLM", num_attention_heads=2),
+    "distilbert": lambda: distilbert("ForMaskedLM", n_heads=2),
+    "electra": lambda: electra("ForPreTraining", num_attention_heads=2),
+    "t5 v1.0": lambda: t5(num_heads=2),
+    "mt5": lambda: mt5(num_heads=2),
+}
+"""Those of MODELS whose heads two tensor ranks cannot share, with heads that they can."""
+FIRST = ("gpt2", "bloom", "llama", "gpt_neox", "opt", "mistral", "phi3", "qwen2", "qwen3", "smollm3", "granite",
+    "starcoder2", "stablelm", "falcon", "gptj", "phi", "gemma", "gemma2", "gemma3", "olmo", "olmo2", "olmo3", "mixtral",
+    "qwen2_moe", "qwen3_moe", "olmoe", "bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "t5 v1.0",
+    "mt5",
+)  # fmt: skip
+"""One of MODELS for each model type."""
+
 
 PADS_AS_ROBERTA = tuple(name for name in MODELS if name.split()[0] in ("roberta", "xlm-roberta", "camembert"))
 SPECIALS = {
@@ -313,10 +335,11 @@ def tokenizer(specials: list[str]):
     return made
 
 
-def saved(name: str, folder: Path) -> Path:
-    """The model, every weight away from what it begins as. ELECTRA's generator beside it, with the same embedding."""
+def saved(name: str, folder: Path, even: bool = False) -> Path:
+    """The model, every weight away from what it begins as. ELECTRA's generator beside it, with the same embedding.
+    even: with heads that two tensor ranks can share."""
     torch.manual_seed(sum(map(ord, name)))
-    model = MODELS[name]()
+    model = (EVEN if even and name in EVEN else MODELS)[name]()
     parts = [model]
     if name == "electra":
         small = electra("ForMaskedLM", hidden_size=24, num_attention_heads=2, intermediate_size=32, num_hidden_layers=1)

@@ -42,13 +42,35 @@ json.dump({"version": transformers.__version__, "ids": ids}, open(folder + "/ids
 """
 
 
+def read_by_version_4(told, place):
+    """What version 4 computes from each folder of `told`, by the keys of it; its version, and ids of texts."""
+    (place / "told.json").write_text(json.dumps(told))
+    (place / "reader.py").write_text(READER)
+    command = [PYTHON, place / "reader.py", place, place / "told.json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ids = json.loads((place / "ids.json").read_text())
+    assert ids["version"].startswith("4.")
+    return load_file(place / "logits.safetensors"), ids["version"], ids["ids"]
+
+
+def asked_of(name, folder, inputs, text=None):
+    """What to tell version 4 of an export, a folder for each head that has logits."""
+    folders = [folder / "generator", folder] if name == "electra" else [folder]
+    return {f"{name} {part.name}": {"folder": str(part), "inputs": inputs, "text": text} for part in folders}
+
+
+def inputs_of(name, batch):
+    inputs = {"input_ids": batch.tokens.tolist()}
+    return inputs | ({"decoder_input_ids": batch.decoder_tokens.tolist()} if name.split()[0] in ("t5", "mt5") else {})
+
+
 @pytest.mark.skipif(PYTHON is None, reason="ROOTS_TRANSFORMERS_4 names no python that has transformers 4.57")
 def test_transformers_4_reads_every_export_with_the_same_logits(tmp_path):
     told, expected = {}, {}
     for name in MODELS:
         theirs = saved(name, tmp_path / name / "theirs")
         run, back = tmp_path / name / "run", tmp_path / name / "back"
-        family = name.split()[0]
         if "gpt2" in name:  # version 5's tokenizers are refused by version 4, ours must not be
             from transformers import PreTrainedTokenizerFast
 
@@ -58,24 +80,14 @@ def test_transformers_4_reads_every_export_with_the_same_logits(tmp_path):
         config = config_of_run(run).config
         batch = comparison_batch(config)
         ours = our_logits(config, best_or_newest(run), batch)
-        inputs = {"input_ids": batch.tokens.tolist()}
-        inputs |= {"decoder_input_ids": batch.decoder_tokens.tolist()} if family in ("t5", "mt5") else {}
-        folders = [back / "generator", back] if name == "electra" else [back]
-        for folder, logits in zip(folders, ours, strict=True):
-            key = f"{name} {folder.name}"
-            told[key] = {"folder": str(folder), "inputs": inputs, "text": "w3 w5" if "gpt2" in name else None}
-            expected[key] = logits
-    (tmp_path / "told.json").write_text(json.dumps(told))
-    (tmp_path / "reader.py").write_text(READER)
-    command = [PYTHON, tmp_path / "reader.py", tmp_path, tmp_path / "told.json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found, ids = load_file(tmp_path / "logits.safetensors"), json.loads((tmp_path / "ids.json").read_text())
-    assert ids["version"].startswith("4.")
+        asked = asked_of(name, back, inputs_of(name, batch), "w3 w5" if "gpt2" in name else None)
+        told |= asked
+        expected |= dict(zip(asked, ours, strict=True))
+    found, _, ids = read_by_version_4(told, tmp_path)
     assert found.keys() == expected.keys()
     for key, logits in expected.items():
         torch.testing.assert_close(found[key], logits, rtol=1e-5, atol=1e-5, msg=lambda m, key=key: f"{key}: {m}")
-    assert all(one == {"input_ids": [5, 7], "attention_mask": [1, 1]} for one in ids["ids"].values()) and ids["ids"]
+    assert all(one == {"input_ids": [5, 7], "attention_mask": [1, 1]} for one in ids.values()) and ids
 
 
 TOKENS = """
