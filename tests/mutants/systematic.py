@@ -151,7 +151,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "world/mesh.py": ("unit/test_mesh.py", *EVERYTHING[4:], *CUT_TEXTS[:1], *CUT_EXPERTS, *IN_BITS),
     "world/positions.py": ("parity/test_context.py", *CUT_TEXTS),
     "world/rng.py": ("independent/test_random_numbers.py", "independent/test_initial_weights.py"),
-    "world/sharding.py": ("independent/test_adamw.py", *EVERYTHING, *CUT_EXPERTS, *ZERO),
+    "world/sharding.py": ("unit/test_linear.py", "independent/test_adamw.py", *EVERYTHING, *CUT_EXPERTS, *ZERO),
     "world/tree_sum.py": ("parity/test_exact.py",),
 }  # fmt: skip
 """File of the package -> tests that together should notice any mutant of it, cheap ones first."""

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.linear import ColumnParallelLinear, RowParallelLinear, column_parallel
+from roots_dist.world.sharding import set_grad
 
 ROWS, SEQ, WIDTH, FEATURES, RANK, SCALE = 2, 5, 6, 8, 3, 0.7
 
@@ -80,3 +81,10 @@ def test_deferred_weight_gradients_are_not_there_before_they_are_asked_for():
         (work,) = tp.deferred.drain()
         work()
         assert torch.equal(layer.weight.grad, torch.full([FEATURES, WIDTH], ROWS * SEQ * (number + 1.0)))
+
+
+def test_a_gradient_has_its_shape_where_the_weight_has_been_emptied():
+    """As DeepSpeed's ZeRO-3 empties it between its passes."""
+    weight = torch.nn.Parameter(torch.empty(0))
+    set_grad(weight, torch.ones(2, 3))
+    assert weight.shape == (0,) and torch.equal(weight.grad, torch.ones(2, 3))

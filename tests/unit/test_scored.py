@@ -5,9 +5,11 @@ from dataclasses import replace
 import torch
 
 from roots_dist.assembly.passes import build_passes
+from roots_dist.assembly.run import build_run
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import vocab_head
-from roots_dist.learning.objectives.synthetic import random_batches
+from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
+from roots_dist.runs.train.step import on_device
 from roots_dist.world.batch import IGNORE
 from roots_dist.world.mesh import Mesh
 from tests.parity.models import COMMON, MODELS
@@ -34,3 +36,13 @@ def test_only_scored_tokens_are_multiplied(monkeypatch) -> None:
         torch.testing.assert_close(chosen, whole, rtol=1e-12, atol=1e-12)
     full = replace(first, targets=first.targets.clamp(min=0))
     assert full.with_some_scored() is full
+
+
+def test_a_step_chooses_them_unless_it_is_exact() -> None:
+    """Where the places of tokens in a product decide its bits, all are multiplied."""
+    config = Config.model_validate(COMMON | {"model": MODELS["llama"]}).changed({"train.global_batch": 2})
+    exact = config.changed({"train.exact": {"tensor": 1, "data": 1}, "advanced.float64": False})
+    for made, chosen in ((config, True), (exact, False)):
+        run = build_run(made, Mesh.single(), objective=proof_objective(made))
+        batches = on_device(run, random_batches(made, 0, 0, 1))
+        assert [batch.scored_positions is not None for batch in batches] == [chosen] * len(batches)
