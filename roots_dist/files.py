@@ -69,8 +69,25 @@ def open_plain(path: Path, flags: int, folder: int | None = None) -> int:
     `folder`: descriptor of the folder that holds the file, if it may have been renamed. Its permissions are what the
     umask leaves of 0666."""
     name = path if folder is None else path.name
-    fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=folder)
+    with _named(path):
+        fd = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=folder)
     return _plain(fd, path)
+
+
+def open_lines(path: Path) -> IO[str]:
+    """Open a file of text to read its lines. A pipe has none, and lets nobody wait. Raises OSError."""
+    with _named(path):
+        return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), encoding="utf-8", errors="replace")
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let an OSError name the file, which was opened by a number or in a folder."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def read_plain(path: Path) -> bytes:

@@ -64,6 +64,19 @@ def ignore_warnings_of_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch|deepspeed")
 
 
+def open_closed_streams() -> None:
+    """Let what was closed before the start (`>&-`, some daemons) lead nowhere: the next file that is opened would get
+    its number, and what is written to standard output go into it."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            fd = os.open(os.devnull, os.O_RDWR)
+            if fd != number:
+                os.dup2(fd, number)
+                os.close(fd)
+            os.set_inheritable(number, True)
+            setattr(sys, name, open(number, mode, encoding="utf-8"))  # noqa: SIM115 # to the end of the process
+
+
 class _Outlived:
     """A stream of text that takes what can no longer be written, and says so once."""
 

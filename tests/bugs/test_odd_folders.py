@@ -27,7 +27,7 @@ from roots_dist.runs.ranks.watchdog import _process
 from roots_dist.runs.report.run_record import read_runs
 from roots_dist.runs.track.curve import draw_curve
 from roots_dist.runs.track.line_file import LineFile
-from roots_dist.runs.track.metrics import METRICS_FILE, last_step, read_lines
+from roots_dist.runs.track.metrics import METRICS_FILE, MetricsFile, last_step, read_lines
 from roots_dist.runs.track.wandb import ID_FILE, _identity
 from roots_dist.runs.train.origin import _of_import
 from roots_dist.runs.train.repeats import FAILURES_FILE, read_failures
@@ -157,6 +157,16 @@ def test_lines_of_a_file_that_was_removed_go_into_a_new_one(tmp_path, caplog):
     lines.write("5\n")  # the loop ends the run, and says why
     lines.close()
     assert not caplog.text
+
+
+@pytest.mark.parametrize("name", [METRICS_FILE, "texts.jsonl"])
+@pytest.mark.parametrize("odd", ["a link to nothing", "a folder"])
+def test_what_is_no_file_of_lines_is_named_with_its_folder(name, odd, tmp_path):
+    """By a number of the kernel, or as if it lay elsewhere."""
+    path = tmp_path / name
+    path.mkdir() if odd == "a folder" else path.symlink_to("nowhere/x")
+    with pytest.raises(FolderError, match=f"plain files and folders .*{path}"), hold_folder(tmp_path):
+        MetricsFile(tmp_path)
 
 
 def test_two_threads_that_write_one_file_leave_one_of_both(tmp_path):

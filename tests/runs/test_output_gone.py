@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import subprocess
 import sys
 import threading
 
@@ -71,6 +72,14 @@ def test_a_rank_that_trains_goes_on_without_its_output(monkeypatch):
         return 7
 
     assert be_rank(single_process(), lambda: Loaded(config), body, TRAIN) == 7
+
+
+def test_a_closed_output_leads_nowhere_and_not_into_the_next_file(tmp_path):
+    code = "import os, sys; from roots_dist.logs import open_closed_streams as do; do(); f = open(sys.argv[1], 'w')\n"
+    code += "print('lost', flush=True); os.system('echo lost'); f.write(str(sys.stdout.isatty()))"
+    words = ["sh", "-c", '"$@" >&- <&-', "sh", sys.executable, "-c", code, str(tmp_path / "file")]
+    done = subprocess.run(words, env=environ(), capture_output=True, text=True, timeout=250)
+    assert (done.returncode, done.stderr) == (0, "") and (tmp_path / "file").read_text() == "False"
 
 
 @pytest.mark.full

@@ -11,13 +11,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from roots_dist.files import replacing
+from roots_dist.files import open_lines, replacing
 from roots_dist.runs.track.line_file import LineFile
 from roots_dist.storage.checkpoint.object_store import Place
 
@@ -111,8 +110,7 @@ def _line(value: dict[str, Any]) -> str:
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Records of a file, in order. A line that was cut off by a kill is skipped, with a warning."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would let the run wait
-    with open(fd, encoding="utf-8", errors="replace") as file:
+    with open_lines(path) as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
             if len(line) == LONGEST_LINE and not line.endswith("\n"):
                 log.warning("%s, line %d: is longer than any record; it and all that follows are skipped", path, number)
