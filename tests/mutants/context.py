@@ -196,7 +196,7 @@ CONTEXT = (
         name="context_heads_drop_as_the_first",
         bug="where heads are exchanged every rank drops the probabilities of the first ones",
         file=ATTENTION,
-        before="self.tp.rank * self.num_heads + self.tp.attending(self.num_heads).start",
+        before="self.tp.rank * self.num_heads + self.tp.attending(self.num_heads, self._shard).start",
         after="self.tp.rank * self.num_heads",
         test=IN_CONTEXT("t5,cp=2,cp_kind=heads"),
     ),

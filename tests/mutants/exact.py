@@ -58,8 +58,8 @@ EXACT = (
         name="rows_of_all_runs_are_added_at_once",
         bug="the gradient of a norm is one sum over all positions, where several ranks would each add up their own",
         file="parallel/tensor/exact.py",
-        before="for part in x.chunk(ctx.num, 1)]",
-        after="for part in x.chunk(1, 1)]",
+        before="partial(_runs, ctx.num)",
+        after="partial(_runs, 1)",
         test=BITS("gpt-degrees0-changes0"),
     ),
     Mutant(
@@ -69,5 +69,13 @@ EXACT = (
         before="BITS, LEVELS = 24, 3",
         after="BITS, LEVELS = 24, 1",
         test="parity/test_exact.py::test_the_norm_is_the_same_sum_in_any_order",
+    ),
+    Mutant(
+        name="heads_of_all_shards_are_attended_together",
+        bug="attention runs on all heads of a rank at once, so that their number decides which kernel computes them",
+        file="learning/models/attention.py",
+        before="self._by_shards if self.tp.shards > 1 and batch.cache is None else self._whole",
+        after="self._whole",
+        test="parity/test_exact.py::test_no_bit_depends_on_how_many_heads_are_attended_together",
     ),
 )

@@ -16,7 +16,10 @@ from roots_dist.config.schema import Config, Optim
 from roots_dist.errors import ConfigError
 from roots_dist.layout import Layout
 from roots_dist.learning.models.activations import FUNCTIONS
+from roots_dist.learning.models.attention import Attention
+from roots_dist.learning.models.init_stds import init_stds
 from roots_dist.learning.models.norms import Norm
+from roots_dist.learning.objectives.synthetic import random_batches
 from roots_dist.parallel.optim.groups import Group, exact_update, initial_state
 from roots_dist.parallel.optim.norm import exact_group_norms
 from roots_dist.parallel.optim.trainable import Trainable
@@ -29,7 +32,7 @@ from roots_dist.testing.bits import Bits, first_difference, merge_bits, trace_bi
 from roots_dist.testing.world import on_warm_world
 from roots_dist.verify.exact import exact_row
 from roots_dist.world.exact import Exact
-from roots_dist.world.mesh import Axis, Mesh
+from roots_dist.world.mesh import SINGLE, Axis, Mesh
 from roots_dist.world.tree_sum import RunningTreeSum, tree_all_reduce, tree_reduce_scatter, tree_sum
 
 SCHEDULES = [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("zb-h1", 1)]
@@ -223,6 +226,32 @@ def test_no_bit_depends_on_how_many_rows_are_computed_together(what, dtype):
         assert torch.equal(found, y.chunk(4, 1)[part]) and torch.equal(own.grad, x.grad.chunk(4, 1)[part])
         for ours, theirs in zip(together.parameters(), alone.parameters()):
             assert torch.equal(one_process.gradient(ours, part), a_rank.gradient(theirs))
+
+
+def test_no_bit_depends_on_how_many_heads_are_attended_together():
+    """torch chooses a kernel for a batch of bf16 products by the size of all of them together."""
+    run = exact("gpt", (4, 1), train__precision="bf16", model__heads=16, model__hidden=64)
+    (batch, *_), draw = random_batches(run, 0, 0, 1), torch.Generator().manual_seed(1)
+
+    def attention(rank: int | None) -> Attention:
+        """That of one process, or of one of four tensor ranks."""
+        axis = SINGLE if rank is None else Axis("tp", 4, rank, tuple(range(4)), None)
+        return Attention(
+            run, TensorParallel(axis, exact=Exact(4, axis.size, 1, 1)), "a", None, init_stds(run), causal=True
+        )
+
+    together, alone = attention(None), [attention(rank) for rank in range(4)]
+    for _ in range(20):
+        up, *qkv = (torch.randn(1, 16, 64, generator=draw).mul_(4).bfloat16() for _ in range(4))
+        whole = [x.requires_grad_() for x in qkv]
+        mixed = together.mix(*whole, batch)
+        mixed.backward(up)
+        for rank, own in enumerate(alone):
+            mine = [x.detach().chunk(4, -1)[rank].clone().requires_grad_() for x in whole]
+            found = own.mix(*mine, batch)
+            found.backward(up.chunk(4, -1)[rank].clone())
+            pairs = [(found, mixed), *((x.grad, of_all.grad) for x, of_all in zip(mine, whole))]
+            assert all(torch.equal(ours, theirs.chunk(4, -1)[rank]) for ours, theirs in pairs)
 
 
 def test_no_bit_depends_on_where_a_tensor_ends_that_adamw_steps():

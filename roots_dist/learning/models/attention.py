@@ -30,6 +30,7 @@ from roots_dist.learning.models.rotary import Rotary
 from roots_dist.learning.models.tiles import Pattern
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.context import Gather, gathered, to_heads, to_positions
+from roots_dist.parallel.tensor.exact import heads_of_shards, join_heads
 from roots_dist.parallel.tensor.linear import (
     ColumnParallelLinear,
     RowParallelLinear,
@@ -77,6 +78,7 @@ class Attention(nn.Module):
         self.recompute, self.recompute_all = (config.train.recompute == r for r in ("selective", "full"))
         kv_parts = min(tp.size, m.num_kv_heads())
         self.num_heads = m.heads // tp.size
+        self._shard: int | None = None  # the tensor shard on whose heads attention runs now, if not on all
 
         def project(heads: int, std: float) -> ColumnParallelLinear:
             return ColumnParallelLinear(tp, m.hidden, heads * self.head_dim, bias=m.bias_of_qkv(), std=std, parts=heads)
@@ -153,7 +155,7 @@ class Attention(nn.Module):
     @property
     def first_head(self) -> int:
         """Global number of the first head that this rank attends with."""
-        return self.tp.rank * self.num_heads + self.tp.attending(self.num_heads).start
+        return self.tp.rank * self.num_heads + self.tp.attending(self.num_heads, self._shard).start
 
     @property
     def _drops(self) -> bool:
@@ -172,7 +174,7 @@ class Attention(nn.Module):
         if exchanged:
             q, (k, v) = to_heads(q, self.tp), to_heads(torch.stack([k, v]), self.tp)
             queries = Positions((range(q.shape[2]),))
-        core: Callable[..., Tensor] = self._whole
+        core: Callable[..., Tensor] = self._by_shards if self.tp.shards > 1 and batch.cache is None else self._whole
         if self.tp.cp.size > 1 and not exchanged:
             core = partial(self._from_ranges, gather or Gather(self.tp))
         if self._is_plain and self.recompute and self.training:  # a fused kernel keeps no scores: it recomputes them
@@ -182,6 +184,15 @@ class Attention(nn.Module):
         y = to_positions(y, self.tp) if exchanged else y
         mixed: Tensor = y.transpose(1, 2).flatten(2)
         return mixed
+
+    def _by_shards(self, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch) -> Tensor:
+        """The same on the heads of one tensor shard after another: a kernel is chosen by their number, too."""
+        parts, mixed = heads_of_shards(self.tp, q, k, v), list[Tensor]()
+        for self._shard in range(len(parts)):
+            q, k, v = parts[self._shard]
+            mixed.append(self._whole(q, k, v, queries, batch))
+        self._shard = None
+        return join_heads(mixed)
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch) -> Tensor:
         """[B, h, Q, K] of queries in one range, and all keys up to the last of them -> [B, h, Q, K]"""
@@ -236,7 +247,7 @@ class Attention(nn.Module):
 
     def _of_heads(self, bias: Tensor) -> Tensor:
         """[h, Q, S] of all heads of this tensor rank -> [1, h, Q, S] of those that attention runs on here."""
-        mine = self.tp.attending(self.num_heads)
+        mine = self.tp.attending(self.num_heads, self._shard)
         return bias[mine.start : mine.stop].unsqueeze(0)
 
     def _keys(self, queries: range, num_keys: int) -> range:

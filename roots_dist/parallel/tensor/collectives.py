@@ -104,12 +104,16 @@ class TensorParallel:
         """Whether attention runs on all positions of some of this tensor rank's heads."""
         return self.cp.size > 1 and self.cp_kind == "heads"
 
-    def attending(self, heads: int) -> range:
-        """Return the heads, among this tensor rank's, that attention runs on here."""
-        if not self.exchanges_heads:
+    def attending(self, heads: int, shard: int | None = None) -> range:
+        """Return the heads, among this tensor rank's, that attention runs on here; or those of one tensor shard."""
+        if shard is not None:
+            number, parts = shard, self.shards
+        elif self.exchanges_heads:
+            number, parts = self.cp.rank, self.cp.size
+        else:
             return range(heads)
-        part = heads // self.cp.size
-        return range(self.cp.rank * part, (self.cp.rank + 1) * part)
+        part = heads // parts
+        return range(number * part, (number + 1) * part)
 
     def in_region(self, number: int) -> Positions:
         """Positions that this rank holds inside the regions, given their number: those of its context rank."""

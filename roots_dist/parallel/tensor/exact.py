@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,37 +61,50 @@ def aligned(x: Tensor) -> Tensor:
 
 class _Split(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, num: int, dim: int) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, num: int, dim: int, lying: torch.memory_format) -> tuple[Tensor, ...]:
         ctx.dim = dim
-        return tuple(part.clone(memory_format=torch.contiguous_format) for part in x.chunk(num, dim))
+        return tuple(part.clone(memory_format=lying) for part in x.chunk(num, dim))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return torch.cat(grads, ctx.dim), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return torch.cat(grads, ctx.dim), None, None, None
 
 
 class _Join(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, dim: int, *parts: Tensor) -> Tensor:
-        ctx.num, ctx.dim = len(parts), dim
+    def forward(ctx: Any, dim: int, lying: torch.memory_format, *parts: Tensor) -> Tensor:
+        ctx.num, ctx.dim, ctx.lying = len(parts), dim, lying
         return torch.cat(parts, dim)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         parts = grad.chunk(ctx.num, ctx.dim)
-        return None, *(part.clone(memory_format=torch.contiguous_format) for part in parts)
+        return None, None, *(part.clone(memory_format=ctx.lying) for part in parts)
 
 
-def split(x: Tensor, num: int, dim: int = -1) -> tuple[Tensor, ...]:
+def split(
+    x: Tensor, num: int, dim: int = -1, lying: torch.memory_format = torch.contiguous_format
+) -> tuple[Tensor, ...]:
     """Equal parts of x as tensors of their own, whose gradients are joined as such."""
-    parts: tuple[Tensor, ...] = _Split.apply(x, num, dim)  # type: ignore[no-untyped-call] # torch types no apply
+    parts: tuple[Tensor, ...] = _Split.apply(x, num, dim, lying)  # type: ignore[no-untyped-call] # torch types no apply
     return parts
 
 
-def join(parts: Sequence[Tensor], dim: int = -1) -> Tensor:
+def join(parts: Sequence[Tensor], dim: int = -1, lying: torch.memory_format = torch.contiguous_format) -> Tensor:
     """The inverse of split."""
-    whole: Tensor = _Join.apply(dim, *parts)  # type: ignore[no-untyped-call] # torch types no apply
+    whole: Tensor = _Join.apply(dim, lying, *parts)  # type: ignore[no-untyped-call] # torch types no apply
     return whole
+
+
+def heads_of_shards(tp: TensorParallel, *xs: Tensor) -> list[tuple[Tensor, ...]]:
+    """Each x [B, h, S, K] cut into the heads of this rank's tensor shards, which lie in memory as x does: with its
+    dimensions in the same order, of which kernels' sums may depend."""
+    return list(zip(*(split(x, tp.shards, 1, torch.preserve_format) for x in xs)))
+
+
+def join_heads(parts: Sequence[Tensor]) -> Tensor:
+    """The inverse of heads_of_shards, for one x."""
+    return join(parts, 1, torch.preserve_format)
 
 
 class _Spread(torch.autograd.Function):
@@ -186,6 +200,12 @@ class ByRow:
         return self.plain(x, *vectors)
 
 
+def _runs(num: int, x: Tensor) -> list[Tensor]:
+    """Runs of positions of x [B, S, ...], copied together: each as it lies in memory on a rank that has no other."""
+    together = x.unflatten(1, (num, -1)).transpose(0, 1).contiguous()
+    return [aligned(run) for run in together.unbind()]
+
+
 class _ByRow(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -200,9 +220,7 @@ class _ByRow(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         vectors, kept = saved[: ctx.vectors], saved[ctx.vectors :]
-        grad_x, of_vectors = ctx.f.backward(
-            lambda x: [aligned(part) for part in x.chunk(ctx.num, 1)], grad.contiguous(), kept, vectors
-        )
+        grad_x, of_vectors = ctx.f.backward(partial(_runs, ctx.num), grad.contiguous(), kept, vectors)
         for shards, of_runs in zip(ctx.shards, of_vectors):
             for shard, of_run in zip(shards, of_runs):
                 shard.grad.add_(of_run)
