@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from roots_dist.learning.data.prepare import prepare
 from roots_dist.learning.data.tasks import collect_labels, open_examples
 from roots_dist.runs.report.run_list import find_runs, list_runs
 from roots_dist.runs.report.run_record import read_runs
+from roots_dist.runs.track import try_next
 from roots_dist.runs.train import banner
 from roots_dist.runs.train.resume import rate_line
 from roots_dist.runs.train.step import train_step
@@ -155,6 +157,15 @@ def test_the_state_of_one_rule_is_not_given_to_another(place):
     roots_dist.train("run.yaml", words)
     with pytest.raises(ConfigError, match="optim.optimizer = 'adamw': expected heavy_ball as in .*step_00000001"):
         roots_dist.train("run.yaml", [*words, "train.steps=2", "optim.optimizer=adamw"])
+
+
+def test_what_a_run_says_to_try_next_names_its_files(place):
+    first, _ = try_next.next_commands(load("run.yaml"), Path("runs/mine"))
+    assert first.endswith(""" 'advanced.extensions=[mine.py]'""")
+    (place / "my file.py").write_text(FILE)
+    first, _ = try_next.next_commands(load("run.yaml", ["advanced.extensions=['my file.py']"]), Path("runs/mine"))
+    *_, override = shlex.split(first)
+    assert load("plain.yaml", [override]).advanced.extensions == tuple(pinned(["my file.py"]))
 
 
 READER = """

@@ -5,6 +5,7 @@ config, folder --first_words--> `roots generate 'my runs/a' "Fellow-citizens of 
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from roots_dist.config.extensions import KEY, split
 from roots_dist.config.load import CONFIG_FILE
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
@@ -27,6 +29,8 @@ WORDS, TOKENS = 6, 64
 """Words of a prompt, and tokens that are read for them."""
 BARE = re.compile(r"[\w .,;:?'<>/-]*(\[\w+\][\w .,;:?'<>/-]*)?")
 """Text that a shell leaves as it is between double quotes."""
+PLAIN = re.compile(r"[\w./][\w./-]*")
+"""A path that YAML reads as it stands in a list."""
 
 
 def next_commands(config: Config, folder: Path) -> Iterator[str]:
@@ -40,8 +44,16 @@ def next_commands(config: Config, folder: Path) -> Iterator[str]:
             masked=_quoted(_with_hole(words, _mask(config.data.tokenizer))),
             hollow=_quoted(_with_hole(words, "<extra_id_0>")),
         )
-        yield f"{roots} {asked}" + (f" --pair {_quoted(words)}" if config.finetune.pair_column else "")
+        pair = f" --pair {_quoted(words)}" if config.finetune.pair_column else ""
+        yield f"{roots} {asked}{pair}{_extensions(config)}"
     yield f"{roots} verify {shlex.quote(str(folder / CONFIG_FILE))}"
+
+
+def _extensions(config: Config) -> str:
+    """The files of the run's extensions, as a command on its folder has to name them."""
+    files = [split(entry)[0] for entry in config.advanced.extensions]
+    written = ", ".join(file if PLAIN.fullmatch(file) else json.dumps(file) for file in files)
+    return f" {shlex.quote(f'{KEY}=[{written}]')}" if files else ""
 
 
 def first_words(config: Config) -> str | None:
