@@ -13,13 +13,14 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
+import itertools
 import json
 import shlex
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -40,8 +41,13 @@ RESULTS = ROOT / "docs" / "exact.json"
 SIZES = (1 << 14, 1 << 18, 1 << 20, 1 << 22)
 """Bytes of the tensors that are summed."""
 TIMES = 21
-STEPS = 7
-MODEL = {"layers": 4, "hidden": 256, "heads": 8, "vocab": 1024, "positions": "rotary", "init_std": 0.05}
+STEPS = 5
+MODEL = {"layers": 4, "heads": 8, "positions": "rotary", "init_std": 0.05}
+MODELS: dict[str, tuple[dict[str, int], dict[str, int]]] = {
+    "256 channels, 1,024 tokens": ({"hidden": 256, "vocab": 1024}, {"seq_length": 128}),
+    "512 channels, 2,048 tokens": ({"hidden": 512, "vocab": 8192}, {"seq_length": 256}),
+}
+"""What else model and data are: width, and tokens of a step of 8 texts."""
 CASES: dict[str, tuple[Layout, dict[str, int], dict[str, object]]] = {
     "tp 2": (Layout(tp=2), {"tensor": 2, "data": 1}, {}),
     "tp 2, SP": (Layout(tp=2), {"tensor": 2, "data": 1}, {"parallel.sequence_parallel": True}),
@@ -69,19 +75,24 @@ GROWING = ("one process", "pp 2 × dp 4, ZeRO 1", "tp 2", "dp 4, ZeRO 3")
 """Layouts of one run, each for a quarter of its steps."""
 
 
+Clock = Callable[[], float]
+
+
 def median_seconds(
-    ways: Mapping[str, Callable[[], object]], times: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, float]:
-    """Median of the seconds that each takes, in turn; the first time is not counted."""
-    found: dict[str, list[float]] = {name: [] for name in ways}
+    ways: Mapping[str, Callable[[], object]], times: int, clocks: Sequence[Clock] = (time.perf_counter,)
+) -> list[float]:
+    """Median of the seconds that each takes, in turn, by one clock and then by the next; the first time is not
+    counted."""
+    found: dict[tuple[Clock, str], list[float]] = {(clock, name): [] for clock in clocks for name in ways}
     for _ in range(times + 1):
         for name, do in ways.items():
             if dist.is_initialized():
                 dist.barrier()
-            since = clock()
+            since = [clock() for clock in clocks]
             do()
-            found[name].append(clock() - since)
-    return {name: statistics.median(seconds[1:]) for name, seconds in found.items()}
+            for clock, begun in zip(clocks, since):
+                found[clock, name].append(clock() - begun)
+    return [statistics.median(seconds[1:]) for seconds in found.values()]
 
 
 def sums(rank: int, size: int) -> list[list[float]]:
@@ -97,17 +108,17 @@ def sums(rank: int, size: int) -> list[list[float]]:
             "reduce_scatter": functools.partial(dist.reduce_scatter_tensor, part, x),
             "tree_reduce_scatter": lambda x=x: tree_reduce_scatter(x, axis),
         }
-        rows.append([float(nbytes), *median_seconds(ways, TIMES).values()])
+        rows.append([float(nbytes), *median_seconds(ways, TIMES)])
     return rows
 
 
-def whole_steps(rank: int, size: int, name: str) -> list[float]:
+def whole_steps(rank: int, size: int, of: str, name: str) -> list[float]:
     """Seconds of a step without and with train.exact: those of the clock, and those of this rank's processor."""
-    layout, degrees, changes = CASES[name]
+    (model, data), (layout, degrees, changes) = MODELS[of], CASES[name]
     plain = Config.model_validate(
         {
-            "model": MODEL,
-            "data": {"seq_length": 128},
+            "model": MODEL | model,
+            "data": data,
             "train": {"global_batch": 8, "micro_batch": 2, "device": "cpu"},
             "parallel": {"tp": layout.tp},
             "advanced": {"threads": 1},
@@ -119,11 +130,17 @@ def whole_steps(rank: int, size: int, name: str) -> list[float]:
         run = build_run(config, mesh, objective=proof_objective(config))
         batches = random_batches(config, 0, mesh.dp.rank, mesh.dp.size)
         ways[str(config.train.exact)] = functools.partial(train_step, run, batches, 1e-4)
-    return [
-        seconds
-        for clock in (time.perf_counter, time.process_time)
-        for seconds in median_seconds(ways, STEPS, clock).values()
-    ]
+    return median_seconds(ways, STEPS, (time.perf_counter, time.process_time))
+
+
+def all_steps() -> dict[str, dict[str, list[float]]]:
+    """Size of the model -> case -> seconds, the mean of its ranks."""
+    made: dict[str, dict[str, list[float]]] = {of: {} for of in MODELS}
+    for of, name in itertools.product(MODELS, CASES):
+        ranks = on_world(CASES[name][0].world_size, whole_steps, of, name, timeout=900)
+        made[of][name] = [statistics.mean(seconds) for seconds in zip(*ranks)]
+        print(of, name, *(round(seconds, 3) for seconds in made[of][name]), flush=True)
+    return made
 
 
 def train(folder: Path, processes: int, words: str, steps: int) -> None:
@@ -172,8 +189,7 @@ def main() -> None:
     if "messages" in args.what:
         write("messages", {str(size): on_world(size, sums, timeout=600)[0] for size in (2, 4)})
     if "steps" in args.what:
-        made = {name: on_world(case[0].world_size, whole_steps, name, timeout=900)[0] for name, case in CASES.items()}
-        write("steps", made)
+        write("steps", all_steps())
     if "curves" in args.what:
         write("curves", curves(args.folder))
 

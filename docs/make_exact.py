@@ -84,9 +84,11 @@ def _messages(found: dict[str, Any]) -> Iterator[str]:
 def _steps(found: dict[str, Any]) -> Iterator[str]:
     yield "| | by the clock: without | with | ratio | of the processor: without | with | ratio |"
     yield "|---" * 7 + "|"
-    for name, times in found["steps"].items():
-        told = [f"{a:.2f} s | {b:.2f} s | {b / a:.2f}" for a, b in (times[:2], times[2:])]
-        yield f"| {name} | {' | '.join(told)} |"
+    for of, rows in found["steps"].items():
+        yield f"| **{of}** |" + " |" * 6
+        for name, times in rows.items():
+            told = [f"{a:.2f} s | {b:.2f} s | {b / a:.2f}" for a, b in (times[:2], times[2:])]
+            yield f"| {name} | {' | '.join(told)} |"
 
 
 def _curves(found: dict[str, Any]) -> Iterator[str]:
