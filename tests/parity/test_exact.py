@@ -11,6 +11,7 @@ import pytest
 import torch
 from models import config
 
+from roots_dist.assembly.run import build_run
 from roots_dist.checks.checks import check_used
 from roots_dist.config.schema import Config, Optim
 from roots_dist.errors import ConfigError
@@ -19,14 +20,16 @@ from roots_dist.learning.models.activations import FUNCTIONS
 from roots_dist.learning.models.attention import Attention
 from roots_dist.learning.models.init_stds import init_stds
 from roots_dist.learning.models.norms import Norm
-from roots_dist.learning.objectives.synthetic import random_batches
+from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
 from roots_dist.parallel.optim.groups import Group, exact_update, initial_state
 from roots_dist.parallel.optim.norm import exact_group_norms
 from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.exact import ADD, by_positions, by_shards
+from roots_dist.parallel.zero import reference
 from roots_dist.runs.plan.cluster_speed import ring_bytes
 from roots_dist.runs.plan.rank_cost import RecordingGroup
+from roots_dist.runs.train.step import train_step
 from roots_dist.storage.checkpoint.same_model import refuse_other_bits
 from roots_dist.testing.bits import Bits, first_difference, merge_bits, trace_bits
 from roots_dist.testing.world import on_warm_world
@@ -271,6 +274,17 @@ def test_no_bit_depends_on_where_a_tensor_ends_that_adamw_steps():
         return [torch.cat(row) for row in (weights, *([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq")))]
 
     assert all(map(torch.equal, stepped([144]), stepped(lengths)))
+
+
+@pytest.mark.parametrize("is_exact", [False, True])
+def test_a_run_steps_by_the_rule_of_its_kind(is_exact, monkeypatch):
+    """Tensors of the small models above end where the rules round alike."""
+    made = exact("gpt", (1, 1)) if is_exact else config("gpt")
+    run, stepped = build_run(made, Mesh.single(), objective=proof_objective(made)), []
+    for name in ("update", "exact_update"):
+        monkeypatch.setattr(reference, name, lambda *of, name=name: stepped.append(name))
+    train_step(run, random_batches(made, 0, 0, 1), 1e-3)
+    assert set(stepped) == {"exact_update" if is_exact else "update"}
 
 
 def test_the_norm_is_the_same_sum_in_any_order():
