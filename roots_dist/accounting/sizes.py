@@ -61,10 +61,21 @@ def parameters(config: Config) -> int:
 
     def attention(of: Config) -> int:
         n = of.model
+        if n.kv_lora_rank is not None:
+            return latent_attention(n, n.kv_lora_rank)
         hq, hkv = n.heads * n.width_of_head(), n.num_kv_heads() * n.width_of_head()
         qkv = linear(n.hidden, hq, n.bias_of_qkv()) + 2 * linear(n.hidden, hkv, n.bias_of_qkv())
         norms = {"none": 0, "head": 2 * n.width_of_head(), "whole": hq + hkv}[n.qk_norm]
         return qkv + linear(hq, n.hidden, n.bias_of_out()) + norms
+
+    def latent_attention(n: Model, latent: int) -> int:
+        width, queries = n.hidden, 0
+        if n.q_lora_rank is not None:
+            width, queries = n.q_lora_rank, n.hidden * n.q_lora_rank + norm(n.q_lora_rank)
+        queries += width * n.heads * n.width_of_head()
+        down = n.hidden * (latent + n.qk_rope_head_dim) + norm(latent)
+        up = latent * n.heads * (n.qk_nope_head_dim + n.v_head_dim)
+        return queries + down + up + linear(n.heads * n.v_head_dim, n.hidden, n.bias_of_out())
 
     def stack(of: Config) -> int:
         n = of.model

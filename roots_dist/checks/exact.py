@@ -114,6 +114,7 @@ def _refused(config: Config, layout: Layout) -> Iterator[Problem]:
         ("parallel.schedule", p.schedule, p.schedule in config.extension.schedules, "a schedule of the package"),
         ("model.experts", m.experts, m.experts is not None, "none"),
         ("model.qk_norm", m.qk_norm, m.qk_norm == "whole", "head, or none"),
+        ("model.kv_lora_rank", m.kv_lora_rank, m.kv_lora_rank is not None, "none"),
         ("model.branches", m.branches, m.has_parallel_branches(), "sequential"),
         ("objective.name", objective.name, objective_of(config).has_references, "an objective of one text"),
         ("finetune.strategy", finetune.strategy, finetune.strategy == "lora", "full, partial or progressive"),

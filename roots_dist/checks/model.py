@@ -15,7 +15,11 @@ def divisors(n: int) -> str:
 
 def check(config: Config) -> Iterator[Problem]:
     model = config.model
-    if model.head_dim is None and model.hidden % model.heads:
+    if model.kv_lora_rank is not None:
+        yield from _latents(config)
+        if model.positions == "rotary":
+            yield from _rope_scaling(config)
+    elif model.head_dim is None and model.hidden % model.heads:
         near = -(-model.hidden // model.heads) * model.heads
         yield Problem(
             key="model.hidden",
@@ -31,7 +35,8 @@ def check(config: Config) -> Iterator[Problem]:
             fix="set model.head_dim to an even number, or choose other model.positions",
         )
     elif model.positions == "rotary":
-        yield from _rotary(config)
+        yield from _rotary_fraction(config)
+        yield from _rope_scaling(config)
     yield from _layer_kinds(config)
     if model.experts is not None:
         yield from _experts(model.experts, config)
@@ -51,7 +56,47 @@ def check(config: Config) -> Iterator[Problem]:
         )
 
 
-def _rotary(config: Config) -> Iterator[Problem]:
+def _latents(config: Config) -> Iterator[Problem]:
+    model = config.model
+    if model.positions != "rotary":
+        yield Problem(
+            key="model.positions",
+            found=model.positions,
+            expected="rotary with model.kv_lora_rank: model.qk_rope_head_dim channels of a head are rotated",
+            fix="set model.positions=rotary, or leave model.kv_lora_rank out",
+        )
+    if model.qk_rope_head_dim % 2:
+        yield Problem(
+            key="model.qk_rope_head_dim",
+            found=model.qk_rope_head_dim,
+            expected="an even number, because rotary positions turn pairs",
+            fix=f"use {model.qk_rope_head_dim + 1}",
+        )
+    if model.v_head_dim > model.width_of_head():
+        yield Problem(
+            key="model.v_head_dim",
+            found=model.v_head_dim,
+            expected="at most model.qk_nope_head_dim + model.qk_rope_head_dim = "
+            f"{model.width_of_head()}: values are filled up to the width of keys",
+            fix=f"use {model.width_of_head()} or less",
+        )
+    if model.bias_of_qkv():
+        yield Problem(
+            key="model.qkv_bias",
+            found=True,
+            expected="false with model.kv_lora_rank: queries, keys and values by latents have no biases",
+            fix="set model.qkv_bias=false",
+        )
+    if model.has_parallel_branches():
+        yield Problem(
+            key="model.branches",
+            found=model.branches,
+            expected="sequential with model.kv_lora_rank: the MLP does not read the latents that attention reads",
+            fix="set model.branches=sequential",
+        )
+
+
+def _rotary_fraction(config: Config) -> Iterator[Problem]:
     model, width = config.model, config.model.rotary_width()
     asked = model.width_of_head() * model.rotary_fraction
     if width % 2 or not width:
@@ -63,6 +108,10 @@ def _rotary(config: Config) -> Iterator[Problem]:
             "positions turn pairs",
             fix=f"use {even / model.width_of_head()!r}, which are {even} channels",
         )
+
+
+def _rope_scaling(config: Config) -> Iterator[Problem]:
+    model, width = config.model, config.model.rotary_width()
     scaling = model.rope_scaling
     if isinstance(scaling, Llama3) and scaling.low_freq_factor >= scaling.high_freq_factor:
         yield Problem(
@@ -71,11 +120,11 @@ def _rotary(config: Config) -> Iterator[Problem]:
             expected=f"less than high_freq_factor = {scaling.high_freq_factor:g}: between the two it is interpolated",
             fix="use 1, with high_freq_factor: 4, as Llama 3.1",
         )
-    if isinstance(scaling, Yarn) and scaling.beta_slow >= scaling.beta_fast:
+    if isinstance(scaling, Yarn) and scaling.beta_slow > scaling.beta_fast:
         yield Problem(
             key="model.rope_scaling",
             found=f"beta_slow: {scaling.beta_slow:g}",
-            expected=f"less than beta_fast = {scaling.beta_fast:g}: the ramp lies between the two",
+            expected=f"at most beta_fast = {scaling.beta_fast:g}: the ramp lies between the two",
             fix="use 1, with beta_fast: 32, as YaRN",
         )
     if isinstance(scaling, Yarn) and model.rope_theta <= 1:
@@ -122,6 +171,13 @@ def _experts(experts: int, config: Config) -> Iterator[Problem]:
             found=model.groups_per_token,
             expected=f"groups of model.experts_per_token = {model.experts_per_token} experts or more, not of {most}",
             fix="raise it, or lower model.expert_groups",
+        )
+    elif model.expert_groups > 1 and model.group_score_experts > (most := max(2, experts // model.expert_groups)):
+        yield Problem(
+            key="model.group_score_experts",
+            found=model.group_score_experts,
+            expected=f"at most {most}: a group has {experts // model.expert_groups} experts",
+            fix="use 2, as DeepSeek-V3, or 1, as DeepSeek-V2",
         )
     if not model.num_expert_layers():
         yield Problem(

@@ -31,6 +31,7 @@ OF_DECODERS = tuple(
         "layer_kinds",
         "window",
         "qk_norm",
+        "kv_lora_rank",
         "attention_scale",
         "attention_softcap",
         "norm_affine",
@@ -43,6 +44,8 @@ OF_DECODERS = tuple(
     )
 )
 """Features that only models of one causal stack have."""
+OF_LATENTS = tuple(f"model.{key}" for key in ("q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+"""Keys that say how latent attention is made."""
 OF_EXPERTS = (
     *(
         f"model.{key}"
@@ -145,7 +148,17 @@ USES: tuple[Use, ...] = (
         used=lambda c: c.model.positions == "rotary" and c.model.window is not None,
     ),
     _of_families(lambda f: f.is_decoder, *OF_DECODERS),
-    Use(keys=("model.groups_per_token",), when="model.expert_groups above 1", used=lambda c: c.model.expert_groups > 1),
+    Use(keys=OF_LATENTS, when="model.kv_lora_rank", used=lambda c: c.model.kv_lora_rank is not None),
+    Use(
+        keys=("model.kv_heads", "model.head_dim", "model.qk_norm", "model.rotary_fraction"),
+        when="keys and values that are not made from a latent, without model.kv_lora_rank",
+        used=lambda c: c.model.kv_lora_rank is None,
+    ),
+    Use(
+        keys=("model.groups_per_token", "model.group_score_experts"),
+        when="model.expert_groups above 1",
+        used=lambda c: c.model.expert_groups > 1,
+    ),
     Use(keys=("optim.router_bias_rate",), when="model.router_bias", used=lambda c: c.model.router_bias),
     Use(keys=OF_EXPERTS, when="model.experts", used=lambda c: c.model.experts is not None),
     Use(

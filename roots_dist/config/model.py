@@ -14,7 +14,7 @@ from pydantic import Field
 from roots_dist.config.activations import GATED, ActivationName
 from roots_dist.config.extensions import or_extended
 from roots_dist.config.families import FAMILIES, FamilyName
-from roots_dist.config.rope_scaling import RopeScaling
+from roots_dist.config.rope_scaling import RopeScaling, score_factor
 from roots_dist.config.section import Section
 
 LayerKind = Literal["full", "window", "nope"]
@@ -79,8 +79,33 @@ class Model(Section):
     qk_norm: Literal["none", "head", "whole"] = Field(
         "none", description="RMSNorm of queries and keys: of each head (Qwen 3), or of all heads together (OLMo 2)"
     )
-    attention_scale: float | None = Field(None, gt=0, description="factor of the scores; default: 1 / sqrt(head_dim)")
+    attention_scale: float | None = Field(
+        None, gt=0, description="factor of the scores; default: 1 / sqrt(width of a key's head)"
+    )
     attention_softcap: float | None = Field(None, gt=0, description="scores are capped: c tanh(score / c) (Gemma 2)")
+    kv_lora_rank: int | None = Field(
+        None,
+        ge=1,
+        le=WIDEST,
+        description="latent attention: width of the vector of a position that keys and values of all heads are made "
+        "from (DeepSeek-V2 and V3: 512); default: they are made from the residual stream",
+    )
+    q_lora_rank: int | None = Field(
+        None,
+        ge=1,
+        le=WIDEST,
+        description="latent attention: the same for queries (DeepSeek-V3: 1536); default: from the residual stream",
+    )
+    qk_nope_head_dim: int = Field(
+        128,
+        ge=1,
+        le=WIDEST,
+        description="latent attention: channels of a head of queries and keys that are not rotated",
+    )
+    qk_rope_head_dim: int = Field(
+        64, ge=2, le=WIDEST, description="latent attention: those that are rotated; all heads share these of the key"
+    )
+    v_head_dim: int = Field(128, ge=1, le=WIDEST, description="latent attention: width of a value's head")
     norm: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="rmsnorm has no mean and no bias")
     norm_position: Literal["pre", "post", "branch", "sandwich"] = Field(
         "pre",
@@ -120,7 +145,10 @@ class Model(Section):
         1, ge=1, description="groups of neighbouring experts, of which a token uses some (DeepSeek-V3: 8)"
     )
     groups_per_token: int = Field(
-        1, ge=1, description="those of model.expert_groups whose two best experts have the highest sum of scores"
+        1, ge=1, description="those of model.expert_groups whose best experts have the highest sum of scores"
+    )
+    group_score_experts: int = Field(
+        2, ge=1, description="the best experts of a group whose scores are summed to compare groups (DeepSeek-V2: 1)"
     )
     router_bias: bool = Field(
         False,
@@ -151,7 +179,19 @@ class Model(Section):
         return self.kv_heads or self.heads
 
     def width_of_head(self) -> int:
+        """Width of the heads of queries and keys."""
+        if self.kv_lora_rank is not None:
+            return self.qk_nope_head_dim + self.qk_rope_head_dim
         return self.head_dim or self.hidden // self.heads
+
+    def width_of_value(self) -> int:
+        """Width of the heads of values."""
+        return self.width_of_head() if self.kv_lora_rank is None else self.v_head_dim
+
+    def usual_attention_scale(self) -> float:
+        """Factor of the scores, if attention_scale does not say another one."""
+        scale: float = self.width_of_head() ** -0.5
+        return scale if self.kv_lora_rank is None else scale * score_factor(self.rope_scaling)
 
     def width_of_ffn(self) -> int:
         return self.ffn or 4 * self.hidden
@@ -210,12 +250,15 @@ class Model(Section):
 
     def rotary_width(self) -> int:
         """Channels of a head that are rotated."""
+        if self.kv_lora_rank is not None:
+            return self.qk_rope_head_dim
         return int(self.width_of_head() * self.rotary_fraction + 1e-5)  # 1/3 of 48 are 16, as written in decimals
 
     def rotary_share_is_rounded(self) -> bool:
         """Whether rotary_fraction of a head is no whole number of channels."""
         asked = self.width_of_head() * self.rotary_fraction
-        return self.positions == "rotary" and abs(asked - self.rotary_width()) > 1e-3 * asked
+        whole = self.positions != "rotary" or self.kv_lora_rank is not None
+        return not whole and abs(asked - self.rotary_width()) > 1e-3 * asked
 
     def kinds(self) -> tuple[LayerKind, ...]:
         """Kind of attention of each block."""

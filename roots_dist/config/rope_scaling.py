@@ -8,6 +8,7 @@ length of the texts that a run trains on. Names of the rules are those of transf
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -65,3 +66,17 @@ class LongRope(Section):
 RULES: dict[str, type[Section]] = {"linear": Linear, "llama3": Llama3, "yarn": Yarn, "longrope": LongRope}
 """Each record by its `type`."""
 RopeScaling = Annotated[Linear | Llama3 | Yarn | LongRope, Field(discriminator="type")]
+
+
+def mscale(factor: float, weight: float) -> float:
+    """What YaRN multiplies queries and keys by, for positions stretched by `factor`; weight: mscale or
+    mscale_all_dim."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def score_factor(scaling: RopeScaling | None) -> float:
+    """What latent attention multiplies scores by besides: YaRN's factor of the channels that are not rotated (the code
+    of DeepSeek-V2 and V3). Of the rotated ones, cos and sin have the rest."""
+    if not isinstance(scaling, Yarn) or scaling.mscale_all_dim is None:
+        return 1.0
+    return mscale(scaling.factor, scaling.mscale_all_dim) ** 2

@@ -28,6 +28,8 @@ MAX_RANKS = 12
 LABELS = ("a", "b", "c")
 """Labels of a task that reads its own from the rows."""
 HEAD_DIM = 8
+LATENTS = dict.fromkeys((f"model.{key}_head_dim" for key in ("qk_nope", "qk_rope", "v")), HEAD_DIM)
+"""Widths of heads of latent attention."""
 MADE_UP = (Source(path="random"),)
 """A source for a run that names none."""
 SILENT = ("data.train", "data.validation", "data.tokenizer", "track.", "checkpoint.", "train.log_every")
@@ -191,6 +193,8 @@ def _model(config: Config, tp: int, pp: int, cp: int, ep: int) -> dict[str, obje
         "model.heads": heads,
         "model.kv_heads": None if m.kv_heads is None else kv_heads,
         "model.head_dim": None if m.head_dim is None else HEAD_DIM,
+        **({} if m.kv_lora_rank is None else LATENTS | {"model.kv_lora_rank": 2 * HEAD_DIM}),
+        "model.q_lora_rank": m.q_lora_rank and 3 * HEAD_DIM,
         "model.ffn": narrow(m.width_of_ffn()),
         **(_experts(m, ep, narrow) if m.experts else {}),
         "model.vocab": min(m.vocab, VOCABS[0]),

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from roots_dist.assembly.rank_model import build_model
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import fused_attention as kernels
-from roots_dist.learning.models.attention import Attention, CrossAttention
+from roots_dist.learning.models.attention import Attention
+from roots_dist.learning.models.cross_attention import CrossAttention
 from roots_dist.learning.models.fused_attention import fused_attention
 from roots_dist.learning.models.gpt import make_positions
 from roots_dist.learning.models.init_stds import init_stds
+from roots_dist.learning.models.latent_attention import LatentAttention
 from roots_dist.learning.models.positions import Alibi, Relative, Window
 from roots_dist.learning.models.tiles import Pattern
 from roots_dist.parallel.tensor.collectives import TensorParallel
@@ -33,6 +35,9 @@ EXACT = dict(rtol=1e-11, atol=1e-12)
 SIZE, SEQ, HIDDEN, HEADS, WIDTH = 3, 8, 20, 6, 4
 """Heads are together wider than the residual stream."""
 T5 = dict(family="t5", positions="relative", norm="rmsnorm", bias=False, relative_buckets=8, relative_max_distance=16)
+LATENTS = dict(
+    positions="rotary", norm="rmsnorm", bias=False, kv_lora_rank=5, qk_nope_head_dim=3, qk_rope_head_dim=4, v_head_dim=2
+)
 DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2], [0, 0, 0, 0, 0, 0, 0, 0], [0, 1, 1, 2, 2, 2, PADDING, PADDING]])
 CASES: dict[str, dict] = {  # what is said of the model; causal; with documents
     "causal": dict(causal=True),
@@ -59,6 +64,9 @@ CASES: dict[str, dict] = {  # what is said of the model; causal; with documents
     "rotary in part, interleaved": dict(
         causal=True, model=dict(positions="rotary", rotary_fraction=0.5, rotary_interleaved=True)
     ),
+    "latents": dict(causal=True, model=LATENTS),
+    "latents, also of queries, documents": dict(causal=True, documents=True, model=LATENTS | dict(q_lora_rank=9)),
+    "latents, window": dict(causal=True, model=LATENTS | dict(window=3)),
     "both ways": dict(model=dict(family="bert")),
     "both ways, documents": dict(documents=True, model=dict(family="bert")),
     "relative": dict(documents=True, model=T5),
@@ -77,7 +85,8 @@ def layer_of(case: str, drop: float, cross: bool = False):
     else:
         positions = relative or make_positions(config, tp)
         window = None if config.model.window is None else Window(config.model.window)
-        layer = Attention(config, tp, "blocks.1", positions, init_stds(config), causal=causal, window=window)
+        kind = Attention if config.model.kv_lora_rank is None else LatentAttention
+        layer = kind(config, tp, "blocks.1", positions, init_stds(config), causal=causal, window=window)
     draw = torch.Generator().manual_seed(1)
     layer = layer.double()
     for p in layer.parameters():
@@ -109,6 +118,27 @@ def rms_normed(case: str, x: Tensor, weight: Tensor) -> Tensor:
     return x if "head norms" in case else x.unflatten(-1, (-1, WIDTH)).transpose(1, 2)
 
 
+def projected(layer: Attention, x: Tensor, keys_from: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return heads_of(x, layer.query), heads_of(keys_from, layer.key), heads_of(keys_from, layer.value)
+
+
+def of_latents(layer: LatentAttention, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Equations 9 to 19 of DeepSeek-V2, and norms of latents."""
+
+    def normed(latent: Tensor, norm: nn.Module) -> Tensor:
+        return latent / (latent.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+
+    down = x @ layer.kv_down.weight.t()
+    up = normed(down[..., :5], layer.kv_down_norm) @ layer.kv_up.weight.t()
+    k, v = up.view(SIZE, SEQ, HEADS, 5).transpose(1, 2).split([3, 2], -1)
+    shared = turned(down[..., 5:].unsqueeze(1))
+    if layer.query_down is not None:
+        x = normed(x @ layer.query_down.weight.t(), layer.query_down_norm)
+    q = (x @ layer.query.weight.t()).view(SIZE, SEQ, HEADS, 7).transpose(1, 2)
+    q = torch.cat([q[..., :3], turned(q[..., 3:])], -1)
+    return q, torch.cat([k, torch.stack([shared[:, 0]] * HEADS, 1)], -1), v
+
+
 def position_bias(case: str, layer: Attention) -> Tensor | float:
     distance = torch.arange(SEQ) - torch.arange(SEQ).unsqueeze(1)  # key - query
     if "alibi" in case:  # 6 heads: the slopes of 4, then two of those of 8 (Press et al. 2022)
@@ -121,7 +151,7 @@ def position_bias(case: str, layer: Attention) -> Tensor | float:
 
 def plain(case: str, layer: Attention, x: Tensor, keys_from: Tensor, visible: Tensor, mask: Tensor | None) -> Tensor:
     """visible: bool [B, Q, S]. mask: what dropout keeps of the probabilities [B, H, Q, S], at the layer's rate."""
-    q, k, v = heads_of(x, layer.query), heads_of(keys_from, layer.key), heads_of(keys_from, layer.value)
+    q, k, v = of_latents(layer, x) if isinstance(layer, LatentAttention) else projected(layer, x, keys_from)
     if "norms" in case:
         q, k = rms_normed(case, q, layer.query_norm.weight), rms_normed(case, k, layer.key_norm.weight)
     if "in part" in case:  # channels 0 and 1 of each head, which are neighbours
@@ -130,7 +160,7 @@ def plain(case: str, layer: Attention, x: Tensor, keys_from: Tensor, visible: Te
         q, k = turned(q), turned(k)
     group = HEADS // k.shape[1]
     k, v = (torch.stack([t[:, head // group] for head in range(HEADS)], 1) for t in (k, v))
-    scale = 1.0 if "relative" in case else 0.9 if case == "capped" else 1 / math.sqrt(WIDTH)
+    scale = 1.0 if "relative" in case else 0.9 if case == "capped" else 1 / math.sqrt(q.shape[-1])
     scores = torch.einsum("bhqk,bhsk->bhqs", q, k) * scale
     cap = CASES[case].get("model", {}).get("attention_softcap")
     scores = (scores if cap is None else cap * (scores / cap).tanh()) + position_bias(case, layer)

@@ -37,6 +37,10 @@ CASES = {
     "deepseek-v3": dict(
         experts=8, experts_per_token=3, router_score="sigmoid", expert_groups=4, groups_per_token=2, router_bias=True
     ),
+    "deepseek-v2": dict(
+        experts=8, experts_per_token=3, normalize_expert_weights=False, expert_groups=4, groups_per_token=2,
+        group_score_experts=1, routed_scaling_factor=4.0,
+    ),
     "ungated": dict(experts=4, experts_per_token=1, activation="gelu"),
 }  # fmt: skip
 B, S, D = 3, 8, 10
@@ -83,10 +87,10 @@ def plain_mlp(weights: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> t
 
 
 def chosen_by_definition(m: Model, judged: list[float]) -> list[int]:
-    """The best experts of the groups whose two best ones are best together."""
+    """The best experts of the groups whose best ones are best together."""
     each = m.experts // m.expert_groups
     groups = [range(first, first + each) for first in range(0, m.experts, each)]
-    groups.sort(key=lambda group: -sum(sorted(judged[e] for e in group)[-2:]))
+    groups.sort(key=lambda group: -sum(sorted(judged[e] for e in group)[-m.group_score_experts :]))
     within = [e for group in groups[: m.groups_per_token if m.expert_groups > 1 else None] for e in group]
     return sorted(within, key=lambda e: (-judged[e], e))[: m.experts_per_token]
 

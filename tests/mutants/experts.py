@@ -283,7 +283,7 @@ EXPERT_MUTANTS = (
         name="groups_are_judged_by_their_best_expert",
         bug="groups of experts are chosen by their best expert, not by the sum of their two best",
         file=EXPERTS,
-        before="grouped.topk(min(2, grouped.shape[2]))",
+        before="grouped.topk(min(group_score_experts, grouped.shape[2]))",
         after="grouped.topk(1)",
         test=DEFINITION("deepseek-v3"),
     ),

@@ -9,6 +9,7 @@ from .named import ATTENDS, CAPPED, LAYOUT, SCALED
 ATTENTION, QK_NORM = "learning/models/attention.py", "learning/models/qk_norm.py"
 BLOCK, EMBED = "learning/models/block.py", "learning/models/embed.py"
 ROTARY, POSITIONS = "learning/models/rotary.py", "learning/models/positions.py"
+LATENT = "learning/models/latent_attention.py"
 
 FEATURES = (
     Mutant(
@@ -157,5 +158,30 @@ FEATURES = (
         before="        if self.multiplier != 1:",
         after="        if self.multiplier != self.multiplier:",
         test="exchange/test_exchange_families.py::test_gradients_equal_those_of_transformers[gemma3]",
+    ),
+    Mutant(
+        name="latents_enter_without_a_sum",
+        bug="latents of keys and values have the gradient of this rank's heads alone",
+        file=LATENT,
+        before="both = copy_to_tp_region(torch.cat([self.kv_down_norm(latent), shared], -1), self.tp)",
+        after="both = torch.cat([self.kv_down_norm(latent), shared], -1)",
+        test=LAYOUT("deepseek,tp=2,pp=2,1f1b"),
+    ),
+    Mutant(
+        name="matrices_to_latents_learn_from_a_ranks_positions",
+        bug="under sequence parallelism each rank keeps its own part of the gradient of the matrices on the way down",
+        file="parallel/tensor/replicated.py",
+        before="std=std, partial=self.tp.sequence_parallel)",
+        after="std=std)",
+        says="attention.query_down.weight",
+        test=LAYOUT("deepseek,tp=4,sp,cp=2"),
+    ),
+    Mutant(
+        name="values_keep_the_zeros_at_their_ends",
+        bug="of a head the last channels are taken, zeros among them, not those of the value",
+        file=LATENT,
+        before="[..., : self.value_dim]",
+        after="[..., -self.value_dim :]",
+        test=ATTENDS("latents-0.0"),
     ),
 )

@@ -16,6 +16,7 @@ from .named import (
 )
 
 ATTENTION, BLOCK, NORMS = "learning/models/attention.py", "learning/models/block.py", "learning/models/norms.py"
+CROSS = "learning/models/cross_attention.py"
 POSITIONS, ROTARY = "learning/models/positions.py", "learning/models/rotary.py"
 HEADS, T5_MODEL = "learning/models/heads.py", "learning/models/t5.py"
 LINEAR_LAYERS = "unit/test_linear.py::test_columns_and_rows_with_adapters_are_plain_torch[False]"
@@ -25,7 +26,7 @@ MODELS = (
         name="attention_is_scaled_by_the_models_width",
         bug="scores are divided by the root of the model's width, not of a head's",
         file=ATTENTION,
-        before="self.scale = self.head_dim**-0.5 if",
+        before="self.scale = m.usual_attention_scale() if",
         after="self.scale = m.hidden**-0.5 if",
         test=DECODER("gpt2"),
     ),
@@ -40,7 +41,7 @@ MODELS = (
     Mutant(
         name="encoder_padding_of_the_first_row",
         bug="every decoder of a microbatch attends by the encoder's padding of the first sequence",
-        file=ATTENTION,
+        file=CROSS,
         before="(batch.document_ids < 0)[:, None, None, :]",
         after="(batch.document_ids < 0)[:1, None, None, :]",
         test=T5_LAYOUT("t5,objective__name=prefix,tp=2,sequence_parallel=True"),
@@ -48,7 +49,7 @@ MODELS = (
     Mutant(
         name="decoder_attends_to_padding",
         bug="cross-attention sees the encoder's padding",
-        file=ATTENTION,
+        file=CROSS,
         before="return None if batch.document_ids is None else (batch.document_ids < 0)[:, None, None, :]",
         after="return None",
         test=T5("norms in float64-v1.0"),

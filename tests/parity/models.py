@@ -102,6 +102,13 @@ MODELS |= {
         qkv_bias=True, experts=7, experts_per_token=3, expert_ffn=12, shared_expert_ffn=20, shared_expert_gate=True, dense_layers=1,
         router_score="sigmoid", normalize_expert_weights=False, routed_scaling_factor=1.5,
     ),
+    "deepseek": dict(
+        layers=4, hidden=32, heads=4, ffn=40, vocab=101, dropout=0.1, init_std=0.1, positions="rotary", rotary_interleaved=True,
+        rope_scaling={"type": "yarn", "factor": 4.0, "original_length": 8, "mscale": 0.7, "mscale_all_dim": 0.9}, norm="rmsnorm",
+        activation="swiglu", bias=False, tied_embeddings=False, kv_lora_rank=10, q_lora_rank=14, qk_nope_head_dim=6, qk_rope_head_dim=4,
+        v_head_dim=7, experts=4, experts_per_token=2, expert_ffn=12, shared_expert_ffn=24, dense_layers=1, expert_groups=2,
+        groups_per_token=1, group_score_experts=1, normalize_expert_weights=False, routed_scaling_factor=1.5,
+    ),
 }  # fmt: skip
 
 FINETUNED = {

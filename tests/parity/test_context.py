@@ -47,6 +47,8 @@ CASES = [
     case("t5", cp=2, full=True),  # as T5's tasks in the cover
     case("gpt-prefers", cp=2),
     case("mixtral", cp=2, **SP),
+    case("deepseek", cp=2, cp_kind="heads", **BORDERS),
+    case("deepseek", cp=2, **SP, **BORDERS, full=True),
     case("gemma", cp=2),
     case("bert-classify", cp=2),
     case("bloom", cp=4, cp_kind="heads", **BORDERS),

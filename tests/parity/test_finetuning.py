@@ -27,6 +27,7 @@ EXPERTS = dict(
     objective__balance_loss=0.1,
     objective__router_z_loss=0.1,
 )
+LATENT_LAYERS = ("query_down", "kv_down", "kv_up", "out")
 CASES = [
     *covered(MODELS_WITH_STRATEGIES),
     *(
@@ -35,6 +36,7 @@ CASES = [
         for model in ("gpt-instruct", "t5-seq2seq")
     ),
     case("llama-packed+lora", tp=2, pp=2, sequence_parallel=True, schedule="zb-h1", train__recompute="full", **EXPERTS),
+    case("deepseek+lora", tp=2, sequence_parallel=True, finetune__lora_targets=["query", *LATENT_LAYERS]),
 ]
 TOGETHER = {("lora", 3), ("progressive", 1), ("partial", 2)}
 """Strategies and ZeRO stages that are tried under tensor and pipeline parallelism too."""

@@ -206,13 +206,22 @@ KEPT = {
     "window": {"model.positions": "rotary", "model.window": 6, "model.layer_kinds": ["window", "full"]},
     "capped": {"model.attention_softcap": 1.0, "model.logit_softcap": 2.0, "model.window": 5},
     "branches": {"model.branches": "parallel", "model.qk_norm": "whole", "model.positions": "rotary"},
+    "latents": {
+        "model.positions": "rotary",
+        "model.bias": False,
+        "model.kv_lora_rank": 12,
+        "model.qk_nope_head_dim": 6,
+        "model.qk_rope_head_dim": 4,
+        "model.v_head_dim": 7,
+    },
 }
 
 
 @pytest.mark.parametrize("features", KEPT)
 def test_kept_keys_and_values_say_what_reading_it_all_again_says(place, features):
     """Token by token with a cache, and with the whole context read anew for each: two ways of attention, one text."""
-    changes = KEPT[features] | {"model.kv_heads": 2, "model.init_std": 0.3, "data.seq_length": 32}
+    changes = {"model.kv_heads": 2 if features != "latents" else None, **KEPT[features]}
+    changes |= {"model.init_std": 0.3, "data.seq_length": 32}
     passes = build_passes(settings(place).changed(changes), Mesh.single())
     prompt, varied = [7, 7, 30, 2], Sampling(temperature=0, repetition_penalty=3.0)
     ((cached,),) = decode(passes, [prompt], Request(24, varied))

@@ -39,6 +39,7 @@ FINE = Facts(
 )
 BASE = {"data": {"train": "c", "tokenizer": "t"}, "train": {"device": "cpu"}}
 MIXTURE = {"experts": 8, "mlp_bias": False}
+LATENT = {"positions": "rotary", "bias": False, "kv_lora_rank": 32}
 T5 = {"family": "t5", "positions": "relative", "norm": "rmsnorm", "bias": False}
 SPANS = {"name": "spans"}
 
@@ -123,6 +124,29 @@ WRONG = [
     (1, {"model": MIXTURE | {"mlp_bias": True}}, "model.mlp_bias"),
     (1, {"model": MIXTURE | {"branches": "parallel"}}, "model.branches"),
     (1, {"model": MIXTURE | {"shared_expert_gate": True}}, "model.shared_expert_gate"),
+    (1, {"model": LATENT | {"positions": "learned"}}, "model.positions"),
+    (1, {"model": LATENT | {"qk_rope_head_dim": 5}}, "model.qk_rope_head_dim"),
+    (1, {"model": LATENT | {"v_head_dim": 193}}, "model.v_head_dim"),
+    (1, {"model": LATENT | {"qkv_bias": True}}, "model.qkv_bias"),
+    (1, {"model": LATENT | {"branches": "parallel"}}, "model.branches"),
+    (1, {"model": LATENT | {"kv_heads": 1}}, "model.kv_heads"),
+    (1, {"model": LATENT | {"head_dim": 16}}, "model.head_dim"),
+    (1, {"model": LATENT | {"qk_norm": "head"}}, "model.qk_norm"),
+    (1, {"model": LATENT | {"rotary_fraction": 0.5}}, "model.rotary_fraction"),
+    (1, {"model": {"q_lora_rank": 8}}, "model.q_lora_rank"),
+    (3, {"model": LATENT, "parallel": {"tp": 3}}, "parallel.tp"),
+    (2, {"model": LATENT | {"heads": 3}, "parallel": {"cp": 2, "cp_kind": "heads"}}, "parallel.cp_kind"),
+    (1, {"model": LATENT, "train": {"exact": {}}, "advanced": {"threads": 1}}, "model.kv_lora_rank"),
+    (
+        1,
+        {
+            "model": {"family": "bert", "segments": 2, "positions": "rotary", "bias": False, "kv_lora_rank": 8},
+            "objective": {"name": "mlm"},
+        },
+        "model.kv_lora_rank",
+    ),
+    (1, {"model": MIXTURE | {"group_score_experts": 1}}, "model.group_score_experts"),
+    (1, {"model": MIXTURE | {"expert_groups": 2, "group_score_experts": 5}}, "model.group_score_experts"),
     (
         1,
         {"model": {"family": "bert", "segments": 2, "experts": 4, "mlp_bias": False}, "objective": {"name": "mlm"}},

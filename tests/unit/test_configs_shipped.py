@@ -73,6 +73,7 @@ WORLDS = {
     "mixtral-8x7b": 64,
     "qwen3-30b-a3b": 64,
     "olmoe-1b-7b": 64,
+    "deepseek-v2-lite": 64,
 }
 STARTS = {
     "bert-languages": "bert-quickstart",
@@ -134,6 +135,7 @@ BILLIONS = {  # as published, with embeddings
     "mixtral-8x7b": 46.702792704,
     "qwen3-30b-a3b": 30.532122624,
     "olmoe-1b-7b": 6.919161856,
+    "deepseek-v2-lite": 15.706484224,
 }
 
 

@@ -66,8 +66,9 @@ BASES: dict[str, dict[str, dict[str, object]]] = {
     "windows": {"model": {"positions": "rotary", "window": 4, "layer_kinds": ["full", "window"]}},
     "experts": {
         "model": {
-            "layers": 3, "mlp_bias": False, "experts": 4, "shared_expert_ffn": 8, "shared_expert_gate": True,
-            "dense_layers": 1, "expert_groups": 2, "router_bias": True,
+            "layers": 3, "bias": False, "experts": 4, "shared_expert_ffn": 8, "shared_expert_gate": True,
+            "dense_layers": 1, "expert_groups": 2, "router_bias": True, "positions": "rotary", "kv_lora_rank": 8,
+            "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6,
         },
         "objective": {"balance_loss": 0.1},
     },
@@ -104,6 +105,8 @@ OTHERS: dict[str, object] = {
     "model.decoder_layers": 3, "model.kv_heads": 1, "model.head_dim": 4, "model.ffn": 24, "model.embedding_size": 8,
     "model.max_positions": 40, "model.rope_scaling": {"type": "linear", "factor": 2.0}, "model.window": 3,
     "model.experts": 5, "model.expert_ffn": 12, "model.shared_expert_ffn": 12, "model.experts_per_token": 3,
+    "model.kv_lora_rank": 12, "model.q_lora_rank": 8, "model.qk_nope_head_dim": 6, "model.qk_rope_head_dim": 6,
+    "model.v_head_dim": 8, "model.group_score_experts": 1,
     "model.dense_layers": 2, "objective.balance_loss": 0.2, "objective.router_z_loss": 0.1,
     "model.window_rope_theta": 100.0, "model.attention_scale": 0.5, "model.attention_softcap": 1.0,
     "model.logit_softcap": 1.0, "model.layer_kinds": ["window", "full"], "model.rotary_fraction": 0.5,
@@ -176,6 +179,7 @@ READERS = {
 SWITCHED_OFF = {
     ("model.max_positions", "llama"): "the length that the model is made for: exports write it, longrope asks for it",
     ("model.max_positions", "windows"): "as in llama",
+    ("model.max_positions", "experts"): "as in llama",
     ("track.group", "without W&B"): "the same file is tracked again when the override is gone; config.yaml keeps it",
     ("track.name", "without W&B"): "names the run in roots report too",
     ("track.project", "without W&B"): "as track.group",

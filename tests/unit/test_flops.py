@@ -53,6 +53,15 @@ SHAPES = {
     "rmsnorm": {"norm": "rmsnorm"},
     "wide heads, rotary": {"head_dim": 32, "positions": "rotary", "embedding_norm": True},
     "post-norm": {"norm_position": "post", "positions": "alibi"},
+    "latents": {
+        "positions": "rotary",
+        "bias": False,
+        "kv_lora_rank": 12,
+        "q_lora_rank": 20,
+        "qk_nope_head_dim": 10,
+        "qk_rope_head_dim": 6,
+        "v_head_dim": 8,
+    },
     "experts": {
         "mlp_bias": False,
         "experts": 5,
@@ -67,8 +76,10 @@ SHAPES = {
 
 
 def unseen(c: Config) -> float:
-    """Forward FLOPs of a sample's attention that a causal model need not compute: half of scores and sums."""
-    return c.model.layers * 4 * c.data.seq_length**2 * c.model.heads * c.model.width_of_head() / 2
+    """Forward FLOPs of a sample's attention that a causal model need not compute: half of scores and sums; and sums of
+    the zeros that narrower values are filled up with."""
+    width = c.model.width_of_head()
+    return c.model.layers * c.data.seq_length**2 * c.model.heads * (4 * width - (width + c.model.width_of_value()))
 
 
 def scores_and_sums(q: torch.Size, k: torch.Size, v: torch.Size, *_: object, **__: object) -> int:

@@ -1,4 +1,4 @@
-"""Multi-head attention, with heads sharded over tensor ranks by whole query groups: causal, bidirectional, or cross.
+"""Multi-head attention, with heads sharded over tensor ranks by whole query groups: causal or bidirectional.
 
 B sequences, Q query and S key positions, D model width, H query heads, G key/value heads, K head width; h = H/tp, g =
 G/tp (at least 1: with fewer key/value heads than ranks, neighbouring ranks hold the same one), s = S/tp under sequence
@@ -34,7 +34,6 @@ from roots_dist.parallel.tensor.exact import heads_of_shards, join_heads
 from roots_dist.parallel.tensor.linear import (
     ColumnParallelLinear,
     RowParallelLinear,
-    column_parallel,
     column_parallel_on,
 )
 from roots_dist.world import rng
@@ -71,7 +70,7 @@ class Attention(nn.Module):
         self.positions = None if isinstance(positions, Relative) else positions
         self.relative = positions if isinstance(positions, Relative) else None  # a module with a parameter
         self.head_dim = m.width_of_head()
-        self.scale = self.head_dim**-0.5 if family_of(config).scaled_attention else 1.0
+        self.scale = m.usual_attention_scale() if family_of(config).scaled_attention else 1.0
         if m.attention_scale is not None:
             self.scale = m.attention_scale
         self.drop, self.seed = m.attention_dropout, config.train.seed
@@ -79,16 +78,10 @@ class Attention(nn.Module):
         kv_parts = min(tp.size, m.num_kv_heads())
         self.num_heads = m.heads // tp.size
         self._shard: int | None = None  # the tensor shard on whose heads attention runs now, if not on all
-
-        def project(heads: int, std: float) -> ColumnParallelLinear:
-            return ColumnParallelLinear(tp, m.hidden, heads * self.head_dim, bias=m.bias_of_qkv(), std=std, parts=heads)
-
-        self.query = project(m.heads, init_stds.query)
-        self.key = project(m.num_kv_heads(), init_stds.key)
-        self.value = project(m.num_kv_heads(), init_stds.key)
+        self._make_projections(config, init_stds)
         self.out = RowParallelLinear(
             tp,
-            m.heads * self.head_dim,
+            m.heads * m.width_of_value(),
             m.hidden,
             bias=m.bias_of_out(),
             std=init_stds.out,
@@ -102,6 +95,17 @@ class Attention(nn.Module):
             self.query_norm = WholeNorm(config, tp, m.heads, tp.size)
             self.key_norm = WholeNorm(config, tp, m.num_kv_heads(), kv_parts)
 
+    def _make_projections(self, config: Config, init_stds: InitStds) -> None:
+        m = config.model
+
+        def project(heads: int, std: float) -> ColumnParallelLinear:
+            width = heads * self.head_dim
+            return ColumnParallelLinear(self.tp, m.hidden, width, bias=m.bias_of_qkv(), std=std, parts=heads)
+
+        self.query = project(m.heads, init_stds.query)
+        self.key = project(m.num_kv_heads(), init_stds.key)
+        self.value = project(m.num_kv_heads(), init_stds.key)
+
     def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
         """[B, s, D] -> [B, s, D]"""
         gather = Gather(self.tp)
@@ -112,7 +116,11 @@ class Attention(nn.Module):
         q, k, v = column_parallel_on(
             self.tp, (x,), [(0, p) for p in self.projections()], start if self._gathers_early() else None
         )
-        out: Tensor = self.out(self.mix(q, k, v, batch, gather))
+        return self._leave(self.mix(q, k, v, batch, gather), gather)
+
+    def _leave(self, mixed: Tensor, gather: Gather) -> Tensor:
+        """[B, Q, h*K] -> [B, s, D]"""
+        out: Tensor = self.out(mixed)
         if gather.later is not None and out.requires_grad:  # behind the backward of the output projection
             out.register_hook(lambda _: present(gather.later)())
         return out
@@ -319,32 +327,3 @@ class Attention(nn.Module):
 
 def _either(masked: Tensor | None, also: Tensor) -> Tensor:
     return also if masked is None else masked | also
-
-
-class CrossAttention(Attention):
-    """Attention of the decoder to the encoder's output, without positions and causal mask. Keys and values are computed
-    once."""
-
-    def __init__(self, config: Config, tp: TensorParallel, name: str, init_stds: InitStds):
-        super().__init__(config, tp, name, None, init_stds, causal=False)
-
-    def forward(self, x: Tensor, batch: MicroBatch, encoded: Tensor | None = None) -> Tensor:
-        """[B, t, D], encoded [B, s, D] -> [B, t, D]. `encoded` is not needed if the cache already has its keys and
-        values."""
-        (q,) = map(self._heads, column_parallel(self.tp, x, [self.query]))
-        pair = batch.cache.get(self.name) if batch.cache else None
-        if pair is None:
-            k, v = map(self._heads, column_parallel(self.tp, present(encoded), [self.key, self.value]))
-            pair = (k, v)
-            if batch.cache is not None:
-                batch.cache.put(self.name, *pair)
-        out: Tensor = self.out(self._attend(q, *pair, self.tp.in_region(q.shape[2]), batch))
-        return out
-
-    def _masked(self, queries: range, keys: range, batch: MicroBatch) -> Tensor | None:
-        """Mask of the encoder's padding."""
-        return None if batch.document_ids is None else (batch.document_ids < 0)[:, None, None, :]
-
-    def _pattern(self, queries: range, keys: range, batch: MicroBatch) -> Pattern | None:
-        """None: the mask of the encoder's padding has no queries."""
-        return None

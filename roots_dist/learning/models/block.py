@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
-from roots_dist.learning.models.attention import Attention, CrossAttention, Encoding
+from roots_dist.learning.models.attention import Attention, Encoding
+from roots_dist.learning.models.cross_attention import CrossAttention
 from roots_dist.learning.models.experts import Experts, experts_flops
 from roots_dist.learning.models.init_stds import init_stds
+from roots_dist.learning.models.latent_attention import LatentAttention, latent_attention_flops
 from roots_dist.learning.models.mlp import MLP, mlp_flops
 from roots_dist.learning.models.norms import Dropout, Norm
 from roots_dist.learning.models.positions import Window
@@ -44,7 +46,7 @@ class Block(nn.Module):
         self.tp, self.parallel = tp, m.has_parallel_branches()
         self.norm_position, self.multiplier = m.norm_position, m.residual_multiplier
         self.norm1 = Norm(config, tp)
-        self.attention = Attention(
+        self.attention = (Attention if m.kv_lora_rank is None else LatentAttention)(
             config, tp, name, positions, inits, causal=causal, document_mask=not cross, window=window
         )
         self.dropout1 = Dropout(config, tp, f"{name}.1")
@@ -124,4 +126,6 @@ def block_flops(
     keys = seq / 2 if causal else seq
     if window is not None and window < seq:
         keys = window * (1 - window / (2 * seq))
-    return attention_flops(config, seq, keys, seq) + (experts_flops if experts else mlp_flops)(config, seq)
+    by_latents = config.model.kv_lora_rank is not None
+    attention = latent_attention_flops(config, seq, keys) if by_latents else attention_flops(config, seq, keys, seq)
+    return attention + (experts_flops if experts else mlp_flops)(config, seq)

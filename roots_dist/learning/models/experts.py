@@ -72,6 +72,7 @@ class Router(_Alike):
         )
         self.alone = m.router_score == "sigmoid"
         self.groups, self.groups_per_token = m.expert_groups, m.groups_per_token
+        self.group_score_experts = m.group_score_experts
         bias = ShardSpec(shape=(m.experts or 0,), by_rule=True)
         self.bias = declare(self, "bias", bias, tp.axis) if m.router_bias else None
 
@@ -82,7 +83,7 @@ class Router(_Alike):
         scores = logits.sigmoid() if self.alone else logits.softmax(-1)
         if chosen is None:
             judged = scores if self.bias is None else scores + self.bias
-            chosen = choose(judged, self.per_token, self.groups, self.groups_per_token)
+            chosen = choose(judged, self.per_token, self.groups, self.groups_per_token, self.group_score_experts)
         weights = scores.gather(-1, chosen)
         if self.normalize:
             weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
@@ -90,12 +91,14 @@ class Router(_Alike):
 
 
 @torch.no_grad()
-def choose(scores: Tensor, per_token: int, groups: int = 1, groups_per_token: int = 1) -> Tensor:
+def choose(
+    scores: Tensor, per_token: int, groups: int = 1, groups_per_token: int = 1, group_score_experts: int = 2
+) -> Tensor:
     """int64 [T, K], ascending: the experts with the highest scores [T, E]; of equal ones the first, which topk does not
-    promise. With groups of neighbours, only those of the groups with the highest sums of their two best."""
+    promise. With groups of neighbours, only those of the groups with the highest sums of their best."""
     if groups > 1:
         grouped = scores.unflatten(1, (groups, -1))  # [T, G, E/G]
-        sums = grouped.topk(min(2, grouped.shape[2])).values.sum(-1)
+        sums = grouped.topk(min(group_score_experts, grouped.shape[2])).values.sum(-1)
         best = sums.sort(dim=-1, descending=True, stable=True).indices[:, :groups_per_token]
         outside = torch.ones_like(sums, dtype=torch.bool).scatter(1, best, False)
         scores = grouped.masked_fill(outside.unsqueeze(-1), -torch.inf).flatten(1)

@@ -108,12 +108,21 @@ class Norm(nn.Module):
     """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019). Its gradient is partial under sequence
     parallelism."""
 
-    def __init__(self, config: Config, tp: TensorParallel, width: int | None = None, copy_of: str | None = None):
-        """width: by default that of the stack. copy_of: global name of the norm that this one copies."""
+    def __init__(
+        self,
+        config: Config,
+        tp: TensorParallel,
+        width: int | None = None,
+        copy_of: str | None = None,
+        eps: float | None = None,
+    ):
+        """width: by default that of the stack. copy_of: global name of the norm that this one copies. eps: by default
+        advanced.norm_eps."""
         super().__init__()
         m = config.model
         self.tp = tp
-        self.eps, self.rms, self.zero_centered = config.advanced.norm_eps, m.norm == "rmsnorm", m.zero_centered_norm
+        self.eps = config.advanced.norm_eps if eps is None else eps
+        self.rms, self.zero_centered = m.norm == "rmsnorm", m.zero_centered_norm
 
         def vector(name: str, fill: float) -> nn.Parameter:
             original = f"{copy_of}.{name}" if copy_of else None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from roots_dist.config.model import LayerKind
-from roots_dist.config.rope_scaling import Linear, Llama3, LongRope, RopeScaling, Yarn
+from roots_dist.config.rope_scaling import Linear, Llama3, LongRope, RopeScaling, Yarn, mscale
 from roots_dist.config.schema import Config
 from roots_dist.world.positions import Positions
 
@@ -138,18 +138,14 @@ def attention_factor(scaling: RopeScaling | None, max_positions: int) -> float:
         if scaling.attention_factor is not None:
             return scaling.attention_factor
         if scaling.mscale and scaling.mscale_all_dim:
-            return _mscale(scaling.factor, scaling.mscale) / _mscale(scaling.factor, scaling.mscale_all_dim)
-        return _mscale(scaling.factor, 1.0)
+            return mscale(scaling.factor, scaling.mscale) / mscale(scaling.factor, scaling.mscale_all_dim)
+        return mscale(scaling.factor, 1.0)
     if isinstance(scaling, LongRope):
         longer = max_positions / scaling.original_length
         if scaling.attention_factor is not None:
             return scaling.attention_factor
         return math.sqrt(1 + math.log(longer) / math.log(scaling.original_length)) if longer > 1 else 1.0
     return 1.0
-
-
-def _mscale(factor: float, mscale: float) -> float:
-    return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def rotary_of(config: Config, kind: LayerKind) -> Rotary | None:

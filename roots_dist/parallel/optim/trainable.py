@@ -23,7 +23,7 @@ Depths = Mapping[str, int]
 """Name of each parameter of the whole model -> its depth, in the order of the computation: 0 above all blocks, 1 in the
 last block, 2 in the block below it …; below all blocks, one more than in the first block."""
 
-LINEAR = ("query", "key", "value", "out", "up", "gate", "down")
+LINEAR = ("query", "key", "value", "query_down", "kv_down", "kv_up", "out", "up", "gate", "down")
 """Layers of a block that can have an adapter."""
 ADAPTER = (".lora.a.weight", ".lora.b.weight")
 """Suffixes of an adapter's parameter names."""
