@@ -29,8 +29,8 @@ def import_model(
     gpt2, bloom, llama, gpt_neox, opt, mistral, phi3, qwen2, qwen3,
     smollm3, granite, starcoder2, stablelm, falcon, gptj, phi, gemma,
     gemma2, gemma3_text, olmo, olmo2, olmo3, mixtral, qwen2_moe,
-    qwen3_moe, olmoe, bert, roberta, xlm-roberta, camembert, distilbert,
-    electra, t5, mt5.
+    qwen3_moe, olmoe, deepseek_v2, deepseek_v3, bert, roberta,
+    xlm-roberta, camembert, distilbert, electra, t5, mt5.
     """
     from roots_dist.cli.terminal import busy
     from roots_dist.storage.exchange import importing

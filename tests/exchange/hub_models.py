@@ -84,6 +84,9 @@ SCALED = {
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 24,
     },
     "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "beta_fast": 4.0},
+    "yarn, scores too": {
+        "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8, "mscale": 0.5, "mscale_all_dim": 0.9,
+    },
 }  # fmt: skip
 
 LONGROPE = {"rope_type": "longrope", "short_factor": [1.0, 1.1, 1.2], "long_factor": [1.5, 2.0, 4.0]}
@@ -120,6 +123,19 @@ def gemma(number: str, kind: str = "ForCausalLM", **more):
             attn_logit_softcapping=None, final_logit_softcapping=None, rope=by_kind("linear"), sliding_window_pattern=2
         )
     return like_llama(f"Gemma{number}", kind, config, **wide | more)
+
+
+def deepseek(version: str, **more):
+    sizes = dict(
+        num_key_value_heads=6, q_lora_rank=14, kv_lora_rank=20, qk_nope_head_dim=6, qk_rope_head_dim=4, v_head_dim=7,
+        moe_intermediate_size=20, n_shared_experts=2, n_routed_experts=6, num_experts_per_tok=3, first_k_dense_replace=1,
+        n_group=1, topk_group=1, rms_norm_eps=1e-3, scaled="yarn, scores too",
+    )  # fmt: skip
+    model = like_llama(f"Deepseek{version}", **sizes | more)
+    for layer in model.model.layers:
+        if (bias := getattr(getattr(layer.mlp, "gate", None), "e_score_correction_bias", None)) is not None:
+            bias.normal_(std=0.2)
+    return model
 
 
 def gptj(kind: str = "ForCausalLM", **more):
@@ -288,6 +304,14 @@ MODELS: dict[str, Callable] = {
         "Qwen3Moe", **EXPERTS, head_dim=8, decoder_sparse_step=2, num_hidden_layers=4, tie_word_embeddings=True
     ),
     "olmoe": lambda: like_llama("Olmoe", num_experts=5, num_experts_per_tok=3),
+    "deepseek_v2": lambda: deepseek("V2", q_lora_rank=None),
+    "deepseek_v2 groups": lambda: deepseek(
+        "V2", topk_method="group_limited_greedy", n_group=3, topk_group=2, routed_scaling_factor=4.0, scaled="yarn"
+    ),
+    "deepseek_v3": lambda: deepseek("V3", n_group=3, topk_group=2, num_mtp_layers=0),
+    "deepseek_v3 halves": lambda: deepseek(
+        "V3", q_lora_rank=None, rope_interleave=False, norm_topk_prob=False, scaled=None, num_mtp_layers=0
+    ),
     "olmo3 unscaled": lambda: like_llama("Olmo3", num_hidden_layers=4, sliding_window=5, rope=by_kind(local=300.0)),
 }
 
@@ -308,7 +332,7 @@ EVEN: dict[str, Callable] = {
 """Those of MODELS whose heads two tensor ranks cannot share, with heads that they can."""
 FIRST = ("gpt2", "bloom", "llama", "gpt_neox", "opt", "mistral", "phi3", "qwen2", "qwen3", "smollm3", "granite",
     "starcoder2", "stablelm", "falcon", "gptj", "phi", "gemma", "gemma2", "gemma3", "olmo", "olmo2", "olmo3", "mixtral",
-    "qwen2_moe", "qwen3_moe", "olmoe", "bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "t5 v1.0",
+    "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "t5 v1.0",
     "mt5",
 )  # fmt: skip
 """One of MODELS for each model type."""

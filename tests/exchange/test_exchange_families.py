@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 from hub_checks import differences
-from hub_models import MODELS, generator_of, saved
-from safetensors.torch import load_file
+from hub_models import MODELS, generator_of, saved, tensors_in
+from safetensors.torch import load_file, save_file
 
 from roots_dist.assembly.run import build_run
 from roots_dist.checks import checks
@@ -193,6 +193,33 @@ def test_a_balance_of_whole_batches_is_not_taken_over_and_an_import_says_so(impo
     )
 
 
+def test_layers_that_predict_further_tokens_are_left_out_and_an_import_says_so(imported, tmp_path):
+    theirs, run, said = imported("deepseek_v3")
+    assert "further tokens" not in said
+    copy = changed(theirs, tmp_path / "theirs", {"num_nextn_predict_layers": 1})
+    weights = load_file(theirs / "model.safetensors")
+
+    def holds(*further: str) -> None:
+        save_file(weights | {name: torch.ones(3) for name in further}, copy / "model.safetensors")
+
+    holds("model.layers.2.enorm.weight", "model.layers.2.eh_proj.weight")
+    assert "; without 2 tensors of layers that predict further" in import_model(copy, tmp_path / "run")
+    first, second = tensors_in(run), tensors_in(tmp_path / "run")
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    holds("model.layers.3.enorm.weight")
+    with pytest.raises(UserError, match=r"layers.3.enorm.weight is not part of the model"):
+        import_model(copy, tmp_path / "other")
+
+
+def test_an_export_in_bf16_keeps_the_biases_of_a_choice_in_float32(imported, tmp_path):
+    theirs, run, _ = imported("deepseek_v3")
+    export_model(run, tmp_path / "back", "bfloat16")
+    first, second = (load_file(folder / "model.safetensors") for folder in (theirs, tmp_path / "back"))
+    wide = {name for name, w in second.items() if w.dtype == torch.float32}
+    assert wide == {name for name in first if name.endswith("e_score_correction_bias")}
+    assert all(torch.equal(first[name], second[name]) for name in wide)
+
+
 def test_a_model_for_long_texts_does_not_make_samples_as_long_and_keeps_its_length(imported, tmp_path):
     theirs, _, _ = imported("llama 3.1")
     import_model(changed(theirs, tmp_path / "theirs", {"max_position_embeddings": 131072}), tmp_path / "run")
@@ -270,6 +297,10 @@ def test_a_discriminator_alone_goes_back_alone(imported, tmp_path):
 
 
 ROPE = {"positions": "rotary", "norm": "rmsnorm", "activation": "swiglu", "bias": False, "tied_embeddings": False}
+DEEPSEEK = dict(
+    kv_lora_rank=9, qk_nope_head_dim=8, qk_rope_head_dim=4, v_head_dim=6, rotary_interleaved=True, experts=4,
+    expert_ffn=8, shared_expert_ffn=16, normalize_expert_weights=False,
+)  # fmt: skip
 FEATURES = [
     (dict(qk_norm="head", window=4, layer_kinds=["window", "full"]), "qwen3"),
     (dict(window=4), "mistral"),
@@ -283,6 +314,16 @@ FEATURES = [
     (dict(experts=4, dense_layers=1, expert_every=2, qk_norm="head", expert_ffn=8), "qwen3_moe"),
     (dict(experts=4, qkv_bias=True, shared_expert_ffn=8, shared_expert_gate=True), "qwen2_moe"),
     (dict(experts=4, qk_norm="whole"), "olmoe"),
+    (DEEPSEEK, "deepseek_v2"),
+    (DEEPSEEK | dict(expert_groups=2, group_score_experts=1), "deepseek_v2"),
+    (DEEPSEEK | dict(router_score="sigmoid", router_bias=True, expert_groups=2), "deepseek_v3"),
+    (
+        DEEPSEEK | dict(expert_groups=2),
+        "model.group_score_experts = 2: expected 1 for DeepseekV2ForCausalLM",
+    ),
+    (DEEPSEEK | dict(shared_expert_ffn=12), "model.shared_expert_ffn = 12: expected 16 for DeepseekV2ForCausalLM"),
+    (DEEPSEEK | dict(attention_scale=0.5), "model.attention_scale = 0.5: expected 0.28"),
+    (DEEPSEEK | dict(rotary_interleaved=False), "model.rotary_interleaved = False: expected true for DeepseekV2"),
     (
         dict(experts=4, router_score="sigmoid"),
         "model.router_score = 'sigmoid': expected softmax for MixtralForCausalLM",

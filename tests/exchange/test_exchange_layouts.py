@@ -89,7 +89,7 @@ def test_a_layout_reads_its_slices_of_an_import(name, tmp_path):
 
 
 WRITERS = ["gpt2", "bloom", "llama", "gpt_neox tied", "t5 v1.0", "t5 v1.1"]
-WRITERS += ["mistral window", "gemma2", "gemma3", "smollm3", "falcon groups", "gptj", "olmo3"]
+WRITERS += ["mistral window", "gemma2", "gemma3", "smollm3", "falcon groups", "gptj", "olmo3", "deepseek_v3"]
 
 
 @pytest.mark.parametrize("name", WRITERS)

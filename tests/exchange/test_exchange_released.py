@@ -26,6 +26,44 @@ RELEASED = {
         },
         {"rope_theta": 500000.0, "max_positions": 131072, "bias": False, "kv_heads": 8},
     ),
+    "DeepSeek-V2-Lite": (
+        {
+            "model_type": "deepseek_v2", "attention_bias": False, "attention_dropout": 0.0, "aux_loss_alpha": 0.001,
+            "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekV2Config"}, "first_k_dense_replace": 1,
+            "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 10944, "kv_lora_rank": 512,
+            "max_position_embeddings": 163840, "moe_intermediate_size": 1408, "moe_layer_freq": 1, "n_group": 1,
+            "n_routed_experts": 64, "n_shared_experts": 2, "norm_topk_prob": False, "num_attention_heads": 16,
+            "num_experts_per_tok": 6, "num_hidden_layers": 27, "num_key_value_heads": 16, "pretraining_tp": 1,
+            "q_lora_rank": None, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06,
+            "rope_scaling": {
+                "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707,
+                "original_max_position_embeddings": 4096, "type": "yarn",
+            },
+            "rope_theta": 10000, "routed_scaling_factor": 1.0, "scoring_func": "softmax", "seq_aux": True,
+            "tie_word_embeddings": False, "topk_group": 1, "topk_method": "greedy", "v_head_dim": 128,
+            "vocab_size": 102400,
+        },
+        {"kv_lora_rank": 512, "q_lora_rank": None, "shared_expert_ffn": 2816, "dense_layers": 1, "bias": False},
+    ),
+    "DeepSeek-V3": (  # without its quantization_config
+        {
+            "model_type": "deepseek_v3", "attention_bias": False, "attention_dropout": 0.0, "aux_loss_alpha": 0.001,
+            "ep_size": 1, "first_k_dense_replace": 3, "hidden_act": "silu", "hidden_size": 7168,
+            "intermediate_size": 18432, "kv_lora_rank": 512, "max_position_embeddings": 163840,
+            "moe_intermediate_size": 2048, "moe_layer_freq": 1, "n_group": 8, "n_routed_experts": 256,
+            "n_shared_experts": 1, "norm_topk_prob": True, "num_attention_heads": 128, "num_experts_per_tok": 8,
+            "num_hidden_layers": 61, "num_key_value_heads": 128, "num_nextn_predict_layers": 1, "pretraining_tp": 1,
+            "q_lora_rank": 1536, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "rms_norm_eps": 1e-06,
+            "rope_scaling": {
+                "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 1.0, "mscale_all_dim": 1.0,
+                "original_max_position_embeddings": 4096, "type": "yarn",
+            },
+            "rope_theta": 10000, "routed_scaling_factor": 2.5, "scoring_func": "sigmoid", "seq_aux": True,
+            "tie_word_embeddings": False, "topk_group": 4, "topk_method": "noaux_tc", "v_head_dim": 128,
+            "vocab_size": 129280,
+        },
+        {"q_lora_rank": 1536, "experts": 256, "groups_per_token": 4, "group_score_experts": 2, "router_bias": True},
+    ),
     "deepseek-coder-6.7b": (
         {
             "model_type": "llama", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008,

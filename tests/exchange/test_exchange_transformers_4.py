@@ -18,6 +18,8 @@ from roots_dist.storage.exchange.compare import comparison_batch, our_logits
 from roots_dist.storage.exchange.exporting import export_model
 from roots_dist.storage.exchange.importing import import_model
 
+OTHER_SCORES = ("deepseek_v2",)
+"""Its version of DeepSeek-V2 leaves out what mscale_all_dim multiplies scores by."""
 PYTHON = os.environ.get("ROOTS_TRANSFORMERS_4")
 READER = """
 import json, sys, torch, transformers
@@ -68,7 +70,7 @@ def inputs_of(name, batch):
 @pytest.mark.skipif(PYTHON is None, reason="ROOTS_TRANSFORMERS_4 names no python that has transformers 4.57")
 def test_transformers_4_reads_every_export_with_the_same_logits(tmp_path):
     told, expected = {}, {}
-    for name in MODELS:
+    for name in [name for name in MODELS if name not in OTHER_SCORES]:
         theirs = saved(name, tmp_path / name / "theirs")
         run, back = tmp_path / name / "run", tmp_path / name / "back"
         if "gpt2" in name:  # version 5's tokenizers are refused by version 4, ours must not be

@@ -177,6 +177,22 @@ FEATURES = (
         test=LAYOUT("deepseek,tp=4,sp,cp=2"),
     ),
     Mutant(
+        name="latent_scores_lose_the_factor_of_yarn",
+        bug="scores are not multiplied by what mscale_all_dim says",
+        file="config/rope_scaling.py",
+        before="return mscale(scaling.factor, scaling.mscale_all_dim) ** 2",
+        after="return 1.0",
+        test="exchange/test_exchange_families.py::test_gradients_equal_those_of_transformers[deepseek_v3]",
+    ),
+    Mutant(
+        name="latents_are_normed_as_the_stream",
+        bug="norms of latents have the epsilon of the others",
+        file=LATENT,
+        before="self.kv_down_norm = Norm(config, tp, self.latent, eps=NORM_EPS)",
+        after="self.kv_down_norm = Norm(config, tp, self.latent)",
+        test="exchange/test_exchange_families.py::test_gradients_equal_those_of_transformers[deepseek_v2]",
+    ),
+    Mutant(
         name="values_keep_the_zeros_at_their_ends",
         bug="of a head the last channels are taken, zeros among them, not those of the value",
         file=LATENT,

@@ -7,6 +7,7 @@ logits?
 
 from roots_dist.storage.exchange.bert import BERT, CAMEMBERT, DISTILBERT, ROBERTA, XLM_ROBERTA
 from roots_dist.storage.exchange.bloom import BLOOM
+from roots_dist.storage.exchange.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from roots_dist.storage.exchange.electra import ELECTRA
 from roots_dist.storage.exchange.falcon import FALCON, GPTJ, PHI
 from roots_dist.storage.exchange.gemma import GEMMA, GEMMA2, GEMMA3
@@ -22,6 +23,7 @@ from roots_dist.storage.exchange.table import Architecture, with_bare_stack
 DECODERS = (
     GPT2, BLOOM, LLAMA, GPT_NEOX, OPT, MISTRAL, PHI3, QWEN2, QWEN3, SMOLLM3, GRANITE, STARCODER2, STABLELM,
     FALCON, GPTJ, PHI, GEMMA, GEMMA2, GEMMA3, OLMO, OLMO2, OLMO3, MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE,
+    DEEPSEEK_V2, DEEPSEEK_V3,
 )  # fmt: skip
 ENCODERS = (BERT, ROBERTA, XLM_ROBERTA, CAMEMBERT, DISTILBERT, ELECTRA)
 BARE_NAMES = {"gemma3_text": "Gemma3Text"}

@@ -40,16 +40,10 @@ def _older(kind: str, files: str) -> Unread:
     return Unread(f"{kind!r}, as the class of transformers calls it", f"use {files}")
 
 
-_LATENT = Unread(
-    "a model without multi-head latent attention (MLA), which no model here has",
-    "use a model of type qwen3_moe or mixtral",
-)
 _ENCODERS, _DECODERS = _like("bert", "roberta", "electra"), _like("llama", "qwen3")
 UNREAD: dict[str, Unread] = {
     "gemma3": _text_of("Gemma3ForCausalLM"),
     "mistral3": _text_of("MistralForCausalLM"),
-    "deepseek_v2": _LATENT,
-    "deepseek_v3": _LATENT,
     "bart": _like("t5"),
     "albert": _ENCODERS,
     "modernbert": _ENCODERS,

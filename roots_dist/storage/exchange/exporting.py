@@ -213,10 +213,14 @@ def _write_tensors(
     def theirs() -> Iterator[tuple[str, Tensor]]:
         for name, rule in wanted:
             parts = [_whole(weights, n, config).to(torch.float32) for n in rule.ours]
-            yield name.removeprefix(left_out), rule.form.join(config, parts).to(dtype)
+            yield name.removeprefix(left_out), rule.form.join(config, parts).to(dtype_of(rule))
+
+    def dtype_of(rule: Rule) -> torch.dtype:
+        return torch.float32 if rule.wide else dtype
 
     def bytes_in(rule: Rule) -> int:
-        return bytes_of(rule.form.join(config, [torch.empty(model[n], device="meta") for n in rule.ours]).shape, dtype)
+        shape = rule.form.join(config, [torch.empty(model[n], device="meta") for n in rule.ours]).shape
+        return bytes_of(shape, dtype_of(rule))
 
     sizes = {name.removeprefix(left_out): bytes_in(rule) for name, rule in wanted}
     where: dict[str, str] = {}

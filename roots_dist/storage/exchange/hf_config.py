@@ -187,7 +187,7 @@ def incompatibilities(config: Config, architecture: Architecture, head: Head) ->
     said = {key.ours for key in architecture.keys}
     if not set(values["model.layer_kinds"]) <= set(architecture.kinds):
         yield problem("model.layer_kinds", f"only {' and '.join(architecture.kinds)}")
-    for name, value in plain(values).items():
+    for name, value in plain(config).items():
         if name not in said | fixed.keys() | {"model.layer_kinds"} and values[name] != value:
             yield problem(name, _as_json(value))
     shared = values["model.window"] and values["model.rope_scaling"] and not values["model.window_rope_theta"]
@@ -195,8 +195,10 @@ def incompatibilities(config: Config, architecture: Architecture, head: Head) ->
         yield problem("model.window_rope_theta", "a base for the window layers, which are not scaled")
     if "model.kv_heads" not in said and m.num_kv_heads() != m.heads:
         yield problem("model.kv_heads", f"model.heads = {m.heads}")
-    if "model.head_dim" not in said and m.heads * m.width_of_head() != m.hidden:
+    if not {"model.head_dim", "model.kv_lora_rank"} & said and m.heads * m.width_of_head() != m.hidden:
         yield problem("model.head_dim", f"model.hidden / model.heads = {m.hidden / m.heads:g}")
+    if "model.kv_lora_rank" in said and m.kv_lora_rank is None:
+        yield problem("model.kv_lora_rank", "a width of latents")
     if "model.experts" in said and m.experts is None:
         yield problem("model.experts", "a number of experts")
     if architecture.even_width and m.hidden % m.heads:

@@ -57,7 +57,8 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     model = {name: shape for name, shape in model.items() if not (alone and name.startswith("generator."))}
     table = rules(architecture, head, config, model)
     table = [rule.within(tuple(tensors)) for rule in table]
-    found = match_and_check(table, config, model, tensors, architecture)
+    further = architecture.left_out(tree)
+    found = match_and_check(table, config, model, tensors, architecture, further)
     with new_folder(run) as partial:
         copy_tokenizer(folder, partial, beyond)
         (partial / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
@@ -71,6 +72,8 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     half = "; without its generator it can be fine-tuned, not pre-trained (--generator)" if alone else ""
     half = "; it has no head: name it as finetune.init_from" if head.bare else half
     left = f"; without {len(beyond)} added tokens, beyond the model's vocabulary: {', '.join(beyond)}" if beyond else ""
+    if behind := found.matching(further):
+        left += f"; without {len(behind)} tensors of layers that predict further tokens (MTP), as transformers reads it"
     remark = architecture.remark(tree, config)
     return f"{run}: {what}{half}{unread}{spoken}{left}" + (f"; {remark}" if remark else "")
 

@@ -39,6 +39,10 @@ class MatchedTensors:
     unmatched: tuple[str, ...]
     """Tensors that match no rule."""
 
+    def matching(self, patterns: Sequence[str]) -> list[str]:
+        """Those of them whose names match one of the patterns."""
+        return [name for name in self.unmatched if _fits(name, patterns)]
+
     def get(self, name: str) -> Tensor:
         tensors, file_name = self.tensors[name]
         return tensors.get(file_name)
@@ -68,13 +72,18 @@ def refuse_absurd_sizes(config: Config, tensors: Mapping[str, Tensors]) -> None:
 
 
 def match_and_check(
-    table: Sequence[Rule], config: Config, model: Shapes, tensors: Mapping[str, Tensors], architecture: Architecture
+    table: Sequence[Rule],
+    config: Config,
+    model: Shapes,
+    tensors: Mapping[str, Tensors],
+    architecture: Architecture,
+    left_out: Sequence[str] = (),
 ) -> MatchedTensors:
-    """Match tensors to rules and check that every tensor exists with the right shape and dtype, that none is left over,
-    and that duplicates are equal."""
+    """Match tensors to rules and check that every tensor exists with the right shape and dtype, that none is left over
+    but those of the patterns in `left_out`, and that duplicates are equal."""
     found = _match(table, tensors, architecture)
     for name in found.unmatched:
-        if not any(re.search(pattern, name.removeprefix(GENERATOR)) for pattern in architecture.unused):
+        if not _fits(name.removeprefix(GENERATOR), (*architecture.unused, *left_out)):
             bare, what = name.removeprefix(GENERATOR), "is not part of the model that config.json describes"
             fix = next((fix for pattern, fix in LEFTOVER.items() if re.search(pattern, bare)), OF_THESE_FILES)
             raise _tensor_error(_folder(tensors, name), bare, what, fix)
@@ -94,6 +103,10 @@ def match_and_check(
             if name != rule.theirs:
                 _refuse_other(found.tensors[rule.theirs], (where, file_name), told, rule.theirs)
     return found
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)
 
 
 def _refuse_other(

@@ -34,6 +34,8 @@ class Entry(NamedTuple):
     idle: tuple[str, ...] = ()
     """Names of tensors that their class has but does not use: written as a copy, never read."""
     when: Callable[[Config], bool] = lambda config: True
+    wide: bool = False
+    """Whether an export has it in float32, whatever the dtype of the others."""
 
 
 class Rule(NamedTuple):
@@ -45,6 +47,7 @@ class Rule(NamedTuple):
     copies: tuple[str, ...]
     echoes: tuple[str, ...]
     idle: tuple[str, ...]
+    wide: bool
 
     def within(self, folders: Sequence[str]) -> Rule:
         """The rule without names in other folders than these ("" and GENERATOR)."""
@@ -164,6 +167,9 @@ class Architecture(NamedTuple):
     """Whether the MLP is always four times as wide as the model."""
     unused: tuple[str, ...] = ()
     """Patterns of tensors that some files contain and that have no effect."""
+    left_out: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda tree: ()
+    """Patterns, given config.json, of tensors of further layers that are no part of the model: an import says that it
+    has left them out."""
     flatten: Callable[[dict[str, Any]], dict[str, Any]] = lambda tree: tree
     """Convert config.json with nested keys to a single level."""
     nest: Callable[[dict[str, Any]], dict[str, Any]] = lambda tree: tree
@@ -205,7 +211,7 @@ def _expanded(entry: Entry, shapes: Shapes) -> Iterator[Rule]:
                     some = True
                     (theirs,) = named([entry.theirs])
                     copies, echoes, idle = map(named, (entry.copies, entry.echoes, entry.idle))
-                    yield Rule(theirs, ours, entry.form, copies, echoes, idle)
+                    yield Rule(theirs, ours, entry.form, copies, echoes, idle, entry.wide)
             if not some:  # this block has no such expert, and none behind it
                 break
 

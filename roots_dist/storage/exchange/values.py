@@ -48,20 +48,21 @@ def spelled_out(config: Config) -> dict[str, Any]:
         "model.qkv_bias": m.bias_of_qkv(),
         "model.out_bias": m.bias_of_out(),
         "model.mlp_bias": m.bias_of_mlp(),
-        "model.attention_scale": m.attention_scale or (m.width_of_head() ** -0.5 if scaled else 1.0),
+        "model.attention_scale": m.attention_scale or (m.usual_attention_scale() if scaled else 1.0),
         "model.layer_kinds": kinds,
         "model.window": m.window if windows else None,
         "model.window_rope_theta": m.window_rope_theta if own else None,
     }
 
 
-def plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What keys of model.* are in a model without features of its own, with these sizes."""
+def plain(config: Config) -> dict[str, Any]:
+    """What keys of model.* are in a model without features of its own, with the sizes of this one."""
+    m = config.model
     found = {f"model.{key}": field.default for key, field in Model.model_fields.items()}
-    scaled = FAMILIES[values["model.family"]].scaled_attention
+    scaled = FAMILIES[m.family].scaled_attention
     found |= {
-        "model.attention_scale": values["model.head_dim"] ** -0.5 if scaled else 1.0,
-        "model.layer_kinds": ("full",) * values["model.layers"],
+        "model.attention_scale": m.usual_attention_scale() if scaled else 1.0,
+        "model.layer_kinds": ("full",) * m.layers,
     }
     return {key: value for key, value in found.items() if key not in NOT_PLAIN}
 
