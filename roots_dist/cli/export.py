@@ -45,12 +45,15 @@ def export(
     roots export runs/quickstart exports/quickstart
     """
     from roots_dist.cli.terminal import busy
-    from roots_dist.storage.exchange.exporting import checked, export_model, is_checked
+    from roots_dist.storage.exchange.exporting import checked, export_model, why_unchecked
 
     with busy(f"exporting {run}"):
         done = export_model(run, folder, options.dtype, overrides or ())
     typer.echo(done)
-    if options.check or (options.check is None and is_checked(run, overrides or ())):
+    unchecked = why_unchecked(run, overrides or ()) if options.check is None else None
+    if unchecked is not None:
+        typer.echo(f"logits: not compared with the run's, because {unchecked}")
+    elif options.check is not False:
         with busy("comparing its logits with transformers'"):
             message, equal = checked(run, folder, options.dtype, overrides or ())
         typer.echo(message)

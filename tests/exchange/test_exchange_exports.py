@@ -228,6 +228,12 @@ def test_the_commands_say_what_they_did_and_a_wrong_export_ends_with_1(tmp_path,
     assert done.exit_code == 1 and "✗: more than rounding" in done.stdout
     done = CliRunner().invoke(app, ["export", str(run), str(tmp_path / "unchecked"), "--no-check"])
     assert done.exit_code == 0 and "logits" not in done.stdout
+    monkeypatch.setattr(exporting, "LARGE", 1)
+    done = CliRunner().invoke(app, ["export", str(run), str(tmp_path / "large")])
+    assert done.exit_code == 0 and "logits: not compared with the run's, because it has 1e+00 parameters" in done.stdout
+    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda name: None)
+    done = CliRunner().invoke(app, ["export", str(run), str(tmp_path / "alone")])
+    assert done.exit_code == 0 and "because transformers is not installed (pip install 'roots_" in done.stdout
 
 
 def test_an_export_is_refused_in_one_line_and_leaves_nothing(tmp_path):

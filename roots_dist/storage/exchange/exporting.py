@@ -92,11 +92,12 @@ def _refuse_other_keys(overrides: Sequence[str]) -> None:
             raise exchange_error(key, value, expected, "leave it out")
 
 
-def is_checked(run: Path, extensions: Sequence[str] = ()) -> bool:
-    """Whether an export is compared with the run by default: only if that takes seconds."""
+def why_unchecked(run: Path, extensions: Sequence[str] = ()) -> str | None:
+    """Why an export is not compared with the run by default; None if it is, because that takes seconds."""
     if importlib.util.find_spec("transformers") is None:
-        return False
-    return parameters(config_of_run(run, extensions).config) < LARGE
+        return "transformers is not installed (pip install 'roots_dist[exchange]')"
+    is_large = parameters(config_of_run(run, extensions).config) >= LARGE
+    return f"it has {LARGE:.0e} parameters or more (--check compares it)" if is_large else None
 
 
 def checked(run: Path, folder: Path, dtype: str, extensions: Sequence[str] = ()) -> tuple[str, bool]:
