@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import wandb
+from patience import comes_true
 from wandb.util import get_core_path
 
 from roots_dist.config.schema import Config, Track
@@ -40,11 +41,13 @@ def config(mode: str) -> Config:
 def inspect(run) -> dict:
     """Read the offline run written last in the folder: names hold whole seconds, and two runs may share one."""
     file = max(run.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
-    for _ in range(40):  # its own process writes the end
-        found = json.loads(read(file, "--summary"))
-        if found["state"] != "unknown":
-            break
-        time.sleep(0.25)
+    found = {}
+
+    def is_whole() -> bool:
+        found.update(json.loads(read(file, "--summary")))
+        return found["state"] != "unknown"
+
+    assert comes_true(is_whole), "its own process writes the end"
     return found
 
 
@@ -181,6 +184,7 @@ def test_a_checkpoint_is_an_artifact_by_reference_and_evaluations_are_a_table(tm
         tracker.log(2, {"loss/validation": 3.0, "f1/validation": 0.5})
         tracker.checkpoint(2, weights.parent)
         tracker.close()
+        assert inspect(tmp_path / f"run{artifacts:d}")["state"] == "finished"
         (file,) = (tmp_path / f"run{artifacts:d}").glob("wandb/offline-run-*/*.wandb")
         models = [record for record in records_of(file, "artifact") if record["type"] == "model"]
         references = [entry["ref"] for record in models for entry in record["manifest"]["contents"]]
