@@ -35,7 +35,7 @@ from roots_dist.world.mesh import SINGLE
 from roots_dist.world.positions import Positions
 
 NORM_EPS = 1e-6
-"""Of the norms of latents, whatever the others have: so it is in the code of DeepSeek, and in transformers'."""
+"""The epsilon of the norms of latents, whatever the others have: as in the code of DeepSeek, and in transformers'."""
 
 
 class LatentAttention(Attention):
