@@ -60,7 +60,8 @@ CASES: dict[str, tuple[Layout, dict[str, int], dict[str, object]]] = {
 SMALL = """
 configs/quickstart.yaml model.layers=2 model.hidden=64 model.heads=4 data.seq_length=64 optim.decay_steps=300
 train.global_batch=8 train.micro_batch=2 train.eval_every=0 train.eval_sequences=16 checkpoint.every=75
-'train.exact={tensor: 2, data: 4}' advanced.threads=1 track.wandb=disabled parallel.tp=1 parallel.pp=1
+'train.exact={tensor: 2, data: 4}' advanced.threads=1 advanced.loss_chunk=1024
+track.wandb=disabled parallel.tp=1 parallel.pp=1
 """
 """The quickstart, made small: words of the command."""
 CURVES: dict[str, tuple[int, str]] = {
