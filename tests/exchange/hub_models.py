@@ -329,7 +329,7 @@ EVEN: dict[str, Callable] = {
     "t5 v1.0": lambda: t5(num_heads=2),
     "mt5": lambda: mt5(num_heads=2),
 }
-"""Those of MODELS whose heads two tensor ranks cannot share, with heads that they can."""
+"""The models of MODELS whose heads two tensor ranks cannot share, with heads that they can."""
 FIRST = ("gpt2", "bloom", "llama", "gpt_neox", "opt", "mistral", "phi3", "qwen2", "qwen3", "smollm3", "granite",
     "starcoder2", "stablelm", "falcon", "gptj", "phi", "gemma", "gemma2", "gemma3", "olmo", "olmo2", "olmo3", "mixtral",
     "qwen2_moe", "qwen3_moe", "olmoe", "deepseek_v2", "deepseek_v3", "bert", "roberta", "xlm-roberta", "camembert", "distilbert", "electra", "t5 v1.0",

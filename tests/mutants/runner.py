@@ -57,7 +57,7 @@ LIMIT_S = 150.0
 """Seconds without a test that ends, after which a mutant counts as hanging."""
 PLUGINS_OFF = ("cacheprovider", "xdist", "timeout")
 OPTIONS = ("-q", "-o", "addopts=", "-m", "not full", *(f"-pno:{plugin}" for plugin in PLUGINS_OFF))
-"""Those of pytest."""
+"""Options of pytest."""
 
 
 @dataclass(frozen=True)

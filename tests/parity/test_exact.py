@@ -237,7 +237,7 @@ def test_no_bit_depends_on_how_many_heads_are_attended_together():
     (batch, *_), draw = random_batches(run, 0, 0, 1), torch.Generator().manual_seed(1)
 
     def attention(rank: int | None) -> Attention:
-        """That of one process, or of one of four tensor ranks."""
+        """The attention of one process, or of one of four tensor ranks."""
         axis = SINGLE if rank is None else Axis("tp", 4, rank, tuple(range(4)), None)
         return Attention(
             run, TensorParallel(axis, exact=Exact(4, axis.size, 1, 1)), "a", None, init_stds(run), causal=True

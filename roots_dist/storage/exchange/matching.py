@@ -40,7 +40,7 @@ class MatchedTensors:
     """Tensors that match no rule."""
 
     def matching(self, patterns: Sequence[str]) -> list[str]:
-        """Those of them whose names match one of the patterns."""
+        """The unmatched tensors whose names match one of the patterns."""
         return [name for name in self.unmatched if _fits(name, patterns)]
 
     def get(self, name: str) -> Tensor:
