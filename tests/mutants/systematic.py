@@ -49,7 +49,7 @@ EVERYTHING = (
 """Layouts that go through most of a model."""
 ADAPTERS = (
     STRATEGY("gpt-instruct+lora,tp=2,pp=2,schedule=zb-h1"),
-    STRATEGY("bert-classify+lora,tp=2,sp,pp=2,1f1b"),
+    STRATEGY("bert-classify+lora,tp=2,sp,dp=2,zero=0"),
 )
 CUT_TEXTS = (
     IN_CONTEXT("gpt,cp=2,dp=2,zero_stage=1"),

@@ -65,7 +65,7 @@ TENSOR = (
         file="parallel/tensor/linear.py",
         before="partial=self.tp.sequence_parallel or self.in_sum, of_expert",
         after="partial=self.in_sum, of_expert",
-        test=STRATEGY("bert-classify+lora,tp=2,sp,pp=2,1f1b"),
+        test=STRATEGY("bert-classify+lora,tp=2,sp,dp=2,zero=0"),
     ),
     Mutant(
         name="row_bias_has_a_whole_gradient",
