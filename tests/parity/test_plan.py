@@ -218,6 +218,7 @@ FLOAT = {
     "model__vocab": 999,
     "data__seq_length": 32,
     "train__global_batch": 4,
+    "train__device": "cpu",
 }
 MIXTURE = {"model__experts": 4, "model__ffn": 800, "train__global_batch": 8}
 LAYOUTS = {

@@ -53,6 +53,13 @@ BLOCKS = {"cpu": 1 << 15}
 """Kind of device -> numbers that are squared at one time, in float64: a CPU's cache holds them through all passes."""
 BLOCK = 1 << 24
 """The same of other devices, to which each operation has to be sent."""
+BYTES = 4 + 8 + 8
+"""Memory for each of these numbers at most: the number, its square in float64, and the whole part of that."""
+
+
+def norm_bytes(numbers: int, device: str) -> int:
+    """Memory that exact_group_norms takes for gradients of so many numbers, on this kind of device."""
+    return BYTES * min(numbers, BLOCKS.get(device, BLOCK))
 
 
 @torch.no_grad()

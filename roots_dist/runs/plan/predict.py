@@ -25,6 +25,7 @@ from roots_dist.layout import AxisName, Layout
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.flops import flops_per_step
 from roots_dist.learning.models.parameter_locations import shapes
+from roots_dist.parallel.optim.norm import norm_bytes
 from roots_dist.parallel.pipeline.executor import is_skipped
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.runs.plan.activations import gathers, parts_of_payloads, peak_activations
@@ -56,7 +57,7 @@ class RankPlan:
     """Master weights, moments, and the engine's communication buffers."""
     gradients: int
     activations: int
-    """Peak of forward and backward passes beyond the gradients."""
+    """Peak of forward and backward passes beyond the gradients, or in an exact run of the norm after them."""
     sent: Mapping[str, float]
     """Bytes sent per step, by axis."""
     save_copy: int
@@ -173,6 +174,9 @@ def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions
     kept = state.gradients if handed_on else gradients
     parts = parts_of_payloads(config, layout)
     activations = peak_activations(actions, found, gradients, kept, parts) - kept
+    if found.exact is not None:  # the norm is computed when the passes are over
+        counted = trainable_numbers // (layout.dp_cp if zero >= 1 else 1)
+        activations = max(activations, norm_bytes(counted, config.train.device))
     return RankPlan(
         pp=pp,
         parameters=numbers,
