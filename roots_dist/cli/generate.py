@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 
 
 def _read(run: str, overrides: Sequence[str]) -> Loaded:
-    """Config of the run, on a GPU if there is one, and without its corpora, which are not read."""
+    """Config of the run, on a GPU if there is one, without its corpora, which are not read, and what asks for them."""
     from roots_dist.config.run_config import config_of_run
 
     loaded = config_of_run(run, overrides, {"train.device": "auto"})
-    return replace(loaded, config=loaded.config.changed({"data.train": (), "data.validation": ()}))
+    unread = {"data.train": (), "data.validation": (), "finetune.patience": 0}
+    return replace(loaded, config=loaded.config.changed(unread))
 
 
 def _check(config: Config, **options: Any) -> None:

@@ -198,6 +198,7 @@ def test_a_run_stops_when_it_does_not_get_better_and_stays_stopped(place):
     steps = [Manifest.read(path).step for path in sound(folder)]
     best = json.loads((folder / "best.json").read_text())["step"]
     assert max(steps) < 40 and {best, max(steps)} == {*steps} and f"best: step {best}" in said
+    assert "%" in ran("generate", str(folder), "A text."), "whose corpora are not read"
     again = ran("finetune", str(place / "task.yaml"), *words, "optim.weight_decay=0", "train.eval_sequences=16")
     assert f"stopped after step {max(steps)}: no better evaluation since step {best}" in again
 
