@@ -69,6 +69,10 @@ def test_a_template_that_is_odd_is_refused_with_its_own_words(chat, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError, match="not a plain file"):
         open_chat(str(tmp_path / "pipe"), str(tmp_path / "tokenizer.json"), "</s>")
+    (tmp_path / "piped").mkdir()
+    os.mkfifo(tmp_path / "piped" / "tokenizer_config.json")
+    with pytest.raises(DataError, match="not a plain file"):
+        open_chat(None, str(tmp_path / "piped" / "tokenizer.json"), "</s>")
     for source, words in {
         "{{ raise_exception('no system here') }}": "refuses it: no system here",
         "{{ ''.__class__.__mro__ }}": "refuses it: .*unsafe",

@@ -97,7 +97,7 @@ def _text(file: Path) -> str:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(read_plain(path))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
