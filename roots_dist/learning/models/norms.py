@@ -5,7 +5,7 @@ B sequences, s positions of this rank, D width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -121,8 +121,15 @@ class Norm(nn.Module):
         super().__init__()
         m = config.model
         self.tp = tp
-        self.eps = config.advanced.norm_eps if eps is None else eps
-        self.rms, self.zero_centered = m.norm == "rmsnorm", m.zero_centered_norm
+        eps = config.advanced.norm_eps if eps is None else eps
+        self.rms = m.norm == "rmsnorm"
+        if self.rms:
+            self.plain: Callable[..., Tensor] = partial(rms_norm, eps=eps, zero_centered=m.zero_centered_norm)
+            self.by_row = ByRow(self.plain, partial(_rms_forward, eps=eps), _rms_backward)
+        else:
+            self.plain = partial(_layer_norm, eps=eps)
+            self.by_row = ByRow(self.plain, partial(_layer_norm_forward, eps=eps), _layer_norm_backward)
+        self.has_own = m.norm_affine and not m.zero_centered_norm  # RMSNorm of ours has a weight, as it is
 
         def vector(name: str, fill: float) -> nn.Parameter:
             original = f"{copy_of}.{name}" if copy_of else None
@@ -135,14 +142,8 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.rms:
-            f = ByRow(
-                partial(_layer_norm, eps=self.eps), partial(_layer_norm_forward, eps=self.eps), _layer_norm_backward
-            )
-            return by_positions(self.tp, f, x, self.weight, self.bias)
-        plain = partial(rms_norm, eps=self.eps, zero_centered=self.zero_centered)
-        if self.weight is None or self.zero_centered or not _has_own(x):
-            return by_positions(self.tp, plain, x, self.weight)
-        return by_positions(self.tp, ByRow(plain, partial(_rms_forward, eps=self.eps), _rms_backward), x, self.weight)
+            return by_positions(self.tp, self.by_row, x, self.weight, self.bias)
+        return by_positions(self.tp, self.by_row if self.has_own and _has_own(x) else self.plain, x, self.weight)
 
 
 class Dropout(nn.Module):
