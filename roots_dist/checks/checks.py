@@ -156,6 +156,15 @@ def _ramp(config: Config) -> Iterator[Problem]:
 
 def _batch(config: Config, layout: Layout, sizes: Sequence[int]) -> Iterator[Problem]:
     train = config.train
+    most, length = max(1, MOST_TOKENS // config.data.seq_length), config.data.seq_length
+    if train.micro_batch > most:
+        yield Problem(
+            key="train.micro_batch",
+            found=train.micro_batch,
+            expected=f"at most {most:,}: with data.seq_length = {length:,}, {MOST_TOKENS:,} tokens in a microbatch",
+            fix="lower it: gradients of many microbatches are summed before a step",
+        )
+        return
     ramp = train.batch_ramp
     unit = train.micro_batch * layout.dp
     wrong = [size for size in sizes if size % unit]
@@ -166,14 +175,6 @@ def _batch(config: Config, layout: Layout, sizes: Sequence[int]) -> Iterator[Pro
             expected=f"every batch a multiple of train.micro_batch × dp = {train.micro_batch} × {layout.dp} = {unit}"
             + ("" if ramp is None else f", and not {wrong[0]}"),
             fix=f"use {-(-wrong[0] // unit) * unit} or another multiple of {unit}, or change train.micro_batch",
-        )
-    most, length = max(1, MOST_TOKENS // config.data.seq_length), config.data.seq_length
-    if train.micro_batch > most:
-        yield Problem(
-            key="train.micro_batch",
-            found=train.micro_batch,
-            expected=f"at most {most:,}: with data.seq_length = {length:,}, {MOST_TOKENS:,} tokens in a microbatch",
-            fix="lower it: gradients of many microbatches are summed before a step",
         )
 
 
