@@ -152,9 +152,13 @@ def uses_agent_store() -> bool:
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
-def restarts() -> str:
-    """How often torch's elastic agent has started the ranks anew."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+def start_in_store() -> str:
+    """Which start of the ranks this is, of those that share a store: torch's elastic agent may keep one over restarts.
+
+    Each agent counts by itself, and one that was itself started anew begins at zero. So where every start has a store
+    of its own, nothing depends on the count.
+    """
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if uses_agent_store() else "0"
 
 
 def is_set(name: str) -> bool:

@@ -15,11 +15,12 @@ from commands import roots
 from patience import comes_true
 
 from roots_dist.config.schema import Config
+from roots_dist.environment import World
 from roots_dist.errors import EnvironmentProblem
 from roots_dist.layout import Layout
 from roots_dist.learning.data.store import Writer
 from roots_dist.runs.ranks import fingerprint as prints
-from roots_dist.runs.ranks import handshake
+from roots_dist.runs.ranks import handshake, join
 from roots_dist.runs.ranks.fingerprint import digests, fingerprint
 from roots_dist.runs.ranks.handshake import Identity, RanksDiffer, _hello, identity_of, shake_hands
 
@@ -157,6 +158,23 @@ def test_ranks_that_an_elastic_agent_has_started_anew_are_told_so(monkeypatch):
     expected = r"and process 7 on n0 has arrived before\. Fix: .*; if .* set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
     with pytest.raises(EnvironmentProblem, match=expected):
         shake_hands(store, Identity(0, "n0", 9, 0.0), 1, Layout(), own, 1)
+
+
+def test_an_agent_that_was_started_anew_counts_from_zero_and_its_ranks_meet_the_others(monkeypatch):
+    """A host's agent was killed and comes back: its ranks are of its first start, the others' of their second."""
+    world, own = World(0, 1, 0, 1, "127.0.0.1", 0, "none"), of()
+    monkeypatch.setattr(join, "fingerprint", lambda *_: own)
+
+    def keys(count: str, shared: str) -> Any:
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
+        store = dist.HashStore()
+        monkeypatch.setattr(join, "rendezvous", lambda *_: store)
+        join._meet(CONFIG, world, Layout(), torch.device("cpu"), [])
+        return store.list_keys()
+
+    assert keys("1", "False") == keys("0", "False")
+    assert keys("1", "True") != keys("0", "True")  # one store for both starts: keys of the dead lie in it
 
 
 def test_files_are_compared_by_content_and_large_ones_by_blocks(tmp_path, monkeypatch):

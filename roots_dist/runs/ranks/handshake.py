@@ -183,17 +183,22 @@ FIXES = {
 def _twice(store: Any, who: Identity) -> EnvironmentProblem:
     """The error for a second process of one rank. torch's elastic agent keeps its store when it starts the ranks
     anew because a node came or went, and does not count that as a restart, so that those before are still there."""
-    fix = "give each process a rank of its own"
-    if environment.uses_agent_store():
-        fix += (
-            "; if torchrun has started the ranks anew because a node came or went, set "
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on all nodes, and start the job again"
-        )
+    fix = "give each process a rank of its own" + _of_agent_store()
     known = store.check([_hello(who.rank)])
     earlier = "process {pid} on {host}".format(**_get(store, _hello(who.rank))["who"]) if known else "another"
     return EnvironmentProblem(
         f"rank {who.rank} = process {who.pid} on {who.host}: expected one process of this rank, and {earlier} has "
         f"arrived before. Fix: {fix}."
+    )
+
+
+def _of_agent_store() -> str:
+    """What else to do where torch's elastic agent keeps one store over the starts of its ranks."""
+    if not environment.uses_agent_store():
+        return ""
+    return (
+        "; if torchrun has started the ranks anew because a node came or went, set "
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for torchrun on all nodes, and start the job again"
     )
 
 
@@ -203,7 +208,8 @@ def _absent(missing: Sequence[int], hosts: Mapping[int, str], layout: Layout, se
     return EnvironmentProblem(
         f"{format_ranks(missing, {})}{places}: did not arrive within {seconds:g} s, the other "
         f"{max(0, layout.world_size - len(missing))} did{where}. "
-        "Fix: read the log of the missing, check that its host is up, or raise advanced.init_timeout_s."
+        "Fix: read the log of the missing, check that its host is up, or raise advanced.init_timeout_s"
+        f"{_of_agent_store()}."
     )
 
 

@@ -114,7 +114,7 @@ def _meet(config: Config, world: World, layout: Layout, device: torch.device, sa
     """The store of this start of the run, after all ranks have been found alike. Collective over the world."""
     seconds, host = config.advanced.init_timeout_s or config.advanced.timeout_s, socket.gethostname()
     store = rendezvous(world, seconds, host, "with advanced.init_timeout_s")
-    store = dist.PrefixStore(f"roots/{environment.restarts()}", store)  # the store of torch's agent outlives a restart
+    store = dist.PrefixStore(f"roots/{environment.start_in_store()}", store)
     own = fingerprint(config, f"{layout} of {world.size} ranks", device, said)
     shake_hands(store, Identity.own(world.rank, host), world.size, layout, own, seconds)
     store.set_timeout(timedelta(seconds=seconds))
