@@ -105,7 +105,7 @@ def _one_of(numbers: Sequence[int]) -> str | None:
 
 
 def _refused(config: Config, layout: Layout) -> Iterator[Problem]:
-    m, p, objective, finetune = config.model, config.parallel, config.objective, config.finetune
+    m, p, objective = config.model, config.parallel, config.objective
     rule = config.optim.optimizer
     for key, found, is_wrong, expected in (
         ("parallel.cp", p.cp, p.cp > 1, "1"),
@@ -117,7 +117,6 @@ def _refused(config: Config, layout: Layout) -> Iterator[Problem]:
         ("model.kv_lora_rank", m.kv_lora_rank, m.kv_lora_rank is not None, "none"),
         ("model.branches", m.branches, m.has_parallel_branches(), "sequential"),
         ("objective.name", objective.name, objective_of(config).has_references, "an objective of one text"),
-        ("finetune.strategy", finetune.strategy, finetune.strategy == "lora", "full, partial or progressive"),
         ("advanced.float64", True, config.advanced.float64, "false"),
         ("advanced.engine", "deepspeed", config.advanced.engine == "deepspeed", "reference"),
     ):

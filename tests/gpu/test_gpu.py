@@ -8,7 +8,7 @@ from roots_dist.assembly.run import build_run
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
-from roots_dist.parallel.tensor.linear import add_product_
+from roots_dist.parallel.tensor.weight_gradient import add_product_
 from roots_dist.runs.plan.predict import predict
 from roots_dist.runs.train.step import count_targets, scales, train_step
 from roots_dist.testing.watcher import Watcher, in_words

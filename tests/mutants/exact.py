@@ -63,6 +63,15 @@ EXACT = (
         test=BITS("gpt-degrees0-changes0"),
     ),
     Mutant(
+        name="adapters_read_all_runs_at_once",
+        bug="the second matrix of an adapter learns from all positions at once, where several ranks would each add up "
+        "their own",
+        file="parallel/tensor/linear.py",
+        before="by_positions(tp, self.lora, *made, self.lora.b.weight)",
+        after="self.lora(*made)",
+        test=BITS("llama+lora-degrees2-changes2"),
+    ),
+    Mutant(
         name="exact_norm_keeps_24_bits",
         bug="what is left of a square after its first 24 bits is left out of the norm",
         file="parallel/optim/norm.py",

@@ -251,7 +251,7 @@ MODELS = (
         name="adapters_are_not_scaled",
         bug="an adapter's output is added without alpha/rank",
         file="parallel/tensor/adapter.py",
-        before="return y.add(F.linear(low, self.b.weight), alpha=self.scale)",
+        before="return y.add(update, alpha=self.scale)",
         after="return y + F.linear(low, self.b.weight)",
         test=LINEAR_LAYERS,
     ),

@@ -108,7 +108,7 @@ PIPELINE = (
     Mutant(
         name="put_off_weight_gradients_replace_each_other",
         bug="a put-off weight gradient overwrites those of the microbatches before",
-        file="parallel/tensor/linear.py",
+        file="parallel/tensor/weight_gradient.py",
         before="tp.deferred.defer(add)",
         after='tp.deferred.defer(lambda: (setattr(weight, "grad", None), add()))',
         test=ZB_H1,

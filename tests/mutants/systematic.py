@@ -97,6 +97,7 @@ TESTS: dict[str, tuple[str, ...]] = {
         "independent/test_experts.py", MIXTRAL, *CUT_EXPERTS, "independent/test_adapters.py",
         "parity/test_expert_parallel.py",
     ),
+    "parallel/tensor/weight_gradient.py": ("unit/test_linear.py", *EVERYTHING, *IN_BITS),
     "parallel/tensor/linear.py": ("unit/test_linear.py", *EVERYTHING, *ADAPTERS, *IN_BITS, *CUT_EXPERTS[:1]),
     "parallel/pipeline/executor.py": (*EVERYTHING, *ZERO[2:3], *ZERO[5:], *IN_BITS[1:], "unit/test_stopwatch.py"),
     "parallel/pipeline/partition.py": ("unit/test_partition.py",),

@@ -85,10 +85,12 @@ def compare(model: str, degrees: tuple[int, int], steps: int, changes: dict[str,
 SAMPLE = [
     ("gpt", (2, 2), dict(dp=2, tp=2, sequence_parallel=True, zero_stage=1)),
     ("llama", (4, 2), dict(tp=2, pp=2, schedule="zb-h1", train__precision="bf16", model__tied_embeddings=True)),
+    ("llama+lora", (2, 1), dict(tp=2, sequence_parallel=True, train__precision="bf16")),
 ]
 MODELS = {
     "gpt": dict(model__heads=8),
     "llama": {},  # eight shards of two key/value heads
+    "llama+lora": {},
     "bert": dict(model__heads=8),
     "t5": dict(model__heads=8, model__head_dim=4, model__layers=2, model__decoder_layers=2),
     "electra": dict(generator__heads=8, generator__layers=1),
@@ -359,7 +361,6 @@ def test_a_resume_keeps_what_decides_the_bits(tmp_path):
     [
         ({"advanced.engine": "deepspeed"}, "advanced.engine"),
         ({"parallel.cp": 2}, "parallel.cp"),
-        ({"finetune.strategy": "lora"}, "finetune.strategy"),
         ({"advanced.extensions": [str(LATE)], "parallel.schedule": "all-at-once"}, "parallel.schedule"),
     ],
 )

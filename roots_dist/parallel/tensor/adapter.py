@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.parallel.tensor.exact import contiguous_gradient
 from roots_dist.world.mesh import Axis
 from roots_dist.world.sharding import ShardSpec, declare
 
@@ -25,9 +27,13 @@ class LoraMatrix(nn.Module):
 class Adapter(nn.Module):
     """Adds the low-rank update to a layer's output. The layer multiplies by `a` together with its own weight."""
 
-    def __init__(self, a: ShardSpec, b: ShardSpec, scale: float, tp: Axis):
+    def __init__(self, a: ShardSpec, b: ShardSpec, scale: float, tp: TensorParallel):
         super().__init__()
-        self.a, self.b, self.scale = LoraMatrix(a, tp), LoraMatrix(b, tp), scale
+        self.a, self.b, self.scale, self.tp = LoraMatrix(a, tp.axis), LoraMatrix(b, tp.axis), scale, tp
 
-    def forward(self, y: Tensor, low: Tensor) -> Tensor:
-        return y.add(F.linear(low, self.b.weight), alpha=self.scale)
+    def forward(self, y: Tensor, low: Tensor, b: Tensor | None = None) -> Tensor:
+        """b: the part of the second matrix that y belongs to; None: all that this rank holds."""
+        update = F.linear(low, self.b.weight if b is None else b)
+        if self.tp.exact is not None:  # a sum's order follows the strides
+            update = contiguous_gradient(update)
+        return y.add(update, alpha=self.scale)

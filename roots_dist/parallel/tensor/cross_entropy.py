@@ -24,7 +24,7 @@ from torch import Tensor
 from roots_dist.errors import present
 from roots_dist.parallel.tensor.collectives import TensorParallel, all_reduce_max, gather_last_dim, sum_over_tp
 from roots_dist.parallel.tensor.exact import aligned, kept_shard
-from roots_dist.parallel.tensor.linear import add_product_
+from roots_dist.parallel.tensor.weight_gradient import add_product_
 from roots_dist.world.batch import IGNORE
 from roots_dist.world.tree_sum import tree_sum
 

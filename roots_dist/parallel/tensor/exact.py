@@ -51,6 +51,14 @@ class Shard:
         """What its gradient is added to, in place."""
         return self.exact.gradient(self.parameter, self.part, self.use)[self.index]
 
+    def recorded(self) -> Tensor:
+        """Its values for autograd, which adds their gradient to `grad`."""
+        values = self.values()
+        if not self.parameter.requires_grad:
+            return values
+        made: Tensor = _Recorded.apply(values, self)  # type: ignore[no-untyped-call] # torch types no apply
+        return made
+
 
 def aligned(x: Tensor) -> Tensor:
     """x itself, or a copy if it does not lie in memory as a tensor of its own would."""
@@ -165,6 +173,22 @@ def recorded(tp: TensorParallel, parameter: nn.Parameter, part: int | None = Non
     return made
 
 
+class _ContiguousGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad.contiguous()
+
+
+def contiguous_gradient(x: Tensor) -> Tensor:
+    """x, whose gradient is laid out in memory as a tensor of its own: products read it so in every layout."""
+    made: Tensor = _ContiguousGradient.apply(x)  # type: ignore[no-untyped-call] # torch types no apply
+    return made
+
+
 def by_shards(tp: TensorParallel, f: Callable[..., Tensor], *xs: Tensor) -> Tensor:
     """f(*xs) for functions of each channel alone, channels in the last dimension."""
     if tp.shards == 1:
@@ -270,32 +294,39 @@ def row_shard(tp: TensorParallel, parameter: nn.Parameter | None, parts: int | N
     return Shard(exact, parameter, (slice((which - first) * size, (which - first + 1) * size),), part // slices)
 
 
+Owned = tuple[nn.Parameter | None, int | None]
+"""A parameter, or none, and the most slices that its rows can be cut into, as in row_shard."""
+
+
 def columns_of_shards(
     compute: Callable[..., tuple[Tensor, ...]],
     tp: TensorParallel,
     xs: Sequence[Tensor],
     reads: Sequence[int],
-    shards: Sequence[Sequence[Shard | None]],
+    owned: Sequence[Owned],
+    others: Sequence[Owned],
+    finish: Callable[[tuple[Tensor, ...], Sequence[Tensor]], tuple[Tensor, ...]],
 ) -> tuple[Tensor, ...]:
-    """Column-parallel layers (linear.py) shard by shard. shards: for each of this rank's tensor shards, the weights and
-    then the biases. What shards have in common (key/value heads) is in the outputs once for each."""
-    alone = replace(tp, axis=SINGLE, sequence_parallel=False)
-    inputs = zip(*(spread(copy_to_tp_region(x, tp), tp) for x in xs))
-    made = [
-        compute(alone, reads, mine, None, *copies, *(shard and shard.values() for shard in mine))
-        for copies, mine in zip(inputs, shards)
-    ]
+    """Column-parallel layers (linear.py) shard by shard. owned: weights and then biases. finish: makes the outputs of
+    what the layers compute, and of the shards of `others`. What shards have in common (key/value heads) is in the
+    outputs once for each."""
+    alone, made = replace(tp, axis=SINGLE, sequence_parallel=False), list[tuple[Tensor, ...]]()
+    for number, copies in enumerate(zip(*(spread(copy_to_tp_region(x, tp), tp) for x in xs))):
+        mine, more = ([row_shard(tp, p, parts, number) for p, parts in of] for of in (owned, others))
+        outputs = compute(alone, reads, mine, None, *copies, *(shard and shard.values() for shard in mine))
+        made.append(finish(outputs, [present(shard).recorded() for shard in more]))
     return tuple(map(join, zip(*made)))
 
 
 def rows_of_shards(
-    compute: Callable[..., tuple[Tensor, ...]], tp: TensorParallel, x: Tensor, weight: nn.Parameter
-) -> Tensor:
-    """A row-parallel layer's product (linear.py) with x [B, S, f] shard by shard, summed over all of them."""
+    compute: Callable[..., tuple[Tensor, ...]], tp: TensorParallel, x: Tensor, weights: Sequence[nn.Parameter]
+) -> tuple[Tensor, ...]:
+    """A row-parallel layer's products (linear.py) with x [B, S, f] shard by shard, each summed over all of them."""
     alone, size = replace(tp, axis=SINGLE, sequence_parallel=False), x.shape[-1] // tp.shards
-    products: list[Tensor] = []
+    products: list[tuple[Tensor, ...]] = []
     for number, channels in enumerate(split(x, tp.shards)):
         columns = (slice(None), slice(number * size, (number + 1) * size))
-        shard = Shard(present(tp.exact), weight, columns)
-        products += compute(alone, None, 1, shard, shard.values(), channels)
-    return reduce_from_tp_region(tree_sum(products), tp)
+        shards = [Shard(present(tp.exact), weight, columns) for weight in weights]
+        values = [shard.values() for shard in shards]
+        products.append(compute(alone, None, len(shards), shards, *values, channels))
+    return tuple(reduce_from_tp_region(tree_sum(of_weight), tp) for of_weight in zip(*products))

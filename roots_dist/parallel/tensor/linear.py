@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from roots_dist.errors import present
 from roots_dist.parallel.tensor.adapter import Adapter
 from roots_dist.parallel.tensor.collectives import (
     TensorParallel,
@@ -32,47 +33,10 @@ from roots_dist.parallel.tensor.collectives import (
     start_reduce_from,
     start_reduce_from_backward,
 )
-from roots_dist.parallel.tensor.exact import ADD, Shard, by_positions, columns_of_shards, row_shard, rows_of_shards
+from roots_dist.parallel.tensor.exact import ADD, Owned, Shard, by_positions, columns_of_shards, rows_of_shards
+from roots_dist.parallel.tensor.weight_gradient import weight_gradient
 from roots_dist.world.mesh import SINGLE
-from roots_dist.world.sharding import ShardSpec, declare, ensure_grad_of
-
-
-def _weight_gradient(tp: TensorParallel, weight: nn.Parameter | Shard, grad_out: Tensor, x: Tensor) -> Tensor | None:
-    """grad_outᵀ x, [out, in], for autograd; or None if it is added to .grad here, because a microbatch before has made
-    that, or because it is wider than the product's factors, or later, because weight gradients are deferred. An exact
-    run always adds it, so that it is rounded alike.
-
-    weight: the parameter itself or a shard of it, not the tensor that autograd saved, which is another one under
-    recomputation.
-    """
-    grad_out, x = grad_out.flatten(0, -2), x.flatten(0, -2)
-    is_plain = isinstance(weight, nn.Parameter) and tp.exact is None and weight.grad_dtype == grad_out.dtype
-    if is_plain and not tp.deferred.enabled and weight.grad is None:
-        return grad_out.t() @ x
-
-    def add() -> None:
-        grad = weight.grad
-        if grad is None:  # or no more: an engine hands gradients on piece by piece. If deferred, the weight may be gone
-            assert isinstance(weight, nn.Parameter), "a shard's gradient is always there"
-            grad = ensure_grad_of(weight, (grad_out.shape[1], x.shape[1]))
-        add_product_(grad, grad_out.t(), x)
-
-    if tp.deferred.enabled:
-        tp.deferred.defer(add)
-    else:
-        add()
-    return None
-
-
-def add_product_(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """out += a b, in place. If out is wider, a GPU adds the product before it is rounded, without a copy of it; a CPU
-    has no such kernel, and rounds the product to the dtype of its factors first."""
-    if out.dtype == a.dtype:
-        out.addmm_(a, b)
-    elif out.device.type == "cpu":
-        out.add_(a @ b)
-    else:
-        torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
+from roots_dist.world.sharding import ShardSpec, declare
 
 
 class _ColumnParallel(torch.autograd.Function):
@@ -120,7 +84,7 @@ class _ColumnParallel(torch.autograd.Function):
             grad_xs = _start_sums(grad_wholes, tp)  # overlaps with the weights' gradients
         wholes = gathering() if gathering else None
         grad_weights = [
-            _weight_gradient(tp, w, g, wholes[i]) if n and wholes is not None else None
+            weight_gradient(tp, w, g, wholes[i]) if n and wholes is not None else None
             for i, w, g, n in zip(reads, ctx.parameters, grads, need_weights)
         ]
         grad_biases = [
@@ -177,11 +141,11 @@ class _RowParallel(torch.autograd.Function):
         tp: TensorParallel,
         activation: Callable[..., Tensor] | None,
         num_weights: int,
-        shard: Shard | None,
+        shards: Sequence[Shard],
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         weights, inputs = tensors[:num_weights], tensors[num_weights:]
-        ctx.tp, ctx.parameters, ctx.activation = tp, (shard,) if shard else weights, activation
+        ctx.tp, ctx.parameters, ctx.activation = tp, shards or weights, activation
         ctx.save_for_backward(*tensors)
         x = activation(*inputs) if activation else inputs[0]  # [B, S, f]
         leaving = [start_reduce_from(F.linear(x, w), tp) for w in weights]
@@ -207,7 +171,7 @@ class _RowParallel(torch.autograd.Function):
                 grad_x.flatten(0, -2).addmm_(grad.flatten(0, -2), weight)
             grad_inputs = (grad_x,)
         grad_weights = [
-            _weight_gradient(ctx.tp, w, g, x.detach()) if n else None
+            weight_gradient(ctx.tp, w, g, x.detach()) if n else None
             for w, g, n in zip(ctx.parameters, grads, need_weights)
         ]
         if need_inputs and ctx.activation:
@@ -249,7 +213,7 @@ class ColumnParallelLinear(nn.Module):
         features, width = self.spec.shape
         a = ShardSpec(shape=(rank, width), std=width**-0.5, partial=True, of_expert=self.spec.of_expert)
         b = replace(self.spec, shape=(features, rank), std=None)
-        self.lora = Adapter(a, b, scale, self.tp.axis)
+        self.lora = Adapter(a, b, scale, self.tp)
 
     def forward(self, x: Tensor) -> Tensor:
         return column_parallel(self.tp, x, [self])[0]
@@ -268,20 +232,25 @@ def column_parallel_on(
 ) -> tuple[Tensor, ...]:
     """Outputs [B, S, f] of several layers, each with the number of the x [B, s, D] that it reads; each x is read.
     before_first is called with all outputs but the first, without adapters, before that is computed: to send them."""
-    layers = [layer for _, layer in reading]
+    layers, adapting = [layer for _, layer in reading], [(i, layer) for i, layer in reading if layer.lora is not None]
+    adapters = [present(layer.lora) for _, layer in adapting]
+    reads = [i for i, _ in (*reading, *adapting)]
+
+    def adapted(outputs: Sequence[Tensor], bs: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        low = zip(outputs[len(layers) :], bs)
+        return tuple(y if l.lora is None else l.lora(y, *next(low)) for l, y in zip(layers, outputs))
+
     if tp.shards > 1:
-        owned = [*((layer.weight, layer.parts) for layer in layers), *((layer.bias, layer.parts) for layer in layers)]
-        shards = [[row_shard(tp, p, parts, number) for p, parts in owned] for number in range(tp.shards)]
-        return columns_of_shards(_ColumnParallel.apply, tp, xs, [i for i, _ in reading], shards)
-    adapters = [(i, layer.lora) for i, layer in reading if layer.lora is not None]
-    reads = [*(i for i, _ in reading), *(i for i, _ in adapters)]
-    weights = [*(l.weight for l in layers), *(adapter.a.weight for _, adapter in adapters)]
+        owned: list[Owned] = [*((l.weight, l.parts) for l in layers), *((adapter.a.weight, 1) for adapter in adapters)]
+        owned += [*((l.bias, l.parts) for l in layers), *((None, 1) for _ in adapters)]
+        bs = [(adapter.b.weight, layer.parts) for adapter, (_, layer) in zip(adapters, adapting)]
+        return columns_of_shards(_ColumnParallel.apply, tp, xs, reads, owned, bs, adapted)
+    weights = [*(l.weight for l in layers), *(adapter.a.weight for adapter in adapters)]
     biases = [*(l.bias for l in layers), *(None for _ in adapters)]
     outputs = _ColumnParallel.apply(  # type: ignore[no-untyped-call] # torch types no apply
         tp, reads, (), before_first, *xs, *weights, *biases
     )
-    low = iter(outputs[len(layers) :])
-    return tuple(y if l.lora is None else l.lora(y, next(low)) for l, y in zip(layers, outputs))
+    return adapted(outputs, [None for _ in adapters])
 
 
 class RowParallelLinear(nn.Module):
@@ -314,7 +283,7 @@ class RowParallelLinear(nn.Module):
         of_expert = self.spec.of_expert
         a = ShardSpec(shape=(rank, channels), shard_dim=1, std=channels**-0.5, of_expert=of_expert)
         b = ShardSpec(shape=(width, rank), partial=self.tp.sequence_parallel or self.in_sum, of_expert=of_expert)
-        self.lora = Adapter(a, b, scale, self.tp.axis)
+        self.lora = Adapter(a, b, scale, self.tp)
 
     def forward(self, *inputs: Tensor, activation: Callable[..., Tensor] | None = None) -> Tensor:
         """[B, S, f] -> [B, s, D]. `activation` maps several inputs to the layer's input and is recomputed."""
@@ -323,14 +292,15 @@ class RowParallelLinear(nn.Module):
 
     def product(self, tp: TensorParallel, inputs: Sequence[Tensor], activation: Callable[..., Tensor] | None) -> Tensor:
         """The same without the bias, summed over the ranks of `tp`."""
+        weights = [self.weight] if self.lora is None else [self.weight, self.lora.a.weight]
         if tp.shards > 1:
             x = activation(*inputs) if activation else inputs[0]
-            return rows_of_shards(_RowParallel.apply, tp, x, self.weight)
-        weights = [self.weight] if self.lora is None else [self.weight, self.lora.a.weight]
-        made: tuple[Tensor, ...] = _RowParallel.apply(  # type: ignore[no-untyped-call] # torch types no apply
-            tp, activation, len(weights), None, *weights, *inputs
-        )
-        return made[0] if self.lora is None else self.lora(*made)
+            made = rows_of_shards(_RowParallel.apply, tp, x, weights)
+        else:
+            made = _RowParallel.apply(  # type: ignore[no-untyped-call] # torch types no apply
+                tp, activation, len(weights), (), *weights, *inputs
+            )
+        return made[0] if self.lora is None else by_positions(tp, self.lora, *made, self.lora.b.weight)
 
 
 Summand = tuple[RowParallelLinear, Sequence[Tensor], Callable[..., Tensor] | None]

@@ -31,7 +31,7 @@ class ReplicatedLinear(nn.Module):
     def adapt(self, rank: int, scale: float) -> None:
         """Add a LoRA adapter, replicated like the layer."""
         a, b = self._spec(rank, self.width, self.width**-0.5), self._spec(self.features, rank)
-        self.lora = Adapter(a, b, scale, self.tp.axis)
+        self.lora = Adapter(a, b, scale, self.tp)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, s, D] -> [B, s, F]"""
