@@ -24,7 +24,7 @@ class Checkpoint(Section):
     )
     fallback_folder: str | None = Field(
         None,
-        description="where a run that cannot save in its folder saves a last time before it stops; a folder, or an URL "
+        description="where a run that cannot save in its folder saves a last time before it stops; a folder, or a URL "
         "as s3://bucket/place",
     )
     url: str | None = Field(

@@ -20,14 +20,14 @@ def is_url(text: str) -> bool:
 
 
 def why_no_store(url: str) -> str:
-    """Why an URL is not taken, as a part of a sentence; empty if it is."""
+    """Why a URL is not taken, as a part of a sentence; empty if it is."""
     protocol, separator, place = url.partition("://")
     if not separator or "::" in url:
         return "one URL, as s3://bucket/runs/mine"
     if protocol not in STORES:
         return f"{protocol[:20]}:// is none of the object stores {', '.join(STORES[:-1])}"
     if "@" in place.partition("/")[0]:
-        return "keys belong into the environment, not into an URL that a run writes down"
+        return "keys belong into the environment, not into a URL that a run writes down"
     if not PARTS.fullmatch(place) or len(url) > LONGEST:
         return "a bucket and plain names after it"
     return ""
