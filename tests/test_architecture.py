@@ -77,7 +77,7 @@ def how_broken(rule: Callable[[Path], None], path: Path) -> str:
 
 
 def name_of(path: Path) -> str:
-    """`pipeline.check` for schedule/check.py, `pipeline` for parallel/pipeline/__init__.py."""
+    """`schedule.check` for schedule/check.py, `parallel.pipeline` for parallel/pipeline/__init__.py."""
     return (
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix("__init__").rstrip(".") or "roots_dist"
     )
@@ -135,6 +135,22 @@ def test_a_module_imports_only_from_its_own_room_or_a_lower_one(path):
     mine = ORDER.index(room_of(name))
     upward = sorted(there for there in own_imports(path) if ORDER.index(room_of(there)) > mine)
     assert not upward, f"{name} (in {room_of(name)}) imports {upward} from above: move the shared part down"
+
+
+@of_every_file
+def test_no_module_imports_a_name_of_the_package_itself(path):
+    """`from roots_dist import load` leads to the highest room, out of sight of the floors: __init__.py imports late."""
+    for module, name in ((module, name) for node in ast.walk(tree_of(path)) for module, name in names_of_package(node)):
+        assert name == "__version__", f"{module} {name}: import it from the module that defines it"
+
+
+def names_of_package(node: ast.AST) -> Iterator[tuple[str, str]]:
+    """What an import takes from `roots_dist` that is no module of it."""
+    if isinstance(node, ast.Import):
+        yield from (("import", a.name) for a in node.names if a.name.partition(".")[0] == "roots_dist")
+    elif isinstance(node, ast.ImportFrom) and node.module == "roots_dist":
+        modules = {file.relative_to(PACKAGE).with_suffix("").parts[0] for file in FILES}
+        yield from (("from roots_dist import", a.name) for a in node.names if a.name not in modules)
 
 
 @pytest.mark.parametrize("of", ["files", "rooms", "folders"])
