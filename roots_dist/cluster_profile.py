@@ -1,6 +1,6 @@
 """The cluster profile: everything that `roots doctor` measured and found, as data. It is what `--json FILE` writes.
 
-    examine.py --answers of the ranks--> Profile --show.py--> table    --write/read--> JSON, for a planner
+    examine.py --answers of the ranks--> Profile --profile_table.py--> table    --write/read--> JSON, for a planner
 
 Units are bytes, seconds, FLOP/s and bytes/s; ranks are ranks of the world. docs/doctor.md explains every field.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -298,6 +299,36 @@ def test_a_file_is_short_and_says_what_it_is_for(path):
     words = ("TO" + "DO", "FIX" + "ME", "NotImplemented" + "Error")
     left = [number for number, line in enumerate(lines, 1) if any(word in line for word in words)]
     assert not left, f"{path.name}:{left[0]} is unfinished"
+
+
+@of_every_file
+def test_an_arrow_of_a_docstring_is_a_name_of_the_code(path):
+    """In `x --name--> y` of a module's first lines; an arrow of several words is prose."""
+    arrows = re.findall(r"--([\w./]+)-->", ast.get_docstring(tree_of(path)) or "")
+    ends = {arrow: arrow.rpartition("/")[2] for arrow in arrows}  # a file may stand with its folder
+    unknown = [arrow for arrow, end in ends.items() if end not in all_names() and set(end.split(".")) - all_names()]
+    assert not unknown, f"--{'-->, --'.join(unknown)}-->: nothing in the package has this name now"
+
+
+@functools.cache
+def all_names() -> set[str]:
+    """Files, functions, classes, fields and tables; also whole texts, as names of pieces and files are."""
+    names = {name for path in FILES for name in (path.name, path.stem)}
+    for node in (node for path in FILES for node in ast.walk(tree_of(path))):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        if isinstance(node, (ast.Module, ast.ClassDef)):
+            targets = [
+                target for inner in node.body for target in getattr(inner, "targets", [getattr(inner, "target", 0)])
+            ]
+            names.update(target.id for target in targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.attr)
+        elif isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value)
+    return names
 
 
 def test_no_test_is_skipped_for_want_of_what_the_tests_install():

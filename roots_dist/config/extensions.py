@@ -1,6 +1,6 @@
 """What a user's file adds: objectives, families, activations, schedules, optimizer rules, readers of files.
 
-    advanced.extensions: [mine.py] --pin--> mine.py#sha256=… --extended--> Extension, a value that the config carries
+    advanced.extensions: [mine.py] --pinned--> mine.py#sha256=… --extended--> Extension, a value that the config carries
 
 A file is code that is run, with the rights of whoever named it. It is run once per process, from the bytes of its
 digest; the tables of the package do not change. Called when a config is read, so that names are checked as others are.

@@ -1,7 +1,7 @@
 """The config of a run that exists, for the commands that read its checkpoint: one process reads it, whatever layout
 wrote it.
 
-run's config.yaml + overrides --of_run--> Config for one process, unless overrides ask for a layout
+run's config.yaml + overrides --config_of_run--> Config for one process, unless overrides ask for a layout
 """
 
 from __future__ import annotations

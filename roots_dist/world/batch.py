@@ -1,6 +1,6 @@
 """The types shared by data, model and trainer: a microbatch goes in, terms of a loss come out.
 
-    learning/data/batches.py --MicroBatch--> models/ --Terms--> runs/train/step.py, which alone divides
+    learning/data/batches.py --MicroBatch--> models/ --Term--> runs/train/step.py, which alone divides
 
 B sequences, S positions (of the encoder in an encoder-decoder), T positions of the decoder.
 """

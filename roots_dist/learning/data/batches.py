@@ -1,6 +1,6 @@
 """The batch of a step as a function of (seed, step, place): nothing to save, nothing to broadcast.
 
-    step --ramp--> numbers of its samples --order--> (source, index) --objective.sample--> fields --> [MicroBatch]
+    step --batch_ramp--> numbers of its samples --order--> (source, index) --objective.sample--> fields --> [MicroBatch]
 
 Every pipeline and tensor rank builds its own copy; data ranks take different samples of the same step. The samples of a
 step depend only on seed, step and sources, never on the layout or the microbatch size.

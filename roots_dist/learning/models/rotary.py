@@ -1,6 +1,6 @@
 """Rotary embedding (Su et al. 2021), and the rules that change its frequencies for longer texts.
 
-    model.rope_theta, rope_scaling --frequencies--> radians per position [w/2] --Rotary--> queries and keys, rotated
+    model.rope_theta, rope_scaling --scaled--> radians per position [w/2] --Rotary--> queries and keys, rotated
 
 B sequences, S positions, h heads of this rank, K head width, w rotated channels of a head.
 """

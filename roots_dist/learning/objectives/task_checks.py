@@ -1,7 +1,7 @@
 """What the rows of a task say of its config, and what is wrong with them: before the first process group.
 
-config --told--> the same with labels and steps by the rows of data.train
-config --look--> every row read and cut as in training: the first that cannot be learned is refused, with file and line
+config --complete_from_rows--> the same with labels and steps by the rows of data.train
+config --check_rows--> every row read and cut as in training: the first that cannot be learned is refused with its line
 """
 
 from __future__ import annotations

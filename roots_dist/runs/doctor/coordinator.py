@@ -1,6 +1,6 @@
 """Rounds of checks over the world's store: every rank writes what it measured, and rank 0 collects it.
 
-    every rank: run_round(name, work) --JSON--> store --> rank 0: answers, or who is silent --go | stop--> every rank
+    every rank: run_round(name, work) --as JSON--> store --> rank 0: answers, or who is silent --go | stop--> every rank
 
 JSON over the store replaces collectives: it works before any group exists and with a dead rank, and unpickles nothing.
 Each round is a barrier, so that no rank measures while another still does something else.

@@ -1,6 +1,6 @@
 """Choose the next token from logits: greedy, temperature, top-k, top-p, min-p, repetition penalty.
 
-    logits [B, V] --penalty--> --temperature, top-k, top-p, min-p--> p [B, V] --one uniform number each--> ids [B]
+    logits [B, V] --repetition penalty, temperature, top-k, top-p, min-p--> p [B, V] --a uniform number each--> ids [B]
 
 The random numbers are functions of (seed, prompt, sample, position), so an answer depends neither on the layout nor on
 the rest of its batch.

@@ -1,7 +1,7 @@
 """Graceful stop: SIGTERM, SIGUSR1, SIGHUP and the first Ctrl-C end a run after its current step, with a checkpoint, on
 all ranks together; before the first step, and on the second Ctrl-C or SIGQUIT, at once.
 
-    launcher, Slurm, Kubernetes --signal--> StopSignal.signal --check_finite.py, in the message that it sends anyway,
+    launcher, Slurm, Kubernetes --a signal--> StopSignal.signal --check_finite.py, in the message that it sends anyway,
     and `agree` between steps--> all ranks: checkpoint, exit code 128 + signal
     ended.txt in the run's folder says why, for scripts to read
 

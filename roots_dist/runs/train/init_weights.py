@@ -1,6 +1,6 @@
 """Initial weights of fine-tuning: copied from another run or an import, drawn at random where that model has none.
 
-    finetune.init_from --parameters of both models--> copied, fresh and left-out names --load_start--> engine
+    finetune.init_from --parameters of both models--> copied, fresh and left-out names --load_init_weights--> engine
 
 Only parameters above the blocks (a task's head) and adapters may differ. Any other parameter that is missing, left over
 or of another shape is an error that names it.

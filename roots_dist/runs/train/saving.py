@@ -1,7 +1,7 @@
 """Save checkpoints while training goes on: in the background, from a copy; a save that fails is said and tried again,
 and one that succeeded is read back before an older one is deleted.
 
-    checkpoint --copy--> BackgroundSave (save_job.py) --poll, after each step--> over: settle
+    checkpoint --a copy--> BackgroundSave (save_job.py) --poll, after each step--> over: settle
                --failed--> a warning, again after 1, 2, 4, … steps --checkpoint.max_failures in a row, or the run's last
                            save--> once more in checkpoint.fallback_folder; the run stops
 
