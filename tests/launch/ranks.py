@@ -49,11 +49,16 @@ def behave(what: str, folder: Path) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "exit":
         os._exit(7)
-    elif what == "parent":  # of a process of its own, and then it fails
+    elif what.startswith("parent"):  # of a process of its own, and then it fails
+        before = signal.signal(signal.SIGTERM, signal.SIG_IGN) if "deaf" in what else None
         child = os.fork()
         if child == 0:
             time.sleep(1000)
         (folder / "child").write_text(str(child))
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+        if "killed" in what:
+            os.kill(os.getpid(), signal.SIGKILL)
         raise ValueError("a parent failed")
 
 

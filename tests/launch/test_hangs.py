@@ -275,12 +275,12 @@ def test_a_rank_that_is_stopped_when_it_is_told_to_end_is_killed_at_once(tmp_pat
     ranks = [subprocess.Popen(command, env=os.environ | {"RANK": str(rank)}) for rank in range(2)]
     ranks[1].send_signal(signal.SIGSTOP)
     try:
-        with ending_deaf_ranks(tmp_path) as killed:
+        with ending_deaf_ranks(tmp_path) as watched:
             time.sleep(0.5)
-            assert not killed  # a rank may be stopped by somebody who looks at it
+            assert not watched.killed  # a rank may be stopped by somebody who looks at it
             ranks[1].terminate()
             assert ranks[1].wait(timeout=20) == -signal.SIGKILL
-        assert killed == {1: "was stopped"} and ranks[0].poll() is None
+        assert watched.killed == {1: "was stopped"} and ranks[0].poll() is None
     finally:
         for rank in ranks:
             rank.kill()

@@ -92,8 +92,10 @@ def test_a_users_mistake_found_on_all_ranks_is_told_once_without_a_traceback(tmp
     assert err == "✗ corpus = 'x': expected tokens. Fix: prepare it.\n"
 
 
-def test_what_a_rank_started_goes_with_it(tmp_path):
-    launcher = start(tmp_path, ["alone:hang", "alone:parent"])
+@pytest.mark.parametrize("parent", ["parent", "parent, deaf child, killed"])
+def test_what_a_rank_started_goes_with_it(tmp_path, parent):
+    """A process that a rank has just forked can lose a signal; a rank that was killed has sent none."""
+    launcher = start(tmp_path, ["alone:hang", f"alone:{parent}"])
     code, _ = finish(launcher, tmp_path)
     assert code == 1
     assert gone([*pids(tmp_path, 2), int((tmp_path / "child").read_text())])

@@ -78,14 +78,15 @@ def launch(size: int, arguments: Sequence[str], threads: int | None = None, what
         {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "GLOO_SOCKET_IFNAME": loopback()}, replace=False
     )
     try:
-        with ending_deaf_ranks(records) as killed:
+        with ending_deaf_ranks(records) as ranks:
             exits = _run(size, arguments, records)
         if not exits:
             return 0
+        ranks.end_children()
         found = read_records(records)
         if not found and (code := _stop_code(exits)):
             return code
-        verdict = summarize(found, exits, size, killed)
+        verdict = summarize(found, exits, size, ranks.killed)
         print(verdict.text, file=sys.stderr)
         return verdict.code
     except _Signalled as stop:
