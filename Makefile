@@ -69,7 +69,7 @@ $(CORPUS): | .venv/train
 	$(INSTALL) -e '.[test-full]'
 	@touch $@
 
-.venv/check: .venv/test # mypy reads the types of what is optional
+.venv/check: .venv/train
 	$(INSTALL) -e '.[check]'
 	@touch $@
 
