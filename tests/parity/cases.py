@@ -9,8 +9,9 @@ and a schedule that is added to SCHEDULES. Nothing is chosen by chance. `make te
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from models import FINETUNED, MODELS, STRATEGIES, config
@@ -238,7 +239,12 @@ def alone(parallel: Config, steps: int = STEPS) -> Trace:
     return _alone(parallel.changed(single).model_dump_json(), steps)
 
 
-def compare(case: Case, bounds: Mapping[str, float] = FLOAT64_BOUNDS, steps: int = STEPS) -> None:
+def compare(
+    case: Case,
+    bounds: Mapping[str, float] = FLOAT64_BOUNDS,
+    steps: int = STEPS,
+    trace: Callable[..., dict[str, Any]] = trace,
+) -> None:
     """Fails with the table of differences. A DeepSpeed engine gets processes of its own."""
     world = on_world if case.config.advanced.engine == "deepspeed" else on_warm_world
     found = merge(world(case.size, trace, case.config, 0, steps, timeout=200))

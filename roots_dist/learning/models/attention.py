@@ -9,7 +9,8 @@ positions and heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -29,7 +30,7 @@ from roots_dist.learning.models.qk_norm import HeadNorm, WholeNorm, norm_togethe
 from roots_dist.learning.models.rotary import Rotary
 from roots_dist.learning.models.tiles import Pattern
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.parallel.tensor.context import Gather, gathered, to_heads, to_positions
+from roots_dist.parallel.tensor.context import Gather, to_heads, to_positions
 from roots_dist.parallel.tensor.exact import heads_of_shards, join_heads
 from roots_dist.parallel.tensor.linear import (
     ColumnParallelLinear,
@@ -77,7 +78,7 @@ class Attention(nn.Module):
         self.recompute, self.recompute_all = (config.train.recompute == r for r in ("selective", "full"))
         kv_parts = min(tp.size, m.num_kv_heads())
         self.num_heads = m.heads // tp.size
-        self._shard: int | None = None  # the tensor shard on whose heads attention runs now, if not on all
+        self._part = (0, 1)  # the part of the heads on which attention runs now, and of how many
         self._make_projections(config, init_stds)
         self.out = RowParallelLinear(
             tp,
@@ -108,7 +109,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
         """[B, s, D] -> [B, s, D]"""
-        gather = Gather(self.tp)
+        gather = self._new_gather()
 
         def start(k: Tensor, v: Tensor) -> None:
             gather.start(self._keys_and_values(k, v, self.tp.in_region(k.shape[1])))
@@ -121,9 +122,13 @@ class Attention(nn.Module):
     def _leave(self, mixed: Tensor, gather: Gather) -> Tensor:
         """[B, Q, h*K] -> [B, s, D]"""
         out: Tensor = self.out(mixed)
-        if gather.later is not None and out.requires_grad:  # behind the backward of the output projection
-            out.register_hook(lambda _: present(gather.later)())
+        if gather.is_asked_again and out.requires_grad:  # behind the backward of the output projection
+            out.register_hook(lambda _: gather.start_again())
         return out
+
+    def _new_gather(self) -> Gather:
+        is_for_all = self.relative is not None or self.tp.exact is not None  # a bias of all heads; kernels of a shard's
+        return Gather(self.tp, at_once=is_for_all)
 
     def _gathers_early(self) -> bool:
         """Whether other context ranks can be sent the keys before the queries are there."""
@@ -163,7 +168,7 @@ class Attention(nn.Module):
     @property
     def first_head(self) -> int:
         """Global number of the first head that this rank attends with."""
-        return self.tp.rank * self.num_heads + self.tp.attending(self.num_heads, self._shard).start
+        return self.tp.rank * self.num_heads + self.tp.attending(self.num_heads, self._part).start
 
     @property
     def _drops(self) -> bool:
@@ -184,7 +189,7 @@ class Attention(nn.Module):
             queries = Positions((range(q.shape[2]),))
         core: Callable[..., Tensor] = self._by_shards if self.tp.shards > 1 and batch.cache is None else self._whole
         if self.tp.cp.size > 1 and not exchanged:
-            core = partial(self._from_ranges, gather or Gather(self.tp))
+            core = partial(self._from_ranges, gather or self._new_gather())
         if self._is_plain and self.recompute and self.training:  # a fused kernel keeps no scores: it recomputes them
             y = checkpoint(core, q, k, v, queries, batch, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -196,11 +201,19 @@ class Attention(nn.Module):
     def _by_shards(self, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch) -> Tensor:
         """The same on the heads of one tensor shard after another: a kernel is chosen by their number, too."""
         parts, mixed = heads_of_shards(self.tp, q, k, v), list[Tensor]()
-        for self._shard in range(len(parts)):
-            q, k, v = parts[self._shard]
-            mixed.append(self._whole(q, k, v, queries, batch))
-        self._shard = None
+        for number, (q, k, v) in enumerate(parts):
+            with self._on_part(number, len(parts)):
+                mixed.append(self._whole(q, k, v, queries, batch))
         return join_heads(mixed)
+
+    @contextmanager
+    def _on_part(self, number: int, parts: int) -> Iterator[None]:
+        """Inside, attention runs on one of several equal parts of the heads."""
+        before, self._part = self._part, (number, parts)
+        try:
+            yield
+        finally:  # recomputation may leave here
+            self._part = before
 
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch) -> Tensor:
         """[B, h, Q, K] of queries in one range, and all keys up to the last of them -> [B, h, Q, K]"""
@@ -213,14 +226,17 @@ class Attention(nn.Module):
         self, gather: Gather, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch
     ) -> Tensor:
         """The same under context parallelism: queries in several ranges; k, v [B, g, L, K] of this rank's positions."""
-        saved = self.recompute_all or (self._is_plain and self.recompute)
-        with gathered(torch.stack([k, v]), self.tp, gather, saved=saved) as both:  # [2, B, g, S, K]
-            parts = zip(q.split([len(r) for r in queries.ranges], 2), queries.ranges)
+
+        def attend(number: int, groups: int, q: Tensor, both: Tensor) -> Tensor:
             mixed = []
-            for part, r in parts:
-                keys, values = both[:, :, :, : r.stop if self.causal else None]
-                mixed.append(self._whole(part, keys, values, Positions((r,)), batch))
-        return torch.cat(mixed, 2)
+            with self._on_part(number, groups):
+                for part, r in zip(q.split([len(r) for r in queries.ranges], 2), queries.ranges):
+                    keys, values = both[:, :, :, : r.stop if self.causal else None]
+                    mixed.append(self._whole(part, keys, values, Positions((r,)), batch))
+            return torch.cat(mixed, 2)
+
+        saved = self.recompute_all or (self._is_plain and self.recompute)
+        return gather.by_groups(attend, q, torch.stack([k, v]), saved=saved)
 
     def _masked(self, queries: range, keys: range, batch: MicroBatch) -> Tensor | None:
         """bool [B or 1, 1, Q, S]: keys that a query must not see, apart from the causal mask; None if none."""
@@ -255,7 +271,7 @@ class Attention(nn.Module):
 
     def _of_heads(self, bias: Tensor) -> Tensor:
         """[h, Q, S] of all heads of this tensor rank -> [1, h, Q, S] of those that attention runs on here."""
-        mine = self.tp.attending(self.num_heads, self._shard)
+        mine = self.tp.attending(self.num_heads, self._part)
         return bias[mine.start : mine.stop].unsqueeze(0)
 
     def _keys(self, queries: range, num_keys: int) -> range:

@@ -27,7 +27,6 @@ from roots_dist.learning.models.init_stds import InitStds
 from roots_dist.learning.models.norms import Norm
 from roots_dist.learning.models.rotary import Rotary
 from roots_dist.parallel.tensor.collectives import copy_to_tp_region
-from roots_dist.parallel.tensor.context import Gather
 from roots_dist.parallel.tensor.linear import ColumnParallelLinear, column_parallel
 from roots_dist.parallel.tensor.replicated import ReplicatedLinear
 from roots_dist.world.batch import MicroBatch
@@ -61,7 +60,7 @@ class LatentAttention(Attention):
 
     def forward(self, x: Tensor, batch: MicroBatch) -> Tensor:
         """[B, s, D] -> [B, s, D]"""
-        gather = Gather(self.tp)
+        gather = self._new_gather()
         latent, shared = self._enter(x)
         places = self.tp.in_region(latent.shape[1]).after(batch.cache.length if batch.cache else 0)
         k, v = self._keys_and_values_of(latent, shared, places)

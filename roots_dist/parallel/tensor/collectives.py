@@ -104,16 +104,14 @@ class TensorParallel:
         """Whether attention runs on all positions of some of this tensor rank's heads."""
         return self.cp.size > 1 and self.cp_kind == "heads"
 
-    def attending(self, heads: int, shard: int | None = None) -> range:
-        """Return the heads, among this tensor rank's, that attention runs on here; or those of one tensor shard."""
-        if shard is not None:
-            number, parts = shard, self.shards
-        elif self.exchanges_heads:
-            number, parts = self.cp.rank, self.cp.size
-        else:
-            return range(heads)
-        part = heads // parts
-        return range(number * part, (number + 1) * part)
+    def attending(self, heads: int, part: tuple[int, int] = (0, 1)) -> range:
+        """Return the heads, among this tensor rank's, that attention runs on here; or one of several equal parts of
+        them, given its number and how many there are."""
+        rank, ranks = (self.cp.rank, self.cp.size) if self.exchanges_heads else (0, 1)
+        number, parts = part
+        size = heads // ranks // parts
+        first = (rank * parts + number) * size
+        return range(first, first + size)
 
     def in_region(self, number: int) -> Positions:
         """Positions that this rank holds inside the regions, given their number: those of its context rank."""

@@ -2,17 +2,18 @@
 
     gather  k, v [2, B, g, L, K] --all-gather, put in order--> [2, B, g, S, K], for this rank's queries
             its gradient         <--reduce-scatter, sum------- gradient, of this rank's queries
+            where they are large, g/n heads at a time: attention runs on some heads while the next ones travel
     heads   q, k, v [B, h, L, K] --all-to-all----------------> [B, h/cp, S, K]
             output               <--all-to-all---------------- [B, h/cp, S, K], and the same for gradients
 
 When keys and values are gathered, only this rank's are kept between forward and backward: what backward needs of the
 others is gathered again. B sequences, S positions, L = S/cp positions of this rank (world/positions.py), h heads of any
-kind, g key/value heads, K head width. Head exchange is Ulysses (Jacobs et al. 2023).
+kind, g key/value heads in n groups, K head width. Head exchange is Ulysses (Jacobs et al. 2023).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +24,16 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from roots_dist.errors import present
 from roots_dist.parallel.tensor.collectives import TensorParallel
+
+LEAST_BYTES = 16 << 20
+"""The least that the keys and values of a group of heads have when they are gathered: below that a message is short
+against its start, and attention on so few heads does not fill a GPU."""
+
+
+def num_groups(heads: int, nbytes: int) -> int:
+    """Groups in which key/value heads are gathered, `nbytes` of keys and values in all: as many as leave LEAST_BYTES to
+    each."""
+    return max(n for n in range(1, heads + 1) if heads % n == 0 and (n == 1 or nbytes >= n * LEAST_BYTES))
 
 
 def _in_order(every: Tensor) -> Tensor:
@@ -51,14 +62,20 @@ def _start_gather(x: Tensor, tp: TensorParallel) -> Callable[[], Tensor]:
     return finish
 
 
-def _sum_and_cut(whole: Tensor, tp: TensorParallel) -> Tensor:
-    """[..., S, K] -> [..., L, K]: this rank's positions of the sum over context ranks."""
+def _start_sum(whole: Tensor, tp: TensorParallel) -> Callable[[], Tensor]:
+    """[..., S, K] -> [..., L, K]: this rank's positions of the sum over context ranks, once what this returns is
+    called."""
     parts = _cut(whole, tp.cp.size)
     mine = torch.empty_like(parts[0])
-    tp.watch.lap("compute")
-    dist.reduce_scatter_tensor(mine, parts.flatten(0, 1), group=tp.cp.group)
-    tp.watch.lap("cp")
-    return mine
+    work = dist.reduce_scatter_tensor(mine, parts.flatten(0, 1), group=tp.cp.group, async_op=True)
+
+    def finish() -> Tensor:
+        tp.watch.lap("compute")
+        present(work).wait()
+        tp.watch.lap("cp")
+        return mine
+
+    return finish
 
 
 def _exchange(parts: Tensor, tp: TensorParallel) -> Tensor:
@@ -113,71 +130,147 @@ def to_positions(x: Tensor, tp: TensorParallel) -> Tensor:
 
 
 class Gather:
-    """Keys and values of one layer and microbatch on their way to all context ranks: begun before they are needed, in
-    forward by who has them first, in backward when the gradient of the layer's output arrives."""
+    """Keys and values of one layer and microbatch on their way to all context ranks, group by group: one group is here,
+    for attention, and the next one travels. Backward takes the last group first, and while it computes with one, the
+    gradients of the one before are summed.
 
-    def __init__(self, tp: TensorParallel) -> None:
-        self._tp = tp
-        self._coming: Callable[[], Tensor] | None = None
-        self._again: Tensor | None = None
-        self.later: Callable[[], None] | None = None
-        """Begins to gather again, for backward; None if backward does not need it."""
+    The first group leaves before it is needed: in forward by who has the keys first, in backward when the gradient of
+    the layer's output arrives.
+    """
 
-    def start(self, mine: Tensor) -> None:
-        self._coming = _start_gather(mine, self._tp)
+    def __init__(self, tp: TensorParallel, *, at_once: bool = False) -> None:
+        """at_once: all heads are one group."""
+        self._tp, self._at_once = tp, at_once
+        self._mine: Sequence[Tensor] = ()
+        self._coming: dict[int, Callable[[], Tensor]] = {}
+        self._again: dict[int, Tensor] = {}
+        self._summing: tuple[int, Callable[[], Tensor]] | None = None
+        self._sums: dict[int, Tensor] = {}
+        self.is_asked_again = False
+        """Whether backward will ask for them."""
 
-    def finish(self, mine: Tensor) -> Tensor:
-        """[..., L, K] -> [..., S, K]"""
-        coming, self._coming = self._coming, None
-        return (coming or _start_gather(mine, self._tp))()
+    def start(self, both: Tensor) -> None:
+        """Begin with the first group of keys and values [2, B, g, L, K]."""
+        self._begin(0, _apart(both, self._number(both))[0])
 
-    def finish_again(self, mine: Tensor) -> Tensor:
+    def by_groups(
+        self, attend: Callable[[int, int, Tensor, Tensor], Tensor], q: Tensor, both: Tensor, *, saved: bool = False
+    ) -> Tensor:
+        """Queries [B, h, Q, K], keys and values [2, B, g, L, K] -> attend(number, n, [B, h/n, Q, K], [2, B, g/n, S, K])
+        of each of n groups, joined along heads. Collective over context ranks, and again in backward. saved: as in
+        `gathered`."""
+        groups: tuple[Tensor, ...] = _Groups.apply(both, self._number(both), self)  # type: ignore[no-untyped-call] # torch types no apply
+        self._mine = [group.detach() for group in groups]
+
+        def of_group(number: int, queries: Tensor) -> Tensor:
+            with gathered(groups[number], number, self, saved=saved) as whole:
+                return attend(number, len(groups), queries, whole)
+
+        mixed = [of_group(*numbered) for numbered in enumerate(q.chunk(len(groups), 1))]
+        if not self.is_asked_again:
+            self._mine = ()
+        return mixed[0] if len(mixed) == 1 else torch.cat(mixed, 1)
+
+    def _number(self, both: Tensor) -> int:
+        return 1 if self._at_once else num_groups(both.shape[2], both.nbytes * self._tp.cp.size)
+
+    def _begin(self, number: int, mine: Tensor) -> None:
+        self._coming[number] = _start_gather(mine, self._tp)
+
+    def take(self, number: int, step: int = 1) -> Tensor:
+        """[2, B, g/n, S, K] of one group; then the next one begins to travel: that of number + step."""
+        if number not in self._coming:
+            self._begin(number, self._mine[number])
+        whole = self._coming.pop(number)()
+        if 0 <= number + step < len(self._mine):
+            self._begin(number + step, self._mine[number + step])
+        return whole
+
+    def take_again(self, number: int) -> Tensor:
         """The same in backward, for all who ask there."""
-        if self._again is None:
-            self._again = self.finish(mine)
-        return self._again
+        if number not in self._again:
+            self._again[number] = self.take(number, -1)
+        return self._again[number]
 
-    def forget(self) -> None:
-        """Drop what finish_again has kept."""
-        self._again = self.later = None
+    def start_again(self) -> None:
+        """Begin with the last group, for backward."""
+        self._begin(len(self._mine) - 1, self._mine[-1])
+
+    def sum(self, number: int, grad: Tensor) -> None:
+        """Begin to sum the gradient [2, B, g/n, S, K] of a group, which backward is through with, over context ranks.
+        The sum before has had its time: two of them under way would be twice the memory."""
+        self._again.pop(number, None)
+        self._finish_sum()
+        self._summing = number, _start_sum(grad, self._tp)
+
+    def _finish_sum(self) -> None:
+        if self._summing is not None:
+            (number, finish), self._summing = self._summing, None
+            self._sums[number] = finish()
+
+    def sums(self) -> Tensor:
+        """The gradient [2, B, g, L, K] of this rank's keys and values."""
+        self._finish_sum()
+        found = [self._sums.pop(number) for number in sorted(self._sums)]
+        self._mine = ()
+        return found[0] if len(found) == 1 else torch.cat(found, 2)
+
+
+def _apart(both: Tensor, number: int) -> tuple[Tensor, ...]:
+    """[2, B, g, L, K] -> groups [2, B, g/n, L, K], each in one piece of memory."""
+    return tuple(part.contiguous() for part in both.chunk(number, 2))
+
+
+class _Groups(torch.autograd.Function):
+    """Groups of heads. Their gradients come by way of `gather`, not of autograd, which would wait for each."""
+
+    @staticmethod
+    def forward(ctx: Any, both: Tensor, number: int, gather: Gather) -> tuple[Tensor, ...]:
+        ctx.gather = gather
+        ctx.set_materialize_grads(False)
+        return _apart(both, number)
+
+    @staticmethod
+    def backward(ctx: Any, *_: None) -> tuple[Tensor, None, None]:
+        return ctx.gather.sums(), None, None
 
 
 class _GatherPositions(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, tp: TensorParallel, gather: Gather) -> Tensor:
-        ctx.tp, ctx.gather = tp, gather
-        return gather.finish(x)
+    def forward(ctx: Any, mine: Tensor, number: int, gather: Gather) -> Tensor:
+        ctx.number, ctx.gather = number, gather
+        return gather.take(number)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        ctx.gather.forget()  # nobody needs it any longer
-        return _sum_and_cut(grad, ctx.tp), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
+        ctx.gather.sum(ctx.number, grad)
+        return None, None, None
 
 
 @contextmanager
-def gathered(x: Tensor, tp: TensorParallel, gather: Gather, *, saved: bool = False) -> Iterator[Tensor]:
-    """Inside, the whole of x [..., L, K]: [..., S, K]. Collective over context ranks, and again in backward.
+def gathered(mine: Tensor, number: int, gather: Gather, *, saved: bool = False) -> Iterator[Tensor]:
+    """Inside, the whole of a group [2, B, g/n, L, K]: [2, B, g/n, S, K].
 
     What is saved for backward inside is kept as it is, except for views of the whole: of these only the shape is kept,
-    and the first that backward asks for gathers x again. saved: they are kept too, because their memory is short-lived
-    anyway (recomputation). If something is to be gathered again, gather.later begins before backward asks.
+    and the first that backward asks for gathers again. saved: they are kept too, because their memory is short-lived
+    anyway (recomputation).
     """
-    whole: Tensor = _GatherPositions.apply(x, tp, gather)  # type: ignore[no-untyped-call] # torch types no apply
+    whole: Tensor = _GatherPositions.apply(mine, number, gather)  # type: ignore[no-untyped-call] # torch types no apply
     if saved or not whole.requires_grad:
         yield whole
         return
-    storage, mine = whole.untyped_storage()._cdata, x.detach()
+    storage = whole.untyped_storage()._cdata
 
     def pack(tensor: Tensor) -> Tensor | tuple[tuple[int, ...], tuple[int, ...], int]:
         if tensor.untyped_storage()._cdata != storage:
             return tensor.detach()
-        gather.later = lambda: gather.start(mine)
+        gather.is_asked_again = True
         return tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
 
     def unpack(kept: Tensor | tuple[tuple[int, ...], tuple[int, ...], int]) -> Tensor:
         if isinstance(kept, Tensor):
             return kept
-        return gather.finish_again(mine).as_strided(*kept)
+        return gather.take_again(number).as_strided(*kept)
 
     with saved_tensors_hooks(pack, unpack):
         yield whole
