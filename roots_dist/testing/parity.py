@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from roots_dist.assembly.run import Run, build_run
@@ -109,12 +110,12 @@ class Trace:
     state: dict[str, dict[str, Tensor]]
     disagreement: dict[str, float]
     """What several ranks hold or report (losses, norms, replicated and tied weights), and by how much it differs."""
-    logged: dict[tuple[int, str], float]
-    """What the run logged: step and name -> value; empty if it was not the trainer's own loop."""
+    logged: dict[tuple[int, str], float] | None
+    """What the run logged: step and name -> value; None if it was not the trainer's own loop."""
 
     def after(self, step: int) -> Trace:
         """The part of this run that follows its first `step` steps."""
-        logged = {key: value for key, value in self.logged.items() if key[0] > step}
+        logged = self.logged and {key: value for key, value in self.logged.items() if key[0] > step}
         return replace(
             self, losses=self.losses[step:], norms=self.norms[step:], gradients=self.gradients[step:], logged=logged
         )
@@ -139,7 +140,7 @@ def merge(ranks: Sequence[Mapping[str, Any]]) -> Trace:
 
     state = {
         name: {
-            kind: assemble(
+            kind: _assembled(
                 shape, [(slices(r, name), r["state"][name][kind]) for r in ranks if kind in r["state"].get(name, ())]
             )
             for kind in STATE
@@ -159,8 +160,14 @@ def merge(ranks: Sequence[Mapping[str, Any]]) -> Trace:
         for name, copy in rank["copies"].items()
     }
     steps = range(len(ranks[0]["gradients"]))
-    logged = {(step, name): value for step, name, value in ranks[0].get("logged", ())}
+    logged = {(step, name): value for step, name, value in ranks[0]["logged"]} if "logged" in ranks[0] else None
     return Trace(ranks[0]["losses"], ranks[0]["norms"], [summed(s) for s in steps], state, disagreement, logged)
+
+
+def _assembled(shape: Sequence[int], slices: Sequence[tuple[tuple[slice, ...], Tensor]]) -> Tensor:
+    """The whole tensor; what no rank holds, or two count, is NaN, which equals nothing."""
+    whole = assemble(shape, slices)
+    return whole if sum(part.numel() for _, part in slices) == whole.numel() else torch.full_like(whole, math.nan)
 
 
 @dataclass(frozen=True)
@@ -184,6 +191,7 @@ def differences(alone: Trace, parallel: Trace, bounds: Mapping[str, float]) -> l
     hold, which must agree to the bit: no loss shows a drifting copy for weeks. `bounds` has one bound per kind.
 
     A gradient is compared in units of its step's gradient norm, so that the bound does not depend on the loss's scale.
+    A kind of which there is nothing to compare differs infinitely: a comparison never passes on nothing.
     """
     norms = [max(1.0, norm) for norm in alone.norms]
     rows = [
@@ -195,13 +203,15 @@ def differences(alone: Trace, parallel: Trace, bounds: Mapping[str, float]) -> l
         _row(kind.replace("weight", "weights"), _kept(alone, kind), _kept(parallel, kind), _largest, bounds[kind])
         for kind in STATE  # trained parameters have moments, frozen ones have none
     ]
-    rows += [
-        _row(what, _metrics(alone, is_score), _metrics(parallel, is_score), _relative, bounds["loss"])
-        for what, is_score in (("evaluation", True), ("other metrics", False))
-    ]
+    if alone.logged is not None or parallel.logged is not None:
+        rows += [
+            _row("evaluation", _metrics(alone, True), _metrics(parallel, True), _relative, bounds["loss"]),
+            _row(
+                "other metrics", _metrics(alone, False), _metrics(parallel, False), _relative_or_unknown, bounds["loss"]
+            ),
+        ]
     copies = parallel.disagreement
-    rows.append(_row("copies on other ranks", dict.fromkeys(copies, 0.0), copies, _absolute, 0.0))
-    return [row for row in rows if row]
+    return [*rows, _row("copies on other ranks", dict.fromkeys(copies, 0.0), copies, _absolute, 0.0)]
 
 
 def _steps(values: Sequence[float]) -> dict[str, float]:
@@ -225,7 +235,7 @@ def _metrics(trace: Trace, is_score: bool) -> dict[str, float]:
     """What was logged of held-out text, or of everything else."""
     return {
         f"{name}, step {step}": value
-        for (step, name), value in trace.logged.items()
+        for (step, name), value in (trace.logged or {}).items()
         if ("/validation" in name) == is_score
     }
 
@@ -235,7 +245,13 @@ def _absolute(a: float, b: float) -> float:
 
 
 def _relative(a: float, b: float) -> float:
-    return 0.0 if math.isnan(a) and math.isnan(b) else abs(a - b) / max(1.0, abs(a))
+    """Relative to the first, of numbers that are not tiny: a learning rate that is wrong by a percent is seen."""
+    return abs(a - b) / max(SMALL, abs(a))
+
+
+def _relative_or_unknown(a: float, b: float) -> float:
+    """What neither run could measure is NaN in both."""
+    return 0.0 if math.isnan(a) and math.isnan(b) else _relative(a, b)
 
 
 def _largest(a: Tensor, b: Tensor) -> float:
@@ -247,15 +263,17 @@ V = TypeVar("V")
 
 def _row(
     what: str, a: Mapping[str, V], b: Mapping[str, V], difference: Callable[[V, V], float], bound: float
-) -> Difference | None:
-    """The row of two sets of named values; None if both are empty. What only one of them has differs infinitely."""
+) -> Difference:
+    """The row of two sets of named values. What only one of them has differs infinitely."""
     found = {name: difference(a[name], b[name]) if name in a and name in b else math.inf for name in {**a, **b}}
     found = {name: math.inf if math.isnan(value) else value for name, value in found.items()}
     if not found:
-        return None
+        return Difference(what, math.inf, bound, "nothing to compare")
     above = next((name for name, value in found.items() if value > bound), None)
     return Difference(what, max(found.values()), bound, above or max(found, key=lambda name: found[name]))
 
 
+SMALL = 1e-2
+"""Metrics below it are compared as if they were this large."""
 FLOAT64_BOUNDS = dict.fromkeys(("loss", "norm", "gradient", *STATE), 1e-10)
 """Bounds for float64: noise is below them, and anything above is a bug."""

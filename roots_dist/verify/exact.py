@@ -41,12 +41,18 @@ def prove_exact(small: SmallConfig) -> Proof:
 
 
 def exact_row(kind: str, alone: Sequence[Bits], ranks: Sequence[Mapping[str, Any]]) -> Difference:
-    """How many digests of one kind differ, and which is the first."""
-    found = [
-        f"step {step}: {what} on rank {number}"
-        for step, truth in enumerate(alone)
-        for number, rank in enumerate(ranks)
-        for what, bits in rank["steps"][step].items()
-        if what.endswith(kind) and truth.get(what) != bits
-    ]
+    """How many digests of one kind differ, and which is the first. What no rank reports differs; so does a step of
+    which there is nothing to compare."""
+    found = [] if alone else ["no step to compare"]
+    for step, truth in enumerate(alone):
+        wanted = [what for what in truth if what.endswith(kind)]
+        reports = [rank["steps"][step] if step < len(rank["steps"]) else {} for rank in ranks]
+        found += [] if wanted else [f"step {step}: nothing to compare"]
+        found += [f"step {step}: {what} on no rank" for what in wanted if not any(what in own for own in reports)]
+        found += [
+            f"step {step}: {what} on rank {number}"
+            for number, own in enumerate(reports)
+            for what, bits in own.items()
+            if what.endswith(kind) and truth.get(what) != bits
+        ]
     return Difference(kind.strip("()"), len(found), 0.0, found[0] if found else "")

@@ -15,6 +15,7 @@ from .models import MODELS
 from .mutant import Mutant
 from .optimizer import OPTIMIZER
 from .pipeline import PIPELINE
+from .proof import PROOF
 from .randomness import RANDOMNESS
 from .ranks import RANKS
 from .storage import STORAGE
@@ -39,6 +40,7 @@ AREAS: dict[str, tuple[Mutant, ...]] = {
     "Imported models": IMPORTS,
     "Extensions and the kit for layers": EXTENSIONS,
     "Ranks among each other": RANKS,
+    "The proof itself": PROOF,
 }
 MUTANTS: dict[str, Mutant] = {mutant.name: mutant for area in AREAS.values() for mutant in area}
 assert len(MUTANTS) == sum(map(len, AREAS.values())), "two mutants have one name"

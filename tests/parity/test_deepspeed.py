@@ -79,7 +79,7 @@ def one_run(*parts: Trace) -> Trace:
         disagreement={
             f"{where}, part {i}": d for i, part in enumerate(parts) for where, d in part.disagreement.items()
         },
-        logged={},
+        logged=None,
     )
 
 
