@@ -11,6 +11,8 @@ import sys
 
 import pytest
 import torch
+from parity.models import MODELS
+from parity.models import config as small_model
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -116,6 +118,20 @@ def test_a_float64_model_computes_in_float64(case):
     with NarrowFloats() as seen:
         score(run.passes, run.objective, random_batches(c, 9, 0, 1), None)
     assert not seen.found and seen.operations > 30, seen.found
+
+
+FEATURED = [name for name in MODELS if name not in CASES and "-" not in name]
+FEATURED += ["qwen-moe", "llama-packed", "gpt-prefers", "t5-seq2seq"]
+
+
+@pytest.mark.parametrize("name", FEATURED)
+def test_so_does_every_model_of_the_proof(name):
+    """And whatever is added to tests/parity/models.py."""
+    c = small_model(name, train__global_batch=2, train__micro_batch=2)
+    run = build_run(c, Mesh.single(), objective=proof_objective(c))
+    with NarrowFloats() as seen:
+        report = train_step(run, random_batches(c, 0, 0, 1), 1e-3)
+    assert report.skipped is None and not seen.found and seen.operations > 100, seen.found
 
 
 def test_a_narrow_number_is_seen_in_forward_in_backward_and_in_a_sum():

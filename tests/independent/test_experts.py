@@ -18,7 +18,7 @@ from roots_dist.learning.models.experts import Experts, choose
 from roots_dist.learning.models.init_stds import init_stds
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.parallel.tensor.grouped import Groups, _add_gradients, _gradients, _product, pack
+from roots_dist.parallel.tensor.grouped import Groups, _add_gradients, _gradients, _product, even, pack
 from roots_dist.runs.train.expert_load import expert_loads
 from roots_dist.runs.train.step import train_step
 from roots_dist.world.batch import PADDING, MicroBatch
@@ -303,3 +303,9 @@ def test_gradients_of_experts_are_added_wherever_those_before_them_lie():
     found = [weight.grad for weight in weights]
     assert found[1] is None
     assert torch.equal(torch.stack([found[0], found[2], found[3]]), torch.stack([made[0] + 1, made[2], made[3] + 2]))
+
+
+def test_where_there_are_only_shapes_rows_are_shared_out_evenly():
+    for rows, parts in ((7, 3), (6, 3), (2, 5)):
+        sizes = even(rows, parts)
+        assert sum(sizes) == rows and len(sizes) == parts and max(sizes) - min(sizes) <= 1

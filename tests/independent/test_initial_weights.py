@@ -42,11 +42,24 @@ T5_V11 = [  # mesh-tensorflow and T5's code: 1 over the root of the inputs; quer
 ]
 LORA = [(r"lora\.b\.weight", ("all", ZERO)), (r"(query|up)\.lora\.a\.weight", HIDDEN**-0.5)]
 LORA += [(r"down\.lora\.a\.weight", FFN**-0.5), *GPT2]
+GPT2_IN_PARTS = [  # the same for each expert, and for what projects to and from latents
+    *COMMON,
+    (r"(attention\.out|\.down)\.weight", 0.02 / math.sqrt(2 * LAYERS)),
+    (r"weight", 0.02),
+]
+LLAMA = dict(positions="rotary", norm="rmsnorm", activation="swiglu", bias=False, tied_embeddings=False)
+EXPERTS = dict(
+    experts=3, experts_per_token=2, expert_ffn=40, shared_expert_ffn=48, shared_expert_gate=True, dense_layers=1
+)
+LATENTS = dict(kv_lora_rank=20, q_lora_rank=28, qk_nope_head_dim=12, qk_rope_head_dim=8, v_head_dim=14)
 CASES: dict[str, tuple[dict[str, dict[str, object]], list]] = {
     "gpt": ({}, GPT2),
-    "llama": (
-        {"model": dict(positions="rotary", norm="rmsnorm", activation="swiglu", bias=False, tied_embeddings=False)},
-        GPT2,
+    "llama": ({"model": LLAMA}, GPT2),
+    "experts": ({"model": LLAMA | EXPERTS}, GPT2_IN_PARTS),
+    "latents": ({"model": LLAMA | LATENTS | dict(rotary_interleaved=True)}, GPT2_IN_PARTS),
+    "norms of heads, centered": (
+        {"model": LLAMA | dict(norm_position="sandwich", zero_centered_norm=True, qk_norm="head")},
+        [(r"norm\w*\.weight", ("all", ZERO)), *GPT2],
     ),
     "bloom": ({"model": dict(positions="alibi", embedding_norm=True)}, GPT2),
     "bert": ({"model": BERT, "objective": {"name": "mlm-nsp"}}, PLAIN),
@@ -111,7 +124,7 @@ def random_ones(case: str, seed: int) -> dict[str, torch.Tensor]:
     return {p.name: p.tensor.detach().double() for p in parameters(case, seed) if p.spec.std}
 
 
-@pytest.mark.parametrize("case", ["gpt", "electra"])
+@pytest.mark.parametrize("case", ["gpt", "electra", "experts", "latents"])
 def test_no_two_parameters_and_no_two_seeds_begin_alike(case):
     """As many numbers as both have, in order: those of one stream cut at two places would correlate."""
     one, again, other = (random_ones(case, seed) for seed in (7, 7, 8))
