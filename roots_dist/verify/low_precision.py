@@ -2,6 +2,7 @@
 of one process.
 
     truth = float64 in one process --distance of each tensor, over seeds--> bf16 layout ≤ RATIO × bf16 in one process
+          --the experts of each token: choices.py--> both
 
 Rounding moves a layout and one process equally far, in different directions; a bug moves the layout alone. With few
 numbers in a tensor a ratio is uncertain, so seeds are added until each is below the bound or SEEDS are used up. Copies
@@ -19,7 +20,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from roots_dist.testing.parity import Difference, Trace
+from roots_dist.testing.parity import Difference, Trace, merge
+from roots_dist.verify.choices import Counted, choices_of
 from roots_dist.verify.proof import Proof
 from roots_dist.verify.proofs import Place, describe, in_one_process, started
 from roots_dist.verify.shrink import SmallConfig
@@ -37,6 +39,7 @@ def prove_in_bf16(small: SmallConfig) -> Proof:
     alone: dict[tuple[str, str], float] = defaultdict(float)
     copies: dict[str, float] = {}
     rows: list[Difference] = []
+    counted = Counted()
     with tempfile.TemporaryDirectory(prefix="roots-verify-") as folder:
         place = Place(Path(folder))
         config = started(small, place)
@@ -44,10 +47,14 @@ def prove_in_bf16(small: SmallConfig) -> Proof:
             seeded = config.changed({"train.seed": config.train.seed + number})
             single = in_one_process(seeded, micro_batch=config.train.micro_batch)  # as much is rounded to bf16 as there
             exact = single.changed({"train.precision": "fp32", "advanced.float64": True})
-            truth = place.run(exact, 1, f"truth-{number}")
-            found = place.run(seeded, small.ranks, f"layout-{number}")
+            true = place.traces(exact, 1, f"truth-{number}", {})
+            choices, truth = choices_of(true), merge(true)
+            in_layout = place.traces(seeded, small.ranks, f"layout-{number}", choices)
+            in_one = place.traces(single, 1, f"alone-{number}", choices)
+            counted.add(in_layout, in_one)
+            found = merge(in_layout)
             _add(layout, _squares(found, truth))
-            _add(alone, _squares(place.run(single, 1, f"alone-{number}"), truth))
+            _add(alone, _squares(merge(in_one), truth))
             for where, value in found.disagreement.items():
                 copies[f"{where}, seed {number}"] = math.inf if math.isnan(value) else value
             if number + 1 in SEEDS:
@@ -56,8 +63,12 @@ def prove_in_bf16(small: SmallConfig) -> Proof:
                     break
     worst = max(copies, key=lambda where: copies[where], default="none")
     rows.append(Difference("copies on other ranks", copies.get(worst, 0.0), 0.0, worst))
+    notes = small.notes
+    if config.model.num_expert_layers():
+        rows.insert(0, counted.row())
+        notes = (*notes, counted.note())
     title = f"{describe(small)}, bf16: distance from float64 in units of one process' distance, {number + 1} seeds"
-    return Proof(title, small.notes, tuple(rows))
+    return Proof(title, notes, tuple(rows))
 
 
 def _add(sums: dict[tuple[str, str], float], more: Mapping[tuple[str, str], float]) -> None:

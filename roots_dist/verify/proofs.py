@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from roots_dist.config.run_config import ONE_PROCESS
 from roots_dist.config.schema import Config
@@ -19,6 +20,7 @@ from roots_dist.runs.evaluate.references import REFERENCES
 from roots_dist.storage.checkpoint.format import CHECKPOINTS, step_name
 from roots_dist.testing.parity import FLOAT64_BOUNDS, Trace, differences, merge
 from roots_dist.testing.world import on_warm_world, on_world
+from roots_dist.verify.choices import Choices
 from roots_dist.verify.proof import Proof
 from roots_dist.verify.shrink import SmallConfig
 from roots_dist.verify.trainer_trace import trace_training
@@ -39,11 +41,15 @@ class Place:
 
     def run(self, config: Config, ranks: int, name: str) -> Trace:
         """Train in the folder of this name, from where it stands to the end."""
+        return merge(self.traces(config, ranks, name))
+
+    def traces(self, config: Config, ranks: int, name: str, choices: Choices | None = None) -> list[dict[str, Any]]:
+        """The same, as each rank has seen it. choices: as in trace_training."""
         config = config.changed({"track.folder": str(self.folder / name)})
         device = config.train.device
         if device == "cpu" and config.advanced.engine == "reference":
-            return merge(on_warm_world(ranks, trace_training, config, timeout=TIMEOUT_S))
-        return merge(on_world(ranks, trace_training, config, timeout=TIMEOUT_S, device=device))
+            return on_warm_world(ranks, trace_training, config, choices, timeout=TIMEOUT_S)
+        return on_world(ranks, trace_training, config, choices, timeout=TIMEOUT_S, device=device)
 
     def hand_over(self, name: str, step: int, to: str) -> None:
         """Give a new run the checkpoint that another one saved after this step, and its references (dpo)."""

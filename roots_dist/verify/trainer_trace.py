@@ -14,24 +14,29 @@ import math
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from roots_dist.checks.checks import layout_for
 from roots_dist.config.schema import Config
 from roots_dist.learning.objectives.synthetic import proof_objective
+from roots_dist.parallel.zero.seam import Engine
 from roots_dist.runs.ranks.join import device_for
 from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
 from roots_dist.runs.train.loop import TrainParts, train
 from roots_dist.runs.train.state import TrainState
 from roots_dist.runs.train.step import StepReport
 from roots_dist.testing.parity import GradientRecorder, recording_engine, tensors_of_rank
+from roots_dist.verify.choices import Choices, Chooser
 from roots_dist.world.mesh import Mesh
 
 MEASURED = ("time", "time/", "speed/", "memory/", "util/", "plan/")
 """Beginnings of metrics that say how fast and how large, not what was computed."""
 
 
-def trace_training(rank: int, size: int, config: Config) -> dict[str, Any]:
+def trace_training(rank: int, size: int, config: Config, choices: Choices | None = None) -> dict[str, Any]:
     """Train from where the run's folder stands to the end, on this rank of a world, and return what `merge` of
-    testing/parity.py combines."""
+    testing/parity.py combines. choices: the experts to take, if they are known; what the rank has found of them comes
+    with the rest (verify/choices.py). None: each run takes its own."""
     mesh = Mesh.connect(layout_for(config, size), rank, device_for(config, rank))
     assert mesh.device.type == config.train.device, "this torch sees no GPU: install one that is built with CUDA"
     recorded: list[GradientRecorder] = []
@@ -43,12 +48,21 @@ def trace_training(rank: int, size: int, config: Config) -> dict[str, Any]:
         losses.append(report.loss)
         norms.append(report.grad_norm)
 
-    parts = TrainParts(proof_objective, recording_engine(recorded), lambda config, mesh: None, (note,))
+    chooser = None if choices is None else Chooser(choices)
+    record = recording_engine(recorded)
+
+    def make_engine(config: Config, mesh: Mesh, module: nn.Module, *others: Any) -> Engine:
+        if chooser is not None:
+            chooser.watch(module)
+        return record(config, mesh, module, *others)
+
+    parts = TrainParts(proof_objective, make_engine, lambda config, mesh: None, (note,))
     with contextlib.redirect_stdout(io.StringIO()):  # the progress of a run that nobody has started
         code = train(config, mesh, parts)
     assert code == 0, code
     logged = _logged(Path(config.track.folder)) if rank == 0 else []
-    return {"losses": losses, "norms": norms, "logged": logged, **tensors_of_rank(states[0].run, recorded[0])}
+    found = {} if chooser is None else chooser.found()
+    return {"losses": losses, "norms": norms, "logged": logged, **found, **tensors_of_rank(states[0].run, recorded[0])}
 
 
 def _logged(folder: Path) -> list[list[Any]]:

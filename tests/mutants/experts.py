@@ -112,6 +112,23 @@ EXPERT_MUTANTS = (
         test="independent/test_experts.py::test_an_expert_without_tokens_has_a_gradient_of_zeros",
     ),
     Mutant(
+        name="gradients_travel_to_experts_in_eight_bits",
+        bug="in bf16 the gradients of outputs are rounded to eight bits on their way to the ranks of their experts",
+        file=DISPATCH,
+        before="        return _exchange(grad, *ctx.how), None, None, None",
+        after="        coarse = grad.to(torch.float8_e5m2).to(grad.dtype) if grad.dtype == torch.bfloat16 else grad\n"
+        "        return _exchange(coarse, *ctx.how), None, None, None",
+        test="runs/test_verify.py::test_in_bf16_a_mixture_is_compared_with_the_same_experts",
+    ),
+    Mutant(
+        name="proof_in_bf16_lets_rounding_choose_experts",
+        bug="in bf16 each run of the proof takes its own experts, and what rounding changes is taken for a difference",
+        file="verify/choices.py",
+        before="        return router.forward(tokens, known.flatten(0, 1))",
+        after="        return None",
+        test="unit/test_verify_choices.py::test_what_one_run_has_chosen_another_one_takes_and_counts",
+    ),
+    Mutant(
         name="recomputation_chooses_again",
         bug="a block that is computed again chooses its experts again, and may choose others",
         file=EXPERTS,

@@ -62,6 +62,19 @@ def test_in_bf16_a_layout_is_no_further_from_the_truth_than_one_process(monkeypa
     assert found["gradients"].largest > 0.5, "where nothing is rounded, nothing is compared"
 
 
+def test_in_bf16_a_mixture_is_compared_with_the_same_experts(monkeypatch):
+    """On ranks that hold other experts. With a single seed ratios are uncertain; twice as far is a bug."""
+    monkeypatch.setattr(low_precision, "SEEDS", (1,))
+    mixture = {**MODEL, "layers": 1, "ffn": 32, "experts": 4, "experts_per_token": 2, "mlp_bias": False}
+    config = Config.model_validate(
+        {"model": mixture, "parallel": {"ep": 2, "zero_stage": 0}, "train": {"precision": "bf16"}}
+    )
+    proof = low_precision.prove_in_bf16(Wanted(steps=2).small(config, 2, "bf16"))
+    found = rows(proof)
+    assert found["choices of experts"].passed and "experts are those that the float64 run chose" in proof.notes[-1]
+    assert 0.5 < found["gradients"].largest < 2 and found["copies on other ranks"].passed, found
+
+
 @pytest.mark.parametrize("exact", [None, {"tensor": 8, "data": 8}])
 def test_bits_can_be_compared_of_a_config_that_says_nothing_of_them(exact):
     """The small run had lost the number of threads, which an exact run must name, and every config was refused."""
