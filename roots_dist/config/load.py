@@ -24,7 +24,7 @@ from pydantic_core import ErrorDetails
 from roots_dist.config import text
 from roots_dist.config.extensions import KEY, NOTHING, Extension, extended, pinned
 from roots_dist.config.overrides import joined, typed
-from roots_dist.config.renamed import RENAMED
+from roots_dist.config.renamed import NO_EQUAL, RENAMED
 from roots_dist.config.rope_scaling import RULES
 from roots_dist.config.schema import Config, Source
 from roots_dist.errors import ConfigError, Problem
@@ -197,12 +197,14 @@ def _whole_section(section: str, value: str) -> Problem:
 
 
 def _unknown(key: str, found: object, origin: str) -> Problem:
-    parent, _, _ = key.rpartition(".")
+    parent, _, leaf = key.rpartition(".")
     in_list = parent.rpartition(".")[2].isdigit()  # the lists of the tree hold sources
     near = nearest(key, [f"{parent}.{name}" for name in Source.model_fields] if in_list else known_keys())
     fix = f"did you mean {near}" if near else "remove it; --print-config lists all keys"
     if key in RENAMED:
         fix = f"it is called {RENAMED[key]} now"
+    elif leaf in NO_EQUAL:
+        fix = NO_EQUAL[leaf]
     return Problem(key=key, found=found, expected="a known key", fix=fix, origin=origin)
 
 

@@ -1,4 +1,5 @@
-"""Keys that had another name, so that a config which still uses one is told the new name."""
+"""Keys that had another name, so that a config which still uses one is told the new name; and other systems' names for
+what there cannot be here."""
 
 from __future__ import annotations
 
@@ -38,3 +39,9 @@ RENAMED = {
     "advanced.double": "advanced.float64",
     "advanced.sinusoidal_start": "advanced.sinusoidal_init",
 }
+NO_EQUAL = dict.fromkeys(
+    ("aux_loss", "global_aux_loss", "moe_aux_loss_coeff", "router_aux_loss_coef"),
+    "use objective.balance_loss, which is of each sequence; that of a batch would depend on its microbatches "
+    "(docs/experts.md)",
+)
+"""The last part of a key -> what to do instead."""

@@ -194,6 +194,13 @@ def test_a_key_under_its_old_name_is_refused_with_the_new_one(tmp_path, old):
     assert RENAMED[old] in known_keys() and old not in known_keys()
 
 
+@pytest.mark.parametrize("key", ["objective.router_aux_loss_coef", "model.router_aux_loss_coef", "objective.aux_loss"])
+def test_a_balance_of_a_whole_batch_is_refused_by_its_name(key):
+    with pytest.raises(ConfigError) as caught:
+        read("configs/quickstart.yaml", [f"{key}=0.01"])
+    assert "Fix: use objective.balance_loss, which is of each sequence; that of a batch would" in str(caught.value)
+
+
 def test_a_key_that_a_rule_lacks_has_no_value(write):
     (problem,) = refused(write("model: {positions: rotary, rope_scaling: {type: linear}}\n"))
     assert (problem.key, problem.found) == ("model.rope_scaling.factor", None)
