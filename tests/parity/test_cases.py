@@ -60,11 +60,13 @@ def test_every_two_values_of_a_layout_meet():
 @pytest.mark.parametrize("values", MATRIX, ids=lambda values: ",".join(map(str, values.values())))
 def test_every_row_of_the_grid_runs(values):
     """The grid is that of `roots verify --matrix`, which is the table in docs/proof.md; without ZeRO in float64,
-    with it in float32. Some rows of stages and experts run in the whole suite alone."""
+    with it in float32. Some rows of stages and experts, and four context ranks beside others, run in the whole suite
+    alone."""
     stage = values["parallel.zero_stage"]
     of_experts = values["parallel.ep"] > 1
     files = [test_expert_parallel] if of_experts else [test_deepspeed] if stage else [test_layouts, test_context]
-    found = [c.values[0] for file in files for c in file.CASES if of_experts or stage or not c.marks]
+    of_eight = values["parallel.cp"] == 4 and values["parallel.tp"] * values["parallel.pp"] > 1
+    found = [c.values[0] for file in files for c in file.CASES if of_experts or stage or of_eight or not c.marks]
     if not stage:
         found += [cases._case_of(*row).values[0] for row in the_cover()]
 

@@ -23,12 +23,15 @@ def zero(stage: int, dp: int, model: str = "gpt", **wanted: object):
 
 FEATURED = ("llama", "gemma", "olmo", "stable", "neox", "falcon", "mixtral")
 """Models that have what few families have."""
+LATENTS = ({}, dict(cp=2), SP, dict(pp=2, train__recompute="full"))
+"""Layouts of latent attention, whose matrices on the way down no tensor rank cuts, and data ranks do."""
 CASES = [
     *(zero(stage, 2) for stage in range(4)),
     *(zero(stage, 4, full=True) for stage in range(4)),  # three ranks in tests/conformance
     zero(1, 2, **SP),
     zero(0, 2, tp=2),
     zero(3, 2, cp=2),
+    zero(1, 2, cp=4, full=True),
     zero(2, 2, pp=2),
     zero(1, 3, pp=2, train__global_batch=12),  # the sum of three depends on their order: tied copies must not drift
     *(zero(stage, 2, pp=2, full=stage == 2, **SP) for stage in (1, 2, 3)),
@@ -38,6 +41,7 @@ CASES = [
     zero(3, 2, "mixtral", pp=2, schedule="zb-h1"),
     zero(3, 2, "olmo", tp=2),
     zero(3, 2, "qwen-moe", tp=2, train__recompute="full"),
+    *(zero(stage, 2, "deepseek", full=True, **more) for stage in (2, 3) for more in LATENTS),
     zero(3, 2, "olmo", full=True, tp=4),
     zero(3, 2, "qwen-moe", full=True, tp=2, pp=2, train__recompute="full"),
     *(zero(stage, 2, model, full=True, tp=2, pp=2) for stage in (1, 2, 3) for model in FEATURED),
@@ -59,6 +63,7 @@ BUILT_IN = [
     built_in(3, "falcon", full=True, pp=2, schedule="zb-h1"),
     built_in(3, "olmo", full=True, tp=4),
     built_in(3, "gpt", full=True, cp=2),
+    *(built_in(stage, "deepseek", full=True, **more) for stage in (2, 3) for more in LATENTS),
     built_in(3, "qwen-moe", full=True, tp=2, pp=2, train__recompute="full"),
     *(built_in(stage, model, full=True, tp=2, pp=2) for stage in (1, 2, 3) for model in FEATURED),
 ]

@@ -61,6 +61,7 @@ CASES = [
         for model in ("mixtral", "qwen-moe")
     ),
     case("mixtral", cp=4, ep=2, zero_stage=1, full=True, **SIX),
+    case("mixtral", cp=4, ep=4, zero_stage=0, full=True, **EIGHT),
     case("mixtral", dp=2, ep=2, **SP, zero_stage=3, full=True, **SIX),
     case("mixtral", dp=2, pp=2, ep=2, zero_stage=2, full=True, train__global_batch=16, **SIX),
     case("mixtral", dp=2, cp=2, ep=4, zero_stage=3, full=True, **EIGHT),
@@ -176,11 +177,15 @@ def generated(rank: int, size: int, made: Config) -> dict[str, object]:
     return {"tokens": [[answer.tokens for answer in of_text] for of_text in answers], "scores": scores}
 
 
-def test_generation_and_scores_of_texts_are_those_of_one_process():
-    """Ranks that send each other tokens read the same texts: none waits for one that has no more."""
-    made = config("mixtral", **SIX)
+@pytest.mark.parametrize(
+    "model, size, axes", [("mixtral", 4, {"parallel.ep": 2, "parallel.tp": 2}), ("llama", 2, {"parallel.cp": 2})]
+)
+def test_generation_and_scores_of_texts_are_those_of_one_process(model, size, axes):
+    """Ranks that send each other tokens read the same texts: none waits for one that has no more. Context ranks read
+    other texts, each whole."""
+    made = config(model, **(SIX if model == "mixtral" else {}))
     (alone,) = on_warm_world(1, generated, made)
-    for found in on_warm_world(4, generated, made.changed({"parallel.ep": 2, "parallel.tp": 2})):
+    for found in on_warm_world(size, generated, made.changed(axes)):
         assert found["tokens"] == alone["tokens"]
         for (score, is_best), (wanted, was_best) in zip(found["scores"], alone["scores"], strict=True):
             assert score == pytest.approx(wanted, abs=1e-10) and is_best == was_best
