@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from roots_dist.config.other_names import OTHER_NAMES
 from roots_dist.config.schema import Config, Source
 
 PAGE = Path(__file__).with_name("config.md")
@@ -21,7 +22,8 @@ HEAD = """\
 # The config
 
 A run is one YAML file ([configs/](../configs)) over one typed tree. What a file leaves out has the default below; what it
-misspells is refused, with the nearest known key. On the command line any key is replaced by `section.key=value`, where the
+misspells is refused, with the nearest known key; so is the name that Megatron-LM, DeepSpeed, nanoGPT or Hugging Face have for a key
+("elsewhere" below, whatever section or dashes are before it), with the one that it has here. On the command line any key is replaced by `section.key=value`, where the
 value is YAML: `optim.lr=1e-3`, `parallel.sequence_parallel=true`, `'train.batch_ramp=[8, 8, 4000]'`.
 
     roots train configs/quickstart.yaml parallel.tp=1 parallel.pp=4 --print-config
@@ -78,11 +80,13 @@ def default(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def rows(section: type[BaseModel]) -> list[str]:
+def rows(section: type[BaseModel], title: str) -> list[str]:
     lines = ["| key | default | may be | meaning |", "|---|---|---|---|"]
     for name, info in section.model_fields.items():
         assert info.description, f"{section.__name__}.{name} has no description"
-        cells = (f"`{name}`", default(info.default), allowed(info.annotation, info), info.description)
+        elsewhere = ", ".join(OTHER_NAMES.get(f"{title}.{name}", ()))
+        meaning = f"{info.description} Elsewhere: {elsewhere}." if elsewhere else info.description
+        cells = (f"`{name}`", default(info.default), allowed(info.annotation, info), meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return lines
 
@@ -92,7 +96,7 @@ def page() -> str:
     for name, info in Config.model_fields.items():
         section = info.annotation
         doc = vars(section).get("__doc__") or ""
-        parts += ["", f"## {name}", "", *([doc.strip(), ""] if doc else []), *rows(section)]
+        parts += ["", f"## {name}", "", *([doc.strip(), ""] if doc else []), *rows(section, name)]
     return "\n".join(parts) + "\n"
 
 

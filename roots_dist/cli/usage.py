@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from roots_dist.config.other_names import key_for
+
 OPTION = re.compile(r"No such option:? '?(-[^\s']*)'?")
 """As the parser says it; the library has written it with and without quotes and a colon."""
 PUNCTUATION = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "--"})
@@ -23,6 +25,9 @@ def usage_line(message: str, words: Sequence[str]) -> str:
     if found is not None and "." in found[1]:
         right = _key(found[1], words)
         return f"✗ {found[1]}: no option has this name; keys of the config have no dashes. Fix: write {right}."
+    if found is not None and (key := key_for(found[1].partition("=")[0])):
+        right = f"{key}={_key(found[1], words).partition('=')[2]}"
+        return f"✗ {found[1]}: no option has this name; it is a key of the config here. Fix: write {right}."
     plain = [word.translate(PUNCTUATION) for word in words]
     if found is not None and (odd := [word for word, typed in zip(words, plain) if word != typed]):
         return f"✗ {odd[0]}: a dash or quote that a word processor made. Fix: type {odd[0].translate(PUNCTUATION)}."

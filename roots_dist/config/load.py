@@ -23,6 +23,7 @@ from pydantic_core import ErrorDetails
 
 from roots_dist.config import text
 from roots_dist.config.extensions import KEY, NOTHING, Extension, extended, pinned
+from roots_dist.config.other_names import key_for
 from roots_dist.config.overrides import joined, typed
 from roots_dist.config.renamed import NO_EQUAL, RENAMED
 from roots_dist.config.rope_scaling import RULES
@@ -129,11 +130,14 @@ def _meant(override: str, known: Sequence[str]) -> str:
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The known key that a misspelt one probably means: same last part in another section, or similar spelling."""
+    """The known key that a misspelt one probably means: same last part in another section, what another system calls
+    so, or similar spelling."""
     leaf = name.rpartition(".")[2]
     same_leaf = [key for key in known if key.rpartition(".")[2] == leaf]
     if same_leaf:
         return same_leaf[0]
+    if (elsewhere := key_for(name)) in known:
+        return elsewhere
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
     if close:
         return close[0]
@@ -205,6 +209,8 @@ def _unknown(key: str, found: object, origin: str) -> Problem:
         fix = f"it is called {RENAMED[key]} now"
     elif leaf in NO_EQUAL:
         fix = NO_EQUAL[leaf]
+    elif near and near == key_for(key):
+        fix = f"it is called {near} here"
     return Problem(key=key, found=found, expected="a known key", fix=fix, origin=origin)
 
 

@@ -10,6 +10,7 @@ from roots_dist.checks.checks import check
 from roots_dist.checks.unused import USES
 from roots_dist.config import text
 from roots_dist.config.load import known_keys, load, nearest, read, to_yaml
+from roots_dist.config.other_names import OTHER_NAMES, key_for
 from roots_dist.config.renamed import RENAMED
 from roots_dist.config.schema import Config, Exact, Source
 from roots_dist.errors import ConfigError
@@ -199,6 +200,18 @@ def test_a_balance_of_a_whole_batch_is_refused_by_its_name(key):
     with pytest.raises(ConfigError) as caught:
         read("configs/quickstart.yaml", [f"{key}=0.01"])
     assert "Fix: use objective.balance_loss, which is of each sequence; that of a batch would" in str(caught.value)
+
+
+def test_what_other_systems_call_a_key_leads_to_it_alone():
+    """Each name to one key, which exists, and no name is that of another key here."""
+    known = known_keys()
+    leaves = {key.rpartition(".")[2] for key in known}
+    for key, names in OTHER_NAMES.items():
+        assert key in known
+        for name in names:
+            assert name not in leaves and key_for(name) == key and nearest(f"model.{name}", known) == key, name
+            assert key_for("--" + name.replace("_", "-")) == key
+    assert key_for("colour") is None
 
 
 def test_a_key_that_a_rule_lacks_has_no_value(write):
