@@ -51,29 +51,49 @@ def fold(state: int | Tensor, index: Tensor) -> Tensor:
     return x ^ _shift64(x, 31)
 
 
-def _lowbias32_(x: Tensor) -> Tensor:
-    """Apply lowbias32 in place on int32. Multiplication wraps; the masks make the shifts logical."""
+def _xorshift(x: Tensor, shift: int) -> Tensor:
+    """x ^ x >> shift, on int32; the mask makes the shift logical."""
+    return x ^ ((x >> shift) & ((1 << (32 - shift)) - 1))
+
+
+def _xorshift_(x: Tensor, shift: int, shifted: Tensor) -> None:
+    """The same in place. shifted: memory of x's size."""
+    x ^= torch.bitwise_right_shift(x, shift, out=shifted).bitwise_and_((1 << (32 - shift)) - 1)
+
+
+def _unfinished_bits(rows: Tensor, columns: Tensor) -> Tensor:
+    """What `bits` returns before its last xorshift. lowbias32 is a xorshift by 16, a product, one by 15, a product, one
+    by 16; products wrap. The first xorshift of row ^ column is that of each of them."""
+    low, high = rows.to(torch.int32), (rows >> 32).to(torch.int32)
+    shape = (*rows.shape, *(1,) * columns.dim())
+    x = _xorshift(low, 16).reshape(shape) ^ _xorshift(columns.to(torch.int32), 16)
     shifted = torch.empty_like(x)
-    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B - (1 << 32)), (16, 1)):
-        x ^= torch.bitwise_right_shift(x, shift, out=shifted).bitwise_and_((1 << (32 - shift)) - 1)
-        if factor != 1:
-            x *= factor
+    for last in (False, True):
+        if last:
+            x += high.reshape(shape)
+            _xorshift_(x, 16, shifted)
+        x *= 0x7FEB352D
+        _xorshift_(x, 15, shifted)
+        x *= 0x846CA68B - (1 << 32)
+        if not last:
+            _xorshift_(x, 16, shifted)
     return x
 
 
 def bits(rows: Tensor, columns: Tensor) -> Tensor:
     """int32 [*rows.shape, *columns.shape]: 32 random bits for each pair of a row key (int64) and a column (int32)."""
-    low, high = rows.to(torch.int32), (rows >> 32).to(torch.int32)
-    shape = (*rows.shape, *(1,) * columns.dim())
-    x = low.reshape(shape) ^ columns.to(torch.int32)
-    _lowbias32_(x)
-    x += high.reshape(shape)
-    return _lowbias32_(x)
+    return _xorshift(_unfinished_bits(rows, columns), 16)
 
 
 def keep(rows: Tensor, columns: Tensor, drop: float) -> Tensor:
     """bool [*rows.shape, *columns.shape]: False with probability `drop`."""
-    return bits(rows, columns) >= limit_of(drop)
+    return _reach(_unfinished_bits(rows, columns), limit_of(drop))
+
+
+def _reach(x: Tensor, limit: int) -> Tensor:
+    """Whether the bits are at least the limit, before their last xorshift, which leaves their upper half as it is: the
+    lower one matters only where the upper one is that of the limit, and then it is combined with that."""
+    return (x ^ ((limit >> 16) & 0xFFFF)) >= limit
 
 
 def mask(rows: Tensor, drop: float, columns: int) -> Tensor:

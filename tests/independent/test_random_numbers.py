@@ -69,6 +69,17 @@ def test_bits_are_two_rounds_of_lowbias32_in_plain_integers():
     assert [[n % 2**32 for n in row] for row in rng.bits(rows, columns).tolist()] == expected
 
 
+def test_a_mask_keeps_what_is_at_least_its_limit():
+    """Limits are single numbers that were drawn, the largest, and the least: their lower halves matter."""
+    rows, columns = rng.fold(3, torch.arange(8)), torch.arange(500, dtype=torch.int32)
+    drawn = rng.bits(rows, columns)
+    for limit in (*drawn[:, ::60].flatten().tolist(), -(2**31), 2**31 - 1):
+        for near_by in (max(limit - 1, -(2**31)), limit):
+            drop = (near_by + 2**31) / 2**32
+            assert rng.limit_of(drop) == near_by
+            assert torch.equal(rng.keep(rows, columns, drop), drawn >= near_by)
+
+
 def test_names_and_numbers_of_a_key_do_not_run_together():
     keys = [("a", 1), ("a1",), ("a", "1"), ("a", 11), ("a", 1, 1), (1, "a"), ("a", "1", 1)]
     assert len({rng.key(*parts) for parts in keys}) == len(keys)
