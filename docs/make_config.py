@@ -45,7 +45,7 @@ def allowed(kind: Any, info: FieldInfo) -> str:
         return " or ".join(map(mapping, get_args(get_args(kind)[0])))
     inner = [part for part in get_args(kind) if part is not NoneType]
     if get_origin(kind) is Literal:
-        return ", ".join(map(str, inner))
+        return ", ".join(map(default, inner))
     if NoneType in get_args(kind):
         return f"{allowed(inner[0], info)}, or null"
     if get_origin(kind) is tuple:

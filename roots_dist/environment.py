@@ -212,6 +212,11 @@ def gpus(environ: Mapping[str, str] | None = None) -> int:
     return count if visible is None else min(count, len(visible.split(",")))
 
 
+def has_cpp_compiler() -> bool:
+    """Whether the C++ compiler is found that torch.compile calls: CXX, or g++."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
 def first_host(nodelist: str) -> str:
     """First host of a Slurm node list: `n[01-03,07],gpu5` -> n01, `r[1-2]n[3-4]` -> r1n3."""
     depth, end = 0, len(nodelist)

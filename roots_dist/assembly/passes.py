@@ -19,6 +19,7 @@ from roots_dist.schedule.communication import directions, neighbours
 from roots_dist.schedule.program import RankProgram, complete, rank_program
 from roots_dist.schedule.schedules import Shape
 from roots_dist.world.batch import MicroBatch, Term
+from roots_dist.world.fuse import Fuse, eager
 from roots_dist.world.mesh import SINGLE, Mesh
 
 
@@ -73,10 +74,10 @@ def inference_program(config: Config, num_microbatches: int, rank: int) -> RankP
     return complete(rank, computes, num_ranks, num_stages)
 
 
-def build_passes(config: Config, mesh: Mesh, *, draw: bool = True) -> Passes:
+def build_passes(config: Config, mesh: Mesh, *, draw: bool = True, fuse: Fuse = eager) -> Passes:
     """Build the model, the groups of its messages and the executor of this rank. Without `draw` the weights have no
-    values yet. Collective over the world."""
-    model = build_model(config, mesh, draw=draw)
+    values yet. fuse: what makes kernels of the layers' functions. Collective over the world."""
+    model = build_model(config, mesh, draw=draw, fuse=fuse)
     executor = Executor(
         mesh=mesh,
         stages=model.stages,

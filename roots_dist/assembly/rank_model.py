@@ -25,6 +25,7 @@ from roots_dist.parallel.tensor.collectives import DeferredWeightGrads, TensorPa
 from roots_dist.schedule.actions import rank_of
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.exact import Exact
+from roots_dist.world.fuse import Fuse, eager
 from roots_dist.world.mesh import Mesh
 from roots_dist.world.sharding import Param, initialize_missing, parameters_of, release
 
@@ -60,10 +61,12 @@ class RankModel:
         )
 
 
-def build_model(config: Config, mesh: Mesh, left_out: Collection[str] = (), *, draw: bool = True) -> RankModel:
+def build_model(
+    config: Config, mesh: Mesh, left_out: Collection[str] = (), *, draw: bool = True, fuse: Fuse = eager
+) -> RankModel:
     """Build this rank's share of the model, with initial weights drawn from (seed, name). No communication. left_out:
     names of pieces that it goes without, where others stand for them (runs/plan). Without `draw` weights have shapes
-    and no memory: an engine draws them, and keeps what it needs."""
+    and no memory: an engine draws them, and keeps what it needs. fuse: what makes kernels of the layers' functions."""
     sequence_parallel = config.parallel.sequence_parallel and mesh.tp.size > 1
     exact = exact_of(config, mesh)
     tp = TensorParallel(
@@ -74,6 +77,7 @@ def build_model(config: Config, mesh: Mesh, left_out: Collection[str] = (), *, d
         ep=mesh.ep,
         deferred=DeferredWeightGrads(),
         exact=exact,
+        fuse=fuse,
     )
     specs = pieces_of(config, tp)
     runs = stage_runs(config, specs)

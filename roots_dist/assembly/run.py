@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from roots_dist.assembly.fusing import choose_fuse
 from roots_dist.assembly.passes import Passes, build_passes
 from roots_dist.config.schema import Config
 from roots_dist.learning.objectives import make_objective
@@ -52,7 +53,7 @@ def build_run(
 ) -> Run:
     """Build everything for training. Collective over the world. make_engine(config, mesh, module, params, trainable,
     ties) creates the engine, which draws the weights."""
-    rank = build_passes(config, mesh, draw=False)
+    rank = build_passes(config, mesh, draw=False, fuse=choose_fuse(config, mesh))
     over_data = config.advanced.engine == "deepspeed"
     axes = {
         ranks: mesh.tie_axis(f"tie {'-'.join(map(str, ranks))}", ranks, over_data=over_data)

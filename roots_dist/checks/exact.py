@@ -117,6 +117,7 @@ def _refused(config: Config, layout: Layout) -> Iterator[Problem]:
         ("model.kv_lora_rank", m.kv_lora_rank, m.kv_lora_rank is not None, "none"),
         ("model.branches", m.branches, m.has_parallel_branches(), "sequential"),
         ("objective.name", objective.name, objective_of(config).has_references, "an objective of one text"),
+        ("train.compile", True, config.train.compile is True, "auto or false"),
         ("advanced.float64", True, config.advanced.float64, "false"),
         ("advanced.engine", "deepspeed", config.advanced.engine == "deepspeed", "reference"),
     ):

@@ -56,6 +56,8 @@ class Facts:
     memory: int | None = None
     """Bytes that this machine can still give; None: not known."""
     gpus: int = 0
+    compiler: bool = True
+    """Whether torch.compile finds a C++ compiler here."""
     versions: Mapping[str, str | None] = field(default_factory=dict)
     """Installed packages; None: not installed."""
     pinned: Mapping[str, str] = field(default_factory=dict)
@@ -81,6 +83,7 @@ def gather(config: Config, local_size: int) -> Facts:
         local_size=local_size,
         memory=free_memory(),
         gpus=environment.gpus() if config.train.device != "cpu" else 0,
+        compiler=environment.has_cpp_compiler(),
         versions={name: version_of(name) for name in ("torch", "deepspeed", "scikit-learn")},
         pinned=_pinned(),
     )

@@ -26,6 +26,7 @@ def check(config: Config, layout: Layout, facts: Facts) -> list[Problem]:
         *_folder(config, facts),
         *_store(config, facts),
         *_devices(config, facts),
+        *_compiler(config, facts),
         *_memory(config, layout, facts),
         *_packages(config, layout, facts),
     ]
@@ -181,6 +182,16 @@ def _devices(config: Config, facts: Facts) -> Iterator[Problem]:
             found="cuda",
             expected=f"a GPU for each of this machine's processes ({facts.local_size}), {facts.gpus} can be used",
             fix="set train.device=cpu" + (f", or start {facts.gpus} processes per machine" if facts.gpus else ""),
+        )
+
+
+def _compiler(config: Config, facts: Facts) -> Iterator[Problem]:
+    if config.train.compile is True and not facts.compiler and not facts.gpus:  # on a GPU it is tried
+        yield Problem(
+            key="train.compile",
+            found=True,
+            expected="a C++ compiler, which torch.compile calls: CXX, or g++ in PATH",
+            fix="install g++ on every machine of the run (Debian: apt-get install g++), or set train.compile=false",
         )
 
 

@@ -129,6 +129,11 @@ class Train(Section):
         description="computed again in backward: none: a gated activation; selective: any activation, and scores that "
         "no fused kernel computes; full: whole blocks",
     )
+    compile: Literal["auto", True, False] = Field(
+        "auto",
+        description="norms, rotary positions, gated activations, dropout and the loss are compiled by torch.compile "
+        "(docs/performance.md); auto: on a GPU where that works",
+    )
     spike_threshold: float | None = Field(
         None,
         gt=0,

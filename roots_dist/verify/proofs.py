@@ -71,7 +71,9 @@ def describe(small: SmallConfig) -> str:
 
 def in_one_process(config: Config, *, micro_batch: int = 1) -> Config:
     """The config for one process and the reference engine, one sequence at a time: nothing of the layout is left."""
-    return config.changed({**ONE_PROCESS, "train.micro_batch": micro_batch, "train.recompute": "none"})
+    return config.changed(
+        {**ONE_PROCESS, "train.micro_batch": micro_batch, "train.recompute": "none", "train.compile": False}
+    )
 
 
 def prove(small: SmallConfig) -> Iterator[Proof]:

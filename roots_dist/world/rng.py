@@ -18,6 +18,8 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
+from roots_dist.world.fuse import Fuse, eager
+
 CACHED = 1 << 17
 """Entries whose hashes a CPU computes at one time."""
 
@@ -96,6 +98,13 @@ def _reach(x: Tensor, limit: int) -> Tensor:
     return (x ^ ((limit >> 16) & 0xFFFF)) >= limit
 
 
+def whole_mask(rows: Tensor, limit: int, columns: int, first_column: int = 0) -> Tensor:
+    """bool [*rows.shape, columns]: what dropout keeps, with a limit from limit_of; to be compiled to a part of a kernel
+    that keeps none of it in memory."""
+    numbers = torch.arange(columns, dtype=torch.int32, device=rows.device) + first_column
+    return _reach(_unfinished_bits(rows, numbers), limit)
+
+
 def mask(rows: Tensor, drop: float, columns: int) -> Tensor:
     """bool [*rows.shape, columns]: what dropout keeps of a tensor of this shape."""
     out = torch.empty(rows.numel(), columns, dtype=torch.bool, device=rows.device)
@@ -111,31 +120,35 @@ def limit_of(drop: float) -> int:
     return round(drop * 2**32) - 2**31
 
 
-def dropout(x: Tensor, drop: float, rows: Tensor, first_column: int = 0) -> Tensor:
+def dropout(x: Tensor, drop: float, rows: Tensor, first_column: int = 0, fuse: Fuse = eager) -> Tensor:
     """Inverted dropout of x [*rows.shape, channels]; channels are numbered from `first_column`. Backward computes the
     mask again from the keys: nothing of x's size is kept."""
-    out: Tensor = _Dropout.apply(x, drop, rows, first_column)  # type: ignore[no-untyped-call] # torch types no apply
+    out: Tensor = _Dropout.apply(  # type: ignore[no-untyped-call] # torch types no apply
+        x, drop, rows, first_column, fuse
+    )
     return out
 
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, drop: float, rows: Tensor, first_column: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, drop: float, rows: Tensor, first_column: int, fuse: Fuse) -> Tensor:
         ctx.save_for_backward(rows)
-        ctx.drop, ctx.first_column = drop, first_column
-        return _dropped(x, drop, rows, first_column)
+        ctx.told = drop, first_column, fuse
+        return _dropped(x, rows, drop, first_column, fuse)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (rows,) = ctx.saved_tensors
-        return _dropped(grad, ctx.drop, rows, ctx.first_column), None, None, None
+        return _dropped(grad, rows, *ctx.told), None, None, None, None
 
 
-def _dropped(x: Tensor, drop: float, rows: Tensor, first_column: int) -> Tensor:
-    """On a GPU one kernel; on a CPU a few rows at a time, whose hashes stay in its cache."""
+def _dropped(x: Tensor, rows: Tensor, drop: float, first_column: int, fuse: Fuse) -> Tensor:
+    """On a GPU, or compiled, one kernel; else on a CPU a few rows at a time, whose hashes stay in its cache."""
     kernels = kernels_of(x.device)
     if kernels is not None and x.dtype != torch.float64:  # a kernel computes in float32
         return kernels.dropout(x, drop, rows, first_column)
+    if fuse is not eager:
+        return fuse(_wholly_dropped)(x, rows, limit_of(drop), 1 / (1 - drop), first_column)
     columns = torch.arange(first_column, first_column + x.shape[-1], dtype=torch.int32, device=x.device)
     flat, keys = x.reshape(-1, x.shape[-1]), rows.reshape(-1)
     out = torch.empty_like(flat)
@@ -144,6 +157,10 @@ def _dropped(x: Tensor, drop: float, rows: Tensor, first_column: int) -> Tensor:
         # the factor stays a Python number: in bf16 it would be 0.2 % too small
         torch.mul(flat[part], 1 / (1 - drop), out=out[part]).masked_fill_(~keep(keys[part], columns, drop), 0.0)
     return out.view(x.shape)
+
+
+def _wholly_dropped(x: Tensor, rows: Tensor, limit: int, factor: float, first_column: int) -> Tensor:
+    return torch.where(whole_mask(rows, limit, x.shape[-1], first_column), x * factor, 0.0)
 
 
 class Kernels(Protocol):

@@ -176,9 +176,9 @@ def kept(monkeypatch) -> list[Tensor]:
     masks: list[Tensor] = []
     draw, mask = rng.dropout, rng.mask
 
-    def noting(x: Tensor, *key) -> Tensor:
+    def noting(x: Tensor, *key, **how) -> Tensor:
         masks.append(draw(torch.ones_like(x), *key) != 0)
-        return draw(x, *key)
+        return draw(x, *key, **how)
 
     def noted(*key) -> Tensor:
         masks.append(mask(*key))

@@ -171,9 +171,9 @@ def recorded(monkeypatch) -> list[tuple[Tensor, Tensor]]:
     calls: list[tuple[Tensor, Tensor]] = []
     dropout, mask = rng.dropout, rng.mask
 
-    def record(x: Tensor, drop: float, rows: Tensor, first_column: int = 0) -> Tensor:
+    def record(x: Tensor, drop: float, rows: Tensor, first_column: int = 0, **how: object) -> Tensor:
         calls.append((rows, dropout(torch.ones_like(x), drop, rows, first_column) != 0))
-        return dropout(x, drop, rows, first_column)
+        return dropout(x, drop, rows, first_column, **how)
 
     def record_mask(rows: Tensor, drop: float, columns: int) -> Tensor:
         calls.append((rows, mask(rows, drop, columns)))

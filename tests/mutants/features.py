@@ -57,8 +57,8 @@ FEATURES = (
         name="logits_cap_has_no_slope",
         bug="the gradient passes the cap of the logits as if there were none",
         file="parallel/tensor/cross_entropy.py",
-        before="                    grad *= slope\n",
-        after="                    pass\n",
+        before="        grad *= slope\n",
+        after="        pass\n",
         test=CAPPED("0.3-0.05"),
     ),
     Mutant(

@@ -39,7 +39,7 @@ RANDOMNESS = (
         name="dropout_draws_from_torchs_stream",
         bug="dropout is torch's own, whose masks depend on what was drawn before",
         file=NORMS,
-        before="return rng.dropout(x, self.drop, mask_rows(self.seed, self.site, batch, mine, x.device))",
+        before="return rng.dropout(x, self.drop, rows, fuse=self.tp.fuse)",
         after="return F.dropout(x, self.drop)",
         test=SEVERAL,
     ),

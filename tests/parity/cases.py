@@ -236,6 +236,7 @@ def _alone(text: str, steps: int) -> Trace:
 def alone(parallel: Config, steps: int = STEPS) -> Trace:
     """One process, one sequence at a time, by the reference engine: nothing of the layout is left."""
     single = {**ONE_PROCESS, "advanced.engine": "reference", "train.micro_batch": 1, "train.recompute": "none"}
+    single["train.compile"] = False
     return _alone(parallel.changed(single).model_dump_json(), steps)
 
 

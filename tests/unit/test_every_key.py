@@ -146,6 +146,7 @@ READERS = {
     "finetune.unfreeze_every_epochs": "learning/objectives/task_checks.py",
     "train.recheck_every": "runs/train/callbacks.py",
     "train.recompute": "assembly/rank_model.py",
+    "train.compile": "assembly/fusing.py",
     "train.nonfinite": "runs/train/step.py",
     "train.spike_threshold": "runs/train/rewind.py",
     "train.norm_spike_threshold": "runs/train/rewind.py",

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from roots_dist.config.activations import GATED
 from roots_dist.config.schema import Config
+from roots_dist.world.fuse import Fuse, eager
 
 Activation = Callable[..., Tensor]
 
@@ -34,7 +35,7 @@ POOLER_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "
 """Values of model.pooler_activation."""
 
 
-def activation(config: Config, name: str | None = None) -> Activation:
+def activation(config: Config, name: str | None = None, fuse: Fuse = eager) -> Activation:
     """Give the function of one matrix's output, or (gate, up) of two; `name` is another than the config's."""
     name = name or config.model.activation
     if name in config.extension.activations:
@@ -42,11 +43,12 @@ def activation(config: Config, name: str | None = None) -> Activation:
     if name not in GATED:
         return FUNCTIONS[name]
     function = FUNCTIONS[GATED[name]]
+    swiglu = fuse(_swiglu), fuse(_swiglu_backward)
 
     def gated(gate: Tensor, up: Tensor) -> Tensor:
         if function is not F.silu:
             return function(gate) * up
-        out: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call] # torch types no apply
+        out: Tensor = _SwiGLU.apply(gate, up, *swiglu)  # type: ignore[no-untyped-call] # torch types no apply
         return out
 
     return gated
@@ -56,11 +58,19 @@ class _SwiGLU(torch.autograd.Function):
     """silu(gate) · up, of which only the two inputs are kept."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, forward: Activation, backward: Callable[..., Any]) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate).mul_(up)
+        ctx.kernel = backward
+        return forward(gate, up)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *ctx.kernel(grad, *ctx.saved_tensors), None, None
+
+
+def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate).mul_(up)
+
+
+def _swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.ops.aten.silu_backward(grad * up, gate), F.silu(gate).mul_(grad)

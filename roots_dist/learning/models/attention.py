@@ -314,7 +314,9 @@ class Attention(nn.Module):
         bias = self._bias(queries, self._keys(queries, k.shape[2]), batch, q)
         causal = bias is None and self.causal and len(queries) > 1
         rows = self._rows_of_mask(queries, batch, q)
-        return dropped_attention(q, k, v, rows, self.drop, scale=self.scale, bias=bias, causal=causal)
+        return dropped_attention(
+            q, k, v, rows, self.drop, scale=self.scale, bias=bias, causal=causal, fuse=self.tp.fuse
+        )
 
     def _plain_core(self, q: Tensor, k: Tensor, v: Tensor, queries: range, batch: MicroBatch) -> Tensor:
         """Attention with a cap on the scores, which no fused kernel knows, and with dropout."""
@@ -331,7 +333,7 @@ class Attention(nn.Module):
         p = scores.softmax(-1)
         if not self._drops:
             return p @ v
-        return rng.dropout(p, self.drop, self._rows_of_mask(queries, batch, q)) @ v
+        return rng.dropout(p, self.drop, self._rows_of_mask(queries, batch, q), fuse=self.tp.fuse) @ v
 
     def _rows_of_mask(self, queries: range, batch: MicroBatch, q: Tensor) -> Tensor:
         """int64 [B, h, Q]: keys of the rows of a mask of dropout [B, h, Q, S]."""

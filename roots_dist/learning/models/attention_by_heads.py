@@ -24,10 +24,10 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """[B, h, Q, K], twice [B, g, S, K], bias that broadcasts to [B, h, Q, S], rows int64 [B, h, Q] -> [B, h, Q, K], and
     what is dropped, bool [B, h, Q, S]."""
-    k, v = _repeated(k, v, q.shape[1])
+    k, v = repeat_heads(k, v, q.shape[1])
     dropped = rng.mask(rows, drop, k.shape[2]).logical_not_()
     out = torch.empty_like(q)
-    for part in _parts(q, k):
+    for part in parts_of(q, k):
         p = _probabilities(q, k, bias, part, scale, causal).masked_fill_(dropped[part], 0)
         out[part] = (p @ v[part]).mul_(1 / (1 - drop))
     return out, dropped
@@ -39,17 +39,17 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Gradients of q, k, v and of the bias. Probabilities are computed again."""
     groups = k.shape[1]
-    k, v = _repeated(k, v, q.shape[1])
+    k, v = repeat_heads(k, v, q.shape[1])
     grads = [torch.empty_like(t) for t in (q, k, v)]
     grad_bias = torch.zeros_like(bias) if bias is not None and need_bias else None
-    for part in _parts(q, k):
+    for part in parts_of(q, k):
         p = _probabilities(q, k, bias, part, scale, causal)
         given = grad[part] * (1 / (1 - drop))
         grad_p = (given @ v[part].transpose(-1, -2)).masked_fill_(dropped[part], 0)
         scores = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype)
         grads[2][part] = p.masked_fill_(dropped[part], 0).transpose(-1, -2) @ given
         if grad_bias is not None:
-            into = _of(grad_bias, part)
+            into = slice_of(grad_bias, part)
             into += scores.sum_to_size(into.shape)
         grads[0][part] = (scores @ k[part]).mul_(scale)
         grads[1][part] = (scores.transpose(-1, -2) @ q[part]).mul_(scale)
@@ -58,7 +58,7 @@ def backward(
     return grad_q, grad_k, grad_v, grad_bias
 
 
-def _repeated(k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+def repeat_heads(k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     """One key and one value for each query head."""
     if k.shape[1] == heads:
         return k, v
@@ -66,15 +66,15 @@ def _repeated(k: Tensor, v: Tensor, heads: int) -> tuple[Tensor, Tensor]:
     return k.repeat_interleave(repeated, 1), v.repeat_interleave(repeated, 1)
 
 
-def _parts(q: Tensor, k: Tensor) -> Iterator[tuple[int, slice]]:
+def parts_of(q: Tensor, k: Tensor, pairs: int = PAIRS) -> Iterator[tuple[int, slice]]:
     """Indices of one sequence and some heads, which together are all."""
-    size = max(1, PAIRS // (q.shape[2] * k.shape[2]))
+    size = max(1, pairs // (q.shape[2] * k.shape[2]))
     for b in range(q.shape[0]):
         for first in range(0, q.shape[1], size):
             yield b, slice(first, first + size)
 
 
-def _of(bias: Tensor, part: tuple[int, slice]) -> Tensor:
+def slice_of(bias: Tensor, part: tuple[int, slice]) -> Tensor:
     """The part of what broadcasts to [B, h, Q, S]."""
     b, heads = part
     one: Tensor = bias[b if bias.shape[0] > 1 else 0]
@@ -87,7 +87,7 @@ def _probabilities(
     """Softmax of the part's scores, [heads, Q, S], before dropout."""
     scores: Any = (q[part] @ k[part].transpose(-1, -2)).mul_(scale)
     if bias is not None:
-        scores += _of(bias, part)
+        scores += slice_of(bias, part)
     if causal:  # the last query sees the last key
         queries, keys = scores.shape[1:]
         scores += scores.new_full((queries, keys), -torch.inf).triu_(1 + keys - queries)

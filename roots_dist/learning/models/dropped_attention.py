@@ -1,7 +1,8 @@
 """Attention with dropout on its probabilities, with masks that no layout changes: nothing of queries × keys is kept, or
 on a CPU only the mask.
 
-    kernels_for(q): attention_triton.py on a GPU, attention_by_heads.py on a CPU and in float64
+    kernels_for(q): attention_triton.py on a GPU, attention_by_heads.py on a CPU and in float64, fused_by_heads.py there
+    where the run compiles
 
 B sequences, h query heads, g key/value heads, Q queries, S keys, K head width.
 """
@@ -14,7 +15,9 @@ import torch
 from torch import Tensor
 
 from roots_dist.learning.models import attention_by_heads
+from roots_dist.learning.models.fused_by_heads import FusedByHeads
 from roots_dist.world import rng
+from roots_dist.world.fuse import Fuse, eager
 
 
 class Kernels(Protocol):
@@ -61,11 +64,11 @@ def _expanded(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     return None if bias is None else bias.detach().expand(*q.shape[:3], k.shape[2])
 
 
-def kernels_for(q: Tensor) -> Kernels:
+def kernels_for(q: Tensor, fuse: Fuse) -> Kernels:
     """Choose the kernels for a tensor's device and dtype."""
     of_masks = rng.kernels_of(q.device)
     if of_masks is None or q.dtype == torch.float64:  # a kernel computes in float32
-        return cast("Kernels", attention_by_heads)
+        return cast("Kernels", attention_by_heads) if fuse is eager else FusedByHeads(fuse)
     if isinstance(of_masks, rng.CountedKernels):
         return CountedKernels()
     from roots_dist.learning.models import attention_triton
@@ -100,10 +103,11 @@ def dropped_attention(
     scale: float,
     bias: Tensor | None = None,
     causal: bool = False,
+    fuse: Fuse = eager,
 ) -> Tensor:
     """[B, h, Q, K], twice [B, g, S, K] -> [B, h, Q, K]. rows: int64 [B, h, Q], the keys of the mask's rows. bias
     broadcasts to [B, h, Q, S]. causal: besides, and the last query sees the last key."""
     out: Tensor = _Dropped.apply(  # type: ignore[no-untyped-call] # torch types no apply
-        q, k, v, bias, rows, drop, scale, causal, kernels_for(q)
+        q, k, v, bias, rows, drop, scale, causal, kernels_for(q, fuse)
     )
     return out

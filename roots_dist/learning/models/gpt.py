@@ -48,7 +48,7 @@ def make_positions(config: Config, tp: TensorParallel, kind: LayerKind = "full")
     """Position encoding of blocks of this kind, one object for all of them on a rank; None if positions are learned."""
     m = config.model
     if m.positions == "rotary":
-        return rotary_of(config, kind)
+        return rotary_of(config, kind, tp.fuse)
     if m.positions == "alibi":
         here = m.heads // tp.size
         return Alibi(m.heads, slice(tp.rank * here, (tp.rank + 1) * here))

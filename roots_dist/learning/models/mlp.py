@@ -40,7 +40,7 @@ class MLP(nn.Module):
         super().__init__()
         m = config.model
         width = ffn or m.width_of_ffn()
-        self.tp, self.name, self.activation = tp, name, partial(by_shards, tp, activation(config))
+        self.tp, self.name, self.activation = tp, name, partial(by_shards, tp, activation(config, fuse=tp.fuse))
         self.drop, self.seed = m.dropout if family_of(config).mlp_dropout else 0.0, config.train.seed
         # a gated activation is cheap, and as wide as what it is made of; under full the whole block is computed again
         is_cheap = m.gated() and not self.drop and config.train.recompute == "none"
@@ -78,7 +78,7 @@ class MLP(nn.Module):
         if not self.training or self.drop == 0:
             return x
         rows = mask_rows(self.seed, f"{self.name}.mlp", batch, self.tp.in_region(x.shape[1]), x.device)
-        return rng.dropout(x, self.drop, rows, first_column=self.tp.rank * x.shape[-1])
+        return rng.dropout(x, self.drop, rows, first_column=self.tp.rank * x.shape[-1], fuse=self.tp.fuse)
 
 
 def mlp_flops(config: Config, seq: int, ffn: int | None = None) -> float:

@@ -19,22 +19,25 @@ from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.exact import ByRow, Cut, by_positions
 from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
+from roots_dist.world.fuse import Fuse, eager
 from roots_dist.world.positions import Positions
 from roots_dist.world.sharding import ShardSpec, declare
 
 
-def rms_norm(x: Tensor, weight: Tensor | None, eps: float, zero_centered: bool = False) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float, zero_centered: bool = False, fuse: Fuse = eager) -> Tensor:
     """RMSNorm over the last dimension, times the weight; or times 1 + weight (zero_centered), in float32 or wider, in
     which the sum does not lose what the weight has learned."""
     if weight is None or not zero_centered:
-        return _rms_norm(x, weight, eps)
+        return _rms_norm(x, weight, eps, fuse)
     exact = torch.promote_types(x.dtype, torch.float32)
-    return _rms_norm(x.to(exact), 1 + weight.to(exact), eps).to(x.dtype)
+    return _rms_norm(x.to(exact), 1 + weight.to(exact), eps, fuse).to(x.dtype)
 
 
-def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, fuse: Fuse) -> Tensor:
     if weight is not None and _has_own(x):
-        out: Tensor = _RMSNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call] # torch types no apply
+        out: Tensor = _RMSNorm.apply(  # type: ignore[no-untyped-call] # torch types no apply
+            x, weight, eps, fuse(_rms), fuse(_rms_backward_of_all)
+        )
         return out
     return F.rms_norm(x, x.shape[-1:], weight, eps)
 
@@ -47,23 +50,30 @@ def _has_own(x: Tensor) -> bool:
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        normed, *kept = _rms_forward(x, weight, eps)
-        ctx.save_for_backward(weight, *kept)
-        return normed
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, eps: float, forward: Callable[..., Any], backward: Callable[..., Any]
+    ) -> Tensor:
+        normed, inverse = forward(x, weight, eps)
+        ctx.save_for_backward(x, inverse, weight)
+        ctx.kernel = backward
+        out: Tensor = normed
+        return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        weight, *kept = ctx.saved_tensors
-        grad_x, ((grad_weight,),) = _rms_backward(lambda product: [product], grad, kept, (weight,))
-        return grad_x, grad_weight, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *ctx.kernel(grad, *ctx.saved_tensors), None, None, None
 
 
 def _rms_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, ...]:
+    normed, inverse = _rms(x, weight, eps)
+    return normed, x, inverse
+
+
+def _rms(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square()
     inverse = (squares / x.shape[-1] + eps).rsqrt()
     normed: Tensor = x * inverse
-    return normed.mul_(weight), x, inverse
+    return normed.mul_(weight), inverse
 
 
 def _rms_backward(
@@ -78,6 +88,11 @@ def _rms_backward(
     along = product.unsqueeze(-1) / x.shape[-1]  # of the gradient, along x
     grad_x = (grad * weight).addcmul_(normed, along, value=-1).mul_(inverse)
     return grad_x, [grad_weights]
+
+
+def _rms_backward_of_all(grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    grad_x, ((grad_weight,),) = _rms_backward(lambda product: [product], grad, (x, inverse), (weight,))
+    return grad_x, grad_weight
 
 
 def _layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -124,7 +139,9 @@ class Norm(nn.Module):
         eps = config.advanced.norm_eps if eps is None else eps
         self.rms = m.norm == "rmsnorm"
         if self.rms:
-            self.plain: Callable[..., Tensor] = partial(rms_norm, eps=eps, zero_centered=m.zero_centered_norm)
+            self.plain: Callable[..., Tensor] = partial(
+                rms_norm, eps=eps, zero_centered=m.zero_centered_norm, fuse=tp.fuse
+            )
             self.by_row = ByRow(self.plain, partial(_rms_forward, eps=eps), _rms_backward)
         else:
             self.plain = partial(_layer_norm, eps=eps)
@@ -158,7 +175,8 @@ class Dropout(nn.Module):
         if not self.training or self.drop == 0:
             return x
         mine = self.tp.held_positions(x.shape[1])
-        return rng.dropout(x, self.drop, mask_rows(self.seed, self.site, batch, mine, x.device))
+        rows = mask_rows(self.seed, self.site, batch, mine, x.device)
+        return rng.dropout(x, self.drop, rows, fuse=self.tp.fuse)
 
 
 def mask_rows(seed: int, site: str, batch: MicroBatch, positions: Positions, device: torch.device) -> Tensor:

@@ -29,7 +29,11 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, h, S, K] -> [B, h, S, K]"""
-        return by_heads(self.tp, lambda x, weight: rms_norm(x, weight, self.eps, self.zero_centered), x, self.weight)
+
+        def norm(x: Tensor, weight: Tensor) -> Tensor:
+            return rms_norm(x, weight, self.eps, self.zero_centered, self.tp.fuse)
+
+        return by_heads(self.tp, norm, x, self.weight)
 
 
 class WholeNorm(nn.Module):

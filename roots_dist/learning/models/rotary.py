@@ -8,6 +8,7 @@ B sequences, S positions, h heads of this rank, K head width, w rotated channels
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from roots_dist.config.model import LayerKind
 from roots_dist.config.rope_scaling import Linear, Llama3, LongRope, RopeScaling, Yarn, mscale
 from roots_dist.config.schema import Config
+from roots_dist.world.fuse import Fuse, eager
 from roots_dist.world.positions import Positions
 
 
@@ -36,11 +38,12 @@ class Rotary:
         interleaved: bool = False,
         seq: int = 0,
         max_positions: int = 0,
+        fuse: Fuse = eager,
     ):
         """width: rotated channels. seq, max_positions: lengths of the run's texts and of the model's, which LongRope
         asks for."""
         self.width, self.theta, self.scaling, self.interleaved = width, theta, scaling, interleaved
-        self.seq, self.max_positions = seq, max_positions
+        self.seq, self.max_positions, self.rotate = seq, max_positions, fuse(rotate)
         self._key: object = None
 
     def angles(self, positions: Positions, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +63,7 @@ class Rotary:
     def __call__(self, x: Tensor, positions: Positions) -> Tensor:
         """[B, h, S, K] -> the same shape, rotated by the angles of each position."""
         out: Tensor = _Turn.apply(  # type: ignore[no-untyped-call] # torch types no apply
-            x, *self.angles(positions, x), self.interleaved
+            x, *self.angles(positions, x), self.interleaved, self.rotate
         )
         return out
 
@@ -69,18 +72,20 @@ class _Turn(torch.autograd.Function):
     """A rotation, whose gradient is rotated back. Nothing of x is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, rotate: Callable[..., Tensor]
+    ) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        ctx.interleaved = interleaved
-        return _turned(x, cos, sin, interleaved)
+        ctx.interleaved, ctx.rotate = interleaved, rotate
+        return rotate(x, cos, sin, interleaved)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         cos, sin = ctx.saved_tensors
-        return _turned(grad, cos, sin, ctx.interleaved, sign=-1), None, None, None
+        return ctx.rotate(grad, cos, sin, ctx.interleaved, -1), None, None, None, None
 
 
-def _turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: int = 1) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, sign: int = 1) -> Tensor:
     """Each pair (a, b) of x [B, h, S, K] -> (a cos - b sin, b cos + a sin); what cos and sin [S, w] do not reach is
     kept."""
     width = cos.shape[-1]
@@ -148,7 +153,7 @@ def attention_factor(scaling: RopeScaling | None, max_positions: int) -> float:
     return 1.0
 
 
-def rotary_of(config: Config, kind: LayerKind) -> Rotary | None:
+def rotary_of(config: Config, kind: LayerKind, fuse: Fuse = eager) -> Rotary | None:
     """The rotary embedding of blocks of this kind; None for those without."""
     m = config.model
     if kind == "nope":
@@ -161,4 +166,5 @@ def rotary_of(config: Config, kind: LayerKind) -> Rotary | None:
         interleaved=m.rotary_interleaved,
         seq=config.data.seq_length,
         max_positions=m.max_positions or config.data.seq_length,
+        fuse=fuse,
     )

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from roots_dist.config.parallel import CpKind
 from roots_dist.world.exact import Exact
+from roots_dist.world.fuse import Fuse, eager
 from roots_dist.world.mesh import SINGLE, Axis
 from roots_dist.world.positions import Positions, zigzag
 from roots_dist.world.stopwatch import Stopwatch
@@ -70,6 +71,8 @@ class TensorParallel:
     """Measures the time spent computing and the time spent waiting for other tensor ranks."""
     exact: Exact | None = None
     """The logical shards of an exact run; None if results may depend on the layout by rounding."""
+    fuse: Fuse = eager
+    """Makes one kernel of a layer's function, where the run compiles any (train.compile)."""
 
     @property
     def shards(self) -> int:

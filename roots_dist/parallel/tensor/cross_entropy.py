@@ -6,7 +6,8 @@ gathered.
 For each chunk of tokens: the logits of this rank's vocabulary; maximum, Σexp and target logit reduced over tensor
 ranks; then softmax - one_hot in place, and the two products for the gradients. Backward only multiplies by the scale of
 the loss. Peak memory is chunk × v instead of three times T × v (logits, softmax, gradient). Computed in float32 or
-wider.
+wider. A run that compiles (TensorParallel.fuse) computes each of the three parts in one pass over the logits
+(fused_scores.py).
 
 Parallel cross-entropy: Shoeybi et al. 2019, section 3; z-loss: Chowdhery et al. 2022, section 5. T tokens, D width, V
 vocabulary (unpadded), v vocabulary rows of this rank.
@@ -22,10 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from roots_dist.errors import present
+from roots_dist.parallel.tensor import fused_scores
 from roots_dist.parallel.tensor.collectives import TensorParallel, all_reduce_max, gather_last_dim, sum_over_tp
 from roots_dist.parallel.tensor.exact import aligned, kept_shard
 from roots_dist.parallel.tensor.weight_gradient import add_product_
 from roots_dist.world.batch import IGNORE
+from roots_dist.world.fuse import eager
 from roots_dist.world.tree_sum import tree_sum
 
 
@@ -135,7 +138,7 @@ class _Scores(NamedTuple):
     local: Tensor
     """int64 [c, 1]: index of the target among them"""
     exp: Tensor
-    """[c, v]: exponentials of the scores"""
+    """[c, v]: exponentials of the scores; the logits where the run compiles"""
     slope: Tensor | None
     """[c, v]: derivative of the scores by their logits; None where it is 1 (no soft cap)"""
 
@@ -169,15 +172,20 @@ def _score_chunk(
 ) -> _Chunk:
     """Compute the statistics of a chunk. sum_all: also sum all scores (label smoothing). slopes: keep what the
     gradient through a soft cap needs."""
-    scored = target != IGNORE
-    parts = [_score_rows(rows, h, target, scored, softcap, slopes) for rows in rows_of(tp, weight, bias, vocab)]
-    highest = [part.exp.amax(1) for part in parts if part.exp.shape[1]]
+    scored, fused = target != IGNORE, tp.fuse is not eager
+    parts = [_score_rows(rows, h, target, scored, softcap, slopes, fused) for rows in rows_of(tp, weight, bias, vocab)]
+    some = [part.exp for part in parts if part.exp.shape[1]]
+    highest = [tp.fuse(fused_scores.highest)(logits, softcap) if fused else logits.amax(1) for logits in some]
     if highest:
         max_score = all_reduce_max(reduce(torch.maximum, highest), tp.axis)  # [c]
     else:  # this rank has only padding, with a tiny vocabulary
-        max_score = all_reduce_max(parts[0].exp.new_full(target.shape, -torch.inf), tp.axis)
+        exact = torch.promote_types(h.dtype, torch.float32)
+        max_score = all_reduce_max(h.new_full(target.shape, -torch.inf, dtype=exact), tp.axis)
     sums = []
     for is_local, local, scores, _ in parts:
+        if fused and scores.shape[1]:
+            sums.append(tp.fuse(fused_scores.sums)(scores, max_score, local, is_local, softcap, sum_all))
+            continue
         target_score = scores.new_zeros(scores.shape[:1])
         if scores.shape[1]:
             scores -= max_score.unsqueeze(1)
@@ -189,16 +197,38 @@ def _score_chunk(
     return _Chunk(scored, parts, max_score, target_score, sum_exp, sum_scores)
 
 
-def _score_rows(rows: Rows, h: Tensor, target: Tensor, scored: Tensor, softcap: float | None, slopes: bool) -> _Scores:
-    """The scores themselves in the place of their exponentials."""
+def _score_rows(
+    rows: Rows, h: Tensor, target: Tensor, scored: Tensor, softcap: float | None, slopes: bool, fused: bool
+) -> _Scores:
+    """The scores themselves in the place of their exponentials, or the logits."""
     real = rows.weight.shape[0]
     local = target - rows.first
     is_local = scored & (local >= 0) & (local < real)
     local = local.masked_fill(~is_local, 0).unsqueeze(1)
     scores = F.linear(h, rows.weight, rows.bias)
+    if fused:
+        return _Scores(is_local, local, scores, None)
     scores = capped(scores.to(torch.promote_types(h.dtype, torch.float32)), softcap)  # [c, v]
     slope = 1 - (scores / softcap).square() if softcap is not None and slopes else None
     return _Scores(is_local, local, scores, slope)
+
+
+def _gradient_(
+    scores: _Scores, scored: Tensor, factor: Tensor, smoothing: float, share: float, token_weights: Tensor | None
+) -> Tensor:
+    """[c, v]: d loss / d logits, as fused_scores.gradient, in the place of the exponentials."""
+    is_local, local, grad, slope = scores
+    grad *= factor.masked_fill(~scored, 0).unsqueeze(1)
+    if smoothing:
+        # a bool would be rounded to float32
+        grad -= share * scored.to(grad.dtype).unsqueeze(1)
+    if grad.shape[1]:
+        grad.scatter_add_(1, local, -(1 - smoothing) * is_local.to(grad.dtype).unsqueeze(1))
+    if slope is not None:
+        grad *= slope
+    if token_weights is not None:
+        grad *= token_weights.unsqueeze(1)
+    return grad
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -218,7 +248,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         token_weights: Tensor | None,
         grad_enabled: bool,
     ) -> tuple[Tensor, Tensor]:
-        exact = torch.promote_types(hidden.dtype, torch.float32)
+        exact, share = torch.promote_types(hidden.dtype, torch.float32), smoothing / vocab
         total, hits = hidden.new_zeros((), dtype=exact), torch.zeros((), dtype=torch.int64, device=hidden.device)
         need_hidden, need_weight, need_bias = (grad_enabled and need for need in ctx.needs_input_grad[:3])
         shards = rows_of(tp, weight, bias, vocab)
@@ -233,11 +263,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 tp, h, weight, bias, targets[part], vocab, softcap,
                 sum_all=smoothing > 0, slopes=need_hidden or need_weight or need_bias,
             )  # fmt: skip
-            loss = (
-                chunk_scores.log_sum
-                - (1 - smoothing) * chunk_scores.target_score
-                - smoothing / vocab * chunk_scores.sum_scores
-            )
+            loss = chunk_scores.log_sum - (1 - smoothing) * chunk_scores.target_score - share * chunk_scores.sum_scores
             log_z = chunk_scores.log_sum + chunk_scores.max_score
             if z_loss:
                 loss = loss + z_loss * log_z.square()
@@ -250,19 +276,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
             # d loss / d scores = p·(1 + 2z·log Z) - (1-ε)·one_hot - ε/V, and 0 where nothing is scored
             factor = (1 + 2 * z_loss * log_z) / chunk_scores.sum_exp if z_loss else chunk_scores.sum_exp.reciprocal()
-            for number, (rows, (is_local, local, grad, slope)) in enumerate(zip(shards, chunk_scores.parts)):
-                grad *= factor.masked_fill(~chunk_scores.scored, 0).unsqueeze(1)
-                if smoothing:
-                    # a bool would be rounded to float32
-                    grad -= (smoothing / vocab) * chunk_scores.scored.to(exact).unsqueeze(1)
-                if grad.shape[1]:
-                    grad.scatter_add_(1, local, -(1 - smoothing) * is_local.to(exact).unsqueeze(1))
-                if slope is not None:
-                    grad *= slope
-                if token_weights is not None:
-                    grad *= token_weights[part].unsqueeze(1)
+            weights = None if token_weights is None else token_weights[part]
+            for number, (rows, scores) in enumerate(zip(shards, chunk_scores.parts)):
+                if tp.fuse is eager or not scores.exp.shape[1]:
+                    grad = _gradient_(scores, chunk_scores.scored, factor, smoothing, share, weights)
+                else:
+                    grad = tp.fuse(fused_scores.gradient)(
+                        scores.exp, chunk_scores.max_score, scores.local, scores.is_local, chunk_scores.scored, factor,
+                        smoothing, share, softcap, weights,
+                    )  # fmt: skip
                 if grad_bias is not None:
-                    grad_bias[rows.held] += grad.sum(0)
+                    grad_bias[rows.held] += grad.sum(0, dtype=exact)
                 grad = grad.to(hidden.dtype)
                 if grad_hiddens:
                     grad_hiddens[number][part] = grad @ rows.weight
