@@ -1,8 +1,10 @@
-"""docs/mutants.md, made from the table of mutants: each bug in words, where it is planted, and the test that dies.
+"""docs/mutants.md, made from the table of mutants: each bug in words, where it is planted, and the test that dies. And
+those of docs/proof.md, by what hid them.
 
     python docs/make_mutants.py        tests/mutants/table.py --> docs/mutants.md
+                                       tests/mutants/hidden.py --> docs/proof.md
 
-tests/mutants/test_table.py fails while the page does not say what the table says.
+tests/mutants/test_table.py fails while the pages do not say what the tables say.
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
 
-from mutants.table import AREAS, MUTANTS  # noqa: E402 # a folder of tests, which no installation has
+from mutants.hidden import HIDDEN  # noqa: E402 # a folder of tests, which no installation has
+from mutants.table import AREAS, MUTANTS  # noqa: E402
 
-PAGE = ROOT / "docs" / "mutants.md"
+PAGE, PROOF = ROOT / "docs" / "mutants.md", ROOT / "docs" / "proof.md"
+BEGIN, END = "<!-- hidden: docs/make_mutants.py -->\n", "<!-- end of hidden -->"
 HEAD = """\
 # Mutants
 
@@ -68,5 +72,16 @@ def page() -> str:
     return "\n".join(parts) + "\n"
 
 
+def proof_page() -> str:
+    """docs/proof.md with its table made anew."""
+    before, _, rest = PROOF.read_text(encoding="utf-8").partition(BEGIN)
+    rows = ["| hidden, because | mutant, on both sides | test that dies |", "|---|---|---|"]
+    for why, names in HIDDEN.items():
+        for i, name in enumerate(names):
+            rows.append(f"| {'' if i else why} | {MUTANTS[name].bug} | `{MUTANTS[name].test}` |")
+    return before + BEGIN + "\n" + "\n".join(rows) + "\n\n" + END + rest.partition(END)[2]
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    PROOF.write_text(proof_page(), encoding="utf-8")

@@ -44,6 +44,7 @@ def test_the_page_and_the_readme_say_what_the_table_says():
     made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     assert made.PAGE.read_text(encoding="utf-8") == made.page(), "run: python docs/make_mutants.py"
+    assert made.PROOF.read_text(encoding="utf-8") == made.proof_page(), "run: python docs/make_mutants.py"
     assert f"[one of {len(MUTANTS)} bugs](docs/mutants.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
