@@ -74,6 +74,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "train.micro_batch": ("micro_batch_size", "per_device_train_batch_size", "train_micro_batch_size_per_gpu"),
     "train.batch_ramp": ("rampup_batch_size",),
     "train.precision": ("dtype", "torch_dtype", "mixed_precision"),
+    "train.compile": ("torch_compile",),
     "train.recompute": ("recompute_granularity", "gradient_checkpointing", "activation_checkpointing"),
     "train.log_every": ("log_interval", "logging_steps"),
     "train.eval_every": ("eval_interval", "eval_steps"),
