@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from roots_dist.config.schema import Config
 from roots_dist.config.store_url import is_url, why_no_store
 from roots_dist.errors import DataError
 from roots_dist.files import read_plain, where, why
-from roots_dist.idx_format import HEADER, MAGIC, OLD_MAGIC, TOKEN_TYPES, token_bytes
+from roots_dist.idx_format import IdxError, read_header
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,8 @@ class CorpusFacts:
     """From the manifest beside it; None: made by other software."""
     trouble: str | None = None
     """Why it cannot be used."""
+    fix: str | None = None
+    """What to do about it, where the file itself says so."""
     made_with: str | None = None
     """The tokenizer beside it, where that has other ids than the config's: its tokens are other words."""
 
@@ -91,30 +92,20 @@ def gather(config: Config, local_size: int) -> Facts:
 
 def corpus(prefix: str) -> CorpusFacts:
     """What the header of a .bin/.idx pair says."""
-    idx, tokens_file = Path(f"{prefix}.idx"), Path(f"{prefix}.bin")
+    tokens_file = Path(f"{prefix}.bin")
     try:
-        with idx.open("rb") as file:
-            header = file.read(HEADER.size)
-            file.seek(0, os.SEEK_END)
-            idx_size = file.tell()
+        header = read_header(prefix)
         bin_size = tokens_file.stat().st_size
         with tokens_file.open("rb"):
             pass  # it may be read
     except OSError as error:
         return CorpusFacts(trouble=f"{why(error)}: {where(error.filename)}")
-    if header.startswith(OLD_MAGIC):
-        return CorpusFacts(trouble=f"{idx} is in fairseq's older format")
-    if len(header) < HEADER.size or not header.startswith(MAGIC):
-        return CorpusFacts(trouble=f"{idx} is no index of a .bin file")
-    _, version, code, sequences, documents = HEADER.unpack(header)
-    if version != 1 or code not in TOKEN_TYPES:
-        return CorpusFacts(trouble=f"{idx} has version {version} and token type {code}, expected 1 and 1 to 8")
-    if idx_size < HEADER.size + 12 * sequences + 8 * documents:
-        return CorpusFacts(trouble=f"{idx} is cut off: {idx_size} bytes cannot hold {sequences} sequences")
-    if bin_size % token_bytes(code):
+    except IdxError as error:
+        return CorpusFacts(trouble=f"{error.found}, expected {error.expected}", fix=error.fix)
+    if bin_size % header.token_bytes:
         return CorpusFacts(trouble=f"{tokens_file} is cut off: {bin_size} bytes are no whole number of tokens")
     return CorpusFacts(
-        tokens=bin_size // token_bytes(code), documents=documents - 1, vocab=_manifest_vocab(Path(prefix))
+        tokens=bin_size // header.token_bytes, documents=header.num_documents, vocab=_manifest_vocab(Path(prefix))
     )
 
 

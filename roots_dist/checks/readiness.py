@@ -66,7 +66,7 @@ def _corpus(key: str, path: str, found: CorpusFacts, config: Config) -> Iterator
             if re.search(TEXT_FILE, path)
             else "write the whole path: ~ is not replaced here"
             if path.startswith("~")
-            else "make it with `roots prepare`"
+            else found.fix or "make it with `roots prepare`"
         )
         yield Problem(key=key, found=path, expected=f"a readable corpus ({found.trouble})", fix=fix)
         return

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from roots_dist.checks import facts as gathering
 from roots_dist.errors import DataError
+from roots_dist.idx_format import TOKEN_TYPES
 from roots_dist.learning.data.store import Corpus, Writer, token_type
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "three_documents"
@@ -116,6 +118,22 @@ DAMAGE = {
     "documents that fall": (lambda i, b: (i[:78] + b"\x03" + i[79:86] + b"\x01" + i[87:], b), "does not rise"),
     "documents beyond the sequences": (lambda i, b: (i[:94] + b"\x09" + i[95:], b), "does not rise"),
 }
+
+
+@pytest.mark.parametrize("code", TOKEN_TYPES)
+def test_a_type_is_refused_before_a_run_if_it_cannot_be_opened(tmp_path, code):
+    """The checks on a login node and the run judge a corpus alike: ids are integers."""
+    stored = np.array([1, 2, 3]).astype(TOKEN_TYPES[code])
+    stored.tofile(tmp_path / "c.bin")
+    write_index(tmp_path / "c", [3], [0], [0, 1], code=code)
+    found = gathering.corpus(str(tmp_path / "c"))
+    if stored.dtype.kind == "f":
+        assert f"token type code {code}" in found.trouble and "Megatron's table" in found.fix
+        with pytest.raises(DataError, match=f"token type code {code}"):
+            Corpus.open(tmp_path / "c")
+    else:
+        assert found.trouble is None and found.tokens == 3
+        assert Corpus.open(tmp_path / "c").tokens(0, 3).tolist() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

@@ -20,9 +20,8 @@ from typing import IO
 import numpy as np
 
 from roots_dist.errors import DataError, Problem
-from roots_dist.idx_format import HEADER, MAGIC, OLD_MAGIC, TOKEN_TYPES
+from roots_dist.idx_format import HEADER, MAGIC, OTHER_TABLES, TOKEN_TYPES, IdxError, read_header
 
-OTHER_TABLES = "DeepSpeed's own writer numbers types otherwise (6 uint16, 7 uint32, 8 uint64), GPT-NeoX has 6 float32"
 LONGEST_SEQUENCE = 2**31 - 1
 
 
@@ -218,36 +217,13 @@ def num_windows(corpus: Corpus, stride: int, length: int) -> int:
 
 
 def _open(prefix: str, index: Path, stored: Path) -> Corpus:
-    def refuse(found: object, expected: str, fix: str) -> DataError:
-        return DataError(f"corpus {prefix!r}: {found}, expected {expected}. Fix: {fix}.")
+    def refuse(found: str, expected: str, fix: str) -> IdxError:
+        return IdxError(prefix, found, expected, fix)
 
-    size = index.stat().st_size
-    with index.open("rb") as file:
-        head = file.read(HEADER.size)
-    if head.startswith(OLD_MAGIC):
-        raise refuse("the .idx begins TNTIDX, an older format", "MMIDIDX", "convert it, or prepare the corpus anew")
-    if not head.startswith(MAGIC):
-        raise refuse(f"the .idx begins {head[:9]!r}", f"{MAGIC!r}", "check that this is the .idx of a Megatron corpus")
-    if len(head) < HEADER.size:
-        raise refuse(f"the .idx has {size} bytes", f"a header of {HEADER.size}", "copy the truncated file again")
-    _, version, code, num_sequences, num_documents = HEADER.unpack(head)
-    if version != 1:
-        raise refuse(f"version {version}", "version 1", "write it with a current tool")
-    if code not in TOKEN_TYPES or np.dtype(TOKEN_TYPES[code]).kind == "f":
-        raise refuse(
-            f"token type code {code}", "1-5 or 8, integers", f"rewrite it with Megatron's table; {OTHER_TABLES}"
-        )
-    dtype = np.dtype(TOKEN_TYPES[code])
-    needed = HEADER.size + 12 * num_sequences + 8 * num_documents
-    if size not in (needed, needed + num_sequences):
-        raise refuse(
-            f"the .idx has {size} bytes", f"{needed} for {num_sequences} sequences", "copy the truncated file again"
-        )
-    if num_sequences == 0 or num_documents < 2:
-        raise refuse("no documents", "at least one", "prepare it from inputs with text")
-
+    header = read_header(prefix)
+    dtype, num_sequences = np.dtype(header.token_type), header.num_sequences
     whole = np.memmap(index, dtype="u1", mode="r")
-    tables = np.split(whole[HEADER.size : needed], [4 * num_sequences, 12 * num_sequences])
+    tables = np.split(whole[HEADER.size : header.tables_end], [4 * num_sequences, 12 * num_sequences])
     lengths, offsets, documents = (table.view(kind) for table, kind in zip(tables, ("<i4", "<i8", "<i8")))
     if documents[0] != 0 or documents[-1] != num_sequences or (documents[1:] < documents[:-1]).any():
         raise refuse(
