@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import stat
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from roots_dist.errors import Problem, UserError
 
 WORKING_DIRECTORY = "the working directory"
 PARTIAL = ".partial"
-"""How the name ends of a file that is being written."""
+"""How the name ends of a file or folder that is being written."""
 MOST_BYTES = 1 << 30
 """Bytes of a file that is read whole: the index of a million tensors has a tenth of them, and a sparse file of a
 terabyte costs nobody anything to leave in a folder."""
@@ -97,6 +98,15 @@ def read_plain(path: Path) -> bytes:
         if (size := os.fstat(file.fileno()).st_size) > MOST_BYTES:
             raise OSError(errno.EFBIG, f"{size} bytes are more than any file of its kind has", str(path))
         return file.read()
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one if it cannot be read. For what only adds to something: never raises."""
+    try:
+        found = json.loads(read_plain(path))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _plain(fd: int, path: Path) -> int:

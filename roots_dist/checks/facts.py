@@ -22,7 +22,7 @@ from roots_dist.config.schema import Config
 from roots_dist.config.store_url import is_url, why_no_store
 from roots_dist.errors import DataError
 from roots_dist.files import read_plain, where, why
-from roots_dist.idx_format import IdxError, read_header
+from roots_dist.idx_format import MANIFEST, TOKENIZER, IdxError, read_header
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def corpus(prefix: str) -> CorpusFacts:
 def _manifest_vocab(prefix: Path) -> int | None:
     """`vocab` from the manifest that `roots prepare` writes beside the corpus, if there is one."""
     try:
-        vocab = json.loads((prefix.parent / "manifest.json").read_text(encoding="utf-8"))["vocab"]
+        vocab = json.loads((prefix.parent / MANIFEST).read_text(encoding="utf-8"))["vocab"]
     except (OSError, ValueError, KeyError, TypeError):
         return None  # other software's corpora have none, or another kind
     return vocab if isinstance(vocab, int) else None
@@ -121,7 +121,7 @@ def _manifest_vocab(prefix: Path) -> int | None:
 def _made_with(prefix: Path, ids: Mapping[str, int]) -> str | None:
     """Words that the config's tokenizer has added mean nothing to the corpus; files may differ that have the same
     ids."""
-    beside = prefix.parent / "tokenizer.json"
+    beside = prefix.parent / TOKENIZER
     if not ids or _manifest_vocab(prefix) is None or not beside.is_file():
         return None
     there, _ = _tokenizer(str(beside))

@@ -81,7 +81,7 @@ class Use:
 
 
 def _with(key: str, *values: str) -> Callable[[Config], bool]:
-    return lambda config: value_of(config, key) in values
+    return lambda config: config.value(key) in values
 
 
 def _one_of(key: str, *values: str, keys: tuple[str, ...]) -> Use:
@@ -255,7 +255,7 @@ def check(config: Config) -> Iterator[Problem]:
         if use.used(config):
             continue
         for key in use.keys:
-            found, default = value_of(config, key), value_of(DEFAULTS, key)
+            found, default = config.value(key), DEFAULTS.value(key)
             if found != default:
                 yield Problem(
                     key=key,
@@ -276,8 +276,3 @@ def _shown(value: object) -> object:
 def _written(value: object) -> str:
     """As on the command line."""
     return json.dumps(value).strip('"')
-
-
-def value_of(config: Config, key: str) -> object:
-    section, _, name = key.partition(".")
-    return getattr(getattr(config, section), name)

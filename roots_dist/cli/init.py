@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from roots_dist.cli.options import with_options
+from roots_dist.idx_format import TOKENIZER
 
 SHIPPED = Path(__file__).parents[2] / "configs"
 """Configs of a checkout. An installed package has none: --from takes a path too."""
@@ -103,7 +104,7 @@ def _ask() -> tuple[str, Mapping[str, Any]]:
     return model, {
         "data.train": f"{corpus}/train_text_document",
         "data.validation": f"{corpus}/validation_text_document",
-        "data.tokenizer": f"{corpus}/tokenizer.json",
+        "data.tokenizer": f"{corpus}/{TOKENIZER}",
         "parallel.tp": tp,
         "parallel.pp": 1,
         "train.steps": steps,

@@ -43,14 +43,14 @@ def complete_from_model(loaded: Loaded) -> Loaded:
     problems += [
         Problem(
             key=key,
-            found=_value(loaded.config, key),
+            found=loaded.config.value(key),
             expected=f"{value!r} as in finetune.init_from={start}, or nothing",
             fix=f"leave {key} out",
         )
         for key, value in values.items()
         if key in loaded.origins
         and key not in (*FREE, "data.tokenizer", "data.seq_length")
-        and _value(loaded.config, key) != value
+        and loaded.config.value(key) != value
     ]
     if problems:
         raise ConfigError(loaded.located(problems))
@@ -109,14 +109,9 @@ def _taken(there: Config, loaded: Loaded) -> Iterator[tuple[str, object]]:
     left = OF_VOCAB_HEAD if objective_of(objective).has_labels else ()
     yield from ((f"model.{key}", value) for key, value in model.items() if f"model.{key}" not in left)
     yield from ((f"generator.{key}", value) for key, value in there.generator.model_dump().items())
-    yield from ((key, _value(there, key)) for key in TAKEN)
+    yield from ((key, there.value(key)) for key in TAKEN)
     if there.finetune.strategy == loaded.config.finetune.strategy == "lora":
-        yield from ((key, _value(there, key)) for key in ADAPTERS)
+        yield from ((key, there.value(key)) for key in ADAPTERS)
     if "objective.name" not in loaded.origins:
         told = (f"objective.{key}" for key in there.objective.model_dump())
-        yield from ((key, _value(there, key)) for key in told if key not in loaded.origins)
-
-
-def _value(config: Config, key: str) -> object:
-    section, _, name = key.partition(".")
-    return getattr(getattr(config, section), name)
+        yield from ((key, there.value(key)) for key in told if key not in loaded.origins)

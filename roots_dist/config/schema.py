@@ -284,6 +284,11 @@ class Config(Section):
         """What the files of advanced.extensions add to the tables. Look names up with config/records.py."""
         return extended(self.advanced.extensions)
 
+    def value(self, name: str) -> object:
+        """The value of `section.key`."""
+        section, key = name.split(".")
+        return getattr(getattr(self, section), key)
+
     def changed(self, values: Mapping[str, object]) -> Config:
         """The same config with some values replaced, by `section.key`; validated like any other."""
         tree = self.model_dump()

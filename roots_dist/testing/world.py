@@ -33,6 +33,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from roots_dist.failures import CONSEQUENCES
 from roots_dist.files import write_atomically
 
 PRELOAD = [
@@ -62,8 +63,6 @@ LINGER_S = 20.0
 ATTEMPTS = 3
 """Number of attempts to connect: on a crowded machine gloo's mesh fails now and then (pytorch issue 53270), before any
 rank has started."""
-CONSEQUENCES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
-"""Messages of gloo on a rank whose peer has gone or hangs: rarely the cause."""
 
 
 class WorldFailed(RuntimeError):

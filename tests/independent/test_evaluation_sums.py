@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from roots_dist.assembly.passes import build_passes
 from roots_dist.config.schema import Config, Source
+from roots_dist.idx_format import MANIFEST
 from roots_dist.learning.data import manifest
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.specials import synthetic_specials
@@ -169,7 +170,7 @@ def test_bytes_per_token_are_all_bytes_over_all_tokens(tmp_path):
             outputs=(), train=manifest.Split(documents=1, tokens=7, bytes=7),
             validation=manifest.Split(documents=1, tokens=tokens, bytes=size),
         )  # fmt: skip
-        (tmp_path / name / manifest.NAME).write_text(made.model_dump_json())
+        (tmp_path / name / MANIFEST).write_text(made.model_dump_json())
     sources = [Source(path=str(tmp_path / name / manifest.split_stem("validation"))) for name in sizes]
     assert bytes_per_token(sources) == pytest.approx((420 + 2500) / 1100)
     assert bytes_per_token([*sources, Source(path=str(tmp_path / "none"))]) is None

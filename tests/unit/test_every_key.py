@@ -39,7 +39,8 @@ from roots_dist.learning.objectives.synthetic import proof_objective, random_bat
 from roots_dist.parallel.optim.trainable import trainable
 from roots_dist.parallel.zero.ds_config import deepspeed_config
 from roots_dist.runs.ranks.join import device_for
-from roots_dist.runs.track.wandb import _begin, is_wanted
+from roots_dist.runs.track.tracker import is_wanted
+from roots_dist.runs.track.wandb import _begin
 from roots_dist.runs.train.best_evaluation import best_evaluation
 from roots_dist.runs.train.step import train_step
 from roots_dist.verify.trainable import depths
@@ -203,7 +204,7 @@ def leaves() -> list[str]:
 def others(config: Config, key: str) -> list[object]:
     """For a choice all the others, else one."""
     section, _, name = key.partition(".")
-    value, kind = unused.value_of(config, key), Config.model_fields[section].annotation.model_fields[name].annotation
+    value, kind = config.value(key), Config.model_fields[section].annotation.model_fields[name].annotation
     kind = next(part for part in get_args(kind) if part is not NoneType) if NoneType in get_args(kind) else kind
     if get_origin(kind) is Literal:
         return [choice for choice in get_args(kind) if choice != value]
@@ -225,7 +226,7 @@ def _program(config: Config) -> object:
 
 def _tracked(config: Config) -> object:
     """What W&B is told, beside the config itself."""
-    if not is_wanted(config):
+    if not is_wanted("wandb", config.track.wandb):
         return None
     wandb = SimpleNamespace(Settings=dict, init=lambda **options: options)
     with mock.patch("roots_dist.runs.track.wandb._identity", return_value="id"), mock.patch.object(Path, "mkdir"):

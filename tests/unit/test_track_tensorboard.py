@@ -70,7 +70,7 @@ def test_on_off_and_not_installed(tmp_path, monkeypatch, capsys):
     open_trackers(config(tensorboard="off"), tmp_path / "off", rank0=True).close()
     assert not (tmp_path / "off" / ours.FOLDER).exists()
     find = importlib.util.find_spec
-    monkeypatch.setattr(ours.importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name))
     open_trackers(config(tensorboard="auto"), tmp_path / "auto", rank0=True).close()
     assert not (tmp_path / "auto" / ours.FOLDER).exists()
     with pytest.raises(EnvironmentProblem) as caught:

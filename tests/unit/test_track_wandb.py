@@ -1,5 +1,6 @@
 """W&B: a real offline run is read back by W&B's own tool; nothing that fails there reaches training."""
 
+import importlib.util
 import json
 import re
 import socket
@@ -203,7 +204,7 @@ def test_disabled_and_not_installed(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
     wandb.teardown()
     assert ours.open_wandb(config("auto"), tmp_path, {}) is None
-    monkeypatch.setattr(ours.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert ours.open_wandb(config("auto"), tmp_path, {}) is None
     with pytest.raises(
         EnvironmentProblem,

@@ -14,7 +14,8 @@ from pathlib import Path
 from roots_dist.config.special_tokens import COMPANIONS
 from roots_dist.errors import DataError, Problem
 from roots_dist.files import why
-from roots_dist.learning.data.manifest import NAME, PAIRS, Manifest, Options, read_manifest
+from roots_dist.idx_format import MANIFEST
+from roots_dist.learning.data.manifest import PAIRS, Manifest, Options, read_manifest
 
 COPIED = (*COMPANIONS, "chat_template.jinja")
 """Files that are copied with a given tokenizer."""
@@ -67,20 +68,20 @@ def up_to_date(folder: Path, files: list[Path], options: Options) -> Manifest | 
 def publish(partial: Path, folder: Path, manifest: Manifest) -> None:
     """Move the files into place. A folder without a manifest is unfinished: the new one is moved last."""
     old = _given_outputs(folder)
-    written = partial / NAME
+    written = partial / MANIFEST
     with written.open("w", encoding="utf-8") as file:
         file.write(manifest.model_dump_json(indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    (folder / NAME).unlink(missing_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
     for name in PAIRS:
         (folder / name).unlink(missing_ok=True)
     for name in old - {path.name for path in partial.iterdir()}:
         (folder / name).unlink(missing_ok=True)
     for path in sorted(partial.iterdir()):
-        if path.name != NAME:
+        if path.name != MANIFEST:
             os.replace(path, folder / path.name)
-    os.replace(written, folder / NAME)
+    os.replace(written, folder / MANIFEST)
 
 
 def _given_outputs(folder: Path) -> set[str]:

@@ -13,9 +13,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from roots_dist.errors import DataError, Problem
+from roots_dist.idx_format import MANIFEST
 
-NAME = "manifest.json"
-TOKENIZER = "tokenizer.json"
 SPLITS = ("train", "validation")
 
 
@@ -154,7 +153,7 @@ def read_manifest(prefix_or_folder: str | Path) -> Manifest | None:
     """Read the manifest beside a corpus; None for a corpus from another tool. Raises DataError if it is ours but
     damaged."""
     path = Path(prefix_or_folder)
-    path = (path if path.is_dir() else path.parent) / NAME
+    path = (path if path.is_dir() else path.parent) / MANIFEST
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:

@@ -22,15 +22,15 @@ from roots_dist import environment
 from roots_dist.config.extensions import OwnReader, digest_of, extended, pinned
 from roots_dist.config.special_tokens import SETTINGS
 from roots_dist.errors import DataError, Problem
+from roots_dist.files import PARTIAL
+from roots_dist.idx_format import MANIFEST, TOKENIZER
 from roots_dist.learning.data import readers
 from roots_dist.learning.data import tokenizer as tokenizers
 from roots_dist.learning.data.corpus_folder import COPIED, lock, publish, up_to_date
 from roots_dist.learning.data.encode import Encoded, encode_texts
 from roots_dist.learning.data.manifest import (
-    NAME,
     PAIRS,
     SPLITS,
-    TOKENIZER,
     File,
     Manifest,
     Options,
@@ -47,7 +47,6 @@ BATCH_BYTES = 1 << 18
 """Bytes of text sent to a worker at a time."""
 TRAINING_BYTES = 1 << 30
 """If the inputs are larger, a random part of about this size trains the tokenizer."""
-PARTIAL = ".partial"
 """Folder in the output for what is not complete."""
 EXAMPLES = 20
 """Number of defects that are recorded in full; all are counted."""
@@ -113,7 +112,7 @@ def prepare(
     )
     own = extended(tuple(pins)).readers
     passed_over: PassedOver = Counter()
-    ours = {(folder / name).resolve() for name in (NAME, TOKENIZER, PARTIAL, *PAIRS, *COPIED)}
+    ours = {(folder / name).resolve() for name in (MANIFEST, TOKENIZER, PARTIAL, *PAIRS, *COPIED)}
     files = readers.find(inputs, passed_over, ours, own)
     with lock(folder):
         if existing := up_to_date(folder, files, options):

@@ -20,6 +20,7 @@ from typing import IO
 import numpy as np
 
 from roots_dist.errors import DataError, Problem
+from roots_dist.files import PARTIAL
 from roots_dist.idx_format import HEADER, MAGIC, OTHER_TABLES, TOKEN_TYPES, IdxError, read_header
 
 LONGEST_SEQUENCE = 2**31 - 1
@@ -40,7 +41,7 @@ class Writer:
     def __init__(self, prefix: str | Path, dtype: np.dtype):
         self.dtype = np.dtype(dtype)
         self._final = [Path(f"{prefix}{ending}") for ending in (".bin", ".idx")]
-        self._temporary = [path.with_name(path.name + ".partial") for path in self._final]
+        self._temporary = [path.with_name(path.name + PARTIAL) for path in self._final]
         self._bin = self._temporary[0].open("wb")
         self._lengths, self._documents = array("i"), array("q", [0])
 

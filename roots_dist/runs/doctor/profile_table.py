@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from roots_dist.accounting.memory import GIB
 from roots_dist.accounting.peaks import format_flops
 from roots_dist.cluster_profile import Link, Profile, format_ranges, format_ranks, hosts_of
 from roots_dist.runs.doctor.rank_facts import FIXES
@@ -73,8 +74,8 @@ def hosts_table(profile: Profile) -> Table:
             format_ranges(facts.rank for facts in here),
             ", ".join(sorted({facts.device for facts in here})),
             str(here[0].cores),
-            "-" if memory is None else f"{memory / 2**30:.1f} GiB",
-            f"{here[0].disk_free / 2**30:.1f} GiB",
+            "-" if memory is None else f"{memory / GIB:.1f} GiB",
+            f"{here[0].disk_free / GIB:.1f} GiB",
             "-" if offset is None or len(profile.clock_offsets_s) == 1 else f"{1000 * offset:+.1f} ms",
             _range(flops),
             f"{min(copies) / 1e9:.3g} GB/s" if copies else "-",

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from roots_dist import environment
+from roots_dist.accounting.memory import GIB
 from roots_dist.checks.facts import free_memory, version_of
 from roots_dist.cluster_profile import Finding, RankFacts, format_ranks, hosts_of
 from roots_dist.runs.ranks import torch_settings
@@ -38,7 +39,7 @@ FIXES = {
     "driver": "install NVIDIA driver {usual} there, or leave that host out",
 }
 """Versions that must be equal on all ranks -> the fix if they are not."""
-DISK_LEAST = 2**30
+DISK_LEAST = GIB
 SHARED_MEMORY_LEAST = 2**26
 """Bytes per rank of a host: NCCL's buffers within a host are there, and docker gives 64 MB to all ranks together."""
 

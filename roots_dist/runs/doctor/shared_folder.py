@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from roots_dist.accounting.memory import GIB
 from roots_dist.cluster_profile import Finding, FolderAccess, format_ranks
-from roots_dist.files import why
+from roots_dist.files import PARTIAL, why
 
 BYTES = 4 * 2**20
 """Bytes that each rank writes."""
@@ -41,11 +42,11 @@ def write(folder: Path, token: str, rank: int) -> FolderAccess:
             raise OSError("it is a file" if folder.exists() else "no such folder")
         mine.parent.mkdir(exist_ok=True)
         start = time.perf_counter()
-        with mine.with_suffix(".partial").open("wb") as file:
+        with mine.with_suffix(PARTIAL).open("wb") as file:
             file.write(token.encode().ljust(BYTES, b"\0"))
             file.flush()
             os.fsync(file.fileno())
-        mine.with_suffix(".partial").replace(mine)
+        mine.with_suffix(PARTIAL).replace(mine)
         took = time.perf_counter() - start
         return FolderAccess(rank=rank, trouble=None, bytes_per_s=BYTES / took, free=shutil.disk_usage(folder).free)
     except OSError as error:
@@ -66,7 +67,7 @@ def remove_file(folder: Path, token: str, rank: int) -> None:
     """Remove this rank's files; the last rank removes the folder too."""
     mine = _file(folder, token, rank)
     with suppress(OSError):
-        mine.with_suffix(".partial").unlink(missing_ok=True)
+        mine.with_suffix(PARTIAL).unlink(missing_ok=True)
         mine.unlink(missing_ok=True)
         mine.parent.rmdir()
 
@@ -106,8 +107,8 @@ def findings(
         yield Finding(
             check="folder",
             where=f"folder {folder}",
-            found=f"{free / 2**30:.1f} GiB free",
-            expected=f"space for one checkpoint of {checkpoint / 2**30:.1f} GiB",
+            found=f"{free / GIB:.1f} GiB free",
+            expected=f"space for one checkpoint of {checkpoint / GIB:.1f} GiB",
             fix="free some space there, or choose another track.folder",
         )
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from roots_dist.accounting.memory import GIB
 from roots_dist.accounting.peaks import Precision, format_flops, gpu_peak, measured_cpu_peak
 from roots_dist.cluster_profile import Finding, Speed, format_ranks
 
@@ -26,7 +27,7 @@ WINDOW_S = {False: 0.25, True: 0.12}
 """Seconds of a window, by --quick."""
 SIDE = {"cpu": 512, "cuda": 8192}
 """Side of the matrices: large enough for the device's best rate."""
-COPY_BYTES = {"cpu": 2**25, "cuda": 2**30}
+COPY_BYTES = {"cpu": 2**25, "cuda": GIB}
 COPIES = 5
 
 

@@ -130,11 +130,11 @@ def _other_rows(config: Config, source: Examples, path: Path) -> DataError | Con
     kept = path.with_name(CONFIG_FILE)
     was = read_record(kept) if kept.is_file() else config
     fix = "set it back, or start anew in another track.folder"
-    for section, key in (name.split(".") for name in OF_ROWS):
-        now, before = (getattr(getattr(c, section), key) for c in (config, was))
+    for key in OF_ROWS:
+        now, before = config.value(key), was.value(key)
         if now != before:
             expected = f"{before!r}, with which the references in {path} were computed"
-            return ConfigError([Problem(key=f"{section}.{key}", found=now, expected=expected, fix=fix)])
+            return ConfigError([Problem(key=key, found=now, expected=expected, fix=fix)])
     begun_with = {file.path for file in (*was.data.train, *was.data.validation)}
     if source.prefix not in begun_with:
         expected = f"one of {', '.join(sorted(begun_with))}, of which {path} holds the references"

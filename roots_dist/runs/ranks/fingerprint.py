@@ -19,6 +19,7 @@ import torch
 from roots_dist import environment
 from roots_dist.config.schema import Config
 from roots_dist.files import why
+from roots_dist.idx_format import MANIFEST
 from roots_dist.scrub import known_secrets, scrub_text
 
 Fingerprint = Mapping[str, Mapping[str, str]]
@@ -101,7 +102,7 @@ def paths_of(config: Config) -> Iterator[Path]:
         if prefix.exists():
             yield prefix
         yield from (path for path in (Path(f"{prefix}.bin"), Path(f"{prefix}.idx")) if path.exists())
-        yield prefix.parent / "manifest.json"
+        yield prefix.parent / MANIFEST
     if config.data.tokenizer is not None:
         yield Path(config.data.tokenizer)
 

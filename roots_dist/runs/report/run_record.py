@@ -7,7 +7,6 @@ A run may be active, have just begun, or come from another version: what is miss
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,7 +20,7 @@ from roots_dist.config.load import CONFIG_FILE
 from roots_dist.config.schema import Config
 from roots_dist.config.text import parse_file
 from roots_dist.errors import Problem, UserError
-from roots_dist.files import read_plain
+from roots_dist.files import read_json_object
 from roots_dist.layout import Layout
 from roots_dist.runs.track.curve import series
 from roots_dist.runs.track.metrics import METRICS_FILE, TEXTS_FILE, read_lines
@@ -132,7 +131,7 @@ def _read(folder: Path, known: Collection[str]) -> RunRecord:
         raise UserError(problem)
     tree = parse_file(config_file)[0] if config_file.is_file() else {}
     records, texts = ([*read_lines(path)] if path.is_file() else [] for path in (metrics, folder / TEXTS_FILE))
-    origin, summary = (_json(folder / name) for name in ("origin.json", SUMMARY_FILE))
+    origin, summary = (read_json_object(folder / name) for name in ("origin.json", SUMMARY_FILE))
     flat = {f"{s}.{k}": v for s, keys in tree.items() if isinstance(keys, dict) for k, v in keys.items()}
     return RunRecord(
         name=scrub_text(str(flat.get("track.name") or folder.resolve().name), known),
@@ -144,14 +143,6 @@ def _read(folder: Path, known: Collection[str]) -> RunRecord:
         layout=layout_of(str(origin.get("layout"))),
         parameters=_parameters(tree),
     )
-
-
-def _json(path: Path) -> dict[str, object]:
-    try:
-        found = json.loads(read_plain(path))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def layout_of(words: str) -> Layout | None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from roots_dist.accounting.memory import GIB
+
 if TYPE_CHECKING:
     import torch
 
@@ -33,7 +35,7 @@ def machine_facts() -> dict[str, object]:
         "system": platform.platform(),
         "versions": versions,
         "cores": psutil.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_gib": round(psutil.virtual_memory().total / GIB, 1),
         "gpus": gpus,
     }
 
@@ -43,6 +45,6 @@ def peak_memory_gib(device: torch.device) -> float:
     import torch
 
     if torch.device(device).type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        return torch.cuda.max_memory_allocated(device) / GIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 2**30  # macOS counts bytes, Linux KiB
+    return peak * (1 if sys.platform == "darwin" else 1024) / GIB  # macOS counts bytes, Linux KiB

@@ -5,7 +5,6 @@ Numbers have the names of metrics.jsonl, texts are texts, and the config and the
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 from collections.abc import Collection, Mapping
@@ -13,26 +12,12 @@ from pathlib import Path
 
 from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
-from roots_dist.errors import missing_package
 from roots_dist.scrub import scrub_text
 from roots_dist.storage.checkpoint.object_store import Place
 
 log = logging.getLogger(__name__)
 
 FOLDER = "tensorboard"
-
-
-def is_wanted(config: Config) -> bool:
-    """Whether TensorBoard is used. Raises EnvironmentProblem if the config demands it and it is not installed; `auto`
-    then means no."""
-    wanted = config.track.tensorboard
-    if wanted == "off":
-        return False
-    if importlib.util.find_spec("tensorboard") is not None:
-        return True
-    if wanted == "auto":
-        return False
-    raise missing_package("tensorboard", "tensorboard")
 
 
 class TensorBoard:

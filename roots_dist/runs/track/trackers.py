@@ -16,7 +16,7 @@ from roots_dist.runs.track import tensorboard, wandb
 from roots_dist.runs.track.background import Background
 from roots_dist.runs.track.metrics import METRICS_FILE, RESUMED, MetricsFile, last_step
 from roots_dist.runs.track.progress import Progress
-from roots_dist.runs.track.tracker import Tracker
+from roots_dist.runs.track.tracker import Tracker, is_wanted
 from roots_dist.scrub import known_secrets
 from roots_dist.storage.checkpoint.object_store import Place
 
@@ -76,11 +76,11 @@ def open_trackers(
     logged_step = last_step(folder / METRICS_FILE) if config.checkpoint.resume else -1
     progress = Progress(config.train.steps, resumed_step)
     views: list[Tracker] = []
-    if tensorboard.is_wanted(config):
+    if is_wanted("tensorboard", config.track.tensorboard):
         views.append(
             Background("TensorBoard", lambda: tensorboard.TensorBoard(config, folder, facts, resumed_step, known))
         )
-    if wandb.is_wanted(config):
+    if is_wanted("wandb", config.track.wandb):
         views.append(Background("W&B", lambda: wandb.open_wandb(config, folder, facts, logged_step, known)))
     file = MetricsFile(folder, resumed_step)
     if resumed_step:

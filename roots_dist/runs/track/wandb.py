@@ -6,7 +6,6 @@ does not answer within INIT_TIMEOUT_S. A restart continues the same W&B run.
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import secrets
 from collections.abc import Collection, Mapping
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from roots_dist import environment
 from roots_dist.config.schema import Config
-from roots_dist.errors import missing_package
 from roots_dist.files import read_plain, write_atomically
 from roots_dist.runs.track.background import first_line
+from roots_dist.runs.track.tracker import is_wanted
 from roots_dist.scrub import scrub
 from roots_dist.storage.checkpoint.object_store import Place
 
@@ -35,19 +34,6 @@ NO_TELEMETRY = {"WANDB_ERROR_REPORTING": "false"}
 Mode = Literal["online", "offline"]
 
 
-def is_wanted(config: Config) -> bool:
-    """Whether W&B is used. Raises EnvironmentProblem if the config demands it and it is not installed; `auto` then
-    means no."""
-    wanted = config.track.wandb
-    if wanted == "disabled":
-        return False
-    if importlib.util.find_spec("wandb") is not None:
-        return True
-    if wanted == "auto":
-        return False
-    raise missing_package("wandb", "wandb")
-
-
 def open_wandb(
     config: Config, folder: Path, facts: Mapping[str, object], logged_step: int = -1, known: Collection[str] = ()
 ) -> Wandb | None:
@@ -55,7 +41,7 @@ def open_wandb(
 
     Nothing up to and including `logged_step` is logged again. `known` are secrets that must not be shown.
     """
-    if not is_wanted(config):
+    if not is_wanted("wandb", config.track.wandb):
         return None
     environment.export(NO_TELEMETRY, replace=False)
     import wandb

@@ -11,7 +11,7 @@ from itertools import count
 from pathlib import Path
 
 from roots_dist.errors import CheckpointError, Problem
-from roots_dist.files import printable
+from roots_dist.files import PARTIAL, printable
 from roots_dist.runs.ranks.stop_signal import AFTER_STEP, ENDED, ENDED_BEFORE, read_end
 from roots_dist.runs.track.metrics import METRICS_FILE, TEXTS_FILE, last_step
 from roots_dist.runs.track.summary_file import SUMMARY_FILE
@@ -19,7 +19,7 @@ from roots_dist.runs.train.left_out import REWINDS_FILE
 from roots_dist.runs.train.repeats import FAILURES_FILE
 from roots_dist.storage.checkpoint.disk import names, remove, rename, sync_folder
 from roots_dist.storage.checkpoint.format import CHECKPOINTS, STATE_FILE, Manifest, checkpoints_folder, read_json
-from roots_dist.storage.checkpoint.keep import BEST_FILE, PARTIAL, is_unfinished, steps_in
+from roots_dist.storage.checkpoint.keep import BEST_FILE, is_unfinished, steps_in
 from roots_dist.storage.checkpoint.object_store import ObjectPath, Place, place_of
 from roots_dist.storage.checkpoint.run_identity import RUN_FILE, never_saved, run_id
 from roots_dist.storage.checkpoint.verified import Damages

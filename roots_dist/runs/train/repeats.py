@@ -15,12 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from roots_dist.config.schema import Config
 from roots_dist.errors import Problem, UserError
 from roots_dist.failures import is_consequence, write_if_possible
-from roots_dist.files import read_plain
+from roots_dist.files import read_json_object
 from roots_dist.storage.checkpoint.format import digest
 from roots_dist.storage.checkpoint.keep import found_steps
 from roots_dist.storage.checkpoint.run_identity import RUN_FILE
@@ -79,7 +78,7 @@ def note_failure(folder: Path, config: Config, step: int, cause: str) -> None:
 def read_failures(folder: Path) -> list[Failure]:
     """The run's failures, oldest first; none if the file is not there or is damaged: they only save time."""
     try:
-        found = [Failure(**failure) for failure in _read(folder / FAILURES_FILE)["failures"]]
+        found = [Failure(**failure) for failure in read_json_object(folder / FAILURES_FILE)["failures"]]
     except (KeyError, TypeError):
         return []
     kinds = {"attempt": int, "step": int, "cause": str, "config": str}
@@ -92,17 +91,8 @@ def _digest(config: Config) -> str:
 
 
 def _attempt(folder: Path) -> int:
-    attempt = _read(folder / RUN_FILE).get("attempt")
+    attempt = read_json_object(folder / RUN_FILE).get("attempt")
     return attempt if isinstance(attempt, int) else 0
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A file of JSON; nothing if it cannot be read, and at once: the run is about to end."""
-    try:
-        found = json.loads(read_plain(path))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def refuse_repeats(config: Config) -> None:

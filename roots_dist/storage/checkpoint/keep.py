@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from roots_dist.errors import CheckpointError
-from roots_dist.files import write_atomically
+from roots_dist.files import PARTIAL, write_atomically
 from roots_dist.storage.checkpoint.disk import is_there, names, remove, rename, size_of, sync_folder, write_file
 from roots_dist.storage.checkpoint.format import (
     STATE_FILE,
@@ -27,8 +27,6 @@ from roots_dist.storage.checkpoint.object_store import MANIFEST, UNFINISHED, Obj
 
 log = logging.getLogger(__name__)
 
-PARTIAL = ".partial"
-"""Suffix of a save that has not been committed."""
 REPLACED = ".replaced"
 """Suffix of a complete checkpoint that is set aside while a new one of the same step takes its name."""
 BEST_FILE = "best.json"

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from roots_dist import __version__
 from roots_dist.errors import CheckpointError, EnvironmentProblem
+from roots_dist.files import PARTIAL
 from roots_dist.parallel.zero.seam import STATE, Engine, master_dtype
 from roots_dist.storage.checkpoint.disk import FileFacts, is_there, make_folder, remove, rename, sync_folder, write_file
 from roots_dist.storage.checkpoint.format import (
@@ -40,7 +41,7 @@ from roots_dist.storage.checkpoint.format import (
     step_name,
     write_json,
 )
-from roots_dist.storage.checkpoint.keep import PARTIAL, REPLACED, check_complete, remove_leftovers, set_damaged_aside
+from roots_dist.storage.checkpoint.keep import REPLACED, check_complete, remove_leftovers, set_damaged_aside
 from roots_dist.storage.checkpoint.object_store import UNFINISHED, ObjectPath, Place
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
 from roots_dist.storage.checkpoint.store_owner import refuse_if_taken

@@ -20,6 +20,7 @@ from roots_dist.config.init_from import OF_VOCAB_HEAD
 from roots_dist.config.load import CONFIG_FILE, to_yaml
 from roots_dist.config.objectives import OBJECTIVES
 from roots_dist.config.schema import Config
+from roots_dist.idx_format import TOKENIZER
 from roots_dist.learning.models import pieces_of
 from roots_dist.learning.models.parameter_locations import shapes
 from roots_dist.parallel.tensor.collectives import TensorParallel
@@ -103,7 +104,7 @@ def _generator_values(
 
 
 def _run_values(run: Path, has_tokenizer: bool) -> dict[str, object]:
-    return {"track.folder": str(run), "data.tokenizer": str(run / "tokenizer.json") if has_tokenizer else None}
+    return {"track.folder": str(run), "data.tokenizer": str(run / TOKENIZER) if has_tokenizer else None}
 
 
 def _write_checkpoint(run: Path, table: Sequence[Rule], config: Config, model: Shapes, found: MatchedTensors) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from roots_dist.errors import ExchangeError
+from roots_dist.files import PARTIAL
 from roots_dist.storage.checkpoint.disk import sync_folder
 from roots_dist.storage.checkpoint.format import plan_shards
 from roots_dist.storage.exchange.tensors import exchange_error
@@ -59,7 +60,7 @@ def new_folder(final: Path) -> Iterator[Path]:
     """
     refuse_content(final)
     final = Path(os.path.abspath(final))
-    partial = final.with_name(f".{final.name}.partial")
+    partial = final.with_name(f".{final.name}{PARTIAL}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         with _held(partial, final):

@@ -30,12 +30,12 @@ from roots_dist.config.special_tokens import (
     special_tokens,
     token_text,
 )
+from roots_dist.idx_format import TOKENIZER
 from roots_dist.learning.data.ends import ends_of
 from roots_dist.learning.data.template_files import DEFAULT_NAME, FILE, FOLDER, find_templates
 from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.storage.exchange.tensors import exchange_error, read_json
 
-TOKENIZER = "tokenizer.json"
 FILES = (TOKENIZER, FILE, *COMPANIONS)
 HF_NAMES = {"pad": "pad", "cls": "cls", "sep": "sep", "mask": "mask", "unk": "unk", "end": "eos"}
 """Our special tokens -> their names in transformers."""
