@@ -29,7 +29,7 @@ from roots_dist.runs.ranks.end_deaf_ranks import ending_deaf_ranks
 from roots_dist.runs.ranks.failure_report import summarize
 from roots_dist.runs.ranks.flight_recorder import Operation, read_dump, read_dumps, record
 from roots_dist.runs.ranks.handshake import Identity
-from roots_dist.runs.ranks.hang import State, judge, tell
+from roots_dist.runs.ranks.hang import State, describe_hang, find_cause
 from roots_dist.world.progress import Progress
 
 
@@ -46,9 +46,9 @@ def waits(rank: int, number: int, ranks: list[int], group: str = "g") -> State:
 def test_a_rank_that_does_not_answer_is_the_cause_and_those_that_wait_for_it_are_not():
     states = {0: waits(0, 17, [0, 1]), 2: waits(2, 17, [2, 3], "h"), 3: waits(3, 17, [2, 3], "h")}
     states[2] = replace(states[2], operation="recv", is_message=True, ranks=[0])
-    verdict = judge(states, 4)
-    assert verdict.causes == (1,) and verdict.waits == {0: (1,), 2: (0,), 3: ()}
-    text = tell(verdict, states, {1: "rank 1 (node b) does not answer: it is stopped"})
+    found = find_cause(states, 4)
+    assert found.causes == (1,) and found.waits == {0: (1,), 2: (0,), 3: ()}
+    text = describe_hang(found, states, {1: "rank 1 (node b) does not answer: it is stopped"})
     first, second, *_ = text.splitlines()
     assert first == "✗ hang in step 6: rank 1 (node b) does not answer: it is stopped"
     assert second == "    rank 0 (node a) has waited 10 s for rank 1 in all_reduce #17 of tp0 (ranks 0-1): step 6"
@@ -56,28 +56,28 @@ def test_a_rank_that_does_not_answer_is_the_cause_and_those_that_wait_for_it_are
 
 def test_a_rank_that_answers_and_waits_for_nobody_is_the_cause():
     states = {0: waits(0, 17, [0, 1]), 1: state(1, begun={"g": 16})}
-    verdict = judge(states, 2)
-    assert verdict.causes == (1,)
-    assert tell(verdict, states, {}).splitlines()[0] == (
+    found = find_cause(states, 2)
+    assert found.causes == (1,)
+    assert describe_hang(found, states, {}).splitlines()[0] == (
         "✗ hang in step 6: rank 1 (node a) waits for no rank: step 6, at x.py:7, f"
     )
 
 
 def test_ranks_in_different_operations_wait_for_each_other():
     states = {0: waits(0, 17, [0, 1], "g"), 1: waits(1, 5, [0, 1], "h")}
-    verdict = judge(states, 2)
-    assert verdict.causes == () and set(verdict.circle) == {0, 1}
-    assert "ranks 0, 1 wait for each other" in tell(verdict, states, {})
+    found = find_cause(states, 2)
+    assert found.causes == () and set(found.circle) == {0, 1}
+    assert "ranks 0, 1 wait for each other" in describe_hang(found, states, {})
 
 
 def test_an_operation_that_all_have_called_is_lost_by_the_network():
     states = {rank: waits(rank, 17, [0, 1]) for rank in range(2)}
-    assert judge(states, 2).causes == () and "lost a message" in tell(judge(states, 2), states, {})
+    assert find_cause(states, 2).causes == () and "lost a message" in describe_hang(find_cause(states, 2), states, {})
 
 
 def test_a_recorder_that_is_full_does_not_make_a_rank_late():
     states = {0: waits(0, 17, [0, 1]), 1: state(1, complete=False)}
-    assert judge(states, 2).waits == {0: ()}
+    assert find_cause(states, 2).waits == {0: ()}
 
 
 ENTRY = {
@@ -122,11 +122,11 @@ def test_the_rank_that_does_not_come_is_found_in_recorded_dumps(library):
             ranks = groups[waits_in.title]
             states[rank] = replace(states[rank], **vars(waits_in) | {"ranks": ranks})
     assert {rank: s.title for rank, s in states.items()} == {0: "tp0", 1: "", 2: "world"}
-    verdict = judge(states, 3)
-    assert verdict.causes == (1,) and verdict.waits == {0: (1,), 2: (0, 1)}
-    assert "has waited 10 s for rank 1 in all_reduce #2 of tp0 (ranks 0-1)" in tell(verdict, states, {})
+    found = find_cause(states, 3)
+    assert found.causes == (1,) and found.waits == {0: (1,), 2: (0, 1)}
+    assert "has waited 10 s for rank 1 in all_reduce #2 of tp0 (ranks 0-1)" in describe_hang(found, states, {})
     without = {rank: states[rank] for rank in (0, 2)}  # it does not answer at all
-    assert judge(without, 3).causes == (1,)
+    assert find_cause(without, 3).causes == (1,)
 
 
 def test_a_recorder_is_full_at_the_length_that_was_asked_for(monkeypatch):
@@ -312,7 +312,7 @@ def test_a_disk_that_takes_no_report_does_not_hold_the_end_back(tmp_path, monkey
     shown, other = watchdog.Board(Store(texts, []), tmp_path), watchdog.Board(Store(texts, []), tmp_path / "other")
     began = time.monotonic()
     shown.put("called", "a")
-    shown.put("told", "b")
-    assert other.get("called") == "a" and other.get("told") == "b" and shown.get("nothing") is None
+    shown.put("reported", "b")
+    assert other.get("called") == "a" and other.get("reported") == "b" and shown.get("nothing") is None
     assert time.monotonic() - began < 5
     never.set()

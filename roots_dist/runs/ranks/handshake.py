@@ -71,18 +71,18 @@ def shake_hands(store: Any, who: Identity, size: int, layout: Layout, mine: Fing
         raise _twice(store, who)
     _set(store, _hello(who.rank), {"who": asdict(who), "digests": digests(mine)})
     if who.rank == 0:
-        verdict = _judge(store, size, layout, seconds, mine)
-        _set(store, "verdict", verdict)
-    elif _wait_for(store, ["verdict"], seconds + SLACK_S):
-        verdict = _get(store, "verdict")
+        answer = _compare_digests(store, size, layout, seconds, mine)
+        _set(store, "answer", answer)
+    elif _wait_for(store, ["answer"], seconds + SLACK_S):
+        answer = _get(store, "answer")
     else:
         missing = [rank for rank in range(size) if not store.check([_hello(rank)])]
         raise _absent(missing or [0], {}, layout, seconds)
-    if verdict["asked"] and not verdict["said"]:
-        verdict = _tell_keys(store, who, verdict, mine, size, layout)
-    if verdict["said"]:
+    if answer["asked"] and not answer["message"]:
+        answer = _exchange_texts(store, who, answer, mine, size, layout)
+    if answer["message"]:
         _leave(store, who.rank, size)
-        raise (RanksDiffer if verdict["differ"] else EnvironmentProblem)(verdict["said"])
+        raise (RanksDiffer if answer["differ"] else EnvironmentProblem)(answer["message"])
 
 
 def identity_of(store: Any, rank: int) -> Identity:
@@ -90,58 +90,58 @@ def identity_of(store: Any, rank: int) -> Identity:
     return Identity(**_get(store, _hello(rank))["who"])
 
 
-def _judge(store: Any, size: int, layout: Layout, seconds: float, mine: Fingerprint) -> dict[str, Any]:
+def _compare_digests(store: Any, size: int, layout: Layout, seconds: float, mine: Fingerprint) -> dict[str, Any]:
     """Rank 0: wait for all, and find the ranks whose digests are not those of most."""
     keys = [_hello(rank) for rank in range(size)]
     if not _wait_for(store, keys, seconds):
         there = {rank: _get(store, key)["who"] for rank, key in enumerate(keys) if store.check([key])}
         hosts = {rank: who["host"] for rank, who in there.items()}
         missing = [rank for rank in range(size) if rank not in there]
-        return {"said": str(_absent(missing, hosts, layout, seconds)), "differ": False, "asked": []}
+        return {"message": str(_absent(missing, hosts, layout, seconds)), "differ": False, "asked": []}
     rows = {rank: json.loads(row)["digests"] for rank, row in enumerate(store.multi_get(keys))}
     kinds: dict[str, list[int]] = {}
     for rank, row in rows.items():
         kinds.setdefault(json.dumps(row, sort_keys=True), []).append(rank)
     if len(kinds) == 1:
-        return {"said": "", "differ": False, "asked": []}
+        return {"message": "", "differ": False, "asked": []}
     most, *others = sorted(kinds.values(), key=lambda ranks: (-len(ranks), ranks[0]))
     parts = [part for part in mine if any(row.get(part) != rows[most[0]].get(part) for row in rows.values())]
     asked = [most[0], *(ranks[0] for ranks in others[:KINDS])]
-    return {"said": "", "differ": True, "asked": asked, "parts": parts, "kinds": [most, *others[:KINDS]]}
+    return {"message": "", "differ": True, "asked": asked, "parts": parts, "kinds": [most, *others[:KINDS]]}
 
 
-def _tell_keys(
-    store: Any, who: Identity, verdict: dict[str, Any], mine: Fingerprint, size: int, layout: Layout
+def _exchange_texts(
+    store: Any, who: Identity, answer: dict[str, Any], mine: Fingerprint, size: int, layout: Layout
 ) -> dict[str, Any]:
-    """Send this rank's texts if it is asked for them. Returns the verdict with what rank 0 says of them."""
-    if who.rank in verdict["asked"]:
-        _set(store, f"texts/{who.rank}", {part: dict(mine[part]) for part in verdict["parts"] if part in mine})
+    """Send this rank's texts if it is asked for them. Returns the answer with the message of rank 0."""
+    if who.rank in answer["asked"]:
+        _set(store, f"texts/{who.rank}", {part: dict(mine[part]) for part in answer["parts"] if part in mine})
     if who.rank != 0:
-        if not _wait_for(store, ["said"], SLACK_S + BYE_S):
+        if not _wait_for(store, ["message"], SLACK_S + BYE_S):
             raise EnvironmentProblem("ranks differ, and rank 0 has not said in what. Fix: read its log.")
-        return {**verdict, "said": _get(store, "said")}
-    _wait_for(store, [f"texts/{rank}" for rank in verdict["asked"]], BYE_S)
-    texts = {rank: _get(store, f"texts/{rank}") for rank in verdict["asked"] if store.check([f"texts/{rank}"])}
-    hosts = {rank: _get(store, _hello(rank))["who"]["host"] for kind in verdict["kinds"] for rank in kind[:NAMED]}
-    said = told(verdict["kinds"], texts, hosts, layout, size)
-    _set(store, "said", said)
-    return {**verdict, "said": said}
+        return {**answer, "message": _get(store, "message")}
+    _wait_for(store, [f"texts/{rank}" for rank in answer["asked"]], BYE_S)
+    texts = {rank: _get(store, f"texts/{rank}") for rank in answer["asked"] if store.check([f"texts/{rank}"])}
+    hosts = {rank: _get(store, _hello(rank))["who"]["host"] for kind in answer["kinds"] for rank in kind[:NAMED]}
+    message = describe_differences(answer["kinds"], texts, hosts, layout, size)
+    _set(store, "message", message)
+    return {**answer, "message": message}
 
 
-def told(
+def describe_differences(
     kinds: Sequence[Sequence[int]],
     texts: Mapping[int, Fingerprint],
     hosts: Mapping[int, str],
     layout: Layout,
     size: int,
 ) -> str:
-    """What is said of ranks that differ, a line for each kind. kinds: ranks that are alike, most first; texts: of the
-    first rank of each kind."""
+    """Name the ranks that differ, and in which keys, a line for each kind. kinds: ranks that are alike, most first;
+    texts: those of the first rank of each kind."""
     most, *others = kinds
-    return "\n✗ ".join(_told(most, ranks, texts, hosts, layout, size) for ranks in others)
+    return "\n✗ ".join(_describe_difference(most, ranks, texts, hosts, layout, size) for ranks in others)
 
 
-def _told(
+def _describe_difference(
     most: Sequence[int],
     ranks: Sequence[int],
     texts: Mapping[int, Fingerprint],

@@ -1,6 +1,6 @@
 """Which rank is the cause of a hang: from what every rank that answers says of itself, and from those that do not.
 
-    {rank: State} --judge--> who waits for whom, and whom all wait for --tell--> the text that ends the run
+    {rank: State} --find_cause--> HangReport: who waits for whom, and whom all wait for --describe_hang--> text
 
 A rank that waits for another is a consequence. The cause is a rank that is waited for and does not answer, or answers
 and waits for nobody; if there is none, the ranks wait for each other in a circle, or the network has lost a message.
@@ -47,7 +47,9 @@ class State:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class HangReport:
+    """The cause of a hang, and who waits for whom."""
+
     causes: tuple[int, ...]
     """Ranks that do not answer, or else that are waited for and wait for nobody; empty if there are none."""
     waits: Mapping[int, tuple[int, ...]]
@@ -56,17 +58,17 @@ class Verdict:
     """Ranks that wait for each other."""
 
 
-def judge(states: Mapping[int, State], size: int) -> Verdict:
+def find_cause(states: Mapping[int, State], size: int) -> HangReport:
     """Find the cause. `states` are of the ranks that answered."""
     silent = tuple(rank for rank in range(size) if rank not in states)
     waits = {rank: _awaited(state, states) for rank, state in states.items() if state.operation}
     if silent:
-        return Verdict(silent, waits)
+        return HangReport(silent, waits)
     awaited = {there for those in waits.values() for there in those}
     idle = tuple(sorted(rank for rank in awaited if not states[rank].operation))
     if idle:
-        return Verdict(idle, waits)
-    return Verdict((), waits, _circle(waits))
+        return HangReport(idle, waits)
+    return HangReport((), waits, _circle(waits))
 
 
 def _awaited(state: State, states: Mapping[int, State]) -> tuple[int, ...]:
@@ -95,19 +97,19 @@ def _circle(waits: Mapping[int, Sequence[int]]) -> tuple[int, ...]:
     return ()
 
 
-def tell(verdict: Verdict, states: Mapping[int, State], silent: Mapping[int, str]) -> str:
-    """The hang in a few lines, the cause first. `silent`: of each rank that does not answer its name, and how its
-    process is."""
-    waiting = [states[rank] for rank in sorted(verdict.waits, key=lambda rank: -states[rank].seconds)]
+def describe_hang(found: HangReport, states: Mapping[int, State], silent: Mapping[int, str]) -> str:
+    """Describe the hang in a few lines, the cause first. `silent`: the name of each rank that does not answer, and how
+    its process is."""
+    waiting = [states[rank] for rank in sorted(found.waits, key=lambda rank: -states[rank].seconds)]
     doing = (waiting or list(states.values()))[0].doing
-    rows = [silent.get(rank) or _idle(states[rank]) for rank in verdict.causes[:SHOWN]]
-    if not verdict.causes and verdict.circle:
-        rows = [f"ranks {', '.join(map(str, verdict.circle))} wait for each other"]
-    elif not verdict.causes:
+    rows = [silent.get(rank) or _idle(states[rank]) for rank in found.causes[:SHOWN]]
+    if not found.causes and found.circle:
+        rows = [f"ranks {', '.join(map(str, found.circle))} wait for each other"]
+    elif not found.causes:
         rows = ["every rank has called the operation that it waits in, so the network or a library has lost a message"]
     head, *more = rows
     lines = [f"✗ hang in {doing}: {head}", *(f"    and {row}" for row in more)]
-    lines += [f"    {_waits(state, verdict.waits[state.rank])}" for state in waiting[:SHOWN]]
+    lines += [f"    {_waits(state, found.waits[state.rank])}" for state in waiting[:SHOWN]]
     if len(waiting) > SHOWN:
         lines.append(f"    and {len(waiting) - SHOWN} more ranks wait")
     return "\n".join(lines)

@@ -86,9 +86,9 @@ def launch(size: int, arguments: Sequence[str], threads: int | None = None, what
         found = read_records(records)
         if not found and (code := _stop_code(exits)):
             return code
-        verdict = summarize(found, exits, size, ranks.killed)
-        print(verdict.text, file=sys.stderr)
-        return verdict.code
+        summary = summarize(found, exits, size, ranks.killed)
+        print(summary.text, file=sys.stderr)
+        return summary.code
     except _Signalled as stop:
         return 128 + stop.number
     finally:

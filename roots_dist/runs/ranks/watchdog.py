@@ -1,7 +1,7 @@
 """The watchdog of a rank: a thread that sees when nothing moves any more, and names the cause before the job ends.
 
     main thread waits longer than its phase may --"a hang"--> board --> every rank that lives: its state and stacks
-    --> the lowest of them: judge (hang.py), errors/hang.txt, the record of the end, the launcher's record
+    --> the lowest of them: find_cause (hang.py), errors/hang.txt, the record of the end, the launcher's record
     --> all: kill the silent ranks of this machine, which hear no other signal, and exit
 
 The board is the store that the ranks met at, and the run's folder as well (the store's host may be the rank that
@@ -35,7 +35,7 @@ from roots_dist.layout import Layout
 from roots_dist.runs.ranks import flight_recorder
 from roots_dist.runs.ranks.board import Board, in_time
 from roots_dist.runs.ranks.handshake import Identity, identity_of, started_at
-from roots_dist.runs.ranks.hang import State, judge, tell
+from roots_dist.runs.ranks.hang import State, describe_hang, find_cause
 from roots_dist.world.progress import SAVING, Progress
 
 log = logging.getLogger(__name__)
@@ -161,11 +161,11 @@ class Watchdog:
             if any(self.board.get(f"rank_{rank}") is not None for rank in range(self.who.rank)):
                 report(self.who, "a rank of this run hangs", consequence=True)
                 end = time.monotonic() + TELL_S
-                while self.board.get("told") is None and time.monotonic() < end:
+                while self.board.get("reported") is None and time.monotonic() < end:
                     time.sleep(0.05)
             else:
-                self._tell()
-            for other in json.loads(self.board.get("told") or "[]"):
+                self._report_hang()
+            for other in json.loads(self.board.get("reported") or "[]"):
                 _kill(Identity(**other), self.own)
         except Exception:  # whatever fails here, the job must end
             report(self.who, f"a rank of this run hangs, and it was not found out which:\n{traceback.format_exc()}")
@@ -196,13 +196,13 @@ class Watchdog:
             return replace(state, operation=frame.f_code.co_name)
         return state
 
-    def _tell(self) -> None:
+    def _report_hang(self) -> None:
         texts = {rank: self.board.get(f"rank_{rank}") for rank in range(self.who.size)}
         states = {rank: State(**json.loads(text)) for rank, text in texts.items() if text is not None}
-        verdict = judge(states, self.who.size)
-        missing = {rank: self._identity(rank) for rank in verdict.causes if rank not in states}
+        found = find_cause(states, self.who.size)
+        missing = {rank: self._identity(rank) for rank in found.causes if rank not in states}
         silent = {rank: self._of_silent(rank, who) for rank, who in missing.items()}
-        text = tell(verdict, states, silent)
+        text = describe_hang(found, states, silent)
         folder = self.who.folder or self.board.folder
         stacks = "\n\n".join(f"{state.name}, in {state.doing}:\n{state.stacks}" for state in states.values())
         path = folder / ERRORS / "hang.txt"
@@ -210,7 +210,7 @@ class Watchdog:
             text += f"\n  stacks of the ranks that answer: {path}"
         in_time(lambda: self.progress.on_hang(text.splitlines()[0].removeprefix("✗ ")))
         report(self.who, text)
-        self.board.put("told", json.dumps([asdict(who) for who in missing.values() if who is not None]))
+        self.board.put("reported", json.dumps([asdict(who) for who in missing.values() if who is not None]))
 
     def _identity(self, rank: int) -> Identity | None:
         return self.first if rank == 0 else self.board.identity(rank)
