@@ -140,7 +140,7 @@ class Model:
             sample_ids=torch.zeros(1, dtype=torch.int64),
             logits_at=at,
         )
-        with self.passes.model.tp.uncut():  # a text has any length
+        with self.passes.model.tp.without_sequence_sharding():  # a text has any length
             return self.passes.forward([batch.to(self.passes.mesh.device)])
 
     def _everywhere(self, mine: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -54,7 +54,7 @@ class NewFamily:
     record: FamilyRecord
     pieces: Callable[..., Any]
     """(config, tp) -> the model's pieces in order, as in roots_dist/learning/models."""
-    learns: tuple[str, ...]
+    objectives: tuple[str, ...]
     """Names of the objectives that it can learn, beside those whose records name it."""
 
 
@@ -207,7 +207,7 @@ def _run(path: str, pin: str) -> Extension:
     except Exception as error:  # whatever a user's code raises is told with its line
         line = next((f":{f.tb_lineno}" for f in _frames(error) if f.tb_frame.f_code.co_filename == path), "")
         line = line or (f":{error.lineno}" if isinstance(error, SyntaxError) else "")
-        _refuse(f"{path}{line}", f"a file that runs; it raised {type(error).__name__}: {error}", "mend it")
+        _refuse(f"{path}{line}", f"a file that runs; it raised {type(error).__name__}: {error}", "correct it")
     found = getattr(module, NAME, None)
     if not isinstance(found, Extension):
         _refuse(path, f"a line {NAME} = Extension(…) in it", "see docs/extensions.md")

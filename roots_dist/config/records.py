@@ -29,7 +29,7 @@ def objective_of(config: Config) -> ObjectiveRecord:
 def objectives_of_family(config: Config) -> tuple[str, ...]:
     """Names of the objectives that the config's family can learn."""
     family, added = config.model.family, config.extension
-    own = added.families[family].learns if family in added.families else ()
+    own = added.families[family].objectives if family in added.families else ()
     named = (name for name, new in added.objectives.items() if family in new.record.families)
     return tuple(dict.fromkeys([*learned_by(family), *own, *named]))
 

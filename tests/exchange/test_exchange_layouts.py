@@ -41,7 +41,7 @@ def loaded(run, mesh: Mesh, overrides=()):
 def read_in_layout(rank: int, size: int, run: str) -> list[torch.Tensor]:
     mesh = Mesh.connect(Layout(dp=1, pp=2, tp=2), rank)
     config, passes = loaded(run, mesh, ["parallel.tp=2", "parallel.pp=2", "train.global_batch=2"])
-    with passes.model.tp.uncut():
+    with passes.model.tp.without_sequence_sharding():
         return [logits.float() for logits in passes.forward([comparison_batch(config)])]
 
 

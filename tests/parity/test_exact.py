@@ -395,7 +395,7 @@ def test_a_family_of_ones_own_is_refused(tmp_path):
     own.write_text(
         "from dataclasses import replace\nfrom roots_dist import Extension, NewFamily\n"
         "from roots_dist.config.families import FAMILIES\n"
-        "mine = NewFamily(record=replace(FAMILIES['gpt'], name='mine'), pieces=print, learns=('clm',))\n"
+        "mine = NewFamily(record=replace(FAMILIES['gpt'], name='mine'), pieces=print, objectives=('clm',))\n"
         "EXTENSION = Extension(families={'mine': mine})\n"
     )
     (problem,) = check_used(

@@ -112,7 +112,7 @@ class Classify(_Task):
 
     def _dropped(self, dropout: Dropout, x: Tensor, batch: MicroBatch) -> Tensor:
         """Apply dropout to one position of each text, which every tensor rank holds."""
-        with self.tp.uncut():
+        with self.tp.without_sequence_sharding():
             dropped: Tensor = dropout(x.unsqueeze(1), batch)
         return dropped.squeeze(1)
 

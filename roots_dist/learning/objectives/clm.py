@@ -24,7 +24,7 @@ class CausalTokens:
     weights: Mapping[str, float] = {perplexity_term: 1.0}
 
     def __init__(self, config: Config, specials: object = None):
-        self.seq, self.borders = config.data.seq_length, config.objective.reset_at_documents
+        self.seq, self.reset_at_documents = config.data.seq_length, config.objective.reset_at_documents
 
     def open(self, path: str) -> Corpus:
         return Corpus.open(path)
@@ -36,9 +36,9 @@ class CausalTokens:
         """One token more than positions is read: the last target is the first token of the next sample."""
         stored = source.tokens(index * self.seq, self.seq + 1)
         fields = {"tokens": stored[:-1], "targets": stored[1:]}
-        return fields | self._borders(source, index * self.seq) if self.borders else fields
+        return fields | self._document_fields(source, index * self.seq) if self.reset_at_documents else fields
 
-    def _borders(self, source: Corpus, start: int) -> dict[str, np.ndarray]:
+    def _document_fields(self, source: Corpus, start: int) -> dict[str, np.ndarray]:
         """Which document each position belongs to, and its place in the part of it that is in this window. What follows
         a document's last token is another document's: that target is still predicted, from the whole document."""
         documents = source.documents_of(start, self.seq)

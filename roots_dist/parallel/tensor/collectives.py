@@ -134,9 +134,9 @@ class TensorParallel:
         return zigzag(whole.shape[1], self.cp.rank, self.cp.size).of(whole)
 
     @contextmanager
-    def uncut(self) -> Iterator[None]:
-        """Inside, each rank holds all positions: a single new token cannot be split (generation), and context ranks are
-        replicas. Not for training, because the parameters' specs state whose gradients are partial."""
+    def without_sequence_sharding(self) -> Iterator[None]:
+        """Let each rank hold all positions within the block: a single new token cannot be sharded (generation), and
+        context ranks are replicas. Not for training, because parameters' specs state whose gradients are partial."""
         before = self.sequence_parallel, self.cp
         self.sequence_parallel, self.cp = False, SINGLE
         try:

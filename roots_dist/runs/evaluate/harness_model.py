@@ -60,7 +60,7 @@ def token_scores(
         batches = batches[mesh.dp_cp.rank :: mesh.dp_cp.size]
     found = torch.zeros(len(asked), 2, dtype=torch.float64, device=mesh.device)
     left = iter(batches)
-    with passes.model.tp.uncut():  # texts have any length
+    with passes.model.tp.without_sequence_sharding():  # texts have any length
         while some := list(islice(left, AT_A_TIME * mesh.pp.size)):
             for (numbers, batch), (scores, hits) in zip(
                 some, passes.forward([batch.to(mesh.device) for _, batch in some])

@@ -56,7 +56,7 @@ class CachedDecoder:
     def next(self, new: Tensor) -> Tensor | None:
         """Append int64 [B, n] tokens to each text, and return the logits of the next token as `begin` does."""
         batch = self._batch(new.to(self._texts.device))
-        with self._passes.model.tp.uncut():
+        with self._passes.model.tp.without_sequence_sharding():
             found = self._passes.forward([batch])
         self._cache.length += new.shape[1]
         return found[0] if found else None

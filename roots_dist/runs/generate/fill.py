@@ -75,7 +75,7 @@ def _some(passes: Passes, texts: Sequence[Sequence[int]], encoder: PromptEncoder
         sample_ids=torch.arange(len(texts)),
         logits_at=slice(begin, end),
     ).to(mesh.device)
-    with passes.model.tp.uncut():
+    with passes.model.tp.without_sequence_sharding():
         read = passes.forward([batch])
     logits = next(
         (scores for scores in read if scores.dim() == 3), None

@@ -90,7 +90,7 @@ def _read(passes: Passes, rows: Examples, *, per_word: bool) -> list[torch.Tenso
         numbers = np.arange(first, min(first + AT_ONCE, len(rows)))
         samples = [objective.sample(rows, int(i), np.random.default_rng(0)) for i in numbers]  # a task draws nothing
         batch = replace(stack_samples(samples, numbers, 0), logits_at=slice(None)).to(mesh.device)
-        with passes.model.tp.uncut():
+        with passes.model.tp.without_sequence_sharding():
             read = passes.forward([batch])
         p = read[0].double().softmax(-1) if read and mesh.tp.rank == 0 else None  # [B, C] or [B, S, C]
         shape = (len(numbers), batch.tokens.shape[1], classes) if per_word else (len(numbers), classes)
