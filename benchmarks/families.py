@@ -28,7 +28,7 @@ from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.specials import read_specials
-from roots_dist.learning.models.electra import Head
+from roots_dist.learning.models.electra import ReplacedTokensHead
 from roots_dist.learning.objectives import make_objective
 from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
 from roots_dist.storage.checkpoint.load import load_weights
@@ -123,7 +123,7 @@ def entropy_of_replaced(config: Config, folder: Path) -> float:
     special = torch.from_numpy(read_specials(config.data.tokenizer, config.model.vocab).special)
     replaced = words = scored = 0
 
-    def count(head: Head, given: tuple) -> None:
+    def count(head: ReplacedTokensHead, given: tuple) -> None:
         nonlocal replaced, words, scored
         payload, batch = given
         judged = batch.originals != IGNORE
@@ -131,7 +131,7 @@ def entropy_of_replaced(config: Config, folder: Path) -> float:
         words += int((~special[batch.originals[judged]]).sum())
         scored += int(judged.sum())
 
-    (head,) = (piece for _, piece in passes.model.pieces() if isinstance(piece, Head))
+    (head,) = (piece for _, piece in passes.model.pieces() if isinstance(piece, ReplacedTokensHead))
     head.register_forward_pre_hook(count)
     held_out = Batches.open(config, make_objective(config), config.data.validation).evaluation(
         REPLACED * config.train.micro_batch

@@ -91,7 +91,7 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Link:
+class MeasuredLink:
     """One operation at one size, measured over all groups that ran it at the same time."""
 
     where: str
@@ -135,7 +135,7 @@ class Profile:
     folder: str | None
     wrote: tuple[FolderAccess, ...]
     speeds: tuple[Speed, ...]
-    links: tuple[Link, ...]
+    links: tuple[MeasuredLink, ...]
     findings: tuple[Finding, ...]
 
     @property

@@ -20,7 +20,7 @@ AxisName = Literal["pp", "dp", "cp", "tp", "dp_cp", "ep", "edp"]
 for experts: ep, that hold different ones, and edp, that hold the same."""
 
 
-class Place(NamedTuple):
+class Coordinates(NamedTuple):
     """Coordinates of one rank."""
 
     pp: int
@@ -60,13 +60,13 @@ class Layout:
         """Ranks that hold the same experts."""
         return self.dp_cp // self.ep
 
-    def place(self, rank: int) -> Place:
+    def place(self, rank: int) -> Coordinates:
         """Coordinates of a rank."""
         assert 0 <= rank < self.world_size, (rank, self)
         rank, tp = divmod(rank, self.tp)
         rank, cp = divmod(rank, self.cp)
         pp, dp = divmod(rank, self.dp)
-        return Place(pp, dp, tp, cp)
+        return Coordinates(pp, dp, tp, cp)
 
     def rank(self, pp: int, dp: int, tp: int, cp: int = 0) -> int:
         """Rank at the given coordinates."""
@@ -78,7 +78,7 @@ class Layout:
         of_experts = {"ep": self.tp, "edp": self.ep * self.tp}
         return {"tp": 1, "cp": self.tp, "dp_cp": self.tp, "dp": inner, "pp": self.dp * inner, **of_experts}[axis]
 
-    def along(self, axis: AxisName, place: Place) -> list[int]:
+    def along(self, axis: AxisName, place: Coordinates) -> list[int]:
         """Ranks that differ from `place` only in this axis, in the order of their coordinate."""
         rank, stride = self.rank(**place._asdict()), self.stride(axis)
         return self._group(axis, rank - rank // stride % self._size(axis) * stride)

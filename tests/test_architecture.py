@@ -301,6 +301,17 @@ def test_a_file_is_short_and_says_what_it_is_for(path):
     assert not left, f"{path.name}:{left[0]} is unfinished"
 
 
+def test_a_class_has_a_name_of_its_own():
+    """Two classes of one name in two files make a reader look both up."""
+    homes: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
+    twice = {name: places for name, places in homes.items() if len(places) > 1}
+    assert not twice, f"{twice}: name each of them for what it is"
+
+
 @of_every_file
 def test_an_arrow_of_a_docstring_is_a_name_of_the_code(path):
     """In `x --name--> y` of a module's first lines; an arrow of several words is prose."""

@@ -21,7 +21,7 @@ from roots_dist.assembly.run import build_run
 from roots_dist.checks.checks import check
 from roots_dist.cli.main import app
 from roots_dist.config.load import load
-from roots_dist.config.schema import Config, Objective
+from roots_dist.config.schema import Config, ObjectiveConfig
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.prepare import prepare
 from roots_dist.runs.train.step import train_step
@@ -215,7 +215,7 @@ def test_the_page_of_objectives_shows_a_whole_one_in_under_60_lines():
     assert f"```python\n{whole}```" in page and f"in {len(whole.splitlines())} lines" in page
     assert len(whole.splitlines()) < 60
     names = re.findall(r"`([\w-]+)`", " ".join(re.findall(r"^\| (`.*?) \|", page, re.M)))
-    assert {*names} == {*Objective.model_fields["name"].annotation.__args__}
+    assert {*names} == {*ObjectiveConfig.model_fields["name"].annotation.__args__}
 
 
 SCHEDULES_PAGE = (ROOT / "docs" / "schedules.md").read_text(encoding="utf-8")

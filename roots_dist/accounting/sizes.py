@@ -8,7 +8,7 @@ file takes a millisecond without it. A test holds both equal for every objective
 
 from __future__ import annotations
 
-from roots_dist.config.model import Model
+from roots_dist.config.model import ModelConfig
 from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.schema import Config
 
@@ -68,7 +68,7 @@ def parameters(config: Config) -> int:
         norms = {"none": 0, "head": 2 * n.width_of_head(), "whole": hq + hkv}[n.qk_norm]
         return qkv + linear(hq, n.hidden, n.bias_of_out()) + norms
 
-    def latent_attention(n: Model, latent: int) -> int:
+    def latent_attention(n: ModelConfig, latent: int) -> int:
         width, queries = n.hidden, 0
         if n.q_lora_rank is not None:
             width, queries = n.q_lora_rank, n.hidden * n.q_lora_rank + norm(n.q_lora_rank)
@@ -132,12 +132,12 @@ def parameters_in_words(config: Config) -> str:
     return f"{every:,} parameters" + (f", {active:,} for each token" if active < every else "")
 
 
-def _mlp(m: Model, width: int) -> int:
+def _mlp(m: ModelConfig, width: int) -> int:
     matrices = (3 if m.gated() else 2) * m.hidden * width
     return matrices + ((2 if m.gated() else 1) * width + m.hidden if m.bias_of_mlp() else 0)
 
 
-def _experts(m: Model) -> int:
+def _experts(m: ModelConfig) -> int:
     """Parameters of the experts of one block, of their router, and of the shared one with its gate."""
     shared = _mlp(m, m.shared_expert_ffn) if m.shared_expert_ffn else 0
     routed = (m.experts or 0) * (m.hidden + (1 if m.router_bias else 0) + _mlp(m, m.width_of_expert()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from roots_dist.accounting.sizes import num_blocks
-from roots_dist.config.parallel import Parallel
+from roots_dist.config.parallel import ParallelConfig
 from roots_dist.config.records import family_of, objective_of, objectives_of_family, shortest_seq, target_seq
 from roots_dist.config.schema import Config
 from roots_dist.errors import Problem
@@ -185,7 +185,7 @@ def _cut_targets(config: Config) -> Iterator[Problem]:
     )
 
 
-def cut_by(parallel: Parallel, what: str) -> str:
+def cut_by(parallel: ParallelConfig, what: str) -> str:
     """The unit of positions, and who cuts them."""
     unit, tp = parallel.position_unit(), f"parallel.tp = {parallel.tp}"
     if parallel.cp == 1:

@@ -7,7 +7,7 @@ from pydantic import Field
 from roots_dist.config.section import Section
 
 
-class Checkpoint(Section):
+class CheckpointConfig(Section):
     every: int = Field(0, ge=0, description="steps between checkpoints; 0: only at the end")
     keep: int = Field(2, ge=1, description="newest checkpoints kept")
     asynchronous: bool = Field(

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from roots_dist.config.section import Section
 
 
-class Finetune(Section):
+class FinetuneConfig(Section):
     """What fine-tuning does with a model that exists."""
 
     init_from: str | None = Field(None, description="folder of the run, or of the import, to start from")

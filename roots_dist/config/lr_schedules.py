@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-class Optim(Protocol):
+class ScheduleSettings(Protocol):
     """The keys of `optim` in config/schema.py that a schedule may read; the section imports this table."""
 
     @property
@@ -38,7 +38,7 @@ Rate = Callable[[int], float]
 class LrSchedule:
     """All that is known of one schedule of the learning rate."""
 
-    after_warmup: Callable[[Optim, int], Rate]
+    after_warmup: Callable[[ScheduleSettings, int], Rate]
     """A function of `optim` and the run's steps: the rate of each step that follows the warm-up."""
     reads: frozenset[str] = frozenset()
     """Keys of optim that it reads beside lr and warmup_steps. A key that it does not read is refused."""
@@ -46,7 +46,7 @@ class LrSchedule:
     """optim.decay_steps are the last steps of the run, not the first after the warm-up."""
 
 
-def lr_schedule(optim: Optim, steps: int, schedule: LrSchedule | None = None) -> Rate:
+def lr_schedule(optim: ScheduleSettings, steps: int, schedule: LrSchedule | None = None) -> Rate:
     """The learning rate of each step of a run of `steps` steps. `schedule` is one that is not in the table."""
     after_warmup = (schedule or LR_SCHEDULES[optim.lr_schedule]).after_warmup(optim, steps)
 
@@ -58,31 +58,31 @@ def lr_schedule(optim: Optim, steps: int, schedule: LrSchedule | None = None) ->
     return at
 
 
-def _constant(optim: Optim, steps: int) -> Rate:
+def _constant(optim: ScheduleSettings, steps: int) -> Rate:
     return lambda step: optim.lr
 
 
-def _cosine(optim: Optim, steps: int) -> Rate:
+def _cosine(optim: ScheduleSettings, steps: int) -> Rate:
     """Loshchilov & Hutter 2017, without restarts."""
     return _decay(optim, *_from_warmup(optim, steps), lambda progress: 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
-def _linear(optim: Optim, steps: int) -> Rate:
+def _linear(optim: ScheduleSettings, steps: int) -> Rate:
     return _decay(optim, *_from_warmup(optim, steps), lambda progress: 1.0 - progress)
 
 
-def _wsd(optim: Optim, steps: int) -> Rate:
+def _wsd(optim: ScheduleSettings, steps: int) -> Rate:
     """Warm-up, stable, decay (Hu et al. 2024); a straight decay, as Hägele et al. 2024 compare it."""
     length = optim.decay_steps or max(1, round(0.2 * steps))
     return _decay(optim, max(optim.warmup_steps, steps - length), length, lambda progress: 1.0 - progress)
 
 
-def _from_warmup(optim: Optim, steps: int) -> tuple[int, int]:
+def _from_warmup(optim: ScheduleSettings, steps: int) -> tuple[int, int]:
     """The first step of a decay that follows the warm-up, and its length."""
     return optim.warmup_steps, optim.decay_steps or max(1, steps - optim.warmup_steps)
 
 
-def _decay(optim: Optim, begin: int, length: int, shape: Callable[[float], float]) -> Rate:
+def _decay(optim: ScheduleSettings, begin: int, length: int, shape: Callable[[float], float]) -> Rate:
     """From lr to min_lr, which then stays. shape: progress from 0 to 1 -> share of the way that is left."""
 
     def at(step: int) -> float:

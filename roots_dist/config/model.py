@@ -1,6 +1,6 @@
 """What the model is: one Transformer, its features as keys, in sizes of the whole model.
 
-    model.* --Model--> learning/models/: layers        storage/exchange/: config.json of transformers
+    model.* --ModelConfig--> learning/models/: layers        storage/exchange/: config.json of transformers
 
 Defaults are GPT-2's. A key that belongs to few released models names one of them.
 """
@@ -24,7 +24,7 @@ LARGEST_VOCAB = 1 << 24
 """Bounds far above any model: within them counts, and plans that list blocks, end."""
 
 
-class Model(Section):
+class ModelConfig(Section):
     """One Transformer. Sizes are global, whatever the layout."""
 
     family: Annotated[FamilyName, or_extended("families")] = Field(
@@ -266,7 +266,7 @@ class Model(Section):
         return tuple(pattern[i % len(pattern)] for i in range(self.layers))
 
 
-class Generator(Section):
+class GeneratorConfig(Section):
     """ELECTRA's small model that replaces tokens; the rest of it is as model.* says."""
 
     layers: int | None = Field(None, ge=1, le=MOST_LAYERS, description="blocks; default: model.layers")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 
-class Optim(Protocol):
+class OptimizerSettings(Protocol):
     """The keys of `optim` in config/schema.py that a rule may read; the section imports this table."""
 
     @property
@@ -27,7 +27,7 @@ class Optim(Protocol):
 class OptimizerStep:
     """What a rule is told of one step of a tensor."""
 
-    optim: Optim
+    optim: OptimizerSettings
     lr: float
     """The learning rate of this step and this tensor."""
     weight_decay: float

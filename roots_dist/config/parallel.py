@@ -19,7 +19,7 @@ else:  # a name added to a table is a value of the key
 CpKind = Literal["gather", "heads"]
 
 
-class Parallel(Section):
+class ParallelConfig(Section):
     """How the world is split: world = tp × cp × pp × dp. dp is what is left over, so it is not a key. ep is a part of
     dp × cp."""
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from roots_dist.config.checkpoint import Checkpoint
+from roots_dist.config.checkpoint import CheckpointConfig
 from roots_dist.config.extensions import AnyName, Extension, extended, or_extended, pinned
-from roots_dist.config.finetune import Finetune
+from roots_dist.config.finetune import FinetuneConfig
 from roots_dist.config.lr_schedules import LR_SCHEDULES
-from roots_dist.config.model import Generator, Model
+from roots_dist.config.model import GeneratorConfig, ModelConfig
 from roots_dist.config.objectives import OBJECTIVES, ObjectiveName
 from roots_dist.config.optimizers import OPTIMIZERS
-from roots_dist.config.parallel import Parallel
+from roots_dist.config.parallel import ParallelConfig
 from roots_dist.config.section import Section
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ else:  # a name added to a table is a value of the key
     LrScheduleName, OptimizerName = Literal[tuple(LR_SCHEDULES)], Literal[tuple(OPTIMIZERS)]
 
 
-class Objective(Section):
+class ObjectiveConfig(Section):
     name: Annotated[ObjectiveName, or_extended("objectives")] = Field(
         "clm",
         description="; ".join(
@@ -76,7 +76,7 @@ def _several(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-class Data(Section):
+class DataConfig(Section):
     train: tuple[Source, ...] = Field((), description="prefixes made by `roots prepare`, or by Megatron")
     validation: tuple[Source, ...] = Field((), description="held-out prefixes; none: no evaluation")
     tokenizer: str | None = Field(None, description="tokenizer.json, for samples and generation")
@@ -93,14 +93,14 @@ class Data(Section):
         return value | {k: _several(value[k]) for k in ("train", "validation") if k in value}
 
 
-class Exact(Section):
+class ExactConfig(Section):
     """Degrees up to which the layout cannot matter."""
 
     tensor: int = Field(1, ge=1, description="a power of two: the largest parallel.tp")
     data: int = Field(1, ge=1, description="a power of two: the largest number of data ranks")
 
 
-class Train(Section):
+class TrainConfig(Section):
     steps: int = Field(100, ge=1, description="optimizer steps of the whole run")
     global_batch: int = Field(8, ge=1, le=1 << 20, description="sequences per step over the whole world")
     micro_batch: int = Field(1, ge=1, description="sequences per forward pass of one rank")
@@ -113,7 +113,7 @@ class Train(Section):
     seed: int = Field(1234, ge=0, le=2**63 - 1, description="of initial weights, sample order and dropout")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is a GPU")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 keeps master weights and moments in fp32")
-    exact: Exact | None = Field(
+    exact: ExactConfig | None = Field(
         None,
         description="{tensor: 8, data: 8}: loss, gradients, weights and moments are equal to the bit in every layout "
         "whose tp divides the first and whose dp divides the second (docs/exact.md)",
@@ -153,7 +153,7 @@ class Train(Section):
     sample_every: int = Field(0, ge=0, description="steps between printed samples of text; 0: only at the end")
 
 
-class Optim(Section):
+class OptimConfig(Section):
     """AdamW (Loshchilov & Hutter 2019), or a rule of an extension. Biases and norms are not decayed."""
 
     optimizer: Annotated[OptimizerName, or_extended("optimizers")] = Field(
@@ -178,7 +178,7 @@ class Optim(Section):
     clip_grad: float = Field(1.0, ge=0, description="global gradient norm is clipped to this; 0: no clipping")
 
 
-class Track(Section):
+class TrackConfig(Section):
     folder: str = Field("runs/default", description="everything the run writes")
     wandb: Literal["auto", "online", "offline", "disabled"] = Field(
         "auto", description="auto: online if a key is set, offline if not, nothing if wandb is not installed"
@@ -202,7 +202,7 @@ class Track(Section):
         return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
-class Advanced(Section):
+class AdvancedConfig(Section):
     """Keys that most runs never need."""
 
     engine: Literal["reference", "deepspeed"] = Field(
@@ -256,17 +256,17 @@ class Advanced(Section):
 
 
 class Config(Section):
-    model: Model = Model()
-    generator: Generator = Generator()
-    objective: Objective = Objective()
-    data: Data = Data()
-    finetune: Finetune = Finetune()
-    parallel: Parallel = Parallel()
-    train: Train = Train()
-    optim: Optim = Optim()
-    checkpoint: Checkpoint = Checkpoint()
-    track: Track = Track()
-    advanced: Advanced = Advanced()
+    model: ModelConfig = ModelConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    data: DataConfig = DataConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    train: TrainConfig = TrainConfig()
+    optim: OptimConfig = OptimConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    track: TrackConfig = TrackConfig()
+    advanced: AdvancedConfig = AdvancedConfig()
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any]) -> Config:

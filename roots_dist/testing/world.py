@@ -81,7 +81,7 @@ def on_world(
     With device="cuda" the ranks see the machine's GPUs and start slowly, without the forkserver, because a process that
     has used CUDA cannot fork. The group is gloo all the same, so that several ranks may share one GPU.
     """
-    with closing(World(size, device)) as world:
+    with closing(RankPool(size, device)) as world:
         return world.run(function, *args, timeout=timeout)
 
 
@@ -95,11 +95,11 @@ def on_warm_world(size: int, function: Callable[..., Any], *args: Any, timeout: 
 
 
 @cache
-def _warm_world(size: int) -> World:
-    return World(size)
+def _warm_world(size: int) -> RankPool:
+    return RankPool(size)
 
 
-class World:
+class RankPool:
     """Ranks that start with the first call and run one function after another, each in a gloo group of its own."""
 
     def __init__(self, size: int, device: str = "cpu"):

@@ -16,7 +16,7 @@ from typing import Literal
 
 from roots_dist.accounting.sizes import generator_of
 from roots_dist.config.init_from import config_of
-from roots_dist.config.model import Model
+from roots_dist.config.model import ModelConfig
 from roots_dist.config.records import family_of, objective_of, target_seq
 from roots_dist.config.rope_scaling import LongRope, RopeScaling
 from roots_dist.config.schema import Config, Source
@@ -203,7 +203,7 @@ def _model(config: Config, tp: int, pp: int, cp: int, ep: int) -> dict[str, obje
     }
 
 
-def _experts(m: Model, ep: int, narrow: Callable[[int], int]) -> dict[str, object]:
+def _experts(m: ModelConfig, ep: int, narrow: Callable[[int], int]) -> dict[str, object]:
     """A few experts, of which a token still uses some and leaves some; blocks of both kinds, if the run has both. On
     `ep` ranks as many on each, several if the run has."""
     experts = min(present(m.experts), 5) if ep == 1 else ep * min(3 if ep == 2 else 2, present(m.experts) // ep)

@@ -14,7 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from roots_dist.layout import AxisName, Layout, Place
+from roots_dist.layout import AxisName, Coordinates, Layout
 from roots_dist.world.progress import Progress
 
 
@@ -68,7 +68,7 @@ class Mesh:
     """What this rank is doing, for the thread that watches it."""
 
     @property
-    def place(self) -> Place:
+    def place(self) -> Coordinates:
         return self.layout.place(self.rank)
 
     @staticmethod

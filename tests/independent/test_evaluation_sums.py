@@ -165,7 +165,7 @@ def test_bytes_per_token_are_all_bytes_over_all_tokens(tmp_path):
             text_key="text", vocab=VOCAB, pre_tokenizer=None, tokenizer_sha256=None, end_of_document=None,
             validation=0.1, seed=0, on_error="stop",
         )  # fmt: skip
-        made = manifest.Manifest(
+        made = manifest.CorpusManifest(
             options=options, vocab=VOCAB, end_of_document="", tokenizer_sha256="", defects={}, examples=(), inputs=(),
             outputs=(), train=manifest.Split(documents=1, tokens=7, bytes=7),
             validation=manifest.Split(documents=1, tokens=tokens, bytes=size),

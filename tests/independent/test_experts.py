@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch.func import functional_call
 
 from roots_dist.assembly.run import Run, build_run
-from roots_dist.config.model import Model
+from roots_dist.config.model import ModelConfig
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import experts as layer
 from roots_dist.learning.models.experts import Experts, choose
@@ -86,7 +86,7 @@ def plain_mlp(weights: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> t
     return weights[f"{name}.down.weight"] @ inner
 
 
-def chosen_by_definition(m: Model, judged: list[float]) -> list[int]:
+def chosen_by_definition(m: ModelConfig, judged: list[float]) -> list[int]:
     """The best experts of the groups whose best ones are best together."""
     each = m.experts // m.expert_groups
     groups = [range(first, first + each) for first in range(0, m.experts, each)]

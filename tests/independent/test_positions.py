@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from roots_dist.config.model import Model
+from roots_dist.config.model import ModelConfig
 from roots_dist.learning.models.positions import Alibi, alibi_slopes, sinusoids
 from roots_dist.learning.models.rotary import Rotary, attention_factor, scaled
 from roots_dist.world.positions import Positions
@@ -107,7 +107,7 @@ def test_scaled_rotary_rates_are_those_of_transformers(name):
     if "longrope" in name:
         config.original_max_position_embeddings = ours["original_length"]
     expected, factor = ROPE_INIT_FUNCTIONS[ours["type"]](config, "cpu", seq_len=seq)
-    scaling = Model(rope_scaling=ours).rope_scaling
+    scaling = ModelConfig(rope_scaling=ours).rope_scaling
     rates = scaled(theta ** -(torch.arange(0, width, 2, dtype=torch.float64) / width), theta, scaling, seq)
     torch.testing.assert_close(rates, expected.double(), rtol=1e-6, atol=1e-9)
     assert attention_factor(scaling, longest) == pytest.approx(factor, rel=1e-12)

@@ -23,7 +23,7 @@ from roots_dist.learning.data.tasks import Example, Examples
 from roots_dist.learning.models.sample_tokens import sample_tokens
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.zero import flat, unit
-from roots_dist.parallel.zero.collectives import Message
+from roots_dist.parallel.zero.collectives import PendingMessage
 from roots_dist.runs.evaluate import harness_model, ngram
 from roots_dist.runs.generate import fill, predict
 from roots_dist.world import rng
@@ -67,10 +67,10 @@ def test_gradients_are_summed_once_wherever_they_begin_and_are_cut(align, ranks,
     ]
     sent: list[torch.Tensor] = []
 
-    def thrice(whole: torch.Tensor, axis: Axis) -> Message:
+    def thrice(whole: torch.Tensor, axis: Axis) -> PendingMessage:
         assert whole.is_contiguous()  # as gloo and NCCL demand
         sent.append(whole)
-        return Message(None, whole, 3 * whole.view(axis.size, -1)[axis.rank])
+        return PendingMessage(None, whole, 3 * whole.view(axis.size, -1)[axis.rank])
 
     monkeypatch.setattr(unit, "start_all_reduce", thrice)
     monkeypatch.setattr(unit, "start_reduce_scatter", thrice)

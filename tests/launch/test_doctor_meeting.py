@@ -115,7 +115,7 @@ def test_a_rank_that_falls_silent_is_named_by_rank_0_and_rank_0_by_the_others(mo
     first = coordinator.Coordinator(store, 0, 3)
     first.hosts = {0: "a", 1: "a", 2: "b"}
     store.set("links/1", b'{"error": "RuntimeError: connection reset by peer"}')
-    with pytest.raises(coordinator.Stopped):
+    with pytest.raises(coordinator.RoundStopped):
         first.run_round("links", 0.3, lambda: 7, fix="look at the network")
     assert first.answers == {"links": {0: 7}} and store.get("links/word") == b'"stop"'
     assert [str(finding) for finding in first.findings] == [
@@ -128,7 +128,7 @@ def test_a_rank_that_falls_silent_is_named_by_rank_0_and_rank_0_by_the_others(mo
             "the network."
         ),
     ]
-    with pytest.raises(coordinator.Stopped):
+    with pytest.raises(coordinator.RoundStopped):
         coordinator.Coordinator(store, 2, 3).run_round("links", 0.3, lambda: 7)
     with pytest.raises(
         EnvironmentProblem, match="rank 0 = silent: expected its answer in round speed, within 0.7 s. Fix: read"

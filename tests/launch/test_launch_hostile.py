@@ -21,7 +21,7 @@ from fakes import NAMES, furnish, notes, options_of, put
 from roots_dist.cli.launch import command_for
 from roots_dist.errors import UserError
 from roots_dist.runs.launch import hosts as hostfiles
-from roots_dist.runs.launch.job import Job, Plan, make
+from roots_dist.runs.launch.job import Job, LaunchPlan, make
 from roots_dist.runs.launch.launchers import LAUNCHERS
 from roots_dist.runs.launch.quoting import CONTROL, PLAIN
 from roots_dist.runs.launch.submit import shown, write
@@ -74,7 +74,7 @@ OPTIONS = {
 
 def planned(
     place: Path, on: str, subject: str, overrides: Sequence[str] = (), env: Sequence[str] = ()
-) -> tuple[Job, Plan]:
+) -> tuple[Job, LaunchPlan]:
     job = make(
         command_for,
         subject,
@@ -88,7 +88,7 @@ def planned(
     return job, plan
 
 
-def arrived(place: Path, on: str, job: Job, plan: Plan) -> tuple[list[str], dict[str, str]]:
+def arrived(place: Path, on: str, job: Job, plan: LaunchPlan) -> tuple[list[str], dict[str, str]]:
     """What each rank is told after `python`, and the variables, when the plan is carried out."""
     environ = {"PATH": f"{place}/bin:/usr/bin:/bin", "HOME": str(place / "home")}
     if on != "kubernetes":

@@ -23,7 +23,7 @@ from roots_dist.config.schema import Config
 from roots_dist.config.text import parse_file
 from roots_dist.environment import LAUNCHERS
 from roots_dist.errors import EnvironmentProblem
-from roots_dist.learning.data.prepare import Progress
+from roots_dist.learning.data.prepare import InputProgress
 from roots_dist.runs.ranks.rendezvous import rendezvous
 
 CONFIG = """\
@@ -264,7 +264,7 @@ def test_long_preparation_says_how_far_it_is_in_a_pipe_too(monkeypatch, capsys):
     monkeypatch.setattr("roots_dist.logs.EVERY_S", 100.0)
     with progress_bar() as report:
         for done in (25, 50):
-            report(Progress("tokens", done, 100, done * 1000))
+            report(InputProgress("tokens", done, 100, done * 1000))
     assert capsys.readouterr().err == "tokens: 25% of the text, 25,000 documents\n"
 
 

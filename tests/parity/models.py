@@ -5,7 +5,7 @@ cases.py makes the cases of each: whoever adds a model here writes no other line
 
 from typing import get_args
 
-from roots_dist.config.model import Model
+from roots_dist.config.model import ModelConfig
 from roots_dist.config.objectives import OBJECTIVES as RECORDS
 from roots_dist.config.schema import Config
 
@@ -76,7 +76,7 @@ MODELS = {
 
 
 def _words(key: str) -> tuple[str, ...]:
-    return get_args(Model.model_fields[key].annotation)
+    return get_args(ModelConfig.model_fields[key].annotation)
 
 
 WORDS = {
@@ -90,7 +90,7 @@ MODELS |= {
     f"gpt-{word}": MODELS["gpt"] | {key: word}
     for key, words in WORDS.items()
     for word in words
-    if all(getattr(Model(**model), key) != word for model in MODELS.values())
+    if all(getattr(ModelConfig(**model), key) != word for model in MODELS.values())
 }
 MODELS |= {
     "mixtral": dict(

@@ -13,7 +13,7 @@ from models import config
 
 from roots_dist.assembly.run import build_run
 from roots_dist.checks.checks import check_used
-from roots_dist.config.schema import Config, Optim
+from roots_dist.config.schema import Config, OptimConfig
 from roots_dist.errors import ConfigError
 from roots_dist.layout import Layout
 from roots_dist.learning.models.activations import FUNCTIONS
@@ -272,7 +272,7 @@ def test_no_bit_depends_on_where_a_tensor_ends_that_adamw_steps():
             for weight, part in zip(weights, torch.randn(144, generator=draw).split(cut)):
                 weight.grad = part.clone()
             with torch.no_grad():
-                exact_update(Optim(), group, 1e-2, weights, states)
+                exact_update(OptimConfig(), group, 1e-2, weights, states)
         return [torch.cat(row) for row in (weights, *([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq")))]
 
     assert all(map(torch.equal, stepped([144]), stepped(lengths)))

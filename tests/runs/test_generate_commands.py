@@ -232,7 +232,7 @@ def test_the_prompt_of_a_conversation_is_the_template_with_all_that_was_said(pla
     shown: list[str] = []
     words = open_prompt_encoder(config, talks=True)
     asked = GenerateOptions(max_tokens=4, greedy=True)
-    one = chats.Conversation(
+    one = chats.ChatSession(
         load_model(config, Mesh.single()), words, make_request(asked, config), words.stops(), shown.append
     )
     one.reply_to("Who?")
@@ -246,7 +246,7 @@ def test_what_the_model_cannot_hold_is_forgotten_the_oldest_first(place):
     config, _ = config_of(CHAT, place / "instruct", [], 1)
     words, shown = open_prompt_encoder(config, talks=True), []
     request = make_request(GenerateOptions(max_tokens=6, greedy=True), config)
-    one = chats.Conversation(load_model(config, Mesh.single()), words, request, words.stops(), shown.append)
+    one = chats.ChatSession(load_model(config, Mesh.single()), words, request, words.stops(), shown.append)
     for number in range(6):
         one.reply_to(f"Who {number}?")
         assert one.history[-2]["content"] == f"Who {number}?" and one.history[-1]["role"] == "assistant"
@@ -268,7 +268,7 @@ def test_ctrl_c_stops_an_answer_and_not_the_conversation(place):
             raise KeyboardInterrupt
 
     passes = load_model(config, Mesh.single())
-    one = chats.Conversation(
+    one = chats.ChatSession(
         passes, words, make_request(GenerateOptions(max_tokens=20, greedy=True), config), words.stops(), show
     )
     one.reply_to("Who?")

@@ -22,7 +22,7 @@ from roots_dist.config.schema import Config
 from roots_dist.environment import single_process
 from roots_dist.runs.ranks.run_on_ranks import be_rank
 from roots_dist.runs.ranks.stop_signal import read_end
-from roots_dist.runs.track.progress import Progress
+from roots_dist.runs.track.progress import ProgressTracker
 from roots_dist.testing.world import ENVIRONMENTS
 
 
@@ -47,7 +47,7 @@ def test_what_cannot_be_shown_is_said_once_and_ends_nothing(error, monkeypatch, 
     monkeypatch.setattr(sys, "stdout", shown)
     monkeypatch.setattr(sys, "stderr", noted)
     with logs.outliving_output():
-        progress = Progress(200, console=Console(width=80))
+        progress = ProgressTracker(200, console=Console(width=80))
         for step in range(1, 9):
             progress.log(step, {"loss/train": 2.0})
             print("warning", file=sys.stderr, flush=True)

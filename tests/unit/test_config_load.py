@@ -12,7 +12,7 @@ from roots_dist.config import text
 from roots_dist.config.load import known_keys, load, nearest, read, to_yaml
 from roots_dist.config.other_names import OTHER_NAMES, key_for
 from roots_dist.config.renamed import RENAMED
-from roots_dist.config.schema import Config, Exact, Source
+from roots_dist.config.schema import Config, ExactConfig, Source
 from roots_dist.errors import ConfigError
 from roots_dist.runs.ranks.run_on_ranks import ready
 
@@ -48,7 +48,7 @@ def test_values_keep_their_types_and_their_origin(write):
 
 def test_an_override_reaches_a_key_of_a_record_that_is_off_by_default(write):
     path = write("train: {exact: }\n")
-    assert load(path, ["train.exact.tensor=2", "train.exact.data=4"]).train.exact == Exact(tensor=2, data=4)
+    assert load(path, ["train.exact.tensor=2", "train.exact.data=4"]).train.exact == ExactConfig(tensor=2, data=4)
     assert load(path, ["train.exact={tensor: 2, data: 8}", "train.exact.data=4"]).train.exact.data == 4
     with pytest.raises(ConfigError, match="train.exact.data = 0 .command line.: expected"):
         load(path, ["train.exact.data=0"])

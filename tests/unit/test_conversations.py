@@ -12,7 +12,7 @@ from typing import get_args
 import pytest
 from chat_templates import MARKED, plain, write_tokenizer
 
-from roots_dist.config.finetune import Finetune
+from roots_dist.config.finetune import FinetuneConfig
 from roots_dist.config.load import read
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, DataError
@@ -142,7 +142,7 @@ def test_a_format_is_found_by_its_columns_said_once_and_may_be_named(config, row
 
 
 def test_the_keys_name_every_format_and_every_choice_of_turns():
-    fields = Finetune.model_fields
+    fields = FinetuneConfig.model_fields
     assert get_args(fields["format"].annotation) == ("auto", *FORMATS)
     assert get_args(fields["turns"].annotation) == get_args(Turns)
 

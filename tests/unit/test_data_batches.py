@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from roots_dist.config.model import Model
-from roots_dist.config.schema import Config, Data, Source, Train
+from roots_dist.config.model import ModelConfig
+from roots_dist.config.schema import Config, DataConfig, Source, TrainConfig
 from roots_dist.errors import ConfigError, DataError
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.prepare import prepare
@@ -34,9 +34,9 @@ def opened(config, sources, **place):
 
 def config(*sources, **train):
     return Config(
-        model=Model(vocab=VOCAB),
-        data=Data(seq_length=SEQ),
-        train=Train(**{"global_batch": 12, "micro_batch": 1, **train}),
+        model=ModelConfig(vocab=VOCAB),
+        data=DataConfig(seq_length=SEQ),
+        train=TrainConfig(**{"global_batch": 12, "micro_batch": 1, **train}),
     ), sources
 
 

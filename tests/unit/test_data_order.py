@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roots_dist.config.batch_ramp import batch_size_at, batch_sizes, samples_before, step_after
-from roots_dist.config.schema import Train
+from roots_dist.config.schema import TrainConfig
 from roots_dist.learning.data.order import choose_sources, fraction, permuted, sample_of
 
 
@@ -114,7 +114,7 @@ def test_a_blend_far_into_a_run_costs_no_more():
 
 
 def test_steps_and_samples_of_a_ramp_agree_with_counting():
-    train = Train(global_batch=32, batch_ramp=(8, 8, 300))
+    train = TrainConfig(global_batch=32, batch_ramp=(8, 8, 300))
     consumed = 0
     for step in range(40):
         assert samples_before(train, step) == consumed
@@ -127,7 +127,7 @@ def test_steps_and_samples_of_a_ramp_agree_with_counting():
 @settings(max_examples=200, deadline=None)
 @given(start=st.integers(1, 40), increment=st.integers(1, 40), samples=st.integers(0, 500), step=st.integers(0, 100))
 def test_any_ramp_is_consistent_and_never_shrinks(start, increment, samples, step):
-    train = Train(global_batch=40, batch_ramp=(start, increment, samples))
+    train = TrainConfig(global_batch=40, batch_ramp=(start, increment, samples))
     assert samples_before(train, 0) == 0
     assert samples_before(train, step + 1) == samples_before(train, step) + batch_size_at(train, step)
     assert start <= batch_size_at(train, step) <= batch_size_at(train, step + 1) <= 40
@@ -138,4 +138,7 @@ def test_any_ramp_is_consistent_and_never_shrinks(start, increment, samples, ste
 
 @pytest.mark.parametrize("step", [0, 1, 10**9])
 def test_without_a_ramp_the_batch_is_the_batch(step):
-    assert (batch_size_at(Train(global_batch=6), step), samples_before(Train(global_batch=6), step)) == (6, 6 * step)
+    assert (batch_size_at(TrainConfig(global_batch=6), step), samples_before(TrainConfig(global_batch=6), step)) == (
+        6,
+        6 * step,
+    )

@@ -12,18 +12,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from roots_dist.accounting.flops import mfu
 from roots_dist.accounting.peaks import GPU_PEAKS, gpu_peak, measured_cpu_peak
 from roots_dist.accounting.sizes import parameters
-from roots_dist.config.model import Model
-from roots_dist.config.schema import Advanced, Config, Data, Train
+from roots_dist.config.model import ModelConfig
+from roots_dist.config.schema import AdvancedConfig, Config, DataConfig, TrainConfig
 from roots_dist.learning.models.flops import flops_per_sample, flops_per_step
 from roots_dist.parallel.tensor import grouped
 
 
 def config(seq: int, multiple: int = 1, train: dict | None = None, **model) -> Config:
     return Config(
-        model=Model(**model),
-        data=Data(seq_length=seq),
-        advanced=Advanced(vocab_multiple=multiple),
-        train=Train(**(train or {})),
+        model=ModelConfig(**model),
+        data=DataConfig(seq_length=seq),
+        advanced=AdvancedConfig(vocab_multiple=multiple),
+        train=TrainConfig(**(train or {})),
     )
 
 

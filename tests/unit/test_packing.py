@@ -11,7 +11,7 @@ from roots_dist.config.schema import Config
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.packing import Packs, pack
 from roots_dist.learning.data.tasks import Example, Examples
-from roots_dist.learning.objectives.instruct import Answers
+from roots_dist.learning.objectives.instruct import InstructAnswers
 from roots_dist.learning.objectives.synthetic import proof_objective
 from roots_dist.runs.train.step import train_step
 from roots_dist.world.batch import IGNORE, PADDING
@@ -85,7 +85,7 @@ def test_packed_rows_are_learned_as_if_each_were_a_sample(features):
     for packed in (False, True):
         config = small(features, packing=packed)
         answers = proof_objective(config).objective
-        assert isinstance(answers, Answers)
+        assert isinstance(answers, InstructAnswers)
         source = answers.packed(examples) if packed else examples
         samples = len(source)
         assert samples == (5 if packed else 12)
@@ -103,5 +103,5 @@ def test_packed_rows_are_learned_as_if_each_were_a_sample(features):
 def test_a_row_of_one_token_is_refused_by_the_checks_and_not_by_packing():
     rows = Examples("rows", (example(np.array([7], np.int32)), example(np.arange(5, dtype=np.int32))))
     answers = proof_objective(small(packing=True)).objective
-    assert isinstance(answers, Answers)
+    assert isinstance(answers, InstructAnswers)
     assert not answers.teaches(rows.rows[0]) and len(answers.packed(rows)) == 1

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from roots_dist.cli.main import main
-from roots_dist.cluster_profile import Link as Measured
-from roots_dist.cluster_profile import Profile, RankFacts, Speed, write
+from roots_dist.cluster_profile import MeasuredLink, Profile, RankFacts, Speed, write
 from roots_dist.config.load import load
 from roots_dist.errors import DataError
 from roots_dist.layout import Layout
@@ -28,8 +27,8 @@ def profile(hosts: str = "aa", between: bool = False) -> Profile:
     same = {"device": "cpu", "versions": {}, "cores": 1, "threads": 1, "memory_free": None, "disk_free": 1}
     ranks = tuple(RankFacts(rank=i, host=host, **same) for i, host in enumerate(hosts))
 
-    def link(where: str, operation: str, size: int, seconds: float, rate: float) -> Measured:
-        return Measured(
+    def link(where: str, operation: str, size: int, seconds: float, rate: float) -> MeasuredLink:
+        return MeasuredLink(
             where=where, operation=operation, ranks=2, groups=1, bytes=size, seconds=seconds, bus_bytes_per_s=rate,
             slowest_seconds=seconds, slowest=(0, 1),
         )  # fmt: skip

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roots_dist.config.lr_schedules import LR_SCHEDULES, lr_schedule
-from roots_dist.config.schema import Optim
+from roots_dist.config.schema import OptimConfig
 
 STEPS, WARMUP, LR = 50, 7, 3e-3
 
@@ -50,13 +50,13 @@ CASES = {
 def test_rates_are_those_of_transformers(case):
     make, theirs, ours = CASES[case]
     expected = of_transformers(make, **theirs)
-    at = lr_schedule(Optim(lr_schedule=case.split()[0].strip(","), lr=LR, warmup_steps=WARMUP, **ours), STEPS)
+    at = lr_schedule(OptimConfig(lr_schedule=case.split()[0].strip(","), lr=LR, warmup_steps=WARMUP, **ours), STEPS)
     assert [at(step) for step in range(WARMUP)] == pytest.approx(expected[1 : WARMUP + 1], rel=1e-12)
     assert [at(step) for step in range(WARMUP, STEPS)] == pytest.approx(expected[WARMUP:STEPS], rel=1e-9)
 
 
 def test_the_ends_by_hand():
-    at = lr_schedule(Optim(lr_schedule="linear", lr=1.0, min_lr=0.2, warmup_steps=2, decay_steps=4), 100)
+    at = lr_schedule(OptimConfig(lr_schedule="linear", lr=1.0, min_lr=0.2, warmup_steps=2, decay_steps=4), 100)
     assert [at(step) for step in range(8)] == pytest.approx([0.5, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.2])
     assert at(99) == pytest.approx(0.2)
 
@@ -69,7 +69,9 @@ def test_the_ends_by_hand():
     floor=st.sampled_from([0.0, 1e-4]),
 )
 def test_every_step_learns_and_none_exceeds_the_peak(shape, steps, warmup, decay, floor):
-    at = lr_schedule(Optim(lr_schedule=shape, lr=1e-3, min_lr=floor, warmup_steps=warmup, decay_steps=decay), steps)
+    at = lr_schedule(
+        OptimConfig(lr_schedule=shape, lr=1e-3, min_lr=floor, warmup_steps=warmup, decay_steps=decay), steps
+    )
     rates = [at(step) for step in range(steps)]
     assert all(0 <= r <= 1e-3 * (1 + 1e-12) for r in rates)
     if decay is None:
@@ -83,7 +85,7 @@ def test_a_schedule_reads_what_it_says_that_it_reads(name):
     """What it does not read is refused by the checks."""
 
     def curve(**changes: object) -> list[float]:
-        at = lr_schedule(Optim(**{"lr_schedule": name, "lr": LR, "warmup_steps": WARMUP, **changes}), STEPS)
+        at = lr_schedule(OptimConfig(**{"lr_schedule": name, "lr": LR, "warmup_steps": WARMUP, **changes}), STEPS)
         return [at(step) for step in range(STEPS)]
 
     others = {
@@ -96,6 +98,6 @@ def test_a_schedule_reads_what_it_says_that_it_reads(name):
         "router_bias_rate": 0.1,
         "clip_grad": 2.0,
     }
-    assert {"lr", "lr_schedule", "warmup_steps", "optimizer", *others} == {*Optim.model_fields}
+    assert {"lr", "lr_schedule", "warmup_steps", "optimizer", *others} == {*OptimConfig.model_fields}
     assert {key for key, value in others.items() if curve(**{key: value}) != curve()} == LR_SCHEDULES[name].reads
     assert curve(lr=LR / 2) != curve() != curve(warmup_steps=WARMUP + 1)

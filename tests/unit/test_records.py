@@ -13,10 +13,10 @@ import torch
 
 from roots_dist.accounting.sizes import parameters
 from roots_dist.config.families import FAMILIES, POSITIONS
-from roots_dist.config.model import GATED, Model
+from roots_dist.config.model import GATED, ModelConfig
 from roots_dist.config.objectives import OBJECTIVES, Answer, Rows, learned_by
 from roots_dist.config.records import objective_of, shortest_seq, special_tokens_of
-from roots_dist.config.schema import Config, Objective
+from roots_dist.config.schema import Config, ObjectiveConfig
 from roots_dist.config.special_tokens import NAMES
 from roots_dist.learning import objectives
 from roots_dist.learning.data.specials import synthetic_specials
@@ -32,12 +32,12 @@ from roots_dist.world.batch import QuestionObjective, RowObjective
 
 def test_names_are_the_same_in_the_config_the_records_and_the_classes():
     """A record without a class, or a class without a record, is added in config/ or in learning/."""
-    assert get_args(Model.model_fields["family"].annotation) == tuple(FAMILIES) and set(FAMILIES) == set(MODELS)
-    assert get_args(Objective.model_fields["name"].annotation) == tuple(OBJECTIVES)
+    assert get_args(ModelConfig.model_fields["family"].annotation) == tuple(FAMILIES) and set(FAMILIES) == set(MODELS)
+    assert get_args(ObjectiveConfig.model_fields["name"].annotation) == tuple(OBJECTIVES)
     assert set(OBJECTIVES) == set(objectives.OBJECTIVES)
     assert {record.rows for record in OBJECTIVES.values()} - {None} == set(ROW_READERS) == set(get_args(Rows))
     assert {record.answer for record in OBJECTIVES.values()} == set(ANSWERS) == set(get_args(Answer))
-    assert get_args(Model.model_fields["positions"].annotation) == POSITIONS
+    assert get_args(ModelConfig.model_fields["positions"].annotation) == POSITIONS
 
 
 def config_of(name: str, family: str | None = None, more: Mapping[str, object] = MappingProxyType({})) -> Config:
@@ -113,15 +113,15 @@ def test_what_a_decoder_parts_its_pairs_with_is_needed():
 
 
 def test_an_activation_is_a_function_or_a_gate_with_one():
-    allowed = set(get_args(Model.model_fields["activation"].annotation))
+    allowed = set(get_args(ModelConfig.model_fields["activation"].annotation))
     assert set(GATED) <= allowed and set(GATED.values()) <= set(FUNCTIONS)
     assert allowed - set(GATED) == set(FUNCTIONS) - {"silu"}, (
         "add it to the Literal in config/model.py, or to FUNCTIONS"
     )
-    assert set(get_args(Model.model_fields["pooler_activation"].annotation)) == set(POOLER_FUNCTIONS)
+    assert set(get_args(ModelConfig.model_fields["pooler_activation"].annotation)) == set(POOLER_FUNCTIONS)
     up, gate = torch.tensor([2.0, 3.0]), torch.tensor([-1.0, 1.0])
     assert activation(Config(), "swiglu")(gate, up).tolist() == (torch.sigmoid(gate) * gate * up).tolist()
-    assert [Model(activation=name).gated() for name in ("relu", "geglu")] == [False, True]
+    assert [ModelConfig(activation=name).gated() for name in ("relu", "geglu")] == [False, True]
 
 
 def test_bits_per_byte_are_of_objectives_that_predict_every_token():

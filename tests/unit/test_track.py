@@ -11,13 +11,13 @@ from rich.console import Console
 
 from roots_dist import logs
 from roots_dist.config.load import to_yaml
-from roots_dist.config.schema import Config, Track, Train
+from roots_dist.config.schema import Config, TrackConfig, TrainConfig
 from roots_dist.runs.report.page import page
 from roots_dist.runs.report.run_record import read_runs
 from roots_dist.runs.track.curve import draw_curve, resumes, smooth
 from roots_dist.runs.track.machine_facts import machine_facts, peak_memory_gib
 from roots_dist.runs.track.metrics import METRICS_FILE, TEXTS_FILE, MetricsFile, read_lines
-from roots_dist.runs.track.progress import Progress, clock, short
+from roots_dist.runs.track.progress import ProgressTracker, clock, short
 from roots_dist.runs.track.trackers import Trackers, open_trackers
 from roots_dist.runs.train.resume import rate_line
 from roots_dist.scrub import known_secrets, scrub, scrub_text
@@ -76,7 +76,7 @@ def test_lines_that_are_no_records_are_left_out(tmp_path, caplog):
 def shown(width: int, terminal: bool, total: int = 200, steps=(), **first) -> str:
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=width, height=30, highlight=False, legacy_windows=False)
-    progress = Progress(total, console=console, **first)
+    progress = ProgressTracker(total, console=console, **first)
     for step in steps:
         progress.log(step, ALL)
     progress.log(total, {"loss/validation": 3.5, "perplexity/validation": 33.1, "bits_per_byte/validation": 1.25})
@@ -114,7 +114,9 @@ def test_on_a_terminal_one_line_shows_what_fits(width, has, lacks):
 def test_what_keeps_the_next_step_waiting_is_shown_on_a_terminal_alone():
     for terminal in (True, False):
         out = io.StringIO()
-        progress = Progress(9, console=Console(file=out, force_terminal=terminal, width=80, legacy_windows=False))
+        progress = ProgressTracker(
+            9, console=Console(file=out, force_terminal=terminal, width=80, legacy_windows=False)
+        )
         trackers = Trackers([progress], progress.doing)
         with trackers.doing("evaluating ..."):
             pass
@@ -131,7 +133,7 @@ def test_time_left_counts_from_the_resumed_step(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("roots_dist.runs.track.progress.time.monotonic", lambda: now[0])
     out = io.StringIO()
-    progress = Progress(300, first_step=100, console=Console(file=out, width=200))
+    progress = ProgressTracker(300, first_step=100, console=Console(file=out, width=200))
     now[0] += 500.0
     progress.log(100, {"loss/validation": 4.0})  # done before the first step
     now[0] += 20.0  # ten steps of 2 s, 190 to go
@@ -254,7 +256,7 @@ def test_the_environment_says_what_is_secret(monkeypatch):
 
 
 def test_other_ranks_have_trackers_that_do_nothing(tmp_path):
-    config = Config(track=Track(wandb="disabled"), train=Train(steps=3))
+    config = Config(track=TrackConfig(wandb="disabled"), train=TrainConfig(steps=3))
     others = open_trackers(config, tmp_path / "run", rank0=False)
     others.log(1, ALL)
     others.text(1, "sample", "x")
@@ -263,7 +265,7 @@ def test_other_ranks_have_trackers_that_do_nothing(tmp_path):
 
 
 def test_rank_0_writes_and_shows(tmp_path, capsys):
-    config = Config(track=Track(wandb="disabled"), train=Train(steps=3))
+    config = Config(track=TrackConfig(wandb="disabled"), train=TrainConfig(steps=3))
     trackers = open_trackers(config, tmp_path / "run", rank0=True)
     trackers.log(1, ALL)
     trackers.close()

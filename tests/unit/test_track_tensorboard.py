@@ -9,14 +9,14 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from roots_dist.config.load import load
-from roots_dist.config.schema import Config, Track
+from roots_dist.config.schema import Config, TrackConfig
 from roots_dist.errors import EnvironmentProblem
 from roots_dist.runs.track import tensorboard as ours
 from roots_dist.runs.track.trackers import open_trackers
 
 
 def config(**track) -> Config:
-    return Config(track=Track(wandb="disabled", **{"tensorboard": "on", **track}))
+    return Config(track=TrackConfig(wandb="disabled", **{"tensorboard": "on", **track}))
 
 
 def read(folder):

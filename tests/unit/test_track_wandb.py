@@ -14,7 +14,7 @@ import wandb
 from patience import comes_true
 from wandb.util import get_core_path
 
-from roots_dist.config.schema import Config, Track
+from roots_dist.config.schema import Config, TrackConfig
 from roots_dist.errors import EnvironmentProblem
 from roots_dist.runs.track import wandb as ours
 from roots_dist.runs.track.metrics import METRICS_FILE
@@ -36,7 +36,7 @@ def alone(monkeypatch, tmp_path):
 
 
 def config(mode: str) -> Config:
-    return Config(track=Track(wandb=mode, tensorboard="off", project="proofs", name="small", tags=("a",)))
+    return Config(track=TrackConfig(wandb=mode, tensorboard="off", project="proofs", name="small", tags=("a",)))
 
 
 def inspect(run) -> dict:
@@ -118,12 +118,12 @@ def test_what_fails_in_it_is_said_and_training_goes_on(tmp_path, monkeypatch, ca
 LONELY = """
 import sys, time
 from pathlib import Path
-from roots_dist.config.schema import Config, Track
+from roots_dist.config.schema import Config, TrackConfig
 from roots_dist.runs.track import wandb
 from roots_dist.runs.track.trackers import open_trackers
 wandb.INIT_TIMEOUT_S = 1.0
 start = time.monotonic()
-config = Config(track=Track(wandb="online", tensorboard="off"))
+config = Config(track=TrackConfig(wandb="online", tensorboard="off"))
 trackers = open_trackers(config, Path(sys.argv[1]), rank0=True)
 for step in range(200):
     trackers.log(step, {"loss/train": 1.0})

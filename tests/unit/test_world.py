@@ -14,7 +14,7 @@ import torch.distributed as dist
 from patience import alive, gone
 
 from roots_dist.testing import world
-from roots_dist.testing.world import World, WorldFailed, on_warm_world, on_world
+from roots_dist.testing.world import RankPool, WorldFailed, on_warm_world, on_world
 
 
 def summed(rank, size, number):
@@ -89,7 +89,7 @@ def test_warm_ranks_that_failed_are_replaced(little_grace):
 
 def test_a_world_that_is_closed_leaves_no_process():
     before = _workers()
-    standing = World(2)
+    standing = RankPool(2)
     standing.run(summed, 0)
     assert len(_workers()) == len(before) + 2
     standing.close()

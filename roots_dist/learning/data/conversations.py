@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from roots_dist.learning.data.messages import (
-    Message,
+    ChatMessage,
     checked_text,
     list_of,
     optional_text,
@@ -34,7 +34,7 @@ PAIR = ("chosen", "rejected")
 
 
 class Conversation(NamedTuple):
-    messages: list[Message]
+    messages: list[ChatMessage]
     tools: list[dict[str, Any]] | None
 
 
@@ -56,7 +56,7 @@ class Format:
     """The columns that identify it."""
     may: tuple[str, ...] = ()
     """More columns that it reads, besides COMMON_COLUMNS."""
-    messages: Callable[[Row, TextColumns], list[Message]]
+    messages: Callable[[Row, TextColumns], list[ChatMessage]]
 
 
 def find_format(row: Row, columns: TextColumns) -> Format:
@@ -96,18 +96,18 @@ def read_conversation(row: Row, form: Format, columns: TextColumns, remarks: Rem
     return Conversation(messages, read_tools(row))
 
 
-def _with_system(row: Row, messages: list[Message]) -> list[Message]:
+def _with_system(row: Row, messages: list[ChatMessage]) -> list[ChatMessage]:
     """After the text of the column `system`, if there is one."""
     system = optional_text(row, "system")
     if system and messages[0].role == "system":
         raise row.error("system", system, "no system text beside the one in the messages", "remove one of them")
-    return [Message(role="system", content=system), *messages] if system else messages
+    return [ChatMessage(role="system", content=system), *messages] if system else messages
 
 
 # ── the formats ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _from_list(own_column: str) -> Callable[[Row, TextColumns], list[Message]]:
+def _from_list(own_column: str) -> Callable[[Row, TextColumns], list[ChatMessage]]:
     """Reader of a list of messages in this column, or in finetune.text_column."""
 
     return lambda row, columns: read_messages(row, _list_column(row, columns, own_column))
@@ -123,32 +123,32 @@ def _is_messages(value: object) -> bool:
     return any(isinstance(one, Mapping) for one in list_of(value) or ())
 
 
-def _from_alpaca(row: Row, columns: TextColumns) -> list[Message]:
+def _from_alpaca(row: Row, columns: TextColumns) -> list[ChatMessage]:
     """The input stands below the instruction."""
     asked = "\n".join(text for text in (own_text(row, "instruction"), optional_text(row, "input")) if text)
     return _question_and_answer(row, asked, own_text(row, "output"))
 
 
-def _from_prompt(row: Row, columns: TextColumns) -> list[Message]:
+def _from_prompt(row: Row, columns: TextColumns) -> list[ChatMessage]:
     """Texts, or lists of messages, of which only those of the completion are learned."""
     parts = []
     for column, role in (("prompt", "user"), ("completion", "assistant")):
         if list_of(row.value(column, rename_fix(column))) is None:
-            parts.append([Message(role=role, content=checked_text(row, column, row.text(column)))])
+            parts.append([ChatMessage(role=role, content=checked_text(row, column, row.text(column)))])
         else:
             parts.append(read_messages(row, column))
     prompt, completion = parts
     return [*(replace(message, learned=False) for message in prompt), *completion]
 
 
-def _from_columns(row: Row, columns: TextColumns) -> list[Message]:
+def _from_columns(row: Row, columns: TextColumns) -> list[ChatMessage]:
     return _question_and_answer(row, row.text(columns.text), row.text(columns.label))
 
 
-def _question_and_answer(row: Row, question: str, answer: str) -> list[Message]:
+def _question_and_answer(row: Row, question: str, answer: str) -> list[ChatMessage]:
     return [
-        Message(role="user", content=checked_text(row, "question", question)),
-        Message(role="assistant", content=checked_text(row, "answer", answer)),
+        ChatMessage(role="user", content=checked_text(row, "question", question)),
+        ChatMessage(role="assistant", content=checked_text(row, "answer", answer)),
     ]
 
 
@@ -230,8 +230,8 @@ def read_preference(row: Row, remarks: Remarks) -> tuple[Conversation, Conversat
     return Conversation(pair[0], tools), Conversation(pair[1], tools)
 
 
-def _completion(row: Row, column: str, role: str) -> list[Message]:
+def _completion(row: Row, column: str, role: str) -> list[ChatMessage]:
     """A list of messages, or a text as one of this role."""
     if list_of(row.value(column, rename_fix(column))) is not None:
         return read_messages(row, column)
-    return [Message(role=role, content=checked_text(row, column, row.text(column)))]
+    return [ChatMessage(role=role, content=checked_text(row, column, row.text(column)))]

@@ -15,7 +15,7 @@ from roots_dist.config.special_tokens import COMPANIONS
 from roots_dist.errors import DataError, Problem
 from roots_dist.files import why
 from roots_dist.idx_format import MANIFEST
-from roots_dist.learning.data.manifest import PAIRS, Manifest, Options, read_manifest
+from roots_dist.learning.data.manifest import PAIRS, CorpusManifest, Options, read_manifest
 
 COPIED = (*COMPANIONS, "chat_template.jinja")
 """Files that are copied with a given tokenizer."""
@@ -48,7 +48,7 @@ def _refused(folder: Path, expected: str, fix: str) -> DataError:
     return DataError(Problem(key="output", found=str(folder), expected=expected, fix=fix))
 
 
-def up_to_date(folder: Path, files: list[Path], options: Options) -> Manifest | None:
+def up_to_date(folder: Path, files: list[Path], options: Options) -> CorpusManifest | None:
     """The manifest, if it describes these inputs and options and its outputs are unchanged."""
     try:
         found = read_manifest(folder)
@@ -65,7 +65,7 @@ def up_to_date(folder: Path, files: list[Path], options: Options) -> Manifest | 
     return found.model_copy(update={"reused": True}) if same else None
 
 
-def publish(partial: Path, folder: Path, manifest: Manifest) -> None:
+def publish(partial: Path, folder: Path, manifest: CorpusManifest) -> None:
     """Move the files into place. A folder without a manifest is unfinished: the new one is moved last."""
     old = _given_outputs(folder)
     written = partial / MANIFEST

@@ -90,7 +90,7 @@ class Split(_Record):
         return Split(documents=self.documents + 1, tokens=self.tokens + tokens, bytes=self.bytes + bytes)
 
 
-class Manifest(_Record):
+class CorpusManifest(_Record):
     """The manifest of a corpus folder."""
 
     format: str = "roots-corpus-1"
@@ -149,7 +149,7 @@ class Manifest(_Record):
         return "\n".join(lines)
 
 
-def read_manifest(prefix_or_folder: str | Path) -> Manifest | None:
+def read_manifest(prefix_or_folder: str | Path) -> CorpusManifest | None:
     """Read the manifest beside a corpus; None for a corpus from another tool. Raises DataError if it is ours but
     damaged."""
     path = Path(prefix_or_folder)
@@ -163,7 +163,7 @@ def read_manifest(prefix_or_folder: str | Path) -> Manifest | None:
     if "roots-corpus-" not in text:
         return None
     try:
-        return Manifest.model_validate_json(text)
+        return CorpusManifest.model_validate_json(text)
     except ValidationError as error:
         raise _damaged(path, error.errors()[0]["msg"]) from error
 

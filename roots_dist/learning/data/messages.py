@@ -1,6 +1,6 @@
 """Messages of a conversation in a row, as OpenAI, ShareGPT and others write them, in the words of chat templates.
 
-value of a column --read_messages--> [Message] --> learning/data/conversations.py
+value of a column --read_messages--> [ChatMessage] --> learning/data/conversations.py
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WEIGHT_KEYS = ("weight", "train", "training")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Message:
+class ChatMessage:
     """One message, in the words of chat templates."""
 
     role: str
@@ -52,7 +52,7 @@ def own_text(row: Row, column: str) -> str:
     return row.text(column, rename_fix(column))
 
 
-def read_messages(row: Row, column: str) -> list[Message]:
+def read_messages(row: Row, column: str) -> list[ChatMessage]:
     value = row.value(column, rename_fix(column))
     found = list_of(value)
     if not found:
@@ -74,7 +74,7 @@ def list_of(value: object) -> list[Any] | None:
     return value if isinstance(value, list) else None
 
 
-def _message(row: Row, column: str, found: object) -> Message:
+def _message(row: Row, column: str, found: object) -> ChatMessage:
     values = {key: value for key, value in found.items() if value is not None} if isinstance(found, dict) else {}
     role_key, content_key = (next((k for k in keys if k in values), "") for keys in (ROLE_KEYS, CONTENT_KEYS))
     name, content = values.pop(role_key, None), _content(row, column, found, values.pop(content_key, None))
@@ -97,7 +97,7 @@ def _message(row: Row, column: str, found: object) -> Message:
         raise row.error(column, found, "messages of the user with content that is not empty")
     if role != "assistant" and content is None:
         content = ""
-    return Message(role=role, content=content, learned=all(weights), others=values)
+    return ChatMessage(role=role, content=content, learned=all(weights), others=values)
 
 
 def _calls(row: Row, column: str, given: object) -> list[dict[str, Any]]:

@@ -31,8 +31,8 @@ from roots_dist.learning.data.encode import Encoded, encode_texts
 from roots_dist.learning.data.manifest import (
     PAIRS,
     SPLITS,
+    CorpusManifest,
     File,
-    Manifest,
     Options,
     Split,
     sha256,
@@ -52,7 +52,7 @@ EXAMPLES = 20
 """Number of defects that are recorded in full; all are counted."""
 
 
-class Progress(NamedTuple):
+class InputProgress(NamedTuple):
     """Progress of one pass over the inputs."""
 
     stage: Literal["tokenizer", "tokens"]
@@ -80,8 +80,8 @@ def prepare(
     workers: int | None = None,
     on_error: Literal["stop", "skip"] = "stop",
     extension: Sequence[str] = (),
-    progress: Callable[[Progress], None] = lambda _: None,
-) -> Manifest:
+    progress: Callable[[InputProgress], None] = lambda _: None,
+) -> CorpusManifest:
     """Fill `output` with train and validation pairs, tokenizer.json and manifest.json, unless it is up to date.
 
     validation: share of documents held out, drawn by (seed, document number). tokenizer: an existing tokenizer.json;
@@ -128,7 +128,7 @@ def prepare(
                 shutil.copyfile(path, partial / path.name)
             begin = _begin(chosen) if begin_of_document else None
             train, held_out = _tokenize(stream, chosen, begin, partial, workers or _workers(stream.total))
-            manifest = Manifest(
+            manifest = CorpusManifest(
                 options=options,
                 vocab=chosen.vocab,
                 end_of_document=chosen.end_token,
@@ -204,7 +204,7 @@ class _DocumentStream:
     files: list[Path]
     options: Options
     own: Mapping[str, OwnReader]
-    progress: Callable[[Progress], None]
+    progress: Callable[[InputProgress], None]
     defects: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
     fix: str = ""
@@ -231,13 +231,13 @@ class _DocumentStream:
                 size += len(item.text)
                 number += 1
                 if size >= BATCH_BYTES:
-                    self.progress(Progress(stage, min(before + item.position, self.total), self.total, number))
+                    self.progress(InputProgress(stage, min(before + item.position, self.total), self.total, number))
                     yield batch
                     batch, size = [], 0
             before += state.st_size
         if batch:
             yield batch
-        self.progress(Progress(stage, self.total, self.total, number))
+        self.progress(InputProgress(stage, self.total, self.total, number))
         if not number:
             expected = f"a document in them ({'; '.join(self.examples[:3]) or 'the files are empty'})"
             found, fix = f"{len(self.files)} files", self.fix or "check the files"

@@ -17,7 +17,7 @@ import numpy as np
 from roots_dist.errors import DataError
 from roots_dist.learning.data.chat import Chat, PastRewritten, Span, Turn
 from roots_dist.learning.data.conversations import Conversation
-from roots_dist.learning.data.messages import Message
+from roots_dist.learning.data.messages import ChatMessage
 from roots_dist.learning.data.remarks import Remarks
 from roots_dist.learning.data.rows import Row
 from roots_dist.learning.data.specials import Specials
@@ -88,7 +88,7 @@ class ConversationEncoder:
                 self.remarks.saw(f"{chat.name} leaves out or rewrites messages of role {message['role']}", row.place)
         return found
 
-    def _for_template(self, row: Row, message: Message, chat: Chat) -> dict[str, Any]:
+    def _for_template(self, row: Row, message: ChatMessage, chat: Chat) -> dict[str, Any]:
         """The message as templates read it, and as transformers prepares it: without what is null, its thoughts under
         every name."""
         role = message.role

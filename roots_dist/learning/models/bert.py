@@ -1,6 +1,6 @@
 """The encoder (BERT, RoBERTa) as a tuple of named pieces: embed, blocks.0 …, head. Attention is bidirectional.
 
-    tokens --Embed--> hidden --Block × L--> hidden --Head--> terms: masked tokens, and with pairs: does B follow A
+    tokens --Embed--> hidden --Block × L--> hidden --MaskedTokensHead--> terms: masked tokens, of pairs also the order
 
 B sequences, S positions, D model width, E width of the embedding, V vocabulary (padded); s = S/tp under sequence
 parallelism.
@@ -54,7 +54,7 @@ class MaskedLMHead(nn.Module):
         return self.vocab_head(self.transform(x), self.weight, batch, self.training, self.bias)
 
 
-class Head(MaskedLMHead):
+class MaskedTokensHead(MaskedLMHead):
     """Masked language modeling head; with next-sentence prediction also a pooler over the first position and a
     classifier."""
 
@@ -120,7 +120,7 @@ def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
         *encoder_pieces(config, tp),
         PieceSpec(
             "head",
-            lambda built: Head(config, tp, embed_of(built)),
+            lambda built: MaskedTokensHead(config, tp, embed_of(built)),
             mlm_head_flops(config, m.hidden),
             shared_params=tied,
         ),

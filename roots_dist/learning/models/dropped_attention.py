@@ -20,7 +20,7 @@ from roots_dist.world import rng
 from roots_dist.world.fuse import Fuse, eager
 
 
-class Kernels(Protocol):
+class AttentionKernels(Protocol):
     """As attention_triton.py. Beside the output, forward gives a tensor that backward needs."""
 
     def forward(
@@ -34,7 +34,7 @@ class Kernels(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]: ...  # fmt: skip
 
 
-class CountedKernels:
+class CountedAttentionKernels:
     """Stand for the kernels where they are counted: as many operations, which read and write as much. The two of
     backward compute nine products between them, of which five and two are counted; that of the bias three more, of
     which two are."""
@@ -64,23 +64,23 @@ def _expanded(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     return None if bias is None else bias.detach().expand(*q.shape[:3], k.shape[2])
 
 
-def kernels_for(q: Tensor, fuse: Fuse) -> Kernels:
+def kernels_for(q: Tensor, fuse: Fuse) -> AttentionKernels:
     """Choose the kernels for a tensor's device and dtype."""
     of_masks = rng.kernels_of(q.device)
     if of_masks is None or q.dtype == torch.float64:  # a kernel computes in float32
-        return cast("Kernels", attention_by_heads) if fuse is eager else FusedByHeads(fuse)
+        return cast("AttentionKernels", attention_by_heads) if fuse is eager else FusedByHeads(fuse)
     if isinstance(of_masks, rng.CountedKernels):
-        return CountedKernels()
+        return CountedAttentionKernels()
     from roots_dist.learning.models import attention_triton
 
-    return cast("Kernels", attention_triton)
+    return cast("AttentionKernels", attention_triton)
 
 
 class _Dropped(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rows: Tensor, drop: float, scale: float,
-        causal: bool, kernels: Kernels,
+        causal: bool, kernels: AttentionKernels,
     ) -> Tensor:  # fmt: skip
         out, kept = kernels.forward(q, k, v, bias, rows, drop, scale, causal)
         ctx.save_for_backward(q, k, v, bias, rows, out, kept)

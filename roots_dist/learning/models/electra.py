@@ -75,7 +75,7 @@ class DiscriminatorEmbed(nn.Module):
         return payload | {"hidden": self.dropout(x, batch)}
 
 
-class Head(nn.Module):
+class ReplacedTokensHead(nn.Module):
     """Replaced-token detection at each position: a dense layer, its activation, one logit."""
 
     def __init__(self, config: Config, tp: TensorParallel):
@@ -149,5 +149,9 @@ def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
         ),
         PieceSpec("discriminator.embed", second, 0.0, _with_tokens(tp, embedded), shared_params=shared),
         *map(with_tokens, encoder_pieces(config, tp)),
-        PieceSpec("head", lambda built: Head(config, tp), 2.0 * config.data.seq_length * m.hidden * (m.hidden + 1)),
+        PieceSpec(
+            "head",
+            lambda built: ReplacedTokensHead(config, tp),
+            2.0 * config.data.seq_length * m.hidden * (m.hidden + 1),
+        ),
     )

@@ -1,7 +1,7 @@
 """The decoder (GPT, BLOOM, Llama) as a tuple of named pieces: embed, blocks.0 …, head. A rank builds only its own
 pieces.
 
-    tokens --Embed--> hidden --Block × L--> hidden --Head--> terms of the loss
+    tokens --Embed--> hidden --Block × L--> hidden --DecoderHead--> terms of the loss
 
 B sequences, S positions, D model width, V vocabulary (padded), v = V/tp, s = S/tp under sequence parallelism.
 """
@@ -25,7 +25,7 @@ from roots_dist.parallel.tensor.collectives import TensorParallel, copy_to_tp_re
 from roots_dist.world.batch import MicroBatch, PieceOutput
 
 
-class Head(nn.Module):
+class DecoderHead(nn.Module):
     """Final norm, output projection and loss. A tied projection is the embedding itself if both are on this rank,
     otherwise a copy."""
 
@@ -75,7 +75,7 @@ def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
         return PieceSpec(name, build, cost, out, is_block=True, kind=(kind, experts))
 
     def head(built: Built) -> nn.Module:
-        return task_head(config, tp) if task else Head(config, tp, embed_of(built))
+        return task_head(config, tp) if task else DecoderHead(config, tp, embed_of(built))
 
     cost = task_flops(config) if task else 2.0 * seq * m.hidden * m.vocab
     return (

@@ -12,11 +12,11 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from roots_dist.config.finetune import Finetune
+from roots_dist.config.finetune import FinetuneConfig
 from roots_dist.learning.models.pieces import Built, PieceSpec
 
 
-def with_adapters(specs: Sequence[PieceSpec], finetune: Finetune) -> tuple[PieceSpec, ...]:
+def with_adapters(specs: Sequence[PieceSpec], finetune: FinetuneConfig) -> tuple[PieceSpec, ...]:
     """Specs whose blocks get adapters when they are built."""
 
     def one(spec: PieceSpec) -> PieceSpec:

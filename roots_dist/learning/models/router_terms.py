@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from roots_dist.config.schema import Config, Objective
+from roots_dist.config.schema import Config, ObjectiveConfig
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.world.batch import PADDING, MicroBatch, Term
 from roots_dist.world.mesh import Axis
@@ -36,7 +36,7 @@ def router_counts(config: Config, batch: MicroBatch) -> dict[str, int]:
 
 
 def router_terms(
-    objective: Objective, tp: TensorParallel, batch: MicroBatch, logits: Tensor, scores: Tensor, chosen: Tensor
+    objective: ObjectiveConfig, tp: TensorParallel, batch: MicroBatch, logits: Tensor, scores: Tensor, chosen: Tensor
 ) -> Iterator[Term]:
     """The terms of one layer, of logits and scores [T, E] and the chosen experts, int64 [T, K].
 

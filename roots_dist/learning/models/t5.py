@@ -49,7 +49,7 @@ class Bridge(nn.Module):
         return {"encoded": self.dropout(self.norm(payload["hidden"]), batch), "hidden": words}
 
 
-class Head(nn.Module):
+class Seq2SeqHead(nn.Module):
     """Final norm, output projection and loss. A tied projection is the embedding, and its input is scaled by D^-0.5."""
 
     def __init__(self, config: Config, tp: TensorParallel, tokens: VocabParallelEmbedding | None):
@@ -121,9 +121,9 @@ def pieces(config: Config, tp: TensorParallel) -> tuple[PieceSpec, ...]:
     decoder_cost = attention_flops(config, target, target / 2, target) + cross + mlp_flops(config, target)
     words = (TOKENS,)  # shared by both stacks, whether or not the head is tied
 
-    def head(built: Built) -> Head:
+    def head(built: Built) -> Seq2SeqHead:
         holder = built.get("embed") or built.get("bridge")
-        return Head(config, tp, holder.tokens if isinstance(holder, (Embed, Bridge)) else None)
+        return Seq2SeqHead(config, tp, holder.tokens if isinstance(holder, (Embed, Bridge)) else None)
 
     return (
         PieceSpec("embed", lambda built: Embed(config, tp), 0.0, encoded, shared_params=words, prefill_only=True),

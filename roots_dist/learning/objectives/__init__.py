@@ -13,7 +13,7 @@ from roots_dist.learning.data.specials import Specials, no_specials, read_specia
 from roots_dist.learning.objectives.classify import TextClasses
 from roots_dist.learning.objectives.clm import CausalTokens
 from roots_dist.learning.objectives.dpo import Preferences
-from roots_dist.learning.objectives.instruct import Answers
+from roots_dist.learning.objectives.instruct import InstructAnswers
 from roots_dist.learning.objectives.mlm import MaskedTokens
 from roots_dist.learning.objectives.nsp import MaskedPairs
 from roots_dist.learning.objectives.prefix import Prefix
@@ -32,7 +32,7 @@ OBJECTIVES: dict[str, Callable[[Config, Specials], Objective]] = {
     "prefix": Prefix,
     "classify": TextClasses,
     "tag": WordClasses,
-    "instruct": Answers,
+    "instruct": InstructAnswers,
     "dpo": Preferences,
     "seq2seq": TextToText,
 }

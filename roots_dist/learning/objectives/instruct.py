@@ -24,7 +24,7 @@ from roots_dist.learning.objectives.classify import padded
 from roots_dist.world.batch import IGNORE, PADDING, MicroBatch, QuestionObjective, RowObjective, num_scored
 
 
-class Answers(QuestionObjective):
+class InstructAnswers(QuestionObjective):
     """S positions."""
 
     perplexity_term = "instruct"

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from roots_dist.config.records import special_tokens_of
-from roots_dist.config.schema import Config, Objective
+from roots_dist.config.schema import Config, ObjectiveConfig
 from roots_dist.errors import present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.store import Corpus, num_windows
@@ -22,7 +22,7 @@ from roots_dist.world.batch import IGNORE, MicroBatch, num_scored
 
 
 def hide(
-    tokens: np.ndarray, specials: Specials, how: Objective, draw: np.random.Generator
+    tokens: np.ndarray, specials: Specials, how: ObjectiveConfig, draw: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """tokens [S] -> (what is shown, targets), [S] each: the target is the token where it is to be guessed, else IGNORE.
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.optim.adamw import adamw as adamw_step
 
 from roots_dist.config.optimizers import NewOptimizer, OptimizerStep
-from roots_dist.config.schema import Optim
+from roots_dist.config.schema import OptimConfig
 from roots_dist.errors import present
 from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.world.sharding import Param
@@ -40,7 +40,7 @@ class Group(NamedTuple):
             f"/step{self.trainable.from_step}" if self.trainable.from_step else ""
         )
 
-    def adamw_options(self, optim: Optim) -> dict[str, Any]:
+    def adamw_options(self, optim: OptimConfig) -> dict[str, Any]:
         """Options of the group in torch's AdamW, and the group itself."""
         return {"group": self, "weight_decay": optim.weight_decay if self.decays else 0.0}
 
@@ -71,7 +71,7 @@ def freeze(params: Sequence[Param]) -> None:
         p.tensor.requires_grad_(False)
 
 
-def adamw(optim: Optim) -> torch.optim.AdamW:
+def adamw(optim: OptimConfig) -> torch.optim.AdamW:
     """AdamW (decoupled weight decay, Loshchilov & Hutter 2019) without groups. The learning rate is set before each
     step.
 
@@ -114,7 +114,7 @@ def state_of(optimizer: torch.optim.AdamW, tensor: Tensor) -> dict[str, Tensor]:
     return state
 
 
-def update(optim: Optim, group: Group, lr: float, weights: list[Tensor], states: list[dict[str, Tensor]]) -> None:
+def update(optim: OptimConfig, group: Group, lr: float, weights: list[Tensor], states: list[dict[str, Tensor]]) -> None:
     """One AdamW step of a group, from the gradients of `weights`; updates weights and states in place."""
     gradients = [present(weight.grad) for weight in weights]
     _step(optim, group, lr, [weights, gradients, *([state[key] for state in states] for key in MOMENTS)], states)
@@ -122,7 +122,7 @@ def update(optim: Optim, group: Group, lr: float, weights: list[Tensor], states:
 
 def own_update(
     rule: NewOptimizer,
-    optim: Optim,
+    optim: OptimConfig,
     group: Group,
     lr: float,
     count: int,
@@ -141,7 +141,9 @@ UNIT = 16
 otherwise."""
 
 
-def exact_update(optim: Optim, group: Group, lr: float, weights: list[Tensor], states: list[dict[str, Tensor]]) -> None:
+def exact_update(
+    optim: OptimConfig, group: Group, lr: float, weights: list[Tensor], states: list[dict[str, Tensor]]
+) -> None:
     """The same with equal bits for equal numbers wherever a tensor ends: ends are computed together, filled up."""
     gradients = [present(weight.grad) for weight in weights]
     rows = [weights, gradients, *([state[key] for state in states] for key in MOMENTS)]
@@ -157,7 +159,7 @@ def exact_update(optim: Optim, group: Group, lr: float, weights: list[Tensor], s
 
 
 def _step(
-    optim: Optim, group: Group, lr: float, rows: Sequence[list[Tensor]], states: Sequence[Mapping[str, Tensor]]
+    optim: OptimConfig, group: Group, lr: float, rows: Sequence[list[Tensor]], states: Sequence[Mapping[str, Tensor]]
 ) -> None:
     """rows: weights, gradients and both moments of some tensors."""
     weights, gradients, means, squares = rows

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from roots_dist.parallel.pipeline.parts import empty_part, gathered, part_of
-from roots_dist.parallel.pipeline.stage import Pass, Stage
+from roots_dist.parallel.pipeline.stage import Stage, StagePass
 from roots_dist.parallel.tensor.collectives import DeferredWeightGrads
 from roots_dist.schedule.actions import Action, Kind, rank_of
 from roots_dist.schedule.communication import COMPUTE, Direction, channel_of
@@ -235,14 +235,14 @@ def _begun(message: dist.Work | None) -> dist.Work:
     return message
 
 
-def passes_of(actions: Sequence[Action], deferred: DeferredWeightGrads) -> dict[Action, Pass]:
+def passes_of(actions: Sequence[Action], deferred: DeferredWeightGrads) -> dict[Action, StagePass]:
     """The passes among a rank's actions, with what a stage's hooks are told of them."""
     passes = [action for action in actions if action.kind in COMPUTE]
     last = {action.stage: action for action in passes if action.kind in (Kind.BACKWARD, Kind.WEIGHT)}
-    found: dict[Action, Pass] = {}
+    found: dict[Action, StagePass] = {}
     following: Action | None = None
     for action in reversed(passes):
-        found[action] = Pass(action, last.get(action.stage) == action, following, deferred)
+        found[action] = StagePass(action, last.get(action.stage) == action, following, deferred)
         if action.kind is not Kind.WEIGHT:  # whose products have no weight as a factor
             following = action
     return found

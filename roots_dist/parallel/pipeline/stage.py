@@ -18,7 +18,7 @@ from roots_dist.schedule.actions import Action
 from roots_dist.world.batch import MicroBatch, PieceOutput
 
 
-class Pass(NamedTuple):
+class StagePass(NamedTuple):
     """A forward or backward pass of a stage, as the executor is about to run it, or has run it."""
 
     action: Action
@@ -32,11 +32,11 @@ class Pass(NamedTuple):
 class PieceHooks(Protocol):
     """What is done around the passes of pieces: an engine (zero/) gathers their weights and sums their gradients."""
 
-    def before(self, started: Pass) -> None:
+    def before(self, started: StagePass) -> None:
         """Called before a stage's pass."""
         ...
 
-    def after(self, ended: Pass) -> None:
+    def after(self, ended: StagePass) -> None:
         """Called after it."""
         ...
 

@@ -5,8 +5,8 @@ those of world/tree_sum.py.
     start_reduce_scatter  each rank has its part of the sum    ZeRO 1 to 3
     start_all_gather      every rank has all parts             weights of ZeRO 1 to 3, and state that is saved
 
-They start a message and return; its tensors must be left alone until Message.wait. All ranks of the axis call the same
-ones in the same order. An axis of size 1 sends nothing.
+They start a message and return; its tensors must be left alone until PendingMessage.wait. All ranks of the axis call
+the same ones in the same order. An axis of size 1 sends nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from roots_dist.world.mesh import Axis
 
 
 @dataclass(frozen=True)
-class Message:
+class PendingMessage:
     """A message under way. Holds the tensor that is sent, which must live until then."""
 
     work: dist.Work | None
@@ -37,22 +37,22 @@ class Message:
         return self.add_up(self.result)
 
 
-def start_all_reduce(whole: Tensor, axis: Axis) -> Message:
+def start_all_reduce(whole: Tensor, axis: Axis) -> PendingMessage:
     """Sum over the axis, in place."""
     work = dist.all_reduce(whole, group=axis.group, async_op=True) if axis.size > 1 else None
-    return Message(work, whole, whole)
+    return PendingMessage(work, whole, whole)
 
 
-def start_reduce_scatter(whole: Tensor, axis: Axis) -> Message:
+def start_reduce_scatter(whole: Tensor, axis: Axis) -> PendingMessage:
     """[n · size] -> [n]: this rank's part of the sum over the axis."""
     if axis.size == 1:
-        return Message(None, whole, whole)
+        return PendingMessage(None, whole, whole)
     part = whole.new_empty(whole.numel() // axis.size)
-    return Message(dist.reduce_scatter_tensor(part, whole, group=axis.group, async_op=True), whole, part)
+    return PendingMessage(dist.reduce_scatter_tensor(part, whole, group=axis.group, async_op=True), whole, part)
 
 
-def start_all_gather(whole: Tensor, part: Tensor, axis: Axis) -> Message:
+def start_all_gather(whole: Tensor, part: Tensor, axis: Axis) -> PendingMessage:
     """[n] -> [n · size], written to `whole`, of which `part` may be this rank's own slice."""
     if axis.size == 1:
-        return Message(None, part, whole.copy_(part))
-    return Message(dist.all_gather_into_tensor(whole, part, group=axis.group, async_op=True), part, whole)
+        return PendingMessage(None, part, whole.copy_(part))
+    return PendingMessage(dist.all_gather_into_tensor(whole, part, group=axis.group, async_op=True), part, whole)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roots_dist.parallel.pipeline.stage import Pass, Stage
+from roots_dist.parallel.pipeline.stage import Stage, StagePass
 from roots_dist.parallel.zero.unit import Unit
 from roots_dist.schedule.actions import Action, Kind
 from roots_dist.world.batch import PieceOutput, Term
@@ -41,7 +41,7 @@ class UnitHooks:
             for piece in unit.pieces:
                 self._of[piece].append(unit)
         self._stages: dict[int, Stage] = {}
-        self._now: Pass | None = None
+        self._now: StagePass | None = None
         self._ended: set[nn.Module] = set()
         """Pieces whose gradients this pass has completed."""
         self._started: list[Unit] = []
@@ -53,7 +53,7 @@ class UnitHooks:
         """Be the hooks of a stage."""
         self._stages[number], stage.hooks = stage, self
 
-    def before(self, started: Pass) -> None:
+    def before(self, started: StagePass) -> None:
         self._now = started
         self._ended.clear()
 
@@ -77,7 +77,7 @@ class UnitHooks:
             results[i] = replace(results[i], sum=total)
         return PieceOutput(tuple(results), output.payload | dict(zip(names, marked)))
 
-    def after(self, ended: Pass) -> None:
+    def after(self, ended: StagePass) -> None:
         if ended.action.kind in (Kind.BACKWARD, Kind.WEIGHT):  # what has no input that needs a gradient has no mark
             for piece in reversed(self._stages[ended.action.stage].pieces):
                 if piece not in self._ended:

@@ -18,7 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from roots_dist.parallel.optim.trainable import Trainable
-from roots_dist.parallel.zero.collectives import Message, start_all_gather, start_all_reduce, start_reduce_scatter
+from roots_dist.parallel.zero.collectives import (
+    PendingMessage,
+    start_all_gather,
+    start_all_reduce,
+    start_reduce_scatter,
+)
 from roots_dist.parallel.zero.flat import Flat
 from roots_dist.world.mesh import SINGLE, Axis, Mesh
 from roots_dist.world.sharding import Param, initialize_missing, resize
@@ -41,7 +46,7 @@ class Weights:
             tensor.data = view
         self.part = self._whole[flat.mine] if keep_whole else self._whole[flat.mine].clone()
         """This rank's part, flat."""
-        self._arriving: Message | None = None
+        self._arriving: PendingMessage | None = None
         self.is_held = True
         """Whether the whole has its memory, or will have it once what is under way has arrived."""
         self.free()
@@ -75,7 +80,7 @@ class Gradients:
         """axis: that of the sum. flat.axis is the same if each rank keeps its part of it, and single if each keeps the
         whole. in_order: the sum is a tree over the ranks (world/tree_sum.py)."""
         self.flat, self.axis, self.in_order = flat, axis, in_order
-        self._under_way: list[Message] = []
+        self._under_way: list[PendingMessage] = []
         self._sum: Tensor | None = None
         self.norms: Tensor | None = None
         """Norm of each parameter's gradient on this rank alone, added up over the sums of a step; what is not finite
@@ -94,7 +99,7 @@ class Gradients:
         if self.in_order:
             begin = start_tree_all_reduce if self.flat.axis.size == 1 else start_tree_reduce_scatter
             arriving, work, add_up = begin(whole, self.axis)
-            self._under_way.append(Message(work, whole, arriving, add_up))
+            self._under_way.append(PendingMessage(work, whole, arriving, add_up))
             return
         start = start_all_reduce if self.flat.axis.size == 1 else start_reduce_scatter
         self._under_way.append(start(whole, self.axis))

@@ -27,7 +27,7 @@ BYE_S = 2.0
 FIX = "read that rank's log, and check that its host is up"
 
 
-class Stopped(Exception):
+class RoundStopped(Exception):
     """A rank failed or is silent, so all ranks stop. Rank 0 has the findings."""
 
 
@@ -49,14 +49,14 @@ class Coordinator:
     ) -> dict[int, Any]:
         """Run `work` on every rank for at most `seconds`. Returns all answers on rank 0, nothing on the others.
 
-        Raises Stopped on every rank if one raised, was overdue or is silent; rank 0 keeps one finding for each kind,
-        with `silence` as the text for silent ranks. Raises EnvironmentProblem if rank 0 itself is silent.
+        Raises RoundStopped on every rank if one raised, was overdue or is silent; rank 0 keeps one finding for each
+        kind, with `silence` as the text for silent ranks. Raises EnvironmentProblem if rank 0 itself is silent.
         """
         end = time.monotonic() + seconds + SLACK_S
         self._set(f"{round}/{self.rank}", self._answer(seconds, work))
         if self.rank != 0:
             if self._get(f"{round}/word", seconds + 2 * SLACK_S) != "go":
-                raise Stopped
+                raise RoundStopped
             return {}
         answers = self._collect(round, end - time.monotonic())
         self.answers[round] = {rank: answer["answer"] for rank, answer in answers.items() if "answer" in answer}
@@ -71,7 +71,7 @@ class Coordinator:
         complete = len(self.answers[round]) == self.size
         self._set(f"{round}/word", "go" if complete else "stop")
         if not complete:
-            raise Stopped
+            raise RoundStopped
         return self.answers[round]
 
     def broadcast(self, what: str, value: Any = None, seconds: float = 2 * SLACK_S) -> Any:

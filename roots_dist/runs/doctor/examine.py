@@ -30,7 +30,7 @@ from roots_dist.runs.doctor import clocks, links, speed
 from roots_dist.runs.doctor import host_groups as placement
 from roots_dist.runs.doctor import rank_facts as facts
 from roots_dist.runs.doctor import shared_folder as folder
-from roots_dist.runs.doctor.coordinator import Coordinator, Stopped
+from roots_dist.runs.doctor.coordinator import Coordinator, RoundStopped
 from roots_dist.runs.ranks.deadline import DeadlineExceeded, run_with_deadline
 from roots_dist.world.mesh import BACKGROUND
 
@@ -91,7 +91,7 @@ def examine(
 ) -> None:
     """Run all rounds. Collective over the ranks that share the coordinator's store. Leaves no process group unless it
     was stopped."""
-    with suppress(Stopped):
+    with suppress(RoundStopped):
         _rounds(coordinator, world, device, options, probes)
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from roots_dist.cluster_profile import Finding, Link, format_ranks
+from roots_dist.cluster_profile import Finding, MeasuredLink, format_ranks
 from roots_dist.runs.doctor import host_groups as placement
 from roots_dist.world.mesh import Axis, make_axis
 
@@ -70,7 +70,7 @@ def measure(axes: Sequence[Axis], device: torch.device, quick: bool) -> list[Sam
     ]
 
 
-def merge(samples: Sequence[Sample]) -> list[Link]:
+def merge(samples: Sequence[Sample]) -> list[MeasuredLink]:
     """Links from all ranks' samples, in the order of measurement."""
     rows: dict[tuple[str, str, int], dict[tuple[int, ...], float]] = {}
     for where, operation, ranks, size, seconds in samples:
@@ -105,10 +105,10 @@ def findings(samples: Sequence[Sample], hosts: Mapping[int, str]) -> Iterator[Fi
                 )
 
 
-def _link(where: str, operation: str, size: int, groups: Mapping[tuple[int, ...], float]) -> Link:
+def _link(where: str, operation: str, size: int, groups: Mapping[tuple[int, ...], float]) -> MeasuredLink:
     seconds, slowest = statistics.median_high(groups.values()), max(groups, key=groups.__getitem__)
     n = max(map(len, groups))
-    return Link(
+    return MeasuredLink(
         where=where,
         operation=operation,
         ranks=n,

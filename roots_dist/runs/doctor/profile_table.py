@@ -13,7 +13,7 @@ from rich.table import Table
 
 from roots_dist.accounting.memory import GIB
 from roots_dist.accounting.peaks import format_flops
-from roots_dist.cluster_profile import Link, Profile, format_ranges, format_ranks, hosts_of
+from roots_dist.cluster_profile import MeasuredLink, Profile, format_ranges, format_ranks, hosts_of
 from roots_dist.runs.doctor.rank_facts import FIXES
 
 WIDE = 1000
@@ -94,7 +94,7 @@ def slowest_line(profile: Profile) -> str:
     )
 
 
-def links_table(links: Sequence[Link]) -> Table:
+def links_table(links: Sequence[MeasuredLink]) -> Table:
     """A row per operation: the time of the smallest size, the bandwidth of each larger one."""
     sizes = sorted({link.bytes for link in links})
     table = Table(box=None, pad_edge=False)

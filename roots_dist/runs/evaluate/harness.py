@@ -48,7 +48,7 @@ def open_tasks(options: EvaluateOptions, rank: int) -> Tasks:
         except ImportError:
             raise missing_package("lm-eval", "evaluation") from None
 
-        class Loaded(TaskManager):
+        class LoadedOnce(TaskManager):
             loaded: Any = None
 
             def load(self, names: list[str]) -> Any:
@@ -58,7 +58,7 @@ def open_tasks(options: EvaluateOptions, rank: int) -> Tasks:
         if options.include_path is not None and not Path(options.include_path).is_dir():
             fix = "name the folder that holds the tasks' YAML files"
             raise DataError(Problem(key="--include-path", found=options.include_path, expected="a folder", fix=fix))
-        manager = Loaded(include_path=options.include_path, include_defaults=options.include_path is None)
+        manager = LoadedOnce(include_path=options.include_path, include_defaults=options.include_path is None)
         names = check_task_names(manager.all_tasks, options.tasks)
         try:
             manager.load(names)

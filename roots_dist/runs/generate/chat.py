@@ -66,7 +66,7 @@ def chat(config: Config, mesh: Mesh, *, options: GenerateOptions, read_line: Rea
     encoder = open_prompt_encoder(config, talks=True)
     not_taught = present(encoder.chat).name == DEFAULT_NAME and not objective_of(config).chats
     stops = encoder.stops((*options.stop, *(USER_TURN if not_taught else ())))
-    conversation = Conversation(load_model(config, mesh), encoder, make_request(options, config), stops, show)
+    conversation = ChatSession(load_model(config, mesh), encoder, make_request(options, config), stops, show)
     show(f"{Path(config.track.folder)}: {HELP}")
     while True:
         try:
@@ -90,7 +90,7 @@ def chat(config: Config, mesh: Mesh, *, options: GenerateOptions, read_line: Rea
 
 
 @dataclass
-class Conversation:
+class ChatSession:
     passes: Passes
     encoder: PromptEncoder
     request: Request

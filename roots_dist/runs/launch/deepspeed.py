@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from roots_dist.runs.launch.hosts import slots_file
-from roots_dist.runs.launch.job import Job, Plan
+from roots_dist.runs.launch.job import Job, LaunchPlan
 from roots_dist.runs.launch.options import DeepSpeedOptions, HostfileOptions
 from roots_dist.runs.launch.quoting import PLAIN, plain, refused
 from roots_dist.runs.launch.render import Setting
@@ -18,7 +18,7 @@ EXPORTED_BY_DEEPSPEED = ("MLFLOW", "NCCL", "PYTHON", "MV2", "UCX")
 RUNNERS = ("pdsh", "openmpi")
 
 
-def plan(job: Job, environ: Mapping[str, str]) -> Plan:
+def plan(job: Job, environ: Mapping[str, str]) -> LaunchPlan:
     options = job.options
     assert isinstance(options, DeepSpeedOptions), options
     runner = options.runner or RUNNERS[0]
@@ -41,7 +41,7 @@ def plan(job: Job, environ: Mapping[str, str]) -> Plan:
     return _on_hosts(job, environ, settings) if job.hosts else _here(job, environ, settings)
 
 
-def _on_hosts(job: Job, environ: Mapping[str, str], settings: dict[str, Setting]) -> Plan:
+def _on_hosts(job: Job, environ: Mapping[str, str], settings: dict[str, Setting]) -> LaunchPlan:
     runner = settings["RUNNER"]
     unset: tuple[str, ...] = ()
     if runner == "pdsh":
@@ -61,7 +61,7 @@ def _on_hosts(job: Job, environ: Mapping[str, str], settings: dict[str, Setting]
         notes.insert(0, "SIGINT or SIGTERM to it stops the run with a checkpoint; no other signal reaches the ranks")
     if unset:
         notes.append(f"left out, since a shell would change them: {', '.join(unset)}")
-    return Plan(
+    return LaunchPlan(
         command=("bash", str(file)),
         programs={"bash": "--on", job.python: "--python"},
         files={
@@ -86,14 +86,14 @@ def _check_words(job: Job) -> None:
         plain(f"override {i}" if i else "CONFIG", word, "pdsh")
 
 
-def _here(job: Job, environ: Mapping[str, str], settings: dict[str, Setting]) -> Plan:
+def _here(job: Job, environ: Mapping[str, str], settings: dict[str, Setting]) -> LaunchPlan:
     visible = [device for device in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device.strip()]
     too_few = 0 < len(visible) < job.processes_per_node
     if job.gpus and too_few:
         expected, fix = f"{job.processes_per_node} devices, one for each process", "show more, or lower --gpus-per-node"
         raise refused("CUDA_VISIBLE_DEVICES", ",".join(visible), expected, fix)
     file = job.files / "deepspeed.sh"
-    return Plan(
+    return LaunchPlan(
         command=("bash", str(file)),
         programs={"bash": "--on", job.python: "--python"},
         files={file: job.script(settings, variables=job.env)},

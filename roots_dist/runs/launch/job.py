@@ -1,6 +1,6 @@
 """A job for a cluster, checked: which config, on how many nodes, with how many processes each, with which options.
 
-JobOptions --make--> Job --launchers.py--> Plan --submit.py--> shown, written, begun
+JobOptions --make--> Job --launchers.py--> LaunchPlan --submit.py--> shown, written, begun
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class LaunchPlan:
     """What `roots launch` does: write files, then become a command."""
 
     command: tuple[str, ...]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from roots_dist.runs.launch import render
-from roots_dist.runs.launch.job import Job, Plan
+from roots_dist.runs.launch.job import Job, LaunchPlan
 from roots_dist.runs.launch.options import KubernetesOptions
 from roots_dist.runs.launch.quoting import refused
 from roots_dist.runs.ranks.local import SIGNALS
@@ -25,14 +25,14 @@ MOUNT_PATH = Path("/work")
 PORT = 29400
 
 
-def plan(job: Job, environ: Mapping[str, str]) -> Plan:
+def plan(job: Job, environ: Mapping[str, str]) -> LaunchPlan:
     options = job.options
     assert isinstance(options, KubernetesOptions), options
     _check(job, options)
     name = MANIFESTS[options.kind]
     selector = f"app.kubernetes.io/instance={job.name}"
     file = job.files / name
-    return Plan(
+    return LaunchPlan(
         command=(options.program or "kubectl", "apply", *options.extra, "-f", str(file)),
         programs={options.program or "kubectl": "--program"},
         files={file: render.manifest(name, options.template, values(job, options))},

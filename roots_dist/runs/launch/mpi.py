@@ -6,13 +6,13 @@ import subprocess
 from collections.abc import Mapping
 
 from roots_dist.runs.launch.hosts import slots_file
-from roots_dist.runs.launch.job import Job, Plan
+from roots_dist.runs.launch.job import Job, LaunchPlan
 from roots_dist.runs.launch.options import MpiOptions
 from roots_dist.runs.launch.quoting import refused
 from roots_dist.runs.launch.render import Setting
 
 
-def plan(job: Job, environ: Mapping[str, str]) -> Plan:
+def plan(job: Job, environ: Mapping[str, str]) -> LaunchPlan:
     options, file, hostfile = job.options, job.files / "mpi.sh", job.files / "hostfile"
     assert isinstance(options, MpiOptions), options
     program = options.program or "mpirun"
@@ -37,7 +37,7 @@ def plan(job: Job, environ: Mapping[str, str]) -> Plan:
         "extra": options.extra,
     }
     hosts = {hostfile: slots_file((host.name, len(host.slots)) for host in job.hosts)} if job.hosts else {}
-    return Plan(
+    return LaunchPlan(
         command=("bash", str(file)),
         programs={"bash": "--on", program: "--program"},
         files={**hosts, file: job.script(settings, variables=job.env)},

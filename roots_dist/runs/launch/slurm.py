@@ -9,13 +9,13 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
-from roots_dist.runs.launch.job import Job, Plan
+from roots_dist.runs.launch.job import Job, LaunchPlan
 from roots_dist.runs.launch.options import SlurmOptions
 from roots_dist.runs.launch.quoting import refused
 from roots_dist.runs.launch.render import Setting
 
 
-def plan(job: Job, environ: Mapping[str, str]) -> Plan:
+def plan(job: Job, environ: Mapping[str, str]) -> LaunchPlan:
     options, file, logs = job.options, job.files / "slurm.sh", job.directory / job.files / "logs"
     assert isinstance(options, SlurmOptions), options
     if "\\" in str(logs):
@@ -32,7 +32,7 @@ def plan(job: Job, environ: Mapping[str, str]) -> Plan:
     }
     comment = f"; submit it again with: {shlex.join(command)}"
     then = f"the next of {options.array} array jobs resumes" if options.array else "requeues itself"
-    return Plan(
+    return LaunchPlan(
         command=command,
         programs={command[0]: "--program"},
         files={file: job.script(settings, variables=job.env, comment=comment), logs / ".keep": ""},

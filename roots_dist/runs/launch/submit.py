@@ -1,6 +1,6 @@
 """Show what a plan runs and where its logs will be, write its files, and become its command.
 
-Plan --shown--> terminal --write--> track.folder/launch/ --begin--> sbatch, bash or kubectl in this process's place
+LaunchPlan --shown--> terminal --write--> track.folder/launch/ --begin--> sbatch, bash, kubectl in this process's place
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 
 from roots_dist import environment
 from roots_dist.files import why, write_atomically
-from roots_dist.runs.launch.job import Job, Plan
+from roots_dist.runs.launch.job import Job, LaunchPlan
 from roots_dist.runs.launch.quoting import refused
 
 
-def shown(job: Job, plan: Plan, whole: bool) -> Iterator[str]:
+def shown(job: Job, plan: LaunchPlan, whole: bool) -> Iterator[str]:
     """Yield the lines that say what a plan does; whole: with the contents of its files, byte for byte."""
     per_node, launcher = job.processes_per_node, job.options.launcher
     yield f"{job.roots_command} {job.words[0]}: {job.layout} on {job.nodes} × {per_node} processes, by {launcher}"
@@ -31,7 +31,7 @@ def shown(job: Job, plan: Plan, whole: bool) -> Iterator[str]:
     yield f"$ {shlex.join(plan.command)}"
 
 
-def write(plan: Plan) -> None:
+def write(plan: LaunchPlan) -> None:
     """Write the plan's files. Raises UserError."""
     for path, text in plan.files.items():
         try:
@@ -45,7 +45,7 @@ def write(plan: Plan) -> None:
             raise refused("track.folder", str(path.parent), expected, fix) from None
 
 
-def begin(plan: Plan) -> None:
+def begin(plan: LaunchPlan) -> None:
     """Become the command, which gets this process's signals and gives its exit code, or raise UserError."""
     for name, option in plan.programs.items():
         if shutil.which(name) is None:

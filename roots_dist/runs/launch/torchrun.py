@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from roots_dist.runs.launch.job import Job, Plan
+from roots_dist.runs.launch.job import Job, LaunchPlan
 from roots_dist.runs.launch.options import TorchrunOptions
 from roots_dist.runs.launch.quoting import argument, refused
 from roots_dist.runs.launch.render import Setting
 
 
-def plan(job: Job, environ: Mapping[str, str]) -> Plan:
+def plan(job: Job, environ: Mapping[str, str]) -> LaunchPlan:
     """On one node: this one. On several, the same command is given on each, by hand or by a site's own tool."""
     options, logs, file = job.options, job.files / "logs", job.files / "torchrun.sh"
     assert isinstance(options, TorchrunOptions), options
@@ -27,7 +27,7 @@ def plan(job: Job, environ: Mapping[str, str]) -> Plan:
         "LOGS": str(logs),
         "extra": options.extra,
     }
-    return Plan(
+    return LaunchPlan(
         command=("bash", str(file)),
         programs={"bash": "--on", job.python: "--python"},
         files={file: job.script(settings, variables=job.env)},

@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from roots_dist.layout import AxisName
-from roots_dist.parallel.pipeline.stage import Pass as PassOfStep
-from roots_dist.parallel.pipeline.stage import Stage
+from roots_dist.parallel.pipeline.stage import Stage, StagePass
 from roots_dist.parallel.tensor.collectives import DeferredWeightGrads
 from roots_dist.runs.plan.cost_counter import CostCounter, Work
 from roots_dist.schedule.actions import Kind
@@ -186,10 +185,10 @@ class Meter:
         again = tuple(replace(term, sum=term.sum.detach()) for term in output.results)
         return PieceOutput(output.results + again * more, output.payload)
 
-    def before(self, started: PassOfStep) -> None:
+    def before(self, started: StagePass) -> None:
         """Nothing."""
 
-    def after(self, ended: PassOfStep) -> None:
+    def after(self, ended: StagePass) -> None:
         """Nothing."""
 
     def _leave_backward(self, name: str) -> None:

@@ -122,7 +122,7 @@ class _Line:
         yield grid
 
 
-class Progress:
+class ProgressTracker:
     """A tracker. The time left is estimated from the first step that it sees."""
 
     def __init__(self, total: int, first_step: int = 0, console: Console | None = None):

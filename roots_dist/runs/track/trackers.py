@@ -1,6 +1,6 @@
 """Trackers of a run behind one small interface: metrics file, terminal, TensorBoard and W&B.
 
-    callbacks.py: trackers.log(step, {"loss/train": …}) --> MetricsFile | Progress | Background(TensorBoard | Wandb)
+    callbacks.py: log(step, {"loss/train": …}) --> MetricsFile | ProgressTracker | Background(TensorBoard | Wandb)
 
 Only rank 0 has trackers. On other ranks the list is empty, so callers need no `if`.
 """
@@ -15,7 +15,7 @@ from roots_dist.config.schema import Config
 from roots_dist.runs.track import tensorboard, wandb
 from roots_dist.runs.track.background import Background
 from roots_dist.runs.track.metrics import METRICS_FILE, RESUMED, MetricsFile, last_step
-from roots_dist.runs.track.progress import Progress
+from roots_dist.runs.track.progress import ProgressTracker
 from roots_dist.runs.track.tracker import Tracker, is_wanted
 from roots_dist.scrub import known_secrets
 from roots_dist.storage.checkpoint.object_store import Place
@@ -74,7 +74,7 @@ def open_trackers(
         return Trackers()
     facts, known = facts or {}, known_secrets()
     logged_step = last_step(folder / METRICS_FILE) if config.checkpoint.resume else -1
-    progress = Progress(config.train.steps, resumed_step)
+    progress = ProgressTracker(config.train.steps, resumed_step)
     views: list[Tracker] = []
     if is_wanted("tensorboard", config.track.tensorboard):
         views.append(

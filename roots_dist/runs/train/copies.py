@@ -45,7 +45,7 @@ class CopiesDiffer(UserError):
 
 
 @dataclass(frozen=True)
-class Difference:
+class CopyDifference:
     """A parameter whose copies of one kind differ."""
 
     name: str
@@ -98,7 +98,7 @@ def digest(tensor: Tensor) -> Tensor:
     return (blocks * weights).sum()
 
 
-def differences(run: Run) -> Iterator[Difference]:
+def differences(run: Run) -> Iterator[CopyDifference]:
     """All differences among copies, equal on all ranks and in the same order. All numbers are read once, before the
     first. Ends with one that has no majority, because then nothing is healed. Collective over the world."""
     in_use = {p.name: weight for p, weight in run.engine.weights()}
@@ -169,7 +169,7 @@ def _tied(run: Run) -> Iterator[tuple[Axis, list[int]]]:
         yield axes[ranks], [rows[name] for name in sorted(run.ties) if run.ties[name].ranks == ranks]
 
 
-def _who(run: Run, digests: Tensor, differs: Tensor) -> Difference:
+def _who(run: Run, digests: Tensor, differs: Tensor) -> CopyDifference:
     """Agree on the first difference of the lowest rank that sees one, and on who is right."""
     world, mesh = run.mesh.world, run.mesh
     row, kind = divmod(int(differs.flatten().to(torch.int64).argmax()), len(KINDS))
@@ -184,7 +184,7 @@ def _who(run: Run, digests: Tensor, differs: Tensor) -> Difference:
         p = run.params[mine]
         table[world.rank] = torch.stack([torch.tensor(1 + p.spec.shard_index(p.tp)).to(digests), digests[mine, kind]])
     wrong, right = majority([(int(shard), int(found)) for shard, found in world.sum_(table).tolist()])
-    return Difference(name, KINDS[kind], wrong, right)
+    return CopyDifference(name, KINDS[kind], wrong, right)
 
 
 def majority(table: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -205,7 +205,7 @@ def majority(table: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], tuple[i
     return tuple(sorted(wrong)), tuple(sorted(right)) if decided else ()
 
 
-def heal(run: Run, found: Sequence[Difference]) -> None:
+def heal(run: Run, found: Sequence[CopyDifference]) -> None:
     """Overwrite the copies that differ by those of a rank that is right, axis by axis, and nothing else: a rank that is
     right about one kind has not been judged about another. Collective over the world."""
     held = {p.name: p for p in run.params}
@@ -215,7 +215,7 @@ def heal(run: Run, found: Sequence[Difference]) -> None:
     run.engine.finish_loading(run.engine.optimizer_steps)
 
 
-def _heal_parameter(run: Run, p: Param, differences: Sequence[Difference]) -> None:
+def _heal_parameter(run: Run, p: Param, differences: Sequence[CopyDifference]) -> None:
     mesh, state = run.mesh, run.engine.read_state(p.name)
     judged = {one.kind: one for one in differences}
     if KINDS[0] in judged:  # the weight in use is made anew from the master weight

@@ -23,7 +23,7 @@ from roots_dist.runs.train.best_evaluation import BestEvaluation
 from roots_dist.storage.checkpoint.format import Author
 from roots_dist.storage.checkpoint.object_store import Place
 from roots_dist.storage.checkpoint.run_identity import mark_saved
-from roots_dist.storage.checkpoint.save import Shard, write_checkpoint
+from roots_dist.storage.checkpoint.save import ShardFile, write_checkpoint
 from roots_dist.storage.checkpoint.shared_failure import SharedFailure
 from roots_dist.storage.checkpoint.verified import damage_of, prune, set_all_aside
 from roots_dist.world.mesh import Mesh
@@ -58,7 +58,7 @@ class SaveJob:
     state: dict[str, Any]
     """From storage.checkpoint.save.with_facts."""
     author: Author
-    shards: Iterable[Shard]
+    shards: Iterable[ShardFile]
     """This rank's; copies, if training goes on."""
     keeping: Keeping | None = None
     """None in a folder that is not the run's."""

@@ -32,7 +32,7 @@ class SpikesError(UserError):
     """Several steps in a row were spikes."""
 
 
-class Window:
+class RecentSteps:
     """Numbers of the last steps that were taken, by which the next is judged."""
 
     def __init__(self, threshold: float | None, numbers: Iterable[float] = ()):
@@ -66,7 +66,7 @@ class Spikes:
         norms: Iterable[float] = (),
         left_out: Sequence[LeftOut] = (),
     ):
-        self.loss, self.norm = Window(threshold, losses), Window(norm_threshold, norms)
+        self.loss, self.norm = RecentSteps(threshold, losses), RecentSteps(norm_threshold, norms)
         self.in_a_row = spikes_in_a_row
         self.left_out = tuple(left_out)
 

@@ -1,6 +1,6 @@
 """Write a checkpoint that does not depend on the layout, in bounded memory, and commit it by one rename.
 
-    engine.read_state(name) --gather tp slices on the owner--> whole tensors --shards_of--> Shard, Shard, …
+    engine.read_state(name) --gather tp slices on the owner--> whole tensors --shards_of--> ShardFile, ShardFile, …
     --write_checkpoint--> .partial/ --rename--> step_N
 
 Parameters are gathered one at a time; the owner of each is one of the (tp, dp) ranks of its pipeline stage, so that all
@@ -56,7 +56,7 @@ DISK_FULL_FIX = "free some space, or choose another track.folder; earlier checkp
 
 
 @dataclass(frozen=True)
-class Shard:
+class ShardFile:
     """A file of a checkpoint in the memory of the rank that writes it."""
 
     kind: str
@@ -94,7 +94,7 @@ def with_facts(state: dict[str, Any], step: int, engine: Engine, mesh: Mesh) -> 
 
 
 def write_checkpoint(
-    run: Place, step: int, shards: Iterable[Shard], state: dict[str, Any], mesh: Mesh, author: Author = Author()
+    run: Place, step: int, shards: Iterable[ShardFile], state: dict[str, Any], mesh: Mesh, author: Author = Author()
 ) -> Place:
     """Write this rank's shards, and commit when those of all ranks are on disk. The run's folder must exist. Returns
     the checkpoint's folder. Collective over the world: of `mesh.world` alone, besides what `shards` does.
@@ -160,7 +160,7 @@ def shards_of(
     mesh: Mesh,
     shard_bytes: int = SHARD_BYTES,
     to_host: Callable[[str, str, Tensor], Tensor] = in_new_memory,
-) -> Iterator[Shard]:
+) -> Iterator[ShardFile]:
     """This rank's shards, each as soon as it is whole. `to_host` brings a whole tensor of a kind and a name into CPU
     memory; without it, shards may share memory with the engine, and are to be written before the next step. Collective
     over the world: every rank takes all that there are.
@@ -191,7 +191,7 @@ def _shards_of_plan(
     mesh: Mesh,
     numbers: tuple[int, int],
     to_host: Callable[[str, str, Tensor], Tensor],
-) -> Iterator[Shard]:
+) -> Iterator[ShardFile]:
     """This rank's shards of a plan. dp: the ranks that hold the same parameters; numbers: how many shards there are
     before those of the plan, and in total. Collective over dp × tp."""
     before, total = numbers
@@ -209,7 +209,7 @@ def _shards_of_plan(
         missing[shard] -= 1
         if missing[shard] == 0 and mesh.tp.rank == owner_tp:
             for kind in (kind for kind in STATE if collected[kind]):  # frozen parameters have no moments
-                yield Shard(kind, shard_name(kind, before + shard + 1, total), collected.pop(kind))
+                yield ShardFile(kind, shard_name(kind, before + shard + 1, total), collected.pop(kind))
             collected = {kind: {} for kind in STATE}
 
 

@@ -17,7 +17,7 @@ from roots_dist.storage.exchange.forms import (
     Form,
 )
 from roots_dist.storage.exchange.gpt2 import ACTIVATIONS, CLASSIFIER
-from roots_dist.storage.exchange.table import BIASED, Architecture, Entry, Fixed, Head, Key, renamed, same_layout
+from roots_dist.storage.exchange.table import BIASED, Architecture, ConfigKey, Entry, Fixed, Head, renamed, same_layout
 
 
 def encoder_stack(base: str, places: Form = SAME, words: Entry | None = None) -> tuple[Entry, ...]:
@@ -50,27 +50,27 @@ def encoder_blocks(base: str, blocks: str = "blocks") -> tuple[Entry, ...]:
     )
 
 
-def encoder_keys(eps: float, shift: int = 0) -> tuple[Key, ...]:
+def encoder_keys(eps: float, shift: int = 0) -> tuple[ConfigKey, ...]:
     """shift: rows of the position table before the first position."""
     return (
-        Key("vocab_size", "model.vocab", 30522),
-        Key(
+        ConfigKey("vocab_size", "model.vocab", 30522),
+        ConfigKey(
             "max_position_embeddings",
             "model.max_positions",
             512 + shift,
             to_ours=lambda rows: rows - shift,
             to_theirs=lambda rows: rows + shift,
         ),
-        Key("hidden_size", "model.hidden", 768),
-        Key("num_hidden_layers", "model.layers", 12),
-        Key("num_attention_heads", "model.heads", 12),
-        Key("intermediate_size", "model.ffn", 3072),
-        Key("hidden_act", "model.activation", "gelu", ACTIVATIONS),
-        Key("hidden_dropout_prob", "model.dropout", 0.1),
-        Key("attention_probs_dropout_prob", "model.attention_dropout", 0.1),
-        Key("type_vocab_size", "model.segments", 2, to_theirs=lambda kinds: max(1, kinds)),
-        Key("layer_norm_eps", "advanced.norm_eps", eps),
-        Key("tie_word_embeddings", "model.tied_embeddings", True),
+        ConfigKey("hidden_size", "model.hidden", 768),
+        ConfigKey("num_hidden_layers", "model.layers", 12),
+        ConfigKey("num_attention_heads", "model.heads", 12),
+        ConfigKey("intermediate_size", "model.ffn", 3072),
+        ConfigKey("hidden_act", "model.activation", "gelu", ACTIVATIONS),
+        ConfigKey("hidden_dropout_prob", "model.dropout", 0.1),
+        ConfigKey("attention_probs_dropout_prob", "model.attention_dropout", 0.1),
+        ConfigKey("type_vocab_size", "model.segments", 2, to_theirs=lambda kinds: max(1, kinds)),
+        ConfigKey("layer_norm_eps", "advanced.norm_eps", eps),
+        ConfigKey("tie_word_embeddings", "model.tied_embeddings", True),
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from roots_dist.config.objectives import learned_by
 from roots_dist.storage.exchange.forms import QKV_BY_GROUP, VOCAB_ROWS
 from roots_dist.storage.exchange.gpt2 import BUFFERS, CLASSIFIER, SCORE
-from roots_dist.storage.exchange.table import BIASED, QKV, Architecture, Entry, Fixed, Head, Key, same_layout
+from roots_dist.storage.exchange.table import BIASED, QKV, Architecture, ConfigKey, Entry, Fixed, Head, same_layout
 
 H, OURS = "transformer.h.{i}", "blocks.{i}"
 
@@ -42,15 +42,15 @@ BLOOM = Architecture(
         **BIASED,
     },
     keys=(
-        Key("vocab_size", "model.vocab", 250880),
-        Key("seq_length", "data.seq_length", 2048),
-        Key("hidden_size", "model.hidden", 64, aliases=("n_embed",)),
-        Key("n_layer", "model.layers", 2, aliases=("num_hidden_layers",)),
-        Key("n_head", "model.heads", 8, aliases=("num_attention_heads",)),
-        Key("hidden_dropout", "model.dropout", 0.0),
-        Key("attention_dropout", "model.attention_dropout", 0.0),
-        Key("layer_norm_epsilon", "advanced.norm_eps", 1e-5),
-        Key("tie_word_embeddings", "model.tied_embeddings", True),
+        ConfigKey("vocab_size", "model.vocab", 250880),
+        ConfigKey("seq_length", "data.seq_length", 2048),
+        ConfigKey("hidden_size", "model.hidden", 64, aliases=("n_embed",)),
+        ConfigKey("n_layer", "model.layers", 2, aliases=("num_hidden_layers",)),
+        ConfigKey("n_head", "model.heads", 8, aliases=("num_attention_heads",)),
+        ConfigKey("hidden_dropout", "model.dropout", 0.0),
+        ConfigKey("attention_dropout", "model.attention_dropout", 0.0),
+        ConfigKey("layer_norm_epsilon", "advanced.norm_eps", 1e-5),
+        ConfigKey("tie_word_embeddings", "model.tied_embeddings", True),
     ),
     fixed=(Fixed("apply_residual_connection_post_layernorm", False),),
     plain_ffn=True,

@@ -15,7 +15,7 @@ from roots_dist.config.schema import Config
 from roots_dist.storage.exchange.llama import LLAMA, OURS, L
 from roots_dist.storage.exchange.mixtures import EXPERTS, NORMALIZE, ONLY_IN_TRAINING, PER_TOKEN, WIDTH
 from roots_dist.storage.exchange.rotary import flat, nested
-from roots_dist.storage.exchange.table import UNBIASED, Entry, Fixed, Key, same_layout, unread, variant
+from roots_dist.storage.exchange.table import UNBIASED, ConfigKey, Entry, Fixed, same_layout, unread, variant
 
 Tree = dict[str, Any]
 ONE_FOR_ALL = [f"{L}.self_attn.{part}_proj.*" for part in "qkv"]
@@ -45,11 +45,11 @@ SHARED = same_layout(
     {f"{L}.mlp.shared_experts.{part}_proj": f"{OURS}.mlp.shared.{part}" for part in ("gate", "up", "down")}
 )
 SIZES = (
-    Key("kv_lora_rank", "model.kv_lora_rank", 512),
-    Key("q_lora_rank", "model.q_lora_rank", 1536),
-    Key("qk_nope_head_dim", "model.qk_nope_head_dim", 128),
-    Key("qk_rope_head_dim", "model.qk_rope_head_dim", 64),
-    Key("v_head_dim", "model.v_head_dim", 128),
+    ConfigKey("kv_lora_rank", "model.kv_lora_rank", 512),
+    ConfigKey("q_lora_rank", "model.q_lora_rank", 1536),
+    ConfigKey("qk_nope_head_dim", "model.qk_nope_head_dim", 128),
+    ConfigKey("qk_rope_head_dim", "model.qk_rope_head_dim", 64),
+    ConfigKey("v_head_dim", "model.v_head_dim", 128),
 )
 ALL_HEADS = Fixed("num_key_value_heads", None, description="num_attention_heads", written=False)
 """What _flattened leaves is another number."""
@@ -122,14 +122,14 @@ DEEPSEEK_V2 = variant(
     without=("attention_bias", "mlp_bias", "head_dim"),
     keys=[
         *SIZES,
-        Key("n_routed_experts", "model.experts", 64, aliases=("num_experts", "num_local_experts")),
-        Key("n_shared_experts", "model.shared_expert_ffn", 2 * 1407),
+        ConfigKey("n_routed_experts", "model.experts", 64, aliases=("num_experts", "num_local_experts")),
+        ConfigKey("n_shared_experts", "model.shared_expert_ffn", 2 * 1407),
         PER_TOKEN._replace(default=None),
         WIDTH._replace(default=1407),
-        Key("first_k_dense_replace", "model.dense_layers", 0),
-        Key("n_group", "model.expert_groups", 1),
-        Key("topk_group", "model.groups_per_token", 1),
-        Key("routed_scaling_factor", "model.routed_scaling_factor", 1.0),
+        ConfigKey("first_k_dense_replace", "model.dense_layers", 0),
+        ConfigKey("n_group", "model.expert_groups", 1),
+        ConfigKey("topk_group", "model.groups_per_token", 1),
+        ConfigKey("routed_scaling_factor", "model.routed_scaling_factor", 1.0),
     ],
     fixed=[
         ALL_HEADS,
@@ -180,7 +180,7 @@ DEEPSEEK_V3 = variant(
     ),
     ours={"model.router_score": "sigmoid", "model.router_bias": True},
     keys=[
-        Key("rope_interleave", "model.rotary_interleaved", True),
+        ConfigKey("rope_interleave", "model.rotary_interleaved", True),
         NORMALIZE._replace(default=True),
     ],
     fixed=[*unread(scoring_func="sigmoid", topk_method="noaux_tc")],

@@ -9,7 +9,7 @@ from __future__ import annotations
 from roots_dist.storage.exchange.bert import ENCODER, FIXED, POSITION_IDS, encoder_blocks, encoder_keys, encoder_stack
 from roots_dist.storage.exchange.forms import VOCAB_ROWS
 from roots_dist.storage.exchange.gpt2 import CLASSIFIER
-from roots_dist.storage.exchange.table import GENERATOR, Architecture, Entry, Head, Key, same_layout
+from roots_dist.storage.exchange.table import GENERATOR, Architecture, ConfigKey, Entry, Head, same_layout
 
 _PROJECT = same_layout({"electra.embeddings_project": "project"})
 _STACK = (*encoder_stack("electra"), *_PROJECT)
@@ -59,7 +59,7 @@ ELECTRA = Architecture(
     ),
     stack=(),
     ours={"model.family": "electra", "model.activation": "gelu"} | ENCODER,
-    keys=(*encoder_keys(1e-12), Key("embedding_size", "model.embedding_size", 128)),
+    keys=(*encoder_keys(1e-12), ConfigKey("embedding_size", "model.embedding_size", 128)),
     fixed=FIXED,
     unused=(POSITION_IDS,),
 )

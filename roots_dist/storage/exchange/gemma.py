@@ -11,7 +11,7 @@ from typing import Any
 
 from roots_dist.storage.exchange.llama import LLAMA, OURS, QK_NORM, L
 from roots_dist.storage.exchange.rotary import LAYER_TYPES, flat, nested, nested_by_kind, with_layer_types
-from roots_dist.storage.exchange.table import Fixed, Key, same_layout, variant
+from roots_dist.storage.exchange.table import ConfigKey, Fixed, same_layout, variant
 
 TANH = {"gelu_pytorch_tanh": "geglu", "gelu_new": "geglu"}
 
@@ -29,7 +29,7 @@ GEMMA = variant(
     "Gemma",
     ours={"model.zero_centered_norm": True, "model.mlp_bias": False},
     without=("mlp_bias",),
-    keys=[Key("hidden_act", "model.activation", "gelu_pytorch_tanh", TANH)],
+    keys=[ConfigKey("hidden_act", "model.activation", "gelu_pytorch_tanh", TANH)],
     fixed=[Fixed("use_bidirectional_attention", None, equivalent=(False,))],
     defaults=dict(
         vocab_size=256000,
@@ -75,17 +75,17 @@ GEMMA2 = variant(
     ours={"model.norm_position": "sandwich"},
     without=("hidden_act",),
     keys=[
-        Key("hidden_activation", "model.activation", "gelu_pytorch_tanh", TANH),
-        Key(
+        ConfigKey("hidden_activation", "model.activation", "gelu_pytorch_tanh", TANH),
+        ConfigKey(
             "query_pre_attn_scalar",
             "model.attention_scale",
             256,
             to_ours=lambda scalar: scalar**-0.5,
             to_theirs=_scalar,
         ),
-        Key("attn_logit_softcapping", "model.attention_softcap", 50.0),
-        Key("final_logit_softcapping", "model.logit_softcap", 30.0),
-        Key("sliding_window", "model.window", 4096),
+        ConfigKey("attn_logit_softcapping", "model.attention_softcap", 50.0),
+        ConfigKey("final_logit_softcapping", "model.logit_softcap", 30.0),
+        ConfigKey("sliding_window", "model.window", 4096),
         LAYER_TYPES,
     ],
     defaults=dict(
@@ -117,7 +117,7 @@ GEMMA3 = variant(
     tasks=["ForCausalLM"],
     stack=(*GEMMA2.stack, *QK_NORM),
     ours={"model.qk_norm": "head"},
-    keys=[Key("rope_local_base_freq", "model.window_rope_theta", 10000.0)],
+    keys=[ConfigKey("rope_local_base_freq", "model.window_rope_theta", 10000.0)],
     fixed=[Fixed("use_bidirectional_attention", False)],
     defaults=dict(
         vocab_size=262208,

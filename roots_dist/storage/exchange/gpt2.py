@@ -7,7 +7,17 @@ from typing import Any
 
 from roots_dist.config.objectives import learned_by
 from roots_dist.storage.exchange.forms import POSITIONS_AFTER_PADDING, QKV_TRANSPOSED, TRANSPOSED, VOCAB_ROWS
-from roots_dist.storage.exchange.table import BIASED, QKV, Architecture, Entry, Fixed, Head, Key, same_layout, unread
+from roots_dist.storage.exchange.table import (
+    BIASED,
+    QKV,
+    Architecture,
+    ConfigKey,
+    Entry,
+    Fixed,
+    Head,
+    same_layout,
+    unread,
+)
 
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -52,18 +62,18 @@ GPT2 = Architecture(
         **BIASED,
     },
     keys=(
-        Key("vocab_size", "model.vocab", 50257),
-        Key("n_positions", "model.max_positions", 1024, aliases=("max_position_embeddings",)),
-        Key("n_embd", "model.hidden", 768, aliases=("hidden_size",)),
-        Key("n_layer", "model.layers", 12, aliases=("num_hidden_layers",)),
-        Key("n_head", "model.heads", 12, aliases=("num_attention_heads",)),
-        Key("n_inner", "model.ffn"),
-        Key("activation_function", "model.activation", "gelu_new", ACTIVATIONS),
-        Key("resid_pdrop", "model.dropout", 0.1),
-        Key("embd_pdrop", "model.dropout", 0.1),
-        Key("attn_pdrop", "model.attention_dropout", 0.1),
-        Key("layer_norm_epsilon", "advanced.norm_eps", 1e-5),
-        Key("tie_word_embeddings", "model.tied_embeddings", True),
+        ConfigKey("vocab_size", "model.vocab", 50257),
+        ConfigKey("n_positions", "model.max_positions", 1024, aliases=("max_position_embeddings",)),
+        ConfigKey("n_embd", "model.hidden", 768, aliases=("hidden_size",)),
+        ConfigKey("n_layer", "model.layers", 12, aliases=("num_hidden_layers",)),
+        ConfigKey("n_head", "model.heads", 12, aliases=("num_attention_heads",)),
+        ConfigKey("n_inner", "model.ffn"),
+        ConfigKey("activation_function", "model.activation", "gelu_new", ACTIVATIONS),
+        ConfigKey("resid_pdrop", "model.dropout", 0.1),
+        ConfigKey("embd_pdrop", "model.dropout", 0.1),
+        ConfigKey("attn_pdrop", "model.attention_dropout", 0.1),
+        ConfigKey("layer_norm_epsilon", "advanced.norm_eps", 1e-5),
+        ConfigKey("tie_word_embeddings", "model.tied_embeddings", True),
     ),
     fixed=(
         Fixed("scale_attn_weights", True),
@@ -109,17 +119,17 @@ OPT = Architecture(
     ),
     ours={**GPT2.ours, "advanced.norm_eps": 1e-5},
     keys=(
-        Key("vocab_size", "model.vocab", 50272),
-        Key("max_position_embeddings", "model.max_positions", 2048),
-        Key("hidden_size", "model.hidden", 768),
-        Key("word_embed_proj_dim", "model.hidden"),
-        Key("num_hidden_layers", "model.layers", 12),
-        Key("num_attention_heads", "model.heads", 12),
-        Key("ffn_dim", "model.ffn", 3072),
-        Key("activation_function", "model.activation", "relu", ACTIVATIONS),
-        Key("dropout", "model.dropout", 0.1),
-        Key("attention_dropout", "model.attention_dropout", 0.0),
-        Key("tie_word_embeddings", "model.tied_embeddings", True),
+        ConfigKey("vocab_size", "model.vocab", 50272),
+        ConfigKey("max_position_embeddings", "model.max_positions", 2048),
+        ConfigKey("hidden_size", "model.hidden", 768),
+        ConfigKey("word_embed_proj_dim", "model.hidden"),
+        ConfigKey("num_hidden_layers", "model.layers", 12),
+        ConfigKey("num_attention_heads", "model.heads", 12),
+        ConfigKey("ffn_dim", "model.ffn", 3072),
+        ConfigKey("activation_function", "model.activation", "relu", ACTIVATIONS),
+        ConfigKey("dropout", "model.dropout", 0.1),
+        ConfigKey("attention_dropout", "model.attention_dropout", 0.0),
+        ConfigKey("tie_word_embeddings", "model.tied_embeddings", True),
     ),
     fixed=(
         Fixed("do_layer_norm_before", True),

@@ -10,7 +10,7 @@ from roots_dist.storage.exchange.forms import QKV_BY_GROUP, VOCAB_ROWS
 from roots_dist.storage.exchange.gpt2 import ACTIVATIONS, BUFFERS, CLASSIFIER, SCORE
 from roots_dist.storage.exchange.llama import ROTARY
 from roots_dist.storage.exchange.rotary import ANGLES, RULE, flat, nested
-from roots_dist.storage.exchange.table import QKV, Architecture, Entry, Head, Key, contradiction, same_layout
+from roots_dist.storage.exchange.table import QKV, Architecture, ConfigKey, Entry, Head, contradiction, same_layout
 
 OLDER = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta"}
 """Names in version 4 -> those in version 5."""
@@ -66,22 +66,22 @@ GPT_NEOX = Architecture(
     ),
     ours=ROTARY | {"model.norm": "layernorm", "model.mlp_bias": True},
     keys=(
-        Key("vocab_size", "model.vocab", 50432),
-        Key("max_position_embeddings", "model.max_positions", 2048),
-        Key("hidden_size", "model.hidden", 6144),
-        Key("num_hidden_layers", "model.layers", 44),
-        Key("num_attention_heads", "model.heads", 64),
-        Key("intermediate_size", "model.ffn", 24576),
-        Key("hidden_act", "model.activation", "gelu", ACTIVATIONS),
+        ConfigKey("vocab_size", "model.vocab", 50432),
+        ConfigKey("max_position_embeddings", "model.max_positions", 2048),
+        ConfigKey("hidden_size", "model.hidden", 6144),
+        ConfigKey("num_hidden_layers", "model.layers", 44),
+        ConfigKey("num_attention_heads", "model.heads", 64),
+        ConfigKey("intermediate_size", "model.ffn", 24576),
+        ConfigKey("hidden_act", "model.activation", "gelu", ACTIVATIONS),
         *ANGLES,
-        Key("partial_rotary_factor", "model.rotary_fraction", 0.25),
-        Key("use_parallel_residual", "model.branches", True, {True: "parallel", False: "sequential"}),
-        Key("attention_bias", "model.qkv_bias", True),
-        Key("attention_bias", "model.out_bias", True),
-        Key("hidden_dropout", "model.dropout", 0.0),
-        Key("attention_dropout", "model.attention_dropout", 0.0),
-        Key("layer_norm_eps", "advanced.norm_eps", 1e-5),
-        Key("tie_word_embeddings", "model.tied_embeddings", False),
+        ConfigKey("partial_rotary_factor", "model.rotary_fraction", 0.25),
+        ConfigKey("use_parallel_residual", "model.branches", True, {True: "parallel", False: "sequential"}),
+        ConfigKey("attention_bias", "model.qkv_bias", True),
+        ConfigKey("attention_bias", "model.out_bias", True),
+        ConfigKey("hidden_dropout", "model.dropout", 0.0),
+        ConfigKey("attention_dropout", "model.attention_dropout", 0.0),
+        ConfigKey("layer_norm_eps", "advanced.norm_eps", 1e-5),
+        ConfigKey("tie_word_embeddings", "model.tied_embeddings", False),
     ),
     fixed=(RULE,),
     unused=BUFFERS,

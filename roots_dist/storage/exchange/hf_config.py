@@ -25,7 +25,7 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, ExchangeError, Problem
 from roots_dist.storage.exchange import rotary
 from roots_dist.storage.exchange.common_keys import COMMON, FIXES, HARMLESS, LEFT_BEHIND, WINDOW_KEYS
-from roots_dist.storage.exchange.table import Architecture, Head, Key, Refusal
+from roots_dist.storage.exchange.table import Architecture, ConfigKey, Head, Refusal
 from roots_dist.storage.exchange.tensors import exchange_error
 from roots_dist.storage.exchange.values import compact, plain, spelled_out
 
@@ -179,7 +179,7 @@ def incompatibilities(config: Config, architecture: Architecture, head: Head) ->
     for key in architecture.keys:
         if key.translation is not None and values[key.ours] not in key.translation.values():
             yield problem(key.ours, " or ".join(dict.fromkeys(map(_as_json, key.translation.values()))))
-    one: dict[str, Key] = {}
+    one: dict[str, ConfigKey] = {}
     for key in architecture.keys:  # several of ours that theirs has one key for; rates of dropout may differ
         first = one.setdefault(key.theirs, key)
         if key.ours not in FREE and values[key.ours] != values[first.ours]:
@@ -221,7 +221,7 @@ def hf_config_of(config: Config, architecture: Architecture, head: Head) -> dict
     return architecture.nest(tree)
 
 
-def _to_ours(tree: Mapping[str, Any], key: Key, where: str) -> object:
+def _to_ours(tree: Mapping[str, Any], key: ConfigKey, where: str) -> object:
     """Our value for a key."""
     name = next((name for name in (key.theirs, *key.aliases) if name in tree), None)
     value = key.default if name is None else tree[name]
@@ -235,7 +235,7 @@ def _to_ours(tree: Mapping[str, Any], key: Key, where: str) -> object:
         return value
 
 
-def _to_theirs(key: Key, value: object) -> object:
+def _to_theirs(key: ConfigKey, value: object) -> object:
     if key.translation is not None:
         return next(theirs for theirs, ours in key.translation.items() if ours == value)
     return None if value is None else key.to_theirs(value)

@@ -28,9 +28,9 @@ from roots_dist.storage.exchange.table import (
     QKV,
     UNBIASED,
     Architecture,
+    ConfigKey,
     Entry,
     Head,
-    Key,
     biases,
     same_layout,
     unread,
@@ -46,7 +46,10 @@ ROTARY = {
 }
 L, OURS = "model.layers.{i}", "blocks.{i}"
 LM_HEAD = Entry("lm_head.weight", ("head.weight",), VOCAB_ROWS)
-ATTENTION_BIAS = (Key("attention_bias", "model.qkv_bias", False), Key("attention_bias", "model.out_bias", False))
+ATTENTION_BIAS = (
+    ConfigKey("attention_bias", "model.qkv_bias", False),
+    ConfigKey("attention_bias", "model.out_bias", False),
+)
 
 LLAMA = Architecture(
     model_type="llama",
@@ -75,21 +78,21 @@ LLAMA = Architecture(
     ),
     ours=ROTARY | {"model.norm": "rmsnorm"},
     keys=(
-        Key("vocab_size", "model.vocab", 32000),
-        Key("max_position_embeddings", "model.max_positions", 2048),
-        Key("hidden_size", "model.hidden", 4096),
-        Key("num_hidden_layers", "model.layers", 32),
-        Key("num_attention_heads", "model.heads", 32),
-        Key("num_key_value_heads", "model.kv_heads"),
-        Key("head_dim", "model.head_dim"),
-        Key("intermediate_size", "model.ffn", 11008),
-        Key("hidden_act", "model.activation", "silu", GATED),
+        ConfigKey("vocab_size", "model.vocab", 32000),
+        ConfigKey("max_position_embeddings", "model.max_positions", 2048),
+        ConfigKey("hidden_size", "model.hidden", 4096),
+        ConfigKey("num_hidden_layers", "model.layers", 32),
+        ConfigKey("num_attention_heads", "model.heads", 32),
+        ConfigKey("num_key_value_heads", "model.kv_heads"),
+        ConfigKey("head_dim", "model.head_dim"),
+        ConfigKey("intermediate_size", "model.ffn", 11008),
+        ConfigKey("hidden_act", "model.activation", "silu", GATED),
         *ANGLES,
         *ATTENTION_BIAS,
-        Key("mlp_bias", "model.mlp_bias", False),
-        Key("attention_dropout", "model.attention_dropout", 0.0),
-        Key("rms_norm_eps", "advanced.norm_eps", 1e-6),
-        Key("tie_word_embeddings", "model.tied_embeddings", False),
+        ConfigKey("mlp_bias", "model.mlp_bias", False),
+        ConfigKey("attention_dropout", "model.attention_dropout", 0.0),
+        ConfigKey("rms_norm_eps", "advanced.norm_eps", 1e-6),
+        ConfigKey("tie_word_embeddings", "model.tied_embeddings", False),
     ),
     fixed=(WHOLE_HEAD, RULE, *unread(activation="swiglu")),  # of Falcon 3, beside hidden_act
     unused=BUFFERS,
@@ -103,7 +106,7 @@ MISTRAL = variant(
     "Mistral",
     ours=UNBIASED,
     without=("attention_bias", "mlp_bias"),
-    keys=[Key("sliding_window", "model.window", 4096)],
+    keys=[ConfigKey("sliding_window", "model.window", 4096)],
     defaults=dict(intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=131072),
     derived=EVERY_LAYER,
     kinds=("full", "window"),
@@ -122,8 +125,8 @@ PHI3 = variant(
     ),
     without=("head_dim",),
     keys=[
-        Key("partial_rotary_factor", "model.rotary_fraction", 1.0),
-        Key("resid_pdrop", "model.dropout", 0.0),
+        ConfigKey("partial_rotary_factor", "model.rotary_fraction", 1.0),
+        ConfigKey("resid_pdrop", "model.dropout", 0.0),
     ],
     defaults=dict(
         vocab_size=32064,
@@ -161,7 +164,7 @@ QWEN2 = variant(
     "Qwen2",
     ours=biases(qkv=True, out=False, mlp=False),
     without=("attention_bias", "mlp_bias", "head_dim"),
-    keys=[Key("sliding_window", "model.window"), LAYER_TYPES],
+    keys=[ConfigKey("sliding_window", "model.window"), LAYER_TYPES],
     defaults=dict(vocab_size=151936, intermediate_size=22016, num_key_value_heads=32, max_position_embeddings=32768),
     kinds=("full", "window"),
     flatten=_qwen_flat,
@@ -181,7 +184,7 @@ QWEN3 = variant(
     "Qwen3",
     stack=(*QWEN2.stack, *QK_NORM),
     ours={"model.qk_norm": "head", "model.mlp_bias": False},
-    keys=[*ATTENTION_BIAS, Key("head_dim", "model.head_dim", 128)],
+    keys=[*ATTENTION_BIAS, ConfigKey("head_dim", "model.head_dim", 128)],
 )
 """Yang et al. 2025, the dense models."""
 
@@ -202,7 +205,7 @@ SMOLLM3 = variant(
     "SmolLM3",
     without=("head_dim",),
     keys=[
-        Key(
+        ConfigKey(
             "no_rope_layers",
             "model.layer_kinds",
             to_ours=lambda rotary: tuple("full" if one else "nope" for one in rotary),
@@ -231,10 +234,10 @@ GRANITE = variant(
     tasks=["ForCausalLM"],
     without=("head_dim",),
     keys=[
-        Key("embedding_multiplier", "model.embedding_multiplier", 1.0),
-        Key("residual_multiplier", "model.residual_multiplier", 1.0),
-        Key("attention_multiplier", "model.attention_scale", 1.0),
-        Key("logits_scaling", "model.logits_scaling", 1.0),
+        ConfigKey("embedding_multiplier", "model.embedding_multiplier", 1.0),
+        ConfigKey("residual_multiplier", "model.residual_multiplier", 1.0),
+        ConfigKey("attention_multiplier", "model.attention_scale", 1.0),
+        ConfigKey("logits_scaling", "model.logits_scaling", 1.0),
     ],
 )
 """Granite 3 (IBM 2024)."""

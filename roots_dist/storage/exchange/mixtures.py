@@ -15,7 +15,7 @@ from typing import Any
 from roots_dist.config.schema import Config
 from roots_dist.storage.exchange.llama import ATTENTION_BIAS, LLAMA, MISTRAL, OURS, QK_NORM, L
 from roots_dist.storage.exchange.rotary import flat, nested
-from roots_dist.storage.exchange.table import Entry, Fixed, Key, biases, same_layout, unread, variant
+from roots_dist.storage.exchange.table import ConfigKey, Entry, Fixed, biases, same_layout, unread, variant
 
 ONLY_IN_TRAINING = ("router_aux_loss_coef", "output_router_logits")
 """Keys of what is learned beside the text."""
@@ -35,10 +35,13 @@ def _balance(tree: Mapping[str, Any], config: Config) -> str:
 
 _MLP = [f"{L}.mlp.{part}_proj.*" for part in ("gate", "up", "down")]
 _EXPERT = f"{OURS}.mlp.experts.{{j}}"
-PER_TOKEN = Key("num_experts_per_tok", "model.experts_per_token", 2)
-NORMALIZE = Key("norm_topk_prob", "model.normalize_expert_weights", False)
-WIDTH = Key("moe_intermediate_size", "model.expert_ffn", 768)
-DENSE = (Key("decoder_sparse_step", "model.expert_every", 1), Key("first_dense_layers", "model.dense_layers", 0))
+PER_TOKEN = ConfigKey("num_experts_per_tok", "model.experts_per_token", 2)
+NORMALIZE = ConfigKey("norm_topk_prob", "model.normalize_expert_weights", False)
+WIDTH = ConfigKey("moe_intermediate_size", "model.expert_ffn", 768)
+DENSE = (
+    ConfigKey("decoder_sparse_step", "model.expert_every", 1),
+    ConfigKey("first_dense_layers", "model.dense_layers", 0),
+)
 DENSE_ELSEWHERE = Fixed("mlp_only_layers", None, description="the first layers, as [0, 1]", written=False)
 """A list that is not of the first layers: _dense_first leaves no other."""
 EXPERTS = same_layout(
@@ -68,9 +71,9 @@ MIXTRAL = variant(
         ),
     ),
     keys=[
-        Key("num_local_experts", "model.experts", 8, aliases=("num_experts",)),
+        ConfigKey("num_local_experts", "model.experts", 8, aliases=("num_experts",)),
         PER_TOKEN,
-        Key("intermediate_size", "model.expert_ffn", 14336),
+        ConfigKey("intermediate_size", "model.expert_ffn", 14336),
     ],
     fixed=[Fixed("router_jitter_noise", 0.0)],
     defaults=dict(sliding_window=None, rms_norm_eps=1e-5, rope_theta=1e6),
@@ -112,7 +115,7 @@ QWEN3_MOE = variant(
     ours={"model.qk_norm": "head", "model.mlp_bias": False},
     keys=[
         *ATTENTION_BIAS,
-        Key("num_experts", "model.experts", 128, aliases=("num_local_experts",)),
+        ConfigKey("num_experts", "model.experts", 128, aliases=("num_local_experts",)),
         PER_TOKEN._replace(default=8),
         WIDTH,
         NORMALIZE,
@@ -149,11 +152,11 @@ QWEN2_MOE = variant(
     ours=biases(qkv=True, out=False, mlp=False) | {"model.shared_expert_gate": True},
     without=("attention_bias", "mlp_bias", "head_dim"),
     keys=[
-        Key("qkv_bias", "model.qkv_bias", True),
-        Key("num_experts", "model.experts", 60, aliases=("num_local_experts",)),
+        ConfigKey("qkv_bias", "model.qkv_bias", True),
+        ConfigKey("num_experts", "model.experts", 60, aliases=("num_local_experts",)),
         PER_TOKEN._replace(default=4),
         WIDTH._replace(default=1408),
-        Key("shared_expert_intermediate_size", "model.shared_expert_ffn", 5632),
+        ConfigKey("shared_expert_intermediate_size", "model.shared_expert_ffn", 5632),
         NORMALIZE,
         *DENSE,
     ],
@@ -183,9 +186,9 @@ OLMOE = variant(
     ours={"model.qk_norm": "whole", "model.mlp_bias": False},
     without=("mlp_bias", "head_dim"),
     keys=[
-        Key("num_experts", "model.experts", 64, aliases=("num_local_experts",)),
+        ConfigKey("num_experts", "model.experts", 64, aliases=("num_local_experts",)),
         PER_TOKEN._replace(default=8),
-        Key("intermediate_size", "model.expert_ffn", 2048),
+        ConfigKey("intermediate_size", "model.expert_ffn", 2048),
         NORMALIZE,
     ],
     fixed=[Fixed("clip_qkv", None)],

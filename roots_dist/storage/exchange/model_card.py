@@ -15,7 +15,7 @@ from roots_dist.accounting.sizes import parameters
 from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError
-from roots_dist.learning.data.manifest import Manifest, read_manifest
+from roots_dist.learning.data.manifest import CorpusManifest, read_manifest
 from roots_dist.storage.exchange.tensors import ORIGIN, read_json
 
 CARD = "README.md"
@@ -66,7 +66,7 @@ def _learned(config: Config, base: object) -> Iterator[str]:
     yield "\n".join(rows) if rows else "Nothing: it is as it was imported."
 
 
-def _manifest(path: str) -> Manifest | None:
+def _manifest(path: str) -> CorpusManifest | None:
     """The corpus's own words of its size; None where it is gone or damaged: the export needs no corpus."""
     try:
         return read_manifest(path)

@@ -10,7 +10,7 @@ from typing import Any
 
 from roots_dist.storage.exchange.llama import LLAMA, OURS, QK_NORM, L
 from roots_dist.storage.exchange.rotary import LAYER_TYPES, flat, nested_by_kind, with_layer_types
-from roots_dist.storage.exchange.table import Fixed, Key, same_layout, variant
+from roots_dist.storage.exchange.table import ConfigKey, Fixed, same_layout, variant
 
 OLMO = variant(
     LLAMA,
@@ -65,7 +65,7 @@ OLMO3 = variant(
     OLMO2,
     "olmo3",
     "Olmo3",
-    keys=[Key("sliding_window", "model.window", 4096), LAYER_TYPES],
+    keys=[ConfigKey("sliding_window", "model.window", 4096), LAYER_TYPES],
     defaults=dict(rope_theta=500000.0),
     derived={"model.window_rope_theta": _unscaled_windows},
     kinds=("full", "window"),

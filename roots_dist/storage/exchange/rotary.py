@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from roots_dist.storage.exchange.table import Fixed, Key, Refusal, contradiction
+from roots_dist.storage.exchange.table import ConfigKey, Fixed, Refusal, contradiction
 
 Tree = dict[str, Any]
 RULES = ("linear", "llama3", "yarn", "longrope")
@@ -24,7 +24,7 @@ _BESIDE = ("rope_theta", "partial_rotary_factor", ORIGINAL)
 LOCAL = "rope_parameters.sliding_attention.rope_theta"
 _UNSAID = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
 """Settings of yarn that are not written, because all versions have the same default."""
-ANGLES = (Key("rope_theta", "model.rope_theta", 10000.0), Key("rope_scaling", "model.rope_scaling"))
+ANGLES = (ConfigKey("rope_theta", "model.rope_theta", 10000.0), ConfigKey("rope_scaling", "model.rope_scaling"))
 RULE = Fixed("rope_type", "default", description=f"default, {', '.join(RULES[:-1])} or {RULES[-1]}", written=False)
 WHOLE_HEAD = Fixed("partial_rotary_factor", 1.0, written=False)
 
@@ -164,7 +164,7 @@ def _types_of(kinds: tuple[str, ...]) -> list[str]:
     return [names[kind] for kind in kinds]
 
 
-LAYER_TYPES = Key("layer_types", "model.layer_kinds", to_ours=_kinds_of, to_theirs=_types_of)
+LAYER_TYPES = ConfigKey("layer_types", "model.layer_kinds", to_ours=_kinds_of, to_theirs=_types_of)
 MOST_LAYERS = 10_000
 """Kinds are not listed for a config.json that says more: it is refused for want of tensors."""
 EVERY_LAYER = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from roots_dist.storage.exchange.llama import LLAMA, OURS, L
 from roots_dist.storage.exchange.rotary import EVERY_LAYER, nested
-from roots_dist.storage.exchange.table import Fixed, Key, same_layout, variant
+from roots_dist.storage.exchange.table import ConfigKey, Fixed, same_layout, variant
 
 PLAIN = {"gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "gelu": "gelu", "relu": "relu"}
 _MLP = [f"{L}.mlp.{part}_proj.*" for part in ("gate", "up", "down")]
@@ -20,12 +20,12 @@ STARCODER2 = variant(
     ours={"model.norm": "layernorm"},
     without=("attention_bias", "mlp_bias", "head_dim", "rms_norm_eps"),
     keys=[
-        Key("hidden_act", "model.activation", "gelu_pytorch_tanh", PLAIN),
-        *(Key("use_bias", name, True) for name in ("model.qkv_bias", "model.out_bias", "model.mlp_bias")),
-        Key("norm_epsilon", "advanced.norm_eps", 1e-5),
-        Key("residual_dropout", "model.dropout", 0.0),
-        Key("embedding_dropout", "model.dropout", 0.0),
-        Key("sliding_window", "model.window"),
+        ConfigKey("hidden_act", "model.activation", "gelu_pytorch_tanh", PLAIN),
+        *(ConfigKey("use_bias", name, True) for name in ("model.qkv_bias", "model.out_bias", "model.mlp_bias")),
+        ConfigKey("norm_epsilon", "advanced.norm_eps", 1e-5),
+        ConfigKey("residual_dropout", "model.dropout", 0.0),
+        ConfigKey("embedding_dropout", "model.dropout", 0.0),
+        ConfigKey("sliding_window", "model.window"),
     ],
     fixed=[Fixed("mlp_type", "default", written=False), Fixed("norm_type", "layer_norm", written=False)],
     defaults=dict(
@@ -51,11 +51,11 @@ STABLELM = variant(
     ours={"model.norm": "layernorm", "model.out_bias": False, "model.mlp_bias": False},
     without=("attention_bias", "mlp_bias", "head_dim", "rms_norm_eps", "partial_rotary_factor"),
     keys=[
-        Key("use_qkv_bias", "model.qkv_bias", False),
-        Key("layer_norm_eps", "advanced.norm_eps", 1e-5),
-        Key("partial_rotary_factor", "model.rotary_fraction", 0.25),
-        Key("hidden_dropout", "model.dropout", 0.0),
-        Key("use_parallel_residual", "model.branches", False, {False: "sequential", True: "parallel_one_norm"}),
+        ConfigKey("use_qkv_bias", "model.qkv_bias", False),
+        ConfigKey("layer_norm_eps", "advanced.norm_eps", 1e-5),
+        ConfigKey("partial_rotary_factor", "model.rotary_fraction", 0.25),
+        ConfigKey("hidden_dropout", "model.dropout", 0.0),
+        ConfigKey("use_parallel_residual", "model.branches", False, {False: "sequential", True: "parallel_one_norm"}),
     ],
     fixed=[Fixed("qk_layernorm", False)],
     defaults=dict(

@@ -87,7 +87,7 @@ def contradiction(key: str, found: object, other: str, value: object, why: str, 
     return Refusal(key, found, f"the same as {other} = {value!r}: {why}", fix)
 
 
-class Key(NamedTuple):
+class ConfigKey(NamedTuple):
     """A key of config.json and the corresponding key of our config."""
 
     theirs: str
@@ -151,7 +151,7 @@ class Architecture(NamedTuple):
     stack: tuple[Entry, ...]
     ours: Mapping[str, object]
     """Our config values that hold for every model of this type."""
-    keys: tuple[Key, ...]
+    keys: tuple[ConfigKey, ...]
     fixed: tuple[Fixed, ...] = ()
     derived: Mapping[str, Callable[[Mapping[str, Any]], object]] = MappingProxyType({})
     """Our config keys whose value follows from other values of ours, for every model of this type."""
@@ -221,7 +221,7 @@ def same_layout(pairs: Mapping[str, str]) -> tuple[Entry, ...]:
     return tuple(Entry(f"{theirs}.*", (f"{ours}.*",)) for theirs, ours in pairs.items())
 
 
-def with_defaults(keys: Iterable[Key], **defaults: object) -> tuple[Key, ...]:
+def with_defaults(keys: Iterable[ConfigKey], **defaults: object) -> tuple[ConfigKey, ...]:
     """The same keys, some with another value where config.json does not have them."""
     return tuple(key._replace(default=defaults.get(key.theirs, key.default)) for key in keys)
 
@@ -256,7 +256,7 @@ def variant(
     tasks: Sequence[str] | None = None,
     ours: Mapping[str, object] = MappingProxyType({}),
     without: Sequence[str] = (),
-    keys: Sequence[Key] = (),
+    keys: Sequence[ConfigKey] = (),
     fixed: Sequence[Fixed] = (),
     defaults: Mapping[str, object] = MappingProxyType({}),
     **others: Any,

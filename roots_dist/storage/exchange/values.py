@@ -13,7 +13,7 @@ from typing import Any
 
 from roots_dist.config.families import FAMILIES
 from roots_dist.config.init_from import FREE
-from roots_dist.config.model import Model
+from roots_dist.config.model import ModelConfig
 from roots_dist.config.schema import Config
 
 BIASES = ("model.qkv_bias", "model.out_bias", "model.mlp_bias")
@@ -58,7 +58,7 @@ def spelled_out(config: Config) -> dict[str, Any]:
 def plain(config: Config) -> dict[str, Any]:
     """What keys of model.* are in a model without features of its own, with the sizes of this one."""
     m = config.model
-    found = {f"model.{key}": field.default for key, field in Model.model_fields.items()}
+    found = {f"model.{key}": field.default for key, field in ModelConfig.model_fields.items()}
     scaled = FAMILIES[m.family].scaled_attention
     found |= {
         "model.attention_scale": m.usual_attention_scale() if scaled else 1.0,
