@@ -106,11 +106,3 @@ def start_tree_reduce_scatter(parts: Tensor, axis: Axis) -> Started:
     arriving = torch.empty_like(parts)
     work = dist.all_to_all_single(arriving, parts, group=axis.group, async_op=True)
     return arriving, work, lambda arriving: tree_sum_(arriving.chunk(axis.size))
-
-
-def tree_reduce_scatter(parts: Tensor, axis: Axis) -> Tensor:
-    """This rank's part of the sum over the axis."""
-    arriving, work, finish = start_tree_reduce_scatter(parts, axis)
-    if work is not None:
-        work.wait()
-    return finish(arriving)

@@ -36,7 +36,7 @@ from roots_dist.testing.world import on_warm_world
 from roots_dist.verify.exact import exact_row
 from roots_dist.world.exact import Exact
 from roots_dist.world.mesh import SINGLE, Axis, Mesh
-from roots_dist.world.tree_sum import RunningTreeSum, tree_all_reduce, tree_reduce_scatter, tree_sum
+from roots_dist.world.tree_sum import RunningTreeSum, start_tree_reduce_scatter, tree_all_reduce, tree_sum
 
 SCHEDULES = [("gpipe", 1), ("1f1b", 1), ("interleaved", 2), ("zb-h1", 1)]
 """Each with its virtual stages."""
@@ -309,7 +309,7 @@ def test_the_norm_is_the_same_sum_in_any_order():
 @pytest.mark.parametrize("ranks", [2, 4, 8])
 def test_a_tree_sends_no_more_bytes_than_a_ring(ranks):
     numbers = 64 * ranks
-    for sum_up, operation in ((tree_all_reduce, "all_reduce"), (tree_reduce_scatter, "reduce_scatter")):
+    for sum_up, operation in ((tree_all_reduce, "all_reduce"), (start_tree_reduce_scatter, "reduce_scatter")):
         group = RecordingGroup(ranks)
         sum_up(torch.zeros(numbers), Axis("tp", ranks, 0, tuple(range(ranks)), group))
         sent = sum(ring_bytes(m.operation, m.bytes, ranks) for m in group.messages)
