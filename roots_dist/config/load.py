@@ -25,7 +25,7 @@ from roots_dist.config import text
 from roots_dist.config.extensions import KEY, NOTHING, Extension, extended, pinned
 from roots_dist.config.other_names import key_for
 from roots_dist.config.overrides import joined, typed
-from roots_dist.config.renamed import NO_EQUAL, RENAMED
+from roots_dist.config.renamed import NO_EQUAL, RENAMED, RENAMED_VALUES
 from roots_dist.config.rope_scaling import RULES
 from roots_dist.config.schema import Config, Source
 from roots_dist.errors import ConfigError, Problem
@@ -238,6 +238,8 @@ def _problem(details: ErrorDetails, origins: dict[str, str]) -> Problem:
 
 def _remedy(details: ErrorDetails, key: str) -> str:
     kind = details["type"]
+    if kind == "literal_error" and (new := RENAMED_VALUES.get((key, str(details["input"])))):
+        return f"it is called {new} now"
     if kind == "missing":
         return f"give {key} a value"
     if kind == "string_type":

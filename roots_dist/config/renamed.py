@@ -1,5 +1,5 @@
-"""Keys that had another name, so that a config which still uses one is told the new name; and other systems' names for
-what there cannot be here."""
+"""Keys and values that had another name: a config which still uses one is refused with the new name. Also names that
+other systems give to what there cannot be here."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ RENAMED = {
     "advanced.double": "advanced.float64",
     "advanced.sinusoidal_start": "advanced.sinusoidal_init",
 }
+RENAMED_VALUES = {("advanced.engine", "auto"): "reference"}
+"""(Key, its old value) -> the value that does the same."""
 NO_EQUAL = dict.fromkeys(
     ("aux_loss", "global_aux_loss", "moe_aux_loss_coeff", "router_aux_loss_coef"),
     "use objective.balance_loss, which is of each sequence; that of a batch would depend on its microbatches "

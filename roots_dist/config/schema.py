@@ -248,12 +248,6 @@ class AdvancedConfig(Section):
     )
     track_ranks: bool = Field(False, description="memory and seconds of every rank too, so that a slow one is seen")
 
-    @field_validator("engine", mode="before")
-    @classmethod
-    def _of_earlier_configs(cls, value: object) -> object:
-        """auto was the default once, and stands in checkpoints."""
-        return "reference" if value == "auto" else value
-
 
 class Config(Section):
     model: ModelConfig = ModelConfig()

@@ -11,7 +11,7 @@ from roots_dist.checks.unused import USES
 from roots_dist.config import text
 from roots_dist.config.load import known_keys, load, nearest, read, to_yaml
 from roots_dist.config.other_names import OTHER_NAMES, key_for
-from roots_dist.config.renamed import RENAMED
+from roots_dist.config.renamed import RENAMED, RENAMED_VALUES
 from roots_dist.config.schema import Config, ExactConfig, Source
 from roots_dist.errors import ConfigError
 from roots_dist.runs.ranks.run_on_ranks import ready
@@ -200,6 +200,15 @@ def test_a_balance_of_a_whole_batch_is_refused_by_its_name(key):
     with pytest.raises(ConfigError) as caught:
         read("configs/quickstart.yaml", [f"{key}=0.01"])
     assert "Fix: use objective.balance_loss, which is of each sequence; that of a batch would" in str(caught.value)
+
+
+@pytest.mark.parametrize(("key", "old"), RENAMED_VALUES)
+def test_a_value_under_its_old_name_is_refused_with_the_new_one(tmp_path, key, old):
+    path, new = tmp_path / "run.yaml", RENAMED_VALUES[key, old]
+    path.write_text("{}")
+    with pytest.raises(ConfigError, match=f"{key} = '{old}' .*Fix: it is called {new} now."):
+        read(path, [f"{key}={old}"])
+    assert read(path, [f"{key}={new}"]).config.value(key) == new
 
 
 def test_what_other_systems_call_a_key_leads_to_it_alone():
