@@ -21,7 +21,7 @@ OTHER_TABLES = "DeepSpeed's own writer numbers types otherwise (6 uint16, 7 uint
 
 @dataclass(frozen=True)
 class IdxHeader:
-    """What a corpus consists of, by its index."""
+    """The content of a corpus, by its index."""
 
     token_type: str
     """numpy's name of the dtype in which ids are stored."""

@@ -312,6 +312,24 @@ def test_a_class_has_a_name_of_its_own():
     assert not twice, f"{twice}: name each of them for what it is"
 
 
+NO_SUBJECT = {
+    *("What", "Whether", "How", "Where", "Which", "When", "Who", "Why", "As", "By", "For", "Of", "That", "Whose"),
+}
+"""Words that a docstring does not begin with: its subject, or a verb, comes first."""
+WITHOUT_SUBJECT = ("verify", "runs.plan", "world.exact", "testing.parity")
+"""Rooms and files of which some docstrings still begin so."""
+
+
+@of_every_file
+def test_modules_and_classes_are_described_by_a_sentence_with_a_subject(path):
+    if f"{name_of(path)}.".startswith(tuple(f"{name}." for name in WITHOUT_SUBJECT)):
+        return
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, (ast.Module, ast.ClassDef)) and (said := ast.get_docstring(node)):
+            first = said.split()[0]
+            assert first not in NO_SUBJECT, f"{getattr(node, 'name', 'the module')}: a docstring begins with {first!r}"
+
+
 @of_every_file
 def test_an_arrow_of_a_docstring_is_a_name_of_the_code(path):
     """In `x --name--> y` of a module's first lines; an arrow of several words is prose."""

@@ -34,7 +34,7 @@ from roots_dist.world.mesh import Mesh
 
 
 class TextScore(NamedTuple):
-    """How likely a model finds a text."""
+    """The likelihood of a text under a model."""
 
     log_probability: float
     """Natural logarithm of the probability of all scored tokens together."""

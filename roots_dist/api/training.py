@@ -40,7 +40,7 @@ from roots_dist.world.mesh import Mesh
 
 @dataclass(frozen=True)
 class Moment:
-    """What a function of one's own is told while a run trains."""
+    """The state of a training run, as a function of one's own receives it."""
 
     step: int
     """Number of steps done."""

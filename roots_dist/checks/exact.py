@@ -1,4 +1,4 @@
-"""What `train.exact` asks of a config: degrees that the layout divides, and shapes that the degrees divide.
+"""Requirements of `train.exact` on a config: degrees that the layout divides, and shapes that the degrees divide.
 
 What cannot be exact, because its sums follow the layout, is refused by name.
 """

@@ -1,4 +1,4 @@
-"""What the machine and the files say about a run, gathered once so that the checks themselves stay pure.
+"""Facts of the machine and the files that a run depends on, gathered once so that the checks themselves stay pure.
 
 Reads headers, never tokens: a corpus of a terabyte is looked at in a millisecond. Neither torch nor DeepSpeed is
 imported; their versions come from the packages' metadata.

@@ -1,4 +1,4 @@
-"""Which family learns which objective, and what each cannot do without. Pure arithmetic; called by checks.py."""
+"""Rules of families and objectives: which learns which, and what each needs. Pure arithmetic; called by checks.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether this machine can do what a config asks: files, memory, devices, packages. Pure over gathered Facts."""
+"""Checks of this machine against a config: files, memory, devices, packages. Pure over gathered Facts."""
 
 from __future__ import annotations
 

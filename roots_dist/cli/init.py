@@ -19,7 +19,7 @@ MODELS = ("gpt", "llama", "bloom", "bert", "roberta", "electra", "t5")
 
 @dataclass(frozen=True, kw_only=True)
 class InitOptions:
-    """Where a config begins."""
+    """Options of `roots init`: the config to begin with."""
 
     begin_with: Annotated[
         str | None,

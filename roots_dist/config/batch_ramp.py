@@ -1,4 +1,4 @@
-"""How many sequences each step takes, and how many were taken before it: pure functions of the config.
+"""The number of sequences in each step, and in all steps before it: pure functions of the config.
 
 Used by learning/data/batches.py, the trainer and the planner. The batch grows in stages; each stage is whole steps of
 one size, so the step and the number of samples before it determine each other, and no counter has to be saved.

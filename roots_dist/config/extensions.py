@@ -1,4 +1,4 @@
-"""What a user's file adds: objectives, families, activations, schedules, optimizer rules, readers of files.
+"""Extensions of a user: objectives, families, activations, schedules, optimizer rules, readers of files.
 
     advanced.extensions: [mine.py] --pinned--> mine.py#sha256=… --extended--> Extension, a value that the config carries
 

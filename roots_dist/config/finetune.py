@@ -12,7 +12,7 @@ from roots_dist.config.section import Section
 
 
 class FinetuneConfig(Section):
-    """What fine-tuning does with a model that exists."""
+    """Fine-tuning of a model that exists."""
 
     init_from: str | None = Field(None, description="folder of the run, or of the import, to start from")
     strategy: Literal["full", "partial", "progressive", "lora"] = Field(

@@ -1,4 +1,4 @@
-"""What the model is: one Transformer, its features as keys, in sizes of the whole model.
+"""The model section of the config: one Transformer, its features as keys, in sizes of the whole model.
 
     model.* --ModelConfig--> learning/models/: layers        storage/exchange/: config.json of transformers
 

@@ -23,7 +23,7 @@ Rows = Literal["labelled texts", "labelled words", "conversations", "preferences
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSettings:
-    """What the lengths of a sample depend on."""
+    """Settings that the lengths of a sample depend on."""
 
     seq: int
     """data.seq_length"""

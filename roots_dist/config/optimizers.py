@@ -25,7 +25,7 @@ class OptimizerSettings(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerStep:
-    """What a rule is told of one step of a tensor."""
+    """The hyperparameters of one step of a tensor, for an optimizer rule."""
 
     optim: OptimizerSettings
     lr: float

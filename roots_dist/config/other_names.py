@@ -1,4 +1,4 @@
-"""What other systems call a key: a config or command line that uses their word is told ours.
+"""Names that other systems give to a key: a config or command line that uses their word is told ours.
 
     learning_rate, --tensor-model-parallel-size, sliding_window --key_for--> optim.lr, parallel.tp, model.window
 

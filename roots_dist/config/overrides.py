@@ -1,4 +1,4 @@
-"""What was meant by words of the command line that are no overrides."""
+"""Suggestions for words of the command line that are no overrides."""
 
 from __future__ import annotations
 

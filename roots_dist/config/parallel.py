@@ -20,7 +20,7 @@ CpKind = Literal["gather", "heads"]
 
 
 class ParallelConfig(Section):
-    """How the world is split: world = tp × cp × pp × dp. dp is what is left over, so it is not a key. ep is a part of
+    """The layout of the world: world = tp × cp × pp × dp. dp is what is left over, so it is not a key. ep is a part of
     dp × cp."""
 
     tp: int = Field(1, ge=1, description="tensor-parallel ranks: heads, MLP columns and vocabulary are cut over them")

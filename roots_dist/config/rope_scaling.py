@@ -1,4 +1,4 @@
-"""How rotary frequencies change for texts longer than those a model was first trained on: one record per rule.
+"""Scaling of rotary frequencies for texts longer than those a model was first trained on: one record per rule.
 
     model.rope_scaling: {type: llama3, factor: 8, original_length: 8192} --learning/models/rotary.py--> frequencies
 

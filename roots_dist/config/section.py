@@ -1,4 +1,4 @@
-"""What every section of the config is: typed, frozen, unknown keys refused, whole numbers within bounds."""
+"""The base class of the config's sections: typed, frozen, unknown keys refused, whole numbers within bounds."""
 
 from __future__ import annotations
 

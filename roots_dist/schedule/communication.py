@@ -43,7 +43,7 @@ _COMPUTED = {
 
 
 class Direction(NamedTuple):
-    """What channels that share a process group have in common: their kind, and whether they lead to a higher rank."""
+    """Properties of channels that share a process group: their kind, and whether they lead to a higher rank."""
 
     kind: Kind
     up: bool

@@ -23,7 +23,7 @@ SHOWN = 8
 
 
 class RankProgram(NamedTuple):
-    """What one rank executes."""
+    """The actions that one rank executes."""
 
     actions: Sequence[Action]
     """Actions in order, with sends and receives."""

@@ -1,5 +1,5 @@
-"""What this rank is doing, in a form that another thread can read while the main thread waits: its step, its phase, and
-the message that it waits for.
+"""The activity of this rank, in a form that another thread can read while the main thread waits: its step, its phase,
+and the message that it waits for.
 
     loop.py, callbacks.py: step, during("save")   executor.py: waiting(...)   --> runs/ranks/watchdog.py
 
@@ -31,7 +31,7 @@ class Wait:
 
 @dataclass
 class Progress:
-    """What one rank is doing. Created by runs/ranks/join.py and passed on with the mesh."""
+    """The activity of one rank. Created by runs/ranks/join.py and passed on with the mesh."""
 
     phase: str = "init"
     """What the ranks do together: init, resume, step, evaluation, sample, save, end. Each may have its own timeout."""

@@ -164,7 +164,7 @@ def _wholly_dropped(x: Tensor, rows: Tensor, limit: int, factor: float, first_co
 
 
 class Kernels(Protocol):
-    """What a device computes in one launch each."""
+    """Functions that a device computes in one launch each."""
 
     def fold(self, state: int | Tensor, index: Tensor) -> Tensor: ...
 

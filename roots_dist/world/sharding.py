@@ -1,4 +1,4 @@
-"""How a parameter is sharded over tensor ranks, declared once, beside the line that creates the parameter.
+"""The sharding of a parameter over tensor ranks, declared once, beside the line that creates the parameter.
 
     module: declare(self, "weight", ShardSpec(...), tp) --parameters_of(stage)--> [Param(name, tensor, spec, ...)]
 

@@ -1,4 +1,4 @@
-"""Where the seconds of a step go: a running stopwatch, and laps that assign the time since the last lap to a part.
+"""The seconds of a step by part: a running stopwatch, and laps that assign the time since the last lap to a part.
 
     loop.py: lap("data")  executor.py: lap("compute"), lap("pp_wait")  step.py: lap("dp")
     parallel/tensor/collectives.py: lap("tp")  parallel/tensor/context.py: lap("cp")

@@ -17,7 +17,8 @@ from roots_dist.runs.report.run_record import read_runs
 from roots_dist.runs.track.curve import draw_curve, resumes, smooth
 from roots_dist.runs.track.machine_facts import machine_facts, peak_memory_gib
 from roots_dist.runs.track.metrics import METRICS_FILE, TEXTS_FILE, MetricsFile, read_lines
-from roots_dist.runs.track.progress import ProgressTracker, clock, short
+from roots_dist.runs.track.progress import ProgressTracker as Progress
+from roots_dist.runs.track.progress import clock, short
 from roots_dist.runs.track.trackers import Trackers, open_trackers
 from roots_dist.runs.train.resume import rate_line
 from roots_dist.scrub import known_secrets, scrub, scrub_text
@@ -76,7 +77,7 @@ def test_lines_that_are_no_records_are_left_out(tmp_path, caplog):
 def shown(width: int, terminal: bool, total: int = 200, steps=(), **first) -> str:
     out = io.StringIO()
     console = Console(file=out, force_terminal=terminal, width=width, height=30, highlight=False, legacy_windows=False)
-    progress = ProgressTracker(total, console=console, **first)
+    progress = Progress(total, console=console, **first)
     for step in steps:
         progress.log(step, ALL)
     progress.log(total, {"loss/validation": 3.5, "perplexity/validation": 33.1, "bits_per_byte/validation": 1.25})
@@ -114,9 +115,7 @@ def test_on_a_terminal_one_line_shows_what_fits(width, has, lacks):
 def test_what_keeps_the_next_step_waiting_is_shown_on_a_terminal_alone():
     for terminal in (True, False):
         out = io.StringIO()
-        progress = ProgressTracker(
-            9, console=Console(file=out, force_terminal=terminal, width=80, legacy_windows=False)
-        )
+        progress = Progress(9, console=Console(file=out, force_terminal=terminal, width=80, legacy_windows=False))
         trackers = Trackers([progress], progress.doing)
         with trackers.doing("evaluating ..."):
             pass
@@ -133,7 +132,7 @@ def test_time_left_counts_from_the_resumed_step(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("roots_dist.runs.track.progress.time.monotonic", lambda: now[0])
     out = io.StringIO()
-    progress = ProgressTracker(300, first_step=100, console=Console(file=out, width=200))
+    progress = Progress(300, first_step=100, console=Console(file=out, width=200))
     now[0] += 500.0
     progress.log(100, {"loss/validation": 4.0})  # done before the first step
     now[0] += 20.0  # ten steps of 2 s, 190 to go

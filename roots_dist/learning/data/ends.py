@@ -1,4 +1,4 @@
-"""Which tokens end what a model writes: asked by generation, evaluation and export, so that all stop alike.
+"""The tokens that end what a model writes: asked by generation, evaluation and export, so that all stop alike.
 
 SpecialTokens.eos, chat template --ends_of--> ids
 """

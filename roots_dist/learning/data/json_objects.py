@@ -32,7 +32,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_once)
 
 
 class Wrong(NamedTuple):
-    """What keeps JSON from being read."""
+    """The reason why JSON cannot be read."""
 
     kind: str
     detail: str

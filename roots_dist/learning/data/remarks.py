@@ -1,4 +1,4 @@
-"""What there is to say of a file of rows: which were skipped and why, what was not read.
+"""Remarks on a file of rows: which were skipped and why, what was not read.
 
 rows.py, tasks.py, turns.py --reject, saw--> Remarks --lines--> Examples.remarks, said once when a run begins
 """
@@ -15,7 +15,7 @@ from roots_dist.errors import DataError, Problem
 
 @dataclass
 class Remarks:
-    """What there is to say of a file once it has been read: invalid rows that were skipped, and what was not used."""
+    """Remarks on a file that has been read: invalid rows that were skipped, and what was not used."""
 
     skip: bool | None = None
     """finetune.on_error=skip: count invalid rows; otherwise the first one raises its error. None: there is no such

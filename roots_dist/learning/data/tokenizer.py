@@ -44,7 +44,7 @@ MIN_BPE_VOCAB = 257
 
 
 class Loss(NamedTuple):
-    """What is lost when a text is encoded and decoded."""
+    """The part of a text that encoding and decoding loses."""
 
     kind: Literal["characters", "white space"]
     example: str

@@ -1,4 +1,4 @@
-"""What of a conversation is learned: its examples, in token ids, each with a mark on what is a target.
+"""The learned part of a conversation: its examples, in token ids, each with a mark on what is a target.
 
     Conversation --chat.py--> text, spans of its answers --tokenizer, character offsets--> (ids, learned), …
 

@@ -1,4 +1,4 @@
-"""What the MLP does to each number between its matrices, and a pooler after its layer.
+"""Activation functions of the MLP, between its matrices, and of a pooler, after its layer.
 
 Gated ones (config/activations.py GATED) multiply by it.
 """

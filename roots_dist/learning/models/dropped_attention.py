@@ -21,7 +21,7 @@ from roots_dist.world.fuse import Fuse, eager
 
 
 class AttentionKernels(Protocol):
-    """As attention_triton.py. Beside the output, forward gives a tensor that backward needs."""
+    """The interface of attention_triton.py. Beside the output, forward gives a tensor that backward needs."""
 
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rows: Tensor, drop: float, scale: float,

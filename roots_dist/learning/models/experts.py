@@ -38,7 +38,7 @@ OF_REPORT, OF_STEP = "report", "step"
 
 
 class Routing(NamedTuple):
-    """Where each token goes."""
+    """The experts that each token goes to."""
 
     logits: Tensor
     """[T, E]"""
@@ -122,7 +122,7 @@ class _Sent(torch.autograd.Function):
 
 
 class Choice(NamedTuple):
-    """What a layer has decided for a microbatch, to be taken again in recomputation."""
+    """The decision of a layer for a microbatch, which recomputation takes again."""
 
     experts: Tensor
     """int64 [T, K]"""

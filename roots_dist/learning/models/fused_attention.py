@@ -26,7 +26,7 @@ from roots_dist.learning.models.tiles import Edge, Part, Pattern, Tile
 
 
 class Limits(NamedTuple):
-    """What a kernel takes."""
+    """The limits of a kernel's input."""
 
     dtypes: tuple[torch.dtype, ...]
     capability: tuple[int, int]

@@ -19,7 +19,7 @@ from roots_dist.world.sharding import Param, parameters_of
 
 
 class ParameterLocation(NamedTuple):
-    """Where a parameter is in the model."""
+    """The location of a parameter in the model."""
 
     piece: int
     depth: int

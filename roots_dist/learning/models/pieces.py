@@ -1,4 +1,4 @@
-"""What every model is: a tuple of named pieces, each with its output, its cost and the parameters that it shares.
+"""Models as tuples of named pieces, each with its output, its cost and the parameters that it shares.
 
     learning/models/gpt.py, bert.py, electra.py, t5.py --(PieceSpec, …)--> assembly/: stages, ties between stages
 

@@ -1,4 +1,4 @@
-"""What of queries × keys attention computes, as rectangles that fused kernels know: pure arithmetic.
+"""The part of queries × keys that attention computes, as rectangles that fused kernels know: pure arithmetic.
 
     Pattern --tiles--> rectangles --fused_attention.py--> kernels
 
@@ -14,7 +14,7 @@ from enum import Enum
 
 
 class Edge(Enum):
-    """What a query of a part does not see of the part's keys."""
+    """The keys of a part that a query of it does not see."""
 
     NONE = "none"
     """It sees all of them."""
@@ -43,7 +43,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Pattern:
-    """Which keys a query sees."""
+    """The keys that each query sees."""
 
     queries: range
     keys: range

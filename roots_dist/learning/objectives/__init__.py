@@ -1,4 +1,4 @@
-"""What is learned. OBJECTIVES maps objective.name to a class as world/batch.py describes it: which samples a source
+"""Training objectives. OBJECTIVES maps objective.name to a class as world/batch.py describes it: which samples a source
 holds, what each is (a pure function of seed and number), which terms its loss has and what each is divided by."""
 
 from __future__ import annotations

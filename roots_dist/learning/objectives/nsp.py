@@ -31,7 +31,7 @@ SHORTEST = 3
 
 
 class _Documents:
-    """Which documents of a corpus a pair can be made of, and where their sentences begin."""
+    """The documents of a corpus that a pair can be made of, and where their sentences begin."""
 
     def __init__(self, corpus: Corpus):
         self.corpus = corpus

@@ -1,4 +1,4 @@
-"""Which tokens has somebody replaced? A generator fills in hidden tokens, a discriminator judges each (Clark et al.
+"""Replaced-token detection: a generator fills in hidden tokens, a discriminator judges each (Clark et al.
 2020).
 
     MaskedTokens' sample + the text as it was --> generator: term "mlm", its draws --> discriminator: term "rtd"

@@ -1,4 +1,4 @@
-"""What proofs learn from in place of files: random documents, or random rows of a task, the same in every process.
+"""Synthetic sources that proofs learn from instead of files: random documents or rows, equal in every process.
 
 config --proof_objective--> SyntheticObjective, in place of the config's --> testing/, verify/, runs/plan/
 """

@@ -1,4 +1,4 @@
-"""What the rows of a task say of its config, and what is wrong with them: before the first process group.
+"""Checks of a task's rows, and what they say of its config: before the first process group.
 
 config --complete_from_rows--> the same with labels and steps by the rows of data.train
 config --check_rows--> every row read and cut as in training: the first that cannot be learned is refused with its line

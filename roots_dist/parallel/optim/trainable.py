@@ -1,4 +1,4 @@
-"""Which parameters are trained, from which step and at which rate: full, partial, progressive and LoRA fine-tuning as
+"""The trained parameters, from which step and at which rate: full, partial, progressive and LoRA fine-tuning as
 data.
 
     config.finetune + depth of each parameter --trainable--> {name: Trainable(from_step, scale)}; all others are frozen

@@ -30,7 +30,7 @@ class StagePass(NamedTuple):
 
 
 class PieceHooks(Protocol):
-    """What is done around the passes of pieces: an engine (zero/) gathers their weights and sums their gradients."""
+    """Hooks around the passes of pieces: an engine (zero/) gathers their weights and sums their gradients."""
 
     def before(self, started: StagePass) -> None:
         """Called before a stage's pass."""

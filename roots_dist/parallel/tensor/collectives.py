@@ -55,7 +55,7 @@ class DeferredWeightGrads:
 
 @dataclass(eq=False)
 class TensorParallel:
-    """What every parallel layer receives: its tensor-parallel axis, how to use it, and the context axis."""
+    """The context of every parallel layer: its tensor-parallel axis, how to use it, and the context axis."""
 
     axis: Axis = SINGLE
     sequence_parallel: bool = False

@@ -60,7 +60,7 @@ class Permuted(torch.autograd.Function):
 
 @dataclass(frozen=True, eq=False)
 class Route:
-    """Where copies of tokens go, and which rows the experts here get."""
+    """The destinations of copies of tokens, and which rows the experts here get."""
 
     tp: TensorParallel
     groups: Groups

@@ -1,4 +1,4 @@
-"""What cross_entropy.py computes of the logits between its messages, in a form that compiles to one kernel each.
+"""The arithmetic of cross_entropy.py on logits between its messages, in a form that compiles to one kernel each.
 
     logits --highest--> maximum over tensor ranks --sums--> sums over tensor ranks --gradient--> of the logits
 

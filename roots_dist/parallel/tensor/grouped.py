@@ -35,7 +35,7 @@ ALIGNMENT = 16
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """Which rows of an input belong to which expert."""
+    """The rows of an input that belong to each expert."""
 
     ends: Tensor
     """int32 [n]: number of the row after each expert's last one."""

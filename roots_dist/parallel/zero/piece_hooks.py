@@ -1,4 +1,4 @@
-"""When units are gathered and reduced: piece by piece, beside the passes, so that data ranks send while they compute.
+"""Hooks that gather and reduce units: piece by piece, beside the passes, so that data ranks send while they compute.
 
                  forward of piece k                         backward of piece k
     before it    wait for its weights, start the next's     wait for its weights, start those of piece k - 1

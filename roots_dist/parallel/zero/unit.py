@@ -154,7 +154,7 @@ class Unit:
 
 
 class UnitKey(NamedTuple):
-    """What the parameters of a unit have in common."""
+    """The properties that the parameters of a unit have in common."""
 
     pieces: tuple[int, ...]
     trainable: Trainable | None

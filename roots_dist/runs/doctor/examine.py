@@ -48,7 +48,7 @@ CHECKPOINT_BYTES = 12
 
 @dataclass(frozen=True)
 class ExamineOptions:
-    """What to examine."""
+    """Options of an examination."""
 
     config: Config | None = None
     layout: Layout | None = None

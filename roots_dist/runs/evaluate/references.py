@@ -1,4 +1,5 @@
-"""What the model that training starts from says of the rows (dpo): computed once, before the first step, and kept.
+"""Log-probabilities of the rows under the model that training starts from (dpo): computed once, before
+the first step, and kept.
 
     [Examples] --the initial weights, in any layout--> log-probability of both answers of each row
         --references.npz in the run's folder--> a run that is resumed, evaluation

@@ -14,7 +14,7 @@ import typer
 
 @dataclass(frozen=True, kw_only=True)
 class ChatOptions:
-    """How tokens are chosen, and when a text ends."""
+    """Options for the choice of tokens and the end of a text."""
 
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="largest number of tokens to generate [default: 100]", show_default=False)

@@ -25,7 +25,7 @@ RANGES = {
 
 @dataclass(frozen=True)
 class Request:
-    """How to answer each text."""
+    """Settings of the answer to each text."""
 
     max_tokens: int
     sampling: Sampling = field(default_factory=Sampling)

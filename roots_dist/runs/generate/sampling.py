@@ -20,7 +20,7 @@ from roots_dist.world import rng
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is sampled; temperature 0 is greedy. Top-k keeps the k likeliest tokens; top-p (Holtzman et al. 2020)
+    """Settings of sampling; temperature 0 is greedy. Top-k keeps the k likeliest tokens; top-p (Holtzman et al. 2020)
     the fewest whose total probability reaches p; min-p (Nguyen et al. 2024) those with at least this fraction of the
     top probability; together they keep what all keep. repetition_penalty lowers the probability of earlier tokens
     (Keskar et al. 2019, section 4.1)."""

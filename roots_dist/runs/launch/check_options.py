@@ -1,4 +1,4 @@
-"""Which options of the command line are for the chosen launcher, and that none is given for another one.
+"""Check that no option of the command line is given for another launcher than the chosen one.
 
 one instance of each options class --choose(on)--> the launcher's own --> job.py
 """

@@ -31,7 +31,7 @@ TIME = re.compile(r"([0-9]{1,4}-)?[0-9]{1,6}(:[0-9]{2}){0,2}")
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What is run, where, and with which options. Every text in it is one line, which no shell has read."""
+    """A job: what is run, where, and with which options. Every text in it is one line, which no shell has read."""
 
     options: JobOptions
     roots_command: str
@@ -83,7 +83,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchPlan:
-    """What `roots launch` does: write files, then become a command."""
+    """The actions of `roots launch`: write files, then become a command."""
 
     command: tuple[str, ...]
     logs: str

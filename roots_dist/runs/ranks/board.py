@@ -1,4 +1,4 @@
-"""Where the ranks of a run that hangs say how they are: in the store that they met at, and in the run's folder as well.
+"""The place where ranks of a run that hangs say how they are: the store that they met at, and the run's folder.
 
     a rank --put--> store and folder --get, by name--> every other rank
 

@@ -1,4 +1,4 @@
-"""What every rank of a run must have in common, as texts by name: compared by handshake.py before the first step.
+"""Facts that every rank of a run must have in common, as texts by name: compared by handshake.py before the first step.
 
     config, corpus, code, versions, layout --fingerprint--> {part: {name: text}} --digests--> {part: digest}
 

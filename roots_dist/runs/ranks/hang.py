@@ -1,4 +1,4 @@
-"""Which rank is the cause of a hang: from what every rank that answers says of itself, and from those that do not.
+"""Find the rank that caused a hang: from what every rank that answers says of itself, and from those that do not.
 
     {rank: State} --find_cause--> HangReport: who waits for whom, and whom all wait for --describe_hang--> text
 

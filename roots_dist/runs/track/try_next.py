@@ -1,4 +1,4 @@
-"""What to try with a finished run: commands that can be pasted, with words of the run's own text.
+"""Suggestions for a finished run: commands that can be pasted, with words of the run's own text.
 
 config, folder --first_words--> `roots generate 'my runs/a' "Fellow-citizens of the Senate"`
 """

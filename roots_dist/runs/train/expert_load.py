@@ -1,4 +1,4 @@
-"""How evenly the tokens of training are spread over experts: counts of all ranks, what they say, and the rule that
+"""The load of experts, which is the spread of tokens over them: counts of all ranks, what they say, and the rule that
 makes them even without a loss.
 
     Experts.loads on each rank --expert_loads: summed over the world--> {layer: tokens of each expert} --> load_metrics

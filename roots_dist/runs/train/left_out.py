@@ -1,4 +1,5 @@
-"""What a run that went back to a checkpoint does not read again: rewinds.json in its folder, and in later checkpoints.
+"""Samples that a run which went back to a checkpoint does not read again: rewinds.json in its folder, and
+in later checkpoints.
 
     {"left_out": [[20, 48]]}    from the 21st step on, samples are those 48 further on
 

@@ -63,7 +63,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainParts:
-    """What the loop calls. A proof replaces some of them, and so observes the loop itself instead of a copy of it."""
+    """The functions that the loop calls. A proof replaces some of them, and so observes the loop itself instead of
+    a copy of it."""
 
     make_objective: Callable[[Config], Objective] = make_objective
     make_engine: Callable[..., Engine] = build_engine

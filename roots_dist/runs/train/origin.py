@@ -1,4 +1,4 @@
-"""Where a run comes from: its resolved config, versions, machine and git commit, written into its folder.
+"""The origin of a run: its resolved config, versions, machine and git commit, written into its folder.
 
 runs/train/loop.py --write_origin, on rank 0--> RUN/config.yaml, RUN/origin.json
 """

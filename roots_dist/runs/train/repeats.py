@@ -36,7 +36,7 @@ VARIES = re.compile(r"node \S+|0x[0-9a-f]+|\d+(\.\d+)?(e[+-]?\d+)?")
 
 @dataclass(frozen=True)
 class Failure:
-    """How one start of a run ended."""
+    """The end of one start of a run."""
 
     attempt: int
     """The start, as run.json counts them."""

@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """How far a run had come when it was resumed."""
+    """The progress of a run when it was resumed."""
 
     step: int = 0
     skipped: int = 0

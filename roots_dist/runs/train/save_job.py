@@ -1,4 +1,4 @@
-"""What a save does besides writing: compare with what the disk gives back, mark the best, delete what is not kept.
+"""Tasks of a save besides writing: compare with what the disk gives back, mark the best, delete what is not kept.
 
     SaveJob --write_checkpoint--> step_N --damage_of--> run.json, best.json --prune--> the newest few
     BackgroundSave: the same on a second thread of each rank, from copies in host memory, while the main threads train
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Keeping:
-    """What becomes of the run's other checkpoints when a new one is in place."""
+    """Rules for the run's other checkpoints when a new one is in place."""
 
     run: Path
     """The run's folder."""

@@ -22,7 +22,7 @@ OWN_PARTS = ("data", "compute")
 
 
 class SlowRanks:
-    """How often in a row each rank has been slow."""
+    """Counts of how often in a row each rank has been slow."""
 
     def __init__(self, layout: Layout) -> None:
         self._stages = [layout.place(rank).pp for rank in range(layout.world_size)]

@@ -54,7 +54,7 @@ class RecentSteps:
 
 
 class Spikes:
-    """What a step is judged by, and what became of those that were spikes. Equal on all ranks."""
+    """Limits that a step is judged by, and the record of spikes. Equal on all ranks."""
 
     def __init__(
         self,

@@ -34,7 +34,7 @@ OnCheckpoint = Callable[["TrainState", Place], None]
 
 @dataclass
 class Saves:
-    """What became of the run's saves so far (runs/train/saving.py)."""
+    """The outcome of the run's saves so far (runs/train/saving.py)."""
 
     step: int
     """Step of the newest checkpoint."""

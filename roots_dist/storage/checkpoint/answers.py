@@ -1,4 +1,4 @@
-"""What a disk or an object store answers, and what becomes of a question that it does not answer.
+"""Answers of a disk or an object store, with a time limit for one that does not answer.
 
     question --an answer; or there is no such file--> at once
              --a timeout, EIO, ESTALE, no right to read--> asked again, a few times --> EnvironmentProblem

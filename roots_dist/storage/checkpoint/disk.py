@@ -1,5 +1,5 @@
-"""What a checkpoint asks of a disk, or of an object store: ten operations. Those that change a disk go through `os`
-alone, so that a test can stop or forget any.
+"""Ten operations on a disk, or on an object store, that checkpoints are made of. Those that change a disk go through
+`os` alone, so that a test can stop or forget any.
 
     make_folder, write_file, rename, remove, sync_folder | size_of, hash_file, read, names, is_there
 

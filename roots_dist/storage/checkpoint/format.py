@@ -95,7 +95,7 @@ def index_name(kind: str) -> str:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """For each parameter of a pipeline stage, the rank that writes it and the shard that contains it."""
+    """The rank that writes each parameter of a pipeline stage, and the shard that contains it."""
 
     owner: tuple[int, ...]
     shard: tuple[int, ...]
@@ -125,7 +125,7 @@ def plan_shards(sizes: Sequence[int], owners: int, limit: int) -> ShardPlan:
 
 @dataclass(frozen=True)
 class Author:
-    """Who wrote a checkpoint, and from which samples."""
+    """The author of a checkpoint: the run that wrote it, and from which samples."""
 
     run: str = ""
     """Id of the run (run_identity.py); empty outside of one: of an import, and of a proof."""

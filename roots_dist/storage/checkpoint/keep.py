@@ -1,5 +1,5 @@
-"""Which folders of a run look like checkpoints, and what becomes of those that cannot be read: they are set aside,
-never deleted. No torch; on one rank at a time.
+"""Find the folders of a run that look like checkpoints. Those that cannot be read are set aside, never
+deleted. No torch; on one rank at a time.
 
 A name proves nothing, nor does this file: verified.py compares the hashes, in all ranks together.
 """

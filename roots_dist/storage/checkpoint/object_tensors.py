@@ -31,7 +31,7 @@ def open_tensors(place: Place) -> Any:
 
 
 class ObjectTensors:
-    """What safetensors' safe_open is for a file: size of the header, header, data
+    """The counterpart of safetensors' safe_open: size of the header, header, data
     (https://huggingface.co/docs/safetensors). Raises OSError if it is none."""
 
     def __init__(self, path: ObjectPath):
@@ -58,7 +58,7 @@ class ObjectTensors:
 
 
 class ObjectSlice:
-    """What safetensors' slice of a tensor is, with the methods that are used."""
+    """The counterpart of safetensors' slice of a tensor, with the methods that are used."""
 
     def __init__(self, path: ObjectPath, dtype: torch.dtype, name: str, shape: list[int], begin: int):
         self._path, self.dtype, self._name, self._shape, self._begin = path, dtype, name, shape, begin

@@ -1,4 +1,4 @@
-"""Whether a config's model computes what a checkpoint's computes. Shapes do not tell: 16 × 16 is two heads or four.
+"""Check that a config's model computes what a checkpoint's computes. Shapes do not tell: 16 × 16 is two heads or four.
 
 state.json of the checkpoint, config --_resolved--> what determines the function --> equal, or the keys that differ
 """

@@ -1,4 +1,4 @@
-"""Which checkpoint of a run is taken: the newest whose every hash is right. Damaged ones are named, and the one before
+"""Choose the checkpoint of a run: the newest whose every hash is right. Damaged ones are named, and the one before
 is next.
 
     keep.py: what looks like one --rank 0: manifest, run, step, sizes, state--> hashes, divided among ranks --> verified

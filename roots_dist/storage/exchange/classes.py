@@ -18,7 +18,7 @@ from roots_dist.storage.exchange.tensors import Tensors, exchange_error
 
 
 class Unread(NamedTuple):
-    """What is known of a model type that is not read."""
+    """A model type that is known and not read."""
 
     expected: str
     fix: str

@@ -34,7 +34,7 @@ LONGEST_SAMPLE = 4096
 
 
 class Reading(NamedTuple):
-    """What a config.json says."""
+    """The content of a config.json."""
 
     values: dict[str, object]
     """Our config values."""
