@@ -126,12 +126,12 @@ def outliving_output() -> Iterator[None]:
 
 
 @contextmanager
-def still_busy(what: str, say: Callable[[str], object] = log.info) -> Iterator[None]:
-    """Say every now and then that the body is not done yet, if it takes longer than FIRST_S."""
+def still_busy(what: str, say: Callable[[str], object] = log.info, first_s: float | None = None) -> Iterator[None]:
+    """Say every now and then that the body is not done yet, if it takes longer than `first_s` (default: FIRST_S)."""
     over, since = threading.Event(), time.monotonic()
 
     def tell() -> None:
-        wait = FIRST_S
+        wait = FIRST_S if first_s is None else first_s
         while not over.wait(wait):
             say(f"{what}: {time.monotonic() - since:.0f} s so far")
             wait = EVERY_S

@@ -76,6 +76,11 @@ def roots(
     return subprocess.CompletedProcess(words, max((p.exitcode for p in processes), key=abs), out, err)
 
 
+def without_progress(said: str) -> str:
+    """What was said less the lines by which a busy machine's processes say that they are still at work."""
+    return "".join(line for line in said.splitlines(keepends=True) if not line.endswith(" s so far\n"))
+
+
 def start(
     main: Callable[[Sequence[str]], object], words: Sequence[str], variables: Mapping[str, str], outputs: Sequence[str]
 ) -> BaseProcess:

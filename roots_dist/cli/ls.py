@@ -21,6 +21,7 @@ def ls(
     """
     import shutil
 
+    from roots_dist.cli.terminal import busy
     from roots_dist.errors import Problem, UserError
     from roots_dist.files import where
     from roots_dist.runs.report.run_list import find_runs, list_runs
@@ -29,11 +30,12 @@ def ls(
     if not folder.is_dir():
         expected, fix = f"a folder: there is no {where(folder)}", "name the folder of your runs"
         raise UserError(Problem(key="FOLDER", found=str(folder), expected=expected, fix=fix))
-    found = find_runs(folder)
-    if not found:
+    with busy(f"reading the runs in {folder}"):
+        found = find_runs(folder)
+        listed = list_runs(found, known_secrets(), shutil.get_terminal_size((120, 24)).columns) if found else None
+    if listed is None:
         typer.echo(f"no runs in {folder}")
         return
-    listed = list_runs(found, known_secrets(), shutil.get_terminal_size((120, 24)).columns)
     typer.echo("\n".join(listed.lines))
     if listed.unreadable:
         typer.echo("\n".join(listed.unreadable), err=True)

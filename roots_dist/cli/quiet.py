@@ -18,7 +18,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="say nothing but warn
 def quietly(command: Command) -> Command:
     """The command without progress, banner and closing lines on any rank."""
     close = None if command.close is None else partial(_silenced, command.close)
-    return replace(command, work=partial(_silenced, command.work), close=close)
+    return replace(command, work=partial(_silenced, command.work), close=close, say=_nothing)
+
+
+def _nothing(text: str) -> None:
+    pass
 
 
 def words(command: Command, subject: str, overrides: Sequence[str]) -> tuple[str, ...]:

@@ -27,12 +27,14 @@ def report(
     roots report runs/quickstart
     roots report runs/a runs/b --output a-and-b.html
     """
+    from roots_dist.cli.terminal import busy
     from roots_dist.files import write_output
     from roots_dist.runs.report.page import page
     from roots_dist.runs.report.run_record import read_runs
     from roots_dist.scrub import known_secrets
 
     path = output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
-    written = page(read_runs(runs, known_secrets()))
+    with busy("reading the runs"):
+        written = page(read_runs(runs, known_secrets()))
     write_output("--output", path, written)
     typer.echo(path)

@@ -20,6 +20,7 @@ def sample(
     roots sample configs/t5-quickstart.yaml --step 3
     """
     from roots_dist.cli.read_config import read_config
+    from roots_dist.cli.terminal import busy
     from roots_dist.config.special_tokens import describe
     from roots_dist.errors import Problem, UserError
     from roots_dist.learning.objectives.show_sample import sample_lines
@@ -28,6 +29,8 @@ def sample(
     if step >= loaded.train.steps:
         expected = f"less than train.steps = {loaded.train.steps}; the first one is 0"
         raise UserError(Problem(key="--step", found=step, expected=expected, fix="choose one of these steps"))
-    for line in sample_lines(loaded, step):
+    with busy("opening the data"):
+        lines = list(sample_lines(loaded, step))
+    for line in lines:
         typer.echo(line)
     typer.echo(describe(loaded.data.tokenizer))

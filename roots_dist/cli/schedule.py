@@ -33,6 +33,9 @@ def schedule(
     \b
     roots schedule zb-h1 --ranks 4 --microbatches 8
     """
+    from roots_dist.cli.terminal import busy
     from roots_dist.schedule.draw import describe
 
-    typer.echo(describe(name, options.ranks, options.microbatches, options.virtual_stages, options.png))
+    with busy("playing the schedule"):
+        drawn = describe(name, options.ranks, options.microbatches, options.virtual_stages, options.png)
+    typer.echo(drawn)

@@ -28,7 +28,8 @@ class PrepareProgress(Protocol):
 def progress_bar() -> Iterator[Callable[[PrepareProgress], None]]:
     """Yields a function that shows progress; each stage gets its own line."""
     if not sys.stderr.isatty():
-        yield _lines_now_and_then()
+        with _lines_now_and_then() as report_in_lines:
+            yield report_in_lines
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -59,9 +60,11 @@ def busy(what: str) -> Iterator[None]:
         yield
 
 
-def _lines_now_and_then() -> Callable[[PrepareProgress], None]:
-    """Nothing for work of a few seconds."""
-    from roots_dist.logs import EVERY_S, FIRST_S
+@contextmanager
+def _lines_now_and_then() -> Iterator[Callable[[PrepareProgress], None]]:
+    """Nothing for work of a few seconds. A tokenizer that is trained reports nothing for a long time once it has read
+    its text."""
+    from roots_dist.logs import EVERY_S, FIRST_S, still_busy
 
     next_at = time.monotonic() + FIRST_S
 
@@ -72,4 +75,9 @@ def _lines_now_and_then() -> Callable[[PrepareProgress], None]:
             share = at.done / max(1, at.total)
             typer.echo(f"{at.stage}: {share:.0%} of the text, {at.documents:,} documents", err=True)
 
-    return report
+    def say_if_silent(text: str) -> None:
+        if time.monotonic() >= next_at:
+            typer.echo(text, err=True)
+
+    with still_busy("preparing", say_if_silent, EVERY_S):
+        yield report

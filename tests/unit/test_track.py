@@ -5,8 +5,10 @@ import json
 import math
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
+from patience import comes_true
 from rich.console import Console
 
 from roots_dist import logs
@@ -207,6 +209,21 @@ def test_work_that_takes_long_says_so_now_and_then(monkeypatch, caplog):
     said = [record.message for record in caplog.records]
     assert "counting: 0 s so far" in said and "scoring: 1 of 3 batches done" in said
     assert not any("short" in line for line in said)
+
+
+def test_a_log_file_says_what_delays_a_step_and_that_steps_are_slow(monkeypatch, caplog):
+    monkeypatch.setattr(logs, "FIRST_S", 0.0)
+    caplog.set_level("INFO")
+    out, now = io.StringIO(), [1000.0]
+    progress = Progress(5000, console=Console(file=out, width=200))
+    with Trackers([progress], progress.doing).doing("saving ..."):
+        assert comes_true(lambda: bool(caplog.records))
+    assert [record.message for record in caplog.records] == ["saving: 0 s so far"]
+    monkeypatch.setattr("roots_dist.runs.track.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
+    for step in (1, 2, 3, 4):
+        now[0] += 20.0
+        progress.log(step, ALL)
+    assert [line.split()[1] for line in out.getvalue().splitlines()] == ["1/5000", "3/5000"]
 
 
 def test_secrets_are_scrubbed_and_nothing_else():

@@ -44,14 +44,15 @@ def evaluate(config: Config, mesh: Mesh, options: EvaluateOptions = EvaluateOpti
     """Evaluate the run and show the results on rank 0. Returns the score of the held-out text, equal on every rank;
     None if there is none. Collective over the world."""
     run = Path(config.track.folder)
-    checkpoint = best_or_newest(run, mesh)
-    tasks = (
-        open_tasks(options, mesh.rank) if options.tasks else None
-    )  # errors in tasks must show before hours of scoring
-    passes = build_passes(config, mesh)
-    objective = make_objective(config)
-    held_out = _open_held_out(passes, objective) if config.data.validation else None
-    load_weights(checkpoint, passes.model.params, mesh, verify=False)
+    with still_busy(f"opening {run}"):
+        checkpoint = best_or_newest(run, mesh)
+        tasks = (
+            open_tasks(options, mesh.rank) if options.tasks else None
+        )  # errors in tasks must show before hours of scoring
+        passes = build_passes(config, mesh)
+        objective = make_objective(config)
+        held_out = _open_held_out(passes, objective) if config.data.validation else None
+        load_weights(checkpoint, passes.model.params, mesh, verify=False)
     found = None if held_out is None else _score_held_out_text(passes, checkpoint, objective, held_out, options)
     if options.json is not None and found is not None and mesh.rank == 0:
         content = {"checkpoint": str(checkpoint), **found.metrics()}
@@ -98,7 +99,8 @@ def _score_held_out_text(
             show.show("", table)
     if isinstance(objective, QuestionObjective) and options.answers:
         codec = load_codec(present(config.data.tokenizer))
-        answers = answer_questions(passes, objective, held_out, codec, options.answers)
+        with still_busy("answering questions"):
+            answers = answer_questions(passes, objective, held_out, codec, options.answers)
         if mesh.rank == 0:
             show.show("", *show.answers_lines(answers))
     if options.ngram is not None and mesh.rank == 0:

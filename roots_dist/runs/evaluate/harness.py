@@ -23,6 +23,7 @@ from roots_dist import environment
 from roots_dist.assembly.passes import Passes
 from roots_dist.errors import DataError, Problem, missing_package
 from roots_dist.files import write_atomically
+from roots_dist.logs import still_busy
 from roots_dist.runs.evaluate.harness_model import harness_model
 from roots_dist.runs.evaluate.options import EvaluateOptions
 
@@ -112,13 +113,17 @@ def check_task_names(available: Sequence[str], wanted: Sequence[str]) -> list[st
 
 @contextmanager
 def _quiet(rank: int) -> Iterator[None]:
-    """Show lm_eval's warnings on one rank only, and its progress bars only on a terminal."""
+    """Show lm_eval's warnings on one rank only, and its progress bars only on a terminal: elsewhere a line now and
+    then."""
     log, before = logging.getLogger("lm_eval"), logging.getLogger("lm_eval").handlers[:]
     log.setLevel(logging.WARNING)
     with ExitStack() as stack:
         if rank or not sys.stderr.isatty():
             handler = logging.NullHandler() if rank else logging.StreamHandler(sys.stderr)
             log.handlers, log.propagate = [handler], False
+            if rank == 0:
+                stderr = sys.stderr
+                stack.enter_context(still_busy("lm-eval", lambda text: stderr.write(f"{text}\n")))
             stack.enter_context(redirect_stderr(StringIO()))
             stack.enter_context(redirect_stdout(StringIO()))
         try:

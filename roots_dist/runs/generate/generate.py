@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import DataError, Problem
 from roots_dist.files import why, write_atomically
+from roots_dist.logs import still_busy
 from roots_dist.runs.generate.check_options import check_options
 from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.fill import encode_masked, fill, fill_masks
@@ -47,9 +49,10 @@ class Reply(NamedTuple):
 
 def load_model(config: Config, mesh: Mesh) -> Passes:
     """Load the model from the chosen checkpoint of the run track.folder. Collective over the world."""
-    checkpoint = best_or_newest(Path(config.track.folder), mesh)
-    passes = build_passes(config, mesh)
-    load_weights(checkpoint, passes.model.params, mesh, verify=False)
+    with still_busy(f"loading {config.track.folder}"):
+        checkpoint = best_or_newest(Path(config.track.folder), mesh)
+        passes = build_passes(config, mesh)
+        load_weights(checkpoint, passes.model.params, mesh, verify=False)
     passes.model.module.eval()
     return passes
 
@@ -57,7 +60,16 @@ def load_model(config: Config, mesh: Mesh) -> Passes:
 def generate(config: Config, mesh: Mesh, *, options: GenerateOptions, show: Show) -> None:
     """Answer the prompts. `show` is called on rank 0 only. Collective over the world."""
     prompts, encoder = read_prompts(options), _open_encoder(config, options)
-    replies = reply(prompts, encoder, lambda: load_model(config, mesh), options, show)
+    with ExitStack() as answering:
+
+        def load() -> Passes:
+            passes = load_model(config, mesh)
+            if not _is_streamed(prompts, options):
+                what = "the prompt" if len(prompts) == 1 else f"{len(prompts):,} prompts"
+                answering.enter_context(still_busy(f"answering {what}"))
+            return passes
+
+        replies = reply(prompts, encoder, load, options, show)
     if mesh.rank > 0 or not replies:
         return
     if options.output is None:
@@ -66,6 +78,11 @@ def generate(config: Config, mesh: Mesh, *, options: GenerateOptions, show: Show
     lines = "".join(json.dumps(reply.record, ensure_ascii=False) + "\n" for reply in replies)
     write_atomically(options.output, lines)
     show(f"{len(replies)} answers in {options.output}\n")
+
+
+def _is_streamed(prompts: list[Prompt], options: GenerateOptions) -> bool:
+    """Whether the answer is shown while it is generated, where it is a text."""
+    return len(prompts) == 1 and (options.samples or 1) == 1 and not options.beams and options.output is None
 
 
 def reply(
@@ -125,7 +142,7 @@ def _write(
     mesh = passes.mesh
     has_past = encoder.start is None and encoder.chat is None  # the answer is read together with the prompt
     before = [text if has_past else [] for text in ids]
-    if show and len(prompts) == request.samples == 1 and not request.beams and options.output is None:
+    if show and _is_streamed(prompts, options):
         on_token = TextStreamer(stops, before[0], show if mesh.rank == 0 else lambda text: None)
         if mesh.rank == 0 and has_past:
             show(prompts[0].text)

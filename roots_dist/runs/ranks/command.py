@@ -8,6 +8,7 @@ rank, after everything has been checked.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -33,6 +34,10 @@ def _no_check(config: Config) -> None:
     pass
 
 
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
 @dataclass(frozen=True)
 class Command:
     name: str
@@ -53,3 +58,5 @@ class Command:
     uses_all_gpus: bool = True
     """Whether it uses all GPUs of this machine when run without a launcher; otherwise it uses those of one model
     replica."""
+    say: Callable[[str], object] = _say
+    """Called on one rank with a line about what takes long before the work begins and after its end."""

@@ -10,7 +10,7 @@ import faulthandler
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from roots_dist.runs.ranks.stop_signal import catch_stop_signals
 
 log = logging.getLogger(__name__)
 
+CHECKING = "checking the config and the data"
+"""What takes long before the ranks meet, if there are many rows."""
 Body = Callable[[Config, World, Layout, RankIdentity], "int | None"]
 """Returns the exit code; None means 0. The last argument says where a failure of the rank is reported."""
 
@@ -46,13 +48,17 @@ def run_on_ranks(
     environment.threads()  # a wrong number is refused before anything is read
 
     def body(config: Config, world: World, layout: Layout, who: RankIdentity) -> int | None:
-        from roots_dist.runs.ranks.join import joined
-
         said = (command.name,) if command.trains else (command.name, *(arguments or (subject, *overrides)))
-        with joined(config, world, layout, said, who) as mesh:
+        say = _say_on_rank_0(command, world)
+        with ExitStack() as joining:
+            with logs.still_busy("starting", say):
+                from roots_dist.runs.ranks.join import joined
+
+                mesh = joining.enter_context(joined(config, world, layout, said, who))
             code = command.work(config, mesh)
         if command.close is not None and world.rank == 0:
-            command.close(config, layout)
+            with logs.still_busy("closing the run", say):
+                command.close(config, layout)
         return code
 
     if world is not None:
@@ -61,18 +67,23 @@ def run_on_ranks(
                 f"--processes {processes}: {world.launcher} has started this process. Fix: leave --processes out."
             )
         return be_rank(world, lambda: command.fit(command.read(subject, overrides), world.size), body, command)
-    loaded = command.read(subject, overrides)
-    gpus = environment.gpus() if loaded.config.train.device != "cpu" else 0
-    if not command.uses_all_gpus:
-        gpus = min(gpus, loaded.config.parallel.least_ranks())
-    size = local.processes_for(loaded.config, processes, gpus)
-    loaded = command.fit(loaded, size)
-    layout = ready(loaded, size, local_size=size, ignored_keys=command.not_required, trains=command.trains)
-    command.check(loaded.config)
+    with logs.still_busy(CHECKING, command.say):
+        loaded = command.read(subject, overrides)
+        gpus = environment.gpus() if loaded.config.train.device != "cpu" else 0
+        if not command.uses_all_gpus:
+            gpus = min(gpus, loaded.config.parallel.least_ranks())
+        size = local.processes_for(loaded.config, processes, gpus)
+        loaded = command.fit(loaded, size)
+        layout = ready(loaded, size, local_size=size, ignored_keys=command.not_required, trains=command.trains)
+        command.check(loaded.config)
     if size > 1:
         program = ["-m", "roots_dist", *(arguments or (command.name, subject, *overrides))]
         return local.launch(size, program, loaded.config.advanced.threads, what=str(layout))
     return be_rank(environment.single_process(), lambda: loaded, body, command)
+
+
+def _say_on_rank_0(command: Command, world: World) -> Callable[[str], object]:
+    return command.say if world.rank == 0 else lambda text: None
 
 
 def ready(
@@ -104,7 +115,7 @@ def be_rank(world: World, load: Callable[[], Loaded], body: Body, command: Comma
     checked_already = (
         world.failures is not None or world == environment.single_process()
     )  # by our own launcher, on this machine
-    with guarded(who):
+    with guarded(who), logs.still_busy(CHECKING, _say_on_rank_0(command, world)):
         loaded = load()
         local_size = None if checked_already else world.local_size
         layout = ready(loaded, world.size, local_size, command.not_required, command.trains, world.rank)

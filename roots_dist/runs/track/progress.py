@@ -9,7 +9,8 @@ line.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
@@ -17,11 +18,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from roots_dist.logs import still_busy
 from roots_dist.runs.track.metrics import is_own
 from roots_dist.storage.checkpoint.object_store import Place
 
 PLAIN_LINES = 50
 """Approximate number of lines that a whole run writes without a terminal."""
+QUIET_S = 30.0
+"""Seconds after which a log file gets a line, though by the number of steps none is due."""
 REDRAW_S = 0.1
 
 
@@ -131,6 +135,7 @@ class ProgressTracker:
         self._every = max(1, total // PLAIN_LINES)
         self._start = time.monotonic()
         self._drawn = float("-inf")
+        self._said = time.monotonic()
         self._at = first_step
         self._shown: dict[str, float] = {}
         self._own: dict[str, float] = {}
@@ -155,8 +160,14 @@ class ProgressTracker:
         last = line.step >= self._total
         if self._console.is_terminal:
             self._draw(line, now=last or time.monotonic() - self._drawn >= REDRAW_S)
-        elif line.step == self._first + 1 or line.step % self._every == 0 or last:
+        elif self._is_due(line.step) or last:
+            self._said = time.monotonic()
             self._console.print("  ".join([line.head, *line.fields()]), soft_wrap=True, markup=False)
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a log file gets a line of this step."""
+        by_number = step == self._first + 1 or step % self._every == 0
+        return by_number or time.monotonic() - self._said >= QUIET_S
 
     def _draw(self, line: _Line, now: bool) -> None:
         if self._live is None:  # drawn by our calls, without a thread; output to sys.stderr scrolls up above it
@@ -166,10 +177,16 @@ class ProgressTracker:
         if now:
             self._drawn = time.monotonic()
 
-    def doing(self, what: str) -> None:
-        """Show on a terminal what delays the next step; "" when it is over."""
-        if self._console.is_terminal:
-            self._draw(_Line(self._at, self._total, self._shown, what), now=True)
+    @contextmanager
+    def doing(self, what: str) -> Iterator[None]:
+        """Show on a terminal what delays the next step; in a log file, if it takes longer than a few seconds."""
+        if not self._console.is_terminal:
+            with still_busy(what.removesuffix(" ...")):
+                yield
+            return
+        self._draw(_Line(self._at, self._total, self._shown, what), now=True)
+        yield
+        self._draw(_Line(self._at, self._total, self._shown), now=True)
 
     def text(self, step: int, name: str, text: str) -> None:
         self._console.print(Text.assemble((f"step {step}  {name}\n", "cyan"), text), soft_wrap=True)

@@ -8,7 +8,7 @@ Only rank 0 has trackers. On other ranks the list is empty, so callers need no `
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from roots_dist.config.schema import Config
@@ -27,7 +27,7 @@ class Trackers:
     def __init__(
         self,
         trackers: Iterable[Tracker] = (),
-        show: Callable[[str], None] = lambda what: None,
+        show: Callable[[str], AbstractContextManager[None]] = lambda what: nullcontext(),
         file: Tracker | None = None,
     ):
         self._trackers, self._show, self._file = tuple(trackers), show, file
@@ -35,9 +35,8 @@ class Trackers:
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
         """Show on the terminal what delays the next step. It is not recorded."""
-        self._show(what)
-        yield
-        self._show("")
+        with self._show(what):
+            yield
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         for tracker in self._trackers:

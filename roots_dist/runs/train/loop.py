@@ -25,6 +25,7 @@ from roots_dist.learning.data.tokenizer import load_codec
 from roots_dist.learning.models.flops import flops_per_step
 from roots_dist.learning.objectives import make_objective
 from roots_dist.learning.objectives.task_checks import row_remarks
+from roots_dist.logs import still_busy
 from roots_dist.parallel.zero.build import build_engine
 from roots_dist.parallel.zero.seam import Engine
 from roots_dist.runs.evaluate.references import with_references
@@ -143,7 +144,8 @@ def train_in(
 ) -> int:
     """Train in a folder that rank 0 holds. Collective over the world."""
     rank0 = mesh.rank == 0
-    state = open_run(folder, config, mesh, parts)
+    with still_busy("opening the run") if rank0 else nullcontext():
+        state = open_run(folder, config, mesh, parts)
     state.stop = stop
     run, first = state.run, state.step
     facts = write_origin(folder, config, mesh.layout, state.bounds.facts()) if rank0 else None
