@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 
 DOCS = Path(__file__).resolve().parent
 PAGE, RESULTS, PICTURE = DOCS / "exact.md", DOCS / "exact.json", DOCS / "exact.png"
-CASE = re.compile(r"test_no_bit_depends_on_any_layout\[([\w+]+)-(fp32|bf16)-(\d+)-(\d+)(-eight stages)?\]")
+CASE = re.compile(r"test_no_bit_depends_on_any_layout\[([\w+]+)-(fp32|bf16)-(\d+)-(\d+)(?:-(\d+))?(-eight stages)?\]")
 COLOURS = ("#2f6db5", "#d9622b", "#2a8f68", "#9a4fb0", "#a87b00")
 WIDTHS = (9.0, 7.0, 5.0, 3.2, 1.4)
 
@@ -48,8 +48,9 @@ def read_digests(files: list[str]) -> dict[str, dict[str, dict[str, str]]]:
         match = CASE.match(case.get("name", ""))
         if match is None:
             continue
-        model, dtype, tensor, data, deep = match.groups()
-        group = f"{{tensor: {tensor}, data: {data}}}{', eight stages' if deep else ''}"
+        model, dtype, tensor, data, context, deep = match.groups()
+        degrees = f"tensor: {tensor}, data: {data}{f', context: {context}' if context else ''}"
+        group = f"{{{degrees}}}{', eight stages' if deep else ''}"
         for row in case.iter("property"):
             cells = found.setdefault(group, {}).setdefault(str(row.get("name")), {})
             cells[f"{model} {dtype}"] = str(row.get("value"))

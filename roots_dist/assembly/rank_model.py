@@ -139,7 +139,9 @@ def _without_values(name: str, piece: nn.Module, config: Config, device: torch.d
 def exact_of(config: Config, mesh: Mesh) -> Exact | None:
     """The logical shards of an exact run, as this rank holds them."""
     degrees = config.train.exact
-    return None if degrees is None else Exact(degrees.tensor, mesh.tp.size, degrees.data, mesh.dp.size)
+    if degrees is None:
+        return None
+    return Exact(degrees.tensor, mesh.tp.size, degrees.data, mesh.dp.size, degrees.context, mesh.cp)
 
 
 def _enter(exact: Exact, name: str, piece: nn.Module, args: object) -> None:

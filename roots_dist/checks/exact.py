@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from roots_dist.accounting.sizes import generator_of
 from roots_dist.config.records import family_of, objective_of, target_seq
 from roots_dist.config.schema import Config
-from roots_dist.errors import Problem
+from roots_dist.errors import Problem, present
 from roots_dist.layout import Layout
 
 
@@ -22,6 +22,7 @@ def check(config: Config, layout: Layout, batches: Sequence[int]) -> Iterator[Pr
         return
     yield from _tensor(config, exact.tensor, layout.tp)
     yield from _data(config, exact.data, layout.dp, batches)
+    yield from _context(config, exact.context, layout.cp)
     if config.train.device == "cpu" and config.advanced.threads is None:
         yield Problem(
             key="advanced.threads",
@@ -51,9 +52,7 @@ def cut_over_tensor_ranks(config: Config) -> dict[str, int]:
 
 def _tensor(config: Config, degree: int, tp: int) -> Iterator[Problem]:
     """One line at most, of the first thing that is wrong."""
-    cut = cut_over_tensor_ranks(config) | {"data.seq_length": config.data.seq_length}
-    if family_of(config).has_two_stacks:
-        cut["the decoder's number of positions"] = target_seq(config)
+    cut = cut_over_tensor_ranks(config) | _lengths(config)
     kv_heads = config.model.num_kv_heads()
 
     def problem_of(number: int) -> str | None:
@@ -93,6 +92,37 @@ def _data(config: Config, degree: int, dp: int, batches: Sequence[int]) -> Itera
         yield Problem(key="train.exact.data", found=degree, expected=expected, fix=fix)
 
 
+def _lengths(config: Config) -> dict[str, int]:
+    """Numbers of positions: their names in words, and the sizes."""
+    found = {"data.seq_length": config.data.seq_length}
+    if family_of(config).has_two_stacks:
+        found["the decoder's number of positions"] = target_seq(config)
+    return found
+
+
+def _context(config: Config, degree: int, cp: int) -> Iterator[Problem]:
+    lengths, tensor = _lengths(config), present(config.train.exact).tensor
+
+    def problem_of(number: int) -> str | None:
+        unit = math.lcm(2 * number, tensor * number) if number > 1 else 1
+        uncut = [f"{name} = {size}" for name, size in lengths.items() if size % unit]
+        if number & (number - 1):
+            return "a power of two"
+        if number % cp:
+            return f"a multiple of parallel.cp = {cp}"
+        if uncut:
+            return (
+                f"one that cuts {' and '.join(uncut)} evenly: into 2 × context chunks, and into context × tensor runs "
+                "of positions"
+            )
+        return None
+
+    if (expected := problem_of(degree)) is not None:
+        fits = [number for number in _powers(max(lengths.values())) if problem_of(number) is None]
+        fix = _one_of(fits) or "choose a parallel.cp that is a power of two, and lengths that it cuts evenly"
+        yield Problem(key="train.exact.context", found=degree, expected=expected, fix=fix)
+
+
 def _powers(most: int) -> list[int]:
     """The powers of two up to a number."""
     return [1 << i for i in range(most.bit_length())]
@@ -108,7 +138,7 @@ def _refused(config: Config, layout: Layout) -> Iterator[Problem]:
     m, p, objective = config.model, config.parallel, config.objective
     rule = config.optim.optimizer
     for key, found, is_wrong, expected in (
-        ("parallel.cp", p.cp, p.cp > 1, "1"),
+        ("parallel.cp_kind", p.cp_kind, p.cp > 1 and p.cp_kind != "gather", "gather"),
         ("model.family", m.family, m.family in config.extension.families, "a family of the package"),
         ("optim.optimizer", rule, rule in config.extension.optimizers, "a rule of the package"),
         ("parallel.schedule", p.schedule, p.schedule in config.extension.schedules, "a schedule of the package"),
@@ -117,6 +147,12 @@ def _refused(config: Config, layout: Layout) -> Iterator[Problem]:
         ("model.kv_lora_rank", m.kv_lora_rank, m.kv_lora_rank is not None, "none"),
         ("model.branches", m.branches, m.has_parallel_branches(), "sequential"),
         ("objective.name", objective.name, objective_of(config).has_references, "an objective of one text"),
+        (
+            "objective.name",
+            objective.name,
+            present(config.train.exact).context > 1 and objective_of(config).has_labels,
+            "an objective of tokens, or context: 1,",
+        ),
         ("train.compile", True, config.train.compile is True, "auto or false"),
         ("advanced.float64", True, config.advanced.float64, "false"),
         ("advanced.engine", "deepspeed", config.advanced.engine == "deepspeed", "reference"),

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from roots_dist.cli.options import with_options
-from roots_dist.idx_format import TOKENIZER
 
 SHIPPED = Path(__file__).parents[2] / "configs"
 """Configs of a checkout. An installed package has none: --from takes a path too."""
@@ -94,6 +93,8 @@ def _check(source: Path, answers: Mapping[str, Any]) -> None:
 
 def _ask() -> tuple[str, Mapping[str, Any]]:
     """The kind of model, and the answers by their keys."""
+    from roots_dist.idx_format import TOKENIZER
+
     model = ""
     while model not in MODELS:
         model = typer.prompt(f"Model ({', '.join(MODELS)})", default="gpt").strip().lower()

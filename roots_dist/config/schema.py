@@ -98,6 +98,7 @@ class ExactConfig(Section):
 
     tensor: int = Field(1, ge=1, description="a power of two: the largest parallel.tp")
     data: int = Field(1, ge=1, description="a power of two: the largest number of data ranks")
+    context: int = Field(1, ge=1, description="a power of two: the largest parallel.cp")
 
 
 class TrainConfig(Section):
@@ -115,8 +116,8 @@ class TrainConfig(Section):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16 keeps master weights and moments in fp32")
     exact: ExactConfig | None = Field(
         None,
-        description="{tensor: 8, data: 8}: loss, gradients, weights and moments are equal to the bit in every layout "
-        "whose tp divides the first and whose dp divides the second (docs/exact.md)",
+        description="{tensor: 8, data: 8, context: 2}: loss, gradients, weights and moments are equal to the bit in "
+        "every layout whose tp divides the first, whose dp the second and whose cp the third (docs/exact.md)",
     )
     recheck_every: int = Field(
         0,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from roots_dist.config.parallel import ParallelConfig
 from roots_dist.config.run_config import ONE_PROCESS
 from roots_dist.testing.bits import Bits, trace_bits
 from roots_dist.testing.parity import Difference
@@ -22,9 +23,10 @@ KINDS = ("loss", "gradient norm", "(weight)", "(exp_avg)", "(exp_avg_sq)")
 """What the names of digests end with."""
 
 
-def exact_changes(tp: int, dp: int) -> dict[str, object]:
+def exact_changes(parallel: ParallelConfig, dp: int) -> dict[str, object]:
     """Keys that make a small run exact, up to its own degrees. Its processes have one thread each."""
-    return {"train.exact": {"tensor": tp, "data": dp}, "advanced.threads": 1}
+    degrees = {"tensor": parallel.tp, "data": dp, "context": parallel.cp}
+    return {"train.exact": degrees, "advanced.threads": 1}
 
 
 def prove_exact(small: SmallConfig) -> Proof:

@@ -47,7 +47,7 @@ class Wanted:
             config = config.changed({"advanced.engine": "reference"})
         small = shrink(config, dp, dtype, steps=self.steps, device=self.device)
         if self.exact:
-            exact = small.config.changed(exact_changes(small.config.parallel.tp, small.dp))
+            exact = small.config.changed(exact_changes(small.config.parallel, small.dp))
             small = replace(small, config=exact, notes=(*small.notes[:-1], changes(config, exact)))
         problems = check_used(small.config, small.ranks)
         if problems:

@@ -7,7 +7,7 @@ B sequences, S positions (of the encoder in an encoder-decoder), T positions of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -155,6 +155,15 @@ class Term:
 
     def detached(self) -> Term:
         return replace(self, sum=self.sum.detach())
+
+
+def added(terms: Sequence[Term]) -> Term:
+    """One term of several parts. Their sums are added in float64, as those of ranks are, which rounds nothing here."""
+    first, *_ = terms
+    hits = [term.hits for term in terms if term.hits is not None]
+    count = torch.stack([term.count for term in terms]).sum()
+    total = torch.stack([term.sum.double() for term in terms]).sum()
+    return Term(first.name, total, count, torch.stack(hits).sum() if hits else None)
 
 
 @dataclass(frozen=True)

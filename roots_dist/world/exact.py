@@ -1,13 +1,15 @@
 """The logical shards of an exact run, and the gradients that it keeps apart until they are added in a fixed order.
 
-    backward passes --> one gradient for each (data shard, part, use) of a parameter --collect--> .grad: one tree of all
+    backward passes --> one gradient for each (data shard, context shard, part, use) of a parameter
+                    --collect--> .grad: one tree of all
 
-With `train.exact` all that is computed is computed on T tensor shards and D data shards, however many ranks hold them,
-and sums over shards are trees (tree_sum.py). A gradient that several shards give a part of has three levels, in this
-order: uses of one parameter by several pieces (a tied embedding), parts (runs of positions for norms, heads for what
-heads share), data shards. What a rank does not hold of a level is added by the ranks of its axis. A data shard's
-gradient joins the sum when its last backward pass has ended, so that of D of them log2(D) sums are held; where other
-ranks hold uses or parts of it, at the end of the step.
+With `train.exact` all that is computed is computed on T tensor shards, C context shards of each text and D data shards,
+however many ranks hold them, and sums over shards are trees (tree_sum.py). A gradient that several shards give a part
+of has four levels, in this order: uses of one parameter by several pieces (a tied embedding), parts (runs of positions
+for norms, heads for what heads share), context shards, data shards. What a rank does not hold of a level is added by
+the ranks of its axis. A data shard's gradient joins the sum when its last backward pass has ended, so that of D of them
+log2(D) sums are held; where other ranks hold uses, parts or context shards of it that are added first, at the end of
+the step.
 """
 
 from __future__ import annotations
@@ -20,15 +22,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from roots_dist.world.mesh import Axis
+from roots_dist.world.mesh import SINGLE, Axis
 from roots_dist.world.sharding import Param, ensure_grad
 from roots_dist.world.tree_sum import RunningTreeSum, tree_all_reduce, tree_sum, tree_sum_of
 
 
 class Key(NamedTuple):
-    """Which of a parameter's gradients: numbers of its data shard (among those of this rank), its part and its use."""
+    """Which of a parameter's gradients: numbers of its data shard and its context shard (among those of this rank), its
+    part and its use."""
 
     data: int
+    context: int
     part: int
     use: int
 
@@ -43,6 +47,10 @@ class Exact:
     data: int
     """D: data shards of the whole run."""
     data_ranks: int
+    context: int = 1
+    """C: context shards of each text. Shard c has chunks c and 2C-1-c of 2C (positions.py)."""
+    cp: Axis = SINGLE
+    """The context-parallel axis."""
     piece: str = ""
     """The piece whose forward pass is computed; the hooks of assembly/rank_model.py tell it."""
     uses: dict[nn.Parameter, tuple[str, ...]] = field(default_factory=dict)
@@ -75,6 +83,17 @@ class Exact:
         """Data shards of each data rank."""
         return self.data // self.data_ranks
 
+    @property
+    def contexts(self) -> int:
+        """Context shards of each context rank."""
+        return self.context // self.cp.size
+
+    @property
+    def adds_contexts_first(self) -> bool:
+        """Whether context ranks sum each data shard before data shards are summed: where a rank has several, they are
+        not a subtree of what data ranks and context ranks sum together."""
+        return self.cp.size > 1 and self.data_shards > 1
+
     def begin(self, num_microbatches: int) -> None:
         """Begin a step in which this rank has so many microbatches: those of its first data shard, of its second …"""
         self._per_shard = num_microbatches // self.data_shards
@@ -100,7 +119,7 @@ class Exact:
     def complete(self, parameters: Iterable[nn.Parameter], microbatch: int) -> None:
         """Note that a microbatch's backward pass through these parameters has ended. If it was the last one of its data
         shard, the shard's gradient is added to those of its neighbours."""
-        if self.data_shards == 1:
+        if self.data_shards == 1 or self.adds_contexts_first:
             return
         data = microbatch // self._per_shard
         for parameter in parameters:
@@ -110,13 +129,15 @@ class Exact:
             if self._passes[parameter, data] == self._per_shard * self.stages[parameter]:
                 if self._plain.get(parameter, 0) == data:
                     self._put_aside(parameter)
-                gradient = _sum_of_parts(self._parts(parameter, data))
-                if gradient is None:  # no backward pass has reached it
-                    gradient = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
-                self._sums[parameter].add(data, gradient)
+                for context in range(self.contexts):
+                    gradient = _sum_of_parts(self._parts(parameter, data, context))
+                    if gradient is None:  # no backward pass has reached it
+                        gradient = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
+                    self._sums[parameter].add(data * self.contexts + context, gradient)
 
     def _put_aside(self, parameter: nn.Parameter) -> None:
         if parameter.grad is not None:
+            assert self.contexts == 1, "a gradient of several context shards has not been kept apart"
             self._aside[parameter][self._plain.get(parameter, 0)] = parameter.grad
             parameter.grad = None
 
@@ -125,10 +146,10 @@ class Exact:
         pieces = self.uses.get(parameter)
         return None if pieces is None else pieces.index(self.piece)
 
-    def gradient(self, parameter: nn.Parameter, part: int = 0, use: int | None = None) -> Tensor:
+    def gradient(self, parameter: nn.Parameter, part: int = 0, use: int | None = None, context: int = 0) -> Tensor:
         """The gradient of the selected data shard to which a part or a use of a parameter is to be added."""
         found = self._kept[parameter]
-        key = Key(self._data, part, use or 0)
+        key = Key(self._data, context, part, use or 0)
         if key not in found:
             found[key] = torch.zeros_like(parameter, dtype=parameter.grad_dtype)
         return found[key]
@@ -141,12 +162,12 @@ class Exact:
     def num_summed_over_stages(self, parameter: nn.Parameter) -> int:
         """Number of tensors of a tied parameter's shape that stages sum in a step."""
         parts = 1 + max((key.part for key in self._kept.get(parameter, {})), default=0)
-        return self.data_shards * parts * len(self.uses[parameter])
+        return self.data_shards * self.contexts * parts * len(self.uses[parameter])
 
     @torch.no_grad()
     def collect(self, params: Sequence[Param]) -> None:
         """Add up what this step has kept: afterwards each .grad is the sum over this rank's data shards, of all uses
-        and all parts. Collective over tensor ranks and over each tie."""
+        and all parts. Collective over tensor ranks, context ranks and each tie."""
         learned = [p for p in params if p.tensor.requires_grad]
         for p in learned:
             self._put_aside(p.tensor)
@@ -154,29 +175,45 @@ class Exact:
         others = [p for p in learned if p not in complete]
         sums: dict[Param, list[Tensor]] = {p: [] for p in others}
         for data in range(self.data_shards):
-            for p in sorted(others, key=lambda p: p.name):
-                p.tensor.grad = self._of_data_shard(p, data, self.ties.get(p.name))
-            _sum_over_tensor_ranks(others)
-            for p in others:
-                sums[p].append(ensure_grad(p))
-                p.tensor.grad = None
+            found: dict[Param, list[Tensor]] = {p: [] for p in others}
+            for context in range(self.contexts):
+                for p in sorted(others, key=lambda p: p.name):
+                    p.tensor.grad = self._of_shard(p, data, context, self.ties.get(p.name))
+                _sum_over_tensor_ranks(others)
+                for p in others:
+                    found[p].append(ensure_grad(p))
+                    p.tensor.grad = None
+            of_texts = [tree_sum(found.pop(p)) for p in others]
+            for p, gradient in zip(others, self._of_whole_texts(of_texts)):
+                sums[p].append(gradient)
         for p in learned:
             p.tensor.grad = complete[p] if p in complete else tree_sum(sums.pop(p))
+            if self.adds_contexts_first and self.cp.rank:  # a sum that the first context rank has already
+                p.tensor.grad.zero_()
         self._kept.clear()
         self._sums.clear()
 
-    def _of_data_shard(self, p: Param, data: int, tie: Axis | None) -> Tensor | None:
-        """One data shard's gradient of this rank's parts; None if no backward pass has reached the parameter."""
-        parts = self._parts(p.tensor, data)
+    def _of_whole_texts(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+        """One data shard's gradients, of this rank's context shards -> of all of them, if they are added now."""
+        if not self.adds_contexts_first or not gradients:
+            return gradients
+        flat = tree_all_reduce(torch.cat([gradient.flatten() for gradient in gradients]), self.cp)
+        summed = flat.split([gradient.numel() for gradient in gradients])
+        return [piece.view_as(gradient) for piece, gradient in zip(summed, gradients)]
+
+    def _of_shard(self, p: Param, data: int, context: int, tie: Axis | None) -> Tensor | None:
+        """The gradient of this rank's parts, of a context shard of a data shard; None if no backward pass has reached
+        the parameter."""
+        parts = self._parts(p.tensor, data, context)
         return _sum_of_parts(parts if tie is None else self._of_all_stages(p, parts, tie))
 
-    def _parts(self, parameter: nn.Parameter, data: int) -> dict[int, dict[int, Tensor]]:
-        """Take what is kept of one data shard: part -> use -> gradient."""
+    def _parts(self, parameter: nn.Parameter, data: int, context: int) -> dict[int, dict[int, Tensor]]:
+        """Take what is kept of one context shard of a data shard: part -> use -> gradient."""
         kept = self._kept[parameter]
         parts: dict[int, dict[int, Tensor]] = defaultdict(dict)
-        for key in sorted(k for k in kept if k.data == data):
+        for key in sorted(k for k in kept if (k.data, k.context) == (data, context)):
             parts[key.part][key.use] = kept.pop(key)
-        if data in self._aside[parameter]:
+        if data in self._aside[parameter]:  # which has but one context shard
             parts[0][0] = self._aside[parameter].pop(data)
         return parts
 

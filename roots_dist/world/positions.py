@@ -8,7 +8,7 @@ chunk each, all context ranks have the same number of pairs of a query and a key
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,11 @@ class Positions:
 
     def __len__(self) -> int:
         return sum(map(len, self.ranges))
+
+    @staticmethod
+    def together(several: Iterable[Positions]) -> Positions:
+        """All of them, one after another."""
+        return Positions(tuple(r for positions in several for r in positions.ranges))
 
     def part(self, index: int, parts: int) -> Positions:
         """One of `parts` equally long runs of these positions."""

@@ -18,8 +18,8 @@ CONTEXT = (
         name="context_gradients_of_keys_are_not_summed",
         bug="each context rank keeps the gradients that its own queries give its keys and values",
         file=CONTEXT_FILE,
-        before='        present(work).wait()\n        tp.watch.lap("cp")\n        return mine\n',
-        after='        present(work).wait()\n        tp.watch.lap("cp")\n        return parts[tp.cp.rank].clone()\n',
+        before="        started = mine, work, lambda arriving: arriving\n",
+        after="        started = mine, work, lambda arriving: parts[tp.cp.rank].clone()\n",
         test=GROUPED,
     ),
     Mutant(
@@ -244,11 +244,10 @@ CONTEXT = (
         name="context_targets_are_shifted_after_the_cut",
         bug="each chunk predicts its own next token, and its last position nothing",
         file=VOCAB_HEAD,
-        before="        targets, flat = self.tp.of_context(present(batch.targets)).flatten(), x.flatten(0, 1)\n",
+        before="        targets = self.tp.of_context(present(batch.targets))\n",
         after="        tokens = self.tp.of_context(batch.tokens)\n"
         "        cut = self.tp.cp.size > 1\n"
-        "        targets = F.pad(tokens[:, 1:], (0, 1), value=IGNORE) if cut else present(batch.targets)\n"
-        "        targets, flat = targets.flatten(), x.flatten(0, 1)\n",
+        "        targets = F.pad(tokens[:, 1:], (0, 1), value=IGNORE) if cut else present(batch.targets)\n",
         test=LEARNED,
     ),
     Mutant(
@@ -295,8 +294,8 @@ CONTEXT = (
         name="context_encoder_is_seen_in_part",
         bug="an encoder's queries see only the keys before them on other ranks",
         file=ATTENTION,
-        before="keys, values = both[:, :, :, : r.stop if self.causal else None]",
-        after="keys, values = both[:, :, :, : r.stop]",
+        before="seen = slice(r.stop if self.causal else None)",
+        after="seen = slice(r.stop)",
         test=IN_CONTEXT("electra,cp=2"),
     ),
     Mutant(

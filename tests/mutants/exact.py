@@ -57,7 +57,7 @@ EXACT = (
     Mutant(
         name="rows_of_all_runs_are_added_at_once",
         bug="the gradient of a norm is one sum over all positions, where several ranks would each add up their own",
-        file="parallel/tensor/exact.py",
+        file="parallel/tensor/by_positions.py",
         before="partial(_runs, ctx.num)",
         after="partial(_runs, 1)",
         test=BITS("gpt-degrees0-changes0"),
@@ -70,6 +70,22 @@ EXACT = (
         before="by_positions(tp, self.lora, *made, self.lora.b.weight)",
         after="self.lora(*made)",
         test=BITS("llama+lora-degrees2-changes2"),
+    ),
+    Mutant(
+        name="context_shards_share_an_accumulator",
+        bug="a rank with several context shards adds their gradients one after another, microbatch by microbatch",
+        file="world/exact.py",
+        before="key = Key(self._data, context, part, use or 0)",
+        after="key = Key(self._data, 0, part, use or 0)",
+        test=BITS("gpt-degrees3-changes3"),
+    ),
+    Mutant(
+        name="data_shards_are_added_before_context_shards",
+        bug="a rank with several data shards of a part of each text adds them up before the other parts are added",
+        file="world/exact.py",
+        before="return self.cp.size > 1 and self.data_shards > 1",
+        after="return False",
+        test=BITS("gpt-degrees3-changes3"),
     ),
     Mutant(
         name="exact_norm_keeps_24_bits",

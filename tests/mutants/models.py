@@ -122,7 +122,7 @@ MODELS = (
         name="relative_bias_of_other_heads",
         bug="T5's heads take each other's relative bias, last for first",
         file=POSITIONS,
-        before="each = F.embedding(self.bucket(distances), recorded(self.tp, self.weight)).t()",
+        before="each = F.embedding(self.bucket(distances), table).t()",
         after="each = F.embedding(self.bucket(distances), self.weight).t().flip(0)",
         test=T5_LAYOUT("t5,pp=2,train__recompute=full,schedule=zb-h1,tp=2,sequence_parallel=True"),
     ),

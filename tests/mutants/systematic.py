@@ -93,6 +93,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "parallel/tensor/dispatch.py": ("independent/test_experts.py", *CUT_EXPERTS, "parity/test_expert_parallel.py"),
     "parallel/tensor/embedding.py": (*EVERYTHING, *IN_BITS),
     "parallel/tensor/exact.py": ("parity/test_exact.py", *EVERYTHING[:3]),
+    "parallel/tensor/by_positions.py": ("parity/test_exact.py", *EVERYTHING[:3]),
     "parallel/tensor/grouped.py": (
         "independent/test_experts.py", MIXTRAL, *CUT_EXPERTS, "independent/test_adapters.py",
         "parity/test_expert_parallel.py",

@@ -30,8 +30,8 @@ TENSOR = (
         name="gathered_positions_are_interleaved",
         bug="an all-gather under sequence parallelism puts positions in turns instead of rank after rank",
         file=COLLECTIVES,
-        before="lambda o: o.unflatten(0, (tp.size, -1)).transpose(0, 1).flatten(1, 2))",
-        after="lambda o: o.unflatten(0, (tp.size, -1)).permute(1, 2, 0, 3).flatten(1, 2))",
+        before="lambda o: o.view(cut).movedim(0, 2).flatten(1, 3))",
+        after="lambda o: o.view(cut).movedim(0, 3).flatten(1, 3))",
         test=LAYOUT("llama,tp=4,sequence_parallel=True,model__attention_dropout=0.1"),
     ),
     Mutant(
@@ -103,8 +103,8 @@ TENSOR = (
         name="gathered_sequence_sums_its_gradient",
         bug="what every rank computes alike from gathered positions counts tp times in their gradient",
         file=COLLECTIVES,
-        before="        return grad.chunk(ctx.tp.size, 1)[ctx.tp.rank].contiguous(), None",
-        after="        return start_reduce_scatter(grad, ctx.tp)(), None",
+        before="grad.unflatten(1, (tp.contexts, tp.size, -1))[:, :, tp.rank].flatten(1, 2).contiguous(), None",
+        after="start_reduce_scatter(grad, ctx.tp)(), None",
         test=FAMILY("bert,dp=2,tp=2,pp=2,sequence_parallel=True,zero_stage=1"),
     ),
     Mutant(

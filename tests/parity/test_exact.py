@@ -24,8 +24,9 @@ from roots_dist.learning.objectives.synthetic import proof_objective, random_bat
 from roots_dist.parallel.optim.groups import Group, exact_update, initial_state
 from roots_dist.parallel.optim.norm import exact_group_norms
 from roots_dist.parallel.optim.trainable import Trainable
+from roots_dist.parallel.tensor.by_positions import ADD, by_positions
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.parallel.tensor.exact import ADD, by_positions, by_shards
+from roots_dist.parallel.tensor.exact import by_shards
 from roots_dist.parallel.zero import reference
 from roots_dist.runs.plan.cluster_speed import ring_bytes
 from roots_dist.runs.plan.rank_cost import RecordingGroup
@@ -46,8 +47,13 @@ EXACT = dict(advanced__float64=False, train__micro_batch=1, optim__lr=1e-2)
 """Changes of every case, beside what models.py has: dropout and clipping act, and a step has several microbatches."""
 
 
-def exact(model: str, degrees: tuple[int, int], **changes: object) -> Config:
-    values = EXACT | {"train__exact": {"tensor": degrees[0], "data": degrees[1]}} | changes
+Degrees = tuple[int | str, ...]
+"""Tensor and data shards, and context shards if there are some; and what else two groups of layouts differ by."""
+
+
+def exact(model: str, degrees: Degrees, **changes: object) -> Config:
+    numbers = [number for number in degrees if isinstance(number, int)]
+    values = EXACT | {"train__exact": dict(zip(("tensor", "data", "context"), numbers))} | changes
     return config(model, **{key if "__" in key else f"parallel__{key}": value for key, value in values.items()})
 
 
@@ -56,7 +62,7 @@ def _alone(config: Config, steps: int) -> list[Bits]:
     return merge_bits([trace_bits(0, 1, config, 0, steps)])
 
 
-def of_layout(model: str, degrees: tuple[int, int], changes: dict[str, object]) -> tuple[Config, int]:
+def of_layout(model: str, degrees: Degrees, changes: dict[str, object]) -> tuple[Config, int]:
     """The config, and its number of ranks."""
     layout = exact(model, degrees, **{key: value for key, value in changes.items() if key != "dp"})
     ranks = layout.parallel.ranks_per_sample() * changes.get("dp", 1)
@@ -64,7 +70,7 @@ def of_layout(model: str, degrees: tuple[int, int], changes: dict[str, object]) 
     return layout, ranks
 
 
-def bits(model: str, degrees: tuple[int, int], steps: int, changes: dict[str, object]) -> list[Bits]:
+def bits(model: str, degrees: Degrees, steps: int, changes: dict[str, object]) -> list[Bits]:
     layout, ranks = of_layout(model, degrees, changes)
     return merge_bits(on_warm_world(ranks, trace_bits, layout, 0, steps, timeout=TIMEOUT_S))
 
@@ -74,9 +80,10 @@ def digest_of_run(found: list[Bits]) -> str:
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def compare(model: str, degrees: tuple[int, int], steps: int, changes: dict[str, object]) -> None:
+def compare(model: str, degrees: Degrees, steps: int, changes: dict[str, object]) -> None:
     """One process, and a layout: `dp` is a number of ranks, all other changes are keys."""
-    values = {key: changes[key] for key in ("train__precision", "model__tied_embeddings") if key in changes}
+    kept = "train__precision", "train__global_batch", "model__tied_embeddings", "model__layers"
+    values = {key: changes[key] for key in kept if key in changes}
     alone, found = _alone(exact(model, degrees, **values), steps), bits(model, degrees, steps, changes)
     assert first_difference(alone, found) is None
     assert len(set(map(str, found))) == steps  # and each step changes something
@@ -85,7 +92,12 @@ def compare(model: str, degrees: tuple[int, int], steps: int, changes: dict[str,
 SAMPLE = [
     ("gpt", (2, 2), dict(dp=2, tp=2, sequence_parallel=True, zero_stage=1)),
     ("llama", (4, 2), dict(tp=2, pp=2, schedule="zb-h1", train__precision="bf16", model__tied_embeddings=True)),
-    ("llama+lora", (2, 1), dict(tp=2, sequence_parallel=True, train__precision="bf16")),
+    (
+        "llama+lora",
+        (2, 1),
+        dict(tp=2, sequence_parallel=True, train__precision="bf16", train__global_batch=2, model__layers=2),
+    ),
+    ("gpt", (2, 2, 2), dict(cp=2, train__global_batch=4, model__layers=2)),
 ]
 MODELS = {
     "gpt": dict(model__heads=8),
@@ -126,6 +138,14 @@ TABLE = {
         ),
         "tp 4 × dp 2, ZeRO 2": dict(tp=4, dp=2, zero_stage=2),
     },
+    (2, 2, 4): {
+        "cp 4": dict(cp=4),
+        "cp 2 × dp 2, ZeRO 1": dict(cp=2, dp=2, zero_stage=1),
+        "cp 4 × dp 2, ZeRO 3": dict(cp=4, dp=2, zero_stage=3),
+        "tp 2, SP × dp 2, ZeRO 2": dict(tp=2, dp=2, sequence_parallel=True, zero_stage=2),
+        "tp 2, SP × cp 2 × pp 2, zb-h1": dict(tp=2, cp=2, pp=2, sequence_parallel=True, schedule="zb-h1"),
+        "tp 2, SP × cp 4, blocks recomputed": dict(tp=2, cp=4, sequence_parallel=True, train__recompute="full"),
+    },
     (1, 1, "eight stages"): {"pp 4, interleaved": dict(pp=4, schedule="interleaved", virtual_stages=2)},
 }
 """Degrees -> layouts in words, each of which must have the bits of one process with these degrees."""
@@ -148,14 +168,14 @@ def test_no_bit_depends_on_any_layout(model, precision, degrees, record_property
     """The digests of the runs are recorded: docs/make_exact.py makes a table of them."""
     values = MODELS[model] | {"train__precision": precision, "train__steps": STEPS}
     values |= {"train__global_batch": BATCHES[degrees[1]]}
-    if len(degrees) > 2:
+    if "eight stages" in degrees:
         values |= dict(model__layers=4, model__decoder_layers=4) if model == "t5" else dict(model__layers=8)
-    alone = _alone(exact(model, degrees[:2], **values), STEPS)
+    alone = _alone(exact(model, degrees, **values), STEPS)
     assert len(set(map(str, alone))) == STEPS  # each step changes something
     record_property(ALONE, digest_of_run(alone))
     differ = {}
     for name, changes in TABLE[degrees].items():
-        found = bits(model, degrees[:2], STEPS, values | changes)
+        found = bits(model, degrees, STEPS, values | changes)
         record_property(name, digest_of_run(found))
         differ[name] = first_difference(alone, found)
     assert not any(differ.values()), differ
@@ -349,7 +369,9 @@ def test_a_resume_keeps_what_decides_the_bits(tmp_path):
     (tmp_path / "state.json").write_text(json.dumps({"config": begun.model_dump(mode="json"), "device": "cpu"}))
     refuse_other_bits(tmp_path, begun.changed({"parallel.tp": 2, "train.recompute": "full"}), "cpu")
     refuse_other_bits(tmp_path, begun.changed({"train.exact": None, "train.micro_batch": 2}), "cpu")
-    for key, value in {"train.micro_batch": 2, "train.precision": "bf16", "train.exact": {"tensor": 2}}.items():
+    others: list[tuple[str, object]] = [("train.micro_batch", 2), ("train.precision", "bf16")]
+    others += [("train.exact", begun.train.exact.model_dump() | other) for other in ({"tensor": 2}, {"context": 2})]
+    for key, value in others:
         with pytest.raises(ConfigError, match=key):
             refuse_other_bits(tmp_path, begun.changed({key: value}), "cpu")
     with pytest.raises(ConfigError, match="device"):
@@ -360,7 +382,15 @@ def test_a_resume_keeps_what_decides_the_bits(tmp_path):
     "changes, words",
     [
         ({"advanced.engine": "deepspeed"}, "advanced.engine"),
-        ({"parallel.cp": 2}, "parallel.cp"),
+        (
+            {"parallel.cp": 2},
+            "context = 1: expected a multiple of parallel.cp = 2. Fix: choose one of 2, 4",
+        ),
+        ({"parallel.cp": 2, "parallel.cp_kind": "heads"}, "parallel.cp_kind = 'heads'"),
+        (
+            {"train.exact": {"context": 2}, "objective.name": "classify", "finetune.labels": ["a"]},
+            "objective of tokens",
+        ),
         ({"advanced.extensions": [str(LATE)], "parallel.schedule": "all-at-once"}, "parallel.schedule"),
     ],
 )

@@ -80,4 +80,5 @@ def test_bits_can_be_compared_of_a_config_that_says_nothing_of_them(exact):
     """The small run had lost the number of threads, which an exact run must name, and every config was refused."""
     config = load("configs/quickstart.yaml").changed({"train.exact": exact, "parallel.pp": 1})
     small = Wanted(exact=True).small(config, 2, "float32")
-    assert small.config.train.exact.model_dump() == {"tensor": 2, "data": 2} and "train.exact" in small.notes[-1]
+    degrees = {"tensor": 2, "data": 2, "context": 1}
+    assert small.config.train.exact.model_dump() == degrees and "train.exact" in small.notes[-1]

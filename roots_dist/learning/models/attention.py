@@ -9,7 +9,7 @@ positions and heads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -25,18 +25,14 @@ from roots_dist.learning.models.dropped_attention import dropped_attention
 from roots_dist.learning.models.fused_attention import fused_attention
 from roots_dist.learning.models.init_stds import InitStds
 from roots_dist.learning.models.norms import mask_rows
-from roots_dist.learning.models.positions import Alibi, Relative, Window
+from roots_dist.learning.models.positions import Alibi, Relative, Window, either
 from roots_dist.learning.models.qk_norm import HeadNorm, WholeNorm, norm_together
 from roots_dist.learning.models.rotary import Rotary
 from roots_dist.learning.models.tiles import Pattern
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.context import Gather, to_heads, to_positions
-from roots_dist.parallel.tensor.exact import heads_of_shards, join_heads
-from roots_dist.parallel.tensor.linear import (
-    ColumnParallelLinear,
-    RowParallelLinear,
-    column_parallel_on,
-)
+from roots_dist.parallel.tensor.exact import heads_of_keys, heads_of_shards, join_heads, spread
+from roots_dist.parallel.tensor.linear import ColumnParallelLinear, RowParallelLinear, column_parallel_on
 from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.positions import Positions
@@ -188,7 +184,7 @@ class Attention(nn.Module):
             q, (k, v) = to_heads(q, self.tp), to_heads(torch.stack([k, v]), self.tp)
             queries = Positions((range(q.shape[2]),))
         core: Callable[..., Tensor] = self._by_shards if self.tp.shards > 1 and batch.cache is None else self._whole
-        if self.tp.cp.size > 1 and not exchanged:
+        if self.tp.context_shards > 1 and not exchanged:
             core = partial(self._from_ranges, gather or self._new_gather())
         if self._is_plain and self.recompute and self.training:  # a fused kernel keeps no scores: it recomputes them
             y = checkpoint(core, q, k, v, queries, batch, use_reentrant=False, preserve_rng_state=False)
@@ -200,7 +196,14 @@ class Attention(nn.Module):
 
     def _by_shards(self, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch) -> Tensor:
         """The same on the heads of one tensor shard after another: a kernel is chosen by their number, too."""
-        parts, mixed = heads_of_shards(self.tp, q, k, v), list[Tensor]()
+        return self._each_shard(heads_of_shards(self.tp, q, k, v), queries, batch)
+
+    def _each_shard(self, parts: Sequence[tuple[Tensor, ...]], queries: Positions, batch: MicroBatch) -> Tensor:
+        """The same for the queries, keys and values of each tensor shard."""
+        if len(parts) == 1:
+            q, k, v = parts[0]
+            return self._whole(q, k, v, queries, batch)
+        mixed: list[Tensor] = []
         for number, (q, k, v) in enumerate(parts):
             with self._on_part(number, len(parts)):
                 mixed.append(self._whole(q, k, v, queries, batch))
@@ -225,14 +228,16 @@ class Attention(nn.Module):
     def _from_ranges(
         self, gather: Gather, q: Tensor, k: Tensor, v: Tensor, queries: Positions, batch: MicroBatch
     ) -> Tensor:
-        """The same under context parallelism: queries in several ranges; k, v [B, g, L, K] of this rank's positions."""
+        """The same where context shards have two ranges of queries each; k, v [B, g, L, K] of this rank's positions."""
 
         def attend(number: int, groups: int, q: Tensor, both: Tensor) -> Tensor:
-            mixed = []
+            copies, mixed = [heads_of_keys(self.tp, copy) for copy in spread(both, self.tp.contexts)], list[Tensor]()
             with self._on_part(number, groups):
-                for part, r in zip(q.split([len(r) for r in queries.ranges], 2), queries.ranges):
-                    keys, values = both[:, :, :, : r.stop if self.causal else None]
-                    mixed.append(self._whole(part, keys, values, Positions((r,)), batch))
+                for place, (part, r) in enumerate(zip(q.split([len(r) for r in queries.ranges], 2), queries.ranges)):
+                    seen = slice(r.stop if self.causal else None)
+                    shards = zip(heads_of_shards(self.tp, part), copies[place // 2])
+                    heads = [(*of_part, *of_all[:, :, :, seen]) for of_part, of_all in shards]
+                    mixed.append(self._each_shard(heads, Positions((r,)), batch))
             return torch.cat(mixed, 2)
 
         saved = self.recompute_all or (self._is_plain and self.recompute)
@@ -259,12 +264,12 @@ class Attention(nn.Module):
         if self.window is not None and len(keys) > self.window.size:
             if bias is None and masked is None:
                 return self.window.bias(places, len(keys), like)
-            masked = _either(masked, self.window.masked(places, len(keys), like.device))
+            masked = either(masked, self.window.masked(places, len(keys), like.device))
         elif bias is None and masked is None:
             return None
         elif late:
             place = torch.arange(places.start, places.stop, device=like.device).unsqueeze(1)
-            masked = _either(masked, torch.arange(len(keys), device=like.device) > place)  # [Q, S]
+            masked = either(masked, torch.arange(len(keys), device=like.device) > place)  # [Q, S]
         if bias is None:
             bias = like.new_zeros(1, 1, len(queries), len(keys))
         return bias if masked is None else bias.masked_fill(masked, -torch.inf)
@@ -341,7 +346,3 @@ class Attention(nn.Module):
         rows = mask_rows(self.seed, f"{self.name}.attention", batch, Positions((queries,)), q.device)  # [B, Q]
         heads = torch.arange(self.first_head, self.first_head + h, device=q.device)
         return rng.fold(rows.unsqueeze(1), heads.unsqueeze(1))
-
-
-def _either(masked: Tensor | None, also: Tensor) -> Tensor:
-    return also if masked is None else masked | also

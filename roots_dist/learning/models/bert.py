@@ -22,8 +22,8 @@ from roots_dist.learning.models.heads import Dense, at_positions, class_term, ta
 from roots_dist.learning.models.norms import Norm
 from roots_dist.learning.models.pieces import Built, PieceSpec, hidden_spec
 from roots_dist.learning.models.vocab_head import VocabHead
+from roots_dist.parallel.tensor.by_positions import by_positions
 from roots_dist.parallel.tensor.collectives import TensorParallel, copy_to_tp_region
-from roots_dist.parallel.tensor.exact import by_positions
 from roots_dist.world.batch import MicroBatch, PieceOutput, Term
 
 

@@ -29,10 +29,11 @@ from roots_dist.learning.models.norms import Dropout
 from roots_dist.learning.models.pieces import Built, PayloadSpec, PieceSpec, hidden_spec
 from roots_dist.learning.models.sample_tokens import sample_tokens
 from roots_dist.learning.models.vocab_head import loss_chunk
+from roots_dist.parallel.tensor.by_positions import by_positions
 from roots_dist.parallel.tensor.collectives import TensorParallel, gather_sequence
-from roots_dist.parallel.tensor.exact import by_positions
+from roots_dist.parallel.tensor.exact import context_parts, join_contexts
 from roots_dist.world import rng
-from roots_dist.world.batch import IGNORE, MicroBatch, PieceOutput, Term, find_scored
+from roots_dist.world.batch import IGNORE, MicroBatch, PieceOutput, Term, added, find_scored
 
 
 class GeneratorHead(MaskedLMHead):
@@ -54,7 +55,13 @@ class GeneratorHead(MaskedLMHead):
         samples = rng.fold(rng.key("generator", self.seed, batch.step), batch.sample_ids)  # [B]
         rows = rng.fold(samples.unsqueeze(1), self.tp.in_region(x.shape[1]).places(x.device))  # [B, L]
         tokens, targets = self.tp.of_context(batch.tokens), self.tp.of_context(present(batch.targets))
-        masked = find_scored(targets) if batch.scored_positions is None else batch.scored_positions
+        parts = zip(*(context_parts(self.tp, of_all) for of_all in (x, rows, tokens, targets)))
+        known = batch.scored_positions if self.tp.contexts == 1 else None
+        return join_contexts([self._replaced(known, *part) for part in parts])
+
+    def _replaced(self, known: Tensor | None, x: Tensor, rows: Tensor, tokens: Tensor, targets: Tensor) -> Tensor:
+        """The same of one context shard. known: where targets are scored, if it is known."""
+        masked = find_scored(targets) if known is None else known
         hidden, rows = x.flatten(0, 1).index_select(0, masked), rows.flatten().index_select(0, masked)
         drawn = sample_tokens(self.tp, hidden, self.weight, self.bias, rows, vocab=self.vocab, chunk=self.chunk)
         return tokens.flatten().scatter(0, masked, drawn).view_as(tokens)
@@ -95,9 +102,14 @@ class ReplacedTokensHead(nn.Module):
         originals = self.tp.of_context(present(batch.originals))
         scored = originals != IGNORE
         replaced = payload["tokens"] != originals
+        parts = zip(*(context_parts(self.tp, of_all) for of_all in (logits, replaced, scored)))
+        terms = [self._term(*part) for part in parts]
+        return PieceOutput((terms[0] if len(terms) == 1 else added(terms),))
+
+    def _term(self, logits: Tensor, replaced: Tensor, scored: Tensor) -> Term:
         losses = F.binary_cross_entropy_with_logits(logits, replaced.to(logits.dtype), reduction="none")
         hits = ((logits > 0) == replaced) & scored
-        return PieceOutput((Term("rtd", losses.masked_fill(~scored, 0).sum(), scored.sum(), hits.sum()),))
+        return Term("rtd", losses.masked_fill(~scored, 0).sum(), scored.sum(), hits.sum())
 
 
 def _with_tokens(tp: TensorParallel, out: Callable[[MicroBatch], PayloadSpec]) -> Callable[[MicroBatch], PayloadSpec]:

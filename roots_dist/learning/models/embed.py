@@ -17,9 +17,9 @@ from roots_dist.learning.models.init_stds import embedding_std
 from roots_dist.learning.models.norms import Dropout, Norm
 from roots_dist.learning.models.pieces import Built
 from roots_dist.learning.models.positions import sinusoids
+from roots_dist.parallel.tensor.by_positions import by_positions
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.embedding import VocabParallelEmbedding
-from roots_dist.parallel.tensor.exact import by_positions
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.sharding import ShardSpec, declare
 
@@ -94,8 +94,9 @@ class Embeddings(nn.Module):
                 here.places(x.device) if batch.position_ids is None else mine.of(batch.position_ids), x
             )
         if self.segment_embedding is not None and self.tp.exact is not None:
-            segments = torch.zeros_like(tokens) if batch.segment_ids is None else batch.segment_ids
-            x = by_positions(self.tp, _add_rows, x, mine.of(segments), self.segment_embedding)
+            first = torch.zeros(x.shape[:2], dtype=torch.int64, device=x.device)
+            segments = first if batch.segment_ids is None else mine.of(batch.segment_ids)
+            x = by_positions(self.tp, _add_rows, x, segments, self.segment_embedding)
         elif self.segment_embedding is not None:
             x = x + (
                 self.segment_embedding[0]

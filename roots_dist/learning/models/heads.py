@@ -19,8 +19,9 @@ from roots_dist.config.schema import Config
 from roots_dist.errors import present
 from roots_dist.learning.models.activations import POOLER_FUNCTIONS
 from roots_dist.learning.models.norms import Dropout, Norm
+from roots_dist.parallel.tensor.by_positions import by_positions
 from roots_dist.parallel.tensor.collectives import TensorParallel, gather_sequence
-from roots_dist.parallel.tensor.exact import by_positions
+from roots_dist.parallel.tensor.exact import recorded
 from roots_dist.world.batch import IGNORE, MicroBatch, PieceOutput, Term
 from roots_dist.world.sharding import ShardSpec, declare
 
@@ -41,7 +42,8 @@ class Dense(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.whole:
-            return F.linear(x, self.weight, self.bias)
+            bias = self.bias if self.bias is None else recorded(self.tp, self.bias)
+            return F.linear(x, recorded(self.tp, self.weight), bias)
         return by_positions(self.tp, F.linear, x, self.weight, self.bias)
 
 

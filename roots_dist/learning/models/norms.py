@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
+from roots_dist.parallel.tensor.by_positions import ByRow, Cut, by_positions
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.parallel.tensor.exact import ByRow, Cut, by_positions
 from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.fuse import Fuse, eager

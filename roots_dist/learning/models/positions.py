@@ -124,5 +124,11 @@ class Relative(nn.Module):
         distances = torch.arange(
             -queries.stop + 1, num_keys - queries.start, device=like.device
         )  # of key - query, Q+S-1
-        each = F.embedding(self.bucket(distances), recorded(self.tp, self.weight)).t()  # [h, Q+S-1]
+        table = recorded(self.tp, self.weight, context=self.tp.shard_of(queries))
+        each = F.embedding(self.bucket(distances), table).t()  # [h, Q+S-1]
         return each.unfold(1, num_keys, 1).flip(1)  # the first window belongs to the last query
+
+
+def either(masked: Tensor | None, also: Tensor) -> Tensor:
+    """What either of two masks hides; None hides nothing."""
+    return also if masked is None else masked | also

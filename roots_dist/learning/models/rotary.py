@@ -53,11 +53,16 @@ class Rotary:
             exact = torch.promote_types(like.dtype, torch.float32)
             pair = torch.arange(0, self.width, 2, device=like.device, dtype=exact) / self.width
             rates = scaled(self.theta**-pair, self.theta, self.scaling, self.seq)
-            place = positions.places(like.device, exact)
-            angle = torch.outer(place, rates)
-            angle = angle.repeat_interleave(2, 1) if self.interleaved else angle.repeat(1, 2)  # [S, w]
             size = attention_factor(self.scaling, self.max_positions)
-            self._key, self._angles = key, ((size * angle.cos()).to(like.dtype), (size * angle.sin()).to(like.dtype))
+
+            def turns(r: range) -> tuple[Tensor, Tensor]:
+                angle = torch.outer(Positions((r,)).places(like.device, exact), rates)
+                angle = angle.repeat_interleave(2, 1) if self.interleaved else angle.repeat(1, 2)  # [S, w]
+                return (size * angle.cos()).to(like.dtype), (size * angle.sin()).to(like.dtype)
+
+            # range by range, so that who holds others changes no bit: a kernel's tail rounds otherwise
+            cos, sin = (torch.cat(parts) for parts in zip(*map(turns, positions.ranges)))
+            self._key, self._angles = key, (cos, sin)
         return self._angles
 
     def __call__(self, x: Tensor, positions: Positions) -> Tensor:

@@ -18,7 +18,8 @@ from roots_dist.learning.models.embed import TOKENS
 from roots_dist.learning.models.init_stds import embedding_std, projection_std
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.cross_entropy import linear_cross_entropy, logits, target_scores
-from roots_dist.world.batch import IGNORE, MicroBatch, Term, find_scored
+from roots_dist.parallel.tensor.exact import context_parts
+from roots_dist.world.batch import IGNORE, MicroBatch, Term, added, find_scored
 from roots_dist.world.sharding import ShardSpec, declare
 
 LEAST_CHUNK, MOST_BYTES = 1024, 2**31
@@ -66,8 +67,7 @@ class VocabHead:
         it is "targets", the log-probability of each target (0 where there is none) and whether it is the most likely
         token, [B, S] each.
         """
-        m, objective = self.config.model, self.config.objective
-        vocab, softcap = m.vocab, m.logit_softcap
+        m, vocab, softcap = self.config.model, self.config.model.vocab, self.config.model.logit_softcap
         x = x if m.logits_scaling == 1 else x / m.logits_scaling  # linear, and x is narrower than its logits
         if batch.logits_at == "targets":
             scored = self.tp.of_context(present(batch.targets))
@@ -81,10 +81,29 @@ class VocabHead:
             return logits(self.tp, x[:, batch.logits_at], weight, vocab, bias, softcap)
         if batch.references is not None:
             return self._preference(x, weight, batch, training, bias)
-        targets, flat = self.tp.of_context(present(batch.targets)).flatten(), x.flatten(0, 1)
+        targets = self.tp.of_context(present(batch.targets))
+        parts = zip(context_parts(self.tp, x), context_parts(self.tp, targets))
+        terms = [self._scored(*part, weight, batch, training, bias, number) for number, part in enumerate(parts)]
+        return terms[0] if len(terms) == 1 else added(terms)
+
+    def _scored(
+        self,
+        x: Tensor,
+        targets: Tensor,
+        weight: Tensor,
+        batch: MicroBatch,
+        training: bool,
+        bias: Tensor | None,
+        context: int,
+    ) -> Term:
+        """The term of one of this rank's context shards. x [B, S, D], targets [B, S]."""
+        m, objective = self.config.model, self.config.objective
+        vocab, softcap = m.vocab, m.logit_softcap
+        targets, flat = targets.flatten(), x.flatten(0, 1)
         count = (targets != IGNORE).sum()
         if self.sparse or batch.scored_positions is not None:
-            some = find_scored(targets) if batch.scored_positions is None else batch.scored_positions
+            known = batch.scored_positions if self.tp.contexts == 1 else None
+            some = find_scored(targets) if known is None else known
             targets, flat = targets.index_select(0, some), flat.index_select(0, some)
         total, hits = linear_cross_entropy(
             self.tp,
@@ -97,6 +116,7 @@ class VocabHead:
             smoothing=objective.label_smoothing if training else 0.0,
             z_loss=objective.z_loss if training else 0.0,
             chunk=loss_chunk(self.config, self.tp, weight),
+            context=context,
         )
         return Term(self.name, total, count, hits)
 

@@ -71,6 +71,8 @@ class TensorParallel:
     """Measures the time spent computing and the time spent waiting for other tensor ranks."""
     exact: Exact | None = None
     """The logical shards of an exact run; None if results may depend on the layout by rounding."""
+    holds_all_positions: bool = False
+    """Whether texts have any length now, and are not cut into context shards."""
     fuse: Fuse = eager
     """Makes one kernel of a layer's function, where the run compiles any (train.compile)."""
 
@@ -84,8 +86,24 @@ class TensorParallel:
         return self.axis.rank * self.shards
 
     @property
+    def contexts(self) -> int:
+        """Logical context shards that this rank computes one by one, the positions of one after those of another: 1
+        unless the run is exact on fewer ranks."""
+        return 1 if self.exact is None or self.holds_all_positions else self.exact.contexts
+
+    @property
+    def context_shards(self) -> int:
+        """Context shards that a text is cut into: one for each context rank, or several."""
+        return self.cp.size * self.contexts
+
+    @property
+    def computes_shards(self) -> bool:
+        """Whether this rank's part of a layer is several shards, computed one by one."""
+        return self.shards * self.contexts > 1
+
+    @property
     def position_runs(self) -> int:
-        """Runs of positions that this rank computes one by one outside the regions."""
+        """Runs of positions of each context shard that this rank computes one by one outside the regions."""
         if self.exact is None:
             return 1
         return self.exact.shards if self.sequence_parallel else self.exact.tensor
@@ -116,14 +134,21 @@ class TensorParallel:
         first = (rank * parts + number) * size
         return range(first, first + size)
 
+    def _of_shards(self, seq: int) -> list[Positions]:
+        """Positions of a whole sequence of each context shard of this rank."""
+        first = self.cp.rank * self.contexts
+        return [zigzag(seq, first + number, self.context_shards) for number in range(self.contexts)]
+
     def in_region(self, number: int) -> Positions:
         """Positions that this rank holds inside the regions, given their number: those of its context rank."""
-        return zigzag(number * self.cp.size, self.cp.rank, self.cp.size)
+        return Positions.together(self._of_shards(number * self.cp.size))
 
     def positions(self, seq: int) -> Positions:
         """Positions of a whole sequence that this rank holds outside the regions."""
-        mine = zigzag(seq, self.cp.rank, self.cp.size)
-        return mine.part(self.axis.rank, self.axis.size) if self.sequence_parallel else mine
+        mine = self._of_shards(seq)
+        if self.sequence_parallel:
+            mine = [positions.part(self.axis.rank, self.axis.size) for positions in mine]
+        return Positions.together(mine)
 
     def held_positions(self, number: int) -> Positions:
         """Positions that this rank holds outside the regions, given their number."""
@@ -131,18 +156,25 @@ class TensorParallel:
 
     def of_context(self, whole: Tensor) -> Tensor:
         """[B, S, ...] -> [B, L, ...]: what this rank holds inside the regions of a tensor that all ranks have."""
-        return zigzag(whole.shape[1], self.cp.rank, self.cp.size).of(whole)
+        return Positions.together(self._of_shards(whole.shape[1])).of(whole)
+
+    def shard_of(self, queries: range) -> int:
+        """Number of the context shard, among those of this rank, that a chunk of positions belongs to."""
+        if self.contexts == 1:
+            return 0
+        chunk = queries.start // len(queries)
+        return min(chunk, 2 * self.context_shards - 1 - chunk) - self.cp.rank * self.contexts
 
     @contextmanager
     def without_sequence_sharding(self) -> Iterator[None]:
         """Let each rank hold all positions within the block: a single new token cannot be sharded (generation), and
         context ranks are replicas. Not for training, because parameters' specs state whose gradients are partial."""
-        before = self.sequence_parallel, self.cp
-        self.sequence_parallel, self.cp = False, SINGLE
+        before = self.sequence_parallel, self.cp, self.holds_all_positions
+        self.sequence_parallel, self.cp, self.holds_all_positions = False, SINGLE, True
         try:
             yield
         finally:
-            self.sequence_parallel, self.cp = before
+            self.sequence_parallel, self.cp, self.holds_all_positions = before
 
 
 class Pending:
@@ -179,19 +211,20 @@ def start_all_reduce(x: Tensor, tp: TensorParallel) -> Pending:
 
 
 def start_all_gather(x: Tensor, tp: TensorParallel) -> Pending:
-    """[B, s, D] -> [B, S, D], positions in the order of the ranks."""
+    """[B, s, D] -> [B, S, D]: of each context shard, positions in the order of the ranks."""
     if tp.size == 1:
         return Pending(x, None)
     out = x.new_empty(tp.size * x.shape[0], *x.shape[1:])
     work = dist.all_gather_into_tensor(out, x.contiguous(), group=tp.group, async_op=True)
-    return Pending(out, work, tp.watch, lambda o: o.unflatten(0, (tp.size, -1)).transpose(0, 1).flatten(1, 2))
+    cut = (tp.size, x.shape[0], tp.contexts, -1, *x.shape[2:])
+    return Pending(out, work, tp.watch, lambda o: o.view(cut).movedim(0, 2).flatten(1, 3))
 
 
 def start_reduce_scatter(x: Tensor, tp: TensorParallel) -> Pending:
     """[B, S, D] -> [B, s, D]: sum over tensor ranks; each rank keeps its own positions."""
     if tp.size == 1:
         return Pending(x, None)
-    parts = x.unflatten(1, (tp.size, -1)).transpose(0, 1).contiguous()  # [tp, B, s, D]
+    parts = x.unflatten(1, (tp.contexts, tp.size, -1)).movedim(2, 0).flatten(2, 3).contiguous()  # [tp, B, s, D]
     if tp.exact is not None:
         arriving, work, finish = start_tree_reduce_scatter(parts.flatten(0, 1), tp.axis)
         return Pending(arriving, work, tp.watch, finish)
@@ -286,7 +319,8 @@ class _GatherSequence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.chunk(ctx.tp.size, 1)[ctx.tp.rank].contiguous(), None
+        tp = ctx.tp
+        return grad.unflatten(1, (tp.contexts, tp.size, -1))[:, :, tp.rank].flatten(1, 2).contiguous(), None
 
 
 def gather_sequence(x: Tensor, tp: TensorParallel) -> Tensor:

@@ -7,15 +7,16 @@
             output               <--all-to-all---------------- [B, h/cp, S, K], and the same for gradients
 
 When keys and values are gathered, only this rank's are kept between forward and backward: what backward needs of the
-others is gathered again. B sequences, S positions, L = S/cp positions of this rank (world/positions.py), h heads of any
-kind, g key/value heads in n groups, K head width. Head exchange is Ulysses (Jacobs et al. 2023).
+others is gathered again. A text is cut into C shards: one for each rank, or in an exact run several. B sequences, S
+positions, L = S/cp positions of this rank (world/positions.py), h heads of any kind, g key/value heads in n groups, K
+head width. Head exchange is Ulysses (Jacobs et al. 2023).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from roots_dist.errors import present
 from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.world.tree_sum import Started, start_tree_reduce_scatter
 
 LEAST_BYTES = 16 << 20
 """The least that the keys and values of a group of heads have when they are gathered: below that a message is short
@@ -37,21 +39,24 @@ def num_groups(heads: int, nbytes: int) -> int:
 
 
 def _in_order(every: Tensor) -> Tensor:
-    """[cp, ..., L, K] of all ranks -> [..., S, K]: each rank's first halves, then its second halves back."""
+    """[C, ..., S/C, K] of all shards -> [..., S, K]: each shard's first half, then the second halves back."""
     early, late = every.chunk(2, -2)
     return torch.cat([*early, *late.flip(0)], -2)
 
 
 def _cut(whole: Tensor, size: int) -> Tensor:
-    """[..., S, K] -> [cp, ..., L, K]: the positions of each rank."""
+    """[..., S, K] -> [C, ..., S/C, K]: the positions of each of C shards."""
     chunks = whole.chunk(2 * size, -2)
     return torch.stack([torch.cat([chunks[rank], chunks[-1 - rank]], -2) for rank in range(size)])
 
 
 def _start_gather(x: Tensor, tp: TensorParallel) -> Callable[[], Tensor]:
     """[..., L, K] -> [..., S, K], in the order of positions, once what this returns is called."""
-    mine, every = x.contiguous(), x.new_empty(tp.cp.size, *x.shape)
-    work = dist.all_gather_into_tensor(every.flatten(0, 1), mine, group=tp.cp.group, async_op=True)
+    mine = x.unflatten(-2, (tp.contexts, -1)).movedim(-3, 0).contiguous()  # [shards of this rank, ..., S/C, K]
+    if tp.cp.size == 1:
+        return lambda: _in_order(mine)
+    every = x.new_empty(tp.context_shards, *mine.shape[1:])
+    work = dist.all_gather_into_tensor(every.flatten(0, 1), mine.flatten(0, 1), group=tp.cp.group, async_op=True)
 
     def finish() -> Tensor:
         tp.watch.lap("compute")
@@ -65,15 +70,22 @@ def _start_gather(x: Tensor, tp: TensorParallel) -> Callable[[], Tensor]:
 def _start_sum(whole: Tensor, tp: TensorParallel) -> Callable[[], Tensor]:
     """[..., S, K] -> [..., L, K]: this rank's positions of the sum over context ranks, once what this returns is
     called."""
-    parts = _cut(whole, tp.cp.size)
-    mine = torch.empty_like(parts[0])
-    work = dist.reduce_scatter_tensor(mine, parts.flatten(0, 1), group=tp.cp.group, async_op=True)
+    parts = _cut(whole, tp.context_shards)
+    shape, started = parts.shape[1:], cast("Started", (parts[: tp.contexts], None, lambda arriving: arriving))
+    if tp.cp.size > 1 and tp.exact is not None:
+        started = start_tree_reduce_scatter(parts.flatten(0, 1), tp.cp)
+    elif tp.cp.size > 1:
+        mine = torch.empty_like(parts[0])
+        work = dist.reduce_scatter_tensor(mine, parts.flatten(0, 1), group=tp.cp.group, async_op=True)
+        started = mine, work, lambda arriving: arriving
+    arriving, work, add_up = started
 
     def finish() -> Tensor:
-        tp.watch.lap("compute")
-        present(work).wait()
-        tp.watch.lap("cp")
-        return mine
+        if work is not None:
+            tp.watch.lap("compute")
+            work.wait()
+            tp.watch.lap("cp")
+        return add_up(arriving).view(tp.contexts, *shape).movedim(0, -3).flatten(-3, -2)
 
     return finish
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from roots_dist.errors import present
 from roots_dist.parallel.tensor import fused_scores
 from roots_dist.parallel.tensor.collectives import TensorParallel, all_reduce_max, gather_last_dim, sum_over_tp
-from roots_dist.parallel.tensor.exact import aligned, kept_shard
+from roots_dist.parallel.tensor.exact import Shard, aligned, kept_shard
 from roots_dist.parallel.tensor.weight_gradient import add_product_
 from roots_dist.world.batch import IGNORE
 from roots_dist.world.fuse import eager
@@ -50,6 +50,7 @@ def linear_cross_entropy(
     z_loss: float = 0.0,
     chunk: int = 1024,
     token_weights: Tensor | None = None,
+    context: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Sum of -log p(target) over the targets other than IGNORE, a scalar that is the same on every tensor rank, and the
     number of targets that are the most likely token. bias [v] is added to the logits, which are then capped: softcap ·
@@ -57,11 +58,24 @@ def linear_cross_entropy(
 
     With label smoothing ε: (1-ε)·(-log p) + ε·mean over the vocabulary of -log p. With z-loss: + z·log²Z. `hidden` must
     come from collectives.copy_to_tp_region, which sums its gradient over tensor ranks. token_weights [T]: factor of
-    each token's loss; no gradient flows to them.
+    each token's loss; no gradient flows to them. context: which of this rank's context shards the tokens are of (exact
+    runs).
     """
     grad_enabled = torch.is_grad_enabled()  # inside the autograd function it is always False
     total, hits = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call] # torch types no apply
-        hidden, weight, bias, targets, tp, vocab, softcap, smoothing, z_loss, chunk, token_weights, grad_enabled
+        hidden,
+        weight,
+        bias,
+        targets,
+        tp,
+        vocab,
+        softcap,
+        smoothing,
+        z_loss,
+        chunk,
+        token_weights,
+        context,
+        grad_enabled,
     )
     return total, hits
 
@@ -246,6 +260,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         z_loss: float,
         chunk: int,
         token_weights: Tensor | None,
+        context: int,
         grad_enabled: bool,
     ) -> tuple[Tensor, Tensor]:
         exact, share = torch.promote_types(hidden.dtype, torch.float32), smoothing / vocab
@@ -294,7 +309,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     add_product_(grad_weight[rows.held], grad.t(), h)
         ctx.save_for_backward(grad_weight, grad_bias, *grad_hiddens)
         ctx.dtypes = [*(_grad_dtype(parameter) for parameter in (weight, bias)), *[hidden.dtype] * len(grad_hiddens)]
-        ctx.kept, ctx.parameter = kept_shard(tp, weight), weight if tp.exact is None and weight.is_leaf else None
+        ctx.kept = [kept_shard(tp, parameter, context) for parameter in (weight, bias)]
+        ctx.parameter = weight if tp.exact is None and weight.is_leaf else None
         ctx.mark_non_differentiable(hits)
         return total, hits
 
@@ -310,11 +326,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if saved is None else saved.mul_(grad).to(dtype)
             for saved, dtype in zip((saved_weight, *others), ctx.dtypes)
         )
-        if ctx.kept is not None and weight is not None:
-            ctx.kept.grad.add_(weight)
-            weight = None
+        weight, bias = (_unless_kept(found, kept) for found, kept in zip((weight, bias), ctx.kept))
         hidden = tree_sum([present(part) for part in hiddens]) if hiddens else None
-        return hidden, weight, bias, *(None,) * 9
+        return hidden, weight, bias, *(None,) * 10
+
+
+def _unless_kept(gradient: Tensor | None, kept: Shard | None) -> Tensor | None:
+    """The gradient for autograd, unless it is kept apart."""
+    if kept is None or gradient is None:
+        return gradient
+    kept.grad.add_(gradient)
+    return None
 
 
 def _grad_dtype(parameter: Tensor | None) -> torch.dtype | None:

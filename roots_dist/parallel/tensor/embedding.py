@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roots_dist.parallel.tensor.collectives import TensorParallel, reduce_from_tp_region
-from roots_dist.parallel.tensor.exact import recorded
+from roots_dist.parallel.tensor.exact import context_parts, join_contexts, recorded
 from roots_dist.world.sharding import ShardSpec, declare
 
 
@@ -40,9 +40,14 @@ class VocabParallelEmbedding(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """int64 [B, S] -> [B, s, D]"""
         if self.tp.size == 1:
-            return F.embedding(tokens, recorded(self.tp, self.weight))
+            return self._looked_up(tokens)
         here = self.weight.shape[0]
         local = tokens - self.tp.rank * here
         elsewhere = (local < 0) | (local >= here)
-        words = F.embedding(local.masked_fill(elsewhere, 0), recorded(self.tp, self.weight))  # [B, S, D]
+        words = self._looked_up(local.masked_fill(elsewhere, 0))  # [B, S, D]
         return reduce_from_tp_region(words.masked_fill(elsewhere.unsqueeze(-1), 0), self.tp)
+
+    def _looked_up(self, rows: Tensor) -> Tensor:
+        """int64 [B, S] -> [B, S, D]: rows of this rank's part."""
+        tables = (recorded(self.tp, self.weight, context=number) for number in range(self.tp.contexts))
+        return join_contexts(list(map(F.embedding, context_parts(self.tp, rows), tables)))

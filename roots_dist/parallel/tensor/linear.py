@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from roots_dist.errors import present
 from roots_dist.parallel.tensor.adapter import Adapter
+from roots_dist.parallel.tensor.by_positions import ADD, by_positions
 from roots_dist.parallel.tensor.collectives import (
     TensorParallel,
     reduce_from_tp_region,
@@ -33,7 +34,7 @@ from roots_dist.parallel.tensor.collectives import (
     start_reduce_from,
     start_reduce_from_backward,
 )
-from roots_dist.parallel.tensor.exact import ADD, Owned, Shard, by_positions, columns_of_shards, rows_of_shards
+from roots_dist.parallel.tensor.exact import Owned, Shard, columns_of_shards, rows_of_shards
 from roots_dist.parallel.tensor.weight_gradient import weight_gradient
 from roots_dist.world.mesh import SINGLE
 from roots_dist.world.sharding import ShardSpec, declare
@@ -240,7 +241,7 @@ def column_parallel_on(
         low = zip(outputs[len(layers) :], bs)
         return tuple(y if l.lora is None else l.lora(y, *next(low)) for l, y in zip(layers, outputs))
 
-    if tp.shards > 1:
+    if tp.computes_shards:
         owned: list[Owned] = [*((l.weight, l.parts) for l in layers), *((adapter.a.weight, 1) for adapter in adapters)]
         owned += [*((l.bias, l.parts) for l in layers), *((None, 1) for _ in adapters)]
         bs = [(adapter.b.weight, layer.parts) for adapter, (_, layer) in zip(adapters, adapting)]
@@ -293,7 +294,7 @@ class RowParallelLinear(nn.Module):
     def product(self, tp: TensorParallel, inputs: Sequence[Tensor], activation: Callable[..., Tensor] | None) -> Tensor:
         """The same without the bias, summed over the ranks of `tp`."""
         weights = [self.weight] if self.lora is None else [self.weight, self.lora.a.weight]
-        if tp.shards > 1:
+        if tp.computes_shards:
             x = activation(*inputs) if activation else inputs[0]
             made = rows_of_shards(_RowParallel.apply, tp, x, weights)
         else:

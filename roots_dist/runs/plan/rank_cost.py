@@ -26,7 +26,7 @@ from roots_dist.layout import AxisName, Layout
 from roots_dist.learning.objectives.synthetic import random_batches
 from roots_dist.runs.plan.cost_counter import CostCounter
 from roots_dist.runs.plan.equal_pieces import EqualPieces
-from roots_dist.runs.plan.exact_cost import gradient_bytes, sum_over_tp
+from roots_dist.runs.plan.exact_cost import gradient_bytes, sum_over_model
 from roots_dist.runs.plan.passes import Fold, Message, Meter, Pass, UnequalError
 from roots_dist.schedule.actions import Kind
 from roots_dist.schedule.schedules import record_of
@@ -167,7 +167,7 @@ def _count(config: Config, layout: Layout, pp_rank: int, folds: Mapping[int, Fol
     with META, mock.patch.object(F, "scaled_dot_product_attention", _fused):
         stages = count_stage_costs(config, model, batch.to(META), counter, messages, folds)
         del messages[:]
-        sum_over_tp(params, model.tp)
+        sum_over_model(params, model.tp)
     together = layout.dp_cp if config.advanced.engine == "deepspeed" else 1
     ties = {name: len(ranks) * together for name, ranks in model.holders.items() if pp_rank in ranks}
     share = gradient_share(config, layout)
