@@ -84,7 +84,9 @@ def _unfinished_bits(rows: Tensor, columns: Tensor) -> Tensor:
 
 def bits(rows: Tensor, columns: Tensor) -> Tensor:
     """int32 [*rows.shape, *columns.shape]: 32 random bits for each pair of a row key (int64) and a column (int32)."""
-    return _xorshift(_unfinished_bits(rows, columns), 16)
+    x = _unfinished_bits(rows, columns)
+    _xorshift_(x, 16, torch.empty_like(x))
+    return x
 
 
 def keep(rows: Tensor, columns: Tensor, drop: float) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 from roots_dist.parallel.pipeline.stage import Stage
 from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
+from roots_dist.world.fuse import Fuse, eager
 
 DROP, OF_ATTENTION, BOUND = 0.2, 0.35, 1e-10
 
@@ -33,10 +34,10 @@ class Masks:
         self.used = 0
         draw, mask_of = rng.dropout, rng.mask
 
-        def ours(x: Tensor, drop: float, rows: Tensor, first_column: int = 0) -> Tensor:
+        def ours(x: Tensor, drop: float, rows: Tensor, first_column: int = 0, fuse: Fuse = eager) -> Tensor:
             mask = draw(torch.ones_like(x), drop, rows, first_column) != 0
             self.drawn[self._key(x)].append((mask, drop))
-            return draw(x, drop, rows, first_column)
+            return draw(x, drop, rows, first_column, fuse)
 
         def of_attention(rows: Tensor, drop: float, columns: int) -> Tensor:
             mask = mask_of(rows, drop, columns)
