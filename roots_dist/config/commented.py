@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from roots_dist.config.schema import Config
+from roots_dist.config.schema import Config, DataConfig
 
 SCHEMA_FILE = "roots.schema.json"
 WIDTH = 100
@@ -38,8 +38,8 @@ def editor_schema() -> dict[str, Any]:
     """JSON schema of the config, for completion and checks in an editor."""
     schema = Config.model_json_schema()
     source = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Source"}]}
+    keys = schema["$defs"][DataConfig.__name__]["properties"]
     for key in ("train", "validation"):  # a path stands for a source, and one source for a list of them
-        kept = schema["$defs"]["Data"]["properties"][key]
         several = {"anyOf": [*source["anyOf"], {"type": "array", "items": source}]}
-        schema["$defs"]["Data"]["properties"][key] = several | {"description": kept["description"]}
+        keys[key] = several | {"description": keys[key]["description"]}
     return schema

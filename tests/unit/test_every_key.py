@@ -166,7 +166,7 @@ READERS = {
     "checkpoint.run_id": "runs/train/resume.py",
     "track.folder": "runs/train/loop.py",
     "track.wandb": "runs/track/wandb.py",
-    "track.tensorboard": "runs/track/tensorboard.py",
+    "track.tensorboard": "runs/track/trackers.py",
     "track.artifacts": "runs/track/wandb.py",
     "advanced.extensions": "config/schema.py",
     "advanced.loss_chunk": "learning/models/vocab_head.py",
