@@ -52,8 +52,9 @@ class World:
     """Process id of our own launcher; a rank does not outlive it."""
 
     def __str__(self) -> str:
-        processes = f"{self.size} processes, started by {self.launcher}, {self.local_size} on this machine"
-        return f"{processes}; they meet at {self.master_addr}:{self.master_port}"
+        number = "1 process" if self.size == 1 else f"{self.size} processes"
+        here = f"started by {self.launcher}, {self.local_size} on this machine"
+        return f"{number}, {here}; they meet at {self.master_addr}:{self.master_port}"
 
 
 def discover(environ: Mapping[str, str] | None = None) -> World | None:
@@ -154,10 +155,8 @@ def uses_agent_store() -> bool:
 
 def start_in_store() -> str:
     """Which start of the ranks this is, of those that share a store: torch's elastic agent may keep one over restarts.
-
     Each agent counts by itself, and one that was itself started anew begins at zero. So where every start has a store
-    of its own, nothing depends on the count.
-    """
+    of its own, nothing depends on the count."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if uses_agent_store() else "0"
 
 

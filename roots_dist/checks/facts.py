@@ -6,6 +6,7 @@ imported; their versions come from the packages' metadata.
 
 from __future__ import annotations
 
+import glob
 import importlib.metadata
 import json
 import re
@@ -35,6 +36,9 @@ class CorpusFacts:
     """Why it cannot be used."""
     fix: str | None = None
     """What to do about it, where the file itself says so."""
+    beside: tuple[str, ...] = ()
+    """Prefixes of corpora that were probably meant, if there is none of this name: in the folder of this name, or
+    beginning with it."""
     made_with: str | None = None
     """The tokenizer beside it, where that has other ids than the config's: its tokens are other words."""
 
@@ -45,6 +49,8 @@ class Facts:
     """By the prefix that the config gives."""
     tokenizer_vocab: int | None = None
     tokenizer_trouble: str | None = None
+    tokenizer_beside: str | None = None
+    """The tokenizer.json in the folder that the config names for one."""
     special_tokens: frozenset[str] = frozenset()
     """The names in special_tokens.NAMES that the tokenizer has."""
     sentinels: int = 0
@@ -77,6 +83,7 @@ def gather(config: Config, local_size: int) -> Facts:
         },
         tokenizer_vocab=max(ids.values()) + 1 if ids else None,
         tokenizer_trouble=tokenizer_trouble,
+        tokenizer_beside=next(map(str, Path(config.data.tokenizer or "/dev/null").glob("tokenizer.json")), None),
         special_tokens=frozenset(specials),
         sentinels=len(special_tokens.sentinels(ids)),
         folder_trouble=_folder_trouble(Path(config.track.folder)),
@@ -99,7 +106,8 @@ def corpus(prefix: str) -> CorpusFacts:
         with tokens_file.open("rb"):
             pass  # it may be read
     except OSError as error:
-        return CorpusFacts(trouble=f"{why(error)}: {where(error.filename)}")
+        beside = sorted(str(path.with_suffix("")) for path in [*Path(prefix).glob("*.idx"), *_beginning_with(prefix)])
+        return CorpusFacts(trouble=f"{why(error)}: {where(error.filename)}", beside=tuple(beside))
     except IdxError as error:
         return CorpusFacts(trouble=f"{error.found}, expected {error.expected}", fix=error.fix)
     if bin_size % header.token_bytes:
@@ -107,6 +115,10 @@ def corpus(prefix: str) -> CorpusFacts:
     return CorpusFacts(
         tokens=bin_size // header.token_bytes, documents=header.num_documents, vocab=_manifest_vocab(Path(prefix))
     )
+
+
+def _beginning_with(prefix: str) -> list[Path]:
+    return list(Path(prefix).parent.glob(f"{glob.escape(Path(prefix).name)}*.idx"))
 
 
 def _manifest_vocab(prefix: Path) -> int | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import PurePath
 from shlex import quote
 
 from roots_dist.accounting.memory import GIB, save_copy_bytes, shares, state_bytes
@@ -63,9 +64,13 @@ def _corpus(key: str, path: str, found: CorpusFacts, config: Config) -> Iterator
             if path.endswith((".bin", ".idx"))
             else f"make it of this text with `roots prepare {quote(path)} --output data/mine`, and set "
             f"{key}=data/mine/{'validation' if key == 'data.validation' else 'train'}_text_document"
-            if re.search(TEXT_FILE, path)
+            if re.search(TEXT_FILE, path) and PurePath(path).name != "manifest.json"
             else "write the whole path: ~ is not replaced here"
             if path.startswith("~")
+            else f"did you mean {_of_split(key, found.beside)}"
+            if found.beside
+            else f"write a list, {key}=[{', '.join(path.split(','))}]"
+            if "," in path
             else found.fix or "make it with `roots prepare`"
         )
         yield Problem(key=key, found=path, expected=f"a readable corpus ({found.trouble})", fix=fix)
@@ -108,13 +113,21 @@ def _corpus(key: str, path: str, found: CorpusFacts, config: Config) -> Iterator
         )
 
 
+def _of_split(key: str, prefixes: Sequence[str]) -> str:
+    """The one of several corpora that a key takes."""
+    word = "validation" if key == "data.validation" else "train"
+    return next((prefix for prefix in prefixes if PurePath(prefix).name.startswith(word)), prefixes[0])
+
+
 def _tokenizer(config: Config, facts: Facts) -> Iterator[Problem]:
     if facts.tokenizer_trouble is not None:
         yield Problem(
             key="data.tokenizer",
             found=config.data.tokenizer,
             expected=f"a readable tokenizer.json ({facts.tokenizer_trouble})",
-            fix="give the file that `roots prepare` wrote beside the corpus",
+            fix=f"did you mean {facts.tokenizer_beside}"
+            if facts.tokenizer_beside
+            else "give the file that `roots prepare` wrote beside the corpus",
         )
     elif facts.tokenizer_vocab is not None and facts.tokenizer_vocab > config.model.vocab:
         yield Problem(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -84,6 +85,12 @@ def generate(
     if options.prompts is not None and options.prompt is not None and re.match(r"\w+\.\w+=", options.prompt):
         overrides = [options.prompt, *(overrides or ())]  # with a file there is no prompt before the overrides
         options = replace(options, prompt=None)
+    if options.prompt is not None and (stray := [word for word in overrides or () if "=" not in word]):
+        from roots_dist.errors import Problem, UserError
+
+        whole = " ".join([options.prompt, *stray])
+        fix = f"put the prompt into quotes: roots generate {run} {quote(whole)}"
+        raise UserError(Problem(key="prompt", found=whole, expected="a prompt that is one word of the shell", fix=fix))
     command = with_request(GENERATE, options, show=show)
     raise typer.Exit(run_on_ranks(command, str(run), overrides or (), arguments=context.obj))
 

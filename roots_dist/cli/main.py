@@ -96,6 +96,24 @@ def _refuse_empty(words: Sequence[str]) -> None:
             raise UserError(Problem(key=option or f"argument {at}", found="", expected=expected, fix=fix))
 
 
+INVISIBLE = re.compile("^[\\s\u200b-\u200f\u2060\ufeff]|[\\s\u200b-\u200f\u2060\ufeff]$")
+"""What nobody sees at the ends of a word: the \\r of a script with Windows line ends, what a web page adds."""
+
+
+def _refuse_invisible(words: Sequence[str]) -> None:
+    """Refuse a word that begins or ends with a character that cannot be seen: its path is not found, and no message
+    shows why. A prompt may have any."""
+    from roots_dist.errors import Problem, UserError
+
+    for at, word in enumerate(words if words[:1] not in (["generate"], ["chat"]) else words[:2]):
+        if odd := INVISIBLE.search(word):
+            code = f"U+{ord(odd[0]):04X}"
+            expected = f"a word without {code} at one of its ends"
+            windows = "; or convert the script that has Windows line ends: sed -i 's/\\r$//' SCRIPT"
+            fix = f"type it again as {INVISIBLE.sub('', word)}{windows if odd[0] == chr(13) else ''}"
+            raise UserError(Problem(key=f"argument {at}", found=word, expected=expected, fix=fix))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `roots` and `python -m roots_dist`. deepspeed's launcher begins with --local_rank=N."""
     from roots_dist.errors import UserError
@@ -113,6 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(0)
     try:
         _refuse_empty(words)
+        _refuse_invisible(words)
         # a command with options starts its ranks with the same words
         code = app(words, prog_name="roots", obj=tuple(words), standalone_mode=False)
     except UserError as error:

@@ -9,10 +9,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from roots_dist.config.other_names import key_for
+from roots_dist.config.other_names import DATA_RANKS, NO_DATA_RANKS, NUMBER_OF_PROCESSES, key_for
 
 OPTION = re.compile(r"No such option:? '?(-[^\s']*)'?")
 """As the parser says it; the library has written it with and without quotes and a colon."""
+WITH_PROCESSES = ("train", "finetune", "plan", "verify", "doctor")
+"""Commands that have --processes."""
 PUNCTUATION = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "--"})
 """What a word processor makes of quotes and dashes."""
 
@@ -25,12 +27,11 @@ def usage_line(message: str, words: Sequence[str]) -> str:
     if found is not None and "." in found[1]:
         right = _key(found[1], words)
         return f"✗ {found[1]}: no option has this name; keys of the config have no dashes. Fix: write {right}."
-    if found is not None and (key := key_for(found[1].partition("=")[0])):
-        right = f"{key}={_key(found[1], words).partition('=')[2]}"
-        return f"✗ {found[1]}: no option has this name; it is a key of the config here. Fix: write {right}."
     plain = [word.translate(PUNCTUATION) for word in words]
     if found is not None and (odd := [word for word, typed in zip(words, plain) if word != typed]):
         return f"✗ {odd[0]}: a dash or quote that a word processor made. Fix: type {odd[0].translate(PUNCTUATION)}."
+    if found is not None and (meant := _known_otherwise(found[1], words)) is not None:
+        return f"✗ {found[1]}: no option has this name. Fix: write {meant}."
     if "No such command" in message and command:
         if Path(command).suffix in (".yaml", ".yml"):
             return f"✗ {command}: expected a command before the config. Fix: write roots train {command}."
@@ -40,12 +41,32 @@ def usage_line(message: str, words: Sequence[str]) -> str:
     return f"✗ {message.rstrip('.?')}{'?' if message.endswith('?') else '.'} Fix: see {where}."
 
 
+def _known_otherwise(option: str, words: Sequence[str]) -> str | None:
+    """What to write for an option of a launcher or of another trainer, or for a key without its section; None if it is
+    none of these."""
+    from roots_dist.config.load import known_keys
+
+    if option.replace("_", "-") in NUMBER_OF_PROCESSES and words[0] in WITH_PROCESSES:
+        return f"--processes {_value(option, words)}"
+    if option in ("-c", "--config"):
+        return f"roots {words[0]} {_value(option, words)}"
+    name = option.lstrip("-").replace("-", "_")
+    if name in DATA_RANKS:
+        return NO_DATA_RANKS.replace("leave it out", "nothing for it")
+    of_name = [key for key in known_keys() if key.rpartition(".")[2] == name and "." in key]
+    key = key_for(name) or (of_name[0] if len(of_name) == 1 else None)
+    return None if key is None else f"{key}={_value(option, words)}"
+
+
 def _key(option: str, words: Sequence[str]) -> str:
     """`--train.steps 5` and `--train.steps=5` as an override."""
     key, equals, value = option.lstrip("-").partition("=")
-    if not equals:
-        at = next((i for i, word in enumerate(words) if word.partition("=")[0] == option), len(words))
-        given = words[at].partition("=")[2] if at < len(words) else ""
-        after = words[at + 1] if at + 1 < len(words) else "VALUE"
-        value = given or ("VALUE" if after.startswith("-") or "=" in after else after)
-    return f"{key}={value}"
+    return f"{key}={value if equals else _value(option, words)}"
+
+
+def _value(option: str, words: Sequence[str]) -> str:
+    """What was written for the value of an option, behind it or behind a =."""
+    at = next((i for i, word in enumerate(words) if word.partition("=")[0] == option), len(words))
+    given = words[at].partition("=")[2] if at < len(words) else ""
+    after = words[at + 1] if at + 1 < len(words) else "VALUE"
+    return given or ("VALUE" if after.startswith("-") or "=" in after else after)

@@ -23,8 +23,8 @@ from pydantic_core import ErrorDetails
 
 from roots_dist.config import text
 from roots_dist.config.extensions import KEY, NOTHING, Extension, extended, pinned
-from roots_dist.config.other_names import key_for
-from roots_dist.config.overrides import joined, typed
+from roots_dist.config.other_names import DATA_RANKS, NO_DATA_RANKS, key_for
+from roots_dist.config.overrides import joined, number_meant, typed
 from roots_dist.config.renamed import NO_EQUAL, RENAMED, RENAMED_VALUES
 from roots_dist.config.rope_scaling import RULES
 from roots_dist.config.schema import Config, Source
@@ -43,6 +43,7 @@ _WORDS = dict.fromkeys(_SECTION, "a section with keys") | {
     "bool_type": "true or false",
     "string_type": "text",
     "tuple_type": "a list",
+    "string_pattern_mismatch": "text of another form",
     "missing": "a value",
 }
 """What pydantic expected, as a writer of YAML says it."""
@@ -126,12 +127,14 @@ def known_keys() -> list[str]:
 def _meant(override: str, known: Sequence[str]) -> str:
     """The override that was probably meant by one without a section, with a colon, dashes or full-width characters."""
     key, value = re.split(r"[=:]|$", typed(override).lstrip("-—"), maxsplit=1)
-    return f"{nearest(key.strip(), known) or 'optim.lr'}={value.strip() or 'VALUE'}"
+    meant = nearest(key.strip(), known) if key.strip() else "optim.lr"
+    return f"{meant}={value.strip() or 'VALUE'}" if meant else "a key of the config, as optim.lr=1e-3"
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
     """The known key that a misspelt one probably means: same last part in another section, what another system calls
     so, or similar spelling."""
+    name = name.lower()
     leaf = name.rpartition(".")[2]
     same_leaf = [key for key in known if key.rpartition(".")[2] == leaf]
     if same_leaf:
@@ -170,7 +173,8 @@ def _apply(override: str, tree: dict[str, Any], origins: dict[str, str]) -> None
     if equals and not inside and section in Config.model_fields:
         raise ConfigError([_whole_section(section, value)])
     if not equals or not inside or not section or (not override.isascii() and key not in known and typed(key) in known):
-        expected, fix = "an override of the form section.key=value", f"write {_meant(override, known)}"
+        expected = "an override of the form section.key=value"
+        fix = NO_DATA_RANKS if key in DATA_RANKS else f"write {_meant(override, known)}"
         raise ConfigError([Problem(key=override, found=override, expected=expected, fix=fix, origin=COMMAND_LINE)])
     parsed = text.parse_value(key, value, COMMAND_LINE)
     if key not in known:
@@ -205,7 +209,9 @@ def _unknown(key: str, found: object, origin: str) -> Problem:
     in_list = parent.rpartition(".")[2].isdigit()  # the lists of the tree hold sources
     near = nearest(key, [f"{parent}.{name}" for name in Source.model_fields] if in_list else known_keys())
     fix = f"did you mean {near}" if near else "remove it; --print-config lists all keys"
-    if key in RENAMED:
+    if leaf in DATA_RANKS:
+        fix = NO_DATA_RANKS
+    elif key in RENAMED:
         fix = f"it is called {RENAMED[key]} now"
     elif leaf in NO_EQUAL:
         fix = NO_EQUAL[leaf]
@@ -240,6 +246,10 @@ def _remedy(details: ErrorDetails, key: str) -> str:
     kind = details["type"]
     if kind == "literal_error" and (new := RENAMED_VALUES.get((key, str(details["input"])))):
         return f"it is called {new} now"
+    if kind in ("int_type", "float_type"):
+        number = number_meant(details["input"], kind == "int_type")
+        if number is not None:
+            return f"write {key}={number}{_described(key)}"
     if kind == "missing":
         return f"give {key} a value"
     if kind == "string_type":

@@ -103,6 +103,13 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
 """Key -> the last part of its names elsewhere, with underscores."""
 
 
+DATA_RANKS = frozenset(("dp", "data_parallel", "data_parallel_size", "dp_size"))
+"""Names of what is not a key: data ranks are what the other axes leave of the processes."""
+NO_DATA_RANKS = "leave it out: dp is what tp × cp × pp leave of the processes, whose number is --processes N"
+NUMBER_OF_PROCESSES = frozenset(("-n", "-np", "--np", "--nproc", "--nproc-per-node", "--num-gpus", "--gpus", "--ngpus"))
+"""Options of launchers that our own calls --processes."""
+
+
 def key_for(name: str) -> str | None:
     """The key that another system calls `name`, whatever section is written before it and however words are joined;
     None if there is none."""

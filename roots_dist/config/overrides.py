@@ -15,6 +15,21 @@ def joined(words: Sequence[str]) -> str | None:
     return f"{found[1]}={found[2]}" if found is not None else None
 
 
+def number_meant(value: object, whole: bool) -> str | None:
+    """The number of a text or a float that people write for one: 1k, 1,000, 3,5e-4, 10%, 1e3 steps; None if it is
+    none. whole: the key takes whole numbers."""
+    text = typed(str(value)).strip().lower().replace("_", "")
+    if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+", text):
+        text = text.replace(",", "")
+    found = re.fullmatch(r"([-+]?\d*[.,]?\d+(?:e[-+]?\d{1,3})?)\s*([k%]?)", text)
+    if found is None:
+        return None
+    number = float(found[1].replace(",", ".")) * {"k": 1000.0, "%": 0.01, "": 1.0}[found[2]]
+    if not whole:
+        return f"{number:g}"
+    return str(int(number)) if number == number // 1 and abs(number) < 2**53 else None
+
+
 def typed(text: str) -> str:
     """Text without full-width characters, which look like the others: `train.steps＝５` as train.steps=5."""
     return unicodedata.normalize("NFKC", text)

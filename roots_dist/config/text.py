@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import difflib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -227,6 +228,12 @@ def _refusal(path: Path, found: object, expected: str, fix: str) -> ConfigError:
 def _remedy(path: Path) -> str:
     if re.match(r"\w+\.\w+=", str(path)):
         return "name the config before the overrides"
+    if path.is_symlink() and not path.exists():
+        return f"the file is a link to {os.readlink(path)}, where there is none: remove the link, or correct it"
+    if re.match(r"\w+:/", str(path)):
+        return "download it first, and give the path of the file"
+    if "\\" in str(path) and (unix := Path(str(path).replace("\\", "/"))).exists():
+        return f"did you mean {unix}"
     if (path / "config.yaml").is_file():
         return f"the config of this run is {path / 'config.yaml'}"
     named = Path("configs") / f"{path.name.removesuffix('.yaml')}.yaml"

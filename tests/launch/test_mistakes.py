@@ -10,6 +10,7 @@ import json
 import re
 import socket
 import struct
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,34 @@ TYPED = {
     "a misspelt schedule": ("schedule 1f2b --ranks 2 --microbatches 2", "Fix: choose one of them"),
     "a misspelt launcher": ("launch a.yaml --on slrum", "Fix: choose one of them"),
     "a missing output": ("prepare a.txt", "Missing option '--output'"),
+    "a number with a unit": ("train a.yaml data.seq_length=4k", "Fix: write data.seq_length=4000 ("),
+    "a number with commas": ("train a.yaml train.steps=1,000", "Fix: write train.steps=1000 ("),
+    "a decimal comma": ("train a.yaml optim.lr=3,5e-4", "Fix: write optim.lr=0.00035 ("),
+    "a percentage": ("train a.yaml optim.lr=10%", "Fix: write optim.lr=0.1 ("),
+    "a whole number as a float": ("train a.yaml train.steps=1e3", "Fix: write train.steps=1000 ("),
+    "full-width digits": ("train a.yaml train.steps=５０", "Fix: write train.steps=50 ("),
+    "a unit of time": ("train a.yaml advanced.timeout_s=10m", "expected a whole number. Fix: give advanced.timeout_s"),
+    "half of a number": ("train a.yaml train.steps=2.5", "expected a whole number. Fix: give train.steps"),
+    "the number of data ranks": ("train a.yaml parallel.dp=2", "leave it out: dp is what tp × cp × pp leave"),
+    "the number of data ranks alone": ("train a.yaml dp=2", "leave it out: dp is what tp × cp × pp leave"),
+    "a key in capitals": ("train a.yaml TRAIN.STEPS=5", "did you mean train.steps"),
+    "a key of vLLM": ("train a.yaml parallel.tensor_parallel_size=2", "it is called parallel.tp here"),
+    "an option that is a key": ("train a.yaml --tp=2", "Fix: write parallel.tp=2."),
+    "an option of torchrun": ("train a.yaml --nproc_per_node 4", "Fix: write --processes 4."),
+    "an option of mpirun": ("train a.yaml -n 4", "Fix: write --processes 4."),
+    "an option for the config": ("train --config a.yaml", "Fix: write roots train a.yaml."),
+    "a value on its own": ("train a.yaml 4", "Fix: write a key of the config, as optim.lr=1e-3."),
+    "a prompt without quotes": (
+        "generate runs/there Hello my world",
+        "quotes: roots generate runs/there 'Hello my world'",
+    ),
+    "the end of a line of Windows": ("train 'a.yaml\r'", "Fix: type it again as a.yaml; or convert the script"),
+    "the end of a line behind a value": ("train a.yaml 'train.steps=5\r'", "without U+000D at one of its ends"),
+    "a space of a web page": ("train a.yaml train.steps=5\u00a0", "without U+00A0 at one of its ends"),
+    "a mark that nobody sees": (
+        "train \ufeffa.yaml",
+        "without U+FEFF at one of its ends. Fix: type it",
+    ),
 }
 PATHS = {
     "a config that is not there": (
@@ -90,6 +119,20 @@ PATHS = {
     "no run": ("export zzz out", "there is no zzz in {here}, the working directory. Fix: name a track.folder."),
     "a corpus that is not there": ("train a.yaml data.train=corpse", "corpse.idx in {here}, the working directory"),
     "a config of another folder": ("train sub/c.yaml", "relative to the working directory, not to the config"),
+    "the folder of a corpus": ("train a.yaml data.train=data/mine", "did you mean data/mine/train_text_document"),
+    "the folder of a held-out corpus": (
+        "train a.yaml data.validation=data/mine/",
+        "did you mean data/mine/validation_text_document",
+    ),
+    "the beginning of a corpus": (
+        "train a.yaml data.train=data/mine/train",
+        "did you mean data/mine/train_text_document",
+    ),
+    "corpora without brackets": ("train a.yaml data.train=a,b", "write a list, data.train=[a, b]"),
+    "the folder of a tokenizer": ("train a.yaml data.tokenizer=data/mine", "did you mean data/mine/tokenizer.json"),
+    "a config on the web": ("train https://host/a.yaml", "download it first, and give the path"),
+    "a path of Windows": ("train 'sub\\c.yaml'", "did you mean sub/c.yaml"),
+    "a link to nowhere": ("train link.yaml", "the file is a link to nowhere, where there is none"),
     "a corpus with its ending": ("train a.yaml data.train=corpus.bin", "give the path without .bin or .idx"),
     "a text for a corpus": (
         "train a.yaml 'data.train=my text.jsonl'",
@@ -172,6 +215,12 @@ def place(tmp_path_factory) -> Path:
     (found / "sub" / "c.yaml").write_text(CONFIG.replace("corpus", "corpora"))
     (found / "runs" / "there").mkdir(parents=True)
     (found / "runs" / "there" / "config.yaml").write_text(CONFIG)
+    (found / "data" / "mine").mkdir(parents=True)
+    for split in ("train", "validation"):
+        for suffix in ("idx", "bin"):
+            (found / "data" / "mine" / f"{split}_text_document.{suffix}").symlink_to(found / f"corpus.{suffix}")
+    (found / "data" / "mine" / "tokenizer.json").write_text("{}")
+    (found / "link.yaml").symlink_to("nowhere")
     (found / "my text.jsonl").write_text('{"text": "a"}\n')
     (found / "rows.jsonl").write_text('{"body": "a"}\n')
     (found / "a.docx").write_text("a")
@@ -268,6 +317,34 @@ def test_long_preparation_says_how_far_it_is_in_a_pipe_too(monkeypatch, capsys):
     assert capsys.readouterr().err == "tokens: 25% of the text, 25,000 documents\n"
 
 
+SILENT = {
+    "ls": ("ls .", "reading the runs in ."),
+    "report": ("report runs/there --output there.html", "reading the runs"),
+    "sample": ("sample a.yaml data.seq_length=9999", "opening the data"),
+    "schedule": ("schedule 1f1b --ranks 2 --microbatches 2", "playing the schedule"),
+    "export": ("export runs/there out", "exporting runs/there"),
+    "import": ("import sub runs/imported", "importing sub"),
+    "train, before its ranks meet": ("train a.yaml parallel.pp=9", "checking the config and the data"),
+}
+
+
+@pytest.mark.parametrize("case", SILENT)
+def test_what_may_take_long_is_said_while_it_does(place, monkeypatch, capsys, case):
+    line, expected = SILENT[case]
+    begun = []
+
+    @contextmanager
+    def still_busy(what, say=None, first_s=None):
+        begun.append(what)
+        yield
+
+    monkeypatch.setattr("roots_dist.logs.still_busy", still_busy)
+    monkeypatch.chdir(place)
+    with pytest.raises(SystemExit):
+        main(_words(line))
+    assert begun == [expected], capsys.readouterr()
+
+
 def test_an_extra_that_is_not_installed_is_named_with_the_command_that_installs_it(said, place, monkeypatch):
     (place / "rows.parquet").write_bytes(b"PAR1")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
@@ -344,7 +421,7 @@ def test_a_config_is_begun_from_another_one_with_comments_and_a_schema(place, mo
         for section, keys in parse_file(path)[0].items():
             known = schema["$defs"][schema["properties"][section]["$ref"].rpartition("/")[2]]
             assert set(keys) <= set(known["properties"]) and not known["additionalProperties"], path
-    assert {"type": "string"} in schema["$defs"]["Data"]["properties"]["train"]["anyOf"]
+    assert {"type": "string"} in schema["$defs"]["DataConfig"]["properties"]["train"]["anyOf"]
 
 
 def test_a_config_is_begun_from_five_answers(place, monkeypatch, capsys):
