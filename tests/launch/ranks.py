@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from roots_dist import environment
+from roots_dist import environment, failures
 from roots_dist.cli.train import TRAIN
 from roots_dist.config.load import Loaded
 from roots_dist.config.schema import Config
@@ -30,6 +30,19 @@ def meet() -> float:
     return total.item()
 
 
+def exit_together() -> None:
+    """Let a rank that fails exit when all have said how they fail: the launcher ends those that are late."""
+    exit_alone = failures._exit
+
+    def exit_when_all_have_failed(code: int, who: failures.RankIdentity) -> None:
+        assert who.records is not None
+        while len(list(who.records.glob("rank_*.json"))) < who.size:
+            time.sleep(0.02)
+        exit_alone(code, who)
+
+    failures._exit = exit_when_all_have_failed
+
+
 def behave(what: str, folder: Path) -> None:
     if what == "fine":
         return
@@ -44,6 +57,7 @@ def behave(what: str, folder: Path) -> None:
     elif what == "raise":
         raise ValueError("the flux capacitor is empty")
     elif what == "user":
+        exit_together()
         raise DataError("corpus = 'x': expected tokens. Fix: prepare it.")
     elif what == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
