@@ -237,9 +237,14 @@ def _problem(details: ErrorDetails, origins: dict[str, str]) -> Problem:
         found, expected = details["input"], f"a mapping with a type, one of {', '.join(RULES)}"
         fix = f"write {key}={{type: {next(iter(RULES))}, factor: 2}}, or leave it out"
         return Problem(key=key, found=found, expected=expected, fix=fix, origin=origin)
-    expected = _WORDS.get(details["type"]) or details["msg"].removeprefix("Input should be ")
+    expected = _WORDS.get(details["type"]) or _choices(details) or details["msg"].removeprefix("Input should be ")
     found = None if details["type"] == "missing" else details["input"]  # pydantic gives what the key is missing in
     return Problem(key=key, found=found, expected=expected, fix=_remedy(details, key), origin=origin)
+
+
+def _choices(details: ErrorDetails) -> str:
+    """The words that a key takes, as YAML writes them; empty if it takes others too."""
+    return re.sub(r"\b(True|False)\b", lambda word: word[0].lower(), details.get("ctx", {}).get("expected", ""))
 
 
 def _remedy(details: ErrorDetails, key: str) -> str:
@@ -255,8 +260,7 @@ def _remedy(details: ErrorDetails, key: str) -> str:
     if kind == "string_type":
         return "put the value into quotes"
     if kind == "literal_error":
-        choices = details.get("ctx", {}).get("expected", "")
-        return f"choose one of {choices}"
+        return f"choose one of {_choices(details)}"
     if kind == "tuple_type":
         return f"write a list, as {key}=[{_examples(key)}]{_described(key)}"
     if kind in _SECTION:

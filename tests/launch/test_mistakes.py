@@ -59,6 +59,10 @@ TYPED = {
     "no value": ("train a.yaml train.steps=", "train.steps = None (command line): expected a whole number"),
     "a word for a number": ("train a.yaml train.steps=many", "expected a whole number"),
     "a word that is no choice": ("train a.yaml train.precision=fp16", "choose one of 'fp32' or 'bf16'"),
+    "a word beside true and false": (
+        "train a.yaml train.compile=sometimes",
+        "Fix: choose one of 'auto', true or false.",
+    ),
     "a value for a list": (
         "train a.yaml model.layer_kinds=window",
         "write a list, as model.layer_kinds=[full, window]",
