@@ -7,7 +7,7 @@ Q queries, S keys, K head width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -38,16 +38,29 @@ def backward(
     drop: float, scale: float, causal: bool, need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
     """Gradients of q, k, v and of the bias. Probabilities are computed again."""
+
+    def of_part(part: tuple[int, slice], k: Tensor, grad_p: Tensor) -> tuple[Tensor, Tensor]:
+        p, grad_p = _probabilities(q, k, bias, part, scale, causal), grad_p.masked_fill_(dropped[part], 0)
+        scores = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype)
+        return p.masked_fill_(dropped[part], 0), scores
+
+    return gradients(of_part, grad, q, k, v, bias if need_bias else None, drop, scale, PAIRS)
+
+
+def gradients(
+    of_part: Callable[[tuple[int, slice], Tensor, Tensor], tuple[Tensor, Tensor]],
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, drop: float, scale: float, pairs: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Gradients of q, k, v and of the bias. of_part(part, keys of each query head, gradient of the probabilities) ->
+    probabilities that dropout leaves, and the gradient of the scaled products."""
     groups = k.shape[1]
     k, v = repeat_heads(k, v, q.shape[1])
     grads = [torch.empty_like(t) for t in (q, k, v)]
-    grad_bias = torch.zeros_like(bias) if bias is not None and need_bias else None
-    for part in parts_of(q, k):
-        p = _probabilities(q, k, bias, part, scale, causal)
+    grad_bias = torch.zeros_like(bias) if bias is not None else None
+    for part in parts_of(q, k, pairs):
         given = grad[part] * (1 / (1 - drop))
-        grad_p = (given @ v[part].transpose(-1, -2)).masked_fill_(dropped[part], 0)
-        scores = torch.ops.aten._softmax_backward_data(grad_p, p, -1, p.dtype)
-        grads[2][part] = p.masked_fill_(dropped[part], 0).transpose(-1, -2) @ given
+        p, scores = of_part(part, k, given @ v[part].transpose(-1, -2))
+        grads[2][part] = p.transpose(-1, -2) @ given
         if grad_bias is not None:
             into = slice_of(grad_bias, part)
             into += scores.sum_to_size(into.shape)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from roots_dist.learning.models.attention_by_heads import parts_of, repeat_heads, slice_of
+from roots_dist.learning.models.attention_by_heads import gradients, parts_of, repeat_heads, slice_of
 from roots_dist.world import rng
 from roots_dist.world.fuse import Fuse
 
@@ -35,7 +35,7 @@ class FusedByHeads:
         out = torch.empty_like(q)
         for part in parts_of(q, k, PAIRS):
             scores = q[part] @ k[part].transpose(-1, -2)
-            p = self.fuse(dropped_softmax)(scores, rows[part], *_told(bias, part, drop, scale, causal))
+            p = self.fuse(dropped_softmax)(scores, rows[part], *_settings(bias, part, drop, scale, causal))
             out[part] = (p @ v[part]).mul_(1 / (1 - drop))
         return out, rows.new_empty(0)
 
@@ -43,27 +43,14 @@ class FusedByHeads:
         self, grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, rows: Tensor, out: Tensor,
         nothing: Tensor, drop: float, scale: float, causal: bool, need_bias: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
-        groups = k.shape[1]
-        k, v = repeat_heads(k, v, q.shape[1])
-        grads = [torch.empty_like(t) for t in (q, k, v)]
-        grad_bias = torch.zeros_like(bias) if bias is not None and need_bias else None
-        for part in parts_of(q, k, PAIRS):
-            given = grad[part] * (1 / (1 - drop))
-            scores, grad_p = q[part] @ k[part].transpose(-1, -2), given @ v[part].transpose(-1, -2)
-            told = _told(bias, part, drop, scale, causal)
-            p, grad_scores = self.fuse(dropped_softmax_backward)(grad_p, scores, rows[part], *told)
-            grads[2][part] = p.transpose(-1, -2) @ given
-            if grad_bias is not None:
-                into = slice_of(grad_bias, part)
-                into += grad_scores.sum_to_size(into.shape)
-            grads[0][part] = (grad_scores @ k[part]).mul_(scale)
-            grads[1][part] = (grad_scores.transpose(-1, -2) @ q[part]).mul_(scale)
-        grad_q, *grad_kv = grads
-        grad_k, grad_v = (t if t.shape[1] == groups else t.unflatten(1, (groups, -1)).sum(2) for t in grad_kv)
-        return grad_q, grad_k, grad_v, grad_bias
+        def of_part(part: tuple[int, slice], k: Tensor, grad_p: Tensor) -> tuple[Tensor, Tensor]:
+            scores, settings = q[part] @ k[part].transpose(-1, -2), _settings(bias, part, drop, scale, causal)
+            return self.fuse(dropped_softmax_backward)(grad_p, scores, rows[part], *settings)
+
+        return gradients(of_part, grad, q, k, v, bias if need_bias else None, drop, scale, PAIRS)
 
 
-def _told(
+def _settings(
     bias: Tensor | None, part: tuple[int, slice], drop: float, scale: float, causal: bool
 ) -> tuple[Tensor | None, int, float, bool]:
     return None if bias is None else slice_of(bias, part), rng.limit_of(drop), scale, causal
