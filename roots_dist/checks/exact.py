@@ -6,7 +6,7 @@ What cannot be exact, because its sums follow the layout, is refused by name.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from roots_dist.accounting.sizes import generator_of
 from roots_dist.config.records import family_of, objective_of, target_seq
@@ -56,7 +56,7 @@ def _tensor(config: Config, degree: int, tp: int) -> Iterator[Problem]:
     kv_heads = config.model.num_kv_heads()
 
     def problem_of(number: int) -> str | None:
-        uncut = [f"{name} = {size}" for name, size in cut.items() if size % number]
+        uncut = _uncut(cut, number)
         if number & (number - 1):
             return "a power of two"
         if number % tp:
@@ -92,6 +92,11 @@ def _data(config: Config, degree: int, dp: int, batches: Sequence[int]) -> Itera
         yield Problem(key="train.exact.data", found=degree, expected=expected, fix=fix)
 
 
+def _uncut(sizes: Mapping[str, int], unit: int) -> list[str]:
+    """Those that are no multiple of the unit."""
+    return [f"{name} = {size}" for name, size in sizes.items() if size % unit]
+
+
 def _lengths(config: Config) -> dict[str, int]:
     """Numbers of positions: their names in words, and the sizes."""
     found = {"data.seq_length": config.data.seq_length}
@@ -105,7 +110,7 @@ def _context(config: Config, degree: int, cp: int) -> Iterator[Problem]:
 
     def problem_of(number: int) -> str | None:
         unit = math.lcm(2 * number, tensor * number) if number > 1 else 1
-        uncut = [f"{name} = {size}" for name, size in lengths.items() if size % unit]
+        uncut = _uncut(lengths, unit)
         if number & (number - 1):
             return "a power of two"
         if number % cp:
