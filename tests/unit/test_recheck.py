@@ -40,9 +40,10 @@ def config_of(layout: Layout, zero: int) -> Config:
 
 
 def flip(tensor: torch.Tensor) -> torch.Tensor:
-    """The same numbers, but for the last bit of one."""
+    """The same numbers, but for one bit of one. The last bit could be rounded away before it reaches a gradient, which
+    depends on the processor."""
     changed = tensor.clone()
-    changed.view(-1).view(torch.int32)[3] ^= 1
+    changed.view(-1).view(torch.int32)[3] ^= 1 << 12
     return changed
 
 
