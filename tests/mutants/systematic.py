@@ -36,6 +36,7 @@ from .warm import changed_code, run_warm
 MIXTRAL = LAYOUT("mixtral,tp=2,pp=2,interleaved,selective")
 ZB_H1 = LAYOUT("gpt,pp=3,model__layers=7,train__global_batch=6,schedule=zb-h1")
 SP = LAYOUT("llama,tp=4,sequence_parallel=True,model__attention_dropout=0.1")
+LATENTS = (LAYOUT("deepseek,tp=2,pp=2,1f1b"), LAYOUT("deepseek,tp=4,sp,cp=2"))
 EVERYTHING = (
     LAYOUT("gpt,train__micro_batch=4"),
     LAYOUT("llama,tp=2,model__kv_heads=1"),
@@ -50,6 +51,10 @@ EVERYTHING = (
 ADAPTERS = (
     STRATEGY("gpt-instruct+lora,tp=2,pp=2,schedule=zb-h1"),
     STRATEGY("bert-classify+lora,tp=2,sp,dp=2,zero=0"),
+)
+OF_LATENTS = STRATEGY(
+    "deepseek+lora,tp=2,sequence_parallel=True,finetune__lora_targets="
+    "['query', 'query_down', 'kv_down', 'kv_up', 'out']"
 )
 CUT_TEXTS = (
     IN_CONTEXT("gpt,cp=2,dp=2,zero_stage=1"),
@@ -99,7 +104,11 @@ TESTS: dict[str, tuple[str, ...]] = {
         "parity/test_expert_parallel.py",
     ),
     "parallel/tensor/weight_gradient.py": ("unit/test_linear.py", *EVERYTHING, *IN_BITS),
-    "parallel/tensor/linear.py": ("unit/test_linear.py", *EVERYTHING, *ADAPTERS, *IN_BITS, *CUT_EXPERTS[:1]),
+    "parallel/tensor/linear.py": (
+        "unit/test_linear.py", "independent/test_initial_weights.py", *EVERYTHING, *ADAPTERS, *IN_BITS,
+        *CUT_EXPERTS[:1], "unit/test_budgets.py",
+    ),
+    "parallel/tensor/replicated.py": ("independent/test_initial_weights.py", *LATENTS, OF_LATENTS),
     "parallel/pipeline/executor.py": (*EVERYTHING, *ZERO[2:3], *ZERO[5:], *IN_BITS[1:], "unit/test_stopwatch.py"),
     "parallel/pipeline/partition.py": ("unit/test_partition.py",),
     "parallel/pipeline/parts.py": ("unit/test_parts.py", *EVERYTHING[4:6]),
@@ -130,6 +139,10 @@ TESTS: dict[str, tuple[str, ...]] = {
         FAMILY("electra,dp=2,tp=2,pp=2,sequence_parallel=True,zero_stage=1"),
         STRATEGY("bert-classify+full,tp=2,sp,dp=2,zero=0"),
     ),
+    "learning/models/vocab_head.py": (
+        "independent/test_cross_entropy.py", "unit/test_dpo.py", "independent/test_initial_weights.py",
+        "reference/test_lm_eval.py", "independent/test_size_switches.py", *EVERYTHING, *CUT_TEXTS, *IN_BITS,
+    ),
     "learning/objectives/classify.py": TASKS,
     "learning/objectives/clm.py": ("unit/test_data_batches.py", "independent/test_training_loop.py"),
     "learning/objectives/dpo.py": ("unit/test_dpo.py",),
@@ -142,13 +155,19 @@ TESTS: dict[str, tuple[str, ...]] = {
     "learning/objectives/spans.py": ("unit/test_spans.py", "unit/test_prefix.py"),
     "learning/objectives/tag.py": TASKS,
     "learning/data/batches.py": ("unit/test_data_batches.py",),
+    "learning/data/packing.py": ("unit/test_packing.py",),
     "learning/data/order.py": ("unit/test_data_order.py", "unit/test_data_batches.py"),
     "config/lr_schedules.py": ("unit/test_rates.py",),
     "config/batch_ramp.py": ("unit/test_data_order.py", "unit/test_data_batches.py"),
     "runs/train/step.py": STEP,
+    "runs/train/check_finite.py": STEP,
     "assembly/passes.py": STEP,
     "schedule/schedules.py": ("unit/test_schedules.py",),
     "schedule/communication.py": ("unit/test_schedules.py",),
+    "world/batch.py": (
+        "unit/test_data_batches.py", "unit/test_packing.py", "independent/test_attention.py", MASKS("clm"),
+        "reference/test_generation_transformers.py", *EVERYTHING, *IN_BITS,
+    ),
     "world/exact.py": ("parity/test_exact.py",),
     "world/mesh.py": ("unit/test_mesh.py", *EVERYTHING[4:], *CUT_TEXTS[:1], *CUT_EXPERTS, *IN_BITS),
     "world/positions.py": ("parity/test_context.py", *CUT_TEXTS),
