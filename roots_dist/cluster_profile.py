@@ -30,7 +30,7 @@ class Finding:
     expected: str
     fix: str
     serious: bool = True
-    """Whether training would fail, be wrong or be slow; the command then exits with code 1."""
+    """True if training would fail, be wrong or be slow; the command then exits with code 1."""
 
     def __str__(self) -> str:
         return f"{'✗' if self.serious else '!'} {self.where}: {self.found}, expected {self.expected}. Fix: {self.fix}."
@@ -70,7 +70,7 @@ class FolderAccess:
 
     rank: int
     trouble: str | None
-    """Why the rank could not write or rename; None on success."""
+    """The reason why the rank could not write or rename; None on success."""
     bytes_per_s: float | None
     free: int | None
 
@@ -131,7 +131,7 @@ class Profile:
     ranks: tuple[RankFacts, ...]
     """Facts of the ranks that answered."""
     clock_offsets_s: Mapping[str, float]
-    """For each host, its clock minus the clock of rank 0."""
+    """Clock of each host minus the clock of rank 0."""
     folder: str | None
     wrote: tuple[FolderAccess, ...]
     speeds: tuple[Speed, ...]

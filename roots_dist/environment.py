@@ -149,14 +149,14 @@ def values(names: re.Pattern[str]) -> list[str]:
 
 
 def uses_agent_store() -> bool:
-    """Whether torchrun's elastic agent already listens at the rendezvous address, so that rank 0 must not."""
+    """True if torchrun's elastic agent already listens at the rendezvous address, so that rank 0 must not."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def start_in_store() -> str:
-    """Which start of the ranks this is, of those that share a store: torch's elastic agent may keep one over restarts.
-    Each agent counts by itself, and one that was itself started anew begins at zero. So where every start has a store
-    of its own, nothing depends on the count."""
+    """The number of this start of the ranks among those that share a store: torch's elastic agent may keep one over
+    restarts. Each agent counts by itself, and one that was itself started anew begins at zero. So where every start has
+    a store of its own, nothing depends on the count."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if uses_agent_store() else "0"
 
 
@@ -212,7 +212,7 @@ def gpus(environ: Mapping[str, str] | None = None) -> int:
 
 
 def has_cpp_compiler() -> bool:
-    """Whether the C++ compiler is found that torch.compile calls: CXX, or g++."""
+    """True if the C++ compiler that torch.compile calls is found: CXX, or g++."""
     return shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
@@ -239,7 +239,7 @@ def tasks_per_node(short: str) -> list[int]:
 
 
 def _in_slurm_step(environ: Mapping[str, str]) -> bool:
-    """Whether this is a task of srun. A batch script has SLURM_PROCID too, and an interactive shell is a step of its
+    """True if this is a task of srun. A batch script has SLURM_PROCID too, and an interactive shell is a step of its
     own."""
     return ("SLURM_STEP_ID" in environ or "SLURM_STEPID" in environ) and "SLURM_PTY_PORT" not in environ
 

@@ -18,7 +18,8 @@ class Problem:
     expected: str
     fix: str
     origin: str = ""
-    """Where the value was set (`run.yaml:7`, `command line`). Empty for defaults and for values outside the config."""
+    """Place where the value was set (`run.yaml:7`, `command line`). Empty for defaults and for values outside the
+    config."""
 
     def __str__(self) -> str:
         origin = f" ({self.origin})" if self.origin else ""

@@ -71,14 +71,14 @@ class Record:
     host: str
     time: float
     by_user: bool
-    """Whether the user can fix the error; it is then shown without a traceback."""
+    """True if the user can fix the error; it is then shown without a traceback."""
     consequence: bool
-    """Whether this failure was caused by the failure of another rank."""
+    """True if this failure was caused by the failure of another rank."""
     message: str
     trace: str
     file: str | None
     is_whole: bool = False
-    """Whether the message says what happened to all ranks, and is shown as it is."""
+    """True if the message says what happened to all ranks; it is then shown as it is."""
 
     @property
     def name(self) -> str:
@@ -130,7 +130,7 @@ def describe(error: BaseException, who: RankIdentity) -> Record:
 
 
 def is_consequence(error: BaseException) -> bool:
-    """Whether an error was caused by the failure of another rank."""
+    """True if an error was caused by the failure of another rank."""
     if isinstance(error, UserError):
         return False
     trace = "".join(traceback.format_exception(error))
@@ -173,7 +173,7 @@ def _print_failure(record: Record, who: RankIdentity) -> None:
 
 
 def _is_first_to_print(message: str, who: RankIdentity) -> bool:
-    """Whether no other rank of the same launcher on this machine has printed this message recently."""
+    """True unless another rank of the same launcher on this machine has printed this message recently."""
     if who.size == 1:
         return True
     same = hashlib.blake2b(f"{os.getppid()} {message}".encode(), digest_size=8).hexdigest()

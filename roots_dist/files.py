@@ -17,7 +17,7 @@ from roots_dist.errors import Problem, UserError
 
 WORKING_DIRECTORY = "the working directory"
 PARTIAL = ".partial"
-"""How the name ends of a file or folder that is being written."""
+"""Suffix of a file or folder that is being written."""
 MOST_BYTES = 1 << 30
 """Bytes of a file that is read whole: the index of a million tensors has a tenth of them, and a sparse file of a
 terabyte costs nobody anything to leave in a folder."""
@@ -137,5 +137,6 @@ def where(path: str | Path) -> str:
 
 
 def reason(error: Exception, path: str | Path) -> str:
-    """Why a file cannot be used: the operating system's reason with where it was looked for, or the reader's words."""
+    """The reason why a file cannot be used: the operating system's, with the place where it was looked for, or the
+    reader's words."""
     return f"{why(error)}: {where(path)}" if isinstance(error, OSError) else str(error)

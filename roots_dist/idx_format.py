@@ -10,7 +10,7 @@ from pathlib import Path
 from roots_dist.errors import DataError
 
 MANIFEST, TOKENIZER = "manifest.json", "tokenizer.json"
-"""What `roots prepare` writes beside a corpus; that of other software may lie alone."""
+"""Files that `roots prepare` writes beside a corpus; a corpus of other software may lie alone."""
 MAGIC, OLD_MAGIC = b"MMIDIDX\x00\x00", b"TNTIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
 """Magic, version, token type, number of sequences, length of the document index; little endian."""

@@ -6,7 +6,8 @@ learning/models/flops.py: FLOPs of a step + seconds + peak --mfu--> util/mfu_fra
 from __future__ import annotations
 
 CONVENTION = "model FLOPs, causal attention counted half"
-"""How FLOPs are counted: only what a causal model must compute, backward as twice forward, no recomputation."""
+"""Convention by which FLOPs are counted: only what a causal model must compute, backward as twice forward, no
+recomputation."""
 
 
 def mfu(flops: float, seconds: float, peak_flops: float) -> float:

@@ -57,8 +57,9 @@ def rank_state(
 
 
 def state_bytes(config: Config, layout: Layout, *, all_learns: bool = True) -> int:
-    """What a rank holds between two steps at least, while the whole model learns, or only a part of it that is not
-    known here: that counts as frozen too, which has weights and nothing else.
+    """The least number of bytes that a rank holds between two steps, while the whole model learns. With
+    all_learns=False only a part learns, which is not known here: it counts as frozen too, with weights and nothing
+    else.
 
     Activations and buffers are left out and all parts are shared evenly, so a run that does not fit this bound cannot
     run.

@@ -45,7 +45,7 @@ class Moment:
     step: int
     """Number of steps done."""
     metrics: Mapping[str, float]
-    """What a step measured (loss/train, each term, optim/grad_norm and optim/lr), or all that an evaluation found."""
+    """Metrics of a step (loss/train, each term, optim/grad_norm and optim/lr), or all that an evaluation found."""
     model: Model
     """The model as it is now. All ranks are called, because its methods need all of them."""
     folder: Path

@@ -20,7 +20,7 @@ from roots_dist.world.mesh import Mesh
 log = logging.getLogger(__name__)
 ANOTHER = "it does not compile on another rank"
 MOST_LETTERS = 300
-"""Of what a compiler says."""
+"""Longest excerpt from a compiler's message, in characters."""
 
 
 def choose_fuse(config: Config, mesh: Mesh) -> Fuse:
@@ -47,14 +47,15 @@ def choose_fuse(config: Config, mesh: Mesh) -> Fuse:
 
 
 def wants_compiler(config: Config, device: torch.device) -> bool:
-    """Whether the run is to be compiled, if that works. auto: on a GPU; on a CPU it would win a few percent, and take
-    longer than a short run. An exact run computes what it has been proved with."""
+    """True if the run is to be compiled, provided that this works. `auto` compiles on a GPU: on a CPU it would win a
+    few percent, and take longer than a short run. It does not compile an exact run, which computes what it has been
+    proved with."""
     wanted = config.train.compile
     return wanted if wanted != "auto" else device.type == "cuda" and config.train.exact is None
 
 
 def why_not(compiler: Compiler, device: torch.device) -> str | None:
-    """Why the compiler does not work on this device, in one line; None if it does."""
+    """The reason why the compiler does not work on this device, in one line; None if it does."""
     try:
         compiler(_trial)(torch.ones(2, 8, device=device))
     except Exception as error:  # of torch, a compiler, a driver, a folder: whatever it is, nothing can be compiled

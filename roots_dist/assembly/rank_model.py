@@ -46,7 +46,8 @@ class RankModel:
     trainable: Mapping[str, Trainable]
     """Trainable parameters of the whole model, including those that are still frozen."""
     trainable_from: tuple[int | None, ...]
-    """For each stage of the whole model, the step from which some of its parameters are trained; None if none ever is.
+    """The step from which some parameters of a stage are trained, for each stage of the whole model; None if none ever
+    is.
     """
 
     def pieces(self) -> list[tuple[str, nn.Module]]:

@@ -28,8 +28,8 @@ class Run:
     engine: Engine
     objective: Objective
     ties: Mapping[str, Axis]
-    """For each parameter of this rank that other pipeline ranks hold too, the axis over these: with the same data rank,
-    or with all where DeepSpeed sums over them (zero/engine.py)."""
+    """The axis over the pipeline ranks that hold a parameter, for each parameter of this rank that others hold too:
+    over those with the same data rank, or over all where DeepSpeed sums over them (zero/engine.py)."""
 
     @property
     def config(self) -> Config:

@@ -34,7 +34,7 @@ def check(config: Config, layout: Layout, batches: Sequence[int]) -> Iterator[Pr
 
 
 def cut_over_tensor_ranks(config: Config) -> dict[str, int]:
-    """What tensor ranks have equal parts of: its name in words, and its size."""
+    """The sizes that are divided evenly over tensor ranks, by their names in words."""
     m = config.model
     cut = {
         "model.heads": m.heads,
@@ -93,7 +93,7 @@ def _data(config: Config, degree: int, dp: int, batches: Sequence[int]) -> Itera
 
 
 def _uncut(sizes: Mapping[str, int], unit: int) -> list[str]:
-    """Those that are no multiple of the unit."""
+    """Sizes that are no multiple of the unit."""
     return [f"{name} = {size}" for name, size in sizes.items() if size % unit]
 
 

@@ -31,11 +31,11 @@ class CorpusFacts:
     tokens: int = 0
     documents: int | None = None
     vocab: int | None = None
-    """From the manifest beside it; None: made by other software."""
+    """Vocabulary size, from the manifest beside the corpus; None if other software made it."""
     trouble: str | None = None
-    """Why it cannot be used."""
+    """The reason why the corpus cannot be used; None if it can."""
     fix: str | None = None
-    """What to do about it, where the file itself says so."""
+    """The fix for it, if the file itself says one."""
     beside: tuple[str, ...] = ()
     """Prefixes of corpora that were probably meant, if there is none of this name: in the folder of this name, or
     beginning with it."""
@@ -46,7 +46,7 @@ class CorpusFacts:
 @dataclass(frozen=True)
 class Facts:
     corpora: Mapping[str, CorpusFacts] = field(default_factory=dict)
-    """By the prefix that the config gives."""
+    """Facts about each corpus, by the prefix that the config gives."""
     tokenizer_vocab: int | None = None
     tokenizer_trouble: str | None = None
     tokenizer_beside: str | None = None
@@ -57,14 +57,14 @@ class Facts:
     """T5's <extra_id_0>, <extra_id_1> …"""
     folder_trouble: str | None = None
     store_trouble: str | None = None
-    """Why checkpoint.url or checkpoint.fallback_folder cannot be reached from here: a package is missing."""
+    """The reason why checkpoint.url or checkpoint.fallback_folder cannot be reached from here: a package is missing."""
     local_size: int = 1
     """Processes on this machine, which share its memory."""
     memory: int | None = None
     """Bytes that this machine can still give; None: not known."""
     gpus: int = 0
     compiler: bool = True
-    """Whether torch.compile finds a C++ compiler here."""
+    """True if torch.compile finds a C++ compiler here."""
     versions: Mapping[str, str | None] = field(default_factory=dict)
     """Installed packages; None: not installed."""
     pinned: Mapping[str, str] = field(default_factory=dict)
@@ -98,7 +98,7 @@ def gather(config: Config, local_size: int) -> Facts:
 
 
 def corpus(prefix: str) -> CorpusFacts:
-    """What the header of a .bin/.idx pair says."""
+    """The facts about a corpus that the header of its .bin/.idx pair tells."""
     tokens_file = Path(f"{prefix}.bin")
     try:
         header = read_header(prefix)

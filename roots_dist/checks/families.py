@@ -155,7 +155,7 @@ def _two_stacks(config: Config) -> Iterator[Problem]:
 
 
 def _cut_targets(config: Config) -> Iterator[Problem]:
-    """Under sequence and context parallelism the decoder's positions are cut too."""
+    """Check that sequence and context parallelism can cut the decoder's positions too."""
     unit, seq, target = config.parallel.position_unit(), config.data.seq_length, target_seq(config)
     if target % unit == 0 or seq % unit:  # the latter has been told
         return

@@ -266,7 +266,7 @@ def check(config: Config) -> Iterator[Problem]:
 
 
 def _shown(value: object) -> object:
-    """As a writer of YAML has written it."""
+    """A value as a writer of YAML has written it."""
     if isinstance(value, Section):
         written = value.model_dump(mode="json", exclude_unset=True)
         return f"{{{', '.join(f'{key}: {json.dumps(inner)}' for key, inner in written.items())}}}".replace('"', "")
@@ -274,5 +274,5 @@ def _shown(value: object) -> object:
 
 
 def _written(value: object) -> str:
-    """As on the command line."""
+    """A value as it is written on the command line."""
     return json.dumps(value).strip('"')

@@ -97,7 +97,7 @@ def _refuse_empty(words: Sequence[str]) -> None:
 
 
 INVISIBLE = re.compile("^[\\s\u200b-\u200f\u2060\ufeff]|[\\s\u200b-\u200f\u2060\ufeff]$")
-"""What nobody sees at the ends of a word: the \\r of a script with Windows line ends, what a web page adds."""
+"""Invisible characters at either end of a word: the \\r of a script with Windows line ends, or what a web page adds."""
 
 
 def _refuse_invisible(words: Sequence[str]) -> None:

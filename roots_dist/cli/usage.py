@@ -12,11 +12,11 @@ from pathlib import Path
 from roots_dist.config.other_names import DATA_RANKS, NO_DATA_RANKS, NUMBER_OF_PROCESSES, key_for
 
 OPTION = re.compile(r"No such option:? '?(-[^\s']*)'?")
-"""As the parser says it; the library has written it with and without quotes and a colon."""
+"""Message of the parser about an unknown option; the library has written it with and without quotes and a colon."""
 WITH_PROCESSES = ("train", "finetune", "plan", "verify", "doctor")
 """Commands that have --processes."""
 PUNCTUATION = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "--"})
-"""What a word processor makes of quotes and dashes."""
+"""Quotes and dashes of a word processor -> the plain ones."""
 
 
 def usage_line(message: str, words: Sequence[str]) -> str:
@@ -42,8 +42,8 @@ def usage_line(message: str, words: Sequence[str]) -> str:
 
 
 def _known_otherwise(option: str, words: Sequence[str]) -> str | None:
-    """What to write for an option of a launcher or of another trainer, or for a key without its section; None if it is
-    none of these."""
+    """The word to write for an option of a launcher or of another trainer, or for a key without its section; None if it
+    is none of these."""
     from roots_dist.config.load import known_keys
 
     if option.replace("_", "-") in NUMBER_OF_PROCESSES and words[0] in WITH_PROCESSES:
@@ -65,7 +65,7 @@ def _key(option: str, words: Sequence[str]) -> str:
 
 
 def _value(option: str, words: Sequence[str]) -> str:
-    """What was written for the value of an option, behind it or behind a =."""
+    """The value that was written for an option, behind it or behind a =."""
     at = next((i for i, word in enumerate(words) if word.partition("=")[0] == option), len(words))
     given = words[at].partition("=")[2] if at < len(words) else ""
     after = words[at + 1] if at + 1 < len(words) else "VALUE"

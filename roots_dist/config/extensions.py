@@ -30,7 +30,7 @@ from roots_dist.schedule.schedules import SCHEDULES, Schedule
 
 KEY = "advanced.extensions"
 NAME = "EXTENSION"
-"""What the file calls its Extension."""
+"""Name that the file gives to its Extension."""
 PIN = "#sha256="
 MOST_BYTES = 1 << 24
 """The largest file of an extension. It is copied into the folder of each run."""
@@ -59,7 +59,7 @@ class NewFamily:
 
 
 OwnReader = Callable[[Path], Iterable[Mapping[str, Any]]]
-"""From the path of a file to its rows: column name -> value."""
+"""Function from the path of a file to its rows: column name -> value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Extension:
 
 
 class AnyName:
-    """Whatever names a config has are taken as they stand, because its extensions are not to be run."""
+    """Accepts any name in a config, because its extensions are not to be run."""
 
 
 NOTHING = Extension()

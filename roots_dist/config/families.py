@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 POSITIONS = ("learned", "rotary", "sinusoidal", "alibi", "relative", "none")
-"""What model.positions may be, the usual ones first."""
+"""Values of model.positions, the usual ones first."""
 _ENCLOSED = ("cls", "sep", "pad")
 _RELATIVE = {"relative": "the bias of relative distances is t5's"}
 _BOTH_WAYS = {
@@ -43,7 +43,8 @@ class FamilyRecord:
     mlp_dropout: bool = False
     """Dropout inside the MLP too."""
     pooling: Literal["last", "pooler", "dense"] = "last"
-    """What stands before the classes of a text: its last token; its first, through BERT's pooler or ELECTRA's layer."""
+    """Input of the head that classifies a text: the last token, or the first through BERT's pooler or ELECTRA's
+    layer."""
     last_norm: Literal["norm", "final"] | None = None
     """Name of the last norm, in the head, of a stack whose norms stand before each branch; None: there is none."""
 

@@ -1,4 +1,5 @@
-"""From a YAML file and overrides to a Config, typed, with known keys only; every mistake at once, with its place.
+"""Read a YAML file and overrides into a typed Config with known keys only; report every mistake at once, with its
+place.
 
     run.yaml --read--> tree + origins --apply overrides--> tree + origins --pydantic--> Config
 
@@ -46,7 +47,7 @@ _WORDS = dict.fromkeys(_SECTION, "a section with keys") | {
     "string_pattern_mismatch": "text of another form",
     "missing": "a value",
 }
-"""What pydantic expected, as a writer of YAML says it."""
+"""Kind of pydantic's error -> expected value, as a writer of YAML says it."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read(path: str | Path, overrides: Sequence[str] = (), named: Sequence[str] | None = None) -> Loaded:
-    """Like `load`, and remembers where each value came from. `named` are the extensions that a person has named beside
-    the overrides, if the file is that of a run's folder, which may come from anybody; None: the file is theirs."""
+    """Load like `load`, and remember where each value came from. `named` are the extensions that a person has named
+    beside the overrides, if the file is that of a run's folder, which may come from anybody; None if the file is
+    theirs."""
     tree, origins = text.parse_file(Path(path))
     problems: list[Problem] = []
     if (meant := joined(overrides)) is not None:
@@ -149,14 +151,15 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
 
 
 def origin_of(key: str, origins: dict[str, str]) -> str:
-    """Where a key, or the nearest thing around it, was written."""
+    """The place where a key, or the nearest thing around it, was written."""
     while key and key not in origins:
         key = key.rpartition(".")[0]
     return origins.get(key, "")
 
 
 def _not_beside(problem: Problem) -> str:
-    """What to know of a path in a config of another folder that was looked for in the working directory."""
+    """A hint for a path that was looked for in the working directory but written in a config of another folder; else
+    empty."""
     file, _, line = problem.origin.rpartition(":")
     elsewhere = line.isdigit() and Path(file).parent.resolve() != Path.cwd()
     return (

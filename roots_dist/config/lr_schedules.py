@@ -83,7 +83,7 @@ def _from_warmup(optim: ScheduleSettings, steps: int) -> tuple[int, int]:
 
 
 def _decay(optim: ScheduleSettings, begin: int, length: int, shape: Callable[[float], float]) -> Rate:
-    """From lr to min_lr, which then stays. shape: progress from 0 to 1 -> share of the way that is left."""
+    """Decay from lr to min_lr, which then stays. shape: progress from 0 to 1 -> share of the way that is left."""
 
     def at(step: int) -> float:
         return optim.min_lr + (optim.lr - optim.min_lr) * shape(min(max(step - begin, 0) / length, 1.0))

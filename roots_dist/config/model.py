@@ -200,7 +200,7 @@ class ModelConfig(Section):
         return self.expert_ffn or self.width_of_ffn()
 
     def has_experts(self, block: int) -> bool:
-        """Whether this block, counted from 0, has experts in the place of its MLP."""
+        """True if this block, counted from 0, has experts in the place of its MLP."""
         return self.experts is not None and block >= self.dense_layers and (block + 1) % self.expert_every == 0
 
     def num_expert_layers(self) -> int:
@@ -236,7 +236,7 @@ class ModelConfig(Section):
         return self.branches != "sequential"
 
     def ends_with_norm(self) -> bool:
-        """Whether a norm follows the last block: unless each block already ends with one on the residual stream."""
+        """True if a norm follows the last block; False if each block already ends with one on the residual stream."""
         return self.norm_position != "post"
 
     def bias_of_qkv(self) -> bool:
@@ -255,7 +255,7 @@ class ModelConfig(Section):
         return int(self.width_of_head() * self.rotary_fraction + 1e-5)  # 1/3 of 48 are 16, as written in decimals
 
     def rotary_share_is_rounded(self) -> bool:
-        """Whether rotary_fraction of a head is no whole number of channels."""
+        """True if rotary_fraction of a head is not a whole number of channels."""
         asked = self.width_of_head() * self.rotary_fraction
         whole = self.positions != "rotary" or self.kv_lora_rank is not None
         return not whole and abs(asked - self.rotary_width()) > 1e-3 * asked

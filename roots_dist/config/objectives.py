@@ -16,9 +16,9 @@ from roots_dist.config.families import FAMILIES
 from roots_dist.config.span_lengths import SpanLengths, span_lengths
 
 Answer = Literal["write", "fill", "classify", "tag"]
-"""What a trained model gives for a text: more text, words for its masks, a label, a label for each word."""
+"""Kind of answer of a trained model to a text: more text, words for its masks, a label, or a label for each word."""
 Rows = Literal["labelled texts", "labelled words", "conversations", "preferences", "texts and answers"]
-"""What a file of rows holds; each kind has its reader in learning/data/tasks.py."""
+"""Content of a file of rows; each kind has its reader in learning/data/tasks.py."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class ObjectiveRecord:
     name: str
     title: str
     families: tuple[str, ...]
-    """Who can learn it; records of config/families.py."""
+    """Names of the families that can learn it; records of config/families.py."""
     answer: Answer
     rows: Rows | None = None
     """The rows of a task that it is fine-tuned on, tokenised when it begins; None: it reads a prepared corpus."""
@@ -62,14 +62,14 @@ class ObjectiveRecord:
     shortest: Callable[[SampleSettings], int] = lambda s: 1
     """The least data.seq_length."""
     shortest_holds: str = "a token"
-    """What that is needed for."""
+    """Content of a sample of that length, in words."""
     usual_length: str = "512"
     corpus_tokens: Callable[[SampleSettings], int] = lambda s: s.seq + 1
     """The fewest tokens of a corpus that give a sample."""
     target_length: Callable[[SampleSettings], int] | None = None
     """Positions of the decoder of two stacks; None: as data.target_seq_length says."""
     prompt: str = "generate {run} {text}"
-    """What to try with a trained run: words of its text, with a masked word (masked) or a sentinel (hollow)."""
+    """Command to try with a trained run: words of its text, with a masked word (masked) or a sentinel (hollow)."""
 
     @property
     def masks(self) -> bool:
@@ -102,7 +102,7 @@ class ObjectiveRecord:
 
     @property
     def has_labels(self) -> bool:
-        """Whether the model has a head over finetune.labels, scored by accuracy, F1 and MCC, and not one over words."""
+        """True if the model has a head over finetune.labels, scored by accuracy, F1 and MCC, and not one over words."""
         return self.answer in ("classify", "tag")
 
 

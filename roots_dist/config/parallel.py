@@ -71,12 +71,12 @@ class ParallelConfig(Section):
         return {key: size for key, size in found.items() if key in ("parallel.tp", "parallel.pp") or size > 1}
 
     def head_unit(self) -> int:
-        """What the numbers of query heads and of key/value heads must be multiples of where context ranks exchange
-        heads; 1 where they do not."""
+        """The number that must divide the numbers of query heads and of key/value heads, because context ranks exchange
+        heads; 1 if they do not."""
         return self.tp * self.cp if self.cp > 1 and self.cp_kind == "heads" else 1
 
     def position_unit(self) -> int:
-        """What the number of positions must be a multiple of: two chunks for each context rank, and under sequence
-        parallelism equal parts of these for each tensor rank."""
+        """The number that must divide the number of positions: each context rank has two chunks, and under sequence
+        parallelism each tensor rank has equal parts of these."""
         parts = self.tp if self.sequence_parallel else 1
         return parts if self.cp == 1 else self.cp * math.lcm(2, parts)

@@ -55,12 +55,12 @@ def schedule_of(config: Config) -> str | Schedule:
 
 
 def is_bare(config: Config) -> bool:
-    """Whether the model has no head yet: a stack that was imported alone, or a task before its rows were read."""
+    """True if the model has no head yet: a stack that was imported alone, or a task before its rows were read."""
     return objective_of(config).has_labels and not config.finetune.labels
 
 
 def no_head(config: Config) -> Problem:
-    """What is wrong with asking a bare model for labels."""
+    """The problem of a bare model that is asked for labels."""
     expected = "the names of the labels: this model has no head that gives any"
     fix = f"teach it some: roots finetune CONFIG finetune.init_from={config.track.folder}"
     return Problem(key="finetune.labels", found=[], expected=expected, fix=fix)
@@ -78,7 +78,8 @@ def settings_of(config: Config) -> SampleSettings:
 
 
 def special_tokens_of(config: Config) -> tuple[str, ...]:
-    """What the tokenizer must have: the objective's, those around a labelled text, and what parts a decoder's pair."""
+    """Special tokens that the tokenizer must have: the objective's, those around a labelled text, and the one between
+    the two texts of a decoder."""
     record, family = objective_of(config), family_of(config)
     if not record.has_labels:
         return record.special_tokens

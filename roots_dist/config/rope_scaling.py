@@ -44,11 +44,11 @@ class Yarn(Section):
     beta_fast: float = Field(32.0, gt=0)
     beta_slow: float = Field(1.0, gt=0)
     attention_factor: float | None = Field(None, gt=0)
-    """By default 0.1 ln(factor) + 1, or as mscale and mscale_all_dim say."""
+    """Factor on cos and sin; by default 0.1 ln(factor) + 1, or as mscale and mscale_all_dim say."""
     mscale: float | None = Field(None, gt=0)
     mscale_all_dim: float | None = Field(None, gt=0)
     truncate: bool = True
-    """Whether the ends of the ramp are whole dimensions."""
+    """True if the ends of the ramp are rounded to whole dimensions."""
 
 
 class LongRope(Section):
@@ -60,7 +60,8 @@ class LongRope(Section):
     long_factor: tuple[float, ...]
     original_length: int = Field(ge=2)
     attention_factor: float | None = Field(None, gt=0)
-    """By default sqrt(1 + ln f / ln original_length), with f = model.max_positions / original_length."""
+    """Factor on cos and sin; by default sqrt(1 + ln f / ln original_length), with f = model.max_positions /
+    original_length."""
 
 
 RULES: dict[str, type[Section]] = {"linear": Linear, "llama3": Llama3, "yarn": Yarn, "longrope": LongRope}
@@ -69,14 +70,14 @@ RopeScaling = Annotated[Linear | Llama3 | Yarn | LongRope, Field(discriminator="
 
 
 def mscale(factor: float, weight: float) -> float:
-    """What YaRN multiplies queries and keys by, for positions stretched by `factor`; weight: mscale or
+    """The factor by which YaRN multiplies queries and keys, for positions stretched by `factor`; weight: mscale or
     mscale_all_dim."""
     return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def score_factor(scaling: RopeScaling | None) -> float:
-    """What latent attention multiplies scores by besides: YaRN's factor of the channels that are not rotated (the code
-    of DeepSeek-V2 and V3). Of the rotated ones, cos and sin have the rest."""
+    """The factor by which latent attention multiplies scores in addition: that of YaRN for the channels that are not
+    rotated (the code of DeepSeek-V2 and V3). For the rotated channels, cos and sin contain the rest."""
     if not isinstance(scaling, Yarn) or scaling.mscale_all_dim is None:
         return 1.0
     return mscale(scaling.factor, scaling.mscale_all_dim) ** 2

@@ -36,8 +36,8 @@ ONE_PROCESS: Mapping[str, object] = {
 def config_of_run(
     run: str | Path, overrides: Sequence[str] = (), defaults: Mapping[str, object] | None = None
 ) -> Loaded:
-    """What overrides say, else `defaults`, else ONE_PROCESS, else the run's own config. Its folder may have been
-    moved."""
+    """Load the config of a run. Each value comes from the overrides, else from `defaults`, else from ONE_PROCESS, else
+    from the run's own file. The folder may have been moved."""
     path = Path(run) / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(f"{run} is not the folder of a run: {_lack(path)}. Fix: {_run_meant(Path(run))}.")

@@ -276,7 +276,7 @@ class Config(Section):
 
     @property
     def extension(self) -> Extension:
-        """What the files of advanced.extensions add to the tables. Look names up with config/records.py."""
+        """Additions of the files of advanced.extensions to the tables. Look names up with config/records.py."""
         return extended(self.advanced.extensions)
 
     def value(self, name: str) -> object:
@@ -306,9 +306,9 @@ class Config(Section):
         return (batch or self.train.global_batch) // (self.train.micro_batch * dp)
 
     def keeps_best(self) -> bool:
-        """Whether the checkpoint of the best evaluation is kept: the run fine-tunes, or may stop early."""
+        """True if the checkpoint of the best evaluation is kept: the run fine-tunes, or may stop early."""
         return bool(self.data.validation) and (self.finetune.init_from is not None or self.finetune.patience > 0)
 
     def saves_in_background(self) -> bool:
-        """Whether checkpoints are written while training goes on: there are some before the last one."""
+        """True if checkpoints are written while training goes on: there are some before the last one."""
         return self.checkpoint.asynchronous and (self.checkpoint.every > 0 or self.keeps_best())

@@ -42,7 +42,7 @@ NAMES = {
     "unk": ("[UNK]", "<unk>"),
     "end": ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "[EOS]", "[SEP]"),
 }
-"""What tokenizers call each special token, the likeliest first. `end` ends a document, or a text."""
+"""Usual names of each special token, the likeliest first. `end` ends a document, or a text."""
 BEGINS = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
 """The same for the token that begins a text. It is not asked where the files name an eos and no bos."""
 SENTINEL = "<extra_id_{}>"
@@ -69,7 +69,7 @@ class SpecialTokens:
     after: tuple[int, ...] = ()
     """Tokens that the tokenizer puts after every text."""
     eos_is_listed: bool = False
-    """Whether generation_config.json says which tokens end what the model writes."""
+    """True if generation_config.json says which tokens end what the model writes."""
     texts: Mapping[int, str] = field(default_factory=dict)
     """The tokens of these ids."""
     sources: Mapping[str, str] = field(default_factory=dict)
@@ -117,7 +117,7 @@ def called(names: Iterable[str]) -> str:
 
 
 def fix_of(names: Iterable[str]) -> str:
-    """What to do about a tokenizer without tokens of these names."""
+    """The fix for a tokenizer without tokens of these names."""
     kinds = " and ".join("eos_token" if name == "end" else f"{name}_token" for name in names)
     return f"name its {kinds} in {SETTINGS} beside it, or make one: roots prepare --kind wordpiece (t5: --kind unigram)"
 

@@ -20,7 +20,7 @@ def is_url(text: str) -> bool:
 
 
 def why_no_store(url: str) -> str:
-    """Why a URL is not taken, as a part of a sentence; empty if it is."""
+    """The reason why a URL is refused, as a part of a sentence; empty if it is accepted."""
     protocol, separator, place = url.partition("://")
     if not separator or "::" in url:
         return "one URL, as s3://bucket/runs/mine"

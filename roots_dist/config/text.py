@@ -265,7 +265,7 @@ LOOKALIKES = {"：": ":", "，": ",", "“": '"', "”": '"', "‘": "'", "’":
 
 
 def _slip(line: str) -> str | None:
-    """What to change in a line of YAML that people get wrong in one of a few ways."""
+    """The fix for a line of YAML with one of a few common slips; None if it has none of them."""
     body = line.split("#")[0]
     if "\t" in body:
         return "indent with spaces: this line has a tab"
