@@ -177,7 +177,8 @@ class _Machine:
 
 
 def _needs(action: Action, num_ranks: int, num_stages: int) -> list[Action]:
-    """What must be done or have arrived before an action; the gradient of a stage's input counts as INPUT."""
+    """Actions that must be done, or whose message must have arrived, before an action; the gradient of a stage's input
+    counts as INPUT."""
     kind, stage, microbatch = action
     local = num_ranks == 1  # neighbours in the model live on the same rank: nothing travels
     if kind is Kind.FORWARD:

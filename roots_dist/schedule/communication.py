@@ -38,7 +38,8 @@ _COMPUTED = {
     Kind.SEND_BACKWARD: Kind.INPUT,
     Kind.RECV_BACKWARD: Kind.INPUT,
 }
-"""What makes the tensor of a send and what uses the tensor of a receive, in the same stage; BACKWARD counts as INPUT.
+"""Kind of a message -> kind of the action of the same stage that makes its tensor (send) or uses it (receive); BACKWARD
+counts as INPUT.
 """
 
 
@@ -129,7 +130,7 @@ def with_communication(rank: int, computes: Computes, num_ranks: int, num_stages
 
 
 def receipts(rank: int, actions: Sequence[Action], computes: Computes, num_ranks: int) -> dict[Action, list[Action]]:
-    """For each receive of a rank, the sends of this rank that are known to have arrived once it completes.
+    """Map each receive of a rank to the sends of this rank that are known to have arrived once it completes.
 
     actions: those of this rank, with communication; `computes` has its neighbours. A rank that continues after a
     computation has received its input, so whatever it sends later proves the arrival. A backend that cannot tell when a
@@ -164,7 +165,7 @@ def places_of(actions: Sequence[Action]) -> dict[Action, int]:
 
 
 def needs_of(actions: Sequence[Action], places: Mapping[Action, int]) -> list[int]:
-    """For each action of a rank, how many of its actions another rank must have done before, 0 if none. `places`: those
+    """The number of actions that another rank must have done before each action of a rank, 0 if none. `places`: those
     of the other rank."""
     found = []
     for kind, stage, i in actions:
@@ -176,7 +177,7 @@ def needs_of(actions: Sequence[Action], places: Mapping[Action, int]) -> list[in
 
 
 def _awaited(actions: Sequence[Action], places: Mapping[Action, int]) -> dict[Action, int]:
-    """For each result of a neighbour, how many actions of this rank must be done before it. `places`: those of this
+    """The number of actions of this rank that must be done before each result of a neighbour. `places`: those of this
     rank."""
     found: dict[Action, int] = {}
     most = 0
@@ -187,7 +188,7 @@ def _awaited(actions: Sequence[Action], places: Mapping[Action, int]) -> dict[Ac
 
 
 def _computed(message: Action) -> Action:
-    """What makes the tensor of a send, and what uses the tensor of a receive."""
+    """The action that makes the tensor of a send, or uses the tensor of a receive."""
     kind, stage, microbatch = message
     return Action(_COMPUTED[kind], stage, microbatch)
 

@@ -28,7 +28,7 @@ class RankProgram(NamedTuple):
     actions: Sequence[Action]
     """Actions in order, with sends and receives."""
     receipts: Mapping[Action, Sequence[Action]]
-    """For each receive, the sends that have arrived once it completes."""
+    """Receive -> the sends that have arrived once it completes."""
 
 
 def rank_program(name: str | Schedule, rank: int, shape: Shape) -> RankProgram:
@@ -53,7 +53,7 @@ def whole_program(name: str | Schedule, ranks: int, microbatches: int, chunks: i
 
 
 def refusal(name: str | Schedule, shape: Shape, rank: int | None = None) -> str | None:
-    """Why the program of a possible shape cannot run, in one line; None if it can.
+    """The reason why the program of a possible shape cannot run, in one line; None if it can.
 
     With `rank`, this pipeline rank and its neighbours are looked at, without it, all ranks. Each shape is checked once.
     """

@@ -45,11 +45,11 @@ class Schedule:
     peak: Callable[[Shape, int], int] | None = None
     """Number of activations of a stage that a rank holds at once, with many microbatches."""
     splits_backward: bool = False
-    """Whether gradients of inputs and weights are separate actions, INPUT and WEIGHT instead of BACKWARD."""
+    """True if gradients of inputs and weights are separate actions, INPUT and WEIGHT instead of BACKWARD."""
     virtual_stages: bool = False
-    """Whether each rank holds several stages; the other schedules have one stage per rank."""
+    """True if each rank holds several stages; the other schedules have one stage per rank."""
     problem: Callable[[Shape], str | None] | None = None
-    """Why a shape cannot be scheduled, in one line with its fix, beyond the rules for all schedules."""
+    """The reason why a shape cannot be scheduled, in one line with its fix, beyond the rules for all schedules."""
 
     def of_rank(self, rank: int, shape: Shape) -> list[Action]:
         """Compute actions of one rank, for a shape that `problem` accepts."""
@@ -192,7 +192,7 @@ def record_of(schedule: str | Schedule) -> Schedule:
 
 
 def problem(name: str | Schedule, num_ranks: int, num_microbatches: int, chunks: int) -> str | None:
-    """Why this shape cannot be scheduled, in one line with its fix; None if it can."""
+    """The reason why this shape cannot be scheduled, in one line with its fix; None if it can."""
     if isinstance(name, str) and name not in SCHEDULES:
         return f"schedule = {name!r}: expected one of {', '.join(SCHEDULES)}. Fix: choose one of them"
     for field, value in (("ranks", num_ranks), ("microbatches", num_microbatches), ("chunks", chunks)):

@@ -79,8 +79,8 @@ def _miscounted(rank: int, actions: Sequence[Action], shape: Shape) -> Iterator[
 
 
 def _needs(action: Action, shape: Shape) -> list[Action]:
-    """What the rank itself must have done before an action, be it for another rank, which needs it for a tensor that
-    comes back in a later chunk."""
+    """Actions that the rank itself must have done before an action, even if only through another rank, which needs them
+    for a tensor that comes back in a later chunk."""
     kind, stage, i = action
     if kind is Kind.FORWARD:
         return [Action(kind, stage - shape.ranks, i)] if stage >= shape.ranks else []

@@ -44,8 +44,8 @@ class MicroBatch:
     document_ids: Tensor | None = None
     """int64 [B, S]: attention is limited to positions with the same id; PADDING is visible only to padding"""
     document_ranges: tuple[tuple[range, ...], ...] | None = None
-    """For each sequence its documents, the same that document_ids tell. Known to the host before the batch is moved;
-    None: there are none, or they are not known, or an id comes back after another."""
+    """The documents of each sequence, as document_ids tell them. Known to the host before the batch is moved; None if
+    there are none, if they are not known, or if an id comes back after another."""
     position_ids: Tensor | None = None
     """int64 [B, S]: position of each token; None means 0, 1, 2 …"""
     segment_ids: Tensor | None = None
@@ -64,12 +64,12 @@ class MicroBatch:
     cache: KVCache | None = None
     """Keys and values of the preceding tokens (generation)."""
     chosen_experts: dict[str, Any] | None = None
-    """What a block that backward computes again has chosen the first time, by the layer's name: a choice is made
-    once (Choice of learning/models/experts.py). None: nothing is computed again."""
+    """Experts that a block chose in its first forward, by the layer's name: when backward computes the block again, it
+    keeps this choice (Choice of learning/models/experts.py). None if nothing is computed again."""
 
     @property
     def has_past(self) -> bool:
-        """Whether the cache holds preceding tokens."""
+        """True if the cache holds preceding tokens."""
         return self.cache is not None and self.cache.length > 0
 
     def to(self, device: torch.device) -> MicroBatch:

@@ -28,8 +28,8 @@ from roots_dist.world.tree_sum import RunningTreeSum, tree_all_reduce, tree_sum,
 
 
 class Key(NamedTuple):
-    """Which of a parameter's gradients: numbers of its data shard and its context shard (among those of this rank), its
-    part and its use."""
+    """Identifies one of a parameter's gradients by the numbers of its data shard and its context shard (among those of
+    this rank), of its part and of its use."""
 
     data: int
     context: int
@@ -39,7 +39,7 @@ class Key(NamedTuple):
 
 @dataclass(eq=False)
 class Exact:
-    """What a rank knows of logical shards. A run that is not exact has None in its place."""
+    """The logical shards of a run, and those of this rank. A run that is not exact has None in its place."""
 
     tensor: int
     """T: tensor shards of the whole model."""
@@ -56,14 +56,14 @@ class Exact:
     uses: dict[nn.Parameter, tuple[str, ...]] = field(default_factory=dict)
     """All pieces of the model that use a parameter of this rank, in order, if they are several."""
     ties: dict[str, Axis] = field(default_factory=dict)
-    """For each parameter that other stages hold too, the axis over those of the same data rank."""
+    """The axis over the stages of one data rank that hold a parameter, for each parameter that several stages hold."""
     apart: frozenset[nn.Parameter] = frozenset()
     """Parameters of whose data shards other ranks hold a use or a part, so that they are added at the end of a step."""
     stages: Counter[nn.Parameter] = field(default_factory=Counter)
-    """How many stages of this rank use a parameter."""
+    """Number of stages of this rank that use each parameter."""
     _kept: dict[nn.Parameter, dict[Key, Tensor]] = field(default_factory=lambda: defaultdict(dict))
     _aside: dict[nn.Parameter, dict[int, Tensor]] = field(default_factory=lambda: defaultdict(dict))
-    """For parameters with one gradient for each data shard, those that are not in .grad now."""
+    """Gradients that are not in .grad now, by data shard, of each parameter with one gradient per data shard."""
     _plain: dict[nn.Parameter, int] = field(default_factory=dict)
     """The data shard whose gradient is in .grad now; the first, if it is not here."""
     _passes: Counter[tuple[nn.Parameter, int]] = field(default_factory=Counter)
@@ -90,8 +90,8 @@ class Exact:
 
     @property
     def adds_contexts_first(self) -> bool:
-        """Whether context ranks sum each data shard before data shards are summed: where a rank has several, they are
-        not a subtree of what data ranks and context ranks sum together."""
+        """True if context ranks sum each data shard before data shards are summed. A rank with several data shards
+        needs it: they are not a subtree of what data ranks and context ranks sum together."""
         return self.cp.size > 1 and self.data_shards > 1
 
     def begin(self, num_microbatches: int) -> None:

@@ -65,7 +65,7 @@ class Mesh:
     """The ranks that together hold one replica of the model: pp × tp."""
     world: Axis
     progress: Progress = field(default_factory=Progress)
-    """What this rank is doing, for the thread that watches it."""
+    """Current activity of this rank, for the thread that watches it."""
 
     @property
     def place(self) -> Coordinates:
@@ -177,6 +177,6 @@ def make_axis(name: str, groups: list[list[int]], rank: int, timeout: timedelta)
 
 
 def _can_split() -> bool:
-    """Whether the world's group is bound to a device, so that NCCL can split its communicator."""
+    """True if the world's group is bound to a device, so that NCCL can split its communicator."""
     world = dist.group.WORLD
     return world is not None and world.bound_device_id is not None

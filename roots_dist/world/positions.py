@@ -50,7 +50,8 @@ class Positions:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def find(self, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Where each of some positions is among these (0 if it is not), and whether it is."""
+        """The index of each place among these positions (0 if it is not one of them), and a mask that is True where it
+        is one. Both have the shape of `places`."""
         index, held, before = torch.zeros_like(places), torch.zeros_like(places, dtype=torch.bool), 0
         for r in self.ranges:
             here = (places >= r.start) & (places < r.stop)
@@ -60,7 +61,7 @@ class Positions:
 
 
 def _within(ranges: tuple[range, ...], wanted: range) -> Iterator[range]:
-    """What the run of indices `wanted` selects of the positions in `ranges`."""
+    """Yield the positions at the indices `wanted` of the concatenated `ranges`, as ranges."""
     before = 0
     for r in ranges:
         part = r[max(0, wanted.start - before) : max(0, wanted.stop - before)]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 SAVING = "save of step"
-"""How the name begins of a thread that saves while the main thread trains."""
+"""Prefix of the name of a thread that saves while the main thread trains."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Wait:
     peer: int
     """Rank in the world that sends it, or is to receive it."""
     number: int
-    """How many this rank has waited for in this group, with this one."""
+    """Number of messages that this rank has waited for in this group, this one included."""
 
 
 @dataclass
@@ -34,11 +34,12 @@ class Progress:
     """The activity of one rank. Created by runs/ranks/join.py and passed on with the mesh."""
 
     phase: str = "init"
-    """What the ranks do together: init, resume, step, evaluation, sample, save, end. Each may have its own timeout."""
+    """Work that the ranks do together: init, resume, step, evaluation, sample, save, end. Each may have its own
+    timeout."""
     step: int = 0
     """The step that is being done, counted from 1; 0 before the first."""
     action: str = ""
-    """What the pipeline executor computes, as `forward of stage 1, microbatch 3`."""
+    """Current computation of the pipeline executor, as `forward of stage 1, microbatch 3`."""
     wait: Wait | None = None
     on_hang: Callable[[str], None] = lambda text: None
     """Called with one line, on one rank, before the job ends because of a hang."""
@@ -46,7 +47,7 @@ class Progress:
     """Ends the job, with a name for what hangs: for a main thread that has found a hang by itself. None where nobody
     watches."""
     moved: float = field(default_factory=time.monotonic)
-    """When a save has last written or read a part of it, or its ranks have met."""
+    """Monotonic time at which a save last wrote or read a part of its data, or its ranks last met."""
     _waits: dict[str, int] = field(default_factory=dict)
 
     def move(self) -> None:

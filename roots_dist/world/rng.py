@@ -64,8 +64,8 @@ def _xorshift_(x: Tensor, shift: int, shifted: Tensor) -> None:
 
 
 def _unfinished_bits(rows: Tensor, columns: Tensor) -> Tensor:
-    """What `bits` returns before its last xorshift. lowbias32 is a xorshift by 16, a product, one by 15, a product, one
-    by 16; products wrap. The first xorshift of row ^ column is that of each of them."""
+    """Compute `bits` without its last xorshift. lowbias32 is a xorshift by 16, a product, one by 15, a product, one by
+    16; products wrap. The first xorshift of row ^ column is the XOR of the xorshifts of both."""
     low, high = rows.to(torch.int32), (rows >> 32).to(torch.int32)
     shape = (*rows.shape, *(1,) * columns.dim())
     x = _xorshift(low, 16).reshape(shape) ^ _xorshift(columns.to(torch.int32), 16)
@@ -95,8 +95,9 @@ def keep(rows: Tensor, columns: Tensor, drop: float) -> Tensor:
 
 
 def _reach(x: Tensor, limit: int) -> Tensor:
-    """Whether the bits are at least the limit, before their last xorshift, which leaves their upper half as it is: the
-    lower one matters only where the upper one is that of the limit, and then it is combined with that."""
+    """True where finished bits are at least the limit; x are the bits before the last xorshift. It leaves their upper
+    half as it is and XORs it into the lower half, which matters only where the upper half equals the limit's: there the
+    limit's upper half stands for it."""
     return (x ^ ((limit >> 16) & 0xFFFF)) >= limit
 
 
@@ -145,7 +146,8 @@ class _Dropout(torch.autograd.Function):
 
 
 def _dropped(x: Tensor, rows: Tensor, drop: float, first_column: int, fuse: Fuse) -> Tensor:
-    """On a GPU, or compiled, one kernel; else on a CPU a few rows at a time, whose hashes stay in its cache."""
+    """Drop entries of x: in one kernel on a GPU or when compiled; otherwise a few rows at a time, so that their hashes
+    stay in the CPU's cache."""
     kernels = kernels_of(x.device)
     if kernels is not None and x.dtype != torch.float64:  # a kernel computes in float32
         return kernels.dropout(x, drop, rows, first_column)

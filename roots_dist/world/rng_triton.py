@@ -84,7 +84,7 @@ def _fold_kernel(
 
 
 def fold(state: int | Tensor, index: Tensor) -> Tensor:
-    """As rng.fold, for at most three dimensions. A new number is no new kernel."""
+    """Compute rng.fold in a kernel, for at most three dimensions. A new number does not compile a new kernel."""
     index = index.to(torch.int64)
     states = state if isinstance(state, Tensor) else index
     shape = torch.broadcast_shapes(states.shape, index.shape)
@@ -108,7 +108,7 @@ def fold(state: int | Tensor, index: Tensor) -> Tensor:
 
 
 def dropout(x: Tensor, drop: float, rows: Tensor, first_column: int) -> Tensor:
-    """As rng.dropout, in float32 or narrower. x [*rows.shape, channels]."""
+    """Compute rng.dropout in a kernel, in float32 or narrower. x [*rows.shape, channels]."""
     flat = x.contiguous()
     out, columns = torch.empty_like(flat), x.shape[-1]
     block = min(1024, triton.next_power_of_2(columns))

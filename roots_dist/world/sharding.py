@@ -37,14 +37,14 @@ class ShardSpec:
     init: Callable[[], Tensor] | None = None
     """Function that creates the whole initial parameter, for one that is neither random nor constant."""
     partial: bool = False
-    """Whether each rank that holds the slice computes only a part of its gradient, so that the parts must be summed."""
+    """True if each rank that holds the slice computes only a part of its gradient, so that the parts must be summed."""
     copy_of: str | None = None
     """Global name of the parameter that this one copies on another pipeline stage (tied embedding). Gradients of all
     copies are summed."""
     of_expert: bool = False
-    """Whether it belongs to one of a layer's experts, which only some ranks of dp × cp hold."""
+    """True if it belongs to one of a layer's experts, which only some ranks of dp × cp hold."""
     by_rule: bool = False
-    """Whether a rule of the step changes it, and no gradient (a router's bias). It has float32 at least."""
+    """True if a rule of the step changes it instead of a gradient (a router's bias). Its dtype is float32 or wider."""
 
     def num_shards(self, tp: Axis) -> int:
         """Number of different slices on these tensor ranks."""
@@ -83,7 +83,7 @@ class Param:
 
     @property
     def is_copy(self) -> bool:
-        """Whether this is a further copy of a tied parameter, which norm, parameter count and checkpoint skip."""
+        """True if this is a further copy of a tied parameter, which norm, parameter count and checkpoint skip."""
         return self.spec.copy_of is not None
 
     @property
@@ -93,12 +93,12 @@ class Param:
 
     @property
     def is_summed_over_tp(self) -> bool:
-        """Whether the gradients of this slice on several tensor ranks are parts of one sum."""
+        """True if the gradients of this slice on several tensor ranks are parts of one sum."""
         return self.spec.partial and self.replicas > 1
 
     @property
     def is_counted(self) -> bool:
-        """Whether this rank counts the slice: exactly one rank of the model (pp × tp) counts each slice of each
+        """True if this rank counts the slice: exactly one rank of the model (pp × tp) counts each slice of each
         parameter."""
         return not self.is_copy and self.tp.rank % self.replicas == 0
 
@@ -108,7 +108,7 @@ class Param:
 
     @property
     def decays(self) -> bool:
-        """Whether weight decay applies: only to matrices, recognized by shape so that no norm class is missed."""
+        """True if weight decay applies: only to matrices, recognized by shape so that no norm class is missed."""
         return len(self.spec.shape) >= 2
 
 

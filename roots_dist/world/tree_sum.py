@@ -67,7 +67,8 @@ class RunningTreeSum:
 
 
 Started = tuple[Tensor, "dist.Work | None", Callable[[Tensor], Tensor]]
-"""What arrives, when it has arrived, and what makes the result of it."""
+"""The tensor that receives data, the operation to wait for, and the function that computes the result from the tensor
+once it has arrived."""
 
 
 def start_tree_all_reduce(x: Tensor, axis: Axis) -> Started:

@@ -48,8 +48,8 @@ def trainable(config: Config, depths: Depths) -> dict[str, Trainable]:
 
 
 def has_trained(trainable: Mapping[str, Trainable], name: str, steps: int) -> bool:
-    """Whether a parameter was trained in the first `steps` steps and therefore has moments (for steps=0: whether it
-    will be)."""
+    """True if a parameter was trained in the first `steps` steps and therefore has moments (for steps=0: if it will
+    be)."""
     return name in trainable and trainable[name].from_step < max(1, steps)
 
 

@@ -249,7 +249,7 @@ def passes_of(actions: Sequence[Action], deferred: DeferredWeightGrads) -> dict[
 
 
 def is_skipped(action: Action, lowest_trainable: int) -> bool:
-    """Whether an action belongs to a backward pass through stages without trainable parameters at or below them. Both
+    """True if an action belongs to a backward pass through stages without trainable parameters at or below them. Both
     ends of a message skip it."""
     kind, stage, _ = action
     if kind in (Kind.SEND_FORWARD, Kind.RECV_FORWARD):

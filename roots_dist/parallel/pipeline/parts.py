@@ -35,7 +35,7 @@ def part_of(whole: Tensor, axis: Axis) -> Tensor:
 
 
 def empty_part(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, axis: Axis) -> Tensor:
-    """Where a part arrives."""
+    """Allocate the tensor that receives a part."""
     return torch.empty(shape if axis.size == 1 else (part_length(shape, axis),), dtype=dtype, device=device)
 
 

@@ -23,7 +23,7 @@ class StagePass(NamedTuple):
 
     action: Action
     is_last: bool
-    """Whether no later pass of the step adds to the gradients of the stage's weights."""
+    """True if no later pass of the step adds to the gradients of the stage's weights."""
     following: Action | None
     """The next pass of this rank that needs weights; None after the last."""
     deferred: DeferredWeightGrads

@@ -24,7 +24,7 @@ from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.exact import Shard, aligned, join, recorded, split
 
 Cut = Callable[[Tensor], list[Tensor]]
-"""What cuts a tensor [B, S, ...] into its runs of positions."""
+"""Function that cuts a tensor [B, S, ...] into its runs of positions."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ByRow:
 
 
 def _runs_of(tp: TensorParallel, parameter: Tensor | None) -> list[Shard]:
-    """Where the gradients of a parameter's runs of positions are added; nowhere if it is not trained."""
+    """The shards that receive the gradients of a parameter, one per run of positions; none if it is not trained."""
     if not isinstance(parameter, nn.Parameter) or not parameter.requires_grad:
         return []
     exact = present(tp.exact)
@@ -53,7 +53,7 @@ def _runs_of(tp: TensorParallel, parameter: Tensor | None) -> list[Shard]:
 
 
 def _numbers(tp: TensorParallel) -> Iterator[tuple[int, int]]:
-    """Of each run of this rank: the number of its context shard, and its own number there."""
+    """The number of its context shard and its own number there, for each run of positions of this rank."""
     return product(range(tp.contexts), range(tp.position_runs))
 
 

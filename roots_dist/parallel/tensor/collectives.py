@@ -59,11 +59,11 @@ class TensorParallel:
 
     axis: Axis = SINGLE
     sequence_parallel: bool = False
-    """Whether each rank holds S/tp positions outside the tensor-parallel regions."""
+    """True if each rank holds S/tp positions outside the tensor-parallel regions."""
     cp: Axis = SINGLE
     """The context-parallel axis: each of its ranks holds other positions of every sequence, inside the regions too."""
     cp_kind: CpKind = "gather"
-    """How attention brings together what context ranks hold."""
+    """The way in which attention combines what context ranks hold."""
     ep: Axis = SINGLE
     """The expert-parallel axis: each of its ranks holds other experts of every layer that has some."""
     deferred: DeferredWeightGrads = field(default_factory=DeferredWeightGrads)
@@ -72,7 +72,7 @@ class TensorParallel:
     exact: Exact | None = None
     """The logical shards of an exact run; None if results may depend on the layout by rounding."""
     holds_all_positions: bool = False
-    """Whether texts have any length now, and are not cut into context shards."""
+    """True while texts may have any length and are not cut into context shards."""
     fuse: Fuse = eager
     """Makes one kernel of a layer's function, where the run compiles any (train.compile)."""
 
@@ -98,7 +98,7 @@ class TensorParallel:
 
     @property
     def computes_shards(self) -> bool:
-        """Whether this rank's part of a layer is several shards, computed one by one."""
+        """True if this rank's part of a layer is several shards, computed one by one."""
         return self.shards * self.contexts > 1
 
     @property
@@ -122,7 +122,7 @@ class TensorParallel:
 
     @property
     def exchanges_heads(self) -> bool:
-        """Whether attention runs on all positions of some of this tensor rank's heads."""
+        """True if attention runs on all positions of some of this tensor rank's heads."""
         return self.cp.size > 1 and self.cp_kind == "heads"
 
     def attending(self, heads: int, part: tuple[int, int] = (0, 1)) -> range:

@@ -159,7 +159,7 @@ class Gather:
         self._summing: tuple[int, Callable[[], Tensor]] | None = None
         self._sums: dict[int, Tensor] = {}
         self.is_asked_again = False
-        """Whether backward will ask for them."""
+        """True if backward will ask for the groups once more."""
 
     def start(self, both: Tensor) -> None:
         """Begin with the first group of keys and values [2, B, g, L, K]."""

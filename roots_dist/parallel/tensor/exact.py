@@ -36,7 +36,7 @@ class Shard:
     parameter: nn.Parameter
     index: tuple[slice, ...] = (slice(None),)
     part: int = 0
-    """Which part of the gradient it gives, if several shards use the same slice."""
+    """Number of the part of the gradient that this shard gives, if several shards use the same slice."""
     use: int | None = None
     context: int = 0
     """The context shard that gives it, among those of this rank."""
@@ -47,7 +47,7 @@ class Shard:
 
     @property
     def grad(self) -> Tensor:
-        """What its gradient is added to, in place."""
+        """The tensor to which its gradient is added in place."""
         return self.exact.gradient(self.parameter, self.part, self.use, self.context)[self.index]
 
     def recorded(self) -> Tensor:
@@ -162,8 +162,8 @@ class _Recorded(torch.autograd.Function):
 
 
 def kept_shard(tp: TensorParallel, parameter: Tensor | None, context: int = 0) -> Shard | None:
-    """Where the gradient of a parameter's present use is to be added, if others give it one too; None if it is the only
-    one."""
+    """The shard that receives the gradient of a parameter's present use, if other uses give it a gradient too; None if
+    this is the only one."""
     if tp.exact is None or not isinstance(parameter, nn.Parameter):
         return None
     use = tp.exact.use_of(parameter)

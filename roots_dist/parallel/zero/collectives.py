@@ -28,7 +28,7 @@ class PendingMessage:
     sent: Tensor
     result: Tensor
     add_up: Callable[[Tensor], Tensor] = lambda summed: summed
-    """What makes the result of what has arrived; a sum in a fixed order sends its second half there."""
+    """Function that computes the result from what has arrived; a sum in a fixed order sends its second half there."""
 
     def wait(self) -> Tensor:
         """The result, once it has arrived. On a GPU the stream waits, not the host."""

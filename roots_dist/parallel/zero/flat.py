@@ -38,7 +38,7 @@ class Flat:
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
-        """Where each parameter begins."""
+        """The offset of each parameter, in elements."""
         starts = [0]
         for size in self.sizes:
             starts.append(_rounded_up(starts[-1] + size))

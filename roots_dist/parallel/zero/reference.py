@@ -72,7 +72,7 @@ class MasterParam:
         return self.unit.flat.gathered(self.index, part)
 
     def part(self, whole: Tensor) -> Tensor:
-        """What this rank holds of a tensor in the parameter's shape."""
+        """The part of a tensor in the parameter's shape that this rank holds."""
         flat = self.unit.flat
         return whole if flat.axis.size == 1 else whole.reshape(-1)[flat.span(self.index)]
 

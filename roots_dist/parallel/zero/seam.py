@@ -47,8 +47,8 @@ class Engine(Protocol):
     trainable: Mapping[str, Trainable]
     """Trainable parameters of the whole model, including those that are still frozen."""
     on_gradients: Callable[[Iterable[ParamTensor]], None] | None
-    """If set, called once per step with each parameter's gradient, in its shape: their sum over dp is that of the step.
-    For proofs."""
+    """Function called once per step with the gradient of each parameter, in its shape, if set: the sum of these over dp
+    is the gradient of the step. Used by proofs."""
 
     @property
     def optimizer_steps(self) -> Mapping[int, int]:
@@ -74,7 +74,7 @@ class Engine(Protocol):
         ...
 
     def weights(self) -> list[ParamTensor]:
-        """What this rank holds of each parameter in the model's dtype, between steps."""
+        """The part of each parameter that this rank holds between steps, in the model's dtype."""
         ...
 
     def squared_norms(self) -> Tensor | None:

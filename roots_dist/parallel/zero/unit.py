@@ -48,7 +48,7 @@ class Weights:
         """This rank's part, flat."""
         self._arriving: PendingMessage | None = None
         self.is_held = True
-        """Whether the whole has its memory, or will have it once what is under way has arrived."""
+        """True if the whole has its memory, or will have it once what is under way has arrived."""
         self.free()
 
     def start_gather(self) -> None:
@@ -146,11 +146,11 @@ class Unit:
     weights: Weights | None
     """None if the parameters stay as they are, whole on every rank."""
     is_trained: bool = False
-    """Whether it is trained by now."""
+    """True once the unit is trained."""
     unfinished: set[nn.Module] = field(default_factory=set)
     """Pieces whose last backward pass of the step has not been yet."""
     has_news: bool = False
-    """Whether a backward pass has been since the last sum began, or none has begun in this step."""
+    """True if a sum is due: a backward pass has run since the last sum began, or none has begun in this step."""
 
 
 class UnitKey(NamedTuple):
