@@ -136,7 +136,7 @@ class Batches:
         return [(self._sources[k], int(i)) for k, i in zip(which, sample)]
 
     def _evaluation_order(self, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """For each held-out sample, the number of its source and its index in the source."""
+        """The number of the source of each held-out sample, and the sample's index in that source."""
         place = permuted(np.arange(count), self.num_samples, int(mix64(3, self._config.train.seed)))
         borders = np.cumsum(self._num_samples)
         which = np.searchsorted(borders, place, side="right")

@@ -24,7 +24,7 @@ Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]] | None
 """Descriptions of functions that the model may call."""
 Span = tuple[int, int]
-"""From this character up to that one."""
+"""First character of a range, and the one behind its last."""
 
 
 class PastRewritten(ValueError):
@@ -44,7 +44,7 @@ class Turn(NamedTuple):
     text: str
     answers: tuple[Span, ...]
     end: int
-    """Where the answer ends, with all that the template writes to close it."""
+    """End of the answer, with all that the template writes to close it."""
     is_prompted: bool = True
     """The generation prompt leads to the answer, or the answer is marked."""
 
@@ -80,7 +80,7 @@ class Chat:
         return self.render(messages, True, None).text
 
     def reads(self, word: str) -> bool:
-        """Whether the template has this word, as the name of a variable or a key."""
+        """True if the template contains this word, as the name of a variable or a key."""
         return re.search(rf"\b{re.escape(word)}\b", self.source) is not None
 
     @cached_property

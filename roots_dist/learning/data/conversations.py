@@ -97,7 +97,7 @@ def read_conversation(row: Row, form: Format, columns: TextColumns, remarks: Rem
 
 
 def _with_system(row: Row, messages: list[ChatMessage]) -> list[ChatMessage]:
-    """After the text of the column `system`, if there is one."""
+    """Put the text of the column `system`, if there is one, before the messages."""
     system = optional_text(row, "system")
     if system and messages[0].role == "system":
         raise row.error("system", system, "no system text beside the one in the messages", "remove one of them")

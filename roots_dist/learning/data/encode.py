@@ -35,7 +35,7 @@ class Encoded(NamedTuple):
     """Concatenated documents, each closed by the end-of-document token."""
     lengths: list[int]
     sequences: list[list[int]]
-    """For each document the lengths of its sentences, or its own length."""
+    """Lengths of the sentences of each document; a document that is not split into sentences has its own length."""
     bytes: list[int]
     """UTF-8 bytes of each text."""
     losses: Counter[str]

@@ -45,7 +45,7 @@ class File(_Record):
         return File(path=str(path), bytes=state.st_size, mtime_ns=state.st_mtime_ns, sha256=sha256(path))
 
     def is_unchanged(self, path: Path) -> bool:
-        """Whether the size and either the time or the content are the same, so that a copied or touched file counts as
+        """True if the size is the same, and the time or the content too: a copied or touched file counts as
         unchanged."""
         if not path.is_file():
             return False
@@ -108,7 +108,7 @@ class CorpusManifest(_Record):
     examples: tuple[str, ...]
     """The first skipped documents, with file and line."""
     passed_over: str = ""
-    """What was not read in the folders of the inputs, and how many of it."""
+    """Number of files of each kind that were not read in the folders of the inputs."""
     losses: dict[str, int] = {}
     """Kind of loss -> number of documents that the tokenizer does not decode to their text, beyond its normalizer."""
     loss_example: str | None = None
@@ -117,7 +117,7 @@ class CorpusManifest(_Record):
     outputs: tuple[File, ...]
     """Output files, with paths relative to the folder."""
     reused: bool = Field(False, exclude=True)
-    """Whether the folder was up to date, so that nothing was done."""
+    """True if the folder was up to date, so that nothing was done."""
 
     def split_of(self, prefix: str | Path) -> Split | None:
         """The split that a corpus prefix in this folder names."""

@@ -18,7 +18,7 @@ ROLES = {
     "human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant",
     "ai": "assistant", "model": "assistant", "observation": "tool", "function": "tool", "function_response": "tool",
 }  # fmt: skip
-"""What data sets call a role, in lower case -> its name in chat templates."""
+"""Name of a role in data sets, in lower case -> its name in chat templates."""
 CALLS = ("function_call", "tool_call")
 """ShareGPT's roles of a message whose text is a call of a function by the assistant."""
 OLDER_CALL = "function_call"
@@ -37,13 +37,13 @@ class ChatMessage:
     content: str | None
     """None: the assistant only calls tools."""
     learned: bool = True
-    """Whether this message is learned, if it is the assistant's."""
+    """True if this message is learned, provided that it is the assistant's."""
     others: Mapping[str, Any] = field(default_factory=dict)
-    """Whatever else it has, under the names that templates read: tool_calls, tool_call_id, name …"""
+    """Other fields of the message, under the names that templates read: tool_calls, tool_call_id, name …"""
 
 
 def rename_fix(column: str) -> str:
-    """How a column is found whose name the format sets."""
+    """The fix for a missing column whose name the format sets."""
     return f"rename the column that holds it to {column}, or choose another finetune.format or objective.name"
 
 

@@ -70,7 +70,7 @@ def sample_of(positions: np.ndarray, num_samples: int, seed: int) -> np.ndarray:
 
 
 def choose_sources(start: int, count: int, weights: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """For each j in [start, start + count): the source of sample j, and its index among the samples of that source.
+    """The source of sample j and its index among the samples of that source, for each j in [start, start + count).
 
     The t-th sample of source k is due at (t + ½) / share_k, and samples come in the order in which they are due: the
     apportionment of Webster and Sainte-Laguë at every prefix. After j samples source k has provided share_k · j ± (½ +
@@ -91,7 +91,8 @@ def choose_sources(start: int, count: int, weights: Sequence[float]) -> tuple[np
 
 
 def _due_before(point: float, share: np.ndarray) -> np.ndarray:
-    """For each source, the number of t with (t + ½) / share < point, with the same comparison that orders them."""
+    """The number of t with (t + ½) / share < point for each source, with the same comparison that orders the
+    samples."""
     count = np.maximum(0, np.floor(point * share + 0.5)).astype(np.int64)
     count -= (count > 0) & ((count - 0.5) / share >= point)
     count += (count + 0.5) / share < point

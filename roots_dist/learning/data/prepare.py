@@ -46,7 +46,7 @@ from roots_dist.learning.data.tokenizer import Tokenizer
 BATCH_BYTES = 1 << 18
 """Bytes of text sent to a worker at a time."""
 TRAINING_BYTES = 1 << 30
-"""If the inputs are larger, a random part of about this size trains the tokenizer."""
+"""Bytes of text that train the tokenizer, about: of larger inputs, a random part of this size."""
 """Folder in the output for what is not complete."""
 EXAMPLES = 20
 """Number of defects that are recorded in full; all are counted."""
@@ -208,7 +208,7 @@ class _DocumentStream:
     defects: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
     fix: str = ""
-    """What would mend the first defect."""
+    """The fix for the first defect."""
     losses: Counter[str] = field(default_factory=Counter)
     """Documents that the tokenizer does not decode to their text, by what they lose."""
     loss_example: str | None = None
@@ -266,7 +266,7 @@ class _DocumentStream:
         return read
 
     def held_out(self, numbers: np.ndarray) -> np.ndarray:
-        """Whether each document belongs to the validation split."""
+        """True for each document that belongs to the validation split."""
         return fraction(self.options.seed, numbers) < self.options.validation
 
     def texts_for_tokenizer(self) -> Iterator[str]:

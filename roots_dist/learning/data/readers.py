@@ -63,7 +63,7 @@ class Defect:
 NONE: Mapping[str, OwnReader] = MappingProxyType({})
 """No readers of an extension."""
 PassedOver = Counter[str]
-"""What it is -> how many of it."""
+"""Kind of file that is not read -> number of such files."""
 
 
 def find(

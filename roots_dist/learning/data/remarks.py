@@ -21,10 +21,10 @@ class Remarks:
     """finetune.on_error=skip: count invalid rows; otherwise the first one raises its error. None: there is no such
     choice."""
     _skipped: Counter[str] = field(default_factory=Counter)
-    """What was expected -> number of rows."""
+    """Expected value -> number of rows that have another one."""
     _first_error: DataError | None = None
     _seen: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """What -> number of rows, place of the first."""
+    """Remark -> number of rows, place of the first."""
 
     def reject(self, error: DataError) -> None:
         """Raise the error of a row, or count it."""
@@ -39,7 +39,7 @@ class Remarks:
 
     @contextmanager
     def of_row(self) -> Iterator[None]:
-        """Within it an error is that of a row, which is rejected."""
+        """Treat a DataError raised inside as that of a row, which is rejected."""
         try:
             yield
         except DataError as error:

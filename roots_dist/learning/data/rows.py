@@ -32,7 +32,7 @@ from roots_dist.learning.data.remarks import Remarks
 MAX_SHOWN = 120
 """Number of characters of a value that an error message shows."""
 NAME_IT = "name it with finetune.text_column, finetune.pair_column or finetune.label_column"
-"""How a column that a config names is found."""
+"""The fix for a missing column that a config names."""
 QUOTED = re.compile(r'"(?:[^"]|"")*"')
 """A field as csv writers quote it, with inner quotes doubled."""
 SPACE = re.compile(r"[ \t\r\n]*")

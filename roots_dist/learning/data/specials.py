@@ -119,7 +119,7 @@ def _continuation_test(model: dict[str, Any], ids: dict[str, int]) -> Callable[[
 
 
 def no_specials(vocab: int) -> Specials:
-    """Where there is no tokenizer: every id may be a word."""
+    """Special tokens of a run without a tokenizer: there are none, and every id may be a word."""
     return Specials("none", np.zeros(vocab, dtype=bool), np.zeros(vocab, dtype=bool))
 
 

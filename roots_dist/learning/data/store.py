@@ -137,7 +137,7 @@ class Corpus:
 
     @cached_property
     def _in_order(self) -> bool:
-        """Whether the sequences lie back to back in the .bin file, so that the stream is the file."""
+        """True if the sequences lie back to back in the .bin file, so that the stream is the file."""
         sizes = self.lengths[:-1] * np.int64(self.stored.itemsize)
         return bool(self.offsets[0] == 0 and (self.offsets[:-1] + sizes == self.offsets[1:]).all())
 

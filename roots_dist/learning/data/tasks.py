@@ -47,7 +47,7 @@ class Example(NamedTuple):
     second: np.ndarray | None = None
     """The second text of a pair, the answer (seq2seq), or the conversation with the rejected answer (dpo)."""
     token_labels: np.ndarray | None = None
-    """For each id of `first`: its label or IGNORE (tag), or 1 if it is a target (instruct, dpo)."""
+    """The label of each id of `first`, or IGNORE (tag); 1 for each id that is a target (instruct, dpo)."""
     second_labels: np.ndarray | None = None
     """The same as token_labels for `second` (dpo)."""
     label: int = 0
@@ -63,7 +63,7 @@ class Examples:
     prefix: str
     rows: tuple[Example, ...]
     remarks: tuple[str, ...] = ()
-    """What there is to say of the file: its format, what was not read, which rows were skipped."""
+    """Remarks on the file: its format, what was not read, and which rows were skipped."""
     references: np.ndarray | None = None
     """float64 [rows, 2]: log-probabilities of both answers of each row, of the model that training starts from (dpo)"""
 
@@ -258,7 +258,7 @@ ROW_READERS: dict[Rows, Callable[..., Iterable[Example]]] = {
     "preferences": _preferences,
     "texts and answers": _answers,
 }
-"""What the rows hold -> function (rows, columns, codec, specials, remarks) -> examples."""
+"""Kind of rows -> function (rows, columns, codec, specials, remarks) -> examples."""
 
 
 Made = TypeVar("Made")

@@ -25,7 +25,7 @@ DEFAULT = (
 DEFAULT_NAME = "the default template"
 OF_TOKENIZER = "the tokenizer's template"
 FILE, FOLDER = "chat_template.jinja", "additional_chat_templates"
-"""Where transformers keeps the template called default, and those with other names."""
+"""Names under which transformers stores the template called default, and those with other names."""
 WITH_TOOLS = "tool_use"
 """Name of the template for conversations with tools."""
 

@@ -78,7 +78,7 @@ def _compiled(source: str) -> Template:
 
 
 def answer(asked: Mapping[str, Any]) -> dict[str, Any]:
-    """What the template `source` makes of `variables`; without them, whether it can be compiled and marks answers."""
+    """Render the template `source` with `variables`; without them, compile it and say whether it marks answers."""
     compiled = _compiled(asked["source"])
     if "variables" not in asked:
         marks = any(True for _ in _environment().parse(asked["source"]).find_all(ExtensionAttribute))

@@ -83,7 +83,7 @@ def _start() -> subprocess.Popen[str]:
 
 
 def _end_of(process: subprocess.Popen[str]) -> str:
-    """Why a process has ended in the middle of a question."""
+    """The reason why a process has ended in the middle of a question, as a clause. Kills it if it runs."""
     process.kill()
     code = process.wait()
     for pipe in (process.stdin, process.stdout):
@@ -108,7 +108,7 @@ class Template:
     def __init__(self, source: str):
         self.source = source
         self.marks_answers: bool = self._ask({})["marks_answers"]
-        """Whether it has {% generation %}."""
+        """True if it has {% generation %}."""
 
     def render(self, variables: Mapping[str, Any], now: datetime | None) -> str:
         """The text, with marks around answers (template_worker.py). `now`: what strftime_now of the template writes."""

@@ -75,7 +75,8 @@ class Codec:
             self.backend.encode_special_tokens = True
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """As encode_with_specials; and the first character of each token, and the one behind its last."""
+        """Encode like encode_with_specials; also return the first character of each token, and the one behind its
+        last."""
         self.backend.encode_special_tokens = False
         try:
             encoding = self.backend.encode(text, add_special_tokens=False)
@@ -84,8 +85,8 @@ class Codec:
         return encoding.ids, encoding.offsets
 
     def loss(self, text: str, ids: Iterable[int]) -> Loss | None:
-        """What decoding these ids of the text loses, beyond what the tokenizer's own normalizer changes; None: nothing.
-        A space that the tokenizer puts before a text is no loss."""
+        """The loss of text when these ids are decoded, beyond what the tokenizer's own normalizer changes; None if
+        nothing is lost. A space that the tokenizer puts before a text is no loss."""
         found = self.decode(ids)
         if text in (found, found.removeprefix(" ")):
             return None

@@ -127,7 +127,7 @@ class Attention(nn.Module):
         return Gather(self.tp, at_once=is_for_all)
 
     def _gathers_early(self) -> bool:
-        """Whether other context ranks can be sent the keys before the queries are there."""
+        """True if the keys can be sent to other context ranks before the queries are computed."""
         alone = self.key.lora is None and self.value.lora is None and not isinstance(self.key_norm, WholeNorm)
         return self.tp.cp.size > 1 and not self.tp.exchanges_heads and alone
 
@@ -172,7 +172,7 @@ class Attention(nn.Module):
 
     @property
     def _is_plain(self) -> bool:
-        """Whether scores are computed one by one, because no fused kernel has what is asked for."""
+        """True if scores are computed one by one, because no fused kernel supports the layer."""
         return bool(self.softcap)
 
     def _attend(

@@ -257,7 +257,7 @@ def _like(tensor: Tensor) -> Tensor:
 
 
 def _common(q: Tensor, k: Tensor, bias: Tensor | None, drop: float, scale: float, causal: bool) -> dict[str, Any]:
-    """What all kernels are told."""
+    """Arguments that all kernels take."""
     _, h, queries, width = q.shape
     return dict(
         heads=h, group=h // k.shape[1], queries=queries, keys=k.shape[2], scale=scale, limit=limit_of(drop),

@@ -34,7 +34,7 @@ from roots_dist.world.mesh import SINGLE
 from roots_dist.world.sharding import ShardSpec, declare
 
 OF_REPORT, OF_STEP = "report", "step"
-"""Who counts the tokens of experts, each since it last asked."""
+"""Readers of the number of tokens per expert; each gets the count since it last asked."""
 
 
 class Routing(NamedTuple):

@@ -41,7 +41,7 @@ class Limits(NamedTuple):
     """Compute capabilities."""
 
     def take(self, dtype: torch.dtype, width: int, capability: tuple[int, int]) -> bool:
-        """Whether the kernel computes heads of this dtype and width on a GPU of this compute capability."""
+        """True if the kernel computes heads of this dtype and width on a GPU of this compute capability."""
         widest = self.wide if capability in self.wide_on else self.width
         known = dtype in self.dtypes and capability >= self.capability
         return known and width <= widest and width % self.multiple == 0
@@ -53,7 +53,7 @@ least that all of its GPUs take)."""
 BLOCKS = {"cpu": 128, "meta": 128}
 """Device -> queries of a tile with a band: few, because a tile computes its edges in full."""
 BLOCK = 1024
-"""On other devices, where calls cost more."""
+"""Queries of such a tile on all other devices, where a call costs more."""
 
 
 def fused_attention(

@@ -14,10 +14,10 @@ class InitStds(NamedTuple):
 
     query: float
     key: float
-    """Also for value."""
+    """The value matrix has the same."""
     out: float
     up: float
-    """Also for gate."""
+    """The gate matrix has the same."""
     down: float
 
 

@@ -43,8 +43,8 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, fuse: Fuse) -> Tenso
 
 
 def _has_own(x: Tensor) -> bool:
-    """Whether RMSNorm of x is ours, in a third of the passes over memory that torch's takes on a CPU, where it is no
-    kernel of its own; of x's size, only x is kept."""
+    """True if our RMSNorm replaces torch's for x: on a CPU, where torch has no kernel for it, ours takes a third of the
+    passes over memory. Of tensors of x's size, it keeps only x."""
     return x.dtype in (torch.float32, torch.float64) and rng.kernels_of(x.device) is None
 
 

@@ -26,7 +26,7 @@ class ParameterLocation(NamedTuple):
     """0 above all blocks, 1 in the last block, 2 in the block below it …; pieces between two blocks or below all of
     them are one deeper than the block above them"""
     by_rule: bool = False
-    """Whether it never learns by a gradient."""
+    """True if the parameter never learns by a gradient."""
 
 
 def locate_parameters(specs: Sequence[PieceSpec]) -> dict[str, ParameterLocation]:

@@ -38,7 +38,7 @@ class PieceSpec:
     """Equal for pieces of a model that differ in nothing but their name, so that one of them tells what the others are;
     None if there is no other like this one."""
     prefill_only: bool = False
-    """Whether the piece has nothing to do once the cache holds preceding tokens (an encoder, whose input does not
+    """True if the piece has nothing to do once the cache holds preceding tokens (an encoder, whose input does not
     grow)."""
     shared_params: tuple[str, ...] = ()
     """Global names of parameters that other pieces use too. Pieces on the same rank use one tensor; every other

@@ -130,5 +130,5 @@ class Relative(nn.Module):
 
 
 def either(masked: Tensor | None, also: Tensor) -> Tensor:
-    """What either of two masks hides; None hides nothing."""
+    """The union of two masks; None hides nothing."""
     return also if masked is None else masked | also

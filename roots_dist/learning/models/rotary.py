@@ -143,7 +143,7 @@ def _yarn(rates: Tensor, theta: float, scaling: Yarn) -> Tensor:
 
 
 def attention_factor(scaling: RopeScaling | None, max_positions: int) -> float:
-    """What cos and sin are multiplied by."""
+    """The factor on cos and sin."""
     if isinstance(scaling, Yarn):
         if scaling.attention_factor is not None:
             return scaling.attention_factor

@@ -29,7 +29,8 @@ def router_weights(config: Config) -> dict[str, float]:
 
 
 def router_counts(config: Config, batch: MicroBatch) -> dict[str, int]:
-    """What each term is divided by: sequences and tokens that are not padding alone, in each layer."""
+    """The divisor of each term: the number of sequences (balance) or tokens (router_z) that are not padding alone,
+    times the number of layers with experts."""
     real, layers = real_tokens(batch), config.model.num_expert_layers()
     counts = {"balance": real.any(1), "router_z": real}
     return {name: layers * int(torch.count_nonzero(counts[name])) for name in router_weights(config)}

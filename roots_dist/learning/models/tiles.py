@@ -50,10 +50,10 @@ class Pattern:
     """The keys that exist. If causal, the last one is that of the last query."""
     causal: bool
     documents: Sequence[Sequence[range]] | None = None
-    """For each sequence the ranges that attention stays within, which together are all positions; None: each sequence
-    is one."""
+    """The ranges within which attention stays, for each sequence; together they are all positions. None if each
+    sequence is one range."""
     window: int | None = None
-    """How many keys a query sees, its own included. Only if causal."""
+    """Number of keys that a query sees, its own included. Only if causal."""
     biased: bool = False
     """Each pair has a bias by its distance. Only if causal."""
 

@@ -39,8 +39,9 @@ class CausalTokens:
         return fields | self._document_fields(source, index * self.seq) if self.reset_at_documents else fields
 
     def _document_fields(self, source: Corpus, start: int) -> dict[str, np.ndarray]:
-        """Which document each position belongs to, and its place in the part of it that is in this window. What follows
-        a document's last token is another document's: that target is still predicted, from the whole document."""
+        """The document to which each position belongs, and its place in the part of the document that lies in this
+        window. A document's last token is followed by another document: that target is still predicted, from the whole
+        document."""
         documents = source.documents_of(start, self.seq)
         first = np.flatnonzero(np.diff(documents, prepend=documents[0] - 1))
         places = np.arange(self.seq) - np.repeat(first, np.diff(first, append=self.seq))

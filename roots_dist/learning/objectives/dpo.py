@@ -50,7 +50,7 @@ class Preferences(RowObjective):
         return all((targets != IGNORE).any() for _, targets in self._texts(example))
 
     def sample(self, source: Examples, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:
-        """With the references of the pair, if the source has them."""
+        """Add the references of the pair, if the source has them."""
         fields = documents_of(self._texts(source.rows[index]), self.seq, self.specials.pad)
         return fields if source.references is None else fields | {"references": source.references[index]}
 

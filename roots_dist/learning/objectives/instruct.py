@@ -69,7 +69,7 @@ class InstructAnswers(QuestionObjective):
         return tokens_and_targets(example.first, present(example.token_labels), self.seq)
 
     def question(self, source: Examples, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """What stands before the last answer, and that answer with the token that ends it."""
+        """The text before the last answer, and that answer with the token that ends it."""
         example = source.rows[index]
         marks = present(example.token_labels)
         begin = np.flatnonzero(np.diff(marks, prepend=0) == 1)[-1]
@@ -99,8 +99,8 @@ def documents_of(texts: Sequence[tuple[np.ndarray, np.ndarray]], seq: int, pad: 
 
 
 def without_mute(examples: Examples, objective: RowObjective, config: Config) -> Examples:
-    """Without the rows of which nothing is learned before they are cut, if invalid rows are skipped; unless that leaves
-    none."""
+    """Leave out the rows of which nothing is learned once they are cut, if invalid rows are skipped; keep all if none
+    would be left."""
     taught = tuple(row for row in examples.rows if objective.teaches(row))
     if config.finetune.on_error == "stop" or len(taught) in (0, len(examples)):
         return examples

@@ -61,7 +61,7 @@ class MaskedPairs:
         return Corpus.open(path)
 
     def num_samples(self, source: Corpus) -> int:
-        """As many as the tokens fill."""
+        """The number of samples that the tokens fill."""
         found = len(self._documents(source).usable)
         if found < 2:
             problem = Problem(
@@ -111,7 +111,8 @@ class MaskedPairs:
         return int(begins[at]), ends[: int(np.searchsorted(ends, begins[at] + room)) + 1]
 
     def _sentences(self, source: Corpus, document: int) -> tuple[np.ndarray, int]:
-        """Where each begins that is not empty, and where the last one ends: before the token that ends the document."""
+        """The offsets at which the sentences that are not empty begin, and the end of the last one: before the token
+        that ends the document."""
         begins = source.sequences_of(document)
         begin, end = (int(bound) for bound in source.bounds[document : document + 2])
         if source.tokens(end - 1, 1)[0] in (self.specials.end, self.specials.sep):

@@ -1,4 +1,4 @@
-"""From one text to another: translate, summarise, answer; a class too, spelled out (Raffel et al. 2020, section 2.4).
+"""Map one text to another: translate, summarise, answer, or spell out a class (Raffel et al. 2020, section 2.4).
 
     row: text, label --> encoder: text </s>, decoder: (start) label --> label </s>
 
@@ -46,7 +46,7 @@ class TextToText(QuestionObjective):
         return {"document_ids": np.zeros(self.seq, np.int64)} | fields
 
     def question(self, source: Examples, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """What the encoder reads, and the answer with the token that ends it."""
+        """The input of the encoder, and the answer with the token that ends it."""
         example, end = source.rows[index], [present(self.specials.end)]
         inputs = np.concatenate([example.first[: self.seq - 1], end]).astype(np.int64)
         return inputs, np.concatenate([present(example.second)[: self.target - 1], end]).astype(np.int64)

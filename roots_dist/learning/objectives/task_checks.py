@@ -72,7 +72,7 @@ def check_rows(config: Config) -> None:
 
 
 def row_remarks(config: Config, objective: Objective) -> Iterator[str]:
-    """What there is to say of the rows, file by file: their format, what is not read, which are skipped or cut."""
+    """Yield remarks on the rows, file by file: their format, what is not read, and which are skipped or cut."""
     if not isinstance(objective, RowObjective):
         return
     if isinstance(objective, PackingObjective) and config.data.train:
@@ -94,7 +94,7 @@ def row_remarks(config: Config, objective: Objective) -> Iterator[str]:
 
 
 def _padding(config: Config, objective: RowObjective) -> str:
-    """How much of the training samples is padding."""
+    """Say how much of the training samples is padding."""
     assert isinstance(objective, PackingObjective)
     opened = [objective.open(source.path) for source in config.data.train]
     seq, rows = config.data.seq_length, sum(map(len, opened))
