@@ -91,7 +91,7 @@ def size_of(path: Place) -> int | None:
 
 
 def names(folder: Place) -> list[str]:
-    """What is in a folder, in order; nothing if it is none. Those that begin with a dot come first."""
+    """Names of the entries of a folder, sorted: those that begin with a dot come first. Empty if it is no folder."""
     if isinstance(folder, ObjectPath):
         return sorted(path.name for path in folder.iterdir())
     found = _status(folder)
@@ -99,12 +99,12 @@ def names(folder: Place) -> list[str]:
 
 
 def is_there(path: Place) -> bool:
-    """Whether something has this name, be it a link to nothing."""
+    """True if something has this name, even a link to nothing."""
     return path.exists() if isinstance(path, ObjectPath) else _status(path, follow=False) is not None
 
 
 def _status(path: Path, follow: bool = True) -> os.stat_result | None:
-    """What the disk says of a name; None if there is nothing."""
+    """The status of a name on disk; None if there is nothing."""
     try:
         return ask(path, lambda: os.stat(path, follow_symlinks=follow))
     except OSError:

@@ -40,7 +40,8 @@ PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 def checkpoints_folder(run: Place) -> Place:
-    """Where the checkpoints of a run are: in its folder, or where that says. Raises as `url_of` does."""
+    """The place of a run's checkpoints: a folder in the run's folder, or the URL that this names. Raises as `url_of`
+    does."""
     if isinstance(run, Path) and (url := url_of(run)):
         return place_of(url)
     return run / CHECKPOINTS
@@ -130,7 +131,7 @@ class Author:
     run: str = ""
     """Id of the run (run_identity.py); empty outside of one: of an import, and of a proof."""
     attempt: int = 0
-    """Which start of the run's command it was; the first is 1."""
+    """Number of the start of the run's command that wrote it; the first is 1."""
     order: str = ""
     """Digest of what the order of training samples depends on (learning/data/batches.py)."""
     start: str = ""

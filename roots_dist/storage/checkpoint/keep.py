@@ -39,12 +39,13 @@ NAME = re.compile(rf"step_([0-9]{{8,18}})|\.step_([0-9]{{8,18}}){re.escape(REPLA
 
 
 def found_steps(run: Place) -> dict[int, Place]:
-    """What has the name of a checkpoint of the run, by step, oldest first: a folder, or something else in its place."""
+    """Everything with the name of a checkpoint of the run, by step, oldest first: a folder, or something else in its
+    place."""
     return steps_in(checkpoints_folder(run))
 
 
 def steps_in(folder: Place) -> dict[int, Place]:
-    """What has the name of a checkpoint in a folder of them, as `found_steps`."""
+    """Everything with the name of a checkpoint in a folder of them, as `found_steps`."""
     found: dict[int, Place] = {}
     for name in names(folder):
         match = NAME.fullmatch(name)
@@ -54,7 +55,8 @@ def steps_in(folder: Place) -> dict[int, Place]:
 
 
 def is_unfinished(checkpoint: Place) -> bool:
-    """Whether a save into an object store, where a checkpoint has its name from the beginning, was not committed."""
+    """True if this is a save into an object store that was not committed; there a checkpoint has its name from the
+    beginning."""
     if not isinstance(checkpoint, ObjectPath):
         return False
     return (checkpoint / UNFINISHED).exists() and not (checkpoint / MANIFEST).exists()
@@ -115,14 +117,14 @@ def _are_numbers(value: object) -> bool:
 
 
 def are_pairs(value: object) -> bool:
-    """Whether this is a list of pairs of counts, as runs/train/left_out.py saves it."""
+    """True if this is a list of pairs of counts, as runs/train/left_out.py saves it."""
     return isinstance(value, list) and all(
         isinstance(pair, list) and len(pair) == 2 and all(map(_is_count, pair)) for pair in value
     )
 
 
 def _is_best(value: object) -> bool:
-    """Whether this is what runs/train/best_evaluation.py saves, or nothing."""
+    """True if this is what runs/train/best_evaluation.py saves, or nothing."""
     if not value:
         return value in (None, {})
     return (

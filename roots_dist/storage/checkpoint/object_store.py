@@ -143,7 +143,7 @@ class ObjectPath:
             return []
 
     def _ask(self, question: Callable[[Any], T]) -> T:
-        """What the store answers; answers.py says what becomes of errors."""
+        """Ask the store and return its answer; answers.py says what becomes of errors."""
 
         def asked() -> T:
             with self._store() as store:
@@ -169,7 +169,7 @@ class ObjectPath:
 
 
 Place = Path | ObjectPath
-"""Where checkpoints are."""
+"""A place of checkpoints: on a disk, or in an object store."""
 
 
 def place_of(text: str) -> Place:

@@ -21,7 +21,7 @@ from roots_dist.storage.checkpoint.object_store import Place
 
 RUN_FILE = "run.json"
 ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
-"""What an id may be: it is a name in checkpoint.fallback_folder."""
+"""Form of an id: it is a name in checkpoint.fallback_folder."""
 MOST_STARTS = 1 << 62
 """No run is started as often: a manifest holds numbers of 63 bits."""
 SAVED = "saved"
@@ -43,7 +43,7 @@ def id_in(path: Place) -> str:
 
 
 def as_id(found: object) -> str:
-    """What was read, if it can be an id; else empty."""
+    """The value that was read, if it can be an id; else empty."""
     return found if isinstance(found, str) and ID.fullmatch(found) else ""
 
 
@@ -84,7 +84,7 @@ def mark_saved(run: Path) -> None:
 
 
 def never_saved(run: Path) -> bool:
-    """Whether the run in this folder is known to have had no checkpoint yet."""
+    """True if the run in this folder is known to have had no checkpoint yet."""
     try:
         return read_json(Path(run) / RUN_FILE).get(SAVED) is False
     except CheckpointError:

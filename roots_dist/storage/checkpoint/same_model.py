@@ -19,7 +19,7 @@ from roots_dist.storage.checkpoint.format import STATE_FILE, read_json
 from roots_dist.storage.checkpoint.object_store import Place
 
 RESTART = "choose another track.folder, or start from scratch with checkpoint.resume=false"
-"""What a run can do that would train another model."""
+"""The fix for a run that would train another model."""
 
 
 def refuse_another_model(checkpoint: Place, config: Config, fix: str = RESTART) -> None:
@@ -86,7 +86,7 @@ def refuse_another_optimizer(checkpoint: Place, config: Config) -> None:
 
 
 def _bits(config: Config) -> dict[str, object]:
-    """What decides the bits of an exact run beside its model, its optimizer and its data."""
+    """Settings that decide the bits of an exact run, besides its model, its optimizer and its data."""
     train, advanced = config.train, config.advanced
     found: dict[str, object] = {f"train.{key}": getattr(train, key) for key in BITS}
     return found | {f"advanced.{key}": getattr(advanced, key) for key in ("loss_chunk", "grad_dtype", "threads")}
@@ -104,19 +104,20 @@ def _model_problem(key: str, value: object, was: object, checkpoint: Place, conf
 
 
 def is_of_extension(config: Config) -> bool:
-    """Whether code of an extension is part of the model's function."""
+    """True if code of an extension is part of the model's function."""
     return config.model.family not in FAMILIES or config.model.activation not in ACTIVATIONS
 
 
 def _may_have_labels(config: Config) -> bool:
-    """Whether finetune.labels belongs to the function. With an objective of an extension it is compared in any case."""
+    """True if finetune.labels belongs to the function, or may: with an objective of an extension it is compared in any
+    case."""
     known = OBJECTIVES.get(config.objective.name)
     return known is None or known.has_labels
 
 
 def _resolved(config: Config, has_labels: bool, own_code: bool) -> dict[str, object]:
-    """What determines the function of a model with given weights: model.* with its defaults filled in, and other
-    keys. Does not run the config's extensions."""
+    """Settings that determine the function of a model with given weights: model.* with its defaults filled in, and
+    other keys. Does not run the config's extensions."""
     m = config.model
     filled = {"kv_heads": m.num_kv_heads(), "head_dim": m.width_of_head(), "ffn": m.width_of_ffn()}
     found: dict[str, object] = {f"model.{key}": value for key, value in {**m.model_dump(), **filled}.items()}

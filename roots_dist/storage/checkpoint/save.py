@@ -60,10 +60,10 @@ class ShardFile:
     """A file of a checkpoint in the memory of the rank that writes it."""
 
     kind: str
-    """Which tensor of the optimizer state (zero.seam.STATE) of its parameters it holds."""
+    """Name of the tensor of the optimizer state (zero.seam.STATE) that the file holds for its parameters."""
     file: str
     tensors: Mapping[str, Tensor]
-    """By the names of their parameters, whole, on the CPU."""
+    """Whole tensors on the CPU, by the names of their parameters."""
 
 
 def save(
@@ -84,8 +84,8 @@ def save(
 
 
 def with_facts(state: dict[str, Any], step: int, engine: Engine, mesh: Mesh) -> dict[str, Any]:
-    """What goes into state.json: `state`, the rest of the trainer's state as JSON, the same on every rank, and what is
-    known of the engine and the layout. A copy."""
+    """The content of state.json: a copy of `state`, the rest of the trainer's state as JSON, which is the same on every
+    rank, with what is known of the engine and the layout."""
     facts = {"format": FORMAT, "step": step, "version": __version__, "layout": str(mesh.layout)}
     facts["taken"] = {str(border): steps for border, steps in engine.optimizer_steps.items()}
     assert not facts.keys() & state.keys(), facts.keys() & state.keys()

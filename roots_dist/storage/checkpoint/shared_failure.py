@@ -28,7 +28,7 @@ class SharedFailure:
 
     @property
     def failed(self) -> bool:
-        """Whether this rank has failed so far."""
+        """True if this rank has failed so far."""
         return self._failure is not None or self._no_answer is not None
 
     @contextmanager
@@ -65,7 +65,7 @@ class SharedFailure:
         return self._found()[1]
 
     def _found(self) -> tuple[bool, str]:
-        """Whether all disks and stores have answered, and the message. Collective."""
+        """Two values: True if all disks and stores have answered, and the message. Collective."""
         world = self._mesh.world
         if world.size == 1:
             return self._no_answer is None, self._no_answer or self._failure or ""

@@ -43,8 +43,9 @@ Damages = list[tuple[Place, str]]
 
 
 def damage_of(folder: Place, step: int, run: str, mesh: Mesh) -> str:
-    """Why a checkpoint cannot be trusted, in words; empty if everything in it is as it was written. Every file is read
-    once, by one rank. Collective over the world, equal on every rank. `run`: id that it must have; empty for any.
+    """The reason why a checkpoint cannot be trusted, in words; empty if everything in it is as it was written. Every
+    file is read once, by one rank. Collective over the world, equal on every rank. `run`: id that it must have; empty
+    for any.
 
     What comes from a store is asked for a second time before it is called damaged: a proxy may have answered with a
     page of its own, or a transfer have broken. Raises CheckpointError if ranks do not see the same folder,
@@ -122,7 +123,7 @@ def newest_verified(run: Path, mesh: Mesh, first: Sequence[int] = ()) -> tuple[P
 
 
 def _listed(run: Path, mesh: Mesh) -> tuple[dict[int, Place], str]:
-    """On rank 0 what has the name of a checkpoint, by step, and the run's id; nothing on the others. Raises
+    """Everything with the name of a checkpoint, by step, and the run's id, on rank 0; nothing on the others. Raises
     CheckpointError on all ranks if rank 0 cannot read the folder. Collective over the world."""
     listed, found, own = SharedFailure(mesh), dict[int, Place](), ""
     if mesh.rank == 0:

@@ -101,6 +101,6 @@ def _unread_type(where: str, model_type: object, name: object) -> ExchangeError:
 
 
 def _has_tensors(head: Head, architecture: Architecture, tensors: Tensors) -> bool:
-    """Whether the folder has what the head adds to the stack, named with or without the prefix of the stack."""
+    """True if the folder has what the head adds to the stack, named with or without the prefix of the stack."""
     names = [entry.theirs.replace("*", "weight") for entry in head.entries if "{i}" not in entry.theirs]
     return all(n in tensors.files or n.removeprefix(f"{architecture.base}.") in tensors.files for n in names)

@@ -14,7 +14,7 @@ COMMON: tuple[tuple[str, object], ...] = (
 )  # fmt: skip
 """Keys of any model type that change the computation, and the only values that we support."""
 FIXES = dict.fromkeys(("quantization_config", "compression_config"), QUANTISED)
-"""What to do about a key, where that is more than to use another model."""
+"""The fix for a key, where it is not simply to use another model."""
 WINDOW_KEYS = ("sliding_window", "max_window_layers")
 """Keys that have no effect if use_sliding_window is false."""
 LEFT_BEHIND = re.compile(

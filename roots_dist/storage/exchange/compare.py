@@ -35,7 +35,8 @@ BOUND = 1e-4
 """Allowed difference in float32, relative to the largest logit if that is above 1."""
 TEXTS, LENGTH = 2, 24
 OUTPUTS = ("prediction_logits", "logits", "pooler_output", "last_hidden_state")
-"""What their classes call it, the first that there is: BertForPreTraining has two heads, a stack alone has none."""
+"""Names that their classes give to the output; the first that exists is compared: BertForPreTraining has two heads, a
+stack alone has none."""
 HIDDEN = OUTPUTS[-1]
 
 
@@ -68,7 +69,8 @@ def compare(run: Path, folder: Path, extensions: Sequence[str] = ()) -> Comparis
 
 
 def outputs_of(config: Config) -> Sequence[str]:
-    """Which of OUTPUTS to compare with: a stack alone may have a pooler that our model has not."""
+    """Names from OUTPUTS of the output to compare with: a stack alone may have a pooler that our model does not
+    have."""
     return (HIDDEN,) if is_bare(config) and objective_of(config).answer == "tag" else OUTPUTS
 
 
@@ -106,7 +108,7 @@ def our_logits(config: Config, checkpoint: Place, batch: MicroBatch) -> list[Ten
 
 
 def is_alone(checkpoint: Place) -> bool:
-    """Whether an ELECTRA checkpoint has no generator, as an import of the discriminator has none."""
+    """True if an ELECTRA checkpoint has no generator, as an import of the discriminator has none."""
     return not any(name.startswith(GENERATOR_NAMES) for name in read_index(checkpoint, "weight"))
 
 

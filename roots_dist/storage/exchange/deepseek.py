@@ -52,7 +52,7 @@ SIZES = (
     ConfigKey("v_head_dim", "model.v_head_dim", 128),
 )
 ALL_HEADS = Fixed("num_key_value_heads", None, description="num_attention_heads", written=False)
-"""What _flattened leaves is another number."""
+"""Refuses a number of key/value heads that _flattened has left in place because it is another number."""
 EVERY_LAYER = unread(moe_layer_freq=1)
 INERT = (*ONLY_IN_TRAINING, "aux_loss_alpha", "seq_aux", "ep_size", "head_dim", "qk_head_dim")
 """Keys that say how it was trained, and widths that follow from others: each class computes them anew."""
@@ -102,7 +102,7 @@ _FLAT_V2, _FLAT_V3 = _flattened(32, 2, 1407), _flattened(128, 1, 2048)
 
 
 def _without_groups(tree: Tree) -> Tree:
-    """Without the numbers of groups that nobody asks for."""
+    """Drop the numbers of groups if routing does not use them."""
     tree = _FLAT_V2(tree)
     unasked = ("n_group", "topk_group") if tree.get("topk_method", "greedy") == "greedy" else ()
     return {key: value for key, value in tree.items() if key not in unasked}

@@ -93,7 +93,7 @@ def _refuse_other_keys(overrides: Sequence[str]) -> None:
 
 
 def why_unchecked(run: Path, extensions: Sequence[str] = ()) -> str | None:
-    """Why an export is not compared with the run by default; None if it is, because that takes seconds."""
+    """The reason why an export is not compared with the run by default; None if it is, because that takes seconds."""
     if importlib.util.find_spec("transformers") is None:
         return "transformers is not installed (pip install 'roots_dist[exchange]')"
     is_large = parameters(config_of_run(run, extensions).config) >= LARGE
@@ -101,7 +101,8 @@ def why_unchecked(run: Path, extensions: Sequence[str] = ()) -> str | None:
 
 
 def checked(run: Path, folder: Path, dtype: str, extensions: Sequence[str] = ()) -> tuple[str, bool]:
-    """How far the export's logits are from the run's, in words, and whether that is acceptable (bfloat16: rounding)."""
+    """The difference of the export's logits from the run's, in words, and a bool: True if it is acceptable (for
+    bfloat16, it is rounding)."""
     result = compare(run, folder, extensions)
     text = f"logits: largest difference {result.difference:.1e}, of up to {result.largest:.3g}"
     if dtype != "float32":

@@ -90,4 +90,4 @@ GATE_UP_ROWS = _stacked(lambda config: [config.model.width_of_ffn()] * 2)
 POSITIONS_AFTER_PADDING = Form(lambda config, w: (w[ROBERTA_OFFSET:],), _prepend_offset_rows)
 """Positions of RoBERTa and OPT; the first rows are only of padding."""
 NO_SEGMENTS = Form(lambda config, w: (), lambda config, parts: torch.zeros(1, config.model.width_of_embedding()))
-"""For a model without segments, where theirs must have one: zeros have the same effect."""
+"""Segments of a model that has none, where theirs must have one: zeros have the same effect."""

@@ -99,7 +99,7 @@ def _refuse_texts(tree: Mapping[str, Any], architecture: Architecture, where: st
 
 
 def _is_inert(name: str, value: object) -> bool:
-    """Whether a key that a model type does not know changes no function: dropout that drops nothing, layers that are
+    """True if a key that a model type does not know changes no function: dropout that drops nothing, layers that are
     all of the plain kind, and what tools left behind."""
     if name == "layer_types":
         return isinstance(value, list) and set(map(str, value)) == {"full_attention"}
@@ -247,7 +247,7 @@ def _as_json(value: object) -> str:
 
 
 BEYOND = ("less than or equal to", "whole numbers of at most")
-"""How a config says that a size is none that a model has."""
+"""Beginnings of the config's messages about a size that no model has."""
 
 
 def _error(where: str, key: str, found: object, expected: str) -> ExchangeError:

@@ -20,7 +20,7 @@ from roots_dist.storage.exchange.tensors import ORIGIN, read_json
 
 CARD = "README.md"
 SUMMARY = "summary.json"
-"""What a run writes when it ends (runs/track/summary_file.py)."""
+"""File that a run writes when it ends (runs/track/summary_file.py)."""
 NUMBERS = {
     "loss/train": "training loss, nats per target",
     "loss/validation": "validation loss, nats per target",

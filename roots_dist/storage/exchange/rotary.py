@@ -130,14 +130,14 @@ def _typed(given: Tree) -> Tree:
 
 
 def _is_unscaled(given: Tree) -> bool:
-    """Whether these settings leave the angles as they are, as a factor of 1 does."""
+    """True if these settings leave the angles as they are, as a factor of 1 does."""
     kind = _typed(given).get("rope_type", "default")
     bare = not {"attention_factor", "mscale", "mscale_all_dim"} & given.keys()
     return kind == "default" or (kind in ("linear", "llama3", "yarn") and given.get("factor") == 1 and bare)
 
 
 def _ratio(longest: Any, original: Any) -> float | None:
-    """What longrope's factor is by default."""
+    """The default of longrope's factor."""
     return longest / original if isinstance(longest, int) and isinstance(original, int) and original else None
 
 
@@ -172,7 +172,7 @@ EVERY_LAYER = {
         ("window" if values["model.window"] else "full",) * min(values["model.layers"], MOST_LAYERS)
     )
 }
-"""For models with a window in all layers or in none."""
+"""Kinds of layers of a model with a window in all layers or in none."""
 
 
 def with_layer_types(tree: Tree, is_window: Callable[[int], bool], num_layers: int) -> Tree:

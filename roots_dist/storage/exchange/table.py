@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     """Names of tensors that their class has but does not use: written as a copy, never read."""
     when: Callable[[Config], bool] = lambda config: True
     wide: bool = False
-    """Whether an export has it in float32, whatever the dtype of the others."""
+    """True if an export has it in float32, whatever the dtype of the others."""
 
 
 class Rule(NamedTuple):
@@ -115,9 +115,9 @@ class Fixed(NamedTuple):
     equivalent: tuple[object, ...] = ()
     """Other values that give the same function."""
     description: str = ""
-    """What the error message expects, if the value alone does not say it."""
+    """Expectation in the error message, if the value alone does not say it."""
     written: bool = True
-    """Whether an export has the key, which only some files have."""
+    """True if an export has the key; some keys stand only in some files."""
 
 
 def unread(**values: object) -> tuple[Fixed, ...]:
@@ -158,13 +158,13 @@ class Architecture(NamedTuple):
     inert: tuple[str, ...] = ()
     """Keys of config.json that change no function of this model type, whatever their value."""
     remark: Callable[[Mapping[str, Any], Config], str] = lambda tree, config: ""
-    """What an import says of settings of training that it does not take over, given config.json and our config."""
+    """Remark of an import on settings of training that it does not take over, given config.json and our config."""
     kinds: tuple[str, ...] = ("full",)
     """Values of model.layer_kinds that its layers can have."""
     even_width: bool = True
-    """Whether the model's width must be a multiple of its heads, even if the head width is set separately."""
+    """True if the model's width must be a multiple of its heads, even if the head width is set separately."""
     plain_ffn: bool = False
-    """Whether the MLP is always four times as wide as the model."""
+    """True if the MLP is always four times as wide as the model."""
     unused: tuple[str, ...] = ()
     """Patterns of tensors that some files contain and that have no effect."""
     left_out: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda tree: ()
@@ -286,7 +286,7 @@ def variant(
 
 
 def biases(qkv: bool, out: bool, mlp: bool) -> dict[str, object]:
-    """Which linear layers of a block have biases, as our config values."""
+    """Config values that say which linear layers of a block have biases."""
     return {"model.qkv_bias": qkv, "model.out_bias": out, "model.mlp_bias": mlp}
 
 

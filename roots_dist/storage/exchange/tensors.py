@@ -31,7 +31,7 @@ QUANTISED = (
     "take the weights it was made from, or turn them back in transformers and save them with save_pretrained: "
     "model.dequantize() for bitsandbytes, quantization_config=FineGrainedFP8Config(dequantize=True) for FP8"
 )
-"""What to do with weights that are no floats."""
+"""The fix for weights that are no floats."""
 
 
 OTHER_FORMATS = {
@@ -132,7 +132,7 @@ def open_folder(folder: Path) -> Tensors:
 
 
 def _where_from(folder: Path) -> str:
-    """How to get the folder of a model, which may have been named as it is called on the hub."""
+    """The fix for a missing folder of a model, which may have been named as it is called on the hub."""
     if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
         return f"download it first, hf download {folder} --local-dir {folder.name}, and name {folder.name}"
     return "name a folder that save_pretrained wrote"

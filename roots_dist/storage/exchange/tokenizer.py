@@ -260,7 +260,7 @@ def _post_processor(
 def _template(
     first: Sequence[str | int], second: Sequence[str | int], ids: Mapping[str, int], segment: int = 0
 ) -> dict[str, Any]:
-    """What stands around a text (0), and around a second one (1), which has another segment for BERT."""
+    """Template with the tokens around a text (0), and around a second one (1), which has another segment for BERT."""
 
     def items(parts: Sequence[str | int], segment: int) -> list[dict[str, Any]]:
         return [

@@ -56,7 +56,7 @@ def spelled_out(config: Config) -> dict[str, Any]:
 
 
 def plain(config: Config) -> dict[str, Any]:
-    """What keys of model.* are in a model without features of its own, with the sizes of this one."""
+    """Values of model.* in a model without features of its own, with the sizes of this one."""
     m = config.model
     found = {f"model.{key}": field.default for key, field in ModelConfig.model_fields.items()}
     scaled = FAMILIES[m.family].scaled_attention
