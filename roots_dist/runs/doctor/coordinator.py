@@ -42,7 +42,7 @@ class Coordinator:
         self.hosts: dict[int, str] = {}
         """Rank -> host, for ranks whose host is known."""
         self.thread_is_stuck = False
-        """Whether a thread of this process still works on something overdue."""
+        """True if a thread of this process still works on something overdue."""
 
     def run_round(
         self, round: str, seconds: float, work: Callable[[], Any], silence: str = "", fix: str = FIX

@@ -179,7 +179,7 @@ def _join(coordinator: Coordinator, world: World, device: torch.device) -> None:
 
 
 def saves_over_gloo(device: torch.device, options: ExamineOptions) -> bool:
-    """Whether the threads that save in the background need gloo beside the NCCL of training (world/mesh.py)."""
+    """True if the threads that save in the background need gloo beside the NCCL of training (world/mesh.py)."""
     return backend_of(device) != "gloo" and (options.config is None or options.config.saves_in_background())
 
 

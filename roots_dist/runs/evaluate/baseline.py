@@ -62,8 +62,8 @@ def _beginnings(sources: Sequence[Source], most: int) -> tuple[np.ndarray, np.nd
 
 
 def _places(held_out: Batches, sequences: int, seq: int) -> list[tuple[Corpus, np.ndarray]]:
-    """For each source, the positions of the targets of causal samples (learning/objectives/clm.py): all tokens of a
-    window but the first, and the one after it."""
+    """Each source, with the positions of the targets of its causal samples (learning/objectives/clm.py): all tokens of
+    a window but the first, and the one after it."""
     found: dict[int, tuple[Corpus, list[int]]] = {}
     for source, index in held_out.evaluation_samples(sequences):
         found.setdefault(id(source), (source, []))[1].append(index)

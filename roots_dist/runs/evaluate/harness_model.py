@@ -43,15 +43,15 @@ BEAMS = {"num_beams": "beams", "length_penalty": "length_penalty", "early_stoppi
 
 
 Scored = tuple[Any, list[int], list[int]]
-"""What lm_eval asks for: texts (or None), ids of a context, ids of what follows it."""
+"""Request of lm_eval: texts (or None), ids of a context, ids of the continuation."""
 
 
 def token_scores(
     passes: Passes, asked: Sequence[tuple[list[int], list[int]]], max_length: int
 ) -> list[tuple[float, bool]]:
-    """For each (context, continuation), neither empty: log-probability of the continuation, and whether greedy decoding
-    would generate it. A context that is too long loses its beginning. Collective over the world; equal on every
-    rank."""
+    """The log-probability of the continuation of each (context, continuation), neither empty, and True if greedy
+    decoding would generate it. A context that is too long loses its beginning. Collective over the world; equal on
+    every rank."""
     mesh = passes.mesh
     longest_first = sorted(range(len(asked)), key=lambda i: -sum(map(len, asked[i])))
     batches = list(_batches(passes, asked, longest_first, max_length))

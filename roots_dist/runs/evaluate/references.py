@@ -127,7 +127,8 @@ def _kept(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _other_rows(config: Config, source: Examples, path: Path) -> DataError | ConfigError:
-    """What makes these rows others than those of the references: a key of the config, or else the content of a file."""
+    """The error of rows that are not those of the references: it names a key of the config, or else the content of a
+    file."""
     kept = path.with_name(CONFIG_FILE)
     was = read_record(kept) if kept.is_file() else config
     fix = "set it back, or start anew in another track.folder"

@@ -15,7 +15,7 @@ from roots_dist.runs.generate.options import GenerateOptions
 
 
 def is_unicode(text: str) -> bool:
-    """Whether text is valid Unicode: Python represents undecodable bytes of the command line as halves of surrogate
+    """True if text is valid Unicode: Python represents undecodable bytes of the command line as halves of surrogate
     pairs."""
     try:
         text.encode()

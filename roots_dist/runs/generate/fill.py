@@ -52,8 +52,8 @@ def encode_masked(prompts: Sequence[Prompt], encoder: PromptEncoder) -> list[lis
 
 
 def fill(passes: Passes, texts: Sequence[Sequence[int]], encoder: PromptEncoder, top: int) -> list[list[list[Guess]]]:
-    """For each mask of each text, in order, the `top` likeliest tokens. The result is on every rank; collective over
-    the world."""
+    """The `top` likeliest tokens for each mask of each text, in order. The result is on every rank; collective over the
+    world."""
     found: list[list[list[Guess]]] = []
     for first in range(0, len(texts), AT_ONCE):
         found += _some(passes, texts[first : first + AT_ONCE], encoder, min(top, encoder.config.model.vocab))

@@ -81,7 +81,7 @@ def generate(config: Config, mesh: Mesh, *, options: GenerateOptions, show: Show
 
 
 def _is_streamed(prompts: list[Prompt], options: GenerateOptions) -> bool:
-    """Whether the answer is shown while it is generated, where it is a text."""
+    """True if the answer, provided that it is a text, is shown while it is generated."""
     return len(prompts) == 1 and (options.samples or 1) == 1 and not options.beams and options.output is None
 
 

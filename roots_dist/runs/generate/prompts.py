@@ -43,7 +43,7 @@ class Prompt(NamedTuple):
     text: str
     pair: str | None = None
     place: str = "prompt"
-    """Where it comes from, for error messages."""
+    """Origin of the prompt, for error messages."""
 
     def problem(self, expected: str, fix: str) -> DataError:
         text = self.text if len(self.text) <= SHORT else f"{self.text[:SHORT]}…"

@@ -36,7 +36,7 @@ class Request:
     """Number of beams; 0 samples token by token as `sampling` says."""
     length_penalty: float = 1.0
     early_stopping: bool = False
-    """Whether beam search stops as soon as `beams` hypotheses are finished, even if others might become better."""
+    """True if beam search stops as soon as `beams` hypotheses are finished, even if others might become better."""
     rows: int = 16
     """Number of sequences that are decoded at the same time."""
 
@@ -50,7 +50,7 @@ class Answer:
 
 
 def sampling_defaults(tokenizer: str | None) -> dict[str, float]:
-    """How generation_config.json beside a tokenizer samples; nothing where it does not say do_sample. Raises DataError
+    """Sampling options of generation_config.json beside a tokenizer; empty unless it says do_sample. Raises DataError
     for values that are none."""
     found = {} if tokenizer is None else read_companions(Path(tokenizer).parent).get(GENERATION, {})
     if found.get("do_sample") is not True:

@@ -15,7 +15,7 @@ from roots_dist.errors import present
 from roots_dist.learning.data.tokenizer import Codec
 
 CUT = "�"
-"""What an incomplete multi-token character decodes to."""
+"""Text that an incomplete multi-token character decodes to."""
 CONTEXT = 8
 """Number of tokens before a text that are decoded with it: the first word has its space only after another token."""
 
@@ -30,10 +30,10 @@ class Stops:
     hidden: frozenset[int] = frozenset()
     """Tokens that are not shown: special ones."""
     keep_end: bool = False
-    """Whether the token that ended a text is shown."""
+    """True if the token that ended a text is shown."""
 
     def reached(self, tokens: Sequence[int]) -> bool:
-        """Whether the last of these tokens ends the text. The earlier ones did not."""
+        """True if the last of these tokens ends the text. The earlier ones did not."""
         if tokens and tokens[-1] in self.ends:
             return True
         if not self.strings:

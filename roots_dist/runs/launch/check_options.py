@@ -13,7 +13,7 @@ from roots_dist.runs.launch.options import OPTIONS, JobOptions
 from roots_dist.runs.launch.quoting import refused
 
 MAY_BE_EMPTY = ("include", "exclude")
-"""As in DeepSpeed, where an empty choice is none."""
+"""Options whose value may be empty: as in DeepSpeed, an empty choice is none."""
 
 
 def choose(on: str, given: Sequence[JobOptions]) -> JobOptions:

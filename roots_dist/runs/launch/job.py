@@ -43,7 +43,7 @@ class Job:
     hosts: tuple[Host, ...]
     """The chosen hosts of the hostfile, if there is one."""
     gpus: bool
-    """Whether each process uses a GPU."""
+    """True if each process uses a GPU."""
     threads: int
     """CPU threads of each process, as advanced.threads says; 1 where it says nothing."""
     name: str
@@ -56,7 +56,7 @@ class Job:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """What each rank runs, after `python`."""
+        """Arguments of `python` on each rank."""
         return ("-m", "roots_dist", self.roots_command, *self.words)
 
     @property
@@ -87,7 +87,7 @@ class LaunchPlan:
 
     command: tuple[str, ...]
     logs: str
-    """Where the output can be read."""
+    """Place where the output can be read."""
     files: Mapping[Path, str] = field(default_factory=dict)
     unset: tuple[str, ...] = ()
     """Variables that are removed from the command's environment."""

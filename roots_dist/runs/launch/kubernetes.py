@@ -21,7 +21,7 @@ LABEL = re.compile(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?")
 """RFC 1035, as for names of services and pods."""
 MANIFESTS = {"job": "kubernetes.yaml", "trainjob": "trainjob.yaml"}
 MOUNT_PATH = Path("/work")
-"""Where the volume is mounted: the working folder of the images (docker/), from which relative paths begin."""
+"""Mount path of the volume: the working folder of the images (docker/), from which relative paths begin."""
 PORT = 29400
 
 

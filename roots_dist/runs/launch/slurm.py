@@ -63,5 +63,5 @@ def _sbatch(job: Job, options: SlurmOptions, logs: Path) -> tuple[str, ...]:
 
 
 def _says_cores(extra: tuple[str, ...]) -> bool:
-    """Whether --extra asks for cores. Otherwise Slurm gives the one task of a node a single core."""
+    """True if --extra asks for cores. Otherwise Slurm gives the one task of a node a single core."""
     return any(word.partition("=")[0] in ("--cpus-per-task", "-c", "--exclusive", "--cpus-per-gpu") for word in extra)

@@ -11,7 +11,8 @@ from roots_dist.runs.launch.render import Setting
 
 
 def plan(job: Job, environ: Mapping[str, str]) -> LaunchPlan:
-    """On one node: this one. On several, the same command is given on each, by hand or by a site's own tool."""
+    """Plan a launch with torchrun: on one node, this one; on several, the same command is given on each, by hand or by
+    a site's own tool."""
     options, logs, file = job.options, job.files / "logs", job.files / "torchrun.sh"
     assert isinstance(options, TorchrunOptions), options
     if job.nodes > 1 and options.rdzv_endpoint is None:

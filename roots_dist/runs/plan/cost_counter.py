@@ -65,7 +65,7 @@ class CostCounter(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Without it torch hides each operation from torch._dynamo, whose import takes longer than most plans."""
+        """Keep torch from hiding each operation from torch._dynamo, whose import takes longer than most plans."""
         return False
 
     def __torch_dispatch__(

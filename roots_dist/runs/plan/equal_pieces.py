@@ -1,4 +1,4 @@
-"""Which pieces of a model cost the same, and which pipeline ranks and blocks therefore need to be counted once.
+"""Pieces of a model that cost the same, and the pipeline ranks and blocks that therefore need to be counted only once.
 
 pieces + what is trained of each --> a kind of each piece --> kinds of pipeline ranks, a Fold of each stage
 """
@@ -46,7 +46,7 @@ class EqualPieces:
         return [tuple(map(kind, range(pp, len(self._runs), layout.pp))) for pp in range(layout.pp)]
 
     def folds(self, layout: Layout, pp_rank: int) -> dict[int, Fold]:
-        """How the equal pieces of each stage of a rank are counted once."""
+        """The Fold of each stage of a rank, by which its equal pieces are counted once."""
         return {
             stage: fold([self._names[i] for i in run], [self._kinds[i] for i in run])
             for stage, run in enumerate(self._runs)

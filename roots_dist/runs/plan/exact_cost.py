@@ -1,4 +1,4 @@
-"""What a step keeps of gradients and sends between tensor ranks, in an exact run (world/exact.py) and in another."""
+"""Gradients that a step keeps, and messages between tensor ranks, in an exact run (world/exact.py) and in any other."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ LONGEST_PERIOD = 8
 
 
 class Message(NamedTuple):
-    """Between the ranks of one axis."""
+    """A message between the ranks of one axis."""
 
     operation: str
     """all_reduce, all_gather, reduce_scatter or all_to_all."""
@@ -58,7 +58,7 @@ class UnequalError(Exception):
 
 @dataclass(frozen=True)
 class Fold:
-    """How few pieces of a stage stand for all. Pieces are named."""
+    """Pieces of a stage that stand for all of them, as few as possible. Pieces are named."""
 
     left_out: frozenset[str] = frozenset()
     """Pieces that are not run."""
@@ -99,7 +99,7 @@ def fold(names: Sequence[str], kinds: Sequence[Hashable | None]) -> Fold:
 
 
 def _periods(kinds: Sequence[Hashable | None], period: int) -> int:
-    """How often the first `period` kinds follow each other at the beginning."""
+    """Number of times that the first `period` kinds follow each other at the beginning."""
     if None in kinds[:period]:
         return 0
     same = period
@@ -110,7 +110,7 @@ def _periods(kinds: Sequence[Hashable | None], period: int) -> int:
 
 @dataclass(frozen=True)
 class Segment:
-    """What is counted between two borders."""
+    """Counts between two borders."""
 
     operations: list[tuple[float, float]]
     messages: list[Message]

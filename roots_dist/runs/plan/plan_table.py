@@ -26,8 +26,8 @@ def size(count: float) -> str:
 
 
 def lines(plan: Plan, cluster: ClusterSpeed | None, free: int | None = None, width: int = 200) -> list[str]:
-    """Whether it fits, the table of pipeline ranks, and the parts of a step's time. free: bytes that this machine can
-    give to all processes together, if it is the one that trains; width: columns of the terminal."""
+    """Lines that say if the run fits, the table of pipeline ranks, and the parts of a step's time. free: bytes that
+    this machine can give to all processes together, if it is the one that trains; width: columns of the terminal."""
     layout = plan.layout
     state = ["pp", "parameters", *COLUMNS]
     axes = [axis for axis in AXES if axis not in _unused(layout)]

@@ -80,7 +80,7 @@ class RankCost:
     """Parameter that other pipeline ranks hold too -> number of ranks that sum its gradient: those, this one included,
     with DeepSpeed all of their data ranks too."""
     exact: Exact | None
-    """What an exact run keeps of gradients after a microbatch; None if the run is not exact."""
+    """Gradients that an exact run keeps after a microbatch; None if the run is not exact."""
 
 
 class _Done(dist.Work):

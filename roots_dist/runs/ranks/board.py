@@ -33,7 +33,7 @@ class Board:
         self.folder = folder
         self._store: Any = store
         self._answers = True
-        """Whether the last answer of the store came in time."""
+        """True if the last answer of the store came in time."""
         self._pause_s, self._asked_again = PAUSE_S, 0.0
         self._disk_answers = True
 
@@ -51,8 +51,8 @@ class Board:
         return self._of_folder(lambda: _text_of(self.folder / f"{name}.json"))
 
     def _of_folder(self, work: Callable[[], T]) -> T | None:
-        """What the folder's disk gives; None if it gives nothing in time, and from then on: a disk that hangs may be
-        why the run does."""
+        """Do `work` on the folder's disk and return its result; None if the disk does not answer in time, and from then
+        on: a disk that hangs may be the reason why the run does."""
         if not self._disk_answers:
             return None
         found, self._disk_answers = in_time(work)
@@ -63,7 +63,7 @@ class Board:
         return found
 
     def _ask(self, work: Callable[[Any], Any]) -> Any:
-        """What the store answers; None if it does not.
+        """Ask the store and return its answer; None if it gives none.
 
         A host that is stopped or busy blocks its clients: it is asked again, over a new connection, after a pause that
         doubles each time, because each attempt may leave a thread that waits. A connection that breaks is the store's
@@ -93,7 +93,7 @@ def _text_of(path: Path) -> str | None:
 
 
 def in_time(work: Callable[[], T]) -> tuple[T | None, bool]:
-    """What `work` returns, and whether it was done in time: a disk may never answer."""
+    """Do `work`; return its result, and True if it was done in time: a disk may never answer."""
     try:
         return run_with_deadline(DISK_S, work), True
     except DeadlineExceeded:

@@ -50,13 +50,13 @@ class Command:
     not_required: frozenset[str] = frozenset()
     """Keys that training needs and this command does not; problems with them are ignored."""
     trains: bool = True
-    """Whether it starts from a config, all of whose keys must be used, and not from an existing run."""
+    """True if it starts from a config, all of whose keys must be used, and not from an existing run."""
     check: Callable[..., None] = _no_check
     """Further checks of a valid config before the first process group. Raises UserError."""
     close: Callable[..., None] | None = None
     """(config, layout) -> nothing, on rank 0 after the work, when no other rank waits for it any more."""
     uses_all_gpus: bool = True
-    """Whether it uses all GPUs of this machine when run without a launcher; otherwise it uses those of one model
+    """True if it uses all GPUs of this machine when run without a launcher; otherwise it uses those of one model
     replica."""
     say: Callable[[str], object] = _say
     """Called on one rank with a line about what takes long before the work begins and after its end."""

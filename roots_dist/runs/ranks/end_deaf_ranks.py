@@ -91,7 +91,7 @@ def _watch(records: Path, over: threading.Event, watched: WatchedRanks) -> None:
 
 
 def _is_told_to_end(pid: int) -> bool:
-    """Whether a signal to end waits to be delivered. Linux only; elsewhere a stopped rank is ended after the grace."""
+    """True if a signal to end waits to be delivered. Linux only; elsewhere a stopped rank is ended after the grace."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             name, _, bits = line.partition(":")

@@ -50,8 +50,8 @@ SHOWN = 80
 
 
 def fingerprint(config: Config, layout: str, device: torch.device, said: Sequence[str] = ()) -> Fingerprint:
-    """What this rank has. layout: of the world as this rank knows it; said: the command, and its options if they are
-    not in the config."""
+    """Fingerprint of this rank. layout: of the world as this rank knows it; said: the command, and its options if they
+    are not in the config."""
     return {
         "layout": {"layout": layout, "device": device.type},
         "command": {"command": " ".join(said)},

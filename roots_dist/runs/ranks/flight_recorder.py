@@ -30,7 +30,7 @@ class Operation:
     group: str
     """Name of the group that torch gave it, equal on all its ranks."""
     title: str
-    """What the group is for, as `tp0`."""
+    """Purpose of the group, as `tp0`."""
     number: int
     """Place among the operations of its group: equal on all ranks that call it."""
 
@@ -41,12 +41,12 @@ class Recorded:
     begun: Mapping[str, int] = field(default_factory=dict)
     """Group -> number of its last operation that this rank has begun."""
     complete: bool = True
-    """Whether nothing has been overwritten: a group that is not in `begun` has then begun nothing."""
+    """True if nothing has been overwritten: a group that is not in `begun` has then begun nothing."""
 
 
 def record(background: bool = False) -> Recorded:
-    """What this process has begun and not finished: its main thread, or with `background` its second one too, which
-    the main thread then waits for."""
+    """Operations that this process has begun and not finished: those of its main thread, and with `background` those of
+    its second one too, for which the main thread then waits."""
     return read_dumps(_dumps(only_active=False), background)
 
 
@@ -56,7 +56,7 @@ def pending(background: bool = False) -> Operation | None:
 
 
 def _dumps(only_active: bool) -> list[Mapping[str, Any]]:
-    """What torch's recorders hold. NCCL has one of its own; a torch that is built for CUDA has both, and under gloo
+    """Contents of torch's recorders. NCCL has one of its own; a torch that is built for CUDA has both, and under gloo
     NCCL's is empty. Under NCCL the other one has the second threads of the ranks, who meet over gloo."""
     from torch._C import _distributed_c10d as c10d
 
@@ -75,7 +75,7 @@ def read_dumps(dumps: Sequence[Mapping[str, Any]], background: bool = False) -> 
 
 
 def _since(dump: Mapping[str, Any], found: Recorded) -> int:
-    """When the operation that waits was begun, in nanoseconds; 0 if that is not told."""
+    """The time at which the operation that waits was begun, in nanoseconds; 0 if it is not recorded."""
     if found.pending is None:
         return 0
     numbers = ("collective_seq_id", "p2p_seq_id")

@@ -48,7 +48,7 @@ class Identity:
     host: str
     pid: int
     started: float
-    """From `started_at`: a process with the same number that started at another time is another."""
+    """Result of `started_at`: a process with the same number that started at another time is another."""
 
     @staticmethod
     def own(rank: int, host: str) -> Identity:
@@ -56,8 +56,8 @@ class Identity:
 
 
 def started_at(process: psutil.Process) -> float:
-    """When a process started, in seconds since its machine did, whichever way the machine's clock is set meanwhile.
-    Raises psutil.Error."""
+    """The time at which a process started, in seconds since the machine did, however the machine's clock is set
+    meanwhile. Raises psutil.Error."""
     return float(process.create_time()) - psutil.boot_time()
 
 
@@ -86,7 +86,7 @@ def shake_hands(store: Any, who: Identity, size: int, layout: Layout, mine: Fing
 
 
 def identity_of(store: Any, rank: int) -> Identity:
-    """Who has shaken hands as this rank."""
+    """The process that has shaken hands as this rank."""
     return Identity(**_get(store, _hello(rank))["who"])
 
 
@@ -177,7 +177,7 @@ FIXES = {
     "corpus": "put the same files on all machines, or on a disk that they share",
     "environment": "set the variable alike on all machines",
 }
-"""What to do if ranks differ in a part of their fingerprint."""
+"""The fix for ranks that differ in a part of their fingerprint."""
 
 
 def _twice(store: Any, who: Identity) -> EnvironmentProblem:
@@ -193,7 +193,7 @@ def _twice(store: Any, who: Identity) -> EnvironmentProblem:
 
 
 def _of_agent_store() -> str:
-    """What else to do where torch's elastic agent keeps one store over the starts of its ranks."""
+    """A further fix, if torch's elastic agent keeps one store over the starts of its ranks; else empty."""
     if not environment.uses_agent_store():
         return ""
     return (

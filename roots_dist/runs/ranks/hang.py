@@ -27,9 +27,9 @@ class State:
     doing: str
     """Step, phase and action."""
     seconds: float
-    """How long nothing has moved on it."""
+    """Seconds for which nothing has moved on it."""
     operation: str = ""
-    """What it waits in; empty if it waits for no rank."""
+    """Operation in which it waits; empty if it waits for no rank."""
     group: str = ""
     """Name of the group that the operation belongs to, equal on all its ranks."""
     title: str = ""
@@ -40,7 +40,7 @@ class State:
     begun: Mapping[str, int] = field(default_factory=dict)
     """Group -> number of its last operation that this rank has begun."""
     complete: bool = True
-    """Whether a group that is not in `begun` has begun nothing."""
+    """True if a group that is not in `begun` has begun nothing."""
     at: str = ""
     """File, line and function of the main thread."""
     stacks: str = ""
@@ -80,7 +80,7 @@ def _awaited(state: State, states: Mapping[int, State]) -> tuple[int, ...]:
 
 
 def _has_begun(other: State, state: State) -> bool:
-    """Whether the other rank has called the operation that this one waits in."""
+    """True if the other rank has called the operation in which this one waits, or may have."""
     if state.group not in other.begun:
         return not other.complete
     return other.begun[state.group] >= state.number

@@ -30,7 +30,7 @@ from roots_dist.runs.ranks.stop_signal import catch_stop_signals
 log = logging.getLogger(__name__)
 
 CHECKING = "checking the config and the data"
-"""What takes long before the ranks meet, if there are many rows."""
+"""Work that takes long before the ranks meet, if there are many rows."""
 Body = Callable[[Config, World, Layout, RankIdentity], "int | None"]
 """Returns the exit code; None means 0. The last argument says where a failure of the rank is reported."""
 

@@ -39,7 +39,7 @@ AT_ONCE = signal.SIGQUIT
 END = 0
 """Sent by no kernel: it ends the thread that waits."""
 FOLDER_GONE = 128
-"""What takes a signal's place in StopSignal where the run's folder has been removed."""
+"""Number that takes a signal's place in StopSignal if the run's folder has been removed."""
 ENDED, ENDED_BEFORE = "ended.txt", "ended.before.txt"
 FAILED, STOPPED, FINISHED = "failed", "stopped", "finished"
 """First word of ended.txt. The file does not exist while the run is active, nor after it was killed; what it said
@@ -56,7 +56,7 @@ class StopSignal:
         self.agreed = 0
         """The signal for which all ranks stop; 0 if they go on."""
         self.began = False
-        """Whether there are steps that a checkpoint would save. Before, a signal ends the process at once."""
+        """True once there are steps that a checkpoint would save. Before, a signal ends the process at once."""
 
     def agree(self, mesh: Mesh) -> int:
         """Share the signals of all ranks; returns the one for which all stop, 0 if none. Collective over the world."""

@@ -26,13 +26,13 @@ def export(device: str) -> None:
 
 
 def settings(device: str, found: Mapping[str, str]) -> dict[str, str]:
-    """What a rank sets beside the variables that are found."""
+    """Variables that a rank sets in addition to those that are found."""
     is_free = not any(name in found for name in ALLOCATOR)
     return flight_recorder.SIZE | ({ALLOCATOR[0]: GROWING} if device == "cuda" and is_free else {})
 
 
 def in_words(device: str, tf32: bool) -> dict[str, str]:
-    """What a rank computes with. tf32: whether torch may round the factors of float32 products to TF32."""
+    """Settings with which a rank computes. tf32: True if torch may round the factors of float32 products to TF32."""
     found = environment.all_variables()
     found = settings(device, found) | found
     words = {"flight recorder": f"{found['TORCH_FR_BUFFER_SIZE']} operations"}

@@ -76,7 +76,7 @@ class Watchdog:
     limits: Mapping[str, float]
     """Phase -> seconds that a rank may wait in it; `step` for those that are not named."""
     board: Board
-    """Where ranks say how they are."""
+    """Board on which ranks report their state."""
 
     def __post_init__(self) -> None:
         self._main = threading.main_thread().ident
@@ -108,7 +108,8 @@ class Watchdog:
 
     @property
     def _waits_for_save(self) -> bool:
-        """Whether the main thread saves, or waits for the thread that does: what that one waits in counts then."""
+        """True if the main thread saves, or waits for the thread that does: then the operation in which that thread
+        waits counts."""
         return self.progress.phase == "save"
 
     def _watch(self) -> None:
@@ -133,8 +134,8 @@ class Watchdog:
         self._key = key
 
     def _place(self) -> object:
-        """What the main thread waits in: a message, a collective, or a function of torch.distributed; None if it
-        computes."""
+        """The place where the main thread waits: a message, a collective, or a function of torch.distributed; None if
+        it computes."""
         if self.progress.wait is not None:
             return self.progress.wait
         if (operation := flight_recorder.pending(self._waits_for_save)) is not None:
@@ -148,7 +149,8 @@ class Watchdog:
         return sys._current_frames().get(self._main or 0)
 
     def _at(self) -> str:
-        """Where this rank stands: its main thread, or the one that saves, if that is waited for."""
+        """Position of this rank in the code: of its main thread, or of the thread that saves, if the main one waits for
+        it."""
         savers = [thread.ident for thread in threading.enumerate() if thread.name.startswith(SAVING)]
         frames = sys._current_frames()
         return _where(frames.get(savers[-1] or 0) if savers and self._waits_for_save else self._frame())
@@ -172,7 +174,7 @@ class Watchdog:
         end_at_once(FAILURE)
 
     def state(self) -> State:
-        """How this rank is."""
+        """Current state of this rank."""
         found = flight_recorder.record(self._waits_for_save)
         wait, operation, frame = self.progress.wait, found.pending, self._frame()
         state = State(
@@ -276,7 +278,7 @@ def _kill(who: Identity, own: Identity) -> None:
 
 
 def _waits(frame: FrameType) -> bool:
-    """Whether a main thread that stands here waits for other ranks."""
+    """True if a main thread that stands here waits for other ranks."""
     line = linecache.getline(frame.f_code.co_filename, frame.f_lineno or 0)  # None between two lines
     return f"torch{os.sep}distributed{os.sep}" in frame.f_code.co_filename or ".wait(" in line
 

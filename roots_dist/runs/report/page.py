@@ -188,7 +188,8 @@ def _paint(part: str) -> int:
 
 
 def _expert_loads(runs: Sequence[RunRecord]) -> Element | None:
-    """How evenly tokens were spread over experts, at the last report of each run that has some."""
+    """Pictures of the tokens of each expert, at the last report of each run that has experts; they show how even the
+    loads are."""
     figures = []
     for run in runs:
         records = [(t["step"], loads_of(t.get("text"))) for t in run.texts if t.get("name") == LOADS]

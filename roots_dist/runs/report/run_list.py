@@ -49,7 +49,7 @@ class RunList:
     lines: Sequence[str]
     """A line for each run below a head."""
     unreadable: Sequence[str]
-    """Why a run's files could not be read, one line each. Such a run has its row all the same."""
+    """Reasons why the run's files could not be read, one line each. Such a run has its row all the same."""
 
 
 def list_runs(folders: Sequence[Path], known: Collection[str], width: int) -> RunList:
@@ -126,7 +126,7 @@ def age(seconds: float) -> str:
 
 
 def _changed(folder: Path) -> float:
-    """When a run's folder was written to last."""
+    """Time of the last write to a run's folder."""
     try:
         return max((found.st_mtime for found in _stats(folder.iterdir())), default=folder.stat().st_mtime)
     except OSError:  # of another user
@@ -139,7 +139,7 @@ def _size(folder: Path) -> int:
 
 
 def _stats(paths: Iterable[Path]) -> Iterator[os.stat_result]:
-    """What is known of each file that is still there: an active run removes checkpoints."""
+    """Yield the status of each file that is still there: an active run removes checkpoints."""
     for path in paths:
         with suppress(OSError):
             yield path.lstat()

@@ -74,7 +74,7 @@ LONGEST_LINE = 1 << 24
 
 
 def is_own(name: str) -> bool:
-    """Whether a metric is the user's: `section/name` with a section that is none of ours."""
+    """True if a metric is the user's: `section/name` with a section that is none of ours."""
     section, slash, rest = name.partition("/")
     return bool(section and slash and rest) and section not in OURS
 

@@ -165,7 +165,7 @@ class ProgressTracker:
             self._console.print("  ".join([line.head, *line.fields()]), soft_wrap=True, markup=False)
 
     def _is_due(self, step: int) -> bool:
-        """Whether a log file gets a line of this step."""
+        """True if a log file gets a line of this step."""
         by_number = step == self._first + 1 or step % self._every == 0
         return by_number or time.monotonic() - self._said >= QUIET_S
 

@@ -22,7 +22,7 @@ LAST = (
     "loss/train", "loss/validation", "perplexity/validation", "bits_per_byte/validation", "f1/validation",
     "mcc/validation", "memory/peak_gib", "train/skipped_steps",
 )  # fmt: skip
-"""For these metrics, keep the last value."""
+"""Metrics whose last value is kept."""
 
 
 def summary(records: Iterable[Mapping[str, Any]], config: Config, layout: Layout) -> dict[str, object]:

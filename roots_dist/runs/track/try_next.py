@@ -96,7 +96,7 @@ def _quoted(text: str) -> str:
 
 
 def command() -> str:
-    """How to call `roots` here: by name if the shell finds it, else by path."""
+    """The command that calls `roots` here: its name if the shell finds it, else a path."""
     if shutil.which("roots"):
         return "roots"
     python = Path(sys.executable)

@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 INIT_TIMEOUT_S, FINISH_TIMEOUT_S = 15.0, 25.0
 ID_FILE = "wandb_id.txt"
 NO_TELEMETRY = {"WANDB_ERROR_REPORTING": "false"}
-"""Without this, the end of the process waits 20 s for W&B's own error reporting if the server does not answer."""
+"""Variable that turns off W&B's own error reporting, for which the end of the process waits 20 s if the server does not
+answer."""
 Mode = Literal["online", "offline"]
 
 

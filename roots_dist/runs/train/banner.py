@@ -74,7 +74,7 @@ def _tf32() -> bool:
 
 
 def precision_of_products(config: Config, tf32: bool) -> Precision:
-    """What a GPU rounds the factors of products to. tf32: whether torch may where they are float32."""
+    """Precision to which a GPU rounds the factors of products. tf32: True if torch may use TF32 for float32 ones."""
     if config.train.precision == "bf16":
         return "bf16"
     return "tf32" if tf32 else "fp32"
@@ -90,7 +90,7 @@ def products_in_words(config: Config, tf32: bool) -> str:
 
 
 def _threads(mesh: Mesh) -> str:
-    """How many threads each process computes with on a CPU, and what changes it."""
+    """Number of CPU threads of each process and the key that sets it, in words; empty on other devices."""
     if mesh.device.type != "cpu":
         return ""
     count = torch.get_num_threads()

@@ -45,7 +45,7 @@ SAMPLING = Sampling(0.8, top_p=0.95)
 
 
 def is_due(state: TrainState, every: int) -> bool:
-    """Whether something that is done every so many steps is done after this step. False after the last step, where
+    """True if something that is done every so many steps is done after this step. False after the last step, where
     runs/train/loop.py evaluates, samples and saves by itself."""
     return every > 0 and state.step % every == 0 and state.step < state.config.train.steps
 

@@ -36,9 +36,9 @@ class StepSums(NamedTuple):
 
 class NonFinite(NamedTuple):
     where: str
-    """Which tensor is not finite, and on which rank: where it arose."""
+    """Name of the tensor that is not finite, and the rank on which it arose."""
     in_weights: bool = False
-    """Whether a weight is not finite, which skipping steps cannot repair."""
+    """True if a weight is not finite, which skipping steps cannot repair."""
 
 
 def sum_over_ranks(
@@ -76,7 +76,7 @@ def sum_over_ranks(
 
 
 def _all_finite(norms: list[Tensor], device: torch.device) -> Tensor:
-    """Whether the numbers with these norms are finite. Norms judge, because clipping needs them: numbers too large to
+    """True if the numbers with these norms are finite. Norms judge, because clipping needs them: numbers too large to
     be squared fail too."""
     if not norms:
         return torch.ones((), dtype=torch.bool, device=device)

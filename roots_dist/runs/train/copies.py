@@ -131,7 +131,7 @@ def _digests(run: Run, p: Param, in_use: Tensor) -> Iterator[Tensor]:
 
 
 def _differs(axis: Axis, digests: Tensor) -> Tensor:
-    """Which digests are not equal on all ranks of an axis."""
+    """True for each digest that is not equal on all ranks of an axis."""
     if axis.size == 1 or not digests.numel():
         return torch.zeros_like(digests, dtype=torch.bool)
     largest, smallest = _extremes(axis, torch.stack([digests, ~digests]))

@@ -39,11 +39,11 @@ OF_A_LIFE = (
     FAILURES_FILE,
     REWINDS_FILE,
 )
-"""What is renamed together with the checkpoints where a run begins anew."""
+"""Files that are renamed together with the checkpoints if a run begins anew."""
 
 
 def signs_of_life(folder: Path, damages: Damages) -> list[str]:
-    """What a folder without a readable checkpoint tells of steps that were done in it, in words."""
+    """Signs, in words, of steps that were done in a folder without a readable checkpoint."""
     found = _signs_in_checkpoints(checkpoints_folder(folder), damages)
     if never_saved(folder):
         return found  # it was killed before its first checkpoint: the steps of its metrics are lost already
@@ -124,7 +124,7 @@ def _run_of(checkpoint: Place) -> str:
 
 
 def _began_in(checkpoint: Place, folder: Path) -> bool:
-    """Whether the run that has saved a checkpoint had this folder."""
+    """True if the run that has saved a checkpoint had this folder."""
     try:
         was = read_json(checkpoint / STATE_FILE)["config"]["track"]["folder"]
     except (CheckpointError, KeyError, TypeError):

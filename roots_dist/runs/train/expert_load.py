@@ -35,7 +35,7 @@ def expert_loads(run: Run) -> dict[str, list[int]]:
 
 
 def load_metrics(loads: Mapping[str, Sequence[int]]) -> dict[str, float]:
-    """What the counts say of all layers together."""
+    """Metrics of all layers together, from their counts."""
     shares = [[count * len(counts) / total for count in counts] for counts in loads.values() if (total := sum(counts))]
     if not shares:
         return {}

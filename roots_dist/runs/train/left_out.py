@@ -30,8 +30,9 @@ REWINDS_FILE = "rewinds.json"
 
 
 def read_left_out(folder: Path, in_checkpoint: Sequence[Sequence[int]], mesh: Mesh) -> tuple[LeftOut, ...]:
-    """What the run has left out: what its checkpoint says, and what the run's folder says beyond that. Only what begins
-    as the checkpoint's does is of the same history. Collective over the world; equal on every rank.
+    """Samples that the run has left out: those in its checkpoint, and those that its folder names beyond them. The
+    folder's list counts only if it begins as the checkpoint's does, and so is of the same history. Collective over the
+    world; equal on every rank.
 
     Raises CheckpointError on all ranks if the file is damaged, for samples would be read twice in silence.
     """

@@ -51,7 +51,7 @@ def write_origin(folder: Path, config: Config, layout: Layout, bound: Mapping[st
 
 
 def _of_import(path: Path) -> dict[str, object]:
-    """What an import has written of itself, if the run trains in its folder: an export asks for its class."""
+    """Facts that an import has written about itself, if the run trains in its folder: an export asks for its class."""
     try:
         found = json.loads(read_plain(path))
     except (OSError, ValueError, RecursionError):

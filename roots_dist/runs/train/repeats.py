@@ -31,7 +31,7 @@ MOST = 3
 KEPT = 64
 """Number of failures that are kept, the newest."""
 VARIES = re.compile(r"node \S+|0x[0-9a-f]+|\d+(\.\d+)?(e[+-]?\d+)?")
-"""What differs between two reports of one failure: the machine, addresses and numbers."""
+"""Parts that differ between two reports of one failure: the machine, addresses and numbers."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class ResumePoint:
     best: Mapping[str, object] = field(default_factory=dict)
     """State of runs/train/best_evaluation.py."""
     author: Author = field(default=Author(), compare=False)
-    """What checkpoints say of the run; rank 0 alone knows it."""
+    """Author of the checkpoints; known on rank 0 alone."""
     spikes: Mapping[str, Any] = field(default_factory=dict)
     """State of runs/train/spikes.py."""
 
@@ -143,8 +143,8 @@ def load_point(run: Run, folder: Path, checkpoint: Place, author: Author = Autho
 
 
 def rate_line(saved: Mapping[str, object], config: Config, last: int) -> str | None:
-    """What becomes of the learning rate where the run's length or schedule has changed; None where it goes on, or where
-    the saved schedule is of an extension, which is not run."""
+    """A line about a learning rate that jumps because the run's length or schedule has changed. None if it goes on
+    smoothly, or if the saved schedule is of an extension, which is not run."""
     try:
         was = Config.from_record(saved)
     except ValidationError:

@@ -41,7 +41,7 @@ class HeldFolder:
     """Descriptor of the folder itself, which stays that of the folder when it is renamed or removed."""
 
     def is_there(self) -> bool:
-        """Whether the folder still has its name. A disk that does not answer is no reason to think otherwise."""
+        """True if the folder still has its name. A disk that does not answer is no reason to think otherwise."""
         try:
             return os.path.samestat(os.stat(self.path), os.fstat(self.fd))
         except FileNotFoundError:
@@ -101,7 +101,8 @@ def _remove_litter(folder: Path) -> None:
 
 
 def _is_below(folder: Path, error: OSError) -> bool:
-    """Whether an error is one of the run's own files: those of a corpus, say, lie elsewhere. Without a name it is."""
+    """True if an error is one of the run's own files: those of a corpus, say, lie elsewhere. An error without a file
+    name counts as one."""
     return (
         not isinstance(error.filename, (str, bytes))
         or folder.absolute() in (Path(os.fsdecode(error.filename)).absolute() / "x").parents

@@ -39,7 +39,7 @@ class Keeping:
     run: Path
     """The run's folder."""
     keep: int
-    """How many of the newest are kept."""
+    """Number of the newest checkpoints that are kept."""
     before: int
     """Step of the checkpoint before this one."""
     best: BestEvaluation | None
@@ -56,7 +56,7 @@ class SaveJob:
     """The run's folder, or checkpoint.fallback_folder."""
     step: int
     state: dict[str, Any]
-    """From storage.checkpoint.save.with_facts."""
+    """Result of storage.checkpoint.save.with_facts."""
     author: Author
     shards: Iterable[ShardFile]
     """This rank's; copies, if training goes on."""
@@ -125,7 +125,7 @@ class BackgroundSave:
 
     @property
     def is_over(self) -> bool:
-        """Whether this rank's thread has ended, in whichever way."""
+        """True if this rank's thread has ended, in whichever way."""
         return not self._thread.is_alive()
 
     @property
@@ -146,7 +146,7 @@ class BackgroundSave:
 
     @property
     def death(self) -> str:
-        """How this rank's thread has ended, if no other rank's thread knows of it; else empty."""
+        """The way in which this rank's thread has ended, if no other rank's thread knows of it; else empty."""
         if not self.is_over or self._path is not None or isinstance(self._error, CheckpointError):
             return ""
         return f"{type(self._error).__name__}: {self._error}" if self._error is not None else "without a word"

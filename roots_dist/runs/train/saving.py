@@ -34,7 +34,7 @@ from roots_dist.world.words import words_of
 log = logging.getLogger(__name__)
 
 GOES_ON, OVER, LATE, DEAD = range(4)
-"""How the thread of a rank is that saves in the background."""
+"""States of the thread of a rank that saves in the background."""
 LOOK_S = 0.1
 """Seconds between two looks at a thread that is waited for."""
 GRACE_S = 0.5
@@ -272,7 +272,7 @@ def _after_failure(state: TrainState, step: int, error: CheckpointError, last: b
 
 
 def move_it(state: TrainState, path: Place) -> str:
-    """Where the newest checkpoint is, if not in the run's folder, and what to do with it."""
+    """The place of the newest checkpoint, if it is not in the run's folder, and what to do with it."""
     return f"its checkpoint is in {path}: move it to {checkpoints_folder(state.folder)}"
 
 

@@ -39,7 +39,7 @@ class Saves:
     step: int
     """Step of the newest checkpoint."""
     author: Author = field(default_factory=Author)
-    """What its manifest says of the run; on rank 0."""
+    """Author in the checkpoint's manifest; on rank 0."""
     verified: set[int] = field(default_factory=set)
     """Steps of the checkpoints whose hashes this process has compared."""
     failures: int = 0
@@ -51,11 +51,11 @@ class Saves:
     background: Mesh | None = None
     """Mesh of the threads that save while training goes on; None if training waits."""
     copies: HostCopies = field(default_factory=HostCopies)
-    """Memory of what they save."""
+    """Memory of what these threads save."""
     under_way: BackgroundSave | None = None
     """The save that goes on in the background, until all ranks have taken note of its end."""
     has_waited: bool = False
-    """Whether a save has waited for the one before."""
+    """True if a save has waited for the one before."""
 
     def succeeded(self, step: int, elsewhere: Place | None = None) -> None:
         self.step, self.failures, self.next_try, self.elsewhere = step, 0, 0, elsewhere
@@ -71,8 +71,8 @@ class Saves:
 
 @dataclass
 class TrainState:
-    """Only step, saves, skipped, spikes and best change, and the trackers are opened when everything else is there, and
-    anew where the run goes back."""
+    """State of a training run. Only step, saves, skipped, spikes and best change; the trackers are opened when
+    everything else is there, and anew if the run goes back."""
 
     config: Config
     run: Run

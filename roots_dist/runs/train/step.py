@@ -30,12 +30,12 @@ class StepReport:
     group_norms: Mapping[str, float]
     """Gradient norm of each AdamW group."""
     skipped: str | None = None
-    """Why the step was not taken: what was not finite, and where (train.nonfinite=skip), or how large the loss or the
-    norm was. None if it was taken."""
+    """The reason why the step was not taken: what was not finite, and where (train.nonfinite=skip), or how large the
+    loss or the norm was. None if it was taken."""
     is_spike: bool = False
-    """Whether it was not taken because of its loss or norm (runs/train/spikes.py)."""
+    """True if it was not taken because of its loss or norm (runs/train/spikes.py)."""
     is_rewound: bool = False
-    """Whether the run has gone back to a checkpoint because of that (runs/train/rewind.py)."""
+    """True if the run has gone back to a checkpoint because of that (runs/train/rewind.py)."""
     stop: int = 0
     """Signal that told a rank to stop after this step; 0 if there was none."""
 
