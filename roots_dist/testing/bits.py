@@ -30,7 +30,7 @@ from roots_dist.world.mesh import Mesh
 from roots_dist.world.sharding import Param
 
 Bits = dict[str, str]
-"""What it is (loss, a slice of a parameter's weight or moment) -> digest."""
+"""Name of a value (loss, a slice of a parameter's weight or moment) -> digest."""
 
 
 def digest(tensor: Tensor) -> str:

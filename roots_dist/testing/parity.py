@@ -102,16 +102,17 @@ def tensors_of_rank(run: Run, recorded: GradientRecorder) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a run computed, in full tensors under global names."""
+    """Results of a run, in full tensors under global names."""
 
     losses: list[float]
     norms: list[float]
     gradients: list[dict[str, Tensor]]
     state: dict[str, dict[str, Tensor]]
     disagreement: dict[str, float]
-    """What several ranks hold or report (losses, norms, replicated and tied weights), and by how much it differs."""
+    """Values that several ranks hold or report (losses, norms, replicated and tied weights) -> largest difference
+    between these ranks."""
     logged: dict[tuple[int, str], float] | None
-    """What the run logged: step and name -> value; None if it was not the trainer's own loop."""
+    """Metrics that the run logged: step and name -> value; None if it was not the trainer's own loop."""
 
     def after(self, step: int) -> Trace:
         """The part of this run that follows its first `step` steps."""
@@ -232,7 +233,7 @@ def _kept(trace: Trace, kind: str) -> dict[str, Tensor]:
 
 
 def _metrics(trace: Trace, is_score: bool) -> dict[str, float]:
-    """What was logged of held-out text, or of everything else."""
+    """Logged metrics of held-out text (is_score), or all others."""
     return {
         f"{name}, step {step}": value
         for (step, name), value in (trace.logged or {}).items()
@@ -250,7 +251,8 @@ def _relative(a: float, b: float) -> float:
 
 
 def _relative_or_unknown(a: float, b: float) -> float:
-    """What neither run could measure is NaN in both."""
+    """The relative difference of two metrics. One that neither run could measure is NaN in both, and does not
+    differ."""
     return 0.0 if math.isnan(a) and math.isnan(b) else _relative(a, b)
 
 

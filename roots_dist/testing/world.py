@@ -180,14 +180,14 @@ class _Rank:
 
 
 def _failed_to_connect(folder: Path, size: int) -> bool:
-    """Whether a rank failed to connect, so that no rank has started."""
+    """True if a rank failed to connect, so that no rank has started."""
     return not _has_begun(folder, size) and any(
         f"in {_connect.__name__}\n" in _error(folder, rank) for rank in range(size)
     )
 
 
 def _has_begun(folder: Path, size: int) -> bool:
-    """Whether the function has started on some rank."""
+    """True if the function has started on some rank."""
     return any(_file(folder, rank, "begun").exists() for rank in range(size))
 
 
@@ -263,7 +263,7 @@ def _run_in_group(
 
 
 def _all_ended(folder: Path, size: int) -> bool:
-    """Whether every rank has a result, or one has failed."""
+    """True if every rank has a result, or one has failed."""
     if any(_file(folder, rank, "error").exists() for rank in range(size)):
         return True
     return all(_file(folder, rank, "result").exists() for rank in range(size))

@@ -40,7 +40,7 @@ class Chooser:
     made: int = 0
     """Choices that were known."""
     differing: int = 0
-    """How many of them the router would have made otherwise."""
+    """Number of choices that the router would have made otherwise."""
 
     def watch(self, module: nn.Module) -> None:
         """Stand beside every router in a rank's stages."""
@@ -63,7 +63,7 @@ class Chooser:
         return known
 
     def found(self) -> dict[str, Any]:
-        """What this rank tells of it."""
+        """Report of this rank on the choices."""
         return {"noted": dict(self.noted), "made": self.made, "differing": self.differing}
 
 
@@ -92,7 +92,7 @@ class _Beside:
 
 
 def choices_of(ranks: Sequence[Mapping[str, Any]]) -> Choices:
-    """What one process has noted in its run."""
+    """Choices that one process has noted in its run."""
     (alone,) = ranks
     return {layer: {n: each.numpy() for n, each in noted.items()} for layer, noted in alone["noted"].items()}
 
@@ -122,7 +122,7 @@ class Counted:
         return Difference("choices of experts", self.in_layout / self.made, bound, "their share that differs")
 
     def note(self) -> str:
-        """What was done, in one line."""
+        """Summary of the choices, in one line."""
         return (
             f"experts are those that the float64 run chose: of {self.made:,} choices bf16 would have made "
             f"{self.in_layout:,} otherwise in this layout, {self.alone:,} in one process"

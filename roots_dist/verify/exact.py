@@ -20,7 +20,7 @@ from roots_dist.verify.proofs import TIMEOUT_S, describe
 from roots_dist.verify.shrink import SmallConfig
 
 KINDS = ("loss", "gradient norm", "(weight)", "(exp_avg)", "(exp_avg_sq)")
-"""What the names of digests end with."""
+"""Endings of the names of digests."""
 
 
 def exact_changes(parallel: ParallelConfig, dp: int) -> dict[str, object]:
@@ -43,8 +43,8 @@ def prove_exact(small: SmallConfig) -> Proof:
 
 
 def exact_row(kind: str, alone: Sequence[Bits], ranks: Sequence[Mapping[str, Any]]) -> Difference:
-    """How many digests of one kind differ, and which is the first. What no rank reports differs; so does a step of
-    which there is nothing to compare."""
+    """The number of digests of one kind that differ, and the first of them. A digest that no rank reports counts as
+    different, and so does a step with nothing to compare."""
     found = [] if alone else ["no step to compare"]
     for step, truth in enumerate(alone):
         wanted = [what for what in truth if what.endswith(kind)]

@@ -35,7 +35,7 @@ TIMEOUT_S = 300
 
 @dataclass(frozen=True)
 class Place:
-    """Where small runs happen."""
+    """A folder in which small runs happen."""
 
     folder: Path
 

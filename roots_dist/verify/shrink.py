@@ -41,7 +41,7 @@ class SmallConfig:
     config: Config
     dp: int
     notes: tuple[str, ...]
-    """What differs from the run, in words."""
+    """Differences from the run, in words."""
     source: Config | None = None
     """The small model that the run starts from, if it starts from one."""
 

@@ -53,7 +53,7 @@ def with_same_ties(config: Config, small: Config) -> tuple[Config, bool]:
 
 
 def _distance(found: Holders, wanted: Holders, ranks: int | None) -> float:
-    """How far the ties of a small model are from the wanted ones; `ranks`: its pipeline ranks if the run has more."""
+    """The distance of a small model's ties from the wanted ones; `ranks`: its pipeline ranks if the run has more."""
     if ranks is None:
         return 0 if found == wanted else math.inf
     if found.keys() != wanted.keys():

@@ -1,4 +1,4 @@
-"""What is trained in a shrunk model, so that a proof moves the same parts as the large model's run.
+"""Choose the parameters that a shrunk model trains, so that a proof moves the same parts as the large model's run.
 
     config.finetune on the large model --trainable--> names --same relative depth--> finetune.* of the small one
 

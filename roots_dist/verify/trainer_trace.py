@@ -1,4 +1,4 @@
-"""What the trainer's own loop computes on random text, on one rank: `roots train` itself runs, and is observed.
+"""Trace of the trainer's own loop on random text, on one rank: `roots train` itself runs, and is observed.
 
     trace_training(rank, size, config) --runs/train/loop.py, in track.folder--> what testing/parity.py merges
 
@@ -66,7 +66,7 @@ def trace_training(rank: int, size: int, config: Config, choices: Choices | None
 
 
 def _logged(folder: Path) -> list[list[Any]]:
-    """What the run says of each step in metrics.jsonl, without what it measures: [step, name, value]."""
+    """Metrics of each step in the run's metrics.jsonl, except those that are measured: [step, name, value]."""
     return [
         [record["step"], name, math.nan if value is None else value]
         for record in read_lines(folder / METRICS_FILE)

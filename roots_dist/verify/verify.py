@@ -31,7 +31,7 @@ UNKNOWN_DP = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What is to be compared."""
+    """The comparison that is asked for."""
 
     steps: int = 4
     dp: int | None = None
