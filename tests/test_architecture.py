@@ -313,21 +313,26 @@ def test_a_class_has_a_name_of_its_own():
 
 
 NO_SUBJECT = {
-    *("What", "Whether", "How", "Where", "Which", "When", "Who", "Why", "As", "By", "For", "Of", "That", "Whose"),
+    *("What", "Whatever", "Whether", "How", "Where", "Which", "When", "Who", "Whose", "Why", "That", "Those"),
+    *("As", "At", "Also", "Between", "By", "For", "From", "If", "In", "Like", "Of", "On", "So", "To", "Under"),
+    *("Unless", "With", "Within", "Without"),
 }
 """Words that a docstring does not begin with: its subject, or a verb, comes first."""
-WITHOUT_SUBJECT = ("verify", "runs.plan", "world.exact", "testing.parity")
-"""Rooms and files of which some docstrings still begin so."""
 
 
 @of_every_file
-def test_modules_and_classes_are_described_by_a_sentence_with_a_subject(path):
-    if f"{name_of(path)}.".startswith(tuple(f"{name}." for name in WITHOUT_SUBJECT)):
-        return
-    for node in ast.walk(tree_of(path)):
-        if isinstance(node, (ast.Module, ast.ClassDef)) and (said := ast.get_docstring(node)):
-            first = said.split()[0]
-            assert first not in NO_SUBJECT, f"{getattr(node, 'name', 'the module')}: a docstring begins with {first!r}"
+def test_a_docstring_begins_with_its_subject_or_a_verb(path):
+    """This holds for modules, classes, functions and methods, and for names and fields with a docstring below them."""
+    for line, said in docstrings(tree_of(path)):
+        first = said.split()[0].rstrip(",:;.") if said.split() else ""
+        assert first not in NO_SUBJECT, f"{path.name}:{line}: a docstring begins with {first!r}"
+
+
+def docstrings(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and text of every string that stands as a statement of its own."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield node.lineno, node.value.value
 
 
 @of_every_file
