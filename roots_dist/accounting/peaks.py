@@ -18,7 +18,7 @@ class Peak:
     """Peak FLOP/s of one device as torch names it."""
 
     bf16: float
-    """fp16 if the device has no bf16 units (V100, T4)."""
+    """Peak in bf16; in fp16 if the device has no bf16 units (V100, T4)."""
     tf32: float | None
     fp32: float
 

@@ -31,7 +31,8 @@ MOST_TOKENS = 1 << 26
 
 
 def layout_for(config: Config, world_size: int) -> Layout:
-    """dp is what tp, cp and pp leave over. Raises ConfigError if that is no whole number, or ep does not fit in."""
+    """The layout of a world: dp is what tp, cp and pp leave over. Raises ConfigError if that is no whole number, or ep
+    does not fit in."""
     parallel = config.parallel
     model_size = parallel.least_ranks()
     if world_size % model_size or world_size < 1:

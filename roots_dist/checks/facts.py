@@ -164,7 +164,8 @@ def _special_tokens(name: str | None, trouble: str | None) -> tuple[dict[str, in
 
 
 def _folder_trouble(folder: Path) -> str | None:
-    """Tried by writing: permission bits do not tell of full disks and read-only mounts."""
+    """The reason why the folder cannot be written, tried by writing: permission bits do not tell of full disks and
+    read-only mounts."""
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -176,7 +177,8 @@ def _folder_trouble(folder: Path) -> str | None:
 
 
 def _store_trouble(*places: str | None) -> str | None:
-    """Tried by writing an object and removing it: a bucket may be missing, closed, or only for readers."""
+    """The reason why a store cannot be used, tried by writing an object and removing it: a bucket may be missing,
+    closed, or only for readers."""
     for place in (place for place in places if place is not None and is_url(place)):
         protocol = place.partition("://")[0]
         if why_not := why_no_store(place):

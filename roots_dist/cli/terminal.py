@@ -62,8 +62,8 @@ def busy(what: str) -> Iterator[None]:
 
 @contextmanager
 def _lines_now_and_then() -> Iterator[Callable[[PrepareProgress], None]]:
-    """Nothing for work of a few seconds. A tokenizer that is trained reports nothing for a long time once it has read
-    its text."""
+    """Print a line now and then, and nothing for work of a few seconds. A tokenizer that is trained reports nothing for
+    a long time once it has read its text."""
     from roots_dist.logs import EVERY_S, FIRST_S, still_busy
 
     next_at = time.monotonic() + FIRST_S

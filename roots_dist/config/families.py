@@ -35,13 +35,13 @@ class FamilyRecord:
     unfit_positions: Mapping[str, str] = field(default_factory=dict)
     """Values of model.positions that it cannot have -> why."""
     has_generator: bool = False
-    """A small model of generator.* may learn beside it."""
+    """True if a small model of generator.* may learn beside it."""
     init: Literal["plain", "residual", "fan-in"] = "plain"
     """Initial weights: residual makes those smaller that end a residual branch; fan-in goes by a matrix's inputs."""
     scaled_attention: bool = True
-    """Scores are divided by the root of the head's width; T5 has the scale in its initial weights."""
+    """True if scores are divided by the root of the head's width; T5 has the scale in its initial weights."""
     mlp_dropout: bool = False
-    """Dropout inside the MLP too."""
+    """True if the MLP has dropout inside too."""
     pooling: Literal["last", "pooler", "dense"] = "last"
     """Input of the head that classifies a text: the last token, or the first through BERT's pooler or ELECTRA's
     layer."""
@@ -50,17 +50,17 @@ class FamilyRecord:
 
     @property
     def is_decoder(self) -> bool:
-        """One causal stack: it goes on with a text."""
+        """True for one causal stack: it goes on with a text."""
         return self.stacks == "decoder"
 
     @property
     def is_encoder(self) -> bool:
-        """One stack in which every position sees every other: it writes nothing."""
+        """True for one stack in which every position sees every other: it writes nothing."""
         return self.stacks == "encoder"
 
     @property
     def has_two_stacks(self) -> bool:
-        """A decoder over an encoder: it answers a text."""
+        """True for a decoder over an encoder: it answers a text."""
         return self.stacks == "encoder-decoder"
 
     @property

@@ -21,7 +21,7 @@ from roots_dist.errors import ConfigError, Problem, present
 FREE = ("model.dropout", "model.attention_dropout", "model.init_std")
 """Keys of model.* that do not say which function the weights are of."""
 TAKEN = ("advanced.norm_eps", "advanced.vocab_multiple", "data.tokenizer", "data.seq_length")
-"""Beside model.* and generator.*: of these the first two say which function it is."""
+"""Keys that are taken over from the run besides model.* and generator.*; the first two say which function it is."""
 OF_VOCAB_HEAD = ("model.head_bias", "model.logits_scaling", "model.logit_softcap")
 """Keys of the projection over the vocabulary, which a model that gives labels lacks."""
 ADAPTERS = ("finetune.lora_rank", "finetune.lora_alpha", "finetune.lora_targets")

@@ -43,7 +43,7 @@ class LrSchedule:
     reads: frozenset[str] = frozenset()
     """Keys of optim that it reads beside lr and warmup_steps. A key that it does not read is refused."""
     decays_at_the_end: bool = False
-    """optim.decay_steps are the last steps of the run, not the first after the warm-up."""
+    """True if optim.decay_steps are the last steps of the run, not the first after the warm-up."""
 
 
 def lr_schedule(optim: ScheduleSettings, steps: int, schedule: LrSchedule | None = None) -> Rate:

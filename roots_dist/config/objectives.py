@@ -30,7 +30,7 @@ class SampleSettings:
     texts: int
     """1, or 2 where rows have pairs of texts"""
     enclosed: bool
-    """Special tokens stand around each text."""
+    """True if special tokens stand around each text."""
     mask_probability: float
     mean_span_length: float
 
@@ -48,17 +48,17 @@ class ObjectiveRecord:
     rows: Rows | None = None
     """The rows of a task that it is fine-tuned on, tokenised when it begins; None: it reads a prepared corpus."""
     every_token: bool = False
-    """Every token is predicted from those before it: bits per byte and n-gram models can be compared."""
+    """True if every token is predicted from those before it: bits per byte and n-gram models can be compared."""
     special_tokens: tuple[str, ...] = ()
-    """Needed of the tokenizer, whatever the family; names of config/special_tokens.py."""
+    """Names of the tokens that the tokenizer must have, whatever the family (config/special_tokens.py)."""
     sentinels: Callable[[SampleSettings], int] = lambda s: 0
     """<extra_id_0> … that are needed."""
     ends_input: bool = False
-    """The encoder reads a text with its end token."""
+    """True if the encoder reads a text with its end token."""
     has_generator: bool = False
-    """ELECTRA's small model learns beside it."""
+    """True if ELECTRA's small model learns beside it."""
     pairs: bool = False
-    """A sample is two texts, told apart by their segments; it is also learned whether the second follows."""
+    """True if a sample is two texts, told apart by their segments; it is also learned whether the second follows."""
     shortest: Callable[[SampleSettings], int] = lambda s: 1
     """The least data.seq_length."""
     shortest_holds: str = "a token"
@@ -69,21 +69,22 @@ class ObjectiveRecord:
     target_length: Callable[[SampleSettings], int] | None = None
     """Positions of the decoder of two stacks; None: as data.target_seq_length says."""
     prompt: str = "generate {run} {text}"
-    """Command to try with a trained run: words of its text, with a masked word (masked) or a sentinel (hollow)."""
+    """Command to try with a trained run. {text} is words of its text, {masked} the same with a masked word, {hollow}
+    with a sentinel."""
 
     @property
     def masks(self) -> bool:
-        """Single tokens of the text are masked, and guessed where they stand."""
+        """True if single tokens of the text are masked, and guessed where they stand."""
         return self.answer == "fill"
 
     @property
     def masks_spans(self) -> bool:
-        """Spans of the text are masked, each behind a sentinel: the decoder's length follows."""
+        """True if spans of the text are masked, each behind a sentinel: the decoder's length follows."""
         return self.target_length is not None
 
     @property
     def reads_target_seq(self) -> bool:
-        """The decoder of two stacks has the length that data.target_seq_length says."""
+        """True if the decoder of two stacks has the length that data.target_seq_length says."""
         return self.target_length is None and any(
             FAMILIES[family].has_two_stacks
             for family in self.families
@@ -92,12 +93,12 @@ class ObjectiveRecord:
 
     @property
     def chats(self) -> bool:
-        """Texts are conversations, in a chat template."""
+        """True if texts are conversations, in a chat template."""
         return self.rows in ("conversations", "preferences")
 
     @property
     def has_references(self) -> bool:
-        """Each row is compared with what the model that training starts from says of it."""
+        """True if each row is compared with what the model that training starts from says of it."""
         return self.rows == "preferences"
 
     @property

@@ -68,7 +68,7 @@ class Chooser:
 
 
 class _Beside:
-    """Beside the router of one layer."""
+    """Hooks beside the router of one layer."""
 
     def __init__(self, chooser: Chooser, layer: Experts) -> None:
         self._chooser, self._layer = chooser, layer
@@ -114,7 +114,8 @@ class Counted:
         self.alone += sum(rank["differing"] for rank in alone)
 
     def row(self) -> Difference:
-        """Rounding changes about as many in a layout as in one process: a bug in the layout's scores changes more."""
+        """Compare the choices that differ: rounding changes about as many in a layout as in one process, and a bug in
+        the layout's scores changes more."""
         if not self.made:
             return Difference("choices of experts", math.inf, 0.0, "nothing to compare")
         spread = math.sqrt(self.in_layout + self.alone + 1)

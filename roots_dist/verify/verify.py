@@ -39,7 +39,7 @@ class Wanted:
     device: str = "cpu"
     bf16: bool = False
     exact: bool = False
-    """Compare bits instead, in the dtype that trains."""
+    """True if bits are compared instead, in the dtype that trains."""
 
     def small(self, config: Config, dp: int, dtype: Dtype) -> SmallConfig:
         """Shrink the config. Raises ConfigError if the small run could not start: a fault of shrink()."""

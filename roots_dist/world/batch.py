@@ -222,7 +222,7 @@ class RowObjective(Objective, Protocol):
     """The special tokens that it was made with."""
 
     def too_long(self, example: Any) -> bool:
-        """The row is longer than a sample, and will be cut."""
+        """True if the row is longer than a sample, and will be cut."""
         ...
 
     def length(self, example: Any) -> int:
@@ -230,7 +230,7 @@ class RowObjective(Objective, Protocol):
         return len(example.first)
 
     def teaches(self, example: Any) -> bool:
-        """Something is left to learn when the row is cut. Unless overridden, there always is."""
+        """True if something is left to learn when the row is cut. Unless overridden, it always is."""
         return True
 
 

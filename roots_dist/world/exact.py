@@ -58,7 +58,7 @@ class Exact:
     ties: dict[str, Axis] = field(default_factory=dict)
     """The axis over the stages of one data rank that hold a parameter, for each parameter that several stages hold."""
     apart: frozenset[nn.Parameter] = frozenset()
-    """Parameters of whose data shards other ranks hold a use or a part, so that they are added at the end of a step."""
+    """Parameters of which other ranks hold a use or a part; their data shards are added at the end of a step."""
     stages: Counter[nn.Parameter] = field(default_factory=Counter)
     """Number of stages of this rank that use each parameter."""
     _kept: dict[nn.Parameter, dict[Key, Tensor]] = field(default_factory=lambda: defaultdict(dict))

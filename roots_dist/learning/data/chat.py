@@ -46,7 +46,7 @@ class Turn(NamedTuple):
     end: int
     """End of the answer, with all that the template writes to close it."""
     is_prompted: bool = True
-    """The generation prompt leads to the answer, or the answer is marked."""
+    """True if the generation prompt leads to the answer, or the answer is marked."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Chat:
     """Name of the template, for error messages."""
     source: str
     marks_answers: bool
-    """The template has {% generation %}."""
+    """True if the template has {% generation %}."""
     render: Callable[[Messages, bool, Tools], Rendering]
     """(messages, add_generation_prompt, tools) -> text, and its marked answers"""
     with_tools: Chat | None = None

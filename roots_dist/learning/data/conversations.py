@@ -119,7 +119,7 @@ def _list_column(row: Row, columns: TextColumns, own_column: str) -> str:
 
 
 def _is_messages(value: object) -> bool:
-    """A list of objects, or JSON text of one: a question may be a list of other things."""
+    """True for a list of objects, or JSON text of one: a question may be a list of other things."""
     return any(isinstance(one, Mapping) for one in list_of(value) or ())
 
 

@@ -221,7 +221,7 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _is_valid_unicode(value: dict[str, Any]) -> bool:
-    """JSON can contain a lone surrogate, which cannot be encoded."""
+    """True if the value can be encoded: JSON can contain a lone surrogate, which cannot."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:

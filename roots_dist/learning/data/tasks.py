@@ -110,7 +110,7 @@ class Columns(NamedTuple):
     turns: Turns
     chat_date: str | None
     skip: bool
-    """Skip invalid rows."""
+    """True if invalid rows are skipped."""
 
 
 def columns_of(config: Config) -> Columns:

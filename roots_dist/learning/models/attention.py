@@ -284,7 +284,8 @@ class Attention(nn.Module):
         return range(queries.stop - num_keys if self.causal else 0, queries.stop if self.causal else num_keys)
 
     def _pattern(self, queries: range, keys: range, batch: MicroBatch) -> Pattern | None:
-        """None if a mask of queries × keys is needed, because a bias is learned, or cheap, because one query is new."""
+        """The keys that queries see. None if a mask of queries × keys is needed, because a bias is learned, or cheap,
+        because one query is new."""
         bordered = batch.document_ids is not None and self.document_mask
         if self.relative is not None or len(queries) == 1 or (bordered and batch.document_ranges is None):
             return None

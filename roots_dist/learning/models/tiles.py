@@ -17,7 +17,7 @@ class Edge(Enum):
     """The keys of a part that a query of it does not see."""
 
     NONE = "none"
-    """It sees all of them."""
+    """No key: a query sees all of them."""
     CAUSAL = "causal"
     """Keys after it. The part's keys are those of its queries."""
     BAND = "band"
@@ -55,7 +55,7 @@ class Pattern:
     window: int | None = None
     """Number of keys that a query sees, its own included. Only if causal."""
     biased: bool = False
-    """Each pair has a bias by its distance. Only if causal."""
+    """True if each pair has a bias by its distance. Only if causal."""
 
     def __post_init__(self) -> None:
         assert self.causal or not (self.biased or self.window), "windows and biases look back only"

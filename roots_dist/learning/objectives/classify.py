@@ -23,7 +23,7 @@ from roots_dist.world.batch import PADDING, MicroBatch, RowObjective, num_scored
 
 
 def longest_first(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both, cut at their ends to `room` ids together: the longer one until they are equal, then both."""
+    """Cut two texts at their ends to `room` ids together: the longer one until they are equal, then both."""
     half = room // 2
     if len(first) + len(second) <= room:
         return first, second

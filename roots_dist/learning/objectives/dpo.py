@@ -46,7 +46,7 @@ class Preferences(RowObjective):
         return max(2 * len(example.first), len(example.first) + len(present(example.second))) - 2
 
     def teaches(self, example: Example) -> bool:
-        """Something of both answers is left when they are cut."""
+        """True if something of both answers is left when they are cut."""
         return all((targets != IGNORE).any() for _, targets in self._texts(example))
 
     def sample(self, source: Examples, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:

@@ -55,7 +55,7 @@ class InstructAnswers(QuestionObjective):
         return len(example.first) - 1
 
     def teaches(self, example: Example) -> bool:
-        """Something of an answer is left when it is cut."""
+        """True if something of an answer is left when it is cut."""
         return bool(present(example.token_labels)[1 : self.seq + 1].any())
 
     def sample(self, source: Examples | Packs, index: int, draw: np.random.Generator) -> dict[str, np.ndarray]:

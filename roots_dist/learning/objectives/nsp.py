@@ -121,7 +121,7 @@ class MaskedPairs:
         return begins if len(begins) else np.array([begin]), end
 
     def _outside(self, source: Corpus, document: int, draw: np.random.Generator) -> int:
-        """Any token of the stream but this document's."""
+        """Draw a token of the stream that is not in this document."""
         begin, end = (int(bound) for bound in source.bounds[document : document + 2])
         position = int(draw.integers(source.num_tokens - (end - begin)))
         return position if position < begin else position + end - begin
@@ -146,7 +146,7 @@ class MaskedPairs:
 
 
 def fitted(first: range, second: range, room: int, draw: np.random.Generator) -> tuple[range, range]:
-    """Both, cut to `room` tokens together: one token at a time from the longer (the second, where they are equal), at
+    """Cut two texts to `room` tokens together: one token at a time from the longer (the second, if they are equal), at
     its front or its back with equal chance (truncate_seq_pair of the original's create_pretraining_data)."""
     excess = max(0, len(first) + len(second) - room)
     apart = min(excess, abs(len(first) - len(second)))  # the longer one alone, until both are equal; then in turns

@@ -230,7 +230,7 @@ class Executor:
 
 
 def _begun(message: dist.Work | None) -> dist.Work:
-    """torch returns None to a rank outside the group; the ends of a channel are in it."""
+    """The work of a message. torch returns None to a rank outside the group, but both ends of a channel are in it."""
     assert message is not None, "this rank is not in the group of its channel"
     return message
 

@@ -148,7 +148,7 @@ class Unit:
     is_trained: bool = False
     """True once the unit is trained."""
     unfinished: set[nn.Module] = field(default_factory=set)
-    """Pieces whose last backward pass of the step has not been yet."""
+    """Pieces whose last backward pass of the step has not run yet."""
     has_news: bool = False
     """True if a sum is due: a backward pass has run since the last sum began, or none has begun in this step."""
 

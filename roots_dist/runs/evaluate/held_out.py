@@ -60,7 +60,7 @@ class Score:
     sources: Mapping[str, Score] = field(default_factory=dict)
     """Score of each source alone, if there are several."""
     every_token: bool = False
-    """Every token is predicted from those before it."""
+    """True if every token is predicted from those before it."""
 
     @property
     def loss(self) -> float:

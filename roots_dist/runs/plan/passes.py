@@ -186,10 +186,10 @@ class Meter:
         return PieceOutput(output.results + again * more, output.payload)
 
     def before(self, started: StagePass) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def after(self, ended: StagePass) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def _leave_backward(self, name: str) -> None:
         names = [*self._names.values()]

@@ -64,7 +64,8 @@ class RankCost:
 
     stages: dict[int, StageCost]
     params: list[Param]
-    """Its slices and copies, without data; one of a block that stands for several, as often."""
+    """Slices and copies of parameters, without data. A block that stands for several has its parameters once for
+    each."""
     pieces: tuple[int, ...]
     """Bytes of each piece's weights, without those that an earlier piece of the rank has too, and without experts that
     no other rank holds, which ZeRO does not cut."""

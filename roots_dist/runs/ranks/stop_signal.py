@@ -37,7 +37,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
 is closed, and Ctrl-C."""
 AT_ONCE = signal.SIGQUIT
 END = 0
-"""Sent by no kernel: it ends the thread that waits."""
+"""Number that no kernel sends: it ends the thread that waits."""
 FOLDER_GONE = 128
 """Number that takes a signal's place in StopSignal if the run's folder has been removed."""
 ENDED, ENDED_BEFORE = "ended.txt", "ended.before.txt"

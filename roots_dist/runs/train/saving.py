@@ -192,7 +192,8 @@ def _limit_s(state: TrainState) -> float:
 
 
 def _say_that_it_waits(state: TrainState, before: int) -> None:
-    """Once as a warning: where saves take longer than the steps between them, every one waits."""
+    """Warn, the first time, that a save waits for the one before: if saves take longer than the steps between them,
+    every one waits."""
     level = logging.DEBUG if state.saves.has_waited else logging.WARNING
     state.saves.has_waited = True
     text = (

@@ -63,7 +63,7 @@ class Saves:
             self.verified.add(step)
 
     def failed(self, step: int, every: int) -> None:
-        """Twice as many steps later each time, but no later than the next checkpoint is due."""
+        """Try again twice as many steps later each time, but no later than the next checkpoint is due."""
         wait = 1 << self.failures
         self.failures += 1
         self.next_try = step + (min(wait, every) if every else wait)

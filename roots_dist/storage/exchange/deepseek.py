@@ -59,7 +59,7 @@ INERT = (*ONLY_IN_TRAINING, "aux_loss_alpha", "seq_aux", "ep_size", "head_dim", 
 
 
 def _balance(tree: Mapping[str, Any], config: Config) -> str:
-    """Its makers' is added up over layers."""
+    """Remark on aux_loss_alpha: DeepSeek adds the term up over layers, objective.balance_loss is a mean over them."""
     coefficient = tree.get("aux_loss_alpha") or 0.0
     if not coefficient:
         return ""

@@ -103,7 +103,7 @@ GEMMA2 = variant(
 
 
 def _flat3(tree: dict[str, Any]) -> dict[str, Any]:
-    """sliding_window_pattern counts the layers from one full layer to the next."""
+    """Flatten config.json, where sliding_window_pattern counts the layers from one full layer to the next."""
     tree = flat(tree)
     patterns = [tree.pop(name, None) for name in ("sliding_window_pattern", "_sliding_window_pattern")]
     every = next((pattern for pattern in patterns if pattern is not None), 6)

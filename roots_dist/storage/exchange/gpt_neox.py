@@ -28,7 +28,7 @@ def _flat(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def _nested(tree: dict[str, Any]) -> dict[str, Any]:
-    """Both versions' names of the rotated share."""
+    """Nest config.json, with the names of both versions for the rotated share."""
     share = tree["partial_rotary_factor"]
     return nested(tree, usual_share=0.25) | {"rotary_pct": share, "rotary_emb_base": tree["rope_theta"]}
 

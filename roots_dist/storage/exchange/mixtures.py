@@ -22,7 +22,8 @@ ONLY_IN_TRAINING = ("router_aux_loss_coef", "output_router_logits")
 
 
 def _balance(tree: Mapping[str, Any], config: Config) -> str:
-    """Their balance is that of a batch, over all layers at once: no sum over microbatches could be equal to it."""
+    """Remark on router_aux_loss_coef: their balance is that of a batch, over all layers at once, and no sum over
+    microbatches could be equal to it."""
     coefficient = tree.get("router_aux_loss_coef") or 0.0
     if not coefficient:
         return ""

@@ -103,8 +103,8 @@ def _refuse_other_rule(old: Tree, place: str, new: Tree) -> None:
 
 
 def nested(tree: Tree, kind_key: str = "rope_type", usual_share: float = 1.0) -> Tree:
-    """Both spellings. kind_key: name of the rule's type in version 4. usual_share: rotated share of a head in models
-    whose config.json says none."""
+    """Write the rule in both spellings, rope_scaling and rope_parameters. kind_key: name of the rule's type in version
+    4. usual_share: rotated share of a head in models whose config.json says none."""
     kind, rule = _theirs(tree.pop("rope_scaling"))
     parameters: Tree = {"rope_type": kind, "rope_theta": tree["rope_theta"], **rule}
     if (share := tree.pop("partial_rotary_factor", usual_share)) != usual_share:

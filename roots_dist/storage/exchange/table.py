@@ -137,8 +137,8 @@ class Head(NamedTuple):
     aliases: tuple[str, ...] = ()
     """Names of the class in older files."""
     bare: bool = False
-    """The stack alone, as BertModel: a start for fine-tuning. It becomes a task whose labels are not known yet, and its
-    files have no prefix of the stack."""
+    """True for the stack alone, as BertModel: a start for fine-tuning. It becomes a task whose labels are not known
+    yet, and its files have no prefix of the stack."""
 
 
 class Architecture(NamedTuple):
