@@ -46,8 +46,8 @@ def tree_sum_(parts: Sequence[Tensor]) -> Tensor:
 
 
 class RunningTreeSum:
-    """A tree sum of parts that arrive one after another: neighbours are added as soon as both are there. Of parts that
-    arrive in order, log2 of their number are held, and the one that arrives."""
+    """A tree sum of parts that arrive one after another: neighbours are added as soon as both are there. If parts
+    arrive in order, log2 of their number are held, besides the one that arrives."""
 
     def __init__(self) -> None:
         self._held: dict[tuple[int, int], Tensor] = {}

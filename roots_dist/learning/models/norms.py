@@ -44,7 +44,7 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, fuse: Fuse) -> Tenso
 
 def _has_own(x: Tensor) -> bool:
     """True if our RMSNorm replaces torch's for x: on a CPU, where torch has no kernel for it, ours takes a third of the
-    passes over memory. Of tensors of x's size, it keeps only x."""
+    passes over memory. It keeps no tensor of x's size except x."""
     return x.dtype in (torch.float32, torch.float64) and rng.kernels_of(x.device) is None
 
 

@@ -55,8 +55,8 @@ def shapes(specs: Sequence[PieceSpec]) -> dict[str, tuple[int, ...]]:
 
 
 def _parameters(specs: Sequence[PieceSpec]) -> list[tuple[int, Param]]:
-    """Every parameter once, with the index of its piece. Of pieces of a kind the first is built, and the others are
-    called otherwise."""
+    """Every parameter once, with the index of its piece. The first piece of each kind is built; the others have the
+    same parameters under other names."""
     built: dict[str, nn.Module] = {}
     found: list[tuple[int, Param]] = []
     first: dict[Hashable, tuple[str, list[Param]]] = {}

@@ -52,7 +52,7 @@ def ranges(values: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def words(ids: Sequence[int], codec: Codec | None) -> str:
-    """The text; without a tokenizer the ids. What is not scored is a dot for each run of it."""
+    """The text; without a tokenizer the ids. A dot stands for each run of tokens that are not scored."""
     parts = []
     for scored, run in groupby(ids, key=lambda i: i != IGNORE):
         some = list(run)

@@ -49,7 +49,8 @@ def _num_samples(config: Config) -> int:
 
 
 def check_rows(config: Config) -> None:
-    """Raises DataError or ConfigError for what training would stumble over. Of corpora, the headers have been read."""
+    """Raises DataError or ConfigError for rows that training would stumble over. The headers of corpora are checked
+    before."""
     if not objective_of(config).rows:
         return
     from roots_dist.learning.objectives import make_row_objective

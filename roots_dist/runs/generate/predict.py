@@ -72,7 +72,8 @@ def classify(passes: Passes, rows: Examples) -> list[Labels]:
 
 
 def tag(passes: Passes, rows: Examples) -> list[list[Labels]]:
-    """Label probabilities of each word of each text; words beyond data.seq_length get none. As `classify`."""
+    """Label probabilities of each word of each text; words beyond data.seq_length get none. The result is on every
+    rank; collective over the world."""
     return [[named(word, passes.config) for word in p] for p in _read(passes, rows, per_word=True)]
 
 

@@ -140,7 +140,8 @@ def _fused(
 
 
 def count_rank_cost(config: Config, layout: Layout, pp_rank: int, equal: EqualPieces | None = None) -> RankCost:
-    """Run a step of tensor rank 0 on shapes alone, with full microbatches, and count it. Of equal blocks few are run.
+    """Run a step of tensor rank 0 on shapes alone, with full microbatches, and count it. Only a few of equal blocks are
+    run.
 
     Takes seconds; allocates nothing of the model's size and joins no group.
     """

@@ -35,7 +35,7 @@ class State:
     title: str = ""
     number: int = 0
     ranks: Sequence[int] = ()
-    """Ranks that take part in the operation. Of a message: the other end."""
+    """Ranks that take part in the operation; the other end, if it is a message."""
     is_message: bool = False
     begun: Mapping[str, int] = field(default_factory=dict)
     """Group -> number of its last operation that this rank has begun."""
