@@ -112,8 +112,8 @@ class _Outlived:
 
 @contextmanager
 def outliving_output() -> Iterator[None]:
-    """Inside, training goes on where its output cannot be written: the disk of a log is full, `head` or `tee` at the
-    other end of a pipe has ended, a terminal has gone."""
+    """Keep training in the body alive when its output cannot be written: the disk of a log is full, `head` or `tee` at
+    the other end of a pipe has ended, a terminal has gone."""
     before = sys.stdout, sys.stderr
     outlived = [_Outlived(stream, name) for stream, name in zip(before, ("standard output", "standard error"))]
     sys.stdout, sys.stderr = (cast(TextIO, stream) for stream in outlived)

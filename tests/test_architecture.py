@@ -314,8 +314,8 @@ def test_a_class_has_a_name_of_its_own():
 
 NO_SUBJECT = {
     *("What", "Whatever", "Whether", "How", "Where", "Which", "When", "Who", "Whose", "Why", "That", "Those"),
-    *("As", "At", "Also", "Between", "By", "For", "From", "If", "In", "Like", "Of", "On", "So", "To", "Under"),
-    *("Unless", "With", "Within", "Without"),
+    *("As", "At", "Also", "Between", "By", "For", "From", "If", "In", "Inside", "Like", "Of", "On", "So"),
+    *("To", "Under", "Unless", "With", "Within", "Without"),
 }
 """Words that a docstring does not begin with: its subject, or a verb, comes first."""
 

@@ -100,7 +100,7 @@ def in_one_launch(function: Function, /) -> Function:
 
 @contextmanager
 def reads_counted(watcher: Watcher) -> Iterator[None]:
-    """Inside, tolist() counts as a wait too: torch does not dispatch it on a CPU."""
+    """Count tolist() as a wait too while the body runs: torch does not dispatch it on a CPU."""
     real = Tensor.tolist
 
     def tolist(self: Tensor) -> Any:
@@ -113,7 +113,8 @@ def reads_counted(watcher: Watcher) -> Iterator[None]:
 
 @contextmanager
 def kernels_of_a_gpu() -> Iterator[None]:
-    """Inside, attention and RMSNorm are one operation, as on a GPU, where the meta device and a CPU take several.
+    """Make attention and RMSNorm one operation each while the body runs, as on a GPU, where the meta device and a CPU
+    take several.
 
     Results are wrong (RMSNorm is counted as LayerNorm), and a learned bias gets no gradient.
     """

@@ -56,7 +56,7 @@ class Progress:
 
     @contextmanager
     def during(self, phase: str) -> Iterator[None]:
-        """Inside, the ranks are in this phase."""
+        """Set the phase of this rank while the body runs."""
         before, self.phase = self.phase, phase
         try:
             yield
@@ -65,7 +65,7 @@ class Progress:
 
     @contextmanager
     def waiting(self, operation: str, group: str, peer: int) -> Iterator[None]:
-        """Inside, this rank waits for a message."""
+        """Note that this rank waits for a message while the body runs."""
         self._waits[group] = self._waits.get(group, 0) + 1
         self.wait = Wait(operation, group, peer, self._waits[group])
         try:

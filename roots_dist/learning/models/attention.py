@@ -211,7 +211,7 @@ class Attention(nn.Module):
 
     @contextmanager
     def _on_part(self, number: int, parts: int) -> Iterator[None]:
-        """Inside, attention runs on one of several equal parts of the heads."""
+        """Run attention in the body on one of several equal parts of the heads."""
         before, self._part = self._part, (number, parts)
         try:
             yield

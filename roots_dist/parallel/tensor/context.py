@@ -261,11 +261,11 @@ class _GatherPositions(torch.autograd.Function):
 
 @contextmanager
 def gathered(mine: Tensor, number: int, gather: Gather, *, saved: bool = False) -> Iterator[Tensor]:
-    """Inside, the whole of a group [2, B, g/n, L, K]: [2, B, g/n, S, K].
+    """Gather the whole of a group for the body: [2, B, g/n, L, K] -> [2, B, g/n, S, K].
 
-    What is saved for backward inside is kept as it is, except for views of the whole: of these only the shape is kept,
-    and the first that backward asks for gathers again. saved: they are kept too, because their memory is short-lived
-    anyway (recomputation).
+    Tensors that the body saves for backward are kept as they are, except for views of the whole: only their shape is
+    kept, and the first one that backward asks for gathers again. saved: these views are kept too, because their memory
+    is short-lived anyway (recomputation).
     """
     whole: Tensor = _GatherPositions.apply(mine, number, gather)  # type: ignore[no-untyped-call] # torch types no apply
     if saved or not whole.requires_grad:

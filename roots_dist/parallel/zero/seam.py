@@ -64,9 +64,9 @@ class Engine(Protocol):
         ...
 
     def accumulate(self) -> AbstractContextManager[None]:
-        """Inside, backward passes compute gradients; leaving it, they are summed over dp, over the pipeline ranks that
-        hold the same parameter, and over the tensor ranks that hold a part of its gradient. Collective over these; dp
-        may be summed over while backward passes go on."""
+        """Let backward passes of the body compute gradients, which are summed at its end: over dp, over the pipeline
+        ranks that hold the same parameter, and over the tensor ranks that hold a part of its gradient. Collective over
+        these; the sum over dp may run while backward passes go on."""
         ...
 
     def local_norms(self) -> list[ParamTensor]:

@@ -62,7 +62,8 @@ class WatchedRanks:
 
 @contextmanager
 def ending_deaf_ranks(records: Path) -> Iterator[WatchedRanks]:
-    """Inside, watch the ranks that this process starts. `records` is where ranks say that they have failed."""
+    """Watch the ranks that this process starts while the body runs. `records` is where ranks say that they have
+    failed."""
     over, watched = threading.Event(), WatchedRanks()
     watcher = threading.Thread(target=_watch, args=(records, over, watched), name="deaf ranks", daemon=True)
     watcher.start()
