@@ -85,7 +85,7 @@ def rows(section: type[BaseModel], title: str) -> list[str]:
     for name, info in section.model_fields.items():
         assert info.description, f"{section.__name__}.{name} has no description"
         elsewhere = ", ".join(OTHER_NAMES.get(f"{title}.{name}", ()))
-        meaning = f"{info.description} Elsewhere: {elsewhere}." if elsewhere else info.description
+        meaning = f"{info.description.rstrip('.')}. Elsewhere: {elsewhere}." if elsewhere else info.description
         cells = (f"`{name}`", default(info.default), allowed(info.annotation, info), meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return lines
