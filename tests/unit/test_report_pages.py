@@ -115,6 +115,13 @@ def test_a_page_holds_what_the_files_say_and_needs_no_other_file(tmp_path):
     assert ("content", policy) in found.attributes
 
 
+def test_no_two_parts_of_the_time_have_one_colour(tmp_path):
+    written = page(read_runs([a_run(tmp_path / "run")], ()))
+    legend = written.partition("Where the time went")[2].partition("</svg>")[0]
+    colours = re.findall(r'<rect[^>]*class="fill-(c\d)"', legend)
+    assert len(colours) == len(set(colours)) == 6, "forward, stages, reduction, batches, evaluation, rest"
+
+
 def test_nothing_of_a_run_is_markup(tmp_path):
     attack = '<script>alert("1")</script><img src=x onerror=alert(1)>"\'&amp;\x00\x1b[31m\ud800'
     hostile = {"track": {"folder": "x", "name": attack.replace("\ud800", ""), "tags": [attack.replace("\ud800", "")]}}

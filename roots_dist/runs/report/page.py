@@ -165,13 +165,13 @@ def _times(runs: Sequence[RunRecord]) -> Element | None:
     found: list[list[Inside]] = []
     for index, (run, seconds) in enumerate(zip(runs, spent)):
         if seconds:
-            parts = [(STEP_PARTS[part], seconds[part], _paint(part)) for part in order if part in seconds]
+            parts = [(STEP_PARTS[part], seconds[part], _paint(order, part)) for part in order if part in seconds]
             rows.append((run.name, parts, clock(sum(seconds.values()))))
             found.append([_name(runs, index), *(_number(seconds.get(part), "{:.1f} s".format) for part in order)])
     if not rows:
         return None
     note = "Mean over ranks, without loading and samples of text."
-    keys = legend([(STEP_PARTS[part], _paint(part)) for part in order])
+    keys = legend([(STEP_PARTS[part], _paint(order, part)) for part in order])
     seconds_of = table(["", *(STEP_PARTS[part] for part in order)], found)
     return section(
         "Where the time went",
@@ -182,9 +182,10 @@ def _times(runs: Sequence[RunRecord]) -> Element | None:
     )
 
 
-def _paint(part: str) -> int:
-    """Colour of a part of the step; the last one, a grey, is for time that was not split."""
-    return min(list(STEP_PARTS).index(part), COLOURS - 1)
+def _paint(order: Sequence[str], part: str) -> int:
+    """The colour of one of the parts that a page shows: each its own; the last one, a grey, for what is not split."""
+    split = [other for other in order if other not in list(STEP_PARTS)[-2:]]
+    return min(split.index(part), COLOURS - 1) if part in split else COLOURS - 1
 
 
 def _expert_loads(runs: Sequence[RunRecord]) -> Element | None:

@@ -46,7 +46,7 @@ svg text.cross{{font-size:15px;font-weight:700}}
 .key{{display:inline-block;width:.8em;height:.8em;border-radius:3px;margin-right:.45em;vertical-align:-.05em}}
 .legend span{{overflow-wrap:anywhere}}.wide{{overflow-x:auto}}.wide>svg{{min-width:min(640px,160vw)}}
 @media (max-width:600px){{body{{margin:1rem auto;padding:0 .5rem}}section{{padding:.8rem;overflow-x:auto}}
-svg{{font-size:15px}}tbody th{{min-width:7em}}}}
+svg{{font-size:15px}}figure>svg{{overflow:visible}}tbody th{{min-width:7em}}}}
 table{{border-collapse:collapse;width:100%;font-size:.87rem;font-variant-numeric:tabular-nums}}
 th,td{{text-align:left;padding:.34rem .8rem .34rem 0;border-bottom:1px solid var(--rule);vertical-align:top}}
 thead th{{color:var(--dim);font-weight:500;vertical-align:bottom}}tbody th{{font-weight:600}}
