@@ -97,7 +97,7 @@ class Mesh:
         both = along("dp_cp") if min(layout.dp, layout.cp) > 1 else cp if layout.cp > 1 else dp
         ep = both if layout.ep == layout.dp_cp else along("ep")
         edp = both if layout.ep == 1 else along("edp")
-        world = Axis("world", ranks=(rank,))
+        world = Axis("world")
         if layout.world_size > 1:
             world = Axis("world", layout.world_size, rank, tuple(range(layout.world_size)), dist.group.WORLD)
         return Mesh(

@@ -309,3 +309,6 @@ def test_where_there_are_only_shapes_rows_are_shared_out_evenly():
     for rows, parts in ((7, 3), (6, 3), (2, 5)):
         sizes = even(rows, parts)
         assert sum(sizes) == rows and len(sizes) == parts and max(sizes) - min(sizes) <= 1
+        x, grad, stack, ends = (torch.empty(*n, device="meta") for n in ((rows, 4), (rows, 5), (parts, 4, 5), (parts,)))
+        groups = Groups(ends, rows)
+        assert _product(x, stack, groups).shape == (rows, 5) and _gradients(grad, x, groups).shape == (parts, 5, 4)

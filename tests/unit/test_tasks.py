@@ -162,6 +162,21 @@ def test_the_label_of_a_word_is_on_its_first_token(place, kind, family):
     assert all(np.array_equal(again[name], fields[name]) for name in fields)
 
 
+@pytest.mark.parametrize("family, kind, room, words", [("bert", "wordpiece", 22, 22), ("gpt", "bpe", 24, 12)])
+def test_a_row_of_words_that_just_fits_its_sample_is_learned_to_the_end(place, family, kind, room, words):
+    c = config(place, "tag", family, kind, seq=24)
+    objective = make_row_objective(c)
+    path = written(place, [{"text": ["."] * n, "label": ["yes"] * n} for n in (words, words + 1)])
+    source = objective.open(str(path))
+    lengths = [len(row.first) for row in source.rows]
+    assert [objective.too_long(row) for row in source.rows] == [length > room for length in lengths], lengths
+    assert lengths[0] <= room < lengths[1]
+    for index, row in enumerate(source.rows):
+        fields = objective.sample(source, index, np.random.default_rng(0))
+        assert (fields["document_ids"] >= 0).sum() == min(24, len(row.first) + 24 - room)
+        assert (fields["labels"] != IGNORE).sum() == (row.token_labels[:room] != IGNORE).sum()
+
+
 def test_only_the_answer_is_learned_and_the_question_is_what_will_be_asked(place):
     c = config(place, "instruct", family="gpt", kind="bpe", seq=40)
     row = {"text": "Did it rain?", "label": "It rained."}

@@ -78,9 +78,9 @@ def choose_sources(start: int, count: int, weights: Sequence[float]) -> tuple[np
     """
     share = np.asarray(weights, dtype=np.float64)
     share = share / share.sum()
-    slack = len(share) + 1  # before x, source k provides share_k · x ± 1 samples, so all provide x ± K
-    taken = _due_before(max(0.0, float(start - slack)), share)
-    needed = _due_before(float(start + count + slack), share)
+    slack = 2 * len(share) + 1  # of the samples due before x, source k has share_k · x ± ½, and ± 1 for the rounding
+    taken = _about_due_before(max(0.0, float(start - slack)), share)
+    needed = _about_due_before(float(start + count + slack), share)
     which = np.repeat(np.arange(len(share)), needed - taken)
     nth = np.concatenate([np.arange(low, high) for low, high in zip(taken, needed)])
     order = np.lexsort((which, (nth + 0.5) / share[which]))
@@ -90,10 +90,7 @@ def choose_sources(start: int, count: int, weights: Sequence[float]) -> tuple[np
     return which[chosen], nth[chosen]
 
 
-def _due_before(point: float, share: np.ndarray) -> np.ndarray:
-    """The number of t with (t + ½) / share < point for each source, with the same comparison that orders the
-    samples."""
-    count = np.maximum(0, np.floor(point * share + 0.5)).astype(np.int64)
-    count -= (count > 0) & ((count - 0.5) / share >= point)
-    count += (count + 0.5) / share < point
-    return count
+def _about_due_before(point: float, share: np.ndarray) -> np.ndarray:
+    """The number of t with (t + ½) / share < point for each source, or one more or less where both sides are equal but
+    for rounding."""
+    return np.floor(point * share + 0.5).astype(np.int64)
