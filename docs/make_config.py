@@ -23,8 +23,8 @@ HEAD = """\
 
 A run is one YAML file ([configs/](../configs)) over one typed tree. What a file leaves out has the default below; what it
 misspells is refused, with the nearest known key; so is the name that Megatron-LM, DeepSpeed, nanoGPT or Hugging Face have for a key
-("elsewhere" below, whatever section or dashes are before it), with the one that it has here. On the command line any key is replaced by `section.key=value`, where the
-value is YAML: `optim.lr=1e-3`, `parallel.sequence_parallel=true`, `'train.batch_ramp=[8, 8, 4000]'`.
+("elsewhere" below, whatever section or dashes are before it), with the one that it has here; and their word for a value (`rope`, `bfloat16`, `1F1B`). On the command line any key is replaced by
+`section.key=value`, where the value is YAML: `optim.lr=1e-3`, `parallel.sequence_parallel=true`, `'train.batch_ramp=[8, 8, 4000]'`.
 
     roots train configs/quickstart.yaml parallel.tp=1 parallel.pp=4 --print-config
 

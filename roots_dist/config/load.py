@@ -24,7 +24,7 @@ from pydantic_core import ErrorDetails
 
 from roots_dist.config import text
 from roots_dist.config.extensions import KEY, NOTHING, Extension, extended, pinned
-from roots_dist.config.other_names import DATA_RANKS, NO_DATA_RANKS, key_for
+from roots_dist.config.other_names import DATA_RANKS, NO_DATA_RANKS, key_for, value_for
 from roots_dist.config.overrides import joined, number_meant, typed
 from roots_dist.config.renamed import NO_EQUAL, RENAMED, RENAMED_VALUES
 from roots_dist.config.rope_scaling import RULES
@@ -263,7 +263,8 @@ def _remedy(details: ErrorDetails, key: str) -> str:
     if kind == "string_type":
         return "put the value into quotes"
     if kind == "literal_error":
-        return f"choose one of {_choices(details)}"
+        meant = value_for(key, details["input"], get_args(info.annotation) if (info := _field(key)) else ())
+        return f"write {key}={meant}" if meant else f"choose one of {_choices(details)}"
     if kind == "tuple_type":
         return f"write a list, as {key}=[{_examples(key)}]{_described(key)}"
     if kind in _SECTION:

@@ -8,6 +8,8 @@ nanoGPT.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "model.family": ("model_type",),
     "model.layers": ("num_layers", "num_hidden_layers", "n_layer", "n_layers", "encoder_layers"),
@@ -101,6 +103,82 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "advanced.timeout_s": ("ddp_timeout",),
 }
 """Key -> the last part of its names elsewhere, with underscores."""
+
+
+OTHER_VALUES: dict[tuple[str, str], tuple[str, ...]] = {
+    ("model.family", "gpt"): ("gpt2", "llama", "bloom", "mistral", "mixtral", "qwen2", "qwen3", "gemma", "decoder"),
+    ("model.family", "bert"): ("roberta", "distilbert", "camembert", "xlm-roberta", "encoder"),
+    ("model.family", "t5"): ("mt5", "encoder-decoder"),
+    ("model.positions", "learned"): ("absolute", "learned_absolute"),
+    ("model.positions", "rotary"): ("rope",),
+    ("model.norm", "layernorm"): ("ln",),
+    ("model.norm", "rmsnorm"): ("rms",),
+    ("model.norm_position", "pre"): ("pre_norm", "pre_ln"),
+    ("model.norm_position", "post"): ("post_norm", "post_ln"),
+    ("model.activation", "gelu_tanh"): ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
+    ("model.activation", "swiglu"): ("silu", "swish"),
+    ("model.activation", "geglu"): ("gated_gelu",),
+    ("objective.name", "clm"): ("causal", "causal_lm", "lm"),
+    ("objective.name", "mlm"): ("masked", "masked_lm"),
+    ("objective.name", "mlm-nsp"): ("nsp",),
+    ("objective.name", "rtd"): ("replaced_tokens", "electra"),
+    ("objective.name", "spans"): ("span_corruption", "denoising"),
+    ("objective.name", "prefix"): ("prefix_lm",),
+    ("objective.name", "classify"): ("classification", "text_classification", "sequence_classification"),
+    ("objective.name", "tag"): ("ner", "token_classification"),
+    ("objective.name", "instruct"): ("sft", "chat"),
+    ("finetune.strategy", "lora"): ("peft", "adapter"),
+    ("parallel.schedule", "1f1b"): ("pipedream", "pipedream_flush"),
+    ("parallel.schedule", "interleaved"): ("interleaved_1f1b",),
+    ("parallel.schedule", "zb-h1"): ("zb", "zero_bubble"),
+    ("parallel.cp_kind", "gather"): ("all_gather",),
+    ("parallel.cp_kind", "heads"): ("ulysses", "a2a", "all_to_all"),
+    ("train.precision", "fp32"): ("float32", "32", "no", "false"),
+    ("train.precision", "bf16"): ("bfloat16", "bf16_mixed", "mixed"),
+    ("train.recompute", "none"): ("false", "no"),
+    ("train.recompute", "full"): ("true", "uniform", "block"),
+    ("train.device", "cuda"): ("gpu", "cuda:0"),
+    ("optim.lr_schedule", "constant"): ("constant_with_warmup",),
+    ("optim.lr_schedule", "wsd"): ("warmup_stable_decay",),
+    ("optim.optimizer", "adamw"): ("adam", "adamw_torch", "adamw_torch_fused", "fused_adam"),
+}
+"""Key and one of its words -> what other systems write for it."""
+
+
+def value_for(key: str, found: object, choices: Iterable[object]) -> str | None:
+    """The choice that is meant by a word of another system, or by one in other letters; None if none is."""
+    word = _plain(str(found))
+    same = (choice for choice in choices if isinstance(choice, str) and _plain(choice) == word)
+    theirs = (ours for (k, ours), names in OTHER_VALUES.items() if k == key and word in map(_plain, names))
+    return next(same, None) or next(theirs, None)
+
+
+def _plain(word: str) -> str:
+    return word.lower().replace("-", "").replace("_", "").replace(" ", "")
+
+
+OTHER_LAYERS: dict[str, tuple[str, ...]] = {
+    "query": ("q_proj", "q", "wq", "q_lin", "query_proj"),
+    "key": ("k_proj", "k", "wk", "k_lin", "key_proj"),
+    "value": ("v_proj", "v", "wv", "v_lin", "value_proj"),
+    "query, key, value": ("qkv", "qkv_proj", "c_attn", "query_key_value", "wqkv", "in_proj", "linear_qkv"),
+    "out": ("o_proj", "o", "wo", "out_proj", "out_lin", "linear_proj"),
+    "out, down": ("c_proj", "dense"),
+    "up": ("up_proj", "fc1", "c_fc", "wi", "wi_1", "w3", "lin1", "dense_h_to_4h"),
+    "gate": ("gate_proj", "wi_0", "w1"),
+    "gate, up": ("gate_up_proj", "linear_fc1"),
+    "down": ("down_proj", "fc2", "w2", "lin2", "dense_4h_to_h", "linear_fc2"),
+    "query_down": ("q_a_proj",),
+    "kv_down": ("kv_a_proj_with_mqa",),
+    "kv_up": ("kv_b_proj",),
+}
+"""Linear layers of a block -> the last part of their names in models of Hugging Face, Megatron-LM and Meta."""
+
+
+def layers_for(name: str) -> list[str]:
+    """The linear layers that other systems call `name`; none if there are none."""
+    last = name.rpartition(".")[2].lower()
+    return next((ours.split(", ") for ours, names in OTHER_LAYERS.items() if last in names), [])
 
 
 DATA_RANKS = frozenset(("dp", "data_parallel", "data_parallel_size", "dp_size"))

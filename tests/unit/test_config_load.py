@@ -10,7 +10,7 @@ from roots_dist.checks.checks import check
 from roots_dist.checks.unused import USES
 from roots_dist.config import text
 from roots_dist.config.load import known_keys, load, nearest, read, to_yaml
-from roots_dist.config.other_names import OTHER_NAMES, key_for
+from roots_dist.config.other_names import OTHER_NAMES, OTHER_VALUES, key_for
 from roots_dist.config.renamed import RENAMED, RENAMED_VALUES
 from roots_dist.config.schema import Config, ExactConfig, Source
 from roots_dist.errors import ConfigError
@@ -92,8 +92,11 @@ def test_what_is_printed_reads_back_equal(write):
         ("optim: {eps: .inf}\n", "optim.eps", 1, "such a value"),
         ("optim: {lr: -1e-4}\n", "optim.lr", 1, "such a value"),
         ("parallel: {zero_stage: 4}\n", "parallel.zero_stage", 1, "optimizer"),
-        ("parallel: {schedule: 1F1B}\n", "parallel.schedule", 1, "choose one of"),
-        ("train: {device: gpu}\n", "train.device", 1, "'cuda'"),
+        ("parallel: {schedule: 1F1B}\n", "parallel.schedule", 1, "write parallel.schedule=1f1b"),
+        ("parallel: {schedule: ZBH1}\n", "parallel.schedule", 1, "write parallel.schedule=zb-h1"),
+        ("parallel: {schedule: ring}\n", "parallel.schedule", 1, "choose one of"),
+        ("train: {device: gpu}\n", "train.device", 1, "write train.device=cuda"),
+        ("train: {precision: no}\n", "train.precision", 1, "write train.precision=fp32"),
         ("train: {batch_ramp: [1, 2]}\n", "train.batch_ramp.2", 1, "give"),
         ("track: {name: 2024-01-01}\nmodel: 3\n", "model", 2, "indented"),
         ("data: {train: {weight: 2}}\n", "data.train.0.path", 1, "give"),
@@ -221,6 +224,14 @@ def test_what_other_systems_call_a_key_leads_to_it_alone():
             assert name not in leaves and key_for(name) == key and nearest(f"model.{name}", known) == key, name
             assert key_for("--" + name.replace("_", "-")) == key
     assert key_for("colour") is None
+
+
+def test_words_of_other_systems_for_a_value_are_answered_with_ours(write):
+    for (key, ours), names in OTHER_VALUES.items():
+        section, _, name = key.partition(".")
+        for found in names:
+            (problem,) = refused(write(f"{section}: {{{name}: '{found}'}}\n"))
+            assert (problem.key, problem.fix) == (key, f"write {key}={ours}"), found
 
 
 def test_a_key_that_a_rule_lacks_has_no_value(write):

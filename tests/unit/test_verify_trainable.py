@@ -58,3 +58,27 @@ def test_all_of_a_progressive_run_is_reached_within_three_steps():
 def test_names_that_the_large_model_has_not_are_refused(wrong):
     with pytest.raises(ConfigError, match="finetune.(trainable|lora_targets) = .* Fix: "):
         small(config(**wrong))
+
+
+LLAMA = {"hidden": 64, "heads": 4, "layers": 2, "activation": "swiglu", "positions": "rotary"}
+
+
+@pytest.mark.parametrize(
+    "word, fix",
+    [
+        ("q_proj", "write query for it"),
+        ("self_attn.o_proj", "write out for it"),
+        ("Wqkv", "write query, key, value for it"),
+        ("c_proj", "write out, down for it"),
+        ("gate_up_proj", "write gate, up for it"),
+        ("kv_b_proj", "choose for example query"),
+        ("all-linear", "write query, key, value, out, up, gate, down for it"),
+        ("valeu", "choose for example value"),
+        ("attention", "choose for example gate"),
+        ("zzz", "choose for example query or key or value"),
+    ],
+)
+def test_a_layer_by_the_name_that_others_give_it_is_told_ours(word, fix):
+    c = Config.model_validate({"model": LLAMA, "finetune": {"strategy": "lora", "lora_targets": [word]}})
+    with pytest.raises(ConfigError, match=rf"finetune.lora_targets = '{word}': .* Fix: {fix}"):
+        trainable(c, depths(c))

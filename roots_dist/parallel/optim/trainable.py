@@ -13,8 +13,10 @@ import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+from roots_dist.config.other_names import layers_for
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
@@ -108,17 +110,23 @@ def _lora(config: Config, depths: Depths) -> dict[str, int]:
     """The adapters, and a task's head, which has no pre-trained weights."""
     adapted = {name.removesuffix(ADAPTER[0]).rpartition(".")[2] for name in depths if name.endswith(ADAPTER[0])}
     layers = [layer for layer in LINEAR if any(name.endswith(f".{layer}.weight") for name in depths)]
-    problems = [
-        _unknown("finetune.lora_targets", t, layers) for t in config.finetune.lora_targets or ("",) if t not in adapted
-    ]
+    unknown = [target for target in config.finetune.lora_targets or ("",) if target not in adapted]
+    problems = [_unknown_layer(target, layers) for target in unknown]
     if problems:
         raise ConfigError(problems)
     for_a_task = objective_of(config).has_labels
     return {name: 0 for name, depth in depths.items() if name.endswith(ADAPTER) or (for_a_task and depth == 0)}
 
 
+def _unknown_layer(found: str, known: Sequence[str]) -> Problem:
+    """A target that the model has not: of all layers, and by the name that others have for it, it is told ours."""
+    ours = list(known) if found in ("all-linear", "all", "*") else [n for n in layers_for(found) if n in known]
+    problem = _unknown("finetune.lora_targets", found, known)
+    return replace(problem, fix=f"write {', '.join(ours)} for it") if ours else problem
+
+
 def _unknown(key: str, found: str, known: Sequence[str]) -> Problem:
-    near = difflib.get_close_matches(found.strip("*."), known, n=3, cutoff=0.4) or known[:3]
+    near = difflib.get_close_matches(found.strip("*."), known, cutoff=0.4) or known[:3]
     return Problem(
         key=key,
         found=found,
