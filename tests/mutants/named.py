@@ -39,3 +39,4 @@ T5 = _of("reference/test_t5_transformers.py", "test_loss_and_gradients_equal_tra
 PACKED = _of("unit/test_packing.py", "test_packed_rows_are_learned_as_if_each_were_a_sample")
 EXPERTS = _of("independent/test_experts.py", "test_output_terms_and_gradients_are_those_of_the_definition")
 PREFERS = _of("unit/test_dpo.py", "test_loss_and_gradients_are_those_of_the_paper")
+GRADIENTS = _of("exchange/test_exchange_families.py", "test_gradients_equal_those_of_transformers")

@@ -12,7 +12,7 @@ from roots_dist.learning.objectives.synthetic import proof_objective, random_bat
 from roots_dist.runs.plan.cost_counter import CostCounter
 from roots_dist.runs.plan.rank_cost import fake_mesh
 from roots_dist.runs.train.step import train_step
-from roots_dist.testing.world import on_world
+from roots_dist.testing.world import on_warm_world, on_world
 from roots_dist.world.mesh import Mesh
 
 
@@ -65,6 +65,27 @@ def test_a_rank_starts_with_what_it_keeps(dp):
     for unit in run.engine.units:
         expected = unit.flat.joined([whole[p.name].detach() for p in unit.flat.params], torch.float32)
         assert torch.equal(unit.weights.part, expected[unit.flat.mine])
+
+
+def gathers(rank: int, size: int) -> tuple[int, int, int]:
+    """The number of pieces, of microbatches, and of gathers of a piece in one step under ZeRO-3."""
+    made = config(3, size).changed({"model.layers": 3})
+    run = build_run(made, Mesh.connect(Layout(dp=size), rank), objective=proof_objective(made))
+    gathered = []
+    for unit in run.engine.units:
+        start = unit.weights.start_gather
+        unit.weights.start_gather = lambda start=start: gathered.append(start) or start()
+    batches = random_batches(made, 0, run.mesh.dp.rank, size)
+    train_step(run, batches, 1e-3)
+    return len(run.engine.units), len(batches), len(gathered)
+
+
+def test_a_piece_is_gathered_once_for_each_pass_over_it():
+    """Where a backward pass follows on a forward one, or a forward one on a backward one, the piece at the end is
+    still there."""
+    for pieces, microbatches, gathered in on_warm_world(2, gathers):
+        assert (pieces, microbatches) == (5, 2)
+        assert gathered == 1 + 2 * microbatches * (pieces - 1)
 
 
 @pytest.mark.full
