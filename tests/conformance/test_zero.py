@@ -275,16 +275,16 @@ def test_equals_one_process_of_plain_torch(dp, config):
 
 
 def test_the_reference_starts_without_what_takes_seconds_to_import():
-    """torch.optim's objects bring torch._dynamo with them, as DeepSpeed does: longer than a small model's first
-    steps."""
+    """torch.optim's objects bring torch._dynamo with them, as DeepSpeed does, and torch.autograd.backward brings sympy,
+    from a stage that is not the last one: longer than a small model's first steps."""
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from roots_dist.world.mesh import Mesh
 from test_zero import config, random_batches, build_run, train_step
-made = config(advanced__engine="reference")
+made = config(advanced__engine="reference", parallel__virtual_stages=2, parallel__schedule="interleaved")
 train_step(build_run(made, Mesh.single()), random_batches(made, 0, 0, 1), 1e-3)
-slow = {{"deepspeed", "torch._dynamo"}} & {{*sys.modules}}
+slow = {{"deepspeed", "torch._dynamo", "sympy"}} & {{*sys.modules}}
 assert not slow, slow
 """
     environ = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}

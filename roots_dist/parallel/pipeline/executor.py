@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, _engine_run_backward, get_gradient_edge
 
 from roots_dist.parallel.pipeline.parts import empty_part, gathered, part_of
 from roots_dist.parallel.pipeline.stage import Stage, StagePass
@@ -178,13 +178,13 @@ class Executor:
         stage, i = work
         inputs, (output, loss) = flight.inputs.pop(work), flight.outputs.pop(work)
         roots = [get_gradient_edge(loss)] if loss is not None and loss.requires_grad else []
-        gradients: list[Tensor | None] = [None for _ in roots]
+        gradients = [torch.ones_like(loss)] if loss is not None and roots else []
         if stage < self.num_stages - 1:
             received = flight.gradients.pop(work, None) or self._arrived(flight, Action(Kind.RECV_BACKWARD, *work))
             roots, gradients = [*roots, *output.values()], [*gradients, *(received[name] for name in output)]
         self.deferred.enabled = defer_weights
         if roots:  # empty if no trainable parameter contributes to this stage's results
-            torch.autograd.backward(roots, gradients)
+            run_backward(roots, gradients)
         self.deferred.enabled = False
         if defer_weights:
             flight.deferred_grads[work] = self.deferred.drain()
@@ -233,6 +233,12 @@ def _begun(message: dist.Work | None) -> dist.Work:
     """The work of a message. torch returns None to a rank outside the group, but both ends of a channel are in it."""
     assert message is not None, "this rank is not in the group of its channel"
     return message
+
+
+def run_backward(roots: Sequence[Tensor | GradientEdge], gradients: Sequence[Tensor]) -> None:
+    """Do what torch.autograd.backward does, which compares the shapes first and imports sympy for it: a third of a
+    second of each rank's first step. The engine compares them too."""
+    _engine_run_backward(tuple(roots), tuple(gradients), False, False, (), allow_unreachable=True, accumulate_grad=True)
 
 
 def passes_of(actions: Sequence[Action], deferred: DeferredWeightGrads) -> dict[Action, StagePass]:

@@ -24,6 +24,7 @@ from roots_dist.config.records import objective_of, schedule_of
 from roots_dist.config.schema import Config
 from roots_dist.layout import AxisName, Layout
 from roots_dist.learning.objectives.synthetic import random_batches
+from roots_dist.parallel.pipeline.executor import run_backward
 from roots_dist.runs.plan.cost_counter import CostCounter
 from roots_dist.runs.plan.equal_pieces import EqualPieces
 from roots_dist.runs.plan.exact_cost import gradient_bytes, sum_over_model
@@ -306,7 +307,7 @@ def _stage_cost(
             outputs = [t for t in out.payload.values() if t.requires_grad]
             scored = [] if loss is None or not loss.requires_grad else [loss]
             roots = scored + outputs
-            gradients = [None for _ in scored] + [torch.ones_like(t) for t in outputs]
+            gradients = [torch.ones_like(t) for t in outputs]
             output_bytes, output_grad_bytes = (
                 sum(t.nbytes for t in out.payload.values()),
                 sum(t.nbytes for t in outputs),
@@ -315,7 +316,9 @@ def _stage_cost(
             deferred.enabled = split_backward
             with meter.of(Kind.INPUT if split_backward else Kind.BACKWARD):
                 if roots:
-                    torch.autograd.backward(roots, gradients)
+                    losses = roots[: len(roots) - len(gradients)]
+                    run_backward(roots, [*map(torch.ones_like, losses), *gradients])
+                    del losses
             deferred.enabled = False
             input_grad_bytes = sum(t.grad.nbytes for t in payload.values() if t.grad is not None)
             del payload, roots, gradients
