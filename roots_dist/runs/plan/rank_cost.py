@@ -29,6 +29,7 @@ from roots_dist.runs.plan.cost_counter import CostCounter
 from roots_dist.runs.plan.equal_pieces import EqualPieces
 from roots_dist.runs.plan.exact_cost import gradient_bytes, sum_over_model
 from roots_dist.runs.plan.passes import Fold, Message, Meter, Pass, UnequalError
+from roots_dist.runs.plan.symbols import without_symbols
 from roots_dist.schedule.actions import Kind
 from roots_dist.schedule.schedules import record_of
 from roots_dist.world.batch import MicroBatch
@@ -146,10 +147,11 @@ def count_rank_cost(config: Config, layout: Layout, pp_rank: int, equal: EqualPi
 
     Takes seconds; allocates nothing of the model's size and joins no group.
     """
-    try:
-        return _count(config, layout, pp_rank, (equal or EqualPieces(config)).folds(layout, pp_rank))
-    except UnequalError:
-        return _count(config, layout, pp_rank, {})
+    with without_symbols():
+        try:
+            return _count(config, layout, pp_rank, (equal or EqualPieces(config)).folds(layout, pp_rank))
+        except UnequalError:
+            return _count(config, layout, pp_rank, {})
 
 
 def _count(config: Config, layout: Layout, pp_rank: int, folds: Mapping[int, Fold]) -> RankCost:
@@ -316,9 +318,7 @@ def _stage_cost(
             deferred.enabled = split_backward
             with meter.of(Kind.INPUT if split_backward else Kind.BACKWARD):
                 if roots:
-                    losses = roots[: len(roots) - len(gradients)]
-                    run_backward(roots, [*map(torch.ones_like, losses), *gradients])
-                    del losses
+                    run_backward(roots, [*map(torch.ones_like, roots[: len(roots) - len(gradients)]), *gradients])
             deferred.enabled = False
             input_grad_bytes = sum(t.grad.nbytes for t in payload.values() if t.grad is not None)
             del payload, roots, gradients
