@@ -177,8 +177,9 @@ def test_nobody_is_root_and_nothing_is_fetched_by_url_or_kept_secret_in_a_layer(
 def test_every_package_of_the_distribution_has_a_version(file):
     installs = [value for _, value in instructions(file) if "apt-get install" in value]
     assert len(installs) == 1
-    packages = re.findall(r'"([\w-]+)=\$\{(?:PYTHON|RDMA)\}\.\*"', installs[0])
-    assert {"python3", "python3-venv"} <= {*packages} and installs[0].count("=$") == len(packages)
+    packages = re.findall(r'"([\w+-]+)=(?:4:)?\$\{(?:PYTHON|RDMA|GXX)\}\.\*"', installs[0])
+    needed = {"python3", "python3-venv"} | ({"g++", "python3-dev"} if file.suffix == ".gpu" else set())
+    assert needed <= {*packages} and installs[0].count("=") == len(packages), "what compiles Triton's kernels, too"
     words = installs[0].partition("apt-get install")[2].partition("&&")[0].split()
     assert all(word.startswith(("--", '"')) for word in words), words
 
