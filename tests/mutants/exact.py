@@ -103,4 +103,12 @@ EXACT = (
         after="self._whole",
         test="parity/test_exact.py::test_no_bit_depends_on_how_many_heads_are_attended_together",
     ),
+    Mutant(
+        name="the_heads_gradient_is_lost_in_every_layout",
+        bug="what the head gives to a weight that others give a gradient too is not added, in one process neither",
+        file="parallel/tensor/cross_entropy.py",
+        before="    kept.grad.add_(gradient)\n",
+        after="    pass\n",
+        test="parity/test_exact.py::test_an_exact_run_computes_what_a_plain_one_does[bert-degrees2]",
+    ),
 )

@@ -89,6 +89,28 @@ def compare(model: str, degrees: Degrees, steps: int, changes: dict[str, object]
     assert len(set(map(str, found))) == steps  # and each step changes something
 
 
+def learned(made: Config) -> dict[str, torch.Tensor]:
+    """Losses and weights of three steps in one process."""
+    run = build_run(made, Mesh.single(), objective=proof_objective(made))
+    terms = [train_step(run, random_batches(made, step, 0, 1), 1e-2).terms for step in range(3)]
+    losses = torch.tensor([[*step.values()] for step in terms], dtype=torch.float64)
+    return {"losses": losses, **{p.name: p.tensor.detach() for p in run.params}}
+
+
+@pytest.mark.parametrize(
+    "model, degrees",
+    [("gpt", (2, 2)), ("llama", (2, 2, 2)), ("bert", (2, 2, 2)), ("t5", (2, 2)), ("electra", (2, 2, 2))],
+)
+def test_an_exact_run_computes_what_a_plain_one_does(model, degrees):
+    """All layouts could be equal, and wrong."""
+    more = dict(advanced__float64=True, train__micro_batch=2, train__global_batch=4)
+    more |= dict(model__layers=2) if model in ("gpt", "llama") else {}
+    plain, found = learned(exact(model, (), **more, train__exact=None)), learned(exact(model, degrees, **more))
+    assert found.keys() == plain.keys()
+    far = {name: float((found[name] - plain[name]).abs().max()) for name in plain}
+    assert max(far.values()) < 1e-10, max(far, key=far.get)
+
+
 SAMPLE = [
     ("gpt", (2, 2), dict(dp=2, tp=2, sequence_parallel=True, zero_stage=1)),
     ("llama", (4, 2), dict(tp=2, pp=2, schedule="zb-h1", train__precision="bf16", model__tied_embeddings=True)),

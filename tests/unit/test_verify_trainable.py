@@ -60,6 +60,16 @@ def test_names_that_the_large_model_has_not_are_refused(wrong):
         small(config(**wrong))
 
 
+@pytest.mark.parametrize("objective, labels", [("classify", ("no", "yes")), ("mlm", ())])
+def test_adapters_are_learned_alone_but_for_the_head_of_a_task(objective, labels):
+    """A task's head has no pre-trained weights; that of pre-training has."""
+    c = config(2, strategy="lora", lora_targets=["query"], labels=labels).changed({"objective.name": objective})
+    learns = trainable(c, depths(c))
+    heads = {name for name in learns if ".lora." not in name}
+    assert heads == ({name for name in depths(c) if name.startswith("head.")} if labels else set())
+    assert {name for name in depths(c) if ".lora." in name} <= {*learns}
+
+
 LLAMA = {"hidden": 64, "heads": 4, "layers": 2, "activation": "swiglu", "positions": "rotary"}
 
 
