@@ -30,10 +30,6 @@ class Bounds:
     def facts(self) -> Mapping[str, float | None]:
         return {"least_step_s": self.step_s, "least_memory_gib": self.memory_gib}
 
-    def __str__(self) -> str:
-        time = "" if self.step_s is None else f"{self.step_s:.3g} s per step and "
-        return f"at least {time}{self.memory_gib:.2g} GiB per process"
-
 
 def bounds(config: Config, layout: Layout, step_flops: float, peak_flops: float | None) -> Bounds:
     """step_flops: model FLOPs of a full step, after any batch ramp (learning/models/flops.py). peak_flops: FLOP/s

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from commands import roots
 from patience import comes_true, gone
 
 from roots_dist.assembly.passes import build_passes
+from roots_dist.cli.main import main
 from roots_dist.config.load import to_yaml
 from roots_dist.config.run_config import config_of_run
 from roots_dist.config.schema import Config
@@ -26,6 +28,9 @@ from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.generate import load_model
 from roots_dist.runs.generate.request import Request
 from roots_dist.runs.generate.sampling import Sampling
+from roots_dist.runs.plan import at_start
+from roots_dist.runs.plan.plan_table import size
+from roots_dist.runs.plan.predict import predict
 from roots_dist.runs.track.metrics import METRICS_FILE, read_lines
 from roots_dist.runs.train.loop import train
 from roots_dist.testing.world import on_world
@@ -42,6 +47,7 @@ ENVIRON = {k: v for k, v in os.environ.items() if k not in LAUNCHERS_OWN} | {
 PYTHON = [sys.executable, "-m"]
 TRAIN = ["roots_dist", "train"]
 VOCAB, STEPS = 61, 4
+FOUR = {"parallel.tp": 2, "parallel.pp": 2, "parallel.sequence_parallel": "true"}
 GREEDY = Sampling(0.0)
 
 
@@ -78,9 +84,16 @@ def place(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def four(place) -> Path:
     """On four ranks."""
-    words = ["parallel.tp=2", "parallel.pp=2", "parallel.sequence_parallel=true"]
-    said_by(roots("train", *words_of(place, "four", *words), ranks=4))
+    words = [f"{key}={value}" for key, value in FOUR.items()]
+    said = said_by(roots("train", *words_of(place, "four", *words), ranks=4, main=main_that_plans))
+    (place / "four" / "said").write_text(said)
     return place / "four"
+
+
+def main_that_plans(words: Sequence[str]) -> object:
+    """`roots`, with time for the plan of its opening even on a busy machine (tests/brief.py leaves none)."""
+    at_start.LIMIT_S = 60.0
+    return main(words)
 
 
 def words_of(place: Path, folder: str, *overrides: str) -> list[str]:
@@ -118,6 +131,11 @@ def assert_one_curve(first: Path, second: Path) -> None:
 def test_a_run_on_four_ranks_is_the_run_of_one_process(place, four):
     assert_one_curve(place / "alone", four)
     assert curve(four)[STEPS]["loss/train"] < curve(four)[1]["loss/train"] - 0.05
+
+
+def test_a_run_begins_with_what_its_largest_process_is_planned_to_hold(place, four):
+    planned = predict(settings(place).changed({**FOUR, "parallel.sequence_parallel": True}), Layout(tp=2, pp=2))
+    assert f"\n{size(planned.peak_with_copy)} of tensors planned per process\n" in (four / "said").read_text()
 
 
 def test_no_step_and_no_process_takes_less_than_is_said_to_be_possible(four):

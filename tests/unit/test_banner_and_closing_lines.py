@@ -10,14 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from roots_dist import logs
 from roots_dist.accounting.bounds import bounds
 from roots_dist.accounting.peaks import format_flops, measured_cpu_peak
+from roots_dist.cli.main import main
+from roots_dist.config.load import load
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.data.prepare import prepare
 from roots_dist.learning.models.flops import flops_per_step
+from roots_dist.runs.plan import at_start
+from roots_dist.runs.plan.symbols import ANSWERS, DYNAMO
 from roots_dist.runs.track import closing_lines as closing
 from roots_dist.runs.track import try_next
 from roots_dist.runs.track.machine_facts import peak_memory_gib
@@ -49,13 +54,56 @@ def test_the_opening_names_layout_size_peak_and_batch():
     lines = opening.banner(CONFIG, Mesh.single(), 9.54e10, bound).splitlines()
     assert lines[0].startswith("TP1×PP1×DP1, 4,") and lines[0].endswith("reference engine, peak 95.4 GFLOP/s measured")
     assert lines[1] == "1 × 8 tokens × 4 microbatches × dp 1 = 32 tokens per step"
-    least = re.match(r"at least (\S+) s per step and (\S+) GiB per process; ", lines[2])
+    least = re.fullmatch(r"at least (\S+) s per step; \d+ threads? per process \(advanced.threads\)", lines[2])
     assert least and float(least[1]) == pytest.approx(bound.step_s, rel=1e-2)
-    assert bound.memory_gib < 0.1 < float(least[2]) == pytest.approx(peak_memory_gib(torch.device("cpu")), rel=0.05)
-    assert re.search(r"; \d+ threads? each \(advanced.threads\)$", lines[2])
+    held = re.fullmatch(r"at least (\S+) GiB per process; roots plan counts all of it", lines[3])
+    assert held and bound.memory_gib < 0.1
+    assert 0.1 < float(held[1]) == pytest.approx(peak_memory_gib(torch.device("cpu")), rel=0.05)
     assert bound.step_s == flops_per_step(CONFIG) / 9.54e10
     assert "no MFU" in opening.banner(CONFIG, Mesh.single(), None, replace(bound, step_s=None))
     assert [format_flops(v) for v in (9.895e14, 3.9e15, 12.0)] == ["990 TFLOP/s", "3.9 PFLOP/s", "12 FLOP/s"]
+
+
+PLANNED = (
+    ("quickstart.yaml", 4, {}),
+    ("quickstart.yaml", 1, {"parallel.tp": 1, "parallel.pp": 1, "train.device": "auto"}),
+    ("llama-quickstart.yaml", 4, {"parallel.pp": 1, "parallel.zero_stage": 3}),
+)
+
+
+@pytest.mark.parametrize("file, processes, changes", PLANNED, ids=lambda value: str(value) or "as it is")
+def test_the_opening_plans_what_roots_plan_says(file, processes, changes, monkeypatch, capsys):
+    monkeypatch.setattr(at_start, "LIMIT_S", 60.0)  # a busy machine may need longer than a start should wait
+    path = Path(__file__).parents[2] / "configs" / file
+    config = load(path).changed(changes)
+    parallel = config.parallel
+    layout = Layout(tp=parallel.tp, pp=parallel.pp, dp=processes // (parallel.tp * parallel.pp))
+    before = torch.get_rng_state()
+    planned = at_start.planned_bytes(config, layout)
+    assert torch.equal(torch.get_rng_state(), before), "a run would draw other numbers"
+    bound = bounds(config, layout, flops_per_step(config), 2.85e11)
+    *others, memory = opening.banner(
+        config, replace(Mesh.single(), layout=layout), 2.85e11, bound, planned
+    ).splitlines()
+    said = re.fullmatch(r"(\S+ [KMG]iB) of tensors planned per process", memory)
+    assert said and all(len(line) <= 80 for line in others)
+    with pytest.raises(SystemExit):
+        main(["plan", str(path), "--processes", str(processes), *(f"{key}={value}" for key, value in changes.items())])
+    first = capsys.readouterr().out.splitlines()[0]
+    assert f"{processes} × {said[1]} of tensors" in first or first.startswith(f"{said[1]} per process: "), first
+
+
+def test_an_opening_does_not_wait_for_a_plan_that_takes_long_nor_fail_with_it(monkeypatch):
+    attention, modules = F.scaled_dot_product_attention, {*sys.modules}
+    monkeypatch.setattr(at_start, "LIMIT_S", 0.0)
+    assert at_start.planned_bytes(CONFIG, Layout()) is None
+    assert F.scaled_dot_product_attention is attention and not {DYNAMO, *ANSWERS} & ({*sys.modules} - modules)
+    monkeypatch.setattr(at_start, "LIMIT_S", 60.0)
+    monkeypatch.setattr(F, "layer_norm", lambda x, *_: x * x.sum().item())  # as an extension may
+    assert at_start.planned_bytes(CONFIG, Layout()) is None
+    monkeypatch.setattr(at_start, "predict", None)
+    many = CONFIG.changed({"train.global_batch": 1 + at_start.MOST_PASSES})
+    assert at_start.planned_bytes(many, Layout()) is None
 
 
 def test_a_log_line_goes_to_the_stderr_of_the_moment(monkeypatch):

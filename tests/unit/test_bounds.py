@@ -48,7 +48,7 @@ def test_a_schedule_without_a_closed_form_promises_no_bubble(monkeypatch):
 def test_without_a_peak_there_is_no_time_and_adapters_promise_less():
     config = Config.model_validate({"train": {"global_batch": 4}})
     unknown = bound_of(config, Layout(), None)
-    assert unknown.step_s is None and "plan/step_s" not in unknown.metrics() and str(unknown).startswith("at least 0.")
+    assert unknown.step_s is None and "plan/step_s" not in unknown.metrics()
     tuned = bound_of(config.changed({"finetune.strategy": "lora"}), Layout(), 1e12)
     whole = bound_of(config, Layout(), 1e12)
     assert tuned.step_s == pytest.approx(whole.step_s / 3) and tuned.memory_gib < whole.memory_gib / 2

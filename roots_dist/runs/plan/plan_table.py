@@ -61,17 +61,16 @@ def _save_copy(plan: Plan) -> list[str]:
 
 def fits(plan: Plan, free: int | None) -> str:
     """The answer in one line: what the process that needs most needs, and where that fits."""
-    each = f"{size(plan.peak)} per process"
     if free is None:
+        told = f"{size(plan.peak)} per process"
         room = next((gib for gib in GPUS_GIB if gib * 2**30 > plan.peak), None)
         if room is None:
-            return f"✗ {each}: does not fit a GPU of {GPUS_GIB[-1]} GiB"
+            return f"✗ {told}: does not fit a GPU of {GPUS_GIB[-1]} GiB"
         left = size(room * 2**30 - plan.peak)
-        return f"{each}: fits GPUs of {room} GiB, with {left} left for libraries and fragmentation"
-    most = max(rank.peak + rank.save_copy for rank in plan.ranks)
-    whole = most * plan.layout.world_size
-    of = f"{size(free)} that this machine has free, with {plan.layout.world_size} × {size(most)} of tensors"
-    return f"fits into the {of}" if whole < free else f"✗ does not fit into the {of}"
+        return f"{told}: fits GPUs of {room} GiB, with {left} left for libraries and fragmentation"
+    each, processes = plan.peak_with_copy, plan.layout.world_size
+    of = f"{size(free)} that this machine has free, with {processes} × {size(each)} of tensors"
+    return f"fits into the {of}" if each * processes < free else f"✗ does not fit into the {of}"
 
 
 def _columns(rows: list[list[str]]) -> list[str]:

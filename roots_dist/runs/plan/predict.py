@@ -111,6 +111,11 @@ class Plan:
         """Bytes of the rank that needs most."""
         return max(rank.peak for rank in self.ranks)
 
+    @property
+    def peak_with_copy(self) -> int:
+        """The same with the copy for checkpoints, which a process on a CPU holds beside it."""
+        return max(rank.peak + rank.save_copy for rank in self.ranks)
+
 
 def predict(
     config: Config, layout: Layout, cluster: ClusterSpeed | None = None, device: torch.device | None = None

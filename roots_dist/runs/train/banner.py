@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import time
 import zlib
-from dataclasses import replace
 
 import psutil
 import torch
@@ -16,6 +15,7 @@ from roots_dist.accounting.peaks import Precision, format_flops, gpu_peak, measu
 from roots_dist.accounting.sizes import parameters_in_words
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
+from roots_dist.runs.plan.plan_table import size
 from roots_dist.runs.track.machine_facts import peak_memory_gib
 from roots_dist.world.mesh import Mesh
 
@@ -49,9 +49,10 @@ def cores() -> int:
     return min(environment.cores(), psutil.cpu_count(logical=False) or environment.cores())
 
 
-def banner(config: Config, mesh: Mesh, peak: float | None, bound: Bounds) -> str:
-    """Layout, model size, engine, peak FLOP/s (the base of MFU), arithmetic of the batch, and the lower bounds of a
-    step's time and a process's memory."""
+def banner(config: Config, mesh: Mesh, peak: float | None, bound: Bounds, planned: int | None = None) -> str:
+    """Layout, model size, engine, peak FLOP/s (the base of MFU), arithmetic of the batch, the lower bound of a step's
+    time, and the memory of the process that needs most. planned: bytes of its tensors (runs/plan/at_start.py); without
+    it the memory is a lower bound too."""
     if peak is None:
         peak_words = "peak of this GPU not known: no MFU"
     else:
@@ -60,13 +61,14 @@ def banner(config: Config, mesh: Mesh, peak: float | None, bound: Bounds) -> str
     model = f"{mesh.layout}, {parameters_in_words(config)}, {engine} engine, {peak_words}"
     if mesh.device.type == "cuda":
         model += f"; {products_in_words(config, _tf32())}"
-    held = peak_memory_gib(mesh.device)  # the libraries and the weights, which no arithmetic knows
-    bound = replace(bound, memory_gib=max(bound.memory_gib, held))
     m = config.model
     if m.rotary_share_is_rounded():
         rotated = f"{m.rotary_width()} of {m.width_of_head()} channels"
         model += f"; model.rotary_fraction = {m.rotary_fraction:g} rotates {rotated}"
-    return f"{model}\n{batch_arithmetic(config, mesh.layout)}\n{bound}{_threads(mesh)}"
+    speed = [] if bound.step_s is None else [f"at least {bound.step_s:.3g} s per step"]
+    speed_words = "; ".join([*speed, *_threads(mesh)])
+    lines = [model, batch_arithmetic(config, mesh.layout), speed_words, _memory(mesh, bound, planned)]
+    return "\n".join(filter(None, lines))
 
 
 def _tf32() -> bool:
@@ -89,12 +91,20 @@ def products_in_words(config: Config, tf32: bool) -> str:
     }[precision_of_products(config, tf32)]
 
 
-def _threads(mesh: Mesh) -> str:
+def _threads(mesh: Mesh) -> list[str]:
     """Number of CPU threads of each process and the key that sets it, in words; empty on other devices."""
     if mesh.device.type != "cpu":
-        return ""
+        return []
     count = torch.get_num_threads()
-    return f"; {count} thread{'s' if count > 1 else ''} each (advanced.threads)"
+    return [f"{count} thread{'s' if count > 1 else ''} per process (advanced.threads)"]
+
+
+def _memory(mesh: Mesh, bound: Bounds, planned: int | None) -> str:
+    """The number that `roots plan` prints, or the larger of an even share of the state and what is held now."""
+    if planned is not None:
+        return f"{size(planned)} of tensors planned per process"
+    held = peak_memory_gib(mesh.device)  # the libraries and the weights, which no arithmetic knows
+    return f"at least {max(bound.memory_gib, held):.2g} GiB per process; roots plan counts all of it"
 
 
 def batch_arithmetic(config: Config, layout: Layout) -> str:

@@ -29,6 +29,7 @@ from roots_dist.logs import still_busy
 from roots_dist.parallel.zero.build import build_engine
 from roots_dist.parallel.zero.seam import Engine
 from roots_dist.runs.evaluate.references import with_references
+from roots_dist.runs.plan.at_start import planned_bytes
 from roots_dist.runs.ranks.stop_signal import (
     ENDED,
     FAILED,
@@ -150,7 +151,9 @@ def train_in(
     run, first = state.run, state.step
     facts = write_origin(folder, config, mesh.layout, state.bounds.facts()) if rank0 else None
     remarks = row_remarks(config, run.objective) if rank0 else ()
-    log.info("\n".join([banner(config, mesh, state.peak_flops, state.bounds), *remarks]))
+    if log.isEnabledFor(logging.INFO):  # on rank 0, while the others begin to evaluate
+        planned = planned_bytes(config, mesh.layout)
+        log.info("\n".join([banner(config, mesh, state.peak_flops, state.bounds, planned), *remarks]))
 
     def begin() -> tuple[Callback, ...]:
         """Open the trackers after the step that the run is at. Returns what is called after each step."""
