@@ -78,11 +78,27 @@ def adamw(optim: OptimConfig) -> torch.optim.AdamW:
     Creating it imports torch._dynamo, which takes longer than the first steps of a small model; `update` does the same
     without the object.
     """
-    optimizer = torch.optim.AdamW(
-        [{"params": []}], lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True
-    )
+    optimizer = _AdamW([{"params": []}], lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps, fused=True)
+    optimizer.optim = optim
     optimizer.param_groups.clear()
     return optimizer
+
+
+class _AdamW(torch.optim.AdamW):
+    """The same bits for the same numbers, wherever a tensor ends: DeepSpeed cuts what it shards anywhere, and copies of
+    a tied parameter otherwise on each stage. The kernel of a GPU computes all numbers alike anyway."""
+
+    optim: OptimConfig
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for options in self.param_groups:
+            weights = [weight for weight in options["params"] if weight.grad is not None]
+            group: Group = options["group"]
+            as_set = group._replace(trainable=group.trainable._replace(scale=1.0))  # set_lr has scaled the rate
+            step = exact_update if any(weight.device.type == "cpu" for weight in weights) else update
+            if weights:
+                step(self.optim, as_set, options["lr"], weights, [state_of(self, weight) for weight in weights])
 
 
 def from_step_of(group: dict[str, Any]) -> int:
@@ -144,7 +160,7 @@ otherwise."""
 def exact_update(
     optim: OptimConfig, group: Group, lr: float, weights: list[Tensor], states: list[dict[str, Tensor]]
 ) -> None:
-    """The same with equal bits for equal numbers wherever a tensor ends: ends are computed together, filled up."""
+    """The same with equal bits for equal numbers, wherever a tensor ends: ends are computed together, filled up."""
     gradients = [present(weight.grad) for weight in weights]
     rows = [weights, gradients, *([state[key] for state in states] for key in MOMENTS)]
     flat = [[tensor.view(-1) for tensor in row] for row in rows]
