@@ -9,6 +9,7 @@ from roots_dist.assembly.run import build_run
 from roots_dist.config.schema import Config
 from roots_dist.learning.models import vocab_head
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
+from roots_dist.runs.plan.cost_counter import CostCounter
 from roots_dist.runs.train.step import on_device
 from roots_dist.world.batch import IGNORE
 from roots_dist.world.mesh import Mesh
@@ -46,3 +47,20 @@ def test_a_step_chooses_them_unless_it_is_exact() -> None:
         run = build_run(made, Mesh.single(), objective=proof_objective(made))
         batches = on_device(run, random_batches(made, 0, 0, 1))
         assert [batch.scored_positions is not None for batch in batches] == [chosen] * len(batches)
+
+
+def test_targets_are_scored_in_chunks():
+    """Logits of a few tokens exist at a time: all of them would take 32 times as much as these."""
+    config = Config.model_validate(
+        {
+            "model": {"layers": 1, "hidden": 8, "heads": 1, "vocab": 8192},
+            "data": {"seq_length": 256},
+            "train": {"global_batch": 1, "device": "cpu"},
+            "advanced": {"loss_chunk": 8},
+        }
+    )
+    passes = build_passes(config, Mesh.single())
+    (batch,) = random_batches(config, 0, 0, 1)
+    with torch.no_grad(), CostCounter() as counter:
+        passes.forward([replace(batch, logits_at="targets")])
+    assert counter.peak < 8 * 8 * 8192 * 4

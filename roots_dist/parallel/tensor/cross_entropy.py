@@ -110,13 +110,14 @@ def target_scores(
 ) -> tuple[Tensor, Tensor]:
     """log p(target) of each of the T targets (0 for IGNORE), and whether it is the most likely token. Equal on every
     tensor rank; nothing is gathered."""
-    chunk_scores = [
-        _score_chunk(tp, hidden[i : i + chunk], weight, bias, targets[i : i + chunk], vocab, softcap)
-        for i in range(0, hidden.shape[0], chunk)
-    ]
-    losses = torch.cat([f.log_sum - f.target_score for f in chunk_scores])
+
+    def of_chunk(part: slice) -> tuple[Tensor, Tensor]:  # the scores of all its words are gone when it returns
+        found = _score_chunk(tp, hidden[part], weight, bias, targets[part], vocab, softcap)
+        return found.log_sum - found.target_score, found.target_score >= 0
+
+    losses, is_best = zip(*(of_chunk(slice(start, start + chunk)) for start in range(0, hidden.shape[0], chunk)))
     scored = targets != IGNORE
-    return -losses.masked_fill(~scored, 0), torch.cat([f.target_score >= 0 for f in chunk_scores]) & scored
+    return -torch.cat(losses).masked_fill(~scored, 0), torch.cat(is_best) & scored
 
 
 class Rows(NamedTuple):
