@@ -92,7 +92,7 @@ STEP = (
 TESTS: dict[str, tuple[str, ...]] = {
     "parallel/tensor/adapter.py": ("unit/test_linear.py", "independent/test_adapters.py", *ADAPTERS),
     "parallel/tensor/collectives.py": (*EVERYTHING, LAYOUT("olmo,tp=2,pp=2,gpipe"), *CUT_TEXTS, *CUT_EXPERTS, *IN_BITS),
-    "parallel/tensor/context.py": ("parity/test_context.py", *CUT_TEXTS),
+    "parallel/tensor/context.py": ("parity/test_context.py", *CUT_TEXTS, "unit/test_stopwatch.py"),
     "parallel/tensor/cross_entropy.py": (
         "independent/test_cross_entropy.py", "independent/test_low_precision.py", "reference/test_lm_eval.py",
         AS_PLAIN,
@@ -154,7 +154,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     ),
     "learning/models/vocab_head.py": (
         "independent/test_cross_entropy.py", "unit/test_dpo.py", "independent/test_initial_weights.py",
-        "reference/test_lm_eval.py", "independent/test_size_switches.py", *EVERYTHING, *CUT_TEXTS, *IN_BITS,
+        "reference/test_lm_eval.py", "independent/test_size_switches.py", "unit/test_scored.py", *EVERYTHING,
+        *CUT_TEXTS, *IN_BITS,
     ),
     "learning/objectives/classify.py": TASKS,
     "learning/objectives/clm.py": ("unit/test_data_batches.py", "independent/test_training_loop.py"),

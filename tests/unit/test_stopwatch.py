@@ -34,18 +34,18 @@ def test_laps_add_up_and_taking_begins_anew(monkeypatch):
     assert watch.take() == {"dp": 3.0} and watch.take() == {}
 
 
-def one_step(rank: int, size: int, slow: int, tp: int = 1, pp: int = 1) -> dict[str, object]:
+def one_step(rank: int, size: int, slow: int, tp: int = 1, pp: int = 1, cp: int = 1) -> dict[str, object]:
     """A step of a rank of which the forward passes take SLOW_S longer on rank `slow`."""
     config = Config.model_validate(
         {
             "model": {"layers": 2, "hidden": 16, "heads": 2, "vocab": 61},
             "data": {"seq_length": 8},
-            "parallel": {"tp": tp, "pp": pp, "zero_stage": 0},
-            "train": {"global_batch": MICROBATCHES * size // (tp * pp), "device": "cpu"},
+            "parallel": {"tp": tp, "pp": pp, "cp": cp, "cp_kind": "heads", "zero_stage": 0},
+            "train": {"global_batch": MICROBATCHES * size // (tp * pp * cp), "device": "cpu"},
             "advanced": {"engine": "reference"},
         }
     )
-    mesh = Mesh.connect(Layout(dp=size // (tp * pp), pp=pp, tp=tp), rank)
+    mesh = Mesh.connect(Layout(dp=size // (tp * pp * cp), pp=pp, tp=tp, cp=cp), rank)
     run = build_run(config, mesh, objective=proof_objective(config))
     train_step(run, random_batches(config, 0, mesh.dp.rank, mesh.dp.size), 1e-3)
     forward = Stage.forward
@@ -87,10 +87,11 @@ def test_a_data_rank_waits_for_the_one_that_is_slow():
     assert not {"time/pp_wait_s", "time/tp_s"} & set(ranks[0]["mean"])  # there is one stage, and one tensor rank
 
 
-def test_a_tensor_rank_waits_for_the_one_that_is_slow():
-    ranks = on_world(2, one_step, 0, 2)
+@pytest.mark.parametrize("part, degrees", [("tp", (2, 1, 1)), ("cp", (1, 1, 2))])
+def test_a_rank_waits_for_the_one_that_is_slow(part, degrees):
+    ranks = on_world(2, one_step, 0, *degrees)
     computed = [rank["parts"]["compute"] for rank in ranks]
-    assert ranks[1]["parts"]["tp"] > SLOW_S * MICROBATCHES / 2 and computed[0] - computed[1] > SLOW_S * MICROBATCHES / 2
+    assert ranks[1]["parts"][part] > SLOW_S * MICROBATCHES / 2 and computed[0] - computed[1] > SLOW_S * MICROBATCHES / 2
     for rank in ranks:
         assert sum(rank["parts"].values()) == pytest.approx(rank["whole"], rel=0.1, abs=0.02)
 
