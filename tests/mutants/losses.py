@@ -155,4 +155,12 @@ LOSSES = (
         after="torch.ones_like(n)",
         test=TERMS("rtd"),
     ),
+    Mutant(
+        name="targets_are_scored_all_at_once",
+        bug="evaluation holds the scores of all tokens for all words at a time",
+        file="learning/models/vocab_head.py",
+        before="softcap=softcap, chunk=loss_chunk(self.config, self.tp, weight),\n",
+        after="softcap=softcap,\n",
+        test="unit/test_scored.py::test_targets_are_scored_in_chunks",
+    ),
 )

@@ -294,4 +294,12 @@ OPTIMIZER = (
         after="            pass",
         test="bugs/test_finite.py::test_a_run_with_a_skipped_step_resumes_where_it_was",
     ),
+    Mutant(
+        name="copies_are_rounded_by_where_they_end",
+        bug="DeepSpeed rounds the last numbers of what it holds otherwise, and copies of a weight end elsewhere",
+        file="parallel/optim/groups.py",
+        before='step = exact_update if any(weight.device.type == "cpu" for weight in weights) else update',
+        after="step = update",
+        test="unit/test_groups.py::test_a_number_is_stepped_to_the_same_bits_wherever_its_tensor_ends",
+    ),
 )

@@ -91,7 +91,7 @@ class _AdamW(torch.optim.AdamW):
     optim: OptimConfig
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override] # no caller has a closure
         for options in self.param_groups:
             weights = [weight for weight in options["params"] if weight.grad is not None]
             group: Group = options["group"]
