@@ -90,7 +90,7 @@ def test_a_step_differentiates_each_term_over_its_own_count(case, monkeypatch):
         lambda *asked: seen.update({p.name: p.tensor.grad.clone() for p in run.params}) or step(*asked),
     )
     report = train_step(run, batches, 1e-3)
-    assert report.loss == pytest.approx(loss.item(), rel=1e-12)
+    assert report.loss == pytest.approx(loss.item(), rel=1e-12) and report.stop == 0
     assert report.terms == pytest.approx({n: value.item() for n, value in values.items()}, rel=1e-12)
     for name, gradient in expected.items():
         torch.testing.assert_close(seen[name], gradient, rtol=1e-11, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")

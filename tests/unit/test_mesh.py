@@ -59,6 +59,14 @@ def test_a_rank_of_16384_makes_a_handful_of_groups(huge, monkeypatch):
     assert whole.tie_axis("tie", (0, 15)).size == 1 and made[-1] == [5000], "a rank in no group keeps its count even"
 
 
+def test_second_threads_have_a_group_of_their_own(huge, monkeypatch):
+    """In that of the main threads, messages of both would meet in any order."""
+    main = Mesh.connect(huge, 5000)
+    monkeypatch.setattr(mesh.dist, "new_group", lambda backend, **how: (backend, how["group_desc"]))
+    background = main.for_background()
+    assert background.world.group == ("gloo", mesh.BACKGROUND) and background.world.ranks == main.world.ranks
+
+
 def test_a_communicator_that_can_be_split_is_split_once_for_each_axis(huge, monkeypatch):
     split = []
     monkeypatch.setattr(mesh, "_can_split", lambda: True)
