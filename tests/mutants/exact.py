@@ -63,6 +63,16 @@ EXACT = (
         test=BITS("gpt-degrees0-changes0"),
     ),
     Mutant(
+        name="runs_keep_the_strides_of_the_whole",
+        bug="a run of positions of one text has another stride than on a rank of its own, and a product with frozen "
+        "weights another kernel",
+        file="parallel/tensor/exact.py",
+        before="return x.contiguous().view(x.shape)",
+        after="return x.contiguous()",
+        test="parity/test_exact.py::test_no_bit_depends_on_how_many_rows_are_computed_together"
+        "[rmsnorm-torch.float32-one text, frozen]",
+    ),
+    Mutant(
         name="adapters_read_all_runs_at_once",
         bug="the second matrix of an adapter learns from all positions at once, where several ranks would each add up "
         "their own",

@@ -251,9 +251,10 @@ ROWS = {
 }
 
 
+@pytest.mark.parametrize("texts, learns", [(3, True), (1, False)], ids=["three texts", "one text, frozen"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("what", ROWS)
-def test_no_bit_depends_on_how_many_rows_are_computed_together(what, dtype):
+def test_no_bit_depends_on_how_many_rows_are_computed_together(what, dtype, texts, learns):
     """Four runs of positions in one process, and each on its own: as a rank under sequence parallelism has it."""
     one_process, a_rank, draw = Exact(4, 1, 1, 1), Exact(4, 4, 1, 1), torch.Generator().manual_seed(1)
     layouts = TensorParallel(exact=one_process), TensorParallel(exact=a_rank, sequence_parallel=True)
@@ -261,7 +262,8 @@ def test_no_bit_depends_on_how_many_rows_are_computed_together(what, dtype):
     for ours, theirs in zip(together.parameters(), alone.parameters()):
         ours.data.copy_(torch.randn(37, generator=draw))
         theirs.data, ours.grad_dtype, theirs.grad_dtype = ours.data, torch.float32, torch.float32
-    x, up = (torch.randn(3, 20, 37, generator=draw).to(dtype) for _ in range(2))
+        ours.requires_grad_(learns), theirs.requires_grad_(learns)
+    x, up = (torch.randn(texts, 20, 37, generator=draw).to(dtype) for _ in range(2))
     x.requires_grad_(True)
     y = together(x)
     y.backward(up)

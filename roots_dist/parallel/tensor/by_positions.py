@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from roots_dist.errors import present
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.parallel.tensor.exact import Shard, aligned, join, recorded, split
+from roots_dist.parallel.tensor.exact import Shard, aligned, join, laid_out, recorded, split
 
 Cut = Callable[[Tensor], list[Tensor]]
 """Function that cuts a tensor [B, S, ...] into its runs of positions."""
@@ -77,7 +77,7 @@ class _ByRow(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors
         vectors, kept = saved[: ctx.vectors], saved[ctx.vectors :]
-        grad_x, of_vectors = ctx.f.backward(partial(_runs, ctx.num), grad.contiguous(), kept, vectors)
+        grad_x, of_vectors = ctx.f.backward(partial(_runs, ctx.num), laid_out(grad), kept, vectors)
         for shards, of_runs in zip(ctx.shards, of_vectors):
             for shard, of_run in zip(shards, of_runs):
                 shard.grad.add_(of_run)

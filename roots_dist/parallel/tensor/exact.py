@@ -62,8 +62,14 @@ class Shard:
 def aligned(x: Tensor) -> Tensor:
     """x itself, or a copy if it does not lie in memory as a tensor of its own would."""
     if x.is_contiguous() and x.data_ptr() % ALIGNMENT == 0:
-        return x
+        return laid_out(x)
     return x.clone(memory_format=torch.contiguous_format)
+
+
+def laid_out(x: Tensor) -> Tensor:
+    """x with the strides of a tensor of its own: a kernel is chosen, and a sum ordered, by them. A dimension of size 1
+    may have any stride in a contiguous tensor, and a product with a frozen matrix reads it."""
+    return x.contiguous().view(x.shape)
 
 
 class _Split(torch.autograd.Function):
@@ -192,7 +198,7 @@ class _ContiguousGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return grad.contiguous()
+        return laid_out(grad)
 
 
 def contiguous_gradient(x: Tensor) -> Tensor:

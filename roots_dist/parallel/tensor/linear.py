@@ -34,7 +34,7 @@ from roots_dist.parallel.tensor.collectives import (
     start_reduce_from,
     start_reduce_from_backward,
 )
-from roots_dist.parallel.tensor.exact import Owned, Shard, columns_of_shards, rows_of_shards
+from roots_dist.parallel.tensor.exact import Owned, Shard, columns_of_shards, laid_out, rows_of_shards
 from roots_dist.parallel.tensor.weight_gradient import weight_gradient
 from roots_dist.world.mesh import SINGLE
 from roots_dist.world.sharding import ShardSpec, declare
@@ -71,7 +71,7 @@ class _ColumnParallel(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         num, reads, tp = ctx.num_inputs, ctx.reads, ctx.tp
-        grads = grads if tp.exact is None else tuple(g.contiguous() for g in grads)  # a sum's order follows the strides
+        grads = grads if tp.exact is None else tuple(map(laid_out, grads))  # a sum's order follows the strides
         saved = ctx.saved_tensors
         xs, weights = saved[:num], saved[num:]
         need_x, need_weights, need_biases = (
@@ -159,6 +159,7 @@ class _RowParallel(torch.autograd.Function):
         need_weights, need_inputs = ctx.needs_input_grad[4 : 4 + num], any(ctx.needs_input_grad[4 + num :])
         gathering = [start_reduce_from_backward(g, ctx.tp) for g in grads]
         grads = tuple(g() for g in gathering)  # each [B, S, D]
+        grads = grads if ctx.tp.exact is None else tuple(map(laid_out, grads))
         if ctx.activation:
             inputs = [i.detach().requires_grad_(need_inputs) for i in inputs]
             with torch.enable_grad():
