@@ -147,7 +147,7 @@ def _refused(config: Config, layout: Layout) -> Iterator[Problem]:
         ("model.family", m.family, m.family in config.extension.families, "a family of the package"),
         ("optim.optimizer", rule, rule in config.extension.optimizers, "a rule of the package"),
         ("parallel.schedule", p.schedule, p.schedule in config.extension.schedules, "a schedule of the package"),
-        ("model.experts", m.experts, m.experts is not None, "none"),
+        ("parallel.ep", p.ep, p.ep > 1, "1"),
         ("model.qk_norm", m.qk_norm, m.qk_norm == "whole", "head, or none"),
         ("model.kv_lora_rank", m.kv_lora_rank, m.kv_lora_rank is not None, "none"),
         ("model.branches", m.branches, m.has_parallel_branches(), "sequential"),

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from roots_dist.errors import present
-from roots_dist.learning.models.experts import Experts, Router, Routing
+from roots_dist.learning.models.experts import Experts, Router
+from roots_dist.learning.models.router_terms import Routing
 from roots_dist.testing.parity import Difference
 from roots_dist.world.batch import MicroBatch
 

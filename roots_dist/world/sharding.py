@@ -125,6 +125,13 @@ def declare(module: nn.Module, name: str, spec: ShardSpec, tp: Axis) -> nn.Param
     return parameter
 
 
+def spec_of(module: nn.Module, name: str) -> ShardSpec:
+    """Return the spec that a module's own parameter has been declared with."""
+    spec, _ = module.__dict__["shard_specs"][name]
+    found: ShardSpec = spec
+    return found
+
+
 def parameters_of(pieces: Iterable[tuple[str, nn.Module]]) -> list[Param]:
     """Every parameter of the named pieces once, in order; a copy has the name of its original."""
     found: dict[int, Param] = {}

@@ -81,12 +81,27 @@ def digest_of_run(found: list[Bits]) -> str:
 
 
 def compare(model: str, degrees: Degrees, steps: int, changes: dict[str, object]) -> None:
-    """One process, and a layout: `dp` is a number of ranks, all other changes are keys."""
-    kept = "train__precision", "train__global_batch", "model__tied_embeddings", "model__layers"
-    values = {key: changes[key] for key in kept if key in changes}
+    """One process, and a layout: `dp` is a number of ranks, a key without its section is one of `parallel`, and all
+    other changes are of both."""
+    values = {key: value for key, value in changes.items() if "__" in key}
     alone, found = _alone(exact(model, degrees, **values), steps), bits(model, degrees, steps, changes)
     assert first_difference(alone, found) is None
     assert len(set(map(str, found))) == steps  # and each step changes something
+
+
+DEEPSEEK = dict(
+    model__heads=8,
+    model__dropout=0.1,
+    model__experts=6,
+    model__expert_ffn=16,
+    model__shared_expert_ffn=24,
+    model__expert_groups=3,
+    model__groups_per_token=2,
+    model__router_bias=True,
+    optim__router_bias_rate=0.05,
+    objective__router_z_loss=0.01,
+)
+"""Makes a mixture with a shared expert like DeepSeek-V3, but for its attention. Eight shards divide its widths."""
 
 
 def learned(made: Config) -> dict[str, torch.Tensor]:
@@ -99,12 +114,20 @@ def learned(made: Config) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     "model, degrees",
-    [("gpt", (2, 2)), ("llama", (2, 2, 2)), ("bert", (2, 2, 2)), ("t5", (2, 2)), ("electra", (2, 2, 2))],
+    [
+        ("gpt", (2, 2)),
+        ("llama", (2, 2, 2)),
+        ("bert", (2, 2, 2)),
+        ("t5", (2, 2)),
+        ("electra", (2, 2, 2)),
+        ("qwen-moe", (2, 2, 2)),
+    ],
 )
 def test_an_exact_run_computes_what_a_plain_one_does(model, degrees):
     """All layouts could be equal, and wrong."""
     more = dict(advanced__float64=True, train__micro_batch=2, train__global_batch=4)
-    more |= dict(model__layers=2) if model in ("gpt", "llama") else {}
+    more |= dict(model__layers=2) if model in ("gpt", "llama", "qwen-moe") else {}
+    more |= DEEPSEEK if model == "qwen-moe" else {}
     plain, found = learned(exact(model, (), **more, train__exact=None)), learned(exact(model, degrees, **more))
     assert found.keys() == plain.keys()
     far = {name: float((found[name] - plain[name]).abs().max()) for name in plain}
@@ -120,6 +143,8 @@ SAMPLE = [
         dict(tp=2, sequence_parallel=True, train__precision="bf16", train__global_batch=2, model__layers=2),
     ),
     ("gpt", (2, 2, 2), dict(cp=2, train__global_batch=4, model__layers=2)),
+    ("qwen-moe", (4, 1), DEEPSEEK | dict(tp=2, pp=2, schedule="zb-h1", train__global_batch=2, model__layers=2)),
+    ("mixtral", (1, 1, 2), dict(cp=2, train__global_batch=2, model__layers=2)),
 ]
 MODELS = {
     "gpt": dict(model__heads=8),
@@ -128,6 +153,8 @@ MODELS = {
     "bert": dict(model__heads=8),
     "t5": dict(model__heads=8, model__head_dim=4, model__layers=2, model__decoder_layers=2),
     "electra": dict(generator__heads=8, generator__layers=1),
+    "mixtral": {},
+    "qwen-moe": DEEPSEEK,
 }
 """The models of the table, and what lets eight shards divide them."""
 ALONE = "one process"
@@ -411,6 +438,10 @@ def test_a_resume_keeps_what_decides_the_bits(tmp_path):
             "context = 1: expected a multiple of parallel.cp = 2. Fix: choose one of 2, 4",
         ),
         ({"parallel.cp": 2, "parallel.cp_kind": "heads"}, "parallel.cp_kind = 'heads'"),
+        (
+            {"parallel.ep": 2, "model.experts": 4, "model.mlp_bias": False},
+            "parallel.ep = 2: expected 1 with train.exact, because its sums may follow the layout",
+        ),
         (
             {"train.exact": {"context": 2}, "objective.name": "classify", "finetune.labels": ["a"]},
             "objective of tokens",

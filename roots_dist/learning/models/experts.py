@@ -8,12 +8,14 @@ All of it is one tensor-parallel region: every rank routes all tokens alike, com
 and the partial outputs of all experts are summed over ranks once. What a rank knows of the gradients of router and gate
 comes from its own columns, so theirs are partial. With expert parallelism a rank holds E/ep experts of a layer, and
 tokens travel to them and back (parallel/tensor/dispatch.py), inside of the region. No token is dropped, and nothing is
-added up in an order that depends on who comes first. B sequences, S positions, T = B·S tokens, D model width, E experts
-of which each token uses K; s = S/tp under sequence parallelism.
+added up in an order that depends on who comes first. An exact run (world/exact.py) computes all of it, the router too,
+for each logical shard of the region: each has its own part of the gradients of router, gate and input. B sequences, S
+positions, T = B·S tokens, D model width, E experts of which each token uses K; s = S/tp under sequence parallelism.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -24,30 +26,25 @@ from torch import Tensor, nn
 from roots_dist.config.schema import Config
 from roots_dist.learning.models.init_stds import InitStds
 from roots_dist.learning.models.mlp import MLP, mlp_flops
-from roots_dist.learning.models.router_terms import real_tokens, router_terms
+from roots_dist.learning.models.router_terms import Routing, real_tokens, router_terms
 from roots_dist.parallel.tensor.collectives import TensorParallel, copy_to_tp_region, reduce_from_tp_region
 from roots_dist.parallel.tensor.dispatch import Permuted, Route, route_of
+from roots_dist.parallel.tensor.exact import (
+    RegionShard,
+    context_parts,
+    contiguous_gradient,
+    join_contexts,
+    spread,
+)
 from roots_dist.parallel.tensor.grouped import Groups, grouped_linear, pack
 from roots_dist.parallel.tensor.linear import column_parallel
 from roots_dist.world.batch import MicroBatch, Term
 from roots_dist.world.mesh import SINGLE
 from roots_dist.world.sharding import ShardSpec, declare
+from roots_dist.world.tree_sum import tree_sum
 
 OF_REPORT, OF_STEP = "report", "step"
 """Readers of the number of tokens per expert; each gets the count since it last asked."""
-
-
-class Routing(NamedTuple):
-    """The experts that each token goes to."""
-
-    logits: Tensor
-    """[T, E]"""
-    scores: Tensor
-    """[T, E], what the logits say of each expert: from 0 to 1."""
-    chosen: Tensor
-    """int64 [T, K]: its experts, in their order."""
-    weights: Tensor
-    """[T, K]: what their outputs are multiplied by."""
 
 
 class _Alike(nn.Module):
@@ -76,10 +73,11 @@ class Router(_Alike):
         bias = ShardSpec(shape=(m.experts or 0,), by_rule=True)
         self.bias = declare(self, "bias", bias, tp.axis) if m.router_bias else None
 
-    def forward(self, tokens: Tensor, chosen: Tensor | None = None) -> Routing:
-        """[T, D] -> where they go. chosen: what has been chosen before."""
+    def forward(self, tokens: Tensor, chosen: Tensor | None = None, *, weight: Tensor | None = None) -> Routing:
+        """[T, D] -> where they go. chosen: what has been chosen before. weight: the router's own, of which one shard
+        has a part of the gradient."""
         exact = torch.promote_types(tokens.dtype, torch.float32)
-        logits = F.linear(tokens.to(exact), self.weight.to(exact))
+        logits = F.linear(tokens.to(exact), (self.weight if weight is None else weight).to(exact))
         scores = logits.sigmoid() if self.alone else logits.softmax(-1)
         if chosen is None:
             judged = scores if self.bias is None else scores + self.bias
@@ -133,6 +131,15 @@ class Choice(NamedTuple):
     route: Route
 
 
+class _Part(NamedTuple):
+    """The tokens of one shard of the region, and where they go."""
+
+    shard: RegionShard
+    tokens: Tensor
+    """[T, D]"""
+    routing: Routing
+
+
 class Experts(nn.Module):
     """E MLPs, the router before them, and the shared one beside them."""
 
@@ -165,29 +172,44 @@ class Experts(nn.Module):
     def forward(self, x: Tensor, batch: MicroBatch, terms: list[Term]) -> Tensor:
         """[B, s, D] -> [B, s, D]. Adds the terms of the loss that the config asks for to `terms`, in training."""
         whole = copy_to_tp_region(x, self.tp)  # [B, S, D]
-        tokens = whole.flatten(0, 1)
-        choice: Choice | None = (batch.chosen_experts or {}).get(self.name)
-        routing = self.router(tokens, choice and choice.experts)
-        if choice is None:
-            choice = self._choice(routing.chosen)
+        choices: Sequence[Choice] | None = (batch.chosen_experts or {}).get(self.name)
+        texts = context_parts(self.tp, whole)
+        before = [None for _ in texts] if choices is None else [choice.experts for choice in choices]
+        parts = [self._parts(*numbered, chosen) for numbered, chosen in zip(enumerate(texts), before)]
+        routings = [of_text[0].routing for of_text in parts]  # those of all tensor shards are equal
+        if choices is None:
+            choices = [self._choice(routing.chosen) for routing in routings]
             if self.training:  # recomputation takes a choice that has been counted
-                self._count(choice.experts, batch)
+                self._count(choices, batch)
         if batch.chosen_experts is not None:
-            batch.chosen_experts[self.name] = choice
+            batch.chosen_experts[self.name] = choices
         if self.training:
-            terms += router_terms(self.objective, self.tp, batch, routing.logits, routing.scores, routing.chosen)
-        y = self._routed(tokens, routing, choice)
-        if self.shared is not None:
-            y = y + self._shared(self.shared, tokens, batch)
-        return reduce_from_tp_region(y.view_as(whole), self.tp)
+            terms += router_terms(self.objective, self.tp, batch, routings)
+        outputs = [
+            tree_sum([self._output(part, choice, batch) for part in of_text]).view_as(text)
+            for of_text, choice, text in zip(parts, choices, texts)
+        ]
+        return reduce_from_tp_region(join_contexts(outputs), self.tp)
+
+    def _parts(self, context: int, text: Tensor, chosen: Tensor | None) -> list[_Part]:
+        """The tensor shards of one context shard. text [B, S, D]; chosen: what has been chosen before."""
+        parts = []
+        for number, tokens in enumerate(spread(text, self.tp.shards)):
+            shard, flat = RegionShard(self.tp, number, context), tokens.flatten(0, 1)
+            routing = self.router(flat, chosen, weight=shard.shared(self.router.weight))
+            parts.append(_Part(shard, flat, routing))
+            chosen = routing.chosen
+        return parts
 
     @torch.no_grad()
-    def _count(self, chosen: Tensor, batch: MicroBatch) -> None:
+    def _count(self, choices: Sequence[Choice], batch: MicroBatch) -> None:
         """Add to `loads`; padding counts nowhere."""
-        real = self.tp.of_context(real_tokens(batch)).reshape(-1, 1).expand_as(chosen)
+        real = context_parts(self.tp, self.tp.of_context(real_tokens(batch)))
+        chosen = torch.cat([choice.experts for choice in choices])
+        counted = torch.cat([part.reshape(-1, 1) for part in real]).expand_as(chosen)
         for counted_for in (OF_REPORT, *((OF_STEP,) if self.router.bias is not None else ())):
             load = self.loads.setdefault(counted_for, chosen.new_zeros(self.num_experts))
-            load.scatter_add_(0, chosen.flatten(), real.flatten().to(torch.int64))
+            load.scatter_add_(0, chosen.flatten(), counted.flatten().to(torch.int64))
 
     @torch.no_grad()
     def _choice(self, chosen: Tensor) -> Choice:
@@ -195,30 +217,45 @@ class Experts(nn.Module):
         order = experts.argsort(stable=True)
         return Choice(chosen, order, order.argsort(), route_of(experts[order], self.num_experts, self.tp))
 
-    def _routed(self, tokens: Tensor, routing: Routing, choice: Choice) -> Tensor:
-        """[T, D] -> [T, D]: this rank's part of the weighted sum. An expert without tokens computes on none, so that
-        its weights have a gradient all the same: 0."""
+    def _output(self, part: _Part, choice: Choice, batch: MicroBatch) -> Tensor:
+        """[T, D]: what the columns of one shard give."""
+        y = self._routed(part, choice)
+        if self.shared is not None:
+            y = y + self._shared(self.shared, part, batch)
+        return y if self.tp.exact is None else contiguous_gradient(y)  # a sum's order follows the strides
+
+    def _routed(self, part: _Part, choice: Choice) -> Tensor:
+        """[T, D]: the shard's part of the weighted sum. An expert without tokens computes on none, so that its weights
+        have a gradient all the same: 0."""
         per_token, order, places, route = choice.experts.shape[1], choice.order, choice.places, choice.route
-        sent: Tensor = _Sent.apply(tokens, order, places, per_token)  # type: ignore[no-untyped-call] # torch types no apply
-        outputs = route.bring_back(self._products(route.send(sent), route.groups))
+        sent: Tensor = _Sent.apply(part.tokens, order, places, per_token)  # type: ignore[no-untyped-call] # torch types no apply
+        products = self._products(part.shard, self._mlps(), route.send(sent), route.groups)
+        outputs = route.bring_back(products)
         returned: Tensor = Permuted.apply(outputs, places, order)  # type: ignore[no-untyped-call] # torch types no apply
-        weights = routing.weights.to(outputs.dtype).unsqueeze(1)  # [T, 1, K]
+        weights = part.routing.weights.to(outputs.dtype).unsqueeze(1)  # [T, 1, K]
         return torch.bmm(weights, returned.unflatten(0, (-1, per_token))).squeeze(1)
 
-    def _products(self, x: Tensor, groups: Groups) -> Tensor:
-        """[M, D] -> [M, D]: what this rank's columns of each expert make of its rows."""
-        mlps, deferred = self._mlps(), self.tp.deferred
+    @staticmethod
+    def _products(shard: RegionShard, mlps: Sequence[MLP], x: Tensor, groups: Groups) -> Tensor:
+        """[M, D] -> [M, D]: what the shard's columns of each MLP make of its rows."""
         one = mlps[0]
-        wide = grouped_linear(deferred, groups, list(zip(*(mlp.widenings() for mlp in mlps))), x)
-        inputs, activation = (wide, one.activation) if one.recompute else ((one.activation(*wide),), None)
-        return grouped_linear(deferred, groups, [[mlp.down for mlp in mlps]], *inputs, activation=activation)[0]
+        wide = grouped_linear(shard, groups, list(zip(*(mlp.widenings() for mlp in mlps))), x)
+        inputs, activation = (wide, one.function) if one.recompute else ((one.function(*wide),), None)
+        return grouped_linear(shard, groups, [[mlp.down for mlp in mlps]], *inputs, activation=activation)[0]
 
-    def _shared(self, mlp: MLP, tokens: Tensor, batch: MicroBatch) -> Tensor:
-        """[T, D] -> [T, D]: what this rank's columns of the shared expert give, and nothing is sent."""
-        alone = replace(self.tp, axis=SINGLE, sequence_parallel=False)  # with the same deferred gradients
-        down, inputs, activation = mlp.narrowing(column_parallel(alone, tokens, mlp.widenings()), batch)
-        y = down.product(alone, inputs, activation)
-        return y if self.shared_gate is None else y * F.linear(tokens, self.shared_gate.weight).sigmoid()
+    def _shared(self, mlp: MLP, part: _Part, batch: MicroBatch) -> Tensor:
+        """[T, D]: what the shard's columns of the shared expert give, and nothing is sent. In an exact run it is a
+        group of all tokens."""
+        tokens = part.tokens
+        if self.tp.exact is None:
+            alone = replace(self.tp, axis=SINGLE, sequence_parallel=False)  # with the same deferred gradients
+            down, inputs, activation = mlp.narrowing(column_parallel(alone, tokens, mlp.widenings()), batch)
+            y = down.product(alone, inputs, activation)
+        else:
+            y = self._products(part.shard, [mlp], tokens, Groups.of_all(tokens))
+        if self.shared_gate is None:
+            return y
+        return y * F.linear(tokens, part.shard.shared(self.shared_gate.weight)).sigmoid()
 
     def _mlps(self) -> list[MLP]:
         return [mlp for mlp in self.experts.values() if isinstance(mlp, MLP)]

@@ -40,7 +40,8 @@ class MLP(nn.Module):
         super().__init__()
         m = config.model
         width = ffn or m.width_of_ffn()
-        self.tp, self.name, self.activation = tp, name, partial(by_shards, tp, activation(config, fuse=tp.fuse))
+        self.tp, self.name, self.function = tp, name, activation(config, fuse=tp.fuse)
+        self.activation = partial(by_shards, tp, self.function)
         self.drop, self.seed = m.dropout if family_of(config).mlp_dropout else 0.0, config.train.seed
         # a gated activation is cheap, and as wide as what it is made of; under full the whole block is computed again
         is_cheap = m.gated() and not self.drop and config.train.recompute == "none"

@@ -10,15 +10,29 @@ Padding counts nowhere. B sequences, S positions, T = B·S tokens, E experts, K 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from roots_dist.config.schema import Config, ObjectiveConfig
 from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.parallel.tensor.exact import context_parts
 from roots_dist.world.batch import PADDING, MicroBatch, Term
-from roots_dist.world.mesh import Axis
+
+
+class Routing(NamedTuple):
+    """The experts that each token goes to."""
+
+    logits: Tensor
+    """[T, E]"""
+    scores: Tensor
+    """[T, E], what the logits say of each expert: from 0 to 1."""
+    chosen: Tensor
+    """int64 [T, K]: its experts, in their order."""
+    weights: Tensor
+    """[T, K]: what their outputs are multiplied by."""
 
 
 def router_weights(config: Config) -> dict[str, float]:
@@ -37,36 +51,52 @@ def router_counts(config: Config, batch: MicroBatch) -> dict[str, int]:
 
 
 def router_terms(
-    objective: ObjectiveConfig, tp: TensorParallel, batch: MicroBatch, logits: Tensor, scores: Tensor, chosen: Tensor
+    objective: ObjectiveConfig, tp: TensorParallel, batch: MicroBatch, routings: Sequence[Routing]
 ) -> Iterator[Term]:
-    """The terms of one layer, of logits and scores [T, E] and the chosen experts, int64 [T, K].
+    """The terms of one layer, of each context shard of this rank, in order.
 
     Every tensor rank computes them alike; the gradient flows on the first one, for it is summed over all.
     """
     whole = real_tokens(batch)
-    real, texts = tp.of_context(whole), whole.any(1)
+    texts, parts = whole.any(1), context_parts(tp, tp.of_context(whole))
 
     def term(name: str, each: Tensor, counted: Tensor, count: Tensor) -> Term:
         total = each.masked_fill(~counted, 0).sum()
         return Term(name, total if tp.rank == 0 else total.detach(), count)
 
-    if objective.balance_loss:  # every context rank has a part of each text's balance, and one counts the texts
-        balance = _balance(scores, chosen, real, whole.sum(1, keepdim=True), tp.cp)
-        yield term("balance", balance, texts, texts.sum() * (tp.cp.rank == 0))
+    if objective.balance_loss:  # every context shard has a part of each text's balance, and one counts the texts
+        first, *rest = (_used(routing, real) for routing, real in zip(routings, parts))
+        used = tp.cp.sum_(sum(rest, start=first))  # whole numbers, whose sum has no order
+        length = whole.sum(1, keepdim=True)
+        for number, (routing, real) in enumerate(zip(routings, parts)):
+            is_first = tp.cp.rank == 0 and number == 0
+            yield term("balance", _balance(routing, real, used, length), texts, texts.sum() * is_first)
     if objective.router_z_loss:
-        yield term("router_z", logits.logsumexp(-1).square().view_as(real), real, real.sum())
+        for routing, real in zip(routings, parts):
+            yield term("router_z", routing.logits.logsumexp(-1).square().view_as(real), real, real.sum())
 
 
-def _balance(scores: Tensor, chosen: Tensor, real: Tensor, length: Tensor, cp: Axis) -> Tensor:
-    """[B]: the balance of each sequence of `length` [B, 1] tokens, the part of it that comes from the tokens here. How
-    often an expert is used has no gradient, and the rest is linear in the tokens: the parts add up to the whole."""
-    (num_experts, per_token), counted = (scores.shape[1], chosen.shape[1]), real.unsqueeze(-1)
+def _used(routing: Routing, real: Tensor) -> Tensor:
+    """[B, E]: how often the tokens of each sequence here use each expert."""
+    used = torch.zeros_like(routing.scores).scatter(1, routing.chosen, 1.0)
+    return _per_text(used, real)
+
+
+def _balance(routing: Routing, real: Tensor, used: Tensor, length: Tensor) -> Tensor:
+    """[B]: the balance of each sequence of `length` [B, 1] tokens that uses experts as often as `used` [B, E] says, the
+    part of it that comes from the tokens here. How often an expert is used has no gradient, and the rest is linear in
+    the tokens: the parts add up to the whole."""
+    (num_experts, per_token), length = (routing.scores.shape[1], routing.chosen.shape[1]), length.clamp(min=1)
+    scores = routing.scores
     share = scores / scores.sum(-1, keepdim=True)
-    used = torch.zeros_like(scores).scatter(1, chosen, 1.0)
-    share, used = (t.unflatten(0, real.shape).masked_fill(~counted, 0).sum(1) for t in (share, used))  # [B, E]
-    used, length = cp.sum_(used), length.clamp(min=1)
     frequency = used * num_experts / (per_token * length)
-    return torch.sum(frequency * share / length, -1)
+    return torch.sum(frequency * _per_text(share, real) / length, -1)
+
+
+def _per_text(each: Tensor, real: Tensor) -> Tensor:
+    """[T, E] -> [B, E]: summed over the tokens of each sequence that are not padding."""
+    texts: Tensor = each.unflatten(0, real.shape)
+    return texts.masked_fill(~real.unsqueeze(-1), 0).sum(1)
 
 
 def real_tokens(batch: MicroBatch) -> Tensor:

@@ -4,6 +4,7 @@
     by_positions   a function with parameters, as a norm, on each run of positions (by_positions.py)
     recorded       a parameter whose gradient is kept apart by context shard, part and use
     spread         a region's input, once for each tensor shard of this rank; their gradients are added as a tree
+    RegionShard    one of the shards of a region whose whole computation is done shard by shard, as a mixture of experts
 
 Shapes are fixed with the shards, because a vectorized kernel ends in another instruction where a length is odd. Without
 `train.exact` all of these are the plain thing. B sequences, S positions, T tensor shards, C context shards.
@@ -22,6 +23,7 @@ from roots_dist.errors import present
 from roots_dist.parallel.tensor.collectives import TensorParallel, copy_to_tp_region, reduce_from_tp_region
 from roots_dist.world.exact import Exact
 from roots_dist.world.mesh import SINGLE
+from roots_dist.world.sharding import spec_of
 from roots_dist.world.tree_sum import tree_sum
 
 ALIGNMENT = 64
@@ -41,9 +43,14 @@ class Shard:
     context: int = 0
     """The context shard that gives it, among those of this rank."""
 
+    @property
+    def view(self) -> Tensor:
+        """The shard where it lies in the parameter."""
+        return self.parameter[self.index]
+
     def values(self) -> Tensor:
         """The shard as a tensor of its own shape: laid out in memory as it is on a rank that holds nothing else."""
-        return aligned(self.parameter[self.index])
+        return aligned(self.view)
 
     @property
     def grad(self) -> Tensor:
@@ -189,6 +196,37 @@ def recorded(tp: TensorParallel, parameter: nn.Parameter, part: int | None = Non
     shard = Shard(tp.exact, parameter, part=part or 0, use=use, context=context)
     made: Tensor = _Recorded.apply(parameter, shard)  # type: ignore[no-untyped-call] # torch types no apply
     return made
+
+
+@dataclass(frozen=True, eq=False)
+class RegionShard:
+    """A tensor shard of a context shard, of those that this rank computes one by one inside a region: all that it
+    holds, unless the run is exact on fewer ranks."""
+
+    tp: TensorParallel
+    number: int = 0
+    """Number of the tensor shard, among those of this rank."""
+    context: int = 0
+    """Number of the context shard, likewise."""
+
+    def weight_of(self, layer: nn.Module) -> nn.Parameter | Shard:
+        """The shard's slice of a layer's weight; the weight itself, if this rank has but one shard. What tensor shards
+        share, as an adapter's one matrix, has a part of its gradient from each."""
+        weight = layer.get_parameter("weight")
+        if not self.tp.computes_shards:
+            return weight
+        exact, dim = present(self.tp.exact), spec_of(layer, "weight").shard_dim
+        if dim is None:
+            return Shard(exact, weight, part=self.number, context=self.context)
+        size = weight.shape[dim] // self.tp.shards
+        index = (slice(None),) * dim + (slice(self.number * size, (self.number + 1) * size),)
+        return Shard(exact, weight, index, context=self.context)
+
+    def shared(self, parameter: nn.Parameter) -> Tensor:
+        """A parameter that each shard multiplies by, and has a part of its gradient from each."""
+        if not self.tp.computes_shards:
+            return parameter
+        return recorded(self.tp, parameter, self.number, self.context)
 
 
 class _ContiguousGradient(torch.autograd.Function):

@@ -23,12 +23,15 @@ from torch import Tensor, nn
 
 from roots_dist.errors import present
 from roots_dist.parallel.tensor.collectives import DeferredWeightGrads
+from roots_dist.parallel.tensor.exact import RegionShard, Shard, aligned
 from roots_dist.parallel.tensor.linear import ColumnParallelLinear, RowParallelLinear
 from roots_dist.world.sharding import set_grad
 
 Layers = Sequence[ColumnParallelLinear | RowParallelLinear]
 """The same layer of each expert."""
 Weights = Sequence[nn.Parameter]
+Held = Sequence[nn.Parameter | Shard]
+"""Matrices of one shape: parameters, or in an exact run shards of them."""
 ALIGNMENT = 16
 """Bytes that a row's width must be a multiple of for the grouped kernel."""
 
@@ -43,6 +46,11 @@ class Groups:
     """All of them: M."""
     known: Sequence[int] | None = None
     """The sizes, if the host knows them already."""
+
+    @classmethod
+    def of_all(cls, x: Tensor) -> Groups:
+        """One group of all rows."""
+        return cls(torch.full((1,), len(x), dtype=torch.int32, device=x.device), len(x), [len(x)])
 
     @cached_property
     def sizes(self) -> Sequence[int]:
@@ -70,36 +78,50 @@ def pack(weights: Weights) -> None:
 
 
 def grouped_linear(
-    deferred: DeferredWeightGrads,
+    shard: RegionShard,
     groups: Groups,
     layers: Sequence[Layers],
     *inputs: Tensor,
     activation: Callable[..., Tensor] | None = None,
 ) -> tuple[Tensor, ...]:
-    """Output [M, F] of each of `layers` on one input [M, D], with adapters and without biases. Nothing is sent: each
-    tensor rank has its own columns or rows of every expert. `activation` maps several inputs to the layers' input and
-    is computed again in backward."""
+    """Output [M, F] of each of `layers` on one input [M, D], with adapters and without biases, of a shard's columns or
+    rows of every expert: nothing is sent. `activation` maps several inputs to the layers' input and is computed again
+    in backward."""
     adapters = [[present(layer.lora) for layer in of] if of[0].lora is not None else None for of in layers]
-    stacks = [[layer.weight for layer in of] for of in layers]
-    stacks += [[adapter.a.weight for adapter in of] for of in adapters if of is not None]
-    made = _Grouped.apply(  # type: ignore[no-untyped-call] # torch types no apply
-        deferred, groups, activation, stacks, *inputs, *itertools.chain(*stacks)
-    )
+    stacks = [[shard.weight_of(layer) for layer in of] for of in layers]
+    stacks += [[shard.weight_of(adapter.a) for adapter in of] for of in adapters if of is not None]
+
+    made = _apply(shard, groups, activation, stacks, *inputs)
     low = iter(made[len(layers) :])
     outputs = []
     for y, of in zip(made, adapters):
         if of is not None:
-            b = [adapter.b.weight for adapter in of]
-            (more,) = _Grouped.apply(  # type: ignore[no-untyped-call] # torch types no apply
-                deferred, groups, None, [b], next(low), *b
-            )
+            (more,) = _apply(shard, groups, None, [[shard.weight_of(adapter.b) for adapter in of]], next(low))
             y = y.add(more, alpha=of[0].scale)
         outputs.append(y)
     return tuple(outputs)
 
 
+def _apply(
+    shard: RegionShard,
+    groups: Groups,
+    activation: Callable[..., Tensor] | None,
+    stacks: Sequence[Held],
+    *inputs: Tensor,
+) -> tuple[Tensor, ...]:
+    parameters = map(_parameter, itertools.chain(*stacks))
+    made: tuple[Tensor, ...] = _Grouped.apply(  # type: ignore[no-untyped-call] # torch types no apply
+        shard.tp.deferred, groups, activation, stacks, *inputs, *parameters
+    )
+    return made
+
+
+def _parameter(weight: nn.Parameter | Shard) -> nn.Parameter:
+    return weight.parameter if isinstance(weight, Shard) else weight
+
+
 class _Grouped(torch.autograd.Function):
-    """Weights come as arguments only for autograd to know them: their gradients are added to .grad here, for all
+    """Parameters come as arguments only for autograd to know them: their gradients are added to .grad here, for all
     experts at once."""
 
     @staticmethod
@@ -108,7 +130,7 @@ class _Grouped(torch.autograd.Function):
         deferred: DeferredWeightGrads,
         groups: Groups,
         activation: Callable[..., Tensor] | None,
-        stacks: Sequence[Weights],
+        stacks: Sequence[Held],
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         inputs = tensors[: len(tensors) - sum(map(len, stacks))]
@@ -134,19 +156,27 @@ class _Grouped(torch.autograd.Function):
             grad_x = sum(rest, start=first)
             grad_inputs = torch.autograd.grad(x, inputs, grad_x) if ctx.activation else (grad_x,)
         for grad, weights in zip(grads, ctx.stacks):
-            learning = [weight for weight in weights if next(need_weights)]
+            learning = [_parameter(weight) for weight in weights if next(need_weights)]
             if learning:
                 _later(ctx.deferred, weights, learning, grad, x.detach(), ctx.groups)
         return None, None, None, None, *grad_inputs, *(None for weights in ctx.stacks for _ in weights)
 
 
 def _later(
-    deferred: DeferredWeightGrads, weights: Weights, learning: Weights, grad: Tensor, x: Tensor, groups: Groups
+    deferred: DeferredWeightGrads, weights: Held, learning: Weights, grad: Tensor, x: Tensor, groups: Groups
 ) -> None:
     """Add the gradients of weights now, or when the schedule says so."""
 
+    parameters = [weight for weight in weights if isinstance(weight, nn.Parameter)]
+    shards = [weight for weight in weights if isinstance(weight, Shard)]
+
     def add() -> None:
-        _add_gradients(weights, learning, _gradients(grad, x, groups))
+        made = _gradients(grad, x, groups)
+        if parameters:
+            _add_gradients(parameters, learning, made)
+        for shard, gradient in zip(shards, made):
+            if shard.parameter.requires_grad:
+                shard.grad.add_(gradient)
 
     if deferred.enabled:
         deferred.defer(add)
@@ -173,10 +203,13 @@ def _add_gradients(weights: Weights, learning: Weights, made: Tensor) -> None:
             set_grad(weight, gradient.to(weight.grad_dtype))
 
 
-def _as_one(weights: Weights) -> Tensor:
+def _as_one(weights: Held) -> Tensor:
     """[n, F, D]: a view of weights that are neighbours, else a copy. Called where no graph is made."""
-    together = _neighbours(weights)
-    return torch.stack(tuple(weights)) if together is None else together
+    tensors = [weight.view if isinstance(weight, Shard) else weight for weight in weights]
+    together = _neighbours(tensors)
+    if together is None:
+        return torch.stack(tensors)
+    return aligned(together) if isinstance(weights[0], Shard) else together
 
 
 def _neighbours(tensors: Sequence[Tensor | None]) -> Tensor | None:
