@@ -122,6 +122,14 @@ EXACT = (
         test=BITS("mixtral-degrees5-changes5"),
     ),
     Mutant(
+        name="rechecked_tokens_count",
+        bug="tokens of microbatches that are computed again to compare ranks move the biases of routers",
+        file="runs/train/recheck.py",
+        before="    with without_counting(run):\n        terms",
+        after="    if True:\n        terms",
+        test="unit/test_recheck.py::test_tokens_that_are_computed_again_are_not_counted",
+    ),
+    Mutant(
         name="exact_norm_keeps_24_bits",
         bug="what is left of a square after its first 24 bits is left out of the norm",
         file="parallel/optim/norm.py",

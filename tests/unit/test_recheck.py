@@ -13,6 +13,7 @@ from roots_dist.assembly.run import Run, build_run
 from roots_dist.cli.main import main
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
+from roots_dist.learning.models.experts import OF_STEP, Experts
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
 from roots_dist.runs.train import loop
 from roots_dist.runs.train.recheck import MicrobatchDiffers, compare
@@ -83,6 +84,17 @@ def test_a_bit_of_one_ranks_arithmetic_is_named():
     assert all(said == found[0] for said in found)
     for (*_, who, first), said in zip(CASES, found[0]):
         assert said.startswith(f"step 2: {who}") and f"first in the gradient of {first}" in said, said
+
+
+def test_tokens_that_are_computed_again_are_not_counted():
+    """They would move the biases of routers, in some layouts."""
+    config = config_of(Layout(), 0).changed({"model.experts": 4, "model.mlp_bias": False, "model.router_bias": True})
+    run = build_run(config, Mesh.single(), objective=proof_objective(config))
+    batches = random_batches(config, 0, 0, 1)
+    layers = [module for module in run.passes.model.module.modules() if isinstance(module, Experts)]
+    layers[1].loads = {OF_STEP: torch.arange(4)}
+    compare(run, 1, batches, batches)
+    assert not layers[0].loads and layers[1].loads[OF_STEP].tolist() == [0, 1, 2, 3]
 
 
 def wearing_out(words: list[str]) -> None:

@@ -10,7 +10,8 @@ Counts are integers, so that they do not depend on the layout.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -27,11 +28,26 @@ def expert_loads(run: Run) -> dict[str, list[int]]:
     if not names:
         return {}
     loads = torch.zeros(len(names), m.experts or 0, dtype=torch.int64, device=mesh.device)
-    for layer in (module for module in run.passes.model.module.modules() if isinstance(module, Experts)):
+    for layer in _layers(run):
         load = layer.take_load(OF_REPORT)
         if load is not None and mesh.tp.rank == 0:  # every tensor rank has counted the same tokens
             loads[names.index(layer.name)] = load
     return dict(zip(names, mesh.world.sum_(loads).tolist()))
+
+
+def _layers(run: Run) -> list[Experts]:
+    return [module for module in run.passes.model.module.modules() if isinstance(module, Experts)]
+
+
+@contextmanager
+def without_counting(run: Run) -> Iterator[None]:
+    """Leave the loads as they are while microbatches are computed that are no part of a step."""
+    before = [(layer, layer.loads) for layer in _layers(run)]
+    for layer, _ in before:
+        layer.loads = {}
+    yield
+    for layer, loads in before:
+        layer.loads = loads
 
 
 def load_metrics(loads: Mapping[str, Sequence[int]]) -> dict[str, float]:
@@ -60,7 +76,7 @@ StepLoads = list[tuple[Experts, Tensor]]
 
 def take_step_loads(run: Run, step: int) -> StepLoads:
     """Take the loads of the step that has been computed, whose number counts from 0."""
-    layers = [module for module in run.passes.model.module.modules() if isinstance(module, Experts)]
+    layers = _layers(run)
     held = {id(p.tensor): p.name for p in run.params}
 
     def learns(layer: Experts) -> bool:

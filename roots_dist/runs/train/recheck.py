@@ -21,6 +21,7 @@ from roots_dist.config.records import schedule_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import UserError, present
 from roots_dist.runs.train.copies import digest
+from roots_dist.runs.train.expert_load import without_counting
 from roots_dist.runs.train.state import TrainState
 from roots_dist.runs.train.step import count_targets, on_device, scales
 from roots_dist.schedule.schedules import problem
@@ -72,7 +73,8 @@ def _digests(run: Run, batches: list[MicroBatch], factors: dict[str, Tensor]) ->
     """Digests of the terms of the loss, and of each parameter's gradient on this rank: int64 [1 + parameters]."""
     exact = present(run.passes.model.tp.exact)
     exact.begin(len(batches) * exact.data_shards)  # all of them are of the first data shard
-    terms = run.passes.forward_backward(on_device(run, batches), factors)
+    with without_counting(run):
+        terms = run.passes.forward_backward(on_device(run, batches), factors)
     exact.collect(run.params)
     nothing = torch.zeros((), dtype=torch.int64, device=run.mesh.device)
     gradients = [digest(ensure_grad(p)) if p.tensor.requires_grad else nothing for p in run.params]
