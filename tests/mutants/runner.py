@@ -131,8 +131,10 @@ class _Running:
         os.close(self.pipe)
         self.folder.cleanup()
         seconds = time.monotonic() - self.since
-        said = json.loads(self.said) if self.said and not hung else {}
-        none = Ending("hung" if hung else "missing", said.get("", ("", ""))[1])
+        found = self.said.strip()
+        said = json.loads(found) if found and not hung else {}
+        died = self.said and not found  # between two tests: each has a line, and the verdict is the last
+        none = Ending("hung" if hung else "error" if died else "missing", said.get("", ("", ""))[1])
         endings = {test: Ending(*how) for test, how in said.items() if test}
         asked = [test for test in self.job.tests if "::" in test and not self.job.until_first_failure]
         endings = {test: endings.get(test, none) for test in asked} if asked else endings or {"": none}
