@@ -133,8 +133,9 @@ class _Running:
         seconds = time.monotonic() - self.since
         found = self.said.strip()
         said = json.loads(found) if found and not hung else {}
-        died = self.said and not found  # between two tests: each has a line, and the verdict is the last
-        none = Ending("hung" if hung else "error" if died else "missing", said.get("", ("", ""))[1])
+        none = Ending(
+            "hung" if hung else "missing" if found else "error", said.get("", ("", ""))[1]
+        )  # it may have died
         endings = {test: Ending(*how) for test, how in said.items() if test}
         asked = [test for test in self.job.tests if "::" in test and not self.job.until_first_failure]
         endings = {test: endings.get(test, none) for test in asked} if asked else endings or {"": none}

@@ -128,18 +128,21 @@ def test_what_a_short_text_leaves_is_the_other_ones(lengths, kept):
     assert tuple((fields["document_ids"] == document).sum() for document in (0, 1)) == kept
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_loss_and_gradients_are_those_of_the_paper(smoothing):
+@pytest.mark.parametrize("smoothing, softcap", [(0.0, None), (0.2, 1.7)])
+def test_loss_and_gradients_are_those_of_the_paper(smoothing, softcap):
     """Equation 7 by plain autograd over whole logits, each text read alone; conservative DPO with smoothing."""
     config = Config.model_validate(
         {
-            "model": {"layers": 2, "hidden": 16, "heads": 2, "vocab": 61, "init_std": 0.5, "logits_scaling": 1.5},
+            "model": {
+                "layers": 2, "hidden": 16, "heads": 2, "vocab": 61, "init_std": 0.5, "logits_scaling": 1.5,
+                "logit_softcap": softcap,
+            },
             "objective": {"name": "dpo", "dpo_beta": 0.3, "label_smoothing": smoothing},
             "data": {"seq_length": 24},
             "train": {"global_batch": 4, "micro_batch": 4},
             "advanced": {"float64": True, "engine": "reference", "loss_chunk": 7},
         }
-    )
+    )  # fmt: skip
     model = build_model(config, Mesh.single())
     (stage,) = model.stages.values()
     (batch,) = random_batches(config, 0, 0, 1)
@@ -159,6 +162,7 @@ def test_loss_and_gradients_are_those_of_the_paper(smoothing):
             stage({}, replace(batch, tokens=tokens, targets=targets[None], sample_ids=batch.sample_ids[:1],
                               document_ids=None, position_ids=None, references=None))  # fmt: skip
             logits = F.linear(head.norm(hidden[-1][0]), head.weight)[:, :61] / 1.5
+            logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
             scored = targets != IGNORE
             own = logits.log_softmax(-1)[scored].gather(1, targets[scored].unsqueeze(1)).sum()
             gained.append(own - batch.references[b, document])

@@ -7,7 +7,7 @@ from roots_dist.config.schema import Config
 from roots_dist.learning.data.specials import synthetic_specials
 from roots_dist.learning.data.store import Corpus
 from roots_dist.learning.objectives.nsp import MaskedPairs, fitted
-from roots_dist.world.batch import PADDING
+from roots_dist.world.batch import IGNORE, PADDING
 
 VOCAB = 211
 SPECIALS = synthetic_specials(VOCAB)
@@ -76,6 +76,20 @@ class Counted:
     def integers(self, of: int) -> int:
         self.of = of
         return self.n
+
+
+def test_the_first_texts_of_an_epoch_are_of_every_usable_document():
+    """A sample for each room of tokens begins in the document in which that room begins."""
+    documents = [[4, 4, 4], [5, 5, 2], [6, 6], [3, 3, 6]]
+    lengths = [sum(sentences) for sentences in documents]
+    source, objective = corpus(documents), pairs(seq=15)
+    stored = np.repeat(np.arange(len(documents)) + WORD, lengths)  # each document has a word of its own
+    source = Corpus("t", source.lengths, source.offsets, source.documents, stored)
+    for index in range(objective.num_samples(source)):
+        fields = objective.sample(source, index, np.random.default_rng(index))
+        document = int(np.searchsorted(np.cumsum(lengths), index * objective.room, side="right"))
+        first = fields["tokens"][1] if fields["targets"][1] == IGNORE else fields["targets"][1]
+        assert first == document + WORD, (index, document)
 
 
 @pytest.mark.parametrize("document", range(len(DOCUMENTS)))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from roots_dist.assembly.passes import build_passes
@@ -64,3 +65,21 @@ def test_targets_are_scored_in_chunks():
     with torch.no_grad(), CostCounter() as counter:
         passes.forward([replace(batch, logits_at="targets")])
     assert counter.peak < 8 * 8 * 8192 * 4
+
+
+@pytest.mark.parametrize("model", [{"logit_softcap": 1.3}, {"head_bias": True, "tied_embeddings": False}])
+def test_a_score_is_the_log_probability_among_all_logits(model):
+    config = Config.model_validate(COMMON | {"model": MODELS["llama"] | model}).changed({"train.global_batch": 2})
+    passes = build_passes(config, Mesh.single())
+    for p in passes.model.params:
+        if p.name == "head.bias":
+            torch.nn.init.normal_(p.tensor)
+    batch, *_ = random_batches(config, 0, 0, 1)
+    with torch.no_grad():
+        (scores, is_best), logits = (
+            passes.forward([replace(batch, logits_at=at)])[0] for at in ("targets", slice(None))
+        )
+    scored = batch.targets != IGNORE
+    expected = logits.double().log_softmax(-1).gather(-1, batch.targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(scores[scored].double(), expected[scored], rtol=1e-5, atol=1e-5)
+    assert torch.equal(is_best, scored & (logits.argmax(-1) == batch.targets))

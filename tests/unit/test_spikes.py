@@ -73,9 +73,10 @@ def test_a_step_above_the_limit_changes_nothing_and_the_next_is_as_if_it_had_not
         run = build_run(config, Mesh.single(), objective=proof_objective(config))
         if spikes:
             limits = {"limit": 0.5} if what == "loss" else {"norm_limit": 1e-3}
-            report = train_step(run, random_batches(config, 5, 0, 1), 1e-2, **limits)
+            report = train_step(run, random_batches(config, 5, 0, 1), 1e-2, stop=15, **limits)
             assert (
                 report.is_spike
+                and report.stop == 15
                 and report.skipped.startswith(f"{what} ")
                 and "is a spike: it is above 0." in report.skipped
             )
