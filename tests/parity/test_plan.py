@@ -255,13 +255,17 @@ LAYOUTS = {
         2,
         {"tp": 2, "sequence_parallel": True, "train__exact": {"tensor": 4, "data": 2}, "train__micro_batch": 1},
     ),
+    "exact, TP2 SP, experts": (
+        2,
+        {"tp": 2, "sequence_parallel": True, "train__exact": {"tensor": 4}, "train__micro_batch": 1, **MIXTURE},
+    ),
     "exact, CP2": (
         2,
         {"cp": 2, "zero_stage": 0, "train__exact": {"context": 4}, "train__micro_batch": 1, "train__global_batch": 4},
     ),
     "PP2 DP2 ZeRO-2, bf16": (4, {"pp": 2, "dp": 2, "zero_stage": 2, "train__precision": "bf16"}),
 }
-LONGER = ("DP2 EP2 ZeRO-2", "DP4 EP2 ZeRO-3", "exact, CP2")
+LONGER = ("DP2 EP2 ZeRO-2", "DP4 EP2 ZeRO-3", "exact, TP2 SP, experts", "exact, CP2")
 
 
 @pytest.mark.parametrize(
@@ -270,7 +274,7 @@ LONGER = ("DP2 EP2 ZeRO-2", "DP4 EP2 ZeRO-3", "exact, CP2")
 def test_running_ranks_hold_and_send_what_was_predicted(name):
     size, changes = LAYOUTS[name]
     dp = changes.get("dp", 1)
-    model = "mixtral" if "ep" in changes else "gpt"
+    model = "mixtral" if "model__experts" in changes else "gpt"
     made = config(model, **FLOAT | {key: value for key, value in changes.items() if key != "dp"})
     p = made.parallel
     layout = Layout(dp=dp, pp=p.pp, tp=p.tp, cp=p.cp, ep=p.ep)
