@@ -204,12 +204,11 @@ class Experts(nn.Module):
     @torch.no_grad()
     def _count(self, choices: Sequence[Choice], batch: MicroBatch) -> None:
         """Add to `loads`; padding counts nowhere."""
-        real = context_parts(self.tp, self.tp.of_context(real_tokens(batch)))
-        chosen = torch.cat([choice.experts for choice in choices])
-        counted = torch.cat([part.reshape(-1, 1) for part in real]).expand_as(chosen)
-        for counted_for in (OF_REPORT, *((OF_STEP,) if self.router.bias is not None else ())):
-            load = self.loads.setdefault(counted_for, chosen.new_zeros(self.num_experts))
-            load.scatter_add_(0, chosen.flatten(), counted.flatten().to(torch.int64))
+        for (chosen, *_), part in zip(choices, context_parts(self.tp, self.tp.of_context(real_tokens(batch)))):
+            real = part.reshape(-1, 1).expand_as(chosen)
+            for counted_for in (OF_REPORT, *((OF_STEP,) if self.router.bias is not None else ())):
+                load = self.loads.setdefault(counted_for, chosen.new_zeros(self.num_experts))
+                load.scatter_add_(0, chosen.flatten(), real.flatten().to(torch.int64))
 
     @torch.no_grad()
     def _choice(self, chosen: Tensor) -> Choice:
