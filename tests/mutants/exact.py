@@ -73,6 +73,14 @@ EXACT = (
         "[rmsnorm-torch.float32-one text, frozen]",
     ),
     Mutant(
+        name="gradients_are_added_where_a_shard_lies",
+        bug="a product is added to some columns of a gradient in place, by another kernel than where there are no more",
+        file="parallel/tensor/weight_gradient.py",
+        before="(add_product_to_part_ if isinstance(weight, Shard) else add_product_)(grad",
+        after="add_product_(grad",
+        test="parity/test_exact.py::test_no_bit_depends_on_where_the_gradient_of_a_shard_lies",
+    ),
+    Mutant(
         name="adapters_read_all_runs_at_once",
         bug="the second matrix of an adapter learns from all positions at once, where several ranks would each add up "
         "their own",

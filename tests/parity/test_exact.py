@@ -26,7 +26,8 @@ from roots_dist.parallel.optim.norm import exact_group_norms
 from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.parallel.tensor.by_positions import ADD, by_positions
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.parallel.tensor.exact import by_shards
+from roots_dist.parallel.tensor.exact import Shard, by_shards
+from roots_dist.parallel.tensor.weight_gradient import weight_gradient
 from roots_dist.parallel.zero import reference
 from roots_dist.runs.plan.cluster_speed import ring_bytes
 from roots_dist.runs.plan.rank_cost import RecordingGroup
@@ -259,6 +260,21 @@ def test_no_bit_depends_on_where_a_shard_of_channels_ends(name):
     for shards in torch.randn(64, 4, 15, generator=torch.Generator().manual_seed(1)):
         found = by_shards(one_process, function, torch.cat(list(shards)))
         assert torch.equal(found, torch.cat([function(shard.clone()) for shard in shards]))
+
+
+def test_no_bit_depends_on_where_the_gradient_of_a_shard_lies():
+    """A product is added to columns of a matrix by another kernel than to a matrix of as many."""
+    whole, draw = Exact(4, 1, 1, 1), torch.Generator().manual_seed(1)
+    one_process, a_rank = TensorParallel(exact=whole), TensorParallel(exact=Exact(4, 4, 1, 1))
+    parameter, own = (torch.nn.Parameter(torch.empty(32, n)) for n in (40, 10))
+    for weight in (parameter, own):
+        weight.grad_dtype = torch.float32
+    up, x = (torch.randn(16, n, generator=draw) for n in (32, 10))
+    shard = Shard(whole, parameter, (slice(None), slice(10, 20)))
+    for _ in range(2):
+        weight_gradient(one_process, shard, up, x)
+        weight_gradient(a_rank, own, up, x)
+    assert torch.equal(shard.grad, own.grad)
 
 
 class Biased(torch.nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from roots_dist.parallel.tensor.collectives import TensorParallel
-from roots_dist.parallel.tensor.exact import Shard
+from roots_dist.parallel.tensor.exact import Shard, aligned
 from roots_dist.world.sharding import ensure_grad_of
 
 
@@ -33,7 +33,7 @@ def weight_gradient(tp: TensorParallel, weight: nn.Parameter | Shard, grad_out: 
         if grad is None:  # or no more: an engine hands gradients on piece by piece. If deferred, the weight may be gone
             assert isinstance(weight, nn.Parameter), "a shard's gradient is always there"
             grad = ensure_grad_of(weight, (grad_out.shape[1], x.shape[1]))
-        add_product_(grad, grad_out.t(), x)
+        (add_product_to_part_ if isinstance(weight, Shard) else add_product_)(grad, grad_out.t(), x)
 
     if tp.deferred.enabled:
         tp.deferred.defer(add)
@@ -51,3 +51,12 @@ def add_product_(out: Tensor, a: Tensor, b: Tensor) -> None:
         out.add_(a @ b)
     else:
         torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
+
+
+def add_product_to_part_(out: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add a product to a part of a tensor, with the bits that a tensor of its own would have: which kernel adds it up
+    follows from where rows begin in memory, and from how far apart they are."""
+    own = aligned(out)
+    add_product_(own, a, b)
+    if own.data_ptr() != out.data_ptr():
+        out.copy_(own)
