@@ -133,9 +133,8 @@ class _Running:
         seconds = time.monotonic() - self.since
         found = self.said.strip()
         said = json.loads(found) if found and not hung else {}
-        none = Ending(
-            "hung" if hung else "missing" if found else "error", said.get("", ("", ""))[1]
-        )  # it may have died
+        how_else = "hung" if hung else "missing" if found else "error"  # without a word it has died
+        none = Ending(how_else, said.get("", ("", ""))[1])
         endings = {test: Ending(*how) for test, how in said.items() if test}
         asked = [test for test in self.job.tests if "::" in test and not self.job.until_first_failure]
         endings = {test: endings.get(test, none) for test in asked} if asked else endings or {"": none}
