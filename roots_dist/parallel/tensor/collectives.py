@@ -125,7 +125,7 @@ class TensorParallel:
         """True if attention runs on all positions of some of this tensor rank's heads."""
         return self.cp.size > 1 and self.cp_kind == "heads"
 
-    def attending(self, heads: int, part: tuple[int, int] = (0, 1)) -> range:
+    def attending(self, heads: int, part: tuple[int, int]) -> range:
         """Return the heads, among this tensor rank's, that attention runs on here; or one of several equal parts of
         them, given its number and how many there are."""
         rank, ranks = (self.cp.rank, self.cp.size) if self.exchanges_heads else (0, 1)
