@@ -1,6 +1,8 @@
 """What a data rank holds, at its start too, falls with the number of data ranks as theory says (Rajbhandari et al.
 2020, figure 1)."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from roots_dist.assembly.run import build_run
 from roots_dist.config.schema import Config
 from roots_dist.layout import Layout
 from roots_dist.learning.objectives.synthetic import proof_objective, random_batches
+from roots_dist.parallel.zero.unit import Weights
 from roots_dist.runs.plan.cost_counter import CostCounter
 from roots_dist.runs.plan.rank_cost import fake_mesh
 from roots_dist.runs.train.step import train_step
@@ -67,25 +70,34 @@ def test_a_rank_starts_with_what_it_keeps(dp):
         assert torch.equal(unit.weights.part, expected[unit.flat.mine])
 
 
-def gathers(rank: int, size: int) -> tuple[int, int, int]:
-    """The number of pieces, of microbatches, and of gathers of a piece in one step under ZeRO-3."""
+def gathers(rank: int, size: int) -> tuple[int, int, list[tuple[str, int]]]:
+    """The number of pieces and of microbatches, and of one step under ZeRO-3 what happens to the weights of which
+    piece: they are gathered, or waited for."""
     made = config(3, size).changed({"model.layers": 3})
     run = build_run(made, Mesh.connect(Layout(dp=size), rank), objective=proof_objective(made))
-    gathered = []
-    for unit in run.engine.units:
-        start = unit.weights.start_gather
-        unit.weights.start_gather = lambda start=start: gathered.append(start) or start()
+    events: list[tuple[str, int]] = []
+
+    def note(number: int, weights: Weights) -> None:
+        start, wait = weights.start_gather, weights.wait
+        weights.start_gather = lambda: start() or events.append(("gather", number))
+        weights.wait = lambda: (events.append(("wait", number)) if weights._arriving else None) or wait()
+
+    for number, unit in enumerate(run.engine.units):
+        note(number, unit.weights)
     batches = random_batches(made, 0, run.mesh.dp.rank, size)
     train_step(run, batches, 1e-3)
-    return len(run.engine.units), len(batches), len(gathered)
+    return len(run.engine.units), len(batches), events
 
 
-def test_a_piece_is_gathered_once_for_each_pass_over_it():
+def test_a_piece_is_gathered_once_for_each_pass_over_it_while_another_computes():
     """Where a backward pass follows on a forward one, or a forward one on a backward one, the piece at the end is
     still there."""
-    for pieces, microbatches, gathered in on_warm_world(2, gathers):
+    for pieces, microbatches, events in on_warm_world(2, gathers):
         assert (pieces, microbatches) == (5, 2)
-        assert gathered == 1 + 2 * microbatches * (pieces - 1)
+        gathered = [number for what, number in events if what == "gather"]
+        assert len(gathered) == 1 + 2 * microbatches * (pieces - 1)
+        for before, (what, number) in itertools.pairwise(events):
+            assert what == "gather" or before != ("gather", number), "it is waited for at once"
 
 
 @pytest.mark.full
