@@ -20,7 +20,7 @@ from xml.etree import ElementTree
 
 DOCS = Path(__file__).resolve().parent
 PAGE, RESULTS, PICTURE = DOCS / "exact.md", DOCS / "exact.json", DOCS / "exact.png"
-CASE = re.compile(r"test_no_bit_depends_on_any_layout\[([\w+]+)-(fp32|bf16)-(\d+)-(\d+)(?:-(\d+))?(-eight stages)?\]")
+CASE = re.compile(r"test_no_bit_depends_on_any_layout\[([\w+-]+)-(fp32|bf16)-(\d+)-(\d+)(?:-(\d+))?(-eight stages)?\]")
 COLOURS = ("#2f6db5", "#d9622b", "#2a8f68", "#9a4fb0", "#a87b00")
 WIDTHS = (9.0, 7.0, 5.0, 3.2, 1.4)
 
