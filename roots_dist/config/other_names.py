@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from roots_dist.schedule.schedules import SCHEDULES
+
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "model.family": ("model_type",),
     "model.layers": ("num_layers", "num_hidden_layers", "n_layer", "n_layers", "encoder_layers"),
@@ -128,9 +130,7 @@ OTHER_VALUES: dict[tuple[str, str], tuple[str, ...]] = {
     ("objective.name", "tag"): ("ner", "token_classification"),
     ("objective.name", "instruct"): ("sft", "chat"),
     ("finetune.strategy", "lora"): ("peft", "adapter"),
-    ("parallel.schedule", "1f1b"): ("pipedream", "pipedream_flush"),
-    ("parallel.schedule", "interleaved"): ("interleaved_1f1b",),
-    ("parallel.schedule", "zb-h1"): ("zb", "zero_bubble"),
+    **{("parallel.schedule", name): schedule.other_names for name, schedule in SCHEDULES.items()},
     ("parallel.cp_kind", "gather"): ("all_gather",),
     ("parallel.cp_kind", "heads"): ("ulysses", "a2a", "all_to_all"),
     ("train.precision", "fp32"): ("float32", "32", "no", "false"),

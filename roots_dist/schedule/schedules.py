@@ -48,6 +48,8 @@ class Schedule:
     """True if gradients of inputs and weights are separate actions, INPUT and WEIGHT instead of BACKWARD."""
     virtual_stages: bool = False
     """True if each rank holds several stages; the other schedules have one stage per rank."""
+    other_names: tuple[str, ...] = ()
+    """Words of other systems for it."""
     problem: Callable[[Shape], str | None] | None = None
     """The reason why a shape cannot be scheduled, in one line with its fix, beyond the rules for all schedules."""
 
@@ -164,12 +166,14 @@ SCHEDULES = {
     "1f1b": Schedule(
         title="1F1B",
         actions=one_f_one_b,
+        other_names=("pipedream", "pipedream_flush"),
         bubble_time=_fill_and_drain_time,
         peak=lambda shape, rank: shape.ranks - rank,
     ),
     "interleaved": Schedule(
         title="Interleaved 1F1B",
         actions=interleaved,
+        other_names=("interleaved_1f1b",),
         bubble_time=_fill_and_drain_time,
         peak=lambda shape, rank: 2 * (shape.ranks - rank - 1) + (shape.chunks - 1) * shape.ranks + 1,
         virtual_stages=True,
@@ -178,6 +182,7 @@ SCHEDULES = {
     "zb-h1": Schedule(
         title="ZB-H1",
         actions=zb_h1,
+        other_names=("zb", "zero_bubble"),
         bubble_time=_zero_bubble_time,
         peak=lambda shape, rank: shape.ranks,
         splits_backward=True,

@@ -217,7 +217,7 @@ DATA = (
         file="learning/models/vocab_head.py",
         before="torch.where(documents == 0, 1, -1)",
         after="torch.where(documents == 0, 1, 1)",
-        test=PREFERS("0.0"),
+        test=PREFERS("0.0-None"),
     ),
     Mutant(
         name="references_are_forgotten",
@@ -225,7 +225,7 @@ DATA = (
         file="learning/models/vocab_head.py",
         before="gained -= present(batch.references).to(scores.dtype)",
         after="gained -= 0 * present(batch.references).to(scores.dtype)",
-        test=PREFERS("0.0"),
+        test=PREFERS("0.0-None"),
     ),
     Mutant(
         name="smoothed_preferences_have_the_plain_slope",
@@ -233,7 +233,7 @@ DATA = (
         file="learning/models/vocab_head.py",
         before="((1 - smoothing) * torch.sigmoid(-margin) - smoothing * torch.sigmoid(margin))",
         after="torch.sigmoid(-margin)",
-        test=PREFERS("0.2"),
+        test=PREFERS("0.2-1.7"),
     ),
     Mutant(
         name="references_are_of_the_model_as_it_is",
