@@ -104,9 +104,17 @@ PROOF = (
     _noticed(
         "the_mean_distance_decides_in_bf16",
         "in bf16 the tensor that is nearest to the truth decides",
-        "worst = max(ratios, key=lambda name: ratios[name])",
-        "worst = min(ratios, key=lambda name: ratios[name])",
+        "worst = max(ratios, key=lambda key: ratios[key])",
+        "worst = min(ratios, key=lambda key: ratios[key])",
         "test_in_bf16_one_tensor_that_is_too_far_is_noticed",
+        LOW,
+    ),
+    _noticed(
+        "a_small_gradient_counts_as_zero_in_bf16",
+        "in bf16 every parameter has the bound of those whose gradient is zero",
+        "ZERO = 1e-9",
+        "ZERO = 1.0",
+        "test_in_bf16_a_gradient_that_is_zero_but_for_rounding_has_a_bound_of_its_own",
         LOW,
     ),
     Mutant(

@@ -12,7 +12,7 @@ import torch
 
 from roots_dist.testing.parity import FLOAT64_BOUNDS, Trace, differences, merge
 from roots_dist.verify.exact import KINDS, exact_row
-from roots_dist.verify.low_precision import _row, _squares
+from roots_dist.verify.low_precision import _row, _row_of_zeros, _squares, zero_gradients
 from roots_dist.verify.proofs import FLOAT32_BOUNDS
 
 KINDS_OF_ROW = ["loss", "gradient norm", "gradients", "weights", "exp_avg", "exp_avg_sq", "evaluation", "other metrics"]
@@ -187,6 +187,20 @@ def test_in_bf16_one_tensor_that_is_too_far_is_noticed():
     assert (_row("gradients", wrong, alone).passed, _row("gradients", wrong, alone).where) == (False, "whole")
     missing = {key: value for key, value in alone.items() if key != ("gradients", "cut")}
     assert not _row("gradients", {**missing, ("gradients", "other"): 1.0}, alone).passed
+
+
+def test_in_bf16_a_gradient_that_is_zero_but_for_rounding_has_a_bound_of_its_own():
+    """A key's bias: its distance is that of roundings, of which a layout with messages has more."""
+    truth = merge(ranks())
+    for step in truth.gradients:
+        step["bias"] = torch.full((3,), 1e-17)
+    assert zero_gradients(truth) == {"bias"}
+    alone = {("gradients", "cut"): 1.0, ("gradients", "bias"): 1e-8, ("weights", "bias"): 1e-8}
+    for times, passes in ((2.0, True), (4.0, False)):
+        layout = alone | {("weights", "bias"): 1e-8 * times**2}
+        assert _row("gradients", layout, alone, {"bias"}).where == "cut"
+        row = _row_of_zeros(layout, alone, {"bias"})
+        assert (row.where, row.passed) == ("bias", passes) and row.largest == pytest.approx(times)
 
 
 def test_float32_bounds_are_below_what_a_wrong_number_is_off_by():
