@@ -59,7 +59,8 @@ def prove_in_bf16(small: SmallConfig) -> Proof:
             in_one = place.traces(single, 1, f"alone-{number}", choices)
             counted.add(in_layout, in_one)
             found = merge(in_layout)
-            zeros = zero_gradients(truth) & (zero_gradients(truth) if zeros is None else zeros)
+            of_truth = zero_gradients(truth)
+            zeros = of_truth if zeros is None else zeros & of_truth
             _add(layout, _squares(found, truth))
             _add(alone, _squares(merge(in_one), truth))
             for where, value in found.disagreement.items():
