@@ -218,6 +218,8 @@ def _unknown(key: str, found: object, origin: str) -> Problem:
         fix = f"it is called {RENAMED[key]} now"
     elif leaf in NO_EQUAL:
         fix = NO_EQUAL[leaf]
+    elif ":" in leaf and found is None:
+        fix = f"write a space after the colon: {leaf.replace(':', ': ', 1)}"
     elif near and near == key_for(key):
         fix = f"it is called {near} here"
     return Problem(key=key, found=found, expected="a known key", fix=fix, origin=origin)

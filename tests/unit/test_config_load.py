@@ -92,6 +92,7 @@ def test_what_is_printed_reads_back_equal(write):
         ("optim: {eps: .inf}\n", "optim.eps", 1, "such a value"),
         ("optim: {lr: -1e-4}\n", "optim.lr", 1, "such a value"),
         ("parallel: {zero_stage: 4}\n", "parallel.zero_stage", 1, "optimizer"),
+        ("train: {exact: {tensor:2}}\n", "train.exact.tensor:2", 1, "write a space after the colon: tensor: 2"),
         ("parallel: {schedule: 1F1B}\n", "parallel.schedule", 1, "write parallel.schedule=1f1b"),
         ("parallel: {schedule: ZBH1}\n", "parallel.schedule", 1, "write parallel.schedule=zb-h1"),
         ("parallel: {schedule: ring}\n", "parallel.schedule", 1, "choose one of"),
