@@ -298,7 +298,8 @@ ROWS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("what", ROWS)
 def test_no_bit_depends_on_how_many_rows_are_computed_together(what, dtype, texts, learns):
-    """Four runs of positions in one process, and each on its own: as a rank under sequence parallelism has it."""
+    """Four runs of positions in one process, and each on its own: as a rank under sequence parallelism has it. Without
+    it each of four ranks has all, and the gradients of its own run."""
     one_process, a_rank, draw = Exact(4, 1, 1, 1), Exact(4, 4, 1, 1), torch.Generator().manual_seed(1)
     layouts = TensorParallel(exact=one_process), TensorParallel(exact=a_rank, sequence_parallel=True)
     together, alone = (ROWS[what](tp).to(dtype) for tp in layouts)
@@ -318,6 +319,16 @@ def test_no_bit_depends_on_how_many_rows_are_computed_together(what, dtype, text
         assert torch.equal(found, y.chunk(4, 1)[part]) and torch.equal(own.grad, x.grad.chunk(4, 1)[part])
         for ours, theirs in zip(together.parameters(), alone.parameters()):
             assert torch.equal(one_process.gradient(ours, part), a_rank.gradient(theirs))
+        a_rank.begin(1)
+        alone.tp = TensorParallel(axis=Axis("tp", 4, part, tuple(range(4)), None), exact=a_rank)
+        whole = x.detach().clone().requires_grad_(True)
+        found = alone(whole)
+        found.backward(up)
+        alone.tp = layouts[1]
+        assert torch.equal(found, y) and torch.equal(whole.grad, x.grad)
+        for ours, theirs in zip(together.parameters(), alone.parameters()):
+            assert torch.equal(one_process.gradient(ours, part), a_rank.gradient(theirs))
+            assert not learns or not a_rank.gradient(theirs, part=1).any()
 
 
 def test_no_bit_depends_on_how_many_heads_are_attended_together():

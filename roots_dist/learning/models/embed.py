@@ -58,7 +58,7 @@ class Embeddings(nn.Module):
                 shape=(rows, self.width),
                 std=None if first else m.std(),
                 init=first,
-                partial=tp.sequence_parallel,
+                partial=tp.has_partial_gradients,
                 copy_of=original(name),
             )
             return declare(self, name, spec, tp.axis)
@@ -142,10 +142,9 @@ class EmbeddingProjection(nn.Module):
         m = config.model
         self.tp = tp
         shape = (m.hidden, m.width_of_embedding())
-        self.weight = declare(
-            self, "weight", ShardSpec(shape=shape, std=m.std(), partial=tp.sequence_parallel), tp.axis
-        )
-        self.bias = declare(self, "bias", ShardSpec(shape=shape[:1], partial=tp.sequence_parallel), tp.axis)
+        partial = tp.has_partial_gradients
+        self.weight = declare(self, "weight", ShardSpec(shape=shape, std=m.std(), partial=partial), tp.axis)
+        self.bias = declare(self, "bias", ShardSpec(shape=shape[:1], partial=partial), tp.axis)
 
     def forward(self, payload: dict[str, Tensor], batch: MicroBatch) -> dict[str, Tensor]:
         return payload | {"hidden": by_positions(self.tp, F.linear, payload["hidden"], self.weight, self.bias)}

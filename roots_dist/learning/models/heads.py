@@ -35,7 +35,7 @@ class Dense(nn.Module):
     ):
         super().__init__()
         self.tp, self.whole = tp, whole
-        partial = tp.sequence_parallel and not whole
+        partial = tp.has_partial_gradients and not whole
         spec = ShardSpec(shape=(features, width), std=std, partial=partial)
         self.weight = declare(self, "weight", spec, tp.axis)
         self.bias = declare(self, "bias", ShardSpec(shape=(features,), partial=partial), tp.axis) if bias else None

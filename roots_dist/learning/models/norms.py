@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
-from roots_dist.parallel.tensor.by_positions import ByRow, Cut, by_positions
+from roots_dist.parallel.tensor.by_positions import ALL, ByRow, Runs, by_positions
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.world import rng
 from roots_dist.world.batch import MicroBatch
@@ -77,13 +77,13 @@ def _rms(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def _rms_backward(
-    cut: Cut, grad: Tensor, kept: Sequence[Tensor], vectors: Sequence[Tensor | None]
+    runs: Runs, grad: Tensor, kept: Sequence[Tensor], vectors: Sequence[Tensor | None]
 ) -> tuple[Tensor, list[list[Tensor]]]:
     (x, inverse), weight = kept, present(vectors[0])
     normed = x * inverse
-    runs = cut(grad * normed)
-    grad_weights = [run.flatten(0, -2).sum(0) for run in runs]
-    products = [run @ weight for run in runs]  # a product of fewer rows may add in another order
+    of_runs = runs.cut(grad * normed)
+    grad_weights = [run.flatten(0, -2).sum(0) for run in runs.own_of(of_runs)]
+    products = [run @ weight for run in of_runs]  # a product of fewer rows may add in another order
     product = products[0] if len(products) == 1 else torch.cat(products, 1)
     along = product.unsqueeze(-1) / x.shape[-1]  # of the gradient, along x
     grad_x = (grad * weight).addcmul_(normed, along, value=-1).mul_(inverse)
@@ -91,7 +91,7 @@ def _rms_backward(
 
 
 def _rms_backward_of_all(grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    grad_x, ((grad_weight,),) = _rms_backward(lambda product: [product], grad, (x, inverse), (weight,))
+    grad_x, ((grad_weight,),) = _rms_backward(ALL, grad, (x, inverse), (weight,))
     return grad_x, grad_weight
 
 
@@ -105,7 +105,7 @@ def _layer_norm_forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, e
 
 
 def _layer_norm_backward(
-    cut: Cut, grad: Tensor, kept: Sequence[Tensor], vectors: Sequence[Tensor | None]
+    runs: Runs, grad: Tensor, kept: Sequence[Tensor], vectors: Sequence[Tensor | None]
 ) -> tuple[Tensor, list[list[Tensor]]]:
     (x, mean, inverse), (weight, bias) = kept, vectors
     derive, shape = torch.ops.aten.native_layer_norm_backward, x.shape[-1:]
@@ -113,15 +113,14 @@ def _layer_norm_backward(
     if weight is None:
         return grad_x, []
     wanted = [False, True, bias is not None]
-    of_runs = [
-        derive(g, x, shape, m, i, weight, bias, wanted)[1:] for g, x, m, i in zip(*map(cut, (grad, x, mean, inverse)))
-    ]
+    cut = map(runs.cut_own, (grad, x, mean, inverse))
+    of_runs = [derive(g, x, shape, m, i, weight, bias, wanted)[1:] for g, x, m, i in zip(*cut)]
     return grad_x, [list(of_vector) for of_vector in zip(*of_runs)]
 
 
 class Norm(nn.Module):
     """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019). Its gradient is partial under sequence
-    parallelism."""
+    parallelism, and in an exact run."""
 
     def __init__(
         self,
@@ -151,7 +150,7 @@ class Norm(nn.Module):
         def vector(name: str, fill: float) -> nn.Parameter:
             original = f"{copy_of}.{name}" if copy_of else None
             shape = (width or config.model.hidden,)
-            spec = ShardSpec(shape=shape, fill=fill, partial=tp.sequence_parallel, copy_of=original)
+            spec = ShardSpec(shape=shape, fill=fill, partial=tp.has_partial_gradients, copy_of=original)
             return declare(self, name, spec, tp.axis)
 
         self.weight = vector("weight", 0.0 if m.zero_centered_norm else 1.0) if m.norm_affine else None

@@ -102,11 +102,10 @@ class TensorParallel:
         return self.shards * self.contexts > 1
 
     @property
-    def position_runs(self) -> int:
-        """Runs of positions of each context shard that this rank computes one by one outside the regions."""
-        if self.exact is None:
-            return 1
-        return self.exact.shards if self.sequence_parallel else self.exact.tensor
+    def has_partial_gradients(self) -> bool:
+        """True if a parameter outside the regions, of which every rank has a copy, has a part of its gradient on each:
+        that of the rank's own positions."""
+        return self.sequence_parallel or self.exact is not None
 
     @property
     def size(self) -> int:

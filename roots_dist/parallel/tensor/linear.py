@@ -275,7 +275,7 @@ class RowParallelLinear(nn.Module):
         self.spec = ShardSpec(shape=(width, channels), shard_dim=1, std=std, of_expert=of_expert)
         self.lora: Adapter | None = None
         self.weight = declare(self, "weight", self.spec, tp.axis)
-        bias_spec = ShardSpec(shape=(width,), partial=tp.sequence_parallel)
+        bias_spec = ShardSpec(shape=(width,), partial=tp.has_partial_gradients)
         self.bias = declare(self, "bias", bias_spec, tp.axis) if bias else None
 
     def adapt(self, rank: int, scale: float) -> None:
@@ -284,7 +284,7 @@ class RowParallelLinear(nn.Module):
         width, channels = self.spec.shape
         of_expert = self.spec.of_expert
         a = ShardSpec(shape=(rank, channels), shard_dim=1, std=channels**-0.5, of_expert=of_expert)
-        b = ShardSpec(shape=(width, rank), partial=self.tp.sequence_parallel or self.in_sum, of_expert=of_expert)
+        b = ShardSpec(shape=(width, rank), partial=self.tp.has_partial_gradients or self.in_sum, of_expert=of_expert)
         self.lora = Adapter(a, b, scale, self.tp)
 
     def forward(self, *inputs: Tensor, activation: Callable[..., Tensor] | None = None) -> Tensor:

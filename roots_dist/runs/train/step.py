@@ -105,7 +105,7 @@ def on_device(run: Run, batches: list[MicroBatch]) -> list[MicroBatch]:
     tp, masks = run.passes.model.tp, objective_of(run.config).masks
     if masks:
         batches = [batch.with_scored_positions(tp.of_context) for batch in batches]
-    elif tp.exact is None:  # which keeps the places of tokens in a product
+    else:
         batches = [batch.with_some_scored(tp.of_context) for batch in batches]
     return [batch.to(run.mesh.device) for batch in batches]
 
