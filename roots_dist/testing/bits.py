@@ -22,7 +22,7 @@ from roots_dist.errors import present
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.objectives.synthetic import proof_objective
 from roots_dist.runs.ranks.join import device_for
-from roots_dist.runs.train.step import train_step
+from roots_dist.runs.train.step import StepReport, train_step
 from roots_dist.storage.checkpoint.format import checkpoints_folder, step_name
 from roots_dist.storage.checkpoint.load import load
 from roots_dist.storage.checkpoint.save import save
@@ -46,6 +46,12 @@ def bits_of(run: Run) -> Bits:
         for where, index in _pieces(p, degree):
             found |= {f"{p.name}{where} ({kind})": digest(tensor[index]) for kind, tensor in state.items()}
     return found
+
+
+def bits_of_step(run: Run, report: StepReport) -> Bits:
+    """Digests of all that a step has computed. Collective over dp."""
+    numbers = {"loss": report.loss, "gradient norm": report.grad_norm}
+    return {what: value.hex() for what, value in numbers.items()} | bits_of(run)
 
 
 def _pieces(p: Param, degree: int) -> list[tuple[str, tuple[slice, ...]]]:
@@ -78,11 +84,8 @@ def trace_bits(
     run = build_run(config, mesh, objective=objective)
     if load_from:
         load(checkpoints_folder(Path(load_from)) / step_name(first), run.engine, run.params, mesh)
-    learning_rate, steps = learning_rate_of(config), []
-    for step in range(first, last):
-        report = train_step(run, batches.at(step), learning_rate(step))
-        numbers = {"loss": report.loss, "gradient norm": report.grad_norm}
-        steps.append({what: value.hex() for what, value in numbers.items()} | bits_of(run))
+    learning_rate = learning_rate_of(config)
+    steps = [bits_of_step(run, train_step(run, batches.at(step), learning_rate(step))) for step in range(first, last)]
     if save_to:
         if mesh.rank == 0:
             Path(save_to).mkdir(parents=True, exist_ok=True)

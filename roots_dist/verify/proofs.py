@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,17 @@ class Place:
 
     def traces(self, config: Config, ranks: int, name: str, choices: Choices | None = None) -> list[dict[str, Any]]:
         """The same, as each rank has seen it. choices: as in trace_training."""
+        return self.on_ranks(trace_training, config, ranks, name, choices)
+
+    def on_ranks(
+        self, trace: Callable[..., dict[str, Any]], config: Config, ranks: int, name: str, *others: object
+    ) -> list[dict[str, Any]]:
+        """What trace(rank, size, config, *others) returns on each rank, in the folder of this name."""
         config = config.changed({"track.folder": str(self.folder / name)})
         device = config.train.device
         if device == "cpu" and config.advanced.engine == "reference":
-            return on_warm_world(ranks, trace_training, config, choices, timeout=TIMEOUT_S)
-        return on_world(ranks, trace_training, config, choices, timeout=TIMEOUT_S, device=device)
+            return on_warm_world(ranks, trace, config, *others, timeout=TIMEOUT_S)
+        return on_world(ranks, trace, config, *others, timeout=TIMEOUT_S, device=device)
 
     def hand_over(self, name: str, step: int, to: str) -> None:
         """Give a new run the checkpoint that another one saved after this step, and its references (dpo)."""
@@ -92,13 +98,17 @@ def prove(small: SmallConfig) -> Iterator[Proof]:
             return
         half = config.checkpoint.every
         rest = truth.after(half)
-        for words, saved, resumed, ranks in (
-            ("saved in this layout, resumed in one process", "layout", alone, 1),
-            ("saved by one process, resumed in this layout", "alone", config, small.ranks),
-        ):
+        for words, saved, resumed, ranks in resumes(alone, config, small.ranks):
             place.hand_over(saved, half, f"after-{saved}")
             found = place.run(resumed, ranks, f"after-{saved}")
             yield Proof(f"{title}, {words} after step {half}", (), tuple(differences(rest, found, bounds)))
+
+
+def resumes(alone: Config, config: Config, ranks: int) -> Iterator[tuple[str, str, Config, int]]:
+    """A run of one process and that of a layout, each resumed by the other: the title in words, the folder of the run
+    that is resumed, and by what on how many ranks."""
+    yield "saved in this layout, resumed in one process", "layout", alone, 1
+    yield "saved by one process, resumed in this layout", "alone", config, ranks
 
 
 def started(small: SmallConfig, place: Place) -> Config:

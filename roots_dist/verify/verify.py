@@ -60,7 +60,7 @@ def proofs(config: Config, wanted: Wanted) -> Iterator[Proof]:
     if wanted.exact:
         dtype: Dtype = "bf16" if config.train.precision == "bf16" else "float32"
         for dp in (1, 2):  # powers of two, as the degrees are
-            yield prove_exact(wanted.small(config, dp, dtype))
+            yield from prove_exact(wanted.small(config, dp, dtype))
         return
     dp = wanted.dp or UNKNOWN_DP
     yield from prove(wanted.small(config, 1, "float64"))

@@ -102,6 +102,14 @@ PROOF = (
         EXACT,
     ),
     _noticed(
+        "what_an_exact_run_logs_is_not_compared",
+        "held-out losses may have other bits",
+        'exact_row(LOGGED, alone["steps"], others)',
+        "exact_row(LOGGED, others[0]['steps'], others)",
+        "test_what_an_exact_run_logs_is_compared_after_the_step_that_it_resumes_from",
+        EXACT,
+    ),
+    _noticed(
         "the_mean_distance_decides_in_bf16",
         "in bf16 the tensor that is nearest to the truth decides",
         "worst = max(ratios, key=lambda key: ratios[key])",

@@ -1,5 +1,7 @@
 """`roots verify` runs the trainer's own loop: with its files, its evaluations, its resume, and from another run."""
 
+from itertools import islice
+
 import pytest
 
 from roots_dist.config.load import load
@@ -52,6 +54,9 @@ def test_fine_tuning_starts_from_a_model_in_every_layout(tmp_path):
     )
     whole, *_ = proofs(tuned, Wanted(dp=1))
     assert whole.passed, whole
+    exact = tuned.changed({"train.exact": {"tensor": 2}, "parallel.pp": 1, "parallel.tp": 2, "advanced.threads": 1})
+    for proof in islice(proofs(exact, Wanted(exact=True)), 3):  # whole, and resumed by one another
+        assert proof.passed and "logged" in rows(proof), proof
 
 
 def test_in_bf16_a_layout_is_no_further_from_the_truth_than_one_process(monkeypatch):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from roots_dist.testing.parity import FLOAT64_BOUNDS, Trace, differences, merge
-from roots_dist.verify.exact import KINDS, exact_row
+from roots_dist.verify.exact import KINDS, exact_row, exact_rows
 from roots_dist.verify.low_precision import _row, _row_of_zeros, _squares, zero_gradients
 from roots_dist.verify.proofs import FLOAT32_BOUNDS
 
@@ -163,6 +163,17 @@ def test_bits_are_compared_both_ways():
     other = [truth[0], truth[1] | {"w (weight)": "c"}]
     row = exact_row("(weight)", truth, [{"steps": truth}, {"steps": other}])
     assert (row.largest, row.where) == (1, "step 1: w (weight) on rank 1")
+
+
+def test_what_an_exact_run_logs_is_compared_after_the_step_that_it_resumes_from():
+    bits = {"loss": "a", "gradient norm": "a", **{f"w {kind}": "b" for kind in KINDS[2:]}}
+    truth = {"steps": [bits] * 4, "logged": [[2, "loss/validation", "x"], [4, "loss/validation", "y"]]}
+    resumed = {"steps": [bits] * 2, "logged": [[4, "loss/validation", "y"]]}
+    another = {"steps": [bits] * 2, "logged": []}
+    assert all(row.passed for row in exact_rows(truth, [resumed, another], 2))
+    *rest, logged = exact_rows(truth, [resumed | {"logged": [[4, "loss/validation", "x"]]}, another], 2)
+    assert all(row.passed for row in rest) and "loss/validation of step 4" in logged.where
+    assert not all(row.passed for row in exact_rows(truth, [resumed, another]))
 
 
 def test_in_bf16_one_tensor_that_is_too_far_is_noticed():
