@@ -50,7 +50,7 @@ class Place:
     def on_ranks(
         self, trace: Callable[..., dict[str, Any]], config: Config, ranks: int, name: str, *others: object
     ) -> list[dict[str, Any]]:
-        """What trace(rank, size, config, *others) returns on each rank, in the folder of this name."""
+        """Run trace(rank, size, config, *others) on each rank, in the folder of this name."""
         config = config.changed({"track.folder": str(self.folder / name)})
         device = config.train.device
         if device == "cpu" and config.advanced.engine == "reference":
