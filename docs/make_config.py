@@ -22,16 +22,16 @@ HEAD = """\
 # The config
 
 A run is one YAML file ([configs/](../configs)) over one typed tree. What a file leaves out has the default below; what it
-misspells is refused, with the nearest known key; so is the name that Megatron-LM, DeepSpeed, nanoGPT or Hugging Face have for a key
-("elsewhere" below, whatever section or dashes are before it), with the one that it has here; and their word for a value (`rope`, `bfloat16`, `1F1B`). On the command line any key is replaced by
+misspells is refused, with the nearest known key. So is a name of Megatron-LM, DeepSpeed, nanoGPT or Hugging Face ("elsewhere" below,
+whatever section or dashes are before it), with the name that the key has here, or with a value in the unit of ours
+(`warmup_ratio=0.1`), and their word for a value (`rope`, `bfloat16`, `1F1B`). On the command line any key is replaced by
 `section.key=value`, where the value is YAML: `optim.lr=1e-3`, `parallel.sequence_parallel=true`, `'train.batch_ramp=[8, 8, 4000]'`.
 
     roots train configs/quickstart.yaml parallel.tp=1 parallel.pp=4 --print-config
 
-shows the whole resolved tree and trains nothing; what keeps it from running is listed below it, but for the files and the memory
-that a run needs. A run keeps it as `config.yaml` in its folder. There is no key for data
-ranks: dp is what the world leaves over, `world = tp × cp × pp × dp`. A whole number is at most 2,147,483,647 where no other bound
-is said.
+shows the whole resolved tree and trains nothing. Below the tree it lists what keeps the config from running. It does not look for the
+files and the memory that the run needs. A run keeps the tree as `config.yaml` in its folder. There is no key for data ranks: their
+number dp is that of the processes, divided by tp × cp × pp. A whole number is at most 2,147,483,647 where no other bound is said.
 
 *Made by `docs/make_config.py` from `roots_dist/config/schema.py` and `model.py`.*
 """

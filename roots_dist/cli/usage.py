@@ -15,6 +15,8 @@ OPTION = re.compile(r"No such option:? '?(-[^\s']*)'?")
 """Message of the parser about an unknown option; the library has written it with and without quotes and a colon."""
 WITH_PROCESSES = ("train", "finetune", "plan", "verify", "doctor")
 """Commands that have --processes."""
+PLACE = "VALUE"
+"""Stands where a value is missing."""
 PUNCTUATION = str.maketrans({"“": '"', "”": '"', "‘": "'", "’": "'", "–": "-", "—": "--"})
 """Quotes and dashes of a word processor -> the plain ones."""
 
@@ -31,7 +33,7 @@ def usage_line(message: str, words: Sequence[str]) -> str:
     if found is not None and (odd := [word for word, typed in zip(words, plain) if word != typed]):
         return f"✗ {odd[0]}: a dash or quote that a word processor made. Fix: type {odd[0].translate(PUNCTUATION)}."
     if found is not None and (meant := _known_otherwise(found[1], words)) is not None:
-        return f"✗ {found[1]}: no option has this name. Fix: write {meant}."
+        return f"✗ {found[1]}: no option has this name. Fix: {meant}."
     if "No such command" in message and command:
         if Path(command).suffix in (".yaml", ".yml"):
             return f"✗ {command}: expected a command before the config. Fix: write roots train {command}."
@@ -42,20 +44,27 @@ def usage_line(message: str, words: Sequence[str]) -> str:
 
 
 def _known_otherwise(option: str, words: Sequence[str]) -> str | None:
-    """The word to write for an option of a launcher or of another trainer, or for a key without its section; None if it
-    is none of these."""
-    from roots_dist.config.load import known_keys
+    """The fix for an option of a launcher or of another trainer, or for a key without its section; None if it is none
+    of these."""
+    from roots_dist.config.foreign import advice_for
+    from roots_dist.config.proposals import instead
+    from roots_dist.config.unknown_keys import known_keys
 
     if option.replace("_", "-") in NUMBER_OF_PROCESSES and words[0] in WITH_PROCESSES:
-        return f"--processes {_value(option, words)}"
+        return f"write --processes {_value(option, words)}"
     if option in ("-c", "--config"):
-        return f"roots {words[0]} {_value(option, words)}"
+        return f"write roots {words[0]} {_value(option, words)}"
     name = option.lstrip("-").replace("-", "_")
     if name in DATA_RANKS:
-        return NO_DATA_RANKS.replace("leave it out", "nothing for it")
+        return NO_DATA_RANKS
+    value = _value(option, words)
+    if (advice := advice_for(name, None if value == PLACE else value, {})) is not None:
+        return advice
     of_name = [key for key in known_keys() if key.rpartition(".")[2] == name and "." in key]
     key = key_for(name) or (of_name[0] if len(of_name) == 1 else None)
-    return None if key is None else f"{key}={_value(option, words)}"
+    if key is None:
+        return None
+    return f"write {key}={PLACE}" if value == PLACE else instead(key, value)
 
 
 def _key(option: str, words: Sequence[str]) -> str:
@@ -68,5 +77,5 @@ def _value(option: str, words: Sequence[str]) -> str:
     """The value that was written for an option, behind it or behind a =."""
     at = next((i for i, word in enumerate(words) if word.partition("=")[0] == option), len(words))
     given = words[at].partition("=")[2] if at < len(words) else ""
-    after = words[at + 1] if at + 1 < len(words) else "VALUE"
-    return given or ("VALUE" if after.startswith("-") or "=" in after else after)
+    after = words[at + 1] if at + 1 < len(words) else PLACE
+    return given or (PLACE if after.startswith("-") or "=" in after else after)

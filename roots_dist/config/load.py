@@ -9,26 +9,37 @@ checks.py's.
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from roots_dist.config import text
 from roots_dist.config.extensions import KEY, NOTHING, Extension, extended, pinned
-from roots_dist.config.other_names import DATA_RANKS, NO_DATA_RANKS, key_for, value_for
-from roots_dist.config.overrides import joined, number_meant, typed
-from roots_dist.config.renamed import NO_EQUAL, RENAMED, RENAMED_VALUES
+from roots_dist.config.foreign import share_of
+from roots_dist.config.overrides import joined, typed
+from roots_dist.config.proposals import (
+    SECTION,
+    another,
+    as_written,
+    choices_of,
+    described,
+    examples,
+    expected_of,
+    given,
+    instead,
+    proposal,
+    refusal_of,
+    sizes,
+)
+from roots_dist.config.renamed import RENAMED_VALUES
 from roots_dist.config.rope_scaling import RULES
-from roots_dist.config.schema import Config, Source
+from roots_dist.config.schema import Config
+from roots_dist.config.unknown_keys import fix_of, fixed, known_keys, meant_by, setting
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.files import WORKING_DIRECTORY
 
@@ -37,17 +48,6 @@ CONFIG_FILE = "config.yaml"
 """The name of a run's config in its folder."""
 ROPE_SCALING = ("model", "rope_scaling")
 """The key whose value is one of several records."""
-_SECTION = ("model_type", "model_attributes_type", "dict_type")
-_WORDS = dict.fromkeys(_SECTION, "a section with keys") | {
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "tuple_type": "a list",
-    "string_pattern_mismatch": "text of another form",
-    "missing": "a value",
-}
-"""Kind of pydantic's error -> expected value, as a writer of YAML says it."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +75,17 @@ def read(path: str | Path, overrides: Sequence[str] = (), named: Sequence[str] |
     problems: list[Problem] = []
     if (meant := joined(overrides)) is not None:
         found, expected = " ".join(overrides), "an override without spaces, section.key=value"
-        raise ConfigError([Problem(key="override", found=found, expected=expected, fix=f"write {meant}")])
-    for override in overrides:
-        try:
-            _apply(override, tree, origins)
-        except ConfigError as error:
-            problems += error.problems
+        raise ConfigError([Problem(key="override", found=found, expected=expected, fix=fixed(meant))])
+    refused = [override for override in overrides if _problems_of(override, tree, origins)]
+    for override in refused:  # again: an answer may depend on an override behind it
+        problems += _problems_of(override, tree, origins)
     if odd := [*text.unusable(tree, "", origins)]:
         raise ConfigError([*problems, *odd])
     known = _pin_extensions(tree, origins, named)
     try:
         config = Config.model_validate_json(json.dumps(tree), strict=True, context=known)
     except ValidationError as error:
-        problems += [_problem(details, origins) for details in error.errors(include_url=False)]
+        problems += [_problem(details, origins, tree) for details in error.errors(include_url=False)]
     if problems:
         raise ConfigError(problems)
     return Loaded(config, origins)
@@ -100,7 +98,7 @@ def read_record(path: Path) -> Config:
     try:
         return Config.from_record(tree)
     except ValidationError as error:
-        raise ConfigError([_problem(details, origins) for details in error.errors(include_url=False)]) from None
+        raise ConfigError([_problem(details, origins, tree) for details in error.errors(include_url=False)]) from None
 
 
 def _pin_extensions(tree: dict[str, Any], origins: dict[str, str], named: Sequence[str] | None) -> Extension:
@@ -119,35 +117,6 @@ def _pin_extensions(tree: dict[str, Any], origins: dict[str, str], named: Sequen
 def to_yaml(config: Config) -> str:
     """The whole resolved tree; reading it gives an equal Config."""
     return text.dump(config.model_dump(mode="json"))
-
-
-def known_keys() -> list[str]:
-    """Every dotted key of the tree, sections included."""
-    return list(_keys(Config))
-
-
-def _meant(override: str, known: Sequence[str]) -> str:
-    """The override that was probably meant by one without a section, with a colon, dashes or full-width characters."""
-    key, value = re.split(r"[=:]|$", typed(override).lstrip("-—"), maxsplit=1)
-    meant = nearest(key.strip(), known) if key.strip() else "optim.lr"
-    return f"{meant}={value.strip() or 'VALUE'}" if meant else "a key of the config, as optim.lr=1e-3"
-
-
-def nearest(name: str, known: Sequence[str]) -> str | None:
-    """The known key that a misspelt one probably means: same last part in another section, what another system calls
-    so, or similar spelling."""
-    name = name.lower()
-    leaf = name.rpartition(".")[2]
-    same_leaf = [key for key in known if key.rpartition(".")[2] == leaf]
-    if same_leaf:
-        return same_leaf[0]
-    if (elsewhere := key_for(name)) in known:
-        return elsewhere
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
-    if close:
-        return close[0]
-    leaves = {key.rpartition(".")[2]: key for key in known}
-    return next((leaves[found] for found in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)), None)
 
 
 def origin_of(key: str, origins: dict[str, str]) -> str:
@@ -169,6 +138,15 @@ def _not_beside(problem: Problem) -> str:
     )
 
 
+def _problems_of(override: str, tree: dict[str, Any], origins: dict[str, str]) -> Sequence[Problem]:
+    """Apply an override, or say what is wrong with it."""
+    try:
+        _apply(override, tree, origins)
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
 def _apply(override: str, tree: dict[str, Any], origins: dict[str, str]) -> None:
     key, equals, value = override.partition("=")
     section, _, inside = key.partition(".")
@@ -177,11 +155,11 @@ def _apply(override: str, tree: dict[str, Any], origins: dict[str, str]) -> None
         raise ConfigError([_whole_section(section, value)])
     if not equals or not inside or not section or (not override.isascii() and key not in known and typed(key) in known):
         expected = "an override of the form section.key=value"
-        fix = NO_DATA_RANKS if key in DATA_RANKS else f"write {_meant(override, known)}"
+        fix = meant_by(override, known, sizes(tree))
         raise ConfigError([Problem(key=override, found=override, expected=expected, fix=fix, origin=COMMAND_LINE)])
     parsed = text.parse_value(key, value, COMMAND_LINE)
     if key not in known:
-        raise ConfigError([_unknown(key, parsed, COMMAND_LINE)])
+        raise ConfigError([_unknown(key, parsed, COMMAND_LINE, tree)])
     *outer, leaf = key.split(".")
     place: Any = tree
     for depth, name in enumerate(outer, 1):
@@ -200,32 +178,19 @@ def _apply(override: str, tree: dict[str, Any], origins: dict[str, str]) -> None
 def _whole_section(section: str, value: str) -> Problem:
     """A section has no value as a whole: its keys are set one by one."""
     given = text.parse_value(section, value, COMMAND_LINE)
-    given = given if isinstance(given, dict) else {}
-    keys = [f"{section}.{key}={json.dumps(inner)}" for key, inner in given.items()]
+    inner = given if isinstance(given, dict) else {}
+    keys = [found for key, one in inner.items() if (found := setting(f"{section}.{key}", one)) is not None]
     first = next(key for key in known_keys() if key.startswith(f"{section}."))
-    expected, fix = "an override of one key, section.key=value", f"write {' '.join(keys) or f'{first}=VALUE'}"
+    usual = (None if isinstance(given, (dict, type(None))) else proposal(first, value)) or f"{first}=VALUE"
+    expected, fix = "an override of one key, section.key=value", f"write {' '.join(keys) or usual}"
     return Problem(key=section, found=value, expected=expected, fix=fix, origin=COMMAND_LINE)
 
 
-def _unknown(key: str, found: object, origin: str) -> Problem:
-    parent, _, leaf = key.rpartition(".")
-    in_list = parent.rpartition(".")[2].isdigit()  # the lists of the tree hold sources
-    near = nearest(key, [f"{parent}.{name}" for name in Source.model_fields] if in_list else known_keys())
-    fix = f"did you mean {near}" if near else "remove it; --print-config lists all keys"
-    if leaf in DATA_RANKS:
-        fix = NO_DATA_RANKS
-    elif key in RENAMED:
-        fix = f"it is called {RENAMED[key]} now"
-    elif leaf in NO_EQUAL:
-        fix = NO_EQUAL[leaf]
-    elif ":" in leaf and found is None:
-        fix = f"write a space after the colon: {leaf.replace(':', ': ', 1)}"
-    elif near and near == key_for(key):
-        fix = f"it is called {near} here"
-    return Problem(key=key, found=found, expected="a known key", fix=fix, origin=origin)
+def _unknown(key: str, found: object, origin: str, tree: dict[str, Any]) -> Problem:
+    return Problem(key=key, found=found, expected="a known key", fix=fix_of(key, found, sizes(tree)), origin=origin)
 
 
-def _problem(details: ErrorDetails, origins: dict[str, str]) -> Problem:
+def _problem(details: ErrorDetails, origins: dict[str, str], tree: dict[str, Any]) -> Problem:
     """pydantic's finding in our words."""
     loc = [part for part in details["loc"] if part != "<lambda>"]
     rule = str(loc.pop(2)) if loc[:2] == list(ROPE_SCALING) and len(loc) > 2 else None  # pydantic names the record too
@@ -236,72 +201,38 @@ def _problem(details: ErrorDetails, origins: dict[str, str]) -> Problem:
         expected = f"a key of {rule}: {known}"
         return Problem(key=key, found=details["input"], expected=expected, fix="remove it", origin=origin)
     if details["type"] == "extra_forbidden":
-        return _unknown(key, details["input"], origin)
-    is_section = details["type"] in _SECTION and loc == list(ROPE_SCALING)
+        return _unknown(key, details["input"], origin, tree)
+    is_section = details["type"] in SECTION and loc == list(ROPE_SCALING)
     if details["type"].startswith("union_tag") or is_section:
         found, expected = details["input"], f"a mapping with a type, one of {', '.join(RULES)}"
         fix = f"write {key}={{type: {next(iter(RULES))}, factor: 2}}, or leave it out"
         return Problem(key=key, found=found, expected=expected, fix=fix, origin=origin)
-    expected = _WORDS.get(details["type"]) or _choices(details) or details["msg"].removeprefix("Input should be ")
+    expected = expected_of(details, key)
     found = None if details["type"] == "missing" else details["input"]  # pydantic gives what the key is missing in
-    return Problem(key=key, found=found, expected=expected, fix=_remedy(details, key), origin=origin)
+    return Problem(key=key, found=found, expected=expected, fix=_remedy(details, key, tree), origin=origin)
 
 
-def _choices(details: ErrorDetails) -> str:
-    """The words that a key takes, as YAML writes them; empty if it takes others too."""
-    return re.sub(r"\b(True|False)\b", lambda word: word[0].lower(), details.get("ctx", {}).get("expected", ""))
-
-
-def _remedy(details: ErrorDetails, key: str) -> str:
+def _remedy(details: ErrorDetails, key: str, tree: dict[str, Any]) -> str:
     kind = details["type"]
+    if (share := share_of(key, details["input"], sizes(tree))) is not None:
+        return share
     if kind == "literal_error" and (new := RENAMED_VALUES.get((key, str(details["input"])))):
         return f"it is called {new} now"
-    if kind in ("int_type", "float_type"):
-        number = number_meant(details["input"], kind == "int_type")
-        if number is not None:
-            return f"write {key}={number}{_described(key)}"
     if kind == "missing":
         return f"give {key} a value"
     if kind == "string_type":
         return "put the value into quotes"
-    if kind == "literal_error":
-        meant = value_for(key, details["input"], get_args(info.annotation) if (info := _field(key)) else ())
-        return f"write {key}={meant}" if meant else f"choose one of {_choices(details)}"
     if kind == "tuple_type":
-        return f"write a list, as {key}=[{_examples(key)}]{_described(key)}"
-    if kind in _SECTION:
+        return f"write a list, as {key}=[{examples(key)}]{described(key)}"
+    if kind in SECTION:
         return f"write the keys of {key} indented below it, each on a line"
-    return f"give {key} such a value{_described(key)}"
-
-
-def _field(key: str) -> FieldInfo | None:
-    section, _, name = key.partition(".")
-    outer = Config.model_fields.get(section)
-    return outer.annotation.model_fields.get(name) if outer and outer.annotation else None
-
-
-def _examples(key: str) -> str:
-    """Two values that the list of a key may hold."""
-    inner = _field(key)
-    options = [inner.annotation, *get_args(inner.annotation)] if inner else []
-    items = next((get_args(option)[0] for option in options if get_origin(option) is tuple), None)
-    words = get_args(items) if get_origin(items) is Literal else (1, 2) if items is int else ("a", "b")
-    return ", ".join(map(str, words[:2]))
-
-
-def _described(key: str) -> str:
-    inner = _field(key)
-    return f" ({inner.description})" if inner is not None and inner.description else ""
-
-
-def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    for name, info in model.model_fields.items():
-        yield f"{prefix}{name}"
-        for kind in _models(info.annotation):
-            yield from _keys(kind, f"{prefix}{name}.")
-
-
-def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The section that an annotation names, through Optional; lists of sections have no dotted keys."""
-    options = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    return [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+    if key not in known_keys() or refusal_of(key, details["input"]) is None:
+        return f"give {key} {given(details, key)}"
+    meant = proposal(key, as_written(details["input"]))
+    if meant is not None:
+        return f"write {meant}" + ("" if kind == "literal_error" else described(key))
+    if kind == "literal_error":
+        return f"choose one of {choices_of(details)}"
+    other = instead(key, as_written(details["input"]))
+    said = other == f"give {key} {given(details, key)}"  # by what was expected
+    return another(key) if said else other

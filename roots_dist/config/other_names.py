@@ -85,7 +85,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "optim.lr": ("learning_rate",),
     "optim.min_lr": ("min_learning_rate",),
     "optim.lr_schedule": ("lr_scheduler_type", "lr_scheduler", "lr_decay_style"),
-    "optim.warmup_steps": ("num_warmup_steps", "warmup_iters", "lr_warmup_iters"),
+    "optim.warmup_steps": ("num_warmup_steps", "warmup_iters", "lr_warmup_iters", "warmup_num_steps"),
     "optim.decay_steps": ("lr_decay_iters", "lr_decay_steps"),
     "optim.beta1": ("adam_beta1",),
     "optim.beta2": ("adam_beta2",),

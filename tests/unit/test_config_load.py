@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import get_args
 
 import pytest
@@ -9,10 +10,12 @@ import pytest
 from roots_dist.checks.checks import check
 from roots_dist.checks.unused import USES
 from roots_dist.config import text
-from roots_dist.config.load import known_keys, load, nearest, read, to_yaml
+from roots_dist.config.foreign import ANSWERS, CONVERTED
+from roots_dist.config.load import load, read, to_yaml
 from roots_dist.config.other_names import OTHER_NAMES, OTHER_VALUES, key_for
 from roots_dist.config.renamed import RENAMED, RENAMED_VALUES
 from roots_dist.config.schema import Config, ExactConfig, Source
+from roots_dist.config.unknown_keys import known_keys, nearest
 from roots_dist.errors import ConfigError
 from roots_dist.runs.ranks.run_on_ranks import ready
 
@@ -88,9 +91,10 @@ def test_what_is_printed_reads_back_equal(write):
         ("model:\n  layers: 0\n", "model.layers", 2, "Transformer blocks"),
         ("model:\n  tied_embeddings: 1\n", "model.tied_embeddings", 2, "embedding"),
         ("model: {dropout: 1.0}\n", "model.dropout", 1, "embedding"),
-        ("optim: {lr: .nan}\n", "optim.lr", 1, "such a value"),
-        ("optim: {eps: .inf}\n", "optim.eps", 1, "such a value"),
-        ("optim: {lr: -1e-4}\n", "optim.lr", 1, "such a value"),
+        ("optim: {lr: .nan}\n", "optim.lr", 1, "write optim.lr=0.0003, its default, or another value (learning rate"),
+        ("optim: {eps: .inf}\n", "optim.eps", 1, "write optim.eps=1e-08, its default"),
+        ("optim: {lr: -1e-4}\n", "optim.lr", 1, "write optim.lr=0.0003, its default"),
+        ("model: {window: 0}\n", "model.window", 1, "change model.window (keys that a query sees"),
         ("parallel: {zero_stage: 4}\n", "parallel.zero_stage", 1, "optimizer"),
         ("train: {exact: {tensor:2}}\n", "train.exact.tensor:2", 1, "write a space after the colon: tensor: 2"),
         ("parallel: {schedule: 1F1B}\n", "parallel.schedule", 1, "write parallel.schedule=1f1b"),
@@ -153,7 +157,16 @@ def test_a_missing_file_names_its_neighbours(write):
         ("--optim.lr=3", "--optim.lr", "optim.lr"),
         ("model.layers=[", "model.layers", "quotes"),
         ("model.layers=many", "model.layers", "Transformer blocks"),
-        ("model.layers=", "model.layers", "such a value"),
+        ("model.layers=", "model.layers", "write model.layers="),
+        ("model.layers=０", "model.layers", "give model.layers a whole number greater than or equal to 1 (number of"),
+        ("layers=0", "layers=0", "give model.layers a whole number greater than or equal to 1 (number of"),
+        ("n_layer=-1k", "n_layer=-1k", "give model.layers a whole number greater than or equal to 1 (number of"),
+        ("model.dropout=200%", "model.dropout", "give model.dropout a number less than 1 ("),
+        ("torch_dtype=float16", "torch_dtype=float16", "give train.precision one of the values 'fp32' or 'bf16'"),
+        ("parallel={tp: 0, zz: 1}", "parallel", "write parallel.tp=VALUE"),
+        ("train={learning_rate: 1e-4}", "train", "write optim.lr=0.0001"),
+        ("optim=adamw_torch", "optim", "write optim.optimizer=adamw"),
+        ("model.layers:0", "model.layers:0", "give model.layers a whole number greater than or equal to 1"),
         ("=3", "=3", "optim.lr=3"),
         ("data.train.0.path=x", "data.train.0.path", "data.train"),
     ],
@@ -233,6 +246,71 @@ def test_words_of_other_systems_for_a_value_are_answered_with_ours(write):
         for found in names:
             (problem,) = refused(write(f"{section}: {{{name}: '{found}'}}\n"))
             assert (problem.key, problem.fix) == (key, f"write {key}={ours}"), found
+
+
+FOREIGN = {
+    "gradient_accumulation_steps: 4": "leave it out: it follows from train.global_batch / (train.micro_batch × data "
+    "ranks)",
+    "warmup_ratio: 0.1": "write optim.warmup_steps=20, which is 0.1 × train.steps = 0.1 × 200",
+    "warmup_ratio: 2": "write optim.warmup_steps=N, where N is warmup_ratio × train.steps",
+    "warmup_ratio: a": "write optim.warmup_steps=N, where N is warmup_ratio × train.steps",
+    "warmup_ratio: 0.0001": "write optim.warmup_steps=1, which is 0.0001 × train.steps = 0.0001 × 200",
+    "warmup_ratio: 0": "write optim.warmup_steps=0, which is 0 × train.steps = 0 × 200",
+    "save_steps: 0.05": "write checkpoint.every=10, which is 0.05 × train.steps = 0.05 × 200",
+    "save_steps: 50": "it is called checkpoint.every here",
+    "train_samples: 800": "write train.steps=100, which is 800 / train.global_batch = 800 / 8",
+    "train_tokens: 1000000": "write train.steps=488, which is 1000000 / (train.global_batch × data.seq_length) = "
+    "1000000 / (8 × 256)",
+    "min_lr_ratio: 0.1": "write optim.min_lr=3e-05, which is 0.1 × optim.lr = 0.1 × 0.0003",
+    "distributed_timeout_minutes: 30": "write advanced.timeout_s=1800, which is 30 × 60",
+    "gradient_checkpointing: true": "write train.recompute=full: that is how it is called here",
+    "activation_checkpointing: {partition_activations: true}": "it is called train.recompute here (",
+    "bf16: true": "write train.precision=bf16",
+    "bf16: false": "leave it out: without it train.precision=fp32",
+    "bf16: {enabled: true}": "write train.precision=bf16",
+    "fp16: true": "write train.precision=bf16, which needs no scaling of the loss: there is no fp16 here",
+    "fp16: {enabled: auto}": "write train.precision=bf16, which needs no scaling of the loss: there is no fp16 here",
+    "fp16: {enabled: false}": "leave it out: there is no fp16 here, only train.precision=fp32 or bf16",
+    "zero_optimization: {stage: 2}": "write parallel.zero_stage=2",
+    "zero_optimization: {stage: 3, overlap_comm: true}": "write parallel.zero_stage=3; leave out overlap_comm",
+    "zero_optimization: {stage: auto}": "write parallel.zero_stage=STAGE, one of 0, 1, 2, 3",
+    "deepspeed: {zero_optimization: {stage: 2}, zz: 1}": "zero_optimization: write parallel.zero_stage=2; remove zz",
+    "deepspeed: ds.json": "write advanced.engine=deepspeed; what its file says is said by keys here: train.micro_batch",
+    "optimizer: {type: AdamW, params: {betas: [0.9, 0.95]}}": "params: betas: write optim.beta1=0.9 optim.beta2=0.95",
+    "scheduler: {type: WarmupLR}": "remove it; --print-config lists all keys",
+    "untie_embeddings_and_output_weights: true": "write model.tied_embeddings=false",
+    "report_to: none": "write track.wandb=disabled track.tensorboard=off",
+    "fsdp: shard_grad_op auto_wrap": "write parallel.zero_stage=2",
+    "num_gpus: 2": "leave it out, and write --processes N on the command line",
+    "warmup: 10": "did you mean optim.warmup_steps",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("line", FOREIGN)
+def test_a_name_of_another_system_is_answered_with_what_its_value_is_here(write, line):
+    """In a file, in a section of it, as an override with a section and without one, behind which train.steps may be."""
+    answer = FOREIGN[line]
+    name, _, value = line.partition(": ")
+    steps = "train: {steps: 200}\n"
+    problems = [refused(write(f"{steps}{line}\n")), refused(write(f"train:\n  steps: 200\n  {line}\n"))]
+    problems.append(refused(write("{}"), [f"train.{name}={value}", "train.steps=200"]))
+    for found in problems:
+        assert [problem.fix[: len(answer)] for problem in found] == [answer]
+    if answer.startswith(("write", "leave")):
+        alone = refused(write(steps), [f"{name}={value}"])[0].fix
+        assert alone[: len(answer)].partition(":")[0] == answer.partition(":")[0]
+
+
+def test_every_number_of_another_unit_names_keys(write):
+    for name, rule in CONVERTED.items():
+        assert {rule.key, *rule.times, *rule.over} <= set(known_keys()) and key_for(name) is None
+        assert f"write {rule.key}=N, where N is {name}" in rule.advice(name, "x", {})
+    assert not set(CONVERTED) & set(ANSWERS)
+    for name, answer in ANSWERS.items():
+        for value in (True, False, 1, "x", {}, [1, 2]):
+            for word in re.findall(r"\b[a-z]+\.[a-z_0-9]+", answer(value) or ""):
+                assert word in known_keys(), (name, word)
+        assert key_for(name) is None
 
 
 def test_a_key_that_a_rule_lacks_has_no_value(write):
