@@ -9,23 +9,19 @@ schedule's program, a rank proves its own part (schedule/violations.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
-from roots_dist.accounting.sizes import generator_of, num_blocks
-from roots_dist.checks import exact, families, model, readiness, unused
+from roots_dist.accounting.sizes import generator_of
+from roots_dist.checks import exact, families, model, pipeline, readiness, unused
 from roots_dist.checks.facts import Facts
-from roots_dist.checks.model import divisors
+from roots_dist.checks.model import divisors, one_of
 from roots_dist.config.batch_ramp import batch_sizes
-from roots_dist.config.records import lr_schedule_of, objective_of, schedule_of
+from roots_dist.config.records import lr_schedule_of, objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.layout import Layout
-from roots_dist.schedule import schedules
-from roots_dist.schedule.program import refusal
 
-MOST_PASSES = 1 << 18
-"""Microbatches × stages whose program is checked, some seconds' work. Larger ones are slips: gradient accumulation goes
-to thousands."""
 MOST_TOKENS = 1 << 26
 """Tokens of a microbatch: to plan a run its samples are drawn. No device holds what larger ones compute."""
 
@@ -73,7 +69,7 @@ def check_used(config: Config, world_size: int, facts: Facts | None = None, rank
     ramp = list(_ramp(config))
     sizes = [] if ramp else batch_sizes(config.train)
     pp_rank = None if rank is None else layout.place(rank).pp
-    problems += [*ramp, *_batch(config, layout, sizes), *_pipeline(config, layout, sizes, pp_rank)]
+    problems += [*ramp, *_batch(config, layout, sizes), *pipeline.check(config, layout, sizes, pp_rank)]
     problems += [*_engine(config, layout), *exact.check(config, layout, sizes)]
     if facts is not None:
         problems += readiness.check(config, layout, facts)
@@ -82,28 +78,30 @@ def check_used(config: Config, world_size: int, facts: Facts | None = None, rank
 
 def _tensor_parallel(config: Config) -> Iterator[Problem]:
     model, tp = config.model, config.parallel.tp
-    for name, size in exact.cut_over_tensor_ranks(config).items():
-        if size % tp:
-            yield Problem(
-                key="parallel.tp",
-                found=tp,
-                expected=f"a divisor of {name} = {size}",
-                fix=f"choose one of {divisors(size)}" if size < 1000 else f"choose a tp that divides {size}",
-            )
+    cut = exact.cut_over_tensor_ranks(config)
+    wrong = [f"{name} = {size}" for name, size in cut.items() if size % tp]
+    kv_heads = model.num_kv_heads()
+
+    def cuts_a_head(number: int) -> bool:
+        return bool(kv_heads % number and number % kv_heads)
+
+    if wrong or cuts_a_head(tp):
+        heads = [f"a divisor or a multiple of model.kv_heads = {kv_heads}"] if cuts_a_head(tp) else []
+        fits = [number for number in divisors(math.gcd(*cut.values())) if not cuts_a_head(number)]
+        fits = [number for number in fits if _takes_positions_and_heads(config, number)] or [1]
+        yield Problem(
+            key="parallel.tp",
+            found=tp,
+            expected=" and ".join([*(["a divisor of " + " and of ".join(wrong)] if wrong else []), *heads])
+            + (", so that no head is cut" if heads else ""),
+            fix=one_of(fits) if fits != [1] else "use 1, or change what is named",
+        )
     if model.experts is not None and model.experts % config.parallel.ep:
         yield Problem(
             key="parallel.ep",
             found=config.parallel.ep,
             expected=f"a divisor of model.experts = {model.experts}",
-            fix=f"choose one of {divisors(model.experts)}",
-        )
-    kv_heads = model.num_kv_heads()
-    if kv_heads % tp and tp % kv_heads and model.heads % tp == 0:
-        yield Problem(
-            key="parallel.tp",
-            found=tp,
-            expected=f"a divisor or a multiple of model.kv_heads = {kv_heads}, so that no head is cut",
-            fix=f"choose one of {divisors(kv_heads)}, or a multiple of {kv_heads}",
+            fix=one_of(divisors(model.experts)),
         )
     if config.parallel.sequence_parallel and tp == 1:
         yield Problem(
@@ -120,6 +118,13 @@ def _tensor_parallel(config: Config) -> Iterator[Problem]:
             expected=f"a multiple of {families.cut_by(config.parallel, 'it')}",
             fix=f"use {-(-config.data.seq_length // unit) * unit}",
         )
+
+
+def _takes_positions_and_heads(config: Config, tp: int) -> bool:
+    """True if this many tensor ranks cut the positions evenly, and the heads that context ranks exchange."""
+    parallel = config.parallel.model_copy(update={"tp": tp})
+    heads, unit = (config.model.heads, config.model.num_kv_heads()), parallel.head_unit()
+    return config.data.seq_length % parallel.position_unit() == 0 and not any(number % unit for number in heads)
 
 
 def _exchanged_heads(config: Config) -> Iterator[Problem]:
@@ -177,65 +182,6 @@ def _batch(config: Config, layout: Layout, sizes: Sequence[int]) -> Iterator[Pro
             + ("" if ramp is None else f", and not {wrong[0]}"),
             fix=f"use {-(-wrong[0] // unit) * unit} or another multiple of {unit}, or change train.micro_batch",
         )
-
-
-def _pipeline(config: Config, layout: Layout, sizes: Sequence[int], rank: int | None) -> Iterator[Problem]:
-    parallel = config.parallel
-    blocks, stages = num_blocks(config), config.num_stages()
-    if blocks < stages:
-        one_stack = blocks == config.model.layers
-        yield Problem(
-            key="model.layers",
-            found=config.model.layers,
-            expected=f"at least one layer for each of parallel.pp × parallel.virtual_stages = {stages} stages"
-            + ("" if one_stack else f"; both stacks together have {blocks}"),
-            fix=(f"use {stages} layers or more" if one_stack else "use more layers")
-            + ", or lower parallel.pp or parallel.virtual_stages",
-        )
-    batches = max((config.num_microbatches(layout.dp, batch) for batch in sizes), default=0)
-    if blocks >= stages and batches * stages > MOST_PASSES:
-        most = max(1, MOST_PASSES // stages)
-        yield Problem(
-            key="train.global_batch",
-            found=config.train.global_batch,
-            expected=f"at most {most:,} microbatches in a step of a rank, and not {batches:,}: all passes are checked",
-            fix="lower train.global_batch, raise train.micro_batch, or start more processes",
-        )
-        return
-    for batch in sizes:
-        microbatches = config.num_microbatches(layout.dp, batch)
-        reason = (
-            schedules.problem(schedule_of(config), layout.pp, microbatches, parallel.virtual_stages)
-            if microbatches
-            else None
-        )
-        if reason is not None:
-            wrong, _, fix = reason.partition(". Fix: ")
-            yield Problem(
-                key="parallel.schedule",
-                found=parallel.schedule,
-                expected=f"a schedule for {layout.pp} ranks and {microbatches} microbatches; it says {wrong}",
-                fix=fix or "choose another parallel.schedule",
-            )
-            return
-    if sizes and blocks >= stages:
-        yield from _deadlock(config, layout, sizes, rank)
-
-
-def _deadlock(config: Config, layout: Layout, sizes: Sequence[int], rank: int | None) -> Iterator[Problem]:
-    """Check the programs of the smallest and the largest batch; those between are checked when a ramp comes to them."""
-    parallel = config.parallel
-    for batch in sorted({min(sizes), max(sizes)}):
-        microbatches = config.num_microbatches(layout.dp, batch)
-        shape = schedules.Shape(parallel.pp, microbatches, parallel.virtual_stages)
-        if microbatches and (reason := refusal(schedule_of(config), shape, rank)):
-            yield Problem(
-                key="parallel.schedule",
-                found=parallel.schedule,
-                expected=f"a program that ends with {shape.ranks} ranks and {microbatches} microbatches; {reason}",
-                fix="choose another parallel.schedule, or correct its function in schedule/schedules.py",
-            )
-            return
 
 
 def _optim(config: Config) -> Iterator[Problem]:

@@ -83,7 +83,7 @@ def _data(config: Config, degree: int, dp: int, batches: Sequence[int]) -> Itera
         if number % dp:
             return f"a multiple of the number of data ranks, which is {dp}"
         if wrong is not None:
-            return f"every batch a multiple of train.micro_batch × data = {micro * number}, and not {wrong}"
+            return f"every batch a multiple of train.micro_batch × train.exact.data = {micro * number}, and not {wrong}"
         return None
 
     if (expected := problem_of(degree)) is not None:
@@ -101,7 +101,7 @@ def _lengths(config: Config) -> dict[str, int]:
     """Numbers of positions: their names in words, and the sizes."""
     found = {"data.seq_length": config.data.seq_length}
     if family_of(config).has_two_stacks:
-        found["the decoder's number of positions"] = target_seq(config)
+        found["the decoder's positions (data.target_seq_length)"] = target_seq(config)
     return found
 
 
@@ -117,8 +117,8 @@ def _context(config: Config, degree: int, cp: int) -> Iterator[Problem]:
             return f"a multiple of parallel.cp = {cp}"
         if uncut:
             return (
-                f"one that cuts {' and '.join(uncut)} evenly: into 2 × context chunks, and into context × tensor runs "
-                "of positions"
+                f"one that cuts {' and '.join(uncut)} evenly: into 2 × train.exact.context runs of positions, and "
+                "into train.exact.context × train.exact.tensor"
             )
         return None
 
@@ -156,7 +156,7 @@ def _refused(config: Config, layout: Layout) -> Iterator[Problem]:
             "objective.name",
             objective.name,
             present(config.train.exact).context > 1 and objective_of(config).has_labels,
-            "an objective of tokens, or context: 1,",
+            "an objective of tokens, or train.exact.context=1,",
         ),
         ("train.compile", True, config.train.compile is True, "auto or false"),
         ("advanced.float64", True, config.advanced.float64, "false"),

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 from roots_dist.config.rope_scaling import Llama3, LongRope, Yarn
 from roots_dist.config.schema import Config
 from roots_dist.errors import Problem
 
+MOST_NAMED = 24
+"""Numbers that a fix names."""
 
-def divisors(n: int) -> str:
-    return ", ".join(str(d) for d in range(1, n + 1) if n % d == 0)
+
+def divisors(n: int) -> list[int]:
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
+
+
+def one_of(numbers: Sequence[int]) -> str:
+    """The fix that names the numbers that fit; of many, the first."""
+    if len(numbers) == 1:
+        return f"use {numbers[0]}"
+    more = f", … {numbers[-1]}" if len(numbers) > MOST_NAMED else ""
+    return f"choose one of {', '.join(map(str, numbers[:MOST_NAMED]))}{more}"
 
 
 def check(config: Config) -> Iterator[Problem]:
@@ -52,7 +65,7 @@ def check(config: Config) -> Iterator[Problem]:
             key="model.kv_heads",
             found=model.kv_heads,
             expected=f"a divisor of model.heads = {model.heads}, so that each serves as many query heads",
-            fix=f"choose one of {divisors(model.heads)}",
+            fix=one_of(divisors(model.heads)),
         )
 
 
@@ -156,7 +169,7 @@ def _experts(experts: int, config: Config) -> Iterator[Problem]:
             key="model.expert_groups",
             found=model.expert_groups,
             expected=f"a divisor of model.experts = {experts}",
-            fix=f"choose one of {divisors(experts)}",
+            fix=one_of(divisors(experts)),
         )
     elif model.groups_per_token > model.expert_groups:
         yield Problem(

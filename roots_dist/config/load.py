@@ -165,7 +165,8 @@ def _apply(override: str, tree: dict[str, Any], origins: dict[str, str]) -> None
     for depth, name in enumerate(outer, 1):
         if place.get(name) is None:  # not said, or a record that is off by default
             place[name] = {}
-            origins[".".join(outer[:depth])] = COMMAND_LINE
+            if depth > 1:  # the other keys of a section are at their defaults
+                origins[".".join(outer[:depth])] = COMMAND_LINE
         place = place[name]
         if not isinstance(place, dict):
             return  # the file is wrong there already, and validation says so

@@ -44,8 +44,8 @@ def describe(name: str, ranks: int, microbatches: int, chunks: int = 1, png: str
     """
     if ranks * microbatches * chunks > MOST:
         raise UserError(
-            f"ranks * microbatches * chunks = {ranks * microbatches * chunks}: expected at most {MOST} to draw. "
-            f"Fix: lower one of them, the pattern stays the same"
+            f"ranks × microbatches × virtual stages = {ranks * microbatches * chunks}: expected at most {MOST} to "
+            f"draw. Fix: lower one of them, the pattern stays the same"
         )
     played = play(whole_program(name, ranks, microbatches, chunks))
     bubble = expected_bubble(name, ranks, microbatches, chunks)

@@ -48,6 +48,8 @@ class Schedule:
     """True if gradients of inputs and weights are separate actions, INPUT and WEIGHT instead of BACKWARD."""
     virtual_stages: bool = False
     """True if each rank holds several stages; the other schedules have one stage per rank."""
+    whole_groups: bool = False
+    """True if the microbatches of a step must be a multiple of the ranks."""
     other_names: tuple[str, ...] = ()
     """Words of other systems for it."""
     problem: Callable[[Shape], str | None] | None = None
@@ -133,16 +135,6 @@ def _weave(forwards: list[Action], backwards: list[Action], warmup: int) -> list
     return forwards[:warmup] + pairs + backwards[len(forwards) - warmup :]
 
 
-def _whole_groups(shape: Shape) -> str | None:
-    if shape.microbatches % shape.ranks == 0:
-        return None
-    above = -(-shape.microbatches // shape.ranks) * shape.ranks
-    return (
-        f"microbatches = {shape.microbatches}: expected a multiple of the {shape.ranks} pipeline ranks with the "
-        f"schedule interleaved. Fix: use {above} microbatches, or choose {DEFAULT}"
-    )
-
-
 def _zero_bubble_time(shape: Shape, times: Times) -> float:
     """(p - 1)(T_F + T_B - T_W): Qi et al. 2024, table 2, for T_W at most T_F and T_B (a longer one fills no more than
     the shortest of the three) and at least p microbatches (fewer have fewer weight passes to fill the bubble)."""
@@ -155,6 +147,8 @@ def _fill_and_drain_time(shape: Shape, times: Times) -> float:
     return (shape.ranks - 1) * (times.forward + times.input + times.weight)
 
 
+STAGES = "virtual stages"
+"""Stages per rank, in the words of parallel.virtual_stages and of `roots schedule --virtual-stages`."""
 DEFAULT = "1f1b"
 SCHEDULES = {
     "gpipe": Schedule(
@@ -177,7 +171,7 @@ SCHEDULES = {
         bubble_time=_fill_and_drain_time,
         peak=lambda shape, rank: 2 * (shape.ranks - rank - 1) + (shape.chunks - 1) * shape.ranks + 1,
         virtual_stages=True,
-        problem=_whole_groups,
+        whole_groups=True,
     ),
     "zb-h1": Schedule(
         title="ZB-H1",
@@ -200,16 +194,22 @@ def problem(name: str | Schedule, num_ranks: int, num_microbatches: int, chunks:
     """The reason why this shape cannot be scheduled, in one line with its fix; None if it can."""
     if isinstance(name, str) and name not in SCHEDULES:
         return f"schedule = {name!r}: expected one of {', '.join(SCHEDULES)}. Fix: choose one of them"
-    for field, value in (("ranks", num_ranks), ("microbatches", num_microbatches), ("chunks", chunks)):
+    for field, value in (("ranks", num_ranks), ("microbatches", num_microbatches), (STAGES, chunks)):
         if value < 1:
             return f"{field} = {value}: expected at least 1"
     schedule = record_of(name)
     name = name if isinstance(name, str) else name.title
     if chunks != 1 and not schedule.virtual_stages:
         others = " or ".join(other for other, s in SCHEDULES.items() if s.virtual_stages)
-        return f"chunks = {chunks}: expected 1 with the schedule {name}. Fix: set chunks to 1, or choose {others}"
+        return f"{STAGES} = {chunks}: expected 1 with the schedule {name}. Fix: use 1, or choose {others}"
     if chunks == 1 and schedule.virtual_stages:
-        return f"chunks = 1: expected at least 2 with the schedule {name}. Fix: raise chunks, or choose {DEFAULT}"
+        return f"{STAGES} = 1: expected at least 2 with the schedule {name}. Fix: use 2 or more, or choose {DEFAULT}"
+    if schedule.whole_groups and num_microbatches % num_ranks:
+        above = -(-num_microbatches // num_ranks) * num_ranks
+        return (
+            f"microbatches = {num_microbatches}: expected a multiple of the {num_ranks} pipeline ranks with the "
+            f"schedule {name}. Fix: use {above} microbatches, or choose {DEFAULT}"
+        )
     return schedule.problem and schedule.problem(Shape(num_ranks, num_microbatches, chunks))
 
 

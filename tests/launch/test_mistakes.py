@@ -201,9 +201,30 @@ YAML = {
     "a leading zero": ("model:\n  layers: 010\n", "(slip.yaml:2): expected YAML. Fix: write it without"),
     "a time": ("model:\n  layers: 12:30\n", "Fix: write one number without colons"),
 }
+INTERLEAVED = "parallel.schedule=interleaved parallel.virtual_stages=2"
 SIZES = {
     "heads that tp does not divide": ("train a.yaml parallel.tp=8", "choose one of 1, 2, 4"),
+    "heads and a vocabulary that tp does not divide at once": (
+        "train a.yaml parallel.tp=3 model.heads=6 model.hidden=48 model.vocab=304 advanced.vocab_multiple=1",
+        "Fix: choose one of 1, 2.",
+    ),
     "too many stages": ("train a.yaml parallel.pp=3", "use 3 layers or more"),
+    "stages for a schedule that has one a rank": (
+        "train a.yaml parallel.virtual_stages=2",
+        "expected 1 with parallel.schedule=1f1b. Fix: set parallel.virtual_stages=1, or parallel.schedule=interleaved.",
+    ),
+    "a schedule without its stages": (
+        "train a.yaml parallel.schedule=interleaved",
+        "parallel.virtual_stages = 1: expected at least 2 with parallel.schedule=interleaved. Fix: set parallel.",
+    ),
+    "stages of a drawing": (
+        "schedule interleaved --ranks 2 --microbatches 2",
+        "virtual stages = 1: expected at least 2 with the schedule interleaved. Fix: use 2 or more, or choose 1f1b",
+    ),
+    "microbatches that a schedule cannot group": (
+        f"train a.yaml model.layers=4 train.global_batch=3 parallel.pp=2 {INTERLEAVED}",
+        "= 1 × 1 × 2 = 2 with parallel.schedule=interleaved. Fix: use 4, or set parallel.schedule=1f1b.",
+    ),
     "processes that the layout does not fill": ("train a.yaml parallel.tp=2 --processes 3", "start 4 processes"),
     "a batch that dp does not divide": ("train a.yaml --processes 3", "use 6 or another multiple of 3"),
     "a GPU that is not there": ("train a.yaml train.device=cuda", "train.device"),

@@ -489,7 +489,13 @@ def test_what_cannot_be_exact_is_refused(changes, words):
         (8, 4, 1, "tensor = 8: expected a divisor of model.heads = 4", "1, 2, 4"),
         (4, 12, 1, "data = 12: expected a power of two", "4, 8"),
         (4, 2, 1, "data = 2: expected a multiple of the number of data ranks, which is 4", "4, 8"),
-        (4, 16, 1, "data = 16: expected every batch a multiple of train.micro_batch × data = 16, and not 8", "4, 8"),
+        (
+            4,
+            16,
+            1,
+            "data = 16: expected every batch a multiple of train.micro_batch × train.exact.data = 16, and not 8",
+            "4, 8",
+        ),
     ],
 )
 def test_a_wrong_degree_is_answered_by_one_line(tensor, data, tp, expected, fits):

@@ -211,12 +211,12 @@ WRONG = [
     (4, {"train": {"batch_ramp": [2, 2, 100]}}, "train.batch_ramp"),
     (8, {"parallel": {"pp": 8}}, "model.layers"),
     (2, {"parallel": {"pp": 2, "virtual_stages": 3, "schedule": "interleaved"}}, "model.layers"),
-    (2, {"parallel": {"pp": 2, "virtual_stages": 2}}, "parallel.schedule"),
-    (2, {"parallel": {"pp": 2, "schedule": "interleaved"}}, "parallel.schedule"),
+    (2, {"parallel": {"pp": 2, "virtual_stages": 2}}, "parallel.virtual_stages"),
+    (2, {"parallel": {"pp": 2, "schedule": "interleaved"}}, "parallel.virtual_stages"),
     (
         2,
         {"parallel": {"pp": 2, "virtual_stages": 2, "schedule": "interleaved"}, "train": {"global_batch": 3}},
-        "parallel.schedule",
+        "train.global_batch",
     ),
     (
         2,
@@ -224,7 +224,7 @@ WRONG = [
             "parallel": {"pp": 2, "virtual_stages": 2, "schedule": "interleaved"},
             "train": {"global_batch": 4, "batch_ramp": [3, 1, 9]},
         },
-        "parallel.schedule",
+        "train.batch_ramp",
     ),
     (1, {"model": {"positions": "rotary"}, "advanced": {"sinusoidal_init": True}}, "advanced.sinusoidal_init"),
     (1, {"optim": {"warmup_steps": 101}}, "optim.warmup_steps"),
@@ -430,6 +430,40 @@ def test_a_rank_refuses_a_schedule_in_which_it_or_its_neighbour_waits(monkeypatc
     refused = [rank for rank in range(8) if check_used(config, 8, rank=rank)]
     assert refused == [0, 1, 2, 3], "pipeline rank 0, with two tensor ranks, and its neighbour"
     assert [problem.key for problem in check(config, 8)] == ["parallel.schedule"]
+
+
+TENSOR_RANKS = {
+    "heads and a vocabulary": ({"model": {"heads": 6, "hidden": 384}}, 6, "choose one of 1, 2."),
+    "key/value heads": ({"model": {"heads": 12, "hidden": 384, "kv_heads": 4}}, 3, "choose one of 1, 2, 4."),
+    "key/value heads that are cut": ({"model": {"heads": 12, "kv_heads": 6, "hidden": 240}}, 4, "choose one of 1, 2."),
+    "nothing but one rank": ({"model": {"heads": 3, "hidden": 384}}, 2, "use 1, or change what is named."),
+    "positions too": (
+        {"model": {"heads": 8}, "data": {"seq_length": 12}, "parallel": {"sequence_parallel": True}},
+        3,
+        "choose one of 1, 2, 4.",
+    ),
+    "exchanged heads too": (
+        {"model": {"heads": 8}, "data": {"seq_length": 256}, "parallel": {"cp": 2, "cp_kind": "heads"}},
+        3,
+        "choose one of 1, 2, 4.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TENSOR_RANKS)
+def test_degrees_that_are_proposed_satisfy_every_rule_at_once(case):
+    sections, tp, fix = TENSOR_RANKS[case]
+    cp = sections.get("parallel", {}).get("cp", 1)
+
+    def of(degree: int) -> list:
+        changed = config_of(**sections).changed({"parallel.tp": degree, "train.global_batch": 8})
+        return [p for p in check(changed, degree * cp) if degree > 1 or p.key != "parallel.sequence_parallel"]
+
+    (problem,) = [p for p in of(tp) if p.key == "parallel.tp"]
+    assert str(problem).endswith(f"Fix: {fix}") and "\n" not in str(problem)
+    named = [int(word) for word in re.findall(r"\d+", fix)]
+    assert named and not [p for degree in named for p in of(degree)]
+    assert [degree for degree in range(1, 13) if not of(degree)] == named
 
 
 def test_layout_for_gives_dp_what_is_left():

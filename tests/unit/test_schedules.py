@@ -220,15 +220,15 @@ def test_every_schedule_adds_gradients_up_in_the_same_order():
 @pytest.mark.parametrize(
     "shape, words",
     [
-        (("1f1b", 4, 8, 2), ["chunks = 2", "expected 1", "Fix"]),
-        (("zb-h1", 4, 8, 2), ["chunks = 2", "zb-h1"]),
-        (("interleaved", 4, 8, 1), ["chunks = 1", "at least 2", "1f1b"]),
+        (("1f1b", 4, 8, 2), ["virtual stages = 2", "expected 1", "Fix"]),
+        (("zb-h1", 4, 8, 2), ["virtual stages = 2", "zb-h1"]),
+        (("interleaved", 4, 8, 1), ["virtual stages = 1", "at least 2", "1f1b"]),
         (("interleaved", 4, 6, 2), ["microbatches = 6", "multiple of the 4", "use 8"]),
         (("interleaved", 4, 2, 2), ["microbatches = 2", "use 4"]),
         (("2f2b", 4, 8, 1), ["schedule = '2f2b'", ", ".join(SCHEDULES)]),
         (("gpipe", 0, 8, 1), ["ranks = 0"]),
         (("gpipe", 4, -1, 1), ["microbatches = -1"]),
-        (("interleaved", 4, 8, 0), ["chunks = 0"]),
+        (("interleaved", 4, 8, 0), ["virtual stages = 0"]),
     ],
 )
 def test_an_impossible_shape_is_refused_in_one_line(shape, words):
