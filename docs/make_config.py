@@ -1,6 +1,6 @@
 """docs/config.md, made from the config tree itself: every key with its default, what it may be, and its meaning.
 
-    python docs/make_config.py        roots_dist/config/schema.py --> docs/config.md
+    python docs/make_config.py        roots_dist/config/sections.py --> docs/config.md
 
 tests/test_readme.py fails while the page does not say what the tree says.
 """
@@ -15,7 +15,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from roots_dist.config.other_names import OTHER_NAMES
-from roots_dist.config.schema import Config, Source
+from roots_dist.config.schema import Config
+from roots_dist.config.sections import Source
 
 PAGE = Path(__file__).with_name("config.md")
 HEAD = """\
@@ -33,7 +34,7 @@ shows the whole resolved tree and trains nothing. Below the tree it lists what k
 files and the memory that the run needs. A run keeps the tree as `config.yaml` in its folder. There is no key for data ranks: their
 number dp is that of the processes, divided by tp × cp × pp. A whole number is at most 2,147,483,647 where no other bound is said.
 
-*Made by `docs/make_config.py` from `roots_dist/config/schema.py` and `model.py`.*
+*Made by `docs/make_config.py` from `roots_dist/config/sections.py` and `model.py`.*
 """
 WORDS = {int: "whole number", float: "number", bool: "true, false", str: "text"}
 BOUNDS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))

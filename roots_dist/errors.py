@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -26,6 +27,16 @@ class Problem:
         return f"{self.key} = {self.found!r}{origin}: expected {self.expected}. Fix: {self.fix}."
 
 
+class Short:
+    """A value of any type, shown in one short line."""
+
+    def __init__(self, value: object):
+        self.value = value
+
+    def __repr__(self) -> str:
+        return " ".join(reprlib.repr(self.value).split())
+
+
 def present(value: T | None) -> T:
     """A value that an earlier check has made sure of: if it is missing, that is our mistake and not the user's."""
     assert value is not None, "a value is missing that an earlier check makes sure of"
@@ -45,10 +56,14 @@ class ConfigError(UserError):
 
     def __init__(self, problems: Sequence[Problem]):
         self.problems = tuple(problems)
-        super().__init__("this run cannot start:\n" + "\n".join(f"  - {p}" for p in self.problems))
+        super().__init__("\n".join(map(str, self.problems)))
 
     def cli_message(self) -> str:
         return "\n".join(f"✗ {p}" for p in self.problems)
+
+
+class ArgumentError(ConfigError):
+    """Every argument of a call in Python that is of another type than the function takes, or out of its range."""
 
 
 class DataError(UserError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -29,6 +30,7 @@ TEXTS = [
 ]
 SMALL = {"layers": 2, "hidden": 32, "heads": 2, "vocab": 300}
 WORDS = "The people of State"
+HEADS = "model.hidden = 32: expected a multiple of model.heads = 5"
 
 
 @pytest.fixture(scope="module")
@@ -94,17 +96,84 @@ def test_a_score_is_what_the_logits_say(place):
         (lambda model: model.generate("a", tokens=3), "tokens = 3: expected one of max_tokens"),
         (lambda model: model.generate("a", top=3), "--top = 3"),
         (lambda model: model.generate(" "), "prompt 1 = ' '"),
+        (lambda model: model.generate("\ud800"), "expected text in Unicode"),
+        (lambda model: model.generate(["a", "b"]), "prompt = ['a', 'b']: expected text. Fix: give one text; answers()"),
+        (lambda model: model.generate("a", temperature="hot"), "temperature = 'hot': expected a finite number"),
+        (lambda model: model.generate("a", temperature=float("nan")), "temperature = nan: expected a finite number"),
+        (lambda model: model.generate("a", max_tokens=True), "max_tokens = True: expected a whole number"),
+        (
+            lambda model: model.generate("a", stop="end"),
+            "stop = 'end': expected a list of texts",
+        ),
+        (lambda model: model.answers("a"), "prompts = 'a': expected a list of texts. Fix: write prompts=['a']"),
+        (lambda model: model.answers([1]), "prompts = [1]: expected a list of texts"),
+        (lambda model: model.tokens("\ud800"), "expected text in Unicode"),
+        (lambda model: model.text([300]), "token id = 300: expected 0 to 299"),
+        (lambda model: model.text("a"), "ids = 'a': expected a list of whole numbers"),
+        (
+            lambda model: model.logits(torch.zeros(2)),
+            "text = tensor([0., 0.]): expected text or a list",
+        ),
         (lambda model: model.score(""), "text = ''"),
         (lambda model: model.logits([300]), "token id = 300: expected 0 to 299"),
         (lambda model: roots_dist.train("configs/quickstart.yaml"), "torchrun --nproc-per-node 4"),
+        (lambda model: roots_dist.train(read(), every=2.5), "every = 2.5: expected a whole number"),
+        (lambda model: roots_dist.train(read(), on_step=3), "on_step = 3: expected a function"),
+        (
+            lambda model: roots_dist.train(read("model.heads=5")),
+            HEADS,
+        ),
+        (lambda model: next(roots_dist.batches(read("model.heads=5"))), HEADS),
+        (lambda model: roots_dist.training(read("model.heads=5")).__enter__(), HEADS),
+        (lambda model: roots_dist.batches(read(), first_step=-1), "first_step = -1: expected 0 or more"),
+        (lambda model: roots_dist.batches(None), "config = None: expected a Config or text or a path"),
+        (lambda model: roots_dist.read_config(read()), "expected text or a path. Fix: give the path of a YAML file"),
+        (
+            lambda model: roots_dist.read_config("configs/quickstart.yaml", "optim.lr=1"),
+            "overrides = 'optim.lr=1': expected a list of texts. Fix: write overrides=['optim.lr=1']",
+        ),
+        (lambda model: roots_dist.load("runs/quickstart", {"optim.lr": 1}), "expected a list of texts"),
+        (lambda model: read().changed({"train.steps": -1}), "train.steps = -1: expected"),
         (lambda model: roots_dist.train(model.config, every=0), "every = 0"),
         (lambda model: roots_dist.train(model.config, ["train.steps=3"]), "config.changed"),
         (lambda model: roots_dist.load("nowhere"), "nowhere is not the folder of a run"),
     ],
 )
 def test_what_cannot_be_is_told_in_a_line(place, call, words):
-    with pytest.raises(roots_dist.UserError, match=re.escape(words)):
+    with pytest.raises(roots_dist.UserError, match=re.escape(words)) as caught:
         call(roots_dist.load("runs/quickstart"))
+    assert "\n" not in str(caught.value)
+
+
+def read(*overrides):
+    alone = {"parallel.tp": 1, "parallel.pp": 1, "track.folder": "runs/none"}
+    return roots_dist.read_config("configs/quickstart.yaml", overrides).changed(alone)
+
+
+FUNCTIONS = ("batches", "load", "read_config", "train", "training")
+METHODS = [
+    (kind, name)
+    for kind in (roots_dist.Model, roots_dist.Training)
+    for name, value in vars(kind).items()
+    if inspect.isfunction(value) and not name.startswith("_")
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), [*((None, name) for name in FUNCTIONS), *METHODS])
+def test_every_parameter_refuses_what_it_does_not_take(kind, name):
+    """With all parameters of another type, each is named, in a line."""
+    call = getattr(roots_dist, name) if kind is None else getattr(object.__new__(kind), name)
+    parameters = inspect.signature(call).parameters.values()
+    given = {p.name: object() for p in parameters if p.kind is not p.VAR_KEYWORD}
+    if not given:
+        return
+    with pytest.raises(roots_dist.UserError) as caught:
+        call(**given)
+    assert [line.partition(" = ")[0] for line in str(caught.value).splitlines()] == [*given]
+
+
+def test_the_functions_of_the_table_are_all_that_there_are():
+    assert {n for n in roots_dist.__all__ if inspect.isfunction(getattr(roots_dist, n))} == {*FUNCTIONS}
 
 
 def test_a_metric_needs_a_section_of_its_own(place):
@@ -113,6 +182,9 @@ def test_a_metric_needs_a_section_of_its_own(place):
     )
     with pytest.raises(roots_dist.UserError, match="metric loss/mine = 1.0: expected section/name"):
         roots_dist.train(config, on_step=lambda now: {"loss/mine": 1.0})
+    for found in (3.0, {"mine/x": "one"}, {1: 2.0}, [("mine/x", 1.0)]):
+        with pytest.raises(roots_dist.UserError, match="what <lambda> returned = .*: expected a mapping"):
+            roots_dist.train(config, on_step=lambda now, found=found: found)
     assert is_own("mine/x") and not any(map(is_own, ("x", "mine/", "/x", "time/x_s", "optim/grad_norm/x")))
 
 

@@ -21,7 +21,8 @@ from roots_dist.assembly.run import build_run
 from roots_dist.checks.checks import check
 from roots_dist.cli.main import app
 from roots_dist.config.load import load
-from roots_dist.config.schema import Config, ObjectiveConfig
+from roots_dist.config.schema import Config
+from roots_dist.config.sections import ObjectiveConfig
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.prepare import prepare
 from roots_dist.runs.train.step import train_step

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_type_hints
+from typing import Any, Literal, NamedTuple, get_origin, get_type_hints
 
 import torch
 
 from roots_dist import environment
+from roots_dist.api.arguments import checked, kind_of, refuse_others
 from roots_dist.assembly.passes import Passes
 from roots_dist.cli.generate import GENERATE
 from roots_dist.config.records import family_of, objective_of
 from roots_dist.config.schema import Config
-from roots_dist.errors import ConfigError, DataError, Problem, UserError, present
+from roots_dist.errors import ArgumentError, DataError, Problem, Short, UserError, present
 from roots_dist.runs.generate.cached_decoder import broadcast
-from roots_dist.runs.generate.check_options import check_options
+from roots_dist.runs.generate.check_options import check_options, is_unicode
 from roots_dist.runs.generate.generate import load_model, reply
 from roots_dist.runs.generate.options import GenerateOptions
 from roots_dist.runs.generate.prompts import Prompt, PromptEncoder, open_prompt_encoder
@@ -31,6 +32,8 @@ from roots_dist.runs.ranks.join import device_for
 from roots_dist.runs.ranks.run_on_ranks import ready
 from roots_dist.world.batch import IGNORE, MicroBatch
 from roots_dist.world.mesh import Mesh
+
+HALVES = "remove U+D800 to U+DFFF, which are halves of characters"
 
 
 class TextScore(NamedTuple):
@@ -58,8 +61,11 @@ class Model:
         """The run's config, with the layout that this process has."""
         return self.passes.config
 
+    @checked()
     def tokens(self, text: str) -> list[int]:
         """Ids of a text as the model reads it, with the special tokens that its kind puts around a text."""
+        if not is_unicode(text):
+            raise _unfit("text", Short(text), "text in Unicode", HALVES)
         ids = self._raw.ids(text)
         if family_of(self.config).is_encoder:
             s = self._raw.specials
@@ -68,20 +74,23 @@ class Model:
             raise _unfit("text", text, "text that has at least one token", "give another text")
         return self._checked(ids)
 
+    @checked()
     def text(self, ids: Sequence[int]) -> str:
         """Text of ids."""
-        return self._raw.codec.decode(list(ids))
+        return self._raw.codec.decode(self._known(ids))
 
+    @checked()
     def logits(self, text: str | Sequence[int]) -> torch.Tensor:
         """Logits of a text or of ids, float32 [S, V] on the CPU: of a decoder those of the token after each position,
         of an encoder those of the token at each position. Raises UserError for a model that has no such logits."""
         if objective_of(self.config).has_labels or family_of(self.config).has_two_stacks:
             raise self._cannot("logits", "a decoder, or an encoder that fills masks", "use generate() or answers()")
-        ids = self.tokens(text) if isinstance(text, str) else self._checked(list(text))
+        ids = self.tokens(text) if isinstance(text, str) else self._checked(self._known(text))
         found = self._forward(ids, [IGNORE] * len(ids), slice(None))
         logits = next((part for part in found if isinstance(part, torch.Tensor) and part.dim() == 3), None)
         return self._everywhere(logits, (1, len(ids), self.config.model.vocab), torch.float32)[0]
 
+    @checked()
     def score(self, text: str, given: str = "") -> TextScore:
         """Log-probability of a text, or of how `given` goes on with it. Only decoders have one. Raises UserError for
         other models and for an empty text."""
@@ -97,6 +106,7 @@ class Model:
         each = self._everywhere(scores, (1, len(targets)), torch.float64)
         return TextScore(float(each.sum()), len(ids) - known)
 
+    @checked(prompt="give one text; answers() takes a list of them")
     def generate(self, prompt: str, **options: Any) -> str:
         """Answer a prompt as `roots generate` does: a continuation, an answer, a text with its masks filled, a label.
         Options are those of the command: max_tokens=50, temperature=0.7, top_p=0.9, greedy=True, stop=("end",), seed=1.
@@ -104,6 +114,7 @@ class Model:
         (first, *_) = self.answers([prompt], **options)
         return str(first["text"] if "text" in first else first.get("label", first))
 
+    @checked()
     def answers(self, prompts: Sequence[str], **options: Any) -> list[dict[str, object]]:
         """Answer several prompts at a time. Each answer is a line of `roots generate --output`: prompt and text, the
         guesses for masks, or labels with their probabilities; samples=3 gives three lines per prompt."""
@@ -114,6 +125,8 @@ class Model:
         for one in asked:
             if not one.text.strip():
                 raise one.problem("text that is not empty", "give at least one word")
+            if not is_unicode(f"{one.text}{one.pair or ''}"):
+                raise one.problem("text in Unicode", HALVES)
         return [each.record for each in reply(asked, encoder, lambda: self.passes, chosen)]
 
     @cached_property
@@ -129,9 +142,13 @@ class Model:
         limit = self._raw.positions if m.positions == "learned" else None
         if limit is not None and len(ids) > limit:
             raise _unfit("tokens of the text", len(ids), f"at most {limit}, the learned positions", "a shorter text")
-        if wrong := [i for i in ids if not 0 <= i < m.vocab]:
-            raise _unfit("token id", wrong[0], f"0 to {m.vocab - 1}", "use ids of the run's tokenizer")
-        return ids
+        return self._known(ids)
+
+    def _known(self, ids: Sequence[int]) -> list[int]:
+        vocab = self.config.model.vocab
+        if wrong := [i for i in ids if not 0 <= i < vocab]:
+            raise _unfit("token id", wrong[0], f"0 to {vocab - 1}", "use ids of the run's tokenizer")
+        return list(map(int, ids))
 
     def _forward(self, ids: list[int], targets: list[int], at: slice | Literal["targets"]) -> list[Any]:
         batch = MicroBatch(
@@ -151,6 +168,7 @@ class Model:
         return _unfit(f"{what}() of a model of objective.name", self.config.objective.name, expected, fix)
 
 
+@checked(run="give the folder of a run, as runs/quickstart")
 def load(run: str | Path, overrides: Sequence[str] = ()) -> Model:
     """Load the best or newest checkpoint of a run or an import into this process, whatever layout wrote it. On a GPU if
     there is one; `overrides` are `section.key=value`, as of `roots generate`. Raises UserError."""
@@ -161,18 +179,21 @@ def load(run: str | Path, overrides: Sequence[str] = ()) -> Model:
 
 
 def _options(given: dict[str, Any]) -> GenerateOptions:
-    """The options by their names. Raises ConfigError for an unknown one, and for a number out of its range."""
-    known = [field.name for field in fields(GenerateOptions) if field.name not in ("prompt", "prompts", "output")]
+    """The options by their names. Raises ArgumentError for an unknown one, and for a value that it does not take."""
+    hints = get_type_hints(GenerateOptions)
+    known = [name for name in hints if name not in ("prompt", "prompts", "output")]
     problems = [
-        Problem(key=name, found=value, expected=f"one of {', '.join(known)}", fix="leave it out")
+        Problem(key=name, found=Short(value), expected=f"one of {', '.join(known)}", fix="leave it out")
         for name, value in given.items()
         if name not in known
     ]
-    if not problems:
-        options = GenerateOptions(**given)
-        problems = [*_out_of_range(options)]
     if problems:
-        raise ConfigError(problems)
+        raise ArgumentError(problems)
+    refuse_others({name: (kind_of(hints[name]), value) for name, value in given.items()})
+    lists: dict[str, Any] = {name: tuple(value) for name, value in given.items() if get_origin(hints[name]) is tuple}
+    options = GenerateOptions(**given | lists)
+    if problems := [*_out_of_range(options)]:
+        raise ArgumentError(problems)
     return options
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from roots_dist import environment, logs
+from roots_dist.api.arguments import checked, refuse
 from roots_dist.api.model import Model
 from roots_dist.cli.read_config import read_config as read_and_complete
 from roots_dist.cli.train import TRAIN
@@ -61,18 +62,25 @@ ConfigOrFile = Config | str | Path
 """A config, or the YAML file of one."""
 
 
+@checked(file="give the path of a YAML file; a Config is changed with config.changed({'section.key': value})")
 def read_config(file: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a config and complete it as `roots train` does. Raises ConfigError with all that is wrong in the file."""
+    """Read a config and complete it as `roots train` does. Raises ConfigError with all unknown keys and wrong values of
+    the file; what values mean for each other is checked when a run is opened."""
     return read_and_complete(str(file), overrides).config
 
 
+@checked()
 def batches(config: ConfigOrFile, overrides: Sequence[str] = (), *, first_step: int = 0) -> Iterator[list[MicroBatch]]:
-    """Yield the microbatches of each step of a config, those of the whole global batch, up to train.steps."""
-    resolved = _loaded(config, overrides).config
+    """Iterate over the microbatches of each step of a config, those of the whole global batch, up to train.steps.
+    Raises UserError for what `roots train` would refuse."""
+    if first_step < 0:
+        raise refuse("first_step", first_step, "0 or more steps", "leave it out")
+    loaded = _loaded(config, overrides)
+    resolved = loaded.config
+    ready(loaded, resolved.parallel.least_ranks(), local_size=None)
     packed = resolved.finetune.packing
     found = Batches.open(resolved, make_objective(resolved), resolved.data.train, packed=packed)
-    for step in range(first_step, resolved.train.steps):
-        yield found.at(step)
+    return (found.at(step) for step in range(first_step, resolved.train.steps))
 
 
 class Training:
@@ -96,13 +104,21 @@ class Training:
         """The model as it is now."""
         return Model(self._state.run.passes)
 
+    @checked()
     def batches(self, step: int | None = None) -> list[MicroBatch]:
         """This data rank's microbatches of a step (default: the next), on its device."""
         chosen = self._state.step if step is None else step
+        if chosen < 0:
+            raise refuse("step", step, "0 or more; the first step is 0", "leave it out for the next step")
         return [batch.to(self._state.mesh.device) for batch in self._state.batches_at(chosen)]
 
+    @checked(batches="give what batches() returns, a list of this rank's microbatches")
     def step(self, batches: list[MicroBatch] | None = None, lr: float | None = None) -> StepReport:
         """Take an optimizer step. Without arguments it is the one that `roots train` would take next."""
+        if batches is not None and not batches:
+            raise refuse("batches", batches, "at least one microbatch", "leave it out for the next step's")
+        if lr is not None and lr < 0:
+            raise refuse("lr", lr, "0 or more", "leave it out for the rate of the config")
         state = self._state
         rate = self._rate(state.step) if lr is None else lr
         report = loop.take_step(state, state.batches_at if batches is None else lambda _: batches, rate)
@@ -124,6 +140,7 @@ class Training:
         return saved
 
 
+@checked()
 @contextmanager
 def training(config: ConfigOrFile, overrides: Sequence[str] = ()) -> Iterator[Training]:
     """Open a run to train it step by step, from its newest checkpoint if it has one. Raises UserError for what
@@ -135,6 +152,7 @@ def training(config: ConfigOrFile, overrides: Sequence[str] = ()) -> Iterator[Tr
         yield Training(loop.open_run(folder, resolved, mesh, loop.TrainParts(peak_of_devices=lambda *_: None)))
 
 
+@checked()
 def train(
     config: ConfigOrFile,
     overrides: Sequence[str] = (),
@@ -149,8 +167,7 @@ def train(
     go where the run's own go: terminal, metrics.jsonl, TensorBoard, W&B and report. Raises UserError for what `roots
     train` would refuse, and SystemExit if a signal stopped the run."""
     if every < 1:
-        problem = Problem(key="every", found=every, expected="1 or more steps", fix="leave it out")
-        raise ConfigError([problem])
+        raise refuse("every", every, "1 or more steps", "leave it out")
     with _on_this_rank(config, overrides) as (resolved, mesh):
         rate = learning_rate_of(resolved)
 
@@ -177,13 +194,27 @@ def train(
 def _tell(call: OnMoment | None, state: TrainState, metrics: Mapping[str, float], saved: Place | None = None) -> None:
     assert call is not None
     moment = Moment(state.step, metrics, Model(state.run.passes), state.folder, saved, state.mesh.rank)
-    found = {name: float(value) for name, value in (call(moment) or {}).items()}
+    given = call(moment)
+    if not isinstance(given, Mapping | None) or not all(_is_metric(*item) for item in (given or {}).items()):
+        expected = "a mapping of section/name to a number, or None"
+        name = getattr(call, "__name__", type(call).__name__)
+        raise refuse(f"what {name} returned", given, expected, "return {'mine/name': 1.0}, say")
+    found = {name: float(value) for name, value in (given or {}).items()}
     for name, value in found.items():
         if not is_own(name):
             expected = f"section/name, with another section than {', '.join(sorted(OURS))}"
             raise DataError(Problem(key=f"metric {name}", found=value, expected=expected, fix="call it mine/NAME"))
     if found:
         state.trackers.log(state.step, found)
+
+
+def _is_metric(name: object, value: object) -> bool:
+    """True for a name and what is a number: those of numpy and torch are."""
+    try:
+        float(value)  # type: ignore[arg-type] # what is none raises
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return isinstance(name, str) and not isinstance(value, (str, bytes))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from roots_dist.config.schema import TrainConfig
+from roots_dist.config.sections import TrainConfig
 
 
 class RampStage(NamedTuple):

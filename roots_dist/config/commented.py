@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from roots_dist.config.schema import Config, DataConfig
+from roots_dist.config.schema import Config
+from roots_dist.config.sections import DataConfig
 
 SCHEMA_FILE = "roots.schema.json"
 WIDTH = 100

@@ -9,45 +9,26 @@ checks.py's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from roots_dist.config import text
 from roots_dist.config.extensions import KEY, NOTHING, Extension, extended, pinned
-from roots_dist.config.foreign import share_of
 from roots_dist.config.overrides import joined, typed
-from roots_dist.config.proposals import (
-    SECTION,
-    another,
-    as_written,
-    choices_of,
-    described,
-    examples,
-    expected_of,
-    given,
-    instead,
-    proposal,
-    refusal_of,
-    sizes,
-)
-from roots_dist.config.renamed import RENAMED_VALUES
-from roots_dist.config.rope_scaling import RULES
+from roots_dist.config.problems import origin_of, problems_of, unknown, validated
+from roots_dist.config.proposals import proposal, sizes
 from roots_dist.config.schema import Config
-from roots_dist.config.unknown_keys import fix_of, fixed, known_keys, meant_by, setting
+from roots_dist.config.unknown_keys import fixed, known_keys, meant_by, setting
 from roots_dist.errors import ConfigError, Problem
 from roots_dist.files import WORKING_DIRECTORY
 
 COMMAND_LINE = "command line"
 CONFIG_FILE = "config.yaml"
 """The name of a run's config in its folder."""
-ROPE_SCALING = ("model", "rope_scaling")
-"""The key whose value is one of several records."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +63,7 @@ def read(path: str | Path, overrides: Sequence[str] = (), named: Sequence[str] |
     if odd := [*text.unusable(tree, "", origins)]:
         raise ConfigError([*problems, *odd])
     known = _pin_extensions(tree, origins, named)
-    try:
-        config = Config.model_validate_json(json.dumps(tree), strict=True, context=known)
-    except ValidationError as error:
-        problems += [_problem(details, origins, tree) for details in error.errors(include_url=False)]
-    if problems:
-        raise ConfigError(problems)
-    return Loaded(config, origins)
+    return Loaded(validated(Config, tree, known, origins, problems), origins)
 
 
 def read_record(path: Path) -> Config:
@@ -98,7 +73,7 @@ def read_record(path: Path) -> Config:
     try:
         return Config.from_record(tree)
     except ValidationError as error:
-        raise ConfigError([_problem(details, origins, tree) for details in error.errors(include_url=False)]) from None
+        raise ConfigError(problems_of(error, tree, origins)) from None
 
 
 def _pin_extensions(tree: dict[str, Any], origins: dict[str, str], named: Sequence[str] | None) -> Extension:
@@ -117,13 +92,6 @@ def _pin_extensions(tree: dict[str, Any], origins: dict[str, str], named: Sequen
 def to_yaml(config: Config) -> str:
     """The whole resolved tree; reading it gives an equal Config."""
     return text.dump(config.model_dump(mode="json"))
-
-
-def origin_of(key: str, origins: dict[str, str]) -> str:
-    """The place where a key, or the nearest thing around it, was written."""
-    while key and key not in origins:
-        key = key.rpartition(".")[0]
-    return origins.get(key, "")
 
 
 def _not_beside(problem: Problem) -> str:
@@ -159,7 +127,7 @@ def _apply(override: str, tree: dict[str, Any], origins: dict[str, str]) -> None
         raise ConfigError([Problem(key=override, found=override, expected=expected, fix=fix, origin=COMMAND_LINE)])
     parsed = text.parse_value(key, value, COMMAND_LINE)
     if key not in known:
-        raise ConfigError([_unknown(key, parsed, COMMAND_LINE, tree)])
+        raise ConfigError([unknown(key, parsed, COMMAND_LINE, tree)])
     *outer, leaf = key.split(".")
     place: Any = tree
     for depth, name in enumerate(outer, 1):
@@ -185,55 +153,3 @@ def _whole_section(section: str, value: str) -> Problem:
     usual = (None if isinstance(given, (dict, type(None))) else proposal(first, value)) or f"{first}=VALUE"
     expected, fix = "an override of one key, section.key=value", f"write {' '.join(keys) or usual}"
     return Problem(key=section, found=value, expected=expected, fix=fix, origin=COMMAND_LINE)
-
-
-def _unknown(key: str, found: object, origin: str, tree: dict[str, Any]) -> Problem:
-    return Problem(key=key, found=found, expected="a known key", fix=fix_of(key, found, sizes(tree)), origin=origin)
-
-
-def _problem(details: ErrorDetails, origins: dict[str, str], tree: dict[str, Any]) -> Problem:
-    """pydantic's finding in our words."""
-    loc = [part for part in details["loc"] if part != "<lambda>"]
-    rule = str(loc.pop(2)) if loc[:2] == list(ROPE_SCALING) and len(loc) > 2 else None  # pydantic names the record too
-    key = ".".join(map(str, loc)) or "config"
-    origin = origin_of(key, origins)
-    if details["type"] == "extra_forbidden" and rule is not None:
-        known = ", ".join(RULES[rule].model_fields)
-        expected = f"a key of {rule}: {known}"
-        return Problem(key=key, found=details["input"], expected=expected, fix="remove it", origin=origin)
-    if details["type"] == "extra_forbidden":
-        return _unknown(key, details["input"], origin, tree)
-    is_section = details["type"] in SECTION and loc == list(ROPE_SCALING)
-    if details["type"].startswith("union_tag") or is_section:
-        found, expected = details["input"], f"a mapping with a type, one of {', '.join(RULES)}"
-        fix = f"write {key}={{type: {next(iter(RULES))}, factor: 2}}, or leave it out"
-        return Problem(key=key, found=found, expected=expected, fix=fix, origin=origin)
-    expected = expected_of(details, key)
-    found = None if details["type"] == "missing" else details["input"]  # pydantic gives what the key is missing in
-    return Problem(key=key, found=found, expected=expected, fix=_remedy(details, key, tree), origin=origin)
-
-
-def _remedy(details: ErrorDetails, key: str, tree: dict[str, Any]) -> str:
-    kind = details["type"]
-    if (share := share_of(key, details["input"], sizes(tree))) is not None:
-        return share
-    if kind == "literal_error" and (new := RENAMED_VALUES.get((key, str(details["input"])))):
-        return f"it is called {new} now"
-    if kind == "missing":
-        return f"give {key} a value"
-    if kind == "string_type":
-        return "put the value into quotes"
-    if kind == "tuple_type":
-        return f"write a list, as {key}=[{examples(key)}]{described(key)}"
-    if kind in SECTION:
-        return f"write the keys of {key} indented below it, each on a line"
-    if key not in known_keys() or refusal_of(key, details["input"]) is None:
-        return f"give {key} {given(details, key)}"
-    meant = proposal(key, as_written(details["input"]))
-    if meant is not None:
-        return f"write {meant}" + ("" if kind == "literal_error" else described(key))
-    if kind == "literal_error":
-        return f"choose one of {choices_of(details)}"
-    other = instead(key, as_written(details["input"]))
-    said = other == f"give {key} {given(details, key)}"  # by what was expected
-    return another(key) if said else other

@@ -19,7 +19,7 @@ from pydantic_core import ErrorDetails
 from roots_dist.config import text
 from roots_dist.config.other_names import value_for
 from roots_dist.config.overrides import number_meant
-from roots_dist.config.schema import Config
+from roots_dist.config.sections import ConfigTree
 from roots_dist.errors import ConfigError
 
 SECTION = ("model_type", "model_attributes_type", "dict_type")
@@ -58,7 +58,7 @@ def refusal_of(key: str, value: object) -> ErrorDetails | None:
     for name in reversed(key.split(".")):
         tree = {name: tree}
     try:
-        Config.model_validate_json(json.dumps(tree, default=str), strict=True)
+        ConfigTree.model_validate_json(json.dumps(tree, default=str), strict=True)
     except ValidationError as error:
         return error.errors(include_url=False)[0]
     return None
@@ -120,7 +120,7 @@ def as_written(value: object) -> str:
 
 
 def field_of(key: str) -> FieldInfo | None:
-    model: Any = Config
+    model: Any = ConfigTree
     info: FieldInfo | None = None
     for name in key.split("."):
         options = [model, *get_args(model)]
@@ -157,5 +157,5 @@ def sizes(tree: Mapping[str, Any]) -> dict[str, object]:
         section, _, name = key.partition(".")
         inner = tree.get(section)
         value = inner.get(name) if isinstance(inner, Mapping) else None
-        found[key] = Config().value(key) if value is None else value
+        found[key] = ConfigTree().value(key) if value is None else value
     return {key: value for key, value in found.items() if refusal_of(key, value) is None}

@@ -8,6 +8,8 @@ from annotated_types import Le
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from roots_dist.errors import ConfigError, Problem, Short
+
 LARGEST = 2**31 - 1
 """Largest whole number of a key that does not name another with `le`: products of a few of them are still exact in
 int64 and in the float64 of a prediction."""
@@ -15,6 +17,10 @@ int64 and in the float64 of a prediction."""
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        expected, fix = "no assignment: a config stays as it is", "write config.changed({'section.key': value})"
+        raise ConfigError([Problem(key=name, found=Short(value), expected=expected, fix=fix)])
 
     @field_validator("*")
     @classmethod

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -21,13 +22,18 @@ from roots_dist.config.other_names import DATA_RANKS, NO_DATA_RANKS, key_for
 from roots_dist.config.overrides import typed
 from roots_dist.config.proposals import as_written, described, instead, proposal, refusal_of
 from roots_dist.config.renamed import NO_EQUAL, RENAMED
-from roots_dist.config.schema import Config, Source
+from roots_dist.config.sections import ConfigTree, Source
 from roots_dist.errors import ConfigError
 
 
 def known_keys() -> list[str]:
     """Every dotted key of the tree, sections included."""
-    return list(_keys(Config))
+    return list(_all_keys())
+
+
+@cache
+def _all_keys() -> tuple[str, ...]:
+    return tuple(_keys(ConfigTree))
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
@@ -114,7 +120,7 @@ def _by_name(key: str, found: object, known: Known) -> str | None:
         return advice
     if (ours := key_for(key)) is not None:
         return share_of(ours, found, known) or _called(ours, found)
-    return _inside(key, found, known) if isinstance(found, dict) and key not in Config.model_fields else None
+    return _inside(key, found, known) if isinstance(found, dict) and key not in ConfigTree.model_fields else None
 
 
 def _called(ours: str, found: object) -> str:
@@ -141,7 +147,7 @@ def setting(key: str, value: object) -> str | None:
     """A key, or the one that is meant, with the value that it takes for this one or a place for it; None if no key is
     meant."""
     meant = key if key in known_keys() else nearest(key, known_keys())
-    if meant is None or meant in Config.model_fields:
+    if meant is None or meant in ConfigTree.model_fields:
         return None
     return proposal(meant, as_written(value)) or f"{meant}=VALUE"
 

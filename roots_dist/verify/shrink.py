@@ -19,7 +19,8 @@ from roots_dist.config.init_from import config_of
 from roots_dist.config.model import ModelConfig
 from roots_dist.config.records import family_of, objective_of, target_seq
 from roots_dist.config.rope_scaling import LongRope, RopeScaling
-from roots_dist.config.schema import Config, Source
+from roots_dist.config.schema import Config
+from roots_dist.config.sections import Source
 from roots_dist.errors import present
 from roots_dist.verify.ties import VOCABS, with_same_ties
 from roots_dist.verify.trainable import with_same_trainable

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from roots_dist.assembly.passes import build_passes
-from roots_dist.config.schema import Config, Source
+from roots_dist.config.schema import Config
+from roots_dist.config.sections import Source
 from roots_dist.idx_format import MANIFEST
 from roots_dist.learning.data import manifest
 from roots_dist.learning.data.batches import Batches

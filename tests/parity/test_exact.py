@@ -13,7 +13,8 @@ from models import config
 
 from roots_dist.assembly.run import build_run
 from roots_dist.checks.checks import check_used
-from roots_dist.config.schema import Config, OptimConfig
+from roots_dist.config.schema import Config
+from roots_dist.config.sections import OptimConfig
 from roots_dist.errors import ConfigError
 from roots_dist.layout import Layout
 from roots_dist.learning.models.activations import FUNCTIONS

@@ -15,7 +15,8 @@ from commands import environ, roots, without_progress
 from roots_dist.assembly.passes import build_passes
 from roots_dist.cli.evaluate import EVALUATE, evaluation
 from roots_dist.config.load import Loaded
-from roots_dist.config.schema import Config, Source
+from roots_dist.config.schema import Config
+from roots_dist.config.sections import Source
 from roots_dist.errors import CheckpointError, ConfigError
 from roots_dist.layout import Layout
 from roots_dist.learning.data.batches import Batches

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import get_args
 
+import numpy
 import pytest
 
 from roots_dist.checks.checks import check
@@ -14,7 +15,8 @@ from roots_dist.config.foreign import ANSWERS, CONVERTED
 from roots_dist.config.load import load, read, to_yaml
 from roots_dist.config.other_names import OTHER_NAMES, OTHER_VALUES, key_for
 from roots_dist.config.renamed import RENAMED, RENAMED_VALUES
-from roots_dist.config.schema import Config, ExactConfig, Source
+from roots_dist.config.schema import Config
+from roots_dist.config.sections import ExactConfig, Source
 from roots_dist.config.unknown_keys import known_keys, nearest
 from roots_dist.errors import ConfigError
 from roots_dist.runs.ranks.run_on_ranks import ready
@@ -174,6 +176,60 @@ def test_a_missing_file_names_its_neighbours(write):
 def test_a_wrong_override_is_refused(write, override, key, word):
     problem = refused(write(""), [override])[0]
     assert problem.key == key and problem.origin == "command line" and word in problem.fix
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("train.steps=-1", "train.steps", -1),
+        ("train.stepss=1", "train.stepss", 1),
+        ("model.d_model=3", "model.d_model", 3),
+        ("train.steps='5'", "train.steps", "5"),
+        ("train.steps=2.5", "train.steps", 2.5),
+        ("train.steps=true", "train.steps", True),
+        ("train.precision=fp16", "train.precision", "fp16"),
+        ("optim.lr=.nan", "optim.lr", float("nan")),
+        ("track.tags=a", "track.tags", "a"),
+        ("data.train=[{path: a, wieght: 1}]", "data.train", [{"path": "a", "wieght": 1}]),
+        ("train.exact.tensr=2", "train.exact.tensr", 2),
+        ('track.folder="a\\0"', "track.folder", "a\0"),
+        ("advanced.extensions=mine.py", "advanced.extensions", "mine.py"),
+    ],
+)
+def test_a_change_in_python_is_refused_in_the_words_of_the_command_line(write, override, key, value):
+    expected = [str(problem).replace(" (command line)", "") for problem in refused(write(""), [override])]
+    with pytest.raises(ConfigError) as caught:
+        Config().changed({"train.log_every": 2, key: value})
+    assert str(caught.value) == "\n".join(expected)
+    with pytest.raises(ConfigError) as caught:
+        Config().changed({"optim.lrr": 2, "optim.beta2": 2, key: value})
+    assert len(caught.value.problems) == 3 or key == "advanced.extensions", "all come at once"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"steps": 1}, "key = 'steps': expected a key of the config, section.key. Fix: did you mean train.steps"),
+        ({"train": {"steps": 5}}, "Fix: write {'train.steps': 5}"),
+        ({5: 1}, "key = 5: expected a key"),
+        (["train.steps=5"], "expected a mapping of section.key to a value"),
+        ({"optim.lr": object()}, "expected a value as YAML has them"),
+        ({"optim.lr": numpy.arange(100)}, "expected a value as YAML has them"),
+    ],
+)
+def test_what_is_no_change_is_told_in_a_line(values, words):
+    with pytest.raises(ConfigError) as caught:
+        Config().changed(values)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_change_takes_values_as_python_has_them(tmp_path):
+    values = {"train.steps": numpy.int64(5), "track.folder": tmp_path, "train.exact.data": 4, "data.train": ("a", "b")}
+    found = Config().changed(values)
+    assert (found.train.steps, found.track.folder, found.train.exact) == (5, str(tmp_path), ExactConfig(data=4))
+    assert [source.path for source in found.data.train] == ["a", "b"]
+    with pytest.raises(ConfigError, match="steps = 6: expected no assignment"):
+        found.train.steps = 6
 
 
 def test_all_mistakes_come_at_once(write):

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from roots_dist.config.model import ModelConfig
-from roots_dist.config.schema import Config, DataConfig, Source, TrainConfig
+from roots_dist.config.schema import Config
+from roots_dist.config.sections import DataConfig, Source, TrainConfig
 from roots_dist.errors import ConfigError, DataError
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.prepare import prepare

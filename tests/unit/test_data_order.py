@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roots_dist.config.batch_ramp import batch_size_at, batch_sizes, samples_before, step_after
-from roots_dist.config.schema import TrainConfig
+from roots_dist.config.sections import TrainConfig
 from roots_dist.learning.data.order import choose_sources, fraction, permuted, sample_of
 
 

@@ -17,8 +17,6 @@ from unittest import mock
 
 import pytest
 import torch
-import yaml
-from pydantic import ValidationError
 
 import roots_dist
 from roots_dist.accounting.bounds import bounds
@@ -32,6 +30,8 @@ from roots_dist.config.batch_ramp import batch_size_at
 from roots_dist.config.lr_schedules import lr_schedule
 from roots_dist.config.records import objective_of
 from roots_dist.config.schema import Config
+from roots_dist.config.text import parse_value
+from roots_dist.errors import ConfigError
 from roots_dist.layout import Layout
 from roots_dist.learning.data.tasks import columns_of
 from roots_dist.learning.models.flops import flops_per_step
@@ -329,7 +329,7 @@ def test_every_key_does_something_or_is_refused(key, name):
     for value in others(before, key):
         try:
             after = before.changed({key: value, **COMPANY.get((key, str(value)), {})})
-        except ValidationError:
+        except ConfigError:
             continue
         assert after != before
         if check(after, WORLD) or key in READERS or name in INHERITED.get(key, ()) or (key, name) in SWITCHED_OFF:
@@ -385,7 +385,5 @@ def test_a_key_is_refused_where_nothing_reads_it_and_only_there(key):
     for name, (problem, *others_) in ((name, problems) for name, problems in found.items() if problems):
         assert problem.key == key and not others_ and "\n" not in str(problem)
         override = problem.fix.removeprefix("remove it, or override it with ")
-        assert (
-            override.startswith(f"{key}=")
-            and check(base(name).changed({key: yaml.safe_load(override.partition("=")[2])}), WORLD) == []
-        )
+        assert override.startswith(f"{key}=")
+        assert check(base(name).changed({key: parse_value(key, override.partition("=")[2], "")}), WORLD) == []

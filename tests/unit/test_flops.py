@@ -13,7 +13,8 @@ from roots_dist.accounting.flops import mfu
 from roots_dist.accounting.peaks import GPU_PEAKS, gpu_peak, measured_cpu_peak
 from roots_dist.accounting.sizes import parameters
 from roots_dist.config.model import ModelConfig
-from roots_dist.config.schema import AdvancedConfig, Config, DataConfig, TrainConfig
+from roots_dist.config.schema import Config
+from roots_dist.config.sections import AdvancedConfig, DataConfig, TrainConfig
 from roots_dist.learning.models.flops import flops_per_sample, flops_per_step
 from roots_dist.parallel.tensor import grouped
 

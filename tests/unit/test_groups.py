@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from roots_dist.config.schema import OptimConfig
+from roots_dist.config.sections import OptimConfig
 from roots_dist.parallel.optim.groups import Group, adamw, groups_joining, state_of
 from roots_dist.parallel.optim.norm import clip_factor
 from roots_dist.parallel.optim.trainable import Trainable

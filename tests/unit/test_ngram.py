@@ -8,7 +8,8 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
-from roots_dist.config.schema import Config, Source
+from roots_dist.config.schema import Config
+from roots_dist.config.sections import Source
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.store import Writer
 from roots_dist.learning.objectives.clm import CausalTokens

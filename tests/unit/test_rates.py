@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roots_dist.config.lr_schedules import LR_SCHEDULES, lr_schedule
-from roots_dist.config.schema import OptimConfig
+from roots_dist.config.sections import OptimConfig
 
 STEPS, WARMUP, LR = 50, 7, 3e-3
 

@@ -16,7 +16,8 @@ from roots_dist.config.families import FAMILIES, POSITIONS
 from roots_dist.config.model import GATED, ModelConfig
 from roots_dist.config.objectives import OBJECTIVES, Answer, Rows, learned_by
 from roots_dist.config.records import objective_of, shortest_seq, special_tokens_of
-from roots_dist.config.schema import Config, ObjectiveConfig
+from roots_dist.config.schema import Config
+from roots_dist.config.sections import ObjectiveConfig
 from roots_dist.config.special_tokens import NAMES
 from roots_dist.learning import objectives
 from roots_dist.learning.data.specials import synthetic_specials

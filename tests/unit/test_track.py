@@ -13,7 +13,8 @@ from rich.console import Console
 
 from roots_dist import logs
 from roots_dist.config.load import to_yaml
-from roots_dist.config.schema import Config, TrackConfig, TrainConfig
+from roots_dist.config.schema import Config
+from roots_dist.config.sections import TrackConfig, TrainConfig
 from roots_dist.runs.report.page import page
 from roots_dist.runs.report.run_record import read_runs
 from roots_dist.runs.track.curve import draw_curve, resumes, smooth

@@ -9,7 +9,8 @@ import pytest
 from tensorboard.backend.event_processing import event_accumulator
 
 from roots_dist.config.load import load
-from roots_dist.config.schema import Config, TrackConfig
+from roots_dist.config.schema import Config
+from roots_dist.config.sections import TrackConfig
 from roots_dist.errors import EnvironmentProblem
 from roots_dist.runs.track import tensorboard as ours
 from roots_dist.runs.track.trackers import open_trackers

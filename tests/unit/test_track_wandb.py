@@ -14,7 +14,8 @@ import wandb
 from patience import comes_true
 from wandb.util import get_core_path
 
-from roots_dist.config.schema import Config, TrackConfig
+from roots_dist.config.schema import Config
+from roots_dist.config.sections import TrackConfig
 from roots_dist.errors import EnvironmentProblem
 from roots_dist.runs.track import wandb as ours
 from roots_dist.runs.track.metrics import METRICS_FILE
@@ -118,7 +119,8 @@ def test_what_fails_in_it_is_said_and_training_goes_on(tmp_path, monkeypatch, ca
 LONELY = """
 import sys, time
 from pathlib import Path
-from roots_dist.config.schema import Config, TrackConfig
+from roots_dist.config.schema import Config
+from roots_dist.config.sections import TrackConfig
 from roots_dist.runs.track import wandb
 from roots_dist.runs.track.trackers import open_trackers
 wandb.INIT_TIMEOUT_S = 1.0

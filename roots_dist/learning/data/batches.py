@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from roots_dist.config.batch_ramp import batch_size_at, batch_sizes, samples_before
-from roots_dist.config.schema import Config, Source
+from roots_dist.config.schema import Config
+from roots_dist.config.sections import Source
 from roots_dist.errors import ConfigError, DataError, Problem
 from roots_dist.learning.data.manifest import read_manifest
 from roots_dist.learning.data.order import choose_sources, mix64, permuted, sample_of

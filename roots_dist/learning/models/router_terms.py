@@ -16,7 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from roots_dist.config.schema import Config, ObjectiveConfig
+from roots_dist.config.schema import Config
+from roots_dist.config.sections import ObjectiveConfig
 from roots_dist.parallel.tensor.collectives import TensorParallel
 from roots_dist.parallel.tensor.exact import context_parts
 from roots_dist.world.batch import PADDING, MicroBatch, Term

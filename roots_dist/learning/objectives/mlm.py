@@ -14,7 +14,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from roots_dist.config.records import special_tokens_of
-from roots_dist.config.schema import Config, ObjectiveConfig
+from roots_dist.config.schema import Config
+from roots_dist.config.sections import ObjectiveConfig
 from roots_dist.errors import present
 from roots_dist.learning.data.specials import Specials
 from roots_dist.learning.data.store import Corpus, num_windows

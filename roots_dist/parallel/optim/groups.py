@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.optim.adamw import adamw as adamw_step
 
 from roots_dist.config.optimizers import NewOptimizer, OptimizerStep
-from roots_dist.config.schema import OptimConfig
+from roots_dist.config.sections import OptimConfig
 from roots_dist.errors import present
 from roots_dist.parallel.optim.trainable import Trainable
 from roots_dist.world.sharding import Param

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from roots_dist.config.schema import Config, Source
+from roots_dist.config.schema import Config
+from roots_dist.config.sections import Source
 from roots_dist.learning.data.batches import Batches
 from roots_dist.learning.data.store import Corpus
 from roots_dist.runs.evaluate.ngram import count

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from roots_dist.config.schema import Source
+from roots_dist.config.sections import Source
 from roots_dist.learning.data.manifest import SPLITS, read_manifest, split_stem
 
 ENDINGS = re.compile(r"(\.(bin|idx|jsonl?|csv|tsv|gz|zst|xz|bz2))+$")

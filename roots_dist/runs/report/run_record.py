@@ -19,7 +19,7 @@ from roots_dist.accounting.sizes import parameters
 from roots_dist.config.load import CONFIG_FILE
 from roots_dist.config.schema import Config
 from roots_dist.config.text import parse_file
-from roots_dist.errors import Problem, UserError
+from roots_dist.errors import ConfigError, Problem, UserError
 from roots_dist.files import read_json_object
 from roots_dist.layout import Layout
 from roots_dist.runs.track.curve import series
@@ -162,5 +162,5 @@ def _parameters(tree: dict[str, Any]) -> int | None:
     kept = {key: value for key, value in advanced.items() if key != "extensions"} if isinstance(advanced, dict) else {}
     try:
         return parameters(Config.from_record({**tree, "advanced": kept}))
-    except (ValidationError, ArithmeticError, AssertionError, KeyError):
+    except (ValidationError, ConfigError, ArithmeticError, AssertionError, KeyError):
         return None  # another version's config
