@@ -39,7 +39,7 @@ def write_output(option: str, path: Path, content: str, fix: str = "name another
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
     except OSError as error:
-        expected = f"a file that can be written ({why(error)})"
+        expected = f"a file that can be written ({why_not_written(error)})"
         raise UserError(Problem(key=option, found=str(path), expected=expected, fix=fix)) from None
 
 
@@ -127,6 +127,11 @@ def why(error: Exception) -> str:
     if isinstance(error, UnicodeError):
         return "not UTF-8 text"
     return str((error.strerror if isinstance(error, OSError) else None) or error or "unknown error").lower()
+
+
+def why_not_written(error: OSError) -> str:
+    """The same of a new file whose folder is there: that one is not missing."""
+    return "it cannot be made there" if isinstance(error, FileNotFoundError) else why(error)
 
 
 def where(path: str | Path) -> str:

@@ -166,14 +166,17 @@ def _special_tokens(name: str | None, trouble: str | None) -> tuple[dict[str, in
 def _folder_trouble(folder: Path) -> str | None:
     """The reason why the folder cannot be written, tried by writing: permission bits do not tell of full disks and
     read-only mounts."""
-    existing = folder
+    existing, missing = folder, None
     while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
+        existing, missing = existing.parent, existing
     try:
         with tempfile.TemporaryFile(dir=existing):
             return None
+    except NotADirectoryError:
+        return f"{existing} is no folder"
     except OSError as error:
-        return f"{why(error)}: {existing}"
+        wrong = f"{missing} cannot be made" if missing else f"{existing} takes no files"
+        return wrong if isinstance(error, FileNotFoundError) else f"{wrong}: {why(error)}"
 
 
 def _store_trouble(*places: str | None) -> str | None:

@@ -60,5 +60,6 @@ def _run_meant(run: Path) -> str:
         folder = run.parent if run.name == CONFIG_FILE else track.get("folder", "its track.folder")
         return f"name the folder that its run is in, {folder}"
     runs = sorted(str(file.parent) for file in Path("runs").glob(f"*/{CONFIG_FILE}"))
-    close = difflib.get_close_matches(str(Path("runs") / run.name), runs, n=1)
-    return f"did you mean {close[0]}" if close else "name a track.folder"
+    names = [Path(found).name for found in runs]
+    close = difflib.get_close_matches(run.name, names, n=1, cutoff=0.75)
+    return f"did you mean {runs[names.index(close[0])]}" if close else "name a track.folder"

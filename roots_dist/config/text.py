@@ -241,8 +241,9 @@ def _remedy(path: Path) -> str:
         return f"did you mean {named}"
     folder = path if path.is_dir() else path.parent
     beside = sorted(p.name for p in folder.glob("*.yaml")) if folder.is_dir() else []
-    if not path.is_file() and (close := difflib.get_close_matches(path.name, beside, n=1)):
-        return f"did you mean {folder / close[0]}"
+    stems = [name.removesuffix(".yaml") for name in beside]
+    if not path.is_file() and (close := difflib.get_close_matches(path.stem, stems, n=1, cutoff=0.7)):
+        return f"did you mean {folder / close[0]}.yaml"
     return (
         f"name one of the files there: {', '.join(beside[:12])}"
         if beside

@@ -131,11 +131,13 @@ TYPED = {
 PATHS = {
     "a config that is not there": (
         "train b.yaml",
-        "b.yaml in {here}, the working directory. Fix: did you mean a.yaml.",
+        "b.yaml in {here}, the working directory. Fix: name one of the files there: a.yaml, crlf.yaml",
     ),
+    "a misspelt config": ("train crfl.yaml", "Fix: did you mean crlf.yaml."),
     "a folder for a config": ("train sub", "Fix: name one of the files there: c.yaml."),
     "a run for a config": ("train runs/there", "Fix: the config of this run is runs/there/config.yaml."),
     "a config for a run": ("generate a.yaml hello", "Fix: name the folder that its run is in, runs/mine."),
+    "a run of another name": ("evaluate runs/hi", "runs/hi in {here}, the working directory. Fix: name a track."),
     "a misspelt run": ("evaluate runs/thre", "Fix: did you mean runs/there."),
     "no run": ("export zzz out", "there is no zzz in {here}, the working directory. Fix: name a track.folder."),
     "a corpus that is not there": ("train a.yaml data.train=corpse", "corpse.idx in {here}, the working directory"),
@@ -161,9 +163,17 @@ PATHS = {
     ),
     "a tilde": ("train a.yaml 'data.train=~/corpus'", "write the whole path: ~ is not replaced here"),
     "a tokenizer that is not there": ("train a.yaml data.tokenizer=t.json", "t.json in {here}, the working directory"),
-    "a folder that cannot be written": ("train a.yaml track.folder=/proc/run", "track.folder = '/proc/run'"),
+    "a folder that cannot be written": (
+        "train a.yaml track.folder=/proc/run/1",
+        "written (/proc/run cannot be made). Fix:",
+    ),
+    "a folder that takes no files": ("train a.yaml track.folder=/proc", "(/proc takes no files). Fix: choose another"),
+    "a folder in a file": ("train a.yaml track.folder=a.docx/run", "(a.docx is no folder). Fix: choose another"),
     "a page that is a folder": ("report runs/there --output sub", "a file that can be written (is a directory)"),
-    "a page that cannot be written": ("report runs/there --output /proc/a.html", "--output = '/proc/a.html'"),
+    "a page that cannot be written": (
+        "report runs/there --output /proc/a.html",
+        "be written (it cannot be made there). Fix:",
+    ),
     "a config in a file": ("init a.docx/b.yaml --from gpt-quickstart", "CONFIG = 'a.docx/"),
     "a variable that is not set": ("prepare '' --output out", "argument 1 = '': expected a word that is not empty"),
     "an output that is not set": ("prepare a.docx --output ''", "--output = '': expected a word that is not empty"),
@@ -173,6 +183,15 @@ PATHS = {
     "an empty folder": ("train a.yaml 'track.folder=\"\"'", "track.folder = '' (command line): expected text that is"),
     "a model of a hub": ("import Qwen/Qwen3-0.6B runs/q", "Fix: download it first, hf download Qwen/Qwen3-0.6B"),
     "a text that is not there": ("prepare b.txt --output out", "Fix: check the path."),
+    "a model in a folder of downloads": (
+        "import downloads/qwen2 runs/q",
+        "there is no folder downloads/qwen2 in {here}, the working directory. Fix: name a folder that is there, or get",
+    ),
+    "a model that was not downloaded": ("import downloads/qwen2 runs/q", "OWNER/NAME --local-dir downloads/qwen2."),
+    "a model in a folder that is there": ("import sub/qwen2 runs/q", "hf download OWNER/NAME --local-dir sub/qwen2."),
+    "a model here": ("import ./qwen2 runs/q", "hf download OWNER/NAME --local-dir qwen2."),
+    "a model without an owner": ("import qwen2 runs/q", "hf download OWNER/NAME --local-dir qwen2."),
+    "a misspelt model": ("import hub/qwen3 runs/q", "Fix: did you mean hub/qwen2."),
     "a file that is no text": ("prepare a.docx --output out", "expected a name ending in one of .txt"),
     "another column of text": ("prepare rows.jsonl --output out", "name it with --text-key body"),
     "a config that is there already": ("init a.yaml --from gpt-quickstart", "Fix: name another file"),
@@ -262,6 +281,8 @@ def place(tmp_path_factory) -> Path:
         for suffix in ("idx", "bin"):
             (found / "data" / "mine" / f"{split}_text_document.{suffix}").symlink_to(found / f"corpus.{suffix}")
     (found / "data" / "mine" / "tokenizer.json").write_text("{}")
+    (found / "hub" / "qwen2").mkdir(parents=True)
+    (found / "hub" / "qwen2" / "config.json").write_text("{}")
     (found / "link.yaml").symlink_to("nowhere")
     (found / "my text.jsonl").write_text('{"text": "a"}\n')
     (found / "rows.jsonl").write_text('{"body": "a"}\n')

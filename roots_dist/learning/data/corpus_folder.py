@@ -13,7 +13,7 @@ from pathlib import Path
 
 from roots_dist.config.special_tokens import COMPANIONS
 from roots_dist.errors import DataError, Problem
-from roots_dist.files import why
+from roots_dist.files import why_not_written
 from roots_dist.idx_format import MANIFEST
 from roots_dist.learning.data.manifest import PAIRS, CorpusManifest, Options, read_manifest
 
@@ -38,7 +38,7 @@ def lock(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        expected = f"a folder that can be written ({why(error)})"
+        expected = f"a folder that can be written ({why_not_written(error)})"
         raise _refused(folder, expected, "check free space and permissions") from error
     finally:
         os.close(descriptor)

@@ -6,17 +6,19 @@ run code.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from roots_dist.errors import ExchangeError, Problem, UserError
-from roots_dist.files import reason
+from roots_dist.files import reason, where
 from roots_dist.storage.checkpoint.object_store import Place
 from roots_dist.storage.checkpoint.object_tensors import open_tensors
 
@@ -131,11 +133,23 @@ def open_folder(folder: Path) -> Tensors:
     )
 
 
+LOCAL = ("downloads", "models", "runs", "data", "checkpoints", "weights", "cache", "tmp", "exports", "out", "hf")
+"""First parts of paths that are folders here, and no owners on the Hub."""
+
+
 def _where_from(folder: Path) -> str:
-    """The fix for a missing folder of a model, which may have been named as it is called on the hub."""
-    if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(folder)):
+    """The fix for a folder without a model's config.json, which may have been named as it is called on the Hub."""
+    if folder.exists():
+        return "name a folder that save_pretrained wrote"
+    named = re.fullmatch(r"([\w-][\w.-]*)/([\w-][\w.-]*)", str(folder))
+    if named and named[1].lower() not in LOCAL and not Path(named[1]).exists():
         return f"download it first, hf download {folder} --local-dir {folder.name}, and name {folder.name}"
-    return "name a folder that save_pretrained wrote"
+    beside = [found.parent.name for found in folder.parent.glob("*/config.json")] if folder.parent.is_dir() else []
+    if close := difflib.get_close_matches(folder.name, beside, n=1, cutoff=0.75):
+        return f"did you mean {folder.parent / close[0]}"
+    return (
+        f"name a folder that is there, or get one from the Hub: hf download OWNER/NAME --local-dir {quote(str(folder))}"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -143,6 +157,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
+        if not path.parent.exists():
+            raise ExchangeError(f"there is no folder {where(path.parent)}. Fix: {_where_from(path.parent)}.") from error
         fix = _where_from(path.parent) if isinstance(error, OSError) else "correct it there, or get the file again"
         raise ExchangeError(f"{path}: cannot be read ({reason(error, path)}). Fix: {fix}.") from error
     if not isinstance(value, dict):
