@@ -225,6 +225,52 @@ def test_a_missing_key_is_told_with_its_option(tmp_path):
     assert prepare([path], tmp_path / "out", vocab=300, validation=0, text_key="content").train.documents == 1
 
 
+MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+CHATS = {
+    "messages": ({"messages": MESSAGES}, ""),
+    "messages as JSON text": ({"messages": json.dumps(MESSAGES)}, ""),
+    "ShareGPT": ({"id": 7, "conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, ""),
+    "messages of another name": ({"dialog": MESSAGES}, " finetune.text_column=dialog"),
+    "Alpaca": ({"instruction": "a", "input": "", "output": "b"}, ""),
+    "prompt and completion": ({"prompt": "a", "completion": "b"}, ""),
+    "prompt and response": (
+        {"prompt": "a", "response": "b"},
+        " finetune.text_column=prompt finetune.label_column=response, or read one of their texts with --text-key prom",
+    ),
+    "in capitals": ({"Question": "a", "Answer": "b"}, " finetune.text_column=Question finetune.label_column=Answer"),
+    "chosen and rejected": ({"prompt": "a", "chosen": "b", "rejected": "c"}, "dpo"),
+}
+
+
+@pytest.mark.parametrize("case", CHATS)
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_rows_of_chats_are_answered_with_how_to_train_on_them(tmp_path, case, ending):
+    import pyarrow
+    from pyarrow import parquet
+
+    (row, words), path = CHATS[case], tmp_path / f"my chats.{ending}"
+    if ending == "jsonl":
+        path.write_text(json.dumps(row))
+    else:
+        parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    objective = " objective.name=" + ("dpo" if words == "dpo" else f"instruct{words}")
+    expected = (
+        "Fix: train on these chats as they are, roots finetune CONFIG finetune.init_from=RUN "
+        f"data.train='{path}'{objective}"
+    )
+    for options in ({}, {"text_key": "dialog"}, {"on_error": "skip"}):
+        with pytest.raises(DataError) as error:
+            prepare([path], tmp_path / "out", vocab=300, **options)
+        assert expected in str(error.value), options
+
+
+def test_rows_that_are_no_chats_keep_the_key_of_their_text(tmp_path):
+    for row in ({"title": "a", "body": "b"}, {"words": ["a"], "body": "b"}, {"parts": [{"n": 1}], "body": "b"}):
+        (tmp_path / "a.jsonl").write_text(json.dumps(row))
+        with pytest.raises(DataError, match="Fix: name it with --text-key body, or"):
+            prepare([tmp_path / "a.jsonl"], tmp_path / "out", vocab=300)
+
+
 WRONG = {
     "validation = 1.0: expected a share": {"validation": 1.0},
     "validation = nan: expected a share": {"validation": float("nan")},

@@ -26,6 +26,7 @@ from roots_dist.files import PARTIAL
 from roots_dist.idx_format import MANIFEST, TOKENIZER
 from roots_dist.learning.data import readers
 from roots_dist.learning.data import tokenizer as tokenizers
+from roots_dist.learning.data.chat_rows import chat_fix
 from roots_dist.learning.data.corpus_folder import COPIED, lock, publish, up_to_date
 from roots_dist.learning.data.encode import Encoded, encode_texts
 from roots_dist.learning.data.manifest import (
@@ -244,9 +245,10 @@ class _DocumentStream:
             raise DataError(Problem(key="inputs", found=found, expected=expected, fix=fix))
 
     def _note(self, defect: Defect) -> None:
+        fix = (chat_fix(defect.row, defect.file) if defect.row is not None else None) or defect.fix
         if self.options.on_error == "stop":
-            raise DataError(f"{defect}. Fix: {defect.fix}, or skip it with --on-error skip.")
-        self.fix = self.fix or defect.fix
+            raise DataError(f"{defect}. Fix: {fix}, or skip it with --on-error skip.")
+        self.fix = self.fix or fix
         self.defects[defect.kind] += 1
         if len(self.examples) < EXAMPLES:
             self.examples.append(str(defect))

@@ -55,6 +55,8 @@ class Defect:
     kind: str
     detail: str = ""
     fix: str = "correct it"
+    row: Mapping[str, Any] | None = None
+    """The object, or what of it was read, that holds no text of a document."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.kind}" + (f" ({self.detail})" if self.detail else "")
@@ -181,7 +183,7 @@ def read(path: Path, text_key: str, own: Mapping[str, OwnReader] = NONE) -> Iter
         for item in items:
             line = item.line
             if isinstance(item, Document):
-                item = _checked(item)
+                item = _checked(item, text_key)
             yield item
     except FailedReader as error:
         yield Defect(str(path), line + 1, "the extension's reader failed", str(error))
@@ -191,9 +193,10 @@ def read(path: Path, text_key: str, own: Mapping[str, OwnReader] = NONE) -> Iter
         yield Defect(str(path), line + 1, "unreadable file", error.strerror or str(error))
 
 
-def _checked(document: Document) -> Document | Defect:
+def _checked(document: Document, text_key: str) -> Document | Defect:
     if not isinstance(document.text, str):
-        return Defect(document.file, document.line, "text is not a string", type(document.text).__name__)
+        kind, row = type(document.text).__name__, {text_key: document.text}
+        return Defect(document.file, document.line, "text is not a string", kind, row=row)
     if not document.text.strip():
         return Defect(document.file, document.line, "empty document")
     try:
@@ -263,7 +266,7 @@ def _document(row: Mapping[str, Any], text_key: str, file: str, line: int, posit
     if text is not MISSING:
         return Document(text, file, line, position)
     detail, fix = f"{text_key!r}; there are {sorted(row)[:8]}", f"name it with --text-key {likely_text_key(row)}"
-    return Defect(file, line, "missing key", detail, fix)
+    return Defect(file, line, "missing key", detail, fix, row)
 
 
 def _rows(path: Path, text_key: str) -> Iterator[Document | Defect]:
