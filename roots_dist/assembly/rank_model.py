@@ -21,7 +21,8 @@ from roots_dist.learning.models.pieces import PayloadSpec, PieceSpec, compute_dt
 from roots_dist.parallel.optim.trainable import Trainable, trainable
 from roots_dist.parallel.pipeline.partition import partition
 from roots_dist.parallel.pipeline.stage import Stage
-from roots_dist.parallel.tensor.collectives import DeferredWeightGrads, TensorParallel
+from roots_dist.parallel.tensor.collectives import TensorParallel
+from roots_dist.parallel.tensor.deferred import DeferredWeightGrads
 from roots_dist.schedule.actions import rank_of
 from roots_dist.world.batch import MicroBatch
 from roots_dist.world.exact import Exact

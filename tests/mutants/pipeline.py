@@ -99,7 +99,7 @@ PIPELINE = (
     Mutant(
         name="put_off_weight_gradients_are_lost",
         bug="weight gradients that a zero-bubble schedule puts off are never computed",
-        file="parallel/tensor/collectives.py",
+        file="parallel/tensor/deferred.py",
         before="        work, self._work = self._work, []\n        return work",
         after="        self._work = []\n        return []",
         says="blocks.0.attention.query.weight",
@@ -114,16 +114,25 @@ PIPELINE = (
         test=ZB_H1,
     ),
     Mutant(
+        name="put_off_weight_gradients_are_recorded",
+        bug="autograd records the products that a zero-bubble schedule puts off, and keeps their tensors for a step",
+        file="parallel/tensor/deferred.py",
+        before="with torch.no_grad():",
+        after="with torch.enable_grad():",
+        test="parity/test_plan.py::test_running_ranks_hold_and_send_what_was_predicted"
+        "[PP2 DP2 ZeRO-2 zb-h1, many blocks]",
+    ),
+    Mutant(
         name="put_off_weight_gradients_come_after_partial_sums",
         bug="weight gradients that a zero-bubble schedule puts off are added after the sums over ranks",
         file=EXECUTOR,
-        before="                    do()\n",
-        after="                    self.deferred.defer(do)\n",
+        before="                self.deferred.run(flight.deferred_grads.pop(work))\n",
+        after="                self.deferred._work += flight.deferred_grads.pop(work)\n",
         also=(
             Edit(
                 file="runs/train/step.py",
                 before="    sums, nonfinite, stop, squares = sum_over_ranks(",
-                after="    for do in run.passes.executor.deferred.drain():\n        do()\n"
+                after="    run.passes.executor.deferred.run(run.passes.executor.deferred.drain())\n"
                 "    sums, nonfinite, stop, squares = sum_over_ranks(",
             ),
         ),
@@ -133,13 +142,13 @@ PIPELINE = (
         name="adapters_put_off_come_after_partial_sums",
         bug="the same of LoRA's matrices, whose gradients are partial under tensor parallelism",
         file=EXECUTOR,
-        before="                    do()\n",
-        after="                    self.deferred.defer(do)\n",
+        before="                self.deferred.run(flight.deferred_grads.pop(work))\n",
+        after="                self.deferred._work += flight.deferred_grads.pop(work)\n",
         also=(
             Edit(
                 file="runs/train/step.py",
                 before="    sums, nonfinite, stop, squares = sum_over_ranks(",
-                after="    for do in run.passes.executor.deferred.drain():\n        do()\n"
+                after="    run.passes.executor.deferred.run(run.passes.executor.deferred.drain())\n"
                 "    sums, nonfinite, stop, squares = sum_over_ranks(",
             ),
         ),

@@ -263,6 +263,11 @@ LAYOUTS = {
         2,
         {"cp": 2, "zero_stage": 0, "train__exact": {"context": 4}, "train__micro_batch": 1, "train__global_batch": 4},
     ),
+    "DP4 ZeRO-3, many blocks": (4, {"dp": 4, "zero_stage": 3, "model__layers": 16, "train__recompute": "full"}),
+    "PP2 DP2 ZeRO-2 zb-h1, many blocks": (
+        4,
+        {"pp": 2, "dp": 2, "zero_stage": 2, "model__layers": 16, "schedule": "zb-h1", "train__global_batch": 8},
+    ),
     "PP2 DP2 ZeRO-2, bf16": (4, {"pp": 2, "dp": 2, "zero_stage": 2, "train__precision": "bf16"}),
 }
 LONGER = ("DP2 EP2 ZeRO-2", "DP4 EP2 ZeRO-3", "exact, TP2 SP, experts", "exact, CP2")

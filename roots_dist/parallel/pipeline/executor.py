@@ -20,7 +20,7 @@ from torch.autograd.graph import GradientEdge, _engine_run_backward, get_gradien
 
 from roots_dist.parallel.pipeline.parts import empty_part, gathered, part_of
 from roots_dist.parallel.pipeline.stage import Stage, StagePass
-from roots_dist.parallel.tensor.collectives import DeferredWeightGrads
+from roots_dist.parallel.tensor.deferred import DeferredWeightGrads
 from roots_dist.schedule.actions import Action, Kind, rank_of
 from roots_dist.schedule.communication import COMPUTE, Direction, channel_of
 from roots_dist.world.batch import MicroBatch, PieceOutput
@@ -130,8 +130,7 @@ class Executor:
             elif kind in (Kind.BACKWARD, Kind.INPUT):
                 self._backward(flight, work, lowest_trainable, defer_weights=kind is Kind.INPUT)
             elif kind is Kind.WEIGHT:
-                for do in flight.deferred_grads.pop(work):
-                    do()
+                self.deferred.run(flight.deferred_grads.pop(work))
             elif kind is Kind.SEND_FORWARD:
                 self._send(flight, action, flight.outgoing.pop(work))
             elif kind is Kind.SEND_BACKWARD:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from roots_dist.parallel.tensor.collectives import DeferredWeightGrads
+from roots_dist.parallel.tensor.deferred import DeferredWeightGrads
 from roots_dist.schedule.actions import Action
 from roots_dist.world.batch import MicroBatch, PieceOutput
 

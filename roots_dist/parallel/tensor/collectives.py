@@ -26,31 +26,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from roots_dist.config.parallel import CpKind
+from roots_dist.parallel.tensor.deferred import DeferredWeightGrads
 from roots_dist.world.exact import Exact
 from roots_dist.world.fuse import Fuse, eager
 from roots_dist.world.mesh import SINGLE, Axis
 from roots_dist.world.positions import Positions, zigzag
 from roots_dist.world.stopwatch import Stopwatch
 from roots_dist.world.tree_sum import start_tree_all_reduce, start_tree_reduce_scatter, tree_all_reduce
-
-
-class DeferredWeightGrads:
-    """Weight gradients that a backward pass defers (zero-bubble schedules). If disabled, they are computed at once."""
-
-    def __init__(self) -> None:
-        self.enabled = False
-        self._work: list[Callable[[], None]] = []
-
-    def defer(self, work: Callable[[], None]) -> None:
-        self._work.append(work)
-
-    def __len__(self) -> int:
-        return len(self._work)
-
-    def drain(self) -> list[Callable[[], None]]:
-        """Return the work deferred since the last call."""
-        work, self._work = self._work, []
-        return work
 
 
 @dataclass(eq=False)

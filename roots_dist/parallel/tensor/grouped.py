@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from roots_dist.errors import present
-from roots_dist.parallel.tensor.collectives import DeferredWeightGrads
+from roots_dist.parallel.tensor.deferred import DeferredWeightGrads
 from roots_dist.parallel.tensor.exact import RegionShard, Shard, aligned
 from roots_dist.parallel.tensor.linear import ColumnParallelLinear, RowParallelLinear
 from roots_dist.world.sharding import set_grad

@@ -36,11 +36,9 @@ def peak_activations(actions: list[Action], found: RankCost, gradients: int, kep
     """Peak bytes in the order in which the rank acts: activations, messages, gradients of weights.
 
     gradients: bytes of whole ones; kept: what the rank has of them after a pass. If that is less, each pass makes whole
-    ones anew and hands them on piece by piece: they are at most what they are without being handed on, and the piece
-    that backward finishes first is copied into its message while most activations are alive. parts: of a payload that
-    is sent, of which a rank sends and receives one and gathers the others when it computes.
+    ones anew and hands them on piece by piece. parts: of a payload that is sent, of which a rank sends and receives one
+    and gathers the others when it computes.
     """
-    packed = found.piece_gradients[-1] if kept < gradients else 0
     held = most = leaving = made = 0
     arrived: set[tuple[int, int]] = set()
     handed_on: set[tuple[int, int]] = set()
@@ -68,10 +66,10 @@ def peak_activations(actions: list[Action], found: RankCost, gradients: int, kep
             if (stage, ~i) in arrived:  # the other parts are gathered
                 held += cost.output_grad_bytes - cost.output_grad_bytes // parts
                 arrived.remove((stage, ~i))
-            rise = one.first_peak_rise if first or kept < gradients else one.peak_rise
-            if not first:  # gradients that are not handed on are there already
-                rise = max(one.peak_rise, rise - found.uncut_gradients[stage])
-            most = max(most, held + made + packed + rise)
+            rise = one.first_peak_rise if first else one.peak_rise
+            if kept < gradients:
+                rise = max(more + (summed * kept // gradients if first else 0) for more, summed in one.handed_on)
+            most = max(most, held + made + rise)
             if kind is Kind.WEIGHT:
                 held -= cost.deferred_bytes
             else:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from roots_dist.layout import AxisName
 from roots_dist.parallel.pipeline.stage import Stage, StagePass
-from roots_dist.parallel.tensor.collectives import DeferredWeightGrads
+from roots_dist.parallel.tensor.deferred import DeferredWeightGrads
+from roots_dist.parallel.zero.piece_hooks import UNDER_WAY
 from roots_dist.runs.plan.cost_counter import CostCounter, Work
 from roots_dist.schedule.actions import Kind
 from roots_dist.world.batch import PieceOutput
@@ -50,6 +51,9 @@ class Pass:
     """Peak bytes during the pass, beyond those at its start."""
     first_peak_rise: int
     """The same in the step's first such pass, which also allocates the gradients of weights."""
+    handed_on: tuple[tuple[int, int], ...] = ()
+    """The same, moment by moment, in a pass that makes the gradients of each piece anew and hands them on (ZeRO 2 and
+    3); and the bytes of those that data ranks have summed until then."""
 
 
 class UnequalError(Exception):
@@ -135,6 +139,8 @@ class Meter:
         self._later: list[tuple[str | None, int]] = []
         """Pieces in the order of backward, and how much work has been deferred once each is over."""
         self._found: dict[Kind, list[Pass]] = {}
+        self._cut: dict[Kind, list[tuple[str | None, Segment]]] = {}
+        """Segments of the last pass of each kind, those of pieces that are not run included."""
         self._unseen = 0
 
     @property
@@ -149,20 +155,20 @@ class Meter:
 
     @contextmanager
     def of(self, kind: Kind) -> Iterator[None]:
-        """Count what happens inside as one pass."""
+        """Count what happens inside as one pass. Backward begins in the last piece."""
         self._segments = []
-        self._open(None)
+        self._open(None if kind in (Kind.FORWARD, Kind.WEIGHT) else [*self._names.values()][-1])
         yield
         self._close()
-        self._found.setdefault(kind, []).append(self._pass(self._found.get(kind, [])))
+        self._cut[kind] = []
+        self._found.setdefault(kind, []).append(self._pass(kind))
 
     def run_deferred(self, work: Sequence[Callable[[], None]]) -> None:
         """Do what backward has deferred, piece by piece, inside of a pass."""
         done = 0
         for piece, until in [*self._later, (None, len(work))]:
             self._border(piece)
-            for do in work[done:until]:
-                do()
+            self._deferred.run(work[done:until])
             done = until
         self._later = []
 
@@ -212,19 +218,42 @@ class Meter:
         found = Segment(counter.take().operations, self._messages[:], counter.peak - start, counter.live - start)
         self._segments.append((self._piece, found))
 
-    def _pass(self, earlier: Sequence[Pass]) -> Pass:
+    def handed_on(self, kind: Kind, own: Mapping[str, int], shared: Mapping[str, int]) -> tuple[tuple[int, int], ...]:
+        """Bytes of a backward pass beyond those at its start, if it hands the gradients of pieces on: those of one
+        piece, which are copied into a message, and of those before it whose messages are under way. own: bytes of each
+        piece's gradients; shared: of those that a later piece adds to as well, which are there all the time, and once
+        more for the sum of the two."""
+        held, summed, moments = sum(shared.values()), 0, []
+        under_way: list[int] = []
+        for piece, segment in self._cut[kind]:
+            also = shared.get(piece or "", 0)
+            made = own.get(piece or "", 0) + also
+            moments.append((held + segment.peak_rise + made + sum(under_way), summed))
+            held += segment.growth
+            if made:
+                summed += sum(under_way[:-UNDER_WAY])
+                del under_way[:-UNDER_WAY]
+                moments.append((held + made - also + made + sum(under_way), summed))
+                held -= also
+                under_way.append(made)
+        return tuple(moments)
+
+    def _pass(self, kind: Kind) -> Pass:
         """The pass that the segments are, with those of the pieces that are not run."""
         self._compare()
         work, messages, held, most = Work(), [], 0, 0
-        for group, same in groupby(self._segments, key=lambda found: self._fold.group_of.get(found[0] or "")):
+        for group, found in groupby(self._segments, key=lambda found: self._fold.group_of.get(found[0] or "")):
+            same = [*found]
             one = [segment for _, segment in same]
             times = self._fold.times[group] if group is not None else 1
             self._unseen += (times - 1) * sum(segment.growth for segment in one)
+            self._cut[kind] += [*same] * times
             for segment in one * times:
                 work.operations += segment.operations
                 messages += segment.messages
                 most = max(most, held + segment.peak_rise)
                 held += segment.growth
+        earlier = self._found.get(kind)
         first = earlier[0].peak_rise if earlier else most
         return Pass(work=work, messages=tuple(messages), peak_rise=most, first_peak_rise=first)
 

@@ -160,8 +160,7 @@ def predict(
 
 def _shift_stages(rank_cost: RankCost, by: int) -> RankCost:
     stages = {stage + by: cost for stage, cost in rank_cost.stages.items()}
-    uncut = {stage + by: gradients for stage, gradients in rank_cost.uncut_gradients.items()}
-    return replace(rank_cost, stages=stages, uncut_gradients=uncut)
+    return replace(rank_cost, stages=stages)
 
 
 def _rank_plan(config: Config, layout: Layout, pp: int, found: RankCost, actions: list[Action]) -> RankPlan:

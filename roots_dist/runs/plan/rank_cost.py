@@ -8,8 +8,9 @@ The trainer's own code is counted, not a formula about it; a laptop counts any r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 from unittest import mock
@@ -17,7 +18,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from roots_dist.assembly.rank_model import RankModel, build_model
 from roots_dist.config.records import objective_of, schedule_of
@@ -71,10 +72,6 @@ class RankCost:
     pieces: tuple[int, ...]
     """Bytes of each piece's weights, without those that an earlier piece of the rank has too, and without experts that
     no other rank holds, which ZeRO does not cut."""
-    piece_gradients: tuple[int, ...]
-    """Bytes of the gradients of these weights."""
-    uncut_gradients: Mapping[int, int]
-    """Stage -> bytes of the gradients of its experts that no other rank holds."""
     once: tuple[Message, ...]
     """Messages between tensor ranks once per step: partial gradients."""
     first_trainable: int
@@ -168,31 +165,25 @@ def _count(config: Config, layout: Layout, pp_rank: int, folds: Mapping[int, Fol
     }
     first_of = {p: piece for _, piece in reversed(model.pieces()) for p in piece.parameters()}
     params = [p for p in model.params for _ in range(number_of[first_of[p.tensor]])]
+    alone = layout.ep > 1 and layout.edp == 1
+    uncut = frozenset(p.tensor for p in model.params if alone and p.spec.of_expert)
     # patches the function, because a torch mode would not be active when backward recomputes
     with META, mock.patch.object(F, "scaled_dot_product_attention", _fused):
-        stages = count_stage_costs(config, model, batch.to(META), counter, messages, folds)
+        stages = count_stage_costs(config, model, batch.to(META), counter, messages, folds, uncut)
         del messages[:]
         sum_over_model(params, model.tp)
     together = layout.dp_cp if config.advanced.engine == "deepspeed" else 1
     ties = {name: len(ranks) * together for name, ranks in model.holders.items() if pp_rank in ranks}
     share = gradient_share(config, layout)
     once = tuple(m._replace(bytes=m.bytes // share) for m in messages)
-    alone = layout.ep > 1 and layout.edp == 1
-    weights, gradients, uncut = (dict.fromkeys(number_of, 0) for _ in range(3))
+    weights = dict.fromkeys(number_of, 0)
     for p in model.params:
-        piece, grad = first_of[p.tensor], gradient_bytes(p.tensor, model.tp.exact)
-        if alone and p.spec.of_expert:
-            uncut[piece] += grad * number_of[piece]
-        else:
-            weights[piece] += p.tensor.nbytes
-            gradients[piece] += grad
+        weights[first_of[p.tensor]] += 0 if p.tensor in uncut else p.tensor.nbytes
     pieces = [piece for piece, number in number_of.items() for _ in range(number)]
     return RankCost(
         stages=stages,
         params=params,
         pieces=tuple(weights[piece] for piece in pieces),
-        piece_gradients=tuple(gradients[piece] for piece in pieces),
-        uncut_gradients={i: sum(uncut[piece] for piece in stage.pieces) for i, stage in model.stages.items()},
         once=once,
         first_trainable=first_trainable_stage(model),
         ties=ties,
@@ -260,14 +251,18 @@ def count_stage_costs(
     counter: CostCounter,
     messages: list[Message],
     folds: Mapping[int, Fold] | None = None,
+    uncut: Set[nn.Parameter] = frozenset(),
 ) -> dict[int, StageCost]:
     """Costs of each stage of this rank with all parameters trained that ever will be. Also works on tensors with data,
-    which must cost the same. folds: which pieces of a stage stand for others, that the model lacks."""
+    which must cost the same. folds: which pieces of a stage stand for others, that the model lacks. uncut: the experts
+    that no other rank holds, whose gradients are not handed on."""
     split_backward = record_of(schedule_of(config)).splits_backward
     for p in model.params:
         p.tensor.requires_grad_(p.name in model.trainable)
     return {
-        index: _stage_cost(model, index, batch, counter, messages, split_backward, (folds or {}).get(index, Fold()))
+        index: _stage_cost(
+            model, index, batch, counter, messages, split_backward, (folds or {}).get(index, Fold()), uncut
+        )
         for index in sorted(model.stages)
     }
 
@@ -285,6 +280,7 @@ def _stage_cost(
     messages: list[Message],
     split_backward: bool,
     fold: Fold,
+    uncut: Set[nn.Parameter],
 ) -> StageCost:
     """Cost of the second of two microbatches: by then everything that is allocated once exists, including the gradients
     of weights."""
@@ -328,18 +324,21 @@ def _stage_cost(
                     meter.run_deferred(deferred_work)
             del deferred_work
     stage.hooks = None
-    made = {
-        p: gradient_bytes(p, model.tp.exact) * fold.count(name)
-        for name, piece in reversed(stage.named_pieces())
-        for p in piece.parameters()
-    }
+    users: dict[nn.Parameter, list[str]] = {}
+    for name, piece in stage.named_pieces():
+        for p in piece.parameters():
+            users.setdefault(p, []).append(name)
+    bytes_of = {p: gradient_bytes(p, model.tp.exact) for p in users}
+    own, shared = Counter[str](), Counter[str]()
+    for p in users.keys() - uncut:
+        (own if len(users[p]) == 1 else shared)[users[p][0]] += bytes_of[p]
     return StageCost(
-        passes=meter.passes,
+        passes={kind: replace(one, handed_on=meter.handed_on(kind, own, shared)) for kind, one in meter.passes.items()},
         saved_bytes=saved_bytes if is_trained else 0,  # tensors without a gradient are not saved
         deferred_bytes=deferred_bytes if split_backward else 0,
         input_bytes=input_bytes,
         input_grad_bytes=input_grad_bytes,
         output_bytes=output_bytes,
         output_grad_bytes=output_grad_bytes,
-        gradients=sum(made.values()),
+        gradients=sum(bytes_of[p] * fold.count(names[0]) for p, names in users.items()),
     )

@@ -62,8 +62,7 @@ def _time_stage(model: RankModel, index: int, batch: MicroBatch, split_backward:
         laps[Kind.INPUT if split_backward else Kind.BACKWARD] = -clock + (clock := _now(device))
         deferred.enabled = False
         if split_backward:
-            for do in deferred.drain():
-                do()
+            deferred.run(deferred.drain())
             laps[Kind.WEIGHT] = _now(device) - clock
         for kind, seconds in laps.items() if repeat else ():
             found.setdefault(kind, []).append(seconds)
