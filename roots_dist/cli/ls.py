@@ -11,7 +11,9 @@ import typer
 def ls(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="folder of runs, or of one")] = Path("runs"),
 ) -> None:
-    """List runs: model, layout, step, newest loss (held-out, if there is one), age, size, and whether it is running.
+    """List runs: model, layout, step, last loss of training and of validation, age, size, and whether it is running.
+
+    `3.142@80` is the loss after step 80, where that is not the run's last step.
 
     Exit code 1 if a run's files cannot be read: the others are listed all the same.
 

@@ -541,6 +541,7 @@ def test_a_run_that_cannot_be_read_does_not_end_the_list_of_the_others(tmp_path,
     for name, config in (("good", "model: {layers: 2}\n"), ("cut", "model: {layers: [\n"), ("bytes", b"\xff\xfe")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").write_bytes(config if isinstance(config, bytes) else config.encode())
+        (tmp_path / name / "origin.json").write_text("{}")
     (tmp_path / "bytes" / "metrics.jsonl").mkdir()  # no file
     with pytest.raises(SystemExit) as ended:
         main(["ls", str(tmp_path)])

@@ -25,10 +25,11 @@ from roots_dist.runs.report.layout_picture import layout_picture, shown_ranks
 from roots_dist.runs.report.load_picture import load_picture, loads_of
 from roots_dist.runs.report.markup import document, tag
 from roots_dist.runs.report.page import page
-from roots_dist.runs.report.run_list import COLUMNS
+from roots_dist.runs.report.run_list import COLUMNS, find_runs, list_runs
 from roots_dist.runs.report.run_record import layout_of, read_runs
 from roots_dist.runs.track.metrics import MetricsFile
 from roots_dist.runs.track.summary_file import write_summary
+from roots_dist.storage.checkpoint.format import step_name
 
 
 class Reader(HTMLParser):
@@ -273,7 +274,7 @@ def test_runs_are_listed_at_the_width_of_the_terminal(tmp_path, monkeypatch, cap
     glob = Path.rglob
     monkeypatch.setattr(Path, "rglob", lambda path, pattern: [*glob(path, pattern), gone])
     with open(tmp_path / "runs" / "a" / ".lock", "w") as lock:
-        for columns, shown in ((120, COLUMNS), (80, [c for c in COLUMNS if c not in ("size", "layout")])):
+        for columns, shown in ((120, COLUMNS), (80, [c for c in COLUMNS if c not in ("size", "layout", "model")])):
             monkeypatch.setenv("COLUMNS", str(columns))
             fcntl.flock(lock, fcntl.LOCK_EX)
             with pytest.raises(SystemExit) as ended:
@@ -284,6 +285,48 @@ def test_runs_are_listed_at_the_width_of_the_terminal(tmp_path, monkeypatch, cap
             found = {line.split()[0]: line for line in lines}
             assert "4/4" in found["runs/a"] and found["runs/a"].endswith("running") and "5.250" in found["runs/a"]
             assert found["runs/deep/b-with-a-longer-name"].endswith("interrupted")
+
+
+def listed(folder):
+    """Column -> cell of the only run in a folder, at 200 columns."""
+    head, line = list_runs(find_runs(folder), (), 200).lines
+    return dict(zip(head.split(), re.split(r"  +", line), strict=True))
+
+
+def test_the_losses_of_training_and_of_validation_are_told_apart_and_dated(tmp_path):
+    """The validation loss of step 0 stood there as the loss of a run at step 19."""
+    metrics = MetricsFile(a_run(tmp_path / "run", steps=0))
+    metrics.log(0, {"loss/validation": 7.273})
+    metrics.log(18, {"loss/train": 3.5})
+    metrics.log(19, {"loss/train": 2.952})
+    metrics.close()
+    found = listed(tmp_path)
+    assert (found["step"], found["train_loss"], found["val_loss"]) == ("19/20", "2.952", "7.273@0")
+
+
+@pytest.mark.parametrize(
+    ("saved", "logged", "step", "state"),
+    [(4, 0, 4, "interrupted"), (20, 0, 20, "done"), (4, 7, 7, "interrupted"), (9, 7, 9, "interrupted")],
+)
+def test_a_step_that_is_saved_but_not_logged_counts(tmp_path, saved, logged, step, state):
+    """A program that takes the steps itself logs nothing."""
+    a_run(tmp_path / "run", steps=logged)
+    (tmp_path / "run/checkpoints" / step_name(saved)).mkdir(parents=True)
+    found = listed(tmp_path)
+    assert (found["step"], found["state"]) == (f"{step}/20", state)
+
+
+def test_a_config_alone_is_no_run(tmp_path, capsys):
+    """`roots init` writes one into the working directory, with runs below it."""
+    (tmp_path / "config.yaml").write_text("model: {layers: 2}\n")
+    assert find_runs(tmp_path) == []
+    with pytest.raises(SystemExit):
+        main(["report", str(tmp_path)])
+    assert "this one has a config, but nothing that a run has written" in capsys.readouterr().err
+    run = a_run(tmp_path / "runs/a", steps=0)
+    assert find_runs(tmp_path) == [run]
+    (run / "metrics.jsonl").unlink(missing_ok=True)
+    assert find_runs(tmp_path) == [run], "an import has no metrics"
 
 
 def test_a_folder_without_runs_is_said_to_have_none(tmp_path, capsys):

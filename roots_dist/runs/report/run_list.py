@@ -13,16 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 
-from roots_dist.config.load import CONFIG_FILE
 from roots_dist.errors import UserError
 from roots_dist.files import why
-from roots_dist.runs.report.run_record import RunRecord, read_runs
+from roots_dist.runs.report.run_record import RunRecord, is_run, read_runs
 from roots_dist.runs.track.progress import short
 from roots_dist.storage.checkpoint.folder_lock import holder_of
 
 DEEPEST = 3
 """Folders between the given one and a run, at most."""
-COLUMNS = ("run", "model", "layout", "step", "loss", "age", "size", "state")
+COLUMNS = ("run", "model", "layout", "step", "train_loss", "val_loss", "age", "size", "state")
 LEFT_OUT = ("size", "layout", "model", "age")
 """Columns that a narrow terminal goes without, the first one first."""
 LEFT = ("run", "model", "layout", "state")
@@ -31,14 +30,14 @@ LEFT = ("run", "model", "layout", "state")
 
 def find_runs(folder: Path) -> list[Path]:
     """Folders of runs in this folder, the newest first; the folder itself if it is one."""
-    found = [folder] if (folder / CONFIG_FILE).is_file() else list(_below(folder, DEEPEST))
+    found = [folder] if is_run(folder) else list(_below(folder, DEEPEST))
     return sorted(found, key=_changed, reverse=True)
 
 
 def _below(folder: Path, depth: int) -> Iterator[Path]:
     for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         with suppress(OSError):  # of another user, or gone since
-            if (inner / CONFIG_FILE).is_file():
+            if is_run(inner):
                 yield inner
             elif depth > 1:
                 yield from _below(inner, depth - 1)
@@ -70,7 +69,7 @@ def list_runs(folders: Sequence[Path], known: Collection[str], width: int) -> Ru
 
 def _unreadable(folder: Path) -> tuple[str, ...]:
     known = age(time.time() - _changed(folder)), f"{short(_size(folder))}B"
-    return (str(folder), "?", "–", "–", "–", *known, "unreadable")
+    return (str(folder), "?", "–", "–", "–", "–", *known, "unreadable")
 
 
 def _table(rows: Sequence[Sequence[str]], width: int) -> list[str]:
@@ -91,18 +90,24 @@ def _cell(text: str, column: str, width: int) -> str:
 
 
 def _row(folder: Path, run: RunRecord) -> tuple[str, ...]:
-    loss = next((v for v in map(run.last, ("loss/validation", "loss/train")) if v is not None), None)
     steps = "" if run.steps is None else f"/{run.steps}"
     return (
         str(folder),
         f"{run.config.get('model.family', '?')} {'' if run.parameters is None else short(run.parameters)}".strip(),
         str(run.layout or "–"),
         f"{run.step}{steps}",
-        "–" if loss is None else f"{loss:.3f}",
+        _loss(run, "loss/train"),
+        _loss(run, "loss/validation"),
         age(time.time() - _changed(folder)),
         f"{short(_size(folder))}B",
         _state(folder, run),
     )
+
+
+def _loss(run: RunRecord, metric: str) -> str:
+    """The last value of a loss, with its step where that is not the run's last one: `7.273@0`."""
+    value, step = run.last(metric), run.last_step_of(metric)
+    return "–" if value is None else f"{value:.3f}" + ("" if step == run.step else f"@{step}")
 
 
 def _state(folder: Path, run: RunRecord) -> str:

@@ -26,6 +26,9 @@ from roots_dist.runs.track.curve import series
 from roots_dist.runs.track.metrics import METRICS_FILE, TEXTS_FILE, read_lines
 from roots_dist.runs.track.summary_file import SUMMARY_FILE
 from roots_dist.scrub import scrub, scrub_text
+from roots_dist.storage.checkpoint.folder_lock import LOCK_FILE
+from roots_dist.storage.checkpoint.format import CHECKPOINTS, URL_FILE
+from roots_dist.storage.checkpoint.keep import steps_in
 from roots_dist.world.stopwatch import PARTS
 
 STEP_PARTS = {
@@ -55,6 +58,8 @@ class RunRecord:
     summary: Mapping[str, object]
     layout: Layout | None
     parameters: int | None
+    saved_step: int = 0
+    """Step of the newest checkpoint beside the run's config."""
 
     def series(self, metric: str) -> tuple[list[int], list[float]]:
         return series(self.records, metric)
@@ -62,6 +67,11 @@ class RunRecord:
     def last(self, metric: str) -> float | None:
         values = self.series(metric)[1]
         return values[-1] if values else None
+
+    def last_step_of(self, metric: str) -> int | None:
+        """Step of the last value of a metric."""
+        steps = self.series(metric)[0]
+        return steps[-1] if steps else None
 
     @cached_property
     def nonfinite_steps(self) -> list[int]:
@@ -71,8 +81,8 @@ class RunRecord:
 
     @property
     def step(self) -> int:
-        """Last step that was logged."""
-        return max((record["step"] for record in self.records), default=0)  # type: ignore[type-var, return-value]
+        """Last step that was logged or saved: a program that takes the steps itself logs none."""
+        return max([self.saved_step, *(record["step"] for record in self.records)])  # type: ignore[list-item]
 
     @property
     def steps(self) -> int | None:
@@ -81,7 +91,7 @@ class RunRecord:
 
     @property
     def state(self) -> str:
-        if not self.records:
+        if not self.records and not self.saved_step:
             return "nothing logged yet"
         if self.steps is None or self.step >= self.steps:
             return "done"
@@ -111,6 +121,15 @@ class RunRecord:
         return {part: seconds for part, seconds in found.items() if seconds > 0}
 
 
+WRITTEN = (METRICS_FILE, "origin.json", SUMMARY_FILE, CHECKPOINTS, URL_FILE, LOCK_FILE)
+"""What a run writes beside its config."""
+
+
+def is_run(folder: Path) -> bool:
+    """True if a run, or an import, has written into a folder: a config.yaml alone is that of a run to come."""
+    return (folder / CONFIG_FILE).is_file() and any((folder / name).exists() for name in WRITTEN)
+
+
 def read_runs(folders: Sequence[Path], known: Collection[str]) -> list[RunRecord]:
     """Read runs, each under a unique name. Raises UserError naming a folder that holds no run."""
     runs = [_read(folder, known) for folder in folders]
@@ -123,12 +142,15 @@ def read_runs(folders: Sequence[Path], known: Collection[str]) -> list[RunRecord
 
 def _read(folder: Path, known: Collection[str]) -> RunRecord:
     config_file, metrics = folder / CONFIG_FILE, folder / METRICS_FILE
-    if not config_file.is_file() and not metrics.is_file():
-        expected = f"the folder of a run, with config.yaml or {METRICS_FILE}"
-        problem = Problem(
-            key="RUN", found=str(folder), expected=expected, fix="name a track.folder, as runs/quickstart"
+    if not is_run(folder) and not metrics.is_file():
+        expected, fix = (
+            f"the folder of a run, with config.yaml or {METRICS_FILE}",
+            "name a track.folder, as runs/quickstart",
         )
-        raise UserError(problem)
+        if config_file.is_file():
+            expected = "the folder of a run: this one has a config, but nothing that a run has written"
+            fix = f"train it first (roots train {config_file}), and name its track.folder"
+        raise UserError(Problem(key="RUN", found=str(folder), expected=expected, fix=fix))
     tree = parse_file(config_file)[0] if config_file.is_file() else {}
     records, texts = ([*read_lines(path)] if path.is_file() else [] for path in (metrics, folder / TEXTS_FILE))
     origin, summary = (read_json_object(folder / name) for name in ("origin.json", SUMMARY_FILE))
@@ -142,6 +164,7 @@ def _read(folder: Path, known: Collection[str]) -> RunRecord:
         summary=summary,
         layout=layout_of(str(origin.get("layout"))),
         parameters=_parameters(tree),
+        saved_step=max(steps_in(folder / CHECKPOINTS), default=0),
     )
 
 
