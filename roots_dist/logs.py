@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, TypeVar, cast
 
+from roots_dist.errors import UserError
 from roots_dist.files import why
 
 T = TypeVar("T")
@@ -20,6 +22,9 @@ log = logging.getLogger(__name__)
 FIRST_S, EVERY_S = 5.0, 15.0
 """Seconds until the first line about work that takes long, and between the next ones."""
 
+OUTPUT = "standard output"
+NOBODY_READS = (errno.EPIPE, errno.EIO)
+"""Errors of a pipe whose reader has ended, and of a terminal that has gone."""
 CHATTY = ("deepspeed", "DeepSpeed", "torch", "matplotlib", "wandb", "filelock", "urllib3")
 
 
@@ -81,14 +86,14 @@ class _Outlived:
     """A stream of text that takes what can no longer be written, and says so once."""
 
     def __init__(self, stream: TextIO, name: str):
-        self._stream, self._name, self._is_told = stream, name, False
+        self.stream, self._name, self._is_told = stream, name, False
 
     def write(self, text: str) -> int:
-        self._try(lambda: self._stream.write(text))
+        self._try(lambda: self.stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        self._try(self._stream.flush)
+        self._try(self.stream.flush)
 
     def _try(self, work: Callable[[], object]) -> None:
         try:
@@ -101,21 +106,51 @@ class _Outlived:
     def end(self) -> None:
         """Drop what is still not written: Python would fail with it when the process ends."""
         try:
-            self._stream.flush()
+            self.stream.flush()
         except OSError:
             with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.stream, name)
+
+
+class _Unread(_Outlived):
+    """A stream of text that nobody may read to its end: the rest is dropped in silence. What is not taken for another
+    reason, such as a full disk, is lost output: UserError."""
+
+    def _try(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except OSError as error:
+            if error.errno not in NOBODY_READS and self._name == OUTPUT:
+                expected, fix = f"a place that can be written ({why(error)})", "make room, or write to another place"
+                raise UserError(f"{OUTPUT}: expected {expected}. Fix: {fix}.") from None
 
 
 @contextmanager
 def outliving_output() -> Iterator[None]:
     """Keep training in the body alive when its output cannot be written: the disk of a log is full, `head` or `tee` at
     the other end of a pipe has ended, a terminal has gone."""
+    with _replaced(_Outlived):
+        yield
+
+
+@contextmanager
+def outliving_readers() -> Iterator[None]:
+    """Keep a command in the body alive when nobody reads its output any more, as in `roots verify | head -3`: its exit
+    code says what it has found. Raises UserError if the output cannot be written for another reason."""
+    with _replaced(_Unread):
+        yield
+        sys.stdout.flush()
+
+
+@contextmanager
+def _replaced(kind: type[_Outlived]) -> Iterator[None]:
+    """Let the two outputs be of this kind in the body, also where they are of another one around it."""
     before = sys.stdout, sys.stderr
-    outlived = [_Outlived(stream, name) for stream, name in zip(before, ("standard output", "standard error"))]
+    plain = [stream.stream if isinstance(stream, _Outlived) else stream for stream in before]
+    outlived = [kind(stream, name) for stream, name in zip(plain, (OUTPUT, "standard error"))]
     sys.stdout, sys.stderr = (cast(TextIO, stream) for stream in outlived)
     try:
         yield

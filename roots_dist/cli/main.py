@@ -117,10 +117,23 @@ def _refuse_invisible(words: Sequence[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `roots` and `python -m roots_dist`. deepspeed's launcher begins with --local_rank=N."""
     from roots_dist.errors import UserError
-    from roots_dist.logs import open_closed_streams
+    from roots_dist.logs import open_closed_streams, outliving_readers
 
     open_closed_streams()
     words = [word for word in (sys.argv[1:] if arguments is None else arguments) if not LAUNCHERS_OWN.match(word)]
+    try:
+        with outliving_readers():
+            code = _run(words)
+    except UserError as error:  # of the output itself
+        typer.echo(error.cli_message(), err=True)
+        raise SystemExit(2) from None
+    raise SystemExit(code)
+
+
+def _run(words: Sequence[str]) -> int:
+    """Run a command, and return its exit code."""
+    from roots_dist.errors import UserError
+
     if words[:1] == ["--version"]:
         from roots_dist.checks.facts import version_of
 
@@ -128,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         typer.echo(
             f"roots {version_of('roots_dist') or 'from a checkout'}, Python {platform.python_version()}, {packages}"
         )
-        raise SystemExit(0)
+        return 0
     try:
         _refuse_empty(words)
         _refuse_invisible(words)
@@ -136,13 +149,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = app(words, prog_name="roots", obj=tuple(words), standalone_mode=False)
     except UserError as error:
         typer.echo(error.cli_message(), err=True)
-        raise SystemExit(2) from None
+        return 2
     except USAGE_ERROR as error:
         from roots_dist.cli.usage import usage_line
 
         bare = not words or (len(words) == 1 and not error.format_message().startswith(("No such", "Missing")))
         typer.echo(error.ctx.get_help() if bare and error.ctx else usage_line(error.format_message(), words), err=True)
-        raise SystemExit(2) from None
+        return 2
     except typer.Abort:
-        raise SystemExit(130) from None
-    raise SystemExit(code if isinstance(code, int) else 0)
+        return 130
+    return code if isinstance(code, int) else 0

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 from chaos.hangs import write_run
-from commands import environ, start
+from commands import ROOT, environ, start
 from rich.console import Console
 
 from roots_dist import logs
@@ -23,7 +23,10 @@ from roots_dist.environment import single_process
 from roots_dist.runs.ranks.run_on_ranks import be_rank
 from roots_dist.runs.ranks.stop_signal import read_end
 from roots_dist.runs.track.progress import ProgressTracker
+from roots_dist.testing.parity import Difference
 from roots_dist.testing.world import ENVIRONMENTS
+from roots_dist.verify import verify
+from roots_dist.verify.proof import Proof
 
 
 class Full(io.StringIO):
@@ -80,6 +83,53 @@ def test_a_closed_output_leads_nowhere_and_not_into_the_next_file(tmp_path):
     words = ["sh", "-c", '"$@" >&- <&-', "sh", sys.executable, "-c", code, str(tmp_path / "file")]
     done = subprocess.run(words, env=environ(), capture_output=True, text=True, timeout=250)
     assert (done.returncode, done.stderr) == (0, "") and (tmp_path / "file").read_text() == "False"
+
+
+OUTCOMES = {
+    "--help": 0,
+    "--version": 0,
+    "schedule 1f1b --ranks 2 --microbatches 2": 0,
+    "ls tests/golden": 0,
+    "train configs/quickstart.yaml --print-config": 0,
+    "train configs/quickstart.yaml --print-config model.heads=5": 2,
+    "verify configs/quickstart.yaml": 0,
+    "verify configs/quickstart.yaml optim.lr=9": 1,
+    "verify nowhere.yaml": 2,
+    "nonsense": 2,
+}
+
+
+@pytest.mark.parametrize("line", OUTCOMES)
+def test_the_exit_code_is_the_outcome_though_nobody_reads(line, monkeypatch):
+    """A passed proof ended with 1, which means that a layout differs, where `head` had read enough."""
+    monkeypatch.chdir(ROOT)
+
+    def proofs(config, wanted):
+        largest = 1.0 if config.optim.lr == 9 else 0.0
+        yield Proof("TP2", (), (Difference("loss", largest, 1e-9, "step 1"),))
+        yield Proof("PP2", (), (Difference("loss", 0.0, 1e-9, ""),))
+
+    monkeypatch.setattr(verify, "proofs", proofs)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, Full(BrokenPipeError(32, "Broken pipe")))
+    with pytest.raises(SystemExit) as ended:
+        main(line.split())
+    assert ended.value.code == OUTCOMES[line]
+
+
+def test_a_pipe_that_is_closed_is_no_error_of_a_process():
+    """Python's own last flush would end it with 120."""
+    words = ["sh", "-c", '{ "$@"; echo "code $?" >&2; } | true', "sh", sys.executable, "-m", "roots_dist", "--help"]
+    done = subprocess.run(words, env=environ(), capture_output=True, text=True, timeout=250)
+    assert done.stderr == "code 0\n"
+
+
+def test_output_that_is_lost_is_an_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", Full(OSError(28, "No space left on device")))
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("✗ standard output: expected a place that can be written (no space left")
 
 
 @pytest.mark.full

@@ -82,7 +82,7 @@ class RunRecord:
     @property
     def step(self) -> int:
         """Last step that was logged or saved: a program that takes the steps itself logs none."""
-        return max([self.saved_step, *(record["step"] for record in self.records)])  # type: ignore[list-item]
+        return max([self.saved_step, *(record["step"] for record in self.records)])  # type: ignore[type-var, return-value]
 
     @property
     def steps(self) -> int | None:
@@ -122,7 +122,7 @@ class RunRecord:
 
 
 WRITTEN = (METRICS_FILE, "origin.json", SUMMARY_FILE, CHECKPOINTS, URL_FILE, LOCK_FILE)
-"""What a run writes beside its config."""
+"""Files that a run writes beside its config."""
 
 
 def is_run(folder: Path) -> bool:
