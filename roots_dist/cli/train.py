@@ -37,10 +37,13 @@ def _read(path: str, overrides: Sequence[str]) -> Loaded:
 
 
 def check(config: Config) -> None:
-    """Check the rows of a task, the names of trained parameters, and whether the run only repeats a failure."""
+    """Check what the run's folder holds, the rows of a task, the names of trained parameters, and whether the run only
+    repeats a failure."""
     from roots_dist.config.records import objective_of
     from roots_dist.runs.train.repeats import refuse_repeats
+    from roots_dist.storage.checkpoint.same_model import refuse_to_resume
 
+    refuse_to_resume(config)
     refuse_repeats(config)
     if objective_of(config).rows:
         from roots_dist.learning.objectives.task_checks import check_rows

@@ -9,19 +9,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from checkpoints import newest, sound
 
 from roots_dist.assembly.run import build_run
+from roots_dist.cli.main import main
+from roots_dist.config.load import to_yaml
 from roots_dist.config.schema import Config
 from roots_dist.errors import ConfigError, EnvironmentProblem
+from roots_dist.learning.data.store import Writer
+from roots_dist.runs.ranks import local
 from roots_dist.runs.train.best_evaluation import BestEvaluation
 from roots_dist.runs.train.left_out import read_left_out, write_left_out
 from roots_dist.runs.train.resume import ResumePoint, differences, resume
 from roots_dist.runs.train.run_folder import FolderError, hold_folder
-from roots_dist.storage.checkpoint.format import STATE_FILE
+from roots_dist.storage.checkpoint.format import STATE_FILE, step_name
 from roots_dist.storage.checkpoint.keep import BEST_FILE
-from roots_dist.storage.checkpoint.same_model import refuse_another_model
+from roots_dist.storage.checkpoint.same_model import refuse_another_model, refuse_to_resume
 from roots_dist.storage.checkpoint.save import save
 from roots_dist.storage.checkpoint.verified import best_or_newest, prune
 from roots_dist.world.mesh import Mesh
@@ -170,6 +175,48 @@ def test_weights_that_fit_another_model_are_refused_all_the_same(tmp_path, chang
     key = "data.seq_length" if "data.seq_length" in change else next(iter(change))
     assert key in [problem.key for problem in error.value.problems]
     refuse_another_model(folder, CONFIG.changed({"model.kv_heads": 2, "model.ffn": 64, "model.dropout": 0.5}))
+
+
+def test_what_only_follows_from_a_changed_key_is_not_to_be_set_back(tmp_path):
+    """model.hidden brought model.head_dim and model.ffn with it, which nobody had set."""
+    own = CONFIG.changed({"model.ffn": 48})
+    (tmp_path / STATE_FILE).write_text(json.dumps({"config": own.model_dump(mode="json")}))
+    for change, keys in (
+        ({"model.hidden": 32}, ["model.hidden"]),
+        ({"model.heads": 4}, ["model.heads"]),
+        ({"model.hidden": 32, "model.ffn": None}, ["model.hidden", "model.ffn"]),
+        ({"model.hidden": 32, "model.head_dim": 4}, ["model.hidden", "model.head_dim"]),
+    ):
+        with pytest.raises(ConfigError) as error:
+            refuse_another_model(tmp_path, own.changed(change))
+        assert [problem.key for problem in error.value.problems] == keys, change
+
+
+def test_a_folder_of_another_model_is_refused_before_any_process_starts(tmp_path, monkeypatch, capsys):
+    """It was told after all ranks had started, in seconds and by rank 0."""
+    with Writer(tmp_path / "text", np.dtype("<u2")) as writer:
+        writer.add(np.arange(400, dtype="<u2") % 29)
+        writer.commit()
+    folder = tmp_path / "run"
+    folder.mkdir()
+    own = {"data.train": tmp_path / "text", "track.folder": folder, "train.device": "cpu", "parallel.tp": 2}
+    config = CONFIG.changed(own)
+    run = build_run(CONFIG, Mesh.single())
+    for step in (1, 2):
+        saved = CONFIG.changed({"model.layers": step}).model_dump(mode="json")
+        save(folder, step, run.engine, run.params, run.mesh, {"config": saved})
+    with pytest.raises(ConfigError) as error:
+        refuse_another_model(folder / "checkpoints" / step_name(2), config)
+    (tmp_path / "run.yaml").write_text(to_yaml(config))
+    monkeypatch.setattr(local, "launch", lambda *_, **__: pytest.fail("it has started ranks"))
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(tmp_path / "run.yaml")])
+    assert ended.value.code == 2 and capsys.readouterr().err == error.value.cli_message() + "\n"
+    refuse_to_resume(config.changed({"checkpoint.resume": False}))
+    (folder / "checkpoints" / step_name(2) / STATE_FILE).write_text("{}")
+    refuse_to_resume(config)  # the ranks take the one before, whose model is this one
+    (folder / "checkpoints.url").write_text("memory://elsewhere/run")
+    refuse_to_resume(config.changed({"model.layers": 3}))
 
 
 def test_samples_may_be_of_another_length_where_the_learned_positions_stay(tmp_path):

@@ -5,6 +5,9 @@ state.json of the checkpoint, config --_resolved--> what determines the function
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
+
 from pydantic import ValidationError
 
 from roots_dist.config.activations import ACTIVATIONS
@@ -14,12 +17,41 @@ from roots_dist.config.init_from import FREE
 from roots_dist.config.objectives import OBJECTIVES
 from roots_dist.config.rope_scaling import LongRope
 from roots_dist.config.schema import Config
-from roots_dist.errors import ConfigError, Problem
-from roots_dist.storage.checkpoint.format import STATE_FILE, read_json
+from roots_dist.errors import CheckpointError, ConfigError, EnvironmentProblem, Problem
+from roots_dist.storage.checkpoint.format import STATE_FILE, read_json, url_of
+from roots_dist.storage.checkpoint.keep import check_complete, found_steps
 from roots_dist.storage.checkpoint.object_store import Place
+from roots_dist.storage.checkpoint.run_identity import run_id
 
 RESTART = "choose another track.folder, or start from scratch with checkpoint.resume=false"
 """The fix for a run that would train another model."""
+
+
+def refuse_to_resume(config: Config) -> None:
+    """Raise ConfigError for a run whose folder holds the checkpoint of another model, of other bits or of another
+    optimizer. It is known before a process starts, from the newest checkpoint whose files have their sizes; the ranks
+    compare the hashes and look again. Nothing is asked of an object store."""
+    run = Path(config.track.folder)
+    found = _newest_in(run) if config.checkpoint.resume else None
+    if found is not None:
+        step, checkpoint = found
+        refuse_another_model(checkpoint, config)
+        refuse_other_bits(checkpoint, config)
+        if step > 0:
+            refuse_another_optimizer(checkpoint, config)
+
+
+def _newest_in(run: Path) -> tuple[int, Place] | None:
+    """The newest checkpoint in a run's folder that looks whole, after its step; None where none does."""
+    with suppress(CheckpointError, EnvironmentProblem, OSError):
+        if url_of(run):
+            return None
+        own = run_id(run)
+        for step, path in reversed(found_steps(run).items()):
+            with suppress(CheckpointError):
+                check_complete(path, step, own)
+                return step, path
+    return None
 
 
 def refuse_another_model(checkpoint: Place, config: Config, fix: str = RESTART) -> None:
@@ -32,11 +64,10 @@ def refuse_another_model(checkpoint: Place, config: Config, fix: str = RESTART) 
         return  # written by another program or version: names and shapes are still compared by load()
     has_labels, own = _may_have_labels(config), is_of_extension(config)
     was, now = (_resolved(one, has_labels, own) for one in (saved, config))
-    problems = [
-        _model_problem(key, now[key], was[key], checkpoint, config, fix)
-        for key in now
-        if key in was and now[key] != was[key]
-    ]
+    differing = [key for key in now if key in was and now[key] != was[key]]
+    consequences = [key for key in differing if _is_default(saved, key) and _is_default(config, key)]
+    causes = [key for key in differing if key not in consequences]
+    problems = [_model_problem(key, now[key], was[key], checkpoint, config, fix) for key in causes or consequences]
     if problems:
         raise ConfigError(problems)
 
@@ -45,9 +76,9 @@ BITS = ("exact", "micro_batch", "precision")
 """Keys of `train` that decide the bits of an exact run."""
 
 
-def refuse_other_bits(checkpoint: Place, config: Config, device: str) -> None:
+def refuse_other_bits(checkpoint: Place, config: Config, device: str | None = None) -> None:
     """Raise ConfigError if an exact run would go on with other bits than it has begun with. A run that has
-    not been exact may become so. `device`: kind of device, as cpu."""
+    not been exact may become so. `device`: kind of device, as cpu; None if it is not known yet."""
     state = read_json(checkpoint / STATE_FILE)
     try:
         saved = Config.from_record(state["config"])
@@ -56,7 +87,8 @@ def refuse_other_bits(checkpoint: Place, config: Config, device: str) -> None:
     if config.train.exact is None or saved.train.exact is None:
         return
     was, now = (_bits(one) for one in (saved, config))
-    was["device"], now["device"] = state.get("device", device), device
+    if device is not None:
+        was["device"], now["device"] = state.get("device", device), device
     problems = [
         Problem(
             key=key,
@@ -106,6 +138,15 @@ def _model_problem(key: str, value: object, was: object, checkpoint: Place, conf
 def is_of_extension(config: Config) -> bool:
     """True if code of an extension is part of the model's function."""
     return config.model.family not in FAMILIES or config.model.activation not in ACTIVATIONS
+
+
+DERIVED = ("model.kv_heads", "model.head_dim", "model.ffn")
+"""Keys whose defaults follow from other keys."""
+
+
+def _is_default(config: Config, key: str) -> bool:
+    """True if the value of a key follows from others, and nobody has set it."""
+    return key in DERIVED and config.value(key) is None
 
 
 def _may_have_labels(config: Config) -> bool:
