@@ -74,6 +74,14 @@ def test_every_example_of_the_page_runs(place, capsys):
     assert "surprise " in said and "evaluated after step 3" in said and "step_00000004" in said
 
 
+def test_a_prompt_longer_than_the_texts_of_training_is_remarked_once(place, caplog):
+    model = roots_dist.load("runs/quickstart")
+    model.answers([WORDS * 20, WORDS], max_tokens=2)
+    model.generate(WORDS, max_tokens=2)
+    (said,) = [record.getMessage() for record in caplog.records if "tokens" in record.getMessage()]
+    assert said.endswith("All are read, but the model was made for texts of 32: answers may be worse")
+
+
 def test_a_score_is_what_the_logits_say(place):
     model = roots_dist.load("runs/quickstart")
     ids = model.tokens(WORDS)

@@ -97,6 +97,16 @@ def gather(config: Config, local_size: int) -> Facts:
     )
 
 
+def words_of(config: Config) -> int | None:
+    """Number of ids of the config's tokenizer, or else of the corpora that `roots prepare` made; None: not known."""
+    ids, _ = _tokenizer(config.data.tokenizer)
+    if ids:
+        return max(ids.values()) + 1
+    sources = () if objective_of(config).rows else (*config.data.train, *config.data.validation)
+    found = [_manifest_vocab(Path(source.path)) for source in sources]
+    return None if None in found else max((vocab for vocab in found if vocab is not None), default=None)
+
+
 def corpus(prefix: str) -> CorpusFacts:
     """The facts about a corpus that the header of its .bin/.idx pair tells."""
     tokens_file = Path(f"{prefix}.bin")

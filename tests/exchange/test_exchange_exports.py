@@ -204,12 +204,14 @@ def test_large_models_come_and_go_in_files_of_bounded_size(tmp_path, monkeypatch
 
 def test_a_bfloat16_export_is_the_rounded_model_and_reads_back(tmp_path):
     run = a_run(tmp_path / "run", {})
-    export_model(run, tmp_path / "export", "bfloat16")
+    assert "in bfloat16 (--dtype float32 rounds nothing), from" in export_model(run, tmp_path / "export", "bfloat16")
     assert settings(tmp_path / "export")["dtype"] == "bfloat16"
     assert {t.dtype for t in tensors_in(tmp_path / "export").values()} == {torch.bfloat16}
     said, fine = checked(run, tmp_path / "export", "bfloat16")
     assert fine and said.endswith("the rounding of bfloat16")
     import_model(tmp_path / "export", tmp_path / "again")
+    said = export_model(tmp_path / "again", tmp_path / "wide")
+    assert "in float32 (--dtype bfloat16 is what was imported), from" in said
     export_model(tmp_path / "again", tmp_path / "export again", "bfloat16")
     once, twice = tensors_in(tmp_path / "export"), tensors_in(tmp_path / "export again")
     assert all(torch.equal(once[n], twice[n]) for n in once)
@@ -222,7 +224,11 @@ def test_the_commands_say_what_they_did_and_a_wrong_export_ends_with_1(tmp_path,
     assert done.exit_code == 0 and f"{run}: GPT2LMHeadModel as model.family=gpt, {count:,} parameters" in done.stdout
     assert json.loads((run / "origin.json").read_text())["imported_from"] == str(theirs)
     done = CliRunner().invoke(app, ["export", str(run), str(export)])
-    assert done.exit_code == 0 and "GPT2LMHeadModel in float32" in done.stdout and "✓" in done.stdout
+    assert (
+        done.exit_code == 0
+        and "GPT2LMHeadModel in float32 (--dtype bfloat16 takes half the bytes), from" in done.stdout
+        and "✓" in done.stdout
+    )
     monkeypatch.setattr(exporting, "_whole", lambda weights, name, config: weights.get(name) * 1.01)
     done = CliRunner().invoke(app, ["export", str(run), str(tmp_path / "wrong")])
     assert done.exit_code == 1 and "✗: more than rounding" in done.stdout

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from roots_dist import logs
 from roots_dist.accounting.bounds import bounds
 from roots_dist.accounting.peaks import format_flops, measured_cpu_peak
+from roots_dist.checks.facts import words_of
+from roots_dist.checks.remarks import remarks
 from roots_dist.cli.main import main
 from roots_dist.config.load import load
 from roots_dist.config.schema import Config
@@ -62,6 +64,53 @@ def test_the_opening_names_layout_size_peak_and_batch():
     assert bound.step_s == flops_per_step(CONFIG) / 9.54e10
     assert "no MFU" in opening.banner(CONFIG, Mesh.single(), None, replace(bound, step_s=None))
     assert [format_flops(v) for v in (9.895e14, 3.9e15, 12.0)] == ["990 TFLOP/s", "3.9 PFLOP/s", "12 FLOP/s"]
+
+
+LARGER = "model.vocab = 32,000 is more than the 4,096 words of the tokenizer"
+REMARKS = {
+    "a vocabulary of the tokenizer": ({}, Layout(), 4096, []),
+    "a padded vocabulary": ({"model.vocab": 4096}, Layout(), 4000, []),
+    "no tokenizer": ({"model.vocab": 32000}, Layout(), None, []),
+    "a released model": ({"model.vocab": 32000, "finetune.init_from": "runs/qwen"}, Layout(), 4096, []),
+    "a larger vocabulary": (
+        {"model.vocab": 32000},
+        Layout(),
+        4096,
+        [
+            f"{LARGER}: model.vocab=4096 makes 4,210,176 parameters of 11,353,600",
+        ],
+    ),
+    "a schedule without a pipeline": (
+        {"parallel.schedule": "zb-h1"},
+        Layout(dp=2),
+        None,
+        ["parallel.schedule=zb-h1 gains nothing with parallel.pp=1: no rank waits for another one"],
+    ),
+    "a schedule of a pipeline": ({"parallel.schedule": "zb-h1", "parallel.pp": 2}, Layout(pp=2), None, []),
+    "stages of ZeRO on one rank": (
+        {"parallel.zero_stage": 3},
+        Layout(pp=2),
+        None,
+        ["parallel.zero_stage=3 shards nothing: there is one data rank"],
+    ),
+    "stages of ZeRO on context ranks": ({"parallel.zero_stage": 2}, Layout(cp=2), None, []),
+}
+
+
+@pytest.mark.parametrize("case", REMARKS)
+def test_what_a_config_has_and_does_not_need_is_remarked(case):
+    changes, layout, words, said = REMARKS[case]
+    assert list(remarks(CONFIG.changed(changes), layout, words)) == said
+
+
+def test_words_are_those_of_the_tokenizer_or_else_of_the_corpora(tmp_path):
+    (tmp_path / "a.txt").write_text("The people of State met Mr. Smith. " * 40)
+    prepare([tmp_path / "a.txt"], tmp_path / "out", vocab=280, workers=1, validation=0)
+    corpus = CONFIG.changed({"data.train": [str(tmp_path / "out/train_text_document")], "data.tokenizer": None})
+    found = words_of(corpus)
+    assert found == words_of(corpus.changed({"data.tokenizer": str(tmp_path / "out/tokenizer.json")}))
+    assert found is not None and 256 <= found <= 280
+    assert words_of(CONFIG.changed({"data.tokenizer": None, "data.train": ["none"]})) is None
 
 
 PLANNED = (

@@ -9,7 +9,8 @@ from roots_dist.errors import UserError
 from roots_dist.learning.data.tokenizer import train
 from roots_dist.runs.generate import chat, generate
 from roots_dist.runs.generate.options import GenerateOptions
-from roots_dist.runs.generate.prompts import Prompt, open_prompt_encoder, read_prompts
+from roots_dist.runs.generate.predict import cut_texts, examples
+from roots_dist.runs.generate.prompts import Prompt, beyond_training, open_prompt_encoder, read_prompts
 from roots_dist.runs.generate.request import TEMPERATURE, make_request
 from roots_dist.runs.generate.sampling import Sampling
 
@@ -251,3 +252,22 @@ def test_a_model_is_sampled_as_its_generation_config_says_unless_an_option_does(
 def test_a_model_with_rotary_positions_holds_what_it_was_made_for_not_what_a_run_trained_on(place):
     c = config(place, "rotary").changed({"model.max_positions": 4096})
     assert open_prompt_encoder(c, talks=False).positions == 4096
+
+
+@pytest.mark.parametrize("name, words", [("rotary", "rotary"), ("spans", "relative")])
+def test_prompts_longer_than_any_text_of_training_are_remarked(place, name, words):
+    """They are read whole, which nothing else says."""
+    encoder = open_prompt_encoder(config(place, name), talks=False)
+    assert encoder.config.model.positions == words and beyond_training([[1] * 24, [1]], encoder) is None
+    said = "25 tokens. All are read, but the model was made for texts of 24: answers may be worse"
+    assert beyond_training([[1] * 25], encoder) == f"the prompt has {said}"
+    assert beyond_training([[1], [1] * 25], encoder) == f"the longest prompt has {said}"
+
+
+def test_texts_that_are_cut_before_they_are_classified_are_remarked(place):
+    encoder = open_prompt_encoder(config(place, "classify"), talks=False)
+    short, long = Prompt("The people", None, "prompt 1"), Prompt("The people " * 40, None, "prompt 2")
+    assert cut_texts(examples([short], encoder), encoder) is None
+    only = "longer than data.seq_length = 24: only the beginning is read"
+    assert cut_texts(examples([long], encoder), encoder) == f"the text is {only}"
+    assert cut_texts(examples([short, long, long], encoder), encoder) == f"2 of 3 texts are {only}"

@@ -9,6 +9,7 @@ classifier gives labels.
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -27,14 +28,22 @@ from roots_dist.runs.generate.check_options import check_options
 from roots_dist.runs.generate.decode import decode
 from roots_dist.runs.generate.fill import encode_masked, fill, fill_masks
 from roots_dist.runs.generate.options import GenerateOptions
-from roots_dist.runs.generate.predict import Labels, classify, examples, tag
-from roots_dist.runs.generate.prompts import Prompt, PromptEncoder, encode_prompts, open_prompt_encoder, read_prompts
+from roots_dist.runs.generate.predict import Labels, classify, cut_texts, examples, tag
+from roots_dist.runs.generate.prompts import (
+    Prompt,
+    PromptEncoder,
+    beyond_training,
+    encode_prompts,
+    open_prompt_encoder,
+    read_prompts,
+)
 from roots_dist.runs.generate.request import TOP, make_request
 from roots_dist.runs.generate.stops import TextStreamer
 from roots_dist.storage.checkpoint.load import load_weights
 from roots_dist.storage.checkpoint.verified import best_or_newest
 from roots_dist.world.mesh import Mesh
 
+log = logging.getLogger(__name__)
 Show = Callable[[str], None]
 """Called with text as it is generated; adds no line breaks."""
 Load = Callable[[], Passes]
@@ -130,6 +139,11 @@ def _open_encoder(config: Config, options: GenerateOptions) -> PromptEncoder:
     return open_prompt_encoder(config, talks=objective_of(config).chats and not options.raw)
 
 
+def _warn(mesh: Mesh, remark: str | None) -> None:
+    if remark is not None and mesh.rank == 0:
+        log.warning("%s", remark)
+
+
 def _write(
     prompts: list[Prompt], encoder: PromptEncoder, load: Load, options: GenerateOptions, show: Show | None
 ) -> list[Reply]:
@@ -140,6 +154,7 @@ def _write(
     stops = encoder.stops(options.stop, options.keep_end, tuple(one.text for one in prompts))
     passes = load()
     mesh = passes.mesh
+    _warn(mesh, beyond_training(ids, encoder))
     has_past = encoder.start is None and encoder.chat is None  # the answer is read together with the prompt
     before = [text if has_past else [] for text in ids]
     if show and _is_streamed(prompts, options):
@@ -166,7 +181,9 @@ def _fill(
     prompts: list[Prompt], encoder: PromptEncoder, load: Load, options: GenerateOptions, show: Show | None
 ) -> list[Reply]:
     ids = encode_masked(prompts, encoder)
-    found = fill(load(), ids, encoder, options.top or TOP)
+    passes = load()
+    _warn(passes.mesh, beyond_training(ids, encoder))
+    found = fill(passes, ids, encoder, options.top or TOP)
     replies = []
     for one, text, masks in zip(prompts, ids, found):
         filled = fill_masks(text, masks, encoder)
@@ -186,7 +203,9 @@ def _classify(
     prompts: list[Prompt], encoder: PromptEncoder, load: Load, options: GenerateOptions, show: Show | None
 ) -> list[Reply]:
     rows = examples(prompts, encoder)
-    found = classify(load(), rows)
+    passes = load()
+    _warn(passes.mesh, cut_texts(rows, encoder))
+    found = classify(passes, rows)
     replies = []
     for one, labels in zip(prompts, found):
         record = {"prompt": one.text, **({"pair": one.pair} if one.pair else {}), **_labelled(labels)}

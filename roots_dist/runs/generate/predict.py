@@ -21,7 +21,7 @@ from roots_dist.errors import DataError, present
 from roots_dist.learning.data.remarks import Remarks
 from roots_dist.learning.data.rows import Row
 from roots_dist.learning.data.tasks import ROW_READERS, Examples, columns_of
-from roots_dist.learning.objectives import make_objective
+from roots_dist.learning.objectives import make_objective, make_row_objective
 from roots_dist.runs.generate.cached_decoder import broadcast
 from roots_dist.runs.generate.prompts import Prompt, PromptEncoder
 from roots_dist.world.batch import IGNORE, stack_samples
@@ -64,6 +64,13 @@ def examples(prompts: Sequence[Prompt], encoder: PromptEncoder) -> Examples:
             ROW_READERS[present(objective.rows)](found, columns_of(config), encoder.codec, encoder.specials, Remarks())
         ),
     )
+
+
+def cut_texts(rows: Examples, encoder: PromptEncoder) -> str | None:
+    """The remark on texts of which only the beginning is read."""
+    cut, seq = sum(map(make_row_objective(encoder.config).too_long, rows.rows)), encoder.config.data.seq_length
+    of = "the text is" if len(rows.rows) == 1 else f"{cut:,} of {len(rows.rows):,} texts are"
+    return f"{of} longer than data.seq_length = {seq}: only the beginning is read" if cut else None
 
 
 def classify(passes: Passes, rows: Examples) -> list[Labels]:

@@ -10,6 +10,7 @@ All checks happen here, before the first process starts. No torch.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -202,3 +203,12 @@ def encode_prompts(
             raise one.problem(expected, "a shorter prompt" + (f", or --max-tokens {room}" if room > 0 else ""))
         most = min(most, room)
     return found, most
+
+
+def beyond_training(texts: Sequence[Sequence[int]], encoder: PromptEncoder) -> str | None:
+    """The remark on prompts that are longer than any text of training, which nothing keeps from being read whole."""
+    longest, limit = max(map(len, texts)), encoder.positions
+    if longest <= limit:
+        return None
+    which = "the prompt has" if len(texts) == 1 else "the longest prompt has"
+    return f"{which} {longest} tokens. All are read, but the model was made for texts of {limit}: answers may be worse"

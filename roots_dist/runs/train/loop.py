@@ -15,6 +15,8 @@ from pathlib import Path
 
 from roots_dist.accounting.bounds import bounds
 from roots_dist.assembly.run import build_run
+from roots_dist.checks.facts import words_of
+from roots_dist.checks.remarks import remarks
 from roots_dist.config.records import learning_rate_of, objective_of
 from roots_dist.config.schema import Config
 from roots_dist.errors import present
@@ -150,10 +152,10 @@ def train_in(
     state.stop = stop
     run, first = state.run, state.step
     facts = write_origin(folder, config, mesh.layout, state.bounds.facts()) if rank0 else None
-    remarks = row_remarks(config, run.objective) if rank0 else ()
+    said = [*remarks(config, mesh.layout, words_of(config)), *row_remarks(config, run.objective)] if rank0 else []
     if log.isEnabledFor(logging.INFO):  # on rank 0, while the others begin to evaluate
         planned = planned_bytes(config, mesh.layout)
-        log.info("\n".join([banner(config, mesh, state.peak_flops, state.bounds, planned), *remarks]))
+        log.info("\n".join([banner(config, mesh, state.peak_flops, state.bounds, planned), *said]))
 
     def begin() -> tuple[Callback, ...]:
         """Open the trackers after the step that the run is at. Returns what is called after each step."""

@@ -81,7 +81,7 @@ def export_model(run: Path, folder: Path, dtype: str = "float32", extensions: Se
         card = model_card(config, run, checkpoint.name, head.architecture)
         (partial / CARD).write_text(card, encoding="utf-8")
     half = ", without a generator" if alone else ""
-    return f"{folder}: {head.architecture}{half} in {dtype}, from {checkpoint}"
+    return f"{folder}: {head.architecture}{half} in {dtype} ({_other_dtype(run, dtype)}), from {checkpoint}"
 
 
 def _refuse_other_keys(overrides: Sequence[str]) -> None:
@@ -110,17 +110,26 @@ def checked(run: Path, folder: Path, dtype: str, extensions: Sequence[str] = ())
     return f"{text} {'✓' if result.equal else '✗: more than rounding, do not use this export'}", result.equal
 
 
-def origin_of(run: Path) -> str | None:
-    """Class that the run was imported as, or that the run was which it was fine-tuned from; None if there is none."""
+def origin_of(run: Path, key: str = "architecture") -> str | None:
+    """Class (or dtype, by its key) that the run was imported as, or that the run was which it was fine-tuned from; None
+    if there is none."""
     seen: set[Path] = set()
     while run not in seen and (run / CONFIG_FILE).is_file():
-        architecture = read_json(run / ORIGIN).get("architecture") if (run / ORIGIN).is_file() else None
-        if architecture is not None:
-            return str(architecture)
+        found = read_json(run / ORIGIN).get(key) if (run / ORIGIN).is_file() else None
+        if found is not None:
+            return str(found)
         seen.add(run)
         section = parse_file(run / CONFIG_FILE)[0].get("finetune")
         run = Path((section or {}).get("init_from") or run)
     return None
+
+
+def _other_dtype(run: Path, dtype: str) -> str:
+    """Say how the other dtype is written."""
+    other = next(name for name in DTYPES if name != dtype)
+    came = origin_of(run, "dtype") == other
+    size = "takes half the bytes" if dtype == "float32" else "rounds nothing"
+    return f"--dtype {other} {'is what was imported' if came else size}"
 
 
 def architecture_for(

@@ -63,8 +63,11 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
     with new_folder(run) as partial:
         copy_tokenizer(folder, partial, beyond)
         (partial / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
+        dtype = tree.get("dtype") or tree.get("torch_dtype")
         origin = {"imported_from": str(folder), "generator": generator and str(generator)}
-        write_json(partial / ORIGIN, origin | {"architecture": head.architecture, "version": __version__})
+        write_json(
+            partial / ORIGIN, origin | {"architecture": head.architecture, "dtype": dtype, "version": __version__}
+        )
         _write_checkpoint(partial, table, config, model, found)
     count = sum(torch.Size(shape).numel() for shape in model.values())
     spoken = "" if vocab is not None else "; there is no tokenizer.json: name data.tokenizer where text is read"
@@ -77,6 +80,12 @@ def import_model(folder: Path, run: Path, generator: Path | None = None) -> str:
         left += f"; without {len(behind)} tensors of layers that predict further tokens (MTP), as transformers reads it"
     remark = architecture.remark(tree, config)
     return f"{run}: {what}{half}{unread}{spoken}{left}" + (f"; {remark}" if remark else "")
+
+
+def dtype_of(tree: Mapping[str, Any]) -> str | None:
+    """Data type of the tensors as a config.json names it; versions of transformers write one key or the other."""
+    found = tree.get("dtype") or tree.get("torch_dtype")
+    return None if found is None else str(found)
 
 
 def _config_values(tree: Mapping[str, Any], architecture: Architecture, head: Head, folder: Path) -> Reading:
