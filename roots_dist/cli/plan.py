@@ -42,7 +42,8 @@ def plan(
 ) -> None:
     """Predict what each process of a layout holds and sends in a step and, with a cluster profile, how long it takes.
 
-    Each kind of pipeline rank runs a step on shapes alone, so a laptop plans thousands of GPUs in seconds.
+    Each kind of pipeline rank runs a step on shapes alone, so a laptop plans thousands of GPUs in seconds. The exit
+    code is 1 if the layout does not fit.
 
     \b
     roots plan configs/bloom-176b.yaml --processes 384
@@ -73,7 +74,7 @@ def plan(
             "--measure: expected --profile FILE too, for the time of messages. Fix: run roots doctor --json FILE first."
         )
     from roots_dist import logs
-    from roots_dist.runs.plan.plan_table import facts, lines
+    from roots_dist.runs.plan.plan_table import facts, fits, lines
     from roots_dist.runs.plan.predict import predict
     from roots_dist.runs.ranks.join import device_for
 
@@ -86,3 +87,5 @@ def plan(
     if options.json is not None:
         content, fix = dumps(facts(found), indent=1) + "\n", "name another file; the plan above is complete"
         write_output("--json", options.json, content, fix)
+    if not fits(found, free)[0]:
+        raise typer.Exit(1)

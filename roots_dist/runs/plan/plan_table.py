@@ -16,6 +16,8 @@ UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 AXES = ("tp", "cp", "ep", "pp", "dp")
 GPUS_GIB = (16, 24, 32, 40, 48, 80, 96, 141, 192, 288)
 """Memory of data-centre GPUs."""
+SET_ASIDE = 2 * 2**30
+"""Bytes of a GPU that are not planned for tensors: its context, libraries' workspaces, buffers of messages."""
 COLUMNS = ("weights", "optimizer", "gradients", "activations", "peak")
 
 
@@ -40,9 +42,14 @@ def lines(plan: Plan, cluster: ClusterSpeed | None, free: int | None = None, wid
     processes = "1 process" if layout.world_size == 1 else f"{layout.world_size:,} processes"
     adapters = f" and {plan.adapters:,} of adapters" if plan.adapters else ""
     title = f"{layout}, {processes}, {parameters_in_words(plan.config)}{adapters}; per process and step"
+    does, told = fits(plan, free)
     answer, head, times = (
         [part for line in some for part in textwrap.wrap(line, width)]
-        for some in ([fits(plan, free)], [title], [*_save_copy(plan), *_time(plan, cluster)])
+        for some in (
+            [told] if does else [f"✗ {told}", f"Fix: {_advice(plan)}"],
+            [title],
+            [*_save_copy(plan), *_time(plan, cluster)],
+        )
     )
     return [*answer, *head, "", *table, "", *times]
 
@@ -59,18 +66,39 @@ def _save_copy(plan: Plan) -> list[str]:
     )
 
 
-def fits(plan: Plan, free: int | None) -> str:
-    """The answer in one line: what the process that needs most needs, and where that fits."""
+def fits(plan: Plan, free: int | None) -> tuple[bool, str]:
+    """Whether it fits; and in one line what the process that needs most needs, and where that fits."""
     if free is None:
         told = f"{size(plan.peak)} per process"
-        room = next((gib for gib in GPUS_GIB if gib * 2**30 > plan.peak), None)
+        room = next((gib for gib in GPUS_GIB if gib * 2**30 - SET_ASIDE >= plan.peak), None)
         if room is None:
-            return f"✗ {told}: does not fit a GPU of {GPUS_GIB[-1]} GiB"
+            return False, f"{told}: does not fit a GPU of {GPUS_GIB[-1]} GiB"
         left = size(room * 2**30 - plan.peak)
-        return f"{told}: fits GPUs of {room} GiB, with {left} left for libraries and fragmentation"
+        return True, f"{told}: fits GPUs of {room} GiB, with {left} left for libraries and fragmentation"
     each, processes = plan.peak_with_copy, plan.layout.world_size
     of = f"{size(free)} that this machine has free, with {processes} × {size(each)} of tensors"
-    return f"fits into the {of}" if each * processes < free else f"✗ does not fit into the {of}"
+    does = each * processes < free
+    return does, f"fits into the {of}" if does else f"does not fit into the {of}"
+
+
+def _advice(plan: Plan) -> str:
+    """The keys that make the largest part of the process that needs most smaller."""
+    most, config = max(plan.ranks, key=lambda rank: rank.peak), plan.config
+    p, train = config.parallel, config.train
+    state = most.weights + most.optimizer + most.gradients
+    ways = []
+    if most.activations > state:
+        ways += ["train.recompute=full"] if train.recompute != "full" else []
+        ways += ["a smaller train.micro_batch"] if train.micro_batch > 1 else []
+        ways += ["parallel.sequence_parallel=true"] if p.tp > 1 and not p.sequence_parallel else []
+        ways += ["a larger parallel.tp or parallel.cp"]
+        part = f"activations take {size(most.activations)} of it"
+    else:
+        ways += ["parallel.zero_stage=3"] if plan.layout.dp_cp > 1 and p.zero_stage < 3 else []
+        ways += ["train.precision=bf16"] if train.precision != "bf16" and train.device != "cpu" else []
+        ways += ["a larger parallel.tp or parallel.pp"]
+        part = f"weights, optimizer and gradients take {size(state)} of it"
+    return f"{part}: try {', '.join(ways[:-1])} or {ways[-1]}" if len(ways) > 1 else f"{part}: try {ways[0]}"
 
 
 def _columns(rows: list[list[str]]) -> list[str]:
