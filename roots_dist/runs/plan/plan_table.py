@@ -67,7 +67,7 @@ def _save_copy(plan: Plan) -> list[str]:
 
 
 def fits(plan: Plan, free: int | None) -> tuple[bool, str]:
-    """Whether it fits; and in one line what the process that needs most needs, and where that fits."""
+    """Return whether it fits, and in one line what the process that needs most needs, and where that fits."""
     if free is None:
         told = f"{size(plan.peak)} per process"
         room = next((gib for gib in GPUS_GIB if gib * 2**30 - SET_ASIDE >= plan.peak), None)
