@@ -183,7 +183,9 @@ def layers_for(name: str) -> list[str]:
 
 DATA_RANKS = frozenset(("dp", "data_parallel", "data_parallel_size", "dp_size"))
 """Names of what is not a key: data ranks are what the other axes leave of the processes."""
-NO_DATA_RANKS = "leave it out: dp is what tp × cp × pp leave of the processes, whose number is --processes N"
+NO_DATA_RANKS = (
+    "leave it out: the number of data ranks is that of the processes (--processes N) divided by tp × cp × pp"
+)
 NUMBER_OF_PROCESSES = frozenset(("-n", "-np", "--np", "--nproc", "--nproc-per-node", "--num-gpus", "--gpus", "--ngpus"))
 """Options of launchers that our own calls --processes."""
 
