@@ -86,7 +86,8 @@ def _tensor_parallel(config: Config) -> Iterator[Problem]:
         return bool(kv_heads % number and number % kv_heads)
 
     if wrong or cuts_a_head(tp):
-        heads = [f"a divisor or a multiple of model.kv_heads = {kv_heads}"] if cuts_a_head(tp) else []
+        cuts = cuts_a_head(tp) and model.heads % tp == 0  # else what is wrong with the heads is said
+        heads = [f"a divisor or a multiple of model.kv_heads = {kv_heads}"] if cuts else []
         fits = [number for number in divisors(math.gcd(*cut.values())) if not cuts_a_head(number)]
         fits = [number for number in fits if _takes_positions_and_heads(config, number)] or [1]
         yield Problem(
