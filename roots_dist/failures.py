@@ -8,6 +8,7 @@ rank raises --guarded--> errors/rank_00002.txt in the run's folder
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ from pathlib import Path
 import psutil
 
 from roots_dist.errors import UserError
-from roots_dist.files import write_atomically
+from roots_dist.files import open_plain, write_atomically
 
 ERRORS = "errors"
 """Folder in a run's folder for tracebacks and stacks. It is not followed if it is a link."""
@@ -43,6 +44,8 @@ CONSEQUENCES = (
     "ncclRemoteError",
 )
 """Messages of gloo, NCCL and the store on a rank whose peer has exited or hangs; these are rarely the cause."""
+SAID = "roots-said-"
+"""Beginning of the names of files in which ranks count those that have the same to say."""
 RECENT_S = 60.0
 """Seconds during which an identical message from another rank counts as a repetition."""
 TRACEBACK_LINES = 12
@@ -58,6 +61,8 @@ class RankIdentity:
     place: str = ""
     folder: Path | None = None
     """The run's folder, or None if it is not known yet."""
+    local_size: int = 0
+    """Number of the launcher's ranks on this machine; 0 if it is not known."""
     records: Path | None = None
     """Folder in which our own launcher looks for records; None under another launcher, or without one."""
 
@@ -173,18 +178,34 @@ def _print_failure(record: Record, who: RankIdentity) -> None:
 
 
 def _is_first_to_print(message: str, who: RankIdentity) -> bool:
-    """True unless another rank of the same launcher on this machine has printed this message recently."""
+    """True unless another rank of the same launcher on this machine has printed this message recently. Ranks are
+    counted in a file, which the last of them removes; what ranks leave that were ended before, later ones remove."""
     if who.size == 1:
         return True
     same = hashlib.blake2b(f"{os.getppid()} {message}".encode(), digest_size=8).hexdigest()
-    path = Path(tempfile.gettempdir()) / f"roots-said-{same}"
+    folder = Path(tempfile.gettempdir())
+    path = folder / f"{SAID}{same}"
     try:
-        with path.open("x"):
-            return True
-    except FileExistsError:
-        return abs(time.time() - path.stat().st_mtime) > RECENT_S  # left over from a launcher with the same number
+        _remove_old(folder)
+        with os.fdopen(open_plain(path, os.O_RDWR | os.O_CREAT | os.O_APPEND), "wb", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            said = os.fstat(file.fileno()).st_size
+            file.write(b".")
+            if said + 1 == who.local_size:
+                path.unlink(missing_ok=True)
     except OSError:
         return True
+    return said == 0
+
+
+def _remove_old(folder: Path) -> None:
+    """Remove this user's files of ranks that have been ended before they were all counted."""
+    for name in os.listdir(folder):
+        if name.startswith(SAID):
+            with suppress(OSError):
+                found = (folder / name).lstat()
+                if found.st_uid == os.getuid() and abs(time.time() - found.st_mtime) > RECENT_S:
+                    (folder / name).unlink()
 
 
 def write_if_possible(path: Path, text: str) -> bool:

@@ -228,7 +228,7 @@ def _on_this_rank(config: ConfigOrFile, overrides: Sequence[str]) -> Iterator[tu
         expected = f"a launcher for its {size} processes, because a Python program is one of them"
         fix = f"start it with torchrun --nproc-per-node {size} PROGRAM, or set parallel.tp=1 and parallel.pp=1"
         raise ConfigError([Problem(key=" × ".join(parallel.factors()), found=size, expected=expected, fix=fix)])
-    who = RankIdentity(world.rank, world.size, folder=Path(loaded.config.track.folder))
+    who = RankIdentity(world.rank, world.size, folder=Path(loaded.config.track.folder), local_size=world.local_size)
     with ExitStack() as held:
         if world.size > 1:  # the others must not wait for one that has failed
             held.enter_context(guarded(who))

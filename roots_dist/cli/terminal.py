@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,6 +49,28 @@ def progress_bar() -> Iterator[Callable[[PrepareProgress], None]]:
             shown.update(lines[at.stage], completed=at.done, total=at.total, documents=at.documents)  # type: ignore[arg-type]
 
         yield report
+
+
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the body as Ctrl-C does, so that its processes and temporary folders go with it. The
+    exit code is 128 + the signal. One that is ignored, as SIGHUP under nohup, stays ignored."""
+
+    def end(number: int, _: object) -> None:
+        for caught in before:
+            signal.signal(caught, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+        raise SystemExit(128 + number)
+
+    before = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():
+        before = []
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

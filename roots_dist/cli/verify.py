@@ -66,7 +66,7 @@ def verify(
     if options.device == "cuda" and not gpus():
         raise UserError("--device cuda: expected an NVIDIA GPU on this machine, found none. Fix: use --device cpu.")
 
-    from roots_dist.cli.terminal import busy
+    from roots_dist.cli.terminal import busy, ended_by_signals
     from roots_dist.verify.verify import Wanted
     from roots_dist.verify.verify import verify as prove
 
@@ -77,6 +77,6 @@ def verify(
         bf16=(options.precision or train.precision) == "bf16",
         exact=options.exact,
     )
-    with busy("comparing layouts"):
+    with ended_by_signals(), busy("comparing layouts"):
         passed = prove(loaded.config, wanted, matrix=options.matrix)
     raise typer.Exit(0 if passed else 1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from dataclasses import asdict
 
 import pytest
 
 from roots_dist.errors import DataError
-from roots_dist.failures import RankIdentity, Record, describe, guarded
+from roots_dist.failures import RankIdentity, Record, _print_failure, describe, guarded
 from roots_dist.runs.ranks.failure_report import read_records, summarize
 
 
@@ -103,3 +105,24 @@ def test_a_folder_that_cannot_be_written_does_not_hide_the_error(tmp_path, capsy
     with pytest.raises(SystemExit), guarded(RankIdentity(0, 1, folder=tmp_path / "file")):
         raise ValueError("boom")
     assert "ValueError: boom" in capsys.readouterr().err
+
+
+def test_what_all_ranks_have_to_say_is_said_once_and_leaves_no_file(tmp_path, capsys, monkeypatch):
+    """Each failure of a user under torchrun left a file in /tmp."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def say(message: str, ranks: int) -> int:
+        for rank in range(ranks):
+            who = RankIdentity(rank, 6, local_size=3)
+            _print_failure(describe(DataError(message), who), who)
+        return capsys.readouterr().err.count(message)
+
+    for _ in range(2):  # torchrun starts its ranks again
+        assert say("no tokens", 3) == 1 and not [*tmp_path.iterdir()]
+    assert say("ended before the third", 2) == 1
+    (left,) = tmp_path.iterdir()
+    assert say("no rows", 3) == 1 and [*tmp_path.iterdir()] == [left]
+    os.utime(left, (0, 0))
+    assert say("no words", 3) == 1 and not [*tmp_path.iterdir()]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    assert say("nowhere to count", 3) == 3

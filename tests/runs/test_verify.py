@@ -1,14 +1,20 @@
 """`roots verify` runs the trainer's own loop: with its files, its evaluations, its resume, and from another run."""
 
+import os
+import signal
+import tempfile
+import time
 from itertools import islice
 
 import pytest
+from commands import ROOT
 
+from roots_dist.cli.main import main
 from roots_dist.config.load import load
 from roots_dist.config.schema import Config
 from roots_dist.learning.objectives.synthetic import proof_objective
 from roots_dist.runs.train.loop import TrainParts, train
-from roots_dist.verify import low_precision
+from roots_dist.verify import low_precision, verify
 from roots_dist.verify.verify import Wanted, proofs
 from roots_dist.world.mesh import Mesh
 
@@ -87,3 +93,21 @@ def test_bits_can_be_compared_of_a_config_that_says_nothing_of_them(exact):
     small = Wanted(exact=True).small(config, 2, "float32")
     degrees = {"tensor": 2, "data": 2, "context": 1}
     assert small.config.train.exact.model_dump() == degrees and "train.exact" in small.notes[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_proof_that_is_ended_leaves_nothing(number, tmp_path, monkeypatch):
+    """SIGTERM left its folders in /tmp."""
+    monkeypatch.chdir(ROOT)
+    before = signal.getsignal(number)
+
+    def proofs(config, wanted):
+        with tempfile.TemporaryDirectory(dir=tmp_path):
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+            yield
+
+    monkeypatch.setattr(verify, "proofs", proofs)
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", "configs/quickstart.yaml"])
+    assert ended.value.code == 128 + number and not [*tmp_path.iterdir()] and signal.getsignal(number) is before

@@ -73,7 +73,8 @@ def _be_rank(world: World, command: DoctorCommand) -> int:
     faulthandler.enable()
     if world.size > 1:
         die_with_parent(world.launcher_pid)
-    with guarded(RankIdentity(world.rank, world.size, records=Path(world.failures) if world.failures else None)):
+    records = Path(world.failures) if world.failures else None
+    with guarded(RankIdentity(world.rank, world.size, local_size=world.local_size, records=records)):
         loaded = _loaded(command)
         layout = _layout(loaded, world.size)
         logs.setup(world.rank, f"rank {world.rank}" if world.size > 1 else "")

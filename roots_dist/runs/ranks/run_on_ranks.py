@@ -111,7 +111,8 @@ def be_rank(world: World, load: Callable[[], Loaded], body: Body, command: Comma
     faulthandler.enable()  # truncating a mapped corpus raises SIGBUS: show at least where
     if world.size > 1:
         die_with_parent(world.launcher_pid)
-    who = RankIdentity(world.rank, world.size, records=Path(world.failures) if world.failures else None)
+    records = Path(world.failures) if world.failures else None
+    who = RankIdentity(world.rank, world.size, local_size=world.local_size, records=records)
     checked_already = (
         world.failures is not None or world == environment.single_process()
     )  # by our own launcher, on this machine
