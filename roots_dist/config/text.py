@@ -140,12 +140,16 @@ def _encoding(path: Path) -> str:
 
 
 def _with_slip(problem: Problem, source: str) -> Problem:
-    """The problem with what to change in its line, or in the one before, where that is one of the usual slips."""
-    number = problem.origin.rpartition(":")[2]
+    """The problem with what to change in its line, or in the one before, where that is one of the usual slips: the
+    parser sees what is wrong with a line only in the next one."""
+    place, _, number = problem.origin.rpartition(":")
     lines = source.splitlines()
-    near = [int(number) - 1, int(number) - 2] if number.isdigit() else []
-    slips = (_slip(lines[i]) for i in near if 0 <= i < len(lines))
-    return replace(problem, fix=next((slip for slip in slips if slip), problem.fix))
+    near = [int(number), int(number) - 1] if number.isdigit() else []
+    for line in (line for line in near if 0 < line <= len(lines)):
+        if (slip := _slip(lines[line - 1]) or _without_colon(lines[line - 1])) is not None:
+            found = problem.found if line == near[0] else lines[line - 1].strip()
+            return replace(problem, found=found, fix=slip, origin=f"{place}:{line}")
+    return problem
 
 
 def parse_value(key: str, source: str, origin: str) -> Any:
@@ -173,7 +177,7 @@ def _parse(source: str, name: str, origin: str) -> tuple[Any, Origins]:
         place = origin if name != origin else f"{origin}:{number}"
         raise ConfigError([Problem(key=name, found=found, expected=expected, fix=fix, origin=place)]) from None
     except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
+        mark = _mark(error, source)
         line = f"{origin}:{mark.line + 1}" if mark is not None and name == origin else origin
         reason = (
             getattr(error, "problem", None) or getattr(error, "context", None) or str(error) or type(error).__name__
@@ -191,6 +195,19 @@ def _parse(source: str, name: str, origin: str) -> tuple[Any, Origins]:
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def _mark(error: Exception, source: str) -> Any:
+    """The place of a mistake; None if there is none. It is the beginning of what is not closed or has no colon, which
+    the parser notices in a line behind it."""
+    mark, begin = getattr(error, "problem_mark", None), getattr(error, "context_mark", None)
+    if mark is None or begin is None or begin.line >= mark.line:
+        return mark
+    context = getattr(error, "context", None) or ""
+    lines = source.splitlines()
+    is_key = mark.line >= len(lines) or re.match(r"\s*\w+:(\s|$)", lines[mark.line])
+    is_open = "quoted scalar" in context or (is_key and "flow" in context)
+    return begin if is_open or "simple key" in context else mark
 
 
 def _around(source: str, at: int) -> str:
@@ -255,6 +272,7 @@ LONGEST = 1 << 24
 """Characters of a config: a device never ends."""
 REASONS = {
     "mapping values are not allowed": "indent it as the line above, or put a value with a colon into quotes",
+    "end of stream": "close the quotes",
     "expected ',' or": "close the bracket, or put a value with a colon into quotes",
     "is written twice": "remove one of the two",
     "in base 8": "write it without the leading 0, or put it into quotes if it is text",
@@ -279,3 +297,9 @@ def _slip(line: str) -> str | None:
     if found := re.match(r"\s*([A-Za-z_]\w*)\s*=\s*(\S.*)$", body.rstrip()):
         return f"write a colon, {found[1]}: {found[2]}"
     return None
+
+
+def _without_colon(line: str) -> str | None:
+    """The fix for a line that is a key without a colon, alone or before its value; None if it is none."""
+    found = re.match(r"\s*([A-Za-z_]\w*)(?:\s+([^\s:\[\]{}\"',]+))?$", line.split("#")[0].rstrip())
+    return None if found is None else f"write a colon, {found[1]}: {found[2] or ''}".rstrip()

@@ -276,6 +276,7 @@ def place(tmp_path_factory) -> Path:
     (found / "sub" / "c.yaml").write_text(CONFIG.replace("corpus", "corpora"))
     (found / "runs" / "there").mkdir(parents=True)
     (found / "runs" / "there" / "config.yaml").write_text(CONFIG)
+    (found / "runs" / "there" / "origin.json").write_text("{}")
     (found / "data" / "mine").mkdir(parents=True)
     for split in ("train", "validation"):
         for suffix in ("idx", "bin"):

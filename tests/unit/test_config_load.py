@@ -136,6 +136,32 @@ def test_a_file_that_is_no_plain_yaml_is_refused(write, text, word):
     assert word in str(problem.found)
 
 
+PLAIN = "model:\n  layers: 2\n  hidden: 64\n  heads: 4\ntrain:\n  steps: 5\n  seed: 3\n"
+SLIPS = {
+    "a full-width colon": (lambda line: line.replace(":", "："), "write : instead of ："),
+    "no space after a colon": (lambda line: line.replace(": ", ":"), "write a space after the colon"),
+    "an equals sign": (lambda line: line.replace(": ", " = "), "write a colon"),
+    "no colon": (lambda line: line.replace(":", ""), "write a colon"),
+    "a tab": (lambda line: line.replace("  ", "\t"), "indent with spaces"),
+    "a wide space": (lambda line: line.replace("  ", "\u3000"), "write a space instead of U+3000"),
+    "an open quote": (lambda line: line.replace(": ", ': "'), "close the quotes"),
+    "an open bracket": (lambda line: line.replace(": ", ": ["), "close the bracket"),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+@pytest.mark.parametrize("number", range(1, 8))
+def test_a_slip_is_told_with_its_own_line(write, slip, number):
+    """The parser sees most of them in the next line."""
+    lines = PLAIN.splitlines()
+    change, fix = SLIPS[slip]
+    if (wrong := change(lines[number - 1])) == lines[number - 1]:
+        return
+    path = write("\n".join([*lines[: number - 1], wrong, *lines[number:], ""]))
+    (problem,) = refused(path)
+    assert problem.origin == f"{path}:{number}" and problem.fix.startswith(fix)
+
+
 @pytest.mark.parametrize("text", [b"\xff\xfe\x00", "- 1\n- 2\n", "just words\n"])
 def test_a_file_without_sections_is_refused(write, text):
     (problem,) = refused(write(text))
